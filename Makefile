@@ -1,0 +1,67 @@
+# make demo | test | check | bench | clean. What a target needs is built once, into .venv.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+SOURCES := pyproject.toml setup.py $(wildcard pact/_fast/*.pyx pact/_fast/*.pxd)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo demo-cluster test check lint types imports bench clean
+
+help:
+	@echo "make demo    half a minute of pact on this machine's kernel, in namespaces of its own"
+	@echo "make demo-cluster    two dozen nodes, three aggregators and an etcd in namespaces; some of them die"
+	@echo "make test    the whole test suite (as root: all of it)"
+	@echo "make check   lint, types, import rules, spec links, and the tests"
+	@echo "make bench   the benchmarks, as ratios to what they are compared with"
+	@echo "make clean   remove what was built"
+
+$(VENV)/.made:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "pact needs Python 3.11 or newer")'
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+# The package with its extensions, for the demonstration.
+$(VENV)/.built: $(VENV)/.made $(SOURCES)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
+	touch $@
+
+# The client of etcd beside it.
+$(VENV)/.built-cluster: $(VENV)/.built
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[etcd]'
+	touch $@
+
+# And what tests, lint and benchmarks need.
+$(VENV)/.dev: $(VENV)/.built
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+demo: $(VENV)/.built
+	@$(BIN)/python demo/demo.py
+
+demo-cluster: $(VENV)/.built-cluster
+	@$(BIN)/python demo/cluster.py
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check pact tests bench demo setup.py
+	$(BIN)/cython-lint --max-line-length=120 pact/_fast
+
+types: $(VENV)/.dev
+	$(BIN)/mypy --strict
+
+imports: $(VENV)/.dev
+	$(BIN)/lint-imports --no-cache
+
+# Spec links (an id without a test, a test without an id) are among the tests.
+check: lint types imports test
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m bench.run
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info pact/_fast/*.so pact/_fast/*.c
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -1,0 +1,363 @@
+"""The cluster: commands, rollbacks, events and rejoining at size, beside a flat loop in C on the same kind of sockets.
+
+``PACT_BENCH_NODES`` says how many virtual nodes the tree has (10,000; 1,000 in a quick run), ``PACT_BENCH_FLAT`` how
+many children one aggregator has (8,000; 500). Everything is on loopback and has CURVE. Each node has a socket and a key
+of its own: on this machine it also pays for the nodes' ends of all connections, which elsewhere have ten thousand
+machines of their own; the flat loop pays the same, which is why it stands beside ours.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+
+import zmq  # noqa: E402
+from _beside import C_DIR, Figure, figure, main  # noqa: E402
+from _cluster import Cluster, asked, rss_kib  # noqa: E402
+from _senders import TYPE, Sender, batched, chain  # noqa: E402
+
+from pact.core.rootlog import read_chunk  # noqa: E402
+from pact.journal.rootlog import open_store  # noqa: E402
+
+ROUNDS = 15
+SHARDS = 2
+GROUP_KINDS = ("up answer", "up ask", "down call", "down drop", "down result", "down progress", "up request")
+CHANGE = {"sysctl:vm.swappiness": {"attrs": {"value": "1"}}}
+
+
+# -- the flat loop in C ---------------------------------------------------------------------------------------------
+
+
+def flat_loop(nodes: int, rounds: int, curve: bool = True, size: int = 160) -> list[float]:
+    """Milliseconds of each round; none where there is no libzmq to compile against."""
+    config, compiler = shutil.which("pkg-config"), shutil.which("cc")
+    found = config and subprocess.run([config, "--cflags", "--libs", "libzmq"], capture_output=True, text=True,
+                                      check=False)  # fmt: skip
+    if not found or found.returncode or not compiler:
+        return []
+    with tempfile.TemporaryDirectory(prefix="pact-bench-") as top:
+        program = f"{top}/flat"
+        subprocess.run([compiler, "-O3", "-march=native", "-o", program, str(C_DIR / "flat.c"), *found.stdout.split()],
+                       check=True)  # fmt: skip
+        pipe = subprocess.PIPE
+        threads = "2" if nodes > 512 else "1"  # as an aggregator has
+        router = subprocess.Popen([program, "router", str(nodes), threads, str(int(curve)), str(size)], stdin=pipe,
+                                  stdout=pipe, text=True)  # fmt: skip
+        dealers: list[subprocess.Popen[bytes]] = []
+        try:
+            assert router.stdout is not None and router.stdin is not None
+            port, key = router.stdout.readline().split()
+            for i in range(SHARDS):
+                share = nodes // SHARDS + (i < nodes % SHARDS)
+                dealers.append(subprocess.Popen(
+                    [program, "dealers", str(share), port, key, str(size), "500"], stdin=pipe))  # fmt: skip
+            if router.stdout.readline() != "ready\n":
+                raise RuntimeError("the flat loop did not get its children")
+            router.stdin.write(f"{rounds}\n")
+            router.stdin.flush()
+            return [float(router.stdout.readline()) for _ in range(rounds)]
+        finally:
+            for process in [router, *dealers]:
+                process.kill()
+                process.communicate()
+
+
+# -- 1 and 3: the tree ----------------------------------------------------------------------------------------------
+
+
+def tree(nodes: int, rounds: int, rollbacks: int) -> list[Figure]:
+    """Commands, rollbacks, and what one group costs at the root."""
+    flat = flat_loop(nodes, rounds)
+    out: list[Figure] = []
+    with Cluster(nodes) as cluster:
+        label = f"{nodes:,} nodes, {len(cluster.aggregators)} aggregators"
+        print(f"  {label}: connected after {cluster.up_s:.0f} s", flush=True)
+        cluster.quiet()
+        with cluster.client() as client:
+            times = {}
+            for op, what in (("state", "equal answers"), ("check", "each its own answer")):
+                asked(client, op, {})
+                took = []
+                for _ in range(rounds):
+                    time.sleep(0.1)
+                    seconds, result, folded = asked(client, op, {})
+                    assert result.exit == 0 and sum(map(len, folded.values())) == nodes, (result, len(folded))
+                    took.append(seconds * 1e3)
+                times[op] = statistics.median(took)
+                out.append(figure(f"command to {label}, {what}", times[op], "ms", "< 250", times[op] < 250,
+                                  best=min(took)))  # fmt: skip
+            undone, own, frames = [], [], {}
+            for _ in range(rollbacks):
+                seconds, own_s, frames = rollback(cluster, client, nodes)
+                undone.append(seconds)
+                own.append(own_s)
+        median = statistics.median(undone)
+        out.append(figure(f"complete rollback on {label}", median, "s", "< 2", median < 2))
+        out.append(figure("of which the nodes' own decisions", statistics.median(own), "s of one core"))
+    flat += flat_loop(nodes, rounds)  # before and after, as near to the same moment as can be
+    if flat:
+        floor = statistics.median(flat)
+        out.append(figure(f"the flat loop in C, {nodes:,} sockets, one round", floor, "ms"))
+        for name, ours, loops in (("command, equal answers", times["state"], 1),
+                                  ("command, each its own answer", times["check"], 1),
+                                  ("rollback, beside two rounds (vote, decision)", median * 1e3, 2)):  # fmt: skip
+            out.append(figure(f"{name}, over the flat loop in C", ours / floor / loops, "times its time", "< 3",
+                              ours / floor / loops < 3))  # fmt: skip
+    else:
+        out.append(figure("no libzmq to compile against: the flat loop is skipped", 0, ""))
+    return [*out, messages(nodes, frames, nodes)]
+
+
+def rollback(cluster: Cluster, client: object, nodes: int) -> tuple[float, float, dict[str, int]]:
+    """One group, applied and rolled back on all: seconds of the rollback, the processor's seconds that the nodes' cores
+    took of it, and the root's messages for the whole group.
+
+    Every record of the group's life must be acknowledged before and after, so that each round finds the same quiet.
+    """
+    before = cluster.frames()
+    everybody = f"n[00001-{nodes:05}]"
+    _, result, _ = asked(client, "apply", {"resources": CHANGE, "message": "bench"}, everybody, 120)  # type: ignore[arg-type]
+    assert result.exit == 0, (result.message, str(result.failed)[:500])
+    cluster.quiet()
+    own = -sum(c["work_us"] for c in cluster.counts())
+    seconds, result, _ = asked(client, "group_rollback", {"group": result.result["group"]}, None, 120)  # type: ignore[arg-type]
+    assert result.exit == 0 and result.result["state"] == "rolled back", (result.message, str(result.failed)[:500])
+    cluster.quiet()
+    after = cluster.frames()
+    own += sum(c["work_us"] for c in cluster.counts())
+    return seconds, own / 1e6, {k: after[k] - before.get(k, 0) for k in after}
+
+
+def messages(nodes: int, frames: dict[str, int], largest: int) -> Figure:
+    """Begin, vote, decide, finish: without beats, and without events, which come in batches whatever their cause."""
+    count = sum(frames.get(kind, 0) for kind in GROUP_KINDS)
+    children = -(-nodes // 128)
+    return figure(f"messages at the root for a group of {nodes:,} ({children} children)", count, "messages",
+                  "O(fan-out)", count <= 40 * (children + 1))  # fmt: skip
+
+
+def small_groups(sizes: tuple[int, ...]) -> list[Figure]:
+    out = []
+    for nodes in sizes:
+        with Cluster(nodes) as cluster, cluster.client() as client:
+            cluster.quiet()
+            out.append(messages(nodes, rollback(cluster, client, nodes)[2], nodes))
+    return out
+
+
+# -- 2: one aggregator ----------------------------------------------------------------------------------------------
+
+
+def one_relay(seconds: float) -> list[Figure]:
+    """Events through one aggregator process: 16 children that only send, a parent that only acknowledges."""
+    names = [f"s{i:02}" for i in range(16)]
+    with Cluster(1, relay_processes=1, root="--sink", alone=True, extra=dict.fromkeys(names, "node")) as cluster:
+        _, lines = chain("s00", 4096)
+        batches = batched(lines)
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(1)
+        server = cluster.keys[cluster.aggregators[0]].public
+        senders = [Sender(context, cluster.urls[0], server, n, cluster.keys[n], "i", batches, endless=True)
+                   for n in names]  # fmt: skip
+        drive(senders, lambda: all(s.welcome for s in senders), 10)
+        drive(senders, lambda: False, 0.5)
+        before, began = sum(s.acked for s in senders), time.monotonic()
+        cpu = cpu_s(cluster.relays[0].pid)
+        drive(senders, lambda: False, seconds)
+        took = time.monotonic() - began
+        rate = (sum(s.acked for s in senders) - before) / took
+        busy = (cpu_s(cluster.relays[0].pid) - cpu) / took
+        for sender in senders:
+            sender.close()
+        context.term()
+    size = statistics.mean(map(len, lines))
+    label = f"events through one aggregator ({size:.0f} bytes each, batches of {batches[0][0]})"
+    return [figure(label, rate, "events/s", ">= 500k", rate >= 500_000),
+            figure("of which the aggregator's process needs", busy, "cores")]  # fmt: skip
+
+
+def cpu_s(pid: int) -> float:
+    with open(f"/proc/{pid}/stat", encoding="ascii") as f:
+        fields = f.read().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def drive(senders: list[Sender], done: object, seconds: float) -> bool:
+    """Send as fast as the credit allows, until it is so or the time is over."""
+    ends = time.monotonic() + seconds
+    poller = zmq.Poller()
+    for sender in senders:
+        poller.register(sender.socket, zmq.POLLIN)
+    while time.monotonic() < ends:
+        if done():  # type: ignore[operator]
+            return True
+        sent = False
+        for sender in senders:
+            sender.turn()
+            if sender.welcome:
+                sent |= sender.send()
+        if not sent:
+            poller.poll(5)
+    return bool(done())  # type: ignore[operator]
+
+
+def flat_site(children: int, rounds: int) -> list[Figure]:
+    """All children under one aggregator: memory for each, and a command to all."""
+    with Cluster(children, fan_out=children, relay_processes=1) as cluster:
+        cluster.quiet()
+        time.sleep(1)
+        each = (rss_kib(cluster.relays[0].pid) - cluster.relay_kib) / children
+        with cluster.client() as client:
+            took = []
+            for _ in range(rounds):
+                time.sleep(0.1)
+                seconds, result, folded = asked(client, "state", {})
+                assert result.exit == 0 and sum(map(len, folded.values())) == children, result
+                took.append(seconds * 1e3)
+            each_after = (rss_kib(cluster.relays[0].pid) - cluster.relay_kib) / children
+    return [figure(f"memory per child, {children:,} children of one aggregator", each, "KiB", "<= 40", each <= 40,
+                   after_commands=round(each_after, 1)),
+            figure(f"command to {children:,} children of one aggregator", statistics.median(took), "ms")]  # fmt: skip
+
+
+# -- 4: rejoining ---------------------------------------------------------------------------------------------------
+
+
+def rejoin(children: int) -> list[Figure]:
+    """An aggregator is killed while its children write: how long until all work under others, and what the log says."""
+    with Cluster(3 * children, fan_out=children, everywhere=True, alone=True, write_every_s=2.0) as cluster:
+        time.sleep(3)
+        lost = sum(c["lost"] for c in cluster.counts())
+        cluster.relays[0].kill(9)
+        began = time.monotonic()
+        cluster.relays.pop(0)
+        cluster.until(lambda: sum(c["lost"] for c in cluster.counts()) - lost >= children and cluster.all_connected(),
+                      "all children under others", 60, 0.02)  # fmt: skip
+        took = time.monotonic() - began
+        for fleet in cluster.fleets:
+            fleet.tell()  # nobody writes any more
+        time.sleep(3)
+        cluster.quiet()
+        moved = sum(c["lost"] for c in cluster.counts()) - lost
+        records = sum(c["records"] for c in cluster.counts())
+        cluster.root.close()
+        missing, twice = in_the_log(f"sqlite://{cluster.base}/root.db", records)
+    return [figure(f"{moved} children of a killed aggregator at work under others", took, "s", "< 10", took < 10),
+            figure(f"of their and others' {records:,} records missing in the root's log", missing, "records", "0",
+                   missing == 0),
+            figure("recorded twice", twice, "records", "0", twice == 0)]  # fmt: skip
+
+
+def in_the_log(url: str, records: int) -> tuple[int, int]:
+    """Records of nodes that are missing, and that are there twice."""
+    store = open_store(url, "default", {})
+    seen: dict[str, set[int]] = {}
+    twice = 0
+    for chunk in store.read(0):
+        for batch in read_chunk(chunk).batches:
+            if batch.node != "_root":
+                numbers = range(batch.first, batch.first + len(batch.lines))
+                known = seen.setdefault(batch.node, set())
+                twice += len(known.intersection(numbers))
+                known.update(numbers)
+    store.close()
+    holes = sum(max(n) + 1 - len(n) for n in seen.values())
+    return max(holes, records - sum(map(len, seen.values()))), twice
+
+
+# -- 5: the root ----------------------------------------------------------------------------------------------------
+
+
+def the_root(records: int) -> list[Figure]:
+    """Records that real children send, committed to SQLite, acknowledged and published."""
+    names = [f"s{i:02}" for i in range(8)]
+    extra = {**dict.fromkeys(names, "node"), "sub": "subscriber"}
+    with Cluster(1, relay_processes=1, extra=extra) as cluster:
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(1)
+        server = cluster.keys["root1"].public
+
+        def sender(name: str, count: int, most: int = 256) -> Sender:
+            incarnation, lines = chain(name, count)
+            return Sender(context, cluster.url, server, name, cluster.keys[name], incarnation, batched(lines, most))
+
+        senders = [sender(n, records // 7) for n in names[1:]]
+        total = records // 7 * 7
+        began = time.monotonic()
+        ok = drive(senders, lambda: all(s.acked + 1 == records // 7 for s in senders), 60)
+        rate = sum(s.acked + 1 for s in senders) / (time.monotonic() - began)
+        assert ok and sum(s.acked + 1 for s in senders) == total
+        for s in senders:
+            s.close()
+        sub = context.socket(zmq.SUB)
+        key = cluster.keys["sub"]
+        sub.curve_publickey, sub.curve_secretkey = key.public.encode(), key.secret.encode()
+        sub.curve_serverkey = server.encode()
+        sub.linger = 0
+        sub.subscribe(f"pact.v1.{TYPE}.".encode())
+        sub.connect(f"tcp://127.0.0.1:{cluster.ports[1]}")
+        one = sender(names[0], 400, 1)
+        after_ack, after_send = latencies(one, sub)
+        one.close()
+        sub.close()
+        context.term()
+    p99 = sorted(after_ack)[int(len(after_ack) * 0.99)]
+    return [figure("records a second to the root: sent, on SQLite, acknowledged", rate, "events/s"),
+            figure("one record: sent, durable, published, median", statistics.median(after_send), "ms"),
+            figure("from its acknowledgement (durable) to its publication, median", statistics.median(after_ack), "ms"),
+            figure("the same, 99 of 100", p99, "ms")]  # fmt: skip
+
+
+def latencies(one: Sender, sub: zmq.Socket[bytes]) -> tuple[list[float], list[float]]:
+    """Records one by one: milliseconds from the acknowledgement to the publication, and from sending to it."""
+    poller = zmq.Poller()
+    poller.register(one.socket, zmq.POLLIN)
+    poller.register(sub, zmq.POLLIN)
+    while not one.welcome:
+        poller.poll(100)
+        one.turn()
+    time.sleep(0.5)  # the subscription has arrived
+    after_ack, after_send = [], []
+    while one.send():
+        sent = time.perf_counter()
+        acked = published = 0.0
+        while not (acked and published):
+            if not poller.poll(2000):
+                raise RuntimeError("a record was not acknowledged and published")
+            if sub.poll(0):
+                sub.recv_multipart()
+                published = time.perf_counter()
+            one.turn()
+            if not one.left:
+                acked = acked or time.perf_counter()
+        after_ack.append(max(0.0, (published - acked) * 1e3))
+        after_send.append((published - sent) * 1e3)
+    return after_ack[20:], after_send[20:]
+
+
+def run(quick: bool = False) -> list[Figure]:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    nodes = int(os.environ.get("PACT_BENCH_NODES", "1000" if quick else "10000"))
+    children = int(os.environ.get("PACT_BENCH_FLAT", "500" if quick else "8000"))
+    rounds = max(3, ROUNDS if nodes >= 1000 else 3)
+    return [
+        *tree(nodes, rounds, 3),
+        *small_groups(tuple(n for n in (100, 1000) if n < nodes)),
+        *one_relay(1.0 if quick else 4.0),
+        *flat_site(children, 5),
+        *rejoin(128 if nodes >= 1000 else 16),
+        *the_root(7_000 if quick else 70_000),
+    ]
+
+
+if __name__ == "__main__":
+    main(run)

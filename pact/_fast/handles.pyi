@@ -1,0 +1,6 @@
+from collections.abc import Sequence
+
+from pact._fast.mounts import Holder
+
+def open_handles(roots: Sequence[bytes], *, proc: bytes = b"/proc") -> list[Holder]: ...
+def open_handles_ex(roots: Sequence[bytes], *, proc: bytes = b"/proc") -> tuple[list[Holder], list[int]]: ...

@@ -1,0 +1,269 @@
+"""What a path is called elsewhere: mount points, bind mounts, other mount namespaces. Both backends ask here.
+
+A root (what somebody wants to know the users of) becomes a place: a file system and a path inside it. Each mount
+namespace then shows that place under names of its own, the *patterns* that the text of a link in /proc is compared
+with. So a scan compares text and, for hard links, inode numbers out of fdinfo and maps; it never touches a file system
+that may hang. Remote ones (``REMOTE``) are not even looked at to learn what a root is.
+
+Known limit: a handle on a mount that was detached lazily (``umount -l``) has a text that leads nowhere and is not
+found, except through its mappings.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+LINKS_MAX: Final = 40
+DELETED: Final = b" (deleted)"
+REMOTE: Final = frozenset((
+    b"9p", b"afs", b"autofs", b"beegfs", b"ceph", b"cifs", b"coda", b"cvmfs", b"davfs", b"glusterfs", b"gpfs",
+    b"lustre", b"ncpfs", b"nfs", b"nfs4", b"ocfs2", b"orangefs", b"panfs", b"pvfs2", b"smb3", b"smbfs", b"virtiofs",
+    b"wekafs",
+))  # fmt: skip
+
+
+class Holder(NamedTuple):
+    """One handle of one process on one root.
+
+    ``how``: fd, map, cwd, root or exe. ``root``: index into the roots asked for. ``path``: the link's text as the
+    kernel gives it. ``detail``: the descriptor's number for fd, else -1.
+    """
+
+    pid: int
+    how: str
+    root: int
+    path: bytes
+    detail: int
+
+
+class Mount(NamedTuple):
+    """One line of mountinfo: ``root`` is the path inside the file system that is seen at ``point``."""
+
+    id: int
+    device: int
+    root: bytes
+    point: bytes
+    fstype: bytes
+
+    @property
+    def remote(self) -> bool:
+        return self.fstype in REMOTE or self.fstype.startswith(b"fuse")
+
+
+class Pattern(NamedTuple):
+    """A name of root number ``root`` in one namespace; what is below it counts too unless ``exact``."""
+
+    text: bytes
+    root: int
+    exact: bool
+
+    def matches(self, link: bytes) -> bool:
+        """Whether a link's text means this. A deleted file is never the file that has its name now."""
+        if self.exact:
+            return link == self.text
+        name = link.removesuffix(DELETED) if link == self.text + DELETED else link
+        return is_under(name, self.text)
+
+
+def is_under(path: bytes, top: bytes) -> bool:
+    """Whether ``path`` is ``top`` or below it."""
+    return path == top or path.startswith(top if top.endswith(b"/") else top + b"/")
+
+
+def is_deleted(link: bytes) -> bool:
+    return link.endswith(DELETED)
+
+
+def device(major: int, minor: int) -> int:
+    return major << 32 | minor
+
+
+def moved(path: bytes, old: bytes, new: bytes) -> bytes:
+    """``path``, which is under ``old``, as it is called when ``old`` is called ``new``."""
+    if path == old:
+        return new
+    return new.rstrip(b"/") + path[len(old.rstrip(b"/")) :]
+
+
+def _parts(path: bytes) -> list[bytes]:
+    return [part for part in path.split(b"/") if part not in (b"", b".")]
+
+
+def decode_octal(field: bytes) -> bytes:
+    """Undo mountinfo's escapes (space, tab, newline and backslash as three octal digits)."""
+    if b"\\" not in field:
+        return field
+    head, *rest = field.split(b"\\")
+    return head + b"".join(bytes([int(part[:3], 8)]) + part[3:] for part in rest)
+
+
+def parse_mountinfo(text: bytes, below: bytes = b"/") -> list[Mount]:
+    """The mounts of /proc/PID/mountinfo in its order; ``below`` is the root directory of that process, which the file
+    takes for granted."""
+    found = []
+    for line in text.splitlines():
+        fields = line.split(b" ")
+        major, minor = fields[2].split(b":")
+        point = moved(decode_octal(fields[4]), b"/", below)
+        fstype = fields[fields.index(b"-", 6) + 1]
+        number = device(int(major), int(minor))
+        found.append(Mount(int(fields[0]), number, decode_octal(fields[3]), point, fstype))
+    return found
+
+
+class Space:
+    """One mount namespace: its mounts, and the roots' names in it."""
+
+    def __init__(self, mounts: Iterable[Mount]) -> None:
+        self.mounts = list(mounts)
+        self.by_point = {mount.point: mount for mount in self.mounts}  # the last one on a point hides the others
+        self.by_id = {mount.id: mount for mount in self.mounts}
+        self.patterns: list[Pattern] = []
+
+    def owner(self, path: bytes) -> Mount | None:
+        """The mount that ``path`` leads to."""
+        while path not in self.by_point:
+            if path == b"/":
+                return None
+            path = path[: path.rfind(b"/")] or b"/"
+        return self.by_point[path]
+
+    def is_remote(self, path: bytes) -> bool:
+        mount = self.owner(path)
+        return mount is not None and mount.remote
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A path inside a file system. ``whole``: a mount's root, so mounts of directories above do not count."""
+
+    root: int
+    path: bytes
+    exact: bool
+    whole: bool
+
+
+class Targets:
+    """The roots, understood: their places and, for files, inodes.
+
+    ``devices``: device -> roots whose whole file system counts. ``inodes``: (device, inode) -> roots. ``hard_links``:
+    some root has another name, so every descriptor's inode is worth a look.
+    TypeError: a root is not bytes. ValueError: it is not absolute. OSError: this process' own mounts cannot be read.
+    """
+
+    def __init__(self, roots: Sequence[bytes], proc: bytes) -> None:
+        self.proc = proc
+        self.namespace = os.readlink(proc + b"/self/ns/mnt")
+        with open(proc + b"/self/mountinfo", "rb") as file:
+            self.own = Space(parse_mountinfo(file.read()))
+        self.places: dict[int, list[Place]] = {}
+        self.devices: dict[int, list[int]] = {}
+        self.inodes: dict[tuple[int, int], list[int]] = {}
+        self.hard_links = False
+        self._directories: dict[bytes, bytes] = {}
+        self._name(self.own, [self._understand(root, raw) for root, raw in enumerate(roots)])
+
+    def space(self, mountinfo: bytes, below: bytes) -> Space:
+        """Another namespace, as a process in it sees it whose root directory is ``below``."""
+        space = Space(parse_mountinfo(mountinfo, below))
+        self._name(space, [])
+        return space
+
+    def roots_of(self, info: bytes, space: Space, link: bytes, text: bytes) -> list[int]:
+        """The roots that an open file is, by inode: ``info`` is its fdinfo, ``link`` where to stat it on kernels
+        (before 5.14) whose fdinfo has no inode, ``text`` the link's. An unknown mount counts: better one too many."""
+        fields = dict(line.split(b":", 1) for line in info.splitlines() if b":" in line)
+        mount = space.by_id.get(int(fields.get(b"mnt_id", b"-1")))
+        if b"ino" in fields:
+            inode = int(fields[b"ino"])
+        elif mount is None or mount.remote:
+            return []
+        else:
+            inode = os.stat(link).st_ino
+        devices = [device for device, number in self.inodes if number == inode]
+        return [
+            root for device in devices if mount is None or mount.device == device for root in self.inodes[device, inode]
+        ]
+
+    def _understand(self, root: int, raw: bytes) -> Pattern:
+        """Note the root's places and inodes; returns its name here."""
+        if not isinstance(raw, bytes):
+            raise TypeError(f"a root must be bytes, not {type(raw).__name__}")
+        if not raw.startswith(b"/") or b"\0" in raw:
+            raise ValueError(f"{raw!r} is no absolute path")
+        path = self._resolve(raw)
+        mounted = [mount for mount in self.own.mounts if mount.point == path]
+        for mount in mounted:
+            self.places.setdefault(mount.device, []).append(Place(root, mount.root, False, True))
+            if mount.root == b"/":
+                self.devices.setdefault(mount.device, []).append(root)
+        owner = self.own.owner(path)
+        if owner is None or owner.remote:
+            mode = 0
+        else:
+            try:
+                st = os.lstat(path)
+                mode = st.st_mode
+            except OSError:
+                mode = 0
+        if owner and mode and not stat.S_ISDIR(mode):
+            for number in {owner.device, device(os.major(st.st_dev), os.minor(st.st_dev))}:
+                self.inodes.setdefault((number, st.st_ino), []).append(root)
+            self.hard_links = self.hard_links or st.st_nlink > 1
+        exact = not mounted and mode != 0 and not stat.S_ISDIR(mode)
+        if owner and not mounted:
+            inside = moved(path, owner.point, owner.root)
+            self.places.setdefault(owner.device, []).append(Place(root, inside, exact, False))
+        return Pattern(path, root, exact)
+
+    def _resolve(self, raw: bytes) -> bytes:
+        """Without symlinks in the directories, as the kernel writes it; the last part is taken as it is."""
+        parts = _parts(raw)
+        if not parts or parts[-1] == b"..":
+            return self._follow(parts) or b"/"
+        above = b"/".join(parts[:-1])
+        if above not in self._directories:
+            self._directories[above] = self._follow(parts[:-1])
+        return self._directories[above] + b"/" + parts[-1]
+
+    def _follow(self, parts: list[bytes]) -> bytes:
+        """Where a directory really is, ``b""`` for the root; remote ones are not looked into."""
+        todo = parts[::-1]
+        done = b""
+        links = 0
+        while todo:
+            part = todo.pop()
+            here = done + b"/" + part
+            if part == b"..":
+                done = done[: max(done.rfind(b"/"), 0)]
+                continue
+            target = b""
+            if links < LINKS_MAX and not self.own.is_remote(here):
+                try:
+                    target = os.readlink(here)
+                except OSError:
+                    pass  # no link, or nothing there: the text has to do
+            if target:
+                links += 1
+                done = b"" if target.startswith(b"/") else done
+                todo += _parts(target)[::-1]
+            else:
+                done = here
+        return done
+
+    def _name(self, space: Space, known: Iterable[Pattern]) -> None:
+        """Fill in what the roots are called in ``space``, beside the names already known."""
+        names = set(known)
+        for mount in space.mounts:
+            for place in self.places.get(mount.device, ()):
+                if is_under(mount.root, place.path):
+                    names.add(Pattern(mount.point, place.root, place.exact))
+                elif not place.whole and is_under(place.path, mount.root):
+                    name = moved(place.path, mount.root, mount.point)
+                    if space.owner(name) is mount:
+                        names.add(Pattern(name, place.root, place.exact))
+        space.patterns = sorted(names)

@@ -1,0 +1,136 @@
+"""System calls that Python 3.11 has no function for: openat2, renameat2, mount, umount2.
+
+Kept here rather than in ctypes, which costs every agent memory. Each raises OSError with the errno of the kernel.
+"""
+
+from libc.errno cimport errno
+from libc.string cimport memset
+
+cdef extern from *:
+    """
+    #ifndef _GNU_SOURCE
+    #define _GNU_SOURCE
+    #endif
+    #include <stdint.h>
+    #include <malloc.h>
+    #include <sys/mount.h>
+    #include <sys/timex.h>
+    #include <sys/syscall.h>
+    #include <unistd.h>
+    #ifndef SYS_openat2
+    #define SYS_openat2 437
+    #endif
+    #ifndef SYS_renameat2
+    #error "no renameat2 on this platform"
+    #endif
+    struct pact_open_how { uint64_t flags; uint64_t mode; uint64_t resolve; };
+    static long pact_openat2(int dfd, const char *path, struct pact_open_how *how) {
+        return syscall(SYS_openat2, dfd, path, how, sizeof *how);
+    }
+    static long pact_renameat2(int od, const char *o, int nd, const char *n, unsigned flags) {
+        return syscall(SYS_renameat2, od, o, nd, n, flags);
+    }
+    static int pact_clock_synchronised(void) {
+        struct timex t = {0};
+        return adjtimex(&t) >= 0 && !(t.status & STA_UNSYNC);
+    }
+    static void pact_one_arena(void) {
+    #ifdef __GLIBC__
+        mallopt(M_ARENA_MAX, 1);
+    #endif
+    }
+    static void pact_keep_freed(int bytes) {
+    #ifdef __GLIBC__
+        mallopt(M_TRIM_THRESHOLD, bytes);
+        mallopt(M_MMAP_THRESHOLD, bytes < (32 << 20) ? bytes : (32 << 20));
+    #endif
+    }
+    static void pact_trim(void) {
+    #ifdef __GLIBC__
+        malloc_trim(0);
+    #endif
+    }
+    """
+    struct pact_open_how:
+        unsigned long long flags
+        unsigned long long mode
+        unsigned long long resolve
+    long pact_openat2(int dfd, const char *path, pact_open_how *how) nogil
+    long pact_renameat2(int od, const char *o, int nd, const char *n, unsigned flags) nogil
+    int pact_clock_synchronised() nogil
+    void pact_trim() nogil
+    void pact_one_arena() nogil
+    void pact_keep_freed(int bytes) nogil
+    int c_umount2 "umount2"(const char *target, int flags) nogil
+
+AT_FDCWD = -100
+RESOLVE_NO_MAGICLINKS = 0x02
+RESOLVE_NO_SYMLINKS = 0x04
+RENAME_NOREPLACE = 1
+RENAME_EXCHANGE = 2
+MNT_EXPIRE = 4
+UMOUNT_NOFOLLOW = 8
+
+
+cdef int _raise(bytes path) except -1:
+    import os
+    cdef int code = errno
+    raise OSError(code, os.strerror(code), path)
+
+
+def openat2(int dirfd, bytes path, unsigned long long flags, unsigned long long mode=0, unsigned long long resolve=0):
+    """Open ``path`` below ``dirfd``; returns the descriptor. Raises OSError (ELOOP for a symlink if refused)."""
+    cdef pact_open_how how
+    cdef const char *text = path
+    cdef long fd
+    memset(&how, 0, sizeof(how))
+    how.flags = flags
+    how.mode = mode
+    how.resolve = resolve
+    with nogil:
+        fd = pact_openat2(dirfd, text, &how)
+    if fd < 0:
+        _raise(path)
+    return int(fd)
+
+
+def renameat2(int old_dirfd, bytes old, int new_dirfd, bytes new, unsigned int flags):
+    """Rename with RENAME_NOREPLACE or RENAME_EXCHANGE. Raises OSError (EEXIST, EINVAL where not supported)."""
+    cdef const char *old_text = old
+    cdef const char *new_text = new
+    cdef long rc
+    with nogil:
+        rc = pact_renameat2(old_dirfd, old_text, new_dirfd, new_text, flags)
+    if rc < 0:
+        _raise(new)
+
+
+def umount2(bytes target, int flags=0):
+    """Unmount; EBUSY where it is in use, EAGAIN from the first MNT_EXPIRE of an idle mount. Raises OSError."""
+    cdef const char *text = target
+    cdef int rc
+    with nogil:
+        rc = c_umount2(text, flags)
+    if rc < 0:
+        _raise(target)
+
+
+def clock_synchronised():
+    """True if the kernel's clock is disciplined by somebody (``adjtimex`` without STA_UNSYNC)."""
+    return bool(pact_clock_synchronised())
+
+
+def trim():
+    """Give freed memory back to the kernel (glibc's ``malloc_trim``; nothing elsewhere)."""
+    pact_trim()
+
+
+def one_arena():
+    """One heap for all threads, and large blocks given back at once: less memory, for threads that seldom allocate."""
+    pact_one_arena()
+
+
+def keep_freed(int bytes):
+    """Keep that much freed memory for the next large block; ``trim`` gives it back. Each page that comes from the
+    kernel anew costs as much as copying it several times."""
+    pact_keep_freed(bytes)

@@ -1,0 +1,647 @@
+"""The node daemon: one loop. Poll with a bound, drain a bounded batch, step, make the records durable, then act.
+
+The loop thread never touches what may hang; workers do. If the journal cannot be written nothing is committed, applied
+or rolled back, the agent goes on watching, and says so.  # J4
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
+
+import orjson
+
+from pact import __version__
+from pact._fast import syscalls
+from pact.agent import clock, views
+from pact.agent.config import Config
+from pact.agent.control import Client, Control
+from pact.agent.hooks import Hooks
+from pact.agent.notify import Notifier, log
+from pact.agent.requests import Requests
+from pact.agent.statedir import MountPoints, own_paths, take_state_dir, wanted_contents
+from pact.agent.watching import Watching
+from pact.agent.worker import Result, Worker, distance_n, observe
+from pact.core.events import (
+    Act,
+    Acted,
+    AppendRecord,
+    Asked,
+    Caller,
+    Covered,
+    Denied,
+    Discover,
+    Effect,
+    Event,
+    JobFailed,
+    Look,
+    Looked,
+    Observed,
+    ObserverChanged,
+    Probe,
+    Probed,
+    Recheck,
+    Reply,
+    Scanned,
+    Sighting,
+    Started,
+    Stopping,
+    Ticked,
+)
+from pact.core.node import Node
+from pact.core.records import Record, rfc3339
+from pact.errors import DeniedError, JournalError, PactError, UnreachableError
+from pact.journal.sqlite import FILE_NAME, BlobReader, SqliteJournal, load_state
+from pact.model import NS_PER_S, Attrs, Owner, split_id
+from pact.resources import KINDS
+from pact.resources.toml import Ignore, read_files
+
+if TYPE_CHECKING:
+    from pact.agent.link import Link
+
+WAIT_MAX_NS: Final = 60 * NS_PER_S
+JOURNAL_RETRY_NS: Final = 2 * NS_PER_S
+SNAPSHOT_EVERY: Final = 10_000
+CATCH_UP_MAX: Final = 64
+BOOT_WAIT_NS: Final = 120 * NS_PER_S
+EVENTS_MAX: Final = 64
+HEALTH_NS: Final = 5 * NS_PER_S
+TRIM_RECORD_BYTES: Final = 16 << 10
+
+
+class MachineRules:
+    """The kinds' pure functions, for the core."""
+
+    def distance_n(self, resource: str, declared: Attrs | None, actual: Attrs | None) -> int:
+        return distance_n(resource, declared, actual)
+
+    def volatile(self, resource: str) -> bool:
+        return KINDS[resource.partition(":")[0]].volatile
+
+
+class Agent:
+    """See the module. ``run`` returns when a signal asks for it."""
+
+    def __init__(self, config: Config) -> None:
+        """Take the state directory, read the journal, begin to watch. Raises PactError and says why."""
+        syscalls.one_arena()
+        self.config = config
+        self.journal_error = ""
+        self.unrecorded: dict[str, Sighting] = {}
+        self._lock = take_state_dir(config.state_dir)
+        path = os.path.join(config.state_dir, FILE_NAME)
+        self.journal = SqliteJournal(path, store_limit=config.store_limit)
+        state = load_state(self.journal)
+        boot = clock.boot_id()
+        self._mount_points = MountPoints(os.path.join(config.state_dir, "mounts"))
+        self._room_pruned = -1
+        offset_ns, self._reboot = clock.continue_from(
+            state, boot, boottime=clock.boottime_ns(), wall_ns=clock.Clock.wall_ns(),
+            synchronised=clock.clock_synchronised(),
+        )  # fmt: skip
+        self.clock = clock.Clock(offset_ns)
+        self.ignore = Ignore([*config.ignore, *own_paths(config)])
+        self.node = Node(config.name, MachineRules(), state)
+        self._staged: dict[str, bytes] = {}
+        self._tokens: dict[int, Client] = {}
+        self._new_records: list[tuple[Record, bytes]] = []
+        self._last_snapshot = self.journal.seq
+        self._retry_journal_ns = 0
+        self._next_health_ns = 0
+        self._untrimmed = False
+        self._stopping = ""
+        self._epoll = select.epoll()
+        self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._blobs = blobs = BlobReader(path)
+        self.worker = Worker("pact-worker", config.file_limit, self._room, blobs, self.ignore, self._wake)
+        self._slow = Worker("pact-slow", config.file_limit, self._room, blobs, self.ignore, self._wake)
+        self._slow_pending: dict[str, Owner | None] = {}
+        self._slow_running: set[str] = set()
+        self._overtaken: set[str] = set()
+        self.watching = Watching(config, self.clock.now_ns())
+        self.hooks = Hooks(config.hooks_dir, config.hooks_timeout_ns, log)
+        self.notifier = Notifier()
+        self.requests = Requests(self)
+        self.control: Control
+        self.link: Link | None = None
+        self._begin(boot, offset_ns)
+
+    # -- start and stop -----------------------------------------------------------------------------------------
+
+    def _begin(self, boot: str, offset_ns: int) -> None:
+        declared: dict[str, Any] = {}
+        if self.node.state.seq < 0:
+            found = read_files(self.config.declared, self.ignore)
+            declared = {r: replace(d, attrs=_marked(r, d.attrs)).to_json() for r, d in found.resources.items()}
+            self.stage(found.blobs)
+        started = Started(
+            *self.now(), boot, offset_ns, self.config.settings(), __version__, self._reboot, declared,
+            tuple(self.config.declared), clustered=bool(self.config.parents),
+        )  # fmt: skip
+        self.step(started)
+        if self.journal_error:
+            raise JournalError(self.journal_error, "free space or mend the disk, then start the agent again")
+        self._epoll.register(self._wake_fd, select.EPOLLIN)
+        self._epoll.register(self.watching.observers.fileno(), select.EPOLLIN)
+        self.watching.remember_points(self._mount_points.load(boot))
+        self.watching.add(r for r in self.node.state.declared_ids() if self.ignore.match(r) is None)
+        self.watching.refresh_mounts()
+        self.watching.load_cache()
+        self.watching.rescan_all()
+        sightings: list[Sighting] = []
+        for resource in self.node.state.member_of:
+            declared_value = self.node.state.declared(resource)
+            if self.ignore.match(resource) is None:
+                self.watching.touch(resource, None)
+            elif declared_value is not None:  # ignored since it drifted: it is no drift any more
+                sightings.append(Sighting(resource, declared_value.attrs))
+        while self.watching.has_due:
+            sightings += self._look_at(self.watching.take(self.clock.now_ns(), everything=True))
+        self.step(Scanned(*self.now(), sightings, self._reboot))
+        self._wait_for_boot_job()
+        self._check_health()
+        self.control = Control(self.config.socket, self._epoll, self.config.admin_groups, self.config.ops_groups)
+        if self.config.parents:
+            from pact.agent.link import Link
+
+            self.link = Link(self)
+
+    def _wait_for_boot_job(self) -> None:
+        """What the reboot reset is brought back before the agent says that it is ready.  # B1"""
+        ends_ns = self.clock.now_ns() + BOOT_WAIT_NS
+        while any(j.kind == "boot" for j in self.node.jobs.values()) and self.clock.now_ns() < ends_ns:
+            select.select([self._wake_fd], [], [], 1.0)
+            self._take_results()
+
+    def run(self) -> None:
+        """Until SIGTERM or SIGINT."""
+        read_fd, write_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(write_fd, warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, self._on_signal)
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+        self._epoll.register(read_fd, select.EPOLLIN)
+        syscalls.trim()
+        self.notifier.send("READY=1", f"STATUS={self.node.state.declared_count} resources declared")
+        log(f"ready on {self.config.socket}: {self.node.state.declared_count} resources declared")
+        try:
+            while not self._stopping:
+                self._turn(read_fd)
+        finally:
+            signal.set_wakeup_fd(-1)
+            os.close(read_fd)
+            os.close(write_fd)
+
+    def _on_signal(self, number: int, _frame: object) -> None:
+        self._stopping = signal.Signals(number).name
+
+    def close(self) -> None:
+        """End cleanly: what has begun is finished, the snapshot and the signatures are saved."""
+        self.notifier.send("STOPPING=1")
+        if self.link is not None:
+            self.link.close()
+            self.link = None
+        self.control.close()
+        self.hooks.close()
+        ended = self.worker.close(30.0)
+        ended &= self._slow.close(1.0)
+        self._take_results()
+        if not self.journal_error:
+            self.step(Stopping(*self.now(), self._stopping or "closed"))
+            self._snapshot()
+            self.watching.save_cache()
+            self._mount_points.save(boot_id=self.node.state.boot_id, points=self.watching.points())
+        self.watching.close()
+        if ended:
+            self._blobs.close()  # the last connection folds SQLite's log into the file
+        self.journal.close()
+        self._epoll.close()
+        os.close(self._wake_fd)
+        os.close(self._lock)
+        if not ended:
+            os._exit(0)  # a worker hangs in the kernel; everything is saved
+
+    # -- the loop -----------------------------------------------------------------------------------------------
+
+    def now(self) -> tuple[int, int]:
+        """Node time and wall time, for events."""
+        return self.clock.now_ns(), self.clock.wall_ns()
+
+    def _room(self) -> int:
+        return self.journal.room
+
+    def watch_fd(self, fd: int) -> None:
+        """Wake when this descriptor is readable; what it means is the link's business."""
+        self._epoll.register(fd, select.EPOLLIN | select.EPOLLET)
+
+    def unwatch_fd(self, fd: int) -> None:
+        self._epoll.unregister(fd)
+
+    def _wake(self) -> None:
+        os.eventfd_write(self._wake_fd, 1)
+
+    def _timeout_s(self) -> float:
+        now_ns = self.clock.now_ns()
+        if self.control.waiting() or (self.watching.has_due and not self.journal_error):
+            return 0.0
+        due = [now_ns + WAIT_MAX_NS, self.watching.next_ns()]
+        if self._untrimmed:
+            due.append(self._next_health_ns)
+        if self.control.paused_any():
+            due.append(now_ns + NS_PER_S // 2)
+        wake_ns = self.node.next_wake_ns()
+        if self.journal_error:
+            due.append(self._retry_journal_ns)
+        elif wake_ns is not None:
+            due.append(wake_ns)
+        if self.link is not None:
+            due.append(self.link.next_wake_ns())
+        hook_ns = self.hooks.next_end_ns()
+        if hook_ns is not None:
+            due.append(hook_ns)
+        if self.notifier.watchdog_ns:
+            due.append(now_ns + self.notifier.watchdog_ns // 2)
+        return max(0, min(due) - now_ns) / NS_PER_S + 0.0005
+
+    def _turn(self, signal_fd: int) -> None:
+        for fd, mask in self._epoll.poll(self._timeout_s(), EVENTS_MAX):
+            if fd == self._wake_fd:
+                self._take_results()
+            elif fd == self.control.fd:
+                self.control.accept()
+            elif fd in self.control.clients:
+                self.control.ready(fd, mask)
+            elif fd in self.hooks.running:
+                self._epoll.unregister(fd)
+                self.hooks.reap(fd)
+            elif fd == signal_fd:
+                os.read(signal_fd, 64)
+        self.control.serve(self.requests.line)
+        self.watching.drain()
+        now_ns = self.clock.now_ns()
+        self.watching.rescan_due(now_ns)
+        if self.journal_error:
+            self._observe_unrecorded(now_ns)
+            self._retry_journal(now_ns)
+        else:
+            self._observe(now_ns)
+            wake_ns = self.node.next_wake_ns()
+            if wake_ns is not None and wake_ns <= now_ns:
+                self.step(Ticked(*self.now()))
+        if now_ns >= self._next_health_ns:
+            self._check_health()
+        if self.watching.cycle_ended and not self.journal_error:
+            self.watching.save_cache()
+        if self.link is not None:
+            self.link.turn()
+        self._publish()
+        self.hooks.kill_overdue(now_ns)
+        for fd in self.hooks.start_due(now_ns):
+            self._epoll.register(fd, select.EPOLLIN)
+        if self.notifier.watchdog_ns:
+            self.notifier.send("WATCHDOG=1")
+
+    def catch_up(self) -> None:
+        """See what has happened up to now, so that an answer is not older than its question."""
+        for _ in range(CATCH_UP_MAX):
+            more = self.watching.drain()
+            if self.journal_error:
+                self._observe_unrecorded(self.clock.now_ns())
+                return
+            if self.watching.covered:
+                self._cover()
+            wanted = self.watching.take(self.clock.now_ns(), everything=True)
+            if wanted:
+                self.step(Observed(*self.now(), self._look_at(wanted)))
+            if not more and not self.watching.has_due:
+                break
+        if not self.journal_error:
+            self.step(Ticked(*self.now()))
+
+    def _cover(self) -> None:
+        """Record mounts that hide declared paths."""
+        covered, self.watching.covered = self.watching.covered, {}
+        for resource, (attrs, owner) in covered.items():
+            if self.ignore.match(resource) is None:
+                self.step(Covered(*self.now(), {resource: attrs}, owner))
+        self._mount_points.save(boot_id=self.node.state.boot_id, points=self.watching.points())
+
+    def _observe(self, now_ns: int) -> None:
+        if self.watching.covered:
+            self._cover()
+        wanted = self.watching.take(now_ns)
+        if wanted:
+            sightings = self._look_at(wanted)
+            if sightings:
+                self.step(Observed(*self.now(), sightings))
+
+    def _later(self, resource: str, owner: Owner | None) -> None:
+        """Observe off the loop: it is large, or lies on a file system that may hang."""
+        waiting = resource in self._slow_pending
+        if owner is not None or not waiting:
+            self._slow_pending[resource] = owner
+        if waiting:
+            return
+
+        def work() -> Result:
+            self._slow_running.add(resource)
+            owner_then = self._slow_pending.pop(resource, None)
+            seen = observe(resource)
+            return Result(0, lambda t, w: self._slow_done(Sighting(resource, seen, owner_then), t, w))
+
+        self._slow.call(work)
+
+    def _slow_done(self, sighting: Sighting, t_ns: int, wall_ns: int) -> Event:
+        """What was seen slowly counts only if nothing newer was seen meanwhile."""
+        self._slow_running.discard(sighting.resource)
+        if sighting.resource in self._overtaken:
+            self._overtaken.discard(sighting.resource)
+            self.watching.touch(sighting.resource, sighting.owner)
+            return Ticked(t_ns, wall_ns)
+        return Observed(t_ns, wall_ns, [sighting])
+
+    def _look_at(self, wanted: list[tuple[str, Owner | None]]) -> list[Sighting]:
+        """Observe now what can be observed now."""
+        sightings = self.watching.observe(wanted, self._later)
+        if self._slow_running:
+            self._overtaken.update(s.resource for s in sightings if s.resource in self._slow_running)
+        return sightings
+
+    def _take_results(self) -> None:
+        try:
+            os.eventfd_read(self._wake_fd)
+        except BlockingIOError:
+            pass
+        for worker in (self.worker, self._slow):
+            while not worker.results.empty():
+                self._take_result(worker.results.get_nowait())
+
+    def _take_result(self, result: Result) -> None:
+        now = self.now()
+        self.stage(result.blobs)
+        event: Event
+        if result.make is None:
+            assert result.error is not None
+            event = JobFailed(*now, result.job, result.error)
+        else:
+            event = result.make(*now)
+        if self.journal_error:
+            if isinstance(event, Observed | Acted):
+                self.unrecorded.update({s.resource: s for s in event.sightings})
+            return
+        self.watching.drain()
+        self.step(event)
+        if isinstance(event, Looked | Probed):  # seen by a worker, while the loop may have seen something newer
+            for sighting in event.sightings:
+                if sighting.resource in self.watching:
+                    self.watching.touch(sighting.resource, None)
+
+    # -- the step -----------------------------------------------------------------------------------------------
+
+    def stage(self, blobs: Mapping[str, bytes]) -> None:
+        """Contents to be stored with the next records."""
+        self._staged.update(blobs)
+
+    def step(self, event: Event) -> None:
+        """Decide, make durable, then perform, in this order.  # J1"""
+        effects = self.node.step(event)
+        rows = [(e.record, e.body) for e in effects if isinstance(e, AppendRecord)]
+        if rows:
+            blobs, self._staged = self._staged, {}
+            try:
+                self.journal.append(rows, blobs)
+            except JournalError as exc:
+                self._journal_lost(exc, event)
+                return
+            self._untrimmed |= any(len(body) > TRIM_RECORD_BYTES for _, body in rows)
+            self._recorded([r for r, _ in rows])
+            self._new_records += rows
+        for effect in effects:
+            if not isinstance(effect, AppendRecord):
+                self._perform(effect)
+        if not self.node.jobs:
+            self._staged.clear()
+
+    def _perform(self, effect: Effect) -> None:
+        if isinstance(effect, Reply):
+            client = self._tokens.pop(effect.token, None)
+            if client is not None and self.control.connected(client):
+                client.tokens.discard(effect.token)
+                result = effect.result if client.admin else views.masked(effect.result, client.caller)  # S2
+                client.send({"ok": effect.exit_code == 0, "exit": effect.exit_code, "message": effect.message,
+                             "hint": effect.hint, "result": result})  # fmt: skip
+                self.control.flush(client)
+        elif isinstance(effect, Look | Probe | Act | Discover):
+            self.worker.submit(effect)
+        elif isinstance(effect, Recheck):
+            for resource in effect.resources:
+                self.watching.touch(resource, None)
+        else:
+            raise AssertionError(effect)
+
+    def _recorded(self, records: Iterable[Record]) -> None:
+        """Keep what is derived from the journal up to date."""
+        for record in records:
+            data = record.data
+            if record.type in ("declared", "adopted", "applied", "commit_expired"):
+                named = [*data.get("resources", ()), *data.get("baseline", ()), *data.get("forgotten", ())]
+                here = [r for r in named if r in self.node.state]
+                fresh = [r for r in here if r not in self.watching and self.ignore.match(r) is None]
+                self.watching.add(fresh)
+                for resource in fresh:
+                    self.watching.touch(resource, None)
+                for resource in named:
+                    if resource not in self.node.state:
+                        self.watching.drop(resource)
+            elif record.type == "drift_detected":
+                self.watching.recorded([data["resource"]], self.clock.now_ns())
+            elif record.type == "denied" and record.actor["role"] != "admin":
+                self.control.note_denied(record.actor["uid"])
+            self._log(record)
+        if self.journal.seq - self._last_snapshot >= SNAPSHOT_EVERY:
+            self._snapshot()
+
+    def _log(self, record: Record) -> None:
+        data = record.data
+        if record.type == "rolled_back":
+            log(f"rolled back {data['change']} of {data['owner']['user']}: {', '.join(sorted(data['results'])[:5])}")
+        elif record.type in ("rollback_blocked", "rollback_failed"):
+            log(f"{record.type.replace('_', ' ')}: {data['change']}: {data['reason']}", 4)
+        elif record.type in ("emergency_started", "emergency_stale", "emergency_ended", "observer_blind"):
+            log(record.type.replace("_", " ") + ": " + str(data.get("reason") or data.get("why") or data.get("how")), 4)
+
+    def _prune(self) -> None:
+        """When the content store is nearly full: contents that rollbacks replaced long ago are forgotten."""
+        room = self.journal.room
+        if room > self.config.store_limit // 10 or room == self._room_pruned:
+            return  # there is room, or nothing came since the last time
+        if self.journal_error or self.node.jobs or self._staged:
+            return  # what a job under way has stored, no record may name yet
+        since = rfc3339(self.clock.wall_ns() - self.config.keep_ns)
+        try:
+            gone = self.journal.prune(wanted_contents(self.node.state, self.journal, since))
+        except JournalError as exc:
+            log(str(exc), 4)
+            return
+        self._room_pruned = self.journal.room
+        log(f"the content store is nearly full: {gone} contents that nothing declared needs were forgotten", 4)
+
+    def _snapshot(self) -> None:
+        try:
+            self.journal.save_snapshot(self.node.state.seq, self.node.state.to_json())
+            self._last_snapshot = self.journal.seq
+        except JournalError as exc:
+            log(str(exc), 4)
+        syscalls.trim()
+
+    # -- a journal that cannot be written -----------------------------------------------------------------------
+
+    def _journal_lost(self, error: JournalError, event: Event) -> None:
+        """Nothing of this step has happened: return to what is durable, and go on watching.  # J4"""
+        log(f"{error.message}; nothing is committed, applied or rolled back until it can be written", 2)
+        self.journal_error = error.message
+        self._retry_journal_ns = self.clock.now_ns() + JOURNAL_RETRY_NS
+        if isinstance(event, Observed | Scanned | Acted | Probed | Looked):
+            self.unrecorded.update({s.resource: s for s in event.sightings})
+        self._staged.clear()
+        self._reload()
+        unreachable = UnreachableError(error.message, "nothing was changed; free space or mend the disk, then repeat")
+        for token, client in self._tokens.items():
+            if self.control.connected(client):
+                client.tokens.discard(token)
+                self.requests.fail(client, unreachable)
+                self.control.flush(client)
+        self._tokens.clear()
+
+    def _reload(self) -> None:
+        before = self.node
+        self.node = Node(self.config.name, MachineRules(), load_state(self.journal), jobs_from=before.jobs_numbered)
+        self.node.unreadable = before.unreadable
+        self.node.alone_since_ns, self.node.fleet_seq = before.alone_since_ns, before.fleet_seq
+
+    def _observe_unrecorded(self, now_ns: int) -> None:
+        """Without a journal drift is seen and shown, and recorded when the journal is back."""
+        wanted = self.watching.take(now_ns, everything=True)
+        for sighting in self._look_at(wanted):
+            declared = self.node.state.declared(sighting.resource)
+            seen = sighting.observation
+            known = self.node.state.change_of(sighting.resource)
+            differs = declared is not None and (isinstance(seen, dict) or seen is None) and (
+                distance_n(sighting.resource, declared.attrs, seen) != 0)  # fmt: skip
+            if differs or known is not None:
+                self.unrecorded[sighting.resource] = sighting
+            else:
+                self.unrecorded.pop(sighting.resource, None)
+
+    def _retry_journal(self, now_ns: int) -> None:
+        if now_ns < self._retry_journal_ns:
+            return
+        self._retry_journal_ns = now_ns + JOURNAL_RETRY_NS
+        try:
+            self.journal.probe()
+        except JournalError:
+            return
+        log("the journal can be written again")
+        self.journal_error = ""
+        sightings = list(self.unrecorded.values())
+        self.unrecorded.clear()
+        self.step(Scanned(*self.now(), sightings, False))  # also takes up rollbacks that were cut off
+        self.watching.rescan_all()
+
+    def require_journal(self) -> None:
+        """Raises UnreachableError while nothing can be recorded."""
+        if self.journal_error:
+            raise UnreachableError(self.journal_error, "nothing was changed; free space or mend the disk, then repeat")
+
+    # -- for requests -------------------------------------------------------------------------------------------
+
+    def expect(self, client: Client, token: int) -> None:
+        self._tokens[token] = client
+        client.tokens.add(token)
+
+    def ask(self, client: Client, token: int, event: Asked) -> None:
+        self.expect(client, token)
+        self.step(event)
+
+    def failed_read(self, client: Client, token: int, error: PactError, t_ns: int, wall_ns: int) -> Event:
+        """Answer a request that a worker could not carry out, unless it was answered meanwhile."""
+        self._tokens.pop(token, None)
+        if token in client.tokens and self.control.connected(client):
+            client.tokens.discard(token)
+            self.requests.fail(client, error)
+            self.control.flush(client)
+        return Ticked(t_ns, wall_ns)
+
+    def record_denied(self, op: str, error: DeniedError, caller: Caller) -> None:
+        """A refusal that the core did not decide is journaled all the same.  # S3"""
+        if self.journal_error:
+            return
+        self.step(Denied(*self.now(), op, error.message, caller))
+
+    def journal_json(self) -> dict[str, Any]:
+        seq = self.node.state.seq
+        out: dict[str, Any] = {"seq": seq, "replicated": seq if self.link is None else self.link.replicated}
+        if self.journal_error:
+            out["error"] = self.journal_error
+        return out
+
+    def health(self) -> dict[str, str]:
+        health = self.watching.health()
+        if self.hooks.dropped:
+            health["hooks"] = f"{self.hooks.dropped} events dropped: hooks are too slow"
+        return health
+
+    def _check_health(self) -> None:
+        """A blind observer is an event, never silence.  # O1"""
+        self._prune()
+        self._next_health_ns = self.clock.now_ns() + HEALTH_NS
+        if self._untrimmed and not self.node.jobs and not self.watching.has_due:
+            self._untrimmed = False
+            syscalls.trim()
+            self.watching.save_cache()  # so that the next start is quick even if this run is killed soon
+        if self.journal_error:
+            return
+        health = self.watching.health()
+        for name in {**health, **self.node.state.blind}:
+            why = health.get(name, "ok")
+            why = "" if why == "ok" else why
+            if why != self.node.state.blind.get(name, ""):
+                self.step(ObserverChanged(*self.now(), name, why))
+        if self.watching.lost and not self.watching.has_due:
+            for name in list(self.watching.lost):
+                self.watching.observers.recovered(name)
+
+    def _publish(self) -> None:
+        """Durable records go to followers and hooks."""
+        if not self._new_records:
+            return
+        rows: Sequence[tuple[Record, bytes]] = self._new_records
+        self._new_records = []
+        if self.link is not None:
+            self.link.recorded(rows)
+        followers = [c for c in self.control.clients.values() if c.watching]
+        for client in followers:
+            for record, body in rows:
+                client.send(b'{"record":' + views.record_line(body, record.hash, client.caller) + b"}")
+            self.control.flush(client)
+        self.hooks.events([orjson.dumps(record.to_json()) for record, _ in rows] if self.hooks.paths() else [])
+
+
+def _marked(resource: str, attrs: Attrs | None) -> Attrs | None:
+    kind, name = split_id(resource)
+    return KINDS[kind].marked(name, attrs)
+
+
+def serve(config: Config, started: Callable[[Agent], None] | None = None) -> None:
+    """Run an agent until a signal ends it. Raises PactError if it cannot start."""
+    agent = Agent(config)
+    try:
+        if started is not None:
+            started(agent)
+        agent.run()
+    finally:
+        agent.close()

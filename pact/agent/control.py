@@ -1,0 +1,337 @@
+"""The control socket: one JSON object a line, in and out. Garbage gets an error and a closed connection.
+
+Who is at the other end comes from the kernel (``SO_PEERCRED``, ``SO_PEERGROUPS``), never from the request.  # S1
+"""
+
+from __future__ import annotations
+
+import errno
+import grp
+import os
+import select
+import socket
+import stat
+import struct
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final
+
+import orjson
+
+from pact.core.events import Caller
+from pact.errors import EXIT_USAGE, PactError
+from pact.model import Actor
+from pact.observe.attribution import owner_of, writer_of_peer
+
+SO_PEERGROUPS: Final = 59
+GROUPS_MAX: Final = 65536
+CLIENTS_MAX: Final = 128
+CLIENTS_PER_UID_MAX: Final = 32
+REQUEST_MAX: Final = 64 << 10
+REQUEST_ADMIN_MAX: Final = 256 << 20
+OUTPUT_LOW: Final = 64 << 10
+OUTPUT_MAX: Final = 8 << 20
+SERVE_S: Final = 0.02
+DENIED_BURST: Final = 60
+GROUPS_FOR_S: Final = 60.0  # group numbers are asked for again after this long
+READ_CHUNK: Final = 256 << 10
+
+
+class Client:
+    """One connection. ``caller`` is fixed at accept."""
+
+    remote = False  # one of the cluster's, without a socket
+    open = True
+
+    def __init__(self, sock: socket.socket, caller: Caller) -> None:
+        self.sock = sock
+        self.caller = caller
+        self.fd = sock.fileno()
+        self.tokens: set[int] = set()  # requests whose answers come later
+        self.watching = False
+        self.closing = False
+        self.half_closed = False  # it asks nothing more, and still listens
+        self.events = 0  # what epoll was told to watch for
+        self.lines: deque[bytes] = deque()  # asked, not yet answered
+        self._input = bytearray()
+        self._output: deque[bytes] = deque()
+        self._queued = 0
+        self._source: Iterator[bytes] | None = None
+
+    @property
+    def admin(self) -> bool:
+        return self.caller.actor.role == "admin"
+
+    def send(self, value: Any) -> None:
+        line = value if isinstance(value, bytes) else orjson.dumps(value)
+        self._output.append(line + b"\n")
+        self._queued += len(line) + 1
+        if self._queued > OUTPUT_MAX and len(self._output) > 1:  # a reader that does not read
+            self.closing = True
+            self._output.clear()
+            self._queued, self._source = 0, None
+
+    def stream(self, source: Iterator[bytes]) -> None:
+        """Lines that are produced as the peer takes them."""
+        self._source = source
+
+    def wants_write(self) -> bool:
+        return bool(self._output) or self._source is not None
+
+    @property
+    def ready_for_more(self) -> bool:
+        """Its next request may be carried out: answers come in the order of the questions, one at a time."""
+        return not (self.closing or self.tokens or self.wants_write())
+
+    def read(self) -> list[bytes] | None:
+        """Complete lines; ``None`` when the peer is gone. Raises PactError for a request that is too long.
+
+        An end of the input sets ``half_closed``: what was asked before is still answered.
+        """
+        try:
+            chunk = self.sock.recv(READ_CHUNK)
+        except BlockingIOError:
+            return []
+        except OSError:
+            return None
+        if not chunk:
+            self.half_closed = True
+            return []
+        self._input += chunk
+        if len(self._input) > (REQUEST_ADMIN_MAX if self.admin else REQUEST_MAX) and b"\n" not in chunk:
+            raise PactError("the request is too long")
+        if b"\n" not in chunk:
+            return []
+        *lines, rest = bytes(self._input).split(b"\n")
+        self._input = bytearray(rest)
+        return [line for line in lines if line.strip()]
+
+    def write(self) -> bool:
+        """Send what the peer takes. False when it is gone, or everything has been said to one that is closing."""
+        try:
+            while self.wants_write():
+                while self._source is not None and self._queued < OUTPUT_LOW:
+                    line = next(self._source, None)
+                    if line is None:
+                        self._source = None
+                        break
+                    self.send(line)
+                if not self._output:
+                    break
+                sent = self.sock.send(self._output[0])
+                self._queued -= sent
+                if sent == len(self._output[0]):
+                    self._output.popleft()
+                else:
+                    self._output[0] = self._output[0][sent:]
+        except BlockingIOError:
+            return True
+        except (OSError, PactError):  # gone; or what it reads from the journal cannot be read
+            return False
+        return not self._finished() or self.wants_write()
+
+    def _finished(self) -> bool:
+        return self.closing or (self.half_closed and not self.tokens and not self.watching and not self.lines)
+
+
+class Control:
+    """Accepts, reads, writes. What a request means is the agent's business."""
+
+    def __init__(self, path: str, epoll: select.epoll, admin_groups: Sequence[str], ops_groups: Sequence[str]) -> None:
+        """Raises PactError where the socket cannot be made."""
+        self.path = path
+        self.clients: dict[int, Client] = {}
+        self.garbage = 0
+        self._allowance: dict[int | None, tuple[float, float]] = {}  # uid -> refusals left, and when that was so
+        self._epoll = epoll
+        self._group_names = (tuple(admin_groups), tuple(ops_groups))
+        self._groups_read_s = -GROUPS_FOR_S
+        self._admin: set[int] = set()
+        self._ops: set[int] = set()
+        self._sock = _listen(path)
+        self.fd = self._sock.fileno()
+        epoll.register(self.fd, select.EPOLLIN)
+
+    def accept(self) -> None:
+        while True:
+            try:
+                sock, _ = self._sock.accept()
+            except BlockingIOError:
+                return
+            except OSError:
+                return
+            sock.setblocking(False)
+            try:
+                caller = self._caller(sock)
+            except OSError:
+                sock.close()
+                continue
+            same = sum(c.caller.actor.uid == caller.actor.uid for c in self.clients.values())
+            full = len(self.clients) >= CLIENTS_MAX and caller.actor.role != "admin"
+            if full or (same >= CLIENTS_PER_UID_MAX and caller.actor.role != "admin"):
+                sock.close()
+                continue
+            client = Client(sock, caller)
+            self.clients[client.fd] = client
+            client.events = select.EPOLLIN
+            self._epoll.register(client.fd, select.EPOLLIN)
+
+    def _caller(self, sock: socket.socket) -> Caller:
+        pid, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        gids = _peer_groups(sock)
+        owner = owner_of(writer_of_peer(pid, uid))
+        if uid != 0 and time.monotonic() - self._groups_read_s >= GROUPS_FOR_S:
+            self._groups_read_s = time.monotonic()
+            self._admin, self._ops = map(_gids, self._group_names)
+        role = "admin" if uid == 0 or gids & self._admin else "ops" if gids & self._ops else "viewer"
+        return Caller(Actor(owner.user, uid, role, "socket"), owner)
+
+    def serve(self, on_line: Callable[[Client, bytes], None]) -> None:
+        """Carry out what was asked: admins first, one request a client in turn, for a bounded time.
+
+        So a flood from one connection delays nobody else's request by more than one turn.
+        """
+        ends_s = time.monotonic() + SERVE_S
+        more = True
+        while more and time.monotonic() < ends_s:
+            more = False
+            for client in sorted(self.waiting(), key=lambda c: not c.admin):
+                if self.connected(client) and client.ready_for_more and client.lines:
+                    on_line(client, client.lines.popleft())
+                    self.flush(client)
+                    more = True
+                if time.monotonic() >= ends_s:
+                    break
+
+    def waiting(self) -> list[Client]:
+        """Clients whose next request can be carried out now."""
+        return [c for c in self.clients.values() if c.lines and c.ready_for_more and not self._paused(c)]
+
+    def note_denied(self, uid: int | None) -> None:
+        """A refusal was journaled. Whoever collects many is served at the pace of one a second.  # S3"""
+        now_s = time.monotonic()
+        left, since_s = self._allowance.get(uid, (float(DENIED_BURST), now_s))
+        left = min(DENIED_BURST, left + now_s - since_s) - 1
+        self._allowance[uid] = (left, now_s)
+        if len(self._allowance) > CLIENTS_MAX:
+            self._allowance = {u: (n, t) for u, (n, t) in self._allowance.items() if now_s - t < DENIED_BURST}
+
+    def _paused(self, client: Client) -> bool:
+        left, since_s = self._allowance.get(client.caller.actor.uid, (1.0, 0.0))
+        return not client.admin and left + time.monotonic() - since_s < 1
+
+    def paused_any(self) -> bool:
+        """Somebody's requests wait for their pace: look again within a second."""
+        return any(c.lines and self._paused(c) for c in self.clients.values())
+
+    def ready(self, fd: int, mask: int) -> None:
+        """One client is readable, writable or gone."""
+        client = self.clients.get(fd)
+        if client is None:
+            return
+        if mask & select.EPOLLIN:
+            try:
+                lines = client.read()
+            except PactError as exc:
+                self.refuse(client, exc.message)
+                lines = []
+            if lines is None or (client.half_closed and mask & select.EPOLLHUP):  # it does not listen either
+                self.drop(client)
+                return
+            client.lines.extend(lines)
+        elif mask & (select.EPOLLHUP | select.EPOLLERR):
+            self.drop(client)
+            return
+        self.flush(client)
+
+    def refuse(self, client: Client, why: str) -> None:
+        """Answer garbage, and close."""
+        self.garbage += 1
+        client.send({"ok": False, "exit": EXIT_USAGE, "message": why, "hint": "", "result": {}})
+        client.closing = True
+
+    def connected(self, client: Client) -> bool:
+        """Still here: its descriptor's number may long be another client's."""
+        if client.remote:
+            return client.open
+        return self.clients.get(client.fd) is client
+
+    def flush(self, client: Client) -> None:
+        if client.remote or not self.connected(client):
+            return
+        if not client.write():
+            self.drop(client)
+            return
+        reads = not client.half_closed and not client.lines  # who has asked enough is not listened to
+        wanted = (select.EPOLLIN if reads else 0) | (select.EPOLLOUT if client.wants_write() else 0)
+        if wanted != client.events:
+            client.events = wanted
+            self._epoll.modify(client.fd, wanted)
+
+    def drop(self, client: Client) -> None:
+        if self.connected(client):
+            del self.clients[client.fd]
+            self._epoll.unregister(client.fd)
+            client.sock.close()
+
+    def close(self) -> None:
+        for client in list(self.clients.values()):
+            client.write()
+            self.drop(client)
+        self._epoll.unregister(self.fd)
+        self._sock.close()
+        try:
+            os.unlink(self.path)
+        except OSError:
+            pass
+
+
+def _gids(names: Sequence[str]) -> set[int]:
+    out = set()
+    for name in names:
+        try:
+            out.add(grp.getgrnam(name).gr_gid)
+        except KeyError:
+            continue  # a group that does not exist has no members
+    return out
+
+
+def _peer_groups(sock: socket.socket) -> set[int]:
+    """All groups of the peer. Python's getsockopt takes at most 1024 bytes, 256 groups; libc takes them all."""
+    _, _, gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    try:
+        raw = sock.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, 1024)
+    except OSError as exc:
+        if exc.errno != errno.ERANGE:
+            return {gid}
+        raw = _many_peer_groups(sock)
+    return {gid, *struct.unpack(f"{len(raw) // 4}I", raw)}
+
+
+def _many_peer_groups(sock: socket.socket) -> bytes:
+    import ctypes
+
+    buffer, length = ctypes.create_string_buffer(GROUPS_MAX * 4), ctypes.c_uint32(GROUPS_MAX * 4)
+    libc = ctypes.CDLL(None)
+    failed = libc.getsockopt(sock.fileno(), socket.SOL_SOCKET, SO_PEERGROUPS, buffer, ctypes.byref(length))
+    return b"" if failed else buffer.raw[: length.value]
+
+
+def _listen(path: str) -> socket.socket:
+    if len(os.fsencode(path)) > 107:
+        raise PactError(f"the socket path {path} is longer than 107 bytes", "set a shorter [control] socket")
+    try:
+        os.makedirs(os.path.dirname(path) or ".", mode=0o755, exist_ok=True)
+        try:
+            if stat.S_ISSOCK(os.lstat(path).st_mode):
+                os.unlink(path)
+        except FileNotFoundError:
+            pass
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+        sock.bind(path)
+        os.chmod(path, 0o666)
+        sock.listen(128)
+    except OSError as exc:
+        raise PactError(f"control socket {path}: {os.strerror(exc.errno or 0)}") from None
+    return sock

@@ -1,0 +1,123 @@
+"""Executables in ``hooks.d`` run on events: JSON on stdin, time-limited, never blocking the agent.
+
+Only files that root (or the agent's own user) owns and nobody else may write are run. They get no terminal, a clean
+environment, and a process group of their own, which is killed when their time is up.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import subprocess
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+RUNNING_MAX: Final = 4
+QUEUE_MAX: Final = 1000
+
+
+@dataclass(slots=True)
+class Running:
+    process: subprocess.Popen[bytes]
+    path: str
+    pidfd: int
+    ends_ns: int
+
+
+class Hooks:
+    """A bounded queue of events and a bounded number of processes."""
+
+    def __init__(self, directory: str, timeout_ns: int, log: Callable[[str], None]) -> None:
+        self.directory = directory
+        self.timeout_ns = timeout_ns
+        self.log = log
+        self.dropped = 0
+        self._warned: set[str] = set()
+        self.running: dict[int, Running] = {}
+        self._queue: deque[tuple[str, bytes]] = deque()
+
+    def paths(self) -> list[str]:
+        """The hooks that may be run, in order of name."""
+        try:
+            names = sorted(os.listdir(self.directory))
+        except OSError:
+            return []
+        return [p for n in names if not n.startswith(".") for p in [f"{self.directory}/{n}"] if self._trusted(p)]
+
+    def _trusted(self, path: str) -> bool:
+        try:
+            st, top = os.stat(path), os.stat(self.directory)
+        except OSError:
+            return False
+        for which, info in ((path, st), (self.directory, top)):
+            if info.st_uid not in (0, os.geteuid()) or info.st_mode & 0o022:
+                if which not in self._warned:
+                    self._warned.add(which)
+                    self.log(f"hook {which} is not run: others could have written it")
+                return False
+        return stat.S_ISREG(st.st_mode) and bool(st.st_mode & 0o100)
+
+    def events(self, bodies: Sequence[bytes]) -> None:
+        """Queue events for every hook; the oldest are dropped, and counted, when nobody keeps up."""
+        paths = self.paths()
+        for body in bodies if paths else ():
+            for path in paths:
+                if len(self._queue) >= QUEUE_MAX:
+                    self._queue.popleft()
+                    self.dropped += 1
+                self._queue.append((path, body))
+
+    def start_due(self, now_ns: int) -> list[int]:
+        """Start what may run now. Returns new pidfds to be watched for reading."""
+        fds = []
+        while self._queue and len(self.running) < RUNNING_MAX:
+            path, body = self._queue.popleft()
+            try:
+                with open(os.memfd_create("pact-event"), "w+b") as stdin:
+                    stdin.write(body + b"\n")
+                    stdin.seek(0)
+                    process = subprocess.Popen(
+                        [path], stdin=stdin, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/",
+                        start_new_session=True, env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"},
+                    )  # fmt: skip
+                pidfd = os.pidfd_open(process.pid)
+            except OSError as exc:
+                self.log(f"hook {path}: {exc}")
+                continue
+            self.running[pidfd] = Running(process, path, pidfd, now_ns + self.timeout_ns)
+            fds.append(pidfd)
+        return fds
+
+    def reap(self, pidfd: int) -> None:
+        """One ended."""
+        hook = self.running.pop(pidfd)
+        code = hook.process.wait()
+        if code:
+            self.log(f"hook {hook.path} ended with {code}")
+        os.close(pidfd)
+
+    def next_end_ns(self) -> int | None:
+        return min((h.ends_ns for h in self.running.values()), default=None)
+
+    def kill_overdue(self, now_ns: int) -> None:
+        for hook in self.running.values():
+            if hook.ends_ns <= now_ns:
+                self.log(f"hook {hook.path} was killed after {self.timeout_ns / 1e9:g} s")
+                self._kill(hook)
+                hook.ends_ns = now_ns + self.timeout_ns
+
+    def close(self) -> None:
+        self._queue.clear()
+        for hook in list(self.running.values()):
+            self._kill(hook)
+            self.reap(hook.pidfd)
+
+    @staticmethod
+    def _kill(hook: Running) -> None:
+        try:
+            os.killpg(hook.process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass

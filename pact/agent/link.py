@@ -1,0 +1,374 @@
+"""The agent's place in a cluster: its records go up, calls and holds come down. Loaded only where there are parents.
+
+Everything here runs in the agent's loop. Calls are carried out by the same ``Requests`` as those of the control socket,
+with the operator's identity; what was done once is answered again, not done again.  # T12
+Records leave as viewers may see them, whoever asks.  # S2
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import random
+import secrets
+import time
+from collections import OrderedDict, deque
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final
+
+import orjson
+import zmq
+
+from pact import __version__
+from pact.agent import views
+from pact.agent.control import Client
+from pact.agent.notify import log
+from pact.cluster import keys
+from pact.cluster.links import Links
+from pact.core import groups
+from pact.core.events import Caller, Event, FleetTold, LinkChanged
+from pact.core.outbox import Outbox, Read, Up
+from pact.core.records import Record, rfc3339
+from pact.core.uplink import Connect, Deliver, Disconnect, Effect, Lost, Send, Uplink
+from pact.core.wire import LINE_MAX, Message
+from pact.errors import EXIT_CONFLICT, EXIT_FAILED, EXIT_UNREACHABLE, EXIT_USAGE, JournalError, RequestError
+from pact.model import NS_PER_S, Actor, Owner
+
+if TYPE_CHECKING:
+    from pact.agent.agent import Agent
+
+FILE_NAME: Final = "replicated"
+SAVE_NS: Final = 5 * NS_PER_S
+RECENT_MAX: Final = 256
+RECENT_BYTES_MAX: Final = 256 << 10
+READ_BYTES: Final = 128 << 10
+READS_PER_TURN: Final = 4
+ANSWER_MAX: Final = 4 << 20
+ROWS_MAX: Final = 1_000
+RUNNING_MAX: Final = 64
+CACHED_MAX: Final = 256
+CACHED_BYTES_MAX: Final = 2 << 20
+UID_FOR_S: Final = 300.0
+HERE_ONLY: Final = frozenset({"watch", "export", "content"})
+VIEWER: Final = Caller(Actor("cluster", None, "viewer", "cluster"), Owner("cluster", "cluster"))
+ROLES: Final = ("viewer", "ops", "admin")
+
+
+class Remote(Client):
+    """Somebody far away who asked one thing. Has no socket; its answer is one JSON object."""
+
+    remote = True
+
+    def __init__(self, link: Link, key: tuple[int, str], caller: Caller) -> None:
+        self.caller = caller
+        self.fd = -1
+        self.tokens: set[int] = set()
+        self.watching = self.closing = self.half_closed = False
+        self.events = 0
+        self.lines: deque[bytes] = deque()
+        self.open = True
+        self._link = link
+        self._key = key
+
+    def send(self, value: Any) -> None:
+        """The answer, once."""
+        if self.open:
+            self.open = False
+            self._link.answered(self._key, value if isinstance(value, bytes) else orjson.dumps(value))
+
+    def stream(self, source: Iterator[bytes]) -> None:
+        """Rows, as one bounded answer."""
+        rows: list[bytes] = []
+        size = 0
+        for line in islice(source, ROWS_MAX + 1):
+            size += len(line) + 1
+            if size > ANSWER_MAX or len(rows) >= ROWS_MAX:
+                break
+            if line != b'{"end":true}':
+                rows.append(line)
+        self.send(b'{"ok":true,"exit":0,"message":"","hint":"","result":{"rows":[' + b",".join(rows) + b"]}}")
+
+    def wants_write(self) -> bool:
+        return False
+
+    def write(self) -> bool:
+        return True
+
+
+class Link:
+    """See the module. ``turn`` belongs into every turn of the agent's loop."""
+
+    def __init__(self, agent: Agent) -> None:
+        """Raises ConfigError where the key cannot be used. Connects to nobody yet."""
+        config = agent.config
+        self.agent = agent
+        self._context: zmq.Context[Any] = zmq.Context(1)
+        self.links = Links(self._context, keys.load(config.secret), self._opened, self._closing)
+        first = agent.journal.get(0)
+        incarnation = first.hash[:16] if first is not None else ""
+        self._path = os.path.join(config.state_dir, FILE_NAME)
+        self._saved = self._load(incarnation)
+        self._save_ns = 0
+        self.outbox = Outbox(config.name, incarnation, newest=agent.journal.seq, acked=self._saved)
+        self.uplink = Uplink(
+            config.name, "node", config.parents, random.Random(), session=secrets.randbits(64), version=__version__,
+            rack=config.rack, more=self._more, unfinished=lambda: groups.unfinished(agent.node),
+        )  # fmt: skip
+        self._recent: deque[tuple[int, str, bytes]] = deque()
+        self._recent_bytes = 0
+        self._todo: deque[Read | Up] = deque()
+        self._running: set[tuple[int, str]] = set()
+        self._cache: OrderedDict[tuple[int, str], bytes] = OrderedDict()
+        self._cached_bytes = 0
+        self._uids: dict[str, tuple[float, int | None]] = {}
+        self._untold: list[Event] = []
+        self._since_wall_ns = 0
+
+    def _opened(self, socket: zmq.Socket[bytes]) -> None:
+        self.agent.watch_fd(socket.fileno())
+
+    def _closing(self, socket: zmq.Socket[bytes]) -> None:
+        self.agent.unwatch_fd(socket.fileno())
+
+    def _more(self) -> dict[str, Any]:
+        return {"incarnation": self.outbox.incarnation, "seq": self.outbox.newest, "wall_ns": time.time_ns()}
+
+    # -- the loop -----------------------------------------------------------------------------------------------
+
+    def turn(self) -> None:
+        """A bounded amount of work."""
+        now_ns = self.agent.clock.now_ns()
+        if self._untold and not self.agent.journal_error:
+            untold, self._untold = self._untold, []
+            for event in untold:
+                self._tell(event)
+        for parent, message in self.links.drain():
+            self._apply(self.uplink.received(parent, message, now_ns))
+        self._apply(self.uplink.tick(now_ns))
+        self._todo.extend(self.outbox.tick(now_ns))
+        for _ in range(READS_PER_TURN):
+            if not self._todo:
+                break
+            self._next(self._todo.popleft(), now_ns)
+        if self.outbox.acked != self._saved and now_ns >= self._save_ns:
+            self.save()
+            self._save_ns = now_ns + SAVE_NS
+
+    def next_wake_ns(self) -> int:
+        """0: at once."""
+        if self._todo or self.links.readable():
+            return 0
+        due = [ns for ns in (self.uplink.next_wake_ns(), self.outbox.next_wake_ns()) if ns is not None]
+        return min(due, default=1 << 62)
+
+    def _apply(self, effects: Sequence[Effect]) -> None:
+        for effect in effects:
+            if isinstance(effect, Connect | Disconnect | Send):
+                self.links.perform(effect)
+            elif isinstance(effect, Deliver):
+                self._received(effect.message)
+            elif isinstance(effect, Lost):
+                log(f"cluster: no parent: {effect.why}", 4)
+                self.outbox.lost()
+                self._tell(LinkChanged(*self.agent.now(), False))
+            else:
+                log(f"cluster: {effect.text}", 4)
+
+    def _send(self, kind: str, head: Mapping[str, Any], body: bytes = b"") -> None:
+        self._apply(self.uplink.send(kind, head, body))
+
+    def close(self) -> None:
+        """Say goodbye. What is not acknowledged is sent at the next start."""
+        self._apply(self.uplink.stop())
+        self.save()
+        self.links.close()
+        self._context.term()
+
+    # -- records up ---------------------------------------------------------------------------------------------
+
+    def recorded(self, rows: Sequence[tuple[Record, bytes]]) -> None:
+        """These are durable here."""
+        for record, body in rows:
+            self._recent.append((record.seq, record.hash, body))
+            self._recent_bytes += len(body)
+        while self._recent and (len(self._recent) > RECENT_MAX or self._recent_bytes > RECENT_BYTES_MAX):
+            self._recent_bytes -= len(self._recent.popleft()[2])
+        self._todo.extend(self.outbox.recorded(rows[-1][0].seq))
+
+    def _next(self, work: Read | Up, now_ns: int) -> None:
+        if isinstance(work, Up):
+            self._send(work.kind, work.head, work.body)
+            return
+        try:
+            lines = list(self._lines(work.first, work.limit))
+        except JournalError as exc:
+            log(f"cluster: {exc}", 4)
+            return
+        self._todo.extendleft(reversed(self.outbox.rows(work.first, lines, now_ns)))
+
+    def _lines(self, first: int, limit: int) -> Iterator[bytes]:
+        """Records as viewers may see them, at least one; from memory where it has them."""
+        rows: Iterator[tuple[str, bytes]]
+        if self._recent and self._recent[0][0] <= first:
+            rows = ((h, b) for _, h, b in islice(self._recent, first - self._recent[0][0], None))
+        else:
+            rows = self.agent.journal.bodies(first, limit)
+        size = 0
+        for hash_, body in islice(rows, limit):
+            line = views.record_line(body, hash_, VIEWER) + b"\n"
+            if len(line) > LINE_MAX:
+                line = _without_data(body, hash_)
+            yield line
+            size += len(line)
+            if size >= READ_BYTES:
+                return
+
+    @property
+    def replicated(self) -> int:
+        return self.outbox.acked
+
+    def _load(self, incarnation: str) -> int:
+        try:
+            with open(self._path, "rb") as f:
+                obj = orjson.loads(f.read(4096))
+            return int(obj["seq"]) if obj["incarnation"] == incarnation else -1
+        except (OSError, ValueError, KeyError, TypeError):
+            return -1
+
+    def save(self) -> None:
+        """A hint for the next start; without it everything is sent again, and the root passes over what it has."""
+        try:
+            with open(self._path + ".new", "wb") as f:
+                f.write(orjson.dumps({"incarnation": self.outbox.incarnation, "seq": self.outbox.acked}))
+            os.replace(self._path + ".new", self._path)
+        except OSError:
+            pass
+        self._saved = self.outbox.acked
+
+    # -- what comes down ----------------------------------------------------------------------------------------
+
+    def _received(self, message: Message) -> None:
+        head, kind = message.head, message.kind
+        now_ns, wall_ns = self.agent.now()
+        if kind == "welcome":
+            log(f"cluster: under {self.uplink.parent}")
+            self._since_wall_ns = wall_ns
+            self._todo.clear()
+            self._todo.extend(self.outbox.welcomed(head["credit"], now_ns))
+            self._fleet(head["fleet"])
+            self._tell(LinkChanged(now_ns, wall_ns, True))
+        elif kind == "ack":
+            for node, incarnation, seq, rewind in head["cursors"]:
+                if node == self.uplink.name:
+                    self._todo.extend(self.outbox.acknowledged(incarnation, seq, rewind, now_ns))
+        elif kind == "fleet":
+            self._fleet(head)
+        elif kind == "call":
+            self._call(message)
+
+    def _fleet(self, fleet: Mapping[str, Any] | None) -> None:
+        if fleet is not None:
+            self._tell(FleetTold(*self.agent.now(), fleet["fence"], fleet["seq"], fleet["holds"]))
+
+    def _tell(self, event: Event) -> None:
+        """The core hears it now, or when there is a journal again."""
+        if self.agent.journal_error:
+            self._untold = [e for e in self._untold if type(e) is not type(event)] + [event]
+        else:
+            self.agent.step(event)
+
+    # -- calls --------------------------------------------------------------------------------------------------
+
+    def _call(self, message: Message) -> None:
+        head = message.head
+        key = (head["fence"], head["call"])
+        if key in self._cache:
+            self._answer(key, self._cache[key])
+        elif key in self._running:
+            pass  # its answer comes
+        elif head["fence"] < self.uplink.fence:
+            self._refuse(key, EXIT_CONFLICT, "this root has been replaced", "repeat the command")
+        elif len(self._running) >= RUNNING_MAX:
+            self._refuse(key, EXIT_UNREACHABLE, f"{RUNNING_MAX} commands are under way on this node", "repeat it later")
+        else:
+            self._run(key, head, message.body)
+
+    def _run(self, key: tuple[int, str], head: Mapping[str, Any], body: bytes) -> None:
+        op = head["op"]
+        try:
+            args = orjson.loads(body or b"{}")
+            if not isinstance(args, dict):
+                raise RequestError("the arguments are no object")
+            if op in HERE_ONLY or args.get("follow"):
+                raise RequestError(f"{op} works on the node itself only" + (" with follow" if op == "log" else ""))
+            if op == "log" and not 0 <= (args.get("count") or 0) <= ROWS_MAX:
+                raise RequestError(f"at most {ROWS_MAX} records of a node can be asked for from afar")
+        except (orjson.JSONDecodeError, RequestError, TypeError) as exc:
+            self._refuse(key, EXIT_USAGE, str(exc), "run it on the node for more" if op == "log" else "")
+            return
+        if op == "log" and args.get("count") is None:
+            args["count"] = ROWS_MAX
+        self._running.add(key)
+        remote = Remote(self, key, self._caller(head["caller"]))
+        self.agent.requests.line(remote, orjson.dumps({"v": 1, "op": op, "args": args}))
+        if remote.open and not remote.tokens:
+            self._refuse(key, EXIT_FAILED, f"{op} gave no answer", "")
+
+    def _refuse(self, key: tuple[int, str], code: int, why: str, hint: str) -> None:
+        self.answered(key, orjson.dumps({"ok": False, "exit": code, "message": why, "hint": hint, "result": {}}))
+
+    def answered(self, key: tuple[int, str], body: bytes) -> None:
+        """A call is done."""
+        self._running.discard(key)
+        if len(body) > ANSWER_MAX:
+            body = orjson.dumps({"ok": False, "exit": EXIT_FAILED, "message": f"the answer has {len(body)} bytes",
+                                 "hint": "ask for less, or on the node itself", "result": {}})  # fmt: skip
+        self._cache[key] = body
+        self._cached_bytes += len(body)
+        while len(self._cache) > CACHED_MAX or (self._cached_bytes > CACHED_BYTES_MAX and len(self._cache) > 1):
+            self._cached_bytes -= len(self._cache.popitem(last=False)[1])
+        self._answer(key, body)
+
+    def _answer(self, key: tuple[int, str], body: bytes) -> None:
+        parts = [[[self.uplink.name], len(body)]]
+        self._send("answer", {"call": key[1], "final": True, "parts": parts, "lost": []}, body)
+
+    def _caller(self, said: Mapping[str, Any]) -> Caller:
+        """The operator, whom the root has authenticated. One who has an account here owns what that account owns."""
+        user, role = said["user"], said["role"]
+        if role == "agent":
+            return Caller(Actor("pact", None, "agent", "cluster"), Owner("agent", "pact"))
+        role = role if role in ROLES else "viewer"
+        uid = self._uid(user)
+        if uid == 0 and role != "admin":
+            uid = None
+        owner = Owner(f"cluster:{user}", user) if uid is None else Owner(f"uid:{uid}", user, uid)
+        return Caller(Actor(user, uid, role, "cluster"), owner)
+
+    def _uid(self, user: str) -> int | None:
+        now_s = time.monotonic()
+        known = self._uids.get(user)
+        if known is not None and now_s < known[0]:
+            return known[1]
+        try:
+            uid: int | None = pwd.getpwnam(user).pw_uid
+        except (KeyError, ValueError):
+            uid = None
+        if len(self._uids) > RUNNING_MAX:
+            self._uids.clear()
+        self._uids[user] = (now_s + UID_FOR_S, uid)
+        return uid
+
+    def status(self) -> dict[str, Any]:
+        """What ``pact status`` shows of the cluster."""
+        since = rfc3339(self._since_wall_ns) if self.uplink.connected else None
+        return {"parent": self.uplink.parent or None, "connected": self.uplink.connected, "since": since,
+                "replicated": self.outbox.acked, "waiting": self.outbox.waiting}  # fmt: skip
+
+
+def _without_data(body: bytes, hash_: str) -> bytes:
+    """A record that no frame holds: everything but its data, so that its number is not missing."""
+    record = orjson.loads(body)
+    record["data"] = {"omitted": len(body)}
+    return orjson.dumps({**record, "hash": hash_}, option=orjson.OPT_SORT_KEYS) + b"\n"

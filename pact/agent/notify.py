@@ -1,0 +1,36 @@
+"""systemd's notification protocol (readiness, watchdog, status) and log. A dozen lines do not want a library."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+
+
+class Notifier:
+    """Sends to ``$NOTIFY_SOCKET``; does nothing where the agent was not started by systemd."""
+
+    def __init__(self) -> None:
+        self._address = os.environ.pop("NOTIFY_SOCKET", "")
+        usec, pid = os.environ.get("WATCHDOG_USEC", ""), os.environ.get("WATCHDOG_PID", str(os.getpid()))
+        self.watchdog_ns = int(usec) * 1000 if usec.isdigit() and pid == str(os.getpid()) else 0
+
+    def send(self, *lines: str) -> None:
+        if not self._address:
+            return
+        address = "\0" + self._address[1:] if self._address.startswith("@") else self._address
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as s:
+                s.connect(address)
+                s.send("\n".join(lines).encode())
+        except OSError:
+            pass  # the manager went away; nothing depends on it
+
+
+def log(text: str, level: int = 5) -> None:
+    """One line for the service manager's log."""
+    prefix = f"<{level}>" if os.environ.get("JOURNAL_STREAM") else ""
+    try:
+        print(f"{prefix}pact: {text}", file=sys.stderr, flush=True)
+    except OSError:
+        pass  # nobody listens any more; the journal has it all

@@ -1,0 +1,420 @@
+"""Requests of the control socket: reading ones are answered from memory, the others become events for the core."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final
+
+import orjson
+
+from pact.agent import views
+from pact.agent.control import Client
+from pact.agent.worker import Result
+from pact.core.events import Asked, Ticked
+from pact.core.plan import Step
+from pact.core.records import rfc3339, verify
+from pact.core.state import State
+from pact.errors import DeniedError, PactError, RequestError, UsageError
+from pact.journal.sqlite import SqliteJournal
+from pact.model import Declared, Unreadable, split_id
+from pact.resources import KINDS, kind_of
+from pact.resources.consumers import find_holders
+from pact.resources.toml import export
+
+if TYPE_CHECKING:
+    from pact.agent.agent import Agent
+
+NUMBER_MAX: Final = 1 << 62
+FOLLOW_MAX: Final = 10_000
+
+#: op -> the fields of its args, each with its type. What is not named here is refused.
+FIELDS: Final[Mapping[str, Mapping[str, tuple[type, ...]]]] = {
+    "ping": {}, "status": {}, "check": {}, "watch": {}, "export": {},
+    "diff": {"targets": (list,)},
+    "log": {"count": (int, type(None)), "since": (str,), "type": (str,), "follow": (bool,)},
+    "show": {"seq": (int,)},
+    "content": {"seq": (int,), "resource": (str, type(None))},
+    "consumers": {"resource": (str,)},
+    "commit": {"targets": (list,), "all": (bool,), "message": (str,), "ttl_ns": (int, type(None)),
+               "force": (bool,)},
+    "rollback": {"targets": (list,), "all": (bool,), "dry_run": (bool,), "force": (bool,), "to_seq": (int, type(None))},
+    "extend": {"targets": (list,), "by_ns": (int,)},
+    "declare": {"resources": (dict,), "blobs": (dict,), "prune": (bool,), "take": (bool,), "dry_run": (bool,)},
+    "apply": {"resources": (dict,), "blobs": (dict,), "dry_run": (bool,), "message": (str,)},
+    "adopt": {"patterns": (list,)},
+    "emergency_start": {"reason": (str,), "for_ns": (int, type(None))},
+    "emergency_end": {"how": (str, type(None)), "message": (str,), "force": (bool,)},
+    "hold_place": {"reason": (str,), "for_ns": (int, type(None)), "change": (str, type(None))},
+    "hold_release": {"name": (str, type(None))},
+}  # fmt: skip
+#: What only the root asks, through the tree.
+ROOT_FIELDS: Final[Mapping[str, Mapping[str, tuple[type, ...]]]] = {
+    "state": {},
+    "group_check": {"fence": (int,), "resources": (dict,), "blobs": (dict,)},
+    "group_apply": {"fence": (int,), "group": (str,), "resources": (dict,), "blobs": (dict,), "message": (str,),
+                    "left_ns": (int,)},
+    "group_vote": {"fence": (int,), "group": (str,), "action": (str,), "ballot": (int,), "automatic": (bool,),
+                   "force": (bool,)},
+    "group_decide": {"fence": (int,), "group": (str,), "ballot": (int,), "decision": (str,), "action": (str,),
+                     "why": (str,), "message": (str,), "ttl_ns": (int, type(None)), "force": (bool,)},
+    "group_extend": {"fence": (int,), "group": (str,), "left_ns": (int,)},
+    "fleet_seen": {"fence": (int,), "seq": (int,), "holds": (list,)},
+}  # fmt: skip
+ALL_FIELDS: Final = {**FIELDS, **ROOT_FIELDS}
+NEEDED: Final = {
+    "show": ("seq",), "content": ("seq",), "consumers": ("resource",), "extend": ("by_ns",),
+    "declare": ("resources",), "apply": ("resources",), "adopt": ("patterns",),
+    "group_check": ("fence", "resources"), "group_apply": ("fence", "group", "resources", "message", "left_ns"),
+    "group_vote": ("fence", "group", "action", "ballot"), "fleet_seen": ("fence", "seq", "holds"),
+    "group_decide": ("fence", "group", "ballot", "decision", "action"), "group_extend": ("fence", "group", "left_ns"),
+}  # fmt: skip
+
+
+def parse(line: bytes, fields: Mapping[str, Mapping[str, tuple[type, ...]]] = FIELDS) -> tuple[str, dict[str, Any]]:
+    """A request. Raises RequestError for what is none."""
+    try:
+        obj = orjson.loads(line)
+    except orjson.JSONDecodeError as exc:
+        raise RequestError(f"not JSON: {exc}") from None
+    if not isinstance(obj, dict) or not isinstance(obj.get("op"), str) or not isinstance(obj.get("args", {}), dict):
+        raise RequestError('a request is {"v":1,"op":NAME,"args":{...}}')
+    op, args = obj["op"], obj.get("args", {})
+    if obj.get("v", 1) != 1:
+        raise RequestError(f"version {obj.get('v')!r} is not spoken here; this agent speaks 1")
+    if op not in fields:
+        raise RequestError(f"unknown request {op!r}")
+    for key, value in args.items():
+        if key not in fields[op]:
+            raise RequestError(f"{op}: unknown field {key!r}")
+        if not isinstance(value, fields[op][key]) or (isinstance(value, bool) and bool not in fields[op][key]):
+            raise RequestError(f"{op}: {key} has the wrong type")
+        if isinstance(value, int) and abs(value) > NUMBER_MAX:
+            raise RequestError(f"{op}: {key} is out of range")
+        if isinstance(value, list) and op != "fleet_seen" and not all(isinstance(v, str) for v in value):
+            raise RequestError(f"{op}: {key} must be a list of strings")
+    for key in NEEDED.get(op, ()):
+        if key not in args:
+            raise RequestError(f"{op}: {key} is missing")
+    return op, args
+
+
+class Requests:
+    """Carries out requests for an agent."""
+
+    def __init__(self, agent: Agent) -> None:
+        self.agent = agent
+        self._token = 0
+        self._reads: Mapping[str, Callable[[Client, dict[str, Any]], None]] = {
+            "ping": self._ping, "status": self._status, "check": self._check, "diff": self._diff, "log": self._log,
+            "show": self._show, "content": self._content, "consumers": self._consumers, "export": self._export,
+            "watch": self._watch, "state": self._state,
+        }  # fmt: skip
+
+    def line(self, client: Client, line: bytes) -> None:
+        """One line from a client."""
+        try:
+            op, args = parse(line, ALL_FIELDS if client.remote else FIELDS)
+        except RequestError as exc:
+            self.agent.control.refuse(client, exc.message)
+            return
+        try:
+            if op in self._reads:
+                if op not in ("check", "ping", "state"):
+                    self.agent.catch_up()
+                self._reads[op](client, args)
+            else:
+                self._ask(client, op, args)
+        except DeniedError as exc:
+            self.agent.record_denied(op, exc, client.caller)
+            self.fail(client, exc)
+        except PactError as exc:
+            self.fail(client, exc)
+        except Exception as exc:
+            if op not in self._reads:
+                raise  # the core's state is in doubt: end, and start again from the journal
+            traceback.print_exc()
+            self.fail(client, PactError(f"internal error: {type(exc).__name__}"))
+
+    def fail(self, client: Client, error: PactError) -> None:
+        client.send({"ok": False, "exit": error.exit_code, "message": error.message, "hint": error.hint, "result": {}})
+
+    def answer(self, client: Client, result: Any, exit_code: int = 0, message: str = "") -> None:
+        client.send({"ok": exit_code == 0, "exit": exit_code, "message": message, "hint": "", "result": result})
+
+    # -- what may change something ------------------------------------------------------------------------------
+
+    def _ask(self, client: Client, op: str, args: dict[str, Any]) -> None:
+        agent = self.agent
+        agent.require_journal()
+        agent.catch_up()
+        self._token += 1
+        token = self._token
+        if op in ("declare", "apply", "group_check", "group_apply"):
+            if client.admin or op in ROOT_FIELDS:
+                args = {**args, **self._checked(args)}
+            args.pop("blobs", None)
+        elif op == "rollback":
+            to_seq = args.pop("to_seq", None)
+            if to_seq is not None:
+                if not client.admin:
+                    raise DeniedError("restoring an earlier state needs the role admin")
+                self._rollback_to(client, token, to_seq, args)
+                return
+        agent.ask(client, token, Asked(*agent.now(), token, op, args, client.caller))
+
+    def _checked(self, args: dict[str, Any]) -> dict[str, Any]:
+        """Declared values as they would be read from a file, and the contents that belong to them."""
+        blobs: dict[str, bytes] = {}
+        for digest, text in args.get("blobs", {}).items():
+            try:
+                data = base64.b64decode(text, validate=True)
+            except (ValueError, TypeError):
+                raise RequestError(f"content {digest[:12]} is not base64") from None
+            if hashlib.sha256(data).hexdigest() != digest:
+                raise RequestError(f"content {digest[:12]} does not match its digest")
+            if len(data) > self.agent.config.file_limit:
+                raise UsageError(f"content {digest[:12]} has {len(data)} bytes; [state] file_limit is "
+                                 f"{self.agent.config.file_limit}")  # fmt: skip
+            blobs[digest] = data
+
+        def content(digest: str) -> bytes | None:
+            return blobs[digest] if digest in blobs else self.agent.journal.blob(digest)
+
+        checked = {r: self._check_value(r, v, content).to_json() for r, v in args["resources"].items()}
+        self.agent.stage(blobs)
+        return {"resources": checked}
+
+    def _check_value(self, resource: str, value: Any, blobs: Callable[[str], bytes | None]) -> Declared:
+        """The value as it would be read from a file; what such a file could not say is refused."""
+        kind = kind_of(resource)
+        name = split_id(resource)[1]
+        pattern = self.agent.ignore.match(resource)
+        if pattern is not None:
+            raise UsageError(f"{resource} is ignored by the pattern {pattern!r}",
+                             "take it out of the file or the pattern out of [drift] ignore")  # fmt: skip
+        try:
+            declared = Declared.from_json(value)
+            if kind.canonical(name) != name:
+                raise ValueError(f"its name is written {kind.canonical(name)!r}")
+            again = kind.parse(name, kind.export(name, declared, blobs), "/nonexistent").declared
+            if replace(again, restorable=declared.restorable) != declared:
+                raise ValueError("not a value of its kind")
+            for need in again.requires:
+                kind_of(need)
+        except (KeyError, TypeError, ValueError, AttributeError) as exc:
+            raise RequestError(f"{resource}: {exc}") from None
+        return replace(again, attrs=kind.marked(name, again.attrs))
+
+    def _rollback_to(self, client: Client, token: int, to_seq: int, args: dict[str, Any]) -> None:
+        """Replay up to a record, off the loop, then declare what was declared then."""
+        agent = self.agent
+        targets = args.get("targets", [])
+
+        def work() -> Result:
+            try:
+                then = state_at(agent.journal.path, to_seq)
+            except PactError as exc:
+                failed = exc
+                return Result(0, lambda t, w: agent.failed_read(client, token, failed, t, w))
+            wanted = {r: d.to_json() for r in then.declared_ids() if (d := then.declared(r)) is not None}
+            if targets:
+                missing = [t for t in targets if t not in wanted]
+                if missing:
+                    error = UsageError(f"{missing[0]} was not declared at record {to_seq}")
+                    return Result(0, lambda t, w: agent.failed_read(client, token, error, t, w))
+                wanted = {r: wanted[r] for r in targets}
+            asked = {"resources": wanted, "prune": not targets, "take": True, "dry_run": args.get("dry_run", False),
+                     "cause": "rollback", "to_seq": to_seq}  # fmt: skip
+            return Result(0, lambda t, w: Asked(t, w, token, "declare", asked, client.caller))
+
+        agent.expect(client, token)
+        agent.worker.call(self._answering(client, token, work))
+
+    def _answering(self, client: Client, token: int, work: Callable[[], Result]) -> Callable[[], Result]:
+        """The work; if it breaks, the client is told."""
+
+        def guarded() -> Result:
+            try:
+                return work()
+            except Exception as exc:
+                traceback.print_exc()
+                error = exc if isinstance(exc, PactError) else PactError(f"internal error: {type(exc).__name__}")
+                return Result(0, lambda t, w: self.agent.failed_read(client, token, error, t, w))
+
+        return guarded
+
+    # -- reading ------------------------------------------------------------------------------------------------
+
+    def _ping(self, client: Client, args: dict[str, Any]) -> None:
+        self.answer(client, {"node": self.agent.node.name})
+
+    def _status(self, client: Client, args: dict[str, Any]) -> None:
+        agent = self.agent
+        now_ns, wall_ns = agent.now()
+        result = views.status(
+            agent.node, client.caller, now_ns=now_ns, wall_ns=wall_ns, observers=agent.health(),
+            journal=agent.journal_json(), unrecorded=agent.unrecorded,
+        )  # fmt: skip
+        if agent.link is not None:
+            until_ns = agent.node.alone_until_ns
+            alone = rfc3339(wall_ns + until_ns - now_ns) if until_ns > now_ns else None
+            result["cluster"] = {**agent.link.status(), "alone_until": alone}
+        self.answer(client, result)
+
+    def _check(self, client: Client, args: dict[str, Any]) -> None:
+        agent = self.agent
+        line, code = views.check_line(agent.node, len(agent.unrecorded), agent.journal_error)
+        client.send({"ok": True, "exit": code, "message": "", "hint": "", "result": {
+            "line": line, "node": agent.node.name, "state": agent.node.state.overall()}})  # fmt: skip
+
+    def _state(self, client: Client, args: dict[str, Any]) -> None:
+        """One word: the same for all nodes that are well, so that their answers fold."""
+        self.answer(client, {"state": self.agent.node.state.overall()})
+
+    def _diff(self, client: Client, args: dict[str, Any]) -> None:
+        agent = self.agent
+        self.answer(client, views.diff(agent.node, client.caller, args.get("targets", []), agent.journal.blob))
+
+    def _log(self, client: Client, args: dict[str, Any]) -> None:
+        agent = self.agent
+        follow, count = args.get("follow", False), args.get("count")
+        if count is not None and count < 0:
+            raise UsageError("-n takes a number from 0")
+        rows = agent.journal.newest(count, since=args.get("since", ""), type_=args.get("type", ""))
+        if follow:
+            rows = iter(list(islice(rows, FOLLOW_MAX))[::-1])
+            client.watching = True
+
+        def lines() -> Iterator[bytes]:
+            for body, hash_ in rows:
+                yield b'{"record":' + views.record_line(body, hash_, client.caller) + b"}"
+            if not follow:
+                yield b'{"end":true}'
+
+        client.stream(lines())
+
+    def _watch(self, client: Client, args: dict[str, Any]) -> None:
+        client.watching = True
+
+    def _show(self, client: Client, args: dict[str, Any]) -> None:
+        record = self._record(args["seq"])
+        contents = {}
+        for resource, save in record.data.get("saves", {}).items():
+            digest = save.get("sha256")
+            secret = views.is_secret(resource, save.get("attrs"))
+            entry = dict(save)
+            if digest and (client.admin or not secret):
+                data = self.agent.journal.blob(digest)
+                if data is not None:
+                    text = KINDS["file"].text(save["attrs"], {digest: data}.get)
+                    entry["content" if text is not None else "content_base64"] = (
+                        text if text is not None else base64.b64encode(data).decode()
+                    )
+            contents[resource] = entry if client.admin else views.masked(entry, client.caller)
+        body = record.to_json() if client.admin else views.masked(record.to_json(), client.caller)
+        self.answer(client, {"record": body, "contents": contents})
+
+    def _record(self, seq: int) -> Any:
+        record = self.agent.journal.get(seq)
+        if record is None:
+            raise UsageError(f"there is no record {seq}", f"the newest is {self.agent.node.state.seq}")
+        return record
+
+    def _content(self, client: Client, args: dict[str, Any]) -> None:
+        saves = self._record(args["seq"]).data.get("saves", {})
+        kept = {r: s for r, s in saves.items() if s.get("sha256")}
+        resource = args.get("resource")
+        if resource is None:
+            if len(kept) != 1:
+                hint = "name one: " + ", ".join(sorted(kept)) if kept else "pact log --type rollback_started"
+                raise UsageError(f"record {args['seq']} keeps the content of {len(kept)} files", hint)
+            resource = next(iter(kept))
+        if resource not in kept:
+            raise UsageError(f"record {args['seq']} keeps no content of {resource}")
+        if views.is_secret(resource, kept[resource]["attrs"]) and not client.admin:
+            raise DeniedError(f"the content of {resource} is not world-readable: this needs the role admin")
+        data = self.agent.journal.blob(kept[resource]["sha256"])
+        if data is None:
+            raise PactError(f"the content of {resource} is not in the store")
+        self.answer(client, {"resource": resource, "attrs": kept[resource]["attrs"],
+                             "data": base64.b64encode(data).decode()})  # fmt: skip
+
+    def _consumers(self, client: Client, args: dict[str, Any]) -> None:
+        agent, resource = self.agent, args["resource"]
+        kind = kind_of(resource)
+        name = split_id(resource)[1]
+        try:
+            resource = f"{kind.name}:{kind.canonical(name)}"
+        except ValueError as exc:
+            raise UsageError(f"{resource}: {exc}") from None
+        declared = agent.node.state.declared(resource)
+        rules = declared.consumers if declared is not None else ()
+        self._token += 1
+        token = self._token
+        client.tokens.add(token)
+
+        def work() -> Result:
+            seen = kind.presence(split_id(resource)[1])
+            if isinstance(seen, Unreadable):
+                error = PactError(f"{resource} cannot be read: {seen.why}")
+                return Result(0, lambda t, w: agent.failed_read(client, token, error, t, w))
+            holders = find_holders([Step(resource, None, seen, (), rules)]) if seen is not None else []
+            found = views.holders_for(client.caller, [h.to_json() for h in holders])
+            result = {"v": 1, "resource": resource, "consumers": found}
+
+            def done(t_ns: int, wall_ns: int) -> Ticked:
+                client.tokens.discard(token)
+                self.answer(client, result)
+                agent.control.flush(client)
+                return Ticked(t_ns, wall_ns)
+
+            return Result(0, done)
+
+        agent.worker.call(self._answering(client, token, work))
+
+    def _export(self, client: Client, args: dict[str, Any]) -> None:
+        agent = self.agent
+        state = agent.node.state
+        declared = [(r, d) for r in list(state.declared_ids()) if (d := state.declared(r)) is not None]
+        resources = sorted(declared, key=lambda item: item[0])
+
+        def blobs_for(resource: str, value: Declared) -> Callable[[str], bytes | None]:
+            if not client.admin and views.is_secret(resource, value.attrs):
+                return lambda _: None
+            return agent.journal.blob
+
+        def lines() -> Iterator[bytes]:
+            last = ""
+            for resource, value in resources:
+                kind = split_id(resource)[0]
+                if KINDS[kind].secret(value.attrs) and kind == "sysctl" and not client.admin:
+                    continue
+                for text in export([(resource, value)], blobs_for(resource, value)):
+                    if text.startswith(f"\n[{kind}]\n") and kind == last:
+                        continue
+                    yield orjson.dumps({"text": text})
+                last = kind
+            yield b'{"end":true}'
+
+        client.stream(lines())
+
+
+def state_at(path: str, seq: int) -> State:
+    """The state after record ``seq``, by replay through a connection of its own. Raises UsageError or ChainError."""
+    journal = SqliteJournal(path, read_only=True)
+    try:
+        if not 0 <= seq <= journal.seq:
+            raise UsageError(f"there is no record {seq}", f"the newest is {journal.seq}")
+        state = State()
+        for record in verify(journal.records()):
+            state.apply(record)
+            if record.seq == seq:
+                break
+        return state
+    finally:
+        journal.close()

@@ -1,0 +1,351 @@
+"""What is to be looked at, and when: events, the periodic rescan, and the pace of both.
+
+Observers say which paths were touched; a table of signatures finds what they could not see. A resource whose drift was
+just recorded is looked at again half a second later at the soonest, and later and later while it keeps moving, so that
+a file in constant motion cannot flood the journal; its last state is always recorded, and every request looks first.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from typing import Final
+
+from pact._fast import FileTable
+from pact.agent.config import Config
+from pact.core.events import Sighting
+from pact.model import NS_PER_S, Attrs, Owner, decode_name, encode_name, split_id
+from pact.observe import open_observers
+from pact.observe.attribution import owner_of
+from pact.observe.base import Lost, MountsChanged, Restored, Touched
+from pact.resources import KINDS
+from pact.resources.mount import NETWORK_TYPES, MountTable, attrs_of, read_mounts
+
+DRAIN_BATCH_MAX: Final = 4096
+OBSERVE_BATCH_MAX: Final = 256
+AGAIN_NS: Final = NS_PER_S // 2
+AGAIN_MAX_NS: Final = 30 * NS_PER_S
+PACED_MAX: Final = 10_000
+SLICES_MAX: Final = 100
+SLICE_MIN_NS: Final = NS_PER_S // 10
+SLOW_BYTES: Final = 8 << 20
+CACHE_NAME: Final = "signatures"
+
+
+class Watching:
+    """Knows every declared resource, which of them are due, and how observers are."""
+
+    def __init__(self, config: Config, now_ns: int) -> None:
+        self.observers = open_observers(
+            fanotify=config.fanotify, inotify=config.inotify, realtime=config.realtime,
+            proc_connector=config.proc_connector, cpus=tuple(config.cpus) or housekeeping_cpus(),
+        )  # fmt: skip
+        self.table = FileTable(content_max=SLOW_BYTES)
+        self.pending: dict[str, Owner | None] = {}
+        self.lost: dict[str, str] = {}
+        self.remote: tuple[bytes, ...] = ()
+        self.covered: dict[str, tuple[Attrs, Owner | None]] = {}
+        self._points: set[bytes] | None = None
+        self._delayed: dict[str, tuple[int, Owner | None]] = {}
+        self._paced: dict[str, tuple[int, int]] = {}  # resource -> (recorded at, pause after it)
+        self._cache = os.path.join(config.state_dir, CACHE_NAME)
+        self._key_of: dict[str, int] = {}
+        self._resources: list[str | None] = []
+        self._free: list[int] = []
+        slices = max(1, min(SLICES_MAX, config.rescan_ns // SLICE_MIN_NS))
+        self._slice_ns = max(config.rescan_ns // slices, 1)
+        self._slices = slices
+        self._slice = 0
+        self._next_slice_ns = now_ns + self._slice_ns
+        self._full_ns = config.full_ns
+        self._next_full_ns = now_ns + config.full_ns
+        self._full_cycle = False
+        self._dirty = True
+        self.cycle_ended = False
+
+    # -- the declared set ---------------------------------------------------------------------------------------
+
+    def add(self, resources: Iterable[str]) -> None:
+        """Watch these. Watch first, then observe: the caller touches them."""
+        paths: list[bytes] = []
+        for resource in resources:
+            if resource in self._key_of:
+                continue
+            key = self._free.pop() if self._free else len(self._resources)
+            if key == len(self._resources):
+                self._resources.append(resource)
+            else:
+                self._resources[key] = resource
+            self._key_of[resource] = key
+            kind, name = split_id(resource)
+            mine = KINDS[kind].watch(name)
+            paths += mine
+            if mine and not self._is_remote(mine[0]):
+                self.table.put(key, mine[0], kind == "sysctl")
+        self.observers.watch_many(paths)
+        self._dirty = True
+
+    def drop(self, resource: str) -> None:
+        key = self._key_of.pop(resource, None)
+        if key is None:
+            return
+        self._resources[key] = None
+        self._free.append(key)
+        self.table.remove(key)
+        kind, name = split_id(resource)
+        for path in KINDS[kind].watch(name):
+            self.observers.unwatch(path)
+        self.pending.pop(resource, None)
+        self._delayed.pop(resource, None)
+
+    def __contains__(self, resource: str) -> bool:
+        return resource in self._key_of
+
+    # -- events -------------------------------------------------------------------------------------------------
+
+    def drain(self) -> bool:
+        """Take what the observers saw. True if there may be more."""
+        events = self.observers.drain(DRAIN_BATCH_MAX)
+        for event in events:
+            if isinstance(event, Touched):
+                if not event.own:
+                    self._touched(event)
+            elif isinstance(event, MountsChanged):
+                owner = owner_of(event.writer) if event.writer is not None else None
+                self.refresh_mounts(owner)
+                for resource in self.of_kind("mount"):
+                    self.touch(resource, owner)
+            elif isinstance(event, Lost):
+                self.lost[event.observer] = event.why
+                for resource in self._key_of:
+                    self.touch(resource, None)
+            elif isinstance(event, Restored):
+                self.lost.pop(event.observer, None)
+        return len(events) >= DRAIN_BATCH_MAX
+
+    def _touched(self, event: Touched) -> None:
+        for kind in KINDS.values():
+            name = kind.of_path(event.path)
+            if name is not None and f"{kind.name}:{name}" in self._key_of:
+                self.touch(f"{kind.name}:{name}", owner_of(event.writer) if event.writer is not None else None)
+
+    def touch(self, resource: str, owner: Owner | None) -> None:
+        """It may have changed; an identified writer is not forgotten for one that is not."""
+        waiting = self._delayed.get(resource)
+        if waiting is not None:
+            self._delayed[resource] = (waiting[0], owner or waiting[1])
+        elif owner is not None or resource not in self.pending:
+            self.pending[resource] = owner
+
+    def of_kind(self, kind: str) -> list[str]:
+        return [r for r in self._key_of if r.startswith(kind + ":")]
+
+    def refresh_mounts(self, owner: Owner | None = None) -> None:
+        """Which paths lie on file systems that may hang, and what was mounted over declared paths since last time."""
+        try:
+            mounts = read_mounts()
+        except (OSError, ValueError):
+            return
+        self.remote = tuple(m.mount_point.rstrip(b"/") + b"/" for m in mounts if m.fstype in NETWORK_TYPES)
+        points = {m.mount_point: m for m in mounts}
+        fresh = [] if self._points is None else [m for p, m in points.items() if p not in self._points]
+        self._points = set(points)
+        for mount in fresh:
+            resource = f"mount:{encode_name(mount.mount_point)}"
+            if resource not in self._key_of and self._hides(mount.mount_point):
+                self.covered[resource] = (attrs_of(mount), owner)
+
+    def _hides(self, point: bytes) -> bool:
+        """A declared file or mount lies at or below this mount point."""
+        name = encode_name(point)
+        if f"file:{name}" in self._key_of:
+            return True
+        below = name.rstrip("/") + "/"
+        return any(r.startswith((f"file:{below}", f"mount:{below}")) for r in self._key_of)
+
+    def _is_remote(self, path: bytes) -> bool:
+        return bool(self.remote) and path.startswith(self.remote)
+
+    # -- what is due --------------------------------------------------------------------------------------------
+
+    def recorded(self, resources: Iterable[str], now_ns: int) -> None:
+        """Their drift was just journaled: look again at the soonest after a pause, longer for what keeps moving."""
+        for resource in resources:
+            last_ns, pause_ns = self._paced.get(resource, (0, 0))
+            soon = pause_ns and now_ns - last_ns < 4 * pause_ns
+            self._paced[resource] = (now_ns, min(2 * pause_ns, AGAIN_MAX_NS) if soon else AGAIN_NS)
+        if len(self._paced) > PACED_MAX:
+            self._paced = {r: (t, p) for r, (t, p) in self._paced.items() if now_ns - t < 4 * p}
+
+    def take(self, now_ns: int, *, everything: bool = False) -> list[tuple[str, Owner | None]]:
+        """At most a batch of resources to observe now, with the last identified writer."""
+        for resource in [r for r, (t, _) in self._delayed.items() if everything or t <= now_ns]:
+            self.pending[resource] = self._delayed.pop(resource)[1]
+        out: list[tuple[str, Owner | None]] = []
+        for resource in list(islice(self.pending, OBSERVE_BATCH_MAX)):
+            owner = self.pending.pop(resource)
+            again_ns = sum(self._paced.get(resource, (0, 0)))
+            if again_ns > now_ns and not everything:
+                self._delayed[resource] = (again_ns, owner)
+            else:
+                out.append((resource, owner))
+        return out
+
+    @property
+    def has_due(self) -> bool:
+        return bool(self.pending)
+
+    def observe(self, wanted: Iterable[tuple[str, Owner | None]], slow: Callable[[str, Owner | None], None]
+                ) -> list[Sighting]:  # fmt: skip
+        """Look at each. What might hang or take long is handed to ``slow``."""
+        wanted = [(r, o) for r, o in wanted if r in self._key_of]
+        keys = [self._key_of[r] for r, _ in wanted]
+        self.table.scan([k for k in keys if k in self.table])  # the baseline must never be newer than what is seen
+        out = []
+        table: MountTable | None = None
+        for resource, owner in wanted:
+            kind, name = split_id(resource)
+            if kind == "mount":
+                table = table or MountTable()
+                out.append(Sighting(resource, table.observe(name), owner))
+            elif kind == "file" and self._too_slow(decode_name(name)):
+                slow(resource, owner)
+            else:
+                out.append(Sighting(resource, KINDS[kind].observe(name), owner))
+        return out
+
+    def _too_slow(self, path: bytes) -> bool:
+        if self._is_remote(path):
+            return True
+        try:
+            return os.lstat(path).st_size > SLOW_BYTES
+        except OSError:
+            return False
+
+    # -- the rescan ---------------------------------------------------------------------------------------------
+
+    def next_ns(self) -> int:
+        """When something here is due by time."""
+        delayed = min((t for t, _ in self._delayed.values()), default=self._next_slice_ns)
+        return min(self._next_slice_ns, delayed)
+
+    def rescan_due(self, now_ns: int) -> None:
+        """One slice of the periodic rescan, if its time has come."""
+        if now_ns < self._next_slice_ns:
+            return
+        self._next_slice_ns = max(now_ns, self._next_slice_ns + self._slice_ns)
+        if self._slice == 0:
+            self._begin_cycle(now_ns)
+        total = len(self._resources)
+        first, last = total * self._slice // self._slices, total * (self._slice + 1) // self._slices
+        self._scan(range(first, last))
+        self._slice = (self._slice + 1) % self._slices
+        if self._slice == 0:
+            self.cycle_ended = True
+            for name in list(self.lost):
+                self.observers.recovered(name)
+
+    def _begin_cycle(self, now_ns: int) -> None:
+        self._full_cycle = now_ns >= self._next_full_ns
+        if self._full_cycle:
+            self._next_full_ns = now_ns + self._full_ns
+        self.observers.remark()
+        self.refresh_mounts()
+        for resource in self.of_kind("mount"):
+            self.touch(resource, None)
+
+    def _scan(self, keys: Iterable[int]) -> None:
+        scannable: list[int] = []
+        others: list[int] = []
+        for key in keys:
+            resource = self._resources[key]
+            if resource is None:
+                continue
+            (scannable if key in self.table else others).append(key)
+        for key in self.table.scan(scannable, full=self._full_cycle) if scannable else ():
+            self._dirty = True
+            changed = self._resources[key]
+            assert changed is not None
+            self.touch(changed, None)
+        for key in others:
+            resource = self._resources[key]
+            if resource is not None and not resource.startswith("mount:"):
+                self.touch(resource, None)
+
+    def rescan_all(self) -> None:
+        """Everything at once: after a start, and after an observer was blind."""
+        self._scan(range(len(self._resources)))
+        for resource in self.of_kind("mount"):
+            self.touch(resource, None)
+
+    def everything(self) -> Iterator[str]:
+        return iter(self._key_of)
+
+    def points(self) -> list[str]:
+        """The mount points known now, for the next run to compare with."""
+        return sorted(encode_name(p) for p in self._points or ())
+
+    def remember_points(self, names: Iterable[str] | None) -> None:
+        """What the last run of this boot knew as mounted; ``None``: what is found is taken as given."""
+        self._points = None if names is None else {decode_name(n) for n in names}
+
+    # -- the cache ----------------------------------------------------------------------------------------------
+
+    def load_cache(self) -> int:
+        """Signatures of the last run; how many were taken over. A damaged cache is no cache."""
+        try:
+            with open(self._cache, "rb") as f:
+                return self.table.restore(f.read())
+        except (OSError, ValueError):
+            return 0
+
+    def save_cache(self) -> None:
+        """Only when nothing is pending: a signature must never be newer than what the journal knows."""
+        if not self._dirty or self.pending or self._delayed:
+            return
+        self.cycle_ended = False
+        fresh = self._cache + ".new"
+        try:
+            fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            with os.fdopen(fd, "wb") as f:
+                f.write(self.table.dump())
+            os.replace(fresh, self._cache)
+            self._dirty = False
+        except OSError:
+            try:
+                os.unlink(fresh)
+            except OSError:
+                pass
+
+    def health(self) -> dict[str, str]:
+        health = dict(self.observers.health())
+        for name, why in self.lost.items():
+            if health.get(name, "ok") == "ok":
+                health[name] = why
+        return health
+
+    def close(self) -> None:
+        self.observers.close()
+
+
+def housekeeping_cpus() -> tuple[int, ...]:
+    """The CPUs that are left to the system where others are isolated for jobs; empty where none are isolated."""
+    isolated = _cpu_list("/sys/devices/system/cpu/isolated") | _cpu_list("/sys/devices/system/cpu/nohz_full")
+    left = _cpu_list("/sys/devices/system/cpu/online") - isolated
+    return tuple(sorted(left)) if isolated else ()
+
+
+def _cpu_list(path: str) -> set[int]:
+    """``0-3,8`` as a set; empty if there is none."""
+    try:
+        with open(path, encoding="ascii") as f:
+            text = f.read().strip()
+    except OSError:
+        return set()
+    out: set[int] = set()
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        if first.isdigit():
+            out.update(range(int(first), int(last or first) + 1))
+    return out

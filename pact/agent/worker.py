@@ -1,0 +1,397 @@
+"""Looking and acting, off the loop: a hanging file system stops a worker, never the agent.
+
+One thread carries out jobs in order; what it finds comes back as events. It decides nothing: what to do, and whether,
+was decided in the core and made durable before.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import re
+import stat
+import threading
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+from pact._fast import syscalls
+from pact.core.events import Act, Acted, Discover, Discovered, Event, Look, Looked, Probe, Probed, Sighting
+from pact.core.plan import Step
+from pact.errors import PactError, RestoreError
+from pact.model import Attrs, Declared, Holder, Observation, Unreadable, decode_name, split_id
+from pact.resources import KINDS, kind_of
+from pact.resources.base import Blobs, Keep, errno_text
+from pact.resources.consumers import find_holders
+from pact.resources.toml import Ignore
+
+ROUNDS_MAX: Final = 3
+CHUNK_RESOURCES: Final = 250
+CHUNK_BYTES: Final = 4 << 20
+RESULTS_MAX: Final = 1
+STALE: Final = re.compile(rb"\.pact-[0-9a-f]{16}\Z")
+MOVED: Final = "changed again after it was decided; it was left as it is"
+
+
+@dataclass(slots=True)
+class Result:
+    """What comes back: ``make`` builds the event with the loop's clocks. ``error`` ends the job instead."""
+
+    job: int
+    make: Callable[[int, int], Event] | None
+    blobs: dict[str, bytes] = field(default_factory=dict)
+    error: PactError | None = None
+
+
+def observe(resource: str, keep: Keep | None = None) -> Observation:
+    kind, name = split_id(resource)
+    return KINDS[kind].observe(name, keep)
+
+
+def distance_n(resource: str, declared: Attrs | None, actual: Attrs | None) -> int:
+    return KINDS[resource.partition(":")[0]].distance_n(declared, actual)
+
+
+class Worker:
+    """A thread with a queue of jobs. ``wake`` is called after each result; ``room`` is what the content store still
+    takes, in bytes."""
+
+    def __init__(self, name: str, file_limit: int, room: Callable[[], int], blobs: Blobs, ignore: Ignore,
+                 wake: Callable[[], None]) -> None:  # fmt: skip
+        self.file_limit = file_limit
+        self.room = room
+        self.blobs = blobs
+        self.ignore = ignore
+        self._wake = wake
+        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self.results: queue.Queue[Result] = queue.Queue(RESULTS_MAX)
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def submit(self, effect: Look | Probe | Act | Discover, extra: Mapping[str, bytes] | None = None) -> None:
+        """``extra`` are contents not yet in the store (they came with the request)."""
+        if isinstance(effect, Look):
+            self._jobs.put(lambda: self._look(effect))
+        elif isinstance(effect, Probe):
+            self._jobs.put(lambda: self._probe(effect))
+        elif isinstance(effect, Act):
+            self._jobs.put(lambda: self._act(effect, extra or {}))
+        else:
+            self._jobs.put(lambda: self._discover(effect))
+
+    def call(self, work: Callable[[], Result]) -> None:
+        """Anything else that may take its time."""
+        self._jobs.put(lambda: self._guard(0, work))
+
+    def close(self, timeout_s: float) -> bool:
+        """Finish what has begun. False if it did not end in time (a hanging mount): it dies with the process."""
+        self._closing.set()
+        self._jobs.put(None)
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        while (work := self._jobs.get()) is not None:
+            work()
+
+    def _post(self, result: Result) -> None:
+        while True:
+            try:
+                self.results.put(result, timeout=0.2)
+            except queue.Full:
+                self._wake()
+                if self._closing.is_set():
+                    return  # nobody reads any more; the journal knows what had begun
+                continue
+            self._wake()
+            return
+
+    def _guard(self, job: int, work: Callable[[], Result]) -> None:
+        """A bug in a kind must end its job, not the worker."""
+        try:
+            result = work()
+        except PactError as exc:
+            result = Result(job, None, {}, exc)
+        except Exception as exc:
+            traceback.print_exc()
+            result = Result(job, None, {}, PactError(f"internal error: {type(exc).__name__}: {exc}"))
+        self._post(result)
+
+    # -- jobs ---------------------------------------------------------------------------------------------------
+
+    def _look(self, effect: Look) -> None:
+        def work() -> Result:
+            keep = Keep(self.file_limit, self.room())
+            sightings = [Sighting(r, observe(r, keep)) for r in effect.resources]
+            unkept = dict(keep.unkept)
+            return Result(effect.job, lambda t, w: Looked(t, w, effect.job, sightings, unkept), keep.blobs)
+
+        self._guard(effect.job, work)
+
+    def _probe(self, effect: Probe) -> None:
+        def work() -> Result:
+            keep = Keep(self.file_limit, self.room())
+            found = probe(effect.steps, keep, consumers=effect.consumers, force=effect.force)
+            sightings, holders, refusals, saves = found
+            return Result(
+                effect.job, lambda t, w: Probed(t, w, effect.job, sightings, holders, refusals, saves), keep.blobs
+            )
+
+        self._guard(effect.job, work)
+
+    def _act(self, effect: Act, extra: Mapping[str, bytes]) -> None:
+        def blobs(digest: str) -> bytes | None:
+            return extra.get(digest) or self.blobs(digest)
+
+        def work() -> Result:
+            results = act(effect.steps, blobs, resumed=effect.resumed)
+            sightings = [Sighting(s.id, observe(s.id)) for s in effect.steps]
+            return Result(effect.job, lambda t, w: Acted(t, w, effect.job, results, sightings))
+
+        try:
+            result = work()
+        except Exception as exc:  # the change must not stay frozen
+            traceback.print_exc()
+            why = f"internal error: {type(exc).__name__}: {exc}"
+            results = dict.fromkeys((s.id for s in effect.steps), why)
+            result = Result(effect.job, lambda t, w: Acted(t, w, effect.job, results, []))
+        self._post(result)
+
+    def _discover(self, effect: Discover) -> None:
+        try:
+            self._discover_all(effect)
+        except PactError as exc:
+            self._post(Result(effect.job, None, {}, exc))
+        except ValueError as exc:
+            self._post(Result(effect.job, None, {}, PactError(str(exc))))
+        except Exception as exc:
+            traceback.print_exc()
+            self._post(Result(effect.job, None, {}, PactError(f"internal error: {type(exc).__name__}: {exc}")))
+
+    def _discover_all(self, effect: Discover) -> None:
+        passed: dict[str, int] = {}
+        notes: list[str] = []
+        exact: set[str] = set()
+        keep, found = Keep(self.file_limit, self.room()), dict[str, Any]()
+        bound = _bound_paths()
+        for pattern in effect.patterns:
+            kind = kind_of(pattern)
+            text = split_id(pattern)[1]
+            named = not any(c in text for c in "*?[")
+            listing = kind.discover(text)
+            for name in listing.names:
+                resource = f"{kind.name}:{name}"
+                ignored = self.ignore.match(resource)
+                if ignored is not None:
+                    passed[f"ignored by {ignored}"] = passed.get(f"ignored by {ignored}", 0) + 1
+                    continue
+                seen = kind.observe(name, keep)
+                if isinstance(seen, Unreadable):
+                    passed["unreadable"] = passed.get("unreadable", 0) + 1
+                    if named:
+                        notes.append(f"{resource} cannot be read: {seen.why}")
+                    continue
+                if seen is None or seen.get("type") in ("fifo", "socket", "block", "char", "unknown"):
+                    continue
+                if named:
+                    exact.add(resource)
+                    if kind.name == "file" and _through_symlink(name):
+                        notes.append(f"{resource} lies behind a symbolic link; adopt its real path")
+                        continue
+                if kind.name == "file" and decode_name(name) in bound:
+                    notes.append(f"{resource} is bind-mounted: it is watched, but cannot be replaced by a rollback")
+                restorable = resource not in keep.unkept
+                found[resource] = Declared(seen, restorable=restorable).to_json()
+                if len(found) >= CHUNK_RESOURCES or sum(map(len, keep.blobs.values())) >= CHUNK_BYTES:
+                    self._post(_found(effect.job, found, exact, [], keep, last=False))
+                    found, keep = {}, Keep(self.file_limit, keep.room)
+            for why, count in listing.passed.items():
+                passed[why] = passed.get(why, 0) + count
+        notes += [f"passed over {count}: {why}" for why, count in sorted(passed.items())]
+        self._post(_found(effect.job, found, exact, notes, keep, last=True))
+
+
+def _found(job: int, found: dict[str, Any], exact: set[str], notes: list[str], keep: Keep, *, last: bool) -> Result:
+    named = frozenset(exact)
+    return Result(job, lambda t, w: Discovered(t, w, job, found, named, notes, last), keep.blobs)
+
+
+def _bound_paths() -> set[bytes]:
+    from pact.resources.mount import read_mounts
+
+    return {m.mount_point for m in read_mounts()}
+
+
+def _through_symlink(name: str) -> bool:
+    parent = os.path.dirname(decode_name(name))
+    return os.path.realpath(parent) != parent
+
+
+def probe(
+    steps: tuple[Step, ...], keep: Keep, *, consumers: bool, force: bool
+) -> tuple[list[Sighting], list[Holder], list[str], dict[str, Any]]:
+    """Observe, find consumers of what differs, keep what would be overwritten. Touches nothing.  # F5, R4"""
+    sightings, differing = [], []
+    for step in steps:
+        seen = observe(step.id)
+        sightings.append(Sighting(step.id, seen))
+        if not isinstance(seen, Unreadable) and distance_n(step.id, step.target, seen) != 0:
+            differing.append(replace(step, actual=seen))
+    leaving = {s.id for s in differing if s.target is None}
+    refusals, saves = [], {}
+    for step in differing:
+        kind, name = split_id(step.id)
+        saved = KINDS[kind].preflight(name, step, keep)
+        saves[step.id] = {k: v for k, v in saved.save.items() if k != "files"}
+        saves.update(saved.save.get("files", {}))  # what lies in a mount that is taken off
+        if saved.refusal and not _emptied_by_plan(name, saved.refusal, leaving):
+            refusals.append(saved.refusal)
+    if differing and consumers and not force:
+        refusals += package_locks()
+    holders = find_holders(differing) if consumers else []
+    return sightings, holders, refusals, saves
+
+
+def _emptied_by_plan(name: str, refusal: str, leaving: set[str]) -> bool:
+    """A directory whose every entry the same plan removes is empty in time."""
+    if not refusal.endswith("not empty"):
+        return False
+    path = decode_name(name)
+    from pact.model import encode_name
+
+    return all(f"file:{encode_name(path + b'/' + entry)}" in leaving for entry in os.listdir(path))
+
+
+#: Files that package managers lock while they work.
+PACKAGE_LOCKS: Final = (
+    "/var/lib/dpkg/lock-frontend", "/var/lib/dpkg/lock", "/var/lib/rpm/.rpm.lock", "/usr/lib/sysimage/rpm/.rpm.lock",
+    "/var/cache/dnf/metadata_lock.pid", "/run/zypp.pid",
+)  # fmt: skip
+
+
+def package_locks() -> list[str]:
+    """Who holds a package manager's lock (read from /proc/locks: nothing is locked to find out)."""
+    inodes: dict[tuple[int, int, int], str] = {}
+    for path in PACKAGE_LOCKS:
+        try:
+            st = os.stat(path)
+        except OSError:
+            continue
+        inodes[os.major(st.st_dev), os.minor(st.st_dev), st.st_ino] = path
+    if not inodes:
+        return []
+    out = []
+    try:
+        with open("/proc/locks", encoding="ascii", errors="replace") as f:
+            rows = [line.split() for line in f]
+    except OSError as exc:
+        return [errno_text("/proc/locks", exc)]
+    for row in rows:
+        if len(row) < 6 or "->" in row:
+            continue
+        try:
+            major, minor, inode = row[5].split(":")
+            path_found = inodes.get((int(major, 16), int(minor, 16), int(inode)))
+        except ValueError:
+            continue
+        if path_found is not None:
+            out.append(f"a package manager holds {path_found} (pid {row[4]})")
+    return out
+
+
+def act(steps: tuple[Step, ...], blobs: Blobs, *, resumed: bool = False) -> dict[str, str]:
+    """Carry a plan out: ``""`` for each resource restored and verified, else why not.  # R5"""
+    _sweep(steps)
+    results: dict[str, str] = {}
+    todo: list[Step] = []
+    for step in steps:
+        seen = observe(step.id)
+        if isinstance(seen, Unreadable):
+            results[step.id] = f"cannot be read: {seen.why}"
+        elif distance_n(step.id, step.target, seen) == 0:
+            results[step.id] = ""
+        elif resumed and _half_dressed(step, seen):
+            todo.append(replace(step, actual=seen))
+        elif seen != step.actual:
+            results[step.id] = MOVED
+        else:
+            todo.append(step)
+    done = []
+    for step in todo:
+        failed = [need for need in step.requires if results.get(need)]
+        results[step.id] = f"needs {failed[0]}, which failed" if failed else _restore(step, blobs)
+        if not results[step.id]:
+            done.append(step)
+    settled = done + [s for s in steps if s not in todo and not results[s.id]]
+    for _ in range(ROUNDS_MAX):
+        again = [s for s in settled if s.id.startswith("sysctl:") and _wrong(s)]
+        if not again:
+            break
+        for step in again:  # sysctls that influence each other: in order, to a fixpoint
+            results[step.id] = _restore(step, blobs)
+    for step in settled:
+        wrong = _wrong(step)
+        if wrong and not results[step.id]:
+            results[step.id] = wrong
+    return results
+
+
+def _half_dressed(step: Step, seen: Attrs | None) -> bool:
+    """A kill came between owner, mode and attributes of a file: its content is what it was.  # R6"""
+    if not step.id.startswith("file:") or seen is None or step.actual is None:
+        return False
+    return all(seen.get(k) == step.actual.get(k) for k in ("type", "sha256", "target"))
+
+
+def _restore(step: Step, blobs: Blobs) -> str:
+    kind, name = split_id(step.id)
+    seen = observe(step.id)
+    if not isinstance(seen, Unreadable):
+        if distance_n(step.id, step.target, seen) == 0:
+            return ""  # an earlier step of the plan has brought it back already
+        if kind == "file" and seen != step.actual:  # R2: written while earlier steps ran; what is there was not saved
+            return MOVED
+    try:
+        KINDS[kind].restore(name, step, blobs)
+    except RestoreError as exc:
+        return exc.message
+    except OSError as exc:
+        return os.strerror(exc.errno or 0).lower()
+    except PactError as exc:
+        return exc.message
+    return ""
+
+
+def _wrong(step: Step) -> str:
+    """Why the step is not verified, ``""`` if it is."""
+    seen = observe(step.id)
+    if isinstance(seen, Unreadable):
+        return f"restored, but cannot be read: {seen.why}"
+    if distance_n(step.id, step.target, seen) == 0:
+        return ""
+    shown = "absent" if seen is None else "" if seen.get("secret") else seen.get("value", "")  # S2
+    return "it was restored but does not stay so" + (f" (now {shown})" if shown else "")
+
+
+def _sweep(steps: tuple[Step, ...]) -> None:
+    """Remove temporary files that a kill left beside the files of this plan. No symbolic link is followed."""
+    for parent in {os.path.dirname(decode_name(split_id(s.id)[1])) for s in steps if s.id.startswith("file:")}:
+        try:
+            fd = syscalls.openat2(syscalls.AT_FDCWD, parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC,
+                                  resolve=syscalls.RESOLVE_NO_SYMLINKS)  # fmt: skip
+        except OSError:
+            continue
+        try:
+            for name in os.listdir(fd):
+                if not STALE.match(os.fsencode(name)):
+                    continue
+                if stat.S_ISDIR(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode):
+                    os.rmdir(name, dir_fd=fd)
+                else:
+                    os.unlink(name, dir_fd=fd)
+        except OSError:
+            continue
+        finally:
+            os.close(fd)

@@ -1,0 +1,1 @@
+"""The command line. Small files, one a group of commands; rich is imported only where a person looks."""

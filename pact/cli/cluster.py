@@ -1,0 +1,35 @@
+"""``pact aggregator`` and ``pact keygen``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+
+from pact.errors import EXIT_DONE, PactError, UsageError
+
+
+def aggregator(args: argparse.Namespace) -> int:
+    from pact.cluster import aggregator as program
+    from pact.cluster import config, rootpart
+
+    program.serve(config.load(args.config), rootpart.make_root)
+    return EXIT_DONE
+
+
+def keygen(args: argparse.Namespace) -> int:
+    from pact.cluster import keys
+
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}", args.name):
+        raise UsageError(f"{args.name!r} is no name: letters, digits, '.', '_' and '-'")
+    try:
+        os.makedirs(args.dir, mode=0o755, exist_ok=True)
+    except OSError as exc:
+        raise PactError(f"{args.dir}: {exc.strerror}") from None
+    public_path, secret_path, public = keys.keygen(args.name, args.dir)
+    if args.json:
+        print(json.dumps({"v": 1, "name": args.name, "public": public, "key": public_path, "secret": secret_path}))
+    else:
+        print(f"{public_path}: {public}\n{secret_path}: keep it on {args.name} only")
+    return EXIT_DONE

@@ -1,0 +1,74 @@
+"""declare, apply, adopt, export."""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import os
+import sys
+from functools import cache
+from typing import Any
+
+from pact.cli.client import ask, stream
+from pact.cli.outcome import finish, show_converged
+from pact.cli.render import clean, emit, local_time, say
+from pact.errors import EXIT_DONE, DeclaredError
+from pact.resources.toml import DeclaredSet, Ignore, parse_text, read_file
+
+
+@cache
+def _read(path: str) -> dict[str, Any]:
+    """The file as a request carries it; ``-`` is standard input."""
+    found: DeclaredSet
+    if path == "-":
+        found = parse_text(sys.stdin.buffer.read(), "(standard input)", os.getcwd(), Ignore())
+    else:
+        found = read_file(path, Ignore())
+    if not found.resources:
+        raise DeclaredError(path, 0, "declares nothing")
+    return {
+        "resources": {r: d.to_json() for r, d in found.resources.items()},
+        "blobs": {digest: base64.b64encode(data).decode() for digest, data in found.blobs.items()},
+    }
+
+
+def declare(args: argparse.Namespace) -> int:
+    answer = ask(args.socket, "declare", **_read(args.file), prune=args.prune, take=args.take, dry_run=args.dry_run)
+    if not args.json:
+        show_converged(answer.result)
+    return finish(args, answer)
+
+
+def apply(args: argparse.Namespace) -> int:
+    answer = ask(args.socket, "apply", **_read(args.file), dry_run=args.dry_run, message=args.message)
+    result = answer.result
+    if not args.json:
+        for step in result.get("plan", ()):
+            say(f"  would {step['action']:8} {clean(step['id'])}")
+        if result.get("change"):
+            until = f", to be committed until {local_time(result['deadline'])}" if result.get("deadline") else ""
+            say(f"applied {len(result['applied'])} as {result['change']}{until}")
+    return finish(args, answer)
+
+
+def adopt(args: argparse.Namespace) -> int:
+    answer = ask(args.socket, "adopt", patterns=args.patterns)
+    result = answer.result
+    if not args.json:
+        say(f"adopted {result['adopted']}, unchanged {result['unchanged']}")
+        for resource in result["not_restorable"][:10]:
+            say(f"  too large to keep: {clean(resource)} is watched, but cannot be restored")
+        if result["in_changes"]:
+            say(f"  passed over {len(result['in_changes'])} of open changes: {', '.join(result['in_changes'][:5])}")
+        for note in result["notes"]:
+            say(f"  {clean(note)}")
+    return finish(args, answer)
+
+
+def export(args: argparse.Namespace) -> int:
+    text = [line["text"] for line in stream(args.socket, "export")]
+    if args.json:
+        emit({"v": 1, "toml": "".join(text)})
+    else:
+        sys.stdout.write("".join(text).lstrip("\n"))
+    return EXIT_DONE

@@ -1,0 +1,80 @@
+"""log, watch, show."""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import os
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from pact.cli.client import ask, stream
+from pact.cli.render import clean, emit, emit_line, event_line, record_page, say
+from pact.core.records import rfc3339
+from pact.core.units import parse_duration
+from pact.errors import EXIT_DONE, UsageError
+
+DEFAULT_COUNT = 20
+
+
+def _since(text: str | None) -> str:
+    """A point in time as records write it."""
+    if text is None:
+        return ""
+    try:
+        then = datetime.now(UTC) - timedelta(microseconds=parse_duration(text) / 1000)
+    except ValueError:
+        try:
+            then = datetime.fromisoformat(text)
+        except ValueError:
+            raise UsageError(f"--since {text!r} is neither a duration nor an RFC 3339 time") from None
+    return rfc3339(int(then.timestamp() * 1_000_000) * 1000)
+
+
+def log(args: argparse.Namespace) -> int:
+    count = args.n if args.n is not None else None if args.since is not None else DEFAULT_COUNT
+    lines = stream(args.socket, "log", endless=args.follow, count=count, since=_since(args.since), type=args.type,
+                   follow=args.follow)  # fmt: skip
+    return _print(args, (x for x in lines if not args.type or x["record"]["type"] == args.type))
+
+
+def watch(args: argparse.Namespace) -> int:
+    return _print(args, stream(args.socket, "watch", endless=True))
+
+
+def _print(args: argparse.Namespace, lines: Any) -> int:
+    for line in lines:
+        if args.json:
+            emit_line(line["record"])
+        else:
+            say(event_line(line["record"]), flush=True)
+    return EXIT_DONE
+
+
+def show(args: argparse.Namespace) -> int:
+    if args.restore is not None:
+        return _restore(args)
+    answer = ask(args.socket, "show", seq=args.seq)
+    if args.json:
+        emit({"v": 1, **answer.result})
+    else:
+        record_page(answer.result)
+    return answer.exit
+
+
+def _restore(args: argparse.Namespace) -> int:
+    answer = ask(args.socket, "content", seq=args.seq, resource=args.resource)
+    data = base64.b64decode(answer.result["data"])
+    try:
+        fd = os.open(args.restore, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with os.fdopen(fd, "wb") as f:
+            f.write(data)
+    except FileExistsError:
+        raise UsageError(f"{args.restore} exists already", "name a path that does not") from None
+    except OSError as exc:
+        raise UsageError(f"{args.restore}: {os.strerror(exc.errno or 0)}") from None
+    if args.json:
+        emit({"v": 1, "resource": answer.result["resource"], "path": args.restore, "bytes": len(data)})
+    else:
+        say(f"wrote {len(data)} bytes of {clean(answer.result['resource'])} to {args.restore}")
+    return EXIT_DONE

@@ -1,0 +1,47 @@
+"""status, diff, check, consumers."""
+
+from __future__ import annotations
+
+import argparse
+
+from pact.cli.client import ask
+from pact.cli.render import clean, diff_page, emit, holders_table, say, status_page
+from pact.errors import EXIT_DONE, EXIT_DRIFT
+
+
+def status(args: argparse.Namespace) -> int:
+    answer = ask(args.socket, "status")
+    if args.json:
+        emit(answer.result)
+    else:
+        status_page(answer.result)
+    return EXIT_DONE
+
+
+def diff(args: argparse.Namespace) -> int:
+    answer = ask(args.socket, "diff", targets=args.targets)
+    if args.json:
+        emit(answer.result)
+    else:
+        diff_page(answer.result)
+    return EXIT_DRIFT if args.exit_code and answer.result["resources"] else EXIT_DONE
+
+
+def check(args: argparse.Namespace) -> int:
+    answer = ask(args.socket, "check")
+    if args.json:
+        emit({"v": 1, **answer.result})
+    else:
+        say(clean(answer.result["line"]))
+    return answer.exit
+
+
+def consumers(args: argparse.Namespace) -> int:
+    answer = ask(args.socket, "consumers", resource=args.id)
+    if args.json:
+        emit(answer.result)
+    elif answer.result["consumers"]:
+        holders_table(answer.result["consumers"])
+    else:
+        say(f"nobody uses {clean(answer.result['resource'])}")
+    return EXIT_DONE

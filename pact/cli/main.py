@@ -1,0 +1,280 @@
+"""``pact``: arguments, and what becomes of errors. A person's mistake gives one or two lines, never a traceback."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NoReturn
+
+from pact import __version__
+from pact.core.units import parse_duration
+from pact.errors import EXIT_FAILED, EXIT_USAGE, PactError
+
+DESCRIPTION: Final = """\
+Changes to this node take effect at once and open a commit window: commit them in
+time, or they are rolled back to declared state. Larger drift has less time."""
+
+
+#: Commands that can be sent to other nodes.
+FAR: Final = frozenset({
+    "nodes", "groups", "status", "diff", "commit", "rollback", "extend", "apply", "declare", "adopt", "consumers",
+    "show", "hold", "emergency", "log", "watch", "check",
+})  # fmt: skip
+
+
+class Parser(argparse.ArgumentParser):
+    """Usage errors are short and end with exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(EXIT_USAGE, f"pact: {message}\n{self.format_usage().strip()}\n")
+
+
+def duration(text: str) -> int:
+    try:
+        return parse_duration(text)
+    except ValueError as exc:
+        raise argparse.ArgumentTypeError(str(exc)) from None
+
+
+def build() -> argparse.ArgumentParser:
+    """The whole command line."""
+    parser = Parser(prog="pact", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--socket", metavar="PATH", default=os.environ.get("PACT_SOCKET") or None,
+                        help="the agent's control socket (default: $PACT_SOCKET or /run/pact/agent.sock)")
+    parser.add_argument("--via", metavar="URL", action="append", help="a root or an aggregator: tcp://HOST:7417")
+    parser.add_argument("--server-key", metavar="KEY", help="its public key, or the file that holds it")
+    parser.add_argument("--key", metavar="FILE", help="your secret key (NAME.secret)")
+    parser.add_argument("--json", action="store_true", help="one JSON document on stdout (one a line for streams)")
+    parser.add_argument("--version", action="version", version=f"pact {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
+
+    def add(name: str, text: str, epilog: str = "") -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text, epilog=epilog or None)
+        sub.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+        sub.add_argument("--socket", metavar="PATH", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+        if name in FAR:
+            _far(sub)
+        return sub
+
+    sub = add("agent", "run the node agent in the foreground")
+    sub.add_argument("--config", metavar="FILE", help="default: /etc/pact/agent.toml, if it exists")
+
+    sub = add("aggregator", "run one member of the cluster's tree in the foreground")
+    sub.add_argument("--config", metavar="FILE", help="default: /etc/pact/aggregator.toml")
+
+    sub = add("keygen", "make a key pair: NAME.key (public) and NAME.secret")
+    sub.add_argument("name", metavar="NAME", help="the node, aggregator or person that it is for")
+    sub.add_argument("--dir", metavar="DIR", default=".", help="where to (default: here)")
+
+    add("status", "state, drift, open changes and the time they have left")
+
+    sub = add("diff", "declared against actual for each drifted resource")
+    sub.add_argument("targets", nargs="*", metavar="ID", help="resources or changes (default: all)")
+    sub.add_argument("--exit-code", action="store_true", help="exit 11 if anything has drifted")
+
+    sub = add("commit", "accept changes: what the machine has becomes declared")
+    _targets(sub)
+    sub.add_argument("-m", "--message", required=True, metavar="TEXT", help="why")
+    sub.add_argument("--force", action="store_true", help="on this node alone, although its group is being settled")
+    _missing(sub)
+    sub.add_argument("--ttl", type=duration, metavar="D", help="let the commit end after D (15m to 10d)")
+
+    sub = add("rollback", "restore declared state now")
+    _targets(sub)
+    sub.add_argument("--dry-run", action="store_true", help="show the plan and who is in its way; change nothing")
+    sub.add_argument("--force", action="store_true", help="although a hold was placed or a package manager works")
+    sub.add_argument("--to", type=int, metavar="SEQ", help="restore the declared state of an earlier journal record")
+
+    _missing(sub)
+
+    sub = add("extend", "move a deadline later; reopens what is blocked or failed")
+    _missing(sub)
+    sub.add_argument("words", nargs="+", metavar="[CHANGE...] D", help="changes, then the duration (90, 15m, 4h, 2d)")
+
+    sub = add("apply", "make the changes in FILE now, as one change with its own window")
+    sub.add_argument("file", metavar="FILE")
+    sub.add_argument("--dry-run", action="store_true", help="show what would change")
+    sub.add_argument("-m", "--message", default="", metavar="TEXT", help="what for")
+    sub.add_argument("--require", choices=["all"], help="with --nodes: absence of a node blocks a rollback, too")
+    _missing(sub)
+
+    sub = add("declare", "make FILE the declared state and converge to it at once")
+    sub.add_argument("file", metavar="FILE")
+    sub.add_argument("--prune", action="store_true", help="forget what FILE does not name (deletes nothing)")
+    sub.add_argument("--take", action="store_true", help="include resources of open changes")
+    sub.add_argument("--dry-run", action="store_true", help="show what would change")
+
+    sub = add("show", "one journal record whole, with the content that a rollback replaced")
+    sub.add_argument("seq", type=int, metavar="SEQ")
+    sub.add_argument("--restore", metavar="PATH", help="write the replaced content to PATH (must not exist)")
+    sub.add_argument("--resource", metavar="ID", help="which one, where the record keeps several")
+
+    sub = add("adopt", "make the live state of the matching resources declared",
+              "patterns: 'file:/etc/**' 'sysctl:net.**' 'mount:**' 'module:**'")  # fmt: skip
+    sub.add_argument("patterns", nargs="+", metavar="PATTERN")
+
+    add("export", "the declared state as TOML that declare accepts")
+
+    sub = add("consumers", "who uses this resource now")
+    sub.add_argument("id", metavar="ID")
+
+    _emergency(add("emergency", "suspend auto-rollback on this node, or end that"))
+    _hold(add("hold", "pause auto-rollback of one change or of the node"))
+
+    sub = add("log", "journal records, newest first")
+    sub.add_argument("-n", type=int, metavar="N", help="how many (default: 20; with --since all)")
+    sub.add_argument("--since", metavar="T", help="a duration back (2h) or an RFC 3339 time")
+    sub.add_argument("--type", default="", metavar="T", help="only this type, for example rolled_back")
+    sub.add_argument("--follow", "-f", action="store_true", help="go on with what comes")
+
+    add("watch", "live events until interrupted")
+    add("check", "for health checks: one line, exit 0 or 11")
+
+    add("nodes", "the nodes of the cluster, and how far their records have come")
+    sub = add("groups", "changes on many nodes, and where each member is")
+    sub.add_argument("group", nargs="?", metavar="GROUP")
+    sub.add_argument("--all", action="store_true", help="also those that are settled")
+
+    _journal(add("journal", "verify, export or import a journal"))
+    return parser
+
+
+def _far(sub: argparse.ArgumentParser, *, again: bool = False) -> None:
+    """``--nodes`` and what belongs to it. ``again``: they may also stand after the action's word."""
+    gone = argparse.SUPPRESS
+    sub.add_argument("--nodes", metavar="NODESET", default=gone if again else None,
+                     help="on these nodes: node[001-128], @group")  # fmt: skip
+    sub.add_argument("--timeout", type=duration, metavar="D", default=gone if again else None,
+                     help="how long to wait for nodes (default 60s)")  # fmt: skip
+    for flag, how in (("--via", {"action": "append"}), ("--server-key", {}), ("--key", {})):
+        sub.add_argument(flag, default=gone, help=gone, **how)  # type: ignore[arg-type]
+
+
+def _missing(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--allow-missing", metavar="N|NODESET", help="go on without so many, or without these, nodes")
+
+
+def _targets(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("targets", nargs="*", metavar="CHANGE|ID", help="default: your own changes")
+    sub.add_argument("--all", action="store_true", help="every change that you may settle")
+
+
+def _emergency(sub: argparse.ArgumentParser) -> None:
+    actions = sub.add_subparsers(dest="action", required=True, metavar="start|end", parser_class=Parser)
+    start = actions.add_parser("start", help="suspend every window")
+    start.add_argument("--reason", required=True, metavar="TEXT")
+    _far(start, again=True)
+    start.add_argument("--for", dest="for_ns", type=duration, metavar="D", help="default 4h")
+    end = actions.add_parser("end", help="settle what is yours; the rest starts a new window")
+    _far(end, again=True)
+    how = end.add_mutually_exclusive_group(required=True)
+    how.add_argument("--commit", action="store_const", dest="how", const="commit")
+    how.add_argument("--rollback", action="store_const", dest="how", const="rollback")
+    end.add_argument("-m", "--message", default="", metavar="TEXT")
+    end.add_argument("--force", action="store_true", help="although another person started it")
+
+
+def _hold(sub: argparse.ArgumentParser) -> None:
+    actions = sub.add_subparsers(dest="action", required=True, metavar="place|release", parser_class=Parser)
+    place = actions.add_parser("place", help="stop the clock")
+    place.add_argument("change", nargs="?", metavar="CHANGE", help="default: the whole node")
+    _far(place, again=True)
+    place.add_argument("--all", action="store_true", help="the whole fleet: nothing rolls back anywhere")
+    place.add_argument("--reason", required=True, metavar="TEXT")
+    place.add_argument("--for", dest="for_ns", type=duration, required=True, metavar="D")
+    release = actions.add_parser("release", help="let it run again")
+    _far(release, again=True)
+    release.add_argument("--all", action="store_true", help="a hold of the whole fleet")
+    release.add_argument("name", nargs="?", metavar="HOLD|CHANGE", help="default: your holds")
+
+
+def _journal(sub: argparse.ArgumentParser) -> None:
+    actions = sub.add_subparsers(dest="action", required=True, metavar="verify|export|import", parser_class=Parser)
+    verify = actions.add_parser("verify", help="check the hash chain of a journal or an export")
+    verify.add_argument("file", nargs="?", metavar="FILE", help="default: the configured agent's journal")
+    verify.add_argument("--config", metavar="FILE")
+    export = actions.add_parser("export", help="write a journal as JSON lines")
+    export.add_argument("file", nargs="?", metavar="FILE", help="default: stdout")
+    export.add_argument("--config", metavar="FILE")
+    load = actions.add_parser("import", help="fill an empty state directory from an export")
+    load.add_argument("file", metavar="FILE")
+    load.add_argument("--config", metavar="FILE")
+
+
+def dispatch(args: argparse.Namespace) -> int:
+    """Run the command. Returns the exit code."""
+    name: str = args.command
+    if name == "agent":
+        from pact.cli import agent
+
+        return agent.run(args)
+    if name == "journal":
+        from pact.cli import journal
+
+        return journal.run(args)
+    if name in ("aggregator", "keygen"):
+        from pact.cli import cluster
+
+        return cluster.aggregator(args) if name == "aggregator" else cluster.keygen(args)
+    if name in FAR:
+        from pact.cli import fleet
+
+        if fleet.wanted(args):
+            return fleet.run(args, None if name in ("nodes", "groups") else _handler(name))
+    if args.socket is None:
+        from pact.agent.config import DEFAULT_SOCKET
+
+        args.socket = DEFAULT_SOCKET
+    return _handler(name)(args)
+
+
+def _handler(name: str) -> Callable[[argparse.Namespace], int]:
+    """What carries a command out."""
+    module: Any
+    if name in ("status", "diff", "check", "consumers"):
+        from pact.cli import look as module
+    elif name in ("log", "watch", "show"):
+        from pact.cli import history as module
+    elif name in ("commit", "rollback", "extend", "emergency", "hold"):
+        from pact.cli import settle as module
+    else:
+        from pact.cli import declare as module
+    handler: Callable[[argparse.Namespace], int] = getattr(module, name)
+    return handler
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The whole program. Returns the exit code."""
+    args = build().parse_args(argv)
+    try:
+        code = dispatch(args)
+        sys.stdout.flush()
+        return code
+    except PactError as exc:
+        print(f"pact: {exc.message}", file=sys.stderr)
+        if exc.hint:
+            print(f"      {exc.hint}", file=sys.stderr)
+        return exc.exit_code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return EXIT_FAILED
+    except OSError as exc:  # the output's disk is full, or its terminal is gone
+        if args.command == "agent":
+            raise  # no person's mistake
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        print(f"pact: {exc.filename or 'output'}: {os.strerror(exc.errno or 0)}", file=sys.stderr)
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        return 130
+
+
+def entry() -> NoReturn:
+    """The console script."""
+    sys.exit(main())
+
+
+
+if __name__ == "__main__":
+    entry()

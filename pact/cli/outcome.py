@@ -1,0 +1,44 @@
+"""How a request that changes something ends on the screen: JSON as it is, or messages and the exit code."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from pact.cli.client import Answer
+from pact.cli.render import clean, emit, holders_table, say
+
+
+def finish(args: argparse.Namespace, answer: Answer) -> int:
+    """JSON as it is; else the message of what did not go well, and the exit code."""
+    if args.json:
+        emit({"v": 1, **answer.result, **({"message": answer.message} if answer.message else {})})
+    elif answer.message:
+        out = sys.stdout if answer.ok else sys.stderr
+        print(f"pact: {clean(answer.message)}" if not answer.ok else clean(answer.message), file=out)
+        if answer.hint and not answer.ok:
+            print(f"      {clean(answer.hint)}", file=out)
+    return answer.exit
+
+
+def show_converged(result: dict[str, Any]) -> None:
+    """What a declaration did or would do."""
+    if not result:
+        return
+    verb = "would converge" if result.get("dry_run") else "converged"
+    left = result.get("left", {})
+    changed = [s for s in result.get("converge", ()) if s["id"] not in left]
+    for step in changed:
+        say(f"  {step['action']:8} {clean(step['id'])}")
+    said = "would declare" if result.get("dry_run") else "declared"
+    same = f" ({result['unchanged']} were declared so already)" if result.get("unchanged") else ""
+    say(f"{said} {result['resources']} resources{same}, {verb} {len(changed)}")
+    if result["forgotten"]:
+        say(f"{'would forget' if result.get('dry_run') else 'forgot'} {len(result['forgotten'])}")
+    if result["in_changes"]:
+        say(f"not converged, they belong to open changes (--take): {', '.join(map(clean, result['in_changes'][:5]))}")
+    for why in result.get("refused", ()):
+        say(f"would be refused: {clean(why)}")
+    if result.get("dry_run") and result.get("consumers"):
+        holders_table(result["consumers"])

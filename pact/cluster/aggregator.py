@@ -1,0 +1,451 @@
+"""``pact aggregator``: the same program at every level of the tree. What it decides is in ``pact.core.relay``.
+
+One loop over the children's ROUTER, a DEALER for each parent, the authentication requests and, in a root, the root's
+own descriptors. Each turn takes a bounded number of messages, so that authentication, votes and commands never wait for
+a flood of events.  # T9
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import resource
+import secrets
+import select
+import signal
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final, Protocol
+
+import zmq
+
+from pact import __version__
+from pact._fast import syscalls
+from pact.agent.clock import boottime_ns
+from pact.agent.notify import Notifier, log
+from pact.cluster import auth, config, keys
+from pact.cluster.config import AggregatorConfig
+from pact.cluster.http import Http
+from pact.cluster.links import Links, end_dead_connections
+from pact.cluster.zap import DRAIN_MAX as ZAP_MAX
+from pact.cluster.zap import Zap, connection_of, end_connection, key_of
+from pact.core import wire
+from pact.core.outbox import Up
+from pact.core.relay import Effect, Ended, Relay, ToChildren
+from pact.core.uplink import Connect, Deliver, Disconnect, Lost, Note, Send, Uplink
+from pact.core.uplink import Effect as UplinkEffect
+from pact.core.wire import Message
+from pact.errors import ConfigError, PactError, RemoteProtocolError
+from pact.model import NS_PER_S
+
+ROUTER_BATCH: Final = 1_024
+ROUTER_NS: Final = NS_PER_S // 50
+BACKLOG: Final = 4_096
+CHILD_HWM: Final = 4_096
+SOCKETS_MAX: Final = 16_384
+SHARED_FROM: Final = 16 << 10  # frames of this size are shared among children, not copied
+KEEP_FREED: Final = 64 << 20  # between two ``trim``: events come and go in large blocks
+SPARE_FDS: Final = 512
+AUTH_LOOK_NS: Final = NS_PER_S // 2
+SHOW_NS: Final = NS_PER_S
+TRIM_NS: Final = 30 * NS_PER_S
+WAIT_MAX_NS: Final = NS_PER_S
+#: ZeroMQ's flags as plain numbers: an enumeration costs as much as a call into the library.
+NOW: Final = int(zmq.NOBLOCK)
+NOW_MORE: Final = int(zmq.NOBLOCK | zmq.SNDMORE)
+EVENTS: Final = int(zmq.EVENTS)
+READABLE: Final = int(zmq.POLLIN)
+EVENTS_CODE: Final = wire.KINDS["events"].code
+
+
+class RootPart(Protocol):
+    """What makes an aggregator a root. Messages that it returns go to the relay as a parent's would: ``welcome`` when
+    it leads, ``sorry`` when it leads no more. A pollable is a socket of ZeroMQ's, or something with ``fileno``.
+    """
+
+    def received(self, message: Message, t_ns: int, wall_ns: int) -> Iterable[Message]: ...
+    def tick(self, t_ns: int, wall_ns: int) -> Iterable[Message]: ...
+    def next_wake_ns(self) -> int | None: ...
+    def pollables(self) -> Sequence[Any]: ...
+    def ready(self, pollable: Any, t_ns: int, wall_ns: int) -> Iterable[Message]: ...
+    def removed(self, keys: Sequence[str]) -> None: ...
+    def shown(self) -> Mapping[str, Any]: ...
+    def close(self) -> None: ...
+
+
+#: Makes the root part: from the configuration, the context, whether a key may connect, and the relay.
+MakeRoot = Callable[["Aggregator"], RootPart]
+
+
+class Aggregator:
+    """See the module."""
+
+    def __init__(self, settings: AggregatorConfig, make_root: MakeRoot | None = None) -> None:
+        """Bind and begin. Raises PactError and says why."""
+        syscalls.one_arena()
+        syscalls.keep_freed(KEEP_FREED)
+        self.config = settings
+        self.key = keys.load(settings.secret)
+        config.refuse_own_key(settings, self.key.public)
+        self._auth_seen = self._auth_new = _signature(settings.authorized)
+        self.authorized = auth.read(settings.authorized)
+        self._raise_limit()
+        self.relay = Relay(settings.name, rack=settings.rack, children_max=settings.children,
+                           buffer_max=settings.buffer)  # fmt: skip
+        self.context: zmq.Context[Any] = zmq.Context(2 if settings.children > 512 else 1)
+        self.context.set(zmq.MAX_SOCKETS, SOCKETS_MAX)
+        self.poller = select.epoll()
+        self._pollables: dict[int, Any] = {}
+        self._fds: dict[bytes, tuple[int, str]] = {}
+        self._stopping = self._reload = False
+        self.bad = 0
+        self.zap = Zap(self.context, self._may_connect, lambda text: log(text, 4))
+        self.router = self._bind()
+        self._watch(self.zap.socket)
+        self._watch(self.router)
+        self._zap_fd, self._router_fd = self.zap.socket.fileno(), self.router.fileno()
+        self._zap_more = self._router_more = self._sent = True
+        self._router_send = super(zmq.Socket, self.router).send  # without what the wrapper does for each call
+        self.links = Links(self.context, self.key, self._watch, self._unwatch)
+        self.uplink: Uplink | None = None
+        self.root: RootPart | None = None
+        if settings.parents:
+            self.uplink = Uplink(settings.name, "aggregator", settings.parents, random.Random(),
+                                 session=secrets.randbits(64), version=__version__, rack=settings.rack,
+                                 more=self.relay.claims, beat=self.relay.beat)  # fmt: skip
+        elif make_root is not None:
+            self.root = make_root(self)
+            for pollable in self.root.pollables():
+                self._watch(pollable)
+        self.notifier = Notifier()
+        self._shown: Mapping[str, Any] = {}
+        self._show_ns = 0
+        self.http = self._open_http() if settings.http else None
+
+    def _open_http(self) -> Http | None:
+        """Several aggregators on one machine cannot all have the default address; only who asked for it insists."""
+        try:
+            http = Http(self.config.http, lambda: self._shown)
+        except PactError as exc:
+            if self.config.http != config.DEFAULT_HTTP:
+                raise
+            log(f"no web page: {exc.message}", 4)
+            return None
+        http.start()
+        return http
+
+    def _raise_limit(self) -> None:
+        """A ROUTER without descriptors spins: refuse what cannot work."""
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = self.config.children + SPARE_FDS
+        if hard != resource.RLIM_INFINITY and wanted > hard:
+            raise ConfigError(f"{self.config.path}: {self.config.children} children need {wanted} descriptors;"
+                              f" the limit is {hard}", "raise LimitNOFILE, or lower [aggregator] children")  # fmt: skip
+        if wanted > soft:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+    def _bind(self) -> zmq.Socket[bytes]:
+        router: zmq.Socket[bytes] = self.context.socket(zmq.ROUTER)
+        self.secure(router, auth.TREE)
+        router.set(zmq.ROUTER_MANDATORY, 1)  # and no handover: a routing id is its connection's while that lives  # T13
+        router.sndhwm = router.rcvhwm = CHILD_HWM
+        self.bind(router, self.config.tree)
+        return router
+
+    def secure(self, socket: zmq.Socket[bytes], domain: str) -> None:
+        """CURVE and limits for a socket that others connect to; before it is bound."""
+        socket.curve_server = True
+        socket.curve_secretkey = self.key.secret.encode()
+        socket.zap_domain = domain.encode()
+        socket.linger = 0
+        socket.maxmsgsize = wire.FRAME_MAX
+        end_dead_connections(socket)
+        socket.set(zmq.BACKLOG, BACKLOG)
+        socket.set(zmq.IPV6, 1)
+
+    def bind(self, socket: zmq.Socket[bytes], url: str) -> None:
+        """Raises PactError."""
+        try:
+            socket.bind(url)
+        except zmq.ZMQError as exc:
+            raise PactError(f"{url}: {exc.strerror}", "another program may listen there") from None
+
+    def _may_connect(self, key: str, domain: str) -> bool:
+        return self.authorized.may_connect(key, domain)
+
+    @property
+    def port(self) -> int:
+        endpoint = self.router.get(zmq.LAST_ENDPOINT)
+        assert isinstance(endpoint, bytes)
+        return int(endpoint.rpartition(b":")[2].rstrip(b"\0"))
+
+    # -- the loop -----------------------------------------------------------------------------------------------
+
+    def _watch(self, pollable: Any) -> None:
+        fd = pollable.fileno()
+        self._pollables[fd] = pollable
+        self.poller.register(fd, select.EPOLLIN)
+
+    def _unwatch(self, pollable: Any) -> None:
+        fd = pollable.fileno()
+        del self._pollables[fd]
+        self.poller.unregister(fd)
+
+    def run(self) -> None:
+        """Until SIGTERM or SIGINT."""
+        read_fd, write_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(write_fd, warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, self._on_signal)
+        self.poller.register(read_fd, select.EPOLLIN)
+        self.notifier.send("READY=1")
+        log(f"aggregator {self.config.name} ready on {self.config.tree}")
+        try:
+            while not self._stopping:
+                self.turn(self._timeout_s(), read_fd)
+        finally:
+            signal.set_wakeup_fd(-1)
+            self.poller.unregister(read_fd)
+            os.close(read_fd)
+            os.close(write_fd)
+
+    def _on_signal(self, number: int, _frame: object) -> None:
+        if number == signal.SIGHUP:
+            self._reload = True
+        else:
+            self._stopping = True
+
+    def _timeout_s(self) -> float:
+        if self._more():
+            return 0.0
+        now_ns = boottime_ns()
+        due = [now_ns + WAIT_MAX_NS, self.relay.next_wake_ns()]
+        for part in (self.uplink, self.root):
+            wake_ns = part.next_wake_ns() if part is not None else None
+            if wake_ns is not None:
+                due.append(wake_ns)
+        return max(0, min(due) - now_ns) / NS_PER_S + 0.0005
+
+    def _more(self) -> bool:
+        """A descriptor of ZeroMQ's says only once that something came, and a send may have taken that. Who was read to
+        the end and sent nothing since need not be asked.
+        """
+        if self._sent and not self._router_more:
+            self._router_more = bool(int(self.router.get(EVENTS)) & READABLE)
+        self._sent = False
+        return self._router_more or self._zap_more or self.links.readable()
+
+    def turn(self, timeout_s: float, signal_fd: int = -1) -> None:
+        """Wait at most so long, then do a bounded amount of work."""
+        ready = {fd for fd, _ in self.poller.poll(timeout_s)}
+        if signal_fd in ready:
+            os.read(signal_fd, 64)
+        if self._zap_more or self._zap_fd in ready:
+            self._zap_more = self.zap.drain() == ZAP_MAX
+        now_ns, wall_ns = boottime_ns(), time.time_ns()
+        if self.uplink is not None:
+            for parent, message in self.links.drain(ready):
+                self._from_uplink(self.uplink.received(parent, message, now_ns), now_ns)
+        if self._router_more or self._router_fd in ready:
+            self._router_more = self._drain_router()
+        now_ns = boottime_ns()
+        if self.root is not None:
+            mine = self.root.pollables()
+            for pollable in [self._pollables.get(fd) for fd in ready]:
+                if pollable is not None and pollable in mine:
+                    self._from_root(self.root.ready(pollable, now_ns, wall_ns), now_ns)
+            self._from_root(self.root.tick(now_ns, wall_ns), now_ns)
+        if self.uplink is not None:
+            self._from_uplink(self.uplink.tick(now_ns), now_ns)
+        self._perform(self.relay.tick(now_ns), now_ns)
+        self._flush(now_ns)
+        if now_ns >= self._show_ns and self.http is not None:
+            self._show_ns = now_ns + SHOW_NS
+            self._shown = self._show()
+        if self._reload or now_ns >= self._auth_look_ns:
+            self._look_at_keys(now_ns)
+        if self.notifier.watchdog_ns:
+            self.notifier.send("WATCHDOG=1")
+
+    _auth_look_ns = 0
+    _trim_ns = 0
+
+    def _drain_router(self) -> bool:
+        """A bounded batch of what the children say, for a bounded time. True if there may be more."""
+        recv, relay, peers = self.router.recv, self.relay, self.authorized.peers
+        ends_ns = now_ns = boottime_ns()
+        ends_ns += ROUTER_NS
+        for _ in range(ROUTER_BATCH):
+            try:
+                rid = recv(NOW)
+            except zmq.Again:
+                return False
+            frame = recv(NOW, copy=False)
+            key = key_of(frame)
+            peer = peers.get(key)
+            if frame.more or peer is None:
+                self._refuse(rid, frame, key)
+                continue
+            try:
+                view = frame.buffer
+                large = len(view) >= SHARED_FROM and view[2] == EVENTS_CODE  # passed on as they are: not copied here
+                message = wire.decode(view if large else frame.bytes)
+            except RemoteProtocolError as exc:
+                self.bad += 1
+                self._perform(relay.bad_frame(rid, peer, exc.message, now_ns), now_ns)
+                continue
+            if message.kind == "hello":
+                self._fds[rid] = (connection_of(frame), key)
+            self._perform(relay.received(rid, peer, message, now_ns), now_ns)
+            now_ns = boottime_ns()
+            if now_ns >= ends_ns:
+                return True
+        return True
+
+    def _refuse(self, rid: bytes, frame: zmq.Frame, key: str) -> None:
+        """More frames than one, or a key that was removed: its connection ends."""
+        self.bad += 1
+        while self.router.get(zmq.RCVMORE):
+            self.router.recv()
+        if key not in self.authorized.peers:
+            end_connection(connection_of(frame), self.port)
+
+    # -- effects ------------------------------------------------------------------------------------------------
+
+    def _perform(self, effects: Iterable[Effect], now_ns: int) -> None:
+        lost: set[bytes] = set()
+        for effect in effects:
+            if isinstance(effect, ToChildren):
+                self._send(effect.rids, effect.frame, lost)
+            elif isinstance(effect, Up):
+                self._send_up(effect, now_ns)
+            elif isinstance(effect, Ended):
+                self._fds.pop(effect.rid, None)
+            else:
+                log(effect.text, 4)
+        for rid in lost:
+            self._perform(self.relay.gone(rid, now_ns), now_ns)
+
+    def _send(self, rids: tuple[bytes, ...], frame: bytes, lost: set[bytes]) -> None:
+        """The same bytes to each. Who cannot be reached, or does not read, has no session any more."""
+        send, self._sent = self._router_send, True
+        data: Any = zmq.Frame(frame) if len(frame) >= SHARED_FROM and len(rids) > 1 else frame
+        for rid in rids:
+            try:
+                send(rid, NOW_MORE)
+                send(data, NOW, data is frame)
+            except zmq.ZMQError:
+                lost.add(rid)
+
+    def _send_up(self, up: Up, now_ns: int) -> None:
+        if self.uplink is not None:
+            self._from_uplink(self.uplink.send(up.kind, up.head, up.body), now_ns)
+        elif self.root is not None:
+            message = wire.message(up.kind, up.head, up.body)
+            self._from_root(self.root.received(message, now_ns, time.time_ns()), now_ns)
+
+    def _from_uplink(self, effects: Iterable[UplinkEffect], now_ns: int) -> None:
+        for effect in effects:
+            if isinstance(effect, Connect | Disconnect | Send):
+                self.links.perform(effect)
+            elif isinstance(effect, Deliver):
+                if effect.message.kind == "welcome":
+                    assert self.uplink is not None
+                    log(f"under {self.uplink.parent}")
+                self._perform(self.relay.from_parent(effect.message, now_ns), now_ns)
+            elif isinstance(effect, Lost):
+                log(f"no parent: {effect.why}", 4)
+                self._perform(self.relay.parent_lost(now_ns), now_ns)
+            elif isinstance(effect, Note):
+                log(effect.text, 4)
+
+    def _from_root(self, messages: Iterable[Message], now_ns: int) -> None:
+        for message in messages:
+            self._perform(self.relay.from_parent(message, now_ns), now_ns)
+
+    def _flush(self, now_ns: int) -> None:
+        self._perform(self.relay.flush(now_ns), now_ns)
+
+    def _show(self) -> Mapping[str, Any]:
+        """What the web page and the metrics say. Made in the loop, read by their thread."""
+        relay = self.relay
+        own = {
+            "name": self.config.name, "cluster": self.config.cluster, "version": __version__, "root": False,
+            "children": len(relay.tree.named), "connected": len(relay.tree.where), "buffered": relay.backlog.bytes,
+            "healthy": relay.rooted, "trouble": "" if relay.rooted else "no way to the root",
+        }  # fmt: skip
+        theirs = dict(self.root.shown()) if self.root is not None else {}
+        refused = {**theirs.get("refused", {}), "messages of children": relay.violations + self.bad}
+        return {**own, **theirs, "refused": refused}
+
+    # -- keys ---------------------------------------------------------------------------------------------------
+
+    def _look_at_keys(self, now_ns: int) -> None:
+        """The file of authorised keys may have changed. One that cannot be read changes nothing, and is said once."""
+        self._auth_look_ns = now_ns + AUTH_LOOK_NS
+        if now_ns >= self._trim_ns and not self.relay.calls.open:
+            self._trim_ns = now_ns + TRIM_NS
+            syscalls.trim()
+        seen = _signature(self.config.authorized)
+        if seen == self._auth_seen and not self._reload:
+            return
+        if seen != self._auth_new and not self._reload:  # it may be half written: a shorter file revokes keys
+            self._auth_new = seen
+            return
+        self._auth_seen, self._reload = seen, False
+        try:
+            newer = auth.read(self.config.authorized)
+        except ConfigError as exc:
+            log(f"the authorised keys stay as they were: {exc.message}", 3)
+            return
+        if not newer.peers:
+            log("the authorised keys stay as they were: the file names none", 3)
+            return
+        removed, self.authorized = self.authorized.removed(newer), newer
+        log(f"{len(newer.peers)} authorised keys, {len(removed)} removed or changed")
+        for key in removed:
+            self._end(key, now_ns)
+        if removed and self.root is not None:
+            self.root.removed(removed)
+
+    def _end(self, key: str, now_ns: int) -> None:
+        """A removed key's sessions and connections end now.  # T11"""
+        for rid, (fd, owner) in list(self._fds.items()):
+            if owner == key:
+                self._perform(self.relay.gone(rid, now_ns), now_ns)
+                self._fds.pop(rid, None)
+                end_connection(fd, self.port)
+
+    def close(self) -> None:
+        """Children find another parent by themselves."""
+        self.notifier.send("STOPPING=1")
+        now_ns = boottime_ns()
+        if self.http is not None:
+            self.http.close()
+        if self.root is not None:
+            self.root.close()
+        elif self.uplink is not None:
+            self._from_uplink(self.uplink.stop(), now_ns)
+        self._perform(self.relay.leave(now_ns), now_ns)
+        self.links.close()
+        self.router.close(100)
+        self.zap.close()
+        self.poller.close()
+        self.context.term()
+
+
+def _signature(path: str) -> tuple[int, int, int]:
+    try:
+        info = os.stat(path)
+    except OSError:
+        return 0, 0, 0
+    return info.st_mtime_ns, info.st_size, info.st_ino
+
+
+def serve(settings: AggregatorConfig, make_root: MakeRoot | None = None) -> None:
+    """Run until a signal ends it. Raises PactError if it cannot start."""
+    aggregator = Aggregator(settings, make_root)
+    try:
+        aggregator.run()
+    finally:
+        aggregator.close()

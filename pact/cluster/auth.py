@@ -1,0 +1,111 @@
+"""Who a key belongs to and what it may connect to: ``authorized_keys.toml``. Pure; the sockets are in ``zap``.
+
+A node's name is what its key says, never what a message says.  # T13
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from pact.cluster.keys import is_public
+from pact.core.directory import ROOT, Peer
+from pact.errors import ConfigError
+
+ROLES: Final = ("node", "aggregator", "subscriber", "viewer", "ops", "admin")
+FIELDS: Final = ("public", "name", "role")
+NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}")
+KEYS_MAX: Final = 100_000
+
+TREE: Final = "tree"
+EVENTS: Final = "events"
+REPLAY: Final = "replay"
+#: Socket (its ZAP domain) -> the roles whose keys may connect to it.
+SOCKETS: Final[Mapping[str, frozenset[str]]] = {
+    TREE: frozenset({"node", "aggregator", "viewer", "ops", "admin"}),
+    EVENTS: frozenset({"subscriber", "viewer", "ops", "admin", "aggregator"}),
+    REPLAY: frozenset({"subscriber", "viewer", "ops", "admin", "aggregator"}),
+}
+
+
+class Authorized:
+    """Public key (Z85) -> who it is."""
+
+    def __init__(self, peers: Iterable[Peer] = ()) -> None:
+        self.peers: dict[str, Peer] = {p.key: p for p in peers}
+
+    def peer(self, key: str) -> Peer | None:
+        return self.peers.get(key)
+
+    def may_connect(self, key: str, socket: str) -> bool:
+        """Unknown keys, unknown sockets and keys of other roles may not."""
+        peer = self.peers.get(key)
+        return peer is not None and peer.role in SOCKETS.get(socket, ())
+
+    def removed(self, newer: Authorized) -> list[str]:
+        """Keys that are no longer what they were: gone, or with another name or role."""
+        return [key for key, peer in self.peers.items() if newer.peers.get(key) != peer]
+
+
+def parse(text: str, path: str) -> Authorized:
+    """The table in a file's text. Raises ConfigError with file and line."""
+    try:
+        table = tomllib.loads(text)
+    except (ValueError, RecursionError) as exc:
+        line = re.search(r"at line (\d+)", str(exc))
+        raise ConfigError(f"{path}:{line[1] if line else 1}: {exc}") from None
+    lines = [n for n, line in enumerate(text.split("\n"), 1) if re.match(r"\s*\[\[\s*[\"']?key[\"']?\s*\]\]", line)]
+    entries = table.pop("key", [])
+    if table:
+        raise ConfigError(f"{path}: unknown {next(iter(table))!r}; an authorised key is a table [[key]]")
+    if not isinstance(entries, list) or len(entries) > KEYS_MAX:
+        raise ConfigError(f"{path}: keys are written [[key]], at most {KEYS_MAX}")
+    peers: dict[str, Peer] = {}
+    roles: dict[str, str] = {}
+    for i, entry in enumerate(entries):
+        where = f"{path}:{lines[i] if i < len(lines) else 1}"
+        peer = _entry(entry, where)
+        if peer.key in peers:
+            raise ConfigError(f"{where}: the key of {peers[peer.key].name} stands here again, as {peer.name}")
+        if roles.setdefault(peer.name, peer.role) != peer.role:
+            raise ConfigError(f"{where}: {peer.name} is a {roles[peer.name]} above and a {peer.role} here")
+        peers[peer.key] = peer
+    return Authorized(peers.values())
+
+
+def _entry(entry: object, where: str) -> Peer:
+    if not isinstance(entry, dict):
+        raise ConfigError(f"{where}: a key is a table with {', '.join(FIELDS)}")
+    for field in entry:
+        if field not in FIELDS:
+            raise ConfigError(f"{where}: unknown field {field!r}", f"known: {', '.join(FIELDS)}")
+    for field in FIELDS:
+        if not isinstance(entry.get(field), str):
+            raise ConfigError(f"{where}: {field} is missing, or no text")
+    name, role, public = entry["name"], entry["role"], entry["public"]
+    if not NAME.fullmatch(name):
+        raise ConfigError(f"{where}: the name {name!r} is not letters, digits, '.', '_' and '-'")
+    if name == ROOT and role in ("node", "aggregator"):
+        raise ConfigError(f"{where}: the name {ROOT!r} is kept for the root's own records", "give it another name")
+    if role not in ROLES:
+        raise ConfigError(f"{where}: unknown role {role!r}", f"known: {', '.join(ROLES)}")
+    if not is_public(public):
+        raise ConfigError(f"{where}: public is not a key of 40 characters in Z85", "it is what NAME.key holds")
+    return Peer(name, role, public)
+
+
+def read(path: str) -> Authorized:
+    """The file. Raises ConfigError."""
+    try:
+        with open(path, "rb") as f:
+            if os.fstat(f.fileno()).st_mode & 0o002:
+                raise ConfigError(f"{path} can be written by everybody", "chmod o-w; and look whose keys it holds now")
+            text = f.read().decode()
+    except OSError as exc:
+        raise ConfigError(f"{path}: {exc.strerror}") from None
+    except UnicodeDecodeError as exc:
+        raise ConfigError(f"{path}: not UTF-8 ({exc.reason})") from None
+    return parse(text, path)

@@ -1,0 +1,212 @@
+"""An operator's connection to the cluster: one request, answered by parts as the nodes answer, and a result.
+
+Synchronous, one socket, one request at a time. Who the operator is says the key.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Final
+
+import orjson
+import zmq
+from zmq.utils.monitor import recv_monitor_message
+
+from pact import __version__
+from pact.cluster.keys import Key
+from pact.core import wire
+from pact.core.wire import Message
+from pact.errors import DeniedError, RemoteProtocolError, UnreachableError, UsageError
+
+WELCOME_S: Final = 6.0
+BEAT_S: Final = 2.0
+SILENCE_S: Final = 8.0
+BODY_MAX: Final = wire.BODY_MAX
+WATCHED: Final = (zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+                  | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_CONNECT_RETRIED)  # fmt: skip
+REFUSED_S: Final = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Some nodes' equal answer."""
+
+    names: Sequence[str]
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A record, as ``watch`` gives it."""
+
+    line: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The end. ``failed``: folded node sets, and why."""
+
+    exit: int
+    message: str
+    hint: str
+    failed: dict[str, str]
+    result: dict[str, Any]
+
+
+Item = Parts | Progress | Event | Result
+
+
+class RootClient:
+    """A context manager. Raises UnreachableError, DeniedError or UsageError, saying what to do next."""
+
+    def __init__(self, servers: Sequence[tuple[str, str]], key: Key, key_name: str) -> None:
+        """Connect to the first that takes us; each is a URL and the key that is expected there."""
+        if not servers:
+            raise UsageError("no root is known", "name it with --via, or in ~/.config/pact/client.toml")
+        self._key, self._key_name = key, key_name
+        self._context: zmq.Context[Any] = zmq.Context(1)
+        self._session = secrets.randbits(63)
+        self._id = 0
+        self._sent_s = self._heard_s = 0.0
+        problems = []
+        for i, (url, server_key) in enumerate(servers):
+            try:
+                self._connect(url, server_key, i + 1 < len(servers))
+                return
+            except UnreachableError as exc:
+                problems.append(exc)
+                self._sock.close(0)
+        self._context.term()
+        raise problems[-1]
+
+    def __enter__(self) -> RootClient:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        try:
+            self._send("goodbye", {})
+        except zmq.ZMQError:
+            pass
+        self._sock.close(500)
+        self._context.term()
+
+    def _connect(self, url: str, server_key: str, others: bool) -> None:
+        self.url = url
+        sock = self._sock = self._context.socket(zmq.DEALER)
+        try:
+            sock.curve_publickey, sock.curve_secretkey = self._key.public.encode(), self._key.secret.encode()
+            sock.curve_serverkey = server_key.encode()
+        except (zmq.ZMQError, ValueError, TypeError):
+            sock.close(0)
+            raise UsageError("--server-key is not a key of 40 characters in Z85", "it is what NAME.key holds") from None
+        sock.linger, sock.maxmsgsize, sock.ipv6 = 0, wire.FRAME_MAX, True
+        sock.reconnect_ivl = 200
+        monitor = sock.get_monitor_socket(WATCHED)
+        try:
+            sock.connect(url)
+        except zmq.ZMQError as exc:
+            sock.disable_monitor()
+            raise UsageError(f"{url!r} is no address: {exc.strerror}", "for example tcp://agg1:7417") from None
+        self._send("hello", {"v": wire.VERSION, "role": "client", "name": self._key_name, "session": self._session,
+                             "version": __version__, "wall_ns": time.time_ns()})  # fmt: skip
+        try:
+            self._welcome(url, monitor, others)
+        finally:
+            sock.disable_monitor()
+            monitor.close(0)
+
+    def _welcome(self, url: str, monitor: zmq.Socket[Any], others: bool) -> None:
+        poller = zmq.Poller()
+        poller.register(self._sock, zmq.POLLIN)
+        poller.register(monitor, zmq.POLLIN)
+        began_s = time.monotonic()
+        ends_s, why = began_s + WELCOME_S, "nobody answers"
+        while (left_s := ends_s - time.monotonic()) > 0:
+            ready = dict(poller.poll(int(left_s * 1000) + 1))
+            if monitor in ready:
+                event = recv_monitor_message(monitor)
+                if event["event"] == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+                    raise DeniedError(f"{url} does not know the key of {self._key_name}",
+                                      "an administrator adds it to authorized_keys.toml")  # fmt: skip
+                if event["event"] == zmq.EVENT_CONNECT_RETRIED:  # refused; perhaps it is just starting
+                    why, ends_s = "nobody listens there", min(ends_s, began_s + (0 if others else REFUSED_S))
+                else:
+                    why = "the handshake fails: is --server-key this server's key?"
+            if self._sock in ready:
+                message = self._received()
+                if message.kind == "welcome":
+                    return
+                if message.kind == "sorry":
+                    raise UnreachableError(f"{url}: {message.head['why'] or 'it cannot take us'}",
+                                           "name another with --via, or wait")  # fmt: skip
+        raise UnreachableError(f"{url}: {why}", "is the aggregator running, and is the key its key?")
+
+    def _send(self, kind: str, head: dict[str, Any], body: bytes = b"") -> None:
+        self._sock.send(wire.encode(kind, head, body), zmq.NOBLOCK)
+        self._sent_s = time.monotonic()
+
+    def _received(self) -> Message:
+        self._heard_s = time.monotonic()
+        try:
+            return wire.decode(self._sock.recv())
+        except RemoteProtocolError as exc:
+            raise UnreachableError(f"{self.url} speaks another protocol: {exc.message}") from None
+
+    def ask(self, op: str, args: dict[str, Any], nodes: str | None, timeout_s: float = 0.0) -> Iterator[Item]:
+        """One request. The last item is its ``Result``; ``watch`` has none."""
+        self._id += 1
+        body = orjson.dumps(args)
+        if len(body) > BODY_MAX:
+            raise UsageError(f"the request has {len(body)} bytes; at most {BODY_MAX} travel", "split the file")
+        self._heard_s = time.monotonic()
+        self._send("request", {"id": self._id, "op": op, "nodes": nodes, "timeout_ms": int(timeout_s * 1000)}, body)
+        while True:
+            if not self._sock.poll(int(BEAT_S * 500)):
+                self._quiet()
+                continue
+            message = self._received()
+            make = _ITEMS.get(message.kind)
+            if make is not None and message.head["id"] == self._id:
+                item = make(message)
+                yield item
+                if isinstance(item, Result):
+                    return
+            elif message.kind == "sorry":
+                raise UnreachableError(f"{self.url}: {message.head['why'] or 'the session has ended'}",
+                                       "what was asked may have been done: look before you repeat it")  # fmt: skip
+            self._quiet()
+
+    def _quiet(self) -> None:
+        now_s = time.monotonic()
+        if now_s - self._heard_s > SILENCE_S:
+            raise UnreachableError(f"lost contact with {self.url}",
+                                   "what was asked may have been done: look before you repeat it")  # fmt: skip
+        if now_s - self._sent_s > BEAT_S:
+            self._send("beat", {})
+
+    def cancel(self) -> None:
+        """Nobody listens to the request's answer any more."""
+        self._send("cancel", {"id": self._id})
+
+
+def _result(message: Message) -> Result:
+    head = message.head
+    said = orjson.loads(message.body or b"{}")
+    return Result(head["exit"], head["message"], head["hint"], dict(head["failed"]), said)
+
+
+_ITEMS: Final[dict[str, Callable[[Message], Item]]] = {
+    "part": lambda m: Parts(m.head["names"], m.body),
+    "progress": lambda m: Progress(m.head["total"]),
+    "event": lambda m: Event(m.body),
+    "result": _result,
+}

@@ -1,0 +1,178 @@
+"""``aggregator.toml`` and ``client.toml``. The agent's ``[cluster]`` and ``[keys]`` are read with the rest of its own.
+
+Ports listen on loopback unless the file says otherwise.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from pact.agent.config import (
+    TCP_URL,
+    a_choice,
+    a_count,
+    a_duration,
+    a_name,
+    a_number,
+    a_size,
+    a_text,
+    fill,
+    parents,
+)
+from pact.core.directory import ROOT
+from pact.core.relay import BUFFER_MAX, CHILDREN_MAX
+from pact.core.root import Limits
+from pact.core.uplink import Parent
+from pact.errors import ConfigError
+from pact.journal.rootlog import OPTIONS
+
+DEFAULT_PATH: Final = "/etc/pact/aggregator.toml"
+CLIENT_PATHS: Final = ("~/.config/pact/client.toml", "/etc/pact/client.toml")
+CHILDREN_LIMIT: Final = 8_000
+GROUPS: Final = Limits()
+TREE_PORT: Final = 7417
+DEFAULT_HTTP: Final = "127.0.0.1:7420"
+JOURNAL_URL: Final = re.compile(r"sqlite:///.+|etcd://[^/\s]+(?:/.*)?")
+
+
+@dataclass(slots=True)
+class AggregatorConfig:
+    """One member of the tree. Sizes are bytes."""
+
+    path: str = ""
+    name: str = ""
+    cluster: str = "default"
+    rack: str = ""
+    tree: str = "tcp://127.0.0.1:7417"
+    events: str = "tcp://127.0.0.1:7418"
+    replay: str = "tcp://127.0.0.1:7419"
+    http: str = DEFAULT_HTTP
+    parents: list[Parent] = field(default_factory=list)
+    children: int = CHILDREN_MAX
+    buffer: int = BUFFER_MAX
+    journal: str = "sqlite:///var/lib/pact/root.db"
+    journal_ca: str = ""
+    journal_cert: str = ""
+    journal_key: str = ""
+    journal_user: str = ""
+    journal_password_file: str = ""
+    journal_lease: str = ""
+    keep_events: int = 1_000_000
+    wave: int = GROUPS.wave
+    breaker_percent: float = 5.0
+    breaker_least: int = GROUPS.breaker_least
+    answer_ns: int = GROUPS.answer_ns
+    retry_ns: int = GROUPS.retry_ns
+    floor_ns: int = GROUPS.floor_ns
+    on_busy_retry: bool = False
+    secret: str = ""
+    authorized: str = "/etc/pact/authorized_keys.toml"
+
+
+    @property
+    def journal_options(self) -> dict[str, str]:
+        """What the store takes beside its URL."""
+        return {name: value for name in sorted(OPTIONS) if (value := getattr(self, f"journal_{name}"))}
+
+    @property
+    def limits(self) -> Limits:
+        """What the root's decisions about groups need."""
+        return Limits(wave=self.wave, breaker_share=self.breaker_percent / 100, breaker_least=self.breaker_least,
+                      answer_ns=self.answer_ns, retry_ns=self.retry_ns, floor_ns=self.floor_ns,
+                      on_busy_retry=self.on_busy_retry)  # fmt: skip
+
+
+@dataclass(slots=True)
+class ClientConfig:
+    """Where an operator's commands go, and with which key."""
+
+    via: str = ""
+    server_key: str = ""
+    key: str = ""
+    servers: list[Parent] = field(default_factory=list)
+
+
+def _url(value: Any) -> str:
+    if not isinstance(value, str) or not (TCP_URL.fullmatch(value) or re.fullmatch(r"tcp://\*:\d{1,5}", value)):
+        raise ValueError('must be "tcp://HOST:PORT"')
+    return value
+
+
+def _address(value: Any) -> str:
+    if not isinstance(value, str) or (value and not TCP_URL.fullmatch("tcp://" + value)):
+        raise ValueError('must be "HOST:PORT", or "" for none')
+    return value
+
+
+def _journal(value: Any) -> str:
+    if not isinstance(value, str) or not JOURNAL_URL.fullmatch(value):
+        raise ValueError('must be "sqlite:///PATH" or "etcd://HOST:PORT,HOST:PORT,..."')
+    return value
+
+
+KEYS: Final[Mapping[str, Mapping[str, tuple[str, Callable[[Any], Any]]]]] = {
+    "aggregator": {
+        "name": ("name", a_name), "cluster": ("cluster", a_name), "rack": ("rack", a_name), "tree": ("tree", _url),
+        "events": ("events", _url), "replay": ("replay", _url), "http": ("http", _address),
+        "parents": ("parents", parents), "children": ("children", a_count(1, CHILDREN_LIMIT)),
+        "buffer": ("buffer", a_size),
+    },
+    "journal": {"url": ("journal", _journal), "keep": ("keep_events", a_count(1, 1_000_000_000)),
+                **{name: (f"journal_{name}", a_text) for name in sorted(OPTIONS)}},
+    "groups": {
+        "wave": ("wave", a_count(1, 100_000)), "failures_percent": ("breaker_percent", a_number(0, 100)),
+        "failures": ("breaker_least", a_count(0, 100_000)), "answer": ("answer_ns", a_duration),
+        "retry": ("retry_ns", a_duration), "floor": ("floor_ns", a_duration),
+        "on_busy": ("on_busy_retry", lambda v: a_choice("fail", "retry")(v) == "retry"),
+    },
+    "keys": {"secret": ("secret", a_text), "authorized": ("authorized", a_text)},
+}  # fmt: skip
+
+
+def load(path: str | None) -> AggregatorConfig:
+    """Read and check ``aggregator.toml``. Raises ConfigError."""
+    path = path or DEFAULT_PATH
+    config = AggregatorConfig(path=path)
+    fill(path, KEYS, config)
+    if not config.name or not config.secret:
+        what = "[aggregator] name" if not config.name else "[keys] secret"
+        raise ConfigError(f"{path}: {what} is missing")
+    if config.name == ROOT:
+        raise ConfigError(f"{path}: the name {ROOT!r} is kept for the root's own records", "give it another name")
+    return config
+
+
+def refuse_own_key(config: AggregatorConfig, public: str) -> None:
+    """An aggregator that is its own parent. Raises ConfigError.  # T4"""
+    for parent in config.parents:
+        if parent.key == public:
+            raise ConfigError(f"{config.path}: the parent {parent.url} has this aggregator's own key",
+                              "an aggregator cannot be below itself")  # fmt: skip
+
+
+# -- clients --------------------------------------------------------------------------------------------------------
+
+CLIENT_FIELDS: Final[Mapping[str, tuple[str, Callable[[Any], Any]]]] = {
+    "via": ("via", _url), "server_key": ("server_key", a_text), "key": ("key", a_text), "servers": ("servers", parents),
+}  # fmt: skip
+
+
+def load_client(paths: tuple[str, ...] = CLIENT_PATHS) -> ClientConfig:
+    """The first of the files that exists: ``via``, ``server_key`` and ``key``, at the top or under ``[client]``.
+    ``servers = [{url, key}, ...]`` are others that are tried in turn.
+
+    Raises ConfigError. A relative ``key`` is looked for beside the file.
+    """
+    config = ClientConfig()
+    for path in map(os.path.expanduser, paths):
+        if not os.path.exists(path):
+            continue
+        fill(path, {"client": CLIENT_FIELDS}, config, top=CLIENT_FIELDS)
+        if config.key:
+            config.key = os.path.join(os.path.dirname(path), os.path.expanduser(config.key))
+        break
+    return config

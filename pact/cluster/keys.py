@@ -1,0 +1,80 @@
+"""CURVE keys in files: made once, never overwritten, and never read from where others could read them too."""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass, field
+
+from pact.errors import ConfigError, PactError, UsageError
+
+Z85: frozenset[str] = frozenset(
+    "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.-:+=^!/*?&<>()[]{}@%$#"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A key pair, in Z85."""
+
+    public: str
+    secret: str = field(repr=False)
+
+
+def is_public(text: str) -> bool:
+    """Could this be a key? 32 bytes in Z85: 40 characters."""
+    return len(text) == 40 and set(text) <= Z85
+
+
+def keygen(name: str, directory: str) -> tuple[str, str, str]:
+    """Write ``NAME.key`` and ``NAME.secret`` (mode 0600). Returns their paths and the public key.
+
+    Raises UsageError if either exists: whoever has its public half would be locked out.
+    """
+    import zmq
+
+    public, secret = (k.decode() for k in zmq.curve_keypair())
+    base = os.path.join(directory, name)
+    paths = f"{base}.key", f"{base}.secret"
+    made: list[str] = []
+    try:
+        for path in paths:
+            if os.path.lexists(path):
+                raise UsageError(f"{path} exists already", "nothing was written; choose another name or directory")
+        for path, text, mode in ((paths[1], secret, 0o600), (paths[0], public, 0o644)):
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+            made.append(path)
+            with os.fdopen(fd, "w") as f:
+                f.write(text + "\n")
+                f.flush()
+                os.fsync(f.fileno())
+    except (OSError, UsageError) as exc:
+        for path in made:
+            os.unlink(path)
+        if isinstance(exc, FileExistsError):
+            raise UsageError(f"{exc.filename} exists already", "nothing was written") from None
+        if isinstance(exc, OSError):
+            raise PactError(f"{exc.filename or base}: {os.strerror(exc.errno or 0)}") from None
+        raise
+    return (*paths, public)
+
+
+def load(path: str) -> Key:
+    """The key pair of a secret file. Raises ConfigError: unreadable, no key, or others may read it."""
+    import zmq
+
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY)
+        with os.fdopen(fd, encoding="ascii", errors="replace") as f:
+            info = os.fstat(f.fileno())
+            text = f.read(4096).strip()
+    except OSError as exc:
+        raise ConfigError(f"{path}: {os.strerror(exc.errno or 0)}", "pact keygen makes a key") from None
+    if not stat.S_ISREG(info.st_mode):
+        raise ConfigError(f"{path} is no file")
+    if stat.S_IMODE(info.st_mode) & 0o077:
+        raise ConfigError(f"{path} may be read by others (mode {stat.S_IMODE(info.st_mode):04o})",
+                          f"chmod 600 {path}; and make a new key if somebody may have read it")  # fmt: skip
+    if not is_public(text):
+        raise ConfigError(f"{path} holds no secret key", "pact keygen writes NAME.secret: 40 characters, Z85")
+    return Key(zmq.curve_public(text.encode()).decode(), text)

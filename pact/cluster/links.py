@@ -1,0 +1,140 @@
+"""Connections to parents: one DEALER each, never one to two (it would take turns). For agents and aggregators."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Container
+from typing import Any, Final
+
+import zmq
+
+from pact.cluster.keys import Key
+from pact.core import wire
+from pact.core.uplink import Connect, Disconnect, Parent, Send
+from pact.core.wire import Message
+from pact.errors import RemoteProtocolError
+
+DEAD_MS: Final = 15_000
+KEEPALIVE_S: Final = (10, 5, 3)  # idle for so long, then asked so often, so many times
+RECONNECT_MS: Final = (100, 500)
+SEND_HWM: Final = 10_000
+RECEIVE_HWM: Final = 1_000
+GOODBYE_MS: Final = 200
+DRAIN_MAX: Final = 256
+COPY_MAX: Final = 64 << 10  # beyond it a frame is lent to the library, not copied
+#: ZeroMQ's flags as plain numbers: an enumeration costs as much as a call into the library.
+NOW: Final = int(zmq.NOBLOCK)
+EVENTS: Final = int(zmq.EVENTS)
+READABLE: Final = int(zmq.POLLIN)
+MORE: Final = int(zmq.RCVMORE)
+
+
+class Links:
+    """The sockets behind an uplink's ``Connect``, ``Disconnect`` and ``Send``."""
+
+    def __init__(self, context: zmq.Context[Any], key: Key, opened: Callable[[zmq.Socket[bytes]], None],
+                 closing: Callable[[zmq.Socket[bytes]], None]) -> None:  # fmt: skip
+        self.sockets: dict[str, zmq.Socket[bytes]] = {}
+        self.bad = 0
+        self._fds: dict[str, int] = {}
+        self._unsure: set[str] = set()  # parents whose descriptor may not say that something came
+        self._context = context
+        self._key = key
+        self._opened = opened
+        self._closing = closing
+
+    def perform(self, effect: Connect | Disconnect | Send) -> None:
+        if isinstance(effect, Send):
+            socket = self.sockets.get(effect.parent)
+            if socket is not None:
+                self._unsure.add(effect.parent)
+                try:
+                    socket.send(effect.frame, NOW, len(effect.frame) < COPY_MAX)
+                except zmq.Again:
+                    pass  # it is stuck: its silence will show, and everything is sent again
+        elif isinstance(effect, Connect):
+            self._connect(effect.parent)
+        else:
+            self._close(effect.parent, GOODBYE_MS)
+
+    def _connect(self, parent: Parent) -> None:
+        assert parent.url not in self.sockets
+        socket = self._context.socket(zmq.DEALER)
+        socket.curve_publickey = self._key.public.encode()
+        socket.curve_secretkey = self._key.secret.encode()
+        socket.curve_serverkey = parent.key.encode()
+        socket.linger = 0
+        socket.sndhwm, socket.rcvhwm = SEND_HWM, RECEIVE_HWM
+        socket.maxmsgsize = wire.FRAME_MAX
+        end_dead_connections(socket)
+        socket.set(zmq.RECONNECT_IVL, random.randint(*RECONNECT_MS))
+        socket.set(zmq.IPV6, 1)
+        socket.connect(parent.url)
+        self.sockets[parent.url] = socket
+        self._fds[parent.url] = int(socket.fileno())
+        self._unsure.add(parent.url)
+        self._opened(socket)
+
+    def _close(self, parent: str, linger_ms: int) -> None:
+        self._unsure.discard(parent)
+        socket = self.sockets.pop(parent, None)
+        if socket is not None:
+            self._closing(socket)
+            socket.close(linger_ms)
+
+    def drain(self, ready: Container[int] | None = None) -> list[tuple[str, Message]]:
+        """A bounded number of messages of each parent; with ``ready`` (descriptors) only of those that may have some.
+        Garbage is counted.
+        """
+        out: list[tuple[str, Message]] = []
+        for parent, socket in self.sockets.items():
+            if ready is not None and parent not in self._unsure and self._fds[parent] not in ready:
+                continue
+            self._unsure.add(parent)
+            recv = socket.recv
+            for n in range(DRAIN_MAX):
+                if n == 1 and not int(socket.get(EVENTS)) & READABLE:  # mostly there is one: an exception costs more
+                    self._unsure.discard(parent)
+                    break
+                try:
+                    frame = recv(NOW)
+                except zmq.Again:
+                    self._unsure.discard(parent)
+                    break
+                if socket.get(MORE):
+                    self.bad += 1
+                    socket.recv_multipart()
+                    continue
+                try:
+                    out.append((parent, wire.decode(frame)))
+                except RemoteProtocolError:
+                    self.bad += 1
+        return out
+
+    def readable(self) -> bool:
+        """There is more. A descriptor says only once that something came, and a send may have taken that: only who
+        was read to the end and sent nothing since need not be asked.
+        """
+        for parent in list(self._unsure):
+            if int(self.sockets[parent].get(EVENTS)) & READABLE:
+                return True
+            self._unsure.discard(parent)
+        return False
+
+    def close(self) -> None:
+        for parent in list(self.sockets):
+            self._close(parent, GOODBYE_MS)
+
+
+def end_dead_connections(socket: zmq.Socket[bytes]) -> None:
+    """The kernel ends a connection whose other side is gone; before it is bound or connected.
+
+    Not ZeroMQ's heartbeats: whether a child or a parent lives is what the tree's own beats say, and each pong makes
+    libzmq walk through the timers of all connections. From a few thousand on that is all that its thread does.
+    """
+    idle, every, times = KEEPALIVE_S
+    socket.set(zmq.TCP_MAXRT, DEAD_MS)
+    socket.set(zmq.TCP_KEEPALIVE, 1)
+    socket.set(zmq.TCP_KEEPALIVE_IDLE, idle)
+    socket.set(zmq.TCP_KEEPALIVE_INTVL, every)
+    socket.set(zmq.TCP_KEEPALIVE_CNT, times)

@@ -1,0 +1,131 @@
+"""Node sets as ClusterShell writes them: ``node[001-128/2]``, ``@group``. Bounded before the library expands them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from typing import Any, Final
+
+from pact.errors import UsageError
+
+NODES_MAX: Final = 100_000
+TEXT_MAX: Final = 256 << 10
+DIGITS_MAX: Final = 18
+MANY: Final = 200
+PARTS_MAX: Final = 2 * NODES_MAX  # of all parts together, before what is excluded
+_PLAIN: Final = re.compile(r"[A-Za-z0-9_.:@*,&!^\[\]/ -]*")
+_OPTION: Final = re.compile(r"[@:]-|@[^,&!^]* ")
+_LIST: Final = re.compile(r"[A-Za-z0-9_.-]+(?:,[A-Za-z0-9_.-]+)*")
+_FOLDS: Final = re.compile(r"[A-Za-z0-9_.-]*[0-9][A-Za-z0-9_.-]*")
+_NUMBER: Final = re.compile(r"[0-9]+")
+_LAST: Final = re.compile(r"(.*?)([0-9]+)([^0-9]*)")
+_PARTS: Final = re.compile(r"(?:\[[^\]]*\]|[^,&!^\s\[])+")
+_RANGES: Final = re.compile(r"\[([^\[\]]*)\]")
+_RANGE: Final = re.compile(r"(\d+)(?:-(\d+)(?:/(\d+))?)?")
+
+
+class NodeSets:
+    """``expand`` and ``fold`` for the root and the command line."""
+
+    def expand(self, text: str) -> list[str]:
+        """The names, in the set's order. Raises UsageError for what is no node set, or too large a one."""
+        return list(_expand(text))
+
+    def fold(self, names: Iterable[str]) -> str:
+        return fold(names)
+
+
+@lru_cache(maxsize=64)
+def _expand(text: str) -> tuple[str, ...]:
+    if len(text) <= TEXT_MAX and _LIST.fullmatch(text):  # nothing to unfold
+        return tuple(dict.fromkeys(text.split(",")))
+    parsed = parse(text)
+    if len(parsed) > NODES_MAX:
+        raise UsageError(f"a node set of {len(parsed)} nodes; at most {NODES_MAX}")
+    return tuple(parsed)
+
+
+def parse(text: str) -> Any:
+    """ClusterShell's NodeSet. Raises UsageError, also for an empty set."""
+    from ClusterShell.NodeSet import NodeSet, NodeSetException
+    from ClusterShell.NodeUtils import GroupResolverError
+
+    _refuse_huge(text)
+    _refuse_unsafe(text)
+    try:
+        parsed = NodeSet(text)
+    except (NodeSetException, GroupResolverError, ValueError, LookupError, TypeError, RecursionError) as exc:
+        raise UsageError(f"{text[:200]!r} is no node set: {str(exc)[:200]}",
+                         "for example node[001-128], or @group") from None  # fmt: skip
+    if not parsed:
+        raise UsageError(f"the node set {text[:200]!r} is empty", "see clush and nodeset for how groups are configured")
+    return parsed
+
+
+def fold(names: Iterable[str]) -> str:
+    """``node[001-003]`` for the names."""
+    from ClusterShell.NodeSet import RESOLVER_NOGROUP, NodeSet
+
+    distinct = sorted(set(names))
+    if len(distinct) == 1:
+        return distinct[0]
+    plain = [n for n in distinct if not _FOLDS.fullmatch(n)]
+    folded = [n for n in distinct if _FOLDS.fullmatch(n)]
+    if len(folded) > MANY and any(len(_NUMBER.findall(n)) > 2 for n in folded[:: len(folded) // MANY]):
+        return ",".join([*_by_last_number(folded), *plain])
+    return ",".join(filter(None, [str(NodeSet.fromlist(folded, resolver=RESOLVER_NOGROUP)) if folded else "", *plain]))
+
+
+def _by_last_number(names: Iterable[str]) -> Iterator[str]:
+    """Names with many numbers (``x1000c0s0b0n0``) take the library seconds: here only the last number is folded."""
+    found: dict[tuple[str, str, int], list[int]] = {}
+    for name in names:
+        before, number, after = _LAST.fullmatch(name).groups()  # type: ignore[union-attr]
+        width = len(number) if number[0] == "0" and len(number) > 1 else 0
+        found.setdefault((before, after, width), []).append(int(number))
+    for (before, after, width), numbers in found.items():
+        ranges: list[list[int]] = []
+        for n in sorted(numbers):
+            if ranges and ranges[-1][1] == n - 1:
+                ranges[-1][1] = n
+            else:
+                ranges.append([n, n])
+        texts = [f"{a:0{width}}" if a == b else f"{a:0{width}}-{b:0{width}}" for a, b in ranges]
+        one = len(numbers) == 1
+        yield f"{before}{texts[0]}{after}" if one else f"{before}[{','.join(texts)}]{after}"
+
+
+def _refuse_unsafe(text: str) -> None:
+    """ClusterShell gives the names of groups to the shell commands of groups.conf as they are: whoever asks must not
+    be able to write commands.  # T13
+    """
+    outside = _RANGES.sub("", text)
+    if not _PLAIN.fullmatch(text) or "/" in outside or _OPTION.search(outside):
+        raise UsageError(f"{text[:200]!r} is no node set: names are letters, digits, '.', '_', '-'",
+                         "for example node[001-128], or @group")  # fmt: skip
+
+
+def _refuse_huge(text: str) -> None:
+    """A billion names are written in twelve characters: they are counted before they are made."""
+    if len(text) > TEXT_MAX:
+        raise UsageError(f"a node set of {len(text)} characters; at most {TEXT_MAX}")
+    total = 0
+    for part in _PARTS.findall(text):
+        count = 1
+        for ranges in _RANGES.findall(part):
+            width = 0
+            for one in ranges.split(","):
+                found = _RANGE.fullmatch(one.strip())
+                if found is not None and found[2]:
+                    if max(map(len, found.groups(""))) > DIGITS_MAX:
+                        raise UsageError(f"a range with numbers of more than {DIGITS_MAX} digits")
+                    width += max(1, (int(found[2]) - int(found[1])) // max(1, int(found[3] or 1)) + 1)
+                else:
+                    width += 1
+            count *= width
+            if count > NODES_MAX:
+                raise UsageError(f"{part[:200]!r} means more than {NODES_MAX} nodes")
+        total += count
+        if total > PARTS_MAX:
+            raise UsageError(f"its parts mean more than {PARTS_MAX} nodes")

@@ -1,0 +1,180 @@
+"""The web page and the metrics, made of a plain dictionary. Pure, and suspicious: names come from machines and people.
+
+The page is whole in itself: no script, no resource from anywhere, and a policy that allows none.  # V5
+
+Keys, all of them optional: ``name``, ``cluster``, ``version``, ``root`` (is it one), ``leading``, ``fence``, ``gseq``,
+``oldest``, ``events`` (committed since the start), ``commit_s`` (what the last one took), ``children``, ``connected``
+(nodes), ``states`` ``{state: [folded names, count]}``, ``groups`` ``[{id, state, nodes, owner, message, left_s}]``,
+``group_states`` ``{state: count}``, ``lag`` ``[[node, records], ...]`` (the worst first), ``buffered`` (bytes),
+``calls``, ``refused`` ``{reason: count}``, ``healthy``, ``trouble`` (why not).
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final
+
+from pact.core.units import format_duration
+from pact.model import NS_PER_S
+
+NAMES_MAX: Final = 2000
+ROWS_MAX: Final = 100
+REASONS_MAX: Final = 50
+REFRESH_S: Final = 5
+#: In the order in which a person wants to hear of them.
+GRAVEST: Final = ("emergency", "failed", "blocked", "drifted", "away", "unknown", "committed")
+
+STYLE: Final = """
+:root{color-scheme:light dark;--line:#8884;--dim:#888;--good:#2a8a4a;--bad:#c2412d;--warn:#b7791f}
+body{font:15px/1.5 system-ui,sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem}
+h1{font-size:1.4rem;margin:0}h2{font-size:1rem;margin:2rem 0 .4rem}
+p{margin:.2rem 0}.dim{color:var(--dim)}
+table{border-collapse:collapse;width:100%}
+th,td{text-align:left;padding:.3rem 1.2rem .3rem 0;border-bottom:1px solid var(--line);vertical-align:top}
+th{font-weight:500;color:var(--dim)}
+th.n,td.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap;width:1%}
+td.names{font:13px/1.7 ui-monospace,monospace;overflow-wrap:anywhere}
+td.state{white-space:nowrap;width:1%}
+b.good{color:var(--good)}b.bad{color:var(--bad)}b.warn{color:var(--warn)}
+meter{width:8rem;vertical-align:middle}
+dl{display:grid;grid-template-columns:repeat(auto-fill,minmax(10rem,1fr));gap:.6rem;margin:1rem 0}
+dt{color:var(--dim);font-size:.8rem}dd{margin:0;font-size:1.2rem;font-variant-numeric:tabular-nums}
+"""
+POLICY: Final = (
+    "default-src 'none'; style-src 'sha256-" + base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
+    + "'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)  # fmt: skip
+
+
+def text(value: object, most: int = NAMES_MAX) -> str:
+    """Escaped, and of bounded length.  # V5"""
+    raw = str(value)
+    raw = raw if len(raw) <= most else raw[:most] + " ..."
+    printable = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in raw)
+    return html.escape(printable, quote=True)
+
+
+def number(value: object) -> int:
+    return value if isinstance(value, int) else 0
+
+
+def _sized(count: int) -> str:
+    """Bytes for people."""
+    size, units = float(count), ["B", "KiB", "MiB", "GiB", "TiB"]
+    while size >= 1024 and len(units) > 1:
+        size, units = size / 1024, units[1:]
+    return f"{size:.0f} {units[0]}" if units[0] == "B" else f"{size:.1f} {units[0]}"
+
+
+def _table(heads: Sequence[str], rows: Iterable[str], nothing: str) -> str:
+    """``#`` before a head: its column holds numbers."""
+    body = "".join(rows)
+    if not body:
+        return f'<p class="dim">{nothing}</p>'
+    cells = (f'<th class="n">{h[1:]}</th>' if h.startswith("#") else f"<th>{h}</th>" for h in heads)
+    return "<table><tr>" + "".join(cells) + f"</tr>{body}</table>"
+
+
+def _mood(state: str) -> str:
+    return {"committed": "good", "drifted": "warn", "active": "warn", "away": "warn"}.get(state, "bad")
+
+
+def _states(states: Mapping[str, Sequence[Any]]) -> Iterator[str]:
+    total = max(1, sum(number(s[1]) for s in states.values()))
+    order = {s: n for n, s in enumerate(GRAVEST)}
+    for state in sorted(states, key=lambda s: (order.get(s, -1), s))[:ROWS_MAX]:
+        names, count = states[state]
+        yield (f'<tr><td class="state"><b class="{_mood(state)}">{text(state, 40)}</b></td>'
+               f'<td class="n">{number(count)}</td>'
+               f'<td class="state"><meter max="{total}" value="{number(count)}"></meter></td>'
+               f'<td class="names">{text(names)}</td></tr>')  # fmt: skip
+
+
+def _groups(groups: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    for g in groups[:ROWS_MAX]:
+        left = g.get("left_s")
+        shown = format_duration(int(left) * NS_PER_S) if isinstance(left, int | float) else ""
+        yield (f'<tr><td>{text(g.get("id", ""), 40)}</td><td class="state"><b class="{_mood(str(g.get("state")))}">'
+               f'{text(g.get("state", ""), 40)}</b></td><td class="n">{text(shown)}</td>'
+               f'<td>{text(g.get("owner", ""), 80)}</td><td>{text(g.get("message", ""), 200)}</td>'
+               f'<td class="names">{text(g.get("nodes", ""))}</td></tr>')  # fmt: skip
+
+
+def page(s: Mapping[str, Any]) -> str:
+    """The whole page."""
+    name, cluster = text(s.get("name", "?"), 253), text(s.get("cluster", ""), 80)
+    lag, groups = s.get("lag", []), s.get("groups", [])
+    if not s.get("root"):
+        role = "aggregator"
+    else:
+        role = '<b class="good">leading root</b>' if s.get("leading") else '<b class="warn">root, standing by</b>'
+    why = "" if s.get("healthy", True) else text(s.get("trouble") or "not healthy", 500)
+    trouble = f'<p><b class="bad">{why}</b></p>' if why else ""
+    facts = [("nodes connected", number(s.get("connected"))), ("children", number(s.get("children"))),
+             ("calls under way", number(s.get("calls"))), ("buffered", _sized(number(s.get("buffered")))),
+             ("refused messages", sum(map(number, dict(s.get("refused", {})).values())))]  # fmt: skip
+    if s.get("root"):
+        facts[2:2] = [("newest event", number(s.get("gseq"))), ("oldest event kept", number(s.get("oldest"))),
+                      ("fence", number(s.get("fence")))]  # fmt: skip
+    rows = (f'<tr><td class="n">{number(behind)}</td><td class="names">{text(node, 253)}</td></tr>'
+            for node, behind in lag[:ROWS_MAX])  # fmt: skip
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{name}: pact</title>'
+        f'<meta name="viewport" content="width=device-width"><meta http-equiv="refresh" content="{REFRESH_S}">'
+        f"<style>{STYLE}</style></head><body><h1>{name}</h1>"
+        f'<p class="dim">{role} of cluster {cluster}, pact {text(s.get("version", ""), 40)}</p>{trouble}<dl>'
+        + "".join(f"<div><dt>{label}</dt><dd>{value}</dd></div>" for label, value in facts)
+        + "</dl><h2>Nodes by state</h2>"
+        + _table(["state", "#nodes", "", "names"], _states(s.get("states", {})), "None is known.")
+        + "<h2>Open groups</h2>"
+        + _table(["group", "state", "#left", "owner", "message", "nodes"], _groups(groups), "None.")
+        + "<h2>Lag</h2>"
+        + _table(["#records behind", "node"], rows, "Nobody is behind.")
+        + "</body></html>\n"
+    )
+
+
+def metrics(s: Mapping[str, Any]) -> bytes:
+    """Prometheus' text format. What a member does not know it leaves out."""
+    from prometheus_client import CollectorRegistry, generate_latest
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+    def collect() -> Iterator[Any]:
+        plain: list[tuple[str, str, str, Callable[..., Any]]] = [
+            ("children", "children", "Children that are connected.", GaugeMetricFamily),
+            ("nodes_connected", "connected", "Nodes below that are connected.", GaugeMetricFamily),
+            ("buffered_bytes", "buffered", "Bytes of events on their way up.", GaugeMetricFamily),
+            ("calls", "calls", "Calls under way.", GaugeMetricFamily),
+            ("leader", "leading", "1 on the root that leads.", GaugeMetricFamily),
+            ("fence", "fence", "The fence with which it leads.", GaugeMetricFamily),
+            ("gseq", "gseq", "Global number of the newest event.", GaugeMetricFamily),
+            ("oldest_gseq", "oldest", "Global number of the oldest event that is kept.", GaugeMetricFamily),
+            ("commit_seconds", "commit_s", "How long the last commit took.", GaugeMetricFamily),
+            ("healthy", "healthy", "1 if /health says ok.", GaugeMetricFamily),
+            ("events_committed", "events", "Events committed since the start.", CounterMetricFamily),
+        ]  # fmt: skip
+        for name, key, about, family in plain:
+            if isinstance(s.get(key), int | float):
+                yield family(f"pact_{name}", about, value=float(s[key]))
+        labelled: list[tuple[str, str, str, str, Callable[..., Any]]] = [
+            ("nodes", "states", "state", "Nodes by state.", GaugeMetricFamily),
+            ("groups", "group_states", "state", "Groups by state.", GaugeMetricFamily),
+            ("refused", "refused", "reason", "Messages refused, by reason.", CounterMetricFamily),
+        ]  # fmt: skip
+        for name, key, label, about, family in labelled:
+            if key in s:
+                made = family(f"pact_{name}", about, labels=[label])
+                for value, count in list(dict(s[key]).items())[:REASONS_MAX]:
+                    made.add_metric([str(value)[:80]], float(number(count[1] if key == "states" else count)))
+                yield made
+
+    class Once:
+        def collect(self) -> Iterator[Any]:
+            return collect()
+
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(Once())
+    return generate_latest(registry)

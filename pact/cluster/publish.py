@@ -1,0 +1,250 @@
+"""The public side of the leading root: events on XPUB, from a thread of its own. ``replay`` is the other half.
+
+Nothing here is ever waited for: the root hands over what is durable and goes on. A subscriber that does not read loses
+events, finds that out by the numbers, and asks the replay port.  # V4
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import zmq
+
+from pact.core import public
+
+WAITING_BYTES_MAX: Final = 64 << 20
+SEND_MAX: Final = 4000
+SUBSCRIPTION_MAX: Final = 1024
+HEADS_S: Final = 1.0
+BIND_RETRY_S: Final = 0.1
+DRAIN_MAX: Final = 256
+PAUSE_S: Final = 0.1
+CLOSE_S: Final = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where to bind and as whom. Without a secret the socket is open to everybody: for tests and simulation."""
+
+    address: str
+    secret: str = ""
+    domain: str = ""
+
+
+def bind(context: zmq.Context[Any], kind: int, at: Endpoint, options: Mapping[int, int]) -> zmq.Socket[Any]:
+    """A CURVE server's socket, bound. Raises ZMQError."""
+    sock: zmq.Socket[Any] = context.socket(kind)
+    try:
+        sock.linger = 0
+        sock.set(zmq.BACKLOG, 4096)
+        sock.set(zmq.HEARTBEAT_IVL, 2000)
+        sock.set(zmq.HEARTBEAT_TIMEOUT, 6000)
+        sock.set(zmq.HANDSHAKE_IVL, 10_000)
+        sock.set(zmq.IPV6, int("[" in at.address))
+        for option, value in options.items():
+            sock.set(option, value)
+        if at.secret:
+            sock.curve_server = True
+            sock.curve_secretkey = at.secret.encode()
+            sock.zap_domain = at.domain.encode()
+        sock.bind(at.address)
+    except BaseException:
+        sock.close(0)
+        raise
+    return sock
+
+
+class Threaded:
+    """A thread that polls one socket and can be woken. The socket is made and used by that thread alone."""
+
+    kind: int
+    options: Mapping[int, int]
+
+    def __init__(self, context: zmq.Context[Any], at: Endpoint, name: str) -> None:
+        self._context = context
+        self._at = at
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._lock = threading.Lock()
+        self._closing = False
+        self._rebind = False
+        self._socket: zmq.Socket[Any] | None = None
+        self.bound = threading.Event()
+        self.address = ""
+        self.error = ""
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def rebind(self) -> None:
+        """End every connection, so that whose key was removed does not stay. The others come back by themselves."""
+        self._rebind = True
+        self._ring()
+
+    def close(self) -> None:
+        self._closing = True
+        self._ring()
+        if self._thread.ident is not None:
+            self._thread.join(CLOSE_S)
+        if not self._thread.is_alive():
+            os.close(self._wake)
+
+    def _ring(self) -> None:
+        os.eventfd_write(self._wake, 1)
+
+    def _run(self) -> None:
+        try:
+            while not self._closing:
+                if self._rebind and self._socket is not None:
+                    self._socket.close(0)
+                    self._socket, self._rebind = None, False
+                    self.bound.clear()
+                if self._socket is None and not self._bind():
+                    time.sleep(BIND_RETRY_S)
+                    continue
+                assert self._socket is not None
+                try:
+                    wait_s = self._work(self._socket)
+                except Exception as exc:  # one bad thing must not be the last
+                    self.error, wait_s = repr(exc), PAUSE_S
+                    if isinstance(exc, zmq.ContextTerminated):
+                        return
+                poller = zmq.Poller()
+                poller.register(self._socket, zmq.POLLIN)
+                poller.register(self._wake, zmq.POLLIN)
+                poller.poll(max(0, int(wait_s * 1000)))
+                try:
+                    os.eventfd_read(self._wake)
+                except BlockingIOError:
+                    pass
+        finally:
+            if self._socket is not None:
+                self._socket.close(0)
+
+    def _bind(self) -> bool:
+        try:
+            self._socket = bind(self._context, self.kind, self._at, self.options)
+            address = bytes(self._socket.get(zmq.LAST_ENDPOINT)).rstrip(b"\0").decode()
+        except zmq.ZMQError as exc:  # the address is taken, perhaps for a moment by ourselves
+            self.error = f"{self._at.address}: {exc}"
+            return False
+        self.error, self.address = "", address
+        self._at = Endpoint(address, self._at.secret, self._at.domain)
+        self._begun()
+        self.bound.set()
+        return True
+
+    def _begun(self) -> None:
+        """A new socket knows nobody."""
+
+    def _work(self, sock: zmq.Socket[Any]) -> float:
+        """What there is to do; how many seconds until there may be more."""
+        raise NotImplementedError
+
+
+class Publisher(Threaded):
+    """Events and heads. ``lead``, ``publish`` and ``depose`` are for the root's loop and return at once."""
+
+    kind = zmq.XPUB
+
+    def __init__(self, context: zmq.Context[Any], at: Endpoint, cluster: str, *, send_max: int = SEND_MAX,
+                 heads_s: float = HEADS_S) -> None:  # fmt: skip
+        super().__init__(context, at, "pact-events")
+        self.options = {zmq.SNDHWM: send_max, zmq.RCVHWM: 1000, zmq.MAXMSGSIZE: SUBSCRIPTION_MAX}
+        self._cluster = cluster
+        self._heads_s = heads_s
+        self._queue: deque[public.Heads | bytes | None] = deque()
+        self._bytes = 0
+        self._heads: public.Heads | None = None
+        self._heads_due_s = 0.0
+        self._subscriptions = 0
+        self.published = 0
+        self.left_out = 0
+
+    def lead(self, gseq: int, types: Mapping[str, int], incarnation: str = "") -> None:
+        """This root leads; so far is the log, whose first record names its ``incarnation``. Chunks follow that."""
+        self._give(public.Heads(gseq, types, incarnation))
+
+    def publish(self, raw: bytes) -> bool:
+        """A chunk that is durable. False: too much is waiting, so it is left to the replay port.  # V4
+
+        Then call ``lead`` again, so that heads tell how far the log is.
+        """
+        with self._lock:
+            if self._bytes and self._bytes + len(raw) > WAITING_BYTES_MAX:
+                self.left_out += 1
+                return False
+            self._bytes += len(raw)
+        self._give(raw)
+        return True
+
+    def depose(self) -> None:
+        """No heads from now on: they are the leader's."""
+        self._give(None)
+
+    def stats(self) -> dict[str, int]:
+        return {"published": self.published, "left_out": self.left_out, "waiting_bytes": self._bytes,
+                "subscriptions": self._subscriptions}  # fmt: skip
+
+    def _give(self, item: public.Heads | bytes | None) -> None:
+        with self._lock:
+            if not isinstance(item, bytes) and self._queue and not isinstance(self._queue[-1], bytes):
+                self._queue.pop()
+            self._queue.append(item)
+        self._ring()
+
+    def _begun(self) -> None:
+        self._subscriptions = 0
+
+    def _work(self, sock: zmq.Socket[Any]) -> float:
+        more = self._drain(sock)
+        item: public.Heads | bytes | None = None
+        with self._lock:
+            waiting = bool(self._queue)
+            if waiting:
+                item = self._queue.popleft()
+        if isinstance(item, bytes):
+            with self._lock:
+                self._bytes -= len(item)
+            self._send(sock, item)
+        elif waiting:
+            self._heads, self._heads_due_s = item, 0.0
+        now_s = time.monotonic()
+        if self._heads is not None and now_s >= self._heads_due_s:
+            self._heads_due_s = now_s + self._heads_s
+            sock.send_multipart(self._heads.frames(self._cluster, time.time_ns()))
+        if more or self._queue:
+            return 0.0
+        return 60.0 if self._heads is None else self._heads_due_s - now_s
+
+    def _drain(self, sock: zmq.Socket[Any]) -> bool:
+        """Subscriptions come in as messages; how many there are is all that matters."""
+        for _ in range(DRAIN_MAX):
+            try:
+                frames = sock.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return False
+            if len(frames) == 1 and frames[0][:1] in (b"\0", b"\1"):
+                self._subscriptions = max(0, self._subscriptions + (1 if frames[0][0] else -1))
+        return True
+
+    def _send(self, sock: zmq.Socket[Any], raw: bytes) -> None:
+        if self._heads is None:
+            self._heads = public.Heads()
+        if not self._subscriptions:
+            self._heads.skip(raw)
+            return
+        send, more = sock.send, zmq.SNDMORE
+        for event in public.events(raw, self._cluster):
+            topic, header, body = event.frames
+            send(topic, more)  # drops for whoever does not keep up
+            send(header, more)
+            send(body)
+            self._heads.saw(event)
+            self.published += 1

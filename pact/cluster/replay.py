@@ -1,0 +1,191 @@
+"""The replay port: what a subscriber missed, read from the root's log in a thread that may wait for a disk or for etcd.
+
+One page at a time, whose turn it is; a requester that does not read waits for itself, and is forgotten after a while.
+Requests are checked as if they came from an enemy.  # V4
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import zmq
+
+from pact.cluster.publish import DRAIN_MAX, Endpoint, Threaded
+from pact.core import public
+from pact.errors import JournalError, RequestError
+
+SEND_MAX: Final = 2000
+PEERS_MAX: Final = 1024
+PEERS_EACH_MAX: Final = 16
+ASKED_MAX: Final = 4
+UNREAD_RETRY_S: Final = 0.02
+UNREAD_MAX_S: Final = 30.0
+NOT_LEADING: Final = "this root does not lead; ask the one whose heads you see"
+
+Asked = public.Get | public.Snapshot | public.Refused
+
+
+@dataclass(slots=True)
+class _Peer:
+    """A connection that waits for answers, and since when it has not read any."""
+
+    user: str
+    envelope: tuple[bytes, ...] = ()
+    asked: deque[Asked] = field(default_factory=deque)
+    unsent: public.Frames = ()
+    unread_since_s: float = 0.0
+    retry_s: float = 0.0
+
+
+class Replay(Threaded):
+    """See the module. Everything given to it is called in its thread."""
+
+    kind = zmq.ROUTER
+
+    def __init__(self, context: zmq.Context[Any], at: Endpoint, cluster: str, *,
+                 read: Callable[[int], Iterator[bytes]], head: Callable[[], int | None],
+                 snapshot: Callable[[], tuple[int, bytes] | None] = lambda: None,
+                 allowed: Callable[[str], bool] = lambda key: True, send_max: int = SEND_MAX,
+                 unread_max_s: float = UNREAD_MAX_S) -> None:  # fmt: skip
+        """``read``: chunks from a number on, may raise JournalError. ``head``: the newest number; None: does not lead.
+
+        ``snapshot``: a number, and JSON. ``allowed`` is asked at each request for the key that sent it.
+        """
+        super().__init__(context, at, "pact-replay")
+        self.options = {zmq.SNDHWM: send_max, zmq.RCVHWM: 100, zmq.MAXMSGSIZE: public.REQUEST_MAX,
+                        zmq.ROUTER_MANDATORY: 1}  # fmt: skip
+        self._cluster = cluster
+        self._read, self._head, self._snapshot, self._allowed = read, head, snapshot, allowed
+        self._unread_max_s = unread_max_s
+        self._peers: dict[bytes, _Peer] = {}
+        self._users: Counter[str] = Counter()
+        self.sent = 0
+        self.gave_up = 0
+        self.refused: Counter[str] = Counter()
+
+    def stats(self) -> dict[str, Any]:
+        return {"sent": self.sent, "refused": dict(self.refused), "gave_up": self.gave_up, "waiting": len(self._peers)}
+
+    def _begun(self) -> None:
+        self._peers.clear()
+        self._users.clear()
+
+    def _work(self, sock: zmq.Socket[Any]) -> float:
+        if self._drain(sock):
+            return 0.0
+        now_s = time.monotonic()
+        wait_s = 60.0
+        for key, peer in list(self._peers.items()):
+            if peer.retry_s > now_s:
+                wait_s = min(wait_s, peer.retry_s - now_s)
+                continue
+            del self._peers[key]
+            self._users[peer.user] -= 1
+            if self._serve(sock, key, peer, now_s):
+                self._peers[key] = peer  # behind the others
+                self._users[peer.user] += 1
+                wait_s = min(wait_s, max(0.0, peer.retry_s - now_s))
+        self._users += Counter()  # forget who has none
+        return wait_s
+
+    # -- requests ---------------------------------------------------------------------------------------------------
+
+    def _drain(self, sock: zmq.Socket[Any]) -> bool:
+        for _ in range(DRAIN_MAX):
+            try:
+                key, *rest = sock.recv_multipart(zmq.NOBLOCK, copy=False)
+            except zmq.Again:
+                return False
+            frames = [bytes(f.buffer) for f in rest]
+            self._take(bytes(key.buffer), self._user(rest[-1]) if rest else "", frames)
+        return True
+
+    def _take(self, key: bytes, user: str, frames: list[bytes]) -> None:
+        peer = self._peers.get(key)
+        if peer is None:
+            if len(self._peers) >= PEERS_MAX or (user and self._users[user] >= PEERS_EACH_MAX):
+                self.refused["too many requesters"] += 1
+                return
+            peer = self._peers[key] = _Peer(user)
+            self._users[user] += 1
+        if len(peer.asked) >= ASKED_MAX:
+            self.refused["too many requests"] += 1
+            return  # it asks again when no answer comes
+        peer.envelope = ()
+        if frames and not frames[0]:
+            peer.envelope, frames = (b"",), frames[1:]
+        peer.asked.append(self._understood(user, frames))
+
+    def _user(self, frame: Any) -> str:
+        try:
+            return str(frame.get("User-Id"))
+        except zmq.ZMQError:
+            return ""  # without CURVE nobody has a key
+
+    def _understood(self, user: str, frames: list[bytes]) -> Asked:
+        as_json = bool(frames) and frames[0][:1] == b"["
+        if not self._allowed(user):
+            self.refused["not allowed"] += 1
+            return public.Refused("this key may not ask here", as_json)
+        try:
+            return public.request(frames)
+        except RequestError as exc:
+            self.refused["garbage"] += 1
+            return public.Refused(exc.message, as_json)
+
+    # -- answers ----------------------------------------------------------------------------------------------------
+
+    def _serve(self, sock: zmq.Socket[Any], key: bytes, peer: _Peer, now_s: float) -> bool:
+        """One answer, as far as it is read. False when nothing is left to do for this one."""
+        if peer.unsent and not self._send(sock, key, peer, now_s):
+            return bool(peer.unsent)
+        if not peer.asked:
+            return False
+        ask = peer.asked.popleft()
+        for at, frames in self._answers(ask):
+            peer.unsent = frames
+            if not self._send(sock, key, peer, now_s):
+                if isinstance(ask, public.Get) and frames[0].startswith(public.PREFIX.encode()):
+                    peer.asked.appendleft(public.Get(ask.type, at, ask.as_json))  # the rest is read again, later
+                return bool(peer.unsent)
+        return bool(peer.asked)
+
+    def _send(self, sock: zmq.Socket[Any], key: bytes, peer: _Peer, now_s: float) -> bool:
+        """False: it does not read (``unsent`` stays, for a later try), or it is gone, or was for too long."""
+        try:
+            sock.send_multipart([key, *peer.envelope, *peer.unsent], zmq.NOBLOCK)
+        except zmq.Again:  # V4
+            peer.unread_since_s = peer.unread_since_s or now_s
+            peer.retry_s = now_s + UNREAD_RETRY_S
+            if now_s - peer.unread_since_s >= self._unread_max_s:
+                self.gave_up += 1
+                peer.unsent = ()
+            return False
+        except zmq.ZMQError:
+            peer.unsent = ()
+            return False
+        peer.unsent, peer.unread_since_s = (), 0.0
+        self.sent += 1
+        return True
+
+    def _answers(self, ask: Asked) -> Iterator[tuple[int, public.Frames]]:
+        if isinstance(ask, public.Refused):
+            yield 0, public.control(ask.as_json, "ERROR", ask.why)
+            return
+        try:
+            head = self._head()
+            if head is None:
+                yield 0, public.control(ask.as_json, "ERROR", NOT_LEADING)
+            elif isinstance(ask, public.Get):
+                yield from public.page(ask, self._read(ask.start), self._cluster, head)  # V2
+            else:
+                found = self._snapshot()
+                yield 0, (public.control(ask.as_json, "ERROR", "there is no snapshot yet") if found is None
+                          else public.control(ask.as_json, "SNAPSHOT", *found))  # fmt: skip
+        except (JournalError, ValueError) as exc:
+            self.refused["unreadable"] += 1
+            yield 0, public.control(ask.as_json, "ERROR", f"the log cannot be read now: {exc}")

@@ -1,0 +1,271 @@
+"""What makes an aggregator the root: the log behind it, its decisions, and the public side.
+
+The decisions are ``pact.core.root``; this is their shell: the committer's thread writes, the publisher's and the
+replay's threads speak to subscribers, and nothing here waits for any of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Final
+
+import orjson
+
+from pact.agent.clock import boot_id, clock_synchronised
+from pact.agent.notify import log
+from pact.cluster import auth
+from pact.cluster.aggregator import Aggregator
+from pact.cluster.committer import Committer, Deposed, Durable, Elected, Failed, Posted, Saved
+from pact.cluster.nodesets import NodeSets
+from pact.cluster.publish import Endpoint, Publisher
+from pact.cluster.replay import Replay
+from pact.core import rootlog, wire
+from pact.core.questions import answer_of
+from pact.core.root import Commit, Down, Effect, Publish, Root
+from pact.core.rootlog import RootState
+from pact.core.wire import Message
+from pact.errors import ChainError, PactError
+from pact.journal.rootlog import open_store
+from pact.model import NS_PER_S
+
+SNAPSHOT_EVERY: Final = 2_000  # chunks
+SNAPSHOT_BYTES: Final = 64 << 20  # of chunks
+CREDIT: Final = 64 << 20
+STATES_NS: Final = 15 * NS_PER_S
+
+
+class RootPart:
+    """See the module. Messages that it returns go to the relay as a parent's would."""
+
+    def __init__(self, aggregator: Aggregator) -> None:
+        config = aggregator.config
+        self.config = config
+        self.root: Root | None = None
+        self.offset_ns = 0
+        self.commit_ns = 0
+        self.oldest = 0
+        self.trouble = ""
+        self._chunks = self._chunk_bytes = 0
+        self._sets = NodeSets()
+        self._last_failed = ""
+        self.committer = Committer(lambda: open_store(config.journal, config.cluster, config.journal_options),
+                                   config.name)  # fmt: skip
+        secret = aggregator.key.secret
+        self.publisher = Publisher(aggregator.context, Endpoint(config.events, secret, auth.EVENTS), config.cluster)
+        self.replay = Replay(
+            aggregator.context, Endpoint(config.replay, secret, auth.REPLAY), config.cluster, read=self.committer.read,
+            head=self._head, snapshot=self._public_snapshot,
+            allowed=lambda key: aggregator.authorized.may_connect(key, auth.REPLAY),
+        )  # fmt: skip
+        self.states: dict[str, list[str]] = {}
+        self._states_at_ns = 0
+        try:
+            self.publisher.start()
+            self.replay.start()
+            self.committer.start()
+        except BaseException:
+            self.close()
+            raise
+
+    # -- the seam -----------------------------------------------------------------------------------------------
+
+    def pollables(self) -> Sequence[Any]:
+        return (self,)
+
+    def fileno(self) -> int:
+        """Of what the committer says."""
+        return self.committer.fd
+
+    def received(self, message: Message, t_ns: int, wall_ns: int) -> Iterable[Message]:
+        if self.root is None:
+            return
+        yield from self._perform(self.root.received(message, t_ns + self.offset_ns, wall_ns))
+
+    def tick(self, t_ns: int, wall_ns: int) -> Iterable[Message]:
+        if not self.committer.alive:  # a root that can never lead again: better started anew
+            raise PactError("the thread that writes the root's log has ended", "see the lines before this one")
+        root = self.root
+        if root is not None:
+            wake_ns = root.next_wake_ns()
+            if wake_ns is not None and wake_ns <= t_ns + self.offset_ns:
+                yield from self._perform(root.tick(t_ns + self.offset_ns, wall_ns))
+            if t_ns >= self._states_at_ns and self.config.http:
+                self._states_at_ns = t_ns + STATES_NS
+                yield from self._ask_states(root)
+
+    def next_wake_ns(self) -> int | None:
+        wake_ns = self.root.next_wake_ns() if self.root is not None else None
+        return None if wake_ns is None else wake_ns - self.offset_ns
+
+    def ready(self, pollable: Any, t_ns: int, wall_ns: int) -> Iterable[Message]:
+        for posted in self.committer.poll():
+            yield from self._posted(posted, t_ns, wall_ns)
+
+    def removed(self, keys: Sequence[str]) -> None:
+        """Subscribers' connections end: everybody connects anew, and who is no longer known cannot."""
+        self.publisher.rebind()
+        self.replay.rebind()
+
+    def close(self) -> None:
+        self.committer.close()
+        self.publisher.close()
+        self.replay.close()
+
+    # -- the term -----------------------------------------------------------------------------------------------
+
+    def _posted(self, posted: Posted, t_ns: int, wall_ns: int) -> Iterator[Message]:
+        if isinstance(posted, Elected):
+            yield from self._elected(posted, t_ns, wall_ns)
+        elif isinstance(posted, Deposed):
+            yield from self._deposed(posted.why)
+        elif isinstance(posted, Failed):
+            self.trouble = posted.why
+            if posted.why != self._last_failed:
+                self._last_failed = posted.why
+                log(f"the root's log: {posted.what}: {posted.why}", 3)
+        elif isinstance(posted, Saved):
+            self.oldest = posted.oldest
+        elif self.root is not None:
+            assert isinstance(posted, Durable)
+            if self._last_failed:
+                log("the root's log can be written again")
+            self.trouble = self._last_failed = ""
+            self.commit_ns = posted.took_ns
+            yield from self._perform(
+                self.root.durable(posted.first, posted.count, t_ns + self.offset_ns, wall_ns))  # fmt: skip
+            self._keep()
+
+    def _elected(self, posted: Elected, t_ns: int, wall_ns: int) -> Iterator[Message]:
+        try:
+            state = rootlog.load(posted.snapshot, posted.chunks)
+        except (ChainError, ValueError) as exc:
+            log(f"the root's log does not verify: {exc}", 2)
+            raise PactError(f"the root's log does not verify: {exc}",
+                            "keep it; restore it from a backup or another member") from None  # fmt: skip
+        boot = boot_id()
+        self.offset_ns = continue_from(state, boot, t_ns, wall_ns, clock_synchronised())
+        root = self.root = Root(self.config.name, state, posted.fence, self._sets, self.config.limits)
+        self._chunks = self._chunk_bytes = 0
+        log(f"leading with fence {posted.fence}, from event {state.gseq}")
+        yield wire.message("welcome", {"v": wire.VERSION, "name": self.config.name, "path": [], "fence": posted.fence,
+                                       "credit": CREDIT, "fleet": root.fleet()})  # fmt: skip
+        self.publisher.lead(state.gseq, dict(state.last), state.chain.incarnation)
+        yield from self._perform(root.start(t_ns + self.offset_ns, wall_ns, boot, self.offset_ns))
+
+    def _deposed(self, why: str) -> Iterator[Message]:
+        if self.root is None:
+            return
+        self.root = None
+        self.publisher.depose()
+        log(f"leading no more: {why}", 4)
+        yield wire.message("sorry", {"why": f"{self.config.name} leads no more", "again": False, "retry_ms": 0})
+
+    def _perform(self, effects: Iterable[Effect]) -> Iterator[Message]:
+        for effect in effects:
+            if isinstance(effect, Down):
+                yield wire.message(effect.kind, effect.head, effect.body)
+            elif isinstance(effect, Commit):
+                root = self.root
+                assert root is not None
+                taken = self.committer.append(root.fence, effect.first, effect.count, effect.chunk)
+                assert taken, "the root gives one chunk at a time"
+                self._chunks += 1
+                self._chunk_bytes += len(effect.chunk)
+            elif isinstance(effect, Publish):
+                self._publish(effect.chunk)
+            else:
+                log(effect.text, 4)
+
+    def _publish(self, chunk: bytes) -> None:
+        root = self.root
+        assert root is not None
+        if not self.publisher.publish(chunk):
+            self.publisher.lead(root.state.gseq, dict(root.state.last), root.state.chain.incarnation)
+
+    def _keep(self) -> None:
+        """Now and then: a snapshot, so that the next start is quick, and old events are forgotten."""
+        root = self.root
+        if root is None or (self._chunks < SNAPSHOT_EVERY and self._chunk_bytes < SNAPSHOT_BYTES):
+            return
+        self._chunks = self._chunk_bytes = 0
+        before = max(0, root.state.gseq - self.config.keep_events)
+        self.committer.save_snapshot(root.fence, root.state.gseq, root.state.to_bytes(), before)
+
+    # -- for people who look ------------------------------------------------------------------------------------
+
+    def _ask_states(self, root: Root) -> Iterator[Message]:
+        """How the nodes are: a handful of answers, whatever their number."""
+        found: dict[str, list[str]] = {}
+
+        def part(names: list[str], body: bytes) -> None:
+            found.setdefault(str(answer_of(body)["result"].get("state", "unknown")), []).extend(names)
+
+        def done(lost: dict[str, str]) -> None:
+            if lost:
+                found.setdefault("unknown", []).extend(lost)
+            self.states = found
+
+        caller = {"user": "pact", "role": "viewer", "via": "cluster"}
+        root.questions.ask(list(root.nodes), "state", b"{}", caller, STATES_NS, part, done)
+        yield from self._perform(root.take_effects())
+
+    def shown(self) -> dict[str, Any]:
+        """The root's part of what ``page`` shows. For the loop's thread."""
+        root = self.root
+        if root is None:
+            return {"root": True, "leading": False, "healthy": not self.trouble, "trouble": self.trouble}
+        state, groups = root.state, root.groups
+        here = [g for g in state.groups.values() if g.state != rootlog.FINISHED]
+        shown = [groups.shown(g.id) for g in here]
+        counts: dict[str, int] = {}
+        for group in shown:
+            counts[group["state"]] = counts.get(group["state"], 0) + 1
+        away = [n for n in state.cursors if n not in root.nodes and n != rootlog.ROOT]
+        states = {s: [self._sets.fold(names), len(names)] for s, names in self.states.items() if names}
+        if away:
+            states["away"] = [self._sets.fold(away), len(away)]
+        return {
+            "root": True, "leading": True, "fence": root.fence, "gseq": state.gseq, "oldest": self.oldest,
+            "events": root.counters.events, "commit_s": self.commit_ns / 1e9, "connected": len(root.nodes),
+            "states": states, "group_states": counts, "calls": len(root.questions.open),
+            "groups": [{"id": g["group"], "state": g["state"], "nodes": g["nodes"], "owner": g["owner"],
+                        "message": g["message"], "left_s": g["remaining_s"]} for g in shown],
+            "refused": dict(root.counters.refused), "healthy": not self.trouble, "trouble": self.trouble,
+        }  # fmt: skip
+
+    # -- for the other threads ----------------------------------------------------------------------------------
+
+    def _head(self) -> int | None:
+        root = self.root
+        return None if root is None else root.state.gseq
+
+    def _public_snapshot(self) -> tuple[int, bytes] | None:
+        """For who came too late for the events: how far every node is, and what groups and holds there are."""
+        root = self.root
+        if root is None:
+            return None
+        state = root.state
+        body = orjson.dumps({
+            "v": 1, "gseq": state.gseq, "types": dict(state.last),
+            "nodes": {n: {"incarnation": c.incarnation, "seq": c.seq} for n, c in list(state.cursors.items())},
+            "groups": {g.id: {"state": g.state, "nodes": g.nodes, "decision": g.decision or None}
+                       for g in list(state.groups.values())},
+            "holds": list(state.holds.values()),
+        })  # fmt: skip
+        return state.gseq, body
+
+
+def continue_from(state: RootState, boot: str, boottime: int, wall_ns: int, synchronised: bool) -> int:
+    """The offset that makes node time of this machine's clock: it never runs backwards, whoever leads.  # B2"""
+    if state.gseq < 0 or not state.boot_id:
+        return 0
+    if state.boot_id == boot and boottime + state.offset_ns >= state.t_ns:
+        return state.offset_ns
+    down_ns = max(0, wall_ns - state.wall_ns) if synchronised else 0
+    return state.t_ns + down_ns - boottime
+
+
+def make_root(aggregator: Aggregator) -> RootPart:
+    return RootPart(aggregator)
+
+

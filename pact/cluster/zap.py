@@ -1,0 +1,107 @@
+"""Who may connect: ZeroMQ's authentication requests, answered in the aggregator's own loop (RFC 27).
+
+No thread and no authenticator of the library's: nothing that is asked here may end the handler, since from then on
+nobody could connect any more.  # T10
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from typing import Any, Final
+
+import zmq
+from zmq.utils import z85
+
+ENDPOINT: Final = "inproc://zeromq.zap.01"
+DRAIN_MAX: Final = 64
+REFUSED_MAX: Final = 1024
+
+
+class Zap:
+    """``allowed(key, domain)`` decides; the domain is the socket's name."""
+
+    def __init__(self, context: zmq.Context[Any], allowed: Callable[[str, str], bool],
+                 note: Callable[[str], None]) -> None:  # fmt: skip
+        self.refused = 0
+        self._allowed = allowed
+        self._note = note
+        self._seen: dict[tuple[str, str], int] = {}
+        self.socket = context.socket(zmq.ROUTER)
+        self.socket.linger = 0
+        self.socket.bind(ENDPOINT)
+
+    def drain(self) -> int:
+        """Answer a bounded number of requests."""
+        for n in range(DRAIN_MAX):
+            try:
+                frames = self.socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return n
+            try:
+                reply = self._answer(frames)
+            except Exception as exc:
+                self._note(f"authentication: {type(exc).__name__}: {exc}")
+                reply = [b"1.0", frames[3] if len(frames) > 3 else b"", b"500", b"internal error", b"", b""]
+            try:
+                self.socket.send_multipart([*frames[:2], *reply], zmq.NOBLOCK)
+            except zmq.ZMQError:
+                pass  # who asked is gone
+        return DRAIN_MAX
+
+    def _answer(self, frames: list[bytes]) -> list[bytes]:
+        version, request, domain, address, _identity, mechanism, *credentials = frames[2:]
+        no = [b"1.0", request, b"400", b"no", b"", b""]
+        if version != b"1.0" or mechanism != b"CURVE" or len(credentials) != 1 or len(credentials[0]) != 32:
+            self._refuse("", address.decode("ascii", "replace"))
+            return no
+        key, name = z85.encode(credentials[0]).decode(), domain.decode("ascii", "replace")
+        if not self._allowed(key, name):
+            self._refuse(key, f"{address.decode('ascii', 'replace')} at the {name} socket")
+            return no
+        return [b"1.0", request, b"200", b"OK", key.encode(), b""]
+
+    def _refuse(self, key: str, where: str) -> None:
+        """Counted; said at the first time, and at powers of two."""
+        self.refused += 1
+        if len(self._seen) >= REFUSED_MAX:
+            self._seen.clear()
+        count = self._seen[key, where] = self._seen.get((key, where), 0) + 1
+        if count & (count - 1) == 0:
+            self._note(f"refused the key {key or '(none)'} from {where}" + (f" ({count} times)" if count > 1 else ""))
+
+    def close(self) -> None:
+        self.socket.close(0)
+
+
+def end_connection(fd: int, port: int) -> bool:
+    """Cut one TCP connection that a ZeroMQ socket accepted on ``port``; its frames say its descriptor (``__fd``).
+
+    A revoked key's connection would live on otherwise. The descriptor may be another connection's by now: if that one
+    is on the same port it connects again, if not it is left alone.
+    """
+    try:
+        with socket.socket(fileno=os.dup(fd)) as sock:
+            if sock.type != socket.SOCK_STREAM or sock.getsockname()[1] != port:
+                return False
+            sock.shutdown(socket.SHUT_RDWR)
+            return True
+    except (OSError, IndexError, TypeError):
+        return False
+
+
+def connection_of(frame: zmq.Frame) -> int:
+    """The descriptor of the connection that a frame came over, -1 if that is not known."""
+    try:
+        return int(frame.get("__fd"))
+    except (zmq.ZMQError, ValueError, TypeError, KeyError):
+        return -1
+
+
+def key_of(frame: zmq.Frame) -> str:
+    """The public key that a frame was sent with, "" if that is not known."""
+    try:
+        return str(frame.get("User-Id"))
+    except (zmq.ZMQError, KeyError):
+        return ""

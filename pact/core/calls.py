@@ -1,0 +1,182 @@
+"""Calls on their way down, and their answers on their way up: split among children, merged as set unions.
+
+Equal answers become one part with all their names. A name counts once: what comes again, or from somewhere else,
+changes nothing.  # T6
+Who has sent everything up has nothing to remember: a call that comes again goes to the nodes again, and they answer
+what they answered before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, Protocol
+
+from pact.core import wire
+from pact.core.outbox import Up
+from pact.model import NS_PER_S
+
+QUIET_NS: Final = NS_PER_S // 20
+PARTIAL_NS: Final = NS_PER_S // 4
+PATIENCE_MAX: Final = 5
+PARTS_BYTES: Final = 1 << 20
+CALLS_MAX: Final = 1024
+GRACE_NS: Final = NS_PER_S
+TIMEOUT_MAX_NS: Final = 3600 * NS_PER_S
+
+
+class Below(Protocol):
+    """A child, as far as calls know it. ``below`` is None for a node."""
+
+    rid: bytes
+    name: str
+    below: dict[str, tuple[int, str]] | None
+
+
+class Call:
+    """One call that is not answered by everybody yet."""
+
+    __slots__ = ("answered_ns", "body", "bytes", "deadline_ns", "direct", "first_ns", "flushed", "frame", "head",
+                 "left", "lost", "parts", "via")  # fmt: skip
+
+    def __init__(self, head: Mapping[str, Any], body: bytes, deadline_ns: int) -> None:
+        self.head = {**head, "nodes": None}
+        self.body = body
+        self.frame = wire.encode("call", self.head, body)
+        self.deadline_ns = deadline_ns
+        self.direct: set[str] = set()
+        self.via: dict[str, set[str]] = {}  # aggregator -> names
+        self.left = 0
+        self.parts: dict[bytes, list[str]] = {}
+        self.bytes = 0
+        self.lost: list[str] = []
+        self.first_ns = -1  # when the oldest of what is not yet sent came; -1: there is none
+        self.answered_ns = 0
+        self.flushed = 0  # how often some of the answers went up
+
+    def frame_for(self, names: Iterable[str]) -> bytes:
+        return wire.encode("call", {**self.head, "nodes": list(names)}, self.body)
+
+    def add(self, child: Below, name: str) -> None:
+        """``name`` is asked through ``child``."""
+        names = self.direct if child.below is None else self.via.setdefault(child.name, set())
+        if name not in names:
+            names.add(name)
+            self.left += 1
+
+    def discard(self, child: Below, name: str) -> bool:
+        names = self.direct if child.below is None else self.via.get(child.name, set())
+        if name not in names:
+            return False
+        names.discard(name)
+        self.left -= 1
+        return True
+
+    def taken(self, child: Below, names: list[str]) -> list[str]:
+        """Those of the names that were waited for from this child; nobody waits for them any more."""
+        if child.below is None:
+            return names if names and self.discard(child, names[0]) else []
+        waiting = self.via.get(child.name)
+        if not waiting:
+            return []
+        new = [n for n in dict.fromkeys(names) if n in waiting]
+        waiting.difference_update(new)
+        self.left -= len(new)
+        return new
+
+    def lose(self, names: Iterable[str], t_ns: int) -> None:
+        self.lost += names
+        self._touched(t_ns)
+
+    def _touched(self, t_ns: int) -> None:
+        self.first_ns = t_ns if self.first_ns < 0 else self.first_ns
+        self.answered_ns = t_ns
+
+    def answer(self, names: list[str], body: bytes, t_ns: int) -> None:
+        known = self.parts.get(body)
+        if known is None:
+            self.parts[body] = list(names)
+            self.bytes += len(body)
+        else:
+            known += names
+        self._touched(t_ns)
+
+    def due_ns(self) -> int:
+        """When something has to be said or done."""
+        if self.first_ns < 0:
+            return self.deadline_ns
+        if not self.left or self.bytes >= PARTS_BYTES:
+            return 0
+        times = min(self.flushed, PATIENCE_MAX)  # ever more patiently: few messages, however slowly the nodes answer
+        return min(self.answered_ns + (QUIET_NS << times), self.first_ns + (PARTIAL_NS << times))
+
+    def flush(self) -> list[Up]:
+        """What has come since the last time; ``final`` in the last message."""
+        out: list[Up] = []
+        rows: list[list[Any]] = []
+        bodies: list[bytes] = []
+        size = 0
+        for body, names in self.parts.items():
+            if rows and size + len(body) > PARTS_BYTES:
+                out.append(self._up(False, rows, bodies, []))
+                rows, bodies, size = [], [], 0
+            rows.append([names, len(body)])
+            bodies.append(body)
+            size += len(body)
+        out.append(self._up(not self.left, rows, bodies, self.lost))
+        self.parts, self.bytes, self.lost, self.first_ns = {}, 0, [], -1
+        self.flushed += 1
+        return out
+
+    def _up(self, final: bool, rows: list[list[Any]], bodies: list[bytes], lost: list[str]) -> Up:
+        return Up("answer", {"call": self.head["call"], "final": final, "parts": rows, "lost": lost}, b"".join(bodies))
+
+
+class Calls:
+    """The calls under way, by id."""
+
+    def __init__(self) -> None:
+        self.open: dict[str, Call] = {}
+
+    def begin(self, message: wire.Message, t_ns: int) -> Call | None:
+        """A call from above; ``None`` when there are too many. One that comes again is asked again."""
+        head = message.head
+        call = self.open.get(head["call"])
+        if call is None:
+            if len(self.open) >= CALLS_MAX:
+                return None
+            limit_ns = min(head["timeout_ms"] * 1_000_000, TIMEOUT_MAX_NS)
+            call = self.open[head["call"]] = Call(head, message.body, t_ns + limit_ns + GRACE_NS)
+        return call
+
+    def drop(self, call_id: str) -> Call | None:
+        return self.open.pop(call_id, None)
+
+    def lost(self, child: Below, name: str, t_ns: int) -> None:
+        """``name`` is below nobody any more."""
+        for call in self.open.values():
+            if call.discard(child, name):
+                call.lose([name], t_ns)
+
+    def finished(self, child: Below, call: Call, t_ns: int) -> None:
+        """A child has no more to say: names that it did not answer for are lost."""
+        rest = call.via.pop(child.name, None) if child.below is not None else None
+        if rest:
+            call.left -= len(rest)
+            call.lose(sorted(rest), t_ns)
+
+    def flush(self, t_ns: int) -> list[Up]:
+        out: list[Up] = []
+        for call_id, call in list(self.open.items()):
+            if call.due_ns() > t_ns:
+                continue
+            if t_ns >= call.deadline_ns and call.left:
+                rest = call.direct.union(*call.via.values())
+                call.left = 0
+                call.lose(sorted(rest), t_ns)
+            out += call.flush()
+            if not call.left:
+                del self.open[call_id]
+        return out
+
+    def next_wake_ns(self) -> int | None:
+        return min((c.due_ns() for c in self.open.values()), default=None)

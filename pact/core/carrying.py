@@ -1,0 +1,162 @@
+"""A decision that is durable is carried out until every member has done it: in waves, with a circuit breaker.  # G5"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+from pact.core.questions import LATE, allowed, answer_of, clipped, refusal_of
+from pact.core.rootlog import Group
+from pact.core.runs import CARRYING, DECIDING, PAUSED, Head, Run, caller_of, held_by, shown, stopped
+from pact.errors import EXIT_BLOCKED, EXIT_CONFLICT, EXIT_DONE, EXIT_FAILED, EXIT_UNREACHABLE
+
+if TYPE_CHECKING:
+    from pact.core.root import Root
+
+TELLING_MAX: Final = 16
+OUTCOMES: Final = {"commit": "committed", "rollback": "rolled back"}
+
+
+class Carrier:
+    """Carries out decisions. ``runs`` is the coordinator's."""
+
+    def __init__(self, root: Root, runs: dict[str, Run]) -> None:
+        self.root = root
+        self.runs = runs
+        self._telling: dict[str, set[str]] = {}  # node -> groups whose end it is being told just now
+
+    def decision(self, group: Group) -> dict[str, Any]:
+        return {"group": group.id, "fence": self.root.fence, "ballot": group.ballot, "decision": group.decision,
+                "action": group.decision, "why": group.why, "message": group.args.get("message", ""),
+                "ttl_ns": group.args.get("ttl_ns")}  # fmt: skip
+
+    def tell(self, names: Iterable[str], gid: str, args: Mapping[str, Any], caller: Mapping[str, Any]) -> None:
+        """One word at a time to each node about each group: who asks without end costs no more than who asks once."""
+        fresh = [n for n in names if gid not in (now := self._telling.setdefault(n, set())) and len(now) < TELLING_MAX]
+        for name in fresh:
+            self._telling[name].add(gid)
+
+        def done(lost: dict[str, str]) -> None:
+            for name in fresh:
+                self._telling[name].discard(gid)
+                if not self._telling[name]:
+                    del self._telling[name]
+
+        if fresh:
+            self.root.questions.ask_members(fresh, "group_decide", args, caller, lambda names, body: None, done)
+
+    def carry(self, run: Run) -> None:
+        """The decision is durable: tell everybody, in waves."""
+        run.step, run.todo, run.done, run.failed, run.waves = CARRYING, set(run.members), set(), {}, 0
+        self.waves(run)
+
+    def again(self, run: Run) -> None:
+        """What failed or was paused is tried once more."""
+        run.step = CARRYING
+        run.todo |= run.failed.keys()
+        run.failed.clear()
+        self.waves(run)
+
+    def released(self) -> None:
+        """The fleet is held no more: what is decided goes on."""
+        for run in list(self.runs.values()):
+            if run.step == CARRYING:
+                self.waves(run)
+
+    def waves(self, run: Run) -> None:
+        root, limits = self.root, self.root.limits
+        group = root.state.groups[run.id]
+        size = limits.wave if group.decision == "rollback" else len(run.members)
+        while run.step == CARRYING and run.waves < limits.waves_at_once and not stopped(root, run, group):
+            wave = sorted(n for n in run.todo if n in root.nodes)[:size]
+            if not wave:
+                break
+            run.todo.difference_update(wave)
+            run.flying.update(wave)
+            run.waves += 1
+            self._wave(run, group, wave)
+        if not run.waves:
+            self._rest(run, group)
+
+    def _wave(self, run: Run, group: Group, wave: list[str]) -> None:
+        def part(names: list[str], body: bytes) -> None:
+            answer = answer_of(body)
+            run.flying.difference_update(names)
+            if answer["exit"] == 0 and answer["result"].get("done"):
+                run.done.update(names)
+                self._note_odd(run, group, names, answer["result"].get("outcome"))
+                return
+            for name in names:
+                run.failed[name] = refusal_of(answer)
+
+        def done(lost: dict[str, str]) -> None:
+            run.waves -= 1
+            run.flying.difference_update(wave)
+            run.todo.update(lost)
+            late = [n for n in lost if n in self.root.nodes]
+            for name in late:  # connected, and silent: asked again later
+                run.todo.discard(name)
+                run.failed[name] = {"why": LATE, "holders": []}
+            self._break(run)
+            self.waves(run)
+
+        self.root.questions.ask_members(wave, "group_decide", self.decision(group), caller_of(group), part, done)
+
+    @staticmethod
+    def _note_odd(run: Run, group: Group, names: list[str], outcome: Any) -> None:
+        """A member that has nothing (left) to settle has not done what was decided: nobody is told that it has."""
+        expected = OUTCOMES[group.decision]
+        if isinstance(outcome, str) and outcome.removeprefix("left: ")[: len(expected)] != expected:
+            for name in names:
+                if not run.states.get(name, "").startswith(("missing", "failed")):  # said when it was applied
+                    run.odd[name] = clipped(outcome)
+
+    def _break(self, run: Run) -> None:
+        """Too many failures pause the carrying out; the decision stands.  # G10"""
+        limits = self.root.limits
+        answered = len(run.done) + len(run.failed)
+        most = max(limits.breaker_least, int(answered * limits.breaker_share))
+        rollback = self.root.state.groups[run.id].decision == "rollback"
+        if rollback and run.step == CARRYING and len(run.failed) > most and run.todo:
+            run.step = PAUSED
+            self.root.note(f"{run.id}: paused: {len(run.failed)} of {answered} nodes failed: "
+                           f"{self.root.sets.fold(run.failed)}; the decision stands")  # fmt: skip
+
+    def _rest(self, run: Run, group: Group) -> None:
+        """Nothing is under way: finished, or somebody still owes."""
+        root = self.root
+        head, run.head = run.head, None
+        if len(run.done) == len(run.members):
+            but = "; ".join(f"{n}: {why}" for n, why in root.questions.fold_failed(run.odd).items())
+            outcome = OUTCOMES[group.decision] + (clipped(f", except on {but}") if but else "")
+            root.record("group_finished", {
+                "group": run.id, "outcome": outcome, "fence": root.fence,
+            }, root.actor(), lambda: self._finished(run, head))  # fmt: skip
+            run.step = DECIDING  # nothing more is asked of it
+            return
+        if run.failed and run.step == CARRYING:
+            run.retry_at_ns = root.t_ns + root.limits.retry_ns
+        if head is None:
+            return
+        away = dict.fromkeys(run.todo, "away: it is told on its return")
+        stop = held_by(root) if stopped(root, run, group) and any(n in root.nodes for n in run.todo) else ""
+        away |= {n: stop for n in run.todo if stop and n in root.nodes}
+        failed = {**{n: f["why"] for n, f in run.failed.items()}, **away}
+        code = EXIT_DONE if allowed(away, run.allow) else EXIT_UNREACHABLE
+        if run.failed:
+            code = EXIT_BLOCKED if any(f["holders"] for f in run.failed.values()) else EXIT_FAILED
+            stop = ""
+        elif stop:
+            code = EXIT_CONFLICT
+        paused = f"{stop}; " if stop else "paused after too many failures; " if run.step == PAUSED else ""
+        root.questions.reply(head, code, f"{run.id} is decided: {group.decision}; {paused}{len(run.done)} of "
+                         f"{len(run.members)} nodes have done it", "", shown(root, run, group), failed)  # fmt: skip
+
+    def _finished(self, run: Run, head: Head | None) -> None:
+        self.runs.pop(run.id, None)
+        if head is not None:
+            group = self.root.state.groups[run.id]
+            code, text = (EXIT_CONFLICT, f"{run.id} is {group.outcome}") if run.odd else (EXIT_DONE, "")
+            hint = "look at these nodes: pact status --nodes ..." if run.odd else ""
+            self.root.questions.reply(head, code, text, hint,
+                                      shown(self.root, None, group), run.odd)  # fmt: skip

@@ -1,0 +1,353 @@
+"""Declared state moves: declare, adopt, apply, and commits that end.
+
+``declare`` converges with the plan, consumer check and verification of a rollback, and records nothing where consumers
+stop it.  # L1
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
+
+from pact.core import access, groups, membership
+from pact.core import change as life
+from pact.core.events import AGENT_CALLER, Act, Acted, Asked, Discover, Discovered, Probe, Probed, Sighting
+from pact.core.plan import Step, ordered
+from pact.core.settle import holder_text
+from pact.errors import EXIT_FAILED, BlockedError, ConflictError, PactError, UsageError
+from pact.model import Declared, Observation, Owner, Unreadable
+
+if TYPE_CHECKING:
+    from pact.core.node import Job, Node
+
+#: Resources in one ``declared`` or ``adopted`` record, so that no record outgrows what a cluster journal takes.
+CHUNK_MAX: Final = 500
+
+
+# -- declare --------------------------------------------------------------------------------------------------------
+
+
+def asked_declare(node: Node, event: Asked) -> None:
+    """``args``: resources {id: Declared JSON}, prune, take, dry_run; cause and to_seq for ``rollback --to``."""
+    access.require(event.caller, "admin", event.args.get("cause", "declare"))
+    state = node.state
+    resources: Mapping[str, Any] = event.args["resources"]
+    take = bool(event.args.get("take"))
+    declared = {r: Declared.from_json(v) for r, v in resources.items()}
+    in_changes, probe = [], []
+    for resource in declared:
+        change = state.change_of(resource)
+        if change is not None and change.state == life.ROLLING:
+            raise ConflictError(f"{resource} is being rolled back with {change.id}", "try again when it is done")
+        if change is not None and take:
+            groups.require_free(node, change, "declare", False)
+        if change is not None and not take:
+            in_changes.append(resource)
+        else:
+            probe.append(resource)
+    forgotten = [r for r in state.declared_ids() if r not in declared] if event.args.get("prune") else []
+    for resource in forgotten:
+        change = state.change_of(resource)
+        if change is not None and change.state == life.ROLLING:
+            raise ConflictError(f"{resource} is being rolled back with {change.id}", "try again when it is done")
+        if change is not None:
+            groups.require_free(node, change, "declare", False)
+    steps = ordered(
+        Step(r, declared[r].attrs, None, declared[r].requires, declared[r].consumers) for r in probe
+    )
+    args = {**event.args, "forgotten": forgotten, "in_changes": in_changes, "declared": declared}
+    job = node.job("declare", event.caller, token=event.token, ids=tuple(probe), args=args, steps=steps)
+    node.emit(Probe(job.n, steps, consumers=state.settings.enforce))
+
+
+def probed_declare(node: Node, job: Job, event: Probed) -> None:
+    state, args = node.state, job.args
+    declared: dict[str, Declared] = args["declared"]
+    for resource in job.ids:
+        change = state.change_of(resource)
+        if change is not None and (change.state == life.ROLLING or not args.get("take")):
+            raise ConflictError(f"{resource} drifted into {change.id} meanwhile", "use --take, or settle it first")
+    for resource in [*job.ids, *args["forgotten"]]:  # it may have voted meanwhile  # G3
+        change = state.change_of(resource)
+        if change is not None:
+            groups.require_free(node, change, "declare", False)
+    steps = differing(node, job.steps, event.sightings, declared) if state.settings.enforce else ()
+    result = {
+        "resources": len(declared), "forgotten": args["forgotten"], "in_changes": sorted(args["in_changes"]),
+        "converge": [s.to_json() for s in steps], "unreadable": _unreadable(event.sightings),
+        "consumers": [h.to_json() for h in event.holders],
+    }  # fmt: skip
+    if args.get("dry_run"):
+        node.finish(job)
+        node.reply(job.token, {**result, "dry_run": True, "refused": list(event.refusals)})
+        return
+    if event.holders:
+        raise BlockedError(f"nothing was declared; {holder_text(event.holders)}", "let them finish, or leave it out")
+    if event.refusals:
+        raise PactError("nothing was declared; " + "; ".join(event.refusals[:5]))
+    result["unchanged"] = _record_declared(node, job, event, {s.id for s in steps})
+    result["seq"] = state.seq
+    if not steps:
+        node.finish(job)
+        node.sight(replace(s, owner=job.caller.owner) for s in event.sightings)  # in observe mode it is drift now
+        _declare_done(node, job, result, {})
+        return
+    job.steps, job.args["result"] = steps, result
+    node.converging[job.n] = frozenset(s.id for s in steps)
+    node.emit(Act(job.n, steps, event.saves))
+
+
+def _record_declared(node: Node, job: Job, event: Probed, converge: set[str]) -> int:
+    """Record what this declaration changes; returns how many of its resources were declared so already."""
+    state, args = node.state, job.args
+    declared: dict[str, Declared] = args["declared"]
+    members = {}
+    for resource in args["in_changes"]:
+        change = state.change_of(resource)
+        if change is not None:
+            members[resource] = node.deviation_n(resource, declared[resource], change.members[resource].actual)
+    taken = [r for r in job.ids if r in state.member_of]
+    wanted = converge.union(taken, state.ttls)
+    moved = {r: d.to_json() for r, d in declared.items() if r in wanted or d != state.declared(r)}
+    pieces = list(_pieces(moved)) or ([{}] if args["forgotten"] else [])
+    for at, piece in enumerate(pieces):
+        last = at == len(pieces) - 1
+        data: dict[str, Any] = {"resources": piece, "cause": args.get("cause", "declare")}
+        data["members"] = {r: d for r, d in members.items() if r in piece}
+        data["taken"] = [r for r in taken if r in piece]
+        if last:
+            data["forgotten"] = args["forgotten"]
+            data["saves"] = dict(event.saves)
+            if "to_seq" in args:
+                data["to_seq"] = args["to_seq"]
+        node.record("declared", data, job.caller.actor)
+    return len(declared) - len(moved)
+
+
+def _pieces(resources: dict[str, Any]) -> Iterable[dict[str, Any]]:
+    items = list(resources.items())
+    for at in range(0, len(items), CHUNK_MAX):
+        yield dict(items[at : at + CHUNK_MAX])
+
+
+def differing(node: Node, steps: Iterable[Step], sightings: Iterable[Sighting],
+               declared: Mapping[str, Declared]) -> tuple[Step, ...]:  # fmt: skip
+    seen: dict[str, Observation] = {s.resource: s.observation for s in sightings}
+    out = []
+    for step in steps:
+        actual = seen.get(step.id)
+        if isinstance(actual, Unreadable) or step.id not in seen:
+            continue
+        if node.deviation_n(step.id, declared[step.id], actual) > 0:
+            out.append(replace(step, actual=actual))
+    return ordered(out)
+
+
+def _unreadable(sightings: Iterable[Sighting]) -> dict[str, str]:
+    return {s.resource: s.observation.why for s in sightings if isinstance(s.observation, Unreadable)}
+
+
+def acted_declare(node: Node, job: Job, event: Acted) -> None:
+    node.finish(job)
+    node.record("converged", {"results": {r: why or "restored" for r, why in event.results.items()},
+                              "cause": job.args.get("cause", "declare")}, job.caller.actor)  # fmt: skip
+    left = {r: why for r, why in event.results.items() if why}
+    node.sight(replace(s, owner=job.caller.owner) for s in event.sightings if s.resource in left)
+    node.recheck(job.ids)
+    _declare_done(node, job, job.args["result"], left)
+
+
+def _declare_done(node: Node, job: Job, result: dict[str, Any], left: Mapping[str, str]) -> None:
+    unread = result["unreadable"]
+    problems = {**unread, **left}
+    text = "; ".join(f"{r}: {why}" for r, why in list(problems.items())[:5])
+    node.reply(job.token, {**result, "left": dict(left)}, EXIT_FAILED if problems else 0,
+               f"declared, but not converged: {text}" if problems else "")  # fmt: skip
+
+
+# -- what a reboot reset --------------------------------------------------------------------------------------------
+
+
+def converge_after_boot(node: Node, sightings: Sequence[Sighting]) -> None:
+    """What the reboot itself reset is nobody's drift: bring it to declared state.  # B1"""
+    steps = []
+    for sighting in sightings:
+        declared, seen = node.state.declared(sighting.resource), sighting.observation
+        assert declared is not None and not isinstance(seen, Unreadable)
+        steps.append(Step(sighting.resource, declared.attrs, seen, declared.requires, declared.consumers))
+    job = node.job("boot", AGENT_CALLER, ids=tuple(s.id for s in steps), steps=ordered(steps))
+    node.converging[job.n] = frozenset(job.ids)
+    node.emit(Act(job.n, job.steps, {}))
+
+
+def acted_boot(node: Node, job: Job, event: Acted) -> None:
+    node.finish(job)
+    node.record("converged", {"results": {r: why or "restored" for r, why in event.results.items()}, "cause": "boot"})
+    node.sight(event.sightings)
+    node.recheck(job.ids)
+
+
+# -- adopt ----------------------------------------------------------------------------------------------------------
+
+
+def asked_adopt(node: Node, event: Asked) -> None:
+    access.require(event.caller, "admin", "adopt")
+    patterns = tuple(event.args["patterns"])
+    if not patterns:
+        raise UsageError("adopt needs a pattern", "for example: pact adopt 'file:/etc/**'")
+    totals: dict[str, Any] = {"adopted": 0, "unchanged": 0, "in_changes": [], "not_restorable": [], "notes": []}
+    job = node.job("adopt", event.caller, token=event.token, args={"patterns": list(patterns), "totals": totals})
+    node.emit(Discover(job.n, patterns))
+
+
+def discovered_adopt(node: Node, job: Job, event: Discovered) -> None:
+    """A part of what matched. Resources of open changes are passed over unless they were named exactly."""
+    totals = job.args["totals"]
+    new: dict[str, Any] = {}
+    members: dict[str, int] = {}
+    for resource, found in event.found.items():
+        change = node.state.change_of(resource)
+        if change is not None and (resource not in event.exact or change.state == life.ROLLING
+                                   or groups.bound(node, change)):  # fmt: skip
+            totals["in_changes"].append(resource)
+            continue
+        value = _adopted(node, resource, found)
+        if change is None and value == node.state.declared(resource):
+            totals["unchanged"] += 1
+            continue
+        if change is not None:
+            members[resource] = 0
+        new[resource] = value.to_json()
+        if not value.restorable:
+            totals["not_restorable"].append(resource)
+    totals["notes"].extend(event.notes)
+    totals["adopted"] += len(new)
+    for piece in _pieces(new):
+        node.record("adopted", {"resources": piece, "patterns": job.args["patterns"],
+                                "members": {r: 0 for r in members if r in piece}}, job.caller.actor)  # fmt: skip
+    if event.last:
+        node.finish(job)
+        nothing = not (totals["adopted"] or totals["unchanged"] or totals["in_changes"])
+        node.reply(job.token, totals, EXIT_FAILED if nothing else 0,
+                   "nothing matches " + ", ".join(job.args["patterns"]) if nothing else "")  # fmt: skip
+
+
+def _adopted(node: Node, resource: str, found: Mapping[str, Any]) -> Declared:
+    """The found value; what the operator said beside an earlier declaration stays."""
+    value, earlier = Declared.from_json(found), node.state.declared(resource)
+    if earlier is None:
+        return value
+    return replace(earlier, attrs=value.attrs, restorable=value.restorable)
+
+
+# -- apply ----------------------------------------------------------------------------------------------------------
+
+
+def asked_apply(node: Node, event: Asked) -> None:
+    """Make changes now, as one change of the caller's.  # C7"""
+    access.require(event.caller, "admin", "apply")
+    declared = {r: Declared.from_json(v) for r, v in event.args["resources"].items()}
+    if not declared:
+        raise UsageError("the file names no resource")
+    for resource in declared:
+        change = node.state.change_of(resource)
+        if change is not None and (change.state == life.ROLLING or change.intents):
+            raise ConflictError(f"{resource} is being changed with {change.id}", "try again when it is done")
+        if change is not None:
+            groups.require_free(node, change, "apply", False)
+    begin_apply(node, event, declared)
+
+
+def begin_apply(node: Node, event: Asked, declared: dict[str, Declared]) -> None:
+    """Look at what is there; with ``args["group"]`` for a group whose member this node is."""
+    steps = ordered(Step(r, d.attrs, None, d.requires, d.consumers) for r, d in declared.items())
+    job = node.job("apply", event.caller, token=event.token, ids=tuple(declared), steps=steps,
+                   args={**event.args, "declared": declared})  # fmt: skip
+    node.emit(Probe(job.n, steps, consumers=False))
+
+
+def probed_apply(node: Node, job: Job, event: Probed) -> None:
+    state, declared = node.state, job.args["declared"]
+    for resource in job.ids:
+        change = state.change_of(resource)
+        if change is not None and (change.state == life.ROLLING or change.intents):
+            raise ConflictError(f"{resource} is being changed with {change.id}", "try again when it is done")
+        if change is not None and not job.args.get("group"):
+            groups.require_free(node, change, "apply", False)
+    unread = _unreadable(event.sightings)
+    if unread:
+        raise PactError("nothing was applied; " + "; ".join(f"{r}: {why}" for r, why in list(unread.items())[:5]))
+    steps = differing(node, job.steps, event.sightings, declared)
+    if job.args.get("dry_run"):
+        node.finish(job)
+        node.reply(job.token, {"dry_run": True, "plan": [s.to_json() for s in steps], "refused": list(event.refusals)})
+        return
+    if event.refusals:
+        raise PactError("nothing was applied; " + "; ".join(event.refusals[:5]))
+    if not steps:
+        node.finish(job)
+        node.reply(job.token, {"change": None, "applied": [], "left": {}}, 0, "the machine is so already")
+        return
+    seen = {s.resource: s.observation for s in event.sightings}
+    baseline = {}
+    for step in steps:
+        if step.id not in state:
+            kept = not event.saves.get(step.id, {}).get("unkept")
+            baseline[step.id] = replace(declared[step.id], attrs=seen[step.id], restorable=kept).to_json()
+    gid = job.args.get("group", "")
+    member = state.groups.get(gid)
+    if gid and (member is None or member.phase != membership.OPEN):
+        raise ConflictError(f"{gid} was settled meanwhile")
+    cid = member.change if member is not None and member.change in state.changes else node.new_change_id()
+    assert cid is not None
+    data = {
+        "change": cid, "owner": job.caller.owner.to_json(), "message": job.args.get("message", ""),
+        "resources": {s.id: s.target for s in steps}, "baseline": baseline, "saves": dict(event.saves),
+    }  # fmt: skip
+    node.record("applied", {**data, "group": gid} if gid else data, job.caller.actor)
+    job.change, job.steps = cid, steps
+    node.busy[cid] = job.n
+    node.emit(Act(job.n, steps, event.saves))
+
+
+def acted_apply(node: Node, job: Job, event: Acted) -> None:
+    node.finish(job)
+    assert job.change is not None
+    node.sight(event.sightings)
+    if job.change in node.state.changes:
+        node.window_opened(job.change)
+    left = {r: why for r, why in event.results.items() if why}
+    change = node.state.changes.get(job.change)
+    deadline_ns = None if change is None else node.state.deadline_ns(change)
+    node.recheck(job.ids)
+    node.reply(job.token, {
+        "change": job.change if change is not None else None,
+        "applied": sorted(r for r, why in event.results.items() if not why), "left": left,
+        "deadline": None if deadline_ns is None else node.wall_of(deadline_ns),
+    }, EXIT_FAILED if left else 0, "; ".join(f"{r}: {why}" for r, why in list(left.items())[:5]))  # fmt: skip
+
+
+# -- commits with an end --------------------------------------------------------------------------------------------
+
+
+def expire_commits(node: Node, resource: str) -> None:
+    """A commit's TTL ended: the earlier declared value is declared again, and what is there is drift.  # T1"""
+    state = node.state
+    ttl, committed = state.ttls.get(resource), state.declared(resource)
+    if ttl is None or committed is None:
+        return
+    owner = Owner.from_json(ttl.owner)
+    change = state.change_of(resource)
+    frozen = change is not None and change.state == life.ROLLING
+    if frozen:  # decided anew when the rollback has ended
+        node.retry_ttl(resource)
+        return
+    node.record("commit_expired", {"resources": {resource: ttl.earlier}, "commit": ttl.seq, "owner": ttl.owner})
+    earlier = state.declared(resource)
+    if earlier is None:
+        return
+    actual = change.members[resource].actual if change is not None else committed.attrs
+    sighting_owner = None if change is not None else owner
+    node.sight([Sighting(resource, actual, sighting_owner)])
+    node.recheck([resource])

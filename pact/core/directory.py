@@ -1,0 +1,198 @@
+"""Who is below a relay, and through which child: sessions, claims, and what the parent has to hear of it.
+
+A node may be claimed by several children for a moment (it moved, or an old connection is not yet known to be dead). The
+newest connection counts; when that one is given up, another claim that still stands counts again.  # T7
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, NamedTuple
+
+from pact.core.backlog import Backlog
+from pact.core.calls import Call, Calls
+from pact.core.uplink import SESSION_BITS
+
+ROOT: Final = "_root"
+
+Rid = bytes
+
+
+class Peer(NamedTuple):
+    """Who a message's key belongs to, from the authorised keys."""
+
+    name: str
+    role: str
+    key: str
+
+
+class Child:
+    """One session. ``below``: name -> (session, rack) of an aggregator's nodes; ``None`` for a node or a client."""
+
+    __slots__ = ("below", "client", "frames", "heard_ns", "mismatch", "name", "peer", "rack", "rid", "role", "second",
+                 "session")  # fmt: skip
+
+    def __init__(self, rid: Rid, peer: Peer, role: str, session: int, rack: str, t_ns: int) -> None:
+        self.rid = rid
+        self.peer = peer
+        self.name = peer.name
+        self.role = role
+        self.session = session
+        self.rack = rack
+        self.heard_ns = t_ns
+        self.below: dict[str, tuple[int, str]] | None = {} if role == "aggregator" else None
+        self.client = ""
+        self.mismatch = False  # its last beat spoke of other names than are known here
+        self.second = 0
+        self.frames = 0
+
+    def claim(self, name: str) -> tuple[int, str]:
+        """Session and rack of a node that is this child, or below it."""
+        return (self.session, self.rack) if self.below is None else self.below[name]
+
+    def names(self) -> list[str]:
+        return [self.name] if self.below is None else list(self.below)
+
+
+def older(session: int, than: int) -> bool:
+    """An earlier connection of the same start. Of different starts, the one that came last is the newer."""
+    return session >> SESSION_BITS == than >> SESSION_BITS and session < than
+
+
+def checksum(names: Iterable[str]) -> int:
+    """The same for the same set of names, in any order."""
+    return sum(zlib.crc32(name.encode("utf-8", "surrogatepass")) for name in names)
+
+
+class Directory:
+    """The children and everything below them. Calls and events of a node that moves or goes are told here."""
+
+    def __init__(self, calls: Calls, backlog: Backlog) -> None:
+        self.children: dict[Rid, Child] = {}
+        self.named: dict[str, Child] = {}  # nodes and aggregators that are children, by name
+        self.where: dict[str, Child] = {}  # every node below, and the child that leads to it
+        self.moved: list[tuple[Call, Child, str]] = []  # calls that have to be made again, elsewhere
+        self._calls = calls
+        self._backlog = backlog
+        self._added: dict[str, None] = {}
+        self._gone: dict[str, None] = {}
+        self._told: frozenset[str] = frozenset()  # what the last hello said
+
+    # -- what the parent hears ----------------------------------------------------------------------------------
+
+    def claims(self) -> dict[str, Any]:
+        """The fields of ``hello`` that say who is below."""
+        self._told = frozenset(self.where)
+        return {"below": list(self.where), **self._described(self.where)}
+
+    def _described(self, names: Iterable[str]) -> dict[str, Any]:
+        racks, sessions = {}, {}
+        for name in names:
+            sessions[name], rack = self.where[name].claim(name)
+            if rack:
+                racks[name] = rack
+        return {"racks": racks, "sessions": sessions}
+
+    def welcomed(self) -> None:
+        """The parent knows what our hello said, and nothing that came later."""
+        self._added = {n: None for n in self.where if n not in self._told}
+        self._gone = {n: None for n in self._told if n not in self.where}
+        self._told = frozenset()
+
+    @property
+    def news(self) -> bool:
+        return bool(self._added or self._gone)
+
+    def take_news(self) -> dict[str, Any]:
+        """The head of ``below``."""
+        added, gone = list(self._added), list(self._gone)
+        self._added, self._gone = {}, {}
+        return {"add": added, "gone": gone, **self._described(added)}
+
+    # -- sessions -----------------------------------------------------------------------------------------------
+
+    def enter(self, child: Child, head: Mapping[str, Any], t_ns: int) -> Rid | None:
+        """A node's or aggregator's new session in place of its earlier one, whose routing id is returned if it was
+        another.
+        """
+        old = self.named.get(child.name)
+        if old is not None:
+            self.children.pop(old.rid, None)
+        self.children[child.rid] = self.named[child.name] = child
+        if child.below is not None:
+            self.note(child, head)
+        for name in child.names():
+            if old is not None and self.where.get(name) is old:  # the same way as before
+                self.where[name] = child
+                self._added[name] = None
+            else:
+                self.claim(child, name)
+        if old is not None:
+            mine = set(child.names())
+            self.drop(old, [n for n in old.names() if n not in mine], t_ns)
+        return old.rid if old is not None and old.rid != child.rid else None
+
+    def leave(self, child: Child, t_ns: int) -> None:
+        """A session is over."""
+        self.children.pop(child.rid, None)
+        if self.named.get(child.name) is child:
+            del self.named[child.name]
+        self.drop(child, child.names(), t_ns)
+
+    # -- claims -------------------------------------------------------------------------------------------------
+
+    def has(self, child: Child, name: str) -> bool:
+        """The child is here, and this node is it, or below it."""
+        if self.children.get(child.rid) is not child:
+            return False
+        return name == child.name if child.below is None else name in child.below
+
+    def note(self, child: Child, head: Mapping[str, Any], names: Iterable[str] | None = None) -> list[str]:
+        """What an aggregator says of the nodes below it. Returns their names."""
+        assert child.below is not None
+        racks, sessions = head["racks"], head["sessions"]
+        allowed = [n for n in (head["below"] if names is None else names) if n != ROOT]
+        for name in allowed:
+            child.below[name] = (sessions.get(name, 0), racks.get(name, ""))
+        return allowed
+
+    def claim(self, child: Child, name: str) -> None:
+        """``name`` is ``child``, or below it; unless a newer connection of it is known elsewhere."""
+        old = self.where.get(name)
+        if old is not None and old is not child:
+            if self.has(old, name) and older(child.claim(name)[0], old.claim(name)[0]):
+                return
+            self._move(name, old, child)
+        self.where[name] = child
+        self._added[name] = None
+        self._gone.pop(name, None)
+
+    def _move(self, name: str, old: Child, child: Child) -> None:
+        """Calls follow a node to where it is now."""
+        for call in self._calls.open.values():
+            if call.discard(old, name):
+                call.add(child, name)
+                self.moved.append((call, child, name))
+
+    def drop(self, child: Child, names: Iterable[str], t_ns: int) -> None:
+        """``child`` no longer leads to these. Where another still says that it does, that one counts."""
+        others = [c for c in self.named.values() if c.below is not None and c is not child]
+        for name in names:
+            if child.below is not None:
+                child.below.pop(name, None)
+            if self.where.get(name) is not child:
+                continue
+            other = self.named.get(name)
+            if other is None or other.below is not None or other is child:
+                other = next((c for c in others if c.below is not None and name in c.below), None)
+            if other is not None:
+                self._move(name, child, other)
+                self.where[name] = other
+                self._added[name] = None
+                continue
+            del self.where[name]
+            self._added.pop(name, None)
+            self._gone[name] = None
+            self._backlog.forget(name)
+            self._calls.lost(child, name, t_ns)

@@ -1,0 +1,469 @@
+"""The member's side of a group: check, apply, vote, carry out. Only the root asks, through the tree.
+
+A yes is durable before it leaves, and binds: from then on the node asks and never decides alone, unless a person forces
+it on this node, which is recorded.  # G3
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
+
+from pact.core import change as life
+from pact.core import declaring, settle
+from pact.core.change import Change
+from pact.core.events import AGENT_CALLER, Asked, Caller, FleetTold, Look, Looked, Probe, Probed, Sighting
+from pact.core.membership import DECIDED, OPEN, PREPARED, Membership
+from pact.core.plan import Step, ordered
+from pact.core.settings import BILLION
+from pact.core.windows import magnitude, square, window
+from pact.errors import EXIT_BLOCKED, EXIT_FAILED, ConflictError, PactError
+from pact.model import Declared, Holder, Owner, Unreadable
+
+if TYPE_CHECKING:
+    from pact.core.node import Job, Node
+
+HOLDERS_MAX: Final = 20
+
+
+def check_fence(node: Node, event: Asked) -> int:
+    """Raises ConflictError for a root that has been replaced.  # G4"""
+    fence = int(event.args["fence"])
+    if fence < node.state.fence:
+        raise ConflictError(f"stale fence {fence}: this node has obeyed {node.state.fence}")
+    return fence
+
+
+# -- check and apply ------------------------------------------------------------------------------------------------
+
+
+def asked_check(node: Node, event: Asked) -> None:
+    """Would these changes work here, and how far from declared would they take the node? Changes nothing."""
+    check_fence(node, event)
+    declared = {r: Declared.from_json(v) for r, v in event.args["resources"].items()}
+    _refuse_busy(node, declared, "")
+    steps = ordered(_step(r, d) for r, d in declared.items())
+    job = node.job("group_check", event.caller, token=event.token, ids=tuple(declared), steps=steps,
+                   args={**event.args, "declared": declared})  # fmt: skip
+    node.emit(Probe(job.n, steps, consumers=False))
+
+
+def _step(resource: str, declared: Declared) -> Step:
+    return Step(resource, declared.attrs, None, declared.requires, declared.consumers)
+
+
+def _refuse_busy(node: Node, resources: Iterable[str], group: str) -> None:
+    for resource in resources:
+        change = node.state.change_of(resource)
+        if change is None:
+            continue
+        if change.state == life.ROLLING or change.intents:
+            raise ConflictError(f"{resource} is being changed with {change.id}", "try again when it is done")
+        if change.group and change.group != group:
+            raise ConflictError(f"{resource} belongs to group {change.group}",
+                                f"settle it first: pact groups {change.group}")  # fmt: skip
+
+
+def probed_check(node: Node, job: Job, event: Probed) -> None:
+    node.finish(job)
+    declared: dict[str, Declared] = job.args["declared"]
+    refuse_unread(event, "nothing was applied")
+    steps = declaring.differing(node, job.steps, event.sightings, declared)
+    seen = {s.resource: s.observation for s in event.sightings}
+    total = 0
+    for step in steps:
+        base = node.state.declared(step.id)
+        found = seen[step.id]
+        assert not isinstance(found, Unreadable)
+        base = replace(declared[step.id], attrs=found) if base is None else base
+        total += square(node.weight_n(step.id, base), node.deviation_n(step.id, base, step.target))
+    s = node.state.settings
+    shortest_ns = min(s.floor_ns, s.base_ns)
+    node.reply(job.token, {
+        "changes": len(steps), "magnitude_n": round(magnitude(total) * BILLION),
+        "window_ns": max(shortest_ns, window(total, s.base_ns, s.sensitivity_n)), "enforce": s.enforce,
+    })  # fmt: skip
+
+
+def refuse_unread(event: Probed, what: str) -> None:
+    unread = [f"{s.resource}: {s.observation.why}" for s in event.sightings if isinstance(s.observation, Unreadable)]
+    problems = [*unread, *event.refusals]
+    if problems:
+        raise PactError(f"{what}; " + "; ".join(problems[:5]))
+
+
+def asked_apply(node: Node, event: Asked) -> None:
+    """Become a member and make the changes. Asked again, it does what is still missing."""
+    fence, gid, state = check_fence(node, event), event.args["group"], node.state
+    if gid in state.groups_done:
+        raise ConflictError(f"{gid} has ended here: {state.groups_done[gid]}")
+    group = state.groups.get(gid)
+    if group is not None and group.phase != OPEN:
+        raise ConflictError(f"{gid} is being settled")
+    if any(j.args.get("group") == gid for j in node.jobs.values()):
+        raise ConflictError(f"{gid} is being applied", "ask again")
+    declared = {r: Declared.from_json(v) for r, v in event.args["resources"].items()}
+    _refuse_busy(node, declared, gid)
+    if group is None:
+        left_ns = int(event.args["left_ns"])
+        node.record("group_begun", {
+            "group": gid, "fence": fence, "owner": event.caller.owner.to_json(), "message": event.args["message"],
+            "resources": {r: d.attrs for r, d in declared.items()}, "ends_ns": node.t_ns + left_ns,
+            "ends": node.wall_of(node.t_ns + left_ns)}, event.caller.actor)  # fmt: skip
+    declaring.begin_apply(node, event, declared)
+
+
+# -- vote -----------------------------------------------------------------------------------------------------------
+
+
+def asked_vote(node: Node, event: Asked) -> None:
+    """``action`` commit or rollback, ``ballot``, ``automatic``, ``force``. A repeated question gets the same answer."""
+    fence = check_fence(node, event)
+    gid, action, ballot = event.args["group"], event.args["action"], int(event.args["ballot"])
+    state = node.state
+    group = state.groups.get(gid)
+    if group is None:
+        _vote_of_a_stranger(node, event, gid, action)
+        return
+    if group.phase == DECIDED:
+        raise ConflictError(f"{gid} is decided already: {group.action}")
+    if ballot < group.ballot:  # a vote of a root that has forgotten it, or a message that was on its way for long
+        raise ConflictError(f"stale ballot {ballot}: this node has answered {group.ballot}")
+    if group.phase == PREPARED and ballot == group.ballot:
+        node.reply(event.token, {"vote": "yes"})
+        return
+    why = _cannot_vote_yes(node, group, event)
+    if why:
+        _say_no(node, group, event.args, event.caller, event.token, why, [])
+        return
+    ids = tuple(group.resources)
+    job = node.job("group_vote", event.caller, token=event.token, ids=ids, args={**event.args, "fence": fence})
+    if action == "commit":
+        node.emit(Look(job.n, ids))
+    else:
+        job.steps = node.steps_for([r for r in ids if r in state.member_of])
+        node.emit(Probe(job.n, job.steps, consumers=True, force=bool(event.args.get("force"))))
+
+
+def _vote_of_a_stranger(node: Node, event: Asked, gid: str, action: str) -> None:
+    """It was never applied here, or has ended here: nothing is in a rollback's way, but nothing can be committed."""
+    outcome = node.state.groups_done.get(gid, "never applied here")
+    if action == "rollback":
+        node.reply(event.token, {"vote": "yes", "nothing": outcome})
+    elif outcome == "committed":
+        node.reply(event.token, {"vote": "yes"})
+    else:
+        node.reply(event.token, {"vote": "no", "why": f"{gid}: {outcome}", "holders": []})
+
+
+def _cannot_vote_yes(node: Node, group: Membership, event: Asked) -> str:
+    """Why the answer is no before anything was looked at."""
+    state, automatic = node.state, bool(event.args.get("automatic"))
+    if any(j.change in group.changes or j.args.get("group") == group.id for j in node.jobs.values()):
+        return "it is being changed just now"
+    if event.args["action"] == "commit":
+        return ""
+    for resource in group.resources:
+        change = state.change_of(resource)
+        if change is not None and change.state == life.ROLLING:
+            return f"{resource} is being rolled back with {change.id}"
+    if not state.settings.enforce:
+        return "the node is in observe mode: nothing is rolled back"
+    if state.emergency is not None and not event.args.get("force"):
+        return f"the node is in emergency mode: {state.emergency.reason}"
+    holds = state.held_by(group.change or "")
+    if holds and not event.args.get("force"):
+        return f"held by {holds[0].owner['user']}: {holds[0].reason}"
+    change = state.changes.get(group.change or "")
+    return settle.refusal(node, change, "expired") if change is not None and automatic else ""
+
+
+def _say_no(node: Node, group: Membership, args: Mapping[str, Any], caller: Caller, token: int | None, why: str,
+            holders: Sequence[Holder]) -> None:  # fmt: skip
+    named = [h.to_json() for h in holders]
+    change = node.state.changes.get(group.change or "")
+    again = group.why == why and group.action == args["action"] and (
+        change is None or args["action"] == "commit" or (change.state == life.BLOCKED and change.holders == named)
+    )  # fmt: skip
+    if not again:
+        node.record("group_prepared", {
+            "group": group.id, "change": group.change, "action": args["action"], "ballot": args["ballot"],
+            "fence": args["fence"], "vote": "no", "why": why, "holders": named}, caller.actor)  # fmt: skip
+    node.reply(token, {"vote": "no", "why": why, "holders": named[:HOLDERS_MAX]})
+
+
+def looked_vote(node: Node, job: Job, event: Looked) -> None:
+    """Commit: every resource must be as the group wants it, or the member is diverged.  # G6"""
+    node.finish(job)
+    group = _still_asked(node, job)
+    node.sight(event.sightings)
+    apart = []
+    for sighting in event.sightings:
+        seen = sighting.observation
+        change = node.state.change_of(sighting.resource)
+        if isinstance(seen, Unreadable):
+            apart.append(f"{sighting.resource} cannot be read: {seen.why}")
+        elif node.rules.distance_n(sighting.resource, group.resources[sighting.resource], seen):
+            by = change.owner.user if change is not None and change.id != group.change else "unattributed"
+            apart.append(f"diverged: {sighting.resource} was changed again by {by}")
+    try:
+        settle.require_whole(node, job.ids)
+    except ConflictError as exc:
+        apart.append(exc.message)
+    if apart:
+        _say_no(node, group, job.args, job.caller, job.token, "; ".join(apart[:5]), [])
+    else:
+        _say_yes(node, group, job)
+
+
+def probed_vote(node: Node, job: Job, event: Probed) -> None:
+    """Rollback: nobody may be using what would be restored.  # F5"""
+    node.finish(job)
+    group = _still_asked(node, job)
+    node.sight(event.sightings)
+    unread = [f"{s.resource} cannot be read: {s.observation.why}" for s in event.sightings
+              if isinstance(s.observation, Unreadable)]  # fmt: skip
+    if event.holders:
+        _say_no(node, group, job.args, job.caller, job.token, _used_by(event.holders), event.holders)
+    elif unread or event.refusals:
+        _say_no(node, group, job.args, job.caller, job.token, "; ".join([*unread, *event.refusals][:5]), [])
+    else:
+        _say_yes(node, group, job)
+
+
+def _used_by(holders: Sequence[Holder]) -> str:
+    return settle.holder_text(holders).removeprefix("blocked: ")
+
+
+def _still_asked(node: Node, job: Job) -> Membership:
+    group = node.state.groups.get(job.args["group"])
+    if group is None or group.phase != OPEN or job.args["ballot"] < group.ballot:
+        raise ConflictError(f"{job.args['group']} was settled meanwhile")
+    return group
+
+
+def _say_yes(node: Node, group: Membership, job: Job) -> None:
+    node.record("group_prepared", {
+        "group": group.id, "change": group.change, "action": job.args["action"], "ballot": job.args["ballot"],
+        "fence": job.args["fence"], "vote": "yes", "why": "", "holders": []}, job.caller.actor)  # fmt: skip
+    node.reply(job.token, {"vote": "yes"})
+
+
+# -- the decision ---------------------------------------------------------------------------------------------------
+
+
+def asked_decide(node: Node, event: Asked) -> None:
+    """``decision`` commit, rollback or abort. Done twice it is the same as done once."""
+    fence = check_fence(node, event)
+    gid, decision, ballot = event.args["group"], event.args["decision"], int(event.args["ballot"])
+    group = node.state.groups.get(gid)
+    if group is None:
+        node.reply(event.token, {"done": True, "outcome": node.state.groups_done.get(gid, "never applied here")})
+        return
+    if group.phase == DECIDED and decision != group.action:
+        raise ConflictError(f"{gid} is decided already: {group.action}")  # G1: there is one decision
+    if decision == "abort":
+        _abort(node, event, group, ballot, fence)
+        return
+    if group.phase != DECIDED:
+        lost = _lost(node, group)
+        node.record("group_decided", {
+            "group": gid, "ballot": ballot, "fence": fence, "decision": decision, "action": decision,
+            "why": event.args.get("why", ""), "lost": lost}, event.caller.actor)  # fmt: skip
+        for job in [j for j in node.jobs.values() if j.kind in ("group_vote", "apply") and j.args.get("group") == gid]:
+            node.finish(job)
+    node.deciding.setdefault(gid, []).append(event.token)
+    if decision == "commit":
+        _commit(node, group, event)
+    else:
+        roll_back(node, group, event.caller)
+
+
+def _abort(node: Node, event: Asked, group: Membership, ballot: int, fence: int) -> None:
+    if ballot < group.ballot and group.phase == PREPARED:
+        raise ConflictError(f"stale ballot {ballot}: this node has answered {group.ballot}")
+    action, why = event.args["action"], str(event.args.get("why", ""))
+    change = node.state.changes.get(group.change or "")
+    blocked = action == "rollback" and change is not None and change.state != life.BLOCKED
+    if group.phase == PREPARED or blocked:
+        node.record("group_decided", {
+            "group": group.id, "ballot": ballot, "fence": fence, "decision": "abort", "action": action, "why": why,
+            "lost": []}, event.caller.actor)  # fmt: skip
+    node.reply(event.token, {"done": True, "outcome": "aborted"})
+
+
+def _lost(node: Node, group: Membership) -> list[dict[str, Any]]:
+    """What others changed again on the group's resources: a rollback takes it from them, and says so.  # G6"""
+    out = []
+    for resource in group.resources:
+        change = node.state.change_of(resource)
+        if change is not None and change.id != group.change:
+            out.append({"resource": resource, "change": change.id, "owner": change.owner.to_json()})
+    return out
+
+
+def _commit(node: Node, group: Membership, event: Asked) -> None:
+    """What the group wants is declared from now on; what the machine has instead is drift of whoever made it."""
+    state = node.state
+    apart = []
+    for resource in group.resources:
+        change = state.change_of(resource)
+        if change is not None:
+            actual = change.members[resource].actual
+            if node.rules.distance_n(resource, group.resources[resource], actual):
+                apart.append(Sighting(resource, actual, change.owner))
+    resources = {}
+    for resource, attrs in group.resources.items():
+        declared = state.declared(resource) or Declared(attrs)
+        resources[resource] = replace(declared, attrs=attrs, restorable=True).to_json()
+    ttl_ns = event.args.get("ttl_ns")
+    expires_ns = None if ttl_ns is None else node.t_ns + ttl_ns
+    node.record("committed", {
+        "change": group.change or "", "group": group.id, "owner": group.owner, "resources": resources,
+        "message": event.args.get("message", ""), "split": False, "expires_ns": expires_ns,
+        "expires": None if expires_ns is None else node.wall_of(expires_ns)}, event.caller.actor)  # fmt: skip
+    node.record("group_finished", {"group": group.id, "outcome": "committed"}, event.caller.actor)
+    node.sight(apart)
+    node.recheck(tuple(resources))
+
+
+def roll_back(node: Node, group: Membership, caller: Caller) -> None:
+    """Start what is still missing of a decided rollback. What runs already goes on."""
+    state = node.state
+    theirs: dict[str, list[str]] = {}
+    for resource in group.resources:
+        change = state.change_of(resource)
+        if change is None or change.id in group.changes or change.state == life.ROLLING or change.id in node.busy:
+            continue
+        theirs.setdefault(change.id, []).append(resource)
+    for cid, ids in theirs.items():
+        into = node.new_change_id()
+        node.record("change_split", {"change": cid, "into": into, "resources": ids, "group": group.id}, caller.actor)
+    for cid in group.changes:
+        found = state.changes.get(cid)
+        if found is not None and found.state != life.ROLLING and cid not in node.busy and found.members:
+            settle.start_rollback(node, found, "group", caller)
+
+
+def finish_done(node: Node) -> None:
+    """Once a step: decided rollbacks whose work is done are finished, and the root's questions answered.  # G5"""
+    state = node.state
+    for group in [g for g in state.groups.values() if g.phase == DECIDED]:
+        if group.action == "rollback" and not any(c in state.changes for c in group.changes):
+            node.record("group_finished", {"group": group.id, "outcome": "rolled back"})
+    for gid in list(node.deciding):
+        found = state.groups.get(gid)
+        if found is None:
+            for token in node.deciding.pop(gid):
+                node.reply(token, {"done": True, "outcome": state.groups_done.get(gid, "")})
+        elif not any(c in node.busy for c in found.changes):
+            result, code, text = _undone(state.changes[c] for c in found.changes if c in state.changes)
+            for token in node.deciding.pop(gid):
+                node.reply(token, result, code, text)
+
+
+def _undone(changes: Iterable[Change]) -> tuple[dict[str, Any], int, str]:
+    left = list(changes)
+    holders = [h for c in left for h in c.holders]
+    why = "; ".join(c.reason for c in left if c.reason)
+    if holders:
+        why = _used_by([Holder.from_json(h) for h in holders])
+    return ({"done": False, "why": why, "holders": holders[:HOLDERS_MAX]},
+            EXIT_BLOCKED if holders else EXIT_FAILED, why)  # fmt: skip
+
+
+def left_alone(node: Node, change: Change, how: str, caller: Caller) -> None:
+    """A person settled a member's part on the node itself: the node leaves the group, and says so."""
+    group = node.state.groups.get(change.group)
+    if group is not None and group.phase != DECIDED:
+        node.record("group_finished", {
+            "group": group.id, "outcome": f"left: {how} on this node by {caller.owner.user}",
+            "forced": group.phase == PREPARED}, caller.actor)  # fmt: skip
+
+
+def bound(node: Node, change: Change) -> bool:
+    """Its group has its yes, or its decision: what becomes of it is not for this node to say.  # G3"""
+    group = node.state.groups.get(change.group)
+    return group is not None and group.phase != OPEN
+
+
+def require_free(node: Node, change: Change, what: str, force: bool) -> None:
+    """After a yes nobody decides here alone, except with force. Raises ConflictError.  # G3"""
+    group = node.state.groups.get(change.group)
+    if group is None:
+        return
+    if group.phase == DECIDED and what != group.action:
+        raise ConflictError(f"too late: {group.id} is decided: {group.action}", "see pact log")
+    if what == "extend":
+        raise ConflictError(f"{change.id} belongs to {group.id}, whose window the root keeps",
+                            f"pact extend {group.id} D --nodes ...")  # fmt: skip
+    if group.phase == PREPARED and not force:
+        raise ConflictError(f"undecided: {change.id} belongs to {group.id}, which is being settled by the root",
+                            "wait for it, or settle it on this node alone with --force")  # fmt: skip
+
+
+def asked_extend(node: Node, event: Asked) -> None:
+    """The root moved the group's end, or reopened the group."""
+    fence, gid = check_fence(node, event), event.args["group"]
+    group = node.state.groups.get(gid)
+    if group is None:
+        node.reply(event.token, {"done": True})
+        return
+    if group.phase != OPEN:
+        raise ConflictError(f"{gid} is being settled")
+    left_ns = int(event.args["left_ns"])
+    change = node.state.changes.get(group.change or "")
+    if change is not None:
+        node.record("window_extended", {
+            "change": change.id, "group": gid, "by_ns": 0, "fence": fence, "ends_ns": node.t_ns + left_ns,
+            "reopened": change.state in (life.BLOCKED, life.FAILED)}, event.caller.actor)  # fmt: skip
+    node.reply(event.token, {"done": True})
+
+
+def resume(node: Node) -> None:
+    """After a start: decided rollbacks that had not begun begin."""
+    for group in list(node.state.groups.values()):
+        if group.phase == DECIDED and group.action == "rollback":
+            roll_back(node, group, AGENT_CALLER)
+
+
+def unfinished(node: Node) -> list[list[Any]]:
+    """``[group, phase, ballot]`` of each, for the root."""
+    return [[g.id, g.phase, g.ballot] for g in node.state.groups.values()]
+
+
+def asked_fleet_seen(node: Node, event: Asked) -> None:
+    """What the root says about holds, and whether it was heard."""
+    args = event.args
+    check_fence(node, event)
+    told(node, FleetTold(event.t_ns, event.wall_ns, int(args["fence"]), int(args["seq"]), args["holds"]))
+    here = all(h["hold"] in node.state.holds for h in args["holds"] if h["left_ns"] > 0)
+    seen = here and max(node.state.fleet_seq, node.fleet_seq) >= int(args["seq"])
+    node.reply(event.token, {"seen": seen})
+
+
+# -- the fleet's stop -----------------------------------------------------------------------------------------------
+
+
+def told(node: Node, event: FleetTold) -> None:
+    """The holds that the root has for every node. An older message changes nothing.  # G8"""
+    state = node.state
+    newest = max(state.fence, node.fleet_fence)
+    known = node.fleet_seq if event.fence == node.fleet_fence else max(state.fleet_seq, node.fleet_seq)
+    if event.fence < newest or (event.fence == newest and event.seq < known):
+        return
+    node.fleet_fence, node.fleet_seq = event.fence, event.seq
+    wanted = {h["hold"]: h for h in event.holds}
+    for name in [n for n in state.holds if n.startswith("f") and n not in wanted]:
+        node.record("hold_released", {"hold": name, "change": None, "cause": "released", "fence": event.fence,
+                                      "fleet_seq": event.seq})  # fmt: skip
+    for name, hold in wanted.items():
+        if name in state.holds or hold["left_ns"] <= 0:
+            continue
+        owner = Owner("cluster:" + hold["owner"], hold["owner"])
+        node.record("hold_placed", {
+            "hold": name, "change": None, "owner": owner.to_json(), "reason": hold["reason"], "fence": event.fence,
+            "ends_ns": node.t_ns + hold["left_ns"], "ends": node.wall_of(node.t_ns + hold["left_ns"]),
+            "fleet_seq": event.seq})  # fmt: skip
+

@@ -1,0 +1,566 @@
+"""The decisions of one node: ``step(event) -> effects``.
+
+Every decision becomes a record, the record is folded into ``State`` at once, and the caller makes it durable before it
+carries out what follows in the effect list.  # J1
+
+What operators ask for stands in ``settle`` (commit, rollback, extend), ``declaring`` (declare, adopt, apply) and
+``suspend`` (emergency, holds); this module keeps time, sightings and the jobs under way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+
+from pact.core import change as life
+from pact.core import declaring, groups, settle, suspend
+from pact.core.change import Change
+from pact.core.events import (
+    AGENT_CALLER,
+    Acted,
+    AppendRecord,
+    Asked,
+    Caller,
+    Covered,
+    Denied,
+    Discovered,
+    Effect,
+    Event,
+    FleetTold,
+    JobFailed,
+    LinkChanged,
+    Looked,
+    Observed,
+    ObserverChanged,
+    Probed,
+    Recheck,
+    Reply,
+    Scanned,
+    Sighting,
+    Started,
+    Stopping,
+    Ticked,
+)
+from pact.core.plan import Step, ordered
+from pact.core.records import rfc3339, seal
+from pact.core.settings import BILLION, DIMENSION_OF
+from pact.core.state import State, recent_key
+from pact.core.timers import NamedTimers
+from pact.core.windows import magnitude
+from pact.errors import DeniedError, PactError, UsageError
+from pact.model import AGENT_ACTOR, NS_PER_S, UNATTRIBUTED, Actor, Attrs, Declared, Owner, Unreadable
+
+
+class Rules(Protocol):
+    """What the kinds know, as pure functions: handed in, so that the core needs no kind."""
+
+    def distance_n(self, resource: str, declared: Attrs | None, actual: Attrs | None) -> int:
+        """0 if ``actual`` conforms, else up to 1,000,000,000 (billionths of the kind's severity)."""
+
+    def volatile(self, resource: str) -> bool:
+        """A reboot resets it (sysctl, module, mount): not a file."""
+
+
+@dataclass(slots=True)
+class Job:
+    """Something the shell was asked to do, and what is to happen with the answer. Ephemeral; a restart begins anew."""
+
+    n: int
+    kind: str
+    caller: Caller
+    token: int | None = None
+    change: str | None = None
+    cause: str = ""
+    ids: tuple[str, ...] = ()
+    args: dict[str, Any] = field(default_factory=dict)
+    steps: tuple[Step, ...] = ()
+
+
+class Node:
+    """One node. ``state`` is the fold; everything else here is derived from it or forgotten by a restart."""
+
+    def __init__(self, name: str, rules: Rules, state: State | None = None, *, jobs_from: int = 0) -> None:
+        """``jobs_from``: jobs are numbered above this, so that answers to another node's jobs are nobody's."""
+        self.name = name
+        self.rules = rules
+        self.state = state or State()
+        self.unreadable: dict[str, str] = {}
+        self.jobs: dict[int, Job] = {}
+        self.busy: dict[str, int] = {}  # change -> job that probes or acts for it
+        self.converging: dict[int, frozenset[str]] = {}  # job -> what it is bringing to declared state just now
+        self.waiting: dict[int, settle.Waiting] = {}  # request -> what its reply still waits for
+        self.deciding: dict[str, list[int]] = {}  # group -> the root's questions whether its decision is carried out
+        self.fleet_fence = 0  # the root that said
+        self.fleet_seq = 0  # the newest word of the root about holds that needed no record
+        self.alone_since_ns: int | None = None  # a member of a cluster that is cut off from it
+        self.t_ns = self.state.t_ns
+        self.wall_ns = 0
+        self.jobs_numbered = jobs_from
+        self._effects: list[Effect] = []
+        self._windows: NamedTimers[str] = NamedTimers()
+        self._alarms: NamedTimers[tuple[str, str]] = NamedTimers()
+        self._rebuild()
+
+    # -- the step -----------------------------------------------------------------------------------------------
+
+    def step(self, event: Event) -> list[Effect]:
+        """Decide. Never raises for what an operator or the machine did; an AssertionError is a bug."""
+        self._effects = []
+        self.t_ns = max(self.t_ns, event.t_ns)
+        self.wall_ns = event.wall_ns
+        if not isinstance(event, Started):
+            self._expire()
+        _STEPS[type(event)](self, event)
+        groups.finish_done(self)
+        settle.answer_complete(self)
+        self._reindex()
+        return self._effects
+
+    def emit(self, effect: Effect) -> None:
+        self._effects.append(effect)
+
+    def record(self, type_: str, data: Mapping[str, Any], actor: Actor = AGENT_ACTOR) -> None:
+        """Append a record and fold it in."""
+        record, body = seal(
+            self.state.seq + 1, self.state.hash, rfc3339(self.wall_ns), self.t_ns, self.name, type_,
+            actor.to_json(), data,
+        )  # fmt: skip
+        self.emit(AppendRecord(record, body))
+        self.state.apply(record)
+
+    def job(self, kind: str, caller: Caller, **fields: Any) -> Job:
+        self.jobs_numbered += 1
+        job = Job(self.jobs_numbered, kind, caller, **fields)
+        self.jobs[job.n] = job
+        if job.change is not None:
+            self.busy[job.change] = job.n
+        return job
+
+    def finish(self, job: Job) -> None:
+        self.jobs.pop(job.n, None)
+        self.converging.pop(job.n, None)
+        if job.change is not None and self.busy.get(job.change) == job.n:
+            del self.busy[job.change]
+
+    def reply(self, token: int | None, result: Mapping[str, Any], exit_code: int = 0, message: str = "",
+              hint: str = "") -> None:  # fmt: skip
+        if token is not None:
+            self.emit(Reply(token, result, exit_code, message, hint))
+
+    def refuse(self, token: int | None, error: PactError) -> None:
+        self.reply(token, {}, error.exit_code, error.message, error.hint)
+
+    # -- time ---------------------------------------------------------------------------------------------------
+
+    def wall_of(self, t_ns: int) -> str:
+        """The wall clock's reading at a node time, as far as the clock stays as it is."""
+        return rfc3339(self.wall_ns + t_ns - self.t_ns)
+
+    def next_wake_ns(self) -> int | None:
+        """Node time at which ``Ticked`` is due, ``None`` if nothing waits."""
+        wakes = [self._alarms.next_deadline()]
+        opening = self._windows.next_deadline()
+        if opening is not None and not self.state.suspended:
+            wakes.append(max(self.state.windows.end(opening), self.state.not_before_ns, self.alone_until_ns))
+        due = [w for w in wakes if w is not None]
+        return min(due) if due else None
+
+    @property
+    def alone_until_ns(self) -> int:
+        """Cut off from the root, no window ends before this: it may have stopped the whole fleet.  # G9"""
+        return 0 if self.alone_since_ns is None else self.alone_since_ns + self.state.settings.alone_ns
+
+    def _expire(self) -> None:
+        """Everything that is due at this moment.  # A4"""
+        state = self.state
+        for kind, name in self._alarms.advance(self.t_ns):
+            _ALARMS[kind](self, name)
+        if state.suspended or self.t_ns < max(state.not_before_ns, self.alone_until_ns):
+            return
+        due = self._windows.advance(self.t_ns - state.windows.effective(self.t_ns))
+        for cid in dict.fromkeys(state.member_of[r] for r in due if r in state.member_of):
+            change = state.changes.get(cid)
+            if change is not None and change.state == life.OPEN and cid not in self.busy:
+                settle.start_rollback(self, change, "expired", AGENT_CALLER)
+
+    def due(self, change: Change) -> bool:
+        """Its window has ended."""
+        deadline = self.state.deadline_ns(change)
+        return deadline is not None and deadline <= self.t_ns
+
+    def reschedule(self, change: Change) -> None:
+        """Put a change's windows (back) into the wheel."""
+        self.state.touched.changes.add(change.id)
+
+    def _alarm_retry(self, name: str) -> None:
+        change = self.state.changes.get(name)
+        if change is None or change.state != life.BLOCKED or name in self.busy or self.state.suspended:
+            return
+        if self.state.held_by(name) or self.t_ns < self.alone_until_ns:
+            self._alarms.schedule(("retry", name), self.t_ns + self.state.settings.retry_ns)
+            return
+        settle.start_rollback(self, change, "retry", AGENT_CALLER)
+
+    def _alarm_ttl(self, name: str) -> None:
+        declaring.expire_commits(self, name)
+
+    def retry_ttl(self, resource: str) -> None:
+        """Try a commit's end again soon."""
+        self._alarms.schedule(("ttl", resource), self.t_ns + NS_PER_S)
+
+    def _alarm_hold(self, name: str) -> None:
+        suspend.expire_hold(self, name)
+
+    def _alarm_emergency(self, name: str) -> None:
+        suspend.stale(self)
+
+    def _rebuild(self) -> None:
+        self.state.touched.members.update(self.state.member_of)
+        self.state.touched.changes.update(self.state.changes)
+        self.state.touched.timers = True
+        self._reindex()
+
+    def _reindex(self) -> None:
+        """Bring the wheels up to date with what the step's records moved: O(what moved)."""
+        touched, state = self.state.touched, self.state
+        for cid in touched.changes:
+            change = state.changes.get(cid)
+            if change is None:
+                self._alarms.cancel(("retry", cid))
+                continue
+            touched.members.update(change.members)
+            wants_retry = (
+                change.state == life.BLOCKED and state.settings.on_busy_retry and bool(change.holders)
+                and not change.group
+            )
+            if not wants_retry:
+                self._alarms.cancel(("retry", cid))
+            elif ("retry", cid) not in self._alarms and cid not in self.busy:
+                self._alarms.schedule(("retry", cid), self.t_ns + state.settings.retry_ns)
+        for resource in touched.members:
+            change = state.change_of(resource)
+            if change is None or change.state != life.OPEN or change.intents or change.group:
+                self._windows.cancel(resource)
+            else:
+                self._windows.schedule(resource, change.members[resource].opening_ns + change.extension_ns)
+        if touched.timers:
+            self._rearm()
+        touched.members.clear()
+        touched.changes.clear()
+        touched.timers = False
+
+    def _rearm(self) -> None:
+        """TTLs, holds and the emergency's end, in real time. They are few; all are set anew."""
+        state = self.state
+        wanted: dict[tuple[str, str], int] = {("ttl", r): t.expires_ns for r, t in state.ttls.items()}
+        wanted.update({("hold", h.id): h.ends_ns for h in state.holds.values()})
+        if state.emergency is not None and not state.emergency.stale:
+            wanted["emergency", ""] = state.emergency.ends_ns
+        for name, deadline in wanted.items():
+            if self._alarms.deadline(name) != deadline:
+                self._alarms.schedule(name, deadline)
+        for name in [n for n in self._alarms.names() if n[0] != "retry" and n not in wanted]:
+            self._alarms.cancel(name)
+
+    # -- sightings ----------------------------------------------------------------------------------------------
+
+    def sight(self, sightings: Iterable[Sighting]) -> list[str]:
+        """Take observations in. Returns the resources whose record moved."""
+        intents = {r: c for c in self.state.changes.values() if c.intents for r in c.intents}
+        return [s.resource for s in sightings if self._sight(s, intents.get(s.resource))]
+
+    def deviation_n(self, resource: str, declared: Declared, actual: Attrs | None) -> int:
+        """``severity x distance`` in billionths; at least 1 where it does not conform."""
+        distance_n = self.rules.distance_n(resource, declared.attrs, actual)
+        if distance_n == 0:
+            return 0
+        severity_n = declared.severity_n
+        if severity_n is None:
+            severity_n = self.state.settings.severity_n[resource.partition(":")[0]]
+        return max(1, severity_n * distance_n // BILLION)
+
+    def weight_n(self, resource: str, declared: Declared) -> int:
+        if declared.weight_n is not None:
+            return declared.weight_n
+        return self.state.settings.weights_n[DIMENSION_OF[resource.partition(":")[0]]]
+
+    def _sight(self, sighting: Sighting, intent: Change | None) -> bool:
+        resource, seen = sighting.resource, sighting.observation
+        declared = self.state.declared(resource)
+        if declared is None:
+            self.unreadable.pop(resource, None)
+            return False
+        if isinstance(seen, Unreadable):  # D1: unreadable is never drift
+            self.unreadable[resource] = seen.why
+            return False
+        self.unreadable.pop(resource, None)
+        change = self.state.change_of(resource)
+        if change is not None and change.state == life.ROLLING:  # R2: it is frozen
+            return False
+        if any(resource in ids for ids in self.converging.values()):  # not there yet; looked at again when it is
+            return False
+        deviation_n = self.deviation_n(resource, declared, seen)
+        if deviation_n == 0:
+            if change is not None:
+                self.record("drift_cleared", {"resource": resource, "change": change.id})
+            return change is not None
+        return self._drift(resource, seen, deviation_n, self.weight_n(resource, declared), sighting.owner, intent)
+
+    def _drift(self, resource: str, actual: Attrs | None, deviation_n: int, weight_n: int, writer: Owner | None,
+               intent: Change | None) -> bool:  # fmt: skip
+        state = self.state
+        change = state.change_of(resource)
+        identified = writer is not None and writer.key != UNATTRIBUTED.key
+        if change is not None:
+            member = change.members[resource]
+            named_late = (  # a rescan was there before the event that names the writer
+                identified and change.owner.key == UNATTRIBUTED.key and change.state in (life.OPEN, life.HELD)
+            )
+            same = (member.actual, member.deviation_n, member.weight_n) == (actual, deviation_n, weight_n)
+            if same and not named_late:
+                return False
+        if intent is not None:
+            self.detect(resource, intent.id, intent.owner, actual, deviation_n, weight_n, self._opened(resource))
+            return True
+        if change is not None and (not identified or (writer is not None and writer.key == change.owner.key)):
+            opened_ns = change.members[resource].opened_ns
+            self.detect(resource, change.id, change.owner, actual, deviation_n, weight_n, opened_ns)
+            return True
+        owner = writer if writer is not None and identified else UNATTRIBUTED
+        cid = state.ambient.get(owner.key) or self.new_change_id()
+        self.detect(resource, cid, owner, actual, deviation_n, weight_n, self._opened(resource, owner))
+        return True
+
+    def _opened(self, resource: str, owner: Owner | None = None) -> int:
+        """When the resource's window opened: drift keeps the time it first had.  # C2, C4"""
+        state, floor_ns, base_ns = self.state, self.state.settings.floor_ns, self.state.settings.base_ns
+        change = state.change_of(resource)
+        if change is not None and change.state in (life.OPEN, life.HELD):
+            return change.members[resource].opened_ns
+        if owner is not None and change is None:
+            earlier = state.recent.get(recent_key(owner.key, resource))
+            if earlier is not None and self.t_ns - earlier < base_ns:
+                return max(earlier, self.t_ns - max(0, base_ns - floor_ns))
+        return self.t_ns
+
+    def new_change_id(self) -> str:
+        return f"c{self.state.change_n + 1}"
+
+    def detect(self, resource: str, cid: str, owner: Owner, actual: Attrs | None, deviation_n: int, weight_n: int,
+               opened_ns: int) -> None:  # fmt: skip
+        """Record drift, and the window if this is what opens one."""
+        fresh = cid not in self.state.changes
+        before = self.state.member_of.get(resource)
+        data: dict[str, Any] = {
+            "resource": resource, "change": cid, "owner": owner.to_json(), "opened_ns": opened_ns, "actual": actual,
+            "deviation_n": deviation_n, "weight_n": weight_n,
+        }  # fmt: skip
+        if before is not None and before != cid:
+            data["from"] = before
+        self.record("drift_detected", data)
+        if fresh:
+            self.window_opened(cid)
+
+    def window_opened(self, cid: str, *, reopened: bool = False) -> None:
+        """Say that a change has a window now, if one runs."""
+        change = self.state.changes[cid]
+        deadline_ns = None
+        if change.members and change.state == life.OPEN and not self.state.suspended:
+            deadline_ns = max(self.state.windows.end(change.opening_ns), self.state.not_before_ns)
+        if deadline_ns is None and not change.intents and not reopened:
+            return
+        self.record("window_opened", {
+            "change": cid, "owner": change.owner.to_json(), "resources": sorted(change.members),
+            "window_ns": self.state.windows.now_w, "reopened": reopened,
+            "magnitude_n": round(magnitude(self.state.open_sum_n) * BILLION),
+            "deadline": None if deadline_ns is None else self.wall_of(deadline_ns),
+        })  # fmt: skip
+
+    # -- events -------------------------------------------------------------------------------------------------
+
+    def _started(self, event: Started) -> None:
+        state = self.state
+        first, was_enforcing = state.seq < 0, state.settings.enforce
+        self.alone_since_ns = self.t_ns if event.clustered else None
+        not_before_ns = self.t_ns + event.settings.floor_ns if event.reboot else state.not_before_ns
+        unclean = state.running
+        self.record("agent_started", {
+            "boot_id": event.boot_id, "offset_ns": event.offset_ns, "wall_ns": event.wall_ns,
+            "settings": event.settings.to_json(), "version": event.version, "reboot": event.reboot,
+            "unclean": unclean, "not_before_ns": not_before_ns,
+        })  # fmt: skip
+        if first and event.declared:
+            for chunk in chunks(dict(event.declared), declaring.CHUNK_MAX):
+                self.record("declared", {"resources": chunk, "cause": "first start", "sources": list(event.sources)})
+        if event.settings.enforce and not was_enforcing and not first:
+            for change in list(state.changes.values()):
+                if change.state == life.OPEN:
+                    self.window_opened(change.id, reopened=True)
+        self._rebuild()
+
+    def _scanned(self, event: Scanned) -> None:
+        reset = []
+        if event.reboot and not self.state.suspended and not self.state.holds:
+            reset = [s for s in event.sightings if self.rules.volatile(s.resource)]
+        frozen = {r for c in self.state.changes.values() if c.state == life.ROLLING for r in c.members}
+        elsewhere = {s.resource for s in reset if self._differs(s) and s.resource not in frozen}
+        self.sight(s for s in event.sightings if s.resource not in elsewhere)
+        for change in list(self.state.changes.values()):
+            if change.intents:
+                self.window_opened(change.id)  # an apply that was cut off: what it did not do, it will not do
+            elif change.state == life.ROLLING:
+                settle.resume_rollback(self, change, {s.resource: s for s in reset if s.resource in change.members})
+        groups.resume(self)
+        if elsewhere:
+            declaring.converge_after_boot(self, [s for s in reset if s.resource in elsewhere])
+
+    def _differs(self, sighting: Sighting) -> bool:
+        declared, seen = self.state.declared(sighting.resource), sighting.observation
+        if declared is None or isinstance(seen, Unreadable):
+            return False
+        return self.deviation_n(sighting.resource, declared, seen) > 0
+
+    def _observed(self, event: Observed) -> None:
+        self.sight(event.sightings)
+
+    def _covered(self, event: Covered) -> None:
+        """A mount that hides declared paths: what was there before, nothing, is declared; so it is drift.  # R7"""
+        fresh = {r: Declared(None).to_json() for r in event.mounts if r not in self.state}
+        if fresh:
+            self.record("declared", {"resources": fresh, "cause": "mounted over declared paths"})
+            self.sight(Sighting(r, event.mounts[r], event.owner) for r in fresh)
+
+    def _ticked(self, event: Ticked) -> None:
+        pass
+
+    def _asked(self, event: Asked) -> None:
+        handler = _OPS.get(event.op)
+        try:
+            if handler is None:
+                raise UsageError(f"unknown request {event.op!r}")
+            handler(self, event)
+        except DeniedError as exc:
+            self.record("denied", {"request": event.op, "why": exc.message}, event.caller.actor)
+            self.refuse(event.token, exc)
+        except PactError as exc:
+            self.refuse(event.token, exc)
+
+    def _denied(self, event: Denied) -> None:
+        self.record("denied", {"request": event.op, "why": event.why}, event.caller.actor)
+
+    def _answered(self, event: Looked | Probed | Acted | Discovered) -> None:
+        job = self.jobs.get(event.job)
+        if job is None:
+            return
+        try:
+            _ANSWERS[type(event), job.kind](self, job, event)
+        except PactError as exc:
+            self.finish(job)
+            settle.give_up(self, job, exc)
+
+    def _job_failed(self, event: JobFailed) -> None:
+        job = self.jobs.get(event.job)
+        if job is not None:
+            self.finish(job)
+            settle.give_up(self, job, event.error)
+
+    def _observer_changed(self, event: ObserverChanged) -> None:
+        known = self.state.blind.get(event.observer)
+        if event.why and known != event.why:
+            self.record("observer_blind", {"observer": event.observer, "why": event.why})
+        elif not event.why and known is not None:
+            self.record("observer_restored", {"observer": event.observer})
+
+    def _fleet_told(self, event: FleetTold) -> None:
+        groups.told(self, event)
+
+    def _link_changed(self, event: LinkChanged) -> None:
+        self.alone_since_ns = None if event.connected else self.t_ns
+
+    def _stopping(self, event: Stopping) -> None:
+        self.record("agent_stopped", {"reason": event.reason})
+
+    # -- help for the operations --------------------------------------------------------------------------------
+
+    def steps_for(self, resources: Iterable[str]) -> tuple[Step, ...]:
+        """The plan that returns these drifted resources to declared state, in order."""
+        steps = []
+        for resource in resources:
+            declared, change = self.state.declared(resource), self.state.change_of(resource)
+            assert declared is not None and change is not None, resource
+            actual = change.members[resource].actual
+            steps.append(Step(resource, declared.attrs, actual, declared.requires, declared.consumers))
+        return ordered(steps)
+
+    def recheck(self, resources: Sequence[str]) -> None:
+        if resources:
+            self.emit(Recheck(tuple(resources)))
+
+
+def chunks(mapping: dict[str, Any], most: int) -> Iterable[dict[str, Any]]:
+    """The mapping in pieces of at most ``most`` entries, in order."""
+    items = list(mapping.items())
+    for at in range(0, len(items), most):
+        yield dict(items[at : at + most])
+
+
+_STEPS: Final[Mapping[type, Callable[[Node, Any], None]]] = {
+    Started: Node._started,
+    Scanned: Node._scanned,
+    Observed: Node._observed,
+    Covered: Node._covered,
+    Ticked: Node._ticked,
+    Asked: Node._asked,
+    Denied: Node._denied,
+    Looked: Node._answered,
+    Probed: Node._answered,
+    Acted: Node._answered,
+    Discovered: Node._answered,
+    JobFailed: Node._job_failed,
+    ObserverChanged: Node._observer_changed,
+    FleetTold: Node._fleet_told,
+    LinkChanged: Node._link_changed,
+    Stopping: Node._stopping,
+}
+
+_ALARMS: Final[Mapping[str, Callable[[Node, str], None]]] = {
+    "retry": Node._alarm_retry,
+    "ttl": Node._alarm_ttl,
+    "hold": Node._alarm_hold,
+    "emergency": Node._alarm_emergency,
+}
+
+_OPS: Final[Mapping[str, Callable[[Node, Asked], None]]] = {
+    "commit": settle.asked_commit,
+    "rollback": settle.asked_rollback,
+    "extend": settle.asked_extend,
+    "declare": declaring.asked_declare,
+    "apply": declaring.asked_apply,
+    "adopt": declaring.asked_adopt,
+    "emergency_start": suspend.asked_emergency_start,
+    "emergency_end": suspend.asked_emergency_end,
+    "hold_place": suspend.asked_hold_place,
+    "hold_release": suspend.asked_hold_release,
+    "group_check": groups.asked_check,
+    "group_apply": groups.asked_apply,
+    "group_vote": groups.asked_vote,
+    "group_decide": groups.asked_decide,
+    "group_extend": groups.asked_extend,
+    "fleet_seen": groups.asked_fleet_seen,
+}
+
+_ANSWERS: Final[Mapping[tuple[type, str], Callable[[Node, Job, Any], None]]] = {
+    (Looked, "commit"): settle.looked_commit,
+    (Probed, "rollback"): settle.probed_rollback,
+    (Acted, "rollback"): settle.acted_rollback,
+    (Probed, "declare"): declaring.probed_declare,
+    (Acted, "declare"): declaring.acted_declare,
+    (Probed, "apply"): declaring.probed_apply,
+    (Acted, "apply"): declaring.acted_apply,
+    (Discovered, "adopt"): declaring.discovered_adopt,
+    (Acted, "boot"): declaring.acted_boot,
+    (Probed, "group_check"): groups.probed_check,
+    (Looked, "group_vote"): groups.looked_vote,
+    (Probed, "group_vote"): groups.probed_vote,
+}

@@ -1,0 +1,142 @@
+"""A node's records on their way to the root: what is sent, what is acknowledged, what has to be sent again.
+
+The journal keeps everything, so this keeps numbers only. Records go in order, at most ``credit`` bytes unacknowledged;
+an acknowledgement is the root's and cumulative. What is doubtful is sent again: the root cuts off what it has.  # T5
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pact.core.wire import BATCH_BYTES_MAX, BATCH_RECORDS_MAX
+from pact.model import NS_PER_S
+
+RESEND_NS: Final = 10 * NS_PER_S
+RESEND_MAX_NS: Final = 120 * NS_PER_S
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """Read at most ``limit`` records from ``first`` on, as viewers may see them, and give them to ``rows``."""
+
+    first: int
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class Up:
+    """A message for the parent."""
+
+    kind: str
+    head: Mapping[str, Any]
+    body: bytes = b""
+
+
+class Outbox:
+    """``acked`` is the last record that the root is known to have (-1: none)."""
+
+    def __init__(self, node: str, incarnation: str, *, newest: int, acked: int = -1) -> None:
+        self.node = node
+        self.incarnation = incarnation
+        self.newest = newest
+        self.acked = min(acked, newest)
+        self._next = self.acked + 1
+        self._credit = 0
+        self._flight: deque[tuple[int, int]] = deque()  # last record of a batch, bytes
+        self._bytes = 0
+        self._progress_ns = 0
+        self._patience_ns = RESEND_NS
+        self._rewound: tuple[int, int, int] = (-2, 0, 0)  # to which record, when, and how long to wait for the next
+
+    @property
+    def waiting(self) -> int:
+        """Records that the root is not known to have."""
+        return self.newest - self.acked
+
+    def recorded(self, newest: int) -> list[Read]:
+        """Records up to ``newest`` are durable here."""
+        self.newest = max(self.newest, newest)
+        return self._more()
+
+    def welcomed(self, credit: int, t_ns: int) -> list[Read]:
+        """A parent took us: everything that is not acknowledged goes to it."""
+        self._credit = max(credit, BATCH_BYTES_MAX)
+        self._patience_ns = RESEND_NS
+        return self._again(t_ns)
+
+    def lost(self) -> None:
+        """No parent any more."""
+        self._credit = 0
+
+    def _again(self, t_ns: int) -> list[Read]:
+        self._next = self.acked + 1
+        self._flight.clear()
+        self._bytes = 0
+        self._progress_ns = t_ns
+        return self._more()
+
+    def _more(self) -> list[Read]:
+        if self._bytes >= self._credit or self._next > self.newest:
+            return []
+        return [Read(self._next, min(BATCH_RECORDS_MAX, self.newest - self._next + 1))]
+
+    def rows(self, first: int, lines: Sequence[bytes], t_ns: int) -> list[Up | Read]:
+        """What ``Read`` asked for: as much of it as the credit takes goes up."""
+        if first != self._next or not self._credit:
+            return []
+        out: list[Up | Read] = []
+        at = 0
+        while at < len(lines) and self._bytes < self._credit:
+            end, size = at, 0
+            while end < len(lines) and (end == at or size + len(lines[end]) <= BATCH_BYTES_MAX):
+                size += len(lines[end])
+                end += 1
+            if self._flight and self._bytes + size > self._credit:
+                return out
+            if not self._flight:
+                self._progress_ns = t_ns
+            batch = [self.node, self.incarnation, self._next, end - at, size]
+            out.append(Up("events", {"batches": [batch]}, b"".join(lines[at:end])))
+            self._next += end - at
+            self._flight.append((self._next - 1, size))
+            self._bytes += size
+            at = end
+        return [*out, *self._more()] if lines else out
+
+    def acknowledged(self, incarnation: str, seq: int, rewind: bool, t_ns: int) -> list[Read]:
+        """The root has everything up to ``seq``; with ``rewind`` it misses what follows."""
+        if incarnation != self.incarnation or seq > self.newest:
+            return []
+        if seq > self.acked or (rewind and seq < self.acked):  # a root that lost its log may ask for the old ones again
+            self.acked = seq
+            self._progress_ns, self._patience_ns = t_ns, RESEND_NS
+        while self._flight and self._flight[0][0] <= seq:
+            self._bytes -= self._flight.popleft()[1]
+        self._next = max(self._next, self.acked + 1)
+        if rewind:
+            last, at_ns, pause_ns = self._rewound
+            if last != seq:
+                pause_ns = NS_PER_S
+            elif t_ns - at_ns < pause_ns:
+                return []
+            else:  # the same again: perhaps the root cannot take it
+                pause_ns = min(pause_ns * 2, RESEND_MAX_NS)
+            self._rewound = (seq, t_ns, pause_ns)
+            return self._again(t_ns)
+        return self._more()
+
+    def next_wake_ns(self) -> int | None:
+        if not self._credit or not self._flight:
+            return None
+        return self._progress_ns + self._patience_ns
+
+    def tick(self, t_ns: int) -> list[Read]:
+        """Nothing was acknowledged for a while: send again, ever more patiently."""
+        wake_ns = self.next_wake_ns()
+        if wake_ns is None or t_ns < wake_ns:
+            return []
+        self._patience_ns = min(self._patience_ns * 2, RESEND_MAX_NS)
+        return self._again(t_ns)

@@ -1,0 +1,298 @@
+"""The root's questions to many nodes at once: sent down as one message, answered as folded parts, bounded in time.
+
+What an operator asks of nodes goes through here unchanged; the nodes decide by the operator's role. Groups and the
+fleet's stop are the coordinator's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+import orjson
+
+from pact.core.rootlog import ROOT
+from pact.core.wire import Message, sections
+from pact.errors import (
+    EXIT_BLOCKED,
+    EXIT_CONFLICT,
+    EXIT_DONE,
+    EXIT_FAILED,
+    EXIT_UNREACHABLE,
+    DeniedError,
+    PactError,
+    UsageError,
+)
+from pact.model import NS_PER_S
+
+if TYPE_CHECKING:
+    from pact.core.root import Root
+
+TIMEOUT_NS: Final = 60 * NS_PER_S
+TIMEOUT_MAX_NS: Final = 3600 * NS_PER_S
+QUESTIONS_MAX: Final = 1000
+#: Of a text in a result; what people or nodes say may be longer than a head takes.
+SAID_MAX: Final = 4_000
+NAMES_MAX: Final = 32_000
+HOLDERS_MAX: Final = 20
+LOST: Final = "lost contact before it answered; it may have been done"
+LATE: Final = "no answer in time; it may still be done"
+ABSENT: Final = "not connected"
+
+#: Operations that nodes carry out as their control socket does.
+NODE_OPS: Final = frozenset({
+    "ping", "status", "check", "diff", "log", "consumers", "show", "commit", "rollback", "extend", "declare", "adopt",
+    "hold_place", "hold_release", "emergency_start", "emergency_end", "state",
+})  # fmt: skip
+#: Gravest last: what the exit code of several nodes is.
+GRAVITY: Final = (0, 11, EXIT_CONFLICT, EXIT_UNREACHABLE, 2, 3, EXIT_FAILED, EXIT_BLOCKED)
+RANK: Final = {"viewer": 0, "ops": 1, "admin": 2}
+
+Part = Callable[[list[str], bytes], None]
+Done = Callable[[dict[str, str]], None]
+
+
+@dataclass(slots=True)
+class Question:
+    """One question under way. ``waiting`` are those that have not answered; ``lost`` says why some will not."""
+
+    id: str
+    waiting: set[str]
+    until_ns: int
+    part: Part
+    done: Done
+    client: str = ""
+    client_id: int = 0
+    lost: dict[str, str] = field(default_factory=dict)
+
+
+class Questions:
+    """All questions of one root."""
+
+    def __init__(self, root: Root) -> None:
+        self.root = root
+        self.open: dict[str, Question] = {}
+        self._n = 0
+
+    # -- down and up --------------------------------------------------------------------------------------------
+
+    def ask(self, names: Iterable[str], op: str, args: bytes, caller: Mapping[str, Any], timeout_ns: int, part: Part,
+            done: Done, client: tuple[str, int] = ("", 0)) -> None:  # fmt: skip
+        """Ask connected nodes. ``part(names, answer)`` for each set with equal answers, ``done(lost)`` in the end."""
+        root = self.root
+        waiting = set(names)
+        if not waiting:
+            done({})
+            return
+        self._n += 1
+        question = Question(f"{root.fence:x}.{self._n}", waiting, root.t_ns + timeout_ns, part, done, *client)
+        self.open[question.id] = question
+        root.down("call", {  # by name: who joins just now was not meant
+            "call": question.id, "op": op, "nodes": list(waiting), "caller": dict(caller),
+            "fence": root.fence, "timeout_ms": timeout_ns // 1_000_000}, args)  # fmt: skip
+
+    def ask_members(self, names: Iterable[str], op: str, args: Mapping[str, Any] | bytes, caller: Mapping[str, Any],
+                    part: Part, done: Done, timeout_ns: int | None = None) -> None:  # fmt: skip
+        """Ask those of ``names`` that are connected; the others are lost at once."""
+        connected, away = [], {}
+        for name in names:
+            if name in self.root.nodes:
+                connected.append(name)
+            else:
+                away[name] = LOST
+        ended = done if not away else lambda lost: done({**away, **lost})
+        raw = args if isinstance(args, bytes) else orjson.dumps(args)
+        self.ask(connected, op, raw, caller, timeout_ns or self.root.limits.answer_ns, part, ended)
+
+    def allowance(self, args: Mapping[str, Any]) -> int | frozenset[str]:
+        """``--allow-missing``: so many may be absent, or these. Raises UsageError."""
+        given = args.get("allow_missing")
+        if given is None or (type(given) is int and given >= 0):
+            return given or 0
+        if not isinstance(given, str):
+            raise UsageError("--allow-missing takes a number or a node set")
+        return frozenset(self.root.sets.expand(given))
+
+    def answered(self, message: Message) -> None:
+        head = message.head
+        question = self.open.get(head["call"])
+        if question is None:
+            return  # answered already, or in another term
+        for (names, _), body in sections(message):
+            fresh = [n for n in names if n in question.waiting]  # a set union: repetition is harmless  # G7
+            if fresh:
+                question.waiting.difference_update(fresh)
+                question.part(fresh, body)
+        for name in head["lost"]:
+            self._lose(question, name, LOST)
+        self._finish_if_done(question)
+
+    def gone(self, name: str) -> None:
+        for question in list(self.open.values()):
+            if name in question.waiting:
+                self._lose(question, name, LOST)
+                self._finish_if_done(question)
+
+    def _lose(self, question: Question, name: str, why: str) -> None:
+        if name in question.waiting:
+            question.waiting.discard(name)
+            question.lost[name] = why
+
+    def _finish_if_done(self, question: Question) -> None:
+        if not question.waiting and self.open.pop(question.id, None) is not None:
+            question.done(question.lost)
+
+    def tick(self) -> None:
+        for question in [q for q in self.open.values() if q.until_ns <= self.root.t_ns]:
+            for name in list(question.waiting):
+                self._lose(question, name, LATE)
+            self.root.down("drop", {"call": question.id})
+            self._finish_if_done(question)
+
+    def next_wake_ns(self) -> int | None:
+        return min((q.until_ns for q in self.open.values()), default=None)
+
+    def cancel(self, client: str, id_: int) -> None:
+        """The client listens no more (0: to nothing). What nodes were asked they do all the same; nobody is told."""
+        for question in list(self.open.values()):
+            if question.client == client and id_ in (0, question.client_id):
+                del self.open[question.id]
+                self.root.down("drop", {"call": question.id})
+
+    # -- clients ------------------------------------------------------------------------------------------------
+
+    def request(self, head: Mapping[str, Any], args: dict[str, Any]) -> None:
+        """What a person asks. The answer is one ``result``, after ``part`` messages where nodes were asked."""
+        root, op = self.root, head["op"]
+        try:
+            if len(self.open) >= QUESTIONS_MAX:
+                raise PactError("the root has too many questions under way", "try again in a moment")
+            own = root.groups.ops.get(op)
+            if own is not None:
+                own(head, args)
+            elif op in NODE_OPS:
+                self._ask_nodes(head, args)
+            elif op == "watch":
+                names = None if head["nodes"] is None else root.sets.expand(head["nodes"])
+                root.watch(head["client"], head["id"], names)
+            elif op == "nodes":
+                self._list_nodes(head)
+            else:
+                raise UsageError(f"unknown request {op!r}")
+        except DeniedError as exc:
+            root.record_denied(op, exc.message, head["caller"])
+            self.reply(head, exc.exit_code, exc.message, exc.hint)
+        except PactError as exc:
+            self.reply(head, exc.exit_code, exc.message, exc.hint)
+        except Exception as exc:  # whatever a person asks, the others' root goes on  # T13
+            root.note(f"{op} of {head['caller']['user']}: {type(exc).__name__}: {exc}"[:SAID_MAX])
+            self.reply(head, EXIT_FAILED, f"internal error: {type(exc).__name__}")
+
+    def reply(self, head: Mapping[str, Any], exit_code: int, message: str = "", hint: str = "",
+              result: Mapping[str, Any] | None = None, failed: Mapping[str, str] | None = None) -> None:  # fmt: skip
+        """End a client's request."""
+        self.root.down("result", {
+            "client": head["client"], "id": head["id"], "exit": exit_code, "message": clipped(message),
+            "hint": clipped(hint), "failed": self.fold_failed(failed or {})}, orjson.dumps(result or {}))  # fmt: skip
+
+    def fold_failed(self, failed: Mapping[str, str]) -> dict[str, str]:
+        by_why: dict[str, list[str]] = {}
+        for name, why in failed.items():
+            by_why.setdefault(clipped(why), []).append(name)
+        return {text: why for why, names in by_why.items() for text in self._folded(names)}
+
+    def _folded(self, names: list[str]) -> list[str]:
+        """One node set; more of them where the names do not fold and one text would be longer than a head takes."""
+        text = self.root.sets.fold(names)
+        if len(text) <= NAMES_MAX or len(names) == 1:
+            return [text]
+        names, count = sorted(names), 2 + len(text) * 3 // (2 * NAMES_MAX)
+        step = -(-len(names) // count)
+        pieces = [names[at : at + step] for at in range(0, len(names), step)]
+        return [t for piece in pieces for t in self._folded(piece)]
+
+    def targets(self, text: str | None) -> tuple[list[str], list[str]]:
+        """Connected and absent nodes of a node set (``None``: every node that the root has ever heard of)."""
+        root = self.root
+        if text is None:
+            wanted = [*root.nodes, *(n for n in root.state.cursors if n not in root.nodes and n != ROOT)]
+        else:
+            wanted = root.sets.expand(text)
+        return [n for n in wanted if n in root.nodes], [n for n in wanted if n not in root.nodes]
+
+    def timeout_ns(self, head: Mapping[str, Any]) -> int:
+        asked: int = head["timeout_ms"] * 1_000_000
+        return min(asked, TIMEOUT_MAX_NS) if asked > 0 else TIMEOUT_NS
+
+    def progress(self, head: Mapping[str, Any], done: int, total: int) -> None:
+        self.root.down("progress", {"client": head["client"], "id": head["id"], "done": done, "total": total})
+
+    def parts_to(self, head: Mapping[str, Any]) -> Part:
+        """Send what nodes answer on to the client."""
+        client = {"client": head["client"], "id": head["id"]}
+        return lambda names, body: self.root.down("part", {**client, "names": names}, body)
+
+    def _ask_nodes(self, head: Mapping[str, Any], args: dict[str, Any]) -> None:
+        here, absent = self.targets(head["nodes"])
+        self.progress(head, 0, len(here))
+
+        def done(lost: dict[str, str]) -> None:
+            failed = {**lost, **dict.fromkeys(absent, ABSENT)}
+            self.reply(head, EXIT_UNREACHABLE if failed else 0, failed=failed)
+
+        self.ask(here, head["op"], orjson.dumps(args), head["caller"], self.timeout_ns(head), self.parts_to(head), done,
+                 (head["client"], head["id"]))  # fmt: skip
+
+    def _list_nodes(self, head: Mapping[str, Any]) -> None:
+        root = self.root
+        here, absent = self.targets(head["nodes"])
+        rows: dict[str, dict[str, Any]] = {n: {"connected": True, "rack": root.nodes[n].rack} for n in here}
+        rows.update({n: {"connected": False, "rack": ""} for n in absent})
+        for name, row in rows.items():
+            cursor = root.state.cursors.get(name)
+            row["seq"], row["incarnation"] = (-1, "") if cursor is None else (cursor.seq, cursor.incarnation)
+        self.reply(head, 0, result={
+            "v": 1, "root": root.name, "fence": root.fence, "gseq": root.state.gseq, "nodes": rows})  # fmt: skip
+
+
+def allowed(absent: Mapping[str, str], allow: int | frozenset[str]) -> bool:
+    """May these be absent?"""
+    return len(absent) <= allow if isinstance(allow, int) else absent.keys() <= allow
+
+
+def require_role(head: Mapping[str, Any], least: str, what: str) -> None:
+    """Raises DeniedError. Nodes check their own; this is for what the root itself decides."""
+    caller = head["caller"]
+    if RANK.get(caller["role"], -1) < RANK[least]:
+        raise DeniedError(f"{what} needs the role {least}; {caller['user']} is {caller['role']}")
+
+
+def answer_of(body: bytes) -> dict[str, Any]:
+    """A node's answer; one that makes no sense counts as a refusal."""
+    try:
+        answer = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        answer = None
+    if not isinstance(answer, dict) or type(answer.get("exit")) is not int or not 0 <= answer["exit"] <= 255:
+        return {"exit": EXIT_FAILED, "message": "an answer that makes no sense", "hint": "", "result": {}}
+    if not isinstance(answer.get("result"), dict):
+        answer["result"] = {}
+    answer["message"] = clipped(str(answer.get("message", "")))
+    return answer
+
+
+def refusal_of(answer: Mapping[str, Any]) -> dict[str, Any]:
+    """Why a node did not, and who was in its way."""
+    result = answer["result"]
+    holders = result.get("holders")
+    named = [h for h in holders if isinstance(h, dict)] if isinstance(holders, list) else []
+    return {"why": clipped(str(result.get("why") or answer["message"] or "no")), "holders": named[:HOLDERS_MAX]}
+
+
+def clipped(text: str) -> str:
+    return text if len(text) <= SAID_MAX else text[: SAID_MAX - 1] + "…"
+
+
+def gravest(codes: Iterable[int]) -> int:
+    return max(codes, key=lambda c: GRAVITY.index(c) if c in GRAVITY else len(GRAVITY), default=EXIT_DONE)

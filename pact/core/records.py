@@ -1,0 +1,139 @@
+"""Journal records: what is hashed, in which bytes, and how a chain is verified. ``specs/formats.md`` says the same
+for strangers.
+
+The canonical bytes of a record are its JSON object without ``hash``, keys sorted, no white space, UTF-8, integers
+only. ``hash`` is SHA-256 over the 32 raw bytes of the previous hash followed by those bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import Any, Final
+
+import orjson
+
+from pact.errors import ChainError
+from pact.model import NS_PER_S
+
+VERSION: Final = 1
+GENESIS: Final = "0" * 64
+
+#: Every record type that this version writes or understands. ``converged`` and ``change_split`` are ours
+#: beside the contract's.
+TYPES: Final = frozenset({
+    "agent_started", "agent_stopped", "declared", "adopted", "applied", "drift_detected", "drift_cleared",
+    "window_opened", "window_extended", "committed", "commit_expired", "rollback_started", "rolled_back",
+    "rollback_blocked", "rollback_failed", "emergency_started", "emergency_stale", "emergency_ended", "hold_placed",
+    "hold_released", "observer_blind", "observer_restored", "denied", "converged", "change_split",
+    "group_begun", "group_prepared", "group_decided", "group_finished",
+})  # fmt: skip
+
+_PLAIN: Final = frozenset({str, int, bool, type(None)})
+FIELDS: Final = frozenset({"v", "seq", "prev", "hash", "time", "t_ns", "node", "type", "actor", "data"})
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One journal record. ``time`` is the wall clock for people; ``t_ns`` is node time, which decisions use."""
+
+    seq: int
+    prev: str
+    hash: str
+    time: str
+    t_ns: int
+    node: str
+    type: str
+    actor: Mapping[str, Any]
+    data: Mapping[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        return {**unhashed(self), "hash": self.hash}
+
+
+def unhashed(record: Record) -> dict[str, Any]:
+    """The hashed part of a record as a JSON object."""
+    return {
+        "v": VERSION, "seq": record.seq, "prev": record.prev, "time": record.time, "t_ns": record.t_ns,
+        "node": record.node, "type": record.type, "actor": record.actor, "data": record.data,
+    }  # fmt: skip
+
+
+def canonical(value: Any) -> bytes:
+    """Canonical JSON bytes: sorted keys, no white space, UTF-8. Raises TypeError on a float (none may be hashed)."""
+    assert not _has_float(value), "a float in a hashed record"
+    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+
+
+def _has_float(value: Any) -> bool:
+    if isinstance(value, dict):
+        items: Iterable[Any] = value.values()
+    elif isinstance(value, list | tuple):
+        items = value
+    else:
+        return isinstance(value, float)
+    for item in items:  # most are text or numbers: no call for each of those
+        kind = type(item)
+        if kind is float or (kind not in _PLAIN and _has_float(item)):
+            return True
+    return False
+
+
+def digest(prev: str, body: bytes) -> str:
+    """Hex SHA-256 over the previous hash (32 raw bytes) and the canonical bytes."""
+    return hashlib.sha256(bytes.fromhex(prev) + body).hexdigest()
+
+
+def seal(
+    seq: int, prev: str, time: str, t_ns: int, node: str, type_: str, actor: Mapping[str, Any], data: Mapping[str, Any]
+) -> tuple[Record, bytes]:
+    """A record with its hash, and its canonical bytes."""
+    assert type_ in TYPES, type_
+    body = canonical({"v": VERSION, "seq": seq, "prev": prev, "time": time, "t_ns": t_ns, "node": node, "type": type_,
+                      "actor": actor, "data": data})  # fmt: skip
+    return Record(seq, prev, digest(prev, body), time, t_ns, node, type_, actor, data), body
+
+
+def parse(raw: bytes | str, hash_: str | None = None) -> Record:
+    """A record from its JSON. ``hash_`` is given where it is stored beside the body. Raises ValueError."""
+    obj = orjson.loads(raw)
+    if not isinstance(obj, dict) or obj.get("v") != VERSION:
+        raise ValueError(f"not a version {VERSION} record")
+    unknown = sorted(obj.keys() - FIELDS)
+    if unknown:  # it would not be among the bytes that are verified
+        raise ValueError(f"record with an unknown field {unknown[0]!r}")
+    try:
+        return Record(
+            obj["seq"], obj["prev"], hash_ if hash_ is not None else obj["hash"], obj["time"], obj["t_ns"],
+            obj["node"], obj["type"], obj["actor"], obj["data"],
+        )  # fmt: skip
+    except KeyError as exc:
+        raise ValueError(f"record without {exc.args[0]}") from None
+
+
+def verify(records: Iterable[Record], *, seq: int = 0, prev: str = GENESIS) -> Iterator[Record]:
+    """Yield the records, checking number, link and hash of each. Raises ChainError at the first that is wrong."""
+    for record in records:
+        if record.seq != seq:
+            raise ChainError(seq, f"found number {record.seq} in its place")
+        if record.prev != prev:
+            raise ChainError(seq, "does not link to the record before it")
+        body = unhashed(record)
+        if _has_float(body) or digest(prev, orjson.dumps(body, option=orjson.OPT_SORT_KEYS)) != record.hash:
+            raise ChainError(seq, "its content does not match its hash")
+        yield record
+        seq, prev = seq + 1, record.hash
+
+
+def rfc3339(wall_ns: int) -> str:
+    """RFC 3339 in UTC with microseconds."""
+    whole, rest = divmod(wall_ns, NS_PER_S)
+    return f"{_second(whole)}.{rest // 1000:06d}Z"
+
+
+@lru_cache(maxsize=64)
+def _second(whole: int) -> str:
+    return f"{datetime.fromtimestamp(whole, UTC):%Y-%m-%dT%H:%M:%S}"

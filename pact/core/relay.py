@@ -1,0 +1,501 @@
+"""One member of the tree between its children and its parent: sessions, who is where, events up, calls down.
+
+Every message is checked against the key that sent it: a node speaks only for itself, an aggregator for the nodes below
+it, a person only asks. What breaks that is dropped, counted, and logged once with a count; it is never fatal.  # T13
+Whether the parent is another aggregator (over an uplink) or the root in the same process makes no difference here:
+messages for it are ``Up`` effects of ``flush``, what it says comes in by ``from_parent``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Final, NamedTuple
+
+from pact.core import wire
+from pact.core.backlog import Backlog
+from pact.core.calls import Call, Calls
+from pact.core.clients import Clients
+from pact.core.directory import ROOT, Child, Directory, Peer, Rid, checksum, older
+from pact.core.outbox import Up
+from pact.core.uplink import SILENCE_NS, Note
+from pact.core.wire import Message
+from pact.model import NS_PER_S
+
+CHILDREN_MAX: Final = 256
+BUFFER_MAX: Final = 64 << 20
+CREDIT_MIN: Final = 64 << 10
+CREDIT_MAX: Final = 1 << 20
+FRAMES_PER_S: Final = {"node": 2_000, "aggregator": 50_000, "client": 200}
+UNROOTED_RETRY_MS: Final = 1_000
+REFUSED_RETRY_MS: Final = 30_000
+SCAN_NS: Final = NS_PER_S
+NOTE_NS: Final = 60 * NS_PER_S
+NOTES_MAX: Final = 1024
+
+#: What a key of each role is in the tree. Subscribers have no business here.
+PLACES: Final = {"node": "node", "aggregator": "aggregator", "viewer": "client", "ops": "client", "admin": "client"}
+MAY_SAY: Final = {
+    "node": frozenset({"beat", "events", "ask", "answer", "goodbye"}),
+    "aggregator": frozenset({"beat", "events", "ask", "answer", "below", "request", "cancel", "goodbye"}),
+    "client": frozenset({"beat", "request", "cancel", "goodbye"}),
+}
+
+
+class ToChildren(NamedTuple):
+    """One frame, the same bytes, to each of these routing ids."""
+
+    rids: tuple[Rid, ...]
+    frame: bytes
+
+
+class Ended(NamedTuple):
+    """A session is over: nothing is sent to this routing id any more."""
+
+    rid: Rid
+
+
+Effect = ToChildren | Up | Ended | Note
+
+
+class Relay:
+    """See the module. Use: ``received`` and ``from_parent`` for each message, then ``flush``; ``tick`` in time."""
+
+    def __init__(
+        self, name: str, *, rack: str = "", children_max: int = CHILDREN_MAX, buffer_max: int = BUFFER_MAX
+    ) -> None:
+        self.name = name
+        self.rack = rack
+        self.children_max = children_max
+        self.buffer_max = buffer_max
+        self.rooted = False
+        self.path: list[str] = []
+        self.fence = 0
+        self.fleet: Mapping[str, Any] | None = None
+        self.violations = 0
+        self.backlog = Backlog(max(buffer_max, children_max * CREDIT_MIN))
+        self.calls = Calls()
+        self.tree = Directory(self.calls, self.backlog)
+        self.clients = Clients(name)
+        self._up: list[Up] = []
+        self._fleet_at_ns = 0
+        self._cut_ns: int | None = None
+        self._scan_ns = 0
+        self._beat: bytes = b""
+        self._noted: dict[tuple[str, str], list[int]] = {}  # who and what -> [count, next line]
+        self._sorry_ns: dict[Rid, int] = {}
+        self._handlers: Mapping[str, Callable[[Child, Message, int], list[Effect]]] = {
+            "goodbye": self._on_goodbye, "events": self._on_events, "below": self._on_below, "ask": self._on_ask,
+            "answer": self._on_answer, "request": self._on_request, "cancel": self._on_cancel,
+        }  # fmt: skip
+
+    # -- small things -------------------------------------------------------------------------------------------
+
+    def credit(self) -> int:
+        """Bytes that a child may have on their way."""
+        return max(CREDIT_MIN, min(CREDIT_MAX, self.buffer_max // max(1, len(self.tree.named))))
+
+    def _violation(self, who: str, what: str, t_ns: int) -> list[Effect]:
+        """Dropped, counted, logged once and then with a count."""
+        self.violations += 1
+        if len(self._noted) >= NOTES_MAX and (who, what) not in self._noted:
+            self._noted.clear()
+        entry = self._noted.setdefault((who, what), [0, 0])
+        entry[0] += 1
+        if t_ns < entry[1]:
+            return []
+        entry[1] = t_ns + NOTE_NS
+        count = f" ({entry[0]} times)" if entry[0] > 1 else ""
+        return [Note(f"refused: {who}: {what}{count}")]
+
+    def bad_frame(self, rid: Rid, peer: Peer, why: str, t_ns: int) -> list[Effect]:
+        """What came is no message."""
+        return self._violation(peer.name, why, t_ns)
+
+    def _to(self, children: Iterable[Child], kind: str, head: Mapping[str, Any], body: bytes = b"") -> list[Effect]:
+        rids = tuple(c.rid for c in children)
+        return [ToChildren(rids, wire.encode(kind, head, body))] if rids else []
+
+    def _sorry(self, rid: Rid, why: str, retry_ms: int) -> list[Effect]:
+        return [ToChildren((rid,), wire.encode("sorry", {"why": why, "again": False, "retry_ms": retry_ms}))]
+
+    def _unknown(self, rid: Rid, t_ns: int) -> list[Effect]:
+        """Somebody whose session this is not: hello again, please."""
+        if t_ns - self._sorry_ns.get(rid, -NS_PER_S) < NS_PER_S // 2:
+            return []
+        if len(self._sorry_ns) > 4 * self.children_max:
+            self._sorry_ns.clear()
+        self._sorry_ns[rid] = t_ns
+        return [ToChildren((rid,), wire.encode("sorry", {"why": "who are you?", "again": True}))]
+
+    def sessions(self, key: str) -> list[Rid]:
+        """The sessions that a key has now."""
+        return [c.rid for c in self.tree.children.values() if c.peer.key == key]
+
+    # -- sessions -----------------------------------------------------------------------------------------------
+
+    def received(self, rid: Rid, peer: Peer, message: Message, t_ns: int) -> list[Effect]:
+        """A message that came with this routing id and was sent with this key."""
+        kind = message.kind
+        if kind == "hello":
+            return self._hello(rid, peer, message.head, t_ns)
+        child = self.tree.children.get(rid)
+        if child is None or child.peer.key != peer.key:
+            return self._unknown(rid, t_ns)
+        if child.peer != peer:  # the key's name or role was changed
+            return [*self.gone(rid, t_ns), *self._unknown(rid, t_ns)]
+        child.heard_ns = t_ns
+        second = t_ns // NS_PER_S
+        if second != child.second:
+            child.second, child.frames = second, 0
+        child.frames += 1
+        if child.frames > FRAMES_PER_S[child.role]:
+            return self._violation(child.name, "too many messages", t_ns)
+        if len(message.body) > wire.BODY_MAX and kind != "events":
+            return self._violation(child.name, f"a {kind} that is too long to be handed on", t_ns)
+        if kind not in MAY_SAY[child.role]:
+            return self._violation(child.name, f"a {child.role} does not say {kind}", t_ns)
+        if kind == "beat":
+            if not self._beat:
+                seq = self.fleet["seq"] if self.fleet is not None else 0
+                self._beat = wire.encode("beat", {"path": self.path, "fence": self.fence, "fleet_seq": seq})
+            return [ToChildren((rid,), self._beat), *self._compared(child, message.head["below"])]
+        return self._handlers[kind](child, message, t_ns)
+
+    def _compared(self, child: Child, names: int) -> list[Effect]:
+        """An aggregator twice spoke of other names than are known here: a message was lost. Hello again.  # T7"""
+        differs = child.below is not None and names != checksum(child.below)
+        again, child.mismatch = differs and child.mismatch, differs
+        return self._unknown(child.rid, child.heard_ns) if again else []
+
+    def _hello(self, rid: Rid, peer: Peer, head: Mapping[str, Any], t_ns: int) -> list[Effect]:
+        why = self._objection(peer, head)
+        if why:
+            return [*self._violation(peer.name, why, t_ns), *self._sorry(rid, why, REFUSED_RETRY_MS)]
+        if not self.rooted:
+            return self._sorry(rid, "no way to the root", UNROOTED_RETRY_MS)
+        role, session = PLACES[peer.role], head["session"]
+        same = self.tree.children.get(rid)
+        out: list[Effect] = []
+        if same is not None and (same.peer != peer or same.role == "client"):
+            out += self.gone(rid, t_ns)
+        if role == "client":
+            return [*out, *self._hello_client(rid, peer, head, t_ns)]
+        old = self.tree.named.get(peer.name)
+        if old is not None and older(session, old.session):
+            return []  # it came late: the same node has said hello again since
+        if old is None and len(self.tree.named) >= self.children_max:
+            return [*out, *self._sorry(rid, "there are enough children here", REFUSED_RETRY_MS)]
+        child = Child(rid, peer, role, session, head["rack"] or self.rack, t_ns)
+        before = self.tree.enter(child, head, t_ns)
+        if before is not None:
+            out.append(Ended(before))
+        return [*out, *self._welcome(child, t_ns), *self._ask_again(child)]
+
+    def _objection(self, peer: Peer, head: Mapping[str, Any]) -> str:
+        if head["v"] != wire.VERSION:
+            return f"speaks version {head['v']}; here it is {wire.VERSION}"
+        if PLACES.get(peer.role) != head["role"] or PLACES.get(peer.role) is None:
+            return f"says it is a {head['role']}, but its key is for a {peer.role}"
+        if head["name"] != peer.name:
+            return f"calls itself {head['name']}"
+        if head["role"] != "client" and (peer.name in (ROOT, self.name) or peer.name in self.path):
+            return "is above itself"  # T4
+        return ""
+
+    def _hello_client(self, rid: Rid, peer: Peer, head: Mapping[str, Any], t_ns: int) -> list[Effect]:
+        child = Child(rid, peer, "client", head["session"], "", t_ns)
+        if not self.clients.enter(child):
+            return self._sorry(rid, "too many connections with this key", UNROOTED_RETRY_MS)
+        self.tree.children[rid] = child
+        return self._welcome(child, t_ns)
+
+    def _welcome(self, child: Child, t_ns: int) -> list[Effect]:
+        return self._to([child], "welcome", {
+            "v": wire.VERSION, "name": self.name, "path": self.path, "fence": self.fence, "credit": self.credit(),
+            "fleet": self._fleet_now(t_ns),
+        })  # fmt: skip
+
+    def _fleet_now(self, t_ns: int) -> Mapping[str, Any] | None:
+        """The fleet's holds, with the time that is left of each now."""
+        if self.fleet is None:
+            return None
+        past_ns = t_ns - self._fleet_at_ns
+        holds = [{**h, "left_ns": max(0, h["left_ns"] - past_ns)} for h in self.fleet["holds"]]
+        return {**self.fleet, "holds": holds}
+
+    def gone(self, rid: Rid, t_ns: int) -> list[Effect]:
+        """This session is over: silent, unreachable, said goodbye, or its key was removed."""
+        child = self.tree.children.get(rid)
+        if child is None:
+            return []
+        self._up += self.clients.leave(child)
+        if child.role == "client":
+            del self.tree.children[rid]
+        else:
+            self.tree.leave(child, t_ns)
+        return [Ended(rid)]
+
+    # -- what children say --------------------------------------------------------------------------------------
+
+    def _on_goodbye(self, child: Child, message: Message, t_ns: int) -> list[Effect]:
+        return self.gone(child.rid, t_ns)
+
+    def _on_events(self, child: Child, message: Message, t_ns: int) -> list[Effect]:
+        out: list[Effect] = []
+        for row, data in wire.sections(message):
+            node, incarnation, first, count, size = row
+            if not self.tree.has(child, node):
+                out += self._violation(child.name, "events of a node that is not below it", t_ns)
+            elif not 0 < count <= wire.BATCH_RECORDS_MAX or not 0 < size <= (
+                wire.LINE_MAX if count == 1 else wire.BATCH_BYTES_MAX
+            ):
+                out += self._violation(child.name, "a batch that is too large, or empty", t_ns)
+            elif self.tree.where.get(node) is child:  # one batch of many must not keep the frame of all alive
+                kept = data if size == len(message.body) else bytes(data)
+                self.backlog.put(row, node, incarnation, first, count, kept)
+        return out
+
+    def _on_below(self, child: Child, message: Message, t_ns: int) -> list[Effect]:
+        head = message.head
+        for name in self.tree.note(child, head, head["add"]):
+            self.tree.claim(child, name)
+        self.tree.drop(child, [n for n in head["gone"] if n in child.below], t_ns)  # type: ignore[operator]
+        return []
+
+    def _on_ask(self, child: Child, message: Message, t_ns: int) -> list[Effect]:
+        if not self.tree.has(child, message.head["node"]):
+            return self._violation(child.name, "asks for a node that is not below it", t_ns)
+        self._up.append(Up("ask", message.head))
+        return []
+
+    def _on_answer(self, child: Child, message: Message, t_ns: int) -> list[Effect]:
+        head = message.head
+        call = self.calls.open.get(head["call"])
+        out: list[Effect] = []
+        below, name = child.below, child.name
+        for (names, _), body in wire.sections(message):
+            if names != [name] if below is None else not below.keys() >= set(names):
+                out += self._violation(child.name, "answers for a node that is not below it", t_ns)
+                continue
+            new = call.taken(child, names) if call is not None else []
+            if new and call is not None:
+                call.answer(new, body, t_ns)
+        if call is not None:
+            lost = call.taken(child, [n for n in head["lost"] if child.below is not None])
+            if lost:
+                call.lose(lost, t_ns)
+            if head["final"]:
+                self.calls.finished(child, call, t_ns)
+        return out
+
+    def _on_request(self, child: Child, message: Message, t_ns: int) -> list[Effect]:
+        what = self.clients.request(child, message, self.rooted)
+        if what is None:
+            return self._violation(child.name, "a request of a client that is not below it", t_ns)
+        if not isinstance(what, Up):
+            return self._to([what[0]], "result", what[1])
+        self._up.append(what)
+        return []
+
+    def _on_cancel(self, child: Child, message: Message, t_ns: int) -> list[Effect]:
+        self._up += self.clients.cancel(child, message.head)
+        return []
+
+    # -- what the parent says -----------------------------------------------------------------------------------
+
+    def from_parent(self, message: Message, t_ns: int) -> list[Effect]:
+        """``welcome`` first; from then on there is a way to the root, until ``parent_lost``."""
+        head = message.head
+        kind = message.kind
+        if kind == "welcome":
+            return self._rooted(head, t_ns)
+        if kind == "sorry":  # the root in this process: it leads no more
+            return [*self.parent_lost(t_ns), *self._dismiss(t_ns)]
+        if kind == "beat":
+            if (head["path"] or self.path[:-1], head["fence"]) != (self.path[:-1], self.fence):
+                self._placed(head["path"] or self.path[:-1], head["fence"])
+            return []
+        if kind == "ack":
+            return self._acknowledged(head["cursors"], t_ns)
+        if kind == "call":
+            return self._call(message, t_ns)
+        if kind == "drop":
+            return self._drop_call(head["call"])
+        if kind == "fleet":
+            return self._told_fleet(head, t_ns)
+        if kind in wire.TO_CLIENTS:
+            return self._to_client(message)
+        return self._violation("the parent", f"it says {kind}", t_ns)
+
+    def _placed(self, above: list[str], fence: int) -> None:
+        self.path = [*above, self.name]
+        self.fence = max(self.fence, fence)
+        self._beat = b""
+
+    def _rooted(self, head: Mapping[str, Any], t_ns: int) -> list[Effect]:
+        """A parent took us: what changed since our hello, and everything that the root may not have."""
+        self.rooted, self._cut_ns = True, None
+        self._placed([n for n in head["path"] if n != self.name], head["fence"])
+        self.backlog.welcomed(head["credit"], t_ns)
+        self.tree.welcomed()
+        return self._told_fleet(head["fleet"], t_ns) if head["fleet"] is not None else []
+
+    def parent_lost(self, t_ns: int) -> list[Effect]:
+        """No way to the root for now. After ``SILENCE_NS`` the children are told."""
+        if self.rooted:
+            self._cut_ns = t_ns
+        self.rooted = False
+        self.backlog.lost()
+        out: list[Effect] = []
+        for child, head in self.clients.lost():
+            out += self._to([child], "result", head)
+        self._up.clear()
+        return out
+
+    def _dismiss(self, t_ns: int) -> list[Effect]:
+        """Too long without a way to the root: the children go elsewhere.  # T8"""
+        self._cut_ns = None
+        head = {"why": "no way to the root", "again": False, "retry_ms": UNROOTED_RETRY_MS}
+        out = self._to(self.tree.children.values(), "sorry", head)
+        for rid in list(self.tree.children):
+            out += self.gone(rid, t_ns)
+        self.backlog.clear()
+        self._up.clear()
+        return out
+
+    def leave(self, t_ns: int) -> list[Effect]:
+        """This aggregator ends: the children are told, and go elsewhere at once."""
+        return [*self.parent_lost(t_ns), *self._dismiss(t_ns)]
+
+    def _told_fleet(self, fleet: Mapping[str, Any], t_ns: int) -> list[Effect]:
+        if self.fleet is not None and (fleet["fence"], fleet["seq"]) < (self.fleet["fence"], self.fleet["seq"]):
+            return []
+        news = self.fleet is None or fleet["seq"] != self.fleet["seq"] or fleet["fence"] != self.fleet["fence"]
+        self.fleet, self._fleet_at_ns, self._beat = fleet, t_ns, b""
+        head = {k: fleet[k] for k in ("fence", "seq", "holds")}
+        return self._to(self.tree.named.values(), "fleet", head) if news else []
+
+    def _acknowledged(self, cursors: Iterable[list[Any]], t_ns: int) -> list[Effect]:
+        by_child: dict[Rid, list[Any]] = {}
+        for cursor in cursors:
+            node, incarnation, seq, rewind = cursor
+            self.backlog.acknowledged(node, incarnation, seq, rewind, t_ns)
+            child = self.tree.where.get(node)
+            if child is not None:
+                by_child.setdefault(child.rid, []).append(cursor)
+        return [ToChildren((rid,), wire.encode("ack", {"cursors": rows})) for rid, rows in by_child.items()]
+
+    def _to_client(self, message: Message) -> list[Effect]:
+        to = self.clients.down(message)
+        return [] if to is None else self._to([to[0]], message.kind, to[1], message.body)
+
+    # -- calls --------------------------------------------------------------------------------------------------
+
+    def _call(self, message: Message, t_ns: int) -> list[Effect]:
+        head = message.head
+        if head["fence"] < self.fence:
+            return self._violation("the parent", "a call of a root that has been replaced", t_ns)
+        if head["fence"] > self.fence:
+            self.fence, self._beat = head["fence"], b""
+        call = self.calls.begin(message, t_ns)
+        if call is None:
+            return self._violation("the parent", "too many calls at once", t_ns)
+        direct: list[Rid] = []
+        through: dict[str, list[str]] = {}
+        unknown: list[str] = []
+        for name in list(self.tree.where) if head["nodes"] is None else head["nodes"]:
+            child = self.tree.where.get(name)
+            if child is None:
+                unknown.append(name)
+                continue
+            call.add(child, name)
+            if child.below is None:
+                direct.append(child.rid)
+            else:
+                through.setdefault(child.name, []).append(name)
+        if unknown or not call.left:
+            call.lose(unknown, t_ns)
+        out: list[Effect] = []
+        if direct:
+            out.append(ToChildren(tuple(direct), call.frame))
+        # Names are always said: a node that has just come under an aggregator was not meant.  # T6
+        out += [ToChildren((self.tree.named[a].rid,), call.frame_for(names)) for a, names in through.items()]
+        return out
+
+    def _ask_again(self, child: Child) -> list[Effect]:
+        """A child said hello again: what it has not answered may never have reached it."""
+        out: list[Effect] = []
+        for call in self.calls.open.values():
+            if child.below is None:
+                if child.name in call.direct:
+                    out.append(ToChildren((child.rid,), call.frame))
+            elif call.via.get(child.name):
+                out.append(ToChildren((child.rid,), call.frame_for(call.via[child.name])))
+        return out
+
+    def _call_again(self) -> list[Effect]:
+        """Calls follow nodes that moved."""
+        moved, self.tree.moved = self.tree.moved, []
+        names: dict[tuple[str, Rid], tuple[Call, Child, list[str]]] = {}
+        for call, child, name in moved:
+            names.setdefault((call.head["call"], child.rid), (call, child, []))[2].append(name)
+        return [ToChildren((child.rid,), call.frame if child.below is None else call.frame_for(which))
+                for call, child, which in names.values()]  # fmt: skip
+
+    def claims(self) -> dict[str, Any]:
+        """The fields of ``hello`` that say who is below (for the uplink)."""
+        return self.tree.claims()
+
+    def beat(self) -> dict[str, Any]:
+        """The fields of ``beat`` (for the uplink)."""
+        return {"below": checksum(self.tree.where)}
+
+    def _drop_call(self, call_id: str) -> list[Effect]:
+        call = self.calls.drop(call_id)
+        if call is None:
+            return []
+        names = [*call.direct, *(a for a, rest in call.via.items() if rest)]
+        return self._to([c for n in names if (c := self.tree.named.get(n)) is not None], "drop", {"call": call_id})
+
+    # -- time ---------------------------------------------------------------------------------------------------
+
+    def flush(self, t_ns: int) -> Iterator[Effect]:
+        """What goes up now: who is below, then answers and questions, then events; calls of nodes that moved.  # T9"""
+        if self.tree.moved:
+            yield from self._call_again()
+        if not self.rooted:
+            return
+        if self.tree.news:
+            yield Up("below", self.tree.take_news())
+        yield from self.calls.flush(t_ns)
+        if self._up:
+            waiting, self._up = self._up, []
+            yield from waiting
+        if self.backlog.ready:
+            yield from self.backlog.flush(t_ns)
+
+    def tick(self, t_ns: int) -> list[Effect]:
+        """Time passed. Call ``flush`` after it."""
+        out: list[Effect] = []
+        self.backlog.tick(t_ns)
+        if self._cut_ns is not None and t_ns >= self._cut_ns + SILENCE_NS:
+            out += self._dismiss(t_ns)
+        if t_ns >= self._scan_ns:
+            self._scan_ns = t_ns + SCAN_NS
+            for rid in [c.rid for c in self.tree.children.values() if t_ns - c.heard_ns >= SILENCE_NS]:
+                out += self.gone(rid, t_ns)
+        return out
+
+    def next_wake_ns(self) -> int:
+        due = [self._scan_ns]
+        if self.tree.moved:
+            return 0
+        if self._cut_ns is not None:
+            due.append(self._cut_ns + SILENCE_NS)
+        if self.rooted:
+            if self.tree.news or self._up or self.backlog.ready:
+                return 0
+            for wake_ns in (self.calls.next_wake_ns(), self.backlog.next_wake_ns()):
+                if wake_ns is not None:
+                    due.append(wake_ns)
+        return min(due)

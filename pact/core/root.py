@@ -1,0 +1,377 @@
+"""The root's decisions: what is committed to the log, who is asked, and what is told to whom. No socket, no disk.
+
+It speaks the messages of the tree as any parent does (``specs/cluster.md``): ``received`` takes what comes up, ``Down``
+is what goes down. ``Commit`` is durable when the shell says ``durable``; everything that depends on it waits for that.
+Groups are in ``coordinator``, commands in ``questions``; here are the log, the directory of nodes, and time.  # K1
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+
+import orjson
+
+from pact.core import rootlog
+from pact.core.coordinator import Coordinator
+from pact.core.questions import Questions
+from pact.core.rootlog import Batch, RootState, Writer
+from pact.core.wire import Message, sections
+from pact.model import NS_PER_S
+
+#: A chunk takes no more once it has this many bytes of lines.
+CHUNK_SOFT_BYTES: Final = 512 << 10
+#: Batches that wait for a chunk. Beyond it they are dropped; their senders are told to send them again.
+WAITING_MAX_BYTES: Final = 64 << 20
+REWIND_NS: Final = NS_PER_S
+DENIED_PER_MINUTE: Final = 60
+
+
+class NodeSets(Protocol):
+    """ClusterShell's node sets, handed in so that the core needs no library."""
+
+    def expand(self, text: str) -> list[str]:
+        """Raises UsageError for what is no node set."""
+
+    def fold(self, names: Iterable[str]) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the root's configuration says about groups. Times in nanoseconds."""
+
+    wave: int = 2000
+    waves_at_once: int = 2
+    breaker_share: float = 0.05
+    breaker_least: int = 3
+    answer_ns: int = 60 * NS_PER_S
+    retry_ns: int = 30 * NS_PER_S
+    floor_ns: int = 60 * NS_PER_S
+    on_busy_retry: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Down:
+    """A message to the tree below."""
+
+    kind: str
+    head: Mapping[str, Any]
+    body: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    first: int
+    count: int
+    chunk: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Publish:
+    """A chunk that is durable, for the public side."""
+
+    chunk: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """A line for the service's log."""
+
+    text: str
+
+
+Effect = Down | Commit | Publish | Note
+
+
+@dataclass(slots=True)
+class _Flying:
+    first: int
+    count: int
+    chunk: bytes
+    writer: Writer
+    then: list[Callable[[], None]]
+    acks: dict[str, tuple[str, int]]
+
+
+@dataclass(slots=True)
+class Known:
+    """A node that is connected somewhere below."""
+
+    rack: str
+    session: int
+    since_ns: int
+
+
+@dataclass(slots=True)
+class Counters:
+    events: int = 0
+    refused: dict[str, int] = field(default_factory=dict)
+
+
+class Root:
+    """One term of a leading root: made from the log's state when elected, thrown away when deposed."""
+
+    def __init__(self, name: str, state: RootState, fence: int, sets: NodeSets, limits: Limits | None = None) -> None:
+        self.name = name
+        self.state = state
+        self.fence = fence
+        self.sets = sets
+        self.limits = limits or Limits()
+        self.t_ns = state.t_ns
+        self.wall_ns = state.wall_ns
+        self.nodes: dict[str, Known] = {}
+        self.counters = Counters()
+        self.questions = Questions(self)
+        self.groups = Coordinator(self)
+        self._effects: list[Effect] = []
+        self._waiting: deque[Batch] = deque()
+        self._waiting_bytes = 0
+        self._own: deque[tuple[str, Mapping[str, Any], Mapping[str, Any], Callable[[], None]]] = deque()
+        self._flying: _Flying | None = None
+        self._acks: dict[str, tuple[str, int]] = {}
+        self._rewound: dict[str, int] = {}
+        self._behind: dict[str, str] = {}  # whose records were not taken -> their incarnation
+        self._watchers: dict[tuple[str, int], frozenset[str] | None] = {}
+        self.fleet_seq = state.chain.seq
+        self._denied = (0, 0)
+
+    # -- what comes in ------------------------------------------------------------------------------------------
+
+    def start(self, t_ns: int, wall_ns: int, boot_id: str, offset_ns: int) -> list[Effect]:
+        """Begin the term. ``t_ns`` is node time as ``offset_ns`` makes it."""
+        self._at(t_ns, wall_ns)
+        reboot = bool(self.state.boot_id) and boot_id != self.state.boot_id
+        self.record("agent_started", {
+            "boot_id": boot_id, "offset_ns": offset_ns, "wall_ns": wall_ns, "fence": self.fence, "name": self.name,
+        }, self.actor(), self.groups.resume)  # fmt: skip
+        self.groups.begin_term(reboot)
+        return self._flush()
+
+    def received(self, message: Message, t_ns: int, wall_ns: int) -> list[Effect]:
+        """A message from below. Its form was checked by the codec, its sender by the relay."""
+        self._at(t_ns, wall_ns)
+        handler = _KINDS.get(message.kind)
+        if handler is None:
+            self.refuse(f"a {message.kind} at the root")
+        else:
+            handler(self, message)
+        return self._flush()
+
+    def durable(self, first: int, count: int, t_ns: int, wall_ns: int) -> list[Effect]:
+        """The chunk that ``Commit`` asked for is in the log."""
+        self._at(t_ns, wall_ns)
+        flying, self._flying = self._flying, None
+        assert flying is not None and (flying.first, flying.count) == (first, count), (first, count)
+        chunk = self.state.apply(flying.chunk)
+        self.counters.events += count
+        self._emit(Publish(flying.chunk))
+        self._acks.update(flying.acks)
+        self._to_watchers(chunk)
+        for then in flying.then:
+            then()
+        return self._flush()
+
+    def tick(self, t_ns: int, wall_ns: int) -> list[Effect]:
+        self._at(t_ns, wall_ns)
+        self.questions.tick()
+        self.groups.tick()
+        return self._flush()
+
+    def next_wake_ns(self) -> int | None:
+        wakes = [w for w in (self.questions.next_wake_ns(), self.groups.next_wake_ns()) if w is not None]
+        wakes += [self._rewound.get(n, -REWIND_NS) + REWIND_NS for n in self._behind]
+        return min(wakes) if wakes else None
+
+    # -- help for the parts -------------------------------------------------------------------------------------
+
+    def actor(self, caller: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        if caller is None:
+            return {"user": "pact", "uid": None, "role": "agent", "via": "timer"}
+        return {"user": caller["user"], "uid": None, "role": caller["role"], "via": "cluster"}
+
+    def record(self, type_: str, data: Mapping[str, Any], actor: Mapping[str, Any],
+               then: Callable[[], None] | None = None) -> None:  # fmt: skip
+        """Write one of the root's own records; ``then`` when it is durable, never before.  # G1"""
+        self._own.append((type_, data, actor, then or _nothing))
+
+    def down(self, kind: str, head: Mapping[str, Any], body: bytes = b"") -> None:
+        self._emit(Down(kind, head, body))
+
+    def note(self, text: str) -> None:
+        self._emit(Note(text))
+
+    def refuse(self, why: str) -> None:
+        """Something came that nobody should have sent: counted, logged the first time."""
+        count = self.counters.refused[why] = self.counters.refused.get(why, 0) + 1
+        if count == 1 or count % 10_000 == 0:
+            self.note(f"refused: {why} ({count})")
+        if len(self.counters.refused) > 1000:
+            self.counters.refused.clear()
+
+    def record_denied(self, op: str, why: str, caller: Mapping[str, Any]) -> None:
+        """Refusals are recorded, but cannot fill the log."""
+        minute = self.t_ns // (60 * NS_PER_S)
+        if minute != self._denied[0]:
+            self._denied = (minute, 0)
+        self._denied = (minute, self._denied[1] + 1)
+        if self._denied[1] <= DENIED_PER_MINUTE:
+            self.record("denied", {"request": op, "why": why}, self.actor(caller))
+
+    def fleet(self) -> dict[str, Any]:
+        """The head of a ``fleet`` message, as ``welcome`` carries it too."""
+        holds = [{"hold": h["hold"], "owner": h["owner"]["user"], "reason": h["reason"], "ends": h["ends"],
+                  "left_ns": max(0, h["ends_ns"] - self.t_ns)} for h in self.state.holds.values()]  # fmt: skip
+        return {"fence": self.fence, "seq": self.fleet_seq, "holds": holds}
+
+    def take_effects(self) -> list[Effect]:
+        """What a question from outside a step has led to."""
+        return self._flush()
+
+    def _at(self, t_ns: int, wall_ns: int) -> None:
+        self.t_ns, self.wall_ns = max(self.t_ns, t_ns), wall_ns
+
+    def _emit(self, effect: Effect) -> None:
+        self._effects.append(effect)
+
+    def _flush(self) -> list[Effect]:
+        if self._acks:
+            rows = [[n, inc, seq, False] for n, (inc, seq) in self._acks.items()]
+            self._acks = {}
+            self.down("ack", {"cursors": rows})
+        if self._flying is None and (self._waiting or self._own):
+            self._commit()
+        if self._behind:
+            self._rewind()
+        effects, self._effects = self._effects, []
+        return effects
+
+    # -- the log ------------------------------------------------------------------------------------------------
+
+    def _commit(self) -> None:
+        writer = Writer(self.state, self.fence, self.name)
+        then = []
+        while self._own and writer.size < CHUNK_SOFT_BYTES:
+            type_, data, actor, callback = self._own.popleft()
+            writer.record(type_, data, actor, self.t_ns, self.wall_ns)
+            then.append(callback)
+        acks: dict[str, tuple[str, int]] = {}
+        while self._waiting and writer.size < CHUNK_SOFT_BYTES:
+            batch = self._waiting.popleft()
+            self._waiting_bytes -= sum(map(len, batch.lines))
+            self._take(writer, batch, acks)
+        if not writer:
+            self._acks.update(acks)  # all of it was in the log already
+            return
+        first, count, chunk = writer.chunk(self.wall_ns)
+        self._flying = _Flying(first, count, chunk, writer, then, acks)
+        self._emit(Commit(first, count, chunk))
+
+    def _take(self, writer: Writer, batch: Batch, acks: dict[str, tuple[str, int]]) -> None:
+        try:
+            hole = writer.take(batch)
+        except ValueError as exc:
+            self.refuse(f"events of {batch.node}: {exc}")
+            self._behind[batch.node] = batch.incarnation
+            return
+        cursor = writer.cursor(batch.node, batch.incarnation)
+        if not hole:
+            assert cursor is not None
+            acks[batch.node] = (cursor.incarnation, cursor.seq)
+        else:
+            self._behind[batch.node] = batch.incarnation
+
+    def _rewind(self) -> None:
+        """Whose records were not taken hears from where on to send them, now and then; whoever keeps them on the way
+        forgets them, so that they are in nobody's way.  # T5
+        """
+        rows = []
+        for node, incarnation in list(self._behind.items()):
+            if self._rewound.get(node, -REWIND_NS) + REWIND_NS <= self.t_ns:
+                del self._behind[node]
+                self._rewound[node] = self.t_ns
+                # What is durable: to the node this is an acknowledgement.  # K1
+                cursor = self.state.cursor_of(node, incarnation)
+                seq = cursor.seq if cursor is not None else -1
+                rows.append([node, incarnation, seq, True])
+        if rows:
+            self.down("ack", {"cursors": rows})
+
+    def _events(self, message: Message) -> None:
+        for (node, incarnation, first, count, size), body in sections(message):
+            lines = body.removesuffix(b"\n").split(b"\n") if body else []
+            if len(lines) != count or not count:
+                self.refuse(f"a batch of {node} whose count is wrong")
+                continue
+            if self._waiting_bytes + size > WAITING_MAX_BYTES:
+                self.refuse("events beyond the root's buffer; they are sent again")
+                continue
+            known = self.nodes.get(node)
+            self._waiting.append(Batch(node, known.rack if known else "", incarnation, first, lines))
+            self._waiting_bytes += sum(map(len, lines))
+
+    def _to_watchers(self, chunk: rootlog.Chunk) -> None:
+        if not self._watchers:
+            return
+        for batch in chunk.batches:
+            for (client, id_), names in self._watchers.items():
+                if names is None or batch.node in names:
+                    for line in batch.lines:
+                        self.down("event", {"client": client, "id": id_}, line)
+
+    def watch(self, client: str, id_: int, names: Iterable[str] | None) -> None:
+        self._watchers[client, id_] = None if names is None else frozenset(names)
+
+    # -- who is there -------------------------------------------------------------------------------------------
+
+    def _below(self, message: Message) -> None:
+        head = message.head
+        racks, sessions = head.get("racks", {}), head.get("sessions", {})
+        for name in head["gone"]:
+            if self.nodes.pop(name, None) is not None:
+                self.questions.gone(name)
+        fresh = []
+        for name in head["add"]:
+            if name == rootlog.ROOT:
+                self.refuse("a node that calls itself root")
+                continue
+            self.nodes[name] = Known(racks.get(name, ""), sessions.get(name, 0), self.t_ns)
+            fresh.append(name)
+        self.groups.came(fresh)
+
+    def _ask(self, message: Message) -> None:
+        self.groups.asked(message.head["node"], message.head["groups"])
+
+    def _answer(self, message: Message) -> None:
+        self.questions.answered(message)
+
+    def _request(self, message: Message) -> None:
+        try:
+            args = orjson.loads(message.body or b"{}")
+        except orjson.JSONDecodeError:
+            args = None
+        if not isinstance(args, dict):
+            self.refuse("a request whose arguments are no object")
+            return
+        self.questions.request(message.head, args)
+
+    def _cancel(self, message: Message) -> None:
+        client, id_ = message.head["client"], message.head["id"]
+        for key in [k for k in self._watchers if k[0] == client and id_ in (0, k[1])]:
+            del self._watchers[key]
+        self.questions.cancel(client, id_)
+
+
+def _nothing() -> None:
+    pass
+
+
+_KINDS: Final[Mapping[str, Callable[[Root, Message], None]]] = {
+    "events": Root._events,
+    "below": Root._below,
+    "ask": Root._ask,
+    "answer": Root._answer,
+    "request": Root._request,
+    "cancel": Root._cancel,
+}

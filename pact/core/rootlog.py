@@ -1,0 +1,407 @@
+"""The root's log: chunks, and the state that is their fold.  # K1
+
+A chunk holds records of many nodes in the order of their global numbers; it is what one transaction of the store makes
+durable. Its head links to the chunk before it. The root's own records are those of a node named ``_root``, with a chain
+of their own, so that decisions and events have one order and one kind of proof.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import struct
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import orjson
+
+from pact.core.records import GENESIS, Record, parse, rfc3339, seal
+from pact.errors import ChainError
+
+ROOT: Final = "_root"
+VERSION: Final = 1
+SNAPSHOT_VERSION: Final = 1
+INCARNATION_CHARS: Final = 16
+FINISHED_MAX: Final = 2000
+EARLIER_MAX: Final = 4
+_TYPE: Final = re.compile(r"[a-z_]{1,40}")
+_HASH: Final = re.compile(r"[0-9a-f]{64}")
+HEADS: Final = "heads"
+TIME_MAX: Final = 64
+TYPES_MAX: Final = 256  # of all nodes: heads name the newest of each, every second
+_LENGTH: Final = struct.Struct("<I")
+
+ACTIVE: Final = "active"
+DECIDED: Final = "decided"
+FINISHED: Final = "finished"
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Consecutive records of one node: ``lines`` are JSON objects without newlines, ``first`` the first's number."""
+
+    node: str
+    rack: str
+    incarnation: str
+    first: int
+    lines: Sequence[bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """``types`` and ``links`` (number, hash of each record) are in the order of the lines."""
+
+    first: int
+    count: int
+    fence: int
+    wall_ns: int
+    prev: str
+    prevs: Mapping[str, int]
+    batches: Sequence[Batch]
+
+
+def build_chunk(first: int, fence: int, wall_ns: int, prev: str, prevs: Mapping[str, int],
+                batches: Sequence[Batch]) -> bytes:  # fmt: skip
+    """The bytes of a chunk. ``prevs``: for each of its types, the last global number of it before (-1: none)."""
+    rows, parts, count = [], [], 0
+    for b in batches:
+        body = b"\n".join(b.lines)
+        rows.append([b.node, b.rack, b.incarnation, b.first, len(b.lines), len(body)])
+        parts.append(body)
+        count += len(b.lines)
+    head = orjson.dumps({"v": VERSION, "first": first, "count": count, "fence": fence, "wall_ns": wall_ns, "prev": prev,
+                         "prevs": dict(prevs), "batches": rows})  # fmt: skip
+    return b"".join([_LENGTH.pack(len(head)), head, *parts])
+
+
+def read_chunk(raw: bytes) -> Chunk:
+    """Raises ValueError for what is no chunk."""
+    try:
+        (length,) = _LENGTH.unpack_from(raw)
+        head = orjson.loads(raw[4 : 4 + length])
+        at, batches = 4 + length, []
+        for node, rack, incarnation, first, count, size in head["batches"]:
+            lines = raw[at : at + size].split(b"\n")
+            if len(lines) != count:
+                raise ValueError(f"a batch of {node} with {len(lines)} lines in place of {count}")
+            batches.append(Batch(node, rack, incarnation, first, lines))
+            at += size
+        if at != len(raw) or sum(len(b.lines) for b in batches) != head["count"] or head["v"] != VERSION:
+            raise ValueError("its lengths do not add up")
+        return Chunk(head["first"], head["count"], head["fence"], head["wall_ns"], head["prev"], head["prevs"], batches)
+    except (struct.error, KeyError, TypeError, orjson.JSONDecodeError) as exc:
+        raise ValueError(f"not a chunk: {exc!r}") from None
+
+
+def chunk_hash(raw: bytes) -> str:
+    return hashlib.sha256(raw).hexdigest()
+
+
+@dataclass(slots=True)
+class Cursor:
+    """How far a node's records are in the log."""
+
+    incarnation: str
+    seq: int
+    hash: str
+
+
+@dataclass(slots=True)
+class Group:
+    """A change on many nodes, as its records tell. ``nodes`` is folded text. Times are the root's node time."""
+
+    id: str
+    owner: dict[str, Any]
+    message: str
+    nodes: str
+    resources: list[str]
+    window_ns: int
+    begun_ns: int
+    begun: str
+    require_all: bool = False
+    state: str = ACTIVE
+    extension_ns: int = 0
+    shift_ns: int = 0
+    decision: str = ""
+    ballot: int = 0
+    why: str = ""
+    args: dict[str, Any] = field(default_factory=dict)
+    decided: str = ""
+    outcome: str = ""
+    by: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def ends_ns(self) -> int:
+        return self.begun_ns + self.window_ns + self.extension_ns + self.shift_ns
+
+
+class RootState:
+    """The fold. ``apply`` alone changes it."""
+
+    def __init__(self) -> None:
+        self.gseq = -1
+        self.chunk_hash = GENESIS
+        self.last: dict[str, int] = {}
+        self.cursors: dict[str, Cursor] = {}
+        self.earlier: dict[str, list[tuple[str, int, str]]] = {}  # of a node's earlier incarnations, newest last
+        self.groups: dict[str, Group] = {}
+        self.group_n = 0
+        self.holds: dict[str, dict[str, Any]] = {}
+        self.hold_n = 0
+        self.held_since_ns = 0
+        self.fence = 0
+        self.t_ns = 0
+        self.wall_ns = 0
+        self.boot_id = ""
+        self.offset_ns = 0
+
+    @property
+    def chain(self) -> Cursor:
+        """Of the root's own records."""
+        return self.cursors.get(ROOT, Cursor("", -1, GENESIS))
+
+    def cursor_of(self, node: str, incarnation: str) -> Cursor | None:
+        """How far this incarnation of the node is, also if another one has come since: two machines with one key, or
+        one that was reinstalled and put back, take turns, and nothing is recorded twice.  # K2
+        """
+        cursor = self.cursors.get(node)
+        if cursor is None or cursor.incarnation == incarnation:
+            return cursor
+        return next((Cursor(*row) for row in self.earlier.get(node, ()) if row[0] == incarnation), None)
+
+    def _move(self, node: str, cursor: Cursor) -> None:
+        old = self.cursors.get(node)
+        if old is not None and old.incarnation != cursor.incarnation:
+            kept = [row for row in self.earlier.get(node, ()) if row[0] not in (old.incarnation, cursor.incarnation)]
+            self.earlier[node] = [*kept, (old.incarnation, old.seq, old.hash)][-EARLIER_MAX:]
+        self.cursors[node] = cursor
+
+    def apply(self, raw: bytes, parsed: Mapping[int, Mapping[str, Any]] | None = None) -> Chunk:
+        """Fold one chunk in. ``parsed``: records that were parsed already, by line. Raises ChainError."""
+        try:
+            chunk = read_chunk(raw)
+        except ValueError as exc:
+            raise ChainError(self.gseq + 1, str(exc)) from None
+        if chunk.first != self.gseq + 1 or chunk.prev != self.chunk_hash:
+            raise ChainError(self.gseq + 1, f"the chunk from {chunk.first} on does not follow")
+        gseq = chunk.first
+        for batch in chunk.batches:
+            record: Mapping[str, Any] = {}
+            for at, line in enumerate(batch.lines):
+                found = parsed.get(gseq) if parsed is not None else None
+                record = found if found is not None else orjson.loads(line)
+                self.last[record["type"]] = gseq
+                if batch.node == ROOT:
+                    self._apply_own(parse(line))
+                gseq += 1
+                assert record["seq"] == batch.first + at, (batch.node, record["seq"])
+            self._move(batch.node, Cursor(batch.incarnation, batch.first + len(batch.lines) - 1, record["hash"]))
+        self.gseq, self.chunk_hash = chunk.first + chunk.count - 1, chunk_hash(raw)
+        self.fence, self.wall_ns = max(self.fence, chunk.fence), chunk.wall_ns
+        return chunk
+
+    def _apply_own(self, record: Record) -> None:
+        self.t_ns = max(self.t_ns, record.t_ns)
+        handler = _HANDLERS.get(record.type)
+        if handler is not None:
+            handler(self, record)
+
+    # -- one a type ---------------------------------------------------------------------------------------------
+
+    def _started(self, record: Record) -> None:
+        self.boot_id, self.offset_ns = record.data["boot_id"], record.data["offset_ns"]
+
+    def _begun(self, record: Record) -> None:
+        d = record.data
+        self.groups[d["group"]] = Group(
+            d["group"], dict(d["owner"]), d["message"], d["nodes"], list(d["resources"]), d["window_ns"], record.t_ns,
+            record.time, bool(d["require_all"]),
+        )  # fmt: skip
+        self.group_n = max(self.group_n, int(d["group"][1:]))
+        finished = [g.id for g in self.groups.values() if g.state == FINISHED]
+        for gid in finished[: max(0, len(finished) - FINISHED_MAX)]:
+            del self.groups[gid]
+
+    def _decided(self, record: Record) -> None:
+        d = record.data
+        group = self.groups[d["group"]]
+        assert group.state == ACTIVE, group  # G1: one decision
+        group.state, group.decision, group.ballot = DECIDED, d["decision"], d["ballot"]
+        group.why, group.args, group.decided, group.by = d["why"], dict(d["args"]), record.time, dict(record.actor)
+
+    def _finished(self, record: Record) -> None:
+        group = self.groups[record.data["group"]]
+        group.state, group.outcome = FINISHED, record.data["outcome"]
+
+    def _extended(self, record: Record) -> None:
+        group = self.groups[record.data["group"]]
+        if record.data["reopened"]:
+            group.begun_ns, group.extension_ns, group.shift_ns = record.t_ns, 0, 0
+        group.extension_ns += record.data["by_ns"]
+
+    def _hold_placed(self, record: Record) -> None:
+        d = record.data
+        if not self.holds:
+            self.held_since_ns = record.t_ns
+        self.holds[d["hold"]] = {**d, "placed": record.time}
+        self.hold_n = max(self.hold_n, int(d["hold"][1:]))
+
+    def _hold_released(self, record: Record) -> None:
+        del self.holds[record.data["hold"]]
+        if not self.holds:
+            for group in self.groups.values():
+                if group.state == ACTIVE:
+                    group.shift_ns += record.t_ns - max(self.held_since_ns, group.begun_ns)
+
+    # -- snapshot -----------------------------------------------------------------------------------------------
+
+    def to_bytes(self) -> bytes:
+        return orjson.dumps({
+            "version": SNAPSHOT_VERSION, "gseq": self.gseq, "chunk_hash": self.chunk_hash, "last": self.last,
+            "cursors": {n: [c.incarnation, c.seq, c.hash] for n, c in self.cursors.items()},
+            "earlier": self.earlier,
+            "groups": [{k: getattr(g, k) for k in g.__slots__} for g in self.groups.values()],
+            "group_n": self.group_n, "holds": self.holds, "hold_n": self.hold_n, "held_since_ns": self.held_since_ns,
+            "fence": self.fence, "t_ns": self.t_ns, "wall_ns": self.wall_ns, "boot_id": self.boot_id,
+            "offset_ns": self.offset_ns,
+        })  # fmt: skip
+
+    @classmethod
+    def from_bytes(cls, raw: bytes) -> RootState:
+        """Raises ValueError on a snapshot of another version or shape."""
+        data = orjson.loads(raw)
+        if data.pop("version", None) != SNAPSHOT_VERSION:
+            raise ValueError("the snapshot has another version")
+        state = cls()
+        state.cursors = {n: Cursor(*row) for n, row in data.pop("cursors").items()}
+        state.groups = {row["id"]: Group(**row) for row in data.pop("groups")}
+        for name, value in data.items():
+            if name not in state.__dict__:
+                raise ValueError(f"unknown field {name!r}")
+            setattr(state, name, value)
+        return state
+
+
+def load(snapshot: bytes | None, chunks: Iterable[bytes]) -> RootState:
+    """The state that the log gives. Raises ChainError where it does not follow."""
+    state = RootState() if snapshot is None else RootState.from_bytes(snapshot)
+    for raw in chunks:
+        if read_chunk(raw).first <= state.gseq:
+            continue  # in the snapshot already
+        state.apply(raw)
+    return state
+
+
+_HANDLERS: Final[Mapping[str, Callable[[RootState, Record], None]]] = {
+    "agent_started": RootState._started,
+    "group_begun": RootState._begun,
+    "group_decided": RootState._decided,
+    "group_finished": RootState._finished,
+    "window_extended": RootState._extended,
+    "hold_placed": RootState._hold_placed,
+    "hold_released": RootState._hold_released,
+}
+
+
+class Writer:
+    """Builds the next chunk on top of a state: batches of nodes are checked, own records are chained.
+
+    What it has taken is durable only when the chunk is; until then ``state`` knows nothing of it.
+    """
+
+    def __init__(self, state: RootState, fence: int, name: str) -> None:
+        self.state = state
+        self.fence = fence
+        self.name = name
+        self.size = 0
+        self._batches: list[Batch] = []
+        self._types: list[str] = []
+        self._cursors: dict[tuple[str, str], Cursor] = {}
+        self._own: list[bytes] = []
+        self._own_types: list[str] = []
+        self._chain = state.chain
+        self._own_first = self._chain.seq + 1
+
+    def __bool__(self) -> bool:
+        return bool(self._batches or self._own)
+
+    def cursor(self, node: str, incarnation: str) -> Cursor | None:
+        """With what this chunk has taken already."""
+        return self._cursors.get((node, incarnation)) or self.state.cursor_of(node, incarnation)
+
+    def take(self, batch: Batch) -> str:
+        """Take a batch in. ``""`` if all of it is taken or was before, ``"hole"`` if records are missing before it.
+
+        Raises ValueError, naming why, for a batch that does not fit its node's chain.  # K2
+        """
+        if batch.node == ROOT:
+            raise ValueError("no node may call itself root")
+        known = self.cursor(batch.node, batch.incarnation)
+        if known is None:
+            if batch.first != 0:
+                return "hole"
+            known = Cursor(batch.incarnation, -1, GENESIS)
+        if batch.first > known.seq + 1:
+            return "hole"
+        lines = list(batch.lines[known.seq + 1 - batch.first :])
+        if not lines:
+            return ""
+        seq, hash_, types = known.seq, known.hash, []
+        for line in lines:
+            record = _object(line)
+            if record["seq"] != seq + 1 or record["prev"] != hash_ or record["node"] != batch.node:
+                raise ValueError(f"record {record['seq']} of {record['node']} does not follow {seq} of {batch.node}")
+            seq, hash_ = seq + 1, record["hash"]
+            types.append(record["type"])
+            if record["type"] not in self.state.last and len(self.state.last) + len(set(self._types)) > TYPES_MAX:
+                raise ValueError("a type of record that nobody has heard of, beyond what is kept apart")
+        if known.seq < 0 and _object(lines[0])["hash"][:INCARNATION_CHARS] != batch.incarnation:
+            raise ValueError("its incarnation is not that of its first record")
+        self._cursors[batch.node, batch.incarnation] = Cursor(batch.incarnation, seq, hash_)
+        self._batches.append(Batch(batch.node, batch.rack, batch.incarnation, known.seq + 1, lines))
+        self._types += types
+        self.size += sum(map(len, lines))
+        return ""
+
+    def record(self, type_: str, data: Mapping[str, Any], actor: Mapping[str, Any], t_ns: int, wall_ns: int) -> Record:
+        """One of the root's own."""
+        record, body = seal(self._chain.seq + 1, self._chain.hash, rfc3339(wall_ns), t_ns, ROOT, type_, actor, data)
+        incarnation = self._chain.incarnation or record.hash[:INCARNATION_CHARS]
+        self._chain = Cursor(incarnation, record.seq, record.hash)
+        line = body[:-1] + b',"hash":"' + record.hash.encode() + b'"}'
+        self._own.append(line)
+        self._own_types.append(type_)
+        self.size += len(line)
+        return record
+
+    def chunk(self, wall_ns: int) -> tuple[int, int, bytes]:
+        """First number, count and bytes. The root's records come first: what they say was decided before."""
+        batches, types = list(self._batches), [*self._own_types, *self._types]
+        if self._own:
+            batches.insert(0, Batch(ROOT, "", self._chain.incarnation, self._own_first, self._own))
+        prevs = {t: self.state.last.get(t, -1) for t in types}
+        first = self.state.gseq + 1
+        return first, len(types), build_chunk(first, self.fence, wall_ns, self.state.chunk_hash, prevs, batches)
+
+
+def _object(line: bytes) -> dict[str, Any]:
+    try:
+        obj = orjson.loads(line)
+    except orjson.JSONDecodeError as exc:
+        raise ValueError(f"a line that is no JSON: {exc}") from None
+    if not isinstance(obj, dict) or not _SHAPE.keys() <= obj.keys():
+        raise ValueError("a line that is no record")
+    for key, kind in _SHAPE.items():
+        if not isinstance(obj[key], kind):
+            raise ValueError(f"a record whose {key} has the wrong type")
+    if not _TYPE.fullmatch(obj["type"]) or obj["type"] == HEADS:  # heads are the root's own word
+        raise ValueError("a record whose type is no word for one")
+    if not _HASH.fullmatch(obj["hash"]) or not _HASH.fullmatch(obj["prev"]) or len(obj["time"]) > TIME_MAX:
+        raise ValueError("a record whose hash or time is none")
+    return obj
+
+
+_SHAPE: Final[Mapping[str, type]] = {"seq": int, "prev": str, "hash": str, "node": str, "type": str, "time": str,
+                                          "actor": dict, "data": dict}
+

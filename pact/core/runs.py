@@ -1,0 +1,143 @@
+"""What the root knows of an unfinished group beside its records, and how it shows it.
+
+All of it can be forgotten: a new root asks again, and gets the same answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from pact.core.records import rfc3339
+from pact.core.rootlog import ACTIVE, DECIDED, FINISHED, Group
+from pact.errors import UsageError
+
+if TYPE_CHECKING:
+    from pact.core.root import Root
+
+Head = Mapping[str, Any]
+
+NAMED_MAX: Final = 5
+PACT: Final[Mapping[str, Any]] = {"user": "pact", "role": "agent", "via": "cluster"}
+
+APPLYING: Final = "applying"
+OPEN: Final = "open"
+VOTING: Final = "voting"
+DECIDING: Final = "deciding"
+BLOCKED: Final = "blocked"
+CARRYING: Final = "carrying out"
+PAUSED: Final = "paused"
+
+
+@dataclass(slots=True)
+class Run:
+    """What the root knows of an unfinished group beside its records."""
+
+    id: str
+    members: list[str]
+    step: str = OPEN
+    apply_args: bytes = b""
+    caller: Mapping[str, Any] = field(default_factory=dict)
+    states: dict[str, str] = field(default_factory=dict)
+    ballot: int = 0
+    no: dict[str, dict[str, Any]] = field(default_factory=dict)
+    yes: set[str] = field(default_factory=set)
+    missing: dict[str, str] = field(default_factory=dict)
+    todo: set[str] = field(default_factory=set)
+    flying: set[str] = field(default_factory=set)
+    waves: int = 0
+    done: set[str] = field(default_factory=set)
+    failed: dict[str, dict[str, Any]] = field(default_factory=dict)
+    retry_at_ns: int | None = None
+    head: Head | None = None
+    allow: int | frozenset[str] = 0
+    force: bool = False
+    odd: dict[str, str] = field(default_factory=dict)  # said that they were done, with another outcome
+
+
+def shown(root: Root, run: Run | None, group: Group, *, viewer: bool = False) -> dict[str, Any]:
+    """One group for people and programs. Of command lines, viewers see the program's name.  # S2"""
+    ends = None
+    if group.state == ACTIVE and (run is None or run.step != BLOCKED) and not root.state.holds:
+        ends = group.ends_ns
+    state = group.state if run is None else run.step
+    if root.state.holds and (state == OPEN or (run is not None and state == CARRYING and stopped(root, run, group))):
+        state = "held"
+    return {
+        "group": group.id, "state": group.outcome if group.state == FINISHED else state, "owner": group.owner["user"],
+        "message": group.message, "nodes": group.nodes, "resources": group.resources, "begun": group.begun,
+        "window_s": round(group.window_ns / 1e9, 3),
+        "deadline": None if ends is None else rfc3339(root.wall_ns + ends - root.t_ns),
+        "remaining_s": None if ends is None else round(max(0, ends - root.t_ns) / 1e9, 3),
+        "decision": group.decision or None, "members": {} if run is None else _members(root, run, group),
+        "blocked": {} if run is None else {
+            n: {"why": v["why"], "holders": [_named(h) for h in v["holders"]] if viewer else v["holders"]}
+            for n, v in {**run.no, **run.failed}.items()},
+    }  # fmt: skip
+
+
+def _named(holder: Mapping[str, Any]) -> dict[str, Any]:
+    command = str(holder.get("command", "")).split(" ", maxsplit=1)[0].rpartition("/")[2]
+    return {**holder, "command": command, "path": ""}
+
+
+def _members(root: Root, run: Run, group: Group) -> dict[str, str]:
+    """``{state: node set}``."""
+    out: dict[str, list[str]] = {}
+    for name in run.members:
+        if name in run.done:
+            state = "done"
+        elif name in run.failed or (name in run.no and run.step in (BLOCKED, OPEN)):
+            state = "blocked" if (run.failed.get(name) or run.no[name])["holders"] else "failed"
+        elif name not in root.nodes:
+            state = "owed" if group.state == DECIDED else "away"
+        else:
+            state = run.states.get(name, "member") if group.state == ACTIVE else "under way"
+        out.setdefault(state, []).append(name)
+    return {state: root.sets.fold(names) for state, names in out.items()}
+
+
+def stopped(root: Root, run: Run, group: Group) -> bool:
+    """The whole fleet is held: nothing more is rolled back, decided or not, unless somebody forces it.  # G8"""
+    return bool(root.state.holds) and group.decision == "rollback" and not run.force
+
+
+def held_by(root: Root) -> str:
+    hold = next(iter(root.state.holds.values()))
+    return f"the whole fleet is held by {hold['owner']['user']}: {hold['reason']}"
+
+
+def reasons(root: Root, run: Run) -> str:
+    """Who said no, and why, folded: the first few."""
+    by_why: dict[str, list[str]] = {}
+    for name, no in run.no.items():
+        by_why.setdefault(no["why"], []).append(name)
+    if not run.no:
+        by_why = {}
+        for name, why in run.missing.items():
+            by_why.setdefault(why, []).append(name)
+    shown = [f"{root.sets.fold(names)}: {why}" for why, names in list(by_why.items())[:NAMED_MAX]]
+    more = len(by_why) - len(shown)
+    return "; ".join(shown) + (f"; and {more} other reasons" if more > 0 else "")
+
+
+def as_written(root: Root, members: Sequence[str]) -> str:
+    """The members as the log has them; "" if the next root could not read them from it."""
+    text = root.sets.fold(members)
+    try:
+        return text if set(root.sets.expand(text)) == set(members) else ""
+    except UsageError:
+        return ""
+
+
+def caller_of(group: Group) -> Mapping[str, Any]:
+    """Who decided it, for the members' journals: a person, or the root itself where its window ended."""
+    if group.by.get("via") != "cluster":
+        return PACT
+    return {"user": group.by["user"], "role": group.by["role"], "via": "cluster"}
+
+
+def number(gid: str) -> int:
+    """Of ``g7``; 0 for what is no group's name."""
+    return int(gid[1:]) if gid[:1] == "g" and gid[1:].isascii() and gid[1:].isdigit() and len(gid) < 18 else 0

@@ -1,0 +1,66 @@
+"""What the operator configured that decisions depend on, in integers, so that a replayed journal needs nothing else.
+
+Weights, severities and the sensitivity are in billionths (``_n``), durations in nanoseconds (``_ns``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from pact.model import DIMENSIONS, NS_PER_S
+
+BILLION: Final = 1_000_000_000
+
+#: Kind -> dimension. A kind not named here has no place in a drift vector.
+DIMENSION_OF: Final[Mapping[str, str]] = {
+    "sysctl": "kernel", "module": "kernel", "file": "files", "mount": "mounts", "service": "services",
+    "link": "network", "package": "packages", "gpu": "gpu",
+}  # fmt: skip
+
+DEFAULT_WEIGHTS: Final[Mapping[str, float]] = {
+    "kernel": 2.0, "files": 1.0, "mounts": 1.0, "services": 1.0, "network": 1.0, "packages": 1.0, "gpu": 2.0,
+}  # fmt: skip
+
+DEFAULT_SEVERITY: Final[Mapping[str, float]] = {
+    "sysctl": 0.05, "module": 0.1, "file": 0.1, "mount": 0.3, "service": 0.3, "link": 0.4, "package": 0.2, "gpu": 0.5,
+}  # fmt: skip
+
+
+def billionths(value: float) -> int:
+    """``value`` in integer billionths, rounded to nearest."""
+    return round(value * BILLION)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Every figure that a decision reads. ``to_json`` stands in each ``agent_started`` record."""
+
+    base_ns: int = 900 * NS_PER_S
+    sensitivity_n: int = 2 * BILLION
+    floor_ns: int = 60 * NS_PER_S
+    emergency_ns: int = 4 * 3600 * NS_PER_S
+    enforce: bool = True
+    on_busy_retry: bool = False
+    retry_ns: int = 30 * NS_PER_S
+    max_resources: int = 500
+    alone_ns: int = 600 * NS_PER_S
+    weights_n: Mapping[str, int] = field(
+        default_factory=lambda: {d: billionths(DEFAULT_WEIGHTS[d]) for d in DIMENSIONS}
+    )
+    severity_n: Mapping[str, int] = field(
+        default_factory=lambda: {k: billionths(v) for k, v in DEFAULT_SEVERITY.items()}
+    )
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "base_ns": self.base_ns, "sensitivity_n": self.sensitivity_n, "floor_ns": self.floor_ns,
+            "emergency_ns": self.emergency_ns, "enforce": self.enforce, "on_busy_retry": self.on_busy_retry,
+            "retry_ns": self.retry_ns, "max_resources": self.max_resources, "alone_ns": self.alone_ns,
+            "weights_n": dict(self.weights_n), "severity_n": dict(self.severity_n),
+        }  # fmt: skip
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Settings:
+        return cls(**data)

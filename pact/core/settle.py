@@ -1,0 +1,481 @@
+"""Commit, roll back, extend: how changes end.
+
+A rollback is probed first (observe again, look for consumers, keep what would be overwritten), then recorded as
+started, then carried out, then verified and recorded.  # A4, F5, R1-R6
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Final
+
+from pact.core import access, groups
+from pact.core import change as life
+from pact.core.change import Change
+from pact.core.events import AGENT_CALLER, Act, Acted, Asked, Caller, Look, Looked, Probe, Probed, Sighting
+from pact.core.state import HOUR_NS
+from pact.errors import (
+    EXIT_BLOCKED,
+    EXIT_CONFLICT,
+    EXIT_DONE,
+    EXIT_FAILED,
+    ConflictError,
+    PactError,
+    UsageError,
+)
+from pact.model import NS_PER_S, Declared, Holder, Unreadable
+
+if TYPE_CHECKING:
+    from pact.core.node import Job, Node
+
+TTL_MIN_NS: Final = 15 * 60 * NS_PER_S
+TTL_MAX_NS: Final = 10 * 24 * 3600 * NS_PER_S
+EXTEND_MAX_NS: Final = TTL_MAX_NS
+AUTO_ROLLBACKS_MAX: Final = 2
+AUTOMATIC: Final = ("expired", "retry")
+GRAVITY: Final = (EXIT_DONE, EXIT_CONFLICT, EXIT_FAILED, EXIT_BLOCKED)
+
+
+@dataclass(slots=True)
+class Waiting:
+    """A request that several rollbacks answer together."""
+
+    jobs: set[int] = field(default_factory=set)
+    results: list[dict[str, Any]] = field(default_factory=list)
+    exit_code: int = EXIT_DONE
+    messages: list[str] = field(default_factory=list)
+    hint: str = ""
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+# -- which resources ------------------------------------------------------------------------------------------------
+
+
+def select(node: Node, event: Asked, what: str) -> dict[str, list[str]]:
+    """The resources that a request means, by change. Raises for what is unknown, settled, frozen or not allowed."""
+    access.require(event.caller, "ops", what)
+    targets, everything = list(event.args.get("targets", ())), bool(event.args.get("all"))
+    if targets and everything:
+        raise UsageError("--all and names exclude each other")
+    changes = node.state.changes
+    single = [c for c in changes.values() if not c.group]  # a group is settled everywhere or, by name, here
+    if targets:
+        picked = _named(node, targets)
+        for cid in picked:
+            access.require_settle(event.caller, changes[cid], what)
+            groups.require_free(node, changes[cid], what, bool(event.args.get("force")))
+    elif everything:
+        picked = {c.id: list(c.members) for c in single if access.may_settle(event.caller, c)}
+    else:
+        picked = {c.id: list(c.members) for c in single if event.caller.owns(c.owner)}
+        if not picked and single:
+            others = ", ".join(f"{c.id} ({c.owner.user})" for c in single)
+            raise PactError(f"no open change is yours; there is {others}", f"name it: pact {what} CHANGE, or use --all")
+    for cid in picked:
+        if changes[cid].state == life.ROLLING:
+            raise ConflictError(f"too late: the rollback of {cid} has begun", "see pact log")
+        if changes[cid].intents:
+            raise ConflictError(f"{cid} is still being applied", "try again when it is done")
+    return {cid: ids for cid, ids in picked.items() if ids}
+
+
+def select_one(node: Node, event: Asked, target: str, what: str) -> str:
+    """The id of one change that the caller may settle and whose rollback has not begun."""
+    (cid,) = _named(node, [target])
+    change = node.state.changes[cid]
+    access.require_settle(event.caller, change, what)
+    if change.state == life.ROLLING:
+        raise ConflictError(f"too late: the rollback of {cid} has begun", "see pact log")
+    return cid
+
+
+def _named(node: Node, targets: Iterable[str]) -> dict[str, list[str]]:
+    state = node.state
+    picked: dict[str, list[str]] = {}
+    for target in dict.fromkeys(targets):
+        if target in state.changes:
+            picked[target] = list(state.changes[target].members)
+            continue
+        if target[:1] == "c" and target[1:].isdigit():
+            if 0 < int(target[1:]) <= state.change_n:
+                raise ConflictError(f"{target} is settled already", "see pact log")
+            raise UsageError(f"there is no change {target}", "pact status lists them")
+        change = state.change_of(target)
+        if change is not None:
+            ids = picked.setdefault(change.id, [])
+            if target not in ids:
+                ids.append(target)
+        elif target in state:
+            raise ConflictError(f"{target} has not drifted, or was settled already")
+        else:
+            raise UsageError(f"{target} is neither a change nor a declared resource", "pact status lists the changes")
+    return picked
+
+
+# -- commit ---------------------------------------------------------------------------------------------------------
+
+
+def asked_commit(node: Node, event: Asked) -> None:
+    message, ttl_ns = event.args.get("message", ""), event.args.get("ttl_ns")
+    picked = select(node, event, "commit")
+    if not message.strip():
+        raise UsageError("a commit needs a message", "pact commit -m 'why'")
+    if ttl_ns is not None and not TTL_MIN_NS <= ttl_ns <= TTL_MAX_NS:
+        raise UsageError("--ttl must lie between 15m and 10d")
+    ids = [r for members in picked.values() for r in members]
+    if not ids:
+        node.reply(event.token, {"committed": [], "left": _left(node)}, EXIT_DONE, "nothing to commit")
+        return
+    begin_commit(node, event, ids, {"message": message, "ttl_ns": ttl_ns, "force": bool(event.args.get("force"))})
+
+
+def begin_commit(node: Node, event: Asked, ids: Sequence[str], args: dict[str, Any]) -> None:
+    require_whole(node, ids)
+    job = node.job("commit", event.caller, token=event.token, ids=tuple(ids), args=args)
+    node.emit(Look(job.n, job.ids))
+
+
+def require_whole(node: Node, ids: Sequence[str]) -> None:
+    """A committed resource must not require an uncommitted one.  # C6"""
+    chosen = set(ids)
+    for resource in ids:
+        declared = node.state.declared(resource)
+        for need in declared.requires if declared else ():
+            if need in node.state.member_of and need not in chosen:
+                raise ConflictError(f"{resource} requires {need}, which is not committed", f"commit {need} with it")
+
+
+def looked_commit(node: Node, job: Job, event: Looked) -> None:
+    """The machine must still be as last recorded.  # C5"""
+    node.finish(job)
+    state = node.state
+    moved: list[str] = []
+    for sighting in event.sightings:
+        change = state.change_of(sighting.resource)
+        if change is None or change.state == life.ROLLING:
+            raise ConflictError(f"too late: {sighting.resource} was settled or is being rolled back", "see pact log")
+        if isinstance(sighting.observation, Unreadable):
+            raise ConflictError(f"{sighting.resource} cannot be read now: {sighting.observation.why}")
+        if sighting.observation != change.members[sighting.resource].actual:
+            moved.append(sighting.resource)
+    if moved:
+        node.sight(s for s in event.sightings if s.resource in moved)
+        raise ConflictError(
+            f"{', '.join(moved[:5])} changed again since it was last recorded", "look with pact diff, then commit again"
+        )
+    require_whole(node, job.ids)
+    of_groups = [c for c in state.changes.values() if c.group and not c.members.keys().isdisjoint(job.ids)]
+    for change in of_groups:
+        groups.require_free(node, change, "commit", bool(job.args.get("force")))
+    committed = _record_commits(node, job, event)
+    for change in of_groups:
+        groups.left_alone(node, change, "committed", job.caller)
+    if job.args.get("end_emergency"):
+        node.record("emergency_ended", {"how": "commit", "message": job.args["message"]}, job.caller.actor)
+    notes = [f"{r}: {why}; it can be declared but not restored" for r, why in event.unkept.items()]
+    node.reply(job.token, {"committed": committed, "left": _left(node), "notes": notes})
+
+
+def _record_commits(node: Node, job: Job, event: Looked) -> list[dict[str, Any]]:
+    state, ttl_ns = node.state, job.args["ttl_ns"]
+    by_change: dict[str, dict[str, Any]] = {}
+    for sighting in event.sightings:
+        declared = state.declared(sighting.resource)
+        assert declared is not None and not isinstance(sighting.observation, Unreadable)
+        value = replace(declared, attrs=sighting.observation, restorable=sighting.resource not in event.unkept)
+        by_change.setdefault(state.member_of[sighting.resource], {})[sighting.resource] = value.to_json()
+    out = []
+    for cid, resources in by_change.items():
+        change = state.changes[cid]
+        split = len(resources) < len(change.members)
+        expires_ns = None if ttl_ns is None else node.t_ns + ttl_ns
+        node.record("committed", {
+            "change": cid, "owner": change.owner.to_json(), "resources": resources, "message": job.args["message"],
+            "split": split, "expires_ns": expires_ns,
+            "expires": None if expires_ns is None else node.wall_of(expires_ns),
+        }, job.caller.actor)  # fmt: skip
+        out.append({"change": cid, "resources": sorted(resources), "seq": state.seq})
+    return out
+
+
+def _left(node: Node) -> list[dict[str, Any]]:
+    return [{"change": c.id, "owner": c.owner.user} for c in node.state.changes.values() if c.members]
+
+
+# -- extend ---------------------------------------------------------------------------------------------------------
+
+
+def asked_extend(node: Node, event: Asked) -> None:
+    by_ns = event.args["by_ns"]
+    picked = select(node, event, "extend")
+    if not 0 < by_ns <= EXTEND_MAX_NS:
+        raise UsageError("extend by more than nothing and at most 10d")
+    if not picked:
+        raise PactError("there is no open change to extend")
+    out = []
+    for cid in picked:
+        change = node.state.changes[cid]
+        was = change.state
+        reopened = was in (life.BLOCKED, life.FAILED)
+        node.record("window_extended", {"change": cid, "by_ns": by_ns, "reopened": reopened}, event.caller.actor)
+        deadline_ns = node.state.deadline_ns(change)
+        deadline = None if deadline_ns is None else node.wall_of(deadline_ns)
+        out.append({"change": cid, "was": was, "deadline": deadline})
+    node.reply(event.token, {"extended": out})
+
+
+# -- rollback -------------------------------------------------------------------------------------------------------
+
+
+def asked_rollback(node: Node, event: Asked) -> None:
+    dry, force = bool(event.args.get("dry_run")), bool(event.args.get("force"))
+    picked = select(node, event, "rollback")
+    refuse_in_observe_mode(node, dry)
+    for cid in picked:
+        refuse_held_or_busy(node, cid, force or dry)
+    if not picked:
+        node.reply(event.token, {"rolled_back": [], "left": _left(node)}, EXIT_DONE, "nothing to roll back")
+        return
+    rollback_many(node, event, picked, dry=dry, force=force)
+
+
+def refuse_in_observe_mode(node: Node, dry: bool) -> None:
+    if not node.state.settings.enforce and not dry:
+        raise ConflictError("the node is in observe mode: nothing is rolled back",
+                            "set [mode] enforcement = \"enforce\" and restart the agent")  # fmt: skip
+
+
+def refuse_held_or_busy(node: Node, cid: str, force: bool) -> None:
+    holds = node.state.held_by(cid)
+    if holds and not force:
+        raise ConflictError(f"{cid} is held by {holds[0].owner['user']}: {holds[0].reason}", "use --force")
+    if cid in node.busy:
+        raise ConflictError(f"a rollback of {cid} is being prepared already", "see pact status")
+
+
+def rollback_many(node: Node, event: Asked, picked: Mapping[str, Sequence[str]], *, dry: bool, force: bool,
+                  extra: dict[str, Any] | None = None) -> None:  # fmt: skip
+    """Roll each of these back; one reply when the last has ended."""
+    waiting = Waiting(extra=extra or {})
+    node.waiting[event.token] = waiting
+    begun: list[tuple[Change, tuple[str, ...]]] = []
+    for cid, ids in picked.items():
+        change = node.state.changes[cid]
+        if len(ids) < len(change.members) and not dry:
+            into = node.new_change_id()
+            node.record("change_split", {"change": cid, "into": into, "resources": list(ids)}, event.caller.actor)
+            change = node.state.changes[into]
+        begun.append((change, tuple(ids)))
+    for change, ids in begun:
+        start_rollback(node, change, "manual", event.caller, token=event.token, force=force, dry=dry, ids=ids)
+
+
+def start_rollback(node: Node, change: Change, cause: str, caller: Caller, *, token: int | None = None,
+                   force: bool = False, dry: bool = False, ids: tuple[str, ...] = ()) -> None:  # fmt: skip
+    """Ask the shell to look before anything is touched; or refuse what a person should decide."""
+    ids = ids or tuple(change.members)
+    job = node.job("rollback", caller, token=token, change=change.id, cause=cause, ids=ids,
+                   args={"force": force, "dry": dry})  # fmt: skip
+    if token is not None:
+        node.waiting[token].jobs.add(job.n)
+    reason = refusal(node, change, cause)
+    if reason:
+        block(node, job, change, reason, [])
+        return
+    try:
+        job.steps = node.steps_for(ids)
+    except ConflictError as exc:
+        block(node, job, change, exc.message, [])
+        return
+    node.emit(Probe(job.n, job.steps, consumers=True, force=force))
+
+
+def refusal(node: Node, change: Change, cause: str) -> str:
+    """Why an automatic rollback should wait for a person.  # R3"""
+    if cause not in AUTOMATIC:
+        return ""
+    most = node.state.settings.max_resources
+    if len(change.members) > most:
+        return f"{len(change.members)} resources are more than max_resources = {most}: an operator must decide"
+    horizon = node.t_ns - HOUR_NS
+    for resource in change.members:
+        times = [t for t in node.state.auto_rollbacks.get(resource, ()) if t > horizon]
+        if len(times) >= AUTO_ROLLBACKS_MAX:
+            return f"{resource} was rolled back {len(times)} times within the hour: contended by {change.owner.user}"
+    return ""
+
+
+def resume_rollback(node: Node, change: Change, reset: Mapping[str, Sighting]) -> None:
+    """Go on with a rollback that a crash cut off. Steps already done are found done.  # R6"""
+    assert change.rolling is not None
+    job = node.job("rollback", AGENT_CALLER, change=change.id, cause=change.rolling["cause"],
+                   ids=tuple(change.members), args={"force": False, "dry": False, "resumed": True})  # fmt: skip
+    steps = list(node.steps_for(job.ids))
+    for at, step in enumerate(steps):
+        seen = reset.get(step.id)
+        if seen is not None and not isinstance(seen.observation, Unreadable):
+            steps[at] = replace(step, actual=seen.observation)
+    job.steps = tuple(steps)
+    node.emit(Probe(job.n, job.steps, consumers=True))
+
+
+def probed_rollback(node: Node, job: Job, event: Probed) -> None:
+    state = node.state
+    change = state.changes.get(job.change or "")
+    if change is None:
+        raise ConflictError(f"{job.change} was settled while its rollback was prepared", "see pact log")
+    if job.args.get("resumed"):
+        _probed_resumed(node, job, change, event)
+        return
+    if change.state == life.ROLLING:
+        raise ConflictError(f"the rollback of {change.id} has begun already", "see pact log")
+    node.sight(event.sightings)
+    if change.id not in state.changes:
+        _done(node, job, {"change": change.id, "state": "settled", "resources": []})
+        return
+    if not _still_wanted(node, job, change):
+        node.finish(job)
+        node.reschedule(change)
+        return
+    ids = [r for r in job.ids if r in change.members]
+    job.steps = node.steps_for(ids)
+    unread = [f"{s.resource} cannot be read: {s.observation.why}" for s in event.sightings
+              if isinstance(s.observation, Unreadable)]  # fmt: skip
+    refusals = [*unread, *event.refusals]
+    if job.args["dry"]:
+        _done(node, job, {
+            "change": change.id, "plan": [s.to_json() for s in job.steps], "refused": refusals,
+            "consumers": [h.to_json() for h in event.holders]})  # fmt: skip
+    elif event.holders:
+        block(node, job, change, "consumers", event.holders)
+    elif refusals:
+        block(node, job, change, "; ".join(refusals[:5]), [])
+    else:
+        node.record("rollback_started", {
+            "change": change.id, "cause": job.cause, "owner": change.owner.to_json(), "skipped": [],
+            "plan": [s.to_json() for s in job.steps], "saves": dict(event.saves)}, job.caller.actor)  # fmt: skip
+        node.emit(Act(job.n, job.steps, event.saves))
+
+
+def _still_wanted(node: Node, job: Job, change: Change) -> bool:
+    """An automatic rollback gives way to what happened while it was prepared: extension, hold, emergency."""
+    if job.cause == "expired":
+        return node.due(change)
+    if job.cause == "retry":
+        return change.state == life.BLOCKED and not node.state.suspended and not node.state.held_by(change.id)
+    return True
+
+
+def _probed_resumed(node: Node, job: Job, change: Change, event: Probed) -> None:
+    if event.holders or event.refusals:
+        why = holder_text(event.holders) if event.holders else "; ".join(event.refusals)
+        done = {s.resource for s in event.sightings if not _differs(node, s)}
+        results = {r: "" if r in done else why for r in job.ids}
+        acted_rollback(node, job, Acted(event.t_ns, event.wall_ns, job.n, results, event.sightings))
+        return
+    node.emit(Act(job.n, job.steps, event.saves, resumed=True))
+
+
+def _differs(node: Node, sighting: Sighting) -> bool:
+    declared: Declared | None = node.state.declared(sighting.resource)
+    if declared is None or isinstance(sighting.observation, Unreadable):
+        return True
+    return node.deviation_n(sighting.resource, declared, sighting.observation) > 0
+
+
+def block(node: Node, job: Job, change: Change, reason: str, holders: Sequence[Holder]) -> None:
+    """The whole rollback waits for a person; nothing was changed.  # F5"""
+    named = [h.to_json() for h in holders]
+    again = change.state == life.BLOCKED and change.reason == reason and (
+        {(h["pid"], h["resource"]) for h in change.holders} == {(h["pid"], h["resource"]) for h in named}
+    )  # fmt: skip
+    if not job.args.get("dry") and not again:
+        node.record("rollback_blocked", {
+            "change": change.id, "cause": job.cause, "reason": reason, "holders": named}, job.caller.actor)  # fmt: skip
+    node.finish(job)
+    node.reschedule(change)
+    text = f"{change.id}: " + (holder_text(holders) if holders else reason)
+    _done(node, job, {"change": change.id, "state": "blocked", "reason": reason, "consumers": named},
+          EXIT_BLOCKED if holders else EXIT_FAILED, f"rollback of {text}",
+          "let them finish or stop them, then: pact rollback " + change.id)  # fmt: skip
+
+
+def holder_text(holders: Sequence[Holder]) -> str:
+    """One line for people that names the holders."""
+    named = []
+    for h in holders[:5]:
+        job = f", job {h.job}" if h.job else ""
+        named.append(f"{h.command.split(' ')[0] if h.command else h.how}[{h.pid}] of {h.user or h.uid}{job}")
+    more = f" and {len(holders) - 5} more" if len(holders) > 5 else ""
+    return f"blocked: {', '.join(sorted({h.resource for h in holders})[:5])} used by {', '.join(named)}{more}"
+
+
+def acted_rollback(node: Node, job: Job, event: Acted) -> None:
+    change = node.state.changes[job.change or ""]
+    assert change.state == life.ROLLING, change.state
+    left = {r: why for r, why in event.results.items() if why}
+    restored = sorted(r for r, why in event.results.items() if not why)
+    actor = job.caller.actor
+    if left:
+        reason = "; ".join(f"{r}: {why}" for r, why in list(left.items())[:5])
+        data = {"change": change.id, "cause": job.cause, "restored": restored, "left": left, "reason": reason}
+        node.record("rollback_failed", data, actor)
+        node.sight(s for s in event.sightings if s.resource in left)
+    else:
+        node.record("rolled_back", {
+            "change": change.id, "cause": job.cause, "owner": change.owner.to_json(),
+            "results": dict.fromkeys(restored, "restored")}, actor)  # fmt: skip
+        if job.cause != "group":
+            groups.left_alone(node, change, "rolled back", job.caller)
+    node.recheck(job.ids)
+    result = {"change": change.id, "state": "failed" if left else "settled", "restored": restored, "left": left}
+    _done(node, job, result, EXIT_FAILED if left else EXIT_DONE,
+          f"rollback of {change.id} failed for {', '.join(left)}" if left else "")  # fmt: skip
+
+
+def give_up(node: Node, job: Job, error: PactError) -> None:
+    """A job ended with an error. A change whose time is up must not lie there forgotten: it is blocked.  # A4"""
+    change = node.state.changes.get(job.change or "")
+    lasting = change is not None and not job.args.get("dry") and not isinstance(error, ConflictError)
+    if job.kind == "rollback" and lasting:
+        assert change is not None
+        if change.state == life.ROLLING:
+            results = dict.fromkeys(change.members, error.message)
+            acted_rollback(node, job, Acted(node.t_ns, node.wall_ns, job.n, results, ()))
+        else:
+            block(node, job, change, error.message, [])
+    elif job.kind == "rollback":
+        _done(node, job, {"change": job.change, "error": error.message}, error.exit_code, error.message, error.hint)
+    else:
+        node.refuse(job.token, error)
+
+
+def _done(node: Node, job: Job, result: dict[str, Any], exit_code: int = EXIT_DONE, message: str = "",
+          hint: str = "") -> None:  # fmt: skip
+    node.finish(job)
+    waiting = node.waiting.get(job.token) if job.token is not None else None
+    if waiting is None:
+        return
+    waiting.jobs.discard(job.n)
+    waiting.results.append(result)
+    if message:
+        waiting.messages.append(message)
+        waiting.hint = hint
+    if GRAVITY.index(exit_code) > GRAVITY.index(waiting.exit_code):
+        waiting.exit_code = exit_code
+
+
+def _answer_if_complete(node: Node, token: int) -> None:
+    waiting = node.waiting.get(token)
+    if waiting is None or waiting.jobs:
+        return
+    del node.waiting[token]
+    result = {**waiting.extra, "rolled_back": waiting.results, "left": _left(node)}
+    node.reply(token, result, waiting.exit_code, "; ".join(waiting.messages), waiting.hint)
+
+
+def answer_complete(node: Node) -> None:
+    """Reply to requests whose last rollback has ended. Called once a step."""
+    for token in list(node.waiting):
+        _answer_if_complete(node, token)

@@ -1,0 +1,153 @@
+"""Emergency mode and holds: when auto-rollback is suspended, by whom, and until when.
+
+Precedence: observe mode over emergency over hold over window.  # P1
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from pact.core import access, settle
+from pact.core import change as life
+from pact.core.events import Asked
+from pact.core.state import Hold
+from pact.errors import ConflictError, DeniedError, UsageError
+from pact.model import NS_PER_S
+
+if TYPE_CHECKING:
+    from pact.core.node import Node
+
+FOR_MAX_NS: Final = 30 * 24 * 3600 * NS_PER_S
+
+
+def _reason(event: Asked) -> str:
+    reason = str(event.args.get("reason", "")).strip()
+    if not reason:
+        raise UsageError("--reason must say why")
+    return reason
+
+
+def _for_ns(event: Asked, default_ns: int) -> int:
+    for_ns: int = event.args.get("for_ns") or default_ns
+    if not 0 < for_ns <= FOR_MAX_NS:
+        raise UsageError("--for must lie between nothing and 30d")
+    return for_ns
+
+
+# -- emergency ------------------------------------------------------------------------------------------------------
+
+
+def asked_emergency_start(node: Node, event: Asked) -> None:
+    """Suspend every window of the node.  # E1"""
+    access.require(event.caller, "ops", "emergency")
+    state = node.state
+    reason, for_ns = _reason(event), _for_ns(event, state.settings.emergency_ns)
+    if state.emergency is not None:
+        raise ConflictError(f"already in emergency mode since {state.emergency.started}, by {state.emergency.by}",
+                            "pact emergency end")  # fmt: skip
+    ends = node.wall_of(node.t_ns + for_ns)
+    node.record("emergency_started", {
+        "reason": reason, "by": event.caller.owner.user, "key": event.caller.owner.key,
+        "ends_ns": node.t_ns + for_ns, "ends": ends}, event.caller.actor)  # fmt: skip
+    node.reply(event.token, {"reason": reason, "ends": ends})
+
+
+def asked_emergency_end(node: Node, event: Asked) -> None:
+    """End it, and settle what the caller may settle; the rest starts a new window.  # E3"""
+    access.require(event.caller, "ops", "emergency")
+    state, how = node.state, event.args.get("how")
+    emergency = state.emergency
+    if emergency is None:
+        raise ConflictError("the node is not in emergency mode")
+    if how not in ("commit", "rollback"):
+        raise UsageError("say how it ends: --commit -m TEXT, or --rollback")
+    mine_to_end = emergency.key == event.caller.owner.key or emergency.by == event.caller.owner.user
+    if not mine_to_end and not event.args.get("force"):
+        raise DeniedError(f"the emergency was started by {emergency.by}", "use --force if you must")
+    mine = {
+        c.id: list(c.members) for c in state.changes.values()
+        if c.members and c.state != life.ROLLING and not (c.intents or c.group) and access.may_settle(event.caller, c)
+    }  # fmt: skip
+    if how == "commit":
+        _end_with_commit(node, event, mine)
+    else:
+        _end_with_rollback(node, event, mine)
+
+
+def _end_with_commit(node: Node, event: Asked, mine: dict[str, list[str]]) -> None:
+    message = str(event.args.get("message", "")).strip()
+    if not message:
+        raise UsageError("a commit needs a message", "pact emergency end --commit -m 'why'")
+    ids = [r for members in mine.values() for r in members]
+    if ids:
+        settle.begin_commit(node, event, ids, {"message": message, "ttl_ns": None, "end_emergency": True})
+        return
+    node.record("emergency_ended", {"how": "commit", "message": message}, event.caller.actor)
+    node.reply(event.token, {"committed": [], "left": []})
+
+
+def _end_with_rollback(node: Node, event: Asked, mine: dict[str, list[str]]) -> None:
+    force = bool(event.args.get("force"))
+    settle.refuse_in_observe_mode(node, dry=False)
+    for cid in mine:
+        settle.refuse_held_or_busy(node, cid, force)
+    node.record("emergency_ended", {"how": "rollback"}, event.caller.actor)
+    settle.rollback_many(node, event, mine, dry=False, force=force)
+
+
+def stale(node: Node) -> None:
+    """Its planned end has come: louder, still suspended. pact never rolls back by itself out of an emergency.  # E2"""
+    emergency = node.state.emergency
+    if emergency is not None and not emergency.stale:
+        node.record("emergency_stale", {"reason": emergency.reason, "by": emergency.by})
+
+
+# -- holds ----------------------------------------------------------------------------------------------------------
+
+
+def asked_hold_place(node: Node, event: Asked) -> None:
+    """Stop the clock of one change or of the whole node.  # H1"""
+    access.require(event.caller, "ops", "hold")
+    state, cid = node.state, event.args.get("change")
+    reason, for_ns = _reason(event), _for_ns(event, 0)
+    if cid is not None:
+        cid = settle.select_one(node, event, cid, "hold")
+    hold = f"h{state.hold_n + 1}"
+    ends = node.wall_of(node.t_ns + for_ns)
+    node.record("hold_placed", {
+        "hold": hold, "change": cid, "owner": event.caller.owner.to_json(), "reason": reason,
+        "ends_ns": node.t_ns + for_ns, "ends": ends}, event.caller.actor)  # fmt: skip
+    node.reply(event.token, {"hold": hold, "change": cid, "ends": ends})
+
+
+def asked_hold_release(node: Node, event: Asked) -> None:
+    """Release one hold by its name or its change's, or all of the caller's."""
+    access.require(event.caller, "ops", "hold")
+    state, name = node.state, event.args.get("name")
+    mine = [h for h in state.holds.values() if _is_mine(event, h)]
+    picked = mine if name is None else [h for h in state.holds.values() if name in (h.id, h.change)]
+    if not picked:
+        if name is None and state.holds:
+            raise DeniedError("none of the holds is yours", "name it: pact hold release HOLD")
+        raise ConflictError(f"there is no hold {name}" if name else "there is no hold", "pact status lists them")
+    if any(h.id.startswith("f") for h in picked) and name is not None:
+        raise ConflictError(f"{name} stops the whole fleet: it is released at the root",
+                            f"pact hold release {name} --all")  # fmt: skip
+    picked = [h for h in picked if not h.id.startswith("f")]
+    for hold in picked:
+        if not _is_mine(event, hold):
+            access.require(event.caller, "admin", f"releasing the hold of {hold.owner['user']}")
+    for hold in picked:
+        node.record("hold_released", {"hold": hold.id, "change": hold.change, "cause": "released"}, event.caller.actor)
+    node.reply(event.token, {"released": [h.id for h in picked]})
+
+
+def _is_mine(event: Asked, hold: Hold) -> bool:
+    own = event.caller.owner
+    return hold.owner["key"] == own.key or (own.uid is not None and hold.owner["uid"] == own.uid)
+
+
+def expire_hold(node: Node, name: str) -> None:
+    hold = node.state.holds.get(name)
+    if hold is not None:
+        node.record("hold_released", {"hold": hold.id, "change": hold.change, "cause": "expired"})

@@ -1,0 +1,42 @@
+"""Durations as people write them: ``90``, ``90s``, ``15m``, ``4h``, ``2d``; fractions are allowed."""
+
+from __future__ import annotations
+
+import re
+from decimal import Decimal
+from typing import Final
+
+from pact.model import NS_PER_S
+
+UNITS: Final = {unit: Decimal(s) for unit, s in (
+    ("", "1"), ("ms", "0.001"), ("s", "1"), ("m", "60"), ("h", "3600"), ("d", "86400"))}
+PATTERN: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|)\s*\Z")
+DURATION_MAX_NS: Final = 3650 * 86400 * NS_PER_S
+
+
+def parse_duration(text: str | int | float) -> int:
+    """Nanoseconds. Raises ValueError for what is no duration, negative, or beyond ten years."""
+    match = PATTERN.match(str(text)) if not isinstance(text, bool) else None
+    if match is None:
+        raise ValueError(f"{text!r} is no duration; write for example 90, 90s, 15m, 4h or 2d")
+    ns = int(Decimal(match[1]) * UNITS[match[2]] * NS_PER_S)
+    if ns > DURATION_MAX_NS:
+        raise ValueError(f"{text!r} is more than ten years")
+    return ns
+
+
+def format_duration(ns: int) -> str:
+    """The largest two units: ``3m 20s``, ``4h``, ``0.8s``."""
+    sign, ns = ("-", -ns) if ns < 0 else ("", ns)
+    seconds = ns / NS_PER_S
+    if seconds < 10 and ns % NS_PER_S:
+        return f"{sign}{seconds:.1f}s"
+    whole = round(seconds)
+    parts: list[str] = []
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "m"), (1, "s")):
+        if whole >= size and len(parts) < 2:
+            parts.append(f"{whole // size}{unit}")
+            whole %= size
+        elif parts:
+            break
+    return sign + (" ".join(parts) or "0s")

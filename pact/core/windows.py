@@ -1,0 +1,96 @@
+"""Commit windows: the formula, and the notice that tightening gives.  # A3
+
+One ``W`` is in force for the whole node. A window opened at ``t0`` ends at the first moment
+``t >= t0 + extensions + Weff(t)``, where ``Weff(t)`` is the largest ``W`` in force during the last ``floor``. So more
+drift tightens every window, but only ``floor`` later, and settled drift relaxes them at once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from typing import Any, Final
+
+from pact._fast import window_ns
+from pact.core.settings import BILLION
+
+#: ``weight_n * deviation_n**2`` sums are in units of 1e-27.
+SUM_SCALE: Final = BILLION**3
+
+#: Steps remembered within one ``floor``. Beyond it neighbours merge, the larger ``W`` lasting longer: more notice.
+HISTORY_MAX: Final = 4096
+
+
+def square(weight_n: int, deviation_n: int) -> int:
+    """One term of the norm's sum, exactly: ``weight * deviation**2`` in units of 1e-27."""
+    return weight_n * deviation_n * deviation_n
+
+
+def magnitude(sum_n: int) -> float:
+    """``sqrt`` of an exact sum of ``square`` terms. The sum is an integer, so order and history do not matter.  # A2"""
+    assert sum_n >= 0
+    return math.sqrt(sum_n / SUM_SCALE)
+
+
+def window(sum_n: int, base_ns: int, sensitivity_n: int) -> int:
+    """``base / (1 + magnitude * sensitivity)`` in nanoseconds.  # A3"""
+    return window_ns(magnitude(sum_n), base_ns, sensitivity_n / BILLION)
+
+
+class Windows:
+    """The ``W`` in force, and the larger ones that still give notice.
+
+    ``_past`` holds ``(W, until_ns)`` with strictly falling ``W`` and rising ``until_ns``: a smaller, older ``W`` can
+    never again be the largest of a sliding interval. What several records of one moment pass through was never in
+    force: it neither gives notice nor takes any.
+    """
+
+    __slots__ = ("_past", "_since_ns", "floor_ns", "now_w")
+
+    def __init__(self, floor_ns: int, w_ns: int) -> None:
+        self.floor_ns = floor_ns
+        self.now_w = w_ns
+        self._since_ns = -1
+        self._past: deque[tuple[int, int]] = deque()
+
+    def note(self, now_ns: int, w_ns: int) -> None:
+        """``w_ns`` is in force from ``now_ns`` on."""
+        while self._past and self._past[0][1] <= now_ns - self.floor_ns:
+            self._past.popleft()
+        if w_ns == self.now_w:
+            return
+        if now_ns > self._since_ns:
+            while self._past and self._past[-1][0] <= self.now_w:
+                self._past.pop()
+            self._past.append((self.now_w, now_ns))
+            if len(self._past) > HISTORY_MAX:
+                (first_w, _), (_, second_until) = self._past.popleft(), self._past.popleft()
+                self._past.appendleft((first_w, second_until))
+            self._since_ns = now_ns
+        self.now_w = w_ns
+
+    def effective(self, now_ns: int) -> int:
+        """The largest ``W`` in force during the last ``floor``.  # W2"""
+        for w_ns, until_ns in self._past:
+            if until_ns > now_ns - self.floor_ns:
+                return max(w_ns, self.now_w)
+        return self.now_w
+
+    def end(self, opening_ns: int) -> int:
+        """When a window with this opening time (extensions included) ends if nothing else happens.  # W1"""
+        start = None
+        for w_ns, until_ns in self._past:
+            if w_ns <= self.now_w:
+                break
+            candidate = opening_ns + w_ns if start is None else max(start, opening_ns + w_ns)
+            if candidate < until_ns + self.floor_ns:
+                return candidate
+            start = until_ns + self.floor_ns
+        return opening_ns + self.now_w if start is None else max(start, opening_ns + self.now_w)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"now": self.now_w, "since_ns": self._since_ns, "past": [list(p) for p in self._past]}
+
+    def load(self, data: dict[str, Any]) -> None:
+        self.now_w, self._since_ns = data["now"], data["since_ns"]
+        self._past = deque((w, until) for w, until in data["past"])

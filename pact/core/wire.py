@@ -1,0 +1,292 @@
+"""What travels in the tree, as bytes: one frame a message, with a table of what each kind may say.
+
+A frame is ``P1``, the kind (1 byte), the head's length (u32, little endian), the head (a JSON object) and the body
+(bytes). What is not in the tables is refused here, once, so that nobody behind has to look again; fields that a table
+does not name are passed over (a newer peer may say more). Bodies are opaque, except that their parts must add up.  # T2
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final, NamedTuple, cast
+
+import orjson
+
+from pact.errors import LocalProtocolError, RemoteProtocolError
+
+VERSION: Final = 1
+MAGIC: Final = b"P1"
+FRAME_MAX: Final = 16 << 20
+HEAD_MAX: Final = 4 << 20
+NAME_MAX: Final = 253
+TEXT_MAX: Final = 64 << 10
+ITEMS_MAX: Final = 100_000  # entries of any list or table in a head
+BATCH_BYTES_MAX: Final = 64 << 10
+BATCH_RECORDS_MAX: Final = 256
+LINE_MAX: Final = 8 << 20  # one record's line; it travels alone
+BODY_MAX: Final = FRAME_MAX - HEAD_MAX - (1 << 10)  # of a request or an answer: whoever hands it on adds to its head
+RACK_MAX: Final = NAME_MAX
+INCARNATION_MAX: Final = 64
+NUMBER_MAX: Final = (1 << 64) - 1
+_HEADER: Final = struct.Struct("<2sBI")
+
+_LIST: Final = (list, tuple)
+_TEXTS: Final = {str}
+Check = Callable[[Any], bool]
+Head = dict[str, Any]
+
+
+class Message(NamedTuple):
+    """One message. ``head`` holds every field of its kind's table: those that the peer left out have their defaults."""
+
+    kind: str
+    head: Head
+    body: bytes = b""
+
+
+# -- checks ---------------------------------------------------------------------------------------------------------
+
+
+def _text(value: Any) -> bool:
+    return type(value) is str and len(value) <= TEXT_MAX
+
+
+def _name(value: Any) -> bool:
+    return type(value) is str and 0 < len(value) <= NAME_MAX
+
+
+def _rack(value: Any) -> bool:
+    return type(value) is str and len(value) <= RACK_MAX
+
+
+def _incarnation(value: Any) -> bool:
+    return type(value) is str and len(value) <= INCARNATION_MAX
+
+
+def _number(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= NUMBER_MAX
+
+
+def _seq(value: Any) -> bool:
+    """The number of a record, or -1 for none."""
+    return type(value) is int and -1 <= value < NUMBER_MAX
+
+
+def _flag(value: Any) -> bool:
+    return type(value) is bool
+
+
+def _names(value: Any) -> bool:
+    if type(value) not in _LIST or len(value) > ITEMS_MAX:
+        return False
+    if len(value) <= 4:
+        return all(map(_name, value))
+    return set(map(type, value)) == _TEXTS and max(map(len, value)) <= NAME_MAX and min(map(len, value)) > 0
+
+
+def _names_or_all(value: Any) -> bool:
+    return value is None or _names(value)
+
+
+def _text_or_none(value: Any) -> bool:
+    return value is None or (type(value) is str and len(value) <= HEAD_MAX)
+
+
+def _table(key: Check, value_check: Check) -> Check:
+    def check(value: Any) -> bool:
+        return (type(value) is dict and len(value) <= ITEMS_MAX and all(map(key, value))
+                and all(map(value_check, value.values())))  # fmt: skip
+
+    return check
+
+
+def _rows(*columns: Check) -> Check:
+    width = len(columns)
+
+    def check(value: Any) -> bool:
+        return type(value) in _LIST and len(value) <= ITEMS_MAX and all(
+            type(row) in _LIST and len(row) == width and all(c(v) for c, v in zip(columns, row, strict=True))
+            for row in value
+        )  # fmt: skip
+
+    return check
+
+
+_HOLD: Final = {"hold": _text, "owner": _text, "reason": _text, "ends": _text, "left_ns": _number}
+
+
+def _holds(value: Any) -> bool:
+    return type(value) in _LIST and len(value) <= ITEMS_MAX and all(
+        type(h) is dict and all(k in h and c(h[k]) for k, c in _HOLD.items()) for h in value
+    )  # fmt: skip
+
+
+def _fleet(value: Any) -> bool:
+    return value is None or (
+        type(value) is dict and _number(value.get("fence")) and _number(value.get("seq")) and _holds(value.get("holds"))
+    )
+
+
+def _caller(value: Any) -> bool:
+    return type(value) is dict and all(_text(value.get(k)) for k in ("user", "role", "via"))
+
+
+_groups: Final = _rows(_text, _text, _number)
+_batches: Final = _rows(_name, _incarnation, _number, _number, _number)
+_cursors: Final = _rows(_name, _incarnation, _seq, _flag)
+
+
+def _parts(value: Any) -> bool:
+    """``[[names, bytes], ...]``, written out: every node's answer passes through here."""
+    if type(value) not in _LIST or len(value) > ITEMS_MAX:
+        return False
+    for row in value:
+        if type(row) not in _LIST or len(row) != 2 or type(row[1]) is not int or row[1] < 0 or not _names(row[0]):
+            return False
+    return True
+
+
+# -- the tables -----------------------------------------------------------------------------------------------------
+
+#: Stands for "must be there".
+NEEDED: Final = object()
+
+
+class Kind(NamedTuple):
+    """Fields: name -> (check, default or NEEDED). ``sized``: the field whose rows' last column cuts up the body."""
+
+    code: int
+    fields: Mapping[str, tuple[Check, Any]]
+    body: bool = False
+    sized: str = ""
+
+
+KINDS: Final[Mapping[str, Kind]] = {
+    # from child to parent
+    "hello": Kind(1, {
+        "v": (_number, NEEDED), "role": (_text, NEEDED), "name": (_name, NEEDED), "session": (_number, NEEDED),
+        "version": (_text, ""), "wall_ns": (_number, 0), "rack": (_rack, ""), "incarnation": (_incarnation, ""),
+        "seq": (_seq, -1), "groups": (_groups, ()), "below": (_names, ()), "racks": (_table(_name, _rack), {}),
+        "sessions": (_table(_name, _number), {}),
+    }),
+    "beat": Kind(2, {"path": (_names, ()), "fence": (_number, 0), "fleet_seq": (_number, 0),
+                     "below": (_number, 0)}),  # both ways; below: a checksum of the names below an aggregator
+    "events": Kind(3, {"batches": (_batches, NEEDED)}, True, "batches"),
+    "below": Kind(4, {"add": (_names, ()), "gone": (_names, ()), "racks": (_table(_name, _rack), {}),
+                      "sessions": (_table(_name, _number), {})}),
+    "ask": Kind(5, {"node": (_name, NEEDED), "groups": (_groups, NEEDED)}),
+    "answer": Kind(6, {"call": (_text, NEEDED), "final": (_flag, NEEDED), "parts": (_parts, ()), "lost": (_names, ())},
+                   True, "parts"),
+    "request": Kind(7, {"id": (_number, NEEDED), "op": (_text, NEEDED), "nodes": (_text_or_none, None),
+                        "timeout_ms": (_number, 0), "client": (_text, ""),
+                        "caller": (_caller, {"user": "", "role": "", "via": ""})}, True),
+    "cancel": Kind(8, {"id": (_number, NEEDED), "client": (_text, "")}),
+    "goodbye": Kind(9, {}),
+    # from parent to child
+    "welcome": Kind(33, {"v": (_number, NEEDED), "name": (_name, NEEDED), "path": (_names, NEEDED),
+                         "fence": (_number, NEEDED), "credit": (_number, NEEDED), "fleet": (_fleet, None)}),
+    "sorry": Kind(34, {"why": (_text, ""), "again": (_flag, False), "retry_ms": (_number, 0)}),
+    "ack": Kind(35, {"cursors": (_cursors, NEEDED)}),
+    "call": Kind(36, {"call": (_text, NEEDED), "op": (_text, NEEDED), "nodes": (_names_or_all, None),
+                      "caller": (_caller, NEEDED), "fence": (_number, NEEDED), "timeout_ms": (_number, NEEDED)}, True),
+    "drop": Kind(37, {"call": (_text, NEEDED)}),
+    "fleet": Kind(38, {"fence": (_number, NEEDED), "seq": (_number, NEEDED), "holds": (_holds, NEEDED)}),
+    # to clients
+    "part": Kind(48, {"client": (_text, ""), "id": (_number, NEEDED), "names": (_names, NEEDED)}, True),
+    "progress": Kind(49, {"client": (_text, ""), "id": (_number, NEEDED), "done": (_number, NEEDED),
+                          "total": (_number, NEEDED)}),
+    "result": Kind(50, {"client": (_text, ""), "id": (_number, NEEDED), "exit": (_number, 0), "message": (_text, ""),
+                        "hint": (_text, ""), "failed": (_table(_text, _text), {})}, True),
+    "event": Kind(51, {"client": (_text, ""), "id": (_number, NEEDED)}, True),
+}  # fmt: skip
+_BY_CODE: Final = {kind.code: (name, kind) for name, kind in KINDS.items()}
+TO_CLIENTS: Final = frozenset({"part", "progress", "result", "event"})
+
+
+def _wrong(kind: Kind, head: Mapping[str, Any], body: bytes, strict: bool) -> str:
+    """Why this is no message of its kind; "" if it is one. ``strict``: what the table does not name is wrong too."""
+    known = 0
+    for field, (check, default) in kind.fields.items():
+        if field in head:
+            known += 1
+            if not check(head[field]):
+                return f"{field} has the wrong type or size"
+        elif default is NEEDED:
+            return f"{field} is missing"
+    if strict and known != len(head):
+        return f"no field {next(f for f in head if f not in kind.fields)!r}"
+    if kind.sized:
+        rows = head.get(kind.sized, ())
+        if (rows[0][-1] if len(rows) == 1 else sum([row[-1] for row in rows])) != len(body):
+            return "its parts do not add up to its body"
+    elif body and not kind.body:
+        return "a body where none belongs"
+    return ""
+
+
+def encode(kind: str, head: Mapping[str, Any], body: bytes = b"") -> bytes:
+    """A frame. Raises LocalProtocolError for what the other side would refuse."""
+    table = KINDS.get(kind)
+    if table is None:
+        raise LocalProtocolError(f"there is no message {kind!r}")
+    why = _wrong(table, head, body, True)
+    if why:
+        raise LocalProtocolError(f"{kind}: {why}")
+    try:
+        raw = orjson.dumps(head)
+    except (TypeError, ValueError) as exc:  # text with lone surrogates
+        raise LocalProtocolError(f"{kind}: {exc}") from None
+    if len(raw) > HEAD_MAX or _HEADER.size + len(raw) + len(body) > FRAME_MAX:
+        raise LocalProtocolError(f"{kind}: {len(raw)} + {len(body)} bytes are too many for a frame")
+    return b"".join((_HEADER.pack(MAGIC, table.code, len(raw)), raw, body))
+
+
+def decode(frame: bytes | memoryview) -> Message:
+    """The message in a frame. Raises RemoteProtocolError, and nothing else, for what is none. The body of a message in
+    a memoryview is one too.
+    """
+    if len(frame) < _HEADER.size:
+        raise RemoteProtocolError(f"{len(frame)} bytes are no message")
+    if len(frame) > FRAME_MAX:
+        raise RemoteProtocolError(f"a frame of {len(frame)} bytes; at most {FRAME_MAX}")
+    magic, code, size = _HEADER.unpack_from(frame)
+    if magic != MAGIC:
+        raise RemoteProtocolError("not this protocol, or another version of it")
+    name, kind = _BY_CODE.get(code, ("", None))
+    if kind is None:
+        raise RemoteProtocolError(f"unknown kind {code}")
+    end = _HEADER.size + size
+    if size > HEAD_MAX or end > len(frame):
+        raise RemoteProtocolError(f"{name}: a head of {size} bytes in a frame of {len(frame)}")
+    try:
+        head = orjson.loads(frame[_HEADER.size : end])
+    except orjson.JSONDecodeError:
+        raise RemoteProtocolError(f"{name}: its head is not JSON") from None
+    body = cast(bytes, frame[end:])  # or a memoryview, which is used alike
+    why = _wrong(kind, head, body, False) if type(head) is dict else "its head is no object"
+    if why:
+        raise RemoteProtocolError(f"{name}: {why}")
+    if len(head) < len(kind.fields):
+        for field, (_, default) in kind.fields.items():
+            if field not in head:
+                head[field] = default
+    return Message(name, head, body)
+
+
+def message(kind: str, head: Mapping[str, Any], body: bytes = b"") -> Message:
+    """A message as ``decode`` would give it, for whoever stands in the same process."""
+    return Message(kind, {**{f: d for f, (_, d) in KINDS[kind].fields.items() if d is not NEEDED}, **head}, body)
+
+
+def sections(sized: Message) -> Iterator[tuple[list[Any], bytes]]:
+    """The rows of ``events`` (batches) and ``answer`` (parts), each with its share of the body."""
+    at, body = 0, sized.body
+    rows = sized.head[KINDS[sized.kind].sized]
+    if len(rows) == 1:
+        yield rows[0], body
+        return
+    for row in rows:
+        end = at + row[-1]
+        yield row, body[at:end]
+        at = end

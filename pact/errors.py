@@ -1,0 +1,118 @@
+"""The error tree. Every error an operator can cause carries the exit code that the command line ends with.
+
+A bug is an ``assert``; nothing here is raised for one.
+"""
+
+from __future__ import annotations
+
+EXIT_DONE = 0
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_DENIED = 3
+EXIT_CONFLICT = 4
+EXIT_UNREACHABLE = 5
+EXIT_BLOCKED = 10
+EXIT_DRIFT = 11
+
+
+class PactError(Exception):
+    """Base of all errors that a person can cause or meet. ``hint`` says what to do next, where that is known."""
+
+    exit_code = EXIT_FAILED
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(PactError):
+    """The request itself is wrong: an unknown name, a value out of range."""
+
+    exit_code = EXIT_USAGE
+
+
+class ConfigError(UsageError):
+    """A configuration file is wrong. ``message`` names the file, the key and the nearest valid key."""
+
+
+class DeclaredError(UsageError):
+    """A declared-state file is wrong; says where."""
+
+    def __init__(self, path: str, line: int, why: str, hint: str = "") -> None:
+        where = f"{path}:{line}" if line else path
+        super().__init__(f"{where}: {why}", hint)
+        self.path = path
+        self.line = line
+        self.why = why
+
+
+class DeniedError(PactError):
+    """The caller's role does not allow this."""
+
+    exit_code = EXIT_DENIED
+
+
+class ConflictError(PactError):
+    """Too late, or the machine is no longer as last recorded."""
+
+    exit_code = EXIT_CONFLICT
+
+
+class UnreachableError(PactError):
+    """Agent, aggregator or journal cannot be reached or written."""
+
+    exit_code = EXIT_UNREACHABLE
+
+
+class BlockedError(PactError):
+    """Consumers hold what would have to be changed."""
+
+    exit_code = EXIT_BLOCKED
+
+
+class JournalError(UnreachableError):
+    """The journal cannot be written or read (full disk, I/O error, lock)."""
+
+
+class Fenced(ConflictError):
+    """Another root leads, or the log is not as this one believes: step down, load again, campaign again."""
+
+
+class ChainError(PactError):
+    """The journal's hash chain does not verify. ``seq`` is the first record that is wrong."""
+
+    def __init__(self, seq: int, why: str) -> None:
+        hint = "keep the file; compare it with an export or the cluster's copy"
+        super().__init__(f"journal record {seq}: {why}", hint)
+        self.seq = seq
+
+
+class RestoreError(PactError):
+    """One resource could not be restored; the reason is for the record."""
+
+
+class RequestError(UsageError):
+    """The peer on the control socket sent something that is no request."""
+
+
+class ProtocolError(PactError):
+    """Base of what is wrong on the cluster's wire. Never shown to a person as it is; counted and logged."""
+
+
+class RemoteProtocolError(ProtocolError):
+    """The peer sent what is no message."""
+
+
+class LocalProtocolError(ProtocolError):
+    """This side was about to send what is no message: a bug, or a limit that the caller must respect."""
+
+
+BY_EXIT_CODE: dict[int, type[PactError]] = {
+    EXIT_FAILED: PactError,
+    EXIT_USAGE: UsageError,
+    EXIT_DENIED: DeniedError,
+    EXIT_CONFLICT: ConflictError,
+    EXIT_UNREACHABLE: UnreachableError,
+    EXIT_BLOCKED: BlockedError,
+}

@@ -1,0 +1,329 @@
+"""The root's log on etcd: for sites that want a second root, and a log that outlives a machine.
+
+Keys below ``/pact/<cluster>/``: ``leader`` (with a lease; its create revision is the fence), ``head`` (the next
+number), ``log/<first>``, ``part/<first>/<n>`` (of chunks too large for one value), ``snapshot`` (what the newest one
+consists of) and ``snap/<gseq>-<fence>/<n>`` (its parts). A lease alone excludes nobody: a leader that slept does not
+know that it has ended. So every write is one transaction that compares the leader's create revision, and the head
+where it moves.  # Q1
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any, Final
+
+import orjson
+
+from pact.errors import Fenced, JournalError
+from pact.journal.etcd_client import EtcdClient
+from pact.journal.rootlog import CHUNK_MAX, SNAPSHOT_MAX, TRIM_MAX
+
+VALUE_MAX: Final = 1_200_000  # of etcd's 1.5 MiB for a request
+PAGE_BYTES: Final = 4 << 20
+PAGE_CHUNKS: Final = 512
+TRIM_PAGE: Final = 100
+SNAPSHOT_TRIES: Final = 3
+CLOSE_S: Final = 1.0
+
+
+def _now_s() -> float:
+    """Seconds that go on while the machine sleeps, as etcd's do."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+class EtcdLog:
+    """See ``LogStore``. Connects when it is first used; every call ends within some seconds."""
+
+    def __init__(self, hosts: list[str], cluster: str, *, ca: str = "", cert: str = "", key: str = "", user: str = "",
+                 password_file: str = "", lease_s: int = 6) -> None:  # fmt: skip
+        self._etcd = EtcdClient(hosts, ca=ca, cert=cert, key=key, user=user, password_file=password_file)
+        self._rpc = self._etcd.rpc
+        self._prefix = f"/pact/{cluster}/"
+        self._lease_s = lease_s
+        self._fence = 0
+        self._closed = False
+        self._state = threading.Condition()
+        self._lease = 0
+        self._until_s = 0.0
+        self._keeper: threading.Thread | None = None
+
+    # -- keys and requests ------------------------------------------------------------------------------------------
+
+    def _key(self, name: str) -> bytes:
+        return (self._prefix + name).encode()
+
+    def _log_key(self, first: int) -> bytes:
+        return self._key(f"log/{max(0, first):020d}")
+
+    def _range(self, start: bytes, end: bytes = b"", *, limit: int = 0, keys: bool = False) -> Any:
+        return self._rpc.RangeRequest(key=start, range_end=end, limit=limit, keys_only=keys)
+
+    def _get(self, start: bytes, end: bytes = b"", *, limit: int = 0, keys: bool = False) -> Any:
+        return self._etcd.call("KV", "Range", self._range(start, end, limit=limit, keys=keys))
+
+    def _put(self, key: bytes, value: bytes) -> Any:
+        return self._rpc.RequestOp(request_put=self._rpc.PutRequest(key=key, value=value))
+
+    def _delete(self, start: bytes, end: bytes) -> Any:
+        return self._rpc.RequestOp(request_delete_range=self._rpc.DeleteRangeRequest(key=start, range_end=end))
+
+    def _created(self, name: str, revision: int) -> Any:
+        c = self._rpc.Compare
+        return c(key=self._key(name), target=c.CREATE, result=c.EQUAL, create_revision=revision)
+
+    def _head_is(self, first: int) -> Any:
+        c = self._rpc.Compare
+        return c(key=self._key("head"), target=c.VALUE, result=c.EQUAL, value=str(first).encode())
+
+    def _txn(self, compare: list[Any], success: list[Any], failure: list[Any] | None = None) -> Any:
+        request = self._rpc.TxnRequest(compare=compare, success=success, failure=failure or [])
+        return self._etcd.call("KV", "Txn", request)
+
+    # -- leadership -------------------------------------------------------------------------------------------------
+
+    def campaign(self, name: str) -> int | None:
+        if self.leading():
+            return self._fence
+        self._fence = 0
+        if self._lease:  # whatever was written with it, or may yet arrive, must not be taken for ours: a new fence
+            self._revoke(self._lease)
+            self._lease = 0
+        if self._get(self._key("leader")).kvs:
+            return None
+        sent_s = _now_s()
+        lease = self._etcd.call("Lease", "LeaseGrant", self._rpc.LeaseGrantRequest(TTL=self._lease_s))
+        self._lease = lease.ID
+        value = orjson.dumps({"name": name})
+        put = self._rpc.PutRequest(key=self._key("leader"), value=value, lease=lease.ID)
+        answer = self._txn([self._created("leader", 0)], [self._rpc.RequestOp(request_put=put)],
+                           [self._rpc.RequestOp(request_range=self._range(self._key("leader")))])  # fmt: skip
+        if answer.succeeded:
+            fence = answer.header.revision
+        else:
+            kvs = answer.responses[0].response_range.kvs
+            if not kvs or kvs[0].lease != lease.ID:  # else: it had arrived before, and only its answer was lost
+                return None
+            fence = kvs[0].create_revision
+        with self._state:
+            self._until_s = sent_s + lease.TTL
+            self._fence = fence  # Q4
+            if self._keeper is None:
+                self._keeper = threading.Thread(target=self._keep_alive, name="pact-lease", daemon=True)
+                self._keeper.start()
+            self._state.notify()
+        return int(fence)
+
+    def _revoke(self, lease: int, total_s: float = 3.0) -> None:
+        try:
+            self._etcd.call("Lease", "LeaseRevoke", self._rpc.LeaseRevokeRequest(ID=lease), total_s=total_s)
+        except JournalError as exc:
+            if "lease not found" not in str(exc):
+                raise
+
+    def _keep_alive(self) -> None:
+        """In its own thread: an append that waits for a quorum must not cost the lease."""
+        while True:
+            with self._state:
+                self._state.wait_for(lambda: self._closed, self._lease_s / 3)
+                if self._closed:
+                    return
+                lease = self._lease if self._fence else 0
+            if not lease:
+                continue
+            sent_s = _now_s()
+            try:
+                ttl = self._etcd.keep_alive(lease, total_s=self._lease_s / 3)
+            except JournalError:
+                continue  # what is certain runs out by itself
+            with self._state:
+                if self._lease == lease and _now_s() < self._until_s:
+                    self._until_s = sent_s + ttl if ttl > 0 else 0.0
+
+    def leading(self) -> bool:
+        """Once in doubt it is over: a write of ours may still be on its way, so the next term needs a new fence."""
+        with self._state:
+            if _now_s() >= self._until_s:
+                self._fence = 0
+            return self._fence > 0
+
+    def _fenced(self, why: str) -> Fenced:
+        self._fence = 0
+        return Fenced(why)
+
+    # -- writing ----------------------------------------------------------------------------------------------------
+
+    def _write(self, fence: int, compare: list[Any], success: list[Any], first: int = -1) -> Any | None:
+        """None if it is written; else the answer that says what is there. Raises Fenced."""
+        if fence <= 0 or fence != self._fence:
+            raise self._fenced(f"fence {fence} is not in force")
+        look = [self._rpc.RequestOp(request_range=self._range(k)) for k in (
+            self._key("leader"), self._key("head"), *([self._log_key(first)] if first >= 0 else []))]  # fmt: skip
+        answer = self._txn([self._created("leader", fence), *compare], success, look)
+        if answer.succeeded:
+            return None
+        (leader,) = answer.responses[0].response_range.kvs or [None]
+        if leader is None or leader.create_revision != fence:  # Q1
+            who = f"{leader.value.decode(errors='replace')} with {leader.create_revision}" if leader else "nobody"
+            raise self._fenced(f"fence {fence} is not in force: {who} leads")
+        return answer
+
+    def append(self, fence: int, first: int, count: int, chunk: bytes) -> None:
+        assert count > 0 and len(chunk) <= CHUNK_MAX, (count, len(chunk))
+        about: dict[str, Any] = {"v": 1, "count": count, "bytes": len(chunk), "parts": 0}
+        value = orjson.dumps(about) + b"\n" + chunk
+        here = self._head_is(first)
+        if len(chunk) > VALUE_MAX:  # nobody sees the parts before the value that names them  # Q3
+            parts = [chunk[at : at + VALUE_MAX] for at in range(0, len(chunk), VALUE_MAX)]
+            about |= {"parts": len(parts), "sha256": hashlib.sha256(chunk).hexdigest()}
+            value = orjson.dumps(about) + b"\n"
+        else:
+            parts = []
+        empty = self._created("head", 0)
+        for compare in ([here], [empty]):  # an empty log begins at the first number that comes
+            answer: Any = None
+            for n, part in enumerate(parts):
+                answer = self._write(fence, compare, [self._put(self._key(f"part/{first:020d}/{n:06d}"), part)], first)
+                if answer is not None:
+                    break
+            else:
+                moved = self._put(self._key("head"), str(first + count).encode())
+                answer = self._write(fence, compare, [self._put(self._log_key(first), value), moved], first)
+            if answer is None:
+                return
+            _, head, there = (r.response_range.kvs for r in answer.responses)
+            if head:
+                break
+        if not there or there[0].value != value:  # Q2
+            raise self._fenced(f"the log goes on at {head[0].value.decode()}, not at {first}")
+
+    def save_snapshot(self, fence: int, gseq: int, snapshot: bytes) -> None:
+        assert len(snapshot) <= SNAPSHOT_MAX, len(snapshot)
+        found = self._manifest()
+        if found is not None and found["gseq"] >= gseq and fence == self._fence:
+            return
+        where = f"snap/{gseq:020d}-{fence:020d}/"
+        parts = [snapshot[at : at + VALUE_MAX] for at in range(0, len(snapshot), VALUE_MAX)]
+        for n, part in enumerate(parts):
+            self._write(fence, [], [self._put(self._key(f"{where}{n:06d}"), part)])
+        manifest = orjson.dumps({"v": 1, "gseq": gseq, "where": where, "parts": len(parts), "bytes": len(snapshot),
+                                 "sha256": hashlib.sha256(snapshot).hexdigest()})  # fmt: skip
+        self._write(fence, [], [self._put(self._key("snapshot"), manifest)])  # Q6
+        self._write(fence, [], [self._delete(self._key("snap/"), self._key(where)),
+                                self._delete(self._key(where[:-1] + "0"), self._key("snap0"))])  # fmt: skip
+
+    def trim(self, fence: int, before: int) -> None:
+        found = self._manifest()
+        limit = min(before, found["gseq"] + 1) if found is not None else 0  # Q6
+        for _ in range(TRIM_MAX // TRIM_PAGE):
+            firsts = self._firsts(TRIM_PAGE + 1)
+            ends = [*firsts[1:], *([] if len(firsts) > TRIM_PAGE else [self._head()])]
+            gone = [end for first, end in zip(firsts, ends, strict=False) if end <= limit]
+            if not gone and fence == self._fence:
+                return
+            self._write(fence, [], [self._delete(self._log_key(0), self._log_key(gone[-1])),
+                                    self._delete(self._key("part/"), self._key(f"part/{gone[-1]:020d}/")),
+                                    ] if gone else [])  # fmt: skip
+
+    # -- reading ----------------------------------------------------------------------------------------------------
+
+    def _head(self) -> int:
+        kvs = self._get(self._key("head")).kvs
+        return int(kvs[0].value) if kvs else 0
+
+    def _firsts(self, limit: int, start: int = 0) -> list[int]:
+        """First numbers of chunks, ascending: etcd would read the whole log to give them in another order."""
+        kvs = self._get(self._log_key(start), self._key("log0"), limit=limit, keys=True).kvs
+        return [int(kv.key[-20:]) for kv in kvs]
+
+    def oldest(self) -> int:
+        firsts = self._firsts(1)
+        return firsts[0] if firsts else self._head()
+
+    def _at_or_before(self, gseq: int) -> int:
+        """The largest first number up to ``gseq``, or the least one; -1 if there is none. Some ten short requests."""
+
+        def following(number: int) -> int | None:
+            firsts = self._firsts(1, number)
+            return firsts[0] if firsts and firsts[0] <= gseq else None
+
+        if following(gseq) is not None:
+            return gseq
+        low, high, step = following(max(0, gseq - 1)), gseq, 1
+        while low is None and step < gseq:
+            high, step = gseq - step, step * 2
+            low = following(max(0, gseq - step))
+        if low is None:
+            firsts = self._firsts(1)
+            return firsts[0] if firsts else -1
+        while high - low > 1:
+            middle = (low + high) // 2
+            found = following(middle)
+            low, high = (found, high) if found is not None else (low, middle)
+        return low
+
+    def read(self, gseq: int) -> Iterator[bytes]:
+        at = self._at_or_before(max(0, gseq))
+        begun, limit = False, 4
+        while at >= 0:
+            kvs = self._get(self._log_key(at), self._key("log0"), limit=limit).kvs
+            for kv in kvs:
+                first = int(kv.key[-20:])
+                head, _, chunk = kv.value.partition(b"\n")
+                about = orjson.loads(head)
+                if begun and first != at:
+                    return  # trimmed meanwhile
+                if first + about["count"] > gseq:
+                    whole = chunk if not about["parts"] else self._joined(f"part/{first:020d}/", about)
+                    if whole is None:
+                        if self.oldest() > first:
+                            return
+                        raise JournalError(f"etcd: the chunk at {first} is damaged", "restore etcd from a backup")
+                    yield whole
+                    begun = True
+                at = first + about["count"]
+            if not kvs:
+                return
+            size = sum(len(kv.value) for kv in kvs) // len(kvs)
+            limit = max(1, min(PAGE_CHUNKS, PAGE_BYTES // max(1, size)))
+
+    def _joined(self, where: str, about: dict[str, Any]) -> bytes | None:
+        """Parts that belong together, or None if they no longer do."""
+        out = []
+        for n in range(about["parts"]):
+            kvs = self._get(self._key(f"{where}{n:06d}")).kvs
+            out.append(kvs[0].value if kvs else b"")
+        whole = b"".join(out)
+        return whole if hashlib.sha256(whole).hexdigest() == about["sha256"] else None
+
+    def _manifest(self) -> dict[str, Any] | None:
+        kvs = self._get(self._key("snapshot")).kvs
+        return orjson.loads(kvs[0].value) if kvs else None
+
+    def load(self) -> tuple[bytes | None, Iterator[bytes]]:
+        for _ in range(SNAPSHOT_TRIES):  # another leader may replace it while it is read
+            about = self._manifest()
+            if about is None:
+                return None, self.read(0)
+            snapshot = self._joined(about["where"], about)
+            if snapshot is not None:
+                return snapshot, self.read(about["gseq"] + 1)
+        raise JournalError("etcd: the snapshot is damaged", "restore etcd from a backup")
+
+    def close(self) -> None:
+        with self._state:
+            if self._closed:
+                return
+            self._closed = True
+            self._fence, lease = 0, self._lease
+            self._state.notify()
+        if self._keeper is not None:
+            self._keeper.join()
+        if lease:
+            try:
+                self._revoke(lease, CLOSE_S)
+            except JournalError:
+                pass  # it ends by itself
+        self._etcd.close()

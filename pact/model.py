@@ -1,0 +1,205 @@
+"""The nouns. Plain values without behaviour that could surprise: no I/O, no clock, no defaults that hide a failure.
+
+A *resource id* is ``kind:name``. ``name`` is text; bytes of a path that are not UTF-8, control characters and ``%``
+itself are percent-encoded, so that an id is one printable line whatever the file system holds.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+DIMENSIONS: Final = ("kernel", "files", "mounts", "services", "network", "packages", "gpu")
+
+#: Attributes of one resource as its kind defines them: JSON values, no floats. ``None`` in their place means absent.
+Attrs = dict[str, Any]
+
+NS_PER_S: Final = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """An observation that failed. It is neither drift nor absence. ``why`` reads like ``"sysctl: EIO"``."""
+
+    why: str
+
+
+#: What an observation gives: attributes, ``None`` for absent, or why it could not be read.
+Observation = Attrs | None | Unreadable
+
+
+@dataclass(frozen=True, slots=True)
+class Writer:
+    """The process that wrote, as far as the kernel and /proc told.
+
+    ``loginuid`` and ``session`` come from the audit login (``None`` where there was no login); ``unit`` is the systemd
+    unit of the cgroup, ``""`` if none; ``command`` is the command line joined with spaces, at most 256 characters.
+    """
+
+    pid: int
+    uid: int
+    loginuid: int | None = None
+    session: str | None = None
+    tty: str = ""
+    unit: str = ""
+    cgroup: str = ""
+    command: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Who made a change. ``key`` decides identity; the rest is for people.
+
+    ``key`` is ``login:UID:SESSION``, ``uid:UID``, ``unit:NAME`` or ``unattributed``.
+    """
+
+    key: str
+    user: str = ""
+    uid: int | None = None
+    session: str | None = None
+    command: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        return {"key": self.key, "user": self.user, "uid": self.uid, "session": self.session, "command": self.command}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Owner:
+        return cls(data["key"], data["user"], data["uid"], data["session"], data["command"])
+
+
+UNATTRIBUTED: Final = Owner("unattributed", "unattributed")
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """A consumer: one process (or kernel object, ``pid`` 0) that uses a resource.
+
+    ``how`` is one of fd, map, cwd, root, exe, cgroup, exec, socket, loop, mount, module, lease, unknown. ``path`` is
+    what it holds, for people.
+    """
+
+    resource: str
+    pid: int
+    how: str
+    path: str = ""
+    uid: int | None = None
+    user: str = ""
+    command: str = ""
+    cgroup: str = ""
+    job: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "resource": self.resource, "pid": self.pid, "how": self.how, "path": self.path, "uid": self.uid,
+            "user": self.user, "command": self.command, "cgroup": self.cgroup, "job": self.job,
+        }  # fmt: skip
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Holder:
+        return cls(**{k: data[k] for k in cls.__slots__ if k in data})
+
+
+@dataclass(frozen=True, slots=True)
+class Actor:
+    """Who asked, for the journal: ``role`` is viewer, ops, admin or agent; ``via`` socket, agent, timer or config."""
+
+    user: str
+    uid: int | None
+    role: str
+    via: str
+
+    def to_json(self) -> dict[str, Any]:
+        return {"user": self.user, "uid": self.uid, "role": self.role, "via": self.via}
+
+
+AGENT_ACTOR: Final = Actor("pact", None, "agent", "agent")
+
+
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """One declared resource: its attributes and what the operator said about it beside them.
+
+    ``requires`` are resource ids; ``consumers`` are rules (``open``, ``exec:NAME``, ``cgroup:GLOB``, ``none``).
+    ``weight_n`` and ``severity_n`` are in billionths, ``None`` for the configured value.
+    """
+
+    attrs: Attrs | None
+    requires: tuple[str, ...] = ()
+    consumers: tuple[str, ...] = ()
+    weight_n: int | None = None
+    severity_n: int | None = None
+    restorable: bool = True
+
+    def to_json(self) -> dict[str, Any]:
+        out: dict[str, Any] = {"attrs": self.attrs}
+        if self.requires:
+            out["requires"] = list(self.requires)
+        if self.consumers:
+            out["consumers"] = list(self.consumers)
+        if self.weight_n is not None:
+            out["weight_n"] = self.weight_n
+        if self.severity_n is not None:
+            out["severity_n"] = self.severity_n
+        if not self.restorable:
+            out["restorable"] = False
+        return out
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Declared:
+        return cls(
+            data["attrs"], tuple(data.get("requires", ())), tuple(data.get("consumers", ())),
+            data.get("weight_n"), data.get("severity_n"), data.get("restorable", True),
+        )  # fmt: skip
+
+
+def encode_name(raw: bytes | str) -> str:
+    """Percent-encode what would not survive a line of text: ``%``, control characters, bytes that are not UTF-8."""
+    text = raw.decode("utf-8", "surrogateescape") if isinstance(raw, bytes) else raw
+    if text.isascii() and text.isprintable() and "%" not in text:
+        return text
+    out: list[str] = []
+    for ch in text:
+        code = ord(ch)
+        if 0xDC80 <= code <= 0xDCFF:
+            out.append(f"%{code - 0xDC00:02X}")
+        elif ch == "%" or unicodedata.category(ch) in ("Cc", "Cf", "Zl", "Zp", "Cs"):
+            out.extend(f"%{b:02X}" for b in ch.encode("utf-8", "surrogatepass"))
+        else:
+            out.append(ch)
+    return "".join(out)
+
+
+def decode_name(name: str) -> bytes:
+    """The bytes that ``encode_name`` was given. Raises ValueError on a malformed escape."""
+    if "%" not in name:
+        return name.encode("utf-8", "surrogateescape")
+    out = bytearray()
+    head, *rest = name.split("%")
+    out += head.encode("utf-8", "surrogateescape")
+    for part in rest:
+        digits = part[:2]
+        if len(digits) != 2 or any(d not in "0123456789abcdefABCDEF" for d in digits):
+            raise ValueError(f"bad percent-escape in {name!r}: use %25 for a literal %")
+        out.append(int(digits, 16))
+        out += part[2:].encode("utf-8", "surrogateescape")
+    return bytes(out)
+
+
+def split_id(rid: str) -> tuple[str, str]:
+    """``kind, name`` of a resource id. Raises ValueError if it is none."""
+    kind, sep, name = rid.partition(":")
+    if not sep or not kind or not name:
+        raise ValueError(f"{rid!r} is no resource id; write kind:name, for example sysctl:vm.swappiness")
+    return kind, name
+
+
+@dataclass(frozen=True, slots=True)
+class DriftFact:
+    """What one observation of a drifted resource says: used in events, never journaled as it is."""
+
+    resource: str
+    actual: Attrs | None
+    deviation_n: int
+    owner: Owner = field(default=UNATTRIBUTED)

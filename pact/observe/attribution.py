@@ -1,0 +1,134 @@
+"""From a process to a person: login, session, unit, command.
+
+The kernel names a pid; the audit login and the cgroup say whose it is, also behind ``sudo``. What cannot be known stays
+``None``: this module never guesses an owner, and reads nothing but /proc and the password database.
+"""
+
+from __future__ import annotations
+
+import pwd
+import re
+import signal
+import time
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final
+
+from pact._fast.reader import snapshot
+from pact.model import UNATTRIBUTED, Owner, Writer
+
+if TYPE_CHECKING:
+    from pact._fast.reader import Snapshot
+
+UNSET: Final = 4294967295
+COMMAND_MAX: Final = 256
+NAMES_MAX: Final = 4096
+RETRY_UNKNOWN_NS: Final = 60_000_000_000
+
+_SESSION_SCOPE = re.compile(r"session-([0-9A-Za-z_]+)\.scope")
+_names: dict[int, tuple[str, int]] = {}
+
+
+def printable(raw: bytes) -> str:
+    """One line of text: what is not UTF-8 or not printable is escaped."""
+    text = raw.decode("utf-8", "backslashreplace")
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def command_text(raw: bytes) -> str:
+    """A command line (NUL-separated) for people, at most 256 characters."""
+    return printable(raw.rstrip(b"\0").replace(b"\0", b" "))[:COMMAND_MAX]
+
+
+def session_of(cgroup: str) -> str | None:
+    """The logind session that a cgroup path lies in."""
+    for part in cgroup.split("/"):
+        if m := _SESSION_SCOPE.fullmatch(part):
+            return m[1]
+    return None
+
+
+def unit_of(cgroup: str) -> str:
+    """The system service that a cgroup path lies in, ``""`` for none.
+
+    The outermost one: what a container inside a service calls its own services is not for us to believe. Services of a
+    user's manager belong to the user.
+    """
+    parts = [p for p in cgroup.split("/") if p]
+    if not parts or parts[0] == "user.slice":
+        return ""
+    return next((p for p in parts if p.endswith(".service")), "")
+
+
+def tty_name(number: int) -> str:
+    """The terminal's name from ``tty_nr`` in /proc/PID/stat, ``""`` for none."""
+    major, minor = (number >> 8) & 0xFFF, (number & 0xFF) | ((number >> 12) & 0xFFF00)
+    if 136 <= major <= 143:
+        return f"pts/{(major - 136) * 256 + minor}"
+    if major == 4:
+        return f"tty{minor}" if minor < 64 else f"ttyS{minor - 64}"
+    if (major, minor) == (5, 1):
+        return "console"
+    return f"{major}:{minor}" if number else ""
+
+
+@lru_cache(maxsize=64)
+def writer_from(pid: int, snap: Snapshot) -> Writer:
+    """The writer that a snapshot shows. ``uid`` is the real one: who ran it, not what a set-uid bit made of it."""
+    uid, _euid, loginuid, sessionid, tty, command, cgroup_raw = snap
+    cgroup = printable(cgroup_raw)
+    login = None if loginuid == UNSET else loginuid
+    session = session_of(cgroup)
+    if session is None and sessionid != UNSET:
+        session = str(sessionid)
+    return Writer(pid, uid, login, session, tty_name(tty), unit_of(cgroup), cgroup, command_text(command))
+
+
+def resolve(pid: int, pidfd: int | None = None) -> Writer | None:
+    """The writer with this pid, None if it is gone. With ``pidfd``, None too if the pid is somebody else's by now."""
+    snap = snapshot(pid) if pid > 0 else None
+    if snap is None:
+        return None
+    if pidfd is not None:
+        try:
+            signal.pidfd_send_signal(pidfd, 0)
+        except ProcessLookupError:
+            return None
+        except PermissionError:
+            pass
+    return writer_from(pid, snap)
+
+
+def writer_of_peer(pid: int, uid: int) -> Writer:
+    """The process at the other end of a control socket; what is certain is ``uid``, from the kernel."""
+    snap = snapshot(pid) if pid > 0 else None
+    if snap is None or uid not in snap[:2]:
+        return Writer(pid, uid)
+    return writer_from(pid, snap)
+
+
+def owner_of(writer: Writer | None) -> Owner:
+    """Who answers for what this writer did."""
+    if writer is None:
+        return UNATTRIBUTED
+    if writer.loginuid is not None:
+        key = f"login:{writer.loginuid}:{writer.session or ''}"
+        return Owner(key, user_name(writer.loginuid), writer.loginuid, writer.session, writer.command)
+    if writer.unit:
+        return Owner(f"unit:{writer.unit}", writer.unit, writer.uid, None, writer.command)
+    return Owner(f"uid:{writer.uid}", user_name(writer.uid), writer.uid, writer.session, writer.command)
+
+
+def user_name(uid: int) -> str:
+    """The login name, or the number where there is none (asked again after a minute)."""
+    name, until_ns = _names.get(uid, ("", 0))
+    if name and (until_ns == 0 or time.monotonic_ns() < until_ns):
+        return name
+    if len(_names) >= NAMES_MAX:
+        _names.clear()
+    try:
+        _names[uid] = pwd.getpwuid(uid).pw_name, 0
+    except (KeyError, OverflowError):
+        _names[uid] = str(uid), time.monotonic_ns() + RETRY_UNKNOWN_NS
+    return _names[uid][0]

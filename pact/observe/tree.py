@@ -1,0 +1,318 @@
+"""Which directories are marked so that every declared path is seen, whatever happens above it.
+
+A declared path is a name in its parent directory; that directory is a name in its own parent, and so on to ``/``. Every
+directory on the way is marked while it exists, so that creation, removal, renaming and repointed symlinks of any
+component are events, and what was missed before a mark stood is reported as touched. Directories are told apart by
+file handle, not by path: the same path may be another directory by now.
+
+Refuses to touch anything below a mount point of a network or automounted file system: that may block for ever. Such
+directories are polled, as are those that no mechanism can mark.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from pact._fast.reader import KIND_FID, Reader
+from pact.observe.marks import ENTRY, IGNORED, SELF, UNMOUNTED, Marker
+from pact.observe.mountinfo import is_remote
+
+Touch = Callable[[bytes], None]
+MountTable = dict[bytes, tuple[tuple[bytes, bytes, bytes], ...]]
+
+MISSING: Final = frozenset((errno.ENOENT, errno.ENOTDIR))
+ENDED: Final = SELF | IGNORED | UNMOUNTED
+HERE: Final = b"."  # the end of the directory itself
+OBJECT: Final = b""  # any change of an object marked itself, of any type; inotify says HERE for it too
+
+
+class Dir:
+    """One directory on the way to something declared. ``key`` is ``b""`` while it is not marked."""
+
+    __slots__ = ("full", "key", "kind", "names", "parent", "path", "subs", "why")
+
+    def __init__(self, path: bytes, parent: Dir | None) -> None:
+        self.path = path
+        self.parent = parent
+        self.names: set[bytes] = set()
+        self.subs: dict[bytes, Dir] = {}
+        self.full = False
+        self.kind = 0
+        self.key = b""
+        self.why = 0  # the errno that left it without a mark; -1 on a network file system; 0 when merely missing
+
+    def child(self, name: bytes) -> bytes:
+        return self.path + name if self.parent is None else self.path + b"/" + name
+
+
+def check_path(path: bytes) -> None:
+    """Raises ValueError unless absolute and normalised."""
+    if path == b"/":
+        return
+    parts = path.split(b"/")
+    if len(parts) < 2 or parts[0] or b"\0" in path or any(p in (b"", b".", b"..") for p in parts[1:]):
+        raise ValueError(f"{path!r} is not an absolute, normalised path")
+
+
+class Tree:
+    def __init__(self, reader: Reader, marker: Marker) -> None:
+        self.reader = reader
+        self.marker = marker
+        self.by_key: dict[bytes, list[Dir]] = {}
+        self.polled: dict[bytes, Dir] = {}
+        self.indirect: set[Dir] = set()  # reached through a symlink: mount points on the way go by another name
+        self.mounts: MountTable = {}
+        self.remote: set[bytes] = set()
+        self.anchors: dict[bytes, tuple[int, bytes]] = {}  # declared mount points, marked themselves
+        self.anchor_paths: dict[bytes, set[bytes]] = {}
+        self.root_declared = False
+        self.root = Dir(b"/", None)
+        self.by_path: dict[bytes, Dir] = {b"/": self.root}
+
+    # ---- what is declared
+
+    def watch(self, path: bytes) -> None:
+        check_path(path)
+        if path == b"/":
+            self.root_declared = True
+        else:
+            head, _, name = path.rpartition(b"/")
+            d = self._dir(head or b"/")
+            if name in d.names:
+                return
+            d.names.add(name)
+            if not d.full:
+                d.full = True
+                self._resolve(d)
+            if d.key:
+                self.reader.want(d.kind, d.key, name)
+        self._anchor(path)
+
+    def unwatch(self, path: bytes) -> None:
+        check_path(path)
+        self._unanchor(path)
+        if path == b"/":
+            self.root_declared = False
+            return
+        head, _, name = path.rpartition(b"/")
+        d = self.by_path.get(head or b"/")
+        if d is None or name not in d.names:
+            return
+        d.names.discard(name)
+        if d.key:
+            self.reader.unwant(d.kind, d.key, name)
+        while not d.names and not d.subs and d.parent is not None:
+            up = d.parent
+            self._release(d)
+            self.polled.pop(d.path, None)
+            self.indirect.discard(d)
+            del self.by_path[d.path]
+            last = d.path.rpartition(b"/")[2]
+            del up.subs[last]
+            if up.key:
+                self.reader.unwant(up.kind, up.key, last)
+            d = up
+
+    def is_declared(self, path: bytes) -> bool:
+        if path == b"/":
+            return self.root_declared
+        head, _, name = path.rpartition(b"/")
+        d = self.by_path.get(head or b"/")
+        return d is not None and name in d.names
+
+    def _dir(self, path: bytes) -> Dir:
+        missing: list[bytes] = []
+        at = path
+        while at not in self.by_path:
+            at, _, name = at.rpartition(b"/")
+            at = at or b"/"
+            missing.append(name)
+        d = self.by_path[at]
+        for name in reversed(missing):
+            child = Dir(d.child(name), d)
+            self.by_path[child.path] = child
+            d.subs[name] = child
+            if not d.key and d is self.root:
+                self._resolve(d)
+            elif d.key:
+                self.reader.want(d.kind, d.key, name)
+            self._resolve(child)
+            d = child
+        return d
+
+    # ---- what happened
+
+    def on_event(self, key: bytes, name: bytes, mask: int, touch: Touch) -> None:
+        """An entry of, or (name ``.`` or empty) a change to, the directory or object with this key."""
+        for path in tuple(self.anchor_paths.get(key, ())) if name in (OBJECT, HERE) else ():
+            touch(path)
+        for d in tuple(self.by_key.get(key, ())):
+            if name == HERE:
+                if mask & ENDED:
+                    self.reanchor(d, touch)
+                continue
+            if name in d.names:
+                path = d.child(name)
+                touch(path)
+                if mask & ENTRY:
+                    self._unanchor(path)
+                    self._anchor(path)
+            sub = d.subs.get(name)
+            if sub is not None and mask & ENTRY:
+                self.reanchor(sub, touch)
+
+    def reanchor(self, top: Dir, touch: Touch | None, everything: bool = False) -> None:
+        """Look again which directory ``top`` is; where it is another, mark it and report what is declared below.
+
+        ``everything``: below unchanged directories too.
+        """
+        stack = [top]
+        while stack:
+            d = stack.pop()
+            changed = self._resolve(d)
+            if changed:
+                for name in d.names:
+                    path = d.child(name)
+                    self._unanchor(path)
+                    self._anchor(path)
+                    if touch is not None:
+                        touch(path)
+            if changed or everything:
+                stack.extend(d.subs.values())
+
+    def on_mounts(self, table: MountTable, touch: Touch) -> bool:
+        """A new mount table: look again at what was mounted over or uncovered. False when nothing changed."""
+        old, self.mounts = self.mounts, table
+        if old == table:
+            return False
+        self.remote = {p for p, stack in table.items() if p != b"/" and is_remote(stack[-1][2])}
+        for path in [p for p in old.keys() | table.keys() if old.get(p) != table.get(p)]:
+            if self.is_declared(path):
+                touch(path)
+                self._unanchor(path)
+                self._anchor(path)
+            d = self.by_path.get(path)
+            if d is not None:
+                self.reanchor(d, touch, everything=True)
+        for d in tuple(self.indirect):
+            self.reanchor(d, touch)
+        return True
+
+    def remark(self, touch: Touch | None) -> None:
+        """Look at every directory again."""
+        self.reanchor(self.root, touch, everything=True)
+        for path in list(self.anchors):
+            key = self.anchors[path]
+            self._unanchor(path)
+            self._anchor(path)
+            if self.anchors.get(path) != key and touch is not None:
+                touch(path)
+
+    def problems(self) -> Counter[int]:
+        """How many directories are polled, by errno (-1: network file system)."""
+        return Counter(d.why for d in self.polled.values())
+
+    # ---- marks
+
+    def _resolve(self, d: Dir) -> bool:
+        """Mark the directory that this path is now. True when it is another one than before (or gone, or back)."""
+        kind, key, direct, why = 0, b"", True, 0
+        up = d.parent
+        if d.path in self.remote or (up is not None and up.why == -1):
+            why = -1
+        elif up is None or up.key or up.why:
+            try:
+                kind, key, direct = self.marker.mark(d.path, d.full)
+            except OSError as e:
+                why = 0 if e.errno in MISSING else e.errno or errno.EIO
+        d.why = why
+        if why:
+            self.polled[d.path] = d
+        else:
+            self.polled.pop(d.path, None)
+        if direct:
+            self.indirect.discard(d)
+        else:
+            self.indirect.add(d)
+        if (kind, key) == (d.kind, d.key):
+            return False
+        self._release(d)
+        if key:
+            d.kind, d.key = kind, key
+            self.by_key.setdefault(key, []).append(d)
+            self.reader.want(kind, key, HERE)
+            for name in (*d.names, *d.subs):
+                self.reader.want(kind, key, name)
+        return True
+
+    def _release(self, d: Dir) -> None:
+        kind, key = d.kind, d.key
+        if not key:
+            return
+        self.reader.unwant(kind, key, HERE)
+        for name in (*d.names, *d.subs):
+            self.reader.unwant(kind, key, name)
+        d.kind, d.key = 0, b""
+        users = self.by_key[key]
+        users.remove(d)
+        if not users:
+            del self.by_key[key]
+            near = d
+            while near.why == -1 and near.parent is not None:
+                near = near.parent
+            self._unmark(kind, key, near.path)
+
+    def _unmark(self, kind: int, key: bytes, near: bytes) -> None:
+        # A mark on a directory that was renamed away is taken off by its handle; one that was deleted is gone already.
+        if key in self.by_key or key in self.anchor_paths:
+            return
+        while not self.marker.unmark(kind, key, near) and near != b"/":
+            near = os.path.dirname(near)
+
+    def _anchor(self, path: bytes) -> None:
+        """Mark a declared directory or mount point itself.
+
+        What happens to a directory's own attributes is reported under its own handle, and the root of a mounted file
+        system has no parent whose mark could see it.
+        """
+        if path in self.remote or path in self.anchors:
+            return
+        if path not in self.mounts:
+            up = self.by_path.get(os.path.dirname(path))
+            if up is None or up.kind != KIND_FID:
+                return
+            try:
+                if not stat.S_ISDIR(os.lstat(path).st_mode):
+                    return
+            except OSError:
+                return
+        try:
+            kind, key, _ = self.marker.mark(path, full=True, leaf=True)
+        except OSError:
+            return  # the parent's mark and the rescan remain
+        self.anchors[path] = kind, key
+        self.anchor_paths.setdefault(key, set()).add(path)
+        self.reader.want(kind, key, HERE)
+        self.reader.want(kind, key, OBJECT)
+
+    def _unanchor(self, path: bytes) -> None:
+        kind, key = self.anchors.pop(path, (0, b""))
+        if not key:
+            return
+        self.reader.unwant(kind, key, HERE)
+        self.reader.unwant(kind, key, OBJECT)
+        self.anchor_paths[key].discard(path)
+        if not self.anchor_paths[key]:
+            del self.anchor_paths[key]
+            self._unmark(kind, key, os.path.dirname(path))
+
+
+def watch_many(tree: Tree, paths: Iterable[bytes]) -> None:
+    """Sorted, so that a directory's mark is set once and neighbours share it."""
+    for path in sorted(paths):
+        tree.watch(path)

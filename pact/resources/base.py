@@ -1,0 +1,239 @@
+"""What a kind of resource is: how to read it from TOML, observe it, compare it, restore it, and who uses it.
+
+Observation and comparison are apart from convergence. A reading that failed is ``Unreadable``, never absence.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from pact.core.plan import Step
+from pact.errors import RestoreError
+from pact.model import Attrs, Declared, Holder, Observation, decode_name
+
+WHOLE_N: Final = 1_000_000_000  # distance 1 in billionths
+HALF_N: Final = 500_000_000
+
+#: Keys that every entry of declared state takes beside its kind's own.
+COMMON_KEYS: Final = frozenset({"consumers", "requires", "weight", "severity"})
+
+
+@dataclass(slots=True)
+class Keep:
+    """Contents met while observing, to be stored: at most ``limit`` bytes each and ``room`` bytes together.
+
+    ``blobs`` maps SHA-256 (hex) to content; ``unkept`` says why a resource's content was not kept.
+    """
+
+    limit: int
+    room: int = 1 << 62
+    blobs: dict[str, bytes] = field(default_factory=dict)
+    unkept: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One entry of a declared-state file, read: its value and the contents that came with it."""
+
+    declared: Declared
+    blobs: Mapping[str, bytes] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Found:
+    """What ``discover`` met: names that can be adopted, and how many were passed over, by reason."""
+
+    names: Iterator[str]
+    passed: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """What ``preflight`` found out about one step: why it must not run, and what is kept of the present state."""
+
+    refusal: str = ""
+    save: Mapping[str, Any] = field(default_factory=dict)
+
+
+Blobs = Callable[[str], bytes | None]
+
+
+class Kind(ABC):
+    """One kind. Instances hold no state; every method may be called from a worker thread."""
+
+    name: str
+    #: A reboot resets it.
+    volatile: bool = True
+
+    @abstractmethod
+    def parse(self, name: str, value: Any, base_dir: str) -> Entry:
+        """An entry of TOML. Raises ValueError with what is wrong; ``base_dir`` is where ``source`` starts."""
+
+    @abstractmethod
+    def observe(self, name: str, keep: Keep | None = None) -> Observation:
+        """What is there now. Never raises for what the machine does."""
+
+    @abstractmethod
+    def distance_n(self, declared: Attrs | None, actual: Attrs | None) -> int:
+        """0 if ``actual`` conforms, else how far it is, in billionths, at most ``WHOLE_N``. Pure."""
+
+    @abstractmethod
+    def restore(self, name: str, step: Step, blobs: Blobs) -> None:
+        """Bring it to ``step.target``. Doing it twice is the same as once. Raises RestoreError or OSError."""
+
+    @abstractmethod
+    def export(self, name: str, declared: Declared, blobs: Blobs) -> Any:
+        """The TOML value that ``parse`` reads back to ``declared``'s attributes."""
+
+    def canonical(self, name: str) -> str:
+        """The one way to write this name. Raises ValueError for a name that cannot be."""
+        return name
+
+    def preflight(self, name: str, step: Step, keep: Keep) -> Saved:
+        """Before anything is touched: may this step run, and what must be kept of the present state?"""
+        return Saved(save={"attrs": step.actual})
+
+    def in_use(self, name: str, step: Step) -> bool | None:
+        """Ask the kernel, in microseconds: True in use, False surely not, None it cannot say (then /proc is read)."""
+        return None
+
+    def roots(self, name: str, step: Step) -> list[bytes]:
+        """Paths whose open handles are this resource's consumers."""
+        return []
+
+    def holders(self, name: str, step: Step, resource: str) -> list[Holder]:
+        """Consumers that no open handle shows (loop devices, reference counts)."""
+        return []
+
+    def discover(self, pattern: str) -> Found:
+        """Names that match an adopt pattern (without the kind)."""
+        return Found(iter(()), {})
+
+    def presence(self, name: str) -> Observation:
+        """Enough of an observation to ask who uses it, without reading contents."""
+        return self.observe(name)
+
+    def reachable(self, name: str) -> bool:
+        """Anybody could get at it by its name (no directory on the way is closed)."""
+        return True
+
+    def watch(self, name: str) -> list[bytes]:
+        """Paths whose events mean that this resource may have changed."""
+        return []
+
+    def of_path(self, path: bytes) -> str | None:
+        """The name whose ``watch`` gives this path, ``None`` if no name's does."""
+        return None
+
+    def secret(self, attrs: Attrs | None) -> bool:
+        """Content that is not world-readable: shown to admins alone.  # S2"""
+        return False
+
+    def marked(self, name: str, attrs: Attrs | None) -> Attrs | None:
+        """What a person declared, with what the machine itself knows about it (that it is a secret).  # S2"""
+        return attrs
+
+    def text(self, attrs: Attrs | None, blobs: Blobs) -> str | None:
+        """Content for a unified diff, ``None`` where there is none or it is no text."""
+        return None
+
+
+def refuse_unknown(value: Mapping[str, Any], known: frozenset[str]) -> None:
+    """Raises ValueError that names the first key which is not known, and the nearest one that is."""
+    for key in value:
+        if key not in known and key not in COMMON_KEYS:
+            import difflib
+
+            near = difflib.get_close_matches(key, sorted(known | COMMON_KEYS), 1, 0.5)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(sorted(known | COMMON_KEYS))}"
+            raise ValueError(f"unknown key {key!r}{hint}")
+
+
+def common(value: Any) -> dict[str, Any]:
+    """The fields of ``Declared`` that every entry takes, in the form of its JSON. Raises ValueError."""
+    out: dict[str, Any] = {}
+    if not isinstance(value, Mapping):
+        return out
+    for key in ("consumers", "requires"):
+        if key in value:
+            items = value[key]
+            if not isinstance(items, list) or not all(isinstance(i, str) and i for i in items):
+                raise ValueError(f"{key} must be a list of strings")
+            out[key] = tuple(items)
+    for rule in out.get("consumers", ()):
+        if rule not in ("open", "none") and not rule.startswith(("exec:", "cgroup:")):
+            raise ValueError(f"consumers: {rule!r} is none of open, none, exec:NAME, cgroup:GLOB")
+    for key in ("weight", "severity"):
+        if key in value:
+            number = value[key]
+            if isinstance(number, bool) or not isinstance(number, int | float) or not 0 < number <= 1000:
+                raise ValueError(f"{key} must be a number above 0 and at most 1000")
+            out[f"{key}_n"] = max(1, round(number * WHOLE_N))
+    return out
+
+
+def export_common(declared: Declared) -> dict[str, Any]:
+    """The inverse of ``common``."""
+    out: dict[str, Any] = {}
+    if declared.consumers:
+        out["consumers"] = list(declared.consumers)
+    if declared.requires:
+        out["requires"] = list(declared.requires)
+    if declared.weight_n is not None:
+        out["weight"] = declared.weight_n / WHOLE_N
+    if declared.severity_n is not None:
+        out["severity"] = declared.severity_n / WHOLE_N
+    return out
+
+
+def path_of(name: str) -> bytes:
+    """The path that a file's or mount's name stands for. Raises ValueError if it is not absolute and normal."""
+    path = decode_name(name)
+    if not path.startswith(b"/") or b"\0" in path:
+        raise ValueError(f"{name!r} is not an absolute path")
+    normal = b"/" + os.path.normpath(path).lstrip(b"/")  # POSIX lets two leading slashes stand
+    if normal != path:
+        raise ValueError(f"{name!r} is not a normal path: write {normal.decode(errors='replace')!r}")
+    return path
+
+
+def run_tool(name: str, timeout_s: float, command: Sequence[str | bytes]) -> None:
+    """Run a system tool with a time limit and a clean environment. Raises RestoreError with what it said."""
+    import subprocess
+
+    env = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
+    try:
+        done = subprocess.run(command, env=env, capture_output=True, timeout=timeout_s, check=False,
+                              stdin=subprocess.DEVNULL)  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise RestoreError(f"{name} did not end within {timeout_s:g} s") from None
+    except OSError as exc:
+        raise RestoreError(f"{name}: {os.strerror(exc.errno or 0).lower()}") from None
+    if done.returncode != 0:
+        said = done.stderr.decode(errors="replace").strip().splitlines()
+        raise RestoreError(said[0] if said else f"{name} ended with {done.returncode}")
+
+
+def from_base64(key: str, text: Any) -> bytes:
+    """Raises ValueError that names the key."""
+    try:
+        return base64.b64decode(text, validate=True)
+    except (TypeError, ValueError):
+        raise ValueError(f"{key} is not base64") from None
+
+
+def errno_text(what: str, exc: OSError) -> str:
+    import errno
+
+    return f"{what}: {errno.errorcode.get(exc.errno or 0, exc.errno)}"
+
+
+__all__ = [
+    "COMMON_KEYS", "HALF_N", "WHOLE_N", "Blobs", "Entry", "Found", "Keep", "Kind", "RestoreError", "Saved", "common",
+    "errno_text", "export_common", "from_base64", "path_of", "refuse_unknown", "run_tool",
+]  # fmt: skip

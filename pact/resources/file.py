@@ -1,0 +1,419 @@
+"""Files: regular files, directories, symbolic links, and paths that must be absent.
+
+Attributes: ``type`` (file, directory, symlink, fifo, socket, block, char), ``mode`` (octal text), ``owner`` and
+``group`` (names, numbers where there is no name), ``sha256`` and ``size`` of a regular file, ``target`` of a link,
+``xattrs`` (name -> base64; ACLs and the SELinux label are among them). A declaration may name only some of them; only
+those are compared. Absent is ``None``.
+"""
+
+from __future__ import annotations
+
+import base64
+import errno
+import functools
+import grp
+import hashlib
+import os
+import pwd
+import stat
+from typing import Any, Final
+
+from pact.core.plan import Step
+from pact.model import Attrs, Declared, Observation, Unreadable, decode_name, encode_name
+from pact.resources.base import (
+    HALF_N,
+    WHOLE_N,
+    Blobs,
+    Entry,
+    Found,
+    Keep,
+    Kind,
+    Saved,
+    common,
+    errno_text,
+    export_common,
+    from_base64,
+    path_of,
+    refuse_unknown,
+)
+from pact.resources.replace import restore_file, somebody_has_open
+
+CHUNK: Final = 1 << 20
+KEYS: Final = frozenset({
+    "source", "content", "content_base64", "symlink", "type", "owner", "group", "mode", "xattrs", "sha256", "size",
+})  # fmt: skip
+TYPES: Final = {
+    stat.S_IFREG: "file", stat.S_IFDIR: "directory", stat.S_IFLNK: "symlink", stat.S_IFIFO: "fifo",
+    stat.S_IFSOCK: "socket", stat.S_IFBLK: "block", stat.S_IFCHR: "char",
+}  # fmt: skip
+
+#: Never adopted unless named exactly: identities, keys that rotate, what others write all day.
+PASSED_OVER: Final = (
+    "/etc/shadow*", "/etc/gshadow*", "/etc/passwd*", "/etc/group*", "/etc/subuid*", "/etc/subgid*", "/etc/.pwd.lock",
+    "/etc/machine-id", "/etc/resolv.conf", "/etc/hostname", "/etc/adjtime", "/etc/mtab", "/etc/ld.so.cache",
+    "/etc/krb5.keytab", "*.keytab", "/etc/munge/munge.key", "/etc/ssh/ssh_host_*", "*.pem", "*.key", "*.crt",
+    "/etc/ssl/certs/*", "/etc/pki/*", "/etc/letsencrypt/*", "*/.ssh/*", "/run/*", "/var/run/*", "*.swp", "*~",
+    "/etc/pact/*", "/var/lib/pact/*", "*/.pact-*",
+)  # fmt: skip
+
+
+@functools.lru_cache(512)
+def _user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+@functools.lru_cache(512)
+def _group(gid: int) -> str:
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)
+
+
+class File(Kind):
+    name = "file"
+    volatile = False
+
+    def canonical(self, name: str) -> str:
+        return encode_name(path_of(name))
+
+    # -- TOML ---------------------------------------------------------------------------------------------------
+
+    def parse(self, name: str, value: Any, base_dir: str) -> Entry:
+        path_of(name)
+        if not isinstance(value, dict):
+            raise ValueError("a file is a table: content, source, symlink or type, and owner, group, mode")
+        refuse_unknown(value, KEYS)
+        attrs, blobs, restorable = _content(value, base_dir)
+        if attrs is None:
+            return Entry(Declared(None, **common(value)))
+        for key in ("owner", "group"):
+            if key in value:
+                if not isinstance(value[key], str | int) or isinstance(value[key], bool) or value[key] == "":
+                    raise ValueError(f"{key} must be a name or a number")
+                attrs[key] = str(value[key])
+        if "mode" in value:
+            attrs["mode"] = _mode(value["mode"])
+        if "xattrs" in value:
+            attrs["xattrs"] = _xattrs(value["xattrs"])
+        return Entry(Declared(attrs, restorable=restorable, **common(value)), blobs)
+
+    def export(self, name: str, declared: Declared, blobs: Blobs) -> Any:
+        attrs = declared.attrs
+        if attrs is None:
+            return {"type": "absent", **export_common(declared)}
+        out: dict[str, Any] = {}
+        if attrs["type"] == "symlink":
+            out["symlink"] = attrs["target"]
+        elif attrs["type"] != "file":
+            out["type"] = attrs["type"]
+        elif "sha256" in attrs:
+            content = blobs(attrs["sha256"]) if declared.restorable else None
+            if content is None:
+                out.update(sha256=attrs["sha256"], size=attrs["size"])
+            else:
+                text = self._as_text(content)
+                key, body = ("content", text) if text is not None else (
+                    "content_base64", base64.b64encode(content).decode())  # fmt: skip
+                out[key] = body
+        else:
+            out["type"] = "file"
+        out.update({k: attrs[k] for k in ("owner", "group", "mode", "xattrs") if k in attrs})
+        return {**out, **export_common(declared)}
+
+    # -- observation --------------------------------------------------------------------------------------------
+
+    def observe(self, name: str, keep: Keep | None = None) -> Observation:
+        try:
+            path = decode_name(name)
+            st = os.lstat(path)
+            if stat.S_ISREG(st.st_mode):
+                return _regular(name, path, keep)
+            attrs = _metadata(st)
+            if stat.S_ISLNK(st.st_mode):
+                attrs["target"] = encode_name(os.readlink(path))
+                del attrs["mode"]
+            attrs["xattrs"] = read_xattrs(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as exc:
+            return Unreadable(errno_text("file", exc))
+        except ValueError as exc:
+            return Unreadable(f"file: {exc}")
+        return attrs
+
+    def distance_n(self, declared: Attrs | None, actual: Attrs | None) -> int:
+        if declared is None or actual is None:
+            return 0 if declared == actual else WHOLE_N
+        if any(declared[k] != actual.get(k) for k in ("type", "sha256", "target") if k in declared):
+            return WHOLE_N
+        if any(declared[k] != actual.get(k) for k in ("mode", "owner", "group", "xattrs") if k in declared):
+            return HALF_N
+        return 0
+
+    # -- restoring ----------------------------------------------------------------------------------------------
+
+    def preflight(self, name: str, step: Step, keep: Keep) -> Saved:
+        """Keep what will be overwritten: content up to the limit; what is larger must be moved aside by a person."""
+        actual, target = step.actual, step.target
+        save: dict[str, Any] = {"attrs": actual}
+        if actual is not None and actual["type"] == "directory" and (target is None or target["type"] != "directory"):
+            try:
+                if os.listdir(decode_name(name)):
+                    return Saved(f"{step.id}: the directory is not empty", save)
+            except OSError as exc:
+                return Saved(f"{step.id}: {errno_text('directory', exc)}", save)
+        if actual is not None and actual["type"] == "file" and self._content_goes(step):
+            again = self.observe(name, keep)
+            if again != actual:
+                return Saved(f"{step.id} changes while it is read", save)
+            if actual["sha256"] not in keep.blobs:
+                why = keep.unkept.get(step.id, f"{actual['size']} bytes are too many to keep a copy of")
+                return Saved(f"{step.id}: {why}; move it aside", save)
+            save["sha256"] = actual["sha256"]
+        if actual is not None and actual["type"] in ("socket", "block", "char", "fifo"):
+            return Saved(f"{step.id} is a {actual['type']} now: pact does not replace those", save)
+        return Saved("", save)
+
+    @staticmethod
+    def _content_goes(step: Step) -> bool:
+        target, actual = step.target, step.actual
+        assert actual is not None
+        return target is None or target["type"] != "file" or target.get("sha256", actual["sha256"]) != actual["sha256"]
+
+    def restore(self, name: str, step: Step, blobs: Blobs) -> None:
+        restore_file(path_of(name), step, blobs)
+
+    def in_use(self, name: str, step: Step) -> bool | None:
+        """A write lease is granted only where nobody has the file open."""
+        if step.actual is None:
+            return False
+        if step.actual["type"] == "symlink":
+            return False
+        if step.actual["type"] != "file":
+            return False if step.target is not None and step.target["type"] == step.actual["type"] else None
+        return leased(decode_name(name))
+
+    def roots(self, name: str, step: Step) -> list[bytes]:
+        if step.actual is None or step.actual["type"] not in ("file", "directory"):
+            return []
+        return [decode_name(name)]
+
+    def watch(self, name: str) -> list[bytes]:
+        return [decode_name(name)]
+
+    def presence(self, name: str) -> Observation:
+        try:
+            return _metadata(os.lstat(decode_name(name)))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (OSError, ValueError) as exc:
+            return Unreadable(f"file: {exc}")
+
+    def reachable(self, name: str) -> bool:
+        path = os.path.dirname(decode_name(name))
+        if os.path.realpath(path) != path:  # a link can be turned to a place that is closed further up
+            return False
+        while True:
+            try:
+                if not os.stat(path).st_mode & 0o001:
+                    return False
+            except OSError:
+                return False
+            if path in (b"/", b""):
+                return True
+            path = os.path.dirname(path)
+
+    def of_path(self, path: bytes) -> str | None:
+        return encode_name(path)
+
+    # -- for people ---------------------------------------------------------------------------------------------
+
+    def secret(self, attrs: Attrs | None) -> bool:
+        return bool(attrs and attrs.get("type") == "file" and not int(attrs.get("mode", "0644"), 8) & 0o004)
+
+    def text(self, attrs: Attrs | None, blobs: Blobs) -> str | None:
+        if attrs is None or attrs.get("type") != "file" or "sha256" not in attrs:
+            return None
+        content = blobs(attrs["sha256"])
+        return None if content is None else self._as_text(content)
+
+    @staticmethod
+    def _as_text(content: bytes) -> str | None:
+        try:
+            text = content.decode("utf-8")
+        except UnicodeDecodeError:
+            return None
+        return None if any((ord(c) < 32 and c not in "\n\t\r\f") or ord(c) == 127 for c in text) else text
+
+    # -- adopt --------------------------------------------------------------------------------------------------
+
+    def discover(self, pattern: str) -> Found:
+        from pact.resources.discover import discover_files
+
+        passed: dict[str, int] = {}
+        return Found(discover_files(pattern, PASSED_OVER, passed), passed)
+
+
+def _content(value: dict[str, Any], base_dir: str) -> tuple[Attrs | None, dict[str, bytes], bool]:
+    given = [k for k in ("source", "content", "content_base64", "symlink", "sha256") if k in value]
+    if len(given) > 1:
+        raise ValueError(f"{' and '.join(given)} exclude each other")
+    kind = value.get("type", "symlink" if given == ["symlink"] else "file" if given else None)
+    if kind is None:
+        raise ValueError('say what it is: content, source, symlink, or type = "directory" or "absent"')
+    if kind not in ("file", "directory", "symlink", "absent"):
+        raise ValueError(f'type {kind!r} is none of "file", "directory", "symlink", "absent"')
+    if kind == "absent":
+        extra = [k for k in value if k not in ("type", "consumers", "requires", "weight", "severity")]
+        if extra:
+            raise ValueError(f'type = "absent" takes no {extra[0]}')
+        return None, {}, True
+    if (kind == "symlink") != (given == ["symlink"]):
+        raise ValueError("a symbolic link is declared by symlink = \"target\" alone")
+    if kind == "directory" and given:
+        raise ValueError(f"a directory has no {given[0]}")
+    if kind == "symlink":
+        if not isinstance(value["symlink"], str) or not value["symlink"]:
+            raise ValueError("symlink must be the link's target")
+        if b"\0" in decode_name(value["symlink"]):
+            raise ValueError("symlink: no target has a NUL in it")
+        return {"type": "symlink", "target": encode_name(decode_name(value["symlink"]))}, {}, True
+    if not given:
+        return {"type": kind}, {}, True
+    if given == ["sha256"]:
+        return _by_digest(value)
+    body = _body(given[0], value[given[0]], base_dir)
+    digest = hashlib.sha256(body).hexdigest()
+    return {"type": "file", "sha256": digest, "size": len(body)}, {digest: body}, True
+
+
+def _by_digest(value: dict[str, Any]) -> tuple[Attrs, dict[str, bytes], bool]:
+    digest, size = value["sha256"], value.get("size", 0)
+    if not isinstance(digest, str) or len(digest) != 64 or set(digest) - set("0123456789abcdef"):
+        raise ValueError("sha256 must be 64 lower-case hex digits")
+    if not isinstance(size, int) or isinstance(size, bool) or size < 0:
+        raise ValueError("size must be a number of bytes")
+    return {"type": "file", "sha256": digest, "size": size}, {}, False
+
+
+def _body(key: str, value: Any, base_dir: str) -> bytes:
+    if not isinstance(value, str):
+        raise ValueError(f"{key} must be a string")
+    if key == "content":
+        return value.encode()
+    if key == "content_base64":
+        return from_base64(key, value)
+    path = os.path.join(base_dir, value)
+    try:
+        with open(path, "rb") as f:
+            return f.read()
+    except OSError as exc:
+        raise ValueError(f"source {value!r}: {os.strerror(exc.errno or 0)}") from None
+
+
+def _mode(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError('mode must be octal digits in quotes, for example "0644"')
+    try:
+        number = int(value, 8)
+    except ValueError:
+        number = -1
+    if not 0 <= number <= 0o7777 or not value.isdigit():
+        raise ValueError(f'mode {value!r} is not octal; write for example "0644"')
+    return f"{number:04o}"
+
+
+def _xattrs(value: Any) -> dict[str, str]:
+    if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):
+        raise ValueError("xattrs is a table of name = \"base64\"")
+    for name, text in value.items():
+        if b"\0" in decode_name(name) or encode_name(decode_name(name)) != name or "." not in name:
+            raise ValueError(f"xattrs: {name!r} is no attribute's name; write for example user.note")
+        from_base64(f"xattrs: {name}", text)
+    return {k: value[k] for k in sorted(value)}
+
+
+def _metadata(st: os.stat_result) -> Attrs:
+    return {
+        "type": TYPES.get(stat.S_IFMT(st.st_mode), "unknown"), "mode": f"{stat.S_IMODE(st.st_mode):04o}",
+        "owner": _user(st.st_uid), "group": _group(st.st_gid),
+    }  # fmt: skip
+
+
+def _regular(name: str, path: bytes, keep: Keep | None) -> Observation:
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+    try:
+        st = os.fstat(fd)
+        if not stat.S_ISREG(st.st_mode):
+            return Unreadable("file: replaced while it was read")
+        attrs = _metadata(st)
+        content, digest, size = _digest(fd, keep.limit if keep is not None else 0)
+        attrs["sha256"], attrs["size"] = digest, size
+        attrs["xattrs"] = read_xattrs(fd)
+    finally:
+        os.close(fd)
+    if keep is not None:
+        if content is not None and (digest in keep.blobs or len(content) <= keep.room):
+            keep.room -= 0 if digest in keep.blobs else len(content)
+            keep.blobs[digest] = content
+        elif content is not None:
+            keep.unkept[f"file:{name}"] = "the content store is full (raise [state] store_limit)"
+        else:
+            keep.unkept[f"file:{name}"] = f"{size} bytes are more than the {keep.limit} that are kept"
+    return attrs
+
+
+def _digest(fd: int, keep_limit: int) -> tuple[bytes | None, str, int]:
+    """Content (if it is at most ``keep_limit`` long), SHA-256, size."""
+    first = os.read(fd, CHUNK)
+    sha, size = hashlib.sha256(first), len(first)
+    pieces: list[bytes] | None = [first] if size <= keep_limit else None
+    while chunk := os.read(fd, CHUNK):
+        sha.update(chunk)
+        size += len(chunk)
+        if size > keep_limit:
+            pieces = None
+        elif pieces is not None:
+            pieces.append(chunk)
+    content = None if pieces is None else first if len(pieces) == 1 else b"".join(pieces)
+    return content, sha.hexdigest(), size
+
+
+def read_xattrs(target: bytes | int) -> dict[str, str]:
+    """Extended attributes that are the file's own; file systems' private ones are left out."""
+    follow = isinstance(target, int)
+    try:
+        names = os.listxattr(target) if follow else os.listxattr(target, follow_symlinks=False)
+        if not names:
+            return {}
+        out = {}
+        for name in sorted(names):
+            if not name.startswith(("trusted.overlay.", "btrfs.", "security.ima", "security.evm")):
+                raw = os.getxattr(target, name) if follow else os.getxattr(target, name, follow_symlinks=False)
+                out[encode_name(name)] = base64.b64encode(raw).decode()
+        return out
+    except OSError as exc:
+        if exc.errno in (errno.ENOTSUP, errno.ENODATA):  # none here, or one just taken away
+            return {}
+        raise
+
+
+def leased(path: bytes) -> bool | None:
+    """True if somebody has the regular file open, False if surely nobody, None where leases cannot say."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+    except OSError:
+        return None
+    try:
+        return somebody_has_open(fd)
+    finally:
+        os.close(fd)
+
+
+KIND: Final = File()
+
+

@@ -1,0 +1,88 @@
+"""File systems in memory: what they hold ends with their last mount, so it is kept before they are taken off.  # R4"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from typing import Any, Final
+
+from pact.errors import RestoreError
+from pact.model import Unreadable, encode_name
+from pact.observe.mountinfo import MountEntry
+from pact.resources.base import Blobs, Keep, errno_text
+from pact.resources.file import KIND as FILE
+
+MEMORY_TYPES: Final = frozenset({"tmpfs", "ramfs"})
+LOOKED_AT_MAX: Final = 10_000
+FILES_MAX: Final = 1_000
+BYTES_MAX: Final = 16 << 20
+
+
+def keep_contents(entry: MountEntry, mounts: Iterable[MountEntry], keep: Keep) -> tuple[dict[str, Any], str]:
+    """What unmounting would destroy, kept: saves by resource id, and why it must not be taken off (``""``: it may).
+
+    Regular files with their contents, links with their targets. Empty directories, sockets and pipes are nobody's work;
+    what is mounted below lies elsewhere; what is mounted elsewhere too is not lost.
+    """
+    saves: dict[str, Any] = {}
+    total = 0
+    try:
+        for path in _held(entry, mounts):
+            name = encode_name(path)
+            seen = FILE.observe(name, keep)
+            if isinstance(seen, Unreadable):
+                return saves, f"{name} cannot be read before it is unmounted: {seen.why}"
+            if seen is None or seen["type"] not in ("file", "symlink"):
+                continue
+            save: dict[str, Any] = {"attrs": seen}
+            if seen["type"] == "file":
+                total += seen["size"]
+                if seen["sha256"] not in keep.blobs or total > BYTES_MAX or len(saves) >= FILES_MAX:
+                    return saves, "it holds more than can be kept, only in memory: move it away first"
+                save["sha256"] = seen["sha256"]
+            saves[f"file:{name}"] = save
+    except OSError as exc:
+        return saves, errno_text("it cannot be looked through before it is unmounted", exc)
+    return saves, ""
+
+
+def require_kept(entry: MountEntry, mounts: Iterable[MountEntry], blobs: Blobs) -> None:
+    """Right before it is taken off: everything in it is in the store. Raises RestoreError for what came since."""
+    try:
+        for path in _held(entry, mounts):
+            seen = FILE.observe(encode_name(path))
+            lost = isinstance(seen, Unreadable) or (
+                seen is not None and seen["type"] == "file" and blobs(seen["sha256"]) is None)  # fmt: skip
+            if lost:
+                raise RestoreError(f"{encode_name(path)} was written after it was decided, and is only in memory")
+    except OSError as exc:
+        raise RestoreError(errno_text("it cannot be looked through before it is unmounted", exc)) from None
+
+
+def _held(entry: MountEntry, mounts: Iterable[MountEntry]) -> Iterator[bytes]:
+    """What lies in a file system in memory that is mounted nowhere else, directories left out. Raises OSError."""
+    if entry.fstype not in MEMORY_TYPES:
+        return
+    device = (entry.major, entry.minor)
+    if any((m.major, m.minor) == device and m.mount_id != entry.mount_id and _under(entry.root, m.root)
+           for m in mounts):  # fmt: skip
+        return
+    todo, seen = [entry.mount_point], 0
+    while todo:
+        with os.scandir(todo.pop()) as entries:
+            for found in entries:
+                st = found.stat(follow_symlinks=False)
+                seen += 1
+                if seen > LOOKED_AT_MAX:
+                    raise OSError(f"more than {LOOKED_AT_MAX} names")
+                if (os.major(st.st_dev), os.minor(st.st_dev)) != device:
+                    continue
+                if stat.S_ISDIR(st.st_mode):
+                    todo.append(found.path)
+                else:
+                    yield found.path
+
+
+def _under(path: bytes, root: bytes) -> bool:
+    return path == root or path.startswith(root.rstrip(b"/") + b"/")

@@ -1,0 +1,383 @@
+"""Putting a file back: atomically, through directory descriptors, with owner, mode, ACLs and labels.  # R5
+
+No symbolic link is followed on the way (``openat2`` with ``RESOLVE_NO_SYMLINKS``), the new file is complete before it
+gets its name, and what was there is exchanged, looked at, and only then removed: a writer that came between is noticed
+and keeps what it wrote.
+"""
+
+from __future__ import annotations
+
+import base64
+import errno
+import fcntl
+import grp
+import hashlib
+import os
+import pwd
+import secrets
+import signal
+import stat
+import time
+from typing import Final
+
+from pact._fast import syscalls
+from pact.core.plan import Step
+from pact.errors import RestoreError
+from pact.model import Attrs, decode_name
+from pact.resources.base import Blobs
+
+DIR_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+FILE_FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+OWN_TRIES: Final = 40
+OWN_WAIT_S: Final = 0.005
+DEFAULTS: Final = {"file": 0o644, "directory": 0o755}
+
+
+def restore_file(path: bytes, step: Step, blobs: Blobs) -> None:
+    """Bring ``path`` from ``step.actual`` to ``step.target``. Raises RestoreError or OSError; partial never."""
+    if path == b"/":
+        raise RestoreError("the root directory itself is not replaced")
+    parent, leaf = os.path.split(path)
+    try:
+        dirfd = syscalls.openat2(syscalls.AT_FDCWD, parent, DIR_FLAGS, resolve=syscalls.RESOLVE_NO_SYMLINKS)
+    except FileNotFoundError:
+        raise RestoreError(f"{parent.decode(errors='replace')} does not exist") from None
+    except OSError as exc:
+        if exc.errno == errno.ELOOP:
+            raise RestoreError("a parent directory is a symbolic link; it is not followed") from None
+        raise
+    try:
+        target = step.target
+        if target is None:
+            _remove(dirfd, leaf, step.actual)
+        elif target["type"] == "directory":
+            _directory(dirfd, leaf, target, step.actual)
+        elif target["type"] == "symlink":
+            _symlink(dirfd, leaf, target, step.actual)
+        else:
+            _regular(dirfd, leaf, target, step, blobs)
+        os.fsync(dirfd)
+    except OSError as exc:
+        if exc.errno == errno.EBUSY:
+            raise RestoreError("something is mounted on it; it cannot be replaced") from None
+        raise
+    finally:
+        os.close(dirfd)
+
+
+def _lstat(dirfd: int, leaf: bytes) -> os.stat_result | None:
+    try:
+        return os.stat(leaf, dir_fd=dirfd, follow_symlinks=False)
+    except FileNotFoundError:
+        return None
+
+
+def _temporary() -> bytes:
+    return b".pact-" + secrets.token_hex(8).encode()
+
+
+def _remove(dirfd: int, leaf: bytes, actual: Attrs | None) -> None:
+    st = _lstat(dirfd, leaf)
+    if st is None:
+        return
+    if stat.S_ISDIR(st.st_mode):
+        try:
+            os.rmdir(leaf, dir_fd=dirfd)
+        except OSError as exc:
+            if exc.errno == errno.ENOTEMPTY:
+                raise RestoreError("the directory is not empty") from None
+            raise
+        return
+    aside = _temporary()
+    _hold_off(dirfd, leaf, st)
+    _rename(dirfd, leaf, aside, syscalls.RENAME_NOREPLACE)
+    _discard(dirfd, aside, leaf, st, actual, exchanged=False)
+
+
+def _hold_off(dirfd: int, leaf: bytes, st: os.stat_result) -> None:
+    """A last question to the kernel, right before the name moves: is the regular file open?  # F5"""
+    if not stat.S_ISREG(st.st_mode):
+        return
+    fd = os.open(leaf, FILE_FLAGS, dir_fd=dirfd)
+    try:
+        if somebody_has_open(fd):
+            raise RestoreError("it was opened by somebody at the last moment")
+    finally:
+        os.close(fd)
+
+
+def somebody_has_open(fd: int) -> bool | None:
+    """Ask for a write lease: True if somebody else has the file open, None where leases cannot say.  # F5
+
+    The agent's other threads look at files too, for a moment: they are nobody, and are waited for. Whoever opens the
+    file while the lease stands waits until it is given back, and the kernel tells the leaseholder with a signal: by
+    default SIGIO, which ends a process, so it is asked to send one that every process ignores unless it says otherwise.
+    """
+    ask_again = 1
+    fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
+    for _ in range(OWN_TRIES):
+        try:
+            fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+            fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+        except BlockingIOError:
+            if _open_here(fd):
+                time.sleep(OWN_WAIT_S)
+            elif ask_again:
+                ask_again -= 1  # it may have been one of ours that closed it between the two questions
+            else:
+                return True
+        except OSError:
+            return None  # no leases on this file system: the scan of /proc before has answered
+        else:
+            return False
+    return True
+
+
+def _open_here(fd: int) -> bool:
+    """Another descriptor of this process is open on the same file."""
+    st = os.fstat(fd)
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            other = os.fstat(int(name)) if int(name) != fd else None
+        except OSError:
+            continue
+        if other is not None and (other.st_dev, other.st_ino) == (st.st_dev, st.st_ino):
+            return True
+    return False
+
+
+def _rename(dirfd: int, old: bytes, new: bytes, flags: int) -> None:
+    try:
+        syscalls.renameat2(dirfd, old, dirfd, new, flags)
+    except OSError as exc:
+        if exc.errno != errno.EINVAL:
+            raise
+        if flags == syscalls.RENAME_NOREPLACE and _lstat(dirfd, new) is not None:
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), new) from None
+        os.rename(old, new, src_dir_fd=dirfd, dst_dir_fd=dirfd)
+
+
+def _discard(dirfd: int, aside: bytes, leaf: bytes, expected: os.stat_result, actual: Attrs | None, *,
+             exchanged: bool) -> None:  # fmt: skip
+    """Remove what was set aside if it is what was looked at and saved, and nobody has it open; else give it its name
+    back. Under its new name nobody can open it any more, so this answer stands.  # R4"""
+    st = _lstat(dirfd, aside)
+    if st is None:
+        return
+    why = ""
+    if (st.st_ino, st.st_mtime_ns, st.st_size) != (expected.st_ino, expected.st_mtime_ns, expected.st_size):
+        why = "it was changed again at the last moment; it was left as it is"
+    elif stat.S_ISREG(st.st_mode):
+        try:
+            _hold_off(dirfd, aside, st)
+        except RestoreError as exc:
+            why = exc.message
+        if not why and actual is not None and "sha256" in actual and _sha256(dirfd, aside) != actual["sha256"]:
+            why = "it was changed again at the last moment; it was left as it is"
+    if not why:
+        os.unlink(aside, dir_fd=dirfd)
+        return
+    if exchanged and _lstat(dirfd, leaf) is not None:
+        _rename(dirfd, aside, leaf, syscalls.RENAME_EXCHANGE)
+        raise RestoreError(why)
+    try:
+        _rename(dirfd, aside, leaf, syscalls.RENAME_NOREPLACE)
+    except FileExistsError:  # a new one is there: both stay
+        kept = leaf[:200] + b".kept" + aside
+        _rename(dirfd, aside, kept, syscalls.RENAME_NOREPLACE)
+        why = f"it was changed and replaced at the last moment; the one before is {kept.decode(errors='replace')}"
+    raise RestoreError(why)
+
+
+def _sha256(dirfd: int, leaf: bytes) -> str:
+    with open(os.open(leaf, FILE_FLAGS, dir_fd=dirfd), "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def _directory(dirfd: int, leaf: bytes, target: Attrs, actual: Attrs | None) -> None:
+    st = _lstat(dirfd, leaf)
+    if st is not None and stat.S_ISDIR(st.st_mode):
+        _dress_directory(dirfd, leaf, target, st)
+        return
+    fresh = _temporary()
+    os.mkdir(fresh, 0o700, dir_fd=dirfd)
+    try:  # it gets its name when it is complete
+        _dress_directory(dirfd, fresh, target, None)
+        if st is not None:
+            _remove(dirfd, leaf, actual)
+    except BaseException:
+        _drop(dirfd, fresh)
+        raise
+    _put_in_place(dirfd, fresh, leaf, None, actual)
+
+
+def _dress_directory(dirfd: int, leaf: bytes, target: Attrs, st: os.stat_result | None) -> None:
+    fd = os.open(leaf, DIR_FLAGS | os.O_NOFOLLOW, dir_fd=dirfd)
+    try:
+        dress(fd, target, st)
+    finally:
+        os.close(fd)
+
+
+def _drop(dirfd: int, fresh: bytes) -> None:
+    """Take away what was made and did not get its name."""
+    try:
+        os.unlink(fresh, dir_fd=dirfd)
+    except IsADirectoryError:
+        os.rmdir(fresh, dir_fd=dirfd)
+
+
+def _symlink(dirfd: int, leaf: bytes, target: Attrs, actual: Attrs | None) -> None:
+    st = _lstat(dirfd, leaf)
+    text = decode_name(target["target"])
+    if st is None or not stat.S_ISLNK(st.st_mode) or os.readlink(leaf, dir_fd=dirfd) != text:
+        fresh = _temporary()
+        os.symlink(text, fresh, dir_fd=dirfd)
+        try:
+            _own_link(dirfd, fresh, target, None if st is not None and stat.S_ISDIR(st.st_mode) else st)
+            st = _make_way(dirfd, leaf, st)
+        except BaseException:
+            _drop(dirfd, fresh)
+            raise
+        _put_in_place(dirfd, fresh, leaf, st, actual)
+    else:
+        _own_link(dirfd, leaf, target, st)
+
+
+def _make_way(dirfd: int, leaf: bytes, st: os.stat_result | None) -> os.stat_result | None:
+    """Right before the new one gets its name: an empty directory goes, a file must not be open. What is left there."""
+    if st is None:
+        return None
+    if stat.S_ISDIR(st.st_mode):
+        _remove(dirfd, leaf, None)
+        return None
+    _hold_off(dirfd, leaf, st)
+    return st
+
+
+def _own_link(dirfd: int, leaf: bytes, target: Attrs, st: os.stat_result | None) -> None:
+    uid, gid = _ids(target, st)
+    os.chown(leaf, uid, gid, dir_fd=dirfd, follow_symlinks=False)
+
+
+def _regular(dirfd: int, leaf: bytes, target: Attrs, step: Step, blobs: Blobs) -> None:
+    st = _lstat(dirfd, leaf)
+    actual = step.actual
+    same_content = st is not None and actual is not None and actual["type"] == "file" and stat.S_ISREG(st.st_mode) and (
+        "sha256" not in target or actual["sha256"] == target["sha256"]
+    )  # fmt: skip
+    if same_content:
+        assert st is not None
+        fd = os.open(leaf, FILE_FLAGS, dir_fd=dirfd)
+        try:
+            now = os.fstat(fd)
+            if (now.st_dev, now.st_ino) != (st.st_dev, st.st_ino):  # never dress what somebody slipped in
+                raise RestoreError("it was replaced at the last moment; it was left as it is")
+            dress(fd, target, st)
+        finally:
+            os.close(fd)
+        return
+    content = blobs(target["sha256"]) if "sha256" in target else b""
+    if content is None:
+        raise RestoreError("its content is not kept (too large, or forgotten since); put it back by hand")
+    fresh = _temporary()
+    fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=dirfd)
+    try:
+        try:
+            view = memoryview(content)
+            while view:
+                view = view[os.write(fd, view) :]
+            dress(fd, target, st if st is not None and stat.S_ISREG(st.st_mode) else None, dirfd, leaf)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        st = _make_way(dirfd, leaf, st)
+    except BaseException:
+        _drop(dirfd, fresh)
+        raise
+    _put_in_place(dirfd, fresh, leaf, st, step.actual)
+
+
+def _put_in_place(dirfd: int, fresh: bytes, leaf: bytes, st: os.stat_result | None, actual: Attrs | None) -> None:
+    """Give ``fresh`` its name; what had it is removed only if it is what we looked at."""
+    try:
+        if st is None:
+            _rename(dirfd, fresh, leaf, syscalls.RENAME_NOREPLACE)
+            return
+        _rename(dirfd, fresh, leaf, syscalls.RENAME_EXCHANGE)
+    except FileExistsError:
+        _drop(dirfd, fresh)
+        raise RestoreError("it appeared at the last moment; it was left as it is") from None
+    except FileNotFoundError:
+        _drop(dirfd, fresh)
+        raise RestoreError("it vanished at the last moment") from None
+    except OSError:
+        _drop(dirfd, fresh)
+        raise
+    try:
+        _discard(dirfd, fresh, leaf, st, actual, exchanged=True)
+    except RestoreError:
+        if _lstat(dirfd, fresh) is not None:
+            os.unlink(fresh, dir_fd=dirfd)
+        raise
+
+
+def _ids(target: Attrs, st: os.stat_result | None) -> tuple[int, int]:
+    """Numeric owner and group: as declared, else as it was, else root's. Raises RestoreError for an unknown name."""
+    uid = st.st_uid if st is not None else 0
+    gid = st.st_gid if st is not None else 0
+    try:
+        if "owner" in target:
+            owner = target["owner"]
+            uid = int(owner) if owner.isdigit() else pwd.getpwnam(owner).pw_uid
+        if "group" in target:
+            group = target["group"]
+            gid = int(group) if group.isdigit() else grp.getgrnam(group).gr_gid
+    except KeyError as exc:
+        raise RestoreError(f"there is no such user or group here: {exc.args[0]}") from None
+    return uid, gid
+
+
+def dress(fd: int, target: Attrs, st: os.stat_result | None, dirfd: int = -1, old: bytes = b"") -> None:
+    """Owner, group, extended attributes (ACLs, labels), then mode, on an open descriptor.
+
+    What the target does not name stays as ``st`` (the present file) has it.
+    """
+    uid, gid = _ids(target, st)
+    now = os.fstat(fd)
+    if (now.st_uid, now.st_gid) != (uid, gid):
+        os.fchown(fd, uid, gid)
+    wanted = {decode_name(k): base64.b64decode(v) for k, v in target.get("xattrs", {}).items()}
+    if "xattrs" not in target and st is not None and old:
+        wanted = _present_xattrs(dirfd, old)
+    _set_xattrs(fd, wanted, exact="xattrs" in target)
+    if "mode" in target:
+        mode = int(target["mode"], 8)
+    else:
+        mode = stat.S_IMODE(st.st_mode) if st is not None else DEFAULTS[target["type"]]
+    if stat.S_IMODE(os.fstat(fd).st_mode) != mode:
+        os.fchmod(fd, mode)
+
+
+def _present_xattrs(dirfd: int, leaf: bytes) -> dict[bytes, bytes]:
+    fd = os.open(leaf, FILE_FLAGS, dir_fd=dirfd)
+    try:
+        return {os.fsencode(n): os.getxattr(fd, n) for n in os.listxattr(fd)}
+    except OSError:
+        return {}
+    finally:
+        os.close(fd)
+
+
+def _set_xattrs(fd: int, wanted: dict[bytes, bytes], *, exact: bool) -> None:
+    try:
+        present = {os.fsencode(n): os.getxattr(fd, n) for n in os.listxattr(fd)}
+    except OSError:
+        present = {}
+    if exact:
+        for name in present:
+            if name not in wanted and not name.startswith((b"trusted.overlay.", b"security.ima", b"security.evm")):
+                os.removexattr(fd, name)
+    for name, value in wanted.items():
+        if present.get(name) != value:
+            os.setxattr(fd, name, value)

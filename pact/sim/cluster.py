@@ -1,0 +1,390 @@
+"""A root and many nodes on a network that loses, repeats, delays and cuts; everything from one seed.
+
+The cores are the real ones: ``Node`` in a ``World`` each, ``Root`` on a log that is a list. What lies between them is
+harsher than a tree: any message may be lost, come twice or late, and any process may die between two effects. A root
+that was replaced goes on for a while and does not know it.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import orjson
+
+from pact.core import groups, rootlog
+from pact.core.events import Asked, Caller, FleetTold, LinkChanged
+from pact.core.root import Commit, Down, Effect, Limits, Root
+from pact.core.rootlog import INCARNATION_CHARS
+from pact.core.settings import Settings
+from pact.core.wire import Message
+from pact.errors import UsageError
+from pact.model import NS_PER_S, Actor, Declared, Owner
+from pact.sim.world import EPOCH_NS, World
+
+MS: Final = NS_PER_S // 1000
+WAKE_NS: Final = 20 * MS  # a node may wake early, but not all the time
+GONE_NS: Final = 6 * NS_PER_S
+ASK_NS: Final = 30 * NS_PER_S
+BATCH_MAX: Final = 20
+
+
+class CommaSets:
+    """Node sets without folding."""
+
+    def expand(self, text: str) -> list[str]:
+        if not all(text.split(",")):
+            raise UsageError(f"{text!r} is no node set")
+        return text.split(",")
+
+    def fold(self, names: Iterable[str]) -> str:
+        return ",".join(sorted(names))
+
+
+@dataclass(slots=True)
+class Net:
+    """How bad the network is: shares of messages lost and repeated, and the longest delay."""
+
+    loss: float = 0.0
+    twice: float = 0.0
+    delay_ms: int = 5
+
+
+@dataclass(slots=True)
+class Peer:
+    """A node as the harness sees it."""
+
+    world: World
+    cut: bool = False
+    linked: bool = False
+    acked: int = -1
+    sent: int = -1
+    answers: dict[str, bytes] = field(default_factory=dict)
+    session: int = 0
+    epoch: int = 0
+
+
+class Cluster:
+    """See the module. ``t_ns`` is everybody's clock."""
+
+    def __init__(self, seed: int, nodes: int, declared: Mapping[str, Declared], *, net: Net | None = None,
+                 settings: Settings | None = None, limits: Limits | None = None) -> None:  # fmt: skip
+        self.rng = random.Random(seed)
+        self.net = net or Net()
+        self.limits = limits or Limits()
+        self.t_ns = NS_PER_S
+        self.queue: list[tuple[int, int, Callable[[], None]]] = []
+        self.n = 0
+        self.log: list[bytes] = []
+        self.fence = 0
+        self.root: Root | None = None
+        self.deposed: list[Root] = []
+        self.results: dict[int, tuple[Mapping[str, Any], Any]] = {}
+        self.requests = 0
+        self.peers: dict[str, Peer] = {}
+        for i in range(nodes):
+            world = World(settings=settings or Settings(), t_ns=self.t_ns, name=f"n{i}", clustered=True)
+            for resource, value in declared.items():
+                world.machine[resource] = world.boot_values[resource] = value.attrs
+            self.peers[f"n{i}"] = Peer(world)
+            world.start(dict(declared))
+        self.elect()
+        for name in self.peers:
+            self.link(name)
+
+    # -- time and messages --------------------------------------------------------------------------------------
+
+    def later(self, delay_ns: int, what: Callable[[], None]) -> None:
+        self.n += 1
+        heapq.heappush(self.queue, (self.t_ns + delay_ns, self.n, what))
+
+    def send(self, what: Callable[[], None]) -> None:
+        """Deliver something, perhaps never, perhaps twice, some time from now."""
+        for _ in range(1 + (self.rng.random() < self.net.twice)):
+            if self.rng.random() >= self.net.loss:
+                self.later(self.rng.randrange(1, self.net.delay_ms + 1) * MS, what)
+
+    def advance(self, ns: int) -> None:
+        """Let time pass; what is due happens in its order."""
+        end = self.t_ns + ns
+        while True:
+            due = [self.queue[0][0]] if self.queue else []
+            for root in self._roots():
+                wake = root.next_wake_ns()
+                if wake is not None:
+                    due.append(max(wake, self.t_ns + MS))
+            for peer in self.peers.values():
+                wake = peer.world.node.next_wake_ns() if peer.world.running else None
+                if wake is not None:
+                    due.append(max(wake, self.t_ns + WAKE_NS))
+            if not due or min(due) > end:
+                break
+            at = min(due)
+            self._to(at)
+            while self.queue and self.queue[0][0] <= self.t_ns:
+                heapq.heappop(self.queue)[2]()
+            for root in self._roots():
+                wake = root.next_wake_ns()
+                if wake is not None and wake <= self.t_ns:
+                    self._perform(root, root.tick(self.t_ns, self.wall_ns))
+            self._replicate()
+        self._to(end)
+        self._replicate()
+
+    @property
+    def wall_ns(self) -> int:
+        return EPOCH_NS + self.t_ns
+
+    def _roots(self) -> list[Root]:
+        return [*([self.root] if self.root is not None else []), *self.deposed]
+
+    def _to(self, t_ns: int) -> None:
+        step = max(0, t_ns - self.t_ns)
+        self.t_ns += step
+        for peer in self.peers.values():
+            world = peer.world
+            if world.running:
+                world.advance(self.t_ns - world.t_ns)
+            else:
+                world.wall_ns += self.t_ns - world.t_ns
+                world.t_ns = self.t_ns
+
+    # -- the root -----------------------------------------------------------------------------------------------
+
+    def elect(self) -> None:
+        """A new root leads; the old one, if any, does not know."""
+        if self.root is not None:
+            self.deposed.append(self.root)
+        self.fence += 1
+        state = rootlog.load(None, self.log)
+        self.root = root = Root(f"r{self.fence}", state, self.fence, CommaSets(), self.limits)
+        self._perform(root, root.start(self.t_ns, self.wall_ns, "boot", 0))
+        for name, peer in self.peers.items():
+            if peer.linked:
+                peer.linked = False
+                self.later(self.rng.randrange(1, 2000) * MS, lambda n=name: self.link(n))  # type: ignore[misc]
+
+    def crash_root(self) -> None:
+        self.root = None
+        self.deposed.clear()
+        self.later(self.rng.randrange(1, 3000) * MS, self._elect_if_none)
+
+    def _elect_if_none(self) -> None:
+        if self.root is None:
+            self.elect()
+
+    def _perform(self, root: Root, effects: list[Effect]) -> None:
+        for effect in effects:
+            if isinstance(effect, Commit):
+                self._commit(root, effect)
+            elif isinstance(effect, Down):
+                self._down(root, effect)
+
+    def _commit(self, root: Root, effect: Commit) -> None:
+        if root.fence != self.fence:  # somebody else leads: the store refuses  # K3
+            if root in self.deposed:
+                self.deposed.remove(root)
+            return
+
+        def durable() -> None:
+            if root.fence != self.fence:
+                return
+            self.log.append(effect.chunk)
+            if root is self.root and self.rng.random() < 0.02 and self.net.loss:
+                self.crash_root()  # right after it was written
+                return
+            if root in self._roots():
+                self._perform(root, root.durable(effect.first, effect.count, self.t_ns, self.wall_ns))
+
+        self.later(self.rng.randrange(1, 4) * MS, durable)
+
+    def _down(self, root: Root, effect: Down) -> None:
+        head = effect.head
+        if effect.kind == "call":
+            for name in head["nodes"] if head["nodes"] is not None else list(root.nodes):
+                self.send(lambda n=name: self._call(root, n, head, effect.body))  # type: ignore[misc]
+        elif effect.kind == "ack":
+            for node, incarnation, seq, rewind in head["cursors"]:
+                self.send(lambda n=node, i=incarnation, s=seq, r=rewind: self._ack(n, i, s, r))  # type: ignore[misc]
+        elif effect.kind == "fleet":
+            for name in list(root.nodes):
+                self.send(lambda n=name: self._fleet(n, head))  # type: ignore[misc]
+        elif effect.kind == "result":
+            self.results[head["id"]] = (head, orjson.loads(effect.body))
+
+    def up(self, root: Root | None, kind: str, head: Mapping[str, Any], body: bytes = b"") -> None:
+        if root is not None and root in self._roots():
+            self._perform(root, root.received(Message(kind, dict(head), body), self.t_ns, self.wall_ns))
+
+    def request(self, op: str, args: Mapping[str, Any], nodes: str | None = None, user: str = "alice",
+                role: str = "admin") -> int:  # fmt: skip
+        """Ask the root; the answer is in ``results`` under the number returned."""
+        self.requests += 1
+        self.up(self.root, "request", {
+            "id": self.requests, "op": op, "nodes": nodes, "timeout_ms": 0, "client": "c",
+            "caller": {"user": user, "role": role, "via": "cluster"}}, orjson.dumps(args))  # fmt: skip
+        return self.requests
+
+    # -- the nodes ----------------------------------------------------------------------------------------------
+
+    def link(self, name: str) -> None:
+        """A node finds its way to the root: it hears of holds first, then reports what it has not finished."""
+        peer, root = self.peers[name], self.root
+        if root is None or peer.cut or not peer.world.running or peer.linked:
+            return
+        peer.linked = True
+        peer.session += 1
+        self._fleet(name, root.fleet())
+        world = peer.world
+        if not world.running:
+            return
+        world.feed(lambda: LinkChanged(self.t_ns, self.wall_ns, True))
+        self.up(root, "below", {"add": [name], "gone": [], "racks": {}, "sessions": {name: peer.session}})
+        peer.sent = peer.acked
+        self._ask(name, peer.session)
+
+    def unlink(self, name: str) -> None:
+        peer = self.peers[name]
+        if not peer.linked:
+            return
+        peer.linked = False
+        peer.answers.clear()
+        session = peer.session
+        if peer.world.running:
+            peer.world.feed(lambda: LinkChanged(self.t_ns, self.wall_ns, False))
+        self.later(GONE_NS, lambda: self._gone(name, session))
+
+    def _gone(self, name: str, session: int) -> None:
+        if self.peers[name].session == session:
+            self.up(self.root, "below", {"add": [], "gone": [name]})
+
+    def cut(self, name: str) -> None:
+        self.peers[name].cut = True
+        self.unlink(name)
+
+    def mend(self, name: str) -> None:
+        self.peers[name].cut = False
+        self.later(self.rng.randrange(1, 3000) * MS, lambda: self.link(name))
+
+    def crash(self, name: str) -> None:
+        peer = self.peers[name]
+        peer.world.crash()
+        self._ended(name)
+
+    def _ended(self, name: str) -> None:
+        peer = self.peers[name]
+        if peer.linked:
+            peer.linked = False
+            session = peer.session
+            self.later(GONE_NS, lambda: self._gone(name, session))
+        peer.answers.clear()
+
+    def restart(self, name: str) -> None:
+        peer = self.peers[name]
+        if not peer.world.running:
+            peer.world.start()
+            peer.epoch += 1
+            self.later(self.rng.randrange(1, 3000) * MS, lambda: self.link(name))
+
+    def _ask(self, name: str, session: int) -> None:
+        peer = self.peers[name]
+        if peer.session != session or not peer.linked or not peer.world.running:
+            return
+        mine = groups.unfinished(peer.world.node)
+        if mine:
+            self.send(lambda: self.up(self.root, "ask", {"node": name, "groups": mine}))
+        self.later(ASK_NS, lambda: self._ask(name, session))
+
+    def _call(self, root: Root, name: str, head: Mapping[str, Any], body: bytes) -> None:
+        peer = self.peers[name]
+        if peer.cut or not peer.linked or not peer.world.running:
+            return
+        answer = peer.answers.get(head["call"])
+        if answer is None:
+            answer = self._carry_out(peer.world, head["op"], orjson.loads(body), head["caller"])
+            if answer is None:
+                self._ended(name)  # it died over it
+                return
+            peer.answers[head["call"]] = answer
+        reply = {"call": head["call"], "final": True, "parts": [[[name], len(answer)]], "lost": []}
+        self.send(lambda: self.up(root, "answer", reply, answer) if not peer.cut else None)
+
+    def _carry_out(self, world: World, op: str, args: Mapping[str, Any], caller: Mapping[str, Any]) -> bytes | None:
+        who = Caller(Actor(caller["user"], None, caller["role"], "cluster"),
+                     Owner("cluster:" + caller["user"], caller["user"]))  # fmt: skip
+        world.token += 1
+        token = world.token
+        world.feed(lambda: Asked(self.t_ns, self.wall_ns, token, op, args, who))
+        reply = world.replies.pop(token, None)
+        if reply is None or not world.running:
+            return None
+        return orjson.dumps({"ok": reply.exit_code == 0, "exit": reply.exit_code, "message": reply.message,
+                             "hint": reply.hint, "result": dict(reply.result)})  # fmt: skip
+
+    def _fleet(self, name: str, head: Mapping[str, Any]) -> None:
+        world = self.peers[name].world
+        if world.running and not self.peers[name].cut:
+            world.feed(lambda: FleetTold(self.t_ns, self.wall_ns, head["fence"], head["seq"], head["holds"]))
+
+    # -- events up ----------------------------------------------------------------------------------------------
+
+    def _ack(self, name: str, incarnation: str, seq: int, rewind: bool) -> None:
+        peer = self.peers[name]
+        if peer.world.journal and peer.world.journal[0].hash[:INCARNATION_CHARS] == incarnation:
+            peer.acked = max(peer.acked, seq)
+            if rewind:
+                peer.acked = peer.sent = seq
+
+    def _replicate(self) -> None:
+        for name, peer in self.peers.items():
+            if not peer.world.running:
+                self._ended(name)
+                continue
+            journal = peer.world.journal
+            if not peer.linked or peer.cut or peer.sent + 1 >= len(journal):
+                continue
+            rows = journal[peer.sent + 1 : peer.sent + 1 + BATCH_MAX]
+            body = b"\n".join(orjson.dumps(r.to_json()) for r in rows)
+            head = {"batches": [[name, journal[0].hash[:INCARNATION_CHARS], rows[0].seq, len(rows), len(body)]]}
+            peer.sent = rows[-1].seq
+            self.send(lambda h=head, b=body: self.up(self.root, "events", h, b))  # type: ignore[misc]
+            self.later(5 * NS_PER_S, lambda p=peer: setattr(p, "sent", p.acked))  # type: ignore[misc]
+
+    # -- what must hold -----------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Safety: one decision a group, nobody against it, no stale fence obeyed, every event once."""
+        state = rootlog.load(None, self.log)
+        seen: dict[str, set[int]] = {}
+        for raw in self.log:
+            for batch in rootlog.read_chunk(raw).batches:
+                known = seen.setdefault(batch.node, set())
+                numbers = range(batch.first, batch.first + len(batch.lines))
+                assert known.isdisjoint(numbers), (batch.node, batch.first)
+                known.update(numbers)
+        for name, numbers_ in seen.items():
+            assert numbers_ == set(range(len(numbers_))), name
+        for name, peer in self.peers.items():
+            self._check_node(name, peer.world, state)
+
+    def _check_node(self, name: str, world: World, state: rootlog.RootState) -> None:
+        fence, of_group = 0, {}
+        for record in world.journal:
+            data = record.data
+            if record.type.startswith("group_") and "fence" in data:
+                assert data["fence"] >= fence, (name, record.seq, "obeyed a root that had been replaced")
+                fence = data["fence"]
+            gid = data.get("group")
+            if record.type == "applied" and gid:
+                of_group[data["change"]] = gid
+            if record.type == "committed" and gid:
+                assert state.groups[gid].decision == "commit", (name, gid)
+            if record.type == "rollback_started" and data["cause"] in ("expired", "retry"):
+                assert data["change"] not in of_group, (name, record.seq, "only the root ends a group")
+            if record.type == "rollback_started" and data["cause"] == "group" and data["change"] in of_group:
+                assert state.groups[of_group[data["change"]]].decision == "rollback", (name, data["change"])
+
+

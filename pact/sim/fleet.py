@@ -1,0 +1,422 @@
+"""Many virtual nodes in one process, for measuring: the real core, wire code, uplink and outbox, and real sockets.
+
+Every node has its own DEALER, its own CURVE key and its own session, as an agent has. What is left out is the machine
+(a dictionary: an action writes an entry) and the disk (a list), because those belong to the node's own machine and
+nothing of them travels. A process of this kind holds a few thousand nodes: each takes two descriptors.
+
+``python -m pact.sim.fleet SPEC`` runs one: SPEC is JSON (see ``Spec``); every change of its counts is a line of JSON on
+stdout; a line on stdin ends the writing, the end of stdin ends it.
+"""
+
+from __future__ import annotations
+
+import gc
+import heapq
+import os
+import random
+import resource
+import secrets
+import select
+import sys
+import time
+from collections import OrderedDict, deque
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final
+
+import orjson
+import zmq
+
+from pact._fast import syscalls
+from pact.agent.clock import boottime_ns
+from pact.cluster.keys import Key
+from pact.cluster.links import Links
+from pact.core import groups
+from pact.core.events import AppendRecord, Asked, Caller, Effect, FleetTold, LinkChanged, Ticked
+from pact.core.outbox import Outbox, Read, Up
+from pact.core.rootlog import INCARNATION_CHARS
+from pact.core.uplink import Connect, Deliver, Disconnect, Lost, Note, Parent, Send, Uplink
+from pact.core.uplink import Effect as UplinkEffect
+from pact.core.wire import Message
+from pact.model import NS_PER_S, Actor, Declared, Owner
+from pact.sim.world import World
+
+SOCKETS_MAX: Final = 16_384
+CACHED_MAX: Final = 4
+BEGIN_MAX: Final = 8
+WORK_NS: Final = NS_PER_S // 50
+TOGETHER_NS: Final = NS_PER_S // 20  # what is due within this time is done at once: thousands of clocks, one wake
+REPORT_NS: Final = NS_PER_S // 10
+VERSION: Final = "virtual"
+WRITER: Final = Owner("uid:1000", "somebody", 1000)
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """What one process runs. ``nodes``: name, rack, public and secret key, indexes into ``parents`` (url, key, rack);
+    ``at_once``: so many at most are on their way to their first parent (a handshake costs both sides most of a
+    millisecond; all at once would starve those that are there); ``write_every_s``: how often somebody writes to each
+    node's machine, 0 for never.
+    """
+
+    nodes: Sequence[tuple[str, str, str, str, Sequence[int]]]
+    parents: Sequence[tuple[str, str, str]]
+    declared: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    at_once: int = 48
+    write_every_s: float = 0.0
+    io_threads: int = 1
+
+
+@dataclass(slots=True)
+class Counts:
+    """What a process tells: nodes that were told to connect, that have a parent now; records that are durable at the
+    root, and that there are; calls carried out, and the processor's time that this took; how often a parent was lost.
+    """
+
+    begun: int = 0
+    connected: int = 0
+    acked: int = 0
+    records: int = 0
+    calls: int = 0
+    work_us: int = 0
+    lost: int = 0
+
+
+class Machine(World):
+    """A world whose journal is kept as the lines that go up."""
+
+    def _perform(self, effects: list[Effect]) -> None:
+        for effect in effects:
+            if isinstance(effect, AppendRecord):
+                line = effect.body[:-1] + b',"hash":"' + effect.record.hash.encode() + b'"}\n'
+                self.lines.append(line)
+        super()._perform(effects)
+
+    lines: list[bytes]
+
+
+class VirtualNode:
+    """One node: what ``pact.agent.link`` does for an agent, on a machine that is a dictionary."""
+
+    def __init__(self, fleet: Fleet, name: str, rack: str, key: Key, parents: Sequence[Parent]) -> None:
+        self.fleet = fleet
+        self.name = name
+        self.world = Machine(name=name, clustered=True)
+        self.world.lines = []
+        self.world.t_ns, self.world.wall_ns = fleet.now_ns, time.time_ns()
+        self.world.machine = {r: d.attrs for r, d in fleet.declared.items()}
+        self.world.start(dict(fleet.declared))
+        incarnation = self.world.journal[0].hash[:INCARNATION_CHARS]
+        self.outbox = Outbox(name, incarnation, newest=self.world.journal[-1].seq)
+        self.links = Links(fleet.context, key, self._opened, self._closing)
+        self.uplink = Uplink(name, "node", parents, fleet.rng, session=secrets.randbits(64), version=VERSION,
+                             rack=rack, more=self._more,
+                             unfinished=lambda: groups.unfinished(self.world.node))  # fmt: skip
+        self.wake_ns = 0
+        every_ns = int(fleet.spec.write_every_s * NS_PER_S)
+        self._write_every_ns = every_ns
+        self._write_ns = fleet.now_ns + int(fleet.rng.random() * every_ns) if every_ns else 1 << 62
+        self._answers: OrderedDict[tuple[int, str], bytes] = OrderedDict()
+
+    def _opened(self, socket: zmq.Socket[bytes]) -> None:
+        self.fleet.watch(socket, self)
+
+    def _closing(self, socket: zmq.Socket[bytes]) -> None:
+        self.fleet.unwatch(socket)
+
+    def _more(self) -> dict[str, Any]:
+        return {"incarnation": self.outbox.incarnation, "seq": self.outbox.newest, "wall_ns": self.fleet.wall_ns}
+
+    # -- the loop's two ways in ---------------------------------------------------------------------------------
+
+    def readable(self) -> None:
+        """Everything that has come. Asked once more after the last answer: sending may have taken the edge."""
+        links, uplink, now_ns = self.links, self.uplink, self.fleet.now_ns
+        while True:
+            for parent, message in links.drain():
+                self._apply(uplink.received(parent, message, now_ns))
+            if not links.readable():
+                return
+
+    def tick(self) -> None:
+        """Time has passed."""
+        now_ns = self.fleet.now_ns
+        self._apply(self.uplink.tick(now_ns))
+        self._up(self.outbox.tick(now_ns))
+        wake_ns = self.world.node.next_wake_ns()
+        if wake_ns is not None and wake_ns <= now_ns:
+            self._now()
+            self.world.feed(lambda: Ticked(self.world.t_ns, self.world.wall_ns))
+            self._recorded()
+        if self._write_ns <= now_ns:
+            self._write()
+        if self.links.readable():
+            self.readable()
+
+    def _write(self) -> None:
+        """Somebody changes the first declared resource, or changes it back: two records, or one."""
+        self._write_ns = self.fleet.now_ns + self._write_every_ns if self.fleet.writing else 1 << 62
+        if self.fleet.writing:
+            resource, declared = next(iter(self.fleet.declared.items()))
+            drifted = self.world.machine[resource] != declared.attrs
+            self._now()
+            self.world.write(resource, declared.attrs if drifted else {"value": "drifted"}, WRITER)
+            self._recorded()
+
+    def next_wake_ns(self) -> int:
+        due = [ns for ns in (self.uplink.next_wake_ns(), self.outbox.next_wake_ns(), self.world.node.next_wake_ns())
+               if ns is not None]  # fmt: skip
+        return min(self._write_ns, *due)
+
+    # -- as an agent's link -------------------------------------------------------------------------------------
+
+    def _apply(self, effects: Sequence[UplinkEffect]) -> None:
+        for effect in effects:
+            if isinstance(effect, Connect | Disconnect | Send):
+                self.links.perform(effect)
+            elif isinstance(effect, Deliver):
+                self._received(effect.message)
+            elif isinstance(effect, Lost):
+                self.outbox.lost()
+                self.fleet.counts.lost += 1
+                self.fleet.up(self, False)
+                self._tell(lambda: LinkChanged(self.world.t_ns, self.world.wall_ns, False))
+            elif isinstance(effect, Note):
+                print(f"{self.name}: {effect.text}", file=sys.stderr)
+
+    def _up(self, work: Sequence[Read | Up]) -> None:
+        """Records up, as far as the credit goes."""
+        todo = deque(work)
+        while todo:
+            item = todo.popleft()
+            if isinstance(item, Up):
+                self._apply(self.uplink.send(item.kind, item.head, item.body))
+            else:
+                lines = self.world.lines[item.first : item.first + item.limit]
+                todo.extendleft(reversed(self.outbox.rows(item.first, lines, self.fleet.now_ns)))
+
+    def _recorded(self) -> None:
+        newest = len(self.world.lines) - 1
+        if newest > self.outbox.newest:
+            self.fleet.counts.records += newest - self.outbox.newest
+            self._up(self.outbox.recorded(newest))
+
+    def _now(self) -> None:
+        self.world.t_ns, self.world.wall_ns = self.fleet.now_ns, self.fleet.wall_ns
+
+    def _tell(self, make: Any) -> None:
+        self._now()
+        self.world.feed(make)
+        self._recorded()
+
+    def _received(self, message: Message) -> None:
+        head, kind = message.head, message.kind
+        if kind == "call":
+            self.fleet.work.append((self, message))
+        elif kind == "ack":
+            for node, incarnation, seq, rewind in head["cursors"]:
+                if node == self.name:
+                    before = self.outbox.acked
+                    self._up(self.outbox.acknowledged(incarnation, seq, rewind, self.fleet.now_ns))
+                    self.fleet.counts.acked += self.outbox.acked - before
+        elif kind == "welcome":
+            self.fleet.up(self, True)
+            self._up(self.outbox.welcomed(head["credit"], self.fleet.now_ns))
+            self._fleet(head["fleet"])
+            self._tell(lambda: LinkChanged(self.world.t_ns, self.world.wall_ns, True))
+        elif kind == "fleet":
+            self._fleet(head)
+
+    def _fleet(self, fleet: Mapping[str, Any] | None) -> None:
+        if fleet is not None:
+            self._tell(lambda: FleetTold(self.world.t_ns, self.world.wall_ns, fleet["fence"], fleet["seq"],
+                                         fleet["holds"]))  # fmt: skip
+
+    def call(self, message: Message) -> None:
+        """Carry out a call, or give the same answer again."""
+        head, body = message.head, message.body
+        key = (head["fence"], head["call"])
+        answer = self._answers.get(key)
+        if answer is None:
+            answer = self._answers[key] = self._carry_out(head["op"], body, head["caller"])
+            if len(self._answers) > CACHED_MAX:
+                self._answers.popitem(last=False)
+        self.fleet.counts.calls += 1
+        self._apply(self.uplink.send("answer", {
+            "call": key[1], "final": True, "parts": [[[self.name], len(answer)]], "lost": []}, answer))  # fmt: skip
+        if self.links.readable():
+            self.readable()
+
+    def _carry_out(self, op: str, body: bytes, said: Mapping[str, Any]) -> bytes:
+        if op == "ping":
+            return orjson.dumps({"ok": True, "exit": 0, "message": "", "hint": "", "result": {"version": VERSION}})
+        state = self.world.node.state.overall()
+        if op == "state":
+            return orjson.dumps({"ok": True, "exit": 0, "message": "", "hint": "", "result": {"state": state}})
+        if op == "check":
+            return orjson.dumps({"ok": True, "exit": 0, "message": "", "hint": "", "result": {
+                "line": f"{self.name}: {state}", "node": self.name, "state": state}})  # fmt: skip
+        args = orjson.loads(body or b"{}")
+        self._now()
+        world = self.world
+        world.token += 1
+        token = world.token
+        caller = self.fleet.caller(said["user"], said["role"])
+        world.feed(lambda: Asked(world.t_ns, world.wall_ns, token, op, args, caller))
+        reply = world.replies.pop(token)
+        self._recorded()
+        return orjson.dumps({"ok": reply.exit_code == 0, "exit": reply.exit_code, "message": reply.message,
+                             "hint": reply.hint, "result": reply.result})  # fmt: skip
+
+
+class Fleet:
+    """The loop of one process: descriptors, times, counts."""
+
+    def __init__(self, spec: Spec) -> None:
+        syscalls.one_arena()
+        self.spec = spec
+        self.rng = random.Random()
+        self.context: zmq.Context[Any] = zmq.Context(spec.io_threads)
+        self.context.set(zmq.MAX_SOCKETS, SOCKETS_MAX)
+        self.declared = {r: Declared.from_json(v) for r, v in spec.declared.items()}
+        self.counts = Counts()
+        self.writing = True
+        self.now_ns, self.wall_ns = boottime_ns(), time.time_ns()
+        self.work: deque[tuple[VirtualNode, Message]] = deque()
+        self._epoll = select.epoll()
+        self._by_fd: dict[int, VirtualNode] = {}
+        self._wakes: list[tuple[int, int, VirtualNode]] = []
+        self._n = 0
+        self._with_parent: set[str] = set()
+        self._welcomed: set[str] = set()
+        self._callers: dict[tuple[str, str], Caller] = {}
+        self._waiting = list(reversed(spec.nodes))
+        self._report_ns = 0
+        self._reported = Counts()
+        gc.disable()
+
+    def watch(self, socket: zmq.Socket[bytes], node: VirtualNode) -> None:
+        fd = socket.fileno()
+        self._by_fd[fd] = node
+        self._epoll.register(fd, select.EPOLLIN)
+
+    def unwatch(self, socket: zmq.Socket[bytes]) -> None:
+        fd = socket.fileno()
+        del self._by_fd[fd]
+        self._epoll.unregister(fd)
+
+    def up(self, node: VirtualNode, connected: bool) -> None:
+        (self._with_parent.add if connected else self._with_parent.discard)(node.name)
+        if connected and node.name not in self._welcomed:
+            self._welcomed.add(node.name)
+            if len(self._welcomed) == len(self.spec.nodes):
+                gc.collect()
+                gc.freeze()  # a walk through thousands of nodes is nothing that a node would ever wait for
+                gc.enable()
+        self.counts.connected = len(self._with_parent)
+
+    def caller(self, user: str, role: str) -> Caller:
+        known = self._callers.get((user, role))
+        if known is None:
+            owner = Owner("agent", "pact") if role == "agent" else Owner("cluster:" + user, user)
+            known = self._callers[user, role] = Caller(Actor(user, None, role, "cluster"), owner)
+        return known
+
+    def run(self, stdin: int) -> None:
+        """Until ``stdin`` ends."""
+        self._epoll.register(stdin, select.EPOLLIN)
+        while True:
+            for fd, _ in self._epoll.poll(self._timeout_s(), 512):
+                if fd == stdin:
+                    if not os.read(stdin, 4096):
+                        return
+                    self.writing = False
+                    continue
+                self.now_ns, self.wall_ns = boottime_ns(), time.time_ns()
+                node = self._by_fd.get(fd)
+                if node is not None:
+                    node.readable()
+                    if node.wake_ns > self.now_ns + NS_PER_S * 3:
+                        self._schedule(node)
+            self.now_ns, self.wall_ns = boottime_ns(), time.time_ns()
+            self._begin()
+            self._tick()
+            self._work()
+            if self.now_ns >= self._report_ns:
+                self._report()
+
+    def _work(self) -> None:
+        """Some of the calls. Beats do not wait for all of them: on a machine of its own no node would."""
+        began_ns = time.thread_time_ns()
+        ends_ns = boottime_ns() + WORK_NS
+        while self.work:
+            node, message = self.work.popleft()
+            node.call(message)
+            if boottime_ns() >= ends_ns:
+                break
+        self.counts.work_us += (time.thread_time_ns() - began_ns) // 1000
+
+    def _timeout_s(self) -> float:
+        if self.work:
+            return 0.0
+        due = self._report_ns
+        if self._waiting:
+            due = min(due, self.now_ns + NS_PER_S // 100)
+        if self._wakes:
+            due = min(due, self._wakes[0][0])
+        return max(0, due - boottime_ns()) / NS_PER_S
+
+    def _begin(self) -> None:
+        """The next nodes begin to connect."""
+        due = self.spec.at_once - (self.counts.begun - len(self._welcomed))
+        for _ in range(min(due, BEGIN_MAX, len(self._waiting))):
+            name, rack, public, secret, which = self._waiting.pop()
+            parents = [Parent(*self.spec.parents[i]) for i in which]
+            node = VirtualNode(self, name, rack, Key(public, secret), parents)
+            self.counts.begun += 1
+            self.counts.records += len(node.world.lines)
+            node.tick()
+            self._schedule(node)
+
+    def _schedule(self, node: VirtualNode) -> None:
+        node.wake_ns = node.next_wake_ns()
+        self._n += 1
+        heapq.heappush(self._wakes, (node.wake_ns, self._n, node))
+
+    def _tick(self) -> None:
+        wakes = self._wakes
+        if not wakes or wakes[0][0] > self.now_ns:
+            return
+        until_ns = self.now_ns + TOGETHER_NS
+        while wakes and wakes[0][0] <= until_ns:
+            wake_ns, _, node = heapq.heappop(wakes)
+            self.now_ns = max(self.now_ns, wake_ns)
+            if wake_ns == node.wake_ns:
+                node.tick()
+                self._schedule(node)
+
+    def _report(self) -> None:
+        self._report_ns = self.now_ns + REPORT_NS
+        if self.counts != self._reported:
+            self._reported = Counts(**asdict(self.counts))
+            sys.stdout.write(orjson.dumps(self.counts).decode() + "\n")
+            sys.stdout.flush()
+
+
+def raise_descriptors() -> int:
+    """As many as are allowed."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard
+
+
+def main() -> None:
+    raise_descriptors()
+    with open(sys.argv[1], "rb") as f:
+        spec = Spec(**orjson.loads(f.read()))
+    Fleet(spec).run(sys.stdin.fileno())
+    os._exit(0)  # thousands of sockets need not be closed one by one
+
+
+if __name__ == "__main__":
+    main()

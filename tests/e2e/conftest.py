@@ -1,0 +1,101 @@
+"""Worlds and agents for the end-to-end tests. One of each a module; ended by pid; the agent's log shown on failure."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness import Agent, World
+
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if HERE in item.path.parents and "demo" not in item.path.name:
+            item.add_marker(pytest.mark.root)
+            if os.geteuid() != 0:
+                item.add_marker(pytest.mark.skip(reason="needs root"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
+    report = yield
+    if report.failed:
+        for value in getattr(item, "funcargs", {}).values():
+            if isinstance(value, Agent):
+                report.sections.append((f"the agent's log ({value.base})", value.log()[-8000:]))
+    return report
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_login() -> None:
+    """Owners are told apart by uid here: forget the login that this session may have."""
+    try:
+        with open("/proc/self/loginuid", "w") as f:
+            f.write("4294967295")
+    except OSError:
+        pass
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[World]:
+    world = World()
+    yield world
+    world.close()
+
+
+@pytest.fixture(scope="module")
+def base() -> Iterator[Path]:
+    """A directory with a short path, on the disk, for state, socket and configuration."""
+    path = Path(tempfile.mkdtemp(prefix="pact-e2e-"))
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def make_agent(world: World, base: Path) -> Iterator[Callable[..., Agent]]:
+    """``make_agent(section={key: value}, ...)``: an agent that is not started yet."""
+    made: list[Agent] = []
+
+    def make(**config: Any) -> Agent:
+        agent = Agent(world, base / f"a{len(made)}", config)
+        made.append(agent)
+        return agent
+
+    yield make
+    for agent in made:
+        agent.close()
+
+
+@pytest.fixture(scope="module")
+def config() -> dict[str, Any]:
+    """A module's own configuration; it defines a fixture of this name."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def running(make_agent: Callable[..., Agent], config: dict[str, Any]) -> Agent:
+    """The module's agent."""
+    agent = make_agent(**config)
+    agent.start()
+    return agent
+
+
+@pytest.fixture
+def agent(running: Agent) -> Iterator[Agent]:
+    """The module's agent, with nothing declared and nothing open when the test begins."""
+    yield running
+    if running.process is not None and (code := running.process.poll()) is not None:
+        running.close()
+        running.start()  # for the next test
+        running.clear()
+        pytest.fail(f"the agent ended with {code}:\n{running.log()[-4000:]}")
+    if running.process is not None:
+        running.clear()

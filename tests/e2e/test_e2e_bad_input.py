@@ -1,0 +1,266 @@
+"""Garbage from programs and mistakes of people: a clear message, the right exit code, and nothing lost."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import socket
+import stat
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from harness import TOP, Agent, wait_until
+
+
+def raw(agent: Agent, data: bytes, *, half_close: bool = True) -> bytes:
+    """Send bytes; everything that comes back until the agent closes or falls silent."""
+    with agent.connect() as sock:
+        sock.settimeout(5)
+        try:
+            sock.sendall(data)
+            if half_close:
+                sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass
+        out = b""
+        try:
+            while chunk := sock.recv(65536):
+                out += chunk
+        except (TimeoutError, ConnectionResetError):
+            pass
+        return out
+
+
+GARBAGE = [
+    b"\n", b"hello\n", b"{}\n", b"[]\n", b'"status"\n', b"null\n", b'{"op":"status"', b'{"op":"nonsense","args":{}}\n',
+    b'{"op":"status","args":[]}\n', b'{"op":1}\n', b'{"op":"status","v":2}\n', b'{"op":"status","args":{"x":1}}\n',
+    b'{"op":"show"}\n', b'{"op":"show","args":{"seq":"1"}}\n', b'{"op":"show","args":{"seq":1e9}}\n',
+    b'{"op":"show","args":{"seq":true}}\n', b'{"op":"show","args":{"seq":-1}}\n',
+    b'{"op":"show","args":{"seq":99999999999999999999}}\n', b'{"op":"log","args":{"count":-1}}\n',
+    b'{"op":"log","args":{"since":"\\u0000"}}\n', b'{"op":"commit","args":{"targets":[1],"message":"x"}}\n',
+    b'{"op":"commit","args":{"targets":"c1"}}\n', b'{"op":"extend","args":{"by_ns":-5}}\n',
+    b'{"op":"extend","args":{}}\n',
+    b'{"op":"adopt","args":{"patterns":[""]}}\n', b'{"op":"adopt","args":{"patterns":["file:\\u0000"]}}\n',
+    b'{"op":"adopt","args":{"patterns":["file:/x%zz"]}}\n',
+    b'{"op":"consumers","args":{"resource":"file:/a\\u0000b"}}\n',
+    b'{"op":"consumers","args":{"resource":"\\ud800"}}\n', b'{"op":"diff","args":{"targets":["\\u0000"]}}\n',
+    b'{"op":"rollback","args":{"to_seq":-1}}\n', b'{"op":"hold_place","args":{"reason":"x","for_ns":-1}}\n',
+    b'{"op":"emergency_start","args":{"reason":"x","for_ns":9999999999999999999}}\n',
+    b'{"op":"emergency_start","args":{"reason":"\\n"}}\n', b'{"op":"emergency_end","args":{"how":"maybe"}}\n',
+    b"[" * 100_000 + b"\n", b'{"op":' * 50_000 + b"\n",
+    b'{"op":"declare","args":{"resources":' + b'{"a":' * 5000 + b"1",
+    b"\x00\xff\xfe" * 1000 + b"\n", os.urandom(4096), os.urandom(4096) + b"\n", b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+    b"x" * (1 << 20), b"\xef\xbb\xbf{}\n",
+    b'{"op":"declare","args":{"resources":{"file:/srv/x":{"attrs":{"type":"file","mode":[]}}}}}\n',
+    b'{"op":"declare","args":{"resources":{"file:/srv/x":null}}}\n', b'{"op":"apply","args":{"resources":{"":{}}}}\n',
+    b'{"op":"declare","args":{"resources":{"file:/srv/x":{"attrs":{"type":"file"},"requires":[1]}}}}\n',
+    b'{"op":"declare","args":{"resources":{"file:/srv/x":{"attrs":{"type":"file"},"weight_n":"1"}}}}\n',
+    b'{"op":"declare","args":{"resources":{"file:/srv/x":{"attrs":{"type":"file"},"weight_n":1.5}}}}\n',
+    b'{"op":"declare","args":{"resources":{"mount:/srv/x":{"attrs":{"source":1,"fstype":"tmpfs","options":[]}}}}}\n',
+    b'{"op":"declare","args":{"resources":{},"blobs":{"a":1}}}\n',
+]  # fmt: skip
+
+
+def test_garbage_on_the_socket_gets_an_error_and_moves_nothing(agent: Agent) -> None:
+    seq = agent.status()["journal"]["seq"]
+    pid = agent.process.pid
+    for garbage in GARBAGE:
+        for line in raw(agent, garbage).splitlines():
+            answer = json.loads(line)
+            assert answer.get("exit") != 0 or answer["result"].get("adopted") == 0, (garbage[:80], answer)
+            assert not {"Traceback", "internal"} & set(answer.get("message", "").split()), (garbage[:80], answer)
+        assert agent.status()["journal"]["seq"] == seq or garbage.startswith(b'{"op":"adopt'), garbage[:100]
+    assert agent.process.pid == pid and agent.process.poll() is None and "Traceback" not in agent.log()
+
+
+def test_many_silent_connections_do_not_lock_others_out(agent: Agent) -> None:
+    silent = [agent.connect() for _ in range(100)]
+    try:
+        started = time.monotonic()
+        assert agent.ask("check")["exit"] == 0 and time.monotonic() - started < 1
+    finally:
+        for sock in silent:
+            sock.close()
+
+
+def test_a_reader_that_does_not_read_is_dropped_and_holds_nobody_up(agent: Agent) -> None:
+    path = agent.file("flood.conf")
+    with agent.connect() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.sendall(b'{"op":"watch"}\n')
+        for i in range(20):
+            agent.drift(path, f"{i}\n")
+            agent.ask("commit", targets=[f"file:{path}"], message="x")
+        assert agent.status()["declared"] == 1
+
+
+def test_a_request_and_its_answer_may_be_split_anywhere(agent: Agent) -> None:
+    with agent.connect() as sock:
+        for byte in b'{"op":"ping"}\n{"op":"ping"}\n':
+            sock.sendall(bytes([byte]))
+        answers = b""
+        while answers.count(b"\n") < 2:
+            answers += sock.recv(4096)
+        assert [json.loads(a)["ok"] for a in answers.splitlines()] == [True, True]
+
+
+# -- the command line -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("words", [
+    [], ["nonsense"], ["status", "extra"], ["commit", "--nonsense", "-m", "x"], ["show", "one"], ["extend"],
+    ["commit", "-m", "x", "--ttl", "soon"], ["rollback", "--to", "x"], ["hold"], ["journal"], ["log", "-n", "x"],
+])  # fmt: skip
+def test_wrong_arguments_end_with_2_and_a_short_message(agent: Agent, words: list[str]) -> None:
+    done = agent.pact(*words, check=2)
+    assert done.out == "" and 1 <= len(done.err.splitlines()) <= 4 and done.err.startswith("pact: "), done
+
+
+def test_without_an_agent_the_answer_is_5_and_what_to_do(agent: Agent) -> None:
+    for words in (["status"], ["check"], ["commit", "-m", "x"], ["watch"], ["log"], ["export"]):
+        done = agent.pact("--socket", "/nonexistent/sock", *words, check=5)
+        assert "no agent answers at /nonexistent/sock" in done.err and "start it" in done.err and done.out == ""
+
+
+def test_a_socket_that_nobody_serves_any_more_says_the_same(agent: Agent) -> None:
+    path = str(agent.base / "dead.sock")
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(path)
+    assert "refused" in agent.pact("--socket", path, "status", check=5).err
+
+
+def test_a_closed_pipe_is_no_traceback(agent: Agent) -> None:
+    pact = f"'{sys.executable}' -m pact.cli.main --socket {agent.socket}"
+    done = agent.world.sh(f"{pact} log -n 1000 | true; {pact} status >/dev/full", check=False)
+    assert done.code == 1 and "Traceback" not in done.err and "No space left" in done.err, done
+
+
+def test_help_and_version_need_no_agent(agent: Agent) -> None:
+    assert "commit" in agent.pact("--help").out
+    assert agent.pact("--version").out.startswith("pact ")
+    for name in ("status", "commit", "declare", "emergency", "journal"):
+        assert "usage" in agent.pact(name, "--help").out
+
+
+# -- the configuration ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("text", "says"), [
+    ("[window]\nbsae = \"1m\"\n", ["[window]", "bsae", "'base'"]), ("[windwo]\n", ["windwo", "'window'"]),
+    ("[window]\nbase = \"soon\"\n", ["[window] base"]), ("[window]\nbase = 0\n", ["base", "more than nothing"]),
+    ("[window]\nbase = true\n", ["base"]), ("[mode]\nenforcement = \"maybe\"\n", ["enforcement", "observe"]),
+    ("[drift]\nweights = {kernle = 1.0}\n", ["kernle", "kernel"]), ("window = 1\n", ["window"]), ("[[[\n", ["line 1"]),
+    ("[window]\nbase = \"1m\"\nbase = \"2m\"\n", ["line 3"]), ("[node]\nname = \"a b\"\n", ["name"]),
+    ("[rollback]\nmax_resources = -1\n", ["max_resources"]), ("[drift]\nignore = \"file:/x\"\n", ["ignore"]),
+])  # fmt: skip
+def test_a_mistake_in_the_configuration_is_named_with_the_nearest_key(
+    make_agent: Callable[..., Agent], text: str, says: list[str]
+) -> None:
+    agent = make_agent()
+    agent.config_path.write_text(text)
+    done = agent.refuses_to_start()
+    assert done.code == 2 and str(agent.config_path) in done.err and "Traceback" not in done.err, done
+    assert all(word in done.err for word in says) and len(done.err.splitlines()) <= 2, done.err
+
+
+def test_a_configuration_mistake_names_its_line(make_agent: Callable[..., Agent]) -> None:
+    agent = make_agent()
+    agent.config_path.write_text("# first\n[window]\nbase = \"1m\"\n\nsensitvity = 2.0\n")
+    assert f"{agent.config_path}:5:" in agent.refuses_to_start().err
+
+
+def test_a_configuration_that_cannot_be_read_or_used_is_refused(make_agent: Callable[..., Agent]) -> None:
+    agent = make_agent()
+    agent.config_path.unlink()
+    assert agent.refuses_to_start().code == 2
+    agent.config_path.write_bytes(b"\xff\xfe")
+    assert agent.refuses_to_start().code == 2
+    agent.configure({"control": {"socket": "/" + "x" * 200}})
+    done = agent.refuses_to_start()
+    assert done.code == 1 and "longer than 107" in done.err
+    agent.configure({"control": {"socket": "/proc/nowhere/s"}})
+    assert agent.refuses_to_start().code == 1
+    agent.configure({"control": {"socket": agent.socket}, "state": {"dir": "/proc/nowhere"}})
+    done = agent.refuses_to_start()
+    assert done.code == 5 and "/proc/nowhere" in done.err and "Traceback" not in done.err
+
+
+def test_declared_files_with_a_mistake_stop_the_first_start_and_say_where(make_agent: Callable[..., Agent]) -> None:
+    agent = make_agent()
+    wrong = agent.base / "d.toml"
+    wrong.write_text('[file."/srv/q"]\ncontent = "x"\nmode = "0999"\n')
+    agent.configure({"declared": {"files": [str(wrong)]}})
+    done = agent.refuses_to_start()
+    assert done.code == 2 and f"{wrong}:1:" in done.err and "octal" in done.err
+    wrong.write_text('[file."/srv/q"]\ncontent = "declared\\n"\n')
+    agent.start()
+    status = agent.status()
+    assert status["declared"] == 1 and status["drifted"] == 1 and status["changes"][0]["remaining_s"] > 0, (
+        "an empty journal takes the files without acting on them")
+    assert not agent.world.path("/srv/q").exists()
+    agent.close()
+
+
+# -- files that are hard to read ------------------------------------------------------------------------------------
+
+
+def test_what_cannot_be_read_is_unreadable_never_drift(agent: Agent) -> None:
+    """A directory on the way is exchanged, in one call, for a link that leads to itself."""
+    agent.world.sh(f"mkdir {TOP}/loop; echo x > {TOP}/loop/f; ln -s loop {TOP}/other")
+    agent.adopt(f"file:{TOP}/loop/f")
+    one, two = os.fsencode(agent.world.path(f"{TOP}/loop")), os.fsencode(agent.world.path(f"{TOP}/other"))
+    assert ctypes.CDLL(None).renameat2(-100, one, -100, two, 2) == 0
+    wait_until(lambda: agent.status()["unreadable"] == 1, "it is unreadable")
+    status = agent.status()
+    assert status["drifted"] == 0 and status["state"] == "committed"
+    agent.world.sh(f"rm {TOP}/loop; mv {TOP}/other {TOP}/loop")
+    wait_until(lambda: agent.status()["unreadable"] == 0, "it can be read again")
+
+
+@pytest.mark.parametrize("make", ["mkfifo {}", "mknod {} c 1 3", "mkdir {}"])
+def test_a_file_replaced_by_something_else_is_drift_and_hangs_nobody(agent: Agent, make: str) -> None:
+    path = agent.file("special.conf")
+    agent.world.sh(f"rm {path}; " + make.format(path))
+    agent.drifted(f"file:{path}")
+    assert agent.json("diff")["resources"][0]["actual"]["type"] in ("fifo", "char", "directory")
+    agent.pact("rollback", check=None)
+    assert agent.status()["v"] == 1
+    agent.world.sh(f"rm -rf {path}")
+
+
+def test_a_sparse_file_of_ten_gibibytes_blocks_neither_the_agent_nor_others(agent: Agent) -> None:
+    path, other = agent.file("huge.bin", "small\n"), agent.file("beside.conf")
+    agent.world.sh(f"truncate -s 10G {path}")
+    started = time.monotonic()
+    agent.drift(other)
+    assert agent.ask("check")["exit"] == 11 and time.monotonic() - started < 5
+    agent.world.path(path).write_text("small\n")
+    agent.pact("rollback", f"file:{other}")
+    assert agent.world.path(other).read_text() == "declared\n"
+    wait_until(lambda: not agent.change_of(f"file:{path}"), "it is as declared", 60)
+
+
+def test_a_restored_file_is_not_written_through_a_link_on_the_way(agent: Agent) -> None:
+    agent.world.sh(f"mkdir {TOP}/real; echo declared > {TOP}/real/f")
+    agent.adopt(f"file:{TOP}/real/f")
+    agent.world.sh(f"mkdir {TOP}/victim; echo victim > {TOP}/victim/f; mv {TOP}/real {TOP}/moved;"
+                   f"ln -s victim {TOP}/real")  # fmt: skip
+    agent.drifted(f"file:{TOP}/real/f")
+    assert "symbolic link" in agent.pact("rollback", check=1).err + json.dumps(agent.status()["changes"])
+    assert agent.world.path(f"{TOP}/victim/f").read_text() == "victim\n"
+    agent.world.sh(f"rm {TOP}/real; mv {TOP}/moved {TOP}/real")
+
+
+def test_the_state_directory_is_private(agent: Agent) -> None:
+    assert stat.S_IMODE(os.stat(agent.state_dir).st_mode) == 0o700
+    for path in agent.state_dir.glob("journal*"):
+        assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
+
+
+def test_pact_s_own_files_are_never_resources(agent: Agent) -> None:
+    for path in (agent.config_path, agent.journal, Path(agent.socket)):
+        assert agent.ask("adopt", patterns=[f"file:{path}"])["result"].get("adopted", 0) == 0

@@ -1,0 +1,87 @@
+"""Real aggregators and agents, each node in namespaces of its own, and links that are cut."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).with_name("scenarios.py")
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
+    pytest.mark.timeout(240),
+]
+
+
+def scenario(name: str) -> None:
+    env = {**os.environ, "PYTHONPATH": str(REPOSITORY), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(["unshare", "--mount", "--net", "--propagation", "private", sys.executable, str(SCRIPT), name],
+                          capture_output=True, text=True, env=env, stdin=subprocess.DEVNULL, check=False, timeout=220,
+                          cwd="/")  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-8000:]
+
+
+@pytest.mark.invariant("T8", "K2")
+def test_an_aggregator_is_killed_and_its_children_are_at_work_elsewhere() -> None:
+    scenario("an_aggregator_is_killed_and_its_children_are_at_work_elsewhere")
+
+
+@pytest.mark.invariant("K1")
+def test_a_root_is_killed_and_started_again() -> None:
+    scenario("a_root_is_killed_and_started_again")
+
+
+def test_a_key_that_is_removed_ends_its_sessions() -> None:
+    scenario("a_key_that_is_removed_ends_its_sessions")
+
+
+@pytest.mark.invariant("S1", "S3")
+def test_keys_mean_what_the_file_says() -> None:
+    scenario("keys_mean_what_the_file_says")
+
+
+@pytest.mark.invariant("G1", "G2")
+def test_a_group_that_nobody_commits_expires_on_every_node() -> None:
+    scenario("a_group_that_nobody_commits_expires_on_every_node")
+
+
+@pytest.mark.invariant("F5", "G1")
+def test_a_consumer_blocks_all_and_two_people_settle_one_group() -> None:
+    scenario("a_consumer_blocks_all_and_two_people_settle_one_group")
+
+
+@pytest.mark.invariant("G5")
+def test_a_node_that_is_away_owes_and_one_that_restarts_remembers() -> None:
+    scenario("a_node_that_is_away_owes_and_one_that_restarts_remembers")
+
+
+@pytest.mark.invariant("G3")
+def test_a_member_that_said_yes_waits_for_the_root() -> None:
+    scenario("a_member_that_said_yes_waits_for_the_root")
+
+
+@pytest.mark.invariant("G8")
+def test_the_whole_fleet_is_stopped() -> None:
+    scenario("the_whole_fleet_is_stopped")
+
+
+@pytest.mark.invariant("G9")
+def test_a_node_that_is_cut_off_waits_and_then_acts_alone() -> None:
+    scenario("a_node_that_is_cut_off_waits_and_then_acts_alone")
+
+
+@pytest.mark.invariant("K3")
+@pytest.mark.skipif(shutil.which("etcd") is None, reason="etcd not installed: apt-get install etcd-server")
+def test_two_roots_on_etcd_and_no_quorum() -> None:
+    scenario("two_roots_on_etcd_and_no_quorum")
+
+
+def test_mistakes_are_told_and_change_nothing() -> None:
+    scenario("mistakes_are_told_and_change_nothing")

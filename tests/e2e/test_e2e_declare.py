@@ -1,0 +1,262 @@
+"""apply, declare, adopt, export: how declared state moves."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from harness import TOP, Agent, wait_until
+
+TTL = "net.ipv4.ip_default_ttl"
+
+
+# -- apply ----------------------------------------------------------------------------------------------------------
+
+
+def test_apply_makes_one_change_of_the_caller_s_with_its_window(agent: Agent) -> None:
+    path = agent.file("a.conf")
+    agent.adopt(f"sysctl:{TTL}")
+    text = f'[file."{path}"]\ncontent = "applied\\n"\n[sysctl]\n"{TTL}" = 66\n'
+    dry = agent.json("apply", "-", "--dry-run", input=text.encode())
+    assert dry["dry_run"] and {s["id"] for s in dry["plan"]} == {f"file:{path}", f"sysctl:{TTL}"}
+    assert agent.world.path(path).read_text() == "declared\n" and agent.status()["changes"] == []
+    answer = agent.json("apply", "-", "-m", "trial", input=text.encode())
+    assert sorted(answer["applied"]) == sorted([f"file:{path}", f"sysctl:{TTL}"]) and answer["deadline"]
+    assert agent.world.path(path).read_text() == "applied\n"
+    (change,) = agent.status()["changes"]
+    assert change["id"] == answer["change"] and change["message"] == "trial" and change["owner"]["user"] == "root"
+    agent.pact("rollback", change["id"])
+    assert agent.world.path(path).read_text() == "declared\n"
+    assert agent.world.sh(f"cat /proc/sys/{TTL.replace('.', '/')}").out == "64\n"
+
+
+def test_apply_is_a_change_of_its_own_beside_the_caller_s_other_drift(agent: Agent) -> None:
+    one, two = agent.file("one.conf"), agent.file("two.conf")
+    other = agent.drift(one)
+    answer = agent.json("apply", "-", input=f'[file."{two}"]\ncontent = "applied\\n"\n'.encode())
+    assert answer["change"] != other["id"] and len(agent.status()["changes"]) == 2
+
+
+def test_apply_to_an_undeclared_resource_gives_it_a_baseline(agent: Agent) -> None:
+    agent.world.path(f"{TOP}/new.conf").write_text("before\n")
+    text = f'[file."{TOP}/new.conf"]\ncontent = "applied\\n"\n[file."{TOP}/fresh.conf"]\ncontent = "fresh\\n"\n'
+    answer = agent.json("apply", "-", input=text.encode())
+    assert agent.status()["declared"] == 2
+    assert agent.world.path(f"{TOP}/fresh.conf").read_text() == "fresh\n"
+    agent.pact("rollback", answer["change"])
+    assert agent.world.path(f"{TOP}/new.conf").read_text() == "before\n"
+    assert not agent.world.path(f"{TOP}/fresh.conf").exists()
+
+
+def test_apply_of_what_is_so_already_opens_nothing(agent: Agent) -> None:
+    path = agent.file("same.conf")
+    answer = agent.json("apply", "-", input=f'[file."{path}"]\ncontent = "declared\\n"\n'.encode())
+    assert answer["change"] is None and agent.status()["changes"] == []
+
+
+# -- declare --------------------------------------------------------------------------------------------------------
+
+
+def test_declare_converges_at_once_and_opens_no_window(make_agent: Callable[..., Agent]) -> None:
+    agent = make_agent()
+    agent.start()
+    path = f"{TOP}/sub/d.conf"
+    text = (f'[file."{TOP}/sub"]\ntype = "directory"\nmode = "0750"\n'
+            f'[file."{path}"]\ncontent = "x\\n"\nmode = "0600"\nowner = "1234"\n'
+            f'[file."{TOP}/l"]\nsymlink = "sub/d.conf"\n[sysctl]\n"{TTL}" = 67\n')  # fmt: skip
+    dry = agent.declare(text, "--dry-run").json()
+    assert dry["dry_run"] and len(dry["converge"]) == 4 and agent.status()["declared"] == 0
+    agent.declare(text)
+    st = agent.world.path(path).stat()
+    assert agent.world.path(path).read_text() == "x\n" and (st.st_mode & 0o7777, st.st_uid) == (0o600, 1234)
+    assert os.readlink(agent.world.path(f"{TOP}/l")) == "sub/d.conf"
+    assert agent.world.sh("cat /proc/sys/net/ipv4/ip_default_ttl").out == "67\n"
+    status = agent.status()
+    assert status["declared"] == 4 and status["changes"] == [] and status["state"] == "committed"
+    assert agent.newest("drift_detected") is None, "what is being converged is nobody's drift"
+    agent.declare(f'[sysctl]\n"{TTL}" = 64\n')
+
+
+def test_declare_reads_source_relative_to_the_file_and_a_table_for_a_sysctl(agent: Agent) -> None:
+    (agent.base / "decl").mkdir(exist_ok=True)
+    (agent.base / "decl" / "content").write_bytes(b"from a source \xff\n")
+    (agent.base / "decl" / "d.toml").write_text(
+        f'[file."{TOP}/s.conf"]\nsource = "content"\n'
+        f'[sysctl]\n"{TTL}" = {{value = 64, consumers = ["exec:nothing"]}}\n')
+    agent.pact("declare", str(agent.base / "decl" / "d.toml"))
+    assert agent.world.path(f"{TOP}/s.conf").read_bytes() == b"from a source \xff\n"
+
+
+def test_prune_forgets_what_the_file_does_not_name_and_deletes_nothing(agent: Agent) -> None:
+    one, two = agent.file("one.conf"), agent.file("two.conf")
+    answer = agent.declare(f'[file."{one}"]\ncontent = "declared\\n"\n', "--prune").json()
+    assert answer["forgotten"] == [f"file:{two}"] and agent.world.path(two).exists()
+    agent.world.path(two).unlink()
+    agent.drift(one)
+    assert agent.status()["drifted"] == 1
+
+
+def test_declare_leaves_resources_of_open_changes_unless_take_is_said(agent: Agent) -> None:
+    path = agent.file("taken.conf")
+    change = agent.drift(path)
+    answer = agent.declare(f'[file."{path}"]\ncontent = "new\\n"\n').json()
+    assert answer["in_changes"] == [f"file:{path}"] and agent.world.path(path).read_text() == "drifted\n"
+    assert agent.status()["changes"][0]["id"] == change["id"]
+    agent.pact("rollback")
+    assert agent.world.path(path).read_text() == "new\n", "a rollback returns to what is declared now"
+    agent.drift(path)
+    agent.declare(f'[file."{path}"]\ncontent = "newer\\n"\n', "--take")
+    assert agent.world.path(path).read_text() == "newer\n" and agent.status()["changes"] == []
+
+
+def test_declaring_the_drifted_value_settles_the_drift(agent: Agent) -> None:
+    path = agent.file("agree.conf")
+    agent.drift(path, "agreed\n")
+    agent.declare(f'[file."{path}"]\ncontent = "agreed\\n"\n')
+    assert agent.status()["changes"] == []
+
+
+def test_what_is_ignored_cannot_be_declared_by_name(agent: Agent) -> None:
+    for name in ("/tmp/x", "/var/log/x", "/dev/null"):
+        err = agent.declare(f'[file."{name}"]\ncontent = "x"\n', check=2).err
+        assert "is ignored by the pattern" in err and name in err
+
+
+# -- adopt and export -----------------------------------------------------------------------------------------------
+
+HOSTILE = [b"plain", b"new\nline", b"not-utf8-\xff\xfe", b"per%cent%41", b"quo\"te'\\back", "ünï-😀".encode(),
+           b"sp ace", b"\x1b[2Jescape", b"tab\t", b"[b]*?{x}", b"-dash", b"#hash=1"]  # fmt: skip
+
+
+def test_exporting_what_was_adopted_and_declaring_it_again_changes_nothing(agent: Agent) -> None:
+    top = os.fsencode(agent.world.path(TOP)) + b"/hostile"
+    os.mkdir(top)
+    contents = [b"text\n", b"", b"\x00\x01\xff", b"no newline", b'"""\n\\ \'\'\'\n', b"cr\r\nlf\n", b"a\x7f\x85",
+                b"\xef\xbb\xbfbom"]  # fmt: skip
+    for at, name in enumerate(HOSTILE):
+        with open(top + b"/" + name, "wb") as f:
+            f.write(contents[at % len(contents)])
+    os.symlink(b"tar\nget-\xff", top + b"/link\n")
+    os.mkdir(top + b"/dir\xff")
+    os.setxattr(top + b"/plain", "user.x", b"\x00\xff")
+    agent.world.sh(f"setfacl -m u:1234:r {TOP}/hostile/plain; chmod 600 {TOP}/hostile/tab*; mkdir {TOP}/mnt;"
+                   f"mount -t tmpfs -o size=1m,noexec tmpfs {TOP}/mnt")  # fmt: skip
+    answer = agent.adopt(f"file:{TOP}/hostile/**", f"mount:{TOP}/**", "sysctl:net.ipv4.conf.lo.*")
+    assert answer["adopted"] >= len(HOSTILE) + 3 and answer["not_restorable"] == []
+    text = agent.pact("export").out
+    before = agent.status()
+    done = agent.declare(text, "--prune").json()
+    assert done["converge"] == [] and done["forgotten"] == [] and done["resources"] == before["declared"]
+    assert agent.pact("export").out == text
+    again = agent.adopt(f"file:{TOP}/hostile/**", f"mount:{TOP}/**", "sysctl:net.ipv4.conf.lo.*")
+    assert again["adopted"] == 0, "declared again, nothing is different"
+    for name in HOSTILE:
+        with open(top + b"/" + name, "ab") as f:
+            f.write(b"drift")
+    wait_until(lambda: agent.status()["drifted"] == len(HOSTILE), "every hostile name drifted")
+    agent.pact("rollback")
+    for at, name in enumerate(HOSTILE):
+        with open(top + b"/" + name, "rb") as f:
+            assert f.read() == contents[at % len(contents)]
+    assert agent.json("export")["toml"].lstrip("\n") == text
+    agent.world.sh(f"umount {TOP}/mnt")
+
+
+def test_a_file_above_the_limit_is_reported_as_not_restorable_at_adopt(agent: Agent) -> None:
+    path = f"{TOP}/large.bin"
+    agent.world.sh(f"head -c 5000000 /dev/zero > {path}")
+    answer = agent.json("adopt", f"file:{path}")
+    assert answer["not_restorable"] == [f"file:{path}"]
+    assert "cannot be restored" in agent.pact("adopt", f"file:{path}").out or answer["adopted"] == 1
+    agent.world.sh(f"printf x >> {path}")
+    agent.drifted(f"file:{path}")
+    agent.pact("rollback", check=1)
+    assert agent.world.path(path).stat().st_size == 5000001, "nothing was half done"
+    agent.pact("commit", "-m", "by digest")
+    text = agent.pact("export").out
+    assert "sha256" in text
+    assert agent.declare(text).json()["converge"] == []
+
+
+def test_adopt_passes_over_what_is_ignored_and_says_how_many(agent: Agent) -> None:
+    agent.world.sh("echo x > /tmp/pact-e2e-ignored")
+    answer = agent.ask("adopt", patterns=["file:/tmp/pact-e2e-ignored*"])
+    assert answer["result"]["adopted"] == 0
+    assert any("ignored" in note and "1" in note for note in answer["result"]["notes"])
+    agent.world.sh("rm /tmp/pact-e2e-ignored")
+
+
+def test_adopt_of_a_live_etc_and_all_net_sysctls_and_mounts_then_quiet(agent: Agent) -> None:
+    answer = agent.adopt("file:/etc/**", "sysctl:net.**", "mount:**", "module:**")
+    assert answer["adopted"] > 500
+    assert agent.status()["drifted"] == 0
+    for secret in ("/etc/shadow", "/etc/machine-id"):
+        assert f'"{secret}"' not in agent.pact("export").out
+
+
+def test_adopt_says_when_nothing_matches_or_the_pattern_is_wrong(agent: Agent) -> None:
+    assert "nothing matches" in agent.pact("adopt", f"file:{TOP}/nothing*", check=1).err
+    assert "widget" in agent.pact("adopt", "widget:x", check=2).err
+    agent.pact("adopt", "nonsense", check=2)
+    agent.pact("adopt", "file:relative/**", check=None)
+
+
+def test_adopting_a_resource_of_an_open_change_needs_its_name(agent: Agent) -> None:
+    path = agent.file("open.conf")
+    agent.drift(path)
+    assert agent.adopt(f"file:{TOP}/open*")["in_changes"] == [f"file:{path}"]
+    assert len(agent.status()["changes"]) == 1
+    agent.adopt(f"file:{path}")
+    assert agent.status()["changes"] == []
+
+
+# -- mistakes in a file ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("text", "line", "says"), [
+    ('[file."/srv/x"]\ncontent = "a"\nmoed = "0644"\n', 1, "mode"),
+    ('\n[sysctl]\n"net.core.somaxconn" = 1979-05-27\n', 3, "net.core.somaxconn"),
+    ('[fiel."/srv/x"]\ncontent = "a"\n', 1, "file"),
+    ('[file."/srv/x"]\ncontent = "a"\nmode = 420\n', 1, "octal"),
+    ('[file."/srv/x"]\ncontent = "a"\nsymlink = "b"\n', 1, "exclude"),
+    ('[file."srv/x"]\ncontent = "a"\n', 1, "absolute"),
+    ('[file."/srv/../etc/x"]\ncontent = "a"\n', 1, "normal"),
+    ('[mount."/srv/x"]\nfstype = "tmpfs"\n', 1, "source"),
+    ('[file."/srv/x"]\nsource = "no-such-file"\n', 1, "no-such-file"),
+    ('[file."/srv/x"]\ncontent = "a"\nrequires = ["what:x"]\n', 1, "what"),
+    ('[sysctl]\na = = 1\n', 2, "2"),
+    ('[service.slurmd]\nstate = "running"\n', 1, "service"),
+])  # fmt: skip
+def test_a_mistake_is_named_with_file_and_line_and_changes_nothing(
+    agent: Agent, text: str, line: int, says: str
+) -> None:
+    path = agent.base / "wrong.toml"
+    path.write_text(text)
+    for command in ("declare", "apply"):
+        err = agent.pact(command, str(path), check=2).err
+        assert f"{path}:{line}:" in err and says in err and len(err.splitlines()) <= 3, err
+    assert agent.status()["declared"] == 0
+
+
+def test_a_file_that_cannot_be_read_or_declares_nothing_is_refused(agent: Agent) -> None:
+    assert "/nonexistent.toml" in agent.pact("declare", "/nonexistent.toml", check=2).err
+    agent.declare("", check=2)
+    agent.pact("declare", "-", input=b"\xff\xfe", check=2)
+
+
+def test_the_agent_checks_what_another_program_sends(agent: Agent) -> None:
+    value: dict[str, Any] = {"attrs": {"type": "file", "sha256": "0" * 64, "size": 1}}
+    for resources in ({"file:/srv/x": 1}, {"file:/srv/x": {}}, {"x": value}, {"file:relative": value},
+                      {"sysctl:../../etc/passwd": {"attrs": {"value": "1"}}},
+                      {"sysctl:net/ipv4": {"attrs": {"value": 1}}},
+                      {f"file:{TOP}/x": {"attrs": {"type": "fifo"}}}, {"mount:/srv/x": {"attrs": {}}}):  # fmt: skip
+        for op in ("declare", "apply"):
+            answer = agent.ask(op, resources=resources)
+            assert answer["exit"] in (1, 2) and answer["message"], (op, resources, answer)
+    blob = {"a" * 64: base64.b64encode(b"x").decode()}
+    assert agent.ask("declare", resources={}, blobs=blob)["exit"] == 2
+    assert agent.status()["declared"] == 0 and json.dumps(agent.status()["changes"]) == "[]"

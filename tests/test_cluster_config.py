@@ -1,0 +1,188 @@
+"""Keys, authorised keys, and the configuration of aggregators and clients."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pact.cluster import auth, config, keys, nodesets
+from pact.core.relay import Peer
+from pact.errors import ConfigError, UsageError
+
+PUBLIC = "0" * 40
+OTHER = "1" * 40
+
+
+def entry(public: str = PUBLIC, name: str = "n1", role: str = "node") -> str:
+    return f'[[key]]\npublic = "{public}"\nname = "{name}"\nrole = "{role}"\n'
+
+
+def test_a_key_pair_is_written_once_and_read_back(tmp_path: Path) -> None:
+    public_path, secret_path, public = keys.keygen("n1", str(tmp_path))
+    assert Path(public_path).read_text() == public + "\n" and auth.is_public(public)
+    assert os.stat(secret_path).st_mode & 0o777 == 0o600
+    pair = keys.load(secret_path)
+    assert pair.public == public and pair.secret not in repr(pair)
+    before = Path(secret_path).read_text()
+    with pytest.raises(UsageError, match="exists already"):
+        keys.keygen("n1", str(tmp_path))
+    os.unlink(public_path)
+    with pytest.raises(UsageError, match="exists already"):
+        keys.keygen("n1", str(tmp_path))
+    assert Path(secret_path).read_text() == before and not Path(public_path).exists()
+
+
+@pytest.mark.invariant("T10")
+def test_a_secret_that_others_may_read_is_refused(tmp_path: Path) -> None:
+    _, path, _ = keys.keygen("n1", str(tmp_path))
+    for mode in (0o640, 0o604, 0o660):
+        os.chmod(path, mode)
+        with pytest.raises(ConfigError, match="may be read by others"):
+            keys.load(path)
+    os.chmod(path, 0o600)
+    Path(path).write_text("short")
+    with pytest.raises(ConfigError, match="holds no secret key"):
+        keys.load(path)
+    with pytest.raises(ConfigError, match="No such file"):
+        keys.load(str(tmp_path / "none"))
+    with pytest.raises(ConfigError):
+        keys.load(str(tmp_path))
+
+
+def test_keygen_on_the_command_line(tmp_path: Path) -> None:
+    run = [sys.executable, "-m", "pact.cli.main", "keygen"]
+    cwd = Path(__file__).parent.parent
+    done = subprocess.run([*run, "n7", "--dir", str(tmp_path / "k")], check=False, capture_output=True, text=True, cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "k" / "n7.key").read_text().strip() in done.stdout
+    assert (tmp_path / "k" / "n7.secret").read_text().strip() not in done.stdout
+    again = subprocess.run([*run, "n7", "--dir", str(tmp_path / "k")], check=False, capture_output=True, text=True, cwd=cwd)
+    assert again.returncode == 2 and "exists already" in again.stderr
+    assert subprocess.run([*run, "../n7"], check=False, capture_output=True, cwd=cwd).returncode == 2
+
+
+def test_authorised_keys_say_who_and_where() -> None:
+    table = auth.parse(entry() + entry(OTHER, "olga", "ops"), "a.toml")
+    assert table.peer(PUBLIC) == Peer("n1", "node", PUBLIC)
+    assert table.may_connect(PUBLIC, auth.TREE) and not table.may_connect(PUBLIC, auth.EVENTS)
+    assert table.may_connect(OTHER, auth.EVENTS) and not table.may_connect(OTHER, "elsewhere")
+    assert not table.may_connect("2" * 40, auth.TREE)
+    assert auth.parse("", "a.toml").peers == {}
+    newer = auth.parse(entry(OTHER, "olga", "admin"), "a.toml")
+    assert table.removed(newer) == [PUBLIC, OTHER]  # gone, and changed
+
+
+@pytest.mark.parametrize(("text", "why"), [
+    (entry("short"), "a.toml:1: public is not a key"),
+    (entry() + entry(OTHER, "a b"), "a.toml:5: the name 'a b'"),
+    (entry() + entry(OTHER, "n2", "king"), "a.toml:5: unknown role 'king'"),
+    (entry() + entry(), "a.toml:5: the key of n1 stands here again"),
+    (entry() + entry(OTHER, "n1", "admin"), "a.toml:5: n1 is a node above"),
+    (entry(name="_root"), "a.toml:1: the name '_root'"),
+    (entry() + 'colour = "red"\n', "unknown field 'colour'"),
+    ('[[key]]\nname = "n1"\nrole = "node"\n', "public is missing"),
+    ("[[key]]\nname = \n", "a.toml:2"),
+    ("[keys]\n", "unknown 'keys'"),
+    ("key = 3\n", r"written \[\[key\]\]"),
+    ("key = [3]\n", "a key is a table"),
+])  # fmt: skip
+def test_what_is_wrong_with_authorised_keys_is_said_with_its_line(text: str, why: str) -> None:
+    with pytest.raises(ConfigError, match=why):
+        auth.parse(text, "a.toml")
+
+
+def write(tmp_path: Path, text: str) -> str:
+    path = tmp_path / "aggregator.toml"
+    path.write_text(text)
+    return str(path)
+
+
+GOOD = '[aggregator]\nname = "agg1"\n[keys]\nsecret = "/k"\n'
+
+
+def test_the_contracts_example_is_read(tmp_path: Path) -> None:
+    text = (
+        '[aggregator]\nname = "agg1"\ncluster = "default"\nrack = "r1"\ntree = "tcp://127.0.0.1:7417"\n'
+        'events = "tcp://127.0.0.1:7418"\nreplay = "tcp://127.0.0.1:7419"\nhttp = "127.0.0.1:7420"\nparents = []\n'
+        '[journal]\nurl = "etcd://h1:2379,h2:2379,h3:2379"\n'
+        '[keys]\nsecret = "/etc/pact/keys/agg1.secret"\nauthorized = "/etc/pact/authorized_keys.toml"\n')
+    settings = config.load(write(tmp_path, text))
+    assert (settings.name, settings.rack, settings.parents) == ("agg1", "r1", [])
+    defaults = config.load(write(tmp_path, GOOD))
+    assert all("127.0.0.1" in u for u in (defaults.tree, defaults.events, defaults.replay, defaults.http))
+
+
+@pytest.mark.parametrize(("text", "why"), [
+    ("[aggregator]\n", "name is missing"),
+    ('[aggregator]\nname = "a"\n', "secret is missing"),
+    (GOOD.replace("agg1", "_root"), "name must be"),
+    (GOOD + 'secrte = "x"\n', "unknown key 'secrte'"),
+    (GOOD.replace("[keys]", 'tree = "udp://x:1"\n[keys]'), 'must be "tcp://HOST:PORT"'),
+    (GOOD.replace("[keys]", 'parents = [{url = "tcp://a:1", key = "x"}]\n[keys]'), "without a key"),
+    (GOOD.replace("[keys]", f'parents = [{{url = "tcp://a:1", key = "{PUBLIC}", k = 1}}]\n[keys]'), "unknown key 'k'"),
+    (GOOD.replace("[keys]", "children = 9000\n[keys]"), "from 1 to 8000"),
+    (GOOD + '[journal]\nurl = "mysql://x"\n', "sqlite:///PATH"),
+])  # fmt: skip
+def test_what_is_wrong_with_an_aggregators_file_is_said(tmp_path: Path, text: str, why: str) -> None:
+    with pytest.raises(ConfigError, match=why):
+        config.load(write(tmp_path, text))
+
+
+@pytest.mark.invariant("T4")
+def test_an_aggregator_that_is_its_own_parent_is_refused(tmp_path: Path) -> None:
+    parents = f'parents = [{{url = "tcp://a:1", key = "{PUBLIC}"}}]\n[keys]'
+    settings = config.load(write(tmp_path, GOOD.replace("[keys]", parents)))
+    config.refuse_own_key(settings, OTHER)
+    with pytest.raises(ConfigError, match="own key"):
+        config.refuse_own_key(settings, PUBLIC)
+
+
+def test_client_defaults_come_from_the_first_file(tmp_path: Path) -> None:
+    first, second = tmp_path / "a.toml", tmp_path / "b.toml"
+    second.write_text('via = "tcp://root:7417"\nserver_key = "' + PUBLIC + '"\nkey = "me.secret"\n')
+    found = config.load_client((str(first), str(second)))
+    assert (found.via, found.server_key, found.key) == ("tcp://root:7417", PUBLIC, str(tmp_path / "me.secret"))
+    first.write_text('[client]\nvia = "tcp://other:7417"\n')
+    assert config.load_client((str(first), str(second))).via == "tcp://other:7417"
+    first.write_text('via = 7\n')
+    with pytest.raises(ConfigError, match="via must be"):
+        config.load_client((str(first),))
+    assert config.load_client(()).via == ""
+
+
+@pytest.mark.parametrize("text", [
+    "@x';id;'", "@$(id)", "@x`id`", "@x|id", "@x/y/e", "@-rf", "@s:-x", "@a b", "@a\nb", "n1;id", "n${IFS}", "n%s", "n\0", "٣",
+])  # fmt: skip
+def test_a_node_set_cannot_carry_a_command(text: str) -> None:
+    """ClusterShell hands the names of groups to a shell, and whoever may look may name one."""
+    with pytest.raises(UsageError):
+        nodesets.NodeSets().expand(text)
+
+
+def test_names_are_never_taken_for_groups_when_they_are_folded() -> None:
+    assert nodesets.fold(["@all", "n1", "n2", "[x", "n%s"]) == "n[1-2],@all,[x,n%s"
+
+
+def test_a_node_set_is_counted_in_all() -> None:
+    with pytest.raises(UsageError):
+        nodesets.NodeSets().expand(",".join(f"n{i}x[1-99999]" for i in range(9_000)))
+    with pytest.raises(UsageError):
+        nodesets.NodeSets().expand("n[1-" + "9" * 5000 + "]")
+
+
+def test_names_with_many_numbers_fold_quickly_and_mean_the_same() -> None:
+    names = [f"x{1000 + i // 512}c{i // 64 % 8}s{i // 4 % 16:02}b{i // 2 % 2}n{i % 2}" for i in range(0, 9_000, 3)]
+    began = time.monotonic()
+    text = nodesets.fold(names)
+    assert time.monotonic() - began < 1.0
+    assert set(nodesets.NodeSets().expand(text[:200].rpartition(",")[0])) <= set(names)
+    odd = [f"a{i}b0c{n}" for i in range(300) for n in (7, 8, 9, 10, 11)]
+    assert nodesets.fold(odd).startswith("a0b0c[7-11],a100b0c[7-11]")
+    assert set(nodesets.NodeSets().expand(nodesets.fold(odd))) == set(odd)
+    odd = [f"a{i}b0c{n}" for i in range(300) for n in ("08", "09", "10", "9", "10x")]
+    assert set(nodesets.NodeSets().expand(nodesets.fold(odd))) == set(odd)

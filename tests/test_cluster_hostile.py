@@ -1,0 +1,204 @@
+"""Whoever has a key may say anything: a real root, on real sockets, stays at work and tells others the truth."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+import zmq
+from cluster_kit import Kit, free_ports
+
+from pact.core import wire
+from pact.core.wire import Message
+from pact.errors import LocalProtocolError
+
+Socket = zmq.Socket[bytes]
+NAMES = {"root1": "aggregator", "n1": "node", "n2": "node", "view": "viewer", "op": "ops", "adm": "admin"}
+
+
+class Hostile(Kit):
+    """A root as a process, with its log in SQLite."""
+
+    def start(self) -> None:
+        tree, events, replay = (f"tcp://127.0.0.1:{p}" for p in free_ports(3))
+        self.url, self.root_name = tree, "root1"
+        path = self.base / "root1.toml"
+        path.write_text(
+            f'[aggregator]\nname = "root1"\ntree = "{tree}"\nevents = "{events}"\nreplay = "{replay}"\nhttp = ""\n'
+            f'[journal]\nurl = "sqlite://{self.base}/root.db"\n'
+            f'[keys]\nsecret = "{self.secret("root1")}"\nauthorized = "{self.authorized}"\n')
+        self.run("root1", "aggregator", "--config", str(path))
+
+    def person(self, name: str) -> Socket:
+        """Connected and welcomed, however long the root takes to lead."""
+        sock = self.dealer(name)
+        self._welcomed(sock, name, "client")
+        return sock
+
+    def node(self, name: str, **more: Any) -> Socket:
+        sock = self.dealer(name)
+        self._welcomed(sock, name, "node", **more)
+        return sock
+
+    def _welcomed(self, sock: Socket, name: str, role: str, **more: Any) -> None:
+        ends = time.monotonic() + 15
+        while time.monotonic() < ends:
+            self.hello(sock, name, role, **more)
+            message = self.maybe(sock, 1.0)
+            if message is not None and message.kind == "welcome":
+                return
+            time.sleep(0.1)
+        raise AssertionError(f"{name} is not welcomed\n{self.logs()}")
+
+    def request(self, sock: Socket, op: str, nodes: str | None = None, timeout_ms: int = 3000, id_: int = 1,
+                **args: Any) -> None:  # fmt: skip
+        sock.send(wire.encode("request", {"id": id_, "op": op, "nodes": nodes, "timeout_ms": timeout_ms},
+                              orjson.dumps(args)))  # fmt: skip
+
+    def result(self, sock: Socket, seconds: float = 8.0) -> Message:
+        ends = time.monotonic() + seconds
+        while time.monotonic() < ends:
+            message = self.maybe(sock, 0.5)
+            if message is not None and message.kind == "result":
+                return message
+        raise AssertionError(f"no result\n{self.logs()}")
+
+    def still_at_work(self, exit_: int = 0) -> dict[str, Any]:
+        """Another person asks; the root has not been started again meanwhile."""
+        assert self.processes["root1"].poll() is None, f"the root has ended\n{self.logs()}"
+        sock = self.person("view")
+        self.request(sock, "nodes")
+        said = self.result(sock)
+        assert said.head["exit"] == exit_, said
+        sock.close(0)
+        body: dict[str, Any] = orjson.loads(said.body)
+        return body
+
+    def answering(self, sock: Socket, name: str, answer: Callable[[str], bytes], until: Callable[[], Any],
+                  seconds: float = 8.0) -> Any:  # fmt: skip
+        """Play a node that answers every call, until something has come."""
+        ends = time.monotonic() + seconds
+        while time.monotonic() < ends:
+            message = self.maybe(sock, 0.05)
+            if message is not None and message.kind == "call":
+                body = answer(message.head["op"])
+                head = {"call": message.head["call"], "final": True, "parts": [[[name], len(body)]]}
+                sock.send(wire.encode("answer", head, body))
+            found = until()
+            if found is not None:
+                return found
+        return None
+
+
+@pytest.fixture
+def kit(tmp_path: Path) -> Iterator[Hostile]:
+    kit = Hostile(tmp_path, NAMES)
+    kit.start()
+    try:
+        yield kit
+    finally:
+        kit.close()
+
+
+@pytest.mark.invariant("T13")
+@pytest.mark.parametrize(("op", "nodes", "args"), [
+    ("status", "n[1-" + "9" * 5000 + "]", {}),
+    ("status", "n[" + "9" * 5000 + "]", {}),
+    ("status", ",".join(f"n{i}x[1-99999]" for i in range(30_000)), {}),
+    ("status", "n[1-3", {}),
+    ("status", "@nothing:[", {}),
+    ("groups", None, {"group": ["x"]}),
+    ("groups", None, {"group": {"a": 1}}),
+    ("watch", "n[1-" + "9" * 5000 + "]", {}),
+    ("nodes", "\x00", {}),
+])  # fmt: skip
+def test_what_a_person_asks_never_ends_the_root(kit: Hostile, op: str, nodes: str | None, args: dict[str, Any]) -> None:
+    view = kit.person("view")
+    kit.request(view, op, nodes, **args)
+    assert kit.result(view).head["exit"] != 0
+    view.close(0)
+    kit.still_at_work()
+
+
+@pytest.mark.invariant("G8")
+def test_a_hold_with_an_endless_reason_is_refused_and_poisons_nothing(kit: Hostile) -> None:
+    op = kit.person("op")
+    kit.request(op, "fleet_hold", reason="x" * 70_000, for_ns=10**12)
+    assert kit.result(op).head["exit"] == 2
+    kit.still_at_work()
+    kit.node("n1").close(0)
+
+
+@pytest.mark.parametrize("answer", [
+    {"ok": True, "exit": 0, "result": {}},
+    {"ok": True, "exit": 0, "result": {"changes": "x", "magnitude_n": 1, "window_ns": 10**9}},
+    {"ok": True, "exit": 0, "result": {"changes": 1, "magnitude_n": 1, "window_ns": 1.5}},
+    {"ok": True, "exit": 0, "result": {"changes": 1, "magnitude_n": 1, "window_ns": -5}},
+    {"ok": False, "exit": -1, "result": {}, "message": "no"},
+    {"ok": False, "exit": 1, "result": {}, "message": "y" * 200_000},
+    [], "x", None,
+])  # fmt: skip
+def test_a_node_that_answers_nonsense_refuses_and_ends_nothing(kit: Hostile, answer: Any) -> None:
+    node, adm = kit.node("n1"), kit.person("adm")
+    time.sleep(0.3)
+    kit.request(adm, "apply", "n1", resources={"sysctl:x": {}}, message="m")
+    said = kit.answering(node, "n1", lambda op: orjson.dumps(answer), lambda: _result(kit, adm))
+    assert said is not None, f"no result\n{kit.logs()}"
+    assert said.head["exit"] != 0 and "n1" in said.head["failed"], said
+    adm.close(0)
+    kit.still_at_work()
+
+
+def _result(kit: Hostile, sock: Socket) -> Message | None:
+    message = kit.maybe(sock, 0.05)
+    return message if message is not None and message.kind == "result" else None
+
+
+@pytest.mark.invariant("T9")
+def test_an_answer_that_just_fits_a_frame_ends_nobody(kit: Hostile) -> None:
+    node, view = kit.node("n1"), kit.person("view")
+    time.sleep(0.3)
+    kit.request(view, "ping", "n1")
+    call = next(m for _ in range(20) if (m := kit.maybe(node, 0.3)) is not None and m.kind == "call")
+    head = {"call": call.head["call"], "final": True, "parts": [[["n1"], 0]]}
+    size = wire.FRAME_MAX - len(wire.encode("answer", head)) - 109
+    body = b'{"ok":true,"exit":0,"x":"' + b"z" * (size - 27) + b'"}'
+    frame = wire.encode("answer", {**head, "parts": [[["n1"], len(body)]]}, body)
+    assert wire.FRAME_MAX - 120 < len(frame) < wire.FRAME_MAX - 64, "CURVE adds to it"
+    node.send(frame)
+    assert "n1" in kit.result(view).head["failed"]
+    view.close(0)
+    kit.still_at_work()
+
+
+def test_a_request_that_just_fits_a_frame_ends_nobody(kit: Hostile) -> None:
+    kit.node("n1")
+    view = kit.person("view")
+    head = {"id": 1, "op": "ping"}
+    size = wire.FRAME_MAX - len(wire.encode("request", head)) - 100  # CURVE adds to it
+    view.send(wire.encode("request", head, b'{"x":"' + b"z" * (size - 8) + b'"}'))
+    time.sleep(1)
+    view.close(0)
+    kit.still_at_work()
+
+
+@pytest.mark.parametrize("field", ["rack", "incarnation"])
+def test_what_stands_in_every_chunk_is_short(field: str) -> None:
+    """A rack of 64 KiB, once for each batch: the chunk would be larger than a store takes."""
+    with pytest.raises(LocalProtocolError):
+        wire.encode("hello", {"v": 1, "role": "node", "name": "n1", "session": 1, field: "x" * 60_000})
+
+
+def test_names_that_do_not_fold_reach_the_operator_all_the_same(kit: Hostile) -> None:
+    """Ten thousand names without numbers, none of them connected."""
+    names = [f"host-{chr(97 + i // 676)}{chr(97 + i // 26 % 26)}{chr(97 + i % 26)}" for i in range(8_000)]
+    view = kit.person("view")
+    kit.request(view, "ping", ",".join(names))
+    said = kit.result(view)
+    assert said.head["exit"] == 5 and sum(k.count("host-") for k in said.head["failed"]) == len(names)
+    view.close(0)
+    kit.still_at_work()

@@ -1,0 +1,139 @@
+"""Groups from seeds: messages lost, repeated, late; nodes and roots killed at any effect; links cut; two roots at once.
+
+Safety is checked all the way. Then the world is healed and liveness is demanded: every group ends, on every member, and
+every node has what is declared.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+
+import pytest
+
+from pact.core.root import Limits
+from pact.core.rootlog import FINISHED
+from pact.core.settings import Settings
+from pact.model import NS_PER_S, Declared, Holder
+from pact.sim.cluster import Cluster, Net
+from pact.sim.world import person
+
+RESOURCES = ["sysctl:a", "sysctl:b", "file:/c"]
+STEPS = 60
+FIRST = int(os.environ.get("PACT_SEED", "0"))
+SEEDS = range(FIRST, FIRST + int(os.environ.get("PACT_SEEDS", "40")))
+
+
+def build(rng: random.Random, seed: int) -> Cluster:
+    declared = {r: Declared({"value": "0"}) for r in RESOURCES}
+    net = Net(loss=rng.choice([0.0, 0.05, 0.3]), twice=rng.choice([0.0, 0.2]), delay_ms=rng.choice([5, 500]))
+    limits = Limits(
+        wave=rng.choice([1, 2, 100]), waves_at_once=rng.choice([1, 2]), answer_ns=rng.choice([2, 10]) * NS_PER_S,
+        breaker_least=rng.choice([0, 1, 3]), breaker_share=0.2, on_busy_retry=rng.random() < 0.3,
+    )  # fmt: skip
+    settings = Settings(base_ns=rng.choice([60, 300]) * NS_PER_S, floor_ns=5 * NS_PER_S, alone_ns=100 * NS_PER_S)
+    made = Cluster(seed, rng.randrange(2, 7), declared, net=net, settings=settings, limits=limits)
+    made.advance(4 * NS_PER_S)
+    return made
+
+
+def random_step(c: Cluster, rng: random.Random) -> None:
+    name = rng.choice(list(c.peers))
+    peer = c.peers[name]
+    what = rng.choices(
+        ["time", "ask", "write", "use", "free", "kill", "restart", "cut", "mend", "elect", "crash root", "stubborn"],
+        [35, 25, 8, 5, 6, 5, 8, 4, 7, 2, 2, 2],
+    )[0]  # fmt: skip
+    resource = rng.choice(RESOURCES)
+    if what == "time":
+        c.advance(rng.choice([1, 100, 1000, 10_000, 60_000]) * NS_PER_S // 1000)
+    elif what == "ask":
+        request(c, rng)
+    elif what == "write" and peer.world.running:
+        value = {"value": str(rng.randrange(4))}
+        peer.world.write(resource, value, rng.choice([None, person("bob").owner]))
+    elif what == "use":
+        peer.world.holders[resource] = [Holder(resource, rng.randrange(1, 9), "fd")]
+    elif what == "free":
+        peer.world.holders.clear()
+    elif what == "kill":
+        peer.world.crash_after = rng.randrange(12)
+    elif what == "restart":
+        c.restart(name)
+    elif what == "cut":
+        c.cut(name)
+    elif what == "mend":
+        c.mend(name)
+    elif what == "elect":
+        c.elect()
+    elif what == "crash root":
+        c.crash_root()
+    elif what == "stubborn":
+        peer.world.stubborn ^= {resource}
+
+
+def request(c: Cluster, rng: random.Random) -> None:
+    names = rng.sample(list(c.peers), rng.randrange(1, len(c.peers) + 1))
+    known = list(c.root.state.groups) if c.root is not None else []
+    gid = rng.choice([*known[-3:], "g1"])
+    values = {r: Declared({"value": str(rng.randrange(4))}).to_json() for r in rng.sample(RESOURCES, rng.choice([1, 2]))}
+    missing = rng.choice([None, None, 1, 99])
+    op = rng.choices(["apply", "group_commit", "group_rollback", "group_extend", "fleet_hold", "fleet_release"],
+                     [8, 6, 6, 2, 1, 2])[0]  # fmt: skip
+    args: dict[str, object] = {
+        "apply": {"resources": values, "allow_missing": missing, "require_all": rng.random() < 0.2},
+        "group_commit": {"group": gid, "message": "m", "allow_missing": missing},
+        "group_rollback": {"group": gid, "force": rng.random() < 0.2},
+        "group_extend": {"group": gid, "by_ns": 30 * NS_PER_S},
+        "fleet_hold": {"reason": "r", "for_ns": 200 * NS_PER_S}, "fleet_release": {},
+    }[op]  # type: ignore[assignment]
+    c.request(op, args, ",".join(names) if op == "apply" else None)
+
+
+def heal(c: Cluster) -> None:
+    c.net = Net()
+    for name, peer in c.peers.items():
+        peer.world.crash_after = None
+        peer.world.holders.clear()
+        peer.world.stubborn.clear()
+        c.restart(name)
+        c.mend(name)
+    c.deposed.clear()
+    if c.root is None:
+        c.elect()
+    c.advance(600 * NS_PER_S)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.invariant("G1", "G3", "G4", "G5", "G7", "K1", "K3")
+def test_groups_survive_everything_and_end_everywhere(seed: int) -> None:
+    rng = random.Random(seed)
+    c = build(rng, seed)
+    for _ in range(STEPS):
+        random_step(c, rng)
+    c.check()
+    heal(c)
+    for _ in range(3):
+        assert c.root is not None
+        left = [g.id for g in c.root.state.groups.values() if g.state != FINISHED]
+        for gid in left:
+            decided = c.root.state.groups[gid].decision
+            op = "group_commit" if decided == "commit" else "group_rollback"
+            c.request(op, {"group": gid, "force": True, "message": "m"})
+            c.advance(20 * NS_PER_S)
+        c.advance(600 * NS_PER_S)
+    c.check()
+    assert c.root is not None
+    state = c.root.state
+    assert all(g.state == FINISHED for g in state.groups.values()), (
+        seed, {g.id: (g.state, g.decision, c.root.groups.runs.get(g.id)) for g in state.groups.values()})  # fmt: skip
+    for name, peer in c.peers.items():
+        node = peer.world.node.state
+        assert not node.groups, (seed, name, node.groups)
+        assert state.cursors[name].seq == peer.world.journal[-1].seq, (seed, name)
+        ended = {gid: outcome for gid, outcome in node.groups_done.items() if not outcome.startswith("left")}
+        for gid, outcome in ended.items():
+            assert outcome == state.groups[gid].outcome.partition(", except on ")[0], (seed, name, gid)
+    for outcome_name in ("committed", "rolled back"):
+        of_both = {n for n, p in c.peers.items() for o in p.world.node.state.groups_done.values() if o == outcome_name}
+        assert of_both <= set(c.peers)

@@ -1,0 +1,153 @@
+"""Who uses what: real processes, the operator's rules, jobs, and holders that cannot be named."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pact.core.plan import Step
+from pact.model import Attrs, encode_name
+from pact.resources import KINDS, consumers
+from pact.resources.consumers import HOLDERS_MAX, cgroup_of, find_holders, job_of
+
+pytestmark = pytest.mark.invariant("F5")
+
+
+def step(path: Path, *rules: str) -> Step:
+    name = encode_name(os.fsencode(path))
+    seen = KINDS["file"].observe(name)
+    assert isinstance(seen, dict)
+    return Step(f"file:{name}", None, seen, (), rules)
+
+
+@contextmanager
+def running(*command: object, **options: Any) -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen(list(map(str, command)), **options)
+    wanted = os.path.basename(str(command[0]))[:15]
+    end = time.monotonic() + 5
+    while Path(f"/proc/{process.pid}/comm").read_text().strip() != wanted:
+        assert time.monotonic() < end
+        time.sleep(0.002)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "f"
+    path.write_text("x")
+    return path
+
+
+def test_nobody_uses_a_file_that_nobody_uses(file: Path) -> None:
+    assert find_holders([step(file)]) == []
+
+
+def test_a_reader_is_named_with_user_command_and_cgroup(file: Path) -> None:
+    with file.open() as f, running("sleep", 60, stdin=f) as process:
+        (holder,) = [h for h in find_holders([step(file)]) if h.pid == process.pid]
+    assert holder.how == "fd"
+    assert holder.path == str(file)
+    assert holder.command == "sleep 60"
+    assert holder.uid == os.getuid()
+    assert holder.resource == f"file:{file}"
+    assert holder.cgroup
+
+
+def test_hostile_commands_are_printable(file: Path) -> None:
+    with file.open() as f, running("sh", "-c", "read x", "\x1b[31m\nred\u202e", stdin=subprocess.PIPE,
+                                   stdout=f) as process:  # fmt: skip
+        (holder,) = [h for h in find_holders([step(file)]) if h.pid == process.pid]
+        assert process.stdin
+        process.stdin.close()
+    assert holder.command.isprintable()
+
+
+def test_all_resources_of_a_plan_are_looked_for_at_once(tmp_path: Path) -> None:
+    paths = [tmp_path / n for n in "abc"]
+    for path in paths:
+        path.write_text("x")
+    with paths[0].open() as one, paths[2].open() as two, running("sleep", 60, stdin=one, stdout=two) as process:
+        found = {h.resource for h in find_holders(map(step, paths)) if h.pid == process.pid}
+    assert found == {f"file:{paths[0]}", f"file:{paths[2]}"}
+
+
+def test_what_is_below_a_directory_uses_it(tmp_path: Path) -> None:
+    top = tmp_path / "d"
+    (top / "e").mkdir(parents=True)
+    with running("sleep", 60, cwd=top / "e") as process:
+        assert (process.pid, "cwd") in {(h.pid, h.how) for h in find_holders([step(top)])}
+
+
+def test_exec_rules_name_programs_by_executable_or_by_their_own_name(tmp_path: Path, file: Path) -> None:
+    program = tmp_path / "slurmstepd"
+    shutil.copy("/bin/sleep", program)
+    with running(program, 60) as process:
+        for rules in (("exec:slurmstepd",), ("exec:other", "exec:slurmstepd")):
+            (holder,) = find_holders([step(file, *rules)])
+            assert (holder.pid, holder.how, holder.path) == (process.pid, "exec", "slurmstepd")
+        assert find_holders([step(file, "exec:slurm")]) == []
+    assert find_holders([step(file, "exec:slurmstepd")]) == []
+
+
+def test_cgroup_rules_name_every_process_of_a_cgroup(file: Path) -> None:
+    with running("sleep", 60) as process:
+        pattern = cgroup_of(process.pid)
+        assert process.pid in {h.pid for h in find_holders([step(file, f"cgroup:{pattern}")])}
+        assert find_holders([step(file, "cgroup:/no/such/*")]) == []
+
+
+def test_rules_replace_the_question_who_has_it_open_and_none_asks_nobody(file: Path) -> None:
+    with file.open() as f, running("sleep", 60, stdin=f) as process:
+        assert find_holders([step(file, "none")]) == []
+        assert find_holders([step(file, "exec:nothing-like-it")]) == []
+        assert process.pid in {h.pid for h in find_holders([step(file, "open", "exec:nothing-like-it")])}
+
+
+@pytest.mark.parametrize(("path", "job"), [
+    ("/system.slice/slurmstepd.scope/job_4711/step_0/user/task_0", "4711"),
+    ("/slurm/uid_1000/job_42", "42"),
+    ("/pbs_jobs.service/jobid/123.server", "123.server"),
+    ("/lsf/cluster1/job.987.1.2/x", "987"),
+    ("/lsf/cluster1/job.987", "987"),
+    ("/sge/345.1", "345"),
+    ("/user.slice/user-1000.slice", ""),
+    ("/job_x", ""),
+    ("", ""),
+])  # fmt: skip
+def test_jobs_are_read_from_cgroups(path: str, job: str) -> None:
+    assert job_of(path) == job
+
+
+def test_a_holder_that_cannot_be_named_counts_as_one(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel says busy, and /proc shows nobody: as with a descriptor in flight between processes."""
+    monkeypatch.setattr(consumers, "_scan", lambda wanted: ([], False))
+    with file.open():
+        (holder,) = find_holders([step(file)])
+    assert (holder.pid, holder.how, holder.path) == (0, "unknown", "the kernel says it is in use")
+
+
+def test_the_list_of_holders_is_bounded(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pact.model import Holder
+
+    many = [Holder(f"file:{file}", 0, "fd", str(n)) for n in range(HOLDERS_MAX * 2)]
+    monkeypatch.setattr(consumers, "_scan", lambda wanted: (many, False))
+    with file.open():
+        assert len(find_holders([step(file)])) == HOLDERS_MAX
+
+
+def test_what_is_absent_or_only_a_value_has_no_users() -> None:
+    attrs: Attrs = {"value": "1"}
+    assert find_holders([Step("file:/nonexistent", {"type": "file"}, None)]) == []
+    assert find_holders([Step("sysctl:vm.swappiness", attrs, {"value": "2"})]) == []

@@ -1,0 +1,101 @@
+"""Walking for ``adopt``: what matches, what is passed over and why, and that no symbolic link is followed."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from pact.model import encode_name
+from pact.resources.discover import discover_files
+from pact.resources.file import KIND, PASSED_OVER
+from pact.resources.patterns import compile_pattern
+
+
+@pytest.mark.parametrize(("pattern", "path", "matches"), [
+    (b"/etc/**", b"/etc/a/b", True), (b"/etc/**", b"/etc", False), (b"/etc/**", b"/etcetera/x", False),
+    (b"/etc/*", b"/etc/a", True), (b"/etc/*", b"/etc/a/b", False), (b"/etc/*.conf", b"/etc/a.conf", True),
+    (b"/etc/*.conf", b"/etc/aXconf", False), (b"/etc/?", b"/etc/a", True), (b"/etc/?", b"/etc/ab", False),
+    (b"/etc/[ab]", b"/etc/b", True), (b"/etc/[!ab]", b"/etc/b", False), (b"/etc/[!ab]", b"/etc/c", True),
+    (b"/etc/[", b"/etc/[", True), (b"/etc/a+b", b"/etc/a+b", True), (b"/etc/**/x", b"/etc/a/b/x", True),
+    (b"/etc/**", b"/etc/new\nline", True), (b"/**", b"/x", True), (b"/etc/*", b"/etc/\xff", True),
+])  # fmt: skip
+def test_patterns_match_by_components(pattern: bytes, path: bytes, matches: bool) -> None:
+    assert bool(compile_pattern(pattern).match(path)) is matches
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    (tmp_path / "a/b/c").mkdir(parents=True)
+    (tmp_path / "a/file").write_text("x")
+    (tmp_path / "a/b/deep.conf").write_text("x")
+    (tmp_path / "a/link").symlink_to("file")
+    (tmp_path / "a/b/up").symlink_to("..")
+    (tmp_path / "a/self").symlink_to("self")
+    os.mkfifo(tmp_path / "a/fifo")
+    with socket.socket(socket.AF_UNIX) as s:
+        s.bind(os.path.relpath(tmp_path / "a/socket"))
+    return tmp_path
+
+
+def found(pattern: str) -> tuple[list[str], dict[str, int]]:
+    passed: dict[str, int] = {}
+    return list(discover_files(pattern, PASSED_OVER, passed)), passed
+
+
+def test_everything_below_is_found_once_and_links_are_not_followed(tree: Path) -> None:
+    names, passed = found(f"{tree}/a/**")
+    assert sorted(n.removeprefix(f"{tree}/a/") for n in names) == [
+        "b", "b/c", "b/deep.conf", "b/up", "file", "link", "self"]  # fmt: skip
+    assert passed == {"a socket, device or fifo": 2}
+
+
+def test_a_star_stays_in_its_directory(tree: Path) -> None:
+    assert [n.removeprefix(str(tree)) for n in found(f"{tree}/a/*i*")[0]] == ["/a/file", "/a/link"]
+    assert [n.removeprefix(str(tree)) for n in found(f"{tree}/*/b/*.conf")[0]] == ["/a/b/deep.conf"]
+    assert found(f"{tree}/no-such/**") == ([], {"unreadable directory": 1})
+
+
+def test_a_name_is_taken_as_it_is_even_if_passed_over(tree: Path) -> None:
+    assert found("/etc/shadow")[0] == ["/etc/shadow"]
+    assert found(f"{tree}/absent")[0] == [f"{tree}/absent"]
+
+
+@pytest.mark.parametrize("name", ["x.key", "x.pem", "x.keytab", ".ssh/authorized", "x.swp", "x~", ".pact-01234567"])
+def test_what_identifies_or_rotates_is_passed_over_and_counted(name: str, tree: Path) -> None:
+    path = tree / "a/b" / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("secret")
+    names, passed = found(f"{tree}/a/b/**")
+    assert encode_name(os.fsencode(path)) not in names
+    assert passed["rotates, or identifies the node or its users"] >= 1
+
+
+@pytest.mark.invariant("S2")
+def test_the_machines_identities_are_passed_over() -> None:
+    names = set(KIND.discover("/etc/*").names)
+    assert names & {"/etc/shadow", "/etc/passwd", "/etc/group", "/etc/machine-id", "/etc/resolv.conf"} == set()
+
+
+def test_hostile_names_are_found_and_encoded(tmp_path: Path) -> None:
+    for raw in (b"new\nline", b"\xff", b"100%", b"[x]"):
+        with open(os.fsencode(tmp_path) + b"/" + raw, "w"):
+            pass
+    names, _ = found(f"{tmp_path}/**")
+    assert sorted(n.rpartition("/")[2] for n in names) == ["%FF", "100%25", "[x]", "new%0Aline"]
+
+
+def test_a_pattern_that_is_no_absolute_path_is_refused() -> None:
+    for pattern in ("etc/**", "**"):
+        with pytest.raises(ValueError, match="absolute path"):
+            found(pattern)
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_the_kernels_own_file_systems_are_not_entered() -> None:
+    names, passed = found("/proc/**")
+    assert names == []
+    assert sum(passed.values()) == 1

@@ -1,0 +1,242 @@
+"""The read-only HTTP of an aggregator: what it shows, what it escapes, what it refuses, and that nobody can hold it up."""
+
+from __future__ import annotations
+
+import http.client
+import re
+import socket
+import time
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from rootlog_suite import until
+
+from pact.cluster import http as server
+from pact.cluster import page
+from pact.cluster.http import Http
+from pact.errors import PactError
+
+FACTS: dict[str, Any] = {
+    "name": "agg1", "cluster": "default", "version": "0.1.0", "root": True, "leading": True, "fence": 7, "gseq": 1234,
+    "oldest": 12, "events": 900, "commit_s": 0.0021, "children": 3, "connected": 130,
+    "states": {"committed": ["n[001-120]", 120], "drifted": ["n[121-129]", 9], "blocked": ["n130", 1]},
+    "groups": [{"id": "g7", "state": "active", "nodes": "n[001-128]", "owner": "ann", "message": "less swap", "left_s": 754}],
+    "group_states": {"active": 1, "finished": 4}, "lag": [["n004", 300], ["n005", 2]], "buffered": 123456, "calls": 2,
+    "refused": {"garbage": 3}, "healthy": True, "trouble": "",
+}  # fmt: skip
+HOSTILE = "<script>alert(1)</script>\"'&\x00\n\u202e"
+
+
+class Serving:
+    def __init__(self) -> None:
+        self.facts: Any = dict(FACTS)
+        self.asked = 0
+        self.http = Http("127.0.0.1:0", self.snapshot)
+        self.http.start()
+
+    def snapshot(self) -> Any:
+        self.asked += 1
+        if isinstance(self.facts, Exception):
+            raise self.facts
+        return self.facts
+
+    def get(self, path: str, method: str = "GET") -> tuple[int, dict[str, str], str]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.http.port, timeout=10)
+        try:
+            connection.request(method, path)
+            answer = connection.getresponse()
+            return answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read().decode()
+        finally:
+            connection.close()
+
+    def raw(self, data: bytes) -> bytes:
+        with socket.create_connection(("127.0.0.1", self.http.port), timeout=10) as sock:
+            sock.sendall(data)
+            out = b""
+            while more := sock.recv(65536):
+                out += more
+            return out
+
+
+@pytest.fixture
+def serving(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serving]:
+    monkeypatch.setattr(server, "CACHE_S", -1.0)
+    serving = Serving()
+    yield serving
+    serving.http.close()
+
+
+# -- what it shows --------------------------------------------------------------------------------------------------
+
+
+def values(text: str) -> dict[str, float]:
+    return {s.name + "".join(f"[{v}]" for v in s.labels.values()): s.value
+            for family in text_string_to_metric_families(text) for s in family.samples}  # fmt: skip
+
+
+def test_metrics_are_what_prometheus_reads(serving: Serving) -> None:
+    status, headers, text = serving.get("/metrics")
+    assert status == 200
+    assert headers["content-type"].startswith("text/plain; version=0.0.4")
+    assert values(text) == {
+        "pact_children": 3, "pact_nodes_connected": 130, "pact_buffered_bytes": 123456, "pact_calls": 2, "pact_leader": 1,
+        "pact_fence": 7, "pact_gseq": 1234, "pact_oldest_gseq": 12, "pact_commit_seconds": 0.0021, "pact_healthy": 1,
+        "pact_events_committed_total": 900, "pact_nodes[committed]": 120, "pact_nodes[drifted]": 9,
+        "pact_nodes[blocked]": 1, "pact_groups[active]": 1, "pact_groups[finished]": 4, "pact_refused_total[garbage]": 3,
+    }  # fmt: skip
+
+
+def test_an_aggregator_that_is_no_root_leaves_out_what_it_does_not_know(serving: Serving) -> None:
+    serving.facts = {"name": "agg2", "children": 128, "buffered": 0}
+    assert values(serving.get("/metrics")[2]) == {"pact_children": 128, "pact_buffered_bytes": 0}
+    shown = serving.get("/")[2]
+    assert "aggregator" in shown
+    assert "fence" not in shown
+    serving.facts = {}
+    assert serving.get("/")[0] == serving.get("/metrics")[0] == serving.get("/health")[0] == 200
+
+
+def test_the_page_shows_states_groups_and_lag(serving: Serving) -> None:
+    status, headers, shown = serving.get("/")
+    assert status == 200
+    assert headers["content-type"] == "text/html; charset=utf-8"
+    for words in ("agg1", "leading root", "n[001-120]", "n[121-129]", "g7", "less swap", "12m 34s", "n004", "300", "120.6 KiB"):
+        assert words in shown
+    assert shown.index("blocked") < shown.index("drifted") < shown.index("committed")
+
+
+def test_health_is_for_load_balancers(serving: Serving) -> None:
+    assert serving.get("/health")[::2] == (200, "ok\n")
+    serving.facts = {**FACTS, "healthy": False, "trouble": "etcd does not answer"}
+    assert serving.get("/health")[::2] == (503, "etcd does not answer\n")
+    assert "etcd does not answer" in serving.get("/")[2]
+    serving.facts = RuntimeError("bug")
+    assert serving.get("/health")[0] == 503
+    assert serving.get("/")[0] == 500
+    serving.facts = FACTS
+    assert serving.get("/")[0] == 200
+
+
+class Tags(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+
+
+@pytest.mark.invariant("V5")
+def test_hostile_names_are_shown_and_do_nothing() -> None:
+    facts = {
+        **FACTS, "name": HOSTILE, "cluster": HOSTILE, "version": HOSTILE, "trouble": HOSTILE, "healthy": False,
+        "states": {HOSTILE: [HOSTILE * 500, 1], "committed": [HOSTILE, HOSTILE]}, "lag": [[HOSTILE, HOSTILE]],
+        "groups": [dict.fromkeys(("id", "state", "nodes", "owner", "message", "left_s"), HOSTILE)],
+        "refused": {HOSTILE: 1}, "group_states": {HOSTILE: 2},
+    }  # fmt: skip
+    plain, hostile = Tags(), Tags()
+    plain.feed(page.page({**FACTS, "healthy": False, "trouble": "x"}))
+    hostile.feed(page.page(facts))
+    assert set(hostile.tags) <= set(plain.tags)
+    assert "script" not in hostile.tags
+    assert {name for name, _ in hostile.attributes} <= {name for name, _ in plain.attributes}
+    assert "\x00" not in page.page(facts)
+    assert "\u202e" not in page.page(facts)
+    assert len(page.page(facts)) < 40_000
+    assert values(page.metrics(facts).decode())[f"pact_refused_total[{HOSTILE}]"] == 1
+
+
+@pytest.mark.invariant("V5")
+def test_the_page_needs_nothing_from_anywhere_and_allows_nothing(serving: Serving) -> None:
+    _, headers, shown = serving.get("/")
+    policy = headers["content-security-policy"]
+    assert policy.startswith("default-src 'none'; style-src 'sha256-")
+    assert "frame-ancestors 'none'" in policy
+    assert headers["x-content-type-options"] == "nosniff"
+    assert "access-control-allow-origin" not in headers
+    assert not re.search(r"\b(?:src|href|action|style|on\w+)=|url\(|@import|https?:", shown)
+
+
+# -- what it refuses ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.invariant("V5")
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "CONNECT"])
+def test_nothing_can_be_changed(serving: Serving, method: str) -> None:
+    status, headers, _ = serving.get("/", method)
+    assert (status, headers["allow"]) == (405, "GET, HEAD")
+
+
+def test_head_is_get_without_a_body(serving: Serving) -> None:
+    status, headers, body = serving.get("/", "HEAD")
+    assert (status, body) == (200, "")
+    assert int(headers["content-length"]) > 1000
+
+
+@pytest.mark.invariant("V5")
+@pytest.mark.parametrize(("data", "status"), [
+    (b"hello\r\n\r\n", 400), (b"GET / HTTP/9.9\r\n\r\n", 400), (b"GET /\r\n\r\n", 400), (b"\x16\x03\x01\x02\r\n\r\n", 400),
+    (b"GET /a\x00b HTTP/1.1\r\n\r\n", 400), (b"GET /" + b"x" * 2000 + b" HTTP/1.1\r\n\r\n", 400),
+    (b"GET /nothing HTTP/1.1\r\n\r\n", 404), (b"GET /../../etc/passwd HTTP/1.1\r\n\r\n", 404),
+    (b"GET / HTTP/1.1\r\nX: " + b"y" * 9000, 431), (b"GET /health?x=1 HTTP/1.0\r\n\r\n", 200),
+    (b"GET /health HTTP/1.1\nHost: x\n\n", 200),
+])  # fmt: skip
+def test_what_is_no_request_gets_a_short_answer(serving: Serving, data: bytes, status: int) -> None:
+    answer = serving.raw(data)
+    assert answer.startswith(f"HTTP/1.1 {status} ".encode())
+    assert len(answer) < 1000
+
+
+@pytest.mark.invariant("V5")
+def test_who_sends_slowly_or_never_reads_is_cut_off_and_holds_nobody_up(serving: Serving,
+                                                                       monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    monkeypatch.setattr(server, "DEADLINE_S", 0.5)
+    slow = [socket.create_connection(("127.0.0.1", serving.http.port)) for _ in range(20)]
+    for sock in slow:
+        sock.sendall(b"GET / HT")
+    began = time.monotonic()
+    assert serving.get("/health")[0] == 200
+    assert time.monotonic() - began < 0.4
+    time.sleep(0.6)
+    for sock in slow:
+        sock.settimeout(5)
+        assert sock.recv(10) == b""
+        sock.close()
+    assert until(lambda: not serving.http._clients)
+
+
+@pytest.mark.invariant("V5")
+def test_connections_are_bounded(serving: Serving) -> None:
+    held = [socket.create_connection(("127.0.0.1", serving.http.port)) for _ in range(server.CONNECTIONS_MAX + 10)]
+    assert until(lambda: serving.http.turned_away == 10)
+    for sock in held:
+        sock.close()
+    assert until(lambda: serving.http._clients == {})
+    assert serving.get("/health")[0] == 200
+
+
+@pytest.mark.invariant("V5")
+def test_however_many_ask_the_facts_are_collected_twice_a_second() -> None:
+    serving = Serving()
+    try:
+        for _ in range(50):
+            assert serving.get("/metrics")[0] == 200
+        assert serving.asked <= 4
+    finally:
+        serving.http.close()
+
+
+@pytest.mark.parametrize("address", ["", "x", "localhost", "1.2.3.4:99999", "a b:1", "[::1]", "http://x:1"])
+def test_what_is_no_address_is_refused(address: str) -> None:
+    with pytest.raises(PactError, match="http"):
+        Http(address, dict)
+
+
+def test_an_address_that_is_taken_is_an_error(serving: Serving) -> None:
+    with pytest.raises(PactError, match="in use"):
+        Http(f"127.0.0.1:{serving.http.port}", dict)

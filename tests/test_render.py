@@ -1,0 +1,163 @@
+"""What people see: nothing in it can move a terminal, and equal nodes answer equally."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import pty
+import re
+import struct
+import subprocess
+import sys
+import termios
+import unicodedata
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pact.cli import render
+from pact.cli.render import clean, diff_lines, event_line, status_lines
+
+
+@given(st.text())
+def test_no_control_or_format_character_is_printed(text: str) -> None:
+    shown = clean(text)
+    assert {unicodedata.category(c) for c in shown} & {"Cc", "Cf", "Zl", "Zp", "Cs"} == set()
+    assert len(shown) >= len(text)
+
+
+@pytest.mark.parametrize(("text", "shown"), [
+    ("plain é 日本", "plain é 日本"), ("\x1b[2J", "\\x1b[2J"), ("a\nb\r", "a\\x0ab\\x0d"), ("\u202egnp", "\\u202egnp"),
+    ("\x9b31m", "\\x9b31m"), ("\u2028", "\\u2028"), ("\ud800", "\\ud800"), (5, "5"),
+])  # fmt: skip
+def test_control_characters_are_made_visible(text: Any, shown: str) -> None:
+    assert clean(text) == shown
+
+
+HOSTILE = "\x1b[31mred\nline"
+
+
+def holder(pid: int = 4711) -> dict[str, Any]:
+    return {"resource": "file:/a", "pid": pid, "how": "fd", "path": HOSTILE, "uid": 0, "user": HOSTILE,
+            "command": HOSTILE, "cgroup": "/", "job": "42"}  # fmt: skip
+
+
+def status(node: str = "n001", pid: int = 4711, day: int = 1, **changes: Any) -> dict[str, Any]:
+    change = {
+        "id": "c7", "state": "blocked", "owner": {"user": HOSTILE, "uid": 1, "session": "12", "command": HOSTILE},
+        "resources": ["sysctl:vm.swappiness", *(f"file:/f{n}" for n in range(20))],
+        "opened": f"2026-01-{day:02}T10:11:12Z", "deadline": f"2026-01-{day:02}T10:26:12Z", "remaining_s": 788.1 + day,
+        "consumers": [holder(pid)], "reason": HOSTILE, "message": "",
+    }  # fmt: skip
+    return {
+        "v": 1, "node": node, "state": "blocked", "mode": "observe", "magnitude": 0.0707, "window_s": 788.5 + day,
+        "dimensions": {"kernel": 0.0707, "files": 0, "mounts": 0}, "declared": 1204, "drifted": 1, "unreadable": 0,
+        "observers": {"fanotify": HOSTILE, "mountinfo": "ok"}, "changes": [change],
+        "emergency": {"reason": HOSTILE, "by": HOSTILE, "started": f"2026-01-{day:02}T10:00:00Z", "stale": True,
+                      "ends": f"2026-01-{day:02}T14:00:00Z"},
+        "holds": [{"id": "h1", "change": None, "reason": HOSTILE, "owner": HOSTILE, "ends": f"2026-01-{day:02}"}],
+        "journal": {"seq": 41 + day, "replicated": 41, "error": HOSTILE}, "unrecorded": {"count": 3}, **changes,
+    }  # fmt: skip
+
+
+def test_plain_status_has_no_times_pids_or_node_names_so_that_equal_nodes_fold() -> None:
+    one, two = list(status_lines(status())), list(status_lines(status("n002", 815, 9)))
+    assert one == two
+    text = "\n".join(one)
+    assert not re.search(r"\d\d:\d\d|2026|4711|n001|788", text)
+    assert "state: blocked (observe mode)" in text
+    assert "and 13 more" in text
+
+
+def test_plain_status_is_safe_to_print() -> None:
+    for line in status_lines(status()):
+        assert line.isprintable(), line
+
+
+def test_a_quiet_node_says_little() -> None:
+    quiet = status(state="committed", mode="enforce", drifted=0, changes=[], emergency=None, holds=[], unrecorded=None,
+                   observers={"fanotify": "ok"}, journal={"seq": 1, "replicated": 1})  # fmt: skip
+    assert list(status_lines(quiet)) == ["state: committed", "declared: 1204, drifted: 0, unreadable: 0"]
+
+
+def test_plain_lists_of_holders_name_no_pids(capsys: pytest.CaptureFixture[str]) -> None:
+    render.holders_table([holder()])
+    printed = capsys.readouterr().out
+    assert "used by" in printed
+    assert "job 42" in printed
+    assert "4711" not in printed
+    assert printed.count("\n") == 1
+    assert printed.rstrip("\n").isprintable()
+
+
+ENTRY = {
+    "id": "file:/a", "kind": "file", "change": "c1", "owner": {"user": "ann", "command": HOSTILE}, "deviation": 0.1,
+    "seen": "2026-01-01T10:11:12Z", "declared": {"mode": "0644", "sha256": "a" * 64}, "actual": {"mode": "0600"},
+    "diff": "--- declared\n+++ actual\n-old\n+\x1b[2Jnew\tx\n",
+}  # fmt: skip
+
+
+def test_a_diff_is_safe_to_print_and_folds_without_times() -> None:
+    lines = [line for line, _ in diff_lines(ENTRY, times=False)]
+    assert all(line.isprintable() for line in lines)
+    assert not any("10:11" in line for line in lines)
+    assert "  - mode: 0644" in lines
+    assert "  + mode: 0600" in lines
+    assert "  +\\x1b[2Jnew    x" in lines
+
+
+def test_what_is_absent_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [line for line, _ in diff_lines({**ENTRY, "declared": None, "diff": None}, times=False)]
+    assert "  - declared: absent" in lines
+    render.diff_page({"resources": [{**ENTRY, "actual": None}]})
+    assert "  + actual:   absent" in capsys.readouterr().out
+
+
+@given(st.text(max_size=10), st.text(max_size=10))
+def test_a_record_is_one_safe_line(reason: str, user: str) -> None:
+    record = {"seq": 5, "time": "2026-01-01T00:00:00.000000Z", "type": "rollback_blocked",
+              "actor": {"user": user, "uid": 1, "role": "ops", "via": "socket"},
+              "data": {"change": "c1", "reason": reason, "holders": []}}  # fmt: skip
+    line = event_line(record)
+    assert "\n" not in line
+    assert {unicodedata.category(c) for c in line} & {"Cc", "Cf", "Zl", "Zp", "Cs"} == set()
+
+
+@pytest.mark.parametrize(("columns", "bars"), [(80, False), (99, False), (100, True), (120, True)])
+def test_a_status_page_fits_the_terminal_and_gives_up_the_bar_before_the_resources(columns: int, bars: bool) -> None:
+    script = (
+        "import sys, orjson\nfrom pact.cli.render import status_page\nstatus_page(orjson.loads(sys.stdin.buffer.read()))"
+    )
+    doc = status()
+    doc["changes"] = [{**doc["changes"][0], "state": "open", "owner": {"user": "ops1"}, "consumers": [], "reason": "",
+                       "resources": ["file:/etc/NetworkManager/chrony.conf", "sysctl:net.core.somaxconn"]}]  # fmt: skip
+    doc |= {"emergency": None, "holds": [], "observers": {}, "state": "drifted"}
+    lines = on_terminal_of(columns, script, orjson.dumps(doc))
+    (row,) = [line for line in lines if " c7 " in line]
+    assert ("█" in row) == bars
+    for name in ("file:/etc/NetworkManager/chrony.conf", "sysctl:net.core.somaxconn"):
+        assert any(name in line for line in lines), "no name is broken into pieces"
+    assert max(len(line) for line in lines if " c7 " in line or "somaxconn" in line) <= columns
+
+
+def on_terminal_of(columns: int, script: str, text: bytes) -> list[str]:
+    """What a program says on a terminal of this width, without the colours."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, columns, 0, 0))
+    env = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES", "NO_COLOR")} | {"TERM": "xterm-256color"}
+    process = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=theirs, stderr=theirs, env=env)
+    os.close(theirs)
+    assert process.stdin
+    process.stdin.write(text)
+    process.stdin.close()
+    out = b""
+    with contextlib.suppress(OSError):  # EIO: the last writer has gone
+        while chunk := os.read(ours, 65536):
+            out += chunk
+    os.close(ours)
+    assert process.wait(10) == 0, out
+    return re.sub(r"\x1b\[[0-9;]*m", "", out.decode()).split("\r\n")

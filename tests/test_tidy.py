@@ -1,0 +1,106 @@
+"""Style as tests: what can be checked by reading the source, without running it."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+LINES_MAX = 500
+
+#: Longer than a file should be, and why it is not two.
+LONG = {
+    "pact/_fast/reader.pyx": "one reader thread: its queue, cache and parsers share C state",
+    "pact/_fast/wheel.pyx": "one data structure; its fields are private to it",
+    "pact/_fast/handles.pyx": "one scan of /proc; splitting it would put a call into the inner loop",
+    "pact/_fast/files.pyx": "one table of files and its scan",
+    "pact/_fast/reference.py": "the naive twins of all kernels, side by side",
+    "pact/agent/agent.py": "the loop and what it owns",
+    "pact/core/state.py": "one fold: a handler for each record type",
+    "pact/core/node.py": "one step function and its indexes",
+    "pact/core/relay.py": "one handler for each message of either side; its tables are files of their own",
+}
+SOURCES = [p for top in ("pact", "tests", "bench") for suffix in ("*.py", "*.pyx", "*.pxd", "*.pyi")
+           for p in sorted((ROOT / top).rglob(suffix))]  # fmt: skip
+TEXTS = [*SOURCES, *(p for top in ("specs", "docs", "packaging", "tests/scripts") for p in (ROOT / top).rglob("*")
+                     if p.is_file() and p.suffix in (".md", ".txt", ".toml", ".service", ".sh", ".spec")),
+         *ROOT.glob("*.md"), *ROOT.glob("*.toml"), *ROOT.glob("Makefile")]  # fmt: skip
+
+
+def relative(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def test_no_file_is_long_without_a_reason() -> None:
+    long = {relative(p) for p in SOURCES if p.read_text().count("\n") > LINES_MAX}
+    assert sorted(long - set(LONG)) == []
+    assert [p for p in LONG if not (ROOT / p).exists()] == []
+
+
+def forbidden() -> set[str]:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    (contract,) = [c for c in contracts if c["type"] == "forbidden"]
+    return set(contract["forbidden_modules"])
+
+
+def imports(path: Path) -> set[str]:
+    out: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            out.update(a.name for a in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            out.add(node.module)
+    return out
+
+
+@pytest.mark.parametrize("path", [*sorted((ROOT / "pact/core").glob("*.py")), ROOT / "pact/model.py",
+                                  ROOT / "pact/errors.py"], ids=relative)  # fmt: skip
+def test_the_core_imports_no_clock_socket_thread_random_source_or_logger(path: Path) -> None:
+    assert {"time", "socket", "threading", "random", "logging", "os"} <= forbidden()
+    assert {m.partition(".")[0] for m in imports(path)} & forbidden() == set()
+    assert not [m for m in imports(path) if m.startswith("pact.") and not re.match(
+        r"pact\.(core|model|errors|_fast)\b", m)]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "pact").rglob("*.py")), ids=relative)
+def test_the_agent_imports_no_numpy_and_nothing_from_tests(path: Path) -> None:
+    assert {m.partition(".")[0] for m in imports(path)} & {"numpy", "tests", "pytest", "hypothesis"} == set()
+
+
+def test_no_checkouts_path_and_no_loose_end_is_named() -> None:
+    ours = re.compile(re.escape(f"{ROOT}/") + r"|\b(?:TO[D]O|FI[X]ME|XX[X])\b")
+    found = [f"{relative(p)}:{n}: {line}" for p in TEXTS for n, line in enumerate(p.read_text().splitlines(), 1)
+             if ours.search(line)]  # fmt: skip
+    assert found == []
+
+
+def test_lines_end_tidily() -> None:
+    bad = [f"{relative(p)}:{n}" for p in TEXTS for n, line in enumerate(p.read_text().split("\n"), 1)
+           if line != line.rstrip() or ("\t" in line and p.name != "Makefile")]  # fmt: skip
+    assert bad == []
+
+
+def tool(*command: str) -> None:
+    binary = Path(sys.executable).parent / command[0]
+    if not binary.exists():
+        pytest.skip(f"{command[0]} is not installed")
+    done = subprocess.run([str(binary), *command[1:]], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_ruff_has_nothing_to_say() -> None:
+    tool("ruff", "check", "--quiet", "pact", "tests", "bench", "setup.py")
+
+
+def test_types_are_strict() -> None:
+    tool("mypy")
+
+
+def test_imports_run_one_way() -> None:
+    tool("lint-imports", "--no-cache")

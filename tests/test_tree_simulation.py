@@ -1,0 +1,373 @@
+"""The pure parts of the tree on a network that loses, repeats, reorders and cuts, from one seed.
+
+Nodes have a real outbox and uplink, aggregators a real relay and uplink, and every message is really encoded. When the
+network heals, everything that was recorded is at the root exactly once, and calls are answered.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections.abc import Callable
+from typing import Any
+
+import orjson
+import pytest
+
+from pact.core import wire
+from pact.core.outbox import Outbox, Read, Up
+from pact.core.relay import Ended, Peer, Relay, ToChildren
+from pact.core.uplink import Connect, Deliver, Disconnect, Lost, Note, Parent, Send, Uplink
+from pact.core.wire import Message, message
+from pact.model import NS_PER_S
+
+MS = NS_PER_S // 1000
+
+
+class Net:
+    def __init__(self, seed: int, loss: float, twice: float, delay_ms: int) -> None:
+        self.rng = random.Random(seed)
+        self.loss, self.twice, self.delay_ms = loss, twice, delay_ms
+        self.t_ns = 10 * NS_PER_S
+        self.queue: list[tuple[int, int, Callable[[], None]]] = []
+        self.n = 0
+        self.conns = 0
+        self.cut: set[frozenset[str]] = set()
+
+    def later(self, ns: int, what: Callable[[], None]) -> None:
+        self.n += 1
+        heapq.heappush(self.queue, (self.t_ns + ns, self.n, what))
+
+    def send(self, a: str, b: str, what: Callable[[], None]) -> None:
+        if frozenset((a, b)) in self.cut:
+            return
+        for _ in range(1 + (self.rng.random() < self.twice)):
+            if self.rng.random() >= self.loss:
+                self.later(self.rng.randrange(1, self.delay_ms + 1) * MS, what)
+
+
+class Root:
+    """Keeps every record once, in order; loses nothing that it acknowledged."""
+
+    def __init__(self) -> None:
+        self.records: dict[str, list[bytes]] = {}
+        self.below: set[str] = set()
+        self.answers: dict[str, dict[str, bytes]] = {}
+        self.lost: dict[str, set[str]] = {}
+        self.final: set[str] = set()
+
+    def received(self, m: Message) -> list[Message]:
+        head = m.head
+        if m.kind == "below":
+            self.below |= set(head["add"])
+            self.below -= set(head["gone"])
+        elif m.kind == "answer":
+            for (names, _), body in wire.sections(m):
+                for name in names:
+                    assert name not in self.answers.setdefault(head["call"], {}), "answered twice"
+                    self.answers[head["call"]][name] = body
+            self.lost.setdefault(head["call"], set()).update(head["lost"])
+            if head["final"]:
+                self.final.add(head["call"])
+        elif m.kind == "events":
+            cursors = []
+            for (node, inc, first, count, _), data in wire.sections(m):
+                have = self.records.setdefault(node, [])
+                lines = data.split(b"\n")[:-1]
+                assert len(lines) == count
+                if first > len(have):
+                    cursors.append([node, inc, len(have) - 1, True])
+                    continue
+                have += lines[len(have) - first :]
+                cursors.append([node, inc, len(have) - 1, False])
+            return [message("ack", {"cursors": cursors})]
+        return []
+
+
+class Member:
+    """A node or an aggregator: ``up``/``down`` in ``World`` by name."""
+
+    def __init__(self, world: World, name: str) -> None:
+        self.world, self.name = world, name
+        self.up = True
+        self.conns: dict[str, bytes] = {}
+        self.epoch = 0
+
+
+class World:
+    def __init__(self, seed: int, *, leaves: int = 3, nodes: int = 8, loss: float = 0.05, twice: float = 0.05,
+                 delay_ms: int = 40, mid: bool = True) -> None:  # fmt: skip
+        self.net = Net(seed, loss, twice, delay_ms)
+        self.root = Root()
+        self.relays: dict[str, Relay] = {}
+        self.uplinks: dict[str, Uplink] = {}
+        self.boxes: dict[str, Outbox] = {}
+        self.journal: dict[str, list[bytes]] = {}
+        self.members: dict[str, Member] = {}
+        self.rids: dict[bytes, tuple[str, str]] = {}  # rid -> child, relay
+        self.cache: dict[str, dict[str, bytes]] = {}
+        self.executed: dict[tuple[str, str], int] = {}
+        self.notes: list[str] = []
+        self.lost = 0
+        self.parents: dict[str, list[str]] = {"root1": []}
+        mids = ["mid0", "mid1"] if mid else []
+        for m in mids:
+            self.parents[m] = ["root1"]
+        for i in range(leaves):
+            self.parents[f"agg{i}"] = mids or ["root1"]
+        for i in range(nodes):
+            self.parents[f"n{i}"] = [f"agg{j}" for j in range(leaves)]
+        for name in self.parents:
+            self.members[name] = Member(self, name)
+            if name.startswith("n"):
+                self.journal[name] = []
+            self.boot(name)
+
+    def is_node(self, name: str) -> bool:
+        return name in self.journal
+
+    def boot(self, name: str) -> None:
+        member = self.members[name]
+        member.up = True
+        member.epoch += 1
+        rng = self.net.rng
+        if self.is_node(name):
+            self.boxes[name] = Outbox(name, "inc", newest=len(self.journal[name]) - 1)
+            self.cache[name] = {}
+            more: Callable[[], dict[str, Any]] = dict
+            beat: Callable[[], dict[str, Any]] = dict
+        else:
+            self.relays[name] = Relay(name, rack="r")
+            more, beat = self.relays[name].claims, self.relays[name].beat
+        if self.parents[name]:
+            self.uplinks[name] = Uplink(
+                name, "node" if self.is_node(name) else "aggregator", [Parent(p, "k") for p in self.parents[name]], rng,
+                session=rng.getrandbits(64), more=more, beat=beat)  # fmt: skip
+        else:
+            welcome = message("welcome", {"v": 1, "name": name, "path": [name], "fence": 1, "credit": 1 << 20})
+            self.from_parent(name, welcome)
+
+    def crash(self, name: str) -> None:
+        self.members[name].up = False
+        self.members[name].epoch += 1
+        for rid, (child, relay) in list(self.rids.items()):
+            if name in (child, relay):
+                del self.rids[rid]
+        for member in self.members.values():
+            member.conns.pop(name, None) if member.name != name else member.conns.clear()
+
+    # -- effects ------------------------------------------------------------------------------------------------
+
+    def uplink_effects(self, name: str, effects: list[Any]) -> None:
+        member, net = self.members[name], self.net
+        for e in effects:
+            if isinstance(e, Connect):
+                net.conns += 1
+                rid = b"%d" % net.conns
+                member.conns[e.parent.url] = rid
+                self.rids[rid] = (name, e.parent.url)
+            elif isinstance(e, Disconnect):
+                rid = member.conns.pop(e.parent, b"")
+                net.later(300 * MS, lambda rid=rid: self.rids.pop(rid, None))
+            elif isinstance(e, Send):
+                rid = member.conns.get(e.parent, b"")
+                if not rid:  # the parent was restarted: the library connects again
+                    net.conns += 1
+                    rid = member.conns[e.parent] = b"%d" % net.conns
+                    self.rids[rid] = (name, e.parent)
+                net.send(name, e.parent, lambda rid=rid, e=e: self.at_relay(rid, e.parent, e.frame))
+            elif isinstance(e, Deliver):
+                self.from_parent(name, e.message)
+            elif isinstance(e, Lost):
+                self.lost += 1
+                if self.is_node(name):
+                    self.boxes[name].lost()
+                else:
+                    self.relay_effects(name, self.relays[name].parent_lost(net.t_ns))
+            elif isinstance(e, Note):
+                self.notes.append(f"{name}: {e.text}")
+
+    def at_relay(self, rid: bytes, relay: str, frame: bytes) -> None:
+        if not self.members[relay].up or rid not in self.rids:
+            return
+        child = self.rids[rid][0]
+        peer = Peer(child, "node" if self.is_node(child) else "aggregator", f"key-{child}")
+        effects = self.relays[relay].received(rid, peer, wire.decode(frame), self.net.t_ns)
+        self.relay_effects(relay, effects)
+        self.flush(relay)
+
+    def flush(self, relay: str) -> None:
+        self.relay_effects(relay, list(self.relays[relay].flush(self.net.t_ns)))
+
+    def relay_effects(self, relay: str, effects: list[Any]) -> None:
+        for e in effects:
+            if isinstance(e, ToChildren):
+                for rid in e.rids:
+                    child = self.rids.get(rid, ("", ""))[0]
+                    if not child:
+                        self.relay_effects(relay, self.relays[relay].gone(rid, self.net.t_ns))
+                        continue
+                    self.net.send(relay, child, lambda r=rid, c=child, f=e.frame: self.at_child(r, c, relay, f))
+            elif isinstance(e, Up):
+                if self.parents[relay]:
+                    self.uplink_effects(relay, self.uplinks[relay].send(e.kind, e.head, e.body))
+                else:
+                    for m in self.root.received(message(e.kind, e.head, e.body)):
+                        self.from_parent(relay, m)
+            elif isinstance(e, Note):
+                self.notes.append(f"{relay}: {e.text}")
+            else:
+                assert isinstance(e, Ended)
+
+    def at_child(self, rid: bytes, child: str, relay: str, frame: bytes) -> None:
+        if self.members[child].up and self.members[child].conns.get(relay) == rid:
+            self.uplink_effects(child, self.uplinks[child].received(relay, wire.decode(frame), self.net.t_ns))
+
+    def from_parent(self, name: str, m: Message) -> None:
+        t = self.net.t_ns
+        if not self.is_node(name):
+            self.relay_effects(name, self.relays[name].from_parent(m, t))
+            self.flush(name)
+        elif m.kind == "welcome":
+            self.pump(name, self.boxes[name].welcomed(m.head["credit"], t))
+        elif m.kind == "ack":
+            for node, inc, seq, rewind in m.head["cursors"]:
+                assert node == name
+                self.pump(name, self.boxes[name].acknowledged(inc, seq, rewind, t))
+        elif m.kind == "call":
+            call = m.head["call"]
+            if call not in self.cache[name]:
+                self.executed[name, call] = self.executed.get((name, call), 0) + 1
+                self.cache[name][call] = b"yes" if int(name[1:]) % 2 else b"no"
+            body = self.cache[name][call]
+            head = {"call": call, "final": True, "parts": [[[name], len(body)]]}
+            self.uplink_effects(name, self.uplinks[name].send("answer", head, body))
+
+    def pump(self, name: str, work: list[Any]) -> None:
+        work = list(work)
+        while work:
+            e = work.pop(0)
+            if isinstance(e, Read):
+                rows = [line + b"\n" for line in self.journal[name][e.first : e.first + e.limit]]
+                work = self.boxes[name].rows(e.first, rows, self.net.t_ns) + work
+            else:
+                self.uplink_effects(name, self.uplinks[name].send(e.kind, e.head, e.body))
+
+    # -- time ---------------------------------------------------------------------------------------------------
+
+    def record(self, name: str) -> None:
+        n = len(self.journal[name])
+        self.journal[name].append(orjson.dumps({"n": name, "seq": n}))
+        if self.members[name].up:
+            self.pump(name, self.boxes[name].recorded(n))
+
+    def call(self, call: str, nodes: list[str] | None) -> None:
+        self.from_parent("root1", message("call", {
+            "call": call, "op": "x", "nodes": nodes, "caller": {"user": "u", "role": "ops", "via": "cluster"},
+            "fence": 1, "timeout_ms": 5000}))  # fmt: skip
+
+    def run(self, seconds: float) -> None:
+        end = self.net.t_ns + int(seconds * NS_PER_S)
+        net = self.net
+        while net.t_ns < end:
+            due = [net.queue[0][0]] if net.queue else []
+            for name, member in self.members.items():
+                if not member.up:
+                    continue
+                for part in (self.uplinks.get(name), self.relays.get(name), self.boxes.get(name)):
+                    wake = part.next_wake_ns() if part is not None else None
+                    if wake is not None:
+                        due.append(wake)
+            net.t_ns = min(end, max(net.t_ns + MS, min(due)))
+            while net.queue and net.queue[0][0] <= net.t_ns:
+                heapq.heappop(net.queue)[2]()
+            for name, member in self.members.items():
+                if not member.up:
+                    continue
+                if name in self.uplinks:
+                    self.uplink_effects(name, self.uplinks[name].tick(net.t_ns))
+                if name in self.relays:
+                    self.relay_effects(name, self.relays[name].tick(net.t_ns))
+                    self.flush(name)
+                if name in self.boxes:
+                    self.pump(name, self.boxes[name].tick(net.t_ns))
+
+    def heal(self) -> None:
+        self.net.loss = self.net.twice = 0.0
+        self.net.delay_ms = 2
+        self.net.cut.clear()
+        for name, member in self.members.items():
+            if not member.up:
+                self.boot(name)
+
+    def check_complete(self) -> None:
+        for name, lines in self.journal.items():
+            assert self.root.records.get(name, []) == lines, f"{name} at the root"
+            assert self.boxes[name].waiting == 0
+        assert self.root.below == set(self.journal)
+        assert all(n == 1 for n in self.executed.values())
+
+
+@pytest.mark.invariant("T5", "T7", "T8")
+@pytest.mark.parametrize("seed", range(12))
+def test_nothing_is_lost_or_doubled_whatever_the_network_does(seed: int) -> None:
+    world = World(seed)
+    rng = world.net.rng
+    names = [n for n in world.members if n != "root1"]
+    down: list[str] = []
+    world.run(5)
+    for step in range(40):
+        for name in world.journal:
+            for _ in range(rng.randrange(4)):
+                world.record(name)
+        roll = rng.random()
+        if roll < 0.15 and len(down) < 3:
+            victim = rng.choice([n for n in names if n not in down])
+            world.crash(victim)
+            down.append(victim)
+        elif roll < 0.3 and down:
+            world.boot(down.pop())
+        elif roll < 0.4:
+            world.net.cut.add(frozenset(rng.sample([n for n in names if not world.is_node(n)] + ["root1"], 2)))
+        elif roll < 0.5:
+            world.net.cut.clear()
+        elif roll < 0.6:
+            world.call(f"1.{step}", rng.sample(list(world.journal), 3))
+        world.run(rng.uniform(0.1, 3))
+    world.heal()
+    world.run(150)
+    executed = dict(world.executed)
+    world.check_complete()
+    world.call("2.1", list(world.journal))
+    world.call("2.2", None)
+    world.run(3)
+    for call in ("2.1", "2.2"):
+        assert set(world.root.answers[call]) == set(world.journal) and call in world.root.final
+        assert not world.root.lost[call]
+    assert executed.items() <= world.executed.items()
+    assert not [n for n in world.notes if "cannot be a parent" in n]
+    refused = [n for n in world.notes if "many messages" in n]
+    assert not refused
+
+
+@pytest.mark.invariant("T3")
+@pytest.mark.parametrize("seed", range(6))
+def test_children_of_a_dead_aggregator_work_under_another_within_ten_seconds(seed: int) -> None:
+    world = World(seed, leaves=3, nodes=20, loss=0, twice=0, delay_ms=3, mid=False)
+    world.run(5)
+    victim = "agg1"
+    moved = [n for n in world.journal if world.uplinks[n].parent == victim]
+    assert moved
+    world.crash(victim)
+    for name in moved:
+        world.record(name)
+    world.run(10)
+    for name in moved:
+        assert world.uplinks[name].parent not in ("", victim)
+        assert len(world.root.records[name]) == 1
+    world.boot(victim)
+    before = world.lost
+    world.run(150)
+    assert all(u.parent == u.order[0].url for u in world.uplinks.values())  # everybody is back where it belongs
+    assert world.lost == before  # nobody was without a parent on the way back
+    world.check_complete()

@@ -1,0 +1,68 @@
+"""Carrying a plan out: what somebody writes while its other steps run is not overwritten."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pact.agent import worker
+from pact.core.plan import Step
+from pact.model import Unreadable, encode_name
+from pact.resources.base import Keep
+from pact.resources.file import KIND
+
+
+@pytest.mark.invariant("R2")
+def test_a_file_written_while_an_earlier_step_runs_is_left_as_it_is(tmp_path: Path,
+                                                                    monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    keep, steps = Keep(1 << 20), []
+    for name in ("a", "b"):
+        path = tmp_path / name
+        resource = f"file:{encode_name(bytes(path))}"
+        path.write_text("declared")
+        target = worker.observe(resource, keep)
+        path.write_text("drifted")
+        actual = worker.observe(resource)
+        assert not isinstance(target, Unreadable)
+        assert not isinstance(actual, Unreadable)
+        steps.append(Step(resource, target, actual))
+    restore = worker._restore
+
+    def slow(step: Step, blobs: object) -> str:
+        why = restore(step, keep.blobs.get)
+        if step is steps[0]:
+            (tmp_path / "b").write_text("new work")
+        return why
+
+    monkeypatch.setattr(worker, "_restore", slow)
+    assert worker.act(tuple(steps), keep.blobs.get) == {steps[0].id: "", steps[1].id: worker.MOVED}
+    assert (tmp_path / "a").read_text() == "declared"
+    assert (tmp_path / "b").read_text() == "new work"
+
+
+@pytest.mark.invariant("S2")
+def test_what_lies_behind_a_symbolic_link_is_not_for_everybody(tmp_path: Path) -> None:
+    (tmp_path / "closed" / "open").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "closed" / "open")
+    assert not KIND.reachable(f"{tmp_path}/link/f")
+
+
+@pytest.mark.invariant("R6")
+def test_a_file_that_a_kill_left_half_dressed_is_finished_when_the_rollback_is_resumed(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    resource = f"file:{encode_name(bytes(path))}"
+    path.write_text("same")
+    path.chmod(0o644)
+    target = worker.observe(resource)
+    path.chmod(0o600)
+    actual = worker.observe(resource)
+    assert not isinstance(target, Unreadable)
+    assert not isinstance(actual, Unreadable)
+    path.chmod(0o604)  # neither what it was nor what it shall be
+    step = Step(resource, target, actual)
+    assert worker.act((step,), {}.get) == {resource: worker.MOVED}
+    assert worker.act((step,), {}.get, resumed=True) == {resource: ""}
+    assert path.stat().st_mode & 0o777 == 0o644
+    path.write_text("somebody's work")
+    assert worker.act((step,), {}.get, resumed=True) == {resource: worker.MOVED}
