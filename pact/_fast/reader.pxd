@@ -103,6 +103,16 @@ cdef extern from * nogil:
         for (int i = 0; i < n; i++) if (cpus[i]) CPU_SET(i, &set);
         return sched_setaffinity(0, sizeof set, &set) ? errno : 0;
     }
+    /* whoever holds it is lifted to the thread's priority: the loop must not keep a real-time reader waiting */
+    static int pact_mutex_init(pthread_mutex_t *m) {
+        pthread_mutexattr_t a;
+        int r = pthread_mutexattr_init(&a);
+        if (r) return r;
+        r = pthread_mutexattr_setprotocol(&a, PTHREAD_PRIO_INHERIT);
+        if (!r) r = pthread_mutex_init(m, &a);
+        pthread_mutexattr_destroy(&a);
+        return r ? pthread_mutex_init(m, NULL) : 0;
+    }
     static void pact_block_signals(void) { sigset_t s; sigfillset(&s); pthread_sigmask(SIG_SETMASK, &s, NULL); }
     static int64_t pact_clock(int id) {
         struct timespec t;
@@ -148,7 +158,7 @@ cdef extern from * nogil:
 
     int pthread_create(pthread_t *, void *, void *(*)(void *) noexcept nogil, void *)
     int pthread_join(pthread_t, void **)
-    int pthread_mutex_init(pthread_mutex_t *, void *)
+    int pact_mutex_init(pthread_mutex_t *)
     int pthread_mutex_destroy(pthread_mutex_t *)
     int pthread_mutex_lock(pthread_mutex_t *)
     int pthread_mutex_unlock(pthread_mutex_t *)

@@ -562,7 +562,7 @@ cdef class Reader:
                 raise ValueError(f"no such cpu: {cpu}")
             self.s.cpus[cpu] = 1
             self.s.n_cpus = max(self.s.n_cpus, cpu + 1)
-        pthread_mutex_init(&self.s.lock, NULL)
+        pact_mutex_init(&self.s.lock)
         pthread_cond_init(&self.s.space, NULL)
         self.s.stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
         self.s.wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)

@@ -299,6 +299,19 @@ class Agent:
         self.world.path(path).write_text(content)
         return self.drifted(f"file:{path}")
 
+    def drift_by(self, uid: int, path: str, content: str = "x") -> Any:
+        """``uid`` writes to a declared file and stays until that is seen: without exec events (which only the initial
+        network namespace gets) the kernel names nobody for a writer that is gone before it is looked at."""
+        script = 'printf "%s\\n" "$1" > "$2" && echo written && exec cat'
+        writer = self.world.popen(["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "--",
+                                   "sh", "-c", script, "sh", content, path], stdin=subprocess.PIPE,
+                                  stdout=subprocess.PIPE)  # fmt: skip
+        try:
+            assert writer.stdout.readline() == b"written\n", f"{uid} cannot write {path}"
+            return self.drifted(f"file:{path}")
+        finally:
+            self.world.end(writer)
+
     def drifted(self, resource: str) -> Any:
         return wait_until(lambda: self.change_of(resource), f"{resource} has drifted\n{self.log()}")
 

@@ -65,10 +65,8 @@ def test_everyone_may_look(agent: Agent) -> None:
 
 def test_ops_settle_their_own_and_unattributed_changes_but_not_another_s(agent: Agent) -> None:
     mine, theirs = agent.file("mine.conf", mode=0o666), agent.file("theirs.conf", mode=0o666)
-    agent.world.sh(f"echo x > {mine}", uid=1234)
-    agent.drifted(f"file:{mine}")
-    agent.world.sh(f"echo x > {theirs}", uid=1235)
-    other = agent.drifted(f"file:{theirs}")
+    agent.drift_by(1234, mine)
+    other = agent.drift_by(1235, theirs)
     before = len(denials(agent))
     for words in (["commit", other["id"], "-m", "x"], ["rollback", other["id"]], ["extend", other["id"], "1m"],
                   ["hold", "place", other["id"], "--reason", "x", "--for", "1m"]):  # fmt: skip
@@ -81,18 +79,15 @@ def test_ops_settle_their_own_and_unattributed_changes_but_not_another_s(agent: 
 
 def test_commit_all_of_an_operator_leaves_what_belongs_to_others(agent: Agent) -> None:
     mine, theirs = agent.file("mine.conf", mode=0o666), agent.file("theirs.conf", mode=0o666)
-    agent.world.sh(f"echo x > {mine}", uid=1234)
-    agent.drifted(f"file:{mine}")
-    agent.world.sh(f"echo x > {theirs}", uid=1235)
-    agent.drifted(f"file:{theirs}")
+    agent.drift_by(1234, mine)
+    agent.drift_by(1235, theirs)
     answer = agent.json("commit", "--all", "-m", "x", **OPS)
     assert len(answer["committed"]) == 1 and len(answer["left"]) == 1
 
 
 def test_an_admin_of_a_group_settles_everybody_s(agent: Agent) -> None:
     theirs = agent.file("theirs.conf", mode=0o666)
-    agent.world.sh(f"echo x > {theirs}", uid=1235)
-    agent.pact("commit", agent.drifted(f"file:{theirs}")["id"], "-m", "x", **ADMIN)
+    agent.pact("commit", agent.drift_by(1235, theirs)["id"], "-m", "x", **ADMIN)
     record = agent.newest("committed")
     assert record["actor"]["uid"] == 1237 and record["actor"]["role"] == "admin"
 

@@ -129,8 +129,7 @@ def test_an_emergency_that_ends_with_a_rollback_ends_although_one_change_is_in_u
     used, free = agent.file("used.conf"), agent.file("free.conf", mode=0o666)
     agent.pact("emergency", "start", "--reason", "disk replaced")
     agent.drift(used)
-    agent.world.sh(f"echo drifted > {free}", uid=1234)
-    agent.drifted(f"file:{free}")
+    agent.drift_by(1234, free, "drifted")
     assert len(agent.status()["changes"]) == 2
     holder = agent.world.python(f"f = open({used!r})\nready()")
     done = agent.pact("emergency", "end", "--rollback", check=10)

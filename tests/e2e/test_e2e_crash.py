@@ -101,8 +101,7 @@ def agent_seq(agent: Agent) -> int:
 
 def test_open_changes_owners_and_extensions_survive_a_kill(agent: Agent) -> None:
     path = agent.file("survive.conf", mode=0o666)
-    agent.world.sh(f"echo x > {path}", uid=1234)
-    change = agent.drifted(f"file:{path}")
+    change = agent.drift_by(1234, path)
     agent.pact("extend", change["id"], "1h")
     before = agent.status()["changes"][0]
     agent.restart(signal.SIGKILL)

@@ -36,8 +36,7 @@ def test_status_of_a_quiet_node_has_every_field_with_its_type(agent: Agent) -> N
 
 def test_status_of_drift_names_change_owner_resources_and_time_left(agent: Agent) -> None:
     path = agent.file("status.conf", mode=0o666)
-    agent.world.sh(f"echo other > {path}", uid=1234)
-    agent.drifted(f"file:{path}")
+    agent.drift_by(1234, path, "other")
     status = agent.json("status")
     assert status["state"] == "drifted" and status["declared"] == 1 and status["drifted"] == 1
     assert status["magnitude"] == status["dimensions"]["files"] or status["magnitude"] > 0
@@ -56,8 +55,7 @@ def test_status_of_drift_names_change_owner_resources_and_time_left(agent: Agent
 
 def test_the_writer_of_a_file_is_the_owner_of_its_change(agent: Agent) -> None:
     path = agent.file("owned.conf", mode=0o666)
-    agent.world.sh(f"echo other > {path}", uid=1234)
-    assert agent.drifted(f"file:{path}")["owner"]["uid"] == 1234
+    assert agent.drift_by(1234, path, "other")["owner"]["uid"] == 1234
 
 
 def test_diff_shows_declared_against_actual_as_a_unified_diff(agent: Agent) -> None:

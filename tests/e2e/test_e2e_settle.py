@@ -27,8 +27,7 @@ def test_commit_makes_the_actual_state_declared(agent: Agent) -> None:
 
 def test_commit_by_default_settles_only_the_caller_s_own_changes(agent: Agent) -> None:
     mine, other = agent.file("mine.conf"), agent.file("other.conf", mode=0o666)
-    agent.world.sh(f"echo x > {other}", uid=1234)
-    theirs = agent.drifted(f"file:{other}")
+    theirs = agent.drift_by(1234, other)
     agent.drift(mine)
     answer = agent.json("commit", "-m", "mine")
     assert [r for c in answer["committed"] for r in c["resources"]] == [f"file:{mine}"]
@@ -40,8 +39,7 @@ def test_commit_by_default_settles_only_the_caller_s_own_changes(agent: Agent) -
 
 def test_commit_all_settles_everybody_s(agent: Agent) -> None:
     mine, other = agent.file("mine.conf"), agent.file("other.conf", mode=0o666)
-    agent.world.sh(f"echo x > {other}", uid=1234)
-    agent.drifted(f"file:{other}")
+    agent.drift_by(1234, other)
     agent.drift(mine)
     assert len(agent.json("commit", "--all", "-m", "all")["committed"]) == 2
     assert agent.json("status")["state"] == "committed"
