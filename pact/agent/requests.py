@@ -306,9 +306,8 @@ class Requests:
         contents = {}
         for resource, save in record.data.get("saves", {}).items():
             digest = save.get("sha256")
-            secret = views.is_secret(resource, save.get("attrs"))
             entry = dict(save)
-            if digest and (client.admin or not secret):
+            if digest and (client.admin or not views.save_is_secret(resource, save)):
                 data = self.agent.journal.blob(digest)
                 if data is not None:
                     text = KINDS["file"].text(save["attrs"], {digest: data}.get)
@@ -336,13 +335,14 @@ class Requests:
             resource = next(iter(kept))
         if resource not in kept:
             raise UsageError(f"record {args['seq']} keeps no content of {resource}")
-        if views.is_secret(resource, kept[resource]["attrs"]) and not client.admin:
+        if not client.admin and views.save_is_secret(resource, kept[resource]):
             raise DeniedError(f"the content of {resource} is not world-readable: this needs the role admin")
         data = self.agent.journal.blob(kept[resource]["sha256"])
         if data is None:
             raise PactError(f"the content of {resource} is not in the store")
-        self.answer(client, {"resource": resource, "attrs": kept[resource]["attrs"],
-                             "data": base64.b64encode(data).decode()})  # fmt: skip
+        attrs = kept[resource]["attrs"]
+        shown = attrs if client.admin else views.masked(attrs, client.caller)
+        self.answer(client, {"resource": resource, "attrs": shown, "data": base64.b64encode(data).decode()})
 
     def _consumers(self, client: Client, args: dict[str, Any]) -> None:
         agent, resource = self.agent, args["resource"]
@@ -394,6 +394,8 @@ class Requests:
                 kind = split_id(resource)[0]
                 if KINDS[kind].secret(value.attrs) and kind == "sysctl" and not client.admin:
                     continue
+                if not client.admin and value.attrs is not None and value.attrs.get("xattrs"):
+                    value = replace(value, attrs=views.exported(resource, value.attrs))
                 for text in export([(resource, value)], blobs_for(resource, value)):
                     if text.startswith(f"\n[{kind}]\n") and kind == last:
                         continue

@@ -26,6 +26,7 @@ from pact.errors import UsageError
 from pact.model import Attrs, decode_name, split_id
 from pact.resources import KINDS
 from pact.resources.base import Blobs
+from pact.resources.way import may_hang
 
 DIFF_MAX: Final = 64 << 10
 HIDDEN: Final = "(hidden)"
@@ -137,8 +138,8 @@ def _diff_one(node: Node, caller: Caller, resource: str, blobs: Blobs) -> dict[s
     hide = secret and caller.actor.role != "admin"
     owner = change.owner
     return {
-        "id": resource, "kind": kind_name, "declared": visible(resource, declared.attrs, hide),
-        "actual": visible(resource, member.actual, hide), "deviation": member.deviation_n / BILLION,
+        "id": resource, "kind": kind_name, "declared": visible(declared.attrs, caller, hide),
+        "actual": visible(member.actual, caller, hide), "deviation": member.deviation_n / BILLION,
         "change": change.id,
         "owner": {"user": owner.user, "uid": owner.uid, "session": owner.session,
                   "command": command_for(caller, owner.uid, owner.command)},
@@ -154,11 +155,30 @@ def is_secret(resource: str, attrs: Attrs | None) -> bool:
     return KINDS[kind].secret(attrs) or not KINDS[kind].reachable(name)
 
 
-def visible(resource: str, attrs: Attrs | None, hide: bool) -> Attrs | None:
-    """Attributes without what only admins may see (a secret sysctl's value; digests may be seen)."""
-    if not hide or attrs is None or "value" not in attrs:
+def save_is_secret(resource: str, save: Mapping[str, Any]) -> bool:
+    """Whether kept content is for admins alone: by what was found when it was taken (a record that does not say is
+    none for everybody), or by what the path is now.  # S2"""
+    return bool(save.get("secret", True)) or is_secret(resource, save.get("attrs"))
+
+
+def visible(attrs: Attrs | None, caller: Caller, hide: bool) -> Attrs | None:
+    """Attributes without what only admins may see (a secret's value and extended attributes; digests may be seen)."""
+    if attrs is None or caller.actor.role == "admin":
         return attrs
-    return {**attrs, "value": HIDDEN}
+    out = {**attrs, "value": HIDDEN} if hide and "value" in attrs else dict(attrs)
+    if "xattrs" in attrs:
+        out["xattrs"] = masked_xattrs(attrs["xattrs"], readable=not hide and _world_readable(attrs))
+    return out
+
+
+def _world_readable(attrs: Attrs) -> bool:
+    return bool(int(attrs.get("mode", "0644"), 8) & 0o004)
+
+
+def masked_xattrs(xattrs: Mapping[str, str], *, readable: bool) -> dict[str, str]:
+    """The kernel shows ``user.*`` to who may read the file, ``trusted.*`` to root alone; the others to everybody."""
+    closed = ("trusted.",) if readable else ("user.", "trusted.")
+    return {k: HIDDEN if k.startswith(closed) else v for k, v in xattrs.items()}
 
 
 def text_diff(resource: str, declared: Attrs | None, actual: Attrs | None, blobs: Blobs, name: str) -> str | None:
@@ -190,6 +210,8 @@ def _live(name: str, digest: str) -> bytes | None:
     """The content on disk, if it still is the one that was recorded. No symbolic link is followed on the way."""
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
+        if may_hang(decode_name(name)):
+            return None
         fd = syscalls.openat2(syscalls.AT_FDCWD, decode_name(name), flags, resolve=syscalls.RESOLVE_NO_SYMLINKS)
     except OSError:
         return None
@@ -204,6 +226,14 @@ def _live(name: str, digest: str) -> bytes | None:
     return content if hashlib.sha256(content).hexdigest() == digest else None
 
 
+def exported(resource: str, attrs: Attrs) -> Attrs:
+    """What ``export`` writes for who is no admin: extended attributes that are not for them are left out."""
+    shown = masked_xattrs(attrs["xattrs"], readable=_world_readable(attrs) and not is_secret(resource, attrs))
+    kept = {k: v for k, v in shown.items() if v != HIDDEN}
+    return attrs if kept == shown else {**{k: v for k, v in attrs.items() if k != "xattrs"},
+                                        **({"xattrs": kept} if kept else {})}  # fmt: skip
+
+
 # -- log ------------------------------------------------------------------------------------------------------------
 
 
@@ -215,15 +245,21 @@ def record_line(body: bytes, hash_: str, caller: Caller) -> bytes:
 
 
 def masked(value: Any, caller: Caller) -> Any:
-    """A record without secret values and, for viewers, without other people's command lines."""
+    """A record without secret values and, for viewers, without other people's command lines.
+
+    A record does not say whether the directories above a file were closed, so the values of ``user.*`` attributes are
+    left out of every one.
+    """
     if isinstance(value, dict):
         secret = bool(value.get("secret"))
-        out = {}
+        out: dict[str, Any] = {}
         for key, item in value.items():
             if key == "value" and secret:
                 out[key] = HIDDEN
             elif key == "command" and isinstance(item, str):
                 out[key] = command_for(caller, value.get("uid"), item)
+            elif key == "xattrs" and isinstance(item, dict):
+                out[key] = masked_xattrs(item, readable=False)
             elif key == "path" and "how" in value and "pid" in value:
                 out[key] = _holder(value, caller)["path"]
             else:

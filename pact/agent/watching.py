@@ -19,8 +19,9 @@ from pact.model import NS_PER_S, Attrs, Owner, decode_name, encode_name, split_i
 from pact.observe import open_observers
 from pact.observe.attribution import owner_of
 from pact.observe.base import Lost, MountsChanged, Restored, Touched
+from pact.observe.mountinfo import MountEntry, RemotePlaces
 from pact.resources import KINDS
-from pact.resources.mount import NETWORK_TYPES, MountTable, attrs_of, read_mounts
+from pact.resources.mount import MountTable, attrs_of, read_mounts
 
 DRAIN_BATCH_MAX: Final = 4096
 OBSERVE_BATCH_MAX: Final = 256
@@ -44,7 +45,7 @@ class Watching:
         self.table = FileTable(content_max=SLOW_BYTES)
         self.pending: dict[str, Owner | None] = {}
         self.lost: dict[str, str] = {}
-        self.remote: tuple[bytes, ...] = ()
+        self.remote = RemotePlaces()
         self.covered: dict[str, tuple[Attrs, Owner | None]] = {}
         self._points: set[bytes] | None = None
         self._delayed: dict[str, tuple[int, Owner | None]] = {}
@@ -81,7 +82,7 @@ class Watching:
             kind, name = split_id(resource)
             mine = KINDS[kind].watch(name)
             paths += mine
-            if mine and not self._is_remote(mine[0]):
+            if mine and mine[0] not in self.remote:
                 self.table.put(key, mine[0], kind == "sysctl")
         self.observers.watch_many(paths)
         self._dirty = True
@@ -141,13 +142,23 @@ class Watching:
     def of_kind(self, kind: str) -> list[str]:
         return [r for r in self._key_of if r.startswith(kind + ":")]
 
-    def refresh_mounts(self, owner: Owner | None = None) -> None:
-        """Which paths lie on file systems that may hang, and what was mounted over declared paths since last time."""
+    def refresh_places(self) -> list[MountEntry]:
+        """Which paths lie on file systems that may hang. The mount table as it is, empty if it cannot be read."""
         try:
             mounts = read_mounts()
         except (OSError, ValueError):
+            return []
+        remote = RemotePlaces(mounts)
+        if remote != self.remote:
+            self.remote = remote
+            self._place_all()
+        return mounts
+
+    def refresh_mounts(self, owner: Owner | None = None) -> None:
+        """The places that may hang, and what was mounted over declared paths since last time."""
+        mounts = self.refresh_places()
+        if not mounts:
             return
-        self.remote = tuple(m.mount_point.rstrip(b"/") + b"/" for m in mounts if m.fstype in NETWORK_TYPES)
         points = {m.mount_point: m for m in mounts}
         fresh = [] if self._points is None else [m for p, m in points.items() if p not in self._points]
         self._points = set(points)
@@ -164,8 +175,18 @@ class Watching:
         below = name.rstrip("/") + "/"
         return any(r.startswith((f"file:{below}", f"mount:{below}")) for r in self._key_of)
 
-    def _is_remote(self, path: bytes) -> bool:
-        return bool(self.remote) and path.startswith(self.remote)
+    def _place_all(self) -> None:
+        """The table is scanned on the loop: what may hang now leaves it, what no longer may comes back.  # F13"""
+        for resource, key in self._key_of.items():
+            kind, name = split_id(resource)
+            paths = KINDS[kind].watch(name)
+            if not paths or (key in self.table) != (paths[0] in self.remote):
+                continue
+            if key in self.table:
+                self.table.remove(key)
+            else:
+                self.table.put(key, paths[0], kind == "sysctl")
+            self.touch(resource, None)
 
     # -- what is due --------------------------------------------------------------------------------------------
 
@@ -216,7 +237,7 @@ class Watching:
         return out
 
     def _too_slow(self, path: bytes) -> bool:
-        if self._is_remote(path):
+        if path in self.remote:
             return True
         try:
             return os.lstat(path).st_size > SLOW_BYTES

@@ -203,7 +203,7 @@ class Worker:
                 if kind.name == "file" and decode_name(name) in bound:
                     notes.append(f"{resource} is bind-mounted: it is watched, but cannot be replaced by a rollback")
                 restorable = resource not in keep.unkept
-                found[resource] = Declared(seen, restorable=restorable).to_json()
+                found[resource] = Declared(kind.marked(name, seen), restorable=restorable).to_json()
                 if len(found) >= CHUNK_RESOURCES or sum(map(len, keep.blobs.values())) >= CHUNK_BYTES:
                     self._post(_found(effect.job, found, exact, [], keep, last=False))
                     found, keep = {}, Keep(self.file_limit, keep.room)

@@ -12,8 +12,9 @@ from fnmatch import fnmatchcase
 from typing import Final
 
 from pact.model import encode_name
+from pact.observe.mountinfo import is_remote
 from pact.resources.base import path_of
-from pact.resources.mount import FOREIGN_TYPES, NETWORK_TYPES, read_mounts
+from pact.resources.mount import FOREIGN_TYPES, read_mounts
 from pact.resources.patterns import WILD, compile_pattern
 
 NAMES_MAX: Final = 1_000_000
@@ -81,5 +82,5 @@ def _walk(top: bytes, deep: bool, depth: int, foreign: set[bytes], passed: dict[
 def _foreign_mounts() -> set[bytes]:
     return {
         m.mount_point for m in read_mounts()
-        if m.fstype in FOREIGN_TYPES or m.fstype in NETWORK_TYPES or m.fstype in ("proc", "sysfs", "devtmpfs")
+        if m.fstype in FOREIGN_TYPES or is_remote(m.fstype) or m.fstype in ("proc", "sysfs", "devtmpfs")
     }  # fmt: skip

@@ -37,6 +37,7 @@ from pact.resources.base import (
     refuse_unknown,
 )
 from pact.resources.replace import restore_file, somebody_has_open
+from pact.resources.way import TurnableLink, closed, enterable, open_parent
 
 CHUNK: Final = 1 << 20
 KEYS: Final = frozenset({
@@ -127,23 +128,32 @@ class File(Kind):
     # -- observation --------------------------------------------------------------------------------------------
 
     def observe(self, name: str, keep: Keep | None = None) -> Observation:
+        return self.look(name, keep)[0]
+
+    def look(self, name: str, keep: Keep | None = None, *, private: bool = False) -> tuple[Observation, bool]:
+        """What is there. With ``private`` also whether its content, as it was read, is not for everybody: by its own
+        mode, or because of a directory on the way, asked of the very directory that it was read from.  # S2"""
         try:
-            path = decode_name(name)
-            st = os.lstat(path)
-            if stat.S_ISREG(st.st_mode):
-                return _regular(name, path, keep)
-            attrs = _metadata(st)
-            if stat.S_ISLNK(st.st_mode):
-                attrs["target"] = encode_name(os.readlink(path))
-                del attrs["mode"]
-            attrs["xattrs"] = read_xattrs(path)
+            dirfd, leaf, straight = open_parent(decode_name(name))
         except (FileNotFoundError, NotADirectoryError):
-            return None
+            return None, True
+        except TurnableLink:
+            return Unreadable("file: it lies behind a symbolic link that others can turn"), True
         except OSError as exc:
-            return Unreadable(errno_text("file", exc))
+            return Unreadable(errno_text("file", exc)), True
         except ValueError as exc:
-            return Unreadable(f"file: {exc}")
-        return attrs
+            return Unreadable(f"file: {exc}"), True
+        try:
+            seen = _at(name, dirfd, leaf, keep)
+            if not private or isinstance(seen, Unreadable):
+                return seen, True
+            return seen, self.secret(seen) or not straight or closed(dirfd)
+        except (FileNotFoundError, NotADirectoryError):
+            return None, True
+        except OSError as exc:
+            return Unreadable(errno_text("file", exc)), True
+        finally:
+            os.close(dirfd)
 
     def distance_n(self, declared: Attrs | None, actual: Attrs | None) -> int:
         if declared is None or actual is None:
@@ -167,7 +177,7 @@ class File(Kind):
             except OSError as exc:
                 return Saved(f"{step.id}: {errno_text('directory', exc)}", save)
         if actual is not None and actual["type"] == "file" and self._content_goes(step):
-            again = self.observe(name, keep)
+            again, save["secret"] = self.look(name, keep, private=True)
             if again != actual:
                 return Saved(f"{step.id} changes while it is read", save)
             if actual["sha256"] not in keep.blobs:
@@ -214,18 +224,7 @@ class File(Kind):
             return Unreadable(f"file: {exc}")
 
     def reachable(self, name: str) -> bool:
-        path = os.path.dirname(decode_name(name))
-        if os.path.realpath(path) != path:  # a link can be turned to a place that is closed further up
-            return False
-        while True:
-            try:
-                if not os.stat(path).st_mode & 0o001:
-                    return False
-            except OSError:
-                return False
-            if path in (b"/", b""):
-                return True
-            path = os.path.dirname(path)
+        return enterable(decode_name(name)) is True
 
     def of_path(self, path: bytes) -> str | None:
         return encode_name(path)
@@ -233,7 +232,15 @@ class File(Kind):
     # -- for people ---------------------------------------------------------------------------------------------
 
     def secret(self, attrs: Attrs | None) -> bool:
-        return bool(attrs and attrs.get("type") == "file" and not int(attrs.get("mode", "0644"), 8) & 0o004)
+        if attrs is None or attrs.get("type") != "file":
+            return False
+        return bool(attrs.get("secret")) or not int(attrs.get("mode", "0644"), 8) & 0o004
+
+    def marked(self, name: str, attrs: Attrs | None) -> Attrs | None:
+        """``secret`` where a directory on the way is closed now: what is mounted there may be gone when it is shown."""
+        if attrs is None or "sha256" not in attrs or enterable(decode_name(name)) is not False:
+            return attrs
+        return {**attrs, "secret": True}
 
     def text(self, attrs: Attrs | None, blobs: Blobs) -> str | None:
         if attrs is None or attrs.get("type") != "file" or "sha256" not in attrs:
@@ -344,8 +351,22 @@ def _metadata(st: os.stat_result) -> Attrs:
     }  # fmt: skip
 
 
-def _regular(name: str, path: bytes, keep: Keep | None) -> Observation:
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+def _at(name: str, dirfd: int, leaf: bytes, keep: Keep | None) -> Observation:
+    """What has this name in an open directory. Raises OSError."""
+    st = os.stat(leaf, dir_fd=dirfd, follow_symlinks=False)
+    if stat.S_ISREG(st.st_mode):
+        return _regular(name, dirfd, leaf, keep)
+    attrs = _metadata(st)
+    if stat.S_ISLNK(st.st_mode):
+        attrs["target"] = encode_name(os.readlink(leaf, dir_fd=dirfd))
+        del attrs["mode"]
+    attrs["xattrs"] = read_xattrs(b"/proc/self/fd/%d/%b" % (dirfd, leaf))
+    return attrs
+
+
+def _regular(name: str, dirfd: int, leaf: bytes, keep: Keep | None) -> Observation:
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+    fd = os.open(leaf, flags, dir_fd=dirfd)
     try:
         st = os.fstat(fd)
         if not stat.S_ISREG(st.st_mode):

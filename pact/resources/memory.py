@@ -30,7 +30,7 @@ def keep_contents(entry: MountEntry, mounts: Iterable[MountEntry], keep: Keep) -
     try:
         for path in _held(entry, mounts):
             name = encode_name(path)
-            seen = FILE.observe(name, keep)
+            seen, secret = FILE.look(name, keep, private=True)
             if isinstance(seen, Unreadable):
                 return saves, f"{name} cannot be read before it is unmounted: {seen.why}"
             if seen is None or seen["type"] not in ("file", "symlink"):
@@ -40,7 +40,7 @@ def keep_contents(entry: MountEntry, mounts: Iterable[MountEntry], keep: Keep) -
                 total += seen["size"]
                 if seen["sha256"] not in keep.blobs or total > BYTES_MAX or len(saves) >= FILES_MAX:
                     return saves, "it holds more than can be kept, only in memory: move it away first"
-                save["sha256"] = seen["sha256"]
+                save["sha256"], save["secret"] = seen["sha256"], secret  # S2: later its directories are gone
             saves[f"file:{name}"] = save
     except OSError as exc:
         return saves, errno_text("it cannot be looked through before it is unmounted", exc)

@@ -15,7 +15,7 @@ from pact._fast import syscalls
 from pact.core.plan import Step, below
 from pact.errors import RestoreError
 from pact.model import Attrs, Declared, Holder, Observation, Unreadable, decode_name, encode_name
-from pact.observe.mountinfo import MountEntry, parse_mountinfo
+from pact.observe.mountinfo import MountEntry, is_remote, parse_mountinfo
 from pact.resources.base import (
     HALF_N,
     WHOLE_N,
@@ -34,6 +34,7 @@ from pact.resources.base import (
 )
 from pact.resources.memory import keep_contents, require_kept
 from pact.resources.patterns import WILD, compile_pattern
+from pact.resources.way import may_hang
 
 MOUNT_TIMEOUT_S: Final = 60
 STACK_MAX: Final = 16
@@ -45,10 +46,6 @@ FOREIGN_TYPES: Final = frozenset({
 KERNEL_TYPES: Final = frozenset({
     "proc", "sysfs", "devtmpfs", "devpts", "cgroup", "cgroup2", "securityfs", "pstore", "bpf", "tracefs", "debugfs",
     "configfs", "mqueue", "hugetlbfs", "efivarfs", "selinuxfs", "fusectl", "rpc_pipefs", "ramfs",
-})  # fmt: skip
-NETWORK_TYPES: Final = frozenset({
-    "nfs", "nfs4", "cifs", "smb3", "lustre", "ceph", "gpfs", "beegfs", "glusterfs", "fuse.glusterfs", "9p", "afs",
-    "fuse.sshfs", "panfs", "pvfs2", "orangefs", "dvs", "weka", "wekafs", "virtiofs",
 })  # fmt: skip
 PASSED_PATHS: Final = ("/run", "/proc", "/sys", "/dev", "/var/lib/docker", "/var/lib/containers", "/var/lib/kubelet")
 
@@ -249,7 +246,7 @@ class Mount(Kind):
         entry = self.top(name)
         if entry is None:
             return False
-        if entry.fstype in NETWORK_TYPES or inside(entry):
+        if is_remote(entry.fstype) or inside(entry):
             return None
         return expire_says_busy(entry.mount_point)
 
@@ -321,7 +318,7 @@ def _same_source(declared: Attrs, actual: Attrs) -> bool:
 
 def _origin(path: bytes) -> tuple[str, str, str] | None:
     """Source, type, and path within its file system, of what a bind mount of ``path`` shows."""
-    path = os.path.realpath(path)
+    path = path if may_hang(path) else os.path.realpath(path)
     holding = [m for m in read_mounts() if _under(path, m.mount_point)]
     if not holding:
         return None

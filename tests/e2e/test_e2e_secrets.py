@@ -1,12 +1,13 @@
-"""Sysctls that only root may read: their values are shown to admins and to nobody else, wherever they came from."""
+"""What is not for everybody is shown to admins and to nobody else, wherever it came from and wherever it is now."""
 
 from __future__ import annotations
 
+import base64
 import json
 from typing import Any
 
 import pytest
-from harness import TOP, Agent
+from harness import TOP, Agent, wait_until
 
 pytestmark = pytest.mark.invariant("S2")
 
@@ -106,3 +107,92 @@ def test_declared_files_of_the_first_start_are_flagged_too(make_agent: Any, base
     for words in (*LOOKING, ["show", "1"], ["show", "0"]):
         assert "fe80::aaaa" not in agent.pact("--json", *words, **VIEWER).out
     assert any("fe80::aaaa:0001" in json.dumps(r) for r in agent.records())
+
+
+def viewers_are_not_shown(agent: Agent, resource: str, secret: str) -> None:
+    """By no way to a record's kept content; admins are."""
+    seq = str(agent.newest("rollback_started")["seq"])
+    for who in (VIEWER, OPS):
+        assert secret not in agent.pact("--json", "show", seq, **who).out
+        assert "world-readable" in agent.pact("show", seq, "--restore", f"{TOP}/leak", "--resource", resource, check=3,
+                                              **who).err  # fmt: skip
+    assert agent.json("show", seq)["contents"][resource]["content"].startswith(secret)
+
+
+def test_what_lay_in_a_closed_file_system_in_memory_stays_closed_when_that_is_gone(agent: Agent) -> None:
+    agent.world.sh(f"mkdir -p {TOP}/m")
+    agent.declare(f'[mount."{TOP}/m"]\ntype = "absent"\n')
+    agent.world.sh(f"mount -t tmpfs -o mode=700 tmpfs {TOP}/m; echo INSIDE > {TOP}/m/notes; chmod 644 {TOP}/m/notes")
+    agent.drifted(f"mount:{TOP}/m")
+    agent.pact("rollback", "--all")
+    viewers_are_not_shown(agent, f"file:{TOP}/m/notes", "INSIDE")
+
+
+def test_what_lay_in_an_open_one_is_shown(agent: Agent) -> None:
+    agent.world.sh(f"mkdir -p {TOP}/o")
+    agent.declare(f'[mount."{TOP}/o"]\ntype = "absent"\n')
+    agent.world.sh(f"mount -t tmpfs -o mode=755 tmpfs {TOP}/o; echo OPEN > {TOP}/o/notes; chmod 644 {TOP}/o/notes")
+    agent.drifted(f"mount:{TOP}/o")
+    agent.pact("rollback", "--all")
+    seq = str(agent.newest("rollback_started")["seq"])
+    assert agent.json("show", seq, **VIEWER)["contents"][f"file:{TOP}/o/notes"]["content"] == "OPEN\n"
+
+
+def test_a_directory_that_was_closed_when_the_content_was_kept_hides_it_later_too(agent: Agent) -> None:
+    path = agent.file("shut/conf", "one\n")
+    agent.world.sh(f"chmod 700 {TOP}/shut")
+    agent.drift(path, "WORK\n")
+    agent.pact("rollback", "--all")
+    agent.world.sh(f"chmod 755 {TOP}/shut")
+    viewers_are_not_shown(agent, f"file:{path}", "WORK")
+
+
+def test_declared_content_of_a_closed_mount_is_hidden_when_that_is_gone(agent: Agent) -> None:
+    agent.world.sh(f"mkdir -p {TOP}/d; mount -t tmpfs -o mode=700 tmpfs {TOP}/d; echo DEEP > {TOP}/d/f; chmod 644 {TOP}/d/f")
+    agent.adopt(f"file:{TOP}/d/f")
+    agent.world.sh(f"umount {TOP}/d")
+    agent.drifted(f"file:{TOP}/d/f")
+    assert "DEEP" not in agent.pact("export", **VIEWER).out + agent.pact("diff", **VIEWER).out
+    assert "DEEP" in agent.pact("export").out
+
+
+def test_a_directory_that_its_owner_turns_into_a_link_shows_nothing_of_where_it_leads(agent: Agent) -> None:
+    agent.world.sh(f"mkdir -p {TOP}/root/in; chmod 700 {TOP}/root; echo ROOTS > {TOP}/root/in/conf; chmod 644 {TOP}/root/in/conf")
+    path = agent.file("home/dir/conf", "mine\n")
+    agent.world.sh(f"chown -R 4321:4321 {TOP}/home")
+    agent.world.sh(f"cd {TOP}/home && mv dir old && ln -s {TOP}/root/in dir", uid=4321)
+    why = "file: it lies behind a symbolic link that others can turn"
+    wait_until(lambda: agent.status()["unreadable_resources"].get(f"file:{path}") == why, "it is unreadable")
+    change = agent.change_of(f"file:{path}")  # from the moment in which it was away
+    if change is not None:
+        agent.pact("rollback", change["id"], check=None)
+    agent.pact("commit", "--all", "-m", "x", check=None)
+    agent.world.sh(f"cd {TOP}/home && rm dir && mv old dir", uid=4321)
+    wait_until(lambda: not agent.status()["unreadable"], "it is read again")
+    for record in agent.records():
+        if "saves" in record["data"]:
+            assert "ROOTS" not in agent.pact("--json", "show", str(record["seq"])).out
+    assert "ROOTS" not in agent.pact("export").out
+
+
+def test_links_that_only_root_can_turn_are_followed_as_ever(agent: Agent) -> None:
+    agent.world.sh(f"mkdir -p {TOP}/real; echo one > {TOP}/real/conf; ln -s real {TOP}/alias")
+    agent.declare(f'[file."{TOP}/alias/conf"]\ncontent = "one\\n"\n')
+    assert agent.status()["drifted"] == agent.status()["unreadable"] == 0
+    agent.world.path(f"{TOP}/real/conf").write_text("two\n")
+    agent.drifted(f"file:{TOP}/alias/conf")
+
+
+def test_user_attributes_of_what_others_may_not_read_are_hidden(agent: Agent) -> None:
+    path = agent.file("noted", "x\n", mode=0o600)
+    agent.world.sh(f"setfattr -n user.note -v PLAIN {path} 2>/dev/null || python3 -c \"import os; os.setxattr('{path}', 'user.note', b'PLAIN')\"")
+    agent.drifted(f"file:{path}")
+    coded = base64.b64encode(b"PLAIN").decode()
+    assert coded in agent.pact("--json", "diff").out
+    agent.pact("commit", "--all", "-m", "x")
+    agent.world.sh(f"chmod 640 {path}")
+    agent.drifted(f"file:{path}")
+    for who in (VIEWER, OPS):
+        for words in (["diff"], ["log"], ["export"]):
+            assert coded not in agent.pact("--json", *words, **who).out, words
+    assert coded in agent.pact("export").out
