@@ -15,12 +15,14 @@ from typing import Final
 from pact._fast import FileTable
 from pact.agent.config import Config
 from pact.core.events import Sighting
-from pact.model import NS_PER_S, Attrs, Owner, decode_name, encode_name, split_id
+from pact.model import NS_PER_S, Attrs, Owner, Unreadable, decode_name, encode_name, split_id
 from pact.observe import open_observers
 from pact.observe.attribution import owner_of
 from pact.observe.base import Lost, MountsChanged, Restored, Touched
 from pact.observe.mountinfo import MountEntry, RemotePlaces
+from pact.observe.tree import check_path
 from pact.resources import KINDS
+from pact.resources.base import require_short
 from pact.resources.mount import MountTable, attrs_of, read_mounts
 
 DRAIN_BATCH_MAX: Final = 4096
@@ -45,6 +47,7 @@ class Watching:
         self.table = FileTable(content_max=SLOW_BYTES)
         self.pending: dict[str, Owner | None] = {}
         self.lost: dict[str, str] = {}
+        self.bad: dict[str, str] = {}  # declared by an older version, under names that nothing can have
         self.remote = RemotePlaces()
         self.covered: dict[str, tuple[Attrs, Owner | None]] = {}
         self._points: set[bytes] | None = None
@@ -79,13 +82,23 @@ class Watching:
             else:
                 self._resources[key] = resource
             self._key_of[resource] = key
-            kind, name = split_id(resource)
-            mine = KINDS[kind].watch(name)
-            paths += mine
-            if mine and mine[0] not in self.remote:
-                self.table.put(key, mine[0], kind == "sysctl")
+            try:
+                paths += self._place(resource, key)
+            except ValueError as exc:  # an older version let it in: the journal holds it, and one name ends nobody
+                self.bad[resource] = str(exc)
         self.observers.watch_many(paths)
         self._dirty = True
+
+    def _place(self, resource: str, key: int) -> list[bytes]:
+        """The paths to watch for it, after it has its place in the table. Raises ValueError where nothing can be watched."""
+        kind, name = split_id(resource)
+        paths = KINDS[kind].watch(name)
+        for path in paths:
+            check_path(path)
+            require_short(path)
+        if paths and paths[0] not in self.remote:
+            self.table.put(key, paths[0], kind == "sysctl")
+        return paths
 
     def drop(self, resource: str) -> None:
         key = self._key_of.pop(resource, None)
@@ -94,9 +107,10 @@ class Watching:
         self._resources[key] = None
         self._free.append(key)
         self.table.remove(key)
-        kind, name = split_id(resource)
-        for path in KINDS[kind].watch(name):
-            self.observers.unwatch(path)
+        if self.bad.pop(resource, None) is None:
+            kind, name = split_id(resource)
+            for path in KINDS[kind].watch(name):
+                self.observers.unwatch(path)
         self.pending.pop(resource, None)
         self._delayed.pop(resource, None)
 
@@ -178,6 +192,8 @@ class Watching:
     def _place_all(self) -> None:
         """The table is scanned on the loop: what may hang now leaves it, what no longer may comes back.  # F13"""
         for resource, key in self._key_of.items():
+            if resource in self.bad:
+                continue
             kind, name = split_id(resource)
             paths = KINDS[kind].watch(name)
             if not paths or (key in self.table) != (paths[0] in self.remote):
@@ -227,7 +243,9 @@ class Watching:
         table: MountTable | None = None
         for resource, owner in wanted:
             kind, name = split_id(resource)
-            if kind == "mount":
+            if resource in self.bad:
+                out.append(Sighting(resource, Unreadable(self.bad[resource]), owner))
+            elif kind == "mount":
                 table = table or MountTable()
                 out.append(Sighting(resource, table.observe(name), owner))
             elif kind == "file" and self._too_slow(decode_name(name)):
@@ -344,6 +362,9 @@ class Watching:
         for name, why in self.lost.items():
             if health.get(name, "ok") == "ok":
                 health[name] = why
+        if self.bad:
+            first = min(self.bad)
+            health["names"] = f"{len(self.bad)} cannot be watched: {first[:80]}: {self.bad[first][:160]}"
         return health
 
     def close(self) -> None:

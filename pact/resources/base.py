@@ -18,6 +18,9 @@ from pact.model import Attrs, Declared, Holder, Observation, decode_name
 
 WHOLE_N: Final = 1_000_000_000  # distance 1 in billionths
 HALF_N: Final = 500_000_000
+#: The kernel takes no longer path, and no longer name in a directory.
+PATH_BYTES_MAX: Final = 4095
+NAME_BYTES_MAX: Final = 255
 
 #: Keys that every entry of declared state takes beside its kind's own.
 COMMON_KEYS: Final = frozenset({"consumers", "requires", "weight", "severity"})
@@ -199,7 +202,16 @@ def path_of(name: str) -> bytes:
     normal = b"/" + os.path.normpath(path).lstrip(b"/")  # POSIX lets two leading slashes stand
     if normal != path:
         raise ValueError(f"{name!r} is not a normal path: write {normal.decode(errors='replace')!r}")
+    require_short(path)
     return path
+
+
+def require_short(path: bytes) -> None:
+    """Raises ValueError for a path that no file can have."""
+    if len(path) > PATH_BYTES_MAX:
+        raise ValueError(f"a path of {len(path)} bytes: at most {PATH_BYTES_MAX} can be")
+    if max(map(len, path.split(b"/"))) > NAME_BYTES_MAX:
+        raise ValueError(f"a name in it has more than {NAME_BYTES_MAX} bytes")
 
 
 def run_tool(name: str, timeout_s: float, command: Sequence[str | bytes]) -> None:
@@ -235,5 +247,5 @@ def errno_text(what: str, exc: OSError) -> str:
 
 __all__ = [
     "COMMON_KEYS", "HALF_N", "WHOLE_N", "Blobs", "Entry", "Found", "Keep", "Kind", "RestoreError", "Saved", "common",
-    "errno_text", "export_common", "from_base64", "path_of", "refuse_unknown", "run_tool",
+    "errno_text", "export_common", "from_base64", "path_of", "refuse_unknown", "require_short", "run_tool",
 ]  # fmt: skip

@@ -25,6 +25,7 @@ from pact.resources.base import (
     errno_text,
     export_common,
     refuse_unknown,
+    require_short,
 )
 
 ROOT: Final = b"/proc/sys/"
@@ -54,9 +55,11 @@ VOLATILE: Final = (
 def path_of_name(name: str) -> bytes:
     """``net.ipv4.conf.eth0/1.mtu`` -> ``/proc/sys/net/ipv4/conf/eth0.1/mtu``. Raises ValueError."""
     raw = decode_name(name)
-    if not raw or raw.startswith((b".", b"/")) or b".." in raw or b"\0" in raw or b"//" in raw:
+    path = raw.translate(bytes.maketrans(b"./", b"/."))
+    if raw.startswith(b"/") or b"\0" in path or any(part in (b"", b".", b"..") for part in path.split(b"/")):
         raise ValueError(f"{name!r} is no sysctl name")
-    return ROOT + raw.translate(bytes.maketrans(b"./", b"/."))
+    require_short(ROOT + path)
+    return ROOT + path
 
 
 def name_of_path(path: bytes) -> str:

@@ -17,3 +17,11 @@ def verify(records: Iterable[dict[str, Any]]) -> int:
         assert record["hash"] == prev, record["seq"]
         count += 1
     return count
+
+
+def follow(records: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
+    """A record like the last one, with ``changes``, that continues the chain."""
+    body = {**{k: v for k, v in records[-1].items() if k != "hash"}, **changes}
+    body["seq"], body["prev"] = records[-1]["seq"] + 1, records[-1]["hash"]
+    raw = json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    return {**body, "hash": hashlib.sha256(bytes.fromhex(body["prev"]) + raw).hexdigest()}

@@ -264,3 +264,22 @@ def test_the_state_directory_is_private(agent: Agent) -> None:
 def test_pact_s_own_files_are_never_resources(agent: Agent) -> None:
     for path in (agent.config_path, agent.journal, Path(agent.socket)):
         assert agent.ask("adopt", patterns=[f"file:{path}"])["result"].get("adopted", 0) == 0
+
+
+@pytest.mark.parametrize("name", ["net.ipv4.ip_forward.", "net.ipv4./.ip_forward", "net.ipv4.//.x", "net.ipv4./", "net..x"])
+def test_a_sysctl_s_name_that_no_file_can_have_is_refused(agent: Agent, name: str) -> None:
+    answer = agent.pact("declare", "-", input=f'[sysctl]\n"{name}" = 0\n'.encode(), check=2)
+    assert "<stdin>:2" in answer.err or ":2:" in answer.err, answer.err
+    asked = agent.ask("declare", resources={f"sysctl:{name}": {"attrs": {"value": "0"}}})
+    assert asked["exit"] == 2 and "no sysctl name" in asked["message"], asked
+    assert agent.status()["declared"] == 0
+
+
+@pytest.mark.parametrize("path", ["/" + "/".join(["d" * 200] * 25), "/srv/" + "d" * 256])
+@pytest.mark.parametrize("kind", ["file", "mount"])
+def test_a_path_longer_than_the_kernel_takes_is_refused(agent: Agent, kind: str, path: str) -> None:
+    value = {"file": 'content = "x"', "mount": 'source = "tmpfs"\nfstype = "tmpfs"'}[kind]
+    answer = agent.pact("declare", "-", input=f'[{kind}."{path}"]\n{value}\n'.encode(), check=2)
+    assert "bytes" in answer.err
+    assert agent.ask("consumers", resource=f"{kind}:{path}")["exit"] == 2
+    assert agent.status()["declared"] == 0

@@ -151,3 +151,30 @@ def test_a_second_agent_on_the_same_state_directory_refuses_and_says_why(
     assert done.code == 1 and f"pid {stopped.process.pid}" in done.err and str(stopped.state_dir) in done.err
     assert stopped.status()["v"] == 1
     assert "another agent" in command(stopped, "journal", "import", "/dev/null", check=1)
+
+
+@pytest.mark.invariant("D1")
+def test_a_name_that_an_older_version_let_in_ends_nobody(stopped: Agent, make_agent: Callable[..., Agent]) -> None:
+    out = stopped.base / "export.jsonl"
+    command(stopped, "journal", "export", str(out))
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    records = [x for x in lines if "seq" in x]
+    long = "file:" + f"/{'d' * 200}" * 25
+    declared = next(r for r in records if r["type"] == "adopted")
+    values = {"sysctl:net.ipv4.ip_forward.": {"attrs": {"value": "0"}}, long: {"attrs": {"type": "file"}}}
+    bad = chain.follow(records, type="declared", actor=declared["actor"], data={"resources": values, "cause": "declare"})
+    out.write_text("".join(json.dumps(x) + "\n" for x in [*lines, bad]))
+    fresh = make_agent()
+    command(fresh, "journal", "import", str(out))
+    fresh.start()
+    status = fresh.status()
+    assert set(status["unreadable_resources"]) == set(values) and status["declared"] == 3
+    assert status["observers"]["names"].startswith("2 cannot be watched: file:/ddd")
+    assert fresh.newest("observer_blind")["data"]["observer"] == "names"
+    path = f"{TOP}/journal.conf"
+    fresh.drift(path, "watched all the same\n")
+    fresh.pact("rollback")
+    fresh.declare(f'[file."{path}"]\ncontent = "kept\\n"\n', "--prune")
+    assert fresh.status()["declared"] == 1 and fresh.status()["observers"].get("names", "ok") == "ok"
+    fresh.restart()
+    assert fresh.status()["state"] == "committed"
