@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from pact.agent import worker
+from pact.agent.clock import boottime_ns
+from pact.core.events import Ticked
 from pact.core.plan import Step
-from pact.model import Unreadable, encode_name
+from pact.model import NS_PER_S, Unreadable, encode_name
 from pact.resources.base import Keep
 from pact.resources.file import KIND
+from pact.resources.toml import Ignore
 
 
 @pytest.mark.invariant("R2")
@@ -39,6 +45,34 @@ def test_a_file_written_while_an_earlier_step_runs_is_left_as_it_is(tmp_path: Pa
     assert worker.act(tuple(steps), keep.blobs.get) == {steps[0].id: "", steps[1].id: worker.MOVED}
     assert (tmp_path / "a").read_text() == "declared"
     assert (tmp_path / "b").read_text() == "new work"
+
+
+@pytest.mark.invariant("O1")
+def test_a_job_that_does_not_end_shows_as_stuck(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    done = threading.Event()
+
+    def hang() -> worker.Result:
+        (tmp_path / "fifo").read_bytes()  # nobody writes
+        return worker.Result(0, Ticked)
+
+    one = worker.Worker("pact-test", 1, lambda: 1, {}.get, Ignore(), done.set)
+    try:
+        before = time.time_ns()
+        one.call(hang)
+        while one.waiting:
+            time.sleep(0.01)
+        now = boottime_ns()
+        assert one.stuck_since(now) is None
+        since = one.stuck_since(now + worker.STUCK_NS + NS_PER_S)
+        assert since is not None
+        assert before <= since <= time.time_ns()
+    finally:
+        with open(tmp_path / "fifo", "wb"):
+            pass
+    assert done.wait(10)
+    assert one.close(10)
+    assert one.stuck_since(boottime_ns() + 2 * worker.STUCK_NS) is None
 
 
 @pytest.mark.invariant("S2")

@@ -119,6 +119,7 @@ class Agent:
         self._blobs = blobs = BlobReader(path)
         self.worker = Worker("pact-worker", config.file_limit, self._room, blobs, self.ignore, self._wake)
         self._slow = Worker("pact-slow", config.file_limit, self._room, blobs, self.ignore, self._wake)
+        self.asking = Worker("pact-asking", config.file_limit, self._room, blobs, self.ignore, self._wake)
         self._slow_pending: dict[str, Owner | None] = {}
         self._slow_running: set[str] = set()
         self._overtaken: set[str] = set()
@@ -148,6 +149,7 @@ class Agent:
         self._epoll.register(self._wake_fd, select.EPOLLIN)
         self._epoll.register(self.watching.observers.fileno(), select.EPOLLIN)
         self.watching.remember_points(self._mount_points.load(boot))
+        self.watching.refresh_places()  # before anything is looked at: a path that may hang never comes to the loop
         self.watching.add(r for r in self.node.state.declared_ids() if self.ignore.match(r) is None)
         self.watching.refresh_mounts()
         self.watching.load_cache()
@@ -209,11 +211,12 @@ class Agent:
         self.hooks.close()
         ended = self.worker.close(30.0)
         ended &= self._slow.close(1.0)
+        ended &= self.asking.close(1.0)
         self._take_results()
         if not self.journal_error:
             self.step(Stopping(*self.now(), self._stopping or "closed"))
             self._snapshot()
-            self.watching.save_cache()
+            self._save_cache()
             self._mount_points.save(boot_id=self.node.state.boot_id, points=self.watching.points())
         self.watching.close()
         if ended:
@@ -294,8 +297,8 @@ class Agent:
                 self.step(Ticked(*self.now()))
         if now_ns >= self._next_health_ns:
             self._check_health()
-        if self.watching.cycle_ended and not self.journal_error:
-            self.watching.save_cache()
+        if self.watching.cycle_ended:
+            self._save_cache()
         if self.link is not None:
             self.link.turn()
         self._publish()
@@ -376,7 +379,7 @@ class Agent:
             os.eventfd_read(self._wake_fd)
         except BlockingIOError:
             pass
-        for worker in (self.worker, self._slow):
+        for worker in (self.worker, self._slow, self.asking):
             while not worker.results.empty():
                 self._take_result(worker.results.get_nowait())
 
@@ -589,8 +592,24 @@ class Agent:
             out["error"] = self.journal_error
         return out
 
-    def health(self) -> dict[str, str]:
+    def _save_cache(self) -> None:
+        """Not while something was seen that the journal does not know: its signature would hide it for ever.  # J4"""
+        if not self.journal_error:
+            waiting = [*self._slow_pending, *self._slow_running, *self.unrecorded]
+            self.watching.save_cache(waiting, self.node.unreadable)
+
+    def _sight(self) -> dict[str, str]:
+        """How the observers are, and the threads that look where it may take long."""
         health = self.watching.health()
+        for worker in (self.worker, self._slow, self.asking):
+            since_ns = worker.stuck_since(clock.boottime_ns())
+            if since_ns is not None:
+                since = rfc3339(since_ns)[:19]
+                health[worker.name] = f"stuck since {since}Z: what it looks at does not answer, or takes very long"
+        return health
+
+    def health(self) -> dict[str, str]:
+        health = self._sight()
         if self.hooks.dropped:
             health["hooks"] = f"{self.hooks.dropped} events dropped: hooks are too slow"
         return health
@@ -602,10 +621,10 @@ class Agent:
         if self._untrimmed and not self.node.jobs and not self.watching.has_due:
             self._untrimmed = False
             syscalls.trim()
-            self.watching.save_cache()  # so that the next start is quick even if this run is killed soon
+            self._save_cache()  # so that the next start is quick even if this run is killed soon
         if self.journal_error:
             return
-        health = self.watching.health()
+        health = self._sight()
         for name in {**health, **self.node.state.blind}:
             why = health.get(name, "ok")
             why = "" if why == "ok" else why

@@ -25,12 +25,15 @@ from pact.model import Declared, Unreadable, split_id
 from pact.resources import KINDS, kind_of
 from pact.resources.consumers import find_holders
 from pact.resources.toml import export
+from pact.resources.way import may_hang
 
 if TYPE_CHECKING:
     from pact.agent.agent import Agent
 
 NUMBER_MAX: Final = 1 << 62
 FOLLOW_MAX: Final = 10_000
+#: Questions about consumers that wait at once: their thread may hang, whatever the others do.
+ASKS_MAX: Final = 32
 
 #: op -> the fields of its args, each with its type. What is not named here is refused.
 FIELDS: Final[Mapping[str, Mapping[str, tuple[type, ...]]]] = {
@@ -352,6 +355,11 @@ class Requests:
             resource = f"{kind.name}:{kind.canonical(name)}"
         except ValueError as exc:
             raise UsageError(f"{resource}: {exc}") from None
+        paths = kind.watch(split_id(resource)[1]) or kind.roots(split_id(resource)[1], Step(resource, None, {}))
+        if not client.admin and any(map(may_hang, paths)):
+            raise DeniedError(f"{resource} lies on a file system that may hang: looking at it needs the role admin")
+        if agent.asking.waiting >= ASKS_MAX:
+            raise PactError("too many such questions are waiting", "pact status says if one of them is stuck")
         declared = agent.node.state.declared(resource)
         rules = declared.consumers if declared is not None else ()
         self._token += 1
@@ -375,7 +383,7 @@ class Requests:
 
             return Result(0, done)
 
-        agent.worker.call(self._answering(client, token, work))
+        agent.asking.call(self._answering(client, token, work))
 
     def _export(self, client: Client, args: dict[str, Any]) -> None:
         agent = self.agent

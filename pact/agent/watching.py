@@ -90,7 +90,7 @@ class Watching:
         self._dirty = True
 
     def _place(self, resource: str, key: int) -> list[bytes]:
-        """The paths to watch for it, after it has its place in the table. Raises ValueError where nothing can be watched."""
+        """The paths to watch for it, once it has its place in the table. Raises ValueError if there are none."""
         kind, name = split_id(resource)
         paths = KINDS[kind].watch(name)
         for path in paths:
@@ -339,11 +339,17 @@ class Watching:
         except (OSError, ValueError):
             return 0
 
-    def save_cache(self) -> None:
-        """Only when nothing is pending: a signature must never be newer than what the journal knows."""
-        if not self._dirty or self.pending or self._delayed:
+    def save_cache(self, waiting: Iterable[str], unreadable: Iterable[str]) -> None:
+        """Only when nothing is pending, nor ``waiting`` to be seen or recorded: a signature must never be newer than
+        what the journal knows. What could not be read is looked at again after a start."""
+        if not self._dirty or self.pending or self._delayed or any(r in self._key_of and self._in_table(r)
+                                                                   for r in waiting):  # fmt: skip
             return
         self.cycle_ended = False
+        for resource in unreadable:
+            if resource in self._key_of and self._in_table(resource):
+                kind, name = split_id(resource)
+                self.table.put(self._key_of[resource], KINDS[kind].watch(name)[0], kind == "sysctl")
         fresh = self._cache + ".new"
         try:
             fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
@@ -356,6 +362,9 @@ class Watching:
                 os.unlink(fresh)
             except OSError:
                 pass
+
+    def _in_table(self, resource: str) -> bool:
+        return self._key_of[resource] in self.table
 
     def health(self) -> dict[str, str]:
         health = dict(self.observers.health())

@@ -17,10 +17,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from pact._fast import syscalls
+from pact.agent.clock import Clock, boottime_ns
 from pact.core.events import Act, Acted, Discover, Discovered, Event, Look, Looked, Probe, Probed, Sighting
 from pact.core.plan import Step
 from pact.errors import PactError, RestoreError
-from pact.model import Attrs, Declared, Holder, Observation, Unreadable, decode_name, split_id
+from pact.model import NS_PER_S, Attrs, Declared, Holder, Observation, Unreadable, decode_name, split_id
 from pact.resources import KINDS, kind_of
 from pact.resources.base import Blobs, Keep, errno_text
 from pact.resources.consumers import find_holders
@@ -30,6 +31,8 @@ ROUNDS_MAX: Final = 3
 CHUNK_RESOURCES: Final = 250
 CHUNK_BYTES: Final = 4 << 20
 RESULTS_MAX: Final = 1
+#: No job takes as long as this unless something hangs: a tool is killed after a minute.
+STUCK_NS: Final = 90 * NS_PER_S
 STALE: Final = re.compile(rb"\.pact-[0-9a-f]{16}\Z")
 MOVED: Final = "changed again after it was decided; it was left as it is"
 
@@ -59,6 +62,7 @@ class Worker:
 
     def __init__(self, name: str, file_limit: int, room: Callable[[], int], blobs: Blobs, ignore: Ignore,
                  wake: Callable[[], None]) -> None:  # fmt: skip
+        self.name = name
         self.file_limit = file_limit
         self.room = room
         self.blobs = blobs
@@ -67,6 +71,7 @@ class Worker:
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self.results: queue.Queue[Result] = queue.Queue(RESULTS_MAX)
         self._closing = threading.Event()
+        self._begun: tuple[int, int] | None = None  # by both clocks
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
@@ -94,7 +99,19 @@ class Worker:
 
     def _run(self) -> None:
         while (work := self._jobs.get()) is not None:
+            self._begun = boottime_ns(), Clock.wall_ns()
             work()
+            self._begun = None
+
+    @property
+    def waiting(self) -> int:
+        """Jobs that have not begun."""
+        return self._jobs.qsize()
+
+    def stuck_since(self, boottime: int) -> int | None:
+        """The wall time at which the job under way began, if that is too long ago.  # O1"""
+        begun = self._begun
+        return begun[1] if begun is not None and boottime - begun[0] > STUCK_NS else None
 
     def _post(self, result: Result) -> None:
         while True:

@@ -216,8 +216,13 @@ class File(Kind):
         return [decode_name(name)]
 
     def presence(self, name: str) -> Observation:
+        """Its metadata. No link is followed that others can turn: it may lead to where everything hangs."""
         try:
-            return _metadata(os.lstat(decode_name(name)))
+            dirfd, leaf, _ = open_parent(decode_name(name))
+            try:
+                return _metadata(os.stat(leaf, dir_fd=dirfd, follow_symlinks=False))
+            finally:
+                os.close(dirfd)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError) as exc:

@@ -131,6 +131,22 @@ class World:
         self.holder.stdout.close()
 
 
+#: A FUSE server that answers the kernel's first request and nothing after: whoever looks at the mount hangs.
+HUNG_FUSE = """
+import ctypes, struct
+fd = os.open("/dev/fuse", os.O_RDWR)
+options = f"fd={fd},rootmode=40000,user_id=0,group_id=0,allow_other".encode()
+libc = ctypes.CDLL(None, use_errno=True)
+assert libc.mount(b"hung", sys.argv[1].encode(), b"fuse.hung", 6, options) == 0, os.strerror(ctypes.get_errno())
+request = os.read(fd, 65536)
+unique, = struct.unpack("Q", request[8:16])
+ahead, = struct.unpack("I", request[48:52])
+out = struct.pack("IIII", 7, 26, ahead, 0) + struct.pack("HHI", 12, 10, 65536) + struct.pack("IHHI", 1, 1, 0, 0) + bytes(28)
+os.write(fd, struct.pack("IiQ", 16 + len(out), 0, unique) + out)
+ready()
+"""
+
+
 def toml(config: Mapping[str, Mapping[str, Any]]) -> str:
     return "".join(f"[{s}]\n" + "".join(f"{k} = {_value(v)}\n" for k, v in t.items()) for s, t in config.items())
 
