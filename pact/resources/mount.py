@@ -50,7 +50,17 @@ KERNEL_TYPES: Final = frozenset({
 PASSED_PATHS: Final = ("/run", "/proc", "/sys", "/dev", "/var/lib/docker", "/var/lib/containers", "/var/lib/kubelet")
 
 #: Options that never reach the kernel, and those that say the kernel's default.
-USERLAND: Final = frozenset({"defaults", "auto", "noauto", "nofail", "_netdev", "user", "users", "nouser", "owner"})
+USERLAND: Final = frozenset({
+    "defaults", "auto", "noauto", "nofail", "_netdev", "user", "users", "nouser", "owner", "noowner", "group",
+    "nogroup",
+})  # fmt: skip
+#: Options of helpers: how they try, not what is mounted.
+HELPERS: Final = frozenset({"bg", "fg", "intr", "nointr", "retry"})
+#: How fstab names a block device, and where udev keeps the links.
+TAGS: Final = {"UUID": "by-uuid", "LABEL": "by-label", "PARTUUID": "by-partuuid", "PARTLABEL": "by-partlabel"}
+TAG_LINKS: Final = "/dev/disk"
+UDEV_PLAIN: Final = frozenset("#+-.:=@_")
+NFS_TYPES: Final = frozenset({"nfs", "nfs4"})
 DEFAULTS: Final = frozenset({"rw", "exec", "suid", "dev", "async", "mand", "nomand", "relatime", "atime", "diratime"})
 OPPOSITE: Final = {
     "rw": {"ro"}, "ro": {"rw"}, "exec": {"noexec"}, "noexec": {"exec"}, "suid": {"nosuid"}, "nosuid": {"suid"},
@@ -93,7 +103,9 @@ def conforms(declared: list[str], actual: list[str], fstype: str) -> bool:
     """Every declared option is in force; order, and options that nobody declared, do not matter."""
     have = {normal_option(o) for o in actual}
     for option in map(normal_option, declared):
-        if option in USERLAND or option in BIND or option.startswith(("x-", "comment=")) or option in have:
+        if _in_userland(option) or option in BIND or option in have or option.partition("=")[0] in HELPERS:
+            continue
+        if fstype in NFS_TYPES and _nfs_has(option, have):
             continue
         if option in DEFAULTS and not have & OPPOSITE.get(option, set()):
             continue
@@ -103,6 +115,18 @@ def conforms(declared: list[str], actual: list[str], fstype: str) -> bool:
             continue
         return False
     return True
+
+
+def _in_userland(option: str) -> bool:
+    return option in USERLAND or option.startswith(("x-", "comment="))
+
+
+def _nfs_has(option: str, have: set[str]) -> bool:
+    """The kernel writes the version as it was agreed on, to the minor number, and other words for some options."""
+    key, _, value = option.partition("=")
+    if key in ("vers", "nfsvers"):
+        return any(h == f"vers={value}" or h.startswith(f"vers={value}.") for h in have)
+    return key in ("tcp", "udp", "rdma") and f"proto={key}" in have
 
 
 def attrs_of(entry: MountEntry) -> Attrs:
@@ -187,15 +211,19 @@ class Mount(Kind):
         return Saved(f"{step.id}: {lost}" if lost else "", {"attrs": step.actual, "files": files})
 
     def restore(self, name: str, step: Step, blobs: Blobs) -> None:
-        target = step.target
+        target, mounted = step.target, False
         for _ in range(STACK_MAX):
             stack = self.stack(name)
             actual = attrs_of(stack[-1]) if stack else None
             if self.distance_n(target, actual) == 0:
                 return
+            if mounted:  # somebody may use it by now, and the next one would be no better
+                assert target is not None
+                raise RestoreError(f"it was mounted as declared, but that does not conform: {_unlike(target, actual)}")
             if actual is None:
                 assert target is not None
                 self._mount(name, target)
+                mounted = True
             elif target is not None and len(stack) == 1 and _same_origin(target, actual):
                 self._remount(name, target, actual)
                 return
@@ -285,7 +313,17 @@ class Mount(Kind):
 
 
 def _kernel_options(target: Attrs) -> list[str]:
-    return [o for o in target["options"] if o not in USERLAND and not o.startswith(("x-", "comment="))]
+    return [o for o in target["options"] if not _in_userland(o) and o != "bg"]  # in the background nobody sees it fail
+
+
+def _unlike(target: Attrs, actual: Attrs | None) -> str:
+    """What a mount has that is not as declared, for people."""
+    if actual is None:
+        return "nothing is mounted"
+    if not _same_origin(target, actual):
+        return f"{actual['source']} ({actual['fstype']}) is mounted, not {target['source']} ({target['fstype']})"
+    missing = [o for o in target["options"] if not conforms([o], actual["options"], actual["fstype"])]
+    return "the kernel does not show the options " + ", ".join(missing)
 
 
 def _is_bind(attrs: Attrs) -> bool:
@@ -297,13 +335,31 @@ def _same_origin(declared: Attrs, actual: Attrs) -> bool:
     if _is_bind(declared):
         origin = _origin(decode_name(declared["source"]))
         return origin == (actual["source"], actual["fstype"], actual.get("root", "/"))
-    if declared["fstype"] != actual["fstype"] or declared.get("root", actual.get("root")) != actual.get("root"):
+    if not _same_type(declared["fstype"], actual["fstype"]):
+        return False
+    if declared.get("root", actual.get("root")) != actual.get("root"):
         return False
     return _same_source(declared, actual)
 
 
+def _same_type(declared: str, actual: str) -> bool:
+    return declared in (actual, "auto") or {declared, actual} == NFS_TYPES
+
+
+def device_of(source: str) -> str:
+    """``UUID=...`` and its like as the link that udev keeps to the device; anything else as it is."""
+    key, sep, value = source.partition("=")
+    if not sep or key not in TAGS:
+        return source
+    value = value.strip('"')
+    coded = "".join(c if c.isalnum() or c in UDEV_PLAIN or not c.isascii() else f"\\x{ord(c):02x}" for c in value)
+    return f"{TAG_LINKS}/{TAGS[key]}/{coded}"
+
+
 def _same_source(declared: Attrs, actual: Attrs) -> bool:
-    wanted, have = str(declared["source"]), str(actual["source"])
+    wanted, have = device_of(str(declared["source"])), str(actual["source"])
+    if actual["fstype"] in NFS_TYPES and ":" in wanted:
+        return wanted == have or wanted.rstrip("/") == have.rstrip("/")
     if wanted == have or actual.get("root") == wanted:
         return True
     if declared["fstype"] in ("tmpfs", "ramfs", "none"):
