@@ -83,7 +83,7 @@ class Kind(ABC):
 
     @abstractmethod
     def distance_n(self, declared: Attrs | None, actual: Attrs | None) -> int:
-        """0 if ``actual`` conforms, else how far it is, in billionths, at most ``WHOLE_N``. Pure."""
+        """0 if ``actual`` conforms, else how far it is, in billionths, up to ``WHOLE_N``. Touches no declared path."""
 
     @abstractmethod
     def restore(self, name: str, step: Step, blobs: Blobs) -> None:

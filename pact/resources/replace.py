@@ -10,10 +10,8 @@ from __future__ import annotations
 import base64
 import errno
 import fcntl
-import grp
 import hashlib
 import os
-import pwd
 import secrets
 import signal
 import stat
@@ -25,6 +23,7 @@ from pact.core.plan import Step
 from pact.errors import RestoreError
 from pact.model import Attrs, decode_name
 from pact.resources.base import Blobs
+from pact.resources.names import group_id, user_id
 
 DIR_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 FILE_FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -324,17 +323,11 @@ def _put_in_place(dirfd: int, fresh: bytes, leaf: bytes, st: os.stat_result | No
 
 def _ids(target: Attrs, st: os.stat_result | None) -> tuple[int, int]:
     """Numeric owner and group: as declared, else as it was, else root's. Raises RestoreError for an unknown name."""
-    uid = st.st_uid if st is not None else 0
-    gid = st.st_gid if st is not None else 0
-    try:
-        if "owner" in target:
-            owner = target["owner"]
-            uid = int(owner) if owner.isdigit() else pwd.getpwnam(owner).pw_uid
-        if "group" in target:
-            group = target["group"]
-            gid = int(group) if group.isdigit() else grp.getgrnam(group).gr_gid
-    except KeyError as exc:
-        raise RestoreError(f"there is no such user or group here: {exc.args[0]}") from None
+    uid = user_id(target["owner"]) if "owner" in target else st.st_uid if st is not None else 0
+    gid = group_id(target["group"]) if "group" in target else st.st_gid if st is not None else 0
+    if uid is None or gid is None:
+        unknown = target["owner"] if uid is None else target["group"]
+        raise RestoreError(f"there is no such user or group here: {unknown}")
     return uid, gid
 
 

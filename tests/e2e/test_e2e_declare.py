@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from harness import TOP, Agent, wait_until
+from harness import TOP, Agent, World, wait_until
 
 TTL = "net.ipv4.ip_default_ttl"
 
@@ -260,3 +260,29 @@ def test_the_agent_checks_what_another_program_sends(agent: Agent) -> None:
     blob = {"a" * 64: base64.b64encode(b"x").decode()}
     assert agent.ask("declare", resources={}, blobs=blob)["exit"] == 2
     assert agent.status()["declared"] == 0 and json.dumps(agent.status()["changes"]) == "[]"
+
+
+def test_a_number_that_has_a_name_conforms_and_a_link_s_mode_is_refused(agent: Agent) -> None:
+    agent.world.sh(f"echo x > {TOP}/owned; ln -s t {TOP}/link")
+    agent.declare(f'[file."{TOP}/owned"]\ncontent = "x\\n"\nowner = 0\ngroup = "0"\n[file."{TOP}/link"]\nsymlink = "t"\n')
+    assert agent.status()["state"] == "committed"
+    done = agent.pact("declare", "-", input=f'[file."{TOP}/link"]\nsymlink = "t"\nmode = "0777"\n'.encode(), check=2)
+    assert ":1: " in done.err and "a symbolic link has no mode of its own" in done.err, done.err
+
+
+def test_a_name_service_that_comes_late_leaves_no_drift(make_agent: Callable[..., Agent], world: World) -> None:
+    world.sh(f"grep -v '^late:' /etc/passwd > {TOP}/passwd; mount --bind {TOP}/passwd /etc/passwd")
+    try:
+        world.sh(f"echo x > {TOP}/lates; chown 54321 {TOP}/lates")
+        agent = make_agent()
+        (agent.base / "first.toml").write_text(f'[file."{TOP}/lates"]\ncontent = "x\\n"\nowner = "late"\n')
+        agent.configure({"declared": {"files": [str(agent.base / "first.toml")]},
+                         "window": {"base": "3s", "floor": "0.1s", "sensitivity": 0.1}})  # fmt: skip
+        agent.start()
+        agent.drifted(f"file:{TOP}/lates")  # as far as anybody knows now
+        world.sh(f"echo 'late:x:54321:54321::/:/bin/sh' >> {TOP}/passwd")
+        agent.settled(f"file:{TOP}/lates")
+        assert agent.records("rollback_failed") == []
+        assert world.sh(f"stat -c %u {TOP}/lates").out == "54321\n"
+    finally:
+        world.sh("umount /etc/passwd")
