@@ -8,14 +8,12 @@ import hashlib
 import os
 import shutil
 import socket
-import stat
 import subprocess
 import tempfile
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import pytest
 
@@ -24,15 +22,8 @@ from pact.errors import RestoreError
 from pact.model import Attrs, encode_name
 from pact.resources.base import HALF_N, WHOLE_N, Keep
 from pact.resources.consumers import find_holders
-from pact.resources.mount import (
-    KIND,
-    conforms,
-    device_of,
-    expire_says_busy,
-    kernel_holders,
-    normal_option,
-    read_mounts,
-)
+from pact.resources.fstab import conforms, normal_option
+from pact.resources.mount import KIND, expire_says_busy, kernel_holders, read_mounts
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]
 CLONE_NEWNS = 0x20000
@@ -497,92 +488,3 @@ def test_preflight_keeps_what_was_mounted(top: Path) -> None:
     saved = KIND.preflight(name, leave(name), Keep(0))
     assert saved.refusal == ""
     assert saved.save["attrs"] == actual(name)
-
-
-# -- as fstab writes it ---------------------------------------------------------------------------------------------
-
-NFS: Attrs = {"source": "srv:/x", "fstype": "nfs4",
-              "options": ["hard", "proto=tcp", "relatime", "rw", "sec=sys", "timeo=600", "vers=4.2"]}  # fmt: skip
-
-
-@pytest.mark.parametrize(("source", "fstype", "options", "distance"), [
-    ("srv:/x", "nfs", [], 0), ("srv:/x", "nfs4", [], 0), ("srv:/x/", "nfs", [], 0), ("srv:/x", "auto", [], 0),
-    ("srv:/y", "nfs", [], WHOLE_N), ("srv:/x", "ext4", [], WHOLE_N),
-    ("srv:/x", "nfs", ["vers=4"], 0), ("srv:/x", "nfs", ["vers=4.2"], 0), ("srv:/x", "nfs", ["nfsvers=4"], 0),
-    ("srv:/x", "nfs", ["vers=4.1"], HALF_N), ("srv:/x", "nfs", ["vers=3"], HALF_N), ("srv:/x", "nfs", ["vers="], HALF_N),
-    ("srv:/x", "nfs", ["tcp"], 0), ("srv:/x", "nfs", ["rdma"], HALF_N), ("srv:/x", "nfs", ["soft"], HALF_N),
-    ("srv:/x", "nfs", ["bg", "fg", "retry=5", "_netdev", "noauto", "nofail", "x-systemd.automount", "user", "users",
-                       "auto", "defaults", "comment=x", "intr"], 0),
-])  # fmt: skip
-def test_a_network_mount_as_fstab_writes_it_conforms(source: str, fstype: str, options: list[str], distance: int) -> None:
-    assert KIND.distance_n({"source": source, "fstype": fstype, "options": options}, NFS) == distance
-
-
-def test_the_links_of_udev_have_their_names_encoded() -> None:
-    assert device_of("LABEL=a b/c\\ü") == "/dev/disk/by-label/a\\x20b\\x2fc\\x5cü"
-    assert device_of('PARTUUID="12-34"') == "/dev/disk/by-partuuid/12-34"
-    assert device_of("/dev/x=y") == "/dev/x=y"
-
-
-def loop_device(top: Path) -> tuple[Path, str]:
-    """A device with an ext4 on it, and its UUID; in a ``/dev`` of this namespace's own. Detached with its last user."""
-    image, own = top / "image", top / "dev"
-    with open(image, "wb") as f:
-        f.truncate(8 << 20)
-    uuid = str(uuid4())
-    sh("mkfs.ext4", "-q", "-U", uuid, image)
-    try:
-        device = subprocess.run(["losetup", "--find", "--show", image], check=True, capture_output=True, text=True).stdout
-    except subprocess.CalledProcessError:
-        pytest.skip("no loop devices here")
-    own.mkdir()
-    node = own / Path(device.strip()).name
-    os.mknod(node, 0o600 | stat.S_IFBLK, os.stat(device.strip()).st_rdev)
-    for name in ("null", "urandom"):
-        sh("cp", "-a", f"/dev/{name}", own / name)
-    sh("mount", "--bind", own, "/dev")
-    return Path("/dev") / node.name, uuid
-
-
-@isolated
-def test_a_device_named_by_its_uuid_is_mounted_once_and_conforms(top: Path) -> None:
-    device, uuid = loop_device(top)
-    try:
-        Path("/dev/disk/by-uuid").mkdir(parents=True)
-        Path("/dev/disk/by-uuid", uuid).symlink_to(device)
-        path, name = point(top)
-        target = {"source": f"UUID={uuid}", "fstype": "ext4", "options": ["noatime", "nofail"]}
-        restore(name, target)
-        first = KIND.top(name)
-        restore(name, target)
-        assert KIND.top(name) == first is not None
-        sh("umount", path)
-    finally:
-        sh("losetup", "-d", device)
-
-
-@isolated
-def test_what_was_mounted_and_does_not_conform_stays_and_is_said(top: Path) -> None:
-    """Nobody's mount is taken off eight times in the hope that the ninth is better: no link says whose UUID it is."""
-    device, uuid = loop_device(top)
-    _, name = point(top)
-    target = {"source": f"UUID={uuid}", "fstype": "ext4", "options": []}
-    try:
-        before = mount_ids()
-        with pytest.raises(RestoreError, match=r"does not conform: /dev/loop\d+ \(ext4\) is mounted, not UUID="):
-            KIND.restore(name, Step(f"mount:{name}", target, None), lambda _: None)
-        assert mount_ids() - before == {KIND.stack(name)[-1].mount_id}
-        assert times_mounted(uuid) == 1
-        sh("umount", top / "m")
-    finally:
-        sh("losetup", "-d", device)
-
-
-def times_mounted(uuid: str) -> int:
-    """As the kernel's log says."""
-    said = subprocess.run(["dmesg"], check=True, capture_output=True, text=True).stdout
-    return said.count(f"): mounted filesystem {uuid}")
-
-
-def mount_ids() -> set[int]:
-    return {m.mount_id for m in read_mounts()}

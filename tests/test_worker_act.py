@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import threading
 import time
@@ -100,3 +101,42 @@ def test_a_file_that_a_kill_left_half_dressed_is_finished_when_the_rollback_is_r
     assert path.stat().st_mode & 0o777 == 0o644
     path.write_text("somebody's work")
     assert worker.act((step,), {}.get, resumed=True) == {resource: worker.MOVED}
+
+
+def value(data: bytes) -> dict[str, object]:
+    return {"type": "file", "sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
+
+
+@pytest.mark.invariant("R4", "R6")
+def test_what_a_kill_left_aside_goes_only_if_it_is_kept_elsewhere(tmp_path: Path) -> None:
+    target, saved = b"what is declared", b"what was saved"
+    store = {hashlib.sha256(c).hexdigest(): c for c in (target, saved)}
+    left = {0: b"written at the last moment: the only copy", 1: saved, 2: target[:5], 3: b""}
+    for n, data in left.items():
+        (tmp_path / f".pact-{n:016x}").write_bytes(data)
+    (tmp_path / f".pact-{4:016x}").symlink_to("declared-target")
+    (tmp_path / f".pact-{5:016x}").symlink_to("somebody-s")
+    (tmp_path / f".pact-{6:016x}").mkdir()
+    (tmp_path / "conf").write_bytes(target)  # exchanged already
+    step = Step(f"file:{tmp_path}/conf", value(target), {**value(saved), "target": "declared-target"})
+    (why,) = worker.act((step,), store.get, resumed=True).values()
+    kept = {f"kept.pact-{n:016x}" for n in (0, 5)}
+    assert {p.name for p in tmp_path.iterdir()} == {"conf", *kept}
+    assert (tmp_path / f"kept.pact-{0:016x}").read_bytes() == left[0]
+    assert "was not saved before: it is kept as" in why
+    assert all(name in why for name in kept)
+    assert worker.act((step,), store.get, resumed=True) == {step.id: ""}
+
+
+@pytest.mark.invariant("R6")
+def test_a_kill_between_an_empty_directory_and_the_file_in_its_place_is_gone_on_with(tmp_path: Path) -> None:
+    target = b"declared"
+    store = {hashlib.sha256(target).hexdigest(): target}
+    (tmp_path / "x").mkdir()
+    actual = worker.observe(f"file:{tmp_path}/x")
+    assert isinstance(actual, dict)
+    step = Step(f"file:{tmp_path}/x", value(target), actual)
+    (tmp_path / "x").rmdir()
+    assert worker.act((step,), store.get) == {step.id: worker.MOVED}
+    assert worker.act((step,), store.get, resumed=True) == {step.id: ""}
+    assert (tmp_path / "x").read_bytes() == target

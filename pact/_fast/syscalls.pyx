@@ -1,4 +1,4 @@
-"""System calls that Python 3.11 has no function for: openat2, renameat2, mount, umount2.
+"""System calls that Python 3.11 has no function for: openat2, renameat2, umount2, mount_setattr.
 
 Kept here rather than in ctypes, which costs every agent memory. Each raises OSError with the errno of the kernel.
 """
@@ -30,6 +30,14 @@ cdef extern from *:
     static long pact_renameat2(int od, const char *o, int nd, const char *n, unsigned flags) {
         return syscall(SYS_renameat2, od, o, nd, n, flags);
     }
+    #ifndef SYS_mount_setattr
+    #define SYS_mount_setattr 442
+    #endif
+    struct pact_mount_attr { uint64_t set; uint64_t clear; uint64_t propagation; uint64_t userns_fd; };
+    static long pact_mount_read_only(const char *path, int on) {
+        struct pact_mount_attr attr = {on ? 1 : 0, on ? 0 : 1, 0, 0}; /* MOUNT_ATTR_RDONLY */
+        return syscall(SYS_mount_setattr, -100, path, 0x100, &attr, sizeof attr); /* AT_FDCWD, AT_SYMLINK_NOFOLLOW */
+    }
     static int pact_clock_synchronised(void) {
         struct timex t = {0};
         return adjtimex(&t) >= 0 && !(t.status & STA_UNSYNC);
@@ -57,6 +65,7 @@ cdef extern from *:
         unsigned long long resolve
     long pact_openat2(int dfd, const char *path, pact_open_how *how) nogil
     long pact_renameat2(int od, const char *o, int nd, const char *n, unsigned flags) nogil
+    long pact_mount_read_only(const char *path, int on) nogil
     int pact_clock_synchronised() nogil
     void pact_trim() nogil
     void pact_one_arena() nogil
@@ -111,6 +120,18 @@ def umount2(bytes target, int flags=0):
     cdef int rc
     with nogil:
         rc = c_umount2(text, flags)
+    if rc < 0:
+        _raise(target)
+
+
+def mount_read_only(bytes target, bint on):
+    """Let nobody write through this mount (EBUSY where somebody has a file open for that), or let them again. Its other
+    flags stay. Raises OSError; ENOSYS before Linux 5.12."""
+    cdef const char *text = target
+    cdef int flag = on
+    cdef long rc
+    with nogil:
+        rc = pact_mount_read_only(text, flag)
     if rc < 0:
         _raise(target)
 

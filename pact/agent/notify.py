@@ -28,7 +28,8 @@ class Notifier:
 
 
 def log(text: str, level: int = 5) -> None:
-    """One line for the service manager's log."""
+    """One line for the service manager's log, whatever names and reasons hold."""
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     prefix = f"<{level}>" if os.environ.get("JOURNAL_STREAM") else ""
     try:
         print(f"{prefix}pact: {text}", file=sys.stderr, flush=True)

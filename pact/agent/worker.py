@@ -7,24 +7,24 @@ was decided in the core and made durable before.
 from __future__ import annotations
 
 import os
+import posixpath
 import queue
-import re
-import stat
 import threading
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from pact._fast import syscalls
 from pact.agent.clock import Clock, boottime_ns
+from pact.agent.notify import log
 from pact.core.events import Act, Acted, Discover, Discovered, Event, Look, Looked, Probe, Probed, Sighting
 from pact.core.plan import Step
 from pact.errors import PactError, RestoreError
-from pact.model import NS_PER_S, Attrs, Declared, Holder, Observation, Unreadable, decode_name, split_id
+from pact.model import NS_PER_S, Attrs, Declared, Holder, Observation, Unreadable, decode_name, encode_name, split_id
 from pact.resources import KINDS, kind_of
 from pact.resources.base import Blobs, Keep, errno_text
 from pact.resources.consumers import find_holders
+from pact.resources.sweep import sweep
 from pact.resources.toml import Ignore
 
 ROUNDS_MAX: Final = 3
@@ -33,7 +33,6 @@ CHUNK_BYTES: Final = 4 << 20
 RESULTS_MAX: Final = 1
 #: No job takes as long as this unless something hangs: a tool is killed after a minute.
 STUCK_NS: Final = 90 * NS_PER_S
-STALE: Final = re.compile(rb"\.pact-[0-9a-f]{16}\Z")
 MOVED: Final = "changed again after it was decided; it was left as it is"
 
 
@@ -276,8 +275,6 @@ def _emptied_by_plan(name: str, refusal: str, leaving: set[str]) -> bool:
     if not refusal.endswith("not empty"):
         return False
     path = decode_name(name)
-    from pact.model import encode_name
-
     return all(f"file:{encode_name(path + b'/' + entry)}" in leaving for entry in os.listdir(path))
 
 
@@ -320,7 +317,7 @@ def package_locks() -> list[str]:
 
 def act(steps: tuple[Step, ...], blobs: Blobs, *, resumed: bool = False) -> dict[str, str]:
     """Carry a plan out: ``""`` for each resource restored and verified, else why not.  # R5"""
-    _sweep(steps)
+    kept = sweep(steps, blobs)
     results: dict[str, str] = {}
     todo: list[Step] = []
     for step in steps:
@@ -329,16 +326,21 @@ def act(steps: tuple[Step, ...], blobs: Blobs, *, resumed: bool = False) -> dict
             results[step.id] = f"cannot be read: {seen.why}"
         elif distance_n(step.id, step.target, seen) == 0:
             results[step.id] = ""
-        elif resumed and _half_dressed(step, seen):
+        elif resumed and (_half_dressed(step, seen) or _half_replaced(step, seen)):
             todo.append(replace(step, actual=seen))
         elif seen != step.actual:
             results[step.id] = MOVED
         else:
             todo.append(step)
-    done = []
+    lost = _say_kept(steps, results, kept)
+    mounts = frozenset(s.id for s in steps if s.id.startswith("mount:"))
+    done: list[Step] = []
+    moving = False  # what was written so far may move sysctls
     for step in todo:
-        failed = [need for need in step.requires if results.get(need)]
-        results[step.id] = f"needs {failed[0]}, which failed" if failed else _restore(step, blobs)
+        failed = [need for need in needs(step, mounts) if results.get(need)]
+        results[step.id] = f"needs {failed[0]}, which failed" if failed else _restore(
+            _as_moved(step) if moving else step, blobs)  # fmt: skip
+        moving |= step.id.startswith(("sysctl:", "module:"))
         if not results[step.id]:
             done.append(step)
     settled = done + [s for s in steps if s not in todo and not results[s.id]]
@@ -347,19 +349,68 @@ def act(steps: tuple[Step, ...], blobs: Blobs, *, resumed: bool = False) -> dict
         if not again:
             break
         for step in again:  # sysctls that influence each other: in order, to a fixpoint
-            results[step.id] = _restore(step, blobs)
+            results[step.id] = _restore(_as_moved(step), blobs)
     for step in settled:
         wrong = _wrong(step)
         if wrong and not results[step.id]:
             results[step.id] = wrong
-    return results
+    return {**results, **{r: why for r, why in lost.items() if not results[r]}}
+
+
+def needs(step: Step, mounts: frozenset[str]) -> list[str]:
+    """What must have been brought back before: what it requires, and the mounts of the plan that it lies in. Without
+    them it would be written below them.  # R1"""
+    kind, path = split_id(step.id)
+    above: list[str] = []
+    if kind in ("file", "mount") and step.target is not None:
+        here = path if kind == "file" else posixpath.dirname(path)
+        while True:
+            if f"mount:{here}" in mounts and f"mount:{here}" != step.id:
+                above.append(f"mount:{here}")
+            if here == "/":
+                break
+            here = posixpath.dirname(here)
+    return [*step.requires, *above]
+
+
+def _say_kept(steps: Iterable[Step], results: Mapping[str, str], kept: Mapping[bytes, list[bytes]]) -> dict[str, str]:
+    """Whose content it was that a kill left under a temporary name: of the last file that had been brought back there,
+    for they are in order."""
+    lost = {}
+    for parent, names in kept.items():
+        shown = ", ".join(encode_name(parent.rstrip(b"/") + b"/" + n) for n in names)
+        log(f"a rollback was cut off; what is in no store stays as {shown}", 4)
+        back = [s.id for s in steps if s.id.startswith("file:") and results.get(s.id) == ""
+                and os.path.dirname(decode_name(split_id(s.id)[1])) == parent]  # fmt: skip
+        if back:
+            lost[back[-1]] = f"it was restored, but what was there was not saved before: it is kept as {shown}"
+    return lost
+
+
+def _half_replaced(step: Step, seen: Attrs | None) -> bool:
+    """A kill came between taking away what was there (a mount, an empty directory) and putting the other one.  # R6"""
+    return seen is None and step.actual is not None and step.target is not None
 
 
 def _half_dressed(step: Step, seen: Attrs | None) -> bool:
-    """A kill came between owner, mode and attributes of a file: its content is what it was.  # R6"""
-    if not step.id.startswith("file:") or seen is None or step.actual is None:
+    """A kill came between owner, mode and attributes of a file: its content is what it was. Or before the unmounting of
+    what had been made read-only for it.  # R6"""
+    if seen is None or step.actual is None:
         return False
-    return all(seen.get(k) == step.actual.get(k) for k in ("type", "sha256", "target"))
+    if step.id.startswith("mount:"):
+        return _written(seen) == _written(step.actual)
+    return step.id.startswith("file:") and all(seen.get(k) == step.actual.get(k) for k in ("type", "sha256", "target"))
+
+
+def _written(attrs: Attrs) -> Attrs:
+    """A mount but for whether it is written."""
+    return {**attrs, "options": [o for o in attrs["options"] if o not in ("ro", "rw")]}
+
+
+def _as_moved(step: Step) -> Step:
+    """What earlier steps wrote may have moved a sysctl: nobody's new work is overwritten with it."""
+    seen = observe(step.id) if step.id.startswith("sysctl:") else step.actual
+    return step if isinstance(seen, Unreadable) else replace(step, actual=seen)
 
 
 def _restore(step: Step, blobs: Blobs) -> str:
@@ -368,8 +419,8 @@ def _restore(step: Step, blobs: Blobs) -> str:
     if not isinstance(seen, Unreadable):
         if distance_n(step.id, step.target, seen) == 0:
             return ""  # an earlier step of the plan has brought it back already
-        if kind == "file" and seen != step.actual:  # R2: written while earlier steps ran; what is there was not saved
-            return MOVED
+        if seen != step.actual:
+            return MOVED  # R2: written while earlier steps ran; what is there was not saved
     try:
         KINDS[kind].restore(name, step, blobs)
     except RestoreError as exc:
@@ -390,25 +441,3 @@ def _wrong(step: Step) -> str:
         return ""
     shown = "absent" if seen is None else "" if seen.get("secret") else seen.get("value", "")  # S2
     return "it was restored but does not stay so" + (f" (now {shown})" if shown else "")
-
-
-def _sweep(steps: tuple[Step, ...]) -> None:
-    """Remove temporary files that a kill left beside the files of this plan. No symbolic link is followed."""
-    for parent in {os.path.dirname(decode_name(split_id(s.id)[1])) for s in steps if s.id.startswith("file:")}:
-        try:
-            fd = syscalls.openat2(syscalls.AT_FDCWD, parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC,
-                                  resolve=syscalls.RESOLVE_NO_SYMLINKS)  # fmt: skip
-        except OSError:
-            continue
-        try:
-            for name in os.listdir(fd):
-                if not STALE.match(os.fsencode(name)):
-                    continue
-                if stat.S_ISDIR(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode):
-                    os.rmdir(name, dir_fd=fd)
-                else:
-                    os.unlink(name, dir_fd=fd)
-        except OSError:
-            continue
-        finally:
-            os.close(fd)

@@ -7,7 +7,6 @@ What is mounted over a declared mount and is not declared is taken off first, if
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -32,7 +31,8 @@ from pact.resources.base import (
     refuse_unknown,
     run_tool,
 )
-from pact.resources.memory import keep_contents, require_kept
+from pact.resources.fstab import BIND, NFS_TYPES, OPPOSITE, conforms, device_of, in_userland, same_type
+from pact.resources.memory import MEMORY_TYPES, keep_contents, require_kept
 from pact.resources.patterns import WILD, compile_pattern
 from pact.resources.way import may_hang
 
@@ -49,33 +49,11 @@ KERNEL_TYPES: Final = frozenset({
 })  # fmt: skip
 PASSED_PATHS: Final = ("/run", "/proc", "/sys", "/dev", "/var/lib/docker", "/var/lib/containers", "/var/lib/kubelet")
 
-#: Options that never reach the kernel, and those that say the kernel's default.
-USERLAND: Final = frozenset({
-    "defaults", "auto", "noauto", "nofail", "_netdev", "user", "users", "nouser", "owner", "noowner", "group",
-    "nogroup",
-})  # fmt: skip
-#: Options of helpers: how they try, not what is mounted.
-HELPERS: Final = frozenset({"bg", "fg", "intr", "nointr", "retry"})
-#: How fstab names a block device, and where udev keeps the links.
-TAGS: Final = {"UUID": "by-uuid", "LABEL": "by-label", "PARTUUID": "by-partuuid", "PARTLABEL": "by-partlabel"}
-TAG_LINKS: Final = "/dev/disk"
-UDEV_PLAIN: Final = frozenset("#+-.:=@_")
-NFS_TYPES: Final = frozenset({"nfs", "nfs4"})
-DEFAULTS: Final = frozenset({"rw", "exec", "suid", "dev", "async", "mand", "nomand", "relatime", "atime", "diratime"})
-OPPOSITE: Final = {
-    "rw": {"ro"}, "ro": {"rw"}, "exec": {"noexec"}, "noexec": {"exec"}, "suid": {"nosuid"}, "nosuid": {"suid"},
-    "dev": {"nodev"}, "nodev": {"dev"}, "async": {"sync"}, "sync": {"async"},
-    "relatime": {"noatime", "strictatime"}, "noatime": {"relatime", "strictatime", "atime"},
-    "strictatime": {"noatime", "relatime"}, "atime": {"noatime"}, "diratime": {"nodiratime"},
-    "nodiratime": {"diratime"},
-}  # fmt: skip
-#: A mount of a directory that is mounted elsewhere: only these options are its own, the others its file system's.
-BIND: Final = frozenset({"bind", "rbind"})
+#: Of a mount of a directory that is mounted elsewhere only these are its own, the others its file system's.
 OWN_FLAGS: Final = frozenset({
     "ro", "rw", "nosuid", "suid", "nodev", "dev", "noexec", "exec", "noatime", "atime", "nodiratime", "diratime",
     "relatime", "strictatime", "nosymfollow",
 })  # fmt: skip
-SIZES: Final = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 KEYS: Final = frozenset({"source", "fstype", "options", "type", "root"})
 
 
@@ -83,50 +61,6 @@ def read_mounts(pid: str = "self") -> list[MountEntry]:
     """The mount table of a process's namespace, in mount order. Raises OSError."""
     with open(f"/proc/{pid}/mountinfo", "rb") as f:
         return parse_mountinfo(f.read())
-
-
-def normal_option(option: str) -> str:
-    """One spelling for each option: sizes in bytes, octal modes without leading zeros."""
-    key, sep, value = option.partition("=")
-    if not sep:
-        return key
-    if key in ("size", "nr_blocks", "nr_inodes"):
-        match = re.fullmatch(r"(\d+)([kmgt]?)", value.lower())
-        if match:
-            return f"{key}={int(match[1]) * SIZES[match[2]]}"
-    if key in ("mode", "umask", "fmask", "dmask") and value.isdigit():
-        return f"{key}={value.lstrip('0') or '0'}"
-    return option
-
-
-def conforms(declared: list[str], actual: list[str], fstype: str) -> bool:
-    """Every declared option is in force; order, and options that nobody declared, do not matter."""
-    have = {normal_option(o) for o in actual}
-    for option in map(normal_option, declared):
-        if _in_userland(option) or option in BIND or option in have or option.partition("=")[0] in HELPERS:
-            continue
-        if fstype in NFS_TYPES and _nfs_has(option, have):
-            continue
-        if option in DEFAULTS and not have & OPPOSITE.get(option, set()):
-            continue
-        if fstype == "tmpfs" and option in ("mode=1777", "uid=0", "gid=0") and not any(
-            h.startswith(option.partition("=")[0] + "=") for h in have
-        ):
-            continue
-        return False
-    return True
-
-
-def _in_userland(option: str) -> bool:
-    return option in USERLAND or option.startswith(("x-", "comment="))
-
-
-def _nfs_has(option: str, have: set[str]) -> bool:
-    """The kernel writes the version as it was agreed on, to the minor number, and other words for some options."""
-    key, _, value = option.partition("=")
-    if key in ("vers", "nfsvers"):
-        return any(h == f"vers={value}" or h.startswith(f"vers={value}.") for h in have)
-    return key in ("tcp", "udp", "rdma") and f"proto={key}" in have
 
 
 def attrs_of(entry: MountEntry) -> Attrs:
@@ -232,12 +166,17 @@ class Mount(Kind):
         raise RestoreError("more mounts on top of each other than can be taken off")
 
     def _unmount(self, name: str, blobs: Blobs) -> None:
-        entry = self.top(name)
-        if entry is not None:
-            require_kept(entry, read_mounts(), blobs)
+        entry, path = self.top(name), decode_name(name)
+        frozen = entry is not None and _freeze(entry)
         try:
-            syscalls.umount2(decode_name(name), syscalls.UMOUNT_NOFOLLOW)
-        except OSError as exc:
+            if entry is not None:
+                require_kept(entry, read_mounts(), blobs)
+            syscalls.umount2(path, syscalls.UMOUNT_NOFOLLOW)
+        except (OSError, RestoreError) as exc:
+            if frozen:
+                syscalls.mount_read_only(path, False)
+            if isinstance(exc, RestoreError):
+                raise
             raise RestoreError(f"umount: {os.strerror(exc.errno or 0).lower()}") from None
 
     def _mount(self, name: str, target: Attrs) -> None:
@@ -313,7 +252,7 @@ class Mount(Kind):
 
 
 def _kernel_options(target: Attrs) -> list[str]:
-    return [o for o in target["options"] if not _in_userland(o) and o != "bg"]  # in the background nobody sees it fail
+    return [o for o in target["options"] if not in_userland(o) and o != "bg"]  # in the background nobody sees it fail
 
 
 def _unlike(target: Attrs, actual: Attrs | None) -> str:
@@ -326,6 +265,18 @@ def _unlike(target: Attrs, actual: Attrs | None) -> str:
     return "the kernel does not show the options " + ", ".join(missing)
 
 
+def _freeze(entry: MountEntry) -> bool:
+    """Where it could be written between the last look and its unmounting, nobody writes any more. False where that
+    cannot be, or is so already: then the look right before is all there is, and who has it open is told by umount."""
+    if entry.fstype not in MEMORY_TYPES or b"ro" in entry.options:
+        return False
+    try:
+        syscalls.mount_read_only(entry.mount_point, True)
+    except OSError:
+        return False
+    return True
+
+
 def _is_bind(attrs: Attrs) -> bool:
     return not BIND.isdisjoint(attrs["options"])
 
@@ -335,25 +286,11 @@ def _same_origin(declared: Attrs, actual: Attrs) -> bool:
     if _is_bind(declared):
         origin = _origin(decode_name(declared["source"]))
         return origin == (actual["source"], actual["fstype"], actual.get("root", "/"))
-    if not _same_type(declared["fstype"], actual["fstype"]):
+    if not same_type(declared["fstype"], actual["fstype"]):
         return False
     if declared.get("root", actual.get("root")) != actual.get("root"):
         return False
     return _same_source(declared, actual)
-
-
-def _same_type(declared: str, actual: str) -> bool:
-    return declared in (actual, "auto") or {declared, actual} == NFS_TYPES
-
-
-def device_of(source: str) -> str:
-    """``UUID=...`` and its like as the link that udev keeps to the device; anything else as it is."""
-    key, sep, value = source.partition("=")
-    if not sep or key not in TAGS:
-        return source
-    value = value.strip('"')
-    coded = "".join(c if c.isalnum() or c in UDEV_PLAIN or not c.isascii() else f"\\x{ord(c):02x}" for c in value)
-    return f"{TAG_LINKS}/{TAGS[key]}/{coded}"
 
 
 def _same_source(declared: Attrs, actual: Attrs) -> bool:
