@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pact.agent.notify import Notifier
+from pact.agent.notify import Notifier, log
 
 
 @pytest.mark.parametrize("abstract", [False, True])
@@ -44,3 +44,8 @@ def test_the_watchdog_is_ours_only_if_it_names_us(usec: str, pid: str | None, ns
     if pid is not None:
         monkeypatch.setenv("WATCHDOG_PID", str(os.getpid()) if pid == "self" else pid)
     assert Notifier().watchdog_ns == ns
+
+
+def test_a_line_of_the_log_is_one_printable_line(capsys: pytest.CaptureFixture[str]) -> None:
+    log("failed: \x1b[2Jevil\nname \u202e\udcff é")
+    assert capsys.readouterr().err == "pact: failed: \\x1b[2Jevil\\nname \\u202e\\udcff é\n"

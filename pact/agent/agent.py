@@ -108,6 +108,7 @@ class Agent:
         self.node = Node(config.name, MachineRules(), state)
         self._staged: dict[str, bytes] = {}
         self._tokens: dict[int, Client] = {}
+        self._begun: set[int] = set()  # requests for which something was set going
         self._new_records: list[tuple[Record, bytes]] = []
         self._last_snapshot = self.journal.seq
         self._retry_journal_ns = 0
@@ -394,7 +395,7 @@ class Agent:
             event = result.make(*now)
         if self.journal_error:
             if isinstance(event, Observed | Acted):
-                self.unrecorded.update({s.resource: s for s in event.sightings})
+                self._note_unrecorded(event.sightings)
             return
         self.watching.drain()
         self.step(event)
@@ -432,6 +433,7 @@ class Agent:
     def _perform(self, effect: Effect) -> None:
         if isinstance(effect, Reply):
             client = self._tokens.pop(effect.token, None)
+            self._begun.discard(effect.token)
             if client is not None and self.control.connected(client):
                 client.tokens.discard(effect.token)
                 result = effect.result if client.admin else views.masked(effect.result, client.caller)  # S2
@@ -439,12 +441,21 @@ class Agent:
                              "hint": effect.hint, "result": result})  # fmt: skip
                 self.control.flush(client)
         elif isinstance(effect, Look | Probe | Act | Discover):
+            self._note_begun(effect)
             self.worker.submit(effect)
         elif isinstance(effect, Recheck):
             for resource in effect.resources:
                 self.watching.touch(resource, None)
         else:
             raise AssertionError(effect)
+
+    def _note_begun(self, effect: Look | Probe | Act | Discover) -> None:
+        job = self.node.jobs.get(effect.job)
+        if isinstance(effect, Act) and job is not None:
+            for tokens in self.node.deciding.values():  # whom the root asked for, the group's job does not say
+                self._begun.update(tokens)
+            if job.token is not None:
+                self._begun.add(job.token)
 
     def _recorded(self, records: Iterable[Record]) -> None:
         """Keep what is derived from the journal up to date."""
@@ -484,9 +495,9 @@ class Agent:
             return  # there is room, or nothing came since the last time
         if self.journal_error or self.node.jobs or self._staged:
             return  # what a job under way has stored, no record may name yet
-        since = rfc3339(self.clock.wall_ns() - self.config.keep_ns)
+        since_ns = self.clock.now_ns() - self.config.keep_ns  # B2: a stepped wall clock makes nothing old
         try:
-            gone = self.journal.prune(wanted_contents(self.node.state, self.journal, since))
+            gone = self.journal.prune(wanted_contents(self.node.state, self.journal, since_ns))
         except JournalError as exc:
             log(str(exc), 4)
             return
@@ -508,17 +519,20 @@ class Agent:
         log(f"{error.message}; nothing is committed, applied or rolled back until it can be written", 2)
         self.journal_error = error.message
         self._retry_journal_ns = self.clock.now_ns() + JOURNAL_RETRY_NS
-        if isinstance(event, Observed | Scanned | Acted | Probed | Looked):
-            self.unrecorded.update({s.resource: s for s in event.sightings})
         self._staged.clear()
         self._reload()
-        unreachable = UnreachableError(error.message, "nothing was changed; free space or mend the disk, then repeat")
+        if isinstance(event, Observed | Scanned | Acted | Probed | Looked):
+            self._note_unrecorded(event.sightings)
+        untouched = UnreachableError(error.message, "nothing was changed; free space or mend the disk, then repeat")
+        begun = UnreachableError(f"{error.message}; what was asked for was begun, and its result could not be recorded",
+                                 "free space or mend the disk, then see pact status")  # fmt: skip
         for token, client in self._tokens.items():
             if self.control.connected(client):
                 client.tokens.discard(token)
-                self.requests.fail(client, unreachable)
+                self.requests.fail(client, begun if token in self._begun else untouched)
                 self.control.flush(client)
         self._tokens.clear()
+        self._begun.clear()
 
     def _reload(self) -> None:
         before = self.node
@@ -528,8 +542,11 @@ class Agent:
 
     def _observe_unrecorded(self, now_ns: int) -> None:
         """Without a journal drift is seen and shown, and recorded when the journal is back."""
-        wanted = self.watching.take(now_ns, everything=True)
-        for sighting in self._look_at(wanted):
+        self._note_unrecorded(self._look_at(self.watching.take(now_ns, everything=True)))
+
+    def _note_unrecorded(self, sightings: Iterable[Sighting]) -> None:
+        """Keep what the journal does not know: what differs, and what became of drift that it knows."""
+        for sighting in sightings:
             declared = self.node.state.declared(sighting.resource)
             seen = sighting.observation
             known = self.node.state.change_of(sighting.resource)

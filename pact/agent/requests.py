@@ -271,17 +271,18 @@ class Requests:
 
     def _check(self, client: Client, args: dict[str, Any]) -> None:
         agent = self.agent
-        line, code = views.check_line(agent.node, len(agent.unrecorded), agent.journal_error)
+        line, code = views.check_line(agent.node, agent.unrecorded, agent.journal_error)
         client.send({"ok": True, "exit": code, "message": "", "hint": "", "result": {
-            "line": line, "node": agent.node.name, "state": agent.node.state.overall()}})  # fmt: skip
+            "line": line, "node": agent.node.name, "state": views.overall(agent.node, agent.unrecorded)}})  # fmt: skip
 
     def _state(self, client: Client, args: dict[str, Any]) -> None:
         """One word: the same for all nodes that are well, so that their answers fold."""
-        self.answer(client, {"state": self.agent.node.state.overall()})
+        self.answer(client, {"state": views.overall(self.agent.node, self.agent.unrecorded)})
 
     def _diff(self, client: Client, args: dict[str, Any]) -> None:
         agent = self.agent
-        self.answer(client, views.diff(agent.node, client.caller, args.get("targets", []), agent.journal.blob))
+        targets = args.get("targets", [])
+        self.answer(client, views.diff(agent.node, client.caller, targets, agent.journal.blob, agent.unrecorded))
 
     def _log(self, client: Client, args: dict[str, Any]) -> None:
         agent = self.agent

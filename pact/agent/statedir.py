@@ -15,6 +15,7 @@ from pact.agent.config import Config
 from pact.core.state import State
 from pact.errors import PactError, UnreachableError
 from pact.journal.sqlite import SqliteJournal
+from pact.model import encode_name
 
 SAVING: tuple[str, ...] = ("rollback_started", "declared", "applied")
 
@@ -40,12 +41,13 @@ def take_state_dir(path: str) -> int:
 
 
 def own_paths(config: Config) -> list[str]:
-    """Patterns of pact's own configuration and state, which are never resources."""
-    own = [f"file:{os.path.abspath(config.state_dir)}/**", f"file:{os.path.abspath(config.state_dir)}",
-           "file:/etc/pact/**", f"file:{os.path.abspath(config.socket)}"]  # fmt: skip
-    if config.path:
-        own.append(f"file:{os.path.abspath(config.path)}")
-    return own
+    """Patterns of pact's own configuration, keys and state, and of what is mounted over them: never resources."""
+    places = [_name(p) for p in (config.state_dir, "/etc/pact", config.socket, config.path, config.secret) if p]
+    return [f"{kind}:{place}{below}" for kind in ("file", "mount") for place in places for below in ("", "/**")]
+
+
+def _name(path: str) -> str:
+    return encode_name(os.path.abspath(path))
 
 
 class MountPoints:
@@ -73,14 +75,17 @@ class MountPoints:
             return
 
 
-def wanted_contents(state: State, journal: SqliteJournal, since: str) -> set[str]:
-    """Digests that declared state, commits with an end, and what was replaced after ``since`` (RFC 3339) still need."""
+def wanted_contents(state: State, journal: SqliteJournal, since_ns: int) -> set[str]:
+    """Digests that declared state, commits with an end, and what was replaced after ``since_ns`` (node time) need."""
     wanted = {d.attrs["sha256"] for r in state.declared_ids() if (d := state.declared(r)) and d.attrs
               and "sha256" in d.attrs}  # fmt: skip
     wanted |= {t.earlier["attrs"]["sha256"] for t in state.ttls.values()
                if t.earlier and (t.earlier["attrs"] or {}).get("sha256")}  # fmt: skip
     for type_ in SAVING:
-        for body, _ in journal.newest(None, since=since, type_=type_):
-            saves = orjson.loads(body)["data"].get("saves", {})
+        for body, _ in journal.newest(None, type_=type_):
+            record = orjson.loads(body)
+            if record["t_ns"] < since_ns:
+                break  # node time never runs backwards: all the others are older
+            saves = record["data"].get("saves", {})
             wanted |= {s["sha256"] for s in saves.values() if s.get("sha256")}
     return wanted

@@ -9,7 +9,7 @@ import difflib
 import hashlib
 import os
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Final
 
 import orjson
@@ -32,8 +32,14 @@ DIFF_MAX: Final = 64 << 10
 HIDDEN: Final = "(hidden)"
 
 
+def overall(node: Node, unrecorded: Collection[str]) -> str:
+    """The state in a word: without a journal too, what is seen to have drifted has drifted.  # J4"""
+    state = node.state.overall()
+    return "drifted" if unrecorded and state == "committed" else state
+
+
 def status(node: Node, caller: Caller, *, now_ns: int, wall_ns: int, observers: Mapping[str, str],
-           journal: Mapping[str, Any], unrecorded: Iterable[str] = ()) -> dict[str, Any]:  # fmt: skip
+           journal: Mapping[str, Any], unrecorded: Collection[str] = ()) -> dict[str, Any]:  # fmt: skip
     """The document of ``pact --json status``."""
     state = node.state
     sums = state.sums()
@@ -41,7 +47,8 @@ def status(node: Node, caller: Caller, *, now_ns: int, wall_ns: int, observers: 
     drifted = sum(len(c.members) for c in state.changes.values())
     emergency = state.emergency
     out: dict[str, Any] = {
-        "v": 1, "node": node.name, "state": state.overall(), "mode": "enforce" if state.settings.enforce else "observe",
+        "v": 1, "node": node.name, "state": overall(node, unrecorded),
+        "mode": "enforce" if state.settings.enforce else "observe",
         "magnitude": round(magnitude(total), 6),
         "dimensions": {d: round(magnitude(s), 6) for d, s in sums.items()},
         "declared": state.declared_count, "drifted": drifted, "unreadable": len(node.unreadable),
@@ -110,7 +117,8 @@ def holders_for(caller: Caller, holders: Iterable[Mapping[str, Any]]) -> list[di
 # -- diff -----------------------------------------------------------------------------------------------------------
 
 
-def diff(node: Node, caller: Caller, targets: Iterable[str], declared_blobs: Blobs) -> dict[str, Any]:
+def diff(node: Node, caller: Caller, targets: Collection[str], declared_blobs: Blobs, unrecorded: Collection[str] = ()
+         ) -> dict[str, Any]:  # fmt: skip
     """The document of ``pact --json diff``. Raises UsageError for a target that is neither change nor declared."""
     state = node.state
     wanted: list[str] = []
@@ -122,9 +130,12 @@ def diff(node: Node, caller: Caller, targets: Iterable[str], declared_blobs: Blo
                 wanted.append(target)
         else:
             raise UsageError(f"{target} is neither a change nor a declared resource", "pact status lists the changes")
-    if not list(targets):
+    if not targets:
         wanted = list(state.member_of)
-    return {"v": 1, "resources": [_diff_one(node, caller, r, declared_blobs) for r in sorted(set(wanted))]}
+    shown = [_diff_one(node, caller, r, declared_blobs) for r in sorted(set(wanted))]
+    out: dict[str, Any] = {"v": 1, "resources": shown}
+    unknown = [r for r in unrecorded if r not in state.member_of and (not targets or r in targets)]
+    return {**out, "unrecorded": sorted(unknown)} if unknown else out
 
 
 def _diff_one(node: Node, caller: Caller, resource: str, blobs: Blobs) -> dict[str, Any]:
@@ -270,11 +281,10 @@ def masked(value: Any, caller: Caller) -> Any:
     return value
 
 
-def check_line(node: Node, unrecorded: int, journal_error: str) -> tuple[str, int]:
+def check_line(node: Node, unrecorded: Collection[str], journal_error: str) -> tuple[str, int]:
     """One line for a health check, and 0 or 11."""
     state = node.state
     drifted = sum(len(c.members) for c in state.changes.values())
-    overall = state.overall()
     parts = [f"{drifted} of {state.declared_count} drifted" if drifted else f"{state.declared_count} declared"]
     blocked = [c.id for c in state.changes.values() if c.state in (life.BLOCKED, life.FAILED)]
     if blocked:
@@ -282,7 +292,7 @@ def check_line(node: Node, unrecorded: int, journal_error: str) -> tuple[str, in
     if state.emergency is not None:
         parts.append(f"emergency by {state.emergency.by}" + (" is stale" if state.emergency.stale else ""))
     if unrecorded:
-        parts.append(f"{unrecorded} drifted but not recorded")
+        parts.append(f"{len(unrecorded)} drifted but not recorded")
     if journal_error:
         parts.append(journal_error)
-    return f"{overall}: {'; '.join(parts)}", 11 if drifted or unrecorded else 0
+    return f"{overall(node, unrecorded)}: {'; '.join(parts)}", 11 if drifted or unrecorded else 0

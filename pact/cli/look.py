@@ -24,7 +24,8 @@ def diff(args: argparse.Namespace) -> int:
         emit(answer.result)
     else:
         diff_page(answer.result)
-    return EXIT_DRIFT if args.exit_code and answer.result["resources"] else EXIT_DONE
+    drift = answer.result["resources"] or answer.result.get("unrecorded")
+    return EXIT_DRIFT if args.exit_code and drift else EXIT_DONE
 
 
 def check(args: argparse.Namespace) -> int:

@@ -244,6 +244,8 @@ def diff_page(doc: Mapping[str, Any]) -> None:
                 _console().print(Text(line, style))
             else:
                 say(line)
+    for resource in doc.get("unrecorded", ()):
+        say(f"{clean(resource)}  (drifted, but the journal cannot be written)")
 
 
 def diff_lines(entry: Mapping[str, Any], *, times: bool) -> Iterable[tuple[str, str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -78,6 +79,47 @@ def test_a_rollback_whose_end_cannot_be_recorded_is_taken_up_again(small: Agent)
     small.world.sh(f"rm {state}/filler")
     small.settled(f"file:{path}")
     assert small.world.path(path).read_text() == "declared\n"
+
+
+@pytest.mark.invariant("J4")
+def test_what_drifts_on_a_full_disk_has_drifted_though_it_is_not_recorded(small: Agent) -> None:
+    state = small.config["state"]["dir"]
+    path, other = small.file("seen.conf"), small.file("same.conf")
+    small.pact("diff", "--exit-code")
+    small.world.sh(f"cat /dev/zero > {state}/filler", check=False)
+    small.world.path(path).write_text("drifted\n" * 1000)
+    wait_until(lambda: "unrecorded" in small.status(), "it is seen")
+    status = small.status()
+    assert (status["state"], status["drifted"]) == ("drifted", 0)
+    assert small.pact("--json", "check", check=11).json()["state"] == "drifted"
+    assert f"file:{path}" in small.pact("diff", "--exit-code", check=11).out
+    assert small.json("diff")["unrecorded"] == [f"file:{path}"]
+    small.pact("diff", "--exit-code", f"file:{other}")
+    small.world.sh(f"rm {state}/filler")
+    small.settled(f"file:{path}")
+
+
+@pytest.mark.invariant("J4")
+def test_who_asked_for_what_was_begun_is_not_told_that_nothing_was_changed(small: Agent) -> None:
+    """The disk fills between the record of a rollback's start and that of its result."""
+    state, count = small.config["state"]["dir"], 300
+    small.configure({"window": {"base": "1h"}})
+    small.restart()
+    every = f"for i in $(seq {count}); do echo $1 > {TOP}/many/$i; done"
+    small.world.sh(f"mkdir -p {TOP}/many; set -- a; {every}")
+    small.adopt(f"file:{TOP}/many/*")
+    small.world.sh(f"set -- b; {every}")
+    wait_until(lambda: small.status()["drifted"] == count, "all have drifted")
+    asking = small.world.popen([sys.executable, "-m", "pact.cli.main", "--socket", small.socket, "rollback", "--all"],
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+    wait_until(lambda: small.newest("rollback_started"), "it has begun")
+    small.world.sh(f"cat /dev/zero > {state}/filler", check=False)
+    err = asking.communicate(timeout=60)[1].decode()
+    assert asking.returncode == 5, err
+    assert "was begun, and its result could not be recorded" in err and "nothing was changed" not in err, err
+    small.world.sh(f"rm {state}/filler")
+    wait_until(lambda: small.newest("rolled_back"), "it is recorded when the journal is back")
+    assert small.status()["state"] == "committed"
 
 
 def test_an_agent_that_starts_on_a_full_disk_says_so(small: Agent) -> None:
