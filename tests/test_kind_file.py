@@ -37,6 +37,7 @@ NAME = "/some/file"
     ({"content": 5}, "content must be a string"),
     ({"content": "a", "source": "b"}, "source and content exclude each other"),
     ({"content": "a", "symlink": "b"}, "exclude each other"),
+    ({"symlink": "b", "mode": "0777"}, "a symbolic link has no mode of its own"),
     ({"source": "missing"}, "source 'missing': No such file or directory"),
     ({"source": "."}, "source '.': Is a directory"),
     ({"content_base64": "%"}, "content_base64 is not base64"),

@@ -196,7 +196,8 @@ DRESS = st.fixed_dictionaries({}, optional={
     "xattrs": st.dictionaries(WORD.map("user.{}".format), st.binary(max_size=4).map(
         lambda b: base64.b64encode(b).decode()), max_size=2),
 })  # fmt: skip
-FILES = st.one_of(st.tuples(CONTENT, DRESS, COMMON).map(lambda t: t[0] | t[1] | t[2]),
+FILES = st.one_of(st.tuples(CONTENT, DRESS, COMMON).map(lambda t: {
+                      k: v for k, v in (t[0] | t[1] | t[2]).items() if k != "mode" or "symlink" not in t[0]}),
                   COMMON.map(lambda c: {"type": "absent"} | c))  # fmt: skip
 MOUNTS = st.one_of(
     st.tuples(st.fixed_dictionaries({

@@ -104,7 +104,8 @@ class File(Kind):
                 out[key] = body
         else:
             out["type"] = "file"
-        out.update({k: attrs[k] for k in ("owner", "group", "mode", "xattrs") if k in attrs})
+        dress = ("owner", "group", "xattrs") if attrs["type"] == "symlink" else ("owner", "group", "mode", "xattrs")
+        out.update({k: attrs[k] for k in dress if k in attrs})
         return {**out, **export_common(declared)}
 
     # -- observation --------------------------------------------------------------------------------------------
