@@ -25,7 +25,7 @@ from pact.model import Declared, Unreadable, split_id
 from pact.resources import KINDS, kind_of
 from pact.resources.consumers import find_holders
 from pact.resources.toml import export
-from pact.resources.way import may_hang
+from pact.resources.way import hangs
 
 if TYPE_CHECKING:
     from pact.agent.agent import Agent
@@ -357,7 +357,7 @@ class Requests:
         except ValueError as exc:
             raise UsageError(f"{resource}: {exc}") from None
         paths = kind.watch(split_id(resource)[1]) or kind.roots(split_id(resource)[1], Step(resource, None, {}))
-        if not client.admin and any(map(may_hang, paths)):
+        if not client.admin and any(map(hangs, paths)):
             raise DeniedError(f"{resource} lies on a file system that may hang: looking at it needs the role admin")
         if agent.asking.waiting >= ASKS_MAX:
             raise PactError("too many such questions are waiting", "pact status says if one of them is stuck")

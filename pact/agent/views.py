@@ -26,7 +26,7 @@ from pact.errors import UsageError
 from pact.model import Attrs, decode_name, split_id
 from pact.resources import KINDS
 from pact.resources.base import Blobs
-from pact.resources.way import may_hang
+from pact.resources.way import hangs
 
 DIFF_MAX: Final = 64 << 10
 HIDDEN: Final = "(hidden)"
@@ -221,7 +221,7 @@ def _live(name: str, digest: str) -> bytes | None:
     """The content on disk, if it still is the one that was recorded. No symbolic link is followed on the way."""
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
-        if may_hang(decode_name(name)):
+        if hangs(decode_name(name)):
             return None
         fd = syscalls.openat2(syscalls.AT_FDCWD, decode_name(name), flags, resolve=syscalls.RESOLVE_NO_SYMLINKS)
     except OSError:

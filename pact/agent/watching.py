@@ -19,7 +19,8 @@ from pact.model import NS_PER_S, Attrs, Owner, Unreadable, decode_name, encode_n
 from pact.observe import open_observers
 from pact.observe.attribution import owner_of
 from pact.observe.base import Lost, MountsChanged, Restored, Touched
-from pact.observe.mountinfo import MountEntry, RemotePlaces
+from pact.observe.mountinfo import MountEntry
+from pact.observe.places import RemotePlaces, leads_away
 from pact.observe.tree import check_path
 from pact.resources import KINDS
 from pact.resources.base import require_short
@@ -73,6 +74,7 @@ class Watching:
     def add(self, resources: Iterable[str]) -> None:
         """Watch these. Watch first, then observe: the caller touches them."""
         paths: list[bytes] = []
+        away: dict[bytes, bool] = {}
         for resource in resources:
             if resource in self._key_of:
                 continue
@@ -83,20 +85,20 @@ class Watching:
                 self._resources[key] = resource
             self._key_of[resource] = key
             try:
-                paths += self._place(resource, key)
+                paths += self._place(resource, key, away)
             except ValueError as exc:  # an older version let it in: the journal holds it, and one name ends nobody
                 self.bad[resource] = str(exc)
         self.observers.watch_many(paths)
         self._dirty = True
 
-    def _place(self, resource: str, key: int) -> list[bytes]:
+    def _place(self, resource: str, key: int, away: dict[bytes, bool]) -> list[bytes]:
         """The paths to watch for it, once it has its place in the table. Raises ValueError if there are none."""
         kind, name = split_id(resource)
         paths = KINDS[kind].watch(name)
         for path in paths:
             check_path(path)
             require_short(path)
-        if paths and paths[0] not in self.remote:
+        if paths and not self._is_remote(paths[0], away):
             self.table.put(key, paths[0], kind == "sysctl")
         return paths
 
@@ -162,10 +164,11 @@ class Watching:
             mounts = read_mounts()
         except (OSError, ValueError):
             return []
-        remote = RemotePlaces(mounts)
+        remote = RemotePlaces((m.mount_point, m.fstype) for m in mounts)
         if remote != self.remote:
             self.remote = remote
-            self._place_all()
+            for resource in self._place_again(self._key_of):
+                self.touch(resource, None)
         return mounts
 
     def refresh_mounts(self, owner: Owner | None = None) -> None:
@@ -189,20 +192,31 @@ class Watching:
         below = name.rstrip("/") + "/"
         return any(r.startswith((f"file:{below}", f"mount:{below}")) for r in self._key_of)
 
-    def _place_all(self) -> None:
-        """The table is scanned on the loop: what may hang now leaves it, what no longer may comes back.  # F13"""
-        for resource, key in self._key_of.items():
-            if resource in self.bad:
-                continue
+    def _place_again(self, resources: Iterable[str]) -> list[str]:
+        """The table is scanned on the loop: what may hang now leaves it, the rest comes back. Those.  # F13"""
+        away: dict[bytes, bool] = {}
+        moved: list[str] = []
+        for resource in resources:
             kind, name = split_id(resource)
-            paths = KINDS[kind].watch(name)
-            if not paths or (key in self.table) != (paths[0] in self.remote):
+            paths = KINDS[kind].watch(name) if resource not in self.bad else ()
+            key = self._key_of[resource]
+            if not paths or (key in self.table) != self._is_remote(paths[0], away):
                 continue
             if key in self.table:
                 self.table.remove(key)
             else:
                 self.table.put(key, paths[0], kind == "sysctl")
-            self.touch(resource, None)
+            moved.append(resource)
+        return moved
+
+    def _is_remote(self, path: bytes, away: dict[bytes, bool]) -> bool:
+        """``away`` remembers of directories what was found out in one pass."""
+        if not self.remote or path in self.remote:
+            return bool(self.remote)
+        parent = os.path.dirname(path)
+        if parent not in away:
+            away[parent] = leads_away(parent, self.remote)
+        return away[parent]
 
     # -- what is due --------------------------------------------------------------------------------------------
 
@@ -237,6 +251,7 @@ class Watching:
                 ) -> list[Sighting]:  # fmt: skip
         """Look at each. What might hang or take long is handed to ``slow``."""
         wanted = [(r, o) for r, o in wanted if r in self._key_of]
+        self._place_again(r for r, _ in wanted if self.remote)  # a link on the way may have been turned
         keys = [self._key_of[r] for r, _ in wanted]
         self.table.scan([k for k in keys if k in self.table])  # the baseline must never be newer than what is seen
         out = []
@@ -248,14 +263,14 @@ class Watching:
             elif kind == "mount":
                 table = table or MountTable()
                 out.append(Sighting(resource, table.observe(name), owner))
-            elif kind == "file" and self._too_slow(decode_name(name)):
+            elif kind == "file" and self._too_slow(resource, decode_name(name)):
                 slow(resource, owner)
             else:
                 out.append(Sighting(resource, KINDS[kind].observe(name), owner))
         return out
 
-    def _too_slow(self, path: bytes) -> bool:
-        if path in self.remote:
+    def _too_slow(self, resource: str, path: bytes) -> bool:
+        if not self._in_table(resource):
             return True
         try:
             return os.lstat(path).st_size > SLOW_BYTES
@@ -299,8 +314,8 @@ class Watching:
         others: list[int] = []
         for key in keys:
             resource = self._resources[key]
-            if resource is None:
-                continue
+            if resource is None or resource in self.pending or resource in self._delayed:
+                continue  # it is looked at anyway, and may hang by now
             (scannable if key in self.table else others).append(key)
         for key in self.table.scan(scannable, full=self._full_cycle) if scannable else ():
             self._dirty = True

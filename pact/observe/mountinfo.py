@@ -7,7 +7,6 @@ and (in options) comma, equals sign and ``#`` in octal.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 _ESCAPE = re.compile(rb"\\([0-3][0-7]{2})")
@@ -43,29 +42,6 @@ def is_remote(fstype: bytes | str) -> bool:
     """Whether looking at this file system may wait for another machine or another process."""
     raw = fstype.encode("utf-8", "backslashreplace") if isinstance(fstype, str) else fstype
     return raw in REMOTE_TYPES or raw.startswith(b"fuse.")
-
-
-class RemotePlaces:
-    """Which paths lie on remote file systems: the deepest mount above a path decides. Where ``/`` itself is remote,
-    everything hangs with it, the agent too: that is not told apart. What is mounted elsewhere changes nothing here."""
-
-    def __init__(self, mounts: Iterable[MountEntry] = ()) -> None:
-        points = {m.mount_point: is_remote(m.fstype) for m in mounts}  # the last one on a point is visible
-        points.pop(b"/", None)
-        tops = tuple(p + b"/" for p, remote in points.items() if remote)
-        self._points = {p: r for p, r in points.items() if r or (tops and p.startswith(tops))}
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, RemotePlaces) and self._points == other._points
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def __contains__(self, path: bytes) -> bool:
-        while self._points and path not in (b"", b"/"):
-            if path in self._points:
-                return self._points[path]
-            path = path.rpartition(b"/")[0]
-        return False
 
 
 def parse_mountinfo(text: bytes) -> list[MountEntry]:

@@ -21,6 +21,7 @@ from typing import Final
 from pact._fast.reader import KIND_FID, Reader
 from pact.observe.marks import ENTRY, IGNORED, SELF, UNMOUNTED, Marker
 from pact.observe.mountinfo import is_remote
+from pact.observe.places import RemotePlaces, leads_away
 
 Touch = Callable[[bytes], None]
 MountTable = dict[bytes, tuple[tuple[bytes, bytes, bytes], ...]]
@@ -68,6 +69,7 @@ class Tree:
         self.indirect: set[Dir] = set()  # reached through a symlink: mount points on the way go by another name
         self.mounts: MountTable = {}
         self.remote: set[bytes] = set()
+        self.places = RemotePlaces()
         self.anchors: dict[bytes, tuple[int, bytes]] = {}  # declared mount points, marked themselves
         self.anchor_paths: dict[bytes, set[bytes]] = {}
         self.root_declared = False
@@ -191,6 +193,7 @@ class Tree:
         if old == table:
             return False
         self.remote = {p for p, stack in table.items() if p != b"/" and is_remote(stack[-1][2])}
+        self.places = RemotePlaces((p, stack[-1][2]) for p, stack in table.items())
         for path in [p for p in old.keys() | table.keys() if old.get(p) != table.get(p)]:
             if self.is_declared(path):
                 touch(path)
@@ -223,14 +226,14 @@ class Tree:
         """Mark the directory that this path is now. True when it is another one than before (or gone, or back)."""
         kind, key, direct, why = 0, b"", True, 0
         up = d.parent
-        if d.path in self.remote or (up is not None and up.why == -1):
+        if d.path in self.remote or (up is not None and up.why == -1) or leads_away(d.path, self.places):
             why = -1
         elif up is None or up.key or up.why:
             try:
                 kind, key, direct = self.marker.mark(d.path, d.full)
             except OSError as e:
                 why = 0 if e.errno in MISSING else e.errno or errno.EIO
-        d.why = why
+        was, d.why = d.why, why
         if why:
             self.polled[d.path] = d
         else:
@@ -240,7 +243,7 @@ class Tree:
         else:
             self.indirect.add(d)
         if (kind, key) == (d.kind, d.key):
-            return False
+            return (why == -1) != (was == -1)  # it leads to where nothing is marked, or no longer
         self._release(d)
         if key:
             d.kind, d.key = kind, key

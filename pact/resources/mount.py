@@ -34,7 +34,7 @@ from pact.resources.base import (
 from pact.resources.fstab import BIND, NFS_TYPES, OPPOSITE, conforms, device_of, in_userland, same_type
 from pact.resources.memory import MEMORY_TYPES, keep_contents, require_kept
 from pact.resources.patterns import WILD, compile_pattern
-from pact.resources.way import may_hang
+from pact.resources.way import hangs
 
 MOUNT_TIMEOUT_S: Final = 60
 STACK_MAX: Final = 16
@@ -311,7 +311,7 @@ def _same_source(declared: Attrs, actual: Attrs) -> bool:
 
 def _origin(path: bytes) -> tuple[str, str, str] | None:
     """Source, type, and path within its file system, of what a bind mount of ``path`` shows."""
-    path = path if may_hang(path) else os.path.realpath(path)
+    path = path if hangs(path) else os.path.realpath(path)
     holding = [m for m in read_mounts() if _under(path, m.mount_point)]
     if not holding:
         return None

@@ -14,11 +14,11 @@ import time
 from typing import Final
 
 from pact._fast import syscalls
-from pact.observe.mountinfo import RemotePlaces, parse_mountinfo
+from pact.observe.mountinfo import parse_mountinfo
+from pact.observe.places import LINKS_MAX, RemotePlaces, may_hang
 
-LINKS_MAX: Final = 40
 #: So old may the mount table be that says what may hang, for answers to people.
-PLACES_FRESH_S: Final = 0.5
+PLACES_FRESH_S: Final = 0.05
 STEP_FLAGS: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -29,14 +29,14 @@ class TurnableLink(OSError):
 _places: tuple[float, RemotePlaces] = (float("-inf"), RemotePlaces())
 
 
-def may_hang(path: bytes) -> bool:
+def hangs(path: bytes) -> bool:
     """It lies on a file system that another machine or process answers for: the loop does not touch it."""
     global _places
     now = time.monotonic()
     if now - _places[0] > PLACES_FRESH_S:
         with open("/proc/self/mountinfo", "rb") as f:
-            _places = now, RemotePlaces(parse_mountinfo(f.read()))
-    return path in _places[1]
+            _places = now, RemotePlaces((m.mount_point, m.fstype) for m in parse_mountinfo(f.read()))
+    return may_hang(path, _places[1])
 
 
 def open_parent(path: bytes) -> tuple[int, bytes, bool]:
@@ -118,7 +118,7 @@ def enterable(path: bytes) -> bool | None:
     """Anybody could get at it by its name now; ``None`` if there is no such place. A link on the way can be turned to a
     place that is closed, and what may hang is not looked at: both are no."""
     try:
-        if may_hang(path):
+        if hangs(path):
             return False
         fd, _, straight = open_parent(path)
     except (FileNotFoundError, NotADirectoryError):

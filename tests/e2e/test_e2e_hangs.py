@@ -76,6 +76,20 @@ def test_what_is_mounted_over_a_declared_path_and_hangs_leaves_the_loop_alone(ag
     agent.drifted(f"file:{path}")
 
 
+def test_a_directory_that_becomes_a_link_to_what_hangs_leaves_the_loop_alone(agent: Agent) -> None:
+    path, other = agent.file("turned/dir/conf", "one\n"), agent.file("other2", "one\n")
+    with hung(agent, f"{TOP}/far"):
+        agent.world.sh(f"cd {TOP}/turned && mv dir old && ln -s {TOP}/far dir")
+        agent.drift(other, "two\n")
+        assert agent.pact("consumers", f"file:{path}", uid=1236, check=3)
+        agent.pact("export", uid=1236)
+        agent.restart()
+        agent.drift(other, "three\n")
+        agent.world.sh(f"cd {TOP}/turned && rm dir && mv old dir")
+    agent.world.path(path).write_text("changed\n")
+    agent.drifted(f"file:{path}")
+
+
 @pytest.mark.invariant("J4")
 def test_what_was_not_seen_whole_before_the_end_is_seen_after_the_next_start(make_agent: Callable[..., Agent]) -> None:
     """A signature that is newer than what the journal knows would hide the change for ever."""

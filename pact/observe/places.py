@@ -1,0 +1,69 @@
+"""Which paths lie where another machine or process answers, perhaps never: found out without touching them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import Final
+
+from pact.observe.mountinfo import is_remote
+
+LINKS_MAX: Final = 40
+
+
+class RemotePlaces:
+    """Which paths lie on remote file systems: the deepest mount above a path decides. Where ``/`` itself is remote,
+    everything hangs with it, the agent too: that is not told apart. What is mounted elsewhere changes nothing here."""
+
+    def __init__(self, mounts: Iterable[tuple[bytes, bytes | str]] = ()) -> None:
+        """``mounts``: mount point and file system type, in mount order."""
+        points = {point: is_remote(fstype) for point, fstype in mounts}  # the last one on a point is visible
+        points.pop(b"/", None)
+        tops = tuple(p + b"/" for p, remote in points.items() if remote)
+        self._points = {p: r for p, r in points.items() if r or (tops and p.startswith(tops))}
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, RemotePlaces) and self._points == other._points
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __bool__(self) -> bool:
+        return bool(self._points)
+
+    def __contains__(self, path: bytes) -> bool:
+        while self._points and path not in (b"", b"/"):
+            if path in self._points:
+                return self._points[path]
+            path = path.rpartition(b"/")[0]
+        return False
+
+
+def leads_away(directory: bytes, places: RemotePlaces) -> bool:
+    """The directory lies on a remote file system, by its name or by a symbolic link on the way. To find out nothing
+    remote is touched: each name is asked of a path that has no link in it and is not remote."""
+    here, todo, links = b"", directory.split(b"/")[::-1], 0
+    while places and todo:
+        name = todo.pop()
+        if name in (b"", b"."):
+            continue
+        if name == b"..":
+            here = here.rpartition(b"/")[0]
+            continue
+        here += b"/" + name
+        if here in places:
+            return True
+        try:
+            target = os.readlink(here)
+        except OSError:
+            continue
+        links += 1
+        if links > LINKS_MAX:
+            return False
+        here = b"" if target.startswith(b"/") else here.rpartition(b"/")[0]
+        todo += target.split(b"/")[::-1]
+    return False
+
+
+def may_hang(path: bytes, places: RemotePlaces) -> bool:
+    """Looking at ``path`` itself (a link there is not followed) may wait for ever."""
+    return bool(places) and (path in places or leads_away(os.path.dirname(path), places))
