@@ -444,6 +444,8 @@ class Coordinator:
             raise UsageError("extend by more than nothing and at most 10d")
         if group.state == DECIDED:
             raise ConflictError(f"too late: {run.id} is decided: {group.decision}", "see pact groups")
+        if group.ends_ns + by_ns > root.t_ns + group.window_ns + EXTEND_MAX_NS:
+            raise UsageError(f"{run.id} would be extended by more than 10d in all", "commit it, for a time: --ttl D")
         reopened = run.step == BLOCKED
 
         def done() -> None:

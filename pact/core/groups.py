@@ -54,6 +54,7 @@ def _step(resource: str, declared: Declared) -> Step:
 
 
 def _refuse_busy(node: Node, resources: Iterable[str], group: str) -> None:
+    node.refuse_intended(resources)
     for resource in resources:
         change = node.state.change_of(resource)
         if change is None:
@@ -320,7 +321,8 @@ def _commit(node: Node, group: Membership, event: Asked) -> None:
     ttl_ns = event.args.get("ttl_ns")
     expires_ns = None if ttl_ns is None else node.t_ns + ttl_ns
     node.record("committed", {
-        "change": group.change or "", "group": group.id, "owner": group.owner, "resources": resources,
+        "change": group.change or "", "group": group.id, "owner": group.owner,
+        "committer": event.caller.owner.to_json(), "resources": resources,
         "message": event.args.get("message", ""), "split": False, "expires_ns": expires_ns,
         "expires": None if expires_ns is None else node.wall_of(expires_ns)}, event.caller.actor)  # fmt: skip
     node.record("group_finished", {"group": group.id, "outcome": "committed"}, event.caller.actor)

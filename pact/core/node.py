@@ -48,7 +48,7 @@ from pact.core.settings import BILLION, DIMENSION_OF
 from pact.core.state import State, recent_key
 from pact.core.timers import NamedTimers
 from pact.core.windows import magnitude
-from pact.errors import DeniedError, PactError, UsageError
+from pact.errors import ConflictError, DeniedError, PactError, UsageError
 from pact.model import AGENT_ACTOR, NS_PER_S, UNATTRIBUTED, Actor, Attrs, Declared, Owner, Unreadable
 
 
@@ -142,6 +142,7 @@ class Node:
         self.converging.pop(job.n, None)
         if job.change is not None and self.busy.get(job.change) == job.n:
             del self.busy[job.change]
+            self.reschedule(job.change)  # its time may have come meanwhile  # A4
 
     def reply(self, token: int | None, result: Mapping[str, Any], exit_code: int = 0, message: str = "",
               hint: str = "") -> None:  # fmt: skip
@@ -189,9 +190,9 @@ class Node:
         deadline = self.state.deadline_ns(change)
         return deadline is not None and deadline <= self.t_ns
 
-    def reschedule(self, change: Change) -> None:
+    def reschedule(self, change_id: str) -> None:
         """Put a change's windows (back) into the wheel."""
-        self.state.touched.changes.add(change.id)
+        self.state.touched.changes.add(change_id)
 
     def _alarm_retry(self, name: str) -> None:
         change = self.state.changes.get(name)
@@ -267,8 +268,20 @@ class Node:
 
     def sight(self, sightings: Iterable[Sighting]) -> list[str]:
         """Take observations in. Returns the resources whose record moved."""
-        intents = {r: c for c in self.state.changes.values() if c.intents for r in c.intents}
+        intents = self.intended()
         return [s.resource for s in sightings if self._sight(s, intents.get(s.resource))]
+
+    def intended(self) -> dict[str, Change]:
+        """What an ``apply`` under way is about to change, and the change that it will be in."""
+        return {r: c for c in self.state.changes.values() if c.intents for r in c.intents}
+
+    def refuse_intended(self, resources: Iterable[str]) -> None:
+        """Raises ConflictError for what an ``apply`` is changing just now: two of them cannot own one resource."""
+        intended = self.intended()
+        for resource in resources if intended else ():
+            if resource in intended:
+                raise ConflictError(f"{resource} is being changed with {intended[resource].id}",
+                                    "try again when it is done")  # fmt: skip
 
     def deviation_n(self, resource: str, declared: Declared, actual: Attrs | None) -> int:
         """``severity x distance`` in billionths; at least 1 where it does not conform."""
@@ -334,14 +347,15 @@ class Node:
 
     def _opened(self, resource: str, owner: Owner | None = None) -> int:
         """When the resource's window opened: drift keeps the time it first had.  # C2, C4"""
-        state, floor_ns, base_ns = self.state, self.state.settings.floor_ns, self.state.settings.base_ns
+        state, settings = self.state, self.state.settings
         change = state.change_of(resource)
         if change is not None and change.state in (life.OPEN, life.HELD):
             return change.members[resource].opened_ns
         if owner is not None and change is None:
             earlier = state.recent.get(recent_key(owner.key, resource))
-            if earlier is not None and self.t_ns - earlier < base_ns:
-                return max(earlier, self.t_ns - max(0, base_ns - floor_ns))
+            if earlier is not None and self.t_ns - earlier < settings.base_ns:
+                spent_ns = state.windows.effective(self.t_ns) - settings.floor_ns  # W3: a floor of notice is left
+                return max(earlier, self.t_ns - max(0, spent_ns))
         return self.t_ns
 
     def new_change_id(self) -> str:

@@ -134,7 +134,7 @@ class Root:
         self._rewound: dict[str, int] = {}
         self._behind: dict[str, str] = {}  # whose records were not taken -> their incarnation
         self._watchers: dict[tuple[str, int], frozenset[str] | None] = {}
-        self.fleet_seq = state.chain.seq
+        self.fleet_seq = max(0, state.chain.seq)  # a new log has no record yet, and a child may come already
         self._denied = (0, 0)
 
     # -- what comes in ------------------------------------------------------------------------------------------
