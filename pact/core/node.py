@@ -487,7 +487,7 @@ class Node:
             self.record("observer_restored", {"observer": event.observer})
 
     def _fleet_told(self, event: FleetTold) -> None:
-        groups.told(self, event)
+        suspend.told(self, event)
 
     def _link_changed(self, event: LinkChanged) -> None:
         self.alone_since_ns = None if event.connected else self.t_ns
@@ -561,7 +561,7 @@ _OPS: Final[Mapping[str, Callable[[Node, Asked], None]]] = {
     "group_vote": groups.asked_vote,
     "group_decide": groups.asked_decide,
     "group_extend": groups.asked_extend,
-    "fleet_seen": groups.asked_fleet_seen,
+    "fleet_seen": suspend.asked_fleet_seen,
 }
 
 _ANSWERS: Final[Mapping[tuple[type, str], Callable[[Node, Job, Any], None]]] = {

@@ -22,6 +22,7 @@ from pact.errors import (
     EXIT_UNREACHABLE,
     DeniedError,
     PactError,
+    UnreachableError,
     UsageError,
 )
 from pact.model import NS_PER_S
@@ -35,6 +36,7 @@ QUESTIONS_MAX: Final = 1000
 #: Of a text in a result; what people or nodes say may be longer than a head takes.
 SAID_MAX: Final = 4_000
 NAMES_MAX: Final = 32_000
+MESSAGE_MAX: Final = 4_000
 HOLDERS_MAX: Final = 20
 LOST: Final = "lost contact before it answered; it may have been done"
 LATE: Final = "no answer in time; it may still be done"
@@ -287,7 +289,8 @@ def refusal_of(answer: Mapping[str, Any]) -> dict[str, Any]:
     result = answer["result"]
     holders = result.get("holders")
     named = [h for h in holders if isinstance(h, dict)] if isinstance(holders, list) else []
-    return {"why": clipped(str(result.get("why") or answer["message"] or "no")), "holders": named[:HOLDERS_MAX]}
+    return {"why": clipped(str(result.get("why") or answer["message"] or "no")), "holders": named[:HOLDERS_MAX],
+            "absent": result.get("absent") is True}  # fmt: skip
 
 
 def clipped(text: str) -> str:
@@ -296,3 +299,16 @@ def clipped(text: str) -> str:
 
 def gravest(codes: Iterable[int]) -> int:
     return max(codes, key=lambda c: GRAVITY.index(c) if c in GRAVITY else len(GRAVITY), default=EXIT_DONE)
+
+
+def require_short(message: str) -> None:
+    """It stands in the log, in every list of groups, and in every member's journal."""
+    if len(message) > MESSAGE_MAX:
+        raise UsageError(f"a message of {len(message)} characters; at most {MESSAGE_MAX}")
+
+
+def refuse_absent(root: Root, absent: Mapping[str, str], allow: int | frozenset[str], what: str) -> None:
+    """Raises UnreachableError unless these may be absent."""
+    if not allowed(absent, allow):
+        raise UnreachableError(f"{what}: {root.sets.fold(absent)} cannot be reached",
+                               "bring them back, or go on without them: --allow-missing N or NODESET")  # fmt: skip

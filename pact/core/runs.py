@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from pact.core.records import rfc3339
 from pact.core.rootlog import ACTIVE, DECIDED, FINISHED, Group
 from pact.errors import UsageError
+from pact.model import NS_PER_S
 
 if TYPE_CHECKING:
     from pact.core.root import Root
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 Head = Mapping[str, Any]
 
 NAMED_MAX: Final = 5
+TOLD_NS: Final = 40 * NS_PER_S  # members tell their groups every 30 s
 PACT: Final[Mapping[str, Any]] = {"user": "pact", "role": "agent", "via": "cluster"}
 
 APPLYING: Final = "applying"
@@ -50,7 +52,7 @@ class Run:
     done: set[str] = field(default_factory=set)
     failed: dict[str, dict[str, Any]] = field(default_factory=dict)
     retry_at_ns: int | None = None
-    head: Head | None = None
+    heads: list[Head] = field(default_factory=list)  # whoever waits for how it ends
     allow: int | frozenset[str] = 0
     force: bool = False
     odd: dict[str, str] = field(default_factory=dict)  # said that they were done, with another outcome
@@ -93,9 +95,15 @@ def _members(root: Root, run: Run, group: Group) -> dict[str, str]:
         elif name not in root.nodes:
             state = "owed" if group.state == DECIDED else "away"
         else:
-            state = run.states.get(name, "member") if group.state == ACTIVE else "under way"
+            state = _state_here(root, run, name) if group.state == ACTIVE else "under way"
         out.setdefault(state, []).append(name)
     return {state: root.sets.fold(names) for state, names in out.items()}
+
+
+def _state_here(root: Root, run: Run, name: str) -> str:
+    """Of a connected member. After a change of root members tell which groups they have; who does not has none."""
+    silent_ns = root.t_ns - root.nodes[name].since_ns
+    return run.states.get(name, "member" if run.apply_args or silent_ns < TOLD_NS else "not applied")
 
 
 def stopped(root: Root, run: Run, group: Group) -> bool:

@@ -379,6 +379,9 @@ def _still_wanted(node: Node, job: Job, change: Change) -> bool:
     """An automatic rollback gives way to what happened while it was prepared: extension, hold, emergency."""
     if job.cause == "expired":
         return node.due(change)
+    group = node.state.groups.get(change.group) if job.cause == "group" else None
+    if group is not None:
+        return not groups.stopped_here(node, group, job.args["force"])
     if job.cause == "retry":
         return change.state == life.BLOCKED and not node.state.suspended and not node.state.held_by(change.id)
     return True
