@@ -291,7 +291,7 @@ def asked_decide(node: Node, event: Asked) -> None:
     if decision == "abort":
         _abort(node, event, group, ballot, fence)
         return
-    if group.phase != DECIDED:
+    if group.phase != DECIDED or (force and not group.force):
         lost = _lost(node, group)
         node.record("group_decided", {
             "group": gid, "ballot": ballot, "fence": fence, "decision": decision, "action": decision,
