@@ -345,14 +345,24 @@ def _watch(args: argparse.Namespace) -> int:
 # -- what the root decides ------------------------------------------------------------------------------------------
 
 
+def _each_node(result: dict[str, Any]) -> dict[str, Any]:
+    """As every command for many nodes: an object a node; the folded set stands beside it."""
+    from pact.cluster.nodesets import NodeSets
+
+    members = result.get("members", {})
+    nodes = {n: {"state": state} for state, names in members.items() for n in NodeSets().expand(names)}
+    return {**result, "nodes": nodes, "nodeset": result.get("nodes", "")}
+
+
 def _with(args: argparse.Namespace, op: str, request: dict[str, Any], nodes: str | None,
-          show: Callable[[dict[str, Any]], None]) -> int:  # fmt: skip
+          show: Callable[[dict[str, Any]], None],
+          for_json: Callable[[dict[str, Any]], dict[str, Any]] = dict) -> int:  # fmt: skip
     """Ask the root itself, and show what it says."""
     given = argparse.Namespace(**{**vars(args), "nodes": nodes})
     _, result = _ask(given, op, request)
     if args.json:
         said = {"message": result.message} if result.message else {}
-        emit({"v": 1, **result.result, "failed": result.failed, **said})
+        emit({"v": 1, **for_json(result.result), "failed": result.failed, **said})
         return result.exit
     if result.result:
         show(result.result)
@@ -375,7 +385,7 @@ def _apply(args: argparse.Namespace) -> int:
         declare.apply(args)
     except _Asked as asked:
         request = {**asked.args_, "allow_missing": _allow(args), "require_all": args.require == "all"}
-        return _with(args, "apply", request, args.nodes, _show_applied)
+        return _with(args, "apply", request, args.nodes, _show_applied, _each_node)
     raise AssertionError("apply asks nothing")
 
 
@@ -384,7 +394,19 @@ def _allow(args: argparse.Namespace) -> int | str | None:
     return int(text) if text is not None and text.isdigit() else text
 
 
+def _refuse_beside(args: argparse.Namespace, what: str, *flags: str) -> None:
+    """Raises UsageError for what would be passed over in silence: a person who means one node must not settle all."""
+    for flag in flags:
+        if getattr(args, flag, None) not in (None, False):
+            raise UsageError(f"{what}: --{flag.replace('_', '-')} does not go with it")
+
+
 def _settle_group(args: argparse.Namespace, group: str) -> int:
+    _refuse_beside(args, f"{group} is settled on all its nodes", "nodes", "all")
+    if args.command != "rollback":
+        _refuse_beside(args, f"{args.command} of a group", "force")
+    if args.command != "commit":
+        _refuse_beside(args, f"{args.command} of a group", "allow_missing")
     request: dict[str, Any] = {"group": group, "allow_missing": _allow(args)}
     if args.command == "extend":
         try:
@@ -401,6 +423,7 @@ def _settle_group(args: argparse.Namespace, group: str) -> int:
 
 
 def _fleet(args: argparse.Namespace) -> int:
+    _refuse_beside(args, "--all is every node", "nodes")
     if args.action == "place":
         if args.change is not None:
             raise UsageError("--all stops everything: name no change beside it")

@@ -16,6 +16,7 @@ from pact.core.questions import (
     ABSENT,
     allowed,
     answer_of,
+    gravest,
     refusal_of,
     refuse_absent,
     require_role,
@@ -372,12 +373,23 @@ class Coordinator:
             raise UsageError(f"{run.id} would be extended by more than 10d in all", "commit it, for a time: --ttl D")
         reopened = run.step == BLOCKED
 
+        refused: dict[str, tuple[int, str]] = {}
+
+        def part(names: list[str], body: bytes) -> None:
+            answer = answer_of(body)
+            if answer["exit"]:
+                refused.update(dict.fromkeys(names, (answer["exit"], answer["message"])))
+
+        def told(lost: dict[str, str]) -> None:
+            codes = [code for code, _ in refused.values()] + [EXIT_UNREACHABLE] * bool(lost)
+            failed = {**{n: why for n, (_, why) in refused.items()}, **lost}
+            root.questions.reply(head, gravest(codes), result=self.shown(run.id), failed=failed)
+
         def done() -> None:
             run.step, run.retry_at_ns = OPEN, None
             note = {"group": run.id, "fence": root.fence, "left_ns": max(0, group.ends_ns - root.t_ns)}
             here = [n for n in run.members if n in root.nodes]
-            root.questions.ask_members(here, "group_extend", note, head["caller"], ignore, lambda lost: (
-                root.questions.reply(head, 0, result=self.shown(run.id), failed=lost)))  # fmt: skip
+            root.questions.ask_members(here, "group_extend", note, head["caller"], part, told)
 
         run.step = DECIDING  # no timer and no vote until it is durable
         root.record("window_extended", {"group": run.id, "by_ns": by_ns, "reopened": reopened, "fence": root.fence},
