@@ -294,3 +294,26 @@ def test_a_file_of_keys_that_everybody_can_write_is_refused(tmp_path: Path) -> N
     path.chmod(0o666)
     with pytest.raises(ConfigError, match="everybody"):
         auth.read(str(path))
+
+
+@pytest.mark.invariant("T12")
+def test_a_call_whose_answer_died_with_the_agent_is_not_done_twice(kit: Kit) -> None:
+    root = kit.start_root()
+    path = kit.start_agent("n001", ("root1", kit.url))
+    kit.until(lambda: "n001" in root.below, "the agent is there")
+    hold = {"reason": "x", "for_ns": 3600 * 10**9}
+    root.call("7", "hold_place", ["n001"], hold)
+    kit.until(lambda: root.final("7"), "it is held")
+    kit.kill("n001")
+    kit.until(lambda: "n001" not in root.below, "the agent is gone")
+    kit.start_agent("n001", ("root1", kit.url))
+    kit.until(lambda: "n001" in root.below, "the agent is there again")
+    root.answers.clear()
+    root.call("7", "hold_place", ["n001"], hold)
+    kit.until(lambda: root.final("7"), "it is answered")
+    answer = root.bodies("7")["n001"]
+    assert answer["exit"] == 5 and "not done twice" in answer["message"], answer
+    assert len(kit.ask(path, "status")["result"]["holds"]) == 1
+    root.call("8", "hold_place", ["n001"], hold)
+    kit.until(lambda: root.final("8"), "another one is done")
+    assert len(kit.ask(path, "status")["result"]["holds"]) == 2

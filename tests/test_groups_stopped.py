@@ -249,3 +249,43 @@ def test_nobody_extends_a_group_for_ever() -> None:
     assert ask(c, "group_extend", group=gid, by_ns=10 * 24 * 3600 * S)[0] == 0
     code, _, _, message = ask(c, "group_extend", group=gid, by_ns=3600 * S)
     assert code == 2 and "10d in all" in message
+
+
+@pytest.mark.invariant("G5")
+def test_a_node_that_is_out_of_service_can_be_forgotten_and_nothing_waits_for_it() -> None:
+    c = cluster()
+    gid = apply(c)
+    c.crash("n3")
+    c.advance(10 * S)
+    assert ask(c, "nodes_forget", "n2")[0] == 4, "it is connected"
+    assert ask(c, "nodes_forget", "n9")[0] == 2, "nobody knows it"
+    assert ask(c, "nodes_forget", "n3", role="ops")[0] == 3
+    assert ask(c, "group_rollback", group=gid)[0] == 5
+    assert ask(c, "fleet_hold", reason="x", for_ns=S)[0] == 5
+    c.advance(5 * S)
+    assert group(c, gid)["members"]["owed"] == "n3"
+    assert ask(c, "nodes_forget", "n3")[0] == 0
+    assert group(c, gid)["state"] == "rolled back, except on n3: out of service"
+    assert ask(c, "fleet_hold", reason="x", for_ns=S)[0] == 0
+    c.advance(5 * S)
+    c.crash_root()
+    c.advance(20 * S)
+    again = apply(c, "n0,n1")
+    assert ask(c, "group_commit", group=again, message="x")[0] == 0
+    c.restart("n3")
+    c.advance(40 * S)
+    assert machines(c)[3] == "old", "it is told on its return what it owed"
+    assert ask(c, "fleet_hold", reason="x", for_ns=S)[1]["nodes"] == 4
+    c.check()
+
+
+def test_a_commit_does_not_miss_who_is_out_of_service() -> None:
+    c = cluster()
+    gid = apply(c)
+    c.crash("n3")
+    c.advance(10 * S)
+    assert ask(c, "group_commit", group=gid, message="x")[0] == 5
+    assert ask(c, "nodes_forget", "n3")[0] == 0
+    code, result, _, _ = ask(c, "group_commit", group=gid, message="x")
+    assert code == 4 and result["state"] == "committed, except on n3: out of service"
+    assert machines(c)[:3] == ["new"] * 3

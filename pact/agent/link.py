@@ -50,6 +50,12 @@ RUNNING_MAX: Final = 64
 CACHED_MAX: Final = 256
 CACHED_BYTES_MAX: Final = 2 << 20
 UID_FOR_S: Final = 300.0
+BEGUN_RECORDS: Final = 1_000
+#: What must not be done twice. Whatever the root asks of a group's member may.
+ONCE: Final = frozenset({
+    "commit", "rollback", "extend", "declare", "adopt", "hold_place", "hold_release", "emergency_start",
+    "emergency_end",
+})  # fmt: skip
 HERE_ONLY: Final = frozenset({"watch", "export", "content"})
 VIEWER: Final = Caller(Actor("cluster", None, "viewer", "cluster"), Owner("cluster", "cluster"))
 ROLES: Final = ("viewer", "ops", "admin")
@@ -123,7 +129,13 @@ class Link:
         self._cached_bytes = 0
         self._uids: dict[str, tuple[float, int | None]] = {}
         self._untold: list[Event] = []
+        self._begun = self._calls_begun()
         self._since_wall_ns = 0
+
+    def _calls_begun(self) -> set[str]:
+        """Calls of which the journal has a record: they may come again, and their answers are lost.  # T12"""
+        rows = self.agent.journal.newest(BEGUN_RECORDS)
+        return {str(call) for body, _ in rows if (call := orjson.loads(body)["data"].get("call"))}
 
     def _opened(self, socket: zmq.Socket[bytes]) -> None:
         self.agent.watch_fd(socket.fileno())
@@ -289,6 +301,9 @@ class Link:
             pass  # its answer comes
         elif head["fence"] < self.uplink.fence:
             self._refuse(key, EXIT_CONFLICT, "this root has been replaced", "repeat the command")
+        elif head["op"] in ONCE and _name_of(key) in self._begun:
+            self._refuse(key, EXIT_UNREACHABLE, "this was begun before the agent was restarted; it is not done twice",
+                         "pact log says what was done")  # fmt: skip
         elif len(self._running) >= RUNNING_MAX:
             self._refuse(key, EXIT_UNREACHABLE, f"{RUNNING_MAX} commands are under way on this node", "repeat it later")
         else:
@@ -310,7 +325,7 @@ class Link:
         if op == "log" and args.get("count") is None:
             args["count"] = ROWS_MAX
         self._running.add(key)
-        remote = Remote(self, key, self._caller(head["caller"]))
+        remote = Remote(self, key, self._caller(head["caller"], _name_of(key)))
         self.agent.requests.line(remote, orjson.dumps({"v": 1, "op": op, "args": args}))
         if remote.open and not remote.tokens:
             self._refuse(key, EXIT_FAILED, f"{op} gave no answer", "")
@@ -334,17 +349,17 @@ class Link:
         parts = [[[self.uplink.name], len(body)]]
         self._send("answer", {"call": key[1], "final": True, "parts": parts, "lost": []}, body)
 
-    def _caller(self, said: Mapping[str, Any]) -> Caller:
+    def _caller(self, said: Mapping[str, Any], call: str) -> Caller:
         """The operator, whom the root has authenticated. One who has an account here owns what that account owns."""
         user, role = said["user"], said["role"]
         if role == "agent":
-            return Caller(Actor("pact", None, "agent", "cluster"), Owner("agent", "pact"))
+            return Caller(Actor("pact", None, "agent", "cluster", call), Owner("agent", "pact"))
         role = role if role in ROLES else "viewer"
         uid = self._uid(user)
         if uid == 0 and role != "admin":
             uid = None
         owner = Owner(f"cluster:{user}", user) if uid is None else Owner(f"uid:{uid}", user, uid)
-        return Caller(Actor(user, uid, role, "cluster"), owner)
+        return Caller(Actor(user, uid, role, "cluster", call), owner)
 
     def _uid(self, user: str) -> int | None:
         now_s = time.monotonic()
@@ -365,6 +380,11 @@ class Link:
         since = rfc3339(self._since_wall_ns) if self.uplink.connected else None
         return {"parent": self.uplink.parent or None, "connected": self.uplink.connected, "since": since,
                 "replicated": self.outbox.acked, "waiting": self.outbox.waiting}  # fmt: skip
+
+
+def _name_of(key: tuple[int, str]) -> str:
+    """A call's name in the journal; no two roots share one."""
+    return f"{key[0]}/{key[1]}"
 
 
 def _without_data(body: bytes, hash_: str) -> bytes:

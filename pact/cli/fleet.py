@@ -105,6 +105,9 @@ def run(args: argparse.Namespace, handler: Handler | None) -> int:
     group = _group_of(args)
     if args.command == "groups":
         return _with(args, "groups", {"group": args.group, "all": args.all}, None, _show_groups)
+    if args.command == "nodes" and args.forget is not None:
+        _refuse_beside(args, "--forget names its nodes itself", "nodes")
+        return _with(args, "nodes_forget", {}, args.forget, lambda r: say(f"forgotten: {clean(r['forgotten'])}"))
     if args.command == "nodes":
         return _with(args, "nodes", {}, args.nodes, _show_nodes)
     if args.command == "hold" and args.all:

@@ -220,7 +220,7 @@ class RootPart:
         counts: dict[str, int] = {}
         for group in shown:
             counts[group["state"]] = counts.get(group["state"], 0) + 1
-        away = [n for n in state.cursors if n not in root.nodes and n != rootlog.ROOT]
+        away = root.questions.targets(None)[1]
         states = {s: [self._sets.fold(names), len(names)] for s, names in self.states.items() if names}
         if away:
             states["away"] = [self._sets.fold(away), len(away)]

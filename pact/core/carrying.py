@@ -66,6 +66,7 @@ class Carrier:
     def waves(self, run: Run) -> None:
         root, limits = self.root, self.root.limits
         group = root.state.groups[run.id]
+        self._pass_over(run)
         size = limits.wave if group.decision == "rollback" else len(run.members)
         while run.step == CARRYING and run.waves < limits.waves_at_once and not stopped(root, run, group):
             wave = sorted(n for n in run.todo if n in root.nodes)[:size]
@@ -77,6 +78,15 @@ class Carrier:
             self._wave(run, group, wave)
         if not run.waves:
             self._rest(run, group)
+
+    def _pass_over(self, run: Run) -> None:
+        """Who was taken out of service owes nothing any more; the outcome names it."""
+        gone = [n for n in run.todo | run.failed.keys() if n in self.root.state.forgotten and n not in self.root.nodes]
+        for name in gone:
+            run.todo.discard(name)
+            run.failed.pop(name, None)
+            run.done.add(name)
+            run.odd[name] = "out of service"
 
     def _wave(self, run: Run, group: Group, wave: list[str]) -> None:
         def part(names: list[str], body: bytes) -> None:

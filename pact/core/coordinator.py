@@ -60,6 +60,7 @@ RELEASE_NS: Final = 2 * NS_PER_S
 BALLOTS: Final = 1_000_000
 ASKED_MAX: Final = 64
 VOTE_TRIES: Final = 2
+FORGET_MAX: Final = 10_000
 
 
 class Coordinator:
@@ -74,7 +75,7 @@ class Coordinator:
         self.ops: Mapping[str, Callable[[Head, dict[str, Any]], None]] = {
             "apply": self.beginner.apply, "group_commit": self._commit, "group_rollback": self._rollback,
             "group_extend": self._extend, "groups": self._list, "fleet_hold": self.fleet.place,
-            "fleet_release": self.fleet.release,
+            "fleet_release": self.fleet.release, "nodes_forget": self._forget,
         }  # fmt: skip
         self._ballots = 0
         self._not_before_ns = 0
@@ -201,8 +202,7 @@ class Coordinator:
             raise UsageError("--ttl must lie between 15m and 10d")
         if self._already(run, "commit", head):
             return
-        away = {n: ABSENT for n in run.members if n not in self.root.nodes}
-        refuse_absent(self.root, away, self.root.questions.allowance(args), f"{run.id} was not committed")
+        refuse_absent(self.root, self._away(run), self.root.questions.allowance(args), f"{run.id} was not committed")
         self._vote(run, "commit", head, {**args, "message": message, "ttl_ns": ttl_ns})
 
     def _rollback(self, head: Head, args: dict[str, Any]) -> None:
@@ -251,14 +251,14 @@ class Coordinator:
         run.step, run.ballot, run.force = VOTING, self._ballot(), bool(args.get("force"))
         run.heads = [] if head is None else [head]
         run.yes, run.no, run.retry_at_ns, run.allow = set(), {}, None, allow
-        run.missing = {n: ABSENT for n in run.members if n not in root.nodes}
+        run.missing = self._away(run)
         caller = PACT if head is None else head["caller"]
         if head is not None:
             root.questions.progress(head, 0, len(run.members) - len(run.missing))
 
         vote = {"group": run.id, "fence": root.fence, "action": action, "ballot": run.ballot, "automatic": automatic,
                 "force": bool(args.get("force"))}  # fmt: skip
-        here = [n for n in run.members if n not in run.missing]
+        here = [n for n in run.members if n in root.nodes]
         self._ask_votes(run, here, vote, caller, lambda: self._counted(run, action, args, caller, before), VOTE_TRIES)
 
     def _ask_votes(self, run: Run, names: Iterable[str], vote: Mapping[str, Any], caller: Mapping[str, Any],
@@ -357,6 +357,33 @@ class Coordinator:
                      **({"force": True} if run.force else {})},
             "owed": root.sets.fold(run.missing) if run.missing else "",
         }, root.actor(caller if run.heads else None), lambda: self.carrier.carry(run))  # fmt: skip
+
+    # -- nodes that are gone for good ---------------------------------------------------------------------------
+
+    def _away(self, run: Run) -> dict[str, str]:
+        """Members that are missed: not those that were taken out of service."""
+        return {n: ABSENT for n in run.members if n not in self.root.nodes and n not in self.root.state.forgotten}
+
+    def _forget(self, head: Head, args: dict[str, Any]) -> None:
+        """These nodes are out of service: nobody waits for them any more. One that comes back is as before."""
+        root = self.root
+        require_role(head, "admin", "nodes --forget")
+        if head["nodes"] is None:
+            raise UsageError("say which nodes are to be forgotten")
+        here, absent = root.questions.targets(head["nodes"])
+        if here:
+            raise ConflictError(f"{root.sets.fold(here)} is connected", "take its key out of authorized_keys.toml")
+        known = [n for n in absent if n in root.state.cursors or any(n in r.members for r in self.runs.values())]
+        if len(known) < len(absent) or len(known) > FORGET_MAX:
+            raise UsageError(f"no such node: {root.sets.fold(set(absent).difference(known))}", "pact nodes lists them")
+
+        def done() -> None:
+            for run in list(self.runs.values()):
+                if root.state.groups[run.id].state == DECIDED and run.step != DECIDING:
+                    self.carrier.waves(run)
+            root.questions.reply(head, 0, result={"v": 1, "forgotten": root.sets.fold(known)})
+
+        root.record("node_forgotten", {"nodes": sorted(known), "fence": root.fence}, root.actor(head["caller"]), done)
 
     # -- extend, list -------------------------------------------------------------------------------------------
 

@@ -122,6 +122,8 @@ class Node:
 
     def record(self, type_: str, data: Mapping[str, Any], actor: Actor = AGENT_ACTOR) -> None:
         """Append a record and fold it in."""
+        if actor.call:  # T12
+            data = {**data, "call": actor.call}
         record, body = seal(
             self.state.seq + 1, self.state.hash, rfc3339(self.wall_ns), self.t_ns, self.name, type_,
             actor.to_json(), data,

@@ -215,10 +215,13 @@ class Questions:
         return [t for piece in pieces for t in self._folded(piece)]
 
     def targets(self, text: str | None) -> tuple[list[str], list[str]]:
-        """Connected and absent nodes of a node set (``None``: every node that the root has ever heard of)."""
+        """Connected and absent nodes of a node set (``None``: every node that the root has heard of, and not forgotten
+        for good).
+        """
         root = self.root
         if text is None:
-            wanted = [*root.nodes, *(n for n in root.state.cursors if n not in root.nodes and n != ROOT)]
+            known, here = root.state, root.nodes
+            wanted = [*here, *(n for n in known.cursors if n not in here and n not in known.forgotten and n != ROOT)]
         else:
             wanted = root.sets.expand(text)
         return [n for n in wanted if n in root.nodes], [n for n in wanted if n not in root.nodes]

@@ -1,7 +1,8 @@
 """The root's log on etcd: for sites that want a second root, and a log that outlives a machine.
 
-Keys below ``/pact/<cluster>/``: ``leader`` (with a lease), ``term`` (the newest fence), ``head`` (the next number), ``log/<first>``, ``part/<first>/<n>`` (of chunks too large for one value), ``snapshot`` (what the newest one
-consists of) and ``snap/<gseq>-<fence>/<n>`` (its parts). A lease alone excludes nobody: a leader that slept does not
+Keys below ``/pact/<cluster>/``: ``leader`` (with a lease), ``term`` (the newest fence), ``head`` (the next number),
+``log/<first>``, ``part/<first>/<n>`` (of chunks too large for one value), ``snapshot`` (what the newest one consists
+of) and ``snap/<gseq>-<fence>/<n>`` (its parts). A lease alone excludes nobody: a leader that slept does not
 know that it has ended. So every write is one transaction that compares the leader's create revision, and the head
 where it moves.  # Q1
 
