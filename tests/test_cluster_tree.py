@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -317,3 +318,45 @@ def test_a_call_whose_answer_died_with_the_agent_is_not_done_twice(kit: Kit) -> 
     root.call("8", "hold_place", ["n001"], hold)
     kit.until(lambda: root.final("8"), "another one is done")
     assert len(kit.ask(path, "status")["result"]["holds"]) == 2
+
+
+@pytest.mark.invariant("K2")
+def test_an_older_copy_of_a_journal_is_noticed_and_nothing_counts_as_replicated(kit: Kit, tmp_path: Path) -> None:
+    root = kit.start_root()
+    state = kit.base / "agent-n001" / "state"
+    hold = {"reason": "x", "for_ns": 3600 * 10**9}
+
+    def lives(holds: int) -> str:
+        path = kit.start_agent("n001", ("root1", kit.url))
+        kit.until(lambda: "n001" in root.below, "the agent is there")
+        for _ in range(holds):
+            assert kit.ask(path, "hold_place", **hold)["exit"] == 0
+        return path
+
+    def replicated(path: str) -> bool:
+        journal = kit.ask(path, "status")["result"]["journal"]
+        return bool(journal["replicated"] == journal["seq"])
+
+    def ended() -> None:
+        kit.kill("n001")
+        kit.until(lambda: "n001" not in root.below, "the agent is gone")
+
+    path = lives(1)
+    kit.until(lambda: replicated(path), "all is at the root")
+    ended()
+    shutil.copytree(state, tmp_path / "copy")
+    path = lives(9)
+    kit.until(lambda: replicated(path), "all is at the root")
+    ended()
+    shutil.rmtree(state)
+    shutil.copytree(tmp_path / "copy", state)
+    path = lives(2)
+    cluster = kit.until(lambda: (s := kit.ask(path, "status")["result"]["cluster"])["forked"] and s, "it is noticed")
+    assert cluster["replicated"] < cluster["forked"]
+    for _ in range(12):  # also when its numbers have passed the root's
+        assert kit.ask(path, "hold_place", **hold)["exit"] == 0
+    ended()
+    path = lives(0)
+    kit.during(1.0)
+    assert not replicated(path) and kit.ask(path, "status")["result"]["cluster"]["forked"]
+    assert "older copy was put back" in kit.logs()

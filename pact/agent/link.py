@@ -114,9 +114,10 @@ class Link:
         first = agent.journal.get(0)
         incarnation = first.hash[:16] if first is not None else ""
         self._path = os.path.join(config.state_dir, FILE_NAME)
-        self._saved = self._load(incarnation)
+        self._saved, forked = self._load(incarnation)
         self._save_ns = 0
         self.outbox = Outbox(config.name, incarnation, newest=agent.journal.seq, acked=self._saved)
+        self.outbox.forked = self._said_forked = forked
         self.uplink = Uplink(
             config.name, "node", config.parents, random.Random(), session=secrets.randbits(64), version=__version__,
             rack=config.rack, more=self._more, unfinished=lambda: groups.unfinished(agent.node),
@@ -163,6 +164,11 @@ class Link:
             if not self._todo:
                 break
             self._next(self._todo.popleft(), now_ns)
+        if self.outbox.forked != self._said_forked:
+            self._said_forked = self.outbox.forked
+            log(f"cluster: the root has records up to {self.outbox.forked} of this journal, which ends before: an "
+                "older copy was put back. Nothing more is replicated; see docs/cluster.md", 3)  # fmt: skip
+            self.save()
         if self.outbox.acked != self._saved and now_ns >= self._save_ns:
             self.save()
             self._save_ns = now_ns + SAVE_NS
@@ -240,19 +246,21 @@ class Link:
     def replicated(self) -> int:
         return self.outbox.acked
 
-    def _load(self, incarnation: str) -> int:
+    def _load(self, incarnation: str) -> tuple[int, int]:
+        """How far the root is known to be, and whether it is known to have another journal (else 0)."""
         try:
             with open(self._path, "rb") as f:
                 obj = orjson.loads(f.read(4096))
-            return int(obj["seq"]) if obj["incarnation"] == incarnation else -1
+            return (int(obj["seq"]), int(obj.get("forked", 0))) if obj["incarnation"] == incarnation else (-1, 0)
         except (OSError, ValueError, KeyError, TypeError):
-            return -1
+            return -1, 0
 
     def save(self) -> None:
         """A hint for the next start; without it everything is sent again, and the root passes over what it has."""
         try:
             with open(self._path + ".new", "wb") as f:
-                f.write(orjson.dumps({"incarnation": self.outbox.incarnation, "seq": self.outbox.acked}))
+                f.write(orjson.dumps({"incarnation": self.outbox.incarnation, "seq": self.outbox.acked,
+                                      "forked": self.outbox.forked}))  # fmt: skip
             os.replace(self._path + ".new", self._path)
         except OSError:
             pass
@@ -379,7 +387,8 @@ class Link:
         """What ``pact status`` shows of the cluster."""
         since = rfc3339(self._since_wall_ns) if self.uplink.connected else None
         return {"parent": self.uplink.parent or None, "connected": self.uplink.connected, "since": since,
-                "replicated": self.outbox.acked, "waiting": self.outbox.waiting}  # fmt: skip
+                "replicated": self.outbox.acked, "waiting": self.outbox.waiting,
+                "forked": self.outbox.forked or None}  # fmt: skip
 
 
 def _name_of(key: tuple[int, str]) -> str:

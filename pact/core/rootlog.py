@@ -351,6 +351,10 @@ class Writer:
         if batch.first > known.seq + 1:
             return "hole"
         lines = list(batch.lines[known.seq + 1 - batch.first :])
+        if batch.first <= known.seq < batch.first + len(batch.lines):
+            last = _object(batch.lines[known.seq - batch.first])
+            if last["hash"] != known.hash:  # K2
+                raise ValueError(f"its record {known.seq} is not that in the log: an older copy was put back")
         if not lines:
             return ""
         seq, hash_, types = known.seq, known.hash, []
