@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -36,7 +37,7 @@ class Hostile(Kit):
     def person(self, name: str) -> Socket:
         """Connected and welcomed, however long the root takes to lead."""
         sock = self.dealer(name)
-        self._welcomed(sock, name, "client")
+        self._welcomed(sock, name, "client", session=secrets.randbits(62))
         return sock
 
     def node(self, name: str, **more: Any) -> Socket:
