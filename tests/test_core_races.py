@@ -188,3 +188,18 @@ def test_rollbacks_that_waited_for_a_consumer_count_as_automatic() -> None:
     world.write(A, ONE, ANN.owner)
     world.advance(900 * S)
     assert world.machine[A] == ONE and "contended" in next(iter(world.node.state.changes.values())).reason
+
+
+def test_each_resource_of_a_change_names_the_command_that_drifted_it() -> None:
+    from dataclasses import replace
+
+    world = started()
+    editor, tool = replace(ANN.owner, command="vi /f"), replace(ANN.owner, command="sysctl -w a=1")
+    world.write(F, ONE, editor)
+    world.write(A, ONE, tool)
+    world.write(F, TWO, None)  # a rescan names nobody
+    (change,) = world.node.state.changes.values()
+    assert {r: m.command for r, m in change.members.items()} == {F: "vi /f", A: "sysctl -w a=1"}
+    world.write(A, TWO, editor)
+    assert change.members[A].command == "vi /f" and change.owner.command == "vi /f"
+    world.check()

@@ -10,7 +10,7 @@ What operators ask for stands in ``settle`` (commit, rollback, extend), ``declar
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Protocol
 
 from pact.core import change as life
@@ -339,8 +339,9 @@ class Node:
             self.detect(resource, intent.id, intent.owner, actual, deviation_n, weight_n, self._opened(resource))
             return True
         if change is not None and (not identified or (writer is not None and writer.key == change.owner.key)):
-            opened_ns = change.members[resource].opened_ns
-            self.detect(resource, change.id, change.owner, actual, deviation_n, weight_n, opened_ns)
+            member = change.members[resource]
+            by = writer if identified and writer is not None else replace(change.owner, command=member.command)
+            self.detect(resource, change.id, by, actual, deviation_n, weight_n, member.opened_ns)
             return True
         owner = writer if writer is not None and identified else UNATTRIBUTED
         cid = state.ambient.get(owner.key) or self.new_change_id()

@@ -281,7 +281,8 @@ class State:
             return
         old = change.members[resource]
         self._put(change, Member(
-            resource, old.actual, deviation_n, old.weight_n, old.opened_ns, old.seen, old.shift_ns))  # fmt: skip
+            resource, old.actual, deviation_n, old.weight_n, old.opened_ns, old.seen, old.shift_ns,
+            old.command))  # fmt: skip
 
     def _void_ttl(self, resource: str) -> None:
         if self.ttls.pop(resource, None) is not None:
@@ -328,7 +329,8 @@ class State:
             shift_ns = before.members[resource].shift_ns
         change.intents.discard(resource)
         self._put(change, Member(
-            resource, data["actual"], data["deviation_n"], data["weight_n"], data["opened_ns"], record.time, shift_ns
+            resource, data["actual"], data["deviation_n"], data["weight_n"], data["opened_ns"], record.time, shift_ns,
+            data["owner"]["command"],
         ))  # fmt: skip
         self._take(change, "drift")
         self.recent.pop(recent_key(change.owner.key, resource), None)
