@@ -452,7 +452,8 @@ def test_an_etcd_that_is_full_says_so_and_what_to_do(tmp_path: Path) -> None:
                 first += 1
         assert "docs/etcd.md" in caught.value.hint
         assert 3 <= first < 40
-        assert len(list(store.read(1))) == first - 1
+        # the refused one may have got in, its answer lost: whoever is refused repeats the same bytes
+        assert len(list(store.read(1))) in (first - 1, first)
         store.close()
 
 
