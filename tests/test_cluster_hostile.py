@@ -17,11 +17,13 @@ from pact.core.wire import Message
 from pact.errors import LocalProtocolError
 
 Socket = zmq.Socket[bytes]
-NAMES = {"root1": "aggregator", "n1": "node", "n2": "node", "view": "viewer", "op": "ops", "adm": "admin"}
+NAMES = {"root1": "aggregator", "agg1": "aggregator", "n1": "node", "n2": "node", "view": "viewer", "op": "ops", "adm": "admin"}
 
 
 class Hostile(Kit):
     """A root as a process, with its log in SQLite."""
+
+    _people = 1
 
     def start(self) -> None:
         tree, events, replay = (f"tcp://127.0.0.1:{p}" for p in free_ports(3))
@@ -33,11 +35,16 @@ class Hostile(Kit):
             f'[keys]\nsecret = "{self.secret("root1")}"\nauthorized = "{self.authorized}"\n')
         self.run("root1", "aggregator", "--config", str(path))
 
-    def person(self, name: str) -> Socket:
+    def person(self, name: str, at: str = "root1") -> Socket:
         """Connected and welcomed, however long the root takes to lead."""
-        sock = self.dealer(name)
-        self._welcomed(sock, name, "client")
+        sock = self.dealer(name, at, self.below if at == "agg1" else "")
+        self._people += 1
+        self._welcomed(sock, name, "client", session=self._people << 20)
         return sock
+
+    def start_below(self) -> None:
+        """An aggregator under the root."""
+        self.below = self.start_aggregator("agg1", ("root1", self.url))
 
     def node(self, name: str, **more: Any) -> Socket:
         sock = self.dealer(name)
@@ -183,6 +190,43 @@ def test_a_request_that_just_fits_a_frame_ends_nobody(kit: Hostile) -> None:
     view.send(wire.encode("request", head, b'{"x":"' + b"z" * (size - 8) + b'"}'))
     time.sleep(1)
     view.close(0)
+    kit.still_at_work()
+
+
+def raw_request(head: bytes, body: bytes = b"{}") -> bytes:
+    return b"P1\x07" + len(head).to_bytes(4, "little") + head + body
+
+
+@pytest.mark.invariant("T13")
+@pytest.mark.parametrize("at", ["root1", "agg1"])
+def test_a_head_that_just_fits_or_says_more_ends_no_relay(kit: Hostile, at: str) -> None:
+    """Whoever hands a request on adds to its head, and checks what it sends."""
+    kit.start_below()
+    view = kit.person("view", at)
+    before, after = b'{"id":1,"op":"status","nodes":"', b'"}'
+    view.send(raw_request(before + b"n" * (wire.HEAD_MAX - len(before) - len(after)) + after))
+    assert kit.result(view).head["exit"] == 2
+    view.send(raw_request(b'{"id":2,"op":"nodes"}', b'"' + b"x" * wire.BODY_MAX + b'"'))
+    assert kit.result(view).head["exit"] == 2
+    view.send(raw_request(b'{"id":3,"op":"nodes","shoe_size":44}'))
+    assert kit.result(view).head["exit"] == 0
+    assert kit.processes["agg1"].poll() is None, kit.logs()
+    kit.still_at_work()
+
+
+GROWS = b'{"a":[' + b",".join([b"1E15"] * 1_500_000) + b"]"
+
+
+@pytest.mark.invariant("T13")
+def test_arguments_that_grow_when_they_are_written_again_end_nobody(kit: Hostile) -> None:
+    node, view, adm = kit.node("n1"), kit.person("view"), kit.person("adm")
+    time.sleep(0.3)
+    view.send(raw_request(b'{"id":1,"op":"ping","nodes":"n1"}', GROWS + b"}"))
+    answer = b'{"ok":true,"exit":0,"result":{}}'
+    said = kit.answering(node, "n1", lambda op: answer, lambda: _result(kit, view))
+    assert said is not None and said.head["exit"] == 0, "unchanged bytes travel"
+    adm.send(raw_request(b'{"id":1,"op":"apply","nodes":"n1"}', b'{"resources":{"sysctl:x":' + GROWS + b"}}}"))
+    assert kit.result(adm).head["exit"] == 2
     kit.still_at_work()
 
 

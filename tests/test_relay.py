@@ -243,6 +243,40 @@ def test_answers_and_names_overtake_events() -> None:
     assert [u.kind for u in b.up()] == ["below", "answer", "events"]
 
 
+@pytest.mark.invariant("T13")
+def test_what_fits_no_frame_is_dropped_counted_and_answered() -> None:
+    """However it came about: the last line of defence."""
+    b = Bench()
+    b.hello(N1)
+    b.hello(OPS)
+    b.up()
+    b.say(OPS, "request", {"id": 7, "op": "status"})
+    (asked,) = b.up()
+    client = {"client": asked.head["client"], "id": 7}
+    part = message("part", {**client, "names": ["n1"]}, b"x" * wire.FRAME_MAX)
+    (said,) = b.heard(b.relay.from_parent(part, b.t))
+    assert said.kind == "result" and said.head["exit"] == 1 and "too much" in said.head["message"]
+    head = {"call": "1.2", "op": "x", "nodes": ["n1"], "caller": CALLER, "fence": 1, "timeout_ms": 5000}
+    assert b.heard(b.relay.from_parent(message("call", head, b"x" * wire.FRAME_MAX), b.t)) == []
+    (up,) = b.up()
+    assert up.head["lost"] == ["n1"] and up.head["final"]
+    assert b.relay.unsaid == 2 and len(b.notes) == 2
+
+
+@pytest.mark.invariant("T13")
+def test_more_names_than_a_head_takes_are_lost_and_the_others_asked() -> None:
+    b = Bench()
+    long = [f"{i:05d}{'x' * 245}" for i in range(17_500)]
+    b.hello(AGG1, below=long[:8_000])
+    b.say(AGG1, "below", {"add": long[8_000:16_000]})
+    b.say(AGG1, "below", {"add": long[16_000:]})
+    b.hello(N1)
+    b.up()
+    assert [rid for rid, _ in b.call([*long, "n1"])] == [b"n1"]
+    b.answer(N1, {b"a": ["n1"]})
+    assert sorted(n for u in b.up() for n in u.head["lost"]) == long
+
+
 def test_fleet_holds_are_told_to_who_comes_with_the_time_that_is_left() -> None:
     b = Bench()
     b.hello(N1)

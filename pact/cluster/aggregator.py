@@ -35,7 +35,7 @@ from pact.core.relay import Effect, Ended, Relay, ToChildren
 from pact.core.uplink import Connect, Deliver, Disconnect, Lost, Note, Send, Uplink
 from pact.core.uplink import Effect as UplinkEffect
 from pact.core.wire import Message
-from pact.errors import ConfigError, PactError, RemoteProtocolError
+from pact.errors import ConfigError, LocalProtocolError, PactError, RemoteProtocolError
 from pact.model import NS_PER_S
 
 ROUTER_BATCH: Final = 1_024
@@ -339,7 +339,12 @@ class Aggregator:
 
     def _send_up(self, up: Up, now_ns: int) -> None:
         if self.uplink is not None:
-            self._from_uplink(self.uplink.send(up.kind, up.head, up.body), now_ns)
+            try:
+                effects = self.uplink.send(up.kind, up.head, up.body)
+            except LocalProtocolError as exc:  # T13
+                self._perform(self.relay.unsendable(up, exc), now_ns)
+                return
+            self._from_uplink(effects, now_ns)
         elif self.root is not None:
             message = wire.message(up.kind, up.head, up.body)
             self._from_root(self.root.received(message, now_ns, time.time_ns()), now_ns)
@@ -375,7 +380,8 @@ class Aggregator:
             "healthy": relay.rooted, "trouble": "" if relay.rooted else "no way to the root",
         }  # fmt: skip
         theirs = dict(self.root.shown()) if self.root is not None else {}
-        refused = {**theirs.get("refused", {}), "messages of children": relay.violations + self.bad}
+        refused = {**theirs.get("refused", {}), "messages of children": relay.violations + self.bad,
+                   "messages that fit no frame": relay.unsaid}  # fmt: skip
         return {**own, **theirs, "refused": refused}
 
     # -- keys ---------------------------------------------------------------------------------------------------

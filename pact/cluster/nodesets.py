@@ -7,10 +7,11 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Any, Final
 
+from pact.core import wire
 from pact.errors import UsageError
 
 NODES_MAX: Final = 100_000
-TEXT_MAX: Final = 256 << 10
+TEXT_MAX: Final = wire.NODES_MAX
 DIGITS_MAX: Final = 18
 MANY: Final = 200
 PARTS_MAX: Final = 2 * NODES_MAX  # of all parts together, before what is excluded

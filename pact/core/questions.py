@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import orjson
 
 from pact.core.rootlog import ROOT
-from pact.core.wire import Message, sections
+from pact.core.wire import BODY_MAX, Message, sections
 from pact.errors import (
     EXIT_BLOCKED,
     EXIT_CONFLICT,
@@ -35,6 +35,9 @@ QUESTIONS_MAX: Final = 1000
 #: Of a text in a result; what people or nodes say may be longer than a head takes.
 SAID_MAX: Final = 4_000
 NAMES_MAX: Final = 32_000
+#: Of what the root writes anew for nodes: the rest of a group's arguments comes on top.
+ARGS_MAX: Final = BODY_MAX - (1 << 20)
+GROWTH: Final = 8  # at most so many times longer is JSON that is written anew: 1E15 becomes 1000000000000000.0
 HOLDERS_MAX: Final = 20
 LOST: Final = "lost contact before it answered; it may have been done"
 LATE: Final = "no answer in time; it may still be done"
@@ -162,17 +165,20 @@ class Questions:
 
     # -- clients ------------------------------------------------------------------------------------------------
 
-    def request(self, head: Mapping[str, Any], args: dict[str, Any]) -> None:
-        """What a person asks. The answer is one ``result``, after ``part`` messages where nodes were asked."""
+    def request(self, head: Mapping[str, Any], args: dict[str, Any], raw: bytes) -> None:
+        """What a person asks; ``raw`` is ``args`` as they were written. The answer is one ``result``, after ``part``
+        messages where nodes were asked.
+        """
         root, op = self.root, head["op"]
         try:
             if len(self.open) >= QUESTIONS_MAX:
                 raise PactError("the root has too many questions under way", "try again in a moment")
             own = root.groups.ops.get(op)
             if own is not None:
+                _require_small(args, raw)
                 own(head, args)
             elif op in NODE_OPS:
-                self._ask_nodes(head, args)
+                self._ask_nodes(head, raw)
             elif op == "watch":
                 names = None if head["nodes"] is None else root.sets.expand(head["nodes"])
                 root.watch(head["client"], head["id"], names)
@@ -233,7 +239,7 @@ class Questions:
         client = {"client": head["client"], "id": head["id"]}
         return lambda names, body: self.root.down("part", {**client, "names": names}, body)
 
-    def _ask_nodes(self, head: Mapping[str, Any], args: dict[str, Any]) -> None:
+    def _ask_nodes(self, head: Mapping[str, Any], args: bytes) -> None:
         here, absent = self.targets(head["nodes"])
         self.progress(head, 0, len(here))
 
@@ -241,7 +247,7 @@ class Questions:
             failed = {**lost, **dict.fromkeys(absent, ABSENT)}
             self.reply(head, EXIT_UNREACHABLE if failed else 0, failed=failed)
 
-        self.ask(here, head["op"], orjson.dumps(args), head["caller"], self.timeout_ns(head), self.parts_to(head), done,
+        self.ask(here, head["op"], args, head["caller"], self.timeout_ns(head), self.parts_to(head), done,
                  (head["client"], head["id"]))  # fmt: skip
 
     def _list_nodes(self, head: Mapping[str, Any]) -> None:
@@ -266,6 +272,13 @@ def require_role(head: Mapping[str, Any], least: str, what: str) -> None:
     caller = head["caller"]
     if RANK.get(caller["role"], -1) < RANK[least]:
         raise DeniedError(f"{what} needs the role {least}; {caller['user']} is {caller['role']}")
+
+
+def _require_small(args: Mapping[str, Any], raw: bytes) -> None:
+    """Raises UsageError for arguments that are too long once they are written anew."""
+    size = len(raw) if len(raw) > ARGS_MAX or len(raw) * GROWTH <= ARGS_MAX else len(orjson.dumps(args))
+    if size > ARGS_MAX:
+        raise UsageError(f"arguments of {size} bytes; at most {ARGS_MAX} travel", "split the file")
 
 
 def answer_of(body: bytes) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from pact.core.directory import ROOT, Child, Directory, Peer, Rid, checksum, old
 from pact.core.outbox import Up
 from pact.core.uplink import SILENCE_NS, Note
 from pact.core.wire import Message
+from pact.errors import LocalProtocolError
 from pact.model import NS_PER_S
 
 CHILDREN_MAX: Final = 256
@@ -72,6 +73,7 @@ class Relay:
         self.fence = 0
         self.fleet: Mapping[str, Any] | None = None
         self.violations = 0
+        self.unsaid = 0
         self.backlog = Backlog(max(buffer_max, children_max * CREDIT_MIN))
         self.calls = Calls()
         self.tree = Directory(self.calls, self.backlog)
@@ -113,7 +115,23 @@ class Relay:
 
     def _to(self, children: Iterable[Child], kind: str, head: Mapping[str, Any], body: bytes = b"") -> list[Effect]:
         rids = tuple(c.rid for c in children)
-        return [ToChildren(rids, wire.encode(kind, head, body))] if rids else []
+        try:
+            return [ToChildren(rids, wire.encode(kind, head, body))] if rids else []
+        except LocalProtocolError as exc:
+            return self._unsaid(exc)
+
+    def _unsaid(self, exc: LocalProtocolError) -> list[Effect]:
+        """What fits no frame is dropped and counted, whoever caused it: it ends nobody.  # T13"""
+        self.unsaid += 1
+        return [Note(f"not sent: {exc.message} ({self.unsaid})")] if self.unsaid & (self.unsaid - 1) == 0 else []
+
+    def unsendable(self, message: Message | Up, exc: LocalProtocolError) -> list[Effect]:
+        """The same, of a message from or for the parent. Who asked hears it."""
+        out = self._unsaid(exc)
+        if message.kind in ("request", "part", "result"):
+            to = self.clients.unsent(message.head, "too much to be handed on in one message; ask for less")
+            out += self._to([to[0]], "result", to[1]) if to is not None else []
+        return out
 
     def _sorry(self, rid: Rid, why: str, retry_ms: int) -> list[Effect]:
         return [ToChildren((rid,), wire.encode("sorry", {"why": why, "again": False, "retry_ms": retry_ms}))]
@@ -150,7 +168,7 @@ class Relay:
         child.frames += 1
         if child.frames > FRAMES_PER_S[child.role]:
             return self._violation(child.name, "too many messages", t_ns)
-        if len(message.body) > wire.BODY_MAX and kind != "events":
+        if len(message.body) > wire.BODY_MAX and kind not in ("events", "request"):
             return self._violation(child.name, f"a {kind} that is too long to be handed on", t_ns)
         if kind not in MAY_SAY[child.role]:
             return self._violation(child.name, f"a {child.role} does not say {kind}", t_ns)
@@ -189,7 +207,7 @@ class Relay:
         before = self.tree.enter(child, head, t_ns)
         if before is not None:
             out.append(Ended(before))
-        return [*out, *self._welcome(child, t_ns), *self._ask_again(child)]
+        return [*out, *self._welcome(child, t_ns), *self._ask_again(child, t_ns)]
 
     def _objection(self, peer: Peer, head: Mapping[str, Any]) -> str:
         if head["v"] != wire.VERSION:
@@ -383,11 +401,17 @@ class Relay:
             child = self.tree.where.get(node)
             if child is not None:
                 by_child.setdefault(child.rid, []).append(cursor)
-        return [ToChildren((rid,), wire.encode("ack", {"cursors": rows})) for rid, rows in by_child.items()]
+        return [e for rid, rows in by_child.items() for e in self._to([self.tree.children[rid]], "ack", {
+            "cursors": rows})]  # fmt: skip
 
     def _to_client(self, message: Message) -> list[Effect]:
         to = self.clients.down(message)
-        return [] if to is None else self._to([to[0]], message.kind, to[1], message.body)
+        if to is None:
+            return []
+        try:
+            return [ToChildren((to[0].rid,), wire.encode(message.kind, to[1], message.body))]
+        except LocalProtocolError as exc:
+            return self.unsendable(message, exc)
 
     # -- calls --------------------------------------------------------------------------------------------------
 
@@ -397,7 +421,12 @@ class Relay:
             return self._violation("the parent", "a call of a root that has been replaced", t_ns)
         if head["fence"] > self.fence:
             self.fence, self._beat = head["fence"], b""
-        call = self.calls.begin(message, t_ns)
+        try:
+            call = self.calls.begin(message, t_ns)
+        except LocalProtocolError as exc:
+            lost = list(self.tree.where) if head["nodes"] is None else head["nodes"]
+            self._up.append(Up("answer", {"call": head["call"], "final": True, "parts": [], "lost": lost}))
+            return self._unsaid(exc)
         if call is None:
             return self._violation("the parent", "too many calls at once", t_ns)
         direct: list[Rid] = []
@@ -419,28 +448,32 @@ class Relay:
         if direct:
             out.append(ToChildren(tuple(direct), call.frame))
         # Names are always said: a node that has just come under an aggregator was not meant.  # T6
-        out += [ToChildren((self.tree.named[a].rid,), call.frame_for(names)) for a, names in through.items()]
+        for aggregator, names in through.items():
+            out += self._through(call, self.tree.named[aggregator], names, t_ns)
         return out
 
-    def _ask_again(self, child: Child) -> list[Effect]:
+    def _through(self, call: Call, child: Child, names: Iterable[str], t_ns: int) -> list[Effect]:
+        try:
+            return [ToChildren((child.rid,), call.frame if child.below is None else call.frame_for(names))]
+        except LocalProtocolError as exc:  # more names than a head takes
+            call.lose(call.taken(child, list(names)), t_ns)
+            return self._unsaid(exc)
+
+    def _ask_again(self, child: Child, t_ns: int) -> list[Effect]:
         """A child said hello again: what it has not answered may never have reached it."""
         out: list[Effect] = []
         for call in self.calls.open.values():
-            if child.below is None:
-                if child.name in call.direct:
-                    out.append(ToChildren((child.rid,), call.frame))
-            elif call.via.get(child.name):
-                out.append(ToChildren((child.rid,), call.frame_for(call.via[child.name])))
+            if call.via.get(child.name) if child.below is not None else child.name in call.direct:
+                out += self._through(call, child, call.via.get(child.name, ()), t_ns)
         return out
 
-    def _call_again(self) -> list[Effect]:
+    def _call_again(self, t_ns: int) -> list[Effect]:
         """Calls follow nodes that moved."""
         moved, self.tree.moved = self.tree.moved, []
         names: dict[tuple[str, Rid], tuple[Call, Child, list[str]]] = {}
         for call, child, name in moved:
             names.setdefault((call.head["call"], child.rid), (call, child, []))[2].append(name)
-        return [ToChildren((child.rid,), call.frame if child.below is None else call.frame_for(which))
-                for call, child, which in names.values()]  # fmt: skip
+        return [e for call, child, which in names.values() for e in self._through(call, child, which, t_ns)]
 
     def claims(self) -> dict[str, Any]:
         """The fields of ``hello`` that say who is below (for the uplink)."""
@@ -462,7 +495,7 @@ class Relay:
     def flush(self, t_ns: int) -> Iterator[Effect]:
         """What goes up now: who is below, then answers and questions, then events; calls of nodes that moved.  # T9"""
         if self.tree.moved:
-            yield from self._call_again()
+            yield from self._call_again(t_ns)
         if not self.rooted:
             return
         if self.tree.news:

@@ -354,7 +354,7 @@ class Root:
         if not isinstance(args, dict):
             self.refuse("a request whose arguments are no object")
             return
-        self.questions.request(message.head, args)
+        self.questions.request(message.head, args, message.body)
 
     def _cancel(self, message: Message) -> None:
         client, id_ = message.head["client"], message.head["id"]
