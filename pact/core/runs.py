@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 Head = Mapping[str, Any]
 
 NAMED_MAX: Final = 5
+BLOCKED_MAX: Final = 100  # nodes whose consumers are shown one by one; of the others the number
+WHY_MAX: Final = 200  # characters of a reason of one among many
 PACT: Final[Mapping[str, Any]] = {"user": "pact", "role": "agent", "via": "cluster"}
 
 APPLYING: Final = "applying"
@@ -71,10 +73,19 @@ def shown(root: Root, run: Run | None, group: Group, *, viewer: bool = False) ->
         "deadline": None if ends is None else rfc3339(root.wall_ns + ends - root.t_ns),
         "remaining_s": None if ends is None else round(max(0, ends - root.t_ns) / 1e9, 3),
         "decision": group.decision or None, "members": {} if run is None else _members(root, run, group),
-        "blocked": {} if run is None else {
-            n: {"why": v["why"], "holders": [_named(h) for h in v["holders"]] if viewer else v["holders"]}
-            for n, v in {**run.no, **run.failed}.items()},
+        "blocked": {} if run is None else _blocked({**run.no, **run.failed}, viewer),
     }  # fmt: skip
+
+
+def _blocked(said: Mapping[str, Mapping[str, Any]], viewer: bool) -> dict[str, dict[str, Any]]:
+    """``{node: {why, holders}}``. Beyond ``BLOCKED_MAX`` nodes: ``more``, how many consumers are not named."""
+    out: dict[str, dict[str, Any]] = {}
+    for name, v in said.items():
+        if len(out) < BLOCKED_MAX:
+            out[name] = {"why": v["why"], "holders": [_named(h) for h in v["holders"]] if viewer else v["holders"]}
+        else:
+            out[name] = {"why": v["why"][:WHY_MAX], "holders": [], "more": len(v["holders"])}
+    return out
 
 
 def _named(holder: Mapping[str, Any]) -> dict[str, Any]:
@@ -93,7 +104,7 @@ def _members(root: Root, run: Run, group: Group) -> dict[str, str]:
         elif name not in root.nodes:
             state = "owed" if group.state == DECIDED else "away"
         else:
-            state = run.states.get(name, "member") if group.state == ACTIVE else "under way"
+            state = run.states.get(name, "member")[:WHY_MAX] if group.state == ACTIVE else "under way"
         out.setdefault(state, []).append(name)
     return {state: root.sets.fold(names) for state, names in out.items()}
 
