@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -163,6 +165,30 @@ def test_a_node_that_answers_nonsense_refuses_and_ends_nothing(kit: Hostile, ans
 def _result(kit: Hostile, sock: Socket) -> Message | None:
     message = kit.maybe(sock, 0.05)
     return message if message is not None and message.kind == "result" else None
+
+
+@pytest.mark.invariant("T9")
+def test_groups_of_nodes_are_looked_up_where_a_person_waits_and_never_in_the_root(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    called = tmp_path / "called"
+    (tmp_path / "groups.conf").write_text(
+        f"[Main]\ndefault: jobs\n[jobs]\nmap: touch {called}; sleep 0.1; echo n1\nall: touch {called}; echo n[1-2]\n")
+    monkeypatch.setenv("CLUSTERSHELL_CFGDIR", str(tmp_path))
+    kit = Hostile(tmp_path, NAMES)
+    kit.start()
+    try:
+        view = kit.person("view")
+        for nodes in ("@mine", "*", "n[1-2]&@mine", "n*"):
+            kit.request(view, "ping", nodes)
+            said = kit.result(view)
+            assert said.head["exit"] == 2 and "group" in said.head["message"], said
+        assert not called.exists()
+        command = [sys.executable, "-m", "pact.cli.main", "--via", kit.url, "--server-key", kit.public["root1"],
+                   "--key", kit.secret("view"), "nodes", "--nodes", "@mine", "--json"]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, check=False)
+        assert called.exists() and list(orjson.loads(done.stdout)["nodes"]) == ["n1"], done
+    finally:
+        kit.close()
 
 
 @pytest.mark.invariant("T9")
