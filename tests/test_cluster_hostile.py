@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import resource
+import socket
 import subprocess
 import sys
 import time
@@ -217,6 +220,57 @@ def test_a_request_that_just_fits_a_frame_ends_nobody(kit: Hostile) -> None:
     time.sleep(1)
     view.close(0)
     kit.still_at_work()
+
+
+@pytest.mark.invariant("T10")
+def test_silent_strangers_cost_nobody_their_place_and_do_not_close_the_door_for_long(kit: Hostile) -> None:
+    node = kit.node("n1")
+    pid = kit.processes["root1"].pid
+    soft, _ = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    assert soft == min(resource.getrlimit(resource.RLIMIT_NOFILE)[1], 1 << 17), "as many as it may have"
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (450, 450))
+    strangers = [stranger(kit) for _ in range(250)]
+    wait_for(lambda: "descriptors are left" in kit.logs(), 5)
+    before_s = used_s(pid)
+    assert beats(kit, node, 2.0) >= 4, "who is in stays in"
+    assert used_s(pid) - before_s < 1.0, "it does not spin"
+    with pytest.raises(TimeoutError):
+        stranger(kit, 0.5)
+    wait_for(lambda: beats(kit, node, 0.4) and "let in again" in kit.logs(), 15)
+    strangers += [stranger(kit) for _ in range(600)]  # faster than anybody can look
+    assert beats(kit, node, 2.0) >= 4
+    wait_for(lambda: beats(kit, node, 0.4) and kit.logs().count("let in again") == 2, 25)
+    kit.still_at_work()
+    for one in strangers:
+        one.close()
+
+
+def stranger(kit: Hostile, timeout_s: float = 5.0) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", int(kit.url.rpartition(":")[2])), timeout_s)
+
+
+def beats(kit: Hostile, node: Socket, seconds: float) -> int:
+    """How many are answered."""
+    ends, count = time.monotonic() + seconds, 0
+    while time.monotonic() < ends:
+        node.send(wire.encode("beat", {}))
+        answer = kit.maybe(node, 1.0)
+        assert answer is not None and answer.kind == "beat", answer
+        count += 1
+        time.sleep(0.3)
+    return count
+
+
+def wait_for(condition: Callable[[], Any], seconds: float) -> None:
+    ends = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < ends
+        time.sleep(0.05)
+
+
+def used_s(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def raw_request(head: bytes, body: bytes = b"{}") -> bytes:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import random
-import resource
 import secrets
 import select
 import signal
@@ -23,7 +22,7 @@ from pact import __version__
 from pact._fast import syscalls
 from pact.agent.clock import boottime_ns
 from pact.agent.notify import Notifier, log
-from pact.cluster import auth, config, keys
+from pact.cluster import auth, config, descriptors, keys
 from pact.cluster.config import AggregatorConfig
 from pact.cluster.http import Http
 from pact.cluster.links import Links, end_dead_connections
@@ -45,7 +44,7 @@ CHILD_HWM: Final = 4_096
 SOCKETS_MAX: Final = 16_384
 SHARED_FROM: Final = 16 << 10  # frames of this size are shared among children, not copied
 KEEP_FREED: Final = 64 << 20  # between two ``trim``: events come and go in large blocks
-SPARE_FDS: Final = 512
+HANDSHAKE_MS: Final = 5_000  # who connects and says nothing for so long is given up
 AUTH_LOOK_NS: Final = NS_PER_S // 2
 SHOW_NS: Final = NS_PER_S
 TRIM_NS: Final = 30 * NS_PER_S
@@ -89,12 +88,13 @@ class Aggregator:
         config.refuse_own_key(settings, self.key.public)
         self._auth_seen = self._auth_new = _signature(settings.authorized)
         self.authorized = auth.read(settings.authorized)
-        self._raise_limit()
+        descriptors.raise_limit(settings.children, settings.path)
         self.relay = Relay(settings.name, rack=settings.rack, children_max=settings.children,
                            buffer_max=settings.buffer)  # fmt: skip
         self.context: zmq.Context[Any] = zmq.Context(2 if settings.children > 512 else 1)
         self.context.set(zmq.MAX_SOCKETS, SOCKETS_MAX)
         self.poller = select.epoll()
+        self.door = descriptors.Door()
         self._pollables: dict[int, Any] = {}
         self._fds: dict[bytes, tuple[int, str]] = {}
         self._stopping = self._reload = False
@@ -134,16 +134,6 @@ class Aggregator:
         http.start()
         return http
 
-    def _raise_limit(self) -> None:
-        """A ROUTER without descriptors spins: refuse what cannot work."""
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        wanted = self.config.children + SPARE_FDS
-        if hard != resource.RLIM_INFINITY and wanted > hard:
-            raise ConfigError(f"{self.config.path}: {self.config.children} children need {wanted} descriptors;"
-                              f" the limit is {hard}", "raise LimitNOFILE, or lower [aggregator] children")  # fmt: skip
-        if wanted > soft:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
     def _bind(self) -> zmq.Socket[bytes]:
         router: zmq.Socket[bytes] = self.context.socket(zmq.ROUTER)
         self.secure(router, auth.TREE)
@@ -160,6 +150,7 @@ class Aggregator:
         socket.linger = 0
         socket.maxmsgsize = wire.FRAME_MAX
         end_dead_connections(socket)
+        socket.set(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
         socket.set(zmq.BACKLOG, BACKLOG)
         socket.set(zmq.IPV6, 1)
 
@@ -389,6 +380,9 @@ class Aggregator:
     def _look_at_keys(self, now_ns: int) -> None:
         """The file of authorised keys may have changed. One that cannot be read changes nothing, and is said once."""
         self._auth_look_ns = now_ns + AUTH_LOOK_NS
+        said = self.door.look()
+        if said:
+            log(said, 4)
         if now_ns >= self._trim_ns and not self.relay.calls.open:
             self._trim_ns = now_ns + TRIM_NS
             syscalls.trim()
