@@ -231,6 +231,24 @@ def test_a_child_that_says_hello_again_gets_its_open_calls_again() -> None:
 
 
 @pytest.mark.invariant("T9")
+def test_hellos_without_end_cost_little_and_no_call_is_forgotten() -> None:
+    b = Bench()
+    b.hello(N1)
+    b.hello(N2)
+    b.call(["n1"])
+    heard = [m.kind for i in range(10_000) for m in b.hello(N1, session=1 << 20 | (i + 1) % (1 << 19))]
+    assert heard.count("welcome") <= 4 and heard.count("call") == 1 and b.relay.violations > 9_000
+    assert [m.kind for m in b.hello(N2, session=1 << 20 | 1)] == ["welcome"], "others are heard"
+    b.t += NS_PER_S
+    assert [m.kind for m in b.hello(N1, session=1 << 20 | 1 << 19)] == ["welcome"]
+    sent: list[Message] = []
+    for _ in range(3):
+        b.t += NS_PER_S
+        sent += b.heard(b.relay.tick(b.t))
+    assert [m.kind for m in sent] == ["call"], "its last connection gets the call too"
+
+
+@pytest.mark.invariant("T9")
 def test_answers_and_names_overtake_events() -> None:
     b = Bench()
     b.hello(N1)

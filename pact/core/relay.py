@@ -8,6 +8,7 @@ messages for it are ``Up`` effects of ``flush``, what it says comes in by ``from
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
@@ -27,6 +28,8 @@ BUFFER_MAX: Final = 64 << 20
 CREDIT_MIN: Final = 64 << 10
 CREDIT_MAX: Final = 1 << 20
 FRAMES_PER_S: Final = {"node": 2_000, "aggregator": 50_000, "client": 200}
+HELLOS_PER_S: Final = {"node": 4, "aggregator": 4, "client": 32}  # of one key; people have connections side by side
+AGAIN_NS: Final = 2 * NS_PER_S  # open calls are sent to one child again at most so often
 UNROOTED_RETRY_MS: Final = 1_000
 REFUSED_RETRY_MS: Final = 30_000
 SCAN_NS: Final = NS_PER_S
@@ -85,6 +88,10 @@ class Relay:
         self._beat: bytes = b""
         self._noted: dict[tuple[str, str], list[int]] = {}  # who and what -> [count, next line]
         self._sorry_ns: dict[Rid, int] = {}
+        self._hellos: Counter[str] = Counter()  # by key, in this second
+        self._hello_second = 0
+        self._asked_ns: dict[str, int] = {}  # child -> when open calls were sent to it again
+        self._ask_later: set[str] = set()
         self._handlers: Mapping[str, Callable[[Child, Message, int], list[Effect]]] = {
             "goodbye": self._on_goodbye, "events": self._on_events, "below": self._on_below, "ask": self._on_ask,
             "answer": self._on_answer, "request": self._on_request, "cancel": self._on_cancel,
@@ -155,6 +162,8 @@ class Relay:
         """A message that came with this routing id and was sent with this key."""
         kind = message.kind
         if kind == "hello":
+            if self._too_often(peer, t_ns):
+                return self._violation(peer.name, "says hello too often", t_ns)
             return self._hello(rid, peer, message.head, t_ns)
         child = self.tree.children.get(rid)
         if child is None or child.peer.key != peer.key:
@@ -178,6 +187,15 @@ class Relay:
                 self._beat = wire.encode("beat", {"path": self.path, "fence": self.fence, "fleet_seq": seq})
             return [ToChildren((rid,), self._beat), *self._compared(child, message.head["below"])]
         return self._handlers[kind](child, message, t_ns)
+
+    def _too_often(self, peer: Peer, t_ns: int) -> bool:
+        """A hello costs more than any other message: all names, and every open call again.  # T9"""
+        second = t_ns // NS_PER_S
+        if second != self._hello_second:
+            self._hello_second = second
+            self._hellos.clear()
+        self._hellos[peer.key] += 1
+        return self._hellos[peer.key] > HELLOS_PER_S[PLACES.get(peer.role, "node")]
 
     def _compared(self, child: Child, names: int) -> list[Effect]:
         """An aggregator twice spoke of other names than are known here: a message was lost. Hello again.  # T7"""
@@ -462,6 +480,11 @@ class Relay:
     def _ask_again(self, child: Child, t_ns: int) -> list[Effect]:
         """A child said hello again: what it has not answered may never have reached it."""
         out: list[Effect] = []
+        if t_ns - self._asked_ns.get(child.name, -AGAIN_NS) < AGAIN_NS:
+            self._ask_later.add(child.name)
+            return out
+        if self.calls.open:
+            self._asked_ns[child.name] = t_ns
         for call in self.calls.open.values():
             if call.via.get(child.name) if child.below is not None else child.name in call.direct:
                 out += self._through(call, child, call.via.get(child.name, ()), t_ns)
@@ -517,6 +540,10 @@ class Relay:
             self._scan_ns = t_ns + SCAN_NS
             for rid in [c.rid for c in self.tree.children.values() if t_ns - c.heard_ns >= SILENCE_NS]:
                 out += self.gone(rid, t_ns)
+            self._asked_ns = {n: at_ns for n, at_ns in self._asked_ns.items() if t_ns - at_ns < AGAIN_NS}
+            later, self._ask_later = self._ask_later, set()
+            for child in [c for n in later if (c := self.tree.named.get(n)) is not None]:
+                out += self._ask_again(child, t_ns)
         return out
 
     def next_wake_ns(self) -> int:
