@@ -6,6 +6,8 @@ replay's threads speak to subscribers, and nothing here waits for any of them.
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
@@ -31,6 +33,7 @@ from pact.model import NS_PER_S
 SNAPSHOT_EVERY: Final = 2_000  # chunks
 SNAPSHOT_BYTES: Final = 64 << 20  # of chunks
 CREDIT: Final = 64 << 20
+SNAPSHOT_S: Final = 0.5  # a public snapshot serves everybody for so long: the loop waits while one is made
 STATES_NS: Final = 15 * NS_PER_S
 
 
@@ -57,6 +60,8 @@ class RootPart:
             head=self._head, snapshot=self._public_snapshot,
             allowed=lambda key: aggregator.authorized.may_connect(key, auth.REPLAY),
         )  # fmt: skip
+        self._applying = threading.Lock()
+        self._snapshot: tuple[float, RootState, int, bytes] | None = None
         self.states: dict[str, list[str]] = {}
         self._states_at_ns = 0
         try:
@@ -131,9 +136,13 @@ class RootPart:
                 log("the root's log can be written again")
             self.trouble = self._last_failed = ""
             self.commit_ns = posted.took_ns
-            yield from self._perform(
-                self.root.durable(posted.first, posted.count, t_ns + self.offset_ns, wall_ns))  # fmt: skip
+            yield from self._perform(self._applied(self.root, posted, t_ns + self.offset_ns, wall_ns))
             self._keep()
+
+    def _applied(self, root: Root, posted: Durable, t_ns: int, wall_ns: int) -> list[Effect]:
+        """The only place where the log's state moves on; who reads it in another thread waits for its end."""
+        with self._applying:
+            return root.durable(posted.first, posted.count, t_ns, wall_ns)
 
     def _elected(self, posted: Elected, t_ns: int, wall_ns: int) -> Iterator[Message]:
         try:
@@ -244,15 +253,22 @@ class RootPart:
         root = self.root
         if root is None:
             return None
-        state = root.state
-        body = orjson.dumps({
-            "v": 1, "gseq": state.gseq, "types": dict(state.last),
-            "nodes": {n: {"incarnation": c.incarnation, "seq": c.seq} for n, c in list(state.cursors.items())},
-            "groups": {g.id: {"state": g.state, "nodes": g.nodes, "decision": g.decision or None}
-                       for g in list(state.groups.values())},
-            "holds": list(state.holds.values()),
-        })  # fmt: skip
-        return state.gseq, body
+        now_s, kept = time.monotonic(), self._snapshot
+        if kept is None or kept[1] is not root.state or now_s - kept[0] >= SNAPSHOT_S:
+            with self._applying:  # what it says and up to where is of one moment  # V2
+                gseq, found = root.state.gseq, _public(root.state)
+            kept = self._snapshot = (now_s, root.state, gseq, orjson.dumps(found))
+        return kept[2], kept[3]
+
+
+def _public(state: RootState) -> dict[str, Any]:
+    return {
+        "v": 1, "gseq": state.gseq, "types": dict(state.last),
+        "nodes": {n: {"incarnation": c.incarnation, "seq": c.seq} for n, c in state.cursors.items()},
+        "groups": {g.id: {"state": g.state, "nodes": g.nodes, "decision": g.decision or None}
+                   for g in state.groups.values()},
+        "holds": [dict(h) for h in state.holds.values()],
+    }  # fmt: skip
 
 
 def continue_from(state: RootState, boot: str, boottime: int, wall_ns: int, synchronised: bool) -> int:
