@@ -47,6 +47,21 @@ class NodeSets:
         return fold(names)
 
 
+class Folded:
+    """Names that are folded when somebody reads them, in that one's thread, and once."""
+
+    __slots__ = ("_text", "names")
+
+    def __init__(self, names: list[str]) -> None:
+        self.names = names
+        self._text: str | None = None
+
+    def __str__(self) -> str:
+        if self._text is None:
+            self._text = fold(self.names)
+        return self._text
+
+
 @lru_cache(maxsize=64)
 def _expand(text: str) -> tuple[str, ...]:
     if len(text) <= TEXT_MAX and _LIST.fullmatch(text):  # nothing to unfold

@@ -60,14 +60,9 @@ class Run:
 
 def shown(root: Root, run: Run | None, group: Group, *, viewer: bool = False) -> dict[str, Any]:
     """One group for people and programs. Of command lines, viewers see the program's name.  # S2"""
-    ends = None
-    if group.state == ACTIVE and (run is None or run.step != BLOCKED) and not root.state.holds:
-        ends = group.ends_ns
-    state = group.state if run is None else run.step
-    if root.state.holds and (state == OPEN or (run is not None and state == CARRYING and stopped(root, run, group))):
-        state = "held"
+    state, ends = standing(root, run, group)
     return {
-        "group": group.id, "state": group.outcome if group.state == FINISHED else state, "owner": group.owner["user"],
+        "group": group.id, "state": state, "owner": group.owner["user"],
         "message": group.message, "nodes": group.nodes, "resources": group.resources, "begun": group.begun,
         "window_s": round(group.window_ns / 1e9, 3),
         "deadline": None if ends is None else rfc3339(root.wall_ns + ends - root.t_ns),
@@ -75,6 +70,17 @@ def shown(root: Root, run: Run | None, group: Group, *, viewer: bool = False) ->
         "decision": group.decision or None, "members": {} if run is None else _members(root, run, group),
         "blocked": {} if run is None else _blocked({**run.no, **run.failed}, viewer),
     }  # fmt: skip
+
+
+def standing(root: Root, run: Run | None, group: Group) -> tuple[str, int | None]:
+    """How it stands, and when it ends by itself, if it does. Costs nothing, however many its members are."""
+    ends = None
+    if group.state == ACTIVE and (run is None or run.step != BLOCKED) and not root.state.holds:
+        ends = group.ends_ns
+    state = group.state if run is None else run.step
+    if root.state.holds and (state == OPEN or (run is not None and state == CARRYING and stopped(root, run, group))):
+        state = "held"
+    return group.outcome if group.state == FINISHED else state, ends
 
 
 def _blocked(said: Mapping[str, Mapping[str, Any]], viewer: bool) -> dict[str, dict[str, Any]]:
