@@ -12,7 +12,7 @@ from pact.cluster.nodesets import NodeSets
 from pact.core import wire
 from pact.core.directory import Peer
 from pact.core.relay import Relay, ToChildren
-from pact.core.root import Commit, Down, Effect, Root
+from pact.core.root import Commit, Down, Effect, Note, Root
 from pact.core.rootlog import RootState
 from pact.core.wire import Message, message
 from pact.model import NS_PER_S, Holder
@@ -136,3 +136,16 @@ def test_a_long_list_of_groups_is_cut_and_says_so() -> None:
     assert found["truncated"] and "left out" in said.head["message"] and said.head["exit"] == 0
     names = [g["group"] for g in found["groups"]]
     assert len(names) > 10 and names[-1] == "g40", "the newest are shown"
+
+
+@pytest.mark.invariant("T13")
+def test_a_node_cannot_flood_the_log_and_no_count_is_lost() -> None:
+    root = Root("r", RootState(), 7, NodeSets())
+    notes: list[str] = []
+    for i in range(2_000):
+        line = orjson.dumps({"seq": i + 5, "prev": "0" * 64, "hash": "0" * 64, "node": f"x{i}" * 100, "type": "a",
+                             "time": "t", "actor": {}, "data": {}})  # fmt: skip
+        batch = message("events", {"batches": [["n1", "", 0, 1, len(line)]]}, line)
+        notes += [e.text for e in root.received(batch, i, i) if isinstance(e, Note)]
+    assert len(notes) <= 12 and max(map(len, notes)) < 400 and "n1" in notes[0]
+    assert root.counters.refused == {"events": 2_000}, "one reason in the metrics"

@@ -120,6 +120,17 @@ def test_violations_are_logged_once_with_a_count() -> None:
 
 
 @pytest.mark.invariant("T13")
+def test_what_a_peer_writes_makes_no_line_another_one() -> None:
+    b = Bench()
+    b.hello(N1)
+    for i in range(5_000):
+        b.notes += [e.text for e in b.relay.bad_frame(b"n1", N1, f"a frame of {i} bytes", b.t) if isinstance(e, Note)]
+        b.t += NS_PER_S // 1000
+        b.say(N1, "hello", {"v": 1, "role": "node", "name": f"n{i + 2}" + "x" * 200, "session": 1})
+    assert b.relay.violations == 10_000 and len(b.notes) <= 3 and max(map(len, b.notes)) < 300
+
+
+@pytest.mark.invariant("T13")
 def test_another_key_on_the_same_routing_id_has_no_session() -> None:
     b = Bench()
     b.hello(N1, rid=b"x")

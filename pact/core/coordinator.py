@@ -130,7 +130,7 @@ class Coordinator:
                         "action": "commit", "why": "the root's log has no such group"}  # fmt: skip
                 self.carrier.tell([node], gid, args, PACT)
             elif group is None:
-                self.root.refuse(f"a question about {gid[:20]}, which the log has forgotten")
+                self.root.refuse("a question about a group that the log has forgotten", node, gid)
             elif group.state == FINISHED:
                 self.carrier.tell([node], gid, self.carrier.decision(group), caller_of(group))
             elif run is not None and group.state == DECIDED:

@@ -34,7 +34,8 @@ UNROOTED_RETRY_MS: Final = 1_000
 REFUSED_RETRY_MS: Final = 30_000
 SCAN_NS: Final = NS_PER_S
 NOTE_NS: Final = 60 * NS_PER_S
-NOTES_MAX: Final = 1024
+NOTES_MAX: Final = 4096
+DETAIL_MAX: Final = 200
 
 #: What a key of each role is in the tree. Subscribers have no business here.
 PLACES: Final = {"node": "node", "aggregator": "aggregator", "viewer": "client", "ops": "client", "admin": "client"}
@@ -103,22 +104,23 @@ class Relay:
         """Bytes that a child may have on their way."""
         return max(CREDIT_MIN, min(CREDIT_MAX, self.buffer_max // max(1, len(self.tree.named))))
 
-    def _violation(self, who: str, what: str, t_ns: int) -> list[Effect]:
-        """Dropped, counted, logged once and then with a count."""
+    def _violation(self, who: str, what: str, t_ns: int, detail: str = "") -> list[Effect]:
+        """Dropped, counted, logged once and then with a count. ``what`` is a text of our own, ``detail`` the peer's."""
         self.violations += 1
         if len(self._noted) >= NOTES_MAX and (who, what) not in self._noted:
-            self._noted.clear()
+            who, detail = "others", ""
         entry = self._noted.setdefault((who, what), [0, 0])
         entry[0] += 1
         if t_ns < entry[1]:
             return []
         entry[1] = t_ns + NOTE_NS
         count = f" ({entry[0]} times)" if entry[0] > 1 else ""
-        return [Note(f"refused: {who}: {what}{count}")]
+        more = f" ({detail[:DETAIL_MAX]!r})" if detail else ""
+        return [Note(f"refused: {who}: {what}{more}{count}")]
 
     def bad_frame(self, rid: Rid, peer: Peer, why: str, t_ns: int) -> list[Effect]:
         """What came is no message."""
-        return self._violation(peer.name, why, t_ns)
+        return self._violation(peer.name, "what is no message", t_ns, why)
 
     def _to(self, children: Iterable[Child], kind: str, head: Mapping[str, Any], body: bytes = b"") -> list[Effect]:
         rids = tuple(c.rid for c in children)
@@ -206,7 +208,8 @@ class Relay:
     def _hello(self, rid: Rid, peer: Peer, head: Mapping[str, Any], t_ns: int) -> list[Effect]:
         why = self._objection(peer, head)
         if why:
-            return [*self._violation(peer.name, why, t_ns), *self._sorry(rid, why, REFUSED_RETRY_MS)]
+            return [*self._violation(peer.name, "a hello that is not its own", t_ns, why),
+                    *self._sorry(rid, why[: 2 * DETAIL_MAX], REFUSED_RETRY_MS)]  # fmt: skip
         if not self.rooted:
             return self._sorry(rid, "no way to the root", UNROOTED_RETRY_MS)
         role, session = PLACES[peer.role], head["session"]
