@@ -18,7 +18,7 @@ from pact.agent.clock import boot_id, clock_synchronised
 from pact.agent.notify import log
 from pact.cluster import auth, page
 from pact.cluster.aggregator import Aggregator
-from pact.cluster.committer import Committer, Deposed, Durable, Elected, Failed, Posted, Saved
+from pact.cluster.committer import Committer, Deposed, Durable, Elected, Failed, Posted, Saved, Works
 from pact.cluster.nodesets import Folded, NodeSets
 from pact.cluster.publish import Endpoint, Publisher
 from pact.cluster.replay import Replay
@@ -134,16 +134,21 @@ class RootPart:
             if posted.why != self._last_failed:
                 self._last_failed = posted.why
                 log(f"the root's log: {posted.what}: {posted.why}", 3)
+        elif isinstance(posted, Works):
+            self._works_again()
         elif isinstance(posted, Saved):
             self.oldest = posted.oldest
         elif self.root is not None:
             assert isinstance(posted, Durable)
-            if self._last_failed:
-                log("the root's log can be written again")
-            self.trouble = self._last_failed = ""
+            self._works_again()
             self.commit_ns = posted.took_ns
             yield from self._perform(self._applied(self.root, posted, t_ns + self.offset_ns, wall_ns))
             self._keep()
+
+    def _works_again(self) -> None:
+        if self._last_failed:
+            log("the root's log can be used again")
+        self.trouble = self._last_failed = ""
 
     def _applied(self, root: Root, posted: Durable, t_ns: int, wall_ns: int) -> list[Effect]:
         """The only place where the log's state moves on; who reads it in another thread waits for its end."""
