@@ -273,6 +273,19 @@ def used_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_who_reads_a_log_from_afar_hears_that_older_records_are_left_out(kit: Hostile, form: list[str]) -> None:
+    node = kit.node("n1")
+    command = [sys.executable, "-m", "pact.cli.main", "--via", kit.url, "--server-key", kit.public["root1"],
+               "--key", kit.secret("view"), "log", "--nodes", "n1", *form]  # fmt: skip
+    answer = b'{"ok":true,"exit":0,"message":"","hint":"","result":{"truncated":true,"rows":[]}}'
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        code = kit.answering(node, "n1", lambda op: answer, process.poll)
+        out, err = process.communicate()
+    assert code == 0 and b"n1: older records are left out" in err, err
+    assert not form or orjson.loads(out)["truncated"] == "n1"
+
+
 def raw_request(head: bytes, body: bytes = b"{}") -> bytes:
     return b"P1\x07" + len(head).to_bytes(4, "little") + head + body
 

@@ -210,6 +210,24 @@ def test_a_call_is_done_once_as_the_operator_and_bounded(kit: Kit) -> None:
     assert "6.1" not in root.answers  # the relay knows a newer root
 
 
+def test_an_answer_of_the_log_says_when_it_is_not_all(kit: Kit) -> None:
+    root = kit.start_root()
+    path = kit.start_agent("n001", ("root1", kit.url))
+    kit.until(lambda: "n001" in root.below, "the node is below")
+    for _ in range(505):
+        hold = kit.ask(path, "hold_place", reason="a test", for_ns=3600 * 10**9, change=None)["result"]["hold"]
+        kit.ask(path, "hold_release", name=hold)
+
+    def ask(call: str, **args: Any) -> Any:
+        root.call(call, "log", ["n001"], args)
+        kit.until(lambda: root.names(call), "an answer")
+        return root.bodies(call)["n001"]["result"]
+
+    cut = ask("1.1", since="")
+    assert cut["truncated"] is True and len(cut["rows"]) == 1_000
+    assert ask("1.2", count=1_000)["truncated"] is False and ask("1.3", count=3)["truncated"] is False
+
+
 def test_a_restarted_agent_sends_only_what_is_new(kit: Kit) -> None:
     root = kit.start_root()
     sock = kit.start_agent("n001", ("root1", kit.url))

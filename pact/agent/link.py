@@ -46,6 +46,7 @@ READ_BYTES: Final = 128 << 10
 READS_PER_TURN: Final = 4
 ANSWER_MAX: Final = 4 << 20
 ROWS_MAX: Final = 1_000
+ROWS_BYTES_MAX: Final = ANSWER_MAX - (1 << 10)
 RUNNING_MAX: Final = 64
 CACHED_MAX: Final = 256
 CACHED_BYTES_MAX: Final = 2 << 20
@@ -78,16 +79,19 @@ class Remote(Client):
             self._link.answered(self._key, value if isinstance(value, bytes) else orjson.dumps(value))
 
     def stream(self, source: Iterator[bytes]) -> None:
-        """Rows, as one bounded answer."""
+        """Rows, the newest first, as one bounded answer. It says when older ones are left out."""
         rows: list[bytes] = []
-        size = 0
-        for line in islice(source, ROWS_MAX + 1):
-            size += len(line) + 1
-            if size > ANSWER_MAX or len(rows) >= ROWS_MAX:
+        size, truncated = 0, b"false"
+        for line in source:
+            if line == b'{"end":true}':
                 break
-            if line != b'{"end":true}':
-                rows.append(line)
-        self.send(b'{"ok":true,"exit":0,"message":"","hint":"","result":{"rows":[' + b",".join(rows) + b"]}}")
+            size += len(line) + 1
+            if size > ROWS_BYTES_MAX or len(rows) >= ROWS_MAX:
+                truncated = b"true"
+                break
+            rows.append(line)
+        self.send(b'{"ok":true,"exit":0,"message":"","hint":"","result":{"truncated":' + truncated + b',"rows":['
+                  + b",".join(rows) + b"]}}")  # fmt: skip
 
     def wants_write(self) -> bool:
         return False
@@ -308,7 +312,7 @@ class Link:
             self._refuse(key, EXIT_USAGE, str(exc), "run it on the node for more" if op == "log" else "")
             return
         if op == "log" and args.get("count") is None:
-            args["count"] = ROWS_MAX
+            args["count"] = ROWS_MAX + 1  # one more than is shown: so that it shows whether that is all
         self._running.add(key)
         remote = Remote(self, key, self._caller(head["caller"]))
         self.agent.requests.line(remote, orjson.dumps({"v": 1, "op": op, "args": args}))
