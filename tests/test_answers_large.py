@@ -7,6 +7,7 @@ from typing import Any
 
 import orjson
 import pytest
+from public_root import Chain
 
 from pact.cluster.nodesets import NodeSets
 from pact.core import wire
@@ -149,3 +150,16 @@ def test_a_node_cannot_flood_the_log_and_no_count_is_lost() -> None:
         notes += [e.text for e in root.received(batch, i, i) if isinstance(e, Note)]
     assert len(notes) <= 12 and max(map(len, notes)) < 400 and "n1" in notes[0]
     assert root.counters.refused == {"events": 2_000}, "one reason in the metrics"
+
+
+@pytest.mark.invariant("T5")
+def test_records_that_are_in_the_log_already_are_acknowledged_at_once() -> None:
+    fleet = Fleet(1)
+    chain = Chain("node0000")
+    batch = chain.batch("committed", "committed")
+    body = b"".join(line + b"\n" for line in batch.lines)
+    sent = message("events", {"batches": [[batch.node, batch.incarnation, 0, 2, len(body)]]}, body)
+    for _ in range(2):
+        fleet.out.clear()
+        fleet.perform(fleet.root.received(sent, 5, 5))
+        assert [e.head["cursors"] for e in fleet.out if e.kind == "ack"] == [[["node0000", batch.incarnation, 1, False]]]

@@ -210,6 +210,23 @@ def test_a_late_claim_of_an_older_connection_does_not_count_and_a_standing_one_d
     assert b.up()[0].head["gone"] == ["n1"]
 
 
+@pytest.mark.invariant("T3")
+def test_after_a_stall_nobody_is_lost_whose_beats_wait_unread() -> None:
+    b = Bench()
+    b.hello(N1)
+    b.hello(N2)
+    b.t += 10 * NS_PER_S
+    assert b.relay.tick(b.t, unread=True) == []
+    b.say(N1, "beat", {})
+    b.relay.tick(b.t)
+    assert set(b.relay.tree.where) == {"n1"}
+    b.t += 10 * NS_PER_S
+    for _ in range(60):
+        b.t += NS_PER_S // 10
+        b.relay.tick(b.t, unread=True)
+    assert not b.relay.tree.where, "a flood does not keep the dead"
+
+
 def test_a_lost_child_and_a_silent_one_are_said_to_be_lost() -> None:
     b = Bench()
     b.hello(N1)

@@ -44,6 +44,7 @@ RECENT_MAX: Final = 256
 RECENT_BYTES_MAX: Final = 256 << 10
 READ_BYTES: Final = 128 << 10
 READS_PER_TURN: Final = 4
+REREAD_NS: Final = 2 * NS_PER_S
 ANSWER_MAX: Final = 4 << 20
 ROWS_MAX: Final = 1_000
 ROWS_BYTES_MAX: Final = ANSWER_MAX - (1 << 10)
@@ -122,6 +123,9 @@ class Link:
         self._recent: deque[tuple[int, str, bytes]] = deque()
         self._recent_bytes = 0
         self._todo: deque[Read | Up] = deque()
+        self._reread: Read | None = None  # what could not be read, and is tried again
+        self._reread_ns = 0
+        self._unread = False  # and was said to be so
         self._running: set[tuple[int, str]] = set()
         self._cache: OrderedDict[tuple[int, str], bytes] = OrderedDict()
         self._cached_bytes = 0
@@ -151,6 +155,9 @@ class Link:
             self._apply(self.uplink.received(parent, message, now_ns))
         self._apply(self.uplink.tick(now_ns))
         self._todo.extend(self.outbox.tick(now_ns))
+        if self._reread is not None and now_ns >= self._reread_ns:
+            self._todo.append(self._reread)
+            self._reread = None
         for _ in range(READS_PER_TURN):
             if not self._todo:
                 break
@@ -164,6 +171,8 @@ class Link:
         if self._todo or self.links.readable():
             return 0
         due = [ns for ns in (self.uplink.next_wake_ns(), self.outbox.next_wake_ns()) if ns is not None]
+        if self._reread is not None:
+            due.append(self._reread_ns)
         return min(due, default=1 << 62)
 
     def _apply(self, effects: Sequence[Effect]) -> None:
@@ -207,8 +216,11 @@ class Link:
         try:
             lines = list(self._lines(work.first, work.limit))
         except JournalError as exc:
-            log(f"cluster: {exc}", 4)
+            if not self._unread:
+                log(f"cluster: {exc}", 4)
+            self._reread, self._reread_ns, self._unread = work, now_ns + REREAD_NS, True
             return
+        self._unread = False
         self._todo.extendleft(reversed(self.outbox.rows(work.first, lines, now_ns)))
 
     def _lines(self, first: int, limit: int) -> Iterator[bytes]:

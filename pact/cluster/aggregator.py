@@ -96,7 +96,7 @@ class Aggregator:
         self.poller = select.epoll()
         self.door = descriptors.Door()
         self._pollables: dict[int, Any] = {}
-        self._fds: dict[bytes, tuple[int, str]] = {}
+        self._fds: dict[int, str] = {}  # connection -> key: at most as many as there are descriptors
         self._stopping = self._reload = False
         self.bad = 0
         self.zap = Zap(self.context, self._may_connect, lambda text: log(text, 4))
@@ -248,7 +248,7 @@ class Aggregator:
             self._from_root(self.root.tick(now_ns, wall_ns), now_ns)
         if self.uplink is not None:
             self._from_uplink(self.uplink.tick(now_ns), now_ns)
-        self._perform(self.relay.tick(now_ns), now_ns)
+        self._perform(self.relay.tick(now_ns, unread=self._router_more), now_ns)
         self._flush(now_ns)
         if now_ns >= self._show_ns and self.http is not None:
             self._show_ns = now_ns + SHOW_NS
@@ -286,7 +286,7 @@ class Aggregator:
                 self._perform(relay.bad_frame(rid, peer, exc.message, now_ns), now_ns)
                 continue
             if message.kind == "hello":
-                self._fds[rid] = (connection_of(frame), key)
+                self._fds[connection_of(frame)] = key
             self._perform(relay.received(rid, peer, message, now_ns), now_ns)
             now_ns = boottime_ns()
             if now_ns >= ends_ns:
@@ -310,9 +310,7 @@ class Aggregator:
                 self._send(effect.rids, effect.frame, lost)
             elif isinstance(effect, Up):
                 self._send_up(effect, now_ns)
-            elif isinstance(effect, Ended):
-                self._fds.pop(effect.rid, None)
-            else:
+            elif not isinstance(effect, Ended):
                 log(effect.text, 4)
         for rid in lost:
             self._perform(self.relay.gone(rid, now_ns), now_ns)
@@ -392,14 +390,14 @@ class Aggregator:
         if seen != self._auth_new and not self._reload:  # it may be half written: a shorter file revokes keys
             self._auth_new = seen
             return
-        self._auth_seen, self._reload = seen, False
+        asked, self._auth_seen, self._reload = self._reload, seen, False
         try:
             newer = auth.read(self.config.authorized)
         except ConfigError as exc:
             log(f"the authorised keys stay as they were: {exc.message}", 3)
             return
-        if not newer.peers:
-            log("the authorised keys stay as they were: the file names none", 3)
+        if not newer.peers and not seen[1] and not asked:  # whoever writes it anew may be about to
+            log("the authorised keys stay as they were: the file is empty; if that is meant, say so with SIGHUP", 3)
             return
         removed, self.authorized = self.authorized.removed(newer), newer
         log(f"{len(newer.peers)} authorised keys, {len(removed)} removed or changed")
@@ -410,11 +408,11 @@ class Aggregator:
 
     def _end(self, key: str, now_ns: int) -> None:
         """A removed key's sessions and connections end now.  # T11"""
-        for rid, (fd, owner) in list(self._fds.items()):
-            if owner == key:
-                self._perform(self.relay.gone(rid, now_ns), now_ns)
-                self._fds.pop(rid, None)
-                end_connection(fd, self.port)
+        for rid in self.relay.sessions(key):
+            self._perform(self.relay.gone(rid, now_ns), now_ns)
+        for fd in [fd for fd, owner in self._fds.items() if owner == key]:  # also of those that were not welcome
+            del self._fds[fd]
+            end_connection(fd, self.port)
 
     def close(self) -> None:
         """Children find another parent by themselves."""

@@ -33,6 +33,7 @@ AGAIN_NS: Final = 2 * NS_PER_S  # open calls are sent to one child again at most
 UNROOTED_RETRY_MS: Final = 1_000
 REFUSED_RETRY_MS: Final = 30_000
 SCAN_NS: Final = NS_PER_S
+UNREAD_MAX_NS: Final = 5 * NS_PER_S  # a flood does not keep the dead here for longer
 NOTE_NS: Final = 60 * NS_PER_S
 NOTES_MAX: Final = 4096
 DETAIL_MAX: Final = 200
@@ -86,6 +87,7 @@ class Relay:
         self._fleet_at_ns = 0
         self._cut_ns: int | None = None
         self._scan_ns = 0
+        self._unread_ns = 0  # since when there was always more to read
         self._beat: bytes = b""
         self._noted: dict[tuple[str, str], list[int]] = {}  # who and what -> [count, next line]
         self._sorry_ns: dict[Rid, int] = {}
@@ -533,13 +535,16 @@ class Relay:
         if self.backlog.ready:
             yield from self.backlog.flush(t_ns)
 
-    def tick(self, t_ns: int) -> list[Effect]:
-        """Time passed. Call ``flush`` after it."""
+    def tick(self, t_ns: int, *, unread: bool = False) -> list[Effect]:
+        """Time passed. Call ``flush`` after it. ``unread``: more has come than was given to ``received`` yet: after a
+        stall the beats of those that seem silent are there.
+        """
         out: list[Effect] = []
         self.backlog.tick(t_ns)
         if self._cut_ns is not None and t_ns >= self._cut_ns + SILENCE_NS:
             out += self._dismiss(t_ns)
-        if t_ns >= self._scan_ns:
+        self._unread_ns = 0 if not unread else self._unread_ns or t_ns
+        if t_ns >= self._scan_ns and (not unread or t_ns - self._unread_ns >= UNREAD_MAX_NS):
             self._scan_ns = t_ns + SCAN_NS
             for rid in [c.rid for c in self.tree.children.values() if t_ns - c.heard_ns >= SILENCE_NS]:
                 out += self.gone(rid, t_ns)

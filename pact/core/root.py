@@ -243,16 +243,20 @@ class Root:
         self._effects.append(effect)
 
     def _flush(self) -> list[Effect]:
-        if self._acks:
-            rows = [[n, inc, seq, False] for n, (inc, seq) in self._acks.items()]
-            self._acks = {}
-            self.down("ack", {"cursors": rows})
+        self._acknowledge()
         if self._flying is None and (self._waiting or self._own):
             self._commit()
+            self._acknowledge()  # of what was in the log already
         if self._behind:
             self._rewind()
         effects, self._effects = self._effects, []
         return effects
+
+    def _acknowledge(self) -> None:
+        if self._acks:
+            rows = [[n, inc, seq, False] for n, (inc, seq) in self._acks.items()]
+            self._acks = {}
+            self.down("ack", {"cursors": rows})
 
     # -- the log ------------------------------------------------------------------------------------------------
 
