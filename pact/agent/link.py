@@ -44,8 +44,10 @@ RECENT_MAX: Final = 256
 RECENT_BYTES_MAX: Final = 256 << 10
 READ_BYTES: Final = 128 << 10
 READS_PER_TURN: Final = 4
+REREAD_NS: Final = 2 * NS_PER_S
 ANSWER_MAX: Final = 4 << 20
 ROWS_MAX: Final = 1_000
+ROWS_BYTES_MAX: Final = ANSWER_MAX - (1 << 10)
 RUNNING_MAX: Final = 64
 CACHED_MAX: Final = 256
 CACHED_BYTES_MAX: Final = 2 << 20
@@ -84,16 +86,19 @@ class Remote(Client):
             self._link.answered(self._key, value if isinstance(value, bytes) else orjson.dumps(value))
 
     def stream(self, source: Iterator[bytes]) -> None:
-        """Rows, as one bounded answer."""
+        """Rows, the newest first, as one bounded answer. It says when older ones are left out."""
         rows: list[bytes] = []
-        size = 0
-        for line in islice(source, ROWS_MAX + 1):
-            size += len(line) + 1
-            if size > ANSWER_MAX or len(rows) >= ROWS_MAX:
+        size, truncated = 0, b"false"
+        for line in source:
+            if line == b'{"end":true}':
                 break
-            if line != b'{"end":true}':
-                rows.append(line)
-        self.send(b'{"ok":true,"exit":0,"message":"","hint":"","result":{"rows":[' + b",".join(rows) + b"]}}")
+            size += len(line) + 1
+            if size > ROWS_BYTES_MAX or len(rows) >= ROWS_MAX:
+                truncated = b"true"
+                break
+            rows.append(line)
+        self.send(b'{"ok":true,"exit":0,"message":"","hint":"","result":{"truncated":' + truncated + b',"rows":['
+                  + b",".join(rows) + b"]}}")  # fmt: skip
 
     def wants_write(self) -> bool:
         return False
@@ -125,6 +130,9 @@ class Link:
         self._recent: deque[tuple[int, str, bytes]] = deque()
         self._recent_bytes = 0
         self._todo: deque[Read | Up] = deque()
+        self._reread: Read | None = None  # what could not be read, and is tried again
+        self._reread_ns = 0
+        self._unread = False  # and was said to be so
         self._running: set[tuple[int, str]] = set()
         self._cache: OrderedDict[tuple[int, str], bytes] = OrderedDict()
         self._cached_bytes = 0
@@ -160,6 +168,9 @@ class Link:
             self._apply(self.uplink.received(parent, message, now_ns))
         self._apply(self.uplink.tick(now_ns))
         self._todo.extend(self.outbox.tick(now_ns))
+        if self._reread is not None and now_ns >= self._reread_ns:
+            self._todo.append(self._reread)
+            self._reread = None
         for _ in range(READS_PER_TURN):
             if not self._todo:
                 break
@@ -178,6 +189,8 @@ class Link:
         if self._todo or self.links.readable():
             return 0
         due = [ns for ns in (self.uplink.next_wake_ns(), self.outbox.next_wake_ns()) if ns is not None]
+        if self._reread is not None:
+            due.append(self._reread_ns)
         return min(due, default=1 << 62)
 
     def _apply(self, effects: Sequence[Effect]) -> None:
@@ -221,8 +234,11 @@ class Link:
         try:
             lines = list(self._lines(work.first, work.limit))
         except JournalError as exc:
-            log(f"cluster: {exc}", 4)
+            if not self._unread:
+                log(f"cluster: {exc}", 4)
+            self._reread, self._reread_ns, self._unread = work, now_ns + REREAD_NS, True
             return
+        self._unread = False
         self._todo.extendleft(reversed(self.outbox.rows(work.first, lines, now_ns)))
 
     def _lines(self, first: int, limit: int) -> Iterator[bytes]:
@@ -331,7 +347,7 @@ class Link:
             self._refuse(key, EXIT_USAGE, str(exc), "run it on the node for more" if op == "log" else "")
             return
         if op == "log" and args.get("count") is None:
-            args["count"] = ROWS_MAX
+            args["count"] = ROWS_MAX + 1  # one more than is shown: so that it shows whether that is all
         self._running.add(key)
         remote = Remote(self, key, self._caller(head["caller"], _name_of(key)))
         self.agent.requests.line(remote, orjson.dumps({"v": 1, "op": op, "args": args}))

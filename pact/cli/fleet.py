@@ -212,6 +212,10 @@ def _nodes(args: argparse.Namespace, handler: Handler) -> int:
     if result.message:
         print(f"pact: {clean(result.message)}", file=sys.stderr)
     (_as_json if args.json else _as_text)(args, handler, answers)
+    cut = _truncated(args, answers)
+    if cut:
+        sys.stdout.flush()
+        print(f"pact: {clean(_fold(cut))}: older records are left out; ask for fewer: -n, --since", file=sys.stderr)
     return gravest(answers.codes)
 
 
@@ -294,7 +298,9 @@ def _as_json(args: argparse.Namespace, handler: Handler, answers: _Answers) -> N
             nodes.update(dict.fromkeys(names, lines if args.command == "log" else lines[0]))
         elif args.command == "log" and code == EXIT_DONE:
             nodes.update((name, []) for name in names)
-    emit({"v": 1, "nodes": nodes, "failed": {**{_fold(n): why for why, n in failed.items()}, **answers.failed}})
+    cut = _truncated(args, answers)
+    emit({"v": 1, "nodes": nodes, "failed": {**{_fold(n): why for why, n in failed.items()}, **answers.failed},
+          **({"truncated": _fold(cut)} if cut else {})})  # fmt: skip
 
 
 def _as_text(args: argparse.Namespace, handler: Handler, answers: _Answers) -> None:
@@ -311,6 +317,14 @@ def _as_text(args: argparse.Namespace, handler: Handler, answers: _Answers) -> N
         say(f"{RULE}\n{_fold(names)}{f' ({len(names)})' if len(names) > 1 else ''}\n{RULE}")
         say(text or "done")
     _say_failed(answers.failed)
+
+
+def _truncated(args: argparse.Namespace, answers: _Answers) -> list[str]:
+    """The nodes whose journals hold more than an answer takes."""
+    if args.command != "log":
+        return []
+    said = [(names, _sense(body)) for body, names in answers.parts.items()]
+    return [n for names, raw in said if raw is not None and raw.get("result", {}).get("truncated") for n in names]
 
 
 def _say_failed(failed: dict[str, str]) -> None:

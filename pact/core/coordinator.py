@@ -133,12 +133,12 @@ class Coordinator:
             if group is None and number(gid) > self.root.state.group_n:
                 # no member heard of a group before its beginning was durable: this log is another one, and knows
                 # nothing of how the group ended
-                self.root.refuse(f"a group of {node} that another log began")
+                self.root.refuse("a group that another log began", node, gid)
                 args = {"group": gid, "fence": self.root.fence, "ballot": ballot, "decision": "unknown",
                         "action": "rollback", "why": "the root's log has no such group"}  # fmt: skip
                 self.carrier.tell([node], gid, args, PACT)
             elif group is None:
-                self.root.refuse(f"a question about {gid[:20]}, which the log has forgotten")
+                self.root.refuse("a question about a group that the log has forgotten", node, gid)
             elif group.state == FINISHED:
                 self.carrier.tell([node], gid, self.carrier.decision(group), caller_of(group))
             elif run is not None and group.state == DECIDED:
