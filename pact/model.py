@@ -103,12 +103,17 @@ class Holder:
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """Who asked, for the journal: ``role`` is viewer, ops, admin or agent; ``via`` socket, agent, timer or config."""
+    """Who asked, for the journal: ``role`` is viewer, ops, admin or agent; ``via`` socket, agent, timer or config.
+
+    ``call`` names the cluster's call that this serves; records carry it in their data, so that an agent that was killed
+    over it knows that it had begun.
+    """
 
     user: str
     uid: int | None
     role: str
     via: str
+    call: str = ""
 
     def to_json(self) -> dict[str, Any]:
         return {"user": self.user, "uid": self.uid, "role": self.role, "via": self.via}

@@ -160,8 +160,9 @@ def test_client_defaults_come_from_the_first_file(tmp_path: Path) -> None:
 ])  # fmt: skip
 def test_a_node_set_cannot_carry_a_command(text: str) -> None:
     """ClusterShell hands the names of groups to a shell, and whoever may look may name one."""
-    with pytest.raises(UsageError):
-        nodesets.NodeSets().expand(text)
+    for expand in (nodesets.parse, nodesets.NodeSets().expand):
+        with pytest.raises(UsageError):
+            expand(text)
 
 
 def test_names_are_never_taken_for_groups_when_they_are_folded() -> None:

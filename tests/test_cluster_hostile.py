@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import resource
+import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,11 +22,13 @@ from pact.core.wire import Message
 from pact.errors import LocalProtocolError
 
 Socket = zmq.Socket[bytes]
-NAMES = {"root1": "aggregator", "n1": "node", "n2": "node", "view": "viewer", "op": "ops", "adm": "admin"}
+NAMES = {"root1": "aggregator", "agg1": "aggregator", "n1": "node", "n2": "node", "view": "viewer", "op": "ops", "adm": "admin"}
 
 
 class Hostile(Kit):
     """A root as a process, with its log in SQLite."""
+
+    _people = 1
 
     def start(self) -> None:
         tree, events, replay = (f"tcp://127.0.0.1:{p}" for p in free_ports(3))
@@ -33,11 +40,16 @@ class Hostile(Kit):
             f'[keys]\nsecret = "{self.secret("root1")}"\nauthorized = "{self.authorized}"\n')
         self.run("root1", "aggregator", "--config", str(path))
 
-    def person(self, name: str) -> Socket:
+    def person(self, name: str, at: str = "root1") -> Socket:
         """Connected and welcomed, however long the root takes to lead."""
-        sock = self.dealer(name)
-        self._welcomed(sock, name, "client")
+        sock = self.dealer(name, at, self.below if at == "agg1" else "")
+        self._people += 1
+        self._welcomed(sock, name, "client", session=self._people << 20)
         return sock
+
+    def start_below(self) -> None:
+        """An aggregator under the root."""
+        self.below = self.start_aggregator("agg1", ("root1", self.url))
 
     def node(self, name: str, **more: Any) -> Socket:
         sock = self.dealer(name)
@@ -159,6 +171,30 @@ def _result(kit: Hostile, sock: Socket) -> Message | None:
 
 
 @pytest.mark.invariant("T9")
+def test_groups_of_nodes_are_looked_up_where_a_person_waits_and_never_in_the_root(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    called = tmp_path / "called"
+    (tmp_path / "groups.conf").write_text(
+        f"[Main]\ndefault: jobs\n[jobs]\nmap: touch {called}; sleep 0.1; echo n1\nall: touch {called}; echo n[1-2]\n")
+    monkeypatch.setenv("CLUSTERSHELL_CFGDIR", str(tmp_path))
+    kit = Hostile(tmp_path, NAMES)
+    kit.start()
+    try:
+        view = kit.person("view")
+        for nodes in ("@mine", "*", "n[1-2]&@mine", "n*"):
+            kit.request(view, "ping", nodes)
+            said = kit.result(view)
+            assert said.head["exit"] == 2 and "group" in said.head["message"], said
+        assert not called.exists()
+        command = [sys.executable, "-m", "pact.cli.main", "--via", kit.url, "--server-key", kit.public["root1"],
+                   "--key", kit.secret("view"), "nodes", "--nodes", "@mine", "--json"]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, check=False)
+        assert called.exists() and list(orjson.loads(done.stdout)["nodes"]) == ["n1"], done
+    finally:
+        kit.close()
+
+
+@pytest.mark.invariant("T9")
 def test_an_answer_that_just_fits_a_frame_ends_nobody(kit: Hostile) -> None:
     node, view = kit.node("n1"), kit.person("view")
     time.sleep(0.3)
@@ -183,6 +219,107 @@ def test_a_request_that_just_fits_a_frame_ends_nobody(kit: Hostile) -> None:
     view.send(wire.encode("request", head, b'{"x":"' + b"z" * (size - 8) + b'"}'))
     time.sleep(1)
     view.close(0)
+    kit.still_at_work()
+
+
+@pytest.mark.invariant("T10")
+def test_silent_strangers_cost_nobody_their_place_and_do_not_close_the_door_for_long(kit: Hostile) -> None:
+    node = kit.node("n1")
+    pid = kit.processes["root1"].pid
+    soft, _ = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    assert soft == min(resource.getrlimit(resource.RLIMIT_NOFILE)[1], 1 << 17), "as many as it may have"
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (450, 450))
+    strangers = [stranger(kit) for _ in range(250)]
+    wait_for(lambda: "descriptors are left" in kit.logs(), 5)
+    before_s = used_s(pid)
+    assert beats(kit, node, 2.0) >= 4, "who is in stays in"
+    assert used_s(pid) - before_s < 1.0, "it does not spin"
+    with pytest.raises(TimeoutError):
+        stranger(kit, 0.5)
+    wait_for(lambda: beats(kit, node, 0.4) and "let in again" in kit.logs(), 15)
+    strangers += [stranger(kit) for _ in range(600)]  # faster than anybody can look
+    assert beats(kit, node, 2.0) >= 4
+    wait_for(lambda: beats(kit, node, 0.4) and kit.logs().count("let in again") == 2, 25)
+    kit.still_at_work()
+    for one in strangers:
+        one.close()
+
+
+def stranger(kit: Hostile, timeout_s: float = 5.0) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", int(kit.url.rpartition(":")[2])), timeout_s)
+
+
+def beats(kit: Hostile, node: Socket, seconds: float) -> int:
+    """How many are answered."""
+    ends, count = time.monotonic() + seconds, 0
+    while time.monotonic() < ends:
+        node.send(wire.encode("beat", {}))
+        answer = kit.maybe(node, 1.0)
+        assert answer is not None and answer.kind == "beat", answer
+        count += 1
+        time.sleep(0.3)
+    return count
+
+
+def wait_for(condition: Callable[[], Any], seconds: float) -> None:
+    ends = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < ends
+        time.sleep(0.05)
+
+
+def used_s(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_who_reads_a_log_from_afar_hears_that_older_records_are_left_out(kit: Hostile, form: list[str]) -> None:
+    node = kit.node("n1")
+    command = [sys.executable, "-m", "pact.cli.main", "--via", kit.url, "--server-key", kit.public["root1"],
+               "--key", kit.secret("view"), "log", "--nodes", "n1", *form]  # fmt: skip
+    answer = b'{"ok":true,"exit":0,"message":"","hint":"","result":{"truncated":true,"rows":[]}}'
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        code = kit.answering(node, "n1", lambda op: answer, process.poll)
+        out, err = process.communicate()
+    assert code == 0 and b"n1: older records are left out" in err, err
+    assert not form or orjson.loads(out)["truncated"] == "n1"
+
+
+def raw_request(head: bytes, body: bytes = b"{}") -> bytes:
+    return b"P1\x07" + len(head).to_bytes(4, "little") + head + body
+
+
+@pytest.mark.invariant("T13")
+@pytest.mark.parametrize("at", ["root1", "agg1"])
+def test_a_head_that_just_fits_or_says_more_ends_no_relay(kit: Hostile, at: str) -> None:
+    """Whoever hands a request on adds to its head, and checks what it sends."""
+    kit.start_below()
+    view = kit.person("view", at)
+    before, after = b'{"id":1,"op":"status","nodes":"', b'"}'
+    view.send(raw_request(before + b"n" * (wire.HEAD_MAX - len(before) - len(after)) + after))
+    assert kit.result(view).head["exit"] == 2
+    view.send(raw_request(b'{"id":2,"op":"nodes"}', b'"' + b"x" * wire.BODY_MAX + b'"'))
+    assert kit.result(view).head["exit"] == 2
+    view.send(raw_request(b'{"id":3,"op":"nodes","shoe_size":44}'))
+    assert kit.result(view).head["exit"] == 0
+    assert kit.processes["agg1"].poll() is None, kit.logs()
+    kit.still_at_work()
+
+
+GROWS = b'{"a":[' + b",".join([b"1E15"] * 1_500_000) + b"]"
+
+
+@pytest.mark.invariant("T13")
+def test_arguments_that_grow_when_they_are_written_again_end_nobody(kit: Hostile) -> None:
+    node, view, adm = kit.node("n1"), kit.person("view"), kit.person("adm")
+    time.sleep(0.3)
+    view.send(raw_request(b'{"id":1,"op":"ping","nodes":"n1"}', GROWS + b"}"))
+    answer = b'{"ok":true,"exit":0,"result":{}}'
+    said = kit.answering(node, "n1", lambda op: answer, lambda: _result(kit, view))
+    assert said is not None and said.head["exit"] == 0, "unchanged bytes travel"
+    adm.send(raw_request(b'{"id":1,"op":"apply","nodes":"n1"}', b'{"resources":{"sysctl:x":' + GROWS + b"}}}"))
+    assert kit.result(adm).head["exit"] == 2
     kit.still_at_work()
 
 

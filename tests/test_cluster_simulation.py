@@ -15,11 +15,12 @@ from pact.core.root import Limits
 from pact.core.rootlog import FINISHED
 from pact.core.settings import Settings
 from pact.model import NS_PER_S, Declared, Holder
-from pact.sim.cluster import Cluster, Net
+from pact.sim.cluster import Cluster, Net, Peer
 from pact.sim.world import person
 
 RESOURCES = ["sysctl:a", "sysctl:b", "file:/c"]
 STEPS = 60
+ROOT = person("root", "admin", 0)
 FIRST = int(os.environ.get("PACT_SEED", "0"))
 SEEDS = range(FIRST, FIRST + int(os.environ.get("PACT_SEEDS", "40")))
 
@@ -41,8 +42,9 @@ def random_step(c: Cluster, rng: random.Random) -> None:
     name = rng.choice(list(c.peers))
     peer = c.peers[name]
     what = rng.choices(
-        ["time", "ask", "write", "use", "free", "kill", "restart", "cut", "mend", "elect", "crash root", "stubborn"],
-        [35, 25, 8, 5, 6, 5, 8, 4, 7, 2, 2, 2],
+        ["time", "ask", "write", "use", "free", "kill", "restart", "cut", "mend", "elect", "crash root", "stubborn",
+         "emergency", "hold"],
+        [35, 25, 8, 5, 6, 5, 8, 4, 7, 2, 2, 2, 2, 2],
     )[0]  # fmt: skip
     resource = rng.choice(RESOURCES)
     if what == "time":
@@ -70,6 +72,23 @@ def random_step(c: Cluster, rng: random.Random) -> None:
         c.crash_root()
     elif what == "stubborn":
         peer.world.stubborn ^= {resource}
+    elif what in ("emergency", "hold") and peer.world.running:
+        stop(peer, what)
+
+
+def stop(peer: Peer, what: str) -> None:
+    """Somebody on the node suspends its rollbacks, or allows them again."""
+    world, state = peer.world, peer.world.node.state
+    if what == "hold":
+        mine = [h for h in state.holds if h.startswith("h")]
+        if mine:
+            world.ask("hold_release", ROOT, name=mine[0])
+        else:
+            world.ask("hold_place", ROOT, reason="r", for_ns=150 * NS_PER_S, change=None)
+    elif state.emergency is None:
+        world.ask("emergency_start", ROOT, reason="r", for_ns=100 * NS_PER_S)
+    else:
+        world.ask("emergency_end", ROOT, how="rollback", force=True)
 
 
 def request(c: Cluster, rng: random.Random) -> None:
@@ -98,6 +117,8 @@ def heal(c: Cluster) -> None:
         peer.world.stubborn.clear()
         c.restart(name)
         c.mend(name)
+        if peer.world.node.state.emergency is not None:  # one does not end by itself
+            stop(peer, "emergency")
     c.deposed.clear()
     if c.root is None:
         c.elect()
@@ -105,7 +126,7 @@ def heal(c: Cluster) -> None:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.invariant("G1", "G3", "G4", "G5", "G7", "K1", "K3")
+@pytest.mark.invariant("G1", "G3", "G4", "G5", "G7", "K1", "K3", "E1", "H1")
 def test_groups_survive_everything_and_end_everywhere(seed: int) -> None:
     rng = random.Random(seed)
     c = build(rng, seed)

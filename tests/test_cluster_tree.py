@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import pwd
+import shutil
+import sqlite3
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import orjson
@@ -14,9 +17,14 @@ import pytest
 import zmq
 from cluster_kit import Kit
 
+from pact.agent.clock import boottime_ns
+from pact.agent.link import Link
 from pact.cluster import auth, keys
 from pact.core import wire
+from pact.core.records import GENESIS, seal
+from pact.core.uplink import Parent
 from pact.errors import ConfigError
+from pact.journal.sqlite import SqliteJournal
 
 NAMES = {"root1": "aggregator", "agg1": "aggregator", "agg2": "aggregator", "n001": "node", "n002": "node",
          "n003": "node", "n004": "node", "n005": "node", "n006": "node", "ops1": "ops", "boss": "admin", "eye": "viewer",
@@ -210,6 +218,61 @@ def test_a_call_is_done_once_as_the_operator_and_bounded(kit: Kit) -> None:
     assert "6.1" not in root.answers  # the relay knows a newer root
 
 
+def test_records_that_could_not_be_read_for_a_moment_are_sent_all_the_same(kit: Kit) -> None:
+    """The link and the journal are real; around them is only as much of an agent as they need."""
+    root = kit.start_root()
+    path = str(kit.base / "journal.db")
+    journal = SqliteJournal(path)
+    rows, prev = [], GENESIS
+    for seq in range(5):
+        rows.append(seal(seq, prev, "2026-01-01T00:00:00Z", 1, "n001", "committed", {"user": "a"}, {}))
+        prev = rows[-1][0].hash
+    journal.append(rows, {})
+    parent = Parent(kit.url, kit.public["root1"])
+    agent = SimpleNamespace(
+        config=SimpleNamespace(secret=kit.secret("n001"), state_dir=str(kit.base), name="n001", parents=(parent,), rack=""),
+        journal=journal, journal_error="", clock=SimpleNamespace(now_ns=boottime_ns), now=lambda: (boottime_ns(), 1),
+        node=SimpleNamespace(state=SimpleNamespace(groups={})), watch_fd=lambda fd: None, unwatch_fd=lambda fd: None,
+        step=lambda event: None)  # fmt: skip
+    link = Link(agent)  # type: ignore[arg-type]
+    database = sqlite3.connect(path, isolation_level=None, timeout=10)
+    database.execute("ALTER TABLE record RENAME TO away")
+
+    def failed() -> bool:
+        link.turn()
+        return link._unread
+
+    kit.until(failed, "it cannot read them")
+    database.execute("ALTER TABLE away RENAME TO record")
+    database.close()
+
+    def sent() -> bool:
+        link.turn()
+        return len(root.lines) == 5
+
+    kit.until(sent, "all records", 8)
+    link.close()
+    journal.close()
+
+
+def test_an_answer_of_the_log_says_when_it_is_not_all(kit: Kit) -> None:
+    root = kit.start_root()
+    path = kit.start_agent("n001", ("root1", kit.url))
+    kit.until(lambda: "n001" in root.below, "the node is below")
+    for _ in range(505):
+        hold = kit.ask(path, "hold_place", reason="a test", for_ns=3600 * 10**9, change=None)["result"]["hold"]
+        kit.ask(path, "hold_release", name=hold)
+
+    def ask(call: str, **args: Any) -> Any:
+        root.call(call, "log", ["n001"], args)
+        kit.until(lambda: root.names(call), "an answer")
+        return root.bodies(call)["n001"]["result"]
+
+    cut = ask("1.1", since="")
+    assert cut["truncated"] is True and len(cut["rows"]) == 1_000
+    assert ask("1.2", count=1_000)["truncated"] is False and ask("1.3", count=3)["truncated"] is False
+
+
 def test_a_restarted_agent_sends_only_what_is_new(kit: Kit) -> None:
     root = kit.start_root()
     sock = kit.start_agent("n001", ("root1", kit.url))
@@ -285,7 +348,41 @@ def test_a_file_of_keys_that_is_being_written_revokes_nobody(kit: Kit) -> None:
     kit.authorized.write_text("")
     kit.during(2.0)
     node.send(wire.encode("beat", {}))
-    assert kit.receive(node).kind == "beat", "a file without keys is a mistake"
+    assert kit.receive(node).kind == "beat", "an empty file is a mistake"
+
+
+@pytest.mark.invariant("T11")
+@pytest.mark.parametrize("left", ["# nobody\n", ""])
+def test_the_last_key_can_be_removed_too(kit: Kit, left: str) -> None:
+    root = kit.start_root()
+    kit.joined("n001")
+    kit.until(lambda: "n001" in root.below, "it is below")
+    kit.authorized.write_text(left)
+    assert kit.aggregator is not None
+    kit.aggregator._reload = not left  # as SIGHUP does: an empty file is not believed otherwise
+    kit.until(lambda: not root.below, "its session has ended", 4)
+
+
+@pytest.mark.invariant("T10", "T11")
+def test_who_is_not_welcome_is_remembered_as_long_as_the_connection(kit: Kit) -> None:
+    kit.start_root()
+    assert kit.aggregator is not None
+    for i in range(40):
+        sock = kit.dealer("n001")
+        kit.hello(sock, "n002", session=i << 20)
+        kit.maybe(sock, 0.3)
+        sock.close(0)
+        kit.during(0.02)
+    assert 0 < len(kit.aggregator._fds) <= 10
+    sock = kit.dealer("n001")
+    monitor = sock.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+    kit.during(1.1)  # four hellos a second
+    kit.hello(sock, "n002")
+    assert kit.receive(sock).kind == "sorry"
+    kit.write_keys(without=["n001"])
+    kit.until(lambda: monitor.poll(0), "its connection has ended", 3)
+    sock.disable_monitor()
+    monitor.close(0)
 
 
 def test_a_file_of_keys_that_everybody_can_write_is_refused(tmp_path: Path) -> None:
@@ -294,3 +391,68 @@ def test_a_file_of_keys_that_everybody_can_write_is_refused(tmp_path: Path) -> N
     path.chmod(0o666)
     with pytest.raises(ConfigError, match="everybody"):
         auth.read(str(path))
+
+
+@pytest.mark.invariant("T12")
+def test_a_call_whose_answer_died_with_the_agent_is_not_done_twice(kit: Kit) -> None:
+    root = kit.start_root()
+    path = kit.start_agent("n001", ("root1", kit.url))
+    kit.until(lambda: "n001" in root.below, "the agent is there")
+    hold = {"reason": "x", "for_ns": 3600 * 10**9}
+    root.call("7", "hold_place", ["n001"], hold)
+    kit.until(lambda: root.final("7"), "it is held")
+    kit.kill("n001")
+    kit.until(lambda: "n001" not in root.below, "the agent is gone")
+    kit.start_agent("n001", ("root1", kit.url))
+    kit.until(lambda: "n001" in root.below, "the agent is there again")
+    root.answers.clear()
+    root.call("7", "hold_place", ["n001"], hold)
+    kit.until(lambda: root.final("7"), "it is answered")
+    answer = root.bodies("7")["n001"]
+    assert answer["exit"] == 5 and "not done twice" in answer["message"], answer
+    assert len(kit.ask(path, "status")["result"]["holds"]) == 1
+    root.call("8", "hold_place", ["n001"], hold)
+    kit.until(lambda: root.final("8"), "another one is done")
+    assert len(kit.ask(path, "status")["result"]["holds"]) == 2
+
+
+@pytest.mark.invariant("K2")
+def test_an_older_copy_of_a_journal_is_noticed_and_nothing_counts_as_replicated(kit: Kit, tmp_path: Path) -> None:
+    root = kit.start_root()
+    state = kit.base / "agent-n001" / "state"
+    hold = {"reason": "x", "for_ns": 3600 * 10**9}
+
+    def lives(holds: int) -> str:
+        path = kit.start_agent("n001", ("root1", kit.url))
+        kit.until(lambda: "n001" in root.below, "the agent is there")
+        for _ in range(holds):
+            assert kit.ask(path, "hold_place", **hold)["exit"] == 0
+        return path
+
+    def replicated(path: str) -> bool:
+        journal = kit.ask(path, "status")["result"]["journal"]
+        return bool(journal["replicated"] == journal["seq"])
+
+    def ended() -> None:
+        kit.kill("n001")
+        kit.until(lambda: "n001" not in root.below, "the agent is gone")
+
+    path = lives(1)
+    kit.until(lambda: replicated(path), "all is at the root")
+    ended()
+    shutil.copytree(state, tmp_path / "copy")
+    path = lives(9)
+    kit.until(lambda: replicated(path), "all is at the root")
+    ended()
+    shutil.rmtree(state)
+    shutil.copytree(tmp_path / "copy", state)
+    path = lives(2)
+    cluster = kit.until(lambda: (s := kit.ask(path, "status")["result"]["cluster"])["forked"] and s, "it is noticed")
+    assert cluster["replicated"] < cluster["forked"]
+    for _ in range(12):  # also when its numbers have passed the root's
+        assert kit.ask(path, "hold_place", **hold)["exit"] == 0
+    ended()
+    path = lives(0)
+    kit.during(1.0)
+    assert not replicated(path) and kit.ask(path, "status")["result"]["cluster"]["forked"]
+    assert "older copy was put back" in kit.logs()

@@ -24,7 +24,7 @@ FACTS: dict[str, Any] = {
     "oldest": 12, "events": 900, "commit_s": 0.0021, "children": 3, "connected": 130,
     "states": {"committed": ["n[001-120]", 120], "drifted": ["n[121-129]", 9], "blocked": ["n130", 1]},
     "groups": [{"id": "g7", "state": "active", "nodes": "n[001-128]", "owner": "ann", "message": "less swap", "left_s": 754}],
-    "group_states": {"active": 1, "finished": 4}, "lag": [["n004", 300], ["n005", 2]], "buffered": 123456, "calls": 2,
+    "group_states": {"active": 1, "finished": 4}, "buffered": 123456, "calls": 2,
     "refused": {"garbage": 3}, "healthy": True, "trouble": "",
 }  # fmt: skip
 HOSTILE = "<script>alert(1)</script>\"'&\x00\n\u202e"
@@ -99,13 +99,14 @@ def test_an_aggregator_that_is_no_root_leaves_out_what_it_does_not_know(serving:
     assert serving.get("/")[0] == serving.get("/metrics")[0] == serving.get("/health")[0] == 200
 
 
-def test_the_page_shows_states_groups_and_lag(serving: Serving) -> None:
+def test_the_page_shows_states_and_groups_and_claims_nothing_else(serving: Serving) -> None:
     status, headers, shown = serving.get("/")
     assert status == 200
     assert headers["content-type"] == "text/html; charset=utf-8"
-    for words in ("agg1", "leading root", "n[001-120]", "n[121-129]", "g7", "less swap", "12m 34s", "n004", "300", "120.6 KiB"):
+    for words in ("agg1", "leading root", "n[001-120]", "n[121-129]", "g7", "less swap", "12m 34s", "120.6 KiB"):
         assert words in shown
     assert shown.index("blocked") < shown.index("drifted") < shown.index("committed")
+    assert "behind" not in shown, "nobody counts how far the nodes are behind"
 
 
 def test_health_is_for_load_balancers(serving: Serving) -> None:
@@ -135,7 +136,7 @@ class Tags(HTMLParser):
 def test_hostile_names_are_shown_and_do_nothing() -> None:
     facts = {
         **FACTS, "name": HOSTILE, "cluster": HOSTILE, "version": HOSTILE, "trouble": HOSTILE, "healthy": False,
-        "states": {HOSTILE: [HOSTILE * 500, 1], "committed": [HOSTILE, HOSTILE]}, "lag": [[HOSTILE, HOSTILE]],
+        "states": {HOSTILE: [HOSTILE * 500, 1], "committed": [HOSTILE, HOSTILE]},
         "groups": [dict.fromkeys(("id", "state", "nodes", "owner", "message", "left_s"), HOSTILE)],
         "refused": {HOSTILE: 1}, "group_states": {HOSTILE: 2},
     }  # fmt: skip

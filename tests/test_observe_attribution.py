@@ -128,6 +128,16 @@ def test_the_logind_session_is_preferred_to_the_audit_session() -> None:
     assert writer_from(7, (*snap[:6], b"/")).session == "3"
 
 
+@pytest.mark.invariant("S1")
+def test_a_login_that_anybody_could_have_written_is_not_believed() -> None:
+    inside = "/user.slice/user-1001.slice/session-12.scope"
+    assert owner_of(Writer(1, 2002, 1001, "5")).key == "uid:2002"
+    assert owner_of(Writer(1, 2002, 1001, "5", "", "slurmd.service")).key == "unit:slurmd.service"
+    assert owner_of(Writer(1, 2002, 1001, "5", "", "", f"/job_7{inside}")).key == "uid:2002"
+    assert owner_of(Writer(1, 2002, 1001, "12", "", "", inside)).key == "login:1001:12"  # sudo -u of that login
+    assert owner_of(Writer(1, 1001, 1001, "5")).key == owner_of(Writer(1, 0, 1001, "5")).key == "login:1001:5"
+
+
 def test_owners_are_the_login_else_the_unit_else_the_user_else_unattributed() -> None:
     assert owner_of(Writer(1, 0, 1001, "12", "", "cron.service")).key == "login:1001:12"
     assert owner_of(Writer(1, 0, 1001, None)).key == "login:1001:"

@@ -120,6 +120,17 @@ def test_violations_are_logged_once_with_a_count() -> None:
 
 
 @pytest.mark.invariant("T13")
+def test_what_a_peer_writes_makes_no_line_another_one() -> None:
+    b = Bench()
+    b.hello(N1)
+    for i in range(5_000):
+        b.notes += [e.text for e in b.relay.bad_frame(b"n1", N1, f"a frame of {i} bytes", b.t) if isinstance(e, Note)]
+        b.t += NS_PER_S // 1000
+        b.say(N1, "hello", {"v": 1, "role": "node", "name": f"n{i + 2}" + "x" * 200, "session": 1})
+    assert b.relay.violations == 10_000 and len(b.notes) <= 3 and max(map(len, b.notes)) < 300
+
+
+@pytest.mark.invariant("T13")
 def test_another_key_on_the_same_routing_id_has_no_session() -> None:
     b = Bench()
     b.hello(N1, rid=b"x")
@@ -199,6 +210,23 @@ def test_a_late_claim_of_an_older_connection_does_not_count_and_a_standing_one_d
     assert b.up()[0].head["gone"] == ["n1"]
 
 
+@pytest.mark.invariant("T3")
+def test_after_a_stall_nobody_is_lost_whose_beats_wait_unread() -> None:
+    b = Bench()
+    b.hello(N1)
+    b.hello(N2)
+    b.t += 10 * NS_PER_S
+    assert b.relay.tick(b.t, unread=True) == []
+    b.say(N1, "beat", {})
+    b.relay.tick(b.t)
+    assert set(b.relay.tree.where) == {"n1"}
+    b.t += 10 * NS_PER_S
+    for _ in range(60):
+        b.t += NS_PER_S // 10
+        b.relay.tick(b.t, unread=True)
+    assert not b.relay.tree.where, "a flood does not keep the dead"
+
+
 def test_a_lost_child_and_a_silent_one_are_said_to_be_lost() -> None:
     b = Bench()
     b.hello(N1)
@@ -231,6 +259,24 @@ def test_a_child_that_says_hello_again_gets_its_open_calls_again() -> None:
 
 
 @pytest.mark.invariant("T9")
+def test_hellos_without_end_cost_little_and_no_call_is_forgotten() -> None:
+    b = Bench()
+    b.hello(N1)
+    b.hello(N2)
+    b.call(["n1"])
+    heard = [m.kind for i in range(10_000) for m in b.hello(N1, session=1 << 20 | (i + 1) % (1 << 19))]
+    assert heard.count("welcome") <= 4 and heard.count("call") == 1 and b.relay.violations > 9_000
+    assert [m.kind for m in b.hello(N2, session=1 << 20 | 1)] == ["welcome"], "others are heard"
+    b.t += NS_PER_S
+    assert [m.kind for m in b.hello(N1, session=1 << 20 | 1 << 19)] == ["welcome"]
+    sent: list[Message] = []
+    for _ in range(3):
+        b.t += NS_PER_S
+        sent += b.heard(b.relay.tick(b.t))
+    assert [m.kind for m in sent] == ["call"], "its last connection gets the call too"
+
+
+@pytest.mark.invariant("T9")
 def test_answers_and_names_overtake_events() -> None:
     b = Bench()
     b.hello(N1)
@@ -241,6 +287,40 @@ def test_answers_and_names_overtake_events() -> None:
     b.answer(N1, {b"a": ["n1"]})
     b.hello(N3)
     assert [u.kind for u in b.up()] == ["below", "answer", "events"]
+
+
+@pytest.mark.invariant("T13")
+def test_what_fits_no_frame_is_dropped_counted_and_answered() -> None:
+    """However it came about: the last line of defence."""
+    b = Bench()
+    b.hello(N1)
+    b.hello(OPS)
+    b.up()
+    b.say(OPS, "request", {"id": 7, "op": "status"})
+    (asked,) = b.up()
+    client = {"client": asked.head["client"], "id": 7}
+    part = message("part", {**client, "names": ["n1"]}, b"x" * wire.FRAME_MAX)
+    (said,) = b.heard(b.relay.from_parent(part, b.t))
+    assert said.kind == "result" and said.head["exit"] == 1 and "too much" in said.head["message"]
+    head = {"call": "1.2", "op": "x", "nodes": ["n1"], "caller": CALLER, "fence": 1, "timeout_ms": 5000}
+    assert b.heard(b.relay.from_parent(message("call", head, b"x" * wire.FRAME_MAX), b.t)) == []
+    (up,) = b.up()
+    assert up.head["lost"] == ["n1"] and up.head["final"]
+    assert b.relay.unsaid == 2 and len(b.notes) == 2
+
+
+@pytest.mark.invariant("T13")
+def test_more_names_than_a_head_takes_are_lost_and_the_others_asked() -> None:
+    b = Bench()
+    long = [f"{i:05d}{'x' * 245}" for i in range(17_500)]
+    b.hello(AGG1, below=long[:8_000])
+    b.say(AGG1, "below", {"add": long[8_000:16_000]})
+    b.say(AGG1, "below", {"add": long[16_000:]})
+    b.hello(N1)
+    b.up()
+    assert [rid for rid, _ in b.call([*long, "n1"])] == [b"n1"]
+    b.answer(N1, {b"a": ["n1"]})
+    assert sorted(n for u in b.up() for n in u.head["lost"]) == long
 
 
 def test_fleet_holds_are_told_to_who_comes_with_the_time_that_is_left() -> None:

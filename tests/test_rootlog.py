@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 from rootlog_suite import Conformance, Opener, chunk, fill, kept, lead, running, until
 
-from pact.cluster.committer import Committer, Deposed, Durable, Elected, Failed
+from pact.cluster.committer import Committer, Deposed, Durable, Elected, Failed, Works
+from pact.cluster.rootpart import RootPart
 from pact.errors import ConfigError, Fenced, JournalError
 from pact.journal.rootlog import LogStore, endpoints, open_store
 from pact.journal.rootlog_sqlite import SqliteLog
@@ -164,6 +165,24 @@ def test_a_store_that_does_not_open_is_tried_again(tmp_path: Path) -> None:
         assert next_post(Failed).what == "open"
         away.mkdir()
         next_post(Elected)
+
+
+@pytest.mark.invariant("Q5")
+def test_a_standby_whose_campaigns_failed_for_a_while_says_that_they_work_again(path: str) -> None:
+    leader = open_store(f"sqlite://{path}")
+    assert leader.campaign("leader")
+    part = RootPart.__new__(RootPart)
+    part.root, part.trouble, part._last_failed = None, "", ""
+    with running(lambda: open_store(f"sqlite://{path}"), "b") as (_, next_post):
+        os.rename(path + ".lock", path + ".away")
+        os.mkdir(path + ".lock")
+        list(part._posted(next_post(Failed), 0, 0))
+        assert not part.shown()["healthy"]
+        os.rmdir(path + ".lock")
+        os.rename(path + ".away", path + ".lock")
+        list(part._posted(next_post(Works), 0, 0))
+        assert part.shown()["healthy"] and part.shown()["trouble"] == ""
+    leader.close()
 
 
 def test_a_bug_in_the_thread_is_said_before_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:

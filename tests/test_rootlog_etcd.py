@@ -97,7 +97,7 @@ def test_parts_of_a_large_chunk_are_there_before_anybody_is_told_of_it(shared: E
     assert list(reader.read(1)) == [chunk(1, 1), chunk(2, 1, 2 * VALUE_MAX)]
     store.save_snapshot(fence, 2, b"two")
     store.trim(fence, 3)
-    assert keys(shared, name) == ["head", "leader", f"snap/{2:020d}-{fence:020d}/000000", "snapshot"]
+    assert keys(shared, name) == ["head", "leader", f"snap/{2:020d}-{fence:020d}/000000", "snapshot", "term"]
     store.close()
     reader.close()
 
@@ -211,6 +211,27 @@ def test_an_election_whose_answer_was_lost_is_held_again(opener: Opener, monkeyp
     assert fence is not None  # its own earlier candidacy does not stand in the way
     fill(store, fence, 1)
     store.close()
+
+
+@pytest.mark.invariant("Q4", "G4")
+def test_a_log_that_moves_from_sqlite_or_is_restored_gives_no_fence_that_nodes_take_for_an_old_one(
+    opener: Opener, shared: EtcdCluster, name: str, tmp_path: Path
+) -> None:
+    before = open_store(f"sqlite://{tmp_path}/root.db", "default", {})
+    fence = lead(before)
+    before.close()
+    store = opener()
+    moved = lead(store)
+    assert moved >= fence and moved > 1_700_000_000
+    store.close()
+    shared.ctl("put", f"/pact/{name}/term", str(moved + 500))
+    again = opener()
+    assert lead(again) == moved + 501
+    again.close()
+    shared.ctl("del", f"/pact/{name}/term")  # as an old backup
+    restored = opener()
+    assert lead(restored) >= moved
+    restored.close()
 
 
 @pytest.mark.invariant("Q4")
@@ -431,7 +452,8 @@ def test_an_etcd_that_is_full_says_so_and_what_to_do(tmp_path: Path) -> None:
                 first += 1
         assert "docs/etcd.md" in caught.value.hint
         assert 3 <= first < 40
-        assert len(list(store.read(1))) == first - 1
+        # the refused one may have got in, its answer lost: whoever is refused repeats the same bytes
+        assert len(list(store.read(1))) in (first - 1, first)
         store.close()
 
 
@@ -453,6 +475,6 @@ def test_a_missing_library_is_said_with_its_package(monkeypatch: pytest.MonkeyPa
 def test_the_leaders_name_is_there_for_people(shared: EtcdCluster, name: str, opener: Opener) -> None:
     store = opener()
     lead(store, "root-a")
-    assert orjson.loads(shared.ctl("get", f"/pact/{name}/leader", "--print-value-only")) == {"name": "root-a"}
+    assert orjson.loads(shared.ctl("get", f"/pact/{name}/leader", "--print-value-only"))["name"] == "root-a"
     store.close()
     assert shared.ctl("get", f"/pact/{name}/leader") == ""

@@ -9,7 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pact.core import wire
+from pact.core.root import Root
+from pact.core.rootlog import RootState
 from pact.errors import LocalProtocolError, RemoteProtocolError
+from pact.sim.cluster import CommaSets
 
 NAMES = st.text(st.characters(codec="utf-8"), min_size=1, max_size=20)
 NUMBERS = st.integers(0, wire.NUMBER_MAX)
@@ -133,3 +136,9 @@ def test_a_newer_peers_fields_are_passed_over() -> None:
 def test_sections_cut_the_body() -> None:
     head = {"batches": [["a", "i", 0, 1, 2], ["b", "i", 0, 1, 0], ["c", "i", 0, 2, 3]]}
     assert [b for _, b in wire.sections(wire.message("events", head, b"xxyyy"))] == [b"xx", b"", b"yyy"]
+
+
+def test_a_root_of_a_new_log_can_welcome_before_its_first_record_is_durable() -> None:
+    root = Root("root", RootState(), 7, CommaSets())
+    head = {"v": 1, "name": "root", "path": [], "fence": 7, "credit": 1, "fleet": root.fleet()}
+    assert wire.decode(wire.encode("welcome", head)).head["fleet"]["seq"] == 0

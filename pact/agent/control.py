@@ -28,6 +28,7 @@ SO_PEERGROUPS: Final = 59
 GROUPS_MAX: Final = 65536
 CLIENTS_MAX: Final = 128
 CLIENTS_PER_UID_MAX: Final = 32
+VIEWERS_MAX: Final = 64  # of those: who may only look must not keep out who has to act
 REQUEST_MAX: Final = 64 << 10
 REQUEST_ADMIN_MAX: Final = 256 << 20
 OUTPUT_LOW: Final = 64 << 10
@@ -167,15 +168,21 @@ class Control:
             except OSError:
                 sock.close()
                 continue
-            same = sum(c.caller.actor.uid == caller.actor.uid for c in self.clients.values())
-            full = len(self.clients) >= CLIENTS_MAX and caller.actor.role != "admin"
-            if full or (same >= CLIENTS_PER_UID_MAX and caller.actor.role != "admin"):
+            if self._no_room_for(caller.actor):
                 sock.close()
                 continue
             client = Client(sock, caller)
             self.clients[client.fd] = client
             client.events = select.EPOLLIN
             self._epoll.register(client.fd, select.EPOLLIN)
+
+    def _no_room_for(self, actor: Actor) -> bool:
+        if actor.role == "admin":
+            return False
+        there = [c.caller.actor for c in self.clients.values()]
+        if len(there) >= CLIENTS_MAX or sum(a.uid == actor.uid for a in there) >= CLIENTS_PER_UID_MAX:
+            return True
+        return actor.role == "viewer" and sum(a.role == "viewer" for a in there) >= VIEWERS_MAX
 
     def _caller(self, sock: socket.socket) -> Caller:
         pid, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))

@@ -44,12 +44,20 @@ RECENT_MAX: Final = 256
 RECENT_BYTES_MAX: Final = 256 << 10
 READ_BYTES: Final = 128 << 10
 READS_PER_TURN: Final = 4
+REREAD_NS: Final = 2 * NS_PER_S
 ANSWER_MAX: Final = 4 << 20
 ROWS_MAX: Final = 1_000
+ROWS_BYTES_MAX: Final = ANSWER_MAX - (1 << 10)
 RUNNING_MAX: Final = 64
 CACHED_MAX: Final = 256
 CACHED_BYTES_MAX: Final = 2 << 20
 UID_FOR_S: Final = 300.0
+BEGUN_RECORDS: Final = 1_000
+#: What must not be done twice. Whatever the root asks of a group's member may.
+ONCE: Final = frozenset({
+    "commit", "rollback", "extend", "declare", "adopt", "hold_place", "hold_release", "emergency_start",
+    "emergency_end",
+})  # fmt: skip
 HERE_ONLY: Final = frozenset({"watch", "export", "content"})
 VIEWER: Final = Caller(Actor("cluster", None, "viewer", "cluster"), Owner("cluster", "cluster"))
 ROLES: Final = ("viewer", "ops", "admin")
@@ -78,16 +86,19 @@ class Remote(Client):
             self._link.answered(self._key, value if isinstance(value, bytes) else orjson.dumps(value))
 
     def stream(self, source: Iterator[bytes]) -> None:
-        """Rows, as one bounded answer."""
+        """Rows, the newest first, as one bounded answer. It says when older ones are left out."""
         rows: list[bytes] = []
-        size = 0
-        for line in islice(source, ROWS_MAX + 1):
-            size += len(line) + 1
-            if size > ANSWER_MAX or len(rows) >= ROWS_MAX:
+        size, truncated = 0, b"false"
+        for line in source:
+            if line == b'{"end":true}':
                 break
-            if line != b'{"end":true}':
-                rows.append(line)
-        self.send(b'{"ok":true,"exit":0,"message":"","hint":"","result":{"rows":[' + b",".join(rows) + b"]}}")
+            size += len(line) + 1
+            if size > ROWS_BYTES_MAX or len(rows) >= ROWS_MAX:
+                truncated = b"true"
+                break
+            rows.append(line)
+        self.send(b'{"ok":true,"exit":0,"message":"","hint":"","result":{"truncated":' + truncated + b',"rows":['
+                  + b",".join(rows) + b"]}}")  # fmt: skip
 
     def wants_write(self) -> bool:
         return False
@@ -108,9 +119,10 @@ class Link:
         first = agent.journal.get(0)
         incarnation = first.hash[:16] if first is not None else ""
         self._path = os.path.join(config.state_dir, FILE_NAME)
-        self._saved = self._load(incarnation)
+        self._saved, forked = self._load(incarnation)
         self._save_ns = 0
         self.outbox = Outbox(config.name, incarnation, newest=agent.journal.seq, acked=self._saved)
+        self.outbox.forked = self._said_forked = forked
         self.uplink = Uplink(
             config.name, "node", config.parents, random.Random(), session=secrets.randbits(64), version=__version__,
             rack=config.rack, more=self._more, unfinished=lambda: groups.unfinished(agent.node),
@@ -118,12 +130,21 @@ class Link:
         self._recent: deque[tuple[int, str, bytes]] = deque()
         self._recent_bytes = 0
         self._todo: deque[Read | Up] = deque()
+        self._reread: Read | None = None  # what could not be read, and is tried again
+        self._reread_ns = 0
+        self._unread = False  # and was said to be so
         self._running: set[tuple[int, str]] = set()
         self._cache: OrderedDict[tuple[int, str], bytes] = OrderedDict()
         self._cached_bytes = 0
         self._uids: dict[str, tuple[float, int | None]] = {}
         self._untold: list[Event] = []
+        self._begun = self._calls_begun()
         self._since_wall_ns = 0
+
+    def _calls_begun(self) -> set[str]:
+        """Calls of which the journal has a record: they may come again, and their answers are lost.  # T12"""
+        rows = self.agent.journal.newest(BEGUN_RECORDS)
+        return {str(call) for body, _ in rows if (call := orjson.loads(body)["data"].get("call"))}
 
     def _opened(self, socket: zmq.Socket[bytes]) -> None:
         self.agent.watch_fd(socket.fileno())
@@ -147,10 +168,18 @@ class Link:
             self._apply(self.uplink.received(parent, message, now_ns))
         self._apply(self.uplink.tick(now_ns))
         self._todo.extend(self.outbox.tick(now_ns))
+        if self._reread is not None and now_ns >= self._reread_ns:
+            self._todo.append(self._reread)
+            self._reread = None
         for _ in range(READS_PER_TURN):
             if not self._todo:
                 break
             self._next(self._todo.popleft(), now_ns)
+        if self.outbox.forked != self._said_forked:
+            self._said_forked = self.outbox.forked
+            log(f"cluster: the root has records up to {self.outbox.forked} of this journal, which ends before: an "
+                "older copy was put back. Nothing more is replicated; see docs/cluster.md", 3)  # fmt: skip
+            self.save()
         if self.outbox.acked != self._saved and now_ns >= self._save_ns:
             self.save()
             self._save_ns = now_ns + SAVE_NS
@@ -160,6 +189,8 @@ class Link:
         if self._todo or self.links.readable():
             return 0
         due = [ns for ns in (self.uplink.next_wake_ns(), self.outbox.next_wake_ns()) if ns is not None]
+        if self._reread is not None:
+            due.append(self._reread_ns)
         return min(due, default=1 << 62)
 
     def _apply(self, effects: Sequence[Effect]) -> None:
@@ -203,8 +234,11 @@ class Link:
         try:
             lines = list(self._lines(work.first, work.limit))
         except JournalError as exc:
-            log(f"cluster: {exc}", 4)
+            if not self._unread:
+                log(f"cluster: {exc}", 4)
+            self._reread, self._reread_ns, self._unread = work, now_ns + REREAD_NS, True
             return
+        self._unread = False
         self._todo.extendleft(reversed(self.outbox.rows(work.first, lines, now_ns)))
 
     def _lines(self, first: int, limit: int) -> Iterator[bytes]:
@@ -228,19 +262,21 @@ class Link:
     def replicated(self) -> int:
         return self.outbox.acked
 
-    def _load(self, incarnation: str) -> int:
+    def _load(self, incarnation: str) -> tuple[int, int]:
+        """How far the root is known to be, and whether it is known to have another journal (else 0)."""
         try:
             with open(self._path, "rb") as f:
                 obj = orjson.loads(f.read(4096))
-            return int(obj["seq"]) if obj["incarnation"] == incarnation else -1
+            return (int(obj["seq"]), int(obj.get("forked", 0))) if obj["incarnation"] == incarnation else (-1, 0)
         except (OSError, ValueError, KeyError, TypeError):
-            return -1
+            return -1, 0
 
     def save(self) -> None:
         """A hint for the next start; without it everything is sent again, and the root passes over what it has."""
         try:
             with open(self._path + ".new", "wb") as f:
-                f.write(orjson.dumps({"incarnation": self.outbox.incarnation, "seq": self.outbox.acked}))
+                f.write(orjson.dumps({"incarnation": self.outbox.incarnation, "seq": self.outbox.acked,
+                                      "forked": self.outbox.forked}))  # fmt: skip
             os.replace(self._path + ".new", self._path)
         except OSError:
             pass
@@ -289,6 +325,9 @@ class Link:
             pass  # its answer comes
         elif head["fence"] < self.uplink.fence:
             self._refuse(key, EXIT_CONFLICT, "this root has been replaced", "repeat the command")
+        elif head["op"] in ONCE and _name_of(key) in self._begun:
+            self._refuse(key, EXIT_UNREACHABLE, "this was begun before the agent was restarted; it is not done twice",
+                         "pact log says what was done")  # fmt: skip
         elif len(self._running) >= RUNNING_MAX:
             self._refuse(key, EXIT_UNREACHABLE, f"{RUNNING_MAX} commands are under way on this node", "repeat it later")
         else:
@@ -308,9 +347,9 @@ class Link:
             self._refuse(key, EXIT_USAGE, str(exc), "run it on the node for more" if op == "log" else "")
             return
         if op == "log" and args.get("count") is None:
-            args["count"] = ROWS_MAX
+            args["count"] = ROWS_MAX + 1  # one more than is shown: so that it shows whether that is all
         self._running.add(key)
-        remote = Remote(self, key, self._caller(head["caller"]))
+        remote = Remote(self, key, self._caller(head["caller"], _name_of(key)))
         self.agent.requests.line(remote, orjson.dumps({"v": 1, "op": op, "args": args}))
         if remote.open and not remote.tokens:
             self._refuse(key, EXIT_FAILED, f"{op} gave no answer", "")
@@ -334,17 +373,17 @@ class Link:
         parts = [[[self.uplink.name], len(body)]]
         self._send("answer", {"call": key[1], "final": True, "parts": parts, "lost": []}, body)
 
-    def _caller(self, said: Mapping[str, Any]) -> Caller:
+    def _caller(self, said: Mapping[str, Any], call: str) -> Caller:
         """The operator, whom the root has authenticated. One who has an account here owns what that account owns."""
         user, role = said["user"], said["role"]
         if role == "agent":
-            return Caller(Actor("pact", None, "agent", "cluster"), Owner("agent", "pact"))
+            return Caller(Actor("pact", None, "agent", "cluster", call), Owner("agent", "pact"))
         role = role if role in ROLES else "viewer"
         uid = self._uid(user)
         if uid == 0 and role != "admin":
             uid = None
         owner = Owner(f"cluster:{user}", user) if uid is None else Owner(f"uid:{uid}", user, uid)
-        return Caller(Actor(user, uid, role, "cluster"), owner)
+        return Caller(Actor(user, uid, role, "cluster", call), owner)
 
     def _uid(self, user: str) -> int | None:
         now_s = time.monotonic()
@@ -364,7 +403,13 @@ class Link:
         """What ``pact status`` shows of the cluster."""
         since = rfc3339(self._since_wall_ns) if self.uplink.connected else None
         return {"parent": self.uplink.parent or None, "connected": self.uplink.connected, "since": since,
-                "replicated": self.outbox.acked, "waiting": self.outbox.waiting}  # fmt: skip
+                "replicated": self.outbox.acked, "waiting": self.outbox.waiting,
+                "forked": self.outbox.forked or None}  # fmt: skip
+
+
+def _name_of(key: tuple[int, str]) -> str:
+    """A call's name in the journal; no two roots share one."""
+    return f"{key[0]}/{key[1]}"
 
 
 def _without_data(body: bytes, hash_: str) -> bytes:

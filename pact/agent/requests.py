@@ -232,7 +232,7 @@ class Requests:
                     return Result(0, lambda t, w: agent.failed_read(client, token, error, t, w))
                 wanted = {r: wanted[r] for r in targets}
             asked = {"resources": wanted, "prune": not targets, "take": True, "dry_run": args.get("dry_run", False),
-                     "cause": "rollback", "to_seq": to_seq}  # fmt: skip
+                     "cause": "rollback", "to_seq": to_seq, "force": args.get("force", False)}  # fmt: skip
             return Result(0, lambda t, w: Asked(t, w, token, "declare", asked, client.caller))
 
         agent.expect(client, token)

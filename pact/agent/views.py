@@ -153,7 +153,7 @@ def _diff_one(node: Node, caller: Caller, resource: str, blobs: Blobs) -> dict[s
         "actual": visible(member.actual, caller, hide), "deviation": member.deviation_n / BILLION,
         "change": change.id,
         "owner": {"user": owner.user, "uid": owner.uid, "session": owner.session,
-                  "command": command_for(caller, owner.uid, owner.command)},
+                  "command": command_for(caller, owner.uid, member.command)},
         "seen": member.seen,
         "diff": None if hide else text_diff(resource, declared.attrs, member.actual, blobs, name),
         **({"hidden": True} if hide else {}),

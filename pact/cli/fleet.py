@@ -105,6 +105,9 @@ def run(args: argparse.Namespace, handler: Handler | None) -> int:
     group = _group_of(args)
     if args.command == "groups":
         return _with(args, "groups", {"group": args.group, "all": args.all}, None, _show_groups)
+    if args.command == "nodes" and args.forget is not None:
+        _refuse_beside(args, "--forget names its nodes itself", "nodes")
+        return _with(args, "nodes_forget", {}, args.forget, lambda r: say(f"forgotten: {clean(r['forgotten'])}"))
     if args.command == "nodes":
         return _with(args, "nodes", {}, args.nodes, _show_nodes)
     if args.command == "hold" and args.all:
@@ -209,6 +212,10 @@ def _nodes(args: argparse.Namespace, handler: Handler) -> int:
     if result.message:
         print(f"pact: {clean(result.message)}", file=sys.stderr)
     (_as_json if args.json else _as_text)(args, handler, answers)
+    cut = _truncated(args, answers)
+    if cut:
+        sys.stdout.flush()
+        print(f"pact: {clean(_fold(cut))}: older records are left out; ask for fewer: -n, --since", file=sys.stderr)
     return gravest(answers.codes)
 
 
@@ -291,7 +298,9 @@ def _as_json(args: argparse.Namespace, handler: Handler, answers: _Answers) -> N
             nodes.update(dict.fromkeys(names, lines if args.command == "log" else lines[0]))
         elif args.command == "log" and code == EXIT_DONE:
             nodes.update((name, []) for name in names)
-    emit({"v": 1, "nodes": nodes, "failed": {**{_fold(n): why for why, n in failed.items()}, **answers.failed}})
+    cut = _truncated(args, answers)
+    emit({"v": 1, "nodes": nodes, "failed": {**{_fold(n): why for why, n in failed.items()}, **answers.failed},
+          **({"truncated": _fold(cut)} if cut else {})})  # fmt: skip
 
 
 def _as_text(args: argparse.Namespace, handler: Handler, answers: _Answers) -> None:
@@ -308,6 +317,14 @@ def _as_text(args: argparse.Namespace, handler: Handler, answers: _Answers) -> N
         say(f"{RULE}\n{_fold(names)}{f' ({len(names)})' if len(names) > 1 else ''}\n{RULE}")
         say(text or "done")
     _say_failed(answers.failed)
+
+
+def _truncated(args: argparse.Namespace, answers: _Answers) -> list[str]:
+    """The nodes whose journals hold more than an answer takes."""
+    if args.command != "log":
+        return []
+    said = [(names, _sense(body)) for body, names in answers.parts.items()]
+    return [n for names, raw in said if raw is not None and raw.get("result", {}).get("truncated") for n in names]
 
 
 def _say_failed(failed: dict[str, str]) -> None:
@@ -345,14 +362,24 @@ def _watch(args: argparse.Namespace) -> int:
 # -- what the root decides ------------------------------------------------------------------------------------------
 
 
+def _each_node(result: dict[str, Any]) -> dict[str, Any]:
+    """As every command for many nodes: an object a node; the folded set stands beside it."""
+    from pact.cluster.nodesets import NodeSets
+
+    members = result.get("members", {})
+    nodes = {n: {"state": state} for state, names in members.items() for n in NodeSets().expand(names)}
+    return {**result, "nodes": nodes, "nodeset": result.get("nodes", "")}
+
+
 def _with(args: argparse.Namespace, op: str, request: dict[str, Any], nodes: str | None,
-          show: Callable[[dict[str, Any]], None]) -> int:  # fmt: skip
+          show: Callable[[dict[str, Any]], None],
+          for_json: Callable[[dict[str, Any]], dict[str, Any]] = dict) -> int:  # fmt: skip
     """Ask the root itself, and show what it says."""
     given = argparse.Namespace(**{**vars(args), "nodes": nodes})
     _, result = _ask(given, op, request)
     if args.json:
         said = {"message": result.message} if result.message else {}
-        emit({"v": 1, **result.result, "failed": result.failed, **said})
+        emit({"v": 1, **for_json(result.result), "failed": result.failed, **said})
         return result.exit
     if result.result:
         show(result.result)
@@ -375,7 +402,7 @@ def _apply(args: argparse.Namespace) -> int:
         declare.apply(args)
     except _Asked as asked:
         request = {**asked.args_, "allow_missing": _allow(args), "require_all": args.require == "all"}
-        return _with(args, "apply", request, args.nodes, _show_applied)
+        return _with(args, "apply", request, args.nodes, _show_applied, _each_node)
     raise AssertionError("apply asks nothing")
 
 
@@ -384,7 +411,19 @@ def _allow(args: argparse.Namespace) -> int | str | None:
     return int(text) if text is not None and text.isdigit() else text
 
 
+def _refuse_beside(args: argparse.Namespace, what: str, *flags: str) -> None:
+    """Raises UsageError for what would be passed over in silence: a person who means one node must not settle all."""
+    for flag in flags:
+        if getattr(args, flag, None) not in (None, False):
+            raise UsageError(f"{what}: --{flag.replace('_', '-')} does not go with it")
+
+
 def _settle_group(args: argparse.Namespace, group: str) -> int:
+    _refuse_beside(args, f"{group} is settled on all its nodes", "nodes", "all")
+    if args.command != "rollback":
+        _refuse_beside(args, f"{args.command} of a group", "force")
+    if args.command != "commit":
+        _refuse_beside(args, f"{args.command} of a group", "allow_missing")
     request: dict[str, Any] = {"group": group, "allow_missing": _allow(args)}
     if args.command == "extend":
         try:
@@ -401,6 +440,7 @@ def _settle_group(args: argparse.Namespace, group: str) -> int:
 
 
 def _fleet(args: argparse.Namespace) -> int:
+    _refuse_beside(args, "--all is every node", "nodes")
     if args.action == "place":
         if args.change is not None:
             raise UsageError("--all stops everything: name no change beside it")

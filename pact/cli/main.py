@@ -132,7 +132,8 @@ def build() -> argparse.ArgumentParser:
     add("watch", "live events until interrupted")
     add("check", "for health checks: one line, exit 0 or 11")
 
-    add("nodes", "the nodes of the cluster, and how far their records have come")
+    sub = add("nodes", "the nodes of the cluster, and how far their records have come")
+    sub.add_argument("--forget", metavar="NODESET", help="these are out of service: nothing waits for them any more")
     sub = add("groups", "changes on many nodes, and where each member is")
     sub.add_argument("group", nargs="?", metavar="GROUP")
     sub.add_argument("--all", action="store_true", help="also those that are settled")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import random
-import resource
 import secrets
 import select
 import signal
@@ -23,7 +22,7 @@ from pact import __version__
 from pact._fast import syscalls
 from pact.agent.clock import boottime_ns
 from pact.agent.notify import Notifier, log
-from pact.cluster import auth, config, keys
+from pact.cluster import auth, config, descriptors, keys
 from pact.cluster.config import AggregatorConfig
 from pact.cluster.http import Http
 from pact.cluster.links import Links, end_dead_connections
@@ -35,7 +34,7 @@ from pact.core.relay import Effect, Ended, Relay, ToChildren
 from pact.core.uplink import Connect, Deliver, Disconnect, Lost, Note, Send, Uplink
 from pact.core.uplink import Effect as UplinkEffect
 from pact.core.wire import Message
-from pact.errors import ConfigError, PactError, RemoteProtocolError
+from pact.errors import ConfigError, LocalProtocolError, PactError, RemoteProtocolError
 from pact.model import NS_PER_S
 
 ROUTER_BATCH: Final = 1_024
@@ -45,7 +44,7 @@ CHILD_HWM: Final = 4_096
 SOCKETS_MAX: Final = 16_384
 SHARED_FROM: Final = 16 << 10  # frames of this size are shared among children, not copied
 KEEP_FREED: Final = 64 << 20  # between two ``trim``: events come and go in large blocks
-SPARE_FDS: Final = 512
+HANDSHAKE_MS: Final = 5_000  # who connects and says nothing for so long is given up
 AUTH_LOOK_NS: Final = NS_PER_S // 2
 SHOW_NS: Final = NS_PER_S
 TRIM_NS: Final = 30 * NS_PER_S
@@ -89,14 +88,15 @@ class Aggregator:
         config.refuse_own_key(settings, self.key.public)
         self._auth_seen = self._auth_new = _signature(settings.authorized)
         self.authorized = auth.read(settings.authorized)
-        self._raise_limit()
+        descriptors.raise_limit(settings.children, settings.path)
         self.relay = Relay(settings.name, rack=settings.rack, children_max=settings.children,
                            buffer_max=settings.buffer)  # fmt: skip
         self.context: zmq.Context[Any] = zmq.Context(2 if settings.children > 512 else 1)
         self.context.set(zmq.MAX_SOCKETS, SOCKETS_MAX)
         self.poller = select.epoll()
+        self.door = descriptors.Door()
         self._pollables: dict[int, Any] = {}
-        self._fds: dict[bytes, tuple[int, str]] = {}
+        self._fds: dict[int, str] = {}  # connection -> key: at most as many as there are descriptors
         self._stopping = self._reload = False
         self.bad = 0
         self.zap = Zap(self.context, self._may_connect, lambda text: log(text, 4))
@@ -134,16 +134,6 @@ class Aggregator:
         http.start()
         return http
 
-    def _raise_limit(self) -> None:
-        """A ROUTER without descriptors spins: refuse what cannot work."""
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        wanted = self.config.children + SPARE_FDS
-        if hard != resource.RLIM_INFINITY and wanted > hard:
-            raise ConfigError(f"{self.config.path}: {self.config.children} children need {wanted} descriptors;"
-                              f" the limit is {hard}", "raise LimitNOFILE, or lower [aggregator] children")  # fmt: skip
-        if wanted > soft:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
     def _bind(self) -> zmq.Socket[bytes]:
         router: zmq.Socket[bytes] = self.context.socket(zmq.ROUTER)
         self.secure(router, auth.TREE)
@@ -160,6 +150,7 @@ class Aggregator:
         socket.linger = 0
         socket.maxmsgsize = wire.FRAME_MAX
         end_dead_connections(socket)
+        socket.set(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
         socket.set(zmq.BACKLOG, BACKLOG)
         socket.set(zmq.IPV6, 1)
 
@@ -257,7 +248,7 @@ class Aggregator:
             self._from_root(self.root.tick(now_ns, wall_ns), now_ns)
         if self.uplink is not None:
             self._from_uplink(self.uplink.tick(now_ns), now_ns)
-        self._perform(self.relay.tick(now_ns), now_ns)
+        self._perform(self.relay.tick(now_ns, unread=self._router_more), now_ns)
         self._flush(now_ns)
         if now_ns >= self._show_ns and self.http is not None:
             self._show_ns = now_ns + SHOW_NS
@@ -295,7 +286,7 @@ class Aggregator:
                 self._perform(relay.bad_frame(rid, peer, exc.message, now_ns), now_ns)
                 continue
             if message.kind == "hello":
-                self._fds[rid] = (connection_of(frame), key)
+                self._fds[connection_of(frame)] = key
             self._perform(relay.received(rid, peer, message, now_ns), now_ns)
             now_ns = boottime_ns()
             if now_ns >= ends_ns:
@@ -319,9 +310,7 @@ class Aggregator:
                 self._send(effect.rids, effect.frame, lost)
             elif isinstance(effect, Up):
                 self._send_up(effect, now_ns)
-            elif isinstance(effect, Ended):
-                self._fds.pop(effect.rid, None)
-            else:
+            elif not isinstance(effect, Ended):
                 log(effect.text, 4)
         for rid in lost:
             self._perform(self.relay.gone(rid, now_ns), now_ns)
@@ -339,7 +328,12 @@ class Aggregator:
 
     def _send_up(self, up: Up, now_ns: int) -> None:
         if self.uplink is not None:
-            self._from_uplink(self.uplink.send(up.kind, up.head, up.body), now_ns)
+            try:
+                effects = self.uplink.send(up.kind, up.head, up.body)
+            except LocalProtocolError as exc:  # T13
+                self._perform(self.relay.unsendable(up, exc), now_ns)
+                return
+            self._from_uplink(effects, now_ns)
         elif self.root is not None:
             message = wire.message(up.kind, up.head, up.body)
             self._from_root(self.root.received(message, now_ns, time.time_ns()), now_ns)
@@ -375,7 +369,8 @@ class Aggregator:
             "healthy": relay.rooted, "trouble": "" if relay.rooted else "no way to the root",
         }  # fmt: skip
         theirs = dict(self.root.shown()) if self.root is not None else {}
-        refused = {**theirs.get("refused", {}), "messages of children": relay.violations + self.bad}
+        refused = {**theirs.get("refused", {}), "messages of children": relay.violations + self.bad,
+                   "messages that fit no frame": relay.unsaid}  # fmt: skip
         return {**own, **theirs, "refused": refused}
 
     # -- keys ---------------------------------------------------------------------------------------------------
@@ -383,6 +378,9 @@ class Aggregator:
     def _look_at_keys(self, now_ns: int) -> None:
         """The file of authorised keys may have changed. One that cannot be read changes nothing, and is said once."""
         self._auth_look_ns = now_ns + AUTH_LOOK_NS
+        said = self.door.look()
+        if said:
+            log(said, 4)
         if now_ns >= self._trim_ns and not self.relay.calls.open:
             self._trim_ns = now_ns + TRIM_NS
             syscalls.trim()
@@ -392,14 +390,14 @@ class Aggregator:
         if seen != self._auth_new and not self._reload:  # it may be half written: a shorter file revokes keys
             self._auth_new = seen
             return
-        self._auth_seen, self._reload = seen, False
+        asked, self._auth_seen, self._reload = self._reload, seen, False
         try:
             newer = auth.read(self.config.authorized)
         except ConfigError as exc:
             log(f"the authorised keys stay as they were: {exc.message}", 3)
             return
-        if not newer.peers:
-            log("the authorised keys stay as they were: the file names none", 3)
+        if not newer.peers and not seen[1] and not asked:  # whoever writes it anew may be about to
+            log("the authorised keys stay as they were: the file is empty; if that is meant, say so with SIGHUP", 3)
             return
         removed, self.authorized = self.authorized.removed(newer), newer
         log(f"{len(newer.peers)} authorised keys, {len(removed)} removed or changed")
@@ -410,11 +408,11 @@ class Aggregator:
 
     def _end(self, key: str, now_ns: int) -> None:
         """A removed key's sessions and connections end now.  # T11"""
-        for rid, (fd, owner) in list(self._fds.items()):
-            if owner == key:
-                self._perform(self.relay.gone(rid, now_ns), now_ns)
-                self._fds.pop(rid, None)
-                end_connection(fd, self.port)
+        for rid in self.relay.sessions(key):
+            self._perform(self.relay.gone(rid, now_ns), now_ns)
+        for fd in [fd for fd, owner in self._fds.items() if owner == key]:  # also of those that were not welcome
+            del self._fds[fd]
+            end_connection(fd, self.port)
 
     def close(self) -> None:
         """Children find another parent by themselves."""

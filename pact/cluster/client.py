@@ -18,6 +18,7 @@ from zmq.utils.monitor import recv_monitor_message
 
 from pact import __version__
 from pact.cluster.keys import Key
+from pact.cluster.nodesets import resolved
 from pact.core import wire
 from pact.core.wire import Message
 from pact.errors import DeniedError, RemoteProtocolError, UnreachableError, UsageError
@@ -162,8 +163,11 @@ class RootClient:
             raise UnreachableError(f"{self.url} speaks another protocol: {exc.message}") from None
 
     def ask(self, op: str, args: dict[str, Any], nodes: str | None, timeout_s: float = 0.0) -> Iterator[Item]:
-        """One request. The last item is its ``Result``; ``watch`` has none."""
+        """One request. The last item is its ``Result``; ``watch`` has none. Groups of nodes are looked up here."""
         self._id += 1
+        nodes = None if nodes is None else resolved(nodes)
+        if isinstance(args.get("allow_missing"), str):
+            args = {**args, "allow_missing": resolved(args["allow_missing"])}
         body = orjson.dumps(args)
         if len(body) > BODY_MAX:
             raise UsageError(f"the request has {len(body)} bytes; at most {BODY_MAX} travel", "split the file")

@@ -60,6 +60,13 @@ class Failed:
 
 
 @dataclass(frozen=True, slots=True)
+class Works:
+    """What had failed works again: open or campaign. An append says so by ``Durable``."""
+
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
 class Saved:
     """A snapshot is visible, or chunks are trimmed: the oldest event that is still there."""
 
@@ -67,7 +74,7 @@ class Saved:
     oldest: int
 
 
-Posted = Elected | Deposed | Durable | Failed | Saved
+Posted = Elected | Deposed | Durable | Failed | Works | Saved
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,12 +201,16 @@ class Committer:
             return not self._closing
 
     def _run(self) -> None:
+        failed = False
         try:
             while not self._closing:
                 try:
                     self._store = self._open()
+                    if failed:
+                        self._post(Works("open"))
                     break
                 except PactError as exc:
+                    failed = True
                     self._post(Failed(str(exc), "open"))
                     self._sleep(self._standby_s)
             if self._store is not None:
@@ -213,12 +224,16 @@ class Committer:
                 store.close()
 
     def _campaign(self, store: LogStore) -> None:
+        failed = False
         while not self._closing:
             try:
                 fence = store.campaign(self._name)
+                if failed:  # who stands by hears of nothing else that would say so
+                    self._post(Works("campaign"))
+                failed = False
             except (JournalError, Fenced) as exc:
                 self._post(Failed(str(exc), "campaign"))
-                fence = None
+                fence, failed = None, True
             if fence is None:
                 self._sleep(self._standby_s)
                 continue

@@ -1,4 +1,8 @@
-"""Node sets as ClusterShell writes them: ``node[001-128/2]``, ``@group``. Bounded before the library expands them."""
+"""Node sets as ClusterShell writes them: ``node[001-128/2]``, ``@group``. Bounded before the library expands them.
+
+What a group holds says groups.conf, often with a command that asks a batch system: that is waited for where a person
+waits, on the machine of the command line (``resolved``), and never in the loop of a root.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +11,17 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Any, Final
 
+from pact.core import wire
 from pact.errors import UsageError
 
 NODES_MAX: Final = 100_000
-TEXT_MAX: Final = 256 << 10
+TEXT_MAX: Final = wire.NODES_MAX
 DIGITS_MAX: Final = 18
 MANY: Final = 200
 PARTS_MAX: Final = 2 * NODES_MAX  # of all parts together, before what is excluded
 _PLAIN: Final = re.compile(r"[A-Za-z0-9_.:@*,&!^\[\]/ -]*")
 _OPTION: Final = re.compile(r"[@:]-|@[^,&!^]* ")
+_GROUPS: Final = re.compile(r"[@*]")
 _LIST: Final = re.compile(r"[A-Za-z0-9_.-]+(?:,[A-Za-z0-9_.-]+)*")
 _FOLDS: Final = re.compile(r"[A-Za-z0-9_.-]*[0-9][A-Za-z0-9_.-]*")
 _NUMBER: Final = re.compile(r"[0-9]+")
@@ -25,8 +31,13 @@ _RANGES: Final = re.compile(r"\[([^\[\]]*)\]")
 _RANGE: Final = re.compile(r"(\d+)(?:-(\d+)(?:/(\d+))?)?")
 
 
+def resolved(text: str) -> str:
+    """The same set without ``@group`` and ``*``, as groups.conf on this machine has them. Waits; raises UsageError."""
+    return fold(parse(text)) if _GROUPS.search(text) else text
+
+
 class NodeSets:
-    """``expand`` and ``fold`` for the root and the command line."""
+    """``expand`` and ``fold`` for the root."""
 
     def expand(self, text: str) -> list[str]:
         """The names, in the set's order. Raises UsageError for what is no node set, or too large a one."""
@@ -36,25 +47,42 @@ class NodeSets:
         return fold(names)
 
 
+class Folded:
+    """Names that are folded when somebody reads them, in that one's thread, and once."""
+
+    __slots__ = ("_text", "names")
+
+    def __init__(self, names: list[str]) -> None:
+        self.names = names
+        self._text: str | None = None
+
+    def __str__(self) -> str:
+        if self._text is None:
+            self._text = fold(self.names)
+        return self._text
+
+
 @lru_cache(maxsize=64)
 def _expand(text: str) -> tuple[str, ...]:
     if len(text) <= TEXT_MAX and _LIST.fullmatch(text):  # nothing to unfold
         return tuple(dict.fromkeys(text.split(",")))
-    parsed = parse(text)
+    parsed = parse(text, groups=False)
     if len(parsed) > NODES_MAX:
         raise UsageError(f"a node set of {len(parsed)} nodes; at most {NODES_MAX}")
     return tuple(parsed)
 
 
-def parse(text: str) -> Any:
-    """ClusterShell's NodeSet. Raises UsageError, also for an empty set."""
-    from ClusterShell.NodeSet import NodeSet, NodeSetException
+def parse(text: str, *, groups: bool = True) -> Any:
+    """ClusterShell's NodeSet. Raises UsageError, also for an empty set, and for a group where there are none."""
+    from ClusterShell.NodeSet import RESOLVER_NOGROUP, NodeSet, NodeSetException
     from ClusterShell.NodeUtils import GroupResolverError
 
     _refuse_huge(text)
     _refuse_unsafe(text)
+    if not groups and _GROUPS.search(text):  # T9
+        raise UsageError(f"{text[:200]!r}: the root knows no groups", "they are looked up where the command runs")
     try:
-        parsed = NodeSet(text)
+        parsed = NodeSet(text, resolver=None if groups else RESOLVER_NOGROUP)
     except (NodeSetException, GroupResolverError, ValueError, LookupError, TypeError, RecursionError) as exc:
         raise UsageError(f"{text[:200]!r} is no node set: {str(exc)[:200]}",
                          "for example node[001-128], or @group") from None  # fmt: skip

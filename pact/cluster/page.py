@@ -4,9 +4,9 @@ The page is whole in itself: no script, no resource from anywhere, and a policy 
 
 Keys, all of them optional: ``name``, ``cluster``, ``version``, ``root`` (is it one), ``leading``, ``fence``, ``gseq``,
 ``oldest``, ``events`` (committed since the start), ``commit_s`` (what the last one took), ``children``, ``connected``
-(nodes), ``states`` ``{state: [folded names, count]}``, ``groups`` ``[{id, state, nodes, owner, message, left_s}]``,
-``group_states`` ``{state: count}``, ``lag`` ``[[node, records], ...]`` (the worst first), ``buffered`` (bytes),
-``calls``, ``refused`` ``{reason: count}``, ``healthy``, ``trouble`` (why not).
+(nodes), ``states`` ``{state: [names, count]}`` (whose text is folded), ``groups``
+``[{id, state, nodes, owner, message, left_s}]``, ``group_states`` ``{state: count}``, ``buffered`` (bytes), ``calls``,
+``refused`` ``{reason: count}``, ``healthy``, ``trouble`` (why not).
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def _groups(groups: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 def page(s: Mapping[str, Any]) -> str:
     """The whole page."""
     name, cluster = text(s.get("name", "?"), 253), text(s.get("cluster", ""), 80)
-    lag, groups = s.get("lag", []), s.get("groups", [])
+    groups = s.get("groups", [])
     if not s.get("root"):
         role = "aggregator"
     else:
@@ -119,8 +119,6 @@ def page(s: Mapping[str, Any]) -> str:
     if s.get("root"):
         facts[2:2] = [("newest event", number(s.get("gseq"))), ("oldest event kept", number(s.get("oldest"))),
                       ("fence", number(s.get("fence")))]  # fmt: skip
-    rows = (f'<tr><td class="n">{number(behind)}</td><td class="names">{text(node, 253)}</td></tr>'
-            for node, behind in lag[:ROWS_MAX])  # fmt: skip
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{name}: pact</title>'
         f'<meta name="viewport" content="width=device-width"><meta http-equiv="refresh" content="{REFRESH_S}">'
@@ -131,8 +129,6 @@ def page(s: Mapping[str, Any]) -> str:
         + _table(["state", "#nodes", "", "names"], _states(s.get("states", {})), "None is known.")
         + "<h2>Open groups</h2>"
         + _table(["group", "state", "#left", "owner", "message", "nodes"], _groups(groups), "None.")
-        + "<h2>Lag</h2>"
-        + _table(["#records behind", "node"], rows, "Nobody is behind.")
         + "</body></html>\n"
     )
 

@@ -45,7 +45,7 @@ def bind(context: zmq.Context[Any], kind: int, at: Endpoint, options: Mapping[in
         sock.set(zmq.BACKLOG, 4096)
         sock.set(zmq.HEARTBEAT_IVL, 2000)
         sock.set(zmq.HEARTBEAT_TIMEOUT, 6000)
-        sock.set(zmq.HANDSHAKE_IVL, 10_000)
+        sock.set(zmq.HANDSHAKE_IVL, 5_000)
         sock.set(zmq.IPV6, int("[" in at.address))
         for option, value in options.items():
             sock.set(option, value)

@@ -6,6 +6,9 @@ replay's threads speak to subscribers, and nothing here waits for any of them.
 
 from __future__ import annotations
 
+import threading
+import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
@@ -13,16 +16,17 @@ import orjson
 
 from pact.agent.clock import boot_id, clock_synchronised
 from pact.agent.notify import log
-from pact.cluster import auth
+from pact.cluster import auth, page
 from pact.cluster.aggregator import Aggregator
-from pact.cluster.committer import Committer, Deposed, Durable, Elected, Failed, Posted, Saved
-from pact.cluster.nodesets import NodeSets
+from pact.cluster.committer import Committer, Deposed, Durable, Elected, Failed, Posted, Saved, Works
+from pact.cluster.nodesets import Folded, NodeSets
 from pact.cluster.publish import Endpoint, Publisher
 from pact.cluster.replay import Replay
 from pact.core import rootlog, wire
 from pact.core.questions import answer_of
 from pact.core.root import Commit, Down, Effect, Publish, Root
 from pact.core.rootlog import RootState
+from pact.core.runs import standing
 from pact.core.wire import Message
 from pact.errors import ChainError, PactError
 from pact.journal.rootlog import open_store
@@ -31,6 +35,10 @@ from pact.model import NS_PER_S
 SNAPSHOT_EVERY: Final = 2_000  # chunks
 SNAPSHOT_BYTES: Final = 64 << 20  # of chunks
 CREDIT: Final = 64 << 20
+STATES_MAX: Final = 20  # different ones: a node may call its state anything
+STATE_CHARS_MAX: Final = 40
+UNKNOWN: Final = "unknown"
+SNAPSHOT_S: Final = 0.5  # a public snapshot serves everybody for so long: the loop waits while one is made
 STATES_NS: Final = 15 * NS_PER_S
 
 
@@ -57,7 +65,10 @@ class RootPart:
             head=self._head, snapshot=self._public_snapshot,
             allowed=lambda key: aggregator.authorized.may_connect(key, auth.REPLAY),
         )  # fmt: skip
-        self.states: dict[str, list[str]] = {}
+        self._applying = threading.Lock()
+        self._snapshot: tuple[float, RootState, int, bytes] | None = None
+        self.states: dict[str, Folded] = {}
+        self._away = Folded([])
         self._states_at_ns = 0
         try:
             self.publisher.start()
@@ -123,17 +134,26 @@ class RootPart:
             if posted.why != self._last_failed:
                 self._last_failed = posted.why
                 log(f"the root's log: {posted.what}: {posted.why}", 3)
+        elif isinstance(posted, Works):
+            self._works_again()
         elif isinstance(posted, Saved):
             self.oldest = posted.oldest
         elif self.root is not None:
             assert isinstance(posted, Durable)
-            if self._last_failed:
-                log("the root's log can be written again")
-            self.trouble = self._last_failed = ""
+            self._works_again()
             self.commit_ns = posted.took_ns
-            yield from self._perform(
-                self.root.durable(posted.first, posted.count, t_ns + self.offset_ns, wall_ns))  # fmt: skip
+            yield from self._perform(self._applied(self.root, posted, t_ns + self.offset_ns, wall_ns))
             self._keep()
+
+    def _works_again(self) -> None:
+        if self._last_failed:
+            log("the root's log can be used again")
+        self.trouble = self._last_failed = ""
+
+    def _applied(self, root: Root, posted: Durable, t_ns: int, wall_ns: int) -> list[Effect]:
+        """The only place where the log's state moves on; who reads it in another thread waits for its end."""
+        with self._applying:
+            return root.durable(posted.first, posted.count, t_ns, wall_ns)
 
     def _elected(self, posted: Elected, t_ns: int, wall_ns: int) -> Iterator[Message]:
         try:
@@ -198,40 +218,44 @@ class RootPart:
         found: dict[str, list[str]] = {}
 
         def part(names: list[str], body: bytes) -> None:
-            found.setdefault(str(answer_of(body)["result"].get("state", "unknown")), []).extend(names)
+            state = str(answer_of(body)["result"].get("state", UNKNOWN))[:STATE_CHARS_MAX]
+            found.setdefault(state if state in found or len(found) < STATES_MAX else UNKNOWN, []).extend(names)
 
         def done(lost: dict[str, str]) -> None:
             if lost:
-                found.setdefault("unknown", []).extend(lost)
-            self.states = found
+                found.setdefault(UNKNOWN, []).extend(lost)
+            self.states = {state: Folded(names) for state, names in found.items()}
 
         caller = {"user": "pact", "role": "viewer", "via": "cluster"}
         root.questions.ask(list(root.nodes), "state", b"{}", caller, STATES_NS, part, done)
         yield from self._perform(root.take_effects())
 
     def shown(self) -> dict[str, Any]:
-        """The root's part of what ``page`` shows. For the loop's thread."""
+        """The root's part of what ``page`` shows. For the loop's thread: nothing is folded in it."""
         root = self.root
         if root is None:
             return {"root": True, "leading": False, "healthy": not self.trouble, "trouble": self.trouble}
-        state, groups = root.state, root.groups
-        here = [g for g in state.groups.values() if g.state != rootlog.FINISHED]
-        shown = [groups.shown(g.id) for g in here]
-        counts: dict[str, int] = {}
-        for group in shown:
-            counts[group["state"]] = counts.get(group["state"], 0) + 1
-        away = [n for n in state.cursors if n not in root.nodes and n != rootlog.ROOT]
-        states = {s: [self._sets.fold(names), len(names)] for s, names in self.states.items() if names}
-        if away:
-            states["away"] = [self._sets.fold(away), len(away)]
+        state = root.state
+        groups = [self._shown_group(root, g) for g in state.groups.values() if g.state != rootlog.FINISHED]
+        away = root.questions.targets(None)[1]
+        if away != self._away.names:
+            self._away = Folded(away)
+        by_state = {**self.states, **({"away": self._away} if away else {})}
         return {
             "root": True, "leading": True, "fence": root.fence, "gseq": state.gseq, "oldest": self.oldest,
             "events": root.counters.events, "commit_s": self.commit_ns / 1e9, "connected": len(root.nodes),
-            "states": states, "group_states": counts, "calls": len(root.questions.open),
-            "groups": [{"id": g["group"], "state": g["state"], "nodes": g["nodes"], "owner": g["owner"],
-                        "message": g["message"], "left_s": g["remaining_s"]} for g in shown],
+            "states": {s: [folded, len(folded.names)] for s, folded in by_state.items()},
+            "group_states": Counter(g["state"] for g in groups), "calls": len(root.questions.open),
+            "groups": groups[:page.ROWS_MAX],
             "refused": dict(root.counters.refused), "healthy": not self.trouble, "trouble": self.trouble,
         }  # fmt: skip
+
+    @staticmethod
+    def _shown_group(root: Root, group: rootlog.Group) -> dict[str, Any]:
+        state, ends_ns = standing(root, root.groups.runs.get(group.id), group)
+        left_s = None if ends_ns is None else max(0, ends_ns - root.t_ns) / 1e9
+        return {"id": group.id, "state": state, "nodes": group.nodes, "owner": group.owner["user"],
+                "message": group.message, "left_s": left_s}  # fmt: skip
 
     # -- for the other threads ----------------------------------------------------------------------------------
 
@@ -244,15 +268,22 @@ class RootPart:
         root = self.root
         if root is None:
             return None
-        state = root.state
-        body = orjson.dumps({
-            "v": 1, "gseq": state.gseq, "types": dict(state.last),
-            "nodes": {n: {"incarnation": c.incarnation, "seq": c.seq} for n, c in list(state.cursors.items())},
-            "groups": {g.id: {"state": g.state, "nodes": g.nodes, "decision": g.decision or None}
-                       for g in list(state.groups.values())},
-            "holds": list(state.holds.values()),
-        })  # fmt: skip
-        return state.gseq, body
+        now_s, kept = time.monotonic(), self._snapshot
+        if kept is None or kept[1] is not root.state or now_s - kept[0] >= SNAPSHOT_S:
+            with self._applying:  # what it says and up to where is of one moment  # V2
+                gseq, found = root.state.gseq, _public(root.state)
+            kept = self._snapshot = (now_s, root.state, gseq, orjson.dumps(found))
+        return kept[2], kept[3]
+
+
+def _public(state: RootState) -> dict[str, Any]:
+    return {
+        "v": 1, "gseq": state.gseq, "types": dict(state.last),
+        "nodes": {n: {"incarnation": c.incarnation, "seq": c.seq} for n, c in state.cursors.items()},
+        "groups": {g.id: {"state": g.state, "nodes": g.nodes, "decision": g.decision or None}
+                   for g in state.groups.values()},
+        "holds": [dict(h) for h in state.holds.values()],
+    }  # fmt: skip
 
 
 def continue_from(state: RootState, boot: str, boottime: int, wall_ns: int, synchronised: bool) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from pact.core.questions import LATE, allowed, answer_of, clipped, refusal_of
@@ -25,10 +25,10 @@ class Carrier:
         self.runs = runs
         self._telling: dict[str, set[str]] = {}  # node -> groups whose end it is being told just now
 
-    def decision(self, group: Group) -> dict[str, Any]:
+    def decision(self, group: Group, force: bool = False) -> dict[str, Any]:
         return {"group": group.id, "fence": self.root.fence, "ballot": group.ballot, "decision": group.decision,
                 "action": group.decision, "why": group.why, "message": group.args.get("message", ""),
-                "ttl_ns": group.args.get("ttl_ns")}  # fmt: skip
+                "ttl_ns": group.args.get("ttl_ns"), "force": force or bool(group.args.get("force"))}  # fmt: skip
 
     def tell(self, names: Iterable[str], gid: str, args: Mapping[str, Any], caller: Mapping[str, Any]) -> None:
         """One word at a time to each node about each group: who asks without end costs no more than who asks once."""
@@ -66,6 +66,7 @@ class Carrier:
     def waves(self, run: Run) -> None:
         root, limits = self.root, self.root.limits
         group = root.state.groups[run.id]
+        self._pass_over(run)
         size = limits.wave if group.decision == "rollback" else len(run.members)
         while run.step == CARRYING and run.waves < limits.waves_at_once and not stopped(root, run, group):
             wave = sorted(n for n in run.todo if n in root.nodes)[:size]
@@ -77,6 +78,15 @@ class Carrier:
             self._wave(run, group, wave)
         if not run.waves:
             self._rest(run, group)
+
+    def _pass_over(self, run: Run) -> None:
+        """Who was taken out of service owes nothing any more; the outcome names it."""
+        gone = [n for n in run.todo | run.failed.keys() if n in self.root.state.forgotten and n not in self.root.nodes]
+        for name in gone:
+            run.todo.discard(name)
+            run.failed.pop(name, None)
+            run.done.add(name)
+            run.odd[name] = "out of service"
 
     def _wave(self, run: Run, group: Group, wave: list[str]) -> None:
         def part(names: list[str], body: bytes) -> None:
@@ -100,7 +110,8 @@ class Carrier:
             self._break(run)
             self.waves(run)
 
-        self.root.questions.ask_members(wave, "group_decide", self.decision(group), caller_of(group), part, done)
+        self.root.questions.ask_members(wave, "group_decide", self.decision(group, run.force), caller_of(group), part,
+                                        done)  # fmt: skip
 
     @staticmethod
     def _note_odd(run: Run, group: Group, names: list[str], outcome: Any) -> None:
@@ -125,18 +136,18 @@ class Carrier:
     def _rest(self, run: Run, group: Group) -> None:
         """Nothing is under way: finished, or somebody still owes."""
         root = self.root
-        head, run.head = run.head, None
+        heads, run.heads = run.heads, []
         if len(run.done) == len(run.members):
             but = "; ".join(f"{n}: {why}" for n, why in root.questions.fold_failed(run.odd).items())
             outcome = OUTCOMES[group.decision] + (clipped(f", except on {but}") if but else "")
             root.record("group_finished", {
                 "group": run.id, "outcome": outcome, "fence": root.fence,
-            }, root.actor(), lambda: self._finished(run, head))  # fmt: skip
+            }, root.actor(), lambda: self._finished(run, heads))  # fmt: skip
             run.step = DECIDING  # nothing more is asked of it
             return
         if run.failed and run.step == CARRYING:
             run.retry_at_ns = root.t_ns + root.limits.retry_ns
-        if head is None:
+        if not heads:
             return
         away = dict.fromkeys(run.todo, "away: it is told on its return")
         stop = held_by(root) if stopped(root, run, group) and any(n in root.nodes for n in run.todo) else ""
@@ -149,13 +160,15 @@ class Carrier:
         elif stop:
             code = EXIT_CONFLICT
         paused = f"{stop}; " if stop else "paused after too many failures; " if run.step == PAUSED else ""
-        root.questions.reply(head, code, f"{run.id} is decided: {group.decision}; {paused}{len(run.done)} of "
-                         f"{len(run.members)} nodes have done it", "", shown(root, run, group), failed)  # fmt: skip
+        text = (f"{run.id} is decided: {group.decision}; {paused}{len(run.done)} of {len(run.members)} nodes have "
+                "done it")  # fmt: skip
+        for head in heads:
+            root.questions.reply(head, code, text, "", shown(root, run, group), failed)
 
-    def _finished(self, run: Run, head: Head | None) -> None:
+    def _finished(self, run: Run, heads: Sequence[Head]) -> None:
         self.runs.pop(run.id, None)
-        if head is not None:
-            group = self.root.state.groups[run.id]
+        group = self.root.state.groups[run.id]
+        for head in heads:
             code, text = (EXIT_CONFLICT, f"{run.id} is {group.outcome}") if run.odd else (EXIT_DONE, "")
             hint = "look at these nodes: pact status --nodes ..." if run.odd else ""
             self.root.questions.reply(head, code, text, hint,

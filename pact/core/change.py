@@ -82,6 +82,7 @@ class Member:
     opened_ns: int
     seen: str
     shift_ns: int = 0
+    command: str = ""  # of the process that drifted it last, as far as that is known
 
     @property
     def opening_ns(self) -> int:
@@ -93,7 +94,8 @@ class Member:
         return square(self.weight_n, self.deviation_n)
 
     def to_json(self) -> list[Any]:
-        return [self.resource, self.actual, self.deviation_n, self.weight_n, self.opened_ns, self.seen, self.shift_ns]
+        return [self.resource, self.actual, self.deviation_n, self.weight_n, self.opened_ns, self.seen, self.shift_ns,
+                self.command]  # fmt: skip
 
 
 @dataclass(slots=True)

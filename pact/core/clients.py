@@ -10,8 +10,8 @@ from typing import Any, Final
 
 from pact.core.directory import Child
 from pact.core.outbox import Up
-from pact.core.wire import Message
-from pact.errors import EXIT_UNREACHABLE
+from pact.core.wire import BODY_MAX, NODES_MAX, Message
+from pact.errors import EXIT_FAILED, EXIT_UNREACHABLE, EXIT_USAGE
 
 CLIENTS_PER_KEY_MAX: Final = 16
 CLIENTS_MAX: Final = 4096
@@ -32,10 +32,10 @@ class _Client:
         self.requests: set[int] = set()
 
 
-def failed(child: Child, head: Head, why: str) -> Result:
+def failed(child: Child, head: Head, why: str, exit_code: int = EXIT_UNREACHABLE) -> Result:
     """A ``result`` for a request that cannot be carried out now."""
     client = "" if child.role == CLIENT else head[CLIENT]
-    return child, {CLIENT: client, "id": head["id"], "exit": EXIT_UNREACHABLE, "message": why}
+    return child, {CLIENT: client, "id": head["id"], "exit": exit_code, "message": why}
 
 
 class Clients:
@@ -72,12 +72,24 @@ class Clients:
             client = self._clients[head[CLIENT]] = _Client(child)
         if client is None or client.child is not child:
             return None
+        if len(head["nodes"] or "") > NODES_MAX:  # each relay adds to the head: one that just fits would not, above
+            return failed(child, head, f"a node set of more than {NODES_MAX} characters", EXIT_USAGE)
+        if len(message.body) > BODY_MAX:
+            return failed(child, head, f"a request of {len(message.body)} bytes; at most {BODY_MAX}", EXIT_USAGE)
         if not rooted:
             return failed(child, head, "there is no way to the root now")
         if len(client.requests) >= REQUESTS_MAX and head["id"] not in client.requests:
             return failed(child, head, f"{REQUESTS_MAX} requests are under way already")
         client.requests.add(head["id"])
         return Up("request", head, message.body)
+
+    def unsent(self, head: Head, why: str) -> Result | None:
+        """What this client asked, or what it was to hear, fits no frame: it hears that instead."""
+        client = self._clients.get(head[CLIENT])
+        if client is None:
+            return None
+        client.requests.discard(head["id"])
+        return failed(client.child, head, why, EXIT_FAILED)
 
     def cancel(self, child: Child, head: Head) -> list[Up]:
         name = child.client or head[CLIENT]

@@ -14,7 +14,7 @@ from pact.core import access, groups, membership
 from pact.core import change as life
 from pact.core.events import AGENT_CALLER, Act, Acted, Asked, Discover, Discovered, Probe, Probed, Sighting
 from pact.core.plan import Step, ordered
-from pact.core.settle import holder_text
+from pact.core.settle import holder_text, refuse_held_or_busy
 from pact.errors import EXIT_FAILED, BlockedError, ConflictError, PactError, UsageError
 from pact.model import Declared, Observation, Owner, Unreadable
 
@@ -33,13 +33,15 @@ def asked_declare(node: Node, event: Asked) -> None:
     access.require(event.caller, "admin", event.args.get("cause", "declare"))
     state = node.state
     resources: Mapping[str, Any] = event.args["resources"]
-    take = bool(event.args.get("take"))
+    take, back = bool(event.args.get("take")), event.args.get("cause") == "rollback"
     declared = {r: Declared.from_json(v) for r, v in resources.items()}
     in_changes, probe = [], []
     for resource in declared:
         change = state.change_of(resource)
         if change is not None and change.state == life.ROLLING:
             raise ConflictError(f"{resource} is being rolled back with {change.id}", "try again when it is done")
+        if change is not None and back:  # H1
+            refuse_held_or_busy(node, change.id, bool(event.args.get("force") or event.args.get("dry_run")))
         if change is not None and take:
             groups.require_free(node, change, "declare", False)
         if change is not None and not take:
@@ -47,6 +49,7 @@ def asked_declare(node: Node, event: Asked) -> None:
         else:
             probe.append(resource)
     forgotten = [r for r in state.declared_ids() if r not in declared] if event.args.get("prune") else []
+    node.refuse_intended([*declared, *forgotten])
     for resource in forgotten:
         change = state.change_of(resource)
         if change is not None and change.state == life.ROLLING:
@@ -64,6 +67,7 @@ def asked_declare(node: Node, event: Asked) -> None:
 def probed_declare(node: Node, job: Job, event: Probed) -> None:
     state, args = node.state, job.args
     declared: dict[str, Declared] = args["declared"]
+    node.refuse_intended([*declared, *args["forgotten"]])
     for resource in job.ids:
         change = state.change_of(resource)
         if change is not None and (change.state == life.ROLLING or not args.get("take")):
@@ -178,6 +182,10 @@ def converge_after_boot(node: Node, sightings: Sequence[Sighting]) -> None:
         steps.append(Step(sighting.resource, declared.attrs, seen, declared.requires, declared.consumers))
     job = node.job("boot", AGENT_CALLER, ids=tuple(s.id for s in steps), steps=ordered(steps))
     node.converging[job.n] = frozenset(job.ids)
+    # somebody may have set it by hand since the boot: what is overwritten is on record before
+    for at in range(0, len(job.steps), CHUNK_MAX):
+        plan = [s.to_json() for s in job.steps[at : at + CHUNK_MAX]]
+        node.record("converge_started", {"cause": "boot", "plan": plan})
     node.emit(Act(job.n, job.steps, {}))
 
 
@@ -206,8 +214,12 @@ def discovered_adopt(node: Node, job: Job, event: Discovered) -> None:
     totals = job.args["totals"]
     new: dict[str, Any] = {}
     members: dict[str, int] = {}
+    intended = node.intended()
     for resource, found in event.found.items():
         change = node.state.change_of(resource)
+        if resource in intended:
+            totals["in_changes"].append(resource)
+            continue
         if change is not None and (resource not in event.exact or change.state == life.ROLLING
                                    or groups.bound(node, change)):  # fmt: skip
             totals["in_changes"].append(resource)
@@ -250,6 +262,7 @@ def asked_apply(node: Node, event: Asked) -> None:
     declared = {r: Declared.from_json(v) for r, v in event.args["resources"].items()}
     if not declared:
         raise UsageError("the file names no resource")
+    node.refuse_intended(declared)
     for resource in declared:
         change = node.state.change_of(resource)
         if change is not None and (change.state == life.ROLLING or change.intents):
@@ -269,6 +282,7 @@ def begin_apply(node: Node, event: Asked, declared: dict[str, Declared]) -> None
 
 def probed_apply(node: Node, job: Job, event: Probed) -> None:
     state, declared = node.state, job.args["declared"]
+    node.refuse_intended(job.ids)
     for resource in job.ids:
         change = state.change_of(resource)
         if change is not None and (change.state == life.ROLLING or change.intents):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
@@ -84,7 +84,8 @@ class Fleet:
         def done(lost: dict[str, str]) -> None:
             failed = {**deaf, **lost, **dict.fromkeys(absent, "away: it learns of it before it acts")}
             code = EXIT_UNREACHABLE if failed else 0
-            root.questions.reply(head, code, "", "", {**result, "nodes": len(here)}, failed)
+            heard = len(here) - len(deaf.keys() | lost.keys())
+            root.questions.reply(head, code, "", "", {**result, "nodes": heard}, failed)
 
         root.questions.ask(here, "fleet_seen", orjson.dumps(root.fleet()), head["caller"],
                            root.questions.timeout_ns(head), part, done)  # fmt: skip
@@ -101,9 +102,11 @@ class Fleet:
             if holds[one]["owner"]["user"] != user and not admin:
                 raise DeniedError(f"releasing the hold of {holds[one]['owner']['user']} needs the role admin")
         for one in picked:
-            self._release_one(one, "released", root.actor(head["caller"]), head if one == picked[-1] else None)
+            last = one == picked[-1]
+            self._release_one(one, "released", root.actor(head["caller"]), head if last else None, picked)
 
-    def _release_one(self, name: str, cause: str, actor: Mapping[str, Any], head: Head | None) -> None:
+    def _release_one(self, name: str, cause: str, actor: Mapping[str, Any], head: Head | None,
+                     picked: Sequence[str] = ()) -> None:  # fmt: skip
         def done() -> None:
             self._ending.discard(name)
             self.tell()
@@ -111,7 +114,7 @@ class Fleet:
                 self.root.groups.released_ns = self.root.t_ns
                 self.root.groups.carrier.released()
             if head is not None:
-                self._confirm(head, {"released": [name]})
+                self._confirm(head, {"released": list(picked)})
 
         root = self.root
         self._ending.add(name)

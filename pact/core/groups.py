@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any, Final
 from pact.core import change as life
 from pact.core import declaring, settle
 from pact.core.change import Change
-from pact.core.events import AGENT_CALLER, Asked, Caller, FleetTold, Look, Looked, Probe, Probed, Sighting
+from pact.core.events import AGENT_CALLER, Asked, Caller, Look, Looked, Probe, Probed, Sighting
 from pact.core.membership import DECIDED, OPEN, PREPARED, Membership
 from pact.core.plan import Step, ordered
 from pact.core.settings import BILLION
 from pact.core.windows import magnitude, square, window
 from pact.errors import EXIT_BLOCKED, EXIT_FAILED, ConflictError, PactError
-from pact.model import Declared, Holder, Owner, Unreadable
+from pact.model import Declared, Holder, Unreadable
 
 if TYPE_CHECKING:
     from pact.core.node import Job, Node
@@ -54,6 +54,7 @@ def _step(resource: str, declared: Declared) -> Step:
 
 
 def _refuse_busy(node: Node, resources: Iterable[str], group: str) -> None:
+    node.refuse_intended(resources)
     for resource in resources:
         change = node.state.change_of(resource)
         if change is None:
@@ -83,6 +84,7 @@ def probed_check(node: Node, job: Job, event: Probed) -> None:
     node.reply(job.token, {
         "changes": len(steps), "magnitude_n": round(magnitude(total) * BILLION),
         "window_ns": max(shortest_ns, window(total, s.base_ns, s.sensitivity_n)), "enforce": s.enforce,
+        "newest": max((int(g[1:]) for g in [*node.state.groups, *node.state.groups_done]), default=0),
     })  # fmt: skip
 
 
@@ -133,6 +135,11 @@ def asked_vote(node: Node, event: Asked) -> None:
     if group.phase == PREPARED and ballot == group.ballot:
         node.reply(event.token, {"vote": "yes"})
         return
+    for job in node.jobs.values():
+        if job.kind == "group_vote" and (job.args["group"], job.args["ballot"]) == (gid, ballot):
+            node.refuse(job.token, ConflictError("asked again"))  # one answer, to whoever asked last
+            job.token = event.token
+            return
     why = _cannot_vote_yes(node, group, event)
     if why:
         _say_no(node, group, event.args, event.caller, event.token, why, [])
@@ -154,7 +161,8 @@ def _vote_of_a_stranger(node: Node, event: Asked, gid: str, action: str) -> None
     elif outcome == "committed":
         node.reply(event.token, {"vote": "yes"})
     else:
-        node.reply(event.token, {"vote": "no", "why": f"{gid}: {outcome}", "holders": []})
+        absent = gid not in node.state.groups_done
+        node.reply(event.token, {"vote": "no", "why": f"{gid}: {outcome}", "holders": [], "absent": absent})
 
 
 def _cannot_vote_yes(node: Node, group: Membership, event: Asked) -> str:
@@ -168,15 +176,29 @@ def _cannot_vote_yes(node: Node, group: Membership, event: Asked) -> str:
         change = state.change_of(resource)
         if change is not None and change.state == life.ROLLING:
             return f"{resource} is being rolled back with {change.id}"
-    if not state.settings.enforce:
-        return "the node is in observe mode: nothing is rolled back"
-    if state.emergency is not None and not event.args.get("force"):
-        return f"the node is in emergency mode: {state.emergency.reason}"
-    holds = state.held_by(group.change or "")
-    if holds and not event.args.get("force"):
-        return f"held by {holds[0].owner['user']}: {holds[0].reason}"
+    why = stopped_here(node, group, bool(event.args.get("force")))
+    if why:
+        return why
     change = state.changes.get(group.change or "")
     return settle.refusal(node, change, "expired") if change is not None and automatic else ""
+
+
+def stopped_here(node: Node, group: Membership, force: bool) -> str:
+    """Why nothing of the group is rolled back on this node now: what stops its own rollbacks stops a group's, also one
+    that was decided while the node was away.  # P1, E2, H1, G8
+    """
+    state = node.state
+    if not state.settings.enforce:
+        return "the node is in observe mode: nothing is rolled back"
+    if force:
+        return ""
+    if state.emergency is not None:
+        return f"the node is in emergency mode: {state.emergency.reason}"
+    concerned = {None, *group.changes, *(state.member_of.get(r) for r in group.resources)}
+    for hold in state.holds.values():
+        if hold.change in concerned:
+            return f"held by {hold.owner['user']}: {hold.reason}"
+    return ""
 
 
 def _say_no(node: Node, group: Membership, args: Mapping[str, Any], caller: Caller, token: int | None, why: str,
@@ -254,30 +276,58 @@ def _say_yes(node: Node, group: Membership, job: Job) -> None:
 
 
 def asked_decide(node: Node, event: Asked) -> None:
-    """``decision`` commit, rollback or abort. Done twice it is the same as done once."""
+    """``decision`` commit, rollback, abort or unknown. Done twice it is the same as done once."""
     fence = check_fence(node, event)
     gid, decision, ballot = event.args["group"], event.args["decision"], int(event.args["ballot"])
-    group = node.state.groups.get(gid)
+    group, force = node.state.groups.get(gid), bool(event.args.get("force"))
     if group is None:
         node.reply(event.token, {"done": True, "outcome": node.state.groups_done.get(gid, "never applied here")})
+        return
+    if decision == "unknown":
+        _forgotten(node, event, group)
         return
     if group.phase == DECIDED and decision != group.action:
         raise ConflictError(f"{gid} is decided already: {group.action}")  # G1: there is one decision
     if decision == "abort":
         _abort(node, event, group, ballot, fence)
         return
-    if group.phase != DECIDED:
+    if group.phase != DECIDED or (force and not group.force):
         lost = _lost(node, group)
         node.record("group_decided", {
             "group": gid, "ballot": ballot, "fence": fence, "decision": decision, "action": decision,
-            "why": event.args.get("why", ""), "lost": lost}, event.caller.actor)  # fmt: skip
+            "why": event.args.get("why", ""), "lost": lost, **({"force": True} if force else {})},
+            event.caller.actor)  # fmt: skip
         for job in [j for j in node.jobs.values() if j.kind in ("group_vote", "apply") and j.args.get("group") == gid]:
             node.finish(job)
     node.deciding.setdefault(gid, []).append(event.token)
     if decision == "commit":
         _commit(node, group, event)
     else:
+        roll_back(node, group, event.caller, force=force)
+
+
+def _forgotten(node: Node, event: Asked, group: Membership) -> None:
+    """The root's log is another one than that which began the group: nobody's timer ends it any more.  # A4
+
+    What was voted for stays undecided until a person forces it here, what is decided is carried out, and the rest is
+    blocked here, aloud: nobody knows how it ended elsewhere.
+    """
+    if group.phase == PREPARED:
+        why = f"undecided: the root's log has no {group.id}"
+        node.reply(event.token, {"done": False, "why": why, "holders": []}, EXIT_FAILED, why)
+        return
+    if group.phase == DECIDED:
+        node.deciding.setdefault(group.id, []).append(event.token)
         roll_back(node, group, event.caller)
+        return
+    change = node.state.changes.get(group.change or "")
+    node.record("group_finished", {"group": group.id, "outcome": "forgotten by the root"}, event.caller.actor)
+    if change is not None and change.members:
+        node.record("rollback_blocked", {
+            "change": change.id, "cause": "group", "holders": [],
+            "reason": f"the root's log has no {group.id} any more: commit or roll back on this node"},
+            event.caller.actor)  # fmt: skip
+    node.reply(event.token, {"done": True, "outcome": "forgotten by the root"})
 
 
 def _abort(node: Node, event: Asked, group: Membership, ballot: int, fence: int) -> None:
@@ -320,7 +370,8 @@ def _commit(node: Node, group: Membership, event: Asked) -> None:
     ttl_ns = event.args.get("ttl_ns")
     expires_ns = None if ttl_ns is None else node.t_ns + ttl_ns
     node.record("committed", {
-        "change": group.change or "", "group": group.id, "owner": group.owner, "resources": resources,
+        "change": group.change or "", "group": group.id, "owner": group.owner,
+        "committer": event.caller.owner.to_json(), "resources": resources,
         "message": event.args.get("message", ""), "split": False, "expires_ns": expires_ns,
         "expires": None if expires_ns is None else node.wall_of(expires_ns)}, event.caller.actor)  # fmt: skip
     node.record("group_finished", {"group": group.id, "outcome": "committed"}, event.caller.actor)
@@ -328,9 +379,11 @@ def _commit(node: Node, group: Membership, event: Asked) -> None:
     node.recheck(tuple(resources))
 
 
-def roll_back(node: Node, group: Membership, caller: Caller) -> None:
+def roll_back(node: Node, group: Membership, caller: Caller, *, force: bool = False) -> None:
     """Start what is still missing of a decided rollback. What runs already goes on."""
-    state = node.state
+    state, force = node.state, force or group.force
+    if stopped_here(node, group, force):
+        return  # the root is told why, and asks again
     theirs: dict[str, list[str]] = {}
     for resource in group.resources:
         change = state.change_of(resource)
@@ -343,7 +396,7 @@ def roll_back(node: Node, group: Membership, caller: Caller) -> None:
     for cid in group.changes:
         found = state.changes.get(cid)
         if found is not None and found.state != life.ROLLING and cid not in node.busy and found.members:
-            settle.start_rollback(node, found, "group", caller)
+            settle.start_rollback(node, found, "group", caller, force=force)
 
 
 def finish_done(node: Node) -> None:
@@ -358,19 +411,19 @@ def finish_done(node: Node) -> None:
             for token in node.deciding.pop(gid):
                 node.reply(token, {"done": True, "outcome": state.groups_done.get(gid, "")})
         elif not any(c in node.busy for c in found.changes):
-            result, code, text = _undone(state.changes[c] for c in found.changes if c in state.changes)
+            left = [state.changes[c] for c in found.changes if c in state.changes]
+            result, code, text = _undone(left, stopped_here(node, found, found.force))
             for token in node.deciding.pop(gid):
                 node.reply(token, result, code, text)
 
 
-def _undone(changes: Iterable[Change]) -> tuple[dict[str, Any], int, str]:
-    left = list(changes)
+def _undone(left: Sequence[Change], stop: str) -> tuple[dict[str, Any], int, str]:
     holders = [h for c in left for h in c.holders]
-    why = "; ".join(c.reason for c in left if c.reason)
-    if holders:
+    why = stop or "; ".join(c.reason for c in left if c.reason)
+    if holders and not stop:
         why = _used_by([Holder.from_json(h) for h in holders])
     return ({"done": False, "why": why, "holders": holders[:HOLDERS_MAX]},
-            EXIT_BLOCKED if holders else EXIT_FAILED, why)  # fmt: skip
+            EXIT_BLOCKED if holders and not stop else EXIT_FAILED, why)  # fmt: skip
 
 
 def left_alone(node: Node, change: Change, how: str, caller: Caller) -> None:
@@ -397,7 +450,7 @@ def require_free(node: Node, change: Change, what: str, force: bool) -> None:
         raise ConflictError(f"too late: {group.id} is decided: {group.action}", "see pact log")
     if what == "extend":
         raise ConflictError(f"{change.id} belongs to {group.id}, whose window the root keeps",
-                            f"pact extend {group.id} D --nodes ...")  # fmt: skip
+                            f"pact extend {group.id} D, from where the cluster is managed")  # fmt: skip
     if group.phase == PREPARED and not force:
         raise ConflictError(f"undecided: {change.id} belongs to {group.id}, which is being settled by the root",
                             "wait for it, or settle it on this node alone with --force")  # fmt: skip
@@ -422,7 +475,11 @@ def asked_extend(node: Node, event: Asked) -> None:
 
 
 def resume(node: Node) -> None:
-    """After a start: decided rollbacks that had not begun begin."""
+    """After a start: decided rollbacks that had not begun begin. A member of a cluster waits for its root, which may
+    have stopped the whole fleet since, and tells it again.  # G9
+    """
+    if node.t_ns < node.alone_until_ns:
+        return
     for group in list(node.state.groups.values()):
         if group.phase == DECIDED and group.action == "rollback":
             roll_back(node, group, AGENT_CALLER)
@@ -431,39 +488,3 @@ def resume(node: Node) -> None:
 def unfinished(node: Node) -> list[list[Any]]:
     """``[group, phase, ballot]`` of each, for the root."""
     return [[g.id, g.phase, g.ballot] for g in node.state.groups.values()]
-
-
-def asked_fleet_seen(node: Node, event: Asked) -> None:
-    """What the root says about holds, and whether it was heard."""
-    args = event.args
-    check_fence(node, event)
-    told(node, FleetTold(event.t_ns, event.wall_ns, int(args["fence"]), int(args["seq"]), args["holds"]))
-    here = all(h["hold"] in node.state.holds for h in args["holds"] if h["left_ns"] > 0)
-    seen = here and max(node.state.fleet_seq, node.fleet_seq) >= int(args["seq"])
-    node.reply(event.token, {"seen": seen})
-
-
-# -- the fleet's stop -----------------------------------------------------------------------------------------------
-
-
-def told(node: Node, event: FleetTold) -> None:
-    """The holds that the root has for every node. An older message changes nothing.  # G8"""
-    state = node.state
-    newest = max(state.fence, node.fleet_fence)
-    known = node.fleet_seq if event.fence == node.fleet_fence else max(state.fleet_seq, node.fleet_seq)
-    if event.fence < newest or (event.fence == newest and event.seq < known):
-        return
-    node.fleet_fence, node.fleet_seq = event.fence, event.seq
-    wanted = {h["hold"]: h for h in event.holds}
-    for name in [n for n in state.holds if n.startswith("f") and n not in wanted]:
-        node.record("hold_released", {"hold": name, "change": None, "cause": "released", "fence": event.fence,
-                                      "fleet_seq": event.seq})  # fmt: skip
-    for name, hold in wanted.items():
-        if name in state.holds or hold["left_ns"] <= 0:
-            continue
-        owner = Owner("cluster:" + hold["owner"], hold["owner"])
-        node.record("hold_placed", {
-            "hold": name, "change": None, "owner": owner.to_json(), "reason": hold["reason"], "fence": event.fence,
-            "ends_ns": node.t_ns + hold["left_ns"], "ends": node.wall_of(node.t_ns + hold["left_ns"]),
-            "fleet_seq": event.seq})  # fmt: skip
-

@@ -41,6 +41,7 @@ class Membership:
     action: str = ""
     why: str = ""
     ends_ns: int = 0
+    force: bool = False
 
     def to_json(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.__slots__}
@@ -86,7 +87,7 @@ def decided(state: State, record: Record) -> None:
     group = state.groups[d["group"]]
     group.ballot, group.action, group.why = max(group.ballot, d["ballot"]), d["action"], d["why"]
     if d["decision"] != "abort":
-        group.phase = DECIDED
+        group.phase, group.force = DECIDED, bool(d.get("force"))
         return
     was_prepared, group.phase = group.phase == PREPARED, OPEN
     change = state.changes.get(group.change or "")

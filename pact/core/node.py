@@ -10,7 +10,7 @@ What operators ask for stands in ``settle`` (commit, rollback, extend), ``declar
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Protocol
 
 from pact.core import change as life
@@ -48,7 +48,7 @@ from pact.core.settings import BILLION, DIMENSION_OF
 from pact.core.state import State, recent_key
 from pact.core.timers import NamedTimers
 from pact.core.windows import magnitude
-from pact.errors import DeniedError, PactError, UsageError
+from pact.errors import ConflictError, DeniedError, PactError, UsageError
 from pact.model import AGENT_ACTOR, NS_PER_S, UNATTRIBUTED, Actor, Attrs, Declared, Owner, Unreadable
 
 
@@ -122,6 +122,8 @@ class Node:
 
     def record(self, type_: str, data: Mapping[str, Any], actor: Actor = AGENT_ACTOR) -> None:
         """Append a record and fold it in."""
+        if actor.call:  # T12
+            data = {**data, "call": actor.call}
         record, body = seal(
             self.state.seq + 1, self.state.hash, rfc3339(self.wall_ns), self.t_ns, self.name, type_,
             actor.to_json(), data,
@@ -142,6 +144,7 @@ class Node:
         self.converging.pop(job.n, None)
         if job.change is not None and self.busy.get(job.change) == job.n:
             del self.busy[job.change]
+            self.reschedule(job.change)  # its time may have come meanwhile  # A4
 
     def reply(self, token: int | None, result: Mapping[str, Any], exit_code: int = 0, message: str = "",
               hint: str = "") -> None:  # fmt: skip
@@ -189,9 +192,9 @@ class Node:
         deadline = self.state.deadline_ns(change)
         return deadline is not None and deadline <= self.t_ns
 
-    def reschedule(self, change: Change) -> None:
+    def reschedule(self, change_id: str) -> None:
         """Put a change's windows (back) into the wheel."""
-        self.state.touched.changes.add(change.id)
+        self.state.touched.changes.add(change_id)
 
     def _alarm_retry(self, name: str) -> None:
         change = self.state.changes.get(name)
@@ -267,8 +270,20 @@ class Node:
 
     def sight(self, sightings: Iterable[Sighting]) -> list[str]:
         """Take observations in. Returns the resources whose record moved."""
-        intents = {r: c for c in self.state.changes.values() if c.intents for r in c.intents}
+        intents = self.intended()
         return [s.resource for s in sightings if self._sight(s, intents.get(s.resource))]
+
+    def intended(self) -> dict[str, Change]:
+        """What an ``apply`` under way is about to change, and the change that it will be in."""
+        return {r: c for c in self.state.changes.values() if c.intents for r in c.intents}
+
+    def refuse_intended(self, resources: Iterable[str]) -> None:
+        """Raises ConflictError for what an ``apply`` is changing just now: two of them cannot own one resource."""
+        intended = self.intended()
+        for resource in resources if intended else ():
+            if resource in intended:
+                raise ConflictError(f"{resource} is being changed with {intended[resource].id}",
+                                    "try again when it is done")  # fmt: skip
 
     def deviation_n(self, resource: str, declared: Declared, actual: Attrs | None) -> int:
         """``severity x distance`` in billionths; at least 1 where it does not conform."""
@@ -324,8 +339,9 @@ class Node:
             self.detect(resource, intent.id, intent.owner, actual, deviation_n, weight_n, self._opened(resource))
             return True
         if change is not None and (not identified or (writer is not None and writer.key == change.owner.key)):
-            opened_ns = change.members[resource].opened_ns
-            self.detect(resource, change.id, change.owner, actual, deviation_n, weight_n, opened_ns)
+            member = change.members[resource]
+            by = writer if identified and writer is not None else replace(change.owner, command=member.command)
+            self.detect(resource, change.id, by, actual, deviation_n, weight_n, member.opened_ns)
             return True
         owner = writer if writer is not None and identified else UNATTRIBUTED
         cid = state.ambient.get(owner.key) or self.new_change_id()
@@ -334,14 +350,15 @@ class Node:
 
     def _opened(self, resource: str, owner: Owner | None = None) -> int:
         """When the resource's window opened: drift keeps the time it first had.  # C2, C4"""
-        state, floor_ns, base_ns = self.state, self.state.settings.floor_ns, self.state.settings.base_ns
+        state, settings = self.state, self.state.settings
         change = state.change_of(resource)
         if change is not None and change.state in (life.OPEN, life.HELD):
             return change.members[resource].opened_ns
         if owner is not None and change is None:
             earlier = state.recent.get(recent_key(owner.key, resource))
-            if earlier is not None and self.t_ns - earlier < base_ns:
-                return max(earlier, self.t_ns - max(0, base_ns - floor_ns))
+            if earlier is not None and self.t_ns - earlier < settings.base_ns:
+                spent_ns = state.windows.effective(self.t_ns) - settings.floor_ns  # W3: a floor of notice is left
+                return max(earlier, self.t_ns - max(0, spent_ns))
         return self.t_ns
 
     def new_change_id(self) -> str:
@@ -473,7 +490,7 @@ class Node:
             self.record("observer_restored", {"observer": event.observer})
 
     def _fleet_told(self, event: FleetTold) -> None:
-        groups.told(self, event)
+        suspend.told(self, event)
 
     def _link_changed(self, event: LinkChanged) -> None:
         self.alone_since_ns = None if event.connected else self.t_ns
@@ -547,7 +564,7 @@ _OPS: Final[Mapping[str, Callable[[Node, Asked], None]]] = {
     "group_vote": groups.asked_vote,
     "group_decide": groups.asked_decide,
     "group_extend": groups.asked_extend,
-    "fleet_seen": groups.asked_fleet_seen,
+    "fleet_seen": suspend.asked_fleet_seen,
 }
 
 _ANSWERS: Final[Mapping[tuple[type, str], Callable[[Node, Job, Any], None]]] = {

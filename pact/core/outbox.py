@@ -2,6 +2,9 @@
 
 The journal keeps everything, so this keeps numbers only. Records go in order, at most ``credit`` bytes unacknowledged;
 an acknowledgement is the root's and cumulative. What is doubtful is sent again: the root cuts off what it has.  # T5
+
+A root that has more of this journal than there is here tells that an older copy was put back: from then on nothing that
+it says counts as an acknowledgement.
 """
 
 from __future__ import annotations
@@ -43,6 +46,7 @@ class Outbox:
         self.incarnation = incarnation
         self.newest = newest
         self.acked = min(acked, newest)
+        self.forked = 0  # the root has records up to this one of a journal that this one was copied from before
         self._next = self.acked + 1
         self._credit = 0
         self._flight: deque[tuple[int, int]] = deque()  # last record of a batch, bytes
@@ -108,8 +112,10 @@ class Outbox:
 
     def acknowledged(self, incarnation: str, seq: int, rewind: bool, t_ns: int) -> list[Read]:
         """The root has everything up to ``seq``; with ``rewind`` it misses what follows."""
-        if incarnation != self.incarnation or seq > self.newest:
-            return []
+        if incarnation == self.incarnation and seq > self.newest:
+            self.forked = max(self.forked, seq)
+        if incarnation != self.incarnation or self.forked:
+            return []  # what was written here since is not what the root has under these numbers  # K2
         if seq > self.acked or (rewind and seq < self.acked):  # a root that lost its log may ask for the old ones again
             self.acked = seq
             self._progress_ns, self._patience_ns = t_ns, RESEND_NS

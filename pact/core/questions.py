@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import orjson
 
 from pact.core.rootlog import ROOT
-from pact.core.wire import Message, sections
+from pact.core.wire import BODY_MAX, Message, sections
 from pact.errors import (
     EXIT_BLOCKED,
     EXIT_CONFLICT,
@@ -22,6 +22,7 @@ from pact.errors import (
     EXIT_UNREACHABLE,
     DeniedError,
     PactError,
+    UnreachableError,
     UsageError,
 )
 from pact.model import NS_PER_S
@@ -35,7 +36,19 @@ QUESTIONS_MAX: Final = 1000
 #: Of a text in a result; what people or nodes say may be longer than a head takes.
 SAID_MAX: Final = 4_000
 NAMES_MAX: Final = 32_000
+MESSAGE_MAX: Final = 4_000
+#: Of what the root writes anew for nodes: the rest of a group's arguments comes on top.
+ARGS_MAX: Final = BODY_MAX - (1 << 20)
+GROWTH: Final = 8  # at most so many times longer is JSON that is written anew: 1E15 becomes 1000000000000000.0
 HOLDERS_MAX: Final = 20
+#: What is kept of a consumer that a node names, and how long each may be: a node may say anything.
+HOLDER_FIELDS: Final = ("resource", "pid", "how", "path", "uid", "user", "command", "cgroup", "job")
+FIELD_MAX: Final = 300
+#: Characters of all that failed, in one result: with every character escaped it still fits a head.
+FAILED_MAX: Final = 384 << 10
+RESULT_MAX: Final = BODY_MAX
+#: What a result can go without, first what is longest and can be asked for on its own.
+CUT: Final[Mapping[str, Any]] = {"blocked": {}, "resources": [], "members": {}, "nodes": ""}
 LOST: Final = "lost contact before it answered; it may have been done"
 LATE: Final = "no answer in time; it may still be done"
 ABSENT: Final = "not connected"
@@ -162,17 +175,20 @@ class Questions:
 
     # -- clients ------------------------------------------------------------------------------------------------
 
-    def request(self, head: Mapping[str, Any], args: dict[str, Any]) -> None:
-        """What a person asks. The answer is one ``result``, after ``part`` messages where nodes were asked."""
+    def request(self, head: Mapping[str, Any], args: dict[str, Any], raw: bytes) -> None:
+        """What a person asks; ``raw`` is ``args`` as they were written. The answer is one ``result``, after ``part``
+        messages where nodes were asked.
+        """
         root, op = self.root, head["op"]
         try:
             if len(self.open) >= QUESTIONS_MAX:
                 raise PactError("the root has too many questions under way", "try again in a moment")
             own = root.groups.ops.get(op)
             if own is not None:
+                _require_small(args, raw)
                 own(head, args)
             elif op in NODE_OPS:
-                self._ask_nodes(head, args)
+                self._ask_nodes(head, raw)
             elif op == "watch":
                 names = None if head["nodes"] is None else root.sets.expand(head["nodes"])
                 root.watch(head["client"], head["id"], names)
@@ -191,16 +207,41 @@ class Questions:
 
     def reply(self, head: Mapping[str, Any], exit_code: int, message: str = "", hint: str = "",
               result: Mapping[str, Any] | None = None, failed: Mapping[str, str] | None = None) -> None:  # fmt: skip
-        """End a client's request."""
+        """End a client's request. What is too long for a message is cut, and the message says so."""
+        body, cut = fitting(result or {})
         self.root.down("result", {
-            "client": head["client"], "id": head["id"], "exit": exit_code, "message": clipped(message),
-            "hint": clipped(hint), "failed": self.fold_failed(failed or {})}, orjson.dumps(result or {}))  # fmt: skip
+            "client": head["client"], "id": head["id"], "exit": exit_code,
+            "message": "; ".join(filter(None, [clipped(message), cut])),
+            "hint": clipped(hint), "failed": self.fold_failed(failed or {})}, body)  # fmt: skip
 
     def fold_failed(self, failed: Mapping[str, str]) -> dict[str, str]:
+        """``{node set: why}``. Beyond ``FAILED_MAX`` nodes are named without their reasons, or counted."""
         by_why: dict[str, list[str]] = {}
         for name, why in failed.items():
             by_why.setdefault(clipped(why), []).append(name)
-        return {text: why for why, names in by_why.items() for text in self._folded(names)}
+        out: dict[str, str] = {}
+        rest: list[str] = []
+        room = FAILED_MAX // 2
+        for why, names in by_why.items():
+            texts = self._folded(names)
+            size = sum(map(len, texts)) + len(texts) * len(why)
+            if size > room:
+                rest += names
+                continue
+            room -= size
+            out.update(dict.fromkeys(texts, why))
+        return {**out, **self._without_reasons(rest)} if rest else out
+
+    def _without_reasons(self, names: list[str]) -> dict[str, str]:
+        out: dict[str, str] = {}
+        room, more = FAILED_MAX // 2, 0
+        for text in self._folded(names):
+            room -= 2 * len(text)
+            if room > 0:
+                out[text] = "for other reasons, too many for one answer"
+            else:
+                more += 1
+        return {**out, "others": f"{more} more node sets, too many for one answer"} if more else out
 
     def _folded(self, names: list[str]) -> list[str]:
         """One node set; more of them where the names do not fold and one text would be longer than a head takes."""
@@ -213,10 +254,13 @@ class Questions:
         return [t for piece in pieces for t in self._folded(piece)]
 
     def targets(self, text: str | None) -> tuple[list[str], list[str]]:
-        """Connected and absent nodes of a node set (``None``: every node that the root has ever heard of)."""
+        """Connected and absent nodes of a node set (``None``: every node that the root has heard of, and not forgotten
+        for good).
+        """
         root = self.root
         if text is None:
-            wanted = [*root.nodes, *(n for n in root.state.cursors if n not in root.nodes and n != ROOT)]
+            known, here = root.state, root.nodes
+            wanted = [*here, *(n for n in known.cursors if n not in here and n not in known.forgotten and n != ROOT)]
         else:
             wanted = root.sets.expand(text)
         return [n for n in wanted if n in root.nodes], [n for n in wanted if n not in root.nodes]
@@ -233,7 +277,7 @@ class Questions:
         client = {"client": head["client"], "id": head["id"]}
         return lambda names, body: self.root.down("part", {**client, "names": names}, body)
 
-    def _ask_nodes(self, head: Mapping[str, Any], args: dict[str, Any]) -> None:
+    def _ask_nodes(self, head: Mapping[str, Any], args: bytes) -> None:
         here, absent = self.targets(head["nodes"])
         self.progress(head, 0, len(here))
 
@@ -241,7 +285,7 @@ class Questions:
             failed = {**lost, **dict.fromkeys(absent, ABSENT)}
             self.reply(head, EXIT_UNREACHABLE if failed else 0, failed=failed)
 
-        self.ask(here, head["op"], orjson.dumps(args), head["caller"], self.timeout_ns(head), self.parts_to(head), done,
+        self.ask(here, head["op"], args, head["caller"], self.timeout_ns(head), self.parts_to(head), done,
                  (head["client"], head["id"]))  # fmt: skip
 
     def _list_nodes(self, head: Mapping[str, Any]) -> None:
@@ -268,6 +312,13 @@ def require_role(head: Mapping[str, Any], least: str, what: str) -> None:
         raise DeniedError(f"{what} needs the role {least}; {caller['user']} is {caller['role']}")
 
 
+def _require_small(args: Mapping[str, Any], raw: bytes) -> None:
+    """Raises UsageError for arguments that are too long once they are written anew."""
+    size = len(raw) if len(raw) > ARGS_MAX or len(raw) * GROWTH <= ARGS_MAX else len(orjson.dumps(args))
+    if size > ARGS_MAX:
+        raise UsageError(f"arguments of {size} bytes; at most {ARGS_MAX} travel", "split the file")
+
+
 def answer_of(body: bytes) -> dict[str, Any]:
     """A node's answer; one that makes no sense counts as a refusal."""
     try:
@@ -286,8 +337,52 @@ def refusal_of(answer: Mapping[str, Any]) -> dict[str, Any]:
     """Why a node did not, and who was in its way."""
     result = answer["result"]
     holders = result.get("holders")
-    named = [h for h in holders if isinstance(h, dict)] if isinstance(holders, list) else []
-    return {"why": clipped(str(result.get("why") or answer["message"] or "no")), "holders": named[:HOLDERS_MAX]}
+    named = [_holder(h) for h in holders[:HOLDERS_MAX] if isinstance(h, dict)] if isinstance(holders, list) else []
+    return {"why": clipped(str(result.get("why") or answer["message"] or "no")), "holders": named,
+            "absent": result.get("absent") is True}  # fmt: skip
+
+
+def _holder(said: Mapping[str, Any]) -> dict[str, Any]:
+    """A consumer as ``Holder`` writes it: numbers and short texts, whatever the node said."""
+    out = {k: said[k] for k in HOLDER_FIELDS if k in said and isinstance(said[k], str | int | None)}
+    return {k: v[:FIELD_MAX] if isinstance(v, str) else v for k, v in out.items()}
+
+
+def fitting(result: Mapping[str, Any]) -> tuple[bytes, str]:
+    """A result as JSON, cut to what a message takes; and what to say of that."""
+    body = orjson.dumps(result)
+    if len(body) <= RESULT_MAX:
+        return body, ""
+    groups = result.get("groups")
+    if isinstance(groups, list):
+        kept = _newest(groups, RESULT_MAX - (1 << 10))
+        body = orjson.dumps({**result, "groups": kept, "truncated": True})
+        return body, f"{len(groups) - len(kept)} older groups are left out: too many for one answer"
+    return _without(result, RESULT_MAX), "some of it is left out: too much for one answer"
+
+
+def _without(result: Mapping[str, Any], room: int) -> bytes:
+    cut = {**result, "truncated": True}
+    for key, nothing in CUT.items():
+        if key in cut:
+            cut[key] = {} if isinstance(cut[key], dict) else nothing
+            body = orjson.dumps(cut)
+            if len(body) <= room:
+                return body
+    return b'{"truncated":true}'
+
+
+def _newest(groups: list[dict[str, Any]], room: int) -> list[Any]:
+    kept: list[Any] = []
+    for group in reversed(groups):
+        body = orjson.dumps(group)
+        if len(body) > room // 4:
+            body = _without(group, room // 4)
+        room -= len(body) + 1
+        if room < 0:
+            break
+        kept.append(orjson.Fragment(body))
+    return kept[::-1]
 
 
 def clipped(text: str) -> str:
@@ -296,3 +391,16 @@ def clipped(text: str) -> str:
 
 def gravest(codes: Iterable[int]) -> int:
     return max(codes, key=lambda c: GRAVITY.index(c) if c in GRAVITY else len(GRAVITY), default=EXIT_DONE)
+
+
+def require_short(message: str) -> None:
+    """It stands in the log, in every list of groups, and in every member's journal."""
+    if len(message) > MESSAGE_MAX:
+        raise UsageError(f"a message of {len(message)} characters; at most {MESSAGE_MAX}")
+
+
+def refuse_absent(root: Root, absent: Mapping[str, str], allow: int | frozenset[str], what: str) -> None:
+    """Raises UnreachableError unless these may be absent."""
+    if not allowed(absent, allow):
+        raise UnreachableError(f"{what}: {root.sets.fold(absent)} cannot be reached",
+                               "bring them back, or go on without them: --allow-missing N or NODESET")  # fmt: skip

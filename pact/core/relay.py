@@ -8,6 +8,7 @@ messages for it are ``Up`` effects of ``flush``, what it says comes in by ``from
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
@@ -19,6 +20,7 @@ from pact.core.directory import ROOT, Child, Directory, Peer, Rid, checksum, old
 from pact.core.outbox import Up
 from pact.core.uplink import SILENCE_NS, Note
 from pact.core.wire import Message
+from pact.errors import LocalProtocolError
 from pact.model import NS_PER_S
 
 CHILDREN_MAX: Final = 256
@@ -26,11 +28,15 @@ BUFFER_MAX: Final = 64 << 20
 CREDIT_MIN: Final = 64 << 10
 CREDIT_MAX: Final = 1 << 20
 FRAMES_PER_S: Final = {"node": 2_000, "aggregator": 50_000, "client": 200}
+HELLOS_PER_S: Final = {"node": 4, "aggregator": 4, "client": 32}  # of one key; people have connections side by side
+AGAIN_NS: Final = 2 * NS_PER_S  # open calls are sent to one child again at most so often
 UNROOTED_RETRY_MS: Final = 1_000
 REFUSED_RETRY_MS: Final = 30_000
 SCAN_NS: Final = NS_PER_S
+UNREAD_MAX_NS: Final = 5 * NS_PER_S  # a flood does not keep the dead here for longer
 NOTE_NS: Final = 60 * NS_PER_S
-NOTES_MAX: Final = 1024
+NOTES_MAX: Final = 4096
+DETAIL_MAX: Final = 200
 
 #: What a key of each role is in the tree. Subscribers have no business here.
 PLACES: Final = {"node": "node", "aggregator": "aggregator", "viewer": "client", "ops": "client", "admin": "client"}
@@ -72,6 +78,7 @@ class Relay:
         self.fence = 0
         self.fleet: Mapping[str, Any] | None = None
         self.violations = 0
+        self.unsaid = 0
         self.backlog = Backlog(max(buffer_max, children_max * CREDIT_MIN))
         self.calls = Calls()
         self.tree = Directory(self.calls, self.backlog)
@@ -80,9 +87,14 @@ class Relay:
         self._fleet_at_ns = 0
         self._cut_ns: int | None = None
         self._scan_ns = 0
+        self._unread_ns = 0  # since when there was always more to read
         self._beat: bytes = b""
         self._noted: dict[tuple[str, str], list[int]] = {}  # who and what -> [count, next line]
         self._sorry_ns: dict[Rid, int] = {}
+        self._hellos: Counter[str] = Counter()  # by key, in this second
+        self._hello_second = 0
+        self._asked_ns: dict[str, int] = {}  # child -> when open calls were sent to it again
+        self._ask_later: set[str] = set()
         self._handlers: Mapping[str, Callable[[Child, Message, int], list[Effect]]] = {
             "goodbye": self._on_goodbye, "events": self._on_events, "below": self._on_below, "ask": self._on_ask,
             "answer": self._on_answer, "request": self._on_request, "cancel": self._on_cancel,
@@ -94,26 +106,43 @@ class Relay:
         """Bytes that a child may have on their way."""
         return max(CREDIT_MIN, min(CREDIT_MAX, self.buffer_max // max(1, len(self.tree.named))))
 
-    def _violation(self, who: str, what: str, t_ns: int) -> list[Effect]:
-        """Dropped, counted, logged once and then with a count."""
+    def _violation(self, who: str, what: str, t_ns: int, detail: str = "") -> list[Effect]:
+        """Dropped, counted, logged once and then with a count. ``what`` is a text of our own, ``detail`` the peer's."""
         self.violations += 1
         if len(self._noted) >= NOTES_MAX and (who, what) not in self._noted:
-            self._noted.clear()
+            who, detail = "others", ""
         entry = self._noted.setdefault((who, what), [0, 0])
         entry[0] += 1
         if t_ns < entry[1]:
             return []
         entry[1] = t_ns + NOTE_NS
         count = f" ({entry[0]} times)" if entry[0] > 1 else ""
-        return [Note(f"refused: {who}: {what}{count}")]
+        more = f" ({detail[:DETAIL_MAX]!r})" if detail else ""
+        return [Note(f"refused: {who}: {what}{more}{count}")]
 
     def bad_frame(self, rid: Rid, peer: Peer, why: str, t_ns: int) -> list[Effect]:
         """What came is no message."""
-        return self._violation(peer.name, why, t_ns)
+        return self._violation(peer.name, "what is no message", t_ns, why)
 
     def _to(self, children: Iterable[Child], kind: str, head: Mapping[str, Any], body: bytes = b"") -> list[Effect]:
         rids = tuple(c.rid for c in children)
-        return [ToChildren(rids, wire.encode(kind, head, body))] if rids else []
+        try:
+            return [ToChildren(rids, wire.encode(kind, head, body))] if rids else []
+        except LocalProtocolError as exc:
+            return self._unsaid(exc)
+
+    def _unsaid(self, exc: LocalProtocolError) -> list[Effect]:
+        """What fits no frame is dropped and counted, whoever caused it: it ends nobody.  # T13"""
+        self.unsaid += 1
+        return [Note(f"not sent: {exc.message} ({self.unsaid})")] if self.unsaid & (self.unsaid - 1) == 0 else []
+
+    def unsendable(self, message: Message | Up, exc: LocalProtocolError) -> list[Effect]:
+        """The same, of a message from or for the parent. Who asked hears it."""
+        out = self._unsaid(exc)
+        if message.kind in ("request", "part", "result"):
+            to = self.clients.unsent(message.head, "too much to be handed on in one message; ask for less")
+            out += self._to([to[0]], "result", to[1]) if to is not None else []
+        return out
 
     def _sorry(self, rid: Rid, why: str, retry_ms: int) -> list[Effect]:
         return [ToChildren((rid,), wire.encode("sorry", {"why": why, "again": False, "retry_ms": retry_ms}))]
@@ -137,6 +166,8 @@ class Relay:
         """A message that came with this routing id and was sent with this key."""
         kind = message.kind
         if kind == "hello":
+            if self._too_often(peer, t_ns):
+                return self._violation(peer.name, "says hello too often", t_ns)
             return self._hello(rid, peer, message.head, t_ns)
         child = self.tree.children.get(rid)
         if child is None or child.peer.key != peer.key:
@@ -150,7 +181,7 @@ class Relay:
         child.frames += 1
         if child.frames > FRAMES_PER_S[child.role]:
             return self._violation(child.name, "too many messages", t_ns)
-        if len(message.body) > wire.BODY_MAX and kind != "events":
+        if len(message.body) > wire.BODY_MAX and kind not in ("events", "request"):
             return self._violation(child.name, f"a {kind} that is too long to be handed on", t_ns)
         if kind not in MAY_SAY[child.role]:
             return self._violation(child.name, f"a {child.role} does not say {kind}", t_ns)
@@ -161,6 +192,15 @@ class Relay:
             return [ToChildren((rid,), self._beat), *self._compared(child, message.head["below"])]
         return self._handlers[kind](child, message, t_ns)
 
+    def _too_often(self, peer: Peer, t_ns: int) -> bool:
+        """A hello costs more than any other message: all names, and every open call again.  # T9"""
+        second = t_ns // NS_PER_S
+        if second != self._hello_second:
+            self._hello_second = second
+            self._hellos.clear()
+        self._hellos[peer.key] += 1
+        return self._hellos[peer.key] > HELLOS_PER_S[PLACES.get(peer.role, "node")]
+
     def _compared(self, child: Child, names: int) -> list[Effect]:
         """An aggregator twice spoke of other names than are known here: a message was lost. Hello again.  # T7"""
         differs = child.below is not None and names != checksum(child.below)
@@ -170,7 +210,8 @@ class Relay:
     def _hello(self, rid: Rid, peer: Peer, head: Mapping[str, Any], t_ns: int) -> list[Effect]:
         why = self._objection(peer, head)
         if why:
-            return [*self._violation(peer.name, why, t_ns), *self._sorry(rid, why, REFUSED_RETRY_MS)]
+            return [*self._violation(peer.name, "a hello that is not its own", t_ns, why),
+                    *self._sorry(rid, why[: 2 * DETAIL_MAX], REFUSED_RETRY_MS)]  # fmt: skip
         if not self.rooted:
             return self._sorry(rid, "no way to the root", UNROOTED_RETRY_MS)
         role, session = PLACES[peer.role], head["session"]
@@ -189,7 +230,7 @@ class Relay:
         before = self.tree.enter(child, head, t_ns)
         if before is not None:
             out.append(Ended(before))
-        return [*out, *self._welcome(child, t_ns), *self._ask_again(child)]
+        return [*out, *self._welcome(child, t_ns), *self._ask_again(child, t_ns)]
 
     def _objection(self, peer: Peer, head: Mapping[str, Any]) -> str:
         if head["v"] != wire.VERSION:
@@ -383,11 +424,17 @@ class Relay:
             child = self.tree.where.get(node)
             if child is not None:
                 by_child.setdefault(child.rid, []).append(cursor)
-        return [ToChildren((rid,), wire.encode("ack", {"cursors": rows})) for rid, rows in by_child.items()]
+        return [e for rid, rows in by_child.items() for e in self._to([self.tree.children[rid]], "ack", {
+            "cursors": rows})]  # fmt: skip
 
     def _to_client(self, message: Message) -> list[Effect]:
         to = self.clients.down(message)
-        return [] if to is None else self._to([to[0]], message.kind, to[1], message.body)
+        if to is None:
+            return []
+        try:
+            return [ToChildren((to[0].rid,), wire.encode(message.kind, to[1], message.body))]
+        except LocalProtocolError as exc:
+            return self.unsendable(message, exc)
 
     # -- calls --------------------------------------------------------------------------------------------------
 
@@ -397,7 +444,12 @@ class Relay:
             return self._violation("the parent", "a call of a root that has been replaced", t_ns)
         if head["fence"] > self.fence:
             self.fence, self._beat = head["fence"], b""
-        call = self.calls.begin(message, t_ns)
+        try:
+            call = self.calls.begin(message, t_ns)
+        except LocalProtocolError as exc:
+            lost = list(self.tree.where) if head["nodes"] is None else head["nodes"]
+            self._up.append(Up("answer", {"call": head["call"], "final": True, "parts": [], "lost": lost}))
+            return self._unsaid(exc)
         if call is None:
             return self._violation("the parent", "too many calls at once", t_ns)
         direct: list[Rid] = []
@@ -419,28 +471,37 @@ class Relay:
         if direct:
             out.append(ToChildren(tuple(direct), call.frame))
         # Names are always said: a node that has just come under an aggregator was not meant.  # T6
-        out += [ToChildren((self.tree.named[a].rid,), call.frame_for(names)) for a, names in through.items()]
+        for aggregator, names in through.items():
+            out += self._through(call, self.tree.named[aggregator], names, t_ns)
         return out
 
-    def _ask_again(self, child: Child) -> list[Effect]:
+    def _through(self, call: Call, child: Child, names: Iterable[str], t_ns: int) -> list[Effect]:
+        try:
+            return [ToChildren((child.rid,), call.frame if child.below is None else call.frame_for(names))]
+        except LocalProtocolError as exc:  # more names than a head takes
+            call.lose(call.taken(child, list(names)), t_ns)
+            return self._unsaid(exc)
+
+    def _ask_again(self, child: Child, t_ns: int) -> list[Effect]:
         """A child said hello again: what it has not answered may never have reached it."""
         out: list[Effect] = []
+        if t_ns - self._asked_ns.get(child.name, -AGAIN_NS) < AGAIN_NS:
+            self._ask_later.add(child.name)
+            return out
+        if self.calls.open:
+            self._asked_ns[child.name] = t_ns
         for call in self.calls.open.values():
-            if child.below is None:
-                if child.name in call.direct:
-                    out.append(ToChildren((child.rid,), call.frame))
-            elif call.via.get(child.name):
-                out.append(ToChildren((child.rid,), call.frame_for(call.via[child.name])))
+            if call.via.get(child.name) if child.below is not None else child.name in call.direct:
+                out += self._through(call, child, call.via.get(child.name, ()), t_ns)
         return out
 
-    def _call_again(self) -> list[Effect]:
+    def _call_again(self, t_ns: int) -> list[Effect]:
         """Calls follow nodes that moved."""
         moved, self.tree.moved = self.tree.moved, []
         names: dict[tuple[str, Rid], tuple[Call, Child, list[str]]] = {}
         for call, child, name in moved:
             names.setdefault((call.head["call"], child.rid), (call, child, []))[2].append(name)
-        return [ToChildren((child.rid,), call.frame if child.below is None else call.frame_for(which))
-                for call, child, which in names.values()]  # fmt: skip
+        return [e for call, child, which in names.values() for e in self._through(call, child, which, t_ns)]
 
     def claims(self) -> dict[str, Any]:
         """The fields of ``hello`` that say who is below (for the uplink)."""
@@ -462,7 +523,7 @@ class Relay:
     def flush(self, t_ns: int) -> Iterator[Effect]:
         """What goes up now: who is below, then answers and questions, then events; calls of nodes that moved.  # T9"""
         if self.tree.moved:
-            yield from self._call_again()
+            yield from self._call_again(t_ns)
         if not self.rooted:
             return
         if self.tree.news:
@@ -474,16 +535,23 @@ class Relay:
         if self.backlog.ready:
             yield from self.backlog.flush(t_ns)
 
-    def tick(self, t_ns: int) -> list[Effect]:
-        """Time passed. Call ``flush`` after it."""
+    def tick(self, t_ns: int, *, unread: bool = False) -> list[Effect]:
+        """Time passed. Call ``flush`` after it. ``unread``: more has come than was given to ``received`` yet: after a
+        stall the beats of those that seem silent are there.
+        """
         out: list[Effect] = []
         self.backlog.tick(t_ns)
         if self._cut_ns is not None and t_ns >= self._cut_ns + SILENCE_NS:
             out += self._dismiss(t_ns)
-        if t_ns >= self._scan_ns:
+        self._unread_ns = 0 if not unread else self._unread_ns or t_ns
+        if t_ns >= self._scan_ns and (not unread or t_ns - self._unread_ns >= UNREAD_MAX_NS):
             self._scan_ns = t_ns + SCAN_NS
             for rid in [c.rid for c in self.tree.children.values() if t_ns - c.heard_ns >= SILENCE_NS]:
                 out += self.gone(rid, t_ns)
+            self._asked_ns = {n: at_ns for n, at_ns in self._asked_ns.items() if t_ns - at_ns < AGAIN_NS}
+            later, self._ask_later = self._ask_later, set()
+            for child in [c for n in later if (c := self.tree.named.get(n)) is not None]:
+                out += self._ask_again(child, t_ns)
         return out
 
     def next_wake_ns(self) -> int:

@@ -27,6 +27,8 @@ CHUNK_SOFT_BYTES: Final = 512 << 10
 WAITING_MAX_BYTES: Final = 64 << 20
 REWIND_NS: Final = NS_PER_S
 DENIED_PER_MINUTE: Final = 60
+REFUSED_MAX: Final = 4096  # nodes whose faults are counted one by one in the log
+DETAIL_MAX: Final = 200
 
 
 class NodeSets(Protocol):
@@ -134,8 +136,9 @@ class Root:
         self._rewound: dict[str, int] = {}
         self._behind: dict[str, str] = {}  # whose records were not taken -> their incarnation
         self._watchers: dict[tuple[str, int], frozenset[str] | None] = {}
-        self.fleet_seq = state.chain.seq
+        self.fleet_seq = max(0, state.chain.seq)  # a new log has no record yet, and a child may come already
         self._denied = (0, 0)
+        self._said: dict[tuple[str, str], int] = {}  # who and what was refused -> how often
 
     # -- what comes in ------------------------------------------------------------------------------------------
 
@@ -202,13 +205,17 @@ class Root:
     def note(self, text: str) -> None:
         self._emit(Note(text))
 
-    def refuse(self, why: str) -> None:
-        """Something came that nobody should have sent: counted, logged the first time."""
-        count = self.counters.refused[why] = self.counters.refused.get(why, 0) + 1
-        if count == 1 or count % 10_000 == 0:
-            self.note(f"refused: {why} ({count})")
-        if len(self.counters.refused) > 1000:
-            self.counters.refused.clear()
+    def refuse(self, what: str, who: str = "", detail: str = "") -> None:
+        """Something came that nobody should have sent. ``what`` is one of a handful of texts of our own: what a node
+        wrote must not make each line another one. Counted, and said at the first time and at powers of two.  # T13
+        """
+        self.counters.refused[what] = self.counters.refused.get(what, 0) + 1
+        if (who, what) not in self._said and len(self._said) >= REFUSED_MAX:
+            who, detail = "others", ""
+        count = self._said[who, what] = self._said.get((who, what), 0) + 1
+        if count & (count - 1) == 0:
+            more = f": {detail[:DETAIL_MAX]!r}" if detail else ""
+            self.note(f"refused: {what}{f' of {who}' if who else ''}{more} ({count})")
 
     def record_denied(self, op: str, why: str, caller: Mapping[str, Any]) -> None:
         """Refusals are recorded, but cannot fill the log."""
@@ -236,16 +243,20 @@ class Root:
         self._effects.append(effect)
 
     def _flush(self) -> list[Effect]:
-        if self._acks:
-            rows = [[n, inc, seq, False] for n, (inc, seq) in self._acks.items()]
-            self._acks = {}
-            self.down("ack", {"cursors": rows})
+        self._acknowledge()
         if self._flying is None and (self._waiting or self._own):
             self._commit()
+            self._acknowledge()  # of what was in the log already
         if self._behind:
             self._rewind()
         effects, self._effects = self._effects, []
         return effects
+
+    def _acknowledge(self) -> None:
+        if self._acks:
+            rows = [[n, inc, seq, False] for n, (inc, seq) in self._acks.items()]
+            self._acks = {}
+            self.down("ack", {"cursors": rows})
 
     # -- the log ------------------------------------------------------------------------------------------------
 
@@ -272,7 +283,7 @@ class Root:
         try:
             hole = writer.take(batch)
         except ValueError as exc:
-            self.refuse(f"events of {batch.node}: {exc}")
+            self.refuse("events", batch.node, str(exc))
             self._behind[batch.node] = batch.incarnation
             return
         cursor = writer.cursor(batch.node, batch.incarnation)
@@ -302,10 +313,10 @@ class Root:
         for (node, incarnation, first, count, size), body in sections(message):
             lines = body.removesuffix(b"\n").split(b"\n") if body else []
             if len(lines) != count or not count:
-                self.refuse(f"a batch of {node} whose count is wrong")
+                self.refuse("a batch whose count is wrong", node)
                 continue
             if self._waiting_bytes + size > WAITING_MAX_BYTES:
-                self.refuse("events beyond the root's buffer; they are sent again")
+                self.refuse("events beyond the root's buffer, to be sent again,", node)
                 continue
             known = self.nodes.get(node)
             self._waiting.append(Batch(node, known.rack if known else "", incarnation, first, lines))
@@ -354,7 +365,7 @@ class Root:
         if not isinstance(args, dict):
             self.refuse("a request whose arguments are no object")
             return
-        self.questions.request(message.head, args)
+        self.questions.request(message.head, args, message.body)
 
     def _cancel(self, message: Message) -> None:
         client, id_ = message.head["client"], message.head["id"]

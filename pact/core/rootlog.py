@@ -147,6 +147,7 @@ class RootState:
         self.earlier: dict[str, list[tuple[str, int, str]]] = {}  # of a node's earlier incarnations, newest last
         self.groups: dict[str, Group] = {}
         self.group_n = 0
+        self.forgotten: dict[str, str] = {}  # nodes that somebody took out of service, and when
         self.holds: dict[str, dict[str, Any]] = {}
         self.hold_n = 0
         self.held_since_ns = 0
@@ -176,6 +177,7 @@ class RootState:
             kept = [row for row in self.earlier.get(node, ()) if row[0] not in (old.incarnation, cursor.incarnation)]
             self.earlier[node] = [*kept, (old.incarnation, old.seq, old.hash)][-EARLIER_MAX:]
         self.cursors[node] = cursor
+        self.forgotten.pop(node, None)  # it is back
 
     def apply(self, raw: bytes, parsed: Mapping[int, Mapping[str, Any]] | None = None) -> Chunk:
         """Fold one chunk in. ``parsed``: records that were parsed already, by line. Raises ChainError."""
@@ -240,6 +242,9 @@ class RootState:
             group.begun_ns, group.extension_ns, group.shift_ns = record.t_ns, 0, 0
         group.extension_ns += record.data["by_ns"]
 
+    def _node_forgotten(self, record: Record) -> None:
+        self.forgotten.update(dict.fromkeys(record.data["nodes"], record.time))
+
     def _hold_placed(self, record: Record) -> None:
         d = record.data
         if not self.holds:
@@ -260,7 +265,7 @@ class RootState:
         return orjson.dumps({
             "version": SNAPSHOT_VERSION, "gseq": self.gseq, "chunk_hash": self.chunk_hash, "last": self.last,
             "cursors": {n: [c.incarnation, c.seq, c.hash] for n, c in self.cursors.items()},
-            "earlier": self.earlier,
+            "earlier": self.earlier, "forgotten": self.forgotten,
             "groups": [{k: getattr(g, k) for k in g.__slots__} for g in self.groups.values()],
             "group_n": self.group_n, "holds": self.holds, "hold_n": self.hold_n, "held_since_ns": self.held_since_ns,
             "fence": self.fence, "t_ns": self.t_ns, "wall_ns": self.wall_ns, "boot_id": self.boot_id,
@@ -301,6 +306,7 @@ _HANDLERS: Final[Mapping[str, Callable[[RootState, Record], None]]] = {
     "window_extended": RootState._extended,
     "hold_placed": RootState._hold_placed,
     "hold_released": RootState._hold_released,
+    "node_forgotten": RootState._node_forgotten,
 }
 
 
@@ -345,6 +351,10 @@ class Writer:
         if batch.first > known.seq + 1:
             return "hole"
         lines = list(batch.lines[known.seq + 1 - batch.first :])
+        if batch.first <= known.seq < batch.first + len(batch.lines):
+            last = _object(batch.lines[known.seq - batch.first])
+            if last["hash"] != known.hash:  # K2
+                raise ValueError(f"its record {known.seq} is not that in the log: an older copy was put back")
         if not lines:
             return ""
         seq, hash_, types = known.seq, known.hash, []

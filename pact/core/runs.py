@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from pact.core.records import rfc3339
 from pact.core.rootlog import ACTIVE, DECIDED, FINISHED, Group
 from pact.errors import UsageError
+from pact.model import NS_PER_S
 
 if TYPE_CHECKING:
     from pact.core.root import Root
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 Head = Mapping[str, Any]
 
 NAMED_MAX: Final = 5
+TOLD_NS: Final = 40 * NS_PER_S  # members tell their groups every 30 s
+BLOCKED_MAX: Final = 100  # nodes whose consumers are shown one by one; of the others the number
+WHY_MAX: Final = 200  # characters of a reason of one among many
 PACT: Final[Mapping[str, Any]] = {"user": "pact", "role": "agent", "via": "cluster"}
 
 APPLYING: Final = "applying"
@@ -50,7 +54,7 @@ class Run:
     done: set[str] = field(default_factory=set)
     failed: dict[str, dict[str, Any]] = field(default_factory=dict)
     retry_at_ns: int | None = None
-    head: Head | None = None
+    heads: list[Head] = field(default_factory=list)  # whoever waits for how it ends
     allow: int | frozenset[str] = 0
     force: bool = False
     odd: dict[str, str] = field(default_factory=dict)  # said that they were done, with another outcome
@@ -58,23 +62,38 @@ class Run:
 
 def shown(root: Root, run: Run | None, group: Group, *, viewer: bool = False) -> dict[str, Any]:
     """One group for people and programs. Of command lines, viewers see the program's name.  # S2"""
+    state, ends = standing(root, run, group)
+    return {
+        "group": group.id, "state": state, "owner": group.owner["user"],
+        "message": group.message, "nodes": group.nodes, "resources": group.resources, "begun": group.begun,
+        "window_s": round(group.window_ns / 1e9, 3),
+        "deadline": None if ends is None else rfc3339(root.wall_ns + ends - root.t_ns),
+        "remaining_s": None if ends is None else round(max(0, ends - root.t_ns) / 1e9, 3),
+        "decision": group.decision or None, "members": {} if run is None else _members(root, run, group),
+        "blocked": {} if run is None else _blocked({**run.no, **run.failed}, viewer),
+    }  # fmt: skip
+
+
+def standing(root: Root, run: Run | None, group: Group) -> tuple[str, int | None]:
+    """How it stands, and when it ends by itself, if it does. Costs nothing, however many its members are."""
     ends = None
     if group.state == ACTIVE and (run is None or run.step != BLOCKED) and not root.state.holds:
         ends = group.ends_ns
     state = group.state if run is None else run.step
     if root.state.holds and (state == OPEN or (run is not None and state == CARRYING and stopped(root, run, group))):
         state = "held"
-    return {
-        "group": group.id, "state": group.outcome if group.state == FINISHED else state, "owner": group.owner["user"],
-        "message": group.message, "nodes": group.nodes, "resources": group.resources, "begun": group.begun,
-        "window_s": round(group.window_ns / 1e9, 3),
-        "deadline": None if ends is None else rfc3339(root.wall_ns + ends - root.t_ns),
-        "remaining_s": None if ends is None else round(max(0, ends - root.t_ns) / 1e9, 3),
-        "decision": group.decision or None, "members": {} if run is None else _members(root, run, group),
-        "blocked": {} if run is None else {
-            n: {"why": v["why"], "holders": [_named(h) for h in v["holders"]] if viewer else v["holders"]}
-            for n, v in {**run.no, **run.failed}.items()},
-    }  # fmt: skip
+    return group.outcome if group.state == FINISHED else state, ends
+
+
+def _blocked(said: Mapping[str, Mapping[str, Any]], viewer: bool) -> dict[str, dict[str, Any]]:
+    """``{node: {why, holders}}``. Beyond ``BLOCKED_MAX`` nodes: ``more``, how many consumers are not named."""
+    out: dict[str, dict[str, Any]] = {}
+    for name, v in said.items():
+        if len(out) < BLOCKED_MAX:
+            out[name] = {"why": v["why"], "holders": [_named(h) for h in v["holders"]] if viewer else v["holders"]}
+        else:
+            out[name] = {"why": v["why"][:WHY_MAX], "holders": [], "more": len(v["holders"])}
+    return out
 
 
 def _named(holder: Mapping[str, Any]) -> dict[str, Any]:
@@ -93,9 +112,15 @@ def _members(root: Root, run: Run, group: Group) -> dict[str, str]:
         elif name not in root.nodes:
             state = "owed" if group.state == DECIDED else "away"
         else:
-            state = run.states.get(name, "member") if group.state == ACTIVE else "under way"
+            state = _state_here(root, run, name) if group.state == ACTIVE else "under way"
         out.setdefault(state, []).append(name)
     return {state: root.sets.fold(names) for state, names in out.items()}
+
+
+def _state_here(root: Root, run: Run, name: str) -> str:
+    """Of a connected member. After a change of root members tell which groups they have; who does not has none."""
+    silent_ns = root.t_ns - root.nodes[name].since_ns
+    return run.states.get(name, "member" if run.apply_args or silent_ns < TOLD_NS else "not applied")[:WHY_MAX]
 
 
 def stopped(root: Root, run: Run, group: Group) -> bool:

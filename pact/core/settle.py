@@ -6,6 +6,7 @@ started, then carried out, then verified and recorded.  # A4, F5, R1-R6
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 TTL_MIN_NS: Final = 15 * 60 * NS_PER_S
 TTL_MAX_NS: Final = 10 * 24 * 3600 * NS_PER_S
 EXTEND_MAX_NS: Final = TTL_MAX_NS
+CHANGE_ID: Final = re.compile(r"c[1-9][0-9]{0,17}")
 AUTO_ROLLBACKS_MAX: Final = 2
 AUTOMATIC: Final = ("expired", "retry")
 GRAVITY: Final = (EXIT_DONE, EXIT_CONFLICT, EXIT_FAILED, EXIT_BLOCKED)
@@ -97,8 +99,8 @@ def _named(node: Node, targets: Iterable[str]) -> dict[str, list[str]]:
         if target in state.changes:
             picked[target] = list(state.changes[target].members)
             continue
-        if target[:1] == "c" and target[1:].isdigit():
-            if 0 < int(target[1:]) <= state.change_n:
+        if CHANGE_ID.fullmatch(target):
+            if int(target[1:]) <= state.change_n:
                 raise ConflictError(f"{target} is settled already", "see pact log")
             raise UsageError(f"there is no change {target}", "pact status lists them")
         change = state.change_of(target)
@@ -191,7 +193,8 @@ def _record_commits(node: Node, job: Job, event: Looked) -> list[dict[str, Any]]
         split = len(resources) < len(change.members)
         expires_ns = None if ttl_ns is None else node.t_ns + ttl_ns
         node.record("committed", {
-            "change": cid, "owner": change.owner.to_json(), "resources": resources, "message": job.args["message"],
+            "change": cid, "owner": change.owner.to_json(), "committer": job.caller.owner.to_json(),
+            "resources": resources, "message": job.args["message"],
             "split": split, "expires_ns": expires_ns,
             "expires": None if expires_ns is None else node.wall_of(expires_ns),
         }, job.caller.actor)  # fmt: skip
@@ -213,6 +216,10 @@ def asked_extend(node: Node, event: Asked) -> None:
         raise UsageError("extend by more than nothing and at most 10d")
     if not picked:
         raise PactError("there is no open change to extend")
+    for cid in picked:
+        change = node.state.changes[cid]
+        if change.state in (life.OPEN, life.HELD) and change.extension_ns + by_ns > EXTEND_MAX_NS:
+            raise UsageError(f"{cid} would be extended by more than 10d in all", "commit it, for a time: --ttl D")
     out = []
     for cid in picked:
         change = node.state.changes[cid]
@@ -336,9 +343,11 @@ def probed_rollback(node: Node, job: Job, event: Probed) -> None:
         return
     if not _still_wanted(node, job, change):
         node.finish(job)
-        node.reschedule(change)
         return
     ids = [r for r in job.ids if r in change.members]
+    if not ids:
+        _done(node, job, {"change": change.id, "state": "settled", "resources": []})
+        return
     job.steps = node.steps_for(ids)
     unread = [f"{s.resource} cannot be read: {s.observation.why}" for s in event.sightings
               if isinstance(s.observation, Unreadable)]  # fmt: skip
@@ -352,16 +361,27 @@ def probed_rollback(node: Node, job: Job, event: Probed) -> None:
     elif refusals:
         block(node, job, change, "; ".join(refusals[:5]), [])
     else:
+        _leave_out(node, job, change, [r for r in change.members if r not in ids])
         node.record("rollback_started", {
             "change": change.id, "cause": job.cause, "owner": change.owner.to_json(), "skipped": [],
             "plan": [s.to_json() for s in job.steps], "saves": dict(event.saves)}, job.caller.actor)  # fmt: skip
         node.emit(Act(job.n, job.steps, event.saves))
 
 
+def _leave_out(node: Node, job: Job, change: Change, late: list[str]) -> None:
+    """What joined the change while its rollback was prepared was not looked at: it goes on by itself.  # R2"""
+    if late:
+        node.record("change_split", {"change": change.id, "into": node.new_change_id(), "resources": late,
+                                     "ambient": change.ambient}, job.caller.actor)  # fmt: skip
+
+
 def _still_wanted(node: Node, job: Job, change: Change) -> bool:
     """An automatic rollback gives way to what happened while it was prepared: extension, hold, emergency."""
     if job.cause == "expired":
         return node.due(change)
+    group = node.state.groups.get(change.group) if job.cause == "group" else None
+    if group is not None:
+        return not groups.stopped_here(node, group, job.args["force"])
     if job.cause == "retry":
         return change.state == life.BLOCKED and not node.state.suspended and not node.state.held_by(change.id)
     return True
@@ -394,7 +414,6 @@ def block(node: Node, job: Job, change: Change, reason: str, holders: Sequence[H
         node.record("rollback_blocked", {
             "change": change.id, "cause": job.cause, "reason": reason, "holders": named}, job.caller.actor)  # fmt: skip
     node.finish(job)
-    node.reschedule(change)
     text = f"{change.id}: " + (holder_text(holders) if holders else reason)
     _done(node, job, {"change": change.id, "state": "blocked", "reason": reason, "consumers": named},
           EXIT_BLOCKED if holders else EXIT_FAILED, f"rollback of {text}",

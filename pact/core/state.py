@@ -281,7 +281,8 @@ class State:
             return
         old = change.members[resource]
         self._put(change, Member(
-            resource, old.actual, deviation_n, old.weight_n, old.opened_ns, old.seen, old.shift_ns))  # fmt: skip
+            resource, old.actual, deviation_n, old.weight_n, old.opened_ns, old.seen, old.shift_ns,
+            old.command))  # fmt: skip
 
     def _void_ttl(self, resource: str) -> None:
         if self.ttls.pop(resource, None) is not None:
@@ -328,7 +329,8 @@ class State:
             shift_ns = before.members[resource].shift_ns
         change.intents.discard(resource)
         self._put(change, Member(
-            resource, data["actual"], data["deviation_n"], data["weight_n"], data["opened_ns"], record.time, shift_ns
+            resource, data["actual"], data["deviation_n"], data["weight_n"], data["opened_ns"], record.time, shift_ns,
+            data["owner"]["command"],
         ))  # fmt: skip
         self._take(change, "drift")
         self.recent.pop(recent_key(change.owner.key, resource), None)
@@ -375,7 +377,8 @@ class State:
             self._void_ttl(resource)
             if data["expires_ns"] is not None:
                 self.ttls[resource] = Ttl(
-                    data["expires_ns"], None if earlier is None else orjson.loads(earlier), data["owner"], record.seq
+                    data["expires_ns"], None if earlier is None else orjson.loads(earlier),
+                    data.get("committer", data["owner"]), record.seq,
                 )
                 self.touched.timers = True
             self._declared[resource] = compact(value)
@@ -410,7 +413,7 @@ class State:
         self._take(change, "done")
 
     def _count_automatic(self, change: Change, resources: list[str], t_ns: int) -> None:
-        if change.rolling is None or change.rolling["cause"] != "expired":
+        if change.rolling is None or change.rolling["cause"] not in ("expired", "retry"):
             return
         horizon = t_ns - HOUR_NS
         if len(self.auto_rollbacks) > RECENT_MAX:
@@ -442,6 +445,8 @@ class State:
         data = record.data
         old = self.changes[data["change"]]
         new = self._new_change(data["into"], old.owner, ambient=False, t_ns=record.t_ns)
+        if data.get("ambient"):  # what its owner drifts next joins this one
+            new.ambient, self.ambient[old.owner.key] = True, new.id
         new.message, new.extension_ns = old.message, old.extension_ns
         if new.state == life.HELD and old.state == life.HELD:
             new.held_since_ns = old.held_since_ns

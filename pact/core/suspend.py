@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from pact.core import access, settle
+from pact.core import access, groups, settle
 from pact.core import change as life
-from pact.core.events import Asked
+from pact.core.events import Asked, FleetTold
 from pact.core.state import Hold
 from pact.errors import ConflictError, DeniedError, UsageError
-from pact.model import NS_PER_S
+from pact.model import NS_PER_S, Owner
 
 if TYPE_CHECKING:
     from pact.core.node import Node
@@ -151,3 +151,38 @@ def expire_hold(node: Node, name: str) -> None:
     hold = node.state.holds.get(name)
     if hold is not None:
         node.record("hold_released", {"hold": hold.id, "change": hold.change, "cause": "expired"})
+
+
+# -- the fleet's stop -----------------------------------------------------------------------------------------------
+
+
+def asked_fleet_seen(node: Node, event: Asked) -> None:
+    """What the root says about holds, and whether it was heard."""
+    args = event.args
+    groups.check_fence(node, event)
+    told(node, FleetTold(event.t_ns, event.wall_ns, int(args["fence"]), int(args["seq"]), args["holds"]))
+    here = all(h["hold"] in node.state.holds for h in args["holds"] if h["left_ns"] > 0)
+    seen = here and max(node.state.fleet_seq, node.fleet_seq) >= int(args["seq"])
+    node.reply(event.token, {"seen": seen})
+
+
+def told(node: Node, event: FleetTold) -> None:
+    """The holds that the root has for every node. An older message changes nothing.  # G8"""
+    state = node.state
+    newest = max(state.fence, node.fleet_fence)
+    known = node.fleet_seq if event.fence == node.fleet_fence else max(state.fleet_seq, node.fleet_seq)
+    if event.fence < newest or (event.fence == newest and event.seq < known):
+        return
+    node.fleet_fence, node.fleet_seq = event.fence, event.seq
+    wanted = {h["hold"]: h for h in event.holds}
+    for name in [n for n in state.holds if n.startswith("f") and n not in wanted]:
+        node.record("hold_released", {"hold": name, "change": None, "cause": "released", "fence": event.fence,
+                                      "fleet_seq": event.seq})  # fmt: skip
+    for name, hold in wanted.items():
+        if name in state.holds or hold["left_ns"] <= 0:
+            continue
+        owner = Owner("cluster:" + hold["owner"], hold["owner"])
+        node.record("hold_placed", {
+            "hold": name, "change": None, "owner": owner.to_json(), "reason": hold["reason"], "fence": event.fence,
+            "ends_ns": node.t_ns + hold["left_ns"], "ends": node.wall_of(node.t_ns + hold["left_ns"]),
+            "fleet_seq": event.seq})  # fmt: skip

@@ -15,6 +15,7 @@ from typing import Any, Final, Protocol
 
 from pact.core import wire
 from pact.core.wire import Message
+from pact.errors import LocalProtocolError
 from pact.model import NS_PER_S
 
 BEAT_NS: Final = 2 * NS_PER_S
@@ -224,7 +225,7 @@ class Uplink:
     def _ask(self, t_ns: int) -> list[Effect]:
         self._ask_ns = t_ns + ASK_NS
         groups = self._unfinished()
-        return self.send("ask", {"node": self.name, "groups": list(groups)}) if groups else []
+        return self.send("ask", {"node": self.name, "groups": list(groups)[:wire.ITEMS_MAX]}) if groups else []
 
     # -- looking for a parent -----------------------------------------------------------------------------------
 
@@ -269,7 +270,10 @@ class Uplink:
         }  # fmt: skip
         if self.role == "node":
             head["groups"] = list(self._unfinished())
-        out.append(Send(parent.url, wire.encode("hello", head)))
+        try:
+            out.append(Send(parent.url, wire.encode("hello", head)))
+        except LocalProtocolError as exc:  # more names than a head takes: nobody takes us, and nothing ends  # T13
+            out.append(Note(f"cannot say who is below: {exc.message}"))
         return out
 
     def _plan_return(self, t_ns: int) -> None:

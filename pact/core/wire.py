@@ -25,6 +25,7 @@ ITEMS_MAX: Final = 100_000  # entries of any list or table in a head
 BATCH_BYTES_MAX: Final = 64 << 10
 BATCH_RECORDS_MAX: Final = 256
 LINE_MAX: Final = 8 << 20  # one record's line; it travels alone
+NODES_MAX: Final = 256 << 10  # characters of a node set in a request: at most 1.5 MiB of its head, however written
 BODY_MAX: Final = FRAME_MAX - HEAD_MAX - (1 << 10)  # of a request or an answer: whoever hands it on adds to its head
 RACK_MAX: Final = NAME_MAX
 INCARNATION_MAX: Final = 64
@@ -267,10 +268,8 @@ def decode(frame: bytes | memoryview) -> Message:
     why = _wrong(kind, head, body, False) if type(head) is dict else "its head is no object"
     if why:
         raise RemoteProtocolError(f"{name}: {why}")
-    if len(head) < len(kind.fields):
-        for field, (_, default) in kind.fields.items():
-            if field not in head:
-                head[field] = default
+    if head.keys() != kind.fields.keys():  # what no table names goes no further: whoever hands a head on encodes it
+        head = {field: head.get(field, default) for field, (_, default) in kind.fields.items()}
     return Message(name, head, body)
 
 

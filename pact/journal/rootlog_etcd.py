@@ -1,10 +1,13 @@
 """The root's log on etcd: for sites that want a second root, and a log that outlives a machine.
 
-Keys below ``/pact/<cluster>/``: ``leader`` (with a lease; its create revision is the fence), ``head`` (the next
-number), ``log/<first>``, ``part/<first>/<n>`` (of chunks too large for one value), ``snapshot`` (what the newest one
-consists of) and ``snap/<gseq>-<fence>/<n>`` (its parts). A lease alone excludes nobody: a leader that slept does not
+Keys below ``/pact/<cluster>/``: ``leader`` (with a lease), ``term`` (the newest fence), ``head`` (the next number),
+``log/<first>``, ``part/<first>/<n>`` (of chunks too large for one value), ``snapshot`` (what the newest one consists
+of) and ``snap/<gseq>-<fence>/<n>`` (its parts). A lease alone excludes nobody: a leader that slept does not
 know that it has ended. So every write is one transaction that compares the leader's create revision, and the head
 where it moves.  # Q1
+
+A fence is one more than the last, and never behind the clock, as on SQLite: a log that is moved from one to the other,
+or an etcd that is restored from a backup, gives no fence that nodes would take for an old one.  # Q4
 """
 
 from __future__ import annotations
@@ -44,6 +47,7 @@ class EtcdLog:
         self._prefix = f"/pact/{cluster}/"
         self._lease_s = lease_s
         self._fence = 0
+        self._revision = 0  # the create revision of the leader key that stands for the fence
         self._closed = False
         self._state = threading.Condition()
         self._lease = 0
@@ -96,25 +100,30 @@ class EtcdLog:
         sent_s = _now_s()
         lease = self._etcd.call("Lease", "LeaseGrant", self._rpc.LeaseGrantRequest(TTL=self._lease_s))
         self._lease = lease.ID
-        value = orjson.dumps({"name": name})
+        (last,) = self._get(self._key("term")).kvs or [None]
+        fence = max(int(last.value) + 1 if last is not None else 1, int(time.time()))
+        value = orjson.dumps({"name": name, "fence": fence})
         put = self._rpc.PutRequest(key=self._key("leader"), value=value, lease=lease.ID)
-        answer = self._txn([self._created("leader", 0)], [self._rpc.RequestOp(request_put=put)],
+        unmoved = self._rpc.Compare(key=self._key("term"), target=self._rpc.Compare.MOD, result=self._rpc.Compare.EQUAL,
+                                    mod_revision=0 if last is None else last.mod_revision)  # fmt: skip
+        answer = self._txn([self._created("leader", 0), unmoved],
+                           [self._rpc.RequestOp(request_put=put), self._put(self._key("term"), str(fence).encode())],
                            [self._rpc.RequestOp(request_range=self._range(self._key("leader")))])  # fmt: skip
         if answer.succeeded:
-            fence = answer.header.revision
+            revision = answer.header.revision
         else:
             kvs = answer.responses[0].response_range.kvs
             if not kvs or kvs[0].lease != lease.ID:  # else: it had arrived before, and only its answer was lost
                 return None
-            fence = kvs[0].create_revision
+            revision = kvs[0].create_revision
         with self._state:
             self._until_s = sent_s + lease.TTL
-            self._fence = fence  # Q4
+            self._fence, self._revision = fence, int(revision)  # Q4
             if self._keeper is None:
                 self._keeper = threading.Thread(target=self._keep_alive, name="pact-lease", daemon=True)
                 self._keeper.start()
             self._state.notify()
-        return int(fence)
+        return fence
 
     def _revoke(self, lease: int, total_s: float = 3.0) -> None:
         try:
@@ -161,12 +170,12 @@ class EtcdLog:
             raise self._fenced(f"fence {fence} is not in force")
         look = [self._rpc.RequestOp(request_range=self._range(k)) for k in (
             self._key("leader"), self._key("head"), *([self._log_key(first)] if first >= 0 else []))]  # fmt: skip
-        answer = self._txn([self._created("leader", fence), *compare], success, look)
+        answer = self._txn([self._created("leader", self._revision), *compare], success, look)
         if answer.succeeded:
             return None
         (leader,) = answer.responses[0].response_range.kvs or [None]
-        if leader is None or leader.create_revision != fence:  # Q1
-            who = f"{leader.value.decode(errors='replace')} with {leader.create_revision}" if leader else "nobody"
+        if leader is None or leader.create_revision != self._revision:  # Q1
+            who = leader.value.decode(errors="replace") if leader else "nobody"
             raise self._fenced(f"fence {fence} is not in force: {who} leads")
         return answer
 

@@ -108,11 +108,23 @@ def writer_of_peer(pid: int, uid: int) -> Writer:
     return writer_from(pid, snap)
 
 
+def believable(writer: Writer) -> bool:
+    """Whether its login is worth more than its own word: a process without one may write any number there.  # S1
+
+    Root may have become it by ``sudo``; a user's own number gains nobody anything; and only root moves a process into
+    another user's slice.
+    """
+    if writer.loginuid is None:
+        return False
+    slice_ = f"/user.slice/user-{writer.loginuid}.slice/"
+    return writer.uid in (0, writer.loginuid) or writer.cgroup.startswith(slice_)
+
+
 def owner_of(writer: Writer | None) -> Owner:
     """Who answers for what this writer did."""
     if writer is None:
         return UNATTRIBUTED
-    if writer.loginuid is not None:
+    if writer.loginuid is not None and believable(writer):
         key = f"login:{writer.loginuid}:{writer.session or ''}"
         return Owner(key, user_name(writer.loginuid), writer.loginuid, writer.session, writer.command)
     if writer.unit:

@@ -372,8 +372,15 @@ class Cluster:
 
     def _check_node(self, name: str, world: World, state: rootlog.RootState) -> None:
         fence, of_group = 0, {}
+        stopped, forced = set[str](), set[str]()
         for record in world.journal:
             data = record.data
+            if record.type in ("emergency_started", "emergency_ended"):
+                (stopped.add if record.type == "emergency_started" else stopped.discard)("emergency")
+            elif record.type in ("hold_placed", "hold_released") and data["change"] is None:
+                (stopped.add if record.type == "hold_placed" else stopped.discard)(data["hold"])
+            elif record.type == "group_decided" and data.get("force"):
+                forced.add(data["group"])
             if record.type.startswith("group_") and "fence" in data:
                 assert data["fence"] >= fence, (name, record.seq, "obeyed a root that had been replaced")
                 fence = data["fence"]
@@ -385,6 +392,8 @@ class Cluster:
             if record.type == "rollback_started" and data["cause"] in ("expired", "retry"):
                 assert data["change"] not in of_group, (name, record.seq, "only the root ends a group")
             if record.type == "rollback_started" and data["cause"] == "group" and data["change"] in of_group:
-                assert state.groups[of_group[data["change"]]].decision == "rollback", (name, data["change"])
+                gid = of_group[data["change"]]
+                assert state.groups[gid].decision == "rollback", (name, data["change"])
+                assert not stopped or gid in forced, (name, record.seq, "rolled back while that was stopped")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
@@ -75,6 +76,20 @@ def test_ops_settle_their_own_and_unattributed_changes_but_not_another_s(agent: 
     agent.pact("commit", "-m", "mine", **OPS)
     agent.pact("rollback", **OTHER_OPS)
     assert agent.world.path(theirs).read_text() == "declared\n" and agent.world.path(mine).read_text() == "x\n"
+
+
+@pytest.mark.invariant("S1")
+def test_writing_another_s_login_gives_nobody_another_s_changes(agent: Agent) -> None:
+    theirs = agent.file("theirs.conf", mode=0o666)
+    change = agent.drift_by(1235, theirs)
+    forge = 'echo 1235 > /proc/self/loginuid && exec "$@"'
+    command = ["setpriv", "--reuid=1234", "--regid=1234", f"--groups={GAMES}", "--inh-caps=+dac_read_search",
+               "--ambient-caps=+dac_read_search", "--", "sh", "-c", forge, "sh", sys.executable, "-m", "pact.cli.main",
+               "--socket", agent.socket, "commit", change["id"], "-m", "x"]  # fmt: skip
+    done = agent.world.call(command, check=False)
+    assert (done.code, "needs the role admin" in done.err) == (3, True), done
+    actor = denials(agent)[-1]["actor"]
+    assert (actor["uid"], actor["user"]) == (1234, "1234")
 
 
 def test_commit_all_of_an_operator_leaves_what_belongs_to_others(agent: Agent) -> None:

@@ -51,6 +51,25 @@ def test_who_ends_the_sending_side_still_gets_the_answer(agent: Agent, op: str, 
     assert answer["exit"] == (2 if args.get("to_seq", 0) > 1 << 30 else 0), answer
 
 
+@pytest.mark.invariant("S1")
+def test_viewers_who_hold_connections_keep_no_operator_out(make_agent: Any) -> None:
+    agent = make_agent(access={"ops_groups": ["games"]})
+    agent.start()
+    code = ("held = []\nfor _ in range(40):\n s = socket.socket(socket.AF_UNIX)\n"
+            f" s.connect({agent.socket!r})\n held.append(s)\nready()")  # fmt: skip
+    crowd = []
+    for uid in (3001, 3002, 3003, 3004, 3005):
+        drop = f"import socket\nos.setgroups([])\nos.setgid({uid})\nos.setuid({uid})\n"
+        crowd.append(agent.world.python(drop + code))
+    agent.pact("status", uid=1234, groups=[60])
+    agent.pact("hold", "place", "--reason", "x", "--for", "1m", uid=1234, groups=[60])
+    agent.pact("check", uid=3006, check=5)  # the viewers' places are taken, and they are told so
+    for process in crowd:
+        agent.world.end(process)
+    agent.pact("check", uid=3006)
+    agent.close()
+
+
 def test_every_request_before_the_end_is_answered(agent: Agent) -> None:
     change = agent.drift(agent.file("many.conf"))
     asked = [request("extend", targets=[change["id"]], by_ns=10**9), request("consumers", resource="file:/etc/hostname")]

@@ -1,0 +1,205 @@
+"""What comes between a question to the shell and its answer: nothing may be lost in the gap."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from pact.core.events import Asked, Caller, Event, Observed, Sighting, Ticked
+from pact.core.settings import Settings
+from pact.model import NS_PER_S, Attrs, Declared, Owner
+from pact.sim.world import World, person, with_settings
+
+S = NS_PER_S
+DAY = 24 * 3600 * S
+ZERO, ONE, TWO = {"value": "0"}, {"value": "1"}, {"value": "2"}
+ANN, BOB, ADMIN = person("ann"), person("bob"), person("root", "admin", 0)
+A, B, F = "sysctl:a", "sysctl:b", "file:/f"
+
+
+def started(settings: Settings | None = None) -> World:
+    world = World(settings=settings or Settings(), machine={r: dict(ZERO) for r in (A, B, F)})
+    world.start({r: Declared(dict(ZERO)) for r in (A, B, F)})
+    return world
+
+
+def asked(world: World, op: str, caller: Caller, **args: Any) -> int:
+    """A request whose answers from the shell come after the next event."""
+    world.token += 1
+    token = world.token
+    world.queue.append(lambda: Asked(world.t_ns, world.wall_ns, token, op, args, caller))
+    return token
+
+
+def drifts(world: World, resource: str, value: Attrs, owner: Owner) -> Callable[[], Event]:
+    def event() -> Event:
+        world.machine[resource] = value
+        return Observed(world.t_ns, world.wall_ns, [Sighting(resource, value, owner)])
+
+    return event
+
+
+@pytest.mark.invariant("R2", "A4")
+def test_what_joins_a_change_while_its_rollback_is_prepared_is_neither_rolled_back_nor_forgotten() -> None:
+    world = started()
+    world.write(A, ONE, ANN.owner)
+    asked(world, "rollback", ANN, targets=[])
+    world.feed(drifts(world, F, ONE, ANN.owner))
+    assert world.machine == {A: ZERO, B: ZERO, F: ONE}
+    (change,) = world.node.state.changes.values()
+    assert (list(change.members), change.state) == ([F], "open")
+    world.write(B, ONE, ANN.owner)
+    assert set(change.members) == {F, B}, "what its owner drifts next joins it"
+    world.check()
+    world.advance(900 * S)
+    assert world.machine == {A: ZERO, B: ZERO, F: ZERO}
+
+
+@pytest.mark.invariant("R2")
+def test_a_rollback_whose_resources_all_cleared_meanwhile_takes_nothing_else() -> None:
+    world = started()
+    world.write(A, ONE, ANN.owner)
+    token = asked(world, "rollback", ANN, targets=[])
+    world.queue.append(drifts(world, F, ONE, ANN.owner))
+    world.feed(drifts(world, A, ZERO, ANN.owner))
+    assert world.machine[F] == ONE and world.replies[token].exit_code == 0
+    assert "rollback_started" not in [r.type for r in world.journal]
+
+
+@pytest.mark.invariant("A4")
+def test_a_dry_run_across_the_end_of_a_window_does_not_cancel_the_rollback() -> None:
+    world = started()
+    world.write(A, ONE, ANN.owner)
+    ends = world.node.state.deadline_ns(world.node.state.changes["c1"])
+    assert ends is not None
+    world._to(ends - 1)
+    asked(world, "rollback", ANN, targets=[], dry_run=True)
+
+    def late() -> Event:
+        world._to(ends + S)
+        return Ticked(world.t_ns, world.wall_ns)
+
+    world.feed(late)
+    world.advance(S)
+    assert world.machine[A] == ZERO
+
+
+@pytest.mark.invariant("W3", "C4")
+def test_who_drifts_again_late_has_a_floor_of_notice_under_a_tight_window() -> None:
+    world = started(with_settings(severity_n={**Settings().severity_n, "sysctl": 3 * 10**9}))
+    world.write(A, ONE, ANN.owner)
+    world.write(A, ZERO, ANN.owner)
+    world.write(B, ONE, BOB.owner)
+    world.advance(90 * S)  # bob's window of 95 s is in force
+    world.write(A, ONE, ANN.owner)
+    change = world.node.state.change_of(A)
+    assert change is not None
+    ends = world.node.state.deadline_ns(change)
+    assert ends is not None and ends >= world.t_ns + Settings().floor_ns
+
+
+@pytest.mark.parametrize("name", ["c²", "c" + "9" * 5000, "c0", "c-1", "c1\n"])
+def test_a_name_that_is_nearly_a_change_s_is_refused(name: str) -> None:
+    world = started()
+    world.write(A, ONE, ANN.owner)
+    for op, args in (("commit", {"message": "x"}), ("rollback", {}), ("extend", {"by_ns": S})):
+        reply = world.ask(op, ANN, targets=[name], **args)
+        assert reply is not None and reply.exit_code == 2, (op, reply)
+
+
+def test_nobody_extends_for_ever() -> None:
+    world = started()
+    world.write(A, ONE, ANN.owner)
+    first = world.ask("extend", ANN, targets=[], by_ns=10 * DAY)
+    again = world.ask("extend", ANN, targets=[], by_ns=S)
+    assert first is not None and again is not None
+    assert (first.exit_code, again.exit_code) == (0, 2) and "10d in all" in again.message
+
+
+@pytest.mark.invariant("H1")
+@pytest.mark.parametrize("what", ["c1", None])
+def test_an_earlier_state_is_not_restored_over_a_held_change_without_force(what: str | None) -> None:
+    world = started()
+    world.write(A, ONE, ANN.owner)
+    world.ask("hold_place", ADMIN, reason="wait", for_ns=S, change=what)
+    args = {"resources": {A: Declared(dict(ZERO)).to_json()}, "take": True, "cause": "rollback", "to_seq": 1}
+    refused = world.ask("declare", ADMIN, **args)
+    assert refused is not None and refused.exit_code == 4 and world.machine[A] == ONE
+    forced = world.ask("declare", ADMIN, **args, force=True)
+    assert forced is not None and forced.exit_code == 0 and world.machine[A] == ZERO
+
+
+@pytest.mark.invariant("C7")
+@pytest.mark.parametrize("op", ["apply", "declare"])
+def test_what_is_being_applied_is_nobody_else_s_to_apply_or_declare(op: str) -> None:
+    world = started()
+    wanted = {A: Declared(dict(ONE)).to_json()}
+    first = asked(world, "apply", ADMIN, resources=wanted, message="one")
+    second = asked(world, op, ADMIN, resources={A: Declared(dict(TWO)).to_json()}, message="two")
+    third: list[int] = []
+
+    def between() -> Event:
+        world.queue.appendleft(lambda: Ticked(world.t_ns, world.wall_ns))
+        third.append(asked(world, op, ADMIN, resources={A: Declared(dict(TWO)).to_json()}, message="three"))
+        return Ticked(world.t_ns, world.wall_ns)
+
+    world.before_act = lambda w, step: None
+    world.feed(between)
+    assert world.replies[first].exit_code == 0 and world.machine[A] == ONE
+    assert [world.replies[t].exit_code for t in (second, *third)] == [4, 4]
+    (change,) = world.node.state.changes.values()
+    assert world.replies[first].result["change"] == change.id and list(change.members) == [A]
+
+
+def test_what_a_boot_job_overwrites_is_on_record_before() -> None:
+    world = started()
+    world.boot_values = {A: TWO, B: ZERO}
+    world.reboot(60 * S)
+    assert world.machine[A] == ZERO
+    started_, done = [r for r in world.journal if r.type in ("converge_started", "converged")]
+    assert (started_.type, started_.data["plan"][0]["actual"]) == ("converge_started", TWO)
+    assert done.data["results"] == {A: "restored"}
+
+
+@pytest.mark.invariant("T1")
+def test_the_end_of_a_commit_gives_the_window_to_its_committer() -> None:
+    world = started()
+    world.write(A, ONE, ANN.owner)
+    world.ask("commit", ADMIN, targets=["c1"], message="for ann", ttl_ns=900 * S)
+    world.advance(901 * S)
+    (change,) = world.node.state.changes.values()
+    assert change.owner == ADMIN.owner
+
+
+@pytest.mark.invariant("R3")
+def test_rollbacks_that_waited_for_a_consumer_count_as_automatic() -> None:
+    world = started(with_settings(on_busy_retry=True))
+    from pact.model import Holder
+
+    for _ in range(2):
+        world.holders[A] = [Holder(A, 7, "fd")]
+        world.write(A, ONE, ANN.owner)
+        world.advance(900 * S)
+        world.holders.clear()
+        world.advance(60 * S)
+        assert world.machine[A] == ZERO
+    world.write(A, ONE, ANN.owner)
+    world.advance(900 * S)
+    assert world.machine[A] == ONE and "contended" in next(iter(world.node.state.changes.values())).reason
+
+
+def test_each_resource_of_a_change_names_the_command_that_drifted_it() -> None:
+    from dataclasses import replace
+
+    world = started()
+    editor, tool = replace(ANN.owner, command="vi /f"), replace(ANN.owner, command="sysctl -w a=1")
+    world.write(F, ONE, editor)
+    world.write(A, ONE, tool)
+    world.write(F, TWO, None)  # a rescan names nobody
+    (change,) = world.node.state.changes.values()
+    assert {r: m.command for r, m in change.members.items()} == {F: "vi /f", A: "sysctl -w a=1"}
+    world.write(A, TWO, editor)
+    assert change.members[A].command == "vi /f" and change.owner.command == "vi /f"
+    world.check()
