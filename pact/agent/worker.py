@@ -141,8 +141,8 @@ class Worker:
         def work() -> Result:
             keep = Keep(self.file_limit, self.room())
             sightings = [Sighting(r, observe(r, keep)) for r in effect.resources]
-            unkept = dict(keep.unkept)
-            return Result(effect.job, lambda t, w: Looked(t, w, effect.job, sightings, unkept), keep.blobs)
+            unkept, secret = dict(keep.unkept), frozenset(s.resource for s in sightings if _is_closed(s))
+            return Result(effect.job, lambda t, w: Looked(t, w, effect.job, sightings, unkept, secret), keep.blobs)
 
         self._guard(effect.job, work)
 
@@ -227,6 +227,13 @@ class Worker:
                 passed[why] = passed.get(why, 0) + count
         notes += [f"passed over {count}: {why}" for why, count in sorted(passed.items())]
         self._post(_found(effect.job, found, exact, notes, keep, last=True))
+
+
+def _is_closed(sighting: Sighting) -> bool:
+    """A secret by the place where it lies."""
+    kind, name = split_id(sighting.resource)
+    seen = sighting.observation
+    return isinstance(seen, dict) and KINDS[kind].marked(name, seen) != seen
 
 
 def _found(job: int, found: dict[str, Any], exact: set[str], notes: list[str], keep: Keep, *, last: bool) -> Result:

@@ -116,11 +116,12 @@ class Denied(Event):
 
 @dataclass(frozen=True, slots=True)
 class Looked(Event):
-    """The answer to ``Look``."""
+    """The answer to ``Look``. ``secret``: what others cannot get at where it lies now."""
 
     job: int
     sightings: Sequence[Sighting]
     unkept: Mapping[str, str] = field(default_factory=dict)
+    secret: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

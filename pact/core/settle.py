@@ -185,7 +185,10 @@ def _record_commits(node: Node, job: Job, event: Looked) -> list[dict[str, Any]]
     for sighting in event.sightings:
         declared = state.declared(sighting.resource)
         assert declared is not None and not isinstance(sighting.observation, Unreadable)
-        value = replace(declared, attrs=sighting.observation, restorable=sighting.resource not in event.unkept)
+        attrs = sighting.observation
+        if attrs is not None and sighting.resource in event.secret:  # S2
+            attrs = {**attrs, "secret": True}
+        value = replace(declared, attrs=attrs, restorable=sighting.resource not in event.unkept)
         by_change.setdefault(state.member_of[sighting.resource], {})[sighting.resource] = value.to_json()
     out = []
     for cid, resources in by_change.items():

@@ -114,6 +114,19 @@ def test_a_loop_device_on_a_file_below_stops_its_unmounting(agent: Agent, over: 
     agent.pact("rollback")
 
 
+def test_a_loop_device_of_another_namespace_on_the_same_path_is_no_consumer(agent: Agent, over: str) -> None:
+    other = World()
+    try:
+        device = other.sh(f"mkdir {over}; mount -t tmpfs m {over}; truncate -s 1M {over}/disk; "
+                          f"losetup -f --show {over}/disk", check=False)  # fmt: skip
+        if device.code:
+            pytest.skip("no loop device here")
+        agent.pact("rollback")
+        other.sh(f"losetup -d {device.out}")
+    finally:
+        other.close()
+
+
 def test_a_bound_unix_socket_stops_its_unmounting(agent: Agent, over: str) -> None:
     holder = agent.world.python(
         f"import socket; s = socket.socket(socket.AF_UNIX); s.bind({over + '/sock'!r}); s.listen()\nready()")

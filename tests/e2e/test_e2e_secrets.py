@@ -156,6 +156,17 @@ def test_declared_content_of_a_closed_mount_is_hidden_when_that_is_gone(agent: A
     assert "DEEP" in agent.pact("export").out
 
 
+def test_committed_content_of_a_closed_mount_is_hidden_when_that_is_gone(agent: Agent) -> None:
+    agent.world.sh(f"mkdir -p {TOP}/e; mount -t tmpfs -o mode=700 tmpfs {TOP}/e; echo one > {TOP}/e/f; chmod 644 {TOP}/e/f")
+    agent.adopt(f"file:{TOP}/e/f")
+    agent.drift(f"{TOP}/e/f", "DEEPER\n")
+    agent.pact("commit", "--all", "-m", "x")
+    agent.world.sh(f"umount {TOP}/e")
+    agent.drifted(f"file:{TOP}/e/f")
+    assert "DEEPER" not in agent.pact("export", **VIEWER).out + agent.pact("diff", **VIEWER).out
+    assert "DEEPER" in agent.pact("export").out
+
+
 def test_a_directory_that_its_owner_turns_into_a_link_shows_nothing_of_where_it_leads(agent: Agent) -> None:
     agent.world.sh(f"mkdir -p {TOP}/root/in; chmod 700 {TOP}/root; echo ROOTS > {TOP}/root/in/conf; chmod 644 {TOP}/root/in/conf")
     path = agent.file("home/dir/conf", "mine\n")
