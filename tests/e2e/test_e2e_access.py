@@ -141,8 +141,8 @@ def test_content_made_secret_by_the_drift_or_before_it_is_hidden_too(agent: Agen
     agent.drifted(f"file:{path}")
     assert "hunter2" not in agent.pact("diff", **VIEWER).out
     other = agent.file("is.conf", "public\n", mode=0o644)
-    agent.world.sh(f"chmod 600 {other}; echo '{SECRET}' > {other}")
-    agent.drifted(f"file:{other}")
+    agent.world.path(other).chmod(0o600)  # not by a shell: its command line would stand in the journal
+    agent.drift(other, SECRET)
     assert "hunter2" not in agent.pact("diff", **VIEWER).out
 
 
