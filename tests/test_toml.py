@@ -116,6 +116,16 @@ def test_a_mistake_is_named_with_file_and_line(text: str | bytes, line: int, why
     assert not line or error.line == line
 
 
+@pytest.mark.parametrize("entry", [
+    '"net.core.somaxconn" = {valu = 3}', '"net.core.somaxconn" = {vaule = 3}', '"vm.swappiness" = {wieght = 2}',
+    "vm.swappiness = {valu = 3}", "[sysctl.vm.swappiness]\nvaule = 3", '"vm.swappiness" = {whatever = 3}',
+    '"net/core/somaxconn" = {whatever = 3}',
+])  # fmt: skip
+def test_a_misspelt_key_of_a_sysctl_is_no_new_sysctl(entry: str) -> None:
+    with pytest.raises(DeclaredError, match="unknown key"):
+        read("[sysctl]\n" + entry)
+
+
 def test_a_mistyped_kind_names_the_nearest() -> None:
     assert refused("[sysctls]\n").hint == "did you mean [sysctl]?"
     assert refused("[zzz]\n").hint == "known kinds: file, module, mount, sysctl"

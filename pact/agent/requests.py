@@ -399,8 +399,13 @@ class Requests:
 
         def lines() -> Iterator[bytes]:
             last = ""
+            if not resources:
+                yield orjson.dumps({"text": "# nothing is declared\n"})
             for resource, value in resources:
-                kind = split_id(resource)[0]
+                kind, pattern = split_id(resource)[0], agent.ignore.match(resource)
+                if pattern is not None:  # declare would refuse it
+                    yield orjson.dumps({"text": f"# {resource} is left out: ignored by the pattern {pattern!r}\n"})
+                    continue
                 if KINDS[kind].secret(value.attrs) and kind == "sysctl" and not client.admin:
                     continue
                 if not client.admin and value.attrs is not None and value.attrs.get("xattrs"):

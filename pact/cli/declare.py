@@ -17,15 +17,17 @@ from pact.resources.toml import DeclaredSet, Ignore, parse_text, read_file
 
 
 @cache
-def _read(path: str) -> dict[str, Any]:
-    """The file as a request carries it; ``-`` is standard input."""
+def _read(path: str, *, empty: bool = False) -> dict[str, Any]:
+    """The file as a request carries it; ``-`` is standard input. ``empty``: it may declare nothing,
+    as long as it says something."""
     found: DeclaredSet
+    label = "(standard input)" if path == "-" else path
     if path == "-":
-        found = parse_text(sys.stdin.buffer.read(), "(standard input)", os.getcwd(), Ignore())
+        found = parse_text(sys.stdin.buffer.read(), label, os.getcwd(), Ignore())
     else:
         found = read_file(path, Ignore())
-    if not found.resources:
-        raise DeclaredError(path, 0, "declares nothing")
+    if not found.resources and (found.blank or not empty):
+        raise DeclaredError(label, 0, "declares nothing")
     return {
         "resources": {r: d.to_json() for r, d in found.resources.items()},
         "blobs": {digest: base64.b64encode(data).decode() for digest, data in found.blobs.items()},
@@ -33,7 +35,8 @@ def _read(path: str) -> dict[str, Any]:
 
 
 def declare(args: argparse.Namespace) -> int:
-    answer = ask(args.socket, "declare", **_read(args.file), prune=args.prune, take=args.take, dry_run=args.dry_run)
+    read = _read(args.file, empty=not args.prune)  # as exported of nothing; but none that forgets everything
+    answer = ask(args.socket, "declare", **read, prune=args.prune, take=args.take, dry_run=args.dry_run)
     if not args.json:
         show_converged(answer.result)
     return finish(args, answer)

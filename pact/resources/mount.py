@@ -60,6 +60,8 @@ OWN_FLAGS: Final = frozenset({
     "ro", "rw", "nosuid", "suid", "nodev", "dev", "noexec", "exec", "noatime", "atime", "nodiratime", "diratime",
     "relatime", "strictatime", "nosymfollow",
 })  # fmt: skip
+#: What the kernel leaves unsaid, and what it says instead: named, so that it is seen when it goes.
+UNSAID: Final = {"dev": "nodev", "exec": "noexec", "suid": "nosuid"}
 KEYS: Final = frozenset({"source", "fstype", "options", "type", "root"})
 
 
@@ -70,7 +72,8 @@ def read_mounts(pid: str = "self") -> list[MountEntry]:
 
 
 def attrs_of(entry: MountEntry) -> Attrs:
-    options = sorted({encode_name(o) for o in [*entry.options, *entry.super_options]} - {"rw"} | _rw(entry))
+    named = {encode_name(o) for o in [*entry.options, *entry.super_options]} - {"rw"}
+    options = sorted(named | _rw(entry) | {plain for plain, other in UNSAID.items() if other not in named})
     attrs: Attrs = {"source": encode_name(entry.source), "fstype": entry.fstype, "options": options}
     if entry.root != b"/":
         attrs["root"] = encode_name(entry.root)

@@ -25,6 +25,9 @@ IGNORED: Final = (
     "file:/tmp/**", "file:/var/log/**", "file:/proc/**", "file:/sys/**", "file:/dev/**", "file:/run/user/**",
 )  # fmt: skip
 
+ENTRY_KEYS: Final = ("value", "consumers", "requires", "weight", "severity")
+NEAR: Final = 0.8  # so like one of them that nothing else is meant
+
 
 @dataclass(slots=True)
 class DeclaredSet:
@@ -32,6 +35,7 @@ class DeclaredSet:
 
     resources: dict[str, Declared] = field(default_factory=dict)
     blobs: dict[str, bytes] = field(default_factory=dict)
+    blank: bool = False  # not so much as a comment: hardly what somebody meant
 
 
 class Ignore:
@@ -102,7 +106,7 @@ def parse_text(raw: bytes, path: str, base_dir: str, ignore: Ignore) -> Declared
         raise DeclaredError(path, int(line[1]) if line else 0, str(exc)) from None
     except RecursionError:
         raise DeclaredError(path, 0, "nested too deeply") from None
-    out = DeclaredSet()
+    out = DeclaredSet(blank=not text.strip())
     for kind_name, entries in table.items():
         _read_kind(kind_name, entries, text, path, base_dir, ignore, out)
     for resource, value in out.resources.items():
@@ -150,7 +154,9 @@ def _read_kind(kind_name: str, entries: Any, text: str, path: str, base_dir: str
 
 
 def _entries(kind_name: str, entries: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
-    """Sysctls may be written as dotted bare keys, which TOML reads as nested tables."""
+    """Sysctls may be written as dotted bare keys, which TOML reads as nested tables. Whoever writes a whole name in
+    quotes, or misspells what an entry takes, means an entry.
+    """
     if kind_name != "sysctl":
         yield from entries.items()
         return
@@ -159,14 +165,16 @@ def _entries(kind_name: str, entries: Mapping[str, Any]) -> Iterable[tuple[str, 
         prefix, table = stack.pop()
         for key, value in table.items():
             name = f"{prefix}.{key}" if prefix else key
-            if isinstance(value, dict) and "value" not in value and not _looks_like_entry(value):
+            if isinstance(value, dict) and not _looks_like_entry(key, value):
                 stack.append((name, value))
             else:
                 yield name, value
 
 
-def _looks_like_entry(value: Mapping[str, Any]) -> bool:
-    return not value or any(k in value for k in ("consumers", "requires", "weight", "severity"))
+def _looks_like_entry(key: str, value: Mapping[str, Any]) -> bool:
+    if not value or "." in key or "/" in key:
+        return True
+    return any(difflib.get_close_matches(k, ENTRY_KEYS, 1, NEAR) for k, v in value.items() if not isinstance(v, dict))
 
 
 def line_of(text: str, kind: str, name: str | None) -> int:

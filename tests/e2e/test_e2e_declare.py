@@ -286,3 +286,40 @@ def test_a_name_service_that_comes_late_leaves_no_drift(make_agent: Callable[...
         assert world.sh(f"stat -c %u {TOP}/lates").out == "54321\n"
     finally:
         world.sh("umount /etc/passwd")
+
+
+def test_an_option_that_takes_something_away_from_an_adopted_mount_is_drift_and_is_undone(agent: Agent) -> None:
+    point = f"{TOP}/plain"
+    agent.world.sh(f"mkdir {point}; mount -t tmpfs -o size=1m plain {point}")
+    agent.adopt(f"mount:{point}")
+    agent.world.sh(f"mount -o remount,noexec,nosuid {point}")
+    change = agent.drifted(f"mount:{point}")
+    (entry,) = agent.json("diff")["resources"]
+    assert {"exec", "suid"} <= set(entry["declared"]["options"]) and {"noexec", "nosuid"} <= set(entry["actual"]["options"])
+    agent.pact("rollback", change["id"])
+    assert "noexec" not in agent.world.sh(f"grep ' {point} ' /proc/self/mounts").out
+    agent.world.sh(f"mount -o remount,noexec {point}")
+    agent.drifted(f"mount:{point}")
+    agent.pact("commit", "--all", "-m", "no programs here")
+    agent.world.sh(f"mount -o remount,exec {point}")
+    agent.drifted(f"mount:{point}")
+    agent.pact("rollback", "--all")
+    assert "noexec" in agent.world.sh(f"grep ' {point} ' /proc/self/mounts").out
+    agent.world.sh(f"umount {point}")
+
+
+def test_what_is_exported_can_be_declared_whatever_is_ignored_since(make_agent: Any) -> None:
+    agent = make_agent()
+    agent.start()
+    nothing = agent.pact("export").out
+    assert agent.json("declare", "-", input=nothing.encode())["resources"] == 0
+    agent.pact("declare", "--prune", "-", input=nothing.encode(), check=2)
+    kept, ignored = agent.file("kept.conf"), agent.file("ignored.conf")
+    agent.stop()
+    agent.configure({"drift": {"ignore": [f"file:{ignored}"]}})
+    agent.start()
+    text = agent.pact("export").out
+    assert f"# file:{ignored} is left out" in text
+    answer = agent.json("declare", "-", input=text.encode())
+    assert (answer["resources"], answer["unchanged"]) == (1, 1) and kept in text
+    agent.close()
