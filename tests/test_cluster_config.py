@@ -187,3 +187,9 @@ def test_names_with_many_numbers_fold_quickly_and_mean_the_same() -> None:
     assert set(nodesets.NodeSets().expand(nodesets.fold(odd))) == set(odd)
     odd = [f"a{i}b0c{n}" for i in range(300) for n in ("08", "09", "10", "9", "10x")]
     assert set(nodesets.NodeSets().expand(nodesets.fold(odd))) == set(odd)
+
+
+def test_the_budget_of_a_rollback_is_configured(tmp_path: Path) -> None:
+    text = GOOD + "[groups]\nwave = 7\nwaves = 3\nfailures_percent = 10\nfailures = 9\n"
+    limits = config.load(write(tmp_path, text)).limits
+    assert (limits.wave, limits.waves_at_once, limits.breaker_share, limits.breaker_least) == (7, 3, 0.1, 9)

@@ -63,6 +63,7 @@ class AggregatorConfig:
     journal_lease: str = ""
     keep_events: int = 1_000_000
     wave: int = GROUPS.wave
+    waves: int = GROUPS.waves_at_once
     breaker_percent: float = 5.0
     breaker_least: int = GROUPS.breaker_least
     answer_ns: int = GROUPS.answer_ns
@@ -81,9 +82,9 @@ class AggregatorConfig:
     @property
     def limits(self) -> Limits:
         """What the root's decisions about groups need."""
-        return Limits(wave=self.wave, breaker_share=self.breaker_percent / 100, breaker_least=self.breaker_least,
-                      answer_ns=self.answer_ns, retry_ns=self.retry_ns, floor_ns=self.floor_ns,
-                      on_busy_retry=self.on_busy_retry)  # fmt: skip
+        return Limits(wave=self.wave, waves_at_once=self.waves, breaker_share=self.breaker_percent / 100,
+                      breaker_least=self.breaker_least, answer_ns=self.answer_ns, retry_ns=self.retry_ns,
+                      floor_ns=self.floor_ns, on_busy_retry=self.on_busy_retry)  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -124,7 +125,8 @@ KEYS: Final[Mapping[str, Mapping[str, tuple[str, Callable[[Any], Any]]]]] = {
     "journal": {"url": ("journal", _journal), "keep": ("keep_events", a_count(1, 1_000_000_000)),
                 **{name: (f"journal_{name}", a_text) for name in sorted(OPTIONS)}},
     "groups": {
-        "wave": ("wave", a_count(1, 100_000)), "failures_percent": ("breaker_percent", a_number(0, 100)),
+        "wave": ("wave", a_count(1, 100_000)), "waves": ("waves", a_count(1, 100)),
+        "failures_percent": ("breaker_percent", a_number(0, 100)),
         "failures": ("breaker_least", a_count(0, 100_000)), "answer": ("answer_ns", a_duration),
         "retry": ("retry_ns", a_duration), "floor": ("floor_ns", a_duration),
         "on_busy": ("on_busy_retry", lambda v: a_choice("fail", "retry")(v) == "retry"),
