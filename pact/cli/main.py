@@ -220,10 +220,11 @@ def dispatch(args: argparse.Namespace) -> int:
 
         return cluster.aggregator(args) if name == "aggregator" else cluster.keygen(args)
     if name in FAR:
-        from pact.cli import fleet
+        from pact.cli import fleet, groups
 
         if fleet.wanted(args):
             return fleet.run(args, None if name in ("nodes", "groups") else _handler(name))
+        groups.refuse_here(args)
     if args.socket is None:
         from pact.agent.config import DEFAULT_SOCKET
 

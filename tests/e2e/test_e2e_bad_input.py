@@ -120,6 +120,24 @@ def test_wrong_arguments_end_with_2_and_a_short_message(agent: Agent, words: lis
     assert done.out == "" and 1 <= len(done.err.splitlines()) <= 4 and done.err.startswith("pact: "), done
 
 
+@pytest.mark.parametrize("flags", [["--require", "all"], ["--allow-missing", "1"], ["--allow-missing", "n7"]])
+def test_what_only_many_nodes_can_mean_changes_nothing_here(agent: Agent, flags: list[str]) -> None:
+    path = agent.file("alone.conf")
+    wanted = agent.base / "alone.toml"
+    wanted.write_text(f'[file."{path}"]\ncontent = "new\\n"\n')
+    done = agent.pact("apply", str(wanted), *flags, check=2)
+    assert flags[0] in done.err and "--nodes" in done.err
+    assert agent.world.path(path).read_text() == "declared\n" and not agent.status()["changes"]
+
+
+def test_allow_missing_is_for_groups(agent: Agent) -> None:
+    path = agent.file("missing.conf")
+    agent.drift(path)
+    for words in (["commit", "-m", "x"], ["rollback"], ["extend", "5m"]):
+        assert "--allow-missing is for a group" in agent.pact(*words, "--allow-missing", "1", check=2).err
+    assert agent.change_of(f"file:{path}")["state"] == "open"
+
+
 def test_without_an_agent_the_answer_is_5_and_what_to_do(agent: Agent) -> None:
     for words in (["status"], ["check"], ["commit", "-m", "x"], ["watch"], ["log"], ["export"]):
         done = agent.pact("--socket", "/nonexistent/sock", *words, check=5)

@@ -180,6 +180,25 @@ def test_show_prints_one_record_whole(agent: Agent) -> None:
     assert "there is no record" in agent.pact("show", "999999", check=2).err
 
 
+def test_show_of_one_resource_shows_no_other_s_content(agent: Agent) -> None:
+    paths = [agent.file(f"two{i}.conf") for i in (1, 2)]
+    for path in paths:
+        agent.drift(path, f"precious {path}\n")
+    agent.pact("rollback")
+    saves = [r for r in agent.records("rollback_started") if f"file:{paths[0]}" in r["data"]["saves"]][-1]
+    seq, wanted = str(saves["seq"]), f"file:{paths[0]}"
+    assert list(agent.json("show", seq, "--resource", wanted)["contents"]) == [wanted]
+    out = agent.pact("show", seq, "--resource", wanted).out
+    assert f"precious {paths[0]}" in out and f"precious {paths[1]}" not in out
+    assert "keeps no content of file:/none" in agent.pact("show", seq, "--resource", "file:/none", check=2).err
+
+
+def test_log_of_a_type_that_does_not_exist_names_the_nearest(agent: Agent) -> None:
+    for words in (["log", "--type", "rolledback"], ["--json", "log", "--type", "rolledback"]):
+        assert "'rolled_back'" in agent.pact(*words, check=2).err
+    assert "no such records" in agent.pact("log", "--type", "xyzzy", check=2).err
+
+
 def test_consumers_names_who_uses_a_resource_now(agent: Agent) -> None:
     path = agent.file("used.conf")
     assert agent.json("consumers", f"file:{path}")["consumers"] == []
