@@ -71,6 +71,7 @@ def test_a_group_is_applied_everywhere_and_committed_everywhere() -> None:
     assert [p.world.node.state.overall() for p in c.peers.values()] == ["drifted"] * 4
     code, result, failed, _ = ask(c, "group_commit", group=gid, message="good")
     assert (code, failed, result["state"]) == (0, {}, "committed")
+    assert result["members"] == {"committed": ALL} == group(c, gid)["members"]
     assert declared(c) == ["new"] * 4 and machines(c) == ["new"] * 4
     assert all(not p.world.node.state.groups and not p.world.node.state.changes for p in c.peers.values())
     assert writes(c) == ["group_begun", "group_decided", "group_finished"]

@@ -5,13 +5,16 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from pact.cli.render import clean, emit, local_time, say
 from pact.cli.roots import Asked, Recorder, ask, fold, say_failed
 from pact.core.units import format_duration, parse_duration
 from pact.errors import UsageError
 from pact.model import NS_PER_S
+
+if TYPE_CHECKING:
+    from pact.cluster.client import Result
 
 MANY: Final = {"apply": "many nodes (--nodes)"}
 #: Flags that say nothing to a single node, and what each command wants beside them.
@@ -39,6 +42,17 @@ def _each_node(result: dict[str, Any]) -> dict[str, Any]:
     return {**result, "nodes": nodes, "nodeset": result.get("nodes", "")}
 
 
+def _heard(result: dict[str, Any]) -> dict[str, Any]:
+    return {**result, "nodes": {}, "heard": result.get("nodes", 0)}
+
+
+def _said(result: Result) -> dict[str, Any]:
+    """What the root says of the request: ``error``, or ``note`` if it was done. ``message``, which came first, is a
+    group's own where there is one.
+    """
+    return {"message": result.message, "error" if result.exit else "note": result.message} if result.message else {}
+
+
 def with_root(args: argparse.Namespace, op: str, request: dict[str, Any], nodes: str | None,
           show: Callable[[dict[str, Any]], None],
           for_json: Callable[[dict[str, Any]], dict[str, Any]] = dict) -> int:  # fmt: skip
@@ -46,8 +60,8 @@ def with_root(args: argparse.Namespace, op: str, request: dict[str, Any], nodes:
     given = argparse.Namespace(**{**vars(args), "nodes": nodes})
     _, result = ask(given, op, request)
     if args.json:
-        said = {"message": result.message} if result.message else {}
-        emit({"v": 1, **for_json(result.result), "failed": result.failed, **said})
+        emit({"v": 1, "nodes": {}, **_said(result), **for_json(result.result), "failed": result.failed,
+              **({"hint": result.hint} if result.hint and result.exit else {})})  # fmt: skip
         return result.exit
     if result.result:
         show(result.result)
@@ -61,7 +75,8 @@ def with_root(args: argparse.Namespace, op: str, request: dict[str, Any], nodes:
 
 
 def groups(args: argparse.Namespace) -> int:
-    return with_root(args, "groups", {"group": args.group, "all": args.all}, None, _show_groups)
+    return with_root(args, "groups", {"group": args.group, "all": args.all}, None, _show_groups,
+                     lambda r: {**r, "groups": [_each_node(g) for g in r.get("groups", ())]})  # fmt: skip
 
 
 def nodes(args: argparse.Namespace) -> int:
@@ -115,7 +130,7 @@ def settle(args: argparse.Namespace, group: str) -> int:
         if args.dry_run or args.to is not None:
             raise UsageError("a group is rolled back whole: --dry-run and --to are for single nodes")
         request["force"] = args.force
-    return with_root(args, f"group_{args.command}", request, None, _show_group)
+    return with_root(args, f"group_{args.command}", request, None, _show_group, _each_node)
 
 
 def fleet_hold(args: argparse.Namespace) -> int:
@@ -125,9 +140,9 @@ def fleet_hold(args: argparse.Namespace) -> int:
             raise UsageError("--all stops everything: name no change beside it")
         request = {"reason": args.reason, "for_ns": args.for_ns}
         return with_root(args, "fleet_hold", request, None, lambda r: say(
-            f"{r['hold']}: nothing rolls back anywhere until {local_time(r['ends'])}; {r['nodes']} nodes know"))
+            f"{r['hold']}: nothing rolls back anywhere until {local_time(r['ends'])}; {r['nodes']} nodes know"), _heard)
     return with_root(args, "fleet_release", {"hold": args.name}, None,
-                 lambda r: say(f"released {', '.join(r['released'])}; {r['nodes']} nodes know"))  # fmt: skip
+                 lambda r: say(f"released {', '.join(r['released'])}; {r['nodes']} nodes know"), _heard)  # fmt: skip
 
 
 # -- pages ----------------------------------------------------------------------------------------------------------

@@ -20,9 +20,9 @@ from pact.errors import (
     EXIT_DONE,
     EXIT_FAILED,
     EXIT_UNREACHABLE,
+    AbsentError,
     DeniedError,
     PactError,
-    UnreachableError,
     UsageError,
 )
 from pact.model import NS_PER_S
@@ -200,7 +200,8 @@ class Questions:
             root.record_denied(op, exc.message, head["caller"])
             self.reply(head, exc.exit_code, exc.message, exc.hint)
         except PactError as exc:
-            self.reply(head, exc.exit_code, exc.message, exc.hint)
+            failed = exc.failed if isinstance(exc, AbsentError) else None
+            self.reply(head, exc.exit_code, exc.message, exc.hint, failed=failed)
         except Exception as exc:  # whatever a person asks, the others' root goes on  # T13
             root.note(f"{op} of {head['caller']['user']}: {type(exc).__name__}: {exc}"[:SAID_MAX])
             self.reply(head, EXIT_FAILED, f"internal error: {type(exc).__name__}")
@@ -400,7 +401,7 @@ def require_short(message: str) -> None:
 
 
 def refuse_absent(root: Root, absent: Mapping[str, str], allow: int | frozenset[str], what: str) -> None:
-    """Raises UnreachableError unless these may be absent."""
+    """Raises AbsentError unless these may be absent."""
     if not allowed(absent, allow):
-        raise UnreachableError(f"{what}: {root.sets.fold(absent)} cannot be reached",
-                               "bring them back, or go on without them: --allow-missing N or NODESET")  # fmt: skip
+        raise AbsentError(f"{what}: {root.sets.fold(absent)} cannot be reached",
+                          "bring them back, or go on without them: --allow-missing N or NODESET", absent)  # fmt: skip

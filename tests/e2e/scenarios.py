@@ -281,6 +281,38 @@ def a_member_that_said_yes_waits_for_the_root(site: Site) -> None:
 
 
 @scenario
+def programs_read_groups_as_they_read_everything_else(site: Site) -> None:
+    names = build(site, 3)
+    gid = apply(site, ["n1", "n2"])
+    shown = group(site, gid)
+    assert shown["nodeset"] == "n[1-2]" and shown["nodes"] == dict.fromkeys(["n1", "n2"], {"state": "applied"}), shown
+    answer = ok(site, "extend", gid, "5m")
+    assert sorted(answer["nodes"]) == ["n1", "n2"] and answer["nodeset"] == "n[1-2]" and answer["message"] == "why"
+    hold = ok(site, "hold", "place", "--all", "--reason", "x", "--for", "10m")
+    assert (hold["nodes"], hold["heard"], hold["failed"]) == ({}, 3, {}), hold
+    assert ok(site, "hold", "release", hold["hold"], "--all")["heard"] == 3
+    settled = ok(site, "commit", gid, "-m", "good")
+    assert settled["members"] == {"committed": "n[1-2]"} == group(site, gid)["members"], settled
+    assert settled["nodes"]["n2"] == {"state": "committed"}
+    site.cut("n3")
+    wait_until(lambda: site.connected() == ["n1", "n2"], "one is away", 15)
+    change = write(site, "change.toml", CHANGE.replace("new", "newer"))
+    for words in (["apply", change, "--nodes", "n[1,3]"], ["apply", change, "--nodes", "n3"]):
+        answer = ok(site, *words, code=5)
+        assert (answer["nodes"], answer["failed"]) == ({}, {"n3": "not connected"}), answer
+        assert "n3 cannot be reached" in answer["error"] and "--allow-missing" in answer["hint"], answer
+    site.mend("n3")
+    wait_until(lambda: site.connected() == names, "it is back", 20)
+    other = apply(site, ["n3"])
+    job = site.hold_open("n3", CONF)
+    answer = ok(site, "rollback", other, code=10)
+    assert answer["message"] == "why" and "rollback blocked" in answer["error"], answer
+    assert answer["nodes"] == {"n3": {"state": "blocked"}} and answer["blocked"]["n3"]["holders"], answer
+    job.kill()
+    job.wait()
+
+
+@scenario
 def the_whole_fleet_is_stopped(site: Site) -> None:
     names = build(site, 3, agent=QUICK, alone="3s")
     site.kill_agent("n3")
