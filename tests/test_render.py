@@ -161,3 +161,11 @@ def on_terminal_of(columns: int, script: str, text: bytes) -> list[str]:
     os.close(ours)
     assert process.wait(10) == 0, out
     return re.sub(r"\x1b\[[0-9;]*m", "", out.decode()).split("\r\n")
+
+
+def test_the_holder_of_a_package_manager_s_lock_is_named_by_pid_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "a package manager holds /var/lib/dpkg/lock (pid 77); used by python[28730] of root on n[1-2] of 3"
+    monkeypatch.setattr(render, "on_terminal", lambda: False)
+    assert render.spoken(text) == "a package manager holds /var/lib/dpkg/lock; used by python of root on n[1-2] of 3"
+    monkeypatch.setattr(render, "on_terminal", lambda: True)
+    assert render.spoken(text) == text

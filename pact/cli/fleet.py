@@ -16,7 +16,7 @@ import orjson
 
 from pact.cli import groups
 from pact.cli.client import Answer, Transport
-from pact.cli.render import clean, emit, emit_line, event_line, say
+from pact.cli.render import clean, emit, emit_line, event_line, say, spoken
 from pact.cli.roots import Answers, Asked, Recorder, ask, connected, fold, say_failed
 from pact.core.questions import gravest
 from pact.errors import (
@@ -111,7 +111,7 @@ def _nodes(args: argparse.Namespace, handler: Handler) -> int:
     else:
         answers.codes.append(EXIT_UNREACHABLE)
     if result.message:
-        print(f"pact: {clean(result.message)}", file=sys.stderr)
+        print(f"pact: {spoken(result.message)}", file=sys.stderr)
     (_as_json if args.json else _as_text)(args, handler, answers)
     cut = _truncated(args, answers)
     if cut:
@@ -193,7 +193,7 @@ def _as_text(args: argparse.Namespace, handler: Handler, answers: Answers) -> No
         answers.codes.append(code)
         text = printed.decode().rstrip("\n")
         if code not in (EXIT_DONE, EXIT_DRIFT) and why:
-            text = "\n".join(filter(None, [text, f"pact: {clean(why)}"]))
+            text = "\n".join(filter(None, [text, f"pact: {spoken(why)}"]))
         texts.setdefault(text, []).extend(names)
     for text, names in sorted(texts.items(), key=lambda item: (-len(item[1]), item[1])):
         say(f"{RULE}\n{fold(names)}{f' ({len(names)})' if len(names) > 1 else ''}\n{RULE}")

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
-from pact.cli.render import clean, emit, local_time, say
+from pact.cli.render import clean, emit, on_terminal, say, spoken, until
 from pact.cli.roots import Asked, Recorder, ask, fold, say_failed
 from pact.core.units import format_duration, parse_duration
 from pact.errors import UsageError
@@ -67,7 +67,7 @@ def with_root(args: argparse.Namespace, op: str, request: dict[str, Any], nodes:
         show(result.result)
     sys.stdout.flush()
     if result.message:
-        print(f"pact: {clean(result.message)}", file=sys.stderr)
+        print(f"pact: {spoken(result.message)}", file=sys.stderr)
         if result.hint:
             print(f"      {clean(result.hint)}", file=sys.stderr)
     say_failed({names: why for names, why in result.failed.items() if why not in result.message})
@@ -140,7 +140,7 @@ def fleet_hold(args: argparse.Namespace) -> int:
             raise UsageError("--all stops everything: name no change beside it")
         request = {"reason": args.reason, "for_ns": args.for_ns}
         return with_root(args, "fleet_hold", request, None, lambda r: say(
-            f"{r['hold']}: nothing rolls back anywhere until {local_time(r['ends'])}; {r['nodes']} nodes know"), _heard)
+            f"{r['hold']}: nothing rolls back anywhere{until(r['ends'])}; {r['nodes']} nodes know"), _heard)
     return with_root(args, "fleet_release", {"hold": args.name}, None,
                  lambda r: say(f"released {', '.join(r['released'])}; {r['nodes']} nodes know"), _heard)  # fmt: skip
 
@@ -152,13 +152,14 @@ def _show_applied(result: dict[str, Any]) -> None:
     if result.get("dry_run"):
         say(f"would change up to {result['changes']} resources on {result['count']} nodes")
     elif result.get("group"):
-        until = f", to be committed until {local_time(result['deadline'])}" if result.get("deadline") else ""
-        say(f"{result['group']}: applied on {clean(result['nodes'])}{until}")
+        window = f", to be committed{until(result['deadline'])}" if result.get("deadline") else ""
+        say(f"{result['group']}: applied on {clean(result['nodes'])}{window}")
 
 
 def _show_group(result: dict[str, Any]) -> None:
     say(f"{result['group']} {result['state']}: {clean(result['nodes'])}")
-    left = f", {format_duration(int(result['remaining_s']) * NS_PER_S)} left" if result.get("remaining_s") else ""
+    timed = result.get("remaining_s") and on_terminal()
+    left = f", {format_duration(int(result['remaining_s']) * NS_PER_S)} left" if timed else ""
     say(f"  by {clean(result['owner'])}{left}: {', '.join(map(clean, result['resources'][:5]))}"
         + (f" and {len(result['resources']) - 5} more" if len(result["resources"]) > 5 else ""))  # fmt: skip
     if result.get("message"):
@@ -167,9 +168,9 @@ def _show_group(result: dict[str, Any]) -> None:
         say(f"  {clean(state)}: {clean(names)}")
     by_why: dict[str, list[str]] = {}
     for name, entry in result["blocked"].items():
-        by_why.setdefault(entry["why"], []).append(name)
+        by_why.setdefault(spoken(entry["why"]), []).append(name)
     for why, nodes in by_why.items():
-        say(f"  {fold(nodes)}: {clean(why)}")
+        say(f"  {fold(nodes)}: {why}")
 
 
 def _show_groups(result: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ Names come from file systems and processes: nothing is printed before control ch
 
 from __future__ import annotations
 
+import re
 import sys
 import unicodedata
 from collections.abc import Iterable, Mapping
@@ -23,6 +24,7 @@ STYLE: Final = {
     "committed": "bold green", "drifted": "bold yellow", "open": "yellow", "held": "cyan", "blocked": "bold red",
     "failed": "bold red", "emergency": "bold white on red", "rolling_back": "magenta", "ok": "green",
 }  # fmt: skip
+PID: Final = re.compile(r" \(pid \d+\)|(?<=\S)\[\d+\](?= of )")  # the second: as versions before this one wrote it
 BAR_WIDTH: Final = 24
 BAR_FROM_COLUMNS: Final = 100  # on a narrower terminal the resources need the room
 RESOURCES_SHOWN: Final = 8
@@ -63,6 +65,16 @@ def local_time(text: str | None) -> str:
     then = datetime.fromisoformat(text).astimezone()
     today = datetime.now().astimezone().date() == then.date()
     return f"{then:%H:%M:%S}" if today else f"{then:%Y-%m-%d %H:%M:%S}"
+
+
+def until(text: str | None, before: str = " until ") -> str:
+    """`` until 23:31:35`` on a terminal; nothing where equal answers must be equal."""
+    return f"{before}{local_time(text)}" if text and on_terminal() else ""
+
+
+def spoken(text: str) -> str:
+    """A message for people: elsewhere than on a terminal without the process ids that it names."""
+    return clean(text if on_terminal() else PID.sub("", text))
 
 
 def _console() -> Console:
@@ -197,7 +209,7 @@ def _changes_table(doc: Mapping[str, Any], table_class: Any, *, bars: bool) -> A
 
 
 def _why(change: Mapping[str, Any]) -> str:
-    return "what it changed is in use by" if change["reason"] == "consumers" else clean(change["reason"])
+    return "what it changed is in use by" if change["reason"] == "consumers" else spoken(change["reason"])
 
 
 def _explain(console: Console, change: Mapping[str, Any]) -> None:

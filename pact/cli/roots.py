@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from pact.cli.client import Answer, Transport
-from pact.cli.render import clean
+from pact.cli.render import clean, spoken
 from pact.errors import UsageError
 from pact.model import NS_PER_S
 
@@ -136,7 +136,7 @@ def ask(args: argparse.Namespace, op: str, request: dict[str, Any]) -> tuple[Ans
 def say_failed(failed: dict[str, str]) -> None:
     sys.stdout.flush()
     for names, why in failed.items():
-        print(f"pact: {clean(names)}: {clean(why)}", file=sys.stderr)
+        print(f"pact: {clean(names)}: {spoken(why)}", file=sys.stderr)
 
 
 def fold(names: Iterable[str]) -> str:

@@ -112,6 +112,25 @@ def test_human_output_off_a_terminal_has_no_colours_times_or_pids(agent: Agent) 
     agent.world.end(holder)
 
 
+def test_what_changes_something_says_the_same_on_equal_nodes(agent: Agent) -> None:
+    """Answers of a thousand nodes are one answer in ``clush -b``."""
+    path, wanted = agent.file("equal.conf"), agent.base / "equal.toml"
+    wanted.write_text(f'[file."{path}"]\ncontent = "new\\n"\n')
+    said = [agent.pact("apply", str(wanted))]
+    holder = agent.world.python(f"f = open({path!r})\nready()")
+    said += [agent.pact("extend", "5m"), agent.pact("rollback", check=10),
+            agent.pact("status"), agent.pact("hold", "place", "--reason", "x", "--for", "1h"),
+            agent.pact("hold", "release"), agent.pact("commit", "-m", "x"),
+            agent.pact("emergency", "start", "--reason", "x", "--for", "1h"),
+            agent.pact("emergency", "end", "--commit", "-m", "x"),
+            agent.declare(f'[file."{path}"]\ncontent = "other\\n"\n', check=10)]  # fmt: skip
+    agent.world.end(holder)
+    for out in (done.out + done.err for done in said):
+        assert not re.search(r"\d\d:\d\d|\d{4}-\d\d-\d\d|record \d", out), out
+        assert not re.search(rf"\b{holder.pid}\b", out), out
+    assert "used by " in said[2].err and "python" in said[2].err and "of root" in said[2].err
+
+
 def test_log_is_newest_first_complete_and_verifies_with_a_stranger_s_program(agent: Agent) -> None:
     path = agent.file("log.conf", "unicode ü\n")
     agent.drift(path, "drift é\n")
