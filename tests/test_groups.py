@@ -63,6 +63,19 @@ def writes(c: Cluster, types: tuple[str, ...] = ("group_begun", "group_decided",
     return [r.type for r in records if r.type in types]
 
 
+def test_who_waits_for_a_group_hears_how_far_it_is_and_not_too_often() -> None:
+    c = cluster()
+    n = c.request("apply", {"resources": WANTED, "message": "why"}, ALL)
+    c.advance(NS_PER_S // 2)
+    gid = c.results.pop(n)[1]["group"]
+    assert c.progress[n][0] == (0, 4) and c.progress[n].count((4, 4)) == 2, "each was asked, and each has done it"
+    n = c.request("group_commit", {"group": gid, "message": "m"})
+    c.advance(NS_PER_S // 2)
+    heard = c.progress[n]
+    assert heard[0] == (0, 4) and heard.count((4, 4)) == 2 and len(heard) <= 9, heard
+    assert not c.root.questions._told_ns, "nothing stays of requests that were answered"
+
+
 @pytest.mark.invariant("G1", "G2")
 def test_a_group_is_applied_everywhere_and_committed_everywhere() -> None:
     c = cluster()

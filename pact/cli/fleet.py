@@ -145,13 +145,13 @@ def _sense(body: bytes) -> dict[str, Any] | None:
     return raw if texts and isinstance(raw.get("result", {}), dict) and 0 <= raw["exit"] <= 255 else None
 
 
-def _shown(args: argparse.Namespace, handler: Handler, body: bytes, as_json: bool) -> tuple[bytes, int, str]:
-    """What the one-node command prints for an answer, its exit code, and what went wrong. One node's nonsense must not
-    hide what the others say.
+def _shown(args: argparse.Namespace, handler: Handler, body: bytes, as_json: bool) -> tuple[bytes, int, str, str]:
+    """What the one-node command prints for an answer, its exit code, what went wrong, and what to do about it. One
+    node's nonsense must not hide what the others say.
     """
     raw = _sense(body)
     if raw is None:
-        return b"", EXIT_FAILED, NONSENSE
+        return b"", EXIT_FAILED, NONSENSE, ""
     out = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="replace", write_through=True)
     err = io.StringIO()
     given = argparse.Namespace(**{**vars(args), "socket": _Given(raw), "json": as_json})
@@ -159,22 +159,23 @@ def _shown(args: argparse.Namespace, handler: Handler, body: bytes, as_json: boo
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             code = handler(given)
     except PactError as exc:
-        return b"", exc.exit_code, exc.message
+        return b"", exc.exit_code, exc.message, exc.hint
     except Exception:  # it has the form of an answer, and not what belongs into it
-        return b"", EXIT_FAILED, NONSENSE
+        return b"", EXIT_FAILED, NONSENSE, ""
     printed = out.buffer.getvalue()
     why = raw.get("message") or err.getvalue().strip() if code not in (EXIT_DONE, EXIT_DRIFT) else ""
-    return printed, code, str(why)
+    return printed, code, str(why), raw.get("hint", "") if why else ""
 
 
 def _as_json(args: argparse.Namespace, handler: Handler, answers: Answers) -> None:
     nodes: dict[str, Any] = {}
     failed: dict[str, list[str]] = {}
     for body, names in answers.parts.items():
-        printed, code, why = _shown(args, handler, body, True)
+        printed, code, why, hint = _shown(args, handler, body, True)
         answers.codes.append(code)
         if code not in (EXIT_DONE, EXIT_DRIFT):
-            failed.setdefault(why or f"exit code {code}", []).extend(names)
+            said = f"{why} ({hint})" if hint else why
+            failed.setdefault(said or f"exit code {code}", []).extend(names)
         if printed:
             lines = [orjson.loads(line) for line in printed.splitlines()]
             nodes.update(dict.fromkeys(names, lines if args.command == "log" else lines[0]))
@@ -189,11 +190,11 @@ def _as_text(args: argparse.Namespace, handler: Handler, answers: Answers) -> No
     """Equal texts once, under the nodes that gave them."""
     texts: dict[str, list[str]] = {}
     for body, names in answers.parts.items():
-        printed, code, why = _shown(args, handler, body, False)
+        printed, code, why, hint = _shown(args, handler, body, False)
         answers.codes.append(code)
         text = printed.decode().rstrip("\n")
         if code not in (EXIT_DONE, EXIT_DRIFT) and why:
-            text = "\n".join(filter(None, [text, f"pact: {spoken(why)}"]))
+            text = "\n".join(filter(None, [text, f"pact: {spoken(why)}", hint and f"      {clean(hint)}"]))
         texts.setdefault(text, []).extend(names)
     for text, names in sorted(texts.items(), key=lambda item: (-len(item[1]), item[1])):
         say(f"{RULE}\n{fold(names)}{f' ({len(names)})' if len(names) > 1 else ''}\n{RULE}")

@@ -44,8 +44,19 @@ def say(text: str = "", *, flush: bool = False) -> None:
     print(text, flush=flush)
 
 
+class _Emitted:
+    """Which standard output has a JSON document already. One program has one, tests have several."""
+
+    to: Any = None
+
+
+def emitted() -> bool:
+    return _Emitted.to is sys.stdout
+
+
 def emit(value: Any) -> None:
     """One JSON document."""
+    _Emitted.to = sys.stdout
     sys.stdout.flush()
     sys.stdout.buffer.write(orjson.dumps(value) + b"\n")
     sys.stdout.buffer.flush()

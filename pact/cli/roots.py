@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pact.cli.client import Answer, Transport
 from pact.cli.render import clean, spoken
-from pact.errors import UsageError
+from pact.errors import UnreachableError, UsageError
 from pact.model import NS_PER_S
 
 if TYPE_CHECKING:
@@ -58,6 +58,9 @@ def connected(args: argparse.Namespace) -> Iterator[RootClient]:
     needed = [(path, "--key NAME.secret")]
     if not servers:
         needed = [("".join(via), "--via tcp://HOST:7417"), (server_key, "--server-key KEY"), *needed]
+    if not any(value for value, _ in needed):
+        raise UnreachableError("no root is configured on this machine", "name one with --via, --server-key and --key, "
+                               "or in ~/.config/pact/client.toml or /etc/pact/client.toml")  # fmt: skip
     for value, what in needed:
         if not value:
             raise UsageError(f"{what} is missing", "or write it in ~/.config/pact/client.toml or /etc/pact/client.toml")
@@ -89,9 +92,9 @@ class _Progress:
         self._shown_s = 0.0
         self._on = sys.stderr.isatty()
 
-    def update(self, *, total: int | None = None, more: int = 0) -> None:
+    def update(self, *, total: int | None = None, done: int | None = None, more: int = 0) -> None:
         self.total = self.total if total is None else total
-        self.done += more
+        self.done = (self.done if done is None else done) + more
         now_s = time.monotonic()
         if self._on and now_s - self._shown_s >= EVERY_S:
             self._shown_s = now_s
@@ -125,7 +128,7 @@ def ask(args: argparse.Namespace, op: str, request: dict[str, Any]) -> tuple[Ans
                     answers.parts.setdefault(item.body, []).extend(item.names)
                     progress.update(more=len(item.names))
                 elif isinstance(item, Progress):
-                    progress.update(total=item.total)
+                    progress.update(total=item.total, done=item.done)
                 elif isinstance(item, Result):
                     return answers, item
     finally:

@@ -96,9 +96,9 @@ class Carrier:
             if answer["exit"] == 0 and answer["result"].get("done"):
                 run.done.update(names)
                 self._note_odd(run, group, names, answer["result"].get("outcome"))
-                return
-            for name in names:
-                run.failed[name] = refusal_of(answer)
+            else:
+                run.failed.update({name: refusal_of(answer) for name in names})
+            run.tell(self.root, len(run.done) + len(run.failed), len(run.members))
 
         def done(lost: dict[str, str]) -> None:
             run.waves -= 1

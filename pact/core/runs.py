@@ -59,6 +59,11 @@ class Run:
     force: bool = False
     odd: dict[str, str] = field(default_factory=dict)  # said that they were done, with another outcome
 
+    def tell(self, root: Root, done: int, total: int) -> None:
+        """Whoever waits hears how far it is."""
+        for head in self.heads:
+            root.questions.progress(head, done, total)
+
 
 def shown(root: Root, run: Run | None, group: Group, *, viewer: bool = False) -> dict[str, Any]:
     """One group for people and programs. Of command lines, viewers see the program's name.  # S2"""

@@ -176,7 +176,7 @@ def test_live_events_stream_until_interrupted(agent: Agent, words: list[str]) ->
         assert select.select([process.stdout], [], [], 10)[0], seen
         seen.append(json.loads(process.stdout.readline())["type"])
     process.send_signal(2)
-    assert process.wait(10) in (0, 130)
+    assert process.wait(10) == 0
     agent.world.end(process)
 
 
