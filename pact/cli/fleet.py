@@ -16,7 +16,7 @@ import orjson
 
 from pact.cli import groups
 from pact.cli.client import Answer, Transport
-from pact.cli.render import clean, emit, emit_line, event_line, say, spoken
+from pact.cli.render import clean, emit, emit_line, event_line, on_terminal, say, spoken
 from pact.cli.roots import Answers, Asked, Recorder, ask, connected, fold, say_failed
 from pact.core.questions import gravest
 from pact.errors import (
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 GROUP: Final = re.compile(r"g[1-9]\d{0,15}")
 RULE: Final = "-" * 15
+#: What it means where a node has nothing to show.
+NOTHING: Final = {"diff": "no drift", "log": "no such records"}
 NONSENSE: Final = "an answer that makes no sense"
 #: Commands that only make sense on the node itself.
 HERE_ONLY: Final = frozenset({"agent", "aggregator", "keygen", "journal", "export"})
@@ -154,7 +156,8 @@ def _shown(args: argparse.Namespace, handler: Handler, body: bytes, as_json: boo
         return b"", EXIT_FAILED, NONSENSE, ""
     out = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="replace", write_through=True)
     err = io.StringIO()
-    given = argparse.Namespace(**{**vars(args), "socket": _Given(raw), "json": as_json})
+    seen = not as_json and on_terminal()  # before standard output is another
+    given = argparse.Namespace(**{**vars(args), "socket": _Given(raw), "json": as_json, "times": seen})
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             code = handler(given)
@@ -198,7 +201,7 @@ def _as_text(args: argparse.Namespace, handler: Handler, answers: Answers) -> No
         texts.setdefault(text, []).extend(names)
     for text, names in sorted(texts.items(), key=lambda item: (-len(item[1]), item[1])):
         say(f"{RULE}\n{fold(names)}{f' ({len(names)})' if len(names) > 1 else ''}\n{RULE}")
-        say(text or "done")
+        say(text or NOTHING.get(args.command, "done"))
     say_failed(answers.failed)
 
 

@@ -298,6 +298,7 @@ def programs_read_groups_as_they_read_everything_else(site: Site) -> None:
     assert settled["nodes"]["n2"] == {"state": "committed"}
     refused = ok(site, "adopt", "service:**", "--nodes", "n[1-2]", code=2)["failed"]
     assert "not built into this version" in refused["n[1-2]"] and "known kinds: file" in refused["n[1-2]"], refused
+    assert site.pact("diff", "--nodes", "n1").out.endswith("no drift\n")
     assert "\n      known kinds: file" in site.pact("adopt", "service:**", "--nodes", "n1").out
     site.cut("n3")
     wait_until(lambda: site.connected() == ["n1", "n2"], "one is away", 15)
