@@ -5,6 +5,8 @@ A bug is an ``assert``; nothing here is raised for one.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 EXIT_DONE = 0
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -63,6 +65,14 @@ class UnreachableError(PactError):
     """Agent, aggregator or journal cannot be reached or written."""
 
     exit_code = EXIT_UNREACHABLE
+
+
+class AbsentError(UnreachableError):
+    """Nodes are needed that cannot be reached. ``failed``: which, and why each."""
+
+    def __init__(self, message: str, hint: str, failed: Mapping[str, str]) -> None:
+        super().__init__(message, hint)
+        self.failed = failed
 
 
 class BlockedError(PactError):

@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 import pytest
 
-from pact.cli import fleet, look
+from pact.cli import fleet, look, roots
 
 GOOD = {"ok": True, "exit": 0, "message": "", "hint": "", "result": {"node": "n1"}}
 
@@ -23,7 +23,7 @@ GOOD = {"ok": True, "exit": 0, "message": "", "hint": "", "result": {"node": "n1
 def test_an_answer_that_makes_no_sense(bad: bytes, as_json: bool, capsys: pytest.CaptureFixture[str]) -> None:
     good = orjson.dumps({"ok": True, "exit": 0, "message": "", "hint": "",
                          "result": {"line": "committed: 3 declared", "node": "n1", "state": "committed"}})  # fmt: skip
-    answers = fleet._Answers({good: ["n1"], bad: ["n2"]})
+    answers = roots.Answers({good: ["n1"], bad: ["n2"]})
     args = argparse.Namespace(command="check", json=as_json, socket=None, nodes="n[1-2]", verbose=False)
     (fleet._as_json if as_json else fleet._as_text)(args, look.check, answers)
     out = capsys.readouterr()

@@ -63,6 +63,19 @@ def writes(c: Cluster, types: tuple[str, ...] = ("group_begun", "group_decided",
     return [r.type for r in records if r.type in types]
 
 
+def test_who_waits_for_a_group_hears_how_far_it_is_and_not_too_often() -> None:
+    c = cluster()
+    n = c.request("apply", {"resources": WANTED, "message": "why"}, ALL)
+    c.advance(NS_PER_S // 2)
+    gid = c.results.pop(n)[1]["group"]
+    assert c.progress[n][0] == (0, 4) and c.progress[n].count((4, 4)) == 2, "each was asked, and each has done it"
+    n = c.request("group_commit", {"group": gid, "message": "m"})
+    c.advance(NS_PER_S // 2)
+    heard = c.progress[n]
+    assert heard[0] == (0, 4) and heard.count((4, 4)) == 2 and len(heard) <= 9, heard
+    assert not c.root.questions._told_ns, "nothing stays of requests that were answered"
+
+
 @pytest.mark.invariant("G1", "G2")
 def test_a_group_is_applied_everywhere_and_committed_everywhere() -> None:
     c = cluster()
@@ -71,6 +84,7 @@ def test_a_group_is_applied_everywhere_and_committed_everywhere() -> None:
     assert [p.world.node.state.overall() for p in c.peers.values()] == ["drifted"] * 4
     code, result, failed, _ = ask(c, "group_commit", group=gid, message="good")
     assert (code, failed, result["state"]) == (0, {}, "committed")
+    assert result["members"] == {"committed": ALL} == group(c, gid)["members"]
     assert declared(c) == ["new"] * 4 and machines(c) == ["new"] * 4
     assert all(not p.world.node.state.groups and not p.world.node.state.changes for p in c.peers.values())
     assert writes(c) == ["group_begun", "group_decided", "group_finished"]
@@ -98,7 +112,7 @@ def test_a_consumer_on_one_member_blocks_all_and_is_named_and_when_it_is_gone_al
     gid = apply(c)
     c.peers["n2"].world.holders[Y] = [Holder(Y, 77, "fd", "/y", 1000, "carol", "editor")]
     code, result, failed, message = ask(c, "group_rollback", group=gid)
-    assert code == 10 and "n2" in failed and "editor[77] of carol" in message
+    assert code == 10 and "n2" in failed and "editor of carol" in message
     assert result["state"] == "blocked" and result["members"]["blocked"] == "n2"
     assert machines(c) == ["new"] * 4, "nothing was touched anywhere"
     assert [p.world.node.state.overall() for p in c.peers.values()] == ["blocked"] * 4

@@ -270,6 +270,7 @@ def test_a_node_that_is_out_of_service_can_be_forgotten_and_nothing_waits_for_it
     c.advance(5 * S)
     c.crash_root()
     c.advance(20 * S)
+    assert group(c, gid)["members"] == {"rolled back": "n0,n1,n2", "out of service": "n3"}
     again = apply(c, "n0,n1")
     assert ask(c, "group_commit", group=again, message="x")[0] == 0
     c.restart("n3")

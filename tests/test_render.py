@@ -73,6 +73,27 @@ def test_plain_status_has_no_times_pids_or_node_names_so_that_equal_nodes_fold()
     assert "and 13 more" in text
 
 
+def test_status_says_how_far_the_root_is_behind_and_of_a_node_alone_nothing() -> None:
+    cluster = {"connected": True, "alone_until": None}
+    behind, with_it = status(cluster=cluster), status(cluster=cluster, journal={"seq": 41, "replicated": 41})
+    assert "journal: 1 record not at the root" in list(status_lines(behind))
+    assert not any("not at the root" in line for doc in (with_it, status()) for line in status_lines(doc))
+
+
+@pytest.mark.parametrize(("left_s", "text"), [(788.1, ", 13m left"), (61.5, ", 1m 1s left"), (None, "")])
+def test_the_time_left_is_told_of_many_nodes_where_somebody_looks(left_s: float | None, text: str) -> None:
+    doc = status()
+    doc["changes"][0]["remaining_s"] = left_s
+    (line,) = [x for x in status_lines(doc, times=True) if x.startswith("c7 ")]
+    assert f"{text}: sysctl:vm.swappiness" in line and "left" not in "".join(status_lines(doc))
+
+
+def test_what_is_not_there_any_more_is_no_value() -> None:
+    entry = {**ENTRY, "declared": {"type": "file", "sha256": "a" * 64}, "actual": {"type": "directory"}, "diff": None}
+    lines = [line for line, _ in diff_lines(entry, times=False)]
+    assert "  + type: directory" in lines and not any("None" in line for line in lines)
+
+
 def test_plain_status_is_safe_to_print() -> None:
     for line in status_lines(status()):
         assert line.isprintable(), line
@@ -161,3 +182,11 @@ def on_terminal_of(columns: int, script: str, text: bytes) -> list[str]:
     os.close(ours)
     assert process.wait(10) == 0, out
     return re.sub(r"\x1b\[[0-9;]*m", "", out.decode()).split("\r\n")
+
+
+def test_the_holder_of_a_package_manager_s_lock_is_named_by_pid_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "a package manager holds /var/lib/dpkg/lock (pid 77); used by python[28730] of root on n[1-2] of 3"
+    monkeypatch.setattr(render, "on_terminal", lambda: False)
+    assert render.spoken(text) == "a package manager holds /var/lib/dpkg/lock; used by python of root on n[1-2] of 3"
+    monkeypatch.setattr(render, "on_terminal", lambda: True)
+    assert render.spoken(text) == text

@@ -19,7 +19,7 @@ from pact.agent.clock import Clock, boottime_ns
 from pact.agent.notify import log
 from pact.core.events import Act, Acted, Discover, Discovered, Event, Look, Looked, Probe, Probed, Sighting
 from pact.core.plan import Step
-from pact.errors import PactError, RestoreError
+from pact.errors import PactError, RestoreError, UsageError
 from pact.model import NS_PER_S, Attrs, Declared, Holder, Observation, Unreadable, decode_name, encode_name, split_id
 from pact.resources import KINDS, kind_of
 from pact.resources.base import Blobs, Keep, errno_text
@@ -181,7 +181,7 @@ class Worker:
         except PactError as exc:
             self._post(Result(effect.job, None, {}, exc))
         except ValueError as exc:
-            self._post(Result(effect.job, None, {}, PactError(str(exc))))
+            self._post(Result(effect.job, None, {}, UsageError(str(exc))))
         except Exception as exc:
             traceback.print_exc()
             self._post(Result(effect.job, None, {}, PactError(f"internal error: {type(exc).__name__}: {exc}")))
@@ -216,7 +216,7 @@ class Worker:
                     if kind.name == "file" and _through_symlink(name):
                         notes.append(f"{resource} lies behind a symbolic link; adopt its real path")
                         continue
-                if kind.name == "file" and decode_name(name) in bound:
+                if kind.name == "file" and seen.get("type") == "file" and decode_name(name) in bound:
                     notes.append(f"{resource} is bind-mounted: it is watched, but cannot be replaced by a rollback")
                 restorable = resource not in keep.unkept
                 found[resource] = Declared(kind.marked(name, seen), restorable=restorable).to_json()

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 
+from pact.cli.render import emit
 from pact.errors import EXIT_DONE, PactError, UsageError
 
 
@@ -29,7 +29,7 @@ def keygen(args: argparse.Namespace) -> int:
         raise PactError(f"{args.dir}: {exc.strerror}") from None
     public_path, secret_path, public = keys.keygen(args.name, args.dir)
     if args.json:
-        print(json.dumps({"v": 1, "name": args.name, "public": public, "key": public_path, "secret": secret_path}))
+        emit({"v": 1, "name": args.name, "public": public, "key": public_path, "secret": secret_path})
     else:
         print(f"{public_path}: {public}\n{secret_path}: keep it on {args.name} only")
     return EXIT_DONE

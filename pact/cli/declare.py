@@ -11,7 +11,7 @@ from typing import Any
 
 from pact.cli.client import ask, stream
 from pact.cli.outcome import finish, show_converged
-from pact.cli.render import clean, emit, local_time, say
+from pact.cli.render import clean, emit, say, until
 from pact.errors import EXIT_DONE, DeclaredError
 from pact.resources.toml import DeclaredSet, Ignore, parse_text, read_file
 
@@ -49,8 +49,8 @@ def apply(args: argparse.Namespace) -> int:
         for step in result.get("plan", ()):
             say(f"  would {step['action']:8} {clean(step['id'])}")
         if result.get("change"):
-            until = f", to be committed until {local_time(result['deadline'])}" if result.get("deadline") else ""
-            say(f"applied {len(result['applied'])} as {result['change']}{until}")
+            window = f", to be committed{until(result['deadline'])}" if result.get("deadline") else ""
+            say(f"applied {len(result['applied'])} as {result['change']}{window}")
     return finish(args, answer)
 
 

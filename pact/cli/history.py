@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import argparse
 import base64
+import difflib
 import os
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from pact.cli.client import ask, stream
 from pact.cli.render import clean, emit, emit_line, event_line, record_page, say
-from pact.core.records import rfc3339
+from pact.core.records import TYPES, rfc3339
 from pact.core.units import parse_duration
 from pact.errors import EXIT_DONE, UsageError
 
 DEFAULT_COUNT = 20
+NEAR = 0.5  # how alike a word must be to be named as the one that was meant
 
 
 def _since(text: str | None) -> str:
@@ -31,7 +33,16 @@ def _since(text: str | None) -> str:
     return rfc3339(int(then.timestamp() * 1_000_000) * 1000)
 
 
+def _require_type(name: str) -> None:
+    """Raises UsageError for a type that no record has: no output would look like nothing has happened."""
+    if name and name not in TYPES:
+        near = difflib.get_close_matches(name, sorted(TYPES), 1, NEAR)
+        raise UsageError(f"--type {name!r}: there are no such records",
+                         f"did you mean {near[0]!r}?" if near else f"types: {', '.join(sorted(TYPES))}")  # fmt: skip
+
+
 def log(args: argparse.Namespace) -> int:
+    _require_type(args.type)
     count = args.n if args.n is not None else None if args.since is not None else DEFAULT_COUNT
     lines = stream(args.socket, "log", endless=args.follow, count=count, since=_since(args.since), type=args.type,
                    follow=args.follow)  # fmt: skip
@@ -55,11 +66,22 @@ def show(args: argparse.Namespace) -> int:
     if args.restore is not None:
         return _restore(args)
     answer = ask(args.socket, "show", seq=args.seq)
+    if args.resource is not None:
+        answer.result["contents"] = _only(args, answer.result["contents"])
     if args.json:
         emit({"v": 1, **answer.result})
     else:
         record_page(answer.result)
     return answer.exit
+
+
+def _only(args: argparse.Namespace, contents: dict[str, Any]) -> dict[str, Any]:
+    """What the record keeps of ``--resource``. Raises UsageError if that is nothing."""
+    if args.resource not in contents:
+        kept = ", ".join(map(clean, sorted(contents)[:5]))
+        raise UsageError(f"record {args.seq} keeps no content of {clean(args.resource)}",
+                         f"it keeps: {kept}" if kept else "pact log --type rollback_started")  # fmt: skip
+    return {args.resource: contents[args.resource]}
 
 
 def _restore(args: argparse.Namespace) -> int:

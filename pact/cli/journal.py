@@ -7,10 +7,9 @@ import os
 import sys
 from collections.abc import Iterator
 
-import orjson
-
 from pact.agent import config
 from pact.agent.statedir import take_state_dir
+from pact.cli.render import clean, emit, say
 from pact.core.records import Record, verify
 from pact.errors import EXIT_DONE, UsageError
 from pact.journal.sqlite import FILE_NAME, SqliteJournal, export, import_lines, read_export
@@ -38,7 +37,7 @@ def _verify(args: argparse.Namespace) -> int:
     for record in verify(_database(path) if first == MAGIC else _lines(path)):
         count, last = count + 1, record.hash
     if args.json:
-        print(orjson.dumps({"v": 1, "file": path, "records": count, "hash": last, "ok": True}).decode())
+        emit({"v": 1, "file": path, "records": count, "hash": last, "ok": True})
     else:
         print(f"{path}: {count} records, chain unbroken, last hash {last[:16] or '-'}")
     return EXIT_DONE
@@ -68,7 +67,10 @@ def _export(args: argparse.Namespace) -> int:
                 records, blobs = export(journal, out)
                 out.flush()
                 os.fsync(out.fileno())
-            print(f"{args.file}: {records} records, {blobs} contents")
+            if args.json:
+                emit({"v": 1, "file": args.file, "records": records, "contents": blobs})
+            else:
+                say(f"{clean(args.file)}: {records} records, {blobs} contents")
         else:
             export(journal, sys.stdout.buffer)
     except FileExistsError:
@@ -86,6 +88,8 @@ def _import(args: argparse.Namespace) -> int:
     try:
         journal = SqliteJournal(path)
         try:
+            if journal.seq >= 0:
+                raise UsageError(f"{path} is not empty", "import into a new state directory")
             with open(args.file, "rb") as f:
                 records, blobs = import_lines(journal, f)
         except OSError as exc:
@@ -94,5 +98,8 @@ def _import(args: argparse.Namespace) -> int:
             journal.close()
     finally:
         os.close(lock)
-    print(f"{path}: {records} records, {blobs} contents, chain unbroken")
+    if args.json:
+        emit({"v": 1, "file": path, "records": records, "contents": blobs})
+    else:
+        say(f"{path}: {records} records, {blobs} contents, chain unbroken")
     return EXIT_DONE

@@ -14,7 +14,7 @@ def status(args: argparse.Namespace) -> int:
     if args.json:
         emit(answer.result)
     else:
-        status_page(answer.result)
+        status_page(answer.result, times=getattr(args, "times", False))
     return EXIT_DONE
 
 

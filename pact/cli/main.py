@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NoReturn
 
 from pact import __version__
 from pact.core.units import parse_duration
-from pact.errors import EXIT_FAILED, EXIT_USAGE, PactError
+from pact.errors import EXIT_DONE, EXIT_FAILED, PactError, UsageError
 
+INTERRUPTED: Final = 130
+NEAR: Final = 0.5  # how alike a word must be to be named as the one that was meant
+INVALID: Final = re.compile(r"invalid choice: '(.*)' \(choose from (.*)\)", re.DOTALL)
+#: argparse takes it for a flag, and says that something is missing.
+NEGATIVE: Final = re.compile(r"-\d+(?:\.\d+)?(?:ms|s|m|h|d)")
 DESCRIPTION: Final = """\
 Changes to this node take effect at once and open a commit window: commit them in
 time, or they are rolled back to declared state. Larger drift has less time."""
@@ -25,10 +32,13 @@ FAR: Final = frozenset({
 
 
 class Parser(argparse.ArgumentParser):
-    """Usage errors are short and end with exit code 2."""
+    """Usage errors are two lines, what and where to look, and end with exit code 2."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(EXIT_USAGE, f"pact: {message}\n{self.format_usage().strip()}\n")
+        chosen = INVALID.search(message)
+        near = difflib.get_close_matches(chosen[1], re.findall(r"[\w-]+", chosen[2]), 1, NEAR) if chosen else []
+        meant = f"did you mean {near[0]!r}? " if near else ""
+        raise UsageError(f"there is no {chosen[1]!r} here" if chosen else message, f"{meant}see: {self.prog} --help")
 
 
 def duration(text: str) -> int:
@@ -220,10 +230,11 @@ def dispatch(args: argparse.Namespace) -> int:
 
         return cluster.aggregator(args) if name == "aggregator" else cluster.keygen(args)
     if name in FAR:
-        from pact.cli import fleet
+        from pact.cli import fleet, groups
 
         if fleet.wanted(args):
             return fleet.run(args, None if name in ("nodes", "groups") else _handler(name))
+        groups.refuse_here(args)
     if args.socket is None:
         from pact.agent.config import DEFAULT_SOCKET
 
@@ -246,18 +257,42 @@ def _handler(name: str) -> Callable[[argparse.Namespace], int]:
     return handler
 
 
+def _parsed(argv: Sequence[str]) -> argparse.Namespace:
+    """Raises UsageError."""
+    try:
+        return build().parse_args(argv)
+    except UsageError as exc:
+        negative = next(filter(NEGATIVE.fullmatch, argv), None)
+        why = f"{negative!r}: a duration is not negative" if negative else exc.message
+        raise UsageError(why, exc.hint) from None
+
+
+def _say_error(exc: PactError, as_json: bool, pids: bool) -> int:
+    """In one or two lines; with ``--json`` also as the document that a program waits for, if it has none yet."""
+    from pact.cli.render import clean, emit, emitted, spoken
+
+    if as_json and not emitted():
+        emit({"v": 1, "error": exc.message, "hint": exc.hint, "exit": exc.exit_code})
+    print(f"pact: {(clean if pids else spoken)(exc.message)}", file=sys.stderr)
+    if exc.hint:
+        print(f"      {clean(exc.hint)}", file=sys.stderr)
+    return exc.exit_code
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The whole program. Returns the exit code."""
-    args = build().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        args = _parsed(argv)
+    except UsageError as exc:
+        return _say_error(exc, "--json" in argv, False)
+    daemon = args.command in ("agent", "aggregator")
     try:
         code = dispatch(args)
         sys.stdout.flush()
         return code
     except PactError as exc:
-        print(f"pact: {exc.message}", file=sys.stderr)
-        if exc.hint:
-            print(f"      {exc.hint}", file=sys.stderr)
-        return exc.exit_code
+        return _say_error(exc, args.json and not daemon, daemon or args.command == "journal")
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return EXIT_FAILED
@@ -268,13 +303,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"pact: {exc.filename or 'output'}: {os.strerror(exc.errno or 0)}", file=sys.stderr)
         return EXIT_FAILED
     except KeyboardInterrupt:
-        return 130
+        return EXIT_DONE if args.command == "watch" or getattr(args, "follow", False) else INTERRUPTED
 
 
 def entry() -> NoReturn:
     """The console script."""
     sys.exit(main())
-
 
 
 if __name__ == "__main__":

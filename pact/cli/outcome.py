@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from pact.cli.client import Answer
-from pact.cli.render import clean, emit, holders_table, say
+from pact.cli.render import clean, emit, holders_table, say, spoken
 
 
 def finish(args: argparse.Namespace, answer: Answer) -> int:
@@ -16,7 +16,7 @@ def finish(args: argparse.Namespace, answer: Answer) -> int:
         emit({"v": 1, **answer.result, **({"message": answer.message} if answer.message else {})})
     elif answer.message:
         out = sys.stdout if answer.ok else sys.stderr
-        print(f"pact: {clean(answer.message)}" if not answer.ok else clean(answer.message), file=out)
+        print(f"pact: {spoken(answer.message)}" if not answer.ok else spoken(answer.message), file=out)
         if answer.hint and not answer.ok:
             print(f"      {clean(answer.hint)}", file=out)
     return answer.exit
@@ -39,6 +39,6 @@ def show_converged(result: dict[str, Any]) -> None:
     if result["in_changes"]:
         say(f"not converged, they belong to open changes (--take): {', '.join(map(clean, result['in_changes'][:5]))}")
     for why in result.get("refused", ()):
-        say(f"would be refused: {clean(why)}")
+        say(f"would be refused: {spoken(why)}")
     if result.get("dry_run") and result.get("consumers"):
         holders_table(result["consumers"])

@@ -5,6 +5,7 @@ Names come from file systems and processes: nothing is printed before control ch
 
 from __future__ import annotations
 
+import re
 import sys
 import unicodedata
 from collections.abc import Iterable, Mapping
@@ -23,9 +24,11 @@ STYLE: Final = {
     "committed": "bold green", "drifted": "bold yellow", "open": "yellow", "held": "cyan", "blocked": "bold red",
     "failed": "bold red", "emergency": "bold white on red", "rolling_back": "magenta", "ok": "green",
 }  # fmt: skip
+PID: Final = re.compile(r" \(pid \d+\)|(?<=\S)\[\d+\](?= of )")  # the second: as versions before this one wrote it
 BAR_WIDTH: Final = 24
 BAR_FROM_COLUMNS: Final = 100  # on a narrower terminal the resources need the room
 RESOURCES_SHOWN: Final = 8
+MINUTES_FROM_S: Final = 120
 
 
 def clean(text: Any) -> str:
@@ -42,8 +45,19 @@ def say(text: str = "", *, flush: bool = False) -> None:
     print(text, flush=flush)
 
 
+class _Emitted:
+    """Which standard output has a JSON document already. One program has one, tests have several."""
+
+    to: Any = None
+
+
+def emitted() -> bool:
+    return _Emitted.to is sys.stdout
+
+
 def emit(value: Any) -> None:
     """One JSON document."""
+    _Emitted.to = sys.stdout
     sys.stdout.flush()
     sys.stdout.buffer.write(orjson.dumps(value) + b"\n")
     sys.stdout.buffer.flush()
@@ -65,6 +79,16 @@ def local_time(text: str | None) -> str:
     return f"{then:%H:%M:%S}" if today else f"{then:%Y-%m-%d %H:%M:%S}"
 
 
+def until(text: str | None, before: str = " until ") -> str:
+    """`` until 23:31:35`` on a terminal; nothing where equal answers must be equal."""
+    return f"{before}{local_time(text)}" if text and on_terminal() else ""
+
+
+def spoken(text: str) -> str:
+    """A message for people: elsewhere than on a terminal without the process ids that it names."""
+    return clean(text if on_terminal() else PID.sub("", text))
+
+
 def _console() -> Console:
     from rich.console import Console
 
@@ -78,15 +102,30 @@ def _duration(seconds: float | None) -> str:
 # -- status ---------------------------------------------------------------------------------------------------------
 
 
-def status_page(doc: Mapping[str, Any]) -> None:
+def status_page(doc: Mapping[str, Any], *, times: bool = False) -> None:
+    """``times``: somebody looks, although the page is one of many that are folded."""
     if on_terminal():
         _status_terminal(doc)
     else:
-        for line in status_lines(doc):
+        for line in status_lines(doc, times=times):
             say(line)
 
 
-def status_lines(doc: Mapping[str, Any]) -> Iterable[str]:
+def _lag(doc: Mapping[str, Any]) -> str:
+    """What the root has not acknowledged yet; nothing on a node that has no root."""
+    behind = doc["journal"]["seq"] - doc["journal"]["replicated"] if doc.get("cluster") else 0
+    return f"{behind} record{'s' if behind > 1 else ''} not at the root" if behind > 0 else ""
+
+
+def _left(change: Mapping[str, Any]) -> str:
+    """In whole minutes while there are some: nodes whose windows began together say the same."""
+    left_s = change["remaining_s"]
+    if left_s is None:
+        return ""
+    return f", {_duration(left_s if left_s < MINUTES_FROM_S else left_s // 60 * 60)} left"
+
+
+def status_lines(doc: Mapping[str, Any], *, times: bool = False) -> Iterable[str]:
     """Plain status: no times, no pids, no node name, so that equal nodes answer equally."""
     yield f"state: {doc['state']}" + (" (observe mode)" if doc["mode"] == "observe" else "")
     yield f"declared: {doc['declared']}, drifted: {doc['drifted']}, unreadable: {doc['unreadable']}"
@@ -100,7 +139,8 @@ def status_lines(doc: Mapping[str, Any]) -> Iterable[str]:
         yield f"hold {hold['id']}: {hold['change'] or 'node'}: {clean(hold['reason'])} ({clean(hold['owner'])})"
     for change in doc["changes"]:
         group = f" ({change['group']})" if change.get("group") else ""
-        yield f"{change['id']}{group} {change['state']} {clean(change['owner']['user'])}: {_resources(change)}"
+        left = _left(change) if times else ""
+        yield f"{change['id']}{group} {change['state']} {clean(change['owner']['user'])}{left}: {_resources(change)}"
         if change["reason"]:
             yield f"  {_why(change)}"
         for holder in change["consumers"]:
@@ -115,6 +155,8 @@ def status_lines(doc: Mapping[str, Any]) -> Iterable[str]:
     if doc.get("cluster") and not doc["cluster"]["connected"]:
         waits = "; nothing is rolled back by itself for now" if doc["cluster"]["alone_until"] else ""
         yield f"cluster: cut off{waits}"
+    if lag := _lag(doc):
+        yield f"journal: {lag}"
 
 
 def _resources(change: Mapping[str, Any]) -> str:
@@ -170,6 +212,8 @@ def _banners(console: Console, doc: Mapping[str, Any]) -> None:
         until = cluster["alone_until"]
         waits = f": nothing is rolled back by itself until {local_time(until)}" if until else ""
         console.print(Text(f" CUT OFF from the cluster{waits}", "yellow"))
+    if lag := _lag(doc):
+        console.print(Text(f" {lag}", "dim" if cluster and cluster["connected"] else "yellow"))
     if doc["journal"].get("error"):
         text = f" JOURNAL {clean(doc['journal']['error'])}: nothing can be committed or undone"
         console.print(Text(text, "bold red"))
@@ -197,7 +241,7 @@ def _changes_table(doc: Mapping[str, Any], table_class: Any, *, bars: bool) -> A
 
 
 def _why(change: Mapping[str, Any]) -> str:
-    return "what it changed is in use by" if change["reason"] == "consumers" else clean(change["reason"])
+    return "what it changed is in use by" if change["reason"] == "consumers" else spoken(change["reason"])
 
 
 def _explain(console: Console, change: Mapping[str, Any]) -> None:
@@ -262,7 +306,8 @@ def diff_lines(entry: Mapping[str, Any], *, times: bool) -> Iterable[tuple[str, 
         for key in sorted({*declared, *actual}):
             if key in declared and declared[key] != actual.get(key):
                 yield f"  - {key}: {clean(_value(declared[key]))}", "red"
-                yield f"  + {key}: {clean(_value(actual.get(key)))}", "green"
+                if actual.get(key) is not None:  # a directory has no content, a link no mode
+                    yield f"  + {key}: {clean(_value(actual[key]))}", "green"
     if entry.get("hidden"):
         yield "  (content is not world-readable; admins see it)", "dim"
     for line in (entry["diff"] or "").splitlines():

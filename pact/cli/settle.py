@@ -7,7 +7,7 @@ from typing import Any
 
 from pact.cli.client import ask
 from pact.cli.outcome import finish, show_converged
-from pact.cli.render import clean, holders_table, local_time, say
+from pact.cli.render import clean, holders_table, on_terminal, say, spoken, until
 from pact.core.units import parse_duration
 from pact.errors import UsageError
 
@@ -17,7 +17,8 @@ def commit(args: argparse.Namespace) -> int:
                  force=args.force)  # fmt: skip
     if not args.json:
         for done in answer.result.get("committed", ()):
-            say(f"committed {done['change']} ({_some(done['resources'])}) as record {done['seq']}")
+            record = f" as record {done['seq']}" if on_terminal() else ""
+            say(f"committed {done['change']} ({_some(done['resources'])}){record}")
         for note in answer.result.get("notes", ()):
             say(f"note: {note}")
         _left(answer.result)
@@ -42,12 +43,12 @@ def _show_rollback(done: dict[str, Any]) -> None:
         for step in done["plan"]:
             say(f"  {step['action']:8} {step['id']}")
         for why in done["refused"]:
-            say(f"  refused: {why}")
+            say(f"  refused: {spoken(why)}")
     elif done.get("state") == "settled":
         say(f"rolled back {done['change']}" + (f" ({_some(done['restored'])})" if done.get("restored") else ""))
     elif done.get("left"):
         for resource, why in done["left"].items():
-            say(f"  not restored: {resource}: {why}")
+            say(f"  not restored: {clean(resource)}: {spoken(why)}")
     if done.get("consumers"):
         holders_table(done["consumers"])
 
@@ -61,8 +62,8 @@ def extend(args: argparse.Namespace) -> int:
     answer = ask(args.socket, "extend", targets=changes, by_ns=by_ns)
     if not args.json:
         for done in answer.result["extended"]:
-            until = f"until {local_time(done['deadline'])}" if done["deadline"] else "(its clock stands still now)"
-            say(f"{done['change']} has time {until}")
+            stands = "" if done["deadline"] else " (its clock stands still now)"
+            say(f"{done['change']} has more time{until(done['deadline'])}{stands}")
     return finish(args, answer)
 
 
@@ -70,7 +71,7 @@ def emergency(args: argparse.Namespace) -> int:
     if args.action == "start":
         answer = ask(args.socket, "emergency_start", reason=args.reason, for_ns=args.for_ns)
         if not args.json and answer.ok:
-            say(f"emergency mode until {local_time(answer.result['ends'])}: no window runs, nothing is rolled back")
+            say(f"emergency mode{until(answer.result['ends'])}: no window runs, nothing is rolled back")
         return finish(args, answer)
     answer = ask(args.socket, "emergency_end", how=args.how, message=args.message, force=args.force)
     if not args.json:
@@ -89,7 +90,7 @@ def hold(args: argparse.Namespace) -> int:
         answer = ask(args.socket, "hold_place", reason=args.reason, for_ns=args.for_ns, change=args.change)
         if not args.json and answer.ok:
             what = answer.result["change"] or "the node"
-            say(f"{answer.result['hold']}: {what} is held until {local_time(answer.result['ends'])}")
+            say(f"{answer.result['hold']}: {what} is held{until(answer.result['ends'])}")
         return finish(args, answer)
     answer = ask(args.socket, "hold_release", name=args.name)
     if not args.json and answer.ok:

@@ -42,7 +42,10 @@ class Parts:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
+    """Of what the root does: votes, or members that have done it. Of other questions ``Parts`` say how far it is."""
+
     total: int
+    done: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +213,7 @@ def _result(message: Message) -> Result:
 
 _ITEMS: Final[dict[str, Callable[[Message], Item]]] = {
     "part": lambda m: Parts(m.head["names"], m.body),
-    "progress": lambda m: Progress(m.head["total"]),
+    "progress": lambda m: Progress(m.head["total"], m.head["done"]),
     "event": lambda m: Event(m.body),
     "result": _result,
 }

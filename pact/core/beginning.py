@@ -53,9 +53,12 @@ class Beginner:
         found: list[dict[str, Any]] = []
         refused: dict[str, tuple[int, str]] = {}
         willing: list[str] = []
+        asked = set(here)
 
         def part(names: list[str], body: bytes) -> None:
             answer = answer_of(body)
+            asked.difference_update(names)
+            root.questions.progress(head, len(here) - len(asked), len(here))
             if answer["exit"] == 0 and _could(answer["result"]):
                 found.append(answer["result"])
                 willing.extend(names)
@@ -126,10 +129,10 @@ class Beginner:
                              f"{gid} is applied on {len(members) - len(bad)} of {len(members)} nodes" if bad else "",
                              result={**summary, **shown(root, run, group)}, failed={**bad, **missing})  # fmt: skip
 
-        self.apply_to(run, members, end, codes)
+        self.apply_to(run, members, end, codes, head)
 
     def apply_to(self, run: Run, names: Iterable[str], end: Callable[[], None] | None,
-                 codes: list[int] | None = None) -> None:  # fmt: skip
+                 codes: list[int] | None = None, head: Head | None = None) -> None:  # fmt: skip
         """Let these members make the changes. Who moved to another parent meanwhile is asked again."""
 
         def part(answered: list[str], body: bytes) -> None:
@@ -138,6 +141,8 @@ class Beginner:
             run.states.update(dict.fromkeys(answered, state))
             if codes is not None:
                 codes.append(answer["exit"])
+            if head is not None:
+                self.root.questions.progress(head, len(run.states), len(run.members))
 
         def done(lost: dict[str, str]) -> None:
             moved = [n for n, why in lost.items() if why == LOST and n in self.root.nodes]
@@ -145,7 +150,7 @@ class Beginner:
             if moved and run.step == APPLYING:
                 if codes is not None and len(lost) > len(moved):
                     codes.append(EXIT_UNREACHABLE)
-                self.apply_to(run, moved, end, codes)
+                self.apply_to(run, moved, end, codes, head)
                 return
             if codes is not None and lost:
                 codes.append(EXIT_UNREACHABLE)

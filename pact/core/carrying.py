@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pact.core.questions import LATE, allowed, answer_of, clipped, refusal_of
 from pact.core.rootlog import Group
-from pact.core.runs import CARRYING, DECIDING, PAUSED, Head, Run, caller_of, held_by, shown, stopped
+from pact.core.runs import CARRYING, DECIDING, PAUSED, WHY_MAX, Head, Run, caller_of, held_by, shown, stopped
 from pact.errors import EXIT_BLOCKED, EXIT_CONFLICT, EXIT_DONE, EXIT_FAILED, EXIT_UNREACHABLE
 
 if TYPE_CHECKING:
     from pact.core.root import Root
 
 TELLING_MAX: Final = 16
+STATES_MAX: Final = 20  # of a finished group's members, in its record
 OUTCOMES: Final = {"commit": "committed", "rollback": "rolled back"}
 
 
@@ -95,9 +96,9 @@ class Carrier:
             if answer["exit"] == 0 and answer["result"].get("done"):
                 run.done.update(names)
                 self._note_odd(run, group, names, answer["result"].get("outcome"))
-                return
-            for name in names:
-                run.failed[name] = refusal_of(answer)
+            else:
+                run.failed.update({name: refusal_of(answer) for name in names})
+            run.tell(self.root, len(run.done) + len(run.failed), len(run.members))
 
         def done(lost: dict[str, str]) -> None:
             run.waves -= 1
@@ -141,7 +142,7 @@ class Carrier:
             but = "; ".join(f"{n}: {why}" for n, why in root.questions.fold_failed(run.odd).items())
             outcome = OUTCOMES[group.decision] + (clipped(f", except on {but}") if but else "")
             root.record("group_finished", {
-                "group": run.id, "outcome": outcome, "fence": root.fence,
+                "group": run.id, "outcome": outcome, "fence": root.fence, **self._ended(run, group),
             }, root.actor(), lambda: self._finished(run, heads))  # fmt: skip
             run.step = DECIDING  # nothing more is asked of it
             return
@@ -164,6 +165,17 @@ class Carrier:
                 "done it")  # fmt: skip
         for head in heads:
             root.questions.reply(head, code, text, "", shown(root, run, group), failed)
+
+    def _ended(self, run: Run, group: Group) -> dict[str, Any]:
+        """``{"members": {state: node set}}`` where not all have done what was decided."""
+        if not run.odd:
+            return {}
+        fold = self.root.sets.fold
+        states: dict[str, list[str]] = {OUTCOMES[group.decision]: [n for n in run.members if n not in run.odd]}
+        for name, why in run.odd.items():
+            state = why[:WHY_MAX] if why[:WHY_MAX] in states or len(states) < STATES_MAX else "otherwise"
+            states.setdefault(state, []).append(name)
+        return {"members": {state: fold(names) for state, names in states.items() if names}}
 
     def _finished(self, run: Run, heads: Sequence[Head]) -> None:
         self.runs.pop(run.id, None)

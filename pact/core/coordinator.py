@@ -253,8 +253,7 @@ class Coordinator:
         run.yes, run.no, run.retry_at_ns, run.allow = set(), {}, None, allow
         run.missing = self._away(run)
         caller = PACT if head is None else head["caller"]
-        if head is not None:
-            root.questions.progress(head, 0, len(run.members) - len(run.missing))
+        run.tell(root, 0, len(run.members) - len(run.missing))
 
         vote = {"group": run.id, "fence": root.fence, "action": action, "ballot": run.ballot, "automatic": automatic,
                 "force": bool(args.get("force"))}  # fmt: skip
@@ -275,6 +274,7 @@ class Coordinator:
             else:
                 for name in answered:
                     run.no[name] = refusal_of(answer)
+            run.tell(root, len(run.yes) + len(run.no), len(run.members) - len(run.missing))
 
         def done(lost: dict[str, str]) -> None:
             silent = {n: why for n, why in lost.items() if n in root.nodes}

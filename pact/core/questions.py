@@ -20,9 +20,9 @@ from pact.errors import (
     EXIT_DONE,
     EXIT_FAILED,
     EXIT_UNREACHABLE,
+    AbsentError,
     DeniedError,
     PactError,
-    UnreachableError,
     UsageError,
 )
 from pact.model import NS_PER_S
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 TIMEOUT_NS: Final = 60 * NS_PER_S
 TIMEOUT_MAX_NS: Final = 3600 * NS_PER_S
 QUESTIONS_MAX: Final = 1000
+PROGRESS_NS: Final = NS_PER_S // 10
 #: Of a text in a result; what people or nodes say may be longer than a head takes.
 SAID_MAX: Final = 4_000
 NAMES_MAX: Final = 32_000
@@ -87,6 +88,7 @@ class Questions:
         self.root = root
         self.open: dict[str, Question] = {}
         self._n = 0
+        self._told_ns: dict[tuple[str, int], int] = {}  # requests that wait for a result -> when they heard of it last
 
     # -- down and up --------------------------------------------------------------------------------------------
 
@@ -168,6 +170,8 @@ class Questions:
 
     def cancel(self, client: str, id_: int) -> None:
         """The client listens no more (0: to nothing). What nodes were asked they do all the same; nobody is told."""
+        for key in [k for k in self._told_ns if k[0] == client and id_ in (0, k[1])]:
+            del self._told_ns[key]
         for question in list(self.open.values()):
             if question.client == client and id_ in (0, question.client_id):
                 del self.open[question.id]
@@ -200,7 +204,8 @@ class Questions:
             root.record_denied(op, exc.message, head["caller"])
             self.reply(head, exc.exit_code, exc.message, exc.hint)
         except PactError as exc:
-            self.reply(head, exc.exit_code, exc.message, exc.hint)
+            failed = exc.failed if isinstance(exc, AbsentError) else None
+            self.reply(head, exc.exit_code, exc.message, exc.hint, failed=failed)
         except Exception as exc:  # whatever a person asks, the others' root goes on  # T13
             root.note(f"{op} of {head['caller']['user']}: {type(exc).__name__}: {exc}"[:SAID_MAX])
             self.reply(head, EXIT_FAILED, f"internal error: {type(exc).__name__}")
@@ -208,6 +213,7 @@ class Questions:
     def reply(self, head: Mapping[str, Any], exit_code: int, message: str = "", hint: str = "",
               result: Mapping[str, Any] | None = None, failed: Mapping[str, str] | None = None) -> None:  # fmt: skip
         """End a client's request. What is too long for a message is cut, and the message says so."""
+        self._told_ns.pop((head["client"], head["id"]), None)
         body, cut = fitting(result or {})
         self.root.down("result", {
             "client": head["client"], "id": head["id"], "exit": exit_code,
@@ -270,6 +276,11 @@ class Questions:
         return min(asked, TIMEOUT_MAX_NS) if asked > 0 else TIMEOUT_NS
 
     def progress(self, head: Mapping[str, Any], done: int, total: int) -> None:
+        """How far it is, at most every ``PROGRESS_NS`` beside the beginning and the end of each step."""
+        key, now_ns = (head["client"], head["id"]), self.root.t_ns
+        if 0 < done < total and now_ns - self._told_ns.get(key, now_ns - PROGRESS_NS) < PROGRESS_NS:
+            return
+        self._told_ns[key] = now_ns
         self.root.down("progress", {"client": head["client"], "id": head["id"], "done": done, "total": total})
 
     def parts_to(self, head: Mapping[str, Any]) -> Part:
@@ -400,7 +411,7 @@ def require_short(message: str) -> None:
 
 
 def refuse_absent(root: Root, absent: Mapping[str, str], allow: int | frozenset[str], what: str) -> None:
-    """Raises UnreachableError unless these may be absent."""
+    """Raises AbsentError unless these may be absent."""
     if not allowed(absent, allow):
-        raise UnreachableError(f"{what}: {root.sets.fold(absent)} cannot be reached",
-                               "bring them back, or go on without them: --allow-missing N or NODESET")  # fmt: skip
+        raise AbsentError(f"{what}: {root.sets.fold(absent)} cannot be reached",
+                          "bring them back, or go on without them: --allow-missing N or NODESET", absent)  # fmt: skip

@@ -129,6 +129,7 @@ class Group:
     args: dict[str, Any] = field(default_factory=dict)
     decided: str = ""
     outcome: str = ""
+    ended: dict[str, str] = field(default_factory=dict)  # {state: node set}, where it is not the outcome everywhere
     by: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -235,6 +236,7 @@ class RootState:
     def _finished(self, record: Record) -> None:
         group = self.groups[record.data["group"]]
         group.state, group.outcome = FINISHED, record.data["outcome"]
+        group.ended = dict(record.data.get("members", {}))
 
     def _extended(self, record: Record) -> None:
         group = self.groups[record.data["group"]]

@@ -59,6 +59,11 @@ class Run:
     force: bool = False
     odd: dict[str, str] = field(default_factory=dict)  # said that they were done, with another outcome
 
+    def tell(self, root: Root, done: int, total: int) -> None:
+        """Whoever waits hears how far it is."""
+        for head in self.heads:
+            root.questions.progress(head, done, total)
+
 
 def shown(root: Root, run: Run | None, group: Group, *, viewer: bool = False) -> dict[str, Any]:
     """One group for people and programs. Of command lines, viewers see the program's name.  # S2"""
@@ -69,7 +74,7 @@ def shown(root: Root, run: Run | None, group: Group, *, viewer: bool = False) ->
         "window_s": round(group.window_ns / 1e9, 3),
         "deadline": None if ends is None else rfc3339(root.wall_ns + ends - root.t_ns),
         "remaining_s": None if ends is None else round(max(0, ends - root.t_ns) / 1e9, 3),
-        "decision": group.decision or None, "members": {} if run is None else _members(root, run, group),
+        "decision": group.decision or None, "members": _ended(group) if run is None else _members(root, run, group),
         "blocked": {} if run is None else _blocked({**run.no, **run.failed}, viewer),
     }  # fmt: skip
 
@@ -99,6 +104,11 @@ def _blocked(said: Mapping[str, Mapping[str, Any]], viewer: bool) -> dict[str, d
 def _named(holder: Mapping[str, Any]) -> dict[str, Any]:
     command = str(holder.get("command", "")).split(" ", maxsplit=1)[0].rpartition("/")[2]
     return {**holder, "command": command, "path": ""}
+
+
+def _ended(group: Group) -> dict[str, str]:
+    """How it ended on each member."""
+    return dict(group.ended or {group.outcome: group.nodes}) if group.state == FINISHED else {}
 
 
 def _members(root: Root, run: Run, group: Group) -> dict[str, str]:

@@ -217,22 +217,18 @@ def asked_extend(node: Node, event: Asked) -> None:
     picked = select(node, event, "extend")
     if not 0 < by_ns <= EXTEND_MAX_NS:
         raise UsageError("extend by more than nothing and at most 10d")
-    if not picked:
-        raise PactError("there is no open change to extend")
     for cid in picked:
         change = node.state.changes[cid]
         if change.state in (life.OPEN, life.HELD) and change.extension_ns + by_ns > EXTEND_MAX_NS:
             raise UsageError(f"{cid} would be extended by more than 10d in all", "commit it, for a time: --ttl D")
     out = []
     for cid in picked:
-        change = node.state.changes[cid]
-        was = change.state
-        reopened = was in (life.BLOCKED, life.FAILED)
-        node.record("window_extended", {"change": cid, "by_ns": by_ns, "reopened": reopened}, event.caller.actor)
-        deadline_ns = node.state.deadline_ns(change)
-        deadline = None if deadline_ns is None else node.wall_of(deadline_ns)
-        out.append({"change": cid, "was": was, "deadline": deadline})
-    node.reply(event.token, {"extended": out})
+        was = node.state.changes[cid].state
+        data = {"change": cid, "by_ns": by_ns, "reopened": was in (life.BLOCKED, life.FAILED)}
+        node.record("window_extended", data, event.caller.actor)
+        deadline_ns = node.state.deadline_ns(node.state.changes[cid])
+        out.append({"change": cid, "was": was, "deadline": None if deadline_ns is None else node.wall_of(deadline_ns)})
+    node.reply(event.token, {"extended": out}, EXIT_DONE, "" if out else "nothing to extend")
 
 
 # -- rollback -------------------------------------------------------------------------------------------------------
@@ -424,13 +420,12 @@ def block(node: Node, job: Job, change: Change, reason: str, holders: Sequence[H
 
 
 def holder_text(holders: Sequence[Holder]) -> str:
-    """One line for people that names the holders."""
-    named = []
-    for h in holders[:5]:
-        job = f", job {h.job}" if h.job else ""
-        named.append(f"{h.command.split(' ')[0] if h.command else h.how}[{h.pid}] of {h.user or h.uid}{job}")
-    more = f" and {len(holders) - 5} more" if len(holders) > 5 else ""
-    return f"blocked: {', '.join(sorted({h.resource for h in holders})[:5])} used by {', '.join(named)}{more}"
+    """One line for people that names the holders; their pids stand beside it, so that equal nodes say the same."""
+    named = list(dict.fromkeys(
+        f"{h.command.split(' ')[0] if h.command else h.how} of {h.user or h.uid}{f', job {h.job}' if h.job else ''}"
+        for h in holders))  # fmt: skip
+    more = f" and {len(named) - 5} more" if len(named) > 5 else ""
+    return f"blocked: {', '.join(sorted({h.resource for h in holders})[:5])} used by {', '.join(named[:5])}{more}"
 
 
 def acted_rollback(node: Node, job: Job, event: Acted) -> None:

@@ -17,6 +17,8 @@ DURATION_MAX_NS: Final = 3650 * 86400 * NS_PER_S
 def parse_duration(text: str | int | float) -> int:
     """Nanoseconds. Raises ValueError for what is no duration, negative, or beyond ten years."""
     match = PATTERN.match(str(text)) if not isinstance(text, bool) else None
+    if match is None and str(text).strip().startswith("-") and PATTERN.match(str(text).strip()[1:]):
+        raise ValueError(f"{text!r}: a duration is not negative")
     if match is None:
         raise ValueError(f"{text!r} is no duration; write for example 90, 90s, 15m, 4h or 2d")
     ns = int(Decimal(match[1]) * UNITS[match[2]] * NS_PER_S)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
+from pact.core.settings import DIMENSION_OF
 from pact.errors import UsageError
 from pact.model import split_id
 from pact.resources.base import Kind
@@ -36,8 +37,8 @@ def kind_of(resource: str) -> Kind:
     try:
         return KINDS[kind]
     except KeyError:
-        hint = f"known kinds: {', '.join(sorted(KINDS))}"
-        raise UsageError(f"{resource}: kind {kind!r} is not known", hint) from None
+        why = "is not built into this version of pact" if kind in DIMENSION_OF else "is not known"
+        raise UsageError(f"{resource}: kind {kind!r} {why}", f"known kinds: {', '.join(sorted(KINDS))}") from None
 
 
 __all__ = ["KINDS", "Kind", "kind_of"]

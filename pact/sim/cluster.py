@@ -82,6 +82,7 @@ class Cluster:
         self.fence = 0
         self.root: Root | None = None
         self.deposed: list[Root] = []
+        self.progress: dict[int, list[tuple[int, int]]] = {}
         self.results: dict[int, tuple[Mapping[str, Any], Any]] = {}
         self.requests = 0
         self.peers: dict[str, Peer] = {}
@@ -212,6 +213,8 @@ class Cluster:
         elif effect.kind == "fleet":
             for name in list(root.nodes):
                 self.send(lambda n=name: self._fleet(n, head))  # type: ignore[misc]
+        elif effect.kind == "progress":
+            self.progress.setdefault(head["id"], []).append((head["done"], head["total"]))
         elif effect.kind == "result":
             self.results[head["id"]] = (head, orjson.loads(effect.body))
 

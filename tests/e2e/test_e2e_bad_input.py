@@ -117,7 +117,62 @@ def test_a_request_and_its_answer_may_be_split_anywhere(agent: Agent) -> None:
 ])  # fmt: skip
 def test_wrong_arguments_end_with_2_and_a_short_message(agent: Agent, words: list[str]) -> None:
     done = agent.pact(*words, check=2)
-    assert done.out == "" and 1 <= len(done.err.splitlines()) <= 4 and done.err.startswith("pact: "), done
+    assert done.out == "" and len(done.err.splitlines()) == 2 and done.err.startswith("pact: "), done
+    assert "--help" in done.err.splitlines()[1], done
+
+
+def test_a_misspelt_command_and_a_negative_duration_are_called_by_their_name(agent: Agent) -> None:
+    assert "did you mean 'rollback'?" in agent.pact("rollbak", check=2).err
+    assert "did you mean 'place'?" in agent.pact("hold", "plce", check=2).err
+    for words in (["hold", "place", "--reason", "x", "--for", "-1h"], ["commit", "-m", "x", "--ttl", "-90s"],
+                  ["extend", "-5m"], ["hold", "place", "--reason", "x", "--for=-1h"]):  # fmt: skip
+        assert "a duration is not negative" in agent.pact(*words, check=2).err
+
+
+@pytest.mark.parametrize(("words", "code"), [
+    (["nonsense"], 2), (["commit"], 2), (["apply", "/nonexistent.toml"], 2), (["diff", "c99"], 2),
+    (["log", "--type", "x"], 2), (["--socket", "/nonexistent/s", "status"], 5), (["show", "99999999"], 2),
+    (["hold", "release", "h99"], 4), (["journal", "verify", "/nonexistent"], 2), (["nodes"], 5),
+])  # fmt: skip
+def test_an_error_is_a_document_too_where_programs_ask(agent: Agent, words: list[str], code: int) -> None:
+    done = agent.pact("--json", *words, check=code)
+    said = done.json()
+    assert said["v"] == 1 and said["exit"] == code and said["error"] and done.err.startswith("pact: "), done
+    assert said["hint"] == "" or said["hint"] in done.err
+
+
+@pytest.mark.parametrize("words", [
+    ["nodes"], ["groups"], ["status", "--nodes", "n1"], ["commit", "g7", "-m", "x"],
+    ["hold", "place", "--all", "--reason", "x", "--for", "1h"],
+])  # fmt: skip
+def test_without_a_configured_root_many_nodes_cannot_be_reached(agent: Agent, words: list[str]) -> None:
+    done = agent.pact(*words, check=5)
+    assert "no root is configured" in done.err and "client.toml" in done.err
+
+
+@pytest.mark.parametrize(("pattern", "says"), [
+    ("file:relative", "absolute path"), ("file:**", "absolute path"), ("service:**", "not built into this version"), ("srvice:**", "not known"),
+])  # fmt: skip
+def test_a_pattern_that_can_match_nothing_is_a_mistake(agent: Agent, pattern: str, says: str) -> None:
+    assert says in agent.pact("adopt", pattern, check=2).err.splitlines()[0]
+
+
+@pytest.mark.parametrize("flags", [["--require", "all"], ["--allow-missing", "1"], ["--allow-missing", "n7"]])
+def test_what_only_many_nodes_can_mean_changes_nothing_here(agent: Agent, flags: list[str]) -> None:
+    path = agent.file("alone.conf")
+    wanted = agent.base / "alone.toml"
+    wanted.write_text(f'[file."{path}"]\ncontent = "new\\n"\n')
+    done = agent.pact("apply", str(wanted), *flags, check=2)
+    assert flags[0] in done.err and "--nodes" in done.err
+    assert agent.world.path(path).read_text() == "declared\n" and not agent.status()["changes"]
+
+
+def test_allow_missing_is_for_groups(agent: Agent) -> None:
+    path = agent.file("missing.conf")
+    agent.drift(path)
+    for words in (["commit", "-m", "x"], ["rollback"], ["extend", "5m"]):
+        assert "--allow-missing is for a group" in agent.pact(*words, "--allow-missing", "1", check=2).err
+    assert agent.change_of(f"file:{path}")["state"] == "open"
 
 
 def test_without_an_agent_the_answer_is_5_and_what_to_do(agent: Agent) -> None:

@@ -57,6 +57,10 @@ def test_a_consumer_blocks_all_and_two_people_settle_one_group() -> None:
     scenario("a_consumer_blocks_all_and_two_people_settle_one_group")
 
 
+def test_programs_read_groups_as_they_read_everything_else() -> None:
+    scenario("programs_read_groups_as_they_read_everything_else")
+
+
 @pytest.mark.invariant("G5")
 def test_a_node_that_is_away_owes_and_one_that_restarts_remembers() -> None:
     scenario("a_node_that_is_away_owes_and_one_that_restarts_remembers")

@@ -189,7 +189,7 @@ def test_declare_stopped_by_a_consumer_records_nothing(agent: Agent) -> None:
     holder = agent.world.python(f"f = open({path!r})\nready()")
     seq = agent.status()["journal"]["seq"]
     done = agent.declare(f'[file."{path}"]\ncontent = "new\\n"\n', check=10)
-    assert "nothing was declared" in done.err and str(holder.pid) in done.err
+    assert "nothing was declared" in done.err and "python" in done.err
     assert agent.status()["journal"]["seq"] == seq and agent.world.path(path).read_text() == "declared\n"
     dry = agent.declare(f'[file."{path}"]\ncontent = "new\\n"\n', "--dry-run").json()
     assert [h["pid"] for h in dry["consumers"]] == [holder.pid]

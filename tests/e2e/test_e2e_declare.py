@@ -323,3 +323,14 @@ def test_what_is_exported_can_be_declared_whatever_is_ignored_since(make_agent: 
     answer = agent.json("declare", "-", input=text.encode())
     assert (answer["resources"], answer["unchanged"]) == (1, 1) and kept in text
     agent.close()
+
+
+def test_adopt_calls_a_file_bind_mounted_and_not_a_directory_with_a_mount(agent: Agent) -> None:
+    world, top = agent.world, f"{TOP}/bound"
+    world.sh(f"mkdir -p {top}/dir && mount -t tmpfs -o size=1m tmpfs {top}/dir && "
+             f"echo x > {top}/file && echo y > {top}/other && mount --bind {top}/other {top}/file")  # fmt: skip
+    try:
+        notes = [n for n in agent.adopt(f"file:{top}/**")["notes"] if "bind-mounted" in n]
+        assert [n.split()[0] for n in notes] == [f"file:{top}/file"], notes
+    finally:
+        world.sh(f"umount {top}/file {top}/dir && rm -r {top}")

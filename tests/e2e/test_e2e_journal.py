@@ -69,7 +69,12 @@ def test_an_export_is_verified_by_a_stranger_and_imported_whole(stopped: Agent, 
     assert command(stopped, "journal", "export") == out.read_text()
     fresh = make_agent()
     command(fresh, "journal", "import", str(out))
-    assert "not empty" in command(fresh, "journal", "import", str(out), check=5)
+    assert "not empty" in command(fresh, "journal", "import", str(out), check=2)
+    refused = fresh.pact("--json", "journal", "import", str(out), "--config", str(fresh.config_path), check=2).json()
+    assert refused["exit"] == 2 and "not empty" in refused["error"]
+    again = fresh.base / "again.jsonl"
+    said = json.loads(command(fresh, "--json", "journal", "export", str(again)))
+    assert (said["v"], said["file"]) == (1, str(again)) and said["records"] > 0 and said["contents"] > 0
     fresh.start()
     path = f"{TOP}/journal.conf"
     assert fresh.status()["declared"] == 1

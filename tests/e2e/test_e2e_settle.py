@@ -11,6 +11,12 @@ import pytest
 from harness import TOP, Agent, wait_until
 
 
+def test_nothing_to_settle_is_done_already(agent: Agent) -> None:
+    for words in (["commit", "-m", "x"], ["rollback"], ["extend", "5m"]):
+        assert f"nothing to {words[0].replace('rollback', 'roll back')}" in agent.pact(*words).out
+    assert agent.json("extend", "5m")["extended"] == []
+
+
 def test_commit_makes_the_actual_state_declared(agent: Agent) -> None:
     path = agent.file("a.conf")
     change = agent.drift(path, "kept\n")
