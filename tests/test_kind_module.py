@@ -158,6 +158,7 @@ def test_what_modprobe_says_is_the_reason(machine: Machine) -> None:
         machine.restore("m", LOADED)
 
 
+@pytest.mark.invariant("F14")
 def test_a_modprobe_that_hangs_is_killed(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pact.resources.module.MODPROBE_TIMEOUT_S", 0.2)
     machine.script("exec sleep 60")

@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="ne
 # -- a whole plan -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.invariant("R1", "R5")
+@pytest.mark.invariant("R1", "R5", "F6")
 @isolated
 def test_nothing_is_written_below_a_mount_that_failed(top: Path) -> None:
     data = b"belongs into the mount"

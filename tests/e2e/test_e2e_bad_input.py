@@ -65,6 +65,7 @@ GARBAGE = [
 ]  # fmt: skip
 
 
+@pytest.mark.invariant("F21")
 def test_garbage_on_the_socket_gets_an_error_and_moves_nothing(agent: Agent) -> None:
     seq = agent.status()["journal"]["seq"]
     pid = agent.process.pid
@@ -208,6 +209,7 @@ def test_declared_files_with_a_mistake_stop_the_first_start_and_say_where(make_a
 # -- files that are hard to read ------------------------------------------------------------------------------------
 
 
+@pytest.mark.invariant("F9")
 def test_what_cannot_be_read_is_unreadable_never_drift(agent: Agent) -> None:
     """A directory on the way is exchanged, in one call, for a link that leads to itself."""
     agent.world.sh(f"mkdir {TOP}/loop; echo x > {TOP}/loop/f; ln -s loop {TOP}/other")
