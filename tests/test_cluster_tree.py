@@ -456,3 +456,8 @@ def test_an_older_copy_of_a_journal_is_noticed_and_nothing_counts_as_replicated(
     kit.during(1.0)
     assert not replicated(path) and kit.ask(path, "status")["result"]["cluster"]["forked"]
     assert "older copy was put back" in kit.logs()
+    ended()
+    shutil.rmtree(state)  # on an empty one it is a new incarnation, and all of it goes up
+    path = lives(3)
+    kit.until(lambda: replicated(path), "all of the new one is at the root")
+    assert not kit.ask(path, "status")["result"]["cluster"]["forked"]

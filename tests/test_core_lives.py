@@ -126,7 +126,13 @@ def test_drift_after_the_freeze_does_not_join_and_is_not_overwritten() -> None:
     assert world.machine[B] == TWO
     failed = [r for r in world.journal if r.type == "rollback_failed"][-1]
     assert failed.data["restored"] == [A]
-    assert list(failed.data["left"]) == [B]
+    assert failed.data["left"] == {B: "changed again"}
+    change = world.node.state.change_of(B)
+    assert change is not None
+    assert (change.state, world.node.state.deadline_ns(change)) == ("failed", None)
+    world.write(B, ZERO, ANN.owner)
+    world.write(B, TWO, BOB.owner)
+    assert deadline(world, B) > world.t_ns
 
 
 @pytest.mark.invariant("D1", "F9")

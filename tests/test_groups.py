@@ -226,6 +226,35 @@ def test_after_a_yes_the_node_is_blocked_undecided_asks_and_is_told_abort_by_the
     c.check()
 
 
+@pytest.mark.invariant("G5", "F44")
+@pytest.mark.parametrize("op", ["group_commit", "group_rollback"])
+def test_a_decision_that_was_written_is_carried_out_by_whoever_leads_next(op: str) -> None:
+    c = cluster()
+    gid = apply(c)
+    c.cut("n3")
+    c.advance(10 * NS_PER_S)
+    n = c.request(op, {"group": gid, "message": "m", "allow_missing": "n3"})
+    first, call = c.root, c._call
+    c._call = lambda root, name, head, body: (  # type: ignore[method-assign]
+        None if root is first and head["op"] == "group_decide" else call(root, name, head, body))
+    while "group_decided" not in writes(c):
+        c.advance(NS_PER_S // 1000)
+    c.root = None  # before anybody was told
+    c.advance(NS_PER_S)
+    assert n not in c.results and declared(c) == ["old"] * 4 and machines(c) == ["new"] * 4
+    c.elect()
+    c.advance(30 * NS_PER_S)
+    value, here = ("new", declared) if op == "group_commit" else ("old", machines)
+    assert here(c)[:3] == [value] * 3
+    assert group(c, gid)["state"] == "carrying out"
+    c.mend("n3")
+    c.advance(30 * NS_PER_S)
+    assert here(c) == [value] * 4
+    assert group(c, gid)["state"] == ("committed" if op == "group_commit" else "rolled back")
+    assert writes(c).count("group_decided") == 1
+    c.check()
+
+
 @pytest.mark.invariant("G3", "F43")
 def test_force_settles_a_member_alone_and_is_recorded() -> None:
     c = cluster()

@@ -115,6 +115,10 @@ def test_a_full_disk_refuses_loses_nothing_and_the_same_chunk_is_written_when_th
             failed = next_post(Failed)
             assert failed.what == "append"
             assert "full" in failed.why or "I/O" in failed.why
+            part = RootPart.__new__(RootPart)
+            part.root, part.trouble, part._last_failed = None, "", ""
+            list(part._posted(failed, 0, 0))
+            assert not part.shown()["healthy"]
             (disk / "filler").unlink()
             assert [next_post(Durable).first, next_post(Durable).first] == [2, 3]
             assert list(committer.read(1)) == [chunk(1, 1), large, chunk(3, 1)]

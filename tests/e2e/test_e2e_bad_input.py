@@ -219,6 +219,7 @@ def test_what_cannot_be_read_is_unreadable_never_drift(agent: Agent) -> None:
     wait_until(lambda: agent.status()["unreadable"] == 1, "it is unreadable")
     status = agent.status()
     assert status["drifted"] == 0 and status["state"] == "committed"
+    assert list(status["unreadable_resources"]) == [f"file:{TOP}/loop/f"]
     agent.world.sh(f"rm {TOP}/loop; mv {TOP}/other {TOP}/loop")
     wait_until(lambda: agent.status()["unreadable"] == 0, "it can be read again")
 
