@@ -302,7 +302,7 @@ class Conformance:
                 assert next_b(Durable).first == 2
                 assert list(b.read(2)) == [chunk(2, 1)]
 
-    @pytest.mark.invariant("Q2")
+    @pytest.mark.invariant("Q2", "F35")
     def test_a_committer_whose_chunk_does_not_follow_steps_down_and_loads_again(self, opener: Opener) -> None:
         with running(opener, "a") as (committer, next_post):
             elected = next_post(Elected)

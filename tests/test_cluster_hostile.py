@@ -222,7 +222,7 @@ def test_a_request_that_just_fits_a_frame_ends_nobody(kit: Hostile) -> None:
     kit.still_at_work()
 
 
-@pytest.mark.invariant("T10")
+@pytest.mark.invariant("T10", "F53")
 def test_silent_strangers_cost_nobody_their_place_and_do_not_close_the_door_for_long(kit: Hostile) -> None:
     node = kit.node("n1")
     pid = kit.processes["root1"].pid

@@ -134,7 +134,7 @@ def test_replayed_frames_noise_and_a_flood_change_nothing(kit: Kit) -> None:
     assert len(root.lines) == 2 and kit.aggregator is not None and kit.aggregator.bad >= 6
 
 
-@pytest.mark.invariant("T11")
+@pytest.mark.invariant("T11", "F48")
 def test_a_removed_key_has_no_session_and_no_connection(kit: Kit) -> None:
     root = kit.start_root()
     n1, n2 = kit.joined("n001"), kit.joined("n002")
@@ -289,7 +289,7 @@ def test_a_restarted_agent_sends_only_what_is_new(kit: Kit) -> None:
     assert [r["seq"] for _, r in root.lines] == list(range(len(root.lines)))
 
 
-@pytest.mark.invariant("T3", "T5")
+@pytest.mark.invariant("T3", "T5", "F41")
 def test_children_of_a_killed_aggregator_work_under_another_and_nothing_is_lost(kit: Kit) -> None:
     root = kit.start_root()
     up = ("root1", kit.url)
@@ -416,7 +416,7 @@ def test_a_call_whose_answer_died_with_the_agent_is_not_done_twice(kit: Kit) -> 
     assert len(kit.ask(path, "status")["result"]["holds"]) == 2
 
 
-@pytest.mark.invariant("K2")
+@pytest.mark.invariant("K2", "F50")
 def test_an_older_copy_of_a_journal_is_noticed_and_nothing_counts_as_replicated(kit: Kit, tmp_path: Path) -> None:
     root = kit.start_root()
     state = kit.base / "agent-n001" / "state"
@@ -456,3 +456,8 @@ def test_an_older_copy_of_a_journal_is_noticed_and_nothing_counts_as_replicated(
     kit.during(1.0)
     assert not replicated(path) and kit.ask(path, "status")["result"]["cluster"]["forked"]
     assert "older copy was put back" in kit.logs()
+    ended()
+    shutil.rmtree(state)  # on an empty one it is a new incarnation, and all of it goes up
+    path = lives(3)
+    kit.until(lambda: replicated(path), "all of the new one is at the root")
+    assert not kit.ask(path, "status")["result"]["cluster"]["forked"]

@@ -22,7 +22,7 @@ def last(t_ns: int, offset_ns: int = 0, boot: str = "a") -> State:
     return state
 
 
-@pytest.mark.invariant("B2")
+@pytest.mark.invariant("B2", "F2")
 class TestContinuing:
     def test_an_empty_journal_starts_at_the_boots_own_time(self) -> None:
         assert continue_from(State(), "a", boottime=50, wall_ns=WALL, synchronised=True) == (0, False)

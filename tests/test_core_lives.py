@@ -108,7 +108,7 @@ def test_what_is_mounted_over_declared_paths_is_drift_and_is_taken_off() -> None
     assert world.machine["mount:/d"] is None
 
 
-@pytest.mark.invariant("R2")
+@pytest.mark.invariant("R2", "F7")
 def test_drift_after_the_freeze_does_not_join_and_is_not_overwritten() -> None:
     world = started()
     world.write(A, ONE, ANN.owner)
@@ -126,10 +126,16 @@ def test_drift_after_the_freeze_does_not_join_and_is_not_overwritten() -> None:
     assert world.machine[B] == TWO
     failed = [r for r in world.journal if r.type == "rollback_failed"][-1]
     assert failed.data["restored"] == [A]
-    assert list(failed.data["left"]) == [B]
+    assert failed.data["left"] == {B: "changed again"}
+    change = world.node.state.change_of(B)
+    assert change is not None
+    assert (change.state, world.node.state.deadline_ns(change)) == ("failed", None)
+    world.write(B, ZERO, ANN.owner)
+    world.write(B, TWO, BOB.owner)
+    assert deadline(world, B) > world.t_ns
 
 
-@pytest.mark.invariant("D1")
+@pytest.mark.invariant("D1", "F9")
 def test_what_cannot_be_read_is_neither_drift_nor_rolled_back_blindly() -> None:
     world = started()
     world.unreadable[A] = "sysctl: EIO"
@@ -203,7 +209,7 @@ class TestRoles:
         assert world.journal[-1].data == {"request": "show", "why": "content is not world-readable"}
 
 
-@pytest.mark.invariant("B2")
+@pytest.mark.invariant("B2", "F26")
 def test_stepping_the_wall_clock_moves_no_deadline() -> None:
     world = started()
     world.write(A, ONE, ANN.owner)

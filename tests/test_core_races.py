@@ -153,6 +153,30 @@ def test_what_is_being_applied_is_nobody_else_s_to_apply_or_declare(op: str) -> 
     assert world.replies[first].result["change"] == change.id and list(change.members) == [A]
 
 
+@pytest.mark.invariant("F27")
+def test_what_a_cut_off_apply_did_is_its_callers_drift_and_the_rest_is_not_done_later() -> None:
+    world = started()
+    wanted = {r: Declared(dict(ONE)).to_json() for r in (A, B)}
+
+    def killed(w: World, step: object) -> None:
+        if w.machine[A] == ONE or w.machine[B] == ONE:
+            w.before_act, w.crash_after = None, 0
+
+    world.before_act = killed
+    assert world.ask("apply", ADMIN, resources=wanted, message="two") is None
+    world.start()
+    (done,) = [r for r in (A, B) if world.machine[r] == ONE]
+    (change,) = world.node.state.changes.values()
+    assert (list(change.members), change.owner, change.state) == ([done], ADMIN.owner, "open")
+    world.advance(60 * S)
+    assert sorted(map(str, (world.machine[A], world.machine[B]))) == sorted(map(str, (ONE, ZERO)))
+    again = world.ask("apply", ADMIN, resources=wanted, message="again")
+    assert again is not None and again.exit_code == 0 and world.machine[A] == world.machine[B] == ONE
+    world.advance(1000 * S)
+    assert world.machine[A] == world.machine[B] == ZERO
+    world.check()
+
+
 def test_what_a_boot_job_overwrites_is_on_record_before() -> None:
     world = started()
     world.boot_values = {A: TWO, B: ZERO}

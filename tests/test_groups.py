@@ -126,7 +126,7 @@ def test_a_consumer_on_one_member_blocks_all_and_is_named_and_when_it_is_gone_al
     c.check()
 
 
-@pytest.mark.invariant("G3")
+@pytest.mark.invariant("G3", "F45")
 def test_an_aborted_commit_leaves_the_window_running() -> None:
     c = cluster()
     gid = apply(c)
@@ -140,7 +140,7 @@ def test_an_aborted_commit_leaves_the_window_running() -> None:
     c.check()
 
 
-@pytest.mark.invariant("G6")
+@pytest.mark.invariant("G6", "F45")
 def test_a_rollback_takes_a_diverged_resource_too_and_says_who_lost_what() -> None:
     c = cluster()
     gid = apply(c)
@@ -153,7 +153,7 @@ def test_a_rollback_takes_a_diverged_resource_too_and_says_who_lost_what() -> No
     c.check()
 
 
-@pytest.mark.invariant("G5")
+@pytest.mark.invariant("G5", "F42")
 def test_a_member_that_is_away_owes_the_decision_and_does_not_act_alone() -> None:
     c = cluster()
     gid = apply(c)
@@ -217,7 +217,7 @@ def test_one_refusal_ends_it_before_anything_is_changed_anywhere() -> None:
     c.check()
 
 
-@pytest.mark.invariant("G3")
+@pytest.mark.invariant("G3", "F43")
 def test_after_a_yes_the_node_is_blocked_undecided_asks_and_is_told_abort_by_the_next_root() -> None:
     c = cluster()
     gid = apply(c)
@@ -240,7 +240,36 @@ def test_after_a_yes_the_node_is_blocked_undecided_asks_and_is_told_abort_by_the
     c.check()
 
 
-@pytest.mark.invariant("G3")
+@pytest.mark.invariant("G5", "F44")
+@pytest.mark.parametrize("op", ["group_commit", "group_rollback"])
+def test_a_decision_that_was_written_is_carried_out_by_whoever_leads_next(op: str) -> None:
+    c = cluster()
+    gid = apply(c)
+    c.cut("n3")
+    c.advance(10 * NS_PER_S)
+    n = c.request(op, {"group": gid, "message": "m", "allow_missing": "n3"})
+    first, call = c.root, c._call
+    c._call = lambda root, name, head, body: (  # type: ignore[method-assign]
+        None if root is first and head["op"] == "group_decide" else call(root, name, head, body))
+    while "group_decided" not in writes(c):
+        c.advance(NS_PER_S // 1000)
+    c.root = None  # before anybody was told
+    c.advance(NS_PER_S)
+    assert n not in c.results and declared(c) == ["old"] * 4 and machines(c) == ["new"] * 4
+    c.elect()
+    c.advance(30 * NS_PER_S)
+    value, here = ("new", declared) if op == "group_commit" else ("old", machines)
+    assert here(c)[:3] == [value] * 3
+    assert group(c, gid)["state"] == "carrying out"
+    c.mend("n3")
+    c.advance(30 * NS_PER_S)
+    assert here(c) == [value] * 4
+    assert group(c, gid)["state"] == ("committed" if op == "group_commit" else "rolled back")
+    assert writes(c).count("group_decided") == 1
+    c.check()
+
+
+@pytest.mark.invariant("G3", "F43")
 def test_force_settles_a_member_alone_and_is_recorded() -> None:
     c = cluster()
     gid = apply(c)
@@ -297,7 +326,7 @@ def test_the_fleets_stop_reaches_every_node_and_stops_groups_and_changes() -> No
     c.check()
 
 
-@pytest.mark.invariant("G9")
+@pytest.mark.invariant("G9", "F46")
 def test_a_node_that_is_cut_off_waits_before_it_rolls_back_alone_and_then_does() -> None:
     c = cluster()
     c.cut("n1")
@@ -309,7 +338,7 @@ def test_a_node_that_is_cut_off_waits_before_it_rolls_back_alone_and_then_does()
     assert machines(c)[1] == "old"
 
 
-@pytest.mark.invariant("G10")
+@pytest.mark.invariant("G10", "F47")
 def test_too_many_failures_pause_the_carrying_out_and_the_decision_stands() -> None:
     c = cluster(wave=1, waves_at_once=1, breaker_least=1, breaker_share=0.0)
     gid = apply(c)

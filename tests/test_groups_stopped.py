@@ -175,7 +175,7 @@ def test_everybody_who_asked_for_the_same_end_is_answered() -> None:
     assert machines(c) == ["old"] * 4
 
 
-@pytest.mark.invariant("A4")
+@pytest.mark.invariant("A4", "F51")
 def test_a_group_that_another_log_began_is_blocked_aloud_and_not_forgotten() -> None:
     c = cluster()
     gid = apply(c)
@@ -194,7 +194,7 @@ def test_a_group_that_another_log_began_is_blocked_aloud_and_not_forgotten() -> 
     assert result["group"] == "g2", "a number that a node remembers is not given again"
 
 
-@pytest.mark.invariant("G3")
+@pytest.mark.invariant("G3", "F51")
 def test_a_yes_to_a_root_whose_log_is_lost_stays_undecided_until_a_person_forces_it() -> None:
     c = cluster()
     gid = apply(c)
@@ -251,7 +251,7 @@ def test_nobody_extends_a_group_for_ever() -> None:
     assert code == 2 and "10d in all" in message
 
 
-@pytest.mark.invariant("G5")
+@pytest.mark.invariant("G5", "F52")
 def test_a_node_that_is_out_of_service_can_be_forgotten_and_nothing_waits_for_it() -> None:
     c = cluster()
     gid = apply(c)

@@ -106,6 +106,7 @@ def test_what_is_not_executable_hidden_or_no_file_is_no_hook(bench: Bench) -> No
     assert bench.hooks.paths() == [str(good)]
 
 
+@pytest.mark.invariant("F23")
 def test_a_hook_that_hangs_is_killed_with_everything_it_started(bench: Bench) -> None:
     bench.script("h", f"sleep 1000 & echo $! > {bench.out}; wait")
     bench.hooks.events([b"{}"])
@@ -130,6 +131,7 @@ def test_a_hook_that_fails_is_said(bench: Bench) -> None:
     assert any("hook" in line and "/i" in line for line in bench.said)
 
 
+@pytest.mark.invariant("F23")
 def test_few_run_at_once_and_the_queue_is_bounded(bench: Bench) -> None:
     bench.script("h", "sleep 0.05")
     bench.hooks.events([b"{}"] * (QUEUE_MAX + 50))

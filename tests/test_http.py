@@ -109,6 +109,7 @@ def test_the_page_shows_states_and_groups_and_claims_nothing_else(serving: Servi
     assert "behind" not in shown, "nobody counts how far the nodes are behind"
 
 
+@pytest.mark.invariant("F31")
 def test_health_is_for_load_balancers(serving: Serving) -> None:
     assert serving.get("/health")[::2] == (200, "ok\n")
     serving.facts = {**FACTS, "healthy": False, "trouble": "etcd does not answer"}

@@ -208,6 +208,7 @@ class TestRestoring:
         restore(path, attrs, blobs)
         assert seen(path) == attrs
 
+    @pytest.mark.invariant("F20")
     @root
     @needs_root
     def test_a_file_that_something_is_mounted_on_is_refused_with_the_reason(self, tmp_path: Path) -> None:
@@ -256,7 +257,7 @@ class TestRestoring:
         assert seen(path) == attrs
 
 
-@pytest.mark.invariant("F5")
+@pytest.mark.invariant("F5", "F8")
 class TestLastMoment:
     def test_a_file_that_somebody_has_open_is_left(self, tmp_path: Path) -> None:
         path = tmp_path / "f"
@@ -382,6 +383,7 @@ class TestPreflight:
         assert "sha256" not in save
         assert not keep.blobs
 
+    @pytest.mark.invariant("F19")
     def test_content_too_large_to_keep_is_refused(self, tmp_path: Path) -> None:
         path = tmp_path / "f"
         path.write_bytes(b"x" * 2000)

@@ -244,7 +244,7 @@ def test_a_mount_that_must_be_absent_is_unmounted(top: Path) -> None:
 
 
 @isolated
-@pytest.mark.invariant("R4")
+@pytest.mark.invariant("R4", "F30")
 def test_a_mount_in_memory_is_taken_off_only_when_what_it_holds_is_kept(top: Path) -> None:
     path, name = point(top)
     sh("mount", "-t", "tmpfs", "tmpfs", path)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import signal
 import stat
 import subprocess
+import time
 from pathlib import Path
 from uuid import uuid4
 
@@ -17,6 +19,7 @@ from pact.agent import worker
 from pact.core.plan import Step, ordered
 from pact.errors import RestoreError
 from pact.model import Attrs
+from pact.resources import mount
 from pact.resources.base import HALF_N, WHOLE_N
 from pact.resources.fstab import device_of
 from pact.resources.mount import KIND, read_mounts
@@ -27,7 +30,7 @@ pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="ne
 # -- a whole plan -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.invariant("R1", "R5")
+@pytest.mark.invariant("R1", "R5", "F6")
 @isolated
 def test_nothing_is_written_below_a_mount_that_failed(top: Path) -> None:
     data = b"belongs into the mount"
@@ -61,6 +64,29 @@ def test_a_kill_between_unmounting_and_mounting_is_gone_on_with(top: Path) -> No
     assert worker.act((step,), {}.get) == {step.id: worker.MOVED}
     assert worker.act((step,), {}.get, resumed=True) == {step.id: ""}
     assert KIND.distance_n(step.target, actual(name)) == 0
+
+
+@pytest.mark.invariant("F14")
+@isolated
+def test_a_mount_command_that_hangs_is_killed(top: Path) -> None:
+    assert mount.MOUNT_TIMEOUT_S == 60
+    mount.MOUNT_TIMEOUT_S = 0.5  # type: ignore[misc]  # of this child
+    _, name = point(top)
+    upper, _ = point(top, "upper")
+    work, _ = point(top, "work")
+    (upper / "mount.slow").write_text(f"#!/bin/sh\necho $PPID $$ > {top}/pid\nexec sleep 30\n")
+    (upper / "mount.slow").chmod(0o755)
+    sbin = os.path.realpath("/sbin")
+    sh("mount", "-t", "overlay", "-o", f"lowerdir={sbin},upperdir={upper},workdir={work}", "overlay", sbin)
+    before = time.monotonic()
+    with pytest.raises(RestoreError, match=r"mount did not end within 0.5 s"):
+        restore(name, {"source": "x", "fstype": "slow", "options": []})
+    assert time.monotonic() - before < 5
+    pid, helper = (top / "pid").read_text().split()
+    assert not os.path.exists(f"/proc/{pid}"), "mount(8) is gone"
+    if os.path.exists(f"/proc/{helper}"):  # it may outlive it
+        os.kill(int(helper), signal.SIGKILL)
+    assert KIND.stack(name) == []
 
 
 @pytest.mark.invariant("R2")

@@ -153,6 +153,7 @@ def test_mounting_is_seen_with_the_mounter_where_the_kernel_names_it(tmp_path: P
     )
 
 
+@pytest.mark.invariant("F10")
 @pytest.mark.parametrize("mechanism", ["fanotify", "inotify"])
 def test_an_overflow_is_told_and_what_comes_after_is_seen(tmp_path: Path, mechanism: str) -> None:
     top = os.fsencode(tmp_path)

@@ -129,7 +129,7 @@ def test_heads_come_by_themselves_and_stop_with_the_leadership(root: Root, conne
     assert orjson.loads(sock.recv_multipart()[2])["gseq"] == 41
 
 
-@pytest.mark.invariant("V4")
+@pytest.mark.invariant("V4", "F39")
 def test_a_subscriber_that_never_reads_costs_nobody_anything(roots: Callable[..., Root], connect: Any) -> None:
     root = roots(send_max=400)
     deaf = connect(zmq.SUB, root.events, rcvhwm=1, rcvbuf=4096)
@@ -247,7 +247,7 @@ def test_a_req_socket_is_understood_too(root: Root, connect: Any) -> None:
     assert ask(req, b"nonsense")[0][0] == b"ERROR"
 
 
-@pytest.mark.invariant("V4")
+@pytest.mark.invariant("V4", "F40")
 def test_garbage_is_refused_counted_and_harms_nobody(root: Root, connect: Any) -> None:
     port, other = connect(zmq.DEALER, root.replay), connect(zmq.DEALER, root.replay, "view")
     for frames in ([b"\xff" * 900], [b"GET"], [b""], [b"GET", b"*", b"-5"], [b"["], [b"x"] * 50):
@@ -313,7 +313,7 @@ def test_a_slow_requester_gets_all_of_it(roots: Callable[..., Root], connect: An
     assert got == list(range(200))
 
 
-@pytest.mark.invariant("V4")
+@pytest.mark.invariant("V4", "F40")
 def test_one_key_holds_a_bounded_number_of_places(roots: Callable[..., Root], connect: Any) -> None:
     root = roots(replay_send_max=1)
     root.commit(*[Chain("n1").batch(*["committed"] * 400, data={"x": "y" * 9000})])
@@ -390,7 +390,7 @@ def test_the_examples_are_short_and_need_nothing_but_zeromq() -> None:
     assert set(re.findall(r"^import (.*)$", (EXAMPLES / "subscriber.py").read_text(), re.M)) == {"json, sys, time, zmq"}
 
 
-@pytest.mark.invariant("V1", "V2")
+@pytest.mark.invariant("V1", "V2", "F34")
 def test_a_follower_misses_nothing_through_restarts_and_losses(follow: Any, root: Root) -> None:
     chain = Chain("n1")
     last = root.commit(chain.batch(*["committed", "drift_detected"] * 5))
@@ -425,7 +425,7 @@ def test_a_follower_of_one_type_misses_none_of_it(follow: Any, root: Root) -> No
     assert until(lambda: follower.numbers() == [0, 2, 4, 5, 7])
 
 
-@pytest.mark.invariant("V2")
+@pytest.mark.invariant("V2", "F39")
 def test_a_follower_says_what_can_no_longer_be_had(follow: Any, root: Root) -> None:
     chain = Chain("n1")
     for _ in range(5):

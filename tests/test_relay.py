@@ -66,7 +66,7 @@ N1, N2, N3, AGG1, AGG2 = peer("n1"), peer("n2"), peer("n3"), peer("agg1"), peer(
 OPS = peer("olga", "ops")
 
 
-@pytest.mark.invariant("T13")
+@pytest.mark.invariant("T13", "F48")
 def test_a_key_speaks_for_its_own_name_only() -> None:
     b = Bench()
     assert b.hello(N1)[0].kind == "welcome"
@@ -106,7 +106,7 @@ def test_an_answer_for_another_node_is_dropped() -> None:
         ("n2",): b"true", ("n1",): b"mine"}
 
 
-@pytest.mark.invariant("T13")
+@pytest.mark.invariant("T13", "F48")
 def test_violations_are_logged_once_with_a_count() -> None:
     b = Bench()
     b.hello(N1)

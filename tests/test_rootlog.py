@@ -95,7 +95,7 @@ def test_fences_grow_with_every_election_of_any_process(path: str) -> None:
 
 
 @pytest.mark.root
-@pytest.mark.invariant("Q5")
+@pytest.mark.invariant("Q5", "F31")
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small file system")
 def test_a_full_disk_refuses_loses_nothing_and_the_same_chunk_is_written_when_there_is_room(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
@@ -115,6 +115,10 @@ def test_a_full_disk_refuses_loses_nothing_and_the_same_chunk_is_written_when_th
             failed = next_post(Failed)
             assert failed.what == "append"
             assert "full" in failed.why or "I/O" in failed.why
+            part = RootPart.__new__(RootPart)
+            part.root, part.trouble, part._last_failed = None, "", ""
+            list(part._posted(failed, 0, 0))
+            assert not part.shown()["healthy"]
             (disk / "filler").unlink()
             assert [next_post(Durable).first, next_post(Durable).first] == [2, 3]
             assert list(committer.read(1)) == [chunk(1, 1), large, chunk(3, 1)]
@@ -122,6 +126,7 @@ def test_a_full_disk_refuses_loses_nothing_and_the_same_chunk_is_written_when_th
         subprocess.run(["umount", str(disk)], check=True)
 
 
+@pytest.mark.invariant("F37")
 def test_a_damaged_snapshot_is_not_used(path: str) -> None:
     store = open_store(f"sqlite://{path}")
     fence = lead(store)

@@ -12,14 +12,15 @@ import pytest
 from public_root import Chain
 
 from pact.cluster import page
-from pact.cluster.committer import Durable
+from pact.cluster.committer import Durable, Elected
 from pact.cluster.nodesets import Folded, NodeSets
 from pact.cluster.rootpart import RootPart
 from pact.core.records import GENESIS
 from pact.core.root import Commit, Effect, Known, Root
-from pact.core.rootlog import Cursor, Group, RootState
+from pact.core.rootlog import Cursor, Group, RootState, load
 from pact.core.runs import Run
 from pact.core.wire import message
+from pact.errors import PactError
 
 
 def part_of(root: Root) -> RootPart:
@@ -57,6 +58,32 @@ class Loop(threading.Thread):
                 body = b"".join(line + b"\n" for line in batch.lines)
                 row = [batch.node, batch.incarnation, batch.first, 1, len(body)]
                 self.perform(self.root.received(message("events", {"batches": [row]}, body), 2, 2))
+
+
+@pytest.mark.invariant("F37")
+def test_a_root_does_not_lead_with_a_log_in_which_a_chunk_is_damaged() -> None:
+    root, chain, chunks = Root("r", RootState(), 1, NodeSets()), Chain("n1"), list[bytes]()
+
+    def perform(effects: Iterable[Effect]) -> None:
+        for e in effects:
+            if isinstance(e, Commit):
+                chunks.append(e.chunk)
+                perform(root.durable(e.first, e.count, 2, 2))
+
+    perform(root.start(1, 1, "b", 0))
+    for _ in range(3):
+        batch = chain.batch("committed")
+        body = b"".join(line + b"\n" for line in batch.lines)
+        row = [batch.node, batch.incarnation, batch.first, 1, len(body)]
+        perform(root.received(message("events", {"batches": [row]}, body), 2, 2))
+    part = RootPart.__new__(RootPart)
+    part.root = None
+    for n in range(len(chunks) - 1):
+        rotten = chunks[n][:-9] + bytes([chunks[n][-9] ^ 1]) + chunks[n][-8:]
+        with pytest.raises(PactError, match="does not verify") as caught:
+            list(part._elected(Elected(2, None, (*chunks[:n], rotten, *chunks[n + 1 :])), 3, 3))
+        assert "backup" in caught.value.hint and part.root is None
+    assert load(None, chunks).gseq == root.state.gseq, "as it was it can be used"
 
 
 @pytest.mark.invariant("V2")

@@ -51,6 +51,10 @@ def test_every_invariant_is_carried_by_a_test() -> None:
     assert sorted(set(IDS) - set(carried())) == []
 
 
+def test_every_failure_mode_is_shown_by_a_test() -> None:
+    assert sorted(set(FAILURES) - set(carried())) == []
+
+
 def test_no_test_carries_an_id_that_is_not_specified() -> None:
     known = {*IDS, *FAILURES}
     assert {i: where for i, where in carried().items() if i not in known} == {}

@@ -20,7 +20,7 @@ from pact.resources.file import KIND
 from pact.resources.toml import Ignore
 
 
-@pytest.mark.invariant("R2")
+@pytest.mark.invariant("R2", "F7")
 def test_a_file_written_while_an_earlier_step_runs_is_left_as_it_is(tmp_path: Path,
                                                                     monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     keep, steps = Keep(1 << 20), []
@@ -48,7 +48,7 @@ def test_a_file_written_while_an_earlier_step_runs_is_left_as_it_is(tmp_path: Pa
     assert (tmp_path / "b").read_text() == "new work"
 
 
-@pytest.mark.invariant("O1")
+@pytest.mark.invariant("O1", "F13")
 def test_a_job_that_does_not_end_shows_as_stuck(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     done = threading.Event()
@@ -107,7 +107,7 @@ def value(data: bytes) -> dict[str, object]:
     return {"type": "file", "sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
 
 
-@pytest.mark.invariant("R4", "R6")
+@pytest.mark.invariant("R4", "R6", "F28")
 def test_what_a_kill_left_aside_goes_only_if_it_is_kept_elsewhere(tmp_path: Path) -> None:
     target, saved = b"what is declared", b"what was saved"
     store = {hashlib.sha256(c).hexdigest(): c for c in (target, saved)}

@@ -65,6 +65,7 @@ GARBAGE = [
 ]  # fmt: skip
 
 
+@pytest.mark.invariant("F21")
 def test_garbage_on_the_socket_gets_an_error_and_moves_nothing(agent: Agent) -> None:
     seq = agent.status()["journal"]["seq"]
     pid = agent.process.pid
@@ -263,6 +264,7 @@ def test_declared_files_with_a_mistake_stop_the_first_start_and_say_where(make_a
 # -- files that are hard to read ------------------------------------------------------------------------------------
 
 
+@pytest.mark.invariant("F9")
 def test_what_cannot_be_read_is_unreadable_never_drift(agent: Agent) -> None:
     """A directory on the way is exchanged, in one call, for a link that leads to itself."""
     agent.world.sh(f"mkdir {TOP}/loop; echo x > {TOP}/loop/f; ln -s loop {TOP}/other")
@@ -272,6 +274,7 @@ def test_what_cannot_be_read_is_unreadable_never_drift(agent: Agent) -> None:
     wait_until(lambda: agent.status()["unreadable"] == 1, "it is unreadable")
     status = agent.status()
     assert status["drifted"] == 0 and status["state"] == "committed"
+    assert list(status["unreadable_resources"]) == [f"file:{TOP}/loop/f"]
     agent.world.sh(f"rm {TOP}/loop; mv {TOP}/other {TOP}/loop")
     wait_until(lambda: agent.status()["unreadable"] == 0, "it can be read again")
 

@@ -28,12 +28,12 @@ def scenario(name: str) -> None:
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-8000:]
 
 
-@pytest.mark.invariant("T8", "K2")
+@pytest.mark.invariant("T8", "K2", "F41")
 def test_an_aggregator_is_killed_and_its_children_are_at_work_elsewhere() -> None:
     scenario("an_aggregator_is_killed_and_its_children_are_at_work_elsewhere")
 
 
-@pytest.mark.invariant("K1")
+@pytest.mark.invariant("K1", "F34")
 def test_a_root_is_killed_and_started_again() -> None:
     scenario("a_root_is_killed_and_started_again")
 
@@ -52,7 +52,7 @@ def test_a_group_that_nobody_commits_expires_on_every_node() -> None:
     scenario("a_group_that_nobody_commits_expires_on_every_node")
 
 
-@pytest.mark.invariant("F5", "G1")
+@pytest.mark.invariant("F5", "G1", "F49")
 def test_a_consumer_blocks_all_and_two_people_settle_one_group() -> None:
     scenario("a_consumer_blocks_all_and_two_people_settle_one_group")
 
@@ -61,7 +61,7 @@ def test_programs_read_groups_as_they_read_everything_else() -> None:
     scenario("programs_read_groups_as_they_read_everything_else")
 
 
-@pytest.mark.invariant("G5")
+@pytest.mark.invariant("G5", "F42")
 def test_a_node_that_is_away_owes_and_one_that_restarts_remembers() -> None:
     scenario("a_node_that_is_away_owes_and_one_that_restarts_remembers")
 
@@ -76,12 +76,12 @@ def test_the_whole_fleet_is_stopped() -> None:
     scenario("the_whole_fleet_is_stopped")
 
 
-@pytest.mark.invariant("G9")
+@pytest.mark.invariant("G9", "F46")
 def test_a_node_that_is_cut_off_waits_and_then_acts_alone() -> None:
     scenario("a_node_that_is_cut_off_waits_and_then_acts_alone")
 
 
-@pytest.mark.invariant("K3")
+@pytest.mark.invariant("K3", "F33", "F34")
 @pytest.mark.skipif(shutil.which("etcd") is None, reason="etcd not installed: apt-get install etcd-server")
 def test_two_roots_on_etcd_and_no_quorum() -> None:
     scenario("two_roots_on_etcd_and_no_quorum")

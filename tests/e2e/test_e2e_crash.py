@@ -23,6 +23,7 @@ def config() -> dict[str, Any]:
     return {"window": {"base": "0.6s", "floor": "0.2s"}}
 
 
+@pytest.mark.invariant("F1")
 def test_sigterm_ends_cleanly_and_is_recorded(agent: Agent) -> None:
     started = time.monotonic()
     assert agent.stop(signal.SIGTERM) == 0
@@ -64,7 +65,7 @@ def test_same_size_and_times_do_not_hide_a_change_made_while_the_agent_was_down(
     agent.drifted(f"file:{path}")
 
 
-@pytest.mark.invariant("A4")
+@pytest.mark.invariant("A4", "F1")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_deadline_that_passed_while_down_expires_at_start(agent: Agent, number: int) -> None:
     path = agent.file(f"deadline{int(number)}.conf")
@@ -111,6 +112,7 @@ def test_open_changes_owners_and_extensions_survive_a_kill(agent: Agent) -> None
     assert after["remaining_s"] < before["remaining_s"], "time goes on while the agent is down"
 
 
+@pytest.mark.invariant("F1")
 def test_a_rollback_cut_off_by_a_kill_is_resumed(make_agent: Callable[..., Agent]) -> None:
     """A mount helper of ours makes the restore wait; the agent is killed in the middle."""
     agent = make_agent(window={"base": "1h", "floor": "0.2s"})

@@ -166,6 +166,7 @@ def test_exporting_what_was_adopted_and_declaring_it_again_changes_nothing(agent
     agent.world.sh(f"umount {TOP}/mnt")
 
 
+@pytest.mark.invariant("F19")
 def test_a_file_above_the_limit_is_reported_as_not_restorable_at_adopt(agent: Agent) -> None:
     path = f"{TOP}/large.bin"
     agent.world.sh(f"head -c 5000000 /dev/zero > {path}")

@@ -233,6 +233,7 @@ def test_larger_drift_has_less_time(agent: Agent) -> None:
     wait_until(lambda: agent.status()["drifted"] == 0, "all was rolled back")
 
 
+@pytest.mark.invariant("F16")
 def test_what_was_rolled_back_twice_within_the_hour_is_contended(agent: Agent) -> None:
     path = agent.file("fight.conf")
     for _ in range(2):

@@ -43,6 +43,7 @@ def test_who_uses_what_hangs_is_not_for_viewers_to_ask(agent: Agent) -> None:
         assert agent.newest("denied")["data"]["request"] == "consumers"
 
 
+@pytest.mark.invariant("F13")
 def test_an_admin_s_question_that_hangs_holds_nothing_else_up(agent: Agent) -> None:
     path = agent.file("f", "one\n")
     with hung(agent, f"{TOP}/h"):
@@ -63,6 +64,7 @@ def wchan(agent: Agent) -> bytes:
     return b" ".join(Path(task, t, "wchan").read_bytes() for t in os.listdir(task))
 
 
+@pytest.mark.invariant("F13")
 def test_what_is_mounted_over_a_declared_path_and_hangs_leaves_the_loop_alone(agent: Agent) -> None:
     """Also when it is there already at the start, and the resource comes back to the loop when it is gone."""
     path, other = agent.file("d/conf", "one\n"), agent.file("other", "one\n")
@@ -90,7 +92,7 @@ def test_a_directory_that_becomes_a_link_to_what_hangs_leaves_the_loop_alone(age
     agent.drifted(f"file:{path}")
 
 
-@pytest.mark.invariant("J4")
+@pytest.mark.invariant("J4", "F13")
 def test_what_was_not_seen_whole_before_the_end_is_seen_after_the_next_start(make_agent: Callable[..., Agent]) -> None:
     """A signature that is newer than what the journal knows would hide the change for ever."""
     agent = make_agent(observe={"rescan": "1s"})

@@ -147,7 +147,7 @@ ready()
 """
 
 
-@pytest.mark.invariant("R3")
+@pytest.mark.invariant("R3", "F15")
 def test_a_rollback_waits_for_the_package_manager_unless_forced(agent: Agent) -> None:
     """The lock lies on a tmpfs over the directory in this world only; the host's package manager is not touched."""
     lock = "/var/lib/dpkg/lock-frontend"

@@ -59,6 +59,7 @@ def test_verify_accepts_an_unbroken_chain_running_or_not(stopped: Agent) -> None
     stopped.pact("journal", "verify", str(stopped.journal))
 
 
+@pytest.mark.invariant("F4")
 def test_an_export_is_verified_by_a_stranger_and_imported_whole(stopped: Agent, make_agent: Callable[..., Agent]) -> None:
     out = stopped.base / "export.jsonl"
     command(stopped, "journal", "export", str(out))
@@ -105,6 +106,7 @@ def _records(agent: Agent) -> int:
         db.close()
 
 
+@pytest.mark.invariant("F4")
 @pytest.mark.parametrize("sql", [
     "UPDATE record SET body = replace(body, 'möglich', 'unmöglich')",
     "UPDATE record SET body = CAST(replace(CAST(body AS TEXT), '\"root\"', '\"toor\"') AS BLOB) WHERE type = 'committed'",
@@ -146,6 +148,7 @@ def test_a_lost_snapshot_or_signature_cache_loses_nothing(stopped: Agent) -> Non
     assert stopped.status()["declared"] == 1
 
 
+@pytest.mark.invariant("F24")
 def test_a_second_agent_on_the_same_state_directory_refuses_and_says_why(
     stopped: Agent, make_agent: Callable[..., Agent]
 ) -> None:
@@ -158,7 +161,7 @@ def test_a_second_agent_on_the_same_state_directory_refuses_and_says_why(
     assert "another agent" in command(stopped, "journal", "import", "/dev/null", check=1)
 
 
-@pytest.mark.invariant("D1")
+@pytest.mark.invariant("D1", "F54")
 def test_a_name_that_an_older_version_let_in_ends_nobody(stopped: Agent, make_agent: Callable[..., Agent]) -> None:
     out = stopped.base / "export.jsonl"
     command(stopped, "journal", "export", str(out))

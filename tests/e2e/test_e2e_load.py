@@ -33,6 +33,7 @@ def small(world: World, make_agent: Callable[..., Agent]) -> Iterator[Agent]:
     world.sh(f"umount {state}", check=False)
 
 
+@pytest.mark.invariant("F3")
 def test_with_a_full_disk_the_agent_watches_says_so_and_does_nothing(small: Agent) -> None:
     state = small.config["state"]["dir"]
     before, during = small.file("before.conf"), small.file("during.conf")
@@ -68,6 +69,7 @@ def test_with_a_full_disk_the_agent_watches_says_so_and_does_nothing(small: Agen
     assert chain.verify(records) == len(records)
 
 
+@pytest.mark.invariant("F3")
 def test_a_rollback_whose_end_cannot_be_recorded_is_taken_up_again(small: Agent) -> None:
     """Expiry meets a full disk: nothing is touched; with space again it is carried out."""
     state = small.config["state"]["dir"]
@@ -81,7 +83,7 @@ def test_a_rollback_whose_end_cannot_be_recorded_is_taken_up_again(small: Agent)
     assert small.world.path(path).read_text() == "declared\n"
 
 
-@pytest.mark.invariant("J4")
+@pytest.mark.invariant("J4", "F3")
 def test_what_drifts_on_a_full_disk_has_drifted_though_it_is_not_recorded(small: Agent) -> None:
     state = small.config["state"]["dir"]
     path, other = small.file("seen.conf"), small.file("same.conf")
@@ -99,7 +101,7 @@ def test_what_drifts_on_a_full_disk_has_drifted_though_it_is_not_recorded(small:
     small.settled(f"file:{path}")
 
 
-@pytest.mark.invariant("J4")
+@pytest.mark.invariant("J4", "F3")
 def test_who_asked_for_what_was_begun_is_not_told_that_nothing_was_changed(small: Agent) -> None:
     """The disk fills between the record of a rollback's start and that of its result."""
     state, count = small.config["state"]["dir"], 300
@@ -184,6 +186,7 @@ def test_of_a_hundred_thousand_events_no_lasting_drift_is_missed(make_agent: Cal
     agent.close()
 
 
+@pytest.mark.invariant("F17")
 def test_more_than_max_resources_are_not_rolled_back_without_a_person(make_agent: Callable[..., Agent]) -> None:
     agent = make_agent(window={"base": "0.5s", "floor": "0.1s"}, rollback={"max_resources": 5})
     agent.start()
@@ -232,6 +235,7 @@ def test_hooks_get_each_event_as_json_on_stdin_in_a_clean_environment(hooked: Ag
     assert "PYTHONPATH" not in Path(f"{out}.env").read_text()
 
 
+@pytest.mark.invariant("F23")
 def test_a_hook_that_hangs_is_killed_with_its_children_and_blocks_nobody(hooked: Agent) -> None:
     pids = hooked.base / "pids"
     hook(hooked, "10-hang", f"echo $$ >> {pids}; sleep 1000 & echo $! >> {pids}; wait\n")

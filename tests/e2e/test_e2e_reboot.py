@@ -28,7 +28,7 @@ def reboot(agent: Agent) -> None:
     agent.world.sh(f"mount --bind {boot} /proc/sys/kernel/random/boot_id")
 
 
-@pytest.mark.invariant("B1", "B2")
+@pytest.mark.invariant("B1", "B2", "F2")
 def test_what_a_reboot_resets_is_brought_back_before_the_agent_is_ready(agent: Agent) -> None:
     path = agent.file("reboot.conf")
     agent.world.sh(f"mkdir -p {TOP}/m && mount -t tmpfs -o size=4m tmpfs {TOP}/m && echo 77 > {TTL}")
@@ -62,7 +62,7 @@ def test_in_an_emergency_a_reboot_converges_nothing(agent: Agent) -> None:
     assert agent.world.sh(f"cat {TTL}").out == "78\n"
 
 
-@pytest.mark.invariant("B2")
+@pytest.mark.invariant("B2", "F2")
 def test_what_has_expired_gets_the_floor_after_a_reboot(agent: Agent) -> None:
     path = agent.file("floor.conf")
     agent.stop()

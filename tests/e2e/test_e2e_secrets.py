@@ -128,6 +128,7 @@ def test_what_lay_in_a_closed_file_system_in_memory_stays_closed_when_that_is_go
     viewers_are_not_shown(agent, f"file:{TOP}/m/notes", "INSIDE")
 
 
+@pytest.mark.invariant("F30")
 def test_what_lay_in_an_open_one_is_shown(agent: Agent) -> None:
     agent.world.sh(f"mkdir -p {TOP}/o")
     agent.declare(f'[mount."{TOP}/o"]\ntype = "absent"\n')

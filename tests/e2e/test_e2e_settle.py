@@ -89,6 +89,7 @@ def test_a_resource_that_requires_an_uncommitted_one_is_not_committed_alone(agen
     agent.pact("commit", f"file:{two}", f"file:{one}", "-m", "both")
 
 
+@pytest.mark.invariant("F25")
 def test_commit_answers_4_when_the_machine_moved_on_unseen(agent: Agent) -> None:
     """A write through a mapping gives no event: commit looks again and finds it."""
     path = agent.file("mapped.conf", "0000\n")
@@ -112,6 +113,7 @@ def test_commit_answers_4_when_the_machine_moved_on_unseen(agent: Agent) -> None
     assert agent.world.path(path).read_text() == "1200\n"
 
 
+@pytest.mark.invariant("F25")
 def test_a_settled_change_answers_4_and_an_unknown_one_2(agent: Agent) -> None:
     change = agent.drift(agent.file("once.conf"))
     agent.pact("commit", change["id"], "-m", "x")
@@ -121,6 +123,7 @@ def test_a_settled_change_answers_4_and_an_unknown_one_2(agent: Agent) -> None:
     agent.pact("commit", "file:/nowhere", "-m", "x", check=2)
 
 
+@pytest.mark.invariant("F25")
 def test_commit_after_the_rollback_has_begun_answers_4(agent: Agent) -> None:
     """mount(8) finds a helper of ours that waits, so that the restore takes long enough to ask for a commit."""
     point, go = f"{TOP}/slow", f"{TOP}/go"
@@ -232,6 +235,7 @@ def test_drift_that_clears_by_itself_settles_its_change(agent: Agent) -> None:
     assert agent.newest("drift_cleared")["data"]["resource"] == f"file:{path}"
 
 
+@pytest.mark.invariant("F18")
 def test_a_file_in_constant_motion_does_not_flood_the_journal(agent: Agent) -> None:
     path = agent.file("motion.conf")
     seq = agent.status()["journal"]["seq"]

@@ -116,6 +116,7 @@ def test_an_unfinished_line_at_the_end_is_no_request(agent: Agent) -> None:
         {"ok": True, "exit": 0, "message": "", "hint": "", "result": {"node": "n001"}}]
 
 
+@pytest.mark.invariant("F22")
 def test_one_who_asks_much_reads_nothing_and_then_reads_costs_nothing(agent: Agent) -> None:
     path = agent.file("much.conf", "".join(f"line {i}\n" for i in range(3000)))
     agent.drift(path, "".join(f"other {i}\n" for i in range(3000)))
@@ -145,6 +146,7 @@ def test_many_questions_about_consumers_are_answered_one_after_the_other(agent: 
     assert codes == [0] * 500
 
 
+@pytest.mark.invariant("F22")
 def test_a_flood_of_requests_delays_nobody_else(agent: Agent) -> None:
     agent.file("flood.conf")
     flood = b"".join(b'{"v":1,"op":"diff","args":{}}\n' for _ in range(2000))
@@ -174,7 +176,7 @@ def test_answers_come_in_the_order_of_the_questions(agent: Agent) -> None:
     assert "committed" in first and "line" in second and "journal" in third
 
 
-@pytest.mark.invariant("S3")
+@pytest.mark.invariant("S3", "F29")
 def test_refusals_are_journaled_but_cannot_fill_the_journal(agent: Agent) -> None:
     seq = agent.status()["journal"]["seq"]
     script = (
