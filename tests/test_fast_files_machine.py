@@ -30,9 +30,8 @@ contents = st.builds(lambda unit, count: unit * count, st.sampled_from([b"x", b"
 keys = st.integers(0, 5)
 odd_keys = st.one_of(keys, st.sampled_from([-1, 2**63 - 1, 2**63, "0", 1.0, None, True]))
 odd_paths = st.sampled_from([b"relative", b"", b"/nul\0", b"/" + b"x" * 4094, b"/" + b"x" * 4095, "/text", None, 7])
-# One wrong key a call: of two that are wrong in different ways each backend names the one that it meets first.
 asked = st.one_of(
-    st.none(), st.lists(odd_keys, max_size=1), st.lists(keys, max_size=6), st.lists(keys, max_size=6).map(lambda ks: array("q", ks)),
+    st.none(), st.lists(odd_keys, max_size=4), st.lists(keys, max_size=6), st.lists(keys, max_size=6).map(lambda ks: array("q", ks)),
     st.sampled_from([array("i", [0]), b"1234567", 5, "01"]),
 )  # fmt: skip
 

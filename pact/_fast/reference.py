@@ -13,7 +13,7 @@ import os
 import stat
 import time
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from itertools import pairwise
@@ -267,20 +267,22 @@ class FileTable:
         return operator.index(key) in self._entries
 
     def scan(self, keys: Iterable[SupportsIndex] | Buffer | None = None, full: bool = False) -> list[int]:
-        if keys is None:
-            order = sorted(self._entries)
-        else:
-            try:
-                memoryview(keys)  # type: ignore[arg-type]
-            except TypeError:
-                order = [_key(key) for key in keys]  # type: ignore[union-attr]
-            else:
-                order = _view(keys, "q").tolist()  # type: ignore[arg-type]
-        for key in order:
-            if key not in self._entries:
-                raise KeyError(key)
+        order = sorted(self._entries) if keys is None else list(self._known(keys))
         now = time.clock_gettime_ns(_CLOCK_REALTIME_COARSE)
         return [key for key in order if self._check(self._entries[key], bool(full), now)]
+
+    def _known(self, keys: Iterable[SupportsIndex] | Buffer) -> Iterator[int]:
+        """The keys, each looked at when its turn comes: the first that is wrong in any way decides what is raised."""
+        try:
+            memoryview(keys)  # type: ignore[arg-type]
+        except TypeError:
+            given: Iterator[int] = (_key(key) for key in keys)  # type: ignore[union-attr]
+        else:
+            given = iter(_view(keys, "q").tolist())  # type: ignore[arg-type]
+        for key in given:
+            if key not in self._entries:
+                raise KeyError(key)
+            yield key
 
     def _look(self, path: bytes, reading: bool) -> _Sight:
         try:

@@ -6,6 +6,7 @@ Observation and comparison are apart from convergence. A reading that failed is 
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +22,8 @@ HALF_N: Final = 500_000_000
 #: The kernel takes no longer path, and no longer name in a directory.
 PATH_BYTES_MAX: Final = 4095
 NAME_BYTES_MAX: Final = 255
+KILLED_S: Final = 5.0
+SAID_MAX: Final = 64 << 10
 
 #: Keys that every entry of declared state takes beside its kind's own.
 COMMON_KEYS: Final = frozenset({"consumers", "requires", "weight", "severity"})
@@ -215,20 +218,32 @@ def require_short(path: bytes) -> None:
 
 
 def run_tool(name: str, timeout_s: float, command: Sequence[str | bytes]) -> None:
-    """Run a system tool with a time limit and a clean environment. Raises RestoreError with what it said."""
+    """Run a system tool with a time limit and a clean environment. Raises RestoreError with what it said.
+
+    Beyond the limit, what it started ends with it: a helper that outlives ``mount`` would mount later, when nobody
+    expects it. A helper that stays (a FUSE daemon) may keep the descriptors: what was said is read from memory.
+    """
+    import signal
     import subprocess
 
     env = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
-    try:
-        done = subprocess.run(command, env=env, capture_output=True, timeout=timeout_s, check=False,
-                              stdin=subprocess.DEVNULL)  # fmt: skip
-    except subprocess.TimeoutExpired:
-        raise RestoreError(f"{name} did not end within {timeout_s:g} s") from None
-    except OSError as exc:
-        raise RestoreError(f"{name}: {os.strerror(exc.errno or 0).lower()}") from None
-    if done.returncode != 0:
-        said = done.stderr.decode(errors="replace").strip().splitlines()
-        raise RestoreError(said[0] if said else f"{name} ended with {done.returncode}")
+    with open(os.memfd_create("stderr"), "w+b") as said:
+        try:
+            tool = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=said,
+                                    start_new_session=True)  # fmt: skip
+        except OSError as exc:
+            raise RestoreError(f"{name}: {os.strerror(exc.errno or 0).lower()}") from None
+        try:
+            tool.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            os.killpg(tool.pid, signal.SIGKILL)
+            with contextlib.suppress(subprocess.TimeoutExpired):  # one that hangs in the kernel cannot be ended
+                tool.wait(KILLED_S)
+            raise RestoreError(f"{name} did not end within {timeout_s:g} s") from None
+        if tool.returncode != 0:
+            said.seek(0)
+            lines = said.read(SAID_MAX).decode(errors="replace").strip().splitlines()
+            raise RestoreError(lines[0] if lines else f"{name} ended with {tool.returncode}")
 
 
 def from_base64(key: str, text: Any) -> bytes:
