@@ -26,6 +26,9 @@ def show_converged(result: dict[str, Any]) -> None:
     """What a declaration did or would do."""
     if not result:
         return
+    if result.get("blocked"):
+        holders_table(result["consumers"])
+        return
     verb = "would converge" if result.get("dry_run") else "converged"
     left = result.get("left", {})
     changed = [s for s in result.get("converge", ()) if s["id"] not in left]

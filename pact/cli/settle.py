@@ -31,7 +31,7 @@ def rollback(args: argparse.Namespace) -> int:
     if not args.json:
         for done in answer.result.get("rolled_back", ()):
             _show_rollback(done)
-        if args.to is not None and answer.ok:
+        if args.to is not None and (answer.ok or answer.result.get("blocked")):
             show_converged(answer.result)
         _left(answer.result)
     return finish(args, answer)

@@ -15,7 +15,7 @@ from pact.core import change as life
 from pact.core.events import AGENT_CALLER, Act, Acted, Asked, Discover, Discovered, Probe, Probed, Sighting
 from pact.core.plan import Step, ordered
 from pact.core.settle import holder_text, refuse_held_or_busy
-from pact.errors import EXIT_FAILED, BlockedError, ConflictError, PactError, UsageError
+from pact.errors import EXIT_BLOCKED, EXIT_FAILED, ConflictError, PactError, UsageError
 from pact.model import Declared, Observation, Owner, Unreadable
 
 if TYPE_CHECKING:
@@ -87,7 +87,11 @@ def probed_declare(node: Node, job: Job, event: Probed) -> None:
         node.reply(job.token, {**result, "dry_run": True, "refused": list(event.refusals)})
         return
     if event.holders:
-        raise BlockedError(f"nothing was declared; {holder_text(event.holders)}", "let them finish, or leave it out")
+        node.finish(job)
+        why = f"nothing was declared; {holder_text(event.holders)}"
+        named = {"blocked": True, "consumers": result["consumers"]}
+        node.reply(job.token, named, EXIT_BLOCKED, why, "let them finish, or leave it out")
+        return
     if event.refusals:
         raise PactError("nothing was declared; " + "; ".join(event.refusals[:5]))
     result["unchanged"] = _record_declared(node, job, event, {s.id for s in steps})

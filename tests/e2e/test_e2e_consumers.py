@@ -189,7 +189,9 @@ def test_declare_stopped_by_a_consumer_records_nothing(agent: Agent) -> None:
     holder = agent.world.python(f"f = open({path!r})\nready()")
     seq = agent.status()["journal"]["seq"]
     done = agent.declare(f'[file."{path}"]\ncontent = "new\\n"\n', check=10)
-    assert "nothing was declared" in done.err and "python" in done.err
+    said = done.json()["message"]
+    assert "nothing was declared" in said and "python" in said
+    assert [(h["pid"], h["user"]) for h in done.json()["consumers"]] == [(holder.pid, "root")]
     assert agent.status()["journal"]["seq"] == seq and agent.world.path(path).read_text() == "declared\n"
     dry = agent.declare(f'[file."{path}"]\ncontent = "new\\n"\n', "--dry-run").json()
     assert [h["pid"] for h in dry["consumers"]] == [holder.pid]
