@@ -6,9 +6,7 @@ What is mounted over a declared mount and is not declared is taken off first, if
 
 from __future__ import annotations
 
-import fcntl
 import os
-import sys
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -34,14 +32,13 @@ from pact.resources.base import (
     run_tool,
 )
 from pact.resources.fstab import BIND, NFS_TYPES, OPPOSITE, conforms, device_of, in_userland, same_type
+from pact.resources.loops import loop_files
 from pact.resources.memory import MEMORY_TYPES, keep_contents, require_kept
 from pact.resources.patterns import WILD, compile_pattern
 from pact.resources.way import hangs
 
 MOUNT_TIMEOUT_S: Final = 60
 STACK_MAX: Final = 16
-LOOP_GET_STATUS64: Final = 0x4C05
-LOOP_STATUS_BYTES: Final = 232
 #: File systems whose files all lie on the device that mountinfo shows: another number is another file system.
 ONE_DEVICE: Final = frozenset({"ext2", "ext3", "ext4", "xfs", "vfat", "tmpfs", "ramfs"})
 
@@ -373,7 +370,7 @@ def kernel_holders(entry: MountEntry, resource: str) -> list[Holder]:
     """What holds a mount without an open handle in /proc: mounts inside, loop devices, swap, sockets, namespaces."""
     out = [Holder(resource, 0, "mount", encode_name(m.mount_point)) for m in inside(entry)]
     point = entry.mount_point
-    for backing, device in _loop_files():
+    for backing, device in loop_files():
         elsewhere = entry.fstype in ONE_DEVICE and device not in (None, (entry.major, entry.minor))
         if _under(backing, point) and not elsewhere:
             out.append(Holder(resource, 0, "loop", encode_name(backing)))
@@ -387,39 +384,6 @@ def kernel_holders(entry: MountEntry, resource: str) -> list[Holder]:
 
 def _under(path: bytes, root: bytes) -> bool:
     return path == root or path.startswith(root.rstrip(b"/") + b"/")
-
-
-def _loop_files() -> Iterator[tuple[bytes, tuple[int, int] | None]]:
-    """Files that loop devices stand on: their paths, as whoever set them up saw them (in another mount namespace the
-    same path may be another file), and the devices they lie on, if that can be told.
-    """
-    try:
-        names = [n for n in os.listdir("/sys/block") if n.startswith("loop")]
-    except OSError:
-        return
-    for name in names:
-        try:
-            with open(f"/sys/block/{name}/loop/backing_file", "rb") as f:
-                path = f.read().rstrip(b"\n")
-        except OSError:
-            continue
-        yield path, _loop_device(name)
-
-
-def _loop_device(name: str) -> tuple[int, int] | None:
-    status = bytearray(LOOP_STATUS_BYTES)
-    try:
-        fd = os.open(f"/dev/{name}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        return None
-    try:
-        fcntl.ioctl(fd, LOOP_GET_STATUS64, status)
-    except OSError:
-        return None
-    finally:
-        os.close(fd)
-    device = int.from_bytes(status[:8], sys.byteorder)  # struct loop_info64 begins with lo_device
-    return os.major(device), os.minor(device)
 
 
 def _first_column(path: str) -> list[bytes]:
