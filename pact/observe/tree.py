@@ -16,6 +16,8 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Callable, Iterable
+from itertools import groupby
+from operator import itemgetter
 from typing import Final
 
 from pact._fast.reader import KIND_FID, Reader
@@ -29,6 +31,7 @@ MountTable = dict[bytes, tuple[tuple[bytes, bytes, bytes], ...]]
 MISSING: Final = frozenset((errno.ENOENT, errno.ENOTDIR))
 ENDED: Final = SELF | IGNORED | UNMOUNTED
 HERE: Final = b"."  # the end of the directory itself
+LISTED_MIN: Final = 8  # declared paths in a directory from which on listing it is cheaper than asking for each
 OBJECT: Final = b""  # any change of an object marked itself, of any type; inotify says HERE for it too
 
 
@@ -53,10 +56,8 @@ class Dir:
 
 def check_path(path: bytes) -> None:
     """Raises ValueError unless absolute and normalised."""
-    if path == b"/":
-        return
-    parts = path.split(b"/")
-    if len(parts) < 2 or parts[0] or b"\0" in path or any(p in (b"", b".", b"..") for p in parts[1:]):
+    odd = b"//" in path or b"/./" in path or b"/../" in path or path.endswith((b"/", b"/.", b"/..")) or b"\0" in path
+    if path != b"/" and (odd or not path.startswith(b"/")):
         raise ValueError(f"{path!r} is not an absolute, normalised path")
 
 
@@ -78,7 +79,7 @@ class Tree:
 
     # ---- what is declared
 
-    def watch(self, path: bytes) -> None:
+    def watch(self, path: bytes, *, anchor: bool = True) -> None:
         check_path(path)
         if path == b"/":
             self.root_declared = True
@@ -93,7 +94,8 @@ class Tree:
                 self._resolve(d)
             if d.key:
                 self.reader.want(d.kind, d.key, name)
-        self._anchor(path)
+        if anchor:
+            self.anchor(path)
 
     def unwatch(self, path: bytes) -> None:
         check_path(path)
@@ -163,7 +165,7 @@ class Tree:
                 touch(path)
                 if mask & ENTRY:
                     self._unanchor(path)
-                    self._anchor(path)
+                    self.anchor(path)
             sub = d.subs.get(name)
             if sub is not None and mask & ENTRY:
                 self.reanchor(sub, touch)
@@ -181,7 +183,7 @@ class Tree:
                 for name in d.names:
                     path = d.child(name)
                     self._unanchor(path)
-                    self._anchor(path)
+                    self.anchor(path)
                     if touch is not None:
                         touch(path)
             if changed or everything:
@@ -198,7 +200,7 @@ class Tree:
             if self.is_declared(path):
                 touch(path)
                 self._unanchor(path)
-                self._anchor(path)
+                self.anchor(path)
             d = self.by_path.get(path)
             if d is not None:
                 self.reanchor(d, touch, everything=True)
@@ -212,7 +214,7 @@ class Tree:
         for path in list(self.anchors):
             key = self.anchors[path]
             self._unanchor(path)
-            self._anchor(path)
+            self.anchor(path)
             if self.anchors.get(path) != key and touch is not None:
                 touch(path)
 
@@ -277,11 +279,11 @@ class Tree:
         while not self.marker.unmark(kind, key, near) and near != b"/":
             near = os.path.dirname(near)
 
-    def _anchor(self, path: bytes) -> None:
+    def anchor(self, path: bytes, is_dir: bool | None = None) -> None:
         """Mark a declared directory or mount point itself.
 
         What happens to a directory's own attributes is reported under its own handle, and the root of a mounted file
-        system has no parent whose mark could see it.
+        system has no parent whose mark could see it. ``is_dir``: what is known of it already.
         """
         if path in self.remote or path in self.anchors:
             return
@@ -290,7 +292,7 @@ class Tree:
             if up is None or up.kind != KIND_FID:
                 return
             try:
-                if not stat.S_ISDIR(os.lstat(path).st_mode):
+                if not (stat.S_ISDIR(os.lstat(path).st_mode) if is_dir is None else is_dir):
                     return
             except OSError:
                 return
@@ -316,6 +318,22 @@ class Tree:
 
 
 def watch_many(tree: Tree, paths: Iterable[bytes]) -> None:
-    """Sorted, so that a directory's mark is set once and neighbours share it."""
-    for path in sorted(paths):
-        tree.watch(path)
+    """By directory, so that its mark is set once. Where many lie in one, a listing says which are directories; it is
+    made when the mark stands, so that none slips through.
+    """
+    for head, group in groupby(sorted(p.rpartition(b"/")[::2] for p in paths), key=itemgetter(0)):
+        mine = [head + b"/" + name for _, name in group]
+        for path in mine:
+            tree.watch(path, anchor=False)
+        below = directories(head or b"/") if len(mine) >= LISTED_MIN and not leads_away(head, tree.places) else None
+        for path in mine:
+            tree.anchor(path, None if below is None else path.rpartition(b"/")[2] in below)
+
+
+def directories(path: bytes) -> set[bytes] | None:
+    """The names of the directories in a directory. ``None`` if it cannot be listed."""
+    try:
+        with os.scandir(path) as entries:
+            return {e.name for e in entries if e.is_dir(follow_symlinks=False)}
+    except OSError:
+        return None

@@ -211,6 +211,8 @@ def path_of(name: str) -> bytes:
 
 def require_short(path: bytes) -> None:
     """Raises ValueError for a path that no file can have."""
+    if len(path) <= NAME_BYTES_MAX:
+        return
     if len(path) > PATH_BYTES_MAX:
         raise ValueError(f"a path of {len(path)} bytes: at most {PATH_BYTES_MAX} can be")
     if max(map(len, path.split(b"/"))) > NAME_BYTES_MAX:

@@ -25,6 +25,7 @@ IGNORED: Final = (
     "file:/tmp/**", "file:/var/log/**", "file:/proc/**", "file:/sys/**", "file:/dev/**", "file:/run/user/**",
 )  # fmt: skip
 
+WILDCARD: Final = re.compile(r"[*?\[]")
 ENTRY_KEYS: Final = ("value", "consumers", "requires", "weight", "severity")
 NEAR: Final = 0.8  # so like one of them that nothing else is meant
 
@@ -46,9 +47,12 @@ class Ignore:
 
         self.patterns = [*IGNORED, *(f"sysctl:{v}" for v in VOLATILE), *patterns]
         self._compiled = [(p, _matcher(p)) for p in self.patterns]
+        self._heads = tuple({p[: WILDCARD.search(p + "*").start()] for p in self.patterns})  # type: ignore[union-attr]
 
     def match(self, resource: str) -> str | None:
         """The pattern that ignores this resource, or ``None``."""
+        if not resource.startswith(self._heads):  # nearly all of them, and there are tens of thousands
+            return None
         for pattern, matches in self._compiled:
             if matches(resource):
                 return pattern
