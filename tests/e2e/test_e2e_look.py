@@ -123,7 +123,7 @@ def test_what_changes_something_says_the_same_on_equal_nodes(agent: Agent) -> No
             agent.pact("hold", "release"), agent.pact("commit", "-m", "x"),
             agent.pact("emergency", "start", "--reason", "x", "--for", "1h"),
             agent.pact("emergency", "end", "--commit", "-m", "x"),
-            agent.declare(f'[file."{path}"]\ncontent = "other\\n"\n', check=10)]  # fmt: skip
+            agent.pact("declare", "-", input=f'[file."{path}"]\ncontent = "other\\n"\n'.encode(), check=10)]  # fmt: skip
     agent.world.end(holder)
     for out in (done.out + done.err for done in said):
         assert not re.search(r"\d\d:\d\d|\d{4}-\d\d-\d\d|record \d", out), out
@@ -170,7 +170,10 @@ def test_live_events_stream_until_interrupted(agent: Agent, words: list[str]) ->
         [sys.executable, "-m", "pact.cli.main", "--socket", agent.socket, "--json", *words], stdout=subprocess.PIPE
     )
     wait_until(lambda: _followers(agent), "the stream is open")
-    agent.drift(path)
+    for turn in range(10):  # the connection is there before it has said what it wants
+        agent.drift(path, f"drifted {turn}\n")
+        if select.select([process.stdout], [], [], 1)[0]:
+            break
     seen = []
     while "drift_detected" not in seen:
         assert select.select([process.stdout], [], [], 10)[0], seen
