@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -216,7 +217,7 @@ def test_after_a_stall_nobody_is_lost_whose_beats_wait_unread() -> None:
     b.hello(N1)
     b.hello(N2)
     b.t += 10 * NS_PER_S
-    assert b.relay.tick(b.t, unread=True) == []
+    assert [m.kind for m in b.heard(b.relay.tick(b.t, unread=True))] == ["beat", "beat"]
     b.say(N1, "beat", {})
     b.relay.tick(b.t)
     assert set(b.relay.tree.where) == {"n1"}
@@ -225,6 +226,37 @@ def test_after_a_stall_nobody_is_lost_whose_beats_wait_unread() -> None:
         b.t += NS_PER_S // 10
         b.relay.tick(b.t, unread=True)
     assert not b.relay.tree.where, "a flood does not keep the dead"
+
+
+@pytest.mark.invariant("T3")
+def test_children_are_asked_together_every_two_seconds_and_an_answer_is_not_answered() -> None:
+    b = Bench()
+    nodes = [peer(f"n{i}") for i in range(40)]
+    for node in nodes:
+        b.hello(node)
+        b.t += NS_PER_S // 20
+    asked: dict[bytes, list[int]] = {}
+    b.up()
+    turns, ends = 0, b.t + 20 * NS_PER_S
+    while b.t < ends:
+        b.t = max(b.t + 1, b.relay.next_wake_ns())
+        for effect in b.relay.tick(b.t):
+            assert isinstance(effect, ToChildren)
+            head = wire.decode(effect.frame).head
+            assert head["ask"] and head["path"] == ["r", "agg0"]
+            turns += 1
+            for rid in effect.rids:
+                asked.setdefault(rid, []).append(b.t)
+                assert b.say(next(n for n in nodes if n.name.encode() == rid), "beat", {"answer": True}) == []
+    assert turns <= 11 * 9, "a few times a second, not once for each child"
+    for times in asked.values():
+        gaps = [later - at for at, later in pairwise(times)]
+        assert len(times) >= 9 and max(gaps) <= 2 * NS_PER_S and min(gaps) >= 1.7 * NS_PER_S
+    assert len(asked) == len(b.relay.tree.where) == 40
+    assert [m.kind for m in b.say(N1, "beat", {})] == ["beat"], "who asks is answered"
+    b.relay.gone(b"n0", b.t)
+    b.t += 3 * NS_PER_S
+    assert not any(b"n0" in e.rids for e in b.relay.tick(b.t) if isinstance(e, ToChildren))
 
 
 def test_a_lost_child_and_a_silent_one_are_said_to_be_lost() -> None:
@@ -273,7 +305,7 @@ def test_hellos_without_end_cost_little_and_no_call_is_forgotten() -> None:
     for _ in range(3):
         b.t += NS_PER_S
         sent += b.heard(b.relay.tick(b.t))
-    assert [m.kind for m in sent] == ["call"], "its last connection gets the call too"
+    assert [m.kind for m in sent if m.kind != "beat"] == ["call"], "its last connection gets the call too"
 
 
 @pytest.mark.invariant("T9")

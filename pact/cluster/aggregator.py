@@ -26,8 +26,9 @@ from pact.cluster import auth, config, descriptors, keys
 from pact.cluster.config import AggregatorConfig
 from pact.cluster.http import Http
 from pact.cluster.links import Links, end_dead_connections
+from pact.cluster.ports import Port
 from pact.cluster.zap import DRAIN_MAX as ZAP_MAX
-from pact.cluster.zap import Zap, connection_of, end_connection, key_of
+from pact.cluster.zap import Zap, end_connection
 from pact.core import wire
 from pact.core.outbox import Up
 from pact.core.relay import Effect, Ended, Relay, ToChildren
@@ -37,7 +38,8 @@ from pact.core.wire import Message
 from pact.errors import ConfigError, LocalProtocolError, PactError, RemoteProtocolError
 from pact.model import NS_PER_S
 
-ROUTER_BATCH: Final = 1_024
+ROUTER_BATCH: Final = 16  # of so many batches
+ROUTER_READ: Final = 64  # messages are read at once
 ROUTER_NS: Final = NS_PER_S // 50
 BACKLOG: Final = 4_096
 CHILD_HWM: Final = 4_096
@@ -49,11 +51,6 @@ AUTH_LOOK_NS: Final = NS_PER_S // 2
 SHOW_NS: Final = NS_PER_S
 TRIM_NS: Final = 30 * NS_PER_S
 WAIT_MAX_NS: Final = NS_PER_S
-#: ZeroMQ's flags as plain numbers: an enumeration costs as much as a call into the library.
-NOW: Final = int(zmq.NOBLOCK)
-NOW_MORE: Final = int(zmq.NOBLOCK | zmq.SNDMORE)
-EVENTS: Final = int(zmq.EVENTS)
-READABLE: Final = int(zmq.POLLIN)
 EVENTS_CODE: Final = wire.KINDS["events"].code
 
 
@@ -105,7 +102,7 @@ class Aggregator:
         self._watch(self.router)
         self._zap_fd, self._router_fd = self.zap.socket.fileno(), self.router.fileno()
         self._zap_more = self._router_more = self._sent = True
-        self._router_send = super(zmq.Socket, self.router).send  # without what the wrapper does for each call
+        self._port = Port(self.router, SHARED_FROM)
         self.links = Links(self.context, self.key, self._watch, self._unwatch)
         self.uplink: Uplink | None = None
         self.root: RootPart | None = None
@@ -222,7 +219,7 @@ class Aggregator:
         the end and sent nothing since need not be asked.
         """
         if self._sent and not self._router_more:
-            self._router_more = bool(int(self.router.get(EVENTS)) & READABLE)
+            self._router_more = self._port.readable()
         self._sent = False
         return self._router_more or self._zap_more or self.links.readable()
 
@@ -263,43 +260,37 @@ class Aggregator:
 
     def _drain_router(self) -> bool:
         """A bounded batch of what the children say, for a bounded time. True if there may be more."""
-        recv, relay, peers = self.router.recv, self.relay, self.authorized.peers
-        ends_ns = now_ns = boottime_ns()
-        ends_ns += ROUTER_NS
+        relay, peers = self.relay, self.authorized.peers
+        now_ns = boottime_ns()
+        ends_ns = now_ns + ROUTER_NS
         for _ in range(ROUTER_BATCH):
-            try:
-                rid = recv(NOW)
-            except zmq.Again:
+            messages, everything = self._port.receive_from(ROUTER_READ)
+            for rid, key, connection, frame in messages:
+                peer = peers.get(key)
+                if peer is None:  # a key that was removed
+                    end_connection(connection, self.port)
+                if peer is None or frame is None:
+                    self.bad += 1
+                    continue
+                try:
+                    if type(frame) is memoryview and frame[2] != EVENTS_CODE:  # events are passed on as they are
+                        frame = bytes(frame)
+                    message = wire.decode(frame)
+                except RemoteProtocolError as exc:
+                    self.bad += 1
+                    self._perform(relay.bad_frame(rid, peer, exc.message, now_ns), now_ns)
+                    continue
+                if message.kind == "hello":
+                    self._fds[connection] = key
+                effects = relay.received(rid, peer, message, now_ns)
+                if effects:
+                    self._perform(effects, now_ns)
+            if everything:
                 return False
-            frame = recv(NOW, copy=False)
-            key = key_of(frame)
-            peer = peers.get(key)
-            if frame.more or peer is None:
-                self._refuse(rid, frame, key)
-                continue
-            try:
-                view = frame.buffer
-                large = len(view) >= SHARED_FROM and view[2] == EVENTS_CODE  # passed on as they are: not copied here
-                message = wire.decode(view if large else frame.bytes)
-            except RemoteProtocolError as exc:
-                self.bad += 1
-                self._perform(relay.bad_frame(rid, peer, exc.message, now_ns), now_ns)
-                continue
-            if message.kind == "hello":
-                self._fds[connection_of(frame)] = key
-            self._perform(relay.received(rid, peer, message, now_ns), now_ns)
             now_ns = boottime_ns()
             if now_ns >= ends_ns:
                 return True
         return True
-
-    def _refuse(self, rid: bytes, frame: zmq.Frame, key: str) -> None:
-        """More frames than one, or a key that was removed: its connection ends."""
-        self.bad += 1
-        while self.router.get(zmq.RCVMORE):
-            self.router.recv()
-        if key not in self.authorized.peers:
-            end_connection(connection_of(frame), self.port)
 
     # -- effects ------------------------------------------------------------------------------------------------
 
@@ -317,14 +308,8 @@ class Aggregator:
 
     def _send(self, rids: tuple[bytes, ...], frame: bytes, lost: set[bytes]) -> None:
         """The same bytes to each. Who cannot be reached, or does not read, has no session any more."""
-        send, self._sent = self._router_send, True
-        data: Any = zmq.Frame(frame) if len(frame) >= SHARED_FROM and len(rids) > 1 else frame
-        for rid in rids:
-            try:
-                send(rid, NOW_MORE)
-                send(data, NOW, data is frame)
-            except zmq.ZMQError:
-                lost.add(rid)
+        self._sent = True
+        lost.update(self._port.send_to(rids, frame))
 
     def _send_up(self, up: Up, now_ns: int) -> None:
         if self.uplink is not None:

@@ -9,6 +9,7 @@ from typing import Any, Final
 import zmq
 
 from pact.cluster.keys import Key
+from pact.cluster.ports import Port
 from pact.core import wire
 from pact.core.uplink import Connect, Disconnect, Parent, Send
 from pact.core.wire import Message
@@ -21,12 +22,7 @@ SEND_HWM: Final = 10_000
 RECEIVE_HWM: Final = 1_000
 GOODBYE_MS: Final = 200
 DRAIN_MAX: Final = 256
-COPY_MAX: Final = 64 << 10  # beyond it a frame is lent to the library, not copied
-#: ZeroMQ's flags as plain numbers: an enumeration costs as much as a call into the library.
-NOW: Final = int(zmq.NOBLOCK)
-EVENTS: Final = int(zmq.EVENTS)
-READABLE: Final = int(zmq.POLLIN)
-MORE: Final = int(zmq.RCVMORE)
+COPIED: Final = 1 << 62  # what a parent says is copied, whatever its size
 
 
 class Links:
@@ -34,7 +30,7 @@ class Links:
 
     def __init__(self, context: zmq.Context[Any], key: Key, opened: Callable[[zmq.Socket[bytes]], None],
                  closing: Callable[[zmq.Socket[bytes]], None]) -> None:  # fmt: skip
-        self.sockets: dict[str, zmq.Socket[bytes]] = {}
+        self.ports: dict[str, Port] = {}
         self.bad = 0
         self._fds: dict[str, int] = {}
         self._unsure: set[str] = set()  # parents whose descriptor may not say that something came
@@ -45,20 +41,17 @@ class Links:
 
     def perform(self, effect: Connect | Disconnect | Send) -> None:
         if isinstance(effect, Send):
-            socket = self.sockets.get(effect.parent)
-            if socket is not None:
+            port = self.ports.get(effect.parent)
+            if port is not None:
                 self._unsure.add(effect.parent)
-                try:
-                    socket.send(effect.frame, NOW, len(effect.frame) < COPY_MAX)
-                except zmq.Again:
-                    pass  # it is stuck: its silence will show, and everything is sent again
+                port.send(effect.frame)  # if it is stuck its silence will show, and everything is sent again
         elif isinstance(effect, Connect):
             self._connect(effect.parent)
         else:
             self._close(effect.parent, GOODBYE_MS)
 
     def _connect(self, parent: Parent) -> None:
-        assert parent.url not in self.sockets
+        assert parent.url not in self.ports
         socket = self._context.socket(zmq.DEALER)
         socket.curve_publickey = self._key.public.encode()
         socket.curve_secretkey = self._key.secret.encode()
@@ -70,43 +63,31 @@ class Links:
         socket.set(zmq.RECONNECT_IVL, random.randint(*RECONNECT_MS))
         socket.set(zmq.IPV6, 1)
         socket.connect(parent.url)
-        self.sockets[parent.url] = socket
+        self.ports[parent.url] = Port(socket, COPIED)
         self._fds[parent.url] = int(socket.fileno())
         self._unsure.add(parent.url)
         self._opened(socket)
 
     def _close(self, parent: str, linger_ms: int) -> None:
         self._unsure.discard(parent)
-        socket = self.sockets.pop(parent, None)
-        if socket is not None:
-            self._closing(socket)
-            socket.close(linger_ms)
+        port = self.ports.pop(parent, None)
+        if port is not None:
+            self._closing(port.socket)
+            port.socket.close(linger_ms)
 
     def drain(self, ready: Container[int] | None = None) -> list[tuple[str, Message]]:
         """A bounded number of messages of each parent; with ``ready`` (descriptors) only of those that may have some.
         Garbage is counted.
         """
         out: list[tuple[str, Message]] = []
-        for parent, socket in self.sockets.items():
+        for parent, port in self.ports.items():
             if ready is not None and parent not in self._unsure and self._fds[parent] not in ready:
                 continue
-            self._unsure.add(parent)
-            recv = socket.recv
-            for n in range(DRAIN_MAX):
-                if n == 1 and not int(socket.get(EVENTS)) & READABLE:  # mostly there is one: an exception costs more
-                    self._unsure.discard(parent)
-                    break
+            frames, everything = port.receive(DRAIN_MAX)
+            (self._unsure.discard if everything else self._unsure.add)(parent)
+            for frame in frames:
                 try:
-                    frame = recv(NOW)
-                except zmq.Again:
-                    self._unsure.discard(parent)
-                    break
-                if socket.get(MORE):
-                    self.bad += 1
-                    socket.recv_multipart()
-                    continue
-                try:
-                    out.append((parent, wire.decode(frame)))
+                    out.append((parent, wire.decode(frame or b"")))
                 except RemoteProtocolError:
                     self.bad += 1
         return out
@@ -116,13 +97,13 @@ class Links:
         was read to the end and sent nothing since need not be asked.
         """
         for parent in list(self._unsure):
-            if int(self.sockets[parent].get(EVENTS)) & READABLE:
+            if self.ports[parent].readable():
                 return True
             self._unsure.discard(parent)
         return False
 
     def close(self) -> None:
-        for parent in list(self.sockets):
+        for parent in list(self.ports):
             self._close(parent, GOODBYE_MS)
 
 

@@ -89,19 +89,3 @@ def end_connection(fd: int, port: int) -> bool:
             return True
     except (OSError, IndexError, TypeError):
         return False
-
-
-def connection_of(frame: zmq.Frame) -> int:
-    """The descriptor of the connection that a frame came over, -1 if that is not known."""
-    try:
-        return int(frame.get("__fd"))
-    except (zmq.ZMQError, ValueError, TypeError, KeyError):
-        return -1
-
-
-def key_of(frame: zmq.Frame) -> str:
-    """The public key that a frame was sent with, "" if that is not known."""
-    try:
-        return str(frame.get("User-Id"))
-    except (zmq.ZMQError, KeyError):
-        return ""

@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 
 from pact.core import wire
 from pact.core.backlog import Backlog
+from pact.core.beats import Beats
 from pact.core.calls import Call, Calls
 from pact.core.clients import Clients
 from pact.core.directory import ROOT, Child, Directory, Peer, Rid, checksum, older
@@ -82,13 +83,15 @@ class Relay:
         self.backlog = Backlog(max(buffer_max, children_max * CREDIT_MIN))
         self.calls = Calls()
         self.tree = Directory(self.calls, self.backlog)
+        self.beats = Beats(self.tree)
         self.clients = Clients(name)
         self._up: list[Up] = []
         self._fleet_at_ns = 0
         self._cut_ns: int | None = None
         self._scan_ns = 0
         self._unread_ns = 0  # since when there was always more to read
-        self._beat: bytes = b""
+        self._beat: bytes = b""  # who answers a child's, and who asks; made anew when what they say has changed
+        self._asking: bytes = b""
         self._noted: dict[tuple[str, str], list[int]] = {}  # who and what -> [count, next line]
         self._sorry_ns: dict[Rid, int] = {}
         self._hellos: Counter[str] = Counter()  # by key, in this second
@@ -186,11 +189,18 @@ class Relay:
         if kind not in MAY_SAY[child.role]:
             return self._violation(child.name, f"a {child.role} does not say {kind}", t_ns)
         if kind == "beat":
-            if not self._beat:
-                seq = self.fleet["seq"] if self.fleet is not None else 0
-                self._beat = wire.encode("beat", {"path": self.path, "fence": self.fence, "fleet_seq": seq})
-            return [ToChildren((rid,), self._beat), *self._compared(child, message.head["below"])]
+            out = [] if child.below is None else self._compared(child, message.head["below"])
+            if not message.head["answer"]:
+                self._make_beats()
+                out.insert(0, ToChildren((rid,), self._beat))
+            return out
         return self._handlers[kind](child, message, t_ns)
+
+    def _make_beats(self) -> None:
+        if not self._beat:
+            seq = self.fleet["seq"] if self.fleet is not None else 0
+            head = {"path": self.path, "fence": self.fence, "fleet_seq": seq}
+            self._beat, self._asking = wire.encode("beat", head), wire.encode("beat", {**head, "ask": True})
 
     def _too_often(self, peer: Peer, t_ns: int) -> bool:
         """A hello costs more than any other message: all names, and every open call again.  # T9"""
@@ -230,6 +240,7 @@ class Relay:
         before = self.tree.enter(child, head, t_ns)
         if before is not None:
             out.append(Ended(before))
+        self.beats.enter(child, t_ns)
         return [*out, *self._welcome(child, t_ns), *self._ask_again(child, t_ns)]
 
     def _objection(self, peer: Peer, head: Mapping[str, Any]) -> str:
@@ -552,10 +563,14 @@ class Relay:
             later, self._ask_later = self._ask_later, set()
             for child in [c for n in later if (c := self.tree.named.get(n)) is not None]:
                 out += self._ask_again(child, t_ns)
+        asked = self.beats.due(t_ns)
+        if asked:
+            self._make_beats()
+            out.append(ToChildren(tuple([c.rid for c in asked]), self._asking))
         return out
 
     def next_wake_ns(self) -> int:
-        due = [self._scan_ns]
+        due = [self._scan_ns, self.beats.next_wake_ns(self._scan_ns)]
         if self.tree.moved:
             return 0
         if self._cut_ns is not None:

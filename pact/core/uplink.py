@@ -18,7 +18,8 @@ from pact.core.wire import Message
 from pact.errors import LocalProtocolError
 from pact.model import NS_PER_S
 
-BEAT_NS: Final = 2 * NS_PER_S
+BEAT_NS: Final = 2 * NS_PER_S  # the parent asks so often
+OWN_BEAT_NS: Final = 5 * BEAT_NS // 4  # who was not asked for so long asks
 SILENCE_NS: Final = 6 * NS_PER_S
 PATIENCE_NS: Final = 3 * NS_PER_S // 2
 PATIENCE_MAX_NS: Final = 12 * NS_PER_S
@@ -209,7 +210,7 @@ class Uplink:
                 self._tried(t_ns)
         if self._active is not None:
             if t_ns >= self._beat_ns:
-                self._beat_ns = t_ns + BEAT_NS
+                self._beat_ns = t_ns + OWN_BEAT_NS
                 out += self.send("beat", self._beat_head())
             if t_ns >= self._ask_ns:
                 out += self._ask(t_ns)
@@ -356,7 +357,7 @@ class Uplink:
         for other in [x for x in self._links.values() if x is not link and x is not self._trying]:
             out += self._drop(other)
         self._round, self._left = 0, [p.url for p in self.order]
-        self._beat_ns = t_ns + int(self._rng.uniform(0.5, 1.0) * BEAT_NS)
+        self._beat_ns = t_ns + OWN_BEAT_NS
         self._told(message.head["fleet"])
         self.fence = max(self.fence, message.head["fence"])
         self._plan_return(t_ns)
@@ -409,6 +410,9 @@ class Uplink:
             return self._refuse(link, message, t_ns)
         self.fence = max(self.fence, head["fence"])
         out: list[Effect] = [Deliver(message)]
+        if head["ask"]:
+            self._beat_ns = t_ns + OWN_BEAT_NS
+            out += self.send("beat", {**self._beat_head(), "answer": True})
         missed = head["fleet_seq"] > self.fleet[1] and head["fence"] >= self.fleet[0]
         if missed and self._trying is None and t_ns - link.hello_ns >= BEAT_NS:  # a welcome tells the fleet's holds
             out += self._hello(link.parent, t_ns)

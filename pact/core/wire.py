@@ -171,8 +171,8 @@ KINDS: Final[Mapping[str, Kind]] = {
         "seq": (_seq, -1), "groups": (_groups, ()), "below": (_names, ()), "racks": (_table(_name, _rack), {}),
         "sessions": (_table(_name, _number), {}),
     }),
-    "beat": Kind(2, {"path": (_names, ()), "fence": (_number, 0), "fleet_seq": (_number, 0),
-                     "below": (_number, 0)}),  # both ways; below: a checksum of the names below an aggregator
+    "beat": Kind(2, {"path": (_names, ()), "fence": (_number, 0), "fleet_seq": (_number, 0), "below": (_number, 0),
+                     "ask": (_flag, False), "answer": (_flag, False)}),  # both ways; below: a checksum of names
     "events": Kind(3, {"batches": (_batches, NEEDED)}, True, "batches"),
     "below": Kind(4, {"add": (_names, ()), "gone": (_names, ()), "racks": (_table(_name, _rack), {}),
                       "sessions": (_table(_name, _number), {})}),

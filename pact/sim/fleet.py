@@ -43,6 +43,7 @@ from pact.sim.world import World
 
 SOCKETS_MAX: Final = 16_384
 CACHED_MAX: Final = 4
+READY_MAX: Final = 128  # nodes in one turn: their clock is read once
 BEGIN_MAX: Final = 8
 WORK_NS: Final = NS_PER_S // 50
 TOGETHER_NS: Final = NS_PER_S // 20  # what is due within this time is done at once: thousands of clocks, one wake
@@ -326,13 +327,14 @@ class Fleet:
         """Until ``stdin`` ends."""
         self._epoll.register(stdin, select.EPOLLIN)
         while True:
-            for fd, _ in self._epoll.poll(self._timeout_s(), 512):
+            ready = self._epoll.poll(self._timeout_s(), READY_MAX)
+            self.now_ns, self.wall_ns = boottime_ns(), time.time_ns()
+            for fd, _ in ready:
                 if fd == stdin:
                     if not os.read(stdin, 4096):
                         return
                     self.writing = False
                     continue
-                self.now_ns, self.wall_ns = boottime_ns(), time.time_ns()
                 node = self._by_fd.get(fd)
                 if node is not None:
                     node.readable()
@@ -341,7 +343,8 @@ class Fleet:
             self.now_ns, self.wall_ns = boottime_ns(), time.time_ns()
             self._begin()
             self._tick()
-            self._work()
+            if self.work:
+                self._work()
             if self.now_ns >= self._report_ns:
                 self._report()
 

@@ -12,6 +12,7 @@ A sink takes what comes up and acknowledges it, in place of a root, where the re
 from __future__ import annotations
 
 import gc
+import heapq
 import os
 import select
 import sys
@@ -97,7 +98,8 @@ class Relays:
     def __init__(self, paths: Sequence[str], make_root: Callable[[Aggregator], RootPart] | None = None) -> None:
         self._epoll = select.epoll()
         self._by_fd: dict[int, Aggregator] = {}
-        self._wakes: dict[int, int] = {}
+        self._wakes: dict[int, int] = {}  # of each: when it has something to do
+        self._order: list[tuple[int, int]] = []  # the same as a heap, with what has been overtaken
         self._counted: Counted | None = None
         for path in paths:
             if make_root is None:
@@ -107,23 +109,28 @@ class Relays:
             fd = aggregator.poller.fileno()
             self._by_fd[fd] = aggregator
             self._wakes[fd] = 0
+            self._order.append((0, fd))
             self._epoll.register(fd, select.EPOLLIN)
 
     def run(self, stdin: int) -> None:
         """Until ``stdin`` ends."""
         self._epoll.register(stdin, select.EPOLLIN)
         while True:
-            timeout_s = max(0, min(self._wakes.values()) - boottime_ns()) / NS_PER_S
+            timeout_s = max(0, self._order[0][0] - boottime_ns()) / NS_PER_S
             ready = {fd for fd, _ in self._epoll.poll(timeout_s)}
             if stdin in ready and not self._asked(stdin):
                 return
-            now_ns = boottime_ns()
-            ready.update(fd for fd, wake_ns in self._wakes.items() if wake_ns <= now_ns)
             ready.discard(stdin)
+            now_ns = boottime_ns()
+            while self._order and self._order[0][0] <= now_ns:
+                wake_ns, fd = heapq.heappop(self._order)
+                if self._wakes[fd] == wake_ns:
+                    ready.add(fd)
             for fd in ready:
                 aggregator = self._by_fd[fd]
                 aggregator.turn(0)
-                self._wakes[fd] = boottime_ns() + int(aggregator._timeout_s() * NS_PER_S)
+                wake_ns = self._wakes[fd] = boottime_ns() + int(aggregator._timeout_s() * NS_PER_S)
+                heapq.heappush(self._order, (wake_ns, fd))
 
     def _asked(self, stdin: int) -> bool:
         if not os.read(stdin, 4096):

@@ -1,0 +1,239 @@
+"""A ROUTER or DEALER of pyzmq's, many small messages at a time: one call of Python's where pyzmq needs four a message.
+
+The sockets stay pyzmq's: it makes, binds, connects and closes them. Its wheels bring a libzmq of their own, which nothing
+else may be linked against: the functions are looked up in the library that pyzmq itself has loaded. ImportError where
+that cannot be done. The twin, with the same results, is ``reference_sockets.py``.
+
+Nothing here waits. A port is used by one thread, as its socket is, and not after the socket is closed.
+"""
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.unicode cimport PyUnicode_DecodeUTF8
+from libc.errno cimport EAGAIN, EINTR
+from libc.string cimport memcpy, strlen
+
+import sys
+
+import zmq
+import zmq.backend
+
+cdef extern from "dlfcn.h" nogil:
+    void *dlopen(const char *path, int flags)
+    void *dlsym(void *handle, const char *name)
+    enum: RTLD_NOW
+
+cdef extern from *:
+    """
+    typedef union { unsigned char bytes[64]; void *aligned; } pact_msg; /* zmq_msg_t since libzmq 4.1 */
+    static int (*pact_msg_init)(pact_msg *);
+    static int (*pact_msg_init_size)(pact_msg *, size_t);
+    static int (*pact_msg_move)(pact_msg *, pact_msg *);
+    static int (*pact_msg_copy)(pact_msg *, pact_msg *);
+    static int (*pact_msg_close)(pact_msg *);
+    static int (*pact_msg_recv)(pact_msg *, void *, int);
+    static int (*pact_msg_send)(pact_msg *, void *, int);
+    static void *(*pact_msg_data)(pact_msg *);
+    static size_t (*pact_msg_size)(const pact_msg *);
+    static int (*pact_msg_more)(const pact_msg *);
+    static int (*pact_msg_get)(const pact_msg *, int);
+    static const char *(*pact_msg_gets)(const pact_msg *, const char *);
+    static int (*pact_send)(void *, const void *, size_t, int);
+    static int (*pact_getsockopt)(void *, int, void *, size_t *);
+    static int (*pact_errno)(void);
+    #define PACT_FIND(name) (*(void **)&pact_##name = dlsym(found, "zmq_" #name))
+    static int pact_find(void *found) {
+        return PACT_FIND(msg_init) && PACT_FIND(msg_init_size) && PACT_FIND(msg_move) && PACT_FIND(msg_copy)
+            && PACT_FIND(msg_close) && PACT_FIND(msg_recv) && PACT_FIND(msg_send) && PACT_FIND(msg_data) && PACT_FIND(msg_size)
+            && PACT_FIND(msg_more) && PACT_FIND(msg_get) && PACT_FIND(msg_gets) && PACT_FIND(send)
+            && PACT_FIND(getsockopt) && PACT_FIND(errno);
+    }
+    """
+    ctypedef struct pact_msg:
+        pass
+    int pact_find(void *) noexcept
+    int pact_msg_init(pact_msg *) noexcept nogil
+    int pact_msg_init_size(pact_msg *, size_t) noexcept nogil
+    int pact_msg_move(pact_msg *, pact_msg *) noexcept nogil
+    int pact_msg_copy(pact_msg *, pact_msg *) noexcept nogil
+    int pact_msg_close(pact_msg *) noexcept nogil
+    int pact_msg_recv(pact_msg *, void *, int) noexcept nogil
+    int pact_msg_send(pact_msg *, void *, int) noexcept nogil
+    void *pact_msg_data(pact_msg *) noexcept nogil
+    size_t pact_msg_size(const pact_msg *) noexcept nogil
+    int pact_msg_more(const pact_msg *) noexcept nogil
+    int pact_msg_get(const pact_msg *, int) noexcept nogil
+    const char *pact_msg_gets(const pact_msg *, const char *) noexcept nogil
+    int pact_send(void *, const void *, size_t, int) noexcept nogil
+    int pact_getsockopt(void *, int, void *, size_t *) noexcept nogil
+    int pact_errno() noexcept nogil
+
+cdef enum:
+    DONTWAIT = 1
+    SNDMORE = 2
+    SRCFD = 2
+    EVENTS = 15
+    POLLIN = 1
+
+
+cdef bint _found() except -1:
+    """The libzmq that pyzmq works with."""
+    module = sys.modules.get(zmq.backend.Socket.__module__)
+    path = getattr(module, "__file__", None)
+    if path is None:
+        return False
+    cdef bytes name = path.encode()
+    cdef void *handle = dlopen(name, RTLD_NOW)  # loaded already: never closed, since pyzmq never is
+    return handle != NULL and pact_find(handle)
+
+
+if not _found():
+    raise ImportError("pyzmq's libzmq cannot be reached from C")
+
+
+cdef class Held:
+    """A large message, where libzmq has it: read only, freed with the last ``memoryview`` of it."""
+    cdef pact_msg msg
+    cdef bint filled
+
+    def __getbuffer__(self, Py_buffer *view, int flags):
+        PyBuffer_FillInfo(view, self, pact_msg_data(&self.msg), <Py_ssize_t>pact_msg_size(&self.msg), 1, flags)
+
+    def __dealloc__(self):
+        if self.filled:
+            pact_msg_close(&self.msg)
+
+
+cdef extern from "Python.h":
+    int PyBuffer_FillInfo(Py_buffer *view, object exporter, void *buf, Py_ssize_t len, int readonly, int flags) except -1
+
+
+cdef class Port:
+    """``socket``: a ROUTER or DEALER. Frames of ``shared_from`` bytes and more are handed over uncopied, as read-only
+    ``memoryview``; smaller ones are ``bytes``. Each method raises ``zmq.ZMQError`` for what is not its own result.
+    """
+    cdef readonly object socket
+    cdef void *handle
+    cdef size_t shared_from
+
+    def __init__(self, socket, Py_ssize_t shared_from):
+        self.socket = socket
+        self.handle = <void *><size_t>socket.underlying
+        self.shared_from = <size_t>shared_from
+
+    cdef object _fail(self):
+        raise zmq.ZMQError(pact_errno())
+
+    cdef int _next(self, pact_msg *msg) except -1:
+        """1: a frame is there; 0: there is none now."""
+        pact_msg_init(msg)
+        while pact_msg_recv(msg, self.handle, DONTWAIT) < 0:
+            if pact_errno() == EINTR:  # whether there is one is not known yet
+                continue
+            pact_msg_close(msg)
+            if pact_errno() != EAGAIN:
+                self._fail()
+            return 0
+        return 1
+
+    cdef object _taken(self, pact_msg *msg):
+        """The frame's bytes; ``None`` if more follow, which are no message of ours and go unseen. Closes it."""
+        cdef Held held
+        cdef bint several = False
+        cdef size_t size = pact_msg_size(msg)
+        while pact_msg_more(msg):
+            several = True
+            pact_msg_close(msg)
+            if not self._next(msg):
+                return None
+        if not several and size >= self.shared_from:
+            held = Held.__new__(Held)
+            pact_msg_init(&held.msg)
+            held.filled = True
+            pact_msg_move(&held.msg, msg)
+            pact_msg_close(msg)
+            return memoryview(held)
+        out = None if several else PyBytes_FromStringAndSize(<char *>pact_msg_data(msg), <Py_ssize_t>size)
+        pact_msg_close(msg)
+        return out
+
+    def receive(self, Py_ssize_t most):
+        """At most ``most`` messages of a DEALER: their frames, ``None`` for one of several frames; and whether all that
+        was there has been read.
+        """
+        cdef pact_msg msg
+        cdef list out = []
+        while most > 0:
+            most -= 1
+            if not self._next(&msg):
+                return out, True
+            out.append(self._taken(&msg))
+        return out, False
+
+    def receive_from(self, Py_ssize_t most):
+        """The same of a ROUTER: for each message its routing id, its sender's public key ("" if there is none), its
+        connection's descriptor (-1 if that is not known), and its frame.
+        """
+        cdef pact_msg msg
+        cdef list out = []
+        cdef const char *key
+        cdef int fd
+        while most > 0:
+            most -= 1
+            if not self._next(&msg):
+                return out, True
+            rid = PyBytes_FromStringAndSize(<char *>pact_msg_data(&msg), <Py_ssize_t>pact_msg_size(&msg))
+            pact_msg_close(&msg)
+            if not self._next(&msg):  # libzmq gives a message whole or not at all
+                return out, True
+            key = pact_msg_gets(&msg, b"User-Id")
+            sender = "" if key == NULL else PyUnicode_DecodeUTF8(key, <Py_ssize_t>strlen(key), "replace")
+            fd = pact_msg_get(&msg, SRCFD)
+            out.append((rid, sender, fd, self._taken(&msg)))
+        return out, False
+
+    def send(self, bytes frame):
+        """One message of a DEALER. False if it is stuck: nothing was sent."""
+        while pact_send(self.handle, PyBytes_AS_STRING(frame), <size_t>PyBytes_GET_SIZE(frame), DONTWAIT) < 0:
+            if pact_errno() == EINTR:
+                continue
+            if pact_errno() != EAGAIN:
+                self._fail()
+            return False
+        return True
+
+    def send_to(self, rids, bytes frame):
+        """The same frame to each routing id of a ROUTER, one copy for all. Returns those that it could not be sent to."""
+        cdef pact_msg whole, msg
+        cdef list lost = []
+        cdef bytes rid
+        cdef size_t size = <size_t>PyBytes_GET_SIZE(frame)
+        cdef bint shared = size >= self.shared_from
+        if shared:
+            if pact_msg_init_size(&whole, size) < 0:
+                raise MemoryError()
+            memcpy(pact_msg_data(&whole), PyBytes_AS_STRING(frame), size)
+        try:
+            for rid in rids:
+                if pact_send(self.handle, PyBytes_AS_STRING(rid), <size_t>PyBytes_GET_SIZE(rid), DONTWAIT | SNDMORE) < 0:
+                    lost.append(rid)
+                elif not shared:
+                    if pact_send(self.handle, PyBytes_AS_STRING(frame), size, DONTWAIT) < 0:
+                        lost.append(rid)
+                else:
+                    pact_msg_init(&msg)
+                    pact_msg_copy(&msg, &whole)
+                    if pact_msg_send(&msg, self.handle, DONTWAIT) < 0:
+                        pact_msg_close(&msg)
+                        lost.append(rid)
+        finally:
+            if shared:
+                pact_msg_close(&whole)
+        return lost
+
+    def readable(self):
+        """Something can be received now. Unlike the socket's descriptor it forgets nothing."""
+        cdef int events = 0
+        cdef size_t size = sizeof(events)
+        if pact_getsockopt(self.handle, EVENTS, &events, &size) < 0:
+            self._fail()
+        return bool(events & POLLIN)
