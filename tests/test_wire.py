@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -65,6 +66,41 @@ def test_what_goes_in_comes_out(made: tuple[str, dict[str, Any], bytes]) -> None
 
 
 @pytest.mark.invariant("T2")
+@given(st.text(max_size=12) | st.from_regex(r"[\w.:-]{1,205}", fullmatch=True, alphabet=st.characters(codec="ascii")),
+       st.text(max_size=12) | st.from_regex(r"[\w.-]{1,255}", fullmatch=True, alphabet=st.characters(codec="ascii")),
+       st.binary(max_size=40), st.binary(min_size=1, max_size=3), st.integers(0, 200))  # fmt: skip
+def test_one_nodes_answer_is_written_and_read_as_any_other(call: str, name: str, body: bytes, noise: bytes, at: int) -> None:
+    """The short ways there and back, beside the long ones."""
+    head = {"call": call, "final": True, "parts": [[[name], len(body)]], "lost": []}
+    if not 0 < len(name) <= wire.NAME_MAX:
+        with pytest.raises(LocalProtocolError):
+            wire.single_answer(call, name, body)
+        return
+    frame = wire.single_answer(call, name, body)
+    assert frame == wire.encode("answer", head, body)
+    changed = frame[:at] + noise + frame[at + len(noise):]
+    for given_ in (frame, changed, memoryview(frame)):
+        assert read(given_) == read_slowly(given_)
+    assert wire.decode(frame) == wire.Message("answer", head, body)
+
+
+def read(frame: bytes | memoryview) -> Any:
+    try:
+        return wire.decode(frame)
+    except RemoteProtocolError:
+        return None
+
+
+def read_slowly(frame: bytes | memoryview) -> Any:
+    """As if no short way were known."""
+    known = wire._SINGLE
+    try:
+        wire._SINGLE = re.compile(rb"(?!)")  # type: ignore[misc]
+        return read(frame)
+    finally:
+        wire._SINGLE = known  # type: ignore[misc]
+
+
 @given(messages(), st.data())
 def test_a_frame_cut_anywhere_is_refused(made: tuple[str, dict[str, Any], bytes], data: st.DataObject) -> None:
     kind, head, body = made

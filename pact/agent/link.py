@@ -30,7 +30,7 @@ from pact.core import groups
 from pact.core.events import Caller, Event, FleetTold, LinkChanged
 from pact.core.outbox import Outbox, Read, Up
 from pact.core.records import Record, rfc3339
-from pact.core.uplink import Connect, Deliver, Disconnect, Effect, Lost, Send, Uplink
+from pact.core.uplink import OF_LINKS, Deliver, Effect, Lost, Uplink
 from pact.core.wire import LINE_MAX, Message
 from pact.errors import EXIT_CONFLICT, EXIT_FAILED, EXIT_UNREACHABLE, EXIT_USAGE, JournalError, RequestError
 from pact.model import NS_PER_S, Actor, Owner
@@ -195,7 +195,7 @@ class Link:
 
     def _apply(self, effects: Sequence[Effect]) -> None:
         for effect in effects:
-            if isinstance(effect, Connect | Disconnect | Send):
+            if isinstance(effect, OF_LINKS):
                 self.links.perform(effect)
             elif isinstance(effect, Deliver):
                 self._received(effect.message)
@@ -370,8 +370,7 @@ class Link:
         self._answer(key, body)
 
     def _answer(self, key: tuple[int, str], body: bytes) -> None:
-        parts = [[[self.uplink.name], len(body)]]
-        self._send("answer", {"call": key[1], "final": True, "parts": parts, "lost": []}, body)
+        self._apply(self.uplink.answer(key[1], body))
 
     def _caller(self, said: Mapping[str, Any], call: str) -> Caller:
         """The operator, whom the root has authenticated. One who has an account here owns what that account owns."""

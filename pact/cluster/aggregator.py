@@ -32,7 +32,7 @@ from pact.cluster.zap import Zap, end_connection
 from pact.core import wire
 from pact.core.outbox import Up
 from pact.core.relay import Effect, Ended, Relay, ToChildren
-from pact.core.uplink import Connect, Deliver, Disconnect, Lost, Note, Send, Uplink
+from pact.core.uplink import OF_LINKS, Deliver, Lost, Note, Uplink
 from pact.core.uplink import Effect as UplinkEffect
 from pact.core.wire import Message
 from pact.errors import ConfigError, LocalProtocolError, PactError, RemoteProtocolError
@@ -325,7 +325,7 @@ class Aggregator:
 
     def _from_uplink(self, effects: Iterable[UplinkEffect], now_ns: int) -> None:
         for effect in effects:
-            if isinstance(effect, Connect | Disconnect | Send):
+            if isinstance(effect, OF_LINKS):
                 self.links.perform(effect)
             elif isinstance(effect, Deliver):
                 if effect.message.kind == "welcome":

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from pact.core.wire import BATCH_BYTES_MAX, BATCH_RECORDS_MAX
 from pact.model import NS_PER_S
@@ -21,16 +20,14 @@ RESEND_NS: Final = 10 * NS_PER_S
 RESEND_MAX_NS: Final = 120 * NS_PER_S
 
 
-@dataclass(frozen=True, slots=True)
-class Read:
+class Read(NamedTuple):
     """Read at most ``limit`` records from ``first`` on, as viewers may see them, and give them to ``rows``."""
 
     first: int
     limit: int
 
 
-@dataclass(frozen=True, slots=True)
-class Up:
+class Up(NamedTuple):
     """A message for the parent."""
 
     kind: str

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from pact.core import wire
 from pact.core.wire import Message
@@ -62,14 +62,12 @@ class Disconnect:
     parent: str
 
 
-@dataclass(frozen=True, slots=True)
-class Send:
+class Send(NamedTuple):
     parent: str
     frame: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Deliver:
+class Deliver(NamedTuple):
     """A message of the active parent; ``welcome`` first, and again after each reconnection."""
 
     message: Message
@@ -90,6 +88,8 @@ class Note:
 
 
 Effect = Connect | Disconnect | Send | Deliver | Lost | Note
+#: What ``Links`` performs. A tuple: a union is made anew at each look.
+OF_LINKS: Final = (Connect, Disconnect, Send)
 
 
 def preference(name: str, rack: str, parents: Sequence[Parent]) -> list[Parent]:
@@ -167,6 +167,12 @@ class Uplink:
         if self._active is None:
             return []
         return [Send(self._active.parent.url, wire.encode(kind, head, body))]
+
+    def answer(self, call: str, body: bytes) -> list[Effect]:
+        """A node's own answer to a call, whole."""
+        if self._active is None:
+            return []
+        return [Send(self._active.parent.url, wire.single_answer(call, self.name, body))]
 
     def stop(self) -> list[Effect]:
         """Say goodbye and close everything."""

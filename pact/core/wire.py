@@ -7,6 +7,7 @@ does not name are passed over (a newer peer may say more). Bodies are opaque, ex
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, NamedTuple, cast
@@ -201,6 +202,10 @@ KINDS: Final[Mapping[str, Kind]] = {
                         "hint": (_text, ""), "failed": (_table(_text, _text), {})}, True),
     "event": Kind(51, {"client": (_text, ""), "id": (_number, NEEDED)}, True),
 }  # fmt: skip
+_ANSWER: Final = KINDS["answer"].code
+#: The head of one node's whole answer as ``single_answer`` writes it, as long as its names are plain.
+_SINGLE: Final = re.compile(
+    rb'\{"call":"([\w.:-]{1,200})","final":true,"parts":\[\[\["([\w.-]{1,253})"\],([1-9]\d{0,7})\]\],"lost":\[\]\}')
 _BY_CODE: Final = {kind.code: (name, kind) for name, kind in KINDS.items()}
 TO_CLIENTS: Final = frozenset({"part", "progress", "result", "event"})
 
@@ -243,6 +248,17 @@ def encode(kind: str, head: Mapping[str, Any], body: bytes = b"") -> bytes:
     return b"".join((_HEADER.pack(MAGIC, table.code, len(raw)), raw, body))
 
 
+def single_answer(call: str, name: str, body: bytes) -> bytes:
+    """What ``encode`` makes of one node's whole answer, for those who have checked the call and the name before."""
+    if len(body) > FRAME_MAX - HEAD_MAX or not _text(call) or not _name(name):
+        raise LocalProtocolError(f"answer: no answer of {len(body)} bytes fits a frame")
+    try:
+        raw = orjson.dumps({"call": call, "final": True, "parts": [[[name], len(body)]], "lost": []})
+    except TypeError as exc:  # text with lone surrogates
+        raise LocalProtocolError(f"answer: {exc}") from None
+    return b"".join((_HEADER.pack(MAGIC, _ANSWER, len(raw)), raw, body))
+
+
 def decode(frame: bytes | memoryview) -> Message:
     """The message in a frame. Raises RemoteProtocolError, and nothing else, for what is none. The body of a message in
     a memoryview is one too.
@@ -260,6 +276,12 @@ def decode(frame: bytes | memoryview) -> Message:
     end = _HEADER.size + size
     if size > HEAD_MAX or end > len(frame):
         raise RemoteProtocolError(f"{name}: a head of {size} bytes in a frame of {len(frame)}")
+    if code == _ANSWER:  # most of what an aggregator reads
+        single = _SINGLE.fullmatch(frame, _HEADER.size, end)
+        if single is not None and int(single[3]) == len(frame) - end:
+            parts = [[[single[2].decode()], len(frame) - end]]
+            return Message(name, {"call": single[1].decode(), "final": True, "parts": parts, "lost": []},
+                           cast(bytes, frame[end:]))  # fmt: skip
     try:
         head = orjson.loads(frame[_HEADER.size : end])
     except orjson.JSONDecodeError:

@@ -35,7 +35,7 @@ from pact.core import groups
 from pact.core.events import AppendRecord, Asked, Caller, Effect, FleetTold, LinkChanged, Ticked
 from pact.core.outbox import Outbox, Read, Up
 from pact.core.rootlog import INCARNATION_CHARS
-from pact.core.uplink import Connect, Deliver, Disconnect, Lost, Note, Parent, Send, Uplink
+from pact.core.uplink import OF_LINKS, Deliver, Lost, Note, Parent, Uplink
 from pact.core.uplink import Effect as UplinkEffect
 from pact.core.wire import Message
 from pact.model import NS_PER_S, Actor, Declared, Owner
@@ -173,7 +173,7 @@ class VirtualNode:
 
     def _apply(self, effects: Sequence[UplinkEffect]) -> None:
         for effect in effects:
-            if isinstance(effect, Connect | Disconnect | Send):
+            if isinstance(effect, OF_LINKS):
                 self.links.perform(effect)
             elif isinstance(effect, Deliver):
                 self._received(effect.message)
@@ -243,8 +243,7 @@ class VirtualNode:
             if len(self._answers) > CACHED_MAX:
                 self._answers.popitem(last=False)
         self.fleet.counts.calls += 1
-        self._apply(self.uplink.send("answer", {
-            "call": key[1], "final": True, "parts": [[[self.name], len(answer)]], "lost": []}, answer))  # fmt: skip
+        self._apply(self.uplink.answer(key[1], answer))
         if self.links.readable():
             self.readable()
 
