@@ -194,6 +194,27 @@ def test_unfinished_groups_are_asked_about_at_the_welcome_and_every_half_minute(
     assert (asks, kinds(b.said).count("ask")) == (1, 2)
 
 
+@pytest.mark.invariant("T3")
+def test_nobody_asks_about_a_group_that_waits_for_its_window_or_has_just_been_voted_on() -> None:
+    groups = [["g1", "open", 0]]
+    b = Bench(unfinished=lambda: groups)
+    url = b.join()
+    assert kinds(b.said).count("ask") == 1
+
+    def asks(seconds: int) -> list[Any]:
+        b.said.clear()
+        for _ in range(seconds):
+            b.until(1)
+            b.hear(url, message("beat", {"path": ["root1", "a"]}))
+        said = [wire.decode(e.frame) for e in b.said if isinstance(e, Send)]
+        return [m.head["groups"] for m in said if m.kind == "ask"]
+
+    assert asks(65) == []
+    groups[0] = ["g1", "prepared", 3]
+    assert asks(26) == [], "it may be decided any moment"
+    assert asks(30) == [[["g1", "prepared", 3]]]
+
+
 def test_stop_says_goodbye() -> None:
     b = Bench()
     b.join()

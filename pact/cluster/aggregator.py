@@ -30,6 +30,7 @@ from pact.cluster.ports import Port
 from pact.cluster.zap import DRAIN_MAX as ZAP_MAX
 from pact.cluster.zap import Zap, end_connection
 from pact.core import wire
+from pact.core.backlog import GATHER_NS
 from pact.core.outbox import Up
 from pact.core.relay import Effect, Ended, Relay, ToChildren
 from pact.core.uplink import OF_LINKS, Deliver, Lost, Note, Uplink
@@ -87,7 +88,7 @@ class Aggregator:
         self.authorized = auth.read(settings.authorized)
         descriptors.raise_limit(settings.children, settings.path)
         self.relay = Relay(settings.name, rack=settings.rack, children_max=settings.children,
-                           buffer_max=settings.buffer)  # fmt: skip
+                           buffer_max=settings.buffer, gather_ns=GATHER_NS if settings.parents else 0)  # fmt: skip
         self.context: zmq.Context[Any] = zmq.Context(2 if settings.children > 512 else 1)
         self.context.set(zmq.MAX_SOCKETS, SOCKETS_MAX)
         self.poller = select.epoll()

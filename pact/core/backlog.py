@@ -10,7 +10,10 @@ from collections import deque
 from typing import Final
 
 from pact.core.outbox import RESEND_MAX_NS, RESEND_NS, Up
+from pact.model import NS_PER_S
 
+GATHER_NS: Final = NS_PER_S // 20
+GATHER_BYTES: Final = 64 << 10
 FRAME_BYTES: Final = 1 << 20
 FRAME_BATCHES: Final = 4096
 STREAM_MAX: Final = 2 << 20  # of one node: twice the largest credit, since batches may overlap
@@ -41,10 +44,16 @@ class _Stream:
 
 
 class Backlog:
-    """``limit``: bytes that are kept at most; what does not fit is not taken, and is sent again by its node."""
+    """``limit``: bytes that are kept at most; what does not fit is not taken, and is sent again by its node.
+    ``gather_ns``: after a message to the parent the next waits so long, or for ``GATHER_BYTES``. One event goes at
+    once; of many in a row few messages are made.
+    """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, gather_ns: int = 0) -> None:
         self.limit = limit
+        self._gather_ns = gather_ns
+        self._unsent = 0  # bytes in the queue
+        self._sent_ns = -gather_ns
         self.bytes = 0
         self.refused = 0
         self._streams: dict[str, _Stream] = {}
@@ -81,6 +90,7 @@ class Backlog:
         stream.bytes += len(data)
         self.bytes += len(data)
         self._queue.append(batch)
+        self._unsent += len(data)
         return True
 
     def acknowledged(self, node: str, incarnation: str, seq: int, rewind: bool, t_ns: int) -> None:
@@ -105,6 +115,8 @@ class Backlog:
         self.bytes -= len(batch.data)
         if batch.sent:
             self._flight -= len(batch.data)
+        else:
+            self._unsent -= len(batch.data)
         batch.data = b""
 
     def forget(self, node: str) -> None:
@@ -118,6 +130,7 @@ class Backlog:
         for node in list(self._streams):
             self.forget(node)
         self._queue.clear()
+        assert not self._unsent, self._unsent
 
     def welcomed(self, credit: int, t_ns: int) -> None:
         """A parent took us."""
@@ -133,16 +146,22 @@ class Backlog:
         for batch in kept:
             batch.sent = False
         self._queue = deque(kept)
+        self._unsent = self.bytes
         self._flight = 0
         self._progress_ns = t_ns
 
-    @property
-    def ready(self) -> bool:
-        """``flush`` has something to send."""
-        return bool(self._queue) and self._flight < self._credit
+    def due_ns(self) -> int | None:
+        """When ``flush`` has something to send."""
+        if not self._unsent or self._flight >= self._credit:
+            return None
+        return 0 if self._unsent >= GATHER_BYTES else self._sent_ns + self._gather_ns
 
     def flush(self, t_ns: int) -> list[Up]:
         out: list[Up] = []
+        due_ns = self.due_ns()
+        if due_ns is None or due_ns > t_ns:
+            return out
+        self._sent_ns = t_ns
         queue = self._queue
         while queue and self._flight < self._credit:
             rows: list[list[object]] = []
@@ -163,6 +182,7 @@ class Backlog:
                 parts.append(batch.data)
                 size += len(batch.data)
                 self._flight += len(batch.data)
+                self._unsent -= len(batch.data)
             if rows:
                 out.append(Up("events", {"batches": rows}, b"".join(parts)))
         return out

@@ -68,8 +68,9 @@ class Relay:
     """See the module. Use: ``received`` and ``from_parent`` for each message, then ``flush``; ``tick`` in time."""
 
     def __init__(
-        self, name: str, *, rack: str = "", children_max: int = CHILDREN_MAX, buffer_max: int = BUFFER_MAX
-    ) -> None:
+        self, name: str, *, rack: str = "", children_max: int = CHILDREN_MAX, buffer_max: int = BUFFER_MAX,
+        gather_ns: int = 0,
+    ) -> None:  # fmt: skip
         self.name = name
         self.rack = rack
         self.children_max = children_max
@@ -80,7 +81,7 @@ class Relay:
         self.fleet: Mapping[str, Any] | None = None
         self.violations = 0
         self.unsaid = 0
-        self.backlog = Backlog(max(buffer_max, children_max * CREDIT_MIN))
+        self.backlog = Backlog(max(buffer_max, children_max * CREDIT_MIN), gather_ns)
         self.calls = Calls()
         self.tree = Directory(self.calls, self.backlog)
         self.beats = Beats(self.tree)
@@ -543,8 +544,7 @@ class Relay:
         if self._up:
             waiting, self._up = self._up, []
             yield from waiting
-        if self.backlog.ready:
-            yield from self.backlog.flush(t_ns)
+        yield from self.backlog.flush(t_ns)
 
     def tick(self, t_ns: int, *, unread: bool = False) -> list[Effect]:
         """Time passed. Call ``flush`` after it. ``unread``: more has come than was given to ``received`` yet: after a
@@ -576,9 +576,9 @@ class Relay:
         if self._cut_ns is not None:
             due.append(self._cut_ns + SILENCE_NS)
         if self.rooted:
-            if self.tree.news or self._up or self.backlog.ready:
+            if self.tree.news or self._up:
                 return 0
-            for wake_ns in (self.calls.next_wake_ns(), self.backlog.next_wake_ns()):
+            for wake_ns in (self.calls.next_wake_ns(), self.backlog.next_wake_ns(), self.backlog.due_ns()):
                 if wake_ns is not None:
                     due.append(wake_ns)
         return min(due)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, Protocol
 
 from pact.core import wire
+from pact.core.membership import OPEN
 from pact.core.wire import Message
 from pact.errors import LocalProtocolError
 from pact.model import NS_PER_S
@@ -148,6 +149,7 @@ class Uplink:
         self._return_ns = 0
         self._beat_ns = 0
         self._ask_ns = 0
+        self._asked: list[list[Any]] | None = None  # what was unfinished when it was last looked at
         self.since_ns = 0
         self._stopped = False
 
@@ -230,9 +232,13 @@ class Uplink:
         return min(PATIENCE_NS << min(self._round, 8), PATIENCE_MAX_NS)
 
     def _ask(self, t_ns: int) -> list[Effect]:
+        """After a welcome about every group. Later about those with a vote or a decision that were so half a minute ago
+        too: who has not voted is free, and the root tells who owes a decision.
+        """
         self._ask_ns = t_ns + ASK_NS
-        groups = self._unfinished()
-        return self.send("ask", {"node": self.name, "groups": list(groups)[:wire.ITEMS_MAX]}) if groups else []
+        before, self._asked = self._asked, [list(g) for g in self._unfinished()]
+        groups = self._asked if before is None else [g for g in self._asked if g in before and g[1] != OPEN]
+        return self.send("ask", {"node": self.name, "groups": groups[:wire.ITEMS_MAX]}) if groups else []
 
     # -- looking for a parent -----------------------------------------------------------------------------------
 
@@ -367,6 +373,7 @@ class Uplink:
         self._told(message.head["fleet"])
         self.fence = max(self.fence, message.head["fence"])
         self._plan_return(t_ns)
+        self._asked = None
         return [*out, Deliver(message), *self._ask(t_ns)]
 
     def _refuse(self, link: _Link, message: Message, t_ns: int) -> list[Effect]:

@@ -135,8 +135,37 @@ def _caller(value: Any) -> bool:
 
 
 _groups: Final = _rows(_text, _text, _number)
-_batches: Final = _rows(_name, _incarnation, _number, _number, _number)
-_cursors: Final = _rows(_name, _incarnation, _seq, _flag)
+
+
+def _batches(value: Any) -> bool:
+    """``[[node, incarnation, first, count, bytes], ...]``, written out, as all that every record passes through."""
+    if type(value) not in _LIST or len(value) > ITEMS_MAX:
+        return False
+    for row in value:
+        if type(row) not in _LIST or len(row) != 5:
+            return False
+        node, incarnation, first, count, size = row
+        if not (type(node) is str and 0 < len(node) <= NAME_MAX
+                and type(incarnation) is str and len(incarnation) <= INCARNATION_MAX
+                and type(first) is int and 0 <= first <= NUMBER_MAX and type(count) is int and 0 <= count <= NUMBER_MAX
+                and type(size) is int and 0 <= size <= NUMBER_MAX):  # fmt: skip
+            return False
+    return True
+
+
+def _cursors(value: Any) -> bool:
+    """``[[node, incarnation, seq, rewind], ...]``, likewise."""
+    if type(value) not in _LIST or len(value) > ITEMS_MAX:
+        return False
+    for row in value:
+        if type(row) not in _LIST or len(row) != 4:
+            return False
+        node, incarnation, seq, rewind = row
+        if not (type(node) is str and 0 < len(node) <= NAME_MAX
+                and type(incarnation) is str and len(incarnation) <= INCARNATION_MAX
+                and type(seq) is int and -1 <= seq < NUMBER_MAX and type(rewind) is bool):  # fmt: skip
+            return False
+    return True
 
 
 def _parts(value: Any) -> bool:

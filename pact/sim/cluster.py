@@ -17,6 +17,7 @@ import orjson
 
 from pact.core import groups, rootlog
 from pact.core.events import Asked, Caller, FleetTold, LinkChanged
+from pact.core.membership import OPEN
 from pact.core.root import Commit, Down, Effect, Limits, Root
 from pact.core.rootlog import INCARNATION_CHARS
 from pact.core.settings import Settings
@@ -292,14 +293,16 @@ class Cluster:
             peer.epoch += 1
             self.later(self.rng.randrange(1, 3000) * MS, lambda: self.link(name))
 
-    def _ask(self, name: str, session: int) -> None:
+    def _ask(self, name: str, session: int, before: list[list[Any]] | None = None) -> None:
+        """As an uplink does."""
         peer = self.peers[name]
         if peer.session != session or not peer.linked or not peer.world.running:
             return
-        mine = groups.unfinished(peer.world.node)
+        now = groups.unfinished(peer.world.node)
+        mine = now if before is None else [g for g in now if g in before and g[1] != OPEN]
         if mine:
             self.send(lambda: self.up(self.root, "ask", {"node": name, "groups": mine}))
-        self.later(ASK_NS, lambda: self._ask(name, session))
+        self.later(ASK_NS, lambda: self._ask(name, session, now))
 
     def _call(self, root: Root, name: str, head: Mapping[str, Any], body: bytes) -> None:
         peer = self.peers[name]

@@ -244,6 +244,7 @@ class VirtualNode:
                 self._answers.popitem(last=False)
         self.fleet.counts.calls += 1
         self._apply(self.uplink.answer(key[1], answer))
+        self._recorded()  # votes do not wait behind events
         if self.links.readable():
             self.readable()
 
@@ -264,7 +265,6 @@ class VirtualNode:
         caller = self.fleet.caller(said["user"], said["role"])
         world.feed(lambda: Asked(world.t_ns, world.wall_ns, token, op, args, caller))
         reply = world.replies.pop(token)
-        self._recorded()
         return orjson.dumps({"ok": reply.exit_code == 0, "exit": reply.exit_code, "message": reply.message,
                              "hint": reply.hint, "result": reply.result})  # fmt: skip
 
