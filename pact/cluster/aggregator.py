@@ -276,7 +276,7 @@ class Aggregator:
                 try:
                     if type(frame) is memoryview and frame[2] != EVENTS_CODE:  # events are passed on as they are
                         frame = bytes(frame)
-                    message = wire.decode(frame)
+                    message = wire.LIVES_MESSAGE if frame == wire.LIVES else wire.decode(frame)
                 except RemoteProtocolError as exc:
                     self.bad += 1
                     self._perform(relay.bad_frame(rid, peer, exc.message, now_ns), now_ns)

@@ -425,7 +425,10 @@ class Uplink:
         out: list[Effect] = [Deliver(message)]
         if head["ask"]:
             self._beat_ns = t_ns + OWN_BEAT_NS
-            out += self.send("beat", {**self._beat_head(), "answer": True})
+            if self.role == "node":
+                out.append(Send(link.parent.url, wire.LIVES))
+            else:
+                out += self.send("beat", {**self._beat_head(), "answer": True})
         missed = head["fleet_seq"] > self.fleet[1] and head["fence"] >= self.fleet[0]
         if missed and self._trying is None and t_ns - link.hello_ns >= BEAT_NS:  # a welcome tells the fleet's holds
             out += self._hello(link.parent, t_ns)

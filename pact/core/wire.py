@@ -324,6 +324,11 @@ def decode(frame: bytes | memoryview) -> Message:
     return Message(name, head, body)
 
 
+#: What a node says when it is asked whether it lives: always the same.
+LIVES: Final = encode("beat", {"answer": True})
+LIVES_MESSAGE: Final = decode(LIVES)
+
+
 def message(kind: str, head: Mapping[str, Any], body: bytes = b"") -> Message:
     """A message as ``decode`` would give it, for whoever stands in the same process."""
     return Message(kind, {**{f: d for f, (_, d) in KINDS[kind].fields.items() if d is not NEEDED}, **head}, body)

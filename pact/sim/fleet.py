@@ -394,7 +394,8 @@ class Fleet:
             wake_ns, _, node = heapq.heappop(wakes)
             self.now_ns = max(self.now_ns, wake_ns)
             if wake_ns == node.wake_ns:
-                node.tick()
+                if node.next_wake_ns() <= until_ns:
+                    node.tick()
                 self._schedule(node)
 
     def _report(self) -> None:
