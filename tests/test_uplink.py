@@ -77,7 +77,7 @@ def test_silence_for_six_seconds_is_a_loss_and_the_next_is_tried_at_once() -> No
     assert b.t - start < 7 * NS_PER_S
     (other,) = [e.parent.url for e in effects if isinstance(e, Connect)]
     assert other == b.u.order[1].url != url
-    assert kinds(effects) == ["beat"] * 2 + ["hello"]
+    assert kinds(effects) == ["beat", "hello"]
     third = [e for e in b.until(1.8, Connect) if isinstance(e, Connect)]  # no answer for a second and a half
     assert [e.parent.url for e in third] == [b.u.order[2].url]
 
@@ -92,7 +92,7 @@ def test_who_is_asked_answers_once_and_asks_only_when_nobody_asked_for_a_while()
                      if isinstance(e, Send)]  # fmt: skip
         assert answer.kind == "beat" and answer.head["answer"]
         assert kinds(b.hear(url, message("beat", {"path": ["root1", "a"]}))) == [], "what is no question has no answer"
-    (own,) = [wire.decode(e.frame) for e in b.until(2.6) if isinstance(e, Send)]
+    (own,) = [wire.decode(e.frame) for e in b.until(3.1) if isinstance(e, Send)]
     assert own.kind == "beat" and not own.head["answer"]
 
 

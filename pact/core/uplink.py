@@ -20,7 +20,7 @@ from pact.errors import LocalProtocolError
 from pact.model import NS_PER_S
 
 BEAT_NS: Final = 2 * NS_PER_S  # the parent asks so often
-OWN_BEAT_NS: Final = 5 * BEAT_NS // 4  # who was not asked for so long asks
+OWN_BEAT_NS: Final = 3 * BEAT_NS // 2  # who was not asked for so long asks, while there is time for an answer
 SILENCE_NS: Final = 6 * NS_PER_S
 PATIENCE_NS: Final = 3 * NS_PER_S // 2
 PATIENCE_MAX_NS: Final = 12 * NS_PER_S

@@ -47,6 +47,7 @@ READY_MAX: Final = 128  # nodes in one turn: their clock is read once
 BEGIN_MAX: Final = 8
 WORK_NS: Final = NS_PER_S // 50
 TOGETHER_NS: Final = NS_PER_S // 20  # what is due within this time is done at once: thousands of clocks, one wake
+GC_OBJECTS: Final = 100_000  # between two looks for garbage: a node's share of them is as if it were alone
 REPORT_NS: Final = NS_PER_S // 10
 VERSION: Final = "virtual"
 WRITER: Final = Owner("uid:1000", "somebody", 1000)
@@ -312,6 +313,7 @@ class Fleet:
             if len(self._welcomed) == len(self.spec.nodes):
                 gc.collect()
                 gc.freeze()  # a walk through thousands of nodes is nothing that a node would ever wait for
+                gc.set_threshold(GC_OBJECTS)
                 gc.enable()
         self.counts.connected = len(self._with_parent)
 
