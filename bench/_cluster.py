@@ -102,12 +102,13 @@ class Process:
 class Cluster:
     """A context manager. ``nodes`` virtual nodes in ``shards`` processes below as many aggregators as the fan-out asks
     for, in ``relay_processes`` processes; ``alone``: each is a ``pact aggregator`` of its own. ``everywhere``:
-    a node may go under every aggregator, and prefers that of its own rack; else it knows that one only.
+    a node may go under every aggregator, and prefers that of its own rack; else it knows that one only. ``in_memory``:
+    nodes share a process with their aggregator, and what they say to each other passes no socket.
     """
 
     def __init__(self, nodes: int, *, fan_out: int = FAN_OUT, shards: int = 2, relay_processes: int = 2,
                  everywhere: bool = False, alone: bool = False, root: str = "--root", write_every_s: float = 0.0,
-                 extra: dict[str, str] | None = None) -> None:  # fmt: skip
+                 extra: dict[str, str] | None = None, in_memory: bool = False) -> None:  # fmt: skip
         self.base = Path(tempfile.mkdtemp(prefix="pact-bench-"))
         self.names = [f"n{i:05}" for i in range(1, nodes + 1)]
         self.keys: dict[str, Key] = {}
@@ -118,6 +119,7 @@ class Cluster:
         self.ports: list[int] = []
         self._shards, self._relay_processes, self._fan_out = min(shards, nodes), relay_processes, fan_out
         self._everywhere, self._alone, self._root, self._write_every_s = everywhere, alone, root, write_every_s
+        self._in_memory = in_memory
         self.aggregators = [f"agg{i:03}" for i in range(1, max(1, -(-nodes // fan_out)) + 1)]
         self.relay_kib = 0  # of the first relay process, before anybody connects
         self.up_s = 0.0
@@ -173,6 +175,9 @@ class Cluster:
         self.root = Process(self.base / "root1.log", "-m", "pact.sim.relays", self._root, str(root))
         self.urls = [f"tcp://127.0.0.1:{port}" for port in self.ports[3:]]
         configs = self._aggregators()
+        if self._in_memory:
+            self._leaves(configs)
+            return
         if self._alone:
             for name, path in zip(self.aggregators, configs, strict=True):
                 log = self.base / f"{name}.log"
@@ -214,6 +219,22 @@ class Cluster:
                 f'[keys]\nsecret = "{self._secret(name)}"\nauthorized = "{authorized}"\n')  # fmt: skip
             out.append(str(path))
         return out
+
+    def _leaves(self, configs: list[str]) -> None:
+        """Aggregators and the nodes below them, in processes of as many aggregators as there are."""
+        began = time.monotonic()
+        for i in range(self._shards):
+            mine = range(i, len(configs), self._shards)
+            rows = [(n, f"r{k}", self.keys[n].public, self.keys[n].secret, [k // self._shards])
+                    for k in mine for n in self.names[k * self._fan_out : (k + 1) * self._fan_out]]  # fmt: skip
+            parents = [(self.urls[k], self.keys[self.aggregators[k]].public, f"r{k}") for k in mine]
+            path = self.base / f"leaves{i}.json"
+            path.write_text(json.dumps({
+                "nodes": rows, "parents": parents, "declared": {r: {"attrs": a} for r, a in RESOURCES.items()},
+                "leaves": [(self.urls[k], configs[k]) for k in mine]}))  # fmt: skip
+            self.fleets.append(Process(self.base / f"leaves{i}.log", "-O", "-m", "pact.sim.leaves", str(path)))
+        self.until(self.all_connected, "all nodes", 60 + len(self.names) / 50)
+        self.up_s = time.monotonic() - began
 
     def _parents_of(self, number: int) -> list[int]:
         return list(range(len(self.aggregators))) if self._everywhere else [number // self._fan_out]

@@ -1,5 +1,7 @@
 """The cluster: commands, rollbacks, events and rejoining at size, beside a flat loop in C on the same kind of sockets.
 
+A second tree of the same size has no sockets between the nodes and their aggregators (``pact.sim.leaves``).
+
 ``PACT_BENCH_NODES`` says how many virtual nodes the tree has (10,000; 1,000 in a quick run), ``PACT_BENCH_FLAT`` how
 many children one aggregator has (8,000; 500). Everything is on loopback and has CURVE. Each node has a socket and a key
 of its own: on this machine it also pays for the nodes' ends of all connections, which elsewhere have ten thousand
@@ -97,27 +99,7 @@ def tree(nodes: int, rounds: int, rollbacks: int) -> list[Figure]:
         label = f"{nodes:,} nodes, {len(cluster.aggregators)} aggregators"
         print(f"  {label}: connected after {cluster.up_s:.0f} s", flush=True)
         cluster.quiet()
-        with cluster.client() as client:
-            times = {}
-            for op, what in (("state", "equal answers"), ("check", "each its own answer")):
-                asked(client, op, {})
-                took = []
-                for _ in range(rounds):
-                    time.sleep(0.1)
-                    seconds, result, folded = asked(client, op, {})
-                    assert result.exit == 0 and sum(map(len, folded.values())) == nodes, (result, len(folded))
-                    took.append(seconds * 1e3)
-                times[op] = statistics.median(took)
-                out.append(figure(f"command to {label}, {what}", times[op], "ms", "< 250", times[op] < 250,
-                                  best=min(took)))  # fmt: skip
-            undone, own, frames = [], [], {}
-            for _ in range(rollbacks):
-                seconds, own_s, frames = rollback(cluster, client, nodes)
-                undone.append(seconds)
-                own.append(own_s)
-        median = statistics.median(undone)
-        out.append(figure(f"complete rollback on {label}", median, "s", "< 2", median < 2))
-        out.append(figure("of which the nodes' own decisions", statistics.median(own), "s of one core"))
+        times, median, frames = asked_and_undone(cluster, label, rounds, rollbacks, out)
     flat += flat_loop(nodes, rounds)  # before and after, as near to the same moment as can be
     if flat:
         floor = statistics.median(flat)
@@ -130,6 +112,47 @@ def tree(nodes: int, rounds: int, rollbacks: int) -> list[Figure]:
     else:
         out.append(figure("no libzmq to compile against: the flat loop is skipped", 0, ""))
     return [*out, messages(nodes, frames, nodes)]
+
+
+def asked_and_undone(cluster: Cluster, label: str, rounds: int, rollbacks: int,
+                     out: list[Figure]) -> tuple[dict[str, float], float, dict[str, int]]:  # fmt: skip
+    """Milliseconds of a command by its kind, seconds of a rollback, and what the last group cost at the root."""
+    nodes = len(cluster.names)
+    times: dict[str, float] = {}
+    with cluster.client() as client:
+        for op, what in (("state", "equal answers"), ("check", "each its own answer")):
+            asked(client, op, {})
+            took = []
+            for _ in range(rounds):
+                time.sleep(0.1)
+                seconds, result, folded = asked(client, op, {})
+                assert result.exit == 0 and sum(map(len, folded.values())) == nodes, (result, len(folded))
+                took.append(seconds * 1e3)
+            times[op] = statistics.median(took)
+            out.append(figure(f"command to {label}, {what}", times[op], "ms", "< 250", times[op] < 250,
+                              best=min(took)))  # fmt: skip
+        undone, own, frames = [], [], {}
+        for _ in range(rollbacks):
+            seconds, own_s, frames = rollback(cluster, client, nodes)
+            undone.append(seconds)
+            own.append(own_s)
+    median = statistics.median(undone)
+    out.append(figure(f"complete rollback on {label}", median, "s", "< 2", median < 2))
+    out.append(figure("of which the nodes' own decisions", statistics.median(own), "s of one core"))
+    return times, median, frames
+
+
+def leaves(nodes: int, rounds: int, rollbacks: int) -> list[Figure]:
+    """The same tree without the sockets of its last hop: what an aggregator and its nodes say to each other are the
+    same frames, handed over in memory. On two cores ten thousand sockets are more than half of what ``tree`` measures;
+    this is what the tree, the wire code and the nodes themselves take.
+    """
+    out: list[Figure] = []
+    with Cluster(nodes, in_memory=True) as cluster:
+        cluster.quiet()
+        label = f"{nodes:,} nodes, {len(cluster.aggregators)} aggregators, no sockets between the two"
+        asked_and_undone(cluster, label, rounds, rollbacks, out)
+    return out
 
 
 def rollback(cluster: Cluster, client: object, nodes: int) -> tuple[float, float, dict[str, int]]:
@@ -365,6 +388,7 @@ def run(quick: bool = False) -> list[Figure]:
     rounds = max(3, ROUNDS if nodes >= 1000 else 3)
     return [
         *tree(nodes, rounds, 3),
+        *leaves(nodes, rounds, 3),
         *small_groups(tuple(n for n in (100, 1000) if n < nodes)),
         *one_relay(1.0 if quick else 4.0),
         *flat_site(children, 5),

@@ -33,6 +33,12 @@ def test_two_hundred_virtual_nodes_obey_and_roll_back(bench: ModuleType) -> None
     assert counted["ok"], counted  # O(fan-out), whatever the machine
 
 
+@pytest.mark.timeout(120)
+def test_nodes_that_share_a_process_with_their_aggregator_obey_and_roll_back(bench: ModuleType) -> None:
+    asked, _, undone, *_ = bench.leaves(200, 1, 1)
+    assert "no sockets" in asked["name"] and undone["value"] > 0
+
+
 @pytest.mark.timeout(60)
 def test_events_pass_through_a_relay_and_the_root(bench: ModuleType) -> None:
     assert bench.one_relay(0.2)[0]["value"] > 0

@@ -22,7 +22,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import orjson
 import zmq
@@ -35,7 +35,7 @@ from pact.core import groups
 from pact.core.events import AppendRecord, Asked, Caller, Effect, FleetTold, LinkChanged, Ticked
 from pact.core.outbox import Outbox, Read, Up
 from pact.core.rootlog import INCARNATION_CHARS
-from pact.core.uplink import OF_LINKS, Deliver, Lost, Note, Parent, Uplink
+from pact.core.uplink import OF_LINKS, Connect, Deliver, Disconnect, Lost, Note, Parent, Send, Uplink
 from pact.core.uplink import Effect as UplinkEffect
 from pact.core.wire import Message
 from pact.model import NS_PER_S, Actor, Declared, Owner
@@ -97,6 +97,14 @@ class Machine(World):
     lines: list[bytes]
 
 
+class NodeLinks(Protocol):
+    """The way from a node to its parents."""
+
+    def perform(self, effect: Connect | Disconnect | Send) -> None: ...
+    def drain(self) -> list[tuple[str, Message]]: ...
+    def readable(self) -> bool: ...
+
+
 class VirtualNode:
     """One node: what ``pact.agent.link`` does for an agent, on a machine that is a dictionary."""
 
@@ -110,7 +118,7 @@ class VirtualNode:
         self.world.start(dict(fleet.declared))
         incarnation = self.world.journal[0].hash[:INCARNATION_CHARS]
         self.outbox = Outbox(name, incarnation, newest=self.world.journal[-1].seq)
-        self.links = Links(fleet.context, key, self._opened, self._closing)
+        self.links = fleet.links_of(self, key)
         self.uplink = Uplink(name, "node", parents, fleet.rng, session=secrets.randbits(64), version=VERSION,
                              rack=rack, more=self._more,
                              unfinished=lambda: groups.unfinished(self.world.node))  # fmt: skip
@@ -119,12 +127,6 @@ class VirtualNode:
         self._write_every_ns = every_ns
         self._write_ns = fleet.now_ns + int(fleet.rng.random() * every_ns) if every_ns else 1 << 62
         self._answers: OrderedDict[tuple[int, str], bytes] = OrderedDict()
-
-    def _opened(self, socket: zmq.Socket[bytes]) -> None:
-        self.fleet.watch(socket, self)
-
-    def _closing(self, socket: zmq.Socket[bytes]) -> None:
-        self.fleet.unwatch(socket)
 
     def _more(self) -> dict[str, Any]:
         return {"incarnation": self.outbox.incarnation, "seq": self.outbox.newest, "wall_ns": self.fleet.wall_ns}
@@ -300,6 +302,9 @@ class Fleet:
         fd = socket.fileno()
         self._by_fd[fd] = node
         self._epoll.register(fd, select.EPOLLIN)
+
+    def links_of(self, node: VirtualNode, key: Key) -> NodeLinks:
+        return Links(self.context, key, lambda socket: self.watch(socket, node), self.unwatch)
 
     def unwatch(self, socket: zmq.Socket[bytes]) -> None:
         fd = socket.fileno()
