@@ -259,6 +259,36 @@ def test_children_are_asked_together_every_two_seconds_and_an_answer_is_not_answ
     assert not any(b"n0" in e.rids for e in b.relay.tick(b.t) if isinstance(e, ToChildren))
 
 
+@pytest.mark.invariant("T9")
+def test_hellos_without_end_do_not_multiply_the_questions() -> None:
+    b = Bench()
+    for _ in range(50):  # the same session each time, as no uplink does
+        b.hello(N1)
+        b.t += NS_PER_S // 4
+    asked = [e.rids for e in b.relay.tick(b.t) if isinstance(e, ToChildren)]
+    assert asked in ([], [(b"n1",)]) and len(b.relay.beats._due) <= 12
+    b.t += 3 * NS_PER_S
+    b.say(N1, "beat", {})
+    b.relay.tick(b.t)
+    assert len(b.relay.beats._due) == 1
+
+
+@pytest.mark.invariant("T5")
+def test_the_last_events_of_who_leaves_go_up_before_it_is_said_that_it_left() -> None:
+    b = Bench(gather_ns=NS_PER_S // 20)
+    b.hello(N1)
+    b.hello(N2)
+    b.up()
+    for node, at in ((N2, 0), (N1, 1)):
+        b.t += at * NS_PER_S // 1000
+        b.say(node, "events", {"batches": [[node.name, "i", 0, 1, 2]]}, b"{}")
+        ups = b.up()
+    assert ups == [], "gathered"
+    b.say(N1, "goodbye", {})
+    events, below = b.up()
+    assert events.kind == "events" and events.head["batches"][0][0] == "n1" and below.head["gone"] == ["n1"]
+
+
 def test_a_lost_child_and_a_silent_one_are_said_to_be_lost() -> None:
     b = Bench()
     b.hello(N1)

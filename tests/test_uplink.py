@@ -215,6 +215,26 @@ def test_nobody_asks_about_a_group_that_waits_for_its_window_or_has_just_been_vo
     assert asks(30) == [[["g1", "prepared", 3]]]
 
 
+@pytest.mark.invariant("G2")
+def test_a_new_root_hears_of_every_group_also_where_the_parent_stayed() -> None:
+    b = Bench(unfinished=lambda: [["g1", "open", 0]])
+    url = b.join()
+    for _ in range(40):
+        b.until(1)
+        b.hear(url, message("beat", {"path": ["root1", "a"], "fence": 1}))
+    b.said.clear()
+    start = b.t
+    while not kinds(b.said).count("ask"):
+        b.until(1)
+        b.hear(url, message("beat", {"path": ["root2", "a"], "fence": 2}))
+    assert b.t - start <= 11 * NS_PER_S, "before the root says that nobody has it"
+    b.said.clear()
+    for _ in range(310):
+        b.until(1)
+        b.hear(url, message("beat", {"path": ["root2", "a"], "fence": 2}))
+    assert kinds(b.said).count("ask") == 1, "a question may have been lost"
+
+
 def test_stop_says_goodbye() -> None:
     b = Bench()
     b.join()

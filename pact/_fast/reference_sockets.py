@@ -13,6 +13,7 @@ NOW: Final = int(zmq.NOBLOCK)
 NOW_MORE: Final = int(zmq.NOBLOCK | zmq.SNDMORE)
 EVENTS: Final = int(zmq.EVENTS)
 READABLE: Final = int(zmq.POLLIN)
+READ_BYTES: Final = 256 << 10
 
 
 class Port:
@@ -31,16 +32,20 @@ class Port:
 
     def receive(self, most: int) -> tuple[list[Frame], bool]:
         out: list[Frame] = []
-        for _ in range(most):
+        room = READ_BYTES
+        while len(out) < most and room > 0:
             try:
-                out.append(self._taken(self.socket.recv(NOW, copy=False)))
+                frame = self.socket.recv(NOW, copy=False)
             except zmq.Again:
                 return out, True
+            room -= len(frame)
+            out.append(self._taken(frame))
         return out, False
 
     def receive_from(self, most: int) -> tuple[list[tuple[bytes, str, int, Frame]], bool]:
         out: list[tuple[bytes, str, int, Frame]] = []
-        for _ in range(most):
+        room = READ_BYTES
+        while len(out) < most and room > 0:
             try:
                 rid = self.socket.recv(NOW)
                 frame = self.socket.recv(NOW, copy=False)
@@ -54,6 +59,7 @@ class Port:
                 fd = int(frame.get("__fd"))
             except (zmq.ZMQError, ValueError, TypeError, KeyError):
                 fd = -1
+            room -= len(frame)
             out.append((rid, sender, fd, self._taken(frame)))
         return out, False
 

@@ -4,7 +4,7 @@ The sockets stay pyzmq's: it makes, binds, connects and closes them. Its wheels 
 else may be linked against: the functions are looked up in the library that pyzmq itself has loaded. ImportError where
 that cannot be done. The twin, with the same results, is ``reference_sockets.py``.
 
-Nothing here waits. A port is used by one thread, as its socket is, and not after the socket is closed.
+Nothing here waits. A port is used by one thread, as its socket is.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
@@ -12,6 +12,7 @@ from cpython.unicode cimport PyUnicode_DecodeUTF8
 from libc.errno cimport EAGAIN, EINTR
 from libc.string cimport memcpy, strlen
 
+import os
 import sys
 
 import zmq
@@ -73,6 +74,7 @@ cdef enum:
     SRCFD = 2
     EVENTS = 15
     POLLIN = 1
+    READ_BYTES = 262144  # whoever works on what was read looks at the clock afterwards
 
 
 cdef bint _found() except -1:
@@ -81,7 +83,7 @@ cdef bint _found() except -1:
     path = getattr(module, "__file__", None)
     if path is None:
         return False
-    cdef bytes name = path.encode()
+    cdef bytes name = os.fsencode(path)
     cdef void *handle = dlopen(name, RTLD_NOW)  # loaded already: never closed, since pyzmq never is
     return handle != NULL and pact_find(handle)
 
@@ -123,6 +125,18 @@ cdef class Port:
     cdef object _fail(self):
         raise zmq.ZMQError(pact_errno())
 
+    cdef int _require_open(self) except -1:
+        if self.socket.closed:  # its handle may be anybody's memory by now
+            raise zmq.ZMQError(zmq.ENOTSOCK)
+        return 0
+
+    cdef int _give(self, bytes frame, int flags) except -1:
+        """1: sent; 0: not, ``errno`` says why. A signal in between is neither."""
+        while pact_send(self.handle, PyBytes_AS_STRING(frame), <size_t>PyBytes_GET_SIZE(frame), DONTWAIT | flags) < 0:
+            if pact_errno() != EINTR:
+                return 0
+        return 1
+
     cdef int _next(self, pact_msg *msg) except -1:
         """1: a frame is there; 0: there is none now."""
         pact_msg_init(msg)
@@ -157,15 +171,18 @@ cdef class Port:
         return out
 
     def receive(self, Py_ssize_t most):
-        """At most ``most`` messages of a DEALER: their frames, ``None`` for one of several frames; and whether all that
-        was there has been read.
+        """At most ``most`` messages of a DEALER, no more once ``READ_BYTES`` have been read: their frames, ``None`` for
+        one of several frames; and whether all that was there has been read.
         """
         cdef pact_msg msg
         cdef list out = []
-        while most > 0:
+        cdef size_t room = READ_BYTES
+        self._require_open()
+        while most > 0 and room > 0:
             most -= 1
             if not self._next(&msg):
                 return out, True
+            room -= min(room, pact_msg_size(&msg))
             out.append(self._taken(&msg))
         return out, False
 
@@ -177,7 +194,9 @@ cdef class Port:
         cdef list out = []
         cdef const char *key
         cdef int fd
-        while most > 0:
+        cdef size_t room = READ_BYTES
+        self._require_open()
+        while most > 0 and room > 0:
             most -= 1
             if not self._next(&msg):
                 return out, True
@@ -188,43 +207,48 @@ cdef class Port:
             key = pact_msg_gets(&msg, b"User-Id")
             sender = "" if key == NULL else PyUnicode_DecodeUTF8(key, <Py_ssize_t>strlen(key), "replace")
             fd = pact_msg_get(&msg, SRCFD)
+            room -= min(room, pact_msg_size(&msg))
             out.append((rid, sender, fd, self._taken(&msg)))
         return out, False
 
-    def send(self, bytes frame):
+    def send(self, bytes frame not None):
         """One message of a DEALER. False if it is stuck: nothing was sent."""
-        while pact_send(self.handle, PyBytes_AS_STRING(frame), <size_t>PyBytes_GET_SIZE(frame), DONTWAIT) < 0:
-            if pact_errno() == EINTR:
-                continue
-            if pact_errno() != EAGAIN:
-                self._fail()
-            return False
-        return True
+        self._require_open()
+        if self._give(frame, 0):
+            return True
+        if pact_errno() != EAGAIN:
+            self._fail()
+        return False
 
-    def send_to(self, rids, bytes frame):
+    def send_to(self, rids, bytes frame not None):
         """The same frame to each routing id of a ROUTER, one copy for all. Returns those that it could not be sent to."""
         cdef pact_msg whole, msg
         cdef list lost = []
         cdef bytes rid
         cdef size_t size = <size_t>PyBytes_GET_SIZE(frame)
         cdef bint shared = size >= self.shared_from
+        self._require_open()
         if shared:
             if pact_msg_init_size(&whole, size) < 0:
                 raise MemoryError()
             memcpy(pact_msg_data(&whole), PyBytes_AS_STRING(frame), size)
         try:
             for rid in rids:
-                if pact_send(self.handle, PyBytes_AS_STRING(rid), <size_t>PyBytes_GET_SIZE(rid), DONTWAIT | SNDMORE) < 0:
+                if rid is None:
+                    raise TypeError("None is no routing id")
+                if not self._give(rid, SNDMORE):
                     lost.append(rid)
                 elif not shared:
-                    if pact_send(self.handle, PyBytes_AS_STRING(frame), size, DONTWAIT) < 0:
+                    if not self._give(frame, 0):
                         lost.append(rid)
                 else:
                     pact_msg_init(&msg)
                     pact_msg_copy(&msg, &whole)
-                    if pact_msg_send(&msg, self.handle, DONTWAIT) < 0:
-                        pact_msg_close(&msg)
-                        lost.append(rid)
+                    while pact_msg_send(&msg, self.handle, DONTWAIT) < 0:
+                        if pact_errno() != EINTR:
+                            pact_msg_close(&msg)
+                            lost.append(rid)
+                            break
         finally:
             if shared:
                 pact_msg_close(&whole)
@@ -234,6 +258,8 @@ cdef class Port:
         """Something can be received now. Unlike the socket's descriptor it forgets nothing."""
         cdef int events = 0
         cdef size_t size = sizeof(events)
-        if pact_getsockopt(self.handle, EVENTS, &events, &size) < 0:
-            self._fail()
+        self._require_open()
+        while pact_getsockopt(self.handle, EVENTS, &events, &size) < 0:
+            if pact_errno() != EINTR:
+                self._fail()
         return bool(events & POLLIN)

@@ -27,7 +27,6 @@ from pact.cluster.config import AggregatorConfig
 from pact.cluster.http import Http
 from pact.cluster.links import Links, end_dead_connections
 from pact.cluster.ports import Port
-from pact.cluster.zap import DRAIN_MAX as ZAP_MAX
 from pact.cluster.zap import Zap, end_connection
 from pact.core import wire
 from pact.core.backlog import GATHER_NS
@@ -97,11 +96,10 @@ class Aggregator:
         self._fds: dict[int, str] = {}  # connection -> key: at most as many as there are descriptors
         self._stopping = self._reload = False
         self.bad = 0
-        self.zap = Zap(self.context, self._may_connect, lambda text: log(text, 4))
+        self.zap = Zap(self.context, self._may_connect, lambda text: log(text, 4), self._watch, self._unwatch)
         self.router = self._bind()
-        self._watch(self.zap.socket)
         self._watch(self.router)
-        self._zap_fd, self._router_fd = self.zap.socket.fileno(), self.router.fileno()
+        self._router_fd = self.router.fileno()
         self._zap_more = self._router_more = self._sent = True
         self._port = Port(self.router, SHARED_FROM)
         self.links = Links(self.context, self.key, self._watch, self._unwatch)
@@ -229,8 +227,8 @@ class Aggregator:
         ready = {fd for fd, _ in self.poller.poll(timeout_s)}
         if signal_fd in ready:
             os.read(signal_fd, 64)
-        if self._zap_more or self._zap_fd in ready:
-            self._zap_more = self.zap.drain() == ZAP_MAX
+        if self._zap_more or any(each.fileno() in ready for each in self.zap.sockets):
+            self._zap_more = self.zap.drain()
         now_ns, wall_ns = boottime_ns(), time.time_ns()
         if self.uplink is not None:
             for parent, message in self.links.drain(ready):
@@ -274,7 +272,7 @@ class Aggregator:
                     self.bad += 1
                     continue
                 try:
-                    if type(frame) is memoryview and frame[2] != EVENTS_CODE:  # events are passed on as they are
+                    if type(frame) is memoryview and not _passed_on(frame):
                         frame = bytes(frame)
                     message = wire.LIVES_MESSAGE if frame == wire.LIVES else wire.decode(frame)
                 except RemoteProtocolError as exc:
@@ -364,6 +362,7 @@ class Aggregator:
     def _look_at_keys(self, now_ns: int) -> None:
         """The file of authorised keys may have changed. One that cannot be read changes nothing, and is said once."""
         self._auth_look_ns = now_ns + AUTH_LOOK_NS
+        self._zap_more |= self.zap.renew(now_ns)
         said = self.door.look()
         if said:
             log(said, 4)
@@ -416,6 +415,11 @@ class Aggregator:
         self.zap.close()
         self.poller.close()
         self.context.term()
+
+
+def _passed_on(frame: memoryview) -> bool:
+    """Events, as they are: what is kept of them keeps the frame, so it must be nearly all of it."""
+    return frame[2] == EVENTS_CODE and 2 * int.from_bytes(frame[3:7], "little") < len(frame)
 
 
 def _signature(path: str) -> tuple[int, int, int]:

@@ -181,6 +181,9 @@ class RootClient:
                 self._quiet()
                 continue
             message = self._received()
+            if message.kind == "parts" and message.head["id"] == self._id:
+                for (names, _), answer in wire.sections(message):
+                    yield Parts(names, answer)
             make = _ITEMS.get(message.kind)
             if make is not None and message.head["id"] == self._id:
                 item = make(message)

@@ -14,41 +14,85 @@ from typing import Any, Final
 import zmq
 from zmq.utils import z85
 
+from pact.model import NS_PER_S
+
 ENDPOINT: Final = "inproc://zeromq.zap.01"
 DRAIN_MAX: Final = 64
+RENEW_AFTER: Final = 256
+ANSWERED_NS: Final = 5 * NS_PER_S  # whoever asked before is answered by then, or its handshake has been given up
 REFUSED_MAX: Final = 1024
 
 
 class Zap:
-    """``allowed(key, domain)`` decides; the domain is the socket's name."""
+    """``allowed(key, domain)`` decides; the domain is the socket's name. ``opened`` and ``closing`` hear of sockets to
+    wait for.
 
-    def __init__(self, context: zmq.Context[Any], allowed: Callable[[str, str], bool],
-                 note: Callable[[str], None]) -> None:  # fmt: skip
+    libzmq keeps what leads from each connection to this socket for as long as both live: some ten KiB that nobody needs
+    once the question is answered. So the socket is renewed now and then; the old one answers for a while and is closed.
+    """
+
+    def __init__(self, context: zmq.Context[Any], allowed: Callable[[str, str], bool], note: Callable[[str], None],
+                 opened: Callable[[zmq.Socket[bytes]], None] = lambda made: None,
+                 closing: Callable[[zmq.Socket[bytes]], None] = lambda old: None) -> None:  # fmt: skip
         self.refused = 0
+        self._context = context
         self._allowed = allowed
         self._note = note
+        self._opened, self._closing = opened, closing
         self._seen: dict[tuple[str, str], int] = {}
-        self.socket = context.socket(zmq.ROUTER)
-        self.socket.linger = 0
-        self.socket.bind(ENDPOINT)
+        self._asked = 0  # since it was renewed
+        self._old: zmq.Socket[bytes] | None = None
+        self._old_ns = 0
+        self.socket = self._bound()
 
-    def drain(self) -> int:
-        """Answer a bounded number of requests."""
-        for n in range(DRAIN_MAX):
+    def _bound(self) -> zmq.Socket[bytes]:
+        made: zmq.Socket[bytes] = self._context.socket(zmq.ROUTER)
+        made.linger = 0
+        made.bind(ENDPOINT)
+        self._opened(made)
+        return made
+
+    @property
+    def sockets(self) -> list[zmq.Socket[bytes]]:
+        return [self.socket] if self._old is None else [self.socket, self._old]
+
+    def renew(self, now_ns: int) -> bool:
+        """Call it now and then; True if it was time: there is a new socket to drain. Who asks in the moment between the
+        two is refused, and connects again.
+        """
+        if self._old is not None and now_ns - self._old_ns >= ANSWERED_NS:
+            self._closing(self._old)
+            self._old.close(0)
+            self._old = None
+        if self._old is None and self._asked >= RENEW_AFTER:
+            self._asked, self._old, self._old_ns = 0, self.socket, now_ns
+            self.socket.unbind(ENDPOINT)
+            self.socket = self._bound()
+            return True
+        return False
+
+    def drain(self) -> bool:
+        """Answer a bounded number of requests. True if there may be more."""
+        more = [self._drain(each) for each in self.sockets]
+        return True in more
+
+    def _drain(self, asked: zmq.Socket[bytes]) -> bool:
+        for _ in range(DRAIN_MAX):
             try:
-                frames = self.socket.recv_multipart(zmq.NOBLOCK)
+                frames = asked.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
-                return n
+                return False
+            self._asked += 1
             try:
                 reply = self._answer(frames)
             except Exception as exc:
                 self._note(f"authentication: {type(exc).__name__}: {exc}")
                 reply = [b"1.0", frames[3] if len(frames) > 3 else b"", b"500", b"internal error", b"", b""]
             try:
-                self.socket.send_multipart([*frames[:2], *reply], zmq.NOBLOCK)
+                asked.send_multipart([*frames[:2], *reply], zmq.NOBLOCK)
             except zmq.ZMQError:
                 pass  # who asked is gone
-        return DRAIN_MAX
+        return True
 
     def _answer(self, frames: list[bytes]) -> list[bytes]:
         version, request, domain, address, _identity, mechanism, *credentials = frames[2:]
@@ -72,7 +116,8 @@ class Zap:
             self._note(f"refused the key {key or '(none)'} from {where}" + (f" ({count} times)" if count > 1 else ""))
 
     def close(self) -> None:
-        self.socket.close(0)
+        for each in self.sockets:
+            each.close(0)
 
 
 def end_connection(fd: int, port: int) -> bool:

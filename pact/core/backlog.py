@@ -13,7 +13,7 @@ from pact.core.outbox import RESEND_MAX_NS, RESEND_NS, Up
 from pact.model import NS_PER_S
 
 GATHER_NS: Final = NS_PER_S // 20
-GATHER_BYTES: Final = 64 << 10
+GATHER_BYTES: Final = 16 << 10
 FRAME_BYTES: Final = 1 << 20
 FRAME_BATCHES: Final = 4096
 STREAM_MAX: Final = 2 << 20  # of one node: twice the largest credit, since batches may overlap
@@ -156,10 +156,11 @@ class Backlog:
             return None
         return 0 if self._unsent >= GATHER_BYTES else self._sent_ns + self._gather_ns
 
-    def flush(self, t_ns: int) -> list[Up]:
+    def flush(self, t_ns: int, *, now: bool = False) -> list[Up]:
+        """What is due; ``now``: all that the credit takes."""
         out: list[Up] = []
         due_ns = self.due_ns()
-        if due_ns is None or due_ns > t_ns:
+        if due_ns is None or (due_ns > t_ns and not now):
             return out
         self._sent_ns = t_ns
         queue = self._queue

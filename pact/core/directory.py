@@ -30,8 +30,8 @@ class Peer(NamedTuple):
 class Child:
     """One session. ``below``: name -> (session, rack) of an aggregator's nodes; ``None`` for a node or a client."""
 
-    __slots__ = ("below", "client", "frames", "heard_ns", "mismatch", "name", "peer", "rack", "rid", "role", "second",
-                 "session")  # fmt: skip
+    __slots__ = ("beat", "below", "client", "frames", "heard_ns", "mismatch", "name", "peer", "rack", "rid", "role",
+                 "second", "session")  # fmt: skip
 
     def __init__(self, rid: Rid, peer: Peer, role: str, session: int, rack: str, t_ns: int) -> None:
         self.rid = rid
@@ -43,6 +43,7 @@ class Child:
         self.heard_ns = t_ns
         self.below: dict[str, tuple[int, str]] | None = {} if role == "aggregator" else None
         self.client = ""
+        self.beat = 0  # its place among those who are asked whether they live
         self.mismatch = False  # its last beat spoke of other names than are known here
         self.second = 0
         self.frames = 0

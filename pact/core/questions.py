@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
+from pact.core.calls import PARTS_BYTES
 from pact.core.rootlog import ROOT
 from pact.core.wire import BODY_MAX, Message, sections
 from pact.errors import (
@@ -78,6 +79,7 @@ class Question:
     done: Done
     client: str = ""
     client_id: int = 0
+    flush: Callable[[], None] | None = None
     lost: dict[str, str] = field(default_factory=dict)
 
 
@@ -93,15 +95,18 @@ class Questions:
     # -- down and up --------------------------------------------------------------------------------------------
 
     def ask(self, names: Iterable[str], op: str, args: bytes, caller: Mapping[str, Any], timeout_ns: int, part: Part,
-            done: Done, client: tuple[str, int] = ("", 0)) -> None:  # fmt: skip
-        """Ask connected nodes. ``part(names, answer)`` for each set with equal answers, ``done(lost)`` in the end."""
+            done: Done, client: tuple[str, int] = ("", 0),
+            flush: Callable[[], None] | None = None) -> None:  # fmt: skip
+        """Ask connected nodes. ``part(names, answer)`` for each set with equal answers, ``flush()`` when several of
+        them that came together have been given, ``done(lost)`` in the end.
+        """
         root = self.root
         waiting = set(names)
         if not waiting:
             done({})
             return
         self._n += 1
-        question = Question(f"{root.fence:x}.{self._n}", waiting, root.t_ns + timeout_ns, part, done, *client)
+        question = Question(f"{root.fence:x}.{self._n}", waiting, root.t_ns + timeout_ns, part, done, *client, flush)
         self.open[question.id] = question
         root.down("call", {  # by name: who joins just now was not meant
             "call": question.id, "op": op, "nodes": list(waiting), "caller": dict(caller),
@@ -139,6 +144,8 @@ class Questions:
             if fresh:
                 question.waiting.difference_update(fresh)
                 question.part(fresh, body)
+        if question.flush is not None:
+            question.flush()
         for name in head["lost"]:
             self._lose(question, name, LOST)
         self._finish_if_done(question)
@@ -283,11 +290,6 @@ class Questions:
         self._told_ns[key] = now_ns
         self.root.down("progress", {"client": head["client"], "id": head["id"], "done": done, "total": total})
 
-    def parts_to(self, head: Mapping[str, Any]) -> Part:
-        """Send what nodes answer on to the client."""
-        client = {"client": head["client"], "id": head["id"]}
-        return lambda names, body: self.root.down("part", {**client, "names": names}, body)
-
     def _ask_nodes(self, head: Mapping[str, Any], args: bytes) -> None:
         here, absent = self.targets(head["nodes"])
         self.progress(head, 0, len(here))
@@ -296,8 +298,9 @@ class Questions:
             failed = {**lost, **dict.fromkeys(absent, ABSENT)}
             self.reply(head, EXIT_UNREACHABLE if failed else 0, failed=failed)
 
-        self.ask(here, head["op"], args, head["caller"], self.timeout_ns(head), self.parts_to(head), done,
-                 (head["client"], head["id"]))  # fmt: skip
+        to = ToClient(self.root, head)
+        self.ask(here, head["op"], args, head["caller"], self.timeout_ns(head), to.part, done,
+                 (head["client"], head["id"]), to.flush)  # fmt: skip
 
     def _list_nodes(self, head: Mapping[str, Any]) -> None:
         root = self.root
@@ -309,6 +312,31 @@ class Questions:
             row["seq"], row["incarnation"] = (-1, "") if cursor is None else (cursor.seq, cursor.incarnation)
         self.reply(head, 0, result={
             "v": 1, "root": root.name, "fence": root.fence, "gseq": root.state.gseq, "nodes": rows})  # fmt: skip
+
+
+class ToClient:
+    """What nodes answer, on its way to a client: what came together goes together."""
+
+    def __init__(self, root: Root, head: Mapping[str, Any]) -> None:
+        self._root = root
+        self._client = {"client": head["client"], "id": head["id"]}
+        self._rows: list[tuple[list[str], bytes]] = []
+        self._size = 0
+
+    def part(self, names: list[str], body: bytes) -> None:
+        size = len(body) + sum(map(len, names)) + 8 * len(names)
+        if self._size + size > PARTS_BYTES:
+            self.flush()
+        self._rows.append((names, body))
+        self._size += size
+
+    def flush(self) -> None:
+        rows, self._rows, self._size = self._rows, [], 0
+        if len(rows) == 1:
+            self._root.down("part", {**self._client, "names": rows[0][0]}, rows[0][1])
+        elif rows:
+            parts = [[names, len(body)] for names, body in rows]
+            self._root.down("parts", {**self._client, "parts": parts}, b"".join([body for _, body in rows]))
 
 
 def allowed(absent: Mapping[str, str], allow: int | frozenset[str]) -> bool:

@@ -87,6 +87,7 @@ class Relay:
         self.beats = Beats(self.tree)
         self.clients = Clients(name)
         self._up: list[Up] = []
+        self._last: list[Up] = []  # events that go before it is said who has left
         self._fleet_at_ns = 0
         self._cut_ns: int | None = None
         self._scan_ns = 0
@@ -143,7 +144,7 @@ class Relay:
     def unsendable(self, message: Message | Up, exc: LocalProtocolError) -> list[Effect]:
         """The same, of a message from or for the parent. Who asked hears it."""
         out = self._unsaid(exc)
-        if message.kind in ("request", "part", "result"):
+        if message.kind in ("request", "part", "parts", "result"):
             to = self.clients.unsent(message.head, "too much to be handed on in one message; ask for less")
             out += self._to([to[0]], "result", to[1]) if to is not None else []
         return out
@@ -285,6 +286,8 @@ class Relay:
         if child.role == "client":
             del self.tree.children[rid]
         else:
+            if self.rooted:  # its last events, while it is still below
+                self._last += self.backlog.flush(t_ns, now=True)
             self.tree.leave(child, t_ns)
         return [Ended(rid)]
 
@@ -403,6 +406,7 @@ class Relay:
         for child, head in self.clients.lost():
             out += self._to([child], "result", head)
         self._up.clear()
+        self._last.clear()
         return out
 
     def _dismiss(self, t_ns: int) -> list[Effect]:
@@ -538,6 +542,9 @@ class Relay:
             yield from self._call_again(t_ns)
         if not self.rooted:
             return
+        if self._last:
+            last, self._last = self._last, []
+            yield from last
         if self.tree.news:
             yield Up("below", self.tree.take_news())
         yield from self.calls.flush(t_ns)
@@ -576,7 +583,7 @@ class Relay:
         if self._cut_ns is not None:
             due.append(self._cut_ns + SILENCE_NS)
         if self.rooted:
-            if self.tree.news or self._up:
+            if self.tree.news or self._up or self._last:
                 return 0
             for wake_ns in (self.calls.next_wake_ns(), self.backlog.next_wake_ns(), self.backlog.due_ns()):
                 if wake_ns is not None:

@@ -30,6 +30,8 @@ ROUND_MAX_NS: Final = 30 * NS_PER_S
 RETURN_NS: Final = (30 * NS_PER_S, 120 * NS_PER_S)
 LOOP_NS: Final = 60 * NS_PER_S
 ASK_NS: Final = 30 * NS_PER_S
+ASK_ALL: Final = 10  # of so many rounds one is about every group: a question may have been lost
+ASK_SOON_NS: Final = 10 * NS_PER_S  # within so long of a new root: it knows only what it is told
 HELLO_GAP_NS: Final = NS_PER_S // 2
 KEEP_OPEN: Final = 2  # connections to parents that said sorry, kept so that nobody has to authenticate again
 SESSION_BITS: Final = 20  # the low bits of a session count the connections of one start
@@ -150,6 +152,7 @@ class Uplink:
         self._beat_ns = 0
         self._ask_ns = 0
         self._asked: list[list[Any]] | None = None  # what was unfinished when it was last looked at
+        self._asks = 0
         self.since_ns = 0
         self._stopped = False
 
@@ -232,12 +235,15 @@ class Uplink:
         return min(PATIENCE_NS << min(self._round, 8), PATIENCE_MAX_NS)
 
     def _ask(self, t_ns: int) -> list[Effect]:
-        """After a welcome about every group. Later about those with a vote or a decision that were so half a minute ago
-        too: who has not voted is free, and the root tells who owes a decision.
+        """After a welcome, under a new root, and now and then: about every group. Else about those with a vote or a
+        decision that were so half a minute ago too: who has not voted is free, and the root tells who owes a decision.
         """
         self._ask_ns = t_ns + ASK_NS
+        self._asks = (self._asks + 1) % ASK_ALL
         before, self._asked = self._asked, [list(g) for g in self._unfinished()]
-        groups = self._asked if before is None else [g for g in self._asked if g in before and g[1] != OPEN]
+        groups = self._asked
+        if before is not None and self._asks:
+            groups = [g for g in groups if g in before and g[1] != OPEN]
         return self.send("ask", {"node": self.name, "groups": groups[:wire.ITEMS_MAX]}) if groups else []
 
     # -- looking for a parent -----------------------------------------------------------------------------------
@@ -345,8 +351,15 @@ class Uplink:
         if kind == "fleet":
             self._told(message.head)
         elif kind == "call":
-            self.fence = max(self.fence, message.head["fence"])
+            self._led(message.head["fence"], t_ns)
         return [Deliver(message)]
+
+    def _led(self, fence: int, t_ns: int) -> None:
+        """Whoever leads now. A new root may have come while the parent stayed: there is no other welcome then.  # G2"""
+        if fence > self.fence:
+            self.fence = fence
+            self._asked = None
+            self._ask_ns = min(self._ask_ns, t_ns + int(self._rng.uniform(0, ASK_SOON_NS)))
 
     def _told(self, fleet: Mapping[str, Any] | None) -> None:
         if fleet is not None:
@@ -373,7 +386,7 @@ class Uplink:
         self._told(message.head["fleet"])
         self.fence = max(self.fence, message.head["fence"])
         self._plan_return(t_ns)
-        self._asked = None
+        self._asked, self._asks = None, 0
         return [*out, Deliver(message), *self._ask(t_ns)]
 
     def _refuse(self, link: _Link, message: Message, t_ns: int) -> list[Effect]:
@@ -421,7 +434,7 @@ class Uplink:
         head = message.head
         if self.name in head["path"]:
             return self._refuse(link, message, t_ns)
-        self.fence = max(self.fence, head["fence"])
+        self._led(head["fence"], t_ns)
         out: list[Effect] = [Deliver(message)]
         if head["ask"]:
             self._beat_ns = t_ns + OWN_BEAT_NS

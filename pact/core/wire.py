@@ -225,6 +225,7 @@ KINDS: Final[Mapping[str, Kind]] = {
     "fleet": Kind(38, {"fence": (_number, NEEDED), "seq": (_number, NEEDED), "holds": (_holds, NEEDED)}),
     # to clients
     "part": Kind(48, {"client": (_text, ""), "id": (_number, NEEDED), "names": (_names, NEEDED)}, True),
+    "parts": Kind(52, {"client": (_text, ""), "id": (_number, NEEDED), "parts": (_parts, NEEDED)}, True, "parts"),
     "progress": Kind(49, {"client": (_text, ""), "id": (_number, NEEDED), "done": (_number, NEEDED),
                           "total": (_number, NEEDED)}),
     "result": Kind(50, {"client": (_text, ""), "id": (_number, NEEDED), "exit": (_number, 0), "message": (_text, ""),
@@ -236,7 +237,7 @@ _ANSWER: Final = KINDS["answer"].code
 _SINGLE: Final = re.compile(
     rb'\{"call":"([\w.:-]{1,200})","final":true,"parts":\[\[\["([\w.-]{1,253})"\],([1-9]\d{0,7})\]\],"lost":\[\]\}')
 _BY_CODE: Final = {kind.code: (name, kind) for name, kind in KINDS.items()}
-TO_CLIENTS: Final = frozenset({"part", "progress", "result", "event"})
+TO_CLIENTS: Final = frozenset({"part", "parts", "progress", "result", "event"})
 
 
 def _wrong(kind: Kind, head: Mapping[str, Any], body: bytes, strict: bool) -> str:
