@@ -204,10 +204,13 @@ class Kit:
         return message
 
     def maybe(self, sock: zmq.Socket[bytes], seconds: float = 0.3) -> Message | None:
+        """The next message, whether the child lives apart, which every parent asks every two seconds."""
         ends = time.monotonic() + seconds
         while time.monotonic() < ends:
             try:
-                return wire.decode(sock.recv(zmq.NOBLOCK))
+                message = wire.decode(sock.recv(zmq.NOBLOCK))
+                if message.kind != "beat" or not message.head["ask"]:
+                    return message
             except zmq.Again:
                 self.turn(0.01)
         return None

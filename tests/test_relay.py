@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -226,67 +225,6 @@ def test_after_a_stall_nobody_is_lost_whose_beats_wait_unread() -> None:
         b.t += NS_PER_S // 10
         b.relay.tick(b.t, unread=True)
     assert not b.relay.tree.where, "a flood does not keep the dead"
-
-
-@pytest.mark.invariant("T3")
-def test_children_are_asked_together_every_two_seconds_and_an_answer_is_not_answered() -> None:
-    b = Bench()
-    nodes = [peer(f"n{i}") for i in range(40)]
-    for node in nodes:
-        b.hello(node)
-        b.t += NS_PER_S // 20
-    asked: dict[bytes, list[int]] = {}
-    b.up()
-    turns, ends = 0, b.t + 20 * NS_PER_S
-    while b.t < ends:
-        b.t = max(b.t + 1, b.relay.next_wake_ns())
-        for effect in b.relay.tick(b.t):
-            assert isinstance(effect, ToChildren)
-            head = wire.decode(effect.frame).head
-            assert head["ask"] and head["path"] == ["r", "agg0"]
-            turns += 1
-            for rid in effect.rids:
-                asked.setdefault(rid, []).append(b.t)
-                assert b.say(next(n for n in nodes if n.name.encode() == rid), "beat", {"answer": True}) == []
-    assert turns <= 11 * 9, "a few times a second, not once for each child"
-    for times in asked.values():
-        gaps = [later - at for at, later in pairwise(times)]
-        assert len(times) >= 9 and max(gaps) <= 2 * NS_PER_S and min(gaps) >= 1.7 * NS_PER_S
-    assert len(asked) == len(b.relay.tree.where) == 40
-    assert [m.kind for m in b.say(N1, "beat", {})] == ["beat"], "who asks is answered"
-    b.relay.gone(b"n0", b.t)
-    b.t += 3 * NS_PER_S
-    assert not any(b"n0" in e.rids for e in b.relay.tick(b.t) if isinstance(e, ToChildren))
-
-
-@pytest.mark.invariant("T9")
-def test_hellos_without_end_do_not_multiply_the_questions() -> None:
-    b = Bench()
-    for _ in range(50):  # the same session each time, as no uplink does
-        b.hello(N1)
-        b.t += NS_PER_S // 4
-    asked = [e.rids for e in b.relay.tick(b.t) if isinstance(e, ToChildren)]
-    assert asked in ([], [(b"n1",)]) and len(b.relay.beats._due) <= 12
-    b.t += 3 * NS_PER_S
-    b.say(N1, "beat", {})
-    b.relay.tick(b.t)
-    assert len(b.relay.beats._due) == 1
-
-
-@pytest.mark.invariant("T5")
-def test_the_last_events_of_who_leaves_go_up_before_it_is_said_that_it_left() -> None:
-    b = Bench(gather_ns=NS_PER_S // 20)
-    b.hello(N1)
-    b.hello(N2)
-    b.up()
-    for node, at in ((N2, 0), (N1, 1)):
-        b.t += at * NS_PER_S // 1000
-        b.say(node, "events", {"batches": [[node.name, "i", 0, 1, 2]]}, b"{}")
-        ups = b.up()
-    assert ups == [], "gathered"
-    b.say(N1, "goodbye", {})
-    events, below = b.up()
-    assert events.kind == "events" and events.head["batches"][0][0] == "n1" and below.head["gone"] == ["n1"]
 
 
 def test_a_lost_child_and_a_silent_one_are_said_to_be_lost() -> None:

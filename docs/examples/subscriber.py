@@ -3,11 +3,7 @@
 python subscriber.py EVENTS_URL REPLAY_URL SERVER_KEY SECRET_KEY [TYPE [FROM]]
 prints each event once and in order, and "LOST a..b" for what is no longer in the root's log.
 """
-import json
-import sys
-import time
-
-import zmq
+import json, sys, time, zmq
 
 events_url, replay_url, server_key, secret_key = sys.argv[1:5]
 wanted = sys.argv[5] if len(sys.argv) > 5 else "*"

@@ -33,7 +33,9 @@ def keygen(name: str, directory: str) -> tuple[str, str, str]:
     """
     import zmq
 
-    public, secret = (k.decode() for k in zmq.curve_keypair())
+    public = "-"
+    while public.startswith("-"):  # after --server-key it would look like another option
+        public, secret = (k.decode() for k in zmq.curve_keypair())
     base = os.path.join(directory, name)
     paths = f"{base}.key", f"{base}.secret"
     made: list[str] = []
