@@ -249,7 +249,8 @@ def drive(senders: list[Sender], done: object, seconds: float) -> bool:
 
 
 def flat_site(children: int, rounds: int, settle_s: float) -> list[Figure]:
-    """All children under one aggregator: memory for each once what connecting took is given back, and a command to all."""
+    """All children under one aggregator: memory of each, once what connecting took is given back, and a command to all.
+    """
     with Cluster(children, fan_out=children, relay_processes=1) as cluster:
         cluster.quiet()
         time.sleep(settle_s)

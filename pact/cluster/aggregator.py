@@ -227,7 +227,7 @@ class Aggregator:
         ready = {fd for fd, _ in self.poller.poll(timeout_s)}
         if signal_fd in ready:
             os.read(signal_fd, 64)
-        if self._zap_more or any(each.fileno() in ready for each in self.zap.sockets):
+        if self._zap_more or not self.zap.fds.isdisjoint(ready):
             self._zap_more = self.zap.drain()
         now_ns, wall_ns = boottime_ns(), time.time_ns()
         if self.uplink is not None:

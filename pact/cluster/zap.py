@@ -35,6 +35,7 @@ class Zap:
                  opened: Callable[[zmq.Socket[bytes]], None] = lambda made: None,
                  closing: Callable[[zmq.Socket[bytes]], None] = lambda old: None) -> None:  # fmt: skip
         self.refused = 0
+        self.fds: set[int] = set()  # of the sockets to wait for
         self._context = context
         self._allowed = allowed
         self._note = note
@@ -49,6 +50,7 @@ class Zap:
         made: zmq.Socket[bytes] = self._context.socket(zmq.ROUTER)
         made.linger = 0
         made.bind(ENDPOINT)
+        self.fds.add(int(made.fileno()))
         self._opened(made)
         return made
 
@@ -61,6 +63,7 @@ class Zap:
         two is refused, and connects again.
         """
         if self._old is not None and now_ns - self._old_ns >= ANSWERED_NS:
+            self.fds.discard(int(self._old.fileno()))
             self._closing(self._old)
             self._old.close(0)
             self._old = None

@@ -116,6 +116,7 @@ class Leaves(Fleet):
             aggregator = self._aggregators[url] = Aggregator(config.load(path))
             port = self.ports[url] = MemoryPort()
             aggregator._port = port  # type: ignore[assignment]
+            aggregator._unwatch(aggregator.router)  # nobody connects to it
             self._by_poller[aggregator.poller.fileno()] = url
             self._due_ns[url] = 0
             self._epoll.register(aggregator.poller.fileno(), select.EPOLLIN)
