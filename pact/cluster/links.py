@@ -23,6 +23,8 @@ RECEIVE_HWM: Final = 1_000
 GOODBYE_MS: Final = 200
 DRAIN_MAX: Final = 256
 COPIED: Final = 1 << 62  # what a parent says is copied, whatever its size
+COPY_MAX: Final = 64 << 10  # what is said to it and is longer is lent to the library
+NOW: Final = int(zmq.NOBLOCK)
 
 
 class Links:
@@ -45,7 +47,13 @@ class Links:
             port = self.ports.get(effect.parent)
             if port is not None:
                 self._unsure.add(effect.parent)
-                port.send(effect.frame)  # if it is stuck its silence will show, and everything is sent again
+                try:
+                    if len(effect.frame) < COPY_MAX:
+                        port.send(effect.frame)
+                    else:
+                        port.socket.send(effect.frame, NOW, copy=False)
+                except zmq.Again:
+                    pass  # it is stuck: its silence will show, and everything is sent again
         elif isinstance(effect, Connect):
             self._connect(effect.parent)
         else:
