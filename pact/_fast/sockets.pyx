@@ -1,8 +1,8 @@
 """A ROUTER or DEALER of pyzmq's, many small messages at a time: one call of Python's where pyzmq needs four a message.
 
-The sockets stay pyzmq's: it makes, binds, connects and closes them. Its wheels bring a libzmq of their own, which nothing
-else may be linked against: the functions are looked up in the library that pyzmq itself has loaded. ImportError where
-that cannot be done. The twin, with the same results, is ``reference_sockets.py``.
+The sockets stay pyzmq's: it makes, binds, connects and closes them. Its wheels bring a libzmq of their own, which
+nothing else may be linked against: the functions are looked up in the library that pyzmq itself has loaded. ImportError
+where that cannot be done. The twin, with the same results, is ``reference_sockets.py``.
 
 Nothing here waits. A port is used by one thread, as its socket is.
 """
@@ -44,9 +44,9 @@ cdef extern from *:
     #define PACT_FIND(name) (*(void **)&pact_##name = dlsym(found, "zmq_" #name))
     static int pact_find(void *found) {
         return PACT_FIND(msg_init) && PACT_FIND(msg_init_size) && PACT_FIND(msg_move) && PACT_FIND(msg_copy)
-            && PACT_FIND(msg_close) && PACT_FIND(msg_recv) && PACT_FIND(msg_send) && PACT_FIND(msg_data) && PACT_FIND(msg_size)
-            && PACT_FIND(msg_more) && PACT_FIND(msg_get) && PACT_FIND(msg_gets) && PACT_FIND(send)
-            && PACT_FIND(getsockopt) && PACT_FIND(errno);
+            && PACT_FIND(msg_close) && PACT_FIND(msg_recv) && PACT_FIND(msg_send) && PACT_FIND(msg_data)
+            && PACT_FIND(msg_size) && PACT_FIND(msg_more) && PACT_FIND(msg_get) && PACT_FIND(msg_gets)
+            && PACT_FIND(send) && PACT_FIND(getsockopt) && PACT_FIND(errno);
     }
     """
     ctypedef struct pact_msg:
@@ -106,7 +106,7 @@ cdef class Held:
 
 
 cdef extern from "Python.h":
-    int PyBuffer_FillInfo(Py_buffer *view, object exporter, void *buf, Py_ssize_t len, int readonly, int flags) except -1
+    int PyBuffer_FillInfo(Py_buffer *view, object exporter, void *buf, Py_ssize_t size, int fixed, int flags) except -1
 
 
 cdef class Port:
@@ -221,7 +221,7 @@ cdef class Port:
         return False
 
     def send_to(self, rids, bytes frame not None):
-        """The same frame to each routing id of a ROUTER, one copy for all. Returns those that it could not be sent to."""
+        """The same frame to each routing id of a ROUTER, one copy for all. Returns whom it could not be sent to."""
         cdef pact_msg whole, msg
         cdef list lost = []
         cdef bytes rid
