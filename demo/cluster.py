@@ -113,6 +113,7 @@ class Demo:
         print(paint("   $ ", "33") + f"kill -9 etcd member m{leader}", flush=True)
         started = time.monotonic()
         wait_until(lambda: self.site.pact("extend", "g1", "5m").code == 0, "the root can decide again", 30)
+        wait_until(lambda: self.site.pact("groups").code == 0, "its lease was lost on the way: it leads again", 30)
         self.pact("groups")
         good(f"the root can write again after {time.monotonic() - started:.1f} s, by itself")
 

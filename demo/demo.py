@@ -178,9 +178,10 @@ class Demo:
               f"{self.conf} has its content and mode back")  # fmt: skip
         (line,) = mounts(self.scratch)
         check(all(o in line for o in ("noatime", "nodev", "size=8192k")), f"{self.scratch} is mounted with its options")
-        kept = subprocess.run(self._argv(["--json", "log", "-n", "1", "--type", "rollback_started"]), env=self.env,
+        kept = subprocess.run(self._argv(["--json", "log", "-n", "2", "--type", "rollback_started"]), env=self.env,
                               capture_output=True, check=True, stdin=subprocess.DEVNULL)  # fmt: skip
-        seq = json.loads(kept.stdout)["seq"]
+        records = [json.loads(line) for line in kept.stdout.splitlines()]  # two, where the kernel named no unmounter
+        seq = next(r["seq"] for r in records if str(self.conf) in json.dumps(r["data"]))
         tell("   What it replaced is kept:")
         self.pact("show", str(seq), "--restore", f"{self.work}/kept.conf")
         check((self.work / "kept.conf").read_text() == "pool other.example.org\n", "nobody's work is lost")

@@ -19,13 +19,12 @@ from cluster_kit import Kit
 
 from pact.agent.clock import boottime_ns
 from pact.agent.link import Link
-from pact.cluster import auth, keys, zap
+from pact.cluster import auth, keys
 from pact.core import wire
 from pact.core.records import GENESIS, seal
 from pact.core.uplink import Parent
 from pact.errors import ConfigError
 from pact.journal.sqlite import SqliteJournal
-from pact.model import NS_PER_S
 
 NAMES = {"root1": "aggregator", "agg1": "aggregator", "agg2": "aggregator", "n001": "node", "n002": "node",
          "n003": "node", "n004": "node", "n005": "node", "n006": "node", "ops1": "ops", "boss": "admin", "eye": "viewer",
@@ -133,33 +132,6 @@ def test_replayed_frames_noise_and_a_flood_change_nothing(kit: Kit) -> None:
     kit.until(lambda: len(root.lines) == 2, "each record once")
     kit.during(1)
     assert len(root.lines) == 2 and kit.aggregator is not None and kit.aggregator.bad >= 6
-
-
-@pytest.mark.invariant("T10")
-def test_authentication_goes_on_while_its_socket_is_renewed(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(zap, "RENEW_AFTER", 2)
-    monkeypatch.setattr(zap, "ANSWERED_NS", NS_PER_S)
-    root = kit.start_root()
-    assert kit.aggregator is not None
-    seen = {id(kit.aggregator.zap.socket): kit.aggregator.zap.socket}
-    n1 = kit.joined("n001")
-    for i in range(12):
-        n2 = kit.joined("n002", session=(i + 2) << 20)
-        kit.during(0.4)
-        for each in kit.aggregator.zap.sockets:
-            seen[id(each)] = each
-        assert len(kit.aggregator.zap.sockets) <= 2
-        public, secret = zmq.curve_keypair()
-        stranger = kit.dealer("n001", key=keys.Key(public.decode(), secret.decode()))
-        kit.hello(stranger, "n001")
-        assert kit.maybe(stranger, 0.3) is None
-        n2.close(0)
-        n1.send(wire.LIVES)
-    assert len(seen) >= 3
-    kit.during(2)
-    assert sum(each.closed for each in seen.values()) >= len(seen) - 2, "the old ones do not stay"
-    n1.send(wire.encode("events", {"batches": [["n001", "i", 0, 1, 3]]}, b"{}\n"))
-    kit.until(lambda: len(root.lines) == 1, "who came with the first one is heard")
 
 
 @pytest.mark.invariant("T11", "F48")

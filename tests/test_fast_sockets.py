@@ -191,7 +191,8 @@ def test_after_the_end_there_is_an_error(port: Any) -> None:
     with pytest.raises(TypeError):
         at.send_to([b"x"], None)
     router.close(0)
-    for call in (lambda: at.receive_from(1), lambda: at.receive(1), lambda: at.send(b"x"), at.readable):
+    for call in (lambda: at.receive_from(1), lambda: at.receive(1), lambda: at.send(b"x"), lambda: at.send_to([b"x"], b"x"),
+                 at.readable):  # fmt: skip
         with pytest.raises(zmq.ZMQError) as error:
             call()
         assert error.value.errno == zmq.ENOTSOCK

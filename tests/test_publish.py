@@ -16,10 +16,13 @@ from typing import Any
 import orjson
 import pytest
 import zmq
+from cluster_kit import free_ports
 from public_root import Chain, Keys, Root
 from rootlog_suite import until
 
+from pact.cluster import publish
 from pact.cluster.publish import Endpoint, Publisher
+from pact.cluster.zap import Zap
 
 EXAMPLES = Path(__file__).parent.parent / "docs" / "examples"
 
@@ -457,3 +460,30 @@ def test_a_follower_gets_a_long_history_in_pages(follow: Any, root: Root) -> Non
     follower = follow(root)
     assert until(lambda: len(follower.numbers()) == last + 1)
     assert follower.numbers() == list(range(last + 1))
+
+
+@pytest.mark.invariant("T10")
+def test_nobody_reads_events_while_there_is_nobody_to_ask() -> None:
+    context: zmq.Context[Any] = zmq.Context()
+    public, secret = zmq.curve_keypair()
+    (port,) = free_ports(1)
+    at = Endpoint(f"tcp://127.0.0.1:{port}", secret.decode(), "events")
+    pub, sub = publish.bind(context, zmq.XPUB, at, {}), context.socket(zmq.SUB)
+    sub.curve_publickey, sub.curve_secretkey = zmq.curve_keypair()
+    sub.curve_serverkey, sub.linger = public, 0
+    sub.subscribe(b"")
+    try:
+        sub.connect(at.address)
+        assert not pub.poll(1_000), "no subscription came through"
+        pub.send(b"secret")
+        assert not sub.poll(300)
+        asked = Zap(context, lambda *_: True, print)
+        ends = time.monotonic() + 5
+        while not pub.poll(20) and time.monotonic() < ends:
+            asked.drain()
+        assert pub.recv() == b"\x01", "with somebody to ask it comes in by itself"
+        asked.close()
+    finally:
+        sub.close(0)
+        pub.close(0)
+        context.term()

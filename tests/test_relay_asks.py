@@ -69,5 +69,40 @@ def test_the_last_events_of_who_leaves_go_up_before_it_is_said_that_it_left() ->
         ups = b.up()
     assert ups == [], "gathered"
     b.say(N1, "goodbye", {})
-    events, below = b.up()
+    b.hello(peer("n3"))  # in the same turn somebody comes, and speaks
+    b.say(peer("n3"), "events", {"batches": [["n3", "i", 0, 1, 2]]}, b"{}")
+    ups = b.up()
+    events, below = ups[:2]
     assert events.kind == "events" and events.head["batches"][0][0] == "n1" and below.head["gone"] == ["n1"]
+
+
+@pytest.mark.invariant("T5", "T7")
+def test_who_came_is_said_before_its_events_also_when_another_leaves_in_the_same_turn() -> None:
+    b = Bench(gather_ns=NS_PER_S // 20)
+    b.hello(N1)
+    b.up()
+    b.hello(N2)
+    b.say(N2, "events", {"batches": [["n2", "i", 0, 1, 2]]}, b"{}")
+    b.say(N1, "goodbye", {})
+    came, events, left = b.up()
+    assert came.head["add"] == ["n2"] and events.head["batches"][0][0] == "n2" and left.head["gone"] == ["n1"]
+
+
+@pytest.mark.invariant("T5")
+@pytest.mark.parametrize("gather_ns", [0, NS_PER_S // 20])
+def test_the_last_events_pass_every_level_before_their_node_is_forgotten(gather_ns: int) -> None:
+    """Both messages of the aggregator below are read in one turn."""
+    b = Bench(gather_ns=gather_ns)
+    agg = peer("agg1", "aggregator")
+    b.hello(agg, below=["n1", "n2"])
+    b.up()
+    b.say(agg, "events", {"batches": [["n2", "i", 0, 1, 2]]}, b"{}")
+    b.up()
+    b.say(agg, "events", {"batches": [["n1", "i", 0, 1, 2]]}, b"{}")
+    b.say(agg, "below", {"gone": ["n1"]})
+    events, left = b.up()
+    assert events.head["batches"][0][0] == "n1" and left.head["gone"] == ["n1"]
+    b.say(agg, "events", {"batches": [["n2", "i", 1, 1, 2]]}, b"{}")
+    b.hello(agg, session=2 << 20, below=[])
+    events, left = b.up()
+    assert events.head["batches"][0][0] == "n2" and left.head["gone"] == ["n2"]

@@ -72,6 +72,8 @@ class Port:
 
     def send_to(self, rids: Iterable[bytes], frame: bytes) -> list[bytes]:
         lost = []
+        if self.socket.closed:
+            raise zmq.ZMQError(zmq.ENOTSOCK)
         shared = zmq.Frame(frame) if len(frame) >= self._shared_from else frame
         for rid in rids:
             try:

@@ -143,6 +143,7 @@ class Aggregator:
         socket.curve_server = True
         socket.curve_secretkey = self.key.secret.encode()
         socket.zap_domain = domain.encode()
+        socket.set(zmq.ZAP_ENFORCE_DOMAIN, 1)  # nobody comes in while there is nobody to ask  # T10
         socket.linger = 0
         socket.maxmsgsize = wire.FRAME_MAX
         end_dead_connections(socket)

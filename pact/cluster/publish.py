@@ -53,6 +53,7 @@ def bind(context: zmq.Context[Any], kind: int, at: Endpoint, options: Mapping[in
             sock.curve_server = True
             sock.curve_secretkey = at.secret.encode()
             sock.zap_domain = at.domain.encode()
+            sock.set(zmq.ZAP_ENFORCE_DOMAIN, 1)  # nobody comes in while there is nobody to ask  # T10
         sock.bind(at.address)
     except BaseException:
         sock.close(0)

@@ -44,12 +44,12 @@ class Zap:
         self._asked = 0  # since it was renewed
         self._old: zmq.Socket[bytes] | None = None
         self._old_ns = 0
-        self.socket = self._bound()
+        self.socket = self._made()
+        self.socket.bind(ENDPOINT)
 
-    def _bound(self) -> zmq.Socket[bytes]:
+    def _made(self) -> zmq.Socket[bytes]:
         made: zmq.Socket[bytes] = self._context.socket(zmq.ROUTER)
         made.linger = 0
-        made.bind(ENDPOINT)
         self.fds.add(int(made.fileno()))
         self._opened(made)
         return made
@@ -59,8 +59,9 @@ class Zap:
         return [self.socket] if self._old is None else [self.socket, self._old]
 
     def renew(self, now_ns: int) -> bool:
-        """Call it now and then; True if it was time: there is a new socket to drain. Who asks in the moment between the
-        two is refused, and connects again.
+        """Call it now and then; True if it was time: there is a new socket to drain. Who comes in the moment between
+        the two is refused, since every socket that is secured sets ``ZAP_ENFORCE_DOMAIN`` (by default libzmq would let
+        anybody in), and connects again.
         """
         if self._old is not None and now_ns - self._old_ns >= ANSWERED_NS:
             self.fds.discard(int(self._old.fileno()))
@@ -68,9 +69,14 @@ class Zap:
             self._old.close(0)
             self._old = None
         if self._old is None and self._asked >= RENEW_AFTER:
-            self._asked, self._old, self._old_ns = 0, self.socket, now_ns
-            self.socket.unbind(ENDPOINT)
-            self.socket = self._bound()
+            self._asked = 0
+            try:
+                made = self._made()
+            except zmq.ZMQError:  # no descriptor is left: as it is, then
+                return False
+            self._old, self._old_ns, self.socket = self.socket, now_ns, made
+            self._old.unbind(ENDPOINT)
+            made.bind(ENDPOINT)
             return True
         return False
 

@@ -142,7 +142,7 @@ class Coordinator:
             elif group.state == FINISHED:
                 self.carrier.tell([node], gid, self.carrier.decision(group), caller_of(group))
             elif run is not None and group.state == DECIDED:
-                if node in run.members and node not in run.flying:
+                if node in run.members and node not in run.flying and node not in run.todo:
                     run.done.discard(node)
                     run.todo.add(node)
                     self.carrier.waves(run)

@@ -239,6 +239,8 @@ class Relay:
         if old is None and len(self.tree.named) >= self.children_max:
             return [*out, *self._sorry(rid, "there are enough children here", REFUSED_RETRY_MS)]
         child = Child(rid, peer, role, session, head["rack"] or self.rack, t_ns)
+        if role == "aggregator" and old is not None:  # it may have lost some
+            self._before_leaving(t_ns)
         before = self.tree.enter(child, head, t_ns)
         if before is not None:
             out.append(Ended(before))
@@ -286,10 +288,17 @@ class Relay:
         if child.role == "client":
             del self.tree.children[rid]
         else:
-            if self.rooted:  # its last events, while it is still below
-                self._last += self.backlog.flush(t_ns, now=True)
+            self._before_leaving(t_ns)
             self.tree.leave(child, t_ns)
         return [Ended(rid)]
+
+    def _before_leaving(self, t_ns: int) -> None:
+        """The last events of whoever is said to be gone next, while it is still below; after the news of who came."""
+        if self.rooted:
+            events = self.backlog.flush(t_ns, now=True)
+            if events and self.tree.news:
+                self._last.append(Up("below", self.tree.take_news()))
+            self._last += events
 
     # -- what children say --------------------------------------------------------------------------------------
 
@@ -315,7 +324,10 @@ class Relay:
         head = message.head
         for name in self.tree.note(child, head, head["add"]):
             self.tree.claim(child, name)
-        self.tree.drop(child, [n for n in head["gone"] if n in child.below], t_ns)  # type: ignore[operator]
+        gone = [n for n in head["gone"] if n in child.below]  # type: ignore[operator]
+        if gone:
+            self._before_leaving(t_ns)
+            self.tree.drop(child, gone, t_ns)
         return []
 
     def _on_ask(self, child: Child, message: Message, t_ns: int) -> list[Effect]:
@@ -542,9 +554,8 @@ class Relay:
             yield from self._call_again(t_ns)
         if not self.rooted:
             return
-        if self._last:
-            last, self._last = self._last, []
-            yield from last
+        while self._last:
+            yield self._last.pop(0)
         if self.tree.news:
             yield Up("below", self.tree.take_news())
         yield from self.calls.flush(t_ns)

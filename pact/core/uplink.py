@@ -31,6 +31,7 @@ RETURN_NS: Final = (30 * NS_PER_S, 120 * NS_PER_S)
 LOOP_NS: Final = 60 * NS_PER_S
 ASK_NS: Final = 30 * NS_PER_S
 ASK_ALL: Final = 10  # of so many rounds one is about every group: a question may have been lost
+ASKED_MAX: Final = 64
 ASK_SOON_NS: Final = 10 * NS_PER_S  # within so long of a new root: it knows only what it is told
 HELLO_GAP_NS: Final = NS_PER_S // 2
 KEEP_OPEN: Final = 2  # connections to parents that said sorry, kept so that nobody has to authenticate again
@@ -244,7 +245,9 @@ class Uplink:
         groups = self._asked
         if before is not None and self._asks:
             groups = [g for g in groups if g in before and g[1] != OPEN]
-        return self.send("ask", {"node": self.name, "groups": groups[:wire.ITEMS_MAX]}) if groups else []
+        at = self._asks * ASKED_MAX % max(1, len(groups))  # others first each time: a root looks at so many
+        groups = [*groups[at:], *groups[:at]][:ASKED_MAX]
+        return self.send("ask", {"node": self.name, "groups": groups}) if groups else []
 
     # -- looking for a parent -----------------------------------------------------------------------------------
 
