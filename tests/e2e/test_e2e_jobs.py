@@ -69,7 +69,7 @@ def job_process(agent: Agent, step: Path, script: str, *args: str) -> Any:
 
 
 def refused(agent: Agent) -> list[Any]:
-    agent.pact("rollback", check=10)
+    agent.pact("rollback", "--all", check=10)
     (change,) = agent.status()["changes"]
     assert (change["state"], change["reason"]) == ("blocked", "consumers")
     return list(change["consumers"])
@@ -81,11 +81,11 @@ def test_the_holder_s_job_is_named_from_its_cgroup(agent: Agent, step: Path) -> 
     process = job_process(agent, step, f"f = open({path!r})")
     (found,) = refused(agent)
     assert (found["pid"], found["job"]) == (process.pid, "42") and found["cgroup"].endswith(f"/{JOB}")
-    done = agent.pact("rollback", check=10)
+    done = agent.pact("rollback", "--all", check=10)
     assert "42" in done.out + done.err, "the person is told whose job it is"
     assert " job 42 " in agent.pact("consumers", f"file:{path}").out
     agent.world.end(process)
-    agent.pact("rollback")
+    agent.pact("rollback", "--all")
     assert agent.world.path(path).read_text() == "declared\n"
 
 
@@ -101,7 +101,7 @@ def test_every_process_of_a_cgroup_uses_what_a_rule_gives_it(agent: Agent, step:
     agent.world.end(process)
     wait_until(lambda: not (step / "cgroup.procs").read_text(), "the job has ended")
     agent.world.end(bystander)
-    agent.pact("rollback")
+    agent.pact("rollback", "--all")
     assert agent.world.path(path).read_text() == "declared\n"
 
 
@@ -118,7 +118,7 @@ def test_a_rule_makes_a_sysctl_have_consumers(agent: Agent, step: Path) -> None:
     assert {h["pid"] for h in refused(agent)} == {daemon.pid}
     assert agent.world.sh("cat /proc/sys/net/core/somaxconn").out == "100\n", "nothing was touched"
     agent.world.end(daemon)
-    agent.pact("rollback")
+    agent.pact("rollback", "--all")
     assert agent.world.sh("cat /proc/sys/net/core/somaxconn").out == "4096\n"
 
 
@@ -135,7 +135,7 @@ def test_mounts_inside_mounts_that_nobody_declared_leave_together(agent: Agent) 
     assert {(h["resource"], h["pid"]) for h in refused(agent)} == {(f"mount:{outer}", holder.pid)}
     assert agent.world.sh(f"mountpoint -q {inner} && mountpoint -q {outer}", check=False).code == 0
     agent.world.end(holder)
-    agent.pact("rollback")
+    agent.pact("rollback", "--all")
     assert agent.world.sh(f"mountpoint -q {outer}", check=False).code != 0
 
 
@@ -165,6 +165,6 @@ def test_a_rollback_waits_for_the_package_manager_unless_forced(agent: Agent) ->
     assert agent.world.path(path).read_text() == "declared\n"
     agent.drift(path)
     agent.world.end(holder)
-    agent.pact("rollback")
+    agent.pact("rollback", "--all")
     assert agent.world.path(path).read_text() == "declared\n"
     agent.world.sh("umount /var/lib/dpkg")
