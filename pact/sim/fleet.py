@@ -347,12 +347,16 @@ class Fleet:
                     if node.wake_ns > self.now_ns + NS_PER_S * 3:
                         self._schedule(node)
             self.now_ns, self.wall_ns = boottime_ns(), time.time_ns()
-            self._begin()
-            self._tick()
-            if self.work:
-                self._work()
-            if self.now_ns >= self._report_ns:
-                self._report()
+            self._after_reading()
+
+    def _after_reading(self) -> None:
+        """The rest of a turn: who begins, whose time has come, what was asked, and what is told."""
+        self._begin()
+        self._tick()
+        if self.work:
+            self._work()
+        if self.now_ns >= self._report_ns:
+            self._report()
 
     def _work(self) -> None:
         """Some of the calls. Beats do not wait for all of them: on a machine of its own no node would."""

@@ -142,12 +142,7 @@ class Leaves(Fleet):
                 node.readable()
                 if node.wake_ns > self.now_ns + NS_PER_S * 3:
                     self._schedule(node)
-            self._begin()
-            self._tick()
-            if self.work:
-                self._work()
-            if self.now_ns >= self._report_ns:
-                self._report()
+            self._after_reading()
 
     def _turns(self) -> None:
         """Of those aggregators that have something to do."""
