@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Final
+
+from pact.values import dataclass
 
 DIMENSIONS: Final = ("kernel", "files", "mounts", "services", "network", "packages", "gpu")
 

@@ -7,7 +7,7 @@ runs backwards across restarts), ``wall_ns`` is the wall clock, for people only.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Final
 
 from pact.core.plan import Step
@@ -15,6 +15,7 @@ from pact.core.records import Record
 from pact.core.settings import Settings
 from pact.errors import PactError
 from pact.model import Actor, Attrs, Holder, Observation, Owner
+from pact.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

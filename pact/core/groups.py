@@ -194,10 +194,11 @@ def stopped_here(node: Node, group: Membership, force: bool) -> str:
         return ""
     if state.emergency is not None:
         return f"the node is in emergency mode: {state.emergency.reason}"
-    concerned = {None, *group.changes, *(state.member_of.get(r) for r in group.resources)}
-    for hold in state.holds.values():
-        if hold.change in concerned:
-            return f"held by {hold.owner['user']}: {hold.reason}"
+    if state.holds:
+        concerned = {None, *group.changes, *(state.member_of.get(r) for r in group.resources)}
+        for hold in state.holds.values():
+            if hold.change in concerned:
+                return f"held by {hold.owner['user']}: {hold.reason}"
     return ""
 
 
@@ -402,15 +403,15 @@ def roll_back(node: Node, group: Membership, caller: Caller, *, force: bool = Fa
 def finish_done(node: Node) -> None:
     """Once a step: decided rollbacks whose work is done are finished, and the root's questions answered.  # G5"""
     state = node.state
-    for group in [g for g in state.groups.values() if g.phase == DECIDED]:
-        if group.action == "rollback" and not any(c in state.changes for c in group.changes):
+    for group in [g for g in state.groups.values() if g.phase == DECIDED and g.action == "rollback"]:
+        if state.changes.keys().isdisjoint(group.changes):
             node.record("group_finished", {"group": group.id, "outcome": "rolled back"})
     for gid in list(node.deciding):
         found = state.groups.get(gid)
         if found is None:
             for token in node.deciding.pop(gid):
                 node.reply(token, {"done": True, "outcome": state.groups_done.get(gid, "")})
-        elif not any(c in node.busy for c in found.changes):
+        elif node.busy.keys().isdisjoint(found.changes):
             left = [state.changes[c] for c in found.changes if c in state.changes]
             result, code, text = _undone(left, stopped_here(node, found, found.force))
             for token in node.deciding.pop(gid):

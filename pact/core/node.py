@@ -75,6 +75,7 @@ class Job:
     ids: tuple[str, ...] = ()
     args: dict[str, Any] = field(default_factory=dict)
     steps: tuple[Step, ...] = ()
+    planned_at: int = -1  # the newest record when ``steps`` were made of the state
 
 
 class Node:
@@ -96,6 +97,7 @@ class Node:
         self.alone_since_ns: int | None = None  # a member of a cluster that is cut off from it
         self.t_ns = self.state.t_ns
         self.wall_ns = 0
+        self._time = (0, rfc3339(0))  # of records: several in a row have the same
         self.jobs_numbered = jobs_from
         self._effects: list[Effect] = []
         self._windows: NamedTimers[str] = NamedTimers()
@@ -107,14 +109,19 @@ class Node:
     def step(self, event: Event) -> list[Effect]:
         """Decide. Never raises for what an operator or the machine did; an AssertionError is a bug."""
         self._effects = []
-        self.t_ns = max(self.t_ns, event.t_ns)
+        if event.t_ns > self.t_ns:
+            self.t_ns = event.t_ns
         self.wall_ns = event.wall_ns
-        if not isinstance(event, Started):
+        kind = type(event)
+        if kind is not Started and (self._alarms or self._windows):
             self._expire()
-        _STEPS[type(event)](self, event)
-        groups.finish_done(self)
-        settle.answer_complete(self)
-        self._reindex()
+        _STEPS[kind](self, event)
+        if self.state.groups or self.deciding:
+            groups.finish_done(self)
+        if self.waiting:
+            settle.answer_complete(self)
+        if self.state.touched:
+            self._reindex()
         return self._effects
 
     def emit(self, effect: Effect) -> None:
@@ -124,11 +131,12 @@ class Node:
         """Append a record and fold it in."""
         if actor.call:  # T12
             data = {**data, "call": actor.call}
+        if self._time[0] != self.wall_ns:
+            self._time = (self.wall_ns, rfc3339(self.wall_ns))
         record, body = seal(
-            self.state.seq + 1, self.state.hash, rfc3339(self.wall_ns), self.t_ns, self.name, type_,
-            actor.to_json(), data,
+            self.state.seq + 1, self.state.hash, self._time[1], self.t_ns, self.name, type_, actor.to_json(), data,
         )  # fmt: skip
-        self.emit(AppendRecord(record, body))
+        self._effects.append(AppendRecord(record, body))
         self.state.apply(record)
 
     def job(self, kind: str, caller: Caller, **fields: Any) -> Job:
@@ -179,7 +187,7 @@ class Node:
         state = self.state
         for kind, name in self._alarms.advance(self.t_ns):
             _ALARMS[kind](self, name)
-        if state.suspended or self.t_ns < max(state.not_before_ns, self.alone_until_ns):
+        if not self._windows or state.suspended or self.t_ns < max(state.not_before_ns, self.alone_until_ns):
             return
         due = self._windows.advance(self.t_ns - state.windows.effective(self.t_ns))
         for cid in dict.fromkeys(state.member_of[r] for r in due if r in state.member_of):
@@ -313,7 +321,7 @@ class Node:
         change = self.state.change_of(resource)
         if change is not None and change.state == life.ROLLING:  # R2: it is frozen
             return False
-        if any(resource in ids for ids in self.converging.values()):  # not there yet; looked at again when it is
+        if self.converging and any(resource in ids for ids in self.converging.values()):  # not there yet; looked at again when it is
             return False
         deviation_n = self.deviation_n(resource, declared, seen)
         if deviation_n == 0:

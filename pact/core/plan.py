@@ -5,11 +5,11 @@ from __future__ import annotations
 import heapq
 import posixpath
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
 from pact.errors import ConflictError
 from pact.model import Attrs, split_id
+from pact.values import dataclass
 
 #: Sysctls whose writing changes others: they are restored first.
 LEADING_SYSCTLS: Final = ("net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding", "net.ipv4.conf.all.forwarding")
@@ -47,9 +47,10 @@ def ordered(steps: Iterable[Step]) -> tuple[Step, ...]:
     Explicit ``requires`` count, and so do mounts above mounts and files, directories above files, modules before
     sysctls. Raises ConflictError on a cycle, naming its members.
     """
+    steps = tuple(steps)
+    if len(steps) == 1 and not steps[0].requires:
+        return steps
     by_id = {s.id: s for s in steps}
-    if len(by_id) == 1 and not any(s.requires for s in by_id.values()):
-        return tuple(by_id.values())
     after: dict[str, set[str]] = {rid: set() for rid in by_id}  # rid -> those that must come before it
     for step in by_id.values():
         for need in step.requires:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, Final
@@ -18,6 +17,7 @@ import orjson
 
 from pact.errors import ChainError
 from pact.model import NS_PER_S
+from pact.values import dataclass
 
 VERSION: Final = 1
 GENESIS: Final = "0" * 64

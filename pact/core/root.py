@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Final, Protocol
 
 import orjson
@@ -20,6 +20,7 @@ from pact.core.questions import Questions
 from pact.core.rootlog import Batch, RootState, Writer
 from pact.core.wire import Message, sections
 from pact.model import NS_PER_S
+from pact.values import dataclass
 
 #: A chunk takes no more once it has this many bytes of lines.
 CHUNK_SOFT_BYTES: Final = 512 << 10

@@ -290,7 +290,7 @@ def start_rollback(node: Node, change: Change, cause: str, caller: Caller, *, to
         block(node, job, change, reason, [])
         return
     try:
-        job.steps = node.steps_for(ids)
+        job.steps, job.planned_at = node.steps_for(ids), node.state.seq
     except ConflictError as exc:
         block(node, job, change, exc.message, [])
         return
@@ -347,7 +347,8 @@ def probed_rollback(node: Node, job: Job, event: Probed) -> None:
     if not ids:
         _done(node, job, {"change": change.id, "state": "settled", "resources": []})
         return
-    job.steps = node.steps_for(ids)
+    if node.state.seq != job.planned_at:
+        job.steps = node.steps_for(ids)
     unread = [f"{s.resource} cannot be read: {s.observation.why}" for s in event.sightings
               if isinstance(s.observation, Unreadable)]  # fmt: skip
     refusals = [*unread, *event.refusals]

@@ -22,6 +22,8 @@ from pact.model import DIMENSIONS, NS_PER_S, Declared, Owner
 
 HOUR_NS: Final = 3600 * NS_PER_S
 RECENT_MAX: Final = 20_000
+DECODED_MAX: Final = 64
+_CLOSED: Final = frozenset({life.BLOCKED, life.FAILED, life.ROLLING, life.SETTLED})  # takes no more drift
 SNAPSHOT_VERSION: Final = 2
 
 
@@ -67,6 +69,9 @@ class Touched:
     changes: set[str] = field(default_factory=set)
     timers: bool = False
 
+    def __bool__(self) -> bool:
+        return bool(self.members or self.changes or self.timers)
+
 
 class State:
     """See the module. Attributes are read by everyone and written by ``apply`` alone."""
@@ -82,6 +87,7 @@ class State:
         self.running = False
         self.not_before_ns = 0
         self._declared: dict[str, bytes] = {}
+        self._decoded: dict[str, Declared] = {}  # the last few that were looked at: a rollback looks six times
         self.changes: dict[str, Change] = {}
         self.member_of: dict[str, str] = {}
         self.ambient: dict[str, str] = {}
@@ -100,6 +106,7 @@ class State:
         self.fleet_seq = 0
         self.windows = Windows(self.settings.floor_ns, self.settings.base_ns)
         self.touched = Touched()
+        self._noted: tuple[int, Settings | None, int] = (0, None, 0)  # drift and settings, and their window
 
     # -- reading ------------------------------------------------------------------------------------------------
 
@@ -114,8 +121,15 @@ class State:
         return iter(self._declared)
 
     def declared(self, resource: str) -> Declared | None:
-        raw = self._declared.get(resource)
-        return None if raw is None else Declared.from_json(orjson.loads(raw))
+        known = self._decoded.get(resource)
+        if known is None:
+            raw = self._declared.get(resource)
+            if raw is None:
+                return None
+            if len(self._decoded) >= DECODED_MAX:
+                self._decoded.clear()
+            known = self._decoded[resource] = Declared.from_json(orjson.loads(raw))
+        return known
 
     def declared_raw(self, resource: str) -> bytes | None:
         """Canonical JSON of the declared value: small in memory, and equal exactly when the values are."""
@@ -172,8 +186,11 @@ class State:
 
     def _note(self, t_ns: int) -> None:
         s = self.settings
-        shortest_ns = min(s.floor_ns, s.base_ns)  # W3: no window is shorter than the floor, none longer than the base
-        self.windows.note(t_ns, max(shortest_ns, window(self.open_sum_n, s.base_ns, s.sensitivity_n)))
+        if self._noted[0] != self.open_sum_n or self._noted[1] is not s:  # most records move neither
+            shortest_ns = min(s.floor_ns, s.base_ns)  # W3: none is shorter than the floor, none longer than the base
+            w_ns = max(shortest_ns, window(self.open_sum_n, s.base_ns, s.sensitivity_n))
+            self._noted = (self.open_sum_n, s, w_ns)
+        self.windows.note(t_ns, self._noted[2])
 
     def _take(self, change: Change, what: str) -> None:
         """One transition, keeping the sum of open drift right.  # A2"""
@@ -183,7 +200,7 @@ class State:
         self.open_sum_n += after - before
         if change.state != was:
             self.touched.changes.add(change.id)
-        if change.state in (life.BLOCKED, life.FAILED, life.ROLLING, life.SETTLED):
+        if change.state in _CLOSED:
             if self.ambient.get(change.owner.key) == change.id:
                 del self.ambient[change.owner.key]
         elif change.ambient:
@@ -261,16 +278,24 @@ class State:
     def _declared_moved(self, record: Record) -> None:
         data = record.data
         for resource, value in data["resources"].items():
-            self._declared[resource] = compact(value)
+            self._declare(resource, value)
             self._void_ttl(resource)
         for resource in data.get("forgotten", ()):
-            self._declared.pop(resource, None)
+            self._declare(resource, None)
             self._void_ttl(resource)
             self._leave(resource)
         for resource, deviation_n in data.get("members", {}).items():
             self._redeviate(resource, deviation_n)
         for resource in data.get("taken", ()):
             self._leave(resource)
+
+    def _declare(self, resource: str, value: Any) -> None:
+        """``None``: declared no more."""
+        self._decoded.pop(resource, None)
+        if value is None:
+            self._declared.pop(resource, None)
+        else:
+            self._declared[resource] = compact(value)
 
     def _redeviate(self, resource: str, deviation_n: int) -> None:
         change = self.change_of(resource)
@@ -303,7 +328,7 @@ class State:
     def _applied(self, record: Record) -> None:
         data = record.data
         for resource, value in data["baseline"].items():
-            self._declared[resource] = compact(value)
+            self._declare(resource, value)
         change = self.changes.get(data["change"])
         if change is None:
             change = self._new_change(data["change"], Owner.from_json(data["owner"]), ambient=False, t_ns=record.t_ns)
@@ -381,7 +406,7 @@ class State:
                     data.get("committer", data["owner"]), record.seq,
                 )
                 self.touched.timers = True
-            self._declared[resource] = compact(value)
+            self._declare(resource, value)
             change = self.change_of(resource)
             if change is not None:
                 self._remove(change, resource)
@@ -392,10 +417,10 @@ class State:
         for resource, value in record.data["resources"].items():
             self._void_ttl(resource)
             if value is None:
-                self._declared.pop(resource, None)
+                self._declare(resource, None)
                 self._leave(resource)
             else:
-                self._declared[resource] = compact(value)
+                self._declare(resource, value)
 
     def _rollback_started(self, record: Record) -> None:
         data = record.data

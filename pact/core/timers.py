@@ -21,6 +21,9 @@ class NamedTimers(Generic[T]):
     def __len__(self) -> int:
         return len(self._number)
 
+    def __bool__(self) -> bool:
+        return bool(self._number)
+
     def __contains__(self, name: T) -> bool:
         return name in self._number
 
@@ -41,7 +44,7 @@ class NamedTimers(Generic[T]):
         self._wheel.schedule(number, deadline_ns)
 
     def cancel(self, name: T) -> bool:
-        number = self._number.pop(name, None)
+        number = self._number.pop(name, None) if self._number else None
         if number is None:
             return False
         self._wheel.cancel(number)
@@ -52,6 +55,8 @@ class NamedTimers(Generic[T]):
     def advance(self, now_ns: int) -> list[T]:
         """Every name due at ``now_ns``, in deadline order. They are gone from the wheel."""
         out: list[T] = []
+        if not self._number:
+            return out
         for number in self._wheel.advance(now_ns):
             name = self._name[number]
             assert name is not None

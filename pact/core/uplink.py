@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, Protocol
 
 from pact.core import wire
@@ -18,6 +17,7 @@ from pact.core.membership import OPEN
 from pact.core.wire import Message
 from pact.errors import LocalProtocolError
 from pact.model import NS_PER_S
+from pact.values import dataclass
 
 BEAT_NS: Final = 2 * NS_PER_S  # the parent asks so often
 OWN_BEAT_NS: Final = 3 * BEAT_NS // 2  # who was not asked for so long asks, while there is time for an answer

@@ -203,19 +203,22 @@ class World:
         self.journal += records
         for effect in effects:
             self._maybe_crash()
-            if isinstance(effect, Reply):
-                self.replies[effect.token] = effect
-            elif isinstance(effect, Look):
-                self._look(effect)
-            elif isinstance(effect, Probe):
-                self._probe(effect)
-            elif isinstance(effect, Act):
-                self._act(effect)
-            elif isinstance(effect, Recheck):
-                for resource in effect.resources:
-                    self._later_see(resource)
-            elif isinstance(effect, Discover):
-                self._discover(effect)
+            self._carry_out(effect)
+
+    def _carry_out(self, effect: Effect) -> None:
+        if isinstance(effect, Reply):
+            self.replies[effect.token] = effect
+        elif isinstance(effect, Look):
+            self._look(effect)
+        elif isinstance(effect, Probe):
+            self._probe(effect)
+        elif isinstance(effect, Act):
+            self._act(effect)
+        elif isinstance(effect, Recheck):
+            for resource in effect.resources:
+                self._later_see(resource)
+        elif isinstance(effect, Discover):
+            self._discover(effect)
 
     def _maybe_crash(self) -> None:
         if self.crash_after is not None:
