@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import orjson
 import zmq
 
 from pact.cluster.auth import Authorized
@@ -15,7 +16,8 @@ from pact.cluster.replay import Replay
 from pact.cluster.zap import Zap
 from pact.core.directory import Peer
 from pact.core.records import seal
-from pact.core.rootlog import Batch, RootState, Writer, load
+from pact.core.root import Publish
+from pact.core.rootlog import Batch, RootState, Writer, load, read_chunk
 from pact.errors import JournalError
 from pact.journal.rootlog import open_store
 
@@ -42,13 +44,23 @@ class Chain:
 
 
 def build(state: RootState, batches: Iterable[Batch], fence: int = 1) -> tuple[int, int, bytes]:
-    """The next chunk on ``state``, which is moved on."""
+    """The next chunk on ``state``, which is moved on; as by whoever reads it from the log later."""
+    read = RootState.from_bytes(state.to_bytes())
     writer = Writer(state, fence, "root")
     for batch in batches:
         assert writer.take(batch) == ""
     first, count, raw = writer.chunk(1_700_000_000_000_000_000)
-    state.apply(raw)
+    state.apply_written(writer)
+    read.apply(raw)
+    assert read.to_bytes() == state.to_bytes()
     return first, count, raw
+
+
+def last_of(raw: bytes) -> dict[str, int]:
+    """The last number of each type in a chunk, from its lines."""
+    chunk = read_chunk(raw)
+    lines = [line for batch in chunk.batches for line in batch.lines]
+    return {orjson.loads(line)["type"]: chunk.first + at for at, line in enumerate(lines)}
 
 
 class Keys:
@@ -120,7 +132,7 @@ class Root:
         first, count, raw = build(self.state, batches, self.fence)
         self.store.append(self.fence, first, count, raw)
         if publish:
-            self.publisher.publish(raw)
+            self.publisher.publish(Publish(raw, last_of(raw)))
         return first + count - 1
 
     def trim(self, before: int) -> None:

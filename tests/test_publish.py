@@ -23,6 +23,7 @@ from rootlog_suite import until
 from pact.cluster import publish
 from pact.cluster.publish import Endpoint, Publisher
 from pact.cluster.zap import Zap
+from pact.core.root import Publish
 
 EXAMPLES = Path(__file__).parent.parent / "docs" / "examples"
 
@@ -157,7 +158,7 @@ def test_a_subscriber_that_never_reads_costs_nobody_anything(roots: Callable[...
 def test_what_the_publisher_cannot_keep_up_with_is_left_to_the_replay_port(context: zmq.Context[Any]) -> None:
     publisher = Publisher(context, Endpoint("tcp://127.0.0.1:*"), "c1")
     raw = bytes(20 << 20)
-    assert [publisher.publish(raw) for _ in range(5)] == [True, True, True, False, False]
+    assert [publisher.publish(Publish(raw, {})) for _ in range(5)] == [True, True, True, False, False]
     assert publisher.stats()["left_out"] == 2
     for n in range(1000):
         publisher.lead(n, {})

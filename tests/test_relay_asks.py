@@ -50,11 +50,39 @@ def test_hellos_without_end_do_not_multiply_the_questions() -> None:
         b.hello(N1)
         b.t += NS_PER_S // 4
     asked = [e.rids for e in b.relay.tick(b.t) if isinstance(e, ToChildren)]
-    assert asked in ([], [(b"n1",)]) and len(b.relay.beats._due) <= 12
+    assert asked in ([], [(b"n1",)]) and sum(map(len, b.relay.beats._due.values())) <= 12
     b.t += 3 * NS_PER_S
     b.say(N1, "beat", {})
     b.relay.tick(b.t)
-    assert len(b.relay.beats._due) == 1
+    assert sum(map(len, b.relay.beats._due.values())) == 1
+
+
+@pytest.mark.invariant("T3")
+def test_who_is_at_work_is_asked_seldom_and_who_does_not_answer_as_often_as_ever() -> None:
+    b = Bench()
+    above = peer("agg1")
+    for who in (N1, N2, above):
+        b.hello(who)
+    b.say(above, "below", {"add": ["n3"], "sessions": {"n3": 1 << 20}})
+    b.up()
+    began, asked = b.t, {b"n1": [b.t], b"n2": [b.t], b"agg1": [b.t]}
+    for turn in range(120):
+        b.t += NS_PER_S // 4
+        if turn % 4 == 0:  # a call a second: n1 and what is below agg1 answer at once, n2 never
+            b.call(None, f"1.{turn}")
+            for who, name in ((N1, "n1"), (above, "n3")):
+                b.answer(who, {b"{}": [name]}, call=f"1.{turn}")
+        for effect in b.relay.tick(b.t):
+            assert isinstance(effect, ToChildren)
+            for rid in effect.rids:
+                asked[rid].append(b.t)
+                if rid == b"agg1":
+                    b.say(above, "beat", {"answer": True})
+        b.relay.tree.children[b"n2"].heard_ns = max(began, b.t - 3 * NS_PER_S)  # not gone for good, but late
+    gaps = {rid: [later - at for at, later in pairwise(times)] for rid, times in asked.items()}
+    assert len(gaps[b"n1"]) == 5 and max(gaps[b"n1"]) <= 6 * NS_PER_S, "who leads and what is held is said all the same"
+    assert max(gaps[b"n2"]) <= 2 * NS_PER_S and max(gaps[b"agg1"]) <= 2 * NS_PER_S
+    assert len(gaps[b"n2"]) >= 14 and len(gaps[b"agg1"]) >= 14
 
 
 @pytest.mark.invariant("T5")

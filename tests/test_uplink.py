@@ -92,8 +92,20 @@ def test_who_is_asked_answers_once_and_asks_only_when_nobody_asked_for_a_while()
                      if isinstance(e, Send)]  # fmt: skip
         assert answer.kind == "beat" and answer.head["answer"]
         assert kinds(b.hear(url, message("beat", {"path": ["root1", "a"]}))) == [], "what is no question has no answer"
-    (own,) = [wire.decode(e.frame) for e in b.until(3.1) if isinstance(e, Send)]
+    (own,) = [wire.decode(e.frame) for e in b.until(4.1) if isinstance(e, Send)]
     assert own.kind == "beat" and not own.head["answer"]
+
+
+@pytest.mark.invariant("T3")
+def test_who_is_at_work_does_not_ask_whether_its_parent_lives() -> None:
+    b = Bench()
+    url = b.join()
+    caller = {"user": "u", "role": "ops", "via": "cluster"}
+    call = {"call": "1.1", "op": "x", "caller": caller, "fence": 1, "timeout_ms": 1}
+    for kind, head in [("call", call), ("ack", {"cursors": []})] * 4:
+        assert kinds(b.until(3)) == []
+        b.hear(url, message(kind, head))
+    assert kinds(b.until(4.1)) == ["beat"]
 
 
 @pytest.mark.invariant("T3")

@@ -17,6 +17,7 @@ from typing import Any, Final
 import zmq
 
 from pact.core import public
+from pact.core.root import Publish
 
 WAITING_BYTES_MAX: Final = 64 << 20
 SEND_MAX: Final = 4000
@@ -160,7 +161,7 @@ class Publisher(Threaded):
         self.options = {zmq.SNDHWM: send_max, zmq.RCVHWM: 1000, zmq.MAXMSGSIZE: SUBSCRIPTION_MAX}
         self._cluster = cluster
         self._heads_s = heads_s
-        self._queue: deque[public.Heads | bytes | None] = deque()
+        self._queue: deque[public.Heads | Publish | None] = deque()
         self._bytes = 0
         self._heads: public.Heads | None = None
         self._heads_due_s = 0.0
@@ -172,17 +173,17 @@ class Publisher(Threaded):
         """This root leads; so far is the log, whose first record names its ``incarnation``. Chunks follow that."""
         self._give(public.Heads(gseq, types, incarnation))
 
-    def publish(self, raw: bytes) -> bool:
+    def publish(self, chunk: Publish) -> bool:
         """A chunk that is durable. False: too much is waiting, so it is left to the replay port.  # V4
 
         Then call ``lead`` again, so that heads tell how far the log is.
         """
         with self._lock:
-            if self._bytes and self._bytes + len(raw) > WAITING_BYTES_MAX:
+            if self._bytes and self._bytes + len(chunk.chunk) > WAITING_BYTES_MAX:
                 self.left_out += 1
                 return False
-            self._bytes += len(raw)
-        self._give(raw)
+            self._bytes += len(chunk.chunk)
+        self._give(chunk)
         return True
 
     def depose(self) -> None:
@@ -193,9 +194,9 @@ class Publisher(Threaded):
         return {"published": self.published, "left_out": self.left_out, "waiting_bytes": self._bytes,
                 "subscriptions": self._subscriptions}  # fmt: skip
 
-    def _give(self, item: public.Heads | bytes | None) -> None:
+    def _give(self, item: public.Heads | Publish | None) -> None:
         with self._lock:
-            if not isinstance(item, bytes) and self._queue and not isinstance(self._queue[-1], bytes):
+            if not isinstance(item, Publish) and self._queue and not isinstance(self._queue[-1], Publish):
                 self._queue.pop()
             self._queue.append(item)
         self._ring()
@@ -205,14 +206,14 @@ class Publisher(Threaded):
 
     def _work(self, sock: zmq.Socket[Any]) -> float:
         more = self._drain(sock)
-        item: public.Heads | bytes | None = None
+        item: public.Heads | Publish | None = None
         with self._lock:
             waiting = bool(self._queue)
             if waiting:
                 item = self._queue.popleft()
-        if isinstance(item, bytes):
+        if isinstance(item, Publish):
             with self._lock:
-                self._bytes -= len(item)
+                self._bytes -= len(item.chunk)
             self._send(sock, item)
         elif waiting:
             self._heads, self._heads_due_s = item, 0.0
@@ -235,14 +236,14 @@ class Publisher(Threaded):
                 self._subscriptions = max(0, self._subscriptions + (1 if frames[0][0] else -1))
         return True
 
-    def _send(self, sock: zmq.Socket[Any], raw: bytes) -> None:
+    def _send(self, sock: zmq.Socket[Any], chunk: Publish) -> None:
         if self._heads is None:
             self._heads = public.Heads()
         if not self._subscriptions:
-            self._heads.skip(raw)
+            self._heads.skip(chunk.last)
             return
         send, more = sock.send, zmq.SNDMORE
-        for event in public.events(raw, self._cluster):
+        for event in public.events(chunk.chunk, self._cluster):
             topic, header, body = event.frames
             send(topic, more)  # drops for whoever does not keep up
             send(header, more)

@@ -192,14 +192,14 @@ class RootPart:
                 self._chunks += 1
                 self._chunk_bytes += len(effect.chunk)
             elif isinstance(effect, Publish):
-                self._publish(effect.chunk)
+                self._publish(effect)
             else:
                 log(effect.text, 4)
 
-    def _publish(self, chunk: bytes) -> None:
+    def _publish(self, effect: Publish) -> None:
         root = self.root
         assert root is not None
-        if not self.publisher.publish(chunk):
+        if not self.publisher.publish(effect):
             self.publisher.lead(root.state.gseq, dict(root.state.last), root.state.chain.incarnation)
 
     def _keep(self) -> None:

@@ -30,8 +30,8 @@ class Peer(NamedTuple):
 class Child:
     """One session. ``below``: name -> (session, rack) of an aggregator's nodes; ``None`` for a node or a client."""
 
-    __slots__ = ("beat", "below", "client", "frames", "heard_ns", "mismatch", "name", "peer", "rack", "rid", "role",
-                 "second", "session")  # fmt: skip
+    __slots__ = ("asked_ns", "beat", "below", "client", "frames", "heard_ns", "mismatch", "name", "peer", "rack", "rid",
+                 "role", "second", "session", "told_ns")  # fmt: skip
 
     def __init__(self, rid: Rid, peer: Peer, role: str, session: int, rack: str, t_ns: int) -> None:
         self.rid = rid
@@ -40,10 +40,11 @@ class Child:
         self.role = role
         self.session = session
         self.rack = rack
-        self.heard_ns = t_ns
+        self.heard_ns = self.told_ns = t_ns  # the last that it said, and that was said to it; not every word counts
         self.below: dict[str, tuple[int, str]] | None = {} if role == "aggregator" else None
         self.client = ""
         self.beat = 0  # its place among those who are asked whether they live
+        self.asked_ns = t_ns
         self.mismatch = False  # its last beat spoke of other names than are known here
         self.second = 0
         self.frames = 0

@@ -109,8 +109,7 @@ class Node:
     def step(self, event: Event) -> list[Effect]:
         """Decide. Never raises for what an operator or the machine did; an AssertionError is a bug."""
         self._effects = []
-        if event.t_ns > self.t_ns:
-            self.t_ns = event.t_ns
+        self.t_ns = max(self.t_ns, event.t_ns)
         self.wall_ns = event.wall_ns
         kind = type(event)
         if kind is not Started and (self._alarms or self._windows):
@@ -321,8 +320,8 @@ class Node:
         change = self.state.change_of(resource)
         if change is not None and change.state == life.ROLLING:  # R2: it is frozen
             return False
-        if self.converging and any(resource in ids for ids in self.converging.values()):  # not there yet; looked at again when it is
-            return False
+        if self.converging and any(resource in ids for ids in self.converging.values()):
+            return False  # not there yet; looked at again when it is
         deviation_n = self.deviation_n(resource, declared, seen)
         if deviation_n == 0:
             if change is not None:

@@ -87,15 +87,10 @@ class Heads:
         self.gseq = event.gseq
         self.types[event.type] = event.gseq
 
-    def skip(self, raw: bytes) -> None:
-        """A chunk that nobody is shown."""
-        chunk = read_chunk(raw)
-        at = chunk.first
-        for batch in chunk.batches:
-            for line in batch.lines:
-                self.types[orjson.loads(line)["type"]] = at
-                at += 1
-        self.gseq = at - 1
+    def skip(self, last: Mapping[str, int]) -> None:
+        """A chunk that nobody is shown: its last number of each type."""
+        self.types.update(last)
+        self.gseq = max(last.values())
 
     def frames(self, cluster: str, wall_ns: int) -> Frames:
         """Not an event: ``gseq`` is the newest event's. Another ``incarnation`` is another log, numbered anew.  # V1"""

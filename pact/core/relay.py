@@ -451,6 +451,7 @@ class Relay:
             self.backlog.acknowledged(node, incarnation, seq, rewind, t_ns)
             child = self.tree.where.get(node)
             if child is not None:
+                child.told_ns = t_ns
                 by_child.setdefault(child.rid, []).append(cursor)
         return [e for rid, rows in by_child.items() for e in self._to([self.tree.children[rid]], "ack", {
             "cursors": rows})]  # fmt: skip
@@ -491,6 +492,7 @@ class Relay:
             call.add(child, name)
             if child.below is None:
                 direct.append(child.rid)
+                child.told_ns = t_ns
             else:
                 through.setdefault(child.name, []).append(name)
         if unknown or not call.left:

@@ -73,9 +73,10 @@ class Commit:
 
 @dataclass(frozen=True, slots=True)
 class Publish:
-    """A chunk that is durable, for the public side."""
+    """A chunk that is durable, for the public side. ``last``: its last number of each type."""
 
     chunk: bytes
+    last: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,9 +169,9 @@ class Root:
         self._at(t_ns, wall_ns)
         flying, self._flying = self._flying, None
         assert flying is not None and (flying.first, flying.count) == (first, count), (first, count)
-        chunk = self.state.apply(flying.chunk)
+        chunk = self.state.apply_written(flying.writer)
         self.counters.events += count
-        self._emit(Publish(flying.chunk))
+        self._emit(Publish(flying.chunk, flying.writer.written[2]))
         self._acks.update(flying.acks)
         self._to_watchers(chunk)
         for then in flying.then:

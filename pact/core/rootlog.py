@@ -11,13 +11,15 @@ import hashlib
 import re
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
+from operator import itemgetter
 from typing import Any, Final
 
 import orjson
 
-from pact.core.records import GENESIS, Record, parse, rfc3339, seal
+from pact.core.records import GENESIS, TYPES, Record, parse, rfc3339, seal
 from pact.errors import ChainError
+from pact.values import dataclass
 
 ROOT: Final = "_root"
 VERSION: Final = 1
@@ -180,8 +182,8 @@ class RootState:
         self.cursors[node] = cursor
         self.forgotten.pop(node, None)  # it is back
 
-    def apply(self, raw: bytes, parsed: Mapping[int, Mapping[str, Any]] | None = None) -> Chunk:
-        """Fold one chunk in. ``parsed``: records that were parsed already, by line. Raises ChainError."""
+    def apply(self, raw: bytes) -> Chunk:
+        """Fold one chunk in. Raises ChainError."""
         try:
             chunk = read_chunk(raw)
         except ValueError as exc:
@@ -192,17 +194,34 @@ class RootState:
         for batch in chunk.batches:
             record: Mapping[str, Any] = {}
             for at, line in enumerate(batch.lines):
-                found = parsed.get(gseq) if parsed is not None else None
-                record = found if found is not None else orjson.loads(line)
+                record = orjson.loads(line)
                 self.last[record["type"]] = gseq
                 if batch.node == ROOT:
                     self._apply_own(parse(line))
                 gseq += 1
                 assert record["seq"] == batch.first + at, (batch.node, record["seq"])
             self._move(batch.node, Cursor(batch.incarnation, batch.first + len(batch.lines) - 1, record["hash"]))
+        self._folded(chunk, raw)
+        return chunk
+
+    def apply_written(self, writer: Writer) -> Chunk:
+        """The same for a chunk whose lines this process has checked itself when it wrote them: none is read again."""
+        chunk, raw, last = writer.written
+        assert (chunk.first, chunk.prev) == (self.gseq + 1, self.chunk_hash), chunk.first
+        for batch in chunk.batches:
+            if batch.node == ROOT:
+                for line in batch.lines:
+                    self._apply_own(parse(line))
+            cursor = writer.cursor(batch.node, batch.incarnation)
+            assert cursor is not None
+            self._move(batch.node, cursor)
+        self.last.update(last)
+        self._folded(chunk, raw)
+        return chunk
+
+    def _folded(self, chunk: Chunk, raw: bytes) -> None:
         self.gseq, self.chunk_hash = chunk.first + chunk.count - 1, chunk_hash(raw)
         self.fence, self.wall_ns = max(self.fence, chunk.fence), chunk.wall_ns
-        return chunk
 
     def _apply_own(self, record: Record) -> None:
         self.t_ns = max(self.t_ns, record.t_ns)
@@ -330,12 +349,15 @@ class Writer:
         self._own_types: list[str] = []
         self._chain = state.chain
         self._own_first = self._chain.seq + 1
+        self.written: tuple[Chunk, bytes, dict[str, int]]  # with the last number of each type in it; after ``chunk``
 
     def __bool__(self) -> bool:
         return bool(self._batches or self._own)
 
     def cursor(self, node: str, incarnation: str) -> Cursor | None:
         """With what this chunk has taken already."""
+        if node == ROOT:
+            return self._chain
         return self._cursors.get((node, incarnation)) or self.state.cursor_of(node, incarnation)
 
     def take(self, batch: Batch) -> str:
@@ -365,8 +387,9 @@ class Writer:
             if record["seq"] != seq + 1 or record["prev"] != hash_ or record["node"] != batch.node:
                 raise ValueError(f"record {record['seq']} of {record['node']} does not follow {seq} of {batch.node}")
             seq, hash_ = seq + 1, record["hash"]
-            types.append(record["type"])
-            if record["type"] not in self.state.last and len(self.state.last) + len(set(self._types)) > TYPES_MAX:
+            type_ = record["type"]
+            types.append(type_)
+            if type_ not in self.state.last and len(self.state.last) + len(set(self._types)) > TYPES_MAX:
                 raise ValueError("a type of record that nobody has heard of, beyond what is kept apart")
         if known.seq < 0 and _object(lines[0])["hash"][:INCARNATION_CHARS] != batch.incarnation:
             raise ValueError("its incarnation is not that of its first record")
@@ -393,8 +416,11 @@ class Writer:
         if self._own:
             batches.insert(0, Batch(ROOT, "", self._chain.incarnation, self._own_first, self._own))
         prevs = {t: self.state.last.get(t, -1) for t in types}
-        first = self.state.gseq + 1
-        return first, len(types), build_chunk(first, self.fence, wall_ns, self.state.chunk_hash, prevs, batches)
+        first, prev = self.state.gseq + 1, self.state.chunk_hash
+        raw = build_chunk(first, self.fence, wall_ns, prev, prevs, batches)
+        chunk = Chunk(first, len(types), self.fence, wall_ns, prev, prevs, batches)
+        self.written = (chunk, raw, {t: first + at for at, t in enumerate(types)})
+        return first, len(types), raw
 
 
 def _object(line: bytes) -> dict[str, Any]:
@@ -402,12 +428,13 @@ def _object(line: bytes) -> dict[str, Any]:
         obj = orjson.loads(line)
     except orjson.JSONDecodeError as exc:
         raise ValueError(f"a line that is no JSON: {exc}") from None
-    if not isinstance(obj, dict) or not _SHAPE.keys() <= obj.keys():
+    if type(obj) is not dict or not _SHAPE.keys() <= obj.keys():
         raise ValueError("a line that is no record")
-    for key, kind in _SHAPE.items():
-        if not isinstance(obj[key], kind):
-            raise ValueError(f"a record whose {key} has the wrong type")
-    if not _TYPE.fullmatch(obj["type"]) or obj["type"] == HEADS:  # heads are the root's own word
+    if tuple(map(type, _FIELDS(obj))) != _FIELD_TYPES:
+        key = next(k for k, kind in _SHAPE.items() if type(obj[k]) is not kind)
+        raise ValueError(f"a record whose {key} has the wrong type")
+    type_ = obj["type"]
+    if type_ not in TYPES and (not _TYPE.fullmatch(type_) or type_ == HEADS):  # heads are the root's own word
         raise ValueError("a record whose type is no word for one")
     if not _HASH.fullmatch(obj["hash"]) or not _HASH.fullmatch(obj["prev"]) or len(obj["time"]) > TIME_MAX:
         raise ValueError("a record whose hash or time is none")
@@ -416,4 +443,6 @@ def _object(line: bytes) -> dict[str, Any]:
 
 _SHAPE: Final[Mapping[str, type]] = {"seq": int, "prev": str, "hash": str, "node": str, "type": str, "time": str,
                                           "actor": dict, "data": dict}
+_FIELDS: Final = itemgetter(*_SHAPE)
+_FIELD_TYPES: Final = tuple(_SHAPE.values())
 

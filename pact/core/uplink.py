@@ -20,8 +20,9 @@ from pact.model import NS_PER_S
 from pact.values import dataclass
 
 BEAT_NS: Final = 2 * NS_PER_S  # the parent asks so often
-OWN_BEAT_NS: Final = 3 * BEAT_NS // 2  # who was not asked for so long asks, while there is time for an answer
+OWN_BEAT_NS: Final = 2 * BEAT_NS  # who was not asked for so long asks, while there is time for an answer
 SILENCE_NS: Final = 6 * NS_PER_S
+AT_WORK: Final = frozenset({"call", "ack"})  # what shows both sides that the other lives
 PATIENCE_NS: Final = 3 * NS_PER_S // 2
 PATIENCE_MAX_NS: Final = 12 * NS_PER_S
 MOVE_JITTER_NS: Final = NS_PER_S // 2
@@ -355,6 +356,8 @@ class Uplink:
             self._told(message.head)
         elif kind == "call":
             self._led(message.head["fence"], t_ns)
+        if kind in AT_WORK:
+            self._beat_ns = t_ns + OWN_BEAT_NS  # the parent sees what it is answered
         return [Deliver(message)]
 
     def _led(self, fence: int, t_ns: int) -> None:

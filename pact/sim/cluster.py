@@ -364,6 +364,8 @@ class Cluster:
     def check(self) -> None:
         """Safety: one decision a group, nobody against it, no stale fence obeyed, every event once."""
         state = rootlog.load(None, self.log)
+        if self.root is not None and self.root.state.gseq == state.gseq:
+            assert self.root.state.to_bytes() == state.to_bytes(), "what the root holds is what its log says"
         seen: dict[str, set[int]] = {}
         for raw in self.log:
             for batch in rootlog.read_chunk(raw).batches:
