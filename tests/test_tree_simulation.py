@@ -259,7 +259,7 @@ class World:
         n = len(self.journal[name])
         self.journal[name].append(orjson.dumps({"n": name, "seq": n}))
         if self.members[name].up:
-            self.pump(name, self.boxes[name].recorded(n))
+            self.pump(name, self.boxes[name].recorded(n, self.net.t_ns, can_wait=self.net.rng.random() < 0.3))
 
     def call(self, call: str, nodes: list[str] | None) -> None:
         self.from_parent("root1", message("call", {

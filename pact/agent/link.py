@@ -28,7 +28,7 @@ from pact.cluster import keys
 from pact.cluster.links import Links
 from pact.core import groups
 from pact.core.events import Caller, Event, FleetTold, LinkChanged
-from pact.core.outbox import Outbox, Read, Up
+from pact.core.outbox import Outbox, Read, Up, can_wait
 from pact.core.records import Record, rfc3339
 from pact.core.uplink import OF_LINKS, Deliver, Effect, Lost, Uplink
 from pact.core.wire import LINE_MAX, Message
@@ -225,7 +225,8 @@ class Link:
             self._recent_bytes += len(body)
         while self._recent and (len(self._recent) > RECENT_MAX or self._recent_bytes > RECENT_BYTES_MAX):
             self._recent_bytes -= len(self._recent.popleft()[2])
-        self._todo.extend(self.outbox.recorded(rows[-1][0].seq))
+        waits = can_wait(record for record, _ in rows)
+        self._todo.extend(self.outbox.recorded(rows[-1][0].seq, self.agent.clock.now_ns(), can_wait=waits))
 
     def _next(self, work: Read | Up, now_ns: int) -> None:
         if isinstance(work, Up):

@@ -10,14 +10,16 @@ it says counts as an acknowledgement.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
+from pact.core.records import Record
 from pact.core.wire import BATCH_BYTES_MAX, BATCH_RECORDS_MAX
 from pact.model import NS_PER_S
 
 RESEND_NS: Final = 10 * NS_PER_S
 RESEND_MAX_NS: Final = 120 * NS_PER_S
+LATER_NS: Final = 5 * NS_PER_S
 
 
 class Read(NamedTuple):
@@ -50,6 +52,7 @@ class Outbox:
         self._bytes = 0
         self._progress_ns = 0
         self._patience_ns = RESEND_NS
+        self._later_ns: int | None = None  # until when what is not sent yet may wait for more
         self._rewound: tuple[int, int, int] = (-2, 0, 0)  # to which record, when, and how long to wait for the next
 
     @property
@@ -57,9 +60,15 @@ class Outbox:
         """Records that the root is not known to have."""
         return self.newest - self.acked
 
-    def recorded(self, newest: int) -> list[Read]:
-        """Records up to ``newest`` are durable here."""
+    def recorded(self, newest: int, t_ns: int = 0, *, can_wait: bool = False) -> list[Read]:
+        """Records up to ``newest`` are durable here. ``can_wait``: the root knows what the new ones say, and more will
+        follow; they go with those, or after ``LATER_NS``.
+        """
+        all_sent = self._next > self.newest
         self.newest = max(self.newest, newest)
+        if can_wait and all_sent and self._credit:
+            self._later_ns = t_ns + LATER_NS
+            return []
         return self._more()
 
     def welcomed(self, credit: int, t_ns: int) -> list[Read]:
@@ -71,6 +80,7 @@ class Outbox:
     def lost(self) -> None:
         """No parent any more."""
         self._credit = 0
+        self._later_ns = None
 
     def _again(self, t_ns: int) -> list[Read]:
         self._next = self.acked + 1
@@ -82,6 +92,7 @@ class Outbox:
     def _more(self) -> list[Read]:
         if self._bytes >= self._credit or self._next > self.newest:
             return []
+        self._later_ns = None
         return [Read(self._next, min(BATCH_RECORDS_MAX, self.newest - self._next + 1))]
 
     def rows(self, first: int, lines: Sequence[bytes], t_ns: int) -> list[Up | Read]:
@@ -133,13 +144,22 @@ class Outbox:
 
     def next_wake_ns(self) -> int | None:
         if not self._credit or not self._flight:
-            return None
-        return self._progress_ns + self._patience_ns
+            return self._later_ns
+        again_ns = self._progress_ns + self._patience_ns
+        return again_ns if self._later_ns is None else min(again_ns, self._later_ns)
 
     def tick(self, t_ns: int) -> list[Read]:
-        """Nothing was acknowledged for a while: send again, ever more patiently."""
+        """What waited for more goes now. Nothing was acknowledged for a while: send again, ever more patiently."""
         wake_ns = self.next_wake_ns()
         if wake_ns is None or t_ns < wake_ns:
             return []
+        if wake_ns == self._later_ns:
+            self._later_ns = None
+            return self._more()
         self._patience_ns = min(self._patience_ns * 2, RESEND_MAX_NS)
         return self._again(t_ns)
+
+
+def can_wait(records: Iterable[Record]) -> bool:
+    """Only yes votes: the root has each in an answer already, and tells soon what it has decided."""
+    return all(r.type == "group_prepared" and r.data["vote"] == "yes" for r in records)

@@ -10,8 +10,8 @@ T = TypeVar("T")
 
 
 class NamedTimers(Generic[T]):
-    """``TimerWheel`` whose keys are hashable values. Numbers are reused, so they stay small and dense. The wheel (80 KiB)
-    is made when something is scheduled first: a node without drift needs none.
+    """``TimerWheel`` whose keys are hashable values. Numbers are reused, so they stay small and dense. The wheel comes
+    with what is scheduled first: a node without drift does not need its 80 KiB.
     """
 
     def __init__(self, now_ns: int = 0) -> None:

@@ -33,7 +33,8 @@ from pact.cluster.keys import Key
 from pact.cluster.links import Links
 from pact.core import groups
 from pact.core.events import AppendRecord, Asked, Caller, Effect, FleetTold, LinkChanged, Ticked
-from pact.core.outbox import Outbox, Read, Up
+from pact.core.outbox import Outbox, Read, Up, can_wait
+from pact.core.records import Record
 from pact.core.rootlog import INCARNATION_CHARS
 from pact.core.uplink import OF_LINKS, Connect, Deliver, Disconnect, Lost, Note, Parent, Send, Uplink
 from pact.core.uplink import Effect as UplinkEffect
@@ -88,12 +89,14 @@ class Machine(World):
     """A world whose journal is kept as the lines that go up, and whose disk never fails: it cannot start again."""
 
     lines: list[bytes]
+    fresh: list[Record]  # the last of them, for whoever sends them
 
     def _perform(self, effects: list[Effect]) -> None:
         for effect in effects:
             if type(effect) is AppendRecord:
-                hash_ = effect.record.hash
-                self.lines.append(b'%b,"hash":"%b"}\n' % (effect.body[:-1], hash_.encode()))
+                record = effect.record
+                self.lines.append(b'%b,"hash":"%b"}\n' % (effect.body[:-1], record.hash.encode()))
+                self.fresh.append(record)
             else:
                 self._carry_out(effect)
 
@@ -113,7 +116,7 @@ class VirtualNode:
         self.fleet = fleet
         self.name = name
         self.world = Machine(name=name, clustered=True)
-        self.world.lines = []
+        self.world.lines, self.world.fresh = [], []
         self.world.t_ns, self.world.wall_ns = fleet.now_ns, time.time_ns()
         self.world.machine = {r: d.attrs for r, d in fleet.declared.items()}
         self.world.start(dict(fleet.declared))
@@ -204,7 +207,9 @@ class VirtualNode:
         newest = len(self.world.lines) - 1
         if newest > self.outbox.newest:
             self.fleet.counts.records += newest - self.outbox.newest
-            self._up(self.outbox.recorded(newest))
+            waits = can_wait(self.world.fresh)
+            self.world.fresh.clear()
+            self._up(self.outbox.recorded(newest, self.fleet.now_ns, can_wait=waits))
 
     def _now(self) -> None:
         self.world.t_ns, self.world.wall_ns = self.fleet.now_ns, self.fleet.wall_ns

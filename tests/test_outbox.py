@@ -1,0 +1,86 @@
+"""What a node's records may wait for on their way up, and what never waits."""
+
+from __future__ import annotations
+
+import pytest
+
+from pact.core.outbox import LATER_NS, Outbox, Read, Up, can_wait
+from pact.core.records import GENESIS, Record, seal
+from pact.model import NS_PER_S
+
+T = 100 * NS_PER_S
+
+
+def record(type_: str, **data: object) -> Record:
+    return seal(0, GENESIS, "", 0, "n", type_, {}, data)[0]
+
+
+def sent(box: Outbox, work: list[Read], t_ns: int = T, size: int = 100) -> list[tuple[int, int]]:
+    """First number and count of each batch that goes up."""
+    out, todo = [], list(work)
+    while todo:
+        item = todo.pop(0)
+        if isinstance(item, Up):
+            out.append(tuple(item.head["batches"][0][2:4]))
+        else:
+            todo = list(box.rows(item.first, [b"x" * size] * item.limit, t_ns)) + todo
+    return out
+
+
+def connected(newest: int = 2) -> Outbox:
+    box = Outbox("n", "i", newest=newest)
+    assert sent(box, box.welcomed(1 << 20, T)) == [(0, newest + 1)]
+    return box
+
+
+@pytest.mark.invariant("T5")
+def test_only_a_yes_that_the_root_has_heard_can_wait() -> None:
+    yes, no = record("group_prepared", vote="yes"), record("group_prepared", vote="no", why="in use")
+    assert can_wait([yes]) and can_wait([yes, yes])
+    assert not can_wait([no]) and not can_wait([yes, no]) and not can_wait([yes, record("group_decided")])
+
+
+@pytest.mark.invariant("T5")
+def test_what_can_wait_goes_with_what_follows_it() -> None:
+    box = connected()
+    assert box.recorded(3, T, can_wait=True) == [] and box.waiting == 4
+    assert box.tick(T + LATER_NS - 1) == []
+    assert sent(box, box.recorded(6, T + NS_PER_S)) == [(3, 4)], "in one batch, in order"
+    assert box.tick(T + LATER_NS) == []
+
+
+@pytest.mark.invariant("T5")
+def test_what_nothing_follows_goes_by_itself_after_a_while() -> None:
+    box = connected()
+    box.recorded(3, T, can_wait=True)
+    assert box.next_wake_ns() == T + LATER_NS
+    box.acknowledged("i", 2, False, T + 1)
+    wake_ns = box.next_wake_ns()
+    assert wake_ns is None or wake_ns <= T + LATER_NS  # an acknowledgement may take it along
+    box = connected()
+    box.recorded(3, T, can_wait=True)
+    assert sent(box, box.tick(T + LATER_NS)) == [(3, 1)]
+    assert box.next_wake_ns() != T + LATER_NS
+
+
+@pytest.mark.invariant("T5")
+def test_a_new_parent_gets_what_was_waiting_and_a_second_yes_waits_for_nothing() -> None:
+    box = connected()
+    box.recorded(3, T, can_wait=True)
+    box.lost()
+    assert box.next_wake_ns() is None
+    assert box.recorded(4, T, can_wait=True) == [], "nobody to send it to"
+    assert sent(box, box.welcomed(1 << 20, T)) == [(0, 5)]
+    box.recorded(5, T, can_wait=True)
+    assert sent(box, box.recorded(6, T, can_wait=True)) == [(5, 2)]
+
+
+@pytest.mark.invariant("T5")
+def test_waiting_beyond_the_credit_does_not_spin() -> None:
+    box = Outbox("n", "i", newest=0)
+    assert sent(box, box.welcomed(1, T), size=64 << 10) == [(0, 1)]  # one record takes all of the credit
+    box.recorded(1, T, can_wait=True)
+    assert box.tick(T + LATER_NS) == []
+    wake_ns = box.next_wake_ns()
+    assert wake_ns is not None and wake_ns > T + LATER_NS, "until it is acknowledged, or sent again"
+    assert sent(box, box.acknowledged("i", 0, False, T + LATER_NS + 1)) == [(1, 1)]
