@@ -591,6 +591,8 @@ class State:
         for resource, cid in self.member_of.items():
             assert resource in self.changes[cid].members, (resource, cid)
             assert resource in self._declared, resource
+        for resource, known in self._decoded.items():
+            assert known == Declared.from_json(orjson.loads(self._declared[resource])), resource
         assert sum(len(c.members) for c in self.changes.values()) == len(self.member_of)
         for change in self.changes.values():
             assert change.sum_n == sum(square(m.weight_n, m.deviation_n) for m in change.members.values())
