@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 from array import array
@@ -421,15 +423,23 @@ def test_descriptors_run_out_without_a_lie(table: Any, tree: bytes) -> None:
     assert table.scan(full=True) == []
 
 
-def test_memory_per_path_is_bounded(tree: bytes) -> None:
-    def resident_kib() -> int:
-        with open("/proc/self/statm") as file:
-            return int(file.read().split()[1]) * 4
+MEMORY = """
+from pact._fast import files
 
-    table = files.FileTable()
-    count = 40_000
-    before = resident_kib()
-    for key in range(count):
-        table.put(key, b"/nowhere/%08d" % key)
-    table.scan()
-    assert (resident_kib() - before) * 1024 / count < 300
+def resident_kib():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4
+
+table = files.FileTable()
+before = resident_kib()
+for key in range(40_000):
+    table.put(key, b"/nowhere/%08d" % key)
+table.scan()
+print((resident_kib() - before) * 1024 / 40_000)
+"""
+
+
+def test_memory_per_path_is_bounded() -> None:
+    """In a process of its own: what others have freed there, or not, is nobody's business here."""
+    done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 300
