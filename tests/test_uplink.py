@@ -92,7 +92,7 @@ def test_who_is_asked_answers_once_and_asks_only_when_nobody_asked_for_a_while()
                      if isinstance(e, Send)]  # fmt: skip
         assert answer.kind == "beat" and answer.head["answer"]
         assert kinds(b.hear(url, message("beat", {"path": ["root1", "a"]}))) == [], "what is no question has no answer"
-    (own,) = [wire.decode(e.frame) for e in b.until(4.1) if isinstance(e, Send)]
+    (own,) = [wire.decode(e.frame) for e in b.until(3.1) if isinstance(e, Send)]
     assert own.kind == "beat" and not own.head["answer"]
 
 
@@ -102,10 +102,23 @@ def test_who_is_at_work_does_not_ask_whether_its_parent_lives() -> None:
     url = b.join()
     caller = {"user": "u", "role": "ops", "via": "cluster"}
     call = {"call": "1.1", "op": "x", "caller": caller, "fence": 1, "timeout_ms": 1}
+    b.hear(url, message("beat", {"path": ["root1", "a"], "ask": True}))
     for kind, head in [("call", call), ("ack", {"cursors": []})] * 4:
-        assert kinds(b.until(3)) == []
+        assert kinds(b.until(2.9)) == []
         b.hear(url, message(kind, head))
-    assert kinds(b.until(4.1)) == ["beat"]
+    assert kinds(b.until(3.9)) == [] and kinds(b.until(0.2)) == ["beat"]
+
+
+@pytest.mark.invariant("T3")
+def test_under_a_parent_that_never_asks_a_call_that_takes_long_puts_off_no_beat() -> None:
+    b = Bench()
+    url = b.join()
+    caller = {"user": "u", "role": "ops", "via": "cluster"}
+    beats = []
+    for n in range(10):
+        b.hear(url, message("call", {"call": f"1.{n}", "op": "x", "caller": caller, "fence": 1, "timeout_ms": 60_000}))
+        beats += kinds(b.until(2))
+    assert beats.count("beat") >= 6, "an older parent hears of us all the time"
 
 
 @pytest.mark.invariant("T3")

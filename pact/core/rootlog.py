@@ -140,7 +140,7 @@ class Group:
 
 
 class RootState:
-    """The fold. ``apply`` alone changes it."""
+    """The fold. ``apply`` and ``apply_written`` alone change it."""
 
     def __init__(self) -> None:
         self.gseq = -1

@@ -20,8 +20,9 @@ from pact.model import NS_PER_S
 from pact.values import dataclass
 
 BEAT_NS: Final = 2 * NS_PER_S  # the parent asks so often
-OWN_BEAT_NS: Final = 2 * BEAT_NS  # who was not asked for so long asks, while there is time for an answer
+OWN_BEAT_NS: Final = 3 * BEAT_NS // 2  # who was not asked for so long asks, while there is time for an answer
 SILENCE_NS: Final = 6 * NS_PER_S
+AT_WORK_NS: Final = 2 * BEAT_NS
 AT_WORK: Final = frozenset({"call", "ack"})  # what shows both sides that the other lives
 PATIENCE_NS: Final = 3 * NS_PER_S // 2
 PATIENCE_MAX_NS: Final = 12 * NS_PER_S
@@ -115,6 +116,7 @@ class _Link:
     heard_ns: int
     hello_ns: int
     answered: bool = False
+    asks: bool = False  # whether we live: parents from before do not
 
 
 class Uplink:
@@ -356,8 +358,8 @@ class Uplink:
             self._told(message.head)
         elif kind == "call":
             self._led(message.head["fence"], t_ns)
-        if kind in AT_WORK:
-            self._beat_ns = t_ns + OWN_BEAT_NS  # the parent sees what it is answered
+        if kind in AT_WORK and link.asks:  # it goes by that, and asks when an answer takes long
+            self._beat_ns = t_ns + AT_WORK_NS
         return [Deliver(message)]
 
     def _led(self, fence: int, t_ns: int) -> None:
@@ -443,6 +445,7 @@ class Uplink:
         self._led(head["fence"], t_ns)
         out: list[Effect] = [Deliver(message)]
         if head["ask"]:
+            link.asks = True
             self._beat_ns = t_ns + OWN_BEAT_NS
             if self.role == "node":
                 out.append(Send(link.parent.url, wire.LIVES))
