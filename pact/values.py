@@ -2,7 +2,8 @@
 
 ``frozen=True`` is what the type checker holds every assignment against. At run time it is left out: a frozen class
 calls ``object.__setattr__`` for each field, which takes four times as long as everything else in making one. They
-compare and hash as frozen ones.
+compare and hash as frozen ones. Tests set ``FROZEN`` before they import anything else, and hold every assignment
+against it as well.
 """
 
 from __future__ import annotations
@@ -12,9 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 __all__ = ["dataclass"]
 
+FROZEN = False
+
 if TYPE_CHECKING:
     from dataclasses import dataclass
 else:
 
     def dataclass(*, frozen: bool = False, **options: Any) -> Any:
+        if FROZEN:
+            return dataclasses.dataclass(frozen=frozen, **options)
         return dataclasses.dataclass(unsafe_hash=frozen, **options)

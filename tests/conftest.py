@@ -1,6 +1,9 @@
-"""For all tests: what a slow machine needs of time is no failure."""
+"""For all tests: what a slow machine needs of time is no failure, and values that say so are frozen."""
 
 from hypothesis import HealthCheck, settings
 
+import pact.values
+
 settings.register_profile("pact", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("pact")
+pact.values.FROZEN = True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import replace
+from dataclasses import FrozenInstanceError, replace
 from typing import Any
 
 import orjson
@@ -126,3 +126,9 @@ def test_types_that_nobody_knows_are_not_written() -> None:
 def test_times_are_rfc_3339_in_utc_with_microseconds() -> None:
     assert rfc3339(0) == "1970-01-01T00:00:00.000000Z"
     assert rfc3339(1_700_000_000_123_456_789) == "2023-11-14T22:13:20.123456Z"
+
+
+def test_in_tests_what_is_said_to_be_frozen_is() -> None:
+    record = seal(0, GENESIS, "", 0, "n", "declared", {}, {})[0]
+    with pytest.raises(FrozenInstanceError):
+        record.seq = 1  # type: ignore[misc]
