@@ -1,7 +1,7 @@
 """``dataclass`` as in the standard library, for the values that are made by the thousand: records, events, effects.
 
 ``frozen=True`` is what the type checker holds every assignment against. At run time it is left out: a frozen class
-calls ``object.__setattr__`` for each field, which takes four times as long as everything else in making one. They
+calls ``object.__setattr__`` for each field, and takes four times as long to make. They
 compare and hash as frozen ones. Tests set ``FROZEN`` before they import anything else, and hold every assignment
 against it as well.
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -76,14 +77,14 @@ class Answer:
         return kind(self.message, self.hint)
 
 
-class Transport:
+class Transport(ABC):
     """Another way to an answer than the control socket; stands in place of its path."""
 
-    def ask(self, op: str, args: dict[str, Any]) -> Answer:
-        raise NotImplementedError
+    @abstractmethod
+    def ask(self, op: str, args: dict[str, Any]) -> Answer: ...
 
-    def stream(self, op: str, args: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        raise NotImplementedError
+    @abstractmethod
+    def stream(self, op: str, args: dict[str, Any]) -> Iterator[dict[str, Any]]: ...
 
 
 def ask(path: str | Transport, op: str, **args: Any) -> Answer:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -62,7 +63,7 @@ def bind(context: zmq.Context[Any], kind: int, at: Endpoint, options: Mapping[in
     return sock
 
 
-class Threaded:
+class Threaded(ABC):
     """A thread that polls one socket and can be woken. The socket is made and used by that thread alone."""
 
     kind: int
@@ -142,12 +143,13 @@ class Threaded:
         self.bound.set()
         return True
 
+    @abstractmethod
     def _begun(self) -> None:
         """A new socket knows nobody."""
 
+    @abstractmethod
     def _work(self, sock: zmq.Socket[Any]) -> float:
         """What there is to do; how many seconds until there may be more."""
-        raise NotImplementedError
 
 
 class Publisher(Threaded):

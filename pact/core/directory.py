@@ -40,7 +40,7 @@ class Child:
         self.role = role
         self.session = session
         self.rack = rack
-        self.heard_ns = self.told_ns = t_ns  # the last that it said, and that was said to it; not every word counts
+        self.heard_ns = self.told_ns = t_ns  # the last that it said; the last call or ack for it
         self.below: dict[str, tuple[int, str]] | None = {} if role == "aggregator" else None
         self.client = ""
         self.beat = 0  # its place among those who are asked whether they live

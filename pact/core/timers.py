@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Generic, TypeVar
 
 from pact._fast import TimerWheel
@@ -16,10 +17,13 @@ class NamedTimers(Generic[T]):
 
     def __init__(self, now_ns: int = 0) -> None:
         self._now_ns = now_ns
-        self._wheel: TimerWheel | None = None
         self._number: dict[T, int] = {}
         self._name: list[T | None] = []
         self._free: list[int] = []
+
+    @cached_property
+    def _wheel(self) -> TimerWheel:
+        return TimerWheel(self._now_ns)
 
     def __len__(self) -> int:
         return len(self._number)
@@ -44,13 +48,11 @@ class NamedTimers(Generic[T]):
                 number = len(self._name)
                 self._name.append(name)
             self._number[name] = number
-        if self._wheel is None:
-            self._wheel = TimerWheel(self._now_ns)
         self._wheel.schedule(number, deadline_ns)
 
     def cancel(self, name: T) -> bool:
-        number = self._number.pop(name, None) if self._number else None
-        if number is None or self._wheel is None:
+        number = self._number.pop(name, None)
+        if number is None:
             return False
         self._wheel.cancel(number)
         self._name[number] = None
@@ -60,7 +62,7 @@ class NamedTimers(Generic[T]):
     def advance(self, now_ns: int) -> list[T]:
         """Every name due at ``now_ns``, in deadline order. They are gone from the wheel."""
         out: list[T] = []
-        if not self._number or self._wheel is None:
+        if not self._number:
             self._now_ns = now_ns
             return out
         for number in self._wheel.advance(now_ns):
@@ -73,8 +75,8 @@ class NamedTimers(Generic[T]):
         return out
 
     def next_deadline(self) -> int | None:
-        return self._wheel.next_deadline() if self._number and self._wheel is not None else None
+        return self._wheel.next_deadline() if self._number else None
 
     def deadline(self, name: T) -> int | None:
         number = self._number.get(name)
-        return None if number is None or self._wheel is None else self._wheel.deadline(number)
+        return None if number is None else self._wheel.deadline(number)

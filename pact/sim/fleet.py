@@ -260,11 +260,11 @@ class VirtualNode:
     def _carry_out(self, op: str, body: bytes, said: Mapping[str, Any]) -> bytes:
         if op == "ping":
             return orjson.dumps({"ok": True, "exit": 0, "message": "", "hint": "", "result": {"version": VERSION}})
-        if op in ("state", "check"):
-            state = self.world.node.state.overall()
         if op == "state":
+            state = self.world.node.state.overall()
             return orjson.dumps({"ok": True, "exit": 0, "message": "", "hint": "", "result": {"state": state}})
         if op == "check":
+            state = self.world.node.state.overall()
             return orjson.dumps({"ok": True, "exit": 0, "message": "", "hint": "", "result": {
                 "line": f"{self.name}: {state}", "node": self.name, "state": state}})  # fmt: skip
         args = orjson.loads(body or b"{}")
