@@ -266,6 +266,32 @@ def test_a_leader_that_slept_through_its_lease_is_refused(opener: Opener, monkey
     b.close()
 
 
+@pytest.mark.invariant("F33")
+def test_a_lease_outlives_the_seconds_that_etcd_needs_for_a_new_leader(shared: EtcdCluster, name: str,
+                                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the worst moment, when a third of it is gone: it is asked for again as soon as somebody may answer."""
+    store = open_store(shared.url(lease="9"), name)
+    assert isinstance(store, EtcdLog)
+    fence = lead(store)
+    keep_alive, failed = store._etcd.keep_alive, []
+
+    def nobody(lease: int, *, total_s: float) -> int:
+        if failed:
+            return keep_alive(lease, total_s=total_s)
+        time.sleep(total_s)
+        failed.append(total_s)
+        raise JournalError("etcd does not answer")
+
+    monkeypatch.setattr(store._etcd, "keep_alive", nobody)
+    began = time.monotonic()
+    while time.monotonic() - began < 10:
+        assert store.leading(), time.monotonic() - began
+        time.sleep(0.05)
+    assert failed == [3.0]
+    fill(store, fence, 1)
+    store.close()
+
+
 SLEEPER = """
 import sys
 from pact.errors import Fenced

@@ -30,6 +30,7 @@ PAGE_CHUNKS: Final = 512
 TRIM_PAGE: Final = 100
 SNAPSHOT_TRIES: Final = 3
 CLOSE_S: Final = 1.0
+KEEP_AGAIN_S: Final = 0.25  # after a failure: a new leader of etcd takes a second or two, and the lease runs meanwhile
 
 
 def _now_s() -> float:
@@ -134,18 +135,21 @@ class EtcdLog:
 
     def _keep_alive(self) -> None:
         """In its own thread: an append that waits for a quorum must not cost the lease."""
+        pause_s = self._lease_s / 3
         while True:
             with self._state:
-                self._state.wait_for(lambda: self._closed, self._lease_s / 3)
+                self._state.wait_for(lambda: self._closed, pause_s)
                 if self._closed:
                     return
                 lease = self._lease if self._fence else 0
+            pause_s = self._lease_s / 3
             if not lease:
                 continue
             sent_s = _now_s()
             try:
                 ttl = self._etcd.keep_alive(lease, total_s=self._lease_s / 3)
             except JournalError:
+                pause_s = KEEP_AGAIN_S
                 continue  # what is certain runs out by itself
             with self._state:
                 if self._lease == lease and _now_s() < self._until_s:
