@@ -51,7 +51,7 @@ class StandIn:
     def received(self, m: Message, t_ns: int, wall_ns: int) -> list[Message]:
         head = m.head
         if m.kind == "events":
-            return [message("ack", {"cursors": [self.take(row, data) for row, data in wire.sections(m)]})]
+            return [message("ack", {"cursors": [self.take(row, data) for row, data in wire.sections(m, "batches")]})]
         if m.kind == "below":
             self.below.update(head["sessions"])
             for name in head["gone"]:
@@ -107,7 +107,7 @@ class StandIn:
         return {n for m in self.answers.get(call, []) for names, _ in m.head["parts"] for n in names}
 
     def bodies(self, call: str) -> dict[str, Any]:
-        return {n: orjson.loads(body) for m in self.answers.get(call, []) for (names, _), body in wire.sections(m)
+        return {n: orjson.loads(body) for m in self.answers.get(call, []) for (names, _), body in wire.sections(m, "parts")
                 for n in names}  # fmt: skip
 
     def final(self, call: str) -> bool:

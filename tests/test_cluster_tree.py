@@ -173,8 +173,9 @@ def test_an_agents_records_reach_the_root_and_it_answers_calls(kit: Kit) -> None
     answer = root.bodies("1.1")["n001"]
     assert answer["ok"] and answer["result"]["cluster"]["connected"]
     assert [n for m in root.answers["1.1"] for n in m.head["lost"]] == ["n009"]
+    kit.until(lambda: kit.ask(sock, "status")["result"]["cluster"]["waiting"] == 0, "acknowledged")
     status = kit.ask(sock, "status")["result"]
-    assert status["cluster"]["waiting"] == 0 and status["cluster"]["parent"] == agg[1]
+    assert status["cluster"]["parent"] == agg[1]
     assert status["journal"]["replicated"] == status["journal"]["seq"] == len(root.lines) - 1
 
 
@@ -253,6 +254,32 @@ def test_records_that_could_not_be_read_for_a_moment_are_sent_all_the_same(kit: 
     kit.until(sent, "all records", 8)
     link.close()
     journal.close()
+
+
+@pytest.mark.invariant("T5")
+@pytest.mark.parametrize("takes", [True, False])
+def test_what_a_call_recorded_comes_in_the_frame_of_its_answer_to_who_takes_it(kit: Kit, takes: bool) -> None:
+    root = kit.start_root()
+    assert kit.aggregator is not None
+    relay, came = kit.aggregator.relay, []
+    received, welcome = relay.received, relay._welcome
+    relay.received = lambda rid, peer, m, t: (came.append(m), received(rid, peer, m, t))[1]  # type: ignore[method-assign]
+    if not takes:  # one from before this
+        def before(child: Any, t_ns: int) -> Any:
+            (effect,) = welcome(child, t_ns)
+            head = {**wire.decode(effect.frame).head, "with_answers": False}
+            return [effect._replace(frame=wire.encode("welcome", head))]
+        relay._welcome = before  # type: ignore[method-assign]
+    kit.start_agent("n001", ("root1", kit.url))
+    kit.until(lambda: root.lines, "the first record")
+    came.clear()
+    root.call("1.1", "hold_place", ["n001"], {"reason": "a test", "for_ns": 3600 * 10**9},
+              caller={"user": "olga", "role": "ops", "via": "cluster"})  # fmt: skip
+    kit.until(lambda: root.final("1.1") and root.lines[-1][1]["type"] == "hold_placed", "the answer and the record")
+    (answer,) = [m for m in came if m.kind == "answer"]
+    assert [row[2] for row in answer.head["batches"]] == ([root.lines[-1][1]["seq"]] if takes else [])
+    assert [m.kind for m in came if m.kind == "events"] == ([] if takes else ["events"])
+    assert root.bodies("1.1")["n001"]["ok"]
 
 
 def test_an_answer_of_the_log_says_when_it_is_not_all(kit: Kit) -> None:

@@ -80,12 +80,13 @@ def test_a_key_speaks_for_its_own_name_only() -> None:
         ("below", {"add": ["n9"]}, b""),
         ("request", {"id": 1, "op": "status"}, b""),
         ("cancel", {"id": 1}, b""),
+        ("answer", {"call": "9", "final": True, "batches": [["n2", "i", 0, 1, 2]]}, b"{}"),
         ("welcome", {"v": 1, "name": "r", "path": [], "fence": 9, "credit": 1}, b""),
         ("call", {"call": "9", "op": "x", "caller": CALLER, "fence": 9, "timeout_ms": 1}, b""),
     ]:
         assert b.say(N1, kind, head, body) == []
         assert b.up() == []
-    assert b.relay.violations == 8
+    assert b.relay.violations == 9
     assert all(note.startswith("refused: n1: ") for note in b.notes)
     assert b.say(peer("agg1", "subscriber"), "hello", {"v": 1, "role": "aggregator", "name": "agg1", "session": 1}
                  )[0].kind == "sorry"  # fmt: skip
@@ -102,8 +103,24 @@ def test_an_answer_for_another_node_is_dropped() -> None:
     b.answer(N2, {b"true": ["n2"]})
     b.answer(N1, {b"mine": ["n1"]})
     (up,) = [u for u in b.up() if u.kind == "answer"]
-    assert {tuple(n): body for (n, _), body in wire.sections(message("answer", up.head, up.body))} == {
+    assert {tuple(n): body for (n, _), body in wire.sections(message("answer", up.head, up.body), "parts")} == {
         ("n2",): b"true", ("n1",): b"mine"}
+
+
+def test_events_that_come_with_an_answer_are_events_and_the_answer_an_answer() -> None:
+    b = Bench()
+    assert b.hello(N1)[0].head["with_answers"]
+    b.up()
+    b.call(["n1"])
+    head = {"call": "1.1", "final": True, "parts": [[["n1"], 3]], "batches": [["n1", "i", 0, 2, 4]]}
+    assert b.say(N1, "answer", head, b"yesa\nb\n") == []
+    answer, events = b.up()
+    assert (answer.kind, answer.head["parts"], answer.body) == ("answer", [[["n1"], 3]], b"yes")
+    assert (events.kind, events.head["batches"], events.body) == ("events", [["n1", "i", 0, 2, 4]], b"a\nb\n")
+    head = {**head, "parts": [], "batches": [["n1", "i", 2, 1, 2]]}  # of a call that nobody asks about any more
+    assert b.say(N1, "answer", head, b"c\n") == []
+    (events,) = b.up()
+    assert events.body == b"c\n"
 
 
 @pytest.mark.invariant("T13", "F48")
@@ -415,7 +432,7 @@ def test_answers_are_merged_like_sets(data: st.DataObject) -> None:
     sent += [u for u in b.up() if u.kind == "answer"]
     got: dict[str, bytes] = {}
     for up in sent:
-        for (names, _), body in wire.sections(message("answer", up.head, up.body)):
+        for (names, _), body in wire.sections(message("answer", up.head, up.body), "parts"):
             for name in names:
                 assert name not in got
                 got[name] = body

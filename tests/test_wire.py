@@ -36,7 +36,10 @@ def messages(draw: st.DrawFn) -> tuple[str, dict[str, Any], bytes]:
         rows, body = sized(draw(st.lists(row, min_size=len(bodies), max_size=len(bodies))), bodies)
         if kind == "events":
             return kind, {"batches": rows}, body
-        return kind, {"call": draw(TEXTS), "final": draw(st.booleans()), "parts": rows}, body
+        batch = st.tuples(NAMES, TEXTS, NUMBERS, NUMBERS).map(list)
+        batches, lines = sized(draw(st.lists(batch, max_size=2)), [b"x", b"yy"])
+        head = {"call": draw(TEXTS), "final": draw(st.booleans()), "parts": rows, "batches": batches}
+        return kind, head, body + lines
     if kind == "hello":
         return kind, {"v": 1, "role": "node", "name": draw(NAMES), "session": draw(NUMBERS),
                       "groups": draw(st.lists(st.tuples(TEXTS, TEXTS, NUMBERS).map(list), max_size=3))}, b""
@@ -65,23 +68,37 @@ def test_what_goes_in_comes_out(made: tuple[str, dict[str, Any], bytes]) -> None
     assert message == wire.message(kind, head, body)
 
 
+SHORT = st.text(max_size=12)
+PLAIN = st.from_regex(r"[\w.:-]{1,205}", fullmatch=True, alphabet=st.characters(codec="ascii"))
+CALLED = SHORT | st.from_regex(r"[\w.-]{1,255}", fullmatch=True, alphabet=st.characters(codec="ascii"))
+BATCHES = st.none() | st.tuples(CALLED, SHORT | st.just("0123456789abcdef"), st.integers(0, 1 << 64), st.integers(0, 1 << 21),
+                                st.binary(max_size=20))  # fmt: skip
+
+
 @pytest.mark.invariant("T2")
-@given(st.text(max_size=12) | st.from_regex(r"[\w.:-]{1,205}", fullmatch=True, alphabet=st.characters(codec="ascii")),
-       st.text(max_size=12) | st.from_regex(r"[\w.-]{1,255}", fullmatch=True, alphabet=st.characters(codec="ascii")),
-       st.binary(max_size=40), st.binary(min_size=1, max_size=3), st.integers(0, 200))  # fmt: skip
-def test_one_nodes_answer_is_written_and_read_as_any_other(call: str, name: str, body: bytes, noise: bytes, at: int) -> None:
-    """The short ways there and back, beside the long ones."""
-    head = {"call": call, "final": True, "parts": [[[name], len(body)]], "lost": []}
+@given(SHORT | PLAIN, CALLED, st.binary(max_size=40), BATCHES, st.binary(min_size=1, max_size=3), st.integers(0, 200))
+def test_one_nodes_answer_is_written_and_read_as_any_other(call: str, name: str, body: bytes, batch: Any, noise: bytes,
+                                                           at: int) -> None:  # fmt: skip
+    """The short ways there and back, beside the long ones; with events, and without."""
+    head: dict[str, Any] = {"call": call, "final": True, "parts": [[[name], len(body)]], "lost": []}
+    rows, lines = ([], b"") if batch is None else ([[*batch[:4], len(batch[4])]], batch[4])
     if not 0 < len(name) <= wire.NAME_MAX:
         with pytest.raises(LocalProtocolError):
-            wire.single_answer(call, name, body)
+            wire.single_answer(call, name, body, rows, lines)
         return
-    frame = wire.single_answer(call, name, body)
-    assert frame == wire.encode("answer", head, body)
+    if rows:
+        head["batches"] = rows
+        if not (0 < len(batch[0]) <= wire.NAME_MAX and batch[2] <= wire.NUMBER_MAX):
+            return  # an outbox has no such batch
+    frame = wire.single_answer(call, name, body, rows, lines)
+    assert frame == wire.encode("answer", head, body + lines)
     changed = frame[:at] + noise + frame[at + len(noise):]
     for given_ in (frame, changed, memoryview(frame)):
         assert read(given_) == read_slowly(given_)
-    assert wire.decode(frame) == wire.Message("answer", head, body)
+    message = wire.decode(frame)
+    assert message == wire.message("answer", head, body + lines)
+    assert list(wire.sections(message, "parts")) == [([[name], len(body)], body)]
+    assert list(wire.sections(message, "batches")) == [(row, lines) for row in rows]
 
 
 def read(frame: bytes | memoryview) -> Any:
@@ -171,7 +188,7 @@ def test_a_newer_peers_fields_are_passed_over() -> None:
 
 def test_sections_cut_the_body() -> None:
     head = {"batches": [["a", "i", 0, 1, 2], ["b", "i", 0, 1, 0], ["c", "i", 0, 2, 3]]}
-    assert [b for _, b in wire.sections(wire.message("events", head, b"xxyyy"))] == [b"xx", b"", b"yyy"]
+    assert [b for _, b in wire.sections(wire.message("events", head, b"xxyyy"), "batches")] == [b"xx", b"", b"yyy"]
 
 
 def test_a_root_of_a_new_log_can_welcome_before_its_first_record_is_durable() -> None:

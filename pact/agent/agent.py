@@ -424,6 +424,8 @@ class Agent:
             self._untrimmed |= any(len(body) > TRIM_RECORD_BYTES for _, body in rows)
             self._recorded([r for r, _ in rows])
             self._new_records += rows
+            if self.link is not None:
+                self.link.recorded(rows)
         for effect in effects:
             if not isinstance(effect, AppendRecord):
                 self._perform(effect)
@@ -657,8 +659,6 @@ class Agent:
             return
         rows: Sequence[tuple[Record, bytes]] = self._new_records
         self._new_records = []
-        if self.link is not None:
-            self.link.recorded(rows)
         followers = [c for c in self.control.clients.values() if c.watching]
         for client in followers:
             for record, body in rows:

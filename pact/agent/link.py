@@ -28,7 +28,7 @@ from pact.cluster import keys
 from pact.cluster.links import Links
 from pact.core import groups
 from pact.core.events import Caller, Event, FleetTold, LinkChanged
-from pact.core.outbox import Outbox, Read, Up, can_wait
+from pact.core.outbox import Outbox, Read, Up, can_wait, with_answer
 from pact.core.records import Record, rfc3339
 from pact.core.uplink import OF_LINKS, Deliver, Effect, Lost, Uplink
 from pact.core.wire import LINE_MAX, Message
@@ -371,7 +371,21 @@ class Link:
         self._answer(key, body)
 
     def _answer(self, key: tuple[int, str], body: bytes) -> None:
-        self._apply(self.uplink.answer(key[1], body))
+        self._apply(self.uplink.answer(key[1], body, self._with_answer()))
+
+    def _with_answer(self) -> Up | None:
+        """What was just recorded, if nothing else is waiting to go up."""
+        if not self.uplink.with_answers or len(self._todo) != 1:
+            return None
+        work: Read | Up | None = self._todo.popleft()
+        if isinstance(work, Read):
+            self._next(work, self.agent.clock.now_ns())
+            work = self._todo.popleft() if self._todo else None
+        if isinstance(work, Up) and with_answer(work):
+            return work
+        if work is not None:
+            self._todo.appendleft(work)
+        return None
 
     def _caller(self, said: Mapping[str, Any], call: str) -> Caller:
         """The operator, whom the root has authenticated. One who has an account here owns what that account owns."""

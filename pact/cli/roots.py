@@ -69,12 +69,17 @@ def connected(args: argparse.Namespace) -> Iterator[RootClient]:
             server_key = f.read(4096).strip()
     servers = [*((url, server_key) for url in via), *servers]
     name = re.sub(r"[^A-Za-z0-9._-]", "_", os.path.basename(path).removesuffix(".secret")) or "operator"
-    with RootClient(servers, keys.load(path), name) as client:
+    with RootClient(servers, keys.load(path), name, _say_waiting) as client:
         try:
             yield client
         except KeyboardInterrupt:
             client.cancel()
             raise
+
+
+def _say_waiting(why: str) -> None:
+    if sys.stderr.isatty():
+        print(f"pact: {why}; waiting for a root", file=sys.stderr, flush=True)
 
 
 def _timeout_s(args: argparse.Namespace) -> float:

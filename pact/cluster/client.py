@@ -30,6 +30,13 @@ BODY_MAX: Final = wire.BODY_MAX
 WATCHED: Final = (zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
                   | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_CONNECT_RETRIED)  # fmt: skip
 REFUSED_S: Final = 1.0
+ROOTLESS_S: Final = 10.0  # for so long a new root is waited for: a lease's end, and an election
+ROOTLESS_PAUSE_S: Final = 0.5
+ROOTLESS_MS: Final = 1_000  # who says so for longer means something else
+
+
+class _NotYet(UnreachableError):
+    """An aggregator that has no way to a root just now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +79,11 @@ Item = Parts | Progress | Event | Result
 class RootClient:
     """A context manager. Raises UnreachableError, DeniedError or UsageError, saying what to do next."""
 
-    def __init__(self, servers: Sequence[tuple[str, str]], key: Key, key_name: str) -> None:
-        """Connect to the first that takes us; each is a URL and the key that is expected there."""
+    def __init__(self, servers: Sequence[tuple[str, str]], key: Key, key_name: str,
+                 waiting: Callable[[str], None] = lambda why: None) -> None:  # fmt: skip
+        """Connect to the first that takes us; each is a URL and the key that is expected there. Where there is no root
+        just now, one is waited for (``ROOTLESS_S``); ``waiting`` is told so, once.
+        """
         if not servers:
             raise UsageError("no root is known", "name it with --via, or in ~/.config/pact/client.toml")
         self._key, self._key_name = key, key_name
@@ -81,16 +91,31 @@ class RootClient:
         self._session = secrets.randbits(63)
         self._id = 0
         self._sent_s = self._heard_s = 0.0
+        ends_s, told = time.monotonic() + ROOTLESS_S, False
+        while True:
+            problems = self._try_each(servers)
+            if not problems:
+                return
+            not_yet = [p for p in problems if isinstance(p, _NotYet)]
+            if not not_yet or time.monotonic() > ends_s:
+                self._context.term()
+                raise (not_yet or problems)[-1]
+            if not told:
+                told = True
+                waiting(not_yet[-1].message)
+            time.sleep(ROOTLESS_PAUSE_S)
+
+    def _try_each(self, servers: Sequence[tuple[str, str]]) -> list[UnreachableError]:
+        """Why each of them did not take us; nothing if one did."""
         problems = []
         for i, (url, server_key) in enumerate(servers):
             try:
                 self._connect(url, server_key, i + 1 < len(servers))
-                return
+                return []
             except UnreachableError as exc:
                 problems.append(exc)
                 self._sock.close(0)
-        self._context.term()
-        raise problems[-1]
+        return problems
 
     def __enter__(self) -> RootClient:
         return self
@@ -150,8 +175,9 @@ class RootClient:
                 if message.kind == "welcome":
                     return
                 if message.kind == "sorry":
-                    raise UnreachableError(f"{url}: {message.head['why'] or 'it cannot take us'}",
-                                           "name another with --via, or wait")  # fmt: skip
+                    kind = _NotYet if 0 < message.head["retry_ms"] <= ROOTLESS_MS else UnreachableError
+                    raise kind(f"{url}: {message.head['why'] or 'it cannot take us'}",
+                               "name another with --via, or wait")  # fmt: skip
         raise UnreachableError(f"{url}: {why}", "is the aggregator running, and is the key its key?")
 
     def _send(self, kind: str, head: dict[str, Any], body: bytes = b"") -> None:
@@ -182,7 +208,7 @@ class RootClient:
                 continue
             message = self._received()
             if message.kind == "parts" and message.head["id"] == self._id:
-                for (names, _), answer in wire.sections(message):
+                for (names, _), answer in wire.sections(message, "parts"):
                     yield Parts(names, answer)
             make = _ITEMS.get(message.kind)
             if make is not None and message.head["id"] == self._id:

@@ -93,14 +93,17 @@ class Backlog:
         self._unsent += len(data)
         return True
 
-    def acknowledged(self, node: str, incarnation: str, seq: int, rewind: bool, t_ns: int) -> None:
-        """The root has this node's records up to ``seq``; after a ``rewind`` the node sends the rest again."""
+    def acknowledged(self, node: str, incarnation: str, seq: int, rewind: bool, t_ns: int) -> int:
+        """The root has this node's records up to ``seq``; after a ``rewind`` the node sends the rest again. Bytes that
+        were kept for it.
+        """
         stream = self._streams.get(node)
         if stream is None or stream.incarnation != incarnation:
-            return
+            return 0
+        before = self.bytes
         if rewind:
             self.forget(node)
-            return
+            return before - self.bytes
         batches = stream.batches
         while batches and batches[0][0] <= seq:
             stream.first = batches[0][0] + 1
@@ -109,6 +112,7 @@ class Backlog:
             self._progress_ns, self._patience_ns = t_ns, RESEND_NS
         if not batches:
             del self._streams[node]
+        return before - self.bytes
 
     def _release(self, batch: _Batch) -> None:
         batch.gone = True

@@ -20,6 +20,7 @@ from pact.model import NS_PER_S
 RESEND_NS: Final = 10 * NS_PER_S
 RESEND_MAX_NS: Final = 120 * NS_PER_S
 LATER_NS: Final = 5 * NS_PER_S
+WITH_ANSWER_MAX: Final = 8 << 10  # bytes of events in the frame of an answer: no answer waits behind more
 
 
 class Read(NamedTuple):
@@ -158,6 +159,11 @@ class Outbox:
             return self._more()
         self._patience_ns = min(self._patience_ns * 2, RESEND_MAX_NS)
         return self._again(t_ns)
+
+
+def with_answer(up: Up) -> bool:
+    """Few enough events to share the frame of the answer that they came with: one message in place of two."""
+    return up.kind == "events" and len(up.body) <= WITH_ANSWER_MAX
 
 
 def can_wait(records: Iterable[Record]) -> bool:

@@ -139,7 +139,7 @@ class Questions:
         question = self.open.get(head["call"])
         if question is None:
             return  # answered already, or in another term
-        for (names, _), body in sections(message):
+        for (names, _), body in sections(message, "parts"):
             fresh = [n for n in names if n in question.waiting]  # a set union: repetition is harmless  # G7
             if fresh:
                 question.waiting.difference_update(fresh)

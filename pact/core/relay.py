@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
 from pact.core import wire
+from pact.core.acks import Acks
 from pact.core.backlog import Backlog
 from pact.core.beats import Beats
 from pact.core.calls import Call, Calls
@@ -85,6 +86,7 @@ class Relay:
         self.calls = Calls()
         self.tree = Directory(self.calls, self.backlog)
         self.beats = Beats(self.tree)
+        self.acks = Acks()
         self.clients = Clients(name)
         self._up: list[Up] = []
         self._last: list[Up] = []  # events that go before it is said who has left
@@ -268,7 +270,7 @@ class Relay:
     def _welcome(self, child: Child, t_ns: int) -> list[Effect]:
         return self._to([child], "welcome", {
             "v": wire.VERSION, "name": self.name, "path": self.path, "fence": self.fence, "credit": self.credit(),
-            "fleet": self._fleet_now(t_ns),
+            "fleet": self._fleet_now(t_ns), "with_answers": True,
         })  # fmt: skip
 
     def _fleet_now(self, t_ns: int) -> Mapping[str, Any] | None:
@@ -307,7 +309,7 @@ class Relay:
 
     def _on_events(self, child: Child, message: Message, t_ns: int) -> list[Effect]:
         out: list[Effect] = []
-        for row, data in wire.sections(message):
+        for row, data in wire.sections(message, "batches"):
             node, incarnation, first, count, size = row
             if not self.tree.has(child, node):
                 out += self._violation(child.name, "events of a node that is not below it", t_ns)
@@ -341,7 +343,7 @@ class Relay:
         call = self.calls.open.get(head["call"])
         out: list[Effect] = []
         below, name = child.below, child.name
-        for (names, _), body in wire.sections(message):
+        for (names, _), body in wire.sections(message, "parts"):
             if names != [name] if below is None else not below.keys() >= set(names):
                 out += self._violation(child.name, "answers for a node that is not below it", t_ns)
                 continue
@@ -354,7 +356,7 @@ class Relay:
                 call.lose(lost, t_ns)
             if head["final"]:
                 self.calls.finished(child, call, t_ns)
-        return out
+        return out + self._on_events(child, message, t_ns) if head["batches"] else out
 
     def _on_request(self, child: Child, message: Message, t_ns: int) -> list[Effect]:
         what = self.clients.request(child, message, self.rooted)
@@ -445,11 +447,23 @@ class Relay:
         return self._to(self.tree.named.values(), "fleet", head) if news else []
 
     def _acknowledged(self, cursors: Iterable[list[Any]], t_ns: int) -> list[Effect]:
-        by_child: dict[Rid, list[Any]] = {}
+        now = []
         for cursor in cursors:
             node, incarnation, seq, rewind = cursor
-            self.backlog.acknowledged(node, incarnation, seq, rewind, t_ns)
+            size = self.backlog.acknowledged(node, incarnation, seq, rewind, t_ns)
             child = self.tree.where.get(node)
+            if child is None:
+                continue
+            holds = child.below is None and self.calls.open
+            said = self.acks.hold(cursor, size, t_ns) if holds else self.acks.newest(cursor)
+            if said is not None:
+                now.append(said)
+        return self._say_acks(now, t_ns)
+
+    def _say_acks(self, cursors: Iterable[list[Any]], t_ns: int) -> list[Effect]:
+        by_child: dict[Rid, list[Any]] = {}
+        for cursor in cursors:
+            child = self.tree.where.get(cursor[0])
             if child is not None:
                 child.told_ns = t_ns
                 by_child.setdefault(child.rid, []).append(cursor)
@@ -570,7 +584,7 @@ class Relay:
         """Time passed. Call ``flush`` after it. ``unread``: more has come than was given to ``received`` yet: after a
         stall the beats of those that seem silent are there.
         """
-        out: list[Effect] = []
+        out = self._say_acks(self.acks.due(t_ns), t_ns)
         self.backlog.tick(t_ns)
         if self._cut_ns is not None and t_ns >= self._cut_ns + SILENCE_NS:
             out += self._dismiss(t_ns)
@@ -591,6 +605,9 @@ class Relay:
 
     def next_wake_ns(self) -> int:
         due = [self._scan_ns, self.beats.next_wake_ns(self._scan_ns)]
+        acks_ns = self.acks.next_wake_ns()
+        if acks_ns is not None:
+            due.append(acks_ns)
         if self.tree.moved:
             return 0
         if self._cut_ns is not None:

@@ -312,7 +312,7 @@ class Root:
             self.down("ack", {"cursors": rows})
 
     def _events(self, message: Message) -> None:
-        for (node, incarnation, first, count, size), body in sections(message):
+        for (node, incarnation, first, count, size), body in sections(message, "batches"):
             lines = body.removesuffix(b"\n").split(b"\n") if body else []
             if len(lines) != count or not count:
                 self.refuse("a batch whose count is wrong", node)

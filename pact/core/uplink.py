@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from pact.core import wire
 from pact.core.membership import OPEN
+from pact.core.outbox import Up
 from pact.core.wire import Message
 from pact.errors import LocalProtocolError
 from pact.model import NS_PER_S
@@ -117,6 +118,7 @@ class _Link:
     hello_ns: int
     answered: bool = False
     asks: bool = False  # whether we live: parents from before do not
+    with_answers: bool = False  # it takes events together with an answer: likewise
 
 
 class Uplink:
@@ -177,11 +179,17 @@ class Uplink:
             return []
         return [Send(self._active.parent.url, wire.encode(kind, head, body))]
 
-    def answer(self, call: str, body: bytes) -> list[Effect]:
-        """A node's own answer to a call, whole."""
+    @property
+    def with_answers(self) -> bool:
+        """The parent takes events together with an answer."""
+        return self._active is not None and self._active.with_answers
+
+    def answer(self, call: str, body: bytes, events: Up | None = None) -> list[Effect]:
+        """A node's own answer to a call, whole; ``events``, if the parent takes them, in the same frame."""
         if self._active is None:
             return []
-        return [Send(self._active.parent.url, wire.single_answer(call, self.name, body))]
+        frame = wire.single_answer(call, self.name, body, *((events.head["batches"], events.body) if events else ()))
+        return [Send(self._active.parent.url, frame)]
 
     def stop(self) -> list[Effect]:
         """Say goodbye and close everything."""
@@ -382,7 +390,7 @@ class Uplink:
         old = self._active
         if old is not None and old is not link:  # make before break
             out += [*self.send("goodbye", {}), *self._drop(old)]
-        self._active, link.answered = link, True
+        self._active, link.answered, link.with_answers = link, True, message.head["with_answers"]
         if self._trying is link:
             self._trying = None
         if old is not link:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple, cast
 
 import orjson
@@ -185,12 +185,12 @@ NEEDED: Final = object()
 
 
 class Kind(NamedTuple):
-    """Fields: name -> (check, default or NEEDED). ``sized``: the field whose rows' last column cuts up the body."""
+    """Fields: name -> (check, default or NEEDED). ``sized``: the fields whose rows' last columns cut up the body."""
 
     code: int
     fields: Mapping[str, tuple[Check, Any]]
     body: bool = False
-    sized: str = ""
+    sized: tuple[str, ...] = ()
 
 
 KINDS: Final[Mapping[str, Kind]] = {
@@ -203,12 +203,12 @@ KINDS: Final[Mapping[str, Kind]] = {
     }),
     "beat": Kind(2, {"path": (_names, ()), "fence": (_number, 0), "fleet_seq": (_number, 0), "below": (_number, 0),
                      "ask": (_flag, False), "answer": (_flag, False)}),  # both ways; below: a checksum of names
-    "events": Kind(3, {"batches": (_batches, NEEDED)}, True, "batches"),
+    "events": Kind(3, {"batches": (_batches, NEEDED)}, True, ("batches",)),
     "below": Kind(4, {"add": (_names, ()), "gone": (_names, ()), "racks": (_table(_name, _rack), {}),
                       "sessions": (_table(_name, _number), {})}),
     "ask": Kind(5, {"node": (_name, NEEDED), "groups": (_groups, NEEDED)}),
-    "answer": Kind(6, {"call": (_text, NEEDED), "final": (_flag, NEEDED), "parts": (_parts, ()), "lost": (_names, ())},
-                   True, "parts"),
+    "answer": Kind(6, {"call": (_text, NEEDED), "final": (_flag, NEEDED), "parts": (_parts, ()), "lost": (_names, ()),
+                       "batches": (_batches, ())}, True, ("parts", "batches")),  # batches: events that came of it
     "request": Kind(7, {"id": (_number, NEEDED), "op": (_text, NEEDED), "nodes": (_text_or_none, None),
                         "timeout_ms": (_number, 0), "client": (_text, ""),
                         "caller": (_caller, {"user": "", "role": "", "via": ""})}, True),
@@ -216,7 +216,8 @@ KINDS: Final[Mapping[str, Kind]] = {
     "goodbye": Kind(9, {}),
     # from parent to child
     "welcome": Kind(33, {"v": (_number, NEEDED), "name": (_name, NEEDED), "path": (_names, NEEDED),
-                         "fence": (_number, NEEDED), "credit": (_number, NEEDED), "fleet": (_fleet, None)}),
+                         "fence": (_number, NEEDED), "credit": (_number, NEEDED), "fleet": (_fleet, None),
+                         "with_answers": (_flag, False)}),  # it takes events together with an answer
     "sorry": Kind(34, {"why": (_text, ""), "again": (_flag, False), "retry_ms": (_number, 0)}),
     "ack": Kind(35, {"cursors": (_cursors, NEEDED)}),
     "call": Kind(36, {"call": (_text, NEEDED), "op": (_text, NEEDED), "nodes": (_names_or_all, None),
@@ -225,7 +226,7 @@ KINDS: Final[Mapping[str, Kind]] = {
     "fleet": Kind(38, {"fence": (_number, NEEDED), "seq": (_number, NEEDED), "holds": (_holds, NEEDED)}),
     # to clients
     "part": Kind(48, {"client": (_text, ""), "id": (_number, NEEDED), "names": (_names, NEEDED)}, True),
-    "parts": Kind(52, {"client": (_text, ""), "id": (_number, NEEDED), "parts": (_parts, NEEDED)}, True, "parts"),
+    "parts": Kind(52, {"client": (_text, ""), "id": (_number, NEEDED), "parts": (_parts, NEEDED)}, True, ("parts",)),
     "progress": Kind(49, {"client": (_text, ""), "id": (_number, NEEDED), "done": (_number, NEEDED),
                           "total": (_number, NEEDED)}),
     "result": Kind(50, {"client": (_text, ""), "id": (_number, NEEDED), "exit": (_number, 0), "message": (_text, ""),
@@ -235,7 +236,8 @@ KINDS: Final[Mapping[str, Kind]] = {
 _ANSWER: Final = KINDS["answer"].code
 #: The head of one node's whole answer as ``single_answer`` writes it, as long as its names are plain.
 _SINGLE: Final = re.compile(
-    rb'\{"call":"([\w.:-]{1,200})","final":true,"parts":\[\[\["([\w.-]{1,253})"\],([1-9]\d{0,7})\]\],"lost":\[\]\}')
+    rb'\{"call":"([\w.:-]{1,200})","final":true,"parts":\[\[\["([\w.-]{1,253})"\],([1-9]\d{0,7})\]\],"lost":\[\]'
+    rb'(?:,"batches":\[\["([\w.-]{1,253})","([\w-]{0,64})",(0|[1-9]\d{0,17}),(0|[1-9]\d{0,5}),([1-9]\d{0,7})\]\])?\}')
 _BY_CODE: Final = {kind.code: (name, kind) for name, kind in KINDS.items()}
 TO_CLIENTS: Final = frozenset({"part", "parts", "progress", "result", "event"})
 
@@ -253,8 +255,11 @@ def _wrong(kind: Kind, head: Mapping[str, Any], body: bytes, strict: bool) -> st
     if strict and known != len(head):
         return f"no field {next(f for f in head if f not in kind.fields)!r}"
     if kind.sized:
-        rows = head.get(kind.sized, ())
-        if (rows[0][-1] if len(rows) == 1 else sum([row[-1] for row in rows])) != len(body):
+        size = 0
+        for field in kind.sized:
+            rows = head.get(field, ())
+            size += rows[0][-1] if len(rows) == 1 else sum([row[-1] for row in rows])
+        if size != len(body):
             return "its parts do not add up to its body"
     elif body and not kind.body:
         return "a body where none belongs"
@@ -278,15 +283,21 @@ def encode(kind: str, head: Mapping[str, Any], body: bytes = b"") -> bytes:
     return b"".join((_HEADER.pack(MAGIC, table.code, len(raw)), raw, body))
 
 
-def single_answer(call: str, name: str, body: bytes) -> bytes:
-    """What ``encode`` makes of one node's whole answer, for those who have checked the call and the name before."""
-    if len(body) > FRAME_MAX - HEAD_MAX or not _text(call) or not _name(name):
+def single_answer(call: str, name: str, body: bytes, batches: Sequence[Sequence[Any]] = (),
+                  lines: bytes = b"") -> bytes:  # fmt: skip
+    """What ``encode`` makes of one node's whole answer, for those who have checked the call and the name before.
+    ``batches`` and ``lines``: head and body of ``events`` that go with it.
+    """
+    if len(body) + len(lines) > FRAME_MAX - HEAD_MAX or not _text(call) or not _name(name):
         raise LocalProtocolError(f"answer: no answer of {len(body)} bytes fits a frame")
+    head: Head = {"call": call, "final": True, "parts": [[[name], len(body)]], "lost": []}
+    if batches:
+        head["batches"] = batches
     try:
-        raw = orjson.dumps({"call": call, "final": True, "parts": [[[name], len(body)]], "lost": []})
+        raw = orjson.dumps(head)
     except TypeError as exc:  # text with lone surrogates
         raise LocalProtocolError(f"answer: {exc}") from None
-    return b"".join((_HEADER.pack(MAGIC, _ANSWER, len(raw)), raw, body))
+    return b"".join((_HEADER.pack(MAGIC, _ANSWER, len(raw)), raw, body, lines))
 
 
 def decode(frame: bytes | memoryview) -> Message:
@@ -307,11 +318,9 @@ def decode(frame: bytes | memoryview) -> Message:
     if size > HEAD_MAX or end > len(frame):
         raise RemoteProtocolError(f"{name}: a head of {size} bytes in a frame of {len(frame)}")
     if code == _ANSWER:  # most of what an aggregator reads
-        single = _SINGLE.fullmatch(frame, _HEADER.size, end)
-        if single is not None and int(single[3]) == len(frame) - end:
-            parts = [[[single[2].decode()], len(frame) - end]]
-            return Message(name, {"call": single[1].decode(), "final": True, "parts": parts, "lost": []},
-                           cast(bytes, frame[end:]))  # fmt: skip
+        answer = _single(frame, end)
+        if answer is not None:
+            return answer
     try:
         head = orjson.loads(frame[_HEADER.size : end])
     except orjson.JSONDecodeError:
@@ -325,6 +334,22 @@ def decode(frame: bytes | memoryview) -> Message:
     return Message(name, head, body)
 
 
+def _single(frame: bytes | memoryview, end: int) -> Message | None:
+    """One node's whole answer, read without its JSON; None for what is none, or looks strange."""
+    found = _SINGLE.fullmatch(frame, _HEADER.size, end)
+    if found is None:
+        return None
+    call, name, own, node, incarnation, first, count, more = found.groups()
+    size = int(own)
+    batches: Sequence[Any] = ()
+    if node is not None:
+        batches = [[node.decode(), incarnation.decode(), int(first), int(count), int(more)]]
+    if size + (int(more) if batches else 0) != len(frame) - end:
+        return None
+    return Message("answer", {"call": call.decode(), "final": True, "parts": [[[name.decode()], size]], "lost": [],
+                              "batches": batches}, cast(bytes, frame[end:]))  # fmt: skip
+
+
 #: What a node says when it is asked whether it lives: always the same.
 LIVES: Final = encode("beat", {"answer": True})
 LIVES_MESSAGE: Final = decode(LIVES)
@@ -335,11 +360,15 @@ def message(kind: str, head: Mapping[str, Any], body: bytes = b"") -> Message:
     return Message(kind, {**{f: d for f, (_, d) in KINDS[kind].fields.items() if d is not NEEDED}, **head}, body)
 
 
-def sections(sized: Message) -> Iterator[tuple[list[Any], bytes]]:
-    """The rows of ``events`` (batches) and ``answer`` (parts), each with its share of the body."""
+def sections(sized: Message, field: str) -> Iterator[tuple[list[Any], bytes]]:
+    """The rows of ``field`` (batches of ``events``, parts of ``answer`` and so on), each with its share of the body."""
     at, body = 0, sized.body
-    rows = sized.head[KINDS[sized.kind].sized]
-    if len(rows) == 1:
+    for before in KINDS[sized.kind].sized:
+        if before == field:
+            break
+        at += sum([row[-1] for row in sized.head[before]])
+    rows = sized.head[field]
+    if len(rows) == 1 and rows[0][-1] == len(body):
         yield rows[0], body
         return
     for row in rows:

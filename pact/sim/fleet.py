@@ -33,7 +33,7 @@ from pact.cluster.keys import Key
 from pact.cluster.links import Links
 from pact.core import groups
 from pact.core.events import AppendRecord, Asked, Caller, Effect, FleetTold, LinkChanged, Ticked
-from pact.core.outbox import Outbox, Read, Up, can_wait
+from pact.core.outbox import Outbox, Read, Up, can_wait, with_answer
 from pact.core.records import Record
 from pact.core.rootlog import INCARNATION_CHARS
 from pact.core.uplink import OF_LINKS, Connect, Deliver, Disconnect, Lost, Note, Parent, Send, Uplink
@@ -194,22 +194,34 @@ class VirtualNode:
 
     def _up(self, work: Sequence[Read | Up]) -> None:
         """Records up, as far as the credit goes."""
+        for up in self._read(work):
+            self._apply(self.uplink.send(up.kind, up.head, up.body))
+
+    def _read(self, work: Sequence[Read | Up]) -> deque[Up]:
+        out: deque[Up] = deque()
         todo = deque(work)
         while todo:
             item = todo.popleft()
             if isinstance(item, Up):
-                self._apply(self.uplink.send(item.kind, item.head, item.body))
+                out.append(item)
             else:
                 lines = self.world.lines[item.first : item.first + item.limit]
                 todo.extendleft(reversed(self.outbox.rows(item.first, lines, self.fleet.now_ns)))
+        return out
 
     def _recorded(self) -> None:
+        for up in self._todo():
+            self._apply(self.uplink.send(up.kind, up.head, up.body))
+
+    def _todo(self) -> deque[Up]:
+        """What goes up of what was recorded since."""
         newest = len(self.world.lines) - 1
-        if newest > self.outbox.newest:
-            self.fleet.counts.records += newest - self.outbox.newest
-            waits = can_wait(self.world.fresh)
-            self.world.fresh.clear()
-            self._up(self.outbox.recorded(newest, self.fleet.now_ns, can_wait=waits))
+        if newest <= self.outbox.newest:
+            return deque()
+        self.fleet.counts.records += newest - self.outbox.newest
+        waits = can_wait(self.world.fresh)
+        self.world.fresh.clear()
+        return self._read(self.outbox.recorded(newest, self.fleet.now_ns, can_wait=waits))
 
     def _now(self) -> None:
         self.world.t_ns, self.world.wall_ns = self.fleet.now_ns, self.fleet.wall_ns
@@ -252,8 +264,11 @@ class VirtualNode:
             if len(self._answers) > CACHED_MAX:
                 self._answers.popitem(last=False)
         self.fleet.counts.calls += 1
-        self._apply(self.uplink.answer(key[1], answer))
-        self._recorded()  # votes do not wait behind events
+        todo = self._todo()
+        with_it = todo.popleft() if todo and self.uplink.with_answers and with_answer(todo[0]) else None
+        self._apply(self.uplink.answer(key[1], answer, with_it))
+        for up in todo:  # an answer does not wait behind many events
+            self._apply(self.uplink.send(up.kind, up.head, up.body))
         if self.links.readable():
             self.readable()
 

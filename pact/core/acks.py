@@ -1,0 +1,50 @@
+"""Acknowledgements on their last hop. While a call is under way those for a node wait a moment, for more and for the
+call's end: votes and decisions of thousands of nodes do not share their second with as many messages that say "I have
+it". Only a node whose credit runs out waits for them, and is told at once.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from pact.model import NS_PER_S
+
+HELD_NS: Final = NS_PER_S
+HELD_BYTES: Final = 16 << 10  # a quarter of the least credit
+
+
+class Acks:
+    """The newest ``[node, incarnation, seq, rewind]`` of each node that has not been told yet."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, tuple[list[Any], int]] = {}
+        self._due_ns = 0
+
+    def newest(self, cursor: list[Any]) -> list[Any]:
+        """What is to be said now: this, or what was held and has overtaken it."""
+        node, incarnation, seq, rewind = cursor
+        held, _ = self._held.pop(node, (cursor, 0))
+        return held if held[1] == incarnation and held[2] > seq and not rewind else cursor
+
+    def hold(self, cursor: list[Any], size: int, t_ns: int) -> list[Any] | None:
+        """What has to be said now all the same, if anything. ``size``: bytes that are acknowledged by it."""
+        node = cursor[0]
+        _, before = self._held.get(node, (cursor, 0))
+        begins = not self._held
+        cursor, size = self.newest(cursor), size + before
+        if cursor[3] or size >= HELD_BYTES:
+            return cursor
+        if begins:
+            self._due_ns = t_ns + HELD_NS
+        self._held[node] = cursor, size
+        return None
+
+    def due(self, t_ns: int) -> list[list[Any]]:
+        """Those that have waited long enough, and what came since."""
+        if not self._held or t_ns < self._due_ns:
+            return []
+        held, self._held = self._held, {}
+        return [cursor for cursor, _ in held.values()]
+
+    def next_wake_ns(self) -> int | None:
+        return self._due_ns if self._held else None

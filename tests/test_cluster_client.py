@@ -1,0 +1,63 @@
+"""An operator's connection, where there is no root just now."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cluster_kit import Kit, free_ports
+
+from pact.cluster import keys
+from pact.cluster.client import RootClient
+from pact.errors import UnreachableError
+
+
+@pytest.fixture
+def kit(tmp_path: Path) -> Iterator[Kit]:
+    kit = Kit(tmp_path, {"root1": "aggregator", "agg1": "aggregator", "olga": "ops"})
+    yield kit
+    kit.close()
+
+
+def connected(kit: Kit, *servers: tuple[str, str], said: list[str]) -> RootClient:
+    return RootClient([(url, kit.public[n]) for n, url in servers], keys.load(kit.secret("olga")), "olga", said.append)
+
+
+def test_who_asks_while_there_is_no_root_waits_for_one(kit: Kit) -> None:
+    kit.start_root()  # which says nothing as long as it is not turned
+    agg = ("agg1", kit.start_aggregator("agg1", ("root1", kit.url)))
+    nobody = ("root1", f"tcp://127.0.0.1:{free_ports(1)[0]}")
+    said: list[str] = []
+    under: list[str] = []
+
+    def ask() -> None:
+        with connected(kit, nobody, agg, said=said) as client:
+            under.append(client.url)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    time.sleep(3)
+    assert thread.is_alive() and len(said) == 1 and "no way to the root" in said[0], said
+    kit.until(lambda: under, "connected")
+    assert under == [agg[1]] and len(said) == 1
+    thread.join(20)
+
+
+def test_who_waits_for_a_root_in_vain_is_told(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pact.cluster.client.ROOTLESS_S", 1.5)
+    agg = ("agg1", kit.start_aggregator("agg1", ("root1", f"tcp://127.0.0.1:{free_ports(1)[0]}")))
+    said: list[str] = []
+    began = time.monotonic()
+    with pytest.raises(UnreachableError, match="no way to the root"):
+        connected(kit, agg, said=said)
+    assert len(said) == 1 and 1.5 < time.monotonic() - began < 10
+
+
+def test_who_is_not_there_at_all_is_not_waited_for(kit: Kit) -> None:
+    said: list[str] = []
+    with pytest.raises(UnreachableError, match="nobody listens there"):
+        connected(kit, ("root1", f"tcp://127.0.0.1:{free_ports(1)[0]}"), said=said)
+    assert not said
