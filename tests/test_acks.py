@@ -60,6 +60,8 @@ def test_acknowledgements_wait_for_calls_unless_a_node_waits_for_them() -> None:
     assert ack(["n1", "i", 11, False]) == [["n1", "i", 12, False]]  # no call is under way any more
     assert tick(HELD_NS) == []
     b.call(["n2"], "1.2")
+    assert ack(["n1", "new", 3, False], ["n1", "old", 9, False]) == []  # installed anew: the old one's end is no news
+    assert tick(HELD_NS) == [["n1", "new", 3, False], ["n1", "old", 9, False]]
     assert ack(["n2", "i", 9, False]) == []
     b.relay.received(b"n2", N2, message("goodbye", {}), b.t)
     assert tick(HELD_NS) == []  # who is gone is not told

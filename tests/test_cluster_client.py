@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -52,8 +54,78 @@ def test_who_waits_for_a_root_in_vain_is_told(kit: Kit, monkeypatch: pytest.Monk
     said: list[str] = []
     began = time.monotonic()
     with pytest.raises(UnreachableError, match="no way to the root"):
-        connected(kit, agg, said=said)
+        connected(kit, ("root1", f"tcp://127.0.0.1:{free_ports(1)[0]}"), agg, said=said)
     assert len(said) == 1 and 1.5 < time.monotonic() - began < 10
+
+
+def test_servers_that_say_nothing_do_not_use_up_the_time_of_the_others(kit: Kit,
+                                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    """A root that was switched off stands before the one that is about to lead."""
+    monkeypatch.setattr("pact.cluster.client.WELCOME_S", 2.0)
+    monkeypatch.setattr("pact.cluster.client.AGAIN_S", 0.5)
+    monkeypatch.setattr("pact.cluster.client.ROOTLESS_S", 4.0)
+    kit.start_root()
+    agg = ("agg1", kit.start_aggregator("agg1", ("root1", kit.url)))
+    said: list[str] = []
+    under: list[str] = []
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        off = ("root1", f"tcp://127.0.0.1:{silent.getsockname()[1]}")
+
+        def ask() -> None:
+            with connected(kit, off, off, agg, said=said) as client:
+                under.append(client.url)
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+        while not said:
+            time.sleep(0.05)
+        kit.until(lambda: under, "connected", 8)
+        thread.join(20)
+    assert under == [agg[1]]
+
+
+def test_forty_commands_that_wait_with_one_key_hear_of_the_root_and_nothing_else(kit: Kit) -> None:
+    kit.start_root()
+    agg = ("agg1", kit.start_aggregator("agg1", ("root1", kit.url)))
+    while "ready" not in kit.logs():
+        time.sleep(0.05)
+    problems: list[str] = []
+    under: list[str] = []
+
+    def ask() -> None:
+        try:
+            with connected(kit, agg, said=[]) as client:
+                under.append(client.url)
+        except UnreachableError as exc:
+            problems.append(exc.message)
+
+    threads = [threading.Thread(target=ask) for _ in range(40)]
+    for thread in threads:
+        thread.start()
+    time.sleep(3)
+    kit.until(lambda: len(under) + len(problems) == len(threads), "everybody has an answer", 30)
+    for thread in threads:
+        thread.join(20)
+    assert not problems, problems
+
+
+def test_too_many_connections_with_one_key_are_no_missing_root(kit: Kit) -> None:
+    kit.start_root()
+    agg = ("agg1", kit.start_aggregator("agg1", ("root1", kit.url)))
+    kit.during(1.0)
+    said: list[str] = []
+    with contextlib.ExitStack() as stack:
+        took: list[RootClient] = []
+
+        def ask() -> None:
+            with pytest.raises(UnreachableError, match="too many connections"):
+                for _ in range(64):
+                    took.append(stack.enter_context(connected(kit, agg, said=said)))
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+        kit.until(lambda: not thread.is_alive(), "refused")
+        assert took and not said
 
 
 def test_who_is_not_there_at_all_is_not_waited_for(kit: Kit) -> None:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
-import sqlite3
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import orjson
@@ -17,14 +15,9 @@ import pytest
 import zmq
 from cluster_kit import Kit
 
-from pact.agent.clock import boottime_ns
-from pact.agent.link import Link
 from pact.cluster import auth, keys
 from pact.core import wire
-from pact.core.records import GENESIS, seal
-from pact.core.uplink import Parent
 from pact.errors import ConfigError
-from pact.journal.sqlite import SqliteJournal
 
 NAMES = {"root1": "aggregator", "agg1": "aggregator", "agg2": "aggregator", "n001": "node", "n002": "node",
          "n003": "node", "n004": "node", "n005": "node", "n006": "node", "ops1": "ops", "boss": "admin", "eye": "viewer",
@@ -217,69 +210,6 @@ def test_a_call_is_done_once_as_the_operator_and_bounded(kit: Kit) -> None:
     root.call("6.1", "ping", ["n001"])
     kit.during(0.5)
     assert "6.1" not in root.answers  # the relay knows a newer root
-
-
-def test_records_that_could_not_be_read_for_a_moment_are_sent_all_the_same(kit: Kit) -> None:
-    """The link and the journal are real; around them is only as much of an agent as they need."""
-    root = kit.start_root()
-    path = str(kit.base / "journal.db")
-    journal = SqliteJournal(path)
-    rows, prev = [], GENESIS
-    for seq in range(5):
-        rows.append(seal(seq, prev, "2026-01-01T00:00:00Z", 1, "n001", "committed", {"user": "a"}, {}))
-        prev = rows[-1][0].hash
-    journal.append(rows, {})
-    parent = Parent(kit.url, kit.public["root1"])
-    agent = SimpleNamespace(
-        config=SimpleNamespace(secret=kit.secret("n001"), state_dir=str(kit.base), name="n001", parents=(parent,), rack=""),
-        journal=journal, journal_error="", clock=SimpleNamespace(now_ns=boottime_ns), now=lambda: (boottime_ns(), 1),
-        node=SimpleNamespace(state=SimpleNamespace(groups={})), watch_fd=lambda fd: None, unwatch_fd=lambda fd: None,
-        step=lambda event: None)  # fmt: skip
-    link = Link(agent)  # type: ignore[arg-type]
-    database = sqlite3.connect(path, isolation_level=None, timeout=10)
-    database.execute("ALTER TABLE record RENAME TO away")
-
-    def failed() -> bool:
-        link.turn()
-        return link._unread
-
-    kit.until(failed, "it cannot read them")
-    database.execute("ALTER TABLE away RENAME TO record")
-    database.close()
-
-    def sent() -> bool:
-        link.turn()
-        return len(root.lines) == 5
-
-    kit.until(sent, "all records", 8)
-    link.close()
-    journal.close()
-
-
-@pytest.mark.invariant("T5")
-@pytest.mark.parametrize("takes", [True, False])
-def test_what_a_call_recorded_comes_in_the_frame_of_its_answer_to_who_takes_it(kit: Kit, takes: bool) -> None:
-    root = kit.start_root()
-    assert kit.aggregator is not None
-    relay, came = kit.aggregator.relay, []
-    received, welcome = relay.received, relay._welcome
-    relay.received = lambda rid, peer, m, t: (came.append(m), received(rid, peer, m, t))[1]  # type: ignore[method-assign]
-    if not takes:  # one from before this
-        def before(child: Any, t_ns: int) -> Any:
-            (effect,) = welcome(child, t_ns)
-            head = {**wire.decode(effect.frame).head, "with_answers": False}
-            return [effect._replace(frame=wire.encode("welcome", head))]
-        relay._welcome = before  # type: ignore[method-assign]
-    kit.start_agent("n001", ("root1", kit.url))
-    kit.until(lambda: root.lines, "the first record")
-    came.clear()
-    root.call("1.1", "hold_place", ["n001"], {"reason": "a test", "for_ns": 3600 * 10**9},
-              caller={"user": "olga", "role": "ops", "via": "cluster"})  # fmt: skip
-    kit.until(lambda: root.final("1.1") and root.lines[-1][1]["type"] == "hold_placed", "the answer and the record")
-    (answer,) = [m for m in came if m.kind == "answer"]
-    assert [row[2] for row in answer.head["batches"]] == ([root.lines[-1][1]["seq"]] if takes else [])
-    assert [m.kind for m in came if m.kind == "events"] == ([] if takes else ["events"])
-    assert root.bodies("1.1")["n001"]["ok"]
 
 
 def test_an_answer_of_the_log_says_when_it_is_not_all(kit: Kit) -> None:

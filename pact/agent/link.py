@@ -28,7 +28,7 @@ from pact.cluster import keys
 from pact.cluster.links import Links
 from pact.core import groups
 from pact.core.events import Caller, Event, FleetTold, LinkChanged
-from pact.core.outbox import Outbox, Read, Up, can_wait, with_answer
+from pact.core.outbox import WITH_ANSWER_RECORDS, Outbox, Read, Up, can_wait, with_answer
 from pact.core.records import Record, rfc3339
 from pact.core.uplink import OF_LINKS, Deliver, Effect, Lost, Uplink
 from pact.core.wire import LINE_MAX, Message
@@ -167,9 +167,9 @@ class Link:
         for parent, message in self.links.drain():
             self._apply(self.uplink.received(parent, message, now_ns))
         self._apply(self.uplink.tick(now_ns))
-        self._todo.extend(self.outbox.tick(now_ns))
+        self._queue(self.outbox.tick(now_ns))
         if self._reread is not None and now_ns >= self._reread_ns:
-            self._todo.append(self._reread)
+            self._queue([self._reread])
             self._reread = None
         for _ in range(READS_PER_TURN):
             if not self._todo:
@@ -226,12 +226,21 @@ class Link:
         while self._recent and (len(self._recent) > RECENT_MAX or self._recent_bytes > RECENT_BYTES_MAX):
             self._recent_bytes -= len(self._recent.popleft()[2])
         waits = can_wait(record for record, _ in rows)
-        self._todo.extend(self.outbox.recorded(rows[-1][0].seq, self.agent.clock.now_ns(), can_wait=waits))
+        self._queue(self.outbox.recorded(rows[-1][0].seq, self.agent.clock.now_ns(), can_wait=waits))
+
+    def _queue(self, reads: Sequence[Read]) -> None:
+        """A newer ``Read`` says all that one before it would: however many steps a turn has, one waits."""
+        for read in reads:
+            if self._todo and isinstance(self._todo[-1], Read):
+                self._todo.pop()
+            self._todo.append(read)
 
     def _next(self, work: Read | Up, now_ns: int) -> None:
         if isinstance(work, Up):
             self._send(work.kind, work.head, work.body)
             return
+        if work.first != self.outbox.following:
+            return  # it was read meanwhile
         try:
             lines = list(self._lines(work.first, work.limit))
         except JournalError as exc:
@@ -245,7 +254,7 @@ class Link:
     def _lines(self, first: int, limit: int) -> Iterator[bytes]:
         """Records as viewers may see them, at least one; from memory where it has them."""
         rows: Iterator[tuple[str, bytes]]
-        if self._recent and self._recent[0][0] <= first:
+        if self._first_recent() <= first:
             rows = ((h, b) for _, h, b in islice(self._recent, first - self._recent[0][0], None))
         else:
             rows = self.agent.journal.bodies(first, limit)
@@ -292,13 +301,13 @@ class Link:
             log(f"cluster: under {self.uplink.parent}")
             self._since_wall_ns = wall_ns
             self._todo.clear()
-            self._todo.extend(self.outbox.welcomed(head["credit"], now_ns))
+            self._queue(self.outbox.welcomed(head["credit"], now_ns))
             self._fleet(head["fleet"])
             self._tell(LinkChanged(now_ns, wall_ns, True))
         elif kind == "ack":
             for node, incarnation, seq, rewind in head["cursors"]:
                 if node == self.uplink.name:
-                    self._todo.extend(self.outbox.acknowledged(incarnation, seq, rewind, now_ns))
+                    self._queue(self.outbox.acknowledged(incarnation, seq, rewind, now_ns))
         elif kind == "fleet":
             self._fleet(head)
         elif kind == "call":
@@ -374,18 +383,23 @@ class Link:
         self._apply(self.uplink.answer(key[1], body, self._with_answer()))
 
     def _with_answer(self) -> Up | None:
-        """What was just recorded, if nothing else is waiting to go up."""
+        """What was just recorded, if nothing else is waiting to go up. It is in memory and little: this is done in the
+        middle of a step.
+        """
         if not self.uplink.with_answers or len(self._todo) != 1:
             return None
-        work: Read | Up | None = self._todo.popleft()
-        if isinstance(work, Read):
-            self._next(work, self.agent.clock.now_ns())
-            work = self._todo.popleft() if self._todo else None
-        if isinstance(work, Up) and with_answer(work):
-            return work
-        if work is not None:
-            self._todo.appendleft(work)
+        read = self._todo[0]
+        if not isinstance(read, Read) or read.limit > WITH_ANSWER_RECORDS or self._first_recent() > read.first:
+            return None
+        self._next(self._todo.popleft(), self.agent.clock.now_ns())
+        if self._todo and isinstance(up := self._todo[0], Up) and with_answer(up):
+            self._todo.popleft()
+            return up
         return None
+
+    def _first_recent(self) -> int:
+        """From here on records are in memory."""
+        return self._recent[0][0] if self._recent else self.outbox.newest + 1
 
     def _caller(self, said: Mapping[str, Any], call: str) -> Caller:
         """The operator, whom the root has authenticated. One who has an account here owns what that account owns."""

@@ -5,6 +5,7 @@ Synchronous, one socket, one request at a time. Who the operator is says the key
 
 from __future__ import annotations
 
+import random
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -31,11 +32,12 @@ WATCHED: Final = (zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_P
                   | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_CONNECT_RETRIED)  # fmt: skip
 REFUSED_S: Final = 1.0
 ROOTLESS_S: Final = 10.0  # for so long a new root is waited for: a lease's end, and an election
-ROOTLESS_PAUSE_S: Final = 0.5
-ROOTLESS_MS: Final = 1_000  # who says so for longer means something else
+HELLO_S: Final = 1.5
+AGAIN_S: Final = 2.0  # patience with each of them then
+PAUSE_S: Final = (0.5, 2.0)  # between two tries, from the first to the last: others wait too, with the same key
 
 
-class _NotYet(UnreachableError):
+class _Rootless(UnreachableError):
     """An aggregator that has no way to a root just now."""
 
 
@@ -88,32 +90,40 @@ class RootClient:
             raise UsageError("no root is known", "name it with --via, or in ~/.config/pact/client.toml")
         self._key, self._key_name = key, key_name
         self._context: zmq.Context[Any] = zmq.Context(1)
-        self._session = secrets.randbits(63)
+        self._session = 0
         self._id = 0
         self._sent_s = self._heard_s = 0.0
-        ends_s, told = time.monotonic() + ROOTLESS_S, False
-        while True:
-            problems = self._try_each(servers)
-            if not problems:
-                return
-            not_yet = [p for p in problems if isinstance(p, _NotYet)]
-            if not not_yet or time.monotonic() > ends_s:
-                self._context.term()
-                raise (not_yet or problems)[-1]
-            if not told:
-                told = True
-                waiting(not_yet[-1].message)
-            time.sleep(ROOTLESS_PAUSE_S)
+        problems = self._try_each(servers, WELCOME_S)
+        if problems and not self._wait_for_a_root(problems, waiting):
+            self._context.term()
+            raise next((p for _, p in problems if isinstance(p, _Rootless)), problems[-1][1])
 
-    def _try_each(self, servers: Sequence[tuple[str, str]]) -> list[UnreachableError]:
+    def _wait_for_a_root(self, problems: Sequence[tuple[tuple[str, str], UnreachableError]],
+                         waiting: Callable[[str], None]) -> bool:  # fmt: skip
+        """True once somebody took us. Who was there and had no root is asked first; who was silent may be back."""
+        rootless = [server for server, problem in problems if isinstance(problem, _Rootless)]
+        if not rootless:
+            return False
+        waiting(next(p.message for _, p in problems if isinstance(p, _Rootless)))
+        servers = [*rootless, *(server for server, _ in problems if server not in rootless)]
+        ends_s, pause_s = time.monotonic() + ROOTLESS_S, PAUSE_S[0]
+        while (left_s := ends_s - time.monotonic()) > 0:
+            time.sleep(min(left_s, pause_s * random.uniform(0.5, 1.0)))
+            pause_s = min(pause_s * 1.5, PAUSE_S[1])
+            if not self._try_each(servers, AGAIN_S):
+                return True
+        return False
+
+    def _try_each(self, servers: Sequence[tuple[str, str]],
+                  patience_s: float) -> list[tuple[tuple[str, str], UnreachableError]]:  # fmt: skip
         """Why each of them did not take us; nothing if one did."""
-        problems = []
+        problems: list[tuple[tuple[str, str], UnreachableError]] = []
         for i, (url, server_key) in enumerate(servers):
             try:
-                self._connect(url, server_key, i + 1 < len(servers))
+                self._connect(url, server_key, i + 1 < len(servers), min(WELCOME_S, patience_s))
                 return []
             except UnreachableError as exc:
-                problems.append(exc)
+                problems.append(((url, server_key), exc))
                 self._sock.close(0)
         return problems
 
@@ -128,8 +138,9 @@ class RootClient:
         self._sock.close(500)
         self._context.term()
 
-    def _connect(self, url: str, server_key: str, others: bool) -> None:
+    def _connect(self, url: str, server_key: str, others: bool, patience_s: float) -> None:
         self.url = url
+        self._session = secrets.randbits(63)
         sock = self._sock = self._context.socket(zmq.DEALER)
         try:
             sock.curve_publickey, sock.curve_secretkey = self._key.public.encode(), self._key.secret.encode()
@@ -145,22 +156,27 @@ class RootClient:
         except zmq.ZMQError as exc:
             sock.disable_monitor()
             raise UsageError(f"{url!r} is no address: {exc.strerror}", "for example tcp://agg1:7417") from None
-        self._send("hello", {"v": wire.VERSION, "role": "client", "name": self._key_name, "session": self._session,
-                             "version": __version__, "wall_ns": time.time_ns()})  # fmt: skip
+        self._hello()
         try:
-            self._welcome(url, monitor, others)
+            self._welcome(url, monitor, others, patience_s)
         finally:
             sock.disable_monitor()
             monitor.close(0)
 
-    def _welcome(self, url: str, monitor: zmq.Socket[Any], others: bool) -> None:
+    def _hello(self) -> None:
+        self._send("hello", {"v": wire.VERSION, "role": "client", "name": self._key_name, "session": self._session,
+                             "version": __version__, "wall_ns": time.time_ns()})  # fmt: skip
+
+    def _welcome(self, url: str, monitor: zmq.Socket[Any], others: bool, patience_s: float) -> None:
         poller = zmq.Poller()
         poller.register(self._sock, zmq.POLLIN)
         poller.register(monitor, zmq.POLLIN)
         began_s = time.monotonic()
-        ends_s, why = began_s + WELCOME_S, "nobody answers"
+        ends_s, why = began_s + patience_s, "nobody answers"
         while (left_s := ends_s - time.monotonic()) > 0:
-            ready = dict(poller.poll(int(left_s * 1000) + 1))
+            ready = dict(poller.poll(int(min(left_s, HELLO_S) * 1000) + 1))
+            if time.monotonic() - self._sent_s >= HELLO_S:  # of a key that says it too often some are passed over
+                self._hello()
             if monitor in ready:
                 event = recv_monitor_message(monitor)
                 if event["event"] == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
@@ -175,7 +191,7 @@ class RootClient:
                 if message.kind == "welcome":
                     return
                 if message.kind == "sorry":
-                    kind = _NotYet if 0 < message.head["retry_ms"] <= ROOTLESS_MS else UnreachableError
+                    kind = _Rootless if message.head["rootless"] else UnreachableError
                     raise kind(f"{url}: {message.head['why'] or 'it cannot take us'}",
                                "name another with --via, or wait")  # fmt: skip
         raise UnreachableError(f"{url}: {why}", "is the aggregator running, and is the key its key?")

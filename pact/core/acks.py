@@ -1,6 +1,6 @@
-"""Acknowledgements on their last hop. While a call is under way those for a node wait a moment, for more and for the
-call's end: votes and decisions of thousands of nodes do not share their second with as many messages that say "I have
-it". Only a node whose credit runs out waits for them, and is told at once.
+"""Acknowledgements on their last hop. While calls are under way those for a node wait up to a second for more: votes
+and decisions of thousands of nodes do not share their second with as many messages that say "I have it". Only a node
+whose credit runs out waits for them, and is told at once.
 """
 
 from __future__ import annotations
@@ -14,29 +14,29 @@ HELD_BYTES: Final = 16 << 10  # a quarter of the least credit
 
 
 class Acks:
-    """The newest ``[node, incarnation, seq, rewind]`` of each node that has not been told yet."""
+    """The newest ``[node, incarnation, seq, rewind]`` of each journal whose node has not been told yet."""
 
     def __init__(self) -> None:
-        self._held: dict[str, tuple[list[Any], int]] = {}
+        self._held: dict[tuple[str, str], tuple[list[Any], int]] = {}
         self._due_ns = 0
 
     def newest(self, cursor: list[Any]) -> list[Any]:
         """What is to be said now: this, or what was held and has overtaken it."""
         node, incarnation, seq, rewind = cursor
-        held, _ = self._held.pop(node, (cursor, 0))
-        return held if held[1] == incarnation and held[2] > seq and not rewind else cursor
+        held, _ = self._held.pop((node, incarnation), (cursor, 0))
+        return held if held[2] > seq and not rewind else cursor
 
     def hold(self, cursor: list[Any], size: int, t_ns: int) -> list[Any] | None:
         """What has to be said now all the same, if anything. ``size``: bytes that are acknowledged by it."""
-        node = cursor[0]
-        _, before = self._held.get(node, (cursor, 0))
+        key = (cursor[0], cursor[1])
         begins = not self._held
-        cursor, size = self.newest(cursor), size + before
+        size += self._held.get(key, (cursor, 0))[1]
+        cursor = self.newest(cursor)
         if cursor[3] or size >= HELD_BYTES:
             return cursor
         if begins:
             self._due_ns = t_ns + HELD_NS
-        self._held[node] = cursor, size
+        self._held[key] = cursor, size
         return None
 
     def due(self, t_ns: int) -> list[list[Any]]:

@@ -21,6 +21,7 @@ RESEND_NS: Final = 10 * NS_PER_S
 RESEND_MAX_NS: Final = 120 * NS_PER_S
 LATER_NS: Final = 5 * NS_PER_S
 WITH_ANSWER_MAX: Final = 8 << 10  # bytes of events in the frame of an answer: no answer waits behind more
+WITH_ANSWER_RECORDS: Final = 32
 
 
 class Read(NamedTuple):
@@ -55,6 +56,11 @@ class Outbox:
         self._patience_ns = RESEND_NS
         self._later_ns: int | None = None  # until when what is not sent yet may wait for more
         self._rewound: tuple[int, int, int] = (-2, 0, 0)  # to which record, when, and how long to wait for the next
+
+    @property
+    def following(self) -> int:
+        """The next record to be read and sent."""
+        return self._next
 
     @property
     def waiting(self) -> int:

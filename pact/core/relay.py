@@ -151,8 +151,9 @@ class Relay:
             out += self._to([to[0]], "result", to[1]) if to is not None else []
         return out
 
-    def _sorry(self, rid: Rid, why: str, retry_ms: int) -> list[Effect]:
-        return [ToChildren((rid,), wire.encode("sorry", {"why": why, "again": False, "retry_ms": retry_ms}))]
+    def _sorry(self, rid: Rid, why: str, retry_ms: int, rootless: bool = False) -> list[Effect]:
+        head = {"why": why, "again": False, "retry_ms": retry_ms, "rootless": rootless}
+        return [ToChildren((rid,), wire.encode("sorry", head))]
 
     def _unknown(self, rid: Rid, t_ns: int) -> list[Effect]:
         """Somebody whose session this is not: hello again, please."""
@@ -227,7 +228,7 @@ class Relay:
             return [*self._violation(peer.name, "a hello that is not its own", t_ns, why),
                     *self._sorry(rid, why[: 2 * DETAIL_MAX], REFUSED_RETRY_MS)]  # fmt: skip
         if not self.rooted:
-            return self._sorry(rid, "no way to the root", UNROOTED_RETRY_MS)
+            return self._sorry(rid, "no way to the root", UNROOTED_RETRY_MS, True)
         role, session = PLACES[peer.role], head["session"]
         same = self.tree.children.get(rid)
         out: list[Effect] = []

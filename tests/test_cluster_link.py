@@ -1,0 +1,137 @@
+"""A node's way up: what it recorded, and its answers, over real sockets."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from cluster_kit import Kit
+
+from pact.agent.clock import boottime_ns
+from pact.agent.link import Link
+from pact.core import wire
+from pact.core.records import GENESIS, Record, seal
+from pact.core.uplink import Parent
+from pact.journal.sqlite import SqliteJournal
+
+
+@pytest.fixture
+def kit(tmp_path: Path) -> Iterator[Kit]:
+    kit = Kit(tmp_path, {"root1": "aggregator", "n001": "node"})
+    yield kit
+    kit.close()
+
+
+class Node:
+    """A real link and a real journal; around them is only as much of an agent as they need."""
+
+    def __init__(self, kit: Kit, records: int) -> None:
+        self.path = str(kit.base / "journal.db")
+        self.journal = SqliteJournal(self.path)
+        self.seq, self.prev = 0, GENESIS
+        self.record(records)
+        parent = Parent(kit.url, kit.public["root1"])
+        agent = SimpleNamespace(
+            config=SimpleNamespace(secret=kit.secret("n001"), state_dir=str(kit.base), name="n001", parents=(parent,),
+                                   rack=""),
+            journal=self.journal, journal_error="", clock=SimpleNamespace(now_ns=boottime_ns),
+            now=lambda: (boottime_ns(), 1), node=SimpleNamespace(state=SimpleNamespace(groups={})),
+            watch_fd=lambda fd: None, unwatch_fd=lambda fd: None, step=lambda event: None)  # fmt: skip
+        self.link = Link(agent)  # type: ignore[arg-type]
+
+    def record(self, count: int = 1) -> list[tuple[Record, bytes]]:
+        rows = []
+        for _ in range(count):
+            rows.append(seal(self.seq, self.prev, "2026-01-01T00:00:00Z", 1, "n001", "committed", {"user": "a"}, {}))
+            self.seq, self.prev = self.seq + 1, rows[-1][0].hash
+        self.journal.append(rows, {})
+        return rows
+
+    def close(self) -> None:
+        self.link.close()
+        self.journal.close()
+
+
+def test_records_that_could_not_be_read_for_a_moment_are_sent_all_the_same(kit: Kit) -> None:
+    root = kit.start_root()
+    node = Node(kit, 5)
+    database = sqlite3.connect(node.path, isolation_level=None, timeout=10)
+    database.execute("ALTER TABLE record RENAME TO away")
+
+    def failed() -> bool:
+        node.link.turn()
+        return node.link._unread
+
+    kit.until(failed, "it cannot read them")
+    database.execute("ALTER TABLE away RENAME TO record")
+    database.close()
+
+    def sent() -> bool:
+        node.link.turn()
+        return len(root.lines) == 5
+
+    kit.until(sent, "all records", 8)
+    node.close()
+
+
+@pytest.mark.invariant("T5")
+def test_however_many_steps_a_turn_records_they_are_read_once_and_nothing_piles_up(kit: Kit,
+                                                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    root = kit.start_root()
+    node = Node(kit, 1)
+    link = node.link
+    read: list[int] = []
+    lines = link._lines
+    monkeypatch.setattr(link, "_lines", lambda first, limit: (read.append(first), lines(first, limit))[1])
+
+    def turned() -> bool:
+        link.turn()
+        return bool(root.lines)
+
+    kit.until(turned, "under the root")
+    for _ in range(40):
+        for _ in range(20):
+            link.recorded(node.record())
+        assert len(link._todo) <= 2
+        link.turn()
+        kit.turn(0)
+    assert len(link._todo) <= 1 and len(read) <= 2 * 41, len(read)
+
+    def sent() -> bool:
+        link.turn()
+        return len(root.lines) == node.seq
+
+    kit.until(sent, "all records", 5)
+    assert [r["seq"] for _, r in root.lines] == list(range(801)) and not root.doubled
+    assert len(set(read)) == len(read)
+    node.close()
+
+
+@pytest.mark.invariant("T5")
+@pytest.mark.parametrize("takes", [True, False])
+def test_what_a_call_recorded_comes_in_the_frame_of_its_answer_to_who_takes_it(kit: Kit, takes: bool) -> None:
+    root = kit.start_root()
+    assert kit.aggregator is not None
+    relay, came = kit.aggregator.relay, []
+    received, welcome = relay.received, relay._welcome
+    relay.received = lambda rid, peer, m, t: (came.append(m), received(rid, peer, m, t))[1]  # type: ignore[method-assign]
+    if not takes:  # one from before this
+        def before(child: Any, t_ns: int) -> Any:
+            (effect,) = welcome(child, t_ns)
+            head = {**wire.decode(effect.frame).head, "with_answers": False}
+            return [effect._replace(frame=wire.encode("welcome", head))]
+        relay._welcome = before  # type: ignore[method-assign]
+    kit.start_agent("n001", ("root1", kit.url))
+    kit.until(lambda: root.lines, "the first record")
+    came.clear()
+    root.call("1.1", "hold_place", ["n001"], {"reason": "a test", "for_ns": 3600 * 10**9},
+              caller={"user": "olga", "role": "ops", "via": "cluster"})  # fmt: skip
+    kit.until(lambda: root.final("1.1") and root.lines[-1][1]["type"] == "hold_placed", "the answer and the record")
+    (answer,) = [m for m in came if m.kind == "answer"]
+    assert [row[2] for row in answer.head["batches"]] == ([root.lines[-1][1]["seq"]] if takes else [])
+    assert [m.kind for m in came if m.kind == "events"] == ([] if takes else ["events"])
+    assert root.bodies("1.1")["n001"]["ok"]
