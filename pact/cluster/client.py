@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import orjson
 import zmq
@@ -41,8 +41,7 @@ class _Rootless(UnreachableError):
     """An aggregator that has no way to a root just now."""
 
 
-@dataclass(frozen=True, slots=True)
-class Parts:
+class Parts(NamedTuple):
     """Some nodes' equal answer."""
 
     names: Sequence[str]

@@ -83,6 +83,15 @@ class Call:
         self.left -= len(new)
         return new
 
+    def all_taken(self, child: Below, names: list[str]) -> bool:
+        """The same of many, if each of them was waited for, and none stands there twice; else nothing is done."""
+        waiting, each = self.via.get(child.name), set(names)
+        if not waiting or len(each) != len(names) or not each <= waiting:
+            return False
+        waiting -= each
+        self.left -= len(each)
+        return True
+
     def lose(self, names: Iterable[str], t_ns: int) -> None:
         self.lost += names
         self._touched(t_ns)

@@ -139,11 +139,20 @@ class Questions:
         question = self.open.get(head["call"])
         if question is None:
             return  # answered already, or in another term
-        for (names, _), body in sections(message, "parts"):
-            fresh = [n for n in names if n in question.waiting]  # a set union: repetition is harmless  # G7
-            if fresh:
-                question.waiting.difference_update(fresh)
-                question.part(fresh, body)
+        waiting = question.waiting
+        every = [n for names, _ in head["parts"] for n in names]
+        each = set(every)
+        if len(each) == len(every) and each <= waiting:
+            waiting -= each
+            for (names, _), body in sections(message, "parts"):
+                if names:
+                    question.part(names, body)
+        else:  # a set union: repetition is harmless  # G7
+            for (names, _), body in sections(message, "parts"):
+                fresh = [n for n in names if n in waiting]
+                if fresh:
+                    waiting.difference_update(fresh)
+                    question.part(fresh, body)
         if question.flush is not None:
             question.flush()
         for name in head["lost"]:

@@ -344,7 +344,14 @@ class Relay:
         call = self.calls.open.get(head["call"])
         out: list[Effect] = []
         below, name = child.below, child.name
+        whole = None  # the call, if all names are those that were waited for, as they nearly always are
+        if below is not None and call is not None:
+            every = [n for names, _ in head["parts"] for n in names]
+            whole = call if below.keys() >= set(every) and call.all_taken(child, every) else None
         for (names, _), body in wire.sections(message, "parts"):
+            if whole is not None and names:
+                whole.answer(names, body, t_ns)
+                continue
             if names != [name] if below is None else not below.keys() >= set(names):
                 out += self._violation(child.name, "answers for a node that is not below it", t_ns)
                 continue
