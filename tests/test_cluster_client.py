@@ -28,9 +28,18 @@ def connected(kit: Kit, *servers: tuple[str, str], said: list[str]) -> RootClien
     return RootClient([(url, kit.public[n]) for n, url in servers], keys.load(kit.secret("olga")), "olga", said.append)
 
 
+def started(kit: Kit, root: str) -> str:
+    """The url of an aggregator that listens."""
+    url = kit.start_aggregator("agg1", ("root1", root))
+    while "ready" not in kit.logs():
+        assert kit.processes["agg1"].poll() is None, kit.logs()
+        time.sleep(0.05)
+    return url
+
+
 def test_who_asks_while_there_is_no_root_waits_for_one(kit: Kit) -> None:
     kit.start_root()  # which says nothing as long as it is not turned
-    agg = ("agg1", kit.start_aggregator("agg1", ("root1", kit.url)))
+    agg = ("agg1", started(kit, kit.url))
     nobody = ("root1", f"tcp://127.0.0.1:{free_ports(1)[0]}")
     said: list[str] = []
     under: list[str] = []
@@ -50,7 +59,7 @@ def test_who_asks_while_there_is_no_root_waits_for_one(kit: Kit) -> None:
 
 def test_who_waits_for_a_root_in_vain_is_told(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pact.cluster.client.ROOTLESS_S", 1.5)
-    agg = ("agg1", kit.start_aggregator("agg1", ("root1", f"tcp://127.0.0.1:{free_ports(1)[0]}")))
+    agg = ("agg1", started(kit, f"tcp://127.0.0.1:{free_ports(1)[0]}"))
     said: list[str] = []
     began = time.monotonic()
     with pytest.raises(UnreachableError, match="no way to the root"):
@@ -65,7 +74,7 @@ def test_servers_that_say_nothing_do_not_use_up_the_time_of_the_others(kit: Kit,
     monkeypatch.setattr("pact.cluster.client.AGAIN_S", 0.5)
     monkeypatch.setattr("pact.cluster.client.ROOTLESS_S", 4.0)
     kit.start_root()
-    agg = ("agg1", kit.start_aggregator("agg1", ("root1", kit.url)))
+    agg = ("agg1", started(kit, kit.url))
     said: list[str] = []
     under: list[str] = []
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -77,7 +86,7 @@ def test_servers_that_say_nothing_do_not_use_up_the_time_of_the_others(kit: Kit,
 
         thread = threading.Thread(target=ask)
         thread.start()
-        while not said:
+        while not said and thread.is_alive():
             time.sleep(0.05)
         kit.until(lambda: under, "connected", 8)
         thread.join(20)
@@ -86,9 +95,7 @@ def test_servers_that_say_nothing_do_not_use_up_the_time_of_the_others(kit: Kit,
 
 def test_forty_commands_that_wait_with_one_key_hear_of_the_root_and_nothing_else(kit: Kit) -> None:
     kit.start_root()
-    agg = ("agg1", kit.start_aggregator("agg1", ("root1", kit.url)))
-    while "ready" not in kit.logs():
-        time.sleep(0.05)
+    agg = ("agg1", started(kit, kit.url))
     problems: list[str] = []
     under: list[str] = []
 
@@ -111,7 +118,7 @@ def test_forty_commands_that_wait_with_one_key_hear_of_the_root_and_nothing_else
 
 def test_too_many_connections_with_one_key_are_no_missing_root(kit: Kit) -> None:
     kit.start_root()
-    agg = ("agg1", kit.start_aggregator("agg1", ("root1", kit.url)))
+    agg = ("agg1", started(kit, kit.url))
     kit.during(1.0)
     said: list[str] = []
     with contextlib.ExitStack() as stack:
