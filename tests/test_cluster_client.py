@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import socket
 import threading
 import time
@@ -14,7 +15,8 @@ from cluster_kit import Kit, free_ports
 
 from pact.cluster import keys
 from pact.cluster.client import RootClient
-from pact.errors import UnreachableError
+from pact.core.clients import CLIENTS_PER_KEY_MAX
+from pact.errors import DeniedError, UnreachableError
 
 
 @pytest.fixture
@@ -114,6 +116,44 @@ def test_forty_commands_that_wait_with_one_key_hear_of_the_root_and_nothing_else
     for thread in threads:
         thread.join(20)
     assert not problems, problems
+
+
+def test_who_waited_for_a_root_that_came_is_told_why_it_is_not_taken(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pact.cluster.client.ROOTLESS_S", 6.0)
+    kit.start_root()
+    agg = ("agg1", started(kit, kit.url))
+    done, problems, under = threading.Event(), [], []
+
+    def ask() -> None:
+        try:
+            with connected(kit, agg, said=[]) as client:
+                under.append(client.url)
+                while not done.is_set():  # as a long command does
+                    time.sleep(0.5)
+                    client._send("beat", {})
+        except UnreachableError as exc:
+            problems.append(exc.message)
+
+    threads = [threading.Thread(target=ask) for _ in range(CLIENTS_PER_KEY_MAX + 2)]
+    for thread in threads:
+        thread.start()
+    time.sleep(2)
+    kit.until(lambda: len(problems) == 2, "two too many", 30)
+    done.set()
+    for thread in threads:
+        thread.join(20)
+    assert len(under) == CLIENTS_PER_KEY_MAX and all("too many connections" in p for p in problems), problems
+
+
+def test_whose_key_is_removed_while_it_waits_is_told_so_and_nothing_stays_open(kit: Kit) -> None:
+    kit.start_root()
+    agg = ("agg1", started(kit, kit.url))
+    said: list[str] = []
+    with pytest.raises(DeniedError, match="does not know the key"):
+        RootClient([(agg[1], kit.public["agg1"])], keys.load(kit.secret("olga")), "olga",
+                   lambda why: (said.append(why), kit.write_keys(without=["olga"]))[0])  # fmt: skip
+    assert said
+    gc.collect()  # a socket that was left open would be said to be
 
 
 def test_too_many_connections_with_one_key_are_no_missing_root(kit: Kit) -> None:

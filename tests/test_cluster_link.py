@@ -79,6 +79,30 @@ def test_records_that_could_not_be_read_for_a_moment_are_sent_all_the_same(kit: 
 
 
 @pytest.mark.invariant("T5")
+def test_a_second_look_at_what_could_not_be_read_takes_nothing_elses_place(kit: Kit) -> None:
+    root = kit.start_root()
+    node = Node(kit, 5)
+    link = node.link
+    database = sqlite3.connect(node.path, isolation_level=None, timeout=10)
+    database.execute("ALTER TABLE record RENAME TO away")
+
+    def sent(count: int) -> bool:
+        link.turn()
+        return len(root.lines) == count
+
+    kit.until(lambda: sent(0) and link._unread, "it cannot read them")
+    database.execute("ALTER TABLE away RENAME TO record")
+    database.close()
+    link.recorded(node.record())
+    kit.until(lambda: sent(6), "all records, before the second look is due", 1.5)
+    kit.until(lambda: sent(6) and link.outbox.waiting == 0, "acknowledged")
+    link.recorded(node.record())
+    link._reread_ns = 1  # due in the very turn in which something new waits
+    kit.until(lambda: sent(7), "the new record, too", 5)
+    node.close()
+
+
+@pytest.mark.invariant("T5")
 def test_however_many_steps_a_turn_records_they_are_read_once_and_nothing_piles_up(kit: Kit,
                                                                                    monkeypatch: pytest.MonkeyPatch) -> None:
     root = kit.start_root()

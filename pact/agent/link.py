@@ -130,8 +130,7 @@ class Link:
         self._recent: deque[tuple[int, str, bytes]] = deque()
         self._recent_bytes = 0
         self._todo: deque[Read | Up] = deque()
-        self._reread: Read | None = None  # what could not be read, and is tried again
-        self._reread_ns = 0
+        self._reread_ns = 0  # when something that could not be read is tried again; 0: there is none
         self._unread = False  # and was said to be so
         self._running: set[tuple[int, str]] = set()
         self._cache: OrderedDict[tuple[int, str], bytes] = OrderedDict()
@@ -168,9 +167,9 @@ class Link:
             self._apply(self.uplink.received(parent, message, now_ns))
         self._apply(self.uplink.tick(now_ns))
         self._queue(self.outbox.tick(now_ns))
-        if self._reread is not None and now_ns >= self._reread_ns:
-            self._queue([self._reread])
-            self._reread = None
+        if 0 < self._reread_ns <= now_ns:
+            self._reread_ns = 0
+            self._queue(self.outbox.more())
         for _ in range(READS_PER_TURN):
             if not self._todo:
                 break
@@ -189,7 +188,7 @@ class Link:
         if self._todo or self.links.readable():
             return 0
         due = [ns for ns in (self.uplink.next_wake_ns(), self.outbox.next_wake_ns()) if ns is not None]
-        if self._reread is not None:
+        if self._reread_ns:
             due.append(self._reread_ns)
         return min(due, default=1 << 62)
 
@@ -229,7 +228,7 @@ class Link:
         self._queue(self.outbox.recorded(rows[-1][0].seq, self.agent.clock.now_ns(), can_wait=waits))
 
     def _queue(self, reads: Sequence[Read]) -> None:
-        """A newer ``Read`` says all that one before it would: however many steps a turn has, one waits."""
+        """What the outbox says now says all that it said before: however many steps a turn has, one ``Read`` waits."""
         for read in reads:
             if self._todo and isinstance(self._todo[-1], Read):
                 self._todo.pop()
@@ -246,9 +245,9 @@ class Link:
         except JournalError as exc:
             if not self._unread:
                 log(f"cluster: {exc}", 4)
-            self._reread, self._reread_ns, self._unread = work, now_ns + REREAD_NS, True
+            self._reread_ns, self._unread = now_ns + REREAD_NS, True
             return
-        self._unread = False
+        self._reread_ns, self._unread = 0, False
         self._todo.extendleft(reversed(self.outbox.rows(work.first, lines, now_ns)))
 
     def _lines(self, first: int, limit: int) -> Iterator[bytes]:

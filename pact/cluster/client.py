@@ -5,6 +5,7 @@ Synchronous, one socket, one request at a time. Who the operator is says the key
 
 from __future__ import annotations
 
+import itertools
 import random
 import secrets
 import time
@@ -75,12 +76,13 @@ class Result:
 
 
 Item = Parts | Progress | Event | Result
+Server = tuple[str, str]  # its URL, and the key that is expected there
 
 
 class RootClient:
     """A context manager. Raises UnreachableError, DeniedError or UsageError, saying what to do next."""
 
-    def __init__(self, servers: Sequence[tuple[str, str]], key: Key, key_name: str,
+    def __init__(self, servers: Sequence[Server], key: Key, key_name: str,
                  waiting: Callable[[str], None] = lambda why: None) -> None:  # fmt: skip
         """Connect to the first that takes us; each is a URL and the key that is expected there. Where there is no root
         just now, one is waited for (``ROOTLESS_S``); ``waiting`` is told so, once.
@@ -92,37 +94,42 @@ class RootClient:
         self._session = 0
         self._id = 0
         self._sent_s = self._heard_s = 0.0
-        problems = self._try_each(servers, WELCOME_S)
-        if problems and not self._wait_for_a_root(problems, waiting):
-            self._context.term()
-            raise next((p for _, p in problems if isinstance(p, _Rootless)), problems[-1][1])
+        try:
+            problems = self._try_each(servers, WELCOME_S)
+            rootless = [server for server, problem in problems.items() if isinstance(problem, _Rootless)]
+            if rootless:
+                waiting(problems[rootless[0]].message)
+                problems = self._wait_for_a_root(rootless, [s for s in servers if s not in rootless])
+            if problems:
+                raise next((p for p in problems.values() if isinstance(p, _Rootless)), [*problems.values()][-1])
+        except BaseException:
+            self._context.destroy(0)
+            raise
 
-    def _wait_for_a_root(self, problems: Sequence[tuple[tuple[str, str], UnreachableError]],
-                         waiting: Callable[[str], None]) -> bool:  # fmt: skip
-        """True once somebody took us. Who was there and had no root is asked first; who was silent may be back."""
-        rootless = [server for server, problem in problems if isinstance(problem, _Rootless)]
-        if not rootless:
-            return False
-        waiting(next(p.message for _, p in problems if isinstance(p, _Rootless)))
-        servers = [*rootless, *(server for server, _ in problems if server not in rootless)]
-        ends_s, pause_s = time.monotonic() + ROOTLESS_S, PAUSE_S[0]
+    def _wait_for_a_root(self, rootless: Sequence[Server], others: Sequence[Server]) -> dict[Server, UnreachableError]:
+        """As ``_try_each``, for a while. Who was there and had no root is asked each time; of the others, who may be
+        back, one in turn: what each of them costs is time in which nobody else is asked.
+        """
+        ends_s, pause_s, turn = time.monotonic() + ROOTLESS_S, PAUSE_S[0], itertools.cycle(others or [None])
+        problems: dict[Server, UnreachableError] = {}
         while (left_s := ends_s - time.monotonic()) > 0:
             time.sleep(min(left_s, pause_s * random.uniform(0.5, 1.0)))
             pause_s = min(pause_s * 1.5, PAUSE_S[1])
-            if not self._try_each(servers, AGAIN_S):
-                return True
-        return False
+            problems = self._try_each(rootless, AGAIN_S)
+            other = next(turn) if problems else None
+            if not problems or (other is not None and not self._try_each([other], AGAIN_S)):
+                return {}
+        return problems
 
-    def _try_each(self, servers: Sequence[tuple[str, str]],
-                  patience_s: float) -> list[tuple[tuple[str, str], UnreachableError]]:  # fmt: skip
+    def _try_each(self, servers: Sequence[Server], patience_s: float) -> dict[Server, UnreachableError]:
         """Why each of them did not take us; nothing if one did."""
-        problems: list[tuple[tuple[str, str], UnreachableError]] = []
+        problems: dict[Server, UnreachableError] = {}
         for i, (url, server_key) in enumerate(servers):
             try:
                 self._connect(url, server_key, i + 1 < len(servers), min(WELCOME_S, patience_s))
-                return []
+                return {}
             except UnreachableError as exc:
-                problems.append(((url, server_key), exc))
+                problems[url, server_key] = exc
                 self._sock.close(0)
         return problems
 
@@ -173,8 +180,9 @@ class RootClient:
         began_s = time.monotonic()
         ends_s, why = began_s + patience_s, "nobody answers"
         while (left_s := ends_s - time.monotonic()) > 0:
-            ready = dict(poller.poll(int(min(left_s, HELLO_S) * 1000) + 1))
-            if time.monotonic() - self._sent_s >= HELLO_S:  # of a key that says it too often some are passed over
+            again_s = self._sent_s + HELLO_S - time.monotonic()
+            ready = dict(poller.poll(int(max(0, min(left_s, again_s)) * 1000) + 1))
+            if not ready and time.monotonic() >= self._sent_s + HELLO_S:  # of many with one key some are passed over
                 self._hello()
             if monitor in ready:
                 event = recv_monitor_message(monitor)

@@ -76,7 +76,7 @@ class Outbox:
         if can_wait and all_sent and self._credit:
             self._later_ns = t_ns + LATER_NS
             return []
-        return self._more()
+        return self.more()
 
     def welcomed(self, credit: int, t_ns: int) -> list[Read]:
         """A parent took us: everything that is not acknowledged goes to it."""
@@ -94,9 +94,10 @@ class Outbox:
         self._flight.clear()
         self._bytes = 0
         self._progress_ns = t_ns
-        return self._more()
+        return self.more()
 
-    def _more(self) -> list[Read]:
+    def more(self) -> list[Read]:
+        """What is to be read now, if the credit takes any of it."""
         if self._bytes >= self._credit or self._next > self.newest:
             return []
         self._later_ns = None
@@ -123,7 +124,7 @@ class Outbox:
             self._flight.append((self._next - 1, size))
             self._bytes += size
             at = end
-        return [*out, *self._more()] if lines else out
+        return [*out, *self.more()] if lines else out
 
     def acknowledged(self, incarnation: str, seq: int, rewind: bool, t_ns: int) -> list[Read]:
         """The root has everything up to ``seq``; with ``rewind`` it misses what follows."""
@@ -147,7 +148,7 @@ class Outbox:
                 pause_ns = min(pause_ns * 2, RESEND_MAX_NS)
             self._rewound = (seq, t_ns, pause_ns)
             return self._again(t_ns)
-        return self._more()
+        return self.more()
 
     def next_wake_ns(self) -> int | None:
         if not self._credit or not self._flight:
@@ -162,7 +163,7 @@ class Outbox:
             return []
         if wake_ns == self._later_ns:
             self._later_ns = None
-            return self._more()
+            return self.more()
         self._patience_ns = min(self._patience_ns * 2, RESEND_MAX_NS)
         return self._again(t_ns)
 

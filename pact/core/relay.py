@@ -431,10 +431,10 @@ class Relay:
         self._last.clear()
         return out
 
-    def _dismiss(self, t_ns: int) -> list[Effect]:
+    def _dismiss(self, t_ns: int, rootless: bool = True) -> list[Effect]:
         """Too long without a way to the root: the children go elsewhere.  # T8"""
         self._cut_ns = None
-        head = {"why": "no way to the root", "again": False, "retry_ms": UNROOTED_RETRY_MS}
+        head = {"why": "no way to the root", "again": False, "retry_ms": UNROOTED_RETRY_MS, "rootless": rootless}
         out = self._to(self.tree.children.values(), "sorry", head)
         for rid in list(self.tree.children):
             out += self.gone(rid, t_ns)
@@ -444,7 +444,7 @@ class Relay:
 
     def leave(self, t_ns: int) -> list[Effect]:
         """This aggregator ends: the children are told, and go elsewhere at once."""
-        return [*self.parent_lost(t_ns), *self._dismiss(t_ns)]
+        return [*self.parent_lost(t_ns), *self._dismiss(t_ns, False)]
 
     def _told_fleet(self, fleet: Mapping[str, Any], t_ns: int) -> list[Effect]:
         if self.fleet is not None and (fleet["fence"], fleet["seq"]) < (self.fleet["fence"], self.fleet["seq"]):
