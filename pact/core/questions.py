@@ -142,17 +142,12 @@ class Questions:
         waiting = question.waiting
         every = [n for names, _ in head["parts"] for n in names]
         each = set(every)
-        if len(each) == len(every) and each <= waiting:
-            waiting -= each
-            for (names, _), body in sections(message, "parts"):
-                if names:
-                    question.part(names, body)
-        else:  # a set union: repetition is harmless  # G7
-            for (names, _), body in sections(message, "parts"):
-                fresh = [n for n in names if n in waiting]
-                if fresh:
-                    waiting.difference_update(fresh)
-                    question.part(fresh, body)
+        exact = len(each) == len(every) and each <= waiting  # as nearly always: no name need be looked at by itself
+        for (names, _), body in sections(message, "parts"):
+            fresh = names if exact else [n for n in names if n in waiting]  # a set union: repetition is harmless  # G7
+            if fresh:
+                waiting.difference_update(fresh)
+                question.part(fresh, body)
         if question.flush is not None:
             question.flush()
         for name in head["lost"]:

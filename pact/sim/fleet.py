@@ -20,7 +20,7 @@ import select
 import sys
 import time
 from collections import OrderedDict, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Protocol
 
@@ -194,7 +194,10 @@ class VirtualNode:
 
     def _up(self, work: Sequence[Read | Up]) -> None:
         """Records up, as far as the credit goes."""
-        for up in self._read(work):
+        self._send(self._read(work))
+
+    def _send(self, ups: Iterable[Up]) -> None:
+        for up in ups:
             self._apply(self.uplink.send(up.kind, up.head, up.body))
 
     def _read(self, work: Sequence[Read | Up]) -> deque[Up]:
@@ -210,8 +213,7 @@ class VirtualNode:
         return out
 
     def _recorded(self) -> None:
-        for up in self._todo():
-            self._apply(self.uplink.send(up.kind, up.head, up.body))
+        self._send(self._todo())
 
     def _todo(self) -> deque[Up]:
         """What goes up of what was recorded since."""
@@ -267,8 +269,7 @@ class VirtualNode:
         todo = self._todo()
         with_it = todo.popleft() if todo and self.uplink.with_answers and with_answer(todo[0]) else None
         self._apply(self.uplink.answer(key[1], answer, with_it))
-        for up in todo:  # an answer does not wait behind many events
-            self._apply(self.uplink.send(up.kind, up.head, up.body))
+        self._send(todo)  # an answer does not wait behind many events
         if self.links.readable():
             self.readable()
 
