@@ -50,6 +50,7 @@ class Process:
 
     def __init__(self, log: Path, *command: str) -> None:
         self.said = ""
+        self.told = 0
         self._log = log
         with open(log, "ab") as errors:
             self._popen = subprocess.Popen(
@@ -77,10 +78,11 @@ class Process:
         found: dict[str, int] = json.loads(text) if text.startswith("{") else {}
         return found
 
-    def tell(self) -> None:
+    def tell(self, what: bytes = b"") -> None:
         """A line on its stdin."""
         assert self._popen.stdin is not None
-        self._popen.stdin.write(b"\n")
+        self.told += 1
+        self._popen.stdin.write(what + b"\n")
         self._popen.stdin.flush()
 
     def kill(self, number: int = 15) -> None:
@@ -254,7 +256,15 @@ class Cluster:
     # -- using it -----------------------------------------------------------------------------------------------
 
     def counts(self) -> list[dict[str, int]]:
+        """The newest that was told, which may be a moment old."""
         return [p.counts() for p in self.fleets]
+
+    def counts_now(self) -> list[dict[str, int]]:
+        """What is so after this was called: with older counts, quiet looks like it was before the work began."""
+        for fleet in self.fleets:
+            fleet.tell()
+        self.until(lambda: all(p.counts().get("told", 0) >= p.told for p in self.fleets), "counts", 30, 0.002)
+        return self.counts()
 
     def until(self, condition: Callable[[], bool], what: str, seconds: float, every_s: float = 0.05) -> None:
         ends = time.monotonic() + seconds
@@ -265,7 +275,7 @@ class Cluster:
 
     def quiet(self, seconds: float = 60.0) -> None:
         """Until every record of every node is durable at the root and acknowledged."""
-        self.until(lambda: all(c.get("acked", 0) >= c.get("records", 1) for c in self.counts()), "quiet", seconds)
+        self.until(lambda: all(c.get("acked", 0) >= c.get("records", 1) for c in self.counts_now()), "quiet", seconds)
 
     def frames(self) -> dict[str, int]:
         """What has passed between the root and its children, by direction and kind."""

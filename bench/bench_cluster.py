@@ -183,12 +183,12 @@ def rollback(cluster: Cluster, client: object, nodes: int) -> tuple[float, float
     _, result, _ = asked(client, "apply", {"resources": CHANGE, "message": "bench"}, everybody, 120)  # type: ignore[arg-type]
     assert result.exit == 0, (result.message, str(result.failed)[:500])
     cluster.quiet()
-    own = -sum(c["work_us"] for c in cluster.counts())
+    own = -sum(c["work_us"] for c in cluster.counts_now())
     seconds, result, _ = asked(client, "group_rollback", {"group": result.result["group"]}, None, 120)  # type: ignore[arg-type]
     assert result.exit == 0 and result.result["state"] == "rolled back", (result.message, str(result.failed)[:500])
     cluster.quiet()
     after = cluster.frames()
-    own += sum(c["work_us"] for c in cluster.counts())
+    own += sum(c["work_us"] for c in cluster.counts_now())
     return seconds, own / 1e6, {k: after[k] - before.get(k, 0) for k in after}
 
 
@@ -313,7 +313,7 @@ def rejoin(children: int) -> list[Figure]:
                       "all children under others", 60, 0.02)  # fmt: skip
         took = time.monotonic() - began
         for fleet in cluster.fleets:
-            fleet.tell()  # nobody writes any more
+            fleet.tell(b".")  # nobody writes any more
         time.sleep(3)
         cluster.quiet()
         moved = sum(c["lost"] for c in cluster.counts()) - lost

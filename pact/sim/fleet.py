@@ -5,7 +5,7 @@ Every node has its own DEALER, its own CURVE key and its own session, as an agen
 nothing of them travels. A process of this kind holds a few thousand nodes: each takes two descriptors.
 
 ``python -m pact.sim.fleet SPEC`` runs one: SPEC is JSON (see ``Spec``); every change of its counts is a line of JSON on
-stdout; a line on stdin ends the writing, the end of stdin ends it.
+stdout, and every line on stdin asks for one now; a dot in it ends the writing, the end of stdin ends it.
 """
 
 from __future__ import annotations
@@ -73,7 +73,8 @@ class Spec:
 @dataclass(slots=True)
 class Counts:
     """What a process tells: nodes that were told to connect, that have a parent now; records that are durable at the
-    root, and that there are; calls carried out, and the processor's time that this took; how often a parent was lost.
+    root, and that there are; calls carried out, and the processor's time that this took; how often a parent was lost;
+    lines of stdin that were read before this was told.
     """
 
     begun: int = 0
@@ -83,6 +84,7 @@ class Counts:
     calls: int = 0
     work_us: int = 0
     lost: int = 0
+    told: int = 0
 
 
 class Machine(World):
@@ -360,9 +362,8 @@ class Fleet:
             self.now_ns, self.wall_ns = boottime_ns(), time.time_ns()
             for fd, _ in ready:
                 if fd == stdin:
-                    if not os.read(stdin, 4096):
+                    if not self._asked(stdin):
                         return
-                    self.writing = False
                     continue
                 node = self._by_fd.get(fd)
                 if node is not None:
@@ -371,6 +372,14 @@ class Fleet:
                         self._schedule(node)
             self.now_ns, self.wall_ns = boottime_ns(), time.time_ns()
             self._after_reading()
+
+    def _asked(self, stdin: int) -> bool:
+        """False at its end."""
+        said = os.read(stdin, 4096)
+        self.counts.told += said.count(b"\n")
+        self.writing = self.writing and b"." not in said
+        self._report_ns = 0
+        return bool(said)
 
     def _after_reading(self) -> None:
         """The rest of a turn: who begins, whose time has come, what was asked, and what is told."""

@@ -131,10 +131,8 @@ class Leaves(Fleet):
             for fd, _ in self._epoll.poll(self._timeout_s()):
                 if fd != stdin:
                     self.busy[self._by_poller[fd]] = None
-                elif not os.read(stdin, 4096):
+                elif not self._asked(stdin):
                     return
-                else:
-                    self.writing = False
             self.now_ns, self.wall_ns = boottime_ns(), time.time_ns()
             self._turns()
             for _ in range(len(self.told)):
