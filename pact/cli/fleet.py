@@ -18,7 +18,7 @@ from pact.cli import groups
 from pact.cli.client import Answer, Transport
 from pact.cli.render import clean, emit, emit_line, event_line, on_terminal, say, spoken
 from pact.cli.roots import Answers, Asked, Recorder, ask, connected, fold, say_failed
-from pact.core.questions import gravest
+from pact.core.answers import gravest
 from pact.errors import (
     BY_EXIT_CODE,
     EXIT_DONE,

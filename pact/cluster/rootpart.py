@@ -23,7 +23,7 @@ from pact.cluster.nodesets import Folded, NodeSets
 from pact.cluster.publish import Endpoint, Publisher
 from pact.cluster.replay import Replay
 from pact.core import rootlog, wire
-from pact.core.questions import answer_of
+from pact.core.answers import answer_of
 from pact.core.root import Commit, Down, Effect, Publish, Root
 from pact.core.rootlog import RootState
 from pact.core.runs import standing

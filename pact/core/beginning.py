@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
+from pact.core.answers import answer_of, gravest
 from pact.core.questions import (
     ABSENT,
     LOST,
-    answer_of,
-    gravest,
     refuse_absent,
     require_role,
     require_short,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from pact.core.questions import LATE, allowed, answer_of, clipped, refusal_of
+from pact.core.answers import answer_of, clipped, refusal_of
+from pact.core.questions import LATE, allowed
 from pact.core.rootlog import Group
 from pact.core.runs import CARRYING, DECIDING, PAUSED, WHY_MAX, Head, Run, caller_of, held_by, shown, stopped
 from pact.errors import EXIT_BLOCKED, EXIT_CONFLICT, EXIT_DONE, EXIT_FAILED, EXIT_UNREACHABLE

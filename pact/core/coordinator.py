@@ -9,15 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+from pact.core.answers import answer_of, gravest, refusal_of
 from pact.core.beginning import Beginner
 from pact.core.carrying import Carrier
 from pact.core.fleet import Fleet
 from pact.core.questions import (
     ABSENT,
     allowed,
-    answer_of,
-    gravest,
-    refusal_of,
     refuse_absent,
     require_role,
     require_short,

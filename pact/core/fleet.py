@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
-from pact.core.questions import answer_of, require_role
+from pact.core.answers import answer_of
+from pact.core.questions import require_role
 from pact.core.records import rfc3339
 from pact.errors import EXIT_UNREACHABLE, ConflictError, DeniedError, UsageError
 from pact.model import NS_PER_S

@@ -6,19 +6,17 @@ fleet's stop are the coordinator's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
+from pact.core.answers import SAID_MAX, clipped, fitting
 from pact.core.calls import PARTS_BYTES
 from pact.core.rootlog import ROOT
 from pact.core.wire import BODY_MAX, Message, sections
 from pact.errors import (
-    EXIT_BLOCKED,
-    EXIT_CONFLICT,
-    EXIT_DONE,
     EXIT_FAILED,
     EXIT_UNREACHABLE,
     AbsentError,
@@ -33,24 +31,17 @@ if TYPE_CHECKING:
 
 TIMEOUT_NS: Final = 60 * NS_PER_S
 TIMEOUT_MAX_NS: Final = 3600 * NS_PER_S
+#: So long a node that has gone may come back, under another aggregator or with a new agent, and is asked again.
+AWAY_NS: Final = 10 * NS_PER_S
 QUESTIONS_MAX: Final = 1000
 PROGRESS_NS: Final = NS_PER_S // 10
-#: Of a text in a result; what people or nodes say may be longer than a head takes.
-SAID_MAX: Final = 4_000
 NAMES_MAX: Final = 32_000
 MESSAGE_MAX: Final = 4_000
 #: Of what the root writes anew for nodes: the rest of a group's arguments comes on top.
 ARGS_MAX: Final = BODY_MAX - (1 << 20)
 GROWTH: Final = 8  # at most so many times longer is JSON that is written anew: 1E15 becomes 1000000000000000.0
-HOLDERS_MAX: Final = 20
-#: What is kept of a consumer that a node names, and how long each may be: a node may say anything.
-HOLDER_FIELDS: Final = ("resource", "pid", "how", "path", "uid", "user", "command", "cgroup", "job")
-FIELD_MAX: Final = 300
 #: Characters of all that failed, in one result: with every character escaped it still fits a head.
 FAILED_MAX: Final = 384 << 10
-RESULT_MAX: Final = BODY_MAX
-#: What a result can go without, first what is longest and can be asked for on its own.
-CUT: Final[Mapping[str, Any]] = {"blocked": {}, "resources": [], "members": {}, "nodes": ""}
 LOST: Final = "lost contact before it answered; it may have been done"
 LATE: Final = "no answer in time; it may still be done"
 ABSENT: Final = "not connected"
@@ -60,8 +51,6 @@ NODE_OPS: Final = frozenset({
     "ping", "status", "check", "diff", "log", "consumers", "show", "commit", "rollback", "extend", "declare", "adopt",
     "hold_place", "hold_release", "emergency_start", "emergency_end", "state",
 })  # fmt: skip
-#: Gravest last: what the exit code of several nodes is.
-GRAVITY: Final = (0, 11, EXIT_CONFLICT, EXIT_UNREACHABLE, 2, 3, EXIT_FAILED, EXIT_BLOCKED)
 RANK: Final = {"viewer": 0, "ops": 1, "admin": 2}
 
 Part = Callable[[list[str], bytes], None]
@@ -70,10 +59,16 @@ Done = Callable[[dict[str, str]], None]
 
 @dataclass(slots=True)
 class Question:
-    """One question under way. ``waiting`` are those that have not answered; ``lost`` says why some will not."""
+    """One question under way. ``waiting`` are those that have not answered; ``away`` those of them that have gone, and
+    until when they may come back; ``lost`` says why some will not answer.
+    """
 
     id: str
     waiting: set[str]
+    op: str
+    args: bytes
+    caller: dict[str, Any]
+    asked_ns: int
     until_ns: int
     part: Part
     done: Done
@@ -81,6 +76,15 @@ class Question:
     client_id: int = 0
     flush: Callable[[], None] | None = None
     lost: dict[str, str] = field(default_factory=dict)
+    away: dict[str, int] = field(default_factory=dict)  # the earliest first
+    again_ns: dict[str, int] = field(default_factory=dict)  # who was asked again, and when
+
+    def told(self, names: Iterable[str]) -> None:
+        """Nobody waits for these any more."""
+        self.waiting.difference_update(names)
+        if self.away:
+            for name in names:
+                self.away.pop(name, None)
 
 
 class Questions:
@@ -106,11 +110,18 @@ class Questions:
             done({})
             return
         self._n += 1
-        question = Question(f"{root.fence:x}.{self._n}", waiting, root.t_ns + timeout_ns, part, done, *client, flush)
+        question = Question(f"{root.fence:x}.{self._n}", waiting, op, args, dict(caller), root.t_ns,
+                            root.t_ns + timeout_ns, part, done, *client, flush)  # fmt: skip
         self.open[question.id] = question
-        root.down("call", {  # by name: who joins just now was not meant
-            "call": question.id, "op": op, "nodes": list(waiting), "caller": dict(caller),
-            "fence": root.fence, "timeout_ms": timeout_ns // 1_000_000}, args)  # fmt: skip
+        self._call(question, waiting)
+
+    def _call(self, question: Question, names: Iterable[str]) -> None:
+        """By name: who joins just now was not meant."""
+        root = self.root
+        root.down("call", {
+            "call": question.id, "op": question.op, "nodes": list(names), "caller": question.caller,
+            "fence": root.fence, "timeout_ms": max(0, question.until_ns - root.t_ns) // 1_000_000},
+            question.args)  # fmt: skip
 
     def ask_members(self, names: Iterable[str], op: str, args: Mapping[str, Any] | bytes, caller: Mapping[str, Any],
                     part: Part, done: Done, timeout_ns: int | None = None) -> None:  # fmt: skip
@@ -146,23 +157,51 @@ class Questions:
         for (names, _), body in sections(message, "parts"):
             fresh = names if exact else [n for n in names if n in waiting]  # a set union: repetition is harmless  # G7
             if fresh:
-                waiting.difference_update(fresh)
+                question.told(fresh)
                 question.part(fresh, body)
         if question.flush is not None:
             question.flush()
-        for name in head["lost"]:
-            self._lose(question, name, LOST)
+        self._missed(question, [n for n in head["lost"] if n in waiting])
         self._finish_if_done(question)
 
-    def gone(self, name: str) -> None:
+    def gone(self, names: Iterable[str]) -> None:
+        """No way leads to these nodes any more."""
         for question in list(self.open.values()):
-            if name in question.waiting:
+            self._missed(question, [n for n in names if n in question.waiting])
+
+    def came(self, names: Iterable[str]) -> None:
+        """Nodes are here, for the first time or again: who was waited for is asked again. What it has done already it
+        does not do twice.  # T6
+        """
+        for question in self.open.values():
+            self._again(question, question.away.keys() & names)
+
+    def _missed(self, question: Question, names: Iterable[str]) -> None:
+        """Below, nobody waits for these any more. Who is away may come back; who has come since it was asked is asked
+        again; to whoever stays away, or was there all the time, the question cannot be brought.
+        """
+        root, again = self.root, []
+        for name in names:
+            here = root.nodes.get(name)
+            if here is None:
+                question.away.setdefault(name, root.t_ns + AWAY_NS)
+            elif here.since_ns > question.again_ns.get(name, question.asked_ns):
+                again.append(name)
+            else:
                 self._lose(question, name, LOST)
-                self._finish_if_done(question)
+        self._again(question, again)
+
+    def _again(self, question: Question, names: Collection[str]) -> None:
+        if not names:
+            return
+        for name in list(names):
+            question.away.pop(name, None)
+            question.again_ns[name] = self.root.t_ns
+        self._call(question, names)
 
     def _lose(self, question: Question, name: str, why: str) -> None:
         if name in question.waiting:
-            question.waiting.discard(name)
+            question.told((name,))
             question.lost[name] = why
 
     def _finish_if_done(self, question: Question) -> None:
@@ -170,14 +209,19 @@ class Questions:
             question.done(question.lost)
 
     def tick(self) -> None:
-        for question in [q for q in self.open.values() if q.until_ns <= self.root.t_ns]:
-            for name in list(question.waiting):
-                self._lose(question, name, LATE)
-            self.root.down("drop", {"call": question.id})
+        t_ns = self.root.t_ns
+        for question in list(self.open.values()):
+            late = question.until_ns <= t_ns
+            for name in [n for n, until_ns in question.away.items() if late or until_ns <= t_ns]:
+                self._lose(question, name, LOST)
+            if late:
+                for name in list(question.waiting):
+                    self._lose(question, name, LATE)
+                self.root.down("drop", {"call": question.id})
             self._finish_if_done(question)
 
     def next_wake_ns(self) -> int | None:
-        return min((q.until_ns for q in self.open.values()), default=None)
+        return min((min(q.until_ns, next(iter(q.away.values()), q.until_ns)) for q in self.open.values()), default=None)
 
     def cancel(self, client: str, id_: int) -> None:
         """The client listens no more (0: to nothing). What nodes were asked they do all the same; nobody is told."""
@@ -360,80 +404,6 @@ def _require_small(args: Mapping[str, Any], raw: bytes) -> None:
     size = len(raw) if len(raw) > ARGS_MAX or len(raw) * GROWTH <= ARGS_MAX else len(orjson.dumps(args))
     if size > ARGS_MAX:
         raise UsageError(f"arguments of {size} bytes; at most {ARGS_MAX} travel", "split the file")
-
-
-def answer_of(body: bytes) -> dict[str, Any]:
-    """A node's answer; one that makes no sense counts as a refusal."""
-    try:
-        answer = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        answer = None
-    if not isinstance(answer, dict) or type(answer.get("exit")) is not int or not 0 <= answer["exit"] <= 255:
-        return {"exit": EXIT_FAILED, "message": "an answer that makes no sense", "hint": "", "result": {}}
-    if not isinstance(answer.get("result"), dict):
-        answer["result"] = {}
-    answer["message"] = clipped(str(answer.get("message", "")))
-    return answer
-
-
-def refusal_of(answer: Mapping[str, Any]) -> dict[str, Any]:
-    """Why a node did not, and who was in its way."""
-    result = answer["result"]
-    holders = result.get("holders")
-    named = [_holder(h) for h in holders[:HOLDERS_MAX] if isinstance(h, dict)] if isinstance(holders, list) else []
-    return {"why": clipped(str(result.get("why") or answer["message"] or "no")), "holders": named,
-            "absent": result.get("absent") is True}  # fmt: skip
-
-
-def _holder(said: Mapping[str, Any]) -> dict[str, Any]:
-    """A consumer as ``Holder`` writes it: numbers and short texts, whatever the node said."""
-    out = {k: said[k] for k in HOLDER_FIELDS if k in said and isinstance(said[k], str | int | None)}
-    return {k: v[:FIELD_MAX] if isinstance(v, str) else v for k, v in out.items()}
-
-
-def fitting(result: Mapping[str, Any]) -> tuple[bytes, str]:
-    """A result as JSON, cut to what a message takes; and what to say of that."""
-    body = orjson.dumps(result)
-    if len(body) <= RESULT_MAX:
-        return body, ""
-    groups = result.get("groups")
-    if isinstance(groups, list):
-        kept = _newest(groups, RESULT_MAX - (1 << 10))
-        body = orjson.dumps({**result, "groups": kept, "truncated": True})
-        return body, f"{len(groups) - len(kept)} older groups are left out: too many for one answer"
-    return _without(result, RESULT_MAX), "some of it is left out: too much for one answer"
-
-
-def _without(result: Mapping[str, Any], room: int) -> bytes:
-    cut = {**result, "truncated": True}
-    for key, nothing in CUT.items():
-        if key in cut:
-            cut[key] = {} if isinstance(cut[key], dict) else nothing
-            body = orjson.dumps(cut)
-            if len(body) <= room:
-                return body
-    return b'{"truncated":true}'
-
-
-def _newest(groups: list[dict[str, Any]], room: int) -> list[Any]:
-    kept: list[Any] = []
-    for group in reversed(groups):
-        body = orjson.dumps(group)
-        if len(body) > room // 4:
-            body = _without(group, room // 4)
-        room -= len(body) + 1
-        if room < 0:
-            break
-        kept.append(orjson.Fragment(body))
-    return kept[::-1]
-
-
-def clipped(text: str) -> str:
-    return text if len(text) <= SAID_MAX else text[: SAID_MAX - 1] + "…"
-
-
-def gravest(codes: Iterable[int]) -> int:
-    return max(codes, key=lambda c: GRAVITY.index(c) if c in GRAVITY else len(GRAVITY), default=EXIT_DONE)
 
 
 def require_short(message: str) -> None:

@@ -341,9 +341,7 @@ class Root:
     def _below(self, message: Message) -> None:
         head = message.head
         racks, sessions = head.get("racks", {}), head.get("sessions", {})
-        for name in head["gone"]:
-            if self.nodes.pop(name, None) is not None:
-                self.questions.gone(name)
+        self.questions.gone([n for n in head["gone"] if self.nodes.pop(n, None) is not None])
         fresh = []
         for name in head["add"]:
             if name == rootlog.ROOT:
@@ -351,6 +349,7 @@ class Root:
                 continue
             self.nodes[name] = Known(racks.get(name, ""), sessions.get(name, 0), self.t_ns)
             fresh.append(name)
+        self.questions.came(fresh)
         self.groups.came(fresh)
 
     def _ask(self, message: Message) -> None:

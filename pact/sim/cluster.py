@@ -255,7 +255,6 @@ class Cluster:
         if not peer.linked:
             return
         peer.linked = False
-        peer.answers.clear()
         session = peer.session
         if peer.world.running:
             peer.world.feed(lambda: LinkChanged(self.t_ns, self.wall_ns, False))

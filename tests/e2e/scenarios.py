@@ -131,6 +131,28 @@ def an_aggregator_is_killed_and_its_children_are_at_work_elsewhere(site: Site) -
     assert sorted(answer["nodes"]) == names and answer["failed"] == {}
 
 
+@scenario
+def a_command_waits_for_nodes_whose_aggregator_dies_under_it(site: Site) -> None:
+    names = build(site, 4, middle=["agg1", "agg2"])
+    victim = next(a for a in ("agg1", "agg2") if any(_parent(site, n) == a for n in names))
+    moved = [n for n in names if _parent(site, n) == victim]
+    site.aggregators[victim].send_signal(signal.SIGSTOP)  # what is sent there now is never read
+    killer = threading.Timer(1.5, site.kill_aggregator, [victim])  # the root hears of this before its children are back
+    killer.start()
+    began = time.monotonic()
+    gid = apply(site, names)
+    took = time.monotonic() - began
+    killer.join()
+    assert took > 1.5, took
+    assert [has(site, n) for n in names] == ["new\n"] * 4
+    for name in moved:
+        records = site.local(name, "--json", "log", "--type", "applied").out.splitlines()
+        assert _parent(site, name) not in ("", victim) and len(records) == 1, records
+    ok(site, "commit", gid, "-m", "good")
+    wait_until(lambda: all_recorded(site, names), "every record has come")
+    print(f"{len(moved)} of {len(names)} moved; the command took {took:.1f} s")
+
+
 def _parent(site: Site, name: str) -> str:
     cluster = site.local(name, "--json", "status").json()["cluster"]
     url = cluster["parent"] if cluster["connected"] else None

@@ -33,6 +33,11 @@ def test_an_aggregator_is_killed_and_its_children_are_at_work_elsewhere() -> Non
     scenario("an_aggregator_is_killed_and_its_children_are_at_work_elsewhere")
 
 
+@pytest.mark.invariant("T6", "T7")
+def test_a_command_waits_for_nodes_whose_aggregator_dies_under_it() -> None:
+    scenario("a_command_waits_for_nodes_whose_aggregator_dies_under_it")
+
+
 @pytest.mark.invariant("K1", "F34")
 def test_a_root_is_killed_and_started_again() -> None:
     scenario("a_root_is_killed_and_started_again")

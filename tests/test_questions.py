@@ -1,0 +1,195 @@
+"""Commands of the root's whose nodes go away while they are under way: who comes back soon is asked again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+import pytest
+
+from pact.core.questions import AWAY_NS, LATE, LOST
+from pact.model import NS_PER_S, Declared
+from pact.sim.cluster import GONE_NS, Cluster, Net
+
+NAMES = "n0,n1,n2"
+STAY_NS = NS_PER_S // 10
+
+
+def cluster() -> Cluster:
+    made = Cluster(1, 3, {"sysctl:x": Declared({"value": "old"})})
+    made.advance(3 * NS_PER_S)
+    return made
+
+
+def hold(c: Cluster, timeout_ms: int = 0) -> int:
+    """A command that must not be done twice."""
+    c.requests += 1
+    args = {"reason": "maintenance", "for_ns": 3600 * NS_PER_S}
+    c.up(c.root, "request", {
+        "id": c.requests, "op": "hold_place", "nodes": NAMES, "timeout_ms": timeout_ms, "client": "c",
+        "caller": {"user": "alice", "role": "admin", "via": "cluster"}}, orjson.dumps(args))  # fmt: skip
+    return c.requests
+
+
+def holds(c: Cluster, name: str) -> int:
+    return sum(r.type == "hold_placed" for r in c.peers[name].world.journal)
+
+
+def ended(c: Cluster, n: int) -> tuple[int, dict[str, str]]:
+    head, _ = c.results.pop(n)
+    return head["exit"], head["failed"]
+
+
+def below(c: Cluster, name: str, *, gone: bool) -> None:
+    c.up(c.root, "below", {"add": [] if gone else [name], "gone": [name] if gone else [], "racks": {}, "sessions": {}})
+
+
+@pytest.mark.invariant("T6")
+def test_a_node_that_moves_while_it_is_asked_is_asked_again_where_it_is_now() -> None:
+    c = cluster()
+    c.cut("n1")  # its aggregator has died; the root hears of that later
+    n = hold(c)
+    c.advance(GONE_NS + NS_PER_S)
+    assert n not in c.results and holds(c, "n0") == 1 and holds(c, "n1") == 0
+    c.mend("n1")
+    c.advance(4 * NS_PER_S)
+    assert ended(c, n) == (0, {})
+    assert [holds(c, name) for name in NAMES.split(",")] == [1, 1, 1]
+    assert not c.root.questions.open  # type: ignore[union-attr]
+
+
+@pytest.mark.invariant("T6")
+def test_who_stays_away_is_lost_and_nobody_waits_longer_for_it() -> None:
+    c = cluster()
+    c.cut("n1")
+    n = hold(c)
+    c.advance(GONE_NS + AWAY_NS - STAY_NS)
+    assert n not in c.results
+    c.advance(2 * STAY_NS)
+    assert ended(c, n) == (5, {"n1": LOST})
+    c.mend("n1")
+    c.advance(5 * NS_PER_S)
+    assert holds(c, "n1") == 0, "what was said to be lost is not done later"
+
+
+def test_who_has_answered_may_go() -> None:
+    c = cluster()
+    n = hold(c)
+    c.advance(NS_PER_S)
+    assert ended(c, n) == (0, {})
+    m = hold(c)
+    c.up(c.root, "answer", {"call": next(iter(c.root.questions.open)), "final": True, "lost": [],  # type: ignore[union-attr]
+                            "parts": [[["n1"], 2]]}, b"{}")  # fmt: skip
+    below(c, "n1", gone=True)
+    c.advance(NS_PER_S)
+    assert ended(c, m)[0] == 0, "it has gone after its answer"
+
+
+def test_an_answer_that_comes_from_elsewhere_while_a_node_seems_away_is_its_answer() -> None:
+    c = cluster()
+    c.cut("n1")
+    n = hold(c)
+    below(c, "n1", gone=True)
+    c.advance(NS_PER_S)
+    assert n not in c.results
+    (question,) = c.root.questions.open.values()  # type: ignore[union-attr]
+    c.up(c.root, "answer", {"call": question.id, "final": True, "lost": ["n1"], "parts": [[["n1"], 2]]}, b"{}")
+    assert ended(c, n) == (0, {})
+
+
+def test_a_question_that_cannot_be_brought_to_a_node_that_is_there_is_lost_at_once() -> None:
+    c = cluster()
+    c.cut("n1")
+    n = hold(c)
+    c.advance(NS_PER_S)
+    (question,) = c.root.questions.open.values()  # type: ignore[union-attr]
+    c.up(c.root, "answer", {"call": question.id, "final": True, "lost": ["n1"], "parts": []})
+    assert ended(c, n) == (5, {"n1": LOST})
+
+
+@pytest.mark.invariant("T7")
+def test_who_came_again_before_its_loss_was_told_is_asked_once_more_and_not_for_ever() -> None:
+    c = cluster()
+    c.cut("n1")
+    n = hold(c)
+    (question,) = c.root.questions.open.values()  # type: ignore[union-attr]
+    c.advance(NS_PER_S)
+    below(c, "n1", gone=False)
+    asked = []
+    c._call = lambda root, name, head, body: asked.append(name)  # type: ignore[method-assign]
+    c.up(c.root, "answer", {"call": question.id, "final": True, "lost": ["n1"], "parts": []})
+    c.advance(NS_PER_S)
+    assert asked == ["n1"] and n not in c.results
+    c.up(c.root, "answer", {"call": question.id, "final": True, "lost": ["n1"], "parts": []})
+    c.advance(NS_PER_S)
+    assert asked == ["n1"] and ended(c, n) == (5, {"n1": LOST})
+
+
+def test_the_time_of_a_command_ends_for_those_who_are_away_too() -> None:
+    c = cluster()
+    c.cut("n1")
+    c.cut("n2")
+    n = hold(c, timeout_ms=8_000)
+    below(c, "n1", gone=True)
+    c.peers["n2"].session += 1  # nothing is heard of its end
+    c.advance(8 * NS_PER_S + STAY_NS)
+    assert ended(c, n) == (5, {"n1": LOST, "n2": LATE})
+
+
+def test_what_is_left_of_the_time_is_what_a_node_gets_that_is_asked_again() -> None:
+    c = cluster()
+    c.cut("n1")
+    hold(c, timeout_ms=30_000)
+    below(c, "n1", gone=True)
+    c.advance(5 * NS_PER_S)
+    heard: list[Any] = []
+    c._call = lambda root, name, head, body: heard.append((name, head["timeout_ms"]))  # type: ignore[method-assign]
+    below(c, "n1", gone=False)
+    c.advance(NS_PER_S)
+    assert heard == [("n1", 25_000)]
+
+
+def test_nobody_is_asked_again_for_somebody_who_listens_no_more() -> None:
+    c = cluster()
+    c.cut("n1")
+    hold(c)
+    below(c, "n1", gone=True)
+    c.up(c.root, "cancel", {"client": "c", "id": 0})
+    c.mend("n1")
+    c.advance(5 * NS_PER_S)
+    assert holds(c, "n1") == 0 and not c.root.questions.open  # type: ignore[union-attr]
+
+
+@pytest.mark.invariant("T6", "G3")
+@pytest.mark.parametrize("seed", range(40))
+def test_nodes_that_come_and_go_do_each_command_once_or_are_named(seed: int) -> None:
+    c = Cluster(seed, 5, {"sysctl:x": Declared({"value": "old"})}, net=Net(twice=0.2, delay_ms=1500))
+    c.advance(3 * NS_PER_S)
+    everybody = ",".join(c.peers)
+    rng, asked = c.rng, []
+    for _ in range(25):
+        name = rng.choice(list(c.peers))
+        if c.peers[name].cut:
+            c.mend(name)
+        elif rng.random() < 0.5:
+            c.cut(name)
+        if rng.random() < 0.4:
+            c.requests += 1
+            c.up(c.root, "request", {
+                "id": c.requests, "op": "hold_place", "nodes": everybody, "timeout_ms": 0, "client": "c",
+                "caller": {"user": "alice", "role": "admin", "via": "cluster"}},
+                orjson.dumps({"reason": f"r{c.requests}", "for_ns": 3600 * NS_PER_S}))  # fmt: skip
+            asked.append(c.requests)
+        c.advance(rng.randrange(1, 3 * NS_PER_S))
+    for name in c.peers:
+        if c.peers[name].cut:
+            c.mend(name)
+    c.advance(90 * NS_PER_S)
+    for n in asked:
+        head, _ = c.results[n]
+        failed = {name for names in head["failed"] for name in names.split(",")}
+        for name, peer in c.peers.items():
+            done = [r for r in peer.world.journal if r.type == "hold_placed" and r.data["reason"] == f"r{n}"]
+            assert done or name in failed, (n, name, "said to be done, and was not")
+            assert len(done) <= 1, (n, name)
+    c.check()
