@@ -156,6 +156,36 @@ def test_whose_key_is_removed_while_it_waits_is_told_so_and_nothing_stays_open(k
     gc.collect()  # a socket that was left open would be said to be
 
 
+def test_one_server_that_does_not_know_the_key_does_not_stand_before_another_that_does(kit: Kit, tmp_path: Path) -> None:
+    kit.start_root()
+    agg = ("agg1", started(kit, kit.url))
+    (tmp_path / "old").mkdir()
+    old = Kit(tmp_path / "old", {"root2": "aggregator"})  # its file of keys has not been brought up to date
+    try:
+        old.start_root("root2")
+        kit.public["root2"] = old.public["root2"]
+        under: list[str] = []
+        problems: list[Exception] = []
+
+        def ask(*servers: tuple[str, str]) -> None:
+            try:
+                with connected(kit, *servers, said=[]) as client:
+                    under.append(client.url)
+            except DeniedError as exc:
+                problems.append(exc)
+
+        stale, nobody = ("root2", old.url), ("root1", f"tcp://127.0.0.1:{free_ports(1)[0]}")
+        for servers in [(stale, agg), (stale, nobody)]:
+            thread = threading.Thread(target=ask, args=servers)
+            thread.start()
+            while thread.is_alive():
+                kit.turn(0.02)
+                old.turn(0.02)
+        assert under == [agg[1]] and "does not know the key" in str(problems[0]) and len(problems) == 1
+    finally:
+        old.close()
+
+
 def test_too_many_connections_with_one_key_are_no_missing_root(kit: Kit) -> None:
     kit.start_root()
     agg = ("agg1", started(kit, kit.url))

@@ -23,7 +23,7 @@ from pact.cluster.keys import Key
 from pact.cluster.nodesets import resolved
 from pact.core import wire
 from pact.core.wire import Message
-from pact.errors import DeniedError, RemoteProtocolError, UnreachableError, UsageError
+from pact.errors import DeniedError, PactError, RemoteProtocolError, UnreachableError, UsageError
 
 WELCOME_S: Final = 6.0
 BEAT_S: Final = 2.0
@@ -77,6 +77,7 @@ class Result:
 
 Item = Parts | Progress | Event | Result
 Server = tuple[str, str]  # its URL, and the key that is expected there
+Problems = dict[Server, UnreachableError | DeniedError]
 
 
 class RootClient:
@@ -101,34 +102,37 @@ class RootClient:
                 waiting(problems[rootless[0]].message)
                 problems = self._wait_for_a_root(rootless, [s for s in servers if s not in rootless])
             if problems:
-                raise next((p for p in problems.values() if isinstance(p, _Rootless)), [*problems.values()][-1])
+                raise max(problems.values(), key=_telling)
         except BaseException:
             self._context.destroy(0)
             raise
 
-    def _wait_for_a_root(self, rootless: Sequence[Server], others: Sequence[Server]) -> dict[Server, UnreachableError]:
+    def _wait_for_a_root(self, rootless: Sequence[Server], others: Sequence[Server]) -> Problems:
         """As ``_try_each``, for a while. Who was there and had no root is asked each time; of the others, who may be
         back, one in turn: what each of them costs is time in which nobody else is asked.
         """
         ends_s, pause_s, turn = time.monotonic() + ROOTLESS_S, PAUSE_S[0], itertools.cycle(others or [None])
-        problems: dict[Server, UnreachableError] = {}
+        problems: Problems = {}
         while (left_s := ends_s - time.monotonic()) > 0:
             time.sleep(min(left_s, pause_s * random.uniform(0.5, 1.0)))
             pause_s = min(pause_s * 1.5, PAUSE_S[1])
             problems = self._try_each(rootless, AGAIN_S)
+            rootless = [s for s in rootless if not isinstance(problems.get(s), DeniedError)]
+            if not rootless:
+                return problems
             other = next(turn) if problems else None
             if not problems or (other is not None and not self._try_each([other], AGAIN_S)):
                 return {}
         return problems
 
-    def _try_each(self, servers: Sequence[Server], patience_s: float) -> dict[Server, UnreachableError]:
+    def _try_each(self, servers: Sequence[Server], patience_s: float) -> Problems:
         """Why each of them did not take us; nothing if one did."""
-        problems: dict[Server, UnreachableError] = {}
+        problems: Problems = {}
         for i, (url, server_key) in enumerate(servers):
             try:
                 self._connect(url, server_key, i + 1 < len(servers), min(WELCOME_S, patience_s))
                 return {}
-            except UnreachableError as exc:
+            except (UnreachableError, DeniedError) as exc:  # its keys may be older than the others'
                 problems[url, server_key] = exc
                 self._sock.close(0)
         return problems
@@ -255,6 +259,11 @@ class RootClient:
     def cancel(self) -> None:
         """Nobody listens to the request's answer any more."""
         self._send("cancel", {"id": self._id})
+
+
+def _telling(problem: PactError) -> int:
+    """Of several servers' reasons, the one that says most: who answered knows more than who did not."""
+    return 2 if isinstance(problem, _Rootless) else int(isinstance(problem, DeniedError))
 
 
 def _result(message: Message) -> Result:
