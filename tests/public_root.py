@@ -132,7 +132,7 @@ class Root:
         first, count, raw = build(self.state, batches, self.fence)
         self.store.append(self.fence, first, count, raw)
         if publish:
-            self.publisher.publish(Publish(raw, last_of(raw)))
+            self.publisher.publish(Publish(raw, last_of(raw), "log1"))
         return first + count - 1
 
     def trim(self, before: int) -> None:

@@ -17,7 +17,7 @@ import orjson
 import pytest
 import zmq
 from cluster_kit import free_ports
-from public_root import Chain, Keys, Root
+from public_root import Chain, Keys, Root, build, last_of
 from rootlog_suite import until
 
 from pact.cluster import publish
@@ -133,6 +133,24 @@ def test_heads_come_by_themselves_and_stop_with_the_leadership(root: Root, conne
     assert orjson.loads(sock.recv_multipart()[2])["gseq"] == 41
 
 
+@pytest.mark.invariant("V1")
+def test_an_empty_log_has_no_heads_before_its_first_event_names_it(root: Root, connect: Any) -> None:
+    """Heads of a log without a name, and later with one, would be two logs to a subscriber."""
+    sock = connect(zmq.SUB, root.events)
+    subscribed(sock, "pact.v1.")
+    root.publisher.depose()
+    root.publisher.lead(-1, {})
+    time.sleep(0.3)
+    while sock.poll(0):
+        sock.recv_multipart()
+    assert not sock.poll(600)
+    raw = build(root.state, [Chain("n1").batch("committed")])[2]
+    root.publisher.publish(Publish(raw, last_of(raw), "log2"))
+    assert next_event(sock)[0]["gseq"] == 0
+    header, body = (orjson.loads(f) for f in sock.recv_multipart()[1:])
+    assert (header["incarnation"], body["gseq"]) == ("log2", 0)
+
+
 @pytest.mark.invariant("V4", "F39")
 def test_a_subscriber_that_never_reads_costs_nobody_anything(roots: Callable[..., Root], connect: Any) -> None:
     root = roots(send_max=400)
@@ -158,7 +176,7 @@ def test_a_subscriber_that_never_reads_costs_nobody_anything(roots: Callable[...
 def test_what_the_publisher_cannot_keep_up_with_is_left_to_the_replay_port(context: zmq.Context[Any]) -> None:
     publisher = Publisher(context, Endpoint("tcp://127.0.0.1:*"), "c1")
     raw = bytes(20 << 20)
-    assert [publisher.publish(Publish(raw, {})) for _ in range(5)] == [True, True, True, False, False]
+    assert [publisher.publish(Publish(raw, {}, "log1")) for _ in range(5)] == [True, True, True, False, False]
     assert publisher.stats()["left_out"] == 2
     for n in range(1000):
         publisher.lead(n, {})

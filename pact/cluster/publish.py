@@ -172,7 +172,9 @@ class Publisher(Threaded):
         self.left_out = 0
 
     def lead(self, gseq: int, types: Mapping[str, int], incarnation: str = "") -> None:
-        """This root leads; so far is the log, whose first record names its ``incarnation``. Chunks follow that."""
+        """This root leads; so far is the log, whose first record names its ``incarnation``. Chunks follow that. A log
+        without a name is empty: there are no heads yet.
+        """
         self._give(public.Heads(gseq, types, incarnation))
 
     def publish(self, chunk: Publish) -> bool:
@@ -220,12 +222,13 @@ class Publisher(Threaded):
         elif waiting:
             self._heads, self._heads_due_s = item, 0.0
         now_s = time.monotonic()
-        if self._heads is not None and now_s >= self._heads_due_s:
+        heads = self._heads if self._heads is not None and self._heads.incarnation else None
+        if heads is not None and now_s >= self._heads_due_s:
             self._heads_due_s = now_s + self._heads_s
-            sock.send_multipart(self._heads.frames(self._cluster, time.time_ns()))
+            sock.send_multipart(heads.frames(self._cluster, time.time_ns()))
         if more or self._queue:
             return 0.0
-        return 60.0 if self._heads is None else self._heads_due_s - now_s
+        return 60.0 if heads is None else self._heads_due_s - now_s
 
     def _drain(self, sock: zmq.Socket[Any]) -> bool:
         """Subscriptions come in as messages; how many there are is all that matters."""
@@ -241,6 +244,7 @@ class Publisher(Threaded):
     def _send(self, sock: zmq.Socket[Any], chunk: Publish) -> None:
         if self._heads is None:
             self._heads = public.Heads()
+        self._heads.incarnation = chunk.incarnation
         if not self._subscriptions:
             self._heads.skip(chunk.last)
             return

@@ -73,10 +73,13 @@ class Commit:
 
 @dataclass(frozen=True, slots=True)
 class Publish:
-    """A chunk that is durable, for the public side. ``last``: its last number of each type."""
+    """A chunk that is durable, for the public side. ``last``: its last number of each type; ``incarnation``: the log's,
+    which has none before its first chunk.
+    """
 
     chunk: bytes
     last: Mapping[str, int]
+    incarnation: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +174,7 @@ class Root:
         assert flying is not None and (flying.first, flying.count) == (first, count), (first, count)
         chunk = self.state.apply_written(flying.writer)
         self.counters.events += count
-        self._emit(Publish(flying.chunk, flying.writer.written[2]))
+        self._emit(Publish(flying.chunk, flying.writer.written[2], self.state.chain.incarnation))
         self._acks.update(flying.acks)
         self._to_watchers(chunk)
         for then in flying.then:

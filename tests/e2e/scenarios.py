@@ -162,6 +162,7 @@ def _parent(site: Site, name: str) -> str:
 @scenario
 def a_root_is_killed_and_started_again(site: Site) -> None:
     names = build(site, 3, middle=["agg1"])
+    follower = follow(site)
     gid = apply(site, names)
     before = ok(site, "nodes")["gseq"]
     site.kill_aggregator("root")
@@ -175,6 +176,26 @@ def a_root_is_killed_and_started_again(site: Site) -> None:
     assert all(has(site, n) == "new\n" for n in names)
     assert all(site.local(n, "--json", "status").json()["state"] == "committed" for n in names)
     wait_until(lambda: all_recorded(site, names), "every record has come")
+    wait_until(lambda: len(followed(site)) > ok(site, "nodes")["gseq"], "all is followed", 15)
+    follower.terminate()
+    numbers = [line.split()[0] for line in followed(site)]
+    assert numbers == [str(n) for n in range(len(numbers))], "it is the same log, and each event comes once"
+
+
+def follow(site: Site) -> subprocess.Popen[bytes]:
+    """The example subscriber, from the first event on."""
+    example = Path(__file__).resolve().parents[2] / "docs/examples/subscriber.py"
+    url = site._addresses["root"]
+    secret = (site.keys / "sub.secret").read_text().strip()
+    words = [f"tcp://{url}:7418", f"tcp://{url}:7419", site.public("root"), secret, "*", "0"]
+    with open(site.work / "followed", "wb") as out:
+        process = subprocess.Popen([sys.executable, str(example), *words], stdout=out)
+    wait_until(lambda: followed(site), "it follows")
+    return process
+
+
+def followed(site: Site) -> list[str]:
+    return (site.work / "followed").read_text().splitlines()
 
 
 @scenario
