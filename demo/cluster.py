@@ -6,6 +6,7 @@ on this machine. Every step is verified by asking the nodes' kernels, not pact.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -31,7 +32,6 @@ class Demo:
         self.conf = f"{place}/app.conf"
         self.names = [f"n{i:02d}" for i in range(1, NODES + 1)]
         self.set = f"n[01-{NODES:02d}]"
-        self.subscriber: subprocess.Popen[str] | None = None
 
     def pact(self, *words: str, expect: int = 0, again_s: float = 0.0) -> None:
         """A command of the operator's, shown with its real output; given so many seconds to succeed where a root may
@@ -153,15 +153,26 @@ class Demo:
 
     def proved(self) -> None:
         title(7, "What happened is in one order, without a gap, for any subscriber")
-        rows = self.ask("nodes")
-        behind = {n: row["seq"] for n, row in rows["nodes"].items()}
+        followed = self.site.follow(self.site.leader(), "events")
+        print(paint("   $ ", "33") + "python docs/examples/subscriber.py tcp://... '*' 0", flush=True)
 
-        def all_there() -> bool:
-            rows = self.ask("nodes")["nodes"]
-            return all(self.site.local_seq(n) == rows[n]["seq"] for n in (BUSY, AWAY))
+        def all_there() -> int:
+            said = self.ask("nodes")
+            newest: int = said["gseq"]
+            there = all(self.site.local_seq(n) == said["nodes"][n]["seq"] for n in self.names)
+            return newest if there and len(followed.read_bytes().splitlines()) > newest else 0
 
-        wait_until(all_there, "every record has reached the root")
-        good(f"{rows['gseq'] + 1} events of {len(behind)} nodes in the root's log, none missing, none twice")
+        newest = wait_until(all_there, "every record has reached the root, and the subscriber")
+        events = [line.split(" ", 3) for line in followed.read_text().splitlines()]
+        for line in events[-3:]:
+            tell("   " + " ".join(line)[:100])
+        check([int(e[0]) for e in events[: newest + 1]] == list(range(newest + 1)),
+              f"{newest + 1} events, though etcd's leader and the root died: numbered without a gap")
+        records: dict[str, list[int]] = {}
+        for _, _, node, body in events:
+            records.setdefault(node, []).append(json.loads(body)["seq"])
+        check(records.keys() >= set(self.names) and all(r == list(range(len(r))) for r in records.values()),
+              f"the records of {len(self.names)} nodes and of the root: none missing, none twice")
 
 
 def inside(place: str) -> int:

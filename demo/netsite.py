@@ -80,6 +80,7 @@ class Site:
         self.etcd: list[subprocess.Popen[bytes] | None] = []
         self.roles: list[tuple[str, str]] = []
         self.journal = f"sqlite://{work}/root.db"
+        self.followers: list[subprocess.Popen[bytes]] = []
         self._addresses: dict[str, str] = {}
         self._etcd_ports: list[tuple[int, int]] = []
         run("ip", "link", "set", "lo", "up")
@@ -200,6 +201,17 @@ class Site:
         fences = {int(text.rsplit("leading with fence ", 1)[1].split(",")[0]): n for n, text in found.items()}
         return fences[max(fences)] if fences else ""
 
+    def follow(self, root: str, subscriber: str) -> Path:
+        """The example subscriber, from the first event on, until the site is closed: where its lines stand."""
+        address, out = self._addresses[root], self.work / f"{root}.events"
+        words = [f"tcp://{address}:7418", f"tcp://{address}:7419", self.public(root),
+                 (self.keys / f"{subscriber}.secret").read_text().strip(), "*", "0"]
+        with open(out, "wb") as lines:
+            self.followers.append(subprocess.Popen(
+                [sys.executable, str(REPOSITORY / "docs" / "examples" / "subscriber.py"), *words],
+                stdin=subprocess.DEVNULL, stdout=lines))
+        return out
+
     # -- nodes ------------------------------------------------------------------------------------------------------
 
     def make_node(self, name: str, number: int) -> Node:
@@ -305,7 +317,7 @@ class Site:
         for process in processes:
             process.send_signal(signal.SIGTERM)
         end = time.monotonic() + 8
-        rest = [p for p in self.etcd if p is not None]
+        rest = [*self.followers, *(p for p in self.etcd if p is not None)]
         rest += [p for n in self.nodes.values() for p in [*n.others, n.holder]]
         for process in [*processes, *rest]:
             if process in processes:

@@ -243,6 +243,23 @@ def test_who_has_not_heard_of_the_fleet_s_stop_is_not_counted() -> None:
     assert c.results[n][1]["released"] == ["f1", "f2"]
 
 
+def test_whoever_releases_a_hold_of_the_fleet_is_told_what_still_holds_it() -> None:
+    c = cluster()
+    gid = apply(c)
+    for user in ("ann", "bob"):
+        assert ask(c, "fleet_hold", user=user, reason=f"{user} works", for_ns=900 * S)[0] == 0
+    code, result, _, _ = ask(c, "fleet_release", user="ann")
+    (left,) = result["held"]
+    assert code == 0 and (left["hold"], left["owner"], left["reason"]) == ("f2", "bob", "bob works")
+    _, result, _, _ = ask(c, "groups")
+    assert result["holds"] == [left] and [g["state"] for g in result["groups"]] == ["held"]
+    n = c.request("fleet_release", {}, None, "ann")
+    c.advance(S)
+    assert "f2 of bob" in c.results[n][0]["hint"]
+    code, result, _, _ = ask(c, "fleet_release", hold="f2")
+    assert code == 0 and result["held"] == [] and ask(c, "groups", group=gid)[1]["holds"] == []
+
+
 def test_nobody_extends_a_group_for_ever() -> None:
     c = cluster()
     gid = apply(c)

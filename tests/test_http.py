@@ -107,6 +107,12 @@ def test_the_page_shows_states_and_groups_and_claims_nothing_else(serving: Servi
         assert words in shown
     assert shown.index("blocked") < shown.index("drifted") < shown.index("committed")
     assert "behind" not in shown, "nobody counts how far the nodes are behind"
+    assert "rolls back" not in shown
+    serving.facts = {**FACTS, "holds": [
+        {"hold": "f3", "owner": "bob", "reason": "storm", "ends": "2026-11-28T04:08:48.673507Z"}]}  # fmt: skip
+    shown = serving.get("/")[2]
+    assert shown.index("Nothing rolls back anywhere</b> until 2026-11-28 04:08:48 UTC: f3 by bob: storm") < shown.index("<dl>")
+    assert values(serving.get("/metrics")[2])["pact_fleet_holds"] == 1
 
 
 @pytest.mark.invariant("F31")
@@ -139,6 +145,7 @@ def test_hostile_names_are_shown_and_do_nothing() -> None:
         **FACTS, "name": HOSTILE, "cluster": HOSTILE, "version": HOSTILE, "trouble": HOSTILE, "healthy": False,
         "states": {HOSTILE: [HOSTILE * 500, 1], "committed": [HOSTILE, HOSTILE]},
         "groups": [dict.fromkeys(("id", "state", "nodes", "owner", "message", "left_s"), HOSTILE)],
+        "holds": [dict.fromkeys(("hold", "owner", "reason", "ends"), HOSTILE)],
         "refused": {HOSTILE: 1}, "group_states": {HOSTILE: 2},
     }  # fmt: skip
     plain, hostile = Tags(), Tags()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final
 
 from pact.cli.render import clean, emit, on_terminal, say, spoken, until
@@ -141,8 +141,7 @@ def fleet_hold(args: argparse.Namespace) -> int:
         request = {"reason": args.reason, "for_ns": args.for_ns}
         return with_root(args, "fleet_hold", request, None, lambda r: say(
             f"{r['hold']}: nothing rolls back anywhere{until(r['ends'])}; {r['nodes']} nodes know"), _heard)
-    return with_root(args, "fleet_release", {"hold": args.name}, None,
-                 lambda r: say(f"released {', '.join(r['released'])}; {r['nodes']} nodes know"), _heard)  # fmt: skip
+    return with_root(args, "fleet_release", {"hold": args.name}, None, _show_released, _heard)
 
 
 # -- pages ----------------------------------------------------------------------------------------------------------
@@ -173,7 +172,18 @@ def _show_group(result: dict[str, Any]) -> None:
         say(f"  {fold(nodes)}: {why}")
 
 
+def _show_released(result: dict[str, Any]) -> None:
+    say(f"released {', '.join(map(clean, result['released']))}; {result['nodes']} nodes know")
+    _show_holds("still held", result.get("held", ()))
+
+
+def _show_holds(what: str, holds: Iterable[dict[str, Any]]) -> None:
+    for hold in holds:
+        say(f"{what}: {clean(hold['hold'])} by {clean(hold['owner'])}{until(hold['ends'])}: {clean(hold['reason'])}")
+
+
 def _show_groups(result: dict[str, Any]) -> None:
+    _show_holds("the whole fleet is held", result.get("holds", ()))
     if not result["groups"]:
         say("no group is open")
     for group in result["groups"]:

@@ -125,6 +125,11 @@ def _left(change: Mapping[str, Any]) -> str:
     return f", {_duration(left_s if left_s < MINUTES_FROM_S else left_s // 60 * 60)} left"
 
 
+def _held(hold: Mapping[str, Any], node: str, fleet: str) -> str:
+    """What a hold is on; the whole fleet's are named by the root."""
+    return clean(hold["change"] or (fleet if str(hold["id"]).startswith("f") else node))
+
+
 def status_lines(doc: Mapping[str, Any], *, times: bool = False) -> Iterable[str]:
     """Plain status: no times, no pids, no node name, so that equal nodes answer equally."""
     yield f"state: {doc['state']}" + (" (observe mode)" if doc["mode"] == "observe" else "")
@@ -136,7 +141,7 @@ def status_lines(doc: Mapping[str, Any], *, times: bool = False) -> Iterable[str
         stale = ", stale" if doc["emergency"]["stale"] else ""
         yield f"emergency: {clean(doc['emergency']['reason'])} ({clean(doc['emergency']['by'])}{stale})"
     for hold in doc["holds"]:
-        yield f"hold {hold['id']}: {hold['change'] or 'node'}: {clean(hold['reason'])} ({clean(hold['owner'])})"
+        yield f"hold {hold['id']}: {_held(hold, 'node', 'fleet')}: {clean(hold['reason'])} ({clean(hold['owner'])})"
     for change in doc["changes"]:
         group = f" ({change['group']})" if change.get("group") else ""
         left = _left(change) if times else ""
@@ -203,7 +208,7 @@ def _banners(console: Console, doc: Mapping[str, Any]) -> None:
         text = f" EMERGENCY by {clean(emergency['by'])}, {until}: {clean(emergency['reason'])}"
         console.print(Text(text, "bold red"))
     for hold in doc["holds"]:
-        what = hold["change"] or "the node"
+        what = _held(hold, "the node", "the whole fleet")
         console.print(Text(
             f" HOLD {hold['id']} on {what} by {clean(hold['owner'])} until {local_time(hold['ends'])}: "
             f"{clean(hold['reason'])}", "cyan"))  # fmt: skip

@@ -103,6 +103,16 @@ def _groups(groups: Sequence[Mapping[str, Any]]) -> Iterator[str]:
                f'<td class="names">{text(g.get("nodes", ""))}</td></tr>')  # fmt: skip
 
 
+def _holds(holds: Iterable[Mapping[str, Any]]) -> str:
+    """What stops the whole fleet stands above everything else."""
+    out = []
+    for h in holds:
+        ends = text(str(h.get("ends", ""))[:19].replace("T", " "), 40)
+        who = f"{text(h.get('hold', ''), 40)} by {text(h.get('owner', ''), 80)}: {text(h.get('reason', ''), 200)}"
+        out.append(f'<p><b class="warn">Nothing rolls back anywhere</b> until {ends} UTC: {who}</p>')
+    return "".join(out)
+
+
 def page(s: Mapping[str, Any]) -> str:
     """The whole page."""
     name, cluster = text(s.get("name", "?"), 253), text(s.get("cluster", ""), 80)
@@ -123,7 +133,8 @@ def page(s: Mapping[str, Any]) -> str:
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{name}: pact</title>'
         f'<meta name="viewport" content="width=device-width"><meta http-equiv="refresh" content="{REFRESH_S}">'
         f"<style>{STYLE}</style></head><body><h1>{name}</h1>"
-        f'<p class="dim">{role} of cluster {cluster}, pact {text(s.get("version", ""), 40)}</p>{trouble}<dl>'
+        f'<p class="dim">{role} of cluster {cluster}, pact {text(s.get("version", ""), 40)}</p>{trouble}'
+        f'{_holds(s.get("holds", []))}<dl>'
         + "".join(f"<div><dt>{label}</dt><dd>{value}</dd></div>" for label, value in facts)
         + "</dl><h2>Nodes by state</h2>"
         + _table(["state", "#nodes", "", "names"], _states(s.get("states", {})), "None is known.")
@@ -155,6 +166,8 @@ def metrics(s: Mapping[str, Any]) -> bytes:
         for name, key, about, family in plain:
             if isinstance(s.get(key), int | float):
                 yield family(f"pact_{name}", about, value=float(s[key]))
+        if "holds" in s:
+            yield GaugeMetricFamily("pact_fleet_holds", "Holds of the whole fleet.", value=float(len(s["holds"])))
         labelled: list[tuple[str, str, str, str, Callable[..., Any]]] = [
             ("nodes", "states", "state", "Nodes by state.", GaugeMetricFamily),
             ("groups", "group_states", "state", "Groups by state.", GaugeMetricFamily),

@@ -246,7 +246,7 @@ class RootPart:
             "events": root.counters.events, "commit_s": self.commit_ns / 1e9, "connected": len(root.nodes),
             "states": {s: [folded, len(folded.names)] for s, folded in by_state.items()},
             "group_states": Counter(g["state"] for g in groups), "calls": len(root.questions.open),
-            "groups": groups[:page.ROWS_MAX],
+            "groups": groups[:page.ROWS_MAX], "holds": root.holds(),
             "refused": dict(root.counters.refused), "healthy": not self.trouble, "trouble": self.trouble,
         }  # fmt: skip
 

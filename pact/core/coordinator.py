@@ -432,7 +432,7 @@ class Coordinator:
         viewer = head["caller"]["role"] == "viewer"
         found = [shown(self.root, self.runs.get(g.id), g, viewer=viewer) for g in groups.values()
                  if (name == g.id if name else args.get("all") or g.state != FINISHED)]  # fmt: skip
-        self.root.questions.reply(head, 0, result={"v": 1, "groups": found})
+        self.root.questions.reply(head, 0, result={"v": 1, "groups": found, "holds": self.root.holds()})
 
     # -- help ---------------------------------------------------------------------------------------------------
 

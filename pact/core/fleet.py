@@ -98,7 +98,9 @@ class Fleet:
         holds = {n: h for n, h in root.state.holds.items() if n not in self._ending}
         picked = [n for n, h in holds.items() if (name == n if name else h["owner"]["user"] == user)]
         if not picked:
-            raise ConflictError(f"there is no hold {name} of the fleet" if name else "no hold of the fleet is yours")
+            others = ", ".join(f"{n} of {h['owner']['user']}" for n, h in holds.items())
+            raise ConflictError(f"there is no hold {name} of the fleet" if name else "no hold of the fleet is yours",
+                                f"the fleet is held by {others}" if others else "the fleet is not held")  # fmt: skip
         for one in picked:
             if holds[one]["owner"]["user"] != user and not admin:
                 raise DeniedError(f"releasing the hold of {holds[one]['owner']['user']} needs the role admin")
@@ -115,7 +117,7 @@ class Fleet:
                 self.root.groups.released_ns = self.root.t_ns
                 self.root.groups.carrier.released()
             if head is not None:
-                self._confirm(head, {"released": list(picked)})
+                self._confirm(head, {"released": list(picked), "held": self.root.holds()})
 
         root = self.root
         self._ending.add(name)

@@ -233,9 +233,13 @@ class Root:
 
     def fleet(self) -> dict[str, Any]:
         """The head of a ``fleet`` message, as ``welcome`` carries it too."""
-        holds = [{"hold": h["hold"], "owner": h["owner"]["user"], "reason": h["reason"], "ends": h["ends"],
-                  "left_ns": max(0, h["ends_ns"] - self.t_ns)} for h in self.state.holds.values()]  # fmt: skip
+        holds = [{**h, "left_ns": max(0, self.state.holds[h["hold"]]["ends_ns"] - self.t_ns)} for h in self.holds()]
         return {"fence": self.fence, "seq": self.fleet_seq, "holds": holds}
+
+    def holds(self) -> list[dict[str, Any]]:
+        """Of the whole fleet, as people and programs see them."""
+        return [{"hold": h["hold"], "owner": h["owner"]["user"], "reason": h["reason"], "ends": h["ends"]}
+                for h in self.state.holds.values()]  # fmt: skip
 
     def take_effects(self) -> list[Effect]:
         """What a question from outside a step has led to."""

@@ -162,7 +162,8 @@ def _parent(site: Site, name: str) -> str:
 @scenario
 def a_root_is_killed_and_started_again(site: Site) -> None:
     names = build(site, 3, middle=["agg1"])
-    follower = follow(site)
+    events = site.follow("root", "sub")
+    wait_until(events.read_text, "it follows")
     gid = apply(site, names)
     before = ok(site, "nodes")["gseq"]
     site.kill_aggregator("root")
@@ -176,26 +177,9 @@ def a_root_is_killed_and_started_again(site: Site) -> None:
     assert all(has(site, n) == "new\n" for n in names)
     assert all(site.local(n, "--json", "status").json()["state"] == "committed" for n in names)
     wait_until(lambda: all_recorded(site, names), "every record has come")
-    wait_until(lambda: len(followed(site)) > ok(site, "nodes")["gseq"], "all is followed", 15)
-    follower.terminate()
-    numbers = [line.split()[0] for line in followed(site)]
+    wait_until(lambda: len(events.read_text().splitlines()) > ok(site, "nodes")["gseq"], "all is followed", 15)
+    numbers = [line.split()[0] for line in events.read_text().splitlines()]
     assert numbers == [str(n) for n in range(len(numbers))], "it is the same log, and each event comes once"
-
-
-def follow(site: Site) -> subprocess.Popen[bytes]:
-    """The example subscriber, from the first event on."""
-    example = Path(__file__).resolve().parents[2] / "docs/examples/subscriber.py"
-    url = site._addresses["root"]
-    secret = (site.keys / "sub.secret").read_text().strip()
-    words = [f"tcp://{url}:7418", f"tcp://{url}:7419", site.public("root"), secret, "*", "0"]
-    with open(site.work / "followed", "wb") as out:
-        process = subprocess.Popen([sys.executable, str(example), *words], stdout=out)
-    wait_until(lambda: followed(site), "it follows")
-    return process
-
-
-def followed(site: Site) -> list[str]:
-    return (site.work / "followed").read_text().splitlines()
 
 
 @scenario
@@ -384,7 +368,11 @@ def the_whole_fleet_is_stopped(site: Site) -> None:
     assert [has(site, n) for n in names] == ["by hand\n"] * 3, [has(site, n) for n in names]
     holds = ok(site, "status", "--nodes", "n[1-3]")["nodes"]
     assert all(s["holds"][0]["id"] == "f1" and s["changes"][0]["state"] == "held" for s in holds.values()), holds
+    assert "hold f1: fleet: outage (ann)" in site.pact("status", "--nodes", "n1").out
     assert site.local("n1", "hold", "release", "f1").code == 4
+    assert site.pact("groups").out == "the whole fleet is held: f1 by ann: outage\nno group is open\n"
+    ok(site, "hold", "place", "--all", "--reason", "more", "--for", "10m")
+    assert site.pact("hold", "release", "f2", "--all").out == "released f2; 3 nodes know\nstill held: f1 by ann: outage\n"
     site.kill_aggregator("root")
     site.start_aggregator("root", 1)
     wait_until(lambda: site.connected() == names, "all are back")
