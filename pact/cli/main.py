@@ -65,7 +65,7 @@ def build() -> argparse.ArgumentParser:
         sub.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
         sub.add_argument("--socket", metavar="PATH", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
         if name in FAR:
-            _far(sub)
+            _far(sub, timed=name != "watch")
         return sub
 
     sub = add("agent", "run the node agent in the foreground")
@@ -152,13 +152,16 @@ def build() -> argparse.ArgumentParser:
     return parser
 
 
-def _far(sub: argparse.ArgumentParser, *, again: bool = False) -> None:
-    """``--nodes`` and what belongs to it. ``again``: they may also stand after the action's word."""
+def _far(sub: argparse.ArgumentParser, *, again: bool = False, timed: bool = True) -> None:
+    """``--nodes`` and what belongs to it. ``again``: they may also stand after the action's word. ``timed``: the
+    command ends by itself.
+    """
     gone = argparse.SUPPRESS
     sub.add_argument("--nodes", metavar="NODESET", default=gone if again else None,
                      help="on these nodes: node[001-128], @group")  # fmt: skip
-    sub.add_argument("--timeout", type=duration, metavar="D", default=gone if again else None,
-                     help="how long to wait for nodes (default 60s)")  # fmt: skip
+    if timed:
+        sub.add_argument("--timeout", type=duration, metavar="D", default=gone if again else None,
+                         help="how long to wait for nodes (default 60s)")  # fmt: skip
     for flag, how in (("--via", {"action": "append"}), ("--server-key", {}), ("--key", {})):
         sub.add_argument(flag, default=gone, help=gone, **how)  # type: ignore[arg-type]
 

@@ -83,7 +83,7 @@ def _say_waiting(why: str) -> None:
 
 
 def _timeout_s(args: argparse.Namespace) -> float:
-    return (args.timeout or 0) / NS_PER_S
+    return (getattr(args, "timeout", None) or 0) / NS_PER_S
 
 
 # -- progress -------------------------------------------------------------------------------------------------------

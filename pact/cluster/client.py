@@ -35,6 +35,7 @@ REFUSED_S: Final = 1.0
 ROOTLESS_S: Final = 10.0  # for so long a new root is waited for: a lease's end, and an election
 HELLO_S: Final = 1.5
 AGAIN_S: Final = 2.0  # patience with each of them then
+NOT_KNOWN: Final = "an administrator adds it to authorized_keys.toml, as viewer, ops or admin"
 PAUSE_S: Final = (0.5, 2.0)  # between two tries, from the first to the last: others wait too, with the same key
 
 
@@ -191,8 +192,7 @@ class RootClient:
             if monitor in ready:
                 event = recv_monitor_message(monitor)
                 if event["event"] == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
-                    raise DeniedError(f"{url} does not know the key of {self._key_name}",
-                                      "an administrator adds it to authorized_keys.toml")  # fmt: skip
+                    raise DeniedError(f"{url} does not know the key of {self._key_name}", NOT_KNOWN)
                 if event["event"] == zmq.EVENT_CONNECT_RETRIED:  # refused; perhaps it is just starting
                     why, ends_s = "nobody listens there", min(ends_s, began_s + (0 if others else REFUSED_S))
                 else:
