@@ -194,6 +194,40 @@ def test_a_group_that_another_log_began_is_blocked_aloud_and_not_forgotten() -> 
     assert result["group"] == "g2", "a number that a node remembers is not given again"
 
 
+@pytest.mark.invariant("A4", "F51")
+@pytest.mark.parametrize("voted", [False, True])
+@pytest.mark.parametrize("op", ["group_commit", "group_rollback"])
+def test_a_number_that_another_log_gave_to_other_nodes_settles_nothing_here(op: str, voted: bool) -> None:
+    """A log was lost while n0 was away; the new one begins a group for others, whose number n0 remembers as its own."""
+    c = cluster()
+    gid = apply(c, "n0,n1")
+    if voted:
+        deaf(c, "n1", "group_vote", 9)
+        c.request("group_commit", {"group": gid, "message": "x"})
+        c.advance(S)
+    c.cut("n0")
+    c.advance(10 * S)
+    c.crash_root()
+    c.log.clear()
+    c.cut("n1")
+    c.advance(10 * S)
+    assert apply(c, "n2,n3") == gid, "nobody who is there remembers it"
+    c.mend("n0")
+    c.advance(20 * S)
+    state = c.peers["n0"].world.node.state
+    (change,) = state.changes.values()
+    assert change.state == "blocked" and machines(c)[0] == "new", "it is of another group"
+    assert state.groups[gid].phase == "prepared" if voted else gid not in state.groups
+    assert ask(c, op, group=gid, **({"message": "of n2 and n3"} if op == "group_commit" else {}))[0] == 0
+    c.advance(400 * S)  # longer than n0 waits before it asks again
+    assert machines(c)[0] == "new" and [ch.state for ch in state.changes.values()] == ["blocked"]
+    assert machines(c)[2:] == (["new"] * 2 if op == "group_commit" else ["old"] * 2)
+    for name in ("n2", "n3"):
+        c.peers[name].world.write("sysctl:x", {"value": "old"}, person("bob").owner)
+    c.advance(S)
+    assert apply(c, "n2,n3") == "g2"
+
+
 @pytest.mark.invariant("G3", "F51")
 def test_a_yes_to_a_root_whose_log_is_lost_stays_undecided_until_a_person_forces_it() -> None:
     c = cluster()

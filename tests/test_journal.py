@@ -356,6 +356,27 @@ class TestMoving:
 # -- trouble --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.invariant("J1", "F55")
+@pytest.mark.parametrize("how", ["removed", "replaced"])
+def test_a_journal_that_is_taken_away_under_its_writer_takes_nothing_more(journal: SqliteJournal, path: str,
+                                                                          how: str) -> None:  # fmt: skip
+    """SQLite would write on into a file without a name, and all of it would be lost."""
+    journal.append(rows_after(journal, 2), {})
+    kept = path + ".kept"
+    os.rename(path, kept)
+    if how == "replaced":
+        Path(path).write_bytes(Path(kept).read_bytes())
+    for attempt in (lambda: journal.append(rows_after(journal, 1), {}), journal.probe):
+        with pytest.raises(JournalError, match="removed or replaced"):
+            attempt()
+    assert journal.seq == 1
+    os.rename(kept, path)  # the very file
+    journal.probe()
+    journal.append(rows_after(journal, 1), {})
+    assert [r.seq for r in reopened(path)[0]] == [0, 1, 2]
+
+
+
 @pytest.mark.root
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 @pytest.mark.invariant("J4")

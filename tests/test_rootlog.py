@@ -12,10 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from public_root import Chain, build
 from rootlog_suite import Conformance, Opener, chunk, fill, kept, lead, running, until
 
 from pact.cluster.committer import Committer, Deposed, Durable, Elected, Failed, Works
 from pact.cluster.rootpart import RootPart
+from pact.core.records import TYPES
+from pact.core.rootlog import TYPES_MAX, RootState, Writer
 from pact.errors import ConfigError, Fenced, JournalError
 from pact.journal.rootlog import LogStore, endpoints, open_store
 from pact.journal.rootlog_sqlite import SqliteLog
@@ -92,6 +95,37 @@ def test_fences_grow_with_every_election_of_any_process(path: str) -> None:
         fences.append(lead(store))
         store.close()
     assert fences == sorted(set(fences)) and len(fences) == 5
+
+
+def test_types_that_one_node_makes_up_keep_nobody_elses_records_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    made_up = {f"{x}_{chr(97 + n // 26)}{chr(97 + n % 26)}" for x in "xyz" for n in range(TYPES_MAX)}
+    monkeypatch.setattr("pact.core.records.TYPES", TYPES | made_up)  # a node that writes what it likes
+    state, evil, good = RootState(), Chain("evil"), Chain("n1")
+    for i in range(TYPES_MAX // 64):
+        build(state, [evil.batch(*(f"x_{chr(97 + n // 26)}{chr(97 + n % 26)}" for n in range(64 * i, 64 * i + 64)))])
+    assert len(state.last) == TYPES_MAX
+    build(state, [good.batch(*sorted(TYPES))])
+    assert state.cursors["n1"].seq == len(TYPES) - 1
+    before = evil.seq
+    with pytest.raises(ValueError, match="nobody has heard of"):
+        Writer(state, 1, "root").take(evil.batch("y_aa"))
+    with pytest.raises(ValueError, match="nobody has heard of"):  # however many at once
+        Writer(RootState(), 1, "root").take(Chain("n2").batch(*sorted(made_up)[: TYPES_MAX + 1]))
+    assert state.cursors["evil"].seq == before
+
+
+@pytest.mark.invariant("Q3", "F55")
+def test_a_log_whose_file_is_taken_away_is_durable_no_more_and_says_so(path: str) -> None:
+    store = open_store(f"sqlite://{path}")
+    fence = lead(store)
+    store.append(fence, 1, 1, chunk(1, 1))
+    os.rename(path, path + ".kept")
+    with pytest.raises(JournalError, match="removed or replaced"):
+        store.append(fence, 2, 1, chunk(2, 1))
+    os.rename(path + ".kept", path)
+    store.append(fence, 2, 1, chunk(2, 1))
+    assert kept(store)[1] == [chunk(1, 1), chunk(2, 1)]
+    store.close()
 
 
 @pytest.mark.root

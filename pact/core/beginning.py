@@ -33,7 +33,12 @@ class Beginner:
     def __init__(self, root: Root, runs: dict[str, Run]) -> None:
         self.root = root
         self.runs = runs
-        self._numbers = 0
+        self._numbers = 0  # the last that was given, or that a node remembers from another log
+
+    def taken(self, number: int) -> None:
+        """A node remembers a group of this number: no other gets it."""
+        if number <= NUMBER_MAX:
+            self._numbers = max(self._numbers, number)
 
     def apply(self, head: Head, args: dict[str, Any]) -> None:
         """Ask every node whether it could; then begin, durably; then let them."""

@@ -76,6 +76,7 @@ class Coordinator:
             "fleet_release": self.fleet.release, "nodes_forget": self._forget,
         }  # fmt: skip
         self._ballots = 0
+        self._asked_about: dict[str, frozenset[str]] = {}  # groups and their members
         self._not_before_ns = 0
         self.released_ns = 0  # when the fleet was released; a node that has not heard of it would refuse
 
@@ -128,10 +129,11 @@ class Coordinator:
         """A member asks how its groups end. Only what is in the log is an answer.  # G3"""
         for gid, phase, ballot in groups[:ASKED_MAX]:
             group, run = self.root.state.groups.get(gid), self.runs.get(gid)
-            if group is None and number(gid) > self.root.state.group_n:
-                # no member heard of a group before its beginning was durable: this log is another one, and knows
-                # nothing of how the group ended
+            if number(gid) > self.root.state.group_n if group is None else node not in self._members(group):
+                # No member heard of a group before its beginning was durable: this log is another one, and knows
+                # nothing of how the group ended. It may have given the number again, to other nodes' group.
                 self.root.refuse("a group that another log began", node, gid)
+                self.beginner.taken(number(gid))
                 args = {"group": gid, "fence": self.root.fence, "ballot": ballot, "decision": "unknown",
                         "action": "rollback", "why": "the root's log has no such group"}  # fmt: skip
                 self.carrier.tell([node], gid, args, PACT)
@@ -148,6 +150,15 @@ class Coordinator:
                 run.states.setdefault(node, "member")
                 if phase == "prepared" and self._led_nowhere(run, ballot):
                     self._undo_votes(run, [node])
+
+    def _members(self, group: Group) -> frozenset[str]:
+        """Of a group that nodes ask about; they do so all at once."""
+        known = self._asked_about.get(group.id)
+        if known is None:
+            if len(self._asked_about) >= ASKED_MAX:
+                self._asked_about.clear()
+            known = self._asked_about[group.id] = frozenset(self.root.sets.expand(group.nodes))
+        return known
 
     @staticmethod
     def _led_nowhere(run: Run, ballot: int) -> bool:

@@ -354,6 +354,13 @@ class Writer:
     def __bool__(self) -> bool:
         return bool(self._batches or self._own)
 
+    def _too_many_types(self, type_: str, types: Iterable[str]) -> bool:
+        """One that only some other version of pact knows, beyond those that are kept apart. Those of this version
+        always have their place: what one node writes keeps nobody else's records out.
+        """
+        seen = {*self.state.last, *self._types, *types}
+        return type_ not in seen and len(seen - TYPES) >= TYPES_MAX
+
     def cursor(self, node: str, incarnation: str) -> Cursor | None:
         """With what this chunk has taken already."""
         if node == ROOT:
@@ -381,16 +388,16 @@ class Writer:
                 raise ValueError(f"its record {known.seq} is not that in the log: an older copy was put back")
         if not lines:
             return ""
-        seq, hash_, types = known.seq, known.hash, []
+        seq, hash_, types = known.seq, known.hash, list[str]()
         for line in lines:
             record = _object(line)
             if record["seq"] != seq + 1 or record["prev"] != hash_ or record["node"] != batch.node:
                 raise ValueError(f"record {record['seq']} of {record['node']} does not follow {seq} of {batch.node}")
             seq, hash_ = seq + 1, record["hash"]
             type_ = record["type"]
-            types.append(type_)
-            if type_ not in self.state.last and len(self.state.last) + len(set(self._types)) > TYPES_MAX:
+            if type_ not in TYPES and self._too_many_types(type_, types):
                 raise ValueError("a type of record that nobody has heard of, beyond what is kept apart")
+            types.append(type_)
         if known.seq < 0 and _object(lines[0])["hash"][:INCARNATION_CHARS] != batch.incarnation:
             raise ValueError("its incarnation is not that of its first record")
         self._cursors[batch.node, batch.incarnation] = Cursor(batch.incarnation, seq, hash_)

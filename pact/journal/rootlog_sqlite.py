@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from pact.errors import Fenced, JournalError
 from pact.journal.rootlog import CHUNK_MAX, SNAPSHOT_MAX, TRIM_MAX
-from pact.journal.sqlite import _connect
+from pact.journal.sqlite import _connect, file_of, require_file
 
 APPLICATION_ID: Final = 0x70616372  # "pacr"
 SCHEMA_VERSION: Final = 1
@@ -50,6 +50,7 @@ class SqliteLog:
         try:
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
             self._db = _connect(path)
+            self._file = file_of(path)
             self._db.execute("PRAGMA synchronous=FULL")
             self._check_or_create(self._db)
             self._db.execute("PRAGMA journal_mode=WAL")
@@ -142,6 +143,7 @@ class SqliteLog:
             raise JournalError(f"root's log {self.path} is closed")
         try:
             self._db.execute("BEGIN IMMEDIATE")
+            require_file(self.path, self._file)
             yield self._db
             self._db.execute("COMMIT")
         except sqlite3.Error as exc:

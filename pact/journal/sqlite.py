@@ -47,6 +47,25 @@ def _connect(path: str, *, read_only: bool = False) -> sqlite3.Connection:
     return db
 
 
+def file_of(path: str) -> tuple[int, int]:
+    """Which file stands there now."""
+    found = os.stat(path)
+    return found.st_dev, found.st_ino
+
+
+def require_file(path: str, opened: tuple[int, int]) -> None:
+    """SQLite goes on writing into a file that was removed or replaced: all of it would be lost with the process.
+    Raises JournalError.
+    """
+    try:
+        there = file_of(path) == opened
+    except OSError:
+        there = False
+    if not there:
+        raise JournalError(f"journal: {path} was removed or replaced under this process",
+                           "put it, or a backup, back there, then restart")  # fmt: skip
+
+
 class SqliteJournal:
     """One file. Not thread-safe; a thread that needs contents opens a ``BlobReader``."""
 
@@ -59,6 +78,7 @@ class SqliteJournal:
             if not read_only:
                 os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
             self._db = _connect(path, read_only=read_only)
+            self._file = file_of(path)
             if not read_only:
                 self._db.execute("PRAGMA journal_mode=WAL")
                 self._db.execute("PRAGMA synchronous=FULL")
@@ -97,6 +117,7 @@ class SqliteJournal:
             return
         try:
             self._db.execute("BEGIN IMMEDIATE")
+            require_file(self.path, self._file)
             added = 0
             for digest, data in blobs.items():
                 cursor = self._db.execute(
@@ -131,6 +152,7 @@ class SqliteJournal:
 
     def probe(self) -> None:
         """Write and take back a page or two: is the journal usable again? Raises JournalError."""
+        require_file(self.path, self._file)
         try:
             self._db.execute("BEGIN IMMEDIATE")
             self._db.execute("INSERT OR REPLACE INTO probe VALUES (1, randomblob(65536))")
