@@ -8,11 +8,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import orjson
 import pytest
 from cluster_kit import Kit
 
 from pact.agent.clock import boottime_ns
-from pact.agent.link import Link
+from pact.agent.link import CACHED_BYTES_MAX, Link
 from pact.core import wire
 from pact.core.records import GENESIS, Record, seal
 from pact.core.uplink import Parent
@@ -159,3 +160,32 @@ def test_what_a_call_recorded_comes_in_the_frame_of_its_answer_to_who_takes_it(k
     assert [row[2] for row in answer.head["batches"]] == ([root.lines[-1][1]["seq"]] if takes else [])
     assert [m.kind for m in came if m.kind == "events"] == ([] if takes else ["events"])
     assert root.bodies("1.1")["n001"]["ok"]
+
+
+@pytest.mark.invariant("T12")
+def test_what_is_done_once_is_not_done_again_when_its_answer_had_to_make_room(kit: Kit) -> None:
+    kit.start_root()
+    node, did = Node(kit, 1), list[str]()
+
+    def line(remote: Any, raw: bytes) -> None:
+        op = orjson.loads(raw)["op"]
+        did.append(op)
+        size = CACHED_BYTES_MAX if op == "log" else 1
+        remote.send(orjson.dumps({"ok": True, "exit": 0, "message": "", "hint": "", "result": {"x": "y" * size}}))
+
+    node.link.agent.requests = SimpleNamespace(line=line)  # type: ignore[assignment]
+    caller = {"user": "ann", "role": "admin", "via": "cluster"}
+
+    def call(number: int, op: str, **args: Any) -> None:
+        head = {"call": f"5.{number}", "op": op, "nodes": None, "caller": caller, "fence": 5, "timeout_ms": 60_000}
+        node.link._call(wire.decode(wire.encode("call", head, orjson.dumps(args))))
+
+    call(1, "extend", id="c7", by_ns=1)
+    call(1, "extend", id="c7", by_ns=1)
+    assert did == ["extend"], "its answer is known"
+    call(2, "log", count=1)
+    for _ in range(2):  # under another aggregator the root asks both again
+        call(1, "extend", id="c7", by_ns=1)
+    assert did == ["extend", "log"]
+    assert b"not done twice" in node.link._cache[5, "5.1"]
+    node.close()

@@ -259,6 +259,24 @@ def test_a_lost_child_and_a_silent_one_are_said_to_be_lost() -> None:
     assert ups[-1].head["final"]
 
 
+@pytest.mark.invariant("T6")
+def test_who_is_asked_again_before_its_loss_was_said_is_not_lost() -> None:
+    b = Bench()
+    for who in (N1, N2):
+        b.hello(who)
+    b.call(["n1", "n2"])
+    b.answer(N2, {b"a": ["n2"]})
+    b.relay.gone(b"n1", b.t)  # what it is said to be waits for others
+    b.hello(N1)
+    b.call(["n1"])  # the root knows that it is back
+    b.t += NS_PER_S
+    assert not [n for u in b.up() if u.kind == "answer" for n in u.head["lost"]]
+    b.answer(N1, {b"a": ["n1"]})
+    b.t += NS_PER_S
+    (last,) = [u for u in b.up() if u.kind == "answer"]
+    assert [names for names, _ in last.head["parts"]] == [["n1"]] and last.head["final"]
+
+
 def test_a_call_of_a_root_that_was_replaced_goes_nowhere() -> None:
     b = Bench()
     b.hello(N1)

@@ -50,6 +50,7 @@ ROWS_MAX: Final = 1_000
 ROWS_BYTES_MAX: Final = ANSWER_MAX - (1 << 10)
 RUNNING_MAX: Final = 64
 CACHED_MAX: Final = 256
+BEGUN_MAX: Final = 10_000  # calls that are done once: of so many it is known that they were begun
 CACHED_BYTES_MAX: Final = 2 << 20
 UID_FOR_S: Final = 300.0
 BEGUN_RECORDS: Final = 1_000
@@ -137,7 +138,7 @@ class Link:
         self._cached_bytes = 0
         self._uids: dict[str, tuple[float, int | None]] = {}
         self._untold: list[Event] = []
-        self._begun = self._calls_begun()
+        self._begun = dict.fromkeys(self._calls_begun())
         self._since_wall_ns = 0
 
     def _calls_begun(self) -> set[str]:
@@ -335,11 +336,15 @@ class Link:
         elif head["fence"] < self.uplink.fence:
             self._refuse(key, EXIT_CONFLICT, "this root has been replaced", "repeat the command")
         elif head["op"] in ONCE and _name_of(key) in self._begun:
-            self._refuse(key, EXIT_UNREACHABLE, "this was begun before the agent was restarted; it is not done twice",
+            self._refuse(key, EXIT_UNREACHABLE, "this was begun before, and its answer is lost; it is not done twice",
                          "pact log says what was done")  # fmt: skip
         elif len(self._running) >= RUNNING_MAX:
             self._refuse(key, EXIT_UNREACHABLE, f"{RUNNING_MAX} commands are under way on this node", "repeat it later")
         else:
+            if head["op"] in ONCE:
+                self._begun[_name_of(key)] = None
+                if len(self._begun) > BEGUN_MAX:
+                    del self._begun[next(iter(self._begun))]
             self._run(key, head, message.body)
 
     def _run(self, key: tuple[int, str], head: Mapping[str, Any], body: bytes) -> None:

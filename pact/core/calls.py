@@ -48,7 +48,7 @@ class Call:
         self.left = 0
         self.parts: dict[bytes, list[str]] = {}
         self.bytes = 0
-        self.lost: list[str] = []
+        self.lost: dict[str, None] = {}
         self.first_ns = -1  # when the oldest of what is not yet sent came; -1: there is none
         self.answered_ns = 0
         self.flushed = 0  # how often some of the answers went up
@@ -57,7 +57,8 @@ class Call:
         return wire.encode("call", {**self.head, "nodes": list(names)}, self.body)
 
     def add(self, child: Below, name: str) -> None:
-        """``name`` is asked through ``child``."""
+        """``name`` is asked through ``child``. If it was lost before, and that was not said yet, it is not lost."""
+        self.lost.pop(name, None)
         names = self.direct if child.below is None else self.via.setdefault(child.name, set())
         if name not in names:
             names.add(name)
@@ -93,7 +94,7 @@ class Call:
         return True
 
     def lose(self, names: Iterable[str], t_ns: int) -> None:
-        self.lost += names
+        self.lost.update(dict.fromkeys(names))
         self._touched(t_ns)
 
     def _touched(self, t_ns: int) -> None:
@@ -131,8 +132,8 @@ class Call:
             rows.append([names, len(body)])
             bodies.append(body)
             size += len(body)
-        out.append(self._up(not self.left, rows, bodies, self.lost))
-        self.parts, self.bytes, self.lost, self.first_ns = {}, 0, [], -1
+        out.append(self._up(not self.left, rows, bodies, list(self.lost)))
+        self.parts, self.bytes, self.lost, self.first_ns = {}, 0, {}, -1
         self.flushed += 1
         return out
 

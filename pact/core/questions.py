@@ -33,6 +33,7 @@ TIMEOUT_NS: Final = 60 * NS_PER_S
 TIMEOUT_MAX_NS: Final = 3600 * NS_PER_S
 #: So long a node that has gone may come back, under another aggregator or with a new agent, and is asked again.
 AWAY_NS: Final = 10 * NS_PER_S
+TRIES_MAX: Final = 2
 QUESTIONS_MAX: Final = 1000
 PROGRESS_NS: Final = NS_PER_S // 10
 NAMES_MAX: Final = 32_000
@@ -68,7 +69,6 @@ class Question:
     op: str
     args: bytes
     caller: dict[str, Any]
-    asked_ns: int
     until_ns: int
     part: Part
     done: Done
@@ -77,7 +77,7 @@ class Question:
     flush: Callable[[], None] | None = None
     lost: dict[str, str] = field(default_factory=dict)
     away: dict[str, int] = field(default_factory=dict)  # the earliest first
-    again_ns: dict[str, int] = field(default_factory=dict)  # who was asked again, and when
+    tries: dict[str, int] = field(default_factory=dict)  # how often who is here, and was said to be lost, was asked
 
     def told(self, names: Iterable[str]) -> None:
         """Nobody waits for these any more."""
@@ -110,8 +110,8 @@ class Questions:
             done({})
             return
         self._n += 1
-        question = Question(f"{root.fence:x}.{self._n}", waiting, op, args, dict(caller), root.t_ns,
-                            root.t_ns + timeout_ns, part, done, *client, flush)  # fmt: skip
+        question = Question(f"{root.fence:x}.{self._n}", waiting, op, args, dict(caller), root.t_ns + timeout_ns,
+                            part, done, *client, flush)  # fmt: skip
         self.open[question.id] = question
         self._call(question, waiting)
 
@@ -177,15 +177,16 @@ class Questions:
             self._again(question, question.away.keys() & names)
 
     def _missed(self, question: Question, names: Iterable[str]) -> None:
-        """Below, nobody waits for these any more. Who is away may come back; who has come since it was asked is asked
-        again; to whoever stays away, or was there all the time, the question cannot be brought.
+        """Below, nobody waits for these any more. Who is away may come back. Who is here has perhaps come back before
+        its loss was told, and is asked again; if that is said time and again, the question cannot be brought to it.
         """
         root, again = self.root, []
         for name in names:
-            here = root.nodes.get(name)
-            if here is None:
+            tries = question.tries.get(name, 0)
+            if name not in root.nodes:
                 question.away.setdefault(name, root.t_ns + AWAY_NS)
-            elif here.since_ns > question.again_ns.get(name, question.asked_ns):
+            elif tries < TRIES_MAX:
+                question.tries[name] = tries + 1
                 again.append(name)
             else:
                 self._lose(question, name, LOST)
@@ -196,7 +197,6 @@ class Questions:
             return
         for name in list(names):
             question.away.pop(name, None)
-            question.again_ns[name] = self.root.t_ns
         self._call(question, names)
 
     def _lose(self, question: Question, name: str, why: str) -> None:
