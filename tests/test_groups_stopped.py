@@ -194,6 +194,46 @@ def test_a_group_that_another_log_began_is_blocked_aloud_and_not_forgotten() -> 
     assert result["group"] == "g2", "a number that a node remembers is not given again"
 
 
+@pytest.mark.invariant("F52")
+def test_who_comes_back_when_its_group_is_forgotten_hears_that_it_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pact.core.rootlog.FINISHED_MAX", 1)
+    c = cluster()
+    gid = apply(c, "n0,n1")
+    c.cut("n0")
+    c.advance(10 * S)
+    assert ask(c, "nodes_forget", "n0")[0] == 0
+    assert ask(c, "group_rollback", group=gid)[0] in (0, 4)
+    for _ in range(3):
+        again = apply(c, "n2,n3")
+        assert ask(c, "group_rollback", group=again)[0] == 0
+    assert c.root is not None and gid not in c.root.state.groups
+    c.mend("n0")
+    c.advance(20 * S)
+    (change,) = c.peers["n0"].world.node.state.changes.values()
+    assert change.state == "blocked" and "no g1 any more" in change.reason
+
+
+@pytest.mark.invariant("G1", "F51")
+def test_a_log_put_back_to_before_a_commit_rolls_nobody_back() -> None:
+    c = cluster()
+    gid = apply(c, "n0,n1,n2")
+    older = list(c.log)
+    c.cut("n2")
+    c.advance(10 * S)
+    assert ask(c, "group_commit", group=gid, message="good", allow_missing="n2")[0] == 0
+    assert machines(c)[:3] == ["new"] * 3
+    c.crash_root()
+    c.log[:] = older
+    c.advance(10 * S)
+    c.mend("n2")
+    c.advance(2000 * S)  # its window ends, as that log knows it
+    assert machines(c)[:3] == ["new"] * 3, "n0 and n1 have committed it"
+    shown = group(c, gid)
+    assert shown["state"] == "blocked" and "committed" in shown["blocked"]["n0"]["why"], shown
+    assert ask(c, "group_commit", group=gid, message="as before")[0] == 0
+    assert group(c, gid)["state"] == "committed"
+
+
 @pytest.mark.invariant("A4", "F51")
 @pytest.mark.parametrize("voted", [False, True])
 @pytest.mark.parametrize("op", ["group_commit", "group_rollback"])

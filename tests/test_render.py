@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pact.cli import render
-from pact.cli.render import clean, diff_lines, event_line, status_lines
+from pact.cli.render import clean, diff_lines, event_line, say, status_lines
 
 
 @given(st.text())
@@ -190,3 +190,16 @@ def test_the_holder_of_a_package_manager_s_lock_is_named_by_pid_on_a_terminal_on
     assert render.spoken(text) == "a package manager holds /var/lib/dpkg/lock; used by python of root on n[1-2] of 3"
     monkeypatch.setattr(render, "on_terminal", lambda: True)
     assert render.spoken(text) == text
+
+
+def test_what_a_node_writes_moves_no_terminal_whichever_field_it_stands_in(capsys: pytest.CaptureFixture[str]) -> None:
+    bad = "\x1b[2J\x1b]0;owned\x07\ng9 open: n[1-2]"
+    say(f"  {bad}")
+    for line in status_lines(status(state=bad)):
+        say(line)
+    record = {"seq": 1, "time": "2026-11-28T04:08:48Z" + bad, "type": bad, "data": {"group": bad},
+              "actor": {"user": bad, "via": "socket"}}  # fmt: skip
+    say(event_line(record))
+    out = capsys.readouterr().out
+    assert "\x1b" not in out and "\x07" not in out
+    assert sum(line.startswith("g9 open") for line in out.splitlines()) == 1, "only that of a text with lines"

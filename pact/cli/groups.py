@@ -156,7 +156,7 @@ def _show_applied(result: dict[str, Any]) -> None:
 
 
 def _show_group(result: dict[str, Any]) -> None:
-    say(f"{result['group']} {result['state']}: {clean(result['nodes'])}")
+    say(f"{clean(result['group'])} {clean(result['state'])}: {clean(result['nodes'])}")
     timed = result.get("remaining_s") and on_terminal()
     left = f", {format_duration(int(result['remaining_s']) * NS_PER_S)} left" if timed else ""
     say(f"  by {clean(result['owner'])}{left}: {', '.join(map(clean, result['resources'][:5]))}"

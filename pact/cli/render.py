@@ -42,7 +42,8 @@ def clean(text: Any) -> str:
 
 
 def say(text: str = "", *, flush: bool = False) -> None:
-    print(text, flush=flush)
+    """Lines for people. Whatever a node wrote moves no terminal, also where nobody thought of cleaning it."""
+    print("\n".join(clean(line) for line in text.split("\n")), flush=flush)
 
 
 class _Emitted:
@@ -132,7 +133,7 @@ def _held(hold: Mapping[str, Any], node: str, fleet: str) -> str:
 
 def status_lines(doc: Mapping[str, Any], *, times: bool = False) -> Iterable[str]:
     """Plain status: no times, no pids, no node name, so that equal nodes answer equally."""
-    yield f"state: {doc['state']}" + (" (observe mode)" if doc["mode"] == "observe" else "")
+    yield f"state: {clean(doc['state'])}" + (" (observe mode)" if doc["mode"] == "observe" else "")
     yield f"declared: {doc['declared']}, drifted: {doc['drifted']}, unreadable: {doc['unreadable']}"
     if doc["drifted"]:
         parts = [f"{d} {m:.4g}" for d, m in doc["dimensions"].items() if m]
@@ -343,7 +344,7 @@ def event_line(record: Mapping[str, Any]) -> str:
     parts = [data.get("group") or "", data.get("change") or "", _what(record["type"], data), f"by {who}" if who else ""]
     text = "  ".join(clean(p) for p in parts if p)
     when = local_time(record["time"]) if on_terminal() else record["time"][:19] + "Z"
-    return f"{record['seq']:>6}  {when}  {record['type']:<18}{text}"
+    return clean(f"{record['seq']:>6}  {when}  {record['type']:<18}{text}")
 
 
 def _what(type_: str, data: Mapping[str, Any]) -> str:

@@ -134,11 +134,10 @@ class Coordinator:
                 # nothing of how the group ended. It may have given the number again, to other nodes' group.
                 self.root.refuse("a group that another log began", node, gid)
                 self.beginner.taken(number(gid))
-                args = {"group": gid, "fence": self.root.fence, "ballot": ballot, "decision": "unknown",
-                        "action": "rollback", "why": "the root's log has no such group"}  # fmt: skip
-                self.carrier.tell([node], gid, args, PACT)
+                self._unknown(node, gid, ballot)
             elif group is None:
                 self.root.refuse("a question about a group that the log has forgotten", node, gid)
+                self._unknown(node, gid, ballot)
             elif group.state == FINISHED:
                 self.carrier.tell([node], gid, self.carrier.decision(group), caller_of(group))
             elif run is not None and group.state == DECIDED:
@@ -150,6 +149,12 @@ class Coordinator:
                 run.states.setdefault(node, "member")
                 if phase == "prepared" and self._led_nowhere(run, ballot):
                     self._undo_votes(run, [node])
+
+    def _unknown(self, node: str, gid: str, ballot: int) -> None:
+        """How its group ended is not known here: what it has of it becomes its own, for a person to settle."""
+        args = {"group": gid, "fence": self.root.fence, "ballot": ballot, "decision": "unknown",
+                "action": "rollback", "why": "the root's log has no such group"}  # fmt: skip
+        self.carrier.tell([node], gid, args, PACT)
 
     def _members(self, group: Group) -> frozenset[str]:
         """Of a group that nodes ask about; they do so all at once."""

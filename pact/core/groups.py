@@ -154,9 +154,13 @@ def asked_vote(node: Node, event: Asked) -> None:
 
 
 def _vote_of_a_stranger(node: Node, event: Asked, gid: str, action: str) -> None:
-    """It was never applied here, or has ended here: nothing is in a rollback's way, but nothing can be committed."""
+    """It was never applied here, or has ended here: nothing is in a rollback's way, but nothing can be committed.
+    Where it was committed, only a root whose log was put back asks for a rollback: the others must not go back.
+    """
     outcome = node.state.groups_done.get(gid, "never applied here")
-    if action == "rollback":
+    if action == "rollback" and outcome == "committed":
+        node.reply(event.token, {"vote": "no", "why": f"{gid} has ended here: committed", "holders": []})
+    elif action == "rollback":
         node.reply(event.token, {"vote": "yes", "nothing": outcome})
     elif outcome == "committed":
         node.reply(event.token, {"vote": "yes"})
