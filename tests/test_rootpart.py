@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable
+from types import SimpleNamespace
 
 import orjson
 import pytest
@@ -14,20 +15,21 @@ from public_root import Chain
 from pact.cluster import page
 from pact.cluster.committer import Durable, Elected
 from pact.cluster.nodesets import Folded, NodeSets
-from pact.cluster.rootpart import RootPart
+from pact.cluster.rootpart import RootPart, States
 from pact.core.records import GENESIS
 from pact.core.root import Commit, Effect, Known, Root
 from pact.core.rootlog import Cursor, Group, RootState, load
 from pact.core.runs import Run
-from pact.core.wire import message
+from pact.core.wire import Message, message
 from pact.errors import PactError
 
 
 def part_of(root: Root) -> RootPart:
     """Without its threads: the test is its loop."""
     part = RootPart.__new__(RootPart)
-    part.root, part.states, part.trouble, part._sets = root, {}, "", root.sets  # type: ignore[assignment]
+    part.root, part.states, part.trouble, part._sets = root, States(), "", root.sets  # type: ignore[assignment]
     part._away = Folded([])
+    part.offset_ns = part._states_at_ns = part._fresh_at_ns = 0
     part.oldest = part.commit_ns = 0
     part._applying, part._snapshot = threading.Lock(), None
     return part
@@ -131,7 +133,7 @@ def test_what_nobody_looks_at_is_not_folded_and_the_page_shows_it_all_the_same()
         root.state.groups[gid] = Group(gid, {"user": "alice"}, "why", "x[1-9]", ["file:/a"], 10**9, 10**9,
                                        "2026-01-01T00:00:00Z")  # fmt: skip
         root.groups.runs[gid] = Run(gid, names)
-    part.states = {"drifted": Folded(names[1:])}
+    part.states.heard(names[1:], "drifted")
     before_s = time.process_time()
     shown = part.shown()
     assert time.process_time() - before_s < 0.1 and sets.folds == 0
@@ -139,3 +141,62 @@ def test_what_nobody_looks_at_is_not_folded_and_the_page_shows_it_all_the_same()
     text = page.page({"name": "r", **shown})
     assert names[0] in text and "x0000c0s1n[0-3]" in text and "g20" in text
     assert b'pact_nodes{state="away"} 1.0' in page.metrics(shown)
+
+
+S = 10**9
+
+
+class Alive:
+    alive = True
+
+
+def looking(root: Root) -> RootPart:
+    part = part_of(root)
+    part.committer = Alive()  # type: ignore[assignment]
+    part.config = SimpleNamespace(http="tcp://127.0.0.1:1")  # type: ignore[assignment]
+    return part
+
+
+def counts(part: RootPart) -> dict[str, int]:
+    return {state: row[1] for state, row in part.shown()["states"].items()}
+
+
+def test_the_page_knows_how_the_nodes_of_a_quiet_fleet_are() -> None:
+    """Nothing has come in for an hour: the question's time counts from now, not from the last message."""
+    root = Root("r", RootState(), 1, NodeSets())
+    part = looking(root)
+    root.start(1, 1, "b", 0)
+    root.received(message("below", {"add": ["n1", "n2", "n3"], "gone": []}), 1, 1)
+    (call,) = (m for m in part.tick(3600 * S, 1) if m.kind == "call")
+    assert call.head["timeout_ms"] == 15_000
+    root.questions.answered(answer(call, ["n1", "n2"], "synchronised"))
+    assert list(part.tick(3601 * S, 1)) == []
+    assert counts(part) == {"synchronised": 2, "unknown": 1}
+    root.questions.answered(answer(call, ["n3"], "drifted"))
+    assert counts(part) == {"synchronised": 2, "drifted": 1}
+    assert b'pact_nodes{state="drifted"} 1.0' in page.metrics(part.shown())
+
+
+def test_every_connected_node_is_in_one_state_while_nodes_come_and_go() -> None:
+    root = Root("r", RootState(), 1, NodeSets())
+    part = looking(root)
+    root.start(1, 1, "b", 0)
+    root.received(message("below", {"add": ["n1", "n2", "n3"], "gone": []}), 1, 1)
+    (call,) = (m for m in part.tick(S, 1) if m.kind == "call")
+    root.questions.answered(answer(call, ["n1", "n2", "n3"], "synchronised"))
+    root.received(message("below", {"add": ["n4"], "gone": ["n2"]}), 2 * S, 1)
+    assert counts(part) == {"synchronised": 2, "unknown": 1}
+    (call,) = (m for m in part.tick(4 * S, 1) if m.kind == "call")
+    assert call.head["nodes"] == ["n4"], "soon, and nobody else"
+    assert [m for m in part.tick(6 * S, 1) if m.kind == "call"] == [], "it is asked once"
+    root.questions.answered(answer(call, ["n4"], "drifted"))
+    assert counts(part) == {"synchronised": 2, "drifted": 1}
+    (call,) = (m for m in part.tick(17 * S, 1) if m.kind == "call")
+    assert sorted(call.head["nodes"]) == ["n1", "n3", "n4"], "all of them, now and then"
+    list(part.tick(40 * S, 1))
+    assert counts(part) == {"unknown": 3}, "who does not answer in time is not as it was"
+
+
+def answer(call: Message, names: list[str], state: str) -> Message:
+    body = orjson.dumps({"exit": 0, "message": "", "result": {"state": state}})
+    return message("answer", {"call": call.head["call"], "parts": [[names, len(body)]]}, body)

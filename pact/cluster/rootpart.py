@@ -40,6 +40,44 @@ STATE_CHARS_MAX: Final = 40
 UNKNOWN: Final = "unknown"
 SNAPSHOT_S: Final = 0.5  # a public snapshot serves everybody for so long: the loop waits while one is made
 STATES_NS: Final = 15 * NS_PER_S
+FRESH_NS: Final = 2 * NS_PER_S  # who has come since is asked so soon
+
+
+class States:
+    """What state each node said that it is in. Every connected node is in one of them: who has not answered yet, or did
+    not in time, in ``unknown``.
+    """
+
+    def __init__(self) -> None:
+        self._of: dict[str, str] = {}
+        self._asked: set[str] = set()
+        self._folded: dict[str, Folded] = {}
+        self._folded_for: frozenset[str] | None = None
+
+    def unasked(self, connected: Iterable[str]) -> list[str]:
+        return [n for n in connected if n not in self._of and n not in self._asked]
+
+    def asked(self, names: Iterable[str]) -> None:
+        self._asked.update(names)
+
+    def heard(self, names: Iterable[str], state: str) -> None:
+        self._asked.difference_update(names)
+        self._of.update(dict.fromkeys(names, state[:STATE_CHARS_MAX]))
+        self._folded_for = None
+
+    def of(self, connected: Iterable[str]) -> dict[str, Folded]:
+        """The names by state; those of who has gone are forgotten. Folded only if somebody reads them."""
+        names = frozenset(connected)
+        if names != self._folded_for:
+            self._of = {n: s for n, s in self._of.items() if n in names}
+            self._asked &= names
+            found: dict[str, list[str]] = {}
+            for name in names:
+                state = self._of.get(name, UNKNOWN)
+                found.setdefault(state if state in found or len(found) < STATES_MAX else UNKNOWN, []).append(name)
+            self._folded = {state: Folded(of_state) for state, of_state in found.items()}
+            self._folded_for = names
+        return self._folded
 
 
 class RootPart:
@@ -67,9 +105,9 @@ class RootPart:
         )  # fmt: skip
         self._applying = threading.Lock()
         self._snapshot: tuple[float, RootState, int, bytes] | None = None
-        self.states: dict[str, Folded] = {}
+        self.states = States()
         self._away = Folded([])
-        self._states_at_ns = 0
+        self._states_at_ns = self._fresh_at_ns = 0
         try:
             self.publisher.start()
             self.replay.start()
@@ -97,12 +135,12 @@ class RootPart:
             raise PactError("the thread that writes the root's log has ended", "see the lines before this one")
         root = self.root
         if root is not None:
+            root.at(t_ns + self.offset_ns, wall_ns)
             wake_ns = root.next_wake_ns()
-            if wake_ns is not None and wake_ns <= t_ns + self.offset_ns:
-                yield from self._perform(root.tick(t_ns + self.offset_ns, wall_ns))
-            if t_ns >= self._states_at_ns and self.config.http:
-                self._states_at_ns = t_ns + STATES_NS
-                yield from self._ask_states(root)
+            if wake_ns is not None and wake_ns <= root.t_ns:
+                yield from self._perform(root.tick(root.t_ns, wall_ns))
+            if self.config.http:
+                yield from self._look_at_states(root, t_ns)
 
     def next_wake_ns(self) -> int | None:
         wake_ns = self.root.next_wake_ns() if self.root is not None else None
@@ -165,6 +203,7 @@ class RootPart:
         boot = boot_id()
         self.offset_ns = continue_from(state, boot, t_ns, wall_ns, clock_synchronised())
         root = self.root = Root(self.config.name, state, posted.fence, self._sets, self.config.limits)
+        self.states = States()
         self._chunks = self._chunk_bytes = 0
         log(f"leading with fence {posted.fence}, from event {state.gseq}")
         yield wire.message("welcome", {"v": wire.VERSION, "name": self.config.name, "path": [], "fence": posted.fence,
@@ -213,21 +252,30 @@ class RootPart:
 
     # -- for people who look ------------------------------------------------------------------------------------
 
-    def _ask_states(self, root: Root) -> Iterator[Message]:
-        """How the nodes are: a handful of answers, whatever their number."""
-        found: dict[str, list[str]] = {}
+    def _look_at_states(self, root: Root, t_ns: int) -> Iterator[Message]:
+        """All nodes now and then; between, those that have come since."""
+        if t_ns < self._fresh_at_ns:
+            return
+        self._fresh_at_ns = t_ns + FRESH_NS
+        if t_ns >= self._states_at_ns:
+            self._states_at_ns = t_ns + STATES_NS
+            yield from self._ask_states(root, list(root.nodes))
+        else:
+            yield from self._ask_states(root, self.states.unasked(root.nodes))
+
+    def _ask_states(self, root: Root, names: list[str]) -> Iterator[Message]:
+        """How these nodes are: a handful of answers, whatever their number."""
+        states = self.states
 
         def part(names: list[str], body: bytes) -> None:
-            state = str(answer_of(body)["result"].get("state", UNKNOWN))[:STATE_CHARS_MAX]
-            found.setdefault(state if state in found or len(found) < STATES_MAX else UNKNOWN, []).extend(names)
+            states.heard(names, str(answer_of(body)["result"].get("state", UNKNOWN)))
 
         def done(lost: dict[str, str]) -> None:
-            if lost:
-                found.setdefault(UNKNOWN, []).extend(lost)
-            self.states = {state: Folded(names) for state, names in found.items()}
+            states.heard(lost, UNKNOWN)
 
+        states.asked(names)
         caller = {"user": "pact", "role": "viewer", "via": "cluster"}
-        root.questions.ask(list(root.nodes), "state", b"{}", caller, STATES_NS, part, done)
+        root.questions.ask(names, "state", b"{}", caller, STATES_NS, part, done)
         yield from self._perform(root.take_effects())
 
     def shown(self) -> dict[str, Any]:
@@ -240,7 +288,7 @@ class RootPart:
         away = root.questions.targets(None)[1]
         if away != self._away.names:
             self._away = Folded(away)
-        by_state = {**self.states, **({"away": self._away} if away else {})}
+        by_state = {**self.states.of(root.nodes), **({"away": self._away} if away else {})}
         return {
             "root": True, "leading": True, "fence": root.fence, "gseq": state.gseq, "oldest": self.oldest,
             "events": root.counters.events, "commit_s": self.commit_ns / 1e9, "connected": len(root.nodes),

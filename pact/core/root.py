@@ -149,7 +149,7 @@ class Root:
 
     def start(self, t_ns: int, wall_ns: int, boot_id: str, offset_ns: int) -> list[Effect]:
         """Begin the term. ``t_ns`` is node time as ``offset_ns`` makes it."""
-        self._at(t_ns, wall_ns)
+        self.at(t_ns, wall_ns)
         reboot = bool(self.state.boot_id) and boot_id != self.state.boot_id
         self.record("agent_started", {
             "boot_id": boot_id, "offset_ns": offset_ns, "wall_ns": wall_ns, "fence": self.fence, "name": self.name,
@@ -159,7 +159,7 @@ class Root:
 
     def received(self, message: Message, t_ns: int, wall_ns: int) -> list[Effect]:
         """A message from below. Its form was checked by the codec, its sender by the relay."""
-        self._at(t_ns, wall_ns)
+        self.at(t_ns, wall_ns)
         handler = _KINDS.get(message.kind)
         if handler is None:
             self.refuse(f"a {message.kind} at the root")
@@ -169,7 +169,7 @@ class Root:
 
     def durable(self, first: int, count: int, t_ns: int, wall_ns: int) -> list[Effect]:
         """The chunk that ``Commit`` asked for is in the log."""
-        self._at(t_ns, wall_ns)
+        self.at(t_ns, wall_ns)
         flying, self._flying = self._flying, None
         assert flying is not None and (flying.first, flying.count) == (first, count), (first, count)
         chunk = self.state.apply_written(flying.writer)
@@ -182,7 +182,7 @@ class Root:
         return self._flush()
 
     def tick(self, t_ns: int, wall_ns: int) -> list[Effect]:
-        self._at(t_ns, wall_ns)
+        self.at(t_ns, wall_ns)
         self.questions.tick()
         self.groups.tick()
         return self._flush()
@@ -245,7 +245,8 @@ class Root:
         """What a question from outside a step has led to."""
         return self._flush()
 
-    def _at(self, t_ns: int, wall_ns: int) -> None:
+    def at(self, t_ns: int, wall_ns: int) -> None:
+        """What time it is: time passes also where nothing comes in, and what is asked next counts from now."""
         self.t_ns, self.wall_ns = max(self.t_ns, t_ns), wall_ns
 
     def _emit(self, effect: Effect) -> None:
