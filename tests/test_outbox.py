@@ -82,3 +82,32 @@ def test_waiting_beyond_the_credit_does_not_spin() -> None:
     wake_ns = box.next_wake_ns()
     assert wake_ns is not None and wake_ns > T + LATER_NS, "until it is acknowledged, or sent again"
     assert sent(box, box.acknowledged("i", 0, False, T + LATER_NS + 1)) == [(1, 1)]
+
+
+@pytest.mark.invariant("T5", "F51")
+def test_a_quiet_node_finds_out_that_a_new_root_has_lost_its_records() -> None:
+    """Nothing is written on the node: without its question the root would never hear of what it has."""
+    box = connected()
+    assert box.acknowledged("i", 2, False, T) == [] and box.led(7) == [Read(2, 1)]
+    assert sent(box, [Read(2, 1)]) == [(2, 1)]
+    assert box.led(7) == [] and box.led(6) == [], "once for each root"
+    assert sent(box, box.acknowledged("i", -1, True, T + 1)) == [(0, 3)], "the log is another one: all of it"
+    assert box.acked == -1 and box.waiting == 3
+
+
+@pytest.mark.invariant("T5")
+def test_a_new_root_that_has_the_records_costs_one_of_them_and_a_node_that_sends_costs_nothing() -> None:
+    box = connected()
+    assert box.led(7) == [], "what is on its way shows it"
+    box.acknowledged("i", 2, False, T)
+    assert sent(box, box.led(8)) == [(2, 1)]
+    assert box.acknowledged("i", 2, False, T + 1) == [] and (box.acked, box.waiting, box.following) == (2, 0, 3)
+    assert sent(box, box.recorded(3, T + 2)) == [(3, 1)]
+    empty = Outbox("n", "", newest=-1)
+    empty.welcomed(1 << 20, T)
+    assert empty.led(9) == []
+    away = connected()
+    away.acknowledged("i", 2, False, T)
+    away.lost()
+    assert away.led(7) == [] and away.welcomed(1 << 20, T) == []
+    assert sent(away, away.led(7)) == [(2, 1)], "asked once there is a parent"

@@ -315,6 +315,7 @@ class Link:
 
     def _fleet(self, fleet: Mapping[str, Any] | None) -> None:
         if fleet is not None:
+            self._queue(self.outbox.led(fleet["fence"]))
             self._tell(FleetTold(*self.agent.now(), fleet["fence"], fleet["seq"], fleet["holds"]))
 
     def _tell(self, event: Event) -> None:

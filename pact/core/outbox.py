@@ -56,6 +56,7 @@ class Outbox:
         self._patience_ns = RESEND_NS
         self._later_ns: int | None = None  # until when what is not sent yet may wait for more
         self._rewound: tuple[int, int, int] = (-2, 0, 0)  # to which record, when, and how long to wait for the next
+        self._fence = -1
 
     @property
     def following(self) -> int:
@@ -83,6 +84,18 @@ class Outbox:
         self._credit = max(credit, BATCH_BYTES_MAX)
         self._patience_ns = RESEND_NS
         return self._again(t_ns)
+
+    def led(self, fence: int) -> list[Read]:
+        """Another root leads, perhaps with a log that was lost or put back. Where nothing is on its way that would show
+        it, the last record that was acknowledged goes up once more: the root has it, or says what it misses.
+        """
+        if fence <= self._fence or not self._credit:
+            return []
+        self._fence = fence
+        if self.forked or self._flight or self.acked < 0 or self._next <= self.newest:
+            return []
+        self._next = self.acked
+        return self.more()
 
     def lost(self) -> None:
         """No parent any more."""

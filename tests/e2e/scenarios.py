@@ -180,6 +180,11 @@ def a_root_is_killed_and_started_again(site: Site) -> None:
     wait_until(lambda: len(events.read_text().splitlines()) > ok(site, "nodes")["gseq"], "all is followed", 15)
     numbers = [line.split()[0] for line in events.read_text().splitlines()]
     assert numbers == [str(n) for n in range(len(numbers))], "it is the same log, and each event comes once"
+    site.kill_aggregator("root")
+    for file in site.work.glob("root.db*"):
+        file.unlink()
+    site.start_aggregator("root", 1)
+    wait_until(lambda: site.connected() == names and all_recorded(site, names), "quiet nodes send all to a new log", 30)
 
 
 @scenario
