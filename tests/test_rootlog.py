@@ -276,3 +276,19 @@ def test_a_log_that_was_lost_or_restored_begins_above_every_fence_that_nodes_hav
     fence = again.campaign("r")
     again.close()
     assert obeyed is not None and fence is not None and fence > obeyed
+
+
+def test_a_state_too_large_to_keep_is_said_and_ends_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pact.journal.rootlog.SNAPSHOT_MAX", 3)
+    store = open_store(f"sqlite://{tmp_path}/root.db", "default")
+    try:
+        fence = store.campaign("r1")
+        assert fence
+        store.append(fence, 0, 1, b"chunk")
+        store.save_snapshot(fence, 0, b"abc")
+        with pytest.raises(JournalError, match="4 bytes"):
+            store.save_snapshot(fence, 0, b"abcd")
+        store.append(fence, 1, 1, b"more")
+        assert store.load()[0] == b"abc"
+    finally:
+        store.close()

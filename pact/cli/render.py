@@ -347,6 +347,10 @@ def event_line(record: Mapping[str, Any]) -> str:
     return clean(f"{record['seq']:>6}  {when}  {record['type']:<18}{text}")
 
 
+def _until(time: str) -> str:
+    return "until " + (local_time(time) if on_terminal() else f"{time[:19]}Z")
+
+
 def _what(type_: str, data: Mapping[str, Any]) -> str:
     if "omitted" in data:
         return f"({data['omitted']} bytes, too large to travel: see it on the node)"
@@ -356,13 +360,15 @@ def _what(type_: str, data: Mapping[str, Any]) -> str:
         return f"{data['decision']}: {data['why']}" if data["why"] else str(data["decision"])
     if type_ == "group_finished":
         return str(data["outcome"])
+    if type_ == "group_forced":
+        return "goes on with force"
     if type_ in ("drift_detected", "drift_cleared"):
         owner = data.get("owner", {}).get("user", "")
         return f"{data['resource']}  by {owner}" if owner else str(data["resource"])
     if type_ == "window_opened":
-        if not data.get("deadline"):
-            return ""
-        return "until " + (local_time(data["deadline"]) if on_terminal() else f"{data['deadline'][:19]}Z")
+        return _until(data["deadline"]) if data.get("deadline") else ""
+    if type_ == "window_extended" and data.get("ends"):  # of a group, by its root
+        return _until(data["ends"])
     if type_ == "window_extended":
         return "by " + format_duration(data["by_ns"])
     if type_ == "committed":

@@ -87,7 +87,9 @@ class Beginner:
 
         check = {"fence": root.fence, "resources": resources, "blobs": args.get("blobs", {})}
         timeout_ns = root.questions.timeout_ns(head)
-        root.questions.ask_members(here, "group_check", check, head["caller"], part, done, timeout_ns)
+        # Nothing has begun: where nobody waits for it any more, nothing begins.
+        root.questions.ask_members(here, "group_check", check, head["caller"], part, done, timeout_ns,
+                                   (head["client"], head["id"]))  # fmt: skip
 
     def _checked(self, head: Head, args: dict[str, Any], members: list[str], found: list[dict[str, Any]],
                  missing: dict[str, str]) -> None:  # fmt: skip

@@ -7,12 +7,14 @@ durable.  # G1
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from pact.core.answers import answer_of, gravest, refusal_of
 from pact.core.beginning import Beginner
 from pact.core.carrying import Carrier
 from pact.core.fleet import Fleet
+from pact.core.looking import look
 from pact.core.questions import (
     ABSENT,
     allowed,
@@ -72,7 +74,7 @@ class Coordinator:
         self.fleet = Fleet(root)
         self.ops: Mapping[str, Callable[[Head, dict[str, Any]], None]] = {
             "apply": self.beginner.apply, "group_commit": self._commit, "group_rollback": self._rollback,
-            "group_extend": self._extend, "groups": self._list, "fleet_hold": self.fleet.place,
+            "group_extend": self._extend, "groups": partial(look, root, self.runs), "fleet_hold": self.fleet.place,
             "fleet_release": self.fleet.release, "nodes_forget": self._forget,
         }  # fmt: skip
         self._ballots = 0
@@ -222,9 +224,13 @@ class Coordinator:
     def _rollback(self, head: Head, args: dict[str, Any]) -> None:
         run = self._settleable(head, args, "rollback")
         decided = self.root.state.groups[run.id].state == DECIDED
-        run.force = bool(args.get("force")) or (decided and run.force)
+        force = bool(args.get("force"))
+        run.force = force or (decided and run.force)
         if self.root.state.holds and not run.force:
             raise ConflictError(held_by(self.root), "use --force")
+        if decided and force and not self.root.state.groups[run.id].args.get("force"):
+            self._force(run, head)
+            return
         if self._already(run, "rollback", head):
             return
         self._vote(run, "rollback", head, args)
@@ -245,6 +251,21 @@ class Coordinator:
         if run.step in (APPLYING, VOTING, DECIDING):
             raise ConflictError(f"{gid} is {run.step} just now", "try again in a moment")
         return run
+
+    def _force(self, run: Run, head: Head) -> None:
+        """The decision stands; from now on nothing but what is impossible stops it, and that is this person's doing."""
+        root = self.root
+        if root.state.groups[run.id].decision != "rollback":
+            raise ConflictError(f"too late: {run.id} is decided: commit", "see pact groups")
+
+        def done() -> None:
+            if run.step == DECIDING:  # the last member has just done it
+                root.questions.reply(head, 0, result=self.shown(run.id))
+            else:
+                self._already(run, "rollback", head)
+
+        root.record("group_forced", {"group": run.id, "fence": root.fence, "why": f"asked by {head['caller']['user']}"},
+                    root.actor(head["caller"]), done)  # fmt: skip
 
     def _already(self, run: Run, what: str, head: Head) -> bool:
         """The decision was made before: the same again goes on with what is owed, the other is too late."""
@@ -399,7 +420,7 @@ class Coordinator:
 
         root.record("node_forgotten", {"nodes": sorted(known), "fence": root.fence}, root.actor(head["caller"]), done)
 
-    # -- extend, list -------------------------------------------------------------------------------------------
+    # -- extend -------------------------------------------------------------------------------------------
 
     def _extend(self, head: Head, args: dict[str, Any]) -> None:
         root = self.root
@@ -427,7 +448,7 @@ class Coordinator:
             root.questions.reply(head, gravest(codes), result=self.shown(run.id), failed=failed)
 
         def done() -> None:
-            run.step, run.retry_at_ns = OPEN, None
+            run.step, run.retry_at_ns, run.no, run.missing = OPEN, None, {}, {}
             note = {"group": run.id, "fence": root.fence, "left_ns": max(0, group.ends_ns - root.t_ns)}
             here = [n for n in run.members if n in root.nodes]
             root.questions.ask_members(here, "group_extend", note, head["caller"], part, told)
@@ -439,16 +460,6 @@ class Coordinator:
     def shown(self, gid: str) -> dict[str, Any]:
         """One group for people and programs."""
         return shown(self.root, self.runs.get(gid), self.root.state.groups[gid])
-
-    def _list(self, head: Head, args: dict[str, Any]) -> None:
-        groups = self.root.state.groups
-        name = str(args.get("group") or "")
-        if name and name not in groups:
-            raise UsageError(f"there is no group {name}", "pact groups lists them")
-        viewer = head["caller"]["role"] == "viewer"
-        found = [shown(self.root, self.runs.get(g.id), g, viewer=viewer) for g in groups.values()
-                 if (name == g.id if name else args.get("all") or g.state != FINISHED)]  # fmt: skip
-        self.root.questions.reply(head, 0, result={"v": 1, "groups": found, "holds": self.root.holds()})
 
     # -- help ---------------------------------------------------------------------------------------------------
 

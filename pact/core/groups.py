@@ -1,4 +1,4 @@
-"""The member's side of a group: check, apply, vote, carry out. Only the root asks, through the tree.
+"""The member's side of a group: vote, carry out. Only the root asks, through the tree; ``joining`` comes before.
 
 A yes is durable before it leaves, and binds: from then on the node asks and never decides alone, unless a person forces
 it on this node, which is recorded.  # G3
@@ -6,19 +6,16 @@ it on this node, which is recorded.  # G3
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from pact.core import change as life
-from pact.core import declaring, settle
+from pact.core import settle
 from pact.core.change import Change
 from pact.core.events import AGENT_CALLER, Asked, Caller, Look, Looked, Probe, Probed, Sighting
-from pact.core.membership import DECIDED, OPEN, PREPARED, Membership
-from pact.core.plan import Step, ordered
-from pact.core.settings import BILLION
-from pact.core.windows import magnitude, square, window
-from pact.errors import EXIT_BLOCKED, EXIT_FAILED, ConflictError, PactError
+from pact.core.membership import DECIDED, NOT_APPLIED, OPEN, PREPARED, Membership, check_fence
+from pact.errors import EXIT_BLOCKED, EXIT_FAILED, ConflictError
 from pact.model import Declared, Holder, Unreadable
 
 if TYPE_CHECKING:
@@ -27,106 +24,20 @@ if TYPE_CHECKING:
 HOLDERS_MAX: Final = 20
 
 
-def check_fence(node: Node, event: Asked) -> int:
-    """Raises ConflictError for a root that has been replaced.  # G4"""
-    fence = int(event.args["fence"])
-    if fence < node.state.fence:
-        raise ConflictError(f"stale fence {fence}: this node has obeyed {node.state.fence}")
-    return fence
-
-
-# -- check and apply ------------------------------------------------------------------------------------------------
-
-
-def asked_check(node: Node, event: Asked) -> None:
-    """Would these changes work here, and how far from declared would they take the node? Changes nothing."""
-    check_fence(node, event)
-    declared = {r: Declared.from_json(v) for r, v in event.args["resources"].items()}
-    _refuse_busy(node, declared, "")
-    steps = ordered(_step(r, d) for r, d in declared.items())
-    job = node.job("group_check", event.caller, token=event.token, ids=tuple(declared), steps=steps,
-                   args={**event.args, "declared": declared})  # fmt: skip
-    node.emit(Probe(job.n, steps, consumers=False))
-
-
-def _step(resource: str, declared: Declared) -> Step:
-    return Step(resource, declared.attrs, None, declared.requires, declared.consumers)
-
-
-def _refuse_busy(node: Node, resources: Iterable[str], group: str) -> None:
-    node.refuse_intended(resources)
-    for resource in resources:
-        change = node.state.change_of(resource)
-        if change is None:
-            continue
-        if change.state == life.ROLLING or change.intents:
-            raise ConflictError(f"{resource} is being changed with {change.id}", "try again when it is done")
-        if change.group and change.group != group:
-            raise ConflictError(f"{resource} belongs to group {change.group}",
-                                f"settle it first: pact groups {change.group}")  # fmt: skip
-
-
-def probed_check(node: Node, job: Job, event: Probed) -> None:
-    node.finish(job)
-    declared: dict[str, Declared] = job.args["declared"]
-    refuse_unread(event, "nothing was applied")
-    steps = declaring.differing(node, job.steps, event.sightings, declared)
-    seen = {s.resource: s.observation for s in event.sightings}
-    total = 0
-    for step in steps:
-        base = node.state.declared(step.id)
-        found = seen[step.id]
-        assert not isinstance(found, Unreadable)
-        base = replace(declared[step.id], attrs=found) if base is None else base
-        total += square(node.weight_n(step.id, base), node.deviation_n(step.id, base, step.target))
-    s = node.state.settings
-    shortest_ns = min(s.floor_ns, s.base_ns)
-    node.reply(job.token, {
-        "changes": len(steps), "magnitude_n": round(magnitude(total) * BILLION),
-        "window_ns": max(shortest_ns, window(total, s.base_ns, s.sensitivity_n)), "enforce": s.enforce,
-        "newest": max((int(g[1:]) for g in [*node.state.groups, *node.state.groups_done]), default=0),
-    })  # fmt: skip
-
-
-def refuse_unread(event: Probed, what: str) -> None:
-    unread = [f"{s.resource}: {s.observation.why}" for s in event.sightings if isinstance(s.observation, Unreadable)]
-    problems = [*unread, *event.refusals]
-    if problems:
-        raise PactError(f"{what}; " + "; ".join(problems[:5]))
-
-
-def asked_apply(node: Node, event: Asked) -> None:
-    """Become a member and make the changes. Asked again, it does what is still missing."""
-    fence, gid, state = check_fence(node, event), event.args["group"], node.state
-    if gid in state.groups_done:
-        raise ConflictError(f"{gid} has ended here: {state.groups_done[gid]}")
-    group = state.groups.get(gid)
-    if group is not None and group.phase != OPEN:
-        raise ConflictError(f"{gid} is being settled")
-    if any(j.args.get("group") == gid for j in node.jobs.values()):
-        raise ConflictError(f"{gid} is being applied", "ask again")
-    declared = {r: Declared.from_json(v) for r, v in event.args["resources"].items()}
-    _refuse_busy(node, declared, gid)
-    if group is None:
-        left_ns = int(event.args["left_ns"])
-        node.record("group_begun", {
-            "group": gid, "fence": fence, "owner": event.caller.owner.to_json(), "message": event.args["message"],
-            "resources": {r: d.attrs for r, d in declared.items()}, "ends_ns": node.t_ns + left_ns,
-            "ends": node.wall_of(node.t_ns + left_ns)}, event.caller.actor)  # fmt: skip
-    declaring.begin_apply(node, event, declared)
-
-
 # -- vote -----------------------------------------------------------------------------------------------------------
 
 
 def asked_vote(node: Node, event: Asked) -> None:
     """``action`` commit or rollback, ``ballot``, ``automatic``, ``force``. A repeated question gets the same answer."""
-    fence = check_fence(node, event)
+    fence = check_fence(node.state, event.args)
     gid, action, ballot = event.args["group"], event.args["action"], int(event.args["ballot"])
     state = node.state
     group = state.groups.get(gid)
     if group is None:
         _vote_of_a_stranger(node, event, gid, action)
+        return
+    if group.phase == DECIDED and action == group.action:  # bound already; the root's log was put back to before that
+        node.reply(event.token, {"vote": "yes"})
         return
     if group.phase == DECIDED:
         raise ConflictError(f"{gid} is decided already: {group.action}")
@@ -217,6 +128,10 @@ def _say_no(node: Node, group: Membership, args: Mapping[str, Any], caller: Call
         node.record("group_prepared", {
             "group": group.id, "change": group.change, "action": args["action"], "ballot": args["ballot"],
             "fence": args["fence"], "vote": "no", "why": why, "holders": named}, caller.actor)  # fmt: skip
+        if args["action"] == "rollback" and change is not None and change.state == life.BLOCKED:
+            node.record("rollback_blocked", {
+                "change": change.id, "group": group.id, "cause": "group", "reason": why, "holders": named},
+                caller.actor)  # fmt: skip
     node.reply(token, {"vote": "no", "why": why, "holders": named[:HOLDERS_MAX]})
 
 
@@ -232,8 +147,7 @@ def looked_vote(node: Node, job: Job, event: Looked) -> None:
         if isinstance(seen, Unreadable):
             apart.append(f"{sighting.resource} cannot be read: {seen.why}")
         elif node.rules.distance_n(sighting.resource, group.resources[sighting.resource], seen):
-            by = change.owner.user if change is not None and change.id != group.change else "unattributed"
-            apart.append(f"diverged: {sighting.resource} was changed again by {by}")
+            apart.append(_diverged(group, sighting.resource, change))
     try:
         settle.require_whole(node, job.ids)
     except ConflictError as exc:
@@ -277,12 +191,34 @@ def _say_yes(node: Node, group: Membership, job: Job) -> None:
     node.reply(job.token, {"vote": "yes"})
 
 
+def asked_state(node: Node, event: Asked) -> None:
+    """How the member stands, for people who look: what is on record, nothing is looked at or changed."""
+    check_fence(node.state, event.args)
+    gid, state = event.args["group"], node.state
+    group = state.groups.get(gid)
+    if group is None:
+        node.reply(event.token, {"state": state.groups_done.get(gid, NOT_APPLIED)})
+        return
+    apart = []
+    for resource, wanted in group.resources.items():
+        change, declared = state.change_of(resource), state.declared(resource)
+        actual = change.members[resource].actual if change is not None else declared.attrs if declared else None
+        if node.rules.distance_n(resource, wanted, actual):
+            apart.append(_diverged(group, resource, change))
+    node.reply(event.token, {"state": "; ".join(apart[:5]) or "member"})
+
+
+def _diverged(group: Membership, resource: str, change: Change | None) -> str:
+    by = change.owner.user if change is not None and change.id != group.change else "unattributed"
+    return f"diverged: {resource} was changed again by {by}"
+
+
 # -- the decision ---------------------------------------------------------------------------------------------------
 
 
 def asked_decide(node: Node, event: Asked) -> None:
     """``decision`` commit, rollback, abort or unknown. Done twice it is the same as done once."""
-    fence = check_fence(node, event)
+    fence = check_fence(node.state, event.args)
     gid, decision, ballot = event.args["group"], event.args["decision"], int(event.args["ballot"])
     group, force = node.state.groups.get(gid), bool(event.args.get("force"))
     if group is None:
@@ -463,7 +399,7 @@ def require_free(node: Node, change: Change, what: str, force: bool) -> None:
 
 def asked_extend(node: Node, event: Asked) -> None:
     """The root moved the group's end, or reopened the group."""
-    fence, gid = check_fence(node, event), event.args["group"]
+    fence, gid = check_fence(node.state, event.args), event.args["group"]
     group = node.state.groups.get(gid)
     if group is None:
         node.reply(event.token, {"done": True})
@@ -475,6 +411,7 @@ def asked_extend(node: Node, event: Asked) -> None:
     if change is not None:
         node.record("window_extended", {
             "change": change.id, "group": gid, "by_ns": 0, "fence": fence, "ends_ns": node.t_ns + left_ns,
+            "ends": node.wall_of(node.t_ns + left_ns),
             "reopened": change.state in (life.BLOCKED, life.FAILED)}, event.caller.actor)  # fmt: skip
     node.reply(event.token, {"done": True})
 

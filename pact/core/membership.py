@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pact.core import change as life
 from pact.core.records import Record
+from pact.errors import ConflictError
 from pact.model import Attrs, Owner
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 OPEN: Final = "open"
 PREPARED: Final = "prepared"
 DECIDED: Final = "decided"
+NOT_APPLIED: Final = "not applied"
 
 #: Finished groups whose end is remembered, so that a late question gets the right answer.
 DONE_MAX: Final = 1000
@@ -132,6 +134,14 @@ def reopen(state: State, change: Change, t_ns: int) -> None:
 def raise_fence(state: State, record: Record) -> None:
     """The highest fence that was ever accepted; a lower one is refused from now on.  # G4"""
     state.fence = max(state.fence, int(record.data.get("fence", 0)))
+
+
+def check_fence(state: State, args: Mapping[str, Any]) -> int:
+    """Raises ConflictError for a root that has been replaced.  # G4"""
+    fence = int(args["fence"])
+    if fence < state.fence:
+        raise ConflictError(f"stale fence {fence}: this node has obeyed {state.fence}")
+    return fence
 
 
 def _block(state: State, group: Membership, why: str, holders: list[dict[str, Any]]) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, Protocol
 
 from pact.core import change as life
-from pact.core import declaring, groups, settle, suspend
+from pact.core import declaring, groups, joining, settle, suspend
 from pact.core.change import Change
 from pact.core.events import (
     AGENT_CALLER,
@@ -566,9 +566,10 @@ _OPS: Final[Mapping[str, Callable[[Node, Asked], None]]] = {
     "emergency_end": suspend.asked_emergency_end,
     "hold_place": suspend.asked_hold_place,
     "hold_release": suspend.asked_hold_release,
-    "group_check": groups.asked_check,
-    "group_apply": groups.asked_apply,
+    "group_check": joining.asked_check,
+    "group_apply": joining.asked_apply,
     "group_vote": groups.asked_vote,
+    "group_state": groups.asked_state,
     "group_decide": groups.asked_decide,
     "group_extend": groups.asked_extend,
     "fleet_seen": suspend.asked_fleet_seen,
@@ -584,7 +585,7 @@ _ANSWERS: Final[Mapping[tuple[type, str], Callable[[Node, Job, Any], None]]] = {
     (Acted, "apply"): declaring.acted_apply,
     (Discovered, "adopt"): declaring.discovered_adopt,
     (Acted, "boot"): declaring.acted_boot,
-    (Probed, "group_check"): groups.probed_check,
+    (Probed, "group_check"): joining.probed_check,
     (Looked, "group_vote"): groups.looked_vote,
     (Probed, "group_vote"): groups.probed_vote,
 }

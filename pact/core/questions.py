@@ -124,8 +124,9 @@ class Questions:
             question.args)  # fmt: skip
 
     def ask_members(self, names: Iterable[str], op: str, args: Mapping[str, Any] | bytes, caller: Mapping[str, Any],
-                    part: Part, done: Done, timeout_ns: int | None = None) -> None:  # fmt: skip
-        """Ask those of ``names`` that are connected; the others are lost at once."""
+                    part: Part, done: Done, timeout_ns: int | None = None,
+                    client: tuple[str, int] = ("", 0)) -> None:  # fmt: skip
+        """Ask those of ``names`` that are connected; the others are lost at once. ``client``: for whom alone it is."""
         connected, away = [], {}
         for name in names:
             if name in self.root.nodes:
@@ -134,7 +135,7 @@ class Questions:
                 away[name] = LOST
         ended = done if not away else lambda lost: done({**away, **lost})
         raw = args if isinstance(args, bytes) else orjson.dumps(args)
-        self.ask(connected, op, raw, caller, timeout_ns or self.root.limits.answer_ns, part, ended)
+        self.ask(connected, op, raw, caller, timeout_ns or self.root.limits.answer_ns, part, ended, client)
 
     def allowance(self, args: Mapping[str, Any]) -> int | frozenset[str]:
         """``--allow-missing``: so many may be absent, or these. Raises UsageError."""
@@ -240,7 +241,7 @@ class Questions:
         """
         root, op = self.root, head["op"]
         try:
-            if len(self.open) >= QUESTIONS_MAX:
+            if sum(1 for q in self.open.values() if q.client) >= QUESTIONS_MAX:  # the root's own stop nobody
                 raise PactError("the root has too many questions under way", "try again in a moment")
             own = root.groups.ops.get(op)
             if own is not None:

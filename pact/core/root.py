@@ -27,7 +27,8 @@ CHUNK_SOFT_BYTES: Final = 512 << 10
 #: Batches that wait for a chunk. Beyond it they are dropped; their senders are told to send them again.
 WAITING_MAX_BYTES: Final = 64 << 20
 REWIND_NS: Final = NS_PER_S
-DENIED_PER_MINUTE: Final = 60
+DENIED_PER_MINUTE: Final = 60  # of one person
+DENIED_USERS_MAX: Final = 1000
 REFUSED_MAX: Final = 4096  # nodes whose faults are counted one by one in the log
 DETAIL_MAX: Final = 200
 
@@ -142,7 +143,7 @@ class Root:
         self._behind: dict[str, str] = {}  # whose records were not taken -> their incarnation
         self._watchers: dict[tuple[str, int], frozenset[str] | None] = {}
         self.fleet_seq = max(0, state.chain.seq)  # a new log has no record yet, and a child may come already
-        self._denied = (0, 0)
+        self._denied: tuple[int, dict[str, int]] = (0, {})  # in this minute, how often who
         self._said: dict[tuple[str, str], int] = {}  # who and what was refused -> how often
 
     # -- what comes in ------------------------------------------------------------------------------------------
@@ -226,9 +227,12 @@ class Root:
         """Refusals are recorded, but cannot fill the log."""
         minute = self.t_ns // (60 * NS_PER_S)
         if minute != self._denied[0]:
-            self._denied = (minute, 0)
-        self._denied = (minute, self._denied[1] + 1)
-        if self._denied[1] <= DENIED_PER_MINUTE:
+            self._denied = (minute, {})
+        counts, user = self._denied[1], caller["user"]
+        if user not in counts and len(counts) >= DENIED_USERS_MAX:
+            return
+        counts[user] = counts.get(user, 0) + 1
+        if counts[user] <= DENIED_PER_MINUTE:
             self.record("denied", {"request": op, "why": why}, self.actor(caller))
 
     def fleet(self) -> dict[str, Any]:

@@ -252,6 +252,11 @@ class RootState:
         group.state, group.decision, group.ballot = DECIDED, d["decision"], d["ballot"]
         group.why, group.args, group.decided, group.by = d["why"], dict(d["args"]), record.time, dict(record.actor)
 
+    def _forced(self, record: Record) -> None:
+        """What is decided is carried out with force, as the doing of who asked for it."""
+        group = self.groups[record.data["group"]]
+        group.args, group.by, group.why = {**group.args, "force": True}, dict(record.actor), record.data["why"]
+
     def _finished(self, record: Record) -> None:
         group = self.groups[record.data["group"]]
         group.state, group.outcome = FINISHED, record.data["outcome"]
@@ -323,6 +328,7 @@ _HANDLERS: Final[Mapping[str, Callable[[RootState, Record], None]]] = {
     "agent_started": RootState._started,
     "group_begun": RootState._begun,
     "group_decided": RootState._decided,
+    "group_forced": RootState._forced,
     "group_finished": RootState._finished,
     "window_extended": RootState._extended,
     "hold_placed": RootState._hold_placed,

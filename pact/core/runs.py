@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from pact.core.membership import NOT_APPLIED
 from pact.core.records import rfc3339
 from pact.core.rootlog import ACTIVE, DECIDED, FINISHED, Group
 from pact.errors import UsageError
@@ -25,6 +26,7 @@ BLOCKED_MAX: Final = 100  # nodes whose consumers are shown one by one; of the o
 WHY_MAX: Final = 200  # characters of a reason of one among many
 PACT: Final[Mapping[str, Any]] = {"user": "pact", "role": "agent", "via": "cluster"}
 
+MEMBER: Final = "member"
 APPLYING: Final = "applying"
 OPEN: Final = "open"
 VOTING: Final = "voting"
@@ -58,6 +60,15 @@ class Run:
     allow: int | frozenset[str] = 0
     force: bool = False
     odd: dict[str, str] = field(default_factory=dict)  # said that they were done, with another outcome
+
+    def heard(self, names: Sequence[str], state: str) -> None:
+        """What members say of themselves. Why an apply failed, or did not reach one, says more than what came of it."""
+        for name in names:
+            known = self.states.get(name, "")
+            if state == MEMBER:
+                self.states[name] = known if known == "applied" else MEMBER
+            elif not (known.startswith(("failed", "missing")) and state.startswith(("diverged", NOT_APPLIED))):
+                self.states[name] = state
 
     def tell(self, root: Root, done: int, total: int) -> None:
         """Whoever waits hears how far it is."""
@@ -130,7 +141,7 @@ def _members(root: Root, run: Run, group: Group) -> dict[str, str]:
 def _state_here(root: Root, run: Run, name: str) -> str:
     """Of a connected member. After a change of root members tell which groups they have; who does not has none."""
     silent_ns = root.t_ns - root.nodes[name].since_ns
-    return run.states.get(name, "member" if run.apply_args or silent_ns < TOLD_NS else "not applied")[:WHY_MAX]
+    return run.states.get(name, "member" if run.apply_args or silent_ns < TOLD_NS else NOT_APPLIED)[:WHY_MAX]
 
 
 def stopped(root: Root, run: Run, group: Group) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from pact.core import access, groups, settle
+from pact.core import access, membership, settle
 from pact.core import change as life
 from pact.core.events import Asked, FleetTold
 from pact.core.state import Hold
@@ -159,7 +159,7 @@ def expire_hold(node: Node, name: str) -> None:
 def asked_fleet_seen(node: Node, event: Asked) -> None:
     """What the root says about holds, and whether it was heard."""
     args = event.args
-    groups.check_fence(node, event)
+    membership.check_fence(node.state, event.args)
     told(node, FleetTold(event.t_ns, event.wall_ns, int(args["fence"]), int(args["seq"]), args["holds"]))
     here = all(h["hold"] in node.state.holds for h in args["holds"] if h["left_ns"] > 0)
     seen = here and max(node.state.fleet_seq, node.fleet_seq) >= int(args["seq"])

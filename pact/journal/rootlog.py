@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Final, Protocol, runtime_checkable
 from urllib.parse import parse_qsl, unquote
 
-from pact.errors import ConfigError
+from pact.errors import ConfigError, JournalError
 
 #: A chunk larger than this is a bug of whoever built it; stores split what their backend cannot take whole.
 CHUNK_MAX: Final = 64 << 20
@@ -23,6 +23,13 @@ ETCD_PORT: Final = 2379
 OPTIONS: Final = frozenset({"ca", "cert", "key", "user", "password_file", "lease"})
 CLUSTER: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")
 ENDPOINT: Final = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::(?P<port>\d{1,5}))?\Z")
+
+
+def require_snapshot(snapshot: bytes) -> None:
+    """Raises JournalError for one that is too large to keep; the root goes on, on the chunks since the last one."""
+    if len(snapshot) > SNAPSHOT_MAX:
+        raise JournalError(f"the state is {len(snapshot)} bytes, more than the {SNAPSHOT_MAX} that a snapshot may have",
+                           "settle groups; they are forgotten after a while, and the state shrinks")  # fmt: skip
 
 
 @runtime_checkable

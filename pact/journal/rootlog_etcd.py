@@ -22,7 +22,7 @@ import orjson
 
 from pact.errors import Fenced, JournalError
 from pact.journal.etcd_client import EtcdClient
-from pact.journal.rootlog import CHUNK_MAX, SNAPSHOT_MAX, TRIM_MAX
+from pact.journal.rootlog import CHUNK_MAX, TRIM_MAX, require_snapshot
 
 VALUE_MAX: Final = 1_200_000  # of etcd's 1.5 MiB for a request
 PAGE_BYTES: Final = 4 << 20
@@ -213,7 +213,7 @@ class EtcdLog:
             raise self._fenced(f"the log goes on at {head[0].value.decode()}, not at {first}")
 
     def save_snapshot(self, fence: int, gseq: int, snapshot: bytes) -> None:
-        assert len(snapshot) <= SNAPSHOT_MAX, len(snapshot)
+        require_snapshot(snapshot)
         found = self._manifest()
         if found is not None and found["gseq"] >= gseq and fence == self._fence:
             return

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 from pact.errors import Fenced, JournalError
-from pact.journal.rootlog import CHUNK_MAX, SNAPSHOT_MAX, TRIM_MAX
+from pact.journal.rootlog import CHUNK_MAX, TRIM_MAX, require_snapshot
 from pact.journal.sqlite import _connect, file_of, require_file
 
 APPLICATION_ID: Final = 0x70616372  # "pacr"
@@ -181,7 +181,7 @@ class SqliteLog:
             db.execute("UPDATE meta SET next = ?", (first + count,))
 
     def save_snapshot(self, fence: int, gseq: int, snapshot: bytes) -> None:
-        assert len(snapshot) <= SNAPSHOT_MAX, len(snapshot)
+        require_snapshot(snapshot)
         with self._fenced(fence) as db:  # Q6
             row = db.execute("SELECT gseq FROM snapshot").fetchone()
             if row is None or row[0] < gseq:

@@ -1,0 +1,176 @@
+"""What is told of groups: to who looks at one, to who subscribes, and in whose name it stands in the journals."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from test_groups import NEW, WANTED, X, Y, apply, ask, cluster, group, machines
+
+from pact.core.records import Record, parse
+from pact.core.rootlog import ROOT, read_chunk
+from pact.model import NS_PER_S, Holder
+from pact.sim.cluster import Cluster
+from pact.sim.world import person
+
+S = NS_PER_S
+
+
+def of_root(c: Cluster, type_: str) -> list[Record]:
+    records = [parse(line) for raw in c.log for b in read_chunk(raw).batches if b.node == ROOT for line in b.lines]
+    return [r for r in records if r.type == type_]
+
+
+def of_node(c: Cluster, name: str, type_: str) -> list[Record]:
+    return [r for r in c.peers[name].world.journal if r.type == type_]
+
+
+@pytest.mark.invariant("G6")
+def test_who_looks_at_a_group_sees_its_members_as_they_are_now() -> None:
+    c = cluster()
+    gid = apply(c)
+    assert group(c, gid)["members"] == {"applied": "n0,n1,n2,n3"}
+    c.peers["n1"].world.write(X, {"value": "mine"}, person("bob").owner)
+    c.peers["n2"].world.ask("commit", person("root", "admin", 0), targets=["c1"], message="mine alone")
+    c.advance(S)
+    shown = group(c, gid)["members"]
+    assert shown == {"applied": "n0,n3", f"diverged: {X} was changed again by bob": "n1",
+                     "left: committed on this node by root": "n2"}  # fmt: skip
+    c.peers["n1"].world.write(X, NEW, person("bob").owner)
+    c.advance(S)
+    assert group(c, gid)["members"]["member"] == "n1", "it is as the group wants it again"
+    c.cut("n3")
+    c.advance(S // 2)  # nobody knows yet that it is away: who looks does not wait for it for long
+    n = c.request("groups", {"group": gid})
+    c.advance(6 * S)
+    assert c.results.pop(n)[1]["groups"][0]["members"]["applied"].startswith("n0")
+
+
+@pytest.mark.invariant("G6")
+def test_a_member_put_back_to_what_is_declared_is_diverged() -> None:
+    c = cluster()
+    gid = apply(c)
+    c.peers["n0"].world.write(X, {"value": "old"}, person("bob").owner)
+    c.advance(S)
+    assert group(c, gid)["members"][f"diverged: {X} was changed again by unattributed"] == "n0"
+
+
+def test_why_a_group_was_blocked_is_gone_when_it_is_extended() -> None:
+    c = cluster()
+    gid = apply(c)
+    c.peers["n2"].world.holders[Y] = [Holder(Y, 77, "fd", "/y", 1000, "carol", "editor")]
+    assert ask(c, "group_rollback", group=gid)[0] == 10
+    assert list(group(c, gid)["blocked"]) == ["n2"]
+    assert ask(c, "group_extend", group=gid, by_ns=3600 * S)[0] == 0
+    shown = group(c, gid)
+    assert (shown["state"], shown["blocked"], shown["members"]) == ("open", {}, {"applied": "n0,n1,n2,n3"})
+    record = of_node(c, "n2", "window_extended")[-1]
+    assert record.data["ends"] and record.data["group"] == gid
+
+
+@pytest.mark.invariant("F5")
+def test_who_subscribes_to_blocked_rollbacks_hears_of_a_groups() -> None:
+    c = cluster()
+    gid = apply(c)
+    c.peers["n2"].world.holders[Y] = [Holder(Y, 77, "fd", "/y", 1000, "carol", "editor")]
+    assert ask(c, "group_rollback", group=gid)[0] == 10
+    (record,) = of_node(c, "n2", "rollback_blocked")
+    assert (record.data["group"], record.data["cause"], record.data["holders"][0]["pid"]) == (gid, "group", 77)
+    assert not of_node(c, "n1", "rollback_blocked"), "nothing there is in its way"
+    assert ask(c, "group_rollback", group=gid)[0] == 10
+    assert len(of_node(c, "n2", "rollback_blocked")) == 1, "once for the same reason"
+    (change,) = c.peers["n2"].world.node.state.changes.values()
+    assert (change.state, change.holders[0]["pid"]) == ("blocked", 77)
+    c.check()
+
+
+@pytest.mark.invariant("G8")
+def test_a_decided_rollback_that_somebody_forces_is_that_ones_doing() -> None:
+    """The fleet is held while a rollback is decided and one member is away. Only force ends it there, and who forced it
+    stands in the root's log and in the member's, also when another root carries it out.
+    """
+    c = cluster()
+    gid = apply(c)
+    c.cut("n3")
+    c.advance(10 * S)
+    assert ask(c, "group_rollback", group=gid)[0] in (0, 5)
+    assert machines(c) == ["old"] * 3 + ["new"]
+    assert ask(c, "fleet_hold", reason="outage", for_ns=8000 * S, role="ops")[0] == 5, "n3 is away"
+    code, _, _, message = ask(c, "group_rollback", user="dora", group=gid)
+    assert code == 4 and "held" in message and not of_root(c, "group_forced")
+    ask(c, "group_rollback", user="dora", group=gid, force=True)
+    (record,) = of_root(c, "group_forced")
+    assert (record.actor["user"], record.data["group"]) == ("dora", gid)
+    c.crash_root()
+    c.advance(10 * S)
+    assert c.root is not None and c.root.state.groups[gid].args["force"] is True
+    c.mend("n3")
+    c.advance(40 * S)
+    assert machines(c) == ["old"] * 4
+    (decided,) = of_node(c, "n3", "group_decided")
+    assert decided.actor["user"] == "dora" and decided.data["force"] is True
+    assert len(of_root(c, "group_decided")) == 1 and of_root(c, "group_decided")[0].actor["user"] == "alice"
+    c.check()
+
+
+def test_nothing_is_forced_that_is_decided_to_be_committed() -> None:
+    c = cluster()
+    gid = apply(c)
+    c.cut("n3")
+    c.advance(10 * S)
+    ask(c, "group_commit", group=gid, message="m", allow_missing="n3")
+    code, _, _, message = ask(c, "group_rollback", group=gid, force=True)
+    assert code == 4 and "too late" in message and not of_root(c, "group_forced")
+
+
+@pytest.mark.invariant("G1")
+def test_an_apply_that_nobody_waits_for_any_more_begins_nothing() -> None:
+    """Whoever asked is gone, or his key was taken away, while a slow node still looks whether it could."""
+    c = cluster()
+    call, slow = c._call, list[Any]()
+
+    def later(root: Any, name: str, head: Any, body: bytes) -> None:
+        if name == "n2" and head["op"] == "group_check":
+            slow.append((root, name, head, body))
+        else:
+            call(root, name, head, body)
+
+    c._call = later  # type: ignore[method-assign]
+    c.request("apply", {"resources": WANTED, "message": "why"}, "n0,n1,n2,n3")
+    c.advance(S)
+    c.up(c.root, "cancel", {"client": "c", "id": 0})
+    call(*slow.pop())
+    c.advance(100 * S)
+    assert not of_root(c, "group_begun") and machines(c) == ["old"] * 4
+    assert c.root is not None and not c.root.questions.open
+
+
+@pytest.mark.invariant("G1", "F51")
+def test_a_member_that_has_a_decision_votes_for_it_where_the_root_has_lost_it() -> None:
+    c = cluster()
+    gid = apply(c)
+    older = list(c.log)
+    c.peers["n1"].world.stubborn.add(X)
+    ask(c, "group_rollback", group=gid)
+    c.advance(S)
+    assert c.peers["n1"].world.node.state.groups[gid].phase == "decided"
+    c.crash_root()
+    c.log[:] = older
+    c.advance(20 * S)
+    c.peers["n1"].world.stubborn.clear()
+    code, _, failed, message = ask(c, "group_rollback", group=gid)
+    c.advance(60 * S)
+    assert code == 0, (failed, message)
+    assert machines(c) == ["old"] * 4 and group(c, gid)["state"].startswith("rolled back")
+
+
+@pytest.mark.invariant("S3")
+def test_one_person_s_refusals_hide_nobody_elses() -> None:
+    c = cluster()
+    for _ in range(70):
+        ask(c, "apply", "n0", user="eve", role="viewer", resources=WANTED, message="x")
+        c.t_ns -= S // 2  # within one minute
+    ask(c, "apply", "n0", user="mallory", role="viewer", resources=WANTED, message="x")
+    c.advance(S)
+    users = [r.actor["user"] for r in of_root(c, "denied")]
+    assert users.count("eve") == 60 and users.count("mallory") == 1
