@@ -16,6 +16,7 @@ from pact.agent.clock import boottime_ns
 from pact.agent.link import CACHED_BYTES_MAX, Link
 from pact.core import wire
 from pact.core.records import GENESIS, Record, seal
+from pact.core.twins import Twins
 from pact.core.uplink import Parent
 from pact.journal.sqlite import SqliteJournal
 
@@ -30,14 +31,16 @@ def kit(tmp_path: Path) -> Iterator[Kit]:
 class Node:
     """A real link and a real journal; around them is only as much of an agent as they need."""
 
-    def __init__(self, kit: Kit, records: int) -> None:
-        self.path = str(kit.base / "journal.db")
+    def __init__(self, kit: Kit, records: int, place: str = "") -> None:
+        base = kit.base / place
+        base.mkdir(exist_ok=True)
+        self.path = str(base / "journal.db")
         self.journal = SqliteJournal(self.path)
         self.seq, self.prev = 0, GENESIS
         self.record(records)
         parent = Parent(kit.url, kit.public["root1"])
         agent = SimpleNamespace(
-            config=SimpleNamespace(secret=kit.secret("n001"), state_dir=str(kit.base), name="n001", parents=(parent,),
+            config=SimpleNamespace(secret=kit.secret("n001"), state_dir=str(base), name="n001", parents=(parent,),
                                    rack=""),
             journal=self.journal, journal_error="", clock=SimpleNamespace(now_ns=boottime_ns),
             now=lambda: (boottime_ns(), 1), node=SimpleNamespace(state=SimpleNamespace(groups={})),
@@ -189,3 +192,22 @@ def test_what_is_done_once_is_not_done_again_when_its_answer_had_to_make_room(ki
     assert did == ["extend", "log"]
     assert b"not done twice" in node.link._cache[5, "5.1"]
     node.close()
+
+
+@pytest.mark.invariant("F56")
+def test_two_machines_with_one_key_take_each_others_place_and_are_found_out(kit: Kit) -> None:
+    root = kit.start_root()
+    nodes, twins, found = [Node(kit, 1, "a"), Node(kit, 1, "b")], Twins(), list[bool]()
+
+    def turned() -> bool:
+        for node in nodes:
+            node.link.turn()
+        for m in root.got:
+            if m.kind == "below":
+                found.extend(twins.came(n, session, boottime_ns()) for n, session in m.head["sessions"].items())
+        root.got.clear()
+        return any(found)
+
+    kit.until(turned, "they are named", 30)
+    for node in nodes:
+        node.close()

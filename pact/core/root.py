@@ -18,6 +18,7 @@ from pact.core import rootlog
 from pact.core.coordinator import Coordinator
 from pact.core.questions import Questions
 from pact.core.rootlog import Batch, RootState, Writer
+from pact.core.twins import Twins
 from pact.core.wire import Message, sections
 from pact.model import NS_PER_S
 from pact.values import dataclass
@@ -144,6 +145,7 @@ class Root:
         self._watchers: dict[tuple[str, int], frozenset[str] | None] = {}
         self.fleet_seq = max(0, state.chain.seq)  # a new log has no record yet, and a child may come already
         self._denied: tuple[int, dict[str, int]] = (0, {})  # in this minute, how often who
+        self._twins = Twins()
         self._said: dict[tuple[str, str], int] = {}  # who and what was refused -> how often
 
     # -- what comes in ------------------------------------------------------------------------------------------
@@ -360,6 +362,8 @@ class Root:
                 self.refuse("a node that calls itself root")
                 continue
             self.nodes[name] = Known(racks.get(name, ""), sessions.get(name, 0), self.t_ns)
+            if self._twins.came(name, sessions.get(name, 0), self.t_ns):
+                self.refuse("a second machine with the key", name)
             fresh.append(name)
         self.questions.came(fresh)
         self.groups.came(fresh)
