@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -174,3 +175,16 @@ def test_one_person_s_refusals_hide_nobody_elses() -> None:
     c.advance(S)
     users = [r.actor["user"] for r in of_root(c, "denied")]
     assert users.count("eve") == 60 and users.count("mallory") == 1
+
+
+@pytest.mark.invariant("P1")
+def test_who_applies_hears_at_once_which_nodes_would_roll_nothing_back() -> None:
+    c = cluster()
+    world = c.peers["n2"].world
+    world.settings = replace(world.settings, enforce=False)
+    c.crash("n2")
+    c.restart("n2")
+    c.advance(10 * S)
+    for more in ({"dry_run": True}, {}):
+        code, _, failed, message = ask(c, "apply", "n0,n1,n2,n3", resources=WANTED, message="why", **more)
+        assert (code, failed, message) == (0, {}, "in observe mode, so that nothing is rolled back there: n2")

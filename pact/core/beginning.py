@@ -57,6 +57,7 @@ class Beginner:
         found: list[dict[str, Any]] = []
         refused: dict[str, tuple[int, str]] = {}
         willing: list[str] = []
+        watching: list[str] = []
         asked = set(here)
 
         def part(names: list[str], body: bytes) -> None:
@@ -66,6 +67,8 @@ class Beginner:
             if answer["exit"] == 0 and _could(answer["result"]):
                 found.append(answer["result"])
                 willing.extend(names)
+                if answer["result"].get("enforce") is False:
+                    watching.extend(names)
             elif answer["exit"] == 0:
                 refused.update(dict.fromkeys(names, (EXIT_FAILED, "an answer that makes no sense")))
             else:
@@ -83,7 +86,9 @@ class Beginner:
             except PactError as exc:
                 root.questions.reply(head, exc.exit_code, exc.message, exc.hint, failed=missing)
                 return
-            self._checked(head, args, willing, found, missing)
+            where = root.sets.fold(watching) if watching else ""
+            note = f"in observe mode, so that nothing is rolled back there: {where}" if where else ""
+            self._checked(head, args, willing, found, missing, note)
 
         check = {"fence": root.fence, "resources": resources, "blobs": args.get("blobs", {})}
         timeout_ns = root.questions.timeout_ns(head)
@@ -92,12 +97,12 @@ class Beginner:
                                    (head["client"], head["id"]))  # fmt: skip
 
     def _checked(self, head: Head, args: dict[str, Any], members: list[str], found: list[dict[str, Any]],
-                 missing: dict[str, str]) -> None:  # fmt: skip
+                 missing: dict[str, str], note: str) -> None:  # fmt: skip
         root = self.root
         summary = {"count": len(members), "changes": max(f["changes"] for f in found),
                    "magnitude": max(f["magnitude_n"] for f in found) / 1e9}  # fmt: skip
         if args.get("dry_run"):
-            root.questions.reply(head, 0, result={**summary, "dry_run": True}, failed=missing)
+            root.questions.reply(head, 0, note, result={**summary, "dry_run": True}, failed=missing)
             return
         if not summary["changes"]:
             root.questions.reply(head, 0, "the nodes are so already", result={**summary, "group": None}, failed=missing)
@@ -118,10 +123,10 @@ class Beginner:
             "group": gid, "owner": owner, "message": str(args.get("message", "")), "nodes": nodes,
             "count": len(members), "resources": sorted(args["resources"]), "window_ns": window_ns, "fence": root.fence,
             "require_all": bool(args.get("require_all")),
-        }, root.actor(caller), lambda: self._begun(gid, head, args, members, summary, missing))  # fmt: skip
+        }, root.actor(caller), lambda: self._begun(gid, head, args, members, summary, missing, note))  # fmt: skip
 
     def _begun(self, gid: str, head: Head, args: dict[str, Any], members: list[str], summary: dict[str, Any],
-               missing: dict[str, str]) -> None:  # fmt: skip
+               missing: dict[str, str], note: str) -> None:  # fmt: skip
         root = self.root
         group = root.state.groups[gid]
         node_args = {"group": gid, "fence": root.fence, "resources": args["resources"], "blobs": args.get("blobs", {}),
@@ -131,8 +136,8 @@ class Beginner:
 
         def end() -> None:
             bad = {n: s for n, s in run.states.items() if s != "applied"}
-            root.questions.reply(head, gravest(codes),
-                             f"{gid} is applied on {len(members) - len(bad)} of {len(members)} nodes" if bad else "",
+            text = f"{gid} is applied on {len(members) - len(bad)} of {len(members)} nodes" if bad else ""
+            root.questions.reply(head, gravest(codes), "; ".join(filter(None, [text, note])),
                              result={**summary, **shown(root, run, group)}, failed={**bad, **missing})  # fmt: skip
 
         self.apply_to(run, members, end, codes, head)
