@@ -418,3 +418,28 @@ def test_an_older_copy_of_a_journal_is_noticed_and_nothing_counts_as_replicated(
     path = lives(3)
     kit.until(lambda: replicated(path), "all of the new one is at the root")
     assert not kit.ask(path, "status")["result"]["cluster"]["forked"]
+
+
+@pytest.mark.invariant("T3", "T7")
+def test_after_a_stall_the_root_hears_everybody_before_it_gives_anybody_up(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is late by the root's clock may be here already, unread."""
+    monkeypatch.setattr("pact.cluster.aggregator.ROUTER_BATCH", 1)
+    monkeypatch.setattr("pact.cluster.aggregator.ROUTER_READ", 1)
+    root = kit.start_root()
+    node = kit.joined("n001")
+    order = list[str]()
+    tick, received = root.tick, root.received
+    monkeypatch.setattr(root, "tick", lambda t, w: (order.append("tick"), tick(t, w))[1])
+    monkeypatch.setattr(root, "received", lambda m, t, w: (order.append(m.kind), received(m, t, w))[1])
+
+    def stalled() -> list[str]:
+        order.clear()
+        for gid in ("g1", "g2", "g3"):
+            node.send(wire.encode("ask", {"node": "n001", "groups": [[gid, "open", 0]]}))
+        time.sleep(0.3)
+        kit.until(lambda: order.count("ask") == 3, "all are heard")
+        return order[: 1 + max(n for n, what in enumerate(order) if what == "ask")]
+
+    assert stalled() == ["ask"] * 3
+    monkeypatch.setattr("pact.cluster.aggregator.UNREAD_MAX_NS", -1)
+    assert "tick" in stalled()[:2], "a flood stops no clock"

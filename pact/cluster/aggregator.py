@@ -31,7 +31,7 @@ from pact.cluster.zap import Zap, end_connection
 from pact.core import wire
 from pact.core.backlog import GATHER_NS
 from pact.core.outbox import Up
-from pact.core.relay import Effect, Ended, Relay, ToChildren
+from pact.core.relay import UNREAD_MAX_NS, Effect, Ended, Relay, ToChildren
 from pact.core.uplink import OF_LINKS, Deliver, Lost, Note, Uplink
 from pact.core.uplink import Effect as UplinkEffect
 from pact.core.wire import Message
@@ -242,11 +242,11 @@ class Aggregator:
             for pollable in [self._pollables.get(fd) for fd in ready]:
                 if pollable is not None and pollable in mine:
                     self._from_root(self.root.ready(pollable, now_ns, wall_ns), now_ns)
-            self._from_root(self.root.tick(now_ns, wall_ns), now_ns)
         if self.uplink is not None:
             self._from_uplink(self.uplink.tick(now_ns), now_ns)
         self._perform(self.relay.tick(now_ns, unread=self._router_more), now_ns)
         self._flush(now_ns)
+        self._tick_root(now_ns, wall_ns)
         if now_ns >= self._show_ns and self.http is not None:
             self._show_ns = now_ns + SHOW_NS
             self._shown = self._show()
@@ -255,6 +255,15 @@ class Aggregator:
         if self.notifier.watchdog_ns:
             self.notifier.send("WATCHDOG=1")
 
+    def _tick_root(self, now_ns: int, wall_ns: int) -> None:
+        """Time passes for the root when it has heard what came before: after a stall the answers of those that seem
+        late, and the word of who is back, wait to be read.
+        """
+        self._unread_ns = 0 if not self._router_more else self._unread_ns or now_ns
+        if self.root is not None and (not self._router_more or now_ns - self._unread_ns >= UNREAD_MAX_NS):
+            self._from_root(self.root.tick(now_ns, wall_ns), now_ns)
+
+    _unread_ns = 0
     _auth_look_ns = 0
     _trim_ns = 0
 
