@@ -258,3 +258,13 @@ def test_a_second_start_in_one_boot_is_no_reboot() -> None:
     last = [r for r in world.journal if r.type == "agent_started"][-1]
     assert last.data["unclean"]
     assert not last.data["reboot"]
+
+
+@pytest.mark.invariant("E1")
+@pytest.mark.parametrize("op", ["emergency_start", "hold_place"])
+@pytest.mark.parametrize("for_ns", [0, -1, 31 * 24 * 3600 * S])
+def test_no_time_at_all_is_a_mistake_and_not_the_default(op: str, for_ns: int) -> None:
+    world = started()
+    reply = world.ask(op, ANN, reason="r", for_ns=for_ns)
+    assert reply is not None and reply.exit_code == 2 and "30d" in reply.message
+    assert world.node.state.emergency is None and not world.node.state.holds

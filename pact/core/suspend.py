@@ -28,7 +28,8 @@ def _reason(event: Asked) -> str:
 
 
 def _for_ns(event: Asked, default_ns: int) -> int:
-    for_ns: int = event.args.get("for_ns") or default_ns
+    given = event.args.get("for_ns")
+    for_ns: int = default_ns if given is None else given
     if not 0 < for_ns <= FOR_MAX_NS:
         raise UsageError("--for must lie between nothing and 30d")
     return for_ns
