@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from cluster_kit import Kit, free_ports
 
+from pact.cli import main
 from pact.cluster import keys
 from pact.cluster.client import RootClient
 from pact.core.clients import CLIENTS_PER_KEY_MAX
@@ -210,3 +211,35 @@ def test_who_is_not_there_at_all_is_not_waited_for(kit: Kit) -> None:
     with pytest.raises(UnreachableError, match="nobody listens there"):
         connected(kit, ("root1", f"tcp://127.0.0.1:{free_ports(1)[0]}"), said=said)
     assert not said
+
+
+def test_whose_key_is_removed_while_a_command_runs_is_denied(kit: Kit, capsys: pytest.CaptureFixture[str]) -> None:
+    kit.start_root()
+    url = started(kit, kit.url)
+    kit.during(1.0)
+    codes: list[int] = []
+
+    def run() -> None:
+        codes.append(main.main(["--via", url, "--server-key", kit.public["agg1"], "--key", kit.secret("olga"), "watch"]))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    kit.until(lambda: any(m.kind == "request" for m in kit.stand_in.got), "it watches")
+    kit.write_keys(without=["olga"])
+    kit.until(lambda: not thread.is_alive(), "it ended")
+    assert codes == [3]
+    assert "does not know the key of olga any more" in capsys.readouterr().err
+
+
+def test_a_wrong_key_of_the_server_is_not_a_server_that_is_not_there(kit: Kit) -> None:
+    kit.start_root()
+    url = started(kit, kit.url)
+    for servers in [("root1", url)], [("root1", url), ("root1", url)]:
+        with pytest.raises(UnreachableError, match="is --server-key its key") as caught:
+            connected(kit, *servers, said=[])
+        assert "nobody listens" not in caught.value.message
+
+
+def test_a_name_that_no_host_has_is_said_to_be_perhaps_that(kit: Kit) -> None:
+    with pytest.raises(UnreachableError, match="or no host has this name"):
+        connected(kit, ("root1", f"tcp://nowhere.invalid:{free_ports(1)[0]}"), said=[])

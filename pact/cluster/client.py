@@ -5,8 +5,10 @@ Synchronous, one socket, one request at a time. Who the operator is says the key
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import random
+import re
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -30,12 +32,17 @@ BEAT_S: Final = 2.0
 SILENCE_S: Final = 8.0
 BODY_MAX: Final = wire.BODY_MAX
 WATCHED: Final = (zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
-                  | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_CONNECT_RETRIED)  # fmt: skip
+                  | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_CONNECTED | zmq.EVENT_CONNECT_RETRIED)  # fmt: skip
 REFUSED_S: Final = 1.0
 ROOTLESS_S: Final = 10.0  # for so long a new root is waited for: a lease's end, and an election
 HELLO_S: Final = 1.5
 AGAIN_S: Final = 2.0  # patience with each of them then
 NOT_KNOWN: Final = "an administrator adds it to authorized_keys.toml, as viewer, ops or admin"
+LOOK_FIRST: Final = "what was asked may have been done: look before you repeat it"
+NOBODY: Final = "nobody listens there"
+NO_NAME: Final = "nobody listens there, or no host has this name"
+NUMERIC: Final = re.compile(r"tcp://(?:[\d.]+|\[.*\]):\d+\Z")
+HUNG_UP: Final = "whoever listens there hangs up: is --server-key its key?"
 PAUSE_S: Final = (0.5, 2.0)  # between two tries, from the first to the last: others wait too, with the same key
 
 
@@ -135,19 +142,22 @@ class RootClient:
                 return {}
             except (UnreachableError, DeniedError) as exc:  # its keys may be older than the others'
                 problems[url, server_key] = exc
-                self._sock.close(0)
+                self._close(0)
         return problems
 
     def __enter__(self) -> RootClient:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
-        try:
+        with contextlib.suppress(PactError, zmq.ZMQError):
             self._send("goodbye", {})
-        except zmq.ZMQError:
-            pass
-        self._sock.close(500)
+        self._close(500)
         self._context.term()
+
+    def _close(self, linger_ms: int) -> None:
+        self._sock.disable_monitor()
+        self._monitor.close(0)
+        self._sock.close(linger_ms)
 
     def _connect(self, url: str, server_key: str, others: bool, patience_s: float) -> None:
         self.url = url
@@ -161,25 +171,21 @@ class RootClient:
             raise UsageError("--server-key is not a key of 40 characters in Z85", "it is what NAME.key holds") from None
         sock.linger, sock.maxmsgsize, sock.ipv6 = 0, wire.FRAME_MAX, True
         sock.reconnect_ivl = 200
-        monitor = sock.get_monitor_socket(WATCHED)
+        self._monitor = sock.get_monitor_socket(WATCHED)  # until the end: a key may be removed at any time
         try:
             sock.connect(url)
         except zmq.ZMQError as exc:
-            sock.disable_monitor()
+            self._close(0)
             raise UsageError(f"{url!r} is no address: {exc.strerror}", "for example tcp://agg1:7417") from None
         self._hello()
-        try:
-            self._welcome(url, monitor, others, patience_s)
-        finally:
-            sock.disable_monitor()
-            monitor.close(0)
+        self._welcome(url, others, patience_s)
 
     def _hello(self) -> None:
         self._send("hello", {"v": wire.VERSION, "role": "client", "name": self._key_name, "session": self._session,
                              "version": __version__, "wall_ns": time.time_ns()})  # fmt: skip
 
-    def _welcome(self, url: str, monitor: zmq.Socket[Any], others: bool, patience_s: float) -> None:
-        poller = zmq.Poller()
+    def _welcome(self, url: str, others: bool, patience_s: float) -> None:
+        poller, monitor, taken = zmq.Poller(), self._monitor, False
         poller.register(self._sock, zmq.POLLIN)
         poller.register(monitor, zmq.POLLIN)
         began_s = time.monotonic()
@@ -193,8 +199,11 @@ class RootClient:
                 event = recv_monitor_message(monitor)
                 if event["event"] == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
                     raise DeniedError(f"{url} does not know the key of {self._key_name}", NOT_KNOWN)
-                if event["event"] == zmq.EVENT_CONNECT_RETRIED:  # refused; perhaps it is just starting
-                    why, ends_s = "nobody listens there", min(ends_s, began_s + (0 if others else REFUSED_S))
+                if event["event"] == zmq.EVENT_CONNECTED:
+                    taken = True
+                elif event["event"] == zmq.EVENT_CONNECT_RETRIED:  # refused; perhaps it is just starting
+                    why = HUNG_UP if taken else NOBODY if NUMERIC.match(url) else NO_NAME
+                    ends_s = min(ends_s, began_s + (0 if others else REFUSED_S))
                 else:
                     why = "the handshake fails: is --server-key this server's key?"
             if self._sock in ready:
@@ -208,8 +217,18 @@ class RootClient:
         raise UnreachableError(f"{url}: {why}", "is the aggregator running, and is the key its key?")
 
     def _send(self, kind: str, head: dict[str, Any], body: bytes = b"") -> None:
-        self._sock.send(wire.encode(kind, head, body), zmq.NOBLOCK)
+        """Raises DeniedError or UnreachableError where there is no connection any more."""
+        try:
+            self._sock.send(wire.encode(kind, head, body), zmq.NOBLOCK)
+        except zmq.Again:  # ZeroMQ gave it up: who is refused does not knock again
+            raise self._given_up() from None
         self._sent_s = time.monotonic()
+
+    def _given_up(self) -> PactError:
+        while self._monitor.poll(0):
+            if recv_monitor_message(self._monitor)["event"] == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+                return DeniedError(f"{self.url} does not know the key of {self._key_name} any more", LOOK_FIRST)
+        return UnreachableError(f"lost contact with {self.url}", LOOK_FIRST)
 
     def _received(self) -> Message:
         self._heard_s = time.monotonic()
@@ -244,21 +263,20 @@ class RootClient:
                 if isinstance(item, Result):
                     return
             elif message.kind == "sorry":
-                raise UnreachableError(f"{self.url}: {message.head['why'] or 'the session has ended'}",
-                                       "what was asked may have been done: look before you repeat it")  # fmt: skip
+                raise UnreachableError(f"{self.url}: {message.head['why'] or 'the session has ended'}", LOOK_FIRST)
             self._quiet()
 
     def _quiet(self) -> None:
         now_s = time.monotonic()
         if now_s - self._heard_s > SILENCE_S:
-            raise UnreachableError(f"lost contact with {self.url}",
-                                   "what was asked may have been done: look before you repeat it")  # fmt: skip
+            raise UnreachableError(f"lost contact with {self.url}", LOOK_FIRST)
         if now_s - self._sent_s > BEAT_S:
             self._send("beat", {})
 
     def cancel(self) -> None:
         """Nobody listens to the request's answer any more."""
-        self._send("cancel", {"id": self._id})
+        with contextlib.suppress(PactError):
+            self._send("cancel", {"id": self._id})
 
 
 def _telling(problem: PactError) -> int:
