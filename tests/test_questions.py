@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 import pytest
 
-from pact.core.questions import AWAY_NS, LATE, LOST, TRIES_MAX
+from pact.core.questions import ABSENT, AWAY_NS, LATE, LOST, TRIES_MAX
 from pact.model import NS_PER_S, Declared
 from pact.sim.cluster import GONE_NS, Cluster, Net
 
@@ -70,6 +70,53 @@ def test_who_stays_away_is_lost_and_nobody_waits_longer_for_it() -> None:
     c.mend("n1")
     c.advance(5 * NS_PER_S)
     assert holds(c, "n1") == 0, "what was said to be lost is not done later"
+
+
+@pytest.mark.invariant("T6")
+def test_a_command_that_begins_while_a_node_moves_waits_for_it() -> None:
+    c = cluster()
+    c.cut("n1")
+    c.advance(GONE_NS + NS_PER_S)
+    assert c.root is not None and "n1" not in c.root.nodes
+    n = hold(c)
+    c.advance(2 * NS_PER_S)
+    assert n not in c.results and holds(c, "n0") == 1, "nobody waits for it but who asked"
+    c.mend("n1")
+    c.advance(4 * NS_PER_S)
+    assert ended(c, n) == (0, {}) and holds(c, "n1") == 1
+
+
+@pytest.mark.invariant("T6")
+def test_who_has_been_away_for_long_is_said_to_be_at_once_and_who_stays_away_soon() -> None:
+    c = cluster()
+    c.advance(AWAY_NS)  # the root's first moments are over
+    c.cut("n1")
+    c.advance(GONE_NS + AWAY_NS // 2)
+    n = hold(c)
+    c.advance(AWAY_NS // 2 + 2 * NS_PER_S)
+    assert ended(c, n) == (5, {"n1": ABSENT}), "it was never asked: nothing may have been done"
+    m = hold(c)
+    c.advance(NS_PER_S)
+    assert ended(c, m) == (5, {"n1": ABSENT})
+    c.mend("n1")
+    c.advance(5 * NS_PER_S)
+    assert holds(c, "n1") == 0 and holds(c, "n0") == 2
+
+
+@pytest.mark.invariant("T6")
+def test_a_new_root_waits_a_moment_for_nodes_that_it_knows_and_for_no_others() -> None:
+    c = cluster()
+    c.advance(5 * NS_PER_S)
+    c.cut("n1")
+    c.crash_root()
+    while c.root is None:
+        c.advance(NS_PER_S // 10)
+    n = c.request("hold_place", {"reason": "r", "for_ns": NS_PER_S * 60}, "n0,n1,n9")
+    c.advance(2 * NS_PER_S)
+    assert n not in c.results
+    c.mend("n1")
+    c.advance(4 * NS_PER_S)
+    assert ended(c, n) == (5, {"n9": ABSENT}) and holds(c, "n0") == holds(c, "n1") == 1
 
 
 def test_who_has_answered_may_go() -> None:

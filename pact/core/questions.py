@@ -77,6 +77,7 @@ class Question:
     flush: Callable[[], None] | None = None
     lost: dict[str, str] = field(default_factory=dict)
     away: dict[str, int] = field(default_factory=dict)  # the earliest first
+    unasked: set[str] = field(default_factory=set)  # of those who are away: they have not heard of it yet
     tries: dict[str, int] = field(default_factory=dict)  # how often who is here, and was said to be lost, was asked
 
     def told(self, names: Iterable[str]) -> None:
@@ -99,21 +100,25 @@ class Questions:
     # -- down and up --------------------------------------------------------------------------------------------
 
     def ask(self, names: Iterable[str], op: str, args: bytes, caller: Mapping[str, Any], timeout_ns: int, part: Part,
-            done: Done, client: tuple[str, int] = ("", 0),
-            flush: Callable[[], None] | None = None) -> None:  # fmt: skip
-        """Ask connected nodes. ``part(names, answer)`` for each set with equal answers, ``flush()`` when several of
-        them that came together have been given, ``done(lost)`` in the end.
+            done: Done, client: tuple[str, int] = ("", 0), flush: Callable[[], None] | None = None,
+            expected: Mapping[str, int] | None = None) -> None:  # fmt: skip
+        """Ask connected nodes, and those that are ``expected`` back until a time, the earliest first. ``part(names,
+        answer)`` for each set with equal answers, ``flush()`` when several of them that came together have been given,
+        ``done(lost)`` in the end.
         """
         root = self.root
-        waiting = set(names)
+        here = set(names)
+        waiting = here.union(expected or ())
         if not waiting:
             done({})
             return
         self._n += 1
         question = Question(f"{root.fence:x}.{self._n}", waiting, op, args, dict(caller), root.t_ns + timeout_ns,
-                            part, done, *client, flush)  # fmt: skip
+                            part, done, *client, flush, away=dict(expected or {}),
+                            unasked=set(expected or ()))  # fmt: skip
         self.open[question.id] = question
-        self._call(question, waiting)
+        if here:
+            self._call(question, here)
 
     def _call(self, question: Question, names: Iterable[str]) -> None:
         """By name: who joins just now was not meant."""
@@ -198,12 +203,13 @@ class Questions:
             return
         for name in list(names):
             question.away.pop(name, None)
+        question.unasked.difference_update(names)
         self._call(question, names)
 
     def _lose(self, question: Question, name: str, why: str) -> None:
         if name in question.waiting:
             question.told((name,))
-            question.lost[name] = why
+            question.lost[name] = ABSENT if name in question.unasked else why
 
     def _finish_if_done(self, question: Question) -> None:
         if not question.waiting and self.open.pop(question.id, None) is not None:
@@ -341,7 +347,9 @@ class Questions:
 
     def _ask_nodes(self, head: Mapping[str, Any], args: bytes) -> None:
         here, absent = self.targets(head["nodes"])
-        self.progress(head, 0, len(here))
+        expected = self.root.expected(absent)
+        absent = [n for n in absent if n not in expected]
+        self.progress(head, 0, len(here) + len(expected))
 
         def done(lost: dict[str, str]) -> None:
             failed = {**lost, **dict.fromkeys(absent, ABSENT)}
@@ -349,7 +357,7 @@ class Questions:
 
         to = ToClient(self.root, head)
         self.ask(here, head["op"], args, head["caller"], self.timeout_ns(head), to.part, done,
-                 (head["client"], head["id"]), to.flush)  # fmt: skip
+                 (head["client"], head["id"]), to.flush, expected)  # fmt: skip
 
     def _list_nodes(self, head: Mapping[str, Any]) -> None:
         root = self.root

@@ -16,7 +16,7 @@ import orjson
 
 from pact.core import rootlog
 from pact.core.coordinator import Coordinator
-from pact.core.questions import Questions
+from pact.core.questions import AWAY_NS, Questions
 from pact.core.rootlog import Batch, RootState, Writer
 from pact.core.twins import Twins
 from pact.core.wire import Message, sections
@@ -146,6 +146,8 @@ class Root:
         self.fleet_seq = max(0, state.chain.seq)  # a new log has no record yet, and a child may come already
         self._denied: tuple[int, dict[str, int]] = (0, {})  # in this minute, how often who
         self._twins = Twins()
+        self._left_ns: dict[str, int] = {}  # who has gone a moment ago, and when
+        self._begun_ns = self.t_ns
         self._said: dict[tuple[str, str], int] = {}  # who and what was refused -> how often
 
     # -- what comes in ------------------------------------------------------------------------------------------
@@ -153,6 +155,7 @@ class Root:
     def start(self, t_ns: int, wall_ns: int, boot_id: str, offset_ns: int) -> list[Effect]:
         """Begin the term. ``t_ns`` is node time as ``offset_ns`` makes it."""
         self.at(t_ns, wall_ns)
+        self._begun_ns = self.t_ns
         reboot = bool(self.state.boot_id) and boot_id != self.state.boot_id
         self.record("agent_started", {
             "boot_id": boot_id, "offset_ns": offset_ns, "wall_ns": wall_ns, "fence": self.fence, "name": self.name,
@@ -355,7 +358,10 @@ class Root:
     def _below(self, message: Message) -> None:
         head = message.head
         racks, sessions = head.get("racks", {}), head.get("sessions", {})
-        self.questions.gone([n for n in head["gone"] if self.nodes.pop(n, None) is not None])
+        gone = [n for n in head["gone"] if self.nodes.pop(n, None) is not None]
+        self._left_ns = {n: at_ns for n, at_ns in self._left_ns.items() if at_ns + AWAY_NS > self.t_ns}
+        self._left_ns.update(dict.fromkeys(gone, self.t_ns))
+        self.questions.gone(gone)
         fresh = []
         for name in head["add"]:
             if name == rootlog.ROOT:
@@ -367,6 +373,16 @@ class Root:
             fresh.append(name)
         self.questions.came(fresh)
         self.groups.came(fresh)
+
+    def expected(self, absent: Iterable[str]) -> dict[str, int]:
+        """Those of them that have gone only just, or that a new root knows and has not heard of yet: until when they
+        may be back, the earliest first.
+        """
+        known, begun_ns = self.state, self._begun_ns
+        last = {n: self._left_ns.get(n, begun_ns if n in known.cursors and n not in known.forgotten else -AWAY_NS)
+                for n in absent}  # fmt: skip
+        return dict(sorted(((n, at_ns + AWAY_NS) for n, at_ns in last.items() if at_ns + AWAY_NS > self.t_ns),
+                           key=lambda row: row[1]))  # fmt: skip
 
     def _ask(self, message: Message) -> None:
         self.groups.asked(message.head["node"], message.head["groups"])

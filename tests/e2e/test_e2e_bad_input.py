@@ -195,6 +195,33 @@ def test_a_closed_pipe_is_no_traceback(agent: Agent) -> None:
     assert done.code == 1 and "Traceback" not in done.err and "No space left" in done.err, done
 
 
+@pytest.mark.parametrize("closed", [">&-", "<&- >&- 2>&-", "<&- 2>&-"])
+@pytest.mark.parametrize(("words", "code"), [
+    ("status", 0), ("--json status", 0), ("--json log", 0), ("check", 0), ("export", 0), ("nonsense", 2), ("--help", 0),
+    ("apply -", 2),
+])  # fmt: skip
+def test_a_closed_stream_is_one_that_nobody_reads(agent: Agent, words: str, code: int, closed: str) -> None:
+    pact = f"'{sys.executable}' -m pact.cli.main --socket {agent.socket}"
+    done = agent.world.sh(f"{pact} {words} {closed}", check=False)
+    assert done.code == code and "Traceback" not in done.err, done
+
+
+@pytest.mark.parametrize("words", [
+    ["log", "--since", "0001-01-01T00:00:00+23:00"], ["log", "--since", "9999-12-31T23:59:59-23:00"],
+    ["emergency", "start", "--reason", "x", "--for", "0"], ["hold", "place", "--reason", "x", "--for", "0s"],
+    ["commit", "-m", "x", "--ttl", "0.0m"], ["status", "--timeout", "0"],
+])  # fmt: skip
+def test_times_that_cannot_be_are_mistakes(agent: Agent, words: list[str]) -> None:
+    done = agent.pact(*words, check=2)
+    assert words[-1] in done.err and len(done.err.splitlines()) <= 2, done
+    assert agent.status()["emergency"] is None and agent.status()["holds"] == []
+
+
+def test_long_ago_is_before_every_record(agent: Agent) -> None:
+    since = agent.pact("--json", "log", "--since", "0999-01-01T00:00:00Z").lines()
+    assert since == agent.pact("--json", "log", "--since", "1970-01-01T00:00:00Z").lines() != []
+
+
 def test_help_and_version_need_no_agent(agent: Agent) -> None:
     assert "commit" in agent.pact("--help").out
     assert agent.pact("--version").out.startswith("pact ")

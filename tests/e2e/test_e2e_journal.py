@@ -6,11 +6,12 @@ import json
 import os
 import shutil
 import sqlite3
+import sys
 from collections.abc import Callable, Iterator
 
 import chain
 import pytest
-from harness import TOP, Agent
+from harness import TOP, Agent, Done
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +138,48 @@ def test_a_file_that_is_no_journal_is_refused(stopped: Agent) -> None:
     command(stopped, "journal", "verify", check=None)
     assert "Traceback" not in command(stopped, "journal", "verify", "/etc/passwd", check=1)
     assert "No such file" in command(stopped, "journal", "verify", "/nonexistent", check=2)
+
+
+def pact(stopped: Agent, arguments: str) -> Done:
+    """By a shell, with its pipes and closed streams."""
+    program = f"'{sys.executable}' -m pact.cli.main --socket {stopped.socket}"
+    done = stopped.world.call(["bash", "-c", arguments.replace("PACT", program)], check=False)
+    assert "Traceback" not in done.err, done
+    return done
+
+
+def test_a_reader_that_has_enough_of_an_export_is_no_mistake(stopped: Agent) -> None:
+    config = f"--config {stopped.config_path}"
+    for _ in range(4):  # more than a pipe holds
+        tamper(stopped, "INSERT INTO blob (digest, size, data) SELECT hex(randomblob(32)), 400000, randomblob(400000)")
+    done = pact(stopped, f"PACT journal export {config} | head -n1 | wc -l; echo ${{PIPESTATUS[0]}}")
+    assert done.out.split() == ["1", "1"] and done.err == "", done
+
+
+def test_an_export_is_verified_out_of_a_pipe(stopped: Agent) -> None:
+    config = f"--config {stopped.config_path}"
+    done = pact(stopped, f"PACT journal export {config} | PACT journal verify /dev/stdin")
+    assert done.code == 0 and "chain unbroken" in done.out, done
+    done = pact(stopped, f"PACT journal export {config} | sed 2d | PACT journal verify /dev/stdin")
+    assert done.code == 1 and "journal record 1" in done.err, done
+    done = pact(stopped, f"cat {stopped.journal} | PACT journal verify /dev/stdin")
+    assert done.code == 2 and "in a pipe" in done.err, done
+    assert "chain unbroken" in pact(stopped, f"PACT journal verify /dev/stdin < {stopped.journal}").out
+
+
+def test_what_holds_no_record_is_no_good_journal(stopped: Agent, make_agent: Callable[..., Agent]) -> None:
+    assert "holds no record" in stopped.pact("journal", "verify", "/dev/null", check=1).err
+    assert stopped.pact("--json", "journal", "verify", "/dev/null", check=1).json()["exit"] == 1
+    tamper(stopped, "DELETE FROM record")
+    assert "holds no record" in command(stopped, "journal", "verify", check=1)
+    assert "holds no record" in command(make_agent(), "journal", "import", "/dev/null", check=1)
+
+
+def test_an_agent_s_journal_that_is_not_there_is_unreachable_whatever_is_asked_of_it(make_agent: Callable[..., Agent]) -> None:
+    fresh = make_agent()
+    for action in ("verify", "export"):
+        said = command(fresh, "journal", action, check=5)
+        assert f"{fresh.journal}: No such file" in said and "--config" in said
 
 
 def test_a_lost_snapshot_or_signature_cache_loses_nothing(stopped: Agent) -> None:
