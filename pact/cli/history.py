@@ -30,7 +30,11 @@ def _since(text: str | None) -> str:
             then = datetime.fromisoformat(text)
         except ValueError:
             raise UsageError(f"--since {text!r} is neither a duration nor an RFC 3339 time") from None
-    return rfc3339(int(then.timestamp() * 1_000_000) * 1000)
+    try:
+        at_us = int(then.astimezone(UTC).timestamp() * 1_000_000)
+        return rfc3339(max(0, at_us) * 1000)  # a year below 1000 would sort wrongly
+    except (ValueError, OverflowError, OSError):  # before the year 1, or after 9999, where time is counted
+        raise UsageError(f"--since {text!r} is no time that a record can have") from None
 
 
 def _require_type(name: str) -> None:

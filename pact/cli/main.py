@@ -43,9 +43,12 @@ class Parser(argparse.ArgumentParser):
 
 def duration(text: str) -> int:
     try:
-        return parse_duration(text)
+        ns = parse_duration(text)
     except ValueError as exc:
         raise argparse.ArgumentTypeError(str(exc)) from None
+    if ns == 0:  # it is no default either
+        raise argparse.ArgumentTypeError(f"{text!r}: must be more than nothing")
+    return ns
 
 
 def build() -> argparse.ArgumentParser:
@@ -309,8 +312,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_DONE if args.command == "watch" or getattr(args, "follow", False) else INTERRUPTED
 
 
+def open_standard() -> None:
+    """Who was started with a standard stream closed gets /dev/null for it, before a socket takes its number."""
+    for fd, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest number that is free
+            setattr(sys, name, open(fd, mode, encoding="utf-8", closefd=False))
+
+
 def entry() -> NoReturn:
     """The console script."""
+    open_standard()
     sys.exit(main())
 
 
