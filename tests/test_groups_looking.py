@@ -188,3 +188,12 @@ def test_who_applies_hears_at_once_which_nodes_would_roll_nothing_back() -> None
     for more in ({"dry_run": True}, {}):
         code, _, failed, message = ask(c, "apply", "n0,n1,n2,n3", resources=WANTED, message="why", **more)
         assert (code, failed, message) == (0, {}, "in observe mode, so that nothing is rolled back there: n2")
+
+
+@pytest.mark.invariant("G4", "F57")
+def test_a_root_that_nodes_do_not_obey_says_so() -> None:
+    c = cluster()
+    c.peers["n2"].world.node.state.fence = 10**9
+    code, _, failed, _ = ask(c, "apply", "n0,n1,n2,n3", resources=WANTED, message="why")
+    assert code == 4 and list(failed) == ["n2"] and "1000000000" in failed["n2"]
+    assert c.root is not None and c.root.counters.refused["a fence lower than the last one"] == 1

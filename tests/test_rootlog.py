@@ -292,3 +292,18 @@ def test_a_state_too_large_to_keep_is_said_and_ends_nobody(tmp_path: Path, monke
         assert store.load()[0] == b"abc"
     finally:
         store.close()
+
+
+@pytest.mark.invariant("G4", "F57")
+def test_a_fence_that_nodes_have_obeyed_can_be_set_where_the_log_was_lost(tmp_path: Path) -> None:
+    """As docs/cluster.md says: a clock that was years ahead gave it, and no root would reach it again."""
+    for fence in (None, 4_102_444_800):
+        if fence is not None:
+            database = sqlite3.connect(tmp_path / "root.db")
+            database.execute(f"UPDATE meta SET fence = {fence}")
+            database.commit()
+            database.close()
+        store = open_store(f"sqlite://{tmp_path}/root.db", "default")
+        got = store.campaign("r1")
+        store.close()
+        assert got is not None and got > (fence or 0)

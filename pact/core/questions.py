@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
-from pact.core.answers import SAID_MAX, clipped, fitting
+from pact.core.answers import SAID_MAX, answer_of, clipped, fitting
 from pact.core.calls import PARTS_BYTES
 from pact.core.rootlog import ROOT
 from pact.core.wire import BODY_MAX, Message, sections
@@ -52,6 +52,8 @@ NODE_OPS: Final = frozenset({
     "ping", "status", "check", "diff", "log", "consumers", "show", "commit", "rollback", "extend", "declare", "adopt",
     "hold_place", "hold_release", "emergency_start", "emergency_end", "state",
 })  # fmt: skip
+STALE: Final = b'"stale fence '  # in a node's answer: it has obeyed another root whose fence was higher
+FENCED_BYTES: Final = 500
 RANK: Final = {"viewer": 0, "ops": 1, "admin": 2}
 
 Part = Callable[[list[str], bytes], None]
@@ -164,6 +166,8 @@ class Questions:
             fresh = names if exact else [n for n in names if n in waiting]  # a set union: repetition is harmless  # G7
             if fresh:
                 question.told(fresh)
+                if len(body) < FENCED_BYTES and STALE in body:  # this root is not the last, or its log was lost
+                    self.root.refuse("a fence lower than the last one", fresh[0], answer_of(body)["message"])
                 question.part(fresh, body)
         if question.flush is not None:
             question.flush()
