@@ -6,6 +6,7 @@ import hashlib
 import os
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,56 @@ def test_a_job_that_does_not_end_shows_as_stuck(tmp_path: Path) -> None:
     assert done.wait(10)
     assert one.close(10)
     assert one.stuck_since(boottime_ns() + 2 * worker.STUCK_NS) is None
+
+
+@pytest.mark.invariant("F13")
+def test_what_waits_behind_a_job_that_hangs_is_taken_over(tmp_path: Path) -> None:
+    fifos = [tmp_path / f"fifo{n}" for n in range(worker.HUNG_MAX + 1)]
+    done = list[str]()
+    one = worker.Worker("pact-test", 1, lambda: 1, {}.get, Ignore(), lambda: None)
+    late_ns = worker.STUCK_NS + NS_PER_S
+
+    def job(name: str, fifo: Path | None) -> Callable[[], worker.Result]:
+        def work() -> worker.Result:
+            if fifo is not None:
+                fifo.read_bytes()  # nobody writes
+            done.append(name)
+            return worker.Result(0, Ticked)
+
+        return work
+
+    def until(condition: Callable[[], object]) -> None:
+        ends = time.monotonic() + 10
+        while not condition():
+            assert time.monotonic() < ends, done
+            if not one.results.empty():
+                one.results.get()
+            time.sleep(0.01)
+
+    for fifo in fifos:
+        os.mkfifo(fifo)
+    try:
+        for n, fifo in enumerate(fifos):
+            one.call(job(f"hangs {n}", fifo))
+            until(lambda: not one.waiting)
+            assert not one.relieve(boottime_ns() + late_ns), "nothing waits for it"
+            one.call(job(f"behind {n}", None))
+            assert not one.relieve(boottime_ns()), "it has not taken long yet"
+            assert one.relieve(boottime_ns() + late_ns) == (n < worker.HUNG_MAX), "not more and more threads"
+            if n < worker.HUNG_MAX:
+                until(lambda n=n: f"behind {n}" in done)  # type: ignore[misc]
+        assert done == [f"behind {n}" for n in range(worker.HUNG_MAX)] and one.waiting == 1
+        assert one.stuck_since(boottime_ns() + late_ns) is not None
+    finally:
+        for fifo in fifos:
+            with open(fifo, "wb"):
+                pass
+    until(lambda: len(done) == 2 * len(fifos))
+    until(lambda: one.stuck_since(boottime_ns() + late_ns) is None)
+    one.call(job("after", None))
+    until(lambda: "after" in done)
+    assert one.close(10)
+    until(lambda: not [t for t in threading.enumerate() if t.name == "pact-test"])
 
 
 @pytest.mark.invariant("S2")

@@ -635,6 +635,8 @@ class Agent:
 
     def _check_health(self) -> None:
         """A blind observer is an event, never silence.  # O1"""
+        if self.worker.relieve(clock.boottime_ns()):
+            log("what a commit or a rollback looks at does not answer; the others go on without it", 4)
         self._prune()
         self._next_health_ns = self.clock.now_ns() + HEALTH_NS
         if self._untrimmed and not self.node.jobs and not self.watching.has_due:

@@ -33,6 +33,8 @@ CHUNK_BYTES: Final = 4 << 20
 RESULTS_MAX: Final = 1
 #: No job takes as long as this unless something hangs: a tool is killed after a minute.
 STUCK_NS: Final = 90 * NS_PER_S
+#: So many threads may hang before jobs wait for one of them.
+HUNG_MAX: Final = 4
 MOVED: Final = "changed again after it was decided; it was left as it is"
 
 
@@ -57,7 +59,8 @@ def distance_n(resource: str, declared: Attrs | None, actual: Attrs | None) -> i
 
 class Worker:
     """A thread with a queue of jobs. ``wake`` is called after each result; ``room`` is what the content store still
-    takes, in bytes."""
+    takes, in bytes. A thread whose job hangs can be relieved by another: no two jobs act on the same change.
+    """
 
     def __init__(self, name: str, file_limit: int, room: Callable[[], int], blobs: Blobs, ignore: Ignore,
                  wake: Callable[[], None]) -> None:  # fmt: skip
@@ -70,8 +73,12 @@ class Worker:
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self.results: queue.Queue[Result] = queue.Queue(RESULTS_MAX)
         self._closing = threading.Event()
-        self._begun: tuple[int, int] | None = None  # by both clocks
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._begun: dict[threading.Thread, tuple[int, int]] = {}  # by both clocks
+        self._thread: threading.Thread
+        self._start()
+
+    def _start(self) -> None:
+        self._thread = threading.Thread(target=self._run, name=self.name, daemon=True)
         self._thread.start()
 
     def submit(self, effect: Look | Probe | Act | Discover, extra: Mapping[str, bytes] | None = None) -> None:
@@ -92,15 +99,30 @@ class Worker:
     def close(self, timeout_s: float) -> bool:
         """Finish what has begun. False if it did not end in time (a hanging mount): it dies with the process."""
         self._closing.set()
-        self._jobs.put(None)
+        for _ in range(HUNG_MAX + 1):
+            self._jobs.put(None)
         self._thread.join(timeout_s)
-        return not self._thread.is_alive()
+        return not self._thread.is_alive() and not self._begun
 
     def _run(self) -> None:
+        me = threading.current_thread()
         while (work := self._jobs.get()) is not None:
-            self._begun = boottime_ns(), Clock.wall_ns()
+            self._begun[me] = boottime_ns(), Clock.wall_ns()
             work()
-            self._begun = None
+            del self._begun[me]
+            if me is not self._thread:
+                return
+
+    def relieve(self, boottime: int) -> bool:
+        """Another thread takes over what waits behind a job that hangs. The hung one ends with its job, if it ever
+        does; what it found then comes back as ever. True if there is a new thread.  # F13
+        """
+        begun = self._begun.get(self._thread)
+        hangs = begun is not None and boottime - begun[0] > STUCK_NS
+        if not hangs or not self.waiting or len(self._begun) > HUNG_MAX:
+            return False
+        self._start()
+        return True
 
     @property
     def waiting(self) -> int:
@@ -108,8 +130,8 @@ class Worker:
         return self._jobs.qsize()
 
     def stuck_since(self, boottime: int) -> int | None:
-        """The wall time at which the job under way began, if that is too long ago.  # O1"""
-        begun = self._begun
+        """The wall time at which the oldest job under way began, if that is too long ago.  # O1"""
+        begun = min(self._begun.copy().values(), default=None)
         return begun[1] if begun is not None and boottime - begun[0] > STUCK_NS else None
 
     def _post(self, result: Result) -> None:
