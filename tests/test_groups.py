@@ -7,6 +7,7 @@ from typing import Any
 import orjson
 import pytest
 
+from pact.core.questions import AWAY_NS
 from pact.core.root import Limits
 from pact.core.settings import Settings
 from pact.model import NS_PER_S, Declared, Holder
@@ -30,6 +31,8 @@ def ask(c: Cluster, op: str, nodes: str | None = None, user: str = "alice", role
     """``(exit, result, failed, message)``."""
     n = c.request(op, args, nodes, user, role)
     c.advance(NS_PER_S // 2)
+    if n not in c.results:  # it waits a moment for nodes that have just gone
+        c.advance(AWAY_NS)
     assert n in c.results, "no answer"
     head, result = c.results.pop(n)
     return head["exit"], result, head["failed"], head["message"]

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from test_groups import NEW, WANTED, X, Y, apply, ask, cluster, group, machines
+from test_groups import NEW, WANTED, X, Y, apply, ask, cluster, declared, group, machines
 
 from pact.core.records import Record, parse
 from pact.core.rootlog import ROOT, read_chunk
@@ -144,6 +144,56 @@ def test_an_apply_that_nobody_waits_for_any_more_begins_nothing() -> None:
     c.advance(100 * S)
     assert not of_root(c, "group_begun") and machines(c) == ["old"] * 4
     assert c.root is not None and not c.root.questions.open
+
+
+@pytest.mark.invariant("T6")
+def test_a_group_waits_a_moment_for_nodes_that_move_before_it_refuses() -> None:
+    """An aggregator has died, or a root was just elected: whoever settles a group then need not come again."""
+    c = cluster()
+    c.cut("n2")
+    c.advance(8 * S)
+    n = c.request("apply", {"resources": WANTED, "message": "why"}, "n0,n1,n2,n3")
+    c.advance(2 * S)
+    assert n not in c.results and machines(c) == ["old"] * 4
+    c.mend("n2")
+    c.advance(5 * S)
+    head, result = c.results.pop(n)
+    assert head["exit"] == 0 and machines(c) == ["new"] * 4
+    c.cut("n3")
+    c.crash_root()
+    while c.root is None:
+        c.advance(S // 10)
+    n = c.request("group_commit", {"group": result["group"], "message": "good"})
+    c.advance(3 * S)
+    assert n not in c.results
+    c.mend("n3")
+    c.advance(5 * S)
+    assert c.results.pop(n)[0]["exit"] == 0 and declared(c) == ["new"] * 4
+    c.check()
+
+
+@pytest.mark.invariant("T6")
+def test_a_group_does_not_wait_for_who_stays_away_nor_for_who_listens_no_more() -> None:
+    c = cluster()
+    c.advance(10 * S)
+    c.cut("n2")
+    c.advance(8 * S)
+    n = c.request("apply", {"resources": WANTED, "message": "why"}, "n0,n1,n2,n3")
+    m = c.request("apply", {"resources": WANTED, "message": "why", "allow_missing": "n2"}, "n0,n2")
+    c.advance(S)
+    assert c.results.pop(m)[0]["exit"] == 0, "it may do without"
+    c.advance(9 * S)
+    assert c.results.pop(n)[0]["exit"] == 5 and machines(c)[1] == "old"
+    assert ask(c, "apply", "n1,n2", resources=WANTED, message="why")[0] == 5, "at once: it has been away for long"
+    c.mend("n2")
+    c.advance(5 * S)
+    c.cut("n2")
+    c.advance(8 * S)
+    c.request("apply", {"resources": WANTED, "message": "why"}, "n1,n2")
+    c.up(c.root, "cancel", {"client": "c", "id": 0})
+    c.mend("n2")
+    c.advance(20 * S)
+    assert machines(c)[1:3] == ["old", "old"]
 
 
 @pytest.mark.invariant("G1", "F51")

@@ -6,7 +6,7 @@ fleet's stop are the coordinator's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -90,12 +90,24 @@ class Question:
                 self.away.pop(name, None)
 
 
+@dataclass(slots=True, eq=False)
+class _Later:
+    """A request that needs nodes which may be back soon: taken up when one of them is, and at ``until_ns``."""
+
+    head: Mapping[str, Any]
+    args: dict[str, Any]
+    raw: bytes
+    absent: frozenset[str]
+    until_ns: int
+
+
 class Questions:
     """All questions of one root."""
 
     def __init__(self, root: Root) -> None:
         self.root = root
         self.open: dict[str, Question] = {}
+        self._later: list[_Later] = []
         self._n = 0
         self._told_ns: dict[tuple[str, int], int] = {}  # requests that wait for a result -> when they heard of it last
 
@@ -186,6 +198,19 @@ class Questions:
         for question in self.open.values():
             self._again(question, question.away.keys() & names)
 
+    def back(self, names: Iterable[str]) -> None:
+        """These nodes are here and have heard what their groups owe them: what needs them is taken up."""
+        if self._later:
+            fresh = set(names)
+            self._take_up([x for x in self._later if not fresh.isdisjoint(x.absent)])
+
+    def _take_up(self, waiting: Sequence[_Later]) -> None:
+        """Who these requests wait for is back, or will not be."""
+        if waiting:
+            self._later = [x for x in self._later if x not in waiting]
+            for x in waiting:
+                self.request(x.head, x.args, x.raw)
+
     def _missed(self, question: Question, names: Iterable[str]) -> None:
         """Below, nobody waits for these any more. Who is away may come back. Who is here has perhaps come back before
         its loss was told, and is asked again; if that is said time and again, the question cannot be brought to it.
@@ -230,14 +255,17 @@ class Questions:
                     self._lose(question, name, LATE)
                 self.root.down("drop", {"call": question.id})
             self._finish_if_done(question)
+        self._take_up([x for x in self._later if x.until_ns <= t_ns])
 
     def next_wake_ns(self) -> int | None:
-        return min((min(q.until_ns, next(iter(q.away.values()), q.until_ns)) for q in self.open.values()), default=None)
+        wakes = [min(q.until_ns, next(iter(q.away.values()), q.until_ns)) for q in self.open.values()]
+        return min([*wakes, *(x.until_ns for x in self._later)], default=None)
 
     def cancel(self, client: str, id_: int) -> None:
         """The client listens no more (0: to nothing). What nodes were asked they do all the same; nobody is told."""
         for key in [k for k in self._told_ns if k[0] == client and id_ in (0, k[1])]:
             del self._told_ns[key]
+        self._later = [x for x in self._later if x.head["client"] != client or id_ not in (0, x.head["id"])]
         for question in list(self.open.values()):
             if question.client == client and id_ in (0, question.client_id):
                 del self.open[question.id]
@@ -251,7 +279,8 @@ class Questions:
         """
         root, op = self.root, head["op"]
         try:
-            if sum(1 for q in self.open.values() if q.client) >= QUESTIONS_MAX:  # the root's own stop nobody
+            of_people = sum(1 for q in self.open.values() if q.client) + len(self._later)
+            if of_people >= QUESTIONS_MAX:
                 raise PactError("the root has too many questions under way", "try again in a moment")
             own = root.groups.ops.get(op)
             if own is not None:
@@ -269,9 +298,14 @@ class Questions:
         except DeniedError as exc:
             root.record_denied(op, exc.message, head["caller"])
             self.reply(head, exc.exit_code, exc.message, exc.hint)
+        except AbsentError as exc:  # nothing was done
+            until_ns = next(iter(root.expected(exc.failed).values()), None)
+            if until_ns is None:
+                self.reply(head, exc.exit_code, exc.message, exc.hint, failed=exc.failed)
+            else:
+                self._later.append(_Later(head, args, raw, frozenset(exc.failed), until_ns))
         except PactError as exc:
-            failed = exc.failed if isinstance(exc, AbsentError) else None
-            self.reply(head, exc.exit_code, exc.message, exc.hint, failed=failed)
+            self.reply(head, exc.exit_code, exc.message, exc.hint)
         except Exception as exc:  # whatever a person asks, the others' root goes on  # T13
             root.note(f"{op} of {head['caller']['user']}: {type(exc).__name__}: {exc}"[:SAID_MAX])
             self.reply(head, EXIT_FAILED, f"internal error: {type(exc).__name__}")

@@ -373,6 +373,7 @@ class Root:
             fresh.append(name)
         self.questions.came(fresh)
         self.groups.came(fresh)
+        self.questions.back(fresh)
 
     def expected(self, absent: Iterable[str]) -> dict[str, int]:
         """Those of them that have gone only just, or that a new root knows and has not heard of yet: until when they
