@@ -30,7 +30,7 @@ from pact.errors import (
 )
 
 if TYPE_CHECKING:
-    pass
+    from pact.cluster.client import RootClient
 
 GROUP: Final = re.compile(r"g[1-9]\d{0,15}")
 RULE: Final = "-" * 15
@@ -217,6 +217,7 @@ def _watch(args: argparse.Namespace) -> int:
     from pact.cluster.client import Event, Result
 
     with connected(args) as client:
+        _say_absent(client, args.nodes)
         for item in client.ask("watch", {}, args.nodes):
             if isinstance(item, Event):
                 record = orjson.loads(item.line)
@@ -229,5 +230,18 @@ def _watch(args: argparse.Namespace) -> int:
                         text = f"{clean(record['type'])}: {NONSENSE}"
                     say(f"{clean(record['node'])}: {text}", flush=True)
             elif isinstance(item, Result):
-                raise PactError(item.message, item.hint)
+                raise BY_EXIT_CODE.get(item.exit, PactError)(item.message, item.hint)
     return EXIT_DONE
+
+
+def _say_absent(client: RootClient, nodes: str | None) -> None:
+    """Who watches nodes that are not there would wait in silence."""
+    from pact.cluster.client import Result
+
+    for item in client.ask("nodes", {}, nodes) if nodes is not None else ():
+        if isinstance(item, Result):
+            if item.exit != EXIT_DONE:
+                raise BY_EXIT_CODE.get(item.exit, PactError)(item.message, item.hint)
+            absent = [name for name, row in item.result.get("nodes", {}).items() if not row["connected"]]
+            if absent:
+                say_failed({fold(absent): "not connected; watched for when they come"})

@@ -319,7 +319,7 @@ def open_standard() -> None:
             os.fstat(fd)
         except OSError:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest number that is free
-            setattr(sys, name, open(fd, mode, encoding="utf-8", closefd=False))
+            setattr(sys, name, os.fdopen(fd, mode, encoding="utf-8", closefd=False))
 
 
 def entry() -> NoReturn:

@@ -443,6 +443,7 @@ def mistakes_are_told_and_change_nothing(site: Site) -> None:
         (["hold", "place", "--all", "--reason", "x", "--for", "99d"], 2, "30d"),
         (["extend", "g1", "soon"], 2, "soon"), (["show", "999", "--nodes", "n1"], 2, "no record 999"),
         (["log", "-f", "--nodes", "n1"], 2, "follow"), (["groups", "g4"], 2, "no group"), (["watch", "--timeout", "3"], 2, "timeout"),
+        (["watch", "--nodes", "n[1-"], 2, "no node set"),
         (["--via", "tcp://127.0.0.1:1", "nodes"], 2, "server-key"),
         (["--via", "tcp://127.0.0.1:1", "--server-key", "x", "nodes"], 2, "40 characters"),
         (["--via", "nowhere", "--server-key", site.public("root"), "nodes"], 2, "no address"),
@@ -458,15 +459,17 @@ def mistakes_are_told_and_change_nothing(site: Site) -> None:
     assert site.pact("check", "--nodes", "n[1-2]").code == 11
     diff = ok(site, "diff", "--exit-code", "--nodes", "n[1-2]", code=11)["nodes"]
     assert diff["n1"]["resources"][0]["id"] == f"file:{CONF}" and diff["n2"]["resources"] == []
-    watching = subprocess.Popen(site.argv(["--json", "watch", "--nodes", "n2"]), env=site.env, cwd="/",
-                                stdout=subprocess.PIPE)  # fmt: skip
-    time.sleep(1.5)
+    watching = subprocess.Popen(site.argv(["--json", "watch", "--nodes", "n[2,7-8]"]), env=site.env, cwd="/",
+                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+    assert watching.stderr is not None and b"n[7-8]: not connected" in watching.stderr.readline()
+    time.sleep(0.5)
     site.nodes["n2"].path(CONF).write_text("y\n")
     assert watching.stdout is not None
     assert json.loads(watching.stdout.readline())["type"] == "drift_detected"
     watching.send_signal(signal.SIGINT)
     assert watching.wait(10) == 0
     watching.stdout.close()
+    watching.stderr.close()
     log = ok(site, "log", "-n", "2", "--nodes", "n[1-2]")["nodes"]
     assert [len(v) for v in log.values()] == [2, 2]
     answer = ok(site, "rollback", "--all", "--nodes", "n[1-2]")
