@@ -69,6 +69,18 @@ def test_why_a_group_was_blocked_is_gone_when_it_is_extended() -> None:
     assert record.data["ends"] and record.data["group"] == gid
 
 
+def test_who_looks_sees_why_a_group_that_requires_all_is_blocked() -> None:
+    c = cluster()
+    gid = apply(c, require_all=True)
+    c.cut("n1")
+    c.advance(20 * S)
+    code, _, failed, message = ask(c, "group_rollback", group=gid)
+    assert code == 5 and list(failed) == ["n1"] and "n1: not connected" in message
+    shown = group(c, gid)
+    assert shown["state"] == "blocked" and shown["blocked"] == {"n1": {"why": "not connected", "holders": []}}
+    assert shown["members"]["away"] == "n1"
+
+
 @pytest.mark.invariant("F5")
 def test_who_subscribes_to_blocked_rollbacks_hears_of_a_groups() -> None:
     c = cluster()

@@ -86,8 +86,16 @@ def shown(root: Root, run: Run | None, group: Group, *, viewer: bool = False) ->
         "deadline": None if ends is None else rfc3339(root.wall_ns + ends - root.t_ns),
         "remaining_s": None if ends is None else round(max(0, ends - root.t_ns) / 1e9, 3),
         "decision": group.decision or None, "members": _ended(group) if run is None else _members(root, run, group),
-        "blocked": {} if run is None else _blocked({**run.no, **run.failed}, viewer),
+        "blocked": {} if run is None else _blocked(_in_the_way(run), viewer),
     }  # fmt: skip
+
+
+def _in_the_way(run: Run) -> dict[str, Mapping[str, Any]]:
+    """Who said no or failed; with ``--require all`` it is enough that somebody is away."""
+    said: dict[str, Mapping[str, Any]] = {**run.no, **run.failed}
+    if run.step == BLOCKED and not run.no:
+        said.update({n: {"why": why, "holders": []} for n, why in run.missing.items()})
+    return said
 
 
 def standing(root: Root, run: Run | None, group: Group) -> tuple[str, int | None]:
