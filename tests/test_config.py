@@ -138,6 +138,26 @@ def test_what_is_unknown_names_the_nearest_valid(text: str, message: str, hint: 
     assert hint in error.hint
 
 
+@pytest.mark.parametrize(("pattern", "why"), [
+    ("/etc/*", "begin with a kind"), ("etc/mtab", "begin with a kind"), ("srvice:**", "kind 'srvice' is not known"),
+    ("file:etc/mtab", "absolute path"), ("mount:scratch/*", "absolute path"), ("file:/etc/", "write '/etc'"),
+    ("file:/a/*/../b", "absolute path"), ("file:/etc/**/", "at its end"), ("file:/x%zz", "percent-escape"),
+    ("file:/x%41", "written '/xA'"), ("sysctl:vm/swappiness", "written 'vm.swappiness'"), ("sysctl:net.", "no sysctl"),
+    ("sysctl:net/ipv4/*", "dotted"), ("module:nvidia-*", "'_'"), ("file:", "absolute path"),
+])  # fmt: skip
+def test_a_pattern_that_can_ignore_nothing_is_refused(pattern: str, why: str, tmp_path: Path) -> None:
+    error = refused(tmp_path, f'[drift]\nignore = ["file:/etc/mtab", "{pattern}"]\n')
+    assert f"[drift] ignore has '{pattern}', which can match nothing: " in error.message and why in error.message
+
+
+@pytest.mark.parametrize("pattern", [
+    "*", "**", "f*", "file*", "[fm]*:/x", "*:/tmp/**", "file:**", "file:*/x", "file:[/]x", "file:/a[", "file:/", "file:/*",
+    "file:/etc/.*", "file:/x%25", "service:**", "sysctl:*", "sysctl:net.*", "sysctl:net.ipv4.conf.*/1.mtu", "module:*",
+])  # fmt: skip
+def test_a_pattern_that_may_match_something_is_taken(pattern: str, tmp_path: Path) -> None:
+    assert read(tmp_path, f'[drift]\nignore = ["{pattern}"]\n').ignore == [pattern]
+
+
 @pytest.mark.parametrize("text", [
     b"[node\n", b"\xff", b"a = [" * 5000, b"[node]\nname = 'a\n", b"[window]\nbase = " + b"9" * 5000, b"\0",
 ])  # fmt: skip

@@ -20,6 +20,7 @@ from pact.model import DIMENSIONS
 
 DEFAULT_PATH: Final = "/etc/pact/agent.toml"
 TCP_URL: Final = re.compile(r"tcp://(?:[A-Za-z0-9._-]+|\[[0-9a-fA-F:.%a-z]+\]):\d{1,5}")
+ENTRY: Final = ("url", "key", "rack")  # of parents
 DEFAULT_SOCKET: Final = "/run/pact/agent.sock"
 
 
@@ -138,6 +139,17 @@ def _texts(value: Any) -> list[str]:
     return list(value)
 
 
+def _patterns(value: Any) -> list[str]:
+    """Whoever writes a pattern that can match nothing believes that something is ignored which is rolled back."""
+    from pact.resources.patterns import why_never
+
+    for pattern in _texts(value):
+        why = why_never(pattern)
+        if why:
+            raise ValueError(f"has {pattern!r}, which can match nothing: {why}")
+    return list(value)
+
+
 def _cpus(value: Any) -> list[int]:
     if not isinstance(value, list) or not all(isinstance(v, int) and not isinstance(v, bool) and v >= 0 for v in value):
         raise ValueError("must be a list of CPU numbers")
@@ -159,14 +171,19 @@ def parents(value: Any) -> list[Parent]:
         raise ValueError('must be a list of {url = "tcp://HOST:PORT", key = "..."}')
     out: list[Parent] = []
     for entry in value:
-        unknown = [k for k in entry if k not in ("url", "key", "rack")]
+        unknown = [k for k in entry if k not in ENTRY]
         if unknown:
-            raise ValueError(f"has an entry with the unknown key {unknown[0]!r}; known: url, key, rack")
+            known = _near(unknown[0], dict.fromkeys(ENTRY))
+            raise ValueError(f"has an entry with the unknown key {unknown[0]!r}; {known}")
         url, key, rack = entry.get("url"), entry.get("key"), entry.get("rack", "")
         if not isinstance(url, str) or not TCP_URL.fullmatch(url):
             raise ValueError(f'has an entry whose url is not "tcp://HOST:PORT" but {url!r}')
-        if not isinstance(key, str) or not isinstance(rack, str) or len(key) != 40:
+        if key is None:
+            raise ValueError(f'has an entry for {url} without a key: add key = "..." (what NAME.key holds)')
+        if not isinstance(key, str) or len(key) != 40:
             raise ValueError(f"has an entry for {url} without a key of 40 characters (what NAME.key holds)")
+        if not isinstance(rack, str):
+            raise ValueError(f"has an entry for {url} whose rack is no string")
         if any(p.url == url for p in out):
             raise ValueError(f"names {url} twice")
         out.append(Parent(url, key, rack))
@@ -202,7 +219,7 @@ KEYS: Final[Mapping[str, Mapping[str, tuple[str, Callable[[Any], Any]]]]] = {
     },
     "drift": {
         "weights": ("weights", _table({d: DEFAULT_WEIGHTS[d] for d in DIMENSIONS}, "dimension")),
-        "severity": ("severity", _table(DEFAULT_SEVERITY, "kind")), "ignore": ("ignore", _texts),
+        "severity": ("severity", _table(DEFAULT_SEVERITY, "kind")), "ignore": ("ignore", _patterns),
     },
     "observe": {
         "rescan": ("rescan_ns", a_duration), "full": ("full_ns", a_duration), "fanotify": ("fanotify", _bool),
@@ -259,6 +276,8 @@ def fill(path: str, keys: Mapping[str, Keys], config: Any, *, top: Keys = Mappin
             except ValueError as exc:
                 raise ConfigError(f"{where}: {section} {exc}") from None
             continue
+        if section not in keys and top and not isinstance(entries, dict):
+            raise ConfigError(f"{where}: unknown key {section!r}", _near(section, top))
         if section not in keys:
             raise ConfigError(f"{where}: unknown section [{section}]", _near(section, keys))
         if not isinstance(entries, dict):

@@ -1,11 +1,20 @@
-"""Path patterns of ``adopt``: ``**`` matches any depth, ``*`` and ``?`` within one component."""
+"""Path patterns of ``adopt``: ``**`` matches any depth, ``*`` and ``?`` within one component.
+
+And of ``[drift] ignore``, where all of them stand for anything at all: which of those nobody can have meant.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Final
 
 WILD: Final = re.compile(rb"[*?\[]")
+ANYTHING: Final = re.compile(r"\[!?\]?[^\]]*\]|[*?]+")  # as fnmatch reads them
+WRITTEN: Final = {
+    "file": "an absolute path, without '//', '/./', '/../' and a slash at its end",
+    "sysctl": "dotted: net.ipv4.ip_forward", "module": "letters, digits and '_'",
+}  # fmt: skip
 
 
 def compile_pattern(pattern: bytes) -> re.Pattern[bytes]:
@@ -33,3 +42,38 @@ def compile_pattern(pattern: bytes) -> re.Pattern[bytes]:
             out += re.escape(char)
         at += 1
     return re.compile(bytes(out) + rb"\Z", re.DOTALL)
+
+
+def why_never(pattern: str) -> str:
+    """Why this pattern of ``ignore`` can match no resource; empty if it may match one. Where it is not plain from the
+    pattern alone, it may.
+    """
+    from pact.core.settings import DIMENSION_OF
+    from pact.resources import KINDS
+
+    wild = ANYTHING.search(pattern)
+    kind, colon, name = pattern.partition(":")
+    if not colon or (wild is not None and wild.start() < len(kind)):
+        head = pattern[: wild.start()] if wild is not None else pattern
+        return "" if wild is not None and any(f"{k}:".startswith(head) for k in DIMENSION_OF) else (
+            "it does not begin with a kind, as file:/etc/mtab does")  # fmt: skip
+    if kind not in DIMENSION_OF:
+        return f"kind {kind!r} is not known; known: {', '.join(DIMENSION_OF)}"
+    if kind not in KINDS:
+        return ""  # another version may have it
+    canonical = KINDS[kind].canonical
+    if wild is None:
+        return _why_no_name(canonical, name)
+    wants = ANYTHING.sub("x", name)
+    able = [wants, "/" + wants] if ANYTHING.match(name) else [wants]
+    if not all(_why_no_name(canonical, each) for each in able):
+        return ""
+    return f"the name of a {kind} is {WRITTEN.get(kind, WRITTEN['file'])}"
+
+
+def _why_no_name(canonical: Callable[[str], str], name: str) -> str:
+    try:
+        written = canonical(name)
+    except ValueError as exc:
+        return str(exc)
+    return "" if written == name else f"the name is written {written!r}"
