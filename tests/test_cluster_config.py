@@ -127,6 +127,10 @@ def test_the_contracts_example_is_read(tmp_path: Path) -> None:
     (GOOD.replace("[keys]", f'parents = [{{url = "tcp://a:1", key = "{PUBLIC}", k = 1}}]\n[keys]'), "unknown key 'k'"),
     (GOOD.replace("[keys]", "children = 9000\n[keys]"), "from 1 to 8000"),
     (GOOD + '[journal]\nurl = "mysql://x"\n', "sqlite:///PATH"),
+    (GOOD + "[journal]\nlease = \"5\"\n", r"\[journal\] lease means nothing to SQLite"),
+    (GOOD + '[journal]\nurl = "sqlite:///x.db?lease=5"\n', "nothing after the path"),
+    (GOOD.replace("[keys]", 'parents = [{url = "tcp://a:1"}]\n[keys]'), 'without a key: add key = "..."'),
+    (GOOD.replace("[keys]", 'parents = [{url = "tcp://a:1", ky = "x"}]\n[keys]'), "unknown key 'ky'; did you mean 'key'"),
 ])  # fmt: skip
 def test_what_is_wrong_with_an_aggregators_file_is_said(tmp_path: Path, text: str, why: str) -> None:
     with pytest.raises(ConfigError, match=why):
@@ -153,6 +157,22 @@ def test_client_defaults_come_from_the_first_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="via must be"):
         config.load_client((str(first),))
     assert config.load_client(()).via == ""
+
+
+@pytest.mark.parametrize(("text", "says", "hint"), [
+    ('server-key = "x"\n', ":1: unknown key 'server-key'", "did you mean 'server_key'?"),
+    ('key = "me"\nserver = []\n', ":2: unknown key 'server'", "did you mean 'servers'?"),
+    ('[client]\nserver-key = "x"\n', ":2: unknown key 'server-key' in [client]", "did you mean 'server_key'?"),
+    ('[clint]\n', ":1: unknown section [clint]", "did you mean 'client'?"),
+    ('servers = [{url = "tcp://a:1"}]\n', ":1: servers has an entry for tcp://a:1 without a key", ""),
+])  # fmt: skip
+def test_what_is_wrong_with_a_clients_file_is_said_with_what_was_meant(tmp_path: Path, text: str, says: str,
+                                                                       hint: str) -> None:
+    path = tmp_path / "client.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        config.load_client((str(path),))
+    assert says in caught.value.message and caught.value.hint == hint
 
 
 @pytest.mark.parametrize("text", [

@@ -168,7 +168,8 @@ class RootClient:
             sock.curve_serverkey = server_key.encode()
         except (zmq.ZMQError, ValueError, TypeError):
             sock.close(0)
-            raise UsageError("--server-key is not a key of 40 characters in Z85", "it is what NAME.key holds") from None
+            raise UsageError(f"the server's key for {url} is not a key of 40 characters in Z85",
+                             "it is what NAME.key holds: --server-key, or in client.toml") from None
         sock.linger, sock.maxmsgsize, sock.ipv6 = 0, wire.FRAME_MAX, True
         sock.reconnect_ivl = 200
         self._monitor = sock.get_monitor_socket(WATCHED)  # until the end: a key may be removed at any time
