@@ -10,8 +10,8 @@ from functools import cache
 from typing import Any
 
 from pact.cli.client import ask, stream
-from pact.cli.outcome import finish, show_converged
-from pact.cli.render import clean, emit, say, until
+from pact.cli.outcome import finish, planned, show_converged
+from pact.cli.render import clean, emit, say, spoken, until
 from pact.errors import EXIT_DONE, DeclaredError
 from pact.resources.toml import DeclaredSet, Ignore, parse_text, read_file
 
@@ -47,7 +47,9 @@ def apply(args: argparse.Namespace) -> int:
     result = answer.result
     if not args.json:
         for step in result.get("plan", ()):
-            say(f"  would {step['action']:8} {clean(step['id'])}")
+            say(f"  would {planned(step)}")
+        for why in result.get("refused", ()):
+            say(f"would be refused: {spoken(why)}")
         if result.get("change"):
             window = f", to be committed{until(result['deadline'])}" if result.get("deadline") else ""
             say(f"applied {len(result['applied'])} as {result['change']}{window}")

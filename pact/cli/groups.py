@@ -20,7 +20,7 @@ MANY: Final = {"apply": "many nodes (--nodes)"}
 #: Flags that say nothing to a single node, and what each command wants beside them.
 GROUP_ONLY: Final = {
     "require": MANY,
-    "allow_missing": {**MANY, **dict.fromkeys(("commit", "rollback", "extend"), "a group (g7)")},
+    "allow_missing": {**MANY, **dict.fromkeys(("commit", "rollback", "extend"), "a group that is committed (g7)")},
 }
 
 

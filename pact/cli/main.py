@@ -51,6 +51,13 @@ def duration(text: str) -> int:
     return ns
 
 
+def whole(text: str) -> int:
+    """A count, or a record's number."""
+    if not re.fullmatch(r"[0-9]{1,18}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 on")
+    return int(text)
+
+
 def build() -> argparse.ArgumentParser:
     """The whole command line."""
     parser = Parser(prog="pact", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -97,13 +104,13 @@ def build() -> argparse.ArgumentParser:
     sub = add("rollback", "restore declared state now")
     _targets(sub)
     sub.add_argument("--dry-run", action="store_true", help="show the plan and who is in its way; change nothing")
-    sub.add_argument("--force", action="store_true", help="although a hold was placed or a package manager works")
-    sub.add_argument("--to", type=int, metavar="SEQ", help="restore the declared state of an earlier journal record")
-
-    _missing(sub)
+    sub.add_argument("--force", action="store_true", help="although a hold was placed or a package manager works; of "
+                     "a group: without members that do not answer")  # fmt: skip
+    sub.add_argument("--to", type=whole, metavar="SEQ", help="restore the declared state of an earlier journal record")
+    _missing(sub, False)
 
     sub = add("extend", "move a deadline later; reopens what is blocked or failed")
-    _missing(sub)
+    _missing(sub, False)
     sub.add_argument("words", nargs="+", metavar="[CHANGE...] D", help="changes, then the duration (90, 15m, 4h, 2d)")
 
     sub = add("apply", "make the changes in FILE now, as one change with its own window")
@@ -120,7 +127,7 @@ def build() -> argparse.ArgumentParser:
     sub.add_argument("--dry-run", action="store_true", help="show what would change")
 
     sub = add("show", "one journal record whole, with the content that a rollback replaced")
-    sub.add_argument("seq", type=int, metavar="SEQ")
+    sub.add_argument("seq", type=whole, metavar="SEQ")
     sub.add_argument("--restore", metavar="PATH", help="write the replaced content to PATH (must not exist)")
     sub.add_argument("--resource", metavar="ID", help="which one, where the record keeps several")
 
@@ -137,7 +144,7 @@ def build() -> argparse.ArgumentParser:
     _hold(add("hold", "pause auto-rollback of one change or of the node"))
 
     sub = add("log", "journal records, newest first")
-    sub.add_argument("-n", type=int, metavar="N", help="how many (default: 20; with --since all)")
+    sub.add_argument("-n", type=whole, metavar="N", help="how many (default: 20; with --since all)")
     sub.add_argument("--since", metavar="T", help="a duration back (2h) or an RFC 3339 time")
     sub.add_argument("--type", default="", metavar="T", help="only this type, for example rolled_back")
     sub.add_argument("--follow", "-f", action="store_true", help="go on with what comes")
@@ -169,8 +176,10 @@ def _far(sub: argparse.ArgumentParser, *, again: bool = False, timed: bool = Tru
         sub.add_argument(flag, default=gone, help=gone, **how)  # type: ignore[arg-type]
 
 
-def _missing(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--allow-missing", metavar="N|NODESET", help="go on without so many, or without these, nodes")
+def _missing(sub: argparse.ArgumentParser, taken: bool = True) -> None:
+    """Where it is not taken it is understood all the same, to say so."""
+    what = "go on without so many, or without these, nodes"
+    sub.add_argument("--allow-missing", metavar="N|NODESET", help=what if taken else argparse.SUPPRESS)
 
 
 def _targets(sub: argparse.ArgumentParser) -> None:

@@ -22,6 +22,13 @@ def finish(args: argparse.Namespace, answer: Answer) -> int:
     return answer.exit
 
 
+def planned(step: dict[str, Any]) -> str:
+    """A step that is not taken yet. Nobody creates a sysctl: its module brings it, or setting it fails."""
+    missing = step["action"] == "create" and step["id"].startswith("sysctl:")
+    why = ": the kernel has no such sysctl now; this fails unless a module brings it" if missing else ""
+    return f"{'set' if missing else step['action']:8} {clean(step['id'])}{why}"
+
+
 def show_converged(result: dict[str, Any]) -> None:
     """What a declaration did or would do."""
     if not result:
@@ -33,7 +40,7 @@ def show_converged(result: dict[str, Any]) -> None:
     left = result.get("left", {})
     changed = [s for s in result.get("converge", ()) if s["id"] not in left]
     for step in changed:
-        say(f"  {step['action']:8} {clean(step['id'])}")
+        say(f"  {planned(step) if result.get('dry_run') else step['action'].ljust(8) + ' ' + clean(step['id'])}")
     said = "would declare" if result.get("dry_run") else "declared"
     same = f" ({result['unchanged']} were declared so already)" if result.get("unchanged") else ""
     say(f"{said} {result['resources']} resources{same}, {verb} {len(changed)}")

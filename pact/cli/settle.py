@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from pact.cli.client import ask
-from pact.cli.outcome import finish, show_converged
+from pact.cli.outcome import finish, planned, show_converged
 from pact.cli.render import clean, holders_table, on_terminal, say, spoken, until
 from pact.core.units import parse_duration
 from pact.errors import UsageError
@@ -41,7 +41,7 @@ def _show_rollback(done: dict[str, Any]) -> None:
     if "plan" in done:
         say(f"{done['change']}: would")
         for step in done["plan"]:
-            say(f"  {step['action']:8} {step['id']}")
+            say(f"  {planned(step)}")
         for why in done["refused"]:
             say(f"  refused: {spoken(why)}")
     elif done.get("state") == "settled":

@@ -115,6 +115,7 @@ def test_a_request_and_its_answer_may_be_split_anywhere(agent: Agent) -> None:
 @pytest.mark.parametrize("words", [
     [], ["nonsense"], ["status", "extra"], ["commit", "--nonsense", "-m", "x"], ["show", "one"], ["extend"],
     ["commit", "-m", "x", "--ttl", "soon"], ["rollback", "--to", "x"], ["hold"], ["journal"], ["log", "-n", "x"],
+    ["log", "-n", "-1"], ["log", "-n", "-1", "--nodes", "n1"], ["show", "-1"], ["rollback", "--to", "-1"], ["log", "-n", "²"],
 ])  # fmt: skip
 def test_wrong_arguments_end_with_2_and_a_short_message(agent: Agent, words: list[str]) -> None:
     done = agent.pact(*words, check=2)
@@ -220,6 +221,18 @@ def test_times_that_cannot_be_are_mistakes(agent: Agent, words: list[str]) -> No
 def test_long_ago_is_before_every_record(agent: Agent) -> None:
     since = agent.pact("--json", "log", "--since", "0999-01-01T00:00:00Z").lines()
     assert since == agent.pact("--json", "log", "--since", "1970-01-01T00:00:00Z").lines() != []
+
+
+def test_no_help_offers_what_is_not_taken(agent: Agent) -> None:
+    for name, offered in (("apply", True), ("commit", True), ("rollback", False), ("extend", False)):
+        assert ("--allow-missing" in agent.pact(name, "--help").out) == offered, name
+
+
+def test_a_dry_run_does_not_say_that_a_sysctl_would_be_created(agent: Agent) -> None:
+    text = b'[sysctl]\n"net.nonesuch" = 1\n'
+    for command in ("apply", "declare"):
+        said = agent.pact(command, "-", "--dry-run", input=text).out
+        assert "create" not in said and "set      sysctl:net.nonesuch: the kernel has no such sysctl now" in said, said
 
 
 def test_help_and_version_need_no_agent(agent: Agent) -> None:
