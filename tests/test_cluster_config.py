@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -127,14 +128,37 @@ def test_the_contracts_example_is_read(tmp_path: Path) -> None:
     (GOOD.replace("[keys]", f'parents = [{{url = "tcp://a:1", key = "{PUBLIC}", k = 1}}]\n[keys]'), "unknown key 'k'"),
     (GOOD.replace("[keys]", "children = 9000\n[keys]"), "from 1 to 8000"),
     (GOOD + '[journal]\nurl = "mysql://x"\n', "sqlite:///PATH"),
-    (GOOD + "[journal]\nlease = \"5\"\n", r"\[journal\] lease means nothing to SQLite"),
-    (GOOD + '[journal]\nurl = "sqlite:///x.db?lease=5"\n', "nothing after the path"),
     (GOOD.replace("[keys]", 'parents = [{url = "tcp://a:1"}]\n[keys]'), 'without a key: add key = "..."'),
     (GOOD.replace("[keys]", 'parents = [{url = "tcp://a:1", ky = "x"}]\n[keys]'), "unknown key 'ky'; did you mean 'key'"),
 ])  # fmt: skip
 def test_what_is_wrong_with_an_aggregators_file_is_said(tmp_path: Path, text: str, why: str) -> None:
     with pytest.raises(ConfigError, match=why):
         config.load(write(tmp_path, text))
+
+
+@pytest.mark.parametrize(("journal", "says"), [
+    ('lease = "5"', "lease means nothing to SQLite"),
+    ('url = "sqlite:///x.db?lease=5"', "lease means nothing to SQLite"),
+    ('url = "etcd://127.0.0.1:2379"\nlease = "99"', "not between 2 and 60"),
+    ('url = "etcd://127.0.0.1:2379"\ncert = "/c"', "cert and key belong together"),
+    ('url = "etcd://127.0.0.1:99999"', "is no host:port"),
+    ('url = "etcd://127.0.0.1:2379?leas=5"', "'leas' is none of"),
+])  # fmt: skip
+def test_a_root_whose_log_can_never_be_opened_ends_at_once(tmp_path: Path, journal: str, says: str) -> None:
+    """It would try again for ever, as it does while a disk is full or etcd is away."""
+    keys.keygen("agg1", str(tmp_path))
+    (tmp_path / "authorized_keys.toml").write_text("")
+    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
+    ports = [s.getsockname()[1] for s in held]
+    for one in held:
+        one.close()
+    path = write(tmp_path, f'[aggregator]\nname = "agg1"\ntree = "tcp://127.0.0.1:{ports[0]}"\n'
+                 f'events = "tcp://127.0.0.1:{ports[1]}"\nreplay = "tcp://127.0.0.1:{ports[2]}"\nhttp = ""\n'
+                 f'[journal]\n{journal}\n[keys]\nsecret = "{tmp_path}/agg1.secret"\n'
+                 f'authorized = "{tmp_path}/authorized_keys.toml"\n')  # fmt: skip
+    done = subprocess.run([sys.executable, "-m", "pact.cli.main", "aggregator", "--config", path], capture_output=True,
+                          text=True, timeout=30, check=False)  # fmt: skip
+    assert done.returncode == 2 and says in done.stderr and "Traceback" not in done.stderr, done.stderr
 
 
 @pytest.mark.invariant("T4")

@@ -259,3 +259,18 @@ def test_a_root_that_nodes_do_not_obey_says_so() -> None:
     code, _, failed, _ = ask(c, "apply", "n0,n1,n2,n3", resources=WANTED, message="why")
     assert code == 4 and list(failed) == ["n2"] and "1000000000" in failed["n2"]
     assert c.root is not None and c.root.counters.refused["a fence lower than the last one"] == 1
+
+
+@pytest.mark.invariant("S1")
+def test_who_is_refused_hears_where_his_role_comes_from() -> None:
+    c = cluster()
+    n = c.request("apply", {"resources": WANTED, "message": "why"}, "n0", "eve", "viewer")
+    m = c.request("hold_place", {"reason": "r", "for_ns": S * 60}, "n0", "eve", "viewer")
+    c.advance(S)
+    assert "authorized_keys.toml" in c.results.pop(n)[0]["hint"]
+    assert m in c.results
+    for via, file in (("cluster", "authorized_keys.toml"), ("socket", "agent.toml")):
+        guest = person("eve", "viewer")
+        guest = replace(guest, actor=replace(guest.actor, via=via))
+        reply = c.peers["n1"].world.ask("hold_place", guest, reason="r", for_ns=60 * S)
+        assert reply is not None and reply.exit_code == 3 and file in reply.hint

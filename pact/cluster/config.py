@@ -145,18 +145,7 @@ def load(path: str | None) -> AggregatorConfig:
         raise ConfigError(f"{path}: {what} is missing")
     if config.name == ROOT:
         raise ConfigError(f"{path}: the name {ROOT!r} is kept for the root's own records", "give it another name")
-    _refuse_options(config)
     return config
-
-
-def _refuse_options(config: AggregatorConfig) -> None:
-    """What is etcd's, beside SQLite: a root that finds it out only when it opens its log tries again for ever."""
-    if config.parents or not config.journal.startswith("sqlite:"):
-        return
-    for name in config.journal_options:
-        raise ConfigError(f"{config.path}: [journal] {name} means nothing to SQLite", "it is for etcd: leave it out")
-    if config.journal.partition("?")[2]:
-        raise ConfigError(f"{config.path}: [journal] url takes nothing after the path of SQLite's file", "leave ? out")
 
 
 def refuse_own_key(config: AggregatorConfig, public: str) -> None:

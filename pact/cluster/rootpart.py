@@ -29,7 +29,7 @@ from pact.core.rootlog import RootState
 from pact.core.runs import standing
 from pact.core.wire import Message
 from pact.errors import ChainError, PactError
-from pact.journal.rootlog import open_store
+from pact.journal.rootlog import opener
 from pact.model import NS_PER_S
 
 SNAPSHOT_EVERY: Final = 2_000  # chunks
@@ -94,8 +94,7 @@ class RootPart:
         self._chunks = self._chunk_bytes = 0
         self._sets = NodeSets()
         self._last_failed = ""
-        self.committer = Committer(lambda: open_store(config.journal, config.cluster, config.journal_options),
-                                   config.name)  # fmt: skip
+        self.committer = Committer(opener(config.journal, config.cluster, config.journal_options), config.name)
         secret = aggregator.key.secret
         self.publisher = Publisher(aggregator.context, Endpoint(config.events, secret, auth.EVENTS), config.cluster)
         self.replay = Replay(

@@ -16,12 +16,17 @@ from pact.model import UNATTRIBUTED
 RANK: Final = {"viewer": 0, "ops": 1, "admin": 2, "agent": 2}
 
 
+#: How somebody comes by another role: on the node itself, and over the cluster.
+BY_GROUP: Final = "ask for membership in one of the groups of [access] in agent.toml"
+BY_KEY: Final = "whoever administers the cluster gives your key another role, in authorized_keys.toml"
+
+
 def require(caller: Caller, role: str, what: str) -> None:
     """Raises DeniedError unless the caller has ``role`` or more."""
     if RANK[caller.actor.role] < RANK[role]:
         raise DeniedError(
             f"{what} needs the role {role}; {caller.actor.user} is {caller.actor.role}",
-            "ask for membership in one of the groups of [access] in agent.toml",
+            BY_KEY if caller.actor.via == "cluster" else BY_GROUP,
         )
 
 

@@ -30,10 +30,12 @@ class Step:
 
 
 def action(step: Step) -> str:
-    """``create``, ``remove`` or ``restore``, for people."""
+    """``create``, ``remove``, ``restore`` or ``set``, for people. Nobody creates a sysctl: the kernel has it or not."""
     if step.target is None:
         return "remove"
-    return "create" if step.actual is None else "restore"
+    if step.actual is None:
+        return "set" if step.id.startswith("sysctl:") else "create"
+    return "restore"
 
 
 def below(path: str, root: str) -> bool:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
+from pact.core.access import BY_KEY
 from pact.core.answers import SAID_MAX, answer_of, clipped, fitting
 from pact.core.calls import PARTS_BYTES
 from pact.core.rootlog import ROOT
@@ -443,7 +444,7 @@ def require_role(head: Mapping[str, Any], least: str, what: str) -> None:
     """Raises DeniedError. Nodes check their own; this is for what the root itself decides."""
     caller = head["caller"]
     if RANK.get(caller["role"], -1) < RANK[least]:
-        raise DeniedError(f"{what} needs the role {least}; {caller['user']} is {caller['role']}")
+        raise DeniedError(f"{what} needs the role {least}; {caller['user']} is {caller['role']}", BY_KEY)
 
 
 def _require_small(args: Mapping[str, Any], raw: bytes) -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Final, Protocol, runtime_checkable
 from urllib.parse import parse_qsl, unquote
 
@@ -68,10 +69,16 @@ class LogStore(Protocol):
 
 
 def open_store(url: str, cluster: str = "default", options: Mapping[str, str] | None = None) -> LogStore:
-    """A store for ``sqlite:///path`` or ``etcd://h1:2379,h2:2379``; options come from the URL's query or the table.
+    """``opener``, and the opening. Raises ConfigError, JournalError."""
+    return opener(url, cluster, options)()
+
+
+def opener(url: str, cluster: str = "default", options: Mapping[str, str] | None = None) -> Callable[[], LogStore]:
+    """Opens the store for ``sqlite:///path`` or ``etcd://h1:2379,h2:2379``; options come from the URL's query or the
+    table.
 
     They are etcd's: ``ca``, ``cert``, ``key``, ``user``, ``password_file``, ``lease`` (seconds, 2 to 60). Raises
-    ConfigError.
+    ConfigError for what can never be opened, before it is tried.
     """
     scheme, found, rest = url.partition("://")
     address, _, query = rest.partition("?")
@@ -90,11 +97,9 @@ def open_store(url: str, cluster: str = "default", options: Mapping[str, str] | 
             raise ConfigError(f"[journal] url {url!r} has no absolute path", "write sqlite:///var/lib/pact/root.db")
         path = "/" + path.lstrip("/")  # some write one slash more
         if given:
-            raise ConfigError(f"[journal] {min(given)} means nothing to SQLite")
-        from pact.journal.rootlog_sqlite import SqliteLog
-
-        return SqliteLog(path, cluster)
-    return _open_etcd(endpoints(address), cluster, given)
+            raise ConfigError(f"[journal] {min(given)} means nothing to SQLite", "it is for etcd: leave it out")
+        return partial(_sqlite, path, cluster)
+    return _etcd(endpoints(address), cluster, given)
 
 
 def endpoints(address: str) -> list[str]:
@@ -109,7 +114,13 @@ def endpoints(address: str) -> list[str]:
     return out
 
 
-def _open_etcd(hosts: list[str], cluster: str, given: Mapping[str, str]) -> LogStore:
+def _sqlite(path: str, cluster: str) -> LogStore:
+    from pact.journal.rootlog_sqlite import SqliteLog
+
+    return SqliteLog(path, cluster)
+
+
+def _etcd(hosts: list[str], cluster: str, given: Mapping[str, str]) -> Callable[[], LogStore]:
     unknown = sorted(set(given) - OPTIONS)
     if unknown:
         raise ConfigError(f"[journal] {unknown[0]!r} is none of {', '.join(sorted(OPTIONS))}")
@@ -122,8 +133,12 @@ def _open_etcd(hosts: list[str], cluster: str, given: Mapping[str, str]) -> LogS
     lease = given.get("lease", "6")
     if not lease.isdigit() or not 2 <= int(lease) <= 60:
         raise ConfigError(f"[journal] lease {lease!r} is not between 2 and 60 (seconds)")
-    from pact.journal.rootlog_etcd import EtcdLog
 
-    return EtcdLog(hosts, cluster, ca=given.get("ca", ""), cert=given.get("cert", ""), key=given.get("key", ""),
-                   user=given.get("user", ""), password_file=given.get("password_file", ""),
-                   lease_s=int(lease))  # fmt: skip
+    def opened() -> LogStore:
+        from pact.journal.rootlog_etcd import EtcdLog
+
+        return EtcdLog(hosts, cluster, ca=given.get("ca", ""), cert=given.get("cert", ""), key=given.get("key", ""),
+                       user=given.get("user", ""), password_file=given.get("password_file", ""),
+                       lease_s=int(lease))  # fmt: skip
+
+    return opened
