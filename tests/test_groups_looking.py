@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import orjson
 import pytest
 from test_groups import NEW, WANTED, X, Y, apply, ask, cluster, declared, group, machines
 
 from pact.core.records import Record, parse
-from pact.core.rootlog import ROOT, read_chunk
+from pact.core.rootlog import ROOT, load, read_chunk
 from pact.model import NS_PER_S, Holder
 from pact.sim.cluster import Cluster
 from pact.sim.world import person
@@ -126,6 +127,88 @@ def test_a_decided_rollback_that_somebody_forces_is_that_ones_doing() -> None:
     c.check()
 
 
+@pytest.mark.invariant("G8")
+def test_nothing_is_forced_before_it_is_on_record_who_does() -> None:
+    """The log hangs (etcd has no quorum), and the root dies before it could write that somebody forces the rollback."""
+    c = cluster()
+    gid = apply(c)
+    c.cut("n3")
+    c.advance(10 * S)
+    ask(c, "group_rollback", group=gid)
+    ask(c, "fleet_hold", reason="outage", for_ns=8000 * S, role="ops")
+    commit = c._commit
+    c._commit = lambda root, effect: None  # type: ignore[method-assign]
+    n = c.request("group_rollback", {"group": gid, "force": True}, user="dora")
+    c.advance(S)
+    c.mend("n3")
+    c.advance(8 * S)
+    assert machines(c)[3] == "new" and n not in c.results
+    c._commit = commit  # type: ignore[method-assign]
+    c.crash_root()
+    c.advance(60 * S)
+    assert machines(c)[3] == "new" and not of_root(c, "group_forced"), "the fleet is held, and nobody forced anything"
+    ask(c, "group_rollback", user="dora", group=gid, force=True)
+    c.advance(40 * S)
+    assert machines(c)[3] == "old" and of_node(c, "n3", "group_decided")[-1].actor["user"] == "dora"
+    c.check()
+
+
+def until_finishing(c: Cluster, gid: str) -> None:
+    """Every member has done it, and that is being written down, slowly."""
+    commit = c._commit
+    c._commit = lambda root, effect: c.later(2 * S, lambda: commit(root, effect))  # type: ignore[method-assign]
+    c.request("group_rollback", {"group": gid})
+    while not (c.root and c.root.groups.runs[gid].step == "deciding" and c.root.state.groups[gid].state == "decided"):
+        c.advance(S // 20)
+
+
+@pytest.mark.invariant("G1", "G5")
+def test_a_group_is_finished_once_whoever_comes_back_meanwhile() -> None:
+    c = cluster()
+    gid = apply(c)
+    until_finishing(c, gid)
+    for session in (98, 99):
+        c.up(c.root, "below", {"add": ["n1"], "gone": [], "racks": {}, "sessions": {"n1": session}})
+        c.advance(S // 4)
+    c.advance(40 * S)
+    assert len(of_root(c, "group_finished")) == 1
+    c.check()
+
+
+@pytest.mark.invariant("G1", "F52")
+def test_of_many_finished_groups_the_first_to_end_is_forgotten_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An old group ends while another begins, in one chunk: no root falls over it, now or when it reads its log."""
+    monkeypatch.setattr("pact.core.rootlog.FINISHED_MAX", 2)
+    c = cluster()
+    old = apply(c, "n0,n1")
+    for _ in range(2):
+        assert ask(c, "group_rollback", group=apply(c, "n2,n3"))[0] == 0
+    until_finishing(c, old)
+    c.request("apply", {"resources": WANTED, "message": "next"}, "n2,n3")
+    c.advance(S // 2)
+    c.up(c.root, "below", {"add": ["n1"], "gone": [], "racks": {}, "sessions": {"n1": 99}})
+    c.advance(20 * S)
+    assert c.root is not None and c.root.state.groups[old].outcome == "rolled back"
+    assert list(load(None, c.log).groups) == list(c.root.state.groups) == ["g3", "g1", "g4"]
+    shown = ask(c, "groups", all=True)[1]["groups"]
+    assert [g["group"] for g in shown] == ["g1", "g3", "g4"], "people see them as they were begun"
+
+
+@pytest.mark.parametrize("text", ["x" * 8_000_000, "", "owed", "done", "under way\n n0: fine"])
+def test_what_a_member_makes_up_is_neither_kept_nor_shown(text: str) -> None:
+    c = cluster()
+    gid = apply(c)
+    carry_out = c._carry_out
+
+    def odd(world: Any, op: str, args: Any, caller: Any) -> bytes | None:
+        if op == "group_state" and world is c.peers["n1"].world:
+            return orjson.dumps({"ok": True, "exit": 0, "message": "", "hint": "", "result": {"state": text}})
+        return carry_out(world, op, args, caller)
+
+    c._carry_out = odd  # type: ignore[method-assign]
+    assert group(c, gid)["members"] == {"applied": "n0,n2,n3", "unknown": "n1"}
+
+
 def test_nothing_is_forced_that_is_decided_to_be_committed() -> None:
     c = cluster()
     gid = apply(c)
@@ -134,6 +217,10 @@ def test_nothing_is_forced_that_is_decided_to_be_committed() -> None:
     ask(c, "group_commit", group=gid, message="m", allow_missing="n3")
     code, _, _, message = ask(c, "group_rollback", group=gid, force=True)
     assert code == 4 and "too late" in message and not of_root(c, "group_forced")
+    c.mend("n3")
+    c.advance(20 * S)
+    assert "force" not in of_node(c, "n3", "group_decided")[0].data
+    c.check()
 
 
 @pytest.mark.invariant("G1")

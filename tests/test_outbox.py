@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pact.core.outbox import LATER_NS, Outbox, Read, Up, can_wait
+from pact.core.outbox import LATER_NS, RESEND_NS, Outbox, Read, Up, can_wait
 from pact.core.records import GENESIS, Record, seal
 from pact.model import NS_PER_S
 
@@ -111,3 +111,20 @@ def test_a_new_root_that_has_the_records_costs_one_of_them_and_a_node_that_sends
     away.lost()
     assert away.led(7) == [] and away.welcomed(1 << 20, T) == []
     assert sent(away, away.led(7)) == [(2, 1)], "asked once there is a parent"
+
+
+@pytest.mark.invariant("T5", "F51")
+@pytest.mark.parametrize("how", ["another parent", "the resend timer"])
+def test_a_question_that_is_lost_on_the_way_is_asked_again(how: str) -> None:
+    box = connected()
+    box.acknowledged("i", 2, False, T)
+    assert sent(box, box.led(7)) == [(2, 1)]
+    if how == "another parent":
+        box.lost()
+        work = box.welcomed(1 << 20, T)
+    else:
+        work = box.tick(T + RESEND_NS)
+    assert sent(box, work) == [(2, 1)] and box.led(7) == []
+    box.acknowledged("i", 2, False, T)
+    box.lost()
+    assert box.welcomed(1 << 20, T) == [], "it is answered"

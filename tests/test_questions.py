@@ -229,3 +229,37 @@ def test_nodes_that_come_and_go_do_each_command_once_or_are_named(seed: int) -> 
             assert done or name in failed, (n, name, "said to be done, and was not")
             assert len(done) <= 1, (n, name)
     c.check()
+
+
+@pytest.mark.invariant("T13")
+def test_one_person_s_questions_keep_nobody_elses_out_and_never_the_fleet_s_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pact.core.questions.QUESTIONS_MAX", 12)
+    monkeypatch.setattr("pact.core.questions.QUESTIONS_EACH_MAX", 5)
+    c = cluster()
+    c.cut("n1")
+    c.advance(GONE_NS + NS_PER_S)  # it may be back: whoever asks it waits
+    for user in ("guest", "eve"):
+        for n in [c.request("status", {}, "n1", user, "viewer") for _ in range(9)][5:]:
+            assert c.results.pop(n)[0]["exit"] == 1
+        assert c.request("status", {}, "n0", user, "viewer") in c.results
+    c.request("status", {}, "n1", "ann", "viewer")
+    n = c.request("fleet_hold", {"reason": "outage", "for_ns": 100 * NS_PER_S}, None, "boss")
+    c.advance(4 * NS_PER_S)
+    assert c.root is not None and c.root.state.holds, c.results.get(n)
+
+
+def test_who_needs_many_nodes_that_come_one_by_one_is_taken_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thousands move to another aggregator: to look at the whole request for each of them would stall the root."""
+    c = cluster()
+    assert c.root is not None
+    names = [f"m{i}" for i in range(300)]
+    c.up(c.root, "below", {"add": names, "gone": [], "racks": {}, "sessions": {}})
+    c.up(c.root, "below", {"add": [], "gone": names, "racks": {}, "sessions": {}})
+    c.request("apply", {"resources": {"sysctl:x": Declared({"value": "new"}).to_json()}, "message": "m"}, ",".join(names))
+    taken = list[str]()
+    request = c.root.questions.request
+    monkeypatch.setattr(c.root.questions, "request", lambda head, args, raw: (taken.append(head["op"]), request(head, args, raw)))
+    for name in names:
+        assert not taken
+        below(c, name, gone=False)
+    assert taken == ["apply"] and not c.root.questions._later

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pact.agent.requests import FIELDS, NEEDED, parse
+from pact.agent.requests import ALL_FIELDS, FIELDS, NEEDED, parse
+from pact.core.node import _OPS
 from pact.errors import EXIT_USAGE, RequestError
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
@@ -78,3 +79,9 @@ def test_any_bytes_are_a_request_or_a_request_error(line: bytes) -> None:
         assert exc.message
         return
     assert set(args) <= set(FIELDS[op])
+
+
+def test_whatever_the_core_carries_out_the_agent_takes() -> None:
+    assert _OPS.keys() <= ALL_FIELDS.keys()
+    args = {"group": "g1", "fence": 3}
+    assert parse(dump({"v": 1, "op": "group_state", "args": args}), ALL_FIELDS) == ("group_state", args)

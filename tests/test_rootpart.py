@@ -169,11 +169,11 @@ def test_the_page_knows_how_the_nodes_of_a_quiet_fleet_are() -> None:
     root.received(message("below", {"add": ["n1", "n2", "n3"], "gone": []}), 1, 1)
     (call,) = (m for m in part.tick(3600 * S, 1) if m.kind == "call")
     assert call.head["timeout_ms"] == 15_000
-    root.questions.answered(answer(call, ["n1", "n2"], "synchronised"))
+    root.questions.answered(answer(call, ["n1", "n2"], "committed"))
     assert list(part.tick(3601 * S, 1)) == []
-    assert counts(part) == {"synchronised": 2, "unknown": 1}
+    assert counts(part) == {"committed": 2, "unknown": 1}
     root.questions.answered(answer(call, ["n3"], "drifted"))
-    assert counts(part) == {"synchronised": 2, "drifted": 1}
+    assert counts(part) == {"committed": 2, "drifted": 1}
     assert b'pact_nodes{state="drifted"} 1.0' in page.metrics(part.shown())
 
 
@@ -183,14 +183,14 @@ def test_every_connected_node_is_in_one_state_while_nodes_come_and_go() -> None:
     root.start(1, 1, "b", 0)
     root.received(message("below", {"add": ["n1", "n2", "n3"], "gone": []}), 1, 1)
     (call,) = (m for m in part.tick(S, 1) if m.kind == "call")
-    root.questions.answered(answer(call, ["n1", "n2", "n3"], "synchronised"))
+    root.questions.answered(answer(call, ["n1", "n2", "n3"], "committed"))
     root.received(message("below", {"add": ["n4"], "gone": ["n2"]}), 2 * S, 1)
-    assert counts(part) == {"synchronised": 2, "unknown": 1}
+    assert counts(part) == {"committed": 2, "unknown": 1}
     (call,) = (m for m in part.tick(4 * S, 1) if m.kind == "call")
     assert call.head["nodes"] == ["n4"], "soon, and nobody else"
     assert [m for m in part.tick(6 * S, 1) if m.kind == "call"] == [], "it is asked once"
     root.questions.answered(answer(call, ["n4"], "drifted"))
-    assert counts(part) == {"synchronised": 2, "drifted": 1}
+    assert counts(part) == {"committed": 2, "drifted": 1}
     (call,) = (m for m in part.tick(17 * S, 1) if m.kind == "call")
     assert sorted(call.head["nodes"]) == ["n1", "n3", "n4"], "all of them, now and then"
     list(part.tick(40 * S, 1))

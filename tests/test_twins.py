@@ -23,6 +23,9 @@ def turns(*sessions: int, step_ns: int = NS_PER_S) -> list[bool]:
 @pytest.mark.invariant("T13", "F56")
 def test_two_starts_that_take_turns_are_two_machines() -> None:
     assert turns(A, B, A | 1, B | 1, A | 2, B | 2) == [False] * 4 + [True] * 2
+    assert turns(A, B, C, A, B, C, A, B) == [False] * 5 + [True] * 3, "or three"
+    many = [n << SESSION_BITS for n in range(12)] * 2
+    assert turns(*many) == [False] * 14 + [True] * 10, "or a whole rack that was cloned"
     assert turns(A, B, A, B, A, B, step_ns=FORGET_NS + 1) == [False] * 6, "hours apart it is something else"
 
 

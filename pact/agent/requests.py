@@ -63,6 +63,7 @@ ROOT_FIELDS: Final[Mapping[str, Mapping[str, tuple[type, ...]]]] = {
                     "left_ns": (int,)},
     "group_vote": {"fence": (int,), "group": (str,), "action": (str,), "ballot": (int,), "automatic": (bool,),
                    "force": (bool,)},
+    "group_state": {"fence": (int,), "group": (str,)},
     "group_decide": {"fence": (int,), "group": (str,), "ballot": (int,), "decision": (str,), "action": (str,),
                      "why": (str,), "message": (str,), "ttl_ns": (int, type(None)), "force": (bool,)},
     "group_extend": {"fence": (int,), "group": (str,), "left_ns": (int,)},
@@ -75,6 +76,7 @@ NEEDED: Final = {
     "group_check": ("fence", "resources"), "group_apply": ("fence", "group", "resources", "message", "left_ns"),
     "group_vote": ("fence", "group", "action", "ballot"), "fleet_seen": ("fence", "seq", "holds"),
     "group_decide": ("fence", "group", "ballot", "decision", "action"), "group_extend": ("fence", "group", "left_ns"),
+    "group_state": ("fence", "group"),
 }  # fmt: skip
 
 

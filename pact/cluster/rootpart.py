@@ -27,6 +27,7 @@ from pact.core.answers import answer_of
 from pact.core.root import Commit, Down, Effect, Publish, Root
 from pact.core.rootlog import RootState
 from pact.core.runs import standing
+from pact.core.state import STATES
 from pact.core.wire import Message
 from pact.errors import ChainError, PactError
 from pact.journal.rootlog import opener
@@ -35,8 +36,6 @@ from pact.model import NS_PER_S
 SNAPSHOT_EVERY: Final = 2_000  # chunks
 SNAPSHOT_BYTES: Final = 64 << 20  # of chunks
 CREDIT: Final = 64 << 20
-STATES_MAX: Final = 20  # different ones: a node may call its state anything
-STATE_CHARS_MAX: Final = 40
 UNKNOWN: Final = "unknown"
 SNAPSHOT_S: Final = 0.5  # a public snapshot serves everybody for so long: the loop waits while one is made
 STATES_NS: Final = 15 * NS_PER_S
@@ -62,7 +61,7 @@ class States:
 
     def heard(self, names: Iterable[str], state: str) -> None:
         self._asked.difference_update(names)
-        self._of.update(dict.fromkeys(names, state[:STATE_CHARS_MAX]))
+        self._of.update(dict.fromkeys(names, state if state in STATES else UNKNOWN))  # a node may call it anything
         self._folded_for = None
 
     def of(self, connected: Iterable[str]) -> dict[str, Folded]:
@@ -73,8 +72,7 @@ class States:
             self._asked &= names
             found: dict[str, list[str]] = {}
             for name in names:
-                state = self._of.get(name, UNKNOWN)
-                found.setdefault(state if state in found or len(found) < STATES_MAX else UNKNOWN, []).append(name)
+                found.setdefault(self._of.get(name, UNKNOWN), []).append(name)
             self._folded = {state: Folded(of_state) for state, of_state in found.items()}
             self._folded_for = names
         return self._folded
@@ -264,6 +262,8 @@ class RootPart:
 
     def _ask_states(self, root: Root, names: list[str]) -> Iterator[Message]:
         """How these nodes are: a handful of answers, whatever their number."""
+        if not names:
+            return
         states = self.states
 
         def part(names: list[str], body: bytes) -> None:

@@ -27,10 +27,10 @@ class Carrier:
         self.runs = runs
         self._telling: dict[str, set[str]] = {}  # node -> groups whose end it is being told just now
 
-    def decision(self, group: Group, force: bool = False) -> dict[str, Any]:
+    def decision(self, group: Group) -> dict[str, Any]:
         return {"group": group.id, "fence": self.root.fence, "ballot": group.ballot, "decision": group.decision,
                 "action": group.decision, "why": group.why, "message": group.args.get("message", ""),
-                "ttl_ns": group.args.get("ttl_ns"), "force": force or bool(group.args.get("force"))}  # fmt: skip
+                "ttl_ns": group.args.get("ttl_ns"), "force": bool(group.args.get("force"))}  # fmt: skip
 
     def tell(self, names: Iterable[str], gid: str, args: Mapping[str, Any], caller: Mapping[str, Any]) -> None:
         """One word at a time to each node about each group: who asks without end costs no more than who asks once."""
@@ -54,6 +54,8 @@ class Carrier:
 
     def again(self, run: Run) -> None:
         """What failed or was paused is tried once more."""
+        if run.step == DECIDING:  # all have done it, which is being written down
+            return
         run.step = CARRYING
         run.todo |= run.failed.keys()
         run.failed.clear()
@@ -68,9 +70,11 @@ class Carrier:
     def waves(self, run: Run) -> None:
         root, limits = self.root, self.root.limits
         group = root.state.groups[run.id]
+        if run.step == DECIDING:
+            return
         self._pass_over(run)
         size = limits.wave if group.decision == "rollback" else len(run.members)
-        while run.step == CARRYING and run.waves < limits.waves_at_once and not stopped(root, run, group):
+        while run.step == CARRYING and run.waves < limits.waves_at_once and not stopped(root, group):
             wave = sorted(n for n in run.todo if n in root.nodes)[:size]
             if not wave:
                 break
@@ -112,8 +116,7 @@ class Carrier:
             self._break(run)
             self.waves(run)
 
-        self.root.questions.ask_members(wave, "group_decide", self.decision(group, run.force), caller_of(group), part,
-                                        done)  # fmt: skip
+        self.root.questions.ask_members(wave, "group_decide", self.decision(group), caller_of(group), part, done)
 
     @staticmethod
     def _note_odd(run: Run, group: Group, names: list[str], outcome: Any) -> None:
@@ -152,7 +155,7 @@ class Carrier:
         if not heads:
             return
         away = dict.fromkeys(run.todo, "away: it is told on its return")
-        stop = held_by(root) if stopped(root, run, group) and any(n in root.nodes for n in run.todo) else ""
+        stop = held_by(root) if stopped(root, group) and any(n in root.nodes for n in run.todo) else ""
         away |= {n: stop for n in run.todo if stop and n in root.nodes}
         failed = {**{n: f["why"] for n, f in run.failed.items()}, **away}
         code = EXIT_DONE if allowed(away, run.allow) else EXIT_UNREACHABLE

@@ -91,8 +91,7 @@ class Coordinator:
         self._not_before_ns = root.t_ns + wait_ns
         for group in root.state.groups.values():
             if group.state != FINISHED:
-                self.runs[group.id] = Run(group.id, root.sets.expand(group.nodes), caller=caller_of(group),
-                                          force=bool(group.args.get("force")))  # fmt: skip
+                self.runs[group.id] = Run(group.id, root.sets.expand(group.nodes), caller=caller_of(group))
 
     def resume(self) -> None:
         """The term's first record is durable: carry out what was decided before."""
@@ -223,12 +222,11 @@ class Coordinator:
 
     def _rollback(self, head: Head, args: dict[str, Any]) -> None:
         run = self._settleable(head, args, "rollback")
-        decided = self.root.state.groups[run.id].state == DECIDED
-        force = bool(args.get("force"))
-        run.force = force or (decided and run.force)
-        if self.root.state.holds and not run.force:
+        group, force = self.root.state.groups[run.id], bool(args.get("force"))
+        forced = group.state == DECIDED and bool(group.args.get("force"))
+        if self.root.state.holds and not (force or forced):
             raise ConflictError(held_by(self.root), "use --force")
-        if decided and force and not self.root.state.groups[run.id].args.get("force"):
+        if group.state == DECIDED and force and not forced:
             self._force(run, head)
             return
         if self._already(run, "rollback", head):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pact.core.answers import answer_of
 from pact.core.rootlog import FINISHED
-from pact.core.runs import BLOCKED, OPEN, Head, Run, shown
+from pact.core.runs import BLOCKED, OPEN, Head, Run, number, shown
 from pact.errors import UsageError
 from pact.model import NS_PER_S
 
@@ -28,7 +28,8 @@ def look(root: Root, runs: Mapping[str, Run], head: Head, args: Mapping[str, Any
     viewer = head["caller"]["role"] == "viewer"
 
     def tell() -> None:
-        found = [shown(root, runs.get(g.id), g, viewer=viewer) for g in groups.values()
+        in_order = sorted(groups.values(), key=lambda g: number(g.id))
+        found = [shown(root, runs.get(g.id), g, viewer=viewer) for g in in_order
                  if (name == g.id if name else args.get("all") or g.state != FINISHED)]  # fmt: skip
         root.questions.reply(head, 0, result={"v": 1, "groups": found, "holds": root.holds()})
 

@@ -57,6 +57,7 @@ class Outbox:
         self._later_ns: int | None = None  # until when what is not sent yet may wait for more
         self._rewound: tuple[int, int, int] = (-2, 0, 0)  # to which record, when, and how long to wait for the next
         self._fence = -1
+        self._proving = False
 
     @property
     def following(self) -> int:
@@ -91,7 +92,7 @@ class Outbox:
         """
         if fence <= self._fence or not self._credit:
             return []
-        self._fence = fence
+        self._fence, self._proving = fence, True  # until it has said what it has, however often it must be asked
         if self.forked or self._flight or self.acked < 0 or self._next <= self.newest:
             return []
         self._next = self.acked
@@ -103,7 +104,7 @@ class Outbox:
         self._later_ns = None
 
     def _again(self, t_ns: int) -> list[Read]:
-        self._next = self.acked + 1
+        self._next = self.acked if self._proving and self.acked >= 0 else self.acked + 1
         self._flight.clear()
         self._bytes = 0
         self._progress_ns = t_ns
@@ -145,6 +146,7 @@ class Outbox:
             self.forked = max(self.forked, seq)
         if incarnation != self.incarnation or self.forked:
             return []  # what was written here since is not what the root has under these numbers  # K2
+        self._proving = False
         if seq > self.acked or (rewind and seq < self.acked):  # a root that lost its log may ask for the old ones again
             self.acked = seq
             self._progress_ns, self._patience_ns = t_ns, RESEND_NS

@@ -36,6 +36,9 @@ TIMEOUT_MAX_NS: Final = 3600 * NS_PER_S
 AWAY_NS: Final = 10 * NS_PER_S
 TRIES_MAX: Final = 2
 QUESTIONS_MAX: Final = 1000
+QUESTIONS_EACH_MAX: Final = 125  # of one person
+#: What nobody's questions keep out: stopping the fleet, and settling what would else settle itself.
+SETTLING: Final = frozenset({"fleet_hold", "fleet_release", "group_commit", "group_rollback", "group_extend"})
 PROGRESS_NS: Final = NS_PER_S // 10
 NAMES_MAX: Final = 32_000
 MESSAGE_MAX: Final = 4_000
@@ -93,12 +96,12 @@ class Question:
 
 @dataclass(slots=True, eq=False)
 class _Later:
-    """A request that needs nodes which may be back soon: taken up when one of them is, and at ``until_ns``."""
+    """A request that needs nodes which may be back soon: taken up when all of them are, and at ``until_ns``."""
 
     head: Mapping[str, Any]
     args: dict[str, Any]
     raw: bytes
-    absent: frozenset[str]
+    absent: set[str]
     until_ns: int
 
 
@@ -202,8 +205,9 @@ class Questions:
     def back(self, names: Iterable[str]) -> None:
         """These nodes are here and have heard what their groups owe them: what needs them is taken up."""
         if self._later:
-            fresh = set(names)
-            self._take_up([x for x in self._later if not fresh.isdisjoint(x.absent)])
+            for x in self._later:
+                x.absent.difference_update(names)
+            self._take_up([x for x in self._later if not x.absent])
 
     def _take_up(self, waiting: Sequence[_Later]) -> None:
         """Who these requests wait for is back, or will not be."""
@@ -280,8 +284,7 @@ class Questions:
         """
         root, op = self.root, head["op"]
         try:
-            of_people = sum(1 for q in self.open.values() if q.client) + len(self._later)
-            if of_people >= QUESTIONS_MAX:
+            if op not in SETTLING and self._busy_with(head["caller"]["user"]):
                 raise PactError("the root has too many questions under way", "try again in a moment")
             own = root.groups.ops.get(op)
             if own is not None:
@@ -300,16 +303,22 @@ class Questions:
             root.record_denied(op, exc.message, head["caller"])
             self.reply(head, exc.exit_code, exc.message, exc.hint)
         except AbsentError as exc:  # nothing was done
-            until_ns = next(iter(root.expected(exc.failed).values()), None)
-            if until_ns is None:
-                self.reply(head, exc.exit_code, exc.message, exc.hint, failed=exc.failed)
+            expected = root.expected(exc.failed)
+            if expected:
+                self._later.append(_Later(head, args, raw, set(expected), max(expected.values())))
             else:
-                self._later.append(_Later(head, args, raw, frozenset(exc.failed), until_ns))
+                self.reply(head, exc.exit_code, exc.message, exc.hint, failed=exc.failed)
         except PactError as exc:
             self.reply(head, exc.exit_code, exc.message, exc.hint)
         except Exception as exc:  # whatever a person asks, the others' root goes on  # T13
             root.note(f"{op} of {head['caller']['user']}: {type(exc).__name__}: {exc}"[:SAID_MAX])
             self.reply(head, EXIT_FAILED, f"internal error: {type(exc).__name__}")
+
+    def _busy_with(self, user: str) -> bool:
+        """There is enough under way, of this person's or of all people's. The root's own questions stop nobody."""
+        people = [q.caller["user"] for q in self.open.values() if q.client]
+        people += [x.head["caller"]["user"] for x in self._later]
+        return len(people) >= QUESTIONS_MAX or people.count(user) >= QUESTIONS_EACH_MAX
 
     def reply(self, head: Mapping[str, Any], exit_code: int, message: str = "", hint: str = "",
               result: Mapping[str, Any] | None = None, failed: Mapping[str, str] | None = None) -> None:  # fmt: skip

@@ -146,7 +146,7 @@ class Root:
         self.fleet_seq = max(0, state.chain.seq)  # a new log has no record yet, and a child may come already
         self._denied: tuple[int, dict[str, int]] = (0, {})  # in this minute, how often who
         self._twins = Twins()
-        self._left_ns: dict[str, int] = {}  # who has gone a moment ago, and when
+        self._left_ns: dict[str, int] = {}  # who has gone a moment ago, and when, the earliest first
         self._begun_ns = self.t_ns
         self._said: dict[tuple[str, str], int] = {}  # who and what was refused -> how often
 
@@ -359,8 +359,12 @@ class Root:
         head = message.head
         racks, sessions = head.get("racks", {}), head.get("sessions", {})
         gone = [n for n in head["gone"] if self.nodes.pop(n, None) is not None]
-        self._left_ns = {n: at_ns for n, at_ns in self._left_ns.items() if at_ns + AWAY_NS > self.t_ns}
-        self._left_ns.update(dict.fromkeys(gone, self.t_ns))
+        left = self._left_ns
+        while left and left[first := next(iter(left))] + AWAY_NS <= self.t_ns:
+            del left[first]
+        for name in gone:
+            left.pop(name, None)
+            left[name] = self.t_ns
         self.questions.gone(gone)
         fresh = []
         for name in head["add"]:

@@ -254,16 +254,21 @@ class RootState:
 
     def _forced(self, record: Record) -> None:
         """What is decided is carried out with force, as the doing of who asked for it."""
-        group = self.groups[record.data["group"]]
-        group.args, group.by, group.why = {**group.args, "force": True}, dict(record.actor), record.data["why"]
+        group = self.groups.get(record.data["group"])
+        if group is not None:
+            group.args, group.by, group.why = {**group.args, "force": True}, dict(record.actor), record.data["why"]
 
     def _finished(self, record: Record) -> None:
-        group = self.groups[record.data["group"]]
-        group.state, group.outcome = FINISHED, record.data["outcome"]
-        group.ended = dict(record.data.get("members", {}))
+        group = self.groups.pop(record.data["group"], None)
+        if group is not None:
+            group.state, group.outcome = FINISHED, record.data["outcome"]
+            group.ended = dict(record.data.get("members", {}))
+            self.groups[group.id] = group  # those that finished first are forgotten first
 
     def _extended(self, record: Record) -> None:
-        group = self.groups[record.data["group"]]
+        group = self.groups.get(record.data["group"])
+        if group is None:
+            return
         if record.data["reopened"]:
             group.begun_ns, group.extension_ns, group.shift_ns = record.t_ns, 0, 0
         group.extension_ns += record.data["by_ns"]

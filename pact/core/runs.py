@@ -26,7 +26,10 @@ BLOCKED_MAX: Final = 100  # nodes whose consumers are shown one by one; of the o
 WHY_MAX: Final = 200  # characters of a reason of one among many
 PACT: Final[Mapping[str, Any]] = {"user": "pact", "role": "agent", "via": "cluster"}
 
+#: What else a member can be as it says itself; the words of the root's are not for it.
+SAYS: Final = ("diverged: ", "left: ", "committed", "rolled back", "forgotten")
 MEMBER: Final = "member"
+UNKNOWN: Final = "unknown"
 APPLYING: Final = "applying"
 OPEN: Final = "open"
 VOTING: Final = "voting"
@@ -58,16 +61,19 @@ class Run:
     retry_at_ns: int | None = None
     heads: list[Head] = field(default_factory=list)  # whoever waits for how it ends
     allow: int | frozenset[str] = 0
-    force: bool = False
+    force: bool = False  # of the vote under way; of a decision the record says it
     odd: dict[str, str] = field(default_factory=dict)  # said that they were done, with another outcome
 
     def heard(self, names: Sequence[str], state: str) -> None:
         """What members say of themselves. Why an apply failed, or did not reach one, says more than what came of it."""
+        state = state[:WHY_MAX] if state in (MEMBER, NOT_APPLIED) or state.startswith(SAYS) else UNKNOWN
         for name in names:
             known = self.states.get(name, "")
             if state == MEMBER:
                 self.states[name] = known if known == "applied" else MEMBER
-            elif not (known.startswith(("failed", "missing")) and state.startswith(("diverged", NOT_APPLIED))):
+            elif not (known.startswith("failed") and state.startswith("diverged")) and not (
+                known.startswith(("failed", "missing")) and state == NOT_APPLIED
+            ):
                 self.states[name] = state
 
     def tell(self, root: Root, done: int, total: int) -> None:
@@ -104,7 +110,7 @@ def standing(root: Root, run: Run | None, group: Group) -> tuple[str, int | None
     if group.state == ACTIVE and (run is None or run.step != BLOCKED) and not root.state.holds:
         ends = group.ends_ns
     state = group.state if run is None else run.step
-    if root.state.holds and (state == OPEN or (run is not None and state == CARRYING and stopped(root, run, group))):
+    if root.state.holds and (state == OPEN or (run is not None and state == CARRYING and stopped(root, group))):
         state = "held"
     return group.outcome if group.state == FINISHED else state, ends
 
@@ -152,9 +158,11 @@ def _state_here(root: Root, run: Run, name: str) -> str:
     return run.states.get(name, "member" if run.apply_args or silent_ns < TOLD_NS else NOT_APPLIED)[:WHY_MAX]
 
 
-def stopped(root: Root, run: Run, group: Group) -> bool:
-    """The whole fleet is held: nothing more is rolled back, decided or not, unless somebody forces it.  # G8"""
-    return bool(root.state.holds) and group.decision == "rollback" and not run.force
+def stopped(root: Root, group: Group) -> bool:
+    """The whole fleet is held: nothing more is rolled back, decided or not, unless it is on record that somebody forces
+    it.  # G8
+    """
+    return bool(root.state.holds) and group.decision == "rollback" and not group.args.get("force")
 
 
 def held_by(root: Root) -> str:

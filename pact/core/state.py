@@ -73,6 +73,10 @@ class Touched:
         return bool(self.members or self.changes or self.timers)
 
 
+#: What a node as a whole can be, the gravest first.
+STATES: Final = ("emergency", life.FAILED, life.BLOCKED, "drifted", "committed")
+
+
 class State:
     """See the module. Attributes are read by everyone and written by ``apply`` alone."""
 
@@ -162,7 +166,7 @@ class State:
         return out
 
     def overall(self) -> str:
-        """``emergency``, ``failed``, ``blocked``, ``drifted`` or ``committed``, in that order of gravity."""
+        """One of ``STATES``: the gravest that is true."""
         if self.emergency is not None:
             return "emergency"
         states = {c.state for c in self.changes.values() if c.members}

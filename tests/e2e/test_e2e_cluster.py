@@ -20,9 +20,9 @@ pytestmark = [
 ]
 
 
-def scenario(name: str) -> None:
+def scenario(name: str, script: Path = SCRIPT) -> None:
     env = {**os.environ, "PYTHONPATH": str(REPOSITORY), "PYTHONDONTWRITEBYTECODE": "1"}
-    done = subprocess.run(["unshare", "--mount", "--net", "--propagation", "private", sys.executable, str(SCRIPT), name],
+    done = subprocess.run(["unshare", "--mount", "--net", "--propagation", "private", sys.executable, str(script), name],
                           capture_output=True, text=True, env=env, stdin=subprocess.DEVNULL, check=False, timeout=220,
                           cwd="/")  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-8000:]
@@ -94,3 +94,8 @@ def test_two_roots_on_etcd_and_no_quorum() -> None:
 
 def test_mistakes_are_told_and_change_nothing() -> None:
     scenario("mistakes_are_told_and_change_nothing")
+
+
+@pytest.mark.invariant("G6")
+def test_who_looks_at_a_group_sees_its_members_as_they_are() -> None:
+    scenario("who_looks_at_a_group_sees_its_members_as_they_are", SCRIPT.with_name("scenarios_looking.py"))
