@@ -152,7 +152,7 @@ def test_a_pattern_that_can_ignore_nothing_is_refused(pattern: str, why: str, tm
 
 @pytest.mark.parametrize("pattern", [
     "*", "**", "f*", "file*", "[fm]*:/x", "*:/tmp/**", "file:**", "file:*/x", "file:[/]x", "file:/a[", "file:/", "file:/*",
-    "file:/etc/.*", "file:/x%25", "service:**", "sysctl:*", "sysctl:net.*", "sysctl:net.ipv4.conf.*/1.mtu", "module:*",
+    "file:/etc/.*", "file:/x%25", "file:/x%2*", "file:/x%2[05]", "service:**", "sysctl:*", "sysctl:net.*", "sysctl:net.ipv4.conf.*/1.mtu", "module:*",
 ])  # fmt: skip
 def test_a_pattern_that_may_match_something_is_taken(pattern: str, tmp_path: Path) -> None:
     assert read(tmp_path, f'[drift]\nignore = ["{pattern}"]\n').ignore == [pattern]

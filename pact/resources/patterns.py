@@ -64,6 +64,8 @@ def why_never(pattern: str) -> str:
     canonical = KINDS[kind].canonical
     if wild is None:
         return _why_no_name(canonical, name)
+    if "%" in name:  # a wildcard may stand for a part of an escape
+        return ""
     wants = ANYTHING.sub("x", name)
     able = [wants, "/" + wants] if ANYTHING.match(name) else [wants]
     if not all(_why_no_name(canonical, each) for each in able):
