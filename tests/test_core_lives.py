@@ -268,3 +268,75 @@ def test_no_time_at_all_is_a_mistake_and_not_the_default(op: str, for_ns: int) -
     reply = world.ask(op, ANN, reason="r", for_ns=for_ns)
     assert reply is not None and reply.exit_code == 2 and "30d" in reply.message
     assert world.node.state.emergency is None and not world.node.state.holds
+
+
+# -- what several made ----------------------------------------------------------------------------------------------
+
+
+def members(world: World, resource: str) -> list[str]:
+    change = world.node.state.change_of(resource)
+    assert change is not None
+    return [o["user"] for o in change.members[resource].also]
+
+
+@pytest.mark.invariant("C9")
+def test_who_is_taken_over_stays_named_until_the_resource_conforms() -> None:
+    world = started()
+    world.write(F, ONE, ANN.owner)
+    world.write(F, TWO, BOB.owner)
+    assert members(world, F) == ["ann"]
+    world.write(F, ONE, ADMIN.owner)
+    assert members(world, F) == ["ann", "bob"]
+    world.write(F, TWO, BOB.owner)
+    assert members(world, F) == ["ann", "root"], "the holder is not among the others"
+    world.see(F)
+    world.write(F, ZERO, BOB.owner)
+    world.write(F, ONE, BOB.owner)
+    assert members(world, F) == []
+    world.check()
+
+
+@pytest.mark.invariant("C9")
+@pytest.mark.parametrize("op", ["commit", "rollback"])
+def test_what_others_changed_too_is_settled_only_with_a_word_for_it(op: str) -> None:
+    world = started()
+    world.write(F, ONE, ANN.owner)
+    world.write(F, TWO, BOB.owner)
+    for caller in (BOB, ADMIN):
+        reply = world.ask(op, caller, targets=[F], message="m")
+        assert reply is not None
+        assert reply.exit_code == 4
+        assert "also changed by ann" in reply.message
+    reply = world.ask(op, BOB, targets=[F], message="m", shared=True)
+    assert reply is not None
+    assert reply.exit_code == 3, "ann's part is not bob's to settle"
+    reply = world.ask(op, ADMIN, targets=[F], message="m", shared=True)
+    assert reply is not None
+    assert reply.exit_code == 0
+    last = next(r for r in reversed(world.journal) if r.type in ("committed", "rolled_back"))
+    assert [o["user"] for o in last.data["also"][F]] == ["ann"]
+    world.check()
+
+
+@pytest.mark.invariant("C9", "A4")
+def test_a_window_that_ends_needs_no_word_and_names_everybody() -> None:
+    world = started()
+    world.write(F, ONE, ANN.owner)
+    world.write(F, TWO, BOB.owner)
+    world.advance(1000 * S)
+    assert world.machine[F] == ZERO
+    (started_,) = [r for r in world.journal if r.type == "rollback_started"]
+    assert [o["user"] for o in started_.data["also"][F]] == ["ann"]
+
+
+@pytest.mark.invariant("C8")
+def test_what_moved_with_a_write_is_settled_with_it() -> None:
+    world = started()
+    world.write(A, ONE, ANN.owner)
+    world.write(B, ONE, ANN.owner, moved_with=A)
+    world.write(F, ONE, ANN.owner)
+    reply = world.ask("commit", ANN, targets=[A], message="m")
+    assert reply is not None
+    assert reply.result["committed"][0]["resources"] == [A, B]
+    assert set(world.node.state.member_of) == {F}
+    world.check()

@@ -6,6 +6,8 @@ from itertools import pairwise
 
 import pytest
 
+from pact._fast import FileTable
+from pact.agent.followers import Followers
 from pact.agent.watching import Watching
 from pact.model import NS_PER_S
 
@@ -14,6 +16,7 @@ from pact.model import NS_PER_S
 def test_pauses_double_up_to_half_a_minute_and_begin_anew_after_a_rest() -> None:
     watching = Watching.__new__(Watching)  # without its observers: nothing is looked at here
     watching.pending, watching._delayed, watching._paced = {}, {}, {}
+    watching.followers = Followers(FileTable(), watching.touch)
     now_ns, taken = 10**12, list[int]()
 
     def moves(seconds: int) -> None:

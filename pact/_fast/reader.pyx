@@ -382,7 +382,9 @@ cdef void on_proc_event(State *s, pact_fan_meta *m) noexcept nogil:
         tail = find_bytes(path, n, "/sys/")
         if tail != NULL:
             tail += 5
-            if wanted(s, interest_hash(K_PROC, "", 0, tail, strlen(tail)), m.pid, m.mask):
+            # a write to one sysctl may move others, so whoever wants any may ask to hear of all ("*")
+            if wanted(s, interest_hash(K_PROC, "", 0, tail, strlen(tail)), m.pid, m.mask) or wanted(
+                    s, interest_hash(K_PROC, "", 0, "*", 1), m.pid, m.mask):
                 keep(s, K_PROC, "", 0, tail, strlen(tail), m.pid, m.mask, pidfd)
     if pidfd >= 0:
         close(pidfd)

@@ -148,7 +148,7 @@ class Agent:
         if self.journal_error:
             raise JournalError(self.journal_error, "free space or mend the disk, then start the agent again")
         self._epoll.register(self._wake_fd, select.EPOLLIN)
-        self._epoll.register(self.watching.observers.fileno(), select.EPOLLIN)
+        self.watching.wake_with(self._epoll)
         self.watching.remember_points(self._mount_points.load(boot))
         self.watching.refresh_places()  # before anything is looked at: a path that may hang never comes to the loop
         self.watching.add(r for r in self.node.state.declared_ids() if self.ignore.match(r) is None)

@@ -44,14 +44,17 @@ FIELDS: Final[Mapping[str, Mapping[str, tuple[type, ...]]]] = {
     "content": {"seq": (int,), "resource": (str, type(None))},
     "consumers": {"resource": (str,)},
     "commit": {"targets": (list,), "all": (bool,), "message": (str,), "ttl_ns": (int, type(None)),
-               "force": (bool,)},
-    "rollback": {"targets": (list,), "all": (bool,), "dry_run": (bool,), "force": (bool,), "to_seq": (int, type(None))},
-    "extend": {"targets": (list,), "by_ns": (int,)},
+               "force": (bool,), "shared": (bool,)},
+    "rollback": {"targets": (list,), "all": (bool,), "dry_run": (bool,), "force": (bool,), "shared": (bool,),
+                 "to_seq": (int, type(None)), "trials": (str, type(None))},
+    "redo": {"change": (str,), "dry_run": (bool,), "message": (str,)},
+    "extend": {"targets": (list,), "by_ns": (int,), "shared": (bool,)},
     "declare": {"resources": (dict,), "blobs": (dict,), "prune": (bool,), "take": (bool,), "dry_run": (bool,)},
     "apply": {"resources": (dict,), "blobs": (dict,), "dry_run": (bool,), "message": (str,)},
     "adopt": {"patterns": (list,)},
     "emergency_start": {"reason": (str,), "for_ns": (int, type(None))},
-    "emergency_end": {"how": (str, type(None)), "message": (str,), "force": (bool,)},
+    "emergency_end": {"how": (str, type(None)), "message": (str,), "force": (bool,), "all": (bool,), "shared": (bool,),
+                      "dry_run": (bool,)},
     "hold_place": {"reason": (str,), "for_ns": (int, type(None)), "change": (str, type(None))},
     "hold_release": {"name": (str, type(None))},
 }  # fmt: skip
@@ -127,6 +130,10 @@ class Requests:
         except RequestError as exc:
             self.agent.control.refuse(client, exc.message)
             return
+        for key in ("targets", "resource"):
+            if key in args and op != "content":
+                given = args[key]
+                args[key] = _written(given) if isinstance(given, str) else [_written(t) for t in given]
         try:
             if op in self._reads:
                 if op not in ("check", "ping", "state"):
@@ -420,6 +427,17 @@ class Requests:
             yield b'{"end":true}'
 
         client.stream(lines())
+
+
+def _written(target: str) -> str:
+    """A resource's name as pact writes it, where somebody wrote it in another way that its kind knows."""
+    kind, sep, name = target.partition(":")
+    if not sep or kind not in KINDS:
+        return target
+    try:
+        return f"{kind}:{KINDS[kind].canonical(name)}"
+    except ValueError:
+        return target  # what is wrong with it is said where it is looked for
 
 
 def state_at(path: str, seq: int) -> State:

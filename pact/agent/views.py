@@ -176,7 +176,7 @@ def visible(attrs: Attrs | None, caller: Caller, hide: bool) -> Attrs | None:
     """Attributes without what only admins may see (a secret's value and extended attributes; digests may be seen)."""
     if attrs is None or caller.actor.role == "admin":
         return attrs
-    out = {**attrs, "value": HIDDEN} if hide and "value" in attrs else dict(attrs)
+    out = {k: HIDDEN if hide and k in ("value", "reads") else v for k, v in attrs.items()}
     if "xattrs" in attrs:
         out["xattrs"] = masked_xattrs(attrs["xattrs"], readable=not hide and _world_readable(attrs))
     return out
@@ -265,7 +265,7 @@ def masked(value: Any, caller: Caller) -> Any:
         secret = bool(value.get("secret"))
         out: dict[str, Any] = {}
         for key, item in value.items():
-            if key == "value" and secret:
+            if key in ("value", "reads") and secret:
                 out[key] = HIDDEN
             elif key == "command" and isinstance(item, str):
                 out[key] = command_for(caller, value.get("uid"), item)

@@ -8,12 +8,14 @@ a file in constant motion cannot flood the journal; its last state is always rec
 from __future__ import annotations
 
 import os
+import select
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Final
 
 from pact._fast import FileTable
 from pact.agent.config import Config
+from pact.agent.followers import Followers
 from pact.core.events import Sighting
 from pact.model import NS_PER_S, Attrs, Owner, Unreadable, decode_name, encode_name, split_id
 from pact.observe import open_observers
@@ -46,6 +48,7 @@ class Watching:
             proc_connector=config.proc_connector, cpus=tuple(config.cpus) or housekeeping_cpus(),
         )  # fmt: skip
         self.table = FileTable(content_max=SLOW_BYTES)
+        self.followers = Followers(self.table, self.touch)
         self.pending: dict[str, Owner | None] = {}
         self.lost: dict[str, str] = {}
         self.bad: dict[str, str] = {}  # declared by an older version, under names that nothing can have
@@ -71,6 +74,11 @@ class Watching:
 
     # -- the declared set ---------------------------------------------------------------------------------------
 
+    def wake_with(self, epoll: select.epoll) -> None:
+        """Make ``epoll`` readable when there is something to drain."""
+        epoll.register(self.observers.fileno(), select.EPOLLIN)
+        self.followers.wake_with(epoll)
+
     def add(self, resources: Iterable[str]) -> None:
         """Watch these. Watch first, then observe: the caller touches them."""
         paths: list[bytes] = []
@@ -84,6 +92,8 @@ class Watching:
             else:
                 self._resources[key] = resource
             self._key_of[resource] = key
+            if resource.startswith("sysctl:"):
+                self.followers.add(resource, key)
             try:
                 paths += self._place(resource, key, away)
             except ValueError as exc:  # an older version let it in: the journal holds it, and one name ends nobody
@@ -106,6 +116,7 @@ class Watching:
         key = self._key_of.pop(resource, None)
         if key is None:
             return
+        self.followers.drop(resource)
         self._resources[key] = None
         self._free.append(key)
         self.table.remove(key)
@@ -126,8 +137,15 @@ class Watching:
         events = self.observers.drain(DRAIN_BATCH_MAX)
         for event in events:
             if isinstance(event, Touched):
-                if not event.own:
-                    self._touched(event)
+                sysctl = KINDS["sysctl"].of_path(event.path)
+                if event.own:
+                    if sysctl is not None:
+                        self.followers.wrote_itself()
+                    continue
+                self._touched(event)
+                if sysctl is not None:
+                    owner = owner_of(event.writer) if event.writer is not None else None
+                    self.followers.wrote(f"sysctl:{sysctl}", owner)
             elif isinstance(event, MountsChanged):
                 owner = owner_of(event.writer) if event.writer is not None else None
                 self.refresh_mounts(owner)
@@ -139,6 +157,7 @@ class Watching:
                     self.touch(resource, None)
             elif isinstance(event, Restored):
                 self.lost.pop(event.observer, None)
+        self.followers.drain_links()
         return len(events) >= DRAIN_BATCH_MAX
 
     def _touched(self, event: Touched) -> None:
@@ -231,6 +250,7 @@ class Watching:
 
     def take(self, now_ns: int, *, everything: bool = False) -> list[tuple[str, Owner | None]]:
         """At most a batch of resources to observe now, with the last identified writer."""
+        self.followers.find(now_ns, everything=everything)
         for resource in [r for r, (t, _) in self._delayed.items() if everything or t <= now_ns]:
             self.pending[resource] = self._delayed.pop(resource)[1]
         out: list[tuple[str, Owner | None]] = []
@@ -253,7 +273,8 @@ class Watching:
         wanted = [(r, o) for r, o in wanted if r in self._key_of]
         self._place_again(r for r, _ in wanted if self.remote)  # a link on the way may have been turned
         keys = [self._key_of[r] for r, _ in wanted]
-        self.table.scan([k for k in keys if k in self.table])  # the baseline must never be newer than what is seen
+        moved = self.table.scan([k for k in keys if k in self.table])  # what is seen is never older than the baseline
+        self.followers.seen_moved(moved, wanted)
         out = []
         table: MountTable | None = None
         for resource, owner in wanted:
@@ -266,7 +287,7 @@ class Watching:
             elif kind == "file" and self._too_slow(resource, decode_name(name)):
                 slow(resource, owner)
             else:
-                out.append(Sighting(resource, KINDS[kind].observe(name), owner))
+                out.append(Sighting(resource, KINDS[kind].observe(name), owner, self.followers.cause_of(resource)))
         return out
 
     def _too_slow(self, resource: str, path: bytes) -> bool:
@@ -282,7 +303,8 @@ class Watching:
     def next_ns(self) -> int:
         """When something here is due by time."""
         delayed = min((t for t, _ in self._delayed.values()), default=self._next_slice_ns)
-        return min(self._next_slice_ns, delayed)
+        moved = self.followers.next_ns()
+        return min(self._next_slice_ns, delayed, *(() if moved is None else (moved,)))
 
     def rescan_due(self, now_ns: int) -> None:
         """One slice of the periodic rescan, if its time has come."""
@@ -317,7 +339,9 @@ class Watching:
             if resource is None or resource in self.pending or resource in self._delayed:
                 continue  # it is looked at anyway, and may hang by now
             (scannable if key in self.table else others).append(key)
-        for key in self.table.scan(scannable, full=self._full_cycle) if scannable else ():
+        found = self.table.scan(scannable, full=self._full_cycle) if scannable else []
+        self.followers.seen_moved(found, [])
+        for key in found:
             self._dirty = True
             changed = self._resources[key]
             assert changed is not None
@@ -386,6 +410,8 @@ class Watching:
         for name, why in self.lost.items():
             if health.get(name, "ok") == "ok":
                 health[name] = why
+        if self.followers.why_blind:
+            health["links"] = self.followers.why_blind
         if self.bad:
             first = min(self.bad)
             health["names"] = f"{len(self.bad)} cannot be watched: {first[:80]}: {self.bad[first][:160]}"
@@ -393,6 +419,7 @@ class Watching:
 
     def close(self) -> None:
         self.observers.close()
+        self.followers.close()
 
 
 def housekeeping_cpus() -> tuple[int, ...]:

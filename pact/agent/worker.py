@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from pact.agent.clock import Clock, boottime_ns
+from pact.agent.fixpoint import Fixpoint
 from pact.agent.notify import log
 from pact.core.events import Act, Acted, Discover, Discovered, Event, Look, Looked, Probe, Probed, Sighting
 from pact.core.plan import Step
@@ -27,7 +28,6 @@ from pact.resources.consumers import find_holders
 from pact.resources.sweep import sweep
 from pact.resources.toml import Ignore
 
-ROUNDS_MAX: Final = 3
 CHUNK_RESOURCES: Final = 250
 CHUNK_BYTES: Final = 4 << 20
 RESULTS_MAX: Final = 1
@@ -184,9 +184,11 @@ class Worker:
             return extra.get(digest) or self.blobs(digest)
 
         def work() -> Result:
-            results = act(effect.steps, blobs, resumed=effect.resumed)
+            fixpoint = Fixpoint(effect.beside, effect.put_back)
+            results = act(effect.steps, blobs, resumed=effect.resumed, fixpoint=fixpoint)
             sightings = [Sighting(s.id, observe(s.id)) for s in effect.steps]
-            return Result(effect.job, lambda t, w: Acted(t, w, effect.job, results, sightings))
+            moved, reads = fixpoint.moved(), fixpoint.learned(results)
+            return Result(effect.job, lambda t, w: Acted(t, w, effect.job, results, sightings, moved, reads))
 
         try:
             result = work()
@@ -344,8 +346,10 @@ def package_locks() -> list[str]:
     return out
 
 
-def act(steps: tuple[Step, ...], blobs: Blobs, *, resumed: bool = False) -> dict[str, str]:
+def act(steps: tuple[Step, ...], blobs: Blobs, *, resumed: bool = False, fixpoint: Fixpoint | None = None
+        ) -> dict[str, str]:  # fmt: skip
     """Carry a plan out: ``""`` for each resource restored and verified, else why not.  # R5"""
+    fixpoint = fixpoint or Fixpoint((), put_back=False)
     kept = sweep(steps, blobs)
     results: dict[str, str] = {}
     todo: list[Step] = []
@@ -372,15 +376,14 @@ def act(steps: tuple[Step, ...], blobs: Blobs, *, resumed: bool = False) -> dict
         moving |= step.id.startswith(("sysctl:", "module:"))
         if not results[step.id]:
             done.append(step)
+            if step.id.startswith("sysctl:"):
+                fixpoint.read_back(step)
     settled = done + [s for s in steps if s not in todo and not results[s.id]]
-    for _ in range(ROUNDS_MAX):
-        again = [s for s in settled if s.id.startswith("sysctl:") and _wrong(s)]
-        if not again:
-            break
-        for step in again:  # sysctls that influence each other: in order, to a fixpoint
-            results[step.id] = _restore(_as_moved(step), blobs)
+    refused = [s for s in todo if results[s.id] and results[s.id] != MOVED and not any(
+        results.get(need) for need in needs(s, mounts))]  # fmt: skip
+    fixpoint.settle([s for s in steps if s in settled or s in refused], results)
     for step in settled:
-        wrong = _wrong(step)
+        wrong = "" if fixpoint.reached(step) else _wrong(step)
         if wrong and not results[step.id]:
             results[step.id] = wrong
     return {**results, **{r: why for r, why in lost.items() if not results[r]}}

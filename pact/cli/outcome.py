@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import Any
+from typing import Any, Final
 
 from pact.cli.client import Answer
 from pact.cli.render import clean, emit, holders_table, say, spoken
+
+MOVED_MAX: Final = 10
 
 
 def finish(args: argparse.Namespace, answer: Answer) -> int:
@@ -20,6 +22,16 @@ def finish(args: argparse.Namespace, answer: Answer) -> int:
         if answer.hint and not answer.ok:
             print(f"      {clean(answer.hint)}", file=out)
     return answer.exit
+
+
+def show_moved(result: dict[str, Any]) -> None:
+    """What a plan's writes became in the kernel, and what they moved beside the plan."""
+    for resource, text in result.get("reads", {}).items():
+        say(f"{clean(resource)}: the kernel made {clean(text)} of it, and that is compared from now on")
+    for resource in result.get("moved", ())[:MOVED_MAX]:
+        say(f"{clean(resource)} moved with it")
+    if len(result.get("moved", ())) > MOVED_MAX:
+        say(f"and {len(result['moved']) - MOVED_MAX} more moved with it")
 
 
 def planned(step: dict[str, Any]) -> str:
@@ -44,6 +56,7 @@ def show_converged(result: dict[str, Any]) -> None:
     said = "would declare" if result.get("dry_run") else "declared"
     same = f" ({result['unchanged']} were declared so already)" if result.get("unchanged") else ""
     say(f"{said} {result['resources']} resources{same}, {verb} {len(changed)}")
+    show_moved(result)
     if result["forgotten"]:
         say(f"{'would forget' if result.get('dry_run') else 'forgot'} {len(result['forgotten'])}")
     if result["in_changes"]:

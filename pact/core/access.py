@@ -11,7 +11,7 @@ from typing import Final
 from pact.core.change import Change
 from pact.core.events import Caller
 from pact.errors import DeniedError
-from pact.model import UNATTRIBUTED
+from pact.model import UNATTRIBUTED, Owner
 
 RANK: Final = {"viewer": 0, "ops": 1, "admin": 2, "agent": 2}
 
@@ -31,11 +31,16 @@ def require(caller: Caller, role: str, what: str) -> None:
 
 
 def may_settle(caller: Caller, change: Change) -> bool:
+    return may_settle_of(caller, change.owner)
+
+
+def may_settle_of(caller: Caller, owner: Owner) -> bool:
+    """Whether the caller may settle what this owner changed."""
     if RANK[caller.actor.role] >= RANK["admin"]:
         return True
     if RANK[caller.actor.role] < RANK["ops"]:
         return False
-    return change.owner.key == UNATTRIBUTED.key or caller.owns(change.owner)
+    return owner.key == UNATTRIBUTED.key or caller.owns(owner)
 
 
 def require_settle(caller: Caller, change: Change, what: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -73,7 +73,11 @@ class LifeError(AssertionError):
 
 @dataclass(slots=True)
 class Member:
-    """One drifted resource of a change. ``opened_ns`` is when it first drifted, ``seen`` when it was last seen so."""
+    """One drifted resource of a change. ``opened_ns`` is when it first drifted, ``seen`` when it was last seen so.
+
+    ``moved_with`` is the resource whose write moved it, where nobody wrote it itself; ``also`` are the owners (JSON),
+    other than the change's, who wrote it since it last conformed.  # C8, C9
+    """
 
     resource: str
     actual: Attrs | None
@@ -83,6 +87,8 @@ class Member:
     seen: str
     shift_ns: int = 0
     command: str = ""  # of the process that drifted it last, as far as that is known
+    moved_with: str = ""
+    also: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def opening_ns(self) -> int:
@@ -95,7 +101,7 @@ class Member:
 
     def to_json(self) -> list[Any]:
         return [self.resource, self.actual, self.deviation_n, self.weight_n, self.opened_ns, self.seen, self.shift_ns,
-                self.command]  # fmt: skip
+                self.command, self.moved_with, list(self.also)]  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -136,6 +142,15 @@ class Change:
         member = self.members.pop(resource)
         self.sum_n -= member.square
         return member
+
+    def bound_together(self, resources: Iterable[str]) -> list[str]:
+        """These members, and those that one write moved together with them: none is settled without the others.
+        # C8"""
+        picked = dict.fromkeys(resources)
+        roots = {self.members[r].moved_with or r for r in picked if r in self.members}
+        if any(m.moved_with for m in self.members.values()):
+            picked.update(dict.fromkeys(r for r, m in self.members.items() if (m.moved_with or r) in roots))
+        return list(picked)
 
     @property
     def opened_ns(self) -> int:

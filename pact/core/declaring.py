@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pact.core import access, groups, membership
 from pact.core import change as life
-from pact.core.events import AGENT_CALLER, Act, Acted, Asked, Discover, Discovered, Probe, Probed, Sighting
+from pact.core.events import AGENT_CALLER, Acted, Asked, Discover, Discovered, Probe, Probed, Sighting
 from pact.core.plan import Step, ordered
 from pact.core.settle import holder_text, refuse_held_or_busy
 from pact.errors import EXIT_BLOCKED, EXIT_FAILED, ConflictError, PactError, UsageError
@@ -103,7 +103,7 @@ def probed_declare(node: Node, job: Job, event: Probed) -> None:
         return
     job.steps, job.args["result"] = steps, result
     node.converging[job.n] = frozenset(s.id for s in steps)
-    node.emit(Act(job.n, steps, event.saves))
+    node.act(job, steps, event.saves)
 
 
 def _record_declared(node: Node, job: Job, event: Probed, converge: set[str]) -> int:
@@ -159,11 +159,14 @@ def _unreadable(sightings: Iterable[Sighting]) -> dict[str, str]:
 def acted_declare(node: Node, job: Job, event: Acted) -> None:
     node.finish(job)
     node.record("converged", {"results": {r: why or "restored" for r, why in event.results.items()},
-                              "cause": job.args.get("cause", "declare")}, job.caller.actor)  # fmt: skip
+                              "reads": node.learn(event), "cause": job.args.get("cause", "declare")},
+                job.caller.actor)  # fmt: skip
     left = {r: why for r, why in event.results.items() if why}
     node.sight(replace(s, owner=job.caller.owner) for s in event.sightings if s.resource in left)
+    moved = node.sight_moved(event, job.caller.owner, None)
     node.recheck(job.ids)
-    _declare_done(node, job, job.args["result"], left)
+    result = {**job.args["result"], "moved": moved, "reads": dict(event.reads)}
+    _declare_done(node, job, result, left)
 
 
 def _declare_done(node: Node, job: Job, result: dict[str, Any], left: Mapping[str, str]) -> None:
@@ -190,13 +193,15 @@ def converge_after_boot(node: Node, sightings: Sequence[Sighting]) -> None:
     for at in range(0, len(job.steps), CHUNK_MAX):
         plan = [s.to_json() for s in job.steps[at : at + CHUNK_MAX]]
         node.record("converge_started", {"cause": "boot", "plan": plan})
-    node.emit(Act(job.n, job.steps, {}))
+    node.act(job, job.steps, {})
 
 
 def acted_boot(node: Node, job: Job, event: Acted) -> None:
     node.finish(job)
-    node.record("converged", {"results": {r: why or "restored" for r, why in event.results.items()}, "cause": "boot"})
+    node.record("converged", {"results": {r: why or "restored" for r, why in event.results.items()},
+                              "reads": node.learn(event), "cause": "boot"})  # fmt: skip
     node.sight(event.sightings)
+    node.sight(event.moved)
     node.recheck(job.ids)
 
 
@@ -326,15 +331,16 @@ def probed_apply(node: Node, job: Job, event: Probed) -> None:
     node.record("applied", {**data, "group": gid} if gid else data, job.caller.actor)
     job.change, job.steps = cid, steps
     node.busy[cid] = job.n
-    node.emit(Act(job.n, steps, event.saves))
+    node.act(job, steps, event.saves, put_back=False)
 
 
 def acted_apply(node: Node, job: Job, event: Acted) -> None:
     node.finish(job)
     assert job.change is not None
     node.sight(event.sightings)
+    moved = node.sight_moved(event, job.caller.owner, node.state.changes.get(job.change))
     if job.change in node.state.changes:
-        node.window_opened(job.change)
+        node.window_opened(job.change, reads=event.reads)
     left = {r: why for r, why in event.results.items() if why}
     change = node.state.changes.get(job.change)
     deadline_ns = None if change is None else node.state.deadline_ns(change)
@@ -343,6 +349,7 @@ def acted_apply(node: Node, job: Job, event: Acted) -> None:
         "change": job.change if change is not None else None,
         "applied": sorted(r for r, why in event.results.items() if not why), "left": left,
         "deadline": None if deadline_ns is None else node.wall_of(deadline_ns),
+        "moved": moved, "reads": dict(event.reads),
     }, EXIT_FAILED if left else 0, "; ".join(f"{r}: {why}" for r, why in list(left.items())[:5]))  # fmt: skip
 
 

@@ -40,11 +40,14 @@ AGENT_CALLER: Final = Caller(Actor("pact", None, "agent", "timer"), Owner("agent
 
 @dataclass(frozen=True, slots=True)
 class Sighting:
-    """One observation. ``owner`` is ``None`` where the kernel named no writer."""
+    """One observation. ``owner`` is ``None`` where the kernel named no writer. ``moved_with``: nobody wrote it; a write
+    to that other resource moved it.  # C8
+    """
 
     resource: str
     observation: Observation
     owner: Owner | None = None
+    moved_with: str = ""
 
 
 # -- events ---------------------------------------------------------------------------------------------------------
@@ -138,11 +141,17 @@ class Probed(Event):
 
 @dataclass(frozen=True, slots=True)
 class Acted(Event):
-    """The answer to ``Act``: ``""`` for each resource restored and verified, else why not; then what was seen after."""
+    """The answer to ``Act``: ``""`` for each resource restored and verified, else why not; then what was seen after.
+
+    ``moved``: what the plan moved beside its own resources, and could not or should not put back. ``reads``: what the
+    kernel made of a value that it took, where that reads otherwise.
+    """
 
     job: int
     results: Mapping[str, str]
     sightings: Sequence[Sighting]
+    moved: Sequence[Sighting] = ()
+    reads: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,12 +238,18 @@ class Probe(Effect):
 
 @dataclass(frozen=True, slots=True)
 class Act(Effect):
-    """Carry out the steps in order and verify each; ``resumed``: a kill may have left one half done."""
+    """Carry out the steps in order and verify each; ``resumed``: a kill may have left one half done.
+
+    ``beside``: declared resources that the steps may move. ``put_back``: what moved so is brought back to what it was
+    before; else it is only reported.  # C8
+    """
 
     job: int
     steps: tuple[Step, ...]
     saves: Mapping[str, Mapping[str, Any]]
     resumed: bool = False
+    beside: tuple[str, ...] = ()
+    put_back: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -308,6 +308,11 @@ def _commit(node: Node, group: Membership, event: Asked) -> None:
     for resource, attrs in group.resources.items():
         declared = state.declared(resource) or Declared(attrs)
         resources[resource] = replace(declared, attrs=attrs, restorable=True).to_json()
+    own = state.changes.get(group.change or "")
+    for resource in own.bound_together(group.resources) if own is not None else ():  # C8
+        followed = state.declared(resource)
+        if resource not in resources and followed is not None and own is not None:
+            resources[resource] = replace(followed, attrs=own.members[resource].actual).to_json()
     ttl_ns = event.args.get("ttl_ns")
     expires_ns = None if ttl_ns is None else node.t_ns + ttl_ns
     node.record("committed", {

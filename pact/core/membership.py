@@ -68,6 +68,14 @@ def joined(state: State, group: str, change: Change) -> None:
     state.groups[group].change = change.id
 
 
+def learn(group: Membership, reads: Mapping[str, str]) -> None:
+    """What the kernel made here of values that the group wants: the member is compared with that.  # D5"""
+    for resource, text in reads.items():
+        wanted = group.resources.get(resource)
+        if wanted is not None:
+            group.resources[resource] = {**wanted, "reads": text}
+
+
 def prepared(state: State, record: Record) -> None:
     """A vote. A yes binds; a no against a rollback leaves the change blocked, as the whole group will be."""
     d = record.data

@@ -18,6 +18,7 @@ from pact.core import declaring, groups, joining, settle, suspend
 from pact.core.change import Change
 from pact.core.events import (
     AGENT_CALLER,
+    Act,
     Acted,
     AppendRecord,
     Asked,
@@ -50,6 +51,11 @@ from pact.core.timers import NamedTimers
 from pact.core.windows import magnitude
 from pact.errors import ConflictError, DeniedError, PactError, UsageError
 from pact.model import AGENT_ACTOR, NS_PER_S, UNATTRIBUTED, Actor, Attrs, Declared, Owner, Unreadable
+
+#: Writing these may move declared sysctls.
+MOVERS: Final = ("sysctl:", "module:", "link:")
+#: Others than the last who are named as having written a resource.
+ALSO_MAX: Final = 8
 
 
 class Rules(Protocol):
@@ -90,6 +96,7 @@ class Node:
         self.jobs: dict[int, Job] = {}
         self.busy: dict[str, int] = {}  # change -> job that probes or acts for it
         self.converging: dict[int, frozenset[str]] = {}  # job -> what it is bringing to declared state just now
+        self.stirring: dict[int, tuple[str, ...]] = {}  # job -> what its writes may move just now, beside its plan
         self.waiting: dict[int, settle.Waiting] = {}  # request -> what its reply still waits for
         self.deciding: dict[str, list[int]] = {}  # group -> the root's questions whether its decision is carried out
         self.fleet_fence = 0  # the root that said
@@ -149,6 +156,7 @@ class Node:
     def finish(self, job: Job) -> None:
         self.jobs.pop(job.n, None)
         self.converging.pop(job.n, None)
+        self.recheck(self.stirring.pop(job.n, ()))  # what was seen of it meanwhile was passed over
         if job.change is not None and self.busy.get(job.change) == job.n:
             del self.busy[job.change]
             self.reschedule(job.change)  # its time may have come meanwhile  # A4
@@ -322,16 +330,18 @@ class Node:
             return False
         if self.converging and any(resource in ids for ids in self.converging.values()):
             return False  # not there yet; looked at again when it is
+        if sighting.owner is None and any(resource in ids for ids in self.stirring.values()):
+            return False  # the plan may be moving it, and may put it back; looked at again when it has ended  # C8
         deviation_n = self.deviation_n(resource, declared, seen)
         if deviation_n == 0:
             if change is not None:
                 self.record("drift_cleared", {"resource": resource, "change": change.id})
             return change is not None
-        return self._drift(resource, seen, deviation_n, self.weight_n(resource, declared), sighting.owner, intent)
+        return self._drift(sighting, seen, deviation_n, self.weight_n(resource, declared), intent)
 
-    def _drift(self, resource: str, actual: Attrs | None, deviation_n: int, weight_n: int, writer: Owner | None,
+    def _drift(self, sighting: Sighting, actual: Attrs | None, deviation_n: int, weight_n: int,
                intent: Change | None) -> bool:  # fmt: skip
-        state = self.state
+        state, resource, writer, moved_with = self.state, sighting.resource, sighting.owner, sighting.moved_with
         change = state.change_of(resource)
         identified = writer is not None and writer.key != UNATTRIBUTED.key
         if change is not None:
@@ -343,17 +353,26 @@ class Node:
             if same and not named_late:
                 return False
         if intent is not None:
-            self.detect(resource, intent.id, intent.owner, actual, deviation_n, weight_n, self._opened(resource))
+            self.detect(resource, intent.id, intent.owner, actual, deviation_n, weight_n, self._opened(resource),
+                        moved_with)  # fmt: skip
             return True
         if change is not None and (not identified or (writer is not None and writer.key == change.owner.key)):
             member = change.members[resource]
             by = writer if identified and writer is not None else replace(change.owner, command=member.command)
-            self.detect(resource, change.id, by, actual, deviation_n, weight_n, member.opened_ns)
+            moved_with = moved_with if identified else moved_with or member.moved_with
+            self.detect(resource, change.id, by, actual, deviation_n, weight_n, member.opened_ns, moved_with)
             return True
         owner = writer if writer is not None and identified else UNATTRIBUTED
-        cid = state.ambient.get(owner.key) or self.new_change_id()
-        self.detect(resource, cid, owner, actual, deviation_n, weight_n, self._opened(resource, owner))
+        cid = self._joins(moved_with, owner) or state.ambient.get(owner.key) or self.new_change_id()
+        self.detect(resource, cid, owner, actual, deviation_n, weight_n, self._opened(resource, owner), moved_with)
         return True
+
+    def _joins(self, moved_with: str, owner: Owner) -> str:
+        """The change of what was written, if it is the same owner's and takes drift.  # C8"""
+        change = self.state.change_of(moved_with) if moved_with else None
+        if change is None or change.owner.key != owner.key or change.state not in (life.OPEN, life.HELD):
+            return ""
+        return change.id
 
     def _opened(self, resource: str, owner: Owner | None = None) -> int:
         """When the resource's window opened: drift keeps the time it first had.  # C2, C4"""
@@ -372,9 +391,10 @@ class Node:
         return f"c{self.state.change_n + 1}"
 
     def detect(self, resource: str, cid: str, owner: Owner, actual: Attrs | None, deviation_n: int, weight_n: int,
-               opened_ns: int) -> None:  # fmt: skip
+               opened_ns: int, moved_with: str = "") -> None:  # fmt: skip
         """Record drift, and the window if this is what opens one."""
         fresh = cid not in self.state.changes
+        also = self._also(resource, owner)
         before = self.state.member_of.get(resource)
         data: dict[str, Any] = {
             "resource": resource, "change": cid, "owner": owner.to_json(), "opened_ns": opened_ns, "actual": actual,
@@ -382,23 +402,39 @@ class Node:
         }  # fmt: skip
         if before is not None and before != cid:
             data["from"] = before
+        if moved_with:
+            data["with"] = moved_with
+        if also:
+            data["also"] = also
         self.record("drift_detected", data)
         if fresh:
             self.window_opened(cid)
 
-    def window_opened(self, cid: str, *, reopened: bool = False) -> None:
-        """Say that a change has a window now, if one runs."""
+    def _also(self, resource: str, owner: Owner) -> list[dict[str, Any]]:
+        """The others who wrote a resource since it last conformed: nobody is forgotten when somebody takes it over.
+        # C9"""
+        change = self.state.change_of(resource)
+        if change is None:
+            return []
+        member = change.members[resource]
+        holder = replace(change.owner, command=member.command).to_json()
+        others = {o["key"]: o for o in [*member.also, holder]}
+        return [o for key, o in others.items() if key not in (owner.key, UNATTRIBUTED.key)][-ALSO_MAX:]
+
+    def window_opened(self, cid: str, *, reopened: bool = False, reads: Mapping[str, str] | None = None) -> None:
+        """Say that a change has a window now, if one runs. ``reads``: what the kernel made of values just applied."""
         change = self.state.changes[cid]
         deadline_ns = None
         if change.members and change.state == life.OPEN and not self.state.suspended:
             deadline_ns = max(self.state.windows.end(change.opening_ns), self.state.not_before_ns)
-        if deadline_ns is None and not change.intents and not reopened:
+        if deadline_ns is None and not change.intents and not reopened and not reads:
             return
         self.record("window_opened", {
             "change": cid, "owner": change.owner.to_json(), "resources": sorted(change.members),
             "window_ns": self.state.windows.now_w, "reopened": reopened,
             "magnitude_n": round(magnitude(self.state.open_sum_n) * BILLION),
             "deadline": None if deadline_ns is None else self.wall_of(deadline_ns),
+            **({"reads": dict(reads)} if reads else {}),
         })  # fmt: skip
 
     # -- events -------------------------------------------------------------------------------------------------
@@ -516,6 +552,42 @@ class Node:
             actual = change.members[resource].actual
             steps.append(Step(resource, declared.attrs, actual, declared.requires, declared.consumers))
         return ordered(steps)
+
+    def act(self, job: Job, steps: tuple[Step, ...], saves: Mapping[str, Mapping[str, Any]], *, resumed: bool = False,
+            put_back: bool = True) -> None:  # fmt: skip
+        """Have a plan carried out. What it may move beside its own resources is looked at with it.  # C8"""
+        beside = tuple(r for r in self.state.declared_ids() if r.startswith("sysctl:")) if any(
+            s.id.startswith(MOVERS) for s in steps) else ()  # fmt: skip
+        if beside:
+            named = {s.id for s in steps}
+            beside = tuple(r for r in beside if r not in named)
+            self.stirring[job.n] = beside
+        self.emit(Act(job.n, steps, saves, resumed, beside, put_back))
+
+    def sight_moved(self, event: Acted, owner: Owner, into: Change | None) -> list[str]:
+        """What a plan moved beside its own resources, and did not put back, is drift of whoever had it carried out; in
+        the change ``into`` if there is one. Returns what has drifted by it.  # C8"""
+        drifted = []
+        for sighting in event.moved:
+            before = self.state.change_of(sighting.resource)
+            if before is not None and before.state == life.ROLLING:
+                continue
+            takes = into if into is not None and into.id in self.state.changes else None
+            self._sight(replace(sighting, owner=owner), takes)
+            after = self.state.change_of(sighting.resource)
+            if after is not None and (before is None or before.id != after.id):
+                drifted.append(sighting.resource)
+        return drifted
+
+    def learn(self, event: Acted) -> dict[str, str]:
+        """What the kernel made of declared values that it took, for the record: they are compared with that from now
+        on.  # D5"""
+        out = {}
+        for resource, text in event.reads.items():
+            declared = self.state.declared(resource)
+            if declared is not None and declared.attrs is not None and not declared.attrs.get("secret"):  # S2
+                out[resource] = text
+        return out
 
     def recheck(self, resources: Sequence[str]) -> None:
         if resources:

@@ -6,15 +6,15 @@ started, then carried out, then verified and recorded.  # A4, F5, R1-R6
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from pact.core import access, groups
 from pact.core import change as life
+from pact.core import groups
 from pact.core.change import Change
-from pact.core.events import AGENT_CALLER, Act, Acted, Asked, Caller, Look, Looked, Probe, Probed, Sighting
+from pact.core.events import AGENT_CALLER, Acted, Asked, Caller, Look, Looked, Probe, Probed, Sighting
+from pact.core.select import select, shared_with
 from pact.core.state import HOUR_NS
 from pact.errors import (
     EXIT_BLOCKED,
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 TTL_MIN_NS: Final = 15 * 60 * NS_PER_S
 TTL_MAX_NS: Final = 10 * 24 * 3600 * NS_PER_S
 EXTEND_MAX_NS: Final = TTL_MAX_NS
-CHANGE_ID: Final = re.compile(r"c[1-9][0-9]{0,17}")
 AUTO_ROLLBACKS_MAX: Final = 2
 AUTOMATIC: Final = ("expired", "retry")
 GRAVITY: Final = (EXIT_DONE, EXIT_CONFLICT, EXIT_FAILED, EXIT_BLOCKED)
@@ -49,70 +48,6 @@ class Waiting:
     messages: list[str] = field(default_factory=list)
     hint: str = ""
     extra: dict[str, Any] = field(default_factory=dict)
-
-
-# -- which resources ------------------------------------------------------------------------------------------------
-
-
-def select(node: Node, event: Asked, what: str) -> dict[str, list[str]]:
-    """The resources that a request means, by change. Raises for what is unknown, settled, frozen or not allowed."""
-    access.require(event.caller, "ops", what)
-    targets, everything = list(event.args.get("targets", ())), bool(event.args.get("all"))
-    if targets and everything:
-        raise UsageError("--all and names exclude each other")
-    changes = node.state.changes
-    single = [c for c in changes.values() if not c.group]  # a group is settled everywhere or, by name, here
-    if targets:
-        picked = _named(node, targets)
-        for cid in picked:
-            access.require_settle(event.caller, changes[cid], what)
-            groups.require_free(node, changes[cid], what, bool(event.args.get("force")))
-    elif everything:
-        picked = {c.id: list(c.members) for c in single if access.may_settle(event.caller, c)}
-    else:
-        picked = {c.id: list(c.members) for c in single if event.caller.owns(c.owner)}
-        if not picked and single:
-            others = ", ".join(f"{c.id} ({c.owner.user})" for c in single)
-            raise PactError(f"no open change is yours; there is {others}", f"name it: pact {what} CHANGE, or use --all")
-    for cid in picked:
-        if changes[cid].state == life.ROLLING:
-            raise ConflictError(f"too late: the rollback of {cid} has begun", "see pact log")
-        if changes[cid].intents:
-            raise ConflictError(f"{cid} is still being applied", "try again when it is done")
-    return {cid: ids for cid, ids in picked.items() if ids}
-
-
-def select_one(node: Node, event: Asked, target: str, what: str) -> str:
-    """The id of one change that the caller may settle and whose rollback has not begun."""
-    (cid,) = _named(node, [target])
-    change = node.state.changes[cid]
-    access.require_settle(event.caller, change, what)
-    if change.state == life.ROLLING:
-        raise ConflictError(f"too late: the rollback of {cid} has begun", "see pact log")
-    return cid
-
-
-def _named(node: Node, targets: Iterable[str]) -> dict[str, list[str]]:
-    state = node.state
-    picked: dict[str, list[str]] = {}
-    for target in dict.fromkeys(targets):
-        if target in state.changes:
-            picked[target] = list(state.changes[target].members)
-            continue
-        if CHANGE_ID.fullmatch(target):
-            if int(target[1:]) <= state.change_n:
-                raise ConflictError(f"{target} is settled already", "see pact log")
-            raise UsageError(f"there is no change {target}", "pact status lists them")
-        change = state.change_of(target)
-        if change is not None:
-            ids = picked.setdefault(change.id, [])
-            if target not in ids:
-                ids.append(target)
-        elif target in state:
-            raise ConflictError(f"{target} has not drifted, or was settled already")
-        else:
-            raise UsageError(f"{target} is neither a change nor a declared resource", "pact status lists the changes")
-    return picked
 
 
 # -- commit ---------------------------------------------------------------------------------------------------------
@@ -193,16 +128,21 @@ def _record_commits(node: Node, job: Job, event: Looked) -> list[dict[str, Any]]
     out = []
     for cid, resources in by_change.items():
         change = state.changes[cid]
-        split = len(resources) < len(change.members)
+        split, shared = len(resources) < len(change.members), shared_with(change, resources)
         expires_ns = None if ttl_ns is None else node.t_ns + ttl_ns
         node.record("committed", {
             "change": cid, "owner": change.owner.to_json(), "committer": job.caller.owner.to_json(),
             "resources": resources, "message": job.args["message"],
             "split": split, "expires_ns": expires_ns,
-            "expires": None if expires_ns is None else node.wall_of(expires_ns),
+            "expires": None if expires_ns is None else node.wall_of(expires_ns), **shared,
         }, job.caller.actor)  # fmt: skip
-        out.append({"change": cid, "resources": sorted(resources), "seq": state.seq})
+        out.append({"change": cid, "resources": sorted(resources), "seq": state.seq, "split": split,
+                    "also": _names(shared), "expires": None if expires_ns is None else node.wall_of(expires_ns)})
     return out
+
+
+def _names(shared: Mapping[str, Any]) -> list[str]:
+    return sorted({str(o["user"]) for also in shared.get("also", {}).values() for o in also})
 
 
 def _left(node: Node) -> list[dict[str, Any]]:
@@ -364,8 +304,9 @@ def probed_rollback(node: Node, job: Job, event: Probed) -> None:
         _leave_out(node, job, change, [r for r in change.members if r not in ids])
         node.record("rollback_started", {
             "change": change.id, "cause": job.cause, "owner": change.owner.to_json(), "skipped": [],
-            "plan": [s.to_json() for s in job.steps], "saves": dict(event.saves)}, job.caller.actor)  # fmt: skip
-        node.emit(Act(job.n, job.steps, event.saves))
+            "plan": [s.to_json() for s in job.steps], "saves": dict(event.saves), **shared_with(change, ids)},
+            job.caller.actor)  # fmt: skip
+        node.act(job, job.steps, event.saves)
 
 
 def _leave_out(node: Node, job: Job, change: Change, late: list[str]) -> None:
@@ -394,7 +335,7 @@ def _probed_resumed(node: Node, job: Job, change: Change, event: Probed) -> None
         results = {r: "" if r in done else why for r in job.ids}
         acted_rollback(node, job, Acted(event.t_ns, event.wall_ns, job.n, results, event.sightings))
         return
-    node.emit(Act(job.n, job.steps, event.saves, resumed=True))
+    node.act(job, job.steps, event.saves, resumed=True)
 
 
 def _differs(node: Node, sighting: Sighting) -> bool:
@@ -437,15 +378,18 @@ def acted_rollback(node: Node, job: Job, event: Acted) -> None:
     actor = job.caller.actor
     if left:
         reason = "; ".join(f"{r}: {why}" for r, why in list(left.items())[:5])
-        data = {"change": change.id, "cause": job.cause, "restored": restored, "left": left, "reason": reason}
+        data = {"change": change.id, "cause": job.cause, "restored": restored, "left": left, "reason": reason,
+                "reads": node.learn(event), **shared_with(change, left)}  # fmt: skip
         node.record("rollback_failed", data, actor)
         node.sight(s for s in event.sightings if s.resource in left)
     else:
         node.record("rolled_back", {
             "change": change.id, "cause": job.cause, "owner": change.owner.to_json(),
-            "results": dict.fromkeys(restored, "restored")}, actor)  # fmt: skip
+            "results": dict.fromkeys(restored, "restored"), "reads": node.learn(event),
+            **shared_with(change, restored)}, actor)  # fmt: skip
         if job.cause != "group":
             groups.left_alone(node, change, "rolled back", job.caller)
+    node.sight_moved(event, change.owner, change if left else None)
     node.recheck(job.ids)
     result = {"change": change.id, "state": "failed" if left else "settled", "restored": restored, "left": left}
     _done(node, job, result, EXIT_FAILED if left else EXIT_DONE,

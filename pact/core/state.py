@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import orjson
@@ -311,7 +311,7 @@ class State:
         old = change.members[resource]
         self._put(change, Member(
             resource, old.actual, deviation_n, old.weight_n, old.opened_ns, old.seen, old.shift_ns,
-            old.command))  # fmt: skip
+            old.command, old.moved_with, old.also))  # fmt: skip
 
     def _void_ttl(self, resource: str) -> None:
         if self.ttls.pop(resource, None) is not None:
@@ -359,7 +359,7 @@ class State:
         change.intents.discard(resource)
         self._put(change, Member(
             resource, data["actual"], data["deviation_n"], data["weight_n"], data["opened_ns"], record.time, shift_ns,
-            data["owner"]["command"],
+            data["owner"]["command"], data.get("with", ""), list(data.get("also", ())),
         ))  # fmt: skip
         self._take(change, "drift")
         self.recent.pop(recent_key(change.owner.key, resource), None)
@@ -378,6 +378,9 @@ class State:
 
     def _window_opened(self, record: Record) -> None:
         change = self.changes[record.data["change"]]
+        group = self.groups.get(change.group)
+        if group is not None:
+            membership.learn(group, record.data.get("reads", {}))
         if record.data.get("reopened"):
             self._reopen(change, record.t_ns)
         if change.intents or not change.members:
@@ -436,7 +439,15 @@ class State:
             "seq": record.seq,
         }  # fmt: skip
 
+    def _learn(self, record: Record) -> None:
+        """What the kernel made of a declared value that it took is what is compared from now on.  # D5"""
+        for resource, text in record.data.get("reads", {}).items():
+            declared = self.declared(resource)
+            if declared is not None and declared.attrs is not None:
+                self._declare(resource, replace(declared, attrs={**declared.attrs, "reads": text}).to_json())
+
     def _rolled_back(self, record: Record) -> None:
+        self._learn(record)
         change = self.changes[record.data["change"]]
         self._count_automatic(change, list(change.members), record.t_ns)
         self._take(change, "done")
@@ -458,6 +469,7 @@ class State:
         change.rolling = None
 
     def _rollback_failed(self, record: Record) -> None:
+        self._learn(record)
         change = self.changes[record.data["change"]]
         restored = [r for r in record.data["restored"] if r in change.members]
         self._count_automatic(change, restored, record.t_ns)
@@ -641,6 +653,7 @@ _HANDLERS: Final[Mapping[str, Callable[[State, Record], None]]] = {
     "rolled_back": State._rolled_back,
     "rollback_blocked": State._rollback_blocked,
     "rollback_failed": State._rollback_failed,
+    "converged": State._learn,
     "change_split": State._change_split,
     "emergency_started": State._emergency_started,
     "emergency_stale": State._emergency_stale,

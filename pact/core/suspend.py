@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 from pact.core import access, membership, settle
 from pact.core import change as life
 from pact.core.events import Asked, FleetTold
+from pact.core.select import select_one
 from pact.core.state import Hold
 from pact.errors import ConflictError, DeniedError, UsageError
 from pact.model import NS_PER_S, Owner
@@ -112,7 +113,7 @@ def asked_hold_place(node: Node, event: Asked) -> None:
     state, cid = node.state, event.args.get("change")
     reason, for_ns = _reason(event), _for_ns(event, 0)
     if cid is not None:
-        cid = settle.select_one(node, event, cid, "hold")
+        cid = select_one(node, event, cid, "hold")
     hold = f"h{state.hold_n + 1}"
     ends = node.wall_of(node.t_ns + for_ns)
     node.record("hold_placed", {

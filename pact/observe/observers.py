@@ -35,6 +35,7 @@ from pact.observe.mountinfo import mount_table
 from pact.observe.tree import Tree, check_path, watch_many
 
 SYSCTL_ROOT: Final = b"/proc/sys/"
+ANY_SYSCTL: Final = b"*"  # wanted beside the declared names: a write to an undeclared sysctl may move a declared one
 NETWORK: Final = "network file system"
 OWNER_OF_KIND: Final = {
     KIND_FID: "files", KIND_INOTIFY: "files", KIND_PROC: "sysctl", KIND_MOUNTS: "mountinfo", KIND_MNTNS: "mountinfo",
@@ -130,6 +131,8 @@ class Observers:
         check_path(path)
         if path in self._sysctl:
             return
+        if self._proc_fd >= 0 and not self._sysctl:
+            self._reader.want(KIND_PROC, b"", ANY_SYSCTL)
         self._sysctl.add(path)
         if self._proc_fd >= 0:
             self._reader.want(KIND_PROC, b"", path[len(SYSCTL_ROOT):])
@@ -152,6 +155,8 @@ class Observers:
             self._sysctl.discard(path)
             if self._proc_fd >= 0:
                 self._reader.unwant(KIND_PROC, b"", path[len(SYSCTL_ROOT):])
+                if not self._sysctl:
+                    self._reader.unwant(KIND_PROC, b"", ANY_SYSCTL)
             for key in [k for k, p in self._sysctl_keys.items() if p == path]:
                 self._drop_sysctl_key(key)
 

@@ -92,6 +92,11 @@ class Kind(ABC):
     def restore(self, name: str, step: Step, blobs: Blobs) -> None:
         """Bring it to ``step.target``. Doing it twice is the same as once. Raises RestoreError or OSError."""
 
+    def reads(self, name: str, target: Attrs | None, actual: Observation) -> str:
+        """Right after a successful write of ``target``: what the kernel made of it, as text, where that reads otherwise
+        and counts as the same from now on (the attribute ``reads``); ``""`` where there is no such thing."""
+        return ""
+
     @abstractmethod
     def export(self, name: str, declared: Declared, blobs: Blobs) -> Any:
         """The TOML value that ``parse`` reads back to ``declared``'s attributes."""

@@ -1,7 +1,8 @@
 """Kernel parameters below /proc/sys.
 
-A name is dotted; a ``/`` in it stands for a dot within a component, as sysctl(8) writes it. Values are compared with
-white space folded. What triggers an action or latches is never adopted unless it is named.
+A name is dotted; a ``/`` in it stands for a dot within a component, as sysctl(8) writes it. Values are compared by what
+they mean to the kernel (``sysctl_text``), and by what it made of one that pact wrote (the attribute ``reads``). What
+triggers an action or latches is never adopted unless it is named.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from pact.resources.base import (
     refuse_unknown,
     require_short,
 )
+from pact.resources.sysctl_text import dotted, fold, same, why_not_literal
 
 ROOT: Final = b"/proc/sys/"
 VALUE_MAX: Final = 65536
@@ -67,21 +69,19 @@ def name_of_path(path: bytes) -> str:
     return encode_name(path[len(ROOT) :].translate(bytes.maketrans(b"./", b"/.")))
 
 
-def fold(value: str) -> str:
-    return " ".join(value.split())
-
-
 class Sysctl(Kind):
     name = "sysctl"
     volatile = True
 
     def canonical(self, name: str) -> str:
-        if "." not in name and "/" in name:
-            name = name.replace("/", ".")
+        name = dotted(name)
         path_of_name(name)
         return name
 
     def parse(self, name: str, value: Any, base_dir: str) -> Entry:
+        why = why_not_literal(name)
+        if why and not os.path.exists(path_of_name(name)):  # a link may have such a name
+            raise ValueError(why)
         path_of_name(name)
         fields: dict[str, Any] = {}
         if isinstance(value, dict):
@@ -124,7 +124,14 @@ class Sysctl(Kind):
     def distance_n(self, declared: Attrs | None, actual: Attrs | None) -> int:
         if declared is None or actual is None:
             return 0 if declared == actual else WHOLE_N
-        return 0 if fold(declared["value"]) == fold(actual["value"]) else WHOLE_N
+        if "reads" in declared and declared["reads"] == fold(actual["value"]):
+            return 0
+        return 0 if same(declared["value"], actual["value"]) else WHOLE_N
+
+    def reads(self, name: str, target: Attrs | None, actual: Observation) -> str:
+        if target is None or not isinstance(actual, dict) or same(target["value"], actual["value"]):
+            return ""
+        return fold(actual["value"])
 
     def restore(self, name: str, step: Step, blobs: Blobs) -> None:
         if step.target is None:
@@ -171,7 +178,8 @@ class Sysctl(Kind):
         return Found(self._names(pattern, passed), passed)
 
     def _names(self, pattern: str, passed: dict[str, int]) -> Iterator[str]:
-        if not any(c in pattern for c in "*?["):
+        pattern = dotted(pattern)
+        if not any(c in pattern for c in "*?[") or os.path.exists(path_of_name(pattern)):
             yield self.canonical(pattern)
             return
         for top, dirs, files in os.walk(ROOT.rstrip(b"/")):

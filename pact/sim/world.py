@@ -133,14 +133,14 @@ class World:
 
     # -- what people and processes do ---------------------------------------------------------------------------
 
-    def write(self, resource: str, value: Attrs | None, owner: Owner | None) -> None:
-        """Somebody changes the machine, and the observers see it."""
+    def write(self, resource: str, value: Attrs | None, owner: Owner | None, moved_with: str = "") -> None:
+        """Somebody changes the machine, or what he wrote moves something else, and the observers see it."""
         self.machine[resource] = value
-        self.see(resource, owner)
+        self.see(resource, owner, moved_with)
 
-    def see(self, resource: str, owner: Owner | None = None) -> None:
+    def see(self, resource: str, owner: Owner | None = None, moved_with: str = "") -> None:
         seen = self.observe(resource)
-        self.feed(lambda: Observed(self.t_ns, self.wall_ns, [Sighting(resource, seen, owner)]))
+        self.feed(lambda: Observed(self.t_ns, self.wall_ns, [Sighting(resource, seen, owner, moved_with)]))
 
     def ask(self, op: str, caller: Caller, **args: Any) -> Reply | None:
         """A request; ``None`` if it was cut off by a crash."""

@@ -1,0 +1,141 @@
+"""Sysctls that nobody wrote: what a write to another one moved, or a change of a network link.
+
+After any write to any sysctl all declared ones are compared with what was last seen: about 9 us each, so that is done
+at most a fifth of the time while writes keep coming, and at once when somebody asks. What moved belongs to the write
+that it is most like by name; what pact's own writes or a link moved belongs to nobody.  # C8
+"""
+
+from __future__ import annotations
+
+import select
+import time
+from collections.abc import Callable
+from typing import Final
+
+from pact._fast import FileTable
+from pact.agent.clock import boottime_ns
+from pact.model import NS_PER_S, Owner
+from pact.observe.links import LinkChanges
+
+#: Links may come and go by the hundred (containers do): what they moved is looked at so often, and at every request.
+LINKS_NS: Final = NS_PER_S // 5
+#: So long after a sysctl was seen to have moved may the event of the write come that moved it.
+LATELY_NS: Final = NS_PER_S // 2
+#: Of the loop's time, what comparing may take: one part in so many.
+SHARE: Final = 5
+
+Write = tuple[str, Owner | None]
+
+
+class Followers:
+    """Finds what moved. ``touch`` is told of each: the resource and the owner of what moved it."""
+
+    def __init__(self, table: FileTable, touch: Callable[[str, Owner | None], None]) -> None:
+        self._table = table
+        self._touch = touch
+        self.keys: dict[str, int] = {}  # declared sysctls, and their keys in the table
+        self._names: dict[int, str] = {}
+        self.why_blind = ""
+        self._links: LinkChanges | None = None
+        self._epoll: select.epoll | None = None
+        self._written: list[Write] = []
+        self._stirred = False  # something was written, by anybody, since all were compared
+        self._written_due_ns = 0
+        self._links_due_ns: int | None = None
+        self._links_last_ns = 0
+        self._lately: dict[str, int] = {}
+        self._moved_with: dict[str, str] = {}  # what is due because another write moved it -> what was written
+
+    def add(self, resource: str, key: int) -> None:
+        self.keys[resource], self._names[key] = key, resource
+        if self._links is not None or not resource.startswith("sysctl:net."):
+            return
+        try:
+            self._links = LinkChanges()
+        except OSError as exc:
+            self.why_blind = f"{exc.strerror}: what a link moves is polled"
+            return
+        if self._epoll is not None:
+            self._epoll.register(self._links.fileno(), select.EPOLLIN)
+
+    def drop(self, resource: str) -> None:
+        key = self.keys.pop(resource, None)
+        if key is not None:
+            del self._names[key]
+        self._moved_with.pop(resource, None)
+        self._lately.pop(resource, None)
+
+    def wake_with(self, epoll: select.epoll) -> None:
+        self._epoll = epoll
+        if self._links is not None:
+            epoll.register(self._links.fileno(), select.EPOLLIN)
+
+    def close(self) -> None:
+        if self._links is not None:
+            self._links.close()
+
+    # -- what happened ------------------------------------------------------------------------------------------
+
+    def wrote(self, resource: str, owner: Owner | None) -> None:
+        """Somebody wrote a sysctl, declared or not."""
+        self._written.append((resource, owner))
+        self._stirred = True
+        self._moved_with.pop(resource, None)
+
+    def wrote_itself(self) -> None:
+        """This process wrote one."""
+        self._stirred = True
+
+    def drain_links(self) -> None:
+        if self._links is not None and self._links.drain() and self._links_due_ns is None:
+            self._links_due_ns = self._links_last_ns + LINKS_NS
+
+    def seen_moved(self, keys: list[int], wanted: list[Write]) -> None:
+        """A look found that these differ from what was last seen. It may have come between a write and its event."""
+        if not self.keys:
+            return
+        now_ns = boottime_ns()
+        named = {r for r, owner in wanted if owner is not None}
+        self._lately.update({r: now_ns for k in keys if (r := self._names.get(k)) is not None and r not in named})
+
+    def cause_of(self, resource: str) -> str:
+        """Which write moved it, once; ``""`` if it was written itself, or nobody knows."""
+        return self._moved_with.pop(resource, "") if self._moved_with else ""
+
+    # -- what is due --------------------------------------------------------------------------------------------
+
+    def next_ns(self) -> int | None:
+        dues = [self._links_due_ns, self._written_due_ns if self._stirred else None]
+        return min((d for d in dues if d is not None), default=None)
+
+    def find(self, now_ns: int, *, everything: bool) -> None:
+        """Compare what is due; with ``everything`` whatever its time."""
+        if self._stirred and (everything or self._written_due_ns <= now_ns):
+            began = time.monotonic_ns()
+            written, self._written, self._stirred = self._written, [], False
+            self._find(written, "sysctl:")
+            self._written_due_ns = now_ns + SHARE * (time.monotonic_ns() - began)
+        if self._links_due_ns is not None and (everything or self._links_due_ns <= now_ns):
+            self._links_due_ns, self._links_last_ns = None, now_ns
+            self._find([], "sysctl:net.")
+
+    def _find(self, written: list[Write], prefix: str) -> None:
+        keys = [key for resource, key in self.keys.items() if resource.startswith(prefix) and key in self._table]
+        found = [self._names[key] for key in self._table.scan(keys)] if keys else []
+        lately, self._lately = self._lately, {}
+        if written:
+            found += [r for r, t in lately.items() if boottime_ns() - t < LATELY_NS]
+        named = {resource for resource, _ in written}
+        for resource in found:
+            if resource in named:
+                continue
+            cause, owner = max(written, key=lambda w: in_common(w[0], resource), default=("", None))
+            if cause:
+                self._moved_with[resource] = cause
+            self._touch(resource, owner)
+
+
+def in_common(one: str, other: str) -> int:
+    """How many of their first parts two names share."""
+    pairs = zip(one.split("."), other.split("."), strict=False)
+    return next((n for n, (a, b) in enumerate(pairs) if a != b), min(one.count("."), other.count(".")) + 1)
