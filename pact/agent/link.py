@@ -56,7 +56,7 @@ UID_FOR_S: Final = 300.0
 BEGUN_RECORDS: Final = 1_000
 #: What must not be done twice. Whatever the root asks of a group's member may.
 ONCE: Final = frozenset({
-    "commit", "rollback", "extend", "declare", "adopt", "hold_place", "hold_release", "emergency_start",
+    "commit", "rollback", "extend", "redo", "declare", "adopt", "hold_place", "hold_release", "emergency_start",
     "emergency_end",
 })  # fmt: skip
 HERE_ONLY: Final = frozenset({"watch", "export", "content"})

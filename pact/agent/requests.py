@@ -21,7 +21,7 @@ from pact.core.records import rfc3339, verify
 from pact.core.state import State
 from pact.errors import DeniedError, PactError, RequestError, UsageError
 from pact.journal.sqlite import SqliteJournal
-from pact.model import Declared, Unreadable, split_id
+from pact.model import Attrs, Declared, Unreadable, split_id
 from pact.resources import KINDS, kind_of
 from pact.resources.consumers import find_holders
 from pact.resources.toml import export
@@ -75,7 +75,7 @@ ROOT_FIELDS: Final[Mapping[str, Mapping[str, tuple[type, ...]]]] = {
 ALL_FIELDS: Final = {**FIELDS, **ROOT_FIELDS}
 NEEDED: Final = {
     "show": ("seq",), "content": ("seq",), "consumers": ("resource",), "extend": ("by_ns",),
-    "declare": ("resources",), "apply": ("resources",), "adopt": ("patterns",),
+    "declare": ("resources",), "apply": ("resources",), "adopt": ("patterns",), "redo": ("change",),
     "group_check": ("fence", "resources"), "group_apply": ("fence", "group", "resources", "message", "left_ns"),
     "group_vote": ("fence", "group", "action", "ballot"), "fleet_seen": ("fence", "seq", "holds"),
     "group_decide": ("fence", "group", "ballot", "decision", "action"), "group_extend": ("fence", "group", "left_ns"),
@@ -171,12 +171,19 @@ class Requests:
                 args = {**args, **self._checked(args)}
             args.pop("blobs", None)
         elif op == "rollback":
-            to_seq = args.pop("to_seq", None)
+            to_seq, trials = args.pop("to_seq", None), args.pop("trials", None)
+            if trials is not None and to_seq is None:
+                raise UsageError("trials are kept or ended when an earlier state is restored")
             if to_seq is not None:
                 if not client.admin:
                     raise DeniedError("restoring an earlier state needs the role admin")
-                self._rollback_to(client, token, to_seq, args)
+                self._rollback_to(client, token, to_seq, {**args, "trials": trials})
                 return
+        elif op == "redo":
+            if not client.admin:
+                raise DeniedError("to apply again what was rolled back needs the role admin")
+            self._redo(client, token, args)
+            return
         agent.ask(client, token, Asked(*agent.now(), token, op, args, client.caller))
 
     def _checked(self, args: dict[str, Any]) -> dict[str, Any]:
@@ -241,8 +248,26 @@ class Requests:
                     return Result(0, lambda t, w: agent.failed_read(client, token, error, t, w))
                 wanted = {r: wanted[r] for r in targets}
             asked = {"resources": wanted, "prune": not targets, "take": True, "dry_run": args.get("dry_run", False),
-                     "cause": "rollback", "to_seq": to_seq, "force": args.get("force", False)}  # fmt: skip
+                     "cause": "rollback", "to_seq": to_seq, "force": args.get("force", False),
+                     "trials": args["trials"]}  # fmt: skip
             return Result(0, lambda t, w: Asked(t, w, token, "declare", asked, client.caller))
+
+        agent.expect(client, token)
+        agent.worker.call(self._answering(client, token, work))
+
+    def _redo(self, client: Client, token: int, args: dict[str, Any]) -> None:
+        """Apply again what a rollback took back: what was on the machine when the newest rollback of it began."""
+        agent, change = self.agent, args["change"]
+
+        def work() -> Result:
+            resources = rolled_back_state(agent.journal.path, change)
+            lacking = [r for r, attrs in resources.items() if attrs is not None and "sha256" in attrs
+                       and agent.worker.blobs(attrs["sha256"]) is None]  # fmt: skip
+            if lacking:
+                raise PactError(f"the content of {lacking[0]} is not in the store any more; nothing was applied")
+            asked = {"resources": {r: Declared(attrs).to_json() for r, attrs in resources.items()},
+                     "dry_run": args.get("dry_run", False), "message": args.get("message") or f"redo of {change}"}
+            return Result(0, lambda t, w: Asked(t, w, token, "apply", asked, client.caller))
 
         agent.expect(client, token)
         agent.worker.call(self._answering(client, token, work))
@@ -427,6 +452,19 @@ class Requests:
             yield b'{"end":true}'
 
         client.stream(lines())
+
+
+def rolled_back_state(path: str, change: str) -> dict[str, Attrs | None]:
+    """What the newest rollback of a change found on the machine, and took back. Raises UsageError if there was none."""
+    journal = SqliteJournal(path, read_only=True)
+    try:
+        for body, _ in journal.newest(None, type_="rollback_started"):
+            data = orjson.loads(body)["data"]
+            if data["change"] == change:
+                return {s["id"]: s["actual"] for s in data["plan"]}
+    finally:
+        journal.close()
+    raise UsageError(f"no rollback of {change} is on record", "pact log --type rollback_started")
 
 
 def _written(target: str) -> str:

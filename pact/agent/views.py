@@ -16,7 +16,7 @@ import orjson
 
 from pact._fast import syscalls
 from pact.core import change as life
-from pact.core.change import Change
+from pact.core.change import Change, Member
 from pact.core.events import Caller
 from pact.core.node import Node
 from pact.core.records import rfc3339
@@ -63,6 +63,10 @@ def status(node: Node, caller: Caller, *, now_ns: int, wall_ns: int, observers: 
              "ends": _wall(h.ends_ns, now_ns, wall_ns)} for h in state.holds.values()
         ],
         "journal": dict(journal), "window_s": round(state.windows.now_w / 1e9, 3),
+        "trials": [
+            {"resource": r, "by": t.owner["user"], "ends": _wall(t.expires_ns, now_ns, wall_ns)}
+            for r, t in sorted(state.ttls.items())
+        ],
         "unreadable_resources": dict(list(node.unreadable.items())[:20]),
     }  # fmt: skip
     pending = list(unrecorded)
@@ -86,6 +90,7 @@ def change_json(node: Node, change: Change, caller: Caller, now_ns: int, wall_ns
         "id": change.id, "state": change.state,
         "owner": {"user": owner.user, "uid": owner.uid, "session": owner.session,
                   "command": command_for(caller, owner.uid, owner.command)},
+        "also": also_of(caller, change.members.values()),
         "resources": sorted(change.members), "opened": _wall(change.opened_ns, now_ns, wall_ns),
         "deadline": None if deadline_ns is None else _wall(deadline_ns, now_ns, wall_ns),
         "remaining_s": None if deadline_ns is None else round(max(0, deadline_ns - now_ns) / 1e9, 3),
@@ -93,6 +98,13 @@ def change_json(node: Node, change: Change, caller: Caller, now_ns: int, wall_ns
         "magnitude": round(magnitude(change.sum_n), 6),
         "holds": [h.id for h in node.state.held_by(change.id)], "group": change.group or None,
     }  # fmt: skip
+
+
+def also_of(caller: Caller, members: Iterable[Member]) -> list[dict[str, Any]]:
+    """Who else wrote these since they last conformed.  # C9"""
+    others = {o["key"]: o for m in members for o in m.also}
+    return [{"user": o["user"], "uid": o["uid"], "command": command_for(caller, o["uid"], o["command"])}
+            for o in others.values()]  # fmt: skip
 
 
 def command_for(caller: Caller, uid: int | None, command: str) -> str:
@@ -154,7 +166,7 @@ def _diff_one(node: Node, caller: Caller, resource: str, blobs: Blobs) -> dict[s
         "change": change.id,
         "owner": {"user": owner.user, "uid": owner.uid, "session": owner.session,
                   "command": command_for(caller, owner.uid, member.command)},
-        "seen": member.seen,
+        "also": also_of(caller, [member]), "moved_with": member.moved_with or None, "seen": member.seen,
         "diff": None if hide else text_diff(resource, declared.attrs, member.actual, blobs, name),
         **({"hidden": True} if hide else {}),
     }  # fmt: skip

@@ -287,12 +287,15 @@ def probe(
         if not isinstance(seen, Unreadable) and distance_n(step.id, step.target, seen) != 0:
             differing.append(replace(step, actual=seen))
     leaving = {s.id for s in differing if s.target is None}
+    brings_modules = any(s.id.startswith("module:") and s.target is not None for s in differing)
     refusals, saves = [], {}
     for step in differing:
         kind, name = split_id(step.id)
         saved = KINDS[kind].preflight(name, step, keep)
         saves[step.id] = {k: v for k, v in saved.save.items() if k != "files"}
         saves.update(saved.save.get("files", {}))  # what lies in a mount that is taken off
+        if step.id.startswith("sysctl:") and step.actual is None and brings_modules:
+            continue  # a module of the plan may bring it
         if saved.refusal and not _emptied_by_plan(name, saved.refusal, leaving):
             refusals.append(saved.refusal)
     if differing and consumers and not force:

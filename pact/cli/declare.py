@@ -10,8 +10,8 @@ from functools import cache
 from typing import Any
 
 from pact.cli.client import ask, stream
-from pact.cli.outcome import finish, planned, show_converged, show_moved
-from pact.cli.render import clean, emit, say, spoken, until
+from pact.cli.outcome import finish, show_applied, show_converged
+from pact.cli.render import clean, emit, say
 from pact.errors import EXIT_DONE, DeclaredError
 from pact.resources.toml import DeclaredSet, Ignore, parse_text, read_file
 
@@ -44,16 +44,8 @@ def declare(args: argparse.Namespace) -> int:
 
 def apply(args: argparse.Namespace) -> int:
     answer = ask(args.socket, "apply", **_read(args.file), dry_run=args.dry_run, message=args.message)
-    result = answer.result
     if not args.json:
-        for step in result.get("plan", ()):
-            say(f"  would {planned(step)}")
-        for why in result.get("refused", ()):
-            say(f"would be refused: {spoken(why)}")
-        if result.get("change"):
-            window = f", to be committed{until(result['deadline'])}" if result.get("deadline") else ""
-            say(f"applied {len(result['applied'])} as {result['change']}{window}")
-        show_moved(result)
+        show_applied(answer.result)
     return finish(args, answer)
 
 

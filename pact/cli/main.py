@@ -26,8 +26,8 @@ time, or they are rolled back to declared state. Larger drift has less time."""
 
 #: Commands that can be sent to other nodes.
 FAR: Final = frozenset({
-    "nodes", "groups", "status", "diff", "commit", "rollback", "extend", "apply", "declare", "adopt", "consumers",
-    "show", "hold", "emergency", "log", "watch", "check",
+    "nodes", "groups", "status", "diff", "commit", "rollback", "extend", "redo", "apply", "declare", "adopt",
+    "consumers", "show", "hold", "emergency", "log", "watch", "check",
 })  # fmt: skip
 
 
@@ -107,11 +107,18 @@ def build() -> argparse.ArgumentParser:
     sub.add_argument("--force", action="store_true", help="although a hold was placed or a package manager works; of "
                      "a group: without members that do not answer")  # fmt: skip
     sub.add_argument("--to", type=whole, metavar="SEQ", help="restore the declared state of an earlier journal record")
+    sub.add_argument("--trials", choices=["keep", "end"], help="with --to: what becomes of commits that have an end")
     _missing(sub, False)
 
     sub = add("extend", "move a deadline later; reopens what is blocked or failed")
     _missing(sub, False)
     sub.add_argument("words", nargs="+", metavar="[CHANGE...] D", help="changes, then the duration (90, 15m, 4h, 2d)")
+    _shared(sub)
+
+    sub = add("redo", "apply again what was rolled back, as a new change with its own window")
+    sub.add_argument("change", metavar="CHANGE", help="the change as it was called: c12")
+    sub.add_argument("--dry-run", action="store_true", help="show what would change")
+    sub.add_argument("-m", "--message", default="", metavar="TEXT", help="what for")
 
     sub = add("apply", "make the changes in FILE now, as one change with its own window")
     sub.add_argument("file", metavar="FILE")
@@ -185,6 +192,11 @@ def _missing(sub: argparse.ArgumentParser, taken: bool = True) -> None:
 def _targets(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("targets", nargs="*", metavar="CHANGE|ID", help="default: your own changes")
     sub.add_argument("--all", action="store_true", help="every change that you may settle")
+    _shared(sub)
+
+
+def _shared(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--shared", action="store_true", help="also what others have changed too; they are told")
 
 
 def _emergency(sub: argparse.ArgumentParser) -> None:
@@ -193,13 +205,17 @@ def _emergency(sub: argparse.ArgumentParser) -> None:
     start.add_argument("--reason", required=True, metavar="TEXT")
     _far(start, again=True)
     start.add_argument("--for", dest="for_ns", type=duration, metavar="D", help="default 4h")
-    end = actions.add_parser("end", help="settle what is yours; the rest starts a new window")
+    end = actions.add_parser("end", help="settle what is yours and what came since; the rest starts a new window")
     _far(end, again=True)
     how = end.add_mutually_exclusive_group(required=True)
     how.add_argument("--commit", action="store_const", dest="how", const="commit")
     how.add_argument("--rollback", action="store_const", dest="how", const="rollback")
     end.add_argument("-m", "--message", default="", metavar="TEXT")
     end.add_argument("--force", action="store_true", help="although another person started it")
+    end.add_argument("--all", action="store_true", help="also other people's changes from before the emergency")
+    _shared(end)
+    end.add_argument("--dry-run", action="store_true", help="show what it would settle; change nothing")
+    end.add_argument("--yes", action="store_true", help="do not ask on a terminal")
 
 
 def _hold(sub: argparse.ArgumentParser) -> None:
@@ -264,7 +280,7 @@ def _handler(name: str) -> Callable[[argparse.Namespace], int]:
         from pact.cli import look as module
     elif name in ("log", "watch", "show"):
         from pact.cli import history as module
-    elif name in ("commit", "rollback", "extend", "emergency", "hold"):
+    elif name in ("commit", "rollback", "extend", "redo", "emergency", "hold"):
         from pact.cli import settle as module
     else:
         from pact.cli import declare as module

@@ -7,7 +7,7 @@ import sys
 from typing import Any, Final
 
 from pact.cli.client import Answer
-from pact.cli.render import clean, emit, holders_table, say, spoken
+from pact.cli.render import clean, emit, holders_table, say, spoken, until
 
 MOVED_MAX: Final = 10
 
@@ -32,6 +32,18 @@ def show_moved(result: dict[str, Any]) -> None:
         say(f"{clean(resource)} moved with it")
     if len(result.get("moved", ())) > MOVED_MAX:
         say(f"and {len(result['moved']) - MOVED_MAX} more moved with it")
+
+
+def show_applied(result: dict[str, Any]) -> None:
+    """What an application did or would do."""
+    for step in result.get("plan", ()):
+        say(f"  would {planned(step)}")
+    if result.get("applied"):
+        window = f", to be committed{until(result['deadline'])}" if result.get("deadline") else ""
+        say(f"applied {len(result['applied'])} as {result['change']}{window}")
+    show_moved(result)
+    if result.get("consumers"):
+        holders_table(result["consumers"])
 
 
 def planned(step: dict[str, Any]) -> str:
@@ -59,6 +71,11 @@ def show_converged(result: dict[str, Any]) -> None:
     show_moved(result)
     if result["forgotten"]:
         say(f"{'would forget' if result.get('dry_run') else 'forgot'} {len(result['forgotten'])}")
+    trials = result.get("trials") or {}
+    for resource in trials.get("kept", ()):
+        say(f"kept as it is, committed for a time: {clean(resource)}")
+    for resource in trials.get("ended", ()):
+        say(f"{'would end' if result.get('dry_run') else 'ended'} the trial of {clean(resource)}")
     if result["in_changes"]:
         say(f"not converged, they belong to open changes (--take): {', '.join(map(clean, result['in_changes'][:5]))}")
     for why in result.get("refused", ()):

@@ -10,12 +10,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from pact.core import access, groups, membership
+from pact.core import access, groups, membership, undoing
 from pact.core import change as life
 from pact.core.events import AGENT_CALLER, Acted, Asked, Discover, Discovered, Probe, Probed, Sighting
 from pact.core.plan import Step, ordered
 from pact.core.settle import holder_text, refuse_held_or_busy
-from pact.errors import EXIT_BLOCKED, EXIT_FAILED, ConflictError, PactError, UsageError
+from pact.errors import EXIT_BLOCKED, EXIT_FAILED, BlockedError, ConflictError, PactError, UsageError
 from pact.model import Declared, Observation, Owner, Unreadable
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ def asked_declare(node: Node, event: Asked) -> None:
     resources: Mapping[str, Any] = event.args["resources"]
     take, back = bool(event.args.get("take")), event.args.get("cause") == "rollback"
     declared = {r: Declared.from_json(v) for r, v in resources.items()}
+    kept = _trials_kept(node, event, declared) if back else ()
+    declared = {r: d for r, d in declared.items() if r not in kept}
     in_changes, probe = [], []
     for resource in declared:
         change = state.change_of(resource)
@@ -48,7 +50,9 @@ def asked_declare(node: Node, event: Asked) -> None:
             in_changes.append(resource)
         else:
             probe.append(resource)
-    forgotten = [r for r in state.declared_ids() if r not in declared] if event.args.get("prune") else []
+    forgotten = [r for r in state.declared_ids() if r not in declared and r not in kept] if event.args.get(
+        "prune") else []  # fmt: skip
+    ended = [r for r in [*declared, *forgotten] if r in state.ttls]
     node.refuse_intended([*declared, *forgotten])
     for resource in forgotten:
         change = state.change_of(resource)
@@ -59,9 +63,27 @@ def asked_declare(node: Node, event: Asked) -> None:
     steps = ordered(
         Step(r, declared[r].attrs, None, declared[r].requires, declared[r].consumers) for r in probe
     )
-    args = {**event.args, "forgotten": forgotten, "in_changes": in_changes, "declared": declared}
+    args = {**event.args, "forgotten": forgotten, "in_changes": in_changes, "declared": declared,
+            "trials": {"kept": sorted(kept), "ended": sorted(ended)}}  # fmt: skip
     job = node.job("declare", event.caller, token=event.token, ids=tuple(probe), args=args, steps=steps)
     node.emit(Probe(job.n, steps, consumers=state.settings.enforce))
+
+
+def _trials_kept(node: Node, event: Asked, declared: Mapping[str, Declared]) -> frozenset[str]:
+    """Which commits with an end a return to an earlier state leaves as they are. It neither ends one nor makes it last
+    for good in silence. Raises ConflictError that names them where the caller did not say.  # T1"""
+    concerned = [r for r in node.state.ttls if r in declared or event.args.get("prune")]
+    how = event.args.get("trials")
+    if how not in (None, "keep", "end"):
+        raise UsageError("trials are kept or ended: keep, end")
+    if not concerned or how == "end":
+        return frozenset()
+    if how == "keep":
+        return frozenset(concerned)
+    named = ", ".join(f"{r} (until {node.wall_of(node.state.ttls[r].expires_ns)[:19]}Z)" for r in concerned[:5])
+    more = f" and {len(concerned) - 5} more" if len(concerned) > 5 else ""
+    raise ConflictError(f"these are committed for a time: {named}{more}",
+                        "say what becomes of them: --trials keep, or --trials end")  # fmt: skip
 
 
 def probed_declare(node: Node, job: Job, event: Probed) -> None:
@@ -80,11 +102,15 @@ def probed_declare(node: Node, job: Job, event: Probed) -> None:
     result = {
         "resources": len(declared), "forgotten": args["forgotten"], "in_changes": sorted(args["in_changes"]),
         "converge": [s.to_json() for s in steps], "unreadable": _unreadable(event.sightings),
-        "consumers": [h.to_json() for h in event.holders],
+        "consumers": [h.to_json() for h in event.holders], "trials": args["trials"],
     }  # fmt: skip
-    if args.get("dry_run"):
+    if args.get("dry_run"):  # it ends as the real one would
         node.finish(job)
-        node.reply(job.token, {**result, "dry_run": True, "refused": list(event.refusals)})
+        why = holder_text(event.holders) if event.holders else "; ".join(event.refusals[:5])
+        problems = why or "; ".join(f"{r}: {text}" for r, text in list(result["unreadable"].items())[:5])
+        node.reply(job.token, {**result, "dry_run": True, "refused": list(event.refusals)},
+                   EXIT_BLOCKED if event.holders else EXIT_FAILED if problems else 0,
+                   f"this would not be done: {problems}" if problems else "")  # fmt: skip
         return
     if event.holders:
         node.finish(job)
@@ -286,7 +312,7 @@ def begin_apply(node: Node, event: Asked, declared: dict[str, Declared]) -> None
     steps = ordered(Step(r, d.attrs, None, d.requires, d.consumers) for r, d in declared.items())
     job = node.job("apply", event.caller, token=event.token, ids=tuple(declared), steps=steps,
                    args={**event.args, "declared": declared})  # fmt: skip
-    node.emit(Probe(job.n, steps, consumers=False))
+    node.emit(Probe(job.n, steps, consumers=True))
 
 
 def probed_apply(node: Node, job: Job, event: Probed) -> None:
@@ -298,16 +324,20 @@ def probed_apply(node: Node, job: Job, event: Probed) -> None:
             raise ConflictError(f"{resource} is being changed with {change.id}", "try again when it is done")
         if change is not None and not job.args.get("group"):
             groups.require_free(node, change, "apply", False)
-    unread = _unreadable(event.sightings)
-    if unread:
-        raise PactError("nothing was applied; " + "; ".join(f"{r}: {why}" for r, why in list(unread.items())[:5]))
     steps = differing(node, job.steps, event.sightings, declared)
+    try:
+        refuse_what_would_fail(event, "nothing was applied")
+    except PactError as exc:
+        node.finish(job)
+        result: dict[str, Any] = {"consumers": [h.to_json() for h in event.holders]}
+        if job.args.get("dry_run"):
+            result |= {"dry_run": True, "plan": [s.to_json() for s in steps], "refused": list(event.refusals)}
+        node.reply(job.token, result, exc.exit_code, exc.message, exc.hint)
+        return
     if job.args.get("dry_run"):
         node.finish(job)
-        node.reply(job.token, {"dry_run": True, "plan": [s.to_json() for s in steps], "refused": list(event.refusals)})
+        node.reply(job.token, {"dry_run": True, "plan": [s.to_json() for s in steps], "refused": [], "consumers": []})
         return
-    if event.refusals:
-        raise PactError("nothing was applied; " + "; ".join(event.refusals[:5]))
     if not steps:
         node.finish(job)
         node.reply(job.token, {"change": None, "applied": [], "left": {}}, 0, "the machine is so already")
@@ -334,23 +364,35 @@ def probed_apply(node: Node, job: Job, event: Probed) -> None:
     node.act(job, steps, event.saves, put_back=False)
 
 
+def refuse_what_would_fail(event: Probed, what: str) -> None:
+    """All that could be known was asked before anything is touched: raises for any no.  # C7, F5"""
+    unread = [f"{r}: {why}" for r, why in _unreadable(event.sightings).items()]
+    problems = [*unread, *event.refusals]
+    if problems:
+        raise PactError(f"{what}; " + "; ".join(problems[:5]))
+    if event.holders:
+        raise BlockedError(f"{what}; {holder_text(event.holders)}", "let them finish, or leave it out")
+
+
 def acted_apply(node: Node, job: Job, event: Acted) -> None:
+    """Done; or, where a step failed all the same, what was done before it is undone at once.  # C7"""
+    if any(event.results.values()):
+        undoing.undo(node, job, event)
+        return
     node.finish(job)
     assert job.change is not None
     node.sight(event.sightings)
     moved = node.sight_moved(event, job.caller.owner, node.state.changes.get(job.change))
     if job.change in node.state.changes:
         node.window_opened(job.change, reads=event.reads)
-    left = {r: why for r, why in event.results.items() if why}
     change = node.state.changes.get(job.change)
     deadline_ns = None if change is None else node.state.deadline_ns(change)
     node.recheck(job.ids)
     node.reply(job.token, {
-        "change": job.change if change is not None else None,
-        "applied": sorted(r for r, why in event.results.items() if not why), "left": left,
-        "deadline": None if deadline_ns is None else node.wall_of(deadline_ns),
+        "change": job.change if change is not None else None, "applied": sorted(event.results), "left": {},
+        "undone": [], "deadline": None if deadline_ns is None else node.wall_of(deadline_ns),
         "moved": moved, "reads": dict(event.reads),
-    }, EXIT_FAILED if left else 0, "; ".join(f"{r}: {why}" for r, why in list(left.items())[:5]))  # fmt: skip
+    })  # fmt: skip
 
 
 # -- commits with an end --------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from pact.core.membership import OPEN, check_fence
 from pact.core.plan import Step, ordered
 from pact.core.settings import BILLION
 from pact.core.windows import magnitude, square, window
-from pact.errors import ConflictError, PactError
+from pact.errors import ConflictError
 from pact.model import Declared, Unreadable
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def asked_check(node: Node, event: Asked) -> None:
     steps = ordered(_step(r, d) for r, d in declared.items())
     job = node.job("group_check", event.caller, token=event.token, ids=tuple(declared), steps=steps,
                    args={**event.args, "declared": declared})  # fmt: skip
-    node.emit(Probe(job.n, steps, consumers=False))
+    node.emit(Probe(job.n, steps, consumers=True))
 
 
 def _step(resource: str, declared: Declared) -> Step:
@@ -51,7 +51,7 @@ def _refuse_busy(node: Node, resources: Iterable[str], group: str) -> None:
 def probed_check(node: Node, job: Job, event: Probed) -> None:
     node.finish(job)
     declared: dict[str, Declared] = job.args["declared"]
-    refuse_unread(event, "nothing was applied")
+    declaring.refuse_what_would_fail(event, "nothing was applied")
     steps = declaring.differing(node, job.steps, event.sightings, declared)
     seen = {s.resource: s.observation for s in event.sightings}
     total = 0
@@ -68,13 +68,6 @@ def probed_check(node: Node, job: Job, event: Probed) -> None:
         "window_ns": max(shortest_ns, window(total, s.base_ns, s.sensitivity_n)), "enforce": s.enforce,
         "newest": max((int(g[1:]) for g in [*node.state.groups, *node.state.groups_done]), default=0),
     })  # fmt: skip
-
-
-def refuse_unread(event: Probed, what: str) -> None:
-    unread = [f"{s.resource}: {s.observation.why}" for s in event.sightings if isinstance(s.observation, Unreadable)]
-    problems = [*unread, *event.refusals]
-    if problems:
-        raise PactError(f"{what}; " + "; ".join(problems[:5]))
 
 
 def asked_apply(node: Node, event: Asked) -> None:

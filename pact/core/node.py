@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, Protocol
 
 from pact.core import change as life
-from pact.core import declaring, groups, joining, settle, suspend
+from pact.core import declaring, groups, joining, settle, suspend, undoing
 from pact.core.change import Change
 from pact.core.events import (
     AGENT_CALLER,
@@ -655,6 +655,7 @@ _ANSWERS: Final[Mapping[tuple[type, str], Callable[[Node, Job, Any], None]]] = {
     (Acted, "declare"): declaring.acted_declare,
     (Probed, "apply"): declaring.probed_apply,
     (Acted, "apply"): declaring.acted_apply,
+    (Acted, "undo"): undoing.acted_undo,
     (Discovered, "adopt"): declaring.discovered_adopt,
     (Acted, "boot"): declaring.acted_boot,
     (Probed, "group_check"): joining.probed_check,

@@ -292,10 +292,13 @@ def probed_rollback(node: Node, job: Job, event: Probed) -> None:
     unread = [f"{s.resource} cannot be read: {s.observation.why}" for s in event.sightings
               if isinstance(s.observation, Unreadable)]  # fmt: skip
     refusals = [*unread, *event.refusals]
-    if job.args["dry"]:
+    if job.args["dry"]:  # it ends as the real one would
+        why = holder_text(event.holders) if event.holders else "; ".join(refusals[:5])
         _done(node, job, {
             "change": change.id, "plan": [s.to_json() for s in job.steps], "refused": refusals,
-            "consumers": [h.to_json() for h in event.holders]})  # fmt: skip
+            "consumers": [h.to_json() for h in event.holders]},
+            EXIT_BLOCKED if event.holders else EXIT_FAILED if refusals else EXIT_DONE,
+            f"the rollback of {change.id} would not be done: {why}" if why else "")  # fmt: skip
     elif event.holders:
         block(node, job, change, "consumers", event.holders)
     elif refusals:

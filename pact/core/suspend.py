@@ -5,13 +5,14 @@ Precedence: observe mode over emergency over hold over window.  # P1
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
 
 from pact.core import access, membership, settle
 from pact.core import change as life
 from pact.core.events import Asked, FleetTold
-from pact.core.select import select_one
-from pact.core.state import Hold
+from pact.core.select import require_shared, select_one
+from pact.core.state import Emergency, Hold
 from pact.errors import ConflictError, DeniedError, UsageError
 from pact.model import NS_PER_S, Owner
 
@@ -55,7 +56,9 @@ def asked_emergency_start(node: Node, event: Asked) -> None:
 
 
 def asked_emergency_end(node: Node, event: Asked) -> None:
-    """End it, and settle what the caller may settle; the rest starts a new window.  # E3"""
+    """End it, and settle the caller's own changes and what came during the emergency, as far as he may settle it; with
+    ``all`` everything that he may. The rest starts a new window. ``dry_run`` says what that would be.  # E3
+    """
     access.require(event.caller, "ops", "emergency")
     state, how = node.state, event.args.get("how")
     emergency = state.emergency
@@ -66,14 +69,37 @@ def asked_emergency_end(node: Node, event: Asked) -> None:
     mine_to_end = emergency.key == event.caller.owner.key or emergency.by == event.caller.owner.user
     if not mine_to_end and not event.args.get("force"):
         raise DeniedError(f"the emergency was started by {emergency.by}", "use --force if you must")
-    mine = {
-        c.id: list(c.members) for c in state.changes.values()
-        if c.members and c.state != life.ROLLING and not (c.intents or c.group) and access.may_settle(event.caller, c)
-    }  # fmt: skip
+    picked = _to_settle(node, event, emergency)
+    if event.args.get("dry_run"):
+        node.reply(event.token, {"how": how, "would": _described(node, picked), "left": [
+            {"change": c.id, "owner": c.owner.user} for c in state.changes.values() if c.members and c.id not in picked
+        ]})  # fmt: skip
+        return
+    require_shared(node, event, picked, "emergency end")
+    mine = {cid: list(ids) for cid, ids in picked.items()}
     if how == "commit":
         _end_with_commit(node, event, mine)
     else:
         _end_with_rollback(node, event, mine)
+
+
+def _to_settle(node: Node, event: Asked, emergency: Emergency) -> dict[str, list[str]]:
+    picked: dict[str, list[str]] = {}
+    for change in node.state.changes.values():
+        mine = access.may_settle(event.caller, change)
+        if not mine or change.state == life.ROLLING or change.intents or change.group:
+            continue
+        ids = list(change.members)
+        if not event.args.get("all") and not event.caller.owns(change.owner):
+            ids = [r for r, m in change.members.items() if m.opened_ns >= emergency.started_ns]
+        if ids:
+            picked[change.id] = change.bound_together(ids)
+    return picked
+
+
+def _described(node: Node, picked: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
+    return [{"change": cid, "owner": node.state.changes[cid].owner.user, "resources": sorted(ids)}
+            for cid, ids in picked.items()]  # fmt: skip
 
 
 def _end_with_commit(node: Node, event: Asked, mine: dict[str, list[str]]) -> None:

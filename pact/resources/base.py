@@ -106,7 +106,8 @@ class Kind(ABC):
         return name
 
     def preflight(self, name: str, step: Step, keep: Keep) -> Saved:
-        """Before anything is touched: may this step run, and what must be kept of the present state?"""
+        """Before anything is touched: could this step be done, as far as that can be known, and what must be kept of
+        the present state?"""
         return Saved(save={"attrs": step.actual})
 
     def in_use(self, name: str, step: Step) -> bool | None:

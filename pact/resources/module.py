@@ -22,6 +22,7 @@ from pact.resources.base import (
     Found,
     Keep,
     Kind,
+    Saved,
     common,
     errno_text,
     export_common,
@@ -32,6 +33,7 @@ from pact.resources.base import (
 NAME: Final = re.compile(r"[A-Za-z0-9_]+\Z")
 MODPROBE_TIMEOUT_S: Final = 60
 PARAMETERS_MAX: Final = 256
+BUILT_IN: Final = "it is built into the kernel"
 
 
 class Module(Kind):
@@ -120,7 +122,7 @@ class Module(Kind):
     def restore(self, name: str, step: Step, blobs: Blobs) -> None:
         if step.target is None:
             if not os.path.exists(f"{self.sys}/{name}/initstate"):
-                raise RestoreError("it is built into the kernel")
+                raise RestoreError(BUILT_IN)
             run_tool("modprobe", MODPROBE_TIMEOUT_S, [self.modprobe, "-r", "--", name])
             return
         wanted = step.target.get("parameters", {})
@@ -135,6 +137,22 @@ class Module(Kind):
                         f.write(value)
                 except OSError as exc:
                     raise RestoreError(f"parameter {key}: {os.strerror(exc.errno or 0).lower()}; reload it") from None
+
+    def preflight(self, name: str, step: Step, keep: Keep) -> Saved:
+        """Whether modprobe would find it; nothing is loaded to find out."""
+        save = {"attrs": step.actual}
+        if step.target is not None and step.actual is None:
+            try:
+                run_tool("modprobe", MODPROBE_TIMEOUT_S, [self.modprobe, "--dry-run", "--", name])
+            except RestoreError as exc:
+                return Saved(f"{step.id}: {exc.message}", save)
+        if step.target is None and step.actual is not None and not os.path.exists(f"{self.sys}/{name}/initstate"):
+            return Saved(f"{step.id}: {BUILT_IN}", save)
+        wanted, have = (a.get("parameters", {}) if a else {} for a in (step.target, step.actual))
+        for key, value in wanted.items() if step.actual is not None else ():
+            if not _same(have.get(key), value) and not os.access(f"{self.sys}/{name}/parameters/{key}", os.W_OK):
+                return Saved(f"{step.id}: parameter {key} can only be set when it is loaded: reload it", save)
+        return Saved("", save)
 
     def in_use(self, name: str, step: Step) -> bool | None:
         if step.target is not None or step.actual is None:

@@ -22,6 +22,7 @@ from pact.resources.base import (
     Keep,
     Kind,
     RestoreError,
+    Saved,
     common,
     errno_text,
     export_common,
@@ -32,6 +33,8 @@ from pact.resources.sysctl_text import dotted, fold, same, why_not_literal
 
 ROOT: Final = b"/proc/sys/"
 VALUE_MAX: Final = 65536
+NO_SUCH: Final = "the kernel has no such sysctl; is its module loaded?"
+CANNOT_GO: Final = "a sysctl cannot be removed; unload the module that brings it"
 
 #: Writing these acts, cannot be taken back, or they are secrets and identities: adopted only by name.
 TRIGGERS: Final = (
@@ -135,15 +138,28 @@ class Sysctl(Kind):
 
     def restore(self, name: str, step: Step, blobs: Blobs) -> None:
         if step.target is None:
-            raise RestoreError("a sysctl cannot be removed; unload the module that brings it")
+            raise RestoreError(CANNOT_GO)
         try:
             fd = os.open(path_of_name(name), os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except FileNotFoundError:
-            raise RestoreError("the kernel has no such sysctl; is its module loaded?") from None
+            raise RestoreError(NO_SUCH) from None
         try:
             os.write(fd, step.target["value"].encode() + b"\n")
         finally:
             os.close(fd)
+
+    def preflight(self, name: str, step: Step, keep: Keep) -> Saved:
+        """Whether the kernel has it and lets it be set. Whether it takes the value can only be found out by writing."""
+        save = {"attrs": step.actual}
+        if step.target is None:
+            return Saved("", save) if step.actual is None else Saved(f"{step.id}: {CANNOT_GO}", save)
+        if step.actual is None:
+            return Saved(f"{step.id}: {NO_SUCH}", save)
+        try:
+            writable = os.lstat(path_of_name(name)).st_mode & 0o222
+        except OSError as exc:
+            return Saved(f"{step.id}: {errno_text('sysctl', exc)}", save)
+        return Saved("" if writable else f"{step.id}: the kernel lets nobody set it", save)
 
     def secret(self, attrs: Attrs | None) -> bool:
         return bool(attrs and attrs.get("secret"))

@@ -231,7 +231,7 @@ def test_no_help_offers_what_is_not_taken(agent: Agent) -> None:
 def test_a_dry_run_does_not_say_that_a_sysctl_would_be_created(agent: Agent) -> None:
     text = b'[sysctl]\n"net.nonesuch" = 1\n'
     for command in ("apply", "declare"):
-        said = agent.pact(command, "-", "--dry-run", input=text).out
+        said = agent.pact(command, "-", "--dry-run", input=text, check=1).out
         assert "create" not in said and "set      sysctl:net.nonesuch: the kernel has no such sysctl now" in said, said
 
 

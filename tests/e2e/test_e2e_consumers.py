@@ -193,7 +193,7 @@ def test_declare_stopped_by_a_consumer_records_nothing(agent: Agent) -> None:
     assert "nothing was declared" in said and "python" in said
     assert [(h["pid"], h["user"]) for h in done.json()["consumers"]] == [(holder.pid, "root")]
     assert agent.status()["journal"]["seq"] == seq and agent.world.path(path).read_text() == "declared\n"
-    dry = agent.declare(f'[file."{path}"]\ncontent = "new\\n"\n', "--dry-run").json()
+    dry = agent.declare(f'[file."{path}"]\ncontent = "new\\n"\n', "--dry-run", check=10).json()
     assert [h["pid"] for h in dry["consumers"]] == [holder.pid]
     agent.world.end(holder)
     agent.declare(f'[file."{path}"]\ncontent = "new\\n"\n')

@@ -165,7 +165,7 @@ def test_rollback_dry_run_shows_the_plan_and_who_is_in_the_way(agent: Agent) -> 
     path = agent.file("dry.conf")
     agent.drift(path)
     holder = agent.world.python(f"f = open({path!r})\nready()")
-    answer = agent.json("rollback", "--dry-run")
+    answer = agent.json("rollback", "--dry-run", check=10)
     (found,) = answer["rolled_back"]
     assert [s["id"] for s in found["plan"]] == [f"file:{path}"] and found["consumers"][0]["pid"] == holder.pid
     assert agent.world.path(path).read_text() == "drifted\n"

@@ -1,0 +1,105 @@
+"""Taking back an ``apply`` of which a step failed: what was done before that is undone at once, in reverse.  # C7
+
+Each resource returns to what it was before the application, which may have been somebody's drift. Nothing is asked
+again: it was just written by pact itself, and what it overwrote is saved with the ``applied`` record. What cannot be
+undone stays as a ``failed`` change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+from pact.core import change as life
+from pact.core.events import Acted, Sighting
+from pact.core.plan import Step
+from pact.errors import EXIT_FAILED
+from pact.model import Attrs, Owner, Unreadable
+
+if TYPE_CHECKING:
+    from pact.core.node import Job, Node
+
+SHOWN_MAX: Final = 5
+
+
+def undo(node: Node, job: Job, event: Acted) -> None:
+    """``event`` says how the application ended: at least one step failed."""
+    cid = job.change
+    assert cid is not None
+    steps = _inverse(node, job, event)
+    holders = {s.id: c.owner for s in job.steps if (c := node.state.change_of(s.id)) is not None and c.id != cid}
+    node.sight(event.sightings)
+    node.sight_moved(event, job.caller.owner, node.state.changes.get(cid))
+    node.finish(job)
+    change = node.state.changes.get(cid)
+    if change is not None and change.intents:
+        node.window_opened(cid)
+    args = {"left": {r: why for r, why in event.results.items() if why}, "holders": holders, "applied": cid}
+    busy = cid if cid in node.state.changes else None
+    undoing = node.job("undo", job.caller, token=job.token, change=busy, ids=tuple(s.id for s in steps), args=args)
+    if not steps:
+        node.finish(undoing)
+        _reply(node, undoing, {})
+        return
+    undoing.steps = steps
+    node.converging[undoing.n] = frozenset(undoing.ids)
+    node.record("converge_started", {"cause": "undo", "plan": [s.to_json() for s in steps]}, job.caller.actor)
+    node.act(undoing, steps, {}, put_back=False)
+
+
+def _inverse(node: Node, job: Job, event: Acted) -> tuple[Step, ...]:
+    """Back to what was there before, the last first; with what the writes moved beside the plan."""
+    seen = {s.resource: s.observation for s in event.sightings}
+    out = []
+    for sighting in event.moved:
+        declared, member = node.state.declared(sighting.resource), node.state.change_of(sighting.resource)
+        if declared is not None and not isinstance(sighting.observation, Unreadable):
+            before = declared.attrs if member is None else member.members[sighting.resource].actual
+            out.append(Step(sighting.resource, before, sighting.observation))
+    for step in reversed(job.steps):
+        now: Attrs | Unreadable | None = seen.get(step.id, step.actual)
+        if not isinstance(now, Unreadable) and now != step.actual:
+            out.append(Step(step.id, step.actual, now))
+    return tuple(out)
+
+
+def acted_undo(node: Node, job: Job, event: Acted) -> None:
+    node.finish(job)
+    results = dict(event.results)
+    node.record("converged", {"results": {r: why or "restored" for r, why in results.items()}, "cause": "undo"},
+                job.caller.actor)  # fmt: skip
+    holders: Mapping[str, Owner] = job.args["holders"]
+    node.sight(replace(s, owner=holders.get(s.resource)) if s.resource in holders and not results.get(s.resource) else s
+               for s in event.sightings)  # fmt: skip  # what was another's drift is his again
+    node.sight(Sighting(s.resource, s.observation) for s in event.moved)
+    node.recheck(job.ids)
+    stays = {r: why for r, why in results.items() if why}
+    change = node.state.changes.get(job.args["applied"])
+    if stays and change is not None and change.can("start") and change.state != life.ROLLING:
+        reason = "; ".join(f"{r}: {why}" for r, why in list(stays.items())[:SHOWN_MAX])
+        plan = [s.to_json() for s in node.steps_for(change.members)]
+        node.record("rollback_started", {"change": change.id, "cause": "undo", "owner": change.owner.to_json(),
+                                         "skipped": [], "plan": plan, "saves": {}}, job.caller.actor)  # fmt: skip
+        node.record("rollback_failed", {"change": change.id, "cause": "undo", "restored": [], "left": stays,
+                                        "reason": f"an application could not be undone: {reason}"}, job.caller.actor)
+    _reply(node, job, results)
+
+
+def _reply(node: Node, job: Job, results: Mapping[str, str]) -> None:
+    left: dict[str, str] = job.args["left"]
+    undone = sorted(r for r, why in results.items() if not why)
+    stays = {r: why for r, why in results.items() if why}
+    why = "; ".join(f"{r}: {text}" for r, text in list(left.items())[:SHOWN_MAX])
+    if stays:
+        text = f"{why}; and these could not be undone: {', '.join(list(stays)[:SHOWN_MAX])}"
+    else:
+        text = f"nothing was applied; {why}"
+    if undone:
+        more = f" and {len(undone) - SHOWN_MAX} more" if len(undone) > SHOWN_MAX else ""
+        text += f"; undone: {', '.join(undone[:SHOWN_MAX])}{more}"
+    cid = job.args["applied"] if stays else None
+    node.reply(job.token, {
+        "change": cid, "applied": [], "left": {**left, **stays}, "undone": undone, "deadline": None, "moved": [],
+        "reads": {},
+    }, EXIT_FAILED, text, f"settle {cid}: pact status" if cid else "")  # fmt: skip
