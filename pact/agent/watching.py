@@ -51,6 +51,7 @@ class Watching:
         self.bad: dict[str, str] = {}  # declared by an older version, under names that nothing can have
         self.remote = RemotePlaces()
         self.covered: dict[str, tuple[Attrs, Owner | None]] = {}
+        self.acting: dict[int, frozenset[str]] = {}  # job under way -> what it restores and verifies itself
         self._points: set[bytes] | None = None
         self._delayed: dict[str, tuple[int, Owner | None]] = {}
         self._paced: dict[str, tuple[int, int]] = {}  # resource -> (recorded at, pause after it)
@@ -126,8 +127,7 @@ class Watching:
         events = self.observers.drain(DRAIN_BATCH_MAX)
         for event in events:
             if isinstance(event, Touched):
-                if not event.own:
-                    self._touched(event)
+                self._touched(event)
             elif isinstance(event, MountsChanged):
                 owner = owner_of(event.writer) if event.writer is not None else None
                 self.refresh_mounts(owner)
@@ -144,8 +144,13 @@ class Watching:
     def _touched(self, event: Touched) -> None:
         for kind in KINDS.values():
             name = kind.of_path(event.path)
-            if name is not None and f"{kind.name}:{name}" in self._key_of:
-                self.touch(f"{kind.name}:{name}", owner_of(event.writer) if event.writer is not None else None)
+            resource = f"{kind.name}:{name}"
+            if name is None or resource not in self._key_of:
+                continue
+            if not event.own:
+                self.touch(resource, owner_of(event.writer) if event.writer is not None else None)
+            elif not any(resource in verified for verified in self.acting.values()):
+                self.touch(resource, None)  # what pact's own act did to others: whose that is, the core says
 
     def touch(self, resource: str, owner: Owner | None) -> None:
         """It may have changed; an identified writer is not forgotten for one that is not."""

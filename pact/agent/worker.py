@@ -17,13 +17,15 @@ from typing import Any, Final
 
 from pact.agent.clock import Clock, boottime_ns
 from pact.agent.notify import log
+from pact.core import below
 from pact.core.events import Act, Acted, Discover, Discovered, Event, Look, Looked, Probe, Probed, Sighting
 from pact.core.plan import Step
 from pact.errors import PactError, RestoreError, UsageError
 from pact.model import NS_PER_S, Attrs, Declared, Holder, Observation, Unreadable, decode_name, encode_name, split_id
 from pact.resources import KINDS, kind_of
-from pact.resources.base import Blobs, Keep, errno_text
+from pact.resources.base import Blobs, Keep
 from pact.resources.consumers import find_holders
+from pact.resources.locks import package_locks
 from pact.resources.sweep import sweep
 from pact.resources.toml import Ignore
 
@@ -31,6 +33,7 @@ ROUNDS_MAX: Final = 3
 CHUNK_RESOURCES: Final = 250
 CHUNK_BYTES: Final = 4 << 20
 RESULTS_MAX: Final = 1
+NAMED_MAX: Final = 5
 #: No job takes as long as this unless something hangs: a tool is killed after a minute.
 STUCK_NS: Final = 90 * NS_PER_S
 #: So many threads may hang before jobs wait for one of them.
@@ -172,10 +175,7 @@ class Worker:
         def work() -> Result:
             keep = Keep(self.file_limit, self.room())
             found = probe(effect.steps, keep, consumers=effect.consumers, force=effect.force)
-            sightings, holders, refusals, saves = found
-            return Result(
-                effect.job, lambda t, w: Probed(t, w, effect.job, sightings, holders, refusals, saves), keep.blobs
-            )
+            return Result(effect.job, lambda t, w: Probed(t, w, effect.job, *found), keep.blobs)
 
         self._guard(effect.job, work)
 
@@ -185,7 +185,7 @@ class Worker:
 
         def work() -> Result:
             results = act(effect.steps, blobs, resumed=effect.resumed)
-            sightings = [Sighting(s.id, observe(s.id)) for s in effect.steps]
+            sightings = [Sighting(r, observe(r)) for r in (*(s.id for s in effect.steps), *effect.beside)]
             return Result(effect.job, lambda t, w: Acted(t, w, effect.job, results, sightings))
 
         try:
@@ -276,16 +276,20 @@ def _through_symlink(name: str) -> bool:
 
 def probe(
     steps: tuple[Step, ...], keep: Keep, *, consumers: bool, force: bool
-) -> tuple[list[Sighting], list[Holder], list[str], dict[str, Any]]:
+) -> tuple[list[Sighting], list[Holder], list[str], dict[str, Any], list[str]]:
     """Observe, find consumers of what differs, keep what would be overwritten. Touches nothing.  # F5, R4"""
-    sightings, differing = [], []
+    sightings, differing, conforming = [], list[Step](), list[Step]()
     for step in steps:
         seen = observe(step.id)
         sightings.append(Sighting(step.id, seen))
         if not isinstance(seen, Unreadable) and distance_n(step.id, step.target, seen) != 0:
             differing.append(replace(step, actual=seen))
+        elif isinstance(seen, dict):
+            conforming.append(replace(step, actual=seen))
+    through = below.carried(differing, (s.id for s in conforming))
+    carried = [s for s in conforming if s.id in through]
     leaving = {s.id for s in differing if s.target is None}
-    refusals, saves = [], {}
+    refusals, saves, notes = [], dict[str, Any](), list[str]()
     for step in differing:
         kind, name = split_id(step.id)
         saved = KINDS[kind].preflight(name, step, keep)
@@ -293,10 +297,34 @@ def probe(
         saves.update(saved.save.get("files", {}))  # what lies in a mount that is taken off
         if saved.refusal and not _emptied_by_plan(name, saved.refusal, leaving):
             refusals.append(saved.refusal)
+    for step in carried:
+        refusal, saves[step.id] = _carry(step, keep)
+        refusals += [refusal] if refusal else []
+    if carried:
+        notes.append(f"{_named([s.id for s in carried])}: seen through what is replaced; brought back below it")
     if differing and consumers and not force:
-        refusals += package_locks()
-    holders = find_holders(differing) if consumers else []
-    return sightings, holders, refusals, saves
+        refusals += package_locks(differing)
+    holders = find_holders([*differing, *carried]) if consumers else []
+    return sightings, holders, refusals, saves, notes
+
+
+def _carry(step: Step, keep: Keep) -> tuple[str, dict[str, Any]]:
+    """Keep what is seen through a link or a mount that gives way: it is brought back below what takes its place."""
+    seen, secret = KINDS["file"].look(split_id(step.id)[1], keep, private=True)  # type: ignore[attr-defined]
+    if seen != step.actual:
+        return f"{step.id} changes while it is read", {"attrs": step.actual}
+    save = {"attrs": seen, "secret": secret}
+    if seen["type"] == "file":
+        if seen["sha256"] not in keep.blobs:
+            why = keep.unkept.get(step.id, f"{seen['size']} bytes are too many to keep a copy of")
+            return f"{step.id} is seen through what is replaced, and cannot be brought back: {why}; move it back", save
+        save["sha256"] = seen["sha256"]
+    return "", save
+
+
+def _named(resources: list[str]) -> str:
+    more = f" and {len(resources) - NAMED_MAX} more" if len(resources) > NAMED_MAX else ""
+    return ", ".join(resources[:NAMED_MAX]) + more
 
 
 def _emptied_by_plan(name: str, refusal: str, leaving: set[str]) -> bool:
@@ -307,52 +335,18 @@ def _emptied_by_plan(name: str, refusal: str, leaving: set[str]) -> bool:
     return all(f"file:{encode_name(path + b'/' + entry)}" in leaving for entry in os.listdir(path))
 
 
-#: Files that package managers lock while they work.
-PACKAGE_LOCKS: Final = (
-    "/var/lib/dpkg/lock-frontend", "/var/lib/dpkg/lock", "/var/lib/rpm/.rpm.lock", "/usr/lib/sysimage/rpm/.rpm.lock",
-    "/var/cache/dnf/metadata_lock.pid", "/run/zypp.pid",
-)  # fmt: skip
-
-
-def package_locks() -> list[str]:
-    """Who holds a package manager's lock (read from /proc/locks: nothing is locked to find out)."""
-    inodes: dict[tuple[int, int, int], str] = {}
-    for path in PACKAGE_LOCKS:
-        try:
-            st = os.stat(path)
-        except OSError:
-            continue
-        inodes[os.major(st.st_dev), os.minor(st.st_dev), st.st_ino] = path
-    if not inodes:
-        return []
-    out = []
-    try:
-        with open("/proc/locks", encoding="ascii", errors="replace") as f:
-            rows = [line.split() for line in f]
-    except OSError as exc:
-        return [errno_text("/proc/locks", exc)]
-    for row in rows:
-        if len(row) < 6 or "->" in row:
-            continue
-        try:
-            major, minor, inode = row[5].split(":")
-            path_found = inodes.get((int(major, 16), int(minor, 16), int(inode)))
-        except ValueError:
-            continue
-        if path_found is not None:
-            out.append(f"a package manager holds {path_found} (pid {row[4]})")
-    return out
-
-
 def act(steps: tuple[Step, ...], blobs: Blobs, *, resumed: bool = False) -> dict[str, str]:
     """Carry a plan out: ``""`` for each resource restored and verified, else why not.  # R5"""
     kept = sweep(steps, blobs)
     results: dict[str, str] = {}
     todo: list[Step] = []
+    through = below.carried(steps, (s.id for s in steps))
     for step in steps:
         seen = observe(step.id)
         if isinstance(seen, Unreadable):
             results[step.id] = f"cannot be read: {seen.why}"
+        elif distance_n(step.id, step.target, seen) == 0 and step.id in through:
+            todo.append(replace(step, actual=seen))  # what it is seen through gives way: it may be gone by its turn
         elif distance_n(step.id, step.target, seen) == 0:
             results[step.id] = ""
         elif resumed and (_half_dressed(step, seen) or _half_replaced(step, seen)):
@@ -367,8 +361,8 @@ def act(steps: tuple[Step, ...], blobs: Blobs, *, resumed: bool = False) -> dict
     moving = False  # what was written so far may move sysctls
     for step in todo:
         failed = [need for need in needs(step, mounts) if results.get(need)]
-        results[step.id] = f"needs {failed[0]}, which failed" if failed else _restore(
-            _as_moved(step) if moving else step, blobs)  # fmt: skip
+        now = _as_moved(step) if moving else _as_left(step) if step.id in through else step
+        results[step.id] = f"needs {failed[0]}, which failed" if failed and _wrong(now) else _restore(now, blobs)
         moving |= step.id.startswith(("sysctl:", "module:"))
         if not results[step.id]:
             done.append(step)
@@ -440,6 +434,11 @@ def _as_moved(step: Step) -> Step:
     """What earlier steps wrote may have moved a sysctl: nobody's new work is overwritten with it."""
     seen = observe(step.id) if step.id.startswith("sysctl:") else step.actual
     return step if isinstance(seen, Unreadable) else replace(step, actual=seen)
+
+
+def _as_left(step: Step) -> Step:
+    """What was seen through a link or a mount is gone from here with it: that is no new work of anybody's."""
+    return replace(step, actual=None) if observe(step.id) is None else step
 
 
 def _restore(step: Step, blobs: Blobs) -> str:

@@ -44,13 +44,21 @@ def _show_rollback(done: dict[str, Any]) -> None:
             say(f"  {planned(step)}")
         for why in done["refused"]:
             say(f"  refused: {spoken(why)}")
+        _notes(done)
     elif done.get("state") == "settled":
         say(f"rolled back {done['change']}" + (f" ({_some(done['restored'])})" if done.get("restored") else ""))
+        _notes(done)
     elif done.get("left"):
         for resource, why in done["left"].items():
             say(f"  not restored: {clean(resource)}: {spoken(why)}")
+        _notes(done)
     if done.get("consumers"):
         holders_table(done["consumers"])
+
+
+def _notes(done: dict[str, Any]) -> None:
+    for note in done.get("notes", ()):
+        say(f"  note: {spoken(note)}")
 
 
 def extend(args: argparse.Namespace) -> int:

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from pact.core import access, groups, membership
+from pact.core import access, below, groups, membership
 from pact.core import change as life
-from pact.core.events import AGENT_CALLER, Act, Acted, Asked, Discover, Discovered, Probe, Probed, Sighting
+from pact.core.events import AGENT_CALLER, Acted, Asked, Discover, Discovered, Probe, Probed, Sighting
 from pact.core.plan import Step, ordered
 from pact.core.settle import holder_text, refuse_held_or_busy
 from pact.errors import EXIT_BLOCKED, EXIT_FAILED, ConflictError, PactError, UsageError
@@ -102,8 +102,7 @@ def probed_declare(node: Node, job: Job, event: Probed) -> None:
         _declare_done(node, job, result, {})
         return
     job.steps, job.args["result"] = steps, result
-    node.converging[job.n] = frozenset(s.id for s in steps)
-    node.emit(Act(job.n, steps, event.saves))
+    below.act(node, job, event.saves, [s.id for s in steps])
 
 
 def _record_declared(node: Node, job: Job, event: Probed, converge: set[str]) -> int:
@@ -139,8 +138,9 @@ def _pieces(resources: dict[str, Any]) -> Iterable[dict[str, Any]]:
         yield dict(items[at : at + CHUNK_MAX])
 
 
-def differing(node: Node, steps: Iterable[Step], sightings: Iterable[Sighting],
+def differing(node: Node, steps: Sequence[Step], sightings: Iterable[Sighting],
                declared: Mapping[str, Declared]) -> tuple[Step, ...]:  # fmt: skip
+    """What is to be done: what differs, and what is seen through what gives way to it."""
     seen: dict[str, Observation] = {s.resource: s.observation for s in sightings}
     out = []
     for step in steps:
@@ -149,6 +149,12 @@ def differing(node: Node, steps: Iterable[Step], sightings: Iterable[Sighting],
             continue
         if node.deviation_n(step.id, declared[step.id], actual) > 0:
             out.append(replace(step, actual=actual))
+    through = below.carried(out, (s.id for s in steps))
+    met = {s.id for s in out}
+    for step in steps:
+        actual = seen.get(step.id)
+        if step.id in through and step.id not in met and step.target is not None and isinstance(actual, dict):
+            out.append(below.as_seen(step, actual))
     return ordered(out)
 
 
@@ -158,6 +164,7 @@ def _unreadable(sightings: Iterable[Sighting]) -> dict[str, str]:
 
 def acted_declare(node: Node, job: Job, event: Acted) -> None:
     node.finish(job)
+    below.look(node, job, event, job.caller.owner)
     node.record("converged", {"results": {r: why or "restored" for r, why in event.results.items()},
                               "cause": job.args.get("cause", "declare")}, job.caller.actor)  # fmt: skip
     left = {r: why for r, why in event.results.items() if why}
@@ -185,12 +192,11 @@ def converge_after_boot(node: Node, sightings: Sequence[Sighting]) -> None:
         assert declared is not None and not isinstance(seen, Unreadable)
         steps.append(Step(sighting.resource, declared.attrs, seen, declared.requires, declared.consumers))
     job = node.job("boot", AGENT_CALLER, ids=tuple(s.id for s in steps), steps=ordered(steps))
-    node.converging[job.n] = frozenset(job.ids)
     # somebody may have set it by hand since the boot: what is overwritten is on record before
     for at in range(0, len(job.steps), CHUNK_MAX):
         plan = [s.to_json() for s in job.steps[at : at + CHUNK_MAX]]
         node.record("converge_started", {"cause": "boot", "plan": plan})
-    node.emit(Act(job.n, job.steps, {}))
+    below.act(node, job, {}, job.ids)
 
 
 def acted_boot(node: Node, job: Job, event: Acted) -> None:
@@ -326,13 +332,15 @@ def probed_apply(node: Node, job: Job, event: Probed) -> None:
     node.record("applied", {**data, "group": gid} if gid else data, job.caller.actor)
     job.change, job.steps = cid, steps
     node.busy[cid] = job.n
-    node.emit(Act(job.n, steps, event.saves))
+    below.act(node, job, event.saves, ())
 
 
 def acted_apply(node: Node, job: Job, event: Acted) -> None:
     node.finish(job)
     assert job.change is not None
-    node.sight(event.sightings)
+    here = {s.id for s in job.steps}
+    node.sight(s for s in event.sightings if s.resource in here)
+    below.look(node, job, event, job.caller.owner, node.state.changes.get(job.change))
     if job.change in node.state.changes:
         node.window_opened(job.change)
     left = {r: why for r, why in event.results.items() if why}

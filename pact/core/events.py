@@ -127,18 +127,23 @@ class Looked(Event):
 
 @dataclass(frozen=True, slots=True)
 class Probed(Event):
-    """The answer to ``Probe``. ``saves`` says for each resource where what will be overwritten is kept."""
+    """The answer to ``Probe``. ``saves`` says for each resource where what will be overwritten is kept, ``notes`` what
+    else comes of it that a person should know beforehand.
+    """
 
     job: int
     sightings: Sequence[Sighting]
     holders: Sequence[Holder]
     refusals: Sequence[str]
     saves: Mapping[str, Mapping[str, Any]]
+    notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Acted(Event):
-    """The answer to ``Act``: ``""`` for each resource restored and verified, else why not; then what was seen after."""
+    """The answer to ``Act``: ``""`` for each resource restored and verified, else why not; then what was seen after,
+    of the steps and of what was to be looked at beside them.
+    """
 
     job: int
     results: Mapping[str, str]
@@ -229,12 +234,15 @@ class Probe(Effect):
 
 @dataclass(frozen=True, slots=True)
 class Act(Effect):
-    """Carry out the steps in order and verify each; ``resumed``: a kill may have left one half done."""
+    """Carry out the steps in order and verify each; ``resumed``: a kill may have left one half done. What is
+    ``beside`` is looked at after: it lies below what they replace.
+    """
 
     job: int
     steps: tuple[Step, ...]
     saves: Mapping[str, Mapping[str, Any]]
     resumed: bool = False
+    beside: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,125 @@
+"""What lies below what a plan replaces.
+
+A directory, a link to one and a mount show what lies below them. Declared files that were seen through a link or a
+mount are gone when it gives way to an empty directory: they come back with the same plan. Everything else below is
+looked at again right after, before anybody is told that the plan is done.  # R10
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
+
+from pact.core.change import Change
+from pact.core.events import Act, Acted, Sighting
+from pact.core.plan import Step
+from pact.errors import ConflictError
+from pact.model import Attrs, Owner, split_id
+
+if TYPE_CHECKING:
+    from pact.core.node import Job, Node
+
+SHOWS: Final = ("directory", "symlink")
+
+
+def turns(step: Step) -> bool:
+    """What is seen below it now is not there any more when it is done: a link gives way to a directory, a mount is
+    taken off."""
+    if step.actual is None:
+        return False
+    if step.id.startswith("mount:"):
+        return step.target is None
+    return (step.id.startswith("file:") and step.actual.get("type") == "symlink"
+            and step.target is not None and step.target.get("type") == "directory")  # fmt: skip
+
+
+def shifts(step: Step) -> bool:
+    """What lies below it may look otherwise when it is done."""
+    if step.id.startswith("mount:"):
+        return True
+    if not step.id.startswith("file:"):
+        return False
+    before, after = _shown(step.actual), _shown(step.target)
+    return before != after and (before[0] in SHOWS or after[0] in SHOWS)
+
+
+def _shown(attrs: Attrs | None) -> tuple[str, str]:
+    return ("", "") if attrs is None else (attrs.get("type", ""), attrs.get("target", ""))
+
+
+def prefixes(steps: Iterable[Step]) -> tuple[str, ...]:
+    """What the ids of files and mounts below these begin with."""
+    paths = [split_id(s.id)[1].rstrip("/") + "/" for s in steps]
+    return tuple(f"{kind}:{path}" for path in paths for kind in ("file", "mount"))
+
+
+def carried(steps: Iterable[Step], resources: Iterable[str]) -> set[str]:
+    """Which of these files lie below a step that turns: what is there now is seen through it."""
+    under = prefixes(s for s in steps if turns(s))
+    return {r for r in resources if r.startswith("file:") and r.startswith(under)} if under else set()
+
+
+def joined(node: Node, steps: Sequence[Step]) -> list[Step]:
+    """Declared files that conform now and would be gone: they are brought back with these steps."""
+    state, ids = node.state, {s.id for s in steps}
+    if not any(map(turns, steps)):
+        return []
+    out = []
+    for resource in carried(steps, state.declared_ids()):
+        declared = state.declared(resource)
+        if resource in ids or resource in state.member_of or declared is None:
+            continue
+        if declared.attrs is not None:
+            out.append(Step(resource, declared.attrs, None, declared.requires, declared.consumers))
+    return out
+
+
+def as_seen(step: Step, seen: Attrs) -> Step:
+    """It comes back whole as it was seen, also in what its declaration does not name."""
+    assert step.target is not None
+    return replace(step, target={**seen, **step.target}, actual=None)
+
+
+def filled(steps: Iterable[Step], members: Iterable[str], sightings: Iterable[Sighting]) -> tuple[Step, ...]:
+    """The plan, with what joined it as it was seen. Raises ConflictError for what was not looked at."""
+    own, seen = set(members), {s.resource: s.observation for s in sightings}
+    out = []
+    for step in steps:
+        found = seen.get(step.id)
+        if step.id not in own and step.id not in seen:
+            raise ConflictError(f"{step.id} was declared meanwhile", "try again")
+        out.append(as_seen(step, found) if step.id not in own and isinstance(found, dict) else step)
+    return tuple(out)
+
+
+def resumed(node: Node, change: Change) -> list[Step]:
+    """What had joined a rollback that a crash cut off."""
+    out = []
+    for resource, target in (change.rolling or {}).get("joined", {}).items():
+        declared = node.state.declared(resource)
+        if declared is not None and resource not in node.state.member_of:
+            out.append(Step(resource, target, None, declared.requires, declared.consumers))
+    return out
+
+
+def act(
+    node: Node, job: Job, saves: Mapping[str, Mapping[str, Any]], held: Iterable[str], *, resumed: bool = False
+) -> None:
+    """Carry the job's steps out. Until the answer comes nothing is recorded of what it holds, nor of what is below."""
+    here = {s.id for s in job.steps}
+    under = prefixes(s for s in job.steps if shifts(s))
+    beside = tuple(r for r in node.state.declared_ids() if r.startswith(under) and r not in here) if under else ()
+    node.converging[job.n] = frozenset([*held, *beside])
+    node.emit(Act(job.n, job.steps, saves, resumed=resumed, beside=beside))
+
+
+def look(node: Node, job: Job, event: Acted, owner: Owner, into: Change | None = None) -> list[str]:
+    """Take in what lies below what was replaced, as a doing of ``owner``. Returns what has drifted of it."""
+    node.converging.pop(job.n, None)
+    here = {s.id for s in job.steps}
+    others = [replace(s, owner=owner) for s in event.sightings if s.resource not in here]
+    node.sight((s for s in others if s.resource not in node.state.member_of), into)
+    node.sight(replace(s, owner=None) for s in others if s.resource in node.state.member_of)
+    node.recheck([s.resource for s in others])
+    return [s.resource for s in others if s.resource in node.state.member_of]
