@@ -26,6 +26,7 @@ from pact.resources import KINDS, kind_of
 from pact.resources.base import Blobs, Keep
 from pact.resources.consumers import find_holders
 from pact.resources.locks import package_locks
+from pact.resources.obstacles import obstacles
 from pact.resources.sweep import sweep
 from pact.resources.toml import Ignore
 
@@ -295,6 +296,7 @@ def probe(
         saved = KINDS[kind].preflight(name, step, keep)
         saves[step.id] = {k: v for k, v in saved.save.items() if k != "files"}
         saves.update(saved.save.get("files", {}))  # what lies in a mount that is taken off
+        notes += [saved.note] if saved.note else []
         if saved.refusal and not _emptied_by_plan(name, saved.refusal, leaving):
             refusals.append(saved.refusal)
     for step in carried:
@@ -302,6 +304,8 @@ def probe(
         refusals += [refusal] if refusal else []
     if carried:
         notes.append(f"{_named([s.id for s in carried])}: seen through what is replaced; brought back below it")
+    in_the_way, made = obstacles([*differing, *carried])
+    refusals, notes = refusals + in_the_way, notes + made
     if differing and consumers and not force:
         refusals += package_locks(differing)
     holders = find_holders([*differing, *carried]) if consumers else []
@@ -355,6 +359,7 @@ def act(steps: tuple[Step, ...], blobs: Blobs, *, resumed: bool = False) -> dict
             results[step.id] = MOVED
         else:
             todo.append(step)
+    sealed = [s for s in todo if _seals(s, todo)]
     lost = _say_kept(steps, results, kept)
     mounts = frozenset(s.id for s in steps if s.id.startswith("mount:"))
     done: list[Step] = []
@@ -362,10 +367,16 @@ def act(steps: tuple[Step, ...], blobs: Blobs, *, resumed: bool = False) -> dict
     for step in todo:
         failed = [need for need in needs(step, mounts) if results.get(need)]
         now = _as_moved(step) if moving else _as_left(step) if step.id in through else step
+        if step in sealed:
+            now = replace(now, target={**(now.target or {}), "flags": ""})
         results[step.id] = f"needs {failed[0]}, which failed" if failed and _wrong(now) else _restore(now, blobs)
         moving |= step.id.startswith(("sysctl:", "module:"))
         if not results[step.id]:
             done.append(step)
+    for step in sealed:
+        seen = observe(step.id)
+        if not results[step.id] and not isinstance(seen, Unreadable):
+            results[step.id] = _restore(replace(step, actual=seen), blobs)
     settled = done + [s for s in steps if s not in todo and not results[s.id]]
     for _ in range(ROUNDS_MAX):
         again = [s for s in settled if s.id.startswith("sysctl:") and _wrong(s)]
@@ -378,6 +389,13 @@ def act(steps: tuple[Step, ...], blobs: Blobs, *, resumed: bool = False) -> dict
         if wrong and not results[step.id]:
             results[step.id] = wrong
     return {**results, **{r: why for r, why in lost.items() if not results[r]}}
+
+
+def _seals(step: Step, steps: Iterable[Step]) -> bool:
+    """A directory in which nothing can be made once its flags are set: they are, when all below it is done."""
+    if step.target is None or "flags" not in step.target or step.target["type"] != "directory":
+        return False
+    return any(s.id.startswith(step.id.rstrip("/") + "/") for s in steps)
 
 
 def needs(step: Step, mounts: frozenset[str]) -> list[str]:
@@ -416,13 +434,16 @@ def _half_replaced(step: Step, seen: Attrs | None) -> bool:
 
 
 def _half_dressed(step: Step, seen: Attrs | None) -> bool:
-    """A kill came between owner, mode and attributes of a file: its content is what it was. Or before the unmounting of
-    what had been made read-only for it.  # R6"""
+    """A kill came between owner, mode, attributes and flags of a file: its content is what it was or is to be. Or
+    before the unmounting of what had been made read-only for it.  # R6"""
     if seen is None or step.actual is None:
         return False
     if step.id.startswith("mount:"):
         return _written(seen) == _written(step.actual)
-    return step.id.startswith("file:") and all(seen.get(k) == step.actual.get(k) for k in ("type", "sha256", "target"))
+    if not step.id.startswith("file:"):
+        return False
+    ends = [step.actual, *([step.target] if step.target is not None else ())]
+    return any(all(seen.get(k) == end.get(k) for k in ("type", "sha256", "target")) for end in ends)
 
 
 def _written(attrs: Attrs) -> Attrs:
@@ -454,7 +475,7 @@ def _restore(step: Step, blobs: Blobs) -> str:
     except RestoreError as exc:
         return exc.message
     except OSError as exc:
-        return os.strerror(exc.errno or 0).lower()
+        return (exc.strerror or os.strerror(exc.errno or 0)).lower()
     except PactError as exc:
         return exc.message
     return ""

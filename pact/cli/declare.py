@@ -10,7 +10,7 @@ from functools import cache
 from typing import Any
 
 from pact.cli.client import ask, stream
-from pact.cli.outcome import finish, planned, show_converged
+from pact.cli.outcome import finish, planned, show_converged, show_notes
 from pact.cli.render import clean, emit, say, spoken, until
 from pact.errors import EXIT_DONE, DeclaredError
 from pact.resources.toml import DeclaredSet, Ignore, parse_text, read_file
@@ -50,6 +50,7 @@ def apply(args: argparse.Namespace) -> int:
             say(f"  would {planned(step)}")
         for why in result.get("refused", ()):
             say(f"would be refused: {spoken(why)}")
+        show_notes(result)
         if result.get("change"):
             window = f", to be committed{until(result['deadline'])}" if result.get("deadline") else ""
             say(f"applied {len(result['applied'])} as {result['change']}{window}")

@@ -22,6 +22,12 @@ def finish(args: argparse.Namespace, answer: Answer) -> int:
     return answer.exit
 
 
+def show_notes(result: dict[str, Any]) -> None:
+    """What else comes of it."""
+    for note in result.get("notes", ()):
+        say(f"  note: {spoken(note)}")
+
+
 def planned(step: dict[str, Any]) -> str:
     """A step that is not taken yet. Nobody creates a sysctl: its module brings it, or setting it fails."""
     missing = step["action"] == "set"
@@ -50,5 +56,6 @@ def show_converged(result: dict[str, Any]) -> None:
         say(f"not converged, they belong to open changes (--take): {', '.join(map(clean, result['in_changes'][:5]))}")
     for why in result.get("refused", ()):
         say(f"would be refused: {spoken(why)}")
+    show_notes(result)
     if result.get("dry_run") and result.get("consumers"):
         holders_table(result["consumers"])

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from pact.cli.client import ask
-from pact.cli.outcome import finish, planned, show_converged
+from pact.cli.outcome import finish, planned, show_converged, show_notes
 from pact.cli.render import clean, holders_table, on_terminal, say, spoken, until
 from pact.core.units import parse_duration
 from pact.errors import UsageError
@@ -44,21 +44,16 @@ def _show_rollback(done: dict[str, Any]) -> None:
             say(f"  {planned(step)}")
         for why in done["refused"]:
             say(f"  refused: {spoken(why)}")
-        _notes(done)
+        show_notes(done)
     elif done.get("state") == "settled":
         say(f"rolled back {done['change']}" + (f" ({_some(done['restored'])})" if done.get("restored") else ""))
-        _notes(done)
+        show_notes(done)
     elif done.get("left"):
         for resource, why in done["left"].items():
             say(f"  not restored: {clean(resource)}: {spoken(why)}")
-        _notes(done)
+        show_notes(done)
     if done.get("consumers"):
         holders_table(done["consumers"])
-
-
-def _notes(done: dict[str, Any]) -> None:
-    for note in done.get("notes", ()):
-        say(f"  note: {spoken(note)}")
 
 
 def extend(args: argparse.Namespace) -> int:

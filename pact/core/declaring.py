@@ -80,7 +80,7 @@ def probed_declare(node: Node, job: Job, event: Probed) -> None:
     result = {
         "resources": len(declared), "forgotten": args["forgotten"], "in_changes": sorted(args["in_changes"]),
         "converge": [s.to_json() for s in steps], "unreadable": _unreadable(event.sightings),
-        "consumers": [h.to_json() for h in event.holders],
+        "consumers": [h.to_json() for h in event.holders], "notes": list(event.notes),
     }  # fmt: skip
     if args.get("dry_run"):
         node.finish(job)
@@ -305,7 +305,8 @@ def probed_apply(node: Node, job: Job, event: Probed) -> None:
     steps = differing(node, job.steps, event.sightings, declared)
     if job.args.get("dry_run"):
         node.finish(job)
-        node.reply(job.token, {"dry_run": True, "plan": [s.to_json() for s in steps], "refused": list(event.refusals)})
+        node.reply(job.token, {"dry_run": True, "plan": [s.to_json() for s in steps], "refused": list(event.refusals),
+                               "notes": list(event.notes)})  # fmt: skip
         return
     if event.refusals:
         raise PactError("nothing was applied; " + "; ".join(event.refusals[:5]))
@@ -330,7 +331,7 @@ def probed_apply(node: Node, job: Job, event: Probed) -> None:
         "resources": {s.id: s.target for s in steps}, "baseline": baseline, "saves": dict(event.saves),
     }  # fmt: skip
     node.record("applied", {**data, "group": gid} if gid else data, job.caller.actor)
-    job.change, job.steps = cid, steps
+    job.change, job.steps, job.args = cid, steps, {**job.args, "notes": list(event.notes)}
     node.busy[cid] = job.n
     below.act(node, job, event.saves, ())
 
@@ -350,7 +351,7 @@ def acted_apply(node: Node, job: Job, event: Acted) -> None:
     node.reply(job.token, {
         "change": job.change if change is not None else None,
         "applied": sorted(r for r, why in event.results.items() if not why), "left": left,
-        "deadline": None if deadline_ns is None else node.wall_of(deadline_ns),
+        "notes": job.args.get("notes", []), "deadline": None if deadline_ns is None else node.wall_of(deadline_ns),
     }, EXIT_FAILED if left else 0, "; ".join(f"{r}: {why}" for r, why in list(left.items())[:5]))  # fmt: skip
 
 
