@@ -347,7 +347,9 @@ def act(steps: tuple[Step, ...], blobs: Blobs, *, resumed: bool = False) -> dict
     through = below.carried(steps, (s.id for s in steps))
     for step in steps:
         seen = observe(step.id)
-        if isinstance(seen, Unreadable):
+        if isinstance(seen, Unreadable) and step.id in through:
+            todo.append(step)
+        elif isinstance(seen, Unreadable):
             results[step.id] = f"cannot be read: {seen.why}"
         elif distance_n(step.id, step.target, seen) == 0 and step.id in through:
             todo.append(replace(step, actual=seen))  # what it is seen through gives way: it may be gone by its turn

@@ -15,7 +15,7 @@ from pact.core.change import Change
 from pact.core.events import Act, Acted, Sighting
 from pact.core.plan import Step
 from pact.errors import ConflictError
-from pact.model import Attrs, Owner, split_id
+from pact.model import Attrs, Owner, Unreadable, split_id
 
 if TYPE_CHECKING:
     from pact.core.node import Job, Node
@@ -91,6 +91,23 @@ def filled(steps: Iterable[Step], members: Iterable[str], sightings: Iterable[Si
             raise ConflictError(f"{step.id} was declared meanwhile", "try again")
         out.append(as_seen(step, found) if step.id not in own and isinstance(found, dict) else step)
     return tuple(out)
+
+
+def unread(node: Node, steps: Sequence[Step], sightings: Iterable[Sighting]) -> list[str]:
+    """Why what cannot be read stops these steps. What lies behind a link that gives way need not be read, if the store
+    has what is declared there."""
+    through = carried(steps, (s.id for s in steps))
+    return [
+        f"{s.resource} cannot be read: {s.observation.why}" for s in sightings
+        if isinstance(s.observation, Unreadable) and not (s.resource in through and _stored(node, s.resource))
+    ]  # fmt: skip
+
+
+def _stored(node: Node, resource: str) -> bool:
+    declared = node.state.declared(resource)
+    if declared is None or declared.attrs is None:
+        return declared is not None
+    return declared.restorable and (declared.attrs["type"] != "file" or "sha256" in declared.attrs)
 
 
 def resumed(node: Node, change: Change) -> list[Step]:

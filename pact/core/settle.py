@@ -330,9 +330,7 @@ def probed_rollback(node: Node, job: Job, event: Probed) -> None:
         return
     if node.state.seq != job.planned_at:
         job.steps = node.steps_for(ids)
-    unread = [f"{s.resource} cannot be read: {s.observation.why}" for s in event.sightings
-              if isinstance(s.observation, Unreadable)]  # fmt: skip
-    refusals = [*unread, *event.refusals]
+    refusals = [*below.unread(node, job.steps, event.sightings), *event.refusals]
     job.steps, job.args["notes"] = below.filled(job.steps, change.members, event.sightings), list(event.notes)
     if job.args["dry"]:
         _done(node, job, {

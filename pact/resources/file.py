@@ -192,7 +192,11 @@ class File(Kind):
         if step.target is None or step.actual is None or step.actual["type"] != "file" or not self._content_goes(step):
             return ""
         try:
-            others = os.lstat(decode_name(name)).st_nlink - 1
+            dirfd, leaf, _ = open_parent(decode_name(name))
+            try:
+                others = os.stat(leaf, dir_fd=dirfd, follow_symlinks=False).st_nlink - 1
+            finally:
+                os.close(dirfd)
         except OSError:
             return ""
         if others < 1:

@@ -12,11 +12,13 @@ import os
 import stat
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Final
 
 from pact._fast import syscalls
 from pact.observe.mountinfo import parse_mountinfo
 from pact.observe.places import LINKS_MAX, RemotePlaces, may_hang
+from pact.resources.flags import flags_at
 
 #: So old may the mount table be that says what may hang, for answers to people.
 PLACES_FRESH_S: Final = 0.05
@@ -55,9 +57,19 @@ def open_parent(path: bytes) -> tuple[int, bytes, bool]:
     return fd, leaf or b".", True
 
 
-def on_the_way(path: bytes) -> tuple[list[bytes], tuple[bytes, str] | None, bytes]:
-    """Of a directory's path: what is missing of it, from the top; what is no directory, and what it is instead, with
-    all that is behind it counted as missing; and the last that is there."""
+@dataclass(frozen=True, slots=True)
+class Way:
+    """A directory's path: ``missing`` of it, from the top; ``other`` is no directory, and what it is instead, with all
+    behind it counted as missing; ``last`` is the last that is there, with its inode ``flags``."""
+
+    missing: list[bytes]
+    other: tuple[bytes, str] | None
+    last: bytes
+    flags: str
+
+
+def on_the_way(path: bytes) -> Way:
+    """Raises OSError."""
     here, missing = b"/", list[bytes]()
     other: tuple[bytes, str] | None = None
     fd = os.open(b"/", STEP_FLAGS)
@@ -80,9 +92,9 @@ def on_the_way(path: bytes) -> tuple[list[bytes], tuple[bytes, str] | None, byte
             else:
                 os.close(fd)
                 fd, here = below, further
+        return Way(missing, other, here, flags_at(fd, b"."))
     finally:
         os.close(fd)
-    return missing, other, here
 
 
 def make_directory(path: bytes) -> tuple[int, list[bytes]]:

@@ -21,11 +21,11 @@ def clean(world: World) -> None:
 def tree(agent: Agent) -> list[str]:
     """A declared directory with files; their names."""
     top = agent.world.path(f"{TOP}/etc/slurm")
-    (top / "plug.d").mkdir(parents=True)
+    (top / "plug.d").mkdir(parents=True, exist_ok=True)
     for name in NAMES:
         (top / name).write_text(f"{name}\n")
     (top / "gres.conf").chmod(0o600)
-    agent.world.path(f"{TOP}/data").mkdir()
+    agent.world.path(f"{TOP}/data").mkdir(exist_ok=True)
     agent.adopt(f"file:{TOP}/etc/slurm", f"file:{TOP}/etc/slurm/**")
     return [f"file:{TOP}/etc/slurm/{name}" for name in NAMES]
 
@@ -86,6 +86,35 @@ def test_what_was_edited_behind_the_link_is_restored_too_and_its_new_content_kep
 
 
 @pytest.mark.invariant("R10")
+def test_what_lies_behind_a_link_that_its_owner_can_turn_comes_back_unread(agent: Agent) -> None:
+    agent.world.sh(f"mkdir -p {TOP}/etc {TOP}/data && chown 1234 {TOP}/etc {TOP}/data")
+    tree(agent)
+    agent.world.sh(f"mv {TOP}/etc/slurm {TOP}/data/ && ln -s {TOP}/data/slurm {TOP}/etc/slurm", uid=0)
+    agent.drifted(f"file:{TOP}/etc/slurm")
+    assert agent.status()["unreadable"] == len(NAMES) + 1
+    agent.pact("rollback", "--all")
+    require_whole(agent)
+
+
+@pytest.mark.invariant("R10")
+def test_another_s_work_behind_the_link_stays_in_its_change_and_shows_at_once(agent: Agent) -> None:
+    tree(agent)
+    path = f"{TOP}/etc/slurm/slurm.conf"
+    agent.world.path(path).chmod(0o666)
+    agent.adopt(f"file:{path}")
+    mine = linked(agent)
+    theirs = agent.drift_by(1234, path)
+    assert theirs["id"] != mine
+    agent.pact("rollback", mine)
+    (change,) = agent.status()["changes"]
+    assert (change["id"], change["resources"], change["owner"]["uid"]) == (theirs["id"], [f"file:{path}"], 1234)
+    assert agent.json("diff")["resources"][0]["actual"] is None
+    agent.pact("rollback", theirs["id"])
+    require_whole(agent)
+    assert agent.world.path(f"{TOP}/data/slurm/slurm.conf").read_text() == "x\n"
+
+
+@pytest.mark.invariant("R10")
 def test_what_cannot_be_kept_stops_the_rollback_of_the_link_before_anything_is_touched(agent: Agent) -> None:
     tree(agent)
     big = agent.world.path(f"{TOP}/etc/slurm/big")
@@ -131,6 +160,23 @@ def test_what_an_applied_directory_hides_joins_the_apply_and_comes_back_with_it(
     assert set(change["resources"]) == {f"file:{TOP}/link", f"file:{TOP}/link/two"}
 
 
+@pytest.mark.invariant("R10", "C7")
+def test_a_link_that_is_turned_takes_what_is_declared_behind_it_along_and_back(agent: Agent) -> None:
+    world = agent.world
+    world.sh(f"mkdir {TOP}/real {TOP}/data && echo one > {TOP}/real/one && echo other > {TOP}/data/one"
+             f" && ln -s real {TOP}/link")  # fmt: skip
+    agent.declare(f'[file."{TOP}/link"]\nsymlink = "real"\n[file."{TOP}/link/one"]\ncontent = "one\\n"\n')
+    text = f'[file."{TOP}/link"]\nsymlink = "data"\n'
+    answer = agent.pact("--json", "apply", "-", "-m", "x", input=text.encode()).json()
+    (change,) = agent.status()["changes"]
+    assert (change["id"], set(change["resources"])) == (answer["change"], {f"file:{TOP}/link", f"file:{TOP}/link/one"})
+    agent.pact("rollback", "--all")
+    status = agent.status()
+    assert (status["state"], status["changes"]) == ("committed", [])
+    assert os.readlink(world.path(f"{TOP}/link")) == "real"
+    assert world.path(f"{TOP}/data/one").read_text() == "other\n"
+
+
 @pytest.mark.invariant("R10", "R6")
 def test_a_kill_between_the_directory_and_what_belongs_below_it_loses_nothing(agent: Agent) -> None:
     ids = tree(agent)
@@ -160,3 +206,20 @@ def test_what_others_do_beside_a_rollback_is_seen_at_once(agent: Agent) -> None:
     agent.drifted(f"file:{TOP}/a")
     agent.pact("rollback", f"file:{path}")
     assert agent.change_of(f"file:{TOP}/a"), "what belongs to nobody's plan stays drift"
+
+
+@pytest.mark.invariant("R10")
+@pytest.mark.parametrize("how", ["ln -s real {0}/link", "mkdir {0}/link && mount --bind {0}/real {0}/link"])
+def test_what_pact_writes_by_one_name_is_seen_by_the_other_without_a_rescan(make_agent: Callable[..., Agent],
+                                                                            how: str) -> None:  # fmt: skip
+    agent = make_agent(observe={"rescan": "1h"})
+    agent.start()
+    agent.world.sh(f"mkdir {TOP}/real && echo one > {TOP}/real/one && " + how.format(TOP))
+    agent.declare("".join(f'[file."{TOP}/{d}/one"]\ncontent = "one\\n"\n' for d in ("real", "link")))
+    agent.world.path(f"{TOP}/real/one").write_text("drifted\n")
+    wait_until(lambda: agent.status()["drifted"] == 2, "both have drifted")
+    done = agent.json("rollback", f"file:{TOP}/real/one")["rolled_back"][0]
+    assert done["state"] == "settled"
+    wait_until(lambda: agent.status()["state"] == "committed", "the other is seen", 5)
+    agent.close()
+    agent.world.sh(f"umount {TOP}/link", check=False)
