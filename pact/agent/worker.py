@@ -175,7 +175,9 @@ class Worker:
     def _probe(self, effect: Probe) -> None:
         def work() -> Result:
             keep = Keep(self.file_limit, self.room())
-            found = probe(effect.steps, keep, consumers=effect.consumers, force=effect.force)
+            through = below.carried(effect.steps, (s.id for s in effect.steps))
+            steps = tuple(s for s in effect.steps if s.id not in through or self.ignore.match(s.id) is None)
+            found = probe(steps, keep, consumers=effect.consumers, force=effect.force)
             return Result(effect.job, lambda t, w: Probed(t, w, effect.job, *found), keep.blobs)
 
         self._guard(effect.job, work)
@@ -186,7 +188,8 @@ class Worker:
 
         def work() -> Result:
             results = act(effect.steps, blobs, resumed=effect.resumed)
-            sightings = [Sighting(r, observe(r)) for r in (*(s.id for s in effect.steps), *effect.beside)]
+            beside = (r for r in effect.beside if self.ignore.match(r) is None)
+            sightings = [Sighting(r, observe(r)) for r in (*(s.id for s in effect.steps), *beside)]
             return Result(effect.job, lambda t, w: Acted(t, w, effect.job, results, sightings))
 
         try:
@@ -299,9 +302,11 @@ def probe(
         notes += [saved.note] if saved.note else []
         if saved.refusal and not _emptied_by_plan(name, saved.refusal, leaving):
             refusals.append(saved.refusal)
+    linked = below.carried((s for s in differing if s.id.startswith("file:")), through)
     for step in carried:
         refusal, saves[step.id] = _carry(step, keep)
-        refusals += [refusal] if refusal else []
+        if refusal and step.id in linked:  # what a mount hides may lie there all the same
+            refusals.append(refusal)
     if carried:
         notes.append(f"{_named([s.id for s in carried])}: seen through what is replaced; brought back below it")
     in_the_way, made = obstacles([*differing, *carried])

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Final
 from pact.core.change import Change
 from pact.core.events import Act, Acted, Sighting
 from pact.core.plan import Step
-from pact.errors import ConflictError
 from pact.model import Attrs, Owner, Unreadable, split_id
 
 if TYPE_CHECKING:
@@ -82,14 +81,16 @@ def as_seen(step: Step, seen: Attrs) -> Step:
 
 
 def filled(steps: Iterable[Step], members: Iterable[str], sightings: Iterable[Sighting]) -> tuple[Step, ...]:
-    """The plan, with what joined it as it was seen. Raises ConflictError for what was not looked at."""
+    """The plan, with what joined it as it was seen. What was not looked at (it was declared meanwhile, or is ignored)
+    joins no plan."""
     own, seen = set(members), {s.resource: s.observation for s in sightings}
     out = []
     for step in steps:
         found = seen.get(step.id)
-        if step.id not in own and step.id not in seen:
-            raise ConflictError(f"{step.id} was declared meanwhile", "try again")
-        out.append(as_seen(step, found) if step.id not in own and isinstance(found, dict) else step)
+        if step.id in own:
+            out.append(step)
+        elif step.id in seen:
+            out.append(as_seen(step, found) if isinstance(found, dict) else step)
     return tuple(out)
 
 

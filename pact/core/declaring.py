@@ -126,6 +126,8 @@ def _record_declared(node: Node, job: Job, event: Probed, converge: set[str]) ->
         if last:
             data["forgotten"] = args["forgotten"]
             data["saves"] = dict(event.saves)
+            if event.notes:
+                data["notes"] = list(event.notes)
             if "to_seq" in args:
                 data["to_seq"] = args["to_seq"]
         node.record("declared", data, job.caller.actor)
@@ -329,6 +331,7 @@ def probed_apply(node: Node, job: Job, event: Probed) -> None:
     data = {
         "change": cid, "owner": job.caller.owner.to_json(), "message": job.args.get("message", ""),
         "resources": {s.id: s.target for s in steps}, "baseline": baseline, "saves": dict(event.saves),
+        **({"notes": list(event.notes)} if event.notes else {}),
     }  # fmt: skip
     node.record("applied", {**data, "group": gid} if gid else data, job.caller.actor)
     job.change, job.steps, job.args = cid, steps, {**job.args, "notes": list(event.notes)}

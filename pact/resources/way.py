@@ -125,8 +125,8 @@ def _enter(fd: int, name: bytes) -> int:
 
 
 def _make(fd: int, name: bytes) -> int:
-    """Whoever may write here can put another directory in its place: it is opened to others only if it is ours."""
-    os.mkdir(name, 0o700, dir_fd=fd)
+    """Whoever may write here can put another directory in its place: only one of ours is given away, and empty."""
+    os.mkdir(name, 0o755, dir_fd=fd)
     below = _enter(fd, name)
     try:
         if os.fstat(below).st_uid != os.geteuid() or os.listdir(below):

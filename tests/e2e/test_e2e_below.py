@@ -223,3 +223,15 @@ def test_what_pact_writes_by_one_name_is_seen_by_the_other_without_a_rescan(make
     wait_until(lambda: agent.status()["state"] == "committed", "the other is seen", 5)
     agent.close()
     agent.world.sh(f"umount {TOP}/link", check=False)
+
+
+@pytest.mark.invariant("R10")
+def test_a_directory_mounted_on_itself_is_uncovered_also_with_files_too_large_to_keep(agent: Agent) -> None:
+    tree(agent)
+    with open(agent.world.path(f"{TOP}/etc/slurm/big"), "wb") as f:
+        f.truncate(9 << 20)
+    agent.adopt(f"file:{TOP}/etc/slurm/big")
+    agent.world.sh(f"mount --bind {TOP}/etc/slurm {TOP}/etc/slurm")
+    agent.drifted(f"mount:{TOP}/etc/slurm")
+    agent.pact("rollback", "--all")
+    require_whole(agent)
