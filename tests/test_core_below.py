@@ -47,10 +47,17 @@ def test_what_turns_and_what_shifts() -> None:
     for step in (Step(D, DIR, None), Step(D, LINK, DIR), Step(D, None, LINK), Step(A, X, X), Step("mount:/e", {}, None),
                  Step(D, LINK, {**LINK, "target": "/x"}), Step("sysctl:a", {"value": "1"}, {"value": "2"})):  # fmt: skip
         assert not below.turns(step)
-    for step in (Step(D, DIR, LINK), Step(D, LINK, DIR), Step(D, None, DIR), Step("mount:/e", {}, None)):
+    for step in (Step(D, DIR, LINK), Step(D, LINK, DIR), Step(D, LINK, None), Step("mount:/e", {}, None)):
         assert below.shifts(step)
-    for step in (Step(D, {**DIR, "mode": "0755"}, DIR), Step(A, X, {**X, "sha256": "bb"}), Step(A, None, X)):
+    for step in (Step(D, {**DIR, "mode": "0755"}, DIR), Step(D, DIR, None), Step(D, None, DIR), Step(A, X, {**X, "sha256": "bb"}), Step(A, None, X)):
         assert not below.shifts(step)
+
+
+def test_what_lies_below_is_found_by_its_path() -> None:
+    ids = [D, A, B, OUT, "mount:/e/m", "sysctl:a", "file:/", "mount:/"]
+    assert list(below.under([Step(D, DIR, LINK)], ids)) == [A, B, "mount:/e/m"]
+    assert list(below.under([Step("mount:/", None, {})], ids)) == [D, A, B, OUT, "mount:/e/m"]
+    assert list(below.under([], ids)) == []
 
 
 @pytest.mark.invariant("R10")

@@ -7,9 +7,10 @@ looked at again right after, before anybody is told that the plan is done.  # R1
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import posixpath
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from pact.core.change import Change
 from pact.core.events import Act, Acted, Sighting
@@ -18,8 +19,6 @@ from pact.model import Attrs, Owner, Unreadable, split_id
 
 if TYPE_CHECKING:
     from pact.core.node import Job, Node
-
-SHOWS: Final = ("directory", "symlink")
 
 
 def turns(step: Step) -> bool:
@@ -39,24 +38,29 @@ def shifts(step: Step) -> bool:
         return True
     if not step.id.startswith("file:"):
         return False
-    before, after = _shown(step.actual), _shown(step.target)
-    return before != after and (before[0] in SHOWS or after[0] in SHOWS)
+    return _led(step.actual) != _led(step.target)
 
 
-def _shown(attrs: Attrs | None) -> tuple[str, str]:
-    return ("", "") if attrs is None else (attrs.get("type", ""), attrs.get("target", ""))
+def _led(attrs: Attrs | None) -> str | None:
+    """Where a link leads. A directory that comes or goes is empty: nothing is seen below it that was not before."""
+    return attrs.get("target", "") if attrs is not None and attrs.get("type") == "symlink" else None
 
 
-def prefixes(steps: Iterable[Step]) -> tuple[str, ...]:
-    """What the ids of files and mounts below these begin with."""
-    paths = [split_id(s.id)[1].rstrip("/") + "/" for s in steps]
-    return tuple(f"{kind}:{path}" for path in paths for kind in ("file", "mount"))
+def under(steps: Iterable[Step], resources: Iterable[str]) -> Iterator[str]:
+    """Those of these files and mounts that lie below one of the steps."""
+    paths = {split_id(s.id)[1] for s in steps}
+    for resource in resources if paths else ():
+        kind, path = split_id(resource)
+        while kind in ("file", "mount") and path != "/":
+            path = posixpath.dirname(path)
+            if path in paths:
+                yield resource
+                break
 
 
 def carried(steps: Iterable[Step], resources: Iterable[str]) -> set[str]:
     """Which of these files lie below a step that turns: what is there now is seen through it."""
-    under = prefixes(s for s in steps if turns(s))
-    return {r for r in resources if r.startswith("file:") and r.startswith(under)} if under else set()
+    return set(under((s for s in steps if turns(s)), (r for r in resources if r.startswith("file:"))))
 
 
 def joined(node: Node, steps: Sequence[Step]) -> list[Step]:
@@ -126,10 +130,9 @@ def act(
 ) -> None:
     """Carry the job's steps out. Until the answer comes nothing is recorded of what it holds, nor of what is below."""
     here = {s.id for s in job.steps}
-    under = prefixes(s for s in job.steps if shifts(s))
-    beside = tuple(r for r in node.state.declared_ids() if r.startswith(under) and r not in here) if under else ()
-    node.converging[job.n] = frozenset([*held, *beside])
-    node.emit(Act(job.n, job.steps, saves, resumed=resumed, beside=beside))
+    others = tuple(r for r in under(filter(shifts, job.steps), node.state.declared_ids()) if r not in here)
+    node.converging[job.n] = frozenset([*held, *others])
+    node.emit(Act(job.n, job.steps, saves, resumed=resumed, below=others))
 
 
 def look(node: Node, job: Job, event: Acted, owner: Owner, into: Change | None = None) -> list[str]:

@@ -142,7 +142,7 @@ class Probed(Event):
 @dataclass(frozen=True, slots=True)
 class Acted(Event):
     """The answer to ``Act``: ``""`` for each resource restored and verified, else why not; then what was seen after,
-    of the steps and of what was to be looked at beside them.
+    of the steps and of what lies below them.
     """
 
     job: int
@@ -235,14 +235,14 @@ class Probe(Effect):
 @dataclass(frozen=True, slots=True)
 class Act(Effect):
     """Carry out the steps in order and verify each; ``resumed``: a kill may have left one half done. What is
-    ``beside`` is looked at after: it lies below what they replace.
+    ``below`` what they replace is looked at after.
     """
 
     job: int
     steps: tuple[Step, ...]
     saves: Mapping[str, Mapping[str, Any]]
     resumed: bool = False
-    beside: tuple[str, ...] = ()
+    below: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

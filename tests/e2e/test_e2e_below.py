@@ -229,7 +229,7 @@ def test_what_pact_writes_by_one_name_is_seen_by_the_other_without_a_rescan(make
 def test_a_directory_mounted_on_itself_is_uncovered_also_with_files_too_large_to_keep(agent: Agent) -> None:
     tree(agent)
     with open(agent.world.path(f"{TOP}/etc/slurm/big"), "wb") as f:
-        f.truncate(9 << 20)
+        f.truncate(5 << 20)
     agent.adopt(f"file:{TOP}/etc/slurm/big")
     agent.world.sh(f"mount --bind {TOP}/etc/slurm {TOP}/etc/slurm")
     agent.drifted(f"mount:{TOP}/etc/slurm")
