@@ -68,7 +68,7 @@ def set_flags(fd: int, letters: str) -> None:
         raise
     after = before & ~sum(BITS.values()) | sum(BITS[c] for c in letters)
     if after != before:
-        fcntl.ioctl(fd, SETFLAGS, struct.pack("=Q", after))
+        fcntl.ioctl(fd, SETFLAGS, struct.pack("=II", after, 0))
 
 
 def set_flags_at(dirfd: int, leaf: bytes, letters: str) -> None:
