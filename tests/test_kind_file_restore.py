@@ -120,10 +120,14 @@ class TestRestoring:
         assert (path / "precious").read_text() == "x"
         assert litter(tmp_path) == []
 
-    def test_a_missing_parent_is_named(self, tmp_path: Path) -> None:
+    @root
+    @needs_root
+    def test_a_missing_parent_is_made(self, tmp_path: Path) -> None:
         attrs, blobs = content(b"x")
-        with pytest.raises(RestoreError, match="gone does not exist"):
-            restore(tmp_path / "gone" / "f", attrs, blobs)
+        restore(tmp_path / "gone" / "f", attrs, blobs)
+        assert (tmp_path / "gone" / "f").read_bytes() == b"x"
+        restore(tmp_path / "never" / "f", None, blobs)
+        assert not (tmp_path / "never").exists()
 
     def test_a_parent_that_is_a_symbolic_link_is_not_followed(self, tmp_path: Path) -> None:
         (tmp_path / "real").mkdir()
@@ -235,7 +239,7 @@ class TestRestoring:
         try:
             attrs, blobs = content(b"declared")
             for target in (attrs, None, {"type": "symlink", "target": "x"}):
-                with pytest.raises(PermissionError):
+                with pytest.raises(PermissionError, match="immutable"):
                     restore(path, target, blobs)
             assert path.read_text() == "immutable"
             assert litter(tmp_path) == []

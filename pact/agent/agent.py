@@ -393,6 +393,9 @@ class Agent:
             event = JobFailed(*now, result.job, result.error)
         else:
             event = result.make(*now)
+        if isinstance(event, Acted):
+            self.watching.drain()
+            self.watching.end(event.job)
         if self.journal_error:
             if isinstance(event, Observed | Acted):
                 self._note_unrecorded(event.sightings)
@@ -453,6 +456,8 @@ class Agent:
 
     def _note_begun(self, effect: Look | Probe | Act | Discover) -> None:
         job = self.node.jobs.get(effect.job)
+        if isinstance(effect, Act):
+            self.watching.begin(effect.job, [*(s.id for s in effect.steps), *effect.below])
         if isinstance(effect, Act) and job is not None:
             for tokens in self.node.deciding.values():  # whom the root asked for, the group's job does not say
                 self._begun.update(tokens)

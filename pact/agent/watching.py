@@ -54,6 +54,8 @@ class Watching:
         self.bad: dict[str, str] = {}  # declared by an older version, under names that nothing can have
         self.remote = RemotePlaces()
         self.covered: dict[str, tuple[Attrs, Owner | None]] = {}
+        self._acting: dict[int, frozenset[str]] = {}  # job under way -> what it brings elsewhere and looks at itself
+        self._held: dict[str, Owner | None] = {}  # touched meanwhile: looked at when that is over
         self._points: set[bytes] | None = None
         self._delayed: dict[str, tuple[int, Owner | None]] = {}
         self._paced: dict[str, tuple[int, int]] = {}  # resource -> (recorded at, pause after it)
@@ -124,8 +126,8 @@ class Watching:
             kind, name = split_id(resource)
             for path in KINDS[kind].watch(name):
                 self.observers.unwatch(path)
-        self.pending.pop(resource, None)
-        self._delayed.pop(resource, None)
+        for waiting in (self.pending, self._delayed, self._held):
+            waiting.pop(resource, None)
 
     def __contains__(self, resource: str) -> bool:
         return resource in self._key_of
@@ -137,13 +139,11 @@ class Watching:
         events = self.observers.drain(DRAIN_BATCH_MAX)
         for event in events:
             if isinstance(event, Touched):
-                sysctl = KINDS["sysctl"].of_path(event.path)
-                if event.own:
-                    if sysctl is not None:
-                        self.followers.wrote_itself()
-                    continue
                 self._touched(event)
-                if sysctl is not None:
+                sysctl = KINDS["sysctl"].of_path(event.path)
+                if sysctl is not None and event.own:
+                    self.followers.wrote_itself()
+                elif sysctl is not None:
                     owner = owner_of(event.writer) if event.writer is not None else None
                     self.followers.wrote(f"sysctl:{sysctl}", owner)
             elif isinstance(event, MountsChanged):
@@ -164,15 +164,33 @@ class Watching:
         for kind in KINDS.values():
             name = kind.of_path(event.path)
             if name is not None and f"{kind.name}:{name}" in self._key_of:
-                self.touch(f"{kind.name}:{name}", owner_of(event.writer) if event.writer is not None else None)
+                known = event.writer is not None and not event.own  # whose pact's own acts are, the core says
+                self.touch(f"{kind.name}:{name}", owner_of(event.writer) if known else None)
 
     def touch(self, resource: str, owner: Owner | None) -> None:
         """It may have changed; an identified writer is not forgotten for one that is not."""
+        if any(resource in ids for ids in self._acting.values()):
+            self._held[resource] = owner or self._held.get(resource)
+            return
         waiting = self._delayed.get(resource)
         if waiting is not None:
             self._delayed[resource] = (waiting[0], owner or waiting[1])
         elif owner is not None or resource not in self.pending:
             self.pending[resource] = owner
+
+    def begin(self, job: int, resources: Iterable[str]) -> None:
+        """A job brings these elsewhere now. Nothing is recorded of them until it ends, and an open descriptor of ours
+        would be in its way: they are looked at after.  # R10"""
+        self._acting[job] = frozenset(resources)
+        for resource in self._acting[job].intersection([*self.pending, *self._delayed]):
+            late = self._delayed.pop(resource, (0, None))[1]
+            self._held[resource] = self.pending.pop(resource, None) or late
+
+    def end(self, job: int) -> None:
+        if self._acting.pop(job, None) is not None:
+            held, self._held = self._held, {}
+            for resource, owner in held.items():
+                self.touch(resource, owner)
 
     def of_kind(self, kind: str) -> list[str]:
         return [r for r in self._key_of if r.startswith(kind + ":")]
@@ -336,7 +354,7 @@ class Watching:
         others: list[int] = []
         for key in keys:
             resource = self._resources[key]
-            if resource is None or resource in self.pending or resource in self._delayed:
+            if resource is None or any(resource in w for w in (self.pending, self._delayed, self._held)):
                 continue  # it is looked at anyway, and may hang by now
             (scannable if key in self.table else others).append(key)
         found = self.table.scan(scannable, full=self._full_cycle) if scannable else []
@@ -381,7 +399,7 @@ class Watching:
     def save_cache(self, waiting: Iterable[str], unreadable: Iterable[str]) -> None:
         """Only when nothing is pending, nor ``waiting`` to be seen or recorded: a signature must never be newer than
         what the journal knows. What could not be read is looked at again after a start."""
-        if not self._dirty or self.pending or self._delayed or any(r in self._key_of and self._in_table(r)
+        if not self._dirty or self.pending or self._delayed or self._held or any(r in self._key_of and self._in_table(r)
                                                                    for r in waiting):  # fmt: skip
             return
         self.cycle_ended = False

@@ -18,13 +18,14 @@ from typing import Any, Final
 from pact.agent.clock import Clock, boottime_ns
 from pact.agent.fixpoint import Fixpoint
 from pact.agent.notify import log
+from pact.agent.probing import distance_n, observe, probe
+from pact.core import below
 from pact.core.events import Act, Acted, Discover, Discovered, Event, Look, Looked, Probe, Probed, Sighting
 from pact.core.plan import Step
 from pact.errors import PactError, RestoreError, UsageError
-from pact.model import NS_PER_S, Attrs, Declared, Holder, Observation, Unreadable, decode_name, encode_name, split_id
+from pact.model import NS_PER_S, Attrs, Declared, Unreadable, decode_name, encode_name, split_id
 from pact.resources import KINDS, kind_of
-from pact.resources.base import Blobs, Keep, errno_text
-from pact.resources.consumers import find_holders
+from pact.resources.base import Blobs, Keep
 from pact.resources.sweep import sweep
 from pact.resources.toml import Ignore
 
@@ -35,6 +36,8 @@ RESULTS_MAX: Final = 1
 STUCK_NS: Final = 90 * NS_PER_S
 #: So many threads may hang before jobs wait for one of them.
 HUNG_MAX: Final = 4
+__all__ = ["Result", "Worker", "act", "distance_n", "needs", "observe", "probe"]
+
 MOVED: Final = "changed again after it was decided; it was left as it is"
 
 
@@ -46,15 +49,6 @@ class Result:
     make: Callable[[int, int], Event] | None
     blobs: dict[str, bytes] = field(default_factory=dict)
     error: PactError | None = None
-
-
-def observe(resource: str, keep: Keep | None = None) -> Observation:
-    kind, name = split_id(resource)
-    return KINDS[kind].observe(name, keep)
-
-
-def distance_n(resource: str, declared: Attrs | None, actual: Attrs | None) -> int:
-    return KINDS[resource.partition(":")[0]].distance_n(declared, actual)
 
 
 class Worker:
@@ -171,11 +165,10 @@ class Worker:
     def _probe(self, effect: Probe) -> None:
         def work() -> Result:
             keep = Keep(self.file_limit, self.room())
-            found = probe(effect.steps, keep, consumers=effect.consumers, force=effect.force)
-            sightings, holders, refusals, saves = found
-            return Result(
-                effect.job, lambda t, w: Probed(t, w, effect.job, sightings, holders, refusals, saves), keep.blobs
-            )
+            through = below.carried(effect.steps, (s.id for s in effect.steps))
+            steps = tuple(s for s in effect.steps if s.id not in through or self.ignore.match(s.id) is None)
+            found = probe(steps, keep, consumers=effect.consumers, force=effect.force)
+            return Result(effect.job, lambda t, w: Probed(t, w, effect.job, *found), keep.blobs)
 
         self._guard(effect.job, work)
 
@@ -186,7 +179,8 @@ class Worker:
         def work() -> Result:
             fixpoint = Fixpoint(effect.beside, effect.put_back)
             results = act(effect.steps, blobs, resumed=effect.resumed, fixpoint=fixpoint)
-            sightings = [Sighting(s.id, observe(s.id)) for s in effect.steps]
+            others = (r for r in effect.below if self.ignore.match(r) is None)
+            sightings = [Sighting(r, observe(r)) for r in (*(s.id for s in effect.steps), *others)]
             moved, reads = fixpoint.moved(), fixpoint.learned(results)
             return Result(effect.job, lambda t, w: Acted(t, w, effect.job, results, sightings, moved, reads))
 
@@ -276,79 +270,6 @@ def _through_symlink(name: str) -> bool:
     return os.path.realpath(parent) != parent
 
 
-def probe(
-    steps: tuple[Step, ...], keep: Keep, *, consumers: bool, force: bool
-) -> tuple[list[Sighting], list[Holder], list[str], dict[str, Any]]:
-    """Observe, find consumers of what differs, keep what would be overwritten. Touches nothing.  # F5, R4"""
-    sightings, differing = [], []
-    for step in steps:
-        seen = observe(step.id)
-        sightings.append(Sighting(step.id, seen))
-        if not isinstance(seen, Unreadable) and distance_n(step.id, step.target, seen) != 0:
-            differing.append(replace(step, actual=seen))
-    leaving = {s.id for s in differing if s.target is None}
-    brings_modules = any(s.id.startswith("module:") and s.target is not None for s in differing)
-    refusals, saves = [], {}
-    for step in differing:
-        kind, name = split_id(step.id)
-        saved = KINDS[kind].preflight(name, step, keep)
-        saves[step.id] = {k: v for k, v in saved.save.items() if k != "files"}
-        saves.update(saved.save.get("files", {}))  # what lies in a mount that is taken off
-        if step.id.startswith("sysctl:") and step.actual is None and brings_modules:
-            continue  # a module of the plan may bring it
-        if saved.refusal and not _emptied_by_plan(name, saved.refusal, leaving):
-            refusals.append(saved.refusal)
-    if differing and consumers and not force:
-        refusals += package_locks()
-    holders = find_holders(differing) if consumers else []
-    return sightings, holders, refusals, saves
-
-
-def _emptied_by_plan(name: str, refusal: str, leaving: set[str]) -> bool:
-    """A directory whose every entry the same plan removes is empty in time."""
-    if not refusal.endswith("not empty"):
-        return False
-    path = decode_name(name)
-    return all(f"file:{encode_name(path + b'/' + entry)}" in leaving for entry in os.listdir(path))
-
-
-#: Files that package managers lock while they work.
-PACKAGE_LOCKS: Final = (
-    "/var/lib/dpkg/lock-frontend", "/var/lib/dpkg/lock", "/var/lib/rpm/.rpm.lock", "/usr/lib/sysimage/rpm/.rpm.lock",
-    "/var/cache/dnf/metadata_lock.pid", "/run/zypp.pid",
-)  # fmt: skip
-
-
-def package_locks() -> list[str]:
-    """Who holds a package manager's lock (read from /proc/locks: nothing is locked to find out)."""
-    inodes: dict[tuple[int, int, int], str] = {}
-    for path in PACKAGE_LOCKS:
-        try:
-            st = os.stat(path)
-        except OSError:
-            continue
-        inodes[os.major(st.st_dev), os.minor(st.st_dev), st.st_ino] = path
-    if not inodes:
-        return []
-    out = []
-    try:
-        with open("/proc/locks", encoding="ascii", errors="replace") as f:
-            rows = [line.split() for line in f]
-    except OSError as exc:
-        return [errno_text("/proc/locks", exc)]
-    for row in rows:
-        if len(row) < 6 or "->" in row:
-            continue
-        try:
-            major, minor, inode = row[5].split(":")
-            path_found = inodes.get((int(major, 16), int(minor, 16), int(inode)))
-        except ValueError:
-            continue
-        if path_found is not None:
-            out.append(f"a package manager holds {path_found} (pid {row[4]})")
-    return out
-
-
 def act(steps: tuple[Step, ...], blobs: Blobs, *, resumed: bool = False, fixpoint: Fixpoint | None = None
         ) -> dict[str, str]:  # fmt: skip
     """Carry a plan out: ``""`` for each resource restored and verified, else why not.  # R5"""
@@ -356,10 +277,15 @@ def act(steps: tuple[Step, ...], blobs: Blobs, *, resumed: bool = False, fixpoin
     kept = sweep(steps, blobs)
     results: dict[str, str] = {}
     todo: list[Step] = []
+    through = below.carried(steps, (s.id for s in steps))
     for step in steps:
         seen = observe(step.id)
-        if isinstance(seen, Unreadable):
+        if isinstance(seen, Unreadable) and step.id in through:
+            todo.append(step)
+        elif isinstance(seen, Unreadable):
             results[step.id] = f"cannot be read: {seen.why}"
+        elif distance_n(step.id, step.target, seen) == 0 and step.id in through:
+            todo.append(replace(step, actual=seen))  # what it is seen through gives way: it may be gone by its turn
         elif distance_n(step.id, step.target, seen) == 0:
             results[step.id] = ""
         elif resumed and (_half_dressed(step, seen) or _half_replaced(step, seen)):
@@ -368,19 +294,26 @@ def act(steps: tuple[Step, ...], blobs: Blobs, *, resumed: bool = False, fixpoin
             results[step.id] = MOVED
         else:
             todo.append(step)
+    sealed = [s for s in todo if _seals(s, todo)]
     lost = _say_kept(steps, results, kept)
     mounts = frozenset(s.id for s in steps if s.id.startswith("mount:"))
     done: list[Step] = []
     moving = False  # what was written so far may move sysctls
     for step in todo:
         failed = [need for need in needs(step, mounts) if results.get(need)]
-        results[step.id] = f"needs {failed[0]}, which failed" if failed else _restore(
-            _as_moved(step) if moving else step, blobs)  # fmt: skip
+        now = _as_moved(step) if moving else _as_left(step) if step.id in through else step
+        if step in sealed:
+            now = replace(now, target={**(now.target or {}), "flags": ""})
+        results[step.id] = f"needs {failed[0]}, which failed" if failed and _wrong(now) else _restore(now, blobs)
         moving |= step.id.startswith(("sysctl:", "module:"))
         if not results[step.id]:
             done.append(step)
             if step.id.startswith("sysctl:"):
                 fixpoint.read_back(step)
+    for step in sealed:
+        seen = observe(step.id)
+        if not results[step.id] and not isinstance(seen, Unreadable):
+            results[step.id] = _restore(replace(step, actual=seen), blobs)
     settled = done + [s for s in steps if s not in todo and not results[s.id]]
     refused = [s for s in todo if results[s.id] and results[s.id] != MOVED and not any(
         results.get(need) for need in needs(s, mounts))]  # fmt: skip
@@ -390,6 +323,13 @@ def act(steps: tuple[Step, ...], blobs: Blobs, *, resumed: bool = False, fixpoin
         if wrong and not results[step.id]:
             results[step.id] = wrong
     return {**results, **{r: why for r, why in lost.items() if not results[r]}}
+
+
+def _seals(step: Step, steps: Iterable[Step]) -> bool:
+    """A directory in which nothing can be made once its flags are set: they are, when all below it is done."""
+    if step.target is None or "flags" not in step.target or step.target["type"] != "directory":
+        return False
+    return any(s.id.startswith(step.id.rstrip("/") + "/") for s in steps)
 
 
 def needs(step: Step, mounts: frozenset[str]) -> list[str]:
@@ -428,13 +368,16 @@ def _half_replaced(step: Step, seen: Attrs | None) -> bool:
 
 
 def _half_dressed(step: Step, seen: Attrs | None) -> bool:
-    """A kill came between owner, mode and attributes of a file: its content is what it was. Or before the unmounting of
-    what had been made read-only for it.  # R6"""
+    """A kill came between owner, mode, attributes and flags of a file: its content is what it was or is to be. Or
+    before the unmounting of what had been made read-only for it.  # R6"""
     if seen is None or step.actual is None:
         return False
     if step.id.startswith("mount:"):
         return _written(seen) == _written(step.actual)
-    return step.id.startswith("file:") and all(seen.get(k) == step.actual.get(k) for k in ("type", "sha256", "target"))
+    if not step.id.startswith("file:"):
+        return False
+    ends = [step.actual, *([step.target] if step.target is not None else ())]
+    return any(all(seen.get(k) == end.get(k) for k in ("type", "sha256", "target")) for end in ends)
 
 
 def _written(attrs: Attrs) -> Attrs:
@@ -446,6 +389,11 @@ def _as_moved(step: Step) -> Step:
     """What earlier steps wrote may have moved a sysctl: nobody's new work is overwritten with it."""
     seen = observe(step.id) if step.id.startswith("sysctl:") else step.actual
     return step if isinstance(seen, Unreadable) else replace(step, actual=seen)
+
+
+def _as_left(step: Step) -> Step:
+    """What was seen through a link or a mount is gone from here with it: that is no new work of anybody's."""
+    return replace(step, actual=None) if observe(step.id) is None else step
 
 
 def _restore(step: Step, blobs: Blobs) -> str:
@@ -461,7 +409,7 @@ def _restore(step: Step, blobs: Blobs) -> str:
     except RestoreError as exc:
         return exc.message
     except OSError as exc:
-        return os.strerror(exc.errno or 0).lower()
+        return (exc.strerror or os.strerror(exc.errno or 0)).lower()
     except PactError as exc:
         return exc.message
     return ""

@@ -42,8 +42,13 @@ def show_applied(result: dict[str, Any]) -> None:
         window = f", to be committed{until(result['deadline'])}" if result.get("deadline") else ""
         say(f"applied {len(result['applied'])} as {result['change']}{window}")
     show_moved(result)
+    show_notes(result)
     if result.get("consumers"):
         holders_table(result["consumers"])
+def show_notes(result: dict[str, Any]) -> None:
+    """What else comes of it."""
+    for note in result.get("notes", ()):
+        say(f"  note: {spoken(note)}")
 
 
 def planned(step: dict[str, Any]) -> str:
@@ -80,5 +85,6 @@ def show_converged(result: dict[str, Any]) -> None:
         say(f"not converged, they belong to open changes (--take): {', '.join(map(clean, result['in_changes'][:5]))}")
     for why in result.get("refused", ()):
         say(f"would be refused: {spoken(why)}")
+    show_notes(result)
     if result.get("dry_run") and result.get("consumers"):
         holders_table(result["consumers"])

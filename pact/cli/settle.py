@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from pact.cli.client import ask
-from pact.cli.outcome import finish, planned, show_applied, show_converged
+from pact.cli.outcome import finish, planned, show_applied, show_converged, show_notes
 from pact.cli.render import clean, holders_table, on_terminal, say, spoken, until
 from pact.core.units import parse_duration
 from pact.errors import PactError, UsageError
@@ -54,11 +54,14 @@ def _show_rollback(done: dict[str, Any]) -> None:
             say(f"  {planned(step)}")
         for why in done["refused"]:
             say(f"  refused: {spoken(why)}")
+        show_notes(done)
     elif done.get("state") == "settled":
         say(f"rolled back {done['change']}" + (f" ({_some(done['restored'])})" if done.get("restored") else ""))
+        show_notes(done)
     elif done.get("left"):
         for resource, why in done["left"].items():
             say(f"  not restored: {clean(resource)}: {spoken(why)}")
+        show_notes(done)
     if done.get("consumers"):
         holders_table(done["consumers"])
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from pact.core import access, groups, membership, undoing
+from pact.core import access, below, groups, membership, undoing
 from pact.core import change as life
 from pact.core.events import AGENT_CALLER, Acted, Asked, Discover, Discovered, Probe, Probed, Sighting
 from pact.core.plan import Step, ordered
@@ -102,7 +102,7 @@ def probed_declare(node: Node, job: Job, event: Probed) -> None:
     result = {
         "resources": len(declared), "forgotten": args["forgotten"], "in_changes": sorted(args["in_changes"]),
         "converge": [s.to_json() for s in steps], "unreadable": _unreadable(event.sightings),
-        "consumers": [h.to_json() for h in event.holders], "trials": args["trials"],
+        "consumers": [h.to_json() for h in event.holders], "notes": list(event.notes), "trials": args["trials"],
     }  # fmt: skip
     if args.get("dry_run"):  # it ends as the real one would
         node.finish(job)
@@ -128,8 +128,7 @@ def probed_declare(node: Node, job: Job, event: Probed) -> None:
         _declare_done(node, job, result, {})
         return
     job.steps, job.args["result"] = steps, result
-    node.converging[job.n] = frozenset(s.id for s in steps)
-    node.act(job, steps, event.saves)
+    below.act(node, job, event.saves, [s.id for s in steps])
 
 
 def _record_declared(node: Node, job: Job, event: Probed, converge: set[str]) -> int:
@@ -153,6 +152,8 @@ def _record_declared(node: Node, job: Job, event: Probed, converge: set[str]) ->
         if last:
             data["forgotten"] = args["forgotten"]
             data["saves"] = dict(event.saves)
+            if event.notes:
+                data["notes"] = list(event.notes)
             if "to_seq" in args:
                 data["to_seq"] = args["to_seq"]
         node.record("declared", data, job.caller.actor)
@@ -165,8 +166,9 @@ def _pieces(resources: dict[str, Any]) -> Iterable[dict[str, Any]]:
         yield dict(items[at : at + CHUNK_MAX])
 
 
-def differing(node: Node, steps: Iterable[Step], sightings: Iterable[Sighting],
+def differing(node: Node, steps: Sequence[Step], sightings: Iterable[Sighting],
                declared: Mapping[str, Declared]) -> tuple[Step, ...]:  # fmt: skip
+    """What is to be done: what differs, and what is seen through what gives way to it."""
     seen: dict[str, Observation] = {s.resource: s.observation for s in sightings}
     out = []
     for step in steps:
@@ -175,6 +177,12 @@ def differing(node: Node, steps: Iterable[Step], sightings: Iterable[Sighting],
             continue
         if node.deviation_n(step.id, declared[step.id], actual) > 0:
             out.append(replace(step, actual=actual))
+    through = below.carried(out, (s.id for s in steps))
+    met = {s.id for s in out}
+    for step in steps:
+        actual = seen.get(step.id)
+        if step.id in through and step.id not in met and step.target is not None and isinstance(actual, dict):
+            out.append(below.as_seen(step, actual))
     return ordered(out)
 
 
@@ -184,6 +192,7 @@ def _unreadable(sightings: Iterable[Sighting]) -> dict[str, str]:
 
 def acted_declare(node: Node, job: Job, event: Acted) -> None:
     node.finish(job)
+    below.look(node, job, event, job.caller.owner)
     node.record("converged", {"results": {r: why or "restored" for r, why in event.results.items()},
                               "reads": node.learn(event), "cause": job.args.get("cause", "declare")},
                 job.caller.actor)  # fmt: skip
@@ -214,12 +223,11 @@ def converge_after_boot(node: Node, sightings: Sequence[Sighting]) -> None:
         assert declared is not None and not isinstance(seen, Unreadable)
         steps.append(Step(sighting.resource, declared.attrs, seen, declared.requires, declared.consumers))
     job = node.job("boot", AGENT_CALLER, ids=tuple(s.id for s in steps), steps=ordered(steps))
-    node.converging[job.n] = frozenset(job.ids)
     # somebody may have set it by hand since the boot: what is overwritten is on record before
     for at in range(0, len(job.steps), CHUNK_MAX):
         plan = [s.to_json() for s in job.steps[at : at + CHUNK_MAX]]
         node.record("converge_started", {"cause": "boot", "plan": plan})
-    node.act(job, job.steps, {})
+    below.act(node, job, {}, job.ids)
 
 
 def acted_boot(node: Node, job: Job, event: Acted) -> None:
@@ -336,7 +344,8 @@ def probed_apply(node: Node, job: Job, event: Probed) -> None:
         return
     if job.args.get("dry_run"):
         node.finish(job)
-        node.reply(job.token, {"dry_run": True, "plan": [s.to_json() for s in steps], "refused": [], "consumers": []})
+        node.reply(job.token, {"dry_run": True, "plan": [s.to_json() for s in steps], "refused": [], "consumers": [],
+                               "notes": list(event.notes)})  # fmt: skip
         return
     if not steps:
         node.finish(job)
@@ -357,11 +366,12 @@ def probed_apply(node: Node, job: Job, event: Probed) -> None:
     data = {
         "change": cid, "owner": job.caller.owner.to_json(), "message": job.args.get("message", ""),
         "resources": {s.id: s.target for s in steps}, "baseline": baseline, "saves": dict(event.saves),
+        **({"notes": list(event.notes)} if event.notes else {}),
     }  # fmt: skip
     node.record("applied", {**data, "group": gid} if gid else data, job.caller.actor)
-    job.change, job.steps = cid, steps
+    job.change, job.steps, job.args = cid, steps, {**job.args, "notes": list(event.notes)}
     node.busy[cid] = job.n
-    node.act(job, steps, event.saves, put_back=False)
+    below.act(node, job, event.saves, (), put_back=False)
 
 
 def refuse_what_would_fail(event: Probed, what: str) -> None:
@@ -381,7 +391,9 @@ def acted_apply(node: Node, job: Job, event: Acted) -> None:
         return
     node.finish(job)
     assert job.change is not None
-    node.sight(event.sightings)
+    here = {s.id for s in job.steps}
+    node.sight(s for s in event.sightings if s.resource in here)
+    below.look(node, job, event, job.caller.owner, node.state.changes.get(job.change))
     moved = node.sight_moved(event, job.caller.owner, node.state.changes.get(job.change))
     if job.change in node.state.changes:
         node.window_opened(job.change, reads=event.reads)
@@ -391,7 +403,7 @@ def acted_apply(node: Node, job: Job, event: Acted) -> None:
     node.reply(job.token, {
         "change": job.change if change is not None else None, "applied": sorted(event.results), "left": {},
         "undone": [], "deadline": None if deadline_ns is None else node.wall_of(deadline_ns),
-        "moved": moved, "reads": dict(event.reads),
+        "moved": moved, "reads": dict(event.reads), "notes": job.args.get("notes", []),
     })  # fmt: skip
 
 

@@ -130,18 +130,22 @@ class Looked(Event):
 
 @dataclass(frozen=True, slots=True)
 class Probed(Event):
-    """The answer to ``Probe``. ``saves`` says for each resource where what will be overwritten is kept."""
+    """The answer to ``Probe``. ``saves`` says for each resource where what will be overwritten is kept, ``notes`` what
+    else comes of it that a person should know beforehand.
+    """
 
     job: int
     sightings: Sequence[Sighting]
     holders: Sequence[Holder]
     refusals: Sequence[str]
     saves: Mapping[str, Mapping[str, Any]]
+    notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Acted(Event):
-    """The answer to ``Act``: ``""`` for each resource restored and verified, else why not; then what was seen after.
+    """The answer to ``Act``: ``""`` for each resource restored and verified, else why not; then what was seen after,
+    of the steps and of what lies below them.
 
     ``moved``: what the plan moved beside its own resources, and could not or should not put back. ``reads``: what the
     kernel made of a value that it took, where that reads otherwise.
@@ -238,7 +242,8 @@ class Probe(Effect):
 
 @dataclass(frozen=True, slots=True)
 class Act(Effect):
-    """Carry out the steps in order and verify each; ``resumed``: a kill may have left one half done.
+    """Carry out the steps in order and verify each; ``resumed``: a kill may have left one half done. What is
+    ``below`` what they replace is looked at after.
 
     ``beside``: declared resources that the steps may move. ``put_back``: what moved so is brought back to what it was
     before; else it is only reported.  # C8
@@ -248,6 +253,7 @@ class Act(Effect):
     steps: tuple[Step, ...]
     saves: Mapping[str, Mapping[str, Any]]
     resumed: bool = False
+    below: tuple[str, ...] = ()
     beside: tuple[str, ...] = ()
     put_back: bool = True
 

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
+from pact.core import below, settle
 from pact.core import change as life
-from pact.core import settle
 from pact.core.change import Change
 from pact.core.events import AGENT_CALLER, Asked, Caller, Look, Looked, Probe, Probed, Sighting
 from pact.core.membership import DECIDED, NOT_APPLIED, OPEN, PREPARED, Membership, check_fence
@@ -163,8 +163,7 @@ def probed_vote(node: Node, job: Job, event: Probed) -> None:
     node.finish(job)
     group = _still_asked(node, job)
     node.sight(event.sightings)
-    unread = [f"{s.resource} cannot be read: {s.observation.why}" for s in event.sightings
-              if isinstance(s.observation, Unreadable)]  # fmt: skip
+    unread = below.unread(node, job.steps, event.sightings)
     if event.holders:
         _say_no(node, group, job.args, job.caller, job.token, _used_by(event.holders), event.holders)
     elif unread or event.refusals:

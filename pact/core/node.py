@@ -13,12 +13,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Protocol
 
+from pact.core import below, declaring, extending, groups, joining, settle, suspend, undoing
 from pact.core import change as life
-from pact.core import declaring, groups, joining, settle, suspend, undoing
 from pact.core.change import Change
 from pact.core.events import (
     AGENT_CALLER,
-    Act,
     Acted,
     AppendRecord,
     Asked,
@@ -52,8 +51,6 @@ from pact.core.windows import magnitude
 from pact.errors import ConflictError, DeniedError, PactError, UsageError
 from pact.model import AGENT_ACTOR, NS_PER_S, UNATTRIBUTED, Actor, Attrs, Declared, Owner, Unreadable
 
-#: Writing these may move declared sysctls.
-MOVERS: Final = ("sysctl:", "module:", "link:")
 #: Others than the last who are named as having written a resource.
 ALSO_MAX: Final = 8
 
@@ -283,10 +280,10 @@ class Node:
 
     # -- sightings ----------------------------------------------------------------------------------------------
 
-    def sight(self, sightings: Iterable[Sighting]) -> list[str]:
-        """Take observations in. Returns the resources whose record moved."""
+    def sight(self, sightings: Iterable[Sighting], into: Change | None = None) -> list[str]:
+        """Take observations in; what drifted belongs to ``into``. Returns the resources whose record moved."""
         intents = self.intended()
-        return [s.resource for s in sightings if self._sight(s, intents.get(s.resource))]
+        return [s.resource for s in sightings if self._sight(s, intents.get(s.resource, into))]
 
     def intended(self) -> dict[str, Change]:
         """What an ``apply`` under way is about to change, and the change that it will be in."""
@@ -463,9 +460,11 @@ class Node:
         reset = []
         if event.reboot and not self.state.suspended and not self.state.holds:
             reset = [s for s in event.sightings if self.rules.volatile(s.resource)]
-        frozen = {r for c in self.state.changes.values() if c.state == life.ROLLING for r in c.members}
+        rolling = [c for c in self.state.changes.values() if c.state == life.ROLLING]
+        joined = {r for c in rolling for r in (c.rolling or {}).get("joined", ())}
+        frozen = {r for c in rolling for r in c.members}
         elsewhere = {s.resource for s in reset if self._differs(s) and s.resource not in frozen}
-        self.sight(s for s in event.sightings if s.resource not in elsewhere)
+        self.sight(s for s in event.sightings if s.resource not in elsewhere and s.resource not in joined)
         for change in list(self.state.changes.values()):
             if change.intents:
                 self.window_opened(change.id)  # an apply that was cut off: what it did not do, it will not do
@@ -544,25 +543,14 @@ class Node:
     # -- help for the operations --------------------------------------------------------------------------------
 
     def steps_for(self, resources: Iterable[str]) -> tuple[Step, ...]:
-        """The plan that returns these drifted resources to declared state, in order."""
+        """The plan that returns these drifted resources to declared state, and what they would take along; in order."""
         steps = []
         for resource in resources:
             declared, change = self.state.declared(resource), self.state.change_of(resource)
             assert declared is not None and change is not None, resource
             actual = change.members[resource].actual
             steps.append(Step(resource, declared.attrs, actual, declared.requires, declared.consumers))
-        return ordered(steps)
-
-    def act(self, job: Job, steps: tuple[Step, ...], saves: Mapping[str, Mapping[str, Any]], *, resumed: bool = False,
-            put_back: bool = True) -> None:  # fmt: skip
-        """Have a plan carried out. What it may move beside its own resources is looked at with it.  # C8"""
-        beside = tuple(r for r in self.state.declared_ids() if r.startswith("sysctl:")) if any(
-            s.id.startswith(MOVERS) for s in steps) else ()  # fmt: skip
-        if beside:
-            named = {s.id for s in steps}
-            beside = tuple(r for r in beside if r not in named)
-            self.stirring[job.n] = beside
-        self.emit(Act(job.n, steps, saves, resumed, beside, put_back))
+        return ordered([*steps, *below.joined(self, steps)])
 
     def sight_moved(self, event: Acted, owner: Owner, into: Change | None) -> list[str]:
         """What a plan moved beside its own resources, and did not put back, is drift of whoever had it carried out; in
@@ -630,7 +618,7 @@ _ALARMS: Final[Mapping[str, Callable[[Node, str], None]]] = {
 _OPS: Final[Mapping[str, Callable[[Node, Asked], None]]] = {
     "commit": settle.asked_commit,
     "rollback": settle.asked_rollback,
-    "extend": settle.asked_extend,
+    "extend": extending.asked_extend,
     "declare": declaring.asked_declare,
     "apply": declaring.asked_apply,
     "adopt": declaring.asked_adopt,

@@ -10,10 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
+from pact.core import below, groups
 from pact.core import change as life
-from pact.core import groups
 from pact.core.change import Change
 from pact.core.events import AGENT_CALLER, Acted, Asked, Caller, Look, Looked, Probe, Probed, Sighting
+from pact.core.plan import ordered
 from pact.core.select import select, shared_with
 from pact.core.state import HOUR_NS
 from pact.errors import (
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
 TTL_MIN_NS: Final = 15 * 60 * NS_PER_S
 TTL_MAX_NS: Final = 10 * 24 * 3600 * NS_PER_S
-EXTEND_MAX_NS: Final = TTL_MAX_NS
 AUTO_ROLLBACKS_MAX: Final = 2
 AUTOMATIC: Final = ("expired", "retry")
 GRAVITY: Final = (EXIT_DONE, EXIT_CONFLICT, EXIT_FAILED, EXIT_BLOCKED)
@@ -149,28 +149,6 @@ def _left(node: Node) -> list[dict[str, Any]]:
     return [{"change": c.id, "owner": c.owner.user} for c in node.state.changes.values() if c.members]
 
 
-# -- extend ---------------------------------------------------------------------------------------------------------
-
-
-def asked_extend(node: Node, event: Asked) -> None:
-    by_ns = event.args["by_ns"]
-    picked = select(node, event, "extend")
-    if not 0 < by_ns <= EXTEND_MAX_NS:
-        raise UsageError("extend by more than nothing and at most 10d")
-    for cid in picked:
-        change = node.state.changes[cid]
-        if change.state in (life.OPEN, life.HELD) and change.extension_ns + by_ns > EXTEND_MAX_NS:
-            raise UsageError(f"{cid} would be extended by more than 10d in all", "commit it, for a time: --ttl D")
-    out = []
-    for cid in picked:
-        was = node.state.changes[cid].state
-        data = {"change": cid, "by_ns": by_ns, "reopened": was in (life.BLOCKED, life.FAILED)}
-        node.record("window_extended", data, event.caller.actor)
-        deadline_ns = node.state.deadline_ns(node.state.changes[cid])
-        out.append({"change": cid, "was": was, "deadline": None if deadline_ns is None else node.wall_of(deadline_ns)})
-    node.reply(event.token, {"extended": out}, EXIT_DONE, "" if out else "nothing to extend")
-
-
 # -- rollback -------------------------------------------------------------------------------------------------------
 
 
@@ -257,12 +235,15 @@ def resume_rollback(node: Node, change: Change, reset: Mapping[str, Sighting]) -
     assert change.rolling is not None
     job = node.job("rollback", AGENT_CALLER, change=change.id, cause=change.rolling["cause"],
                    ids=tuple(change.members), args={"force": False, "dry": False, "resumed": True})  # fmt: skip
-    steps = list(node.steps_for(job.ids))
+    joined = below.resumed(node, change)
+    known = {s.id for s in joined}
+    steps = [*(s for s in node.steps_for(job.ids) if s.id not in known), *joined]
     for at, step in enumerate(steps):
         seen = reset.get(step.id)
         if seen is not None and not isinstance(seen.observation, Unreadable):
             steps[at] = replace(step, actual=seen.observation)
-    job.steps = tuple(steps)
+    job.steps = ordered(steps)
+    node.converging[job.n] = frozenset(s.id for s in job.steps)
     node.emit(Probe(job.n, job.steps, consumers=True))
 
 
@@ -289,14 +270,13 @@ def probed_rollback(node: Node, job: Job, event: Probed) -> None:
         return
     if node.state.seq != job.planned_at:
         job.steps = node.steps_for(ids)
-    unread = [f"{s.resource} cannot be read: {s.observation.why}" for s in event.sightings
-              if isinstance(s.observation, Unreadable)]  # fmt: skip
-    refusals = [*unread, *event.refusals]
+    refusals = [*below.unread(node, job.steps, event.sightings), *event.refusals]
+    job.steps, job.args["notes"] = below.filled(job.steps, change.members, event.sightings), list(event.notes)
     if job.args["dry"]:  # it ends as the real one would
         why = holder_text(event.holders) if event.holders else "; ".join(refusals[:5])
         _done(node, job, {
             "change": change.id, "plan": [s.to_json() for s in job.steps], "refused": refusals,
-            "consumers": [h.to_json() for h in event.holders]},
+            "notes": job.args["notes"], "consumers": [h.to_json() for h in event.holders]},
             EXIT_BLOCKED if event.holders else EXIT_FAILED if refusals else EXIT_DONE,
             f"the rollback of {change.id} would not be done: {why}" if why else "")  # fmt: skip
     elif event.holders:
@@ -307,9 +287,9 @@ def probed_rollback(node: Node, job: Job, event: Probed) -> None:
         _leave_out(node, job, change, [r for r in change.members if r not in ids])
         node.record("rollback_started", {
             "change": change.id, "cause": job.cause, "owner": change.owner.to_json(), "skipped": [],
-            "plan": [s.to_json() for s in job.steps], "saves": dict(event.saves), **shared_with(change, ids)},
-            job.caller.actor)  # fmt: skip
-        node.act(job, job.steps, event.saves)
+            "plan": [s.to_json() for s in job.steps], "saves": dict(event.saves), **shared_with(change, ids),
+            **({"notes": job.args["notes"]} if event.notes else {})}, job.caller.actor)  # fmt: skip
+        below.act(node, job, event.saves, [s.id for s in job.steps])
 
 
 def _leave_out(node: Node, job: Job, change: Change, late: list[str]) -> None:
@@ -338,7 +318,7 @@ def _probed_resumed(node: Node, job: Job, change: Change, event: Probed) -> None
         results = {r: "" if r in done else why for r in job.ids}
         acted_rollback(node, job, Acted(event.t_ns, event.wall_ns, job.n, results, event.sightings))
         return
-    node.act(job, job.steps, event.saves, resumed=True)
+    below.act(node, job, event.saves, [s.id for s in job.steps], resumed=True)
 
 
 def _differs(node: Node, sighting: Sighting) -> bool:
@@ -379,12 +359,13 @@ def acted_rollback(node: Node, job: Job, event: Acted) -> None:
     left = {r: why for r, why in event.results.items() if why}
     restored = sorted(r for r, why in event.results.items() if not why)
     actor = job.caller.actor
+    drifted = below.look(node, job, event, change.owner)
     if left:
         reason = "; ".join(f"{r}: {why}" for r, why in list(left.items())[:5])
         data = {"change": change.id, "cause": job.cause, "restored": restored, "left": left, "reason": reason,
                 "reads": node.learn(event), **shared_with(change, left)}  # fmt: skip
         node.record("rollback_failed", data, actor)
-        node.sight(s for s in event.sightings if s.resource in left)
+        node.sight(replace(s, owner=change.owner) for s in event.sightings if s.resource in left)
     else:
         node.record("rolled_back", {
             "change": change.id, "cause": job.cause, "owner": change.owner.to_json(),
@@ -393,8 +374,10 @@ def acted_rollback(node: Node, job: Job, event: Acted) -> None:
         if job.cause != "group":
             groups.left_alone(node, change, "rolled back", job.caller)
     node.sight_moved(event, change.owner, change if left else None)
-    node.recheck(job.ids)
-    result = {"change": change.id, "state": "failed" if left else "settled", "restored": restored, "left": left}
+    node.recheck([s.id for s in job.steps] or job.ids)
+    notes = [*job.args.get("notes", ()), *(f"{r}: it has drifted with this, and has its window" for r in drifted)]
+    result = {"change": change.id, "state": "failed" if left else "settled", "restored": restored, "left": left,
+              "notes": notes}  # fmt: skip
     _done(node, job, result, EXIT_FAILED if left else EXIT_DONE,
           f"rollback of {change.id} failed for {', '.join(left)}" if left else "")  # fmt: skip
 

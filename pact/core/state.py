@@ -436,7 +436,7 @@ class State:
         change.reason, change.holders = "", []
         change.rolling = {
             "cause": data["cause"], "steps": [s["id"] for s in data["plan"]], "skipped": data["skipped"],
-            "seq": record.seq,
+            "seq": record.seq, "joined": {s["id"]: s["target"] for s in data["plan"] if s["id"] not in change.members},
         }  # fmt: skip
 
     def _learn(self, record: Record) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
+from pact.core import below
 from pact.core import change as life
 from pact.core.events import Acted, Sighting
 from pact.core.plan import Step
@@ -29,7 +30,9 @@ def undo(node: Node, job: Job, event: Acted) -> None:
     assert cid is not None
     steps = _inverse(node, job, event)
     holders = {s.id: c.owner for s in job.steps if (c := node.state.change_of(s.id)) is not None and c.id != cid}
-    node.sight(event.sightings)
+    here = {s.id for s in job.steps}
+    node.sight(s for s in event.sightings if s.resource in here)
+    below.look(node, job, event, job.caller.owner, node.state.changes.get(cid))
     node.sight_moved(event, job.caller.owner, node.state.changes.get(cid))
     node.finish(job)
     change = node.state.changes.get(cid)
@@ -43,9 +46,8 @@ def undo(node: Node, job: Job, event: Acted) -> None:
         _reply(node, undoing, {})
         return
     undoing.steps = steps
-    node.converging[undoing.n] = frozenset(undoing.ids)
     node.record("converge_started", {"cause": "undo", "plan": [s.to_json() for s in steps]}, job.caller.actor)
-    node.act(undoing, steps, {}, put_back=False)
+    below.act(node, undoing, {}, undoing.ids, put_back=False)
 
 
 def _inverse(node: Node, job: Job, event: Acted) -> tuple[Step, ...]:

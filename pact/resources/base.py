@@ -60,10 +60,13 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """What ``preflight`` found out about one step: why it must not run, and what is kept of the present state."""
+    """What ``preflight`` found out about one step: why it must not run, what is kept of the present state, and what
+    else a person should know beforehand.
+    """
 
     refusal: str = ""
     save: Mapping[str, Any] = field(default_factory=dict)
+    note: str = ""
 
 
 Blobs = Callable[[str], bytes | None]

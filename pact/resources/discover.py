@@ -14,10 +14,12 @@ from typing import Final
 from pact.model import encode_name
 from pact.observe.mountinfo import is_remote
 from pact.resources.base import path_of
+from pact.resources.litter import is_litter
 from pact.resources.mount import FOREIGN_TYPES, read_mounts
 from pact.resources.patterns import WILD, compile_pattern
 
 NAMES_MAX: Final = 1_000_000
+LITTER: Final = "a temporary name of an editor, package or configuration manager"
 
 
 def discover_files(pattern: str, passed_over: Sequence[str], passed: dict[str, int]) -> Iterator[str]:
@@ -41,6 +43,9 @@ def discover_files(pattern: str, passed_over: Sequence[str], passed: dict[str, i
             passed["rotates, or identifies the node or its users"] = (
                 passed.get("rotates, or identifies the node or its users", 0) + 1
             )
+            continue
+        if is_litter(path):
+            passed[LITTER] = passed.get(LITTER, 0) + 1
             continue
         yield encode_name(path)
 

@@ -2,8 +2,8 @@
 
 Attributes: ``type`` (file, directory, symlink, fifo, socket, block, char), ``mode`` (octal text), ``owner`` and
 ``group`` (names, numbers where there is no name), ``sha256`` and ``size`` of a regular file, ``target`` of a link,
-``xattrs`` (name -> base64; ACLs and the SELinux label are among them). A declaration may name only some of them; only
-those are compared. Absent is ``None``.
+``xattrs`` (name -> base64; ACLs and the SELinux label are among them), ``flags`` (``i`` immutable, ``a`` append-only;
+left out where neither is set). A declaration may name only some of them; only those are compared. Absent is ``None``.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from pact.resources.base import (
     path_of,
     refuse_unknown,
 )
+from pact.resources.flags import flags_at, get_flags, parse_flags, stuck
 from pact.resources.names import group_name, same_group, same_user, user_name
 from pact.resources.replace import restore_file, somebody_has_open
 from pact.resources.way import TurnableLink, closed, enterable, open_parent
@@ -40,6 +41,7 @@ from pact.resources.way import TurnableLink, closed, enterable, open_parent
 CHUNK: Final = 1 << 20
 KEYS: Final = frozenset({
     "source", "content", "content_base64", "symlink", "type", "owner", "group", "mode", "xattrs", "sha256", "size",
+    "flags",
 })  # fmt: skip
 TYPES: Final = {
     stat.S_IFREG: "file", stat.S_IFDIR: "directory", stat.S_IFLNK: "symlink", stat.S_IFIFO: "fifo",
@@ -82,6 +84,10 @@ class File(Kind):
             attrs["mode"] = _mode(value["mode"])
         if "xattrs" in value:
             attrs["xattrs"] = _xattrs(value["xattrs"])
+        if "flags" in value:
+            if attrs["type"] == "symlink":
+                raise ValueError("a symbolic link has no flags: take flags out")
+            attrs["flags"] = parse_flags(value["flags"])
         return Entry(Declared(attrs, restorable=restorable, **common(value)), blobs)
 
     def export(self, name: str, declared: Declared, blobs: Blobs) -> Any:
@@ -104,7 +110,8 @@ class File(Kind):
                 out[key] = body
         else:
             out["type"] = "file"
-        dress = ("owner", "group", "xattrs") if attrs["type"] == "symlink" else ("owner", "group", "mode", "xattrs")
+        dress = ("owner", "group", "xattrs") if attrs["type"] == "symlink" else (
+            "owner", "group", "mode", "xattrs", "flags")  # fmt: skip
         out.update({k: attrs[k] for k in dress if k in attrs})
         return {**out, **export_common(declared)}
 
@@ -146,6 +153,8 @@ class File(Kind):
         if any(declared[k] != actual.get(k) for k in ("mode", "xattrs") if k in declared and (
             k != "mode" or declared["type"] != "symlink")):  # fmt: skip  # an older version let the mode of a link in
             return HALF_N
+        if "flags" in declared and declared["flags"] != actual.get("flags", ""):
+            return HALF_N
         if "owner" in declared and not same_user(declared["owner"], actual.get("owner", "")):
             return HALF_N
         if "group" in declared and not same_group(declared["group"], actual.get("group", "")):
@@ -158,6 +167,8 @@ class File(Kind):
         """Keep what will be overwritten: content up to the limit; what is larger must be moved aside by a person."""
         actual, target = step.actual, step.target
         save: dict[str, Any] = {"attrs": actual}
+        if why := stuck(actual, target):
+            return Saved(f"{step.id}: {why}", save)
         if actual is not None and actual["type"] == "directory" and (target is None or target["type"] != "directory"):
             try:
                 if os.listdir(decode_name(name)):
@@ -174,7 +185,24 @@ class File(Kind):
             save["sha256"] = actual["sha256"]
         if actual is not None and actual["type"] in ("socket", "block", "char", "fifo"):
             return Saved(f"{step.id} is a {actual['type']} now: pact does not replace those", save)
-        return Saved("", save)
+        return Saved("", save, self._other_names(name, step))
+
+    def _other_names(self, name: str, step: Step) -> str:
+        """What is replaced has other names, which keep the content that it has now."""
+        if step.target is None or step.actual is None or step.actual["type"] != "file" or not self._content_goes(step):
+            return ""
+        try:
+            dirfd, leaf, _ = open_parent(decode_name(name))
+            try:
+                others = os.stat(leaf, dir_fd=dirfd, follow_symlinks=False).st_nlink - 1
+            finally:
+                os.close(dirfd)
+        except OSError:
+            return ""
+        if others < 1:
+            return ""
+        many = f"{others} other names (hard links)" if others > 1 else "another name (a hard link)"
+        return f"{step.id} has {many}: restoring gives it a content of its own"
 
     @staticmethod
     def _content_goes(step: Step) -> bool:
@@ -356,6 +384,8 @@ def _at(name: str, dirfd: int, leaf: bytes, keep: Keep | None) -> Observation:
         attrs["target"] = encode_name(os.readlink(leaf, dir_fd=dirfd))
         del attrs["mode"]
     attrs["xattrs"] = read_xattrs(b"/proc/self/fd/%d/%b" % (dirfd, leaf))
+    if stat.S_ISDIR(st.st_mode) and (letters := flags_at(dirfd, leaf)):
+        attrs["flags"] = letters
     return attrs
 
 
@@ -370,6 +400,8 @@ def _regular(name: str, dirfd: int, leaf: bytes, keep: Keep | None) -> Observati
         content, digest, size = _digest(fd, keep.limit if keep is not None else 0)
         attrs["sha256"], attrs["size"] = digest, size
         attrs["xattrs"] = read_xattrs(fd)
+        if letters := get_flags(fd):
+            attrs["flags"] = letters
     finally:
         os.close(fd)
     if keep is not None:

@@ -8,6 +8,7 @@ and keeps what it wrote.
 from __future__ import annotations
 
 import base64
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -23,7 +24,9 @@ from pact.core.plan import Step
 from pact.errors import RestoreError
 from pact.model import Attrs, decode_name
 from pact.resources.base import Blobs
+from pact.resources.flags import flags_at, get_flags, said, set_flags_at
 from pact.resources.names import group_id, user_id
+from pact.resources.way import make_directory, unmake
 
 DIR_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 FILE_FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -37,16 +40,22 @@ def restore_file(path: bytes, step: Step, blobs: Blobs) -> None:
     if path == b"/":
         raise RestoreError("the root directory itself is not replaced")
     parent, leaf = os.path.split(path)
+    made = list[bytes]()
     try:
         dirfd = syscalls.openat2(syscalls.AT_FDCWD, parent, DIR_FLAGS, resolve=syscalls.RESOLVE_NO_SYMLINKS)
     except FileNotFoundError:
-        raise RestoreError(f"{parent.decode(errors='replace')} does not exist") from None
+        if step.target is None:
+            return
+        dirfd, made = make_directory(parent)
     except OSError as exc:
         if exc.errno == errno.ELOOP:
             raise RestoreError("a parent directory is a symbolic link; it is not followed") from None
         raise
+    cleared = ""
     try:
         target = step.target
+        if target is not None and "flags" in target and (cleared := flags_at(dirfd, leaf)):
+            set_flags_at(dirfd, leaf, "")
         if target is None:
             _remove(dirfd, leaf, step.actual)
         elif target["type"] == "directory":
@@ -55,13 +64,37 @@ def restore_file(path: bytes, step: Step, blobs: Blobs) -> None:
             _symlink(dirfd, leaf, target, step.actual)
         else:
             _regular(dirfd, leaf, target, step, blobs)
+        if target is not None and target.get("flags"):
+            _seal(dirfd, leaf, target["flags"])
         os.fsync(dirfd)
-    except OSError as exc:
-        if exc.errno == errno.EBUSY:
+    except BaseException as exc:
+        if cleared:
+            with contextlib.suppress(OSError):
+                set_flags_at(dirfd, leaf, cleared)
+        if isinstance(exc, OSError) and exc.errno == errno.EBUSY:
             raise RestoreError("something is mounted on it; it cannot be replaced") from None
+        if isinstance(exc, OSError) and exc.errno == errno.EPERM and (why := _sealed(dirfd, leaf)):
+            raise PermissionError(errno.EPERM, why) from None
+        unmake(made)
         raise
     finally:
         os.close(dirfd)
+
+
+def _seal(dirfd: int, leaf: bytes, letters: str) -> None:
+    try:
+        set_flags_at(dirfd, leaf, letters)
+    except OSError as exc:
+        why = os.strerror(exc.errno or 0).lower()
+        raise RestoreError(f"its flags ({letters}) cannot be set here: {why}; the rest was restored") from None
+
+
+def _sealed(dirfd: int, leaf: bytes) -> str:
+    """Why even root may not: it or its directory is immutable or append-only."""
+    if letters := flags_at(dirfd, leaf):
+        return f"it is {said(letters)}"
+    letters = get_flags(dirfd)
+    return f"its directory is {said(letters)}" if letters else ""
 
 
 def _lstat(dirfd: int, leaf: bytes) -> os.stat_result | None:

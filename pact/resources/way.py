@@ -11,14 +11,18 @@ import errno
 import os
 import stat
 import time
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Final
 
 from pact._fast import syscalls
 from pact.observe.mountinfo import parse_mountinfo
 from pact.observe.places import LINKS_MAX, RemotePlaces, may_hang
+from pact.resources.flags import flags_at
 
 #: So old may the mount table be that says what may hang, for answers to people.
 PLACES_FRESH_S: Final = 0.05
+MAKE_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 STEP_FLAGS: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -51,6 +55,104 @@ def open_parent(path: bytes) -> tuple[int, bytes, bool]:
             raise
         return _walk(parent), leaf or b".", False
     return fd, leaf or b".", True
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """A directory's path: ``missing`` of it, from the top; ``other`` is no directory, and what it is instead, with all
+    behind it counted as missing; ``last`` is the last that is there, with its inode ``flags``."""
+
+    missing: list[bytes]
+    other: tuple[bytes, str] | None
+    last: bytes
+    flags: str
+
+
+def on_the_way(path: bytes) -> Way:
+    """Raises OSError."""
+    here, missing = b"/", list[bytes]()
+    other: tuple[bytes, str] | None = None
+    fd = os.open(b"/", STEP_FLAGS)
+    try:
+        for name in path.split(b"/"):
+            if name in (b"", b"."):
+                continue
+            before = missing[-1] if missing else other[0] if other is not None else here
+            further = before.rstrip(b"/") + b"/" + name
+            if missing or other is not None:
+                missing.append(further)
+                continue
+            try:
+                below = os.open(name, STEP_FLAGS, dir_fd=fd)
+            except FileNotFoundError:
+                missing.append(further)
+            except NotADirectoryError:
+                link = stat.S_ISLNK(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode)
+                other = further, "a symbolic link" if link else "a file"
+            else:
+                os.close(fd)
+                fd, here = below, further
+        return Way(missing, other, here, flags_at(fd, b"."))
+    finally:
+        os.close(fd)
+
+
+def make_directory(path: bytes) -> tuple[int, list[bytes]]:
+    """A descriptor of this directory, made with what is missing on the way to it (root's, 0755), and what was made. No
+    link is followed. Raises OSError."""
+    fd, here, made = os.open(b"/", MAKE_FLAGS), b"", list[bytes]()
+    try:
+        for name in path.split(b"/"):
+            if not name:
+                continue
+            here += b"/" + name
+            try:
+                below = _enter(fd, name)
+            except FileNotFoundError:
+                below = _make(fd, name)
+                made.append(here)
+            os.close(fd)
+            fd = below
+    except BaseException:
+        os.close(fd)
+        unmake(made)
+        raise
+    return fd, made
+
+
+def _enter(fd: int, name: bytes) -> int:
+    return syscalls.openat2(fd, name, MAKE_FLAGS, resolve=syscalls.RESOLVE_NO_SYMLINKS)
+
+
+def _make(fd: int, name: bytes) -> int:
+    """Whoever may write here can put another directory in its place: only one of ours is given away, and empty."""
+    os.mkdir(name, 0o755, dir_fd=fd)
+    below = _enter(fd, name)
+    try:
+        if os.fstat(below).st_uid != os.geteuid() or os.listdir(below):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+        os.fchown(below, 0, 0)
+        os.fchmod(below, 0o755)
+        os.fsync(fd)
+    except BaseException:
+        os.close(below)
+        raise
+    return below
+
+
+def unmake(made: Iterable[bytes]) -> None:
+    """Take away again what was made and is still empty."""
+    for path in sorted(made, key=len, reverse=True):
+        try:
+            fd, leaf, _ = open_parent(path)
+        except OSError:
+            continue
+        try:
+            os.rmdir(leaf, dir_fd=fd)
+        except OSError:
+            pass
+        finally:
+            os.close(fd)
 
 
 def _walk(path: bytes) -> int:

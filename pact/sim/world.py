@@ -255,7 +255,7 @@ class World:
                 self.before_act(self, step)
             self._maybe_crash()
             results[step.id] = self._restore(step)
-        seen = [Sighting(s.id, self.observe(s.id)) for s in effect.steps]
+        seen = [Sighting(r, self.observe(r)) for r in (*(s.id for s in effect.steps), *effect.below)]
         self.queue.append(lambda: Acted(self.t_ns, self.wall_ns, effect.job, results, seen))
 
     def _restore(self, step: Step) -> str:

@@ -160,13 +160,18 @@ def test_a_rollback_waits_for_the_package_manager_unless_forced(agent: Agent) ->
     """The lock lies on a tmpfs over the directory in this world only; the host's package manager is not touched."""
     lock = "/var/lib/dpkg/lock-frontend"
     agent.world.sh("mkdir -p /var/lib/dpkg; mount -t tmpfs tmpfs /var/lib/dpkg; touch " + lock)
-    path = agent.file("packaged.conf")
-    agent.drift(path)
+    agent.world.sh("mount -t tmpfs -o mode=755 tmpfs /opt && echo declared > /opt/packaged.conf")
+    path, own = "/opt/packaged.conf", agent.file("own.conf")
+    agent.adopt(f"file:{path}")
+    agent.drift(own)
     holder = agent.world.python(LOCKER, lock)
+    agent.pact("rollback")
+    assert agent.world.path(own).read_text() == "declared\n", "no package touches it"
+    agent.drift(path)
     agent.pact("rollback", check=1)
     (change,) = agent.status()["changes"]
     assert change["state"] == "blocked"
-    assert change["reason"].startswith(f"a package manager holds {lock} (pid {holder.pid})")
+    assert change["reason"].startswith(f"a package manager holds {lock} (pid {holder.pid}): python")
     assert agent.world.path(path).read_text() == "drifted\n"
     assert "a package manager holds" in agent.pact("--json", "rollback", "--dry-run", check=None).out
     agent.pact("rollback", "--force")
@@ -175,4 +180,5 @@ def test_a_rollback_waits_for_the_package_manager_unless_forced(agent: Agent) ->
     agent.world.end(holder)
     agent.pact("rollback", "--all")
     assert agent.world.path(path).read_text() == "declared\n"
-    agent.world.sh("umount /var/lib/dpkg")
+    agent.clear()
+    agent.world.sh("umount /var/lib/dpkg /opt")

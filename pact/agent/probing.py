@@ -1,0 +1,100 @@
+"""Before anything is touched: what is there, who uses it, what must be kept, and what stands in the way."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from typing import Any, Final
+
+from pact.core import below
+from pact.core.events import Sighting
+from pact.core.plan import Step
+from pact.model import Attrs, Holder, Observation, Unreadable, decode_name, encode_name, split_id
+from pact.resources import KINDS
+from pact.resources.base import Keep
+from pact.resources.consumers import find_holders
+from pact.resources.locks import package_locks
+from pact.resources.obstacles import obstacles
+from pact.resources.possible import impossible
+
+NAMED_MAX: Final = 5
+
+
+def observe(resource: str, keep: Keep | None = None) -> Observation:
+    kind, name = split_id(resource)
+    return KINDS[kind].observe(name, keep)
+
+
+def distance_n(resource: str, declared: Attrs | None, actual: Attrs | None) -> int:
+    return KINDS[resource.partition(":")[0]].distance_n(declared, actual)
+
+
+def probe(
+    steps: tuple[Step, ...], keep: Keep, *, consumers: bool, force: bool
+) -> tuple[list[Sighting], list[Holder], list[str], dict[str, Any], list[str]]:
+    """Observe, find consumers of what differs, keep what would be overwritten. Touches nothing.  # F5, R4"""
+    sightings, differing, conforming = [], list[Step](), list[Step]()
+    for step in steps:
+        seen = observe(step.id)
+        sightings.append(Sighting(step.id, seen))
+        if not isinstance(seen, Unreadable) and distance_n(step.id, step.target, seen) != 0:
+            differing.append(replace(step, actual=seen))
+        elif isinstance(seen, dict):
+            conforming.append(replace(step, actual=seen))
+    through = below.carried(differing, (s.id for s in conforming))
+    carried = [s for s in conforming if s.id in through]
+    leaving = {s.id for s in differing if s.target is None}
+    brings_modules = any(s.id.startswith("module:") and s.target is not None for s in differing)
+    refusals, saves, notes = [], dict[str, Any](), list[str]()
+    for step in differing:
+        kind, name = split_id(step.id)
+        saved = KINDS[kind].preflight(name, step, keep)
+        saves[step.id] = {k: v for k, v in saved.save.items() if k != "files"}
+        saves.update(saved.save.get("files", {}))  # what lies in a mount that is taken off
+        notes += [saved.note] if saved.note else []
+        if step.id.startswith("sysctl:") and step.actual is None and brings_modules:
+            continue  # a module of the plan may bring it
+        if saved.refusal and not _emptied_by_plan(name, saved.refusal, leaving):
+            refusals.append(saved.refusal)
+    linked = below.carried((s for s in differing if s.id.startswith("file:")), through)
+    for step in carried:
+        refusal, saves[step.id] = _carry(step, keep)
+        if refusal and step.id in linked:  # what a mount hides may lie there all the same
+            refusals.append(refusal)
+    if carried:
+        notes.append(f"{_named([s.id for s in carried])}: seen through what is replaced; brought back below it")
+    notes += [f"{s.id}: what lies in {s.actual['target']} stays there" for s in differing
+              if s.id.startswith("file:") and below.turns(s) and s.actual is not None]  # fmt: skip
+    in_the_way, made = obstacles([*differing, *carried])
+    refusals, notes = [*refusals, *in_the_way, *impossible([*differing, *carried])], notes + made
+    if differing and consumers and not force:
+        refusals += package_locks(differing)
+    holders = find_holders([*differing, *carried]) if consumers else []
+    return sightings, holders, refusals, saves, notes
+
+
+def _carry(step: Step, keep: Keep) -> tuple[str, dict[str, Any]]:
+    """Keep what is seen through a link or a mount that gives way: it is brought back below what takes its place."""
+    seen, secret = KINDS["file"].look(split_id(step.id)[1], keep, private=True)  # type: ignore[attr-defined]
+    if seen != step.actual:
+        return f"{step.id} changes while it is read", {"attrs": step.actual}
+    save = {"attrs": seen, "secret": secret}
+    if seen["type"] == "file":
+        if seen["sha256"] not in keep.blobs:
+            why = keep.unkept.get(step.id, f"{seen['size']} bytes are too many to keep a copy of")
+            return f"{step.id} is seen through what is replaced, and cannot be brought back: {why}; move it back", save
+        save["sha256"] = seen["sha256"]
+    return "", save
+
+
+def _named(resources: list[str]) -> str:
+    more = f" and {len(resources) - NAMED_MAX} more" if len(resources) > NAMED_MAX else ""
+    return ", ".join(resources[:NAMED_MAX]) + more
+
+
+def _emptied_by_plan(name: str, refusal: str, leaving: set[str]) -> bool:
+    """A directory whose every entry the same plan removes is empty in time."""
+    if not refusal.endswith("not empty"):
+        return False
+    path = decode_name(name)
+    return all(f"file:{encode_name(path + b'/' + entry)}" in leaving for entry in os.listdir(path))

@@ -1,0 +1,155 @@
+"""What lies below what a plan replaces.
+
+A directory, a link to one and a mount show what lies below them. Declared files that were seen through a link or a
+mount are gone when it gives way to an empty directory: they come back with the same plan. Everything else below is
+looked at again right after, before anybody is told that the plan is done.  # R10
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
+
+from pact.core.change import Change
+from pact.core.events import Act, Acted, Sighting
+from pact.core.plan import Step
+from pact.model import Attrs, Owner, Unreadable, split_id
+
+if TYPE_CHECKING:
+    from pact.core.node import Job, Node
+
+#: Writing these may move declared sysctls.
+MOVERS: Final = ("sysctl:", "module:", "link:")
+
+
+def turns(step: Step) -> bool:
+    """What is seen below it now is not there any more when it is done: a link gives way to a directory, a mount is
+    taken off."""
+    if step.actual is None:
+        return False
+    if step.id.startswith("mount:"):
+        return step.target is None
+    return (step.id.startswith("file:") and step.actual.get("type") == "symlink"
+            and step.target is not None and step.target.get("type") == "directory")  # fmt: skip
+
+
+def shifts(step: Step) -> bool:
+    """What lies below it may look otherwise when it is done."""
+    if step.id.startswith("mount:"):
+        return True
+    if not step.id.startswith("file:"):
+        return False
+    return _led(step.actual) != _led(step.target)
+
+
+def _led(attrs: Attrs | None) -> str | None:
+    """Where a link leads. A directory that comes or goes is empty: nothing is seen below it that was not before."""
+    return attrs.get("target", "") if attrs is not None and attrs.get("type") == "symlink" else None
+
+
+def under(steps: Iterable[Step], resources: Iterable[str]) -> Iterator[str]:
+    """Those of these files and mounts that lie below one of the steps."""
+    paths = {split_id(s.id)[1] for s in steps}
+    for resource in resources if paths else ():
+        kind, path = split_id(resource)
+        while kind in ("file", "mount") and path != "/":
+            path = posixpath.dirname(path)
+            if path in paths:
+                yield resource
+                break
+
+
+def carried(steps: Iterable[Step], resources: Iterable[str]) -> set[str]:
+    """Which of these files lie below a step that turns: what is there now is seen through it."""
+    return set(under((s for s in steps if turns(s)), (r for r in resources if r.startswith("file:"))))
+
+
+def joined(node: Node, steps: Sequence[Step]) -> list[Step]:
+    """Declared files that conform now and would be gone: they are brought back with these steps."""
+    state, ids = node.state, {s.id for s in steps}
+    if not any(map(turns, steps)):
+        return []
+    out = []
+    for resource in carried(steps, state.declared_ids()):
+        declared = state.declared(resource)
+        if resource in ids or resource in state.member_of or declared is None:
+            continue
+        if declared.attrs is not None:
+            out.append(Step(resource, declared.attrs, None, declared.requires, declared.consumers))
+    return out
+
+
+def as_seen(step: Step, seen: Attrs) -> Step:
+    """It comes back whole as it was seen, also in what its declaration does not name."""
+    assert step.target is not None
+    return replace(step, target={**seen, **step.target}, actual=None)
+
+
+def filled(steps: Iterable[Step], members: Iterable[str], sightings: Iterable[Sighting]) -> tuple[Step, ...]:
+    """The plan, with what joined it as it was seen. What was not looked at (it was declared meanwhile, or is ignored)
+    joins no plan."""
+    own, seen = set(members), {s.resource: s.observation for s in sightings}
+    out = []
+    for step in steps:
+        found = seen.get(step.id)
+        if step.id in own:
+            out.append(step)
+        elif step.id in seen:
+            out.append(as_seen(step, found) if isinstance(found, dict) else step)
+    return tuple(out)
+
+
+def unread(node: Node, steps: Sequence[Step], sightings: Iterable[Sighting]) -> list[str]:
+    """Why what cannot be read stops these steps. What lies behind a link that gives way need not be read, if the store
+    has what is declared there."""
+    through = carried(steps, (s.id for s in steps))
+    return [
+        f"{s.resource} cannot be read: {s.observation.why}" for s in sightings
+        if isinstance(s.observation, Unreadable) and not (s.resource in through and _stored(node, s.resource))
+    ]  # fmt: skip
+
+
+def _stored(node: Node, resource: str) -> bool:
+    declared = node.state.declared(resource)
+    if declared is None or declared.attrs is None:
+        return declared is not None
+    return declared.restorable and (declared.attrs["type"] != "file" or "sha256" in declared.attrs)
+
+
+def resumed(node: Node, change: Change) -> list[Step]:
+    """What had joined a rollback that a crash cut off."""
+    out = []
+    for resource, target in (change.rolling or {}).get("joined", {}).items():
+        declared = node.state.declared(resource)
+        if declared is not None and resource not in node.state.member_of:
+            out.append(Step(resource, target, None, declared.requires, declared.consumers))
+    return out
+
+
+def act(
+    node: Node, job: Job, saves: Mapping[str, Mapping[str, Any]], held: Iterable[str], *, resumed: bool = False,
+    put_back: bool = True,
+) -> None:  # fmt: skip
+    """Carry the job's steps out. Until the answer comes nothing is recorded of what it holds, nor of what is below, nor
+    of what moves with it; ``put_back``: what moves beside it is brought back.  # C8"""
+    here = {s.id for s in job.steps}
+    beside: tuple[str, ...] = ()
+    if any(s.id.startswith(MOVERS) for s in job.steps):
+        beside = tuple(r for r in node.state.declared_ids() if r.startswith("sysctl:") and r not in here)
+        node.stirring[job.n] = beside
+    others = tuple(r for r in under(filter(shifts, job.steps), node.state.declared_ids()) if r not in here)
+    node.converging[job.n] = frozenset([*held, *others])
+    node.emit(Act(job.n, job.steps, saves, resumed=resumed, below=others, beside=beside, put_back=put_back))
+
+
+def look(node: Node, job: Job, event: Acted, owner: Owner, into: Change | None = None) -> list[str]:
+    """Take in what lies below what was replaced, as a doing of ``owner``. Returns what has drifted of it."""
+    node.converging.pop(job.n, None)
+    here = {s.id for s in job.steps}
+    others = [replace(s, owner=owner) for s in event.sightings if s.resource not in here]
+    node.sight((s for s in others if s.resource not in node.state.member_of), into)
+    node.sight(replace(s, owner=None) for s in others if s.resource in node.state.member_of)
+    node.recheck([s.resource for s in others])
+    return [s.resource for s in others if s.resource in node.state.member_of]
