@@ -20,7 +20,7 @@ def test_a_file_comes_back_with_the_directories_that_nobody_declared(agent: Agen
     agent.drifted(f"file:{path}")
     planned = agent.pact("rollback", "--all", "--dry-run").out
     assert f"note: {TOP}/etc/app/conf.d is missing: it is made, root's, with mode 0755" in planned
-    done = agent.json("rollback")["rolled_back"][0]
+    done = agent.json("rollback", "--all")["rolled_back"][0]
     assert done["state"] == "settled" and len(done["notes"]) == 2
     assert agent.newest("rollback_started")["data"]["notes"] == done["notes"]
     assert agent.world.path(path).read_text() == "declared\n"
