@@ -177,6 +177,20 @@ def test_a_kill_between_clearing_and_setting_flags_is_gone_on_from(place: Path) 
         assert (path.read_text(), lsattr(path)) == ("declared", "i")
 
 
+@pytest.mark.invariant("R6")
+def test_a_kill_while_a_sealed_directory_stands_open_is_gone_on_from(place: Path) -> None:
+    keep, sub = Keep(1 << 20), place / "sub"
+    sub.mkdir()
+    (sub / "a").write_text("declared")
+    chattr(sub, "i")
+    directory, target = seen(sub), seen(sub / "a", keep)
+    (sub / "a").write_text("drifted")
+    steps = (Step(rid(sub), directory, None), Step(rid(sub / "a"), target, seen(sub / "a", keep)))
+    chattr(sub, "")
+    assert worker.act(steps, keep.blobs.get, resumed=True) == {s.id: "" for s in steps}
+    assert ((sub / "a").read_text(), lsattr(sub)) == ("declared", "i")
+
+
 def test_a_restore_that_fails_leaves_the_flags_as_they_were(place: Path) -> None:
     path = place / "a"
     path.write_text("drifted")

@@ -65,7 +65,7 @@ def probe(
         notes.append(f"{_named([s.id for s in carried])}: seen through what is replaced; brought back below it")
     notes += [f"{s.id}: what lies in {s.actual['target']} stays there" for s in differing
               if s.id.startswith("file:") and below.turns(s) and s.actual is not None]  # fmt: skip
-    in_the_way, made = obstacles([*differing, *carried])
+    in_the_way, made = obstacles([*differing, *carried], conforming)
     refusals, notes = [*refusals, *in_the_way, *impossible([*differing, *carried])], notes + made
     if differing and consumers and not force:
         refusals += package_locks(differing)

@@ -284,8 +284,8 @@ def act(steps: tuple[Step, ...], blobs: Blobs, *, resumed: bool = False, fixpoin
             todo.append(step)
         elif isinstance(seen, Unreadable):
             results[step.id] = f"cannot be read: {seen.why}"
-        elif distance_n(step.id, step.target, seen) == 0 and step.id in through:
-            todo.append(replace(step, actual=seen))  # what it is seen through gives way: it may be gone by its turn
+        elif distance_n(step.id, step.target, seen) == 0 and (step.id in through or _seals(step, steps)):
+            todo.append(replace(step, actual=seen))  # it may be gone by its turn, or has to be opened for others
         elif distance_n(step.id, step.target, seen) == 0:
             results[step.id] = ""
         elif resumed and (_half_dressed(step, seen) or _half_replaced(step, seen)):
@@ -370,13 +370,13 @@ def _half_replaced(step: Step, seen: Attrs | None) -> bool:
 def _half_dressed(step: Step, seen: Attrs | None) -> bool:
     """A kill came between owner, mode, attributes and flags of a file: its content is what it was or is to be. Or
     before the unmounting of what had been made read-only for it.  # R6"""
-    if seen is None or step.actual is None:
+    if seen is None:
         return False
     if step.id.startswith("mount:"):
-        return _written(seen) == _written(step.actual)
+        return step.actual is not None and _written(seen) == _written(step.actual)
     if not step.id.startswith("file:"):
         return False
-    ends = [step.actual, *([step.target] if step.target is not None else ())]
+    ends = [end for end in (step.actual, step.target) if end is not None]
     return any(all(seen.get(k) == end.get(k) for k in ("type", "sha256", "target")) for end in ends)
 
 

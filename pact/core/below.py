@@ -67,18 +67,34 @@ def carried(steps: Iterable[Step], resources: Iterable[str]) -> set[str]:
 
 
 def joined(node: Node, steps: Sequence[Step]) -> list[Step]:
-    """Declared files that conform now and would be gone: they are brought back with these steps."""
+    """Declared files that conform now and would be gone, which are brought back with these steps; and directories that
+    are declared immutable or append-only, which are opened for what is done in them."""
     state, ids = node.state, {s.id for s in steps}
-    if not any(map(turns, steps)):
-        return []
+    through = carried(steps, state.declared_ids()) if any(map(turns, steps)) else set[str]()
     out = []
-    for resource in carried(steps, state.declared_ids()):
+    for resource in sorted(through | {p for p in map(_above, filter(moves_names, steps)) if _is_sealed(node, p)}):
         declared = state.declared(resource)
         if resource in ids or resource in state.member_of or declared is None:
             continue
         if declared.attrs is not None:
             out.append(Step(resource, declared.attrs, None, declared.requires, declared.consumers))
     return out
+
+
+def moves_names(step: Step) -> bool:
+    """It makes, removes or replaces, and does not only dress what is there."""
+    a, t = step.actual, step.target
+    return a is None or t is None or any(t.get(k, a.get(k)) != a.get(k) for k in ("type", "sha256", "target"))
+
+
+def _above(step: Step) -> str:
+    kind, path = split_id(step.id)
+    return f"file:{posixpath.dirname(path)}" if kind == "file" and path != "/" else ""
+
+
+def _is_sealed(node: Node, directory: str) -> bool:
+    declared = node.state.declared(directory) if directory else None
+    return declared is not None and declared.attrs is not None and bool(declared.attrs.get("flags"))
 
 
 def as_seen(step: Step, seen: Attrs) -> Step:
@@ -91,13 +107,15 @@ def filled(steps: Iterable[Step], members: Iterable[str], sightings: Iterable[Si
     """The plan, with what joined it as it was seen. What was not looked at (it was declared meanwhile, or is ignored)
     joins no plan."""
     own, seen = set(members), {s.resource: s.observation for s in sightings}
-    out = []
+    steps = tuple(steps)
+    through, out = carried(steps, (s.id for s in steps)), []
     for step in steps:
         found = seen.get(step.id)
-        if step.id in own:
+        if step.id in own or (step.id in seen and not isinstance(found, dict)):
             out.append(step)
-        elif step.id in seen:
-            out.append(as_seen(step, found) if isinstance(found, dict) else step)
+        elif isinstance(found, dict):
+            whole = as_seen(step, found)
+            out.append(whole if step.id in through else replace(whole, actual=found))
     return tuple(out)
 
 

@@ -101,6 +101,22 @@ def test_flags_are_adopted_exported_seen_as_drift_and_restored(agent: Agent) -> 
     agent.world.sh(f"chattr -i {path}")
 
 
+def test_a_sealed_directory_is_opened_for_what_was_edited_in_place_in_it(agent: Agent) -> None:
+    path = agent.file("f/a")
+    agent.world.sh(f"chattr +i {TOP}/f")
+    agent.adopt(f"file:{TOP}/f")
+    agent.drift(path)
+    agent.pact("rollback")
+    assert agent.world.path(path).read_text() == "declared\n"
+    assert "i" in agent.world.sh(f"lsattr -d {TOP}/f").out.split()[0]
+    assert agent.json("status")["state"] == "committed"
+    agent.world.sh(f"chattr -i {TOP}/f; rm {path}; mkdir {TOP}/f/x; chattr +i {TOP}/f")
+    agent.drifted(f"file:{path}")
+    agent.pact("rollback", "--all")
+    assert agent.world.path(path).read_text() == "declared\n"
+    assert "i" in agent.world.sh(f"lsattr -d {TOP}/f").out.split()[0]
+
+
 def test_a_declared_flag_is_applied_and_rolled_back(agent: Agent) -> None:
     path = agent.file("f/a")
     text = f'[file."{path}"]\ncontent = "applied\\n"\nflags = "a"\n'
