@@ -105,6 +105,7 @@ BAD = {
     "observe.cpus": [0, [-1], [True], ["0"]],
     "rollback.on_busy": ["wait", True], "rollback.retry": [0], "rollback.max_resources": [0, "500", 1.5, True, 10**9],
     "access.admin_groups": ["wheel", [1]], "access.ops_groups": [{}], "hooks.dir": [[], ""], "hooks.timeout": ["-1s"],
+    "notify.terminals": ["yes", 1],
     "cluster.parents": ["tcp://a:1", {}, 5],
     "cluster.rack": [1, "", "a b"], "cluster.alone": ["x", True, {}], "keys.secret": [1, ""],
 }  # fmt: skip

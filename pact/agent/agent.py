@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import select
 import signal
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
@@ -21,6 +22,7 @@ from pact.agent import clock, views
 from pact.agent.config import Config
 from pact.agent.control import Client, Control
 from pact.agent.hooks import Hooks
+from pact.agent.notices import Notices
 from pact.agent.notify import Notifier, log
 from pact.agent.requests import Requests
 from pact.agent.statedir import MountPoints, own_paths, take_state_dir, wanted_contents
@@ -125,6 +127,7 @@ class Agent:
         self._slow_running: set[str] = set()
         self._overtaken: set[str] = set()
         self.watching = Watching(config, self.clock.now_ns())
+        self.notices = Notices(config.terminals)
         self.hooks = Hooks(config.hooks_dir, config.hooks_timeout_ns, log)
         self.notifier = Notifier()
         self.requests = Requests(self)
@@ -235,6 +238,11 @@ class Agent:
         """Node time and wall time, for events."""
         return self.clock.now_ns(), self.clock.wall_ns()
 
+    def _on_the_wall(self, t_ns: int) -> str:
+        """A node time as people here read it."""
+        now_ns, wall_ns = self.now()
+        return time.strftime("%H:%M:%S", time.localtime((wall_ns + t_ns - now_ns) // NS_PER_S))
+
     def _room(self) -> int:
         return self.journal.room
 
@@ -264,6 +272,9 @@ class Agent:
             due.append(wake_ns)
         if self.link is not None:
             due.append(self.link.next_wake_ns())
+        notice_ns = self.notices.next_ns()
+        if notice_ns is not None:
+            due.append(notice_ns)
         hook_ns = self.hooks.next_end_ns()
         if hook_ns is not None:
             due.append(hook_ns)
@@ -303,6 +314,7 @@ class Agent:
         if self.link is not None:
             self.link.turn()
         self._publish()
+        self.notices.flush(now_ns)
         self.hooks.kill_overdue(now_ns)
         for fd in self.hooks.start_due(now_ns):
             self._epoll.register(fd, select.EPOLLIN)
@@ -666,6 +678,7 @@ class Agent:
             return
         rows: Sequence[tuple[Record, bytes]] = self._new_records
         self._new_records = []
+        self.notices.take((r for r, _ in rows), self.node, self.clock.now_ns(), self._on_the_wall)
         followers = [c for c in self.control.clients.values() if c.watching]
         for client in followers:
             for record, body in rows:

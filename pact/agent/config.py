@@ -57,6 +57,7 @@ class Config:
     max_resources: int = 500
     admin_groups: list[str] = field(default_factory=lambda: ["pact-admin"])
     ops_groups: list[str] = field(default_factory=lambda: ["pact-ops"])
+    terminals: bool = True
     hooks_dir: str = "/etc/pact/hooks.d"
     hooks_timeout_ns: int = 10_000_000_000
     parents: list[Parent] = field(default_factory=list)
@@ -232,6 +233,7 @@ KEYS: Final[Mapping[str, Mapping[str, tuple[str, Callable[[Any], Any]]]]] = {
         "max_resources": ("max_resources", a_count(1, 1_000_000)),
     },
     "access": {"admin_groups": ("admin_groups", _texts), "ops_groups": ("ops_groups", _texts)},
+    "notify": {"terminals": ("terminals", _bool)},
     "hooks": {"dir": ("hooks_dir", a_text), "timeout": ("hooks_timeout_ns", a_duration)},
     "cluster": {"parents": ("parents", parents), "rack": ("rack", a_name), "alone": ("alone_ns", _floor)},
     "keys": {"secret": ("secret", a_text)},

@@ -75,8 +75,9 @@ class Notices:
             change = node.state.changes[cid]
             nearer_ns = self._ends.get(cid, end_ns) - end_ns
             if nearer_ns >= TIGHTER_NS and change.owner.uid is not None and by != {change.owner.uid}:
-                self._tell(change.owner.uid, f"drift on {node.name} leaves your change {cid} until {clock(end_ns)}"
-                                             f" ({format_duration(nearer_ns // NS_PER_S * NS_PER_S)} less)")  # fmt: skip
+                sooner = format_duration(nearer_ns // NS_PER_S * NS_PER_S)
+                text = f"more drift on {node.name}: {cid} ends at {clock(end_ns)}, {sooner} sooner"
+                self._tell(change.owner.uid, text)
         self._ends = ends
 
     def _tell(self, uid: int, line: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from pact.cli import login
 from pact.cli.client import ask
 from pact.cli.render import clean, diff_page, emit, holders_table, say, status_page
 from pact.errors import EXIT_DONE, EXIT_DRIFT
@@ -13,6 +14,9 @@ def status(args: argparse.Namespace) -> int:
     answer = ask(args.socket, "status")
     if args.json:
         emit(answer.result)
+    elif args.login:
+        if text := login.line(answer.result):
+            say(text)
     else:
         status_page(answer.result, times=getattr(args, "times", False))
     return EXIT_DONE

@@ -88,7 +88,8 @@ def build() -> argparse.ArgumentParser:
     sub.add_argument("name", metavar="NAME", help="the node, aggregator or person that it is for")
     sub.add_argument("--dir", metavar="DIR", default=".", help="where to (default: here)")
 
-    add("status", "state, drift, open changes and the time they have left")
+    sub = add("status", "state, drift, open changes and the time they have left")
+    sub.add_argument("--login", action="store_true", help="one line if something of yours is open, else nothing")
 
     sub = add("diff", "declared against actual for each drifted resource")
     sub.add_argument("targets", nargs="*", metavar="ID", help="resources or changes (default: all)")

@@ -121,6 +121,7 @@ class Change:
     rolling: dict[str, Any] | None = None
     intents: set[str] = field(default_factory=set)
     group: str = ""
+    closing: bool = False  # its end was announced
     sum_n: int = 0
 
     def can(self, what: str) -> bool:
@@ -168,7 +169,7 @@ class Change:
             "members": [m.to_json() for m in self.members.values()], "extension_ns": self.extension_ns,
             "held_since_ns": self.held_since_ns, "message": self.message, "reason": self.reason,
             "holders": list(self.holders), "rolling": self.rolling, "intents": sorted(self.intents),
-            "group": self.group,
+            "group": self.group, "closing": self.closing,
         }  # fmt: skip
 
     @classmethod
@@ -176,7 +177,7 @@ class Change:
         change = cls(
             data["id"], Owner.from_json(data["owner"]), data["ambient"], data["state"], {}, data["extension_ns"],
             data["held_since_ns"], data["message"], data["reason"], list(data["holders"]), data["rolling"],
-            set(data["intents"]), data["group"],
+            set(data["intents"]), data["group"], data.get("closing", False),
         )  # fmt: skip
         for row in data["members"]:
             change.put(Member(*row))

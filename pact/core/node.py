@@ -51,6 +51,9 @@ from pact.core.windows import magnitude
 from pact.errors import ConflictError, DeniedError, PactError, UsageError
 from pact.model import AGENT_ACTOR, NS_PER_S, UNATTRIBUTED, Actor, Attrs, Declared, Owner, Unreadable
 
+#: So long before its end a window is announced, or for half of it where it is shorter than twice that.
+CLOSING_NS: Final = 120 * NS_PER_S
+CLOSING_NAMED_MAX: Final = 20
 #: Others than the last who are named as having written a resource.
 ALSO_MAX: Final = 8
 
@@ -105,6 +108,7 @@ class Node:
         self.jobs_numbered = jobs_from
         self._effects: list[Effect] = []
         self._windows: NamedTimers[str] = NamedTimers()
+        self._closing: NamedTimers[str] = NamedTimers()  # changes whose end is not announced yet, by opening time
         self._alarms: NamedTimers[tuple[str, str]] = NamedTimers()
         self._rebuild()
 
@@ -178,6 +182,9 @@ class Node:
         opening = self._windows.next_deadline()
         if opening is not None and not self.state.suspended:
             wakes.append(max(self.state.windows.end(opening), self.state.not_before_ns, self.alone_until_ns))
+        closing = self._closing.next_deadline()
+        if closing is not None and not self.state.suspended:
+            wakes.append(max(self._announced_ns(closing), self.alone_until_ns))
         due = [w for w in wakes if w is not None]
         return min(due) if due else None
 
@@ -193,11 +200,32 @@ class Node:
             _ALARMS[kind](self, name)
         if not self._windows or state.suspended or self.t_ns < max(state.not_before_ns, self.alone_until_ns):
             return
+        self._announce()
         due = self._windows.advance(self.t_ns - state.windows.effective(self.t_ns))
         for cid in dict.fromkeys(state.member_of[r] for r in due if r in state.member_of):
             change = state.changes.get(cid)
             if change is not None and change.state == life.OPEN and cid not in self.busy:
                 settle.start_rollback(self, change, "expired", AGENT_CALLER)
+
+    def _announced_ns(self, opening_ns: int) -> int:
+        """When the end of a window with this opening time is announced."""
+        windows = self.state.windows
+        ends_ns = max(windows.end(opening_ns), self.state.not_before_ns)
+        return ends_ns - min(CLOSING_NS, windows.now_w // 2)
+
+    def _announce(self) -> None:
+        """Say which changes will soon be rolled back.  # N1"""
+        while (opening := self._closing.next_deadline()) is not None and self._announced_ns(opening) <= self.t_ns:
+            found = self._closing.advance(opening)
+            for change in map(self.state.changes.get, found):
+                deadline_ns = None if change is None else self.state.deadline_ns(change)
+                if change is None or deadline_ns is None or deadline_ns <= self.t_ns:
+                    continue
+                self.record("window_closing", {
+                    "change": change.id, "owner": change.owner.to_json(), "deadline": self.wall_of(deadline_ns),
+                    "resources": sorted(change.members)[:CLOSING_NAMED_MAX], "count": len(change.members)})  # fmt: skip
+            if not found and self._closing.next_deadline() == opening:
+                break
 
     def due(self, change: Change) -> bool:
         """Its window has ended."""
@@ -255,10 +283,18 @@ class Node:
                 self._alarms.schedule(("retry", cid), self.t_ns + state.settings.retry_ns)
         for resource in touched.members:
             change = state.change_of(resource)
+            if change is not None:
+                touched.changes.add(change.id)
             if change is None or change.state != life.OPEN or change.intents or change.group:
                 self._windows.cancel(resource)
             else:
                 self._windows.schedule(resource, change.members[resource].opening_ns + change.extension_ns)
+        for cid in touched.changes:
+            change = state.changes.get(cid)
+            if change is None or change.state != life.OPEN or not change.members or change.closing or change.intents:
+                self._closing.cancel(cid)
+            elif not change.group:
+                self._closing.schedule(cid, change.opening_ns)
         if touched.timers:
             self._rearm()
         touched.members.clear()

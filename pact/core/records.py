@@ -29,7 +29,7 @@ TYPES: Final = frozenset({
     "window_opened", "window_extended", "committed", "commit_expired", "rollback_started", "rolled_back",
     "rollback_blocked", "rollback_failed", "emergency_started", "emergency_stale", "emergency_ended", "hold_placed",
     "hold_released", "observer_blind", "observer_restored", "denied", "converged", "change_split",
-    "converge_started", "node_forgotten",
+    "converge_started", "node_forgotten", "window_closing",
     "group_begun", "group_prepared", "group_decided", "group_finished", "group_forced",
 })  # fmt: skip
 

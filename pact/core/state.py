@@ -252,7 +252,7 @@ class State:
 
     def _reopen(self, change: Change, t_ns: int) -> None:
         """A new window from ``t_ns``: the members open now, extensions and stopped time are spent."""
-        change.extension_ns = 0
+        change.extension_ns, change.closing = 0, False
         change.held_since_ns = t_ns if change.state == life.HELD else 0
         for member in change.members.values():
             member.opened_ns, member.shift_ns = t_ns, 0
@@ -388,6 +388,10 @@ class State:
             self._settle_if_empty(change)
         self.touched.changes.add(change.id)
 
+    def _window_closing(self, record: Record) -> None:
+        self.changes[record.data["change"]].closing = True
+        self.touched.changes.add(record.data["change"])
+
     def _window_extended(self, record: Record) -> None:
         change = self.changes[record.data["change"]]
         reopened = change.state in (life.BLOCKED, life.FAILED)
@@ -399,6 +403,7 @@ class State:
                 self._take(change, "hold")
                 change.held_since_ns = record.t_ns
         change.extension_ns += record.data["by_ns"]
+        change.closing = False
         self.touched.changes.add(change.id)
         membership.extended(self, record)
 
@@ -647,6 +652,7 @@ _HANDLERS: Final[Mapping[str, Callable[[State, Record], None]]] = {
     "drift_cleared": State._drift_cleared,
     "window_opened": State._window_opened,
     "window_extended": State._window_extended,
+    "window_closing": State._window_closing,
     "committed": State._committed,
     "commit_expired": State._commit_expired,
     "rollback_started": State._rollback_started,

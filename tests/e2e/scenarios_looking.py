@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from scenarios import CONF, Site, apply, build, group, main, ok, scenario, wait_until
+from scenarios import CHANGE, CONF, Site, apply, build, group, has, main, ok, scenario, wait_until, write
 
 
 @scenario
@@ -25,6 +25,30 @@ def who_looks_at_a_group_sees_its_members_as_they_are(site: Site) -> None:
     done = site.pact("groups", gid)
     assert "diverged" in done.out and "left: committed on this node" in done.out, done
     assert ok(site, "commit", gid, "-m", "all", code=4)
+
+
+@scenario
+def what_cannot_be_applied_on_one_node_is_applied_on_none(site: Site) -> None:
+    """A file that is open on one node of four, for a while; and a sysctl that is written wrong."""
+    names = build(site, 4)
+    job = site.hold_open("n3", CONF)
+    for more in (["--dry-run"], []):
+        done = site.pact("--json", "apply", write(site, "change.toml", CHANGE), "--nodes", "n[1-4]", "-m", "m", *more)
+        assert done.code == 10, done
+        answer = done.json()
+        assert list(answer["failed"]) == ["n3"] and "used by sleep of root" in answer["failed"]["n3"], answer
+    assert [has(site, n) for n in names] == ["old\n"] * 4 and ok(site, "groups")["groups"] == []
+    job.kill()
+    job.wait()
+    wrong = write(site, "wrong.toml", CHANGE + '[sysctl]\n"net.ipv4.ip_defalt_ttl" = 70\n')
+    for more in (["--dry-run"], []):
+        answer = ok(site, "apply", wrong, "--nodes", "n[1-4]", "-m", "m", *more, code=1)
+        assert all("no such sysctl" in why for why in answer["failed"].values()), answer
+    assert [has(site, n) for n in names] == ["old\n"] * 4
+    assert all(site.local(n, "--json", "log", "--type", "applied").out == "" for n in names)
+    gid = apply(site, names)
+    ok(site, "rollback", gid)
+    assert [has(site, n) for n in names] == ["old\n"] * 4
 
 
 if __name__ == "__main__":

@@ -96,6 +96,11 @@ def test_mistakes_are_told_and_change_nothing() -> None:
     scenario("mistakes_are_told_and_change_nothing")
 
 
+@pytest.mark.invariant("C7", "G1")
+def test_what_cannot_be_applied_on_one_node_is_applied_on_none() -> None:
+    scenario("what_cannot_be_applied_on_one_node_is_applied_on_none", SCRIPT.with_name("scenarios_looking.py"))
+
+
 @pytest.mark.invariant("G6")
 def test_who_looks_at_a_group_sees_its_members_as_they_are() -> None:
     scenario("who_looks_at_a_group_sees_its_members_as_they_are", SCRIPT.with_name("scenarios_looking.py"))
