@@ -99,3 +99,16 @@ def test_the_kernels_own_file_systems_are_not_entered() -> None:
     names, passed = found("/proc/**")
     assert names == []
     assert sum(passed.values()) == 1
+
+
+def test_what_exists_under_that_very_name_is_meant(tmp_path: Path) -> None:
+    """``a[12].conf`` is a file's name where there is one, and a pattern elsewhere."""
+    for name in ("a[12].conf", "a1.conf", "star*", "starry"):
+        (tmp_path / name).write_text("x")
+    for literal in ("a[12].conf", "star*"):
+        found = KIND.discover(f"{tmp_path}/{literal}")
+        assert found.exact
+        assert list(found.names) == [f"{tmp_path}/{literal}"]
+    found = KIND.discover(f"{tmp_path}/a[1].conf")
+    assert not found.exact
+    assert list(found.names) == [f"{tmp_path}/a1.conf"]

@@ -195,3 +195,14 @@ def test_the_real_tree_can_be_read() -> None:
     names = os.listdir("/sys/module") if os.path.isdir("/sys/module") else []
     for name in names[:50]:
         assert not isinstance(KIND.observe(name), Unreadable)
+
+
+@pytest.mark.invariant("D5")
+@pytest.mark.parametrize(("declared", "actual", "alike"), [
+    ("1", "Y", True), ("0", "N", True), ("Y", "N", False), ("0x10", "16", True), ("1,2", "1,2", True), ("2,1", "1,2", False),
+    ("0x1,0x2", "1,2", True), ("1", "1,2", False), ("name", "name", True), ("name", "names", False), ("1", None, False),
+])  # fmt: skip
+def test_parameters_are_compared_by_what_they_mean(declared: str, actual: str | None, alike: bool) -> None:
+    have = {} if actual is None else {"parameters": {"p": actual}}
+    distance_n = Module().distance_n({"state": "loaded", "parameters": {"p": declared}}, {"state": "loaded", **have})
+    assert (distance_n == 0) is alike

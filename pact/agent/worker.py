@@ -213,8 +213,8 @@ class Worker:
         for pattern in effect.patterns:
             kind = kind_of(pattern)
             text = split_id(pattern)[1]
-            named = not any(c in text for c in "*?[")
             listing = kind.discover(text)
+            named = listing.exact
             for name in listing.names:
                 resource = f"{kind.name}:{name}"
                 ignored = self.ignore.match(resource)

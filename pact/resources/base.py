@@ -52,10 +52,14 @@ class Entry:
 
 @dataclass(slots=True)
 class Found:
-    """What ``discover`` met: names that can be adopted, and how many were passed over, by reason."""
+    """What ``discover`` met: names that can be adopted, and how many were passed over, by reason.
+
+    ``exact``: the pattern is a name, also where it looks like a pattern: what exists under that very name is meant.
+    """
 
     names: Iterator[str]
     passed: dict[str, int]
+    exact: bool = False
 
 
 @dataclass(frozen=True, slots=True)

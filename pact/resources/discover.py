@@ -24,7 +24,7 @@ LITTER: Final = "a temporary name of an editor, package or configuration manager
 
 def discover_files(pattern: str, passed_over: Sequence[str], passed: dict[str, int]) -> Iterator[str]:
     """Names of existing paths that match. ``passed`` counts what was left out, by reason."""
-    if not WILD.search(pattern.encode("utf-8", "surrogateescape")):
+    if is_literal(pattern):
         yield encode_name(path_of(pattern))
         return
     raw = pattern.encode("utf-8", "surrogateescape")
@@ -48,6 +48,16 @@ def discover_files(pattern: str, passed_over: Sequence[str], passed: dict[str, i
             passed[LITTER] = passed.get(LITTER, 0) + 1
             continue
         yield encode_name(path)
+
+
+def is_literal(pattern: str) -> bool:
+    """It is one path: nothing in it stands for something else, or what exists has this very name."""
+    if not WILD.search(pattern.encode("utf-8", "surrogateescape")):
+        return True
+    try:
+        return os.path.lexists(path_of(pattern))
+    except ValueError:
+        return False
 
 
 def _walk(top: bytes, deep: bool, depth: int, foreign: set[bytes], passed: dict[str, int]) -> Iterator[bytes]:

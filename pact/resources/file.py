@@ -280,10 +280,10 @@ class File(Kind):
     # -- adopt --------------------------------------------------------------------------------------------------
 
     def discover(self, pattern: str) -> Found:
-        from pact.resources.discover import discover_files
+        from pact.resources.discover import discover_files, is_literal
 
         passed: dict[str, int] = {}
-        return Found(discover_files(pattern, PASSED_OVER, passed), passed)
+        return Found(discover_files(pattern, PASSED_OVER, passed), passed, exact=is_literal(pattern))
 
 
 def _content(value: dict[str, Any], base_dir: str) -> tuple[Attrs | None, dict[str, bytes], bool]:

@@ -29,6 +29,7 @@ from pact.resources.base import (
     refuse_unknown,
     run_tool,
 )
+from pact.resources.sysctl_text import same
 
 NAME: Final = re.compile(r"[A-Za-z0-9_]+\Z")
 MODPROBE_TIMEOUT_S: Final = 60
@@ -174,12 +175,11 @@ class Module(Kind):
         return out
 
     def discover(self, pattern: str) -> Found:
+        if not any(c in pattern for c in "*?["):
+            return Found(iter([self.canonical(pattern)]), {}, exact=True)
         return Found(self._names(pattern), {})
 
     def _names(self, pattern: str) -> Iterator[str]:
-        if not any(c in pattern for c in "*?["):
-            yield self.canonical(pattern)
-            return
         try:
             names = sorted(os.listdir(self.sys))
         except OSError:
@@ -191,9 +191,13 @@ class Module(Kind):
 
 
 def _same(actual: str | None, declared: str) -> bool:
-    """Booleans are read as Y and N and written as 1 and 0."""
+    """Booleans are read as Y and N and written as 1 and 0; numbers are numbers in any base, also in arrays.  # D5"""
+    if actual is None:
+        return False
     spelled = {"Y": "1", "N": "0", "y": "1", "n": "0"}
-    return actual is not None and spelled.get(actual, actual) == spelled.get(declared, declared)
+    have, want = actual.split(","), declared.split(",")
+    return len(have) == len(want) and all(
+        spelled.get(h, h) == spelled.get(w, w) or same(w, h) for h, w in zip(have, want, strict=True))
 
 
 def _read(path: str) -> str | None:

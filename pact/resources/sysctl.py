@@ -29,7 +29,7 @@ from pact.resources.base import (
     refuse_unknown,
     require_short,
 )
-from pact.resources.sysctl_text import dotted, fold, same, why_not_literal
+from pact.resources.sysctl_text import WILD, dotted, fold, same, why_not_literal
 
 ROOT: Final = b"/proc/sys/"
 VALUE_MAX: Final = 65536
@@ -191,13 +191,12 @@ class Sysctl(Kind):
 
     def discover(self, pattern: str) -> Found:
         passed: dict[str, int] = {}
+        pattern = dotted(pattern)
+        if not WILD.search(pattern) or os.path.exists(path_of_name(pattern)):
+            return Found(iter([self.canonical(pattern)]), passed, exact=True)
         return Found(self._names(pattern, passed), passed)
 
     def _names(self, pattern: str, passed: dict[str, int]) -> Iterator[str]:
-        pattern = dotted(pattern)
-        if not any(c in pattern for c in "*?[") or os.path.exists(path_of_name(pattern)):
-            yield self.canonical(pattern)
-            return
         for top, dirs, files in os.walk(ROOT.rstrip(b"/")):
             dirs.sort()
             for file in sorted(files):
