@@ -48,7 +48,7 @@ from pact.resources.loops import backing_file
 from pact.resources.memory import MEMORY_TYPES, keep_contents, require_kept
 from pact.resources.mount_options import MEMORY, meant
 from pact.resources.mount_table import AUTOFS, Stacks, read_mounts, under
-from pact.resources.mount_users import KERNEL_TYPES, Copies, alone, expire_says_busy, inside, kernel_holders
+from pact.resources.mount_users import KERNEL_TYPES, Copies, expire_says_busy, inside, kernel_holders
 from pact.resources.patterns import WILD, compile_pattern
 from pact.resources.way import hangs
 
@@ -239,7 +239,7 @@ class Mount(Kind):
 
     def in_use(self, name: str, step: Step) -> bool | None:
         """Ask the kernel with MNT_EXPIRE; not for network mounts, which may hang, nor where mounts lie inside. Where
-        unmounting goes further than this mount, its "idle" is half an answer, and /proc is read too.  # F5"""
+        unmounting goes further than this mount, its copies are asked in turn.  # F5"""
         if step.actual is None:
             return False
         stack = self.stack(name)
@@ -249,7 +249,7 @@ class Mount(Kind):
         if is_remote(entry.fstype) or inside(entry):
             return None
         busy = expire_says_busy(entry.mount_point)
-        return busy if busy is not False or alone(entry, read_mounts()) else None
+        return Copies(entry).busy() if busy is False else busy
 
     def roots(self, name: str, step: Step) -> list[bytes]:
         return [decode_name(name)] if step.actual is not None else []

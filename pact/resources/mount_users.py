@@ -18,7 +18,7 @@ from pact._fast import syscalls
 from pact.model import Holder, encode_name
 from pact.observe.mountinfo import MountEntry, parse_mountinfo
 from pact.resources.loops import loops
-from pact.resources.mount_table import read_mounts, under
+from pact.resources.mount_table import Stacks, read_mounts, under
 
 #: File systems whose files all lie on the device that mountinfo shows: another number is another file system.
 ONE_DEVICE: Final = frozenset({"ext2", "ext3", "ext4", "xfs", "vfat", "tmpfs", "ramfs"})
@@ -51,15 +51,26 @@ def expire_says_busy(path: bytes) -> bool | None:
     return None
 
 
+def _busy_in(pid: int, namespace: str, path: bytes) -> bool | None:
+    """The same question in the mount namespace of another process."""
+    try:
+        space = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        if os.readlink(f"/proc/self/fd/{space}") != namespace:
+            return None  # the pid is another's by now
+        with _asking:
+            return {0: False, 1: True}.get(syscalls.expire_in(space, path))
+    except OSError:
+        return None
+    finally:
+        os.close(space)
+
+
 def inside(entry: MountEntry) -> list[MountEntry]:
     """Mounts whose parent is this one."""
     return [m for m in read_mounts() if m.parent_id == entry.mount_id]
-
-
-def alone(entry: MountEntry, mounts: Iterable[MountEntry]) -> bool:
-    """Nothing passes between this mount, or the one it stands in, and others: what the kernel says of it is all."""
-    parent = {m.mount_id: m for m in mounts}.get(entry.parent_id)
-    return not _tags(entry) and (parent is None or not _tags(parent))
 
 
 def kernel_holders(entry: MountEntry, resource: str) -> list[Holder]:
@@ -106,6 +117,7 @@ class Space:
 
     namespace: str
     pid: int
+    root: bytes
     mounts: Sequence[MountEntry]
 
 
@@ -121,7 +133,7 @@ class Copy:
 def namespaces() -> list[Space]:
     """This namespace, first, and each other one that a process is in. Raises OSError if our own cannot be read."""
     own = os.readlink("/proc/self/ns/mnt")
-    out, seen = [Space(own, os.getpid(), read_mounts())], {(own, b"/")}
+    out, seen = [Space(own, os.getpid(), b"/", read_mounts())], {(own, b"/")}
     for pid in (p for p in os.listdir("/proc") if p.isdigit()):
         try:
             namespace, root = os.readlink(f"/proc/{pid}/ns/mnt"), os.readlink(b"/proc/%b/root" % pid.encode())
@@ -134,7 +146,7 @@ def namespaces() -> list[Space]:
             continue  # it has ended; one that may not be read is named by the scan
         if root != b"/":
             mounts = [replace(m, mount_point=os.path.normpath(root + b"/" + m.mount_point)) for m in mounts]
-        out.append(Space(namespace, int(pid), mounts))
+        out.append(Space(namespace, int(pid), root, mounts))
     return out
 
 
@@ -170,6 +182,20 @@ class Copies:
         have of this very mount."""
         same = (copy.entry.mount_point, copy.entry.root) == (self.entry.mount_point, self.entry.root)
         return copy.goes or (copy.space.namespace != self.own and (same or not self._stays_here))
+
+    def busy(self) -> bool | None:
+        """What the kernel says of all copies that our unmounting takes off, as each of them can make it fail; ``None``
+        also where the file system stays with others."""
+        answers = [self._ask(copy) if copy.goes else None for copy in self.found if self._counts(copy)]
+        return True if True in answers else None if None in answers else False
+
+    def _ask(self, copy: Copy) -> bool | None:
+        point = copy.entry.mount_point
+        if Stacks(copy.space.mounts).at(point)[-1:] != [copy.entry] and copy.space.root == b"/":
+            return None  # it lies below another one, of which the kernel would speak
+        if copy.space.namespace == self.own:
+            return expire_says_busy(point)
+        return _busy_in(copy.space.pid, copy.space.namespace, point)
 
     def left_behind(self, resource: str) -> list[Holder]:
         """One for each other namespace that keeps the file system: our unmounting does not reach it there, or cannot
