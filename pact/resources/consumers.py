@@ -42,7 +42,7 @@ def find_holders(steps: Iterable[Step]) -> list[Holder]:
         rules = step.consumers or ("open",)
         if "open" in rules:
             said = answers[step.id] = kind.in_use(name, step)
-            if said is not False:
+            if said is not False or kind.covers(name, step):
                 scan += [(step, root) for root in kind.roots(name, step)]
             if said is not False or kind_name == "mount":
                 found += [h for h in kind.holders(name, step, step.id) if not _leaves_too(h, leaving)]

@@ -43,6 +43,7 @@ OPPOSITE: Final = {
     "strictatime": {"noatime", "relatime"}, "atime": {"noatime"}, "diratime": {"nodiratime"},
     "nodiratime": {"diratime"}, "lazytime": {"nolazytime"}, "nolazytime": {"lazytime"},
     "symfollow": {"nosymfollow"}, "nosymfollow": {"symfollow"}, "soft": {"hard"}, "hard": {"soft"},
+    **{quota: {"noquota"} for quota in ("quota", "uquota", "usrquota", "gquota", "grpquota", "pquota", "prjquota")},
 }  # fmt: skip
 #: What every mount shows while it is in force, whatever its file system: unseen, it is not there.
 SHOWN: Final = frozenset({

@@ -254,6 +254,11 @@ class Mount(Kind):
     def roots(self, name: str, step: Step) -> list[bytes]:
         return [decode_name(name)] if step.actual is not None else []
 
+    def covers(self, name: str, step: Step) -> bool:
+        """More than the visible mount leaves."""
+        stack = self.stack(name)
+        return len(stack) > 1 and _leaves(step.target, stack) and _leaves(step.target, stack[:-1])
+
     def reached(self, name: str) -> Callable[[int, bytes], bool] | None:
         entry = self.top(name)
         return None if entry is None else Copies(entry).concerns

@@ -121,7 +121,7 @@ def test_a_trigger_that_waits_is_what_a_mount_on_demand_is_and_what_absent_is(ag
 
 def test_a_mount_that_an_automounter_makes_over_declared_files_is_no_drift(agent: Agent, point: str) -> None:
     agent.declare(f'[file."{point}/sub"]\ntype = "absent"\n')
-    daemon = agent.world.python(AUTOFS, point)
+    daemon = agent.world.python(AUTOFS.replace("data =", "os.close(read)\ndata ="), point)  # whoever looks is sent away
     agent.world.sh(f"mount -t tmpfs upper {point}")
     agent.file("beside")
     assert agent.change_of(f"mount:{point}") is None
@@ -357,7 +357,10 @@ def test_a_loop_device_on_a_declared_image_is_named(agent: Agent, image: str) ->
 
 
 def test_an_option_of_a_disk_that_it_showed_before_is_drift_when_it_goes(agent: Agent, point: str, image: str) -> None:
-    agent.declare(mount(point, "ext4", "loop", "commit=30", "user_xattr", "acl", "errors=continue", source=image))
+    disk = f"{TOP}/disk"
+    agent.world.sh(f"truncate -s 16M {disk}; mkfs.ext4 -q -F {disk}")
+    wanted = ("loop", "commit=30", "errors=continue", "user_xattr", "acl", "data=ordered")
+    agent.declare(mount(point, "ext4", *wanted, source=disk))
     assert agent.status()["state"] == "committed"
     agent.restart()
     agent.world.sh(f"mount -o remount,commit=5 {point}")
@@ -366,3 +369,17 @@ def test_an_option_of_a_disk_that_it_showed_before_is_drift_when_it_goes(agent: 
     assert agent.change_of(f"mount:{point}")
     agent.pact("rollback", "--all")
     assert "commit=30" in options(agent, point)
+
+
+def test_a_process_in_a_mount_that_another_covers_is_named_before_either_is_taken_off(agent: Agent, point: str) -> None:
+    agent.world.sh(f"mount -t tmpfs -o size=1m declared {point}")
+    agent.adopt(f"mount:{point}")
+    agent.world.sh(f"mount -t ramfs first {point}")
+    user = agent.world.python("os.chdir(sys.argv[1])\nready()", point)
+    agent.world.sh(f"mount -t ramfs second {point}")
+    agent.drifted(f"mount:{point}")
+    assert {h["pid"] for h in refused(agent, f"mount:{point}")} == {user.pid}
+    assert mounted(agent, point) == ["tmpfs declared", "ramfs first", "ramfs second"]
+    agent.world.end(user)
+    agent.pact("rollback", "--all")
+    assert mounted(agent, point) == ["tmpfs declared"]
