@@ -134,6 +134,8 @@ class Mount(Kind):
         options = declared.attrs["options"]
         if "backing" in declared.attrs:  # the loop device has another number next time
             keep["source"], options = declared.attrs["backing"], [*options, "loop"]
+        if "trigger" in declared.attrs and ON_DEMAND not in options:
+            options = [*options, ON_DEMAND]
         return {**keep, "options": to_write(options), **export_common(declared)}
 
     def observe(self, name: str, keep: Keep | None = None) -> Observation:
@@ -154,8 +156,8 @@ class Mount(Kind):
             return WHOLE_N
         if _is_trigger(declared):  # what it has mounted on itself is its work
             return 0 if declared["source"] in (actual["source"], actual.get("trigger")) else WHOLE_N
-        if _is_trigger(actual) and ON_DEMAND in declared["options"]:
-            return 0
+        if _is_trigger(actual) and (ON_DEMAND in declared["options"] or declared.get("trigger") == actual["source"]):
+            return 0  # adopted on a trigger, it is mounted on demand too
         if not _same_origin(declared, actual):
             return WHOLE_N
         return 0 if _as_declared(declared, declared["options"], actual) else HALF_N
@@ -280,12 +282,13 @@ class Mount(Kind):
         if not WILD.search(raw):
             yield self.canonical(pattern)
             return
-        matcher, seen = compile_pattern(raw), set()
-        for entry in read_mounts():
-            if not matcher.match(entry.mount_point) or entry.mount_point in seen:
-                continue
-            seen.add(entry.mount_point)
-            text = encode_name(entry.mount_point)
+        matcher, mounts = compile_pattern(raw), read_mounts()
+        stacks = Stacks(mounts)
+        for point in dict.fromkeys(m.mount_point for m in mounts):
+            stack = stacks.at(point) if matcher.match(point) else []
+            if not stack:
+                continue  # another mount hides it
+            entry, text = stack[-1], encode_name(point)
             if entry.fstype in FOREIGN_TYPES or entry.fstype in KERNEL_TYPES:
                 passed["the kernel's, a container's or an automounter's"] = (
                     passed.get("the kernel's, a container's or an automounter's", 0) + 1

@@ -85,9 +85,7 @@ def kernel_holders(entry: MountEntry, resource: str) -> list[Holder]:
         if under(path, point):
             out.append(Holder(resource, 0, "unknown", encode_name(path) + " (swap)"))
     out += [Holder(resource, 0, "socket", encode_name(p)) for p in _socket_paths() if under(p, point)]
-    if entry.fstype not in KERNEL_TYPES:
-        out += Copies(entry).left_behind(resource)
-    return out
+    return out + Copies(entry).left_behind(resource)
 
 
 def _first_column(path: str) -> list[bytes]:
@@ -181,7 +179,9 @@ class Copies:
         """Not where the file system stays mounted here too: then what others have of it is theirs, but for what they
         have of this very mount."""
         same = (copy.entry.mount_point, copy.entry.root) == (self.entry.mount_point, self.entry.root)
-        return copy.goes or (copy.space.namespace != self.own and (same or not self._stays_here))
+        if copy.goes or self.entry.fstype in KERNEL_TYPES or copy.space.namespace == self.own:
+            return copy.goes
+        return same or not self._stays_here
 
     def busy(self) -> bool | None:
         """What the kernel says of all copies that our unmounting takes off, as each of them can make it fail; ``None``

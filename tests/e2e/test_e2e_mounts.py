@@ -119,6 +119,24 @@ def test_a_trigger_that_waits_is_what_a_mount_on_demand_is_and_what_absent_is(ag
     agent.world.end(daemon)
 
 
+def test_a_mount_adopted_on_a_trigger_is_one_on_demand(agent: Agent, point: str) -> None:
+    daemon = agent.world.python(AUTOFS, point)
+    agent.world.sh(f"mount -t tmpfs -o size=1m,nosuid upper {point}")
+    agent.ask("adopt", patterns=[f"mount:{TOP}/st*"])
+    exported = agent.pact("export").out
+    assert 'source = "upper"' in exported and "x-systemd.automount" in exported
+    agent.world.sh(f"umount {point}")
+    agent.file("beside")
+    assert agent.status()["state"] == "committed", "it has expired, as on-demand mounts do"
+    agent.world.sh(f"mount -t tmpfs -o size=1m upper {point}")
+    agent.drifted(f"mount:{point}")
+    agent.pact("rollback", "--all")
+    assert "nosuid" in options(agent, point) and len(mounted(agent, point)) == 2
+    agent.declare(exported)
+    agent.world.sh(f"umount {point}; umount {point}")
+    agent.world.end(daemon)
+
+
 def test_a_mount_that_an_automounter_makes_over_declared_files_is_no_drift(agent: Agent, point: str) -> None:
     agent.declare(f'[file."{point}/sub"]\ntype = "absent"\n')
     daemon = agent.world.python(AUTOFS.replace("data =", "os.close(read)\ndata ="), point)  # whoever looks is sent away
