@@ -14,7 +14,7 @@ from pact.model import Attrs, encode_name
 from pact.resources.base import HALF_N, WHOLE_N
 from pact.resources.fstab import conforms, in_order, strict, to_write
 from pact.resources.mount import KIND, attrs_of
-from pact.resources.mount_options import MEMORY, Memory, kernel_makes
+from pact.resources.mount_options import MEMORY, Memory, kernel_makes, refused
 from pact.resources.mount_table import Stacks, read_mounts
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]
@@ -86,6 +86,8 @@ def test_the_kernel_is_asked_what_it_makes_of_options() -> None:
     assert kernel_makes("tmpfs", ["nosuchoption"]) is None
     assert kernel_makes("tmpfs", ["noexec"]) == {}
     assert kernel_makes("ext4", ["commit=30"]) is None
+    assert refused("tmpfs", ["nosuchoption", "ro"]) and not refused("ext4", ["nosuchoption"])
+    assert not refused("tmpfs", ["size=1m", "silent", "iversion", "shared", "x-a=b", "user", "nofail", "loop", "ro"])
     assert kernel_makes("proc", ["hidepid=2"]) in ({"hidepid": ("hidepid=invisible",)}, {"hidepid": ("hidepid=2",)}, None)
 
 
@@ -115,19 +117,22 @@ def test_what_a_mount_showed_that_was_made_with_these_very_options_conforms(top:
     assert KIND.distance_n({**declared, "options": ["level=ten"]}, known) == HALF_N
 
 
-def test_what_is_remembered_survives_a_restart_and_not_a_reboot(tmp_path: Path) -> None:
-    stack = [m for m in read_mounts() if m.mount_point == b"/"][-1:]
-    seen: Attrs = {"source": "s", "fstype": stack[0].fstype, "options": ["commit=30", "rw"]}
+def test_what_is_remembered_survives_a_restart_and_a_reboot_but_for_the_numbers_of_mounts(tmp_path: Path) -> None:
+    root = [m for m in read_mounts() if m.mount_point == b"/"][-1:]
+    seen: Attrs = {"source": "s", "fstype": root[0].fstype, "options": ["commit=30", "rw"]}
     later: Attrs = {**seen, "options": ["rw"]}
     path = str(tmp_path / "seen")
     found: list[Any] = []
     for boot in ("one", "one", "two"):
         memory = Memory()
         memory.keep_in(path, boot)
-        found.append(memory.add_to(later if found else seen, stack).get("was"))
-    assert found == [None, ["commit=30"], None]
-    (tmp_path / "seen").write_bytes(b'{"boot": "one", "mounts": []}')
-    Memory().keep_in(path, "one")
+        known = memory.add_to(later if found else seen, root)
+        found.append((known.get("was"), known.get("base")))
+        memory.add_to(seen, [*root, *root])
+    assert found == [(None, None), (["commit=30"], True), (["commit=30"], None)]
+    for broken in (b'{"boot": "one", "mounts": []}', b"[", b"[]", b'{"boot": 1, "kernel": 2, "mounts": {"a": 3}}'):
+        (tmp_path / "seen").write_bytes(broken)
+        Memory().keep_in(path, "one")
 
 
 @isolated

@@ -13,10 +13,15 @@ from typing import Final
 #: Options that never reach the kernel, and those that say the kernel's default.
 USERLAND: Final = frozenset({
     "defaults", "auto", "noauto", "nofail", "_netdev", "user", "users", "nouser", "nousers", "owner", "noowner",
-    "group", "nogroup", "loop", "offset", "sizelimit", "encryption", "helper", "uhelper", "silent", "loud",
+    "group", "nogroup", "loop", "offset", "sizelimit", "encryption", "helper", "uhelper",
 })  # fmt: skip
 #: Options of helpers: how they try, not what is mounted.
 HELPERS: Final = frozenset({"bg", "fg", "intr", "nointr", "retry"})
+#: Flags that mount(8) gives the kernel, and that no option of a mount shows.
+UNSEEN: Final = frozenset({
+    "silent", "loud", "iversion", "noiversion", "norelatime", "nostrictatime", "private", "rprivate", "shared",
+    "rshared", "slave", "rslave", "unbindable", "runbindable",
+})  # fmt: skip
 #: Who may mount it, and what mount(8) takes that to say, unless a later option says otherwise.
 IMPLYING: Final = {
     "user": ("noexec", "nosuid", "nodev"), "users": ("noexec", "nosuid", "nodev"),
@@ -110,7 +115,7 @@ def conforms(declared: Sequence[str], actual: Sequence[str], fstype: str, was: S
     before = {normal_option(o) for o in was}
     for option in map(normal_option, declared):
         key = option.partition("=")[0]
-        if in_userland(option) or option in BIND or key in HELPERS:
+        if in_userland(option) or option in BIND or option in UNSEEN or key in HELPERS:
             continue
         if option in FLAGS:
             if option not in have and (option in SHOWN or have & OPPOSITE.get(option, set())):

@@ -46,7 +46,7 @@ from pact.resources.fstab import (
 )
 from pact.resources.loops import backing_file
 from pact.resources.memory import MEMORY_TYPES, keep_contents, require_kept
-from pact.resources.mount_options import MEMORY, meant
+from pact.resources.mount_options import MEMORY, meant, refused
 from pact.resources.mount_table import AUTOFS, Stacks, read_mounts, under
 from pact.resources.mount_users import KERNEL_TYPES, Copies, expire_says_busy, inside, kernel_holders
 from pact.resources.patterns import WILD, compile_pattern
@@ -165,6 +165,10 @@ class Mount(Kind):
     # -- restoring ----------------------------------------------------------------------------------------------
 
     def preflight(self, name: str, step: Step, keep: Keep) -> Saved:
+        target = step.target
+        if target is not None and not _is_bind(target) and refused(target["fstype"], target["options"]):
+            shown = ", ".join(target["options"])
+            return Saved(f"{step.id}: {target['fstype']} does not take the options {shown}", {"attrs": step.actual})
         stack = self.stack(name)
         leaving = stack[-1:] if stack and _leaves(step.target, stack) else []
         files, lost = keep_contents(leaving[0], read_mounts(), keep) if leaving else ({}, "")

@@ -19,7 +19,7 @@ import orjson
 from pact._fast import syscalls
 from pact.model import Attrs, encode_name
 from pact.observe.mountinfo import MountEntry, parse_mountinfo
-from pact.resources.fstab import BIND, FLAGS, HELPERS, in_userland, normal_option
+from pact.resources.fstab import BIND, FLAGS, HELPERS, UNSEEN, in_userland, normal_option
 from pact.resources.mount_table import AUTOFS
 
 #: A mount of these has a file system of its own, empty, and nothing but it hears of its options.
@@ -48,10 +48,18 @@ def kernel_makes(fstype: str, options: Sequence[str]) -> dict[str, tuple[str, ..
     return {key: tuple(o for o in shown if o.partition("=")[0] == key) for key in keys}
 
 
+def refused(fstype: str, options: Sequence[str]) -> bool:
+    """The kernel surely does not take these options; False where it takes them, or cannot be asked."""
+    if fstype not in SCRATCH_TYPES or _ask(fstype, ()) is None or kernel_makes(fstype, options) is not None:
+        return False
+    return (fstype, tuple(o for o in options if _reaches(o))) in _answers
+
+
 def _reaches(option: str) -> bool:
     """It reaches the file system as its own option."""
     key = option.partition("=")[0]
-    return not (in_userland(option) or option in FLAGS or option in BIND or key in HELPERS or key in NOT_ASKED)
+    words = (FLAGS, UNSEEN, BIND)
+    return not (in_userland(option) or any(option in w for w in words) or key in HELPERS or key in NOT_ASKED)
 
 
 def _ask(fstype: str, options: tuple[str, ...]) -> tuple[str, ...] | None:
@@ -98,14 +106,15 @@ class Memory:
         self._path, self._boot = "", ""
 
     def keep_in(self, path: str, boot_id: str) -> None:
-        """From now on in this file; what it says of this boot is known again."""
+        """From now on in this file; what it says of this kernel is known again, numbers of mounts only of this boot."""
         with self._lock:
             self._path, self._boot = path, boot_id
             try:
                 with open(path, "rb") as f:
                     found = orjson.loads(f.read())
-                if found["boot"] == boot_id:
-                    self._known = {str(k): dict(v) for k, v in found["mounts"].items()}
+                if found["kernel"] == os.uname().release:
+                    gone = set() if found["boot"] == boot_id else {"base"}
+                    self._known = {str(k): {w: v[w] for w in v.keys() - gone} for k, v in found["mounts"].items()}
             except (OSError, ValueError, KeyError, TypeError, AttributeError):
                 return
 
@@ -154,7 +163,7 @@ class Memory:
             return
         with contextlib.suppress(OSError):  # without it the next run remembers less
             with open(self._path + ".new", "wb") as f:
-                f.write(orjson.dumps({"boot": self._boot, "mounts": self._known}))
+                f.write(orjson.dumps({"boot": self._boot, "kernel": os.uname().release, "mounts": self._known}))
             os.replace(self._path + ".new", self._path)
 
 

@@ -269,6 +269,7 @@ PRINTED_OTHERWISE = [
     ("hugetlbfs", ["pagesize=1G"]), ("hugetlbfs", ["pagesize=2M"]), ("devpts", ["gid=5", "ptmxmode=0666"]), ("ramfs", ["mode=0755"]),
     ("tmpfs", ["user"]), ("tmpfs", ["nofail", "X-mount.mkdir", "x-systemd.requires=a.service", "_netdev"]),
     ("tmpfs", ["lazytime", "dirsync"]), ("tmpfs", ["size=1g", "silent"]),
+    ("tmpfs", ["size=1g", "shared"]), ("tmpfs", ["size=1g", "iversion"]), ("proc", ["subset=pid", "gid=0"]),
 ]  # fmt: skip
 
 
@@ -305,6 +306,14 @@ def test_a_real_change_of_such_an_option_is_drift_and_is_undone(
     agent.pact("rollback", "--all")
     assert options(agent, point) == before
     assert agent.status()["state"] == "committed"
+
+
+def test_options_that_the_kernel_does_not_take_are_refused_before_anything_is_touched(agent: Agent, point: str) -> None:
+    path = agent.file("beside")
+    text = mount(point, "tmpfs", "size=1m", "nosuch=1") + f'[file."{path}"]\ncontent = "new"\n'
+    done = agent.declare(text, check=1)
+    assert "tmpfs does not take the options nosuch=1, size=1m" in done.err
+    assert agent.world.path(path).read_text() == "declared\n" and mounted(agent, point) == []
 
 
 # -- as fstab means it ------------------------------------------------------------------------------------------------
