@@ -29,7 +29,7 @@ from pact.core.events import Observed, Scanned, Sighting, Started  # noqa: E402
 from pact.core.node import Node  # noqa: E402
 from pact.core.settings import Settings  # noqa: E402
 from pact.resources.file import leased  # noqa: E402
-from pact.resources.mount import expire_says_busy  # noqa: E402
+from pact.resources.mount_users import expire_says_busy  # noqa: E402
 
 SYSCTL_PATTERN = "sysctl:net.ipv4.conf.**"
 WRITES = 500

@@ -23,7 +23,8 @@ from pact.model import Attrs, encode_name
 from pact.resources.base import HALF_N, WHOLE_N, Keep
 from pact.resources.consumers import find_holders
 from pact.resources.fstab import conforms, normal_option
-from pact.resources.mount import KIND, expire_says_busy, kernel_holders, read_mounts
+from pact.resources.mount import KIND, read_mounts
+from pact.resources.mount_users import expire_says_busy, kernel_holders
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]
 CLONE_NEWNS = 0x20000

@@ -11,10 +11,14 @@ cdef extern from *:
     #ifndef _GNU_SOURCE
     #define _GNU_SOURCE
     #endif
+    #include <errno.h>
+    #include <fcntl.h>
+    #include <sched.h>
     #include <stdint.h>
     #include <malloc.h>
     #include <sys/mount.h>
     #include <sys/timex.h>
+    #include <sys/wait.h>
     #include <sys/syscall.h>
     #include <unistd.h>
     #ifndef SYS_openat2
@@ -37,6 +41,58 @@ cdef extern from *:
     static long pact_mount_read_only(const char *path, int on) {
         struct pact_mount_attr attr = {on ? 1 : 0, on ? 0 : 1, 0, 0}; /* MOUNT_ATTR_RDONLY */
         return syscall(SYS_mount_setattr, -100, path, 0x100, &attr, sizeof attr); /* AT_FDCWD, AT_SYMLINK_NOFOLLOW */
+    }
+    /* A child in a mount namespace of its own mounts it over its root, where nobody is, writes the mount table and ends;
+       it makes system calls only. */
+    static int pact_scratch_mount(const char *fstype, const char *data, pid_t *child) {
+        static char text[4096];
+        int ends[2], table;
+        ssize_t got;
+        if (pipe2(ends, O_CLOEXEC))
+            return -1;
+        *child = fork();
+        if (*child < 0) {
+            int why = errno;
+            close(ends[0]);
+            close(ends[1]);
+            errno = why;
+            return -1;
+        }
+        if (*child == 0) {
+            if (unshare(CLONE_NEWNS) || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL)
+                || mount("pact", "/", fstype, MS_NOSUID | MS_NODEV | MS_NOEXEC, data))
+                _exit(1);
+            table = open("/proc/self/mountinfo", O_RDONLY | O_CLOEXEC);
+            if (table < 0)
+                _exit(1);
+            while ((got = read(table, text, sizeof text)) > 0)
+                if (write(ends[1], text, got) != got)
+                    _exit(1);
+            _exit(got < 0);
+        }
+        close(ends[1]);
+        return ends[0];
+    }
+    /* A child asks in another mount namespace. It takes the mark off again in the same breath. */
+    static int pact_expire_in(int space, const char *path) {
+        int status, said;
+        pid_t child = fork();
+        if (child < 0)
+            return -1;
+        if (child == 0) {
+            if (setns(space, CLONE_NEWNS))
+                _exit(2);
+            if (!umount2(path, MNT_EXPIRE | UMOUNT_NOFOLLOW))
+                _exit(2);
+            if (errno != EAGAIN)
+                _exit(errno == EBUSY ? 1 : 2);
+            said = open(path, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+            _exit(said < 0 || close(said) ? 2 : 0);
+        }
+        while (waitpid(child, &status, 0) < 0)
+            if (errno != EINTR)
+                return -1;
+        return WIFEXITED(status) ? WEXITSTATUS(status) : 2;
     }
     static int pact_clock_synchronised(void) {
         struct timex t = {0};
@@ -66,6 +122,8 @@ cdef extern from *:
     long pact_openat2(int dfd, const char *path, pact_open_how *how) nogil
     long pact_renameat2(int od, const char *o, int nd, const char *n, unsigned flags) nogil
     long pact_mount_read_only(const char *path, int on) nogil
+    int pact_scratch_mount(const char *fstype, const char *data, int *child) nogil
+    int pact_expire_in(int space, const char *path) nogil
     int pact_clock_synchronised() nogil
     void pact_trim() nogil
     void pact_one_arena() nogil
@@ -134,6 +192,33 @@ def mount_read_only(bytes target, bint on):
         rc = pact_mount_read_only(text, flag)
     if rc < 0:
         _raise(target)
+
+
+def scratch_mount(bytes fstype, bytes data):
+    """Mount a file system in memory with these options where nobody sees it. Returns the child that does it, which is
+    to be waited for, and the end of a pipe with its mount table; nothing comes where the kernel refused. Raises
+    OSError."""
+    cdef const char *type_text = fstype
+    cdef const char *data_text = data
+    cdef int child = 0
+    cdef int fd
+    with nogil:
+        fd = pact_scratch_mount(type_text, data_text, &child)
+    if fd < 0:
+        _raise(fstype)
+    return child, fd
+
+
+def expire_in(int space, bytes path):
+    """What MNT_EXPIRE says of a mount in the mount namespace of an open ``/proc/PID/ns/mnt``: 0 idle, 1 busy, 2 nothing
+    that can be used. The mark is taken off again. Raises OSError."""
+    cdef const char *text = path
+    cdef int said
+    with nogil:
+        said = pact_expire_in(space, text)
+    if said < 0:
+        _raise(path)
+    return said
 
 
 def clock_synchronised():

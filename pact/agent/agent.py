@@ -60,6 +60,7 @@ from pact.errors import DeniedError, JournalError, PactError, UnreachableError
 from pact.journal.sqlite import FILE_NAME, BlobReader, SqliteJournal, load_state
 from pact.model import NS_PER_S, Attrs, Owner, split_id
 from pact.resources import KINDS
+from pact.resources.mount_options import MEMORY as MOUNT_MEMORY
 from pact.resources.toml import Ignore, read_files
 
 if TYPE_CHECKING:
@@ -100,6 +101,7 @@ class Agent:
         state = load_state(self.journal)
         boot = clock.boot_id()
         self._mount_points = MountPoints(os.path.join(config.state_dir, "mounts"))
+        MOUNT_MEMORY.keep_in(os.path.join(config.state_dir, "mounts-seen"), boot)
         self._room_pruned = -1
         offset_ns, self._reboot = clock.continue_from(
             state, boot, boottime=clock.boottime_ns(), wall_ns=clock.Clock.wall_ns(),

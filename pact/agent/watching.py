@@ -26,7 +26,8 @@ from pact.observe.places import RemotePlaces, leads_away
 from pact.observe.tree import check_path
 from pact.resources import KINDS
 from pact.resources.base import require_short
-from pact.resources.mount import MountTable, attrs_of, read_mounts
+from pact.resources.mount import MountTable, attrs_of
+from pact.resources.mount_table import AUTOFS, read_mounts
 
 DRAIN_BATCH_MAX: Final = 4096
 OBSERVE_BATCH_MAX: Final = 256
@@ -216,7 +217,10 @@ class Watching:
         points = {m.mount_point: m for m in mounts}
         fresh = [] if self._points is None else [m for p, m in points.items() if p not in self._points]
         self._points = set(points)
+        on_demand = {m.mount_point for m in mounts if m.fstype == AUTOFS}  # what it mounts on itself is its work
         for mount in fresh:
+            if mount.mount_point in on_demand:
+                continue
             resource = f"mount:{encode_name(mount.mount_point)}"
             if resource not in self._key_of and self._hides(mount.mount_point):
                 self.covered[resource] = (attrs_of(mount), owner)

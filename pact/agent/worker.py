@@ -260,7 +260,7 @@ def _found(job: int, found: dict[str, Any], exact: set[str], notes: list[str], k
 
 
 def _bound_paths() -> set[bytes]:
-    from pact.resources.mount import read_mounts
+    from pact.resources.mount_table import read_mounts
 
     return {m.mount_point for m in read_mounts()}
 

@@ -125,6 +125,14 @@ class Kind(ABC):
         """Paths whose open handles are this resource's consumers."""
         return []
 
+    def covers(self, name: str, step: Step) -> bool:
+        """Something leaves with it that the kernel could not be asked about: /proc is read all the same."""
+        return False
+
+    def reached(self, name: str) -> Callable[[int, bytes], bool] | None:
+        """Whether a handle below ``roots`` (a pid and its link's text) is one on this resource; ``None``: every one."""
+        return None
+
     def holders(self, name: str, step: Step, resource: str) -> list[Holder]:
         """Consumers that no open handle shows (loop devices, reference counts)."""
         return []

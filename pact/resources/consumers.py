@@ -42,7 +42,7 @@ def find_holders(steps: Iterable[Step]) -> list[Holder]:
         rules = step.consumers or ("open",)
         if "open" in rules:
             said = answers[step.id] = kind.in_use(name, step)
-            if said is not False:
+            if said is not False or kind.covers(name, step):
                 scan += [(step, root) for root in kind.roots(name, step)]
             if said is not False or kind_name == "mount":
                 found += [h for h in kind.holders(name, step, step.id) if not _leaves_too(h, leaving)]
@@ -74,7 +74,8 @@ def _answered_for(rid: str, said: Mapping[str, bool | None]) -> bool:
     inside out, and the plain umount2 of the outer one asks the kernel again. A user whom nobody could see makes the
     change ``failed``, with the idle inner mounts gone.
     """
-    from pact.resources.mount import KIND, inside
+    from pact.resources.mount import KIND
+    from pact.resources.mount_users import inside
 
     entry = KIND.top(split_id(rid)[1])
     within = [f"mount:{encode_name(m.mount_point)}" for m in inside(entry)] if entry is not None else []
@@ -89,10 +90,14 @@ def _scan(wanted: Sequence[tuple[Step, bytes]]) -> tuple[list[Holder], bool]:
     handles, unread = open_handles_ex([root for _, root in wanted])
     own = os.getpid()
     out, seen = [], set()
+    reached = [KINDS[split_id(step.id)[0]].reached(split_id(step.id)[1]) if handles else None for step, _ in wanted]
     for handle in handles:
         rid = wanted[handle.root][0].id
         key = (rid, handle.pid, handle.how)
         if handle.pid == own or key in seen:
+            continue
+        through = reached[handle.root]
+        if through is not None and not through(handle.pid, handle.path):
             continue
         seen.add(key)
         out.append(Holder(rid, handle.pid, handle.how, encode_name(handle.path)))

@@ -15,7 +15,8 @@ from pact.model import encode_name
 from pact.observe.mountinfo import is_remote
 from pact.resources.base import path_of
 from pact.resources.litter import is_litter
-from pact.resources.mount import FOREIGN_TYPES, read_mounts
+from pact.resources.mount import FOREIGN_TYPES
+from pact.resources.mount_table import read_mounts
 from pact.resources.patterns import WILD, compile_pattern
 
 NAMES_MAX: Final = 1_000_000

@@ -16,7 +16,7 @@ import stat
 from typing import Any, Final
 
 from pact.core.plan import Step
-from pact.model import Attrs, Declared, Observation, Unreadable, decode_name, encode_name
+from pact.model import Attrs, Declared, Holder, Observation, Unreadable, decode_name, encode_name
 from pact.resources.base import (
     HALF_N,
     WHOLE_N,
@@ -34,6 +34,7 @@ from pact.resources.base import (
     refuse_unknown,
 )
 from pact.resources.flags import flags_at, get_flags, parse_flags, stuck
+from pact.resources.loops import on_file
 from pact.resources.names import group_name, same_group, same_user, user_name
 from pact.resources.replace import restore_file, somebody_has_open
 from pact.resources.way import TurnableLink, closed, enterable, open_parent
@@ -227,6 +228,12 @@ class File(Kind):
         if step.actual is None or step.actual["type"] not in ("file", "directory"):
             return []
         return [decode_name(name)]
+
+    def holders(self, name: str, step: Step, resource: str) -> list[Holder]:
+        """Loop devices that stand on it: no process has it open."""
+        if step.actual is None or step.actual["type"] != "file":
+            return []
+        return [Holder(resource, 0, "loop", device) for device in on_file(decode_name(name))]
 
     def watch(self, name: str) -> list[bytes]:
         return [decode_name(name)]

@@ -7,44 +7,80 @@ import fcntl
 import os
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Final
 
 LOOP_GET_STATUS64: Final = 0x4C05
 LOOP_STATUS_BYTES: Final = 232
 
 
-def loop_files() -> Iterator[tuple[bytes, tuple[int, int] | None]]:
-    """Files that loop devices stand on: their paths, as whoever set them up saw them (in another mount namespace the
-    same path may be another file), and the devices they lie on, if that can be told.
-    """
+@dataclass(frozen=True, slots=True)
+class Loop:
+    """``file`` as whoever set it up saw it (in another mount namespace the same path may be another file), and the
+    device it lies on and its inode there, ``None`` if that cannot be told."""
+
+    name: str
+    file: bytes
+    device: tuple[int, int] | None
+    inode: int | None
+
+
+def loops() -> Iterator[Loop]:
+    """Loop devices that stand on a file."""
     try:
         names = [n for n in os.listdir("/sys/block") if n.startswith("loop")]
     except OSError:
         return
     for name in names:
-        try:
-            with open(f"/sys/block/{name}/loop/backing_file", "rb") as f:
-                path = f.read().rstrip(b"\n")
-            device = _device_below(name)
-        except OSError:
+        path = backing_file(name)
+        if path is None:
             continue  # it stands on nothing (any more)
-        yield path, device
+        try:
+            device, inode = _lies_on(name)
+        except OSError:
+            continue
+        yield Loop(name, path, device, inode)
 
 
-def _device_below(name: str) -> tuple[int, int] | None:
-    """``None`` if it cannot be told. Raises OSError (ENXIO) for a loop device without a file."""
+def backing_file(name: str) -> bytes | None:
+    """What a loop device stands on; ``None`` for one that stands on nothing, and for other devices."""
+    try:
+        with open(f"/sys/block/{name}/loop/backing_file", "rb") as f:
+            return f.read().rstrip(b"\n")
+    except OSError:
+        return None
+
+
+def on_file(path: bytes) -> list[str]:
+    """The loop devices (``/dev/loop3``) that stand on this very file, whatever it was called for them."""
+    try:
+        st = os.stat(path, follow_symlinks=False)
+    except OSError:
+        return []
+    here = (os.major(st.st_dev), os.minor(st.st_dev))
+    out = []
+    for loop in loops():
+        same = loop.file == path if loop.device is None else (loop.device, loop.inode) == (here, st.st_ino)
+        if same:
+            out.append(f"/dev/{loop.name}")
+    return out
+
+
+def _lies_on(name: str) -> tuple[tuple[int, int] | None, int | None]:
+    """``None`` for what cannot be told. Raises OSError (ENXIO) for a loop device without a file."""
     status = bytearray(LOOP_STATUS_BYTES)
     try:
         fd = os.open(f"/dev/{name}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
-        return None
+        return None, None
     try:
         fcntl.ioctl(fd, LOOP_GET_STATUS64, status)
     except OSError as exc:
         if exc.errno == errno.ENXIO:
             raise
-        return None
+        return None, None
     finally:
         os.close(fd)
-    device = int.from_bytes(status[:8], sys.byteorder)  # struct loop_info64 begins with lo_device
-    return os.major(device), os.minor(device)
+    # struct loop_info64 begins with lo_device and lo_inode
+    device, inode = (int.from_bytes(status[at : at + 8], sys.byteorder) for at in (0, 8))
+    return (os.major(device), os.minor(device)), inode

@@ -1,20 +1,20 @@
 """Mounts. Attributes: ``source``, ``fstype``, ``options`` (sorted; only those that are declared are compared).
 
 Restoring uses mount(8), which knows every file system's helper; unmounting asks the kernel plainly and never lazily.
-What is mounted over a declared mount and is not declared is taken off first, if nobody uses it.
+What is mounted over a declared mount and is not declared is taken off first, if nobody uses it; what lies below stays.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 from pact._fast import syscalls
 from pact.core.plan import Step, below
 from pact.errors import RestoreError
 from pact.model import Attrs, Declared, Holder, Observation, Unreadable, decode_name, encode_name
-from pact.observe.mountinfo import MountEntry, is_remote, parse_mountinfo
+from pact.observe.mountinfo import MountEntry, is_remote
 from pact.resources.base import (
     HALF_N,
     WHOLE_N,
@@ -31,24 +31,32 @@ from pact.resources.base import (
     refuse_unknown,
     run_tool,
 )
-from pact.resources.fstab import BIND, NFS_TYPES, OPPOSITE, conforms, device_of, in_userland, same_type
-from pact.resources.loops import loop_files
+from pact.resources.fstab import (
+    BIND,
+    NFS_TYPES,
+    OPPOSITE,
+    conforms,
+    device_of,
+    in_order,
+    in_userland,
+    normal_option,
+    same_type,
+    strict,
+    to_write,
+)
+from pact.resources.loops import backing_file
 from pact.resources.memory import MEMORY_TYPES, keep_contents, require_kept
+from pact.resources.mount_options import MEMORY, meant, refused
+from pact.resources.mount_table import AUTOFS, Stacks, read_mounts, under
+from pact.resources.mount_users import KERNEL_TYPES, Copies, expire_says_busy, inside, kernel_holders
 from pact.resources.patterns import WILD, compile_pattern
 from pact.resources.way import hangs
 
 MOUNT_TIMEOUT_S: Final = 60
 STACK_MAX: Final = 16
-#: File systems whose files all lie on the device that mountinfo shows: another number is another file system.
-ONE_DEVICE: Final = frozenset({"ext2", "ext3", "ext4", "xfs", "vfat", "tmpfs", "ramfs"})
-
 #: Of containers, automounters and the kernel itself: never adopted by a pattern.
 FOREIGN_TYPES: Final = frozenset({
     "autofs", "overlay", "nsfs", "fuse.lxcfs", "fuse.portal", "fuse.gvfsd-fuse", "squashfs", "binfmt_misc",
-})  # fmt: skip
-KERNEL_TYPES: Final = frozenset({
-    "proc", "sysfs", "devtmpfs", "devpts", "cgroup", "cgroup2", "securityfs", "pstore", "bpf", "tracefs", "debugfs",
-    "configfs", "mqueue", "hugetlbfs", "efivarfs", "selinuxfs", "fusectl", "rpc_pipefs", "ramfs",
 })  # fmt: skip
 PASSED_PATHS: Final = ("/run", "/proc", "/sys", "/dev", "/var/lib/docker", "/var/lib/containers", "/var/lib/kubelet")
 
@@ -59,21 +67,25 @@ OWN_FLAGS: Final = frozenset({
 })  # fmt: skip
 #: What the kernel leaves unsaid, and what it says instead: named, so that it is seen when it goes.
 UNSAID: Final = {"dev": "nodev", "exec": "noexec", "suid": "nosuid"}
+#: Mounted when somebody looks, and perhaps not for long.
+ON_DEMAND: Final = "x-systemd.automount"
+LOOP_OPTIONS: Final = frozenset({"loop", "offset", "sizelimit"})
 KEYS: Final = frozenset({"source", "fstype", "options", "type", "root"})
 
 
-def read_mounts(pid: str = "self") -> list[MountEntry]:
-    """The mount table of a process's namespace, in mount order. Raises OSError."""
-    with open(f"/proc/{pid}/mountinfo", "rb") as f:
-        return parse_mountinfo(f.read())
-
-
-def attrs_of(entry: MountEntry) -> Attrs:
+def attrs_of(entry: MountEntry, lower: MountEntry | None = None) -> Attrs:
+    """``lower`` is what it stands on at the same point."""
     named = {encode_name(o) for o in [*entry.options, *entry.super_options]} - {"rw"}
-    options = sorted(named | _rw(entry) | {plain for plain, other in UNSAID.items() if other not in named})
-    attrs: Attrs = {"source": encode_name(entry.source), "fstype": entry.fstype, "options": options}
+    options = named | _rw(entry) | {plain for plain, other in UNSAID.items() if other not in named}
+    if not named & {"noatime", "relatime"}:
+        options.add("strictatime")
+    attrs: Attrs = {"source": encode_name(entry.source), "fstype": entry.fstype, "options": sorted(options)}
     if entry.root != b"/":
         attrs["root"] = encode_name(entry.root)
+    if entry.source.startswith(b"/dev/loop") and (backing := backing_file(os.path.basename(attrs["source"]))):
+        attrs["backing"] = encode_name(backing)
+    if lower is not None and lower.fstype == AUTOFS:
+        attrs["trigger"] = encode_name(lower.source)
     return attrs
 
 
@@ -108,7 +120,7 @@ class Mount(Kind):
         if b"\0" in decode_name(value["source"]) or "\0" in value["fstype"] + "".join(options):
             raise ValueError("nothing about a mount has a NUL in it")
         attrs = {"source": encode_name(decode_name(value["source"])), "fstype": value["fstype"],
-                 "options": sorted(set(options))}  # fmt: skip
+                 "options": in_order(options)}  # fmt: skip
         if "root" in value:
             if not isinstance(value["root"], str) or not value["root"].startswith("/"):
                 raise ValueError("root must be the path within the file system that is mounted here")
@@ -118,57 +130,75 @@ class Mount(Kind):
     def export(self, name: str, declared: Declared, blobs: Blobs) -> Any:
         if declared.attrs is None:
             return {"type": "absent", **export_common(declared)}
-        keep = {k: declared.attrs[k] for k in ("source", "root", "fstype", "options") if k in declared.attrs}
-        return {**keep, **export_common(declared)}
+        keep = {k: declared.attrs[k] for k in ("source", "root", "fstype") if k in declared.attrs}
+        options = declared.attrs["options"]
+        if "backing" in declared.attrs:  # the loop device has another number next time
+            keep["source"], options = declared.attrs["backing"], [*options, "loop"]
+        if "trigger" in declared.attrs and ON_DEMAND not in options:
+            options = [*options, ON_DEMAND]
+        return {**keep, "options": to_write(options), **export_common(declared)}
 
     def observe(self, name: str, keep: Keep | None = None) -> Observation:
         return MountTable().observe(name)
 
     def stack(self, name: str) -> list[MountEntry]:
         """The mounts at this very point, the visible one last."""
-        path = decode_name(name)
-        return [m for m in read_mounts() if m.mount_point == path]
+        return Stacks(read_mounts()).at(decode_name(name))
 
     def top(self, name: str) -> MountEntry | None:
         stack = self.stack(name)
         return stack[-1] if stack else None
 
     def distance_n(self, declared: Attrs | None, actual: Attrs | None) -> int:
-        if declared is None or actual is None:
-            return 0 if declared == actual else WHOLE_N
+        if declared is None:
+            return 0 if actual is None or _is_trigger(actual) else WHOLE_N
+        if actual is None:
+            return WHOLE_N
+        if _is_trigger(declared):  # what it has mounted on itself is its work
+            return 0 if declared["source"] in (actual["source"], actual.get("trigger")) else WHOLE_N
+        if _is_trigger(actual) and (ON_DEMAND in declared["options"] or declared.get("trigger") == actual["source"]):
+            return 0  # adopted on a trigger, it is mounted on demand too
         if not _same_origin(declared, actual):
             return WHOLE_N
-        return 0 if conforms(declared["options"], actual["options"], actual["fstype"]) else HALF_N
+        return 0 if _as_declared(declared, declared["options"], actual) else HALF_N
 
     # -- restoring ----------------------------------------------------------------------------------------------
 
     def preflight(self, name: str, step: Step, keep: Keep) -> Saved:
+        target = step.target
+        if target is not None and not _is_bind(target) and refused(target["fstype"], target["options"]):
+            shown = ", ".join(target["options"])
+            return Saved(f"{step.id}: {target['fstype']} does not take the options {shown}", {"attrs": step.actual})
         stack = self.stack(name)
-        leaves = len(stack) > 1 or step.target is None or (
-            bool(stack) and not _same_origin(step.target, attrs_of(stack[-1]))
-        )  # fmt: skip
-        files, lost = keep_contents(stack[-1], read_mounts(), keep) if stack and leaves else ({}, "")
+        leaving = stack[-1:] if stack and _leaves(step.target, stack) else []
+        files, lost = keep_contents(leaving[0], read_mounts(), keep) if leaving else ({}, "")
         return Saved(f"{step.id}: {lost}" if lost else "", {"attrs": step.actual, "files": files})
 
     def restore(self, name: str, step: Step, blobs: Blobs) -> None:
+        """The top mount alone is the resource. What stands on the declared one is taken off, what is below stays."""
         target, mounted = step.target, False
         for _ in range(STACK_MAX):
             stack = self.stack(name)
-            actual = attrs_of(stack[-1]) if stack else None
+            actual = _seen(stack) if stack else None
             if self.distance_n(target, actual) == 0:
                 return
             if mounted:  # somebody may use it by now, and the next one would be no better
                 assert target is not None
+                if actual is not None and _same_origin(target, actual):
+                    MEMORY.took(stack[-1], target["options"], actual)
+                    actual = _seen(stack)
+                    if self.distance_n(target, actual) == 0:
+                        return
                 raise RestoreError(f"it was mounted as declared, but that does not conform: {_unlike(target, actual)}")
-            if actual is None:
+            if target is not None and actual is not None and _same_origin(target, actual):
+                self._remount(name, target, actual)
+                return
+            if stack and _leaves(target, stack):
+                self._unmount(name, blobs)
+            else:
                 assert target is not None
                 self._mount(name, target)
                 mounted = True
-            elif target is not None and len(stack) == 1 and _same_origin(target, actual):
-                self._remount(name, target, actual)
-                return
-            else:
-                self._unmount(name, blobs)
         raise RestoreError("more mounts on top of each other than can be taken off")
 
     def _unmount(self, name: str, blobs: Blobs) -> None:
@@ -189,18 +219,19 @@ class Mount(Kind):
         path = decode_name(name)
         if os.path.realpath(path) != path:
             raise RestoreError("the mount point lies behind a symbolic link; it is not followed")
-        if not os.path.exists(path):
-            os.makedirs(path)
         source, fstype, options = decode_name(target["source"]), target["fstype"], _kernel_options(target)
+        if "backing" in target:
+            source, options = decode_name(target["backing"]), [*options, "loop"]
         if "root" in target and not any(o.startswith("subvol") for o in options):
             source, fstype, options = _inside_of(target), "none", ["bind", *(o for o in options if o in OWN_FLAGS)]
+        _make_point(path, source if _is_bind({**target, "options": options}) else b"")
         command = [b"mount", b"-n", b"-t", fstype.encode()]
         if options:
             command += [b"-o", ",".join(options).encode()]
         run_tool("mount", MOUNT_TIMEOUT_S, [*command, b"--", source, path])
 
     def _remount(self, name: str, target: Attrs, actual: Attrs) -> None:
-        declared = [o for o in _kernel_options(target) if o not in BIND]
+        declared = [o for o in _kernel_options(target) if o not in BIND and o.partition("=")[0] not in LOOP_OPTIONS]
         gone = set[str]().union(*(OPPOSITE.get(o, set()) for o in declared))
         keys = {o.partition("=")[0] for o in declared if "=" in o}
         kept = [o for o in actual["options"] if o not in gone and o.partition("=")[0] not in keys and o not in declared]
@@ -213,40 +244,54 @@ class Mount(Kind):
     # -- consumers ----------------------------------------------------------------------------------------------
 
     def in_use(self, name: str, step: Step) -> bool | None:
-        """Ask the kernel with MNT_EXPIRE; not for network mounts, which may hang, nor where mounts lie inside.  # F5"""
+        """Ask the kernel with MNT_EXPIRE; not for network mounts, which may hang, nor where mounts lie inside. Where
+        unmounting goes further than this mount, its copies are asked in turn.  # F5"""
         if step.actual is None:
             return False
-        entry = self.top(name)
-        if entry is None:
+        stack = self.stack(name)
+        if not stack or _stays_idle(step.target, stack):
             return False
+        entry = stack[-1]
         if is_remote(entry.fstype) or inside(entry):
             return None
-        return expire_says_busy(entry.mount_point)
+        busy = expire_says_busy(entry.mount_point)
+        return Copies(entry).busy() if busy is False else busy
 
     def roots(self, name: str, step: Step) -> list[bytes]:
         return [decode_name(name)] if step.actual is not None else []
 
-    def holders(self, name: str, step: Step, resource: str) -> list[Holder]:
+    def covers(self, name: str, step: Step) -> bool:
+        """More than the visible mount leaves."""
+        stack = self.stack(name)
+        return len(stack) > 1 and _leaves(step.target, stack) and _leaves(step.target, stack[:-1])
+
+    def reached(self, name: str) -> Callable[[int, bytes], bool] | None:
         entry = self.top(name)
-        return [] if entry is None else kernel_holders(entry, resource)
+        return None if entry is None else Copies(entry).concerns
+
+    def holders(self, name: str, step: Step, resource: str) -> list[Holder]:
+        stack = self.stack(name)
+        if not stack or _stays_idle(step.target, stack):
+            return []
+        return kernel_holders(stack[-1], resource)
 
     # -- adopt --------------------------------------------------------------------------------------------------
 
     def discover(self, pattern: str) -> Found:
         passed: dict[str, int] = {}
-        return Found(self._names(pattern, passed), passed)
-
-    def _names(self, pattern: str, passed: dict[str, int]) -> Iterator[str]:
         raw = pattern.encode("utf-8", "surrogateescape")
-        if not WILD.search(raw):
-            yield self.canonical(pattern)
-            return
-        matcher, seen = compile_pattern(raw), set()
-        for entry in read_mounts():
-            if not matcher.match(entry.mount_point) or entry.mount_point in seen:
-                continue
-            seen.add(entry.mount_point)
-            text = encode_name(entry.mount_point)
+        if not WILD.search(raw) or any(m.mount_point == raw for m in read_mounts()):
+            return Found(iter([self.canonical(pattern)]), passed, exact=True)
+        return Found(self._names(raw, passed), passed)
+
+    def _names(self, raw: bytes, passed: dict[str, int]) -> Iterator[str]:
+        matcher, mounts = compile_pattern(raw), read_mounts()
+        stacks = Stacks(mounts)
+        for point in dict.fromkeys(m.mount_point for m in mounts):
+            stack = stacks.at(point) if matcher.match(point) else []
+            if not stack:
+                continue  # another mount hides it
+            entry, text = stack[-1], encode_name(point)
             if entry.fstype in FOREIGN_TYPES or entry.fstype in KERNEL_TYPES:
                 passed["the kernel's, a container's or an automounter's"] = (
                     passed.get("the kernel's, a container's or an automounter's", 0) + 1
@@ -257,8 +302,54 @@ class Mount(Kind):
                 yield text
 
 
+def _seen(stack: Sequence[MountEntry]) -> Attrs:
+    """What is observed of the visible mount of a point."""
+    return MEMORY.add_to(attrs_of(stack[-1], stack[-2] if len(stack) > 1 else None), stack)
+
+
+def _is_trigger(attrs: Attrs) -> bool:
+    """An automounter waits there. By itself it is no mount: nothing is mounted, and on demand something will be."""
+    return bool(attrs["fstype"] == AUTOFS)
+
+
+def _leaves(target: Attrs | None, stack: Sequence[MountEntry]) -> bool:
+    """Bringing ``target`` back takes the visible mount off: always where the declared one lies below it. Else not an
+    automounter, nor what stood below another mount before: the declared one is mounted over these."""
+    actual = _seen(stack)
+    if target is None or _same_origin(target, actual):
+        return target is None and not _is_trigger(actual)
+    if any(_same_origin(target, attrs_of(m)) for m in stack[:-1]):
+        return True
+    return not _is_trigger(actual) and "base" not in actual
+
+
+def _stays_idle(target: Attrs | None, stack: Sequence[MountEntry]) -> bool:
+    """The visible mount is left as it is, and the declared one comes over it."""
+    return target is not None and not _same_origin(target, _seen(stack)) and not _leaves(target, stack)
+
+
+def _as_declared(declared: Attrs, options: Sequence[str], actual: Attrs) -> bool:
+    """These options, of the declared ones, are in force."""
+    if _is_bind(declared):
+        options = [o for o in options if o in OWN_FLAGS]
+    return conforms(options, actual["options"], actual["fstype"], actual.get("was", ()), meant(options, actual))
+
+
 def _kernel_options(target: Attrs) -> list[str]:
-    return [o for o in target["options"] if not in_userland(o) and o != "bg"]  # in the background nobody sees it fail
+    """What mount(8) is told; in the background nobody would see it fail."""
+    return [o for o in strict(target["options"])
+            if o != "bg" and (not in_userland(o) or o.partition("=")[0] in LOOP_OPTIONS)]  # fmt: skip
+
+
+def _make_point(path: bytes, bound: bytes) -> None:
+    """What is missing of a mount point: a file, where one is bound (``b""``: nothing is) that is no directory."""
+    if os.path.exists(path):
+        return
+    if not bound or hangs(bound) or os.path.isdir(bound):
+        os.makedirs(path)
+        return
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644))
 
 
 def _unlike(target: Attrs, actual: Attrs | None) -> str:
@@ -267,7 +358,7 @@ def _unlike(target: Attrs, actual: Attrs | None) -> str:
         return "nothing is mounted"
     if not _same_origin(target, actual):
         return f"{actual['source']} ({actual['fstype']}) is mounted, not {target['source']} ({target['fstype']})"
-    missing = [o for o in target["options"] if not conforms([o], actual["options"], actual["fstype"])]
+    missing = [o for o in target["options"] if not _as_declared(target, [o], actual)]
     return "the kernel does not show the options " + ", ".join(missing)
 
 
@@ -296,11 +387,22 @@ def _same_origin(declared: Attrs, actual: Attrs) -> bool:
         return False
     if declared.get("root", actual.get("root")) != actual.get("root"):
         return False
+    subvolumes = [normal_option(o).partition("=")[2] for o in declared["options"] if o.startswith("subvol=")]
+    if subvolumes and actual.get("root", "/") != subvolumes[-1]:
+        return False
     return _same_source(declared, actual)
+
+
+def _same_image(wanted: str, have: str) -> bool:
+    return wanted == have or (wanted.startswith("/") and os.path.realpath(decode_name(wanted)) == decode_name(have))
 
 
 def _same_source(declared: Attrs, actual: Attrs) -> bool:
     wanted, have = device_of(str(declared["source"])), str(actual["source"])
+    if "backing" in actual and _same_image(str(declared.get("backing", wanted)), str(actual["backing"])):
+        return True
+    if "backing" in declared:
+        return False
     if actual["fstype"] in NFS_TYPES and ":" in wanted:
         return wanted == have or wanted.rstrip("/") == have.rstrip("/")
     if wanted == have or actual.get("root") == wanted:
@@ -318,7 +420,7 @@ def _same_source(declared: Attrs, actual: Attrs) -> bool:
 def _origin(path: bytes) -> tuple[str, str, str] | None:
     """Source, type, and path within its file system, of what a bind mount of ``path`` shows."""
     path = path if hangs(path) else os.path.realpath(path)
-    holding = [m for m in read_mounts() if _under(path, m.mount_point)]
+    holding = [m for m in read_mounts() if under(path, m.mount_point)]
     if not holding:
         return None
     longest = max(len(m.mount_point) for m in holding)
@@ -331,7 +433,7 @@ def _inside_of(target: Attrs) -> bytes:
     """A path that shows ``root`` of the target's file system. Raises RestoreError if it is mounted nowhere else."""
     root = decode_name(target["root"])
     for entry in read_mounts():
-        if (encode_name(entry.source), entry.fstype) == (target["source"], target["fstype"]) and _under(
+        if (encode_name(entry.source), entry.fstype) == (target["source"], target["fstype"]) and under(
             root, entry.root
         ):
             path = os.path.normpath(os.path.join(entry.mount_point, os.path.relpath(root, entry.root)))
@@ -341,106 +443,14 @@ def _inside_of(target: Attrs) -> bytes:
     raise RestoreError(f"{target['root']} of {target['source']} can be reached nowhere; mount its file system first")
 
 
-def inside(entry: MountEntry) -> list[MountEntry]:
-    """Mounts whose parent is this one."""
-    return [m for m in read_mounts() if m.parent_id == entry.mount_id]
-
-
-def expire_says_busy(path: bytes) -> bool | None:
-    """MNT_EXPIRE marks an idle mount and answers EAGAIN; the mark is taken off again by touching the mount.
-
-    Never called twice in a row: the second call on a marked mount would unmount it.
-    """
-    try:
-        syscalls.umount2(path, syscalls.MNT_EXPIRE | syscalls.UMOUNT_NOFOLLOW)
-    except BlockingIOError:
-        try:
-            os.close(os.open(path, os.O_PATH | os.O_CLOEXEC | os.O_NOFOLLOW))
-        except OSError:
-            return None
-        return False
-    except OSError as exc:
-        import errno
-
-        return True if exc.errno == errno.EBUSY else None
-    return None
-
-
-def kernel_holders(entry: MountEntry, resource: str) -> list[Holder]:
-    """What holds a mount without an open handle in /proc: mounts inside, loop devices, swap, sockets, namespaces."""
-    out = [Holder(resource, 0, "mount", encode_name(m.mount_point)) for m in inside(entry)]
-    point = entry.mount_point
-    for backing, device in loop_files():
-        elsewhere = entry.fstype in ONE_DEVICE and device not in (None, (entry.major, entry.minor))
-        if _under(backing, point) and not elsewhere:
-            out.append(Holder(resource, 0, "loop", encode_name(backing)))
-    for path in _first_column("/proc/swaps")[1:]:
-        if _under(path, point):
-            out.append(Holder(resource, 0, "unknown", encode_name(path) + " (swap)"))
-    out += [Holder(resource, 0, "socket", encode_name(p)) for p in _socket_paths() if _under(p, point)]
-    out += _other_namespaces(entry, resource)
-    return out
-
-
-def _under(path: bytes, root: bytes) -> bool:
-    return path == root or path.startswith(root.rstrip(b"/") + b"/")
-
-
-def _first_column(path: str) -> list[bytes]:
-    try:
-        with open(path, "rb") as f:
-            return [line.split()[0] for line in f if line.split()]
-    except OSError:
-        return []
-
-
-def _socket_paths() -> list[bytes]:
-    """Bound AF_UNIX sockets of this network namespace."""
-    try:
-        with open("/proc/net/unix", "rb") as f:
-            rows = [line.rstrip(b"\n").split(None, 7) for line in f][1:]
-    except OSError:
-        return []
-    return [row[7] for row in rows if len(row) == 8 and row[7].startswith(b"/")]
-
-
-def _other_namespaces(entry: MountEntry, resource: str) -> list[Holder]:
-    """The same file system mounted elsewhere, where our unmounting does not reach."""
-    try:
-        own = os.readlink("/proc/self/ns/mnt")
-    except OSError:
-        return []
-    ours = {o for o in entry.optional if o.startswith(b"shared:")}
-    group = {o.partition(b":")[2] for o in ours}
-    out, seen = [], {own}
-    for pid in (p for p in os.listdir("/proc") if p.isdigit()):
-        try:
-            namespace = os.readlink(f"/proc/{pid}/ns/mnt")
-            if namespace in seen:
-                continue
-            seen.add(namespace)
-            table = read_mounts(pid)
-        except (OSError, ValueError):
-            continue
-        for other in table:
-            if (other.major, other.minor) != (entry.major, entry.minor) or not _under(other.root, entry.root):
-                continue
-            theirs = [o.partition(b":") for o in other.optional]
-            reached = any(tag in (b"master", b"shared") and number in group for tag, _, number in theirs)
-            if not reached and entry.fstype not in KERNEL_TYPES:
-                out.append(Holder(resource, int(pid), "mount", encode_name(other.mount_point)))
-                break
-    return out
-
-
 class MountTable:
     """The mount table read once, to observe many mounts from."""
 
     def __init__(self) -> None:
         self._why = ""
-        self._top: dict[bytes, MountEntry] = {}
+        self._stacks = Stacks(())
         try:
-            self._top = {m.mount_point: m for m in read_mounts()}  # the last one mounted on a point is visible
+            self._stacks = Stacks(read_mounts())
         except OSError as exc:
             self._why = errno_text("mount", exc)
         except ValueError as exc:
@@ -450,10 +460,10 @@ class MountTable:
         if self._why:
             return Unreadable(self._why)
         try:
-            entry = self._top.get(decode_name(name))
+            stack = self._stacks.at(decode_name(name))
         except ValueError as exc:
             return Unreadable(f"mount: {exc}")
-        return None if entry is None else attrs_of(entry)
+        return _seen(stack) if stack else None
 
 
 KIND: Final = Mount()
