@@ -227,3 +227,19 @@ def test_an_access_time_that_is_always_written_is_seen(top: Path) -> None:
     sh("mount", "-o", "remount,relatime", path)
     assert KIND.distance_n(seen, actual(name)) == HALF_N
     restore(name, seen)
+
+
+@isolated
+def test_a_remount_reaches_every_flag_from_every_other(top: Path) -> None:
+    """mount(8) merges what is mounted with what is asked for, so that an old noatime would win over a new relatime."""
+    _, name = point(top)
+    ways = [["noatime"], ["relatime"], ["strictatime"], ["noatime", "nodiratime"], ["relatime", "diratime"],
+            ["ro", "nosuid", "nodev", "noexec"], ["rw", "suid", "dev", "exec"], ["size=2m"], ["sync"], ["async"]]  # fmt: skip
+    restore(name, tmpfs("size=1m"))
+    for before in ways:
+        for after in ways:
+            restore(name, tmpfs(*before))
+            restore(name, tmpfs(*after))
+            seen = KIND.observe(name)
+            assert KIND.distance_n({"source": "tmpfs", "fstype": "tmpfs", "options": sorted(after)}, seen) == 0, (before, after, seen)
+    assert len(KIND.stack(name)) == 1

@@ -123,8 +123,8 @@ class Followers:
         keys = [key for resource, key in self.keys.items() if resource.startswith(prefix) and key in self._table]
         found = [self._names[key] for key in self._table.scan(keys)] if keys else []
         lately, self._lately = self._lately, {}
-        if written:
-            found += [r for r, t in lately.items() if boottime_ns() - t < LATELY_NS]
+        tops = {resource.partition(".")[0] for resource, _ in written}
+        found += [r for r, t in lately.items() if r.partition(".")[0] in tops and boottime_ns() - t < LATELY_NS]
         named = {resource for resource, _ in written}
         for resource in found:
             if resource in named:

@@ -74,10 +74,11 @@ class Notices:
         for cid, end_ns in ends.items():
             change = node.state.changes[cid]
             nearer_ns = self._ends.get(cid, end_ns) - end_ns
-            if nearer_ns >= TIGHTER_NS and change.owner.uid is not None and by != {change.owner.uid}:
+            uid = _person(change.owner.to_json())
+            if nearer_ns >= TIGHTER_NS and uid is not None and by != {uid}:
                 sooner = format_duration(nearer_ns // NS_PER_S * NS_PER_S)
                 text = f"more drift on {node.name}: {cid} ends at {clock(end_ns)}, {sooner} sooner"
-                self._tell(change.owner.uid, text)
+                self._tell(uid, text)
         self._ends = ends
 
     def _tell(self, uid: int, line: str) -> None:
@@ -104,13 +105,14 @@ class Notices:
 
 def said_of(record: Record, node: Node) -> list[tuple[int, str]]:
     """Who is to be told what of a record: pairs of uid and line. Who did it himself is not told."""
-    data, out = record.data, []
+    data = record.data
+    out: list[tuple[int | None, str]] = []
     doer = record.actor.get("uid")
     where, cid = node.name, data.get("change", "")
     if record.type == "window_closing":
-        left = _names(data["resources"], data["count"])
-        out = [(data["owner"]["uid"], f"{cid} on {where} ({left}) is rolled back soon, at {_clock(data['deadline'])}: "
-                                      "pact commit -m WHY keeps it, pact extend 30m gives time")]  # fmt: skip
+        names, at = _names(data["resources"], data["count"]), _clock(data["deadline"])
+        text = f"{cid} on {where} ({names}) is rolled back soon, at {at}: pact commit -m WHY keeps it"
+        out = [(_person(data["owner"]), f"{text}, pact extend 30m gives time")]
         doer = None
     elif record.type == "rolled_back":
         names = _names(sorted(data["results"]), len(data["results"]))
@@ -123,26 +125,32 @@ def said_of(record: Record, node: Node) -> list[tuple[int, str]]:
         out = [(uid, f"{by} committed {cid} on {where} ({names}): {data['message']}") for uid in _concerned(data)]
     elif record.type in ("rollback_blocked", "rollback_failed"):
         change = node.state.changes.get(cid)
-        if change is not None and change.owner.uid is not None:
+        if change is not None:
             what = "is blocked" if record.type == "rollback_blocked" else "failed"
-            out = [(change.owner.uid, f"the rollback of {cid} on {where} {what}: {data['reason']}; see pact status")]
+            text = f"the rollback of {cid} on {where} {what}: {data['reason']}; see pact status"
+            out = [(_person(change.owner.to_json()), text)]
             doer = None if data.get("cause") in AUTOMATIC else doer
     elif record.type == "drift_detected" and data.get("from") and data.get("also"):
         before = data["also"][-1]
         by = data["owner"]["user"]
-        out = [(before["uid"], f"{by} changed {data['resource']} on {where}, as you had: it is in {cid} now")]
+        out = [(_person(before), f"{by} changed {data['resource']} on {where}, as you had: it is in {cid} now")]
         doer = data["owner"]["uid"]
     elif record.type == "window_extended":
         change = node.state.changes.get(cid)
         if change is not None and change.state == life.OPEN:
-            out = [(change.owner.uid, f"{record.actor.get('user')} gave {cid} on {where} more time")]
+            out = [(_person(change.owner.to_json()), f"{record.actor.get('user')} gave {cid} on {where} more time")]
     return [(uid, line) for uid, line in dict.fromkeys(out) if type(uid) is int and uid != doer]
 
 
 def _concerned(data: Mapping[str, Any]) -> list[Any]:
     """The owner of a change, and who else had changed something of it."""
-    others = [o["uid"] for also in data.get("also", {}).values() for o in also]
-    return list(dict.fromkeys([data["owner"]["uid"], *others]))
+    others = [_person(o) for also in data.get("also", {}).values() for o in also]
+    return list(dict.fromkeys([_person(data["owner"]), *others]))
+
+
+def _person(owner: Mapping[str, Any]) -> int | None:
+    """The uid of a person; a service's is nobody's who could read."""
+    return None if str(owner["key"]).startswith("unit:") else owner["uid"]
 
 
 def _names(resources: Iterable[str], count: int) -> str:

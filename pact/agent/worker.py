@@ -167,7 +167,7 @@ class Worker:
             keep = Keep(self.file_limit, self.room())
             through = below.carried(effect.steps, (s.id for s in effect.steps))
             steps = tuple(s for s in effect.steps if s.id not in through or self.ignore.match(s.id) is None)
-            found = probe(steps, keep, consumers=effect.consumers, force=effect.force)
+            found = probe(steps, keep, consumers=effect.consumers, force=effect.force, applying=effect.applying)
             return Result(effect.job, lambda t, w: Probed(t, w, effect.job, *found), keep.blobs)
 
         self._guard(effect.job, work)

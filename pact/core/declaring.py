@@ -320,7 +320,7 @@ def begin_apply(node: Node, event: Asked, declared: dict[str, Declared]) -> None
     steps = ordered(Step(r, d.attrs, None, d.requires, d.consumers) for r, d in declared.items())
     job = node.job("apply", event.caller, token=event.token, ids=tuple(declared), steps=steps,
                    args={**event.args, "declared": declared})  # fmt: skip
-    node.emit(Probe(job.n, steps, consumers=True))
+    node.emit(Probe(job.n, steps, consumers=True, applying=True))
 
 
 def probed_apply(node: Node, job: Job, event: Probed) -> None:

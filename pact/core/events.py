@@ -232,12 +232,16 @@ class Look(Effect):
 
 @dataclass(frozen=True, slots=True)
 class Probe(Effect):
-    """Observe the plan's resources, look for consumers of those that differ, and keep what would be overwritten."""
+    """Observe the plan's resources, look for consumers of those that differ, and keep what would be overwritten.
+
+    ``applying``: somebody makes a change; only what takes something away from its consumers asks for them.
+    """
 
     job: int
     steps: tuple[Step, ...]
     consumers: bool
     force: bool = False
+    applying: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -375,7 +375,8 @@ def acted_rollback(node: Node, job: Job, event: Acted) -> None:
             groups.left_alone(node, change, "rolled back", job.caller)
     node.sight_moved(event, change.owner, change if left else None)
     node.recheck([s.id for s in job.steps] or job.ids)
-    notes = [*job.args.get("notes", ()), *(f"{r}: it has drifted with this, and has its window" for r in drifted)]
+    notes = [*job.args.get("notes", ()), *(f"{r}: it has drifted with this, and has its window" for r in drifted),
+             *(f"{r}: the kernel made {text} of what is declared" for r, text in node.learn(event).items())]
     result = {"change": change.id, "state": "failed" if left else "settled", "restored": restored, "left": left,
               "notes": notes}  # fmt: skip
     _done(node, job, result, EXIT_FAILED if left else EXIT_DONE,

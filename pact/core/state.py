@@ -550,7 +550,7 @@ class State:
                 for member in change.members.values():  # H1: the clock stood still
                     member.shift_ns += record.t_ns - max(member.opening_ns, change.held_since_ns)
                     self.touched.members.add(member.resource)
-                change.held_since_ns = 0
+                change.held_since_ns, change.closing = 0, False
                 self._take(change, "release")
 
     def _observer_blind(self, record: Record) -> None:

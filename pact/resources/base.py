@@ -117,6 +117,10 @@ class Kind(ABC):
         the present state?"""
         return Saved(save={"attrs": step.actual})
 
+    def disturbs(self, step: Step) -> bool:
+        """Doing it takes something away from who uses the resource: it is not only dressed or set otherwise."""
+        return True
+
     def in_use(self, name: str, step: Step) -> bool | None:
         """Ask the kernel, in microseconds: True in use, False surely not, None it cannot say (then /proc is read)."""
         return None

@@ -211,6 +211,10 @@ class File(Kind):
         assert actual is not None
         return target is None or target["type"] != "file" or target.get("sha256", actual["sha256"]) != actual["sha256"]
 
+    def disturbs(self, step: Step) -> bool:
+        same = step.actual is not None and step.target is not None and step.actual["type"] == step.target["type"]
+        return not same or (step.actual is not None and step.actual["type"] == "file" and self._content_goes(step))
+
     def restore(self, name: str, step: Step, blobs: Blobs) -> None:
         restore_file(path_of(name), step, blobs)
 

@@ -174,6 +174,10 @@ class Mount(Kind):
         files, lost = keep_contents(leaving[0], read_mounts(), keep) if leaving else ({}, "")
         return Saved(f"{step.id}: {lost}" if lost else "", {"attrs": step.actual, "files": files})
 
+    def disturbs(self, step: Step) -> bool:
+        """A remount leaves everybody what he has; the kernel itself refuses to make read-only what is being written."""
+        return step.target is None or step.actual is None or not _same_origin(step.target, step.actual)
+
     def restore(self, name: str, step: Step, blobs: Blobs) -> None:
         """The top mount alone is the resource. What stands on the declared one is taken off, what is below stays."""
         target, mounted = step.target, False
@@ -239,7 +243,11 @@ class Mount(Kind):
         if "root" in actual or _is_bind(target):  # its file system, which others use too, is left alone
             words = ["bind", *(o for o in words if o in OWN_FLAGS)]
         options = ",".join(["remount", *words])
-        run_tool("mount", MOUNT_TIMEOUT_S, [b"mount", b"-n", b"-o", options.encode(), b"--", decode_name(name)])
+        # What it has now is named already. Merged by mount(8), an old noatime would win over a new relatime; a server's
+        # file system may need what only fstab knows.
+        merged = [] if is_remote(actual["fstype"]) else [b"--options-mode", b"ignore"]
+        command = [b"mount", b"-n", *merged, b"-o", options.encode(), b"--", decode_name(name)]
+        run_tool("mount", MOUNT_TIMEOUT_S, command)
 
     # -- consumers ----------------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ triggers an action or latches is never adopted unless it is named.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
@@ -33,6 +34,7 @@ from pact.resources.sysctl_text import WILD, dotted, fold, same, why_not_literal
 
 ROOT: Final = b"/proc/sys/"
 VALUE_MAX: Final = 65536
+SHOWN_MAX: Final = 80
 NO_SUCH: Final = "the kernel has no such sysctl; is its module loaded?"
 CANNOT_GO: Final = "a sysctl cannot be removed; unload the module that brings it"
 
@@ -145,6 +147,11 @@ class Sysctl(Kind):
             raise RestoreError(NO_SUCH) from None
         try:
             os.write(fd, step.target["value"].encode() + b"\n")
+        except OSError as exc:
+            if exc.errno != errno.EINVAL:
+                raise
+            shown = "this value" if step.target.get("secret") else repr(step.target["value"][:SHOWN_MAX])  # S2
+            raise RestoreError(f"the kernel does not take {shown} now (invalid argument)") from None
         finally:
             os.close(fd)
 

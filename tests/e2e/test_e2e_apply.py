@@ -140,3 +140,17 @@ def test_an_agent_that_is_killed_while_it_undoes_leaves_a_window(agent: Agent) -
     agent.pact("rollback", "--all", "--shared", check=None)
     wait_until(lambda: agent.world.path(path).read_text() == "declared\n", "it is undone")
 
+
+
+@pytest.mark.invariant("C7")
+def test_what_takes_nothing_away_from_who_uses_it_is_applied(agent: Agent) -> None:
+    """Other flags of a mount that is in use, and another mode of a file that is open."""
+    agent.world.sh(f"mkdir -p {TOP}/m && mount -t tmpfs -o mode=755 tmpfs {TOP}/m && echo x > {TOP}/m/f")
+    path = agent.file("open.conf")
+    with holding(agent, path), holding(agent, f"{TOP}/m/f"):
+        apply(agent, f'[mount."{TOP}/m"]\nsource = "tmpfs"\nfstype = "tmpfs"\noptions = ["noatime"]\n'
+                     f'[file."{path}"]\ntype = "file"\nmode = "0600"\n', check=0)  # fmt: skip
+        assert "noatime" in agent.world.sh(f"findmnt -no OPTIONS {TOP}/m").out
+        assert agent.world.path(path).stat().st_mode & 0o777 == 0o600
+    agent.pact("rollback")
+    agent.world.sh(f"umount {TOP}/m")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from harness import Agent, wait_until
 
-ANN, BOB = 1234, 1235
+ANN, BOB, CAT = 1234, 1235, 1240
 
 
 class Terminal:
@@ -102,17 +102,17 @@ def test_what_one_does_oneself_is_no_news(agent: Agent) -> None:
 def test_the_end_of_a_window_is_announced_and_told(make_agent: Any) -> None:
     agent = make_agent(window={"base": "6s", "floor": "0.2s"})
     agent.start()
-    ann = Terminal(ANN)
+    cat = Terminal(CAT)
     path = agent.file("end.conf", mode=0o666)
-    change = agent.drift_by(ANN, path, "ann's")
+    change = agent.drift_by(CAT, path, "cat's")
     record = wait_until(lambda: agent.newest("window_closing"), "it is announced", 8)
     assert record["data"]["change"] == change["id"] and record["data"]["resources"] == [f"file:{path}"]
     assert record["data"]["deadline"] > record["time"]
-    says(ann, f"{change['id']} on n001 (file:{path}) is rolled back soon, at ")
+    says(cat, f"{change['id']} on n001 (file:{path}) is rolled back soon, at ")
     agent.settled(f"file:{path}")
-    says(ann, f"pact redo {change['id']}")
-    assert ann.text.count("\npact: ") == 2, ann.text
-    ann.close()
+    says(cat, f"pact redo {change['id']}")
+    assert cat.text.count("\npact: ") == 2, cat.text
+    cat.close()
     agent.stop()
 
 
