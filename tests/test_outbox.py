@@ -128,3 +128,17 @@ def test_a_question_that_is_lost_on_the_way_is_asked_again(how: str) -> None:
     box.acknowledged("i", 2, False, T)
     box.lost()
     assert box.welcomed(1 << 20, T) == [], "it is answered"
+
+
+@pytest.mark.invariant("T5")
+def test_a_rewind_that_comes_late_has_what_it_takes_back_sent_again() -> None:
+    """The same rewind again, after what it had asked for was acknowledged: the root believed that it has less."""
+    box = connected()
+    box.acknowledged("i", 0, False, T)
+    assert sent(box, box.acknowledged("i", 0, True, T + 1)) == [(1, 2)]
+    box.acknowledged("i", 2, False, T + 2)
+    assert box.waiting == 0
+    assert box.acknowledged("i", 0, True, T + 3) == [], "not at once: it may be the network's repetition"
+    wake_ns = box.next_wake_ns()
+    assert box.waiting == 2 and wake_ns is not None and wake_ns <= T + 3 + 2 * RESEND_NS
+    assert sent(box, box.tick(wake_ns)) == [(1, 2)]

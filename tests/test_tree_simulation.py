@@ -322,7 +322,7 @@ class World:
 
 
 @pytest.mark.invariant("T5", "T7", "T8")
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", [*range(12), 1235])  # the last: a rewind that came late stopped the sending
 def test_nothing_is_lost_or_doubled_whatever_the_network_does(seed: int) -> None:
     world = World(seed)
     rng = world.net.rng

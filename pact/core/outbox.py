@@ -147,6 +147,7 @@ class Outbox:
         if incarnation != self.incarnation or self.forked:
             return []  # what was written here since is not what the root has under these numbers  # K2
         self._proving = False
+        lowered = rewind and seq < self.acked
         if seq > self.acked or (rewind and seq < self.acked):  # a root that lost its log may ask for the old ones again
             self.acked = seq
             self._progress_ns, self._patience_ns = t_ns, RESEND_NS
@@ -158,6 +159,11 @@ class Outbox:
             if last != seq:
                 pause_ns = NS_PER_S
             elif t_ns - at_ns < pause_ns:
+                if lowered:  # a late one: what it takes back must go up again, when its time has come
+                    self._next = seq + 1
+                    self._flight.clear()
+                    self._bytes = 0
+                    self._later_ns = at_ns + pause_ns
                 return []
             else:  # the same again: perhaps the root cannot take it
                 pause_ns = min(pause_ns * 2, RESEND_MAX_NS)
