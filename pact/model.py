@@ -63,6 +63,13 @@ class Owner:
     session: str | None = None
     command: str = ""
 
+    def same_person(self, other: Owner) -> bool:
+        """The same, or the same person in another session. A service is nobody but itself."""
+        if self.key == other.key:
+            return True
+        services = self.key.startswith("unit:") or other.key.startswith("unit:")
+        return self.uid is not None and self.uid == other.uid and not services
+
     def to_json(self) -> dict[str, Any]:
         return {"key": self.key, "user": self.user, "uid": self.uid, "session": self.session, "command": self.command}
 

@@ -6,7 +6,7 @@ import pytest
 
 from pact.core.events import Covered, Denied, ObserverChanged
 from pact.core.settings import Settings
-from pact.model import NS_PER_S, UNATTRIBUTED, Declared
+from pact.model import NS_PER_S, UNATTRIBUTED, Declared, Owner
 from pact.sim.world import World, person, with_settings
 
 S = NS_PER_S
@@ -340,3 +340,13 @@ def test_what_moved_with_a_write_is_settled_with_it() -> None:
     assert reply.result["committed"][0]["resources"] == [A, B]
     assert set(world.node.state.member_of) == {F}
     world.check()
+
+
+@pytest.mark.invariant("C9")
+def test_another_session_of_the_same_person_is_nobody_else() -> None:
+    world = started()
+    world.write(F, ONE, Owner("login:77:3", "ann", 77, "3"))
+    world.write(F, TWO, Owner("login:77:9", "ann", 77, "9"))
+    assert members(world, F) == []
+    world.write(F, ONE, Owner("unit:puppet.service", "puppet.service", 77))
+    assert members(world, F) == ["ann"], "a service is nobody's session"

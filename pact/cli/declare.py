@@ -58,6 +58,8 @@ def adopt(args: argparse.Namespace) -> int:
             say(f"  too large to keep: {clean(resource)} is watched, but cannot be restored")
         if result["in_changes"]:
             say(f"  passed over {len(result['in_changes'])} of open changes: {', '.join(result['in_changes'][:5])}")
+        for resource in result.get("trials_ended", ())[:10]:
+            say(f"  ended the trial of {clean(resource)}: it is declared for good now")
         for note in result["notes"]:
             say(f"  {clean(note)}")
     return finish(args, answer)

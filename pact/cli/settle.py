@@ -31,6 +31,8 @@ def _show_commit(done: dict[str, Any]) -> None:
     trial = f", for a time{until(done['expires'], ': until ')}" if done.get("expires") else ""
     also = f", also changed by {', '.join(map(clean, done['also']))}" if done.get("also") else ""
     say(f"committed {part}{done['change']} ({_some(done['resources'])}){record}{trial}{also}")
+    for resource in done.get("trials_ended", ()):
+        say(f"  the earlier trial of {clean(resource)} has ended with it")
 
 
 def rollback(args: argparse.Namespace) -> int:

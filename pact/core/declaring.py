@@ -247,7 +247,8 @@ def asked_adopt(node: Node, event: Asked) -> None:
     patterns = tuple(event.args["patterns"])
     if not patterns:
         raise UsageError("adopt needs a pattern", "for example: pact adopt 'file:/etc/**'")
-    totals: dict[str, Any] = {"adopted": 0, "unchanged": 0, "in_changes": [], "not_restorable": [], "notes": []}
+    totals: dict[str, Any] = {"adopted": 0, "unchanged": 0, "in_changes": [], "not_restorable": [], "notes": [],
+                              "trials_ended": []}  # fmt: skip
     job = node.job("adopt", event.caller, token=event.token, args={"patterns": list(patterns), "totals": totals})
     node.emit(Discover(job.n, patterns))
 
@@ -274,6 +275,8 @@ def discovered_adopt(node: Node, job: Job, event: Discovered) -> None:
         if change is not None:
             members[resource] = 0
         new[resource] = value.to_json()
+        if resource in node.state.ttls:
+            totals["trials_ended"].append(resource)
         if not value.restorable:
             totals["not_restorable"].append(resource)
     totals["notes"].extend(event.notes)

@@ -451,8 +451,8 @@ class Node:
             return []
         member = change.members[resource]
         holder = replace(change.owner, command=member.command).to_json()
-        others = {o["key"]: o for o in [*member.also, holder]}
-        return [o for key, o in others.items() if key not in (owner.key, UNATTRIBUTED.key)][-ALSO_MAX:]
+        others = {o["key"]: o for o in [*member.also, holder] if o["key"] != UNATTRIBUTED.key}
+        return [o for o in others.values() if not owner.same_person(Owner.from_json(o))][-ALSO_MAX:]
 
     def window_opened(self, cid: str, *, reopened: bool = False, reads: Mapping[str, str] | None = None) -> None:
         """Say that a change has a window now, if one runs. ``reads``: what the kernel made of values just applied."""

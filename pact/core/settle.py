@@ -128,6 +128,7 @@ def _record_commits(node: Node, job: Job, event: Looked) -> list[dict[str, Any]]
     out = []
     for cid, resources in by_change.items():
         change = state.changes[cid]
+        ended = sorted(r for r in resources if r in state.ttls)
         split, shared = len(resources) < len(change.members), shared_with(change, resources)
         expires_ns = None if ttl_ns is None else node.t_ns + ttl_ns
         node.record("committed", {
@@ -137,7 +138,8 @@ def _record_commits(node: Node, job: Job, event: Looked) -> list[dict[str, Any]]
             "expires": None if expires_ns is None else node.wall_of(expires_ns), **shared,
         }, job.caller.actor)  # fmt: skip
         out.append({"change": cid, "resources": sorted(resources), "seq": state.seq, "split": split,
-                    "also": _names(shared), "expires": None if expires_ns is None else node.wall_of(expires_ns)})
+                    "also": _names(shared), "trials_ended": ended,
+                    "expires": None if expires_ns is None else node.wall_of(expires_ns)})  # fmt: skip
     return out
 
 

@@ -83,6 +83,21 @@ def test_an_earlier_state_takes_no_trial_along_in_silence(agent: Agent, how: str
     assert bool(agent.status()["trials"]) == kept
 
 
+@pytest.mark.invariant("T1")
+def test_whatever_ends_a_trial_says_so(agent: Agent) -> None:
+    path, other = agent.file("one.conf"), agent.file("two.conf")
+    for name in (path, other):
+        agent.drift(name, "trial\n")
+        agent.pact("commit", "-m", "for a day", "--ttl", "1d")
+    agent.adopt(f"file:{TOP}/*.conf")
+    assert len(agent.status()["trials"]) == 2, "what is as it was adopted is no news"
+    agent.drift(path, "for good\n")
+    assert f"trial of file:{path} has ended" in agent.pact("commit", "-m", "for good").out
+    agent.drift(other, "for good\n")
+    assert f"ended the trial of file:{other}" in agent.pact("adopt", f"file:{other}").out
+    assert agent.status()["trials"] == []
+
+
 @pytest.mark.invariant("R4")
 def test_what_was_rolled_back_is_applied_again_as_a_new_change(agent: Agent) -> None:
     path, gone = agent.file("work.conf"), agent.file("gone.conf")
