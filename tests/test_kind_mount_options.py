@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from test_kind_mount import actual, isolated, point, restore, sh, tmpfs
 
+from pact._fast import syscalls
 from pact.core.plan import Step
 from pact.model import Attrs, encode_name
 from pact.resources.base import HALF_N, WHOLE_N
@@ -16,6 +19,7 @@ from pact.resources.fstab import conforms, in_order, strict, to_write
 from pact.resources.mount import KIND, attrs_of
 from pact.resources.mount_options import MEMORY, Memory, kernel_makes, refused
 from pact.resources.mount_table import Stacks, read_mounts
+from pact.resources.mount_users import expire_says_busy
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]
 
@@ -242,4 +246,36 @@ def test_a_remount_reaches_every_flag_from_every_other(top: Path) -> None:
             restore(name, tmpfs(*after))
             seen = KIND.observe(name)
             assert KIND.distance_n({"source": "tmpfs", "fstype": "tmpfs", "options": sorted(after)}, seen) == 0, (before, after, seen)
+    assert len(KIND.stack(name)) == 1
+
+
+@isolated
+def test_a_question_never_unmounts_what_somebody_else_has_marked(top: Path) -> None:
+    """An agent that was killed between its question and taking the mark off left it; so may another program."""
+    path, name = point(top)
+    sh("mount", "-t", "tmpfs", "tmpfs", path)
+    (path / "only copy").write_text("x")
+    for _ in range(3):
+        with pytest.raises(BlockingIOError):
+            syscalls.umount2(os.fsencode(path), syscalls.MNT_EXPIRE | syscalls.UMOUNT_NOFOLLOW)
+        assert expire_says_busy(os.fsencode(path)) is False
+        assert (path / "only copy").read_text() == "x"
+        assert len(KIND.stack(name)) == 1
+
+
+@isolated
+def test_many_questions_at_once_unmount_nothing(top: Path) -> None:
+    path, name = point(top)
+    sh("mount", "-t", "tmpfs", "tmpfs", path)
+    ends = time.monotonic() + 1.0
+
+    def ask() -> None:
+        while time.monotonic() < ends:
+            expire_says_busy(os.fsencode(path))
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     assert len(KIND.stack(name)) == 1

@@ -73,7 +73,8 @@ cdef extern from *:
         close(ends[1]);
         return ends[0];
     }
-    /* A child asks in another mount namespace. It takes the mark off again in the same breath. */
+    /* A child asks in another mount namespace. A mark that somebody else left is taken off first, for it would turn the
+       question into an unmounting; its own is taken off in the same breath. */
     static int pact_expire_in(int space, const char *path) {
         int status, said;
         pid_t child = fork();
@@ -81,6 +82,9 @@ cdef extern from *:
             return -1;
         if (child == 0) {
             if (setns(space, CLONE_NEWNS))
+                _exit(2);
+            said = open(path, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+            if (said < 0 || close(said))
                 _exit(2);
             if (!umount2(path, MNT_EXPIRE | UMOUNT_NOFOLLOW))
                 _exit(2);

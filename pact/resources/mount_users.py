@@ -35,20 +35,28 @@ _asking = threading.Lock()
 def expire_says_busy(path: bytes) -> bool | None:
     """MNT_EXPIRE marks an idle mount and answers EAGAIN; the mark is taken off again by touching the mount.
 
-    Never called twice in a row, nor by two threads at once: the second call on a marked mount would unmount it.
+    On a mount that is marked already the same call unmounts. So no two threads ask at once, and a mark that was left by
+    a process which was killed in the middle, or by another program, is taken off before: the question never acts.
     """
     with _asking:
+        if not _touch(path):
+            return None
         try:
             syscalls.umount2(path, syscalls.MNT_EXPIRE | syscalls.UMOUNT_NOFOLLOW)
         except BlockingIOError:
-            try:
-                os.close(os.open(path, os.O_PATH | os.O_CLOEXEC | os.O_NOFOLLOW))
-            except OSError:
-                return None
-            return False
+            return False if _touch(path) else None
         except OSError as exc:
             return True if exc.errno == errno.EBUSY else None
     return None
+
+
+def _touch(path: bytes) -> bool:
+    """Take an expiry mark off."""
+    try:
+        os.close(os.open(path, os.O_PATH | os.O_CLOEXEC | os.O_NOFOLLOW))
+    except OSError:
+        return False
+    return True
 
 
 def _busy_in(pid: int, namespace: str, path: bytes) -> bool | None:
