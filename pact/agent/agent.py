@@ -25,6 +25,7 @@ from pact.agent.hooks import Hooks
 from pact.agent.notices import Notices
 from pact.agent.notify import Notifier, log
 from pact.agent.requests import Requests
+from pact.agent.signatures import moved_since
 from pact.agent.statedir import MountPoints, own_paths, take_state_dir, wanted_contents
 from pact.agent.watching import Watching
 from pact.agent.worker import Result, Worker, distance_n, observe
@@ -158,7 +159,7 @@ class Agent:
         self.watching.refresh_places()  # before anything is looked at: a path that may hang never comes to the loop
         self.watching.add(r for r in self.node.state.declared_ids() if self.ignore.match(r) is None)
         self.watching.refresh_mounts()
-        self.watching.load_cache()
+        self.watching.load_cache(lambda seq, hash_: moved_since(self.journal, seq, hash_))
         self.watching.rescan_all()
         sightings: list[Sighting] = []
         for resource in self.node.state.member_of:
@@ -631,10 +632,11 @@ class Agent:
         return out
 
     def _save_cache(self) -> None:
-        """Not while something was seen that the journal does not know: its signature would hide it for ever.  # J4"""
-        if not self.journal_error:
+        """Not while something was seen that the journal does not know: its signature would hide it for ever. What a job
+        under way is bringing to declared state is seen, and recorded only when it has ended.  # J4, J5"""
+        if not self.journal_error and not self.node.jobs:
             waiting = [*self._slow_pending, *self._slow_running, *self.unrecorded]
-            self.watching.save_cache(waiting, self.node.unreadable)
+            self.watching.save_cache(waiting, self.node.unreadable, self.node.state.seq, self.node.state.hash)
 
     def _sight(self) -> dict[str, str]:
         """How the observers are, and the threads that look where it may take long."""

@@ -16,6 +16,7 @@ from typing import Final
 from pact._fast import FileTable
 from pact.agent.config import Config
 from pact.agent.followers import Followers
+from pact.agent.signatures import pack, unpack
 from pact.core.events import Sighting
 from pact.model import NS_PER_S, Attrs, Owner, Unreadable, decode_name, encode_name, split_id
 from pact.observe import open_observers
@@ -392,30 +393,40 @@ class Watching:
 
     # -- the cache ----------------------------------------------------------------------------------------------
 
-    def load_cache(self) -> int:
-        """Signatures of the last run; how many were taken over. A damaged cache is no cache."""
+    def load_cache(self, moved_since: Callable[[int, str], set[str] | None]) -> int:
+        """Signatures of the last run; how many were taken over. A damaged cache is no cache. ``moved_since`` says what
+        the journal has moved since the record that they are true for: that is looked at.  # J5"""
         try:
             with open(self._cache, "rb") as f:
-                return self.table.restore(f.read())
+                seq, hash_, dump = unpack(f.read())
+            moved = moved_since(seq, hash_)
+            taken = 0 if moved is None else self.table.restore(dump)
         except (OSError, ValueError):
             return 0
+        for resource in moved or ():
+            self._look_anew(resource)
+        return taken
 
-    def save_cache(self, waiting: Iterable[str], unreadable: Iterable[str]) -> None:
+    def _look_anew(self, resource: str) -> None:
+        """Forget its signature: the next scan finds it changed."""
+        if resource in self._key_of and self._in_table(resource):
+            kind, name = split_id(resource)
+            self.table.put(self._key_of[resource], KINDS[kind].watch(name)[0], kind == "sysctl")
+
+    def save_cache(self, waiting: Iterable[str], unreadable: Iterable[str], seq: int, hash_: str) -> None:
         """Only when nothing is pending, nor ``waiting`` to be seen or recorded: a signature must never be newer than
-        what the journal knows. What could not be read is looked at again after a start."""
+        what the journal knows after record ``seq``. What could not be read is looked at again after a start."""
         if not self._dirty or self.pending or self._delayed or self._held or any(r in self._key_of and self._in_table(r)
                                                                    for r in waiting):  # fmt: skip
             return
         self.cycle_ended = False
         for resource in unreadable:
-            if resource in self._key_of and self._in_table(resource):
-                kind, name = split_id(resource)
-                self.table.put(self._key_of[resource], KINDS[kind].watch(name)[0], kind == "sysctl")
+            self._look_anew(resource)
         fresh = self._cache + ".new"
         try:
             fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
             with os.fdopen(fd, "wb") as f:
-                f.write(self.table.dump())
+                f.write(pack(seq, hash_, self.table.dump()))
             os.replace(fresh, self._cache)
             self._dirty = False
         except OSError:

@@ -1,0 +1,71 @@
+"""Saved signatures hide nothing: what the journal has moved since they were saved is looked at when the agent starts."""
+
+from __future__ import annotations
+
+import signal
+from typing import Any
+
+import pytest
+from harness import TOP, Agent, wait_until
+
+TTL = "net.ipv4.ip_default_ttl"
+
+
+@pytest.fixture(scope="module")
+def config() -> dict[str, Any]:
+    return {"observe": {"rescan": "1h"}}
+
+
+def write(agent: Agent, value: int) -> None:
+    agent.world.sh(f"echo {value} > /proc/sys/{TTL.replace('.', '/')}")
+
+
+@pytest.mark.invariant("J5")
+def test_the_same_drift_again_while_no_agent_ran_is_seen(agent: Agent) -> None:
+    write(agent, 64)
+    agent.adopt(f"sysctl:{TTL}")
+    write(agent, 77)
+    agent.drifted(f"sysctl:{TTL}")
+    agent.restart()  # saves what it has seen: 77
+    agent.pact("rollback", "--all")
+    assert agent.status()["changes"] == []
+    agent.stop(signal.SIGKILL)
+    write(agent, 77)
+    agent.start()
+    wait_until(lambda: agent.change_of(f"sysctl:{TTL}"), "it is seen", 5)
+    agent.pact("rollback", "--all")
+
+
+@pytest.mark.invariant("J5")
+def test_a_file_with_the_very_signature_that_was_saved_is_seen(agent: Agent) -> None:
+    """Kept aside and put back: the same inode, time and size."""
+    path = agent.file("a.conf")
+    kept = f"{TOP}/kept"
+    agent.drift(path, "drifted\n")
+    agent.world.sh(f"ln {path} {kept}")
+    agent.restart()
+    agent.pact("rollback", "--all")
+    agent.stop(signal.SIGKILL)
+    agent.world.sh(f"mv -f {kept} {path} || cp -a {kept} {path}")
+    agent.start()
+    wait_until(lambda: agent.change_of(f"file:{path}"), "it is seen", 5)
+    agent.pact("rollback", "--all")
+
+
+@pytest.mark.invariant("J5")
+def test_signatures_of_another_journal_are_none(agent: Agent) -> None:
+    write(agent, 64)
+    agent.adopt(f"sysctl:{TTL}")
+    write(agent, 77)
+    agent.drifted(f"sysctl:{TTL}")
+    agent.stop()
+    agent.journal.unlink()
+    for beside in agent.state_dir.glob("journal.db-*"):
+        beside.unlink()
+    declared = agent.base / "declared.toml"
+    declared.write_text(f'[sysctl]\n"{TTL}" = 64\n')
+    agent.configure({"declared": {"files": [str(declared)]}})
+    agent.start()
+    wait_until(lambda: agent.change_of(f"sysctl:{TTL}"), "what is declared anew is looked at", 5)
+    agent.pact("rollback", "--all")
+    agent.configure({"declared": {"files": []}})
