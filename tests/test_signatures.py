@@ -18,7 +18,7 @@ def test_they_come_back_with_the_record_that_they_are_true_for() -> None:
 @pytest.mark.parametrize("raw", [b"", b"pact signatures 1\n[1,\"a\"]\n", b"pact signatures 2\n", b"pact signatures 2\n[1]\nx",
                                  b"pact signatures 2\n{}\nx", b"pact signatures 2\n[1,\"a\"]", b"old dump"])  # fmt: skip
 def test_what_is_none_is_refused(raw: bytes) -> None:
-    with pytest.raises(ValueError, match=r"signatures|JSON|input|expected|character"):
+    with pytest.raises(ValueError, match=r"signatures|line 1"):
         unpack(raw)
 
 
