@@ -483,13 +483,14 @@ class Agent:
         """Keep what is derived from the journal up to date."""
         for record in records:
             data = record.data
-            if record.type in ("declared", "adopted", "applied", "commit_expired"):
+            if record.type in ("declared", "adopted", "applied", "committed", "commit_expired"):
                 named = [*data.get("resources", ()), *data.get("baseline", ()), *data.get("forgotten", ())]
                 here = [r for r in named if r in self.node.state]
                 fresh = [r for r in here if r not in self.watching and self.ignore.match(r) is None]
                 self.watching.add(fresh)
-                for resource in fresh:
-                    self.watching.touch(resource, None)
+                for resource in here:  # what was read may be long ago, and no event comes any more  # C5
+                    if resource in self.watching:
+                        self.watching.touch(resource, None)
                 for resource in named:
                     if resource not in self.node.state:
                         self.watching.drop(resource)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import signal
+import time
 from typing import Any
 
 import pytest
@@ -69,3 +71,21 @@ def test_signatures_of_another_journal_are_none(agent: Agent) -> None:
     wait_until(lambda: agent.change_of(f"sysctl:{TTL}"), "what is declared anew is looked at", 5)
     agent.pact("rollback", "--all")
     agent.configure({"declared": {"files": []}})
+
+
+@pytest.mark.invariant("C5")
+def test_what_was_read_long_ago_is_looked_at_again_when_it_is_declared(agent: Agent) -> None:
+    """A long adopt reads a file, which is something else again by the time that is recorded."""
+    path, big = agent.file("a.conf"), f"{TOP}/big"
+    agent.drift(path, "for a moment\n")
+    agent.world.sh(f"truncate -s 6G {big}")
+    with agent.connect() as sock, sock.makefile("rwb") as f:
+        f.write(json.dumps({"v": 1, "op": "adopt", "args": {"patterns": [f"file:{path}", f"file:{big}"]}}).encode() + b"\n")
+        f.flush()
+        time.sleep(0.5)
+        agent.world.path(path).write_text("what it is now\n")
+        wait_until(lambda: agent.newest("drift_detected")["data"]["actual"]["size"] == 15, "the loop has seen it")
+        assert json.loads(f.readline())["ok"]
+    wait_until(lambda: agent.change_of(f"file:{path}"), "declared is one thing, and the other is there", 3)
+    agent.pact("rollback", "--all")
+    assert agent.world.path(path).read_text() == "for a moment\n"
