@@ -14,14 +14,13 @@ import orjson
 
 from pact.agent import views
 from pact.agent.control import Client
+from pact.agent.replayed import rolled_back_state, state_at
 from pact.agent.worker import Result
 from pact.core.events import Asked, Ticked
 from pact.core.plan import Step
-from pact.core.records import rfc3339, verify
-from pact.core.state import State
+from pact.core.records import rfc3339
 from pact.errors import DeniedError, PactError, RequestError, UsageError
-from pact.journal.sqlite import SqliteJournal
-from pact.model import Attrs, Declared, Unreadable, split_id
+from pact.model import Declared, Unreadable, split_id
 from pact.resources import KINDS, kind_of
 from pact.resources.consumers import find_holders
 from pact.resources.toml import export
@@ -85,6 +84,13 @@ NEEDED: Final = {
 
 def parse(line: bytes, fields: Mapping[str, Mapping[str, tuple[type, ...]]] = FIELDS) -> tuple[str, dict[str, Any]]:
     """A request. Raises RequestError for what is none."""
+    op, args, _ = parse_request(line, fields)
+    return op, args
+
+
+def parse_request(line: bytes, fields: Mapping[str, Mapping[str, tuple[type, ...]]]
+                  ) -> tuple[str, dict[str, Any], bool]:  # fmt: skip
+    """As ``parse``, and whether its client wants to be told that the agent is at work on it."""
     try:
         obj = orjson.loads(line)
     except orjson.JSONDecodeError as exc:
@@ -108,7 +114,7 @@ def parse(line: bytes, fields: Mapping[str, Mapping[str, tuple[type, ...]]] = FI
     for key in NEEDED.get(op, ()):
         if key not in args:
             raise RequestError(f"{op}: {key} is missing")
-    return op, args
+    return op, args, obj.get("alive") is True
 
 
 class Requests:
@@ -126,7 +132,7 @@ class Requests:
     def line(self, client: Client, line: bytes) -> None:
         """One line from a client."""
         try:
-            op, args = parse(line, ALL_FIELDS if client.remote else FIELDS)
+            op, args, client.alive = parse_request(line, ALL_FIELDS if client.remote else FIELDS)
         except RequestError as exc:
             self.agent.control.refuse(client, exc.message)
             return
@@ -139,6 +145,8 @@ class Requests:
                 if op not in ("check", "ping", "state"):
                     self.agent.catch_up()
                 self._reads[op](client, args)
+                if client.watching and client.alive:
+                    client.send(b'{"begun":true}')
             else:
                 self._ask(client, op, args)
         except DeniedError as exc:
@@ -454,19 +462,6 @@ class Requests:
         client.stream(lines())
 
 
-def rolled_back_state(path: str, change: str) -> dict[str, Attrs | None]:
-    """What the newest rollback of a change found on the machine, and took back. Raises UsageError if there was none."""
-    journal = SqliteJournal(path, read_only=True)
-    try:
-        for body, _ in journal.newest(None, type_="rollback_started"):
-            data = orjson.loads(body)["data"]
-            if data["change"] == change:
-                return {s["id"]: s["actual"] for s in data["plan"]}
-    finally:
-        journal.close()
-    raise UsageError(f"no rollback of {change} is on record", "pact log --type rollback_started")
-
-
 def _written(target: str) -> str:
     """A resource's name as pact writes it, where somebody wrote it in another way that its kind knows."""
     kind, sep, name = target.partition(":")
@@ -476,19 +471,3 @@ def _written(target: str) -> str:
         return f"{kind}:{KINDS[kind].canonical(name)}"
     except ValueError:
         return target  # what is wrong with it is said where it is looked for
-
-
-def state_at(path: str, seq: int) -> State:
-    """The state after record ``seq``, by replay through a connection of its own. Raises UsageError or ChainError."""
-    journal = SqliteJournal(path, read_only=True)
-    try:
-        if not 0 <= seq <= journal.seq:
-            raise UsageError(f"there is no record {seq}", f"the newest is {journal.seq}")
-        state = State()
-        for record in verify(journal.records()):
-            state.apply(record)
-            if record.seq == seq:
-                break
-        return state
-    finally:
-        journal.close()

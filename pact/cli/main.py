@@ -13,6 +13,7 @@ from typing import Any, Final, NoReturn
 from pact import __version__
 from pact.core.units import parse_duration
 from pact.errors import EXIT_DONE, EXIT_FAILED, PactError, UsageError
+from pact.model import NS_PER_S
 
 INTERRUPTED: Final = 130
 NEAR: Final = 0.5  # how alike a word must be to be named as the one that was meant
@@ -29,6 +30,11 @@ FAR: Final = frozenset({
     "nodes", "groups", "status", "diff", "commit", "rollback", "extend", "redo", "apply", "declare", "adopt",
     "consumers", "show", "hold", "emergency", "log", "watch", "check",
 })  # fmt: skip
+
+#: Commands that wait for nobody.
+UNTIMED: Final = frozenset({"agent", "aggregator", "keygen", "journal"})
+CHECK_NS: Final = 2 * NS_PER_S
+PATIENCE: Final = "how long to wait for an answer (default 10s, check 2s, --nodes 60s)"
 
 
 class Parser(argparse.ArgumentParser):
@@ -66,6 +72,7 @@ def build() -> argparse.ArgumentParser:
     parser.add_argument("--via", metavar="URL", action="append", help="a root or an aggregator: tcp://HOST:7417")
     parser.add_argument("--server-key", metavar="KEY", help="its public key, or the file that holds it")
     parser.add_argument("--key", metavar="FILE", help="your secret key (NAME.secret)")
+    parser.add_argument("--timeout", type=duration, metavar="D", help=PATIENCE)
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout (one a line for streams)")
     parser.add_argument("--version", action="version", version=f"pact {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
@@ -74,8 +81,10 @@ def build() -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text, epilog=epilog or None)
         sub.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
         sub.add_argument("--socket", metavar="PATH", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+        if name not in UNTIMED:
+            sub.add_argument("--timeout", type=duration, metavar="D", default=argparse.SUPPRESS, help=PATIENCE)
         if name in FAR:
-            _far(sub, timed=name != "watch")
+            _far(sub)
         return sub
 
     sub = add("agent", "run the node agent in the foreground")
@@ -169,16 +178,13 @@ def build() -> argparse.ArgumentParser:
     return parser
 
 
-def _far(sub: argparse.ArgumentParser, *, again: bool = False, timed: bool = True) -> None:
-    """``--nodes`` and what belongs to it. ``again``: they may also stand after the action's word. ``timed``: the
-    command ends by itself.
-    """
+def _far(sub: argparse.ArgumentParser, *, again: bool = False) -> None:
+    """``--nodes`` and what belongs to it. ``again``: they, and the timeout, may also stand after the action's word."""
     gone = argparse.SUPPRESS
     sub.add_argument("--nodes", metavar="NODESET", default=gone if again else None,
                      help="on these nodes: node[001-128], @group")  # fmt: skip
-    if timed:
-        sub.add_argument("--timeout", type=duration, metavar="D", default=gone if again else None,
-                         help="how long to wait for nodes (default 60s)")  # fmt: skip
+    if again:
+        sub.add_argument("--timeout", type=duration, metavar="D", default=gone, help=PATIENCE)
     for flag, how in (("--via", {"action": "append"}), ("--server-key", {}), ("--key", {})):
         sub.add_argument(flag, default=gone, help=gone, **how)  # type: ignore[arg-type]
 
@@ -266,10 +272,11 @@ def dispatch(args: argparse.Namespace) -> int:
         if fleet.wanted(args):
             return fleet.run(args, None if name in ("nodes", "groups") else _handler(name))
         groups.refuse_here(args)
-    if args.socket is None:
-        from pact.agent.config import DEFAULT_SOCKET
+    from pact.agent.config import DEFAULT_SOCKET
+    from pact.cli.client import Local
 
-        args.socket = DEFAULT_SOCKET
+    patience_ns = args.timeout or (CHECK_NS if name == "check" else None)
+    args.socket = Local(args.socket or DEFAULT_SOCKET, None if patience_ns is None else patience_ns / NS_PER_S)
     return _handler(name)(args)
 
 
