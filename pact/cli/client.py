@@ -191,7 +191,7 @@ def _loop_ticks(pid: int) -> int | None:
 
 
 def _one_is_starting() -> bool:
-    """A process that was started as ``pact agent`` moments ago: it will listen soon."""
+    """A process that was started as ``pact agent`` moments ago, and sees our files: it will listen soon."""
     try:
         with open("/proc/uptime", encoding="ascii") as f:
             now_s = float(f.read().split()[0])
@@ -210,9 +210,18 @@ def _one_is_starting() -> bool:
         words = argv[: argv.index(b"agent")]
         ours = any(w == b"pact.cli.main" or w.rpartition(b"/")[2] == b"pact" for w in words)
         fields = _stat(int(pid)) if ours else []
-        if len(fields) > 19 and fields[0] not in GONE and now_s - int(fields[19]) / tick < STARTING_S:
+        young = len(fields) > 19 and fields[0] not in GONE and now_s - int(fields[19]) / tick < STARTING_S
+        if young and _mounts_of(pid) in ("", _mounts_of("self")):
             return True
     return False
+
+
+def _mounts_of(pid: str) -> str:
+    """The mount namespace of a process; nothing where that is not for us to know."""
+    try:
+        return os.readlink(f"/proc/{pid}/ns/mnt")
+    except OSError:
+        return ""
 
 
 class Answer:

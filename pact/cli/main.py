@@ -89,6 +89,9 @@ def build() -> argparse.ArgumentParser:
 
     sub = add("agent", "run the node agent in the foreground")
     sub.add_argument("--config", metavar="FILE", help="default: /etc/pact/agent.toml, if it exists")
+    sub.add_argument("--wait", action="store_true", help="run none: wait until the one that was started answers")
+    sub.add_argument("--timeout", type=duration, metavar="D", default=argparse.SUPPRESS,
+                     help="with --wait: for how long (default 60s)")  # fmt: skip
 
     sub = add("aggregator", "run one member of the cluster's tree in the foreground")
     sub.add_argument("--config", metavar="FILE", help="default: /etc/pact/aggregator.toml")
