@@ -20,7 +20,7 @@ from pact.core.events import Asked, Ticked
 from pact.core.plan import Step
 from pact.core.records import rfc3339
 from pact.errors import DeniedError, PactError, RequestError, UsageError
-from pact.model import Declared, Unreadable, split_id
+from pact.model import NS_PER_S, Declared, Unreadable, split_id
 from pact.resources import KINDS, kind_of
 from pact.resources.consumers import find_holders
 from pact.resources.toml import export
@@ -123,6 +123,7 @@ class Requests:
     def __init__(self, agent: Agent) -> None:
         self.agent = agent
         self._token = 0
+        self._began_ns = agent.clock.now_ns()
         self._reads: Mapping[str, Callable[[Client, dict[str, Any]], None]] = {
             "ping": self._ping, "status": self._status, "check": self._check, "diff": self._diff, "log": self._log,
             "show": self._show, "content": self._content, "consumers": self._consumers, "export": self._export,
@@ -309,6 +310,9 @@ class Requests:
             until_ns = agent.node.alone_until_ns
             alone = rfc3339(wall_ns + until_ns - now_ns) if until_ns > now_ns else None
             result["cluster"] = {**agent.link.status(), "alone_until": alone}
+        actor = client.caller.actor
+        result |= {"up_s": round((now_ns - self._began_ns) / NS_PER_S, 1),
+                   "you": {"user": actor.user, "uid": actor.uid, "role": actor.role}}  # fmt: skip
         self.answer(client, result)
 
     def _check(self, client: Client, args: dict[str, Any]) -> None:
