@@ -18,8 +18,10 @@ import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.cells import cell_len
 
 from pact.cli import render
+from pact.cli.names import folded
 from pact.cli.render import clean, diff_lines, event_line, say, status_lines
 
 
@@ -46,9 +48,9 @@ def holder(pid: int = 4711) -> dict[str, Any]:
             "command": HOSTILE, "cgroup": "/", "job": "42"}  # fmt: skip
 
 
-def status(node: str = "n001", pid: int = 4711, day: int = 1, **changes: Any) -> dict[str, Any]:
+def status(node: str = "n001", pid: int = 4711, day: int = 1, id_: str = "c7", **changes: Any) -> dict[str, Any]:
     change = {
-        "id": "c7", "state": "blocked", "owner": {"user": HOSTILE, "uid": 1, "session": "12", "command": HOSTILE},
+        "id": id_, "state": "blocked", "owner": {"user": HOSTILE, "uid": 1, "session": "12", "command": HOSTILE},
         "resources": ["sysctl:vm.swappiness", *(f"file:/f{n}" for n in range(20))],
         "opened": f"2026-01-{day:02}T10:11:12Z", "deadline": f"2026-01-{day:02}T10:26:12Z", "remaining_s": 788.1 + day,
         "consumers": [holder(pid)], "reason": HOSTILE, "message": "",
@@ -59,18 +61,19 @@ def status(node: str = "n001", pid: int = 4711, day: int = 1, **changes: Any) ->
         "observers": {"fanotify": HOSTILE, "mountinfo": "ok"}, "changes": [change],
         "emergency": {"reason": HOSTILE, "by": HOSTILE, "started": f"2026-01-{day:02}T10:00:00Z", "stale": True,
                       "ends": f"2026-01-{day:02}T14:00:00Z"},
-        "holds": [{"id": "h1", "change": None, "reason": HOSTILE, "owner": HOSTILE, "ends": f"2026-01-{day:02}"}],
+        "holds": [{"id": "h1", "change": None, "reason": HOSTILE, "owner": HOSTILE, "ends": f"2026-01-{day:02}T10:00:00Z"}],
         "journal": {"seq": 41 + day, "replicated": 41, "error": HOSTILE}, "unrecorded": {"count": 3}, **changes,
     }  # fmt: skip
 
 
-def test_plain_status_has_no_times_pids_or_node_names_so_that_equal_nodes_fold() -> None:
-    one, two = list(status_lines(status())), list(status_lines(status("n002", 815, 9)))
+def test_plain_status_has_no_pids_node_names_or_numbers_so_that_equal_nodes_fold() -> None:
+    one, two = list(status_lines(status(), ids=False)), list(status_lines(status("n002", 815, 1, "c99"), ids=False))
     assert one == two
     text = "\n".join(one)
-    assert not re.search(r"\d\d:\d\d|2026|4711|n001|788", text)
+    assert not re.search(r"4711|n001|788|c7", text)
     assert "state: blocked (observe mode)" in text
-    assert "and 13 more" in text
+    assert "blocked \\x1b[31mred\\x0aline: sysctl:vm.swappiness, file:/f[0-19]" in text
+    assert "(\\x1b[31mred\\x0aline), stale" in text and "c7 blocked" in "\n".join(status_lines(status()))
 
 
 def test_status_says_how_far_the_root_is_behind_and_of_a_node_alone_nothing() -> None:
@@ -80,12 +83,13 @@ def test_status_says_how_far_the_root_is_behind_and_of_a_node_alone_nothing() ->
     assert not any("not at the root" in line for doc in (with_it, status()) for line in status_lines(doc))
 
 
-@pytest.mark.parametrize(("left_s", "text"), [(788.1, ", 13m left"), (61.5, ", 1m 1s left"), (None, "")])
-def test_the_time_left_is_told_of_many_nodes_where_somebody_looks(left_s: float | None, text: str) -> None:
+@pytest.mark.parametrize(("left_s", "text"), [(788.1, " until 2026-01-01T10:26Z:"), (61.5, " until 2026-01-01T10:26:12Z:"),
+                                              (None, "")])  # fmt: skip
+def test_off_a_terminal_the_end_is_absolute_and_to_the_minute_so_that_it_folds(left_s: float | None, text: str) -> None:
     doc = status()
-    doc["changes"][0]["remaining_s"] = left_s
-    (line,) = [x for x in status_lines(doc, times=True) if x.startswith("c7 ")]
-    assert f"{text}: sysctl:vm.swappiness" in line and "left" not in "".join(status_lines(doc))
+    doc["changes"][0] |= {"state": "open", "remaining_s": left_s, **({} if left_s else {"deadline": None})}
+    (line,) = [x for x in status_lines(doc) if x.startswith("c7 ")]
+    assert text in line and ("until" in line) == bool(text) and " left" not in line
 
 
 def test_what_is_not_there_any_more_is_no_value() -> None:
@@ -148,21 +152,65 @@ def test_a_record_is_one_safe_line(reason: str, user: str) -> None:
     assert {unicodedata.category(c) for c in line} & {"Cc", "Cf", "Zl", "Zp", "Cs"} == set()
 
 
-@pytest.mark.parametrize(("columns", "bars"), [(80, False), (99, False), (100, True), (120, True)])
-def test_a_status_page_fits_the_terminal_and_gives_up_the_bar_before_the_resources(columns: int, bars: bool) -> None:
-    script = (
-        "import sys, orjson\nfrom pact.cli.render import status_page\nstatus_page(orjson.loads(sys.stdin.buffer.read()))"
-    )
-    doc = status()
-    doc["changes"] = [{**doc["changes"][0], "state": "open", "owner": {"user": "ops1"}, "consumers": [], "reason": "",
-                       "resources": ["file:/etc/NetworkManager/chrony.conf", "sysctl:net.core.somaxconn"]}]  # fmt: skip
-    doc |= {"emergency": None, "holds": [], "observers": {}, "state": "drifted"}
-    lines = on_terminal_of(columns, script, orjson.dumps(doc))
-    (row,) = [line for line in lines if " c7 " in line]
-    assert ("█" in row) == bars
-    for name in ("file:/etc/NetworkManager/chrony.conf", "sysctl:net.core.somaxconn"):
+SHOW = "import sys, orjson\nfrom pact.cli.render import status_page\nstatus_page(orjson.loads(sys.stdin.buffer.read()){})"
+
+
+def drifted(**changes: Any) -> dict[str, Any]:
+    change = {**status()["changes"][0], "state": "open", "owner": {"user": "ops1"}, "consumers": [], "reason": "",
+              "resources": ["file:/etc/NetworkManager/chrony.conf", "sysctl:net.core.somaxconn"]}  # fmt: skip
+    return {**status(), "emergency": None, "holds": [], "observers": {}, "state": "drifted", "unrecorded": None,
+            "journal": {"seq": 1, "replicated": 1}, "mode": "enforce", "up_s": 3 * 86400 + 5, "changes": [change],
+            "untracked": 2, "unreadable": 1, "drifted": 3, **changes}  # fmt: skip
+
+
+@pytest.mark.parametrize(("columns", "bars"), [(40, False), (72, True), (80, True), (120, True)])
+def test_a_status_page_fits_the_terminal_and_gives_up_the_bar_before_what_has_drifted(columns: int, bars: bool) -> None:
+    lines = on_terminal_of(columns, SHOW.format(""), orjson.dumps(drifted()))
+    (row,) = [line for line in lines if line.startswith("c7 ")]
+    assert ("█" in row) == bars and "left" in row
+    for name in ("chrony.conf", "sysctl:net.core.somaxconn"):
         assert any(name in line for line in lines), "no name is broken into pieces"
-    assert max(len(line) for line in lines if " c7 " in line or "somaxconn" in line) <= columns
+    assert max(cell_len(line) for line in lines) <= columns
+
+
+def test_the_headline_says_state_counts_mode_and_age() -> None:
+    head, *_ = on_terminal_of(100, SHOW.format(""), orjson.dumps(drifted()))
+    assert head == "● n001  DRIFTED  3 changed, 2 untracked, 1 unreadable    enforce, up 3d"
+    narrow = on_terminal_of(40, SHOW.format(""), orjson.dumps(drifted()))
+    assert narrow[:3] == ["● n001  DRIFTED", "  3 changed, 2 untracked, 1 unreadable", "  enforce, up 3d"]
+
+
+@pytest.mark.parametrize("columns", [40, 80])
+@pytest.mark.parametrize("name", ["plain", "日本語の設定", "a" * 200])
+def test_a_page_is_one_screen_whatever_the_size_of_the_drift_and_no_wider(columns: int, name: str) -> None:
+    changes = [{**drifted()["changes"][0], "id": f"c{n}", "also": [{"user": name, "uid": 1, "command": "x"}],
+                "owner": {"user": name}, "consumers": [holder()] * 30, "state": "blocked" if n % 2 else "open",
+                "reason": f"{name} " * 20, "resources": [f"file:/etc/{name}/{chr(97 + i % 26)}{'x' * i}" for i in range(300)]}
+               for n in range(30)]  # fmt: skip
+    doc = drifted(changes=changes, node=name, holds=status()["holds"] * 50, observers={name: f"{name} is blind"},
+                  trials=[{"resource": f"file:/{name}{n}", "by": name, "ends": "2026-01-01T10:00:00Z"} for n in range(50)],
+                  untracked_resources=[{"resource": f"file:/{name}{n}", "owner": {"user": name}} for n in range(50)],
+                  unreadable_resources={f"file:/{name}{n}": f"EIO {name}" for n in range(50)})  # fmt: skip
+    lines = on_terminal_of(columns, SHOW.format(""), orjson.dumps(doc))
+    assert lines[-1] == "" and len(lines) <= 24 and max(map(cell_len, lines)) <= columns
+    text = "\n".join(lines)
+    assert "pact status -v" in text and "pact " in lines[-2] and ("DRIFTED" in text or name.startswith("a"))
+    whole = on_terminal_of(columns, SHOW.format(", verbose=True"), orjson.dumps(doc))
+    assert len(whole) > 1000 and max(map(cell_len, whole)) <= columns and any(x.startswith("c29") for x in whole)
+
+
+def test_what_differs_in_a_number_is_folded() -> None:
+    names = [f"file:/etc/plugin-{n}.conf" for n in range(1, 221)]
+    assert folded(names) == ["file:/etc/plugin-[1-220].conf"]
+    assert folded(["a08", "a09", "a10", "b", "a12"]) == ["a[08-09]", "a[10,12]", "b"]
+    assert folded(["x1y5", "x2y5", "x3y5", "z"]) == ["x[1-3]y5", "z"]
+    assert folded(["b", "a", "b"]) == ["b", "a"]
+
+
+def test_a_holder_that_has_ended_since_is_said_to_be_gone() -> None:
+    doc = status()
+    doc["changes"][0]["consumers"][0]["gone"] = True
+    assert any(line.startswith("  used by") and " (gone): " in line for line in status_lines(doc))
 
 
 def on_terminal_of(columns: int, script: str, text: bytes) -> list[str]:

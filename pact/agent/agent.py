@@ -268,6 +268,8 @@ class Agent:
             due.append(self._next_health_ns)
         if self.control.paused_any():
             due.append(now_ns + NS_PER_S // 2)
+        if (sign_s := self.control.next_sign_s()) is not None:
+            due.append(now_ns + int(sign_s * NS_PER_S))
         wake_ns = self.node.next_wake_ns()
         if self.journal_error:
             due.append(self._retry_journal_ns)
@@ -299,6 +301,7 @@ class Agent:
             elif fd == signal_fd:
                 os.read(signal_fd, 64)
         self.control.serve(self.requests.line)
+        self.control.show_life()
         self.watching.drain()
         now_ns = self.clock.now_ns()
         self.watching.rescan_due(now_ns)

@@ -37,6 +37,7 @@ SERVE_S: Final = 0.02
 DENIED_BURST: Final = 60
 GROUPS_FOR_S: Final = 60.0  # group numbers are asked for again after this long
 READ_CHUNK: Final = 256 << 10
+SIGN_S: Final = 2.0  # who waits for an answer is told so often that the agent is at work on it
 
 
 class Client:
@@ -51,6 +52,8 @@ class Client:
         self.fd = sock.fileno()
         self.tokens: set[int] = set()  # requests whose answers come later
         self.watching = False
+        self.alive = False  # it wants to be told so
+        self.said_s = time.monotonic()  # when anything was last said to it
         self.closing = False
         self.half_closed = False  # it asks nothing more, and still listens
         self.events = 0  # what epoll was told to watch for
@@ -68,6 +71,7 @@ class Client:
         line = value if isinstance(value, bytes) else orjson.dumps(value)
         self._output.append(line + b"\n")
         self._queued += len(line) + 1
+        self.said_s = time.monotonic()
         if self._queued > OUTPUT_MAX and len(self._output) > 1:  # a reader that does not read
             self.closing = True
             self._output.clear()
@@ -144,6 +148,7 @@ class Control:
         self.path = path
         self.clients: dict[int, Client] = {}
         self.garbage = 0
+        self._touch_s = 0.0
         self._allowance: dict[int | None, tuple[float, float]] = {}  # uid -> refusals left, and when that was so
         self._epoll = epoll
         self._group_names = (tuple(admin_groups), tuple(ops_groups))
@@ -251,6 +256,24 @@ class Control:
             self.drop(client)
             return
         self.flush(client)
+
+    def show_life(self) -> None:
+        """The socket's time says when the loop last turned; who waits for an answer is told that it is worked on."""
+        now_s = time.monotonic()
+        if now_s >= self._touch_s:
+            self._touch_s = now_s + 1.0
+            try:
+                os.utime(self.path)
+            except OSError:
+                pass  # somebody removed it; who is connected is still served
+        for client in [c for c in self.clients.values() if c.alive and c.tokens and now_s >= c.said_s + SIGN_S]:
+            client.send(b'{"working":true}')
+            self.flush(client)
+
+    def next_sign_s(self) -> float | None:
+        """In how many seconds the next sign of life is due."""
+        due = [c.said_s + SIGN_S for c in self.clients.values() if c.alive and c.tokens]
+        return max(0.0, min(due) - time.monotonic()) if due else None
 
     def refuse(self, client: Client, why: str) -> None:
         """Answer garbage, and close."""

@@ -14,14 +14,13 @@ import orjson
 
 from pact.agent import views
 from pact.agent.control import Client
+from pact.agent.replayed import rolled_back_state, state_at
 from pact.agent.worker import Result
 from pact.core.events import Asked, Ticked
 from pact.core.plan import Step
-from pact.core.records import rfc3339, verify
-from pact.core.state import State
+from pact.core.records import rfc3339
 from pact.errors import DeniedError, PactError, RequestError, UsageError
-from pact.journal.sqlite import SqliteJournal
-from pact.model import Attrs, Declared, Unreadable, split_id
+from pact.model import NS_PER_S, Declared, Unreadable, split_id
 from pact.resources import KINDS, kind_of
 from pact.resources.consumers import find_holders
 from pact.resources.toml import export
@@ -85,6 +84,13 @@ NEEDED: Final = {
 
 def parse(line: bytes, fields: Mapping[str, Mapping[str, tuple[type, ...]]] = FIELDS) -> tuple[str, dict[str, Any]]:
     """A request. Raises RequestError for what is none."""
+    op, args, _ = parse_request(line, fields)
+    return op, args
+
+
+def parse_request(line: bytes, fields: Mapping[str, Mapping[str, tuple[type, ...]]]
+                  ) -> tuple[str, dict[str, Any], bool]:  # fmt: skip
+    """As ``parse``, and whether its client wants to be told that the agent is at work on it."""
     try:
         obj = orjson.loads(line)
     except orjson.JSONDecodeError as exc:
@@ -108,7 +114,7 @@ def parse(line: bytes, fields: Mapping[str, Mapping[str, tuple[type, ...]]] = FI
     for key in NEEDED.get(op, ()):
         if key not in args:
             raise RequestError(f"{op}: {key} is missing")
-    return op, args
+    return op, args, obj.get("alive") is True
 
 
 class Requests:
@@ -117,6 +123,7 @@ class Requests:
     def __init__(self, agent: Agent) -> None:
         self.agent = agent
         self._token = 0
+        self._began_ns = agent.clock.now_ns()
         self._reads: Mapping[str, Callable[[Client, dict[str, Any]], None]] = {
             "ping": self._ping, "status": self._status, "check": self._check, "diff": self._diff, "log": self._log,
             "show": self._show, "content": self._content, "consumers": self._consumers, "export": self._export,
@@ -126,7 +133,7 @@ class Requests:
     def line(self, client: Client, line: bytes) -> None:
         """One line from a client."""
         try:
-            op, args = parse(line, ALL_FIELDS if client.remote else FIELDS)
+            op, args, client.alive = parse_request(line, ALL_FIELDS if client.remote else FIELDS)
         except RequestError as exc:
             self.agent.control.refuse(client, exc.message)
             return
@@ -139,6 +146,8 @@ class Requests:
                 if op not in ("check", "ping", "state"):
                     self.agent.catch_up()
                 self._reads[op](client, args)
+                if client.watching and client.alive:
+                    client.send(b'{"begun":true}')
             else:
                 self._ask(client, op, args)
         except DeniedError as exc:
@@ -301,6 +310,9 @@ class Requests:
             until_ns = agent.node.alone_until_ns
             alone = rfc3339(wall_ns + until_ns - now_ns) if until_ns > now_ns else None
             result["cluster"] = {**agent.link.status(), "alone_until": alone}
+        actor = client.caller.actor
+        result |= {"up_s": round((now_ns - self._began_ns) / NS_PER_S, 1),
+                   "you": {"user": actor.user, "uid": actor.uid, "role": actor.role}}  # fmt: skip
         self.answer(client, result)
 
     def _check(self, client: Client, args: dict[str, Any]) -> None:
@@ -454,19 +466,6 @@ class Requests:
         client.stream(lines())
 
 
-def rolled_back_state(path: str, change: str) -> dict[str, Attrs | None]:
-    """What the newest rollback of a change found on the machine, and took back. Raises UsageError if there was none."""
-    journal = SqliteJournal(path, read_only=True)
-    try:
-        for body, _ in journal.newest(None, type_="rollback_started"):
-            data = orjson.loads(body)["data"]
-            if data["change"] == change:
-                return {s["id"]: s["actual"] for s in data["plan"]}
-    finally:
-        journal.close()
-    raise UsageError(f"no rollback of {change} is on record", "pact log --type rollback_started")
-
-
 def _written(target: str) -> str:
     """A resource's name as pact writes it, where somebody wrote it in another way that its kind knows."""
     kind, sep, name = target.partition(":")
@@ -476,19 +475,3 @@ def _written(target: str) -> str:
         return f"{kind}:{KINDS[kind].canonical(name)}"
     except ValueError:
         return target  # what is wrong with it is said where it is looked for
-
-
-def state_at(path: str, seq: int) -> State:
-    """The state after record ``seq``, by replay through a connection of its own. Raises UsageError or ChainError."""
-    journal = SqliteJournal(path, read_only=True)
-    try:
-        if not 0 <= seq <= journal.seq:
-            raise UsageError(f"there is no record {seq}", f"the newest is {journal.seq}")
-        state = State()
-        for record in verify(journal.records()):
-            state.apply(record)
-            if record.seq == seq:
-                break
-        return state
-    finally:
-        journal.close()

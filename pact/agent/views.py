@@ -117,6 +117,8 @@ def command_for(caller: Caller, uid: int | None, command: str) -> str:
 def _holder(holder: Mapping[str, Any], caller: Caller) -> dict[str, Any]:
     uid = holder.get("uid")
     shown = {**holder, "command": command_for(caller, uid, str(holder.get("command", "")))}
+    if holder.get("pid") and not os.path.exists(f"/proc/{holder['pid']}"):
+        shown["gone"] = True
     if caller.actor.role == "viewer" and uid != caller.owner.uid:
         shown["path"] = ""  # the names of other people's open files are theirs
     return shown

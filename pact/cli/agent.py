@@ -1,18 +1,44 @@
-"""``pact agent``: the daemon in the foreground."""
+"""``pact agent``: the daemon in the foreground; with ``--wait`` until it answers."""
 
 from __future__ import annotations
 
 import argparse
+import time
+from typing import Final
 
-from pact.errors import EXIT_DONE
+from pact.errors import EXIT_DONE, UnreachableError, UsageError
+from pact.model import NS_PER_S
+
+WAIT_S: Final = 60.0
+AGAIN_S: Final = 0.1
 
 
 def run(args: argparse.Namespace) -> int:
     from pact.agent import config
-    from pact.agent.agent import serve
 
     settings = config.load(args.config)
     if args.socket is not None:
         settings.socket = args.socket
+    if args.wait:
+        return _wait(settings.socket, args.timeout / NS_PER_S if args.timeout else WAIT_S)
+    if args.timeout:
+        raise UsageError("agent --timeout is for agent --wait")
+    from pact.agent.agent import serve
+
     serve(settings)
     return EXIT_DONE
+
+
+def _wait(path: str, timeout_s: float) -> int:
+    """Until an agent answers there. Raises UnreachableError."""
+    from pact.cli.client import Local, ask
+
+    ends_s = time.monotonic() + timeout_s
+    while True:
+        try:
+            ask(Local(path, max(AGAIN_S, ends_s - time.monotonic())), "ping")
+            return EXIT_DONE
+        except UnreachableError:
+            if time.monotonic() >= ends_s:
+                raise
+            time.sleep(AGAIN_S)

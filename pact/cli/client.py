@@ -1,65 +1,227 @@
-"""Talking to the agent: one request, one answer; or lines until they end."""
+"""Talking to the agent: one request, one answer; or lines until they end. Nothing here waits for ever.
+
+An agent that is at work says so every two seconds to who asked for that, and is waited for; one that is silent is given
+up, and what can be known about it is said.
+"""
 
 from __future__ import annotations
 
 import os
+import select
 import socket
+import struct
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import orjson
 
+from pact.core.units import format_duration
 from pact.errors import BY_EXIT_CODE, PactError, UnreachableError
+from pact.model import NS_PER_S
 
-CONNECT_TIMEOUT_S: Final = 5.0
-ANSWER_TIMEOUT_S: Final = 600.0
+ANSWER_S: Final = 10.0  # of silence, where nobody says how long
+BUSY_MAX_S: Final = 60.0  # for so long a loop that computes and does not turn is taken for one at work
+AGAIN_S: Final = 0.05
+CHUNK: Final = 1 << 18
+STARTING_S: Final = 20.0  # an agent that is older and does not listen here listens elsewhere
+PROCESSES_MAX: Final = 100_000
+STOPPED: Final = "Tt"
+GONE: Final = "ZX"
+NOT_STARTED: Final = "start it (systemctl start pact-agent), or name another with --socket"
 
 
 class Connection:
-    """One connection to the control socket. Raises UnreachableError with the next step."""
+    """One connection to the control socket. ``timeout_s``: the whole of the time; without one, an agent that says that
+    it is at work has more. Raises UnreachableError with the next step.
+    """
 
-    def __init__(self, path: str) -> None:
-        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._sock.settimeout(CONNECT_TIMEOUT_S)
-        try:
-            self._sock.connect(path)
-        except OSError as exc:
-            reason = os.strerror(exc.errno or 0).lower() if exc.errno else str(exc)
-            hint = "start it (systemctl start pact-agent), or name another with --socket"
-            raise UnreachableError(f"no agent answers at {path}: {reason}", hint) from None
-        self._sock.settimeout(ANSWER_TIMEOUT_S)
-        self._file = self._sock.makefile("rb", 1 << 16)
+    def __init__(self, path: str, timeout_s: float | None = None) -> None:
+        self._path, self._fixed = path, timeout_s is not None
+        self._timeout_s = ANSWER_S if timeout_s is None else timeout_s
+        self._began_s = time.monotonic()
+        self._ends_s = self._began_s + self._timeout_s
+        self._at_work = self._endless = self._asked = False
+        self._input = bytearray()
+        self._sock = self._connected()
+        self._poll = select.poll()
+        self._poll.register(self._sock, 0)
+        self._pid = struct.unpack("3i", self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
+        self._cpu = _loop_ticks(self._pid)
+
+    def _connected(self) -> socket.socket:
+        while True:
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+            try:
+                sock.connect(self._path)
+                return sock
+            except OSError as exc:
+                sock.close()
+                late = time.monotonic() >= self._ends_s
+                if isinstance(exc, BlockingIOError):  # its queue is full: it takes nobody
+                    if late:
+                        raise self._silent("takes no connections") from None
+                elif late or not isinstance(exc, FileNotFoundError | ConnectionRefusedError) or not _one_is_starting():
+                    reason = os.strerror(exc.errno or 0).lower() if exc.errno else str(exc)
+                    raise UnreachableError(f"no agent answers at {self._path}: {reason}", NOT_STARTED) from None
+            time.sleep(AGAIN_S)
 
     def __enter__(self) -> Connection:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._file.close()
         self._sock.close()
 
     def send(self, op: str, args: dict[str, Any]) -> None:
-        request = orjson.dumps({"v": 1, "op": op, "args": args})
-        try:
-            self._sock.sendall(request + b"\n")
-        except OSError as exc:
-            raise UnreachableError(f"the agent closed the connection: {exc}") from None
+        left = memoryview(orjson.dumps({"v": 1, "op": op, "args": args, "alive": True}) + b"\n")
+        while left:
+            self._wait(select.POLLOUT)
+            try:
+                left = left[self._sock.send(left[:CHUNK]) :]
+            except BlockingIOError:
+                continue
+            except OSError as exc:
+                raise UnreachableError(f"the agent closed the connection: {exc}") from None
+            self._renew()
+        self._asked = True
 
     def line(self) -> dict[str, Any]:
-        try:
-            raw = self._file.readline()
-        except TimeoutError:
-            raise UnreachableError("the agent did not answer in time", "see its log") from None
-        except OSError as exc:
-            raise UnreachableError(f"the connection to the agent broke: {exc}") from None
-        if not raw:
-            raise UnreachableError("the agent ended before it answered", "look at pact log when it is back")
-        answer: dict[str, Any] = orjson.loads(raw)
-        return answer
+        """The next line that says something."""
+        while True:
+            answer: dict[str, Any] = orjson.loads(self._raw_line())
+            if not answer.get("working"):
+                return answer
+            self._at_work = True
+            self._renew()
 
-    def endless(self) -> None:
-        """No time limit: events may be far apart."""
-        self._sock.settimeout(None)
+    def _raw_line(self) -> bytes:
+        seen = 0
+        while (end := self._input.find(b"\n", seen)) < 0:
+            seen = len(self._input)
+            self._wait(select.POLLIN)
+            try:
+                chunk = self._sock.recv(CHUNK)
+            except BlockingIOError:
+                continue
+            except OSError as exc:
+                raise UnreachableError(f"the connection to the agent broke: {exc}") from None
+            if not chunk:
+                raise UnreachableError("the agent ended before it answered", "look at pact log when it is back")
+            self._input += chunk
+            self._renew()
+        raw = bytes(self._input[:end])
+        del self._input[: end + 1]
+        return raw
+
+    def next_line(self, endless: bool) -> None:
+        """What was asked for begins to come: each line has a time of its own, or (``endless``) all the time."""
+        self._endless = endless
+        self._ends_s = time.monotonic() + self._timeout_s
+
+    # -- patience -----------------------------------------------------------------------------------------------
+
+    def _renew(self) -> None:
+        """It has taken or given something."""
+        if not self._fixed:
+            self._began_s = time.monotonic()
+            self._ends_s = self._began_s + self._timeout_s
+            self._cpu = _loop_ticks(self._pid)
+
+    def _wait(self, event: int) -> None:
+        self._poll.modify(self._sock, event)
+        while True:
+            left_s = self._ends_s - time.monotonic()
+            if self._poll.poll(None if self._endless else max(0.0, left_s) * 1000):
+                return
+            if not self._computes():
+                raise self._silent(self._how())
+            self._ends_s = time.monotonic() + 1.0
+
+    def _computes(self) -> bool:
+        """Its loop has used the processor since it was last heard: it is at something long, and does not hang."""
+        if self._fixed or time.monotonic() - self._began_s >= BUSY_MAX_S:
+            return False
+        before, self._cpu = self._cpu, _loop_ticks(self._pid)
+        return self._cpu is not None and before is not None and self._cpu > before
+
+    def _how(self) -> str:
+        if self._fixed and self._at_work:
+            return "is at work on it and has not ended"
+        state = _state(self._pid)
+        if state is not None and state in STOPPED:
+            return "is stopped and has not answered"
+        return "has ended and has not answered" if state is not None and state in GONE else "has not answered"
+
+    def _silent(self, how: str) -> UnreachableError:
+        pid = getattr(self, "_pid", 0)
+        waited_ns = round((time.monotonic() - self._began_s) * 10) * NS_PER_S // 10
+        text = f"the agent{f' (pid {pid})' if pid else ''} {how} for {format_duration(waited_ns)}"
+        if self._at_work and self._fixed:
+            return UnreachableError(text, "it goes on: see pact status, or ask with a longer --timeout")
+        try:
+            since = datetime.fromtimestamp(os.stat(self._path).st_mtime, UTC)
+            text += f"; its last sign of life was at {since:%Y-%m-%dT%H:%M:%SZ}"
+        except (OSError, ValueError, OverflowError):
+            pass
+        hint = "somebody stopped it: kill -CONT and its pid lets it go on" if "is stopped" in how else "see its log"
+        hint += "; what was asked may yet be done then" if self._asked else ""
+        return UnreachableError(text, hint)
+
+
+def _stat(pid: int, task: str = "") -> list[str]:
+    """The fields of a process's ``stat`` after its name, the state first; none where that cannot be known."""
+    try:
+        with open(f"/proc/{pid}/{task}stat", "rb") as f:
+            return f.read(4096).rpartition(b")")[2].decode("ascii").split()
+    except (OSError, ValueError):
+        return []
+
+
+def _state(pid: int) -> str | None:
+    fields = _stat(pid) if pid > 0 else []
+    return fields[0] if fields else None
+
+
+def _loop_ticks(pid: int) -> int | None:
+    """Processor time of the agent's loop; ``None`` where it is stopped, or not known."""
+    fields = _stat(pid, f"task/{pid}/") if pid > 0 else []
+    return int(fields[11]) + int(fields[12]) if len(fields) > 12 and fields[0] not in STOPPED + GONE else None
+
+
+def _one_is_starting() -> bool:
+    """A process that was started as ``pact agent`` moments ago, and sees our files: it will listen soon."""
+    try:
+        with open("/proc/uptime", encoding="ascii") as f:
+            now_s = float(f.read().split()[0])
+        pids = [p for p in os.listdir("/proc") if p.isdigit()][:PROCESSES_MAX]
+    except (OSError, ValueError):
+        return False
+    tick = os.sysconf("SC_CLK_TCK")
+    for pid in pids:
+        try:
+            with open(f"/proc/{pid}/cmdline", "rb") as f:
+                argv = f.read(8192).split(b"\0")
+        except OSError:
+            continue
+        if b"agent" not in argv or b"--wait" in argv:
+            continue
+        words = argv[: argv.index(b"agent")]
+        ours = any(w == b"pact.cli.main" or w.rpartition(b"/")[2] == b"pact" for w in words)
+        fields = _stat(int(pid)) if ours else []
+        young = len(fields) > 19 and fields[0] not in GONE and now_s - int(fields[19]) / tick < STARTING_S
+        if young and _mounts_of(pid) in ("", _mounts_of("self")):
+            return True
+    return False
+
+
+def _mounts_of(pid: str) -> str:
+    """The mount namespace of a process; nothing where that is not for us to know."""
+    try:
+        return os.readlink(f"/proc/{pid}/ns/mnt")
+    except OSError:
+        return ""
 
 
 class Answer:
@@ -78,7 +240,7 @@ class Answer:
 
 
 class Transport(ABC):
-    """Another way to an answer than the control socket; stands in place of its path."""
+    """A way to an answer."""
 
     @abstractmethod
     def ask(self, op: str, args: dict[str, Any]) -> Answer: ...
@@ -87,32 +249,41 @@ class Transport(ABC):
     def stream(self, op: str, args: dict[str, Any]) -> Iterator[dict[str, Any]]: ...
 
 
-def ask(path: str | Transport, op: str, **args: Any) -> Answer:
-    """One request. Raises the error that the agent answered with, unless it came with a result."""
-    if isinstance(path, Transport):
-        answer = path.ask(op, args)
-    else:
-        with Connection(path) as connection:
+class Local(Transport):
+    """The control socket of this machine's agent. ``timeout_s``: ``None`` is the usual patience."""
+
+    def __init__(self, path: str, timeout_s: float | None = None) -> None:
+        self.path, self.timeout_s = path, timeout_s
+
+    def ask(self, op: str, args: dict[str, Any]) -> Answer:
+        with Connection(self.path, self.timeout_s) as connection:
             connection.send(op, args)
-            answer = Answer(connection.line())
+            return Answer(connection.line())
+
+    def stream(self, op: str, args: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """``watch`` and what follows have no end; once they have begun, events may be far apart."""
+        endless = op == "watch" or bool(args.get("follow"))
+        with Connection(self.path, self.timeout_s) as connection:
+            connection.send(op, args)
+            while True:
+                line = connection.line()
+                if line.get("end"):
+                    return
+                if "ok" in line and not line["ok"]:
+                    raise Answer(line).error()
+                connection.next_line(endless)
+                if not line.get("begun"):
+                    yield line
+
+
+def ask(way: Transport, op: str, **args: Any) -> Answer:
+    """One request. Raises the error that the agent answered with, unless it came with a result."""
+    answer = way.ask(op, args)
     if not answer.ok and not answer.result:
         raise answer.error()
     return answer
 
 
-def stream(path: str | Transport, op: str, *, endless: bool = False, **args: Any) -> Iterator[dict[str, Any]]:
-    """Lines until the agent says that it was the last, or (``endless``) until interrupted."""
-    if isinstance(path, Transport):
-        yield from path.stream(op, args)
-        return
-    with Connection(path) as connection:
-        if endless:
-            connection.endless()
-        connection.send(op, args)
-        while True:
-            line = connection.line()
-            if line.get("end"):
-                return
-            if "ok" in line and not line["ok"]:
-                raise Answer(line).error()
-            yield line
+def stream(way: Transport, op: str, **args: Any) -> Iterator[dict[str, Any]]:
+    """Lines until the agent says that it was the last, or until interrupted."""
+    return way.stream(op, args)

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
-from pact.cli import groups
+from pact.cli import folds, groups
 from pact.cli.client import Answer, Transport
-from pact.cli.render import clean, emit, emit_line, event_line, on_terminal, say, spoken
+from pact.cli.render import clean, emit, emit_line, event_line, paint, say, spoken
 from pact.cli.roots import Answers, Asked, Recorder, ask, connected, fold, say_failed
 from pact.core.answers import gravest
 from pact.errors import (
@@ -156,8 +156,7 @@ def _shown(args: argparse.Namespace, handler: Handler, body: bytes, as_json: boo
         return b"", EXIT_FAILED, NONSENSE, ""
     out = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="replace", write_through=True)
     err = io.StringIO()
-    seen = not as_json and on_terminal()  # before standard output is another
-    given = argparse.Namespace(**{**vars(args), "socket": _Given(raw), "json": as_json, "times": seen})
+    given = argparse.Namespace(**{**vars(args), "socket": _Given(raw), "json": as_json, "ids": _ids(args)})
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             code = handler(given)
@@ -189,8 +188,35 @@ def _as_json(args: argparse.Namespace, handler: Handler, answers: Answers) -> No
           **({"truncated": fold(cut)} if cut else {})})  # fmt: skip
 
 
+def _ids(args: argparse.Namespace) -> bool:
+    """With what each node counts by itself. A command without ``-v`` shows what is equal as equal."""
+    return bool(getattr(args, "verbose", False))
+
+
 def _as_text(args: argparse.Namespace, handler: Handler, answers: Answers) -> None:
     """Equal texts once, under the nodes that gave them."""
+    if args.command in folds.PAGES and not args.verbose:
+        rest = Answers(failed=answers.failed, codes=answers.codes)
+        documents: list[tuple[dict[str, Any], list[str]]] = []
+        for body, names in answers.parts.items():
+            raw = _sense(body)
+            if raw is not None and raw["exit"] in (EXIT_DONE, EXIT_DRIFT):
+                documents.append((raw["result"], names))
+            else:
+                rest.parts[body] = names
+        try:
+            lines = folds.PAGES[args.command](documents, len(answers.failed))
+        except Exception:  # one of them makes no sense: each by itself says which
+            return _each_text(args, handler, answers)
+        if args.command == "diff" and args.exit_code and any(d.get("resources") for d, _ in documents):
+            answers.codes.append(EXIT_DRIFT)
+        for text, style in lines:
+            paint(text, style)
+        return _each_text(args, handler, rest)
+    return _each_text(args, handler, answers)
+
+
+def _each_text(args: argparse.Namespace, handler: Handler, answers: Answers) -> None:
     texts: dict[str, list[str]] = {}
     for body, names in answers.parts.items():
         printed, code, why, hint = _shown(args, handler, body, False)

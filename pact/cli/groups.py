@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final
 
-from pact.cli.render import clean, emit, on_terminal, say, spoken, until
+from pact.cli.names import few
+from pact.cli.render import clean, emit, ends, local_time, on_terminal, say, spoken, until
 from pact.cli.roots import Asked, Recorder, ask, fold, say_failed
 from pact.core.units import format_duration, parse_duration
 from pact.errors import UsageError
@@ -125,6 +127,8 @@ def settle(args: argparse.Namespace, group: str) -> int:
         except ValueError as exc:
             raise UsageError(str(exc), "pact extend GROUP D, the duration last") from None
     elif args.command == "commit":
+        if args.message is None:
+            raise UsageError("commit of a group needs -m TEXT: why")
         request |= {"message": args.message, "ttl_ns": args.ttl}
     else:
         if args.dry_run or args.to is not None:
@@ -186,8 +190,31 @@ def _show_groups(result: dict[str, Any]) -> None:
     _show_holds("the whole fleet is held", result.get("holds", ()))
     if not result["groups"]:
         say("no group is open")
+    if len(result["groups"]) > 1:
+        _table(result["groups"])
+        return
     for group in result["groups"]:
         _show_group(group)
+
+
+def _table(listed: Iterable[dict[str, Any]]) -> None:
+    """A line a group; ``pact groups g7`` shows one whole."""
+    from rich.cells import cell_len
+
+    from pact.cli.screen import cut
+
+    rows = [("group", "state", "owner", "end", "members", "resources")]
+    for g in listed:
+        members = ", ".join(f"{state} {clean(names)}" for state, names in g["members"].items())
+        until_ = ends(g.get("deadline"), g.get("remaining_s")).removeprefix(" until ")
+        end = local_time(g["deadline"]) if on_terminal() and g.get("deadline") else until_
+        rows.append((clean(g["group"]), clean(g["state"]), clean(g["owner"]), end or "-", members,
+                     few(map(clean, g["resources"]), 3)))  # fmt: skip
+    widths = [max(cell_len(row[i]) for row in rows) for i in range(len(rows[0]) - 2)]
+    for row in rows:
+        cells = [text + " " * (width - cell_len(text)) for text, width in zip(row, widths, strict=False)]
+        line = "  ".join([*cells, *row[len(widths) :]])
+        say(cut(line, shutil.get_terminal_size().columns) if on_terminal() else line)
 
 
 def _show_nodes(result: dict[str, Any]) -> None:

@@ -48,13 +48,13 @@ def _require_type(name: str) -> None:
 def log(args: argparse.Namespace) -> int:
     _require_type(args.type)
     count = args.n if args.n is not None else None if args.since is not None else DEFAULT_COUNT
-    lines = stream(args.socket, "log", endless=args.follow, count=count, since=_since(args.since), type=args.type,
+    lines = stream(args.socket, "log", count=count, since=_since(args.since), type=args.type,
                    follow=args.follow)  # fmt: skip
     return _print(args, (x for x in lines if not args.type or x["record"]["type"] == args.type))
 
 
 def watch(args: argparse.Namespace) -> int:
-    return _print(args, stream(args.socket, "watch", endless=True))
+    return _print(args, stream(args.socket, "watch"))
 
 
 def _print(args: argparse.Namespace, lines: Any) -> int:

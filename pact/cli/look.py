@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import re
+from typing import Final
 
 from pact.cli import login
 from pact.cli.client import ask
 from pact.cli.render import clean, diff_page, emit, holders_table, say, status_page
 from pact.errors import EXIT_DONE, EXIT_DRIFT
+
+DECIDE: Final = re.compile(r"needs a decision: [^;]*")  # which change it is, each node counts for itself
 
 
 def status(args: argparse.Namespace) -> int:
@@ -18,7 +22,7 @@ def status(args: argparse.Namespace) -> int:
         if text := login.line(answer.result):
             say(text)
     else:
-        status_page(answer.result, times=getattr(args, "times", False))
+        status_page(answer.result, verbose=args.verbose, ids=getattr(args, "ids", True))
     return EXIT_DONE
 
 
@@ -37,7 +41,8 @@ def check(args: argparse.Namespace) -> int:
     if args.json:
         emit({"v": 1, **answer.result})
     else:
-        say(clean(answer.result["line"]))
+        line = clean(answer.result["line"])
+        say(line if getattr(args, "ids", True) else DECIDE.sub("needs a decision", line))
     return answer.exit
 
 
@@ -46,7 +51,7 @@ def consumers(args: argparse.Namespace) -> int:
     if args.json:
         emit(answer.result)
     elif answer.result["consumers"]:
-        holders_table(answer.result["consumers"])
+        holders_table(answer.result["consumers"], answer.result.get("more", 0))
     else:
         say(f"nobody uses {clean(answer.result['resource'])}")
     return EXIT_DONE

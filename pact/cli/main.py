@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import os
 import re
@@ -11,8 +12,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, NoReturn
 
 from pact import __version__
+from pact.cli.examples import epilog
 from pact.core.units import parse_duration
 from pact.errors import EXIT_DONE, EXIT_FAILED, PactError, UsageError
+from pact.model import NS_PER_S
 
 INTERRUPTED: Final = 130
 NEAR: Final = 0.5  # how alike a word must be to be named as the one that was meant
@@ -29,6 +32,14 @@ FAR: Final = frozenset({
     "nodes", "groups", "status", "diff", "commit", "rollback", "extend", "redo", "apply", "declare", "adopt",
     "consumers", "show", "hold", "emergency", "log", "watch", "check",
 })  # fmt: skip
+
+#: Commands whose output may be longer than a screen.
+PAGED: Final = frozenset({"status", "diff", "log", "show", "groups", "nodes", "export", "consumers"})
+#: Commands that wait for nobody.
+UNTIMED: Final = frozenset({"agent", "aggregator", "keygen", "journal"})
+CHECK_NS: Final = 2 * NS_PER_S
+EACH: Final = "of many nodes each by itself, with its change numbers and command lines"
+PATIENCE: Final = "how long to wait for an answer (default 10s, check 2s, --nodes 60s)"
 
 
 class Parser(argparse.ArgumentParser):
@@ -66,20 +77,27 @@ def build() -> argparse.ArgumentParser:
     parser.add_argument("--via", metavar="URL", action="append", help="a root or an aggregator: tcp://HOST:7417")
     parser.add_argument("--server-key", metavar="KEY", help="its public key, or the file that holds it")
     parser.add_argument("--key", metavar="FILE", help="your secret key (NAME.secret)")
+    parser.add_argument("--timeout", type=duration, metavar="D", help=PATIENCE)
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout (one a line for streams)")
     parser.add_argument("--version", action="version", version=f"pact {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
 
-    def add(name: str, text: str, epilog: str = "") -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=text, description=text, epilog=epilog or None)
+    def add(name: str, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text, epilog=epilog(name),
+                                  formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
         sub.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
         sub.add_argument("--socket", metavar="PATH", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+        if name not in UNTIMED:
+            sub.add_argument("--timeout", type=duration, metavar="D", default=argparse.SUPPRESS, help=PATIENCE)
         if name in FAR:
-            _far(sub, timed=name != "watch")
+            _far(sub)
         return sub
 
     sub = add("agent", "run the node agent in the foreground")
     sub.add_argument("--config", metavar="FILE", help="default: /etc/pact/agent.toml, if it exists")
+    sub.add_argument("--wait", action="store_true", help="run none: wait until the one that was started answers")
+    sub.add_argument("--timeout", type=duration, metavar="D", default=argparse.SUPPRESS,
+                     help="with --wait: for how long (default 60s)")  # fmt: skip
 
     sub = add("aggregator", "run one member of the cluster's tree in the foreground")
     sub.add_argument("--config", metavar="FILE", help="default: /etc/pact/aggregator.toml")
@@ -90,14 +108,16 @@ def build() -> argparse.ArgumentParser:
 
     sub = add("status", "state, drift, open changes and the time they have left")
     sub.add_argument("--login", action="store_true", help="one line if something of yours is open, else nothing")
+    _verbose(sub, "all of it, however long; of many nodes each with its change numbers")
 
     sub = add("diff", "declared against actual for each drifted resource")
     sub.add_argument("targets", nargs="*", metavar="ID", help="resources or changes (default: all)")
     sub.add_argument("--exit-code", action="store_true", help="exit 11 if anything has drifted")
+    _verbose(sub, EACH)
 
     sub = add("commit", "accept changes: what the machine has becomes declared")
     _targets(sub)
-    sub.add_argument("-m", "--message", required=True, metavar="TEXT", help="why")
+    sub.add_argument("-m", "--message", metavar="TEXT", help="why (on a terminal your editor asks for it)")
     sub.add_argument("--force", action="store_true", help="on this node alone, although its group is being settled")
     _missing(sub)
     sub.add_argument("--ttl", type=duration, metavar="D", help="let the commit end after D (15m to 10d)")
@@ -139,8 +159,7 @@ def build() -> argparse.ArgumentParser:
     sub.add_argument("--restore", metavar="PATH", help="write the replaced content to PATH (must not exist)")
     sub.add_argument("--resource", metavar="ID", help="which one, where the record keeps several")
 
-    sub = add("adopt", "make the live state of the matching resources declared",
-              "patterns: 'file:/etc/**' 'sysctl:net.**' 'mount:**' 'module:**'")  # fmt: skip
+    sub = add("adopt", "make the live state of the matching resources declared")
     sub.add_argument("patterns", nargs="+", metavar="PATTERN")
 
     add("export", "the declared state as TOML that declare accepts")
@@ -156,6 +175,7 @@ def build() -> argparse.ArgumentParser:
     sub.add_argument("--since", metavar="T", help="a duration back (2h) or an RFC 3339 time")
     sub.add_argument("--type", default="", metavar="T", help="only this type, for example rolled_back")
     sub.add_argument("--follow", "-f", action="store_true", help="go on with what comes")
+    _verbose(sub, EACH)
 
     add("watch", "live events until interrupted")
     add("check", "for health checks: one line, exit 0 or 11")
@@ -170,18 +190,19 @@ def build() -> argparse.ArgumentParser:
     return parser
 
 
-def _far(sub: argparse.ArgumentParser, *, again: bool = False, timed: bool = True) -> None:
-    """``--nodes`` and what belongs to it. ``again``: they may also stand after the action's word. ``timed``: the
-    command ends by itself.
-    """
+def _far(sub: argparse.ArgumentParser, *, again: bool = False) -> None:
+    """``--nodes`` and what belongs to it. ``again``: they, and the timeout, may also stand after the action's word."""
     gone = argparse.SUPPRESS
     sub.add_argument("--nodes", metavar="NODESET", default=gone if again else None,
                      help="on these nodes: node[001-128], @group")  # fmt: skip
-    if timed:
-        sub.add_argument("--timeout", type=duration, metavar="D", default=gone if again else None,
-                         help="how long to wait for nodes (default 60s)")  # fmt: skip
+    if again:
+        sub.add_argument("--timeout", type=duration, metavar="D", default=gone, help=PATIENCE)
     for flag, how in (("--via", {"action": "append"}), ("--server-key", {}), ("--key", {})):
         sub.add_argument(flag, default=gone, help=gone, **how)  # type: ignore[arg-type]
+
+
+def _verbose(sub: argparse.ArgumentParser, text: str) -> None:
+    sub.add_argument("-v", "--verbose", action="store_true", help=text)
 
 
 def _missing(sub: argparse.ArgumentParser, taken: bool = True) -> None:
@@ -265,13 +286,25 @@ def dispatch(args: argparse.Namespace) -> int:
         from pact.cli import fleet, groups
 
         if fleet.wanted(args):
-            return fleet.run(args, None if name in ("nodes", "groups") else _handler(name))
+            with paged(args, True):
+                return fleet.run(args, None if name in ("nodes", "groups") else _handler(name))
         groups.refuse_here(args)
-    if args.socket is None:
-        from pact.agent.config import DEFAULT_SOCKET
+    from pact.agent.config import DEFAULT_SOCKET
+    from pact.cli.client import Local
 
-        args.socket = DEFAULT_SOCKET
-    return _handler(name)(args)
+    patience_ns = args.timeout or (CHECK_NS if name == "check" else None)
+    args.socket = Local(args.socket or DEFAULT_SOCKET, None if patience_ns is None else patience_ns / NS_PER_S)
+    with paged(args, False):
+        return _handler(name)(args)
+
+
+def paged(args: argparse.Namespace, far: bool) -> contextlib.AbstractContextManager[None]:
+    """A pager for what may be long, ends by itself, and does not ask anything."""
+    from pact.cli import pager
+
+    name: str = args.command
+    long = name in PAGED and not args.json and not getattr(args, "follow", False)
+    return pager.paged(long and (far or name != "status" or args.verbose))
 
 
 def _handler(name: str) -> Callable[[argparse.Namespace], int]:

@@ -9,25 +9,27 @@ import re
 import sys
 import unicodedata
 from collections.abc import Iterable, Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
+from pact.cli.names import few
 from pact.core.units import format_duration
 from pact.model import NS_PER_S
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+#: Colours mean what the state means.
 STYLE: Final = {
-    "committed": "bold green", "drifted": "bold yellow", "open": "yellow", "held": "cyan", "blocked": "bold red",
-    "failed": "bold red", "emergency": "bold white on red", "rolling_back": "magenta", "ok": "green",
+    "committed": "bold green", "drifted": "bold yellow", "open": "yellow", "rolling_back": "yellow",
+    "blocked": "bold red", "failed": "bold red", "emergency": "bold magenta", "held": "magenta",
+    "unconfigured": "bold yellow",
 }  # fmt: skip
 PID: Final = re.compile(r" \(pid \d+\)|(?<=\S)\[\d+\](?= of )")  # the second: as versions before this one wrote it
-BAR_WIDTH: Final = 24
-BAR_FROM_COLUMNS: Final = 100  # on a narrower terminal the resources need the room
 RESOURCES_SHOWN: Final = 8
+LISTED_MAX: Final = 20
 MINUTES_FROM_S: Final = 120
 
 
@@ -44,6 +46,21 @@ def clean(text: Any) -> str:
 def say(text: str = "", *, flush: bool = False) -> None:
     """Lines for people. Whatever a node wrote moves no terminal, also where nobody thought of cleaning it."""
     print("\n".join(clean(line) for line in text.split("\n")), flush=flush)
+
+
+def paint(text: str, style: str = "") -> None:
+    """A line; on a terminal in a colour, and broken where it would be wider."""
+    if not on_terminal():
+        say(text)
+        return
+    from rich.text import Text
+
+    from pact.cli.screen import prose
+
+    console = _console()
+    indent = " " * (len(text) - len(text.lstrip()))
+    for i, row in enumerate(prose(clean(text.strip()), console.width - 2, indent) or [""]):
+        console.print(Text(("  " if i else "") + row, style))
 
 
 class _Emitted:
@@ -103,13 +120,15 @@ def _duration(seconds: float | None) -> str:
 # -- status ---------------------------------------------------------------------------------------------------------
 
 
-def status_page(doc: Mapping[str, Any], *, times: bool = False) -> None:
-    """``times``: somebody looks, although the page is one of many that are folded."""
+def status_page(doc: Mapping[str, Any], *, verbose: bool = False, ids: bool = True) -> None:
+    """``ids``: with the numbers that a node counts by itself, which differ where nodes are equal otherwise."""
     if on_terminal():
-        _status_terminal(doc)
-    else:
-        for line in status_lines(doc, times=times):
-            say(line)
+        from pact.cli import screen
+
+        screen.show(doc, verbose=verbose)
+        return
+    for line in status_lines(doc, ids=ids, verbose=verbose):
+        say(line)
 
 
 def _lag(doc: Mapping[str, Any]) -> str:
@@ -118,12 +137,18 @@ def _lag(doc: Mapping[str, Any]) -> str:
     return f"{behind} record{'s' if behind > 1 else ''} not at the root" if behind > 0 else ""
 
 
-def _left(change: Mapping[str, Any]) -> str:
-    """In whole minutes while there are some: nodes whose windows began together say the same."""
-    left_s = change["remaining_s"]
-    if left_s is None:
+def left_of(left_s: float) -> str:
+    """In whole minutes while there are some."""
+    return _duration(left_s if left_s < MINUTES_FROM_S else left_s // 60 * 60)
+
+
+def ends(text: str | None, left_s: float | None = None) -> str:
+    """An absolute time to the minute, where nodes that began together say the same; near its end to the second."""
+    if not text:
         return ""
-    return f", {_duration(left_s if left_s < MINUTES_FROM_S else left_s // 60 * 60)} left"
+    then = datetime.fromisoformat(text).astimezone(UTC)
+    return f" until {then:%Y-%m-%dT%H:%M:%SZ}" if left_s is not None and left_s < MINUTES_FROM_S else (
+        f" until {then:%Y-%m-%dT%H:%MZ}")  # fmt: skip
 
 
 def _held(hold: Mapping[str, Any], node: str, fleet: str) -> str:
@@ -131,26 +156,31 @@ def _held(hold: Mapping[str, Any], node: str, fleet: str) -> str:
     return clean(hold["change"] or (fleet if str(hold["id"]).startswith("f") else node))
 
 
-def status_lines(doc: Mapping[str, Any], *, times: bool = False) -> Iterable[str]:
-    """Plain status: no times, no pids, no node name, so that equal nodes answer equally."""
+def status_lines(doc: Mapping[str, Any], *, ids: bool = True, verbose: bool = False) -> Iterable[str]:
+    """Plain status: absolute times, no pids, no node name, so that equal nodes answer equally."""
     yield f"state: {clean(doc['state'])}" + (" (observe mode)" if doc["mode"] == "observe" else "")
-    yield f"declared: {doc['declared']}, drifted: {doc['drifted']}, unreadable: {doc['unreadable']}"
+    untracked = f", untracked: {doc['untracked']}" if doc.get("untracked") else ""
+    yield f"declared: {doc['declared']}, drifted: {doc['drifted']}, unreadable: {doc['unreadable']}{untracked}"
     if doc["drifted"]:
         parts = [f"{d} {m:.4g}" for d, m in doc["dimensions"].items() if m]
         yield f"magnitude: {doc['magnitude']:.4g} ({', '.join(parts)})"
     if doc["emergency"]:
-        stale = ", stale" if doc["emergency"]["stale"] else ""
-        yield f"emergency: {clean(doc['emergency']['reason'])} ({clean(doc['emergency']['by'])}{stale})"
-    for hold in doc["holds"]:
-        yield f"hold {hold['id']}: {_held(hold, 'node', 'fleet')}: {clean(hold['reason'])} ({clean(hold['owner'])})"
+        until = ", stale" if doc["emergency"]["stale"] else ends(doc["emergency"]["ends"])
+        yield f"emergency: {clean(doc['emergency']['reason'])} ({clean(doc['emergency']['by'])}){until}"
     for change in doc["changes"]:
-        group = f" ({change['group']})" if change.get("group") else ""
-        left = _left(change) if times else ""
-        yield f"{change['id']}{group} {change['state']} {clean(change['owner']['user'])}{left}: {_resources(change)}"
-        if change["reason"]:
-            yield f"  {_why(change)}"
-        for holder in change["consumers"]:
-            yield f"  used by {clean(holder['user'] or holder['how'])}: {clean(holder['command'] or holder['path'])}"
+        yield from _change_lines(change, ids=ids, most=None if verbose else RESOURCES_SHOWN)
+    most = None if verbose else LISTED_MAX
+    yield from _listed("trial", most, [f"{clean(t['resource'])}{ends(t['ends'])} ({clean(t['by'])})"
+                                       for t in doc.get("trials", ())])  # fmt: skip
+    new = doc.get("untracked_resources", ())
+    yield from _listed("untracked", most, [f"{clean(u['resource'])} ({clean(u['owner']['user'])})" for u in new],
+                       doc.get("untracked"))  # fmt: skip
+    yield from _listed("unreadable", most, [f"{clean(r)}: {spoken(w)}" for r, w in sorted(
+        doc.get("unreadable_resources", {}).items())], doc["unreadable"])  # fmt: skip
+    for hold in doc["holds"]:
+        name = f" {hold['id']}" if ids or str(hold["id"]).startswith("f") else ""
+        what = _held(hold, "node", "fleet") if ids or not hold["change"] else "a change"
+        yield f"hold{name}: {what}: {clean(hold['reason'])} ({clean(hold['owner'])}){ends(hold['ends'])}"
     for name, health in doc["observers"].items():
         if health != "ok":
             yield f"observer {name}: {clean(health)}"
@@ -161,124 +191,67 @@ def status_lines(doc: Mapping[str, Any], *, times: bool = False) -> Iterable[str
     if doc.get("cluster") and not doc["cluster"]["connected"]:
         waits = "; nothing is rolled back by itself for now" if doc["cluster"]["alone_until"] else ""
         yield f"cluster: cut off{waits}"
-    if lag := _lag(doc):
+        if doc["cluster"].get("refused"):
+            yield f"cluster: {spoken(doc['cluster']['refused'])}"
+    if ids and (lag := _lag(doc)):
         yield f"journal: {lag}"
 
 
-def _resources(change: Mapping[str, Any]) -> str:
-    names = change["resources"]
-    more = f" and {len(names) - RESOURCES_SHOWN} more" if len(names) > RESOURCES_SHOWN else ""
-    return ", ".join(map(clean, names[:RESOURCES_SHOWN])) + more
+def _change_lines(change: Mapping[str, Any], *, ids: bool, most: int | None) -> Iterable[str]:
+    group = change.get("group") or ""
+    name = " ".join(filter(None, (change["id"] if ids else "", f"({group})" if group and ids else group)))
+    until = ends(change["deadline"], change["remaining_s"]) if change["state"] in ("open", "held") else ""
+    names = list(map(clean, change["resources"]))
+    head = " ".join(filter(None, (name, change["state"], clean(change["owner"]["user"]))))
+    yield f"{head}{until}: {few(names, len(names) if most is None else most)}"
+    if change.get("also"):
+        yield f"  also changed by {', '.join(dict.fromkeys(clean(o['user']) for o in change['also']))}"
+    if change["reason"]:
+        yield f"  {why(change)}"
+    for holder in change["consumers"]:
+        who = clean(holder["user"] or holder["how"])
+        yield f"  used by {who}{gone(holder)}: {clean(holder['command'] or holder['path'])}"
 
 
-def _status_terminal(doc: Mapping[str, Any]) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
-    console = _console()
-    head = Text()
-    head.append(f" {doc['state'].upper()} ", STYLE.get(doc["state"], "bold") + " reverse")
-    head.append(f"  {clean(doc['node'])}", "bold")
-    head.append(f"   {doc['declared']} declared, ", "dim")
-    head.append(f"{doc['drifted']} drifted", "yellow" if doc["drifted"] else "dim")
-    head.append(f", {doc['unreadable']} unreadable", "red" if doc["unreadable"] else "dim")
-    if doc["mode"] == "observe":
-        head.append("   observe mode: nothing is rolled back", "cyan")
-    console.print(head)
-    _banners(console, doc)
-    if doc["drifted"]:
-        parts = "  ".join(f"{d} {m:.3g}" for d, m in doc["dimensions"].items() if m)
-        console.print(Text(f" drift {doc['magnitude']:.3g}   {parts}   window {_duration(doc['window_s'])}", "dim"))
-    if doc["changes"]:
-        console.print(_changes_table(doc, Table, bars=console.width >= BAR_FROM_COLUMNS))
-    for change in doc["changes"]:
-        _explain(console, change)
-    bad = {n: h for n, h in doc["observers"].items() if h != "ok"}
-    for name, health in bad.items():
-        console.print(Text(f" observer {name}: {clean(health)}", "yellow"))
-    if doc["changes"] and doc["state"] in ("drifted", "blocked", "failed"):
-        console.print(Text(" pact diff shows what;  pact commit -m WHY keeps it;  pact rollback undoes it", "dim"))
+def _listed(what: str, most: int | None, texts: list[str], total: int | None = None) -> Iterable[str]:
+    for text in texts[:most]:
+        yield f"{what}: {text}"
+    more = max(total or 0, len(texts)) - len(texts[:most])
+    if more > 0 and texts:
+        yield f"{what}: and {more} more"
 
 
-def _banners(console: Console, doc: Mapping[str, Any]) -> None:
-    from rich.text import Text
-
-    emergency = doc["emergency"]
-    if emergency:
-        until = "its end has passed" if emergency["stale"] else f"until {local_time(emergency['ends'])}"
-        text = f" EMERGENCY by {clean(emergency['by'])}, {until}: {clean(emergency['reason'])}"
-        console.print(Text(text, "bold red"))
-    for hold in doc["holds"]:
-        what = _held(hold, "the node", "the whole fleet")
-        console.print(Text(
-            f" HOLD {hold['id']} on {what} by {clean(hold['owner'])} until {local_time(hold['ends'])}: "
-            f"{clean(hold['reason'])}", "cyan"))  # fmt: skip
-    cluster = doc.get("cluster")
-    if cluster and not cluster["connected"]:
-        until = cluster["alone_until"]
-        waits = f": nothing is rolled back by itself until {local_time(until)}" if until else ""
-        console.print(Text(f" CUT OFF from the cluster{waits}", "yellow"))
-    if lag := _lag(doc):
-        console.print(Text(f" {lag}", "dim" if cluster and cluster["connected"] else "yellow"))
-    if doc["journal"].get("error"):
-        text = f" JOURNAL {clean(doc['journal']['error'])}: nothing can be committed or undone"
-        console.print(Text(text, "bold red"))
-    if doc.get("unrecorded"):
-        console.print(Text(f" {doc['unrecorded']['count']} drifted resources are seen but not recorded", "red"))
-
-
-def _changes_table(doc: Mapping[str, Any], table_class: Any, *, bars: bool) -> Any:
-    from rich.text import Text
-
-    table = table_class(box=None, padding=(0, 2, 0, 1), header_style="dim")
-    for name in ("change", "state", "owner", "left", *([""] if bars else []), "resources"):
-        table.add_column(name, no_wrap=name != "resources")
-    for change in doc["changes"]:
-        left, total = change["remaining_s"], doc["window_s"]
-        style = "" if left is None else "green" if left > total / 2 else "yellow" if left > total / 6 else "bold red"
-        bar = "" if left is None else "█" * max(1, min(BAR_WIDTH, round(BAR_WIDTH * left / total))) if left else ""
-        name = change["id"] + (f" {change['group']}" if change.get("group") else "")
-        table.add_row(
-            name, Text(change["state"], STYLE.get(change["state"], "")), clean(change["owner"]["user"]),
-            Text(_duration(left), style), *([Text(bar, style)] if bars else []),
-            Text(_resources(change), overflow="fold"),
-        )  # fmt: skip
-    return table
-
-
-def _why(change: Mapping[str, Any]) -> str:
+def why(change: Mapping[str, Any]) -> str:
     return "what it changed is in use by" if change["reason"] == "consumers" else spoken(change["reason"])
 
 
-def _explain(console: Console, change: Mapping[str, Any]) -> None:
-    from rich.text import Text
-
-    if change["state"] in ("blocked", "failed"):
-        console.print(Text(f" {change['id']} {change['state']}: {_why(change)}", "red"))
-        if change["consumers"]:
-            holders_table(change["consumers"])
-        text = f"   then: pact rollback {change['id']}, or keep it: pact commit {change['id']} -m WHY"
-        console.print(Text(text, "dim"))
+def gone(holder: Mapping[str, Any]) -> str:
+    """A process that held something when it was looked for, and has ended since."""
+    return " (gone)" if holder.get("gone") else ""
 
 
-def holders_table(holders: Iterable[Mapping[str, Any]]) -> None:
-    """Who uses what."""
+def holders_table(holders: Iterable[Mapping[str, Any]], more: int = 0) -> None:
+    """Who uses what; ``more`` are not named."""
     rows = list(holders)
     if not on_terminal():
         for h in rows:
             job = f" job {clean(h['job'])}" if h.get("job") else ""
             what = clean(h.get("command") or h.get("path"))
-            say(f"  {clean(h['resource'])} used by {clean(h.get('user') or '?')}{job} ({h['how']}): {what}")
+            say(f"  {clean(h['resource'])} used by {clean(h.get('user') or '?')}{job} ({h['how']}){gone(h)}: {what}")
+        if more:
+            say(f"  and {more} more")
         return
     from rich.table import Table
 
     table = Table(box=None, padding=(0, 2, 0, 3), header_style="dim")
     for name in ("pid", "user", "job", "how", "what", "command"):
         table.add_column(name)
-    for h in rows[:20]:
+    for h in rows[:LISTED_MAX]:
         table.add_row(str(h["pid"] or "-"), clean(h.get("user") or "-"), clean(h.get("job") or "-"), h["how"],
-                      clean(h.get("path", "")), clean(h.get("command", ""))[:80])  # fmt: skip
+                      clean(h.get("path", "")), clean(h.get("command", ""))[:80] + gone(h))  # fmt: skip
     _console().print(table)
+    if len(rows) + more > LISTED_MAX:
+        say(f"   and {len(rows) + more - LISTED_MAX} more")
 
 
 # -- diff -----------------------------------------------------------------------------------------------------------
@@ -298,11 +271,14 @@ def diff_page(doc: Mapping[str, Any]) -> None:
         say(f"{clean(resource)}  (drifted, but the journal cannot be written)")
 
 
-def diff_lines(entry: Mapping[str, Any], *, times: bool) -> Iterable[tuple[str, str]]:
+def diff_lines(entry: Mapping[str, Any], *, times: bool, ids: bool = True) -> Iterable[tuple[str, str]]:
     who = clean(entry["owner"]["user"])
     when = f", {local_time(entry['seen'])}" if times else ""
-    command = clean(entry["owner"]["command"])
-    yield f"{clean(entry['id'])}  ({entry['change']}, {who}{when}{': ' + command if command else ''})", "bold"
+    command = clean(entry["owner"]["command"]) if ids else ""
+    change = f"{entry['change']}, " if ids else ""
+    yield f"{clean(entry['id'])}  ({change}{who}{when}{': ' + command if command else ''})", "bold"
+    if entry.get("also"):
+        yield f"  also changed by {', '.join(dict.fromkeys(clean(o['user']) for o in entry['also']))}", "dim"
     declared, actual = entry["declared"], entry["actual"]
     if declared is None or actual is None:
         present = "absent"
@@ -339,12 +315,24 @@ def _value(value: Any) -> str:
 
 def event_line(record: Mapping[str, Any]) -> str:
     """One record in one line."""
-    data, actor = record["data"], record["actor"]
-    who = actor["user"] if actor["via"] in ("socket", "config", "cluster") and actor["user"] != "pact" else ""
-    parts = [data.get("group") or "", data.get("change") or "", _what(record["type"], data), f"by {who}" if who else ""]
+    data = record["data"]
+    parts = [data.get("group") or "", data.get("change") or "", _what(record["type"], data), _who(record)]
     text = "  ".join(clean(p) for p in parts if p)
     when = local_time(record["time"]) if on_terminal() else record["time"][:19] + "Z"
     return clean(f"{record['seq']:>6}  {when}  {record['type']:<18}{text}")
+
+
+def event_text(record: Mapping[str, Any]) -> str:
+    """What happened, without when and under which numbers: the same on nodes where the same has happened."""
+    data = record["data"]
+    what = _what(record["type"], {k: v for k, v in data.items() if k not in ("deadline", "ends")})
+    return "  ".join(clean(p) for p in (record["type"], data.get("group") or "", what, _who(record)) if p)
+
+
+def _who(record: Mapping[str, Any]) -> str:
+    actor = record["actor"]
+    by = actor["user"] if actor["via"] in ("socket", "config", "cluster") and actor["user"] != "pact" else ""
+    return f"by {by}" if by else ""
 
 
 def _until(time: str) -> str:

@@ -69,7 +69,7 @@ def connected(args: argparse.Namespace) -> Iterator[RootClient]:
             server_key = f.read(4096).strip()
     servers = [*((url, server_key) for url in via), *servers]
     name = re.sub(r"[^A-Za-z0-9._-]", "_", os.path.basename(path).removesuffix(".secret")) or "operator"
-    with RootClient(servers, keys.load(path), name, _say_waiting) as client:
+    with RootClient(servers, keys.load(path), name, _say_waiting, _timeout_s(args)) as client:
         try:
             yield client
         except KeyboardInterrupt:

@@ -6,31 +6,52 @@ import argparse
 import sys
 from typing import Any
 
-from pact.cli.client import ask
+from pact.cli.client import Local, ask
 from pact.cli.outcome import finish, planned, show_applied, show_converged, show_notes
-from pact.cli.render import clean, holders_table, on_terminal, say, spoken, until
+from pact.cli.render import clean, diff_lines, holders_table, on_terminal, say, spoken, until
 from pact.core.units import parse_duration
 from pact.errors import PactError, UsageError
 
 
 def commit(args: argparse.Namespace) -> int:
+    if args.message is None:
+        args.message = _message(args)
     answer = ask(args.socket, "commit", targets=args.targets, all=args.all, message=args.message, ttl_ns=args.ttl,
                  force=args.force, shared=args.shared)  # fmt: skip
     if not args.json:
         for done in answer.result.get("committed", ()):
-            _show_commit(done)
+            _show_commit(done, _ids(args))
         for note in answer.result.get("notes", ()):
             say(f"note: {note}")
-        _left(answer.result)
+        _left(answer.result, _ids(args))
     return finish(args, answer)
 
 
-def _show_commit(done: dict[str, Any]) -> None:
+def _message(args: argparse.Namespace) -> str:
+    """What somebody writes in his editor. Raises UsageError where there is nobody."""
+    from pact.cli import editor
+
+    if args.json or not isinstance(args.socket, Local) or not editor.can_ask():
+        raise UsageError("commit needs -m TEXT: why", 'for example: pact commit -m "more connections for the logins"')
+    me = ask(args.socket, "status").result.get("you", {}).get("user")
+    entries = ask(args.socket, "diff", targets=args.targets).result["resources"]
+    if not args.all and not args.targets:
+        entries = [e for e in entries if e["owner"]["user"] == me]
+    about = [line for e in entries for line, _ in diff_lines(e, times=True)]
+    return editor.message(about or ["none of the open changes is yours"])
+
+
+def _ids(args: argparse.Namespace) -> bool:
+    """Whether changes are called by the numbers that a node gave them; nodes that say the same then differ."""
+    return bool(getattr(args, "ids", True))
+
+
+def _show_commit(done: dict[str, Any], ids: bool = True) -> None:
     record = f" as record {done['seq']}" if on_terminal() else ""
-    part = "of " if done.get("split") else ""
+    name = (f" {'of ' if done.get('split') else ''}{done['change']}") if ids else ""
     trial = f", for a time{until(done['expires'], ': until ')}" if done.get("expires") else ""
     also = f", also changed by {', '.join(map(clean, done['also']))}" if done.get("also") else ""
-    say(f"committed {part}{done['change']} ({_some(done['resources'])}){record}{trial}{also}")
+    say(f"committed{name} ({_some(done['resources'])}){record}{trial}{also}")
     for resource in done.get("trials_ended", ()):
         say(f"  the earlier trial of {clean(resource)} has ended with it")
 
@@ -42,23 +63,24 @@ def rollback(args: argparse.Namespace) -> int:
                  shared=args.shared, to_seq=args.to, trials=args.trials)  # fmt: skip
     if not args.json:
         for done in answer.result.get("rolled_back", ()):
-            _show_rollback(done)
+            _show_rollback(done, _ids(args))
         if args.to is not None and (answer.ok or answer.result.get("blocked")):
             show_converged(answer.result)
-        _left(answer.result)
+        _left(answer.result, _ids(args))
     return finish(args, answer)
 
 
-def _show_rollback(done: dict[str, Any]) -> None:
+def _show_rollback(done: dict[str, Any], ids: bool = True) -> None:
+    name = f" {done['change']}" if ids else ""
     if "plan" in done:
-        say(f"{done['change']}: would")
+        say(f"{done['change']}: would" if ids else "would")
         for step in done["plan"]:
             say(f"  {planned(step)}")
         for why in done["refused"]:
             say(f"  refused: {spoken(why)}")
         show_notes(done)
     elif done.get("state") == "settled":
-        say(f"rolled back {done['change']}" + (f" ({_some(done['restored'])})" if done.get("restored") else ""))
+        say(f"rolled back{name}" + (f" ({_some(done['restored'])})" if done.get("restored") else ""))
         show_notes(done)
     elif done.get("left"):
         for resource, why in done["left"].items():
@@ -78,7 +100,7 @@ def extend(args: argparse.Namespace) -> int:
     if not args.json:
         for done in answer.result["extended"]:
             stands = "" if done["deadline"] else " (its clock stands still now)"
-            say(f"{done['change']} has more time{until(done['deadline'])}{stands}")
+            say(f"{done['change'] if _ids(args) else 'a change'} has more time{until(done['deadline'])}{stands}")
     return finish(args, answer)
 
 
@@ -157,9 +179,10 @@ def _some(resources: list[str]) -> str:
     return shown + (f" and {len(resources) - 3} more" if len(resources) > 3 else "")
 
 
-def _left(result: dict[str, Any]) -> None:
+def _left(result: dict[str, Any], ids: bool = True) -> None:
     left = result.get("left") or []
     if isinstance(left, list) and left:
         settled = {d["change"] for key in ("committed", "rolled_back") for d in result.get(key, ()) if "change" in d}
         say("still open: " + ", ".join(
-            f"{'the rest of ' if c['change'] in settled else ''}{c['change']} ({clean(c['owner'])})" for c in left))
+            f"{'the rest of ' if c['change'] in settled else ''}{c['change']} ({clean(c['owner'])})" if ids else
+            f"a change of {clean(c['owner'])}" for c in left))  # fmt: skip

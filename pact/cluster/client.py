@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import random
 import re
 import secrets
@@ -36,6 +37,7 @@ WATCHED: Final = (zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_P
 REFUSED_S: Final = 1.0
 ROOTLESS_S: Final = 10.0  # for so long a new root is waited for: a lease's end, and an election
 HELLO_S: Final = 1.5
+TAIL_S: Final = 0.3  # from the root's last answer to the operator's screen
 AGAIN_S: Final = 2.0  # patience with each of them then
 NOT_KNOWN: Final = "an administrator adds it to authorized_keys.toml, as viewer, ops or admin"
 LOOK_FIRST: Final = "what was asked may have been done: look before you repeat it"
@@ -92,9 +94,10 @@ class RootClient:
     """A context manager. Raises UnreachableError, DeniedError or UsageError, saying what to do next."""
 
     def __init__(self, servers: Sequence[Server], key: Key, key_name: str,
-                 waiting: Callable[[str], None] = lambda why: None) -> None:  # fmt: skip
+                 waiting: Callable[[str], None] = lambda why: None, timeout_s: float = 0.0) -> None:  # fmt: skip
         """Connect to the first that takes us; each is a URL and the key that is expected there. Where there is no root
-        just now, one is waited for (``ROOTLESS_S``); ``waiting`` is told so, once.
+        just now, one is waited for (``ROOTLESS_S``); ``waiting`` is told so, once. ``timeout_s``: for everything, until
+        the last answer; 0 is as long as it takes while somebody is there.
         """
         if not servers:
             raise UsageError("no root is known", "name it with --via, or in ~/.config/pact/client.toml")
@@ -102,6 +105,8 @@ class RootClient:
         self._context: zmq.Context[Any] = zmq.Context(1)
         self._session = 0
         self._id = 0
+        self._timeout_s = timeout_s
+        self._ends_s = time.monotonic() + timeout_s if timeout_s else math.inf
         self._sent_s = self._heard_s = 0.0
         try:
             problems = self._try_each(servers, WELCOME_S)
@@ -120,6 +125,7 @@ class RootClient:
         back, one in turn: what each of them costs is time in which nobody else is asked.
         """
         ends_s, pause_s, turn = time.monotonic() + ROOTLESS_S, PAUSE_S[0], itertools.cycle(others or [None])
+        ends_s = min(ends_s, self._ends_s)
         problems: Problems = {}
         while (left_s := ends_s - time.monotonic()) > 0:
             time.sleep(min(left_s, pause_s * random.uniform(0.5, 1.0)))
@@ -138,7 +144,8 @@ class RootClient:
         problems: Problems = {}
         for i, (url, server_key) in enumerate(servers):
             try:
-                self._connect(url, server_key, i + 1 < len(servers), min(WELCOME_S, patience_s))
+                left_s = max(0.0, self._ends_s - time.monotonic()) / (len(servers) - i)
+                self._connect(url, server_key, i + 1 < len(servers), min(WELCOME_S, patience_s, left_s))
                 return {}
             except (UnreachableError, DeniedError) as exc:  # its keys may be older than the others'
                 problems[url, server_key] = exc
@@ -248,9 +255,13 @@ class RootClient:
         if len(body) > BODY_MAX:
             raise UsageError(f"the request has {len(body)} bytes; at most {BODY_MAX} travel", "split the file")
         self._heard_s = time.monotonic()
+        if timeout_s and self._timeout_s:  # what the root has: its answer must still come in time
+            timeout_s = max(TAIL_S, self._ends_s - time.monotonic() - TAIL_S)
+        if op == "watch":
+            self._ends_s = math.inf
         self._send("request", {"id": self._id, "op": op, "nodes": nodes, "timeout_ms": int(timeout_s * 1000)}, body)
         while True:
-            if not self._sock.poll(int(BEAT_S * 500)):
+            if not self._sock.poll(int(max(0.0, min(BEAT_S / 2, self._ends_s - time.monotonic())) * 1000)):
                 self._quiet()
                 continue
             message = self._received()
@@ -269,6 +280,8 @@ class RootClient:
 
     def _quiet(self) -> None:
         now_s = time.monotonic()
+        if now_s >= self._ends_s:
+            raise UnreachableError(f"{self.url} has not answered within {self._timeout_s:g}s", LOOK_FIRST)
         if now_s - self._heard_s > SILENCE_S:
             raise UnreachableError(f"lost contact with {self.url}", LOOK_FIRST)
         if now_s - self._sent_s > BEAT_S:

@@ -442,7 +442,7 @@ def mistakes_are_told_and_change_nothing(site: Site) -> None:
         (["rollback", "g1", "c3"], 2, "by itself"), (["check", "--nodes", "n7"], 5, "n7"),
         (["hold", "place", "--all", "--reason", "x", "--for", "99d"], 2, "30d"),
         (["extend", "g1", "soon"], 2, "soon"), (["show", "999", "--nodes", "n1"], 2, "no record 999"),
-        (["log", "-f", "--nodes", "n1"], 2, "follow"), (["groups", "g4"], 2, "no group"), (["watch", "--timeout", "3"], 2, "timeout"),
+        (["log", "-f", "--nodes", "n1"], 2, "follow"), (["groups", "g4"], 2, "no group"),
         (["watch", "--nodes", "n[1-"], 2, "no node set"),
         (["--via", "tcp://127.0.0.1:1", "nodes"], 2, "server-key"),
         (["--via", "tcp://127.0.0.1:1", "--server-key", "x", "nodes"], 2, "40 characters"),
