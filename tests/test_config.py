@@ -107,7 +107,7 @@ BAD = {
     "access.admin_groups": ["wheel", [1]], "access.ops_groups": [{}], "hooks.dir": [[], ""], "hooks.timeout": ["-1s"],
     "notify.terminals": ["yes", 1],
     "cluster.parents": ["tcp://a:1", {}, 5],
-    "cluster.rack": [1, "", "a b"], "cluster.alone": ["x", True, {}], "keys.secret": [1, ""],
+    "cluster.rack": [1, "a b"], "cluster.alone": ["x", True, {}], "keys.secret": [1, ""],
 }  # fmt: skip
 
 
@@ -188,3 +188,9 @@ def test_any_table_is_a_configuration_or_a_named_mistake(tmp_path: Path, drawn: 
         read(tmp_path, text).settings()
     except ConfigError as exc:
         assert "agent.toml" in exc.message
+
+
+def test_no_rack_may_be_written_out(tmp_path: Path) -> None:
+    path = tmp_path / "agent.toml"
+    path.write_text('[cluster]\nrack = ""\n')
+    assert load(str(path)).rack == ""

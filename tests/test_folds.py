@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from test_render import ENTRY, drifted
 
-from pact.cli import folds
+from pact.cli import folds, groups
+from pact.cluster import page
 
 
 def node(n: int, **more: Any) -> tuple[dict[str, Any], list[str]]:
@@ -60,3 +62,28 @@ def test_log_folds_what_happened_within_a_minute_on_many_nodes() -> None:
 def test_what_one_node_has_done_twice_is_two_lines() -> None:
     documents = [({"rows": [record("n1", 1, 1), record("n1", 2, 2)]}, ["n1"])]
     assert len(texts(folds.log(documents, 0))) == 2
+
+
+def test_groups_are_a_table_and_one_is_shown_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    def group(n: int) -> dict[str, Any]:
+        return {"group": f"g{n}", "state": "open", "owner": "ann", "deadline": "2026-01-01T10:26:00Z", "remaining_s": 700,
+                "members": {"applied": "n[1-3]", "left": "n4"}, "nodes": "n[1-4]", "message": "why", "blocked": {},
+                "resources": [f"file:/etc/x{i}" for i in range(20)]}  # fmt: skip
+
+    groups._show_groups({"groups": [group(7), group(12)]})
+    head, one, two = capsys.readouterr().out.splitlines()
+    assert head.split() == ["group", "state", "owner", "end", "members", "resources"]
+    assert one == "g7     open   ann    2026-01-01T10:26Z  applied n[1-3], left n4  file:/etc/x[0-19]"
+    assert two.startswith("g12 ")
+    groups._show_groups({"groups": [group(7)]})
+    assert "g7 open: n[1-4]" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("state", "mood"), [("open", "warn"), ("drifted", "warn"), ("committed", "good"), ("blocked", "bad"),
+                                            ("failed", "bad"), ("emergency", "alarm")])  # fmt: skip
+def test_on_the_page_colours_mean_what_the_state_means(state: str, mood: str) -> None:
+    shown = page.page({"root": True, "states": {state: ["n1", 1]}, "groups": [{"id": "g1", "state": state}],
+                       "states_age_s": 7.2})  # fmt: skip
+    assert shown.count(f'<b class="{mood}">{state}</b>') == 2
+    assert "as they said within the last 7 s; asked every 15 s" in shown
+    assert b"pact_nodes_age_seconds 7.2" in page.metrics({"root": True, "states_age_s": 7.2})

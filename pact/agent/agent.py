@@ -18,7 +18,7 @@ import orjson
 
 from pact import __version__
 from pact._fast import syscalls
-from pact.agent import clock, views
+from pact.agent import clock, reload, views
 from pact.agent.config import Config
 from pact.agent.control import Client, Control
 from pact.agent.hooks import Hooks
@@ -120,6 +120,7 @@ class Agent:
         self._next_health_ns = 0
         self._untrimmed = False
         self._stopping = ""
+        self._reread = False
         self._epoll = select.epoll()
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._blobs = blobs = BlobReader(path)
@@ -206,7 +207,10 @@ class Agent:
             os.close(write_fd)
 
     def _on_signal(self, number: int, _frame: object) -> None:
-        self._stopping = signal.Signals(number).name
+        if number == signal.SIGHUP:
+            self._reread = True
+        else:
+            self._stopping = signal.Signals(number).name
 
     def close(self) -> None:
         """End cleanly: what has begun is finished, the snapshot and the signatures are saved."""
@@ -300,6 +304,9 @@ class Agent:
                 self.hooks.reap(fd)
             elif fd == signal_fd:
                 os.read(signal_fd, 64)
+        if self._reread:
+            self._reread = False
+            reload.reread(self)
         self.control.serve(self.requests.line)
         self.control.show_life()
         self.watching.drain()
@@ -497,6 +504,7 @@ class Agent:
                 for resource in named:
                     if resource not in self.node.state:
                         self.watching.drop(resource)
+                        self.node.unreadable.pop(resource, None)
             elif record.type == "drift_detected":
                 self.watching.recorded([data["resource"]], self.clock.now_ns())
             elif record.type == "denied" and record.actor["role"] != "admin":
@@ -508,7 +516,11 @@ class Agent:
     def _log(self, record: Record) -> None:
         data = record.data
         if record.type == "rolled_back":
-            log(f"rolled back {data['change']} of {data['owner']['user']}: {', '.join(sorted(data['results'])[:5])}")
+            why = {"expired": ", whose window has ended", "retry": ", whose consumers have left"}.get(data["cause"], "")
+            few = ", ".join(sorted(data["results"])[:5])
+            log(f"rolled back {data['change']} of {data['owner']['user']}{why}: {few}")
+        elif record.type == "commit_expired":
+            log(f"a commit of {data['owner']['user']} for a time has ended: {', '.join(sorted(data['resources'])[:5])}")
         elif record.type in ("rollback_blocked", "rollback_failed"):
             log(f"{record.type.replace('_', ' ')}: {data['change']}: {data['reason']}", 4)
         elif record.type in ("emergency_started", "emergency_stale", "emergency_ended", "observer_blind"):
@@ -702,6 +714,7 @@ def _marked(resource: str, attrs: Attrs | None) -> Attrs | None:
 
 def serve(config: Config, started: Callable[[Agent], None] | None = None) -> None:
     """Run an agent until a signal ends it. Raises PactError if it cannot start."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # what it asks for, reading the configuration, is being done
     agent = Agent(config)
     try:
         if started is not None:

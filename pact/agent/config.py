@@ -64,6 +64,7 @@ class Config:
     rack: str = ""
     alone_ns: int = 600_000_000_000
     secret: str = ""
+    given: frozenset[str] = frozenset()  # fields that the command line has set
 
     def settings(self) -> Settings:
         """What decisions read, in integers."""
@@ -101,6 +102,10 @@ def a_name(value: Any) -> str:
     if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}", value):
         raise ValueError("must be letters, digits, '.', '_' and '-'")
     return value
+
+
+def a_rack(value: Any) -> str:
+    return "" if value == "" else a_name(value)
 
 
 def _bool(value: Any) -> bool:
@@ -235,7 +240,7 @@ KEYS: Final[Mapping[str, Mapping[str, tuple[str, Callable[[Any], Any]]]]] = {
     "access": {"admin_groups": ("admin_groups", _texts), "ops_groups": ("ops_groups", _texts)},
     "notify": {"terminals": ("terminals", _bool)},
     "hooks": {"dir": ("hooks_dir", a_text), "timeout": ("hooks_timeout_ns", a_duration)},
-    "cluster": {"parents": ("parents", parents), "rack": ("rack", a_name), "alone": ("alone_ns", _floor)},
+    "cluster": {"parents": ("parents", parents), "rack": ("rack", a_rack), "alone": ("alone_ns", _floor)},
     "keys": {"secret": ("secret", a_text)},
 }  # fmt: skip
 

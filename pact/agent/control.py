@@ -257,6 +257,11 @@ class Control:
             return
         self.flush(client)
 
+    def name_groups(self, admin_groups: Sequence[str], ops_groups: Sequence[str]) -> None:
+        """From now on who connects has the roles of these."""
+        self._group_names = (tuple(admin_groups), tuple(ops_groups))
+        self._groups_read_s = -GROUPS_FOR_S
+
     def show_life(self) -> None:
         """The socket's time says when the loop last turned; who waits for an answer is told that it is worked on."""
         now_s = time.monotonic()

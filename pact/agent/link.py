@@ -116,7 +116,9 @@ class Link:
         config = agent.config
         self.agent = agent
         self._context: zmq.Context[Any] = zmq.Context(1)
-        self.links = Links(self._context, keys.load(config.secret), self._opened, self._closing)
+        key = keys.load(config.secret)
+        self._public, self._refusal = key.public, ""
+        self.links = Links(self._context, key, self._opened, self._closing)
         first = agent.journal.get(0)
         incarnation = first.hash[:16] if first is not None else ""
         self._path = os.path.join(config.state_dir, FILE_NAME)
@@ -164,7 +166,13 @@ class Link:
             untold, self._untold = self._untold, []
             for event in untold:
                 self._tell(event)
+        if not self.uplink.connected:
+            for parent in self.links.refusing():
+                self._refused_by(f"{parent} does not know the key of this node ({self._public}): it must stand in "
+                                 "authorized_keys.toml, with the role node")  # fmt: skip
         for parent, message in self.links.drain():
+            if message.kind == "sorry" and message.head["denied"]:
+                self._refused_by(f"{parent} refuses the key of this node: {message.head['why']}")
             self._apply(self.uplink.received(parent, message, now_ns))
         self._apply(self.uplink.tick(now_ns))
         self._queue(self.outbox.tick(now_ns))
@@ -183,6 +191,12 @@ class Link:
         if self.outbox.acked != self._saved and now_ns >= self._save_ns:
             self.save()
             self._save_ns = now_ns + SAVE_NS
+
+    def _refused_by(self, why: str) -> None:
+        """Said once, and shown until a parent takes us."""
+        if why != self._refusal:
+            self._refusal = why
+            log(f"cluster: {why}", 3)
 
     def next_wake_ns(self) -> int:
         """0: at once."""
@@ -299,7 +313,7 @@ class Link:
         now_ns, wall_ns = self.agent.now()
         if kind == "welcome":
             log(f"cluster: under {self.uplink.parent}")
-            self._since_wall_ns = wall_ns
+            self._since_wall_ns, self._refusal = wall_ns, ""
             self._todo.clear()
             self._queue(self.outbox.welcomed(head["credit"], now_ns))
             self._fleet(head["fleet"])
@@ -437,7 +451,8 @@ class Link:
         since = rfc3339(self._since_wall_ns) if self.uplink.connected else None
         return {"parent": self.uplink.parent or None, "connected": self.uplink.connected, "since": since,
                 "replicated": self.outbox.acked, "waiting": self.outbox.waiting,
-                "forked": self.outbox.forked or None}  # fmt: skip
+                "forked": self.outbox.forked or None,
+                **({"refused": self._refusal} if self._refusal else {})}  # fmt: skip
 
 
 def _name_of(key: tuple[int, str]) -> str:

@@ -22,7 +22,7 @@ from pact.core.records import rfc3339
 from pact.errors import DeniedError, PactError, RequestError, UsageError
 from pact.model import NS_PER_S, Declared, Unreadable, split_id
 from pact.resources import KINDS, kind_of
-from pact.resources.consumers import find_holders
+from pact.resources.consumers import find_all_holders
 from pact.resources.toml import export
 from pact.resources.way import hangs
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pact.agent.agent import Agent
 
 NUMBER_MAX: Final = 1 << 62
+KEPT_SHOWN: Final = 5
 FOLLOW_MAX: Final = 10_000
 #: Questions about consumers that wait at once: their thread may hang, whatever the others do.
 ASKS_MAX: Final = 32
@@ -380,7 +381,9 @@ class Requests:
         resource = args.get("resource")
         if resource is None:
             if len(kept) != 1:
-                hint = "name one: " + ", ".join(sorted(kept)) if kept else "pact log --type rollback_started"
+                some = ", ".join(sorted(kept)[:KEPT_SHOWN])
+                more = f" and {len(kept) - KEPT_SHOWN} more (pact show {args['seq']})" if len(kept) > KEPT_SHOWN else ""
+                hint = f"name one with --resource: {some}{more}" if kept else "pact log --type rollback_started"
                 raise UsageError(f"record {args['seq']} keeps the content of {len(kept)} files", hint)
             resource = next(iter(kept))
         if resource not in kept:
@@ -418,9 +421,10 @@ class Requests:
             if isinstance(seen, Unreadable):
                 error = PactError(f"{resource} cannot be read: {seen.why}")
                 return Result(0, lambda t, w: agent.failed_read(client, token, error, t, w))
-            holders = find_holders([Step(resource, None, seen, (), rules)]) if seen is not None else []
+            steps = [Step(resource, None, seen, (), rules)] if seen is not None else []
+            holders, more = find_all_holders(steps)
             found = views.holders_for(client.caller, [h.to_json() for h in holders])
-            result = {"v": 1, "resource": resource, "consumers": found}
+            result = {"v": 1, "resource": resource, "consumers": found, **({"more": more} if more else {})}
 
             def done(t_ns: int, wall_ns: int) -> Ticked:
                 client.tokens.discard(token)

@@ -18,7 +18,7 @@ def run(args: argparse.Namespace) -> int:
 
     settings = config.load(args.config)
     if args.socket is not None:
-        settings.socket = args.socket
+        settings.socket, settings.given = args.socket, frozenset({"socket"})
     if args.wait:
         return _wait(settings.socket, args.timeout / NS_PER_S if args.timeout else WAIT_S)
     if args.timeout:

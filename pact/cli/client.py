@@ -28,6 +28,8 @@ AGAIN_S: Final = 0.05
 CHUNK: Final = 1 << 18
 STARTING_S: Final = 20.0  # an agent that is older and does not listen here listens elsewhere
 PROCESSES_MAX: Final = 100_000
+#: Requests that look for who uses something.
+SEARCHES: Final = frozenset({"consumers", "rollback", "emergency_end"})
 STOPPED: Final = "Tt"
 GONE: Final = "ZX"
 NOT_STARTED: Final = "start it (systemctl start pact-agent), or name another with --socket"
@@ -256,6 +258,8 @@ class Local(Transport):
         self.path, self.timeout_s = path, timeout_s
 
     def ask(self, op: str, args: dict[str, Any]) -> Answer:
+        if op in SEARCHES:  # else we were ourselves one of those who use a mount, and in its way
+            os.chdir("/")
         with Connection(self.path, self.timeout_s) as connection:
             connection.send(op, args)
             return Answer(connection.line())

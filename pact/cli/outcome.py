@@ -37,7 +37,7 @@ def show_moved(result: dict[str, Any]) -> None:
 def show_applied(result: dict[str, Any]) -> None:
     """What an application did or would do."""
     for step in result.get("plan", ()):
-        say(f"  would {planned(step)}")
+        say(f"  would {planned(changing(step))}")
     if result.get("applied"):
         window = f", to be committed{until(result['deadline'])}" if result.get("deadline") else ""
         say(f"applied {len(result['applied'])} as {result['change']}{window}")
@@ -51,6 +51,11 @@ def show_notes(result: dict[str, Any]) -> None:
         say(f"  note: {spoken(note)}")
 
 
+def changing(step: dict[str, Any]) -> dict[str, Any]:
+    """What an apply or a declaration sets to something new is changed; a rollback restores it."""
+    return {**step, "action": "change"} if step["action"] == "restore" else step
+
+
 def planned(step: dict[str, Any]) -> str:
     """A step that is not taken yet. Nobody creates a sysctl: its module brings it, or setting it fails."""
     missing = step["action"] == "set"
@@ -58,8 +63,8 @@ def planned(step: dict[str, Any]) -> str:
     return f"{step['action']:8} {clean(step['id'])}{why}"
 
 
-def show_converged(result: dict[str, Any]) -> None:
-    """What a declaration did or would do."""
+def show_converged(result: dict[str, Any], *, back: bool = False) -> None:
+    """What a declaration did or would do; ``back``: to an earlier state."""
     if not result:
         return
     if result.get("blocked"):
@@ -67,7 +72,7 @@ def show_converged(result: dict[str, Any]) -> None:
         return
     verb = "would converge" if result.get("dry_run") else "converged"
     left = result.get("left", {})
-    changed = [s for s in result.get("converge", ()) if s["id"] not in left]
+    changed = [s if back else changing(s) for s in result.get("converge", ()) if s["id"] not in left]
     for step in changed:
         say(f"  {planned(step) if result.get('dry_run') else step['action'].ljust(8) + ' ' + clean(step['id'])}")
     said = "would declare" if result.get("dry_run") else "declared"

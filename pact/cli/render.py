@@ -30,6 +30,8 @@ STYLE: Final = {
 PID: Final = re.compile(r" \(pid \d+\)|(?<=\S)\[\d+\](?= of )")  # the second: as versions before this one wrote it
 RESOURCES_SHOWN: Final = 8
 LISTED_MAX: Final = 20
+#: Why something was rolled back that nobody asked for.
+AUTOMATIC: Final = {"expired": " (window ended)", "retry": " (its consumers have left)", "group": " (with its group)"}
 MINUTES_FROM_S: Final = 120
 
 
@@ -361,11 +363,18 @@ def _what(type_: str, data: Mapping[str, Any]) -> str:
         return "by " + format_duration(data["by_ns"])
     if type_ == "committed":
         return f"{_few(data['resources'])}: {data['message']}"
+    if type_ == "commit_expired":
+        return f"{_few(data['resources'])}, committed for a time by {data['owner']['user']}"
+    cause = AUTOMATIC.get(data.get("cause", ""), "") if type_.startswith("roll") else ""
     if type_ == "rolled_back":
-        return _few(data["results"])
+        return _few(data["results"]) + cause
+    if type_ == "rollback_started":
+        return _few(s["id"] for s in data["plan"]) + cause
     if type_ == "rollback_blocked" and data["holders"]:
         holders = {h["user"] or h["how"] for h in data["holders"]}
-        return f"{_few({h['resource'] for h in data['holders']})} used by {', '.join(sorted(holders))}"
+        return f"{_few({h['resource'] for h in data['holders']})} used by {', '.join(sorted(holders))}{cause}"
+    if cause:
+        return f"{data.get('reason', '')}{cause}"
     if type_ in ("declared", "adopted"):
         return f"{len(data['resources'])} resources"
     if type_ == "denied":

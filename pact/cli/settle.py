@@ -48,7 +48,7 @@ def _ids(args: argparse.Namespace) -> bool:
 
 def _show_commit(done: dict[str, Any], ids: bool = True) -> None:
     record = f" as record {done['seq']}" if on_terminal() else ""
-    name = (f" {'of ' if done.get('split') else ''}{done['change']}") if ids else ""
+    name = (f" {'a part of ' if done.get('split') else ''}{done['change']}") if ids else ""
     trial = f", for a time{until(done['expires'], ': until ')}" if done.get("expires") else ""
     also = f", also changed by {', '.join(map(clean, done['also']))}" if done.get("also") else ""
     say(f"committed{name} ({_some(done['resources'])}){record}{trial}{also}")
@@ -65,7 +65,7 @@ def rollback(args: argparse.Namespace) -> int:
         for done in answer.result.get("rolled_back", ()):
             _show_rollback(done, _ids(args))
         if args.to is not None and (answer.ok or answer.result.get("blocked")):
-            show_converged(answer.result)
+            show_converged(answer.result, back=True)
         _left(answer.result, _ids(args))
     return finish(args, answer)
 

@@ -232,6 +232,8 @@ class Aggregator:
             self._zap_more = self.zap.drain()
         now_ns, wall_ns = boottime_ns(), time.time_ns()
         if self.uplink is not None:
+            for parent in () if self.uplink.connected else self.links.refusing():
+                log(f"{parent} does not know the key of this aggregator: it must stand in authorized_keys.toml", 3)
             for parent, message in self.links.drain(ready):
                 self._from_uplink(self.uplink.received(parent, message, now_ns), now_ns)
         if self._router_more or self._router_fd in ready:

@@ -39,7 +39,8 @@ ROOTLESS_S: Final = 10.0  # for so long a new root is waited for: a lease's end,
 HELLO_S: Final = 1.5
 TAIL_S: Final = 0.3  # from the root's last answer to the operator's screen
 AGAIN_S: Final = 2.0  # patience with each of them then
-NOT_KNOWN: Final = "an administrator adds it to authorized_keys.toml, as viewer, ops or admin"
+NOT_KNOWN: Final = "it must stand in authorized_keys.toml with the role viewer, ops or admin: an administrator adds it"
+OTHER_KEY: Final = "name it with --key NAME.secret, or have one made: pact keygen NAME"
 LOOK_FIRST: Final = "what was asked may have been done: look before you repeat it"
 NOBODY: Final = "nobody listens there"
 NO_NAME: Final = "nobody listens there, or no host has this name"
@@ -218,6 +219,8 @@ class RootClient:
                 message = self._received()
                 if message.kind == "welcome":
                     return
+                if message.kind == "sorry" and message.head["denied"]:
+                    raise DeniedError(f"{url}: {message.head['why']}", OTHER_KEY)
                 if message.kind == "sorry":
                     kind = _Rootless if message.head["rootless"] else UnreachableError
                     raise kind(f"{url}: {message.head['why'] or 'it cannot take us'}",

@@ -18,6 +18,7 @@ from pact.agent.config import (
     a_duration,
     a_name,
     a_number,
+    a_rack,
     a_size,
     a_text,
     fill,
@@ -117,7 +118,7 @@ def _journal(value: Any) -> str:
 
 KEYS: Final[Mapping[str, Mapping[str, tuple[str, Callable[[Any], Any]]]]] = {
     "aggregator": {
-        "name": ("name", a_name), "cluster": ("cluster", a_name), "rack": ("rack", a_name), "tree": ("tree", _url),
+        "name": ("name", a_name), "cluster": ("cluster", a_name), "rack": ("rack", a_rack), "tree": ("tree", _url),
         "events": ("events", _url), "replay": ("replay", _url), "http": ("http", _address),
         "parents": ("parents", parents), "children": ("children", a_count(1, CHILDREN_LIMIT)),
         "buffer": ("buffer", a_size),

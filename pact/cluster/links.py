@@ -7,6 +7,7 @@ from collections.abc import Callable, Container
 from typing import Any, Final
 
 import zmq
+from zmq.utils.monitor import recv_monitor_message
 
 from pact.cluster.keys import Key
 from pact.cluster.ports import Port
@@ -36,6 +37,8 @@ class Links:
         self.bad = 0
         self._last: tuple[bytes, Message] = (wire.LIVES, wire.LIVES_MESSAGE)  # the newest beat: the next says the same
         self._fds: dict[str, int] = {}
+        self._monitors: dict[str, zmq.Socket[bytes]] = {}
+        self._strange: set[str] = set()
         self._unsure: set[str] = set()  # parents whose descriptor may not say that something came
         self._context = context
         self._key = key
@@ -71,6 +74,7 @@ class Links:
         end_dead_connections(socket)
         socket.set(zmq.RECONNECT_IVL, random.randint(*RECONNECT_MS))
         socket.set(zmq.IPV6, 1)
+        self._monitors[parent.url] = socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_FAILED_AUTH)
         socket.connect(parent.url)
         self.ports[parent.url] = Port(socket, COPIED)
         self._fds[parent.url] = int(socket.fileno())
@@ -82,7 +86,23 @@ class Links:
         port = self.ports.pop(parent, None)
         if port is not None:
             self._closing(port.socket)
+            self._refused(parent)  # what came last is not lost
+            port.socket.disable_monitor()
+            self._monitors.pop(parent).close(0)
             port.socket.close(linger_ms)
+
+    def _refused(self, parent: str) -> None:
+        monitor = self._monitors[parent]
+        while monitor.poll(0):
+            recv_monitor_message(monitor)
+            self._strange.add(parent)
+
+    def refusing(self) -> list[str]:
+        """Parents that have not let us in since the last call: they do not know the key."""
+        for parent in self._monitors:
+            self._refused(parent)
+        found, self._strange = sorted(self._strange), set()
+        return found
 
     def drain(self, ready: Container[int] | None = None) -> list[tuple[str, Message]]:
         """A bounded number of messages of each parent; with ``ready`` (descriptors) only of those that may have some.

@@ -4,7 +4,7 @@ The page is whole in itself: no script, no resource from anywhere, and a policy 
 
 Keys, all of them optional: ``name``, ``cluster``, ``version``, ``root`` (is it one), ``leading``, ``fence``, ``gseq``,
 ``oldest``, ``events`` (committed since the start), ``commit_s`` (what the last one took), ``children``, ``connected``
-(nodes), ``states`` ``{state: [names, count]}`` (whose text is folded), ``groups``
+(nodes), ``states_age_s``, ``states`` ``{state: [names, count]}`` (whose text is folded), ``groups``
 ``[{id, state, nodes, owner, message, left_s}]``, ``group_states`` ``{state: count}``, ``buffered`` (bytes), ``calls``,
 ``refused`` ``{reason: count}``, ``healthy``, ``trouble`` (why not).
 """
@@ -24,11 +24,18 @@ NAMES_MAX: Final = 2000
 ROWS_MAX: Final = 100
 REASONS_MAX: Final = 50
 REFRESH_S: Final = 5
+STATES_S: Final = 15  # so often a root asks all nodes how they are
 #: In the order in which a person wants to hear of them.
 GRAVEST: Final = ("emergency", "failed", "blocked", "drifted", "away", "unknown", "committed")
 
+#: What the colours mean.
+MOODS: Final = {
+    "committed": "good", "emergency": "alarm", "held": "alarm",
+    **dict.fromkeys(("drifted", "open", "active", "away", "unconfigured", "unknown", "carrying out"), "warn"),
+}  # fmt: skip
+
 STYLE: Final = """
-:root{color-scheme:light dark;--line:#8884;--dim:#888;--good:#2a8a4a;--bad:#c2412d;--warn:#b7791f}
+:root{color-scheme:light dark;--line:#8884;--dim:#888;--good:#2a8a4a;--bad:#c2412d;--warn:#b7791f;--alarm:#a33ea1}
 body{font:15px/1.5 system-ui,sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem}
 h1{font-size:1.4rem;margin:0}h2{font-size:1rem;margin:2rem 0 .4rem}
 p{margin:.2rem 0}.dim{color:var(--dim)}
@@ -39,6 +46,7 @@ th.n,td.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap;
 td.names{font:13px/1.7 ui-monospace,monospace;overflow-wrap:anywhere}
 td.state{white-space:nowrap;width:1%}
 b.good{color:var(--good)}b.bad{color:var(--bad)}b.warn{color:var(--warn)}
+b.alarm{color:var(--alarm)}
 meter{width:8rem;vertical-align:middle}
 dl{display:grid;grid-template-columns:repeat(auto-fill,minmax(10rem,1fr));gap:.6rem;margin:1rem 0}
 dt{color:var(--dim);font-size:.8rem}dd{margin:0;font-size:1.2rem;font-variant-numeric:tabular-nums}
@@ -79,7 +87,7 @@ def _table(heads: Sequence[str], rows: Iterable[str], nothing: str) -> str:
 
 
 def _mood(state: str) -> str:
-    return {"committed": "good", "drifted": "warn", "active": "warn", "away": "warn"}.get(state, "bad")
+    return MOODS.get(state, "bad")
 
 
 def _states(states: Mapping[str, Sequence[Any]]) -> Iterator[str]:
@@ -103,13 +111,20 @@ def _groups(groups: Sequence[Mapping[str, Any]]) -> Iterator[str]:
                f'<td class="names">{text(g.get("nodes", ""))}</td></tr>')  # fmt: skip
 
 
+def _age(age_s: object) -> str:
+    """How old what is shown may be: nodes are asked now and then."""
+    if not isinstance(age_s, int | float):
+        return ""
+    return f'<p class="dim">as they said within the last {max(1, round(age_s))} s; asked every {STATES_S} s</p>'
+
+
 def _holds(holds: Iterable[Mapping[str, Any]]) -> str:
     """What stops the whole fleet stands above everything else."""
     out = []
     for h in holds:
         ends = text(str(h.get("ends", ""))[:19].replace("T", " "), 40)
         who = f"{text(h.get('hold', ''), 40)} by {text(h.get('owner', ''), 80)}: {text(h.get('reason', ''), 200)}"
-        out.append(f'<p><b class="warn">Nothing rolls back anywhere</b> until {ends} UTC: {who}</p>')
+        out.append(f'<p><b class="alarm">Nothing rolls back anywhere</b> until {ends} UTC: {who}</p>')
     return "".join(out)
 
 
@@ -136,7 +151,7 @@ def page(s: Mapping[str, Any]) -> str:
         f'<p class="dim">{role} of cluster {cluster}, pact {text(s.get("version", ""), 40)}</p>{trouble}'
         f'{_holds(s.get("holds", []))}<dl>'
         + "".join(f"<div><dt>{label}</dt><dd>{value}</dd></div>" for label, value in facts)
-        + "</dl><h2>Nodes by state</h2>"
+        + f"</dl><h2>Nodes by state</h2>{_age(s.get('states_age_s'))}"
         + _table(["state", "#nodes", "", "names"], _states(s.get("states", {})), "None is known.")
         + "<h2>Open groups</h2>"
         + _table(["group", "state", "#left", "owner", "message", "nodes"], _groups(groups), "None.")
@@ -160,6 +175,7 @@ def metrics(s: Mapping[str, Any]) -> bytes:
             ("gseq", "gseq", "Global number of the newest event.", GaugeMetricFamily),
             ("oldest_gseq", "oldest", "Global number of the oldest event that is kept.", GaugeMetricFamily),
             ("commit_seconds", "commit_s", "How long the last commit took.", GaugeMetricFamily),
+            ("nodes_age_seconds", "states_age_s", "How old the states of nodes may be.", GaugeMetricFamily),
             ("healthy", "healthy", "1 if /health says ok.", GaugeMetricFamily),
             ("events_committed", "events", "Events committed since the start.", CounterMetricFamily),
         ]  # fmt: skip

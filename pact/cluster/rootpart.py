@@ -38,7 +38,7 @@ SNAPSHOT_BYTES: Final = 64 << 20  # of chunks
 CREDIT: Final = 64 << 20
 UNKNOWN: Final = "unknown"
 SNAPSHOT_S: Final = 0.5  # a public snapshot serves everybody for so long: the loop waits while one is made
-STATES_NS: Final = 15 * NS_PER_S
+STATES_NS: Final = page.STATES_S * NS_PER_S
 FRESH_NS: Final = 2 * NS_PER_S  # who has come since is asked so soon
 
 
@@ -291,6 +291,7 @@ class RootPart:
         return {
             "root": True, "leading": True, "fence": root.fence, "gseq": state.gseq, "oldest": self.oldest,
             "events": root.counters.events, "commit_s": self.commit_ns / 1e9, "connected": len(root.nodes),
+            "states_age_s": max(0, root.t_ns - self._states_at_ns + STATES_NS) / 1e9,
             "states": {s: [folded, len(folded.names)] for s, folded in by_state.items()},
             "group_states": Counter(g["state"] for g in groups), "calls": len(root.questions.open),
             "groups": groups[:page.ROWS_MAX], "holds": root.holds(),

@@ -74,6 +74,14 @@ class Started(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class Reconfigured(Event):
+    """The configuration was read again while the agent runs."""
+
+    settings: Settings
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
 class Scanned(Event):
     """The first complete observation after a start."""
 

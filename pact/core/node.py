@@ -35,6 +35,7 @@ from pact.core.events import (
     ObserverChanged,
     Probed,
     Recheck,
+    Reconfigured,
     Reply,
     Scanned,
     Sighting,
@@ -486,11 +487,28 @@ class Node:
         if first and event.declared:
             for chunk in chunks(dict(event.declared), declaring.CHUNK_MAX):
                 self.record("declared", {"resources": chunk, "cause": "first start", "sources": list(event.sources)})
-        if event.settings.enforce and not was_enforcing and not first:
+        self._open_at_last(was_enforcing or first)
+        self._rebuild()
+
+    def _reconfigured(self, event: Reconfigured) -> None:
+        """Other figures from now on; everything else stays as it is."""
+        state = self.state
+        was_enforcing = state.settings.enforce
+        self.record("agent_started", {
+            "boot_id": state.boot_id, "offset_ns": state.offset_ns, "wall_ns": event.wall_ns,
+            "settings": event.settings.to_json(), "version": event.version, "reboot": False, "unclean": False,
+            "not_before_ns": state.not_before_ns, "reloaded": True,
+        })  # fmt: skip
+        self._open_at_last(was_enforcing)
+        self._rebuild()
+
+    def _open_at_last(self, was_enforcing: bool) -> None:
+        """From observing to enforcing: existing drift opens at this moment.  # P2"""
+        state = self.state
+        if state.settings.enforce and not was_enforcing:
             for change in list(state.changes.values()):
                 if change.state == life.OPEN:
                     self.window_opened(change.id, reopened=True)
-        self._rebuild()
 
     def _scanned(self, event: Scanned) -> None:
         reset = []
@@ -627,6 +645,7 @@ def chunks(mapping: dict[str, Any], most: int) -> Iterable[dict[str, Any]]:
 
 _STEPS: Final[Mapping[type, Callable[[Node, Any], None]]] = {
     Started: Node._started,
+    Reconfigured: Node._reconfigured,
     Scanned: Node._scanned,
     Observed: Node._observed,
     Covered: Node._covered,

@@ -151,8 +151,8 @@ class Relay:
             out += self._to([to[0]], "result", to[1]) if to is not None else []
         return out
 
-    def _sorry(self, rid: Rid, why: str, retry_ms: int, rootless: bool = False) -> list[Effect]:
-        head = {"why": why, "again": False, "retry_ms": retry_ms, "rootless": rootless}
+    def _sorry(self, rid: Rid, why: str, retry_ms: int, rootless: bool = False, denied: bool = False) -> list[Effect]:
+        head = {"why": why, "again": False, "retry_ms": retry_ms, "rootless": rootless, "denied": denied}
         return [ToChildren((rid,), wire.encode("sorry", head))]
 
     def _unknown(self, rid: Rid, t_ns: int) -> list[Effect]:
@@ -225,8 +225,9 @@ class Relay:
     def _hello(self, rid: Rid, peer: Peer, head: Mapping[str, Any], t_ns: int) -> list[Effect]:
         why = self._objection(peer, head)
         if why:
+            denied = head["v"] == wire.VERSION
             return [*self._violation(peer.name, "a hello that is not its own", t_ns, why),
-                    *self._sorry(rid, why[: 2 * DETAIL_MAX], REFUSED_RETRY_MS)]  # fmt: skip
+                    *self._sorry(rid, why[: 2 * DETAIL_MAX], REFUSED_RETRY_MS, denied=denied)]  # fmt: skip
         if not self.rooted:
             return self._sorry(rid, "no way to the root", UNROOTED_RETRY_MS, True)
         role, session = PLACES[peer.role], head["session"]
@@ -254,6 +255,8 @@ class Relay:
         if head["v"] != wire.VERSION:
             return f"speaks version {head['v']}; here it is {wire.VERSION}"
         if PLACES.get(peer.role) != head["role"] or PLACES.get(peer.role) is None:
+            if head["role"] == "client":
+                return f"the key of {peer.name} is for a {peer.role}: this needs one for a viewer, ops or admin"
             return f"says it is a {head['role']}, but its key is for a {peer.role}"
         if head["name"] != peer.name:
             return f"calls itself {head['name']}"

@@ -38,7 +38,8 @@ def select(node: Node, event: Asked, what: str) -> dict[str, list[str]]:
         picked = {c.id: list(c.members) for c in single if event.caller.owns(c.owner)}
         if not picked and single:
             others = ", ".join(f"{c.id} ({c.owner.user})" for c in single)
-            raise PactError(f"no open change is yours; there is {others}", f"name it: pact {what} CHANGE, or use --all")
+            hint = f"name it: pact {what} CHANGE" + ("" if what == "extend" else ", or use --all")
+            raise PactError(f"no open change is yours; there is {others}", hint)
     for cid in picked:
         if changes[cid].state == life.ROLLING:
             raise ConflictError(f"too late: the rollback of {cid} has begun", "see pact log")

@@ -219,7 +219,8 @@ KINDS: Final[Mapping[str, Kind]] = {
                          "fence": (_number, NEEDED), "credit": (_number, NEEDED), "fleet": (_fleet, None),
                          "with_answers": (_flag, False)}),  # it takes events together with an answer
     "sorry": Kind(34, {"why": (_text, ""), "again": (_flag, False), "retry_ms": (_number, 0),
-                       "rootless": (_flag, False)}),  # rootless: it has no way to a root, perhaps just now
+                       "rootless": (_flag, False),  # it has no way to a root, perhaps just now
+                       "denied": (_flag, False)}),  # the key is not for this
     "ack": Kind(35, {"cursors": (_cursors, NEEDED)}),
     "call": Kind(36, {"call": (_text, NEEDED), "op": (_text, NEEDED), "nodes": (_names_or_all, None),
                       "caller": (_caller, NEEDED), "fence": (_number, NEEDED), "timeout_ms": (_number, NEEDED)}, True),

@@ -31,6 +31,11 @@ JOBS: Final = (
 
 def find_holders(steps: Iterable[Step]) -> list[Holder]:
     """The consumers of every resource of the plan, named as far as they can be."""
+    return find_all_holders(steps)[0]
+
+
+def find_all_holders(steps: Iterable[Step]) -> tuple[list[Holder], int]:
+    """As ``find_holders``, and how many more there are than are named."""
     steps = tuple(steps)
     leaving = {split_id(s.id)[1] for s in steps if s.id.startswith("mount:")}
     found: list[Holder] = []
@@ -58,7 +63,7 @@ def find_holders(steps: Iterable[Step]) -> list[Holder]:
         if said is True or (unread and rid.startswith("mount:") and not _answered_for(rid, answers)):
             why = "the kernel says it is in use" if said is True else "some processes could not be read"
             found.append(Holder(rid, 0, "unknown", why))
-    return [describe(h) for h in found[:HOLDERS_MAX]]
+    return [describe(h) for h in found[:HOLDERS_MAX]], max(0, len(found) - HOLDERS_MAX)
 
 
 def _leaves_too(holder: Holder, leaving: set[str]) -> bool:

@@ -1,0 +1,58 @@
+"""SIGHUP: the configuration is read again. What decisions read and who has which role changes at once; what the agent
+is built on (places, sockets, observers, parents) wants a restart, and each such key is named. A file that cannot be
+read, or says nonsense, changes nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Final
+
+from pact import __version__
+from pact.agent.config import KEYS, Config, load
+from pact.agent.notify import log
+from pact.core.events import Reconfigured
+from pact.errors import PactError
+
+if TYPE_CHECKING:
+    from pact.agent.agent import Agent
+
+#: Fields of the configuration that decisions read.
+DECIDING: Final = frozenset({
+    "enforce", "base_ns", "sensitivity", "floor_ns", "emergency_ns", "weights", "severity", "on_busy_retry", "retry_ns",
+    "max_resources", "alone_ns",
+})  # fmt: skip
+ROLES: Final = frozenset({"admin_groups", "ops_groups"})
+NAMES: Final = {field: f"[{section}] {key}" for section, keys in KEYS.items() for key, (field, _) in keys.items()}
+
+
+def reread(agent: Agent) -> None:
+    """Never raises: what is wrong is said in the log."""
+    if agent.journal_error:
+        log("the configuration was not read again: the journal cannot be written; repeat it then", 4)
+        return
+    try:
+        fresh = load(agent.config.path or None)
+    except PactError as exc:
+        log(f"the configuration was not read again: {exc.message}" + (f" ({exc.hint})" if exc.hint else ""), 4)
+        return
+    changed = different(agent.config, fresh)
+    later = [NAMES[f] for f in changed if f not in DECIDING | ROLES]
+    now = [f for f in changed if f in DECIDING | ROLES]
+    for field in now:
+        setattr(agent.config, field, getattr(fresh, field))
+    if ROLES & set(now):
+        agent.control.name_groups(fresh.admin_groups, fresh.ops_groups)
+    if DECIDING & set(now):
+        agent.step(Reconfigured(*agent.now(), agent.config.settings(), __version__))
+        for resource in agent.node.state.member_of:  # weighed again
+            agent.watching.touch(resource, None)
+    log("the configuration was read again: " + (", ".join(NAMES[f] for f in now) or "nothing that runs has changed"))
+    if later:
+        log(f"restart the agent for {', '.join(later)}", 4)
+
+
+def different(running: Config, fresh: Config) -> list[str]:
+    """The fields in which the two differ, as far as the file decides them."""
+    return [f.name for f in dataclasses.fields(Config) if f.name in NAMES and f.name not in running.given
+            and getattr(running, f.name) != getattr(fresh, f.name)]  # fmt: skip
