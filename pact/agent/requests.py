@@ -14,17 +14,17 @@ import orjson
 
 from pact.agent import views
 from pact.agent.control import Client
+from pact.agent.earlier import rolled_back_state, state_at
 from pact.agent.worker import Result
+from pact.core import tracked
 from pact.core.events import Asked, Ticked
 from pact.core.plan import Step
-from pact.core.records import rfc3339, verify
-from pact.core.state import State
+from pact.core.records import rfc3339
 from pact.errors import DeniedError, PactError, RequestError, UsageError
-from pact.journal.sqlite import SqliteJournal
-from pact.model import Attrs, Declared, Unreadable, split_id
+from pact.model import Declared, Unreadable, split_id
 from pact.resources import KINDS, kind_of
 from pact.resources.consumers import find_holders
-from pact.resources.toml import export
+from pact.resources.toml import checked_patterns, export, export_track
 from pact.resources.way import hangs
 
 if TYPE_CHECKING:
@@ -49,9 +49,10 @@ FIELDS: Final[Mapping[str, Mapping[str, tuple[type, ...]]]] = {
                  "to_seq": (int, type(None)), "trials": (str, type(None))},
     "redo": {"change": (str,), "dry_run": (bool,), "message": (str,)},
     "extend": {"targets": (list,), "by_ns": (int,), "shared": (bool,)},
-    "declare": {"resources": (dict,), "blobs": (dict,), "prune": (bool,), "take": (bool,), "dry_run": (bool,)},
+    "declare": {"resources": (dict,), "blobs": (dict,), "prune": (bool,), "take": (bool,), "dry_run": (bool,),
+                "track": (dict,)},
     "apply": {"resources": (dict,), "blobs": (dict,), "dry_run": (bool,), "message": (str,)},
-    "adopt": {"patterns": (list,)},
+    "adopt": {"patterns": (list,)}, "track": {"patterns": (dict,)}, "tracked": {},
     "emergency_start": {"reason": (str,), "for_ns": (int, type(None))},
     "emergency_end": {"how": (str, type(None)), "message": (str,), "force": (bool,), "all": (bool,), "shared": (bool,),
                       "dry_run": (bool,)},
@@ -76,6 +77,7 @@ ALL_FIELDS: Final = {**FIELDS, **ROOT_FIELDS}
 NEEDED: Final = {
     "show": ("seq",), "content": ("seq",), "consumers": ("resource",), "extend": ("by_ns",),
     "declare": ("resources",), "apply": ("resources",), "adopt": ("patterns",), "redo": ("change",),
+    "track": ("patterns",),
     "group_check": ("fence", "resources"), "group_apply": ("fence", "group", "resources", "message", "left_ns"),
     "group_vote": ("fence", "group", "action", "ballot"), "fleet_seen": ("fence", "seq", "holds"),
     "group_decide": ("fence", "group", "ballot", "decision", "action"), "group_extend": ("fence", "group", "left_ns"),
@@ -120,7 +122,7 @@ class Requests:
         self._reads: Mapping[str, Callable[[Client, dict[str, Any]], None]] = {
             "ping": self._ping, "status": self._status, "check": self._check, "diff": self._diff, "log": self._log,
             "show": self._show, "content": self._content, "consumers": self._consumers, "export": self._export,
-            "watch": self._watch, "state": self._state,
+            "watch": self._watch, "state": self._state, "tracked": self._tracked,
         }  # fmt: skip
 
     def line(self, client: Client, line: bytes) -> None:
@@ -166,6 +168,8 @@ class Requests:
         agent.catch_up()
         self._token += 1
         token = self._token
+        for key in ("track",) if op == "declare" else ("patterns",) if op == "track" else ():
+            args[key] = checked_patterns(args.get(key, {}))
         if op in ("declare", "apply", "group_check", "group_apply"):
             if client.admin or op in ROOT_FIELDS:
                 args = {**args, **self._checked(args)}
@@ -303,6 +307,10 @@ class Requests:
             result["cluster"] = {**agent.link.status(), "alone_until": alone}
         self.answer(client, result)
 
+    def _tracked(self, client: Client, args: dict[str, Any]) -> None:
+        node = self.agent.node
+        self.answer(client, {"v": 1, "tracked": dict(node.state.tracked), "untracked": tracked.count(node)})
+
     def _check(self, client: Client, args: dict[str, Any]) -> None:
         agent = self.agent
         line, code = views.check_line(agent.node, agent.unrecorded, agent.journal_error)
@@ -433,7 +441,7 @@ class Requests:
 
         def lines() -> Iterator[bytes]:
             last = ""
-            if not resources:
+            if not resources and not state.tracked:
                 yield orjson.dumps({"text": "# nothing is declared\n"})
             for resource, value in resources:
                 kind, pattern = split_id(resource)[0], agent.ignore.match(resource)
@@ -449,22 +457,11 @@ class Requests:
                         continue
                     yield orjson.dumps({"text": text})
                 last = kind
+            for text in export_track(state.tracked):
+                yield orjson.dumps({"text": text})
             yield b'{"end":true}'
 
         client.stream(lines())
-
-
-def rolled_back_state(path: str, change: str) -> dict[str, Attrs | None]:
-    """What the newest rollback of a change found on the machine, and took back. Raises UsageError if there was none."""
-    journal = SqliteJournal(path, read_only=True)
-    try:
-        for body, _ in journal.newest(None, type_="rollback_started"):
-            data = orjson.loads(body)["data"]
-            if data["change"] == change:
-                return {s["id"]: s["actual"] for s in data["plan"]}
-    finally:
-        journal.close()
-    raise UsageError(f"no rollback of {change} is on record", "pact log --type rollback_started")
 
 
 def _written(target: str) -> str:
@@ -476,19 +473,3 @@ def _written(target: str) -> str:
         return f"{kind}:{KINDS[kind].canonical(name)}"
     except ValueError:
         return target  # what is wrong with it is said where it is looked for
-
-
-def state_at(path: str, seq: int) -> State:
-    """The state after record ``seq``, by replay through a connection of its own. Raises UsageError or ChainError."""
-    journal = SqliteJournal(path, read_only=True)
-    try:
-        if not 0 <= seq <= journal.seq:
-            raise UsageError(f"there is no record {seq}", f"the newest is {journal.seq}")
-        state = State()
-        for record in verify(journal.records()):
-            state.apply(record)
-            if record.seq == seq:
-                break
-        return state
-    finally:
-        journal.close()

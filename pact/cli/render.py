@@ -135,6 +135,8 @@ def status_lines(doc: Mapping[str, Any], *, times: bool = False) -> Iterable[str
     """Plain status: no times, no pids, no node name, so that equal nodes answer equally."""
     yield f"state: {clean(doc['state'])}" + (" (observe mode)" if doc["mode"] == "observe" else "")
     yield f"declared: {doc['declared']}, drifted: {doc['drifted']}, unreadable: {doc['unreadable']}"
+    if doc.get("untracked"):
+        yield f"untracked: {doc['untracked']}: {untracked_line(doc)}"
     if doc["drifted"]:
         parts = [f"{d} {m:.4g}" for d, m in doc["dimensions"].items() if m]
         yield f"magnitude: {doc['magnitude']:.4g} ({', '.join(parts)})"
@@ -165,6 +167,18 @@ def status_lines(doc: Mapping[str, Any], *, times: bool = False) -> Iterable[str
         yield f"journal: {lag}"
 
 
+def untracked_line(doc: Mapping[str, Any]) -> str:
+    """What is untracked, by directory where several lie in one, and who made it."""
+    by_place: dict[tuple[str, str], list[str]] = {}
+    for entry in doc["untracked_resources"]:
+        name = str(entry["resource"])
+        by_place.setdefault((name.rpartition("/")[0], entry["owner"]["user"]), []).append(name)
+    shown = [f"{names[0] if len(names) == 1 else f'{place}/ ({len(names)})'} by {user}"
+             for (place, user), names in by_place.items()]  # fmt: skip
+    more = [f"and {len(shown) - RESOURCES_SHOWN} more places"] if len(shown) > RESOURCES_SHOWN else []
+    return ", ".join(map(clean, [*shown[:RESOURCES_SHOWN], *more]))
+
+
 def _resources(change: Mapping[str, Any]) -> str:
     names = change["resources"]
     more = f" and {len(names) - RESOURCES_SHOWN} more" if len(names) > RESOURCES_SHOWN else ""
@@ -181,6 +195,8 @@ def _status_terminal(doc: Mapping[str, Any]) -> None:
     head.append(f"  {clean(doc['node'])}", "bold")
     head.append(f"   {doc['declared']} declared, ", "dim")
     head.append(f"{doc['drifted']} drifted", "yellow" if doc["drifted"] else "dim")
+    if doc.get("untracked"):
+        head.append(f", {doc['untracked']} untracked", "cyan")
     head.append(f", {doc['unreadable']} unreadable", "red" if doc["unreadable"] else "dim")
     if doc["mode"] == "observe":
         head.append("   observe mode: nothing is rolled back", "cyan")
@@ -193,6 +209,8 @@ def _status_terminal(doc: Mapping[str, Any]) -> None:
         console.print(_changes_table(doc, Table, bars=console.width >= BAR_FROM_COLUMNS))
     for change in doc["changes"]:
         _explain(console, change)
+    if doc.get("untracked"):
+        console.print(Text(f" untracked: {untracked_line(doc)}", "cyan"))
     bad = {n: h for n, h in doc["observers"].items() if h != "ok"}
     for name, health in bad.items():
         console.print(Text(f" observer {name}: {clean(health)}", "yellow"))
@@ -294,6 +312,10 @@ def diff_page(doc: Mapping[str, Any]) -> None:
                 _console().print(Text(line, style))
             else:
                 say(line)
+    for entry in doc.get("untracked", ()):
+        command = clean(entry["owner"]["command"])
+        who = f"{clean(entry['owner']['user'])}{f': {command}' if command else ''}"
+        say(f"{clean(entry['resource'])}  (untracked, {who})")
     for resource in doc.get("unrecorded", ()):
         say(f"{clean(resource)}  (drifted, but the journal cannot be written)")
 
@@ -380,6 +402,11 @@ def _what(type_: str, data: Mapping[str, Any]) -> str:
         return f"{_few({h['resource'] for h in data['holders']})} used by {', '.join(sorted(holders))}"
     if type_ in ("declared", "adopted"):
         return f"{len(data['resources'])} resources"
+    if type_ in ("untracked_seen", "untracked_gone"):
+        return _few(data["resources"]) + (f"  by {data['owner']['user']}" if "owner" in data else "")
+    if type_ == "tracked":
+        forgotten = [f"{p} forgotten" for p in data["forgotten"]]
+        return ", ".join([*(f"{p} {m}" for p, m in data["patterns"].items()), *forgotten])
     if type_ == "denied":
         return f"{data['request']}: {data['why']}"
     if type_ == "converged":

@@ -30,7 +30,7 @@ def _show_commit(done: dict[str, Any]) -> None:
     part = "of " if done.get("split") else ""
     trial = f", for a time{until(done['expires'], ': until ')}" if done.get("expires") else ""
     also = f", also changed by {', '.join(map(clean, done['also']))}" if done.get("also") else ""
-    say(f"committed {part}{done['change']} ({_some(done['resources'])}){record}{trial}{also}")
+    say(f"committed {part}{done['change'] or 'what was untracked'} ({_some(done['resources'])}){record}{trial}{also}")
 
 
 def rollback(args: argparse.Namespace) -> int:

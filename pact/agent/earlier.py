@@ -1,0 +1,40 @@
+"""What the journal knows of earlier: read through a connection of its own, off the loop. Writes nothing."""
+
+from __future__ import annotations
+
+import orjson
+
+from pact.core.records import verify
+from pact.core.state import State
+from pact.errors import UsageError
+from pact.journal.sqlite import SqliteJournal
+from pact.model import Attrs
+
+
+def rolled_back_state(path: str, change: str) -> dict[str, Attrs | None]:
+    """What the newest rollback of a change found on the machine, and took back. Raises UsageError if there was none."""
+    journal = SqliteJournal(path, read_only=True)
+    try:
+        for body, _ in journal.newest(None, type_="rollback_started"):
+            data = orjson.loads(body)["data"]
+            if data["change"] == change:
+                return {s["id"]: s["actual"] for s in data["plan"]}
+    finally:
+        journal.close()
+    raise UsageError(f"no rollback of {change} is on record", "pact log --type rollback_started")
+
+
+def state_at(path: str, seq: int) -> State:
+    """The state after record ``seq``, by replay through a connection of its own. Raises UsageError or ChainError."""
+    journal = SqliteJournal(path, read_only=True)
+    try:
+        if not 0 <= seq <= journal.seq:
+            raise UsageError(f"there is no record {seq}", f"the newest is {journal.seq}")
+        state = State()
+        for record in verify(journal.records()):
+            state.apply(record)
+            if record.seq == seq:
+                break
+        return state
+    finally:
+        journal.close()
