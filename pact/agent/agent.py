@@ -358,7 +358,7 @@ class Agent:
     def _track(self, now_ns: int, *, everything: bool = False) -> None:
         """What is new below tracked patterns, or gone again.  # U1"""
         tracking = self.watching.tracking
-        found, gone = tracking.take(self.node.state, now_ns, everything=everything)
+        found, gone = tracking.take(self.node, now_ns, everything=everything)
         if found or gone:
             self.step(Appeared(*self.now(), found, gone))
         for kind in tracking.poll(now_ns):
@@ -367,7 +367,7 @@ class Agent:
     def _polled(self, kind: str, patterns: Sequence[str]) -> Result:
         names = discovered(kind, patterns)
         compared = self.watching.tracking.compared
-        return Result(0, lambda t, w: Appeared(t, w, *compared(kind, names, self.node.state)))
+        return Result(0, lambda t, w: Appeared(t, w, *compared(kind, names, self.node)))
 
     def _cover(self) -> None:
         """Record mounts that hide declared paths."""
@@ -511,7 +511,7 @@ class Agent:
         """Keep what is derived from the journal up to date."""
         for record in records:
             data = record.data
-            if record.type in ("declared", "adopted", "applied", "commit_expired"):
+            if record.type in ("declared", "adopted", "applied", "committed", "commit_expired"):
                 named = [*data.get("resources", ()), *data.get("baseline", ()), *data.get("forgotten", ())]
                 here = [r for r in named if r in self.node.state]
                 fresh = [r for r in here if r not in self.watching and self.ignore.match(r) is None]

@@ -16,15 +16,16 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+from pact.core import tracked
 from pact.core.events import New
-from pact.model import NS_PER_S, Owner, decode_name, encode_name, split_id
+from pact.model import NS_PER_S, UNATTRIBUTED, Owner, decode_name, encode_name, split_id
 from pact.resources import KINDS
 from pact.resources.discover import Trail, foreign_mounts, passed_over, trail
 from pact.resources.litter import is_litter
 from pact.resources.names import group_name, user_name
 
 if TYPE_CHECKING:
-    from pact.core.state import State
+    from pact.core.node import Node
     from pact.observe.observers import Observers
     from pact.resources.toml import Ignore
 
@@ -198,23 +199,23 @@ class Tracking:
         dues += [self._polled_ns.get(k, 0) + CHECK_NS for k in self._polls]
         return min(dues, default=None)
 
-    def take(self, state: State, now_ns: int, *, everything: bool = False) -> tuple[list[New], list[str]]:
+    def take(self, node: Node, now_ns: int, *, everything: bool = False) -> tuple[list[New], list[str]]:
         """What is new, and which of what was untracked is gone. ``everything``: somebody waits for the answer."""
         ends_ns = time.monotonic_ns() + (TURN_ASKED_NS if everything else TURN_NS)
         while self._touched and time.monotonic_ns() < ends_ns:
             path = next(iter(self._touched))
-            self._look_at(path, self._touched.pop(path), state, now_ns)
+            self._look_at(path, self._touched.pop(path), node, now_ns)
         while (self._walk or self._todo) and time.monotonic_ns() < ends_ns:
             if self._walk is None:
                 path = next(iter(self._todo))
-                self._walk = self._list(path, self._todo.pop(path), state, now_ns)
+                self._walk = self._list(path, self._todo.pop(path), node, now_ns)
             if next(self._walk, self) is self:
                 self._walk = None
-        self._check_some(state, now_ns, ends_ns)
-        found = self._take_fresh(state, now_ns, everything)
+        self._check_some(node, now_ns, ends_ns)
+        found = self._take_fresh(node, now_ns, everything)
         if "mount" in self._polls:
             owner = self._polls.pop("mount")
-            more, gone = self.compared("mount", discovered("mount", self.kinds.get("mount", ())), state, owner)
+            more, gone = self.compared("mount", discovered("mount", self.kinds.get("mount", ())), node, owner)
             found += more
             self._gone.update(dict.fromkeys(gone))
         gone_now = list(self._gone)[:FOUND_MAX]
@@ -230,28 +231,34 @@ class Tracking:
             self._polled_ns[kind] = now_ns
         return due
 
-    def compared(self, kind: str, names: set[str], state: State, owner: Owner | None = None
+    def compared(self, kind: str, names: set[str], node: Node, owner: Owner | None = None
                  ) -> tuple[list[New], list[str]]:  # fmt: skip
         """What a kind discovered, against what is known."""
         there = {f"{kind}:{n}" for n in names}
-        fresh = sorted(r for r in there if r not in state and self._ignore.match(r) is None)
-        gone = [r for r in state.untracked if r.startswith(kind + ":") and r not in there]
-        return [New(r, {}, owner) for r in fresh if r not in state.untracked or owner is not None], gone
+        fresh = sorted(r for r in there if r not in node.state and self._ignore.match(r) is None)
+        gone = [r for r in tracked.names(node) if r.startswith(kind + ":") and r not in there]
+        return [New(r, {}, owner) for r in fresh if owner is not None or tracked.known(node, r) is None], gone
 
-    def _take_fresh(self, state: State, now_ns: int, everything: bool) -> list[New]:
+    def _take_fresh(self, node: Node, now_ns: int, everything: bool) -> list[New]:
         out: list[New] = []
+        closed: dict[bytes, bool] = {}  # names in closed directories are secrets  # S2
         for resource, (seen_ns, owner) in list(self._fresh.items()):
             if (seen_ns + SETTLE_NS > now_ns and not everything) or len(out) >= FOUND_MAX:
                 break
             del self._fresh[resource]
-            actual = described(decode_name(split_id(resource)[1])) if resource not in state else None
-            if actual is not None and actual["type"] in TAKEN:
-                out.append(New(resource, actual, owner))
+            path = decode_name(split_id(resource)[1])
+            actual = described(path) if resource not in node.state else None
+            if actual is None or actual["type"] not in TAKEN:
+                continue
+            above = os.path.dirname(path)
+            if above not in closed:
+                closed[above] = not KINDS["file"].reachable(encode_name(path))
+            out.append(New(resource, {**actual, "secret": True} if closed[above] else actual, owner))
         return out
 
     # -- looking ------------------------------------------------------------------------------------------------
 
-    def _look_at(self, path: bytes, owner: Owner | None, state: State, now_ns: int) -> None:
+    def _look_at(self, path: bytes, owner: Owner | None, node: Node, now_ns: int) -> None:
         """One name of which an event told."""
         if path in self._foreign or os.path.dirname(path) in self._foreign:
             return
@@ -260,11 +267,11 @@ class Tracking:
         except (FileNotFoundError, NotADirectoryError):
             resource = f"file:{encode_name(path)}"
             self._fresh.pop(resource, None)
-            if resource in state.untracked:
+            if tracked.known(node, resource) is not None:
                 self._gone[resource] = None
             if path in self._directories:
                 self._leave(path)
-            self._check_wanted |= bool(state.untracked)  # what lay below it is gone with it
+            self._check_wanted |= tracked.count(node) > 0  # what lay below it is gone with it
             return
         except OSError:
             return
@@ -272,21 +279,21 @@ class Tracking:
             self._todo[path] = owner or self._todo.get(path)
         elif path in self._directories:
             self._leave(path)
-        self._offer(path, owner, state, now_ns)
+        self._offer(path, owner, node, now_ns)
 
-    def _offer(self, path: bytes, owner: Owner | None, state: State, now_ns: int) -> None:
+    def _offer(self, path: bytes, owner: Owner | None, node: Node, now_ns: int) -> None:
         """If nobody declared it, and a pattern means it, it is new."""
         resource = f"file:{encode_name(path)}"
-        if resource in state or not self._means(path) or self._ignore.match(resource) is not None:
+        if resource in node.state or not self._means(path) or self._ignore.match(resource) is not None:
             return
-        known = state.untracked.get(resource)
-        if known is not None and (owner is None or known.owner["key"] != "unattributed"):
+        known = tracked.known(node, resource)
+        if known is not None and (owner is None or known.owner["key"] != UNATTRIBUTED.key):
             return
         self._gone.pop(resource, None)
         before = self._fresh.get(resource)
         self._fresh[resource] = (now_ns, owner) if before is None else (before[0], owner or before[1])
 
-    def _list(self, path: bytes, owner: Owner | None, state: State, now_ns: int) -> Iterator[None]:
+    def _list(self, path: bytes, owner: Owner | None, node: Node, now_ns: int) -> Iterator[None]:
         """Mark a directory, then see what is in it; a piece at a time."""
         signature = self._signature(path)
         if not self._enters(path) or signature == (0, -1):
@@ -302,7 +309,7 @@ class Tracking:
                     child = path.rstrip(b"/") + b"/" + entry.name
                     if entry.is_dir(follow_symlinks=False) and child not in self._directories and self._enters(child):
                         self._todo[child] = owner or self._todo.get(child)
-                    self._offer(child, owner, state, now_ns)
+                    self._offer(child, owner, node, now_ns)
                     if number % 64 == 63:
                         yield
         except OSError:
@@ -319,12 +326,12 @@ class Tracking:
             self._observers.untrack(path)
         self._todo.pop(directory, None)
 
-    def _check_some(self, state: State, now_ns: int, ends_ns: int) -> None:
+    def _check_some(self, node: Node, now_ns: int, ends_ns: int) -> None:
         """Which of what is untracked is still there."""
         if self._check is None:
             if not self._check_wanted or self._checked_ns + CHECK_NS > now_ns:
                 return
-            self._check = [r for r in state.untracked if r.startswith("file:")]
+            self._check = [r for r in tracked.names(node) if r.startswith("file:")]
             self._check_wanted, self._checked_ns = False, now_ns
         while self._check and time.monotonic_ns() < ends_ns:
             resource = self._check.pop()

@@ -129,12 +129,12 @@ def remember(node: Node, patterns: Mapping[str, str], caller: Caller, forget: It
 def _weigh_again(node: Node) -> None:
     """The patterns moved: what is untracked may be enforced now, or no more; and the other way round."""
     state = node.state
-    modes = {r: mode_of(node, r) for r in [*state.untracked, *node.pace.waiting]}
+    modes = {r: mode_of(node, r) for r in names(node)}
     for resource, mode in modes.items():
         if mode not in (REPORT, ENFORCE):
             node.pace.waiting.pop(resource, None)
     _record_gone(node, [r for r, m in modes.items() if m not in (REPORT, ENFORCE) and r in state.untracked])
-    _enforce(node, [(r, u) for r in modes if modes[r] == ENFORCE and (u := _known(node, r)) is not None])
+    _enforce(node, [(r, u) for r in modes if modes[r] == ENFORCE and (u := known(node, r)) is not None])
     let_go = [r for r in state.enforced if mode_of(node, r) != ENFORCE and not _is_frozen(state, r)]
     for at in range(0, len(let_go), CHUNK_MAX):
         piece = let_go[at : at + CHUNK_MAX]
@@ -146,8 +146,13 @@ def _is_frozen(state: State, resource: str) -> bool:
     return change is not None and change.state == "rolling_back"
 
 
-def _known(node: Node, resource: str) -> Untracked | None:
-    return node.state.untracked.get(resource) or node.pace.waiting.get(resource)
+def known(node: Node, resource: str) -> Untracked | None:
+    """What is known of it, recorded or not yet; of two, what is newer."""
+    return node.pace.waiting.get(resource) or node.state.untracked.get(resource)
+
+
+def names(node: Node) -> list[str]:
+    return [*node.state.untracked, *(r for r in node.pace.waiting if r not in node.state.untracked)]
 
 
 # -- what the observers saw -----------------------------------------------------------------------------------------
@@ -160,23 +165,23 @@ def appeared(node: Node, event: Appeared) -> None:
         if new.resource in state:
             continue
         mode = mode_of(node, new.resource)
-        known = _known(node, new.resource)
+        before = known(node, new.resource)
         pace.leaving.pop(new.resource, None)
         owner = (new.owner or UNATTRIBUTED).to_json()
         if mode == ENFORCE:
-            enforced.append((new.resource, Untracked(known.owner if known else owner, seen, dict(new.actual))))
+            enforced.append((new.resource, Untracked(before.owner if before else owner, seen, dict(new.actual))))
         elif mode != REPORT:
             continue
-        elif known is None and room(node) > 0:
+        elif before is None and room(node) > 0:
             pace.waiting[new.resource] = Untracked(owner, seen, dict(new.actual))
-        elif known is not None and known.owner["key"] == UNATTRIBUTED.key != owner["key"]:  # named late
-            pace.waiting[new.resource] = Untracked(owner, known.seen, dict(new.actual))
+        elif before is not None and before.owner["key"] == UNATTRIBUTED.key != owner["key"]:  # named late
+            pace.waiting[new.resource] = Untracked(owner, before.seen, dict(new.actual))
     for resource in event.gone:
         pace.waiting.pop(resource, None)
         if resource in state.untracked:
             pace.leaving[resource] = None
     for resource, untracked in _enforce(node, enforced):
-        if _known(node, resource) is None and room(node) > 0:
+        if known(node, resource) is None and room(node) > 0:
             pace.waiting[resource] = untracked
     flush(node)
 
@@ -188,12 +193,12 @@ def room(node: Node) -> int:
 
 def count(node: Node) -> int:
     """How many are known, recorded or not yet."""
-    pace, known = node.pace, node.state.untracked
-    return len(known) + sum(r not in known for r in pace.waiting) - sum(r in known for r in pace.leaving)
+    pace, recorded = node.pace, node.state.untracked
+    return len(recorded) + sum(r not in recorded for r in pace.waiting) - sum(r in recorded for r in pace.leaving)
 
 
 def listed(node: Node) -> Iterator[tuple[str, Untracked]]:
-    for resource in sorted({**node.state.untracked, **node.pace.waiting}):
+    for resource in sorted(names(node)):
         if resource not in node.pace.leaving:
             yield resource, node.pace.waiting.get(resource) or node.state.untracked[resource]
 
@@ -201,15 +206,19 @@ def listed(node: Node) -> Iterator[tuple[str, Untracked]]:
 def flush(node: Node, *, everything: bool = False) -> None:
     """Record what is due: each owner's newest things, then what has gone."""
     pace = node.pace
+    for resource in [r for r in pace.waiting if r in node.state]:  # declared meanwhile
+        del pace.waiting[resource]
+    for resource in [r for r in pace.leaving if r not in node.state.untracked]:
+        del pace.leaving[resource]
     for key in sorted(pace.keys()):
         if not everything and pace.due_ns(key) > node.t_ns:
             continue
         most = UNTRACKED_MAX if everything else AT_ONCE_MAX
         if key == GONE:
-            names = list(pace.leaving)[:most]
-            for name in names:
-                del pace.leaving[name]
-            _record_gone(node, names)
+            left = list(pace.leaving)[:most]
+            for resource in left:
+                del pace.leaving[resource]
+            _record_gone(node, left)
         else:
             mine = {r: u for r, u in pace.waiting.items() if u.owner["key"] == key}
             _record_seen(node, dict(list(mine.items())[:most]))
@@ -232,10 +241,12 @@ def _record_seen(node: Node, mine: Mapping[str, Untracked]) -> None:
                                        "seen": piece[0][1].seen, "count": len(piece)})  # fmt: skip
 
 
-def _record_gone(node: Node, names: Sequence[str]) -> None:
-    for at in range(0, len(names), CHUNK_MAX):
-        piece = list(names[at : at + CHUNK_MAX])
-        node.record("untracked_gone", {"resources": piece, "count": len(piece)})
+def _record_gone(node: Node, left: Sequence[str]) -> None:
+    for at in range(0, len(left), CHUNK_MAX):
+        piece = left[at : at + CHUNK_MAX]
+        closed = [r for r in piece if node.state.untracked[r].actual.get("secret")]
+        node.record("untracked_gone", {"resources": [r for r in piece if r not in closed], "closed": closed,
+                                       "count": len(piece)})  # fmt: skip
 
 
 # -- enforced -------------------------------------------------------------------------------------------------------
@@ -419,7 +430,7 @@ def folded_seen(state: State, record: Record) -> None:
 
 
 def folded_gone(state: State, record: Record) -> None:
-    for resource in record.data["resources"]:
+    for resource in (*record.data["resources"], *record.data["closed"]):
         state.untracked.pop(resource, None)
 
 

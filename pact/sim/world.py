@@ -153,6 +153,8 @@ class World:
         found = [] if value is None else [New(resource, {"type": "file"}, owner)]
         gone = [resource] if value is None else []
         self.feed(lambda: Appeared(self.t_ns, self.wall_ns, found, gone))
+        if resource in self.node.state:
+            self.see(resource, owner)
 
     def ask(self, op: str, caller: Caller, **args: Any) -> Reply | None:
         """A request; ``None`` if it was cut off by a crash."""
