@@ -19,6 +19,8 @@ from pact.model import NS_PER_S, Declared, Holder
 from pact.sim.world import World, person
 
 RESOURCES = [f"sysctl:k{i}" for i in range(4)] + [f"file:/f{i}" for i in range(4)] + ["mount:/m"]
+FRESH = ["file:/t/report/a", "file:/t/report/b", "file:/t/enforce/a", "file:/t/enforce/b"]
+PATTERNS = ["file:/t/report/*", "file:/t/enforce/*"]
 PEOPLE = [person("alice"), person("bob"), person("root", "admin", 0)]
 STEPS = 150
 SEEDS = range(int(os.environ.get("PACT_SEED", "0")), int(os.environ.get("PACT_SEED", "0")) + int(
@@ -37,6 +39,7 @@ def build(rng: random.Random) -> World:
         requires = (rng.choice(RESOURCES),) if rng.random() < 0.2 else ()
         declared[resource] = Declared(value, requires=tuple(r for r in requires if r < resource))
     world.start(declared)
+    world.ask("track", PEOPLE[2], patterns={PATTERNS[0]: "report", PATTERNS[1]: "enforce"})
     return world
 
 
@@ -44,12 +47,16 @@ def random_step(world: World, rng: random.Random) -> None:
     if not world.running:
         world.start()
         return
-    what = rng.choices(["write", "advance", "ask", "use", "free", "kill", "disk", "reboot", "see", "stubborn"],
-                       [30, 25, 30, 6, 8, 6, 3, 1, 5, 2])[0]  # fmt: skip
+    what = rng.choices(["write", "advance", "ask", "use", "free", "kill", "disk", "reboot", "see", "stubborn", "new"],
+                       [30, 25, 30, 6, 8, 6, 3, 1, 5, 2, 15])[0]  # fmt: skip
     resource = rng.choice(RESOURCES)
     value = rng.choice([None, *({"value": str(i)} for i in range(4))])
     if what == "write":
         world.write(resource, value, rng.choice([None, *(p.owner for p in PEOPLE)]))
+    elif what == "new":
+        fresh = rng.choice(FRESH)
+        world.create(fresh, rng.choice([None, {"value": "1"}, {"value": "2"}]), rng.choice([None, *(
+            p.owner for p in PEOPLE)]))  # fmt: skip
     elif what == "see":
         world.machine[resource] = value
     elif what == "advance":
@@ -74,11 +81,12 @@ def random_step(world: World, rng: random.Random) -> None:
 def ask(world: World, rng: random.Random, resource: str) -> None:
     caller = rng.choice(PEOPLE)
     changes = list(world.node.state.changes)
-    target = rng.choice([[], [resource], changes[:1], changes[-1:]])
-    op = rng.choice(["commit", "commit", "rollback", "rollback", "extend", "declare", "apply", "adopt",
+    target = rng.choice([[], [resource], changes[:1], changes[-1:], [rng.choice(FRESH)], [resource, rng.choice(FRESH)]])
+    op = rng.choice(["commit", "commit", "rollback", "rollback", "extend", "declare", "apply", "adopt", "track",
                      "emergency_start", "emergency_end", "hold_place", "hold_release"])  # fmt: skip
     values = {r: Declared({"value": str(rng.randrange(4))}).to_json() for r in rng.sample(RESOURCES, 2)}
     args: dict[str, object] = {
+        "track": {"patterns": {rng.choice(PATTERNS): rng.choice(["report", "enforce", "ignore"])}},
         "commit": {"targets": target, "message": "m", "ttl_ns": rng.choice([None, None, 900 * NS_PER_S]),
                    "shared": rng.random() < 0.5},
         "rollback": {"targets": target, "force": rng.random() < 0.3, "dry_run": rng.random() < 0.2,
@@ -86,7 +94,7 @@ def ask(world: World, rng: random.Random, resource: str) -> None:
         "extend": {"targets": target, "by_ns": rng.choice([1, 600]) * NS_PER_S},
         "declare": {"resources": values, "take": rng.random() < 0.5},
         "apply": {"resources": values, "message": "m"},
-        "adopt": {"patterns": [resource]},
+        "adopt": {"patterns": [rng.choice([resource, *FRESH])]},
         "emergency_start": {"reason": "r", "for_ns": 1000 * NS_PER_S},
         "emergency_end": {"how": rng.choice(["commit", "rollback"]), "message": "m", "force": True,
                           "shared": rng.random() < 0.5, "all": rng.random() < 0.5},
@@ -110,8 +118,10 @@ def heal(world: World) -> None:
     world.start()
     if world.node.state.emergency is not None:
         world.ask("emergency_end", root, how="rollback", force=True, shared=True, all=True)
-    for resource in RESOURCES:
+    for resource in [*RESOURCES, *FRESH]:
         world.see(resource)
+    for resource in FRESH:
+        world.create(resource, world.machine.get(resource), None)
     world.advance(20_000 * NS_PER_S)
     left = [c.id for c in world.node.state.changes.values() if c.state in (life.BLOCKED, life.FAILED)]
     if left:
@@ -120,7 +130,7 @@ def heal(world: World) -> None:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.invariant("J1", "J2", "A2", "A4", "R6", "C1")
+@pytest.mark.invariant("J1", "J2", "A2", "A4", "R6", "C1", "U1", "U2")
 def test_a_random_life_is_safe_and_ends_settled(seed: int) -> None:
     rng = random.Random(seed)
     world = build(rng)
@@ -136,6 +146,12 @@ def test_a_random_life_is_safe_and_ends_settled(seed: int) -> None:
         declared = state.declared(resource)
         assert declared is not None
         assert world.machine.get(resource) == declared.attrs, (seed, resource)
+    for resource in FRESH:
+        mode = state.tracked[f"{resource.rpartition('/')[0]}/*"]
+        there = world.machine.get(resource) is not None and resource not in state
+        assert (resource in state.untracked) == (there and mode == "report"), (seed, resource, mode)
+        assert not (there and mode == "enforce"), (seed, resource)
+    assert not state.enforced and not world.node.pace, seed
     assert len(list(verify(world.journal))) == len(world.journal)
 
 

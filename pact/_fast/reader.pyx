@@ -38,6 +38,7 @@ cdef enum:
     INFO_DFID_NAME = 2
     INFO_PIDFD = 4
     SELF_EVENTS = 0xC00       # DELETE_SELF | MOVE_SELF
+    ENTRY_EVENTS = 0x3C0      # MOVED_FROM | MOVED_TO | CREATE | DELETE
     IN_IGNORED = 0x8000
     FAN_BUF = 8192            # each event may carry an fd: this bounds how many are open at once
     PROC_BUF = 768
@@ -321,6 +322,20 @@ cdef bint wanted(State *s, uint64_t h, int pid, uint64_t mask) noexcept nogil:
     return yes
 
 
+cdef bint any_wanted(State *s, int kind, const char *key, size_t key_len, const char *name, uint64_t mask) noexcept nogil:
+    # somebody wants every name that comes or goes in this directory ("/", which no entry can be called). Each counts:
+    # nothing is coalesced, for the next one is another name
+    cdef Slot *e
+    cdef bint yes
+    if not mask & ENTRY_EVENTS or name[0] == 0 or name[0] == 46 and name[1] == 0:
+        return False
+    pthread_mutex_lock(&s.lock)
+    e = find(s, interest_hash(kind, key, key_len, "/", 1), False)
+    yes = e != NULL and e.count != 0
+    pthread_mutex_unlock(&s.lock)
+    return yes
+
+
 cdef void keep(State *s, int kind, const char *key, size_t key_len, const char *name, size_t name_len,
                int pid, uint64_t mask, int pidfd) noexcept nogil:
     put(s, kind, key, key_len, name, name_len, pid, mask, NULL if pid == s.own_pid else resolve(s, pid, pidfd))
@@ -355,7 +370,7 @@ cdef void on_fan_event(State *s, int kind, pact_fan_meta *m) noexcept nogil:
                 if not m.mask & SELF_EVENTS and name[hits][0] == 46 and name[hits][1] == 0:
                     name[hits] = PACT_EMPTY     # a directory's own attributes, not its end
                 hits += wanted(s, interest_hash(K_FID, key[hits], key_len[hits], name[hits], strlen(name[hits])),
-                               m.pid, m.mask)
+                               m.pid, m.mask) or any_wanted(s, K_FID, key[hits], key_len[hits], name[hits], m.mask)
         p += info.len
     if kind == K_MNTNS:
         keep(s, K_MNTNS, "", 0, "", 0, m.pid, m.mask, pidfd)
@@ -436,7 +451,8 @@ cdef void read_inotify(State *s, int fd) noexcept nogil:
             lost(s, K_INOTIFY, 0)
         else:
             name = <const char *>p + 16 if e.len else PACT_DOT
-            if wanted(s, interest_hash(K_INOTIFY, <char *>&e.wd, 4, name, strlen(name)), 0, e.mask):
+            if wanted(s, interest_hash(K_INOTIFY, <char *>&e.wd, 4, name, strlen(name)), 0, e.mask) or any_wanted(
+                    s, K_INOTIFY, <char *>&e.wd, 4, name, e.mask):
                 put(s, K_INOTIFY, <char *>&e.wd, 4, name, strlen(name), 0, e.mask, NULL)
         n -= size
         p += size
@@ -627,7 +643,7 @@ cdef class Reader:
         return self.s.wake_fd
 
     def want(self, int kind, bytes key, bytes name):
-        """Count one more interest in ``name`` under ``key``."""
+        """Count one more interest in ``name`` under ``key``; ``b"/"``: in every name that comes or goes there."""
         self._count(kind, key, name, 1)
 
     def unwant(self, int kind, bytes key, bytes name):

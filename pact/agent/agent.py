@@ -12,6 +12,7 @@ import signal
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
@@ -27,11 +28,13 @@ from pact.agent.notify import Notifier, log
 from pact.agent.requests import Requests
 from pact.agent.signatures import moved_since
 from pact.agent.statedir import MountPoints, own_paths, take_state_dir, wanted_contents
+from pact.agent.tracking import discovered
 from pact.agent.watching import Watching
 from pact.agent.worker import Result, Worker, distance_n, observe
 from pact.core.events import (
     Act,
     Acted,
+    Appeared,
     AppendRecord,
     Asked,
     Caller,
@@ -86,6 +89,10 @@ class MachineRules:
     def volatile(self, resource: str) -> bool:
         return KINDS[resource.partition(":")[0]].volatile
 
+    def matches(self, pattern: str, resource: str) -> bool:
+        kind, name = split_id(resource)
+        return pattern.startswith(kind + ":") and KINDS[kind].means(pattern[len(kind) + 1 :], name)
+
 
 class Agent:
     """See the module. ``run`` returns when a signal asks for it."""
@@ -130,7 +137,7 @@ class Agent:
         self._slow_pending: dict[str, Owner | None] = {}
         self._slow_running: set[str] = set()
         self._overtaken: set[str] = set()
-        self.watching = Watching(config, self.clock.now_ns())
+        self.watching = Watching(config, self.clock.now_ns(), self.ignore)
         self.notices = Notices(config.terminals)
         self.hooks = Hooks(config.hooks_dir, config.hooks_timeout_ns, log)
         self.notifier = Notifier()
@@ -143,13 +150,15 @@ class Agent:
 
     def _begin(self, boot: str, offset_ns: int) -> None:
         declared: dict[str, Any] = {}
+        track: dict[str, str] = {}
         if self.node.state.seq < 0:
             found = read_files(self.config.declared, self.ignore)
             declared = {r: replace(d, attrs=_marked(r, d.attrs)).to_json() for r, d in found.resources.items()}
             self.stage(found.blobs)
+            track = found.track
         started = Started(
             *self.now(), boot, offset_ns, self.config.settings(), __version__, self._reboot, declared,
-            tuple(self.config.declared), clustered=bool(self.config.parents),
+            tuple(self.config.declared), clustered=bool(self.config.parents), track=track,
         )  # fmt: skip
         self.step(started)
         if self.journal_error:
@@ -173,6 +182,7 @@ class Agent:
             sightings += self._look_at(self.watching.take(self.clock.now_ns(), everything=True))
         self.step(Scanned(*self.now(), sightings, self._reboot))
         self._wait_for_boot_job()
+        self.watching.tracking.follow(self.node.state.tracked)
         self._check_health()
         self.control = Control(self.config.socket, self._epoll, self.config.admin_groups, self.config.ops_groups)
         if self.config.parents:
@@ -268,6 +278,9 @@ class Agent:
         if self.control.waiting() or (self.watching.has_due and not self.journal_error):
             return 0.0
         due = [now_ns + WAIT_MAX_NS, self.watching.next_ns()]
+        new_ns = None if self.journal_error else self.watching.tracking.next_ns(now_ns)
+        if new_ns is not None:
+            due.append(new_ns)
         if self._untrimmed:
             due.append(self._next_health_ns)
         if self.control.paused_any():
@@ -317,6 +330,7 @@ class Agent:
             self._retry_journal(now_ns)
         else:
             self._observe(now_ns)
+            self._track(now_ns)
             wake_ns = self.node.next_wake_ns()
             if wake_ns is not None and wake_ns <= now_ns:
                 self.step(Ticked(*self.now()))
@@ -346,10 +360,25 @@ class Agent:
             wanted = self.watching.take(self.clock.now_ns(), everything=True)
             if wanted:
                 self.step(Observed(*self.now(), self._look_at(wanted)))
+            self._track(self.clock.now_ns(), everything=True)
             if not more and not self.watching.has_due:
                 break
         if not self.journal_error:
             self.step(Ticked(*self.now()))
+
+    def _track(self, now_ns: int, *, everything: bool = False) -> None:
+        """What is new below tracked patterns, or gone again.  # U1"""
+        tracking = self.watching.tracking
+        found, gone = tracking.take(self.node, now_ns, everything=everything)
+        if found or gone:
+            self.step(Appeared(*self.now(), found, gone))
+        for kind in tracking.poll(now_ns):
+            self._slow.call(partial(self._polled, kind, tracking.kinds.get(kind, [])))
+
+    def _polled(self, kind: str, patterns: Sequence[str]) -> Result:
+        names = discovered(kind, patterns)
+        compared = self.watching.tracking.compared
+        return Result(0, lambda t, w: Appeared(t, w, *compared(kind, names, self.node)))
 
     def _cover(self) -> None:
         """Record mounts that hide declared paths."""
@@ -505,6 +534,14 @@ class Agent:
                     if resource not in self.node.state:
                         self.watching.drop(resource)
                         self.node.unreadable.pop(resource, None)
+                        self.watching.tracking.look(resource)
+            elif record.type in ("drift_cleared", "rolled_back", "rollback_failed"):
+                named = [data["resource"]] if "resource" in data else data.get("results") or data.get("restored", ())
+                for resource in named:
+                    if resource not in self.node.state:  # it was new below an enforced pattern
+                        self.watching.drop(resource)
+            elif record.type == "tracked":
+                self.watching.tracking.follow(self.node.state.tracked)
             elif record.type == "drift_detected":
                 self.watching.recorded([data["resource"]], self.clock.now_ns())
             elif record.type == "denied" and record.actor["role"] != "admin":
@@ -607,6 +644,7 @@ class Agent:
         self.journal_error = ""
         sightings = list(self.unrecorded.values())
         self.unrecorded.clear()
+        self.watching.tracking.walk_again()
         self.step(Scanned(*self.now(), sightings, False))  # also takes up rollbacks that were cut off
         self.watching.rescan_all()
 

@@ -86,9 +86,12 @@ class Followers:
         """This process wrote one."""
         self._stirred = True
 
-    def drain_links(self) -> None:
-        if self._links is not None and self._links.drain() and self._links_due_ns is None:
+    def drain_links(self) -> bool:
+        """True if links came, went or moved."""
+        moved = self._links is not None and self._links.drain()
+        if moved and self._links_due_ns is None:
             self._links_due_ns = self._links_last_ns + LINKS_NS
+        return moved
 
     def seen_moved(self, keys: list[int], wanted: list[Write]) -> None:
         """A look found that these differ from what was last seen. It may have come between a write and its event."""

@@ -16,6 +16,7 @@ from pact.agent import views
 from pact.agent.control import Client
 from pact.agent.replayed import rolled_back_state, state_at
 from pact.agent.worker import Result
+from pact.core import tracked
 from pact.core.events import Asked, Ticked
 from pact.core.plan import Step
 from pact.core.records import rfc3339
@@ -23,7 +24,7 @@ from pact.errors import DeniedError, PactError, RequestError, UsageError
 from pact.model import NS_PER_S, Declared, Unreadable, split_id
 from pact.resources import KINDS, kind_of
 from pact.resources.consumers import find_all_holders
-from pact.resources.toml import export
+from pact.resources.toml import checked_patterns, export, export_track
 from pact.resources.way import hangs
 
 if TYPE_CHECKING:
@@ -49,9 +50,10 @@ FIELDS: Final[Mapping[str, Mapping[str, tuple[type, ...]]]] = {
                  "to_seq": (int, type(None)), "trials": (str, type(None))},
     "redo": {"change": (str,), "dry_run": (bool,), "message": (str,)},
     "extend": {"targets": (list,), "by_ns": (int,), "shared": (bool,)},
-    "declare": {"resources": (dict,), "blobs": (dict,), "prune": (bool,), "take": (bool,), "dry_run": (bool,)},
+    "declare": {"resources": (dict,), "blobs": (dict,), "prune": (bool,), "take": (bool,), "dry_run": (bool,),
+                "track": (dict,)},
     "apply": {"resources": (dict,), "blobs": (dict,), "dry_run": (bool,), "message": (str,)},
-    "adopt": {"patterns": (list,)},
+    "adopt": {"patterns": (list,)}, "track": {"patterns": (dict,)}, "tracked": {},
     "emergency_start": {"reason": (str,), "for_ns": (int, type(None))},
     "emergency_end": {"how": (str, type(None)), "message": (str,), "force": (bool,), "all": (bool,), "shared": (bool,),
                       "dry_run": (bool,)},
@@ -76,6 +78,7 @@ ALL_FIELDS: Final = {**FIELDS, **ROOT_FIELDS}
 NEEDED: Final = {
     "show": ("seq",), "content": ("seq",), "consumers": ("resource",), "extend": ("by_ns",),
     "declare": ("resources",), "apply": ("resources",), "adopt": ("patterns",), "redo": ("change",),
+    "track": ("patterns",),
     "group_check": ("fence", "resources"), "group_apply": ("fence", "group", "resources", "message", "left_ns"),
     "group_vote": ("fence", "group", "action", "ballot"), "fleet_seen": ("fence", "seq", "holds"),
     "group_decide": ("fence", "group", "ballot", "decision", "action"), "group_extend": ("fence", "group", "left_ns"),
@@ -128,7 +131,7 @@ class Requests:
         self._reads: Mapping[str, Callable[[Client, dict[str, Any]], None]] = {
             "ping": self._ping, "status": self._status, "check": self._check, "diff": self._diff, "log": self._log,
             "show": self._show, "content": self._content, "consumers": self._consumers, "export": self._export,
-            "watch": self._watch, "state": self._state,
+            "watch": self._watch, "state": self._state, "tracked": self._tracked,
         }  # fmt: skip
 
     def line(self, client: Client, line: bytes) -> None:
@@ -176,6 +179,8 @@ class Requests:
         agent.catch_up()
         self._token += 1
         token = self._token
+        for key in ("track",) if op == "declare" else ("patterns",) if op == "track" else ():
+            args[key] = checked_patterns(args.get(key, {}))
         if op in ("declare", "apply", "group_check", "group_apply"):
             if client.admin or op in ROOT_FIELDS:
                 args = {**args, **self._checked(args)}
@@ -316,6 +321,10 @@ class Requests:
                    "you": {"user": actor.user, "uid": actor.uid, "role": actor.role}}  # fmt: skip
         self.answer(client, result)
 
+    def _tracked(self, client: Client, args: dict[str, Any]) -> None:
+        node = self.agent.node
+        self.answer(client, {"v": 1, "tracked": dict(node.state.tracked), "untracked": tracked.count(node)})
+
     def _check(self, client: Client, args: dict[str, Any]) -> None:
         agent = self.agent
         line, code = views.check_line(agent.node, agent.unrecorded, agent.journal_error)
@@ -449,7 +458,7 @@ class Requests:
 
         def lines() -> Iterator[bytes]:
             last = ""
-            if not resources:
+            if not resources and not state.tracked:
                 yield orjson.dumps({"text": "# nothing is declared\n"})
             for resource, value in resources:
                 kind, pattern = split_id(resource)[0], agent.ignore.match(resource)
@@ -465,6 +474,8 @@ class Requests:
                         continue
                     yield orjson.dumps({"text": text})
                 last = kind
+            for text in export_track(state.tracked):
+                yield orjson.dumps({"text": text})
             yield b'{"end":true}'
 
         client.stream(lines())

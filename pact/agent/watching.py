@@ -17,6 +17,7 @@ from pact._fast import FileTable
 from pact.agent.config import Config
 from pact.agent.followers import Followers
 from pact.agent.signatures import pack, unpack
+from pact.agent.tracking import Tracking
 from pact.core.events import Sighting
 from pact.model import NS_PER_S, Attrs, Owner, Unreadable, decode_name, encode_name, split_id
 from pact.observe import open_observers
@@ -29,6 +30,7 @@ from pact.resources import KINDS
 from pact.resources.base import require_short
 from pact.resources.mount import MountTable, attrs_of
 from pact.resources.mount_table import AUTOFS, read_mounts
+from pact.resources.toml import Ignore
 
 DRAIN_BATCH_MAX: Final = 4096
 OBSERVE_BATCH_MAX: Final = 256
@@ -44,13 +46,14 @@ CACHE_NAME: Final = "signatures"
 class Watching:
     """Knows every declared resource, which of them are due, and how observers are."""
 
-    def __init__(self, config: Config, now_ns: int) -> None:
+    def __init__(self, config: Config, now_ns: int, ignore: Ignore | None = None) -> None:
         self.observers = open_observers(
             fanotify=config.fanotify, inotify=config.inotify, realtime=config.realtime,
             proc_connector=config.proc_connector, cpus=tuple(config.cpus) or housekeeping_cpus(),
         )  # fmt: skip
         self.table = FileTable(content_max=SLOW_BYTES)
         self.followers = Followers(self.table, self.touch)
+        self.tracking = Tracking(self.observers, ignore or Ignore())
         self.pending: dict[str, Owner | None] = {}
         self.lost: dict[str, str] = {}
         self.bad: dict[str, str] = {}  # declared by an older version, under names that nothing can have
@@ -151,18 +154,24 @@ class Watching:
             elif isinstance(event, MountsChanged):
                 owner = owner_of(event.writer) if event.writer is not None else None
                 self.refresh_mounts(owner)
+                self.tracking.mounts_moved(owner)
                 for resource in self.of_kind("mount"):
                     self.touch(resource, owner)
             elif isinstance(event, Lost):
+                self.tracking.walk_again()
                 self.lost[event.observer] = event.why
                 for resource in self._key_of:
                     self.touch(resource, None)
             elif isinstance(event, Restored):
                 self.lost.pop(event.observer, None)
-        self.followers.drain_links()
+        if self.followers.drain_links():
+            self.tracking.links_moved()
         return len(events) >= DRAIN_BATCH_MAX
 
     def _touched(self, event: Touched) -> None:
+        if self.tracking.follows_files:
+            named = event.writer is not None and not event.own
+            self.tracking.touched(event.path, owner_of(event.writer) if named and event.writer else None)
         for kind in KINDS.values():
             name = kind.of_path(event.path)
             if name is not None and f"{kind.name}:{name}" in self._key_of:
@@ -339,6 +348,7 @@ class Watching:
         total = len(self._resources)
         first, last = total * self._slice // self._slices, total * (self._slice + 1) // self._slices
         self._scan(range(first, last))
+        self.tracking.rescan(self._slice, self._slices)
         self._slice = (self._slice + 1) % self._slices
         if self._slice == 0:
             self.cycle_ended = True
@@ -377,6 +387,7 @@ class Watching:
     def rescan_all(self) -> None:
         """Everything at once: after a start, and after an observer was blind."""
         self._scan(range(len(self._resources)))
+        self.tracking.walk_again()
         for resource in self.of_kind("mount"):
             self.touch(resource, None)
 
@@ -443,6 +454,8 @@ class Watching:
         for name, why in self.lost.items():
             if health.get(name, "ok") == "ok":
                 health[name] = why
+        if (new := self.tracking.health()) != "ok":
+            health["tracking"] = new
         if self.followers.why_blind:
             health["links"] = self.followers.why_blind
         if self.bad:

@@ -11,7 +11,7 @@ import posixpath
 import queue
 import threading
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -209,12 +209,14 @@ class Worker:
         notes: list[str] = []
         exact: set[str] = set()
         keep, found = Keep(self.file_limit, self.room()), dict[str, Any]()
-        bound = _bound_paths()
+        bound, patterns = _bound_paths(), list[str]()
         for pattern in effect.patterns:
             kind = kind_of(pattern)
             text = split_id(pattern)[1]
             listing = kind.discover(text)
             named = listing.exact
+            if not named:
+                patterns.append(f"{kind.name}:{kind.pattern(text)}")
             for name in listing.names:
                 resource = f"{kind.name}:{name}"
                 ignored = self.ignore.match(resource)
@@ -244,7 +246,7 @@ class Worker:
             for why, count in listing.passed.items():
                 passed[why] = passed.get(why, 0) + count
         notes += [f"passed over {count}: {why}" for why, count in sorted(passed.items())]
-        self._post(_found(effect.job, found, exact, notes, keep, last=True))
+        self._post(_found(effect.job, found, exact, notes, keep, last=True, patterns=patterns))
 
 
 def _is_closed(sighting: Sighting) -> bool:
@@ -254,9 +256,10 @@ def _is_closed(sighting: Sighting) -> bool:
     return isinstance(seen, dict) and KINDS[kind].marked(name, seen) != seen
 
 
-def _found(job: int, found: dict[str, Any], exact: set[str], notes: list[str], keep: Keep, *, last: bool) -> Result:
+def _found(job: int, found: dict[str, Any], exact: set[str], notes: list[str], keep: Keep, *, last: bool,
+           patterns: Sequence[str] = ()) -> Result:  # fmt: skip
     named = frozenset(exact)
-    return Result(job, lambda t, w: Discovered(t, w, job, found, named, notes, last), keep.blobs)
+    return Result(job, lambda t, w: Discovered(t, w, job, found, named, notes, last, patterns), keep.blobs)
 
 
 def _bound_paths() -> set[bytes]:

@@ -26,11 +26,12 @@ def _read(path: str, *, empty: bool = False) -> dict[str, Any]:
         found = parse_text(sys.stdin.buffer.read(), label, os.getcwd(), Ignore())
     else:
         found = read_file(path, Ignore())
-    if not found.resources and (found.blank or not empty):
+    if not found.resources and not found.track and (found.blank or not empty):
         raise DeclaredError(label, 0, "declares nothing")
     return {
         "resources": {r: d.to_json() for r, d in found.resources.items()},
         "blobs": {digest: base64.b64encode(data).decode() for digest, data in found.blobs.items()},
+        "track": found.track,
     }
 
 
@@ -43,7 +44,10 @@ def declare(args: argparse.Namespace) -> int:
 
 
 def apply(args: argparse.Namespace) -> int:
-    answer = ask(args.socket, "apply", **_read(args.file), dry_run=args.dry_run, message=args.message)
+    read = dict(_read(args.file))
+    if read.pop("track"):
+        raise DeclaredError(args.file, 0, "[track] is for declare: apply changes the machine, not what is tracked")
+    answer = ask(args.socket, "apply", **read, dry_run=args.dry_run, message=args.message)
     if not args.json:
         show_applied(answer.result)
     return finish(args, answer)

@@ -162,6 +162,11 @@ def build() -> argparse.ArgumentParser:
     sub = add("adopt", "make the live state of the matching resources declared")
     sub.add_argument("patterns", nargs="+", metavar="PATTERN")
 
+    sub = add("track", "what becomes of what is new below a pattern; without arguments: what is tracked")
+    sub.add_argument("pattern", nargs="?", metavar="PATTERN")
+    sub.add_argument("mode", nargs="?", metavar="report|enforce|ignore",
+                     help="report: show it; enforce: drift, with a window; ignore: neither")  # fmt: skip
+
     add("export", "the declared state as TOML that declare accepts")
 
     sub = add("consumers", "who uses this resource now")
@@ -316,6 +321,8 @@ def _handler(name: str) -> Callable[[argparse.Namespace], int]:
         from pact.cli import history as module
     elif name in ("commit", "rollback", "extend", "redo", "emergency", "hold"):
         from pact.cli import settle as module
+    elif name == "track":
+        from pact.cli import track as module
     else:
         from pact.cli import declare as module
     handler: Callable[[argparse.Namespace], int] = getattr(module, name)

@@ -174,9 +174,8 @@ def status_lines(doc: Mapping[str, Any], *, ids: bool = True, verbose: bool = Fa
     most = None if verbose else LISTED_MAX
     yield from _listed("trial", most, [f"{clean(t['resource'])}{ends(t['ends'])} ({clean(t['by'])})"
                                        for t in doc.get("trials", ())])  # fmt: skip
-    new = doc.get("untracked_resources", ())
-    yield from _listed("untracked", most, [f"{clean(u['resource'])} ({clean(u['owner']['user'])})" for u in new],
-                       doc.get("untracked"))  # fmt: skip
+    new, more = untracked_places(doc)
+    yield from _listed("untracked", most, [f"{clean(name)} ({clean(user)})" for name, user in new], len(new) + more)
     yield from _listed("unreadable", most, [f"{clean(r)}: {spoken(w)}" for r, w in sorted(
         doc.get("unreadable_resources", {}).items())], doc["unreadable"])  # fmt: skip
     for hold in doc["holds"]:
@@ -197,6 +196,20 @@ def status_lines(doc: Mapping[str, Any], *, ids: bool = True, verbose: bool = Fa
             yield f"cluster: {spoken(doc['cluster']['refused'])}"
     if ids and (lag := _lag(doc)):
         yield f"journal: {lag}"
+
+
+def untracked_places(doc: Mapping[str, Any]) -> tuple[list[tuple[str, str]], int]:
+    """What is untracked and who made it, each directory once where several lie in it: a name and a user; and how many
+    more there are than the document names."""
+    places: dict[tuple[str, str], list[str]] = {}
+    named = doc.get("untracked_resources", ())
+    for entry in named:
+        name = str(entry["resource"])
+        place = name.rpartition("/")[0] if name.startswith(("file:/", "mount:/")) else name
+        places.setdefault((place, entry["owner"]["user"]), []).append(name)
+    shown = [(names[0] if len(names) == 1 else f"{place}/ ({len(names)})", user)
+             for (place, user), names in places.items()]  # fmt: skip
+    return shown, max(0, doc.get("untracked", 0) - len(named))
 
 
 def _change_lines(change: Mapping[str, Any], *, ids: bool, most: int | None) -> Iterable[str]:
@@ -269,6 +282,10 @@ def diff_page(doc: Mapping[str, Any]) -> None:
                 _console().print(Text(line, style))
             else:
                 say(line)
+    for entry in doc.get("untracked", ()):
+        command = clean(entry["owner"]["command"])
+        who = f"{clean(entry['owner']['user'])}{f': {command}' if command else ''}"
+        say(f"{clean(entry['resource'])}  (untracked, {who})")
     for resource in doc.get("unrecorded", ()):
         say(f"{clean(resource)}  (drifted, but the journal cannot be written)")
 
@@ -377,6 +394,11 @@ def _what(type_: str, data: Mapping[str, Any]) -> str:
         return f"{data.get('reason', '')}{cause}"
     if type_ in ("declared", "adopted"):
         return f"{len(data['resources'])} resources"
+    if type_ in ("untracked_seen", "untracked_gone"):
+        return _few(data["resources"]) + (f"  by {data['owner']['user']}" if "owner" in data else "")
+    if type_ == "tracked":
+        forgotten = [f"{p} forgotten" for p in data["forgotten"]]
+        return ", ".join([*(f"{p} {m}" for p, m in data["patterns"].items()), *forgotten])
     if type_ == "denied":
         return f"{data['request']}: {data['why']}"
     if type_ == "converged":

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.text import Text
 
 from pact.cli.names import folded
-from pact.cli.render import STYLE, clean, gone, left_of, local_time, spoken, why
+from pact.cli.render import STYLE, clean, gone, left_of, local_time, spoken, untracked_places, why
 
 BAR_WIDTH: Final = 16
 DETAILS: Final = ((12, None, 12), (6, None, 6), (3, None, 4), (2, 12, 3), (1, 8, 2), (1, 5, 1), (1, 3, 1), (1, 1, 1))
@@ -134,9 +134,9 @@ def _lines(doc: Mapping[str, Any], width: int, limits: Limits) -> Iterable[Line]
         yield f"and {len(hidden)} more changes of {resources} resources: pact status -v", "yellow"
     yield from _list(doc.get("trials", ()), limits.entries, lambda t: _row(
         "trial", f"until {local_time(t['ends'])}, by {clean(t['by'])}", clean(t["resource"]), width), "trials")
-    yield from _list(doc.get("untracked_resources", ()), limits.entries, lambda u: _row(
-        "untracked", f"by {clean(u['owner']['user'])}", clean(u["resource"]), width), "untracked",
-        total=doc.get("untracked"))  # fmt: skip
+    new, more = untracked_places(doc)
+    yield from _list(new, limits.entries, lambda u: _row("untracked", f"by {clean(u[1])}", clean(u[0]), width),
+                     "untracked", total=len(new) + more)  # fmt: skip
     unread = sorted(doc.get("unreadable_resources", {}).items())
     yield from _list(unread, limits.entries, lambda item: [
         f"unreadable {cut_name(clean(item[0]), max(10, width - 11))}", *prose(spoken(item[1]), width)],

@@ -48,7 +48,7 @@ def _ids(args: argparse.Namespace) -> bool:
 
 def _show_commit(done: dict[str, Any], ids: bool = True) -> None:
     record = f" as record {done['seq']}" if on_terminal() else ""
-    name = (f" {'a part of ' if done.get('split') else ''}{done['change']}") if ids else ""
+    name = f" {'a part of ' if done.get('split') else ''}{done['change'] or 'what was untracked'}" if ids else ""
     trial = f", for a time{until(done['expires'], ': until ')}" if done.get("expires") else ""
     also = f", also changed by {', '.join(map(clean, done['also']))}" if done.get("also") else ""
     say(f"committed{name} ({_some(done['resources'])}){record}{trial}{also}")

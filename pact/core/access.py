@@ -43,6 +43,13 @@ def may_settle_of(caller: Caller, owner: Owner) -> bool:
     return owner.key == UNATTRIBUTED.key or caller.owns(owner)
 
 
+def require_settle_of(caller: Caller, owner: Owner, what: str) -> None:
+    """Raises DeniedError unless the caller may settle what this owner changed."""
+    require(caller, "ops", what)
+    if not may_settle_of(caller, owner):
+        raise DeniedError(f"{what} of {owner.user} needs the role admin")
+
+
 def require_settle(caller: Caller, change: Change, what: str) -> None:
     """Raises DeniedError unless the caller may settle this change."""
     require(caller, "ops", what)

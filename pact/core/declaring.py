@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from pact.core import access, below, groups, membership, undoing
+from pact.core import access, below, groups, membership, tracked, undoing
 from pact.core import change as life
 from pact.core.events import AGENT_CALLER, Acted, Asked, Discover, Discovered, Probe, Probed, Sighting
 from pact.core.plan import Step, ordered
@@ -121,6 +121,8 @@ def probed_declare(node: Node, job: Job, event: Probed) -> None:
     if event.refusals:
         raise PactError("nothing was declared; " + "; ".join(event.refusals[:5]))
     result["unchanged"] = _record_declared(node, job, event, {s.id for s in steps})
+    forget = [p for p in state.tracked if p not in args.get("track", {})] if args.get("prune") else []
+    tracked.remember(node, args.get("track", {}), job.caller, forget)
     result["seq"] = state.seq
     if not steps:
         node.finish(job)
@@ -287,6 +289,9 @@ def discovered_adopt(node: Node, job: Job, event: Discovered) -> None:
     if event.last:
         node.finish(job)
         nothing = not (totals["adopted"] or totals["unchanged"] or totals["in_changes"])
+        if not nothing:  # U1
+            fresh = [p for p in event.patterns if p not in node.state.tracked]
+            tracked.remember(node, dict.fromkeys(fresh, tracked.REPORT), job.caller)
         node.reply(job.token, totals, EXIT_FAILED if nothing else 0,
                    "nothing matches " + ", ".join(job.args["patterns"]) if nothing else "")  # fmt: skip
 

@@ -71,6 +71,7 @@ class Started(Event):
     declared: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     sources: Sequence[str] = ()
     clustered: bool = False
+    track: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +101,25 @@ class Covered(Event):
 
     mounts: Mapping[str, Attrs]
     owner: Owner | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class New:
+    """Something below a tracked pattern that nobody has declared. ``actual`` says in short what it is, ``owner`` who
+    made it, where the kernel named somebody.
+    """
+
+    resource: str
+    actual: Mapping[str, Any]
+    owner: Owner | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Appeared(Event):
+    """What is new below tracked patterns, and which of what was untracked is gone."""
+
+    found: Sequence[New]
+    gone: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,13 +188,16 @@ class Acted(Event):
 
 @dataclass(frozen=True, slots=True)
 class Discovered(Event):
-    """Part of the answer to ``Discover``. ``exact`` are those that were named, not matched."""
+    """Part of the answer to ``Discover``. ``exact`` are those that were named, not matched; ``patterns`` (in the last
+    part) are the patterns that are no names.
+    """
 
     job: int
     found: Mapping[str, Mapping[str, Any]]
     exact: frozenset[str]
     notes: Sequence[str]
     last: bool
+    patterns: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)

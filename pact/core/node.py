@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Protocol
 
-from pact.core import below, declaring, extending, groups, joining, settle, suspend, undoing
+from pact.core import below, declaring, extending, groups, joining, settle, suspend, tracked, undoing
 from pact.core import change as life
 from pact.core.change import Change
 from pact.core.events import (
     AGENT_CALLER,
     Acted,
+    Appeared,
     AppendRecord,
     Asked,
     Caller,
@@ -68,6 +69,9 @@ class Rules(Protocol):
     def volatile(self, resource: str) -> bool:
         """A reboot resets it (sysctl, module, mount): not a file."""
 
+    def matches(self, pattern: str, resource: str) -> bool:
+        """An adopt pattern means this resource, were it there."""
+
 
 @dataclass(slots=True)
 class Job:
@@ -99,6 +103,7 @@ class Node:
         self.converging: dict[int, frozenset[str]] = {}  # job -> what it is bringing to declared state just now
         self.stirring: dict[int, tuple[str, ...]] = {}  # job -> what its writes may move just now, beside its plan
         self.waiting: dict[int, settle.Waiting] = {}  # request -> what its reply still waits for
+        self.pace = tracked.Pace()  # what is new below tracked patterns and not yet recorded
         self.deciding: dict[str, list[int]] = {}  # group -> the root's questions whether its decision is carried out
         self.fleet_fence = 0  # the root that said
         self.fleet_seq = 0  # the newest word of the root about holds that needed no record
@@ -124,6 +129,8 @@ class Node:
         if kind is not Started and (self._alarms or self._windows):
             self._expire()
         _STEPS[kind](self, event)
+        if self.pace:
+            tracked.flush(self)
         if self.state.groups or self.deciding:
             groups.finish_done(self)
         if self.waiting:
@@ -186,6 +193,8 @@ class Node:
         closing = self._closing.next_deadline()
         if closing is not None and not self.state.suspended:
             wakes.append(max(self._announced_ns(closing), self.alone_until_ns))
+        if self.pace:
+            wakes.append(self.pace.next_ns())
         due = [w for w in wakes if w is not None]
         return min(due) if due else None
 
@@ -370,7 +379,11 @@ class Node:
         if deviation_n == 0:
             if change is not None:
                 self.record("drift_cleared", {"resource": resource, "change": change.id})
+            elif resource in self.state.enforced:
+                tracked.conforms(self, resource)
             return change is not None
+        if change is None and sighting.owner is None and resource in self.state.enforced:
+            sighting = replace(sighting, owner=Owner.from_json(self.state.enforced[resource]))
         return self._drift(sighting, seen, deviation_n, self.weight_n(resource, declared), intent)
 
     def _drift(self, sighting: Sighting, actual: Attrs | None, deviation_n: int, weight_n: int,
@@ -487,6 +500,8 @@ class Node:
         if first and event.declared:
             for chunk in chunks(dict(event.declared), declaring.CHUNK_MAX):
                 self.record("declared", {"resources": chunk, "cause": "first start", "sources": list(event.sources)})
+        if first and event.track:
+            self.record("tracked", {"patterns": dict(event.track), "forgotten": []})
         self._open_at_last(was_enforcing or first)
         self._rebuild()
 
@@ -543,6 +558,9 @@ class Node:
         if fresh:
             self.record("declared", {"resources": fresh, "cause": "mounted over declared paths"})
             self.sight(Sighting(r, event.mounts[r], event.owner) for r in fresh)
+
+    def _appeared(self, event: Appeared) -> None:
+        tracked.appeared(self, event)
 
     def _ticked(self, event: Ticked) -> None:
         pass
@@ -649,6 +667,7 @@ _STEPS: Final[Mapping[type, Callable[[Node, Any], None]]] = {
     Scanned: Node._scanned,
     Observed: Node._observed,
     Covered: Node._covered,
+    Appeared: Node._appeared,
     Ticked: Node._ticked,
     Asked: Node._asked,
     Denied: Node._denied,
@@ -677,6 +696,7 @@ _OPS: Final[Mapping[str, Callable[[Node, Asked], None]]] = {
     "declare": declaring.asked_declare,
     "apply": declaring.asked_apply,
     "adopt": declaring.asked_adopt,
+    "track": tracked.asked_track,
     "emergency_start": suspend.asked_emergency_start,
     "emergency_end": suspend.asked_emergency_end,
     "hold_place": suspend.asked_hold_place,

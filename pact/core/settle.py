@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from pact.core import below, groups
+from pact.core import below, groups, tracked
 from pact.core import change as life
 from pact.core.change import Change
 from pact.core.events import AGENT_CALLER, Acted, Asked, Caller, Look, Looked, Probe, Probed, Sighting
@@ -55,16 +55,19 @@ class Waiting:
 
 def asked_commit(node: Node, event: Asked) -> None:
     message, ttl_ns = event.args.get("message", ""), event.args.get("ttl_ns")
-    picked = select(node, event, "commit")
+    rest, untracked = tracked.split(node, event, "commit")
+    picked = select(node, rest, "commit") if rest is not None else {}
     if not message.strip():
         raise UsageError("a commit needs a message", "pact commit -m 'why'")
     if ttl_ns is not None and not TTL_MIN_NS <= ttl_ns <= TTL_MAX_NS:
         raise UsageError("--ttl must lie between 15m and 10d")
     ids = [r for members in picked.values() for r in members]
-    if not ids:
+    if not ids and not untracked:
         node.reply(event.token, {"committed": [], "left": _left(node)}, EXIT_DONE, "nothing to commit")
         return
-    begin_commit(node, event, ids, {"message": message, "ttl_ns": ttl_ns, "force": bool(event.args.get("force"))})
+    begin_commit(node, event, [*ids, *untracked], {
+        "message": message, "ttl_ns": ttl_ns, "force": bool(event.args.get("force")),
+        "untracked": [r for r in untracked if r not in ids]})  # fmt: skip
 
 
 def begin_commit(node: Node, event: Asked, ids: Sequence[str], args: dict[str, Any]) -> None:
@@ -88,7 +91,10 @@ def looked_commit(node: Node, job: Job, event: Looked) -> None:
     node.finish(job)
     state = node.state
     moved: list[str] = []
+    fresh = set(job.args.get("untracked", ()))
     for sighting in event.sightings:
+        if sighting.resource in fresh:
+            continue
         change = state.change_of(sighting.resource)
         if change is None or change.state == life.ROLLING:
             raise ConflictError(f"too late: {sighting.resource} was settled or is being rolled back", "see pact log")
@@ -106,18 +112,21 @@ def looked_commit(node: Node, job: Job, event: Looked) -> None:
     for change in of_groups:
         groups.require_free(node, change, "commit", bool(job.args.get("force")))
     committed = _record_commits(node, job, event)
+    taken_in, left_out = tracked.record_commits(node, job, event)
     for change in of_groups:
         groups.left_alone(node, change, "committed", job.caller)
     if job.args.get("end_emergency"):
         node.record("emergency_ended", {"how": "commit", "message": job.args["message"]}, job.caller.actor)
     notes = [f"{r}: {why}; it can be declared but not restored" for r, why in event.unkept.items()]
-    node.reply(job.token, {"committed": committed, "left": _left(node), "notes": notes})
+    node.reply(job.token, {"committed": committed + taken_in, "left": _left(node), "notes": notes + left_out})
 
 
 def _record_commits(node: Node, job: Job, event: Looked) -> list[dict[str, Any]]:
     state, ttl_ns = node.state, job.args["ttl_ns"]
     by_change: dict[str, dict[str, Any]] = {}
     for sighting in event.sightings:
+        if sighting.resource in job.args.get("untracked", ()):
+            continue
         declared = state.declared(sighting.resource)
         assert declared is not None and not isinstance(sighting.observation, Unreadable)
         attrs = sighting.observation
@@ -156,14 +165,18 @@ def _left(node: Node) -> list[dict[str, Any]]:
 
 def asked_rollback(node: Node, event: Asked) -> None:
     dry, force = bool(event.args.get("dry_run")), bool(event.args.get("force"))
-    picked = select(node, event, "rollback")
+    rest, untracked = tracked.split(node, event, "rollback")
+    picked = select(node, rest, "rollback") if rest is not None else {}
     refuse_in_observe_mode(node, dry)
+    if untracked:
+        refuse_held_or_busy(node, "", force or dry)
     for cid in picked:
         refuse_held_or_busy(node, cid, force or dry)
-    if not picked:
+    if not picked and not untracked:
         node.reply(event.token, {"rolled_back": [], "left": _left(node)}, EXIT_DONE, "nothing to roll back")
         return
     rollback_many(node, event, picked, dry=dry, force=force)
+    tracked.begin_removal(node, event, untracked, dry=dry, force=force)
 
 
 def refuse_in_observe_mode(node: Node, dry: bool) -> None:
@@ -175,7 +188,8 @@ def refuse_in_observe_mode(node: Node, dry: bool) -> None:
 def refuse_held_or_busy(node: Node, cid: str, force: bool) -> None:
     holds = node.state.held_by(cid)
     if holds and not force:
-        raise ConflictError(f"{cid} is held by {holds[0].owner['user']}: {holds[0].reason}", "use --force")
+        hold = holds[0]
+        raise ConflictError(f"{cid or 'the node'} is held by {hold.owner['user']}: {hold.reason}", "use --force")
     if cid in node.busy:
         raise ConflictError(f"a rollback of {cid} is being prepared already", "see pact status")
 
@@ -252,6 +266,9 @@ def resume_rollback(node: Node, change: Change, reset: Mapping[str, Sighting]) -
 def probed_rollback(node: Node, job: Job, event: Probed) -> None:
     state = node.state
     change = state.changes.get(job.change or "")
+    if job.args.get("untracked"):
+        tracked.probed_removal(node, job, event)
+        return
     if change is None:
         raise ConflictError(f"{job.change} was settled while its rollback was prepared", "see pact log")
     if job.args.get("resumed"):
@@ -261,14 +278,14 @@ def probed_rollback(node: Node, job: Job, event: Probed) -> None:
         raise ConflictError(f"the rollback of {change.id} has begun already", "see pact log")
     node.sight(event.sightings)
     if change.id not in state.changes:
-        _done(node, job, {"change": change.id, "state": "settled", "resources": []})
+        done(node, job, {"change": change.id, "state": "settled", "resources": []})
         return
     if not _still_wanted(node, job, change):
         node.finish(job)
         return
     ids = [r for r in job.ids if r in change.members]
     if not ids:
-        _done(node, job, {"change": change.id, "state": "settled", "resources": []})
+        done(node, job, {"change": change.id, "state": "settled", "resources": []})
         return
     if node.state.seq != job.planned_at:
         job.steps = node.steps_for(ids)
@@ -276,7 +293,7 @@ def probed_rollback(node: Node, job: Job, event: Probed) -> None:
     job.steps, job.args["notes"] = below.filled(job.steps, change.members, event.sightings), list(event.notes)
     if job.args["dry"]:  # it ends as the real one would
         why = holder_text(event.holders) if event.holders else "; ".join(refusals[:5])
-        _done(node, job, {
+        done(node, job, {
             "change": change.id, "plan": [s.to_json() for s in job.steps], "refused": refusals,
             "notes": job.args["notes"], "consumers": [h.to_json() for h in event.holders]},
             EXIT_BLOCKED if event.holders else EXIT_FAILED if refusals else EXIT_DONE,
@@ -341,7 +358,7 @@ def block(node: Node, job: Job, change: Change, reason: str, holders: Sequence[H
             "change": change.id, "cause": job.cause, "reason": reason, "holders": named}, job.caller.actor)  # fmt: skip
     node.finish(job)
     text = f"{change.id}: " + (holder_text(holders) if holders else reason)
-    _done(node, job, {"change": change.id, "state": "blocked", "reason": reason, "consumers": named},
+    done(node, job, {"change": change.id, "state": "blocked", "reason": reason, "consumers": named},
           EXIT_BLOCKED if holders else EXIT_FAILED, f"rollback of {text}",
           "let them finish or stop them, then: pact rollback " + change.id)  # fmt: skip
 
@@ -381,7 +398,7 @@ def acted_rollback(node: Node, job: Job, event: Acted) -> None:
              *(f"{r}: the kernel made {text} of what is declared" for r, text in node.learn(event).items())]
     result = {"change": change.id, "state": "failed" if left else "settled", "restored": restored, "left": left,
               "notes": notes}  # fmt: skip
-    _done(node, job, result, EXIT_FAILED if left else EXIT_DONE,
+    done(node, job, result, EXIT_FAILED if left else EXIT_DONE,
           f"rollback of {change.id} failed for {', '.join(left)}" if left else "")  # fmt: skip
 
 
@@ -397,12 +414,12 @@ def give_up(node: Node, job: Job, error: PactError) -> None:
         else:
             block(node, job, change, error.message, [])
     elif job.kind == "rollback":
-        _done(node, job, {"change": job.change, "error": error.message}, error.exit_code, error.message, error.hint)
+        done(node, job, {"change": job.change, "error": error.message}, error.exit_code, error.message, error.hint)
     else:
         node.refuse(job.token, error)
 
 
-def _done(node: Node, job: Job, result: dict[str, Any], exit_code: int = EXIT_DONE, message: str = "",
+def done(node: Node, job: Job, result: dict[str, Any], exit_code: int = EXIT_DONE, message: str = "",
           hint: str = "") -> None:  # fmt: skip
     node.finish(job)
     waiting = node.waiting.get(job.token) if job.token is not None else None

@@ -6,14 +6,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import orjson
 
 from pact.core import change as life
-from pact.core import membership
+from pact.core import membership, tracked
 from pact.core.change import Change, Member
 from pact.core.records import GENESIS, Record
 from pact.core.settings import DIMENSION_OF, Settings
@@ -108,6 +108,9 @@ class State:
         self.groups_done: dict[str, str] = {}
         self.fence = 0
         self.fleet_seq = 0
+        self.tracked: dict[str, str] = {}  # pattern -> what becomes of what is new below it
+        self.untracked: dict[str, tracked.Untracked] = {}
+        self.enforced: dict[str, dict[str, Any]] = {}  # declared absent for being new -> who made it
         self.windows = Windows(self.settings.floor_ns, self.settings.base_ns)
         self.touched = Touched()
         self._noted: tuple[int, Settings | None, int] = (0, None, 0)  # drift and settings, and their window
@@ -292,10 +295,13 @@ class State:
             self._redeviate(resource, deviation_n)
         for resource in data.get("taken", ()):
             self._leave(resource)
+        self.enforced.update(data.get("enforced", {}))
 
     def _declare(self, resource: str, value: Any) -> None:
         """``None``: declared no more."""
         self._decoded.pop(resource, None)
+        self.untracked.pop(resource, None)
+        self.enforced.pop(resource, None)
         if value is None:
             self._declared.pop(resource, None)
         else:
@@ -375,6 +381,13 @@ class State:
                     self.recent.clear()
             self.recent[recent_key(change.owner.key, resource)] = change.members[resource].opened_ns
             self._leave(resource)
+        self._forget_enforced([resource])
+
+    def _forget_enforced(self, resources: Iterable[str]) -> None:
+        """What was new below an enforced pattern is gone again.  # U2"""
+        for resource in resources:
+            if resource in self.enforced and resource not in self.member_of:
+                self._declare(resource, None)
 
     def _window_opened(self, record: Record) -> None:
         change = self.changes[record.data["change"]]
@@ -454,8 +467,10 @@ class State:
     def _rolled_back(self, record: Record) -> None:
         self._learn(record)
         change = self.changes[record.data["change"]]
-        self._count_automatic(change, list(change.members), record.t_ns)
+        members = list(change.members)
+        self._count_automatic(change, members, record.t_ns)
         self._take(change, "done")
+        self._forget_enforced(members)
 
     def _count_automatic(self, change: Change, resources: list[str], t_ns: int) -> None:
         if change.rolling is None or change.rolling["cause"] not in ("expired", "retry"):
@@ -480,6 +495,7 @@ class State:
         self._count_automatic(change, restored, record.t_ns)
         for resource in restored:
             self._remove(change, resource)
+        self._forget_enforced(restored)
         change.rolling = None
         change.reason = record.data["reason"]
         self._take(change, "fail")
@@ -577,7 +593,7 @@ class State:
             "change_n": self.change_n, "hold_n": self.hold_n,
             "windows": self.windows.to_json(),
             "groups": [g.to_json() for g in self.groups.values()], "groups_done": dict(self.groups_done),
-            "fence": self.fence, "fleet_seq": self.fleet_seq,
+            "fence": self.fence, "fleet_seq": self.fleet_seq, "tracked": tracked.to_json(self),
         }  # fmt: skip
 
     @classmethod
@@ -605,6 +621,7 @@ class State:
         state.windows.load(data["windows"])
         state.groups, state.groups_done = membership.load(data["groups"]), dict(data["groups_done"])
         state.fence, state.fleet_seq = data["fence"], data["fleet_seq"]
+        tracked.load(state, data.get("tracked", {}))
         return state
 
     def check(self) -> None:
@@ -614,6 +631,7 @@ class State:
             assert resource in self._declared, resource
         for resource, known in self._decoded.items():
             assert known == Declared.from_json(orjson.loads(self._declared[resource])), resource
+        assert self._declared.keys().isdisjoint(self.untracked) and self._declared.keys() >= self.enforced.keys()
         assert sum(len(c.members) for c in self.changes.values()) == len(self.member_of)
         for change in self.changes.values():
             assert change.sum_n == sum(square(m.weight_n, m.deviation_n) for m in change.members.values())
@@ -668,6 +686,9 @@ _HANDLERS: Final[Mapping[str, Callable[[State, Record], None]]] = {
     "hold_released": State._hold_released,
     "observer_blind": State._observer_blind,
     "observer_restored": State._observer_restored,
+    "tracked": tracked.folded_tracked,
+    "untracked_seen": tracked.folded_seen,
+    "untracked_gone": tracked.folded_gone,
     "group_begun": membership.begun,
     "group_prepared": membership.prepared,
     "group_decided": membership.decided,

@@ -160,6 +160,13 @@ class Observers:
             for key in [k for k, p in self._sysctl_keys.items() if p == path]:
                 self._drop_sysctl_key(key)
 
+    def track(self, directory: bytes) -> bool:
+        """Report every name that comes or goes in this directory, too; False where only looking there finds it."""
+        return self._tree.track(directory)
+
+    def untrack(self, directory: bytes) -> None:
+        self._tree.untrack(directory)
+
     def remark(self) -> None:
         """Resolve every directory again; what is declared below those that changed is touched."""
         touch = partial(self._touch, writer=None, own=False, t_ns=time.clock_gettime_ns(time.CLOCK_BOOTTIME))

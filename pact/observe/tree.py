@@ -31,21 +31,23 @@ MountTable = dict[bytes, tuple[tuple[bytes, bytes, bytes], ...]]
 MISSING: Final = frozenset((errno.ENOENT, errno.ENOTDIR))
 ENDED: Final = SELF | IGNORED | UNMOUNTED
 HERE: Final = b"."  # the end of the directory itself
+ANY: Final = b"/"  # every name that comes or goes in the directory: no entry can be called so
 LISTED_MIN: Final = 8  # declared paths in a directory from which on listing it is cheaper than asking for each
 OBJECT: Final = b""  # any change of an object marked itself, of any type; inotify says HERE for it too
 
 
 class Dir:
-    """One directory on the way to something declared. ``key`` is ``b""`` while it is not marked."""
+    """One directory on the way to something declared. ``key`` is ``b""`` while it is not marked; ``any``: every name
+    that comes or goes in it is reported."""
 
-    __slots__ = ("full", "key", "kind", "names", "parent", "path", "subs", "why")
+    __slots__ = ("any", "full", "key", "kind", "names", "parent", "path", "subs", "why")
 
     def __init__(self, path: bytes, parent: Dir | None) -> None:
         self.path = path
         self.parent = parent
         self.names: set[bytes] = set()
         self.subs: dict[bytes, Dir] = {}
-        self.full = False
+        self.full = self.any = False
         self.kind = 0
         self.key = b""
         self.why = 0  # the errno that left it without a mark; -1 on a network file system; 0 when merely missing
@@ -110,7 +112,32 @@ class Tree:
         d.names.discard(name)
         if d.key:
             self.reader.unwant(d.kind, d.key, name)
-        while not d.names and not d.subs and d.parent is not None:
+        self._prune(d)
+
+    def track(self, path: bytes) -> bool:
+        """Report every name that comes or goes in this directory, too. True where a mark says so."""
+        check_path(path)
+        d = self._dir(path)
+        if not d.any:
+            d.any = True
+            if d.key:
+                self.reader.want(d.kind, d.key, ANY)
+            else:
+                self._resolve(d)
+        return bool(d.key)
+
+    def untrack(self, path: bytes) -> None:
+        d = self.by_path.get(path)
+        if d is None or not d.any:
+            return
+        d.any = False
+        if d.key:
+            self.reader.unwant(d.kind, d.key, ANY)
+        self._prune(d)
+
+    def _prune(self, d: Dir) -> None:
+        """Forget directories that nothing leads through any more."""
+        while not d.names and not d.subs and not d.any and d.parent is not None:
             up = d.parent
             self._release(d)
             self.polled.pop(d.path, None)
@@ -169,6 +196,8 @@ class Tree:
             sub = d.subs.get(name)
             if sub is not None and mask & ENTRY:
                 self.reanchor(sub, touch)
+            if d.any and mask & ENTRY and name not in d.names and name != OBJECT:
+                touch(d.child(name))
 
     def reanchor(self, top: Dir, touch: Touch | None, everything: bool = False) -> None:
         """Look again which directory ``top`` is; where it is another, mark it and report what is declared below.
@@ -186,6 +215,8 @@ class Tree:
                     self.anchor(path)
                     if touch is not None:
                         touch(path)
+                if d.any and touch is not None:
+                    touch(d.path)
             if changed or everything:
                 stack.extend(d.subs.values())
 
@@ -251,16 +282,20 @@ class Tree:
             d.kind, d.key = kind, key
             self.by_key.setdefault(key, []).append(d)
             self.reader.want(kind, key, HERE)
-            for name in (*d.names, *d.subs):
+            for name in self._wanted(d):
                 self.reader.want(kind, key, name)
         return True
+
+    @staticmethod
+    def _wanted(d: Dir) -> tuple[bytes, ...]:
+        return (*d.names, *d.subs, ANY) if d.any else (*d.names, *d.subs)
 
     def _release(self, d: Dir) -> None:
         kind, key = d.kind, d.key
         if not key:
             return
         self.reader.unwant(kind, key, HERE)
-        for name in (*d.names, *d.subs):
+        for name in self._wanted(d):
             self.reader.unwant(kind, key, name)
         d.kind, d.key = 0, b""
         users = self.by_key[key]

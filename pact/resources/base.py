@@ -11,6 +11,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Any, Final
 
 from pact.core.plan import Step
@@ -82,6 +83,8 @@ class Kind(ABC):
     name: str
     #: A reboot resets it.
     volatile: bool = True
+    #: What is new of it can be taken away again: a pattern can be enforced.
+    removable: bool = True
 
     @abstractmethod
     def parse(self, name: str, value: Any, base_dir: str) -> Entry:
@@ -144,6 +147,14 @@ class Kind(ABC):
     def discover(self, pattern: str) -> Found:
         """Names that match an adopt pattern (without the kind)."""
         return Found(iter(()), {})
+
+    def pattern(self, text: str) -> str:
+        """The one way to write an adopt pattern. Raises ValueError for what can be none."""
+        return text
+
+    def means(self, pattern: str, name: str) -> bool:
+        """Whether ``discover`` would find this name by the pattern, and not pass over it, if it were there."""
+        return fnmatchcase(name, pattern.replace("**", "*"))
 
     def presence(self, name: str) -> Observation:
         """Enough of an observation to ask who uses it, without reading contents."""

@@ -7,8 +7,10 @@ below are entered only where they are local and not a container's or automounter
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
-from fnmatch import fnmatchcase
+from fnmatch import fnmatchcase, translate
+from functools import lru_cache
 from typing import Final
 
 from pact.model import encode_name
@@ -49,6 +51,63 @@ def discover_files(pattern: str, passed_over: Sequence[str], passed: dict[str, i
             passed[LITTER] = passed.get(LITTER, 0) + 1
             continue
         yield encode_name(path)
+
+
+class Trail:
+    """A path pattern, as it is followed: where it begins, which directories lead to what it means, and what it means.
+
+    What a walk passes over it does not mean either.
+    """
+
+    def __init__(self, pattern: str) -> None:
+        """Raises ValueError for what is no pattern of absolute paths."""
+        raw = pattern.encode("utf-8", "surrogateescape")
+        first = WILD.search(raw)
+        if not raw.startswith(b"/"):
+            raise ValueError(f"{pattern!r} is not an absolute path pattern")
+        self.base = (raw[: first.start()] if first is not None else raw).rpartition(b"/")[0] or b"/"
+        if self.base != b"/":
+            path_of(encode_name(self.base))
+        self._matcher = compile_pattern(raw)
+        above, deep, _ = raw.partition(b"**")
+        self._deep = bool(deep)
+        parts = above.split(b"/")[1:]
+        self._parts = [compile_pattern(p) for p in (parts[:-1] if deep else parts)]  # the last one is cut off
+
+    def means(self, path: bytes) -> bool:
+        return self._matcher.match(path) is not None and not passed_over(path) and not is_litter(path)
+
+    def leads(self, directory: bytes) -> bool:
+        """Something in this directory may be meant, or something below it."""
+        if directory == b"/":
+            return True
+        names = directory.split(b"/")[1:]
+        if len(names) >= len(self._parts) and not self._deep:
+            return False
+        return all(p.match(n) for p, n in zip(self._parts, names, strict=False))
+
+
+@lru_cache(maxsize=1024)
+def trail(pattern: str) -> Trail:
+    """Raises ValueError."""
+    return Trail(pattern)
+
+
+@lru_cache(maxsize=64)
+def _passed_over() -> re.Pattern[str]:
+    from pact.resources.file import PASSED_OVER
+
+    return re.compile("|".join(f"(?:{translate(p)})" for p in PASSED_OVER))
+
+
+def passed_over(path: bytes) -> bool:
+    """It rotates, or identifies the node or its users."""
+    return _passed_over().match(path.decode("utf-8", "replace")) is not None
+
+
+def foreign_mounts() -> set[bytes]:
+    """Where a walk does not enter."""
+    return _foreign_mounts()
 
 
 def is_literal(pattern: str) -> bool:

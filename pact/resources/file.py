@@ -290,6 +290,17 @@ class File(Kind):
 
     # -- adopt --------------------------------------------------------------------------------------------------
 
+    def pattern(self, text: str) -> str:
+        from pact.resources.discover import trail
+
+        trail(text)
+        return text
+
+    def means(self, pattern: str, name: str) -> bool:
+        from pact.resources.discover import trail
+
+        return trail(pattern).means(decode_name(name))
+
     def discover(self, pattern: str) -> Found:
         from pact.resources.discover import discover_files, is_literal
 

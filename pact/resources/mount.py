@@ -292,6 +292,16 @@ class Mount(Kind):
             return Found(iter([self.canonical(pattern)]), passed, exact=True)
         return Found(self._names(raw, passed), passed)
 
+    def pattern(self, text: str) -> str:
+        if not text.startswith(("/", "*", "?", "[")):
+            raise ValueError(f"{text!r} is not an absolute path pattern")
+        return text
+
+    def means(self, pattern: str, name: str) -> bool:
+        if any(name == p or below(name, p) for p in PASSED_PATHS):
+            return False
+        return compile_pattern(pattern.encode("utf-8", "surrogateescape")).match(decode_name(name)) is not None
+
     def _names(self, raw: bytes, passed: dict[str, int]) -> Iterator[str]:
         matcher, mounts = compile_pattern(raw), read_mounts()
         stacks = Stacks(mounts)

@@ -77,6 +77,7 @@ def name_of_path(path: bytes) -> str:
 class Sysctl(Kind):
     name = "sysctl"
     volatile = True
+    removable = False
 
     def canonical(self, name: str) -> str:
         name = dotted(name)
@@ -202,6 +203,12 @@ class Sysctl(Kind):
         if not WILD.search(pattern) or os.path.exists(path_of_name(pattern)):
             return Found(iter([self.canonical(pattern)]), passed, exact=True)
         return Found(self._names(pattern, passed), passed)
+
+    def pattern(self, text: str) -> str:
+        return dotted(text)
+
+    def means(self, pattern: str, name: str) -> bool:
+        return super().means(pattern, name) and not any(fnmatchcase(name, t) for t in TRIGGERS)
 
     def _names(self, pattern: str, passed: dict[str, int]) -> Iterator[str]:
         for top, dirs, files in os.walk(ROOT.rstrip(b"/")):

@@ -13,12 +13,14 @@ from fnmatch import fnmatchcase
 from typing import Any, Final
 
 from pact.core.settings import DIMENSION_OF
-from pact.errors import DeclaredError
+from pact.core.tracked import ENFORCE, MODES
+from pact.errors import DeclaredError, UsageError
 from pact.model import Declared, split_id
 from pact.resources import KINDS
 from pact.resources.base import Blobs
 
 FILE_MAX: Final = 64 << 20
+TRACK: Final = "track"
 
 #: Never drifts, whatever the configuration says.
 IGNORED: Final = (
@@ -36,6 +38,7 @@ class DeclaredSet:
 
     resources: dict[str, Declared] = field(default_factory=dict)
     blobs: dict[str, bytes] = field(default_factory=dict)
+    track: dict[str, str] = field(default_factory=dict)  # [track]: pattern -> report, enforce or ignore
     blank: bool = False  # not so much as a comment: hardly what somebody meant
 
 
@@ -83,6 +86,9 @@ def read_files(patterns: Iterable[str], ignore: Ignore) -> DeclaredSet:
                     raise DeclaredError(path, 0, f"{resource} is declared otherwise in {origin[resource]}")
                 out.resources[resource], origin[resource] = value, path
             out.blobs.update(part.blobs)
+            for pattern, mode in part.track.items():
+                if out.track.setdefault(pattern, mode) != mode:
+                    raise DeclaredError(path, 0, f"[track] {pattern} is said otherwise in another file")
     return out
 
 
@@ -111,6 +117,11 @@ def parse_text(raw: bytes, path: str, base_dir: str, ignore: Ignore) -> Declared
     except RecursionError:
         raise DeclaredError(path, 0, "nested too deeply") from None
     out = DeclaredSet(blank=not text.strip())
+    for pattern, mode in _track_table(table.pop(TRACK, {}), text, path).items():
+        try:
+            out.track[checked_pattern(pattern, mode)] = mode
+        except ValueError as exc:
+            raise DeclaredError(path, line_of(text, TRACK, pattern), f"[track] {pattern}: {exc}") from None
     for kind_name, entries in table.items():
         _read_kind(kind_name, entries, text, path, base_dir, ignore, out)
     for resource, value in out.resources.items():
@@ -122,6 +133,46 @@ def parse_text(raw: bytes, path: str, base_dir: str, ignore: Ignore) -> Declared
             except ValueError as exc:
                 raise DeclaredError(path, line_of(text, *split_id(resource)), f"{resource}: requires: {exc}") from None
     return out
+
+
+def _track_table(value: Any, text: str, path: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise DeclaredError(path, line_of(text, TRACK, None), "[track] must be a table of patterns")
+    return value
+
+
+def checked_pattern(pattern: str, mode: Any) -> str:
+    """A pattern to be tracked, as pact writes it. Raises ValueError for what is none, or cannot be in this mode."""
+    if mode not in MODES:
+        raise ValueError(f"{mode!r} is none of {', '.join(MODES)}")
+    kind_name, name = split_id(pattern)
+    kind = KINDS.get(kind_name)
+    if kind is None:
+        raise ValueError(f"kind {kind_name!r} is not known; known kinds: {', '.join(sorted(KINDS))}")
+    if not WILDCARD.search(name):
+        raise ValueError("this is a name, and nothing is below it: declare or adopt it")
+    if mode == ENFORCE and not kind.removable:
+        raise ValueError(f"what is new of kind {kind_name} cannot be removed again: report or ignore it")
+    return f"{kind_name}:{kind.pattern(name)}"
+
+
+def checked_patterns(given: Mapping[str, Any]) -> dict[str, str]:
+    """Patterns and modes as they are kept. Raises UsageError."""
+    out = {}
+    for pattern, mode in given.items():
+        try:
+            out[checked_pattern(pattern, mode)] = mode
+        except ValueError as exc:
+            raise UsageError(f"{pattern}: {exc}") from None
+    return out
+
+
+def export_track(tracked: Mapping[str, str]) -> Iterable[str]:
+    """Lines of TOML for the tracked patterns."""
+    if tracked:
+        yield f"\n[{TRACK}]\n"
+    for pattern, mode in sorted(tracked.items()):
+        yield f"{quote(pattern)} = {quote(mode)}\n"
 
 
 def _read_kind(kind_name: str, entries: Any, text: str, path: str, base_dir: str, ignore: Ignore,

@@ -14,6 +14,7 @@ from typing import Any
 from pact.core.events import (
     Act,
     Acted,
+    Appeared,
     AppendRecord,
     Asked,
     Caller,
@@ -23,6 +24,7 @@ from pact.core.events import (
     Event,
     Look,
     Looked,
+    New,
     Observed,
     Probe,
     Probed,
@@ -52,6 +54,9 @@ class SimRules:
 
     def volatile(self, resource: str) -> bool:
         return not resource.startswith("file:")
+
+    def matches(self, pattern: str, resource: str) -> bool:
+        return resource.startswith(pattern.rstrip("*"))
 
 
 class Crashed(Exception):
@@ -141,6 +146,15 @@ class World:
     def see(self, resource: str, owner: Owner | None = None, moved_with: str = "") -> None:
         seen = self.observe(resource)
         self.feed(lambda: Observed(self.t_ns, self.wall_ns, [Sighting(resource, seen, owner, moved_with)]))
+
+    def create(self, resource: str, value: Attrs | None, owner: Owner | None) -> None:
+        """Somebody makes, or takes away, what nobody has declared."""
+        self.machine[resource] = value
+        found = [] if value is None else [New(resource, {"type": "file"}, owner)]
+        gone = [resource] if value is None else []
+        self.feed(lambda: Appeared(self.t_ns, self.wall_ns, found, gone))
+        if resource in self.node.state:
+            self.see(resource, owner)
 
     def ask(self, op: str, caller: Caller, **args: Any) -> Reply | None:
         """A request; ``None`` if it was cut off by a crash."""
@@ -275,7 +289,8 @@ class World:
         found = {r: Declared(v).to_json() for r, v in self.machine.items() if v is not None and any(
             r == p or (p.endswith("*") and r.startswith(p.rstrip("*"))) for p in effect.patterns)}  # fmt: skip
         exact = frozenset(r for r in found if r in effect.patterns)
-        self.queue.append(lambda: Discovered(self.t_ns, self.wall_ns, effect.job, found, exact, (), True))
+        patterns = [p for p in effect.patterns if p.endswith("*")]
+        self.queue.append(lambda: Discovered(self.t_ns, self.wall_ns, effect.job, found, exact, (), True, patterns))
 
     # -- checks -------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,376 @@
+"""What is new below tracked patterns: finds it, and when it is gone again.
+
+Files are seen by their names: every directory that leads to what a pattern means is marked for whatever comes or goes
+in it, then listed, so that what was made before the mark stood is found too. The other kinds are asked to discover
+again when something tells that they may have moved, and once a rescan.
+
+It reads no content and follows no symbolic link, enters no file system that may hang, and does a little at a time: ten
+thousand directories hold the loop no longer than one. What becomes of what it finds is the core's business.  # U4
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from pact.core import tracked
+from pact.core.events import New
+from pact.model import NS_PER_S, UNATTRIBUTED, Owner, decode_name, encode_name, split_id
+from pact.resources import KINDS
+from pact.resources.discover import Trail, foreign_mounts, passed_over, trail
+from pact.resources.litter import is_litter
+from pact.resources.names import group_name, user_name
+
+if TYPE_CHECKING:
+    from pact.core.node import Node
+    from pact.observe.observers import Observers
+    from pact.resources.toml import Ignore
+
+#: What is new is looked at again so long after, and is told only if it is still there.
+SETTLE_NS: Final = NS_PER_S // 4
+#: The loop is given back after so much walking; where somebody waits for an answer, after this.
+TURN_NS: Final = 5_000_000
+TURN_ASKED_NS: Final = 200_000_000
+#: Directories that are marked at most; beyond it only the rescan finds what is new in them.
+DIRECTORIES_MAX: Final = 50_000
+#: Names of which an event told and that were not looked at yet; beyond it everything is walked again.
+TOUCHED_MAX: Final = 20_000
+#: Told in one step.
+FOUND_MAX: Final = 2_000
+#: So often at most everything untracked is looked for, and what others than events show.
+CHECK_NS: Final = NS_PER_S
+TYPES: Final = {
+    stat.S_IFREG: "file", stat.S_IFDIR: "directory", stat.S_IFLNK: "symlink", stat.S_IFIFO: "fifo",
+    stat.S_IFSOCK: "socket", stat.S_IFBLK: "block", stat.S_IFCHR: "char",
+}  # fmt: skip
+#: What adopt takes; sockets, devices and fifos it passes over.
+TAKEN: Final = ("file", "directory", "symlink")
+
+Fresh = tuple[int, "Owner | None"]
+
+
+class Tracking:
+    """See the module. ``follow`` says what; ``take`` gives what was found."""
+
+    def __init__(self, observers: Observers, ignore: Ignore) -> None:
+        self._observers = observers
+        self._ignore = ignore
+        self._modes: dict[str, str] = {}
+        self._trails: list[Trail] = []
+        self.kinds: dict[str, list[str]] = {}  # the other kinds -> their patterns
+        self._polls: dict[str, Owner | None] = {}  # kinds to be asked again
+        self._polled_ns: dict[str, int] = {}
+        self._foreign: set[bytes] = set()
+        self._directories: dict[bytes, tuple[int, int]] = {}  # -> inode and mtime as last listed, or zeros
+        self._share: list[bytes] = []
+        self._touched: dict[bytes, Owner | None] = {}
+        self._todo: dict[bytes, Owner | None] = {}  # directories to mark and list
+        self._walk: Iterator[None] | None = None
+        self._fresh: dict[str, Fresh] = {}
+        self._gone: dict[str, None] = {}
+        self._check: list[str] | None = None
+        self._check_wanted = False
+        self._checked_ns = 0
+        self.unmarked = 0
+
+    # -- what is tracked ----------------------------------------------------------------------------------------
+
+    def follow(self, modes: Mapping[str, str]) -> None:
+        """These patterns, from now on."""
+        if modes == self._modes:
+            return
+        self._modes, self._trails, self.kinds = dict(modes), [], {}
+        for pattern, mode in modes.items():
+            kind, text = split_id(pattern)
+            if mode == "ignore" or kind not in KINDS:
+                continue
+            try:
+                if kind == "file":
+                    self._trails.append(trail(text))
+                else:
+                    KINDS[kind].pattern(text)
+                    self.kinds.setdefault(kind, []).append(text)
+            except ValueError:
+                continue  # an older version let it in
+        for directory in [d for d in self._directories if not self._leads(d)]:
+            self._leave(directory)
+        self.walk_again()
+
+    @property
+    def follows_files(self) -> bool:
+        return bool(self._trails)
+
+    def _leads(self, directory: bytes) -> bool:
+        return any(t.leads(directory) for t in self._trails)
+
+    def _enters(self, directory: bytes) -> bool:
+        """Something in it may be meant, and looking there hangs nobody."""
+        if directory in self._foreign or not self._leads(directory):
+            return False
+        if is_litter(directory) or passed_over(directory + b"/x"):
+            return False
+        pattern = self._ignore.match(f"file:{encode_name(directory)}/x")
+        return pattern is None or not pattern.endswith("*")  # all of it is ignored
+
+    def _means(self, path: bytes) -> bool:
+        return any(t.means(path) for t in self._trails)
+
+    # -- what happened ------------------------------------------------------------------------------------------
+
+    def touched(self, path: bytes, owner: Owner | None) -> None:
+        """A name came or went."""
+        if len(self._touched) >= TOUCHED_MAX:
+            self.walk_again()
+            return
+        self._touched[path] = owner or self._touched.get(path)
+
+    def mounts_moved(self, owner: Owner | None) -> None:
+        if self._trails:
+            self._foreign = foreign_mounts()
+            for directory in [d for d in self._directories if d in self._foreign]:
+                self._leave(directory)
+            self._list_bases()
+        if "mount" in self.kinds:
+            self._polls["mount"] = owner or self._polls.get("mount")
+
+    def links_moved(self) -> None:
+        if "sysctl" in self.kinds:
+            self._polls.setdefault("sysctl", None)
+
+    def look(self, resource: str) -> None:
+        """It is declared no more: is it there?"""
+        if resource.startswith("file:") and self._trails:
+            self.touched(decode_name(split_id(resource)[1]), None)
+        elif split_id(resource)[0] in self.kinds:
+            self._polls.setdefault(split_id(resource)[0], None)
+
+    def walk_again(self) -> None:
+        """Events were lost, or nothing is known yet: look everywhere."""
+        if self._trails:
+            self._foreign = foreign_mounts()
+            self._list_bases()
+            self._todo.update(dict.fromkeys(d for d in self._directories if d not in self._todo))
+        for kind in self.kinds:
+            self._polls.setdefault(kind, None)
+        self._check_wanted = True
+
+    def _list_bases(self) -> None:
+        for base in {t.base for t in self._trails}:
+            self._todo.setdefault(base, None)
+
+    def rescan(self, number: int, slices: int) -> None:
+        """One slice of the periodic rescan: directories that changed since they were listed are listed again."""
+        if number == 0:
+            self._share = list(self._directories)
+            self._check_wanted = True
+            if self._trails:
+                self._list_bases()
+            for kind in self.kinds:
+                self._polls.setdefault(kind, None)
+        total = len(self._share)
+        for directory in self._share[total * number // slices : total * (number + 1) // slices]:
+            if self._signature(directory) != self._directories.get(directory):
+                self._todo.setdefault(directory, None)
+
+    @staticmethod
+    def _signature(directory: bytes) -> tuple[int, int]:
+        try:
+            st = os.lstat(directory)
+        except OSError:
+            return 0, -1
+        return st.st_ino, st.st_mtime_ns
+
+    # -- what is due --------------------------------------------------------------------------------------------
+
+    @property
+    def has_due(self) -> bool:
+        return bool(self._touched or self._todo or self._walk or self._check or self._gone or "mount" in self._polls)
+
+    def next_ns(self, now_ns: int) -> int | None:
+        """When ``take`` has something to do; ``None``: when something happens."""
+        if self.has_due:
+            return now_ns
+        dues = [seen_ns + SETTLE_NS for seen_ns, _ in self._fresh.values()][:1]  # in the order of their coming
+        if self._check_wanted:
+            dues.append(self._checked_ns + CHECK_NS)
+        dues += [self._polled_ns.get(k, 0) + CHECK_NS for k in self._polls]
+        return min(dues, default=None)
+
+    def take(self, node: Node, now_ns: int, *, everything: bool = False) -> tuple[list[New], list[str]]:
+        """What is new, and which of what was untracked is gone. ``everything``: somebody waits for the answer."""
+        ends_ns = time.monotonic_ns() + (TURN_ASKED_NS if everything else TURN_NS)
+        while self._touched and time.monotonic_ns() < ends_ns:
+            path = next(iter(self._touched))
+            self._look_at(path, self._touched.pop(path), node, now_ns)
+        while (self._walk or self._todo) and time.monotonic_ns() < ends_ns:
+            if self._walk is None:
+                path = next(iter(self._todo))
+                self._walk = self._list(path, self._todo.pop(path), node, now_ns)
+            if next(self._walk, self) is self:
+                self._walk = None
+        self._check_some(node, now_ns, ends_ns)
+        found = self._take_fresh(node, now_ns, everything)
+        if "mount" in self._polls:
+            owner = self._polls.pop("mount")
+            more, gone = self.compared("mount", discovered("mount", self.kinds.get("mount", ())), node, owner)
+            found += more
+            self._gone.update(dict.fromkeys(gone))
+        gone_now = list(self._gone)[:FOUND_MAX]
+        for resource in gone_now:
+            del self._gone[resource]
+        return found, gone_now
+
+    def poll(self, now_ns: int) -> list[str]:
+        """Kinds that are to be asked now what there is; that takes long, so the caller has it done elsewhere."""
+        due = [k for k in self._polls if k != "mount" and self._polled_ns.get(k, 0) + CHECK_NS <= now_ns]
+        for kind in due:
+            del self._polls[kind]
+            self._polled_ns[kind] = now_ns
+        return due
+
+    def compared(self, kind: str, names: set[str], node: Node, owner: Owner | None = None
+                 ) -> tuple[list[New], list[str]]:  # fmt: skip
+        """What a kind discovered, against what is known."""
+        there = {f"{kind}:{n}" for n in names}
+        fresh = sorted(r for r in there if r not in node.state and self._ignore.match(r) is None)
+        gone = [r for r in tracked.names(node) if r.startswith(kind + ":") and r not in there]
+        return [New(r, {}, owner) for r in fresh if owner is not None or tracked.known(node, r) is None], gone
+
+    def _take_fresh(self, node: Node, now_ns: int, everything: bool) -> list[New]:
+        out: list[New] = []
+        closed: dict[bytes, bool] = {}  # names in closed directories are secrets  # S2
+        for resource, (seen_ns, owner) in list(self._fresh.items()):
+            if (seen_ns + SETTLE_NS > now_ns and not everything) or len(out) >= FOUND_MAX:
+                break
+            del self._fresh[resource]
+            path = decode_name(split_id(resource)[1])
+            actual = described(path) if resource not in node.state else None
+            if actual is None or actual["type"] not in TAKEN:
+                continue
+            above = os.path.dirname(path)
+            if above not in closed:
+                closed[above] = not KINDS["file"].reachable(encode_name(path))
+            out.append(New(resource, {**actual, "secret": True} if closed[above] else actual, owner))
+        return out
+
+    # -- looking ------------------------------------------------------------------------------------------------
+
+    def _look_at(self, path: bytes, owner: Owner | None, node: Node, now_ns: int) -> None:
+        """One name of which an event told."""
+        if path in self._foreign or os.path.dirname(path) in self._foreign:
+            return
+        try:
+            is_dir = stat.S_ISDIR(os.lstat(path).st_mode)
+        except (FileNotFoundError, NotADirectoryError):
+            resource = f"file:{encode_name(path)}"
+            self._fresh.pop(resource, None)
+            if tracked.known(node, resource) is not None:
+                self._gone[resource] = None
+            if path in self._directories:
+                self._leave(path)
+            self._check_wanted |= tracked.count(node) > 0  # what lay below it is gone with it
+            return
+        except OSError:
+            return
+        if is_dir and self._enters(path):
+            self._todo[path] = owner or self._todo.get(path)
+        elif path in self._directories:
+            self._leave(path)
+        self._offer(path, owner, node, now_ns)
+
+    def _offer(self, path: bytes, owner: Owner | None, node: Node, now_ns: int) -> None:
+        """If nobody declared it, and a pattern means it, it is new."""
+        resource = f"file:{encode_name(path)}"
+        if resource in node.state or not self._means(path) or self._ignore.match(resource) is not None:
+            return
+        known = tracked.known(node, resource)
+        if known is not None and (owner is None or known.owner["key"] != UNATTRIBUTED.key):
+            return
+        self._gone.pop(resource, None)
+        before = self._fresh.get(resource)
+        self._fresh[resource] = (now_ns, owner) if before is None else (before[0], owner or before[1])
+
+    def _list(self, path: bytes, owner: Owner | None, node: Node, now_ns: int) -> Iterator[None]:
+        """Mark a directory, then see what is in it; a piece at a time."""
+        signature = self._signature(path)
+        if not self._enters(path) or signature == (0, -1):
+            self._leave(path)
+            return
+        if path not in self._directories and len(self._directories) < DIRECTORIES_MAX:
+            self._observers.track(path)
+        if path in self._directories or len(self._directories) < DIRECTORIES_MAX:
+            self._directories[path] = (0, 0)
+        try:
+            with os.scandir(path) as entries:
+                for number, entry in enumerate(entries):
+                    child = path.rstrip(b"/") + b"/" + entry.name
+                    if entry.is_dir(follow_symlinks=False) and child not in self._directories and self._enters(child):
+                        self._todo[child] = owner or self._todo.get(child)
+                    self._offer(child, owner, node, now_ns)
+                    if number % 64 == 63:
+                        yield
+        except OSError:
+            pass  # it is gone or closed to us by now; the rescan comes again
+        if path in self._directories and abs(time.time_ns() - signature[1]) > NS_PER_S // 10:
+            self._directories[path] = signature  # an entry made in the same tick would not move it
+        yield
+
+    def _leave(self, directory: bytes) -> None:
+        """It is gone, or is not followed any more, with all that lies below it."""
+        below = directory.rstrip(b"/") + b"/"
+        for path in [d for d in self._directories if d == directory or d.startswith(below)]:
+            del self._directories[path]
+            self._observers.untrack(path)
+        self._todo.pop(directory, None)
+
+    def _check_some(self, node: Node, now_ns: int, ends_ns: int) -> None:
+        """Which of what is untracked is still there."""
+        if self._check is None:
+            if not self._check_wanted or self._checked_ns + CHECK_NS > now_ns:
+                return
+            self._check = [r for r in tracked.names(node) if r.startswith("file:")]
+            self._check_wanted, self._checked_ns = False, now_ns
+        while self._check and time.monotonic_ns() < ends_ns:
+            resource = self._check.pop()
+            path = decode_name(split_id(resource)[1])
+            if os.path.dirname(path) not in self._foreign and not os.path.lexists(path):
+                self._gone[resource] = None
+        if not self._check:
+            self._check = None
+
+    # -- for people ---------------------------------------------------------------------------------------------
+
+    def health(self) -> str:
+        """``ok``, or what is not seen."""
+        if len(self._directories) < DIRECTORIES_MAX:
+            return "ok"
+        return f"more than {DIRECTORIES_MAX} directories are tracked: what is new beyond is not seen"
+
+
+def described(path: bytes) -> dict[str, Any] | None:
+    """In short what is there; nothing of its content."""
+    try:
+        st = os.lstat(path)
+    except OSError:
+        return None
+    out: dict[str, Any] = {
+        "type": TYPES.get(stat.S_IFMT(st.st_mode), "unknown"), "mode": f"{stat.S_IMODE(st.st_mode):04o}",
+        "owner": user_name(st.st_uid), "group": group_name(st.st_gid),
+    }  # fmt: skip
+    return {**out, "size": st.st_size} if out["type"] == "file" else out
+
+
+def discovered(kind: str, patterns: Sequence[str]) -> set[str]:
+    """The names that these patterns find now."""
+    out: set[str] = set()
+    for pattern in patterns:
+        try:
+            found = KINDS[kind].discover(pattern)
+            if not found.exact:
+                out.update(found.names)
+        except (OSError, ValueError):
+            continue  # the next time
+    return out

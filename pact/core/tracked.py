@@ -1,0 +1,455 @@
+"""What is new below tracked patterns.
+
+``adopt`` remembers its patterns. What appears below one later is *untracked*: it is listed, with who made it, and has
+no window. Where the pattern is enforced it is drift from ``absent`` instead. A user who makes and removes files must
+fill no journal: what is new is recorded for each owner at a pace that slackens, many names in a record.
+
+Refuses to know what a pattern means: the kinds do, through ``Rules``.  # U1, U2, U3
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Final
+
+from pact.core import access, below
+from pact.core.events import Appeared, Asked, Caller, Looked, Probe, Probed
+from pact.core.plan import Step, ordered
+from pact.core.records import Record
+from pact.errors import EXIT_BLOCKED, EXIT_CONFLICT, EXIT_DONE, EXIT_FAILED, ConflictError, UsageError
+from pact.model import NS_PER_S, UNATTRIBUTED, Attrs, Declared, Observation, Owner, Unreadable
+
+if TYPE_CHECKING:
+    from pact.core.node import Job, Node
+    from pact.core.state import State
+
+REPORT: Final = "report"
+ENFORCE: Final = "enforce"
+IGNORE: Final = "ignore"
+MODES: Final = (REPORT, ENFORCE, IGNORE)
+#: Patterns that are remembered at most.
+PATTERNS_MAX: Final = 1_000
+#: Untracked things that are kept one by one; beyond it they are counted.
+UNTRACKED_MAX: Final = 10_000
+#: Enforced things that are drift at the same time; beyond it they are only reported.
+ENFORCED_MAX: Final = 1_000
+#: Names in one record, and of one owner at one time.
+CHUNK_MAX: Final = 500
+AT_ONCE_MAX: Final = 1_000
+#: One owner's next record comes at the soonest so long after his last one, and later and later while it goes on.
+PAUSE_NS: Final = NS_PER_S // 2
+PAUSE_MAX_NS: Final = 30 * NS_PER_S
+PACES_MAX: Final = 1_000
+#: The key under which departures are paced: nobody's.
+GONE: Final = ""
+#: What a file may be that can be declared.
+DECLARABLE: Final = frozenset({"file", "directory", "symlink"})
+
+
+@dataclass(slots=True)
+class Untracked:
+    """One untracked thing: who made it, when it was first seen, and what it is, in short."""
+
+    owner: dict[str, Any]
+    seen: str
+    actual: dict[str, Any]
+
+
+@dataclass(slots=True)
+class Pace:
+    """What waits to be recorded, and until when. Ephemeral: a restart finds it again by looking."""
+
+    waiting: dict[str, Untracked] = field(default_factory=dict)
+    leaving: dict[str, None] = field(default_factory=dict)
+    last: dict[str, tuple[int, int]] = field(default_factory=dict)  # owner -> (recorded at, pause after it)
+
+    def __bool__(self) -> bool:
+        return bool(self.waiting or self.leaving)
+
+    def keys(self) -> set[str]:
+        return {u.owner["key"] for u in self.waiting.values()} | ({GONE} if self.leaving else set())
+
+    def due_ns(self, key: str) -> int:
+        return sum(self.last.get(key, (0, 0)))
+
+    def next_ns(self) -> int | None:
+        return min(map(self.due_ns, self.keys()), default=None)
+
+    def recorded(self, key: str, now_ns: int) -> None:
+        last_ns, pause_ns = self.last.get(key, (0, 0))
+        goes_on = pause_ns and now_ns - last_ns < 4 * pause_ns
+        self.last[key] = (now_ns, min(2 * pause_ns, PAUSE_MAX_NS) if goes_on else PAUSE_NS)
+        if len(self.last) > PACES_MAX:
+            self.last = {k: (t, p) for k, (t, p) in self.last.items() if now_ns - t < 4 * p}
+
+
+# -- patterns -------------------------------------------------------------------------------------------------------
+
+
+def weight(pattern: str) -> tuple[int, int]:
+    """How much a pattern says: of several that match, the one with the longest beginning that is a name decides."""
+    first = min((pattern.find(c) for c in "*?[" if c in pattern), default=len(pattern))
+    return first, len(pattern)
+
+
+def mode_of(node: Node, resource: str) -> str:
+    """What is to become of this, if nobody has declared it; ``""`` where no pattern means it."""
+    kind = resource.partition(":")[0] + ":"
+    best, mode = (-1, -1), ""
+    for pattern, how in node.state.tracked.items():
+        if pattern.startswith(kind) and weight(pattern) > best and node.rules.matches(pattern, resource):
+            best, mode = weight(pattern), how
+    return mode
+
+
+def asked_track(node: Node, event: Asked) -> None:
+    """``args``: patterns {pattern: mode}."""
+    access.require(event.caller, "admin", "track")
+    remember(node, event.args["patterns"], event.caller)
+    node.reply(event.token, {"tracked": dict(node.state.tracked), "untracked": count(node), "seq": node.state.seq})
+
+
+def remember(node: Node, patterns: Mapping[str, str], caller: Caller, forget: Iterable[str] = ()) -> None:
+    """Record patterns and what is to become of what is new below them; then what that means for what is there."""
+    state = node.state
+    for pattern, mode in patterns.items():
+        if mode not in MODES:
+            raise UsageError(f"{pattern}: {mode!r} is none of {', '.join(MODES)}")
+    moved = {p: m for p, m in patterns.items() if state.tracked.get(p) != m}
+    forgotten = [p for p in forget if p in state.tracked and p not in patterns]
+    if len(state.tracked.keys() | moved.keys()) - len(forgotten) > PATTERNS_MAX:
+        raise UsageError(f"at most {PATTERNS_MAX} patterns are tracked", "forget some: pact declare --prune")
+    if not moved and not forgotten:
+        return
+    node.record("tracked", {"patterns": moved, "forgotten": forgotten}, caller.actor)
+    _weigh_again(node)
+
+
+def _weigh_again(node: Node) -> None:
+    """The patterns moved: what is untracked may be enforced now, or no more; and the other way round."""
+    state = node.state
+    modes = {r: mode_of(node, r) for r in names(node)}
+    for resource, mode in modes.items():
+        if mode not in (REPORT, ENFORCE):
+            node.pace.waiting.pop(resource, None)
+    _record_gone(node, [r for r, m in modes.items() if m not in (REPORT, ENFORCE) and r in state.untracked])
+    _enforce(node, [(r, u) for r in modes if modes[r] == ENFORCE and (u := known(node, r)) is not None])
+    let_go = [r for r in state.enforced if mode_of(node, r) != ENFORCE and not _is_frozen(state, r)]
+    for at in range(0, len(let_go), CHUNK_MAX):
+        piece = let_go[at : at + CHUNK_MAX]
+        node.record("declared", {"resources": {}, "forgotten": piece, "cause": "not enforced any more"})
+
+
+def _is_frozen(state: State, resource: str) -> bool:
+    change = state.change_of(resource)
+    return change is not None and change.state == "rolling_back"
+
+
+def known(node: Node, resource: str) -> Untracked | None:
+    """What is known of it, recorded or not yet; of two, what is newer."""
+    return node.pace.waiting.get(resource) or node.state.untracked.get(resource)
+
+
+def names(node: Node) -> list[str]:
+    return [*node.state.untracked, *(r for r in node.pace.waiting if r not in node.state.untracked)]
+
+
+# -- what the observers saw -----------------------------------------------------------------------------------------
+
+
+def appeared(node: Node, event: Appeared) -> None:
+    state, pace = node.state, node.pace
+    seen, enforced = node.wall_of(event.t_ns), []
+    for new in event.found:
+        if new.resource in state:
+            continue
+        mode = mode_of(node, new.resource)
+        before = known(node, new.resource)
+        pace.leaving.pop(new.resource, None)
+        owner = (new.owner or UNATTRIBUTED).to_json()
+        if mode == ENFORCE:
+            enforced.append((new.resource, Untracked(before.owner if before else owner, seen, dict(new.actual))))
+        elif mode != REPORT:
+            continue
+        elif before is None and room(node) > 0:
+            pace.waiting[new.resource] = Untracked(owner, seen, dict(new.actual))
+        elif before is not None and before.owner["key"] == UNATTRIBUTED.key != owner["key"]:  # named late
+            pace.waiting[new.resource] = Untracked(owner, before.seen, dict(new.actual))
+    for resource in event.gone:
+        pace.waiting.pop(resource, None)
+        if resource in state.untracked:
+            pace.leaving[resource] = None
+    for resource, untracked in _enforce(node, enforced):
+        if known(node, resource) is None and room(node) > 0:
+            pace.waiting[resource] = untracked
+    flush(node)
+
+
+def room(node: Node) -> int:
+    """How many more are kept one by one."""
+    return UNTRACKED_MAX - len(node.state.untracked) - len(node.pace.waiting)
+
+
+def count(node: Node) -> int:
+    """How many are known, recorded or not yet."""
+    pace, recorded = node.pace, node.state.untracked
+    return len(recorded) + sum(r not in recorded for r in pace.waiting) - sum(r in recorded for r in pace.leaving)
+
+
+def listed(node: Node) -> Iterator[tuple[str, Untracked]]:
+    for resource in sorted(names(node)):
+        if resource not in node.pace.leaving:
+            yield resource, node.pace.waiting.get(resource) or node.state.untracked[resource]
+
+
+def flush(node: Node, *, everything: bool = False) -> None:
+    """Record what is due: each owner's newest things, then what has gone."""
+    pace = node.pace
+    for resource in [r for r in pace.waiting if r in node.state]:  # declared meanwhile
+        del pace.waiting[resource]
+    for resource in [r for r in pace.leaving if r not in node.state.untracked]:
+        del pace.leaving[resource]
+    for key in sorted(pace.keys()):
+        if not everything and pace.due_ns(key) > node.t_ns:
+            continue
+        most = UNTRACKED_MAX if everything else AT_ONCE_MAX
+        if key == GONE:
+            left = list(pace.leaving)[:most]
+            for resource in left:
+                del pace.leaving[resource]
+            _record_gone(node, left)
+        else:
+            mine = {r: u for r, u in pace.waiting.items() if u.owner["key"] == key}
+            _record_seen(node, dict(list(mine.items())[:most]))
+        pace.recorded(key, node.t_ns)
+
+
+def _record_seen(node: Node, mine: Mapping[str, Untracked]) -> None:
+    """Those of one owner. The session and command are each one's own."""
+    rows = list(mine.items())
+    for at in range(0, len(rows), CHUNK_MAX):
+        piece = rows[at : at + CHUNK_MAX]
+        owners: list[dict[str, Any]] = []
+        resources = {}
+        for resource, untracked in piece:
+            if untracked.owner not in owners[-1:]:
+                owners.append(untracked.owner)
+            resources[resource] = {**untracked.actual, "by": len(owners) - 1}
+            del node.pace.waiting[resource]
+        node.record("untracked_seen", {"owner": owners[0], "owners": owners, "resources": resources,
+                                       "seen": piece[0][1].seen, "count": len(piece)})  # fmt: skip
+
+
+def _record_gone(node: Node, left: Sequence[str]) -> None:
+    for at in range(0, len(left), CHUNK_MAX):
+        piece = left[at : at + CHUNK_MAX]
+        closed = [r for r in piece if node.state.untracked[r].actual.get("secret")]
+        node.record("untracked_gone", {"resources": [r for r in piece if r not in closed], "closed": closed,
+                                       "count": len(piece)})  # fmt: skip
+
+
+# -- enforced -------------------------------------------------------------------------------------------------------
+
+
+def _enforce(node: Node, found: Sequence[tuple[str, Untracked]]) -> list[tuple[str, Untracked]]:
+    """What was there before, nothing, is declared; so what is there is drift, as soon as it was looked at. Returns
+    those for which there is no room.  # U2"""
+    room_left = max(0, ENFORCED_MAX - len(node.state.enforced))
+    taken, left = list(found[:room_left]), list(found[room_left:])
+    for at in range(0, len(taken), CHUNK_MAX):
+        piece = taken[at : at + CHUNK_MAX]
+        _declare_absent(node, {r: u.owner for r, u in piece}, "new below an enforced pattern")
+        node.recheck([r for r, _ in piece])
+    return left
+
+
+def _declare_absent(node: Node, owners: Mapping[str, dict[str, Any]], cause: str) -> None:
+    absent = Declared(None).to_json()
+    node.record("declared", {"resources": dict.fromkeys(owners, absent), "enforced": dict(owners), "cause": cause})
+    for resource in owners:
+        node.pace.waiting.pop(resource, None)
+        node.pace.leaving.pop(resource, None)
+
+
+def conforms(node: Node, resource: str) -> None:
+    """It was enforced and is not there: nothing of it need be known."""
+    node.record("declared", {"resources": {}, "forgotten": [resource], "cause": "it is gone"})
+
+
+# -- settling what is named -----------------------------------------------------------------------------------------
+
+
+def split(node: Node, event: Asked, what: str) -> tuple[Asked | None, list[str]]:
+    """What a request means of untracked things, and the rest of it (``None`` if it means nothing else). Raises
+    DeniedError for what its caller may not settle."""
+    flush(node, everything=True)
+    untracked, args = node.state.untracked, event.args
+    targets = list(args.get("targets", ()))
+    named = [t for t in dict.fromkeys(targets) if t in untracked]
+    if named:
+        access.require(event.caller, "ops", what)
+        for resource in named:
+            access.require_settle_of(event.caller, owner_of(node, resource), f"{what} {resource}")
+        rest = [t for t in targets if t not in untracked]
+        return (replace(event, args={**args, "targets": rest}) if rest else None), named
+    if what != "commit" or targets or not untracked:
+        return event, []
+    access.require(event.caller, "ops", what)
+    whose = {r: owner_of(node, r) for r in untracked}
+    if args.get("all"):
+        return event, [r for r, o in whose.items() if access.may_settle_of(event.caller, o)]
+    mine = [r for r, o in whose.items() if event.caller.owns(o)]
+    has_change = any(event.caller.owns(c.owner) for c in node.state.changes.values())
+    return (event if has_change or not mine else None), mine
+
+
+def owner_of(node: Node, resource: str) -> Owner:
+    return Owner.from_json(node.state.untracked[resource].owner)
+
+
+def record_commits(node: Node, job: Job, event: Looked) -> tuple[list[dict[str, Any]], list[str]]:
+    """Take in what the commit's look found of untracked things; what it did, and what it left out and why."""
+    ttl_ns, fresh = job.args["ttl_ns"], set(job.args.get("untracked", ()))
+    by_owner: dict[str, dict[str, Any]] = {}
+    notes, out = [], []
+    for sighting in event.sightings:
+        resource, seen = sighting.resource, sighting.observation
+        if resource not in fresh or resource not in node.state.untracked:
+            continue
+        why = _why_not(resource, seen)
+        if why or isinstance(seen, Unreadable):
+            notes.append(f"{resource} {why}")
+            continue
+        attrs = {**seen, "secret": True} if seen is not None and resource in event.secret else seen  # S2
+        value = Declared(attrs, restorable=resource not in event.unkept)
+        by_owner.setdefault(node.state.untracked[resource].owner["key"], {})[resource] = value.to_json()
+    expires_ns = None if ttl_ns is None else node.t_ns + ttl_ns
+    expires = None if expires_ns is None else node.wall_of(expires_ns)
+    for resources in by_owner.values():
+        owner = node.state.untracked[next(iter(resources))].owner
+        for at in range(0, len(resources), CHUNK_MAX):
+            piece = dict(list(resources.items())[at : at + CHUNK_MAX])
+            node.record("committed", {
+                "change": None, "owner": owner, "committer": job.caller.owner.to_json(), "resources": piece,
+                "message": job.args["message"], "split": False, "expires_ns": expires_ns, "expires": expires,
+            }, job.caller.actor)  # fmt: skip
+            out.append({"change": None, "resources": sorted(piece), "seq": node.state.seq, "split": False, "also": [],
+                        "expires": expires})  # fmt: skip
+    return out, notes
+
+
+def _why_not(resource: str, seen: Observation) -> str:
+    if isinstance(seen, Unreadable):
+        return f"cannot be read: {seen.why}"
+    if seen is None:
+        return "is gone"
+    if resource.startswith("file:") and seen.get("type") not in DECLARABLE:
+        return f"is a {seen.get('type')}: it cannot be declared"
+    return ""
+
+
+def begin_removal(node: Node, event: Asked, resources: Sequence[str], *, dry: bool, force: bool) -> None:
+    """Look before anything is touched, as before a rollback; one job for each owner's."""
+    by_owner: dict[str, list[str]] = {}
+    for resource in resources:
+        by_owner.setdefault(node.state.untracked[resource].owner["key"], []).append(resource)
+    for ids in by_owner.values():
+        own = [Step(r, None, node.state.untracked[r].actual) for r in ids]
+        job = node.job("rollback", event.caller, token=event.token, cause="manual", ids=tuple(ids),
+                       args={"force": force, "dry": dry, "untracked": True})  # fmt: skip
+        job.steps = ordered([*own, *below.joined(node, own)])
+        node.waiting[event.token].jobs.add(job.n)
+        node.emit(Probe(job.n, job.steps, consumers=True, force=force))
+
+
+def probed_removal(node: Node, job: Job, event: Probed) -> None:
+    """Nothing stands in the way: it becomes a change of its own, which is rolled back at once."""
+    from pact.core import settle  # it begins what this carries on
+
+    state, seen = node.state, {s.resource: s.observation for s in event.sightings}
+    ids = [r for r in job.ids if r in state.untracked]
+    if len(ids) < len(job.ids):
+        raise ConflictError("what was named was settled meanwhile", "see pact status")
+    steps = below.filled(job.steps, job.ids, event.sightings)
+    job.steps = tuple(replace(s, actual=_attrs(seen.get(s.id))) if s.id in ids else s for s in steps)
+    refusals = [*below.unread(node, job.steps, event.sightings), *event.refusals]
+    result: dict[str, Any] = {"change": None, "resources": sorted(ids), "notes": list(event.notes),
+                              "consumers": [h.to_json() for h in event.holders]}  # fmt: skip
+    why = settle.holder_text(event.holders) if event.holders else "; ".join(refusals[:5])
+    if why or job.args["dry"]:
+        result |= {"plan": [s.to_json() for s in job.steps], "refused": refusals} if job.args["dry"] else {
+            "state": "untracked", "reason": why}  # fmt: skip
+        would = "would not be" if job.args["dry"] else "was not"
+        settle.done(node, job, result, EXIT_BLOCKED if event.holders else EXIT_FAILED if why else EXIT_DONE,
+                    f"what is untracked {would} removed: {why}" if why else "")  # fmt: skip
+        return
+    if all(_attrs(seen.get(r)) is None for r in ids):
+        node.pace.leaving.update(dict.fromkeys(ids))
+        settle.done(node, job, {**result, "state": "gone"}, EXIT_CONFLICT, "it is gone already")
+        return
+    owner, cid = owner_of(node, ids[0]), node.new_change_id()
+    _declare_absent(node, {r: state.untracked[r].owner for r in ids}, "rolled back by name")
+    for resource in ids:
+        actual = _attrs(seen.get(resource))
+        declared = state.declared(resource)
+        if actual is None or declared is None:
+            continue
+        node.record("drift_detected", {
+            "resource": resource, "change": cid, "owner": owner.to_json(), "opened_ns": node.t_ns, "actual": actual,
+            "deviation_n": node.deviation_n(resource, declared, actual), "weight_n": node.weight_n(resource, declared),
+        })  # fmt: skip
+    job.change, job.ids, job.args["notes"] = cid, tuple(state.changes[cid].members), list(event.notes)
+    node.busy[cid] = job.n
+    node.record("rollback_started", {
+        "change": cid, "cause": job.cause, "owner": owner.to_json(), "skipped": [],
+        "plan": [s.to_json() for s in job.steps], "saves": dict(event.saves),
+        **({"notes": job.args["notes"]} if event.notes else {})}, job.caller.actor)  # fmt: skip
+    below.act(node, job, event.saves, [s.id for s in job.steps])
+
+
+def _attrs(seen: Observation) -> Attrs | None:
+    return None if isinstance(seen, Unreadable) else seen
+
+
+# -- the fold -------------------------------------------------------------------------------------------------------
+
+
+def folded_tracked(state: State, record: Record) -> None:
+    state.tracked.update(record.data["patterns"])
+    for pattern in record.data["forgotten"]:
+        state.tracked.pop(pattern, None)
+
+
+def folded_seen(state: State, record: Record) -> None:
+    data = record.data
+    for resource, row in data["resources"].items():
+        before = state.untracked.get(resource)
+        actual, owner = {k: v for k, v in row.items() if k != "by"}, data["owners"][row["by"]]
+        state.untracked[resource] = Untracked(owner, before.seen if before else data["seen"], actual)
+
+
+def folded_gone(state: State, record: Record) -> None:
+    for resource in (*record.data["resources"], *record.data["closed"]):
+        state.untracked.pop(resource, None)
+
+
+def to_json(state: State) -> dict[str, Any]:
+    """Owners stand once each."""
+    owners: dict[str, int] = {}
+    rows: list[list[Any]] = []
+    table: list[dict[str, Any]] = []
+    for resource, u in state.untracked.items():
+        key = f"{u.owner['key']} {u.owner['session']} {u.owner['command']}"
+        if key not in owners:
+            owners[key] = len(table)
+            table.append(u.owner)
+        rows.append([resource, owners[key], u.seen, u.actual])
+    return {"patterns": dict(state.tracked), "owners": table, "untracked": rows, "enforced": dict(state.enforced)}
+
+
+def load(state: State, data: Mapping[str, Any]) -> None:
+    state.tracked = dict(data.get("patterns", {}))
+    state.enforced = dict(data.get("enforced", {}))
+    owners = data.get("owners", [])
+    state.untracked = {r: Untracked(owners[n], seen, actual) for r, n, seen, actual in data.get("untracked", ())}

@@ -1,0 +1,448 @@
+"""What is new below adopted patterns: it is seen, told with its owner, and becomes what the pattern's mode says."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness import TOP, Agent, World, wait_until
+
+ETC = f"{TOP}/etc"
+EVIL = f"file:{ETC}/evil"
+
+
+@pytest.fixture(autouse=True)
+def an_empty_place(world: World, running: Agent) -> None:
+    """Nothing is there, declared or tracked."""
+    world.sh(f"for m in {TOP}/*; do umount -q $m; done; rm -rf {TOP}/*; true")
+    assert running.ask("declare", resources={}, prune=True)["exit"] == 0
+    wait_until(lambda: running.status()["untracked"] == 0, "nothing is tracked")
+
+
+def made_by(agent: Agent, uid: int, script: str) -> subprocess.Popen[Any]:
+    """``uid`` runs a script inside and stays until it is ended, so that the kernel can name him."""
+    who = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "--"] if uid else []
+    process = agent.world.popen([*who, "sh", "-c", f"{script}\necho made && exec cat"], stdin=subprocess.PIPE,
+                                stdout=subprocess.PIPE)  # fmt: skip
+    assert process.stdout.readline() == b"made\n", script
+    return process
+
+
+def etc(agent: Agent, mode: int = 0o777) -> Path:
+    """A directory with one file, adopted by a pattern."""
+    place = agent.world.path(ETC)
+    place.mkdir()
+    place.chmod(mode)
+    (place / "known").write_text("known\n")
+    agent.adopt(f"file:{ETC}/**")
+    return place
+
+
+def untracked(agent: Agent) -> dict[str, Any]:
+    return {u["resource"]: u for u in agent.status()["untracked_resources"]}
+
+
+def test_a_new_file_below_an_adopted_pattern_shows_in_status_with_its_owner(agent: Agent) -> None:
+    etc(agent)
+    assert agent.status()["untracked"] == 0
+    who = made_by(agent, 1234, f"echo evil > {ETC}/evil")
+    began = time.monotonic()
+    wait_until(lambda: agent.newest("untracked_seen"), "it is recorded without anybody asking", 2)
+    assert time.monotonic() - began < 1.0
+    agent.world.end(who)
+    status = agent.status()
+    assert status["untracked"] == 1 and status["drifted"] == 0 and status["changes"] == []
+    assert status["state"] == "committed" and status["magnitude"] == 0
+    (found,) = status["untracked_resources"]
+    assert found["resource"] == EVIL and found["owner"]["uid"] == 1234 and "evil" in found["owner"]["command"]
+    assert found["actual"]["type"] == "file" and found["seen"]
+    assert "untracked: 1" in agent.pact("status").out
+
+
+def test_a_tree_made_at_once_is_seen_whole_and_told_by_directory(agent: Agent) -> None:
+    etc(agent)
+    who = made_by(agent, 1234, f"mkdir -p {ETC}/a/b/c && touch {ETC}/a/1 {ETC}/a/b/2 {ETC}/a/b/c/3 && "
+                               f"i=0; while [ $i -lt 300 ]; do : > {ETC}/a/b/c/n$i; i=$((i+1)); done")  # fmt: skip
+    wait_until(lambda: agent.status()["untracked"] == 306, "all of it is counted")
+    agent.world.end(who)
+    status = agent.status()
+    assert len(status["untracked_resources"]) == 200, "at most"
+    assert {u["owner"]["uid"] for u in status["untracked_resources"]} == {1234}
+    lines = [x for x in agent.pact("status").out.splitlines() if x.startswith("untracked")]
+    assert len(lines) < 10 and any(f"{ETC}/a/b/c/ (" in x for x in lines), lines
+    assert len(agent.json("diff")["untracked"]) == 306
+    agent.world.path(f"{ETC}/a/b/c/late").write_text("")
+    wait_until(lambda: agent.status()["untracked"] == 307, "the new directories are watched too")
+
+
+def test_what_is_made_while_the_agent_is_down_is_found_at_its_start_and_nobody_is_named(agent: Agent) -> None:
+    place = etc(agent)
+    agent.stop()
+    (place / "evil").write_text("evil\n")
+    (place / "d").mkdir()
+    (place / "d" / "x").write_text("evil\n")
+    agent.start()
+    found = untracked(agent)
+    assert set(found) == {EVIL, f"file:{ETC}/d", f"file:{ETC}/d/x"}
+    assert {u["owner"]["user"] for u in found.values()} == {"unattributed"}
+
+
+def test_a_restart_keeps_who_made_it_and_forgets_what_has_gone(agent: Agent) -> None:
+    place = etc(agent)
+    who = made_by(agent, 1234, f"echo > {ETC}/evil; echo > {ETC}/other")
+    wait_until(lambda: agent.status()["untracked"] == 2, "both are seen")
+    agent.world.end(who)
+    agent.stop()
+    (place / "other").unlink()
+    agent.start()
+    wait_until(lambda: agent.status()["untracked"] == 1, "one is gone")
+    assert untracked(agent)[EVIL]["owner"]["uid"] == 1234
+    assert agent.newest("untracked_gone")["data"]["resources"] == [f"file:{ETC}/other"]
+
+
+def test_it_leaves_the_list_when_it_is_gone_and_a_removed_tree_leaves_whole(agent: Agent) -> None:
+    place, seq = etc(agent), agent.status()["journal"]["seq"]
+    agent.world.sh(f"mkdir -p {ETC}/a/b; touch {ETC}/a/b/x {ETC}/evil")
+    wait_until(lambda: agent.status()["untracked"] == 4, "all are seen")
+    (place / "evil").unlink()
+    wait_until(lambda: agent.status()["untracked"] == 3, "it is gone")
+    (place / "a").rename(agent.world.path(f"{TOP}/elsewhere"))
+    wait_until(lambda: agent.status()["untracked"] == 0, "what was moved away is gone with all below it")
+    wait_until(lambda: sum(r["data"]["count"] for r in agent.records("untracked_gone") if r["seq"] > seq) == 4,
+               "it is recorded")  # fmt: skip
+
+
+def test_litter_and_what_is_ignored_are_no_news(make_agent: Any) -> None:
+    agent = make_agent(drift={"ignore": [f"file:{ETC}/cache/**", f"file:{ETC}/*.log"]})
+    agent.start()
+    place = etc(agent)
+    for name in (".known.swp", "known~", "x.dpkg-new", "sedAbC123", "a.log", "host.key", "x.pem"):
+        (place / name).write_text("")
+    (place / "cache").mkdir()
+    (place / "cache" / "x").write_text("")
+    (place / "real").write_text("")
+    wait_until(lambda: f"file:{ETC}/real" in untracked(agent), "what is no litter is seen")
+    assert set(untracked(agent)) == {f"file:{ETC}/real", f"file:{ETC}/cache"}
+
+
+def test_an_editor_that_saves_over_a_declared_file_leaves_nothing_untracked(agent: Agent) -> None:
+    place, seq = etc(agent), agent.status()["journal"]["seq"]
+    for _ in range(5):
+        (place / "known.new").write_text("edited\n")
+        (place / "known.new").rename(place / "known")
+    wait_until(lambda: agent.status()["drifted"] == 1, "the declared file drifted")
+    assert agent.status()["untracked"] == 0
+    time.sleep(0.5)
+    assert [r for r in agent.records("untracked_seen") if r["seq"] > seq] == []
+
+
+def test_commit_takes_in_what_its_caller_made_or_names(agent: Agent) -> None:
+    place = etc(agent)
+    (place / "mine").write_text("mine\n")
+    who = made_by(agent, 1234, f"echo theirs > {ETC}/theirs")
+    wait_until(lambda: agent.status()["untracked"] == 2, "both are seen")
+    agent.world.end(who)
+    mine = untracked(agent)[f"file:{ETC}/mine"]
+    if mine["owner"]["uid"] == 0:
+        agent.pact("commit", "-m", "mine")
+        assert set(untracked(agent)) == {f"file:{ETC}/theirs"}
+    agent.pact("commit", "--all", "-m", "the rest")
+    assert agent.status()["untracked"] == 0 and agent.status()["declared"] == 3
+    (place / "theirs").write_text("changed\n")
+    agent.drifted(f"file:{ETC}/theirs")
+    agent.pact("rollback", f"file:{ETC}/theirs")
+    assert (place / "theirs").read_text() == "theirs\n", "its content was kept"
+
+
+def test_commit_by_name_says_what_it_took_and_refuses_others(agent: Agent) -> None:
+    place = etc(agent)
+    (place / "one").write_text("1\n")
+    (place / "two").write_text("2\n")
+    wait_until(lambda: agent.status()["untracked"] == 2, "both are seen")
+    answer = agent.json("commit", f"file:{ETC}/one", "-m", "named")
+    assert [c["resources"] for c in answer["committed"]] == [[f"file:{ETC}/one"]]
+    assert set(untracked(agent)) == {f"file:{ETC}/two"}
+    agent.pact("commit", f"file:{ETC}/two", "-m", "x", uid=1234, check=3)
+    assert agent.newest("committed")["data"]["message"] == "named"
+
+
+def test_adopt_takes_in(agent: Agent) -> None:
+    place = etc(agent)
+    (place / "evil").write_text("x\n")
+    wait_until(lambda: agent.status()["untracked"] == 1, "it is seen")
+    assert agent.adopt(EVIL)["adopted"] == 1
+    assert agent.status()["untracked"] == 0
+    (place / "more").write_text("x\n")
+    wait_until(lambda: agent.status()["untracked"] == 1, "it is seen")
+    assert agent.adopt(f"file:{ETC}/**")["adopted"] == 1
+    assert agent.status()["untracked"] == 0
+
+
+def test_rollback_by_name_removes_it_keeps_what_it_held_and_redo_brings_it_back(agent: Agent) -> None:
+    place = etc(agent)
+    who = made_by(agent, 1234, f"echo work > {ETC}/evil")
+    wait_until(lambda: agent.status()["untracked"] == 1, "it is seen")
+    agent.world.end(who)
+    plan = agent.json("rollback", EVIL, "--dry-run")["rolled_back"][0]["plan"]
+    assert [(s["id"], s["action"]) for s in plan] == [(EVIL, "remove")] and (place / "evil").exists()
+    done = agent.json("rollback", EVIL)["rolled_back"][0]
+    assert not (place / "evil").exists() and done["restored"] == [EVIL]
+    status = agent.status()
+    assert status["untracked"] == 0 and status["changes"] == [] and status["declared"] == 1
+    record = agent.newest("rollback_started")
+    assert record["data"]["owner"]["uid"] == 1234
+    assert agent.pact("show", str(record["seq"]), "--restore", str(agent.base / "back")).code == 0
+    assert (agent.base / "back").read_text() == "work\n"
+    agent.pact("redo", done["change"])
+    assert (place / "evil").read_text() == "work\n" and agent.change_of(EVIL)
+
+
+def test_rollback_of_a_directory_needs_what_lies_in_it_named_too(agent: Agent) -> None:
+    place = etc(agent)
+    agent.world.sh(f"mkdir {ETC}/d; echo 1 > {ETC}/d/x")
+    wait_until(lambda: agent.status()["untracked"] == 2, "both are seen")
+    assert "not empty" in agent.pact("rollback", f"file:{ETC}/d", check=1).err
+    assert (place / "d" / "x").exists() and agent.status()["untracked"] == 2 and agent.status()["changes"] == []
+    agent.pact("rollback", f"file:{ETC}/d", f"file:{ETC}/d/x")
+    assert not (place / "d").exists() and agent.status()["untracked"] == 0
+
+
+def test_what_is_in_use_is_not_removed_and_stays_untracked(agent: Agent) -> None:
+    place = etc(agent)
+    agent.world.sh(f"echo 1 > {ETC}/evil")
+    wait_until(lambda: agent.status()["untracked"] == 1, "it is seen")
+    holder = agent.world.python("f = open(sys.argv[1]); ready()", f"{ETC}/evil")
+    answer = agent.json("rollback", EVIL, check=10)
+    assert "blocked" in answer["message"] and (place / "evil").exists()
+    assert agent.status()["untracked"] == 1 and agent.status()["changes"] == []
+    agent.world.end(holder)
+    agent.pact("rollback", EVIL)
+    assert not (place / "evil").exists()
+
+
+def test_nothing_but_its_name_removes_it(make_agent: Any) -> None:
+    agent = make_agent(window={"base": "1s"})
+    agent.start()
+    place = etc(agent)
+    (place / "evil").write_text("x\n")
+    wait_until(lambda: agent.status()["untracked"] == 1, "it is seen")
+    agent.pact("rollback")
+    agent.pact("rollback", "--all")
+    time.sleep(1.5)
+    assert (place / "evil").exists() and agent.status()["untracked"] == 1
+
+
+def test_an_enforced_pattern_gives_a_window_whose_end_removes_it(make_agent: Any) -> None:
+    agent = make_agent(window={"base": "3s"})
+    agent.start()
+    place = etc(agent)
+    agent.pact("track", f"file:{ETC}/**", "enforce")
+    who = made_by(agent, 1234, f"echo work > {ETC}/evil")
+    change = agent.drifted(EVIL)
+    agent.world.end(who)
+    assert change["owner"]["uid"] == 1234 and change["deadline"] and agent.status()["untracked"] == 0
+    (entry,) = agent.json("diff")["resources"]
+    assert entry["declared"] is None and entry["actual"]["type"] == "file"
+    wait_until(lambda: not (place / "evil").exists(), "its window ended")
+    wait_until(lambda: agent.newest("rolled_back"), "it is recorded")
+    status = agent.status()
+    assert status["state"] == "committed" and status["declared"] == 1, "nothing of it is left declared"
+    record = agent.newest("rollback_started")
+    assert record["data"]["saves"][EVIL]["sha256"]
+    agent.pact("redo", change["id"])
+    assert (place / "evil").read_text() == "work\n"
+
+
+def test_an_enforced_thing_may_be_committed_or_taken_away_by_who_made_it(agent: Agent) -> None:
+    place = etc(agent)
+    agent.pact("track", f"file:{ETC}/**", "enforce")
+    (place / "evil").write_text("x\n")
+    agent.drifted(EVIL)
+    (place / "evil").unlink()
+    wait_until(lambda: agent.status()["declared"] == 1 and not agent.status()["changes"], "it is gone, and forgotten")
+    (place / "good").write_text("x\n")
+    agent.drifted(f"file:{ETC}/good")
+    agent.pact("commit", "--all", "-m", "good")
+    assert agent.status()["declared"] == 2 and agent.status()["state"] == "committed"
+    (place / "good").unlink()
+    wait_until(lambda: agent.change_of(f"file:{ETC}/good"), "it is declared now")
+
+
+def test_a_moved_mode_counts_for_what_is_there_already(agent: Agent) -> None:
+    place = etc(agent)
+    (place / "evil").write_text("x\n")
+    wait_until(lambda: agent.status()["untracked"] == 1, "it is seen")
+    agent.pact("track", f"file:{ETC}/**", "enforce")
+    agent.drifted(EVIL)
+    assert agent.status()["untracked"] == 0
+    agent.pact("track", f"file:{ETC}/**", "report")
+    wait_until(lambda: agent.status()["untracked"] == 1 and not agent.status()["changes"], "reported again")
+    agent.pact("track", f"file:{ETC}/**", "ignore")
+    assert agent.status()["untracked"] == 0 and (place / "evil").exists()
+    (place / "more").write_text("x\n")
+    time.sleep(0.5)
+    assert agent.status()["untracked"] == 0
+
+
+def test_the_pattern_that_says_most_decides(agent: Agent) -> None:
+    place = etc(agent)
+    (place / "cron.d").mkdir()
+    (place / "cups").mkdir()
+    agent.adopt(f"file:{ETC}/**")
+    agent.pact("track", f"file:{ETC}/cron.d/**", "enforce")
+    agent.pact("track", f"file:{ETC}/cups/**", "ignore")
+    for name in ("x", "cron.d/x", "cups/x"):
+        (place / name).write_text("x\n")
+    agent.drifted(f"file:{ETC}/cron.d/x")
+    wait_until(lambda: set(untracked(agent)) == {f"file:{ETC}/x"}, "the others as their own patterns say")
+
+
+def test_a_new_mount_is_told_and_removed_when_it_is_named(agent: Agent) -> None:
+    agent.world.sh(f"mkdir {TOP}/a {TOP}/b; mount -t tmpfs a {TOP}/a")
+    agent.adopt("mount:**")
+    agent.world.sh(f"mount -t tmpfs b {TOP}/b")
+    mount = f"mount:{TOP}/b"
+    wait_until(lambda: mount in untracked(agent), "it is told", 2)
+    agent.pact("rollback", mount)
+    assert agent.world.sh(f"mountpoint -q {TOP}/b", check=False).code != 0
+    assert agent.status()["untracked"] == 0
+    agent.world.sh(f"mount -t tmpfs b {TOP}/b")
+    wait_until(lambda: mount in untracked(agent), "it is told again", 2)
+    agent.world.sh(f"umount {TOP}/b")
+    wait_until(lambda: not untracked(agent), "it is gone", 2)
+
+
+def test_an_enforced_mount_is_unmounted_unless_it_is_in_use(make_agent: Any) -> None:
+    agent = make_agent(window={"base": "2s"})
+    agent.start()
+    agent.world.sh(f"mkdir {TOP}/a {TOP}/b {TOP}/c; mount -t tmpfs a {TOP}/a")
+    agent.adopt("mount:**")
+    agent.pact("track", "mount:**", "enforce")
+    agent.world.sh(f"mount -t tmpfs b {TOP}/b")
+    assert agent.drifted(f"mount:{TOP}/b")["deadline"]
+    wait_until(lambda: agent.world.sh(f"mountpoint -q {TOP}/b", check=False).code != 0, "its window ended")
+    wait_until(lambda: not agent.status()["changes"], "it is settled")
+    agent.world.sh(f"mount -t tmpfs c {TOP}/c")
+    holder = agent.world.python("os.chdir(sys.argv[1]); ready()", f"{TOP}/c")
+    wait_until(lambda: agent.status()["state"] == "blocked", "it is in use")
+    assert agent.world.sh(f"mountpoint -q {TOP}/c", check=False).code == 0
+    agent.world.end(holder)
+    agent.pact("rollback", f"mount:{TOP}/c")
+    assert agent.world.sh(f"mountpoint -q {TOP}/c", check=False).code != 0
+
+
+def test_sysctls_that_come_with_a_link_are_told_and_go_with_it(agent: Agent) -> None:
+    agent.adopt("sysctl:net.ipv4.conf.**")
+    agent.world.sh("ip link add v0 type veth peer name v1")
+    wait_until(lambda: any(".v0." in r for r in untracked(agent)), "they are told", 8)
+    assert "cannot be removed" in agent.pact("track", "sysctl:net.ipv4.conf.**", "enforce", check=2).err
+    agent.world.sh("ip link del v0")
+    wait_until(lambda: agent.status()["untracked"] == 0, "they are gone", 8)
+
+
+def test_what_is_tracked_is_exported_and_declared_and_pruned(agent: Agent) -> None:
+    etc(agent)
+    agent.pact("track", "mount:**", "ignore")
+    text = agent.pact("export").out
+    assert "[track]" in text and f'"file:{ETC}/**" = "report"' in text and '"mount:**" = "ignore"' in text
+    agent.declare(text.replace('"mount:**" = "ignore"', '"module:**" = "enforce"'))
+    assert agent.json("track")["tracked"] == {f"file:{ETC}/**": "report", "mount:**": "ignore", "module:**": "enforce"}
+    agent.declare(text, "--prune")
+    assert agent.json("track")["tracked"] == {f"file:{ETC}/**": "report", "mount:**": "ignore"}
+    assert agent.pact("export").out == text
+    assert "report" in agent.pact("track").out
+    agent.restart()
+    assert agent.pact("export").out == text
+
+
+def test_track_says_what_cannot_be_and_needs_an_admin(agent: Agent) -> None:
+    etc(agent)
+    seq = agent.status()["journal"]["seq"]
+    for words in ([f"file:{ETC}/x", "report"], ["nonsense", "report"], ["widget:**", "report"], ["file:x/**", "report"],
+                  [f"file:{ETC}/**", "sometimes"], [f"file:{ETC}/**"]):  # fmt: skip
+        agent.pact("track", *words, check=2)
+    agent.declare('[track]\n"file:x/**" = "report"\n', check=2)
+    agent.declare('[track]\n"file:/x/**" = "never"\n', check=2)
+    assert agent.status()["journal"]["seq"] == seq
+    agent.pact("track", f"file:{ETC}/**", "ignore", uid=1234, check=3)
+    assert agent.newest("denied")["data"]["request"] == "track"
+
+
+def test_names_need_no_tracking_and_an_exact_adopt_remembers_none(agent: Agent) -> None:
+    agent.file("only.conf")
+    assert agent.json("track")["tracked"] == {}
+    agent.world.path(f"{TOP}/other.conf").write_text("")
+    time.sleep(0.5)
+    assert agent.status()["untracked"] == 0
+
+
+def test_five_thousand_new_files_are_counted_and_do_not_flood_the_journal(agent: Agent) -> None:
+    etc(agent)
+    before = agent.status()["journal"]["seq"]
+    who = made_by(agent, 1234, f"cd {ETC} && seq -f f%g 5000 | xargs touch")
+    wait_until(lambda: agent.status()["untracked"] == 5000, "all are counted", 30)
+    agent.world.end(who)
+    assert agent.status()["journal"]["seq"] - before < 40
+    agent.world.sh(f"cd {ETC} && rm -f f*")
+    wait_until(lambda: agent.status()["untracked"] == 0, "all are gone", 30)
+    assert agent.status()["journal"]["seq"] - before < 60
+
+
+def test_who_makes_and_removes_all_day_writes_little_into_the_journal(agent: Agent) -> None:
+    etc(agent)
+    before = agent.status()["journal"]["seq"]
+    who = agent.world.popen(["setpriv", "--reuid=1234", "--regid=1234", "--clear-groups", "--", "sh", "-c",
+                             f"while :; do : > {ETC}/churn; sleep 0.4; rm {ETC}/churn; sleep 0.4; done"])  # fmt: skip
+    time.sleep(8)
+    agent.world.end(who)
+    assert agent.status()["journal"]["seq"] - before <= 12
+
+
+def test_viewers_see_who_but_not_the_arguments_nor_names_in_closed_directories(agent: Agent) -> None:
+    place = etc(agent)
+    (place / "closed").mkdir(mode=0o700)
+    agent.adopt(f"file:{ETC}/**")
+    (place / "closed" / "secret-name").write_text("")
+    who = made_by(agent, 1234, f"echo password > {ETC}/evil")
+    wait_until(lambda: agent.status()["untracked"] == 2, "both are seen")
+    agent.world.end(who)
+    doc = agent.json("status", uid=4321)
+    assert doc["untracked"] == 2 and [u["resource"] for u in doc["untracked_resources"]] == [EVIL]
+    assert "password" not in str(doc) and doc["untracked_resources"][0]["owner"]["uid"] == 1234
+    for words in (["diff"], ["log", "-n", "50"], ["status"]):
+        out = agent.pact("--json", *words, uid=4321).out
+        assert "secret-name" not in out and "password" not in out, words
+
+
+def test_check_names_the_number_and_is_content(agent: Agent) -> None:
+    place = etc(agent)
+    (place / "evil").write_text("")
+    wait_until(lambda: agent.status()["untracked"] == 1, "it is seen")
+    assert "1 untracked" in agent.pact("check").out
+    assert agent.pact("diff", "--exit-code").code == 0 and EVIL in agent.pact("diff", EVIL).out
+
+
+def test_a_directory_turned_into_a_link_is_not_followed(agent: Agent) -> None:
+    place = etc(agent)
+    (place / "d").mkdir()
+    agent.adopt(f"file:{ETC}/**")
+    agent.world.sh(f"mkdir {TOP}/outside; rmdir {ETC}/d; ln -s {TOP}/outside {ETC}/d")
+    wait_until(lambda: agent.change_of(f"file:{ETC}/d"), "the declared directory drifted")
+    agent.world.path(f"{TOP}/outside/x").write_text("")
+    time.sleep(0.5)
+    assert agent.status()["untracked"] == 0
+
+
+def test_a_commit_with_an_end_makes_it_untracked_again_when_it_is_forgotten(agent: Agent) -> None:
+    place = etc(agent)
+    (place / "evil").write_text("x\n")
+    wait_until(lambda: agent.status()["untracked"] == 1, "it is seen")
+    agent.pact("commit", EVIL, "-m", "for now", "--ttl", "15m")
+    assert agent.status()["untracked"] == 0 and agent.status()["trials"][0]["resource"] == EVIL
+    text = agent.pact("export").out
+    kept = text[: text.index(f'[file."{ETC}/evil"]')] + text[text.index(f'[file."{ETC}/known"]'):]
+    agent.declare(kept, "--prune")
+    wait_until(lambda: set(untracked(agent)) == {EVIL}, "it is declared no more, and there")
