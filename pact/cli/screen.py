@@ -270,6 +270,8 @@ def _next_step(doc: Mapping[str, Any]) -> str:
         name = stuck[0]["id"]
         return (f"then: pact rollback {name}, or keep it: pact commit {name} -m WHY, or wait: pact extend {name} 1h; "
                 "pact diff shows what")  # fmt: skip
+    if open_ and doc["mode"] == "observe":
+        return "pact diff shows what;  pact commit -m WHY keeps it;  pact rollback undoes it"
     if open_:
         return "pact diff shows what;  pact commit -m WHY keeps it;  pact rollback undoes it;  pact extend 30m waits"
     if doc.get("untracked"):
