@@ -7,6 +7,7 @@ import sys
 from typing import Any, Final
 
 from pact.cli.client import Local, ask
+from pact.cli.names import few
 from pact.cli.outcome import finish, planned, show_applied, show_converged, show_notes
 from pact.cli.render import clean, diff_lines, holders_table, on_terminal, say, spoken, until
 from pact.core.units import parse_duration
@@ -175,8 +176,7 @@ def hold(args: argparse.Namespace) -> int:
 
 
 def _some(resources: list[str]) -> str:
-    shown = ", ".join(map(clean, resources[:3]))
-    return shown + (f" and {len(resources) - 3} more" if len(resources) > 3 else "")
+    return few(map(clean, resources), 3)
 
 
 def _left(result: dict[str, Any], ids: bool = True) -> None:
