@@ -70,7 +70,7 @@ def test_groups_are_a_table_and_one_is_shown_whole(capsys: pytest.CaptureFixture
                 "members": {"applied": "n[1-3]", "left": "n4"}, "nodes": "n[1-4]", "message": "why", "blocked": {},
                 "resources": [f"file:/etc/x{i}" for i in range(20)]}  # fmt: skip
 
-    groups._show_groups({"groups": [group(7), group(12)]})
+    groups._show_table({"groups": [group(7), group(12)]})
     head, one, two = capsys.readouterr().out.splitlines()
     assert head.split() == ["group", "state", "owner", "end", "members", "resources"]
     assert one == "g7     open   ann    2026-01-01T10:26Z  applied n[1-3], left n4  file:/etc/x[0-19]"

@@ -37,6 +37,7 @@ SERVE_S: Final = 0.02
 DENIED_BURST: Final = 60
 GROUPS_FOR_S: Final = 60.0  # group numbers are asked for again after this long
 READ_CHUNK: Final = 256 << 10
+FIRST_SIGN_S: Final = 0.2
 SIGN_S: Final = 2.0  # who waits for an answer is told so often that the agent is at work on it
 
 
@@ -210,6 +211,7 @@ class Control:
             more = False
             for client in sorted(self.waiting(), key=lambda c: not c.admin):
                 if self.connected(client) and client.ready_for_more and client.lines:
+                    client.said_s = time.monotonic() - SIGN_S + FIRST_SIGN_S
                     on_line(client, client.lines.popleft())
                     self.flush(client)
                     more = True

@@ -40,10 +40,10 @@ class Connection:
     it is at work has more. Raises UnreachableError with the next step.
     """
 
-    def __init__(self, path: str, timeout_s: float | None = None) -> None:
+    def __init__(self, path: str, timeout_s: float | None = None, spent_s: float = 0.0) -> None:
         self._path, self._fixed = path, timeout_s is not None
         self._timeout_s = ANSWER_S if timeout_s is None else timeout_s
-        self._began_s = time.monotonic()
+        self._began_s = time.monotonic() - (min(spent_s, self._timeout_s / 2) if self._fixed else 0.0)
         self._ends_s = self._began_s + self._timeout_s
         self._at_work = self._endless = self._asked = False
         self._input = bytearray()
@@ -252,22 +252,24 @@ class Transport(ABC):
 
 
 class Local(Transport):
-    """The control socket of this machine's agent. ``timeout_s``: ``None`` is the usual patience."""
+    """The control socket of this machine's agent. ``timeout_s``: ``None`` is the usual patience; ``spent_s`` of it has
+    passed already.
+    """
 
-    def __init__(self, path: str, timeout_s: float | None = None) -> None:
-        self.path, self.timeout_s = path, timeout_s
+    def __init__(self, path: str, timeout_s: float | None = None, spent_s: float = 0.0) -> None:
+        self.path, self.timeout_s, self.spent_s = path, timeout_s, spent_s
 
     def ask(self, op: str, args: dict[str, Any]) -> Answer:
         if op in SEARCHES:  # else we were ourselves one of those who use a mount, and in its way
             os.chdir("/")
-        with Connection(self.path, self.timeout_s) as connection:
+        with Connection(self.path, self.timeout_s, self.spent_s) as connection:
             connection.send(op, args)
             return Answer(connection.line())
 
     def stream(self, op: str, args: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """``watch`` and what follows have no end; once they have begun, events may be far apart."""
         endless = op == "watch" or bool(args.get("follow"))
-        with Connection(self.path, self.timeout_s) as connection:
+        with Connection(self.path, self.timeout_s, self.spent_s) as connection:
             connection.send(op, args)
             while True:
                 line = connection.line()

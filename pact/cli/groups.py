@@ -77,7 +77,8 @@ def with_root(args: argparse.Namespace, op: str, request: dict[str, Any], nodes:
 
 
 def groups(args: argparse.Namespace) -> int:
-    return with_root(args, "groups", {"group": args.group, "all": args.all}, None, _show_groups,
+    return with_root(args, "groups", {"group": args.group, "all": args.all}, None,
+                     _show_groups if args.group else _show_table,
                      lambda r: {**r, "groups": [_each_node(g) for g in r.get("groups", ())]})  # fmt: skip
 
 
@@ -169,11 +170,16 @@ def _show_group(result: dict[str, Any]) -> None:
         say(f"  {clean(result['message'])}")
     for state, names in result["members"].items():
         say(f"  {clean(state)}: {clean(names)}")
+    for line in _whys(result):
+        say(f"  {line}")
+
+
+def _whys(result: dict[str, Any]) -> list[str]:
+    """Who says no, and why."""
     by_why: dict[str, list[str]] = {}
     for name, entry in result["blocked"].items():
         by_why.setdefault(spoken(entry["why"]), []).append(name)
-    for why, nodes in by_why.items():
-        say(f"  {fold(nodes)}: {why}")
+    return [f"{fold(nodes)}: {why}" for why, nodes in by_why.items()]
 
 
 def _show_released(result: dict[str, Any]) -> None:
@@ -190,11 +196,19 @@ def _show_groups(result: dict[str, Any]) -> None:
     _show_holds("the whole fleet is held", result.get("holds", ()))
     if not result["groups"]:
         say("no group is open")
-    if len(result["groups"]) > 1:
-        _table(result["groups"])
-        return
     for group in result["groups"]:
         _show_group(group)
+
+
+def _show_table(result: dict[str, Any]) -> None:
+    if not result["groups"]:
+        _show_groups(result)
+        return
+    _show_holds("the whole fleet is held", result.get("holds", ()))
+    _table(result["groups"])
+    for group in result["groups"]:
+        for line in _whys(group):
+            say(f"{clean(group['group'])} on {line}")
 
 
 def _table(listed: Iterable[dict[str, Any]]) -> None:

@@ -8,6 +8,7 @@ import difflib
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NoReturn
 
@@ -37,6 +38,7 @@ FAR: Final = frozenset({
 PAGED: Final = frozenset({"status", "diff", "log", "show", "groups", "nodes", "export", "consumers"})
 #: Commands that wait for nobody.
 UNTIMED: Final = frozenset({"agent", "aggregator", "keygen", "journal"})
+SPENT_MAX_S: Final = 1.0  # a process that is older was not started for this command alone
 CHECK_NS: Final = 2 * NS_PER_S
 EACH: Final = "of many nodes each by itself, with its change numbers and command lines"
 PATIENCE: Final = "how long to wait for an answer (default 10s, check 2s, --nodes 60s)"
@@ -298,9 +300,21 @@ def dispatch(args: argparse.Namespace) -> int:
     from pact.cli.client import Local
 
     patience_ns = args.timeout or (CHECK_NS if name == "check" else None)
-    args.socket = Local(args.socket or DEFAULT_SOCKET, None if patience_ns is None else patience_ns / NS_PER_S)
+    timeout_s = None if patience_ns is None else patience_ns / NS_PER_S
+    args.socket = Local(args.socket or DEFAULT_SOCKET, timeout_s, _spent_s())
     with paged(args, False):
         return _handler(name)(args)
+
+
+def _spent_s() -> float:
+    """What this process has used of its time before it could ask: the interpreter starts, too."""
+    try:
+        with open("/proc/self/stat", "rb") as f:
+            began = int(f.read(4096).rpartition(b")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
+        return 0.0
+    spent_s = time.clock_gettime(time.CLOCK_BOOTTIME) - began
+    return spent_s if 0 < spent_s < SPENT_MAX_S else 0.0
 
 
 def paged(args: argparse.Namespace, far: bool) -> contextlib.AbstractContextManager[None]:

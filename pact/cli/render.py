@@ -407,8 +407,7 @@ def _what(type_: str, data: Mapping[str, Any]) -> str:
 
 
 def _few(names: Iterable[str]) -> str:
-    listed = sorted(names)
-    return ", ".join(listed[:3]) + (f" and {len(listed) - 3} more" if len(listed) > 3 else "")
+    return few(sorted(names), 3)
 
 
 def record_page(result: Mapping[str, Any]) -> None:

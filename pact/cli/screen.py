@@ -146,7 +146,7 @@ def _lines(doc: Mapping[str, Any], width: int, limits: Limits) -> Iterable[Line]
         if health != "ok":
             for line in prose(f"observer {name}: {clean(health)}", width, ""):
                 yield line, "yellow"
-    for line in prose(_next_step(doc), width, ""):
+    for line in _phrases(_next_step(doc), width):
         yield line, "dim"
 
 
@@ -255,25 +255,36 @@ def _list(items: Iterable[Any], most: int | None, rows: Callable[[Any], list[str
         yield f"{before}and {more} more {what}", style or "dim"
 
 
-def _next_step(doc: Mapping[str, Any]) -> str:
+def _next_step(doc: Mapping[str, Any]) -> list[str]:
     """What the caller can do now."""
     role = doc.get("you", {}).get("role", "admin")
-    open_, stuck = [c for c in doc["changes"] if c["state"] not in ("blocked", "failed")], [
-        c for c in doc["changes"] if c["state"] in ("blocked", "failed")]  # fmt: skip
+    stuck = [c["id"] for c in doc["changes"] if c["state"] in ("blocked", "failed")]
     if doc["journal"].get("error"):
-        return "free space or mend the disk; then everything goes on by itself"
+        return ["free space or mend the disk: then everything goes on by itself"]
     if role == "viewer":
-        return "pact diff shows what; you may look: settling needs the role ops" if doc["changes"] else ""
+        return ["pact diff shows what", "to settle it needs the role ops"] if doc["changes"] else []
     if doc["emergency"]:
-        return "pact emergency end --commit -m WHY keeps what was done; --rollback undoes it; --dry-run shows which"
+        return ["pact emergency end --commit -m WHY keeps what was done", "--rollback undoes it", "--dry-run shows it"]
     if stuck:
-        name = stuck[0]["id"]
-        return (f"then: pact rollback {name}, or keep it: pact commit {name} -m WHY, or wait: pact extend {name} 1h; "
-                "pact diff shows what")  # fmt: skip
-    if open_:
-        return "pact diff shows what;  pact commit -m WHY keeps it;  pact rollback undoes it;  pact extend 30m waits"
+        name = stuck[0]
+        return ["pact diff shows what", f"pact rollback {name} tries again", f"pact commit {name} -m WHY keeps it",
+                f"pact extend {name} 1h reopens it"]  # fmt: skip
+    if doc["changes"]:
+        more = [] if doc["mode"] == "observe" else ["pact extend 30m waits"]
+        return ["pact diff shows what", "pact commit -m WHY keeps it", "pact rollback undoes it", *more]
     if doc.get("untracked"):
-        return "pact diff shows what is new; pact adopt ID keeps it, pact rollback ID removes it"
+        return ["pact diff shows what is new", "pact adopt ID keeps it", "pact rollback ID removes it"]
     if doc["state"] == "unconfigured":
-        return "pact adopt 'file:/etc/**' makes what the machine has declared; pact declare FILE declares a file"
-    return ""
+        return ["pact adopt 'file:/etc/**' declares what the machine has", "pact declare FILE declares a file"]
+    return []
+
+
+def _phrases(phrases: Sequence[str], width: int) -> Iterable[str]:
+    """In lines that break between them, where they can."""
+    row = ""
+    for phrase in phrases:
+        if row and cell_len(row) + 2 + cell_len(phrase) > width:
+            yield from prose(row, width, "")
+            row = ""
+        row += ("; " if row else "") + phrase
+    yield from prose(row, width, "")

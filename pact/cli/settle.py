@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import Any
+from typing import Any, Final
 
 from pact.cli.client import Local, ask
+from pact.cli.names import few
 from pact.cli.outcome import finish, planned, show_applied, show_converged, show_notes
 from pact.cli.render import clean, diff_lines, holders_table, on_terminal, say, spoken, until
 from pact.core.units import parse_duration
 from pact.errors import PactError, UsageError
+
+LEFT_SHOWN: Final = 10
 
 
 def commit(args: argparse.Namespace) -> int:
@@ -175,14 +178,14 @@ def hold(args: argparse.Namespace) -> int:
 
 
 def _some(resources: list[str]) -> str:
-    shown = ", ".join(map(clean, resources[:3]))
-    return shown + (f" and {len(resources) - 3} more" if len(resources) > 3 else "")
+    return few(map(clean, resources), 3)
 
 
 def _left(result: dict[str, Any], ids: bool = True) -> None:
     left = result.get("left") or []
     if isinstance(left, list) and left:
         settled = {d["change"] for key in ("committed", "rolled_back") for d in result.get(key, ()) if "change" in d}
+        more = f" and {len(left) - LEFT_SHOWN} more" if len(left) > LEFT_SHOWN else ""
         say("still open: " + ", ".join(
             f"{'the rest of ' if c['change'] in settled else ''}{c['change']} ({clean(c['owner'])})" if ids else
-            f"a change of {clean(c['owner'])}" for c in left))  # fmt: skip
+            f"a change of {clean(c['owner'])}" for c in left[:LEFT_SHOWN]) + more)  # fmt: skip

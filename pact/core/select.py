@@ -16,7 +16,14 @@ from pact.model import Owner
 if TYPE_CHECKING:
     from pact.core.node import Node
 
+SHOWN_MAX: Final = 5
 CHANGE_ID: Final = re.compile(r"c[1-9][0-9]{0,17}")
+
+
+def some(names: Sequence[str]) -> str:
+    """The first of them, and how many more: nobody reads hundreds."""
+    more = f" and {len(names) - SHOWN_MAX} more" if len(names) > SHOWN_MAX else ""
+    return ", ".join(names[:SHOWN_MAX]) + more
 
 
 def select(node: Node, event: Asked, what: str) -> dict[str, list[str]]:
@@ -37,7 +44,7 @@ def select(node: Node, event: Asked, what: str) -> dict[str, list[str]]:
     else:
         picked = {c.id: list(c.members) for c in single if event.caller.owns(c.owner)}
         if not picked and single:
-            others = ", ".join(f"{c.id} ({c.owner.user})" for c in single)
+            others = some([f"{c.id} ({c.owner.user})" for c in single])
             hint = f"name it: pact {what} CHANGE" + ("" if what == "extend" else ", or use --all")
             raise PactError(f"no open change is yours; there is {others}", hint)
     for cid in picked:

@@ -15,7 +15,7 @@ from pact.core import change as life
 from pact.core.change import Change
 from pact.core.events import AGENT_CALLER, Acted, Asked, Caller, Look, Looked, Probe, Probed, Sighting
 from pact.core.plan import ordered
-from pact.core.select import select, shared_with
+from pact.core.select import select, shared_with, some
 from pact.core.state import HOUR_NS
 from pact.errors import (
     EXIT_BLOCKED,
@@ -399,7 +399,7 @@ def acted_rollback(node: Node, job: Job, event: Acted) -> None:
     result = {"change": change.id, "state": "failed" if left else "settled", "restored": restored, "left": left,
               "notes": notes}  # fmt: skip
     done(node, job, result, EXIT_FAILED if left else EXIT_DONE,
-          f"rollback of {change.id} failed for {', '.join(left)}" if left else "")  # fmt: skip
+         f"rollback of {change.id} failed for {some(list(left))}" if left else "")  # fmt: skip
 
 
 def give_up(node: Node, job: Job, error: PactError) -> None:
