@@ -264,7 +264,7 @@ class Requests:
                 wanted = {r: wanted[r] for r in targets}
             asked = {"resources": wanted, "prune": not targets, "take": True, "dry_run": args.get("dry_run", False),
                      "cause": "rollback", "to_seq": to_seq, "force": args.get("force", False),
-                     "trials": args["trials"]}  # fmt: skip
+                     "trials": args["trials"], "track": {} if targets else dict(then.tracked)}  # fmt: skip
             return Result(0, lambda t, w: Asked(t, w, token, "declare", asked, client.caller))
 
         agent.expect(client, token)
@@ -329,7 +329,8 @@ class Requests:
         agent = self.agent
         line, code = views.check_line(agent.node, agent.unrecorded, agent.journal_error)
         client.send({"ok": True, "exit": code, "message": "", "hint": "", "result": {
-            "line": line, "node": agent.node.name, "state": views.overall(agent.node, agent.unrecorded)}})  # fmt: skip
+            "line": line, "node": agent.node.name, "state": views.overall(agent.node, agent.unrecorded),
+            "untracked": tracked.count(agent.node)}})  # fmt: skip
 
     def _state(self, client: Client, args: dict[str, Any]) -> None:
         """One word: the same for all nodes that are well, so that their answers fold."""

@@ -60,6 +60,7 @@ class Tracking:
         self._ignore = ignore
         self._modes: dict[str, str] = {}
         self._trails: list[Trail] = []
+        self._bases: set[bytes] = set()  # marked also while they are not there
         self.kinds: dict[str, list[str]] = {}  # the other kinds -> their patterns
         self._polls: dict[str, Owner | None] = {}  # kinds to be asked again
         self._polled_ns: dict[str, int] = {}
@@ -95,6 +96,10 @@ class Tracking:
                     self.kinds.setdefault(kind, []).append(text)
             except ValueError:
                 continue  # an older version let it in
+        bases = {t.base for t in self._trails}
+        for base in self._bases - bases:
+            self._observers.untrack(base)
+        self._bases = bases
         for directory in [d for d in self._directories if not self._leads(d)]:
             self._leave(directory)
         self.walk_again()
@@ -122,6 +127,8 @@ class Tracking:
 
     def touched(self, path: bytes, owner: Owner | None) -> None:
         """A name came or went."""
+        if os.path.dirname(path) not in self._directories and path not in self._directories and path not in self._bases:
+            return
         if len(self._touched) >= TOUCHED_MAX:
             self.walk_again()
             return
@@ -133,6 +140,7 @@ class Tracking:
             for directory in [d for d in self._directories if d in self._foreign]:
                 self._leave(directory)
             self._list_bases()
+            self._check_wanted = True
         if "mount" in self.kinds:
             self._polls["mount"] = owner or self._polls.get("mount")
 
@@ -158,7 +166,7 @@ class Tracking:
         self._check_wanted = True
 
     def _list_bases(self) -> None:
-        for base in {t.base for t in self._trails}:
+        for base in self._bases:
             self._todo.setdefault(base, None)
 
     def rescan(self, number: int, slices: int) -> None:
@@ -212,7 +220,7 @@ class Tracking:
             if next(self._walk, self) is self:
                 self._walk = None
         self._check_some(node, now_ns, ends_ns)
-        found = self._take_fresh(node, now_ns, everything)
+        found = self._take_fresh(node, now_ns, max(ends_ns, time.monotonic_ns() + TURN_NS), everything)
         if "mount" in self._polls:
             owner = self._polls.pop("mount")
             more, gone = self.compared("mount", discovered("mount", self.kinds.get("mount", ())), node, owner)
@@ -239,11 +247,13 @@ class Tracking:
         gone = [r for r in tracked.names(node) if r.startswith(kind + ":") and r not in there]
         return [New(r, {}, owner) for r in fresh if owner is not None or tracked.known(node, r) is None], gone
 
-    def _take_fresh(self, node: Node, now_ns: int, everything: bool) -> list[New]:
+    def _take_fresh(self, node: Node, now_ns: int, ends_ns: int, everything: bool) -> list[New]:
         out: list[New] = []
         closed: dict[bytes, bool] = {}  # names in closed directories are secrets  # S2
         for resource, (seen_ns, owner) in list(self._fresh.items()):
             if (seen_ns + SETTLE_NS > now_ns and not everything) or len(out) >= FOUND_MAX:
+                break
+            if time.monotonic_ns() > ends_ns:
                 break
             del self._fresh[resource]
             path = decode_name(split_id(resource)[1])
@@ -275,6 +285,7 @@ class Tracking:
             return
         except OSError:
             return
+        self._check_wanted |= path in self._directories  # it may be another directory now
         if is_dir and self._enters(path):
             self._todo[path] = owner or self._todo.get(path)
         elif path in self._directories:
@@ -296,6 +307,8 @@ class Tracking:
     def _list(self, path: bytes, owner: Owner | None, node: Node, now_ns: int) -> Iterator[None]:
         """Mark a directory, then see what is in it; a piece at a time."""
         signature = self._signature(path)
+        if path in self._bases and path not in self._foreign:
+            self._observers.track(path)
         if not self._enters(path) or signature == (0, -1):
             self._leave(path)
             return
@@ -323,7 +336,8 @@ class Tracking:
         below = directory.rstrip(b"/") + b"/"
         for path in [d for d in self._directories if d == directory or d.startswith(below)]:
             del self._directories[path]
-            self._observers.untrack(path)
+            if path not in self._bases:
+                self._observers.untrack(path)
         self._todo.pop(directory, None)
 
     def _check_some(self, node: Node, now_ns: int, ends_ns: int) -> None:

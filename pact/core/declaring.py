@@ -103,6 +103,8 @@ def probed_declare(node: Node, job: Job, event: Probed) -> None:
         "resources": len(declared), "forgotten": args["forgotten"], "in_changes": sorted(args["in_changes"]),
         "converge": [s.to_json() for s in steps], "unreadable": _unreadable(event.sightings),
         "consumers": [h.to_json() for h in event.holders], "notes": list(event.notes), "trials": args["trials"],
+        "track": dict(args.get("track", {})), "patterns_forgotten": [
+            p for p in state.tracked if p not in args.get("track", {})] if args.get("prune") else [],
     }  # fmt: skip
     if args.get("dry_run"):  # it ends as the real one would
         node.finish(job)
@@ -121,8 +123,7 @@ def probed_declare(node: Node, job: Job, event: Probed) -> None:
     if event.refusals:
         raise PactError("nothing was declared; " + "; ".join(event.refusals[:5]))
     result["unchanged"] = _record_declared(node, job, event, {s.id for s in steps})
-    forget = [p for p in state.tracked if p not in args.get("track", {})] if args.get("prune") else []
-    tracked.remember(node, args.get("track", {}), job.caller, forget)
+    tracked.remember(node, result["track"], job.caller, result["patterns_forgotten"])
     result["seq"] = state.seq
     if not steps:
         node.finish(job)

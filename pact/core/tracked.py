@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
 from pact.core import access, below
@@ -61,14 +62,29 @@ class Pace:
     """What waits to be recorded, and until when. Ephemeral: a restart finds it again by looking."""
 
     waiting: dict[str, Untracked] = field(default_factory=dict)
+    whose: dict[str, dict[str, None]] = field(default_factory=dict)  # owner -> what waits of his
     leaving: dict[str, None] = field(default_factory=dict)
     last: dict[str, tuple[int, int]] = field(default_factory=dict)  # owner -> (recorded at, pause after it)
+    crowded: bool = False  # something is to be enforced, and waits until there is room
 
     def __bool__(self) -> bool:
-        return bool(self.waiting or self.leaving)
+        return bool(self.waiting or self.leaving or self.crowded)
 
-    def keys(self) -> set[str]:
-        return {u.owner["key"] for u in self.waiting.values()} | ({GONE} if self.leaving else set())
+    def put(self, resource: str, untracked: Untracked) -> None:
+        self.drop(resource)
+        self.waiting[resource] = untracked
+        self.whose.setdefault(untracked.owner["key"], {})[resource] = None
+
+    def drop(self, resource: str) -> None:
+        before = self.waiting.pop(resource, None)
+        if before is not None:
+            key = before.owner["key"]
+            del self.whose[key][resource]
+            if not self.whose[key]:
+                del self.whose[key]
+
+    def keys(self) -> list[str]:
+        return [*self.whose, *([GONE] if self.leaving else [])]
 
     def due_ns(self, key: str) -> int:
         return sum(self.last.get(key, (0, 0)))
@@ -132,7 +148,7 @@ def _weigh_again(node: Node) -> None:
     modes = {r: mode_of(node, r) for r in names(node)}
     for resource, mode in modes.items():
         if mode not in (REPORT, ENFORCE):
-            node.pace.waiting.pop(resource, None)
+            node.pace.drop(resource)
     _record_gone(node, [r for r, m in modes.items() if m not in (REPORT, ENFORCE) and r in state.untracked])
     _enforce(node, [(r, u) for r in modes if modes[r] == ENFORCE and (u := known(node, r)) is not None])
     let_go = [r for r in state.enforced if mode_of(node, r) != ENFORCE and not _is_frozen(state, r)]
@@ -152,7 +168,8 @@ def known(node: Node, resource: str) -> Untracked | None:
 
 
 def names(node: Node) -> list[str]:
-    return [*node.state.untracked, *(r for r in node.pace.waiting if r not in node.state.untracked)]
+    state = node.state
+    return [*state.untracked, *(r for r in node.pace.waiting if r not in state.untracked and r not in state)]
 
 
 # -- what the observers saw -----------------------------------------------------------------------------------------
@@ -173,16 +190,16 @@ def appeared(node: Node, event: Appeared) -> None:
         elif mode != REPORT:
             continue
         elif before is None and room(node) > 0:
-            pace.waiting[new.resource] = Untracked(owner, seen, dict(new.actual))
+            pace.put(new.resource, Untracked(owner, seen, dict(new.actual)))
         elif before is not None and before.owner["key"] == UNATTRIBUTED.key != owner["key"]:  # named late
-            pace.waiting[new.resource] = Untracked(owner, before.seen, dict(new.actual))
+            pace.put(new.resource, Untracked(owner, before.seen, dict(new.actual)))
     for resource in event.gone:
-        pace.waiting.pop(resource, None)
+        pace.drop(resource)
         if resource in state.untracked:
             pace.leaving[resource] = None
     for resource, untracked in _enforce(node, enforced):
         if known(node, resource) is None and room(node) > 0:
-            pace.waiting[resource] = untracked
+            pace.put(resource, untracked)
     flush(node)
 
 
@@ -194,7 +211,8 @@ def room(node: Node) -> int:
 def count(node: Node) -> int:
     """How many are known, recorded or not yet."""
     pace, recorded = node.pace, node.state.untracked
-    return len(recorded) + sum(r not in recorded for r in pace.waiting) - sum(r in recorded for r in pace.leaving)
+    late = sum(r not in recorded and r not in node.state for r in pace.waiting)
+    return len(recorded) + late - sum(r in recorded for r in pace.leaving)
 
 
 def listed(node: Node) -> Iterator[tuple[str, Untracked]]:
@@ -206,22 +224,24 @@ def listed(node: Node) -> Iterator[tuple[str, Untracked]]:
 def flush(node: Node, *, everything: bool = False) -> None:
     """Record what is due: each owner's newest things, then what has gone."""
     pace = node.pace
-    for resource in [r for r in pace.waiting if r in node.state]:  # declared meanwhile
-        del pace.waiting[resource]
-    for resource in [r for r in pace.leaving if r not in node.state.untracked]:
-        del pace.leaving[resource]
+    if pace.crowded and len(node.state.enforced) <= ENFORCED_MAX // 2:
+        pace.crowded = False
+        _weigh_again(node)
     for key in sorted(pace.keys()):
         if not everything and pace.due_ns(key) > node.t_ns:
             continue
         most = UNTRACKED_MAX if everything else AT_ONCE_MAX
         if key == GONE:
-            left = list(pace.leaving)[:most]
+            left = list(islice(pace.leaving, most))
             for resource in left:
                 del pace.leaving[resource]
+            left = [r for r in left if r in node.state.untracked]  # not settled meanwhile
             _record_gone(node, left)
         else:
-            mine = {r: u for r, u in pace.waiting.items() if u.owner["key"] == key}
-            _record_seen(node, dict(list(mine.items())[:most]))
+            mine = {r: pace.waiting[r] for r in islice(pace.whose[key], most)}
+            for resource in mine:
+                pace.drop(resource)
+            _record_seen(node, {r: u for r, u in mine.items() if r not in node.state})
         pace.recorded(key, node.t_ns)
 
 
@@ -236,7 +256,6 @@ def _record_seen(node: Node, mine: Mapping[str, Untracked]) -> None:
             if untracked.owner not in owners[-1:]:
                 owners.append(untracked.owner)
             resources[resource] = {**untracked.actual, "by": len(owners) - 1}
-            del node.pace.waiting[resource]
         node.record("untracked_seen", {"owner": owners[0], "owners": owners, "resources": resources,
                                        "seen": piece[0][1].seen, "count": len(piece)})  # fmt: skip
 
@@ -257,6 +276,7 @@ def _enforce(node: Node, found: Sequence[tuple[str, Untracked]]) -> list[tuple[s
     those for which there is no room.  # U2"""
     room_left = max(0, ENFORCED_MAX - len(node.state.enforced))
     taken, left = list(found[:room_left]), list(found[room_left:])
+    node.pace.crowded |= bool(left)
     for at in range(0, len(taken), CHUNK_MAX):
         piece = taken[at : at + CHUNK_MAX]
         _declare_absent(node, {r: u.owner for r, u in piece}, "new below an enforced pattern")
@@ -268,7 +288,7 @@ def _declare_absent(node: Node, owners: Mapping[str, dict[str, Any]], cause: str
     absent = Declared(None).to_json()
     node.record("declared", {"resources": dict.fromkeys(owners, absent), "enforced": dict(owners), "cause": cause})
     for resource in owners:
-        node.pace.waiting.pop(resource, None)
+        node.pace.drop(resource)
         node.pace.leaving.pop(resource, None)
 
 
