@@ -199,15 +199,16 @@ def status_lines(doc: Mapping[str, Any], *, ids: bool = True, verbose: bool = Fa
 
 
 def untracked_places(doc: Mapping[str, Any]) -> tuple[list[tuple[str, str]], int]:
-    """What is untracked and who made it, each directory once where several lie in it: a name and a user; and how many
-    more there are than the document names."""
+    """What is untracked and who made it, what lies in one place together: a name and a user; how many more there are
+    than the document names."""
     places: dict[tuple[str, str], list[str]] = {}
     named = doc.get("untracked_resources", ())
     for entry in named:
         name = str(entry["resource"])
-        place = name.rpartition("/")[0] if name.startswith(("file:/", "mount:/")) else name
-        places.setdefault((place, entry["owner"]["user"]), []).append(name)
-    shown = [(names[0] if len(names) == 1 else f"{place}/ ({len(names)})", user)
+        separator = "/" if name.startswith(("file:/", "mount:/")) else "."
+        place = name.rpartition(separator)[0] or name
+        places.setdefault((place + separator, entry["owner"]["user"]), []).append(name)
+    shown = [(names[0] if len(names) == 1 else f"{place} ({len(names)})", user)
              for (place, user), names in places.items()]  # fmt: skip
     return shown, max(0, doc.get("untracked", 0) - len(named))
 
