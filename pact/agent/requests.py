@@ -294,7 +294,8 @@ class Requests:
             try:
                 return work()
             except Exception as exc:
-                traceback.print_exc()
+                if not isinstance(exc, PactError):
+                    traceback.print_exc()
                 error = exc if isinstance(exc, PactError) else PactError(f"internal error: {type(exc).__name__}")
                 return Result(0, lambda t, w: self.agent.failed_read(client, token, error, t, w))
 
