@@ -55,7 +55,8 @@ def diff(documents: Documents, silent: int) -> Lines:
             found.setdefault(resource, {}).setdefault(UNRECORDED, []).extend(names)
         for new in doc.get("untracked", ()):
             who = clean(new.get("owner", {}).get("user", ""))
-            found.setdefault(new["resource"], {}).setdefault(((f"({who})", "bold"), ("  untracked", "")), []).extend(names)
+            lines = ((f"({who})", "bold"), ("  untracked", ""))
+            found.setdefault(new["resource"], {}).setdefault(lines, []).extend(names)
         if not any(doc.get(key) for key in ("resources", "unrecorded", "untracked")):
             quiet += names
     for resource, texts in sorted(found.items()):
