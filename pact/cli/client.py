@@ -64,7 +64,7 @@ class Connection:
                 late = time.monotonic() >= self._ends_s
                 if isinstance(exc, BlockingIOError):  # its queue is full: it takes nobody
                     if late:
-                        raise self._silent("takes no connections") from None
+                        raise self._silent("has taken no connection") from None
                 elif late or not isinstance(exc, FileNotFoundError | ConnectionRefusedError) or not _one_is_starting():
                     reason = os.strerror(exc.errno or 0).lower() if exc.errno else str(exc)
                     raise UnreachableError(f"no agent answers at {self._path}: {reason}", NOT_STARTED) from None

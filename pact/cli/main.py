@@ -38,7 +38,7 @@ FAR: Final = frozenset({
 PAGED: Final = frozenset({"status", "diff", "log", "show", "groups", "nodes", "export", "consumers"})
 #: Commands that wait for nobody.
 UNTIMED: Final = frozenset({"agent", "aggregator", "keygen", "journal"})
-SPENT_MAX_S: Final = 1.0  # a process that is older was not started for this command alone
+SPENT_MAX_S: Final = 5.0  # a process that is older was not started for this command alone
 CHECK_NS: Final = 2 * NS_PER_S
 EACH: Final = "of many nodes each by itself, with its change numbers and command lines"
 PATIENCE: Final = "how long to wait for an answer (default 10s, check 2s, --nodes 60s)"
