@@ -29,6 +29,7 @@ STYLE: Final = {
 }  # fmt: skip
 PID: Final = re.compile(r" \(pid \d+\)|(?<=\S)\[\d+\](?= of )")  # the second: as versions before this one wrote it
 RESOURCES_SHOWN: Final = 8
+RESOURCES_NAMED: Final = 3
 LISTED_MAX: Final = 20
 #: Why something was rolled back that nobody asked for.
 AUTOMATIC: Final = {"expired": " (window ended)", "retry": " (its consumers have left)", "group": " (with its group)"}
@@ -376,7 +377,8 @@ def _what(type_: str, data: Mapping[str, Any]) -> str:
     if cause:
         return f"{data.get('reason', '')}{cause}"
     if type_ in ("declared", "adopted"):
-        return f"{len(data['resources'])} resources"
+        count = len(data["resources"])
+        return _few(data["resources"]) if count <= RESOURCES_NAMED else f"{count} resources"
     if type_ == "denied":
         return f"{data['request']}: {data['why']}"
     if type_ == "converged":
