@@ -134,6 +134,7 @@ def build() -> argparse.ArgumentParser:
     _missing(sub, False)
 
     sub = add("extend", "move a deadline later; reopens what is blocked or failed")
+    sub.usage = "pact extend [-h] [--timeout D] [--nodes NODESET] [--shared] [CHANGE...] D"
     _missing(sub, False)
     sub.add_argument("words", nargs="+", metavar="[CHANGE...] D", help="changes, then the duration (90, 15m, 4h, 2d)")
     _shared(sub)
