@@ -353,6 +353,8 @@ def _what(type_: str, data: Mapping[str, Any]) -> str:
         return str(data["outcome"])
     if type_ == "group_forced":
         return "goes on with force"
+    if type_ in ("declared", "adopted") and len(data["resources"]) <= RESOURCES_NAMED:
+        return _few(data["resources"])
     if type_ in ("drift_detected", "drift_cleared"):
         owner = data.get("owner", {}).get("user", "")
         return f"{data['resource']}  by {owner}" if owner else str(data["resource"])
@@ -377,8 +379,7 @@ def _what(type_: str, data: Mapping[str, Any]) -> str:
     if cause:
         return f"{data.get('reason', '')}{cause}"
     if type_ in ("declared", "adopted"):
-        count = len(data["resources"])
-        return _few(data["resources"]) if count <= RESOURCES_NAMED else f"{count} resources"
+        return f"{len(data['resources'])} resources"
     if type_ == "denied":
         return f"{data['request']}: {data['why']}"
     if type_ == "converged":
