@@ -74,7 +74,7 @@ def test_status_gives_a_stopped_agent_up_after_ten_seconds(agent: Agent) -> None
 
 
 def test_a_request_that_a_stopped_agent_does_not_read_ends_too(agent: Agent) -> None:
-    text = "".join(f'[file."{TOP}/big{n}"]\ncontent = "{"x" * 60000}"\n' for n in range(20))
+    text = "".join(f'[file."{TOP}/big{n}"]\ncontent = "{n}{"x" * 60000}"\n' for n in range(20))
     with stopped(agent):
         took_s, _ = timed(agent, "declare", "-", "--timeout", "1", check=5, input=text.encode())
     assert took_s < 1 + START_S
