@@ -168,7 +168,7 @@ class Connection:
         except (OSError, ValueError, OverflowError):
             pass
         hint = "somebody stopped it: kill -CONT and its pid lets it go on" if "is stopped" in how else "see its log"
-        hint += "; what was asked may yet be done then" if self._asked else ""
+        hint += "; what it had begun it goes on with: look before you repeat it" if self._asked else ""
         return UnreachableError(text, hint)
 
 

@@ -81,6 +81,18 @@ def test_a_request_that_a_stopped_agent_does_not_read_ends_too(agent: Agent) -> 
     assert agent.status()["declared"] == 0, "what was not read whole was not done"
 
 
+def test_what_was_given_up_before_it_was_begun_is_not_done(agent: Agent) -> None:
+    path = agent.file("f")
+    seq = agent.status()["journal"]["seq"]
+    with stopped(agent):
+        for command in ("adopt file:/srv/**", "emergency start --reason r", "hold place --reason r --for 1h"):
+            assert "look before you repeat it" in agent.pact(*command.split(), "--timeout", "300ms", check=5).err
+        agent.pact("declare", "-", "--timeout", "300ms", check=5, input=f'[file."{path}"]\ncontent = "new"\n'.encode())
+    time.sleep(0.5)
+    assert agent.status()["journal"]["seq"] == seq and agent.world.path(path).read_text() == "declared\n"
+    assert agent.status()["holds"] == [] and agent.status()["emergency"] is None
+
+
 def test_an_agent_that_goes_on_in_time_is_waited_for(agent: Agent) -> None:
     with stopped(agent):
         asking = agent.world.popen([sys.executable, "-m", "pact.cli.main", "--socket", agent.socket, "check"],
