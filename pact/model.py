@@ -86,7 +86,8 @@ class Holder:
     """A consumer: one process (or kernel object, ``pid`` 0) that uses a resource.
 
     ``how`` is one of fd, map, cwd, root, exe, cgroup, exec, socket, loop, mount, module, lease, unknown. ``path`` is
-    what it holds, for people.
+    what it holds, for people. ``start`` is when the process began, in the kernel's ticks since boot: another process
+    may have its number later. 0: not known.
     """
 
     resource: str
@@ -98,11 +99,13 @@ class Holder:
     command: str = ""
     cgroup: str = ""
     job: str = ""
+    start: int = 0
 
     def to_json(self) -> dict[str, Any]:
         return {
             "resource": self.resource, "pid": self.pid, "how": self.how, "path": self.path, "uid": self.uid,
             "user": self.user, "command": self.command, "cgroup": self.cgroup, "job": self.job,
+            **({"start": self.start} if self.start else {}),
         }  # fmt: skip
 
     @classmethod

@@ -151,3 +151,20 @@ def test_what_is_absent_or_only_a_value_has_no_users() -> None:
     attrs: Attrs = {"value": "1"}
     assert find_holders([Step("file:/nonexistent", {"type": "file"}, None)]) == []
     assert find_holders([Step("sysctl:vm.swappiness", attrs, {"value": "2"})]) == []
+
+
+def test_a_holder_is_named_with_its_start_so_that_another_with_its_number_is_not_it() -> None:
+    from pact.agent import views
+    from pact.core.events import Caller
+    from pact.model import Actor, Holder, Owner
+
+    root = Caller(Actor("root", 0, "admin", "socket"), Owner("uid:0", "root", 0))
+    mine = consumers.describe(Holder("file:/x", os.getpid(), "fd"))
+    assert mine.start == consumers.started_at(os.getpid()) and Holder.from_json(mine.to_json()) == mine
+    again = {**mine.to_json(), "start": mine.start - 1}
+    old = {k: v for k, v in again.items() if k != "start"}  # as versions before this one wrote it
+    assert ["gone" in h for h in views.holders_for(root, [mine.to_json(), again, old])] == [False, True, False]
+    ended = subprocess.Popen(["true"])
+    os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
+    assert consumers.started_at(ended.pid) is None, "it has ended, and waits for its parent"
+    ended.wait()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pact.core.events import Covered, Denied, ObserverChanged
+from pact.core.events import Covered, Denied, ObserverChanged, Reconfigured
 from pact.core.settings import Settings
 from pact.model import NS_PER_S, UNATTRIBUTED, Declared, Owner
 from pact.sim.world import World, person, with_settings
@@ -258,6 +258,23 @@ def test_a_second_start_in_one_boot_is_no_reboot() -> None:
     last = [r for r in world.journal if r.type == "agent_started"][-1]
     assert last.data["unclean"]
     assert not last.data["reboot"]
+
+
+@pytest.mark.invariant("P2")
+def test_what_is_configured_anew_is_in_force_at_once_and_replays() -> None:
+    world = started(with_settings(enforce=False))
+    world.write(A, ONE, ANN.owner)
+    world.advance(3600 * S)
+    assert world.machine[A] == ONE, "only seen"
+    before = world.node.state.boot_id
+    world.feed(lambda: Reconfigured(world.t_ns, world.wall_ns, with_settings(base_ns=100 * S), "next"))
+    last = world.journal[-2] if world.journal[-1].type == "window_opened" else world.journal[-1]
+    assert last.type == "agent_started" and last.data["reloaded"] and not last.data["unclean"] and not last.data["reboot"]
+    assert world.node.state.boot_id == before
+    assert deadline(world, A) <= world.t_ns + 100 * S
+    world.check()  # the journal replays to the same state
+    world.advance(101 * S)
+    assert world.machine[A] == ZERO
 
 
 @pytest.mark.invariant("E1")

@@ -251,3 +251,12 @@ def test_what_a_node_writes_moves_no_terminal_whichever_field_it_stands_in(capsy
     out = capsys.readouterr().out
     assert "\x1b" not in out and "\x07" not in out
     assert sum(line.startswith("g9 open") for line in out.splitlines()) == 1, "only that of a text with lines"
+
+
+@pytest.mark.parametrize("columns", [40, 80])
+def test_a_line_for_many_nodes_is_broken_where_it_would_be_wider(columns: int) -> None:
+    script = "import sys\nfrom pact.cli.render import paint\npaint(sys.stdin.buffer.read().decode(), 'bold yellow')"
+    text = "n[1-128] (128): drifted; open ann: " + ", ".join(f"file:/etc/設定ファイル/{'あ' * n}x" for n in range(30))
+    lines = on_terminal_of(columns, script, text.encode())
+    assert max(map(cell_len, lines)) <= columns and len(lines) > 10
+    assert "".join(line.strip() for line in lines).replace(" ", "") == text.replace(" ", "")

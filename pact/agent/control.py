@@ -54,6 +54,7 @@ class Client:
         self.tokens: set[int] = set()  # requests whose answers come later
         self.watching = False
         self.alive = False  # it wants to be told so
+        self.gone = False  # it has hung up: nobody hears an answer
         self.said_s = time.monotonic()  # when anything was last said to it
         self.closing = False
         self.half_closed = False  # it asks nothing more, and still listens
@@ -244,6 +245,7 @@ class Control:
         client = self.clients.get(fd)
         if client is None:
             return
+        client.gone = bool(mask & select.EPOLLHUP)
         if mask & select.EPOLLIN:
             try:
                 lines = client.read()

@@ -73,7 +73,7 @@ class Remote(Client):
         self.caller = caller
         self.fd = -1
         self.tokens: set[int] = set()
-        self.watching = self.closing = self.half_closed = False
+        self.watching = self.closing = self.half_closed = self.gone = False
         self.events = 0
         self.lines: deque[bytes] = deque()
         self.open = True

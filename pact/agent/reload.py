@@ -23,6 +23,8 @@ DECIDING: Final = frozenset({
     "max_resources", "alone_ns",
 })  # fmt: skip
 ROLES: Final = frozenset({"admin_groups", "ops_groups"})
+HOOKS: Final = frozenset({"hooks_dir", "hooks_timeout_ns"})
+AT_ONCE: Final = DECIDING | ROLES | HOOKS
 NAMES: Final = {field: f"[{section}] {key}" for section, keys in KEYS.items() for key, (field, _) in keys.items()}
 
 
@@ -37,12 +39,13 @@ def reread(agent: Agent) -> None:
         log(f"the configuration was not read again: {exc.message}" + (f" ({exc.hint})" if exc.hint else ""), 4)
         return
     changed = different(agent.config, fresh)
-    later = [NAMES[f] for f in changed if f not in DECIDING | ROLES]
-    now = [f for f in changed if f in DECIDING | ROLES]
+    later = [NAMES[f] for f in changed if f not in AT_ONCE]
+    now = [f for f in changed if f in AT_ONCE]
     for field in now:
         setattr(agent.config, field, getattr(fresh, field))
     if ROLES & set(now):
         agent.control.name_groups(fresh.admin_groups, fresh.ops_groups)
+    agent.hooks.directory, agent.hooks.timeout_ns = agent.config.hooks_dir, agent.config.hooks_timeout_ns
     if DECIDING & set(now):
         agent.step(Reconfigured(*agent.now(), agent.config.settings(), __version__))
         for resource in agent.node.state.member_of:  # weighed again

@@ -152,6 +152,8 @@ class Requests:
                 self._reads[op](client, args)
                 if client.watching and client.alive:
                     client.send(b'{"begun":true}')
+            elif client.alive and client.gone:  # it waits for its answers, and has given this one up
+                self.agent.control.drop(client)
             else:
                 self._ask(client, op, args)
         except DeniedError as exc:

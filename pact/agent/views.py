@@ -27,6 +27,7 @@ from pact.errors import UsageError
 from pact.model import Attrs, decode_name, split_id
 from pact.resources import KINDS
 from pact.resources.base import Blobs
+from pact.resources.consumers import started_at
 from pact.resources.way import hangs
 
 DIFF_MAX: Final = 64 << 10
@@ -142,11 +143,17 @@ def command_for(caller: Caller, uid: int | None, command: str) -> str:
 def _holder(holder: Mapping[str, Any], caller: Caller) -> dict[str, Any]:
     uid = holder.get("uid")
     shown = {**holder, "command": command_for(caller, uid, str(holder.get("command", "")))}
-    if holder.get("pid") and not os.path.exists(f"/proc/{holder['pid']}"):
+    if holder.get("pid") and _has_ended(holder):
         shown["gone"] = True
     if caller.actor.role == "viewer" and uid != caller.owner.uid:
         shown["path"] = ""  # the names of other people's open files are theirs
     return shown
+
+
+def _has_ended(holder: Mapping[str, Any]) -> bool:
+    """Since it was recorded; who has its number now is somebody else."""
+    start = started_at(holder["pid"])
+    return start is None or start != holder.get("start", start)
 
 
 def holders_for(caller: Caller, holders: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -64,7 +64,7 @@ class Connection:
                 late = time.monotonic() >= self._ends_s
                 if isinstance(exc, BlockingIOError):  # its queue is full: it takes nobody
                     if late:
-                        raise self._silent("takes no connections") from None
+                        raise self._silent("has taken no connection") from None
                 elif late or not isinstance(exc, FileNotFoundError | ConnectionRefusedError) or not _one_is_starting():
                     reason = os.strerror(exc.errno or 0).lower() if exc.errno else str(exc)
                     raise UnreachableError(f"no agent answers at {self._path}: {reason}", NOT_STARTED) from None
@@ -168,7 +168,7 @@ class Connection:
         except (OSError, ValueError, OverflowError):
             pass
         hint = "somebody stopped it: kill -CONT and its pid lets it go on" if "is stopped" in how else "see its log"
-        hint += "; what was asked may yet be done then" if self._asked else ""
+        hint += "; what it had begun it goes on with: look before you repeat it" if self._asked else ""
         return UnreachableError(text, hint)
 
 

@@ -27,18 +27,29 @@ EXAMPLES: Final[Mapping[str, tuple[str, ...]]] = {
     "export": ("pact export > node.toml", "pact --json export"),
     "consumers": ("pact consumers mount:/scratch", "pact consumers file:/etc/chrony.conf --timeout 60"),
     "emergency": ('pact emergency start --reason "the storage is down" --for 6h',
+                  'pact emergency start --reason "cooling" --nodes @rack7',
                   'pact emergency end --commit -m "as it was left" --dry-run', "pact emergency end --rollback --all"),
     "hold": ('pact hold place --reason "vendor on site" --for 2h',
-             'pact hold place c7 --reason "until the meeting" --for 1d', "pact hold release h2"),
+             'pact hold place c7 --reason "until the meeting" --for 1d', "pact hold release", "pact hold release h2"),
     "log": ("pact log -n 50", "pact log --since 2h --type rolled_back", "pact log --follow"),
     "watch": ("pact watch", "pact --json watch", "pact watch --nodes n[001-128]"),
     "check": ("pact check", "pact check --timeout 500ms", "pact check --nodes @compute"),
     "nodes": ("pact nodes", "pact nodes --forget n[007,009]"),
     "groups": ("pact groups", "pact groups g7", "pact groups --all"),
-    "journal": ("pact journal verify", "pact journal export /root/n001.jsonl", "pact journal import /root/n001.jsonl"),
+    "journal": ("pact journal verify", "pact journal verify /root/n001.jsonl", "pact journal export /root/n001.jsonl",
+                "pact journal export > n001.jsonl", "pact journal import /root/n001.jsonl",
+                "pact journal import /root/n001.jsonl --config /etc/pact/agent.toml"),
 }  # fmt: skip
 
 
-def epilog(command: str) -> str:
-    lines = "".join(f"  {line}\n" for line in EXAMPLES.get(command, ()))
+#: What a new administrator begins with.
+FIRST: Final = ("pact status", 'pact commit -m "more connections on the login nodes"', "pact rollback --dry-run",
+                "pact COMMAND --help")  # fmt: skip
+
+
+def epilog(command: str, action: str = "") -> str:
+    """``action``: only of this one, as in ``emergency start``."""
+    begins = f"pact {command} {action}" if action else "pact "
+    listed = EXAMPLES.get(command, ()) if command else FIRST
+    lines = "".join(f"  {line}\n" for line in listed if line.startswith(begins))
     return f"examples:\n{lines}" if lines else ""

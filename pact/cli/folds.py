@@ -53,7 +53,11 @@ def diff(documents: Documents, silent: int) -> Lines:
             found.setdefault(entry["id"], {}).setdefault(lines, []).extend(names)
         for resource in doc.get("unrecorded", ()):
             found.setdefault(resource, {}).setdefault(UNRECORDED, []).extend(names)
-        if not doc["resources"] and not doc.get("unrecorded"):
+        for new in doc.get("untracked", ()):
+            who = clean(new.get("owner", {}).get("user", ""))
+            lines = ((f"({who})", "bold"), ("  untracked", ""))
+            found.setdefault(new["resource"], {}).setdefault(lines, []).extend(names)
+        if not any(doc.get(key) for key in ("resources", "unrecorded", "untracked")):
             quiet += names
     for resource, texts in sorted(found.items()):
         yield clean(resource), "bold"

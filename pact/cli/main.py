@@ -38,7 +38,7 @@ FAR: Final = frozenset({
 PAGED: Final = frozenset({"status", "diff", "log", "show", "groups", "nodes", "export", "consumers"})
 #: Commands that wait for nobody.
 UNTIMED: Final = frozenset({"agent", "aggregator", "keygen", "journal"})
-SPENT_MAX_S: Final = 1.0  # a process that is older was not started for this command alone
+SPENT_MAX_S: Final = 5.0  # a process that is older was not started for this command alone
 CHECK_NS: Final = 2 * NS_PER_S
 EACH: Final = "of many nodes each by itself, with its change numbers and command lines"
 PATIENCE: Final = "how long to wait for an answer (default 10s, check 2s, --nodes 60s)"
@@ -73,7 +73,8 @@ def whole(text: str) -> int:
 
 def build() -> argparse.ArgumentParser:
     """The whole command line."""
-    parser = Parser(prog="pact", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="pact", description=DESCRIPTION, epilog=epilog(""),
+                    formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("--socket", metavar="PATH", default=os.environ.get("PACT_SOCKET") or None,
                         help="the agent's control socket (default: $PACT_SOCKET or /run/pact/agent.sock)")
     parser.add_argument("--via", metavar="URL", action="append", help="a root or an aggregator: tcp://HOST:7417")
@@ -134,6 +135,7 @@ def build() -> argparse.ArgumentParser:
     _missing(sub, False)
 
     sub = add("extend", "move a deadline later; reopens what is blocked or failed")
+    sub.usage = "pact extend [-h] [--timeout D] [--nodes NODESET] [--shared] [CHANGE...] D"
     _missing(sub, False)
     sub.add_argument("words", nargs="+", metavar="[CHANGE...] D", help="changes, then the duration (90, 15m, 4h, 2d)")
     _shared(sub)
@@ -228,13 +230,20 @@ def _shared(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--shared", action="store_true", help="also what others have changed too; they are told")
 
 
+def _action(actions: Any, command: str, name: str, text: str) -> argparse.ArgumentParser:
+    made: argparse.ArgumentParser = actions.add_parser(
+        name, help=text, description=text, epilog=epilog(command, name),
+        formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    return made
+
+
 def _emergency(sub: argparse.ArgumentParser) -> None:
     actions = sub.add_subparsers(dest="action", required=True, metavar="start|end", parser_class=Parser)
-    start = actions.add_parser("start", help="suspend every window")
+    start = _action(actions, "emergency", "start", "suspend every window")
     start.add_argument("--reason", required=True, metavar="TEXT")
     _far(start, again=True)
     start.add_argument("--for", dest="for_ns", type=duration, metavar="D", help="default 4h")
-    end = actions.add_parser("end", help="settle what is yours and what came since; the rest starts a new window")
+    end = _action(actions, "emergency", "end", "settle what is yours and what came since; the rest starts a new window")
     _far(end, again=True)
     how = end.add_mutually_exclusive_group(required=True)
     how.add_argument("--commit", action="store_const", dest="how", const="commit")
@@ -249,13 +258,13 @@ def _emergency(sub: argparse.ArgumentParser) -> None:
 
 def _hold(sub: argparse.ArgumentParser) -> None:
     actions = sub.add_subparsers(dest="action", required=True, metavar="place|release", parser_class=Parser)
-    place = actions.add_parser("place", help="stop the clock")
+    place = _action(actions, "hold", "place", "stop the clock")
     place.add_argument("change", nargs="?", metavar="CHANGE", help="default: the whole node")
     _far(place, again=True)
     place.add_argument("--all", action="store_true", help="the whole fleet: nothing rolls back anywhere")
     place.add_argument("--reason", required=True, metavar="TEXT")
     place.add_argument("--for", dest="for_ns", type=duration, required=True, metavar="D")
-    release = actions.add_parser("release", help="let it run again")
+    release = _action(actions, "hold", "release", "let it run again")
     _far(release, again=True)
     release.add_argument("--all", action="store_true", help="a hold of the whole fleet")
     release.add_argument("name", nargs="?", metavar="HOLD|CHANGE", help="default: your holds")
@@ -263,13 +272,13 @@ def _hold(sub: argparse.ArgumentParser) -> None:
 
 def _journal(sub: argparse.ArgumentParser) -> None:
     actions = sub.add_subparsers(dest="action", required=True, metavar="verify|export|import", parser_class=Parser)
-    verify = actions.add_parser("verify", help="check the hash chain of a journal or an export")
+    verify = _action(actions, "journal", "verify", "check the hash chain of a journal or an export")
     verify.add_argument("file", nargs="?", metavar="FILE", help="default: the configured agent's journal")
     verify.add_argument("--config", metavar="FILE")
-    export = actions.add_parser("export", help="write a journal as JSON lines")
+    export = _action(actions, "journal", "export", "write a journal as JSON lines")
     export.add_argument("file", nargs="?", metavar="FILE", help="default: stdout")
     export.add_argument("--config", metavar="FILE")
-    load = actions.add_parser("import", help="fill an empty state directory from an export")
+    load = _action(actions, "journal", "import", "fill an empty state directory from an export")
     load.add_argument("file", metavar="FILE")
     load.add_argument("--config", metavar="FILE")
 

@@ -34,13 +34,13 @@ def show_moved(result: dict[str, Any]) -> None:
         say(f"and {len(result['moved']) - MOVED_MAX} more moved with it")
 
 
-def show_applied(result: dict[str, Any]) -> None:
-    """What an application did or would do."""
+def show_applied(result: dict[str, Any], *, ids: bool = True) -> None:
+    """What an application did or would do; ``ids``: which change of this node it is."""
     for step in result.get("plan", ()):
         say(f"  would {planned(changing(step))}")
     if result.get("applied"):
         window = f", to be committed{until(result['deadline'])}" if result.get("deadline") else ""
-        say(f"applied {len(result['applied'])} as {result['change']}{window}")
+        say(f"applied {len(result['applied'])}{' as ' + result['change'] if ids and result['change'] else ''}{window}")
     show_moved(result)
     show_notes(result)
     if result.get("consumers"):

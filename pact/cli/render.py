@@ -29,6 +29,7 @@ STYLE: Final = {
 }  # fmt: skip
 PID: Final = re.compile(r" \(pid \d+\)|(?<=\S)\[\d+\](?= of )")  # the second: as versions before this one wrote it
 RESOURCES_SHOWN: Final = 8
+RESOURCES_NAMED: Final = 3
 LISTED_MAX: Final = 20
 #: Why something was rolled back that nobody asked for.
 AUTOMATIC: Final = {"expired": " (window ended)", "retry": " (its consumers have left)", "group": " (with its group)"}
@@ -370,6 +371,8 @@ def _what(type_: str, data: Mapping[str, Any]) -> str:
         return str(data["outcome"])
     if type_ == "group_forced":
         return "goes on with force"
+    if type_ in ("declared", "adopted") and len(data["resources"]) <= RESOURCES_NAMED:
+        return _few(data["resources"])
     if type_ in ("drift_detected", "drift_cleared"):
         owner = data.get("owner", {}).get("user", "")
         return f"{data['resource']}  by {owner}" if owner else str(data["resource"])

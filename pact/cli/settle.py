@@ -160,7 +160,7 @@ def _confirmed(question: str) -> bool:
 def redo(args: argparse.Namespace) -> int:
     answer = ask(args.socket, "redo", change=args.change, dry_run=args.dry_run, message=args.message)
     if not args.json:
-        show_applied(answer.result)
+        show_applied(answer.result, ids=_ids(args))
     return finish(args, answer)
 
 
@@ -169,11 +169,12 @@ def hold(args: argparse.Namespace) -> int:
         answer = ask(args.socket, "hold_place", reason=args.reason, for_ns=args.for_ns, change=args.change)
         if not args.json and answer.ok:
             what = answer.result["change"] or "the node"
-            say(f"{answer.result['hold']}: {what} is held{until(answer.result['ends'])}")
+            name = f"{answer.result['hold']}: " if _ids(args) else ""
+            say(f"{name}{what} is held{until(answer.result['ends'])}")
         return finish(args, answer)
     answer = ask(args.socket, "hold_release", name=args.name)
     if not args.json and answer.ok:
-        say("released " + ", ".join(answer.result["released"]))
+        say("released " + (", ".join(answer.result["released"]) if _ids(args) else "holds"))
     return finish(args, answer)
 
 

@@ -167,6 +167,16 @@ def job_of(cgroup: str) -> str:
     return ""
 
 
+def started_at(pid: int) -> int | None:
+    """When a process began, in ticks since boot; ``None``: there is none, or it has ended and waits for its parent."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as f:
+            fields = f.read(4096).rpartition(b")")[2].split()
+    except OSError:
+        return None
+    return int(fields[19]) if len(fields) > 19 and fields[0] not in (b"Z", b"X") else None
+
+
 def describe(holder: Holder) -> Holder:
     """Fill in user, command, cgroup and job of a process."""
     if holder.pid == 0:
@@ -184,5 +194,5 @@ def describe(holder: Holder) -> Holder:
         pass
     cgroup = encode_name(cgroup_of(holder.pid))
     filled: dict[str, Any] = {**holder.to_json(), "uid": uid, "user": user, "command": command, "cgroup": cgroup,
-                              "job": job_of(cgroup)}  # fmt: skip
+                              "job": job_of(cgroup), "start": started_at(holder.pid) or 0}  # fmt: skip
     return Holder.from_json(filled)

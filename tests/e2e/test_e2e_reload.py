@@ -50,6 +50,17 @@ def test_groups_get_their_roles_at_once(agent: Agent) -> None:
     assert agent.json("status", **who)["you"]["role"] == "viewer"
 
 
+def test_hooks_are_run_from_the_new_place(agent: Agent) -> None:
+    hooks = agent.base / "other.d"
+    hooks.mkdir(mode=0o755)
+    (hooks / "note").write_text(f"#!/bin/sh\ncat >> {agent.base}/noted\n")
+    (hooks / "note").chmod(0o755)
+    agent.configure({"hooks": {"dir": str(hooks)}})
+    assert "[hooks] dir" in hup(agent)
+    agent.file("f")
+    wait_until(lambda: (agent.base / "noted").exists() and "adopted" in (agent.base / "noted").read_text(), "it was run")
+
+
 def test_what_the_agent_is_built_on_wants_a_restart_and_is_named(agent: Agent) -> None:
     agent.configure({"state": {"keep": "9d"}, "observe": {"rescan": "9s"}, "cluster": {"rack": ""}})
     said = hup(agent)
