@@ -165,7 +165,7 @@ def diff(node: Node, caller: Caller, targets: Collection[str], declared_blobs: B
         elif target in state:
             if target in state.member_of:
                 wanted.append(target)
-        elif target not in state.untracked:
+        elif tracked.known(node, target) is None:
             raise UsageError(f"{target} is neither a change nor a declared resource", "pact status lists the changes")
     if not targets:
         wanted = list(state.member_of)

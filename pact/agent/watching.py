@@ -344,6 +344,7 @@ class Watching:
         self._next_slice_ns = max(now_ns, self._next_slice_ns + self._slice_ns)
         if self._slice == 0:
             self._begin_cycle(now_ns)
+        self.observers.remark_some(self._slice, self._slices)
         total = len(self._resources)
         first, last = total * self._slice // self._slices, total * (self._slice + 1) // self._slices
         self._scan(range(first, last))
@@ -358,7 +359,6 @@ class Watching:
         self._full_cycle = now_ns >= self._next_full_ns
         if self._full_cycle:
             self._next_full_ns = now_ns + self._full_ns
-        self.observers.remark()
         self.refresh_mounts()
         for resource in self.of_kind("mount"):
             self.touch(resource, None)

@@ -67,7 +67,7 @@ def asked_commit(node: Node, event: Asked) -> None:
         return
     begin_commit(node, event, [*ids, *untracked], {
         "message": message, "ttl_ns": ttl_ns, "force": bool(event.args.get("force")),
-        "untracked": [r for r in untracked if r not in ids]})  # fmt: skip
+        "untracked": untracked, "named": bool(event.args.get("targets"))})  # fmt: skip
 
 
 def begin_commit(node: Node, event: Asked, ids: Sequence[str], args: dict[str, Any]) -> None:
@@ -92,6 +92,7 @@ def looked_commit(node: Node, job: Job, event: Looked) -> None:
     state = node.state
     moved: list[str] = []
     fresh = set(job.args.get("untracked", ()))
+    tracked.refuse_named(job, event)
     for sighting in event.sightings:
         if sighting.resource in fresh:
             continue

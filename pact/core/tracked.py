@@ -328,6 +328,15 @@ def owner_of(node: Node, resource: str) -> Owner:
     return Owner.from_json(node.state.untracked[resource].owner)
 
 
+def refuse_named(job: Job, event: Looked) -> None:
+    """Raises ConflictError for what was named and cannot be taken in.  # C5"""
+    fresh = job.args.get("untracked", ()) if job.args.get("named") else ()
+    for sighting in event.sightings if fresh else ():
+        why = _why_not(sighting.resource, sighting.observation)
+        if why and sighting.resource in fresh:
+            raise ConflictError(f"{sighting.resource} {why}; nothing was committed", "see pact status")
+
+
 def record_commits(node: Node, job: Job, event: Looked) -> tuple[list[dict[str, Any]], list[str]]:
     """Take in what the commit's look found of untracked things; what it did, and what it left out and why."""
     ttl_ns, fresh = job.args["ttl_ns"], set(job.args.get("untracked", ()))
@@ -364,7 +373,7 @@ def _why_not(resource: str, seen: Observation) -> str:
         return f"cannot be read: {seen.why}"
     if seen is None:
         return "is gone"
-    if resource.startswith("file:") and seen.get("type") not in DECLARABLE:
+    if resource.startswith("file:") and seen.get("type", "file") not in DECLARABLE:
         return f"is a {seen.get('type')}: it cannot be declared"
     return ""
 
