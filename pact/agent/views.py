@@ -73,6 +73,7 @@ def status(node: Node, caller: Caller, *, now_ns: int, wall_ns: int, observers: 
         ],
         "unreadable_resources": dict(list(node.unreadable.items())[:20]),
         "untracked": tracked.count(node), "untracked_resources": untracked(node, caller, UNTRACKED_SHOWN),
+        "untracked_beyond": dict(node.pace.beyond) if caller.actor.role == "admin" else {},
     }  # fmt: skip
     pending = list(unrecorded)
     if pending:

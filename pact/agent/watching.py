@@ -168,14 +168,14 @@ class Watching:
         return len(events) >= DRAIN_BATCH_MAX
 
     def _touched(self, event: Touched) -> None:
+        known = event.writer is not None and not event.own  # whose pact's own acts are, the core says
+        owner = owner_of(event.writer) if known and event.writer is not None else None
         if self.tracking.follows_files:
-            named = event.writer is not None and not event.own
-            self.tracking.touched(event.path, owner_of(event.writer) if named and event.writer else None)
+            self.tracking.touched(event.path, owner)
         for kind in KINDS.values():
             name = kind.of_path(event.path)
             if name is not None and f"{kind.name}:{name}" in self._key_of:
-                known = event.writer is not None and not event.own  # whose pact's own acts are, the core says
-                self.touch(f"{kind.name}:{name}", owner_of(event.writer) if known else None)
+                self.touch(f"{kind.name}:{name}", owner)
 
     def touch(self, resource: str, owner: Owner | None) -> None:
         """It may have changed; an identified writer is not forgotten for one that is not."""

@@ -64,6 +64,8 @@ def adopt(args: argparse.Namespace) -> int:
             say(f"  passed over {len(result['in_changes'])} of open changes: {', '.join(result['in_changes'][:5])}")
         for note in result["notes"]:
             say(f"  {clean(note)}")
+        if result.get("tracked"):
+            say(f"  what is new will show: {', '.join(map(clean, result['tracked'][:5]))} (pact track)")
     return finish(args, answer)
 
 

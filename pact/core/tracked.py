@@ -65,6 +65,7 @@ class Pace:
     whose: dict[str, dict[str, None]] = field(default_factory=dict)  # owner -> what waits of his
     leaving: dict[str, None] = field(default_factory=dict)
     last: dict[str, tuple[int, int]] = field(default_factory=dict)  # owner -> (recorded at, pause after it)
+    beyond: dict[str, int] = field(default_factory=dict)  # not kept one by one -> how many in a directory
     crowded: bool = False  # something is to be enforced, and waits until there is room
 
     def __bool__(self) -> bool:
@@ -178,6 +179,8 @@ def names(node: Node) -> list[str]:
 def appeared(node: Node, event: Appeared) -> None:
     state, pace = node.state, node.pace
     seen, enforced = node.wall_of(event.t_ns), []
+    if event.beyond is not None:
+        pace.beyond = dict(event.beyond)
     for new in event.found:
         if new.resource in state:
             continue
@@ -209,10 +212,10 @@ def room(node: Node) -> int:
 
 
 def count(node: Node) -> int:
-    """How many are known, recorded or not yet."""
+    """How many are known: recorded, not yet, or only counted."""
     pace, recorded = node.pace, node.state.untracked
     late = sum(r not in recorded and r not in node.state for r in pace.waiting)
-    return len(recorded) + late - sum(r in recorded for r in pace.leaving)
+    return len(recorded) + late - sum(r in recorded for r in pace.leaving) + sum(pace.beyond.values())
 
 
 def listed(node: Node) -> Iterator[tuple[str, Untracked]]:
