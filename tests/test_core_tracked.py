@@ -6,6 +6,7 @@ import pytest
 
 from pact.core import tracked
 from pact.core.events import Appeared, New
+from pact.core.places import places
 from pact.core.settings import Settings
 from pact.core.state import State
 from pact.model import NS_PER_S, UNATTRIBUTED, Declared, Holder, Owner
@@ -262,3 +263,17 @@ def test_an_unattributed_owner_is_nobody() -> None:
     w = world()
     w.create(EVIL, {"value": "x"}, None)
     assert Owner.from_json(w.node.state.untracked[EVIL].owner) == UNATTRIBUTED
+
+
+def test_a_new_tree_is_one_place_and_what_is_beside_it_another() -> None:
+    w = World()
+    w.start({})
+    w.ask("track", ROOT, patterns={"file:/etc/*": "report", "sysctl:net.*": "report"})
+    tree = [New("file:/etc/d", {"type": "directory"}, ALICE.owner), New("file:/etc/d/e", {"type": "directory"}, ALICE.owner)]
+    tree += [New(f"file:/etc/d/e/{n}", FILE, ALICE.owner) for n in range(50)]
+    tree += [New("file:/etc/x", FILE, BOB.owner), New("file:/etc/y", FILE, BOB.owner), New("file:/etc/f/z", FILE, None)]
+    tree += [New(f"sysctl:net.ipv4.conf.v0.{n}", {}, None) for n in "abc"]
+    w.feed(lambda: Appeared(w.t_ns, w.wall_ns, tree))
+    told = [(place, user, count) for place, user, count, _ in places(w.node)]
+    assert told == [("file:/etc/", "bob", 2), ("file:/etc/d/", "alice", 52), ("file:/etc/f/z", "unattributed", 1),
+                    ("sysctl:net.ipv4.conf.v0.*", "unattributed", 3)]

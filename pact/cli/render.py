@@ -168,15 +168,12 @@ def status_lines(doc: Mapping[str, Any], *, times: bool = False) -> Iterable[str
 
 
 def untracked_line(doc: Mapping[str, Any]) -> str:
-    """What is untracked, by directory where several lie in one, and who made it."""
-    by_place: dict[tuple[str, str], list[str]] = {}
-    for entry in doc["untracked_resources"]:
-        name = str(entry["resource"])
-        by_place.setdefault((name.rpartition("/")[0], entry["owner"]["user"]), []).append(name)
-    shown = [f"{names[0] if len(names) == 1 else f'{place}/ ({len(names)})'} by {user}"
-             for (place, user), names in by_place.items()]  # fmt: skip
-    more = [f"and {len(shown) - RESOURCES_SHOWN} more places"] if len(shown) > RESOURCES_SHOWN else []
-    return ", ".join(map(clean, [*shown[:RESOURCES_SHOWN], *more]))
+    """What is untracked, by place where several lie in one, and who made it."""
+    places = doc["untracked_places"]
+    shown = [f"{p['place']} ({p['count']}) by {p['user']}" if p["count"] > 1 else f"{p['place']} by {p['user']}"
+             for p in places[:RESOURCES_SHOWN]]  # fmt: skip
+    more = [f"and {len(places) - RESOURCES_SHOWN} more places"] if len(places) > RESOURCES_SHOWN else []
+    return ", ".join(map(clean, [*shown, *more]))
 
 
 def _resources(change: Mapping[str, Any]) -> str:

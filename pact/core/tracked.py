@@ -66,6 +66,7 @@ class Pace:
     leaving: dict[str, None] = field(default_factory=dict)
     last: dict[str, tuple[int, int]] = field(default_factory=dict)  # owner -> (recorded at, pause after it)
     beyond: dict[str, int] = field(default_factory=dict)  # not kept one by one -> how many in a directory
+    folded: tuple[Any, list[Any]] = ((), [])  # the places that were told last, and what they were made of
     crowded: bool = False  # something is to be enforced, and waits until there is room
 
     def __bool__(self) -> bool:

@@ -43,7 +43,8 @@ def test_a_tree_made_at_once_is_seen_whole_and_told_by_directory(agent: Agent) -
     owners = {u["owner"]["uid"] for u in status["untracked_resources"]}
     assert 1234 in owners and owners <= {1234, None}, "of mkdir, which is gone at once, the kernel may name nobody"
     line = next(x for x in agent.pact("status").out.splitlines() if x.startswith("untracked"))
-    assert len(line) < 300 and f"{ETC}/a/b/c/ (" in line, line
+    assert len(line) < 200 and f"file:{ETC}/a/ (" in line, line
+    assert sum(p["count"] for p in status["untracked_places"]) == 306
     assert len(agent.json("diff")["untracked"]) == 306
     agent.world.path(f"{ETC}/a/b/c/late").write_text("")
     wait_until(lambda: agent.status()["untracked"] == 307, "the new directories are watched too")
