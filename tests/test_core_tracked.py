@@ -93,6 +93,21 @@ def test_one_who_floods_holds_nobody_else_s_record_up() -> None:
     assert "file:/etc/bobs" in w.node.state.untracked
 
 
+@pytest.mark.invariant("U3")
+def test_who_makes_ever_new_names_below_an_enforced_pattern_writes_little_too() -> None:
+    w = world("enforce")
+    before = w.node.state.seq
+    for n in range(20_000):
+        w.create(f"file:/etc/{n}", {"value": "x"}, ALICE.owner)
+        w.advance(NS_PER_S // 8)
+        w.create(f"file:/etc/{n}", None, ALICE.owner)
+        w.advance(NS_PER_S // 8)
+    assert w.node.state.seq - before < 3_500, "more than ten thousand came and went"
+    w.advance(600 * NS_PER_S)
+    assert not w.node.pace and not w.node.state.enforced and not w.node.state.untracked
+    w.check()
+
+
 @pytest.mark.invariant("U2")
 def test_an_enforced_thing_has_its_owner_s_window_and_leaves_nothing_declared() -> None:
     w = world("enforce")
