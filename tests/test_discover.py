@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pact.model import encode_name
-from pact.resources.discover import discover_files
+from pact.resources.discover import Trail, discover_files
 from pact.resources.file import KIND, PASSED_OVER
 from pact.resources.patterns import compile_pattern
 
@@ -112,3 +112,35 @@ def test_what_exists_under_that_very_name_is_meant(tmp_path: Path) -> None:
     found = KIND.discover(f"{tmp_path}/a[1].conf")
     assert not found.exact
     assert list(found.names) == [f"{tmp_path}/a1.conf"]
+
+
+@pytest.mark.parametrize(("pattern", "base", "leads", "not_leads"), [
+    ("/etc/**", b"/etc", [b"/etc", b"/etc/a", b"/etc/a/b"], [b"/usr"]),
+    ("/etc/*.conf", b"/etc", [b"/etc"], [b"/etc/a"]),
+    ("/home/*/.ssh/*", b"/home", [b"/home", b"/home/ann", b"/home/ann/.ssh"], [b"/home/ann/x", b"/home/ann/.ssh/y"]),
+    ("/etc/a*/**/x", b"/etc", [b"/etc", b"/etc/ab", b"/etc/ab/c/d"], [b"/etc/b"]),
+    ("/**", b"/", [b"/", b"/etc", b"/a/b/c"], []),
+    ("/e[t]c/x*", b"/", [b"/", b"/etc"], [b"/usr"]),
+])  # fmt: skip
+def test_a_trail_leads_where_something_may_be_meant(pattern: str, base: bytes, leads: list[bytes],
+                                                    not_leads: list[bytes]) -> None:  # fmt: skip
+    trail = Trail(pattern)
+    assert trail.base == base
+    assert [d for d in leads if not trail.leads(d)] == [] and [d for d in not_leads if trail.leads(d)] == []
+
+
+def test_a_trail_means_what_a_walk_would_find(tree: Path) -> None:
+    for pattern in (f"{tree}/**", f"{tree}/*", f"{tree}/*/*", f"{tree}/**/a*"):
+        names, trail = found(pattern)[0], Trail(pattern)
+        there = [os.path.join(top, n) for top, dirs, files in os.walk(tree) for n in [*dirs, *files]]
+        meant = sorted(p for p in there if trail.means(os.fsencode(p)))
+        kinds = [p for p in meant if os.path.islink(p) or os.path.isfile(p) or os.path.isdir(p)]
+        assert kinds == sorted(names), pattern
+
+
+def test_a_trail_means_nothing_that_is_passed_over() -> None:
+    trail = Trail("/**")
+    for path in (b"/etc/shadow-", b"/run/x", b"/etc/x.pem", b"/etc/.x.swp", b"/srv/.git/config", b"/etc/pact/x"):
+        assert not trail.means(path), path
+    with pytest.raises(ValueError, match="absolute"):
+        Trail("etc/**")

@@ -332,3 +332,53 @@ def test_without_any_mechanism_everything_is_polled_and_said(tmp_path: Path) -> 
         assert obs.drain(10) == []
     finally:
         obs.close()
+
+
+def test_every_name_in_a_tracked_directory_is_told_and_its_contents_are_not(obs: Observers, top: bytes) -> None:
+    assert obs.track(top)
+    write(top + b"/any")
+    assert top + b"/any" in touched(obs, top + b"/any")
+    quiet(obs)
+    with open(top + b"/any", "ab") as f:
+        f.write(b"more")
+    os.chmod(top + b"/any", 0o600)
+    quiet(obs)
+    before = obs.stats()["kept"]
+    os.rename(top + b"/any", top + b"/other")
+    assert {top + b"/any", top + b"/other"} <= set(touched(obs, top + b"/any", top + b"/other"))
+    assert obs.stats()["kept"] > before
+    for n in range(20):  # names are not merged with one another
+        write(top + b"/n%d" % n)
+    touched(obs, *(top + b"/n%d" % n for n in range(20)))
+    obs.untrack(top)
+    settled(obs, top + b"/sentinel")
+    write(top + b"/late")
+    quiet(obs)
+
+
+def test_tracking_is_not_recursive_and_survives_what_is_declared_there(obs: Observers, top: bytes) -> None:
+    os.mkdir(top + b"/d")
+    obs.track(top)
+    write(top + b"/d/x")
+    quiet(obs)
+    obs.watch(top + b"/d/x")
+    obs.unwatch(top + b"/d/x")
+    obs.unwatch(top + b"/sentinel")
+    write(top + b"/seen")
+    touched(obs, top + b"/seen")
+
+
+def test_a_tracked_directory_that_comes_later_or_is_replaced_is_told_itself(obs: Observers, top: bytes) -> None:
+    obs.track(top + b"/d")
+    os.mkdir(top + b"/d")
+    touched(obs, top + b"/d")
+    write(top + b"/d/x")
+    touched(obs, top + b"/d/x")
+    os.rename(top + b"/d", top + b"/away")
+    os.mkdir(top + b"/d")
+    touched(obs, top + b"/d")
+    write(top + b"/d/y")
+    touched(obs, top + b"/d/y")
+    settled(obs, top + b"/sentinel")
+    write(top + b"/away/z")
+    quiet(obs)

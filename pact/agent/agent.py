@@ -91,7 +91,10 @@ class MachineRules:
 
     def matches(self, pattern: str, resource: str) -> bool:
         kind, name = split_id(resource)
-        return pattern.startswith(kind + ":") and KINDS[kind].means(pattern[len(kind) + 1 :], name)
+        try:
+            return pattern.startswith(kind + ":") and KINDS[kind].means(pattern[len(kind) + 1 :], name)
+        except ValueError:
+            return False  # another version let it in
 
 
 class Agent:
@@ -370,8 +373,9 @@ class Agent:
         """What is new below tracked patterns, or gone again.  # U1"""
         tracking = self.watching.tracking
         found, gone = tracking.take(self.node, now_ns, everything=everything)
-        if found or gone:
-            self.step(Appeared(*self.now(), found, gone))
+        beyond = tracking.beyond()
+        if found or gone or beyond is not None:
+            self.step(Appeared(*self.now(), found, gone, beyond))
         for kind in tracking.poll(now_ns):
             self._slow.call(partial(self._polled, kind, tracking.kinds.get(kind, [])))
 

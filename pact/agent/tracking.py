@@ -40,8 +40,12 @@ DIRECTORIES_MAX: Final = 50_000
 TOUCHED_MAX: Final = 20_000
 #: Told in one step.
 FOUND_MAX: Final = 2_000
+#: Directories of which it is known how many more are new in them than are kept one by one.
+BEYOND_MAX: Final = 1_000
 #: So often at most everything untracked is looked for, and what others than events show.
 CHECK_NS: Final = NS_PER_S
+#: So often at most a directory is counted in which more is new than is kept one by one.
+COUNT_NS: Final = 5 * NS_PER_S
 TYPES: Final = {
     stat.S_IFREG: "file", stat.S_IFDIR: "directory", stat.S_IFLNK: "symlink", stat.S_IFIFO: "fifo",
     stat.S_IFSOCK: "socket", stat.S_IFBLK: "block", stat.S_IFCHR: "char",
@@ -75,7 +79,10 @@ class Tracking:
         self._check: list[str] | None = None
         self._check_wanted = False
         self._checked_ns = 0
-        self.unmarked = 0
+        self._beyond: dict[bytes, int] = {}  # directories with more that is new than is kept one by one -> how many
+        self._crowded: dict[bytes, None] = {}  # where something more came since they were counted
+        self._counted_ns = 0
+        self._beyond_told = True
 
     # -- what is tracked ----------------------------------------------------------------------------------------
 
@@ -176,6 +183,7 @@ class Tracking:
             self._check_wanted = True
             if self._trails:
                 self._list_bases()
+            self._crowded.update(dict.fromkeys(self._beyond))
             for kind in self.kinds:
                 self._polls.setdefault(kind, None)
         total = len(self._share)
@@ -204,6 +212,8 @@ class Tracking:
         dues = [seen_ns + SETTLE_NS for seen_ns, _ in self._fresh.values()][:1]  # in the order of their coming
         if self._check_wanted:
             dues.append(self._checked_ns + CHECK_NS)
+        if self._crowded:
+            dues.append(self._counted_ns + COUNT_NS)
         dues += [self._polled_ns.get(k, 0) + CHECK_NS for k in self._polls]
         return min(dues, default=None)
 
@@ -213,6 +223,10 @@ class Tracking:
         while self._touched and time.monotonic_ns() < ends_ns:
             path = next(iter(self._touched))
             self._look_at(path, self._touched.pop(path), node, now_ns)
+        if self._crowded and self._counted_ns + COUNT_NS <= now_ns:
+            for path in self._crowded:
+                self._todo.setdefault(path, None)
+            self._crowded, self._counted_ns = {}, now_ns
         while (self._walk or self._todo) and time.monotonic_ns() < ends_ns:
             if self._walk is None:
                 path = next(iter(self._todo))
@@ -245,7 +259,8 @@ class Tracking:
         there = {f"{kind}:{n}" for n in names}
         fresh = sorted(r for r in there if r not in node.state and self._ignore.match(r) is None)
         gone = [r for r in tracked.names(node) if r.startswith(kind + ":") and r not in there]
-        return [New(r, {}, owner) for r in fresh if owner is not None or tracked.known(node, r) is None], gone
+        fresh = [r for r in fresh if tracked.known(node, r) is None]
+        return [New(r, {}, owner) for r in fresh if isinstance(KINDS[kind].observe(split_id(r)[1]), dict)], gone
 
     def _take_fresh(self, node: Node, now_ns: int, ends_ns: int, everything: bool) -> list[New]:
         out: list[New] = []
@@ -290,19 +305,37 @@ class Tracking:
             self._todo[path] = owner or self._todo.get(path)
         elif path in self._directories:
             self._leave(path)
-        self._offer(path, owner, node, now_ns)
+        if self._offer(path, owner, node, now_ns):
+            self._crowded[os.path.dirname(path)] = None
 
-    def _offer(self, path: bytes, owner: Owner | None, node: Node, now_ns: int) -> None:
-        """If nobody declared it, and a pattern means it, it is new."""
+    def beyond(self) -> dict[str, int] | None:
+        """How many are not kept one by one, by directory, if that moved since it was last asked."""
+        if self._beyond_told:
+            return None
+        self._beyond_told = True
+        return {f"file:{encode_name(d)}": n for d, n in self._beyond.items()}
+
+    def _count(self, directory: bytes, more: int) -> None:
+        if self._beyond.get(directory, 0) != more:
+            self._beyond_told = False
+            self._beyond[directory] = more
+            if not more or len(self._beyond) > BEYOND_MAX:
+                del self._beyond[directory]
+
+    def _offer(self, path: bytes, owner: Owner | None, node: Node, now_ns: int) -> bool:
+        """If nobody declared it, and a pattern means it, it is new. True if there is no room for it."""
         resource = f"file:{encode_name(path)}"
         if resource in node.state or not self._means(path) or self._ignore.match(resource) is not None:
-            return
+            return False
         known = tracked.known(node, resource)
         if known is not None and (owner is None or known.owner["key"] != UNATTRIBUTED.key):
-            return
+            return False
+        if known is None and resource not in self._fresh and tracked.room(node) <= len(self._fresh):
+            return True
         self._gone.pop(resource, None)
         before = self._fresh.get(resource)
         self._fresh[resource] = (now_ns, owner) if before is None else (before[0], owner or before[1])
+        return False
 
     def _list(self, path: bytes, owner: Owner | None, node: Node, now_ns: int) -> Iterator[None]:
         """Mark a directory, then see what is in it; a piece at a time."""
@@ -316,17 +349,19 @@ class Tracking:
             self._observers.track(path)
         if path in self._directories or len(self._directories) < DIRECTORIES_MAX:
             self._directories[path] = (0, 0)
+        more = 0
         try:
             with os.scandir(path) as entries:
                 for number, entry in enumerate(entries):
                     child = path.rstrip(b"/") + b"/" + entry.name
                     if entry.is_dir(follow_symlinks=False) and child not in self._directories and self._enters(child):
                         self._todo[child] = owner or self._todo.get(child)
-                    self._offer(child, owner, node, now_ns)
+                    more += self._offer(child, owner, node, now_ns)
                     if number % 64 == 63:
                         yield
         except OSError:
             pass  # it is gone or closed to us by now; the rescan comes again
+        self._count(path, more)
         if path in self._directories and abs(time.time_ns() - signature[1]) > NS_PER_S // 10:
             self._directories[path] = signature  # an entry made in the same tick would not move it
         yield
@@ -336,6 +371,7 @@ class Tracking:
         below = directory.rstrip(b"/") + b"/"
         for path in [d for d in self._directories if d == directory or d.startswith(below)]:
             del self._directories[path]
+            self._count(path, 0)
             if path not in self._bases:
                 self._observers.untrack(path)
         self._todo.pop(directory, None)
@@ -382,9 +418,7 @@ def discovered(kind: str, patterns: Sequence[str]) -> set[str]:
     out: set[str] = set()
     for pattern in patterns:
         try:
-            found = KINDS[kind].discover(pattern)
-            if not found.exact:
-                out.update(found.names)
+            out |= KINDS[kind].newcomers(pattern)
         except (OSError, ValueError):
             continue  # the next time
     return out

@@ -20,6 +20,7 @@ from pact.core import tracked
 from pact.core.change import Change, Member
 from pact.core.events import Caller
 from pact.core.node import Node
+from pact.core.places import places
 from pact.core.records import rfc3339
 from pact.core.settings import BILLION
 from pact.core.windows import magnitude
@@ -74,6 +75,11 @@ def status(node: Node, caller: Caller, *, now_ns: int, wall_ns: int, observers: 
         ],
         "unreadable_resources": dict(list(node.unreadable.items())[:20]),
         "untracked": tracked.count(node), "untracked_resources": untracked(node, caller, UNTRACKED_SHOWN),
+        "untracked_places": [
+            {"place": place, "user": user or "nobody in particular", "count": count}
+            for place, user, count, first in places(node) if _may_see(caller, first)
+        ],
+        "untracked_beyond": dict(node.pace.beyond) if caller.actor.role == "admin" else {},
     }  # fmt: skip
     pending = list(unrecorded)
     if pending:
@@ -82,23 +88,28 @@ def status(node: Node, caller: Caller, *, now_ns: int, wall_ns: int, observers: 
 
 
 def untracked(node: Node, caller: Caller, most: int, wanted: Collection[str] | None = None) -> list[dict[str, Any]]:
-    """What is untracked and who made it. Names in closed directories are for admins alone.  # S2"""
+    """What is untracked and who made it."""
     out: list[dict[str, Any]] = []
     for resource, found in tracked.listed(node):
         if len(out) >= most:
             break
         if wanted is not None and resource not in wanted:
             continue
-        kind, name = split_id(resource)
-        if caller.actor.role != "admin" and not KINDS[kind].reachable(name):
+        if not _may_see(caller, resource):
             continue
-        owner = found.owner
+        kind, owner = split_id(resource)[0], found.owner
         out.append({
             "resource": resource, "kind": kind, "seen": found.seen, "actual": dict(found.actual),
             "owner": {"user": owner["user"], "uid": owner["uid"], "session": owner["session"],
                       "command": command_for(caller, owner["uid"], owner["command"])},
         })  # fmt: skip
     return out
+
+
+def _may_see(caller: Caller, resource: str) -> bool:
+    """Names in closed directories are for admins alone.  # S2"""
+    kind, name = split_id(resource)
+    return caller.actor.role == "admin" or KINDS[kind].reachable(name)
 
 
 def _wall(t_ns: int, now_ns: int, wall_ns: int) -> str:
@@ -174,7 +185,7 @@ def diff(node: Node, caller: Caller, targets: Collection[str], declared_blobs: B
         elif target in state:
             if target in state.member_of:
                 wanted.append(target)
-        elif target not in state.untracked:
+        elif tracked.known(node, target) is None:
             raise UsageError(f"{target} is neither a change nor a declared resource", "pact status lists the changes")
     if not targets:
         wanted = list(state.member_of)

@@ -169,14 +169,14 @@ class Watching:
         return len(events) >= DRAIN_BATCH_MAX
 
     def _touched(self, event: Touched) -> None:
+        known = event.writer is not None and not event.own  # whose pact's own acts are, the core says
+        owner = owner_of(event.writer) if known and event.writer is not None else None
         if self.tracking.follows_files:
-            named = event.writer is not None and not event.own
-            self.tracking.touched(event.path, owner_of(event.writer) if named and event.writer else None)
+            self.tracking.touched(event.path, owner)
         for kind in KINDS.values():
             name = kind.of_path(event.path)
             if name is not None and f"{kind.name}:{name}" in self._key_of:
-                known = event.writer is not None and not event.own  # whose pact's own acts are, the core says
-                self.touch(f"{kind.name}:{name}", owner_of(event.writer) if known else None)
+                self.touch(f"{kind.name}:{name}", owner)
 
     def touch(self, resource: str, owner: Owner | None) -> None:
         """It may have changed; an identified writer is not forgotten for one that is not."""
@@ -345,6 +345,7 @@ class Watching:
         self._next_slice_ns = max(now_ns, self._next_slice_ns + self._slice_ns)
         if self._slice == 0:
             self._begin_cycle(now_ns)
+        self.observers.remark_some(self._slice, self._slices)
         total = len(self._resources)
         first, last = total * self._slice // self._slices, total * (self._slice + 1) // self._slices
         self._scan(range(first, last))
@@ -359,7 +360,6 @@ class Watching:
         self._full_cycle = now_ns >= self._next_full_ns
         if self._full_cycle:
             self._next_full_ns = now_ns + self._full_ns
-        self.observers.remark()
         self.refresh_mounts()
         for resource in self.of_kind("mount"):
             self.touch(resource, None)

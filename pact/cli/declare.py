@@ -66,6 +66,8 @@ def adopt(args: argparse.Namespace) -> int:
             say(f"  ended the trial of {clean(resource)}: it is declared for good now")
         for note in result["notes"]:
             say(f"  {clean(note)}")
+        if result.get("tracked"):
+            say(f"  what is new will show: {', '.join(map(clean, result['tracked'][:5]))} (pact track)")
     return finish(args, answer)
 
 

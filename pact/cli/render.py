@@ -202,16 +202,9 @@ def status_lines(doc: Mapping[str, Any], *, ids: bool = True, verbose: bool = Fa
 def untracked_places(doc: Mapping[str, Any]) -> tuple[list[tuple[str, str]], int]:
     """What is untracked and who made it, what lies in one place together: a name and a user; how many more there are
     than the document names."""
-    places: dict[tuple[str, str], list[str]] = {}
-    named = doc.get("untracked_resources", ())
-    for entry in named:
-        name = str(entry["resource"])
-        separator = "/" if name.startswith(("file:/", "mount:/")) else "."
-        place = name.rpartition(separator)[0] or name
-        places.setdefault((place + separator, entry["owner"]["user"]), []).append(name)
-    shown = [(names[0] if len(names) == 1 else f"{place} ({len(names)})", user)
-             for (place, user), names in places.items()]  # fmt: skip
-    return shown, max(0, doc.get("untracked", 0) - len(named))
+    places = doc.get("untracked_places", ())
+    shown = [(f"{p['place']} ({p['count']})" if p["count"] > 1 else str(p["place"]), str(p["user"])) for p in places]
+    return shown, max(0, doc.get("untracked", 0) - sum(p["count"] for p in places))
 
 
 def _change_lines(change: Mapping[str, Any], *, ids: bool, most: int | None) -> Iterable[str]:

@@ -293,6 +293,7 @@ def discovered_adopt(node: Node, job: Job, event: Discovered) -> None:
         if not nothing:  # U1
             fresh = [p for p in event.patterns if p not in node.state.tracked]
             tracked.remember(node, dict.fromkeys(fresh, tracked.REPORT), job.caller)
+            totals["tracked"] = fresh
         node.reply(job.token, totals, EXIT_FAILED if nothing else 0,
                    "nothing matches " + ", ".join(job.args["patterns"]) if nothing else "")  # fmt: skip
 

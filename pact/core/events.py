@@ -116,10 +116,13 @@ class New:
 
 @dataclass(frozen=True, slots=True)
 class Appeared(Event):
-    """What is new below tracked patterns, and which of what was untracked is gone."""
+    """What is new below tracked patterns, and which of what was untracked is gone. ``beyond``: how many more there are
+    than are kept one by one, by directory; ``None``: as before.
+    """
 
     found: Sequence[New]
     gone: Sequence[str] = ()
+    beyond: Mapping[str, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)

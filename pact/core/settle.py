@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from pact.core import below, groups, tracked
+from pact.core import below, groups, taking
 from pact.core import change as life
 from pact.core.change import Change
 from pact.core.events import AGENT_CALLER, Acted, Asked, Caller, Look, Looked, Probe, Probed, Sighting
@@ -55,7 +55,7 @@ class Waiting:
 
 def asked_commit(node: Node, event: Asked) -> None:
     message, ttl_ns = event.args.get("message", ""), event.args.get("ttl_ns")
-    rest, untracked = tracked.split(node, event, "commit")
+    rest, untracked = taking.split(node, event, "commit")
     picked = select(node, rest, "commit") if rest is not None else {}
     if not message.strip():
         raise UsageError("a commit needs a message", "pact commit -m 'why'")
@@ -67,7 +67,7 @@ def asked_commit(node: Node, event: Asked) -> None:
         return
     begin_commit(node, event, [*ids, *untracked], {
         "message": message, "ttl_ns": ttl_ns, "force": bool(event.args.get("force")),
-        "untracked": [r for r in untracked if r not in ids]})  # fmt: skip
+        "untracked": untracked, "named": bool(event.args.get("targets"))})  # fmt: skip
 
 
 def begin_commit(node: Node, event: Asked, ids: Sequence[str], args: dict[str, Any]) -> None:
@@ -92,6 +92,7 @@ def looked_commit(node: Node, job: Job, event: Looked) -> None:
     state = node.state
     moved: list[str] = []
     fresh = set(job.args.get("untracked", ()))
+    taking.refuse_named(job, event)
     for sighting in event.sightings:
         if sighting.resource in fresh:
             continue
@@ -112,7 +113,7 @@ def looked_commit(node: Node, job: Job, event: Looked) -> None:
     for change in of_groups:
         groups.require_free(node, change, "commit", bool(job.args.get("force")))
     committed = _record_commits(node, job, event)
-    taken_in, left_out = tracked.record_commits(node, job, event)
+    taken_in, left_out = taking.record_commits(node, job, event)
     for change in of_groups:
         groups.left_alone(node, change, "committed", job.caller)
     if job.args.get("end_emergency"):
@@ -165,7 +166,7 @@ def _left(node: Node) -> list[dict[str, Any]]:
 
 def asked_rollback(node: Node, event: Asked) -> None:
     dry, force = bool(event.args.get("dry_run")), bool(event.args.get("force"))
-    rest, untracked = tracked.split(node, event, "rollback")
+    rest, untracked = taking.split(node, event, "rollback")
     picked = select(node, rest, "rollback") if rest is not None else {}
     refuse_in_observe_mode(node, dry)
     if untracked:
@@ -176,7 +177,7 @@ def asked_rollback(node: Node, event: Asked) -> None:
         node.reply(event.token, {"rolled_back": [], "left": _left(node)}, EXIT_DONE, "nothing to roll back")
         return
     rollback_many(node, event, picked, dry=dry, force=force)
-    tracked.begin_removal(node, event, untracked, dry=dry, force=force)
+    taking.begin_removal(node, event, untracked, dry=dry, force=force)
 
 
 def refuse_in_observe_mode(node: Node, dry: bool) -> None:
@@ -267,7 +268,7 @@ def probed_rollback(node: Node, job: Job, event: Probed) -> None:
     state = node.state
     change = state.changes.get(job.change or "")
     if job.args.get("untracked"):
-        tracked.probed_removal(node, job, event)
+        taking.probed_removal(node, job, event)
         return
     if change is None:
         raise ConflictError(f"{job.change} was settled while its rollback was prepared", "see pact log")

@@ -10,19 +10,18 @@ Refuses to know what a pattern means: the kinds do, through ``Rules``.  # U1, U2
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
-from pact.core import access, below
-from pact.core.events import Appeared, Asked, Caller, Looked, Probe, Probed
-from pact.core.plan import Step, ordered
+from pact.core import access
+from pact.core.events import Appeared, Asked, Caller
 from pact.core.records import Record
-from pact.errors import EXIT_BLOCKED, EXIT_CONFLICT, EXIT_DONE, EXIT_FAILED, ConflictError, UsageError
-from pact.model import NS_PER_S, UNATTRIBUTED, Attrs, Declared, Observation, Owner, Unreadable
+from pact.errors import UsageError
+from pact.model import NS_PER_S, UNATTRIBUTED, Declared
 
 if TYPE_CHECKING:
-    from pact.core.node import Job, Node
+    from pact.core.node import Node
     from pact.core.state import State
 
 REPORT: Final = "report"
@@ -42,10 +41,12 @@ AT_ONCE_MAX: Final = 1_000
 PAUSE_NS: Final = NS_PER_S // 2
 PAUSE_MAX_NS: Final = 30 * NS_PER_S
 PACES_MAX: Final = 1_000
+#: So many things of one owner become drift for being new, one more after each of these times.
+ENFORCED_EACH_NS: Final = 3 * NS_PER_S
+#: What waits for room to be enforced is weighed again so often.
+CROWDED_NS: Final = 15 * NS_PER_S
 #: The key under which departures are paced: nobody's.
 GONE: Final = ""
-#: What a file may be that can be declared.
-DECLARABLE: Final = frozenset({"file", "directory", "symlink"})
 
 
 @dataclass(slots=True)
@@ -65,6 +66,10 @@ class Pace:
     whose: dict[str, dict[str, None]] = field(default_factory=dict)  # owner -> what waits of his
     leaving: dict[str, None] = field(default_factory=dict)
     last: dict[str, tuple[int, int]] = field(default_factory=dict)  # owner -> (recorded at, pause after it)
+    beyond: dict[str, int] = field(default_factory=dict)  # not kept one by one -> how many in a directory
+    folded: tuple[Any, list[Any]] = ((), [])  # the places that were told last, and what they were made of
+    spent: dict[str, int] = field(default_factory=dict)  # owner -> when all of his enforced things are paid for
+    weighed_ns: int = 0
     crowded: bool = False  # something is to be enforced, and waits until there is room
 
     def __bool__(self) -> bool:
@@ -90,7 +95,17 @@ class Pace:
         return sum(self.last.get(key, (0, 0)))
 
     def next_ns(self) -> int | None:
-        return min(map(self.due_ns, self.keys()), default=None)
+        dues = [*map(self.due_ns, self.keys()), *([self.weighed_ns + CROWDED_NS] if self.crowded else [])]
+        return min(dues, default=None)
+
+    def affords(self, key: str, now_ns: int) -> int:
+        """How many more of this owner's things may become drift now."""
+        return (ENFORCED_MAX * ENFORCED_EACH_NS - max(0, self.spent.get(key, 0) - now_ns)) // ENFORCED_EACH_NS
+
+    def spend(self, key: str, count: int, now_ns: int) -> None:
+        self.spent[key] = max(self.spent.get(key, 0), now_ns) + count * ENFORCED_EACH_NS
+        if len(self.spent) > PACES_MAX:
+            self.spent = {k: t for k, t in self.spent.items() if t > now_ns}
 
     def recorded(self, key: str, now_ns: int) -> None:
         last_ns, pause_ns = self.last.get(key, (0, 0))
@@ -176,8 +191,9 @@ def names(node: Node) -> list[str]:
 
 
 def appeared(node: Node, event: Appeared) -> None:
-    state, pace = node.state, node.pace
-    seen, enforced = node.wall_of(event.t_ns), []
+    state, pace, seen = node.state, node.pace, node.wall_of(event.t_ns)
+    if event.beyond is not None:
+        pace.beyond = dict(event.beyond)
     for new in event.found:
         if new.resource in state:
             continue
@@ -185,11 +201,9 @@ def appeared(node: Node, event: Appeared) -> None:
         before = known(node, new.resource)
         pace.leaving.pop(new.resource, None)
         owner = (new.owner or UNATTRIBUTED).to_json()
-        if mode == ENFORCE:
-            enforced.append((new.resource, Untracked(before.owner if before else owner, seen, dict(new.actual))))
-        elif mode != REPORT:
+        if mode not in (REPORT, ENFORCE):
             continue
-        elif before is None and room(node) > 0:
+        if before is None and room(node) > 0:
             pace.put(new.resource, Untracked(owner, seen, dict(new.actual)))
         elif before is not None and before.owner["key"] == UNATTRIBUTED.key != owner["key"]:  # named late
             pace.put(new.resource, Untracked(owner, before.seen, dict(new.actual)))
@@ -197,9 +211,6 @@ def appeared(node: Node, event: Appeared) -> None:
         pace.drop(resource)
         if resource in state.untracked:
             pace.leaving[resource] = None
-    for resource, untracked in _enforce(node, enforced):
-        if known(node, resource) is None and room(node) > 0:
-            pace.put(resource, untracked)
     flush(node)
 
 
@@ -209,10 +220,10 @@ def room(node: Node) -> int:
 
 
 def count(node: Node) -> int:
-    """How many are known, recorded or not yet."""
+    """How many are known: recorded, not yet, or only counted."""
     pace, recorded = node.pace, node.state.untracked
     late = sum(r not in recorded and r not in node.state for r in pace.waiting)
-    return len(recorded) + late - sum(r in recorded for r in pace.leaving)
+    return len(recorded) + late - sum(r in recorded for r in pace.leaving) + sum(pace.beyond.values())
 
 
 def listed(node: Node) -> Iterator[tuple[str, Untracked]]:
@@ -224,8 +235,8 @@ def listed(node: Node) -> Iterator[tuple[str, Untracked]]:
 def flush(node: Node, *, everything: bool = False) -> None:
     """Record what is due: each owner's newest things, then what has gone."""
     pace = node.pace
-    if pace.crowded and len(node.state.enforced) <= ENFORCED_MAX // 2:
-        pace.crowded = False
+    if pace.crowded and pace.weighed_ns + CROWDED_NS <= node.t_ns:
+        pace.crowded, pace.weighed_ns = False, node.t_ns
         _weigh_again(node)
     for key in sorted(pace.keys()):
         if not everything and pace.due_ns(key) > node.t_ns:
@@ -241,7 +252,9 @@ def flush(node: Node, *, everything: bool = False) -> None:
             mine = {r: pace.waiting[r] for r in islice(pace.whose[key], most)}
             for resource in mine:
                 pace.drop(resource)
-            _record_seen(node, {r: u for r, u in mine.items() if r not in node.state})
+            mine = {r: u for r, u in mine.items() if r not in node.state}
+            left = _enforce(node, [(r, u) for r, u in mine.items() if mode_of(node, r) == ENFORCE])
+            _record_seen(node, {r: u for r, u in mine.items() if r in left or r not in node.state})
         pace.recorded(key, node.t_ns)
 
 
@@ -271,20 +284,27 @@ def _record_gone(node: Node, left: Sequence[str]) -> None:
 # -- enforced -------------------------------------------------------------------------------------------------------
 
 
-def _enforce(node: Node, found: Sequence[tuple[str, Untracked]]) -> list[tuple[str, Untracked]]:
+def _enforce(node: Node, found: Sequence[tuple[str, Untracked]]) -> list[str]:
     """What was there before, nothing, is declared; so what is there is drift, as soon as it was looked at. Returns
-    those for which there is no room.  # U2"""
-    room_left = max(0, ENFORCED_MAX - len(node.state.enforced))
-    taken, left = list(found[:room_left]), list(found[room_left:])
-    node.pace.crowded |= bool(left)
+    those for which there is no room, or too many of their owner's were before.  # U2, U3"""
+    pace, taken, left = node.pace, list[tuple[str, Untracked]](), list[str]()
+    for resource, untracked in found:
+        key = untracked.owner["key"]
+        if len(node.state.enforced) + len(taken) < ENFORCED_MAX and pace.affords(key, node.t_ns) > 0:
+            taken.append((resource, untracked))
+            pace.spend(key, 1, node.t_ns)
+        else:
+            left.append(resource)
+    if left and not pace.crowded:
+        pace.crowded, pace.weighed_ns = True, node.t_ns
     for at in range(0, len(taken), CHUNK_MAX):
         piece = taken[at : at + CHUNK_MAX]
-        _declare_absent(node, {r: u.owner for r, u in piece}, "new below an enforced pattern")
+        declare_absent(node, {r: u.owner for r, u in piece}, "new below an enforced pattern")
         node.recheck([r for r, _ in piece])
     return left
 
 
-def _declare_absent(node: Node, owners: Mapping[str, dict[str, Any]], cause: str) -> None:
+def declare_absent(node: Node, owners: Mapping[str, dict[str, Any]], cause: str) -> None:
     absent = Declared(None).to_json()
     node.record("declared", {"resources": dict.fromkeys(owners, absent), "enforced": dict(owners), "cause": cause})
     for resource in owners:
@@ -295,141 +315,6 @@ def _declare_absent(node: Node, owners: Mapping[str, dict[str, Any]], cause: str
 def conforms(node: Node, resource: str) -> None:
     """It was enforced and is not there: nothing of it need be known."""
     node.record("declared", {"resources": {}, "forgotten": [resource], "cause": "it is gone"})
-
-
-# -- settling what is named -----------------------------------------------------------------------------------------
-
-
-def split(node: Node, event: Asked, what: str) -> tuple[Asked | None, list[str]]:
-    """What a request means of untracked things, and the rest of it (``None`` if it means nothing else). Raises
-    DeniedError for what its caller may not settle."""
-    flush(node, everything=True)
-    untracked, args = node.state.untracked, event.args
-    targets = list(args.get("targets", ()))
-    named = [t for t in dict.fromkeys(targets) if t in untracked]
-    if named:
-        access.require(event.caller, "ops", what)
-        for resource in named:
-            access.require_settle_of(event.caller, owner_of(node, resource), f"{what} {resource}")
-        rest = [t for t in targets if t not in untracked]
-        return (replace(event, args={**args, "targets": rest}) if rest else None), named
-    if what != "commit" or targets or not untracked:
-        return event, []
-    access.require(event.caller, "ops", what)
-    whose = {r: owner_of(node, r) for r in untracked}
-    if args.get("all"):
-        return event, [r for r, o in whose.items() if access.may_settle_of(event.caller, o)]
-    mine = [r for r, o in whose.items() if event.caller.owns(o)]
-    has_change = any(event.caller.owns(c.owner) for c in node.state.changes.values())
-    return (event if has_change or not mine else None), mine
-
-
-def owner_of(node: Node, resource: str) -> Owner:
-    return Owner.from_json(node.state.untracked[resource].owner)
-
-
-def record_commits(node: Node, job: Job, event: Looked) -> tuple[list[dict[str, Any]], list[str]]:
-    """Take in what the commit's look found of untracked things; what it did, and what it left out and why."""
-    ttl_ns, fresh = job.args["ttl_ns"], set(job.args.get("untracked", ()))
-    by_owner: dict[str, dict[str, Any]] = {}
-    notes, out = [], []
-    for sighting in event.sightings:
-        resource, seen = sighting.resource, sighting.observation
-        if resource not in fresh or resource not in node.state.untracked:
-            continue
-        why = _why_not(resource, seen)
-        if why or isinstance(seen, Unreadable):
-            notes.append(f"{resource} {why}")
-            continue
-        attrs = {**seen, "secret": True} if seen is not None and resource in event.secret else seen  # S2
-        value = Declared(attrs, restorable=resource not in event.unkept)
-        by_owner.setdefault(node.state.untracked[resource].owner["key"], {})[resource] = value.to_json()
-    expires_ns = None if ttl_ns is None else node.t_ns + ttl_ns
-    expires = None if expires_ns is None else node.wall_of(expires_ns)
-    for resources in by_owner.values():
-        owner = node.state.untracked[next(iter(resources))].owner
-        for at in range(0, len(resources), CHUNK_MAX):
-            piece = dict(list(resources.items())[at : at + CHUNK_MAX])
-            node.record("committed", {
-                "change": None, "owner": owner, "committer": job.caller.owner.to_json(), "resources": piece,
-                "message": job.args["message"], "split": False, "expires_ns": expires_ns, "expires": expires,
-            }, job.caller.actor)  # fmt: skip
-            out.append({"change": None, "resources": sorted(piece), "seq": node.state.seq, "split": False, "also": [],
-                        "expires": expires})  # fmt: skip
-    return out, notes
-
-
-def _why_not(resource: str, seen: Observation) -> str:
-    if isinstance(seen, Unreadable):
-        return f"cannot be read: {seen.why}"
-    if seen is None:
-        return "is gone"
-    if resource.startswith("file:") and seen.get("type") not in DECLARABLE:
-        return f"is a {seen.get('type')}: it cannot be declared"
-    return ""
-
-
-def begin_removal(node: Node, event: Asked, resources: Sequence[str], *, dry: bool, force: bool) -> None:
-    """Look before anything is touched, as before a rollback; one job for each owner's."""
-    by_owner: dict[str, list[str]] = {}
-    for resource in resources:
-        by_owner.setdefault(node.state.untracked[resource].owner["key"], []).append(resource)
-    for ids in by_owner.values():
-        own = [Step(r, None, node.state.untracked[r].actual) for r in ids]
-        job = node.job("rollback", event.caller, token=event.token, cause="manual", ids=tuple(ids),
-                       args={"force": force, "dry": dry, "untracked": True})  # fmt: skip
-        job.steps = ordered([*own, *below.joined(node, own)])
-        node.waiting[event.token].jobs.add(job.n)
-        node.emit(Probe(job.n, job.steps, consumers=True, force=force))
-
-
-def probed_removal(node: Node, job: Job, event: Probed) -> None:
-    """Nothing stands in the way: it becomes a change of its own, which is rolled back at once."""
-    from pact.core import settle  # it begins what this carries on
-
-    state, seen = node.state, {s.resource: s.observation for s in event.sightings}
-    ids = [r for r in job.ids if r in state.untracked]
-    if len(ids) < len(job.ids):
-        raise ConflictError("what was named was settled meanwhile", "see pact status")
-    steps = below.filled(job.steps, job.ids, event.sightings)
-    job.steps = tuple(replace(s, actual=_attrs(seen.get(s.id))) if s.id in ids else s for s in steps)
-    refusals = [*below.unread(node, job.steps, event.sightings), *event.refusals]
-    result: dict[str, Any] = {"change": None, "resources": sorted(ids), "notes": list(event.notes),
-                              "consumers": [h.to_json() for h in event.holders]}  # fmt: skip
-    why = settle.holder_text(event.holders) if event.holders else "; ".join(refusals[:5])
-    if why or job.args["dry"]:
-        result |= {"plan": [s.to_json() for s in job.steps], "refused": refusals} if job.args["dry"] else {
-            "state": "untracked", "reason": why}  # fmt: skip
-        would = "would not be" if job.args["dry"] else "was not"
-        settle.done(node, job, result, EXIT_BLOCKED if event.holders else EXIT_FAILED if why else EXIT_DONE,
-                    f"what is untracked {would} removed: {why}" if why else "")  # fmt: skip
-        return
-    if all(_attrs(seen.get(r)) is None for r in ids):
-        node.pace.leaving.update(dict.fromkeys(ids))
-        settle.done(node, job, {**result, "state": "gone"}, EXIT_CONFLICT, "it is gone already")
-        return
-    owner, cid = owner_of(node, ids[0]), node.new_change_id()
-    _declare_absent(node, {r: state.untracked[r].owner for r in ids}, "rolled back by name")
-    for resource in ids:
-        actual = _attrs(seen.get(resource))
-        declared = state.declared(resource)
-        if actual is None or declared is None:
-            continue
-        node.record("drift_detected", {
-            "resource": resource, "change": cid, "owner": owner.to_json(), "opened_ns": node.t_ns, "actual": actual,
-            "deviation_n": node.deviation_n(resource, declared, actual), "weight_n": node.weight_n(resource, declared),
-        })  # fmt: skip
-    job.change, job.ids, job.args["notes"] = cid, tuple(state.changes[cid].members), list(event.notes)
-    node.busy[cid] = job.n
-    node.record("rollback_started", {
-        "change": cid, "cause": job.cause, "owner": owner.to_json(), "skipped": [],
-        "plan": [s.to_json() for s in job.steps], "saves": dict(event.saves),
-        **({"notes": job.args["notes"]} if event.notes else {})}, job.caller.actor)  # fmt: skip
-    below.act(node, job, event.saves, [s.id for s in job.steps])
-
-
-def _attrs(seen: Observation) -> Attrs | None:
-    return None if isinstance(seen, Unreadable) else seen
 
 
 # -- the fold -------------------------------------------------------------------------------------------------------

@@ -169,16 +169,24 @@ class Observers:
 
     def remark(self) -> None:
         """Resolve every directory again; what is declared below those that changed is touched."""
+        self.remark_some(0, 1)
+
+    def remark_some(self, number: int, slices: int) -> None:
+        """One slice of it. The first takes up the mount table and what is not so many."""
         touch = partial(self._touch, writer=None, own=False, t_ns=time.clock_gettime_ns(time.CLOCK_BOOTTIME))
-        if self._mounts_fd >= 0:
+        if number == 0 and self._mounts_fd >= 0:
             self._tree.on_mounts(self._read_mounts(), touch)
-        self._tree.remark(touch)
+        self._tree.remark_some(number, slices, touch)
+        if number == 0:
+            self._remark_sysctls()
+        if self._touched:
+            self._reader.poke()
+
+    def _remark_sysctls(self) -> None:
         if self._proc_fd < 0 and self._in_fd >= 0:
             for path in self._sysctl:
                 self._watch_sysctl_file(path)
         self._mark_proc_instances()
-        if self._touched:
-            self._reader.poke()
 
     def _watch_sysctl_file(self, path: bytes) -> None:
         try:

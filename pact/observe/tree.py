@@ -75,6 +75,8 @@ class Tree:
         self.places = RemotePlaces()
         self.anchors: dict[bytes, tuple[int, bytes]] = {}  # declared mount points, marked themselves
         self.anchor_paths: dict[bytes, set[bytes]] = {}
+        self._again: list[Dir] = []
+        self._anchors_again: list[bytes] = []
         self.root_declared = False
         self.root = Dir(b"/", None)
         self.by_path: dict[bytes, Dir] = {b"/": self.root}
@@ -243,11 +245,28 @@ class Tree:
         """Look at every directory again."""
         self.reanchor(self.root, touch, everything=True)
         for path in list(self.anchors):
-            key = self.anchors[path]
-            self._unanchor(path)
-            self.anchor(path)
-            if self.anchors.get(path) != key and touch is not None:
-                touch(path)
+            self._anchor_again(path, touch)
+
+    def remark_some(self, number: int, slices: int, touch: Touch) -> None:
+        """As ``remark``, a slice at a time: however many directories there are, none of them takes long."""
+        if number == 0:
+            self._again = list(self.by_path.values())
+            self._anchors_again = list(self.anchors)
+        total = len(self._again)
+        for d in self._again[total * number // slices : total * (number + 1) // slices]:
+            if self.by_path.get(d.path) is d:
+                self.reanchor(d, touch)
+        total = len(self._anchors_again)
+        for path in self._anchors_again[total * number // slices : total * (number + 1) // slices]:
+            if path in self.anchors:
+                self._anchor_again(path, touch)
+
+    def _anchor_again(self, path: bytes, touch: Touch | None) -> None:
+        key = self.anchors[path]
+        self._unanchor(path)
+        self.anchor(path)
+        if self.anchors.get(path) != key and touch is not None:
+            touch(path)
 
     def problems(self) -> Counter[int]:
         """How many directories are polled, by errno (-1: network file system)."""

@@ -156,6 +156,11 @@ class Kind(ABC):
         """Whether ``discover`` would find this name by the pattern, and not pass over it, if it were there."""
         return fnmatchcase(name, pattern.replace("**", "*"))
 
+    def newcomers(self, pattern: str) -> set[str]:
+        """Names that are there now and that somebody brought, by a tracked pattern."""
+        found = self.discover(pattern)
+        return set() if found.exact else set(found.names)
+
     def presence(self, name: str) -> Observation:
         """Enough of an observation to ask who uses it, without reading contents."""
         return self.observe(name)

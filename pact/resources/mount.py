@@ -302,6 +302,11 @@ class Mount(Kind):
             return False
         return compile_pattern(pattern.encode("utf-8", "surrogateescape")).match(decode_name(name)) is not None
 
+    def newcomers(self, pattern: str) -> set[str]:
+        """What an automounter mounts, on its own mount or below it, is its work and nobody's news."""
+        tops = [encode_name(m.mount_point) for m in read_mounts() if m.fstype == AUTOFS]
+        return {n for n in super().newcomers(pattern) if not any(n == t or below(n, t) for t in tops)}
+
     def _names(self, raw: bytes, passed: dict[str, int]) -> Iterator[str]:
         matcher, mounts = compile_pattern(raw), read_mounts()
         stacks = Stacks(mounts)

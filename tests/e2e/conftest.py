@@ -99,3 +99,18 @@ def agent(running: Agent) -> Iterator[Agent]:
         pytest.fail(f"the agent ended with {code}:\n{running.log()[-4000:]}")
     if running.process is not None:
         running.clear()
+
+
+@pytest.fixture
+def another(make_agent: Callable[..., Agent]) -> Iterator[Callable[..., Agent]]:
+    """An agent with a configuration of its own, started. It ends with the test: it may remove what others make."""
+    made: list[Agent] = []
+
+    def start(**config: Any) -> Agent:
+        made.append(make_agent(**config))
+        made[-1].start()
+        return made[-1]
+
+    yield start
+    for agent in made:
+        agent.close()
