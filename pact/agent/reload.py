@@ -24,7 +24,7 @@ DECIDING: Final = frozenset({
 })  # fmt: skip
 ROLES: Final = frozenset({"admin_groups", "ops_groups"})
 HOOKS: Final = frozenset({"hooks_dir", "hooks_timeout_ns"})
-AT_ONCE: Final = DECIDING | ROLES | HOOKS
+AT_ONCE: Final = DECIDING | ROLES | HOOKS | {"terminals"}
 NAMES: Final = {field: f"[{section}] {key}" for section, keys in KEYS.items() for key, (field, _) in keys.items()}
 
 
@@ -45,6 +45,7 @@ def reread(agent: Agent) -> None:
         setattr(agent.config, field, getattr(fresh, field))
     if ROLES & set(now):
         agent.control.name_groups(fresh.admin_groups, fresh.ops_groups)
+    agent.notices.enabled = agent.config.terminals
     agent.hooks.directory, agent.hooks.timeout_ns = agent.config.hooks_dir, agent.config.hooks_timeout_ns
     if DECIDING & set(now):
         agent.step(Reconfigured(*agent.now(), agent.config.settings(), __version__))

@@ -41,7 +41,7 @@ UNTRACKED_MAX: Final = 2_000
 def overall(node: Node, unrecorded: Collection[str]) -> str:
     """The state in a word: without a journal too, what is seen to have drifted has drifted.  # J4"""
     state = node.state.overall()
-    return "drifted" if unrecorded and state == "committed" else state
+    return "drifted" if unrecorded and state in ("committed", "unconfigured") else state
 
 
 def status(node: Node, caller: Caller, *, now_ns: int, wall_ns: int, observers: Mapping[str, str],
@@ -350,7 +350,7 @@ def _in_closed(row: Any) -> bool:
 
 
 def check_line(node: Node, unrecorded: Collection[str], journal_error: str) -> tuple[str, int]:
-    """One line for a health check, and 0 or 11."""
+    """One line for a health check, and 0 or 11: a node for which nothing is declared is not as it should be."""
     state = node.state
     drifted = sum(len(c.members) for c in state.changes.values())
     parts = [f"{drifted} of {state.declared_count} drifted" if drifted else f"{state.declared_count} declared"]
@@ -365,4 +365,5 @@ def check_line(node: Node, unrecorded: Collection[str], journal_error: str) -> t
         parts.append(f"{new} untracked")
     if journal_error:
         parts.append(journal_error)
-    return f"{overall(node, unrecorded)}: {'; '.join(parts)}", 11 if drifted or unrecorded else 0
+    bad = drifted or unrecorded or not state.declared_count
+    return f"{overall(node, unrecorded)}: {'; '.join(parts)}", 11 if bad else 0

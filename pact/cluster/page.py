@@ -26,7 +26,7 @@ REASONS_MAX: Final = 50
 REFRESH_S: Final = 5
 STATES_S: Final = 15  # so often a root asks all nodes how they are
 #: In the order in which a person wants to hear of them.
-GRAVEST: Final = ("emergency", "failed", "blocked", "drifted", "away", "unknown", "committed")
+GRAVEST: Final = ("emergency", "failed", "blocked", "drifted", "away", "unknown", "unconfigured", "committed")
 
 #: What the colours mean.
 MOODS: Final = {

@@ -74,7 +74,7 @@ class Touched:
 
 
 #: What a node as a whole can be, the gravest first.
-STATES: Final = ("emergency", life.FAILED, life.BLOCKED, "drifted", "committed")
+STATES: Final = ("emergency", life.FAILED, life.BLOCKED, "drifted", "unconfigured", "committed")
 
 
 class State:
@@ -176,7 +176,9 @@ class State:
         for state in (life.FAILED, life.BLOCKED):
             if state in states:
                 return state
-        return "drifted" if states else "committed"
+        if states:
+            return "drifted"
+        return "committed" if self._declared else "unconfigured"
 
     # -- the fold -----------------------------------------------------------------------------------------------
 

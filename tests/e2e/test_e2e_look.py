@@ -26,12 +26,20 @@ TYPES = {
 def test_status_of_a_quiet_node_has_every_field_with_its_type(agent: Agent) -> None:
     status = agent.json("status")
     assert status["v"] == 1 and status["node"] == "n001" and status["mode"] == "enforce"
-    assert status["state"] == "committed" and status["magnitude"] == 0
+    assert status["state"] == "unconfigured" and status["magnitude"] == 0
     assert set(status["dimensions"]) == DIMENSIONS and not any(status["dimensions"].values())
     assert (status["declared"], status["drifted"], status["unreadable"]) == (0, 0, 0)
     assert status["observers"] and all(isinstance(v, str) for v in status["observers"].values())
     assert status["changes"] == [] and status["emergency"] is None and status["holds"] == []
     assert isinstance(status["journal"]["seq"], int) and status["journal"]["replicated"] == status["journal"]["seq"]
+
+
+def test_a_node_for_which_nothing_is_declared_is_not_as_it_should_be(agent: Agent) -> None:
+    done = agent.pact("check", check=11)
+    assert done.out.startswith("unconfigured: 0 declared")
+    agent.file("a.conf")
+    assert agent.status()["state"] == "committed"
+    agent.pact("check")
 
 
 def test_status_of_drift_names_change_owner_resources_and_time_left(agent: Agent) -> None:

@@ -76,3 +76,12 @@ def test_a_file_that_says_nonsense_changes_nothing(agent: Agent) -> None:
     assert "soon" in hup(agent)
     assert agent.status()["window_s"] == 3600
     agent.config_path.write_text(text)
+
+
+def test_notices_are_switched_off_at_once(agent: Agent) -> None:
+    text = agent.config_path.read_text()
+    agent.config_path.write_text(text + "[notify]\nterminals = false\n")
+    said = hup(agent)
+    assert "[notify] terminals" in said and "restart" not in said
+    agent.config_path.write_text(text)
+    hup(agent)
