@@ -75,14 +75,26 @@ def test_who_goes_on_making_and_removing_is_recorded_ever_less_often() -> None:
 @pytest.mark.invariant("U3")
 def test_many_at_once_are_few_records_and_beyond_the_limit_they_are_not_kept() -> None:
     w = world()
-    found = [New(f"file:/etc/{n}", FILE, ALICE.owner) for n in range(tracked.UNTRACKED_MAX + 500)]
+    found = [New(f"file:/etc/{n}", FILE, ALICE.owner) for n in range(tracked.OWNER_MAX + 500)]
     before = w.node.state.seq
     w.feed(lambda: Appeared(w.t_ns, w.wall_ns, found))
-    assert tracked.count(w.node) == tracked.UNTRACKED_MAX
+    assert tracked.count(w.node) == tracked.OWNER_MAX
     w.advance(600 * NS_PER_S)
-    assert len(w.node.state.untracked) == tracked.UNTRACKED_MAX and w.node.state.seq - before < 40
+    assert len(w.node.state.untracked) == tracked.OWNER_MAX and w.node.state.seq - before < 40
+    w.create("file:/etc/bobs", {"value": "x"}, BOB.owner)
+    assert "file:/etc/bobs" in w.node.state.untracked, "another's has room"
     assert max(len(r.data["resources"]) for r in w.journal if r.type == "untracked_seen") <= tracked.CHUNK_MAX
     w.check()
+
+
+@pytest.mark.invariant("U3")
+def test_long_names_make_no_record_large() -> None:
+    w = world()
+    found = [New(f"file:/etc/{n:04}{'x' * 4000}", FILE, ALICE.owner) for n in range(200)]
+    w.feed(lambda: Appeared(w.t_ns, w.wall_ns, found))
+    w.ask("commit", ROOT, all=True, message="m")
+    sizes = [sum(map(len, r.data["resources"])) for r in w.journal if r.type == "untracked_seen"]
+    assert sum(sizes) > 200 * 4000 and max(sizes) <= tracked.CHUNK_BYTES
 
 
 @pytest.mark.invariant("U3")

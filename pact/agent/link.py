@@ -57,7 +57,7 @@ BEGUN_RECORDS: Final = 1_000
 #: What must not be done twice. Whatever the root asks of a group's member may.
 ONCE: Final = frozenset({
     "commit", "rollback", "extend", "redo", "declare", "adopt", "hold_place", "hold_release", "emergency_start",
-    "emergency_end",
+    "emergency_end", "track",
 })  # fmt: skip
 HERE_ONLY: Final = frozenset({"watch", "export", "content"})
 VIEWER: Final = Caller(Actor("cluster", None, "viewer", "cluster"), Owner("cluster", "cluster"))

@@ -143,7 +143,7 @@ class Tracking:
 
     def mounts_moved(self, owner: Owner | None) -> None:
         if self._trails:
-            self._foreign = foreign_mounts()
+            self._look_for_mounts()
             for directory in [d for d in self._directories if d in self._foreign]:
                 self._leave(directory)
             self._list_bases()
@@ -165,12 +165,18 @@ class Tracking:
     def walk_again(self) -> None:
         """Events were lost, or nothing is known yet: look everywhere."""
         if self._trails:
-            self._foreign = foreign_mounts()
+            self._look_for_mounts()
             self._list_bases()
             self._todo.update(dict.fromkeys(d for d in self._directories if d not in self._todo))
         for kind in self.kinds:
             self._polls.setdefault(kind, None)
         self._check_wanted = True
+
+    def _look_for_mounts(self) -> None:
+        try:
+            self._foreign = foreign_mounts()
+        except (OSError, ValueError):
+            return  # as it was known last; the next change of the table comes here again
 
     def _list_bases(self) -> None:
         for base in self._bases:
@@ -330,7 +336,8 @@ class Tracking:
         known = tracked.known(node, resource)
         if known is not None and (owner is None or known.owner["key"] != UNATTRIBUTED.key):
             return False
-        if known is None and resource not in self._fresh and tracked.room(node) <= len(self._fresh):
+        whose = (owner or UNATTRIBUTED).key
+        if known is None and resource not in self._fresh and tracked.room(node, whose) <= len(self._fresh):
             return True
         self._gone.pop(resource, None)
         before = self._fresh.get(resource)

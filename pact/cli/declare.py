@@ -31,7 +31,7 @@ def _read(path: str, *, empty: bool = False) -> dict[str, Any]:
     return {
         "resources": {r: d.to_json() for r, d in found.resources.items()},
         "blobs": {digest: base64.b64encode(data).decode() for digest, data in found.blobs.items()},
-        "track": found.track,
+        **({"track": found.track} if found.track else {}),  # agents of before know no such field
     }
 
 
@@ -45,7 +45,7 @@ def declare(args: argparse.Namespace) -> int:
 
 def apply(args: argparse.Namespace) -> int:
     read = dict(_read(args.file))
-    if read.pop("track"):
+    if read.pop("track", None):
         raise DeclaredError(args.file, 0, "[track] is for declare: apply changes the machine, not what is tracked")
     answer = ask(args.socket, "apply", **read, dry_run=args.dry_run, message=args.message)
     if not args.json:

@@ -31,7 +31,7 @@ time, or they are rolled back to declared state. Larger drift has less time."""
 #: Commands that can be sent to other nodes.
 FAR: Final = frozenset({
     "nodes", "groups", "status", "diff", "commit", "rollback", "extend", "redo", "apply", "declare", "adopt",
-    "consumers", "show", "hold", "emergency", "log", "watch", "check",
+    "consumers", "show", "hold", "emergency", "log", "watch", "check", "track",
 })  # fmt: skip
 
 #: Commands whose output may be longer than a screen.

@@ -54,7 +54,7 @@ ABSENT: Final = "not connected"
 #: Operations that nodes carry out as their control socket does.
 NODE_OPS: Final = frozenset({
     "ping", "status", "check", "diff", "log", "consumers", "show", "commit", "rollback", "extend", "redo", "declare",
-    "adopt", "hold_place", "hold_release", "emergency_start", "emergency_end", "state",
+    "adopt", "hold_place", "hold_release", "emergency_start", "emergency_end", "state", "track", "tracked",
 })  # fmt: skip
 STALE: Final = b'"stale fence '  # in a node's answer: it has obeyed another root whose fence was higher
 FENCED_BYTES: Final = 500

@@ -110,6 +110,7 @@ class State:
         self.fleet_seq = 0
         self.tracked: dict[str, str] = {}  # pattern -> what becomes of what is new below it
         self.untracked: dict[str, tracked.Untracked] = {}
+        self.untracked_of: dict[str, int] = {}  # owner -> how many of them are his
         self.enforced: dict[str, dict[str, Any]] = {}  # declared absent for being new -> who made it
         self.windows = Windows(self.settings.floor_ns, self.settings.base_ns)
         self.touched = Touched()
@@ -302,7 +303,7 @@ class State:
     def _declare(self, resource: str, value: Any) -> None:
         """``None``: declared no more."""
         self._decoded.pop(resource, None)
-        self.untracked.pop(resource, None)
+        tracked.drop(self, resource)
         self.enforced.pop(resource, None)
         if value is None:
             self._declared.pop(resource, None)
@@ -633,6 +634,8 @@ class State:
             assert resource in self._declared, resource
         for resource, known in self._decoded.items():
             assert known == Declared.from_json(orjson.loads(self._declared[resource])), resource
+        owners = [u.owner["key"] for u in self.untracked.values()]
+        assert self.untracked_of == {k: owners.count(k) for k in set(owners)}
         assert self._declared.keys().isdisjoint(self.untracked) and self._declared.keys() >= self.enforced.keys()
         assert sum(len(c.members) for c in self.changes.values()) == len(self.member_of)
         for change in self.changes.values():

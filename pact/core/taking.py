@@ -29,7 +29,7 @@ def split(node: Node, event: Asked, what: str) -> tuple[Asked | None, list[str]]
     DeniedError for what its caller may not settle."""
     flush(node, everything=True)
     untracked, args = node.state.untracked, event.args
-    targets = list(args.get("targets", ()))
+    targets = [r for t in args.get("targets", ()) for r in _meant(node, t)]
     named = [t for t in dict.fromkeys(targets) if t in untracked]
     if named:
         access.require(event.caller, "ops", what)
@@ -46,6 +46,14 @@ def split(node: Node, event: Asked, what: str) -> tuple[Asked | None, list[str]]
     mine = [r for r, o in whose.items() if event.caller.owns(o)]
     has_change = any(event.caller.owns(c.owner) for c in node.state.changes.values())
     return (event if has_change or not mine else None), mine
+
+
+def _meant(node: Node, target: str) -> list[str]:
+    """A pattern means what is untracked and matches it; everything else means itself."""
+    state = node.state
+    if target in state or target in state.untracked or not any(c in target for c in "*?["):
+        return [target]
+    return [r for r in state.untracked if node.rules.matches(target, r)] or [target]
 
 
 def owner_of(node: Node, resource: str) -> Owner:

@@ -30,15 +30,20 @@ IGNORE: Final = "ignore"
 MODES: Final = (REPORT, ENFORCE, IGNORE)
 #: Patterns that are remembered at most.
 PATTERNS_MAX: Final = 1_000
-#: Untracked things that are kept one by one; beyond it they are counted.
-UNTRACKED_MAX: Final = 10_000
+#: Untracked things that are kept one by one, in all and of one owner, so that nobody hides his among another's. Beyond
+#: it they are counted.
+UNTRACKED_MAX: Final = 20_000
+OWNER_MAX: Final = 6_000
 #: Enforced things that are drift at the same time; beyond it they are only reported.
 ENFORCED_MAX: Final = 1_000
 #: Names in one record, and of one owner at one time.
 CHUNK_MAX: Final = 500
 AT_ONCE_MAX: Final = 1_000
+AT_LAST_MAX: Final = 100  # where it goes on and on
+CHUNK_BYTES: Final = 128 << 10  # of names: some have four thousand bytes
 #: One owner's next record comes at the soonest so long after his last one, and later and later while it goes on.
 PAUSE_NS: Final = NS_PER_S // 2
+PAUSE_LONG_NS: Final = 8 * NS_PER_S
 PAUSE_MAX_NS: Final = 30 * NS_PER_S
 PACES_MAX: Final = 1_000
 #: So many things of one owner become drift for being new, one more after each of these times.
@@ -90,6 +95,10 @@ class Pace:
 
     def keys(self) -> list[str]:
         return [*self.whose, *([GONE] if self.leaving else [])]
+
+    def most(self, key: str) -> int:
+        """How many names of this owner's may be recorded at one time."""
+        return AT_ONCE_MAX if self.last.get(key, (0, 0))[1] < PAUSE_LONG_NS else AT_LAST_MAX
 
     def due_ns(self, key: str) -> int:
         return sum(self.last.get(key, (0, 0)))
@@ -203,7 +212,7 @@ def appeared(node: Node, event: Appeared) -> None:
         owner = (new.owner or UNATTRIBUTED).to_json()
         if mode not in (REPORT, ENFORCE):
             continue
-        if before is None and room(node) > 0:
+        if before is None and room(node, owner["key"]) > 0:
             pace.put(new.resource, Untracked(owner, seen, dict(new.actual)))
         elif before is not None and before.owner["key"] == UNATTRIBUTED.key != owner["key"]:  # named late
             pace.put(new.resource, Untracked(owner, before.seen, dict(new.actual)))
@@ -214,9 +223,11 @@ def appeared(node: Node, event: Appeared) -> None:
     flush(node)
 
 
-def room(node: Node) -> int:
-    """How many more are kept one by one."""
-    return UNTRACKED_MAX - len(node.state.untracked) - len(node.pace.waiting)
+def room(node: Node, key: str) -> int:
+    """How many more of this owner's are kept one by one."""
+    state, waiting = node.state, node.pace.whose.get(key, ())
+    everybody = UNTRACKED_MAX - len(state.untracked) - len(node.pace.waiting)
+    return min(everybody, OWNER_MAX - state.untracked_of.get(key, 0) - len(waiting))
 
 
 def count(node: Node) -> int:
@@ -241,7 +252,7 @@ def flush(node: Node, *, everything: bool = False) -> None:
     for key in sorted(pace.keys()):
         if not everything and pace.due_ns(key) > node.t_ns:
             continue
-        most = UNTRACKED_MAX if everything else AT_ONCE_MAX
+        most = UNTRACKED_MAX if everything else pace.most(key)
         if key == GONE:
             left = list(islice(pace.leaving, most))
             for resource in left:
@@ -260,9 +271,8 @@ def flush(node: Node, *, everything: bool = False) -> None:
 
 def _record_seen(node: Node, mine: Mapping[str, Untracked]) -> None:
     """Those of one owner. The session and command are each one's own."""
-    rows = list(mine.items())
-    for at in range(0, len(rows), CHUNK_MAX):
-        piece = rows[at : at + CHUNK_MAX]
+    for part in chunked(mine):
+        piece = [(r, mine[r]) for r in part]
         owners: list[dict[str, Any]] = []
         resources = {}
         for resource, untracked in piece:
@@ -273,9 +283,22 @@ def _record_seen(node: Node, mine: Mapping[str, Untracked]) -> None:
                                        "seen": piece[0][1].seen, "count": len(piece)})  # fmt: skip
 
 
+def chunked(resources: Iterable[str]) -> Iterator[list[str]]:
+    """In pieces that make no record too large."""
+    piece: list[str] = []
+    size = 0
+    for resource in resources:
+        if piece and (len(piece) >= CHUNK_MAX or size + len(resource) > CHUNK_BYTES):
+            yield piece
+            piece, size = [], 0
+        piece.append(resource)
+        size += len(resource)
+    if piece:
+        yield piece
+
+
 def _record_gone(node: Node, left: Sequence[str]) -> None:
-    for at in range(0, len(left), CHUNK_MAX):
-        piece = left[at : at + CHUNK_MAX]
+    for piece in chunked(left):
         closed = [r for r in piece if node.state.untracked[r].actual.get("secret")]
         node.record("untracked_gone", {"resources": [r for r in piece if r not in closed], "closed": closed,
                                        "count": len(piece)})  # fmt: skip
@@ -331,12 +354,24 @@ def folded_seen(state: State, record: Record) -> None:
     for resource, row in data["resources"].items():
         before = state.untracked.get(resource)
         actual, owner = {k: v for k, v in row.items() if k != "by"}, data["owners"][row["by"]]
+        drop(state, resource)
+        state.untracked_of[owner["key"]] = state.untracked_of.get(owner["key"], 0) + 1
         state.untracked[resource] = Untracked(owner, before.seen if before else data["seen"], actual)
 
 
 def folded_gone(state: State, record: Record) -> None:
     for resource in (*record.data["resources"], *record.data["closed"]):
-        state.untracked.pop(resource, None)
+        drop(state, resource)
+
+
+def drop(state: State, resource: str) -> None:
+    """It is untracked no more."""
+    before = state.untracked.pop(resource, None)
+    if before is not None:
+        key = before.owner["key"]
+        state.untracked_of[key] -= 1
+        if not state.untracked_of[key]:
+            del state.untracked_of[key]
 
 
 def to_json(state: State) -> dict[str, Any]:
@@ -357,4 +392,6 @@ def load(state: State, data: Mapping[str, Any]) -> None:
     state.tracked = dict(data.get("patterns", {}))
     state.enforced = dict(data.get("enforced", {}))
     owners = data.get("owners", [])
-    state.untracked = {r: Untracked(owners[n], seen, actual) for r, n, seen, actual in data.get("untracked", ())}
+    for resource, n, seen, actual in data.get("untracked", ()):
+        state.untracked[resource] = Untracked(owners[n], seen, actual)
+        state.untracked_of[owners[n]["key"]] = state.untracked_of.get(owners[n]["key"], 0) + 1
