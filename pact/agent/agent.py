@@ -599,6 +599,7 @@ class Agent:
         self.journal_error = error.message
         self._retry_journal_ns = self.clock.now_ns() + JOURNAL_RETRY_NS
         self._staged.clear()
+        self.watching.tracking.rest(True)
         self._reload()
         if isinstance(event, Observed | Scanned | Acted | Probed | Looked):
             self._note_unrecorded(event.sightings)
@@ -648,6 +649,7 @@ class Agent:
         self.journal_error = ""
         sightings = list(self.unrecorded.values())
         self.unrecorded.clear()
+        self.watching.tracking.rest(False)
         self.watching.tracking.walk_again()
         self.step(Scanned(*self.now(), sightings, False))  # also takes up rollbacks that were cut off
         self.watching.rescan_all()

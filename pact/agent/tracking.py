@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import stat
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from pact.core import tracked
@@ -73,7 +73,9 @@ class Tracking:
         self._share: list[bytes] = []
         self._touched: dict[bytes, Owner | None] = {}
         self._todo: dict[bytes, Owner | None] = {}  # directories to mark and list
-        self._walk: Iterator[None] | None = None
+        self._walk: Generator[None, None, None] | None = None
+        self._walked = b""
+        self._rests = False
         self._fresh: dict[str, Fresh] = {}
         self._gone: dict[str, None] = {}
         self._check: list[str] | None = None
@@ -162,6 +164,15 @@ class Tracking:
         elif split_id(resource)[0] in self.kinds:
             self._polls.setdefault(split_id(resource)[0], None)
 
+    def rest(self, rests: bool) -> None:
+        """A plan is carried out, or nothing can be recorded: a directory that is open here would be in the way of who
+        unmounts it.  # R10"""
+        self._rests = rests
+        if rests and self._walk is not None:
+            self._walk.close()
+            self._walk = None
+            self._todo.setdefault(self._walked, None)
+
     def walk_again(self) -> None:
         """Events were lost, or nothing is known yet: look everywhere."""
         if self._trails:
@@ -171,6 +182,7 @@ class Tracking:
         for kind in self.kinds:
             self._polls.setdefault(kind, None)
         self._check_wanted = True
+        self._beyond_told = False
 
     def _look_for_mounts(self) -> None:
         try:
@@ -209,7 +221,8 @@ class Tracking:
 
     @property
     def has_due(self) -> bool:
-        return bool(self._touched or self._todo or self._walk or self._check or self._gone or "mount" in self._polls)
+        walks = (self._todo or self._walk) and not self._rests
+        return bool(self._touched or walks or self._check or self._gone or "mount" in self._polls)
 
     def next_ns(self, now_ns: int) -> int | None:
         """When ``take`` has something to do; ``None``: when something happens."""
@@ -233,9 +246,9 @@ class Tracking:
             for path in self._crowded:
                 self._todo.setdefault(path, None)
             self._crowded, self._counted_ns = {}, now_ns
-        while (self._walk or self._todo) and time.monotonic_ns() < ends_ns:
+        while (self._walk or self._todo) and not self._rests and time.monotonic_ns() < ends_ns:
             if self._walk is None:
-                path = next(iter(self._todo))
+                self._walked = path = next(iter(self._todo))
                 self._walk = self._list(path, self._todo.pop(path), node, now_ns)
             if next(self._walk, self) is self:
                 self._walk = None
@@ -344,7 +357,7 @@ class Tracking:
         self._fresh[resource] = (now_ns, owner) if before is None else (before[0], owner or before[1])
         return False
 
-    def _list(self, path: bytes, owner: Owner | None, node: Node, now_ns: int) -> Iterator[None]:
+    def _list(self, path: bytes, owner: Owner | None, node: Node, now_ns: int) -> Generator[None, None, None]:
         """Mark a directory, then see what is in it; a piece at a time."""
         signature = self._signature(path)
         if path in self._bases and path not in self._foreign:

@@ -193,12 +193,14 @@ class Watching:
         """A job brings these elsewhere now. Nothing is recorded of them until it ends, and an open descriptor of ours
         would be in its way: they are looked at after.  # R10"""
         self._acting[job] = frozenset(resources)
+        self.tracking.rest(True)
         for resource in self._acting[job].intersection([*self.pending, *self._delayed]):
             late = self._delayed.pop(resource, (0, None))[1]
             self._held[resource] = self.pending.pop(resource, None) or late
 
     def end(self, job: int) -> None:
         if self._acting.pop(job, None) is not None:
+            self.tracking.rest(bool(self._acting))
             held, self._held = self._held, {}
             for resource, owner in held.items():
                 self.touch(resource, owner)

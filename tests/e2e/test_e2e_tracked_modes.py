@@ -205,3 +205,17 @@ def test_a_thousand_enforced_at_once_are_drift_and_more_are_reported_until_there
     agent.pact("commit", "--all", "-m", "they are meant")
     wait_until(lambda: agent.status()["drifted"] + agent.status()["untracked"] == 0, "all are taken in", 30)
     assert agent.status()["declared"] == 1201
+
+
+def test_a_new_mount_with_many_files_below_a_tracked_directory_can_be_taken_off(agent: Agent) -> None:
+    place = etc(agent)
+    (place / "d").mkdir()
+    agent.adopt(f"file:{ETC}/**", "mount:**")
+    agent.world.sh(f"mkdir {TOP}/m && mount -t tmpfs m {TOP}/m && cd {TOP}/m && seq -f f%g 2000 | xargs touch")
+    agent.adopt(f"mount:{TOP}/m")
+    agent.world.sh(f"mount --bind {TOP}/m {ETC}/d")
+    mount = f"mount:{ETC}/d"
+    wait_until(lambda: mount in untracked(agent) or agent.change_of(mount), "it is told")
+    agent.pact("rollback", mount)
+    assert agent.world.sh(f"mountpoint -q {ETC}/d", check=False).code != 0
+    wait_until(lambda: agent.status()["untracked"] == 0, "what it showed is gone")
