@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Final
 
 from pact.core.events import Sighting
 from pact.core.plan import Step
 from pact.errors import PactError
-from pact.model import Observation, Unreadable, split_id
+from pact.model import Attrs, Observation, Unreadable, split_id
 from pact.resources import KINDS
 from pact.resources.base import Blobs
 
@@ -37,9 +38,11 @@ class Fixpoint:
     """One plan's sysctls, and those beside it. The plan's ``results`` are changed in place: ``""`` for what is reached.
 
     ``put_back``: bring what moved beside the plan back to what it was when this was made; else it is only reported.
+    ``wanted``: what is declared of those beside that had drifted.
     """
 
-    def __init__(self, beside: Iterable[str], put_back: bool) -> None:
+    def __init__(self, beside: Iterable[str], put_back: bool, wanted: Mapping[str, Attrs | None] | None = None) -> None:
+        self._wanted = wanted or {}
         self._before = {r: observe(r) for r in beside if r.startswith(PREFIX)}
         self._put_back = put_back
         self._upset: dict[str, set[str]] = {}  # what was written last -> what was right before, and not after
@@ -57,7 +60,7 @@ class Fixpoint:
                 why = self._write(step, [*own, *strayed])
                 if step in wrong:
                     results[step.id] = why
-        if self._put_back:
+        if self._put_back and not self._agree(own):
             for step in self._strayed():  # what others have is not given up for this plan
                 self._write(step, [*own, step])
         for step in own:
@@ -65,6 +68,18 @@ class Fixpoint:
                 results[step.id] = ""
             elif others := self._against(step.id):
                 results[step.id] = f"it contradicts {', '.join(others)}: writing either moves the other"
+
+    def _agree(self, own: Sequence[Step]) -> bool:
+        """The plan cannot be done beside what others have; but where all of that would be as declared with it, too (one
+        switch that has drifted in two changes under two names), it is done."""
+        if all(map(self.reached, own)) or not self._wanted:
+            return not self._strayed()
+        for step in own:
+            if not self.reached(step):
+                self._write(step, own)
+        strayed = self._strayed()
+        return all(s.id in self._wanted and conforms(replace(s, target=self._wanted[s.id]), observe(s.id))
+                   for s in strayed) and all(map(self.reached, own))  # fmt: skip
 
     def moved(self) -> list[Sighting]:
         """What is not as it was before the plan, beside it."""

@@ -177,7 +177,7 @@ class Worker:
             return extra.get(digest) or self.blobs(digest)
 
         def work() -> Result:
-            fixpoint = Fixpoint(effect.beside, effect.put_back)
+            fixpoint = Fixpoint(effect.beside, effect.put_back, effect.wanted)
             results = act(effect.steps, blobs, resumed=effect.resumed, fixpoint=fixpoint)
             others = (r for r in effect.below if self.ignore.match(r) is None)
             sightings = [Sighting(r, observe(r)) for r in (*(s.id for s in effect.steps), *others)]

@@ -157,9 +157,11 @@ def act(
     if any(s.id.startswith(MOVERS) for s in job.steps):
         beside = tuple(r for r in node.state.declared_ids() if r.startswith("sysctl:") and r not in here)
         node.stirring[job.n] = beside
+    wanted = {r: d.attrs for r in beside if r in node.state.member_of and (d := node.state.declared(r)) is not None}
     others = tuple(r for r in under(filter(shifts, job.steps), node.state.declared_ids()) if r not in here)
     node.converging[job.n] = frozenset([*held, *others])
-    node.emit(Act(job.n, job.steps, saves, resumed=resumed, below=others, beside=beside, put_back=put_back))
+    node.emit(Act(job.n, job.steps, saves, resumed=resumed, below=others, beside=beside, put_back=put_back,
+                  wanted=wanted))  # fmt: skip
 
 
 def look(node: Node, job: Job, event: Acted, owner: Owner, into: Change | None = None) -> list[str]:

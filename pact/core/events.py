@@ -284,7 +284,7 @@ class Act(Effect):
     ``below`` what they replace is looked at after.
 
     ``beside``: declared resources that the steps may move. ``put_back``: what moved so is brought back to what it was
-    before; else it is only reported.  # C8
+    before; else it is only reported. ``wanted``: what is declared of those that have drifted in other changes.  # C8
     """
 
     job: int
@@ -294,6 +294,7 @@ class Act(Effect):
     below: tuple[str, ...] = ()
     beside: tuple[str, ...] = ()
     put_back: bool = True
+    wanted: Mapping[str, Attrs | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

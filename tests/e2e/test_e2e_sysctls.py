@@ -208,6 +208,23 @@ def test_what_is_declared_is_not_undone_for_a_rollback_that_contradicts_it(links
     links.declare(f'[sysctl]\n"{ALL}" = 1\n', "--take")
 
 
+@pytest.mark.invariant("C8")
+def test_one_switch_that_two_changes_have_under_two_names_can_be_turned_back(links: Agent) -> None:
+    """Each of them alone contradicts the other; what is declared of both is the same."""
+    links.adopt(f"sysctl:{FORWARD}", f"sysctl:{ALL}")
+    put(links, FORWARD, 1)
+    links.drifted(f"sysctl:{ALL}")
+    answer = links.ask("apply", resources={f"sysctl:{ALL}": {"attrs": {"value": "1"}}}, message="the same again")
+    assert answer["exit"] == 0, answer
+    answer = links.ask("declare", resources={f"sysctl:{FORWARD}": {"attrs": {"value": "0"}}}, take=False)
+    writer = links.world.python(f"open('{ROOT}net/ipv4/conf/all/forwarding','w').write('1')\nready()\n")
+    links.world.end(writer)
+    links.pact("rollback", "--all", "--shared", check=None)
+    links.pact("rollback", "--all", "--shared", check=None)
+    assert (get(links, FORWARD), get(links, ALL)) == ("0", "0")
+    no_drift(links)
+
+
 @pytest.mark.invariant("D5")
 @pytest.mark.parametrize(("name", "declared", "reads"), [
     ("net.ipv4.tcp_fastopen", '"0x403"', "1027"),

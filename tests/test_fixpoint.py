@@ -1,0 +1,70 @@
+"""Sysctls that move each other, on the real kernel in a network namespace: one switch under two names."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FORWARD, ALL = "net.ipv4.ip_forward", "net.ipv4.conf.all.forwarding"
+HEAD = f"""
+from pact.agent.fixpoint import Fixpoint, observe
+from pact.core.plan import Step
+FORWARD, ALL, LO = "sysctl:{FORWARD}", "sysctl:{ALL}", "sysctl:net.ipv4.conf.lo.forwarding"
+ON, OFF = dict(value="1"), dict(value="0")
+def put(name, value):
+    open("/proc/sys/" + name.removeprefix("sysctl:").replace(".", "/"), "w").write(value)
+def now(*names):
+    return [observe(n)["value"] for n in names]
+"""
+
+pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
+              pytest.mark.invariant("C8")]  # fmt: skip
+
+
+def run(code: str) -> None:
+    done = subprocess.run(["unshare", "--net", sys.executable, "-c", HEAD + textwrap.dedent(code)], cwd=ROOT,
+                          capture_output=True, text=True, check=False)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_another_change_has_drifted_goes_with_the_switch_that_it_is_the_other_name_of() -> None:
+    run("""
+        put(FORWARD, "1")
+        plan = Fixpoint([ALL], True, {ALL: OFF})
+        put(FORWARD, "0")
+        results = {FORWARD: ""}
+        plan.settle([Step(FORWARD, OFF, ON)], results)
+        assert results == {FORWARD: ""}, results
+        assert now(FORWARD, ALL) == ["0", "0"]
+        assert [s.resource for s in plan.moved()] == [ALL]
+    """)
+
+
+def test_what_is_declared_otherwise_stays_and_the_step_says_with_what_it_contradicts_itself() -> None:
+    run("""
+        put(FORWARD, "1")
+        for wanted in ({}, {ALL: ON}):
+            plan = Fixpoint([ALL], True, wanted)
+            put(FORWARD, "0")
+            results = {FORWARD: ""}
+            plan.settle([Step(FORWARD, OFF, ON)], results)
+            assert "contradicts " + ALL in results[FORWARD], results
+            assert now(FORWARD, ALL) == ["1", "1"] and plan.moved() == []
+    """)
+
+
+def test_what_can_be_put_back_is_put_back_although_it_had_drifted() -> None:
+    run("""
+        put(FORWARD, "1")
+        plan = Fixpoint([LO], True, {LO: OFF})
+        put(FORWARD, "0")
+        results = {FORWARD: ""}
+        plan.settle([Step(FORWARD, OFF, ON)], results)
+        assert results == {FORWARD: ""} and now(FORWARD, LO) == ["0", "1"] and plan.moved() == []
+    """)
