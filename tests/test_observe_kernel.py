@@ -108,6 +108,20 @@ def test_inside_namespaces_sysctls_are_seen_and_the_missing_connector_is_noted(p
     assert "no proc connector (not in the initial" in out
 
 
+@pytest.mark.parametrize(("enter", "seen"), [(["unshare", "-n"], False), ([], True)], ids=["another", "ours"])
+def test_a_write_in_another_network_namespace_touches_nothing_of_ours(enter: list[str], seen: bool) -> None:
+    name = "/proc/sys/net/ipv4/ip_default_ttl"
+    with opened() as obs:
+        obs.watch(name.encode())
+        obs.watch(SWAPPINESS)
+        stays = ["sh", "-c", f"read v < {name}; echo $v > {name}; echo; exec cat"]  # until its input is closed
+        writer = subprocess.Popen([*enter, *stays], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        with writer, ended(writer):
+            assert writer.stdout is not None and writer.stdout.readline() == b"\n"  # it has written
+            rewrite_swappiness()
+            assert (name.encode() in touched(obs, SWAPPINESS)) is seen
+
+
 def test_writes_through_another_instance_of_proc_are_seen(tmp_path: Path) -> None:
     out = in_namespaces("-m --propagation private", f"""
         from pathlib import Path
