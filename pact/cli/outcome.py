@@ -77,7 +77,8 @@ def show_converged(result: dict[str, Any]) -> None:
     if result["forgotten"]:
         say(f"{'would forget' if result.get('dry_run') else 'forgot'} {len(result['forgotten'])}")
     if patterns := result.get("patterns_forgotten"):
-        say(f"{'would forget' if result.get('dry_run') else 'forgot'} what is tracked: {', '.join(map(clean, patterns))}")
+        said = "would forget" if result.get("dry_run") else "forgot"
+        say(f"{said} what is tracked: {', '.join(map(clean, patterns))}")
     trials = result.get("trials") or {}
     for resource in trials.get("kept", ()):
         say(f"kept as it is, committed for a time: {clean(resource)}")
