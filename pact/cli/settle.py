@@ -49,7 +49,7 @@ def rollback(args: argparse.Namespace) -> int:
 
 def _show_rollback(done: dict[str, Any]) -> None:
     if "plan" in done:
-        say(f"{done['change']}: would")
+        say(f"{done['change'] or 'what is untracked'}: would")
         for step in done["plan"]:
             say(f"  {planned(step)}")
         for why in done["refused"]:
