@@ -191,7 +191,7 @@ def diff(node: Node, caller: Caller, targets: Collection[str], declared_blobs: B
         wanted = list(state.member_of)
     shown = [_diff_one(node, caller, r, declared_blobs) for r in sorted(set(wanted))]
     new = [{"id": u["resource"], **u} for u in untracked(node, caller, UNTRACKED_MAX, targets or None)]
-    out: dict[str, Any] = {"v": 1, "resources": shown, "untracked": new}
+    out: dict[str, Any] = {"v": 1, "resources": shown, "untracked": new, "untracked_count": tracked.count(node)}
     unknown = [r for r in unrecorded if r not in state.member_of and (not targets or r in targets)]
     return {**out, "unrecorded": sorted(unknown)} if unknown else out
 

@@ -81,6 +81,9 @@ def show_converged(result: dict[str, Any], *, back: bool = False) -> None:
     show_moved(result)
     if result["forgotten"]:
         say(f"{'would forget' if result.get('dry_run') else 'forgot'} {len(result['forgotten'])}")
+    if patterns := result.get("patterns_forgotten"):
+        said = "would forget" if result.get("dry_run") else "forgot"
+        say(f"{said} what is tracked: {', '.join(map(clean, patterns))}")
     trials = result.get("trials") or {}
     for resource in trials.get("kept", ()):
         say(f"kept as it is, committed for a time: {clean(resource)}")

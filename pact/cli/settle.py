@@ -74,9 +74,10 @@ def rollback(args: argparse.Namespace) -> int:
 
 
 def _show_rollback(done: dict[str, Any], ids: bool = True) -> None:
-    name = f" {done['change']}" if ids else ""
+    name = f" {done['change'] or 'what was untracked'}" if ids else ""
     if "plan" in done:
-        say(f"{done['change']}: would" if ids else "would")
+        subject = done["change"] if ids else ""
+        say(f"{subject or 'what is untracked'}: would" if subject or not done["change"] else "would")
         for step in done["plan"]:
             say(f"  {planned(step)}")
         for why in done["refused"]:

@@ -159,6 +159,7 @@ def test_rollback_by_name_removes_it_keeps_what_it_held_and_redo_brings_it_back(
     agent.world.end(who)
     plan = agent.json("rollback", EVIL, "--dry-run")["rolled_back"][0]["plan"]
     assert [(s["id"], s["action"]) for s in plan] == [(EVIL, "remove")] and (place / "evil").exists()
+    assert "None" not in agent.pact("rollback", EVIL, "--dry-run").out
     done = agent.json("rollback", EVIL)["rolled_back"][0]
     assert not (place / "evil").exists() and done["restored"] == [EVIL]
     status = agent.status()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -219,3 +220,19 @@ def test_a_new_mount_with_many_files_below_a_tracked_directory_can_be_taken_off(
     agent.pact("rollback", mount)
     assert agent.world.sh(f"mountpoint -q {ETC}/d", check=False).code != 0
     wait_until(lambda: agent.status()["untracked"] == 0, "what it showed is gone")
+
+
+@pytest.mark.invariant("U1", "F10")
+def test_what_is_made_while_events_are_lost_is_found_at_once(another: Callable[..., Agent]) -> None:
+    agent = another(observe={"rescan": "1h"})
+    place = etc(agent)
+    agent.process.send_signal(signal.SIGSTOP)
+    try:
+        agent.world.python("for i in range(20000): os.close(os.open(f'{sys.argv[1]}/n{i}', os.O_CREAT)); "
+                           "os.unlink(f'{sys.argv[1]}/n{i}')\nready()", ETC)  # fmt: skip
+        (place / "evil").write_text("x\n")
+    finally:
+        agent.process.send_signal(signal.SIGCONT)
+    wait_until(lambda: set(untracked(agent)) == {EVIL}, "it is found")
+    wait_until(lambda: agent.newest("observer_blind"), "that events were lost is told")
+    assert agent.status()["untracked"] == 1
