@@ -122,7 +122,8 @@ def said_of(record: Record, node: Node) -> list[tuple[int, str]]:
         doer = None if data["cause"] in AUTOMATIC else doer
     elif record.type == "committed":
         names, by = _names(sorted(data["resources"]), len(data["resources"])), record.actor.get("user")
-        out = [(uid, f"{by} committed {cid} on {where} ({names}): {data['message']}") for uid in _concerned(data)]
+        what = cid or "what you made"  # what was untracked was in no change
+        out = [(uid, f"{by} committed {what} on {where} ({names}): {data['message']}") for uid in _concerned(data)]
     elif record.type in ("rollback_blocked", "rollback_failed"):
         change = node.state.changes.get(cid)
         if change is not None:
