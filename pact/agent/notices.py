@@ -115,14 +115,14 @@ def said_of(record: Record, node: Node) -> list[tuple[int, str]]:
         out = [(_person(data["owner"]), f"{text}, pact extend 30m gives time")]
         doer = None
     elif record.type == "rolled_back":
-        names = _names(sorted(data["results"]), len(data["results"]))
         how = "its window had ended" if data["cause"] in AUTOMATIC else f"by {record.actor.get('user')}"
         out = [(uid, f"{cid} on {where} ({names}) was rolled back, {how}; to get it back: pact redo {cid}")
-               for uid in _concerned(data)]  # fmt: skip
+               for uid, names in _concerned(data, data["results"])]  # fmt: skip
         doer = None if data["cause"] in AUTOMATIC else doer
     elif record.type == "committed":
-        names, by = _names(sorted(data["resources"]), len(data["resources"])), record.actor.get("user")
-        out = [(uid, f"{by} committed {cid} on {where} ({names}): {data['message']}") for uid in _concerned(data)]
+        what, by = cid or "what you made", record.actor.get("user")  # what was untracked was in no change
+        out = [(uid, f"{by} committed {what} on {where} ({names}): {data['message']}")
+               for uid, names in _concerned(data, data["resources"])]  # fmt: skip
     elif record.type in ("rollback_blocked", "rollback_failed"):
         change = node.state.changes.get(cid)
         if change is not None:
@@ -142,10 +142,16 @@ def said_of(record: Record, node: Node) -> list[tuple[int, str]]:
     return [(uid, line) for uid, line in dict.fromkeys(out) if type(uid) is int and uid != doer]
 
 
-def _concerned(data: Mapping[str, Any]) -> list[Any]:
-    """The owner of a change, and who else had changed something of it."""
-    others = [_person(o) for also in data.get("also", {}).values() for o in also]
-    return list(dict.fromkeys([_person(data["owner"]), *others]))
+def _concerned(data: Mapping[str, Any], resources: Iterable[str]) -> list[tuple[Any, str]]:
+    """The owner of a change, and who else had changed something of it; with names: of all of it, or of that, for names
+    in closed directories are not for everybody."""
+    names = sorted(resources)
+    whose: dict[Any, list[str]] = {_person(data["owner"]): names}
+    for resource in names:
+        for uid in dict.fromkeys(map(_person, data.get("also", {}).get(resource, ()))):
+            if whose.get(uid) is not names:
+                whose.setdefault(uid, []).append(resource)
+    return [(uid, _names(mine, len(mine))) for uid, mine in whose.items()]
 
 
 def _person(owner: Mapping[str, Any]) -> int | None:

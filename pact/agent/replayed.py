@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import orjson
 
+from pact.core import below
+from pact.core.plan import Step
 from pact.core.records import verify
 from pact.core.state import State
 from pact.errors import UsageError
@@ -18,7 +20,9 @@ def rolled_back_state(path: str, change: str) -> dict[str, Attrs | None]:
         for body, _ in journal.newest(None, type_="rollback_started"):
             data = orjson.loads(body)["data"]
             if data["change"] == change:
-                return {s["id"]: s["actual"] for s in data["plan"]}
+                steps = [Step(s["id"], s["target"], s["actual"]) for s in data["plan"]]
+                through = below.carried(steps, (s.id for s in steps))  # seen again with what hid them  # R10
+                return {s.id: s.actual for s in steps if s.id not in through}
     finally:
         journal.close()
     raise UsageError(f"no rollback of {change} is on record", "pact log --type rollback_started")

@@ -23,6 +23,7 @@ from pact.resources import KINDS
 from pact.resources.discover import Trail, foreign_mounts, passed_over, trail
 from pact.resources.litter import is_litter
 from pact.resources.names import group_name, user_name
+from pact.resources.way import open_parent
 
 if TYPE_CHECKING:
     from pact.core.node import Node
@@ -371,9 +372,14 @@ class Tracking:
             self._directories[path] = (0, 0)
         more = 0
         try:
-            with os.scandir(path) as entries:
+            fd = _opened(path)
+        except OSError:
+            self._leave(path)  # a link took its place, or it is gone; the event or the rescan comes again
+            return
+        try:
+            with os.scandir(fd) as entries:
                 for number, entry in enumerate(entries):
-                    child = path.rstrip(b"/") + b"/" + entry.name
+                    child = path.rstrip(b"/") + b"/" + os.fsencode(entry.name)
                     if entry.is_dir(follow_symlinks=False) and child not in self._directories and self._enters(child):
                         self._todo[child] = owner or self._todo.get(child)
                     more += self._offer(child, owner, node, now_ns)
@@ -381,6 +387,8 @@ class Tracking:
                         yield
         except OSError:
             pass  # it is gone or closed to us by now; the rescan comes again
+        finally:
+            os.close(fd)
         self._count(path, more)
         if path in self._directories and abs(time.time_ns() - signature[1]) > NS_PER_S // 10:
             self._directories[path] = signature  # an entry made in the same tick would not move it
@@ -420,12 +428,28 @@ class Tracking:
         return f"more than {DIRECTORIES_MAX} directories are tracked: what is new beyond is not seen"
 
 
-def described(path: bytes) -> dict[str, Any] | None:
-    """In short what is there; nothing of its content."""
+def _opened(directory: bytes) -> int:
+    """A descriptor of it, to list it. Whoever owns a directory on the way may put a link in its place at any moment:
+    such a one is not followed. Raises OSError."""
+    above, leaf, _ = open_parent(directory)
     try:
-        st = os.lstat(path)
+        return os.open(leaf, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=above)
+    finally:
+        os.close(above)
+
+
+def described(path: bytes) -> dict[str, Any] | None:
+    """In short what is there; nothing of its content. No link that others can turn is followed to it."""
+    try:
+        above, leaf, _ = open_parent(path)
+    except (OSError, ValueError):
+        return None
+    try:
+        st = os.stat(leaf, dir_fd=above, follow_symlinks=False)
     except OSError:
         return None
+    finally:
+        os.close(above)
     out: dict[str, Any] = {
         "type": TYPES.get(stat.S_IFMT(st.st_mode), "unknown"), "mode": f"{stat.S_IMODE(st.st_mode):04o}",
         "owner": user_name(st.st_uid), "group": group_name(st.st_gid),

@@ -406,7 +406,7 @@ def acted_apply(node: Node, job: Job, event: Acted) -> None:
     below.look(node, job, event, job.caller.owner, node.state.changes.get(job.change))
     moved = node.sight_moved(event, job.caller.owner, node.state.changes.get(job.change))
     if job.change in node.state.changes:
-        node.window_opened(job.change, reads=event.reads)
+        node.window_opened(job.change, reads=node.public_reads(event))
     change = node.state.changes.get(job.change)
     deadline_ns = None if change is None else node.state.deadline_ns(change)
     node.recheck(job.ids)

@@ -643,11 +643,18 @@ class Node:
         """What the kernel made of declared values that it took, for the record: they are compared with that from now
         on.  # D5"""
         out = {}
-        for resource, text in event.reads.items():
+        for resource, text in self.public_reads(event).items():
             declared = self.state.declared(resource)
-            if declared is not None and declared.attrs is not None and not declared.attrs.get("secret"):  # S2
+            if declared is not None and declared.attrs is not None and not declared.attrs.get("secret"):
                 out[resource] = text
         return out
+
+    @staticmethod
+    def public_reads(event: Acted) -> dict[str, str]:
+        """What the kernel made of values, but for secrets: records are shown to viewers and leave the node.  # S2"""
+        seen = {s.resource: s.observation for s in event.sightings}
+        return {r: text for r, text in event.reads.items()
+                if isinstance(found := seen.get(r), dict) and not found.get("secret")}  # fmt: skip
 
     def recheck(self, resources: Sequence[str]) -> None:
         if resources:

@@ -27,19 +27,18 @@ DECLARABLE: Final = frozenset({"file", "directory", "symlink"})
 def split(node: Node, event: Asked, what: str) -> tuple[Asked | None, list[str]]:
     """What a request means of untracked things, and the rest of it (``None`` if it means nothing else). Raises
     DeniedError for what its caller may not settle."""
+    access.require(event.caller, "ops", what)  # before anything is recorded for it
     flush(node, everything=True)
     untracked, args = node.state.untracked, event.args
     targets = [r for t in args.get("targets", ()) for r in _meant(node, t)]
     named = [t for t in dict.fromkeys(targets) if t in untracked]
     if named:
-        access.require(event.caller, "ops", what)
         for resource in named:
             access.require_settle_of(event.caller, owner_of(node, resource), f"{what} {resource}")
         rest = [t for t in targets if t not in untracked]
         return (replace(event, args={**args, "targets": rest}) if rest else None), named
     if what != "commit" or targets or not untracked:
         return event, []
-    access.require(event.caller, "ops", what)
     whose = {r: owner_of(node, r) for r in untracked}
     if args.get("all"):
         return event, [r for r, o in whose.items() if access.may_settle_of(event.caller, o)]

@@ -22,13 +22,18 @@ if TYPE_CHECKING:
     from pact.core.node import Job, Node
 
 SHOWN_MAX: Final = 5
+#: What makes a file another one than it was.
+CONTENT: Final = ("type", "sha256", "target")
+CHANGED_AGAIN: Final = "changed again while it was applied; it was left as it is"
 
 
 def undo(node: Node, job: Job, event: Acted) -> None:
     """``event`` says how the application ended: at least one step failed."""
     cid = job.change
     assert cid is not None
-    steps = _inverse(node, job, event)
+    inverse = _inverse(node, job, event)
+    theirs = {s.id: CHANGED_AGAIN for s in inverse if _is_others(s, next((j for j in job.steps if j.id == s.id), s))}
+    steps = tuple(s for s in inverse if s.id not in theirs)
     holders = {s.id: c.owner for s in job.steps if (c := node.state.change_of(s.id)) is not None and c.id != cid}
     here = {s.id for s in job.steps}
     node.sight(s for s in event.sightings if s.resource in here)
@@ -38,12 +43,13 @@ def undo(node: Node, job: Job, event: Acted) -> None:
     change = node.state.changes.get(cid)
     if change is not None and change.intents:
         node.window_opened(cid)
-    args = {"left": {r: why for r, why in event.results.items() if why}, "holders": holders, "applied": cid}
+    args = {"left": {r: why for r, why in event.results.items() if why}, "holders": holders, "applied": cid,
+            "theirs": theirs}
     busy = cid if cid in node.state.changes else None
     undoing = node.job("undo", job.caller, token=job.token, change=busy, ids=tuple(s.id for s in steps), args=args)
     if not steps:
         node.finish(undoing)
-        _reply(node, undoing, {})
+        _end(node, undoing, theirs)
         return
     undoing.steps = steps
     node.record("converge_started", {"cause": "undo", "plan": [s.to_json() for s in steps]}, job.caller.actor)
@@ -59,11 +65,24 @@ def _inverse(node: Node, job: Job, event: Acted) -> tuple[Step, ...]:
         if declared is not None and not isinstance(sighting.observation, Unreadable):
             before = declared.attrs if member is None else member.members[sighting.resource].actual
             out.append(Step(sighting.resource, before, sighting.observation))
+    back = []
     for step in reversed(job.steps):
         now: Attrs | Unreadable | None = seen.get(step.id, step.actual)
-        if not isinstance(now, Unreadable) and now != step.actual:
-            out.append(Step(step.id, step.actual, now))
-    return tuple(out)
+        if not isinstance(now, Unreadable):
+            back.append(Step(step.id, step.actual, now))
+    moved = [s for s in back if s.actual != s.target]
+    through = below.carried(moved, (s.id for s in back))  # seen as before through a link that gives way again  # R10
+    return (*out, *(s for s in back if s in moved or s.id in through))
+
+
+def _is_others(step: Step, applied: Step) -> bool:
+    """There is a file that is neither what was there before nor what was applied: somebody wrote it meanwhile, and
+    nothing of it is kept.  # R4"""
+    now = step.actual
+    if now is None or not step.id.startswith("file:"):
+        return False
+    known = [a for a in (applied.actual, {**(applied.actual or {}), **applied.target} if applied.target else None) if a]
+    return not any(all(now.get(k) == a.get(k) for k in CONTENT) for a in known)
 
 
 def acted_undo(node: Node, job: Job, event: Acted) -> None:
@@ -76,6 +95,11 @@ def acted_undo(node: Node, job: Job, event: Acted) -> None:
                for s in event.sightings)  # fmt: skip  # what was another's drift is his again
     node.sight(Sighting(s.resource, s.observation) for s in event.moved)
     node.recheck(job.ids)
+    _end(node, job, {**results, **job.args["theirs"]})
+
+
+def _end(node: Node, job: Job, results: Mapping[str, str]) -> None:
+    """What could not be undone is a failed change; and the answer."""
     stays = {r: why for r, why in results.items() if why}
     change = node.state.changes.get(job.args["applied"])
     if stays and change is not None and change.can("start") and change.state != life.ROLLING:

@@ -6,6 +6,7 @@ The kernel names a pid; the audit login and the cgroup say whose it is, also beh
 
 from __future__ import annotations
 
+import os
 import pwd
 import re
 import signal
@@ -118,6 +119,16 @@ def believable(writer: Writer) -> bool:
         return False
     slice_ = f"/user.slice/user-{writer.loginuid}.slice/"
     return writer.uid in (0, writer.loginuid) or writer.cgroup.startswith(slice_)
+
+
+def in_other_network(writer: Writer) -> bool | None:
+    """Whether its ``/proc/sys/net`` is another one than ours: anybody may write in a network namespace of his own. So
+    it is as long as the process lives; ``None`` if it is gone."""
+    try:
+        there, here = os.stat(f"/proc/{writer.pid}/ns/net"), os.stat("/proc/self/ns/net")
+    except OSError:
+        return None
+    return (there.st_dev, there.st_ino) != (here.st_dev, here.st_ino)
 
 
 def owner_of(writer: Writer | None) -> Owner:

@@ -29,7 +29,7 @@ from pact._fast.reader import (
 )
 from pact.model import Writer
 from pact.observe import marks
-from pact.observe.attribution import writer_from
+from pact.observe.attribution import in_other_network, writer_from
 from pact.observe.base import Event, Lost, MountsChanged, Restored, Touched
 from pact.observe.mountinfo import mount_table
 from pact.observe.tree import Tree, check_path, watch_many
@@ -232,6 +232,12 @@ class Observers:
             elif kind == KIND_PROC and name.startswith(b"net/") and not own and self._elsewhere(pid):
                 continue
             elif kind == KIND_PROC:
+                if writer is not None and not own and name.startswith(b"net/"):
+                    elsewhere = in_other_network(writer)
+                    if elsewhere:
+                        continue  # the same name, and another sysctl
+                    if elsewhere is None and writer.uid != 0:
+                        writer = None
                 self._touch(SYSCTL_ROOT + name, writer, own, t_ns)
             elif key in self._sysctl_keys:
                 self._touch(self._sysctl_keys[key], None, False, t_ns)

@@ -154,3 +154,49 @@ def test_what_takes_nothing_away_from_who_uses_it_is_applied(agent: Agent) -> No
         assert agent.world.path(path).stat().st_mode & 0o777 == 0o600
     agent.pact("rollback")
     agent.world.sh(f"umount {TOP}/m")
+
+
+#: Writes to a file as soon as another one took its place.
+AT_ONCE = """
+before = os.stat(sys.argv[1]).st_ino
+print("ready", flush=True)
+while os.stat(sys.argv[1]).st_ino == before:
+    pass
+with open(sys.argv[1], "w") as f:
+    f.write("a night's work\\n")
+"""
+
+
+@pytest.mark.invariant("R4")
+def test_what_somebody_wrote_meanwhile_is_not_undone(agent: Agent) -> None:
+    """It is nowhere else: it stays, in a failed change, whose rollback keeps it."""
+    agent.world.sh(f"mkdir -p {TOP}/b; for i in $(seq 300); do echo old > {TOP}/b/f$i; done")
+    agent.adopt(f"file:{TOP}/b/**")
+    first = f"{TOP}/b/f1"
+    text = "".join(f'[file."{TOP}/b/f{i}"]\ncontent = "new\\n"\n' for i in range(1, 301)) + f'[sysctl]\n"{TTL}" = {BAD}\n'
+    process = agent.world.python(AT_ONCE, first)
+    answer = apply(agent, text, check=1)
+    agent.world.end(process)
+    assert agent.world.path(first).read_text() == "a night's work\n"
+    assert agent.world.path(f"{TOP}/b/f300").read_text() == "old\n"
+    (change,) = agent.status()["changes"]
+    assert (answer["change"], change["state"], change["resources"]) == (change["id"], "failed", [f"file:{first}"])
+    agent.pact("rollback", "--all")
+    assert agent.world.path(first).read_text() == "old\n"
+    seq, kept = str(agent.newest("rollback_started")["seq"]), agent.base / "kept"
+    agent.pact("show", seq, "--restore", str(kept))
+    assert kept.read_text() == "a night's work\n"
+
+
+@pytest.mark.invariant("R10")
+def test_what_was_removed_from_below_a_link_that_is_taken_back_comes_back(agent: Agent) -> None:
+    """Through the link there is a file of that name: by its look nothing was removed."""
+    top, data = f"{TOP}/etc/slurm", f"{TOP}/data/slurm"
+    agent.world.sh(f"mkdir -p {top} {data}; for i in 1 2; do echo $i > {top}/f$i; echo $i > {data}/f$i; done")
+    agent.adopt(f"file:{top}", f"file:{top}/**")
+    wanted: dict[str, object] = {f"file:{top}": {"attrs": {"type": "symlink", "target": data}}}
+    wanted |= {f"file:{top}/f{i}": {"attrs": None} for i in (1, 2)}
+    answer = agent.ask("apply", resources=wanted, message="")
+    assert answer["exit"] == 1 and answer["message"].startswith("nothing was applied"), answer
+    assert [agent.world.path(f"{top}/f{i}").read_text() for i in (1, 2)] == ["1\n", "2\n"]
+    assert agent.status()["changes"] == []

@@ -235,3 +235,14 @@ def test_a_directory_mounted_on_itself_is_uncovered_also_with_files_too_large_to
     agent.drifted(f"mount:{TOP}/etc/slurm")
     agent.pact("rollback", "--all")
     require_whole(agent)
+
+
+@pytest.mark.invariant("R10")
+def test_to_apply_a_link_again_removes_nothing_that_its_rollback_brought_back(agent: Agent) -> None:
+    tree(agent)
+    linked(agent)
+    agent.pact("rollback", "--all")
+    change = agent.newest("rolled_back")["data"]["change"]
+    for words in (["--dry-run"], []):
+        assert "not empty" in agent.pact("redo", change, *words, check=1).err
+        require_whole(agent)

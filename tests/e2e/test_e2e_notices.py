@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from harness import Agent, wait_until
+from newcomers import made_by
 
 ANN, BOB, CAT = 1234, 1235, 1240
 
@@ -140,3 +141,14 @@ def test_at_login_a_line_says_what_is_open(agent: Agent) -> None:
     assert agent.pact("status", "--login", uid=BOB).out == ""
     agent.pact("emergency", "start", "--reason", "night")
     assert "emergency" in agent.pact("status", "--login", uid=BOB).out
+
+
+@pytest.mark.invariant("N1")
+def test_who_made_what_was_untracked_is_told_in_words(agent: Agent, ann: Terminal) -> None:
+    agent.file("etc/known")
+    agent.world.path("/srv/etc").chmod(0o777)
+    agent.adopt("file:/srv/etc/**")
+    agent.world.end(made_by(agent, ANN, ": > /srv/etc/evil; sleep 1"))
+    wait_until(lambda: agent.status()["untracked"] == 1, "it is seen")
+    agent.pact("commit", "file:/srv/etc/evil", "-m", "it is good")
+    says(ann, "root committed what you made on n001 (file:/srv/etc/evil): it is good")

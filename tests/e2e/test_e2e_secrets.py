@@ -60,6 +60,17 @@ def test_a_secret_sysctl_s_value_is_shown_to_admins_alone(agent: Agent, how: str
     nowhere(agent)
 
 
+@pytest.mark.parametrize("how", ["declare", "apply"])
+def test_what_the_kernel_made_of_a_secret_is_one_too(agent: Agent, how: str) -> None:
+    set_key(agent, KEYS[1])
+    agent.pact(how, "-", input=f'[sysctl]\n"{NAME}" = "AAAA0001-AAAA0001-AAAA0001-AAAA0001"\n'.encode())
+    agent.ask("status")
+    nowhere(agent)
+    assert all("aaaa0001" not in json.dumps(r["data"].get("reads", {})) for r in agent.records())
+    agent.pact("rollback", "--all")
+    nowhere(agent)
+
+
 def test_what_an_operator_may_settle_is_not_shown_to_them(agent: Agent) -> None:
     """An unattributed or own change of a secret: dry run, rollback and commit say its name only."""
     agent.declare(f'[sysctl]\n"{NAME}" = "{KEYS[0]}"\n')

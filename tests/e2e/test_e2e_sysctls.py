@@ -293,3 +293,21 @@ def test_a_literal_name_wins_over_a_pattern(agent: Agent) -> None:
         agent.world.sh("ip link del 'a*b'; ip link del axb")
 
 
+
+
+@pytest.mark.invariant("C8")
+def test_who_writes_in_a_network_of_his_own_answers_for_nothing_here(links: Agent) -> None:
+    """Its sysctls have the same names, below the same /proc."""
+    links.adopt("sysctl:net.ipv4.**")
+    script = f"while :; do for v in 1 0; do echo $v > {ROOT}net/ipv4/conf/all/forwarding; done; done"
+    other = links.world.popen(["setpriv", "--reuid=1234", "--regid=1234", "--clear-groups", "--",
+                               "unshare", "-Urn", "sh", "-c", script])  # fmt: skip
+    time.sleep(0.5)
+    assert other.poll() is None, "it writes"
+    assert links.status()["changes"] == []
+    put(links, FORWARD, 1)
+    wait_until(lambda: links.change_of(f"sysctl:{ALL}"), "what it moves is seen")
+    links.world.end(other)
+    (change,) = links.status()["changes"]
+    assert change["owner"]["uid"] == 0 and change["also"] == [], change
+    links.pact("rollback", "--all")

@@ -346,3 +346,40 @@ def test_beyond_what_is_kept_of_one_owner_they_are_counted_by_directory(agent: A
     agent.world.sh(f"cd {ETC}/d && seq -f f%g 10000 | xargs rm")
     wait_until(lambda: agent.status()["untracked"] == 401, "those that are left", 40)
     wait_until(lambda: agent.status()["untracked_beyond"] == {}, "there is room again", 20)
+
+
+#: Puts a link in the place of a directory and takes it away again, many times.
+SWAPPING = """
+import ctypes, random
+libc, end = ctypes.CDLL(None), time.monotonic() + 4
+print("ready", flush=True)
+while time.monotonic() < end:
+    for _ in range(50):
+        libc.renameat2(-100, sys.argv[1].encode(), -100, sys.argv[2].encode(), 2)
+    time.sleep(random.random() * 0.3)
+"""
+
+
+@pytest.mark.invariant("U4")
+def test_a_directory_that_is_swapped_for_a_link_all_the_time_leads_nowhere(agent: Agent) -> None:
+    place = etc(agent)
+    agent.world.sh(f"mkdir -m 700 {TOP}/closed; mkdir {TOP}/closed/deep; : > {TOP}/closed/deep/hidden; "
+                   f"mkdir {ETC}/d; ln -s {TOP}/closed {ETC}/l")  # fmt: skip
+    process = agent.world.python(SWAPPING, f"{ETC}/d", f"{ETC}/l")
+    process.wait(20)
+    agent.world.end(process)
+    assert place.is_dir()
+    seen = {r for record in agent.records("untracked_seen") for r in record["data"]["resources"]}
+    assert not [r for r in seen if "deep" in r], seen
+
+
+@pytest.mark.invariant("U3")
+def test_who_may_settle_nothing_does_not_hasten_what_is_recorded(agent: Agent) -> None:
+    etc(agent)
+    before = len(agent.records("untracked_seen"))
+    who = made_by(agent, 1236, f"i=0; while [ $i -lt 20 ]; do i=$((i+1)); : > {ETC}/n$i; sleep 0.1; done; exit 0 &")
+    for _ in range(20):
+        agent.pact("commit", "-m", "x", uid=1236, check=3)
+        agent.pact("rollback", f"file:{ETC}/n1", uid=1236, check=3)
+    agent.world.end(who)
+    assert len(agent.records("untracked_seen")) - before < 10
