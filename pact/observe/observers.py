@@ -229,8 +229,6 @@ class Observers:
                 self._on_lost(mask, pid)
             elif kind in (KIND_MOUNTS, KIND_MNTNS):
                 mounts = MountsChanged(t_ns, writer or (mounts.writer if mounts else None))
-            elif kind == KIND_PROC and name.startswith(b"net/") and not own and self._elsewhere(pid):
-                continue
             elif kind == KIND_PROC:
                 if writer is not None and not own and name.startswith(b"net/"):
                     elsewhere = in_other_network(writer)
@@ -246,14 +244,6 @@ class Observers:
         if mounts is not None:
             self._on_mounts(mounts)
         return self._give(limit)
-
-    def _elsewhere(self, pid: int) -> bool:
-        """Below ``net`` each network namespace has sysctls of its own, under the same paths: a process of another one
-        wrote those. One that is gone may have been anywhere, and is believed to have been here."""
-        try:
-            return os.stat(f"/proc/{pid}/ns/net").st_ino != os.stat("/proc/self/ns/net").st_ino
-        except OSError:
-            return False
 
     def _on_mounts(self, event: MountsChanged) -> None:
         table = self._read_mounts()
