@@ -322,7 +322,8 @@ cdef bint wanted(State *s, uint64_t h, int pid, uint64_t mask) noexcept nogil:
     return yes
 
 
-cdef bint any_wanted(State *s, int kind, const char *key, size_t key_len, const char *name, uint64_t mask) noexcept nogil:
+cdef bint any_wanted(State *s, int kind, const char *key, size_t key_len, const char *name,
+                     uint64_t mask) noexcept nogil:
     # somebody wants every name that comes or goes in this directory ("/", which no entry can be called). Each counts:
     # nothing is coalesced, for the next one is another name
     cdef Slot *e

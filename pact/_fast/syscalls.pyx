@@ -42,8 +42,8 @@ cdef extern from *:
         struct pact_mount_attr attr = {on ? 1 : 0, on ? 0 : 1, 0, 0}; /* MOUNT_ATTR_RDONLY */
         return syscall(SYS_mount_setattr, -100, path, 0x100, &attr, sizeof attr); /* AT_FDCWD, AT_SYMLINK_NOFOLLOW */
     }
-    /* A child in a mount namespace of its own mounts it over its root, where nobody is, writes the mount table and ends;
-       it makes system calls only. */
+    /* A child in a mount namespace of its own mounts it over its root, where nobody is, writes the mount table and
+       ends; it makes system calls only. */
     static int pact_scratch_mount(const char *fstype, const char *data, pid_t *child) {
         static char text[4096];
         int ends[2], table;

@@ -35,6 +35,8 @@ SETTLE_NS: Final = NS_PER_S // 4
 #: The loop is given back after so much walking; where somebody waits for an answer, after this.
 TURN_NS: Final = 5_000_000
 TURN_ASKED_NS: Final = 200_000_000
+#: Those who ask get so long a turn only when the others have had so many times as long as their last one took.
+ASKED_REST: Final = 4
 #: Directories that are marked at most; beyond it only the rescan finds what is new in them.
 DIRECTORIES_MAX: Final = 50_000
 #: Names of which an event told and that were not looked at yet; beyond it everything is walked again.
@@ -77,6 +79,7 @@ class Tracking:
         self._walk: Generator[None, None, None] | None = None
         self._walked = b""
         self._rests = False
+        self._asked_ns = 0  # from when on the next one who asks gets a long turn
         self._fresh: dict[str, Fresh] = {}
         self._gone: dict[str, None] = {}
         self._check: list[str] | None = None
@@ -239,7 +242,9 @@ class Tracking:
 
     def take(self, node: Node, now_ns: int, *, everything: bool = False) -> tuple[list[New], list[str]]:
         """What is new, and which of what was untracked is gone. ``everything``: somebody waits for the answer."""
-        ends_ns = time.monotonic_ns() + (TURN_ASKED_NS if everything else TURN_NS)
+        begun_ns = time.monotonic_ns()
+        asked = everything and begun_ns >= self._asked_ns
+        ends_ns = begun_ns + (TURN_ASKED_NS if asked else TURN_NS)
         while self._touched and time.monotonic_ns() < ends_ns:
             path = next(iter(self._touched))
             self._look_at(path, self._touched.pop(path), node, now_ns)
@@ -254,6 +259,8 @@ class Tracking:
             if next(self._walk, self) is self:
                 self._walk = None
         self._check_some(node, now_ns, ends_ns)
+        if asked:
+            self._asked_ns = time.monotonic_ns() + ASKED_REST * (time.monotonic_ns() - begun_ns)
         found = self._take_fresh(node, now_ns, max(ends_ns, time.monotonic_ns() + TURN_NS), everything)
         if "mount" in self._polls:
             owner = self._polls.pop("mount")
@@ -372,7 +379,7 @@ class Tracking:
             self._directories[path] = (0, 0)
         more = 0
         try:
-            fd = _opened(path)
+            fd = _opened(path, base=path in self._bases)
         except OSError:
             self._leave(path)  # a link took its place, or it is gone; the event or the rescan comes again
             return
@@ -428,10 +435,10 @@ class Tracking:
         return f"more than {DIRECTORIES_MAX} directories are tracked: what is new beyond is not seen"
 
 
-def _opened(directory: bytes) -> int:
+def _opened(directory: bytes, base: bool) -> int:
     """A descriptor of it, to list it. Whoever owns a directory on the way may put a link in its place at any moment:
-    such a one is not followed. Raises OSError."""
-    above, leaf, _ = open_parent(directory)
+    such a one is not followed. Where a pattern begins, the system's own link is (``/lib``). Raises OSError."""
+    above, leaf, _ = open_parent(directory + b"/." if base else directory)
     try:
         return os.open(leaf, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=above)
     finally:

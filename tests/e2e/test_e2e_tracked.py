@@ -50,6 +50,14 @@ def test_a_tree_made_at_once_is_seen_whole_and_told_by_directory(agent: Agent) -
     wait_until(lambda: agent.status()["untracked"] == 307, "the new directories are watched too")
 
 
+def test_a_pattern_that_begins_at_a_link_of_roots_is_followed(agent: Agent) -> None:
+    etc(agent)
+    agent.world.sh(f"mkdir -p {TOP}/real && ln -sfn real {TOP}/link")
+    agent.pact("track", f"file:{TOP}/link/**", "report")
+    agent.world.path(f"{TOP}/real/new").write_text("x")
+    wait_until(lambda: set(untracked(agent)) == {f"file:{TOP}/link/new"}, "it is seen by the name that was tracked")
+
+
 def test_what_is_made_while_the_agent_is_down_is_found_at_its_start_and_nobody_is_named(agent: Agent) -> None:
     place = etc(agent)
     agent.stop()

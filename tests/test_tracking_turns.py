@@ -1,0 +1,49 @@
+"""How long tracking keeps the agent's loop when somebody waits for an answer."""
+
+from __future__ import annotations
+
+import itertools
+from contextlib import closing
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
+
+import pytest
+
+from pact.agent import tracking
+from pact.agent.tracking import TURN_ASKED_NS, TURN_NS, Tracking
+from pact.model import Declared
+from pact.observe import open_observers
+from pact.resources.toml import Ignore
+from pact.sim.world import World
+
+STEP_NS = 1_000_000
+
+pytestmark = pytest.mark.root
+
+
+def test_who_asks_all_the_time_does_not_keep_the_loop_from_the_others(
+        monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    """Each look at the clock is a millisecond: turns are counted, not timed."""
+    world = World()
+    world.start({"file:/etc/known": Declared({"value": "known"})})
+    ticks = itertools.count(10**9, STEP_NS)
+    with closing(open_observers()) as observers, TemporaryDirectory(dir="/var/tmp", prefix="many-") as top:
+        for i in range(1000):
+            Path(f"{top}/d{i}").mkdir()
+        walked = Tracking(observers, Ignore())
+        monkeypatch.setattr(tracking, "time", SimpleNamespace(monotonic_ns=lambda: next(ticks), time_ns=lambda: 0))
+        walked.follow({f"file:{top}/**": "report"})
+
+        def turn() -> int:
+            before = next(ticks)
+            walked.take(world.node, 0, everything=True)
+            return next(ticks) - before
+
+        first, turns = turn(), [turn() for _ in range(10)]
+        assert first > TURN_ASKED_NS / 2, "there was not enough to walk"
+        assert sum(turns) < first, "the next long turn came too early"
+        assert max(turns) < 2 * TURN_NS + 10 * STEP_NS
+        while next(ticks) < 10**9 + 6 * first:
+            pass  # the others have their turns
+        assert turn() > TURN_ASKED_NS / 2
