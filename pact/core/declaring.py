@@ -379,7 +379,7 @@ def probed_apply(node: Node, job: Job, event: Probed) -> None:
         **({"notes": list(event.notes)} if event.notes else {}),
     }  # fmt: skip
     node.record("applied", {**data, "group": gid} if gid else data, job.caller.actor)
-    job.change, job.steps, job.args = cid, steps, {**job.args, "notes": list(event.notes)}
+    job.change, job.steps, job.args = cid, steps, {**job.args, "notes": list(event.notes), "baseline": baseline}
     node.busy[cid] = job.n
     below.act(node, job, event.saves, (), put_back=False)
 

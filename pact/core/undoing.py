@@ -44,7 +44,7 @@ def undo(node: Node, job: Job, event: Acted) -> None:
     if change is not None and change.intents:
         node.window_opened(cid)
     args = {"left": {r: why for r, why in event.results.items() if why}, "holders": holders, "applied": cid,
-            "theirs": theirs}
+            "theirs": theirs, "baseline": job.args.get("baseline", {})}
     busy = cid if cid in node.state.changes else None
     undoing = node.job("undo", job.caller, token=job.token, change=busy, ids=tuple(s.id for s in steps), args=args)
     if not steps:
@@ -109,7 +109,19 @@ def _end(node: Node, job: Job, results: Mapping[str, str]) -> None:
                                          "skipped": [], "plan": plan, "saves": {}}, job.caller.actor)  # fmt: skip
         node.record("rollback_failed", {"change": change.id, "cause": "undo", "restored": [], "left": stays,
                                         "reason": f"an application could not be undone: {reason}"}, job.caller.actor)
+    if not stays:
+        _forget(node, job)
     _reply(node, job, results)
+
+
+def _forget(node: Node, job: Job) -> None:
+    """What the application had declared as it was, to have something to go back to, is declared no more."""
+    state = node.state
+    gone = [r for r, value in job.args["baseline"].items()
+            if r not in state.member_of and (declared := state.declared(r)) is not None and declared.to_json() == value]
+    if gone:
+        node.record("declared", {"resources": {}, "forgotten": gone, "cause": "an application was undone"},
+                    job.caller.actor)  # fmt: skip
 
 
 def _reply(node: Node, job: Job, results: Mapping[str, str]) -> None:

@@ -79,6 +79,7 @@ def test_a_step_that_fails_undoes_those_before_it(agent: Agent) -> None:
     text = (f'[sysctl]\n"net.core.somaxconn" = 4000\n"{TTL}" = {BAD}\n[file."{old}"]\ncontent = "new\\n"\n'
             f'[file."{TOP}/made"]\ntype = "directory"\n[file."{new}"]\ncontent = "made\\n"\n')  # fmt: skip
     before = agent.world.sh("cat /proc/sys/net/core/somaxconn").out
+    declared = agent.status()["declared"]
     answer = apply(agent, text, check=1)
     assert "nothing was applied" in str(answer["message"]) and f"sysctl:{TTL}" in answer["left"], answer
     assert set(answer["undone"]) == {f"file:{old}", f"file:{TOP}/made", f"file:{new}", "sysctl:net.core.somaxconn"}
@@ -86,6 +87,7 @@ def test_a_step_that_fails_undoes_those_before_it(agent: Agent) -> None:
     assert not agent.world.path(f"{TOP}/made").exists()
     assert agent.world.sh("cat /proc/sys/net/core/somaxconn").out == before
     assert agent.status()["changes"] == []
+    assert agent.status()["declared"] == declared, "what was not declared before is not declared now"
 
 
 @pytest.mark.invariant("C7", "C9")
