@@ -23,6 +23,7 @@ FACTS: dict[str, Any] = {
     "name": "agg1", "cluster": "default", "version": "0.1.0", "root": True, "leading": True, "fence": 7, "gseq": 1234,
     "oldest": 12, "events": 900, "commit_s": 0.0021, "children": 3, "connected": 130,
     "states": {"committed": ["n[001-120]", 120], "drifted": ["n[121-129]", 9], "blocked": ["n130", 1]},
+    "untracked": ["n[007,121]", 2],
     "groups": [{"id": "g7", "state": "active", "nodes": "n[001-128]", "owner": "ann", "message": "less swap", "left_s": 754}],
     "group_states": {"active": 1, "finished": 4}, "buffered": 123456, "calls": 2,
     "refused": {"garbage": 3}, "healthy": True, "trouble": "",
@@ -85,7 +86,7 @@ def test_metrics_are_what_prometheus_reads(serving: Serving) -> None:
         "pact_children": 3, "pact_nodes_connected": 130, "pact_buffered_bytes": 123456, "pact_calls": 2, "pact_leader": 1,
         "pact_fence": 7, "pact_gseq": 1234, "pact_oldest_gseq": 12, "pact_commit_seconds": 0.0021, "pact_healthy": 1,
         "pact_events_committed_total": 900, "pact_nodes[committed]": 120, "pact_nodes[drifted]": 9,
-        "pact_nodes[blocked]": 1, "pact_groups[active]": 1, "pact_groups[finished]": 4, "pact_refused_total[garbage]": 3,
+        "pact_nodes[blocked]": 1, "pact_nodes_untracked": 2, "pact_groups[active]": 1, "pact_groups[finished]": 4, "pact_refused_total[garbage]": 3,
     }  # fmt: skip
 
 
@@ -144,6 +145,7 @@ def test_hostile_names_are_shown_and_do_nothing() -> None:
     facts = {
         **FACTS, "name": HOSTILE, "cluster": HOSTILE, "version": HOSTILE, "trouble": HOSTILE, "healthy": False,
         "states": {HOSTILE: [HOSTILE * 500, 1], "committed": [HOSTILE, HOSTILE]},
+        "untracked": [HOSTILE, 1],
         "groups": [dict.fromkeys(("id", "state", "nodes", "owner", "message", "left_s"), HOSTILE)],
         "holds": [dict.fromkeys(("hold", "owner", "reason", "ends"), HOSTILE)],
         "refused": {HOSTILE: 1}, "group_states": {HOSTILE: 2},

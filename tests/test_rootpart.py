@@ -172,9 +172,16 @@ def test_the_page_knows_how_the_nodes_of_a_quiet_fleet_are() -> None:
     root.questions.answered(answer(call, ["n1", "n2"], "committed"))
     assert list(part.tick(3601 * S, 1)) == []
     assert counts(part) == {"committed": 2, "unknown": 1}
-    root.questions.answered(answer(call, ["n3"], "drifted"))
+    root.questions.answered(answer(call, ["n3"], "drifted", untracked=True))
     assert counts(part) == {"committed": 2, "drifted": 1}
     assert b'pact_nodes{state="drifted"} 1.0' in page.metrics(part.shown())
+    assert b"pact_nodes_untracked 1.0" in page.metrics(part.shown())
+    text = page.page({"name": "r", **part.shown()})
+    assert "untracked" in text and "on 1 node: n3" in text
+    (call,) = (m for m in part.tick(3616 * S, 1) if m.kind == "call")
+    root.questions.answered(answer(call, ["n1", "n2", "n3"], "committed", untracked=1))
+    assert part.shown()["untracked"][1] == 0, "a word that no agent says"
+    assert "untracked" not in page.page({"name": "r", **part.shown()})
 
 
 def test_every_connected_node_is_in_one_state_while_nodes_come_and_go() -> None:
@@ -197,6 +204,6 @@ def test_every_connected_node_is_in_one_state_while_nodes_come_and_go() -> None:
     assert counts(part) == {"unknown": 3}, "who does not answer in time is not as it was"
 
 
-def answer(call: Message, names: list[str], state: str) -> Message:
-    body = orjson.dumps({"exit": 0, "message": "", "result": {"state": state}})
+def answer(call: Message, names: list[str], state: str, **more: object) -> Message:
+    body = orjson.dumps({"exit": 0, "message": "", "result": {"state": state, **more}})
     return message("answer", {"call": call.head["call"], "parts": [[names, len(body)]]}, body)

@@ -336,8 +336,11 @@ class Requests:
             "untracked": tracked.count(agent.node)}})  # fmt: skip
 
     def _state(self, client: Client, args: dict[str, Any]) -> None:
-        """One word: the same for all nodes that are well, so that their answers fold."""
-        self.answer(client, {"state": views.overall(self.agent.node, self.agent.unrecorded)})
+        """One word, and whether something is untracked: the same for all nodes that are well, so that their answers
+        fold."""
+        node = self.agent.node
+        new = {"untracked": True} if tracked.count(node) else {}
+        self.answer(client, {"state": views.overall(node, self.agent.unrecorded), **new})
 
     def _diff(self, client: Client, args: dict[str, Any]) -> None:
         agent = self.agent

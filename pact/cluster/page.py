@@ -4,7 +4,8 @@ The page is whole in itself: no script, no resource from anywhere, and a policy 
 
 Keys, all of them optional: ``name``, ``cluster``, ``version``, ``root`` (is it one), ``leading``, ``fence``, ``gseq``,
 ``oldest``, ``events`` (committed since the start), ``commit_s`` (what the last one took), ``children``, ``connected``
-(nodes), ``states_age_s``, ``states`` ``{state: [names, count]}`` (whose text is folded), ``groups``
+(nodes), ``states_age_s``, ``states`` ``{state: [names, count]}`` (whose text is folded), ``untracked``
+``[names, count]`` (nodes with something that nobody declared below a tracked pattern), ``groups``
 ``[{id, state, nodes, owner, message, left_s}]``, ``group_states`` ``{state: count}``, ``buffered`` (bytes), ``calls``,
 ``refused`` ``{reason: count}``, ``healthy``, ``trouble`` (why not).
 """
@@ -118,6 +119,14 @@ def _age(age_s: object) -> str:
     return f'<p class="dim">as they said within the last {max(1, round(age_s))} s; asked every {STATES_S} s</p>'
 
 
+def _untracked(found: object) -> str:
+    names, count = found if isinstance(found, list) else ("", 0)
+    if not number(count):
+        return ""
+    nodes = "1 node" if count == 1 else f"{count} nodes"
+    return f'<p>Something <b class="warn">untracked</b> on {nodes}: {text(names)}</p>'
+
+
 def _holds(holds: Iterable[Mapping[str, Any]]) -> str:
     """What stops the whole fleet stands above everything else."""
     out = []
@@ -153,6 +162,7 @@ def page(s: Mapping[str, Any]) -> str:
         + "".join(f"<div><dt>{label}</dt><dd>{value}</dd></div>" for label, value in facts)
         + f"</dl><h2>Nodes by state</h2>{_age(s.get('states_age_s'))}"
         + _table(["state", "#nodes", "", "names"], _states(s.get("states", {})), "None is known.")
+        + _untracked(s.get("untracked"))
         + "<h2>Open groups</h2>"
         + _table(["group", "state", "#left", "owner", "message", "nodes"], _groups(groups), "None.")
         + "</body></html>\n"
@@ -182,6 +192,9 @@ def metrics(s: Mapping[str, Any]) -> bytes:
         for name, key, about, family in plain:
             if isinstance(s.get(key), int | float):
                 yield family(f"pact_{name}", about, value=float(s[key]))
+        if "untracked" in s:
+            about = "Nodes with something below a tracked pattern that nobody declared."
+            yield GaugeMetricFamily("pact_nodes_untracked", about, value=float(number(s["untracked"][1])))
         if "holds" in s:
             yield GaugeMetricFamily("pact_fleet_holds", "Holds of the whole fleet.", value=float(len(s["holds"])))
         labelled: list[tuple[str, str, str, str, Callable[..., Any]]] = [

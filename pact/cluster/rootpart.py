@@ -43,15 +43,17 @@ FRESH_NS: Final = 2 * NS_PER_S  # who has come since is asked so soon
 
 
 class States:
-    """What state each node said that it is in. Every connected node is in one of them: who has not answered yet, or did
-    not in time, in ``unknown``.
+    """What state each node said that it is in, and whether something is untracked there. Every connected node is in one
+    of them: who has not answered yet, or did not in time, in ``unknown``.
     """
 
     def __init__(self) -> None:
         self._of: dict[str, str] = {}
+        self._new: set[str] = set()
         self._asked: set[str] = set()
         self._folded: dict[str, Folded] = {}
         self._folded_for: frozenset[str] | None = None
+        self._folded_new = Folded([])
 
     def unasked(self, connected: Iterable[str]) -> list[str]:
         return [n for n in connected if n not in self._of and n not in self._asked]
@@ -59,8 +61,9 @@ class States:
     def asked(self, names: Iterable[str]) -> None:
         self._asked.update(names)
 
-    def heard(self, names: Iterable[str], state: str) -> None:
+    def heard(self, names: Iterable[str], state: str, untracked: bool = False) -> None:
         self._asked.difference_update(names)
+        (self._new.update if untracked else self._new.difference_update)(names)
         self._of.update(dict.fromkeys(names, state if state in STATES else UNKNOWN))  # a node may call it anything
         self._folded_for = None
 
@@ -70,12 +73,19 @@ class States:
         if names != self._folded_for:
             self._of = {n: s for n, s in self._of.items() if n in names}
             self._asked &= names
+            self._new &= names
             found: dict[str, list[str]] = {}
             for name in names:
                 found.setdefault(self._of.get(name, UNKNOWN), []).append(name)
             self._folded = {state: Folded(of_state) for state, of_state in found.items()}
+            self._folded_new = Folded(list(self._new))
             self._folded_for = names
         return self._folded
+
+    def untracked(self, connected: Iterable[str]) -> Folded:
+        """Where something is that nobody declared, below a tracked pattern."""
+        self.of(connected)
+        return self._folded_new
 
 
 class RootPart:
@@ -267,7 +277,8 @@ class RootPart:
         states = self.states
 
         def part(names: list[str], body: bytes) -> None:
-            states.heard(names, str(answer_of(body)["result"].get("state", UNKNOWN)))
+            result = answer_of(body)["result"]
+            states.heard(names, str(result.get("state", UNKNOWN)), result.get("untracked") is True)
 
         def done(lost: dict[str, str]) -> None:
             states.heard(lost, UNKNOWN)
@@ -287,12 +298,14 @@ class RootPart:
         away = root.questions.targets(None)[1]
         if away != self._away.names:
             self._away = Folded(away)
+        new = self.states.untracked(root.nodes)
         by_state = {**self.states.of(root.nodes), **({"away": self._away} if away else {})}
         return {
             "root": True, "leading": True, "fence": root.fence, "gseq": state.gseq, "oldest": self.oldest,
             "events": root.counters.events, "commit_s": self.commit_ns / 1e9, "connected": len(root.nodes),
             "states_age_s": max(0, root.t_ns - self._states_at_ns + STATES_NS) / 1e9,
             "states": {s: [folded, len(folded.names)] for s, folded in by_state.items()},
+            "untracked": [new, len(new.names)],
             "group_states": Counter(g["state"] for g in groups), "calls": len(root.questions.open),
             "groups": groups[:page.ROWS_MAX], "holds": root.holds(),
             "refused": dict(root.counters.refused), "healthy": not self.trouble, "trouble": self.trouble,

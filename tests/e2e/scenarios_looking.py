@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import tomllib
+import urllib.request
 
 from scenarios import CHANGE, CONF, Site, apply, build, group, has, main, ok, scenario, wait_until, write
 
@@ -49,6 +52,23 @@ def what_cannot_be_applied_on_one_node_is_applied_on_none(site: Site) -> None:
     gid = apply(site, names)
     ok(site, "rollback", gid)
     assert [has(site, n) for n in names] == ["old\n"] * 4
+
+
+@scenario
+def the_page_and_the_metrics_say_where_something_is_untracked(site: Site) -> None:
+    build(site, 2)
+    place = os.path.dirname(CONF)
+    address = tomllib.loads((site.work / "root.toml").read_text())["aggregator"]["http"]
+
+    def read(path: str) -> str:
+        with urllib.request.urlopen(f"http://{address}{path}", timeout=5) as answer:
+            return str(answer.read().decode())
+
+    assert "untracked" not in read("/") and "pact_nodes_untracked 0.0" in read("/metrics")
+    assert site.local("n2", "track", f"file:{place}/**", "report").code == 0
+    site.nodes["n2"].path(f"{place}/new.conf").write_text("new\n")
+    wait_until(lambda: "pact_nodes_untracked 1.0" in read("/metrics"), "the nodes are asked every 15 s", 40)
+    assert "on 1 node: n2" in read("/") and "new.conf" not in read("/")
 
 
 if __name__ == "__main__":

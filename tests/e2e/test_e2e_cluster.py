@@ -104,3 +104,8 @@ def test_what_cannot_be_applied_on_one_node_is_applied_on_none() -> None:
 @pytest.mark.invariant("G6")
 def test_who_looks_at_a_group_sees_its_members_as_they_are() -> None:
     scenario("who_looks_at_a_group_sees_its_members_as_they_are", SCRIPT.with_name("scenarios_looking.py"))
+
+
+@pytest.mark.invariant("U1")
+def test_the_page_and_the_metrics_say_where_something_is_untracked() -> None:
+    scenario("the_page_and_the_metrics_say_where_something_is_untracked", SCRIPT.with_name("scenarios_looking.py"))
