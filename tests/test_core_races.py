@@ -9,7 +9,7 @@ import pytest
 
 from pact.core.events import Asked, Caller, Event, Observed, Sighting, Ticked
 from pact.core.settings import Settings
-from pact.model import NS_PER_S, Attrs, Declared, Owner
+from pact.model import NS_PER_S, UNATTRIBUTED, Attrs, Declared, Owner
 from pact.sim.world import World, person, with_settings
 
 S = NS_PER_S
@@ -39,6 +39,44 @@ def drifts(world: World, resource: str, value: Attrs, owner: Owner) -> Callable[
         return Observed(world.t_ns, world.wall_ns, [Sighting(resource, value, owner)])
 
     return event
+
+
+@pytest.mark.invariant("C5", "C9", "S1")
+def test_what_another_takes_over_while_it_is_looked_at_is_not_committed() -> None:
+    """The last look finds what was recorded last: it is another's, whom nobody has asked about."""
+    world = started()
+    world.write(A, ONE, ANN.owner)
+    world.machine[A] = TWO  # written, and the event of it comes after the look
+    token = asked(world, "commit", ANN, targets=[], message="mine", ttl_ns=None)
+    world.feed(drifts(world, A, TWO, BOB.owner))
+    assert world.replies[token].exit_code == 4
+    assert world.node.state.declared(A) == Declared(dict(ZERO))
+    world.check()
+
+
+@pytest.mark.invariant("C5")
+def test_what_nobody_wrote_while_it_was_looked_at_is_not_committed_unseen() -> None:
+    world = started()
+    world.write(A, ONE, ANN.owner)
+    world.machine[A] = TWO  # written, and the event of it comes after the look
+    token = asked(world, "commit", ANN, targets=[], message="mine", ttl_ns=None)
+    world.feed(drifts(world, A, TWO, UNATTRIBUTED))
+    assert world.replies[token].exit_code == 4
+    assert world.node.state.declared(A) == Declared(dict(ZERO))
+    world.check()
+
+
+@pytest.mark.invariant("T1")
+def test_a_trial_of_a_trial_goes_back_to_what_was_declared_for_good() -> None:
+    world = started()
+    world.write(A, ONE, ANN.owner)
+    world.ask("commit", ANN, targets=[], message="one", ttl_ns=900 * S)
+    world.write(A, TWO, ANN.owner)
+    world.ask("commit", ANN, targets=[], message="two", ttl_ns=1800 * S)
+    assert world.node.state.declared(A) == Declared(dict(TWO))
+    world.advance(DAY)
+    assert world.node.state.declared(A) == Declared(dict(ZERO)) and world.machine[A] == ZERO
+    world.check()
 
 
 @pytest.mark.invariant("R2", "A4")

@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pact._fast import reference
@@ -67,6 +67,8 @@ def test_offsets_that_leave_something_out_or_step_down_are_refused(offsets: list
     assert isinstance(mine, array) == (sorted(offsets) == offsets and offsets[:1] == [0] and offsets[-1:] == [4])
 
 
+@example(0.0, 9_208_081_978_490_881, 0.0)  # as a double it is one less
+@example(0.0, (1 << 63) - 1, 0.0)
 @given(ANY, st.integers(-5, (1 << 63) + 5), ANY)
 def test_one_window_is_the_same_from_both_and_never_above_base(m: float, base: int, sensitivity: float) -> None:
     mine = outcome(lambda: norms.window_ns(m, base, sensitivity))

@@ -200,7 +200,9 @@ cdef inline int64_t one_window(double magnitude, int64_t base, double sensitivit
     if not (magnitude >= 0.0 and isfinite(magnitude)):
         return -1
     window = <double>base / (1.0 + magnitude * sensitivity)
-    return base if window >= <double>base else <int64_t>window
+    if window >= 9223372036854775808.0:  # 2^63: a base near it is rounded up to it
+        return base
+    return min(<int64_t>window, base)
 
 
 cdef int windows(const double *m, int64_t n, int64_t base, double sensitivity, int64_t *out) noexcept nogil:

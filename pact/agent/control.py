@@ -15,6 +15,7 @@ import struct
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import orjson
@@ -42,7 +43,7 @@ SIGN_S: Final = 2.0  # who waits for an answer is told so often that the agent i
 
 
 class Client:
-    """One connection. ``caller`` is fixed at accept."""
+    """One connection. Who its ``caller`` is stays; his role is what the groups of that process give him."""
 
     remote = False  # one of the cluster's, without a socket
     open = True
@@ -193,13 +194,14 @@ class Control:
 
     def _caller(self, sock: socket.socket) -> Caller:
         pid, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-        gids = _peer_groups(sock)
         owner = owner_of(writer_of_peer(pid, uid))
+        return Caller(Actor(owner.user, uid, self._role(uid, _peer_groups(sock)), "socket"), owner)
+
+    def _role(self, uid: int, gids: set[int]) -> str:
         if uid != 0 and time.monotonic() - self._groups_read_s >= GROUPS_FOR_S:
             self._groups_read_s = time.monotonic()
             self._admin, self._ops = map(_gids, self._group_names)
-        role = "admin" if uid == 0 or gids & self._admin else "ops" if gids & self._ops else "viewer"
-        return Caller(Actor(owner.user, uid, role, "socket"), owner)
+        return "admin" if uid == 0 or gids & self._admin else "ops" if gids & self._ops else "viewer"
 
     def serve(self, on_line: Callable[[Client, bytes], None]) -> None:
         """Carry out what was asked: admins first, one request a client in turn, for a bounded time.
@@ -262,9 +264,14 @@ class Control:
         self.flush(client)
 
     def name_groups(self, admin_groups: Sequence[str], ops_groups: Sequence[str]) -> None:
-        """From now on who connects has the roles of these."""
+        """From now on everybody has the roles of these, also who is connected."""
         self._group_names = (tuple(admin_groups), tuple(ops_groups))
         self._groups_read_s = -GROUPS_FOR_S
+        for client in self.clients.values():
+            actor = client.caller.actor
+            if actor.via == "socket" and actor.uid is not None:
+                role = self._role(actor.uid, _peer_groups(client.sock))
+                client.caller = replace(client.caller, actor=replace(actor, role=role))
 
     def show_life(self) -> None:
         """The socket's time says when the loop last turned; who waits for an answer is told that it is worked on."""

@@ -16,7 +16,7 @@ from pact.core.change import Change
 from pact.core.events import AGENT_CALLER, Asked, Caller, Look, Looked, Probe, Probed, Sighting
 from pact.core.membership import DECIDED, NOT_APPLIED, OPEN, PREPARED, Membership, check_fence
 from pact.errors import EXIT_BLOCKED, EXIT_FAILED, ConflictError
-from pact.model import Declared, Holder, Unreadable
+from pact.model import Attrs, Declared, Holder, Unreadable
 
 if TYPE_CHECKING:
     from pact.core.node import Job, Node
@@ -306,7 +306,7 @@ def _commit(node: Node, group: Membership, event: Asked) -> None:
     resources = {}
     for resource, attrs in group.resources.items():
         declared = state.declared(resource) or Declared(attrs)
-        resources[resource] = replace(declared, attrs=attrs, restorable=True).to_json()
+        resources[resource] = replace(declared, attrs=_over(declared.attrs, attrs), restorable=True).to_json()
     own = state.changes.get(group.change or "")
     for resource in own.bound_together(group.resources) if own is not None else ():  # C8
         followed = state.declared(resource)
@@ -322,6 +322,14 @@ def _commit(node: Node, group: Membership, event: Asked) -> None:
     node.record("group_finished", {"group": group.id, "outcome": "committed"}, event.caller.actor)
     node.sight(apart)
     node.recheck(tuple(resources))
+
+
+def _over(declared: Attrs | None, wanted: Attrs | None) -> Attrs | None:
+    """What the group wants, and of what it does not name (owner, mode, that it is a secret) what was declared."""
+    if declared is None or wanted is None or declared.get("type") != wanted.get("type") or "fstype" in wanted:
+        return wanted
+    kept = {k: v for k, v in declared.items() if k not in ("reads", "sha256", "size", "target")}
+    return {**kept, **wanted}
 
 
 def roll_back(node: Node, group: Membership, caller: Caller, *, force: bool = False) -> None:

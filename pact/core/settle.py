@@ -72,7 +72,10 @@ def asked_commit(node: Node, event: Asked) -> None:
 
 def begin_commit(node: Node, event: Asked, ids: Sequence[str], args: dict[str, Any]) -> None:
     require_whole(node, ids)
-    job = node.job("commit", event.caller, token=event.token, ids=tuple(ids), args=args)
+    state = node.state
+    seen = {r: (c.id, list(c.members[r].also), c.members[r].actual)
+            for r in ids if (c := state.change_of(r)) is not None}  # fmt: skip
+    job = node.job("commit", event.caller, token=event.token, ids=tuple(ids), args={**args, "asked": seen})
     node.emit(Look(job.n, job.ids))
 
 
@@ -101,7 +104,10 @@ def looked_commit(node: Node, job: Job, event: Looked) -> None:
             raise ConflictError(f"too late: {sighting.resource} was settled or is being rolled back", "see pact log")
         if isinstance(sighting.observation, Unreadable):
             raise ConflictError(f"{sighting.resource} cannot be read now: {sighting.observation.why}")
-        if sighting.observation != change.members[sighting.resource].actual:
+        member, (cid, also, actual) = change.members[sighting.resource], job.args["asked"][sighting.resource]
+        if (cid, also) != (change.id, list(member.also)):  # another's by now, whom nobody has asked about  # C9, S1
+            raise ConflictError(f"{sighting.resource} was changed by {change.owner.user} meanwhile", "see pact diff")
+        if not sighting.observation == member.actual == actual:
             moved.append(sighting.resource)
     if moved:
         node.sight(s for s in event.sightings if s.resource in moved)

@@ -427,6 +427,9 @@ class State:
         data = record.data
         for resource, value in data["resources"].items():
             earlier = self._declared.get(resource)
+            trial = self.ttls.get(resource)
+            if trial is not None:  # what a trial of a trial goes back to is what was declared for good  # T1
+                earlier = None if trial.earlier is None else orjson.dumps(trial.earlier)
             self._void_ttl(resource)
             if data["expires_ns"] is not None:
                 self.ttls[resource] = Ttl(

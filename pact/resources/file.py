@@ -266,7 +266,7 @@ class File(Kind):
     def secret(self, attrs: Attrs | None) -> bool:
         if attrs is None or attrs.get("type") != "file":
             return False
-        return bool(attrs.get("secret")) or not int(attrs.get("mode", "0644"), 8) & 0o004
+        return bool(attrs.get("secret")) or not int(attrs.get("mode", "0"), 8) & 0o004
 
     def marked(self, name: str, attrs: Attrs | None) -> Attrs | None:
         """``secret`` where a directory on the way is closed now: what is mounted there may be gone when it is shown."""

@@ -240,7 +240,8 @@ class Mount(Kind):
         keys = {o.partition("=")[0] for o in declared if "=" in o}
         kept = [o for o in actual["options"] if o not in gone and o.partition("=")[0] not in keys and o not in declared]
         words = [*kept, *declared]
-        if "root" in actual or _is_bind(target):  # its file system, which others use too, is left alone
+        if "root" in actual or _is_bind(target) or self._is_shared(name, target, actual):
+            # its file system, which others use too, is left alone
             words = ["bind", *(o for o in words if o in OWN_FLAGS)]
         options = ",".join(["remount", *words])
         # What it has now is named already. Merged by mount(8), an old noatime would win over a new relatime; a server's
@@ -248,6 +249,13 @@ class Mount(Kind):
         merged = [] if is_remote(actual["fstype"]) else [b"--options-mode", b"ignore"]
         command = [b"mount", b"-n", *merged, b"-o", options.encode(), b"--", decode_name(name)]
         run_tool("mount", MOUNT_TIMEOUT_S, command)
+
+    def _is_shared(self, name: str, target: Attrs, actual: Attrs) -> bool:
+        """Its file system is mounted elsewhere too, and only flags of this very mount are to be mended."""
+        entry = self.top(name)
+        lacking = [o for o in target["options"] if not _as_declared(target, [o], actual)]
+        return (entry is not None and all(o in OWN_FLAGS for o in lacking)
+                and not ("rw" in lacking and b"ro" in entry.super_options) and bool(Copies(entry).found))
 
     # -- consumers ----------------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ import sys
 import tomllib
 import urllib.request
 
-from scenarios import CHANGE, CONF, Site, apply, build, group, has, main, ok, scenario, wait_until, write
+from scenarios import CHANGE, CONF, DECLARED, Site, apply, build, group, has, main, ok, scenario, wait_until, write
 
 
 @scenario
@@ -52,6 +52,20 @@ def what_cannot_be_applied_on_one_node_is_applied_on_none(site: Site) -> None:
     gid = apply(site, names)
     ok(site, "rollback", gid)
     assert [has(site, n) for n in names] == ["old\n"] * 4
+
+
+@scenario
+def what_a_group_does_not_name_stays_declared(site: Site) -> None:
+    names = build(site, 2)
+    ok(site, "declare", write(site, "closed.toml", DECLARED.replace("0644", "0600")), "--nodes", ",".join(names))
+    change = write(site, "change.toml", CHANGE.replace('mode = "0644"\n', ""))
+    gid = ok(site, "apply", change, "--nodes", ",".join(names), "-m", "why")["group"]
+    ok(site, "commit", gid, "-m", "no word of the mode")
+    assert [has(site, n) for n in names] == ["new\n"] * 2
+    exported = site.local("n1", "export").out
+    assert "0600" in exported and "new" in exported, exported
+    site.nodes["n1"].path(CONF).chmod(0o644)
+    wait_until(lambda: site.local("n1", "check").code == 11, "its mode is still declared")
 
 
 @scenario

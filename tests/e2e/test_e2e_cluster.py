@@ -109,3 +109,8 @@ def test_who_looks_at_a_group_sees_its_members_as_they_are() -> None:
 @pytest.mark.invariant("U1")
 def test_the_page_and_the_metrics_say_where_something_is_untracked() -> None:
     scenario("the_page_and_the_metrics_say_where_something_is_untracked", SCRIPT.with_name("scenarios_looking.py"))
+
+
+@pytest.mark.invariant("G1", "C1")
+def test_what_a_group_does_not_name_stays_declared() -> None:
+    scenario("what_a_group_does_not_name_stays_declared", SCRIPT.with_name("scenarios_looking.py"))

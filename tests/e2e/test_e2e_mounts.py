@@ -61,6 +61,22 @@ def test_a_flag_of_the_upper_mount_is_mended_and_the_lower_one_stays(agent: Agen
     assert agent.world.sh(f"ls {point}").out == "upper\n"
 
 
+def test_a_flag_of_one_mount_is_mended_and_the_file_system_stays_writable_elsewhere(agent: Agent, point: str) -> None:
+    other = f"{TOP}/other"
+    agent.world.sh(f"mkdir {other} && mount -t tmpfs -o size=1m shared {other} && mount --bind {other} {point} && "
+                   f"mount -o remount,bind,ro,noexec {point}")  # fmt: skip
+    try:
+        agent.adopt(f"mount:{point}")
+        agent.world.sh(f"mount -o remount,bind,ro,exec {point}")
+        agent.change_of(f"mount:{point}")
+        agent.pact("rollback", "--all")
+        assert {"ro", "noexec"} <= options(agent, point)
+        agent.world.sh(f"echo more > {other}/f")
+        assert "ro" not in options(agent, other)
+    finally:
+        agent.world.sh(f"umount {point} {other}; rmdir {other}", check=False)
+
+
 def test_the_upper_mount_that_went_comes_back_over_the_lower_one(agent: Agent, point: str) -> None:
     agent.world.sh(f"mount -t tmpfs -o size=1m below {point}; touch {point}/below; mount -t tmpfs -o size=2m upper {point}")
     agent.adopt(f"mount:{point}")

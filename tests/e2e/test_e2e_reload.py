@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from typing import Any
@@ -48,6 +49,27 @@ def test_groups_get_their_roles_at_once(agent: Agent) -> None:
     agent.configure({"access": {"admin_groups": []}})
     hup(agent)
     assert agent.json("status", **who)["you"]["role"] == "viewer"
+
+
+def test_who_is_connected_loses_his_role_at_once_too(agent: Agent) -> None:
+    path = agent.file("f")
+    agent.drift(path)
+    agent.configure({"access": {"admin_groups": ["mail"]}})
+    hup(agent)
+    request = json.dumps({"op": "rollback", "args": {"targets": [], "all": True}})
+    script = ("import socket\nos.setgroups([8])\nos.setgid(1237)\nos.setuid(1237)\ns = socket.socket(socket.AF_UNIX)\n"
+              "s.connect(sys.argv[1])\nready()\ns.sendall(sys.argv[2].encode() + b'\\n')\n"
+              "print(s.recv(65536).decode(), flush=True)\n")  # fmt: skip
+    who = agent.world.python(script, str(agent.socket), request)
+    assert who.stdin is not None and who.stdout is not None
+    agent.ask("ping")  # it has been accepted by now
+    agent.configure({"access": {"admin_groups": []}})
+    hup(agent)
+    who.stdin.close()  # it goes on
+    answer = who.stdout.readline()
+    agent.world.end(who)
+    assert json.loads(answer)["exit"] == 3, answer
+    assert agent.world.path(path).read_text() != "declared\n"
 
 
 def test_hooks_are_run_from_the_new_place(agent: Agent) -> None:

@@ -29,6 +29,20 @@ def set_key(agent: Agent, key: str) -> None:
     agent.world.call(["tee", "/proc/sys/net/ipv4/tcp_fastopen_key"], input=key.encode())
 
 
+def test_the_content_of_a_file_without_a_declared_mode_is_not_for_everybody(agent: Agent) -> None:
+    """pact keeps the mode that the file has, which may be 0600."""
+    path = agent.world.path(f"{TOP}/pw")
+    path.write_text("PASSWORD=hunter1\n")
+    path.chmod(0o600)
+    agent.declare(f'[file."{TOP}/pw"]\ncontent = "PASSWORD=hunter2\\n"\n')
+    path.write_text("PASSWORD=hunter3\n")
+    agent.change_of(f"file:{TOP}/pw")
+    for words in (*LOOKING, *(["--json", *words] for words in LOOKING)):
+        assert "hunter" not in agent.pact(*words, **VIEWER).out, words
+    assert "hunter2" in agent.pact("export", **ADMIN).out
+    agent.pact("rollback", "--all")
+
+
 def nowhere(agent: Agent) -> None:
     """No key in any answer to who is no admin."""
     shows = [["show", str(r["seq"])] for r in agent.records() if "aaaa000" in json.dumps(r)]

@@ -66,7 +66,7 @@ def test_viewers_who_hold_connections_keep_no_operator_out(make_agent: Any) -> N
     agent.pact("check", uid=3006, check=5)  # the viewers' places are taken, and they are told so
     for process in crowd:
         agent.world.end(process)
-    agent.pact("check", uid=3006)
+    agent.pact("check", uid=3006, check=11)  # nothing is declared
     agent.close()
 
 
