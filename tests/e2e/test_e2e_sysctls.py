@@ -241,7 +241,7 @@ def test_what_the_kernel_made_of_a_value_is_compared(agent: Agent, name: str, de
     no_drift(agent)
     put(agent, name, before)
     agent.drifted(f"sysctl:{name}")
-    agent.pact("rollback")
+    agent.pact("rollback", "--all")
     assert get(agent, name).startswith(reads)
     assert agent.status()["changes"] == []
     put(agent, name, before)
