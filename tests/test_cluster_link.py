@@ -44,7 +44,7 @@ class Node:
                                    rack=""),
             journal=self.journal, journal_error="", clock=SimpleNamespace(now_ns=boottime_ns),
             now=lambda: (boottime_ns(), 1), node=SimpleNamespace(state=SimpleNamespace(groups={})),
-            watch_fd=lambda fd: None, unwatch_fd=lambda fd: None, step=lambda event: None)  # fmt: skip
+            watch_fd=lambda fd: None, unwatch_fd=lambda fd: None, tell=lambda event: None)  # fmt: skip
         self.link = Link(agent)  # type: ignore[arg-type]
 
     def record(self, count: int = 1) -> list[tuple[Record, bytes]]:

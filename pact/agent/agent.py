@@ -27,7 +27,7 @@ from pact.agent.notices import Notices
 from pact.agent.notify import Notifier, log
 from pact.agent.requests import Requests
 from pact.agent.signatures import moved_since
-from pact.agent.statedir import MountPoints, own_paths, take_state_dir, wanted_contents
+from pact.agent.statedir import MountPoints, Underway, own_paths, take_state_dir, wanted_contents
 from pact.agent.tracking import discovered
 from pact.agent.watching import Watching
 from pact.agent.worker import Result, Worker, distance_n, observe
@@ -43,7 +43,9 @@ from pact.core.events import (
     Discover,
     Effect,
     Event,
+    FleetTold,
     JobFailed,
+    LinkChanged,
     Look,
     Looked,
     Observed,
@@ -51,6 +53,7 @@ from pact.core.events import (
     Probe,
     Probed,
     Recheck,
+    Reconfigured,
     Reply,
     Scanned,
     Sighting,
@@ -75,7 +78,13 @@ JOURNAL_RETRY_NS: Final = 2 * NS_PER_S
 SNAPSHOT_EVERY: Final = 10_000
 CATCH_UP_MAX: Final = 64
 BOOT_WAIT_NS: Final = 120 * NS_PER_S
+#: So much longer a start may take after each sign of life: more than a hanging mount command may.
+START_SIGN_USEC: Final = 90_000_000
 EVENTS_MAX: Final = 64
+#: Events that are heard later if they cannot be recorded now: nobody would say them again.
+OWED: Final = (Covered, Denied, FleetTold, LinkChanged, Reconfigured)
+OWED_MAX: Final = 1000
+POINTS_NS: Final = NS_PER_S
 HEALTH_NS: Final = 5 * NS_PER_S
 TRIM_RECORD_BYTES: Final = 16 << 10
 
@@ -113,6 +122,9 @@ class Agent:
         boot = clock.boot_id()
         self._mount_points = MountPoints(os.path.join(config.state_dir, "mounts"))
         MOUNT_MEMORY.keep_in(os.path.join(config.state_dir, "mounts-seen"), boot)
+        self._underway = Underway(os.path.join(config.state_dir, "underway"))
+        self._owed: list[Event] = []  # what the core is to hear when there is a journal again
+        self._reload_owed = False  # not even read could what is durable be
         self._room_pruned = -1
         offset_ns, self._reboot = clock.continue_from(
             state, boot, boottime=clock.boottime_ns(), wall_ns=clock.Clock.wall_ns(),
@@ -128,13 +140,16 @@ class Agent:
         self._last_snapshot = self.journal.seq
         self._retry_journal_ns = 0
         self._next_health_ns = 0
+        self._next_sign_ns = 0
+        self._next_points_ns = 0
         self._untrimmed = False
         self._stopping = ""
         self._reread = False
         self._epoll = select.epoll()
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._blobs = blobs = BlobReader(path)
-        self.worker = Worker("pact-worker", config.file_limit, self._room, blobs, self.ignore, self._wake)
+        self.worker = Worker("pact-worker", config.file_limit, self._room, blobs, self.ignore, self._wake,
+                             self._underway)  # fmt: skip
         self._slow = Worker("pact-slow", config.file_limit, self._room, blobs, self.ignore, self._wake)
         self.asking = Worker("pact-asking", config.file_limit, self._room, blobs, self.ignore, self._wake)
         self._slow_pending: dict[str, Owner | None] = {}
@@ -182,8 +197,9 @@ class Agent:
             elif declared_value is not None:  # ignored since it drifted: it is no drift any more
                 sightings.append(Sighting(resource, declared_value.attrs))
         while self.watching.has_due:
+            self._starting()
             sightings += self._look_at(self.watching.take(self.clock.now_ns(), everything=True))
-        self.step(Scanned(*self.now(), sightings, self._reboot))
+        self.step(Scanned(*self.now(), sightings, self._reboot, dict(self._underway.deaths)))
         self._wait_for_boot_job()
         self.watching.tracking.follow(self.node.state.tracked)
         self._check_health()
@@ -197,8 +213,16 @@ class Agent:
         """What the reboot reset is brought back before the agent says that it is ready.  # B1"""
         ends_ns = self.clock.now_ns() + BOOT_WAIT_NS
         while any(j.kind == "boot" for j in self.node.jobs.values()) and self.clock.now_ns() < ends_ns:
+            self._starting()
             select.select([self._wake_fd], [], [], 1.0)
             self._take_results()
+
+    def _starting(self) -> None:
+        """The service manager waits on: what it would kill now would begin again.  # B3"""
+        now_ns = self.clock.now_ns()
+        if now_ns >= self._next_sign_ns:
+            self._next_sign_ns = now_ns + NS_PER_S
+            self.notifier.send(f"EXTEND_TIMEOUT_USEC={START_SIGN_USEC}", "STATUS=bringing back what the boot reset")
 
     def run(self) -> None:
         """Until SIGTERM or SIGINT."""
@@ -241,13 +265,14 @@ class Agent:
             self.step(Stopping(*self.now(), self._stopping or "closed"))
             self._snapshot()
             self._save_cache()
-            self._mount_points.save(boot_id=self.node.state.boot_id, points=self.watching.points())
+            self._save_points()
         self.watching.close()
         if ended:
             self._blobs.close()  # the last connection folds SQLite's log into the file
         self.journal.close()
         self._epoll.close()
         os.close(self._wake_fd)
+        self._underway.close()
         os.close(self._lock)
         if not ended:
             os._exit(0)  # a worker hangs in the kernel; everything is saved
@@ -286,6 +311,8 @@ class Agent:
             due.append(new_ns)
         if self._untrimmed:
             due.append(self._next_health_ns)
+        if self.watching.points_moved and not self.journal_error:
+            due.append(self._next_points_ns)
         if self.control.paused_any():
             due.append(now_ns + NS_PER_S // 2)
         if (sign_s := self.control.next_sign_s()) is not None:
@@ -341,6 +368,8 @@ class Agent:
             self._check_health()
         if self.watching.cycle_ended:
             self._save_cache()
+        if self.watching.points_moved and now_ns >= self._next_points_ns:
+            self._save_points()
         if self.link is not None:
             self.link.turn()
         self._publish()
@@ -389,8 +418,17 @@ class Agent:
         covered, self.watching.covered = self.watching.covered, {}
         for resource, (attrs, owner) in covered.items():
             if self.ignore.match(resource) is None:
-                self.step(Covered(*self.now(), {resource: attrs}, owner))
+                self.tell(Covered(*self.now(), {resource: attrs}, owner))
+        self._save_points()
+
+    def _save_points(self) -> None:
+        """What is mounted now, for the next run: soon, as this one may be killed, and whenever something is declared:
+        a mount that was there before is not taken for one that came later and hides it."""
+        if self.watching.covered or self._owed or self.journal_error:
+            return  # a run that finds it known would never record it
         self._mount_points.save(boot_id=self.node.state.boot_id, points=self.watching.points())
+        self.watching.points_moved = False
+        self._next_points_ns = self.clock.now_ns() + POINTS_NS
 
     def _observe(self, now_ns: int) -> None:
         if self.watching.covered:
@@ -444,6 +482,9 @@ class Agent:
 
     def _take_result(self, result: Result) -> None:
         now = self.now()
+        if result.stored is not None:
+            result.stored.put(self._keep(result.blobs))
+            return
         self.stage(result.blobs)
         event: Event
         if result.make is None:
@@ -454,9 +495,13 @@ class Agent:
         if isinstance(event, Acted):
             self.watching.drain()
             self.watching.end(event.job)
+        if isinstance(event, Asked) and event.token not in self._tokens:
+            return  # it was answered meanwhile: that nothing was changed is final
         if self.journal_error:
             if isinstance(event, Observed | Acted):
                 self._note_unrecorded(event.sightings)
+            if isinstance(event, Acted):
+                self._note_unrecorded(event.moved)
             return
         self.watching.drain()
         self.step(event)
@@ -466,6 +511,16 @@ class Agent:
                     self.watching.touch(sighting.resource, None)
 
     # -- the step -----------------------------------------------------------------------------------------------
+
+    def _keep(self, blobs: Mapping[str, bytes]) -> str:
+        """Make contents durable that a job under way will need. ``""``, or why not."""
+        if not self.journal_error:
+            try:
+                self.journal.append((), blobs)
+            except JournalError as exc:
+                self._journal_lost(exc, Ticked(*self.now()))
+                return exc.message
+        return self.journal_error
 
     def stage(self, blobs: Mapping[str, bytes]) -> None:
         """Contents to be stored with the next records."""
@@ -505,7 +560,9 @@ class Agent:
                 self.control.flush(client)
         elif isinstance(effect, Look | Probe | Act | Discover):
             self._note_begun(effect)
-            self.worker.submit(effect)
+            job = self.node.jobs.get(effect.job)
+            about = "" if job is None else job.kind if job.kind == "boot" else job.change or ""
+            self.worker.submit(effect, about)
         elif isinstance(effect, Recheck):
             for resource in effect.resources:
                 self.watching.touch(resource, None)
@@ -531,6 +588,8 @@ class Agent:
                 here = [r for r in named if r in self.node.state]
                 fresh = [r for r in here if r not in self.watching and self.ignore.match(r) is None]
                 self.watching.add(fresh)
+                if self.watching.points_moved and fresh:
+                    self._save_points()
                 for resource in here:  # what was read may be long ago, and no event comes any more  # C5
                     if resource in self.watching:
                         self.watching.touch(resource, None)
@@ -603,6 +662,10 @@ class Agent:
         self._reload()
         if isinstance(event, Observed | Scanned | Acted | Probed | Looked):
             self._note_unrecorded(event.sightings)
+        if isinstance(event, Acted):
+            self._note_unrecorded(event.moved)
+        if isinstance(event, OWED):
+            self._owe(event)
         untouched = UnreachableError(error.message, "nothing was changed; free space or mend the disk, then repeat")
         begun = UnreachableError(f"{error.message}; what was asked for was begun, and its result could not be recorded",
                                  "free space or mend the disk, then see pact status")  # fmt: skip
@@ -615,10 +678,42 @@ class Agent:
         self._begun.clear()
 
     def _reload(self) -> None:
+        """Back to what is durable. A disk that fails reads too: the node goes on watching with what it has in memory,
+        says so, and tries again.  # F3"""
         before = self.node
-        self.node = Node(self.config.name, MachineRules(), load_state(self.journal), jobs_from=before.jobs_numbered)
+        try:
+            state = load_state(self.journal)
+        except PactError as exc:
+            self._reload_owed = True
+            log(f"{exc.message}: it cannot be read either; what is shown may be more than is recorded", 2)
+            return
+        self._reload_owed = False
+        self.node = Node(self.config.name, MachineRules(), state, jobs_from=before.jobs_numbered)
         self.node.unreadable = before.unreadable
         self.node.alone_since_ns, self.node.fleet_seq = before.alone_since_ns, before.fleet_seq
+
+    def tell(self, event: Event) -> None:
+        """The core hears it now, or when there is a journal again: it is durable, or it is owed.  # J9"""
+        if self.journal_error:
+            self._owe(event)
+        else:
+            self.step(event)
+
+    def _owe(self, event: Event) -> None:
+        """What is owed, in order; of what the newest alone counts, the newest."""
+        if isinstance(event, FleetTold | LinkChanged | Reconfigured):
+            self._owed = [e for e in self._owed if type(e) is not type(event)]
+        elif len(self._owed) >= OWED_MAX:
+            return  # said in the log when the journal was lost: refusals by the thousand, or mounts
+        self._owed.append(event)
+
+    def _pay(self) -> bool:
+        """Tell the core what it has not heard. False if the journal was lost again."""
+        while self._owed and not self.journal_error:
+            event = self._owed.pop(0)
+            t_ns, wall_ns = self.now()
+            self.step(replace(event, t_ns=t_ns, wall_ns=wall_ns))
+        return not self.journal_error
 
     def _observe_unrecorded(self, now_ns: int) -> None:
         """Without a journal drift is seen and shown, and recorded when the journal is back."""
@@ -643,12 +738,22 @@ class Agent:
         self._retry_journal_ns = now_ns + JOURNAL_RETRY_NS
         try:
             self.journal.probe()
+            if self._reload_owed:
+                self._reload()
         except JournalError:
+            return
+        if self._reload_owed:
             return
         log("the journal can be written again")
         self.journal_error = ""
+        if not self._pay():  # a stop of the fleet is heard before anything is due
+            return
         sightings = list(self.unrecorded.values())
         self.unrecorded.clear()
+        for resource in self.node.state.declared_ids() if self.node.state.boot_owed is not None else ():
+            self.watching.touch(resource, None)
+        while self.watching.has_due and self.node.state.boot_owed is not None:
+            sightings += self._look_at(self.watching.take(self.clock.now_ns(), everything=True))
         self.watching.tracking.rest(False)
         self.watching.tracking.walk_again()
         self.step(Scanned(*self.now(), sightings, False))  # also takes up rollbacks that were cut off
@@ -680,9 +785,7 @@ class Agent:
 
     def record_denied(self, op: str, error: DeniedError, caller: Caller) -> None:
         """A refusal that the core did not decide is journaled all the same.  # S3"""
-        if self.journal_error:
-            return
-        self.step(Denied(*self.now(), op, error.message, caller))
+        self.tell(Denied(*self.now(), op, error.message, caller))
 
     def journal_json(self) -> dict[str, Any]:
         seq = self.node.state.seq

@@ -27,7 +27,7 @@ from pact.agent.notify import log
 from pact.cluster import keys
 from pact.cluster.links import Links
 from pact.core import groups
-from pact.core.events import Caller, Event, FleetTold, LinkChanged
+from pact.core.events import Caller, FleetTold, LinkChanged
 from pact.core.outbox import WITH_ANSWER_RECORDS, Outbox, Read, Up, can_wait, with_answer
 from pact.core.records import Record, rfc3339
 from pact.core.uplink import OF_LINKS, Deliver, Effect, Lost, Uplink
@@ -139,7 +139,6 @@ class Link:
         self._cache: OrderedDict[tuple[int, str], bytes] = OrderedDict()
         self._cached_bytes = 0
         self._uids: dict[str, tuple[float, int | None]] = {}
-        self._untold: list[Event] = []
         self._begun = dict.fromkeys(self._calls_begun())
         self._since_wall_ns = 0
 
@@ -162,10 +161,6 @@ class Link:
     def turn(self) -> None:
         """A bounded amount of work."""
         now_ns = self.agent.clock.now_ns()
-        if self._untold and not self.agent.journal_error:
-            untold, self._untold = self._untold, []
-            for event in untold:
-                self._tell(event)
         if not self.uplink.connected:
             for parent in self.links.refusing():
                 self._refused_by(f"{parent} does not know the key of this node ({self._public}): it must stand in "
@@ -216,7 +211,7 @@ class Link:
             elif isinstance(effect, Lost):
                 log(f"cluster: no parent: {effect.why}", 4)
                 self.outbox.lost()
-                self._tell(LinkChanged(*self.agent.now(), False))
+                self.agent.tell(LinkChanged(*self.agent.now(), False))
             else:
                 log(f"cluster: {effect.text}", 4)
 
@@ -317,7 +312,7 @@ class Link:
             self._todo.clear()
             self._queue(self.outbox.welcomed(head["credit"], now_ns))
             self._fleet(head["fleet"])
-            self._tell(LinkChanged(now_ns, wall_ns, True))
+            self.agent.tell(LinkChanged(now_ns, wall_ns, True))
         elif kind == "ack":
             for node, incarnation, seq, rewind in head["cursors"]:
                 if node == self.uplink.name:
@@ -330,14 +325,7 @@ class Link:
     def _fleet(self, fleet: Mapping[str, Any] | None) -> None:
         if fleet is not None:
             self._queue(self.outbox.led(fleet["fence"]))
-            self._tell(FleetTold(*self.agent.now(), fleet["fence"], fleet["seq"], fleet["holds"]))
-
-    def _tell(self, event: Event) -> None:
-        """The core hears it now, or when there is a journal again."""
-        if self.agent.journal_error:
-            self._untold = [e for e in self._untold if type(e) is not type(event)] + [event]
-        else:
-            self.agent.step(event)
+            self.agent.tell(FleetTold(*self.agent.now(), fleet["fence"], fleet["seq"], fleet["holds"]))
 
     # -- calls --------------------------------------------------------------------------------------------------
 

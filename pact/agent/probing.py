@@ -81,7 +81,7 @@ def _carry(step: Step, keep: Keep) -> tuple[str, dict[str, Any]]:
         return f"{step.id} changes while it is read", {"attrs": step.actual}
     save = {"attrs": seen, "secret": secret}
     if seen["type"] == "file":
-        if seen["sha256"] not in keep.blobs:
+        if seen["sha256"] not in keep.known:
             why = keep.unkept.get(step.id, f"{seen['size']} bytes are too many to keep a copy of")
             return f"{step.id} is seen through what is replaced, and cannot be brought back: {why}; move it back", save
         save["sha256"] = seen["sha256"]

@@ -48,7 +48,7 @@ def reread(agent: Agent) -> None:
     agent.notices.enabled = agent.config.terminals
     agent.hooks.directory, agent.hooks.timeout_ns = agent.config.hooks_dir, agent.config.hooks_timeout_ns
     if DECIDING & set(now):
-        agent.step(Reconfigured(*agent.now(), agent.config.settings(), __version__))
+        agent.tell(Reconfigured(*agent.now(), agent.config.settings(), __version__))
         for resource in agent.node.state.member_of:  # weighed again
             agent.watching.touch(resource, None)
     log("the configuration was read again: " + (", ".join(NAMES[f] for f in now) or "nothing that runs has changed"))

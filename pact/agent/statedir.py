@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import fcntl
 import os
+import threading
 from collections.abc import Iterable
+from typing import Final
 
 import orjson
 
@@ -17,6 +19,7 @@ from pact.errors import PactError, UnreachableError
 from pact.journal.sqlite import SqliteJournal
 from pact.model import encode_name
 
+LEDGER_BYTES: Final = 4096
 SAVING: tuple[str, ...] = ("rollback_started", "declared", "applied")
 
 
@@ -73,6 +76,60 @@ class MountPoints:
             os.replace(self._path + ".new", self._path)
         except OSError:
             return
+
+
+class Underway:
+    """What the workers are at just now, on disk: so that a start knows what the process before it died of.  # F60
+
+    One small file that is never longer, written in place: a full disk does not stop it. ``deaths`` counts for each name
+    how many runs in a row have ended while it was under way; it counts on until a run ends while it is not.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._lock = threading.Lock()
+        self._now: dict[str, int] = {}
+        self.deaths: dict[str, int] = {}
+        try:
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError:
+            self._fd = -1  # best effort: without it nothing is counted
+            return
+        try:
+            said = orjson.loads(os.pread(self._fd, LEDGER_BYTES, 0).rstrip(b"\0 \n") or b"{}")
+            self.deaths = {str(what): int(n) + 1 for what, n in said.items()}
+        except (OSError, ValueError, TypeError, AttributeError):
+            pass  # what it says stays until something begins: a start that dies counts nothing
+
+    def begin(self, what: str) -> None:
+        """It is made durable: what kills the whole machine counts too."""
+        with self._lock:
+            self._now[what] = self.deaths.get(what, 0)
+            self._write(durable=True)
+
+    def end(self, what: str) -> None:
+        with self._lock:
+            self._now.pop(what, None)
+            self._write()
+
+    def _write(self, *, durable: bool = False) -> None:
+        if self._fd < 0:
+            return
+        raw = orjson.dumps(self._now)
+        try:
+            os.pwrite(self._fd, (raw if len(raw) <= LEDGER_BYTES else b"{}").ljust(LEDGER_BYTES), 0)
+            if durable:
+                os.fdatasync(self._fd)
+        except OSError:
+            pass
+
+    def close(self) -> None:
+        """A clean end: nobody died of anything."""
+        with self._lock:
+            self._now.clear()
+            self._write()
+            if self._fd >= 0:
+                os.close(self._fd)
+                self._fd = -1
 
 
 def wanted_contents(state: State, journal: SqliteJournal, since_ns: int) -> set[str]:

@@ -210,6 +210,8 @@ class Tracking:
                 self._polls.setdefault(kind, None)
         total = len(self._share)
         for directory in self._share[total * number // slices : total * (number + 1) // slices]:
+            if directory in self._foreign:
+                continue  # something that may hang was mounted over it since this round began  # F13
             if self._signature(directory) != self._directories.get(directory):
                 self._todo.setdefault(directory, None)
 

@@ -62,6 +62,7 @@ class Watching:
         self._acting: dict[int, frozenset[str]] = {}  # job under way -> what it brings elsewhere and looks at itself
         self._held: dict[str, Owner | None] = {}  # touched meanwhile: looked at when that is over
         self._points: set[bytes] | None = None
+        self.points_moved = False  # since they were saved
         self._delayed: dict[str, tuple[int, Owner | None]] = {}
         self._paced: dict[str, tuple[int, int]] = {}  # resource -> (recorded at, pause after it)
         self._cache = os.path.join(config.state_dir, CACHE_NAME)
@@ -228,6 +229,7 @@ class Watching:
             return
         points = {m.mount_point: m for m in mounts}
         fresh = [] if self._points is None else [m for p, m in points.items() if p not in self._points]
+        self.points_moved |= self._points != set(points)
         self._points = set(points)
         on_demand = {m.mount_point for m in mounts if m.fstype == AUTOFS}  # what it mounts on itself is its work
         for mount in fresh:

@@ -11,9 +11,9 @@ import posixpath
 import queue
 import threading
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from pact.agent.clock import Clock, boottime_ns
 from pact.agent.fixpoint import Fixpoint
@@ -22,7 +22,8 @@ from pact.agent.probing import distance_n, observe, probe
 from pact.core import below
 from pact.core.events import Act, Acted, Discover, Discovered, Event, Look, Looked, Probe, Probed, Sighting
 from pact.core.plan import Step
-from pact.errors import PactError, RestoreError, UsageError
+from pact.errors import JournalError, PactError, RestoreError, UsageError
+from pact.journal.sqlite import BlobReader
 from pact.model import NS_PER_S, Attrs, Declared, Unreadable, decode_name, encode_name, split_id
 from pact.resources import KINDS, kind_of
 from pact.resources.base import Blobs, Keep
@@ -30,7 +31,6 @@ from pact.resources.sweep import sweep
 from pact.resources.toml import Ignore
 
 CHUNK_RESOURCES: Final = 250
-CHUNK_BYTES: Final = 4 << 20
 RESULTS_MAX: Final = 1
 #: No job takes as long as this unless something hangs: a tool is killed after a minute.
 STUCK_NS: Final = 90 * NS_PER_S
@@ -41,14 +41,30 @@ __all__ = ["Result", "Worker", "act", "distance_n", "needs", "observe", "probe"]
 MOVED: Final = "changed again after it was decided; it was left as it is"
 
 
+class Ended(Exception):
+    """The agent stops: a job that has touched nothing is dropped."""
+
+
 @dataclass(slots=True)
 class Result:
-    """What comes back: ``make`` builds the event with the loop's clocks. ``error`` ends the job instead."""
+    """What comes back: ``make`` builds the event with the loop's clocks. ``error`` ends the job instead.
+
+    With ``stored``, ``blobs`` are to be made durable at once: it gets ``""`` when they are, else why they are not.
+    """
 
     job: int
     make: Callable[[int, int], Event] | None
     blobs: dict[str, bytes] = field(default_factory=dict)
     error: PactError | None = None
+    stored: queue.SimpleQueue[str] | None = None
+
+
+class Ledger(Protocol):
+    """Remembers what is under way across the death of the process."""
+
+    def begin(self, what: str) -> None: ...
+
+    def end(self, what: str) -> None: ...
 
 
 class Worker:
@@ -56,14 +72,15 @@ class Worker:
     takes, in bytes. A thread whose job hangs can be relieved by another: no two jobs act on the same change.
     """
 
-    def __init__(self, name: str, file_limit: int, room: Callable[[], int], blobs: Blobs, ignore: Ignore,
-                 wake: Callable[[], None]) -> None:  # fmt: skip
+    def __init__(self, name: str, file_limit: int, room: Callable[[], int], blobs: BlobReader, ignore: Ignore,
+                 wake: Callable[[], None], ledger: Ledger | None = None) -> None:  # fmt: skip
         self.name = name
         self.file_limit = file_limit
         self.room = room
         self.blobs = blobs
         self.ignore = ignore
         self._wake = wake
+        self._ledger = ledger
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self.results: queue.Queue[Result] = queue.Queue(RESULTS_MAX)
         self._closing = threading.Event()
@@ -75,16 +92,20 @@ class Worker:
         self._thread = threading.Thread(target=self._run, name=self.name, daemon=True)
         self._thread.start()
 
-    def submit(self, effect: Look | Probe | Act | Discover, extra: Mapping[str, bytes] | None = None) -> None:
-        """``extra`` are contents not yet in the store (they came with the request)."""
-        if isinstance(effect, Look):
-            self._jobs.put(lambda: self._look(effect))
-        elif isinstance(effect, Probe):
-            self._jobs.put(lambda: self._probe(effect))
-        elif isinstance(effect, Act):
-            self._jobs.put(lambda: self._act(effect, extra or {}))
-        else:
-            self._jobs.put(lambda: self._discover(effect))
+    def submit(self, effect: Look | Probe | Act | Discover, about: str = "") -> None:
+        """``about``: the change that it is for, or another name of what would be begun again after a start."""
+        works: dict[type, Callable[[Any], None]] = {
+            Look: self._look, Probe: self._probe, Act: self._act, Discover: self._discover}
+        work = works[type(effect)]
+        self._jobs.put(lambda: self._on_record(about, lambda: work(effect)))
+
+    def _on_record(self, about: str, work: Callable[[], None]) -> None:
+        if self._ledger is None or not about:
+            work()
+            return
+        self._ledger.begin(about)
+        work()
+        self._ledger.end(about)
 
     def call(self, work: Callable[[], Result]) -> None:
         """Anything else that may take its time."""
@@ -144,6 +165,8 @@ class Worker:
         """A bug in a kind must end its job, not the worker."""
         try:
             result = work()
+        except Ended:
+            return
         except PactError as exc:
             result = Result(job, None, {}, exc)
         except Exception as exc:
@@ -155,7 +178,7 @@ class Worker:
 
     def _look(self, effect: Look) -> None:
         def work() -> Result:
-            keep = Keep(self.file_limit, self.room())
+            keep = Keep(self.file_limit, self.room(), spill=self._store)
             sightings = [Sighting(r, observe(r, keep)) for r in effect.resources]
             unkept, secret = dict(keep.unkept), frozenset(s.resource for s in sightings if _is_closed(s))
             return Result(effect.job, lambda t, w: Looked(t, w, effect.job, sightings, unkept, secret), keep.blobs)
@@ -164,28 +187,60 @@ class Worker:
 
     def _probe(self, effect: Probe) -> None:
         def work() -> Result:
-            keep = Keep(self.file_limit, self.room())
+            keep = Keep(self.file_limit, self.room(), hold=False)
             through = below.carried(effect.steps, (s.id for s in effect.steps))
             steps = tuple(s for s in effect.steps if s.id not in through or self.ignore.match(s.id) is None)
             found = probe(steps, keep, consumers=effect.consumers, force=effect.force, applying=effect.applying)
-            return Result(effect.job, lambda t, w: Probed(t, w, effect.job, *found), keep.blobs)
+            return Result(effect.job, lambda t, w: Probed(t, w, effect.job, *found))
 
         self._guard(effect.job, work)
 
-    def _act(self, effect: Act, extra: Mapping[str, bytes]) -> None:
-        def blobs(digest: str) -> bytes | None:
-            return extra.get(digest) or self.blobs(digest)
+    # -- contents on their way to the store -------------------------------------------------------------------------
 
+    def _store(self, blobs: dict[str, bytes]) -> None:
+        """Have these made durable, and wait until they are. Raises JournalError if they are not."""
+        stored: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._post(Result(0, None, blobs, stored=stored))
+        while True:
+            try:
+                why = stored.get(timeout=0.2)
+            except queue.Empty:
+                if self._closing.is_set():
+                    raise Ended from None
+                continue
+            if why:
+                raise JournalError(why)
+            return
+
+    def _save(self, saves: Mapping[str, Mapping[str, Any]]) -> set[str]:
+        """Keep what the plan will overwrite, content by content: the record that says what they are for is durable, and
+        nothing is touched yet. Returns what is not any more what was decided about. Raises JournalError.  # R4"""
+        moved: set[str] = set()
+        keep = Keep(self.file_limit, spill=self._store)
+        for resource, save in saves.items():
+            digest = save.get("sha256")
+            if digest is None or digest in keep.known or self.blobs.has(digest):
+                continue
+            observe(resource, keep)
+            if digest not in keep.known:
+                moved.add(resource)
+        keep.empty()
+        return moved
+
+    def _act(self, effect: Act) -> None:
         def work() -> Result:
-            fixpoint = Fixpoint(effect.beside, effect.put_back, effect.wanted)
-            results = act(effect.steps, blobs, resumed=effect.resumed, fixpoint=fixpoint)
-            others = (r for r in effect.below if self.ignore.match(r) is None)
-            sightings = [Sighting(r, observe(r)) for r in (*(s.id for s in effect.steps), *others)]
-            moved, reads = fixpoint.moved(), fixpoint.learned(results)
-            return Result(effect.job, lambda t, w: Acted(t, w, effect.job, results, sightings, moved, reads))
+            try:
+                moved = self._save(effect.saves)
+            except JournalError as exc:
+                results = dict.fromkeys((s.id for s in effect.steps), f"nothing was touched: {exc.message}")
+                sightings = [Sighting(s.id, observe(s.id)) for s in effect.steps]
+                return Result(effect.job, lambda t, w: Acted(t, w, effect.job, results, sightings))
+            return self._carry_out(effect, moved)
 
         try:
             result = work()
+        except Ended:
+            return  # nothing was touched; the journal knows what had begun
         except Exception as exc:  # the change must not stay frozen
             traceback.print_exc()
             why = f"internal error: {type(exc).__name__}: {exc}"
@@ -193,9 +248,19 @@ class Worker:
             result = Result(effect.job, lambda t, w: Acted(t, w, effect.job, results, []))
         self._post(result)
 
+    def _carry_out(self, effect: Act, moved: Container[str]) -> Result:
+        fixpoint = Fixpoint(effect.beside, effect.put_back, effect.wanted)
+        results = act(effect.steps, self.blobs, resumed=effect.resumed, fixpoint=fixpoint, moved=moved)
+        others = (r for r in effect.below if self.ignore.match(r) is None)
+        sightings = [Sighting(r, observe(r)) for r in (*(s.id for s in effect.steps), *others)]
+        beside, reads = fixpoint.moved(), fixpoint.learned(results)
+        return Result(effect.job, lambda t, w: Acted(t, w, effect.job, results, sightings, beside, reads))
+
     def _discover(self, effect: Discover) -> None:
         try:
             self._discover_all(effect)
+        except Ended:
+            return
         except PactError as exc:
             self._post(Result(effect.job, None, {}, exc))
         except ValueError as exc:
@@ -208,7 +273,7 @@ class Worker:
         passed: dict[str, int] = {}
         notes: list[str] = []
         exact: set[str] = set()
-        keep, found = Keep(self.file_limit, self.room()), dict[str, Any]()
+        keep, found = Keep(self.file_limit, self.room(), spill=self._store), dict[str, Any]()
         bound, patterns = _bound_paths(), list[str]()
         for pattern in effect.patterns:
             kind = kind_of(pattern)
@@ -240,9 +305,9 @@ class Worker:
                     notes.append(f"{resource} is bind-mounted: it is watched, but cannot be replaced by a rollback")
                 restorable = resource not in keep.unkept
                 found[resource] = Declared(kind.marked(name, seen), restorable=restorable).to_json()
-                if len(found) >= CHUNK_RESOURCES or sum(map(len, keep.blobs.values())) >= CHUNK_BYTES:
+                if len(found) >= CHUNK_RESOURCES:
                     self._post(_found(effect.job, found, exact, [], keep, last=False))
-                    found, keep = {}, Keep(self.file_limit, keep.room)
+                    found, keep = {}, Keep(self.file_limit, keep.room, spill=self._store)
             for why, count in listing.passed.items():
                 passed[why] = passed.get(why, 0) + count
         notes += [f"passed over {count}: {why}" for why, count in sorted(passed.items())]
@@ -273,9 +338,10 @@ def _through_symlink(name: str) -> bool:
     return os.path.realpath(parent) != parent
 
 
-def act(steps: tuple[Step, ...], blobs: Blobs, *, resumed: bool = False, fixpoint: Fixpoint | None = None
-        ) -> dict[str, str]:  # fmt: skip
-    """Carry a plan out: ``""`` for each resource restored and verified, else why not.  # R5"""
+def act(steps: tuple[Step, ...], blobs: Blobs, *, resumed: bool = False, fixpoint: Fixpoint | None = None,
+        moved: Container[str] = ()) -> dict[str, str]:  # fmt: skip
+    """Carry a plan out: ``""`` for each resource restored and verified, else why not. What has ``moved``, and so is in
+    no store, is left as it is.  # R4, R5"""
     fixpoint = fixpoint or Fixpoint((), put_back=False)
     kept = sweep(steps, blobs)
     results: dict[str, str] = {}
@@ -291,6 +357,8 @@ def act(steps: tuple[Step, ...], blobs: Blobs, *, resumed: bool = False, fixpoin
             todo.append(replace(step, actual=seen))  # it may be gone by its turn, or has to be opened for others
         elif distance_n(step.id, step.target, seen) == 0:
             results[step.id] = ""
+        elif step.id in moved:
+            results[step.id] = MOVED
         elif resumed and (_half_dressed(step, seen) or _half_replaced(step, seen)):
             todo.append(replace(step, actual=seen))
         elif seen != step.actual:

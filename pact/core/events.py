@@ -84,10 +84,13 @@ class Reconfigured(Event):
 
 @dataclass(frozen=True, slots=True)
 class Scanned(Event):
-    """The first complete observation after a start."""
+    """The first complete observation after a start. ``killed`` says how many runs in a row have ended while a change's
+    rollback (or what the boot has to bring back, ``boot``) was under way.
+    """
 
     sightings: Sequence[Sighting]
     reboot: bool = False
+    killed: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,7 +47,7 @@ from pact.core.events import (
 from pact.core.plan import Step, ordered
 from pact.core.records import rfc3339, seal
 from pact.core.settings import BILLION, DIMENSION_OF
-from pact.core.state import State, recent_key
+from pact.core.state import ALL, State, recent_key
 from pact.core.timers import NamedTimers
 from pact.core.windows import magnitude
 from pact.errors import ConflictError, DeniedError, PactError, UsageError
@@ -105,6 +105,7 @@ class Node:
         self.waiting: dict[int, settle.Waiting] = {}  # request -> what its reply still waits for
         self.pace = tracked.Pace()  # what is new below tracked patterns and not yet recorded
         self.deciding: dict[str, list[int]] = {}  # group -> the root's questions whether its decision is carried out
+        self.killed: dict[str, int] = {}  # change -> so many runs have ended in the middle of its rollback  # F60
         self.fleet_fence = 0  # the root that said
         self.fleet_seq = 0  # the newest word of the root about holds that needed no record
         self.alone_since_ns: int | None = None  # a member of a cluster that is cut off from it
@@ -495,7 +496,7 @@ class Node:
         self.record("agent_started", {
             "boot_id": event.boot_id, "offset_ns": event.offset_ns, "wall_ns": event.wall_ns,
             "settings": event.settings.to_json(), "version": event.version, "reboot": event.reboot,
-            "unclean": unclean, "not_before_ns": not_before_ns,
+            "unclean": unclean, "not_before_ns": not_before_ns, **({"boot_owed": True} if event.reboot else {}),
         })  # fmt: skip
         if first and event.declared:
             for chunk in chunks(dict(event.declared), declaring.CHUNK_MAX):
@@ -526,19 +527,28 @@ class Node:
                     self.window_opened(change.id, reopened=True)
 
     def _scanned(self, event: Scanned) -> None:
-        reset = []
-        if event.reboot and not self.state.suspended and not self.state.holds:
-            reset = [s for s in event.sightings if self.rules.volatile(s.resource)]
+        self.killed = dict(event.killed)
+        owed = self.state.boot_owed
+        reset = [] if owed is None else [s for s in event.sightings if ALL in owed or s.resource in owed]
+        if self.state.suspended or self.state.holds:
+            reset = []
+        reset = [s for s in reset if self.rules.volatile(s.resource)]
         rolling = [c for c in self.state.changes.values() if c.state == life.ROLLING]
         joined = {r for c in rolling for r in (c.rolling or {}).get("joined", ())}
         frozen = {r for c in rolling for r in c.members}
         elsewhere = {s.resource for s in reset if self._differs(s) and s.resource not in frozen}
+        if owed is not None and (not elsewhere or (times := self.killed.pop("boot", 0)) >= settle.KILLED_MAX):
+            why = settle.killed_text(times) if elsewhere else ""
+            self.record("converged", {"results": dict.fromkeys(sorted(elsewhere), why), "cause": "boot"})
+            elsewhere.clear()
         self.sight(s for s in event.sightings if s.resource not in elsewhere and s.resource not in joined)
         for change in list(self.state.changes.values()):
             if change.intents:
                 self.window_opened(change.id)  # an apply that was cut off: what it did not do, it will not do
             elif change.state == life.ROLLING:
                 settle.resume_rollback(self, change, {s.resource: s for s in reset if s.resource in change.members})
+                if change.state != life.ROLLING:  # it is tried no more: what it has brought back has drifted no more
+                    self.sight(s for s in event.sightings if s.resource in {*change.members, *joined})
         groups.resume(self)
         if elsewhere:
             declaring.converge_after_boot(self, [s for s in reset if s.resource in elsewhere])

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 TTL_MIN_NS: Final = 15 * 60 * NS_PER_S
 TTL_MAX_NS: Final = 10 * 24 * 3600 * NS_PER_S
 AUTO_ROLLBACKS_MAX: Final = 2
+#: So many runs in a row that end in the middle of the same job: it is left to a person.  # F60
+KILLED_MAX: Final = 3
 AUTOMATIC: Final = ("expired", "retry")
 GRAVITY: Final = (EXIT_DONE, EXIT_CONFLICT, EXIT_FAILED, EXIT_BLOCKED)
 
@@ -239,7 +241,9 @@ def start_rollback(node: Node, change: Change, cause: str, caller: Caller, *, to
 
 
 def refusal(node: Node, change: Change, cause: str) -> str:
-    """Why an automatic rollback should wait for a person.  # R3"""
+    """Why a rollback that nobody has just asked for should wait for a person.  # R3"""
+    if cause != "manual" and (killed := node.killed.pop(change.id, 0)) >= KILLED_MAX:
+        return killed_text(killed)
     if cause not in AUTOMATIC:
         return ""
     most = node.state.settings.max_resources
@@ -253,11 +257,18 @@ def refusal(node: Node, change: Change, cause: str) -> str:
     return ""
 
 
+def killed_text(times: int) -> str:
+    return f"the agent was killed {times} times in a row while it was at this"
+
+
 def resume_rollback(node: Node, change: Change, reset: Mapping[str, Sighting]) -> None:
     """Go on with a rollback that a crash cut off. Steps already done are found done.  # R6"""
     assert change.rolling is not None
     job = node.job("rollback", AGENT_CALLER, change=change.id, cause=change.rolling["cause"],
                    ids=tuple(change.members), args={"force": False, "dry": False, "resumed": True})  # fmt: skip
+    if (times := node.killed.pop(change.id, 0)) >= KILLED_MAX:
+        block(node, job, change, killed_text(times), [])
+        return
     joined = below.resumed(node, change)
     known = {s.id for s in joined}
     steps = [*(s for s in node.steps_for(job.ids) if s.id not in known), *joined]

@@ -74,6 +74,8 @@ class Touched:
 
 
 #: What a node as a whole can be, the gravest first.
+#: Instead of names: everything that a reboot resets.
+ALL: Final = "*"
 STATES: Final = ("emergency", life.FAILED, life.BLOCKED, "drifted", "unconfigured", "committed")
 
 
@@ -97,6 +99,7 @@ class State:
         self.ambient: dict[str, str] = {}
         self.recent: dict[str, int] = {}
         self.ttls: dict[str, Ttl] = {}
+        self.boot_owed: list[str] | None = None  # what a reboot reset and is not brought back yet; ALL: not known yet
         self.emergency: Emergency | None = None
         self.holds: dict[str, Hold] = {}
         self.blind: dict[str, str] = {}
@@ -274,6 +277,8 @@ class State:
         self.boot_id, self.offset_ns = data["boot_id"], data["offset_ns"]
         self.not_before_ns = data["not_before_ns"]
         self.running = True
+        if data.get("reboot"):
+            self.boot_owed = [ALL] if data.get("boot_owed") else None
         self.blind = {}
         self.windows.floor_ns = self.settings.floor_ns
         if fresh:
@@ -470,6 +475,17 @@ class State:
             if declared is not None and declared.attrs is not None:
                 self._declare(resource, replace(declared, attrs={**declared.attrs, "reads": text}).to_json())
 
+    def _converge_started(self, record: Record) -> None:
+        """What a boot has to bring back is remembered until it has been brought back.  # B3"""
+        if record.data["cause"] == "boot":
+            known = [r for r in self.boot_owed or () if r != ALL]
+            self.boot_owed = [*known, *(s["id"] for s in record.data["plan"])]
+
+    def _converged(self, record: Record) -> None:
+        self._learn(record)
+        if record.data.get("cause") == "boot":
+            self.boot_owed = None
+
     def _rolled_back(self, record: Record) -> None:
         self._learn(record)
         change = self.changes[record.data["change"]]
@@ -593,7 +609,7 @@ class State:
             "changes": [c.to_json() for c in self.changes.values()], "ambient": dict(self.ambient),
             "recent": dict(self.recent),
             "ttls": {r: [t.expires_ns, t.earlier, t.owner, t.seq] for r, t in self.ttls.items()},
-            "emergency": None if self.emergency is None else _slots(self.emergency),
+            "boot_owed": self.boot_owed, "emergency": None if self.emergency is None else _slots(self.emergency),
             "holds": [_slots(h) for h in self.holds.values()], "blind": dict(self.blind),
             "auto_rollbacks": {r: list(ts) for r, ts in self.auto_rollbacks.items()},
             "change_n": self.change_n, "hold_n": self.hold_n,
@@ -620,6 +636,7 @@ class State:
                 state.open_sum_n += change.sum_n
         state.ambient, state.recent = dict(data["ambient"]), dict(data["recent"])
         state.ttls = {r: Ttl(*row) for r, row in data["ttls"].items()}
+        state.boot_owed = data.get("boot_owed")
         state.emergency = None if data["emergency"] is None else Emergency(**data["emergency"])
         state.holds = {row["id"]: Hold(**row) for row in data["holds"]}
         state.blind, state.auto_rollbacks = dict(data["blind"]), dict(data["auto_rollbacks"])
@@ -685,7 +702,8 @@ _HANDLERS: Final[Mapping[str, Callable[[State, Record], None]]] = {
     "rolled_back": State._rolled_back,
     "rollback_blocked": State._rollback_blocked,
     "rollback_failed": State._rollback_failed,
-    "converged": State._learn,
+    "converge_started": State._converge_started,
+    "converged": State._converged,
     "change_split": State._change_split,
     "emergency_started": State._emergency_started,
     "emergency_stale": State._emergency_stale,

@@ -25,6 +25,9 @@ PATH_BYTES_MAX: Final = 4095
 NAME_BYTES_MAX: Final = 255
 KILLED_S: Final = 5.0
 SAID_MAX: Final = 64 << 10
+#: So much of contents is in memory at once, and one content more, on its way to the store.
+PIECE_BYTES: Final = 2 << 20
+STORE_FULL: Final = "the content store is full (raise [state] store_limit)"
 
 #: Keys that every entry of declared state takes beside its kind's own.
 COMMON_KEYS: Final = frozenset({"consumers", "requires", "weight", "severity"})
@@ -32,15 +35,44 @@ COMMON_KEYS: Final = frozenset({"consumers", "requires", "weight", "severity"})
 
 @dataclass(slots=True)
 class Keep:
-    """Contents met while observing, to be stored: at most ``limit`` bytes each and ``room`` bytes together.
+    """Contents met while observing that are to be kept: at most ``limit`` bytes each and ``room`` bytes together.
 
-    ``blobs`` maps SHA-256 (hex) to content; ``unkept`` says why a resource's content was not kept.
+    ``blobs`` maps SHA-256 (hex) to content, as long as it is in memory; ``known`` has the digests of all that is kept.
+    ``unkept`` says why a resource's content is not. ``spill`` takes contents away whenever there are ``PIECE_BYTES`` of
+    them. Without ``hold`` contents are only reckoned with, and nothing of them stays in memory.
     """
 
     limit: int
     room: int = 1 << 62
+    hold: bool = True
+    spill: Callable[[dict[str, bytes]], None] | None = None
     blobs: dict[str, bytes] = field(default_factory=dict)
+    known: set[str] = field(default_factory=set)
     unkept: dict[str, str] = field(default_factory=dict)
+    held: int = 0
+
+    def take(self, resource: str, digest: str, size: int, content: bytes | None) -> None:
+        """``content`` of ``size`` bytes was met; ``None`` where it was not read into memory."""
+        if digest in self.known:
+            return
+        if size > self.limit or (self.hold and content is None):
+            self.unkept[resource] = f"{size} bytes are more than the {self.limit} that are kept"
+        elif size > self.room:
+            self.unkept[resource] = STORE_FULL
+        else:
+            self.room -= size
+            self.known.add(digest)
+            if self.hold and content is not None:
+                self.blobs[digest] = content
+                self.held += size
+        if self.spill is not None and self.held >= PIECE_BYTES:
+            self.empty()
+
+    def empty(self) -> None:
+        """Give what is in memory to ``spill``."""
+        if self.spill is not None and self.blobs:
+            blobs, self.blobs, self.held = self.blobs, {}, 0
+            self.spill(blobs)
 
 
 @dataclass(frozen=True, slots=True)

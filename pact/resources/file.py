@@ -180,7 +180,7 @@ class File(Kind):
             again, save["secret"] = self.look(name, keep, private=True)
             if again != actual:
                 return Saved(f"{step.id} changes while it is read", save)
-            if actual["sha256"] not in keep.blobs:
+            if actual["sha256"] not in keep.known:
                 why = keep.unkept.get(step.id, f"{actual['size']} bytes are too many to keep a copy of")
                 return Saved(f"{step.id}: {why}; move it aside", save)
             save["sha256"] = actual["sha256"]
@@ -419,7 +419,7 @@ def _regular(name: str, dirfd: int, leaf: bytes, keep: Keep | None) -> Observati
         if not stat.S_ISREG(st.st_mode):
             return Unreadable("file: replaced while it was read")
         attrs = _metadata(st)
-        content, digest, size = _digest(fd, keep.limit if keep is not None else 0)
+        content, digest, size = _digest(fd, keep.limit if keep is not None and keep.hold else 0)
         attrs["sha256"], attrs["size"] = digest, size
         attrs["xattrs"] = read_xattrs(fd)
         if letters := get_flags(fd):
@@ -427,13 +427,7 @@ def _regular(name: str, dirfd: int, leaf: bytes, keep: Keep | None) -> Observati
     finally:
         os.close(fd)
     if keep is not None:
-        if content is not None and (digest in keep.blobs or len(content) <= keep.room):
-            keep.room -= 0 if digest in keep.blobs else len(content)
-            keep.blobs[digest] = content
-        elif content is not None:
-            keep.unkept[f"file:{name}"] = "the content store is full (raise [state] store_limit)"
-        else:
-            keep.unkept[f"file:{name}"] = f"{size} bytes are more than the {keep.limit} that are kept"
+        keep.take(f"file:{name}", digest, size, content)
     return attrs
 
 

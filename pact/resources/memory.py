@@ -38,7 +38,7 @@ def keep_contents(entry: MountEntry, mounts: Iterable[MountEntry], keep: Keep) -
             save: dict[str, Any] = {"attrs": seen}
             if seen["type"] == "file":
                 total += seen["size"]
-                if seen["sha256"] not in keep.blobs or total > BYTES_MAX or len(saves) >= FILES_MAX:
+                if seen["sha256"] not in keep.known or total > BYTES_MAX or len(saves) >= FILES_MAX:
                     return saves, "it holds more than can be kept, only in memory: move it away first"
                 save["sha256"], save["secret"] = seen["sha256"], secret  # S2: later its directories are gone
             saves[f"file:{name}"] = save
