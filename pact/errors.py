@@ -5,6 +5,7 @@ A bug is an ``assert``; nothing here is raised for one.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
 
 EXIT_DONE = 0
@@ -116,6 +117,28 @@ class RemoteProtocolError(ProtocolError):
 
 class LocalProtocolError(ProtocolError):
     """This side was about to send what is no message: a bug, or a limit that the caller must respect."""
+
+
+#: Errors of the system that say what there is no more of.
+OUT_OF: dict[int, str] = {
+    errno.EMFILE: "no file descriptor left", errno.ENFILE: "no file descriptor left: the machine has none",
+    errno.ENOMEM: "no memory left", errno.ENOSPC: "no space left on the disk",
+}
+
+
+def explained(exc: BaseException) -> PactError:
+    """What went wrong, for a person: of what the machine refused, the system's own words; else it is a bug."""
+    if isinstance(exc, PactError):
+        return exc
+    if isinstance(exc, OSError) and exc.errno in OUT_OF:
+        return UnreachableError(f"the agent has {OUT_OF[exc.errno]}",
+                                "raise its limit, or end what uses them up; then repeat")
+    if isinstance(exc, MemoryError):
+        return UnreachableError("the agent has no memory left", "raise its limit, then repeat")
+    if isinstance(exc, OSError) and exc.strerror:
+        where = f" ({exc.filename!r})" if exc.filename else ""
+        return PactError(f"{exc.strerror.lower()}{where}")
+    return PactError(f"internal error: {type(exc).__name__}: {exc}")
 
 
 BY_EXIT_CODE: dict[int, type[PactError]] = {

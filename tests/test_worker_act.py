@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pact.agent import worker
+from pact.agent import acting, worker
 from pact.agent.clock import boottime_ns
 from pact.core.events import Ticked
 from pact.core.plan import Step
@@ -35,7 +35,7 @@ def test_a_file_written_while_an_earlier_step_runs_is_left_as_it_is(tmp_path: Pa
         assert not isinstance(target, Unreadable)
         assert not isinstance(actual, Unreadable)
         steps.append(Step(resource, target, actual))
-    restore = worker._restore
+    restore = acting._restore
 
     def slow(step: Step, blobs: object) -> str:
         why = restore(step, keep.blobs.get)
@@ -43,7 +43,7 @@ def test_a_file_written_while_an_earlier_step_runs_is_left_as_it_is(tmp_path: Pa
             (tmp_path / "b").write_text("new work")
         return why
 
-    monkeypatch.setattr(worker, "_restore", slow)
+    monkeypatch.setattr(acting, "_restore", slow)
     assert worker.act(tuple(steps), keep.blobs.get) == {steps[0].id: "", steps[1].id: worker.MOVED}
     assert (tmp_path / "a").read_text() == "declared"
     assert (tmp_path / "b").read_text() == "new work"

@@ -315,6 +315,8 @@ class Agent:
             due.append(self._next_points_ns)
         if self.control.paused_any():
             due.append(now_ns + NS_PER_S // 2)
+        if (deaf_s := self.control.deaf_s()) is not None:
+            due.append(now_ns + int(deaf_s * NS_PER_S))
         if (sign_s := self.control.next_sign_s()) is not None:
             due.append(now_ns + int(sign_s * NS_PER_S))
         wake_ns = self.node.next_wake_ns()
@@ -351,6 +353,7 @@ class Agent:
             self._reread = False
             reload.reread(self)
         self.control.serve(self.requests.line)
+        self.control.listen_again()
         self.control.show_life()
         self.watching.drain()
         now_ns = self.clock.now_ns()
@@ -534,8 +537,8 @@ class Agent:
             blobs, self._staged = self._staged, {}
             try:
                 self.journal.append(rows, blobs)
-            except JournalError as exc:
-                self._journal_lost(exc, event)
+            except (JournalError, OSError) as exc:
+                self._journal_lost(exc if isinstance(exc, JournalError) else JournalError(f"journal: {exc}"), event)
                 return
             self._untrimmed |= any(len(body) > TRIM_RECORD_BYTES for _, body in rows)
             self._recorded([r for r, _ in rows])

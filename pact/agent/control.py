@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import grp
 import os
+import resource
 import select
 import socket
 import stat
@@ -21,13 +22,18 @@ from typing import Any, Final
 import orjson
 
 from pact.core.events import Caller
-from pact.errors import EXIT_USAGE, PactError
+from pact.errors import EXIT_UNREACHABLE, EXIT_USAGE, OUT_OF, PactError
 from pact.model import Actor
 from pact.observe.attribution import owner_of, writer_of_peer
 
 SO_PEERGROUPS: Final = 59
 GROUPS_MAX: Final = 65536
 CLIENTS_MAX: Final = 128
+#: Descriptors that no client gets: for what the agent looks at, and what it stores.
+HEADROOM: Final = 24
+DEAF_S: Final = 0.5
+FULL: Final = orjson.dumps({"ok": False, "exit": EXIT_UNREACHABLE, "hint": "raise LimitNOFILE, or end what uses it up",
+                            "message": "the agent has no file descriptor left", "result": {}}) + b"\n"  # fmt: skip
 CLIENTS_PER_UID_MAX: Final = 32
 VIEWERS_MAX: Final = 64  # of those: who may only look must not keep out who has to act
 REQUEST_MAX: Final = 64 << 10
@@ -159,6 +165,9 @@ class Control:
         self._admin: set[int] = set()
         self._ops: set[int] = set()
         self._sock = _listen(path)
+        self._spare: list[int] = []
+        self._set_aside()
+        self._deaf_until_s = 0.0
         self.fd = self._sock.fileno()
         epoll.register(self.fd, select.EPOLLIN)
 
@@ -168,8 +177,14 @@ class Control:
                 sock, _ = self._sock.accept()
             except BlockingIOError:
                 return
-            except OSError:
-                return
+            except OSError as exc:
+                if exc.errno not in OUT_OF or not self._turn_away():
+                    self._go_deaf()
+                    return
+                continue
+            if not self._descriptors_left(sock):
+                _say_full(sock)
+                continue
             sock.setblocking(False)
             try:
                 caller = self._caller(sock)
@@ -183,6 +198,51 @@ class Control:
             self.clients[client.fd] = client
             client.events = select.EPOLLIN
             self._epoll.register(client.fd, select.EPOLLIN)
+
+    @staticmethod
+    def _descriptors_left(sock: socket.socket) -> bool:
+        """Enough for the agent's own work: the next descriptor has the lowest number that is free."""
+        return sock.fileno() < resource.getrlimit(resource.RLIMIT_NOFILE)[0] - HEADROOM
+
+    def _turn_away(self) -> bool:
+        """No descriptor is left: with the one that was set aside somebody who waits is told so. False if that failed
+        too: who waits there would be asked for again and again, at the cost of a processor."""
+        if not self._spare:
+            return False
+        os.close(self._spare.pop())
+        try:
+            sock, _ = self._sock.accept()
+        except OSError:
+            return False
+        _say_full(sock)
+        return self._set_aside()
+
+    def _set_aside(self) -> bool:
+        """Keep a descriptor for telling people that there is none."""
+        try:
+            self._spare.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+        except OSError:
+            return False
+        return True
+
+    def _go_deaf(self) -> None:
+        """Listen no more for a moment."""
+        if not self._deaf_until_s:
+            self._epoll.unregister(self.fd)
+        self._deaf_until_s = time.monotonic() + DEAF_S
+
+    def deaf_s(self) -> float | None:
+        """In how many seconds the door is tried again; ``None``: it is open."""
+        return max(0.0, self._deaf_until_s - time.monotonic()) if self._deaf_until_s else None
+
+    def listen_again(self) -> None:
+        if not self._deaf_until_s or time.monotonic() < self._deaf_until_s:
+            return
+        if not self._spare and not self._set_aside():
+            self._deaf_until_s = time.monotonic() + DEAF_S
+            return
+        self._deaf_until_s = 0.0
+        self._epoll.register(self.fd, select.EPOLLIN)
 
     def _no_room_for(self, actor: Actor) -> bool:
         if actor.role == "admin":
@@ -325,12 +385,25 @@ class Control:
         for client in list(self.clients.values()):
             client.write()
             self.drop(client)
-        self._epoll.unregister(self.fd)
+        if not self._deaf_until_s:
+            self._epoll.unregister(self.fd)
         self._sock.close()
+        for fd in self._spare:
+            os.close(fd)
         try:
             os.unlink(self.path)
         except OSError:
             pass
+
+
+def _say_full(sock: socket.socket) -> None:
+    """Tell a client that nothing can be done for it, and close."""
+    with sock:
+        sock.setblocking(False)
+        try:
+            sock.send(FULL)
+        except OSError:
+            pass  # it does not listen
 
 
 def _gids(names: Sequence[str]) -> set[int]:

@@ -20,7 +20,7 @@ from pact.core import tracked
 from pact.core.events import Asked, Ticked
 from pact.core.plan import Step
 from pact.core.records import rfc3339
-from pact.errors import DeniedError, PactError, RequestError, UsageError
+from pact.errors import DeniedError, PactError, RequestError, UsageError, explained
 from pact.model import NS_PER_S, Declared, Unreadable, split_id
 from pact.resources import KINDS, kind_of
 from pact.resources.consumers import find_all_holders
@@ -162,10 +162,11 @@ class Requests:
         except PactError as exc:
             self.fail(client, exc)
         except Exception as exc:
-            if op not in self._reads:
+            if op not in self._reads and not isinstance(exc, OSError):  # the core makes no system calls
                 raise  # the core's state is in doubt: end, and start again from the journal
-            traceback.print_exc()
-            self.fail(client, PactError(f"internal error: {type(exc).__name__}"))
+            if not isinstance(exc, OSError):
+                traceback.print_exc()
+            self.fail(client, explained(exc))
 
     def fail(self, client: Client, error: PactError) -> None:
         client.send({"ok": False, "exit": error.exit_code, "message": error.message, "hint": error.hint, "result": {}})
@@ -296,9 +297,9 @@ class Requests:
             try:
                 return work()
             except Exception as exc:
-                if not isinstance(exc, PactError):
+                if not isinstance(exc, PactError | OSError):
                     traceback.print_exc()
-                error = exc if isinstance(exc, PactError) else PactError(f"internal error: {type(exc).__name__}")
+                error = explained(exc)
                 return Result(0, lambda t, w: self.agent.failed_read(client, token, error, t, w))
 
         return guarded

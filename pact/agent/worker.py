@@ -7,27 +7,25 @@ was decided in the core and made durable before.
 from __future__ import annotations
 
 import os
-import posixpath
 import queue
 import threading
 import traceback
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
+from pact.agent.acting import MOVED, act, needs
 from pact.agent.clock import Clock, boottime_ns
 from pact.agent.fixpoint import Fixpoint
 from pact.agent.notify import log
 from pact.agent.probing import distance_n, observe, probe
 from pact.core import below
 from pact.core.events import Act, Acted, Discover, Discovered, Event, Look, Looked, Probe, Probed, Sighting
-from pact.core.plan import Step
-from pact.errors import JournalError, PactError, RestoreError, UsageError
+from pact.errors import JournalError, PactError, UsageError, explained
 from pact.journal.sqlite import BlobReader
-from pact.model import NS_PER_S, Attrs, Declared, Unreadable, decode_name, encode_name, split_id
+from pact.model import NS_PER_S, Declared, Unreadable, decode_name, split_id
 from pact.resources import KINDS, kind_of
-from pact.resources.base import Blobs, Keep
-from pact.resources.sweep import sweep
+from pact.resources.base import Keep
 from pact.resources.toml import Ignore
 
 CHUNK_RESOURCES: Final = 250
@@ -36,9 +34,7 @@ RESULTS_MAX: Final = 1
 STUCK_NS: Final = 90 * NS_PER_S
 #: So many threads may hang before jobs wait for one of them.
 HUNG_MAX: Final = 4
-__all__ = ["Result", "Worker", "act", "distance_n", "needs", "observe", "probe"]
-
-MOVED: Final = "changed again after it was decided; it was left as it is"
+__all__ = ["MOVED", "Result", "Worker", "act", "distance_n", "needs", "observe", "probe"]
 
 
 class Ended(Exception):
@@ -170,8 +166,8 @@ class Worker:
         except PactError as exc:
             result = Result(job, None, {}, exc)
         except Exception as exc:
-            traceback.print_exc()
-            result = Result(job, None, {}, PactError(f"internal error: {type(exc).__name__}: {exc}"))
+            _unexpected(exc)
+            result = Result(job, None, {}, explained(exc))
         self._post(result)
 
     # -- jobs ---------------------------------------------------------------------------------------------------
@@ -242,8 +238,8 @@ class Worker:
         except Ended:
             return  # nothing was touched; the journal knows what had begun
         except Exception as exc:  # the change must not stay frozen
-            traceback.print_exc()
-            why = f"internal error: {type(exc).__name__}: {exc}"
+            _unexpected(exc)
+            why = explained(exc).message
             results = dict.fromkeys((s.id for s in effect.steps), why)
             result = Result(effect.job, lambda t, w: Acted(t, w, effect.job, results, []))
         self._post(result)
@@ -266,8 +262,8 @@ class Worker:
         except ValueError as exc:
             self._post(Result(effect.job, None, {}, UsageError(str(exc))))
         except Exception as exc:
-            traceback.print_exc()
-            self._post(Result(effect.job, None, {}, PactError(f"internal error: {type(exc).__name__}: {exc}")))
+            _unexpected(exc)
+            self._post(Result(effect.job, None, {}, explained(exc)))
 
     def _discover_all(self, effect: Discover) -> None:
         passed: dict[str, int] = {}
@@ -314,6 +310,14 @@ class Worker:
         self._post(_found(effect.job, found, exact, notes, keep, last=True, patterns=patterns))
 
 
+def _unexpected(exc: Exception) -> None:
+    """What the system refuses is said in one line; a bug is shown whole."""
+    if isinstance(exc, OSError | PactError):
+        log(f"a job ended with: {exc}", 4)
+    else:
+        traceback.print_exc()
+
+
 def _is_closed(sighting: Sighting) -> bool:
     """A secret by the place where it lies."""
     kind, name = split_id(sighting.resource)
@@ -336,162 +340,3 @@ def _bound_paths() -> set[bytes]:
 def _through_symlink(name: str) -> bool:
     parent = os.path.dirname(decode_name(name))
     return os.path.realpath(parent) != parent
-
-
-def act(steps: tuple[Step, ...], blobs: Blobs, *, resumed: bool = False, fixpoint: Fixpoint | None = None,
-        moved: Container[str] = ()) -> dict[str, str]:  # fmt: skip
-    """Carry a plan out: ``""`` for each resource restored and verified, else why not. What has ``moved``, and so is in
-    no store, is left as it is.  # R4, R5"""
-    fixpoint = fixpoint or Fixpoint((), put_back=False)
-    kept = sweep(steps, blobs)
-    results: dict[str, str] = {}
-    todo: list[Step] = []
-    through = below.carried(steps, (s.id for s in steps))
-    for step in steps:
-        seen = observe(step.id)
-        if isinstance(seen, Unreadable) and step.id in through:
-            todo.append(step)
-        elif isinstance(seen, Unreadable):
-            results[step.id] = f"cannot be read: {seen.why}"
-        elif distance_n(step.id, step.target, seen) == 0 and (step.id in through or _seals(step, steps)):
-            todo.append(replace(step, actual=seen))  # it may be gone by its turn, or has to be opened for others
-        elif distance_n(step.id, step.target, seen) == 0:
-            results[step.id] = ""
-        elif step.id in moved:
-            results[step.id] = MOVED
-        elif resumed and (_half_dressed(step, seen) or _half_replaced(step, seen)):
-            todo.append(replace(step, actual=seen))
-        elif seen != step.actual:
-            results[step.id] = MOVED
-        else:
-            todo.append(step)
-    sealed = [s for s in todo if _seals(s, todo)]
-    lost = _say_kept(steps, results, kept)
-    mounts = frozenset(s.id for s in steps if s.id.startswith("mount:"))
-    done: list[Step] = []
-    moving = False  # what was written so far may move sysctls
-    for step in todo:
-        failed = [need for need in needs(step, mounts) if results.get(need)]
-        now = _as_moved(step) if moving else _as_left(step) if step.id in through else step
-        if step in sealed:
-            now = replace(now, target={**(now.target or {}), "flags": ""})
-        results[step.id] = f"needs {failed[0]}, which failed" if failed and _wrong(now) else _restore(now, blobs)
-        moving |= step.id.startswith(("sysctl:", "module:"))
-        if not results[step.id]:
-            done.append(step)
-            if step.id.startswith("sysctl:"):
-                fixpoint.read_back(step)
-    for step in sealed:
-        seen = observe(step.id)
-        if not results[step.id] and not isinstance(seen, Unreadable):
-            results[step.id] = _restore(replace(step, actual=seen), blobs)
-    settled = done + [s for s in steps if s not in todo and not results[s.id]]
-    refused = [s for s in todo if results[s.id] and results[s.id] != MOVED and not any(
-        results.get(need) for need in needs(s, mounts))]  # fmt: skip
-    fixpoint.settle([s for s in steps if s in settled or s in refused], results)
-    for step in settled:
-        wrong = "" if fixpoint.reached(step) else _wrong(step)
-        if wrong and not results[step.id]:
-            results[step.id] = wrong
-    return {**results, **{r: why for r, why in lost.items() if not results[r]}}
-
-
-def _seals(step: Step, steps: Iterable[Step]) -> bool:
-    """A directory in which nothing can be made once its flags are set: they are, when all below it is done."""
-    if step.target is None or "flags" not in step.target or step.target["type"] != "directory":
-        return False
-    return any(s.id.startswith(step.id.rstrip("/") + "/") for s in steps)
-
-
-def needs(step: Step, mounts: frozenset[str]) -> list[str]:
-    """What must have been brought back before: what it requires, and the mounts of the plan that it lies in. Without
-    them it would be written below them.  # R1"""
-    kind, path = split_id(step.id)
-    above: list[str] = []
-    if kind in ("file", "mount") and step.target is not None:
-        here = path if kind == "file" else posixpath.dirname(path)
-        while True:
-            if f"mount:{here}" in mounts and f"mount:{here}" != step.id:
-                above.append(f"mount:{here}")
-            if here == "/":
-                break
-            here = posixpath.dirname(here)
-    return [*step.requires, *above]
-
-
-def _say_kept(steps: Iterable[Step], results: Mapping[str, str], kept: Mapping[bytes, list[bytes]]) -> dict[str, str]:
-    """Whose content it was that a kill left under a temporary name: of the last file that had been brought back there,
-    for they are in order."""
-    lost = {}
-    for parent, names in kept.items():
-        shown = ", ".join(encode_name(parent.rstrip(b"/") + b"/" + n) for n in names)
-        log(f"a rollback was cut off; what is in no store stays as {shown}", 4)
-        back = [s.id for s in steps if s.id.startswith("file:") and results.get(s.id) == ""
-                and os.path.dirname(decode_name(split_id(s.id)[1])) == parent]  # fmt: skip
-        if back:
-            lost[back[-1]] = f"it was restored, but what was there was not saved before: it is kept as {shown}"
-    return lost
-
-
-def _half_replaced(step: Step, seen: Attrs | None) -> bool:
-    """A kill came between taking away what was there (a mount, an empty directory) and putting the other one.  # R6"""
-    return seen is None and step.actual is not None and step.target is not None
-
-
-def _half_dressed(step: Step, seen: Attrs | None) -> bool:
-    """A kill came between owner, mode, attributes and flags of a file: its content is what it was or is to be. Or
-    before the unmounting of what had been made read-only for it.  # R6"""
-    if seen is None:
-        return False
-    if step.id.startswith("mount:"):
-        return step.actual is not None and _written(seen) == _written(step.actual)
-    if not step.id.startswith("file:"):
-        return False
-    ends = [end for end in (step.actual, step.target) if end is not None]
-    return any(all(seen.get(k) == end.get(k) for k in ("type", "sha256", "target")) for end in ends)
-
-
-def _written(attrs: Attrs) -> Attrs:
-    """A mount but for whether it is written."""
-    return {**attrs, "options": [o for o in attrs["options"] if o not in ("ro", "rw")]}
-
-
-def _as_moved(step: Step) -> Step:
-    """What earlier steps wrote may have moved a sysctl: nobody's new work is overwritten with it."""
-    seen = observe(step.id) if step.id.startswith("sysctl:") else step.actual
-    return step if isinstance(seen, Unreadable) else replace(step, actual=seen)
-
-
-def _as_left(step: Step) -> Step:
-    """What was seen through a link or a mount is gone from here with it: that is no new work of anybody's."""
-    return replace(step, actual=None) if observe(step.id) is None else step
-
-
-def _restore(step: Step, blobs: Blobs) -> str:
-    kind, name = split_id(step.id)
-    seen = observe(step.id)
-    if not isinstance(seen, Unreadable):
-        if distance_n(step.id, step.target, seen) == 0:
-            return ""  # an earlier step of the plan has brought it back already
-        if seen != step.actual:
-            return MOVED  # R2: written while earlier steps ran; what is there was not saved
-    try:
-        KINDS[kind].restore(name, step, blobs)
-    except RestoreError as exc:
-        return exc.message
-    except OSError as exc:
-        return (exc.strerror or os.strerror(exc.errno or 0)).lower()
-    except PactError as exc:
-        return exc.message
-    return ""
-
-
-def _wrong(step: Step) -> str:
-    """Why the step is not verified, ``""`` if it is."""
-    seen = observe(step.id)
-    if isinstance(seen, Unreadable):
-        return f"restored, but cannot be read: {seen.why}"
-    if distance_n(step.id, step.target, seen) == 0:
-        return ""
-    shown = "absent" if seen is None else "" if seen.get("secret") else seen.get("value", "")  # S2
-    return "it was restored but does not stay so" + (f" (now {shown})" if shown else "")

@@ -15,7 +15,7 @@ from typing import Any, Final, NoReturn
 from pact import __version__
 from pact.cli.examples import epilog
 from pact.core.units import parse_duration
-from pact.errors import EXIT_DONE, EXIT_FAILED, PactError, UsageError
+from pact.errors import EXIT_DONE, EXIT_FAILED, OUT_OF, PactError, UsageError, explained
 from pact.model import NS_PER_S
 
 INTERRUPTED: Final = 130
@@ -364,8 +364,11 @@ def _parsed(argv: Sequence[str]) -> argparse.Namespace:
 
 def _say_error(exc: PactError, as_json: bool, pids: bool) -> int:
     """In one or two lines; with ``--json`` also as the document that a program waits for, if it has none yet."""
-    from pact.cli.render import clean, emit, emitted, spoken
-
+    try:
+        from pact.cli.render import clean, emit, emitted, spoken
+    except (OSError, ImportError):  # no descriptor is left for reading it
+        print(f"pact: {exc.message}" + (f"\n      {exc.hint}" if exc.hint else ""), file=sys.stderr)
+        return exc.exit_code
     if as_json and not emitted():
         emit({"v": 1, "error": exc.message, "hint": exc.hint, "exit": exc.exit_code})
     print(f"pact: {(clean if pids else spoken)(exc.message)}", file=sys.stderr)
@@ -392,6 +395,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return EXIT_FAILED
     except OSError as exc:  # the output's disk is full, or its terminal is gone
+        if args.command in ("agent", "aggregator") and exc.errno in OUT_OF:
+            return _say_error(explained(exc), False, True)
         if args.command == "agent":
             raise  # no person's mistake
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
