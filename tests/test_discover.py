@@ -47,9 +47,21 @@ def found(pattern: str) -> tuple[list[str], dict[str, int]]:
 
 def test_everything_below_is_found_once_and_links_are_not_followed(tree: Path) -> None:
     names, passed = found(f"{tree}/a/**")
-    assert sorted(n.removeprefix(f"{tree}/a/") for n in names) == [
-        "b", "b/c", "b/deep.conf", "b/up", "file", "link", "self"]  # fmt: skip
+    assert sorted(n.removeprefix(f"{tree}/a").lstrip("/") for n in names) == [
+        "", "b", "b/c", "b/deep.conf", "b/up", "file", "link", "self"]  # fmt: skip
     assert passed == {"a socket, device or fifo": 2}
+
+
+def test_what_stands_before_a_double_star_is_meant_too_where_it_is_a_directory(tree: Path) -> None:
+    """``rm -rf X`` of a tree that was adopted as ``X/**`` is wholly rolled back."""
+    def named(pattern: str) -> list[str]:
+        return sorted(n.removeprefix(str(tree)) for n in found(f"{tree}{pattern}")[0])
+
+    assert named("/a/b/**") == ["/a/b", "/a/b/c", "/a/b/deep.conf", "/a/b/up"]
+    assert named("/*/b/**") == ["/a/b", "/a/b/c", "/a/b/deep.conf", "/a/b/up"]
+    assert named("/a/*/**") == ["/a/b", "/a/b/c", "/a/b/deep.conf", "/a/b/up"], "no link, no file"
+    assert named("/a/**/deep.conf") == ["/a/b/deep.conf"]
+    assert named("/a/file/**") == []
 
 
 def test_a_star_stays_in_its_directory(tree: Path) -> None:
@@ -84,7 +96,7 @@ def test_hostile_names_are_found_and_encoded(tmp_path: Path) -> None:
         with open(os.fsencode(tmp_path) + b"/" + raw, "w"):
             pass
     names, _ = found(f"{tmp_path}/**")
-    assert sorted(n.rpartition("/")[2] for n in names) == ["%FF", "100%25", "[x]", "new%0Aline"]
+    assert sorted(n.rpartition("/")[2] for n in names if n != str(tmp_path)) == ["%FF", "100%25", "[x]", "new%0Aline"]
 
 
 def test_a_pattern_that_is_no_absolute_path_is_refused() -> None:
@@ -131,7 +143,7 @@ def test_a_trail_leads_where_something_may_be_meant(pattern: str, base: bytes, l
 
 def test_a_trail_means_what_a_walk_would_find(tree: Path) -> None:
     for pattern in (f"{tree}/**", f"{tree}/*", f"{tree}/*/*", f"{tree}/**/a*"):
-        names, trail = found(pattern)[0], Trail(pattern)
+        names, trail = [n for n in found(pattern)[0] if n != str(tree)], Trail(pattern)  # below it lies what may come
         there = [os.path.join(top, n) for top, dirs, files in os.walk(tree) for n in [*dirs, *files]]
         meant = sorted(p for p in there if trail.means(os.fsencode(p)))
         kinds = [p for p in meant if os.path.islink(p) or os.path.isfile(p) or os.path.isdir(p)]

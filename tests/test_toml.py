@@ -300,3 +300,11 @@ KEYS = st.one_of(TEXT, st.sampled_from(["value", "source", "content", "symlink",
 def test_any_value_under_any_name_is_declared_state_or_a_named_mistake(kind: str, name: str, value: Any) -> None:
     text = f"[{kind}]\n{quote(name)} = {toml_value(value)}\n"
     only_a_named_mistake(text.encode())
+
+
+def test_what_an_older_version_let_in_is_left_out_of_an_export_and_named() -> None:
+    declared = [("file:/etc/p", Declared({"type": "fifo", "mode": "0644", "owner": "root", "group": "root"})),
+                ("file:/etc/x", Declared(None))]  # fmt: skip
+    text = "".join(export(declared, lambda _: None))
+    assert "# file:/etc/p is left out:" in text
+    assert list(read(text).resources) == ["file:/etc/x"]

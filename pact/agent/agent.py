@@ -67,6 +67,7 @@ from pact.errors import DeniedError, JournalError, PactError, UnreachableError
 from pact.journal.sqlite import FILE_NAME, BlobReader, SqliteJournal, load_state
 from pact.model import NS_PER_S, Attrs, Owner, split_id
 from pact.resources import KINDS
+from pact.resources.loose import LOOSE
 from pact.resources.mount_options import MEMORY as MOUNT_MEMORY
 from pact.resources.toml import Ignore, read_files
 
@@ -122,6 +123,8 @@ class Agent:
         boot = clock.boot_id()
         self._mount_points = MountPoints(os.path.join(config.state_dir, "mounts"))
         MOUNT_MEMORY.keep_in(os.path.join(config.state_dir, "mounts-seen"), boot)
+        for text in LOOSE.keep_in(os.path.join(config.state_dir, "loose"), boot):
+            log(text, 4)
         self._underway = Underway(os.path.join(config.state_dir, "underway"))
         self._owed: list[Event] = []  # what the core is to hear when there is a journal again
         self._reload_owed = False  # not even read could what is durable be

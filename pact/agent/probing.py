@@ -30,7 +30,7 @@ def distance_n(resource: str, declared: Attrs | None, actual: Attrs | None) -> i
 
 
 def probe(
-    steps: tuple[Step, ...], keep: Keep, *, consumers: bool, force: bool, applying: bool = False
+    steps: tuple[Step, ...], keep: Keep, *, consumers: bool, force: bool, applying: bool = False, ask: bool = True
 ) -> tuple[list[Sighting], list[Holder], list[str], dict[str, Any], list[str]]:
     """Observe, find consumers of what differs, keep what would be overwritten. Touches nothing.  # F5, R4"""
     sightings, differing, conforming = [], list[Step](), list[Step]()
@@ -70,7 +70,7 @@ def probe(
     if differing and consumers and not force:
         refusals += package_locks(differing)
     asked = [s for s in (*differing, *carried) if not applying or KINDS[split_id(s.id)[0]].disturbs(s)]
-    holders = find_holders(asked) if consumers else []
+    holders = find_holders(asked, ask=ask) if consumers else []
     return sightings, holders, refusals, saves, notes
 
 

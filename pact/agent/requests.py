@@ -439,7 +439,7 @@ class Requests:
                 error = PactError(f"{resource} cannot be read: {seen.why}")
                 return Result(0, lambda t, w: agent.failed_read(client, token, error, t, w))
             steps = [Step(resource, None, seen, (), rules)] if seen is not None else []
-            holders, more = find_all_holders(steps)
+            holders, more = find_all_holders(steps, ask=False)
             found = views.holders_for(client.caller, [h.to_json() for h in holders])
             result = {"v": 1, "resource": resource, "consumers": found, **({"more": more} if more else {})}
 

@@ -21,6 +21,7 @@ from pact.agent.notify import log
 from pact.agent.probing import distance_n, observe, probe
 from pact.core import below
 from pact.core.events import Act, Acted, Discover, Discovered, Event, Look, Looked, Probe, Probed, Sighting
+from pact.core.taking import undeclarable
 from pact.errors import JournalError, PactError, UsageError, explained
 from pact.journal.sqlite import BlobReader
 from pact.model import NS_PER_S, Declared, Unreadable, decode_name, split_id
@@ -186,7 +187,8 @@ class Worker:
             keep = Keep(self.file_limit, self.room(), hold=False)
             through = below.carried(effect.steps, (s.id for s in effect.steps))
             steps = tuple(s for s in effect.steps if s.id not in through or self.ignore.match(s.id) is None)
-            found = probe(steps, keep, consumers=effect.consumers, force=effect.force, applying=effect.applying)
+            found = probe(steps, keep, consumers=effect.consumers, force=effect.force, applying=effect.applying,
+                          ask=not effect.dry)
             return Result(effect.job, lambda t, w: Probed(t, w, effect.job, *found))
 
         self._guard(effect.job, work)
@@ -290,7 +292,11 @@ class Worker:
                     if named:
                         notes.append(f"{resource} cannot be read: {seen.why}")
                     continue
-                if seen is None or seen.get("type") in ("fifo", "socket", "block", "char", "unknown"):
+                if seen is None:
+                    continue
+                if why := undeclarable(resource, seen):
+                    if named:
+                        notes.append(f"{resource} {why}")
                     continue
                 if named:
                     exact.add(resource)

@@ -66,7 +66,8 @@ def asked_declare(node: Node, event: Asked) -> None:
     args = {**event.args, "forgotten": forgotten, "in_changes": in_changes, "declared": declared,
             "trials": {"kept": sorted(kept), "ended": sorted(ended)}}  # fmt: skip
     job = node.job("declare", event.caller, token=event.token, ids=tuple(probe), args=args, steps=steps)
-    node.emit(Probe(job.n, steps, consumers=state.settings.enforce))
+    dry = bool(event.args.get("dry_run"))
+    node.emit(Probe(job.n, steps, consumers=state.settings.enforce, dry=dry))
 
 
 def _trials_kept(node: Node, event: Asked, declared: Mapping[str, Declared]) -> frozenset[str]:
@@ -330,7 +331,7 @@ def begin_apply(node: Node, event: Asked, declared: dict[str, Declared]) -> None
     steps = ordered(Step(r, d.attrs, None, d.requires, d.consumers) for r, d in declared.items())
     job = node.job("apply", event.caller, token=event.token, ids=tuple(declared), steps=steps,
                    args={**event.args, "declared": declared})  # fmt: skip
-    node.emit(Probe(job.n, steps, consumers=True, applying=True))
+    node.emit(Probe(job.n, steps, consumers=True, applying=True, dry=bool(event.args.get("dry_run"))))
 
 
 def probed_apply(node: Node, job: Job, event: Probed) -> None:

@@ -271,7 +271,8 @@ class Look(Effect):
 class Probe(Effect):
     """Observe the plan's resources, look for consumers of those that differ, and keep what would be overwritten.
 
-    ``applying``: somebody makes a change; only what takes something away from its consumers asks for them.
+    ``applying``: somebody makes a change; only what takes something away from its consumers asks for them. ``dry``:
+    it is only a question, which changes nothing on the machine for a moment.
     """
 
     job: int
@@ -279,6 +280,7 @@ class Probe(Effect):
     consumers: bool
     force: bool = False
     applying: bool = False
+    dry: bool = False
 
 
 @dataclass(frozen=True, slots=True)

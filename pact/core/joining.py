@@ -28,7 +28,7 @@ def asked_check(node: Node, event: Asked) -> None:
     steps = ordered(_step(r, d) for r, d in declared.items())
     job = node.job("group_check", event.caller, token=event.token, ids=tuple(declared), steps=steps,
                    args={**event.args, "declared": declared})  # fmt: skip
-    node.emit(Probe(job.n, steps, consumers=True, applying=True))
+    node.emit(Probe(job.n, steps, consumers=True, applying=True, dry=True))
 
 
 def _step(resource: str, declared: Declared) -> Step:

@@ -106,6 +106,9 @@ def looked_commit(node: Node, job: Job, event: Looked) -> None:
             raise ConflictError(f"too late: {sighting.resource} was settled or is being rolled back", "see pact log")
         if isinstance(sighting.observation, Unreadable):
             raise ConflictError(f"{sighting.resource} cannot be read now: {sighting.observation.why}")
+        if why := taking.undeclarable(sighting.resource, sighting.observation):
+            raise ConflictError(f"{sighting.resource} {why}; nothing was committed",
+                                "remove it, or commit the others by name")  # fmt: skip
         member, (cid, also, actual) = change.members[sighting.resource], job.args["asked"][sighting.resource]
         if (cid, also) != (change.id, list(member.also)):  # another's by now, whom nobody has asked about  # C9, S1
             raise ConflictError(f"{sighting.resource} was changed by {change.owner.user} meanwhile", "see pact diff")
@@ -237,7 +240,7 @@ def start_rollback(node: Node, change: Change, cause: str, caller: Caller, *, to
     except ConflictError as exc:
         block(node, job, change, exc.message, [])
         return
-    node.emit(Probe(job.n, job.steps, consumers=True, force=force))
+    node.emit(Probe(job.n, job.steps, consumers=True, force=force, dry=dry))
 
 
 def refusal(node: Node, change: Change, cause: str) -> str:

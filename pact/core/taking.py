@@ -104,9 +104,14 @@ def _why_not(resource: str, seen: Observation) -> str:
         return f"cannot be read: {seen.why}"
     if seen is None:
         return "is gone"
-    if resource.startswith("file:") and seen.get("type", "file") not in DECLARABLE:
-        return f"is a {seen.get('type')}: it cannot be declared"
-    return ""
+    return undeclarable(resource, seen)
+
+
+def undeclarable(resource: str, seen: Observation) -> str:
+    """What can be seen, and cannot be brought back: nothing of that is declared, as no export could be read again."""
+    if not isinstance(seen, dict) or not resource.startswith("file:") or seen.get("type", "file") in DECLARABLE:
+        return ""
+    return f"is a {seen['type']}: it cannot be declared"
 
 
 def begin_removal(node: Node, event: Asked, resources: Sequence[str], *, dry: bool, force: bool) -> None:
@@ -120,7 +125,7 @@ def begin_removal(node: Node, event: Asked, resources: Sequence[str], *, dry: bo
                        args={"force": force, "dry": dry, "untracked": True})  # fmt: skip
         job.steps = ordered([*own, *below.joined(node, own)])
         node.waiting[event.token].jobs.add(job.n)
-        node.emit(Probe(job.n, job.steps, consumers=True, force=force))
+        node.emit(Probe(job.n, job.steps, consumers=True, force=force, dry=dry))
 
 
 def probed_removal(node: Node, job: Job, event: Probed) -> None:

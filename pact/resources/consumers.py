@@ -29,12 +29,13 @@ JOBS: Final = (
 )
 
 
-def find_holders(steps: Iterable[Step]) -> list[Holder]:
-    """The consumers of every resource of the plan, named as far as they can be."""
-    return find_all_holders(steps)[0]
+def find_holders(steps: Iterable[Step], *, ask: bool = True) -> list[Holder]:
+    """The consumers of every resource of the plan, named as far as they can be. ``ask``: the kernel may be asked by
+    what is a step of its own (a lease, a mark on a mount); not for a question, which changes nothing.  # S4"""
+    return find_all_holders(steps, ask=ask)[0]
 
 
-def find_all_holders(steps: Iterable[Step]) -> tuple[list[Holder], int]:
+def find_all_holders(steps: Iterable[Step], *, ask: bool = True) -> tuple[list[Holder], int]:
     """As ``find_holders``, and how many more there are than are named."""
     steps = tuple(steps)
     leaving = {split_id(s.id)[1] for s in steps if s.id.startswith("mount:")}
@@ -46,7 +47,7 @@ def find_all_holders(steps: Iterable[Step]) -> tuple[list[Holder], int]:
         kind = KINDS[kind_name]
         rules = step.consumers or ("open",)
         if "open" in rules:
-            said = answers[step.id] = kind.in_use(name, step)
+            said = answers[step.id] = kind.in_use(name, step) if ask else None
             if said is not False or kind.covers(name, step):
                 scan += [(step, root) for root in kind.roots(name, step)]
             if said is not False or kind_name == "mount":

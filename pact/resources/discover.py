@@ -1,16 +1,18 @@
 """Walking the file system for ``adopt``: what matches a pattern, what is passed over, and why.
 
-``**`` matches any depth, ``*`` and ``?`` one component. Symbolic links are not followed; other file systems' mounts
-below are entered only where they are local and not a container's or automounter's.
+``**`` matches any depth, and ``X/**`` the directory X too; ``*`` and ``?`` match one component. Symbolic links are not
+followed; other file systems' mounts below are entered only where they are local and not a container's or automounter's.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import stat
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase, translate
 from functools import lru_cache
+from itertools import chain
 from typing import Final
 
 from pact.model import encode_name
@@ -38,8 +40,11 @@ def discover_files(pattern: str, passed_over: Sequence[str], passed: dict[str, i
     assert first is not None
     start = raw[: first.start()].rpartition(b"/")[0] or b"/"
     foreign = _foreign_mounts()
-    for path in _walk(start, b"**" in raw, raw.count(b"/"), foreign, passed):
-        if not matcher.match(path):
+    # what stands before "/**" is meant too: a directory that is removed comes back as it was
+    itself = compile_pattern(raw[: -len(b"/**")]) if raw.endswith(b"/**") and raw != b"/**" else None
+    walk = _walk(start, b"**" in raw, raw.count(b"/"), foreign, passed)
+    for path in chain(_a_directory(start, foreign), walk):
+        if not matcher.match(path) and (itself is None or not itself.match(path) or not _is_directory(path)):
             continue
         text = path.decode("utf-8", "replace")
         if any(fnmatchcase(text, p) for p in passed_over):
@@ -51,6 +56,19 @@ def discover_files(pattern: str, passed_over: Sequence[str], passed: dict[str, i
             passed[LITTER] = passed.get(LITTER, 0) + 1
             continue
         yield encode_name(path)
+
+
+def _a_directory(path: bytes, foreign: set[bytes]) -> Iterator[bytes]:
+    """Where a walk begins, unless it does not enter there."""
+    if path not in foreign and path != b"/" and _is_directory(path):
+        yield path
+
+
+def _is_directory(path: bytes) -> bool:
+    try:
+        return stat.S_ISDIR(os.lstat(path).st_mode)
+    except OSError:
+        return False
 
 
 class Trail:

@@ -33,21 +33,19 @@ from pact.resources.base import (
 )
 from pact.resources.fstab import (
     BIND,
-    NFS_TYPES,
     OPPOSITE,
     conforms,
-    device_of,
     in_order,
     in_userland,
-    normal_option,
-    same_type,
     strict,
     to_write,
 )
 from pact.resources.loops import backing_file
+from pact.resources.loose import FROZEN, LOOSE, mounted
 from pact.resources.memory import MEMORY_TYPES, keep_contents, require_kept
 from pact.resources.mount_options import MEMORY, meant, refused
-from pact.resources.mount_table import AUTOFS, Stacks, read_mounts, under
+from pact.resources.mount_origin import inside_of, is_bind, same_origin
+from pact.resources.mount_table import AUTOFS, Stacks, read_mounts
 from pact.resources.mount_users import KERNEL_TYPES, Copies, expire_says_busy, inside, kernel_holders
 from pact.resources.patterns import WILD, compile_pattern
 from pact.resources.way import hangs
@@ -158,7 +156,7 @@ class Mount(Kind):
             return 0 if declared["source"] in (actual["source"], actual.get("trigger")) else WHOLE_N
         if _is_trigger(actual) and (ON_DEMAND in declared["options"] or declared.get("trigger") == actual["source"]):
             return 0  # adopted on a trigger, it is mounted on demand too
-        if not _same_origin(declared, actual):
+        if not same_origin(declared, actual):
             return WHOLE_N
         return 0 if _as_declared(declared, declared["options"], actual) else HALF_N
 
@@ -166,7 +164,7 @@ class Mount(Kind):
 
     def preflight(self, name: str, step: Step, keep: Keep) -> Saved:
         target = step.target
-        if target is not None and not _is_bind(target) and refused(target["fstype"], target["options"]):
+        if target is not None and not is_bind(target) and refused(target["fstype"], target["options"]):
             shown = ", ".join(target["options"])
             return Saved(f"{step.id}: {target['fstype']} does not take the options {shown}", {"attrs": step.actual})
         stack = self.stack(name)
@@ -176,7 +174,7 @@ class Mount(Kind):
 
     def disturbs(self, step: Step) -> bool:
         """A remount leaves everybody what he has; the kernel itself refuses to make read-only what is being written."""
-        return step.target is None or step.actual is None or not _same_origin(step.target, step.actual)
+        return step.target is None or step.actual is None or not same_origin(step.target, step.actual)
 
     def restore(self, name: str, step: Step, blobs: Blobs) -> None:
         """The top mount alone is the resource. What stands on the declared one is taken off, what is below stays."""
@@ -188,13 +186,13 @@ class Mount(Kind):
                 return
             if mounted:  # somebody may use it by now, and the next one would be no better
                 assert target is not None
-                if actual is not None and _same_origin(target, actual):
+                if actual is not None and same_origin(target, actual):
                     MEMORY.took(stack[-1], target["options"], actual)
                     actual = _seen(stack)
                     if self.distance_n(target, actual) == 0:
                         return
                 raise RestoreError(f"it was mounted as declared, but that does not conform: {_unlike(target, actual)}")
-            if target is not None and actual is not None and _same_origin(target, actual):
+            if target is not None and actual is not None and same_origin(target, actual):
                 self._remount(name, target, actual)
                 return
             if stack and _leaves(target, stack):
@@ -207,7 +205,7 @@ class Mount(Kind):
 
     def _unmount(self, name: str, blobs: Blobs) -> None:
         entry, path = self.top(name), decode_name(name)
-        frozen = entry is not None and _freeze(entry)
+        frozen = 0 if entry is None else _freeze(entry)
         try:
             if entry is not None:
                 require_kept(entry, read_mounts(), blobs)
@@ -218,6 +216,9 @@ class Mount(Kind):
             if isinstance(exc, RestoreError):
                 raise
             raise RestoreError(f"umount: {os.strerror(exc.errno or 0).lower()}") from None
+        finally:
+            if frozen:
+                LOOSE.end(frozen)
 
     def _mount(self, name: str, target: Attrs) -> None:
         path = decode_name(name)
@@ -227,8 +228,8 @@ class Mount(Kind):
         if "backing" in target:
             source, options = decode_name(target["backing"]), [*options, "loop"]
         if "root" in target and not any(o.startswith("subvol") for o in options):
-            source, fstype, options = _inside_of(target), "none", ["bind", *(o for o in options if o in OWN_FLAGS)]
-        _make_point(path, source if _is_bind({**target, "options": options}) else b"")
+            source, fstype, options = inside_of(target), "none", ["bind", *(o for o in options if o in OWN_FLAGS)]
+        _make_point(path, source if is_bind({**target, "options": options}) else b"")
         command = [b"mount", b"-n", b"-t", fstype.encode()]
         if options:
             command += [b"-o", ",".join(options).encode()]
@@ -240,7 +241,7 @@ class Mount(Kind):
         keys = {o.partition("=")[0] for o in declared if "=" in o}
         kept = [o for o in actual["options"] if o not in gone and o.partition("=")[0] not in keys and o not in declared]
         words = [*kept, *declared]
-        if "root" in actual or _is_bind(target) or self._is_shared(name, target, actual):
+        if "root" in actual or is_bind(target) or self._is_shared(name, target, actual):
             # its file system, which others use too, is left alone
             words = ["bind", *(o for o in words if o in OWN_FLAGS)]
         options = ",".join(["remount", *words])
@@ -347,21 +348,21 @@ def _leaves(target: Attrs | None, stack: Sequence[MountEntry]) -> bool:
     """Bringing ``target`` back takes the visible mount off: always where the declared one lies below it. Else not an
     automounter, nor what stood below another mount before: the declared one is mounted over these."""
     actual = _seen(stack)
-    if target is None or _same_origin(target, actual):
+    if target is None or same_origin(target, actual):
         return target is None and not _is_trigger(actual)
-    if any(_same_origin(target, attrs_of(m)) for m in stack[:-1]):
+    if any(same_origin(target, attrs_of(m)) for m in stack[:-1]):
         return True
     return not _is_trigger(actual) and "base" not in actual
 
 
 def _stays_idle(target: Attrs | None, stack: Sequence[MountEntry]) -> bool:
     """The visible mount is left as it is, and the declared one comes over it."""
-    return target is not None and not _same_origin(target, _seen(stack)) and not _leaves(target, stack)
+    return target is not None and not same_origin(target, _seen(stack)) and not _leaves(target, stack)
 
 
 def _as_declared(declared: Attrs, options: Sequence[str], actual: Attrs) -> bool:
     """These options, of the declared ones, are in force."""
-    if _is_bind(declared):
+    if is_bind(declared):
         options = [o for o in options if o in OWN_FLAGS]
     return conforms(options, actual["options"], actual["fstype"], actual.get("was", ()), meant(options, actual))
 
@@ -387,91 +388,28 @@ def _unlike(target: Attrs, actual: Attrs | None) -> str:
     """What a mount has that is not as declared, for people."""
     if actual is None:
         return "nothing is mounted"
-    if not _same_origin(target, actual):
+    if not same_origin(target, actual):
         return f"{actual['source']} ({actual['fstype']}) is mounted, not {target['source']} ({target['fstype']})"
     missing = [o for o in target["options"] if not _as_declared(target, [o], actual)]
     return "the kernel does not show the options " + ", ".join(missing)
 
 
-def _freeze(entry: MountEntry) -> bool:
-    """Where it could be written between the last look and its unmounting, nobody writes any more. False where that
-    cannot be, or is so already: then the look right before is all there is, and who has it open is told by umount."""
+def _freeze(entry: MountEntry) -> int:
+    """Where it could be written between the last look and its unmounting, nobody writes any more. 0 where that cannot
+    be, or is so already: then the look right before is all there is, and who has it open is told by umount. Else a
+    number: it is on record, and taken back when a kill comes between.  # R11"""
     if entry.fstype not in MEMORY_TYPES or b"ro" in entry.options:
-        return False
+        return 0
+    try:
+        number = LOOSE.begin(FROZEN, **mounted(entry))
+    except OSError:
+        return 0
     try:
         syscalls.mount_read_only(entry.mount_point, True)
     except OSError:
-        return False
-    return True
-
-
-def _is_bind(attrs: Attrs) -> bool:
-    return not BIND.isdisjoint(attrs["options"])
-
-
-def _same_origin(declared: Attrs, actual: Attrs) -> bool:
-    """The same file system, and the same place within it where the declaration says one."""
-    if _is_bind(declared):
-        origin = _origin(decode_name(declared["source"]))
-        return origin == (actual["source"], actual["fstype"], actual.get("root", "/"))
-    if not same_type(declared["fstype"], actual["fstype"]):
-        return False
-    if declared.get("root", actual.get("root")) != actual.get("root"):
-        return False
-    subvolumes = [normal_option(o).partition("=")[2] for o in declared["options"] if o.startswith("subvol=")]
-    if subvolumes and actual.get("root", "/") != subvolumes[-1]:
-        return False
-    return _same_source(declared, actual)
-
-
-def _same_image(wanted: str, have: str) -> bool:
-    return wanted == have or (wanted.startswith("/") and os.path.realpath(decode_name(wanted)) == decode_name(have))
-
-
-def _same_source(declared: Attrs, actual: Attrs) -> bool:
-    wanted, have = device_of(str(declared["source"])), str(actual["source"])
-    if "backing" in actual and _same_image(str(declared.get("backing", wanted)), str(actual["backing"])):
-        return True
-    if "backing" in declared:
-        return False
-    if actual["fstype"] in NFS_TYPES and ":" in wanted:
-        return wanted == have or wanted.rstrip("/") == have.rstrip("/")
-    if wanted == have or actual.get("root") == wanted:
-        return True
-    if declared["fstype"] in ("tmpfs", "ramfs", "none"):
-        return wanted in ("tmpfs", "none") and have in ("tmpfs", "none")
-    if wanted.startswith("/"):
-        try:
-            return os.path.realpath(wanted) == os.path.realpath(have)
-        except OSError:
-            return False
-    return False
-
-
-def _origin(path: bytes) -> tuple[str, str, str] | None:
-    """Source, type, and path within its file system, of what a bind mount of ``path`` shows."""
-    path = path if hangs(path) else os.path.realpath(path)
-    holding = [m for m in read_mounts() if under(path, m.mount_point)]
-    if not holding:
-        return None
-    longest = max(len(m.mount_point) for m in holding)
-    entry = [m for m in holding if len(m.mount_point) == longest][-1]
-    within = os.path.join(entry.root, os.path.relpath(path, entry.mount_point))
-    return encode_name(entry.source), entry.fstype, encode_name(os.path.normpath(within))
-
-
-def _inside_of(target: Attrs) -> bytes:
-    """A path that shows ``root`` of the target's file system. Raises RestoreError if it is mounted nowhere else."""
-    root = decode_name(target["root"])
-    for entry in read_mounts():
-        if (encode_name(entry.source), entry.fstype) == (target["source"], target["fstype"]) and under(
-            root, entry.root
-        ):
-            path = os.path.normpath(os.path.join(entry.mount_point, os.path.relpath(root, entry.root)))
-            wanted = (target["source"], target["fstype"], target["root"])
-            if os.path.exists(path) and _origin(path) == wanted:
-                return path
-    raise RestoreError(f"{target['root']} of {target['source']} can be reached nowhere; mount its file system first")
+        LOOSE.end(number)
+        return 0
+    return number
 
 
 class MountTable:

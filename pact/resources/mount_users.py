@@ -8,9 +8,11 @@ keeps the file system. The kernel's answer (``MNT_EXPIRE``) speaks for one copy 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -18,6 +20,7 @@ from pact._fast import syscalls
 from pact.model import Holder, encode_name
 from pact.observe.mountinfo import MountEntry, parse_mountinfo
 from pact.resources.loops import loops
+from pact.resources.loose import LOOSE, MARKED, mounted, touch
 from pact.resources.mount_table import Stacks, read_mounts, under
 
 #: File systems whose files all lie on the device that mountinfo shows: another number is another file system.
@@ -35,45 +38,62 @@ _asking = threading.Lock()
 def expire_says_busy(path: bytes) -> bool | None:
     """MNT_EXPIRE marks an idle mount and answers EAGAIN; the mark is taken off again by touching the mount.
 
-    On a mount that is marked already the same call unmounts. So no two threads ask at once, and a mark that was left by
-    a process which was killed in the middle, or by another program, is taken off before: the question never acts.
+    On a mount that is marked already the same call unmounts. So it is asked only about what is about to be unmounted
+    anyway, never for somebody's question; by one process at a time, of all that ask so in this mount namespace; a mark
+    of another's is taken off before; and a mark that a kill leaves is on record, and taken off at the next start.
     """
-    with _asking:
-        if not _touch(path):
+    with _alone("/proc/self/ns/mnt") as alone:
+        there = [m for m in read_mounts() if m.mount_point == path] if alone else []
+        if not there or not touch(path):
             return None
         try:
-            syscalls.umount2(path, syscalls.MNT_EXPIRE | syscalls.UMOUNT_NOFOLLOW)
-        except BlockingIOError:
-            return False if _touch(path) else None
-        except OSError as exc:
-            return True if exc.errno == errno.EBUSY else None
+            with LOOSE.during(MARKED, **mounted(there[-1])):
+                return _ask(path)
+        except OSError:
+            return None  # it could not be put on record
+
+
+def _ask(path: bytes) -> bool | None:
+    if not touch(path):
+        return None
+    try:
+        syscalls.umount2(path, syscalls.MNT_EXPIRE | syscalls.UMOUNT_NOFOLLOW)
+    except BlockingIOError:
+        return False if touch(path) else None
+    except OSError as exc:
+        return True if exc.errno == errno.EBUSY else None
     return None
 
 
-def _touch(path: bytes) -> bool:
-    """Take an expiry mark off."""
-    try:
-        os.close(os.open(path, os.O_PATH | os.O_CLOEXEC | os.O_NOFOLLOW))
-    except OSError:
-        return False
-    return True
+@contextmanager
+def _alone(namespace: str) -> Iterator[int]:
+    """A descriptor of a mount namespace, locked: nobody else asks there. 0 where somebody has the lock, or there is no
+    such namespace; nobody is waited for, as everybody may take it."""
+    with _asking:
+        try:
+            space = os.open(namespace, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            yield 0
+            return
+        try:
+            fcntl.flock(space, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield 0
+        else:
+            yield space
+        finally:
+            os.close(space)
 
 
 def _busy_in(pid: int, namespace: str, path: bytes) -> bool | None:
     """The same question in the mount namespace of another process."""
-    try:
-        space = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return None
-    try:
-        if os.readlink(f"/proc/self/fd/{space}") != namespace:
-            return None  # the pid is another's by now
-        with _asking:
+    with _alone(f"/proc/{pid}/ns/mnt") as space:
+        try:
+            if not space or os.readlink(f"/proc/self/fd/{space}") != namespace:
+                return None  # the pid is another's by now
             return {0: False, 1: True}.get(syscalls.expire_in(space, path))
-    except OSError:
-        return None
-    finally:
-        os.close(space)
+        except OSError:
+            return None
 
 
 def inside(entry: MountEntry) -> list[MountEntry]:

@@ -22,9 +22,10 @@ from typing import Final
 from pact._fast import syscalls
 from pact.core.plan import Step
 from pact.errors import RestoreError
-from pact.model import Attrs, decode_name
+from pact.model import Attrs, decode_name, encode_name
 from pact.resources.base import Blobs
 from pact.resources.flags import flags_at, get_flags, said, set_flags_at
+from pact.resources.loose import LOOSE, MADE
 from pact.resources.names import group_id, user_id
 from pact.resources.way import make_directory, unmake
 
@@ -40,13 +41,18 @@ def restore_file(path: bytes, step: Step, blobs: Blobs) -> None:
     if path == b"/":
         raise RestoreError("the root directory itself is not replaced")
     parent, leaf = os.path.split(path)
-    made = list[bytes]()
+    made, on_record = list[bytes](), 0
     try:
         dirfd = syscalls.openat2(syscalls.AT_FDCWD, parent, DIR_FLAGS, resolve=syscalls.RESOLVE_NO_SYMLINKS)
     except FileNotFoundError:
         if step.target is None:
             return
-        dirfd, made = make_directory(parent)
+        on_record = LOOSE.begin(MADE, paths=[encode_name(p) for p in _missing(parent)])
+        try:
+            dirfd, made = make_directory(parent)
+        except BaseException:
+            LOOSE.end(on_record)
+            raise
     except OSError as exc:
         if exc.errno == errno.ELOOP:
             raise RestoreError("a parent directory is a symbolic link; it is not followed") from None
@@ -79,6 +85,17 @@ def restore_file(path: bytes, step: Step, blobs: Blobs) -> None:
         raise
     finally:
         os.close(dirfd)
+        if on_record:
+            LOOSE.end(on_record)
+
+
+def _missing(path: bytes) -> list[bytes]:
+    """This directory and those above it that are not there."""
+    out = []
+    while path != b"/" and not os.path.lexists(path):
+        out.append(path)
+        path = os.path.dirname(path)
+    return out
 
 
 def _seal(dirfd: int, leaf: bytes, letters: str) -> None:

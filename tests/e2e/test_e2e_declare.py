@@ -335,3 +335,29 @@ def test_adopt_calls_a_file_bind_mounted_and_not_a_directory_with_a_mount(agent:
         assert [n.split()[0] for n in notes] == [f"file:{top}/file"], notes
     finally:
         world.sh(f"umount {top}/file {top}/dir && rm -r {top}")
+
+
+def test_a_pipe_in_a_change_is_not_committed_and_spoils_no_export(agent: Agent) -> None:
+    path, other = agent.file("pipe.conf"), agent.file("whole.conf")
+    agent.world.sh(f"rm {path}; mkfifo {path}; echo new > {other}")
+    wait_until(lambda: agent.status()["drifted"] == 2, "both have drifted")
+    done = agent.pact("commit", "--all", "-m", "m", check=4)
+    assert "is a fifo: it cannot be declared; nothing was committed" in done.err and "by name" in done.err
+    agent.pact("commit", f"file:{other}", "-m", "m")
+    assert "is a fifo" in agent.pact("adopt", f"file:{path}", check=None).out
+    text = agent.pact("export").out
+    assert agent.declare(text, "--dry-run", check=None).code in (0, 1), "it can be read again"
+    assert f'[file."{other}"]' in text
+    agent.world.sh(f"rm {path}")
+    agent.pact("rollback", "--all")
+    assert agent.world.path(path).read_text() == "declared\n"
+
+
+def test_a_tree_that_was_removed_with_its_top_comes_back_as_it_was(agent: Agent) -> None:
+    agent.world.sh(f"mkdir -p {TOP}/tree/sub; chmod 2750 {TOP}/tree; chown 7:8 {TOP}/tree; echo x > {TOP}/tree/sub/a")
+    agent.adopt(f"file:{TOP}/tree/**")
+    before = agent.world.sh(f"stat -c '%n %a %u %g' {TOP}/tree {TOP}/tree/sub {TOP}/tree/sub/a").out
+    agent.world.sh(f"rm -rf {TOP}/tree")
+    wait_until(lambda: agent.status()["drifted"] == 3, "all of it has drifted")
+    agent.pact("rollback", "--all")
+    assert agent.world.sh(f"stat -c '%n %a %u %g' {TOP}/tree {TOP}/tree/sub {TOP}/tree/sub/a").out == before

@@ -129,7 +129,7 @@ def test_commit_takes_in_what_its_caller_made_or_names(agent: Agent) -> None:
         agent.pact("commit", "-m", "mine")
         assert set(untracked(agent)) == {f"file:{ETC}/theirs"}
     agent.pact("commit", "--all", "-m", "the rest")
-    assert agent.status()["untracked"] == 0 and agent.status()["declared"] == 3
+    assert agent.status()["untracked"] == 0 and agent.status()["declared"] == 4
     (place / "theirs").write_text("changed\n")
     agent.drifted(f"file:{ETC}/theirs")
     agent.pact("rollback", f"file:{ETC}/theirs")
@@ -171,7 +171,7 @@ def test_rollback_by_name_removes_it_keeps_what_it_held_and_redo_brings_it_back(
     done = agent.json("rollback", EVIL)["rolled_back"][0]
     assert not (place / "evil").exists() and done["restored"] == [EVIL]
     status = agent.status()
-    assert status["untracked"] == 0 and status["changes"] == [] and status["declared"] == 1
+    assert status["untracked"] == 0 and status["changes"] == [] and status["declared"] == 2
     record = agent.newest("rollback_started")
     assert record["data"]["owner"]["uid"] == 1234
     assert agent.pact("show", str(record["seq"]), "--restore", str(agent.base / "back")).code == 0
