@@ -47,7 +47,7 @@ def test_an_enforced_thing_may_be_committed_or_taken_away_by_who_made_it(agent: 
     (place / "good").write_text("x\n")
     agent.drifted(f"file:{ETC}/good")
     agent.pact("commit", "--all", "-m", "good")
-    assert agent.status()["declared"] == 2 and agent.status()["state"] == "committed"
+    assert agent.status()["declared"] == 3 and agent.status()["state"] == "committed"
     (place / "good").unlink()
     wait_until(lambda: agent.change_of(f"file:{ETC}/good"), "it is declared now")
 
