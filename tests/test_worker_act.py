@@ -37,7 +37,7 @@ def test_a_file_written_while_an_earlier_step_runs_is_left_as_it_is(tmp_path: Pa
         steps.append(Step(resource, target, actual))
     restore = acting._restore
 
-    def slow(step: Step, blobs: object) -> str:
+    def slow(step: Step, blobs: object, *more: object, **options: object) -> str:
         why = restore(step, keep.blobs.get)
         if step is steps[0]:
             (tmp_path / "b").write_text("new work")

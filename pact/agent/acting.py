@@ -6,6 +6,7 @@ import os
 import posixpath
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import replace
+from itertools import islice, takewhile
 from typing import Final
 
 from pact.agent.fixpoint import Fixpoint
@@ -14,24 +15,31 @@ from pact.agent.probing import distance_n, observe
 from pact.core import below
 from pact.core.plan import Step
 from pact.errors import PactError, RestoreError
-from pact.model import Attrs, Unreadable, decode_name, encode_name, split_id
+from pact.model import Attrs, Observation, Unreadable, decode_name, encode_name, split_id
 from pact.resources import KINDS
+from pact.resources.ahead import FILES_MAX, Ahead
 from pact.resources.base import Blobs
+from pact.resources.file import KIND as FILE
 from pact.resources.sweep import sweep
 
+#: Fewer files in a row are not worth writing ahead.
+ROW_MIN: Final = 8
 MOVED: Final = "changed again after it was decided; it was left as it is"
 
 
 def act(steps: tuple[Step, ...], blobs: Blobs, *, resumed: bool = False, fixpoint: Fixpoint | None = None,
-        moved: Container[str] = ()) -> dict[str, str]:  # fmt: skip
+        moved: Container[str] = (), seen_after: dict[str, Observation] | None = None) -> dict[str, str]:  # fmt: skip
     """Carry a plan out: ``""`` for each resource restored and verified, else why not. What has ``moved``, and so is in
-    no store, is left as it is.  # R4, R5"""
+    no store, is left as it is. ``seen_after`` gets what was seen of those that were verified.  # R4, R5"""
     fixpoint = fixpoint or Fixpoint((), put_back=False)
     kept = sweep(steps, blobs)
     results: dict[str, str] = {}
     todo: list[Step] = []
     through = below.carried(steps, (s.id for s in steps))
     for step in steps:
+        if not resumed and _is_file(step) and step.id not in through and step.id not in moved:
+            todo.append(step)  # it is looked at when its turn comes
+            continue
         seen = observe(step.id)
         if isinstance(seen, Unreadable) and step.id in through:
             todo.append(step)
@@ -49,35 +57,70 @@ def act(steps: tuple[Step, ...], blobs: Blobs, *, resumed: bool = False, fixpoin
             results[step.id] = MOVED
         else:
             todo.append(step)
-    sealed = [s for s in todo if _seals(s, todo)]
+    sealed = {s.id: s for s in todo if _seals(s, todo)}
     lost = _say_kept(steps, results, kept)
     mounts = frozenset(s.id for s in steps if s.id.startswith("mount:"))
     done: list[Step] = []
+    ahead = Ahead()
     moving = False  # what was written so far may move sysctls
-    for step in todo:
+    written = 0
+    for at, step in enumerate(todo):
+        if at >= written:
+            written = at + _write_ahead(ahead, todo, at, blobs)
         failed = [need for need in needs(step, mounts) if results.get(need)]
         now = _as_moved(step) if moving else _as_left(step) if step.id in through else step
-        if step in sealed:
+        if step.id in sealed:
             now = replace(now, target={**(now.target or {}), "flags": ""})
-        results[step.id] = f"needs {failed[0]}, which failed" if failed and _wrong(now) else _restore(now, blobs)
+        results[step.id] = f"needs {failed[0]}, which failed" if failed and _wrong(now) else _restore(
+            now, blobs, ahead, unread=_is_file(step) and step.id not in through)
         moving |= step.id.startswith(("sysctl:", "module:"))
         if not results[step.id]:
             done.append(step)
             if step.id.startswith("sysctl:"):
                 fixpoint.read_back(step)
-    for step in sealed:
+    for step in sealed.values():
         seen = observe(step.id)
         if not results[step.id] and not isinstance(seen, Unreadable):
             results[step.id] = _restore(replace(step, actual=seen), blobs)
-    settled = done + [s for s in steps if s not in todo and not results[s.id]]
+    for step in _unsafe(ahead, done):
+        results[step.id] = "it was restored, but the disk did not make it durable"
+    tried = {s.id for s in todo}
+    settled = done + [s for s in steps if s.id not in tried and not results[s.id]]
     refused = [s for s in todo if results[s.id] and results[s.id] != MOVED and not any(
         results.get(need) for need in needs(s, mounts))]  # fmt: skip
-    fixpoint.settle([s for s in steps if s in settled or s in refused], results)
+    concerned = {s.id for s in (*settled, *refused)}
+    fixpoint.settle([s for s in steps if s.id in concerned], results)
     for step in settled:
-        wrong = "" if fixpoint.reached(step) else _wrong(step)
+        wrong = "" if fixpoint.reached(step) else _wrong(step, seen_after)
         if wrong and not results[step.id]:
             results[step.id] = wrong
     return {**results, **{r: why for r, why in lost.items() if not results[r]}}
+
+
+def _write_ahead(ahead: Ahead, todo: list[Step], at: int, blobs: Blobs) -> int:
+    """Where many files in a row are to be replaced, write the new ones beside them first. How many steps were looked
+    at: nothing but files stands between them, so that none of them is about to be mounted over, or taken away."""
+    row = list(islice(takewhile(_is_file, islice(todo, at, None)), FILES_MAX))
+    if len(row) < ROW_MIN:
+        return max(1, len(row))
+    try:
+        ahead.write(row, blobs)
+    except (OSError, PactError) as exc:
+        log(f"files are written one by one: {exc}", 4)
+    return len(row)
+
+
+def _is_file(step: Step) -> bool:
+    return step.id.startswith("file:") and step.target is not None and step.target["type"] == "file"
+
+
+def _unsafe(ahead: Ahead, done: Iterable[Step]) -> list[Step]:
+    """Make the names durable. Which files are not sure to outlive a power cut."""
+    try:
+        ahead.finish()
+    except OSError:
+        return [s for s in done if s.id.startswith("file:")]
+    return []
 
 
 def _seals(step: Step, steps: Iterable[Step]) -> bool:
@@ -151,7 +194,8 @@ def _as_left(step: Step) -> Step:
     return replace(step, actual=None) if observe(step.id) is None else step
 
 
-def _restore(step: Step, blobs: Blobs) -> str:
+def _restore(step: Step, blobs: Blobs, ahead: Ahead | None = None, *, unread: bool = False) -> str:
+    """``""`` if it was done, else why not. ``unread``: what cannot be read now is left as it is."""
     kind, name = split_id(step.id)
     seen = observe(step.id)
     if not isinstance(seen, Unreadable):
@@ -159,8 +203,13 @@ def _restore(step: Step, blobs: Blobs) -> str:
             return ""  # an earlier step of the plan has brought it back already
         if seen != step.actual:
             return MOVED  # R2: written while earlier steps ran; what is there was not saved
+    elif unread:
+        return f"cannot be read: {seen.why}"
     try:
-        KINDS[kind].restore(name, step, blobs)
+        if ahead is not None and kind == FILE.name:
+            FILE.restore_among(name, step, blobs, ahead)
+        else:
+            KINDS[kind].restore(name, step, blobs)
     except RestoreError as exc:
         return exc.message
     except OSError as exc:
@@ -170,9 +219,11 @@ def _restore(step: Step, blobs: Blobs) -> str:
     return ""
 
 
-def _wrong(step: Step) -> str:
+def _wrong(step: Step, seen_after: dict[str, Observation] | None = None) -> str:
     """Why the step is not verified, ``""`` if it is."""
     seen = observe(step.id)
+    if seen_after is not None:
+        seen_after[step.id] = seen
     if isinstance(seen, Unreadable):
         return f"restored, but cannot be read: {seen.why}"
     if distance_n(step.id, step.target, seen) == 0:

@@ -13,6 +13,7 @@ from pact.model import Attrs, Holder, Observation, Unreadable, decode_name, enco
 from pact.resources import KINDS
 from pact.resources.base import Keep
 from pact.resources.consumers import find_holders
+from pact.resources.file import KIND as FILE
 from pact.resources.locks import package_locks
 from pact.resources.obstacles import obstacles
 from pact.resources.possible import impossible
@@ -35,7 +36,7 @@ def probe(
     """Observe, find consumers of what differs, keep what would be overwritten. Touches nothing.  # F5, R4"""
     sightings, differing, conforming = [], list[Step](), list[Step]()
     for step in steps:
-        seen = observe(step.id)
+        seen = _first_look(step.id, keep)
         sightings.append(Sighting(step.id, seen))
         if not isinstance(seen, Unreadable) and distance_n(step.id, step.target, seen) != 0:
             differing.append(replace(step, actual=seen))
@@ -74,12 +75,21 @@ def probe(
     return sightings, holders, refusals, saves, notes
 
 
+def _first_look(resource: str, keep: Keep) -> Observation:
+    """What is there; of a file also whether it is a secret, while it is being read."""
+    kind, name = split_id(resource)
+    if kind != FILE.name or keep.hold:
+        return observe(resource)
+    keep.looked[name] = seen, _ = FILE.look(name, private=True)
+    return seen
+
+
 def _carry(step: Step, keep: Keep) -> tuple[str, dict[str, Any]]:
     """Keep what is seen through a link or a mount that gives way: it is brought back below what takes its place."""
-    seen, secret = KINDS["file"].look(split_id(step.id)[1], keep, private=True)  # type: ignore[attr-defined]
-    if seen != step.actual:
+    seen, secret = FILE.look(split_id(step.id)[1], keep, private=True)
+    if seen != step.actual or not isinstance(seen, dict):
         return f"{step.id} changes while it is read", {"attrs": step.actual}
-    save = {"attrs": seen, "secret": secret}
+    save: dict[str, Any] = {"attrs": seen, "secret": secret}
     if seen["type"] == "file":
         if seen["sha256"] not in keep.known:
             why = keep.unkept.get(step.id, f"{seen['size']} bytes are too many to keep a copy of")

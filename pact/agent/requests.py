@@ -180,6 +180,7 @@ class Requests:
         agent = self.agent
         agent.require_journal()
         agent.catch_up()
+        agent.require_journal()  # what was seen just now may be the first that it did not take
         self._token += 1
         token = self._token
         for key in ("track",) if op == "declare" else ("patterns",) if op == "track" else ():

@@ -24,7 +24,7 @@ from pact.core.events import Act, Acted, Discover, Discovered, Event, Look, Look
 from pact.core.taking import undeclarable
 from pact.errors import JournalError, PactError, UsageError, explained
 from pact.journal.sqlite import BlobReader
-from pact.model import NS_PER_S, Declared, Unreadable, decode_name, split_id
+from pact.model import NS_PER_S, Declared, Observation, Unreadable, decode_name, split_id
 from pact.resources import KINDS, kind_of
 from pact.resources.base import Keep
 from pact.resources.toml import Ignore
@@ -248,9 +248,11 @@ class Worker:
 
     def _carry_out(self, effect: Act, moved: Container[str]) -> Result:
         fixpoint = Fixpoint(effect.beside, effect.put_back, effect.wanted)
-        results = act(effect.steps, self.blobs, resumed=effect.resumed, fixpoint=fixpoint, moved=moved)
+        seen: dict[str, Observation] = {}
+        results = act(effect.steps, self.blobs, resumed=effect.resumed, fixpoint=fixpoint, moved=moved, seen_after=seen)
         others = (r for r in effect.below if self.ignore.match(r) is None)
-        sightings = [Sighting(r, observe(r)) for r in (*(s.id for s in effect.steps), *others)]
+        sightings = [Sighting(r, seen[r] if r in seen and r.startswith("file:") else observe(r))
+                     for r in (*(s.id for s in effect.steps), *others)]  # fmt: skip
         beside, reads = fixpoint.moved(), fixpoint.learned(results)
         return Result(effect.job, lambda t, w: Acted(t, w, effect.job, results, sightings, beside, reads))
 

@@ -324,7 +324,8 @@ def probed_rollback(node: Node, job: Job, event: Probed) -> None:
     elif refusals:
         block(node, job, change, "; ".join(refusals[:5]), [])
     else:
-        _leave_out(node, job, change, [r for r in change.members if r not in ids])
+        wanted = frozenset(ids)
+        _leave_out(node, job, change, [r for r in change.members if r not in wanted])
         node.record("rollback_started", {
             "change": change.id, "cause": job.cause, "owner": change.owner.to_json(), "skipped": [],
             "plan": [s.to_json() for s in job.steps], "saves": dict(event.saves), **shared_with(change, ids),

@@ -34,6 +34,8 @@ from pact.observe.base import Event, Lost, MountsChanged, Restored, Touched
 from pact.observe.mountinfo import mount_table
 from pact.observe.tree import Tree, check_path, watch_many
 
+#: What pact itself writes beside a file that it brings back: its name is nobody's news.
+TEMPORARY: Final = b".pact-"
 SYSCTL_ROOT: Final = b"/proc/sys/"
 ANY_SYSCTL: Final = b"*"  # wanted beside the declared names: a write to an undeclared sysctl may move a declared one
 NETWORK: Final = "network file system"
@@ -239,7 +241,7 @@ class Observers:
                 self._touch(SYSCTL_ROOT + name, writer, own, t_ns)
             elif key in self._sysctl_keys:
                 self._touch(self._sysctl_keys[key], None, False, t_ns)
-            else:
+            elif not (own and name.startswith(TEMPORARY)):
                 self._tree.on_event(key, name, mask, partial(self._touch, writer=writer, own=own, t_ns=t_ns))
         if mounts is not None:
             self._on_mounts(mounts)

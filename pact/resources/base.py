@@ -38,8 +38,9 @@ class Keep:
     """Contents met while observing that are to be kept: at most ``limit`` bytes each and ``room`` bytes together.
 
     ``blobs`` maps SHA-256 (hex) to content, as long as it is in memory; ``known`` has the digests of all that is kept.
-    ``unkept`` says why a resource's content is not. ``spill`` takes contents away whenever there are ``PIECE_BYTES`` of
-    them. Without ``hold`` contents are only reckoned with, and nothing of them stays in memory.
+    ``unkept`` says why a resource's content is not. ``looked`` has by name what was just seen, and whether that is a
+    secret: it need not be read again for being reckoned with. ``spill`` takes contents away whenever there are
+    ``PIECE_BYTES`` of them. Without ``hold`` contents are only reckoned with, and nothing of them stays in memory.
     """
 
     limit: int
@@ -49,6 +50,7 @@ class Keep:
     blobs: dict[str, bytes] = field(default_factory=dict)
     known: set[str] = field(default_factory=set)
     unkept: dict[str, str] = field(default_factory=dict)
+    looked: dict[str, tuple[Observation, bool]] = field(default_factory=dict)
     held: int = 0
 
     def take(self, resource: str, digest: str, size: int, content: bytes | None) -> None:

@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from pact.core.plan import Step
 from pact.model import Attrs, Declared, Holder, Observation, Unreadable, decode_name, encode_name
+from pact.resources.ahead import Ahead
 from pact.resources.base import (
     HALF_N,
     WHOLE_N,
@@ -177,7 +178,7 @@ class File(Kind):
             except OSError as exc:
                 return Saved(f"{step.id}: {errno_text('directory', exc)}", save)
         if actual is not None and actual["type"] == "file" and self._content_goes(step):
-            again, save["secret"] = self.look(name, keep, private=True)
+            again, save["secret"] = self._reckoned(name, keep)
             if again != actual:
                 return Saved(f"{step.id} changes while it is read", save)
             if actual["sha256"] not in keep.known:
@@ -187,6 +188,16 @@ class File(Kind):
         if actual is not None and actual["type"] in ("socket", "block", "char", "fifo"):
             return Saved(f"{step.id} is a {actual['type']} now: pact does not replace those", save)
         return Saved("", save, self._other_names(name, step))
+
+    def _reckoned(self, name: str, keep: Keep) -> tuple[Observation, bool]:
+        """What is there, as ``look`` says it; its content counts as kept, if it may be."""
+        looked = None if keep.hold else keep.looked.pop(name, None)
+        if looked is None:
+            return self.look(name, keep, private=True)
+        seen = looked[0]
+        if isinstance(seen, dict) and "sha256" in seen:
+            keep.take(f"file:{name}", seen["sha256"], seen["size"], None)
+        return looked
 
     def _other_names(self, name: str, step: Step) -> str:
         """What is replaced has other names, which keep the content that it has now."""
@@ -217,6 +228,10 @@ class File(Kind):
 
     def restore(self, name: str, step: Step, blobs: Blobs) -> None:
         restore_file(path_of(name), step, blobs)
+
+    def restore_among(self, name: str, step: Step, blobs: Blobs, ahead: Ahead) -> None:
+        """As ``restore``, as one of many."""
+        restore_file(path_of(name), step, blobs, ahead)
 
     def in_use(self, name: str, step: Step) -> bool | None:
         """A write lease is granted only where nobody has the file open."""

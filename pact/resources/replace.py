@@ -17,7 +17,7 @@ import secrets
 import signal
 import stat
 import time
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from pact._fast import syscalls
 from pact.core.plan import Step
@@ -29,6 +29,9 @@ from pact.resources.loose import LOOSE, MADE
 from pact.resources.names import group_id, user_id
 from pact.resources.way import make_directory, unmake
 
+if TYPE_CHECKING:
+    from pact.resources.ahead import Ahead
+
 DIR_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 FILE_FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 OWN_TRIES: Final = 40
@@ -36,8 +39,10 @@ OWN_WAIT_S: Final = 0.005
 DEFAULTS: Final = {"file": 0o644, "directory": 0o755}
 
 
-def restore_file(path: bytes, step: Step, blobs: Blobs) -> None:
-    """Bring ``path`` from ``step.actual`` to ``step.target``. Raises RestoreError or OSError; partial never."""
+def restore_file(path: bytes, step: Step, blobs: Blobs, ahead: Ahead | None = None) -> None:
+    """Bring ``path`` from ``step.actual`` to ``step.target``. Raises RestoreError or OSError; partial never.
+
+    With ``ahead`` its new content may be written already, and its directory becomes durable later."""
     if path == b"/":
         raise RestoreError("the root directory itself is not replaced")
     parent, leaf = os.path.split(path)
@@ -69,10 +74,13 @@ def restore_file(path: bytes, step: Step, blobs: Blobs) -> None:
         elif target["type"] == "symlink":
             _symlink(dirfd, leaf, target, step.actual)
         else:
-            _regular(dirfd, leaf, target, step, blobs)
+            _regular(dirfd, leaf, target, step, blobs, ahead)
         if target is not None and target.get("flags"):
             _seal(dirfd, leaf, target["flags"])
-        os.fsync(dirfd)
+        if ahead is None:
+            os.fsync(dirfd)
+        else:
+            ahead.touched(dirfd)
     except BaseException as exc:
         if cleared:
             with contextlib.suppress(OSError):
@@ -114,7 +122,7 @@ def _sealed(dirfd: int, leaf: bytes) -> str:
     return f"its directory is {said(letters)}" if letters else ""
 
 
-def _lstat(dirfd: int, leaf: bytes) -> os.stat_result | None:
+def lstat(dirfd: int, leaf: bytes) -> os.stat_result | None:
     try:
         return os.stat(leaf, dir_fd=dirfd, follow_symlinks=False)
     except FileNotFoundError:
@@ -126,7 +134,7 @@ def _temporary() -> bytes:
 
 
 def _remove(dirfd: int, leaf: bytes, actual: Attrs | None) -> None:
-    st = _lstat(dirfd, leaf)
+    st = lstat(dirfd, leaf)
     if st is None:
         return
     if stat.S_ISDIR(st.st_mode):
@@ -201,7 +209,7 @@ def _rename(dirfd: int, old: bytes, new: bytes, flags: int) -> None:
     except OSError as exc:
         if exc.errno != errno.EINVAL:
             raise
-        if flags == syscalls.RENAME_NOREPLACE and _lstat(dirfd, new) is not None:
+        if flags == syscalls.RENAME_NOREPLACE and lstat(dirfd, new) is not None:
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), new) from None
         os.rename(old, new, src_dir_fd=dirfd, dst_dir_fd=dirfd)
 
@@ -210,7 +218,7 @@ def _discard(dirfd: int, aside: bytes, leaf: bytes, expected: os.stat_result, ac
              exchanged: bool) -> None:  # fmt: skip
     """Remove what was set aside if it is what was looked at and saved, and nobody has it open; else give it its name
     back. Under its new name nobody can open it any more, so this answer stands.  # R4"""
-    st = _lstat(dirfd, aside)
+    st = lstat(dirfd, aside)
     if st is None:
         return
     why = ""
@@ -226,7 +234,7 @@ def _discard(dirfd: int, aside: bytes, leaf: bytes, expected: os.stat_result, ac
     if not why:
         os.unlink(aside, dir_fd=dirfd)
         return
-    if exchanged and _lstat(dirfd, leaf) is not None:
+    if exchanged and lstat(dirfd, leaf) is not None:
         _rename(dirfd, aside, leaf, syscalls.RENAME_EXCHANGE)
         raise RestoreError(why)
     try:
@@ -244,7 +252,7 @@ def _sha256(dirfd: int, leaf: bytes) -> str:
 
 
 def _directory(dirfd: int, leaf: bytes, target: Attrs, actual: Attrs | None) -> None:
-    st = _lstat(dirfd, leaf)
+    st = lstat(dirfd, leaf)
     if st is not None and stat.S_ISDIR(st.st_mode):
         _dress_directory(dirfd, leaf, target, st)
         return
@@ -255,7 +263,7 @@ def _directory(dirfd: int, leaf: bytes, target: Attrs, actual: Attrs | None) -> 
         if st is not None:
             _remove(dirfd, leaf, actual)
     except BaseException:
-        _drop(dirfd, fresh)
+        drop(dirfd, fresh)
         raise
     _put_in_place(dirfd, fresh, leaf, None, actual)
 
@@ -268,7 +276,7 @@ def _dress_directory(dirfd: int, leaf: bytes, target: Attrs, st: os.stat_result 
         os.close(fd)
 
 
-def _drop(dirfd: int, fresh: bytes) -> None:
+def drop(dirfd: int, fresh: bytes) -> None:
     """Take away what was made and did not get its name."""
     try:
         os.unlink(fresh, dir_fd=dirfd)
@@ -277,7 +285,7 @@ def _drop(dirfd: int, fresh: bytes) -> None:
 
 
 def _symlink(dirfd: int, leaf: bytes, target: Attrs, actual: Attrs | None) -> None:
-    st = _lstat(dirfd, leaf)
+    st = lstat(dirfd, leaf)
     text = decode_name(target["target"])
     if st is None or not stat.S_ISLNK(st.st_mode) or os.readlink(leaf, dir_fd=dirfd) != text:
         fresh = _temporary()
@@ -286,7 +294,7 @@ def _symlink(dirfd: int, leaf: bytes, target: Attrs, actual: Attrs | None) -> No
             _own_link(dirfd, fresh, target, None if st is not None and stat.S_ISDIR(st.st_mode) else st)
             st = _make_way(dirfd, leaf, st)
         except BaseException:
-            _drop(dirfd, fresh)
+            drop(dirfd, fresh)
             raise
         _put_in_place(dirfd, fresh, leaf, st, actual)
     else:
@@ -309,13 +317,15 @@ def _own_link(dirfd: int, leaf: bytes, target: Attrs, st: os.stat_result | None)
     os.chown(leaf, uid, gid, dir_fd=dirfd, follow_symlinks=False)
 
 
-def _regular(dirfd: int, leaf: bytes, target: Attrs, step: Step, blobs: Blobs) -> None:
-    st = _lstat(dirfd, leaf)
-    actual = step.actual
-    same_content = st is not None and actual is not None and actual["type"] == "file" and stat.S_ISREG(st.st_mode) and (
-        "sha256" not in target or actual["sha256"] == target["sha256"]
-    )  # fmt: skip
-    if same_content:
+def keeps_content(target: Attrs, actual: Attrs | None, st: os.stat_result | None) -> bool:
+    """Only how it is dressed differs."""
+    return st is not None and actual is not None and actual["type"] == "file" and stat.S_ISREG(st.st_mode) and (
+        "sha256" not in target or actual["sha256"] == target["sha256"])  # fmt: skip
+
+
+def _regular(dirfd: int, leaf: bytes, target: Attrs, step: Step, blobs: Blobs, ahead: Ahead | None) -> None:
+    st = lstat(dirfd, leaf)
+    if keeps_content(target, step.actual, st):
         assert st is not None
         fd = os.open(leaf, FILE_FLAGS, dir_fd=dirfd)
         try:
@@ -326,25 +336,38 @@ def _regular(dirfd: int, leaf: bytes, target: Attrs, step: Step, blobs: Blobs) -
         finally:
             os.close(fd)
         return
-    content = blobs(target["sha256"]) if "sha256" in target else b""
-    if content is None:
-        raise RestoreError("its content is not kept (too large, or forgotten since); put it back by hand")
+    fresh = ahead.take(dirfd, leaf, st) if ahead is not None else None
+    if fresh is None:
+        content = blobs(target["sha256"]) if "sha256" in target else b""
+        if content is None:
+            raise RestoreError("its content is not kept (too large, or forgotten since); put it back by hand")
+        fresh = write_fresh(dirfd, leaf, target, st, content)
+    try:
+        st = _make_way(dirfd, leaf, st)
+    except BaseException:
+        drop(dirfd, fresh)
+        raise
+    _put_in_place(dirfd, fresh, leaf, st, step.actual)
+
+
+def write_fresh(dirfd: int, leaf: bytes, target: Attrs, st: os.stat_result | None, content: bytes, *,
+                 durable: bool = True) -> bytes:  # fmt: skip
+    """The new file, complete but for its name; returns the name that it has for now."""
     fresh = _temporary()
     fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=dirfd)
     try:
-        try:
-            view = memoryview(content)
-            while view:
-                view = view[os.write(fd, view) :]
-            dress(fd, target, st if st is not None and stat.S_ISREG(st.st_mode) else None, dirfd, leaf)
+        view = memoryview(content)
+        while view:
+            view = view[os.write(fd, view) :]
+        dress(fd, target, st if st is not None and stat.S_ISREG(st.st_mode) else None, dirfd, leaf)
+        if durable:
             os.fsync(fd)
-        finally:
-            os.close(fd)
-        st = _make_way(dirfd, leaf, st)
     except BaseException:
-        _drop(dirfd, fresh)
+        drop(dirfd, fresh)
         raise
-    _put_in_place(dirfd, fresh, leaf, st, step.actual)
+    finally:
+        os.close(fd)
+    return fresh
 
 
 def _put_in_place(dirfd: int, fresh: bytes, leaf: bytes, st: os.stat_result | None, actual: Attrs | None) -> None:
@@ -355,18 +378,18 @@ def _put_in_place(dirfd: int, fresh: bytes, leaf: bytes, st: os.stat_result | No
             return
         _rename(dirfd, fresh, leaf, syscalls.RENAME_EXCHANGE)
     except FileExistsError:
-        _drop(dirfd, fresh)
+        drop(dirfd, fresh)
         raise RestoreError("it appeared at the last moment; it was left as it is") from None
     except FileNotFoundError:
-        _drop(dirfd, fresh)
+        drop(dirfd, fresh)
         raise RestoreError("it vanished at the last moment") from None
     except OSError:
-        _drop(dirfd, fresh)
+        drop(dirfd, fresh)
         raise
     try:
         _discard(dirfd, fresh, leaf, st, actual, exchanged=True)
     except RestoreError:
-        if _lstat(dirfd, fresh) is not None:
+        if lstat(dirfd, fresh) is not None:
             os.unlink(fresh, dir_fd=dirfd)
         raise
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -283,6 +284,23 @@ def test_what_was_answered_with_no_is_not_done_later(small: Agent) -> None:
     time.sleep(1)
     assert not [r for r in small.records("declared") if r["seq"] > seq], "the answer was final"
     assert small.world.path(path).read_text() == "three\n"
+
+
+@pytest.mark.invariant("J9")
+def test_who_asks_at_the_moment_the_disk_is_full_is_answered(small: Agent) -> None:
+    """What is seen for the sake of the request is the first that cannot be recorded."""
+    path = small.file("asked/a.conf")
+    small.adopt(f"file:{TOP}/asked/**")
+    for n in range(4):
+        with full(small):
+            small.world.path(f"{TOP}/asked/new{n}").write_text("x\n" * 2000)
+            with small.connect() as sock, sock.makefile("rwb") as f:
+                sock.settimeout(10)
+                f.write(json.dumps({"v": 1, "op": "apply", "args": {"message": "m", "resources": {
+                    f"file:{path}": {"attrs": {"type": "file", "mode": f"060{n}"}}}}}).encode() + b"\n")
+                f.flush()
+                assert json.loads(f.readline())["exit"] == 5
+        wait_until(lambda: not lost(small), "it records again")
 
 
 def freeze_worker(agent: Agent) -> Any:
