@@ -62,6 +62,7 @@ from pact.core.node import Node
 from pact.core.records import Record, rfc3339
 from pact.errors import DeniedError, JournalError, PactError, UnreachableError
 from pact.journal.sqlite import FILE_NAME, BlobReader, SqliteJournal, load_state
+from pact.journal.verifying import Verification
 from pact.model import NS_PER_S, Attrs, Owner, split_id
 from pact.resources import KINDS
 from pact.resources.mount_options import MEMORY as MOUNT_MEMORY
@@ -77,6 +78,7 @@ CATCH_UP_MAX: Final = 64
 BOOT_WAIT_NS: Final = 120 * NS_PER_S
 EVENTS_MAX: Final = 64
 HEALTH_NS: Final = 5 * NS_PER_S
+FREE_HINT: Final = "nothing was changed; free space or mend the disk, then repeat"
 TRIM_RECORD_BYTES: Final = 16 << 10
 
 
@@ -109,7 +111,7 @@ class Agent:
         self._lock = take_state_dir(config.state_dir)
         path = os.path.join(config.state_dir, FILE_NAME)
         self.journal = SqliteJournal(path, store_limit=config.store_limit)
-        state = load_state(self.journal)
+        state = load_state(self.journal, verify_max=config.verify)
         boot = clock.boot_id()
         self._mount_points = MountPoints(os.path.join(config.state_dir, "mounts"))
         MOUNT_MEMORY.keep_in(os.path.join(config.state_dir, "mounts-seen"), boot)
@@ -134,6 +136,7 @@ class Agent:
         self._epoll = select.epoll()
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._blobs = blobs = BlobReader(path)
+        self._verifying = Verification(path, self.journal.unverified, self._wake)
         self.worker = Worker("pact-worker", config.file_limit, self._room, blobs, self.ignore, self._wake)
         self._slow = Worker("pact-slow", config.file_limit, self._room, blobs, self.ignore, self._wake)
         self.asking = Worker("pact-asking", config.file_limit, self._room, blobs, self.ignore, self._wake)
@@ -243,6 +246,7 @@ class Agent:
             self._save_cache()
             self._mount_points.save(boot_id=self.node.state.boot_id, points=self.watching.points())
         self.watching.close()
+        self._verifying.close()
         if ended:
             self._blobs.close()  # the last connection folds SQLite's log into the file
         self.journal.close()
@@ -323,6 +327,9 @@ class Agent:
         if self._reread:
             self._reread = False
             reload.reread(self)
+        if self._verifying.error is not None and self.journal.trusted:
+            self.journal.distrust(self._verifying.error)
+            self._journal_lost(self.journal.distrusted(), Ticked(*self.now()))
         self.control.serve(self.requests.line)
         self.control.show_life()
         self.watching.drain()
@@ -595,7 +602,8 @@ class Agent:
 
     def _journal_lost(self, error: JournalError, event: Event) -> None:
         """Nothing of this step has happened: return to what is durable, and go on watching.  # J4"""
-        log(f"{error.message}; nothing is committed, applied or rolled back until it can be written", 2)
+        until = " until it can be written" if self.journal.trusted else ""
+        log(f"{error.message}; nothing is committed, applied or rolled back{until}", 2)
         self.journal_error = error.message
         self._retry_journal_ns = self.clock.now_ns() + JOURNAL_RETRY_NS
         self._staged.clear()
@@ -603,7 +611,7 @@ class Agent:
         self._reload()
         if isinstance(event, Observed | Scanned | Acted | Probed | Looked):
             self._note_unrecorded(event.sightings)
-        untouched = UnreachableError(error.message, "nothing was changed; free space or mend the disk, then repeat")
+        untouched = UnreachableError(error.message, self._journal_hint())
         begun = UnreachableError(f"{error.message}; what was asked for was begun, and its result could not be recorded",
                                  "free space or mend the disk, then see pact status")  # fmt: skip
         for token, client in self._tokens.items():
@@ -616,7 +624,8 @@ class Agent:
 
     def _reload(self) -> None:
         before = self.node
-        self.node = Node(self.config.name, MachineRules(), load_state(self.journal), jobs_from=before.jobs_numbered)
+        self.node = Node(self.config.name, MachineRules(), load_state(self.journal, verify_max=self.config.verify),
+                         jobs_from=before.jobs_numbered)
         self.node.unreadable = before.unreadable
         self.node.alone_since_ns, self.node.fleet_seq = before.alone_since_ns, before.fleet_seq
 
@@ -657,7 +666,10 @@ class Agent:
     def require_journal(self) -> None:
         """Raises UnreachableError while nothing can be recorded."""
         if self.journal_error:
-            raise UnreachableError(self.journal_error, "nothing was changed; free space or mend the disk, then repeat")
+            raise UnreachableError(self.journal_error, self._journal_hint())
+
+    def _journal_hint(self) -> str:
+        return FREE_HINT if self.journal.trusted else self.journal.distrusted().hint
 
     # -- for requests -------------------------------------------------------------------------------------------
 
@@ -687,8 +699,12 @@ class Agent:
     def journal_json(self) -> dict[str, Any]:
         seq = self.node.state.seq
         out: dict[str, Any] = {"seq": seq, "replicated": seq if self.link is None else self.link.replicated}
+        out["unverified"] = self._verifying.left
+        if self._verifying.why:
+            out["verifying"] = self._verifying.why
         if self.journal_error:
             out["error"] = self.journal_error
+            out["trusted"] = self.journal.trusted
         return out
 
     def _save_cache(self) -> None:

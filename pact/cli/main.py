@@ -271,16 +271,23 @@ def _hold(sub: argparse.ArgumentParser) -> None:
 
 
 def _journal(sub: argparse.ArgumentParser) -> None:
-    actions = sub.add_subparsers(dest="action", required=True, metavar="verify|export|import", parser_class=Parser)
+    actions = sub.add_subparsers(dest="action", required=True, metavar="verify|export|import|accept-loss",
+                                 parser_class=Parser)  # fmt: skip
     verify = _action(actions, "journal", "verify", "check the hash chain of a journal or an export")
     verify.add_argument("file", nargs="?", metavar="FILE", help="default: the configured agent's journal")
     verify.add_argument("--config", metavar="FILE")
+    unmarked = "take an export of an older version, which has no mark at its end"
+    verify.add_argument("--without-mark", action="store_true", help=unmarked)
     export = _action(actions, "journal", "export", "write a journal as JSON lines")
     export.add_argument("file", nargs="?", metavar="FILE", help="default: stdout")
     export.add_argument("--config", metavar="FILE")
     load = _action(actions, "journal", "import", "fill an empty state directory from an export")
     load.add_argument("file", metavar="FILE")
     load.add_argument("--config", metavar="FILE")
+    load.add_argument("--without-mark", action="store_true", help=unmarked)
+    lost = _action(actions, "journal", "accept-loss", "go on with a journal whose newest records are gone, on record")
+    lost.add_argument("-m", "--message", required=True, metavar="TEXT", help="why, for the record")
+    lost.add_argument("--config", metavar="FILE")
 
 
 def dispatch(args: argparse.Namespace) -> int:

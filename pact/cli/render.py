@@ -190,6 +190,8 @@ def status_lines(doc: Mapping[str, Any], *, ids: bool = True, verbose: bool = Fa
         yield f"not recorded: {doc['unrecorded']['count']} drifted resources"
     if doc["journal"].get("error"):
         yield f"journal: {clean(doc['journal']['error'])}"
+    if verifying := _verifying(doc):
+        yield f"journal: {verifying}"
     if doc.get("cluster") and not doc["cluster"]["connected"]:
         waits = "; nothing is rolled back by itself for now" if doc["cluster"]["alone_until"] else ""
         yield f"cluster: cut off{waits}"
@@ -197,6 +199,15 @@ def status_lines(doc: Mapping[str, Any], *, ids: bool = True, verbose: bool = Fa
             yield f"cluster: {spoken(doc['cluster']['refused'])}"
     if ids and (lag := _lag(doc)):
         yield f"journal: {lag}"
+
+
+def _verifying(doc: Mapping[str, Any]) -> str:
+    """How far the check of older records is, while it is not done; the same on nodes that are on their way."""
+    left = doc["journal"].get("unverified", 0)
+    stopped = doc["journal"].get("verifying")
+    if not left or doc["journal"].get("error"):
+        return ""
+    return "older records are being verified" + (f": {clean(stopped)}" if stopped else "")
 
 
 def untracked_places(doc: Mapping[str, Any]) -> tuple[list[tuple[str, str]], int]:
@@ -345,7 +356,7 @@ def event_text(record: Mapping[str, Any]) -> str:
 
 def _who(record: Mapping[str, Any]) -> str:
     actor = record["actor"]
-    by = actor["user"] if actor["via"] in ("socket", "config", "cluster") and actor["user"] != "pact" else ""
+    by = actor["user"] if actor["via"] in ("socket", "config", "cluster", "command") and actor["user"] != "pact" else ""
     return f"by {by}" if by else ""
 
 
@@ -396,6 +407,8 @@ def _what(type_: str, data: Mapping[str, Any]) -> str:
     if type_ == "tracked":
         forgotten = [f"{p} forgotten" for p in data["forgotten"]]
         return ", ".join([*(f"{p} {m}" for p, m in data["patterns"].items()), *forgotten])
+    if type_ == "loss_accepted":
+        return f"records {data['first']} to {data['last']} are gone: {data['message']}"
     if type_ == "denied":
         return f"{data['request']}: {data['why']}"
     if type_ == "converged":

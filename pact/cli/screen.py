@@ -192,6 +192,8 @@ def _troubles(doc: Mapping[str, Any], width: int) -> Iterable[Line]:
     behind = doc["journal"]["seq"] - doc["journal"]["replicated"] if cluster else 0
     if behind > 0:
         yield f"{behind} record{'s' if behind > 1 else ''} not at the root", "yellow"
+    if doc["journal"].get("unverified") and not doc["journal"].get("error"):
+        yield f"older records of the journal are being verified, {doc['journal']['unverified']} are left", "dim"
     if doc["journal"].get("error"):
         text = f"JOURNAL {clean(doc['journal']['error'])}: nothing can be committed or undone"
         yield from ((line, "bold red") for line in prose(text, width, ""))
@@ -259,6 +261,8 @@ def _next_step(doc: Mapping[str, Any]) -> list[str]:
     """What the caller can do now."""
     role = doc.get("you", {}).get("role", "admin")
     stuck = [c["id"] for c in doc["changes"] if c["state"] in ("blocked", "failed")]
+    if doc["journal"].get("error") and not doc["journal"].get("trusted", True):
+        return ["pact journal verify names the record; import an export, or a backup, into a new state directory"]
     if doc["journal"].get("error"):
         return ["free space or mend the disk: then everything goes on by itself"]
     if role == "viewer":

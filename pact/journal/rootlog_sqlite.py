@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from pact.errors import Fenced, JournalError
 from pact.journal.rootlog import CHUNK_MAX, TRIM_MAX, require_snapshot
-from pact.journal.sqlite import _connect, file_of, require_file
+from pact.journal.sqlite import connect, file_of, require_file
 
 APPLICATION_ID: Final = 0x70616372  # "pacr"
 SCHEMA_VERSION: Final = 1
@@ -49,7 +49,7 @@ class SqliteLog:
         self._db: sqlite3.Connection | None = None
         try:
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
-            self._db = _connect(path)
+            self._db = connect(path)
             self._file = file_of(path)
             self._db.execute("PRAGMA synchronous=FULL")
             self._check_or_create(self._db)
@@ -209,7 +209,7 @@ class SqliteLog:
                 raise JournalError(f"root's log {self.path} is closed")
             try:
                 if self._reader is None:
-                    self._reader = _connect(self.path, read_only=True)
+                    self._reader = connect(self.path, read_only=True)
                 out: list[Any] = []
                 cursor = self._reader.execute(sql, args)
                 for row in cursor:
