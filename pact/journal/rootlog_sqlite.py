@@ -21,6 +21,7 @@ from typing import Any, Final
 from pact.errors import Fenced, JournalError
 from pact.journal.rootlog import CHUNK_MAX, TRIM_MAX, require_snapshot
 from pact.journal.sqlite import connect, file_of, require_file
+from pact.journal.walindex import WalIndex
 
 APPLICATION_ID: Final = 0x70616372  # "pacr"
 SCHEMA_VERSION: Final = 1
@@ -47,8 +48,10 @@ class SqliteLog:
         self._reader: sqlite3.Connection | None = None
         self._reader_lock = threading.Lock()
         self._db: sqlite3.Connection | None = None
+        self._index: WalIndex | None = None
         try:
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+            self._index = WalIndex(path)
             self._db = connect(path)
             self._file = file_of(path)
             self._db.execute("PRAGMA synchronous=FULL")
@@ -137,10 +140,12 @@ class SqliteLog:
     # -- writing ----------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def _writing(self) -> Iterator[sqlite3.Connection]:
-        """One transaction. JournalError for what the disk refuses; whatever is raised undoes all of it."""
+    def _writing(self, size: int = 0) -> Iterator[sqlite3.Connection]:
+        """One transaction that writes ``size`` bytes or so. JournalError for what the disk refuses; whatever is raised undoes all of it."""
         if self._db is None:
             raise JournalError(f"root's log {self.path} is closed")
+        if self._index is not None:
+            self._index.reserve(size)
         try:
             self._db.execute("BEGIN IMMEDIATE")
             require_file(self.path, self._file)
@@ -156,10 +161,10 @@ class SqliteLog:
                 pass
 
     @contextmanager
-    def _fenced(self, fence: int) -> Iterator[sqlite3.Connection]:
+    def _fenced(self, fence: int, size: int = 0) -> Iterator[sqlite3.Connection]:
         """A transaction of the leader with this fence; it resigns where it turns out to be none."""
         try:
-            with self._writing() as db:
+            with self._writing(size) as db:
                 (found, leader) = db.execute("SELECT fence, leader FROM meta").fetchone()
                 if fence <= 0 or not found == fence == self._fence:  # Q1
                     raise Fenced(f"fence {fence} is not in force: {leader} leads with {found}")
@@ -170,7 +175,7 @@ class SqliteLog:
 
     def append(self, fence: int, first: int, count: int, chunk: bytes) -> None:
         assert count > 0 and len(chunk) <= CHUNK_MAX, (count, len(chunk))
-        with self._fenced(fence) as db:
+        with self._fenced(fence, len(chunk)) as db:
             (following,) = db.execute("SELECT next FROM meta").fetchone()
             if following is not None and following != first:  # Q2
                 row = db.execute("SELECT count, data FROM chunk WHERE first = ?", (first,)).fetchone()
@@ -182,7 +187,7 @@ class SqliteLog:
 
     def save_snapshot(self, fence: int, gseq: int, snapshot: bytes) -> None:
         require_snapshot(snapshot)
-        with self._fenced(fence) as db:  # Q6
+        with self._fenced(fence, len(snapshot)) as db:  # Q6
             row = db.execute("SELECT gseq FROM snapshot").fetchone()
             if row is None or row[0] < gseq:
                 digest = hashlib.sha256(snapshot).hexdigest()
@@ -194,6 +199,10 @@ class SqliteLog:
             if row is None:
                 return
             limit = min(before, row[0] + 1)  # Q6
+            (size,) = db.execute("SELECT coalesce(sum(length(data)), 0) FROM (SELECT data FROM chunk WHERE first < ?"
+                                 " ORDER BY first LIMIT ?)", (limit, TRIM_MAX)).fetchone()  # fmt: skip
+            if self._index is not None:
+                self._index.reserve(size)  # pages that are freed may be overwritten first
             gone = db.execute(
                 "DELETE FROM chunk WHERE first IN (SELECT first FROM chunk WHERE first < ?1 AND first + count <= ?1"
                 " ORDER BY first LIMIT ?2)", (limit, TRIM_MAX)).rowcount  # fmt: skip
@@ -258,3 +267,6 @@ class SqliteLog:
                 if db is not None:
                     db.close()
             self._reader = self._db = None
+            if self._index is not None:
+                self._index.close()  # last: closing it takes SQLite's own locks off, too
+                self._index = None
