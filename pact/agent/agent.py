@@ -60,7 +60,7 @@ from pact.core.events import (
 )
 from pact.core.node import Node
 from pact.core.records import Record, rfc3339
-from pact.errors import DeniedError, JournalError, PactError, UnreachableError
+from pact.errors import DeniedError, JournalError, PactError, StoreFullError, UnreachableError
 from pact.journal.sqlite import FILE_NAME, BlobReader, SqliteJournal, load_state
 from pact.journal.verifying import Verification
 from pact.model import NS_PER_S, Attrs, Owner, split_id
@@ -75,6 +75,8 @@ WAIT_MAX_NS: Final = 60 * NS_PER_S
 JOURNAL_RETRY_NS: Final = 2 * NS_PER_S
 SNAPSHOT_EVERY: Final = 10_000
 CATCH_UP_MAX: Final = 64
+PRUNE_AGAIN_NS: Final = 60 * NS_PER_S
+BACKLOG_PIECE: Final = 64
 BOOT_WAIT_NS: Final = 120 * NS_PER_S
 EVENTS_MAX: Final = 64
 HEALTH_NS: Final = 5 * NS_PER_S
@@ -115,7 +117,8 @@ class Agent:
         boot = clock.boot_id()
         self._mount_points = MountPoints(os.path.join(config.state_dir, "mounts"))
         MOUNT_MEMORY.keep_in(os.path.join(config.state_dir, "mounts-seen"), boot)
-        self._room_pruned = -1
+        self._room_pruned = (-1, 0)
+        self._backlog_piece = BACKLOG_PIECE
         offset_ns, self._reboot = clock.continue_from(
             state, boot, boottime=clock.boottime_ns(), wall_ns=clock.Clock.wall_ns(),
             synchronised=clock.clock_synchronised(),
@@ -124,6 +127,7 @@ class Agent:
         self.ignore = Ignore([*config.ignore, *own_paths(config)])
         self.node = Node(config.name, MachineRules(), state)
         self._staged: dict[str, bytes] = {}
+        self._staged_bytes = 0
         self._tokens: dict[int, Client] = {}
         self._begun: set[int] = set()  # requests for which something was set going
         self._new_records: list[tuple[Record, bytes]] = []
@@ -268,7 +272,7 @@ class Agent:
         return time.strftime("%H:%M:%S", time.localtime((wall_ns + t_ns - now_ns) // NS_PER_S))
 
     def _room(self) -> int:
-        return self.journal.room
+        return max(0, self.journal.room - self._staged_bytes)
 
     def watch_fd(self, fd: int) -> None:
         """Wake when this descriptor is readable; what it means is the link's business."""
@@ -451,7 +455,10 @@ class Agent:
 
     def _take_result(self, result: Result) -> None:
         now = self.now()
-        self.stage(result.blobs)
+        try:
+            self.stage(result.blobs)
+        except StoreFullError as exc:  # others took the room meanwhile
+            result = Result(result.job, None, {}, exc)
         event: Event
         if result.make is None:
             assert result.error is not None
@@ -475,17 +482,27 @@ class Agent:
     # -- the step -----------------------------------------------------------------------------------------------
 
     def stage(self, blobs: Mapping[str, bytes]) -> None:
-        """Contents to be stored with the next records."""
+        """Contents to be stored with the next records. Raises StoreFullError, and has staged nothing: what needs room
+        is refused before anything happens, and everything else goes on.  # F63
+        """
+        new = sum(len(data) for digest, data in blobs.items()
+                  if digest not in self._staged and not self.journal.has(digest))  # fmt: skip
+        if new > self._room():
+            raise StoreFullError(self.config.store_limit)
         self._staged.update(blobs)
+        self._staged_bytes += new
+
+    def _unstage(self) -> dict[str, bytes]:
+        blobs, self._staged, self._staged_bytes = self._staged, {}, 0
+        return blobs
 
     def step(self, event: Event) -> None:
         """Decide, make durable, then perform, in this order.  # J1"""
         effects = self.node.step(event)
         rows = [(e.record, e.body) for e in effects if isinstance(e, AppendRecord)]
         if rows:
-            blobs, self._staged = self._staged, {}
             try:
-                self.journal.append(rows, blobs)
+                self.journal.append(rows, self._unstage())
             except JournalError as exc:
                 self._journal_lost(exc, event)
                 return
@@ -498,7 +515,7 @@ class Agent:
             if not isinstance(effect, AppendRecord):
                 self._perform(effect)
         if not self.node.jobs:
-            self._staged.clear()
+            self._unstage()
 
     def _perform(self, effect: Effect) -> None:
         if isinstance(effect, Reply):
@@ -574,21 +591,24 @@ class Agent:
         elif record.type in ("emergency_started", "emergency_stale", "emergency_ended", "observer_blind"):
             log(record.type.replace("_", " ") + ": " + str(data.get("reason") or data.get("why") or data.get("how")), 4)
 
-    def _prune(self) -> None:
+    def make_room(self) -> None:
         """When the content store is nearly full: contents that rollbacks replaced long ago are forgotten."""
-        room = self.journal.room
-        if room > self.config.store_limit // 10 or room == self._room_pruned:
-            return  # there is room, or nothing came since the last time
+        room, now_ns = self.journal.room, self.clock.now_ns()
+        if room > max(self.config.store_limit // 10, self.config.file_limit):
+            return
+        if room == self._room_pruned[0] and now_ns < self._room_pruned[1]:
+            return  # nothing came since the last time, and little has become old
         if self.journal_error or self.node.jobs or self._staged:
             return  # what a job under way has stored, no record may name yet
-        since_ns = self.clock.now_ns() - self.config.keep_ns  # B2: a stepped wall clock makes nothing old
+        since_ns = now_ns - self.config.keep_ns  # B2: a stepped wall clock makes nothing old
         try:
             gone = self.journal.prune(wanted_contents(self.node.state, self.journal, since_ns))
         except JournalError as exc:
             log(str(exc), 4)
             return
-        self._room_pruned = self.journal.room
-        log(f"the content store is nearly full: {gone} contents that nothing declared needs were forgotten", 4)
+        self._room_pruned = self.journal.room, now_ns + min(PRUNE_AGAIN_NS, self.config.keep_ns)
+        if gone:
+            log(f"the content store is nearly full: {gone} contents that nothing declared needs were forgotten", 4)
 
     def _snapshot(self) -> None:
         try:
@@ -606,7 +626,7 @@ class Agent:
         log(f"{error.message}; nothing is committed, applied or rolled back{until}", 2)
         self.journal_error = error.message
         self._retry_journal_ns = self.clock.now_ns() + JOURNAL_RETRY_NS
-        self._staged.clear()
+        self._unstage()
         self.watching.tracking.rest(True)
         self._reload()
         if isinstance(event, Observed | Scanned | Acted | Probed | Looked):
@@ -656,12 +676,30 @@ class Agent:
             return
         log("the journal can be written again")
         self.journal_error = ""
-        sightings = list(self.unrecorded.values())
-        self.unrecorded.clear()
+        sightings = self._record_backlog()
+        if self.journal_error:
+            return
         self.watching.tracking.rest(False)
         self.watching.tracking.walk_again()
         self.step(Scanned(*self.now(), sightings, False))  # also takes up rollbacks that were cut off
         self.watching.rescan_all()
+
+    def _record_backlog(self) -> list[Sighting]:
+        """What was seen while nothing could be recorded, in pieces: what there is room for is recorded, and a piece for
+        which there is none is tried smaller. Returns what belongs to rollbacks that were cut off.  # F64
+        """
+        waiting, self.unrecorded = self.unrecorded, {}
+        frozen = self.node.frozen()
+        mine = [s for s in waiting.values() if s.resource not in frozen]
+        for at in range(0, len(mine), self._backlog_piece):
+            self.step(Observed(*self.now(), mine[at : at + self._backlog_piece]))
+            if self.journal_error:
+                left = {s.resource: s for s in mine[at:]} | {r: s for r, s in waiting.items() if r in frozen}
+                self.unrecorded = {**left, **self.unrecorded}
+                self._backlog_piece = max(1, self._backlog_piece // 2)
+                return []
+        self._backlog_piece = BACKLOG_PIECE
+        return [s for r, s in waiting.items() if r in frozen]
 
     def require_journal(self) -> None:
         """Raises UnreachableError while nothing can be recorded."""
@@ -700,6 +738,7 @@ class Agent:
         seq = self.node.state.seq
         out: dict[str, Any] = {"seq": seq, "replicated": seq if self.link is None else self.link.replicated}
         out["unverified"] = self._verifying.left
+        out["store"] = {"limit": self.config.store_limit, "room": self._room()}
         if self._verifying.why:
             out["verifying"] = self._verifying.why
         if self.journal_error:
@@ -734,7 +773,7 @@ class Agent:
         """A blind observer is an event, never silence.  # O1"""
         if self.worker.relieve(clock.boottime_ns()):
             log("what a commit or a rollback looks at does not answer; the others go on without it", 4)
-        self._prune()
+        self.make_room()
         self._next_health_ns = self.clock.now_ns() + HEALTH_NS
         if self._untrimmed and not self.node.jobs and not self.watching.has_due:
             self._untrimmed = False

@@ -178,6 +178,7 @@ class Requests:
     def _ask(self, client: Client, op: str, args: dict[str, Any]) -> None:
         agent = self.agent
         agent.require_journal()
+        agent.make_room()
         agent.catch_up()
         self._token += 1
         token = self._token

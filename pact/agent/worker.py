@@ -151,20 +151,24 @@ class Worker:
             result = Result(job, None, {}, PactError(f"internal error: {type(exc).__name__}: {exc}"))
         self._post(result)
 
+    def _keep(self) -> Keep:
+        return Keep(self.file_limit, self.room(), stored=lambda digest: self.blobs(digest) is not None)
+
     # -- jobs ---------------------------------------------------------------------------------------------------
 
     def _look(self, effect: Look) -> None:
         def work() -> Result:
-            keep = Keep(self.file_limit, self.room())
+            keep = self._keep()
             sightings = [Sighting(r, observe(r, keep)) for r in effect.resources]
-            unkept, secret = dict(keep.unkept), frozenset(s.resource for s in sightings if _is_closed(s))
-            return Result(effect.job, lambda t, w: Looked(t, w, effect.job, sightings, unkept, secret), keep.blobs)
+            secret = frozenset(s.resource for s in sightings if _is_closed(s))
+            found = (effect.job, sightings, dict(keep.unkept), secret, frozenset(keep.full))
+            return Result(effect.job, lambda t, w: Looked(t, w, *found), keep.blobs)
 
         self._guard(effect.job, work)
 
     def _probe(self, effect: Probe) -> None:
         def work() -> Result:
-            keep = Keep(self.file_limit, self.room())
+            keep = self._keep()
             through = below.carried(effect.steps, (s.id for s in effect.steps))
             steps = tuple(s for s in effect.steps if s.id not in through or self.ignore.match(s.id) is None)
             found = probe(steps, keep, consumers=effect.consumers, force=effect.force, applying=effect.applying)
@@ -208,7 +212,7 @@ class Worker:
         passed: dict[str, int] = {}
         notes: list[str] = []
         exact: set[str] = set()
-        keep, found = Keep(self.file_limit, self.room()), dict[str, Any]()
+        keep, found, full = self._keep(), dict[str, Any](), 0
         bound, patterns = _bound_paths(), list[str]()
         for pattern in effect.patterns:
             kind = kind_of(pattern)
@@ -242,9 +246,11 @@ class Worker:
                 found[resource] = Declared(kind.marked(name, seen), restorable=restorable).to_json()
                 if len(found) >= CHUNK_RESOURCES or sum(map(len, keep.blobs.values())) >= CHUNK_BYTES:
                     self._post(_found(effect.job, found, exact, [], keep, last=False))
-                    found, keep = {}, Keep(self.file_limit, keep.room)
+                    found, keep, full = {}, replace(self._keep(), room=keep.room), full + len(keep.full)
             for why, count in listing.passed.items():
                 passed[why] = passed.get(why, 0) + count
+        if full := full + len(keep.full):
+            notes.append(f"{full} without content: the content store is full (raise [state] store_limit)")
         notes += [f"passed over {count}: {why}" for why, count in sorted(passed.items())]
         self._post(_found(effect.job, found, exact, notes, keep, last=True, patterns=patterns))
 

@@ -34,6 +34,7 @@ LISTED_MAX: Final = 20
 #: Why something was rolled back that nobody asked for.
 AUTOMATIC: Final = {"expired": " (window ended)", "retry": " (its consumers have left)", "group": " (with its group)"}
 MINUTES_FROM_S: Final = 120
+STORE_FULL: Final = "the content store is nearly full; raise [state] store_limit, or lower keep"
 
 
 def clean(text: Any) -> str:
@@ -192,6 +193,8 @@ def status_lines(doc: Mapping[str, Any], *, ids: bool = True, verbose: bool = Fa
         yield f"journal: {clean(doc['journal']['error'])}"
     if verifying := _verifying(doc):
         yield f"journal: {verifying}"
+    if nearly_full(doc):
+        yield f"journal: {STORE_FULL}"
     if doc.get("cluster") and not doc["cluster"]["connected"]:
         waits = "; nothing is rolled back by itself for now" if doc["cluster"]["alone_until"] else ""
         yield f"cluster: cut off{waits}"
@@ -199,6 +202,12 @@ def status_lines(doc: Mapping[str, Any], *, ids: bool = True, verbose: bool = Fa
             yield f"cluster: {spoken(doc['cluster']['refused'])}"
     if ids and (lag := _lag(doc)):
         yield f"journal: {lag}"
+
+
+def nearly_full(doc: Mapping[str, Any]) -> bool:
+    """The content store has less than a twentieth of its room left: what needs more will be refused."""
+    store = doc["journal"].get("store")
+    return bool(store) and store["room"] < store["limit"] // 20
 
 
 def _verifying(doc: Mapping[str, Any]) -> str:

@@ -543,6 +543,11 @@ class Node:
         if elsewhere:
             declaring.converge_after_boot(self, [s for s in reset if s.resource in elsewhere])
 
+    def frozen(self) -> set[str]:
+        """What belongs to rollbacks under way: what is seen of it is theirs."""
+        rolling = [c for c in self.state.changes.values() if c.state == life.ROLLING]
+        return {r for c in rolling for r in (*c.members, *(c.rolling or {}).get("joined", ()))}
+
     def _differs(self, sighting: Sighting) -> bool:
         declared, seen = self.state.declared(sighting.resource), sighting.observation
         if declared is None or isinstance(seen, Unreadable):

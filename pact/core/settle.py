@@ -24,6 +24,7 @@ from pact.errors import (
     EXIT_FAILED,
     ConflictError,
     PactError,
+    UnreachableError,
     UsageError,
 )
 from pact.model import NS_PER_S, Declared, Holder, Unreadable
@@ -89,6 +90,19 @@ def require_whole(node: Node, ids: Sequence[str]) -> None:
                 raise ConflictError(f"{resource} requires {need}, which is not committed", f"commit {need} with it")
 
 
+def require_room(event: Looked) -> None:
+    """What is committed can be restored: where the store has no room, that is for a person to decide. Raises
+    UnreachableError.  # F63
+    """
+    if event.full:
+        names = sorted(event.full)
+        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+        raise UnreachableError(
+            f"the content store is full: there is no room to keep {', '.join(names[:5])}{more}; nothing was committed",
+            "raise [state] store_limit, or lower keep, and restart; what has room can be committed by name",
+        )
+
+
 def looked_commit(node: Node, job: Job, event: Looked) -> None:
     """The machine must still be as last recorded.  # C5"""
     node.finish(job)
@@ -96,6 +110,7 @@ def looked_commit(node: Node, job: Job, event: Looked) -> None:
     moved: list[str] = []
     fresh = set(job.args.get("untracked", ()))
     taking.refuse_named(job, event)
+    require_room(event)
     for sighting in event.sightings:
         if sighting.resource in fresh:
             continue

@@ -141,7 +141,9 @@ class SqliteLog:
 
     @contextmanager
     def _writing(self, size: int = 0) -> Iterator[sqlite3.Connection]:
-        """One transaction that writes ``size`` bytes or so. JournalError for what the disk refuses; whatever is raised undoes all of it."""
+        """One transaction that writes ``size`` bytes or so. JournalError for what the disk refuses; whatever is raised
+        undoes all of it.
+        """
         if self._db is None:
             raise JournalError(f"root's log {self.path} is closed")
         if self._index is not None:

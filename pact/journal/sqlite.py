@@ -20,6 +20,7 @@ from pact.core.records import GENESIS, Record, digest, parse, verify
 from pact.core.state import State
 from pact.errors import ChainError, JournalError, StoreFullError
 from pact.journal.head import Head, HeadFile, head_path, read_head
+from pact.journal.stored import MISFILED, check_stored
 from pact.journal.walindex import WalIndex
 
 FILE_NAME: Final = "journal.db"
@@ -33,7 +34,6 @@ KEPT_LOG: Final = "-wal.kept"
 LOST_HINT: Final = "keep the files; put a backup of the whole state directory back, or pact journal accept-loss -m WHY"
 DISTRUST_HINT: Final = ("nothing was changed; pact journal verify names the record; import an export, or the backup "
                         "that you trust, into a new state directory")  # fmt: skip
-MISFILED: Final = "is filed under another type or time than its content says"
 SCHEMA: Final = """
 CREATE TABLE record (seq INTEGER PRIMARY KEY, type TEXT NOT NULL, time TEXT NOT NULL, hash TEXT NOT NULL,
                      body BLOB NOT NULL);
@@ -319,6 +319,10 @@ class SqliteJournal:
         """How many bytes of contents the store still takes."""
         return (1 << 62) if self.store_limit is None else max(0, self.store_limit - self._stored)
 
+    def has(self, digest: str) -> bool:
+        """Whether this content is stored."""
+        return any(True for _ in self._rows("SELECT 1 FROM blob WHERE digest = ?", (digest,)))
+
     def prune(self, wanted: Container[str]) -> int:
         """Forget contents that are not wanted; how many. Raises JournalError."""
         try:
@@ -432,21 +436,6 @@ class SqliteJournal:
         if self._index is not None:
             self._index.close(remove=failed or self.read_only)  # last: closing it takes SQLite's own locks off, too
             self._index = None
-
-
-def check_stored(rows: Iterator[Any], seq: int, prev: str) -> tuple[int, str]:
-    """Check rows of ``(seq, type, time, hash, body)`` that begin with ``seq``, by their bytes: number and hash after
-    the last one that follows. Raises ChainError at the first that is wrong.
-    """
-    for found, type_, time, hash_, body in rows:
-        if found != seq:
-            break
-        if not isinstance(body, bytes) or digest(prev, body) != hash_:
-            raise ChainError(seq, "its content does not match its hash")
-        if not body.endswith(f',"time":"{time}","type":"{type_}","v":1}}'.encode()):
-            raise ChainError(seq, MISFILED)
-        prev, seq = hash_, seq + 1
-    return seq, prev
 
 
 class BlobReader:

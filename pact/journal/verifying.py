@@ -13,7 +13,8 @@ from typing import Final
 
 from pact.core.records import GENESIS
 from pact.errors import ChainError
-from pact.journal.sqlite import check_stored, connect
+from pact.journal.sqlite import connect
+from pact.journal.stored import check_stored
 
 PIECE_RECORDS: Final = 64
 PIECE_BYTES: Final = 1 << 20

@@ -43,6 +43,11 @@ def _lock(fd: int, kind: int) -> bool:
     return True
 
 
+def _why(exc: OSError) -> str:
+    text = os.strerror(exc.errno or 0)
+    return f"{text}: the disk is full" if exc.errno == errno.ENOSPC else text
+
+
 class WalIndex:
     """Keep it open for as long as a connection of this process is: it is closed after the last one."""
 
@@ -73,7 +78,7 @@ class WalIndex:
             self.close(remove=True)
             if exc.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT):
                 return
-            raise JournalError(f"journal's index {path}: {os.strerror(exc.errno or 0)}",
+            raise JournalError(f"journal's index {path}: {_why(exc)}",
                                "free space or mend the disk, then start again") from None  # fmt: skip
         except BaseException:
             self.close(remove=True)
@@ -103,7 +108,7 @@ class WalIndex:
         try:
             os.posix_fallocate(self._fd, 0, wanted)  # what stands there stays; holes get blocks
         except OSError as exc:
-            raise JournalError(f"journal's index {self._database}-shm: {os.strerror(exc.errno or 0)}",
+            raise JournalError(f"journal's index {self._database}-shm: {_why(exc)}",
                                "nothing was changed; free space or mend the disk") from None  # fmt: skip
         self._bytes = wanted
 

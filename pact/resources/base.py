@@ -34,13 +34,26 @@ COMMON_KEYS: Final = frozenset({"consumers", "requires", "weight", "severity"})
 class Keep:
     """Contents met while observing, to be stored: at most ``limit`` bytes each and ``room`` bytes together.
 
-    ``blobs`` maps SHA-256 (hex) to content; ``unkept`` says why a resource's content was not kept.
+    ``blobs`` maps SHA-256 (hex) to content; ``unkept`` says why a resource's content was not kept, ``full`` names those
+    for which the store has no room. What is ``stored`` already takes none.
     """
 
     limit: int
     room: int = 1 << 62
     blobs: dict[str, bytes] = field(default_factory=dict)
     unkept: dict[str, str] = field(default_factory=dict)
+    full: set[str] = field(default_factory=set)
+    stored: Callable[[str], bool] = field(default=lambda digest: False)
+
+    def take(self, resource: str, digest: str, content: bytes) -> None:
+        """Keep a content that was read whole, if there is room."""
+        new = 0 if digest in self.blobs else len(content)
+        if new > self.room and not self.stored(digest):
+            self.unkept[resource] = "the content store is full (raise [state] store_limit)"
+            self.full.add(resource)
+            return
+        self.room = max(0, self.room - new)
+        self.blobs[digest] = content
 
 
 @dataclass(frozen=True, slots=True)

@@ -427,11 +427,8 @@ def _regular(name: str, dirfd: int, leaf: bytes, keep: Keep | None) -> Observati
     finally:
         os.close(fd)
     if keep is not None:
-        if content is not None and (digest in keep.blobs or len(content) <= keep.room):
-            keep.room -= 0 if digest in keep.blobs else len(content)
-            keep.blobs[digest] = content
-        elif content is not None:
-            keep.unkept[f"file:{name}"] = "the content store is full (raise [state] store_limit)"
+        if content is not None:
+            keep.take(f"file:{name}", digest, content)
         else:
             keep.unkept[f"file:{name}"] = f"{size} bytes are more than the {keep.limit} that are kept"
     return attrs
