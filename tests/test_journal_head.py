@@ -269,3 +269,16 @@ def test_a_writer_killed_at_any_moment_is_never_behind_its_head(path: str) -> No
         assert len(list(verify(journal.records()))) == journal.seq + 1
         journal.require_head()
         journal.close()
+
+
+@pytest.mark.invariant("J6")
+def test_a_reader_beside_a_writer_sees_no_loss_where_there_is_none(path: str) -> None:
+    """What it knows of the journal is older than the head that it reads."""
+    writer = SqliteJournal(path)
+    writer.append(rows_after(writer, 2), {})
+    reader = SqliteJournal(path, read_only=True)
+    for _ in range(5):
+        writer.append(rows_after(writer, 1), {})
+        reader.require_head()
+    reader.close()
+    writer.close()

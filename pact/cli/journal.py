@@ -27,6 +27,10 @@ WHAT_THEN = "it is no journal, or was emptied"
 
 
 def run(args: argparse.Namespace) -> int:
+    if getattr(args, "root", None):
+        from pact.cli import rootlog
+
+        return rootlog.run(args)
     action = {"verify": _verify, "export": _export, "import": _import,
               "accept-loss": _accept_loss}[args.action]
     return action(args)
@@ -87,6 +91,9 @@ def _database(journal: SqliteJournal) -> Iterator[Record]:
 
 
 def _lines(first: bytes, rest: IO[bytes], *, marked: bool) -> Iterator[Record]:
+    if first.startswith(b'{"root":'):
+        raise UsageError("this is a backup of a root's log", "name the root's configuration with --root")
+
     def lines() -> Iterator[bytes]:
         begun = (first + rest.readline()).splitlines(keepends=True)
         yield from begun
@@ -103,7 +110,7 @@ def _export(args: argparse.Namespace) -> int:
         if not args.file:
             export(journal, sys.stdout.buffer)
             return EXIT_DONE
-        with _created(args.file) as out:
+        with created(args.file) as out:
             records, blobs = export(journal, out)
             out.flush()
             os.fsync(out.fileno())
@@ -116,7 +123,8 @@ def _export(args: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
-def _created(path: str) -> IO[bytes]:
+def created(path: str) -> IO[bytes]:
+    """A new file to write, for its owner alone. Raises UsageError."""
     try:
         return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb")
     except FileExistsError:

@@ -206,7 +206,8 @@ def _troubles(doc: Mapping[str, Any], width: int) -> Iterable[Line]:
     if nearly_full(doc):
         yield from ((line, "yellow") for line in prose(STORE_FULL, width, ""))
     if doc["journal"].get("unverified") and not doc["journal"].get("error"):
-        yield f"older records of the journal are being verified, {doc['journal']['unverified']} are left", "dim"
+        text = f"older records of the journal are being verified, {doc['journal']['unverified']} are left"
+        yield from ((line, "dim") for line in prose(text, width, ""))
     if doc["journal"].get("error"):
         text = f"JOURNAL {clean(doc['journal']['error'])}: nothing can be committed or undone"
         yield from ((line, "bold red") for line in prose(text, width, ""))

@@ -29,6 +29,9 @@ LOCK_WAIT_S: Final = 5.0
 #: Pages that one transaction may write beside what its rows fill: trees, free list, the snapshot's and probe's own.
 SPARE_FRAMES: Final = 512
 
+#: What ends a start or a writing. For anything else (no permission, no such locks) SQLite itself says what it can do.
+FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EBUSY})
+
 #: Files that this process guards: to open one again and close it would take SQLite's own locks off.
 _guarded: dict[tuple[int, int], WalIndex] = {}
 
@@ -52,9 +55,7 @@ class WalIndex:
     """Keep it open for as long as a connection of this process is: it is closed after the last one."""
 
     def __init__(self, database: str) -> None:
-        """Before the database is opened. Raises JournalError (no space). Where this user may not write, SQLite itself
-        says what it can do.
-        """
+        """Before the database is opened. Raises JournalError (no space, somebody locks it)."""
         self._database = database
         self._bytes = 0
         self._key: tuple[int, int] | None = None
@@ -76,7 +77,7 @@ class WalIndex:
             self.reserve(0)
         except OSError as exc:
             self.close(remove=True)
-            if exc.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT):
+            if exc.errno not in FULL:
                 return
             raise JournalError(f"journal's index {path}: {_why(exc)}",
                                "free space or mend the disk, then start again") from None  # fmt: skip
@@ -108,6 +109,9 @@ class WalIndex:
         try:
             os.posix_fallocate(self._fd, 0, wanted)  # what stands there stays; holes get blocks
         except OSError as exc:
+            if exc.errno not in FULL:  # a file system that cannot allocate: it is as it was without this
+                self._bytes = wanted
+                return
             raise JournalError(f"journal's index {self._database}-shm: {_why(exc)}",
                                "nothing was changed; free space or mend the disk") from None  # fmt: skip
         self._bytes = wanted
