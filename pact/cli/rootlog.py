@@ -98,12 +98,13 @@ def _import(args: argparse.Namespace, settings: config.AggregatorConfig) -> int:
         return _say(args, settings.journal, backup, "brought back")
     if os.path.exists(path):
         raise UsageError(f"{path} exists already", "stop every root and move it aside")
-    for rest in ("", "-wal", "-shm", ".lock"):
+    for rest in ("", "-wal", "-shm", ".lock", ".head"):
         if os.path.exists(path + NEW + rest):
             os.unlink(path + NEW + rest)  # of an import that was cut off
     with _store(settings, "sqlite://" + path + NEW) as store:
         fill_store(store, backup, settings.name)
-    os.unlink(path + NEW + ".lock")
+    for rest in (".lock", ".head"):
+        os.unlink(path + NEW + rest)  # the first that leads makes them anew
     os.rename(path + NEW, path)
     directory = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

@@ -3,7 +3,8 @@
 A lock on a file beside it is the election, and a counter in the file the fence. The lock alone would not do (somebody
 may remove the file), so every write compares the counter in its own transaction.  # Q1
 The counter is never behind the clock: nodes that have obeyed a log that was lost, or restored from a backup, obey the
-next one too.
+next one too. What the newest event was is kept apart (``root.head``): a log that has lost its end says so, and goes on,
+as after a backup was put back.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
+from pact.core.records import GENESIS
 from pact.errors import Fenced, JournalError
+from pact.journal.head import Head, HeadFile, head_path
 from pact.journal.rootlog import CHUNK_MAX, TRIM_MAX, require_snapshot
 from pact.journal.sqlite import connect, file_of, require_file
 from pact.journal.walindex import WalIndex
@@ -49,6 +52,8 @@ class SqliteLog:
         self._reader_lock = threading.Lock()
         self._db: sqlite3.Connection | None = None
         self._index: WalIndex | None = None
+        self._head: HeadFile | None = None
+        self.lost = ""
         try:
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
             self._index = WalIndex(path)
@@ -109,7 +114,36 @@ class SqliteLog:
             self._resign()
             raise
         self._fence = fence  # Q4
+        try:
+            self._look_for_loss()
+        except BaseException:
+            self._resign()
+            raise
         return self._fence
+
+    def _look_for_loss(self) -> None:
+        """The leader's: does the log end where its head says? Raises JournalError."""
+        ((following,),) = self._rows("SELECT next FROM meta")
+        newest = -1 if following is None else following - 1
+        head = self._opened_head(newest).head
+        self.lost = "" if head.seq <= newest else (
+            f"the root's log {self.path} ends at event {newest}, and events up to {head.seq} were committed: its disk "
+            "or SQLite's log was damaged, or an older copy was put back; nodes send again what they have")  # fmt: skip
+
+    def _opened_head(self, newest: int) -> HeadFile:
+        if self._head is not None:
+            self._head.close()
+            self._head = None
+        path = head_path(self.path)
+        try:
+            self._head = HeadFile(path, Head(newest, GENESIS))
+        except JournalError:  # damaged: what it knew is not known any more
+            try:
+                os.unlink(path)
+            except OSError as exc:
+                raise JournalError(f"root's log {path}: {exc}", HINT) from None
+            self._head = HeadFile(path, Head(newest, GENESIS))
+        return self._head
 
     def _take_lock(self) -> bool:
         path = self.path + ".lock"
@@ -183,9 +217,15 @@ class SqliteLog:
                 row = db.execute("SELECT count, data FROM chunk WHERE first = ?", (first,)).fetchone()
                 if row is None or row[0] != count or bytes(row[1]) != chunk:
                     raise Fenced(f"the log goes on at {following}, not at {first}")
-                return
-            db.execute("INSERT INTO chunk VALUES (?, ?, ?)", (first, count, chunk))
-            db.execute("UPDATE meta SET next = ?", (first + count,))
+            else:
+                db.execute("INSERT INTO chunk VALUES (?, ?, ?)", (first, count, chunk))
+                db.execute("UPDATE meta SET next = ?", (first + count,))
+        newest = first + count - 1
+        try:
+            if self._head is not None and (following in (None, first) or following == first + count):
+                self._head.write(newest, hashlib.sha256(chunk).hexdigest())
+        except OSError as exc:  # the same chunk comes again, and is there already
+            raise JournalError(f"root's log {head_path(self.path)}: {exc.strerror or exc}", HINT) from None
 
     def save_snapshot(self, fence: int, gseq: int, snapshot: bytes) -> None:
         require_snapshot(snapshot)
@@ -264,6 +304,9 @@ class SqliteLog:
 
     def close(self) -> None:
         self._resign()
+        if self._head is not None:
+            self._head.close()
+            self._head = None
         with self._reader_lock:
             for db in (self._reader, self._db):
                 if db is not None:
