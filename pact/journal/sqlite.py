@@ -7,6 +7,7 @@ by digest. A snapshot is a cache of the fold; deleting it loses nothing. What th
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -186,11 +187,18 @@ class SqliteJournal:
 
     def accept_loss(self, row: tuple[Record, bytes]) -> None:
         """Go on after the newest record that there is; ``row`` says so, and is it. Raises JournalError."""
+        self.append([row], {}, accepting=True)  # durable before the head forgets what is missing
         try:
-            os.unlink(head_path(self.path))
-        except FileNotFoundError:
-            pass
-        self.append([row], {})
+            try:
+                head = self._opened_head()
+            except JournalError:  # damaged
+                os.unlink(head_path(self.path))
+                head = self._opened_head()
+            head.write(self.seq, self.hash)
+            with contextlib.suppress(FileNotFoundError):
+                os.rename(self.path + KEPT_LOG, f"{self.path}{KEPT_LOG}.{self.seq}")
+        except OSError as exc:
+            raise JournalError(f"journal's head: {exc.strerror or exc}") from None
 
     def distrust(self, error: ChainError) -> None:
         """A check in the background found a record that is wrong: nothing is written any more, and a start after this
@@ -213,13 +221,14 @@ class SqliteJournal:
 
     # -- writing ------------------------------------------------------------------------------------------------
 
-    def append(self, rows: Sequence[tuple[Record, bytes]], blobs: Mapping[str, bytes]) -> None:
+    def append(self, rows: Sequence[tuple[Record, bytes]], blobs: Mapping[str, bytes], *, accepting: bool = False
+               ) -> None:  # fmt: skip
         """All of it or nothing. Raises JournalError (full disk, I/O error), StoreFullError.  # J6"""
         if not rows and not blobs:
             return
         if self._distrusted is not None:
             raise self._distrusted
-        head, db = None if self.read_only else self._opened_head(), self._open
+        head, db = None if self.read_only or accepting else self._opened_head(), self._open
         if head is not None and head.head.seq > self.seq:
             raise JournalError(f"journal {self.path} ends before record {head.head.seq}", LOST_HINT)
         self._reserve(rows, blobs)

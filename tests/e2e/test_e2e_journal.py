@@ -269,6 +269,7 @@ def test_a_damaged_log_keeps_the_agent_from_starting_until_somebody_accepts_the_
     said = json.loads(command(agent, "--json", "journal", "accept-loss", "-m", "the disk had a bad day"))
     assert said["last"] == newest and 0 < said["first"] <= newest and said["seq"] == said["first"]
     assert "chain unbroken" in command(agent, "journal", "verify")
+    assert [p.name for p in agent.state_dir.glob("*.kept*")] == [f"journal.db-wal.kept.{said['seq']}"]
     agent.start()
     (record,) = agent.records("loss_accepted")
     assert (record["seq"], record["actor"]["role"], record["data"]["message"]) == (
@@ -292,6 +293,31 @@ def test_a_head_that_is_damaged_is_made_anew_when_somebody_says_so(stopped: Agen
     assert done.code == 5 and "says nothing that can be believed" in done.err, done
     assert "what is missing is not known" in command(stopped, "journal", "accept-loss", "-m", "rotten sector")
     stopped.start()
+
+
+@pytest.mark.invariant("J6", "F3", "F55")
+def test_who_is_told_that_nothing_was_changed_does_not_find_it_done_later(another: Callable[..., Agent]) -> None:
+    """The record was written, and its head was not."""
+    agent = another()
+    path = agent.file("no.conf")
+    agent.drift(path, "wanted\n")
+    seq = agent.status()["journal"]["seq"]
+    head = agent.state_dir / "journal.head"
+    head.rename(agent.state_dir / "away")
+    done = agent.pact("commit", "-m", "never", check=5)
+    assert "nothing was changed" in done.err and "journal's head" in done.err, done
+    assert agent.status()["journal"]["seq"] == seq and agent.change_of(f"file:{path}")
+    agent.stop(9)
+    (agent.state_dir / "away").rename(head)
+    agent.start()
+    assert not agent.records("committed") and agent.change_of(f"file:{path}")
+    head.rename(agent.state_dir / "away")
+    agent.world.path(path).write_text("again\n")
+    wait_until(lambda: "error" in agent.status()["journal"], "it is noticed")
+    (agent.state_dir / "away").rename(head)
+    wait_until(lambda: "error" not in agent.status()["journal"], "it goes on by itself")
+    agent.pact("commit", "-m", "now")
+    assert chain.verify(agent.records())
 
 
 @pytest.mark.invariant("J6")
