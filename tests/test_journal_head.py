@@ -282,3 +282,18 @@ def test_a_reader_beside_a_writer_sees_no_loss_where_there_is_none(path: str) ->
         reader.require_head()
     reader.close()
     writer.close()
+
+
+@pytest.mark.invariant("J6", "F3")
+def test_a_run_that_knows_its_head_does_not_end_when_the_file_cannot_be_read_any_more(path: str) -> None:
+    """An agent folds its journal again when it could not be written: it must not end over that."""
+    journal = SqliteJournal(path)
+    journal.append(rows_after(journal, 2), {})
+    Path(head_path(path)).write_bytes(b"garbage")
+    assert load_state(journal).seq == 1
+    journal.append(rows_after(journal, 1), {})
+    journal.append(rows_after(journal, 1), {})
+    journal.close()
+    again = SqliteJournal(path)
+    assert load_state(again).seq == 3, "it was written over"
+    again.close()

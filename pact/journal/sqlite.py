@@ -145,7 +145,7 @@ class SqliteJournal:
         """The journal holds the newest record that was acknowledged. Raises ChainError where it does not, JournalError
         for a head that is damaged.  # J6
         """
-        head = read_head(head_path(self.path))
+        head = read_head(head_path(self.path)) if self._head is None else self._head.head
         if head is None:
             return  # an older version wrote this journal, or nobody yet
         last = self.seq
@@ -333,8 +333,11 @@ class SqliteJournal:
         return (1 << 62) if self.store_limit is None else max(0, self.store_limit - self._stored)
 
     def has(self, digest: str) -> bool:
-        """Whether this content is stored."""
-        return any(True for _ in self._rows("SELECT 1 FROM blob WHERE digest = ?", (digest,)))
+        """Whether this content is stored, as far as can be read."""
+        try:
+            return any(True for _ in self._rows("SELECT 1 FROM blob WHERE digest = ?", (digest,)))
+        except JournalError:
+            return False
 
     def prune(self, wanted: Container[str]) -> int:
         """Forget contents that are not wanted; how many. Raises JournalError."""
