@@ -606,8 +606,9 @@ class Agent:
         except JournalError as exc:
             log(str(exc), 4)
             return
+        said = self._room_pruned[0] == room or room > self.config.store_limit // 10
         self._room_pruned = self.journal.room, now_ns + min(PRUNE_AGAIN_NS, self.config.keep_ns)
-        if gone:
+        if gone or not said:
             log(f"the content store is nearly full: {gone} contents that nothing declared needs were forgotten", 4)
 
     def _snapshot(self) -> None:
@@ -737,8 +738,10 @@ class Agent:
     def journal_json(self) -> dict[str, Any]:
         seq = self.node.state.seq
         out: dict[str, Any] = {"seq": seq, "replicated": seq if self.link is None else self.link.replicated}
-        out["unverified"] = self._verifying.left
-        out["store"] = {"limit": self.config.store_limit, "room": self._room()}
+        if self._verifying.left:
+            out["unverified"] = self._verifying.left
+        if self._room() < self.config.store_limit // 20:
+            out["store"] = {"limit": self.config.store_limit, "room": self._room()}
         if self._verifying.why:
             out["verifying"] = self._verifying.why
         if self.journal_error:

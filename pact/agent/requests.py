@@ -45,7 +45,7 @@ FIELDS: Final[Mapping[str, Mapping[str, tuple[type, ...]]]] = {
     "content": {"seq": (int,), "resource": (str, type(None))},
     "consumers": {"resource": (str,)},
     "commit": {"targets": (list,), "all": (bool,), "message": (str,), "ttl_ns": (int, type(None)),
-               "force": (bool,), "shared": (bool,)},
+               "force": (bool,), "shared": (bool,), "without_content": (bool,)},
     "rollback": {"targets": (list,), "all": (bool,), "dry_run": (bool,), "force": (bool,), "shared": (bool,),
                  "to_seq": (int, type(None)), "trials": (str, type(None))},
     "redo": {"change": (str,), "dry_run": (bool,), "message": (str,)},

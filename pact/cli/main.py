@@ -119,6 +119,8 @@ def build() -> argparse.ArgumentParser:
     _verbose(sub, EACH)
 
     sub = add("commit", "accept changes: what the machine has becomes declared")
+    sub.add_argument("--without-content", action="store_true",
+                     help="also what the full content store cannot keep: declared, but no rollback can restore it")
     _targets(sub)
     sub.add_argument("-m", "--message", metavar="TEXT", help="why (on a terminal your editor asks for it)")
     sub.add_argument("--force", action="store_true", help="on this node alone, although its group is being settled")

@@ -68,7 +68,8 @@ def asked_commit(node: Node, event: Asked) -> None:
         return
     begin_commit(node, event, [*ids, *untracked], {
         "message": message, "ttl_ns": ttl_ns, "force": bool(event.args.get("force")),
-        "untracked": untracked, "named": bool(event.args.get("targets"))})  # fmt: skip
+        "untracked": untracked, "named": bool(event.args.get("targets")),
+        "without_content": bool(event.args.get("without_content"))})  # fmt: skip
 
 
 def begin_commit(node: Node, event: Asked, ids: Sequence[str], args: dict[str, Any]) -> None:
@@ -90,16 +91,16 @@ def require_whole(node: Node, ids: Sequence[str]) -> None:
                 raise ConflictError(f"{resource} requires {need}, which is not committed", f"commit {need} with it")
 
 
-def require_room(event: Looked) -> None:
+def require_room(job: Job, event: Looked) -> None:
     """What is committed can be restored: where the store has no room, that is for a person to decide. Raises
     UnreachableError.  # F63
     """
-    if event.full:
+    if event.full and not job.args.get("without_content"):
         names = sorted(event.full)
         more = f" and {len(names) - 5} more" if len(names) > 5 else ""
         raise UnreachableError(
             f"the content store is full: there is no room to keep {', '.join(names[:5])}{more}; nothing was committed",
-            "raise [state] store_limit, or lower keep, and restart; what has room can be committed by name",
+            "raise [state] store_limit, or lower keep, and restart; commit what has room by name; or --without-content",
         )
 
 
@@ -110,7 +111,7 @@ def looked_commit(node: Node, job: Job, event: Looked) -> None:
     moved: list[str] = []
     fresh = set(job.args.get("untracked", ()))
     taking.refuse_named(job, event)
-    require_room(event)
+    require_room(job, event)
     for sighting in event.sightings:
         if sighting.resource in fresh:
             continue
