@@ -86,6 +86,15 @@ class JournalError(UnreachableError):
     """The journal cannot be written or read (full disk, I/O error, lock)."""
 
 
+class StoreFullError(JournalError):
+    """The content store has no room for what a record needs. ``limit`` in bytes."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"the content store's limit of {limit} bytes is reached",
+                         "nothing was changed; raise [state] store_limit, or lower keep, and restart")  # fmt: skip
+        self.limit = limit
+
+
 class Fenced(ConflictError):
     """Another root leads, or the log is not as this one believes: step down, load again, campaign again."""
 
@@ -93,8 +102,8 @@ class Fenced(ConflictError):
 class ChainError(PactError):
     """The journal's hash chain does not verify. ``seq`` is the first record that is wrong."""
 
-    def __init__(self, seq: int, why: str) -> None:
-        hint = "keep the file; compare it with an export or the cluster's copy"
+    def __init__(self, seq: int, why: str, hint: str = "") -> None:
+        hint = hint or "keep the file; compare it with an export or the cluster's copy"
         super().__init__(f"journal record {seq}: {why}", hint)
         self.seq = seq
 

@@ -94,6 +94,7 @@ def test_windows_may_be_fractions_of_a_second(tmp_path: Path) -> None:
 BAD = {
     "node.name": [5, "", "a b", "-x", "a/b", "x" * 300], "node.cluster": ["", True],
     "state.dir": [1, ""], "state.file_limit": ["much", -1, True, "4X", 1.5], "state.store_limit": ["", []],
+    "state.verify": [0, "all", 1.5],
     "state.keep": ["0", "for ever", True],
     "control.socket": [1, ""], "declared.files": ["/one", [1], [""]], "mode.enforcement": ["on", True, 1],
     "window.base": ["0", "soon", True, -1, [], 0], "window.sensitivity": ["2", -1, True, 1e9],

@@ -18,30 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from journal_kit import blob, lived, rows_after
 
-from pact.core.records import Record, canonical, parse, seal, verify
+from pact.core.records import Record, parse, verify
 from pact.core.state import State
 from pact.errors import ChainError, JournalError
-from pact.journal.sqlite import BlobReader, SqliteJournal, export, import_lines, load_state
-from pact.model import Declared
-from pact.sim.world import World, person
-
-Row = tuple[Record, bytes]
-
-
-def rows_after(journal: SqliteJournal, count: int, size: int = 10) -> list[Row]:
-    out: list[Row] = []
-    seq, prev = journal.seq, journal.hash
-    for _ in range(count):
-        seq += 1
-        row = seal(seq, prev, f"2026-01-01T00:00:{seq % 60:02}.000000Z", seq, "n1", "denied", {}, {"x": "y" * size})
-        out.append(row)
-        prev = row[0].hash
-    return out
-
-
-def blob(data: bytes) -> dict[str, bytes]:
-    return {hashlib.sha256(data).hexdigest(): data}
+from pact.journal.blobs import BlobReader
+from pact.journal.moving import export, import_lines
+from pact.journal.sqlite import SqliteJournal, load_state
 
 
 @pytest.fixture
@@ -63,19 +47,6 @@ def reopened(path: str) -> tuple[list[Record], dict[str, bytes]]:
         return list(verify(journal.records())), dict(journal.blobs())
     finally:
         journal.close()
-
-
-def lived() -> list[Row]:
-    """Records of a node's life."""
-    world = World(machine={f"sysctl:k{i}": {"value": "0"} for i in range(5)})
-    world.start({r: Declared({"value": "0"}) for r in world.machine})
-    ann = person("ann")
-    for step in range(12):
-        world.write(f"sysctl:k{step % 5}", {"value": str(step)}, ann.owner)
-        if step % 4 == 3:
-            world.ask("commit", ann, targets=[], message="m")
-        world.advance(100_000_000_000)
-    return [(r, canonical({k: v for k, v in r.to_json().items() if k != "hash"})) for r in world.journal]
 
 
 # -- writing and reading --------------------------------------------------------------------------------------------

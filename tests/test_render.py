@@ -180,6 +180,24 @@ def test_the_headline_says_state_counts_mode_and_age() -> None:
     assert narrow[:3] == ["● n001  DRIFTED", "  3 changed, 2 untracked, 1 unreadable", "  enforce, up 3d"]
 
 
+@pytest.mark.invariant("J7", "F63")
+@pytest.mark.parametrize("columns", [40, 80])
+def test_a_page_says_what_the_journal_is_at_and_what_it_lacks(columns: int) -> None:
+    journal = {"seq": 9, "replicated": 9, "unverified": 600_000, "store": {"limit": 1 << 30, "room": 1000}}
+    lines = on_terminal_of(columns, SHOW.format(""), orjson.dumps(drifted(journal=journal)))
+    text = " ".join(line.strip() for line in lines)
+    assert "older records of the journal are being verified, 600000 are left" in text
+    assert "the content store is nearly full; raise [state] store_limit" in text
+    assert max(cell_len(line) for line in lines) <= columns
+    plain = list(status_lines(drifted(journal=journal)))
+    assert "journal: older records are being verified" in plain, "no number that keeps equal nodes from folding"
+    assert any(line.startswith("journal: the content store is nearly full") for line in plain)
+    bad = {**journal, "error": "journal record 7: its content does not match its hash", "trusted": False}
+    text = " ".join(line.strip() for line in on_terminal_of(columns, SHOW.format(""), orjson.dumps(drifted(journal=bad))))
+    assert "JOURNAL journal record 7" in text and "being verified" not in text
+    assert "pact journal verify names the record" in text and "free space" not in text
+
+
 @pytest.mark.parametrize("columns", [40, 80])
 @pytest.mark.parametrize("name", ["plain", "日本語の設定", "a" * 200])
 def test_a_page_is_one_screen_whatever_the_size_of_the_drift_and_no_wider(columns: int, name: str) -> None:

@@ -307,3 +307,49 @@ def test_a_fence_that_nodes_have_obeyed_can_be_set_where_the_log_was_lost(tmp_pa
         got = store.campaign("r1")
         store.close()
         assert got is not None and got > (fence or 0)
+
+
+@pytest.mark.invariant("F60", "Q3")
+def test_a_log_that_has_lost_its_end_says_so_once_and_goes_on(path: str, tmp_path: Path) -> None:
+    """The root works on with what is left, as with a backup; but not without a word."""
+    child = os.fork()
+    if child == 0:
+        try:
+            store = open_store(f"sqlite://{path}")
+            fill(store, lead(store), *[1] * 60)
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    log = Path(path + "-wal")
+    with open(log, "r+b") as f:
+        f.seek(log.stat().st_size // 2)
+        f.write(b"garbage" * 1000)
+    with running(lambda: open_store(f"sqlite://{path}"), "a") as (committer, next_post):
+        elected = next_post(Elected)
+        assert 0 < len(elected.chunks) < 60
+        following = len(elected.chunks) + 1
+        assert f"ends at event {following - 1}, and events up to 60 were committed" in elected.lost
+        committer.append(elected.fence, following, 1, chunk(following, 1))
+        assert next_post(Durable).first == following
+    with running(lambda: open_store(f"sqlite://{path}"), "b") as (_, next_post):
+        assert next_post(Elected).lost == ""
+
+
+@pytest.mark.invariant("F60", "F31")
+def test_a_chunk_whose_head_cannot_be_written_is_not_acknowledged_and_comes_again(path: str) -> None:
+    store = open_store(f"sqlite://{path}")
+    fence = lead(store)
+    fill(store, fence, 1)
+    head = path.removesuffix(".db") + ".head"
+    os.rename(head, head + ".kept")
+    for _ in range(2):
+        with pytest.raises(JournalError, match=r"root\.head"):
+            store.append(fence, 2, 1, chunk(2, 1))
+    os.rename(head + ".kept", head)
+    store.append(fence, 2, 1, chunk(2, 1))
+    assert kept(store)[1] == [chunk(1, 1), chunk(2, 1)]
+    store.close()
+    Path(head).write_bytes(b"damaged")
+    again = open_store(f"sqlite://{path}")
+    assert lead(again) and isinstance(again, SqliteLog) and again.lost == "", "nothing is known, and it goes on"
+    again.close()

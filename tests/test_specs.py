@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from pact.core.records import GENESIS, TYPES, seal
-from pact.journal.sqlite import SqliteJournal, export
+from pact.journal.moving import export
+from pact.journal.sqlite import SqliteJournal
 
 ROOT = Path(__file__).parent.parent
 SPECS = ROOT / "specs"

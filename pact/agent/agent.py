@@ -63,8 +63,10 @@ from pact.core.events import (
 )
 from pact.core.node import Node
 from pact.core.records import Record, rfc3339
-from pact.errors import DeniedError, JournalError, PactError, UnreachableError
-from pact.journal.sqlite import FILE_NAME, BlobReader, SqliteJournal, load_state
+from pact.errors import DeniedError, JournalError, PactError, StoreFullError, UnreachableError
+from pact.journal.blobs import BlobReader
+from pact.journal.sqlite import FILE_NAME, SqliteJournal, load_state
+from pact.journal.verifying import Verification
 from pact.model import NS_PER_S, Attrs, Owner, split_id
 from pact.resources import KINDS
 from pact.resources.loose import LOOSE
@@ -78,6 +80,8 @@ WAIT_MAX_NS: Final = 60 * NS_PER_S
 JOURNAL_RETRY_NS: Final = 2 * NS_PER_S
 SNAPSHOT_EVERY: Final = 10_000
 CATCH_UP_MAX: Final = 64
+PRUNE_AGAIN_NS: Final = 60 * NS_PER_S
+BACKLOG_PIECE: Final = 64
 BOOT_WAIT_NS: Final = 120 * NS_PER_S
 #: So much longer a start may take after each sign of life: more than a hanging mount command may.
 START_SIGN_USEC: Final = 90_000_000
@@ -87,6 +91,7 @@ OWED: Final = (Covered, Denied, FleetTold, LinkChanged, Reconfigured)
 OWED_MAX: Final = 1000
 POINTS_NS: Final = NS_PER_S
 HEALTH_NS: Final = 5 * NS_PER_S
+FREE_HINT: Final = "nothing was changed; free space or mend the disk, then repeat"
 TRIM_RECORD_BYTES: Final = 16 << 10
 
 
@@ -119,7 +124,7 @@ class Agent:
         self._lock = take_state_dir(config.state_dir)
         path = os.path.join(config.state_dir, FILE_NAME)
         self.journal = SqliteJournal(path, store_limit=config.store_limit)
-        state = load_state(self.journal)
+        state = load_state(self.journal, verify_max=config.verify)
         boot = clock.boot_id()
         self._mount_points = MountPoints(os.path.join(config.state_dir, "mounts"))
         MOUNT_MEMORY.keep_in(os.path.join(config.state_dir, "mounts-seen"), boot)
@@ -128,7 +133,8 @@ class Agent:
         self._underway = Underway(os.path.join(config.state_dir, "underway"))
         self._owed: list[Event] = []  # what the core is to hear when there is a journal again
         self._reload_owed = False  # not even read could what is durable be
-        self._room_pruned = -1
+        self._room_pruned = (-1, 0)
+        self._backlog_piece = BACKLOG_PIECE
         offset_ns, self._reboot = clock.continue_from(
             state, boot, boottime=clock.boottime_ns(), wall_ns=clock.Clock.wall_ns(),
             synchronised=clock.clock_synchronised(),
@@ -137,6 +143,7 @@ class Agent:
         self.ignore = Ignore([*config.ignore, *own_paths(config)])
         self.node = Node(config.name, MachineRules(), state)
         self._staged: dict[str, bytes] = {}
+        self._staged_bytes = 0
         self._tokens: dict[int, Client] = {}
         self._begun: set[int] = set()  # requests for which something was set going
         self._new_records: list[tuple[Record, bytes]] = []
@@ -151,6 +158,7 @@ class Agent:
         self._epoll = select.epoll()
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._blobs = blobs = BlobReader(path)
+        self._verifying = Verification(path, self.journal.unverified, self._wake)
         self.worker = Worker("pact-worker", config.file_limit, self._room, blobs, self.ignore, self._wake,
                              self._underway)  # fmt: skip
         self._slow = Worker("pact-slow", config.file_limit, self._room, blobs, self.ignore, self._wake)
@@ -270,6 +278,7 @@ class Agent:
             self._save_cache()
             self._save_points()
         self.watching.close()
+        self._verifying.close()
         if ended:
             self._blobs.close()  # the last connection folds SQLite's log into the file
         self.journal.close()
@@ -292,7 +301,7 @@ class Agent:
         return time.strftime("%H:%M:%S", time.localtime((wall_ns + t_ns - now_ns) // NS_PER_S))
 
     def _room(self) -> int:
-        return self.journal.room
+        return max(0, self.journal.room - self._staged_bytes)
 
     def watch_fd(self, fd: int) -> None:
         """Wake when this descriptor is readable; what it means is the link's business."""
@@ -355,6 +364,9 @@ class Agent:
         if self._reread:
             self._reread = False
             reload.reread(self)
+        if self._verifying.error is not None and self.journal.trusted:
+            self.journal.distrust(self._verifying.error)
+            self._journal_lost(self.journal.distrusted(), Ticked(*self.now()))
         self.control.serve(self.requests.line)
         self.control.listen_again()
         self.control.show_life()
@@ -491,7 +503,10 @@ class Agent:
         if result.stored is not None:
             result.stored.put(self._keep(result.blobs))
             return
-        self.stage(result.blobs)
+        try:
+            self.stage(result.blobs)
+        except StoreFullError as exc:  # others took the room meanwhile
+            result = Result(result.job, None, {}, exc)
         event: Event
         if result.make is None:
             assert result.error is not None
@@ -521,6 +536,8 @@ class Agent:
     def _keep(self, blobs: Mapping[str, bytes]) -> str:
         """Make contents durable that a job under way will need. ``""``, or why not."""
         if not self.journal_error:
+            if sum(len(data) for digest, data in blobs.items() if not self.journal.has(digest)) > self._room():
+                return StoreFullError(self.config.store_limit).message
             try:
                 self.journal.append((), blobs)
             except JournalError as exc:
@@ -529,17 +546,27 @@ class Agent:
         return self.journal_error
 
     def stage(self, blobs: Mapping[str, bytes]) -> None:
-        """Contents to be stored with the next records."""
+        """Contents to be stored with the next records. Raises StoreFullError, and has staged nothing: what needs room
+        is refused before anything happens, and everything else goes on.  # F63
+        """
+        new = sum(len(data) for digest, data in blobs.items()
+                  if digest not in self._staged and not self.journal.has(digest))  # fmt: skip
+        if new > self._room():
+            raise StoreFullError(self.config.store_limit)
         self._staged.update(blobs)
+        self._staged_bytes += new
+
+    def _unstage(self) -> dict[str, bytes]:
+        blobs, self._staged, self._staged_bytes = self._staged, {}, 0
+        return blobs
 
     def step(self, event: Event) -> None:
         """Decide, make durable, then perform, in this order.  # J1"""
         effects = self.node.step(event)
         rows = [(e.record, e.body) for e in effects if isinstance(e, AppendRecord)]
         if rows:
-            blobs, self._staged = self._staged, {}
             try:
-                self.journal.append(rows, blobs)
+                self.journal.append(rows, self._unstage())
             except (JournalError, OSError) as exc:
                 self._journal_lost(exc if isinstance(exc, JournalError) else JournalError(f"journal: {exc}"), event)
                 return
@@ -552,7 +579,7 @@ class Agent:
             if not isinstance(effect, AppendRecord):
                 self._perform(effect)
         if not self.node.jobs:
-            self._staged.clear()
+            self._unstage()
 
     def _perform(self, effect: Effect) -> None:
         if isinstance(effect, Reply):
@@ -632,21 +659,25 @@ class Agent:
         elif record.type in ("emergency_started", "emergency_stale", "emergency_ended", "observer_blind"):
             log(record.type.replace("_", " ") + ": " + str(data.get("reason") or data.get("why") or data.get("how")), 4)
 
-    def _prune(self) -> None:
+    def make_room(self) -> None:
         """When the content store is nearly full: contents that rollbacks replaced long ago are forgotten."""
-        room = self.journal.room
-        if room > self.config.store_limit // 10 or room == self._room_pruned:
-            return  # there is room, or nothing came since the last time
+        room, now_ns = self.journal.room, self.clock.now_ns()
+        if room > max(self.config.store_limit // 10, self.config.file_limit):
+            return
+        if room == self._room_pruned[0] and now_ns < self._room_pruned[1]:
+            return  # nothing came since the last time, and little has become old
         if self.journal_error or self.node.jobs or self._staged:
             return  # what a job under way has stored, no record may name yet
-        since_ns = self.clock.now_ns() - self.config.keep_ns  # B2: a stepped wall clock makes nothing old
+        since_ns = now_ns - self.config.keep_ns  # B2: a stepped wall clock makes nothing old
         try:
             gone = self.journal.prune(wanted_contents(self.node.state, self.journal, since_ns))
         except JournalError as exc:
             log(str(exc), 4)
             return
-        self._room_pruned = self.journal.room
-        log(f"the content store is nearly full: {gone} contents that nothing declared needs were forgotten", 4)
+        said = self._room_pruned[0] == room or room > self.config.store_limit // 10
+        self._room_pruned = self.journal.room, now_ns + min(PRUNE_AGAIN_NS, self.config.keep_ns)
+        if gone or not said:
+            log(f"the content store is nearly full: {gone} contents that nothing declared needs were forgotten", 4)
 
     def _snapshot(self) -> None:
         try:
@@ -660,10 +691,11 @@ class Agent:
 
     def _journal_lost(self, error: JournalError, event: Event) -> None:
         """Nothing of this step has happened: return to what is durable, and go on watching.  # J4"""
-        log(f"{error.message}; nothing is committed, applied or rolled back until it can be written", 2)
+        until = " until it can be written" if self.journal.trusted else ""
+        log(f"{error.message}; nothing is committed, applied or rolled back{until}", 2)
         self.journal_error = error.message
         self._retry_journal_ns = self.clock.now_ns() + JOURNAL_RETRY_NS
-        self._staged.clear()
+        self._unstage()
         self.watching.tracking.rest(True)
         self._reload()
         if isinstance(event, Observed | Scanned | Acted | Probed | Looked):
@@ -672,7 +704,7 @@ class Agent:
             self._note_unrecorded(event.moved)
         if isinstance(event, OWED):
             self._owe(event)
-        untouched = UnreachableError(error.message, "nothing was changed; free space or mend the disk, then repeat")
+        untouched = UnreachableError(error.message, self._journal_hint())
         begun = UnreachableError(f"{error.message}; what was asked for was begun, and its result could not be recorded",
                                  "free space or mend the disk, then see pact status")  # fmt: skip
         for token, client in self._tokens.items():
@@ -688,7 +720,7 @@ class Agent:
         says so, and tries again.  # F3"""
         before = self.node
         try:
-            state = load_state(self.journal)
+            state = load_state(self.journal, verify_max=self.config.verify)
         except PactError as exc:
             self._reload_owed = True
             log(f"{exc.message}: it cannot be read either; what is shown may be more than is recorded", 2)
@@ -754,21 +786,49 @@ class Agent:
         self.journal_error = ""
         if not self._pay():  # a stop of the fleet is heard before anything is due
             return
-        sightings = list(self.unrecorded.values())
-        self.unrecorded.clear()
-        for resource in self.node.state.declared_ids() if self.node.state.boot_owed is not None else ():
-            self.watching.touch(resource, None)
-        while self.watching.has_due and self.node.state.boot_owed is not None:
-            sightings += self._look_at(self.watching.take(self.clock.now_ns(), everything=True))
+        owed = self.node.state.boot_owed is not None
+        sightings = self._boot_backlog() if owed else self._record_backlog()
+        if self.journal_error:
+            return
         self.watching.tracking.rest(False)
         self.watching.tracking.walk_again()
         self.step(Scanned(*self.now(), sightings, False))  # also takes up rollbacks that were cut off
         self.watching.rescan_all()
 
+    def _boot_backlog(self) -> list[Sighting]:
+        """What a boot has reset is not brought back yet: everything is looked at, as at the start.  # B3"""
+        sightings = list(self.unrecorded.values())
+        self.unrecorded.clear()
+        for resource in self.node.state.declared_ids():
+            self.watching.touch(resource, None)
+        while self.watching.has_due:
+            sightings += self._look_at(self.watching.take(self.clock.now_ns(), everything=True))
+        return sightings
+
+    def _record_backlog(self) -> list[Sighting]:
+        """What was seen while nothing could be recorded, in pieces: what there is room for is recorded, and a piece for
+        which there is none is tried smaller. Returns what belongs to rollbacks that were cut off.  # F64
+        """
+        waiting, self.unrecorded = self.unrecorded, {}
+        frozen = self.node.frozen()
+        mine = [s for s in waiting.values() if s.resource not in frozen]
+        for at in range(0, len(mine), self._backlog_piece):
+            self.step(Observed(*self.now(), mine[at : at + self._backlog_piece]))
+            if self.journal_error:
+                left = {s.resource: s for s in mine[at:]} | {r: s for r, s in waiting.items() if r in frozen}
+                self.unrecorded = {**left, **self.unrecorded}
+                self._backlog_piece = max(1, self._backlog_piece // 2)
+                return []
+        self._backlog_piece = BACKLOG_PIECE
+        return [s for r, s in waiting.items() if r in frozen]
+
     def require_journal(self) -> None:
         """Raises UnreachableError while nothing can be recorded."""
         if self.journal_error:
-            raise UnreachableError(self.journal_error, "nothing was changed; free space or mend the disk, then repeat")
+            raise UnreachableError(self.journal_error, self._journal_hint())
+
+    def _journal_hint(self) -> str:
+        return FREE_HINT if self.journal.trusted else self.journal.distrusted().hint
 
     # -- for requests -------------------------------------------------------------------------------------------
 
@@ -796,8 +856,15 @@ class Agent:
     def journal_json(self) -> dict[str, Any]:
         seq = self.node.state.seq
         out: dict[str, Any] = {"seq": seq, "replicated": seq if self.link is None else self.link.replicated}
+        if self._verifying.left:
+            out["unverified"] = self._verifying.left
+        if self._room() < self.config.store_limit // 20:
+            out["store"] = {"limit": self.config.store_limit, "room": self._room()}
+        if self._verifying.why:
+            out["verifying"] = self._verifying.why
         if self.journal_error:
             out["error"] = self.journal_error
+            out["trusted"] = self.journal.trusted
         return out
 
     def _save_cache(self) -> None:
@@ -827,7 +894,7 @@ class Agent:
         """A blind observer is an event, never silence.  # O1"""
         if self.worker.relieve(clock.boottime_ns()):
             log("what a commit or a rollback looks at does not answer; the others go on without it", 4)
-        self._prune()
+        self.make_room()
         self._next_health_ns = self.clock.now_ns() + HEALTH_NS
         if self._untrimmed and not self.node.jobs and not self.watching.has_due:
             self._untrimmed = False

@@ -34,6 +34,7 @@ class Config:
     state_dir: str = "/var/lib/pact"
     file_limit: int = 4 << 20
     store_limit: int = 1 << 30
+    verify: int = 200_000
     keep_ns: int = 30 * 86400 * 1_000_000_000
     socket: str = DEFAULT_SOCKET
     declared: list[str] = field(default_factory=lambda: ["/etc/pact/declared.d/*.toml"])
@@ -214,7 +215,8 @@ def _table(defaults: Mapping[str, float], what: str) -> Callable[[Any], dict[str
 KEYS: Final[Mapping[str, Mapping[str, tuple[str, Callable[[Any], Any]]]]] = {
     "node": {"name": ("name", a_name), "cluster": ("cluster", a_name)},
     "state": {"dir": ("state_dir", a_text), "file_limit": ("file_limit", a_size),
-              "store_limit": ("store_limit", a_size), "keep": ("keep_ns", a_duration)},
+              "store_limit": ("store_limit", a_size), "keep": ("keep_ns", a_duration),
+              "verify": ("verify", a_count(1, 1_000_000_000))},
     "control": {"socket": ("socket", a_text)},
     "declared": {"files": ("declared", _texts)},
     "mode": {"enforcement": ("enforce", lambda v: a_choice("enforce", "observe")(v) == "enforce")},

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import orjson
 
 from pact.core import below
@@ -42,3 +45,19 @@ def state_at(path: str, seq: int) -> State:
         return state
     finally:
         journal.close()
+
+
+def as_declared(path: str, to_seq: int, args: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a ``declare`` that brings back what was declared after record ``to_seq``, all of it or
+    ``args["targets"]``. Raises UsageError or ChainError."""
+    targets = args.get("targets", [])
+    then = state_at(path, to_seq)
+    wanted = {r: d.to_json() for r in then.declared_ids() if (d := then.declared(r)) is not None}
+    if targets:
+        missing = [t for t in targets if t not in wanted]
+        if missing:
+            raise UsageError(f"{missing[0]} was not declared at record {to_seq}")
+        wanted = {r: wanted[r] for r in targets}
+    return {"resources": wanted, "prune": not targets, "take": True, "dry_run": args.get("dry_run", False),
+            "cause": "rollback", "to_seq": to_seq, "force": args.get("force", False), "trials": args["trials"],
+            "track": {} if targets else dict(then.tracked)}  # fmt: skip

@@ -14,7 +14,7 @@ import orjson
 
 from pact.agent import views
 from pact.agent.control import Client
-from pact.agent.replayed import rolled_back_state, state_at
+from pact.agent.replayed import as_declared, rolled_back_state
 from pact.agent.worker import Result
 from pact.core import tracked
 from pact.core.events import Asked, Ticked
@@ -45,7 +45,7 @@ FIELDS: Final[Mapping[str, Mapping[str, tuple[type, ...]]]] = {
     "content": {"seq": (int,), "resource": (str, type(None))},
     "consumers": {"resource": (str,)},
     "commit": {"targets": (list,), "all": (bool,), "message": (str,), "ttl_ns": (int, type(None)),
-               "force": (bool,), "shared": (bool,)},
+               "force": (bool,), "shared": (bool,), "without_content": (bool,)},
     "rollback": {"targets": (list,), "all": (bool,), "dry_run": (bool,), "force": (bool,), "shared": (bool,),
                  "to_seq": (int, type(None)), "trials": (str, type(None))},
     "redo": {"change": (str,), "dry_run": (bool,), "message": (str,)},
@@ -179,6 +179,7 @@ class Requests:
     def _ask(self, client: Client, op: str, args: dict[str, Any]) -> None:
         agent = self.agent
         agent.require_journal()
+        agent.make_room()
         agent.catch_up()
         agent.require_journal()  # what was seen just now may be the first that it did not take
         self._token += 1
@@ -251,24 +252,9 @@ class Requests:
     def _rollback_to(self, client: Client, token: int, to_seq: int, args: dict[str, Any]) -> None:
         """Replay up to a record, off the loop, then declare what was declared then."""
         agent = self.agent
-        targets = args.get("targets", [])
 
         def work() -> Result:
-            try:
-                then = state_at(agent.journal.path, to_seq)
-            except PactError as exc:
-                failed = exc
-                return Result(0, lambda t, w: agent.failed_read(client, token, failed, t, w))
-            wanted = {r: d.to_json() for r in then.declared_ids() if (d := then.declared(r)) is not None}
-            if targets:
-                missing = [t for t in targets if t not in wanted]
-                if missing:
-                    error = UsageError(f"{missing[0]} was not declared at record {to_seq}")
-                    return Result(0, lambda t, w: agent.failed_read(client, token, error, t, w))
-                wanted = {r: wanted[r] for r in targets}
-            asked = {"resources": wanted, "prune": not targets, "take": True, "dry_run": args.get("dry_run", False),
-                     "cause": "rollback", "to_seq": to_seq, "force": args.get("force", False),
-                     "trials": args["trials"], "track": {} if targets else dict(then.tracked)}  # fmt: skip
+            asked = as_declared(agent.journal.path, to_seq, args)
             return Result(0, lambda t, w: Asked(t, w, token, "declare", asked, client.caller))
 
         agent.expect(client, token)

@@ -79,7 +79,7 @@ class MountPoints:
 
 
 class Underway:
-    """What the workers are at just now, on disk: so that a start knows what the process before it died of.  # F60
+    """What the workers are at just now, on disk: so that a start knows what the process before it died of.  # F65
 
     One small file that is never longer, written in place: a full disk does not stop it. ``deaths`` counts for each name
     how many runs in a row have ended while it was under way; it counts on until a run ends while it is not.

@@ -23,7 +23,7 @@ from pact.core import below
 from pact.core.events import Act, Acted, Discover, Discovered, Event, Look, Looked, Probe, Probed, Sighting
 from pact.core.taking import undeclarable
 from pact.errors import JournalError, PactError, UsageError, explained
-from pact.journal.sqlite import BlobReader
+from pact.journal.blobs import BlobReader
 from pact.model import NS_PER_S, Declared, Observation, Unreadable, decode_name, split_id
 from pact.resources import KINDS, kind_of
 from pact.resources.base import Keep
@@ -171,20 +171,25 @@ class Worker:
             result = Result(job, None, {}, explained(exc))
         self._post(result)
 
+    def _keep(self, *, hold: bool = True, spill: bool = False) -> Keep:
+        return Keep(self.file_limit, self.room(), hold=hold, stored=self.blobs.has,
+                    spill=self._store if spill else None)  # fmt: skip
+
     # -- jobs ---------------------------------------------------------------------------------------------------
 
     def _look(self, effect: Look) -> None:
         def work() -> Result:
-            keep = Keep(self.file_limit, self.room(), spill=self._store)
+            keep = self._keep(spill=True)
             sightings = [Sighting(r, observe(r, keep)) for r in effect.resources]
-            unkept, secret = dict(keep.unkept), frozenset(s.resource for s in sightings if _is_closed(s))
-            return Result(effect.job, lambda t, w: Looked(t, w, effect.job, sightings, unkept, secret), keep.blobs)
+            secret = frozenset(s.resource for s in sightings if _is_closed(s))
+            found = (effect.job, sightings, dict(keep.unkept), secret, frozenset(keep.full))
+            return Result(effect.job, lambda t, w: Looked(t, w, *found), keep.blobs)
 
         self._guard(effect.job, work)
 
     def _probe(self, effect: Probe) -> None:
         def work() -> Result:
-            keep = Keep(self.file_limit, self.room(), hold=False)
+            keep = self._keep(hold=False)
             through = below.carried(effect.steps, (s.id for s in effect.steps))
             steps = tuple(s for s in effect.steps if s.id not in through or self.ignore.match(s.id) is None)
             found = probe(steps, keep, consumers=effect.consumers, force=effect.force, applying=effect.applying,
@@ -273,7 +278,7 @@ class Worker:
         passed: dict[str, int] = {}
         notes: list[str] = []
         exact: set[str] = set()
-        keep, found = Keep(self.file_limit, self.room(), spill=self._store), dict[str, Any]()
+        keep, found, full = self._keep(spill=True), dict[str, Any](), 0
         bound, patterns = _bound_paths(), list[str]()
         for pattern in effect.patterns:
             kind = kind_of(pattern)
@@ -311,9 +316,13 @@ class Worker:
                 found[resource] = Declared(kind.marked(name, seen), restorable=restorable).to_json()
                 if len(found) >= CHUNK_RESOURCES:
                     self._post(_found(effect.job, found, exact, [], keep, last=False))
-                    found, keep = {}, Keep(self.file_limit, keep.room, spill=self._store)
+                    found, full, room = {}, full + len(keep.full), keep.room
+                    keep = self._keep(spill=True)
+                    keep.room = room
             for why, count in listing.passed.items():
                 passed[why] = passed.get(why, 0) + count
+        if full := full + len(keep.full):
+            notes.append(f"{full} without content: the content store is full (raise [state] store_limit)")
         notes += [f"passed over {count}: {why}" for why, count in sorted(passed.items())]
         self._post(_found(effect.job, found, exact, notes, keep, last=True, patterns=patterns))
 

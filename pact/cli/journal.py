@@ -1,20 +1,25 @@
-"""``pact journal``: verify, export and import, on the file itself; the agent need not run."""
+"""``pact journal``: verify, export, import and accept-loss, on the files themselves; the agent need not run."""
 
 from __future__ import annotations
 
 import argparse
 import os
+import pwd
 import stat
 import sys
+import time
 from collections.abc import Iterator
 from typing import IO
 
 from pact.agent import config
 from pact.agent.statedir import take_state_dir
 from pact.cli.render import clean, emit, say
-from pact.core.records import Record, verify
-from pact.errors import EXIT_DONE, JournalError, PactError, UsageError
-from pact.journal.sqlite import FILE_NAME, SqliteJournal, export, import_lines, read_export
+from pact.core.records import Record, rfc3339, seal, verify
+from pact.errors import EXIT_DONE, ChainError, JournalError, PactError, UsageError
+from pact.journal.head import Head, head_path, read_head
+from pact.journal.moving import export, import_lines, read_export
+from pact.journal.sqlite import FILE_NAME, SqliteJournal
+from pact.model import Actor
 
 MAGIC = b"SQLite format 3\0"
 EMPTY = "holds no record"
@@ -22,7 +27,12 @@ WHAT_THEN = "it is no journal, or was emptied"
 
 
 def run(args: argparse.Namespace) -> int:
-    action = {"verify": _verify, "export": _export, "import": _import}[args.action]
+    if getattr(args, "root", None):
+        from pact.cli import rootlog
+
+        return rootlog.run(args)
+    action = {"verify": _verify, "export": _export, "import": _import,
+              "accept-loss": _accept_loss}[args.action]
     return action(args)
 
 
@@ -38,7 +48,7 @@ def _journal(args: argparse.Namespace) -> SqliteJournal:
     except OSError as exc:
         raise JournalError(f"journal {path}: {os.strerror(exc.errno or 0)}",
                            "has the agent run here? name its agent.toml with --config") from None  # fmt: skip
-    return SqliteJournal(path, read_only=True)
+    return SqliteJournal(path, read_only=True, guard=True)
 
 
 def _verify(args: argparse.Namespace) -> int:
@@ -62,29 +72,34 @@ def _records(args: argparse.Namespace) -> Iterator[Record]:
         with open(args.file, "rb") as f:  # once: what a pipe gave is gone
             first = f.read(len(MAGIC))
             if first != MAGIC:
-                yield from _lines(first, f)
+                yield from _lines(first, f, marked=not args.without_mark)
                 return
             if not stat.S_ISREG(os.fstat(f.fileno()).st_mode):
                 raise UsageError(f"{args.file} is a journal's database in a pipe", "give its path, or pipe an export")
     except OSError as exc:
         raise UsageError(f"{args.file}: {os.strerror(exc.errno or 0)}") from None
-    yield from _database(SqliteJournal(args.file, read_only=True))
+    yield from _database(SqliteJournal(args.file, read_only=True, guard=True))
 
 
 def _database(journal: SqliteJournal) -> Iterator[Record]:
     try:
         yield from journal.records()
+        if journal.seq >= 0:
+            journal.require_head()
     finally:
         journal.close()
 
 
-def _lines(first: bytes, rest: IO[bytes]) -> Iterator[Record]:
+def _lines(first: bytes, rest: IO[bytes], *, marked: bool) -> Iterator[Record]:
+    if first.startswith(b'{"root":'):
+        raise UsageError("this is a backup of a root's log", "name the root's configuration with --root")
+
     def lines() -> Iterator[bytes]:
         begun = (first + rest.readline()).splitlines(keepends=True)
         yield from begun
         yield from rest
 
-    for item in read_export(lines()):
+    for item in read_export(lines(), marked=marked):
         if isinstance(item, Record):
             yield item
 
@@ -95,7 +110,7 @@ def _export(args: argparse.Namespace) -> int:
         if not args.file:
             export(journal, sys.stdout.buffer)
             return EXIT_DONE
-        with _created(args.file) as out:
+        with created(args.file) as out:
             records, blobs = export(journal, out)
             out.flush()
             os.fsync(out.fileno())
@@ -108,7 +123,8 @@ def _export(args: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
-def _created(path: str) -> IO[bytes]:
+def created(path: str) -> IO[bytes]:
+    """A new file to write, for its owner alone. Raises UsageError."""
     try:
         return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb")
     except FileExistsError:
@@ -125,8 +141,11 @@ def _import(args: argparse.Namespace) -> int:
         try:
             if journal.seq >= 0:
                 raise UsageError(f"{path} is not empty", "import into a new state directory")
+            if os.path.exists(head_path(path)):
+                raise UsageError(f"{head_path(path)} is of a journal that is not there any more: the directory is not "
+                                 "empty", "import into a new state directory")  # fmt: skip
             with open(args.file, "rb") as f:
-                records, blobs = import_lines(journal, f)
+                records, blobs = import_lines(journal, f, marked=not args.without_mark)
         except OSError as exc:
             raise UsageError(f"{args.file}: {os.strerror(exc.errno or 0)}") from None
         finally:
@@ -140,3 +159,68 @@ def _import(args: argparse.Namespace) -> int:
     else:
         say(f"{path}: {records} records, {blobs} contents, chain unbroken")
     return EXIT_DONE
+
+
+def _accept_loss(args: argparse.Namespace) -> int:
+    """Go on with a journal whose end is gone. What is missing, who said so and why is its next record."""
+    path = _path(args)
+    _journal(args).close()  # it is there
+    lock = take_state_dir(os.path.dirname(path))
+    try:
+        journal = SqliteJournal(path)
+        try:
+            last = None
+            for last in verify(journal.records()):  # noqa: B007  (the newest one is wanted)
+                pass
+            if last is None:
+                raise UsageError(f"{path} {EMPTY}", "start the agent on a new state directory")
+            lost = _lost(journal)
+            row = seal(last.seq + 1, last.hash, rfc3339(time.time_ns()), last.t_ns, last.node, "loss_accepted",
+                       _me().to_json(), {**lost, "message": args.message})  # fmt: skip
+            journal.accept_loss(row)
+        finally:
+            journal.close()
+    finally:
+        os.close(lock)
+    if args.json:
+        emit({"v": 1, "file": path, "seq": row[0].seq, **lost})
+    else:
+        say(f"{path}: {_missing(lost)}; record {row[0].seq} says so, and the agent may be started")
+    return EXIT_DONE
+
+
+def _missing(lost: dict[str, int | str | None]) -> str:
+    if lost["last"] is None:
+        return "what is missing is not known"
+    return f"records {lost['first']} to {lost['last']} are gone"
+
+
+def _lost(journal: SqliteJournal) -> dict[str, int | str | None]:
+    """Which acknowledged records are missing: numbers, and the hash of the last one, as far as that is known. Raises
+    UsageError if none is.
+    """
+    try:
+        head: Head | None = read_head(head_path(journal.path))
+        journal.require_head()
+    except ChainError as exc:
+        assert head is not None
+        return {"first": exc.seq, "last": head.seq, "hash": head.hash}
+    except JournalError:  # the head itself is damaged
+        return {"first": journal.seq + 1, "last": None, "hash": None}
+    raise UsageError(f"{journal.path} ends where it should: nothing is missing", "start the agent")
+
+
+def _me() -> Actor:
+    """Who runs this command: the person who logged in, if that is known."""
+    uid = os.getuid()
+    try:
+        with open("/proc/self/loginuid", encoding="ascii") as f:
+            login = int(f.read())
+        uid = login if login != (1 << 32) - 1 else uid
+    except (OSError, ValueError):
+        pass
+    try:
+        name = pwd.getpwuid(uid).pw_name
+    except KeyError:
+        name = str(uid)
+    return Actor(name, uid, "admin", "command")

@@ -119,6 +119,8 @@ def build() -> argparse.ArgumentParser:
     _verbose(sub, EACH)
 
     sub = add("commit", "accept changes: what the machine has becomes declared")
+    sub.add_argument("--without-content", action="store_true",
+                     help="also what the full content store cannot keep: declared, but no rollback can restore it")
     _targets(sub)
     sub.add_argument("-m", "--message", metavar="TEXT", help="why (on a terminal your editor asks for it)")
     sub.add_argument("--force", action="store_true", help="on this node alone, although its group is being settled")
@@ -271,16 +273,27 @@ def _hold(sub: argparse.ArgumentParser) -> None:
 
 
 def _journal(sub: argparse.ArgumentParser) -> None:
-    actions = sub.add_subparsers(dest="action", required=True, metavar="verify|export|import", parser_class=Parser)
+    actions = sub.add_subparsers(dest="action", required=True, metavar="verify|export|import|accept-loss",
+                                 parser_class=Parser)  # fmt: skip
     verify = _action(actions, "journal", "verify", "check the hash chain of a journal or an export")
     verify.add_argument("file", nargs="?", metavar="FILE", help="default: the configured agent's journal")
     verify.add_argument("--config", metavar="FILE")
+    roots = "a root's log in place of an agent's journal; its aggregator.toml"
+    verify.add_argument("--root", metavar="FILE", help=roots)
+    unmarked = "take an export of an older version, which has no mark at its end"
+    verify.add_argument("--without-mark", action="store_true", help=unmarked)
     export = _action(actions, "journal", "export", "write a journal as JSON lines")
     export.add_argument("file", nargs="?", metavar="FILE", help="default: stdout")
     export.add_argument("--config", metavar="FILE")
+    export.add_argument("--root", metavar="FILE", help=roots)
     load = _action(actions, "journal", "import", "fill an empty state directory from an export")
     load.add_argument("file", metavar="FILE")
     load.add_argument("--config", metavar="FILE")
+    load.add_argument("--root", metavar="FILE", help=roots)
+    load.add_argument("--without-mark", action="store_true", help=unmarked)
+    lost = _action(actions, "journal", "accept-loss", "go on with a journal whose newest records are gone, on record")
+    lost.add_argument("-m", "--message", required=True, metavar="TEXT", help="why, for the record")
+    lost.add_argument("--config", metavar="FILE")
 
 
 def dispatch(args: argparse.Namespace) -> int:

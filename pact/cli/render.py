@@ -34,6 +34,7 @@ LISTED_MAX: Final = 20
 #: Why something was rolled back that nobody asked for.
 AUTOMATIC: Final = {"expired": " (window ended)", "retry": " (its consumers have left)", "group": " (with its group)"}
 MINUTES_FROM_S: Final = 120
+STORE_FULL: Final = "the content store is nearly full; raise [state] store_limit, or lower keep"
 
 
 def clean(text: Any) -> str:
@@ -190,6 +191,10 @@ def status_lines(doc: Mapping[str, Any], *, ids: bool = True, verbose: bool = Fa
         yield f"not recorded: {doc['unrecorded']['count']} drifted resources"
     if doc["journal"].get("error"):
         yield f"journal: {clean(doc['journal']['error'])}"
+    if verifying := _verifying(doc):
+        yield f"journal: {verifying}"
+    if nearly_full(doc):
+        yield f"journal: {STORE_FULL}"
     if doc.get("cluster") and not doc["cluster"]["connected"]:
         waits = "; nothing is rolled back by itself for now" if doc["cluster"]["alone_until"] else ""
         yield f"cluster: cut off{waits}"
@@ -197,6 +202,20 @@ def status_lines(doc: Mapping[str, Any], *, ids: bool = True, verbose: bool = Fa
             yield f"cluster: {spoken(doc['cluster']['refused'])}"
     if ids and (lag := _lag(doc)):
         yield f"journal: {lag}"
+
+
+def nearly_full(doc: Mapping[str, Any]) -> bool:
+    """The content store has less than a twentieth of its room left: what needs more will be refused."""
+    return bool(doc["journal"].get("store"))
+
+
+def _verifying(doc: Mapping[str, Any]) -> str:
+    """How far the check of older records is, while it is not done; the same on nodes that are on their way."""
+    left = doc["journal"].get("unverified", 0)
+    stopped = doc["journal"].get("verifying")
+    if not left or doc["journal"].get("error"):
+        return ""
+    return "older records are being verified" + (f": {clean(stopped)}" if stopped else "")
 
 
 def untracked_places(doc: Mapping[str, Any]) -> tuple[list[tuple[str, str]], int]:
@@ -345,7 +364,7 @@ def event_text(record: Mapping[str, Any]) -> str:
 
 def _who(record: Mapping[str, Any]) -> str:
     actor = record["actor"]
-    by = actor["user"] if actor["via"] in ("socket", "config", "cluster") and actor["user"] != "pact" else ""
+    by = actor["user"] if actor["via"] in ("socket", "config", "cluster", "command") and actor["user"] != "pact" else ""
     return f"by {by}" if by else ""
 
 
@@ -396,6 +415,8 @@ def _what(type_: str, data: Mapping[str, Any]) -> str:
     if type_ == "tracked":
         forgotten = [f"{p} forgotten" for p in data["forgotten"]]
         return ", ".join([*(f"{p} {m}" for p, m in data["patterns"].items()), *forgotten])
+    if type_ == "loss_accepted":
+        return f"records {data['first']} to {data['last']} are gone: {data['message']}"
     if type_ == "denied":
         return f"{data['request']}: {data['why']}"
     if type_ == "converged":

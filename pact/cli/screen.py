@@ -16,7 +16,18 @@ from rich.console import Console
 from rich.text import Text
 
 from pact.cli.names import folded
-from pact.cli.render import STYLE, clean, gone, left_of, local_time, spoken, untracked_places, why
+from pact.cli.render import (
+    STORE_FULL,
+    STYLE,
+    clean,
+    gone,
+    left_of,
+    local_time,
+    nearly_full,
+    spoken,
+    untracked_places,
+    why,
+)
 
 BAR_WIDTH: Final = 16
 DETAILS: Final = ((12, None, 12), (6, None, 6), (3, None, 4), (2, 12, 3), (1, 8, 2), (1, 5, 1), (1, 3, 1), (1, 1, 1))
@@ -192,6 +203,11 @@ def _troubles(doc: Mapping[str, Any], width: int) -> Iterable[Line]:
     behind = doc["journal"]["seq"] - doc["journal"]["replicated"] if cluster else 0
     if behind > 0:
         yield f"{behind} record{'s' if behind > 1 else ''} not at the root", "yellow"
+    if nearly_full(doc):
+        yield from ((line, "yellow") for line in prose(STORE_FULL, width, ""))
+    if doc["journal"].get("unverified") and not doc["journal"].get("error"):
+        text = f"older records of the journal are being verified, {doc['journal']['unverified']} are left"
+        yield from ((line, "dim") for line in prose(text, width, ""))
     if doc["journal"].get("error"):
         text = f"JOURNAL {clean(doc['journal']['error'])}: nothing can be committed or undone"
         yield from ((line, "bold red") for line in prose(text, width, ""))
@@ -259,6 +275,8 @@ def _next_step(doc: Mapping[str, Any]) -> list[str]:
     """What the caller can do now."""
     role = doc.get("you", {}).get("role", "admin")
     stuck = [c["id"] for c in doc["changes"] if c["state"] in ("blocked", "failed")]
+    if doc["journal"].get("error") and not doc["journal"].get("trusted", True):
+        return ["pact journal verify names the record; import an export, or a backup, into a new state directory"]
     if doc["journal"].get("error"):
         return ["free space or mend the disk: then everything goes on by itself"]
     if role == "viewer":

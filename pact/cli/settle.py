@@ -20,7 +20,8 @@ def commit(args: argparse.Namespace) -> int:
     if args.message is None:
         args.message = _message(args)
     answer = ask(args.socket, "commit", targets=args.targets, all=args.all, message=args.message, ttl_ns=args.ttl,
-                 force=args.force, shared=args.shared)  # fmt: skip
+                 force=args.force, shared=args.shared,
+                 **({"without_content": True} if args.without_content else {}))  # fmt: skip
     if not args.json:
         for done in answer.result.get("committed", ()):
             _show_commit(done, _ids(args))

@@ -28,11 +28,14 @@ CLOSE_S: Final = 15.0
 
 @dataclass(frozen=True, slots=True)
 class Elected:
-    """This root leads: the newest snapshot and the chunks after it. Everything earlier is void."""
+    """This root leads: the newest snapshot and the chunks after it. Everything earlier is void. ``lost``: what the
+    store knows to be missing at its end.
+    """
 
     fence: int
     snapshot: bytes | None
     chunks: tuple[bytes, ...]
+    lost: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,7 +273,7 @@ class Committer:
         while store.leading() and not self._closing:
             try:
                 snapshot, chunks = store.load()
-                elected = Elected(fence, snapshot, tuple(chunks))
+                elected = Elected(fence, snapshot, tuple(chunks), getattr(store, "lost", ""))
             except JournalError as exc:
                 self._post(Failed(str(exc), "load"))
                 self._sleep(RETRY_S[-1])

@@ -207,6 +207,8 @@ class RootPart:
             log(f"the root's log does not verify: {exc}", 2)
             raise PactError(f"the root's log does not verify: {exc}",
                             "keep it; restore it from a backup or another member") from None  # fmt: skip
+        if posted.lost:
+            log(posted.lost, 2)
         boot = boot_id()
         self.offset_ns = continue_from(state, boot, t_ns, wall_ns, clock_synchronised())
         root = self.root = Root(self.config.name, state, posted.fence, self._sets, self.config.limits)

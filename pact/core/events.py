@@ -154,12 +154,15 @@ class Denied(Event):
 
 @dataclass(frozen=True, slots=True)
 class Looked(Event):
-    """The answer to ``Look``. ``secret``: what others cannot get at where it lies now."""
+    """The answer to ``Look``. ``secret``: what others cannot get at where it lies now; ``full``: whose content was not
+    kept because the store has no room.
+    """
 
     job: int
     sightings: Sequence[Sighting]
     unkept: Mapping[str, str] = field(default_factory=dict)
     secret: frozenset[str] = frozenset()
+    full: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

@@ -105,7 +105,7 @@ class Node:
         self.waiting: dict[int, settle.Waiting] = {}  # request -> what its reply still waits for
         self.pace = tracked.Pace()  # what is new below tracked patterns and not yet recorded
         self.deciding: dict[str, list[int]] = {}  # group -> the root's questions whether its decision is carried out
-        self.killed: dict[str, int] = {}  # change -> so many runs have ended in the middle of its rollback  # F60
+        self.killed: dict[str, int] = {}  # change -> so many runs have ended in the middle of its rollback  # F65
         self.fleet_fence = 0  # the root that said
         self.fleet_seq = 0  # the newest word of the root about holds that needed no record
         self.alone_since_ns: int | None = None  # a member of a cluster that is cut off from it
@@ -552,6 +552,11 @@ class Node:
         groups.resume(self)
         if elsewhere:
             declaring.converge_after_boot(self, [s for s in reset if s.resource in elsewhere])
+
+    def frozen(self) -> set[str]:
+        """What belongs to rollbacks under way: what is seen of it is theirs."""
+        rolling = [c for c in self.state.changes.values() if c.state == life.ROLLING]
+        return {r for c in rolling for r in (*c.members, *(c.rolling or {}).get("joined", ()))}
 
     def _differs(self, sighting: Sighting) -> bool:
         declared, seen = self.state.declared(sighting.resource), sighting.observation

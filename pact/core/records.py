@@ -23,8 +23,8 @@ VERSION: Final = 1
 GENESIS: Final = "0" * 64
 
 #: Every record type that this version writes or understands. ``converged``, ``converge_started``,
-#: ``change_split``, ``tracked`` and (in the root's log) ``node_forgotten`` and ``group_forced`` are ours beside the
-#: contract's.
+#: ``change_split``, ``tracked``, ``loss_accepted`` and (in the root's log) ``node_forgotten`` and ``group_forced`` are
+#: ours beside the contract's.
 TYPES: Final = frozenset({
     "agent_started", "agent_stopped", "declared", "adopted", "applied", "drift_detected", "drift_cleared",
     "window_opened", "window_extended", "committed", "commit_expired", "rollback_started", "rolled_back",
@@ -32,6 +32,7 @@ TYPES: Final = frozenset({
     "hold_released", "observer_blind", "observer_restored", "denied", "converged", "change_split",
     "converge_started", "node_forgotten", "window_closing", "tracked", "untracked_seen", "untracked_gone",
     "group_begun", "group_prepared", "group_decided", "group_finished", "group_forced",
+    "loss_accepted",
 })  # fmt: skip
 
 _PLAIN: Final = frozenset({str, int, bool, type(None)})

@@ -24,6 +24,7 @@ from pact.errors import (
     EXIT_FAILED,
     ConflictError,
     PactError,
+    UnreachableError,
     UsageError,
 )
 from pact.model import NS_PER_S, Declared, Holder, Unreadable
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 TTL_MIN_NS: Final = 15 * 60 * NS_PER_S
 TTL_MAX_NS: Final = 10 * 24 * 3600 * NS_PER_S
 AUTO_ROLLBACKS_MAX: Final = 2
-#: So many runs in a row that end in the middle of the same job: it is left to a person.  # F60
+#: So many runs in a row that end in the middle of the same job: it is left to a person.  # F65
 KILLED_MAX: Final = 3
 AUTOMATIC: Final = ("expired", "retry")
 GRAVITY: Final = (EXIT_DONE, EXIT_CONFLICT, EXIT_FAILED, EXIT_BLOCKED)
@@ -69,7 +70,8 @@ def asked_commit(node: Node, event: Asked) -> None:
         return
     begin_commit(node, event, [*ids, *untracked], {
         "message": message, "ttl_ns": ttl_ns, "force": bool(event.args.get("force")),
-        "untracked": untracked, "named": bool(event.args.get("targets"))})  # fmt: skip
+        "untracked": untracked, "named": bool(event.args.get("targets")),
+        "without_content": bool(event.args.get("without_content"))})  # fmt: skip
 
 
 def begin_commit(node: Node, event: Asked, ids: Sequence[str], args: dict[str, Any]) -> None:
@@ -91,6 +93,19 @@ def require_whole(node: Node, ids: Sequence[str]) -> None:
                 raise ConflictError(f"{resource} requires {need}, which is not committed", f"commit {need} with it")
 
 
+def require_room(job: Job, event: Looked) -> None:
+    """What is committed can be restored: where the store has no room, that is for a person to decide. Raises
+    UnreachableError.  # F63
+    """
+    if event.full and not job.args.get("without_content"):
+        names = sorted(event.full)
+        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+        raise UnreachableError(
+            f"the content store is full: there is no room to keep {', '.join(names[:5])}{more}; nothing was committed",
+            "raise [state] store_limit, or lower keep, and restart; commit what has room by name; or --without-content",
+        )
+
+
 def looked_commit(node: Node, job: Job, event: Looked) -> None:
     """The machine must still be as last recorded.  # C5"""
     node.finish(job)
@@ -98,6 +113,7 @@ def looked_commit(node: Node, job: Job, event: Looked) -> None:
     moved: list[str] = []
     fresh = set(job.args.get("untracked", ()))
     taking.refuse_named(job, event)
+    require_room(job, event)
     for sighting in event.sightings:
         if sighting.resource in fresh:
             continue

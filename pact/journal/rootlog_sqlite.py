@@ -3,7 +3,8 @@
 A lock on a file beside it is the election, and a counter in the file the fence. The lock alone would not do (somebody
 may remove the file), so every write compares the counter in its own transaction.  # Q1
 The counter is never behind the clock: nodes that have obeyed a log that was lost, or restored from a backup, obey the
-next one too.
+next one too. What the newest event was is kept apart (``root.head``): a log that has lost its end says so, and goes on,
+as after a backup was put back.
 """
 
 from __future__ import annotations
@@ -18,9 +19,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
+from pact.core.records import GENESIS
 from pact.errors import Fenced, JournalError
+from pact.journal.head import Head, HeadFile, head_path
 from pact.journal.rootlog import CHUNK_MAX, TRIM_MAX, require_snapshot
-from pact.journal.sqlite import _connect, file_of, require_file
+from pact.journal.sqlite import connect, file_of, require_file
+from pact.journal.walindex import WalIndex
 
 APPLICATION_ID: Final = 0x70616372  # "pacr"
 SCHEMA_VERSION: Final = 1
@@ -47,9 +51,13 @@ class SqliteLog:
         self._reader: sqlite3.Connection | None = None
         self._reader_lock = threading.Lock()
         self._db: sqlite3.Connection | None = None
+        self._index: WalIndex | None = None
+        self._head: HeadFile | None = None
+        self.lost = ""
         try:
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
-            self._db = _connect(path)
+            self._index = WalIndex(path)
+            self._db = connect(path)
             self._file = file_of(path)
             self._db.execute("PRAGMA synchronous=FULL")
             self._check_or_create(self._db)
@@ -106,7 +114,36 @@ class SqliteLog:
             self._resign()
             raise
         self._fence = fence  # Q4
+        try:
+            self._look_for_loss()
+        except BaseException:
+            self._resign()
+            raise
         return self._fence
+
+    def _look_for_loss(self) -> None:
+        """The leader's: does the log end where its head says? Raises JournalError."""
+        ((following,),) = self._rows("SELECT next FROM meta")
+        newest = -1 if following is None else following - 1
+        head = self._opened_head(newest).head
+        self.lost = "" if head.seq <= newest else (
+            f"the root's log {self.path} ends at event {newest}, and events up to {head.seq} were committed: its disk "
+            "or SQLite's log was damaged, or an older copy was put back; nodes send again what they have")  # fmt: skip
+
+    def _opened_head(self, newest: int) -> HeadFile:
+        if self._head is not None:
+            self._head.close()
+            self._head = None
+        path = head_path(self.path)
+        try:
+            self._head = HeadFile(path, Head(newest, GENESIS))
+        except JournalError:  # damaged: what it knew is not known any more
+            try:
+                os.unlink(path)
+            except OSError as exc:
+                raise JournalError(f"root's log {path}: {exc}", HINT) from None
+            self._head = HeadFile(path, Head(newest, GENESIS))
+        return self._head
 
     def _take_lock(self) -> bool:
         path = self.path + ".lock"
@@ -137,10 +174,14 @@ class SqliteLog:
     # -- writing ----------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def _writing(self) -> Iterator[sqlite3.Connection]:
-        """One transaction. JournalError for what the disk refuses; whatever is raised undoes all of it."""
+    def _writing(self, size: int = 0) -> Iterator[sqlite3.Connection]:
+        """One transaction that writes ``size`` bytes or so. JournalError for what the disk refuses; whatever is raised
+        undoes all of it.
+        """
         if self._db is None:
             raise JournalError(f"root's log {self.path} is closed")
+        if self._index is not None:
+            self._index.reserve(size)
         try:
             self._db.execute("BEGIN IMMEDIATE")
             require_file(self.path, self._file)
@@ -156,10 +197,10 @@ class SqliteLog:
                 pass
 
     @contextmanager
-    def _fenced(self, fence: int) -> Iterator[sqlite3.Connection]:
+    def _fenced(self, fence: int, size: int = 0) -> Iterator[sqlite3.Connection]:
         """A transaction of the leader with this fence; it resigns where it turns out to be none."""
         try:
-            with self._writing() as db:
+            with self._writing(size) as db:
                 (found, leader) = db.execute("SELECT fence, leader FROM meta").fetchone()
                 if fence <= 0 or not found == fence == self._fence:  # Q1
                     raise Fenced(f"fence {fence} is not in force: {leader} leads with {found}")
@@ -170,19 +211,25 @@ class SqliteLog:
 
     def append(self, fence: int, first: int, count: int, chunk: bytes) -> None:
         assert count > 0 and len(chunk) <= CHUNK_MAX, (count, len(chunk))
-        with self._fenced(fence) as db:
+        with self._fenced(fence, len(chunk)) as db:
             (following,) = db.execute("SELECT next FROM meta").fetchone()
             if following is not None and following != first:  # Q2
                 row = db.execute("SELECT count, data FROM chunk WHERE first = ?", (first,)).fetchone()
                 if row is None or row[0] != count or bytes(row[1]) != chunk:
                     raise Fenced(f"the log goes on at {following}, not at {first}")
-                return
-            db.execute("INSERT INTO chunk VALUES (?, ?, ?)", (first, count, chunk))
-            db.execute("UPDATE meta SET next = ?", (first + count,))
+            else:
+                db.execute("INSERT INTO chunk VALUES (?, ?, ?)", (first, count, chunk))
+                db.execute("UPDATE meta SET next = ?", (first + count,))
+        newest = first + count - 1
+        try:
+            if self._head is not None and (following in (None, first) or following == first + count):
+                self._head.write(newest, hashlib.sha256(chunk).hexdigest())
+        except OSError as exc:  # the same chunk comes again, and is there already
+            raise JournalError(f"root's log {head_path(self.path)}: {exc.strerror or exc}", HINT) from None
 
     def save_snapshot(self, fence: int, gseq: int, snapshot: bytes) -> None:
         require_snapshot(snapshot)
-        with self._fenced(fence) as db:  # Q6
+        with self._fenced(fence, len(snapshot)) as db:  # Q6
             row = db.execute("SELECT gseq FROM snapshot").fetchone()
             if row is None or row[0] < gseq:
                 digest = hashlib.sha256(snapshot).hexdigest()
@@ -194,6 +241,10 @@ class SqliteLog:
             if row is None:
                 return
             limit = min(before, row[0] + 1)  # Q6
+            (size,) = db.execute("SELECT coalesce(sum(length(data)), 0) FROM (SELECT data FROM chunk WHERE first < ?"
+                                 " ORDER BY first LIMIT ?)", (limit, TRIM_MAX)).fetchone()  # fmt: skip
+            if self._index is not None:
+                self._index.reserve(size)  # pages that are freed may be overwritten first
             gone = db.execute(
                 "DELETE FROM chunk WHERE first IN (SELECT first FROM chunk WHERE first < ?1 AND first + count <= ?1"
                 " ORDER BY first LIMIT ?2)", (limit, TRIM_MAX)).rowcount  # fmt: skip
@@ -209,7 +260,7 @@ class SqliteLog:
                 raise JournalError(f"root's log {self.path} is closed")
             try:
                 if self._reader is None:
-                    self._reader = _connect(self.path, read_only=True)
+                    self._reader = connect(self.path, read_only=True)
                 out: list[Any] = []
                 cursor = self._reader.execute(sql, args)
                 for row in cursor:
@@ -253,8 +304,14 @@ class SqliteLog:
 
     def close(self) -> None:
         self._resign()
+        if self._head is not None:
+            self._head.close()
+            self._head = None
         with self._reader_lock:
             for db in (self._reader, self._db):
                 if db is not None:
                     db.close()
             self._reader = self._db = None
+            if self._index is not None:
+                self._index.close()  # last: closing it takes SQLite's own locks off, too
+                self._index = None

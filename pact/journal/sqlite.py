@@ -1,31 +1,40 @@
 """The journal in one SQLite file: WAL, ``synchronous=FULL``, a hash chain, a gapless sequence.  # J1, J3
 
 Records are stored as their canonical bytes, so that what is verified is what was written. Contents live once each,
-by digest. A snapshot is a cache of the fold; deleting it loses nothing.
+by digest. A snapshot is a cache of the fold; deleting it loses nothing. What the newest record was is kept apart, too
+(``head.py``).
 """
 
 from __future__ import annotations
 
-import base64
+import contextlib
 import hashlib
 import os
+import shutil
 import sqlite3
 from collections.abc import Container, Iterator, Mapping, Sequence
-from typing import IO, Any, Final
+from typing import Any, Final
 
 import orjson
 
-from pact.core.records import GENESIS, Record, canonical, digest, parse, unhashed, verify
+from pact.core.records import GENESIS, Record, digest, parse, verify
 from pact.core.state import State
-from pact.errors import ChainError, JournalError
+from pact.errors import ChainError, JournalError, StoreFullError
+from pact.journal.head import Head, HeadFile, head_path, read_head
+from pact.journal.stored import MISFILED, check_stored
+from pact.journal.walindex import WalIndex
 
 FILE_NAME: Final = "journal.db"
 APPLICATION_ID: Final = 0x70616374  # "pact"
 SCHEMA_VERSION: Final = 1
 BUSY_TIMEOUT_S: Final = 5.0
 PAGE_ROWS: Final = 256
+SEQ_MAX: Final = (1 << 63) - 1
 VERIFY_MAX: Final = 200_000
-MISFILED: Final = "is filed under another type or time than its content says"
+KEPT_LOG: Final = "-wal.kept"
+LOST_HINT: Final = "keep the files; put a backup of the whole state directory back, or pact journal accept-loss -m WHY"
+DISTRUST_HINT: Final = ("nothing was changed; pact journal verify names the record; import an export, or the backup "
+                        "that you trust, into a new state directory")  # fmt: skip
 SCHEMA: Final = """
 CREATE TABLE record (seq INTEGER PRIMARY KEY, type TEXT NOT NULL, time TEXT NOT NULL, hash TEXT NOT NULL,
                      body BLOB NOT NULL);
@@ -37,7 +46,8 @@ CREATE TABLE probe (id INTEGER PRIMARY KEY CHECK (id = 1), data BLOB NOT NULL);
 """
 
 
-def _connect(path: str, *, read_only: bool = False) -> sqlite3.Connection:
+def connect(path: str, *, read_only: bool = False) -> sqlite3.Connection:
+    """A connection that writes each statement for itself. Raises sqlite3.Error."""
     uri = "file:" + "".join(f"%{b:02x}" if b in b"?#%" else chr(b) for b in os.fsencode(path))
     db = sqlite3.connect(
         uri + ("?mode=ro" if read_only else ""), uri=True, isolation_level=None, timeout=BUSY_TIMEOUT_S,
@@ -69,96 +79,239 @@ def require_file(path: str, opened: tuple[int, int]) -> None:
 class SqliteJournal:
     """One file. Not thread-safe; a thread that needs contents opens a ``BlobReader``."""
 
-    def __init__(self, path: str, *, read_only: bool = False, store_limit: int | None = None) -> None:
-        """Open or create. Raises JournalError if that fails or the file is something else."""
+    def __init__(self, path: str, *, read_only: bool = False, store_limit: int | None = None, guard: bool = False
+                 ) -> None:  # fmt: skip
+        """Open or create; ``guard``: a reader that may be the only one that has it open makes SQLite's index safe, too.
+        Raises JournalError if that fails or the file is something else.
+        """
         self.path = path
         self.read_only = read_only
         self.store_limit = store_limit
+        self.unverified = 0  # records that ``load_state`` has left to a check in the background
+        self._distrusted: JournalError | None = None
+        self._surplus = False  # records after ``seq`` that nobody was told of could not be taken back
+        self._head: HeadFile | None = None
+        self._index: WalIndex | None = None
+        self._db: sqlite3.Connection | None = None
         try:
             if not read_only:
                 os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
-            self._db = _connect(path, read_only=read_only)
+            if not read_only or (guard and os.path.exists(path)):
+                self._index = WalIndex(path)
+            self._db = db = connect(path, read_only=read_only)
             self._file = file_of(path)
             if not read_only:
-                self._db.execute("PRAGMA journal_mode=WAL")
-                self._db.execute("PRAGMA synchronous=FULL")
-                self._db.execute("PRAGMA journal_size_limit=16777216")
-            self._check_or_create()
-            row = self._db.execute("SELECT seq, hash FROM record ORDER BY seq DESC LIMIT 1").fetchone()
-            self._stored = self._db.execute("SELECT coalesce(sum(size), 0) FROM blob").fetchone()[0]
+                db.execute("PRAGMA journal_mode=WAL")
+                db.execute("PRAGMA synchronous=FULL")
+                db.execute("PRAGMA journal_size_limit=16777216")
+            self._check_or_create(db)
+            row = db.execute("SELECT seq, hash FROM record ORDER BY seq DESC LIMIT 1").fetchone()
+            self._stored = db.execute("SELECT coalesce(sum(size), 0) FROM blob").fetchone()[0]
         except (sqlite3.Error, OSError) as exc:
+            self.close(failed=True)
             hint = "check the disk, its space and the file's permissions"
             raise JournalError(f"journal {path}: {exc}", hint) from None
+        except BaseException:
+            self.close(failed=True)
+            raise
         self.seq: int = row[0] if row else -1
         self.hash: str = row[1] if row else GENESIS
 
-    def _check_or_create(self) -> None:
-        (app,) = self._db.execute("PRAGMA application_id").fetchone()
-        (version,) = self._db.execute("PRAGMA user_version").fetchone()
-        (tables,) = self._db.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+    @property
+    def _open(self) -> sqlite3.Connection:
+        assert self._db is not None, "closed"
+        return self._db
+
+    def _check_or_create(self, db: sqlite3.Connection) -> None:
+        (app,) = db.execute("PRAGMA application_id").fetchone()
+        (version,) = db.execute("PRAGMA user_version").fetchone()
+        (tables,) = db.execute("SELECT count(*) FROM sqlite_schema").fetchone()
         if app == 0 and tables == 0 and not self.read_only:
-            self._db.execute("BEGIN IMMEDIATE")
+            db.execute("BEGIN IMMEDIATE")
             for statement in SCHEMA.split(";"):
                 if statement.strip():
-                    self._db.execute(statement)
-            self._db.execute(f"PRAGMA application_id={APPLICATION_ID}")
-            self._db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
-            self._db.execute("COMMIT")
+                    db.execute(statement)
+            db.execute(f"PRAGMA application_id={APPLICATION_ID}")
+            db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+            db.execute("COMMIT")
         elif app != APPLICATION_ID:
             raise JournalError(f"{self.path} is not a pact journal")
         elif version != SCHEMA_VERSION:
             raise JournalError(f"{self.path} has schema {version}; this version of pact reads {SCHEMA_VERSION}")
 
+    # -- the head ---------------------------------------------------------------------------------------------------
+
+    def require_head(self) -> None:
+        """The journal holds the newest record that was acknowledged. Raises ChainError where it does not, JournalError
+        for a head that is damaged.  # J6
+        """
+        head = read_head(head_path(self.path)) if self._head is None else self._head.head
+        if head is None:
+            return  # an older version wrote this journal, or nobody yet
+        last = self.seq
+        if self.read_only:  # an agent may have written since; a record is there before its head
+            for (seq,) in self._rows("SELECT coalesce(max(seq), -1) FROM record", ()):
+                last = seq
+        if head.seq > last:
+            self._keep_log()
+            raise ChainError(last + 1, f"is missing: the journal ends before it, and {head_path(self.path)} says "
+                             f"that record {head.seq} was acknowledged", LOST_HINT)  # fmt: skip
+        for (hash_,) in self._rows("SELECT hash FROM record WHERE seq = ?", (head.seq,)):
+            if hash_ != head.hash:
+                raise ChainError(head.seq, "is another one than was acknowledged under this number", LOST_HINT)
+        if head.bad is not None and self.trusted:  # else this very run has found it, and goes on watching
+            self._require_one(head.bad)
+
+    def _keep_log(self) -> None:
+        """SQLite removes its log with the last connection: whoever wants to look for what is lost needs it as it is."""
+        if not self.read_only and os.path.exists(self.path + "-wal") and not os.path.exists(self.path + KEPT_LOG):
+            try:
+                shutil.copyfile(self.path + "-wal", self.path + KEPT_LOG)
+                os.chmod(self.path + KEPT_LOG, 0o600)
+            except OSError:
+                return
+
+    def _require_one(self, seq: int) -> None:
+        """Raises ChainError if this record, found wrong before, still is."""
+        prev = GENESIS
+        for (hash_,) in self._rows("SELECT hash FROM record WHERE seq = ?", (seq - 1,)):
+            prev = hash_
+        rows = self._rows("SELECT seq, type, time, hash, body FROM record WHERE seq = ?", (seq,))
+        if check_stored(rows, seq, prev)[0] != seq + 1:
+            raise ChainError(seq, "is missing")
+
+    def _opened_head(self) -> HeadFile:
+        if self._head is None:
+            self._head = HeadFile(head_path(self.path), Head(self.seq, self.hash))
+        return self._head
+
+    def accept_loss(self, row: tuple[Record, bytes]) -> None:
+        """Go on after the newest record that there is; ``row`` says so, and is it. Raises JournalError."""
+        self.append([row], {}, accepting=True)  # durable before the head forgets what is missing
+        try:
+            try:
+                head = self._opened_head()
+            except JournalError:  # damaged
+                os.unlink(head_path(self.path))
+                head = self._opened_head()
+            head.write(self.seq, self.hash)
+            with contextlib.suppress(FileNotFoundError):
+                os.rename(self.path + KEPT_LOG, f"{self.path}{KEPT_LOG}.{self.seq}")
+        except OSError as exc:
+            raise JournalError(f"journal's head: {exc.strerror or exc}") from None
+
+    def distrust(self, error: ChainError) -> None:
+        """A check in the background found a record that is wrong: nothing is written any more, and a start after this
+        one knows it, too.  # J7
+        """
+        self._distrusted = JournalError(error.message, DISTRUST_HINT)
+        try:
+            self._opened_head().write(self.seq, self.hash, bad=error.seq)
+        except (OSError, JournalError):
+            return  # the next start finds it again, in the background
+
+    @property
+    def trusted(self) -> bool:
+        return self._distrusted is None
+
+    def distrusted(self) -> JournalError:
+        """Why nothing is written any more."""
+        assert self._distrusted is not None
+        return self._distrusted
+
     # -- writing ------------------------------------------------------------------------------------------------
 
-    def append(self, rows: Sequence[tuple[Record, bytes]], blobs: Mapping[str, bytes]) -> None:
-        """All of it or nothing. Raises JournalError (full disk, I/O error, store limit)."""
+    def append(self, rows: Sequence[tuple[Record, bytes]], blobs: Mapping[str, bytes], *, accepting: bool = False
+               ) -> None:  # fmt: skip
+        """All of it or nothing. Raises JournalError (full disk, I/O error), StoreFullError.  # J6"""
         if not rows and not blobs:
             return
+        if self._distrusted is not None:
+            raise self._distrusted
+        head, db = None if self.read_only or accepting else self._opened_head(), self._open
+        if head is not None and head.head.seq > self.seq:
+            raise JournalError(f"journal {self.path} ends before record {head.head.seq}", LOST_HINT)
+        self._reserve(rows, blobs)
         try:
-            self._db.execute("BEGIN IMMEDIATE")
+            db.execute("BEGIN IMMEDIATE")
             require_file(self.path, self._file)
+            self._drop_surplus(db)
             added = 0
             for digest, data in blobs.items():
-                cursor = self._db.execute(
+                cursor = db.execute(
                     "INSERT OR IGNORE INTO blob (digest, size, data) VALUES (?, ?, ?)", (digest, len(data), data)
                 )
                 added += len(data) if cursor.rowcount > 0 else 0
             if self.store_limit is not None and added and self._stored + added > self.store_limit:
-                raise JournalError(f"the content store's limit of {self.store_limit} bytes is reached",
-                                   "raise [state] store_limit")  # fmt: skip
+                raise StoreFullError(self.store_limit)
             seq, prev = self.seq, self.hash
             for record, body in rows:
                 assert record.seq == seq + 1 and record.prev == prev, (record.seq, seq)
-                self._db.execute("INSERT INTO record (seq, type, time, hash, body) VALUES (?, ?, ?, ?, ?)",
-                                 (record.seq, record.type, record.time, record.hash, body))  # fmt: skip
+                db.execute("INSERT INTO record (seq, type, time, hash, body) VALUES (?, ?, ?, ?, ?)",
+                           (record.seq, record.type, record.time, record.hash, body))  # fmt: skip
                 seq, prev = record.seq, record.hash
-            self._db.execute("COMMIT")
+            db.execute("COMMIT")
         except sqlite3.Error as exc:
             self._undo()
             raise JournalError(f"journal: {exc}", "nothing was changed; free space or mend the disk") from None
         except BaseException:
             self._undo()
             raise
-        self.seq, self.hash = seq, prev
+        self._surplus = False
         self._stored += added
+        if rows and head is not None:
+            self._move_head(head, seq, prev)
+        self.seq, self.hash = seq, prev
+
+    def _reserve(self, rows: Sequence[tuple[Record, bytes]], blobs: Mapping[str, bytes]) -> None:
+        if self._index is not None:
+            self._index.reserve(sum(len(body) for _, body in rows) + sum(map(len, blobs.values())))
+
+    def _move_head(self, head: HeadFile, seq: int, hash_: str) -> None:
+        """Nobody is told of a record before the head holds it. One that the head does not take is taken back."""
+        try:
+            head.write(seq, hash_)
+        except OSError as exc:
+            self._surplus = True
+            self._take_back()
+            raise JournalError(f"journal's head: {exc.strerror or exc}",
+                               "nothing was changed; free space or mend the disk") from None  # fmt: skip
+
+    def _take_back(self) -> None:
+        try:
+            self._open.execute("BEGIN IMMEDIATE")
+            self._drop_surplus(self._open)
+            self._open.execute("COMMIT")
+            self._surplus = False
+        except sqlite3.Error:
+            self._undo()  # the next writing does it first; no reader here sees them
+
+    def _drop_surplus(self, db: sqlite3.Connection) -> None:
+        if self._surplus:
+            db.execute("DELETE FROM record WHERE seq > ?", (self.seq,))
 
     def _undo(self) -> None:
         try:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
+            if self._open.in_transaction:
+                self._open.execute("ROLLBACK")
         except sqlite3.Error:
             pass
 
     def probe(self) -> None:
         """Write and take back a page or two: is the journal usable again? Raises JournalError."""
+        if self._distrusted is not None:
+            raise self._distrusted
         require_file(self.path, self._file)
+        self._reserve((), {})
         try:
-            self._db.execute("BEGIN IMMEDIATE")
-            self._db.execute("INSERT OR REPLACE INTO probe VALUES (1, randomblob(65536))")
-            self._db.execute("COMMIT")
-            self._db.execute("DELETE FROM probe")
-        except sqlite3.Error as exc:
+            self._open.execute("BEGIN IMMEDIATE")
+            self._drop_surplus(self._open)
+            self._open.execute("INSERT OR REPLACE INTO probe VALUES (1, randomblob(65536))")
+            self._open.execute("COMMIT")
+            self._open.execute("DELETE FROM probe")
+            self._surplus = False
+            self._opened_head().write(self.seq, self.hash)
+        except (sqlite3.Error, OSError) as exc:
             self._undo()
             raise JournalError(f"journal: {exc}") from None
 
@@ -166,9 +319,11 @@ class SqliteJournal:
         """A cache of the fold after record ``seq``. Raises JournalError."""
         try:
             raw = orjson.dumps(state)
-            self._db.execute("INSERT OR REPLACE INTO snapshot VALUES (1, ?, ?, ?, ?)",
+            if self._index is not None:
+                self._index.reserve(len(raw))
+            self._open.execute("INSERT OR REPLACE INTO snapshot VALUES (1, ?, ?, ?, ?)",
                              (seq, state["hash"], hashlib.sha256(raw).hexdigest(), raw))  # fmt: skip
-            self._db.execute("PRAGMA wal_checkpoint(PASSIVE)")
+            self._open.execute("PRAGMA wal_checkpoint(PASSIVE)")
         except sqlite3.Error as exc:
             raise JournalError(f"snapshot: {exc}") from None
 
@@ -177,14 +332,27 @@ class SqliteJournal:
         """How many bytes of contents the store still takes."""
         return (1 << 62) if self.store_limit is None else max(0, self.store_limit - self._stored)
 
+    def has(self, digest: str) -> bool:
+        """Whether this content is stored, as far as can be read."""
+        try:
+            return any(True for _ in self._rows("SELECT 1 FROM blob WHERE digest = ?", (digest,)))
+        except JournalError:
+            return False
+
     def prune(self, wanted: Container[str]) -> int:
         """Forget contents that are not wanted; how many. Raises JournalError."""
         try:
-            gone = [(d,) for (d,) in self._db.execute("SELECT digest FROM blob") if d not in wanted]
-            self._db.execute("BEGIN IMMEDIATE")
-            self._db.executemany("DELETE FROM blob WHERE digest = ?", gone)
-            self._db.execute("COMMIT")
-            self._stored = self._db.execute("SELECT coalesce(sum(size), 0) FROM blob").fetchone()[0]
+            gone, size = list[tuple[str]](), 0
+            for digest, length in self._open.execute("SELECT digest, size FROM blob"):
+                if digest not in wanted:
+                    gone.append((digest,))
+                    size += length
+            if self._index is not None:
+                self._index.reserve(size)  # pages that are freed may be overwritten first
+            self._open.execute("BEGIN IMMEDIATE")
+            self._open.executemany("DELETE FROM blob WHERE digest = ?", gone)
+            self._open.execute("COMMIT")
+            self._stored = self._open.execute("SELECT coalesce(sum(size), 0) FROM blob").fetchone()[0]
         except sqlite3.Error as exc:
             self._undo()
             raise JournalError(f"journal: {exc}") from None
@@ -194,14 +362,15 @@ class SqliteJournal:
 
     def _rows(self, sql: str, args: tuple[Any, ...]) -> Iterator[Any]:
         try:
-            for row in self._db.execute(sql, args):  # noqa: UP028  (it would close the cursor after its database)
+            for row in self._open.execute(sql, args):  # noqa: UP028  (it would close the cursor after its database)
                 yield row
         except sqlite3.Error as exc:
             raise JournalError(f"journal {self.path}: {exc}") from None
 
     def records(self, first: int = 0) -> Iterator[Record]:
         """Records from ``first`` on, not yet verified. Raises ChainError for what is none, or is filed wrongly."""
-        rows = self._rows("SELECT seq, type, time, hash, body FROM record WHERE seq >= ? ORDER BY seq", (first,))
+        rows = self._rows("SELECT seq, type, time, hash, body FROM record WHERE seq BETWEEN ? AND ? ORDER BY seq",
+                          (first, SEQ_MAX if self.read_only else self.seq))  # fmt: skip
         for seq, type_, time, hash_, body in rows:
             try:
                 record = parse(body, hash_)
@@ -214,28 +383,23 @@ class SqliteJournal:
                 raise ChainError(seq, MISFILED)
             yield record
 
-    def verify_stored(self, last: int) -> None:
-        """Check the chain up to record ``last`` (at most ``VERIFY_MAX`` records) by the stored bytes, without parsing.
+    def verify_stored(self, last: int, most: int) -> None:
+        """Check the chain up to record ``last`` (at most ``most`` records) by the stored bytes, without parsing;
+        ``unverified`` are those before.
 
         Raises ChainError. Two microseconds a record: for every start, where a snapshot spares the fold.
         """
-        first = max(0, last + 1 - VERIFY_MAX)
-        prev, seq = GENESIS, first
+        first = max(0, last + 1 - most)
+        prev = GENESIS
         for (hash_,) in self._rows("SELECT hash FROM record WHERE seq = ?", (first - 1,)):
             prev = hash_
         rows = self._rows(
             "SELECT seq, type, time, hash, body FROM record WHERE seq BETWEEN ? AND ? ORDER BY seq", (first, last)
         )
-        for found, type_, time, hash_, body in rows:
-            if found != seq:
-                break
-            if not isinstance(body, bytes) or digest(prev, body) != hash_:
-                raise ChainError(seq, "its content does not match its hash")
-            if not body.endswith(f',"time":"{time}","type":"{type_}","v":1}}'.encode()):
-                raise ChainError(seq, MISFILED)
-            prev, seq = hash_, seq + 1
+        seq, _ = check_stored(rows, first, prev)
         if seq != last + 1:
             raise ChainError(seq, "is missing")
+        self.unverified = first
 
     def newest(self, count: int | None, *, since: str = "", type_: str = "") -> Iterator[tuple[bytes, str]]:
         before, left = self.seq + 1, self.seq + 1 if count is None else count
@@ -277,50 +441,32 @@ class SqliteJournal:
                 return state
         return None
 
-    def close(self) -> None:
-        self._db.close()
-
-
-class BlobReader:
-    """Contents for another thread, through a connection of its own."""
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-        self._db: sqlite3.Connection | None = None
-
-    def _one(self, sql: str, digest: str) -> Any:
-        try:
-            if self._db is None:
-                self._db = _connect(self._path, read_only=True)
-            return self._db.execute(sql, (digest,)).fetchone()
-        except sqlite3.Error as exc:
-            raise JournalError(f"journal: {exc}") from None
-
-    def has(self, digest: str) -> bool:
-        """Whether the store has it. Raises JournalError."""
-        return self._one("SELECT 1 FROM blob WHERE digest = ?", digest) is not None
-
-    def __call__(self, digest: str) -> bytes | None:
-        row = self._one("SELECT data FROM blob WHERE digest = ?", digest)
-        if row is not None and hashlib.sha256(row[0]).hexdigest() != digest:
-            raise JournalError(f"content {digest[:12]} is damaged in the store", "pact journal import an export of it")
-        return None if row is None else bytes(row[0])
-
-    def close(self) -> None:
+    def close(self, *, failed: bool = False) -> None:
+        """``failed``: what was to be opened is no journal, and gets nothing beside it."""
+        if self._head is not None:
+            self._head.close()
+            self._head = None
         if self._db is not None:
             self._db.close()
             self._db = None
+        if self._index is not None:
+            self._index.close(remove=failed or self.read_only)  # last: closing it takes SQLite's own locks off, too
+            self._index = None
 
 
-def load_state(journal: SqliteJournal, *, use_snapshot: bool = True) -> State:
-    """The fold of the whole, verified journal. Raises ChainError or JournalError.  # J2"""
+def load_state(journal: SqliteJournal, *, use_snapshot: bool = True, verify_max: int = VERIFY_MAX) -> State:
+    """The fold of the whole, verified journal. From a snapshot, records older than the newest ``verify_max`` are
+    left to a check in the background. Raises ChainError or JournalError.  # J2, J6
+    """
+    journal.require_head()
+    journal.unverified = 0
     state = State()
     if use_snapshot:
         try:
             snapshot = journal.load_snapshot()
             if snapshot is not None:
                 state = State.from_json(snapshot)
-                journal.verify_stored(state.seq)
+                journal.verify_stored(state.seq, verify_max)
         except (KeyError, TypeError, ValueError, orjson.JSONDecodeError):
             state = State()  # another version's cache: fold from the beginning
     for record in verify(journal.records(state.seq + 1), seq=state.seq + 1, prev=state.hash):
@@ -328,53 +474,3 @@ def load_state(journal: SqliteJournal, *, use_snapshot: bool = True) -> State:
     if state.seq != journal.seq:
         raise ChainError(state.seq + 1, "is missing")
     return state
-
-
-# -- moving a journal -----------------------------------------------------------------------------------------------
-
-
-def export(journal: SqliteJournal, out: IO[bytes]) -> tuple[int, int]:
-    """JSON lines: every record with its hash, then every content as ``{"blob", "data"}`` (base64)."""
-    records = blobs = 0
-    for record in journal.records():
-        out.write(orjson.dumps(record.to_json(), option=orjson.OPT_SORT_KEYS) + b"\n")
-        records += 1
-    for name, data in journal.blobs():
-        out.write(orjson.dumps({"blob": name, "data": base64.b64encode(data).decode()}) + b"\n")
-        blobs += 1
-    return records, blobs
-
-
-def read_export(lines: Iterator[bytes]) -> Iterator[Record | tuple[str, bytes]]:
-    """What ``export`` wrote. Raises ChainError with the line that is wrong."""
-    for at, line in enumerate(lines):
-        try:
-            obj = orjson.loads(line)
-            if isinstance(obj, dict) and "blob" in obj:
-                yield obj["blob"], base64.b64decode(obj["data"], validate=True)
-            else:
-                yield parse(line)
-        except (ValueError, KeyError, TypeError) as exc:
-            raise ChainError(at, f"line {at + 1} is no record ({exc})") from None
-
-
-def import_lines(journal: SqliteJournal, lines: Iterator[bytes]) -> tuple[int, int]:
-    """Fill an empty journal from an export, verifying the chain and every content. All of it or nothing."""
-    if journal.seq >= 0:
-        raise JournalError(f"{journal.path} is not empty", "import into a new state directory")
-    rows: list[tuple[Record, bytes]] = []
-    blobs: dict[str, bytes] = {}
-
-    def records() -> Iterator[Record]:
-        for item in read_export(lines):
-            if isinstance(item, Record):
-                yield item
-            elif hashlib.sha256(item[1]).hexdigest() != item[0]:
-                raise JournalError(f"content {str(item[0])[:12]} does not match its digest")
-            else:
-                blobs[item[0]] = item[1]
-
-    for record in verify(records()):
-        rows.append((record, canonical(unhashed(record))))
-    journal.append(rows, blobs)
-    return len(rows), len(blobs)

@@ -38,9 +38,10 @@ class Keep:
     """Contents met while observing that are to be kept: at most ``limit`` bytes each and ``room`` bytes together.
 
     ``blobs`` maps SHA-256 (hex) to content, as long as it is in memory; ``known`` has the digests of all that is kept.
-    ``unkept`` says why a resource's content is not. ``looked`` has by name what was just seen, and whether that is a
-    secret: it need not be read again for being reckoned with. ``spill`` takes contents away whenever there are
-    ``PIECE_BYTES`` of them. Without ``hold`` contents are only reckoned with, and nothing of them stays in memory.
+    ``unkept`` says why a resource's content is not; ``full`` names those for which the store has no room. What is
+    ``stored`` already takes none. ``looked`` has by name what was just seen, and whether that is a secret: it need not
+    be read again for being reckoned with. ``spill`` takes contents away whenever there are ``PIECE_BYTES`` of them.
+    Without ``hold`` contents are only reckoned with, and nothing of them stays in memory.
     """
 
     limit: int
@@ -50,6 +51,8 @@ class Keep:
     blobs: dict[str, bytes] = field(default_factory=dict)
     known: set[str] = field(default_factory=set)
     unkept: dict[str, str] = field(default_factory=dict)
+    full: set[str] = field(default_factory=set)
+    stored: Callable[[str], bool] = field(default=lambda digest: False)
     looked: dict[str, tuple[Observation, bool]] = field(default_factory=dict)
     held: int = 0
 
@@ -59,10 +62,11 @@ class Keep:
             return
         if size > self.limit or (self.hold and content is None):
             self.unkept[resource] = f"{size} bytes are more than the {self.limit} that are kept"
-        elif size > self.room:
+        elif size > self.room and not self.stored(digest):
             self.unkept[resource] = STORE_FULL
+            self.full.add(resource)
         else:
-            self.room -= size
+            self.room = max(0, self.room - size)
             self.known.add(digest)
             if self.hold and content is not None:
                 self.blobs[digest] = content

@@ -19,6 +19,13 @@ def verify(records: Iterable[dict[str, Any]]) -> int:
     return count
 
 
+def end(lines: list[dict[str, Any]]) -> dict[str, Any]:
+    """The mark at the end of an export that holds these lines."""
+    records, names = [x for x in lines if "seq" in x], [x["blob"] for x in lines if "blob" in x]
+    digests = hashlib.sha256("".join(n + "\n" for n in names).encode()).hexdigest()
+    return {"end": {"records": len(records), "hash": records[-1]["hash"], "blobs": len(names), "digests": digests}}
+
+
 def follow(records: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
     """A record like the last one, with ``changes``, that continues the chain."""
     body = {**{k: v for k, v in records[-1].items() if k != "hash"}, **changes}

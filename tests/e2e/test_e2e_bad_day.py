@@ -181,7 +181,7 @@ def killed_in_the_middle(agent: Agent, point: str) -> None:
     end_helpers(point)
 
 
-@pytest.mark.invariant("F60")
+@pytest.mark.invariant("F65")
 def test_what_kills_the_agent_three_times_is_left_to_a_person(another: Callable[..., Agent]) -> None:
     agent = another(window={"base": "1s", "floor": "0.2s"})
     point = f"{TOP}/fatal"
@@ -208,7 +208,7 @@ def test_what_kills_the_agent_three_times_is_left_to_a_person(another: Callable[
     agent.world.sh(f"umount {point}")
 
 
-@pytest.mark.invariant("F60")
+@pytest.mark.invariant("F65")
 def test_two_deaths_are_bad_luck_and_the_third_run_does_it(another: Callable[..., Agent]) -> None:
     agent = another()
     point = f"{TOP}/unlucky"

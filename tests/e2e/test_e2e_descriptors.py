@@ -29,7 +29,7 @@ def spent_s(agent: Agent) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-@pytest.mark.invariant("F61")
+@pytest.mark.invariant("F66")
 @pytest.mark.parametrize("left", [0, 1, 3, 30])
 def test_without_a_descriptor_left_nobody_is_served_and_nothing_spins(another: Callable[..., Agent], left: int) -> None:
     agent = another()
@@ -53,7 +53,7 @@ def test_without_a_descriptor_left_nobody_is_served_and_nothing_spins(another: C
     agent.pact("rollback", "--all")
 
 
-@pytest.mark.invariant("F61")
+@pytest.mark.invariant("F66")
 def test_what_needs_a_descriptor_says_that_there_is_none(another: Callable[..., Agent]) -> None:
     agent = another()
     path = agent.file("fd2.conf")
@@ -75,7 +75,7 @@ def test_what_needs_a_descriptor_says_that_there_is_none(another: Callable[..., 
     wait_until(lambda: agent.pact("rollback", "--all", check=None).code == 0, "it works again")
 
 
-@pytest.mark.invariant("F61")
+@pytest.mark.invariant("F66")
 def test_a_start_without_enough_descriptors_says_so(make_agent: Callable[..., Agent]) -> None:
     agent = make_agent()
     for most in (8, 10, 12, 16, 20):

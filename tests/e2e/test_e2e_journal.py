@@ -7,11 +7,12 @@ import os
 import shutil
 import sqlite3
 import sys
+import time
 from collections.abc import Callable, Iterator
 
 import chain
 import pytest
-from harness import TOP, Agent, Done
+from harness import TOP, Agent, Done, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -214,7 +215,8 @@ def test_a_name_that_an_older_version_let_in_ends_nobody(stopped: Agent, make_ag
     declared = next(r for r in records if r["type"] == "adopted")
     values = {"sysctl:net.ipv4.ip_forward.": {"attrs": {"value": "0"}}, long: {"attrs": {"type": "file"}}}
     bad = chain.follow(records, type="declared", actor=declared["actor"], data={"resources": values, "cause": "declare"})
-    out.write_text("".join(json.dumps(x) + "\n" for x in [*lines, bad]))
+    whole = [x for x in [*lines, bad] if "end" not in x]
+    out.write_text("".join(json.dumps(x) + "\n" for x in [*whole, chain.end(whole)]))
     fresh = make_agent()
     command(fresh, "journal", "import", str(out))
     fresh.start()
@@ -229,3 +231,160 @@ def test_a_name_that_an_older_version_let_in_ends_nobody(stopped: Agent, make_ag
     assert fresh.status()["declared"] == 1 and fresh.status()["observers"].get("names", "ok") == "ok"
     fresh.restart()
     assert fresh.status()["state"] == "committed"
+
+
+# -- a journal that has lost its end --------------------------------------------------------------------------------
+
+
+def crashed(agent: Agent) -> int:
+    """A running agent is killed after some commits; the number of the newest record that it has acknowledged."""
+    path = agent.file("lost.conf")
+    for i in range(6):
+        agent.drift(path, f"kept {i}\n")
+        agent.pact("commit", "-m", f"commit {i}")
+    seq = int(agent.status()["journal"]["seq"])
+    agent.stop(9)
+    return seq
+
+
+def damaged(agent: Agent) -> None:
+    log = agent.state_dir / "journal.db-wal"
+    with open(log, "r+b") as f:
+        f.seek(32 + (os.stat(log).st_size - 32) // 4120 // 2 * 4120 + 200)
+        f.write(b"garbage")
+
+
+@pytest.mark.invariant("J6", "F60")
+def test_a_damaged_log_keeps_the_agent_from_starting_until_somebody_accepts_the_loss(another: Callable[..., Agent]) -> None:
+    agent = another()
+    newest = crashed(agent)
+    damaged(agent)
+    for _ in range(2):  # the first refusal loses nothing more
+        done = agent.refuses_to_start()
+        assert done.code == 1 and f"record {newest} was acknowledged" in done.err and "accept-loss" in done.err, done
+    assert (agent.state_dir / "journal.db-wal.kept").exists()
+    for action in ("verify", "export"):
+        assert "is missing: the journal ends before it" in command(agent, "journal", action, check=1)
+    assert "--message" in command(agent, "journal", "accept-loss", check=2)
+    said = json.loads(command(agent, "--json", "journal", "accept-loss", "-m", "the disk had a bad day"))
+    assert said["last"] == newest and 0 < said["first"] <= newest and said["seq"] == said["first"]
+    assert "chain unbroken" in command(agent, "journal", "verify")
+    assert [p.name for p in agent.state_dir.glob("*.kept*")] == [f"journal.db-wal.kept.{said['seq']}"]
+    agent.start()
+    (record,) = agent.records("loss_accepted")
+    assert (record["seq"], record["actor"]["role"], record["data"]["message"]) == (
+        said["seq"], "admin", "the disk had a bad day")  # fmt: skip
+    assert f"records {said['first']} to {newest} are gone: the disk had a bad day" in agent.pact("log").out
+    assert chain.verify(agent.records())
+    agent.restart()
+
+
+def test_a_loss_is_accepted_only_where_there_is_one_and_no_agent_runs(stopped: Agent, make_agent: Callable[..., Agent]) -> None:
+    assert "nothing is missing" in command(stopped, "journal", "accept-loss", "-m", "x", check=2)
+    stopped.start()
+    assert "another agent" in command(stopped, "journal", "accept-loss", "-m", "x", check=1)
+    assert "No such file" in command(make_agent(), "journal", "accept-loss", "-m", "x", check=5)
+
+
+@pytest.mark.invariant("J6", "F60")
+def test_a_head_that_is_damaged_is_made_anew_when_somebody_says_so(stopped: Agent) -> None:
+    (stopped.state_dir / "journal.head").write_bytes(bytes(8192))
+    done = stopped.refuses_to_start()
+    assert done.code == 5 and "says nothing that can be believed" in done.err, done
+    assert "what is missing is not known" in command(stopped, "journal", "accept-loss", "-m", "rotten sector")
+    stopped.start()
+
+
+@pytest.mark.invariant("J6", "F3", "F55")
+def test_who_is_told_that_nothing_was_changed_does_not_find_it_done_later(another: Callable[..., Agent]) -> None:
+    """The record was written, and its head was not."""
+    agent = another()
+    path = agent.file("no.conf")
+    agent.drift(path, "wanted\n")
+    seq = agent.status()["journal"]["seq"]
+    head = agent.state_dir / "journal.head"
+    head.rename(agent.state_dir / "away")
+    done = agent.pact("commit", "-m", "never", check=5)
+    assert "nothing was changed" in done.err and "journal's head" in done.err, done
+    assert agent.status()["journal"]["seq"] == seq and agent.change_of(f"file:{path}")
+    agent.stop(9)
+    (agent.state_dir / "away").rename(head)
+    agent.start()
+    assert not agent.records("committed") and agent.change_of(f"file:{path}")
+    head.rename(agent.state_dir / "away")
+    agent.world.path(path).write_text("again\n")
+    wait_until(lambda: "error" in agent.status()["journal"], "it is noticed")
+    (agent.state_dir / "away").rename(head)
+    wait_until(lambda: "error" not in agent.status()["journal"], "it goes on by itself")
+    agent.pact("commit", "-m", "now")
+    assert chain.verify(agent.records())
+
+
+@pytest.mark.invariant("J6")
+def test_a_start_after_a_kill_finds_the_head_behind_or_right(another: Callable[..., Agent]) -> None:
+    agent = another()
+    newest = crashed(agent)
+    agent.start()
+    assert agent.status()["journal"]["seq"] > newest
+
+
+def test_a_directory_whose_journal_is_gone_is_not_empty(stopped: Agent) -> None:
+    out = stopped.base / "export.jsonl"
+    command(stopped, "journal", "export", str(out))
+    stopped.journal.unlink()
+    assert "of a journal that is not there any more" in command(stopped, "journal", "import", str(out), check=2)
+    assert stopped.refuses_to_start().code == 1
+    (stopped.state_dir / "journal.head").unlink()
+    stopped.journal.unlink(missing_ok=True)
+    command(stopped, "journal", "import", str(out))
+    stopped.start()
+
+
+@pytest.mark.invariant("J8", "F61")
+def test_an_export_that_was_cut_off_is_neither_verified_nor_imported(stopped: Agent, make_agent: Callable[..., Agent]) -> None:
+    out = stopped.base / "export.jsonl"
+    command(stopped, "journal", "export", str(out))
+    lines = out.read_text().splitlines(keepends=True)
+    out.write_text("".join(lines[:-1]))
+    fresh = make_agent()
+    for args in (("verify", str(out)), ("import", str(out))):
+        assert "has no mark at its end" in command(fresh, "journal", *args, check=1)
+    command(fresh, "journal", "import", str(out), "--without-mark")
+    assert "chain unbroken" in command(fresh, "journal", "verify", str(out), "--without-mark")
+    config = f"--config {make_agent().config_path}"
+    whole = f"PACT journal export --config {stopped.config_path} | gzip"
+    done = pact(stopped, f"{whole} | head -c 900 | zcat 2>/dev/null | PACT journal import /dev/stdin {config}")
+    assert done.code == 1 and done.err, done
+    done = pact(stopped, f"{whole} | zcat | PACT journal import /dev/stdin {config}")
+    assert done.code == 0 and "chain unbroken" in done.out, done
+
+
+@pytest.mark.invariant("J7", "F4")
+def test_an_old_record_that_is_wrong_is_found_behind_the_start_and_stops_all_acting(stopped: Agent) -> None:
+    path = f"{TOP}/journal.conf"
+    stopped.configure({"state": {"verify": 4}, "window": {"base": "2s"}})
+    stopped.start()
+    seq = stopped.status()["journal"]["seq"]
+    stopped.stop()
+    stopped.start()
+    wait_until(lambda: not stopped.status()["journal"].get("unverified"), "all is verified")
+    stopped.stop()
+    tamper(stopped, "UPDATE record SET body = CAST(replace(CAST(body AS TEXT), '\"t_ns\":', '\"t_ns\":1') AS BLOB)"
+                    " WHERE seq = 1")  # fmt: skip
+    stopped.start()
+    wait_until(lambda: stopped.status()["journal"].get("error"), "it is found")
+    journal = stopped.status()["journal"]
+    assert "journal record 1:" in journal["error"] and journal["trusted"] is False
+    written = journal["seq"]
+    stopped.world.path(path).write_text("nobody rolls this back\n")
+    wait_until(lambda: stopped.status().get("unrecorded"), "it is seen")
+    done = stopped.pact("commit", "-m", "x", check=5)
+    assert "journal record 1:" in done.err and "import an export" in done.err, done
+    stopped.pact("rollback", check=5)
+    time.sleep(3)
+    assert stopped.world.path(path).read_text() == "nobody rolls this back\n"
+    assert stopped.status()["journal"]["seq"] == written > seq
+    assert "journal record 1:" in stopped.pact("status").out
+    stopped.stop()
+    done = stopped.refuses_to_start()
+    assert done.code == 1 and "journal record 1:" in done.err, "the next start knows at once"

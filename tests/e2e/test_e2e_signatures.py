@@ -62,7 +62,7 @@ def test_signatures_of_another_journal_are_none(agent: Agent) -> None:
     agent.drifted(f"sysctl:{TTL}")
     agent.stop()
     agent.journal.unlink()
-    for beside in agent.state_dir.glob("journal.db-*"):
+    for beside in agent.state_dir.glob("journal.*"):
         beside.unlink()
     declared = agent.base / "declared.toml"
     declared.write_text(f'[sysctl]\n"{TTL}" = 64\n')

@@ -1,0 +1,128 @@
+"""What the newest record was, kept apart from the journal: a journal that lost its end still verifies, and this file
+tells.  # J6
+
+Two slots are written in turn, in place, each with a digest of its own, so that a write that is torn leaves the other.
+A slot is written after its record is durable and before anything that depends on the record leaves. So a head that is
+behind is normal (a kill came between the two), and one that is ahead means that acknowledged records are gone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from typing import Final
+
+import orjson
+
+from pact.errors import JournalError
+from pact.values import dataclass
+
+SLOT_BYTES: Final = 512
+STRIDE_BYTES: Final = 4096  # no two slots in one page or sector
+SLOTS: Final = 2
+HINT: Final = "it is damaged: pact journal accept-loss checks the journal and writes a new one"
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The newest acknowledged record. ``bad`` is a record that was found wrong by a check in the background."""
+
+    seq: int
+    hash: str
+    bad: int | None = None
+    count: int = 0
+
+
+def head_path(journal: str) -> str:
+    """``journal.head`` beside ``journal.db``."""
+    return journal.removesuffix(".db") + ".head"
+
+
+def read_head(path: str) -> Head | None:
+    """``None`` if there is no such file. Raises JournalError if no slot is whole, or the file cannot be read."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return None
+    except OSError as exc:
+        raise JournalError(f"journal's head {path}: {os.strerror(exc.errno or 0)}") from None
+    try:
+        return _newest(fd, path)
+    finally:
+        os.close(fd)
+
+
+def _newest(fd: int, path: str) -> Head:
+    try:
+        found = [_parsed(os.pread(fd, SLOT_BYTES, n * STRIDE_BYTES)) for n in range(SLOTS)]
+    except OSError as exc:
+        raise JournalError(f"journal's head {path}: {os.strerror(exc.errno or 0)}") from None
+    whole = [head for head in found if head is not None]
+    if not whole:
+        raise JournalError(f"journal's head {path} says nothing that can be believed", HINT)
+    return max(whole, key=lambda head: head.count)
+
+
+def _parsed(slot: bytes) -> Head | None:
+    body, _, rest = slot.partition(b" ")
+    if rest[:64] != hashlib.sha256(body).hexdigest().encode():
+        return None
+    try:
+        said = orjson.loads(body)
+        return Head(said["seq"], said["hash"], said.get("bad"), said["count"])
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _slot(head: Head) -> bytes:
+    said = {"count": head.count, "hash": head.hash, "seq": head.seq}
+    body = orjson.dumps(said if head.bad is None else {**said, "bad": head.bad}, option=orjson.OPT_SORT_KEYS)
+    return (body + b" " + hashlib.sha256(body).hexdigest().encode()).ljust(SLOT_BYTES - 1) + b"\n"
+
+
+class HeadFile:
+    """The writer's. Not thread-safe."""
+
+    def __init__(self, path: str, first: Head) -> None:
+        """Open the file, or make it with ``first``. Raises JournalError (damaged, disk)."""
+        self.path = path
+        if read_head(path) is None:
+            self._create(first)
+        try:
+            self._fd = os.open(path, os.O_RDWR | os.O_DSYNC | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError as exc:
+            raise JournalError(f"journal's head {path}: {os.strerror(exc.errno or 0)}") from None
+        self.head = _newest(self._fd, path)
+
+    def _create(self, first: Head) -> None:
+        """Whole from its first moment: a file in parts is damage, not a beginning."""
+        new = self.path + ".new"
+        try:
+            fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            try:
+                os.pwrite(fd, _slot(first).ljust(SLOTS * STRIDE_BYTES), 0)  # its blocks are there from now on
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+            os.rename(new, self.path)
+            directory = os.open(os.path.dirname(self.path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.fsync(directory)
+            finally:
+                os.close(directory)
+        except OSError as exc:
+            raise JournalError(f"journal's head {self.path}: {os.strerror(exc.errno or 0)}",
+                               "check the disk, its space and the permissions") from None  # fmt: skip
+
+    def write(self, seq: int, hash_: str, bad: int | None = None) -> None:
+        """Durable when it returns. Raises OSError; the slot that was the newest is whole in any case."""
+        head = Head(seq, hash_, bad, self.head.count + 1)
+        there, ours = os.stat(self.path), os.fstat(self._fd)
+        if (there.st_dev, there.st_ino) != (ours.st_dev, ours.st_ino):  # F55
+            raise OSError(f"{self.path} was removed or replaced under this process")
+        if os.pwrite(self._fd, _slot(head), head.count % SLOTS * STRIDE_BYTES) != SLOT_BYTES:
+            raise OSError(f"{self.path} was not written whole")
+        self.head = head
+
+    def close(self) -> None:
+        os.close(self._fd)

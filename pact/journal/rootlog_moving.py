@@ -1,0 +1,115 @@
+"""A backup of the root's log as JSON lines, and back, from one store into another.
+
+It ends with a mark that says how much it holds: one that was cut off is none. What is read is folded, as a root would
+fold it, on the way out and on the way in.  # J8
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Iterable
+from typing import IO, Any, Final
+
+import orjson
+
+from pact.core import rootlog
+from pact.core.records import GENESIS
+from pact.errors import ChainError, JournalError, PactError
+from pact.journal.moving import CutError
+from pact.journal.rootlog import LogStore
+
+VERSION: Final = 1
+TRIES: Final = 3
+BEGINS: Final = b'{"root":'
+
+
+class Backup:
+    """What a backup holds: the newest snapshot, the last chunk that it covers, and those after it."""
+
+    def __init__(self, cluster: str, snapshot: bytes | None, chunks: list[bytes]) -> None:
+        """Raises PactError for a log that a root would not lead on."""
+        self.cluster, self.snapshot, self.chunks = cluster, snapshot, chunks
+        try:
+            self.state = rootlog.load(snapshot, chunks)
+        except (ValueError, ChainError) as exc:
+            raise PactError(f"the root's log of {cluster} is damaged: {exc}", "take an earlier backup") from None
+
+    @property
+    def events(self) -> int:
+        """The number of the newest event; -1 if there is none."""
+        return self.state.gseq
+
+    def end(self) -> dict[str, Any]:
+        last = rootlog.chunk_hash(self.chunks[-1]) if self.chunks else GENESIS
+        return {"chunks": len(self.chunks), "gseq": self.state.gseq, "hash": last,
+                "snapshot": None if self.snapshot is None else hashlib.sha256(self.snapshot).hexdigest()}  # fmt: skip
+
+    def write(self, out: IO[bytes]) -> None:
+        out.write(BEGINS + orjson.dumps({"v": VERSION, "cluster": self.cluster}) + b"}\n")
+        if self.snapshot is not None:
+            out.write(orjson.dumps({"snapshot": base64.b64encode(self.snapshot).decode()}) + b"\n")
+        for chunk in self.chunks:
+            out.write(orjson.dumps({"chunk": base64.b64encode(chunk).decode()}) + b"\n")
+        out.write(orjson.dumps({"end": self.end()}, option=orjson.OPT_SORT_KEYS) + b"\n")
+
+
+def read_store(store: LogStore, cluster: str) -> Backup:
+    """The log as it stands; a root may lead on it meanwhile. Raises JournalError, PactError."""
+    for _ in range(TRIES):
+        snapshot, _ = store.load()  # with the last chunk that is in it: the numbers go on from there
+        chunks = list(store.read(0 if snapshot is None else rootlog.load(snapshot, ()).gseq))
+        oldest = store.oldest()
+        if not chunks or oldest <= rootlog.read_chunk(chunks[0]).first:
+            backup = Backup(cluster, snapshot, chunks)
+            following = next(iter(store.read(backup.events + 1)), None)  # more may have come; a hole may not
+            if following is not None and rootlog.read_chunk(following).first > backup.events + 1:
+                raise PactError(f"the root's log of {cluster} is damaged: event {backup.events + 1} is missing",
+                                "take an earlier backup")  # fmt: skip
+            return backup
+    raise JournalError("the root's log was trimmed while it was read, again and again", "try again")
+
+
+def read_backup(lines: Iterable[bytes]) -> Backup:
+    """What ``Backup.write`` wrote. Raises CutError where it is not whole, PactError for what is none."""
+    about, snapshot, chunks, said = dict[str, Any](), None, list[bytes](), None
+    for at, line in enumerate(lines):
+        if said is not None:
+            raise CutError(f"line {at + 1} comes after the end of the backup", "give one backup at a time")
+        try:
+            ((key, value),) = orjson.loads(line).items()
+            if at == 0:
+                about = {"v": value["v"], "cluster": str(value["cluster"])} if key == "root" else {}
+                if about.get("v") != VERSION:
+                    raise ValueError("no backup of a root's log of this version")
+            elif key == "chunk":
+                chunks.append(base64.b64decode(value, validate=True))
+            elif key == "snapshot" and at == 1:
+                snapshot = base64.b64decode(value, validate=True)
+            elif key == "end":
+                said = value or {}
+            else:
+                raise ValueError(f"{key!r} is not expected here")
+        except (ValueError, KeyError, TypeError, AttributeError) as exc:
+            raise PactError(f"line {at + 1} is no part of a backup of a root's log ({exc})") from None
+    if said is None:
+        raise CutError(f"the backup has no mark at its end: it was cut off after {len(chunks)} chunks", "back up again")
+    backup = Backup(about["cluster"], snapshot, chunks)
+    if said != backup.end():
+        raise CutError("the backup is not what its end says: parts are missing, or are others", "back up again")
+    return backup
+
+
+def fill_store(store: LogStore, backup: Backup, name: str) -> None:
+    """Into an empty store. The snapshot comes last: without it no root leads on what follows. Raises JournalError."""
+    snapshot, chunks = store.load()
+    if snapshot is not None or next(iter(chunks), None) is not None:
+        raise JournalError("the log is not empty", "import into a new one")
+    fence = store.campaign(name)
+    if fence is None:
+        raise JournalError("a root leads on this log", "stop every root of the cluster first")
+    for chunk in backup.chunks:
+        about = rootlog.read_chunk(chunk)
+        store.append(fence, about.first, about.count, chunk)
+    if backup.snapshot is not None:
+        store.save_snapshot(fence, rootlog.load(backup.snapshot, ()).gseq, backup.snapshot)

@@ -1,0 +1,191 @@
+"""A backup of the root's log that is not whole is none; one that is comes back as the same log, in another store too."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from etcd_cluster import MISSING, REASON, EtcdCluster
+from public_root import Chain, build
+
+from pact.core import rootlog
+from pact.core.rootlog import RootState
+from pact.errors import JournalError, PactError
+from pact.journal.moving import CutError
+from pact.journal.rootlog import LogStore, open_store
+from pact.journal.rootlog_moving import Backup, fill_store, read_backup, read_store
+
+CHUNKS = 8
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    return str(tmp_path / "root.db")
+
+
+def filled(store: LogStore, *, snapshot_after: int = 5, trimmed: bool = True) -> RootState:
+    """A log with a snapshot in its middle, and perhaps nothing before that."""
+    fence = store.campaign("root")
+    assert fence is not None
+    state, chains = RootState(), [Chain(f"n{i}") for i in range(3)]
+    for at in range(CHUNKS):
+        first, count, raw = build(state, [c.batch("drift_detected", "committed") for c in chains], fence)
+        store.append(fence, first, count, raw)
+        if at + 1 == snapshot_after:
+            store.save_snapshot(fence, state.gseq, state.to_bytes())
+            if trimmed:
+                store.trim(fence, state.gseq)
+    return state
+
+
+@pytest.fixture
+def store(path: str) -> Iterator[LogStore]:
+    opened = open_store(f"sqlite://{path}", "c1")
+    yield opened
+    opened.close()
+
+
+def written(backup: Backup) -> bytes:
+    out = io.BytesIO()
+    backup.write(out)
+    return out.getvalue()
+
+
+@pytest.mark.invariant("J8")
+@pytest.mark.parametrize("snapshot_after", [0, 5, CHUNKS])
+def test_a_backup_comes_back_as_the_same_log_and_goes_on(store: LogStore, tmp_path: Path, snapshot_after: int) -> None:
+    state = filled(store, snapshot_after=snapshot_after)
+    backup = read_backup(io.BytesIO(written(read_store(store, "c1"))))
+    other = open_store(f"sqlite://{tmp_path}/other.db", "c1")
+    fill_store(other, backup, "root")
+    snapshot, chunks = other.load()
+    again = rootlog.load(snapshot, chunks)
+    assert again.to_bytes() == state.to_bytes() and (snapshot is not None) == bool(snapshot_after)
+    fence = other.campaign("root")
+    assert fence is not None
+    first, count, raw = build(again, [Chain("n9").batch("committed")], fence)
+    other.append(fence, first, count, raw)
+    assert first == state.gseq + 1 and list(other.read(first)) == [raw]
+    assert other.oldest() == (0 if not snapshot_after else rootlog.read_chunk(backup.chunks[0]).first)
+    with pytest.raises(JournalError, match="not empty"):
+        fill_store(other, backup, "root")
+    other.close()
+
+
+@pytest.mark.invariant("J8", "F61")
+def test_a_backup_cut_anywhere_is_refused(store: LogStore) -> None:
+    filled(store)
+    raw = written(read_store(store, "c1"))
+    for size in [*range(0, len(raw) - 1, 37), *range(len(raw) - 200, len(raw) - 1)]:
+        with pytest.raises(PactError):
+            read_backup(raw[:size].splitlines(keepends=True))
+    lines = raw.splitlines(keepends=True)
+    for count in range(len(lines)):
+        with pytest.raises(CutError, match="cut off after"):
+            read_backup(lines[:count])
+
+
+@pytest.mark.invariant("J8", "F61")
+def test_parts_that_are_missing_doubled_or_joined_are_refused(store: LogStore) -> None:
+    filled(store)
+    lines = written(read_store(store, "c1")).splitlines(keepends=True)
+    for at in range(1, len(lines) - 1):
+        with pytest.raises(PactError):
+            read_backup([*lines[:at], *lines[at + 1 :]])
+        if lines[at].startswith(b'{"snapshot"'):
+            continue
+        try:
+            doubled = read_backup([*lines[: at + 1], *lines[at:]])
+        except PactError:
+            continue
+        pytest.fail(f"line {at + 1} twice is taken: {doubled.end()}")
+    for joined in ([*lines, *lines], [*lines, lines[-1]], [*lines[:3], lines[-1], *lines[3:]]):
+        with pytest.raises(CutError, match=r"after the end|not what its end says"):
+            read_backup(joined)
+    with pytest.raises(PactError, match="line 1 is no part of a backup"):
+        read_backup([b'{"root":{"v":2,"cluster":"c1"}}\n'])
+    with pytest.raises(PactError, match="line 1 is no part of a backup"):
+        read_backup([b"garbage\n"])
+
+
+@pytest.mark.invariant("J8", "F37")
+def test_a_damaged_log_makes_no_backup(store: LogStore, path: str) -> None:
+    import sqlite3
+
+    filled(store)
+    db = sqlite3.connect(path, isolation_level=None)
+    db.execute("DELETE FROM chunk WHERE first = (SELECT max(first) FROM chunk WHERE first < (SELECT max(first) FROM chunk))")
+    db.close()
+    try:
+        backup = read_store(store, "c1")
+    except PactError as exc:
+        assert "damaged" in exc.message
+    else:
+        pytest.fail(f"{backup.end()}")
+
+
+@pytest.mark.skipif(bool(MISSING), reason=REASON)
+@pytest.mark.invariant("J8")
+def test_a_log_moves_from_sqlite_to_etcd_and_back(store: LogStore, tmp_path: Path) -> None:
+    state = filled(store)
+    with EtcdCluster(tmp_path / "etcd") as etcd:
+        there = open_store(etcd.url(), "c1")
+        fill_store(there, read_store(store, "c1"), "root")
+        with pytest.raises(JournalError, match="not empty"):
+            fill_store(there, read_store(store, "c1"), "root")
+        back = open_store(f"sqlite://{tmp_path}/back.db", "c1")
+        fill_store(back, read_store(there, "c1"), "root")
+        there.close()
+    assert rootlog.load(*back.load()).to_bytes() == state.to_bytes()
+    back.close()
+
+
+# -- the command ----------------------------------------------------------------------------------------------------
+
+
+def pact(*args: str) -> tuple[int, str, str]:
+    done = subprocess.run([sys.executable, "-m", "pact.cli.main", *args], capture_output=True, text=True, check=False,
+                          env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})  # fmt: skip
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.returncode, done.stdout, done.stderr
+
+
+def configured(tmp_path: Path, name: str, cluster: str = "c1") -> str:
+    config = tmp_path / f"{name}.toml"
+    config.write_text(f'[aggregator]\nname = "{name}"\ncluster = "{cluster}"\n[journal]\nurl = "sqlite://{tmp_path}/{name}.db"\n'
+                      f'[keys]\nsecret = "{tmp_path}/none"\n')  # fmt: skip
+    return str(config)
+
+
+@pytest.mark.invariant("J8", "F61")
+def test_the_command_backs_up_a_log_that_is_led_on_and_brings_it_back_whole(store: LogStore, tmp_path: Path) -> None:
+    state = filled(store)
+    here, there, out = configured(tmp_path, "root"), configured(tmp_path, "other"), str(tmp_path / "backup")
+    code, said, _ = pact("--json", "journal", "export", "--root", here, out)
+    assert code == 0 and json.loads(said)["gseq"] == state.gseq
+    assert os.stat(out).st_mode & 0o777 == 0o600
+    assert pact("journal", "verify", "--root", here)[0] == pact("journal", "verify", "--root", here, out)[0] == 0
+    assert pact("journal", "verify", out)[0] == 2, "it is no export of an agent's journal"
+    raw = Path(out).read_bytes()
+    Path(out).write_bytes(raw[:-40])
+    for action in ("verify", "import"):
+        assert pact("journal", action, "--root", there, out)[0] == 1
+    assert not (tmp_path / "other.db").exists()
+    Path(out).write_bytes(raw)
+    assert pact("journal", "import", "--root", configured(tmp_path, "third", "c2"), out)[0] == 2
+    code, said, err = pact("journal", "import", "--root", there, out)
+    assert code == 0 and "brought back" in said, err
+    assert sorted(p.name for p in tmp_path.glob("other*")) == ["other.db", "other.toml"]
+    code, _, err = pact("journal", "import", "--root", there, out)
+    assert code == 2 and "exists already" in err
+    again = open_store(f"sqlite://{tmp_path}/other.db", "c1")
+    assert rootlog.load(*again.load()).to_bytes() == state.to_bytes()
+    again.close()
+    code, _, err = pact("journal", "export", "--root", configured(tmp_path, "fourth"))
+    assert code == 5 and "has a root run here?" in err and not (tmp_path / "fourth.db").exists()
