@@ -83,7 +83,10 @@ class BlockedError(PactError):
 
 
 class JournalError(UnreachableError):
-    """The journal cannot be written or read (full disk, I/O error, lock)."""
+    """The journal cannot be written or read (full disk, I/O error, lock). ``uncertain``: whether the records that were
+    to be written count is not known before the journal can be read again."""
+
+    uncertain = False
 
 
 class StoreFullError(JournalError):

@@ -25,12 +25,17 @@ HINT: Final = "it is damaged: pact journal accept-loss checks the journal and wr
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """The newest acknowledged record. ``bad`` is a record that was found wrong by a check in the background."""
+    """The newest acknowledged record. ``bad`` is a record that was found wrong by a check in the background.
+
+    ``refused`` is the hash of the record after it, where that was answered with no: it may stand in the journal's log
+    all the same, whole, and would count after a kill.
+    """
 
     seq: int
     hash: str
     bad: int | None = None
     count: int = 0
+    refused: str | None = None
 
 
 def head_path(journal: str) -> str:
@@ -69,14 +74,15 @@ def _parsed(slot: bytes) -> Head | None:
         return None
     try:
         said = orjson.loads(body)
-        return Head(said["seq"], said["hash"], said.get("bad"), said["count"])
+        return Head(said["seq"], said["hash"], said.get("bad"), said["count"], said.get("refused"))
     except (ValueError, KeyError, TypeError):
         return None
 
 
 def _slot(head: Head) -> bytes:
     said = {"count": head.count, "hash": head.hash, "seq": head.seq}
-    body = orjson.dumps(said if head.bad is None else {**said, "bad": head.bad}, option=orjson.OPT_SORT_KEYS)
+    more = {"bad": head.bad, "refused": head.refused}
+    body = orjson.dumps({**said, **{k: v for k, v in more.items() if v is not None}}, option=orjson.OPT_SORT_KEYS)
     return (body + b" " + hashlib.sha256(body).hexdigest().encode()).ljust(SLOT_BYTES - 1) + b"\n"
 
 
@@ -114,9 +120,9 @@ class HeadFile:
             raise JournalError(f"journal's head {self.path}: {os.strerror(exc.errno or 0)}",
                                "check the disk, its space and the permissions") from None  # fmt: skip
 
-    def write(self, seq: int, hash_: str, bad: int | None = None) -> None:
+    def write(self, seq: int, hash_: str, bad: int | None = None, refused: str | None = None) -> None:
         """Durable when it returns. Raises OSError; the slot that was the newest is whole in any case."""
-        head = Head(seq, hash_, bad, self.head.count + 1)
+        head = Head(seq, hash_, bad, self.head.count + 1, refused)
         there, ours = os.stat(self.path), os.fstat(self._fd)
         if (there.st_dev, there.st_ino) != (ours.st_dev, ours.st_ino):  # F55
             raise OSError(f"{self.path} was removed or replaced under this process")

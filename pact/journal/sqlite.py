@@ -116,6 +116,8 @@ class SqliteJournal:
             raise
         self.seq: int = row[0] if row else -1
         self.hash: str = row[1] if row else GENESIS
+        if not read_only:
+            self._void_refused()
 
     @property
     def _open(self) -> sqlite3.Connection:
@@ -232,6 +234,7 @@ class SqliteJournal:
         if head is not None and head.head.seq > self.seq:
             raise JournalError(f"journal {self.path} ends before record {head.head.seq}", LOST_HINT)
         self._reserve(rows, blobs)
+        committing = False
         try:
             db.execute("BEGIN IMMEDIATE")
             require_file(self.path, self._file)
@@ -250,10 +253,11 @@ class SqliteJournal:
                 db.execute("INSERT INTO record (seq, type, time, hash, body) VALUES (?, ?, ?, ?, ?)",
                            (record.seq, record.type, record.time, record.hash, body))  # fmt: skip
                 seq, prev = record.seq, record.hash
+            committing = True
             db.execute("COMMIT")
         except sqlite3.Error as exc:
             self._undo()
-            raise JournalError(f"journal: {exc}", "nothing was changed; free space or mend the disk") from None
+            raise self._not_taken(exc, rows if committing else ()) from None
         except BaseException:
             self._undo()
             raise
@@ -262,6 +266,30 @@ class SqliteJournal:
         if rows and head is not None:
             self._move_head(head, seq, prev)
         self.seq, self.hash = seq, prev
+
+    def _not_taken(self, exc: sqlite3.Error, rows: Sequence[tuple[Record, bytes]]) -> JournalError:
+        """A commit that failed may stand in SQLite's log, whole: a process that is started after a kill would take it
+        for done. So it is on record that these were refused, before anybody is told so.  # J9"""
+        error = JournalError(f"journal: {exc}", "nothing was changed; free space or mend the disk")
+        if rows and self._head is not None:
+            try:
+                self._head.write(self.seq, self.hash, refused=rows[0][0].hash)
+            except OSError:
+                error.uncertain = True
+        return error
+
+    def _void_refused(self) -> None:
+        """What was answered with no is not done because a process was killed."""
+        try:
+            head = read_head(head_path(self.path))
+        except JournalError:
+            return  # damaged: said when the journal is read
+        if head is None or head.refused is None:
+            return
+        for (hash_,) in self._rows("SELECT hash FROM record WHERE seq = ?", (head.seq + 1,)):
+            if hash_ == head.refused:
+                any(self._rows("DELETE FROM record WHERE seq > ?", (head.seq,)))
+                self.seq, self.hash = head.seq, head.hash
 
     def _reserve(self, rows: Sequence[tuple[Record, bytes]], blobs: Mapping[str, bytes]) -> None:
         if self._index is not None:
@@ -274,8 +302,10 @@ class SqliteJournal:
         except OSError as exc:
             self._surplus = True
             self._take_back()
-            raise JournalError(f"journal's head: {exc.strerror or exc}",
-                               "nothing was changed; free space or mend the disk") from None  # fmt: skip
+            error = JournalError(f"journal's head: {exc.strerror or exc}",
+                                 "nothing was changed; free space or mend the disk")  # fmt: skip
+            error.uncertain = self._surplus
+            raise error from None
 
     def _take_back(self) -> None:
         try:

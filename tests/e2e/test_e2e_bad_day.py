@@ -352,14 +352,39 @@ def test_a_disk_that_fails_reads_and_writes_ends_no_agent(another: Callable[...,
     assert chain.verify(records) == len(records)
 
 
-def failing(agent: Agent) -> Any:
-    """Every access to the journal's files fails, until this is ended."""
+@pytest.mark.invariant("J9")
+@pytest.mark.parametrize("head_too", [False, True])
+def test_a_commit_that_was_refused_is_not_there_after_a_kill(another: Callable[..., Agent], head_too: bool) -> None:
+    """The disk fails to make it durable: it stands in SQLite's log all the same, whole."""
+    if not Path("/usr/bin/strace").exists():
+        pytest.skip("strace is not installed")
+    agent = another()
+    path = agent.file("refused.conf")
+    agent.drift(path)
+    strace = failing(agent, "fdatasync,fsync,pwrite64" if head_too else "fdatasync,fsync",
+                     *([str(agent.state_dir / "journal.head")] if head_too else ()))  # fmt: skip
+    answer = agent.ask("commit", targets=[], all=True, message="m", shared=True)
+    strace.send_signal(signal.SIGINT)
+    strace.wait(10)
+    assert answer["exit"] == 5
+    agent.restart(signal.SIGKILL)
+    if head_too and "not known" in answer["message"]:
+        return  # then nobody was told no
+    assert not agent.records("committed") and agent.change_of(f"file:{path}")
+    agent.pact("commit", "--all", "-m", "again")
+    agent.restart(signal.SIGKILL)
+    assert len(agent.records("committed")) == 1
+    records = agent.records()
+    assert chain.verify(records) == len(records)
+
+
+def failing(agent: Agent, calls: str = "pread64,pwrite64,read,write,fdatasync,fsync", *more: str) -> Any:
+    """These calls on the journal's files (and on ``more``) fail, until this is ended."""
     assert agent.process is not None
-    files = [f"{agent.journal}{end}" for end in ("", "-wal")]
+    files = [f"{agent.journal}{end}" for end in ("", "-wal")] + list(more)
     process = subprocess.Popen(
         ["strace", "-f", "-q", "-o", "/dev/null", *(w for f in files for w in ("-P", f)), "-e",
-         "inject=pread64,pwrite64,read,write,fdatasync,fsync:error=EIO", "-p", str(agent.process.pid)],
-        stderr=subprocess.DEVNULL)  # fmt: skip
+         f"inject={calls}:error=EIO", "-p", str(agent.process.pid)], stderr=subprocess.DEVNULL)  # fmt: skip
     wait_until(lambda: "TracerPid:\t0" not in Path(f"/proc/{agent.process.pid}/status").read_text(), "it is traced")
     return process
 
