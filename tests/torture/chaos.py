@@ -56,7 +56,7 @@ def kill_early(node: Node, rng: random.Random) -> str:
 def kill_in_request(node: Node, rng: random.Random) -> str:
     """A request is on its way when the agent is killed: it is done or not, and the answer says so if there was one."""
     targets, may = deeds.targets_of(node, rng)
-    resources, blobs, _ = deeds.wanted(rng, node.step_no)
+    resources, blobs, entries = deeds.wanted(rng, node.step_no)
     op, args, moves = rng.choice([
         ("commit", {"targets": targets, "message": "m", "shared": True}, may),
         ("commit", {"targets": targets, "message": "m", "shared": True}, may),
@@ -71,8 +71,8 @@ def kill_in_request(node: Node, rng: random.Random) -> str:
     node.fresh()
     if op == "apply":
         node.model.passing.update(r for r in resources if r not in node.model.declared)
-        for r, (_, _, e) in ((r, deeds.wanted(rng, node.step_no)) for r in resources):
-            node.model.earlier.setdefault(r, []).extend([e[r]] if r in e else [])
+        for r, entry in entries.items():
+            node.model.bound(r, entry)
     if op == "rollback":
         node.model.removable.update(targets)
     wait_s = rng.choice([0.0, 0.001, 0.003, 0.01, 0.03, 0.1])
@@ -118,6 +118,7 @@ def fill_disk(node: Node, rng: random.Random) -> str:
         return "freed"
     node.fresh()
     node.disk.fill()
+    node.lasts("full", rng)
     return f"full ({node.disk.kind})"
 
 
@@ -133,6 +134,7 @@ def fail_journal(node: Node, rng: random.Random) -> str:
     every = rng.choice([1, 1, 3])
     journal = str(node.agent.journal)
     node.failing = ["journal"]
+    node.lasts("failing", rng)
     node.strace.attach(node.pid, calls, rng.choice(["EIO", "ENOSPC"]), [journal, f"{journal}-wal", f"{journal}-shm"], every)
     return f"{calls}, one in {every}"
 
@@ -147,6 +149,7 @@ def fail_reads(node: Node, rng: random.Random) -> str:
     node.fresh()
     paths = rng.sample(deeds.FILES, 3)
     node.failing = paths
+    node.lasts("failing", rng)
     node.strace.attach(node.pid, "read,pread64,openat,openat2,statx,newfstatat", "EIO", paths, rng.choice([1, 2]))
     return ", ".join(paths)
 
@@ -171,8 +174,7 @@ def take_descriptors(node: Node, rng: random.Random) -> str:
             break
     else:
         raise FoundError(f"without a descriptor left the agent uses {share:.0%} of a core")
-    if rng.random() < 0.7:
-        node.crowd.end()
+    node.lasts("crowd", rng)
     return "taken"
 
 
@@ -206,6 +208,7 @@ def hang(node: Node, rng: random.Random) -> str:
     if any(r.startswith(f"mount:{path}") for r in node.look()):
         return "something is mounted there"
     node.hung.begin(path)
+    node.lasts("hung", rng)
     return f"{path} hangs"
 
 

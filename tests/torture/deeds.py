@@ -217,7 +217,7 @@ def apply(node: Node, rng: random.Random) -> str:
     before = node.look()
     node.model.passing.update(r for r in resources if r not in node.model.declared)
     for r, entry in entries.items():  # what an apply did, and what it undoes, is no move towards what is declared
-        node.model.earlier.setdefault(r, []).append(entry)
+        node.model.bound(r, entry)
     answer, _, said = asked(node, who(rng), "apply", list(resources), resources=resources, blobs=blobs, message="x",
                             dry_run=dry)  # fmt: skip
     after = node.look()

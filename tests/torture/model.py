@@ -18,6 +18,7 @@ from sight import ABSENT, Look, Thing
 #: Exit codes after which nothing that is declared may have changed: usage, denied, conflict, unreachable, blocked.
 NOTHING = (2, 3, 4, 5, 10)
 FINAL = "nothing was"  # changed, applied, committed: the answer says so in words
+EARLIER_STEPS = 5
 OWN_NAMES = (".pact-", "kept.pact-", "kept.")
 
 
@@ -79,7 +80,8 @@ class Model:
     """What must hold from one step to the next."""
 
     declared: dict[str, Thing] = field(default_factory=dict)
-    earlier: dict[str, list[Thing]] = field(default_factory=dict)  # values that were declared since the last calm
+    earlier: dict[str, list[tuple[int, Thing]]] = field(default_factory=dict)  # what was declared, up to which step
+    step: int = 0
     may_move: set[str] = field(default_factory=set)  # patterns whose declaration a request may have changed since
     late: set[str] = field(default_factory=set)  # the same of requests that wait for what hangs
     passing: set[str] = field(default_factory=set)  # declared by an apply or an enforced pattern only for a while
@@ -103,7 +105,7 @@ class Model:
                              f"{self.declared.get(r)} to {declared.get(r)} ({len(wrong)} in all)")  # fmt: skip
         for r in moved:
             if r in self.declared:
-                self.earlier.setdefault(r, []).append(self.declared[r])
+                self.bound(r, self.declared[r])
             if declared.get(r, {}).get("type") != "absent":
                 self.passing.discard(r)
         self.declared = declared
@@ -116,7 +118,9 @@ class Model:
         if resource in self.passing and resource not in declared:
             return True
         absent = {"type": "absent"}
-        if any(fnmatch.fnmatchcase(resource, p.replace("**", "*")) for p in self.enforced):
+        if resource.startswith("mount:") and declared.get(resource, absent) == absent == self.declared.get(resource, absent):
+            return True  # R7: over what is declared nothing shall be mounted
+        if resource in self.removable or any(fnmatch.fnmatchcase(resource, p.replace("**", "*")) for p in self.enforced):
             return declared.get(resource, absent) == absent and self.declared.get(resource, absent) == absent
         return False
 
@@ -129,14 +133,21 @@ class Model:
         kind, _, name = resource.partition(":")
         if os.path.basename(name).startswith(OWN_NAMES):
             return True
-        values = [v for v in (self.declared.get(resource), *self.earlier.get(resource, ())) if v is not None]
+        values = [v for _, v in self.earlier.get(resource, ())]
+        values += [self.declared[resource]] if resource in self.declared else []
         if any(conforms(resource, v, after) for v in values):
+            return True
+        if after.get(resource, ABSENT)["type"] == "directory" and self._on_the_way(resource):
             return True
         if kind == "file" and self._by_mount(name, before, after):
             return True
         if kind == "mount" and not values:  # something that was mounted over what is declared
             return resource not in after or resource in before
         return resource in self.removable and resource not in after
+
+    def _on_the_way(self, resource: str) -> bool:
+        """Something declared lies below this directory: it is made where it is missing (R5)."""
+        return any(r.startswith(f"{resource}/") and d.get("type") != "absent" for r, d in self.declared.items())
 
     def _by_mount(self, name: str, before: Look, after: Look) -> bool:
         """A mount at or above the path came or went."""
@@ -154,10 +165,15 @@ class Model:
         """Declared things that are not as declared."""
         return sorted(r for r, d in self.declared.items() if not conforms(r, d, look))
 
-    def calm(self) -> None:
-        """Nothing is open: what was declared earlier binds nobody any more."""
-        self.earlier.clear()
-        self.removable.clear()
+    def bound(self, resource: str, value: Thing) -> None:
+        """For some steps this value may be what the agent restores, or what an apply made."""
+        self.earlier.setdefault(resource, []).append((self.step, value))
+
+    def begin(self, step: int) -> None:
+        """Another step: what was declared long ago binds nobody any more."""
+        self.step = step
+        fresh = {r: [(n, v) for n, v in kept if step - n <= EARLIER_STEPS] for r, kept in self.earlier.items()}
+        self.earlier = {r: kept for r, kept in fresh.items() if kept}
 
 
 def unknown_drift(drifted: Collection[str], status: Mapping[str, Any]) -> list[str]:

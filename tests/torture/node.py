@@ -26,7 +26,7 @@ import deeds
 from faults import Boots, Crowd, Disk, Hung, Strace, cpu_s, rss_mib, run, threads
 from hands import ANSWER_S, Asker, Hands, LostError
 from model import FoundError, Model, declared_of, unknown_drift
-from sight import Look, digest, look
+from sight import ABSENT, Look, digest, file_at, look
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "e2e"))
 
@@ -40,6 +40,7 @@ LOOKS = ("status", "diff", "check", "tracked", "show", "export", "log")
 RSS_MIB, IDLE_CPU = 200.0, 0.7
 STATE_MIB = 48
 FAULTS_SHARE = 0.12
+LASTS_MAX = 20  # steps that a fault lasts
 BROKEN = re.compile(r"Traceback|internal error|Segmentation|AssertionError")
 CONFIG: dict[str, dict[str, Any]] = {
     "window": {"base": "4s", "floor": "0.3s"}, "observe": {"rescan": "1s"},
@@ -114,6 +115,8 @@ class Node:
         self.known: dict[int, str] = {}  # records that somebody has seen: number and hash
         self.history: dict[int, Any] = {}  # what was declared at some records
         self.stopped = False
+        self.doing = "the beginning"
+        self.lasting: dict[str, int] = {}
 
     # -- the machine ------------------------------------------------------------------------------------------------
 
@@ -135,7 +138,23 @@ class Node:
         self.seen = self.look()
 
     def look(self) -> Look:
-        return look(TOP, self.names, {self.hung.path} if self.hung.path else ())
+        """Everything, and declared files that are reached only through a link as they are behind it."""
+        found = look(TOP, self.names, {self.hung.path} if self.hung.path else ())
+        for r in self.model.declared:
+            path = r.removeprefix("file:")
+            if r not in found and path != r and not (self.hung.path and path.startswith(self.hung.path)):
+                found[r] = file_at(path)
+        return {r: t for r, t in found.items() if t is not ABSENT}
+
+    def lasts(self, fault: str, rng: random.Random) -> None:
+        """This fault is taken back after some steps."""
+        self.lasting[fault] = self.step_no + rng.randrange(2, LASTS_MAX)
+
+    def take_back(self) -> None:
+        for fault in [f for f, end in self.lasting.items() if self.step_no >= end]:
+            del self.lasting[fault]
+            {"full": self.disk.free, "failing": self.unfail, "crowd": self.crowd.end, "hung": self.hung.end}[fault]()
+            self.trace.append(f"      no longer: {fault}")
 
     @property
     def faulty(self) -> bool:
@@ -223,8 +242,10 @@ class Node:
         try:
             answer = self.asker.ask(uid, op, args, HUNG_S if may_wait else ANSWER_S)
         except LostError as exc:
-            time.sleep(0.05)
-            self.alive()
+            end = time.monotonic() + 2.0
+            while "silence" not in str(exc) and time.monotonic() < end:
+                self.alive()
+                time.sleep(0.05)
             if self.crowd.pid or may_wait:
                 raise
             raise FoundError(f"no answer to {op} {args}: {exc}\n{threads(self.pid)}\n{self.agent.log()[-3500:]}") from None
@@ -319,10 +340,13 @@ class Node:
         """One deed or fault, and what follows from it."""
         self.step_no = number
         rng = random.Random(f"{self.seed}/{number}")
+        self.model.begin(number)
+        self.take_back()
         self.judge()
         table = self.faults if rng.random() < FAULTS_SHARE else self.deeds
         what = rng.choices(list(table), [weight for weight, _ in table.values()])[0]
         act = table[what][1]
+        self.doing = what
         try:
             said = act(self, rng)
         except LostError:
@@ -347,6 +371,7 @@ class Node:
     def demand(self) -> None:
         """Healed, everything is seen, settles or says why not, and the journal holds."""
         self.trace.append("  healed")
+        self.doing = "the end"
         self.judge()
         self.heal()
         self.seen = self.look()
@@ -360,6 +385,10 @@ class Node:
         status = self.settle()
         self.judge()
         self.fresh()
+        if self.drift_is_known(status):  # some was seen only now: that settles as well
+            status = self.settle()
+            self.judge()
+            self.fresh()
         self.drift_is_known(status)
         self.contents_are_kept()
         self.idle()
@@ -373,7 +402,9 @@ class Node:
         time.sleep(0.3)
         later = [r for c in self.status()["changes"] for r in c["resources"] if r not in before]
         if later:
-            raise FoundError(f"seen only after a start without signatures: {later[:5]}")
+            now = self.look()
+            raise FoundError(f"seen only after a start without signatures: {later[:5]}: {now.get(later[0])}; before "
+                             f"{self.seen.get(later[0])}, declared {self.model.declared.get(later[0])}")  # fmt: skip
         self.glance()
         self.end(signal.SIGTERM)
 
@@ -400,16 +431,19 @@ class Node:
             print(f"  left {change['state']}: {change['resources'][:3]}: {change['reason'][:200]}")
         return status
 
-    def drift_is_known(self, status: dict[str, Any]) -> None:
-        end = time.monotonic() + SEEN_S
+    def drift_is_known(self, status: dict[str, Any]) -> bool:
+        """Every drift is in a change, or unreadable, within the time that a rescan takes. Whether it had to be waited for."""
+        end, late = time.monotonic() + SEEN_S, False
         while unknown := unknown_drift(self.model.drifted(self.look()), status):
             if time.monotonic() > end:
                 now = self.look()
                 raise FoundError(f"drift that nobody sees: {unknown[:5]}: {now.get(unknown[0])}; declared is "
                                  f"{self.model.declared[unknown[0]]}")  # fmt: skip
+            late = True
             time.sleep(0.2)
             status = self.status()
             self.fresh()
+        return late
 
     def records_hold(self) -> None:
         records = [line["record"] for line in self.asker.stream("log", count=None)][::-1]
@@ -474,10 +508,11 @@ def torture(seed: int, steps: int, until: float = 0.0, without: Collection[str] 
         found = f"the driver or the agent broke:\n{traceback.format_exc()}"
     finally:
         if found:
-            print(f"FINDING seed {seed}, step {node.step_no}, disk {node.disk.kind}: {found}\n" + "\n".join(node.trace),
+            print(f"FINDING seed {seed}, step {node.step_no} ({node.doing}), disk {node.disk.kind}: {found}\n" + "\n".join(node.trace),
                   flush=True)
             keep = os.environ.get("TORTURE_KEEP")
             if keep:
+                run("rm", "-rf", f"{keep}/seed-{seed}")
                 run("cp", "-a", str(node.base), f"{keep}/seed-{seed}")
         node.close()
     print("COUNTS " + ", ".join(f"{k}={v}" for k, v in sorted(node.counts.items())) + f", steps={node.step_no}", flush=True)
