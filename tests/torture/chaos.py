@@ -123,14 +123,23 @@ def fill_disk(node: Node, rng: random.Random) -> str:
 
 
 def fail_journal(node: Node, rng: random.Random) -> str:
-    """Calls on the journal's files end with EIO, until they do no longer."""
+    """Writes to the journal's files, or their syncing, end with EIO, until they do no longer."""
+    return _fail(node, rng, ["fdatasync,fsync", "pwrite64", "fdatasync,fsync,pwrite64"])
+
+
+def fail_journal_reads(node: Node, rng: random.Random) -> str:
+    """The disk fails reads too."""
+    return _fail(node, rng, ["pread64", "fdatasync,fsync,pwrite64,pread64"])
+
+
+def _fail(node: Node, rng: random.Random, choices: list[str]) -> str:
     if not node.can_trace:
         return "no strace here"
     if node.failing:
         node.unfail()
         return "no longer"
     node.fresh()
-    calls = rng.choice(["fdatasync,fsync", "pwrite64", "fdatasync,fsync,pwrite64", "fdatasync,fsync,pwrite64,pread64"])
+    calls = rng.choice(choices)
     every = rng.choice([1, 1, 3])
     journal = str(node.agent.journal)
     node.failing = ["journal"]
@@ -215,6 +224,6 @@ def hang(node: Node, rng: random.Random) -> str:
 FAULTS: dict[str, tuple[int, Callable[[Node, random.Random], str]]] = {
     "kill": (20, kill), "kill while starting": (6, kill_early), "kill in a request": (25, kill_in_request),
     "restart": (8, restart), "stand still": (15, stand_still), "full disk": (20, fill_disk),
-    "failing journal": (14, fail_journal), "failing reads": (8, fail_reads), "no descriptors": (6, take_descriptors),
+    "failing journal": (12, fail_journal), "failing journal reads": (5, fail_journal_reads), "failing reads": (8, fail_reads), "no descriptors": (6, take_descriptors),
     "reboot": (10, reboot), "hung mount": (8, hang),
 }  # fmt: skip

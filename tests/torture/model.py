@@ -177,7 +177,7 @@ class Model:
 
 
 def unknown_drift(drifted: Collection[str], status: Mapping[str, Any]) -> list[str]:
-    """What has drifted and the agent does not say: in no change, not unreadable, not unrecorded."""
+    """What has drifted and the agent does not say: in no change, and not unreadable."""
     known = {r for c in status["changes"] for r in c["resources"]}
-    known |= set(status["unreadable_resources"]) | set(status.get("unrecorded", {}).get("resources", ()))
+    known |= set(status["unreadable_resources"])
     return [r for r in drifted if r not in known]

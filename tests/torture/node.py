@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ import chain
 from harness import Agent, World, environment
 
 TOP, BASE = "/srv", "/mnt"
-START_S, SETTLE_S, SEEN_S = 40.0, 40.0, 6.0
+START_S, SETTLE_S, SEEN_S, RECORD_S = 40.0, 40.0, 6.0, 12.0
 HUNG_S = 2.0
 LOOKS = ("status", "diff", "check", "tracked", "show", "export", "log")
 RSS_MIB, IDLE_CPU = 200.0, 0.7
@@ -375,13 +375,14 @@ class Node:
         self.judge()
         self.heal()
         self.seen = self.look()
-        status = self.status()
-        if status["emergency"]:
+        self.model.enforced.add(f"file:{TOP}/etc/**")
+        self.until(lambda: self.ask(0, "track", patterns={f"file:{TOP}/etc/**": "report"})["exit"] == 0,
+                   "the journal can be written again")  # fmt: skip
+        self.until(lambda: "unrecorded" not in self.status(), "everything that was seen is recorded")
+        if self.status()["emergency"]:
             self.ask(0, "emergency_end", how="rollback", force=True, shared=True, all=True)
         for hold in self.status()["holds"]:
             self.ask(0, "hold_release", name=hold["id"])
-        self.model.enforced.add(f"file:{TOP}/etc/**")
-        self.ask(0, "track", patterns={f"file:{TOP}/etc/**": "report"})
         status = self.settle()
         self.judge()
         self.fresh()
@@ -407,6 +408,13 @@ class Node:
                              f"{self.seen.get(later[0])}, declared {self.model.declared.get(later[0])}")  # fmt: skip
         self.glance()
         self.end(signal.SIGTERM)
+
+    def until(self, condition: Callable[[], bool], what: str) -> None:
+        end = time.monotonic() + RECORD_S
+        while not condition():
+            if time.monotonic() > end:
+                raise FoundError(f"not within {RECORD_S:g} s: {what}: {self.status()['journal']}")
+            time.sleep(0.2)
 
     def settle(self) -> dict[str, Any]:
         """Wait until nothing is open; what is stuck is rolled back by hand once a second."""
