@@ -39,10 +39,8 @@ def kill_early(node: Node, rng: random.Random) -> str:
     node.end(signal.SIGKILL)
     times = rng.randrange(1, 4)
     for _ in range(times):
-        node.agent.start(wait=False)
+        process = node.launch()
         time.sleep(rng.choice([0.05, 0.15, 0.25, 0.4]))
-        process = node.agent.process
-        assert process is not None
         code = process.poll()
         if code is not None and code < 0:
             raise FoundError(f"the agent ended with {code} while it started\n{node.agent.log()[-1500:]}")

@@ -22,8 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve()
-sys.path.insert(0, str(HERE.parents[2] / "demo"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "demo"))
 
 from faults import run
 from model import FoundError

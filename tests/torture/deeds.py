@@ -5,6 +5,7 @@ A deed that asks tells the model beforehand what its success may move.
 
 from __future__ import annotations
 
+import base64
 import random
 import subprocess
 import time
@@ -25,6 +26,11 @@ IN_MOUNT = [f"{TOP}/m/w{i}" for i in range(2)]
 HOLDERS_MAX = 2
 NS = 10**9
 VALUES = {"ttl": ["64", "65", "70"], "ports": ["", "8080", "8080,8082"]}
+SYSCTLS = [
+    "net.ipv4.ip_forward", "net.ipv4.conf.all.forwarding", "net.ipv4.conf.lo.rp_filter", "net.ipv4.conf.all.rp_filter",
+    "net.ipv4.ip_default_ttl", "net.ipv6.conf.all.forwarding", "net.ipv6.conf.lo.forwarding",
+    "net.ipv4.conf.default.rp_filter", "net.ipv4.ip_local_reserved_ports",
+]  # fmt: skip
 MOUNTS = [
     f"mount -o remount,noatime,nosuid {TOP}/m", f"mount -o remount,relatime {TOP}/m", f"umount {TOP}/m",
     f"mount -t tmpfs -o size=2m,noatime tmpfs {TOP}/m", f"mount -t tmpfs x {TOP}/etc/d2", f"umount {TOP}/etc/d2",
@@ -39,19 +45,6 @@ def value_of(name: str, rng: random.Random) -> str:
         if word in name:
             return rng.choice(values)
     return rng.choice(["0", "1"])
-
-
-def sysctl(node: Node, rng: random.Random) -> str:
-    name = rng.choice(SYSCTLS)
-    script = f"echo '{value_of(name, rng)}' > /proc/sys/{name.replace('.', '/')}"
-    return f"{script}: {node.hands[0].do(script)}"
-
-
-SYSCTLS = [
-    "net.ipv4.ip_forward", "net.ipv4.conf.all.forwarding", "net.ipv4.conf.lo.rp_filter", "net.ipv4.conf.all.rp_filter",
-    "net.ipv4.ip_default_ttl", "net.ipv6.conf.all.forwarding", "net.ipv6.conf.lo.forwarding",
-    "net.ipv4.conf.default.rp_filter", "net.ipv4.ip_local_reserved_ports",
-]  # fmt: skip
 
 
 # -- the machine ----------------------------------------------------------------------------------------------------
@@ -80,6 +73,12 @@ def burst(node: Node, rng: random.Random) -> str:
     path, count = rng.choice(FILES), rng.randrange(5, 60)
     node.hands[0].do(f"i=0; while [ $i -lt {count} ]; do echo {node.step_no} $i > {path}; i=$((i+1)); done")
     return f"{count} writes to {path}"
+
+
+def sysctl(node: Node, rng: random.Random) -> str:
+    name = rng.choice(SYSCTLS)
+    script = f"echo '{value_of(name, rng)}' > /proc/sys/{name.replace('.', '/')}"
+    return f"{script}: {node.hands[0].do(script)}"
 
 
 def mount(node: Node, rng: random.Random) -> str:
@@ -194,8 +193,6 @@ def wanted(rng: random.Random, step: int) -> tuple[dict[str, Any], dict[str, str
     resources: dict[str, Any] = {}
     blobs: dict[str, str] = {}
     entries: dict[str, Any] = {}
-    from node import content64
-
     for name in rng.sample(SYSCTLS, rng.randrange(3)):
         value = "999" if "ttl" in name and rng.random() < 0.3 else value_of(name, rng)
         resources[f"sysctl:{name}"], entries[f"sysctl:{name}"] = {"attrs": {"value": value}}, {"value": value}
@@ -205,7 +202,7 @@ def wanted(rng: random.Random, step: int) -> tuple[dict[str, Any], dict[str, str
         if rng.random() < 0.2:
             resources[f"file:{path}"], entries[f"file:{path}"] = {"attrs": None}, {"type": "absent"}
             continue
-        blobs[digest(data)] = content64(data)
+        blobs[digest(data)] = base64.b64encode(data).decode()
         resources[f"file:{path}"] = {"attrs": {"type": "file", "sha256": digest(data), "size": len(data), "mode": mode}}
         entries[f"file:{path}"] = {"content": text, "mode": mode}
     return resources, blobs, entries

@@ -7,7 +7,6 @@ What a step does comes from the seed and the step's number alone; what the kerne
 from __future__ import annotations
 
 import argparse
-import base64
 import collections
 import os
 import random
@@ -17,27 +16,27 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import chaos
 import deeds
-from faults import Boots, Crowd, Disk, Hung, Strace, cpu_s, rss_mib, run, threads
+import demands
+from faults import Boots, Crowd, Disk, Hung, Strace, rss_mib, run, threads
 from hands import ANSWER_S, Asker, Hands, LostError
-from model import FoundError, Model, declared_of, unknown_drift
+from model import FoundError, Model, declared_of
 from sight import ABSENT, Look, digest, file_at, look
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "e2e"))
 
-import chain
 from harness import Agent, World, environment
 
 TOP, BASE = "/srv", "/mnt"
-START_S, SETTLE_S, SEEN_S, RECORD_S = 40.0, 40.0, 6.0, 12.0
+START_S = 40.0
 HUNG_S = 2.0
 LOOKS = ("status", "diff", "check", "tracked", "show", "export", "log")
-RSS_MIB, IDLE_CPU = 200.0, 0.7
+RSS_MIB = 200.0
 STATE_MIB = 48
 FAULTS_SHARE = 0.12
 LASTS_MAX = 20  # steps that a fault lasts
@@ -46,13 +45,6 @@ CONFIG: dict[str, dict[str, Any]] = {
     "window": {"base": "4s", "floor": "0.3s"}, "observe": {"rescan": "1s"},
     "rollback": {"on_busy": "retry", "retry": "1s"}, "access": {"ops_groups": ["games"]},
 }  # fmt: skip
-SYSCTLS = [
-    "net.ipv4.ip_forward", "net.ipv4.conf.all.forwarding", "net.ipv4.conf.lo.rp_filter", "net.ipv4.conf.all.rp_filter",
-    "net.ipv4.ip_default_ttl", "net.ipv6.conf.all.forwarding", "net.ipv6.conf.lo.forwarding",
-    "net.ipv4.conf.default.rp_filter", "net.ipv4.ip_local_reserved_ports",
-]  # fmt: skip
-FILES = [f"{TOP}/etc/f{i}" for i in range(1, 5)] + [f"{TOP}/etc/d1/g{i}" for i in range(1, 4)]
-NEW = [f"{TOP}/etc/new{i}" for i in range(3)] + [f"{TOP}/etc/d2/n{i}" for i in range(2)]
 
 
 class Here(World):
@@ -121,7 +113,7 @@ class Node:
     # -- the machine ------------------------------------------------------------------------------------------------
 
     def prepare(self) -> None:
-        paths = " ".join(FILES)
+        paths = " ".join(deeds.FILES)
         assert self.hands[0].do(
             f"mkdir -p {TOP}/etc/d1 {TOP}/etc/d2 {TOP}/m {TOP}/other; chmod 777 {TOP}/etc/d2;"
             f"for f in {paths}; do echo first $f > $f; chmod 666 $f; done;"
@@ -168,17 +160,22 @@ class Node:
 
     # -- the agent's life -------------------------------------------------------------------------------------------
 
-    def start(self) -> bool:
-        """Whether it answers. It may refuse only while its disk is full; it never dies of a signal."""
+    def launch(self) -> subprocess.Popen[bytes]:
         with open(self.agent.log_path, "ab") as log:
             self.agent.process = self.world.popen(
                 [*self.boots.prefix, sys.executable, "-m", "pact.cli.main", "agent", "--config",
                  str(self.agent.config_path)], stdout=log, stderr=log)  # fmt: skip
+        assert self.agent.process is not None
+        return self.agent.process
+
+    def start(self) -> bool:
+        """Whether it answers. It may refuse only while its disk is full; it never dies of a signal."""
+        process = self.launch()
         end = time.monotonic() + START_S
         while time.monotonic() < end:
-            code = self.agent.process.poll()
+            code = process.poll()
             if code is not None:
-                self.world.end(self.agent.process)
+                self.world.end(process)
                 self.agent.process = None
                 if code < 0 or not self.disk.full:
                     raise FoundError(f"the agent does not start: it ended with {code}\n{self.agent.log()[-1500:]}")
@@ -309,31 +306,6 @@ class Node:
         if self.agent.process is not None and (mib := rss_mib(self.pid)) > RSS_MIB:
             raise FoundError(f"the agent has {mib:.0f} MiB")
 
-    def idle(self) -> None:
-        """Nobody wants anything, and nothing is open: the agent rests."""
-        began, used = time.monotonic(), cpu_s(self.pid)
-        for seconds in (0.3, 0.7, 2.0):
-            time.sleep(seconds)
-            share = (cpu_s(self.pid) - used) / (time.monotonic() - began)
-            if share < IDLE_CPU:
-                return
-        raise FoundError(f"the agent uses {share:.0%} of a core while nobody wants anything")
-
-    def contents_are_kept(self) -> None:
-        """Everything that the agent has overwritten is in the store."""
-        missing = [where for d, where in self.model.owed.items() if not self.kept(d)]
-        if missing:
-            raise FoundError(f"overwritten and not in the store: {missing[:3]}")
-
-    def kept(self, sha256: str) -> bool:
-        import sqlite3
-
-        db = sqlite3.connect(f"file:{self.agent.journal}?mode=ro", uri=True, timeout=10)
-        try:
-            return db.execute("SELECT 1 FROM blob WHERE digest = ?", (sha256,)).fetchone() is not None
-        finally:
-            db.close()
-
     # -- steps ------------------------------------------------------------------------------------------------------
 
     def step(self, number: int) -> None:
@@ -368,105 +340,6 @@ class Node:
             self.world.end(self.holders.pop())
         self.up()
 
-    def demand(self) -> None:
-        """Healed, everything is seen, settles or says why not, and the journal holds."""
-        self.trace.append("  healed")
-        self.doing = "the end"
-        self.judge()
-        self.heal()
-        self.seen = self.look()
-        self.model.enforced.add(f"file:{TOP}/etc/**")
-        self.until(lambda: self.ask(0, "track", patterns={f"file:{TOP}/etc/**": "report"})["exit"] == 0,
-                   "the journal can be written again")  # fmt: skip
-        self.until(lambda: "unrecorded" not in self.status(), "everything that was seen is recorded")
-        if self.status()["emergency"]:
-            self.ask(0, "emergency_end", how="rollback", force=True, shared=True, all=True)
-        for hold in self.status()["holds"]:
-            self.ask(0, "hold_release", name=hold["id"])
-        status = self.settle()
-        self.judge()
-        self.fresh()
-        if self.drift_is_known(status):  # some was seen only now: that settles as well
-            status = self.settle()
-            self.judge()
-            self.fresh()
-        self.drift_is_known(status)
-        self.contents_are_kept()
-        self.idle()
-        self.glance()
-        self.records_hold()
-        self.end(signal.SIGTERM)
-        (self.agent.state_dir / "signatures").unlink(missing_ok=True)
-        before = {r for c in status["changes"] for r in c["resources"]}
-        self.up()
-        self.fresh()
-        time.sleep(0.3)
-        later = [r for c in self.status()["changes"] for r in c["resources"] if r not in before]
-        if later:
-            now = self.look()
-            raise FoundError(f"seen only after a start without signatures: {later[:5]}: {now.get(later[0])}; before "
-                             f"{self.seen.get(later[0])}, declared {self.model.declared.get(later[0])}")  # fmt: skip
-        self.glance()
-        self.end(signal.SIGTERM)
-
-    def until(self, condition: Callable[[], bool], what: str) -> None:
-        end = time.monotonic() + RECORD_S
-        while not condition():
-            if time.monotonic() > end:
-                raise FoundError(f"not within {RECORD_S:g} s: {what}: {self.status()['journal']}")
-            time.sleep(0.2)
-
-    def settle(self) -> dict[str, Any]:
-        """Wait until nothing is open; what is stuck is rolled back by hand once a second."""
-        end = time.monotonic() + SETTLE_S
-        asked = 0.0
-        while True:
-            status = self.status()
-            stuck = [c for c in status["changes"] if c["state"] in ("blocked", "failed")]
-            if len(stuck) == len(status["changes"]) and (not stuck or time.monotonic() > end - SETTLE_S / 2):
-                break
-            if time.monotonic() > end:
-                raise FoundError(f"not settled in {SETTLE_S:g} s: {shown(status)}")
-            if stuck and time.monotonic() > asked + 1.0:
-                asked = time.monotonic()
-                self.ask(0, "rollback", targets=[c["id"] for c in stuck], force=True, shared=True)
-            time.sleep(0.1)
-        silent = [c["id"] for c in status["changes"] if not c["reason"]]
-        if silent:
-            raise FoundError(f"stuck without a reason: {shown(status)}")
-        for change in status["changes"]:
-            self.counts[f"left {change['state']}"] += 1
-            print(f"  left {change['state']}: {change['resources'][:3]}: {change['reason'][:200]}")
-        return status
-
-    def drift_is_known(self, status: dict[str, Any]) -> bool:
-        """Every drift is in a change, or unreadable, within the time that a rescan takes. Whether it had to be waited for."""
-        end, late = time.monotonic() + SEEN_S, False
-        while unknown := unknown_drift(self.model.drifted(self.look()), status):
-            if time.monotonic() > end:
-                now = self.look()
-                raise FoundError(f"drift that nobody sees: {unknown[:5]}: {now.get(unknown[0])}; declared is "
-                                 f"{self.model.declared[unknown[0]]}")  # fmt: skip
-            late = True
-            time.sleep(0.2)
-            status = self.status()
-            self.fresh()
-        return late
-
-    def records_hold(self) -> None:
-        records = [line["record"] for line in self.asker.stream("log", count=None)][::-1]
-        try:
-            chain.verify(records)
-        except AssertionError as exc:
-            raise FoundError(f"the chain is broken at record {exc}") from None
-        wrong = [n for n, h in self.known.items() if n >= len(records) or records[n]["hash"] != h]
-        if wrong:
-            raise FoundError(f"records that were seen are gone or others: {wrong[:5]} of {len(records)}")
-        done = self.agent.pact("journal", "verify", "--config", str(self.agent.config_path), check=None)
-        if done.code:
-            raise FoundError(f"journal verify: {done}")
-        self.counts["records"] += len(records)
-
     def close(self) -> None:
         self.strace.detach()
         self.crowd.end()
@@ -480,11 +353,6 @@ class Node:
         self.disk.close()
 
 
-def shown(status: dict[str, Any]) -> str:
-    return "; ".join(f"{c['id']} {c['state']} {c['resources'][:3]} {c['remaining_s']} {c['reason'][:200]}"
-                     for c in status["changes"])  # fmt: skip
-
-
 def forget_login() -> None:
     """Owners are told apart by their uid here."""
     try:
@@ -492,10 +360,6 @@ def forget_login() -> None:
             f.write("4294967295")
     except OSError:
         pass
-
-
-def content64(text: bytes) -> str:
-    return base64.b64encode(text).decode()
 
 
 def torture(seed: int, steps: int, until: float = 0.0, without: Collection[str] = ()) -> int:
@@ -509,7 +373,7 @@ def torture(seed: int, steps: int, until: float = 0.0, without: Collection[str] 
             if until and time.monotonic() > until:
                 break
             node.step(number)
-        node.demand()
+        demands.demand(node)
     except FoundError as exc:
         found = str(exc)
     except Exception:

@@ -76,7 +76,7 @@ class Runner:
         verdict = "ok" if code == 0 else "FOUND SOMETHING"
         print(f"{kind} seed {seed}: {verdict} in {time.monotonic() - began:.0f} s", flush=True)
         if code:
-            again = f"PYTHONPATH=. {' '.join(self.command(kind, seed))} --steps {steps}"
+            again = f"PYTHONPATH=. {shlex.join(self.command(kind, seed))} --steps {steps}"
             self.findings.append(f"{shown}\nrun it again: {again}")
             print(self.findings[-1], flush=True)
         elif shown:
