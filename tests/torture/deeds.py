@@ -176,11 +176,17 @@ def rollback_to(node: Node, rng: random.Random) -> str:
     """Back to what was declared at some record; then exactly that is declared."""
     seqs = sorted(node.history)
     seq = seqs[rng.randrange(len(seqs))]
-    then = node.history[seq]
-    before = dict(node.model.declared)
-    answer, _, said = asked(node, 0, "rollback", [*then, *before], targets=[], to_seq=seq, dry_run=rng.random() < 0.2,
+    then, dry = node.history[seq], rng.random() < 0.2
+    answer, _, said = asked(node, 0, "rollback", [*then, *node.model.declared], targets=[], to_seq=seq, dry_run=dry,
                             trials="end")  # fmt: skip
-    return f"{said} ({answer['exit']})"
+    if answer["exit"] == 0 and not dry and not node.faulty:
+        absent = {"type": "absent"}
+        now = node.model.declared
+        wrong = [r for r in {*then, *now} if then.get(r, absent) != now.get(r, absent)]
+        if wrong:
+            r = wrong[0]
+            raise FoundError(f"rolled back to record {seq}, and {r} is declared {now.get(r)}, not {then.get(r)}")
+    return said
 
 
 def extend(node: Node, rng: random.Random) -> str:

@@ -156,10 +156,13 @@ class Model:
         return any(name == p or name.startswith(f"{p}/") for p in points)
 
     def owes(self, before: Look, after: Look) -> dict[str, bytes]:
-        """Contents that were there and are nowhere any more: where they lay."""
+        """Contents that were there and are nowhere any more, nor hidden below a mount that came: where they lay."""
+        came = [r.removeprefix("mount:") for r, t in after.items() if r.startswith("mount:")
+                and t["depth"] > before.get(r, {}).get("depth", 0)]  # fmt: skip
         left = {t["content"] for t in after.values() if t.get("type") == "file"}
         return {r: t["content"] for r, t in before.items() if t.get("type") == "file" and after.get(r) != t
-                and t["content"] and t["content"] not in left}  # fmt: skip
+                and t["content"] and t["content"] not in left
+                and not any(r.startswith(f"file:{point}/") for point in came)}  # fmt: skip
 
     def drifted(self, look: Look) -> list[str]:
         """Declared things that are not as declared."""
