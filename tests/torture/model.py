@@ -137,7 +137,7 @@ class Model:
         values += [self.declared[resource]] if resource in self.declared else []
         if any(conforms(resource, v, after) for v in values):
             return True
-        if after.get(resource, ABSENT)["type"] == "directory" and self._on_the_way(resource):
+        if kind == "file" and after.get(resource, ABSENT)["type"] == "directory" and self._on_the_way(resource):
             return True
         if kind == "file" and self._by_mount(name, before, after):
             return True
