@@ -1,4 +1,4 @@
-# make demo | test | check | bench | clean. What a target needs is built once, into .venv.
+# make demo | test | check | torture | bench | clean. What a target needs is built once, into .venv.
 
 PYTHON ?= python3
 VENV := .venv
@@ -7,13 +7,14 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 SOURCES := pyproject.toml setup.py $(wildcard pact/_fast/*.pyx pact/_fast/*.pxd)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-cluster test check lint types imports bench clean
+.PHONY: help demo demo-cluster test check lint types imports torture bench clean
 
 help:
 	@echo "make demo    half a minute of pact on this machine's kernel, in namespaces of its own"
 	@echo "make demo-cluster    two dozen nodes, three aggregators and an etcd in namespaces; some of them die"
 	@echo "make test    the whole test suite (as root: all of it)"
 	@echo "make check   lint, types, import rules, spec links, and the tests"
+	@echo "make torture SECONDS=600 SEED=7    seeded torture of a real agent and cluster; without SECONDS until it is stopped"
 	@echo "make bench   the benchmarks, as ratios to what they are compared with"
 	@echo "make clean   remove what was built"
 
@@ -58,6 +59,10 @@ imports: $(VENV)/.dev
 
 # Spec links (an id without a test, a test without an id) are among the tests.
 check: lint types imports test
+
+# As root: kills, full and failing disks, boots, frozen processes, cut links. Prints seeds of what it finds.
+torture: $(VENV)/.dev
+	$(BIN)/python tests/torture/run.py --seconds $(or $(SECONDS),0) --seed $(or $(SEED),0)
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m bench.run

@@ -706,8 +706,8 @@ class Agent:
             self._owe(event)
         untouched = UnreachableError(error.message, self._journal_hint())
         if error.uncertain:
-            untouched = UnreachableError(f"{error.message}; whether what was asked for counts is not known before the "
-                                         "journal can be read again", "mend the disk, then see pact status")  # fmt: skip
+            untouched = UnreachableError(f"{error.message}; whether what was asked for counts is not known before "
+                                         "it can be read again", "mend the disk, then see pact status")  # fmt: skip
         begun = UnreachableError(f"{error.message}; what was asked for was begun, and its result could not be recorded",
                                  "free space or mend the disk, then see pact status")  # fmt: skip
         for token, client in self._tokens.items():

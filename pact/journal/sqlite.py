@@ -20,6 +20,7 @@ import orjson
 from pact.core.records import GENESIS, Record, digest, parse, verify
 from pact.core.state import State
 from pact.errors import ChainError, JournalError, StoreFullError
+from pact.journal.files import file_of, require_file
 from pact.journal.head import Head, HeadFile, head_path, read_head
 from pact.journal.stored import MISFILED, check_stored
 from pact.journal.walindex import WalIndex
@@ -55,25 +56,6 @@ def connect(path: str, *, read_only: bool = False) -> sqlite3.Connection:
     )  # fmt: skip
     db.execute("PRAGMA cache_size=-1024")
     return db
-
-
-def file_of(path: str) -> tuple[int, int]:
-    """Which file stands there now."""
-    found = os.stat(path)
-    return found.st_dev, found.st_ino
-
-
-def require_file(path: str, opened: tuple[int, int]) -> None:
-    """SQLite goes on writing into a file that was removed or replaced: all of it would be lost with the process.
-    Raises JournalError.
-    """
-    try:
-        there = file_of(path) == opened
-    except OSError:
-        there = False
-    if not there:
-        raise JournalError(f"journal: {path} was removed or replaced under this process",
-                           "put it, or a backup, back there, then restart")  # fmt: skip
 
 
 class SqliteJournal:

@@ -1,0 +1,66 @@
+"""Two minutes of torture with the seed of the day: ``make torture`` runs it for as long as one likes.
+
+Leave it out with ``-m "not torture"``. A failure prints the command that runs its seed again; ``PACT_TORTURE_SEED``
+chooses another seed than that of the day.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).with_name("run.py")
+MISSING = [name for name in ("unshare", "setpriv", "ip", "mount") if shutil.which(name) is None]
+
+pytestmark = [
+    pytest.mark.torture,
+    pytest.mark.root,
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
+    pytest.mark.skipif(bool(MISSING), reason=f"{', '.join(MISSING)} not installed"),
+    pytest.mark.timeout(420),
+]
+
+
+@pytest.mark.parametrize(("kind", "seconds"), [("node", 100), ("cluster", 20)])
+def test_a_while_of_torture_finds_nothing(kind: str, seconds: int) -> None:
+    seed = os.environ.get("PACT_TORTURE_SEED", "0")
+    done = subprocess.run([sys.executable, str(SCRIPT), "--only", kind, "--seconds", str(seconds), "--seed", seed],
+                          capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)  # fmt: skip
+    print(done.stdout)  # the seed stands in it
+    assert done.returncode == 0, done.stdout[-12000:] + done.stderr[-3000:]
+
+
+@pytest.mark.timeout(60)
+def test_nothing_is_left_when_it_is_stopped() -> None:
+    """No process, no mount, no loop device, no directory."""
+
+    def left() -> tuple[set[str], set[str]]:
+        loops = {p.parent.name for p in Path("/sys/block").glob("loop*/loop")}
+        return set(Path("/proc/self/mountinfo").read_text().splitlines()), loops
+
+    before = left()
+    running = subprocess.Popen([sys.executable, str(SCRIPT), "--only", "node", "--seed", "3"], stdin=subprocess.DEVNULL,
+                               stdout=subprocess.PIPE, text=True)  # fmt: skip
+    assert running.stdout is not None and running.stdout.readline().startswith("torture from seed 3")
+    try:
+        running.communicate(timeout=5)
+    except subprocess.TimeoutExpired:
+        running.terminate()
+    out, _ = running.communicate(timeout=30)
+    assert running.returncode == 0 and "stopped" in out, out
+    assert left() == before
+    children = [p for p in Path("/proc").glob("[0-9]*") if _asks(p, "tests/torture/node.py", "--seed 3 ")]
+    assert children == []
+
+
+def _asks(process: Path, *words: str) -> bool:
+    try:
+        line = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:
+        return False
+    return all(word in line for word in words)
