@@ -7,6 +7,7 @@ import pytest
 from pact.core import tracked
 from pact.core.events import Appeared, New
 from pact.core.places import places
+from pact.core.records import PIECE_MAX
 from pact.core.settings import Settings
 from pact.core.state import State
 from pact.model import NS_PER_S, UNATTRIBUTED, Declared, Holder, Owner
@@ -83,7 +84,7 @@ def test_many_at_once_are_few_records_and_beyond_the_limit_they_are_not_kept() -
     assert len(w.node.state.untracked) == tracked.OWNER_MAX and w.node.state.seq - before < 40
     w.create("file:/etc/bobs", {"value": "x"}, BOB.owner)
     assert "file:/etc/bobs" in w.node.state.untracked, "another's has room"
-    assert max(len(r.data["resources"]) for r in w.journal if r.type == "untracked_seen") <= tracked.CHUNK_MAX
+    assert max(len(r.data["resources"]) for r in w.journal if r.type == "untracked_seen") <= PIECE_MAX
     w.check()
 
 

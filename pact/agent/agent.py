@@ -152,6 +152,7 @@ class Agent:
         self._next_health_ns = 0
         self._next_sign_ns = 0
         self._next_points_ns = 0
+        self._cycles = 0
         self._untrimmed = False
         self._stopping = ""
         self._reread = False
@@ -384,6 +385,11 @@ class Agent:
                 self.step(Ticked(*self.now()))
         if now_ns >= self._next_health_ns:
             self._check_health()
+        if self.watching.cycles != self._cycles:
+            self._cycles = self.watching.cycles
+            for resource in self.node.unreadable:  # it may be readable again, and no signature says so  # F9
+                if resource in self.watching:
+                    self.watching.touch(resource, None)
         if self.watching.cycle_ended:
             self._save_cache()
         if self.watching.points_moved and now_ns >= self._next_points_ns:
@@ -825,6 +831,11 @@ class Agent:
         self._backlog_piece = BACKLOG_PIECE
         return [s for r, s in waiting.items() if r in frozen]
 
+    def require_durable(self) -> None:
+        """Raises UnreachableError while not even what is durable can be read: what is known may be ahead.  # F3"""
+        if self._reload_owed:
+            raise UnreachableError(f"{self.journal_error}, nor read: what is durable is not known", "mend the disk")
+
     def require_journal(self) -> None:
         """Raises UnreachableError while nothing can be recorded."""
         if self.journal_error:
@@ -867,6 +878,8 @@ class Agent:
             out["verifying"] = self._verifying.why
         if self.journal_error:
             out["error"] = self.journal_error
+        if self._reload_owed:
+            out["error"] += ", nor read: what is shown may be more than is recorded"
             out["trusted"] = self.journal.trusted
         return out
 

@@ -442,6 +442,7 @@ class Requests:
 
     def _export(self, client: Client, args: dict[str, Any]) -> None:
         agent = self.agent
+        agent.require_durable()
         state = agent.node.state
         declared = [(r, d) for r in list(state.declared_ids()) if (d := state.declared(r)) is not None]
         resources = sorted(declared, key=lambda item: item[0])

@@ -79,6 +79,7 @@ class Watching:
         self._full_cycle = False
         self._dirty = True
         self.cycle_ended = False
+        self.cycles = 0
 
     # -- the declared set ---------------------------------------------------------------------------------------
 
@@ -357,6 +358,7 @@ class Watching:
         self._slice = (self._slice + 1) % self._slices
         if self._slice == 0:
             self.cycle_ended = True
+            self.cycles += 1
             for name in list(self.lost):
                 self.observers.recovered(name)
 

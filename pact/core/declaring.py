@@ -8,21 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from pact.core import access, below, groups, membership, tracked, undoing
 from pact.core import change as life
 from pact.core.events import AGENT_CALLER, Acted, Asked, Discover, Discovered, Probe, Probed, Sighting
 from pact.core.plan import Step, ordered
+from pact.core.records import in_pieces
 from pact.core.settle import holder_text, refuse_held_or_busy
 from pact.errors import EXIT_BLOCKED, EXIT_FAILED, BlockedError, ConflictError, PactError, UsageError
-from pact.model import Declared, Observation, Owner, Unreadable
+from pact.model import AGENT_ACTOR, Actor, Declared, Observation, Owner, Unreadable
 
 if TYPE_CHECKING:
     from pact.core.node import Job, Node
-
-#: Resources in one ``declared`` or ``adopted`` record, so that no record outgrows what a cluster journal takes.
-CHUNK_MAX: Final = 500
 
 
 # -- declare --------------------------------------------------------------------------------------------------------
@@ -147,27 +145,25 @@ def _record_declared(node: Node, job: Job, event: Probed, converge: set[str]) ->
     taken = [r for r in job.ids if r in state.member_of]
     wanted = converge.union(taken, state.ttls)
     moved = {r: d.to_json() for r, d in declared.items() if r in wanted or d != state.declared(r)}
-    pieces = list(_pieces(moved)) or ([{}] if args["forgotten"] else [])
-    for at, piece in enumerate(pieces):
-        last = at == len(pieces) - 1
-        data: dict[str, Any] = {"resources": piece, "cause": args.get("cause", "declare")}
-        data["members"] = {r: d for r, d in members.items() if r in piece}
-        data["taken"] = [r for r in taken if r in piece]
-        if last:
-            data["forgotten"] = args["forgotten"]
-            data["saves"] = dict(event.saves)
+    pieces: list[dict[str, Any]] = [
+        *({"resources": {r: moved[r] for r in names}} for names in in_pieces(list(moved))),
+        *({"resources": {}, "forgotten": list(names)} for names in in_pieces(args["forgotten"])),
+    ]
+    members_taken = set(taken)
+    for at, piece in enumerate(pieces):  # one decision, and no record that outgrows what a journal takes
+        names = piece["resources"]
+        data = {**piece, "cause": args.get("cause", "declare"), "taken": [r for r in names if r in members_taken],
+                "members": {r: members[r] for r in names if r in members}}  # fmt: skip
+        saves = {r: event.saves[r] for r in names if r in event.saves}
+        if at == len(pieces) - 1:
+            data.setdefault("forgotten", [])
+            saves |= {r: s for r, s in event.saves.items() if r not in moved}  # what lies in a mount that is taken off
             if event.notes:
                 data["notes"] = list(event.notes)
             if "to_seq" in args:
                 data["to_seq"] = args["to_seq"]
-        node.record("declared", data, job.caller.actor)
+        node.record("declared", {**data, **({"saves": saves} if saves else {})}, job.caller.actor)
     return len(declared) - len(moved)
-
-
-def _pieces(resources: dict[str, Any]) -> Iterable[dict[str, Any]]:
-    items = list(resources.items())
-    for at in range(0, len(items), CHUNK_MAX):
-        yield dict(items[at : at + CHUNK_MAX])
 
 
 def differing(node: Node, steps: Sequence[Step], sightings: Iterable[Sighting],
@@ -197,15 +193,20 @@ def _unreadable(sightings: Iterable[Sighting]) -> dict[str, str]:
 def acted_declare(node: Node, job: Job, event: Acted) -> None:
     node.finish(job)
     below.look(node, job, event, job.caller.owner)
-    node.record("converged", {"results": {r: why or "restored" for r, why in event.results.items()},
-                              "reads": node.learn(event), "cause": job.args.get("cause", "declare")},
-                job.caller.actor)  # fmt: skip
+    _record_converged(node, event, job.args.get("cause", "declare"), job.caller.actor)
     left = {r: why for r, why in event.results.items() if why}
     node.sight(replace(s, owner=job.caller.owner) for s in event.sightings if s.resource in left)
     moved = node.sight_moved(event, job.caller.owner, None)
     node.recheck(job.ids)
     result = {**job.args["result"], "moved": moved, "reads": dict(event.reads)}
     _declare_done(node, job, result, left)
+
+
+def _record_converged(node: Node, event: Acted, cause: str, actor: Actor = AGENT_ACTOR) -> None:
+    reads = node.learn(event)
+    for names in in_pieces(list(event.results)):
+        node.record("converged", {"results": {r: event.results[r] or "restored" for r in names}, "cause": cause,
+                                  "reads": {r: reads[r] for r in names if r in reads}}, actor)  # fmt: skip
 
 
 def _declare_done(node: Node, job: Job, result: dict[str, Any], left: Mapping[str, str]) -> None:
@@ -228,16 +229,14 @@ def converge_after_boot(node: Node, sightings: Sequence[Sighting]) -> None:
         steps.append(Step(sighting.resource, declared.attrs, seen, declared.requires, declared.consumers))
     job = node.job("boot", AGENT_CALLER, ids=tuple(s.id for s in steps), steps=ordered(steps))
     # somebody may have set it by hand since the boot: what is overwritten is on record before
-    for at in range(0, len(job.steps), CHUNK_MAX):
-        plan = [s.to_json() for s in job.steps[at : at + CHUNK_MAX]]
-        node.record("converge_started", {"cause": "boot", "plan": plan})
+    for piece in in_pieces(job.steps):
+        node.record("converge_started", {"cause": "boot", "plan": [s.to_json() for s in piece]})
     below.act(node, job, {}, job.ids)
 
 
 def acted_boot(node: Node, job: Job, event: Acted) -> None:
     node.finish(job)
-    node.record("converged", {"results": {r: why or "restored" for r, why in event.results.items()},
-                              "reads": node.learn(event), "cause": "boot"})  # fmt: skip
+    _record_converged(node, event, "boot")
     node.sight(event.sightings)
     node.sight(event.moved)
     node.recheck(job.ids)
@@ -285,9 +284,9 @@ def discovered_adopt(node: Node, job: Job, event: Discovered) -> None:
             totals["not_restorable"].append(resource)
     totals["notes"].extend(event.notes)
     totals["adopted"] += len(new)
-    for piece in _pieces(new):
-        node.record("adopted", {"resources": piece, "patterns": job.args["patterns"],
-                                "members": {r: 0 for r in members if r in piece}}, job.caller.actor)  # fmt: skip
+    for names in in_pieces(list(new)):
+        node.record("adopted", {"resources": {r: new[r] for r in names}, "patterns": job.args["patterns"],
+                                "members": {r: 0 for r in names if r in members}}, job.caller.actor)  # fmt: skip
     if event.last:
         node.finish(job)
         nothing = not (totals["adopted"] or totals["unchanged"] or totals["in_changes"])

@@ -45,7 +45,7 @@ from pact.core.events import (
     Ticked,
 )
 from pact.core.plan import Step, ordered
-from pact.core.records import rfc3339, seal
+from pact.core.records import in_pieces, rfc3339, seal
 from pact.core.settings import BILLION, DIMENSION_OF
 from pact.core.state import ALL, State, recent_key
 from pact.core.timers import NamedTimers
@@ -499,8 +499,9 @@ class Node:
             "unclean": unclean, "not_before_ns": not_before_ns, **({"boot_owed": True} if event.reboot else {}),
         })  # fmt: skip
         if first and event.declared:
-            for chunk in chunks(dict(event.declared), declaring.CHUNK_MAX):
-                self.record("declared", {"resources": chunk, "cause": "first start", "sources": list(event.sources)})
+            for names in in_pieces(list(event.declared)):
+                self.record("declared", {"resources": {r: event.declared[r] for r in names}, "cause": "first start",
+                                         "sources": list(event.sources)})  # fmt: skip
         if first and event.track:
             self.record("tracked", {"patterns": dict(event.track), "forgotten": []})
         self._open_at_last(was_enforcing or first)
@@ -674,13 +675,6 @@ class Node:
     def recheck(self, resources: Sequence[str]) -> None:
         if resources:
             self.emit(Recheck(tuple(resources)))
-
-
-def chunks(mapping: dict[str, Any], most: int) -> Iterable[dict[str, Any]]:
-    """The mapping in pieces of at most ``most`` entries, in order."""
-    items = list(mapping.items())
-    for at in range(0, len(items), most):
-        yield dict(items[at : at + most])
 
 
 _STEPS: Final[Mapping[type, Callable[[Node, Any], None]]] = {

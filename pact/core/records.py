@@ -8,16 +8,18 @@ only. ``hash`` is SHA-256 over the 32 raw bytes of the previous hash followed by
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import orjson
 
 from pact.errors import ChainError
 from pact.model import NS_PER_S
 from pact.values import dataclass
+
+T = TypeVar("T")
 
 VERSION: Final = 1
 GENESIS: Final = "0" * 64
@@ -34,6 +36,9 @@ TYPES: Final = frozenset({
     "group_begun", "group_prepared", "group_decided", "group_finished", "group_forced",
     "loss_accepted",
 })  # fmt: skip
+
+#: Resources in one record, so that no record outgrows what a journal takes, or memory.
+PIECE_MAX: Final = 500
 
 _PLAIN: Final = frozenset({str, int, bool, type(None)})
 FIELDS: Final = frozenset({"v", "seq", "prev", "hash", "time", "t_ns", "node", "type", "actor", "data"})
@@ -129,6 +134,12 @@ def verify(records: Iterable[Record], *, seq: int = 0, prev: str = GENESIS) -> I
             raise ChainError(seq, "its content does not match its hash")
         yield record
         seq, prev = seq + 1, record.hash
+
+
+def in_pieces(items: Sequence[T]) -> Iterator[Sequence[T]]:
+    """What stands in a record of its own each, in order."""
+    for at in range(0, len(items), PIECE_MAX):
+        yield items[at : at + PIECE_MAX]
 
 
 def rfc3339(wall_ns: int) -> str:

@@ -15,6 +15,7 @@ from pact.core import change as life
 from pact.core.change import Change
 from pact.core.events import AGENT_CALLER, Acted, Asked, Caller, Look, Looked, Probe, Probed, Sighting
 from pact.core.plan import ordered
+from pact.core.records import in_pieces
 from pact.core.select import select, shared_with, some
 from pact.core.state import HOUR_NS
 from pact.errors import (
@@ -151,9 +152,10 @@ def looked_commit(node: Node, job: Job, event: Looked) -> None:
 
 def _record_commits(node: Node, job: Job, event: Looked) -> list[dict[str, Any]]:
     state, ttl_ns = node.state, job.args["ttl_ns"]
-    by_change: dict[str, dict[str, Any]] = {}
+    by_change: dict[str, dict[str, Declared]] = {}
+    fresh = set(job.args.get("untracked", ()))
     for sighting in event.sightings:
-        if sighting.resource in job.args.get("untracked", ()):
+        if sighting.resource in fresh:
             continue
         declared = state.declared(sighting.resource)
         assert declared is not None and not isinstance(sighting.observation, Unreadable)
@@ -161,22 +163,24 @@ def _record_commits(node: Node, job: Job, event: Looked) -> list[dict[str, Any]]
         if attrs is not None and sighting.resource in event.secret:  # S2
             attrs = {**attrs, "secret": True}
         value = replace(declared, attrs=attrs, restorable=sighting.resource not in event.unkept)
-        by_change.setdefault(state.member_of[sighting.resource], {})[sighting.resource] = value.to_json()
+        by_change.setdefault(state.member_of[sighting.resource], {})[sighting.resource] = value
     out = []
+    expires_ns = None if ttl_ns is None else node.t_ns + ttl_ns
+    expires = None if expires_ns is None else node.wall_of(expires_ns)
     for cid, resources in by_change.items():
         change = state.changes[cid]
         ended = sorted(r for r in resources if r in state.ttls)
         split, shared = len(resources) < len(change.members), shared_with(change, resources)
-        expires_ns = None if ttl_ns is None else node.t_ns + ttl_ns
-        node.record("committed", {
-            "change": cid, "owner": change.owner.to_json(), "committer": job.caller.owner.to_json(),
-            "resources": resources, "message": job.args["message"],
-            "split": split, "expires_ns": expires_ns,
-            "expires": None if expires_ns is None else node.wall_of(expires_ns), **shared,
-        }, job.caller.actor)  # fmt: skip
+        parts = list(in_pieces(list(resources)))
+        for at, names in enumerate(parts):  # one decision, and no record that outgrows what a journal takes
+            node.record("committed", {
+                "change": cid, "owner": change.owner.to_json(), "committer": job.caller.owner.to_json(),
+                "resources": {r: resources[r].to_json() for r in names}, "message": job.args["message"],
+                "split": split, "expires_ns": expires_ns, "expires": expires, **shared_with(change, names),
+                **({"part": [at + 1, len(parts)]} if len(parts) > 1 else {}),
+            }, job.caller.actor)  # fmt: skip
         out.append({"change": cid, "resources": sorted(resources), "seq": state.seq, "split": split,
-                    "also": _names(shared), "trials_ended": ended,
-                    "expires": None if expires_ns is None else node.wall_of(expires_ns)})  # fmt: skip
+                    "also": _names(shared), "trials_ended": ended, "expires": expires})  # fmt: skip
     return out
 
 

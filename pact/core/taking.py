@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Final
 from pact.core import access, below
 from pact.core.events import Asked, Looked, Probe, Probed
 from pact.core.plan import Step, ordered
-from pact.core.tracked import CHUNK_MAX, declare_absent, flush
+from pact.core.records import in_pieces
+from pact.core.tracked import declare_absent, flush
 from pact.errors import EXIT_BLOCKED, EXIT_CONFLICT, EXIT_DONE, EXIT_FAILED, ConflictError
 from pact.model import Attrs, Declared, Observation, Owner, Unreadable
 
@@ -88,10 +89,10 @@ def record_commits(node: Node, job: Job, event: Looked) -> tuple[list[dict[str, 
     expires = None if expires_ns is None else node.wall_of(expires_ns)
     for resources in by_owner.values():
         owner = node.state.untracked[next(iter(resources))].owner
-        for at in range(0, len(resources), CHUNK_MAX):
-            piece = dict(list(resources.items())[at : at + CHUNK_MAX])
+        for piece in in_pieces(list(resources)):
             node.record("committed", {
-                "change": None, "owner": owner, "committer": job.caller.owner.to_json(), "resources": piece,
+                "change": None, "owner": owner, "committer": job.caller.owner.to_json(),
+                "resources": {r: resources[r] for r in piece},
                 "message": job.args["message"], "split": False, "expires_ns": expires_ns, "expires": expires,
             }, job.caller.actor)  # fmt: skip
             out.append({"change": None, "resources": sorted(piece), "seq": node.state.seq, "split": False, "also": [],

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pact.core import access
 from pact.core.events import Appeared, Asked, Caller
-from pact.core.records import Record
+from pact.core.records import PIECE_MAX, Record, in_pieces
 from pact.errors import UsageError
 from pact.model import NS_PER_S, UNATTRIBUTED, Declared
 
@@ -37,7 +37,6 @@ OWNER_MAX: Final = 6_000
 #: Enforced things that are drift at the same time; beyond it they are only reported.
 ENFORCED_MAX: Final = 1_000
 #: Names in one record, and of one owner at one time.
-CHUNK_MAX: Final = 500
 AT_ONCE_MAX: Final = 1_000
 AT_LAST_MAX: Final = 100  # where it goes on and on
 CHUNK_BYTES: Final = 128 << 10  # of names: some have four thousand bytes
@@ -176,8 +175,7 @@ def _weigh_again(node: Node) -> None:
     _record_gone(node, [r for r, m in modes.items() if m not in (REPORT, ENFORCE) and r in state.untracked])
     _enforce(node, [(r, u) for r in modes if modes[r] == ENFORCE and (u := known(node, r)) is not None])
     let_go = [r for r in state.enforced if mode_of(node, r) != ENFORCE and not _is_frozen(state, r)]
-    for at in range(0, len(let_go), CHUNK_MAX):
-        piece = let_go[at : at + CHUNK_MAX]
+    for piece in in_pieces(let_go):
         node.record("declared", {"resources": {}, "forgotten": piece, "cause": "not enforced any more"})
 
 
@@ -288,7 +286,7 @@ def chunked(resources: Iterable[str]) -> Iterator[list[str]]:
     piece: list[str] = []
     size = 0
     for resource in resources:
-        if piece and (len(piece) >= CHUNK_MAX or size + len(resource) > CHUNK_BYTES):
+        if piece and (len(piece) >= PIECE_MAX or size + len(resource) > CHUNK_BYTES):
             yield piece
             piece, size = [], 0
         piece.append(resource)
@@ -320,8 +318,7 @@ def _enforce(node: Node, found: Sequence[tuple[str, Untracked]]) -> list[str]:
             left.append(resource)
     if left and not pace.crowded:
         pace.crowded, pace.weighed_ns = True, node.t_ns
-    for at in range(0, len(taken), CHUNK_MAX):
-        piece = taken[at : at + CHUNK_MAX]
+    for piece in in_pieces(taken):
         declare_absent(node, {r: u.owner for r, u in piece}, "new below an enforced pattern")
         node.recheck([r for r, _ in piece])
     return left

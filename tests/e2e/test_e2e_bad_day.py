@@ -474,3 +474,28 @@ class SameNet:
         process = subprocess.Popen(argv, env=env, cwd="/", stdin=subprocess.DEVNULL, **kwargs)
         self._world.started.append(process)
         return process
+
+
+@pytest.mark.invariant("F9")
+def test_what_could_not_be_read_for_a_while_is_looked_at_again(another: Callable[..., Agent]) -> None:
+    """The disk fails to read a file right after it was written: no event comes any more, and its times stay."""
+    if not Path("/usr/bin/strace").exists():
+        pytest.skip("strace is not installed")
+    agent = another(observe={"rescan": "1s"})
+    path = agent.file("eio.conf")
+    assert agent.process is not None
+    real = str(agent.world.path(path).resolve())
+    process = subprocess.Popen(["strace", "-f", "-q", "-o", "/dev/null", "-P", path, "-P", real, "-e",
+                                "inject=read,pread64:error=EIO", "-p", str(agent.process.pid)],
+                               stderr=subprocess.DEVNULL)  # fmt: skip
+    status = Path(f"/proc/{agent.process.pid}/status")
+    wait_until(lambda: "TracerPid:\t0" not in status.read_text(), "it is traced")
+    agent.process.send_signal(signal.SIGSTOP)
+    agent.world.path(path).write_text("drifted\n")
+    time.sleep(0.2)  # so long ago that its times prove something
+    agent.process.send_signal(signal.SIGCONT)
+    wait_until(lambda: agent.status()["unreadable"], "it cannot be read")
+    time.sleep(1.5)
+    process.send_signal(signal.SIGINT)
+    process.wait(10)
+    agent.drifted(f"file:{path}")
