@@ -246,6 +246,8 @@ class Node:
             if self.crowd.pid or may_wait:
                 raise
             raise FoundError(f"no answer to {op} {args}: {exc}\n{threads(self.pid)}\n{self.agent.log()[-3500:]}") from None
+        if self.crowd.pid and "no file descriptor left" in answer["message"]:
+            raise LostError("nobody is served")
         self.counts[f"asked: {op} {answer['exit']}"] += 1
         if "internal error" in answer["message"]:
             raise FoundError(f"{op} {args} of {uid} was answered with {answer['message']}\n{self.agent.log()[-2500:]}")
@@ -260,6 +262,8 @@ class Node:
         if self.faulty or self.stopped or self.agent.process is None:
             return []
         lines = self.asker.stream("export")
+        if any(line.get("ok") is False for line in lines):
+            return []  # what is durable cannot be read
         text = "".join(line.get("text", "") for line in lines)
         moved = self.model.now_declared(declared_of(text))
         if moved:
