@@ -132,3 +132,35 @@ def test_in_tests_what_is_said_to_be_frozen_is() -> None:
     record = seal(0, GENESIS, "", 0, "n", "declared", {}, {})[0]
     with pytest.raises(FrozenInstanceError):
         record.seq = 1  # type: ignore[misc]
+
+
+@pytest.mark.invariant("J1")
+def test_a_decision_about_thousands_is_several_bounded_records_and_one_transaction() -> None:
+    from pact.core.records import PIECE_MAX
+    from pact.model import Declared
+    from pact.sim.world import World, person
+
+    world, root = World(), person("root", "admin", 0)
+    names = [f"file:/f{i}" for i in range(2 * PIECE_MAX + 7)]
+    for name in names:
+        world.machine[name] = {"value": "0"}
+    world.start({name: Declared({"value": "0"}) for name in names})
+    for name in names:
+        world.write(name, {"value": "1"}, root.owner)
+    before, batches = len(world.journal), list[int]()
+    perform = world._perform
+
+    def counted(effects: list[object]) -> None:
+        at = len(world.journal)
+        perform(effects)  # type: ignore[arg-type]
+        if len(world.journal) > at:
+            batches.append(len(world.journal) - at)
+
+    world._perform = counted  # type: ignore[method-assign,assignment]
+    reply = world.ask("commit", root, targets=[], all=True, message="m")
+    made = [r for r in world.journal[before:] if r.type == "committed"]
+    assert [r.data["part"] for r in made] == [[1, 3], [2, 3], [3, 3]] and batches[0] == 3, "one transaction"
+    assert max(len(r.data["resources"]) for r in made) == PIECE_MAX and not world.node.state.changes
+    assert reply is not None and len(reply.result["committed"]) == 1, "one decision, one answer"
+    assert reply.result["committed"][0]["resources"] == sorted(names)
+    world.check()

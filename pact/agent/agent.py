@@ -22,6 +22,7 @@ from pact._fast import syscalls
 from pact.agent import clock, reload, views
 from pact.agent.config import Config
 from pact.agent.control import Client, Control
+from pact.agent.diffing import Slices
 from pact.agent.hooks import Hooks
 from pact.agent.notices import Notices
 from pact.agent.notify import Notifier, log
@@ -164,6 +165,9 @@ class Agent:
                              self._underway)  # fmt: skip
         self._slow = Worker("pact-slow", config.file_limit, self._room, blobs, self.ignore, self._wake)
         self.asking = Worker("pact-asking", config.file_limit, self._room, blobs, self.ignore, self._wake)
+        self.telling = Worker("pact-telling", config.file_limit, self._room, blobs, self.ignore, self._wake)
+        self._workers = (self.worker, self._slow, self.asking, self.telling)
+        self.slices = Slices()
         self._slow_pending: dict[str, Owner | None] = {}
         self._slow_running: set[str] = set()
         self._overtaken: set[str] = set()
@@ -272,6 +276,7 @@ class Agent:
         ended = self.worker.close(30.0)
         ended &= self._slow.close(1.0)
         ended &= self.asking.close(1.0)
+        ended &= self.telling.close(1.0)
         self._take_results()
         if not self.journal_error:
             self.step(Stopping(*self.now(), self._stopping or "closed"))
@@ -316,7 +321,7 @@ class Agent:
 
     def _timeout_s(self) -> float:
         now_ns = self.clock.now_ns()
-        if self.control.waiting() or (self.watching.has_due and not self.journal_error):
+        if self.slices or self.control.waiting() or (self.watching.has_due and not self.journal_error):
             return 0.0
         due = [now_ns + WAIT_MAX_NS, self.watching.next_ns()]
         new_ns = None if self.journal_error else self.watching.tracking.next_ns(now_ns)
@@ -369,6 +374,7 @@ class Agent:
             self.journal.distrust(self._verifying.error)
             self._journal_lost(self.journal.distrusted(), Ticked(*self.now()))
         self.control.serve(self.requests.line)
+        self.slices.turn(self)
         self.control.listen_again()
         self.control.show_life()
         self.watching.drain()
@@ -500,7 +506,7 @@ class Agent:
             os.eventfd_read(self._wake_fd)
         except BlockingIOError:
             pass
-        for worker in (self.worker, self._slow, self.asking):
+        for worker in self._workers:
             while not worker.results.empty():
                 self._take_result(worker.results.get_nowait())
 
@@ -893,7 +899,7 @@ class Agent:
     def _sight(self) -> dict[str, str]:
         """How the observers are, and the threads that look where it may take long."""
         health = self.watching.health()
-        for worker in (self.worker, self._slow, self.asking):
+        for worker in self._workers:
             since_ns = worker.stuck_since(clock.boottime_ns())
             if since_ns is not None:
                 since = rfc3339(since_ns)[:19]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
-from pact.agent import views
+from pact.agent import diffing, views
 from pact.agent.control import Client
 from pact.agent.replayed import as_declared, rolled_back_state
 from pact.agent.worker import Result
@@ -258,7 +258,7 @@ class Requests:
             return Result(0, lambda t, w: Asked(t, w, token, "declare", asked, client.caller))
 
         agent.expect(client, token)
-        agent.worker.call(self._answering(client, token, work))
+        agent.worker.call(self.answering(client, token, work))
 
     def _redo(self, client: Client, token: int, args: dict[str, Any]) -> None:
         """Apply again what a rollback took back: what was on the machine when the newest rollback of it began."""
@@ -275,9 +275,9 @@ class Requests:
             return Result(0, lambda t, w: Asked(t, w, token, "apply", asked, client.caller))
 
         agent.expect(client, token)
-        agent.worker.call(self._answering(client, token, work))
+        agent.worker.call(self.answering(client, token, work))
 
-    def _answering(self, client: Client, token: int, work: Callable[[], Result]) -> Callable[[], Result]:
+    def answering(self, client: Client, token: int, work: Callable[[], Result]) -> Callable[[], Result]:
         """The work; if it breaks, the client is told."""
 
         def guarded() -> Result:
@@ -331,9 +331,12 @@ class Requests:
         self.answer(client, {"state": views.overall(node, self.agent.unrecorded), **new})
 
     def _diff(self, client: Client, args: dict[str, Any]) -> None:
-        agent = self.agent
-        targets = args.get("targets", [])
-        self.answer(client, views.diff(agent.node, client.caller, targets, agent.journal.blob, agent.unrecorded))
+        if self.agent.telling.waiting >= ASKS_MAX:
+            raise PactError("too many such questions are waiting")
+        self._token += 1
+        steps = diffing.gather(self.agent, client, self._token, args.get("targets", []))
+        client.tokens.add(self._token)
+        self.agent.slices.add(client, steps)
 
     def _log(self, client: Client, args: dict[str, Any]) -> None:
         agent = self.agent
@@ -438,7 +441,7 @@ class Requests:
 
             return Result(0, done)
 
-        agent.asking.call(self._answering(client, token, work))
+        agent.asking.call(self.answering(client, token, work))
 
     def _export(self, client: Client, args: dict[str, Any]) -> None:
         agent = self.agent

@@ -9,7 +9,9 @@ import difflib
 import hashlib
 import os
 import stat
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Final
 
 import orjson
@@ -89,21 +91,22 @@ def status(node: Node, caller: Caller, *, now_ns: int, wall_ns: int, observers: 
 
 def untracked(node: Node, caller: Caller, most: int, wanted: Collection[str] | None = None) -> list[dict[str, Any]]:
     """What is untracked and who made it."""
-    out: list[dict[str, Any]] = []
-    for resource, found in tracked.listed(node):
-        if len(out) >= most:
-            break
+    return list(islice(each_untracked(node, caller, wanted), most))
+
+
+def each_untracked(node: Node, caller: Caller, wanted: Collection[str] | None = None) -> Iterator[dict[str, Any]]:
+    """One by one; what comes or goes meanwhile is not among it."""
+    for resource, found in list(tracked.listed(node)):
         if wanted is not None and resource not in wanted:
             continue
         if not _may_see(caller, resource):
             continue
         kind, owner = split_id(resource)[0], found.owner
-        out.append({
+        yield {
             "resource": resource, "kind": kind, "seen": found.seen, "actual": dict(found.actual),
             "owner": {"user": owner["user"], "uid": owner["uid"], "session": owner["session"],
                       "command": command_for(caller, owner["uid"], owner["command"])},
-        })  # fmt: skip
-    return out
+        }  # fmt: skip
 
 
 def _may_see(caller: Caller, resource: str) -> bool:
@@ -174,48 +177,60 @@ def holders_for(caller: Caller, holders: Iterable[Mapping[str, Any]]) -> list[di
 # -- diff -----------------------------------------------------------------------------------------------------------
 
 
-def diff(node: Node, caller: Caller, targets: Collection[str], declared_blobs: Blobs, unrecorded: Collection[str] = ()
-         ) -> dict[str, Any]:  # fmt: skip
-    """The document of ``pact --json diff``. Raises UsageError for a target that is neither change nor declared."""
+def diff_ids(node: Node, targets: Collection[str]) -> list[str]:
+    """What a diff shows. Raises UsageError for a target that is neither change nor declared."""
     state = node.state
-    wanted: list[str] = []
+    if not targets:
+        return list(state.member_of)
+    wanted: dict[str, None] = {}
     for target in targets:
         if target in state.changes:
-            wanted += state.changes[target].members
+            wanted.update(dict.fromkeys(state.changes[target].members))
         elif target in state:
             if target in state.member_of:
-                wanted.append(target)
+                wanted[target] = None
         elif tracked.known(node, target) is None:
             raise UsageError(f"{target} is neither a change nor a declared resource", "pact status lists the changes")
-    if not targets:
-        wanted = list(state.member_of)
-    shown = [_diff_one(node, caller, r, declared_blobs) for r in sorted(set(wanted))]
-    new = [{"id": u["resource"], **u} for u in untracked(node, caller, UNTRACKED_MAX, targets or None)]
-    out: dict[str, Any] = {"v": 1, "resources": shown, "untracked": new, "untracked_count": tracked.count(node)}
-    unknown = [r for r in unrecorded if r not in state.member_of and (not targets or r in targets)]
-    return {**out, "unrecorded": sorted(unknown)} if unknown else out
+    return list(wanted)
 
 
-def _diff_one(node: Node, caller: Caller, resource: str, blobs: Blobs) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class Differing:
+    """One entry of a diff but for its text, and what that is made of."""
+
+    entry: dict[str, Any]
+    declared: Attrs | None
+    actual: Attrs | None
+
+    def written(self, blobs: Blobs) -> bytes:
+        """The entry as JSON, with its text: work for a thread that is not the loop's."""
+        shown = self.entry
+        if "hidden" not in shown:
+            text = text_diff(shown["id"], self.declared, self.actual, blobs, split_id(shown["id"])[1])
+            shown = {**shown, "diff": text}
+        return orjson.dumps(shown)
+
+
+def differing(node: Node, caller: Caller, resource: str) -> Differing | None:
+    """``None`` if it has drifted no more."""
     state = node.state
     change, declared = state.change_of(resource), state.declared(resource)
-    assert change is not None and declared is not None
+    if change is None or declared is None:
+        return None
     member = change.members[resource]
-    kind_name, name = split_id(resource)
-    kind = KINDS[kind_name]
-    secret = is_secret(resource, declared.attrs) or kind.secret(member.actual)
-    hide = secret and caller.actor.role != "admin"
+    kind_name, _ = split_id(resource)
+    hide = caller.actor.role != "admin" and (
+        is_secret(resource, declared.attrs) or KINDS[kind_name].secret(member.actual))  # fmt: skip
     owner = change.owner
-    return {
+    return Differing({
         "id": resource, "kind": kind_name, "declared": visible(declared.attrs, caller, hide),
         "actual": visible(member.actual, caller, hide), "deviation": member.deviation_n / BILLION,
         "change": change.id,
         "owner": {"user": owner.user, "uid": owner.uid, "session": owner.session,
                   "command": command_for(caller, owner.uid, member.command)},
         "also": also_of(caller, [member]), "moved_with": member.moved_with or None, "seen": member.seen,
-        "diff": None if hide else text_diff(resource, declared.attrs, member.actual, blobs, name),
-        **({"hidden": True} if hide else {}),
-    }  # fmt: skip
+        "diff": None, **({"hidden": True} if hide else {}),
+    }, declared.attrs, member.actual)  # fmt: skip
 
 
 def is_secret(resource: str, attrs: Attrs | None) -> bool:

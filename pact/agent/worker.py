@@ -82,8 +82,7 @@ class Worker:
         self.results: queue.Queue[Result] = queue.Queue(RESULTS_MAX)
         self._closing = threading.Event()
         self._begun: dict[threading.Thread, tuple[int, int]] = {}  # by both clocks
-        self._thread: threading.Thread
-        self._start()
+        self._thread: threading.Thread | None = None  # begun with the first job: one that nobody needs costs memory
 
     def _start(self) -> None:
         self._thread = threading.Thread(target=self._run, name=self.name, daemon=True)
@@ -94,7 +93,7 @@ class Worker:
         works: dict[type, Callable[[Any], None]] = {
             Look: self._look, Probe: self._probe, Act: self._act, Discover: self._discover}
         work = works[type(effect)]
-        self._jobs.put(lambda: self._on_record(about, lambda: work(effect)))
+        self._put(lambda: self._on_record(about, lambda: work(effect)))
 
     def _on_record(self, about: str, work: Callable[[], None]) -> None:
         if self._ledger is None or not about:
@@ -106,11 +105,18 @@ class Worker:
 
     def call(self, work: Callable[[], Result]) -> None:
         """Anything else that may take its time."""
-        self._jobs.put(lambda: self._guard(0, work))
+        self._put(lambda: self._guard(0, work))
+
+    def _put(self, job: Callable[[], None]) -> None:
+        if self._thread is None:
+            self._start()
+        self._jobs.put(job)
 
     def close(self, timeout_s: float) -> bool:
         """Finish what has begun. False if it did not end in time (a hanging mount): it dies with the process."""
         self._closing.set()
+        if self._thread is None:
+            return True
         for _ in range(HUNG_MAX + 1):
             self._jobs.put(None)
         self._thread.join(timeout_s)
@@ -129,7 +135,7 @@ class Worker:
         """Another thread takes over what waits behind a job that hangs. The hung one ends with its job, if it ever
         does; what it found then comes back as ever. True if there is a new thread.  # F13
         """
-        begun = self._begun.get(self._thread)
+        begun = self._begun.get(self._thread) if self._thread is not None else None
         hangs = begun is not None and boottime - begun[0] > STUCK_NS
         if not hangs or not self.waiting or len(self._begun) > HUNG_MAX:
             return False

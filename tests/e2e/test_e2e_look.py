@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import select
+import socket
 import subprocess
 import sys
 from datetime import datetime
@@ -247,3 +248,30 @@ def test_a_name_with_control_characters_cannot_move_the_terminal(agent: Agent) -
     for out in (agent.pact("status").out, agent.pact("diff").out, agent.pact("log").out):
         assert "\x1b" not in out
     assert f"file:{TOP}/evil%1B[31m%0A.conf" in agent.pact("status").out
+
+
+def test_a_diff_of_thousands_lets_others_in_between(agent: Agent) -> None:
+    """Gathered a slice at a time: who asks after it is answered before it."""
+    count = 4000
+    agent.world.sh(f"mkdir -p {TOP}/many; for n in $(seq {count}); do echo a > {TOP}/many/$n; done")
+    agent.adopt(f"file:{TOP}/many/*")
+    agent.world.sh(f"for n in $(seq {count}); do echo b > {TOP}/many/$n; done")
+    wait_until(lambda: agent.status()["drifted"] == count, "all have drifted", 60)
+    first = []
+    with agent.connect() as slow, slow.makefile("rwb") as f, agent.connect() as quick, quick.makefile("rwb") as g:
+        f.write(b'{"v":1,"op":"diff","args":{}}\n')
+        f.flush()
+        slow.setblocking(False)
+        for _ in range(5):
+            g.write(b'{"v":1,"op":"ping"}\n')
+            g.flush()
+            assert json.loads(g.readline())["ok"]
+            try:
+                first.append(bool(slow.recv(1, socket.MSG_PEEK)))
+            except BlockingIOError:
+                first.append(False)
+        assert first[0] is False, "the ping did not wait for the diff"
+        slow.setblocking(True)
+        result = json.loads(f.readline())["result"]
+    assert [d["id"] for d in result["resources"]] == sorted(f"file:{TOP}/many/{n}" for n in range(1, count + 1))
+    assert all("-a" in d["diff"] and "+b" in d["diff"] for d in result["resources"])
