@@ -206,6 +206,9 @@ class Agent:
         self.watching.load_cache(lambda seq, hash_: moved_since(self.journal, seq, hash_))
         self.watching.rescan_all()
         sightings: list[Sighting] = []
+        for resource in self.node.state.declared_ids() if self._reboot else ():
+            if self.ignore.match(resource) is None and KINDS[resource.partition(":")[0]].volatile:
+                self.watching.touch(resource, None)  # whatever a signature of the last boot says
         for resource in self.node.state.member_of:
             declared_value = self.node.state.declared(resource)
             if self.ignore.match(resource) is None:

@@ -431,13 +431,13 @@ class Watching:
             self.table.put(self._key_of[resource], KINDS[kind].watch(name)[0], kind == "sysctl")
 
     def save_cache(self, waiting: Iterable[str], unreadable: Iterable[str], seq: int, hash_: str) -> None:
-        """Only when nothing is pending, nor ``waiting`` to be seen or recorded: a signature must never be newer than
-        what the journal knows after record ``seq``. What could not be read is looked at again after a start."""
-        if not self._dirty or self.pending or self._delayed or self._held or any(r in self._key_of and self._in_table(r)
-                                                                   for r in waiting):  # fmt: skip
+        """A signature must never be newer than what the journal knows after record ``seq``: what is pending, or
+        ``waiting`` to be seen or recorded, is looked at again after a start, and so is what could not be read. One file
+        in constant motion keeps nothing else from being saved."""
+        if not self._dirty:
             return
         self.cycle_ended = False
-        for resource in unreadable:
+        for resource in (*self.pending, *self._delayed, *self._held, *waiting, *unreadable):
             self._look_anew(resource)
         fresh = self._cache + ".new"
         try:

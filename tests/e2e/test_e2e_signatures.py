@@ -89,3 +89,54 @@ def test_what_was_read_long_ago_is_looked_at_again_when_it_is_declared(agent: Ag
     wait_until(lambda: agent.change_of(f"file:{path}"), "declared is one thing, and the other is there", 3)
     agent.pact("rollback", "--all")
     assert agent.world.path(path).read_text() == "for a moment\n"
+
+
+MOVING = """
+n = 0
+while True:
+    open(sys.argv[1], "w").write(str(n))
+    n += 1
+    if n == 2:
+        print("ready", flush=True)
+    time.sleep(0.002)
+"""
+
+
+@pytest.mark.invariant("J5")
+def test_one_file_in_constant_motion_keeps_no_other_from_being_saved(agent: Agent) -> None:
+    """And what was in motion is looked at after the start."""
+    path, other = agent.file("moving.conf"), agent.file("still.conf")
+    writer = agent.world.python(MOVING, path)
+    agent.drifted(f"file:{path}")
+    saved = agent.state_dir / "signatures"
+    saved.unlink(missing_ok=True)
+    agent.stop()
+    assert saved.exists(), "a clean stop saves what it has seen"
+    agent.world.end(writer)
+    agent.world.path(path).write_text("declared\n")
+    agent.start()
+    wait_until(lambda: not agent.change_of(f"file:{path}"), "it is seen", 5)
+    agent.drift(other, "x\n")
+    agent.pact("rollback", "--all")
+
+
+@pytest.mark.invariant("J5", "B1")
+def test_a_kernel_default_that_a_boot_brings_back_is_brought_to_declared_state(agent: Agent) -> None:
+    """The signature that was saved is that of the default: the drift was seen, and rolled back, before the boot."""
+    write(agent, 70)
+    agent.adopt(f"sysctl:{TTL}")
+    write(agent, 64)
+    agent.drifted(f"sysctl:{TTL}")
+    agent.restart()
+    agent.pact("rollback", "--all")
+    agent.stop(signal.SIGKILL)
+    write(agent, 64)
+    boot = agent.base / "another-boot"
+    boot.write_text("00000000-0000-4000-8000-000000000001\n")
+    agent.world.sh(f"mount --bind {boot} /proc/sys/kernel/random/boot_id")
+    agent.start()
+    assert agent.world.sh(f"cat /proc/sys/{TTL.replace('.', '/')}").out == "70\n"
+    agent.world.sh("umount /proc/sys/kernel/random/boot_id")
+    agent.stop(signal.SIGKILL)
+    write(agent, 64)
+    agent.start()
