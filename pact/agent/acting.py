@@ -103,11 +103,7 @@ def _write_ahead(ahead: Ahead, todo: list[Step], at: int, blobs: Blobs) -> int:
     row = list(islice(takewhile(_is_file, islice(todo, at, None)), FILES_MAX))
     if len(row) < ROW_MIN:
         return max(1, len(row))
-    try:
-        ahead.write(row, blobs)
-    except (OSError, PactError) as exc:
-        log(f"files are written one by one: {exc}", 4)
-    return len(row)
+    return ahead.write(row, blobs)
 
 
 def _is_file(step: Step) -> bool:
@@ -116,11 +112,9 @@ def _is_file(step: Step) -> bool:
 
 def _unsafe(ahead: Ahead, done: Iterable[Step]) -> list[Step]:
     """Make the names durable. Which files are not sure to outlive a power cut."""
-    try:
-        ahead.finish()
-    except OSError:
-        return [s for s in done if s.id.startswith("file:")]
-    return []
+    ahead.finish()
+    return [s for s in done if s.id.startswith("file:") and ahead.unsafe
+            and os.path.dirname(decode_name(split_id(s.id)[1])) in ahead.unsafe]  # fmt: skip
 
 
 def _seals(step: Step, steps: Iterable[Step]) -> bool:

@@ -26,27 +26,42 @@ Place = tuple[int, int, bytes]
 
 
 class Ahead:
-    """For one plan, carried out by one thread. ``finish`` must be called in the end."""
+    """For one plan, carried out by one thread. ``finish`` must be called in the end.
+
+    ``unsafe`` are the directories whose names the disk did not make durable.
+    """
 
     def __init__(self) -> None:
-        self._ready: dict[Place, tuple[bytes, tuple[int, ...]]] = {}
-        self._directories: dict[tuple[int, int], int] = {}
+        self.unsafe: set[bytes] = set()
+        self._ready: dict[Place, tuple[bytes, bytes, tuple[int, ...]]] = {}
+        self._directories: dict[tuple[int, int], tuple[int, bytes]] = {}
 
-    def write(self, steps: Iterable[Step], blobs: Blobs) -> None:
-        """Write what these steps will put in place, as far as that can be said now, and make it durable."""
-        size = 0
+    def write(self, steps: Iterable[Step], blobs: Blobs) -> int:
+        """Write what these steps will put in place, as far as that can be said now, and make it durable. What is left
+        of the row before goes first. For how many of them that was done: the others are the next row."""
+        self.finish()
+        size, count, begun = 0, 0, dict[Place, tuple[bytes, bytes, tuple[int, ...]]]()
         for step in steps:
-            size += self._write(path_of(step.id.partition(":")[2]), step, blobs)
-            if size > BYTES_MAX or len(self._ready) >= FILES_MAX or len(self._directories) >= DIRECTORIES_MAX:
+            count += 1
+            size += self._begin(path_of(step.id.partition(":")[2]), step, blobs, begun)
+            if size > BYTES_MAX or len(begun) >= FILES_MAX or len(self._directories) >= DIRECTORIES_MAX:
                 break
-        for (device, inode, _), (fresh, _) in list(self._ready.items()):
-            fd = os.open(fresh, FILE_FLAGS, dir_fd=self._directories[device, inode])
+        for place, (fresh, parent, before) in begun.items():
+            dirfd = self._directories[place[:2]][0]
             try:
-                os.fsync(fd)
-            finally:
-                os.close(fd)
+                fd = os.open(fresh, FILE_FLAGS, dir_fd=dirfd)
+                try:
+                    os.fsync(fd)
+                finally:
+                    os.close(fd)
+            except OSError:  # it is written once more when its turn comes, and what the disk says then is said
+                _drop(dirfd, fresh)
+            else:
+                self._ready[place] = fresh, parent, before
+        return count
 
-    def _write(self, path: bytes, step: Step, blobs: Blobs) -> int:
+    def _begin(self, path: bytes, step: Step, blobs: Blobs, begun: dict[Place, tuple[bytes, bytes, tuple[int, ...]]]
+               ) -> int:  # fmt: skip
         target = step.target
         if target is None or target["type"] != "file" or "sha256" not in target:
             return 0
@@ -60,20 +75,21 @@ class Ahead:
             content = None if keeps_content(target, step.actual, st) else blobs(target["sha256"])
             if content is None:
                 return 0
-            directory = self._directory(dirfd)
-            self._ready[*directory, leaf] = write_fresh(dirfd, leaf, target, st, content, durable=False), _identity(st)
+            directory = self._directory(dirfd, parent)
+            fresh = write_fresh(dirfd, leaf, target, st, content, durable=False)
+            begun[*directory, leaf] = fresh, parent, _identity(st)
             return len(content)
         except (OSError, PactError):
             return 0
         finally:
             os.close(dirfd)
 
-    def _directory(self, dirfd: int) -> tuple[int, int]:
+    def _directory(self, dirfd: int, path: bytes) -> tuple[int, int]:
         """Remember a directory in which something has changed."""
         st = os.fstat(dirfd)
         key = st.st_dev, st.st_ino
         if key not in self._directories:
-            self._directories[key] = os.dup(dirfd)
+            self._directories[key] = os.dup(dirfd), path
         return key
 
     def take(self, dirfd: int, leaf: bytes, st: os.stat_result | None) -> bytes | None:
@@ -82,35 +98,46 @@ class Ahead:
         found = self._ready.pop((here.st_dev, here.st_ino, leaf), None)
         if found is None:
             return None
-        fresh, before = found
+        fresh, _, before = found
         if before == _identity(st):
             return fresh
-        drop(dirfd, fresh)
+        _drop(dirfd, fresh)
         return None
 
-    def touched(self, dirfd: int) -> None:
-        """Its names have changed: they are durable when the plan is done."""
-        self._directory(dirfd)
-        if len(self._directories) >= DIRECTORIES_MAX and not self._ready:
+    def touched(self, dirfd: int, path: bytes) -> None:
+        """Names in it have changed: they are durable when the plan is done. Few directories are open at once."""
+        self._directory(dirfd, path)
+        if len(self._directories) > DIRECTORIES_MAX:
             self._sync()
 
     def _sync(self) -> None:
         directories, self._directories = self._directories, {}
-        for fd in directories.values():
+        for fd, path in directories.values():
             try:
                 os.fsync(fd)
+            except OSError:
+                self.unsafe.add(path)
             finally:
                 os.close(fd)
 
     def finish(self) -> None:
-        """Take away what nobody took; everything is durable when this returns. Raises OSError."""
-        for (device, inode, _), (fresh, _) in self._ready.items():
+        """Take away what nobody took; all else is durable when this returns, but for what is ``unsafe``."""
+        for fresh, parent, _ in self._ready.values():
             try:
-                drop(self._directories[device, inode], fresh)
+                dirfd = syscalls.openat2(syscalls.AT_FDCWD, parent, DIR_FLAGS, resolve=syscalls.RESOLVE_NO_SYMLINKS)
             except OSError:
-                pass  # the next plan sweeps there
+                continue  # the next plan sweeps there
+            _drop(dirfd, fresh)
+            os.close(dirfd)
         self._ready.clear()
         self._sync()
+
+
+def _drop(dirfd: int, fresh: bytes) -> None:
+    try:
+        drop(dirfd, fresh)
+    except OSError:
+        pass  # the next plan sweeps there
 
 
 def _identity(st: os.stat_result | None) -> tuple[int, ...]:

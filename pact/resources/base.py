@@ -298,8 +298,9 @@ def require_short(path: bytes) -> None:
         raise ValueError(f"a name in it has more than {NAME_BYTES_MAX} bytes")
 
 
-def run_tool(name: str, timeout_s: float, command: Sequence[str | bytes]) -> None:
-    """Run a system tool with a time limit and a clean environment. Raises RestoreError with what it said.
+def run_tool(name: str, timeout_s: float, command: Sequence[str | bytes], fds: Sequence[int] = ()) -> None:
+    """Run a system tool with a time limit, a clean environment and these descriptors. Raises RestoreError with what it
+    said.
 
     Beyond the limit, what it started ends with it: a helper that outlives ``mount`` would mount later, when nobody
     expects it. A helper that stays (a FUSE daemon) may keep the descriptors: what was said is read from memory.
@@ -311,7 +312,7 @@ def run_tool(name: str, timeout_s: float, command: Sequence[str | bytes]) -> Non
     with open(os.memfd_create("stderr"), "w+b") as said:
         try:
             tool = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=said,
-                                    start_new_session=True)  # fmt: skip
+                                    start_new_session=True, pass_fds=fds)  # fmt: skip
         except OSError as exc:
             raise RestoreError(f"{name}: {os.strerror(exc.errno or 0).lower()}") from None
         try:

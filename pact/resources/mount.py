@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Final
 
 from pact._fast import syscalls
@@ -45,12 +46,14 @@ from pact.resources.loose import FROZEN, LOOSE, mounted
 from pact.resources.memory import MEMORY_TYPES, keep_contents, require_kept
 from pact.resources.mount_options import MEMORY, meant, refused
 from pact.resources.mount_origin import inside_of, is_bind, same_origin
+from pact.resources.mount_point import TURNED, beside, has_helper, held, held_source, made, turnable
 from pact.resources.mount_table import AUTOFS, Stacks, read_mounts
 from pact.resources.mount_users import KERNEL_TYPES, Copies, expire_says_busy, inside, kernel_holders
 from pact.resources.patterns import WILD, compile_pattern
 from pact.resources.way import hangs
 
 MOUNT_TIMEOUT_S: Final = 60
+ORIGIN: Final = ("source", "fstype", "root")
 STACK_MAX: Final = 16
 #: Of containers, automounters and the kernel itself: never adopted by a pattern.
 FOREIGN_TYPES: Final = frozenset({
@@ -179,8 +182,11 @@ class Mount(Kind):
     def restore(self, name: str, step: Step, blobs: Blobs) -> None:
         """The top mount alone is the resource. What stands on the declared one is taken off, what is below stays."""
         target, mounted = step.target, False
+        known = {m.mount_id for m in self._decided_about(name, step)}
         for _ in range(STACK_MAX):
             stack = self.stack(name)
+            if not mounted and any(m.mount_id not in known for m in stack):
+                raise RestoreError("another mount stands there now; it was left as it is")
             actual = _seen(stack) if stack else None
             if self.distance_n(target, actual) == 0:
                 return
@@ -203,19 +209,33 @@ class Mount(Kind):
                 mounted = True
         raise RestoreError("more mounts on top of each other than can be taken off")
 
+    def _decided_about(self, name: str, step: Step) -> list[MountEntry]:
+        """What is mounted there, from the same place as what was decided about.  # R12"""
+        stack, decided = self.stack(name), step.actual
+        now = attrs_of(stack[-1]) if stack else None
+        if now is not None and decided is not None and any(now.get(k) != decided.get(k) for k in ORIGIN):
+            raise RestoreError("another mount stands there now; it was left as it is")
+        return stack
+
     def _unmount(self, name: str, blobs: Blobs) -> None:
         entry, path = self.top(name), decode_name(name)
-        frozen = 0 if entry is None else _freeze(entry)
+        try:
+            with beside(path, entry) as place:
+                self._take_off(entry, place, blobs)
+        except OSError as exc:
+            raise RestoreError(f"umount: {(exc.strerror or os.strerror(exc.errno or 0)).lower()}") from None
+
+    @staticmethod
+    def _take_off(entry: MountEntry | None, place: bytes, blobs: Blobs) -> None:
+        frozen = 0 if entry is None else _freeze(entry, place)
         try:
             if entry is not None:
                 require_kept(entry, read_mounts(), blobs)
-            syscalls.umount2(path, syscalls.UMOUNT_NOFOLLOW)
-        except (OSError, RestoreError) as exc:
+            syscalls.umount2(place, syscalls.UMOUNT_NOFOLLOW)
+        except (OSError, RestoreError):
             if frozen:
-                syscalls.mount_read_only(path, False)
-            if isinstance(exc, RestoreError):
-                raise
-            raise RestoreError(f"umount: {os.strerror(exc.errno or 0).lower()}") from None
+                syscalls.mount_read_only(place, False)
+            raise
         finally:
             if frozen:
                 LOOSE.end(frozen)
@@ -229,11 +249,14 @@ class Mount(Kind):
             source, options = decode_name(target["backing"]), [*options, "loop"]
         if "root" in target and not any(o.startswith("subvol") for o in options):
             source, fstype, options = inside_of(target), "none", ["bind", *(o for o in options if o in OWN_FLAGS)]
-        _make_point(path, source if is_bind({**target, "options": options}) else b"")
+        bound = source if is_bind({**target, "options": options}) else b""
         command = [b"mount", b"-n", b"-t", fstype.encode()]
         if options:
             command += [b"-o", ",".join(options).encode()]
-        run_tool("mount", MOUNT_TIMEOUT_S, [*command, b"--", source, path])
+        with made(path, bound), held(path, fstype) as (place, fds), _origin(source, bound, options) as (what, more):
+            if fds or more:
+                command.append(b"--no-canonicalize")
+            run_tool("mount", MOUNT_TIMEOUT_S, [*command, b"--", what, place], [*fds, *more])
 
     def _remount(self, name: str, target: Attrs, actual: Attrs) -> None:
         declared = [o for o in _kernel_options(target) if o not in BIND and o.partition("=")[0] not in LOOP_OPTIONS]
@@ -248,8 +271,10 @@ class Mount(Kind):
         # What it has now is named already. Merged by mount(8), an old noatime would win over a new relatime; a server's
         # file system may need what only fstab knows.
         merged = [] if is_remote(actual["fstype"]) else [b"--options-mode", b"ignore"]
-        command = [b"mount", b"-n", *merged, b"-o", options.encode(), b"--", decode_name(name)]
-        run_tool("mount", MOUNT_TIMEOUT_S, command)
+        with _standing(decode_name(name), actual["fstype"]) as (place, fds):
+            plain = [b"--no-canonicalize"] if fds else []
+            command = [b"mount", b"-n", *plain, *merged, b"-o", options.encode(), b"--", place]
+            run_tool("mount", MOUNT_TIMEOUT_S, command, fds)
 
     def _is_shared(self, name: str, target: Attrs, actual: Attrs) -> bool:
         """Its file system is mounted elsewhere too, and only flags of this very mount are to be mended."""
@@ -373,15 +398,29 @@ def _kernel_options(target: Attrs) -> list[str]:
             if o != "bg" and (not in_userland(o) or o.partition("=")[0] in LOOP_OPTIONS)]  # fmt: skip
 
 
-def _make_point(path: bytes, bound: bytes) -> None:
-    """What is missing of a mount point: a file, where one is bound (``b""``: nothing is) that is no directory."""
-    if os.path.exists(path):
+@contextmanager
+def _origin(source: bytes, bound: bytes, options: Sequence[str]) -> Iterator[tuple[bytes, tuple[int, ...]]]:
+    """What is bound, or the image under a loop device, as it is named to mount(8)."""
+    if (not bound and "loop" not in options) or not source.startswith(b"/") or hangs(source):
+        yield source, ()
         return
-    if not bound or hangs(bound) or os.path.isdir(bound):
-        os.makedirs(path)
+    with held_source(source) as named:
+        yield named
+
+
+@contextmanager
+def _standing(path: bytes, fstype: str) -> Iterator[tuple[bytes, tuple[int, ...]]]:
+    """A mount that is there, as it is named to mount(8)."""
+    if not turnable(path):
+        yield path, ()
         return
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644))
+    if has_helper(fstype):
+        raise RestoreError(TURNED.format(fstype))
+    try:
+        with beside(path) as place:
+            yield place, (int(place.split(b"/")[4]),)
+    except OSError as exc:
+        raise RestoreError(f"mount: {(exc.strerror or '').lower()}") from None
 
 
 def _unlike(target: Attrs, actual: Attrs | None) -> str:
@@ -394,7 +433,7 @@ def _unlike(target: Attrs, actual: Attrs | None) -> str:
     return "the kernel does not show the options " + ", ".join(missing)
 
 
-def _freeze(entry: MountEntry) -> int:
+def _freeze(entry: MountEntry, place: bytes) -> int:
     """Where it could be written between the last look and its unmounting, nobody writes any more. 0 where that cannot
     be, or is so already: then the look right before is all there is, and who has it open is told by umount. Else a
     number: it is on record, and taken back when a kill comes between.  # R11"""
@@ -405,7 +444,7 @@ def _freeze(entry: MountEntry) -> int:
     except OSError:
         return 0
     try:
-        syscalls.mount_read_only(entry.mount_point, True)
+        syscalls.mount_read_only(place, True)
     except OSError:
         LOOSE.end(number)
         return 0

@@ -27,7 +27,7 @@ from pact.resources.base import Blobs
 from pact.resources.flags import flags_at, get_flags, said, set_flags_at
 from pact.resources.loose import LOOSE, MADE
 from pact.resources.names import group_id, user_id
-from pact.resources.way import make_directory, unmake
+from pact.resources.way import make_directory, missing, unmake
 
 if TYPE_CHECKING:
     from pact.resources.ahead import Ahead
@@ -52,7 +52,7 @@ def restore_file(path: bytes, step: Step, blobs: Blobs, ahead: Ahead | None = No
     except FileNotFoundError:
         if step.target is None:
             return
-        on_record = LOOSE.begin(MADE, paths=[encode_name(p) for p in _missing(parent)])
+        on_record = LOOSE.begin(MADE, paths=[encode_name(p) for p in missing(parent)])
         try:
             dirfd, made = make_directory(parent)
         except BaseException:
@@ -80,7 +80,7 @@ def restore_file(path: bytes, step: Step, blobs: Blobs, ahead: Ahead | None = No
         if ahead is None:
             os.fsync(dirfd)
         else:
-            ahead.touched(dirfd)
+            ahead.touched(dirfd, parent)
     except BaseException as exc:
         if cleared:
             with contextlib.suppress(OSError):
@@ -95,15 +95,6 @@ def restore_file(path: bytes, step: Step, blobs: Blobs, ahead: Ahead | None = No
         os.close(dirfd)
         if on_record:
             LOOSE.end(on_record)
-
-
-def _missing(path: bytes) -> list[bytes]:
-    """This directory and those above it that are not there."""
-    out = []
-    while path != b"/" and not os.path.lexists(path):
-        out.append(path)
-        path = os.path.dirname(path)
-    return out
 
 
 def _seal(dirfd: int, leaf: bytes, letters: str) -> None:

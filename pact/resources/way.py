@@ -140,6 +140,15 @@ def _make(fd: int, name: bytes) -> int:
     return below
 
 
+def missing(path: bytes) -> list[bytes]:
+    """This path and those above it that are not there."""
+    out = []
+    while path != b"/" and not os.path.lexists(path):
+        out.append(path)
+        path = os.path.dirname(path)
+    return out
+
+
 def unmake(made: Iterable[bytes]) -> None:
     """Take away again what was made and is still empty."""
     for path in sorted(made, key=len, reverse=True):

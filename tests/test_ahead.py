@@ -1,0 +1,114 @@
+"""Files that are written before their turn: every one is durable before it gets its name, or is not said to be."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pact.agent import acting
+from pact.agent.acting import MOVED, act
+from pact.core.plan import Step
+from pact.model import Attrs, Unreadable, encode_name
+from pact.resources.ahead import DIRECTORIES_MAX
+from pact.resources.base import Keep
+from pact.resources.file import KIND
+
+COUNT = 40
+pytestmark = pytest.mark.root
+
+
+def plan(top: Path, directories: int) -> tuple[tuple[Step, ...], Callable[[str], bytes | None]]:
+    """Files that were declared so, and have drifted since, over so many directories."""
+    keep, targets, paths = Keep(1 << 20), list[Attrs](), list[Path]()
+    for n in range(COUNT):
+        path = top / f"d{n % directories:03}" / f"f{n:03}"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"declared {n}\n")
+        seen = KIND.observe(encode_name(bytes(path)), keep)
+        assert isinstance(seen, dict)
+        targets.append(seen)
+        paths.append(path)
+    steps = []
+    for path, target in zip(paths, targets, strict=True):
+        path.write_text("drifted\n")
+        actual = KIND.observe(encode_name(bytes(path)))
+        assert not isinstance(actual, Unreadable)
+        steps.append(Step(f"file:{encode_name(bytes(path))}", target, actual))
+    steps.sort(key=lambda s: s.id)
+    return tuple(steps), keep.blobs.get
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, fails: Callable[[int, os.stat_result], bool]) -> set[int]:
+    """The inodes that fsync has made durable; it fails for those of which ``fails`` says so."""
+    real, durable, calls = os.fsync, set[int](), [0]
+
+    def fsync(fd: int) -> None:
+        st = os.fstat(fd)
+        calls[0] += 1
+        if fails(calls[0], st):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        real(fd)
+        durable.add(st.st_ino)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    return durable
+
+
+@pytest.mark.invariant("R5")
+@pytest.mark.parametrize("at", [1, 3, COUNT])
+def test_a_file_whose_sync_failed_is_written_again_and_no_other_goes_without(
+        at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    steps, blobs = plan(tmp_path, 1)
+    durable = failing(monkeypatch, lambda call, _: call == at)
+    assert act(steps, blobs) == {s.id: "" for s in steps}
+    for path in tmp_path.glob("d*/f*"):
+        assert path.read_text().startswith("declared") and path.stat().st_ino in durable, path
+    assert not list(tmp_path.glob("d*/.pact-*"))
+
+
+@pytest.mark.invariant("R5")
+def test_a_disk_that_makes_no_file_durable_restores_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps, blobs = plan(tmp_path, 2)
+    failing(monkeypatch, lambda _, st: stat.S_ISREG(st.st_mode))
+    results = act(steps, blobs)
+    assert set(results.values()) == {"input/output error"}
+    assert {p.read_text() for p in tmp_path.glob("d*/f*")} == {"drifted\n"} and not list(tmp_path.glob("d*/.pact-*"))
+
+
+@pytest.mark.invariant("R5")
+def test_what_lies_in_a_directory_that_is_not_durable_is_not_said_to_be_restored(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    steps, blobs = plan(tmp_path, 20)
+    bad = (tmp_path / "d004").stat().st_ino
+    failing(monkeypatch, lambda _, st: st.st_ino == bad)
+    results = act(steps, blobs)
+    wrong = {s.rpartition("/")[0].rpartition("/")[2] for s, why in results.items() if why}
+    assert wrong == {"d004"} and all("durable" in why for why in results.values() if why)
+
+
+@pytest.mark.invariant("R5")
+def test_few_directories_are_open_at_once_whatever_becomes_of_a_file(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    """Somebody writes one of the files in the middle: what was written for it is given up, and holds nothing up."""
+    steps, blobs = plan(tmp_path, COUNT)
+    real, most, done = acting._restore, [0], [0]
+
+    def restore(step: Step, *args: object, **more: object) -> str:
+        if done[0] == 2:
+            Path(steps[4].id.removeprefix("file:")).write_text("new work\n")
+        done[0] += 1
+        out = real(step, *args, **more)  # type: ignore[arg-type]
+        most[0] = max(most[0], len(os.listdir("/proc/self/fd")))
+        return out
+
+    before = len(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(acting, "_restore", restore)
+    results = act(steps, blobs)
+    assert results[steps[4].id] == MOVED and list(results.values()).count("") == COUNT - 1
+    assert most[0] - before <= DIRECTORIES_MAX + 4
+    assert len(os.listdir("/proc/self/fd")) == before and not list(tmp_path.glob("d*/.pact-*"))
