@@ -7,7 +7,7 @@ import posixpath
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import replace
 from itertools import islice, takewhile
-from typing import Final
+from typing import Any, Final
 
 from pact.agent.fixpoint import Fixpoint
 from pact.agent.notify import log
@@ -20,6 +20,7 @@ from pact.resources import KINDS
 from pact.resources.ahead import FILES_MAX, Ahead
 from pact.resources.base import Blobs
 from pact.resources.file import KIND as FILE
+from pact.resources.mount import KIND as MOUNT
 from pact.resources.sweep import sweep
 
 #: Fewer files in a row are not worth writing ahead.
@@ -28,9 +29,11 @@ MOVED: Final = "changed again after it was decided; it was left as it is"
 
 
 def act(steps: tuple[Step, ...], blobs: Blobs, *, resumed: bool = False, fixpoint: Fixpoint | None = None,
-        moved: Container[str] = (), seen_after: dict[str, Observation] | None = None) -> dict[str, str]:  # fmt: skip
+        moved: Container[str] = (), seen_after: dict[str, Observation] | None = None,
+        saves: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, str]:  # fmt: skip
     """Carry a plan out: ``""`` for each resource restored and verified, else why not. What has ``moved``, and so is in
-    no store, is left as it is. ``seen_after`` gets what was seen of those that were verified.  # R4, R5"""
+    no store, is left as it is. ``seen_after`` gets what was seen of those that were verified. ``saves``: what is on
+    record as kept; a file system in memory that holds anything else is not taken off.  # R4, R5"""
     fixpoint = fixpoint or Fixpoint((), put_back=False)
     kept = sweep(steps, blobs)
     results: dict[str, str] = {}
@@ -72,7 +75,7 @@ def act(steps: tuple[Step, ...], blobs: Blobs, *, resumed: bool = False, fixpoin
         if step.id in sealed:
             now = replace(now, target={**(now.target or {}), "flags": ""})
         results[step.id] = f"needs {failed[0]}, which failed" if failed and _wrong(now) else _restore(
-            now, blobs, ahead, unread=_is_file(step) and step.id not in through)
+            now, blobs, ahead, unread=_is_file(step) and step.id not in through, saves=saves)
         moving |= step.id.startswith(("sysctl:", "module:"))
         if not results[step.id]:
             done.append(step)
@@ -188,7 +191,8 @@ def _as_left(step: Step) -> Step:
     return replace(step, actual=None) if observe(step.id) is None else step
 
 
-def _restore(step: Step, blobs: Blobs, ahead: Ahead | None = None, *, unread: bool = False) -> str:
+def _restore(step: Step, blobs: Blobs, ahead: Ahead | None = None, *, unread: bool = False,
+             saves: Mapping[str, Mapping[str, Any]] | None = None) -> str:  # fmt: skip
     """``""`` if it was done, else why not. ``unread``: what cannot be read now is left as it is."""
     kind, name = split_id(step.id)
     seen = observe(step.id)
@@ -202,6 +206,8 @@ def _restore(step: Step, blobs: Blobs, ahead: Ahead | None = None, *, unread: bo
     try:
         if ahead is not None and kind == FILE.name:
             FILE.restore_among(name, step, blobs, ahead)
+        elif saves is not None and kind == MOUNT.name:
+            MOUNT.restore_kept(name, step, blobs, saves)
         else:
             KINDS[kind].restore(name, step, blobs)
     except RestoreError as exc:

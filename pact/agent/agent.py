@@ -42,6 +42,7 @@ from pact.core.events import (
     Covered,
     Denied,
     Discover,
+    Discovered,
     Effect,
     Event,
     FleetTold,
@@ -90,6 +91,7 @@ EVENTS_MAX: Final = 64
 #: Events that are heard later if they cannot be recorded now: nobody would say them again.
 OWED: Final = (Covered, Denied, FleetTold, LinkChanged, Reconfigured)
 OWED_MAX: Final = 1000
+DENIED_MAX: Final = 20
 POINTS_NS: Final = NS_PER_S
 HEALTH_NS: Final = 5 * NS_PER_S
 FREE_HINT: Final = "nothing was changed; free space or mend the disk, then repeat"
@@ -133,6 +135,8 @@ class Agent:
             log(text, 4)
         self._underway = Underway(os.path.join(config.state_dir, "underway"))
         self._owed: list[Event] = []  # what the core is to hear when there is a journal again
+        self._denied: list[Denied] = []
+        self.denied_beyond: dict[int | None, int] = {}
         self._reload_owed = False  # not even read could what is durable be
         self._room_pruned = (-1, 0)
         self._backlog_piece = BACKLOG_PIECE
@@ -324,7 +328,7 @@ class Agent:
 
     def _timeout_s(self) -> float:
         now_ns = self.clock.now_ns()
-        if self.slices or self.control.waiting() or (self.watching.has_due and not self.journal_error):
+        if self.slices.runs() or self.control.waiting() or (self.watching.has_due and not self.journal_error):
             return 0.0
         due = [now_ns + WAIT_MAX_NS, self.watching.next_ns()]
         new_ns = None if self.journal_error else self.watching.tracking.next_ns(now_ns)
@@ -585,6 +589,8 @@ class Agent:
             except (JournalError, OSError) as exc:
                 self._journal_lost(exc if isinstance(exc, JournalError) else JournalError(f"journal: {exc}"), event)
                 return
+            if isinstance(event, Discovered) and (job := self.node.jobs.get(event.job)) and job.token is not None:
+                self._begun.add(job.token)  # a part of it is done, whatever comes
             self._untrimmed |= any(len(body) > TRIM_RECORD_BYTES for _, body in rows)
             self._recorded([r for r, _ in rows])
             self._new_records += rows
@@ -756,20 +762,40 @@ class Agent:
             self.step(event)
 
     def _owe(self, event: Event) -> None:
-        """What is owed, in order; of what the newest alone counts, the newest."""
+        """What is owed, in order; of what the newest alone counts, the newest. Refusals come last, and are few of one
+        person: nobody keeps others' drift from being recorded with his."""
         if isinstance(event, FleetTold | LinkChanged | Reconfigured):
             self._owed = [e for e in self._owed if type(e) is not type(event)]
-        elif len(self._owed) >= OWED_MAX:
-            return  # said in the log when the journal was lost: refusals by the thousand, or mounts
-        self._owed.append(event)
+        if isinstance(event, Denied):
+            uid = event.caller.actor.uid
+            self.control.note_denied(uid)
+            mine = [e for e in self._denied if e.caller.actor.uid == uid]
+            self.denied_beyond[uid] = self.denied_beyond.get(uid, 0) + (len(mine) >= DENIED_MAX)
+            if len(mine) < DENIED_MAX and len(self._denied) < OWED_MAX:
+                self._denied.append(event)
+        elif len(self._owed) < OWED_MAX:
+            self._owed.append(event)
+        else:
+            log("more was mounted over declared paths than is remembered while nothing can be recorded", 4)
 
     def _pay(self) -> bool:
         """Tell the core what it has not heard. False if the journal was lost again."""
+        self._owed.sort(key=lambda e: isinstance(e, Covered))  # a stop of the fleet is heard before anything else
         while self._owed and not self.journal_error:
             event = self._owed.pop(0)
             t_ns, wall_ns = self.now()
             self.step(replace(event, t_ns=t_ns, wall_ns=wall_ns))
         return not self.journal_error
+
+    def _pay_denied(self) -> None:
+        """The refusals that were not recorded, after everything else. Of one person's many the last says how many."""
+        while self._denied and not self.journal_error:
+            event = self._denied.pop(0)
+            uid = event.caller.actor.uid
+            beyond = 0 if any(e.caller.actor.uid == uid for e in self._denied) else self.denied_beyond.pop(uid, 0)
+            why = f"{event.why}; and {beyond} more like it while nothing could be recorded" if beyond else event.why
+            t_ns, wall_ns = self.now()
+            self.step(replace(event, t_ns=t_ns, wall_ns=wall_ns, why=why))
 
     def _observe_unrecorded(self, now_ns: int) -> None:
         """Without a journal drift is seen and shown, and recorded when the journal is back."""
@@ -812,6 +838,7 @@ class Agent:
         self.watching.tracking.walk_again()
         self.step(Scanned(*self.now(), sightings, False))  # also takes up rollbacks that were cut off
         self.watching.rescan_all()
+        self._pay_denied()
 
     def _boot_backlog(self) -> list[Sighting]:
         """What a boot has reset is not brought back yet: everything is looked at, as at the start.  # B3"""

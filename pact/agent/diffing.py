@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
@@ -90,27 +91,61 @@ def _answer(entries: list[tuple[str, bytes]], rest: dict[str, Any]) -> bytes:
             + b",".join(body for _, body in entries) + b"]," + orjson.dumps(rest)[1:-1] + b"}}")  # fmt: skip
 
 
+@dataclass(slots=True)
+class Slice:
+    """One long piece of work for a client. ``writing``: its answer is being written, or waits to be taken."""
+
+    client: Client
+    steps: Iterator[None]
+    writing: bool = False
+
+
 class Slices:
-    """Long work of the loop's, in turn, a slice at a time."""
+    """Long work of the loop's: one at a time, admins' first, and of one person the next only when he has taken the
+    answer of the one before. So what is in memory is bounded, whoever asks, and however often."""
 
     def __init__(self) -> None:
-        self._todo: list[tuple[Client, Iterator[None]]] = []
+        self._waiting: list[Slice] = []
+        self._active: Slice | None = None
+        self._given: list[Slice] = []
+        self._stuck = False  # whoever waits has not taken his last answer: an event will tell
 
     def add(self, client: Client, steps: Iterator[None]) -> None:
-        self._todo.append((client, steps))
+        self._waiting.append(Slice(client, steps))
+        self._waiting.sort(key=lambda s: not s.client.admin)
+        self._stuck = False
 
-    def __bool__(self) -> bool:
-        return bool(self._todo)
+    def runs(self) -> bool:
+        """Something is to be done in this turn."""
+        if self._active is not None:
+            return not self._active.writing
+        return bool(self._waiting) and not self._stuck
 
     def turn(self, agent: Agent) -> None:
-        """A few milliseconds for the first of them; then it is the next one's turn. Who has gone is forgotten."""
-        if not self._todo:
-            return
-        client, steps = self._todo.pop(0)
-        if not agent.control.connected(client):
+        """A few milliseconds for the one that is at work."""
+        self._given = [s for s in self._given if agent.control.connected(s.client) and s.client.wants_write()]
+        active = self._active
+        if active is not None and active.writing and not active.client.tokens:
+            self._given.append(active)
+            self._active = active = None
+        if active is not None and not agent.control.connected(active.client):
+            self._active = active = None
+        if active is None:
+            self._active = active = self._next(agent)
+            self._stuck = active is None
+        if active is None or active.writing:
             return
         ends_ns = time.monotonic_ns() + SLICE_NS
-        for at, _ in enumerate(steps):
+        for at, _ in enumerate(active.steps):
             if at % LOOK_EVERY == 0 and time.monotonic_ns() >= ends_ns:
-                self._todo.append((client, steps))
                 return
+        active.writing = True
+
+    def _next(self, agent: Agent) -> Slice | None:
+        self._waiting = [s for s in self._waiting if agent.control.connected(s.client)]
+        busy = {s.client.caller.owner.key for s in self._given}
+        for found in self._waiting:
+            if found.client.caller.owner.key not in busy or found.client.admin:
+                self._waiting.remove(found)
+                return found
+        return None

@@ -331,8 +331,6 @@ class Requests:
         self.answer(client, {"state": views.overall(node, self.agent.unrecorded), **new})
 
     def _diff(self, client: Client, args: dict[str, Any]) -> None:
-        if self.agent.telling.waiting >= ASKS_MAX:
-            raise PactError("too many such questions are waiting")
         self._token += 1
         steps = diffing.gather(self.agent, client, self._token, args.get("targets", []))
         client.tokens.add(self._token)

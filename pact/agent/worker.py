@@ -26,7 +26,7 @@ from pact.errors import JournalError, PactError, UsageError, explained
 from pact.journal.blobs import BlobReader
 from pact.model import NS_PER_S, Declared, Observation, Unreadable, decode_name, split_id
 from pact.resources import KINDS, kind_of
-from pact.resources.base import Keep
+from pact.resources.base import PIECE_BYTES, Keep
 from pact.resources.toml import Ignore
 
 CHUNK_RESOURCES: Final = 250
@@ -225,15 +225,22 @@ class Worker:
         """Keep what the plan will overwrite, content by content: the record that says what they are for is durable, and
         nothing is touched yet. Returns what is not any more what was decided about. Raises JournalError.  # R4"""
         moved: set[str] = set()
-        keep = Keep(self.file_limit, spill=self._store)
+        piece: dict[str, bytes] = {}
         for resource, save in saves.items():
             digest = save.get("sha256")
-            if digest is None or digest in keep.known or self.blobs.has(digest):
+            if digest is None or digest in piece or self.blobs.has(digest):
                 continue
+            keep = Keep(self.file_limit)
             observe(resource, keep)
-            if digest not in keep.known:
-                moved.add(resource)
-        keep.empty()
+            if digest not in keep.blobs:
+                moved.add(resource)  # what is there instead is in no record: it is not kept in silence
+                continue
+            piece[digest] = keep.blobs[digest]
+            if sum(map(len, piece.values())) >= PIECE_BYTES:
+                self._store(piece)
+                piece = {}
+        if piece:
+            self._store(piece)
         return moved
 
     def _act(self, effect: Act) -> None:
@@ -260,7 +267,8 @@ class Worker:
     def _carry_out(self, effect: Act, moved: Container[str]) -> Result:
         fixpoint = Fixpoint(effect.beside, effect.put_back, effect.wanted)
         seen: dict[str, Observation] = {}
-        results = act(effect.steps, self.blobs, resumed=effect.resumed, fixpoint=fixpoint, moved=moved, seen_after=seen)
+        results = act(effect.steps, self.blobs, resumed=effect.resumed, fixpoint=fixpoint, moved=moved, seen_after=seen,
+                      saves=effect.saves)
         others = (r for r in effect.below if self.ignore.match(r) is None)
         sightings = [Sighting(r, seen[r] if r in seen and r.startswith("file:") else observe(r))
                      for r in (*(s.id for s in effect.steps), *others)]  # fmt: skip

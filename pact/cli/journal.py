@@ -141,7 +141,8 @@ def _import(args: argparse.Namespace) -> int:
         try:
             if journal.seq >= 0:
                 raise UsageError(f"{path} is not empty", "import into a new state directory")
-            if os.path.exists(head_path(path)):
+            head = read_head(head_path(path))
+            if head is not None and head.seq >= 0:  # one of nothing is left by an import that was cut off
                 raise UsageError(f"{head_path(path)} is of a journal that is not there any more: the directory is not "
                                  "empty", "import into a new state directory")  # fmt: skip
             with open(args.file, "rb") as f:

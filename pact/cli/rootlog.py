@@ -96,8 +96,9 @@ def _import(args: argparse.Namespace, settings: config.AggregatorConfig) -> int:
         with _store(settings) as store:
             fill_store(store, backup, settings.name)
         return _say(args, settings.journal, backup, "brought back")
-    if os.path.exists(path):
-        raise UsageError(f"{path} exists already", "stop every root and move it aside")
+    there = [path + rest for rest in ("", "-wal", "-shm", "-journal") if os.path.exists(path + rest)]
+    if there:  # SQLite would believe an old log beside the new file
+        raise UsageError(f"{', '.join(there)} exists already", f"stop every root and move {path}* aside")
     for rest in ("", "-wal", "-shm", ".lock", ".head"):
         if os.path.exists(path + NEW + rest):
             os.unlink(path + NEW + rest)  # of an import that was cut off

@@ -530,7 +530,7 @@ class Node:
     def _scanned(self, event: Scanned) -> None:
         self.killed = dict(event.killed)
         owed = self.state.boot_owed
-        reset = [] if owed is None else [s for s in event.sightings if ALL in owed or s.resource in owed]
+        reset = [] if owed is None else [s for s in event.sightings if self._is_reset(s, owed, event.reboot)]
         if self.state.suspended or self.state.holds:
             reset = []
         reset = [s for s in reset if self.rules.volatile(s.resource)]
@@ -558,6 +558,13 @@ class Node:
         """What belongs to rollbacks under way: what is seen of it is theirs."""
         rolling = [c for c in self.state.changes.values() if c.state == life.ROLLING]
         return {r for c in rolling for r in (*c.members, *(c.rolling or {}).get("joined", ()))}
+
+    def _is_reset(self, sighting: Sighting, owed: Mapping[str, Attrs | None], reboot: bool) -> bool:
+        """The boot did that: nobody has set it since, and it has not drifted into a change since."""
+        if ALL in owed:
+            return reboot or sighting.resource not in self.state.member_of
+        return (sighting.resource in owed and owed[sighting.resource] == sighting.observation
+                and sighting.resource not in self.state.member_of)  # fmt: skip
 
     def _differs(self, sighting: Sighting) -> bool:
         declared, seen = self.state.declared(sighting.resource), sighting.observation

@@ -379,7 +379,11 @@ def _probed_resumed(node: Node, job: Job, change: Change, event: Probed) -> None
         results = {r: "" if r in done else why for r in job.ids}
         acted_rollback(node, job, Acted(event.t_ns, event.wall_ns, job.n, results, event.sightings))
         return
-    below.act(node, job, event.saves, [s.id for s in job.steps], resumed=True)
+    # what the record of the start does not name was written since, and is nobody's to take away  # R4
+    saved = (change.rolling or {}).get("saved")
+    saves = event.saves if saved is None else {
+        r: s for r, s in event.saves.items() if s.get("sha256") is None or saved.get(r) == s["sha256"]}  # fmt: skip
+    below.act(node, job, saves, [s.id for s in job.steps], resumed=True)
 
 
 def _differs(node: Node, sighting: Sighting) -> bool:

@@ -18,7 +18,7 @@ from pact.core.change import Change, Member
 from pact.core.records import GENESIS, Record
 from pact.core.settings import DIMENSION_OF, Settings
 from pact.core.windows import Windows, magnitude, square, window
-from pact.model import DIMENSIONS, NS_PER_S, Declared, Owner
+from pact.model import DIMENSIONS, NS_PER_S, Attrs, Declared, Owner
 
 HOUR_NS: Final = 3600 * NS_PER_S
 RECENT_MAX: Final = 20_000
@@ -99,7 +99,8 @@ class State:
         self.ambient: dict[str, str] = {}
         self.recent: dict[str, int] = {}
         self.ttls: dict[str, Ttl] = {}
-        self.boot_owed: list[str] | None = None  # what a reboot reset and is not brought back yet; ALL: not known yet
+        #: What a reboot reset, with what it was reset to, and is not brought back yet; ALL: that is not known yet.
+        self.boot_owed: dict[str, Attrs | None] | None = None
         self.emergency: Emergency | None = None
         self.holds: dict[str, Hold] = {}
         self.blind: dict[str, str] = {}
@@ -278,7 +279,7 @@ class State:
         self.not_before_ns = data["not_before_ns"]
         self.running = True
         if data.get("reboot"):
-            self.boot_owed = [ALL] if data.get("boot_owed") else None
+            self.boot_owed = {ALL: None} if data.get("boot_owed") else None
         self.blind = {}
         self.windows.floor_ns = self.settings.floor_ns
         if fresh:
@@ -465,6 +466,7 @@ class State:
         change.reason, change.holders = "", []
         change.rolling = {
             "cause": data["cause"], "steps": [s["id"] for s in data["plan"]], "skipped": data["skipped"],
+            "saved": {r: v["sha256"] for r, v in data.get("saves", {}).items() if v.get("sha256")},
             "seq": record.seq, "joined": {s["id"]: s["target"] for s in data["plan"] if s["id"] not in change.members},
         }  # fmt: skip
 
@@ -477,9 +479,9 @@ class State:
 
     def _converge_started(self, record: Record) -> None:
         """What a boot has to bring back is remembered until it has been brought back.  # B3"""
-        if record.data["cause"] == "boot":
-            known = [r for r in self.boot_owed or () if r != ALL]
-            self.boot_owed = [*known, *(s["id"] for s in record.data["plan"])]
+        if record.data["cause"] == "boot" and self.boot_owed is not None:
+            self.boot_owed.pop(ALL, None)
+            self.boot_owed.update({s["id"]: s["actual"] for s in record.data["plan"]})
 
     def _converged(self, record: Record) -> None:
         self._learn(record)
@@ -609,7 +611,8 @@ class State:
             "changes": [c.to_json() for c in self.changes.values()], "ambient": dict(self.ambient),
             "recent": dict(self.recent),
             "ttls": {r: [t.expires_ns, t.earlier, t.owner, t.seq] for r, t in self.ttls.items()},
-            "boot_owed": self.boot_owed, "emergency": None if self.emergency is None else _slots(self.emergency),
+            "boot_owed": None if self.boot_owed is None else dict(self.boot_owed),
+            "emergency": None if self.emergency is None else _slots(self.emergency),
             "holds": [_slots(h) for h in self.holds.values()], "blind": dict(self.blind),
             "auto_rollbacks": {r: list(ts) for r, ts in self.auto_rollbacks.items()},
             "change_n": self.change_n, "hold_n": self.hold_n,

@@ -71,6 +71,7 @@ class SqliteJournal:
         self.store_limit = store_limit
         self.unverified = 0  # records that ``load_state`` has left to a check in the background
         self._distrusted: JournalError | None = None
+        self._last = SEQ_MAX  # a reader shows none after it
         self._surplus = False  # records after ``seq`` that nobody was told of could not be taken back
         self._head: HeadFile | None = None
         self._index: WalIndex | None = None
@@ -98,8 +99,7 @@ class SqliteJournal:
             raise
         self.seq: int = row[0] if row else -1
         self.hash: str = row[1] if row else GENESIS
-        if not read_only:
-            self._void_refused()
+        self._void_refused()
 
     @property
     def _open(self) -> sqlite3.Connection:
@@ -133,7 +133,7 @@ class SqliteJournal:
         if head is None:
             return  # an older version wrote this journal, or nobody yet
         last = self.seq
-        if self.read_only:  # an agent may have written since; a record is there before its head
+        if self.read_only and self._last == SEQ_MAX:  # an agent may have written since; a record is there before its head
             for (seq,) in self._rows("SELECT coalesce(max(seq), -1) FROM record", ()):
                 last = seq
         if head.seq > last:
@@ -270,7 +270,10 @@ class SqliteJournal:
             return
         for (hash_,) in self._rows("SELECT hash FROM record WHERE seq = ?", (head.seq + 1,)):
             if hash_ == head.refused:
-                any(self._rows("DELETE FROM record WHERE seq > ?", (head.seq,)))
+                if self.read_only:
+                    self._last = head.seq
+                else:
+                    any(self._rows("DELETE FROM record WHERE seq > ?", (head.seq,)))
                 self.seq, self.hash = head.seq, head.hash
 
     def _reserve(self, rows: Sequence[tuple[Record, bytes]], blobs: Mapping[str, bytes]) -> None:
@@ -382,7 +385,7 @@ class SqliteJournal:
     def records(self, first: int = 0) -> Iterator[Record]:
         """Records from ``first`` on, not yet verified. Raises ChainError for what is none, or is filed wrongly."""
         rows = self._rows("SELECT seq, type, time, hash, body FROM record WHERE seq BETWEEN ? AND ? ORDER BY seq",
-                          (first, SEQ_MAX if self.read_only else self.seq))  # fmt: skip
+                          (first, self._last if self.read_only else self.seq))  # fmt: skip
         for seq, type_, time, hash_, body in rows:
             try:
                 record = parse(body, hash_)
@@ -427,7 +430,8 @@ class SqliteJournal:
 
     def bodies(self, first: int, limit: int) -> Iterator[tuple[str, bytes]]:
         """Hash and canonical bytes of at most ``limit`` records from ``first`` on."""
-        yield from self._rows("SELECT hash, body FROM record WHERE seq >= ? ORDER BY seq LIMIT ?", (first, limit))
+        yield from self._rows("SELECT hash, body FROM record WHERE seq BETWEEN ? AND ? ORDER BY seq LIMIT ?",
+                              (first, self.seq, limit))  # fmt: skip
 
     def get(self, seq: int) -> Record | None:
         for hash_, body in self._rows("SELECT hash, body FROM record WHERE seq = ?", (seq,)):

@@ -62,11 +62,11 @@ class Keep:
             return
         if size > self.limit or (self.hold and content is None):
             self.unkept[resource] = f"{size} bytes are more than the {self.limit} that are kept"
-        elif size > self.room and not self.stored(digest):
+        elif (there := self.stored(digest)) is False and size > self.room:
             self.unkept[resource] = STORE_FULL
             self.full.add(resource)
         else:
-            self.room = max(0, self.room - size)
+            self.room -= 0 if there else size
             self.known.add(digest)
             if self.hold and content is not None:
                 self.blobs[digest] = content

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from pact.errors import RestoreError
-from pact.model import Unreadable, encode_name
+from pact.model import Attrs, Unreadable, encode_name
 from pact.observe.mountinfo import MountEntry
 from pact.resources.base import Blobs, Keep, errno_text
 from pact.resources.file import KIND as FILE
@@ -47,17 +47,27 @@ def keep_contents(entry: MountEntry, mounts: Iterable[MountEntry], keep: Keep) -
     return saves, ""
 
 
-def require_kept(entry: MountEntry, mounts: Iterable[MountEntry], blobs: Blobs) -> None:
-    """Right before it is taken off: everything in it is in the store. Raises RestoreError for what came since."""
+def require_kept(entry: MountEntry, mounts: Iterable[MountEntry], blobs: Blobs,
+                 saves: Mapping[str, Mapping[str, Any]] | None = None) -> None:  # fmt: skip
+    """Right before it is taken off: everything in it is in the store, as ``saves`` names it, where that is given.
+    Raises RestoreError for what came since."""
     try:
         for path in _held(entry, mounts):
-            seen = FILE.observe(encode_name(path))
-            lost = isinstance(seen, Unreadable) or (
-                seen is not None and seen["type"] == "file" and blobs(seen["sha256"]) is None)  # fmt: skip
-            if lost:
-                raise RestoreError(f"{encode_name(path)} was written after it was decided, and is only in memory")
+            name = encode_name(path)
+            seen = FILE.observe(name)
+            if isinstance(seen, Unreadable) or not _is_kept(seen, blobs, saves, f"file:{name}"):
+                raise RestoreError(f"{name} was written after it was decided, and is only in memory")
     except OSError as exc:
         raise RestoreError(errno_text("it cannot be looked through before it is unmounted", exc)) from None
+
+
+def _is_kept(seen: Attrs | None, blobs: Blobs, saves: Mapping[str, Mapping[str, Any]] | None, resource: str) -> bool:
+    """Sockets and pipes are nobody's work."""
+    if seen is None or seen["type"] not in ("file", "symlink"):
+        return True
+    if saves is not None and saves.get(resource, {}).get("attrs") != seen:
+        return False
+    return seen["type"] != "file" or blobs(seen["sha256"]) is not None
 
 
 def _held(entry: MountEntry, mounts: Iterable[MountEntry]) -> Iterator[bytes]:

@@ -7,7 +7,7 @@ What is mounted over a declared mount and is not declared is taken off first, if
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -180,7 +180,11 @@ class Mount(Kind):
         return step.target is None or step.actual is None or not same_origin(step.target, step.actual)
 
     def restore(self, name: str, step: Step, blobs: Blobs) -> None:
-        """The top mount alone is the resource. What stands on the declared one is taken off, what is below stays."""
+        self.restore_kept(name, step, blobs, None)
+
+    def restore_kept(self, name: str, step: Step, blobs: Blobs, saves: Mapping[str, Mapping[str, Any]] | None) -> None:
+        """The top mount alone is the resource. What stands on the declared one is taken off, what is below stays.
+        ``saves``: what the record of the plan names as kept of a file system in memory."""
         target, mounted = step.target, False
         known = {m.mount_id for m in self._decided_about(name, step)}
         for _ in range(STACK_MAX):
@@ -202,7 +206,7 @@ class Mount(Kind):
                 self._remount(name, target, actual)
                 return
             if stack and _leaves(target, stack):
-                self._unmount(name, blobs)
+                self._unmount(name, blobs, saves)
             else:
                 assert target is not None
                 self._mount(name, target)
@@ -217,20 +221,21 @@ class Mount(Kind):
             raise RestoreError("another mount stands there now; it was left as it is")
         return stack
 
-    def _unmount(self, name: str, blobs: Blobs) -> None:
+    def _unmount(self, name: str, blobs: Blobs, saves: Mapping[str, Mapping[str, Any]] | None) -> None:
         entry, path = self.top(name), decode_name(name)
         try:
             with beside(path, entry) as place:
-                self._take_off(entry, place, blobs)
+                self._take_off(entry, place, blobs, saves)
         except OSError as exc:
             raise RestoreError(f"umount: {(exc.strerror or os.strerror(exc.errno or 0)).lower()}") from None
 
     @staticmethod
-    def _take_off(entry: MountEntry | None, place: bytes, blobs: Blobs) -> None:
+    def _take_off(entry: MountEntry | None, place: bytes, blobs: Blobs,
+                  saves: Mapping[str, Mapping[str, Any]] | None) -> None:  # fmt: skip
         frozen = 0 if entry is None else _freeze(entry, place)
         try:
             if entry is not None:
-                require_kept(entry, read_mounts(), blobs)
+                require_kept(entry, read_mounts(), blobs, saves)
             syscalls.umount2(place, syscalls.UMOUNT_NOFOLLOW)
         except (OSError, RestoreError):
             if frozen:

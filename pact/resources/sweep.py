@@ -21,8 +21,9 @@ from pact.resources.base import Blobs
 from pact.resources.replace import FILE_FLAGS
 
 STALE: Final = re.compile(rb"\.pact-[0-9a-f]{16}\Z")
+#: What is longer is ours only if something of this plan is.
+READ_MAX: Final = 4 << 20
 KEPT: Final = b"kept"
-CHUNK: Final = 1 << 20
 
 
 def sweep(steps: Sequence[Step], blobs: Blobs) -> dict[bytes, list[bytes]]:
@@ -70,18 +71,18 @@ def _swept(dirfd: int, name: bytes, steps: Iterable[Step], blobs: Blobs) -> bool
     return known
 
 
-def _is_known(dirfd: int, name: bytes, values: Iterable[Attrs], blobs: Blobs) -> bool:
-    """Its content is in the store, or is the beginning of what this plan was about to write."""
+def _is_known(dirfd: int, name: bytes, values: Sequence[Attrs], blobs: Blobs) -> bool:
+    """Its content is in the store, or is the beginning of what this plan was about to write. One content is in memory
+    at a time, and what is longer than anything that pact writes is not even read."""
     with open(os.open(name, FILE_FLAGS, dir_fd=dirfd), "rb") as f:
-        digest, size = hashlib.sha256(), 0
-        while chunk := f.read(CHUNK):
-            digest.update(chunk)
-            size += len(chunk)
-        if size == 0 or blobs(digest.hexdigest()) is not None:
-            return True
-        contents = [blobs(v["sha256"]) for v in values if v.get("size", 0) > size and "sha256" in v]
-        f.seek(0)
-        return bool(contents) and f.read(size) in [c[:size] for c in contents if c is not None]
+        size = os.fstat(f.fileno()).st_size
+        if size > max([READ_MAX, *(v.get("size", 0) for v in values)]):
+            return False
+        content = f.read(size)
+    if not content or blobs(hashlib.sha256(content).hexdigest()) is not None:
+        return True
+    longer = dict.fromkeys(v["sha256"] for v in values if v.get("size", 0) > len(content) and "sha256" in v)
+    return any(whole is not None and whole.startswith(content) for whole in map(blobs, longer))
 
 
 def _keep(dirfd: int, name: bytes) -> bytes:
