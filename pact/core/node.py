@@ -209,9 +209,11 @@ class Node:
         state = self.state
         for kind, name in self._alarms.advance(self.t_ns):
             _ALARMS[kind](self, name)
-        if not self._windows or state.suspended or self.t_ns < max(state.not_before_ns, self.alone_until_ns):
+        if not self._windows or state.suspended or self.t_ns < self.alone_until_ns:
             return
-        self._announce()
+        self._announce()  # also within the floor after a reboot: that is when it can still be told
+        if self.t_ns < state.not_before_ns:
+            return
         due = self._windows.advance(self.t_ns - state.windows.effective(self.t_ns))
         for cid in dict.fromkeys(state.member_of[r] for r in due if r in state.member_of):
             change = state.changes.get(cid)

@@ -24,13 +24,14 @@ from pact.core.settings import Settings
 from pact.core.wire import Message
 from pact.errors import UsageError
 from pact.model import NS_PER_S, Actor, Declared, Owner
-from pact.sim.world import EPOCH_NS, World
+from pact.sim.world import EPOCH_NS, Bell, World
 
 MS: Final = NS_PER_S // 1000
 WAKE_NS: Final = 20 * MS  # a node may wake early, but not all the time
 GONE_NS: Final = 6 * NS_PER_S
 ASK_NS: Final = 30 * NS_PER_S
 BATCH_MAX: Final = 20
+FAR_NS: Final = 1 << 62
 
 
 class CommaSets:
@@ -66,6 +67,7 @@ class Peer:
     answers: dict[str, bytes] = field(default_factory=dict)
     session: int = 0
     epoch: int = 0
+    not_before_ns: int = 0  # it is not woken again sooner
 
 
 class Cluster:
@@ -87,11 +89,14 @@ class Cluster:
         self.results: dict[int, tuple[Mapping[str, Any], Any]] = {}
         self.requests = 0
         self.peers: dict[str, Peer] = {}
+        self.bell = Bell()  # something moved that nodes' wakes, or what is to be sent, depend on
+        self._wakes: dict[int, int | None] = {}  # of roots, until they are stepped
         for i in range(nodes):
             world = World(settings=settings or Settings(), t_ns=self.t_ns, name=f"n{i}", clustered=True)
             for resource, value in declared.items():
                 world.machine[resource] = world.boot_values[resource] = value.attrs
             self.peers[f"n{i}"] = Peer(world)
+            world.bell = self.bell
             world.start(dict(declared))
         self.elect()
         for name in self.peers:
@@ -110,31 +115,58 @@ class Cluster:
                 self.later(self.rng.randrange(1, self.net.delay_ms + 1) * MS, what)
 
     def advance(self, ns: int) -> None:
-        """Let time pass; what is due happens in its order."""
-        end = self.t_ns + ns
+        """Let time pass; what is due happens in its order. A node or root is woken when it asked for it, not before:
+        what it does at any moment is the same."""
+        end, queue = self.t_ns + ns, self.queue
+        self._wakes.clear()
+        self.bell.rung = True  # somebody may have been at the nodes meanwhile
+        nodes_ns = 0
         while True:
-            due = [self.queue[0][0]] if self.queue else []
+            if self.bell.rung:
+                nodes_ns = self._nodes_wake_ns()
+            at = min(nodes_ns, queue[0][0]) if queue else nodes_ns
             for root in self._roots():
-                wake = root.next_wake_ns()
-                if wake is not None:
-                    due.append(max(wake, self.t_ns + MS))
-            for peer in self.peers.values():
-                wake = peer.world.node.next_wake_ns() if peer.world.running else None
-                if wake is not None:
-                    due.append(max(wake, self.t_ns + WAKE_NS))
-            if not due or min(due) > end:
+                wake = self._root_wake_ns(root)
+                if wake is not None and wake < at:
+                    at = max(wake, self.t_ns + MS)
+            if at > end:
                 break
-            at = min(due)
             self._to(at)
-            while self.queue and self.queue[0][0] <= self.t_ns:
-                heapq.heappop(self.queue)[2]()
+            if nodes_ns <= self.t_ns:
+                self._tick_due()
+            while queue and queue[0][0] <= self.t_ns:
+                heapq.heappop(queue)[2]()
             for root in self._roots():
-                wake = root.next_wake_ns()
+                wake = self._root_wake_ns(root)
                 if wake is not None and wake <= self.t_ns:
                     self._perform(root, root.tick(self.t_ns, self.wall_ns))
-            self._replicate()
+            if self.bell.rung:
+                self._replicate()
         self._to(end)
         self._replicate()
+
+    def _nodes_wake_ns(self) -> int:
+        """When the first of the nodes wants to be woken. It is right until the bell rings."""
+        self.bell.rung = False
+        first = FAR_NS
+        for peer in self.peers.values():
+            wake = peer.world.wake_ns() if peer.world.running else None
+            if wake is not None:
+                first = min(first, max(wake, peer.not_before_ns))
+        return first
+
+    def _tick_due(self) -> None:
+        self.bell.rung = True
+        for peer in self.peers.values():
+            wake = peer.world.wake_ns() if peer.world.running else None
+            if wake is not None and wake <= self.t_ns and peer.not_before_ns <= self.t_ns:
+                peer.world.tick()
+                peer.not_before_ns = self.t_ns + WAKE_NS
+
+    def _root_wake_ns(self, root: Root) -> int | None:
+        if id(root) not in self._wakes:
+            self._wakes[id(root)] = root.next_wake_ns()
+        return self._wakes[id(root)]
 
     @property
     def wall_ns(self) -> int:
@@ -144,15 +176,13 @@ class Cluster:
         return [*([self.root] if self.root is not None else []), *self.deposed]
 
     def _to(self, t_ns: int) -> None:
-        step = max(0, t_ns - self.t_ns)
-        self.t_ns += step
+        step = t_ns - self.t_ns
+        if step <= 0:
+            return
+        self.t_ns = t_ns
         for peer in self.peers.values():
-            world = peer.world
-            if world.running:
-                world.advance(self.t_ns - world.t_ns)
-            else:
-                world.wall_ns += self.t_ns - world.t_ns
-                world.t_ns = self.t_ns
+            peer.world.wall_ns += step
+            peer.world.t_ns = t_ns
 
     # -- the root -----------------------------------------------------------------------------------------------
 
@@ -179,6 +209,7 @@ class Cluster:
             self.elect()
 
     def _perform(self, root: Root, effects: list[Effect]) -> None:
+        self._wakes.pop(id(root), None)
         for effect in effects:
             if isinstance(effect, Commit):
                 self._commit(root, effect)
@@ -339,24 +370,29 @@ class Cluster:
     def _ack(self, name: str, incarnation: str, seq: int, rewind: bool) -> None:
         peer = self.peers[name]
         if peer.world.journal and peer.world.journal[0].hash[:INCARNATION_CHARS] == incarnation:
-            peer.acked = max(peer.acked, seq)
+            peer.acked, self.bell.rung = max(peer.acked, seq), True
             if rewind:
                 peer.acked = peer.sent = seq
 
     def _replicate(self) -> None:
         for name, peer in self.peers.items():
-            if not peer.world.running:
-                self._ended(name)
-                continue
             journal = peer.world.journal
-            if not peer.linked or peer.cut or peer.sent + 1 >= len(journal):
-                continue
-            rows = journal[peer.sent + 1 : peer.sent + 1 + BATCH_MAX]
-            body = b"\n".join(orjson.dumps(r.to_json()) for r in rows)
-            head = {"batches": [[name, journal[0].hash[:INCARNATION_CHARS], rows[0].seq, len(rows), len(body)]]}
-            peer.sent = rows[-1].seq
-            self.send(lambda h=head, b=body: self.up(self.root, "events", h, b))  # type: ignore[misc]
-            self.later(5 * NS_PER_S, lambda p=peer: setattr(p, "sent", p.acked))  # type: ignore[misc]
+            if not peer.world.running:
+                self._ended(name)  # no link, then
+            while peer.linked and not peer.cut and peer.sent + 1 < len(journal):
+                self._send_events(name, peer)
+
+    def _send_events(self, name: str, peer: Peer) -> None:
+        journal = peer.world.journal
+        rows = journal[peer.sent + 1 : peer.sent + 1 + BATCH_MAX]
+        body = b"\n".join(orjson.dumps(r.to_json()) for r in rows)
+        head = {"batches": [[name, journal[0].hash[:INCARNATION_CHARS], rows[0].seq, len(rows), len(body)]]}
+        peer.sent = rows[-1].seq
+        self.send(lambda: self.up(self.root, "events", head, body))
+        self.later(5 * NS_PER_S, lambda: self._send_again(peer))
+
+    def _send_again(self, peer: Peer) -> None:
+        peer.sent, self.bell.rung = peer.acked, True
 
     # -- what must hold -----------------------------------------------------------------------------------------
 
