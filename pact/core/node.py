@@ -247,7 +247,7 @@ class Node:
 
     def reschedule(self, change_id: str) -> None:
         """Put a change's windows (back) into the wheel."""
-        self.state.touched.changes.add(change_id)
+        self.state.touched.changes[change_id] = None
 
     def _alarm_retry(self, name: str) -> None:
         change = self.state.changes.get(name)
@@ -272,8 +272,8 @@ class Node:
         suspend.stale(self)
 
     def _rebuild(self) -> None:
-        self.state.touched.members.update(self.state.member_of)
-        self.state.touched.changes.update(self.state.changes)
+        self.state.touched.members.update(dict.fromkeys(self.state.member_of))
+        self.state.touched.changes.update(dict.fromkeys(self.state.changes))
         self.state.touched.timers = True
         self._reindex()
 
@@ -285,7 +285,7 @@ class Node:
             if change is None:
                 self._alarms.cancel(("retry", cid))
                 continue
-            touched.members.update(change.members)
+            touched.members.update(dict.fromkeys(change.members))
             wants_retry = (
                 change.state == life.BLOCKED and state.settings.on_busy_retry and bool(change.holders)
                 and not change.group
@@ -297,7 +297,7 @@ class Node:
         for resource in touched.members:
             change = state.change_of(resource)
             if change is not None:
-                touched.changes.add(change.id)
+                touched.changes[change.id] = None
             if change is None or change.state != life.OPEN or change.intents or change.group:
                 self._windows.cancel(resource)
             else:

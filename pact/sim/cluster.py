@@ -16,7 +16,7 @@ from typing import Any, Final
 import orjson
 
 from pact.core import groups, rootlog
-from pact.core.events import Asked, Caller, FleetTold, LinkChanged
+from pact.core.events import Asked, Caller, FleetTold, LinkChanged, Reply
 from pact.core.membership import OPEN
 from pact.core.root import Commit, Down, Effect, Limits, Root
 from pact.core.rootlog import INCARNATION_CHARS
@@ -24,7 +24,8 @@ from pact.core.settings import Settings
 from pact.core.wire import Message
 from pact.errors import UsageError
 from pact.model import NS_PER_S, Actor, Declared, Owner
-from pact.sim.world import EPOCH_NS, Bell, World
+from pact.sim.shell import ShellWorld
+from pact.sim.world import EPOCH_NS, Bell
 
 MS: Final = NS_PER_S // 1000
 WAKE_NS: Final = 20 * MS  # a node may wake early, but not all the time
@@ -59,22 +60,30 @@ class Net:
 class Peer:
     """A node as the harness sees it."""
 
-    world: World
+    world: ShellWorld
     cut: bool = False
     linked: bool = False
     acked: int = -1
     sent: int = -1
     answers: dict[str, bytes] = field(default_factory=dict)
+    waiting: dict[str, tuple[int, Root]] = field(default_factory=dict)  # calls whose answer takes time
     session: int = 0
     epoch: int = 0
     not_before_ns: int = 0  # it is not woken again sooner
+
+
+def answered(reply: Reply) -> bytes:
+    return orjson.dumps({"ok": reply.exit_code == 0, "exit": reply.exit_code, "message": reply.message,
+                         "hint": reply.hint, "result": dict(reply.result)})  # fmt: skip
 
 
 class Cluster:
     """See the module. ``t_ns`` is everybody's clock."""
 
     def __init__(self, seed: int, nodes: int, declared: Mapping[str, Declared], *, net: Net | None = None,
-                 settings: Settings | None = None, limits: Limits | None = None) -> None:  # fmt: skip
+                 settings: Settings | None = None, limits: Limits | None = None,
+                 slow: float = 0.0) -> None:  # fmt: skip
+        """``slow``: the share of the nodes' jobs that take their time, or hang."""
         self.rng = random.Random(seed)
         self.net = net or Net()
         self.limits = limits or Limits()
@@ -92,7 +101,8 @@ class Cluster:
         self.bell = Bell()  # something moved that nodes' wakes, or what is to be sent, depend on
         self._wakes: dict[int, int | None] = {}  # of roots, until they are stepped
         for i in range(nodes):
-            world = World(settings=settings or Settings(), t_ns=self.t_ns, name=f"n{i}", clustered=True)
+            world = ShellWorld(settings=settings or Settings(), t_ns=self.t_ns, name=f"n{i}", clustered=True,
+                               rng=self.rng, slow=slow)  # fmt: skip
             for resource, value in declared.items():
                 world.machine[resource] = world.boot_values[resource] = value.attrs
             self.peers[f"n{i}"] = Peer(world)
@@ -276,7 +286,7 @@ class Cluster:
         world = peer.world
         if not world.running:
             return
-        world.feed(lambda: LinkChanged(self.t_ns, self.wall_ns, True))
+        world.tell(LinkChanged(self.t_ns, self.wall_ns, True))
         self.up(root, "below", {"add": [name], "gone": [], "racks": {}, "sessions": {name: peer.session}})
         peer.sent = peer.acked
         self._ask(name, peer.session)
@@ -288,7 +298,7 @@ class Cluster:
         peer.linked = False
         session = peer.session
         if peer.world.running:
-            peer.world.feed(lambda: LinkChanged(self.t_ns, self.wall_ns, False))
+            peer.world.tell(LinkChanged(self.t_ns, self.wall_ns, False))
         self.later(GONE_NS, lambda: self._gone(name, session))
 
     def _gone(self, name: str, session: int) -> None:
@@ -315,6 +325,7 @@ class Cluster:
             session = peer.session
             self.later(GONE_NS, lambda: self._gone(name, session))
         peer.answers.clear()
+        peer.waiting.clear()
 
     def restart(self, name: str) -> None:
         peer = self.peers[name]
@@ -338,32 +349,49 @@ class Cluster:
         peer = self.peers[name]
         if peer.cut or not peer.linked or not peer.world.running:
             return
-        answer = peer.answers.get(head["call"])
+        call = head["call"]
+        if call in peer.waiting:
+            return
+        answer = peer.answers.get(call)
         if answer is None:
             answer = self._carry_out(peer.world, head["op"], orjson.loads(body), head["caller"])
             if answer is None:
-                self._ended(name)  # it died over it
+                if self.peers[name].world.running:
+                    peer.waiting[call] = peer.world.token, root
+                else:
+                    self._ended(name)  # it died over it
                 return
-            peer.answers[head["call"]] = answer
-        reply = {"call": head["call"], "final": True, "parts": [[[name], len(answer)]], "lost": []}
+            peer.answers[call] = answer
+        self._answer(name, root, call, answer)
+
+    def _answer(self, name: str, root: Root, call: str, answer: bytes) -> None:
+        peer = self.peers[name]
+        reply = {"call": call, "final": True, "parts": [[[name], len(answer)]], "lost": []}
         self.send(lambda: self.up(root, "answer", reply, answer) if not peer.cut else None)
 
-    def _carry_out(self, world: World, op: str, args: Mapping[str, Any], caller: Mapping[str, Any]) -> bytes | None:
+    def _answer_late(self, name: str, peer: Peer) -> None:
+        """What was asked long ago, and is answered at last."""
+        for call, (token, root) in list(peer.waiting.items()):
+            reply = peer.world.replies.pop(token, None)
+            if reply is not None:
+                del peer.waiting[call]
+                peer.answers[call] = answered(reply)
+                self._answer(name, root, call, peer.answers[call])
+
+    def _carry_out(self, world: ShellWorld, op: str, args: Mapping[str, Any], caller: Mapping[str, Any]
+                   ) -> bytes | None:  # fmt: skip
         who = Caller(Actor(caller["user"], None, caller["role"], "cluster"),
                      Owner("cluster:" + caller["user"], caller["user"]))  # fmt: skip
         world.token += 1
         token = world.token
         world.feed(lambda: Asked(self.t_ns, self.wall_ns, token, op, args, who))
         reply = world.replies.pop(token, None)
-        if reply is None or not world.running:
-            return None
-        return orjson.dumps({"ok": reply.exit_code == 0, "exit": reply.exit_code, "message": reply.message,
-                             "hint": reply.hint, "result": dict(reply.result)})  # fmt: skip
+        return answered(reply) if reply is not None and world.running else None
 
     def _fleet(self, name: str, head: Mapping[str, Any]) -> None:
         world = self.peers[name].world
         if world.running and not self.peers[name].cut:
-            world.feed(lambda: FleetTold(self.t_ns, self.wall_ns, head["fence"], head["seq"], head["holds"]))
+            world.tell(FleetTold(self.t_ns, self.wall_ns, head["fence"], head["seq"], head["holds"]))
 
     # -- events up ----------------------------------------------------------------------------------------------
 
@@ -379,6 +407,8 @@ class Cluster:
             journal = peer.world.journal
             if not peer.world.running:
                 self._ended(name)  # no link, then
+            if peer.waiting:
+                self._answer_late(name, peer)
             while peer.linked and not peer.cut and peer.sent + 1 < len(journal):
                 self._send_events(name, peer)
 
@@ -413,7 +443,7 @@ class Cluster:
         for name, peer in self.peers.items():
             self._check_node(name, peer.world, state)
 
-    def _check_node(self, name: str, world: World, state: rootlog.RootState) -> None:
+    def _check_node(self, name: str, world: ShellWorld, state: rootlog.RootState) -> None:
         fence, of_group = 0, {}
         stopped, forced = set[str](), set[str]()
         for record in world.journal:

@@ -55,8 +55,11 @@ from pact.core.plan import Step
 from pact.core.records import Record
 from pact.core.settings import Settings
 from pact.errors import EXIT_UNREACHABLE
-from pact.model import NS_PER_S, Actor, Attrs, Declared, Holder, Owner, Unreadable
+from pact.model import NS_PER_S, Attrs, Declared, Holder, Owner, Unreadable
 from pact.sim.disk import Disk, DiskFull
+from pact.sim.people import SimRules, person, with_settings
+
+__all__ = ["EPOCH_NS", "FORGETS", "NO_MARK", "Bell", "Crashed", "SimRules", "World", "person", "with_settings"]
 
 EPOCH_NS = 1_800_000_000 * NS_PER_S
 DRAIN_MAX = 10_000
@@ -64,29 +67,13 @@ DRAIN_MAX = 10_000
 OWED: Final = (Covered, Denied, FleetTold, LinkChanged, Reconfigured)
 NEWEST: Final = (FleetTold, LinkChanged, Reconfigured)
 
-
-class SimRules:
-    """Everything that differs differs wholly; only files survive a reboot."""
-
-    def distance_n(self, resource: str, declared: Attrs | None, actual: Attrs | None) -> int:
-        return 0 if declared == actual else 1_000_000_000
-
-    def volatile(self, resource: str) -> bool:
-        return not resource.startswith("file:")
-
-    def matches(self, pattern: str, resource: str) -> bool:
-        return resource.startswith(pattern.rstrip("*"))
+#: What ``World.faults`` may hold.
+FORGETS: Final = "what is owed is forgotten"
+NO_MARK: Final = "nothing says that a record was refused"
 
 
 class Crashed(Exception):
     """The process died here."""
-
-
-def person(name: str, role: str = "ops", uid: int | None = None) -> Caller:
-    """A caller with a login session of its own."""
-    number = sum(map(ord, name)) if uid is None else uid
-    owner = Owner(f"login:{number}:{number % 7}", name, number, str(number % 7), f"{name}-command")
-    return Caller(Actor(name, number, role, "socket"), owner)
 
 
 @dataclass(slots=True)
@@ -135,16 +122,19 @@ class World:
         self._asked: set[int] = set()  # requests that wait for their reply
         self._acting: dict[int, str] = {}  # jobs that act -> for which change
         self._stops: dict[str, int] = {}  # the fleet's, as far as this process was told -> when they end
+        self._stops_mark = (0, 0)  # the newest word of that
         self._wake: int | None = None  # when the node wants to be woken
         self._asleep = False  # ``_wake`` is right
 
     # -- life ---------------------------------------------------------------------------------------------------
 
     def start(self, declared: dict[str, Declared] | None = None, *, reboot: bool = False) -> None:
-        """Start the agent on what the journal holds. On a disk that takes nothing it does not start."""
+        """Start the agent on what the journal holds. On a disk that takes or gives nothing it does not start."""
         self._forget()
+        self.running = not (self.disk.unreadable and self.journal)
+        if not self.running:
+            return
         self.node = Node(self.name, SimRules(), self.disk.load())
-        self.running = True
         given = {r: d.to_json() for r, d in (declared or {}).items()}
         self.feed(lambda: Started(self.t_ns, self.wall_ns, f"boot{self.boot}", self.offset_ns, self.settings, "sim",
                                   reboot, given, clustered=self.clustered))  # fmt: skip
@@ -167,6 +157,7 @@ class World:
         self._asked.clear()
         self._acting.clear()
         self._stops.clear()
+        self._stops_mark = (0, 0)
 
     def crash(self) -> None:
         """SIGKILL: what is not in the journal is forgotten."""
@@ -286,7 +277,10 @@ class World:
         except Crashed:
             self.crash()
         except DiskFull as exc:
-            self._journal_lost(event, exc)
+            try:
+                self._journal_lost(event, exc)
+            except Crashed:
+                self.crash()
 
     def _perform(self, effects: list[Effect]) -> None:
         records = [e.record for e in effects if type(e) is AppendRecord]
@@ -306,6 +300,8 @@ class World:
     def _recorded(self, records: Iterable[Record]) -> None:
         """These are durable."""
         for record in records:
+            if record.type == "hold_released":
+                self._stops.pop(record.data["hold"], None)
             if record.type == "rollback_started" and record.data["cause"] in ("expired", "retry"):
                 stopped = [hold for hold, end in self._stops.items() if end > self.t_ns]
                 assert not stopped, (record.seq, "rolled back though the fleet was stopped", stopped)  # G8
@@ -318,8 +314,10 @@ class World:
     def _journal_lost(self, event: Event, error: DiskFull) -> None:
         """Nothing of this step has happened: return to what is durable, and go on watching.  # J4"""
         self.lost = True
-        if error.torn and "a refusal may count" not in self.faults:
-            self.disk.note_refused()  # before anybody is told  # T4
+        if error.torn:
+            self._maybe_crash()
+            if NO_MARK not in self.faults:
+                self.disk.note_refused()  # before anybody is told
         for token in self._asked:
             self.replies[token] = Reply(token, {}, EXIT_UNREACHABLE, "journal: the disk is full")
         if self._asked and not self.disk.unknown:
@@ -341,7 +339,7 @@ class World:
 
     def _heard_without_journal(self, event: Event) -> None:
         if isinstance(event, OWED):
-            if "what is owed is forgotten" not in self.faults:
+            if FORGETS not in self.faults:
                 self._owe(event)
         elif isinstance(event, Asked):
             self.replies[event.token] = Reply(event.token, {}, EXIT_UNREACHABLE, "journal: the disk is full")
@@ -361,8 +359,15 @@ class World:
     def tell(self, event: Event) -> None:
         """The core hears it now, or when there is a journal again.  # J9"""
         if isinstance(event, FleetTold) and self.running:
-            self._stops = {h["hold"]: self.t_ns + h["left_ns"] for h in event.holds}
+            self._note_stops(event)
         self.feed(lambda: event)
+
+    def _note_stops(self, event: FleetTold) -> None:
+        """What stops the whole fleet from now on, whether it can be recorded or not. An older word says nothing."""
+        state, mark = self.node.state, (event.fence, event.seq)
+        if mark >= self._stops_mark and mark >= (state.fence, state.fleet_seq):
+            self._stops_mark = mark
+            self._stops = {h["hold"]: self.t_ns + h["left_ns"] for h in event.holds}
 
     def _return(self) -> None:
         """If the journal can be written again: what is owed first, then what was seen meanwhile."""
@@ -492,7 +497,3 @@ class World:
         """What must hold at rest: replay from zero gives the state, and the parts agree."""
         self.node.state.check()
         assert self.disk.replayed().to_json() == self.node.state.to_json()
-
-
-def with_settings(**changes: Any) -> Settings:
-    return replace(Settings(), **changes)
