@@ -184,7 +184,10 @@ def live(seed: int) -> list[str]:
     return [peer.world.journal[-1].hash for peer in c.peers.values()]
 
 
-@pytest.mark.parametrize("some", blocks(seeds(150), 15), ids=str)
+KNOWN = [5673, 7215, 8954, 9689, 2_004_555]  # each found something once: a late vote, a hung apply, a frozen resource
+
+
+@pytest.mark.parametrize("some", [KNOWN, *blocks(seeds(120), 15)], ids=str)
 @pytest.mark.invariant("G1", "G3", "G4", "G5", "G7", "G8", "K1", "K3", "E1", "H1", "J9")
-def test_groups_survive_everything_and_end_everywhere(some: range) -> None:
+def test_groups_survive_everything_and_end_everywhere(some: Sequence[int]) -> None:
     each(live, some)

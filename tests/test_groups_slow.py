@@ -83,6 +83,23 @@ def test_a_vote_whose_look_took_long_is_refused_when_a_newer_root_was_obeyed_mea
     assert "group_prepared" not in member.types() and member.world.node.state.groups["g1"].phase == "open"
 
 
+@pytest.mark.invariant("G8", "J9")
+def test_of_two_words_about_the_fleet_that_are_owed_the_newer_counts_in_whatever_order_they_come() -> None:
+    member = Member()
+    world = member.world
+    world.write(A, {"value": "1"}, person("bob").owner)
+    world.disk_full = True
+    world.ask("commit", person("bob"), targets=[], message="m")
+    stop = {"hold": "f1", "owner": "ann", "reason": "r", "left_ns": 5000 * S}
+    world.tell(FleetTold(world.t_ns, world.wall_ns, 1, 3, [stop]))
+    world.tell(FleetTold(world.t_ns, world.wall_ns, 1, 2, []))  # it was on its way for longer
+    world.advance(2000 * S)
+    world.disk_full = False
+    world.advance(S)
+    assert "rollback_started" not in member.types() and world.machine[A] == {"value": "1"}
+    assert list(world.node.state.holds) == ["f1"]
+
+
 @pytest.mark.invariant("G5", "R2")
 def test_a_commit_waits_for_a_rollback_that_has_frozen_one_of_its_resources() -> None:
     """It raised, with its record folded in and not written, each time that the root asked."""

@@ -38,8 +38,8 @@ PEOPLE = [person("alice"), person("bob"), person("root", "admin", 0)]
 OWNERS = [None, *(p.owner for p in PEOPLE)]
 VALUES: list[dict[str, Any] | None] = [None, *({"value": str(i)} for i in range(4))]
 STEPS = 150
-CHECK_EVERY = 8  # steps after which the parts of the state are compared
-FOUND_WITHIN = 200  # lives; see the commit for how many it took
+CHECK_EVERY = 12  # steps after which the parts of the state are compared
+FOUND_WITHIN = 1500  # lives: they took 165, 119, 52 and 2 when this was written
 VERIFY_EVERY = 8  # lives whose chain of hashes is verified
 WEIGHTS = {
     "write": 30, "advance": 25, "ask": 30, "use": 6, "free": 8, "kill": 6, "disk": 3, "reboot": 1, "see": 5,
@@ -278,7 +278,7 @@ def live(seed: int, faults: frozenset[str] = frozenset()) -> None:
     one.settled()
 
 
-@pytest.mark.parametrize("some", blocks(seeds(400), 25), ids=str)
+@pytest.mark.parametrize("some", blocks(seeds(300), 25), ids=str)
 @pytest.mark.invariant("J1", "J2", "J4", "J5", "J9", "A2", "A4", "R6", "C1", "C5", "U1", "U2", "F3")
 def test_random_lives_are_safe_and_end_settled(some: range) -> None:
     each(live, some)

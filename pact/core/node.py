@@ -136,7 +136,8 @@ class Node:
             groups.finish_done(self)
         if self.waiting:
             settle.answer_complete(self)
-        if self.state.touched:
+        touched = self.state.touched
+        if touched.members or touched.changes or touched.timers:
             self._reindex()
         return self._effects
 
@@ -187,17 +188,19 @@ class Node:
 
     def next_wake_ns(self) -> int | None:
         """Node time at which ``Ticked`` is due, ``None`` if nothing waits."""
-        wakes = [self._alarms.next_deadline()]
-        opening = self._windows.next_deadline()
-        if opening is not None and not self.state.suspended:
-            wakes.append(max(self.state.windows.end(opening), self.state.not_before_ns, self.alone_until_ns))
-        closing = self._closing.next_deadline()
-        if closing is not None and not self.state.suspended:
-            wakes.append(max(self._announced_ns(closing), self.alone_until_ns))
-        if self.pace:
-            wakes.append(self.pace.next_ns())
-        due = [w for w in wakes if w is not None]
-        return min(due) if due else None
+        first = self._alarms.next_deadline()
+        opening, closing = self._windows.next_deadline(), self._closing.next_deadline()
+        if (opening is not None or closing is not None) and not self.state.suspended:
+            alone_until_ns = self.alone_until_ns
+            if opening is not None:
+                ends_ns = max(self.state.windows.end(opening), self.state.not_before_ns, alone_until_ns)
+                first = ends_ns if first is None else min(first, ends_ns)
+            if closing is not None:
+                announced_ns = max(self._announced_ns(closing), alone_until_ns)
+                first = announced_ns if first is None else min(first, announced_ns)
+        if self.pace and (paced_ns := self.pace.next_ns()) is not None:
+            first = paced_ns if first is None else min(first, paced_ns)
+        return first
 
     @property
     def alone_until_ns(self) -> int:

@@ -69,6 +69,7 @@ class Peer:
     waiting: dict[str, tuple[int, Root]] = field(default_factory=dict)  # calls whose answer takes time
     session: int = 0
     epoch: int = 0
+    asks: bool = False  # it asks from time to time how its groups end
     not_before_ns: int = 0  # it is not woken again sooner
 
 
@@ -335,15 +336,21 @@ class Cluster:
             self.later(self.rng.randrange(1, 3000) * MS, lambda: self.link(name))
 
     def _ask(self, name: str, session: int, before: list[list[Any]] | None = None) -> None:
-        """As an uplink does."""
+        """As an uplink does; nothing is planned for a node that has no group."""
         peer = self.peers[name]
         if peer.session != session or not peer.linked or not peer.world.running:
+            return
+        peer.asks = bool(peer.world.node.state.groups)
+        if not peer.asks:
             return
         now = groups.unfinished(peer.world.node)
         mine = now if before is None else [g for g in now if g in before and g[1] != OPEN]
         if mine:
             self.send(lambda: self.up(self.root, "ask", {"node": name, "groups": mine}))
-        self.later(ASK_NS, lambda: self._ask(name, session, now))
+        self._ask_later(name, session, now)
+
+    def _ask_later(self, name: str, session: int, before: list[list[Any]]) -> None:
+        self.later(ASK_NS, lambda: self._ask(name, session, before))
 
     def _call(self, root: Root, name: str, head: Mapping[str, Any], body: bytes) -> None:
         peer = self.peers[name]
@@ -409,6 +416,9 @@ class Cluster:
                 self._ended(name)  # no link, then
             if peer.waiting:
                 self._answer_late(name, peer)
+            elif peer.linked and not peer.asks and peer.world.node.state.groups:
+                peer.asks = True
+                self._ask_later(name, peer.session, [])
             while peer.linked and not peer.cut and peer.sent + 1 < len(journal):
                 self._send_events(name, peer)
 

@@ -50,6 +50,7 @@ NEVER_NS: Final = 1 << 62
 #: After more records than this a start looks at everything.
 RECORDS_MAX: Final = 64
 _UNSEEN: Final = object()
+_READ: Final = (Looked, Probed)
 _DECLARING: Final = frozenset({"declared", "adopted", "applied", "committed", "commit_expired"})
 
 LOOSE_CACHE: Final = "signatures are true for any journal"
@@ -201,7 +202,7 @@ class ShellWorld(World):
                 for resource, owner in held.items():
                     self.touch(resource, owner)
         super()._step(event)
-        if isinstance(event, Looked | Probed) and self.running and not self.lost and ONE_LOOK not in self.faults:
+        if isinstance(event, _READ) and self.running and not self.lost and ONE_LOOK not in self.faults:
             self._touch_declared(s.resource for s in event.sightings)
 
     def _recorded(self, records: Iterable[Record]) -> None:

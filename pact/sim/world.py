@@ -54,10 +54,11 @@ from pact.core.node import Node
 from pact.core.plan import Step
 from pact.core.records import Record
 from pact.core.settings import Settings
+from pact.core.suspend import older
 from pact.errors import EXIT_UNREACHABLE
 from pact.model import NS_PER_S, Attrs, Declared, Holder, Owner, Unreadable
 from pact.sim.disk import Disk, DiskFull
-from pact.sim.people import SimRules, person, with_settings
+from pact.sim.parts import Bell, SimRules, person, with_settings
 
 __all__ = ["EPOCH_NS", "FORGETS", "NO_MARK", "Bell", "Crashed", "SimRules", "World", "person", "with_settings"]
 
@@ -74,13 +75,6 @@ NO_MARK: Final = "nothing says that a record was refused"
 
 class Crashed(Exception):
     """The process died here."""
-
-
-@dataclass(slots=True)
-class Bell:
-    """Rung whenever a node is stepped, starts or dies: who waits for nodes asks them again."""
-
-    rung: bool = False
 
 
 @dataclass
@@ -283,6 +277,10 @@ class World:
                 self.crash()
 
     def _perform(self, effects: list[Effect]) -> None:
+        if not effects:
+            if self.crash_after is not None:
+                self._maybe_crash()
+            return
         records = [e.record for e in effects if type(e) is AppendRecord]
         if records and self.disk_full:
             raise self.disk.refuse(records)
@@ -352,6 +350,8 @@ class World:
 
     def _owe(self, event: Event) -> None:
         """Of what the newest alone counts, the newest.  # J9"""
+        if isinstance(event, FleetTold) and any(isinstance(e, FleetTold) and older(event, e) for e in self.owed):
+            return
         if isinstance(event, NEWEST):
             self.owed = [e for e in self.owed if type(e) is not type(event)]
         self.owed.append(event)

@@ -1,8 +1,8 @@
-"""Who asks something of a virtual node, and what the kinds of a virtual machine know."""
+"""Small parts of the virtual world: who asks something, what the kinds of a virtual machine know, a bell."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pact.core.events import Caller
@@ -28,6 +28,13 @@ def person(name: str, role: str = "ops", uid: int | None = None) -> Caller:
     number = sum(map(ord, name)) if uid is None else uid
     owner = Owner(f"login:{number}:{number % 7}", name, number, str(number % 7), f"{name}-command")
     return Caller(Actor(name, number, role, "socket"), owner)
+
+
+@dataclass(slots=True)
+class Bell:
+    """Rung whenever a node is stepped, starts or dies: who waits for nodes asks them again."""
+
+    rung: bool = False
 
 
 def with_settings(**changes: Any) -> Settings:
