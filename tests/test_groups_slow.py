@@ -83,6 +83,26 @@ def test_a_vote_whose_look_took_long_is_refused_when_a_newer_root_was_obeyed_mea
     assert "group_prepared" not in member.types() and member.world.node.state.groups["g1"].phase == "open"
 
 
+@pytest.mark.invariant("G3")
+@pytest.mark.parametrize("action", ["commit", "rollback"])
+def test_a_vote_that_led_to_nothing_while_a_member_was_looking_binds_it_no_more_and_is_in_no_other_votes_way(
+    action: str
+) -> None:
+    member = Member()
+    assert member.apply() is not None
+    vote = {"action": action, "automatic": False, "force": False}
+    first = member.ask("group_vote", HANGS, ballot=1, **vote)
+    member.ask("group_decide", ballot=1, decision="abort", action=action, why="n7: no answer in time")
+    late = member.reply(first)
+    assert late is not None and late.exit_code == 4
+    again = member.reply(member.ask("group_vote", ballot=2, **vote))
+    assert again is not None and again.result == {"vote": "yes"}
+    member.ask("group_decide", ballot=2, decision="abort", action=action, why="n7: no answer in time")
+    before = len(member.world.journal)
+    member.world.unhang()
+    assert "group_prepared" not in member.types()[before:]
+
+
 @pytest.mark.invariant("G8", "J9")
 def test_of_two_words_about_the_fleet_that_are_owed_the_newer_counts_in_whatever_order_they_come() -> None:
     member = Member()

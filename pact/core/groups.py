@@ -291,6 +291,10 @@ def _abort(node: Node, event: Asked, group: Membership, ballot: int, fence: int)
     if ballot < group.ballot and group.phase == PREPARED:
         raise ConflictError(f"stale ballot {ballot}: this node has answered {group.ballot}")
     action, why = event.args["action"], str(event.args.get("why", ""))
+    for job in [j for j in node.jobs.values() if j.kind == "group_vote" and j.args["group"] == group.id]:
+        if job.args["ballot"] <= ballot:  # that vote has ended: a look that hangs is in no other's way, binds nobody
+            node.finish(job)
+            node.refuse(job.token, ConflictError(f"the vote has ended: {why}"))
     change = node.state.changes.get(group.change or "")
     blocked = action == "rollback" and change is not None and change.state != life.BLOCKED
     if group.phase == PREPARED or blocked:
