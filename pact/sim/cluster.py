@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -92,6 +92,7 @@ class Cluster:
         self.queue: list[tuple[int, int, Callable[[], None]]] = []
         self.n = 0
         self.log: list[bytes] = []
+        self._batches: list[Sequence[rootlog.Batch]] = []  # of the log, as far as it was checked
         self.fence = 0
         self.root: Root | None = None
         self.deposed: list[Root] = []
@@ -442,8 +443,9 @@ class Cluster:
         if self.root is not None and self.root.state.gseq == state.gseq:
             assert self.root.state.to_bytes() == state.to_bytes(), "what the root holds is what its log says"
         seen: dict[str, set[int]] = {}
-        for raw in self.log:
-            for batch in rootlog.read_chunk(raw).batches:
+        self._batches += [rootlog.read_chunk(raw).batches for raw in self.log[len(self._batches) :]]
+        for batches in self._batches:
+            for batch in batches:
                 known = seen.setdefault(batch.node, set())
                 numbers = range(batch.first, batch.first + len(batch.lines))
                 assert known.isdisjoint(numbers), (batch.node, batch.first)
