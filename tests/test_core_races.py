@@ -265,3 +265,16 @@ def test_each_resource_of_a_change_names_the_command_that_drifted_it() -> None:
     world.write(A, TWO, editor)
     assert change.members[A].command == "vi /f" and change.owner.command == "vi /f"
     world.check()
+
+
+@pytest.mark.invariant("N1", "B1")
+def test_within_the_floor_after_a_reboot_the_end_is_announced_and_nobody_is_woken_for_nothing() -> None:
+    """It asked to be woken for the announcement, and did not make it: the agent turned two thousand times a second."""
+    world = started()
+    world.write(F, ONE, ANN.owner)
+    world.reboot(1000 * S)  # the window ended while the machine was down: it gets the floor
+    ends = world.node.state.not_before_ns
+    assert [r.data["change"] for r in world.journal if r.type == "window_closing"] == ["c1"]
+    assert world.node.next_wake_ns() == ends
+    world.advance(ends - world.t_ns)
+    assert world.machine[F] == ZERO

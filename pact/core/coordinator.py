@@ -106,12 +106,12 @@ class Coordinator:
             return
         fresh = set(names)
         for run in list(self.runs.values()):
-            back = fresh.intersection(run.members)
+            back = [n for n in run.members if n in fresh]
             if not back:
                 continue
             group = self.root.state.groups[run.id]
             if group.state == DECIDED:
-                run.todo |= back - run.done
+                run.todo.update(n for n in back if n not in run.done)
                 self.carrier.waves(run)
             elif run.step in (OPEN, APPLYING, BLOCKED):
                 self._undo_votes(run, back)

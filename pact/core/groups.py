@@ -177,6 +177,8 @@ def _used_by(holders: Sequence[Holder]) -> str:
 
 
 def _still_asked(node: Node, job: Job) -> Membership:
+    """Looking may take long: it counts only if nobody newer was obeyed, and nothing was decided, meanwhile.  # G4"""
+    check_fence(node.state, job.args)
     group = node.state.groups.get(job.args["group"])
     if group is None or group.phase != OPEN or job.args["ballot"] < group.ballot:
         raise ConflictError(f"{job.args['group']} was settled meanwhile")
@@ -239,11 +241,26 @@ def asked_decide(node: Node, event: Asked) -> None:
             event.caller.actor)  # fmt: skip
         for job in [j for j in node.jobs.values() if j.kind in ("group_vote", "apply") and j.args.get("group") == gid]:
             node.finish(job)
+        for cid in group.changes:
+            if (change := node.state.changes.get(cid)) is not None and change.intents:
+                node.window_opened(cid)  # its apply hangs, and was ended above: what it has not done it will not do
+    if decision == "commit":
+        _refuse_rolling(node, group)
     node.deciding.setdefault(gid, []).append(event.token)
     if decision == "commit":
         _commit(node, group, event)
     else:
         roll_back(node, group, event.caller, force=force)
+
+
+def _refuse_rolling(node: Node, group: Membership) -> None:
+    """What another rollback has frozen is committed when that has ended: the root asks again. Raises ConflictError.
+    # R2"""
+    own = node.state.changes.get(group.change or "")
+    for resource in (*group.resources, *(own.bound_together(group.resources) if own is not None else ())):
+        change = node.state.change_of(resource)
+        if change is not None and change.state == life.ROLLING:
+            raise ConflictError(f"{resource} is being rolled back with {change.id}", "it is committed after that")
 
 
 def _forgotten(node: Node, event: Asked, group: Membership) -> None:
@@ -274,6 +291,10 @@ def _abort(node: Node, event: Asked, group: Membership, ballot: int, fence: int)
     if ballot < group.ballot and group.phase == PREPARED:
         raise ConflictError(f"stale ballot {ballot}: this node has answered {group.ballot}")
     action, why = event.args["action"], str(event.args.get("why", ""))
+    for job in [j for j in node.jobs.values() if j.kind == "group_vote" and j.args["group"] == group.id]:
+        if job.args["ballot"] <= ballot:  # that vote has ended: a look that hangs is in no other's way, binds nobody
+            node.finish(job)
+            node.refuse(job.token, ConflictError(f"the vote has ended: {why}"))
     change = node.state.changes.get(group.change or "")
     blocked = action == "rollback" and change is not None and change.state != life.BLOCKED
     if group.phase == PREPARED or blocked:

@@ -120,7 +120,7 @@ def finished(state: State, record: Record) -> None:
             change.group = ""
             if change.state == life.BLOCKED:
                 reopen(state, change, record.t_ns)
-            state.touched.changes.add(cid)
+            state.touched.changes[cid] = None
 
 
 def extended(state: State, record: Record) -> None:

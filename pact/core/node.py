@@ -136,7 +136,8 @@ class Node:
             groups.finish_done(self)
         if self.waiting:
             settle.answer_complete(self)
-        if self.state.touched:
+        touched = self.state.touched
+        if touched.members or touched.changes or touched.timers:
             self._reindex()
         return self._effects
 
@@ -187,17 +188,19 @@ class Node:
 
     def next_wake_ns(self) -> int | None:
         """Node time at which ``Ticked`` is due, ``None`` if nothing waits."""
-        wakes = [self._alarms.next_deadline()]
-        opening = self._windows.next_deadline()
-        if opening is not None and not self.state.suspended:
-            wakes.append(max(self.state.windows.end(opening), self.state.not_before_ns, self.alone_until_ns))
-        closing = self._closing.next_deadline()
-        if closing is not None and not self.state.suspended:
-            wakes.append(max(self._announced_ns(closing), self.alone_until_ns))
-        if self.pace:
-            wakes.append(self.pace.next_ns())
-        due = [w for w in wakes if w is not None]
-        return min(due) if due else None
+        first = self._alarms.next_deadline()
+        opening, closing = self._windows.next_deadline(), self._closing.next_deadline()
+        if (opening is not None or closing is not None) and not self.state.suspended:
+            alone_until_ns = self.alone_until_ns
+            if opening is not None:
+                ends_ns = max(self.state.windows.end(opening), self.state.not_before_ns, alone_until_ns)
+                first = ends_ns if first is None else min(first, ends_ns)
+            if closing is not None:
+                announced_ns = max(self._announced_ns(closing), alone_until_ns)
+                first = announced_ns if first is None else min(first, announced_ns)
+        if self.pace and (paced_ns := self.pace.next_ns()) is not None:
+            first = paced_ns if first is None else min(first, paced_ns)
+        return first
 
     @property
     def alone_until_ns(self) -> int:
@@ -209,9 +212,11 @@ class Node:
         state = self.state
         for kind, name in self._alarms.advance(self.t_ns):
             _ALARMS[kind](self, name)
-        if not self._windows or state.suspended or self.t_ns < max(state.not_before_ns, self.alone_until_ns):
+        if not self._windows or state.suspended or self.t_ns < self.alone_until_ns:
             return
-        self._announce()
+        self._announce()  # also within the floor after a reboot: that is when it can still be told
+        if self.t_ns < state.not_before_ns:
+            return
         due = self._windows.advance(self.t_ns - state.windows.effective(self.t_ns))
         for cid in dict.fromkeys(state.member_of[r] for r in due if r in state.member_of):
             change = state.changes.get(cid)
@@ -245,7 +250,7 @@ class Node:
 
     def reschedule(self, change_id: str) -> None:
         """Put a change's windows (back) into the wheel."""
-        self.state.touched.changes.add(change_id)
+        self.state.touched.changes[change_id] = None
 
     def _alarm_retry(self, name: str) -> None:
         change = self.state.changes.get(name)
@@ -270,8 +275,8 @@ class Node:
         suspend.stale(self)
 
     def _rebuild(self) -> None:
-        self.state.touched.members.update(self.state.member_of)
-        self.state.touched.changes.update(self.state.changes)
+        self.state.touched.members.update(dict.fromkeys(self.state.member_of))
+        self.state.touched.changes.update(dict.fromkeys(self.state.changes))
         self.state.touched.timers = True
         self._reindex()
 
@@ -283,7 +288,7 @@ class Node:
             if change is None:
                 self._alarms.cancel(("retry", cid))
                 continue
-            touched.members.update(change.members)
+            touched.members.update(dict.fromkeys(change.members))
             wants_retry = (
                 change.state == life.BLOCKED and state.settings.on_busy_retry and bool(change.holders)
                 and not change.group
@@ -295,7 +300,7 @@ class Node:
         for resource in touched.members:
             change = state.change_of(resource)
             if change is not None:
-                touched.changes.add(change.id)
+                touched.changes[change.id] = None
             if change is None or change.state != life.OPEN or change.intents or change.group:
                 self._windows.cancel(resource)
             else:

@@ -125,8 +125,8 @@ class Questions:
         ``done(lost)`` in the end.
         """
         root = self.root
-        here = set(names)
-        waiting = here.union(expected or ())
+        here = dict.fromkeys(names)  # in the order given: the same in every run
+        waiting = {*here, *(expected or ())}
         if not waiting:
             done({})
             return
@@ -256,7 +256,7 @@ class Questions:
             for name in [n for n, until_ns in question.away.items() if late or until_ns <= t_ns]:
                 self._lose(question, name, LOST)
             if late:
-                for name in list(question.waiting):
+                for name in sorted(question.waiting):
                     self._lose(question, name, LATE)
                 self.root.down("drop", {"call": question.id})
             self._finish_if_done(question)

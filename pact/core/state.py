@@ -63,10 +63,11 @@ class Hold:
 
 @dataclass(slots=True)
 class Touched:
-    """What an ``apply`` moved, for those who keep derived indexes. Not part of the state."""
+    """What an ``apply`` moved, for those who keep derived indexes. Not part of the state. In order, without doubles:
+    what is due at one moment is taken in the order of its scheduling, and that is the same in every run."""
 
-    members: set[str] = field(default_factory=set)
-    changes: set[str] = field(default_factory=set)
+    members: dict[str, None] = field(default_factory=dict)
+    changes: dict[str, None] = field(default_factory=dict)
     timers: bool = False
 
     def __bool__(self) -> bool:
@@ -213,7 +214,7 @@ class State:
         after = change.sum_n if change.state == life.OPEN else 0
         self.open_sum_n += after - before
         if change.state != was:
-            self.touched.changes.add(change.id)
+            self.touched.changes[change.id] = None
         if change.state in _CLOSED:
             if self.ambient.get(change.owner.key) == change.id:
                 del self.ambient[change.owner.key]
@@ -236,7 +237,7 @@ class State:
         if change.state == life.OPEN:
             self.open_sum_n += change.sum_n - before
         self.member_of[member.resource] = change.id
-        self.touched.members.add(member.resource)
+        self.touched.members[member.resource] = None
 
     def _remove(self, change: Change, resource: str) -> Member:
         before = change.sum_n
@@ -244,7 +245,7 @@ class State:
         if change.state == life.OPEN:
             self.open_sum_n += change.sum_n - before
         del self.member_of[resource]
-        self.touched.members.add(resource)
+        self.touched.members[resource] = None
         return member
 
     def _leave(self, resource: str) -> None:
@@ -266,8 +267,8 @@ class State:
         change.held_since_ns = t_ns if change.state == life.HELD else 0
         for member in change.members.values():
             member.opened_ns, member.shift_ns = t_ns, 0
-            self.touched.members.add(member.resource)
-        self.touched.changes.add(change.id)
+            self.touched.members[member.resource] = None
+        self.touched.changes[change.id] = None
 
     # -- handlers, one a type -----------------------------------------------------------------------------------
 
@@ -341,7 +342,7 @@ class State:
         if self.held_by(cid):
             self._take(change, "hold")
             change.held_since_ns = t_ns
-        self.touched.changes.add(cid)
+        self.touched.changes[cid] = None
         return change
 
     def _applied(self, record: Record) -> None:
@@ -408,11 +409,11 @@ class State:
         if change.intents or not change.members:
             change.intents = set()
             self._settle_if_empty(change)
-        self.touched.changes.add(change.id)
+        self.touched.changes[change.id] = None
 
     def _window_closing(self, record: Record) -> None:
         self.changes[record.data["change"]].closing = True
-        self.touched.changes.add(record.data["change"])
+        self.touched.changes[record.data["change"]] = None
 
     def _window_extended(self, record: Record) -> None:
         change = self.changes[record.data["change"]]
@@ -426,7 +427,7 @@ class State:
                 change.held_since_ns = record.t_ns
         change.extension_ns += record.data["by_ns"]
         change.closing = False
-        self.touched.changes.add(change.id)
+        self.touched.changes[change.id] = None
         membership.extended(self, record)
 
     def _committed(self, record: Record) -> None:
@@ -550,7 +551,7 @@ class State:
             d["reason"], d["by"], d["key"], record.time, record.t_ns, d["ends_ns"], d["ends"], False
         )
         self.touched.timers = True
-        self.touched.changes.update(self.changes)
+        self.touched.changes.update(dict.fromkeys(self.changes))
 
     def _emergency_stale(self, record: Record) -> None:
         assert self.emergency is not None
@@ -562,7 +563,7 @@ class State:
         for change in self.changes.values():  # E3: what was not settled starts a new window
             if change.state in (life.OPEN, life.HELD):
                 self._reopen(change, record.t_ns)
-            self.touched.changes.add(change.id)
+            self.touched.changes[change.id] = None
 
     def _hold_placed(self, record: Record) -> None:
         d = record.data
@@ -589,7 +590,7 @@ class State:
             if change.state == life.HELD and not self.held_by(change.id):
                 for member in change.members.values():  # H1: the clock stood still
                     member.shift_ns += record.t_ns - max(member.opening_ns, change.held_since_ns)
-                    self.touched.members.add(member.resource)
+                    self.touched.members[member.resource] = None
                 change.held_since_ns, change.closing = 0, False
                 self._take(change, "release")
 

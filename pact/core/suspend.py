@@ -194,6 +194,12 @@ def asked_fleet_seen(node: Node, event: Asked) -> None:
     node.reply(event.token, {"seen": seen})
 
 
+def older(event: FleetTold, than: FleetTold) -> bool:
+    """Another root's word, or an earlier one of the same root: words may come in another order than they were said, and
+    who keeps one for later keeps the newest.  # G8"""
+    return (event.fence, event.seq) < (than.fence, than.seq)
+
+
 def told(node: Node, event: FleetTold) -> None:
     """The holds that the root has for every node. An older message changes nothing.  # G8"""
     state = node.state

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import heapq
 import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import orjson
 
 from pact.core import groups, rootlog
-from pact.core.events import Asked, Caller, FleetTold, LinkChanged
+from pact.core.events import Asked, Caller, FleetTold, LinkChanged, Reply
 from pact.core.membership import OPEN
 from pact.core.root import Commit, Down, Effect, Limits, Root
 from pact.core.rootlog import INCARNATION_CHARS
@@ -24,13 +24,15 @@ from pact.core.settings import Settings
 from pact.core.wire import Message
 from pact.errors import UsageError
 from pact.model import NS_PER_S, Actor, Declared, Owner
-from pact.sim.world import EPOCH_NS, World
+from pact.sim.shell import ShellWorld
+from pact.sim.world import EPOCH_NS, Bell
 
 MS: Final = NS_PER_S // 1000
 WAKE_NS: Final = 20 * MS  # a node may wake early, but not all the time
 GONE_NS: Final = 6 * NS_PER_S
 ASK_NS: Final = 30 * NS_PER_S
 BATCH_MAX: Final = 20
+FAR_NS: Final = 1 << 62
 
 
 class CommaSets:
@@ -58,21 +60,31 @@ class Net:
 class Peer:
     """A node as the harness sees it."""
 
-    world: World
+    world: ShellWorld
     cut: bool = False
     linked: bool = False
     acked: int = -1
     sent: int = -1
     answers: dict[str, bytes] = field(default_factory=dict)
+    waiting: dict[str, tuple[int, Root]] = field(default_factory=dict)  # calls whose answer takes time
     session: int = 0
     epoch: int = 0
+    asks: bool = False  # it asks from time to time how its groups end
+    not_before_ns: int = 0  # it is not woken again sooner
+
+
+def answered(reply: Reply) -> bytes:
+    return orjson.dumps({"ok": reply.exit_code == 0, "exit": reply.exit_code, "message": reply.message,
+                         "hint": reply.hint, "result": dict(reply.result)})  # fmt: skip
 
 
 class Cluster:
     """See the module. ``t_ns`` is everybody's clock."""
 
     def __init__(self, seed: int, nodes: int, declared: Mapping[str, Declared], *, net: Net | None = None,
-                 settings: Settings | None = None, limits: Limits | None = None) -> None:  # fmt: skip
+                 settings: Settings | None = None, limits: Limits | None = None,
+                 slow: float = 0.0) -> None:  # fmt: skip
+        """``slow``: the share of the nodes' jobs that take their time, or hang."""
         self.rng = random.Random(seed)
         self.net = net or Net()
         self.limits = limits or Limits()
@@ -80,6 +92,7 @@ class Cluster:
         self.queue: list[tuple[int, int, Callable[[], None]]] = []
         self.n = 0
         self.log: list[bytes] = []
+        self._batches: list[Sequence[rootlog.Batch]] = []  # of the log, as far as it was checked
         self.fence = 0
         self.root: Root | None = None
         self.deposed: list[Root] = []
@@ -87,11 +100,15 @@ class Cluster:
         self.results: dict[int, tuple[Mapping[str, Any], Any]] = {}
         self.requests = 0
         self.peers: dict[str, Peer] = {}
+        self.bell = Bell()  # something moved that nodes' wakes, or what is to be sent, depend on
+        self._wakes: dict[int, int | None] = {}  # of roots, until they are stepped
         for i in range(nodes):
-            world = World(settings=settings or Settings(), t_ns=self.t_ns, name=f"n{i}", clustered=True)
+            world = ShellWorld(settings=settings or Settings(), t_ns=self.t_ns, name=f"n{i}", clustered=True,
+                               rng=self.rng, slow=slow)  # fmt: skip
             for resource, value in declared.items():
                 world.machine[resource] = world.boot_values[resource] = value.attrs
             self.peers[f"n{i}"] = Peer(world)
+            world.bell = self.bell
             world.start(dict(declared))
         self.elect()
         for name in self.peers:
@@ -110,31 +127,58 @@ class Cluster:
                 self.later(self.rng.randrange(1, self.net.delay_ms + 1) * MS, what)
 
     def advance(self, ns: int) -> None:
-        """Let time pass; what is due happens in its order."""
-        end = self.t_ns + ns
+        """Let time pass; what is due happens in its order. A node or root is woken when it asked for it, not before:
+        what it does at any moment is the same."""
+        end, queue = self.t_ns + ns, self.queue
+        self._wakes.clear()
+        self.bell.rung = True  # somebody may have been at the nodes meanwhile
+        nodes_ns = 0
         while True:
-            due = [self.queue[0][0]] if self.queue else []
+            if self.bell.rung:
+                nodes_ns = self._nodes_wake_ns()
+            at = min(nodes_ns, queue[0][0]) if queue else nodes_ns
             for root in self._roots():
-                wake = root.next_wake_ns()
-                if wake is not None:
-                    due.append(max(wake, self.t_ns + MS))
-            for peer in self.peers.values():
-                wake = peer.world.node.next_wake_ns() if peer.world.running else None
-                if wake is not None:
-                    due.append(max(wake, self.t_ns + WAKE_NS))
-            if not due or min(due) > end:
+                wake = self._root_wake_ns(root)
+                if wake is not None and wake < at:
+                    at = max(wake, self.t_ns + MS)
+            if at > end:
                 break
-            at = min(due)
             self._to(at)
-            while self.queue and self.queue[0][0] <= self.t_ns:
-                heapq.heappop(self.queue)[2]()
+            if nodes_ns <= self.t_ns:
+                self._tick_due()
+            while queue and queue[0][0] <= self.t_ns:
+                heapq.heappop(queue)[2]()
             for root in self._roots():
-                wake = root.next_wake_ns()
+                wake = self._root_wake_ns(root)
                 if wake is not None and wake <= self.t_ns:
                     self._perform(root, root.tick(self.t_ns, self.wall_ns))
-            self._replicate()
+            if self.bell.rung:
+                self._replicate()
         self._to(end)
         self._replicate()
+
+    def _nodes_wake_ns(self) -> int:
+        """When the first of the nodes wants to be woken. It is right until the bell rings."""
+        self.bell.rung = False
+        first = FAR_NS
+        for peer in self.peers.values():
+            wake = peer.world.wake_ns() if peer.world.running else None
+            if wake is not None:
+                first = min(first, max(wake, peer.not_before_ns))
+        return first
+
+    def _tick_due(self) -> None:
+        self.bell.rung = True
+        for peer in self.peers.values():
+            wake = peer.world.wake_ns() if peer.world.running else None
+            if wake is not None and wake <= self.t_ns and peer.not_before_ns <= self.t_ns:
+                peer.world.tick()
+                peer.not_before_ns = self.t_ns + WAKE_NS
+
+    def _root_wake_ns(self, root: Root) -> int | None:
+        if id(root) not in self._wakes:
+            self._wakes[id(root)] = root.next_wake_ns()
+        return self._wakes[id(root)]
 
     @property
     def wall_ns(self) -> int:
@@ -144,15 +188,13 @@ class Cluster:
         return [*([self.root] if self.root is not None else []), *self.deposed]
 
     def _to(self, t_ns: int) -> None:
-        step = max(0, t_ns - self.t_ns)
-        self.t_ns += step
+        step = t_ns - self.t_ns
+        if step <= 0:
+            return
+        self.t_ns = t_ns
         for peer in self.peers.values():
-            world = peer.world
-            if world.running:
-                world.advance(self.t_ns - world.t_ns)
-            else:
-                world.wall_ns += self.t_ns - world.t_ns
-                world.t_ns = self.t_ns
+            peer.world.wall_ns += step
+            peer.world.t_ns = t_ns
 
     # -- the root -----------------------------------------------------------------------------------------------
 
@@ -179,6 +221,7 @@ class Cluster:
             self.elect()
 
     def _perform(self, root: Root, effects: list[Effect]) -> None:
+        self._wakes.pop(id(root), None)
         for effect in effects:
             if isinstance(effect, Commit):
                 self._commit(root, effect)
@@ -245,7 +288,7 @@ class Cluster:
         world = peer.world
         if not world.running:
             return
-        world.feed(lambda: LinkChanged(self.t_ns, self.wall_ns, True))
+        world.tell(LinkChanged(self.t_ns, self.wall_ns, True))
         self.up(root, "below", {"add": [name], "gone": [], "racks": {}, "sessions": {name: peer.session}})
         peer.sent = peer.acked
         self._ask(name, peer.session)
@@ -257,7 +300,7 @@ class Cluster:
         peer.linked = False
         session = peer.session
         if peer.world.running:
-            peer.world.feed(lambda: LinkChanged(self.t_ns, self.wall_ns, False))
+            peer.world.tell(LinkChanged(self.t_ns, self.wall_ns, False))
         self.later(GONE_NS, lambda: self._gone(name, session))
 
     def _gone(self, name: str, session: int) -> None:
@@ -284,6 +327,7 @@ class Cluster:
             session = peer.session
             self.later(GONE_NS, lambda: self._gone(name, session))
         peer.answers.clear()
+        peer.waiting.clear()
 
     def restart(self, name: str) -> None:
         peer = self.peers[name]
@@ -293,70 +337,103 @@ class Cluster:
             self.later(self.rng.randrange(1, 3000) * MS, lambda: self.link(name))
 
     def _ask(self, name: str, session: int, before: list[list[Any]] | None = None) -> None:
-        """As an uplink does."""
+        """As an uplink does; nothing is planned for a node that has no group."""
         peer = self.peers[name]
         if peer.session != session or not peer.linked or not peer.world.running:
+            return
+        peer.asks = bool(peer.world.node.state.groups)
+        if not peer.asks:
             return
         now = groups.unfinished(peer.world.node)
         mine = now if before is None else [g for g in now if g in before and g[1] != OPEN]
         if mine:
             self.send(lambda: self.up(self.root, "ask", {"node": name, "groups": mine}))
-        self.later(ASK_NS, lambda: self._ask(name, session, now))
+        self._ask_later(name, session, now)
+
+    def _ask_later(self, name: str, session: int, before: list[list[Any]]) -> None:
+        self.later(ASK_NS, lambda: self._ask(name, session, before))
 
     def _call(self, root: Root, name: str, head: Mapping[str, Any], body: bytes) -> None:
         peer = self.peers[name]
         if peer.cut or not peer.linked or not peer.world.running:
             return
-        answer = peer.answers.get(head["call"])
+        call = head["call"]
+        if call in peer.waiting:
+            return
+        answer = peer.answers.get(call)
         if answer is None:
             answer = self._carry_out(peer.world, head["op"], orjson.loads(body), head["caller"])
             if answer is None:
-                self._ended(name)  # it died over it
+                if self.peers[name].world.running:
+                    peer.waiting[call] = peer.world.token, root
+                else:
+                    self._ended(name)  # it died over it
                 return
-            peer.answers[head["call"]] = answer
-        reply = {"call": head["call"], "final": True, "parts": [[[name], len(answer)]], "lost": []}
+            peer.answers[call] = answer
+        self._answer(name, root, call, answer)
+
+    def _answer(self, name: str, root: Root, call: str, answer: bytes) -> None:
+        peer = self.peers[name]
+        reply = {"call": call, "final": True, "parts": [[[name], len(answer)]], "lost": []}
         self.send(lambda: self.up(root, "answer", reply, answer) if not peer.cut else None)
 
-    def _carry_out(self, world: World, op: str, args: Mapping[str, Any], caller: Mapping[str, Any]) -> bytes | None:
+    def _answer_late(self, name: str, peer: Peer) -> None:
+        """What was asked long ago, and is answered at last."""
+        for call, (token, root) in list(peer.waiting.items()):
+            reply = peer.world.replies.pop(token, None)
+            if reply is not None:
+                del peer.waiting[call]
+                peer.answers[call] = answered(reply)
+                self._answer(name, root, call, peer.answers[call])
+
+    def _carry_out(self, world: ShellWorld, op: str, args: Mapping[str, Any], caller: Mapping[str, Any]
+                   ) -> bytes | None:  # fmt: skip
         who = Caller(Actor(caller["user"], None, caller["role"], "cluster"),
                      Owner("cluster:" + caller["user"], caller["user"]))  # fmt: skip
         world.token += 1
         token = world.token
         world.feed(lambda: Asked(self.t_ns, self.wall_ns, token, op, args, who))
         reply = world.replies.pop(token, None)
-        if reply is None or not world.running:
-            return None
-        return orjson.dumps({"ok": reply.exit_code == 0, "exit": reply.exit_code, "message": reply.message,
-                             "hint": reply.hint, "result": dict(reply.result)})  # fmt: skip
+        return answered(reply) if reply is not None and world.running else None
 
     def _fleet(self, name: str, head: Mapping[str, Any]) -> None:
         world = self.peers[name].world
         if world.running and not self.peers[name].cut:
-            world.feed(lambda: FleetTold(self.t_ns, self.wall_ns, head["fence"], head["seq"], head["holds"]))
+            world.tell(FleetTold(self.t_ns, self.wall_ns, head["fence"], head["seq"], head["holds"]))
 
     # -- events up ----------------------------------------------------------------------------------------------
 
     def _ack(self, name: str, incarnation: str, seq: int, rewind: bool) -> None:
         peer = self.peers[name]
         if peer.world.journal and peer.world.journal[0].hash[:INCARNATION_CHARS] == incarnation:
-            peer.acked = max(peer.acked, seq)
+            peer.acked, self.bell.rung = max(peer.acked, seq), True
             if rewind:
                 peer.acked = peer.sent = seq
 
     def _replicate(self) -> None:
         for name, peer in self.peers.items():
-            if not peer.world.running:
-                self._ended(name)
-                continue
             journal = peer.world.journal
-            if not peer.linked or peer.cut or peer.sent + 1 >= len(journal):
-                continue
-            rows = journal[peer.sent + 1 : peer.sent + 1 + BATCH_MAX]
-            body = b"\n".join(orjson.dumps(r.to_json()) for r in rows)
-            head = {"batches": [[name, journal[0].hash[:INCARNATION_CHARS], rows[0].seq, len(rows), len(body)]]}
-            peer.sent = rows[-1].seq
-            self.send(lambda h=head, b=body: self.up(self.root, "events", h, b))  # type: ignore[misc]
-            self.later(5 * NS_PER_S, lambda p=peer: setattr(p, "sent", p.acked))  # type: ignore[misc]
+            if not peer.world.running:
+                self._ended(name)  # no link, then
+            if peer.waiting:
+                self._answer_late(name, peer)
+            elif peer.linked and not peer.asks and peer.world.node.state.groups:
+                peer.asks = True
+                self._ask_later(name, peer.session, [])
+            while peer.linked and not peer.cut and peer.sent + 1 < len(journal):
+                self._send_events(name, peer)
+
+    def _send_events(self, name: str, peer: Peer) -> None:
+        journal = peer.world.journal
+        rows = journal[peer.sent + 1 : peer.sent + 1 + BATCH_MAX]
+        body = b"\n".join(orjson.dumps(r.to_json()) for r in rows)
+        head = {"batches": [[name, journal[0].hash[:INCARNATION_CHARS], rows[0].seq, len(rows), len(body)]]}
+        peer.sent = rows[-1].seq
+        self.send(lambda: self.up(self.root, "events", head, body))
+        self.later(5 * NS_PER_S, lambda: self._send_again(peer))
+
+    def _send_again(self, peer: Peer) -> None:
+        peer.sent, self.bell.rung = peer.acked, True
 
     # -- what must hold -----------------------------------------------------------------------------------------
 
@@ -366,8 +443,9 @@ class Cluster:
         if self.root is not None and self.root.state.gseq == state.gseq:
             assert self.root.state.to_bytes() == state.to_bytes(), "what the root holds is what its log says"
         seen: dict[str, set[int]] = {}
-        for raw in self.log:
-            for batch in rootlog.read_chunk(raw).batches:
+        self._batches += [rootlog.read_chunk(raw).batches for raw in self.log[len(self._batches) :]]
+        for batches in self._batches:
+            for batch in batches:
                 known = seen.setdefault(batch.node, set())
                 numbers = range(batch.first, batch.first + len(batch.lines))
                 assert known.isdisjoint(numbers), (batch.node, batch.first)
@@ -377,7 +455,7 @@ class Cluster:
         for name, peer in self.peers.items():
             self._check_node(name, peer.world, state)
 
-    def _check_node(self, name: str, world: World, state: rootlog.RootState) -> None:
+    def _check_node(self, name: str, world: ShellWorld, state: rootlog.RootState) -> None:
         fence, of_group = 0, {}
         stopped, forced = set[str](), set[str]()
         for record in world.journal:

@@ -1,15 +1,25 @@
 """One virtual node. The core is the real one; the machine is a dictionary, the journal a list, the clock a number.
 
 What is simulated can fail as the real thing does: the process dies between any two effects, the disk refuses a
-transaction, a resource refuses to be restored, somebody holds it, somebody changes it between decision and action.
+transaction (``Disk`` says in which ways), a resource refuses to be restored, somebody holds it, somebody changes it
+between decision and action. The shell here is an ideal one, which sees everything at once; ``ShellWorld`` has one with
+the memory, the haste and the delays of the real one.
+
+What is checked, and how often:
+
+- at every step: no automatic rollback begins under a stop of the fleet that the node was told of; nothing that was
+  answered with no is in the journal; no two jobs act on one change;
+- at every ``CHECK_EVERY``-th start or reload, and in ``check`` (the end of every life): the journal folded from zero
+  is the state that went on from a snapshot;
+- when the caller says so: ``state.check()``, that the parts of the state agree.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Final
 
 from pact.core.events import (
     Act,
@@ -18,10 +28,14 @@ from pact.core.events import (
     AppendRecord,
     Asked,
     Caller,
+    Covered,
+    Denied,
     Discover,
     Discovered,
     Effect,
     Event,
+    FleetTold,
+    LinkChanged,
     Look,
     Looked,
     New,
@@ -29,6 +43,7 @@ from pact.core.events import (
     Probe,
     Probed,
     Recheck,
+    Reconfigured,
     Reply,
     Scanned,
     Sighting,
@@ -39,39 +54,27 @@ from pact.core.node import Node
 from pact.core.plan import Step
 from pact.core.records import Record
 from pact.core.settings import Settings
-from pact.core.state import State
-from pact.model import NS_PER_S, Actor, Attrs, Declared, Holder, Owner, Unreadable
+from pact.core.suspend import older
+from pact.errors import EXIT_UNREACHABLE
+from pact.model import NS_PER_S, Attrs, Declared, Holder, Owner, Unreadable
+from pact.sim.disk import Disk, DiskFull
+from pact.sim.parts import Bell, SimRules, person, with_settings
+
+__all__ = ["EPOCH_NS", "FORGETS", "NO_MARK", "Bell", "Crashed", "SimRules", "World", "person", "with_settings"]
 
 EPOCH_NS = 1_800_000_000 * NS_PER_S
 DRAIN_MAX = 10_000
+#: What a node must hear, if not now, then when there is a journal again; of the last three the newest alone counts.
+OWED: Final = (Covered, Denied, FleetTold, LinkChanged, Reconfigured)
+NEWEST: Final = (FleetTold, LinkChanged, Reconfigured)
 
-
-class SimRules:
-    """Everything that differs differs wholly; only files survive a reboot."""
-
-    def distance_n(self, resource: str, declared: Attrs | None, actual: Attrs | None) -> int:
-        return 0 if declared == actual else 1_000_000_000
-
-    def volatile(self, resource: str) -> bool:
-        return not resource.startswith("file:")
-
-    def matches(self, pattern: str, resource: str) -> bool:
-        return resource.startswith(pattern.rstrip("*"))
+#: What ``World.faults`` may hold.
+FORGETS: Final = "what is owed is forgotten"
+NO_MARK: Final = "nothing says that a record was refused"
 
 
 class Crashed(Exception):
     """The process died here."""
-
-
-class DiskFull(Exception):
-    """The transaction was refused."""
-
-
-def person(name: str, role: str = "ops", uid: int | None = None) -> Caller:
-    """A caller with a login session of its own."""
-    number = sum(map(ord, name)) if uid is None else uid
-    owner = Owner(f"login:{number}:{number % 7}", name, number, str(number % 7), f"{name}-command")
-    return Caller(Actor(name, number, role, "socket"), owner)
 
 
 @dataclass
@@ -96,33 +99,65 @@ class World:
     offset_ns: int = 0
     name: str = "sim"
     clustered: bool = False
+    #: Rules of the shell that are broken on purpose: tests show that a simulation finds it.
+    faults: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         self.queue: deque[Callable[[], Event]] = deque()
+        self.disk = Disk(self.journal)
+        self.bell = Bell()
         self.token = 0
         self.node: Node
         self.running = False
+        self.lost = False  # nothing can be recorded
+        self.reload_owed = False  # nor could be read what is durable
+        self.owed: list[Event] = []
+        self.unrecorded: dict[str, Owner | None] = {}  # seen meanwhile, with the last writer who was named
+        self._asked: set[int] = set()  # requests that wait for their reply
+        self._acting: dict[int, str] = {}  # jobs that act -> for which change
+        self._stops: dict[str, int] = {}  # the fleet's, as far as this process was told -> when they end
+        self._stops_mark = (0, 0)  # the newest word of that
+        self._wake: int | None = None  # when the node wants to be woken
+        self._asleep = False  # ``_wake`` is right
 
     # -- life ---------------------------------------------------------------------------------------------------
 
     def start(self, declared: dict[str, Declared] | None = None, *, reboot: bool = False) -> None:
-        """Start the agent on what the journal holds."""
-        state = State()
-        for record in self.journal:
-            state.apply(record)
-        self.node = Node(self.name, SimRules(), state)
-        self.queue.clear()
-        self.running = True
+        """Start the agent on what the journal holds. On a disk that takes or gives nothing it does not start."""
+        self._forget()
+        self.running = not (self.disk.unreadable and self.journal)
+        if not self.running:
+            return
+        self.node = Node(self.name, SimRules(), self.disk.load())
         given = {r: d.to_json() for r, d in (declared or {}).items()}
         self.feed(lambda: Started(self.t_ns, self.wall_ns, f"boot{self.boot}", self.offset_ns, self.settings, "sim",
                                   reboot, given, clustered=self.clustered))  # fmt: skip
-        seen = [Sighting(r, self.observe(r)) for r in self.node.state.declared_ids()]
-        self.feed(lambda: Scanned(self.t_ns, self.wall_ns, seen, reboot))
+        if self.lost:
+            self.crash()
+        if self.running:
+            seen = self._first_sightings()
+            self.feed(lambda: Scanned(self.t_ns, self.wall_ns, seen, reboot))
+
+    def _first_sightings(self) -> list[Sighting]:
+        return [Sighting(r, self.look(r)) for r in self.node.state.declared_ids()]
+
+    def _forget(self) -> None:
+        """What a process had in memory is gone with it."""
+        self.queue.clear()
+        self.bell.rung = True
+        self._asleep = self.lost = self.reload_owed = False
+        self.owed.clear()
+        self.unrecorded.clear()
+        self._asked.clear()
+        self._acting.clear()
+        self._stops.clear()
+        self._stops_mark = (0, 0)
 
     def crash(self) -> None:
         """SIGKILL: what is not in the journal is forgotten."""
         self.running = False
-        self.queue.clear()
+        self._forget()
+        self.disk.killed(self.node.state)
 
     def reboot(self, down_ns: int = 0) -> None:
         """Power cycle: volatile resources get their boot values, and the clock goes on by what was down."""
@@ -144,7 +179,7 @@ class World:
         self.see(resource, owner, moved_with)
 
     def see(self, resource: str, owner: Owner | None = None, moved_with: str = "") -> None:
-        seen = self.observe(resource)
+        seen = self.look(resource)
         self.feed(lambda: Observed(self.t_ns, self.wall_ns, [Sighting(resource, seen, owner, moved_with)]))
 
     def create(self, resource: str, value: Attrs | None, owner: Owner | None) -> None:
@@ -167,20 +202,32 @@ class World:
         """Let time pass, waking the agent when it asked to be woken."""
         end = self.t_ns + ns
         while self.running:
-            wake = self.node.next_wake_ns()
+            wake = self.wake_ns()
             if wake is None or wake > end:
                 break
             self._to(max(wake, self.t_ns))
-            before = (len(self.journal), self.node.next_wake_ns())
-            self.feed(lambda: Ticked(self.t_ns, self.wall_ns))
-            if self.running and (len(self.journal), self.node.next_wake_ns()) == before:
-                pause = 60 * NS_PER_S if self.disk_full else NS_PER_S // 100
-                self._to(min(end, self.t_ns + pause))  # an early wake: nothing was due yet
+            before = len(self.journal), wake
+            self.tick()
+            if self.running and (len(self.journal), self.wake_ns()) == before:
+                self._to(min(end, self.t_ns + NS_PER_S // 100))  # an early wake: nothing was due yet
                 if self.t_ns == end:
                     break
         self._to(end)
         if self.running:
-            self.feed(lambda: Ticked(self.t_ns, self.wall_ns))
+            self.tick()
+
+    def wake_ns(self) -> int | None:
+        """When the agent wants to be woken; ``None`` while nothing waits, or nothing can be recorded."""
+        if self.lost:
+            return None if self._cannot_return() else self.t_ns
+        if not self._asleep:
+            self._wake, self._asleep = self.node.next_wake_ns(), True
+        return self._wake
+
+    def tick(self) -> None:
+        self._step(Ticked(self.t_ns, self.wall_ns))
+        if self.queue:
+            self._drain()
 
     def _to(self, t_ns: int) -> None:
         self.wall_ns += t_ns - self.t_ns
@@ -191,48 +238,169 @@ class World:
     def feed(self, make: Callable[[], Event]) -> None:
         """Step the core with an event and carry out everything that follows from it."""
         self.queue.append(make)
+        self._drain()
+
+    def _drain(self) -> None:
+        queue = self.queue
         for _ in range(DRAIN_MAX):
-            if not self.queue or not self.running:
+            if not queue or not self.running:
                 return
+            make = queue.popleft()
             try:
-                self._perform(self.node.step(self.queue.popleft()()))
+                event = make()
             except Crashed:
                 self.crash()
-            except DiskFull:
-                self._reload()
+            else:
+                self._step(event)
         raise AssertionError("the effects do not end")
 
-    def _reload(self) -> None:
-        state = State()
-        for record in self.journal:
-            state.apply(record)
-        self.node = Node(self.name, SimRules(), state)
-        self.queue.clear()
+    def _step(self, event: Event) -> None:
+        self.bell.rung = True
+        if self.lost:
+            self._return()
+            if not self.running:
+                return
+            if self.lost:
+                self._heard_without_journal(event)
+                return
+        try:
+            if type(event) is Asked:
+                self._asked.add(event.token)
+            self._asleep = False
+            self._perform(self.node.step(event))
+        except Crashed:
+            self.crash()
+        except DiskFull as exc:
+            try:
+                self._journal_lost(event, exc)
+            except Crashed:
+                self.crash()
 
     def _perform(self, effects: list[Effect]) -> None:
-        records = [e.record for e in effects if isinstance(e, AppendRecord)]
+        if not effects:
+            if self.crash_after is not None:
+                self._maybe_crash()
+            return
+        records = [e.record for e in effects if type(e) is AppendRecord]
         if records and self.disk_full:
-            raise DiskFull
-        self._maybe_crash()
-        self.journal += records
-        for effect in effects:
+            raise self.disk.refuse(records)
+        if self.crash_after is not None:
             self._maybe_crash()
-            self._carry_out(effect)
+        if records:
+            self.disk.append(records)
+            self._recorded(records)
+        for effect in effects:
+            if self.crash_after is not None:
+                self._maybe_crash()
+            if type(effect) is not AppendRecord:
+                self._carry_out(effect)
+
+    def _recorded(self, records: Iterable[Record]) -> None:
+        """These are durable."""
+        for record in records:
+            if record.type == "hold_released":
+                self._stops.pop(record.data["hold"], None)
+            if record.type == "rollback_started" and record.data["cause"] in ("expired", "retry"):
+                stopped = [hold for hold, end in self._stops.items() if end > self.t_ns]
+                assert not stopped, (record.seq, "rolled back though the fleet was stopped", stopped)  # G8
+
+    # -- a journal that cannot be written -----------------------------------------------------------------------
+
+    def _cannot_return(self) -> bool:
+        return self.disk_full or (self.reload_owed and self.disk.unreadable)
+
+    def _journal_lost(self, event: Event, error: DiskFull) -> None:
+        """Nothing of this step has happened: return to what is durable, and go on watching.  # J4"""
+        self.lost = True
+        if error.torn:
+            self._maybe_crash()
+            if NO_MARK not in self.faults:
+                self.disk.note_refused()  # before anybody is told
+        for token in self._asked:
+            self.replies[token] = Reply(token, {}, EXIT_UNREACHABLE, "journal: the disk is full")
+        if self._asked and not self.disk.unknown:
+            self.disk.never.update(r.hash for r in error.records)
+        self._asked.clear()
+        self._reload()
+        self._heard_without_journal(event)
+
+    def _reload(self) -> None:
+        """Back to what is durable; where not even that can be read, on with what is in memory.  # F3"""
+        self.reload_owed = self.disk.unreadable
+        if self.reload_owed:
+            return
+        before = self.node
+        self.node = Node(self.name, SimRules(), self.disk.load(), jobs_from=before.jobs_numbered)
+        self.node.unreadable = before.unreadable
+        self.node.alone_since_ns, self.node.fleet_seq = before.alone_since_ns, before.fleet_seq
+        self._asleep = False
+
+    def _heard_without_journal(self, event: Event) -> None:
+        if isinstance(event, OWED):
+            if FORGETS not in self.faults:
+                self._owe(event)
+        elif isinstance(event, Asked):
+            self.replies[event.token] = Reply(event.token, {}, EXIT_UNREACHABLE, "journal: the disk is full")
+        elif isinstance(event, Observed | Scanned | Acted | Probed | Looked):
+            for sighting in event.sightings:
+                named = sighting.owner or self.unrecorded.get(sighting.resource)
+                self.unrecorded[sighting.resource] = named
+        if isinstance(event, Acted):
+            self._acting.pop(event.job, None)
+
+    def _owe(self, event: Event) -> None:
+        """Of what the newest alone counts, the newest.  # J9"""
+        if isinstance(event, FleetTold) and any(isinstance(e, FleetTold) and older(event, e) for e in self.owed):
+            return
+        if isinstance(event, NEWEST):
+            self.owed = [e for e in self.owed if type(e) is not type(event)]
+        self.owed.append(event)
+
+    def tell(self, event: Event) -> None:
+        """The core hears it now, or when there is a journal again.  # J9"""
+        if isinstance(event, FleetTold) and self.running:
+            self._note_stops(event)
+        self.feed(lambda: event)
+
+    def _note_stops(self, event: FleetTold) -> None:
+        """What stops the whole fleet from now on, whether it can be recorded or not. An older word says nothing."""
+        state, mark = self.node.state, (event.fence, event.seq)
+        if mark >= self._stops_mark and mark >= (state.fence, state.fleet_seq):
+            self._stops_mark = mark
+            self._stops = {h["hold"]: self.t_ns + h["left_ns"] for h in event.holds}
+
+    def _return(self) -> None:
+        """If the journal can be written again: what is owed first, then what was seen meanwhile."""
+        if self._cannot_return():
+            return
+        if self.reload_owed:
+            self._reload()
+        self.lost = False
+        while self.owed and self.running and not self.lost:
+            event = self.owed.pop(0)
+            self._step(replace(event, t_ns=self.t_ns, wall_ns=self.wall_ns))
+        if self.running and not self.lost:
+            self._record_backlog()
+
+    def _record_backlog(self) -> None:
+        """What was seen, and rollbacks that were cut off."""
+        waiting, self.unrecorded = self.unrecorded, {}
+        if self.node.state.boot_owed is not None:  # B3
+            waiting = {r: waiting.get(r) for r in self.node.state.declared_ids()}
+        seen = [Sighting(r, self.look(r), owner) for r, owner in waiting.items()]
+        self._step(Scanned(self.t_ns, self.wall_ns, seen, False))
+
+    # -- effects ------------------------------------------------------------------------------------------------
 
     def _carry_out(self, effect: Effect) -> None:
         if isinstance(effect, Reply):
             self.replies[effect.token] = effect
-        elif isinstance(effect, Look):
-            self._look(effect)
-        elif isinstance(effect, Probe):
-            self._probe(effect)
-        elif isinstance(effect, Act):
-            self._act(effect)
+            self._asked.discard(effect.token)
+        elif isinstance(effect, Look | Probe | Act | Discover):
+            self._submit(effect)
         elif isinstance(effect, Recheck):
             for resource in effect.resources:
-                self._later_see(resource)
-        elif isinstance(effect, Discover):
-            self._discover(effect)
+                self.touch(resource)
 
     def _maybe_crash(self) -> None:
         if self.crash_after is not None:
@@ -246,23 +414,49 @@ class World:
             return Unreadable(self.unreadable[resource])
         return self.machine.get(resource)
 
-    def _later_see(self, resource: str) -> None:
-        self.queue.append(lambda: Observed(
-            self.t_ns, self.wall_ns, [Sighting(resource, self.observe(resource), None)]))  # fmt: skip
+    def look(self, resource: str) -> Attrs | Unreadable | None:
+        """As the shell looks for itself, not for a job."""
+        return self.observe(resource)
 
-    def _look(self, effect: Look) -> None:
+    def touch(self, resource: str, owner: Owner | None = None) -> None:
+        """It may have changed: it is looked at when what is under way is done."""
+        self.queue.append(lambda: Observed(self.t_ns, self.wall_ns, [Sighting(resource, self.look(resource), owner)]))
+
+    # -- jobs ---------------------------------------------------------------------------------------------------
+
+    def _submit(self, effect: Look | Probe | Act | Discover) -> None:
+        """Have a worker do it; here it is done at once, and answered next."""
+        self._note_acting(effect)
+        self.queue.append(self._work(effect))
+
+    def _note_acting(self, effect: Effect) -> None:
+        """No two jobs act on one change."""
+        if isinstance(effect, Act):
+            job = self.node.jobs[effect.job]
+            if job.change is not None:
+                others = [n for n, c in self._acting.items() if c == job.change and n in self.node.jobs]
+                assert not others, (job.change, job.n, others)
+                self._acting[job.n] = job.change
+
+    def _work(self, effect: Look | Probe | Act | Discover) -> Callable[[], Event]:
+        """Read, or act, now; what is given makes the answer when it comes."""
+        works: dict[type, Callable[[Any], Callable[[], Event]]] = {
+            Look: self._looked, Probe: self._probed, Act: self._acted, Discover: self._discovered}
+        return works[type(effect)](effect)
+
+    def _looked(self, effect: Look) -> Callable[[], Event]:
         seen = [Sighting(r, self.observe(r)) for r in effect.resources]
-        self.queue.append(lambda: Looked(self.t_ns, self.wall_ns, effect.job, seen))
+        return lambda: Looked(self.t_ns, self.wall_ns, effect.job, seen)
 
-    def _probe(self, effect: Probe) -> None:
+    def _probed(self, effect: Probe) -> Callable[[], Event]:
         seen = [Sighting(s.id, self.observe(s.id)) for s in effect.steps]
         differing = [s.resource for s, step in zip(seen, effect.steps, strict=True) if s.observation != step.target]
         holders = [h for r in differing for h in self.holders.get(r, ())] if effect.consumers else []
         saves = {r: {"attrs": self.machine.get(r)} for r in differing}
         refused = [] if effect.force else list(self.refusals)
-        self.queue.append(lambda: Probed(self.t_ns, self.wall_ns, effect.job, seen, holders, refused, saves))
+        return lambda: Probed(self.t_ns, self.wall_ns, effect.job, seen, holders, refused, saves)
 
-    def _act(self, effect: Act) -> None:
+    def _acted(self, effect: Act) -> Callable[[], Event]:
         results: dict[str, str] = {}
         for step in effect.steps:
             if self.before_act is not None:
@@ -270,7 +464,12 @@ class World:
             self._maybe_crash()
             results[step.id] = self._restore(step)
         seen = [Sighting(r, self.observe(r)) for r in (*(s.id for s in effect.steps), *effect.below)]
-        self.queue.append(lambda: Acted(self.t_ns, self.wall_ns, effect.job, results, seen))
+
+        def answer() -> Event:
+            self._acting.pop(effect.job, None)
+            return Acted(self.t_ns, self.wall_ns, effect.job, results, seen)
+
+        return answer
 
     def _restore(self, step: Step) -> str:
         actual = self.observe(step.id)
@@ -285,25 +484,16 @@ class World:
         self.machine[step.id] = step.target
         return ""
 
-    def _discover(self, effect: Discover) -> None:
+    def _discovered(self, effect: Discover) -> Callable[[], Event]:
         found = {r: Declared(v).to_json() for r, v in self.machine.items() if v is not None and any(
             r == p or (p.endswith("*") and r.startswith(p.rstrip("*"))) for p in effect.patterns)}  # fmt: skip
         exact = frozenset(r for r in found if r in effect.patterns)
         patterns = [p for p in effect.patterns if p.endswith("*")]
-        self.queue.append(lambda: Discovered(self.t_ns, self.wall_ns, effect.job, found, exact, (), True, patterns))
+        return lambda: Discovered(self.t_ns, self.wall_ns, effect.job, found, exact, (), True, patterns)
 
     # -- checks -------------------------------------------------------------------------------------------------
 
     def check(self) -> None:
-        """What must hold at rest: replay gives the state, and the parts agree."""
+        """What must hold at rest: replay from zero gives the state, and the parts agree."""
         self.node.state.check()
-        state = State()
-        for record in self.journal:
-            state.apply(record)
-        assert state.to_json() == self.node.state.to_json()
-
-
-
-
-def with_settings(**changes: Any) -> Settings:
-    return replace(Settings(), **changes)
+        assert self.disk.replayed().to_json() == self.node.state.to_json()

@@ -1,0 +1,41 @@
+"""Small parts of the virtual world: who asks something, what the kinds of a virtual machine know, a bell."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pact.core.events import Caller
+from pact.core.settings import Settings
+from pact.model import Actor, Attrs, Owner
+
+
+class SimRules:
+    """Everything that differs differs wholly; only files survive a reboot."""
+
+    def distance_n(self, resource: str, declared: Attrs | None, actual: Attrs | None) -> int:
+        return 0 if declared == actual else 1_000_000_000
+
+    def volatile(self, resource: str) -> bool:
+        return not resource.startswith("file:")
+
+    def matches(self, pattern: str, resource: str) -> bool:
+        return resource.startswith(pattern.rstrip("*"))
+
+
+def person(name: str, role: str = "ops", uid: int | None = None) -> Caller:
+    """A caller with a login session of its own."""
+    number = sum(map(ord, name)) if uid is None else uid
+    owner = Owner(f"login:{number}:{number % 7}", name, number, str(number % 7), f"{name}-command")
+    return Caller(Actor(name, number, role, "socket"), owner)
+
+
+@dataclass(slots=True)
+class Bell:
+    """Rung whenever a node is stepped, starts or dies: who waits for nodes asks them again."""
+
+    rung: bool = False
+
+
+def with_settings(**changes: Any) -> Settings:
+    return replace(Settings(), **changes)
