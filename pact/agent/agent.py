@@ -65,6 +65,7 @@ from pact.core.events import (
 )
 from pact.core.node import Node
 from pact.core.records import Record, rfc3339
+from pact.core.suspend import older
 from pact.errors import DeniedError, JournalError, PactError, StoreFullError, UnreachableError
 from pact.journal.blobs import BlobReader
 from pact.journal.sqlite import FILE_NAME, SqliteJournal, load_state
@@ -764,6 +765,8 @@ class Agent:
     def _owe(self, event: Event) -> None:
         """What is owed, in order; of what the newest alone counts, the newest. Refusals come last, and are few of one
         person: nobody keeps others' drift from being recorded with his."""
+        if isinstance(event, FleetTold) and any(isinstance(e, FleetTold) and older(event, e) for e in self._owed):
+            return  # a word of the root that was late
         if isinstance(event, FleetTold | LinkChanged | Reconfigured):
             self._owed = [e for e in self._owed if type(e) is not type(event)]
         if isinstance(event, Denied):

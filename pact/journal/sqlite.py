@@ -133,7 +133,7 @@ class SqliteJournal:
         if head is None:
             return  # an older version wrote this journal, or nobody yet
         last = self.seq
-        if self.read_only and self._last == SEQ_MAX:  # an agent may have written since; a record is there before its head
+        if self.read_only and self._last == SEQ_MAX:  # an agent may write: a record is there before its head
             for (seq,) in self._rows("SELECT coalesce(max(seq), -1) FROM record", ()):
                 last = seq
         if head.seq > last:
