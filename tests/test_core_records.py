@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import FrozenInstanceError, replace
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -164,3 +165,27 @@ def test_a_decision_about_thousands_is_several_bounded_records_and_one_transacti
     assert reply is not None and len(reply.result["committed"]) == 1, "one decision, one answer"
     assert reply.result["committed"][0]["resources"] == sorted(names)
     world.check()
+
+
+def test_an_earlier_state_takes_a_decision_of_several_records_whole(tmp_path: Path) -> None:
+    from pact.agent.replayed import state_at
+    from pact.core.records import PIECE_MAX
+    from pact.journal.sqlite import SqliteJournal
+    from pact.model import Declared
+    from pact.sim.world import World, person
+
+    world, root = World(), person("root", "admin", 0)
+    names = [f"file:/f{i}" for i in range(2 * PIECE_MAX)]
+    world.machine.update({name: {"value": "0"} for name in names})
+    world.start({name: Declared({"value": "0"}) for name in names})
+    for name in names:
+        world.write(name, {"value": "1"}, root.owner)
+    world.ask("commit", root, targets=[], all=True, message="m")
+    first, last = [r for r in world.journal if r.type == "committed"]
+    journal = SqliteJournal(str(tmp_path / "journal.db"))
+    journal.append([(r, canonical(unhashed(r))) for r in world.journal], {})
+    journal.close()
+    for seq in (first.seq, last.seq):
+        state = state_at(str(tmp_path / "journal.db"), seq)
+        declared = [state.declared(name) for name in names]
+        assert all(d is not None and d.attrs == {"value": "1"} for d in declared), seq

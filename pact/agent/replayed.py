@@ -32,7 +32,8 @@ def rolled_back_state(path: str, change: str) -> dict[str, Attrs | None]:
 
 
 def state_at(path: str, seq: int) -> State:
-    """The state after record ``seq``, by replay through a connection of its own. Raises UsageError or ChainError."""
+    """The state after record ``seq`` and the decision that it is part of, by replay through a connection of its own.
+    Raises UsageError or ChainError."""
     journal = SqliteJournal(path, read_only=True)
     try:
         if not 0 <= seq <= journal.seq:
@@ -40,7 +41,8 @@ def state_at(path: str, seq: int) -> State:
         state = State()
         for record in verify(journal.records()):
             state.apply(record)
-            if record.seq == seq:
+            at, of = record.data.get("part", (1, 1))
+            if record.seq >= seq and at == of:  # one decision is taken whole
                 break
         return state
     finally:

@@ -162,6 +162,8 @@ def _record_declared(node: Node, job: Job, event: Probed, converge: set[str]) ->
                 data["notes"] = list(event.notes)
             if "to_seq" in args:
                 data["to_seq"] = args["to_seq"]
+        if len(pieces) > 1:
+            data["part"] = [at + 1, len(pieces)]
         node.record("declared", {**data, **({"saves": saves} if saves else {})}, job.caller.actor)
     return len(declared) - len(moved)
 

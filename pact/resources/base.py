@@ -215,6 +215,10 @@ class Kind(ABC):
         """The name whose ``watch`` gives this path, ``None`` if no name's does."""
         return None
 
+    def undeclarable(self, attrs: Attrs | None) -> str:
+        """Why this can be seen, and not declared; ``""`` where it can."""
+        return ""
+
     def secret(self, attrs: Attrs | None) -> bool:
         """Content that is not world-readable: shown to admins alone.  # S2"""
         return False

@@ -16,6 +16,7 @@ import stat
 from typing import Any, Final
 
 from pact.core.plan import Step
+from pact.core.taking import DECLARABLE
 from pact.model import Attrs, Declared, Holder, Observation, Unreadable, decode_name, encode_name
 from pact.resources.ahead import Ahead
 from pact.resources.base import (
@@ -30,10 +31,10 @@ from pact.resources.base import (
     common,
     errno_text,
     export_common,
-    from_base64,
     path_of,
     refuse_unknown,
 )
+from pact.resources.file_toml import content, mode, xattrs
 from pact.resources.flags import flags_at, get_flags, parse_flags, stuck
 from pact.resources.loops import on_file
 from pact.resources.names import group_name, same_group, same_user, user_name
@@ -74,7 +75,7 @@ class File(Kind):
         if not isinstance(value, dict):
             raise ValueError("a file is a table: content, source, symlink or type, and owner, group, mode")
         refuse_unknown(value, KEYS)
-        attrs, blobs, restorable = _content(value, base_dir)
+        attrs, blobs, restorable = content(value, base_dir)
         if attrs is None:
             return Entry(Declared(None, **common(value)))
         for key in ("owner", "group"):
@@ -83,9 +84,9 @@ class File(Kind):
                     raise ValueError(f"{key} must be a name or a number")
                 attrs[key] = str(value[key])
         if "mode" in value:
-            attrs["mode"] = _mode(value["mode"])
+            attrs["mode"] = mode(value["mode"])
         if "xattrs" in value:
-            attrs["xattrs"] = _xattrs(value["xattrs"])
+            attrs["xattrs"] = xattrs(value["xattrs"])
         if "flags" in value:
             if attrs["type"] == "symlink":
                 raise ValueError("a symbolic link has no flags: take flags out")
@@ -258,7 +259,7 @@ class File(Kind):
         return [decode_name(name)]
 
     def presence(self, name: str) -> Observation:
-        """Its metadata. No link is followed that others can turn: it may lead to where everything hangs."""
+        """Its metadata. No link is followed that others can turn."""
         try:
             dirfd, leaf, _ = open_parent(decode_name(name))
             try:
@@ -275,6 +276,10 @@ class File(Kind):
 
     def of_path(self, path: bytes) -> str | None:
         return encode_name(path)
+
+    def undeclarable(self, attrs: Attrs | None) -> str:
+        kind = "file" if attrs is None else attrs["type"]
+        return "" if kind in DECLARABLE else f"a {kind} cannot be declared"
 
     # -- for people ---------------------------------------------------------------------------------------------
 
@@ -321,87 +326,6 @@ class File(Kind):
 
         passed: dict[str, int] = {}
         return Found(discover_files(pattern, PASSED_OVER, passed), passed, exact=is_literal(pattern))
-
-
-def _content(value: dict[str, Any], base_dir: str) -> tuple[Attrs | None, dict[str, bytes], bool]:
-    given = [k for k in ("source", "content", "content_base64", "symlink", "sha256") if k in value]
-    if len(given) > 1:
-        raise ValueError(f"{' and '.join(given)} exclude each other")
-    kind = value.get("type", "symlink" if given == ["symlink"] else "file" if given else None)
-    if kind is None:
-        raise ValueError('say what it is: content, source, symlink, or type = "directory" or "absent"')
-    if kind not in ("file", "directory", "symlink", "absent"):
-        raise ValueError(f'type {kind!r} is none of "file", "directory", "symlink", "absent"')
-    if kind == "absent":
-        extra = [k for k in value if k not in ("type", "consumers", "requires", "weight", "severity")]
-        if extra:
-            raise ValueError(f'type = "absent" takes no {extra[0]}')
-        return None, {}, True
-    if (kind == "symlink") != (given == ["symlink"]):
-        raise ValueError("a symbolic link is declared by symlink = \"target\" alone")
-    if kind == "directory" and given:
-        raise ValueError(f"a directory has no {given[0]}")
-    if kind == "symlink":
-        if "mode" in value:
-            raise ValueError("a symbolic link has no mode of its own: take mode out")
-        if not isinstance(value["symlink"], str) or not value["symlink"]:
-            raise ValueError("symlink must be the link's target")
-        if b"\0" in decode_name(value["symlink"]):
-            raise ValueError("symlink: no target has a NUL in it")
-        return {"type": "symlink", "target": encode_name(decode_name(value["symlink"]))}, {}, True
-    if not given:
-        return {"type": kind}, {}, True
-    if given == ["sha256"]:
-        return _by_digest(value)
-    body = _body(given[0], value[given[0]], base_dir)
-    digest = hashlib.sha256(body).hexdigest()
-    return {"type": "file", "sha256": digest, "size": len(body)}, {digest: body}, True
-
-
-def _by_digest(value: dict[str, Any]) -> tuple[Attrs, dict[str, bytes], bool]:
-    digest, size = value["sha256"], value.get("size", 0)
-    if not isinstance(digest, str) or len(digest) != 64 or set(digest) - set("0123456789abcdef"):
-        raise ValueError("sha256 must be 64 lower-case hex digits")
-    if not isinstance(size, int) or isinstance(size, bool) or size < 0:
-        raise ValueError("size must be a number of bytes")
-    return {"type": "file", "sha256": digest, "size": size}, {}, False
-
-
-def _body(key: str, value: Any, base_dir: str) -> bytes:
-    if not isinstance(value, str):
-        raise ValueError(f"{key} must be a string")
-    if key == "content":
-        return value.encode()
-    if key == "content_base64":
-        return from_base64(key, value)
-    path = os.path.join(base_dir, value)
-    try:
-        with open(path, "rb") as f:
-            return f.read()
-    except OSError as exc:
-        raise ValueError(f"source {value!r}: {os.strerror(exc.errno or 0)}") from None
-
-
-def _mode(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError('mode must be octal digits in quotes, for example "0644"')
-    try:
-        number = int(value, 8)
-    except ValueError:
-        number = -1
-    if not 0 <= number <= 0o7777 or not value.isdigit():
-        raise ValueError(f'mode {value!r} is not octal; write for example "0644"')
-    return f"{number:04o}"
-
-
-def _xattrs(value: Any) -> dict[str, str]:
-    if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):
-        raise ValueError("xattrs is a table of name = \"base64\"")
-    for name, text in value.items():
-        if b"\0" in decode_name(name) or encode_name(decode_name(name)) != name or "." not in name:
-            raise ValueError(f"xattrs: {name!r} is no attribute's name; write for example user.note")
-        from_base64(f"xattrs: {name}", text)
-    return {k: value[k] for k in sorted(value)}
 
 
 def _metadata(st: os.stat_result) -> Attrs:

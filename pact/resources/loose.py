@@ -7,6 +7,7 @@ what stands here is taken back when the agent starts.
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from pact.observe.mountinfo import MountEntry
 from pact.resources.mount_table import read_mounts
 from pact.resources.way import unmake
 
+BYTES_MAX: Final = 16 << 10
 FROZEN: Final = "frozen"
 MARKED: Final = "marked"
 MADE: Final = "made"
@@ -31,23 +33,28 @@ class LooseEnds:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._path = ""
+        self._fd = -1
         self._boot = ""
         self._ends: dict[int, dict[str, Any]] = {}
         self._number = 0
 
     def keep_in(self, path: str, boot_id: str) -> list[str]:
         """Remember there from now on; what the last run left is taken back first. What was done, for the log."""
-        with self._lock:
-            self._path, self._boot, self._ends = path, boot_id, {}
         try:
-            with open(path, "rb") as f:
-                known = orjson.loads(f.read())
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            os.posix_fallocate(fd, 0, BYTES_MAX)  # a full disk does not stop it later
+        except OSError:
+            return []
+        try:
+            known = orjson.loads(os.pread(fd, BYTES_MAX, 0).rstrip(b"\0 \n") or b"{}")
             ends = known["ends"] if known["boot"] == boot_id else [e for e in known["ends"] if e["what"] == MADE]
         except (OSError, ValueError, KeyError, TypeError):
-            return []
+            ends = []
         said = [text for end in ends for text in _taken_back(end)]
         with self._lock:
+            before, self._fd, self._boot, self._ends = self._fd, fd, boot_id, {}
+            if before >= 0:
+                os.close(before)
             self._write()
         return said
 
@@ -81,14 +88,15 @@ class LooseEnds:
             self.end(number)
 
     def _write(self, *, durable: bool = False) -> None:
-        if not self._path:
+        """In place, in one piece. Raises OSError."""
+        if self._fd < 0:
             return
-        with open(self._path + ".new", "wb") as f:
-            f.write(orjson.dumps({"boot": self._boot, "ends": list(self._ends.values())}))
-            if durable:
-                f.flush()
-                os.fdatasync(f.fileno())
-        os.replace(self._path + ".new", self._path)
+        raw = orjson.dumps({"boot": self._boot, "ends": list(self._ends.values())})
+        if len(raw) > BYTES_MAX:
+            raise OSError(errno.ENOSPC, "too much is under way at once")
+        os.pwrite(self._fd, raw.ljust(BYTES_MAX), 0)
+        if durable:
+            os.fdatasync(self._fd)
 
 
 def mounted(entry: MountEntry) -> dict[str, Any]:

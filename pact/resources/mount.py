@@ -240,10 +240,10 @@ class Mount(Kind):
         except (OSError, RestoreError):
             if frozen:
                 syscalls.mount_read_only(place, False)
+                LOOSE.end(frozen)  # not where that failed: the next start tries it
             raise
-        finally:
-            if frozen:
-                LOOSE.end(frozen)
+        if frozen:
+            LOOSE.end(frozen)
 
     def _mount(self, name: str, target: Attrs) -> None:
         path = decode_name(name)
@@ -446,8 +446,8 @@ def _freeze(entry: MountEntry, place: bytes) -> int:
         return 0
     try:
         number = LOOSE.begin(FROZEN, **mounted(entry))
-    except OSError:
-        return 0
+    except OSError as exc:
+        raise RestoreError(f"it cannot be put on record that it is made read-only: {exc.strerror}") from None
     try:
         syscalls.mount_read_only(place, True)
     except OSError:

@@ -287,12 +287,10 @@ def export(resources: Iterable[tuple[str, Declared]], blobs: Blobs) -> Iterable[
     last = ""
     for resource, declared in ordered:
         kind_name, name = split_id(resource)
-        value = KINDS[kind_name].export(name, declared, blobs)
-        try:
-            KINDS[kind_name].parse(name, value, "/nonexistent")
-        except ValueError as exc:
-            yield f"# {resource} is left out: {exc}\n"
+        if why := KINDS[kind_name].undeclarable(declared.attrs):
+            yield f"# {resource} is left out: {why}\n"
             continue
+        value = KINDS[kind_name].export(name, declared, blobs)
         flat = not isinstance(value, dict) or kind_name in ("sysctl", "module", "package")
         if flat:
             if kind_name != last:
