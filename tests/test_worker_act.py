@@ -191,3 +191,38 @@ def test_a_kill_between_an_empty_directory_and_the_file_in_its_place_is_gone_on_
     assert worker.act((step,), store.get) == {step.id: worker.MOVED}
     assert worker.act((step,), store.get, resumed=True) == {step.id: ""}
     assert (tmp_path / "x").read_bytes() == target
+
+
+@pytest.mark.invariant("R4")
+def test_what_is_there_before_an_application_is_stored_no_later_than_its_record(tmp_path: Path) -> None:
+    """It is declared by that record, and an application that a kill cuts off is not gone on with."""
+    from pact.core.events import Probe, Probed
+
+    class Store(dict[str, bytes]):
+        def has(self, digest: str) -> bool:
+            return digest in self
+
+        def __call__(self, digest: str) -> bytes | None:
+            return self.get(digest)
+
+    store, steps = Store(), []
+    for n in range(5):
+        path = tmp_path / f"f{n}"
+        path.write_bytes(bytes([n]) * (1 << 20))
+        steps.append(Step(f"file:{encode_name(bytes(path))}", {"type": "file", "mode": "0600", "sha256": "0" * 64}, None))
+    one = worker.Worker("pact-test", 4 << 20, lambda: 1 << 40, store, Ignore(), lambda: None)  # type: ignore[arg-type]
+    one.submit(Probe(1, tuple(steps), consumers=False, applying=True))
+    while True:
+        result = one.results.get(timeout=10)
+        store.update(result.blobs)
+        if result.stored is not None:
+            assert sum(map(len, result.blobs.values())) <= 3 << 20, "piece by piece"
+            result.stored.put("")
+            continue
+        assert result.make is not None
+        probed = result.make(0, 0)
+        break
+    assert isinstance(probed, Probed)
+    wanted = {s["sha256"] for s in probed.saves.values()}
+    assert len(wanted) == 5 and wanted <= set(store)
+    one.close(10)

@@ -195,12 +195,14 @@ class Worker:
 
     def _probe(self, effect: Probe) -> None:
         def work() -> Result:
-            keep = self._keep(hold=False)
+            # what is there before an application is declared with its record: an application that a kill cuts off is
+            # not gone on with, so that it is in the store no later than that record
+            keep = self._keep(hold=effect.applying and not effect.dry, spill=True)
             through = below.carried(effect.steps, (s.id for s in effect.steps))
             steps = tuple(s for s in effect.steps if s.id not in through or self.ignore.match(s.id) is None)
             found = probe(steps, keep, consumers=effect.consumers, force=effect.force, applying=effect.applying,
                           ask=not effect.dry)
-            return Result(effect.job, lambda t, w: Probed(t, w, effect.job, *found))
+            return Result(effect.job, lambda t, w: Probed(t, w, effect.job, *found), keep.blobs)
 
         self._guard(effect.job, work)
 

@@ -80,7 +80,7 @@ def demand(node: Node) -> None:
     records_hold(node)
     node.end(signal.SIGTERM)
     (node.agent.state_dir / "signatures").unlink(missing_ok=True)
-    before = {r for c in status["changes"] for r in c["resources"]}
+    before = {*status["unreadable_resources"], *(r for c in status["changes"] for r in c["resources"])}
     node.up()
     node.fresh()
     time.sleep(0.3)
