@@ -1,0 +1,138 @@
+"""What a large plan costs: a rollback of thousands of files beside the same work without pact, its memory, how long a
+question of the same size keeps others waiting, and what the head of the journal costs an append.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+
+from _beside import Figure, figure, main  # noqa: E402
+from bench_agent import Running  # noqa: E402
+
+LARGE = 3 << 20
+
+
+def bare(top: str, count: int) -> float:
+    """Seconds for as many files, each written, made durable, exchanged and removed, as a rollback has to."""
+    os.makedirs(top)
+    for n in range(count):
+        Path(f"{top}/f{n}").write_text(f"drifted {n}\n")
+    dirfd = os.open(top, os.O_RDONLY)
+    begin = time.perf_counter()
+    for n in range(count):
+        fd = os.open(f".new{n}", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=dirfd)
+        os.write(fd, f"declared {n}\n".encode())
+        os.fsync(fd)
+        os.close(fd)
+        os.rename(f"f{n}", f".old{n}", src_dir_fd=dirfd, dst_dir_fd=dirfd)
+        os.rename(f".new{n}", f"f{n}", src_dir_fd=dirfd, dst_dir_fd=dirfd)
+        os.unlink(f".old{n}", dir_fd=dirfd)
+    os.fsync(dirfd)
+    os.close(dirfd)
+    return time.perf_counter() - begin
+
+
+def drifted(agent: Running, count: int) -> None:
+    while agent.ask("status")["result"]["drifted"] < count:
+        time.sleep(0.1)
+
+
+def longest_ping(agent: Running, op: str, **args: object) -> float:
+    """Milliseconds that another client's ping takes at most while this is answered."""
+    done, worst = threading.Event(), 0.0
+
+    def asks() -> None:
+        agent.ask(op, **args)
+        done.set()
+
+    thread = threading.Thread(target=asks)
+    with agent.connect() as sock, sock.makefile("rb") as lines:
+        thread.start()
+        while not done.is_set():
+            begin = time.perf_counter()
+            sock.sendall(b'{"v":1,"op":"ping","args":{}}\n')
+            json.loads(lines.readline())
+            worst = max(worst, time.perf_counter() - begin)
+            time.sleep(0.001)
+    thread.join()
+    return worst * 1000
+
+
+def peak_kib(agent: Running, *, reset: bool = False) -> int:
+    if reset:
+        Path(f"/proc/{agent.process.pid}/clear_refs").write_text("5")
+    return int(Path(f"/proc/{agent.process.pid}/status").read_text().partition("VmHWM:")[2].split()[0])
+
+
+def append_us(top: str, rounds: int) -> tuple[float, float]:
+    """Microseconds for one record: with the head beside the journal, and the transaction alone."""
+    from pact.core.records import GENESIS, seal
+    from pact.journal.sqlite import SqliteJournal
+
+    journal, prev, spent = SqliteJournal(f"{top}/journal.db"), GENESIS, [0.0, 0.0]
+    for n in range(2 * rounds):
+        record, body = seal(n, prev, "2026-01-01T00:00:00.000000Z", n, "n", "agent_stopped", {}, {"reason": "bench"})
+        begin = time.perf_counter()
+        journal.append([(record, body)], {}, accepting=bool(n % 2))
+        spent[n % 2] += time.perf_counter() - begin
+        prev = record.hash
+    journal.close()
+    return spent[0] / rounds * 1e6, spent[1] / rounds * 1e6
+
+
+def run(quick: bool = False) -> list[Figure]:
+    count, large = (2_000, 20) if quick else (10_000, 100)
+    agent, out = Running(0), list[Figure]()
+    small, big = f"{agent.top}/small", f"{agent.top}/big"
+    os.makedirs(small)
+    os.makedirs(big)
+    with open(agent.config, "a", encoding="utf-8") as f:
+        f.write("[rollback]\nmax_resources = 1000000\n")
+    try:
+        agent.start()
+        for n in range(count):
+            Path(f"{small}/f{n}").write_text(f"declared {n}\n")
+        for n in range(large):
+            Path(f"{big}/f{n}").write_text("declared\n")
+        agent.ask("adopt", patterns=[f"file:{small}/*", f"file:{big}/*"])
+        for n in range(count):
+            Path(f"{small}/f{n}").write_text(f"drifted {n}\n")
+        drifted(agent, count)
+        held = longest_ping(agent, "diff")
+        begin = time.perf_counter()
+        agent.ask("rollback", targets=[], all=True)
+        took, alone = time.perf_counter() - begin, bare(f"{agent.top}/bare", count)
+        out.append(figure(f"rollback of {count} small files", took, "s", f"<= {count / 2000:g}", took <= count / 2000))
+        out.append(figure("  beside the same files written, exchanged and removed without pact", took / alone, "x"))
+        out.append(figure(f"longest wait of another client while {count} differences are told", held, "ms", "<= 20",
+                          held <= 20))  # fmt: skip
+        for n in range(large):
+            Path(f"{big}/f{n}").write_bytes(f"d{n}".encode() * (LARGE // 4))
+        drifted(agent, large)
+        before = peak_kib(agent, reset=True)
+        agent.ask("rollback", targets=[], all=True)
+        top = (peak_kib(agent) - before) / 1024
+        out.append(figure(f"memory on top for a rollback of {large} files of 3 MiB", top, "MiB", "<= 16", top <= 16))
+    finally:
+        agent.close()
+    top_dir = tempfile.mkdtemp(prefix="pact-bench-", dir="/var/tmp")
+    try:
+        with_head, without = append_us(top_dir, 200 if quick else 1_000)
+    finally:
+        shutil.rmtree(top_dir)
+    out.append(figure("an append with its head, as often as the transaction alone", with_head / without, "x"))
+    return out
+
+
+if __name__ == "__main__":
+    main(run)
