@@ -917,9 +917,9 @@ class Agent:
             out["verifying"] = self._verifying.why
         if self.journal_error:
             out["error"] = self.journal_error
+            out["trusted"] = self.journal.trusted
         if self._reload_owed:
             out["error"] += ", nor read: what is shown may be more than is recorded"
-            out["trusted"] = self.journal.trusted
         return out
 
     def _save_cache(self) -> None:

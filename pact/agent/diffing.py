@@ -96,6 +96,7 @@ class Slice:
     """One long piece of work for a client. ``writing``: its answer is being written, or waits to be taken."""
 
     client: Client
+    token: int
     steps: Iterator[None]
     writing: bool = False
 
@@ -110,8 +111,8 @@ class Slices:
         self._given: list[Slice] = []
         self._stuck = False  # whoever waits has not taken his last answer: an event will tell
 
-    def add(self, client: Client, steps: Iterator[None]) -> None:
-        self._waiting.append(Slice(client, steps))
+    def add(self, client: Client, token: int, steps: Iterator[None]) -> None:
+        self._waiting.append(Slice(client, token, steps))
         self._waiting.sort(key=lambda s: not s.client.admin)
         self._stuck = False
 
@@ -123,11 +124,11 @@ class Slices:
 
     def turn(self, agent: Agent) -> None:
         """A few milliseconds for the one that is at work."""
-        self._given = [s for s in self._given if agent.control.connected(s.client) and s.client.wants_write()]
         active = self._active
-        if active is not None and active.writing and not active.client.tokens:
+        if active is not None and active.writing and active.token not in active.client.tokens:
             self._given.append(active)
             self._active = active = None
+        self._given = [s for s in self._given if agent.control.connected(s.client) and s.client.wants_write()]
         if active is not None and not agent.control.connected(active.client):
             self._active = active = None
         if active is None:

@@ -334,7 +334,7 @@ class Requests:
         self._token += 1
         steps = diffing.gather(self.agent, client, self._token, args.get("targets", []))
         client.tokens.add(self._token)
-        self.agent.slices.add(client, steps)
+        self.agent.slices.add(client, self._token, steps)
 
     def _log(self, client: Client, args: dict[str, Any]) -> None:
         agent = self.agent

@@ -61,7 +61,7 @@ def find_all_holders(steps: Iterable[Step], *, ask: bool = True) -> tuple[list[H
     for rid, said in answers.items():
         if said is False or rid in named:
             continue
-        if said is True or (unread and rid.startswith("mount:") and not _answered_for(rid, answers)):
+        if said is True or (ask and unread and rid.startswith("mount:") and not _answered_for(rid, answers)):
             why = "the kernel says it is in use" if said is True else "some processes could not be read"
             found.append(Holder(rid, 0, "unknown", why))
     return [describe(h) for h in found[:HOLDERS_MAX]], max(0, len(found) - HOLDERS_MAX)
