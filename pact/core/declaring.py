@@ -14,7 +14,7 @@ from pact.core import access, below, groups, membership, tracked, undoing
 from pact.core import change as life
 from pact.core.events import AGENT_CALLER, Acted, Asked, Discover, Discovered, Probe, Probed, Sighting
 from pact.core.plan import Step, ordered
-from pact.core.records import in_pieces
+from pact.core.records import PIECE_MAX, in_pieces
 from pact.core.settle import holder_text, refuse_held_or_busy
 from pact.errors import EXIT_BLOCKED, EXIT_FAILED, BlockedError, ConflictError, PactError, UsageError
 from pact.model import AGENT_ACTOR, Actor, Declared, Observation, Owner, Unreadable
@@ -145,10 +145,12 @@ def _record_declared(node: Node, job: Job, event: Probed, converge: set[str]) ->
     taken = [r for r in job.ids if r in state.member_of]
     wanted = converge.union(taken, state.ttls)
     moved = {r: d.to_json() for r, d in declared.items() if r in wanted or d != state.declared(r)}
-    pieces: list[dict[str, Any]] = [
-        *({"resources": {r: moved[r] for r in names}} for names in in_pieces(list(moved))),
-        *({"resources": {}, "forgotten": list(names)} for names in in_pieces(args["forgotten"])),
-    ]
+    gone = args["forgotten"]
+    if len(moved) + len(gone) <= PIECE_MAX:
+        pieces: list[dict[str, Any]] = [{"resources": moved, "forgotten": list(gone)}] if moved or gone else []
+    else:
+        pieces = [*({"resources": {r: moved[r] for r in names}} for names in in_pieces(list(moved))),
+                  *({"resources": {}, "forgotten": list(names)} for names in in_pieces(gone))]  # fmt: skip
     members_taken = set(taken)
     for at, piece in enumerate(pieces):  # one decision, and no record that outgrows what a journal takes
         names = piece["resources"]
