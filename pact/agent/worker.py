@@ -228,6 +228,7 @@ class Worker:
         nothing is touched yet. Returns what is not any more what was decided about. Raises JournalError.  # R4"""
         moved: set[str] = set()
         piece: dict[str, bytes] = {}
+        size = 0
         for resource, save in saves.items():
             digest = save.get("sha256")
             if digest is None or digest in piece or self.blobs.has(digest):
@@ -238,9 +239,10 @@ class Worker:
                 moved.add(resource)  # what is there instead is in no record: it is not kept in silence
                 continue
             piece[digest] = keep.blobs[digest]
-            if sum(map(len, piece.values())) >= PIECE_BYTES:
+            size += len(piece[digest])
+            if size >= PIECE_BYTES:
                 self._store(piece)
-                piece = {}
+                piece, size = {}, 0
         if piece:
             self._store(piece)
         return moved
