@@ -14,7 +14,7 @@ from pact.agent import acting
 from pact.agent.acting import MOVED, act
 from pact.core.plan import Step
 from pact.model import Attrs, Unreadable, encode_name
-from pact.resources.ahead import DIRECTORIES_MAX
+from pact.resources.ahead import DIRECTORIES_MAX, Ahead
 from pact.resources.base import Keep
 from pact.resources.file import KIND
 
@@ -112,3 +112,23 @@ def test_few_directories_are_open_at_once_whatever_becomes_of_a_file(
     assert results[steps[4].id] == MOVED and list(results.values()).count("") == COUNT - 1
     assert most[0] - before <= DIRECTORIES_MAX + 4
     assert len(os.listdir("/proc/self/fd")) == before and not list(tmp_path.glob("d*/.pact-*"))
+
+
+@pytest.mark.invariant("R5")
+def test_one_place_under_two_paths_is_written_ahead_once_for_the_first_of_them(tmp_path: Path) -> None:
+    """As below a bind mount: the second path names the same directory. Here both steps name one path."""
+    (first, second, *_), blobs = plan(tmp_path, 1)
+    path = tmp_path / "d000" / "f000"
+    assert first.target is not None and isinstance(second.target, dict)
+    ahead = Ahead()
+    dirfd = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        assert ahead.write([first, Step(first.id, second.target, first.actual)], blobs) == 2
+        fresh = ahead.take(dirfd, b"f000", path.stat())
+        assert fresh is not None
+        assert (path.parent / os.fsdecode(fresh)).read_text() == "declared 0\n"
+        os.unlink(fresh, dir_fd=dirfd)
+        ahead.finish()
+        assert len(os.listdir(path.parent)) == COUNT, "no second new file is left beside it"
+    finally:
+        os.close(dirfd)

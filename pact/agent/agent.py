@@ -137,7 +137,7 @@ class Agent:
         self._underway = Underway(os.path.join(config.state_dir, "underway"))
         self._owed: list[Event] = []  # what the core is to hear when there is a journal again
         self._denied: list[Denied] = []
-        self.denied_beyond: dict[int | None, int] = {}
+        self._denied_beyond: dict[int | None, int] = {}
         self._reload_owed = False  # not even read could what is durable be
         self._room_pruned = (-1, 0)
         self._backlog_piece = BACKLOG_PIECE
@@ -773,7 +773,7 @@ class Agent:
             uid = event.caller.actor.uid
             self.control.note_denied(uid)
             mine = [e for e in self._denied if e.caller.actor.uid == uid]
-            self.denied_beyond[uid] = self.denied_beyond.get(uid, 0) + (len(mine) >= DENIED_MAX)
+            self._denied_beyond[uid] = self._denied_beyond.get(uid, 0) + (len(mine) >= DENIED_MAX)
             if len(mine) < DENIED_MAX and len(self._denied) < OWED_MAX:
                 self._denied.append(event)
         elif len(self._owed) < OWED_MAX:
@@ -795,7 +795,7 @@ class Agent:
         while self._denied and not self.journal_error:
             event = self._denied.pop(0)
             uid = event.caller.actor.uid
-            beyond = 0 if any(e.caller.actor.uid == uid for e in self._denied) else self.denied_beyond.pop(uid, 0)
+            beyond = 0 if any(e.caller.actor.uid == uid for e in self._denied) else self._denied_beyond.pop(uid, 0)
             why = f"{event.why}; and {beyond} more like it while nothing could be recorded" if beyond else event.why
             t_ns, wall_ns = self.now()
             self.step(replace(event, t_ns=t_ns, wall_ns=wall_ns, why=why))

@@ -27,10 +27,6 @@ WHAT_THEN = "it is no journal, or was emptied"
 
 
 def run(args: argparse.Namespace) -> int:
-    if getattr(args, "root", None):
-        from pact.cli import rootlog
-
-        return rootlog.run(args)
     action = {"verify": _verify, "export": _export, "import": _import,
               "accept-loss": _accept_loss}[args.action]
     return action(args)

@@ -304,6 +304,10 @@ def dispatch(args: argparse.Namespace) -> int:
 
         return agent.run(args)
     if name == "journal":
+        if getattr(args, "root", None):
+            from pact.cli import rootlog
+
+            return rootlog.run(args)
         from pact.cli import journal
 
         return journal.run(args)

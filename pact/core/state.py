@@ -74,9 +74,9 @@ class Touched:
         return bool(self.members or self.changes or self.timers)
 
 
-#: What a node as a whole can be, the gravest first.
 #: Instead of names: everything that a reboot resets.
 ALL: Final = "*"
+#: What a node as a whole can be, the gravest first.
 STATES: Final = ("emergency", life.FAILED, life.BLOCKED, "drifted", "unconfigured", "committed")
 
 

@@ -76,6 +76,8 @@ class Ahead:
             if content is None:
                 return 0
             directory = self._directory(dirfd, parent)
+            if (*directory, leaf) in begun:
+                return 0  # the same place by another path: only the first one's content is right for the first turn
             fresh = write_fresh(dirfd, leaf, target, st, content, durable=False)
             begun[*directory, leaf] = fresh, parent, _identity(st)
             return len(content)

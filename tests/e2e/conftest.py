@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import Agent, World
+from harness import TOP, Agent, World
 
 HERE = Path(__file__).parent
 
@@ -114,3 +114,20 @@ def another(make_agent: Callable[..., Agent]) -> Iterator[Callable[..., Agent]]:
     yield start
     for agent in made:
         agent.close()
+
+
+@pytest.fixture
+def on_small_disk(world: World, make_agent: Callable[..., Agent]) -> Iterator[Callable[[str], Agent]]:
+    """``on_small_disk(base)``: a running agent whose state directory is a file system of four mebibytes."""
+    state, made = f"{TOP}/small-disk", list[Agent]()
+
+    def start(base: str) -> Agent:
+        world.sh(f"mkdir -p {state}; mount -t tmpfs -o size=4m,mode=700 tmpfs {state}")
+        made.append(make_agent(state={"dir": state}, window={"base": base, "floor": "0.2s"}))
+        made[-1].start()
+        return made[-1]
+
+    yield start
+    for agent in made:
+        agent.close()
+    world.sh(f"umount {state}", check=False)

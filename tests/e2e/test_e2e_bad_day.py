@@ -25,15 +25,8 @@ ON_TOP_KIB = 16 << 10
 
 
 @pytest.fixture
-def small(world: World, make_agent: Callable[..., Agent]) -> Iterator[Agent]:
-    """An agent whose state directory is a file system of four mebibytes."""
-    state = f"{TOP}/small-disk"
-    world.sh(f"mkdir -p {state}; mount -t tmpfs -o size=4m,mode=700 tmpfs {state}")
-    agent = make_agent(state={"dir": state}, window={"base": "1h", "floor": "0.2s"})
-    agent.start()
-    yield agent
-    agent.close()
-    world.sh(f"umount {state}", check=False)
+def small(on_small_disk: Callable[..., Agent]) -> Agent:
+    return on_small_disk("1h")
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import chain
 import pytest
-from harness import TOP, Agent, World, wait_until
+from harness import TOP, Agent, wait_until
 
 EVENTS = 100_000
 FLOODED = 200
@@ -22,15 +22,8 @@ FLOODED = 200
 
 
 @pytest.fixture
-def small(world: World, make_agent: Callable[..., Agent]) -> Iterator[Agent]:
-    """An agent whose state directory is a file system of four mebibytes."""
-    state = f"{TOP}/small-disk"
-    world.sh(f"mkdir -p {state}; mount -t tmpfs -o size=4m,mode=700 tmpfs {state}")
-    agent = make_agent(state={"dir": state}, window={"base": "1s", "floor": "0.2s"})
-    agent.start()
-    yield agent
-    agent.close()
-    world.sh(f"umount {state}", check=False)
+def small(on_small_disk: Callable[..., Agent]) -> Agent:
+    return on_small_disk("1s")
 
 
 @pytest.mark.invariant("F3")

@@ -24,13 +24,17 @@ BUSY_CPU = 0.9
 
 
 def kill(node: Node, rng: random.Random) -> str:
+    _end_and_start(node, rng, signal.SIGKILL)
+    return "killed and started"
+
+
+def _end_and_start(node: Node, rng: random.Random, how: signal.Signals) -> None:
     node.fresh()
-    node.end(signal.SIGKILL)
+    node.end(how)
     for _ in range(rng.randrange(3)):
         deeds.write(node, rng)
     node.up()
     node.fresh()
-    return "killed and started"
 
 
 def kill_early(node: Node, rng: random.Random) -> str:
@@ -89,12 +93,7 @@ def kill_in_request(node: Node, rng: random.Random) -> str:
 
 
 def restart(node: Node, rng: random.Random) -> str:
-    node.fresh()
-    node.end(signal.SIGTERM)
-    for _ in range(rng.randrange(3)):
-        deeds.write(node, rng)
-    node.up()
-    node.fresh()
+    _end_and_start(node, rng, signal.SIGTERM)
     return "ended and started"
 
 
