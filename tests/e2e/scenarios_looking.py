@@ -78,7 +78,9 @@ def the_page_and_the_metrics_say_where_something_is_untracked(site: Site) -> Non
         with urllib.request.urlopen(f"http://{address}{path}", timeout=5) as answer:
             return str(answer.read().decode())
 
-    assert "untracked" not in read("/") and "pact_nodes_untracked 0.0" in read("/metrics")
+    # Nothing is said of it until the nodes have answered for the first time.
+    wait_until(lambda: "pact_nodes_untracked 0.0" in read("/metrics"), "the nodes are asked every 15 s", 40)
+    assert "untracked" not in read("/")
     assert site.local("n2", "track", f"file:{place}/**", "report").code == 0
     site.nodes["n2"].path(f"{place}/new.conf").write_text("new\n")
     wait_until(lambda: "pact_nodes_untracked 1.0" in read("/metrics"), "the nodes are asked every 15 s", 40)
