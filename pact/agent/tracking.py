@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 from pact.core import tracked
 from pact.core.events import New
 from pact.model import NS_PER_S, UNATTRIBUTED, Owner, decode_name, encode_name, split_id
+from pact.observe.places import MOUNTS, RemotePlaces, may_hang
 from pact.resources import KINDS
 from pact.resources.discover import Trail, foreign_mounts, passed_over, trail
 from pact.resources.litter import is_litter
@@ -72,6 +73,8 @@ class Tracking:
         self._polls: dict[str, Owner | None] = {}  # kinds to be asked again
         self._polled_ns: dict[str, int] = {}
         self._foreign: set[bytes] = set()
+        self._remote = RemotePlaces()
+        self._mounts = -1  # the generation of the mount table that both were read from
         self._directories: dict[bytes, tuple[int, int]] = {}  # -> inode and mtime as last listed, or zeros
         self._share: list[bytes] = []
         self._touched: dict[bytes, Owner | None] = {}
@@ -189,10 +192,18 @@ class Tracking:
         self._beyond_told = False
 
     def _look_for_mounts(self) -> None:
+        generation = MOUNTS.generation()  # before it is read: what moves in between is seen the next time
         try:
-            self._foreign = foreign_mounts()
+            self._foreign, self._remote = foreign_mounts(), RemotePlaces.now()
         except (OSError, ValueError):
-            return  # as it was known last; the next change of the table comes here again
+            return  # as it was known last; the next look comes here again
+        self._mounts = generation
+
+    def _away(self, path: bytes) -> bool:
+        """A look at ``path`` may hang, or is none of ours. It is asked right before each look.  # F13"""
+        if MOUNTS.generation() != self._mounts:
+            self._look_for_mounts()
+        return path in self._foreign or os.path.dirname(path) in self._foreign or may_hang(path, self._remote)
 
     def _list_bases(self) -> None:
         for base in self._bases:
@@ -210,8 +221,8 @@ class Tracking:
                 self._polls.setdefault(kind, None)
         total = len(self._share)
         for directory in self._share[total * number // slices : total * (number + 1) // slices]:
-            if directory in self._foreign:
-                continue  # something that may hang was mounted over it since this round began  # F13
+            if self._away(directory):
+                continue  # something was mounted over it since this round began
             if self._signature(directory) != self._directories.get(directory):
                 self._todo.setdefault(directory, None)
 
@@ -301,10 +312,10 @@ class Tracking:
                 break
             del self._fresh[resource]
             path = decode_name(split_id(resource)[1])
-            actual = described(path) if resource not in node.state else None
+            above = os.path.dirname(path)
+            actual = described(path) if resource not in node.state and not self._away(path) else None
             if actual is None or actual["type"] not in TAKEN:
                 continue
-            above = os.path.dirname(path)
             if above not in closed:
                 closed[above] = not KINDS["file"].reachable(encode_name(path))
             out.append(New(resource, {**actual, "secret": True} if closed[above] else actual, owner))
@@ -314,7 +325,7 @@ class Tracking:
 
     def _look_at(self, path: bytes, owner: Owner | None, node: Node, now_ns: int) -> None:
         """One name of which an event told."""
-        if path in self._foreign or os.path.dirname(path) in self._foreign:
+        if self._away(path):
             return
         try:
             is_dir = stat.S_ISDIR(os.lstat(path).st_mode)
@@ -369,8 +380,9 @@ class Tracking:
 
     def _list(self, path: bytes, owner: Owner | None, node: Node, now_ns: int) -> Generator[None, None, None]:
         """Mark a directory, then see what is in it; a piece at a time."""
-        signature = self._signature(path)
-        if path in self._bases and path not in self._foreign:
+        away = self._away(path)
+        signature = (0, -1) if away else self._signature(path)
+        if path in self._bases and not away:
             self._observers.track(path)
         if not self._enters(path) or signature == (0, -1):
             self._leave(path)
@@ -423,7 +435,7 @@ class Tracking:
         while self._check and time.monotonic_ns() < ends_ns:
             resource = self._check.pop()
             path = decode_name(split_id(resource)[1])
-            if os.path.dirname(path) not in self._foreign and not os.path.lexists(path):
+            if not self._away(path) and not os.path.lexists(path):
                 self._gone[resource] = None
         if not self._check:
             self._check = None
@@ -432,6 +444,9 @@ class Tracking:
 
     def health(self) -> str:
         """``ok``, or what is not seen."""
+        if away := sorted(b for b in self._bases if may_hang(b, self._remote)):
+            return f"{encode_name(away[0])[:80]} may hang: what is new in it is not seen" + (
+                f" ({len(away) - 1} more such places)" if away[1:] else "")
         if len(self._directories) < DIRECTORIES_MAX:
             return "ok"
         return f"more than {DIRECTORIES_MAX} directories are tracked: what is new beyond is not seen"

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import os
 import select
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Final
 
 from pact._fast import FileTable
 from pact.agent.config import Config
+from pact.agent.cpus import housekeeping_cpus
 from pact.agent.followers import Followers
 from pact.agent.signatures import pack, unpack
 from pact.agent.tracking import Tracking
@@ -24,7 +25,7 @@ from pact.observe import open_observers
 from pact.observe.attribution import owner_of
 from pact.observe.base import Lost, MountsChanged, Restored, Touched
 from pact.observe.mountinfo import MountEntry
-from pact.observe.places import RemotePlaces, leads_away
+from pact.observe.places import MOUNTS, RemotePlaces, leads_away
 from pact.observe.tree import check_path
 from pact.resources import KINDS
 from pact.resources.base import require_short
@@ -40,6 +41,7 @@ PACED_MAX: Final = 10_000
 SLICES_MAX: Final = 100
 SLICE_MIN_NS: Final = NS_PER_S // 10
 SLOW_BYTES: Final = 8 << 20
+SCAN_PIECE: Final = 64  # files that are looked at before the mount table is asked again whether it moved
 CACHE_NAME: Final = "signatures"
 
 
@@ -58,6 +60,7 @@ class Watching:
         self.lost: dict[str, str] = {}
         self.bad: dict[str, str] = {}  # declared by an older version, under names that nothing can have
         self.remote = RemotePlaces()
+        self._mounts = -1  # the generation of the mount table that it was read from
         self.covered: dict[str, tuple[Attrs, Owner | None]] = {}
         self._acting: dict[int, frozenset[str]] = {}  # job under way -> what it brings elsewhere and looks at itself
         self._held: dict[str, Owner | None] = {}  # touched meanwhile: looked at when that is over
@@ -212,16 +215,23 @@ class Watching:
 
     def refresh_places(self) -> list[MountEntry]:
         """Which paths lie on file systems that may hang. The mount table as it is, empty if it cannot be read."""
+        generation = MOUNTS.generation()  # before it is read: what moves in between is seen the next time
         try:
             mounts = read_mounts()
         except (OSError, ValueError):
             return []
+        self._mounts = generation
         remote = RemotePlaces((m.mount_point, m.fstype) for m in mounts)
         if remote != self.remote:
             self.remote = remote
             for resource in self._place_again(self._key_of):
                 self.touch(resource, None)
         return mounts
+
+    def _keep_clear(self) -> None:
+        """Asked right before something is looked at on the loop: what was mounted since may hang.  # F13"""
+        if MOUNTS.generation() != self._mounts:
+            self.refresh_places()
 
     def refresh_mounts(self, owner: Owner | None = None) -> None:
         """The places that may hang, and what was mounted over declared paths since last time."""
@@ -308,9 +318,10 @@ class Watching:
                 ) -> list[Sighting]:  # fmt: skip
         """Look at each. What might hang or take long is handed to ``slow``."""
         wanted = [(r, o) for r, o in wanted if r in self._key_of]
+        self._keep_clear()
         self._place_again(r for r, _ in wanted if self.remote)  # a link on the way may have been turned
         keys = [self._key_of[r] for r, _ in wanted]
-        moved = self.table.scan([k for k in keys if k in self.table])  # what is seen is never older than the baseline
+        moved = self._scanned(keys)  # what is seen is never older than the baseline
         self.followers.seen_moved(moved, wanted)
         out = []
         table: MountTable | None = None
@@ -327,7 +338,16 @@ class Watching:
                 out.append(Sighting(resource, KINDS[kind].observe(name), owner, self.followers.cause_of(resource)))
         return out
 
+    def _scanned(self, keys: Sequence[int], full: bool = False) -> list[int]:
+        """Those that differ from when they were last looked at; in pieces, so that no mount slips between."""
+        found: list[int] = []
+        for first in range(0, len(keys), SCAN_PIECE):
+            self._keep_clear()
+            found += self.table.scan([k for k in keys[first : first + SCAN_PIECE] if k in self.table], full=full)
+        return found
+
     def _too_slow(self, resource: str, path: bytes) -> bool:
+        self._keep_clear()
         if not self._in_table(resource):
             return True
         try:
@@ -371,6 +391,7 @@ class Watching:
             self.touch(resource, None)
 
     def _scan(self, keys: Iterable[int]) -> None:
+        self._keep_clear()
         scannable: list[int] = []
         others: list[int] = []
         for key in keys:
@@ -378,7 +399,7 @@ class Watching:
             if resource is None or any(resource in w for w in (self.pending, self._delayed, self._held)):
                 continue  # it is looked at anyway, and may hang by now
             (scannable if key in self.table else others).append(key)
-        found = self.table.scan(scannable, full=self._full_cycle) if scannable else []
+        found = self._scanned(scannable, self._full_cycle)
         self.followers.seen_moved(found, [])
         for key in found:
             self._dirty = True
@@ -472,25 +493,3 @@ class Watching:
     def close(self) -> None:
         self.observers.close()
         self.followers.close()
-
-
-def housekeeping_cpus() -> tuple[int, ...]:
-    """The CPUs that are left to the system where others are isolated for jobs; empty where none are isolated."""
-    isolated = _cpu_list("/sys/devices/system/cpu/isolated") | _cpu_list("/sys/devices/system/cpu/nohz_full")
-    left = _cpu_list("/sys/devices/system/cpu/online") - isolated
-    return tuple(sorted(left)) if isolated else ()
-
-
-def _cpu_list(path: str) -> set[int]:
-    """``0-3,8`` as a set; empty if there is none."""
-    try:
-        with open(path, encoding="ascii") as f:
-            text = f.read().strip()
-    except OSError:
-        return set()
-    out: set[int] = set()
-    for part in text.split(","):
-        first, _, last = part.partition("-")
-        if first.isdigit():
-            out.update(range(int(first), int(last or first) + 1))
-    return out

@@ -1,14 +1,48 @@
-"""Which paths lie where another machine or process answers, perhaps never: found out without touching them."""
+"""Which paths lie where another machine or process answers, perhaps never: found out without touching them.
+
+What is mounted can change between two looks. So who looks on the loop asks ``MOUNTS.generation()`` right before each:
+one call of a microsecond that says whether the table is still the one that was read.  # F13
+"""
 
 from __future__ import annotations
 
 import os
+import select
+import threading
 from collections.abc import Iterable
 from typing import Final
 
-from pact.observe.mountinfo import is_remote
+from pact.observe.mountinfo import is_remote, parse_mountinfo
 
 LINKS_MAX: Final = 40
+
+
+class MountClock:
+    """Counts how often the mount table of this process moved. Safe in every thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._poll: select.poll | None = None
+        self._fd = -1
+        self._count = 0
+
+    def generation(self) -> int:
+        """Another number than before if the mount table has moved since, or if that cannot be known."""
+        with self._lock:
+            if self._poll is None:
+                self._count += 1
+                try:
+                    self._fd = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
+                except OSError:
+                    return self._count
+                self._poll = select.poll()
+                self._poll.register(self._fd, select.POLLPRI)
+            elif self._poll.poll(0):
+                self._count += 1
+            return self._count
+
+
+MOUNTS: Final = MountClock()
 
 
 class RemotePlaces:
@@ -21,6 +55,12 @@ class RemotePlaces:
         points.pop(b"/", None)
         tops = tuple(p + b"/" for p, remote in points.items() if remote)
         self._points = {p: r for p, r in points.items() if r or (tops and p.startswith(tops))}
+
+    @classmethod
+    def now(cls) -> RemotePlaces:
+        """As it is now. Raises OSError, ValueError."""
+        with open("/proc/self/mountinfo", "rb") as f:
+            return cls((m.mount_point, m.fstype) for m in parse_mountinfo(f.read()))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, RemotePlaces) and self._points == other._points

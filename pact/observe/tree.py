@@ -22,8 +22,7 @@ from typing import Final
 
 from pact._fast.reader import KIND_FID, Reader
 from pact.observe.marks import ENTRY, IGNORED, SELF, UNMOUNTED, Marker
-from pact.observe.mountinfo import is_remote
-from pact.observe.places import RemotePlaces, leads_away
+from pact.observe.places import MOUNTS, RemotePlaces, leads_away, may_hang
 
 Touch = Callable[[bytes], None]
 MountTable = dict[bytes, tuple[tuple[bytes, bytes, bytes], ...]]
@@ -71,8 +70,8 @@ class Tree:
         self.polled: dict[bytes, Dir] = {}
         self.indirect: set[Dir] = set()  # reached through a symlink: mount points on the way go by another name
         self.mounts: MountTable = {}
-        self.remote: set[bytes] = set()
-        self.places = RemotePlaces()
+        self._places = RemotePlaces()
+        self._generation = MOUNTS.generation()
         self.anchors: dict[bytes, tuple[int, bytes]] = {}  # declared mount points, marked themselves
         self.anchor_paths: dict[bytes, set[bytes]] = {}
         self._again: list[Dir] = []
@@ -227,8 +226,7 @@ class Tree:
         old, self.mounts = self.mounts, table
         if old == table:
             return False
-        self.remote = {p for p, stack in table.items() if p != b"/" and is_remote(stack[-1][2])}
-        self.places = RemotePlaces((p, stack[-1][2]) for p, stack in table.items())
+        self._places = RemotePlaces((p, stack[-1][2]) for p, stack in table.items())
         for path in [p for p in old.keys() | table.keys() if old.get(p) != table.get(p)]:
             if self.is_declared(path):
                 touch(path)
@@ -240,6 +238,17 @@ class Tree:
         for d in tuple(self.indirect):
             self.reanchor(d, touch)
         return True
+
+    def places(self) -> RemotePlaces:
+        """Where a look may hang, as it is at this moment: the change of the table may not have come here yet.  # F13"""
+        generation = MOUNTS.generation()
+        if generation != self._generation:
+            try:
+                self._places = RemotePlaces.now()
+            except (OSError, ValueError):
+                return self._places
+            self._generation = generation
+        return self._places
 
     def remark(self, touch: Touch | None) -> None:
         """Look at every directory again."""
@@ -278,7 +287,7 @@ class Tree:
         """Mark the directory that this path is now. True when it is another one than before (or gone, or back)."""
         kind, key, direct, why = 0, b"", True, 0
         up = d.parent
-        if d.path in self.remote or (up is not None and up.why == -1) or leads_away(d.path, self.places):
+        if (up is not None and up.why == -1) or leads_away(d.path, self.places()):
             why = -1
         elif up is None or up.key or up.why:
             try:
@@ -321,17 +330,17 @@ class Tree:
         users.remove(d)
         if not users:
             del self.by_key[key]
-            near = d
-            while near.why == -1 and near.parent is not None:
-                near = near.parent
-            self._unmark(kind, key, near.path)
+            self._unmark(kind, key, d.path)
 
     def _unmark(self, kind: int, key: bytes, near: bytes) -> None:
         # A mark on a directory that was renamed away is taken off by its handle; one that was deleted is gone already.
         if key in self.by_key or key in self.anchor_paths:
             return
-        while not self.marker.unmark(kind, key, near) and near != b"/":
+        places = self.places()
+        while near != b"/" and (leads_away(near, places) or not self.marker.unmark(kind, key, near)):
             near = os.path.dirname(near)
+        if near == b"/":
+            self.marker.unmark(kind, key, near)
 
     def anchor(self, path: bytes, is_dir: bool | None = None) -> None:
         """Mark a declared directory or mount point itself.
@@ -339,7 +348,7 @@ class Tree:
         What happens to a directory's own attributes is reported under its own handle, and the root of a mounted file
         system has no parent whose mark could see it. ``is_dir``: what is known of it already.
         """
-        if path in self.remote or path in self.anchors:
+        if path in self.anchors or may_hang(path, self.places()):
             return
         if path not in self.mounts:
             up = self.by_path.get(os.path.dirname(path))
@@ -379,7 +388,7 @@ def watch_many(tree: Tree, paths: Iterable[bytes]) -> None:
         mine = [head + b"/" + name for _, name in group]
         for path in mine:
             tree.watch(path, anchor=False)
-        below = directories(head or b"/") if len(mine) >= LISTED_MIN and not leads_away(head, tree.places) else None
+        below = directories(head or b"/") if len(mine) >= LISTED_MIN and not leads_away(head, tree.places()) else None
         for path in mine:
             tree.anchor(path, None if below is None else path.rpartition(b"/")[2] in below)
 

@@ -10,18 +10,14 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
 from pact._fast import syscalls
-from pact.observe.mountinfo import parse_mountinfo
-from pact.observe.places import LINKS_MAX, RemotePlaces, may_hang
+from pact.observe.places import LINKS_MAX, MOUNTS, RemotePlaces, may_hang
 from pact.resources.flags import flags_at
 
-#: So old may the mount table be that says what may hang, for answers to people.
-PLACES_FRESH_S: Final = 0.05
 MAKE_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 STEP_FLAGS: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -30,16 +26,15 @@ class TurnableLink(OSError):
     """A symbolic link on the way stands where others than root may put one: it is not followed."""
 
 
-_places: tuple[float, RemotePlaces] = (float("-inf"), RemotePlaces())
+_places: tuple[int, RemotePlaces] = (-1, RemotePlaces())
 
 
 def hangs(path: bytes) -> bool:
     """It lies on a file system that another machine or process answers for: the loop does not touch it."""
     global _places
-    now = time.monotonic()
-    if now - _places[0] > PLACES_FRESH_S:
-        with open("/proc/self/mountinfo", "rb") as f:
-            _places = now, RemotePlaces((m.mount_point, m.fstype) for m in parse_mountinfo(f.read()))
+    generation = MOUNTS.generation()
+    if generation != _places[0]:
+        _places = generation, RemotePlaces.now()
     return may_hang(path, _places[1])
 
 

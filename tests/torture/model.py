@@ -75,6 +75,11 @@ def _has(option: str, options: Collection[str]) -> bool:
     return option in options or (option in usual and usual[option] not in options)
 
 
+def is_forwarding(resource: str) -> bool:
+    """The sysctls of this switch, for the machine, for all links and for each, move each other."""
+    return resource.endswith((".ip_forward", ".forwarding"))
+
+
 @dataclass
 class Model:
     """What must hold from one step to the next."""
@@ -137,6 +142,8 @@ class Model:
         values += [self.declared[resource]] if resource in self.declared else []
         if any(conforms(resource, v, after) for v in values):
             return True
+        if kind == "sysctl" and self._dragged(resource, before, after):
+            return True
         if kind == "file" and after.get(resource, ABSENT)["type"] == "directory" and self._on_the_way(resource):
             return True
         if kind == "file" and self._by_mount(name, before, after):
@@ -144,6 +151,13 @@ class Model:
         if kind == "mount" and not values:  # something that was mounted over what is declared
             return resource not in after or resource in before
         return resource in self.removable and resource not in after
+
+    def _dragged(self, resource: str, before: Look, after: Look) -> bool:
+        """The kernel moved this switch with another that was brought to what is declared: where the declaration
+        contradicts itself it cannot be as declared in all its places. That is drift, and must be told."""
+        others = [r for r in self.declared if is_forwarding(r) and r != resource]
+        return is_forwarding(resource) and any(
+            before.get(r) != after.get(r) and conforms(r, self.declared[r], after) for r in others)
 
     def _on_the_way(self, resource: str) -> bool:
         """Something declared lies below this directory: it is made where it is missing (R5)."""
