@@ -1,6 +1,8 @@
 # make demo | test | check | torture | bench | clean. What a target needs is built once, into .venv.
 
 PYTHON ?= python3
+# How many tests run at once: most of them wait. 1: one after another, in this process.
+JOBS ?= 4
 VENV := .venv
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -12,7 +14,7 @@ SOURCES := pyproject.toml setup.py $(wildcard pact/_fast/*.pyx pact/_fast/*.pxd)
 help:
 	@echo "make demo    half a minute of pact on this machine's kernel, in namespaces of its own"
 	@echo "make demo-cluster    two dozen nodes, three aggregators and an etcd in namespaces; some of them die"
-	@echo "make test    the whole test suite (as root: all of it)"
+	@echo "make test    the whole test suite (as root: all of it), four tests at once; JOBS=1: one"
 	@echo "make check   lint, types, import rules, spec links, and the tests"
 	@echo "make torture SECONDS=600 SEED=7    seeded torture of a real agent and cluster; without SECONDS until it is stopped"
 	@echo "make bench   the benchmarks, as ratios to what they are compared with"
@@ -45,7 +47,7 @@ demo-cluster: $(VENV)/.built-cluster
 	@$(BIN)/python demo/cluster.py
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(if $(filter-out 1,$(JOBS)),--numprocesses=$(JOBS) --dist=loadscope)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check pact tests bench demo setup.py
