@@ -47,7 +47,12 @@ demo-cluster: $(VENV)/.built-cluster
 	@$(BIN)/python demo/cluster.py
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest $(if $(filter-out 1,$(JOBS)),--numprocesses=$(JOBS) --dist=loadscope)
+ifeq ($(JOBS),1)
+	$(BIN)/python -m pytest
+else
+	$(BIN)/python -m pytest -m "not alone" --numprocesses=$(JOBS) --dist=loadscope
+	$(BIN)/python -m pytest -m alone
+endif
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check pact tests bench demo setup.py

@@ -1,7 +1,8 @@
 """For all tests: what a slow machine needs of time is no failure, values that say so are frozen, and who runs beside whom.
 
 Most tests wait, so several run at once (pytest-xdist): the tests of a file one after another, as they share its agent;
-those of ``APART`` each by itself, as each has processes of its own. What takes longest begins first.
+those of ``APART`` each by itself, as each has processes of its own. What takes longest begins first. What is marked
+``alone`` looks at the whole machine, or changes it: that runs after the others, one by one (see the Makefile).
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ import pytest
 from pact._fast import mounts, reference
 from pact._fast.mounts import Holder
 
+pytestmark = pytest.mark.alone  # two scans of the machine's processes are compared
 handles = pytest.importorskip("pact._fast.handles")
 
 Spawn = Callable[..., int]

@@ -13,7 +13,7 @@ from test_observe_common import in_namespaces, quiet, settled, sh, touched
 from pact.observe import Observers, open_observers
 from pact.observe.tree import check_path
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.alone]  # the limits of the machine are lowered
 
 
 @pytest.fixture(params=["fanotify", "inotify"])

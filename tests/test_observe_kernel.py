@@ -18,7 +18,7 @@ from test_observe_common import gather, in_namespaces, of_type, quiet, sh, touch
 from pact.observe import Observers, open_observers
 from pact.observe.base import Lost, Restored, Touched
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.alone]  # the limits of the machine are lowered
 
 SWAPPINESS = b"/proc/sys/vm/swappiness"
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import select
+import time
 from pathlib import Path
 
 import pytest
 
 from pact.agent.config import Config
-from pact.agent.watching import Watching
+from pact.agent.watching import ACTING_PAUSE_NS, Watching
 from pact.model import Owner
 
 ANN = Owner("login:1:1", "ann")
@@ -32,3 +34,43 @@ def test_what_is_touched_during_a_job_is_due_after_it_with_its_writer(tmp_path: 
         assert not watching.has_due
     finally:
         watching.close()
+
+
+def test_a_job_s_own_events_wake_the_loop_now_and_then_and_all_are_seen_when_it_ends(tmp_path: Path) -> None:
+    mine, other = (tmp_path / n for n in ("mine", "other"))
+    watching = Watching(Config(state_dir=str(tmp_path)), 0)
+    epoll = select.epoll()
+    try:
+        watching.wake_with(epoll)
+        watching.add([f"file:{mine}", f"file:{other}"])
+        watching.begin(1, [f"file:{mine}"])
+
+        def event(path: Path) -> None:
+            before = watching.observers.stats()["kept"]
+            path.write_text("x")
+            end = time.monotonic() + 5
+            while watching.observers.stats()["kept"] == before and time.monotonic() < end:
+                time.sleep(0.001)
+            time.sleep(0.05)  # what else belongs to this write
+
+        event(mine)
+        assert epoll.poll(5)
+        watching.drain_in_time(1)
+        event(other)
+        assert not epoll.poll(0.05), "the loop is left alone"
+        assert watching.next_ns() == 1 + ACTING_PAUSE_NS
+        watching.drain_in_time(2)
+        assert not watching.has_due
+        watching.drain_in_time(1 + ACTING_PAUSE_NS)
+        assert dict(watching.take(10**12, everything=True)) == {f"file:{other}": None}
+        event(other)
+        watching.drain_in_time(1 + 2 * ACTING_PAUSE_NS)
+        event(mine)
+        watching.end(1)
+        assert epoll.poll(5), "it wakes at once again"
+        watching.drain_in_time(2 + 2 * ACTING_PAUSE_NS)
+        assert {r for r, _ in watching.take(10**12, everything=True)} == {f"file:{mine}", f"file:{other}"}
+        assert watching.next_ns() > 1 + 3 * ACTING_PAUSE_NS
+    finally:
+        watching.close()
+        epoll.close()

@@ -133,6 +133,8 @@ cdef extern from *:
     void pact_one_arena() nogil
     void pact_keep_freed(int bytes) nogil
     int c_umount2 "umount2"(const char *target, int flags) nogil
+    int c_sync_file_range "sync_file_range"(int fd, long long offset, long long count, unsigned flags) nogil
+    unsigned SYNC_FILE_RANGE_WRITE
 
 AT_FDCWD = -100
 RESOLVE_NO_MAGICLINKS = 0x02
@@ -174,6 +176,15 @@ def renameat2(int old_dirfd, bytes old, int new_dirfd, bytes new, unsigned int f
         rc = pact_renameat2(old_dirfd, old_text, new_dirfd, new_text, flags)
     if rc < 0:
         _raise(new)
+
+
+def start_writing(int fd):
+    """Have the kernel begin to write a file's content to the disk, without waiting. What cannot be begun is not: an
+    ``fsync`` has to follow in any case."""
+    cdef int rc
+    with nogil:
+        rc = c_sync_file_range(fd, 0, 0, SYNC_FILE_RANGE_WRITE)
+    return rc == 0
 
 
 def umount2(bytes target, int flags=0):

@@ -385,8 +385,8 @@ class Agent:
         self.slices.turn(self)
         self.control.listen_again()
         self.control.show_life()
-        self.watching.drain()
         now_ns = self.clock.now_ns()
+        self.watching.drain_in_time(now_ns)
         self.watching.rescan_due(now_ns)
         if self.journal_error:
             self._observe_unrecorded(now_ns)

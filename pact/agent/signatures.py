@@ -7,6 +7,8 @@ and came again while no agent ran, has the very signature that was saved.  # J5
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -75,3 +77,18 @@ def _is_resource(text: str) -> bool:
         return split_id(text)[0] in KINDS
     except ValueError:
         return False
+
+
+def written(path: str, text: bytes) -> bool:
+    """Put it in the file's place as a whole, or leave what is there."""
+    fresh = path + ".new"
+    try:
+        fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with os.fdopen(fd, "wb") as f:
+            f.write(text)
+        os.replace(fresh, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(fresh)
+        return False
+    return True

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import select
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from typing import Final
 
@@ -17,7 +17,7 @@ from pact._fast import FileTable
 from pact.agent.config import Config
 from pact.agent.cpus import housekeeping_cpus
 from pact.agent.followers import Followers
-from pact.agent.signatures import pack, unpack
+from pact.agent.signatures import pack, unpack, written
 from pact.agent.tracking import Tracking
 from pact.core.events import Sighting
 from pact.model import NS_PER_S, Attrs, Owner, Unreadable, decode_name, encode_name, split_id
@@ -41,6 +41,7 @@ PACED_MAX: Final = 10_000
 SLICES_MAX: Final = 100
 SLICE_MIN_NS: Final = NS_PER_S // 10
 SLOW_BYTES: Final = 8 << 20
+ACTING_PAUSE_NS: Final = NS_PER_S // 50  # between two looks at what a job under way does
 SCAN_PIECE: Final = 64  # files that are looked at before the mount table is asked again whether it moved
 CACHE_NAME: Final = "signatures"
 
@@ -63,6 +64,8 @@ class Watching:
         self._mounts = -1  # the generation of the mount table that it was read from
         self.covered: dict[str, tuple[Attrs, Owner | None]] = {}
         self._acting: dict[int, frozenset[str]] = {}  # job under way -> what it brings elsewhere and looks at itself
+        self._epoll: select.epoll | None = None
+        self._quiet_until_ns = 0  # until then nothing that is seen wakes the loop
         self._held: dict[str, Owner | None] = {}  # touched meanwhile: looked at when that is over
         self._points: set[bytes] | None = None
         self.points_moved = False  # since they were saved
@@ -88,6 +91,7 @@ class Watching:
 
     def wake_with(self, epoll: select.epoll) -> None:
         """Make ``epoll`` readable when there is something to drain."""
+        self._epoll = epoll
         epoll.register(self.observers.fileno(), select.EPOLLIN)
         self.followers.wake_with(epoll)
 
@@ -143,6 +147,20 @@ class Watching:
         return resource in self._key_of
 
     # -- events -------------------------------------------------------------------------------------------------
+
+    def drain_in_time(self, now_ns: int) -> None:
+        """As ``drain``. While a job is at work most of what is seen is its own doing: that is taken in bursts, as each
+        turn of the loop takes the interpreter away from the job."""
+        if now_ns < self._quiet_until_ns:
+            return
+        before = self.observers.taken
+        self.drain()
+        self._be_quiet(now_ns + ACTING_PAUSE_NS if self._acting and self.observers.taken != before else 0)
+
+    def _be_quiet(self, until_ns: int) -> None:
+        if self._epoll is not None and bool(until_ns) != bool(self._quiet_until_ns):
+            self._epoll.modify(self.observers.fileno(), 0 if until_ns else select.EPOLLIN)
+        self._quiet_until_ns = until_ns
 
     def drain(self) -> bool:
         """Take what the observers saw. True if there may be more."""
@@ -206,6 +224,7 @@ class Watching:
     def end(self, job: int) -> None:
         if self._acting.pop(job, None) is not None:
             self.tracking.rest(bool(self._acting))
+            self._be_quiet(0)
             held, self._held = self._held, {}
             for resource, owner in held.items():
                 self.touch(resource, owner)
@@ -361,7 +380,8 @@ class Watching:
         """When something here is due by time."""
         delayed = min((t for t, _ in self._delayed.values()), default=self._next_slice_ns)
         moved = self.followers.next_ns()
-        return min(self._next_slice_ns, delayed, *(() if moved is None else (moved,)))
+        quiet = self._quiet_until_ns or self._next_slice_ns
+        return min(self._next_slice_ns, delayed, quiet, *(() if moved is None else (moved,)))
 
     def rescan_due(self, now_ns: int) -> None:
         """One slice of the periodic rescan, if its time has come."""
@@ -400,14 +420,12 @@ class Watching:
                 continue  # it is looked at anyway, and may hang by now
             (scannable if key in self.table else others).append(key)
         found = self._scanned(scannable, self._full_cycle)
+        self._dirty |= bool(found)
         self.followers.seen_moved(found, [])
-        for key in found:
-            self._dirty = True
-            changed = self._resources[key]
+        for changed in map(self._resources.__getitem__, found):
             assert changed is not None
             self.touch(changed, None)
-        for key in others:
-            resource = self._resources[key]
+        for resource in map(self._resources.__getitem__, others):
             if resource is not None and not resource.startswith("mount:"):
                 self.touch(resource, None)
 
@@ -417,9 +435,6 @@ class Watching:
         self.tracking.walk_again()
         for resource in self.of_kind("mount"):
             self.touch(resource, None)
-
-    def everything(self) -> Iterator[str]:
-        return iter(self._key_of)
 
     def points(self) -> list[str]:
         """The mount points known now, for the next run to compare with."""
@@ -460,18 +475,7 @@ class Watching:
         self.cycle_ended = False
         for resource in (*self.pending, *self._delayed, *self._held, *waiting, *unreadable):
             self._look_anew(resource)
-        fresh = self._cache + ".new"
-        try:
-            fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-            with os.fdopen(fd, "wb") as f:
-                f.write(pack(seq, hash_, self.table.dump()))
-            os.replace(fresh, self._cache)
-            self._dirty = False
-        except OSError:
-            try:
-                os.unlink(fresh)
-            except OSError:
-                pass
+        self._dirty = not written(self._cache, pack(seq, hash_, self.table.dump()))
 
     def _in_table(self, resource: str) -> bool:
         return self._key_of[resource] in self.table

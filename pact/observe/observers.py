@@ -68,6 +68,7 @@ class Observers:
         self._sysctl: set[bytes] = set()
         self._sysctl_keys: dict[bytes, bytes] = {}  # inotify: key to path
         self._closed = False
+        self.taken = 0  # of the kernel's events, whatever they meant
         self._self_pid = os.getpid()
 
         fan_fd = self._open(KIND_FID, "fanotify", partial(marks.open_names_group, self.notes)) if fanotify else -1
@@ -225,6 +226,7 @@ class Observers:
         assert limit > 0
         mounts: MountsChanged | None = None
         for kind, mask, pid, t_ns, key, name, snap in self._reader.take(limit):
+            self.taken += 1
             own = pid == self._self_pid
             writer = None if snap is None else writer_from(pid, snap)
             if kind == KIND_LOST:

@@ -21,7 +21,7 @@ from operator import itemgetter
 from typing import Final
 
 from pact._fast.reader import KIND_FID, Reader
-from pact.observe.marks import ENTRY, IGNORED, SELF, UNMOUNTED, Marker
+from pact.observe.marks import ENTRY, IGNORED, ONDIR, SELF, UNMOUNTED, Marker
 from pact.observe.places import MOUNTS, RemotePlaces, leads_away, may_hang
 
 Touch = Callable[[bytes], None]
@@ -193,7 +193,7 @@ class Tree:
                 touch(path)
                 if mask & ENTRY:
                     self._unanchor(path)
-                    self.anchor(path)
+                    self.anchor(path, None if mask & ONDIR else False)
             sub = d.subs.get(name)
             if sub is not None and mask & ENTRY:
                 self.reanchor(sub, touch)
@@ -348,7 +348,7 @@ class Tree:
         What happens to a directory's own attributes is reported under its own handle, and the root of a mounted file
         system has no parent whose mark could see it. ``is_dir``: what is known of it already.
         """
-        if path in self.anchors or may_hang(path, self.places()):
+        if path in self.anchors or (is_dir is False and path not in self.mounts) or may_hang(path, self.places()):
             return
         if path not in self.mounts:
             up = self.by_path.get(os.path.dirname(path))

@@ -35,6 +35,7 @@ def test_a_while_of_torture_finds_nothing(kind: str, seconds: int) -> None:
     assert done.returncode == 0, done.stdout[-12000:] + done.stderr[-3000:]
 
 
+@pytest.mark.alone
 @pytest.mark.timeout(60)
 def test_nothing_is_left_when_it_is_stopped() -> None:
     """No process, no mount, no loop device, no directory."""
