@@ -6,7 +6,7 @@ A bug is an ``assert``; nothing here is raised for one.
 from __future__ import annotations
 
 import errno
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 EXIT_DONE = 0
 EXIT_FAILED = 1
@@ -16,6 +16,13 @@ EXIT_CONFLICT = 4
 EXIT_UNREACHABLE = 5
 EXIT_BLOCKED = 10
 EXIT_DRIFT = 11
+#: What of several exit codes is told: the last of these. Another one, from a later version, is graver than all.
+GRAVITY = (EXIT_DONE, EXIT_DRIFT, EXIT_CONFLICT, EXIT_UNREACHABLE, EXIT_USAGE, EXIT_DENIED, EXIT_FAILED, EXIT_BLOCKED)
+
+
+def gravest(codes: Iterable[int]) -> int:
+    """The exit code of several; that of none is 0."""
+    return max(codes, key=lambda c: GRAVITY.index(c) if c in GRAVITY else len(GRAVITY), default=EXIT_DONE)
 
 
 class PactError(Exception):

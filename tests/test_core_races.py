@@ -7,8 +7,17 @@ from typing import Any
 
 import pytest
 
-from pact.core.events import Asked, Caller, Event, Observed, Sighting, Ticked
+from pact.core.events import Asked, Caller, Event, JobFailed, Observed, Sighting, Ticked
 from pact.core.settings import Settings
+from pact.errors import (
+    EXIT_FAILED,
+    BlockedError,
+    ConflictError,
+    DeniedError,
+    PactError,
+    UnreachableError,
+    UsageError,
+)
 from pact.model import NS_PER_S, UNATTRIBUTED, Attrs, Declared, Owner
 from pact.sim.world import World, person, with_settings
 
@@ -278,3 +287,22 @@ def test_within_the_floor_after_a_reboot_the_end_is_announced_and_nobody_is_woke
     assert world.node.next_wake_ns() == ends
     world.advance(ends - world.t_ns)
     assert world.machine[F] == ZERO
+
+
+@pytest.mark.parametrize("error", [PactError, UsageError, DeniedError, ConflictError, UnreachableError, BlockedError])
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_whatever_a_look_ends_with_is_the_answer_and_the_node_lives(
+        error: type[PactError], dry_run: bool, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    """A disk that does not answer, descriptors that are used up, a bug in a kind: they end one request."""
+    world = started()
+    world.write(A, ONE, ANN.owner)
+    with monkeypatch.context() as broken:
+        broken.setattr(World, "_probed", lambda w, effect: lambda: JobFailed(w.t_ns, w.wall_ns, effect.job, error("why")))
+        token = asked(world, "rollback", ADMIN, targets=[A], dry_run=dry_run)
+        world.advance(1)
+    reply = world.replies[token]
+    assert "why" in reply.message
+    assert reply.exit_code == (error.exit_code if dry_run or error is ConflictError else EXIT_FAILED)
+    token = asked(world, "rollback", ADMIN, targets=[A])
+    world.advance(1)
+    assert world.replies[token].exit_code == 0 and world.machine[A] == ZERO

@@ -19,7 +19,7 @@ import orjson
 
 from pact import __version__
 from pact._fast import syscalls
-from pact.agent import clock, reload, views
+from pact.agent import clock, garbage, reload, views
 from pact.agent.config import Config
 from pact.agent.control import Client, Control
 from pact.agent.diffing import Slices
@@ -256,6 +256,7 @@ class Agent:
             signal.signal(number, self._on_signal)
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
         self._epoll.register(read_fd, select.EPOLLIN)
+        garbage.set_aside()
         syscalls.trim()
         self.notifier.send("READY=1", f"STATUS={self.node.state.declared_count} resources declared")
         log(f"ready on {self.config.socket}: {self.node.state.declared_count} resources declared")
@@ -399,6 +400,7 @@ class Agent:
                 self.step(Ticked(*self.now()))
         if now_ns >= self._next_health_ns:
             self._check_health()
+            garbage.search(quiet=not (self.node.jobs or self.slices.runs() or self.control.waiting()))
         if self.watching.cycles != self._cycles:
             self._cycles = self.watching.cycles
             for resource in self.node.unreadable:  # it may be readable again, and no signature says so  # F9
@@ -751,6 +753,7 @@ class Agent:
             log(f"{exc.message}: it cannot be read either; what is shown may be more than is recorded", 2)
             return
         self._reload_owed = False
+        garbage.replaced()
         self.node = Node(self.config.name, MachineRules(), state, jobs_from=before.jobs_numbered)
         self.node.unreadable = before.unreadable
         self.node.alone_since_ns, self.node.fleet_seq = before.alone_since_ns, before.fleet_seq

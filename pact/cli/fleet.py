@@ -18,7 +18,6 @@ from pact.cli import folds, groups
 from pact.cli.client import Answer, Transport
 from pact.cli.render import clean, emit, emit_line, event_line, paint, say, spoken
 from pact.cli.roots import Answers, Asked, Recorder, ask, connected, fold, say_failed
-from pact.core.answers import gravest
 from pact.errors import (
     BY_EXIT_CODE,
     EXIT_DONE,
@@ -27,6 +26,7 @@ from pact.errors import (
     EXIT_UNREACHABLE,
     PactError,
     UsageError,
+    gravest,
 )
 
 if TYPE_CHECKING:

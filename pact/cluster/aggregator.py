@@ -20,6 +20,7 @@ import zmq
 
 from pact import __version__
 from pact._fast import syscalls
+from pact.agent import garbage
 from pact.agent.clock import boottime_ns
 from pact.agent.notify import Notifier, log
 from pact.cluster import auth, config, descriptors, keys
@@ -186,6 +187,7 @@ class Aggregator:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._on_signal)
         self.poller.register(read_fd, select.EPOLLIN)
+        garbage.set_aside()
         self.notifier.send("READY=1")
         log(f"aggregator {self.config.name} ready on {self.config.tree}")
         try:
@@ -380,6 +382,7 @@ class Aggregator:
             log(said, 4)
         if now_ns >= self._trim_ns and not self.relay.calls.open:
             self._trim_ns = now_ns + TRIM_NS
+            garbage.search(quiet=True)
             syscalls.trim()
         seen = _signature(self.config.authorized)
         if seen == self._auth_seen and not self._reload:

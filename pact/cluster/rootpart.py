@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import orjson
 
+from pact.agent import garbage
 from pact.agent.clock import boot_id, clock_synchronised
 from pact.agent.notify import log
 from pact.cluster import auth, page
@@ -224,6 +225,7 @@ class RootPart:
         if self.root is None:
             return
         self.root = None
+        garbage.replaced()
         self.publisher.depose()
         log(f"leading no more: {why}", 4)
         yield wire.message("sorry", {"why": f"{self.config.name} leads no more", "again": False, "retry_ms": 0})

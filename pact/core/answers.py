@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
 
 import orjson
 
 from pact.core.wire import BODY_MAX
-from pact.errors import EXIT_BLOCKED, EXIT_CONFLICT, EXIT_DONE, EXIT_FAILED, EXIT_UNREACHABLE
+from pact.errors import EXIT_FAILED
 
 #: Of a text in a result; what people or nodes say may be longer than a head takes.
 SAID_MAX: Final = 4_000
@@ -19,8 +19,6 @@ FIELD_MAX: Final = 300
 RESULT_MAX: Final = BODY_MAX
 #: What a result can go without, first what is longest and can be asked for on its own.
 CUT: Final[Mapping[str, Any]] = {"blocked": {}, "resources": [], "members": {}, "nodes": ""}
-#: Gravest last: what the exit code of several nodes is.
-GRAVITY: Final = (0, 11, EXIT_CONFLICT, EXIT_UNREACHABLE, 2, 3, EXIT_FAILED, EXIT_BLOCKED)
 
 
 def answer_of(body: bytes) -> dict[str, Any]:
@@ -91,7 +89,3 @@ def _newest(groups: list[dict[str, Any]], room: int) -> list[Any]:
 
 def clipped(text: str) -> str:
     return text if len(text) <= SAID_MAX else text[: SAID_MAX - 1] + "…"
-
-
-def gravest(codes: Iterable[int]) -> int:
-    return max(codes, key=lambda c: GRAVITY.index(c) if c in GRAVITY else len(GRAVITY), default=EXIT_DONE)

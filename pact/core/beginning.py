@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
-from pact.core.answers import answer_of, gravest
+from pact.core.answers import answer_of
 from pact.core.questions import (
     ABSENT,
     LOST,
@@ -16,7 +16,7 @@ from pact.core.questions import (
     require_short,
 )
 from pact.core.runs import APPLYING, OPEN, Head, Run, as_written, shown
-from pact.errors import EXIT_FAILED, EXIT_UNREACHABLE, PactError, UsageError
+from pact.errors import EXIT_FAILED, EXIT_UNREACHABLE, PactError, UsageError, gravest
 from pact.model import NS_PER_S
 
 if TYPE_CHECKING:

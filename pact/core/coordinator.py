@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from pact.core.answers import answer_of, gravest, refusal_of
+from pact.core.answers import answer_of, refusal_of
 from pact.core.beginning import Beginner
 from pact.core.carrying import Carrier
 from pact.core.fleet import Fleet
@@ -46,6 +46,7 @@ from pact.errors import (
     ConflictError,
     DeniedError,
     UsageError,
+    gravest,
 )
 from pact.model import NS_PER_S
 

@@ -20,13 +20,13 @@ from pact.core.select import select, shared_with, some
 from pact.core.state import HOUR_NS
 from pact.errors import (
     EXIT_BLOCKED,
-    EXIT_CONFLICT,
     EXIT_DONE,
     EXIT_FAILED,
     ConflictError,
     PactError,
     UnreachableError,
     UsageError,
+    gravest,
 )
 from pact.model import NS_PER_S, Declared, Holder, Unreadable
 
@@ -39,7 +39,6 @@ AUTO_ROLLBACKS_MAX: Final = 2
 #: So many runs in a row that end in the middle of the same job: it is left to a person.  # F65
 KILLED_MAX: Final = 3
 AUTOMATIC: Final = ("expired", "retry")
-GRAVITY: Final = (EXIT_DONE, EXIT_CONFLICT, EXIT_FAILED, EXIT_BLOCKED)
 
 
 @dataclass(slots=True)
@@ -476,8 +475,7 @@ def done(node: Node, job: Job, result: dict[str, Any], exit_code: int = EXIT_DON
     if message:
         waiting.messages.append(message)
         waiting.hint = hint
-    if GRAVITY.index(exit_code) > GRAVITY.index(waiting.exit_code):
-        waiting.exit_code = exit_code
+    waiting.exit_code = gravest((waiting.exit_code, exit_code))
 
 
 def _answer_if_complete(node: Node, token: int) -> None:

@@ -76,8 +76,8 @@ def _has(option: str, options: Collection[str]) -> bool:
 
 
 def is_forwarding(resource: str) -> bool:
-    """The sysctls of this switch, for the machine, for all links and for each, move each other."""
-    return resource.endswith((".ip_forward", ".forwarding"))
+    """The sysctls of this switch, for the machine, for all links and for each, move each other, and redirects with them."""
+    return resource.endswith((".ip_forward", ".forwarding", ".accept_redirects"))
 
 
 @dataclass

@@ -145,8 +145,14 @@ class Node:
     def take_back(self) -> None:
         for fault in [f for f, end in self.lasting.items() if self.step_no >= end]:
             del self.lasting[fault]
-            {"full": self.disk.free, "failing": self.unfail, "crowd": self.crowd.end, "hung": self.hung.end}[fault]()
+            {"full": self.disk.free, "failing": self.unfail, "crowd": self.crowd.end, "hung": self.unhang}[fault]()
             self.trace.append(f"      no longer: {fault}")
+
+    def unhang(self) -> None:
+        """What hangs is unmounted by the driver, not by the agent."""
+        self.judge()
+        self.hung.end()
+        self.seen = self.look()
 
     @property
     def faulty(self) -> bool:

@@ -5,6 +5,7 @@ A thing is a plain dict that can be compared: what a file is, holds and belongs 
 
 from __future__ import annotations
 
+import errno
 import grp
 import hashlib
 import os
@@ -23,6 +24,10 @@ def file_at(path: str) -> Thing:
     try:
         st = os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):
+        return ABSENT
+    except OSError as exc:
+        if exc.errno != errno.ELOOP:  # links on the way that lead to each other
+            raise
         return ABSENT
     thing: Thing = {"mode": f"{stat.S_IMODE(st.st_mode):04o}", "owner": _user(st.st_uid), "group": _group(st.st_gid)}
     if stat.S_ISLNK(st.st_mode):
@@ -102,7 +107,11 @@ def sysctls(names: Iterable[str]) -> Look:
 
 def look(top: str, names: Iterable[str], hung: Collection[str] = ()) -> Look:
     """Everything at once."""
-    return {**files_below(top, hung), **mounts_below(top), **sysctls(names)}
+    while True:
+        mounts = mounts_below(top)
+        out = {**files_below(top, hung), **mounts, **sysctls(names)}
+        if mounts_below(top) == mounts:  # else some of the files lay below what came or went meanwhile
+            return out
 
 
 def digest(content: bytes) -> str:
