@@ -5,7 +5,7 @@ from setuptools import Extension, setup
 
 # No contraction into fused multiply-adds: a magnitude has the same bits on every machine and in the reference twin.
 COMPILE_ARGS = ["-O3", "-Wall", "-Wno-unused-function", "-fno-strict-aliasing", "-ffp-contract=off"]
-MODULES = ["wheel", "norms", "handles", "files", "reader", "syscalls", "sockets"]
+MODULES = ["wheel", "norms", "handles", "files", "reader", "syscalls", "sockets", "strict"]
 LIBRARIES = {"sockets": ["dl"]}  # part of the C library only since glibc 2.34
 
 setup(

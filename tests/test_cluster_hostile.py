@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import nasty
 import orjson
 import pytest
 import zmq
@@ -339,3 +340,27 @@ def test_names_that_do_not_fold_reach_the_operator_all_the_same(kit: Hostile) ->
     assert said.head["exit"] == 5 and sum(k.count("host-") for k in said.head["failed"]) == len(names)
     view.close(0)
     kit.still_at_work()
+
+
+@pytest.mark.invariant("S5", "T13")
+@pytest.mark.timeout(240)
+def test_no_text_of_a_person_of_a_node_or_in_a_record_ends_the_root(kit: Hostile) -> None:
+    node, view = kit.node("n1"), kit.person("view")
+    time.sleep(0.3)
+    texts = [t for t in nasty.REFUSED.values() if t and len(t) < 100_000]
+    for id_, text in enumerate([w for t in texts for w in (t, nasty.in_object(t))], 1):
+        view.send(wire.encode("request", {"id": id_, "op": "status", "nodes": "n1", "timeout_ms": 3000}, text))
+        said = kit.result(view)
+        assert said.head["exit"] == 2 and said.head["id"] == id_, (text[:40], said)
+    for id_, text in enumerate(texts, 1000):
+        kit.request(view, "status", "n1", id_=id_)
+        body = b'{"ok":true,"exit":0,"message":"","hint":"","result":{"state":' + text + b"}}"
+        said = kit.answering(node, "n1", lambda op, body=body: body, lambda: _result(kit, view))
+        assert said is not None and said.head["id"] == id_, (text[:40], kit.logs())
+    for text in texts:
+        if b"\n" not in text:
+            line = b'{"v":1,"seq":0,"data":{"x":' + text + b"}}"
+            node.send(wire.encode("events", {"batches": [["n1", "i" * 16, 0, 1, len(line)]]}, line))
+    view.close(0)
+    kit.still_at_work()
+    assert kit.logs().count("a line that is no JSON") >= 1

@@ -287,7 +287,7 @@ def test_damaged_declared_state_is_a_named_mistake(rng: random.Random, times: in
     only_a_named_mistake(raw)
 
 
-SCALARS = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), TEXT)
+SCALARS = st.one_of(st.none(), st.booleans(), st.integers(-(1 << 63), (1 << 64) - 1), st.floats(), TEXT)
 ANYTHING = st.recursive(SCALARS.filter(lambda v: v is not None), lambda v: st.one_of(
     st.lists(v, max_size=3), st.dictionaries(TEXT, v, max_size=3)), max_leaves=6)  # fmt: skip
 KEYS = st.one_of(TEXT, st.sampled_from(["value", "source", "content", "symlink", "type", "mode", "xattrs", "options",

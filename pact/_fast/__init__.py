@@ -8,8 +8,8 @@ import os
 from typing import TYPE_CHECKING, Literal
 
 __all__ = [
-    "BACKEND", "FileTable", "Holder", "TimerWheel", "magnitude", "magnitudes", "open_handles", "open_handles_ex",
-    "window_ns",
+    "BACKEND", "FileTable", "Holder", "TimerWheel", "magnitude", "magnitudes", "members_in", "members_of",
+    "open_handles", "open_handles_ex", "window_ns",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pact._fast.handles import open_handles, open_handles_ex
     from pact._fast.mounts import Holder
     from pact._fast.norms import magnitude, magnitudes, window_ns
+    from pact._fast.strict import members_in, members_of
     from pact._fast.wheel import TimerWheel
 
     BACKEND: Literal["compiled", "reference"]
@@ -32,6 +33,7 @@ else:
             from pact._fast.files import FileTable
             from pact._fast.handles import open_handles, open_handles_ex
             from pact._fast.norms import magnitude, magnitudes, window_ns
+            from pact._fast.strict import members_in, members_of
             from pact._fast.wheel import TimerWheel
 
             BACKEND = "compiled"
@@ -44,6 +46,8 @@ else:
             TimerWheel,
             magnitude,
             magnitudes,
+            members_in,
+            members_of,
             open_handles,
             open_handles_ex,
             window_ns,

@@ -10,6 +10,7 @@ import errno
 import math
 import operator
 import os
+import re
 import stat
 import time
 from array import array
@@ -129,6 +130,34 @@ def _root(total: float) -> float:
     if not math.isfinite(total):
         raise ValueError("the sum of the squares overflows")
     return math.sqrt(total)
+
+
+_JSON_TOKEN: Final = re.compile(rb'"(?:[^"\\]|\\.)*"?|[-0-9][-+0-9.eE]*|[\[\]{}:]', re.DOTALL)
+
+
+def members_in(text: Buffer, deepest: int) -> int:
+    depth = members = 0
+    for token in _JSON_TOKEN.findall(bytes(text)):
+        if token in (b"{", b"["):
+            depth += 1
+            if depth > deepest:
+                raise ValueError(f"nested deeper than {deepest} levels")
+        elif token in (b"}", b"]"):
+            depth -= 1
+        elif token == b":":
+            members += 1
+        elif token[:1] != b'"' and not set(token[1:]) & set(b".eE+-"):
+            digits = token.removeprefix(b"-")
+            number = int(digits[-30:] or b"0") if len(digits.lstrip(b"0")) < 30 else INT64_MAX * 4
+            if number > (-INT64_MIN if token[:1] == b"-" else 2 * INT64_MAX + 1):
+                raise ValueError("a number beyond 64 bits")
+    return members
+
+
+def members_of(value: Any) -> int:
+    if type(value) is dict:
+        return len(value) + sum(map(members_of, value.values()))
+    return sum(map(members_of, value)) if type(value) is list else 0
 
 
 def magnitude(deviations: Buffer, weights: Buffer) -> float:

@@ -6,12 +6,12 @@ import difflib
 import os
 import re
 import socket
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Final
 
+from pact.core import strict
 from pact.core.settings import DEFAULT_SEVERITY, DEFAULT_WEIGHTS, Settings, billionths
 from pact.core.units import parse_duration
 from pact.core.uplink import Parent
@@ -271,10 +271,10 @@ def fill(path: str, keys: Mapping[str, Keys], config: Any, *, top: Keys = Mappin
     try:
         with open(path, "rb") as f:
             text = f.read().decode()
-        table = tomllib.loads(text)
+        table = strict.toml(text)
     except OSError as exc:
         raise ConfigError(f"{path}: {os.strerror(exc.errno or 0)}") from None
-    except (ValueError, RecursionError) as exc:  # tomllib's own, no UTF-8, a number beyond all bounds
+    except ValueError as exc:  # what the decoder does not let through, or no UTF-8
         line = re.search(r"at line (\d+)", str(exc))
         raise ConfigError(f"{path}:{line[1] if line else 1}: {exc}") from None
     for section, entries in table.items():

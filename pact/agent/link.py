@@ -26,12 +26,12 @@ from pact.agent.control import Client
 from pact.agent.notify import log
 from pact.cluster import keys
 from pact.cluster.links import Links
-from pact.core import groups
+from pact.core import groups, strict
 from pact.core.events import Caller, FleetTold, LinkChanged
 from pact.core.outbox import WITH_ANSWER_RECORDS, Outbox, Read, Up, can_wait, with_answer
 from pact.core.records import Record, rfc3339
 from pact.core.uplink import OF_LINKS, Deliver, Effect, Lost, Uplink
-from pact.core.wire import LINE_MAX, Message
+from pact.core.wire import BODY_MAX, LINE_MAX, Message
 from pact.errors import EXIT_CONFLICT, EXIT_FAILED, EXIT_UNREACHABLE, EXIT_USAGE, JournalError, RequestError
 from pact.model import NS_PER_S, Actor, Owner
 
@@ -145,7 +145,7 @@ class Link:
     def _calls_begun(self) -> set[str]:
         """Calls of which the journal has a record: they may come again, and their answers are lost.  # T12"""
         rows = self.agent.journal.newest(BEGUN_RECORDS)
-        return {str(call) for body, _ in rows if (call := orjson.loads(body)["data"].get("call"))}
+        return {str(call) for body, _ in rows if (call := strict.own(body)["data"].get("call"))}
 
     def _opened(self, socket: zmq.Socket[bytes]) -> None:
         self.agent.watch_fd(socket.fileno())
@@ -269,8 +269,11 @@ class Link:
             rows = self.agent.journal.bodies(first, limit)
         size = 0
         for hash_, body in islice(rows, limit):
-            line = views.record_line(body, hash_, VIEWER) + b"\n"
-            if len(line) > LINE_MAX:
+            try:
+                line = views.record_line(body, hash_, VIEWER) + b"\n"
+            except orjson.JSONEncodeError:  # nested more deeply than JSON is written: an older version let it in
+                line = b""
+            if not line or len(line) > LINE_MAX:
                 line = _without_data(body, hash_)
             yield line
             size += len(line)
@@ -285,7 +288,7 @@ class Link:
         """How far the root is known to be, and whether it is known to have another journal (else 0)."""
         try:
             with open(self._path, "rb") as f:
-                obj = orjson.loads(f.read(4096))
+                obj = strict.loads_object(f.read(4096), strict.SMALL_MAX)
             return (int(obj["seq"]), int(obj.get("forked", 0))) if obj["incarnation"] == incarnation else (-1, 0)
         except (OSError, ValueError, KeyError, TypeError):
             return -1, 0
@@ -353,14 +356,12 @@ class Link:
     def _run(self, key: tuple[int, str], head: Mapping[str, Any], body: bytes) -> None:
         op = head["op"]
         try:
-            args = orjson.loads(body or b"{}")
-            if not isinstance(args, dict):
-                raise RequestError("the arguments are no object")
+            args = strict.loads_object(body or b"{}", BODY_MAX)
             if op in HERE_ONLY or args.get("follow"):
                 raise RequestError(f"{op} works on the node itself only" + (" with follow" if op == "log" else ""))
             if op == "log" and not 0 <= (args.get("count") or 0) <= ROWS_MAX:
                 raise RequestError(f"at most {ROWS_MAX} records of a node can be asked for from afar")
-        except (orjson.JSONDecodeError, RequestError, TypeError) as exc:
+        except (strict.NotStrictError, RequestError, TypeError) as exc:
             self._refuse(key, EXIT_USAGE, str(exc), "run it on the node for more" if op == "log" else "")
             return
         if op == "log" and args.get("count") is None:
@@ -450,6 +451,7 @@ def _name_of(key: tuple[int, str]) -> str:
 
 def _without_data(body: bytes, hash_: str) -> bytes:
     """A record that no frame holds: everything but its data, so that its number is not missing."""
-    record = orjson.loads(body)
-    record["data"] = {"omitted": len(body)}
+    record = strict.own(body)
+    actor = {k: v for k, v in record["actor"].items() if isinstance(v, str)}
+    record |= {"data": {"omitted": len(body)}, "actor": actor}
     return orjson.dumps({**record, "hash": hash_}, option=orjson.OPT_SORT_KEYS) + b"\n"

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import orjson
-
-from pact.core import below
+from pact.core import below, strict
 from pact.core.plan import Step
 from pact.core.records import verify
 from pact.core.state import State
@@ -21,7 +19,7 @@ def rolled_back_state(path: str, change: str) -> dict[str, Attrs | None]:
     journal = SqliteJournal(path, read_only=True)
     try:
         for body, _ in journal.newest(None, type_="rollback_started"):
-            data = orjson.loads(body)["data"]
+            data = strict.own(body)["data"]
             if data["change"] == change:
                 steps = [Step(s["id"], s["target"], s["actual"]) for s in data["plan"]]
                 through = below.carried(steps, (s.id for s in steps))  # seen again with what hid them  # R10

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Final
 import orjson
 
 from pact.agent import diffing, views
-from pact.agent.control import Client
+from pact.agent.control import REQUEST_ADMIN_MAX, Client
 from pact.agent.replayed import as_declared, rolled_back_state
 from pact.agent.worker import Result
-from pact.core import tracked
+from pact.core import strict, tracked
 from pact.core.events import Asked, Ticked
 from pact.core.plan import Step
 from pact.core.records import rfc3339
@@ -96,19 +96,19 @@ def parse_request(line: bytes, fields: Mapping[str, Mapping[str, tuple[type, ...
                   ) -> tuple[str, dict[str, Any], bool]:  # fmt: skip
     """As ``parse``, and whether its client wants to be told that the agent is at work on it."""
     try:
-        obj = orjson.loads(line)
-    except orjson.JSONDecodeError as exc:
-        raise RequestError(f"not JSON: {exc}") from None
+        obj = strict.loads(line, REQUEST_ADMIN_MAX)
+    except strict.NotStrictError as exc:
+        raise RequestError(f"not JSON that is read here: {exc}") from None
     if not isinstance(obj, dict) or not isinstance(obj.get("op"), str) or not isinstance(obj.get("args", {}), dict):
         raise RequestError('a request is {"v":1,"op":NAME,"args":{...}}')
     op, args = obj["op"], obj.get("args", {})
     if obj.get("v", 1) != 1:
-        raise RequestError(f"version {obj.get('v')!r} is not spoken here; this agent speaks 1")
+        raise RequestError(f"version {strict.shown(obj.get('v'))} is not spoken here; this agent speaks 1")
     if op not in fields:
-        raise RequestError(f"unknown request {op!r}")
+        raise RequestError(f"unknown request {strict.shown(op)}")
     for key, value in args.items():
         if key not in fields[op]:
-            raise RequestError(f"{op}: unknown field {key!r}")
+            raise RequestError(f"{op}: unknown field {strict.shown(key)}")
         if not isinstance(value, fields[op][key]) or (isinstance(value, bool) and bool not in fields[op][key]):
             raise RequestError(f"{op}: {key} has the wrong type")
         if isinstance(value, int) and abs(value) > NUMBER_MAX:

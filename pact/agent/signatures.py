@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import orjson
 
+from pact.core import strict
 from pact.core.records import Record
 from pact.errors import PactError
 from pact.journal.sqlite import SqliteJournal
@@ -35,7 +36,7 @@ def unpack(raw: bytes) -> tuple[int, str, bytes]:
     if not raw.startswith(MAGIC):
         raise ValueError("no signatures of this version")
     head, newline, dump = raw[len(MAGIC) :].partition(b"\n")
-    mark = orjson.loads(head)
+    mark = strict.loads(head, strict.SMALL_MAX)
     if not newline or not isinstance(mark, list) or [type(m) for m in mark] != [int, str]:
         raise ValueError("signatures without the record that they are true for")
     return mark[0], mark[1], dump

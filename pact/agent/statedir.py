@@ -14,6 +14,7 @@ from typing import Final
 import orjson
 
 from pact.agent.config import Config
+from pact.core import strict
 from pact.core.state import State
 from pact.errors import PactError, UnreachableError
 from pact.journal.sqlite import SqliteJournal
@@ -63,7 +64,7 @@ class MountPoints:
         """Encoded mount points, ``None`` if nothing is known of this boot."""
         try:
             with open(self._path, "rb") as f:
-                known = orjson.loads(f.read())
+                known = strict.loads_object(f.read(), strict.SMALL_MAX)
             return [str(p) for p in known["points"]] if known["boot"] == boot_id else None
         except (OSError, ValueError, KeyError, TypeError):
             return None
@@ -95,7 +96,7 @@ class Underway:
             self._fd = -1  # best effort: without it nothing is counted
             return
         try:
-            said = orjson.loads(os.pread(self._fd, LEDGER_BYTES, 0).rstrip(b"\0 \n") or b"{}")
+            said = strict.loads_object(os.pread(self._fd, LEDGER_BYTES, 0).rstrip(b"\0 \n") or b"{}", strict.SMALL_MAX)
             self.deaths = {str(what): int(n) + 1 for what, n in said.items()}
         except (OSError, ValueError, TypeError, AttributeError):
             pass  # what it says stays until something begins: a start that dies counts nothing
@@ -140,7 +141,7 @@ def wanted_contents(state: State, journal: SqliteJournal, since_ns: int) -> set[
                if t.earlier and (t.earlier["attrs"] or {}).get("sha256")}  # fmt: skip
     for type_ in SAVING:
         for body, _ in journal.newest(None, type_=type_):
-            record = orjson.loads(body)
+            record = strict.own(body)
             if record["t_ns"] < since_ns:
                 break  # node time never runs backwards: all the others are older
             saves = record["data"].get("saves", {})

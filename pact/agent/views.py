@@ -18,7 +18,7 @@ import orjson
 
 from pact._fast import syscalls
 from pact.core import change as life
-from pact.core import tracked
+from pact.core import strict, tracked
 from pact.core.change import Change, Member
 from pact.core.events import Caller
 from pact.core.node import Node
@@ -325,7 +325,7 @@ def record_line(body: bytes, hash_: str, caller: Caller) -> bytes:
     """One record as a line of ``pact --json log``. Admins get the very bytes that were hashed, and the hash."""
     if caller.actor.role == "admin":
         return body[:-1] + b',"hash":"' + hash_.encode() + b'"}'
-    return orjson.dumps({**masked(orjson.loads(body), caller), "hash": hash_}, option=orjson.OPT_SORT_KEYS)
+    return orjson.dumps({**masked(strict.own(body), caller), "hash": hash_}, option=orjson.OPT_SORT_KEYS)
 
 
 def masked(value: Any, caller: Caller) -> Any:

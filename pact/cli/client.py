@@ -18,6 +18,7 @@ from typing import Any, Final
 
 import orjson
 
+from pact.core import strict
 from pact.core.units import format_duration
 from pact.errors import BY_EXIT_CODE, PactError, UnreachableError
 from pact.model import NS_PER_S
@@ -92,7 +93,10 @@ class Connection:
     def line(self) -> dict[str, Any]:
         """The next line that says something."""
         while True:
-            answer: dict[str, Any] = orjson.loads(self._raw_line())
+            try:
+                answer = strict.loads_object(self._raw_line(), strict.LINE_MAX)
+            except strict.NotStrictError as exc:
+                raise UnreachableError(f"what answers on the socket makes no sense ({exc})") from None
             if not answer.get("working"):
                 return answer
             self._at_work = True

@@ -12,12 +12,11 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
-import orjson
-
 from pact.cli import folds, groups
 from pact.cli.client import Answer, Transport
 from pact.cli.render import clean, emit, emit_line, event_line, paint, say, spoken
 from pact.cli.roots import Answers, Asked, Recorder, ask, connected, fold, say_failed
+from pact.core import strict
 from pact.errors import (
     BY_EXIT_CODE,
     EXIT_DONE,
@@ -138,10 +137,10 @@ def _what_is_asked(args: argparse.Namespace, handler: Handler) -> Asked:
 def _sense(body: bytes) -> dict[str, Any] | None:
     """A node's answer, if it is one."""
     try:
-        raw = orjson.loads(body)
-    except orjson.JSONDecodeError:
+        raw = strict.loads_object(body, strict.LINE_MAX)
+    except strict.NotStrictError:
         return None
-    if not isinstance(raw, dict) or type(raw.get("ok")) is not bool or type(raw.get("exit")) is not int:
+    if type(raw.get("ok")) is not bool or type(raw.get("exit")) is not int:
         return None
     texts = all(isinstance(raw.get(k, ""), str) for k in ("message", "hint"))
     return raw if texts and isinstance(raw.get("result", {}), dict) and 0 <= raw["exit"] <= 255 else None
@@ -179,7 +178,7 @@ def _as_json(args: argparse.Namespace, handler: Handler, answers: Answers) -> No
             said = f"{why} ({hint})" if hint else why
             failed.setdefault(said or f"exit code {code}", []).extend(names)
         if printed:
-            lines = [orjson.loads(line) for line in printed.splitlines()]
+            lines = [strict.own(line) for line in printed.splitlines()]
             nodes.update(dict.fromkeys(names, lines if args.command == "log" else lines[0]))
         elif args.command == "log" and code == EXIT_DONE:
             nodes.update((name, []) for name in names)
@@ -246,7 +245,11 @@ def _watch(args: argparse.Namespace) -> int:
         _say_absent(client, args.nodes)
         for item in client.ask("watch", {}, args.nodes):
             if isinstance(item, Event):
-                record = orjson.loads(item.line)
+                try:
+                    record = strict.loads_object(item.line, strict.LINE_MAX)
+                except strict.NotStrictError:
+                    print(f"pact: {NONSENSE} was left out", file=sys.stderr)
+                    continue
                 if args.json:
                     emit_line(record)
                 else:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import os
 import re
-import tomllib
 from collections.abc import Iterable, Mapping
 from typing import Final
 
 from pact.cluster.keys import is_public
+from pact.core import strict
 from pact.core.directory import ROOT, Peer
 from pact.errors import ConfigError
 
@@ -53,8 +53,8 @@ class Authorized:
 def parse(text: str, path: str) -> Authorized:
     """The table in a file's text. Raises ConfigError with file and line."""
     try:
-        table = tomllib.loads(text)
-    except (ValueError, RecursionError) as exc:
+        table = strict.toml(text)
+    except strict.NotStrictError as exc:
         line = re.search(r"at line (\d+)", str(exc))
         raise ConfigError(f"{path}:{line[1] if line else 1}: {exc}") from None
     lines = [n for n, line in enumerate(text.split("\n"), 1) if re.match(r"\s*\[\[\s*[\"']?key[\"']?\s*\]\]", line)]

@@ -24,7 +24,7 @@ from zmq.utils.monitor import recv_monitor_message
 from pact import __version__
 from pact.cluster.keys import Key
 from pact.cluster.nodesets import resolved
-from pact.core import wire
+from pact.core import strict, wire
 from pact.core.wire import Message
 from pact.errors import DeniedError, PactError, RemoteProtocolError, UnreachableError, UsageError
 
@@ -303,7 +303,10 @@ def _telling(problem: PactError) -> int:
 
 def _result(message: Message) -> Result:
     head = message.head
-    said = orjson.loads(message.body or b"{}")
+    try:
+        said = strict.loads_object(message.body or b"{}", wire.BODY_MAX)
+    except strict.NotStrictError as exc:
+        raise UnreachableError(f"the answer makes no sense ({exc})", "see the aggregator's log") from None
     return Result(head["exit"], head["message"], head["hint"], dict(head["failed"]), said)
 
 

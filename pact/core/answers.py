@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import orjson
 
+from pact.core import strict
 from pact.core.wire import BODY_MAX
 from pact.errors import EXIT_FAILED
 
@@ -24,15 +25,19 @@ CUT: Final[Mapping[str, Any]] = {"blocked": {}, "resources": [], "members": {}, 
 def answer_of(body: bytes) -> dict[str, Any]:
     """A node's answer; one that makes no sense counts as a refusal."""
     try:
-        answer = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        answer = None
-    if not isinstance(answer, dict) or type(answer.get("exit")) is not int or not 0 <= answer["exit"] <= 255:
+        answer = strict.loads_object(body, BODY_MAX)
+    except strict.NotStrictError:
+        answer = {}
+    if type(answer.get("exit")) is not int or not 0 <= answer["exit"] <= 255:
         return {"exit": EXIT_FAILED, "message": "an answer that makes no sense", "hint": "", "result": {}}
     if not isinstance(answer.get("result"), dict):
         answer["result"] = {}
-    answer["message"] = clipped(str(answer.get("message", "")))
+    answer["message"] = clipped(_text(answer.get("message")))
     return answer
+
+
+def _text(said: Any) -> str:
+    return said if isinstance(said, str) else ""
 
 
 def refusal_of(answer: Mapping[str, Any]) -> dict[str, Any]:
@@ -40,7 +45,7 @@ def refusal_of(answer: Mapping[str, Any]) -> dict[str, Any]:
     result = answer["result"]
     holders = result.get("holders")
     named = [_holder(h) for h in holders[:HOLDERS_MAX] if isinstance(h, dict)] if isinstance(holders, list) else []
-    return {"why": clipped(str(result.get("why") or answer["message"] or "no")), "holders": named,
+    return {"why": clipped(_text(result.get("why")) or answer["message"] or "no"), "holders": named,
             "absent": result.get("absent") is True}  # fmt: skip
 
 

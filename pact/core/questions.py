@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
+from pact.core import strict
 from pact.core.access import BY_KEY
 from pact.core.answers import SAID_MAX, answer_of, clipped, fitting
 from pact.core.calls import PARTS_BYTES
@@ -298,7 +299,7 @@ class Questions:
             elif op == "nodes":
                 self._list_nodes(head)
             else:
-                raise UsageError(f"unknown request {op!r}")
+                raise UsageError(f"unknown request {strict.shown(op)}")
         except DeniedError as exc:
             root.record_denied(op, exc.message, head["caller"])
             self.reply(head, exc.exit_code, exc.message, exc.hint)

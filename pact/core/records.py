@@ -15,6 +15,7 @@ from typing import Any, Final, TypeVar
 
 import orjson
 
+from pact.core import strict
 from pact.errors import ChainError
 from pact.model import NS_PER_S
 from pact.values import dataclass
@@ -109,7 +110,7 @@ def seal(
 
 def parse(raw: bytes | str, hash_: str | None = None) -> Record:
     """A record from its JSON. ``hash_`` is given where it is stored beside the body. Raises ValueError."""
-    obj = orjson.loads(raw)
+    obj = strict.own(raw)
     if not isinstance(obj, dict) or obj.get("v") != VERSION:
         raise ValueError(f"not a version {VERSION} record")
     unknown = sorted(obj.keys() - FIELDS)

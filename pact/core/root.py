@@ -12,14 +12,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import field
 from typing import Any, Final, Protocol
 
-import orjson
-
-from pact.core import rootlog
+from pact.core import rootlog, strict
 from pact.core.coordinator import Coordinator
 from pact.core.questions import AWAY_NS, Questions
 from pact.core.rootlog import Batch, RootState, Writer
 from pact.core.twins import Twins
-from pact.core.wire import Message, sections
+from pact.core.wire import BODY_MAX, Message, sections
+from pact.errors import EXIT_USAGE
 from pact.model import NS_PER_S
 from pact.values import dataclass
 
@@ -397,11 +396,10 @@ class Root:
 
     def _request(self, message: Message) -> None:
         try:
-            args = orjson.loads(message.body or b"{}")
-        except orjson.JSONDecodeError:
-            args = None
-        if not isinstance(args, dict):
-            self.refuse("a request whose arguments are no object")
+            args = strict.loads_object(message.body or b"{}", BODY_MAX)
+        except strict.NotStrictError as exc:
+            self.refuse("a request whose arguments are not read here")
+            self.questions.reply(message.head, EXIT_USAGE, f"its arguments are not read here: {exc}")
             return
         self.questions.request(message.head, args, message.body)
 

@@ -17,7 +17,9 @@ from typing import Any, Final
 
 import orjson
 
+from pact.core import strict
 from pact.core.records import GENESIS, TYPES, Record, parse, rfc3339, seal
+from pact.core.wire import LINE_MAX
 from pact.errors import ChainError
 from pact.values import dataclass
 
@@ -81,7 +83,7 @@ def read_chunk(raw: bytes) -> Chunk:
     """Raises ValueError for what is no chunk."""
     try:
         (length,) = _LENGTH.unpack_from(raw)
-        head = orjson.loads(raw[4 : 4 + length])
+        head = strict.loads_object(raw[4 : 4 + length], strict.LINE_MAX)
         at, batches = 4 + length, []
         for node, rack, incarnation, first, count, size in head["batches"]:
             lines = raw[at : at + size].split(b"\n")
@@ -194,7 +196,7 @@ class RootState:
         for batch in chunk.batches:
             record: Mapping[str, Any] = {}
             for at, line in enumerate(batch.lines):
-                record = orjson.loads(line)
+                record = strict.own(line)
                 self.last[record["type"]] = gseq
                 if batch.node == ROOT:
                     self._apply_own(parse(line))
@@ -306,7 +308,7 @@ class RootState:
     @classmethod
     def from_bytes(cls, raw: bytes) -> RootState:
         """Raises ValueError on a snapshot of another version or shape."""
-        data = orjson.loads(raw)
+        data = strict.own(raw)
         if data.pop("version", None) != SNAPSHOT_VERSION:
             raise ValueError("the snapshot has another version")
         state = cls()
@@ -443,10 +445,10 @@ class Writer:
 
 def _object(line: bytes) -> dict[str, Any]:
     try:
-        obj = orjson.loads(line)
-    except orjson.JSONDecodeError as exc:
+        obj = strict.loads_object(line, LINE_MAX)
+    except strict.NotStrictError as exc:
         raise ValueError(f"a line that is no JSON: {exc}") from None
-    if type(obj) is not dict or not _SHAPE.keys() <= obj.keys():
+    if not _SHAPE.keys() <= obj.keys():
         raise ValueError("a line that is no record")
     if tuple(map(type, _FIELDS(obj))) != _FIELD_TYPES:
         key = next(k for k, kind in _SHAPE.items() if type(obj[k]) is not kind)

@@ -13,7 +13,7 @@ from typing import Any, Final
 import orjson
 
 from pact.core import change as life
-from pact.core import membership, tracked
+from pact.core import membership, strict, tracked
 from pact.core.change import Change, Member
 from pact.core.records import GENESIS, Record
 from pact.core.settings import DIMENSION_OF, Settings
@@ -141,7 +141,7 @@ class State:
                 return None
             if len(self._decoded) >= DECODED_MAX:
                 self._decoded.clear()
-            known = self._decoded[resource] = Declared.from_json(orjson.loads(raw))
+            known = self._decoded[resource] = Declared.from_json(strict.own(raw))
         return known
 
     def declared_raw(self, resource: str) -> bytes | None:
@@ -440,7 +440,7 @@ class State:
             self._void_ttl(resource)
             if data["expires_ns"] is not None:
                 self.ttls[resource] = Ttl(
-                    data["expires_ns"], None if earlier is None else orjson.loads(earlier),
+                    data["expires_ns"], None if earlier is None else strict.own(earlier),
                     data.get("committer", data["owner"]), record.seq,
                 )
                 self.touched.timers = True
@@ -657,7 +657,7 @@ class State:
             assert resource in self.changes[cid].members, (resource, cid)
             assert resource in self._declared, resource
         for resource, known in self._decoded.items():
-            assert known == Declared.from_json(orjson.loads(self._declared[resource])), resource
+            assert known == Declared.from_json(strict.own(self._declared[resource])), resource
         owners = [u.owner["key"] for u in self.untracked.values()]
         assert self.untracked_of == {k: owners.count(k) for k in set(owners)}
         assert self._declared.keys().isdisjoint(self.untracked) and self._declared.keys() >= self.enforced.keys()

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
-from pact.core import access
+from pact.core import access, strict
 from pact.core.events import Appeared, Asked, Caller
 from pact.core.records import PIECE_MAX, Record, in_pieces
 from pact.errors import UsageError
@@ -154,7 +154,7 @@ def remember(node: Node, patterns: Mapping[str, str], caller: Caller, forget: It
     state = node.state
     for pattern, mode in patterns.items():
         if mode not in MODES:
-            raise UsageError(f"{pattern}: {mode!r} is none of {', '.join(MODES)}")
+            raise UsageError(f"{pattern}: {strict.shown(mode)} is none of {', '.join(MODES)}")
     moved = {p: m for p, m in patterns.items() if state.tracked.get(p) != m}
     forgotten = [p for p in forget if p in state.tracked and p not in patterns]
     if len(state.tracked.keys() | moved.keys()) - len(forgotten) > PATTERNS_MAX:

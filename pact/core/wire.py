@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple, cast
 
 import orjson
 
+from pact.core import strict
 from pact.errors import LocalProtocolError, RemoteProtocolError
 
 VERSION: Final = 1
@@ -324,9 +325,9 @@ def decode(frame: bytes | memoryview) -> Message:
         if answer is not None:
             return answer
     try:
-        head = orjson.loads(frame[_HEADER.size : end])
-    except orjson.JSONDecodeError:
-        raise RemoteProtocolError(f"{name}: its head is not JSON") from None
+        head = strict.loads(frame[_HEADER.size : end], HEAD_MAX)
+    except strict.NotStrictError:
+        raise RemoteProtocolError(f"{name}: its head is not JSON that is read here") from None
     body = cast(bytes, frame[end:])  # or a memoryview, which is used alike
     why = _wrong(kind, head, body, False) if type(head) is dict else "its head is no object"
     if why:

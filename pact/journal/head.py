@@ -14,6 +14,7 @@ from typing import Final
 
 import orjson
 
+from pact.core import strict
 from pact.errors import JournalError
 from pact.values import dataclass
 
@@ -73,7 +74,7 @@ def _parsed(slot: bytes) -> Head | None:
     if rest[:64] != hashlib.sha256(body).hexdigest().encode():
         return None
     try:
-        said = orjson.loads(body)
+        said = strict.loads_object(body, strict.SMALL_MAX)
         return Head(said["seq"], said["hash"], said.get("bad"), said["count"], said.get("refused"))
     except (ValueError, KeyError, TypeError):
         return None

@@ -11,6 +11,7 @@ from typing import IO, Any, Final
 
 import orjson
 
+from pact.core import strict
 from pact.core.records import GENESIS, Record, canonical, parse, unhashed, verify
 from pact.errors import ChainError, JournalError, PactError
 from pact.journal.sqlite import SqliteJournal
@@ -68,7 +69,7 @@ def read_export(lines: Iterator[bytes], *, marked: bool = True) -> Iterator[Reco
         if said is not None:
             raise CutError(f"line {at + 1} comes after the end of the export", "give one export at a time")
         try:
-            obj = orjson.loads(line)
+            obj = strict.loads(line, strict.LINE_MAX)
             if isinstance(obj, dict) and "end" in obj:
                 said = obj["end"] or {}
                 continue

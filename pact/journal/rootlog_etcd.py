@@ -20,6 +20,7 @@ from typing import Any, Final
 
 import orjson
 
+from pact.core import strict
 from pact.errors import Fenced, JournalError
 from pact.journal.etcd_client import EtcdClient
 from pact.journal.rootlog import CHUNK_MAX, TRIM_MAX, require_snapshot
@@ -285,7 +286,7 @@ class EtcdLog:
             for kv in kvs:
                 first = int(kv.key[-20:])
                 head, _, chunk = kv.value.partition(b"\n")
-                about = orjson.loads(head)
+                about = strict.loads_object(head, strict.SMALL_MAX)
                 if begun and first != at:
                     return  # trimmed meanwhile
                 if first + about["count"] > gseq:
@@ -313,7 +314,7 @@ class EtcdLog:
 
     def _manifest(self) -> dict[str, Any] | None:
         kvs = self._get(self._key("snapshot")).kvs
-        return orjson.loads(kvs[0].value) if kvs else None
+        return strict.loads_object(kvs[0].value, strict.SMALL_MAX) if kvs else None
 
     def load(self) -> tuple[bytes | None, Iterator[bytes]]:
         for _ in range(SNAPSHOT_TRIES):  # another leader may replace it while it is read

@@ -13,7 +13,7 @@ from typing import IO, Any, Final
 
 import orjson
 
-from pact.core import rootlog
+from pact.core import rootlog, strict
 from pact.core.records import GENESIS
 from pact.errors import ChainError, JournalError, PactError
 from pact.journal.moving import CutError
@@ -77,7 +77,7 @@ def read_backup(lines: Iterable[bytes]) -> Backup:
         if said is not None:
             raise CutError(f"line {at + 1} comes after the end of the backup", "give one backup at a time")
         try:
-            ((key, value),) = orjson.loads(line).items()
+            ((key, value),) = strict.loads_object(line, strict.LINE_MAX).items()
             if at == 0:
                 about = {"v": value["v"], "cluster": str(value["cluster"])} if key == "root" else {}
                 if about.get("v") != VERSION:

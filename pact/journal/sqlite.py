@@ -17,6 +17,7 @@ from typing import Any, Final
 
 import orjson
 
+from pact.core import strict
 from pact.core.records import GENESIS, Record, digest, parse, verify
 from pact.core.state import State
 from pact.errors import ChainError, JournalError, StoreFullError
@@ -453,7 +454,7 @@ class SqliteJournal:
                 continue  # a cache that rotted: what parses is not yet true
             record = self.get(seq)
             if record is not None and record.hash == hash_:
-                state: Mapping[str, Any] = orjson.loads(raw)
+                state: Mapping[str, Any] = strict.own(raw)
                 return state
         return None
 

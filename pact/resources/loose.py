@@ -17,6 +17,7 @@ from typing import Any, Final
 import orjson
 
 from pact._fast import syscalls
+from pact.core import strict
 from pact.model import decode_name, encode_name
 from pact.observe.mountinfo import MountEntry
 from pact.resources.mount_table import read_mounts
@@ -46,7 +47,7 @@ class LooseEnds:
         except OSError:
             return []
         try:
-            known = orjson.loads(os.pread(fd, BYTES_MAX, 0).rstrip(b"\0 \n") or b"{}")
+            known = strict.loads_object(os.pread(fd, BYTES_MAX, 0).rstrip(b"\0 \n") or b"{}", BYTES_MAX)
             ends = known["ends"] if known["boot"] == boot_id else [e for e in known["ends"] if e["what"] == MADE]
         except (OSError, ValueError, KeyError, TypeError):
             ends = []

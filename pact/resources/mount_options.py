@@ -17,6 +17,7 @@ from typing import Any, Final
 import orjson
 
 from pact._fast import syscalls
+from pact.core import strict
 from pact.model import Attrs, encode_name
 from pact.observe.mountinfo import MountEntry, parse_mountinfo
 from pact.resources.fstab import BIND, FLAGS, HELPERS, UNSEEN, in_userland, normal_option
@@ -111,7 +112,7 @@ class Memory:
             self._path, self._boot = path, boot_id
             try:
                 with open(path, "rb") as f:
-                    found = orjson.loads(f.read())
+                    found = strict.loads_object(f.read(), strict.SMALL_MAX)
                 if found["kernel"] == os.uname().release:
                     gone = set() if found["boot"] == boot_id else {"base"}
                     self._known = {str(k): {w: v[w] for w in v.keys() - gone} for k, v in found["mounts"].items()}

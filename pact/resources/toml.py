@@ -6,12 +6,12 @@ import difflib
 import glob
 import os
 import re
-import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, Final
 
+from pact.core import strict
 from pact.core.settings import DIMENSION_OF
 from pact.core.tracked import ENFORCE, MODES
 from pact.errors import DeclaredError, UsageError
@@ -108,14 +108,12 @@ def parse_text(raw: bytes, path: str, base_dir: str, ignore: Ignore) -> Declared
     """TOML bytes; ``path`` is for messages, ``base_dir`` where ``source`` starts. Raises DeclaredError."""
     try:
         text = raw.decode("utf-8")
-        table = tomllib.loads(text)
+        table = strict.toml(text)
     except UnicodeDecodeError as exc:
         raise DeclaredError(path, raw[: exc.start].count(b"\n") + 1, "not UTF-8") from None
-    except ValueError as exc:  # tomllib's own, or a number beyond all bounds
+    except strict.NotStrictError as exc:
         line = re.search(r"at line (\d+)", str(exc))
         raise DeclaredError(path, int(line[1]) if line else 0, str(exc)) from None
-    except RecursionError:
-        raise DeclaredError(path, 0, "nested too deeply") from None
     out = DeclaredSet(blank=not text.strip())
     for pattern, mode in _track_table(table.pop(TRACK, {}), text, path).items():
         try:

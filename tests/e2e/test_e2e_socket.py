@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import nasty
 import pytest
 from harness import Agent, wait_until
 
@@ -195,3 +196,21 @@ def test_refusals_are_journaled_but_cannot_fill_the_journal(agent: Agent) -> Non
     added = agent.status()["journal"]["seq"] - seq
     assert 10 < added < 100, added
     assert agent.ask("check")["ok"], "others are served"
+
+
+@pytest.mark.invariant("S5")
+def test_no_text_ends_the_agent_or_another_s_connection(agent: Agent) -> None:
+    """Each is refused, and the agent goes on."""
+    with agent.connect() as other, other.makefile("rb") as answers:
+        for text in nasty.REFUSED.values():
+            for line in (text, nasty.in_object(text), b'{"op":"ping","v":' + text + b"}", b'{"op":"ping","args":' + text + b"}",
+                         b'{"op":"status","args":{},"x":' + text + b"}"):  # fmt: skip
+                if not line or len(line) > 60_000 or b"\n" in line:
+                    continue
+                with agent.connect() as sock, sock.makefile("rb") as f:
+                    sock.sendall(line + b"\n")
+                    answer = json.loads(f.readline() or b"{}")
+                    assert answer.get("exit", 2) == 2 and len(answer.get("message", "")) < 500, (text[:40], answer)
+            other.sendall(request("ping"))
+            assert json.loads(answers.readline())["ok"]
+    agent.drift(agent.file("after.conf"))

@@ -146,7 +146,7 @@ class Model:
             return True
         if kind == "file" and after.get(resource, ABSENT)["type"] == "directory" and self._on_the_way(resource):
             return True
-        if kind == "file" and self._by_mount(name, before, after):
+        if kind == "file" and (self._by_mount(name, before, after) or self._through_link(name, before, after)):
             return True
         if kind == "mount" and not values:  # something that was mounted over what is declared
             return resource not in after or resource in before
@@ -162,6 +162,17 @@ class Model:
     def _on_the_way(self, resource: str) -> bool:
         """Something declared lies below this directory: it is made where it is missing (R5)."""
         return any(r.startswith(f"{resource}/") and d.get("type") != "absent" for r, d in self.declared.items())
+
+    def _through_link(self, name: str, before: Look, after: Look) -> bool:
+        """A directory above was brought back to the link that it is declared to be: this is what the link leads to."""
+        above = os.path.dirname(name)
+        while above != "/":
+            r = f"file:{above}"
+            declared = [*(v for _, v in self.earlier.get(r, ())), *([self.declared[r]] if r in self.declared else [])]
+            if before.get(r) != after.get(r) and any("symlink" in d and conforms(r, d, after) for d in declared):
+                return True
+            above = os.path.dirname(above)
+        return False
 
     def _by_mount(self, name: str, before: Look, after: Look) -> bool:
         """A mount at or above the path came or went."""

@@ -1,0 +1,6 @@
+from typing import Any
+
+from typing_extensions import Buffer
+
+def members_in(text: Buffer, deepest: int) -> int: ...
+def members_of(value: Any) -> int: ...
