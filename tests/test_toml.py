@@ -216,7 +216,7 @@ MOUNTS = st.one_of(
     st.just({"type": "absent"}),
 )  # fmt: skip
 ONE_LINE = TEXT.filter(lambda t: "\n" not in t.strip() and "\0" not in t)
-SYSCTLS = st.one_of(st.integers(-(2**70), 2**70), ONE_LINE, st.tuples(ONE_LINE, COMMON).map(
+SYSCTLS = st.one_of(st.integers(-(2**63), 2**64 - 1), ONE_LINE, st.tuples(ONE_LINE, COMMON).map(
     lambda t: {"value": t[0]} | t[1]))  # fmt: skip
 MODULES = st.one_of(st.tuples(st.fixed_dictionaries({"parameters": st.dictionaries(WORD, TEXT, max_size=2)}), COMMON).map(
     lambda t: t[0] | t[1]), st.just("loaded"), st.just("unloaded"))  # fmt: skip

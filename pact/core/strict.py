@@ -30,7 +30,7 @@ class NotStrictError(ValueError):
 
 def loads(raw: bytes | bytearray | memoryview | str, most: int) -> Any:
     """The value of a JSON text of at most ``most`` bytes. Raises NotStrictError."""
-    text = raw.encode("utf-8", "surrogatepass") if type(raw) is str else raw
+    text = raw.encode("utf-8", "surrogatepass") if isinstance(raw, str) else raw
     if len(text) > most:
         raise NotStrictError(f"{len(text)} bytes; at most {most} are read")
     try:
