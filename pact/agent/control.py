@@ -68,9 +68,10 @@ class Client:
         self.events = 0  # what epoll was told to watch for
         self.lines: deque[bytes] = deque()  # asked, not yet answered
         self._input = bytearray()
-        self._output: deque[bytes] = deque()
+        self._output: deque[bytes | memoryview] = deque()
         self._queued = 0
         self._source: Iterator[bytes] | None = None
+        self._when_taken: Callable[[], None] | None = None
 
     @property
     def admin(self) -> bool:
@@ -89,6 +90,16 @@ class Client:
     def stream(self, source: Iterator[bytes]) -> None:
         """Lines that are produced as the peer takes them."""
         self._source = source
+
+    def take(self, written: Sequence[bytes]) -> None:
+        """A piece of an answer, written elsewhere."""
+        self._output.extend(written)
+        self._queued += sum(map(len, written))
+        self.said_s = time.monotonic()
+
+    def when_taken(self, more: Callable[[], None]) -> None:
+        """Call this once the peer has taken most of what there is."""
+        self._when_taken = more
 
     def wants_write(self) -> bool:
         return bool(self._output) or self._source is not None
@@ -138,12 +149,19 @@ class Client:
                 if sent == len(self._output[0]):
                     self._output.popleft()
                 else:
-                    self._output[0] = self._output[0][sent:]
+                    self._output[0] = memoryview(self._output[0])[sent:]
         except BlockingIOError:
+            self._ask_for_more()
             return True
         except (OSError, PactError):  # gone; or what it reads from the journal cannot be read
             return False
+        self._ask_for_more()
         return not self._finished() or self.wants_write()
+
+    def _ask_for_more(self) -> None:
+        if self._when_taken is not None and self._queued < OUTPUT_LOW:
+            more, self._when_taken = self._when_taken, None
+            more()
 
     def _finished(self) -> bool:
         return self.closing or (self.half_closed and not self.tokens and not self.watching and not self.lines)

@@ -10,9 +10,7 @@ from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
-import orjson
-
-from pact.agent import diffing, views
+from pact.agent import diffing, telling, views
 from pact.agent.control import REQUEST_ADMIN_MAX, Client
 from pact.agent.replayed import as_declared, rolled_back_state
 from pact.agent.worker import Result
@@ -24,14 +22,13 @@ from pact.errors import DeniedError, PactError, RequestError, UsageError, explai
 from pact.model import NS_PER_S, Declared, Unreadable, split_id
 from pact.resources import KINDS, kind_of
 from pact.resources.consumers import find_all_holders
-from pact.resources.toml import checked_patterns, export, export_track
+from pact.resources.toml import checked_patterns
 from pact.resources.way import hangs
 
 if TYPE_CHECKING:
     from pact.agent.agent import Agent
 
 NUMBER_MAX: Final = 1 << 62
-KEPT_SHOWN: Final = 5
 FOLLOW_MAX: Final = 10_000
 #: Questions about consumers that wait at once: their thread may hang, whatever the others do.
 ASKS_MAX: Final = 32
@@ -337,70 +334,28 @@ class Requests:
         self.agent.slices.add(client, self._token, steps)
 
     def _log(self, client: Client, args: dict[str, Any]) -> None:
-        agent = self.agent
-        follow, count = args.get("follow", False), args.get("count")
+        count = args.get("count")
         if count is not None and count < 0:
             raise UsageError("-n takes a number from 0")
-        rows = agent.journal.newest(count, since=args.get("since", ""), type_=args.get("type", ""))
-        if follow:
-            rows = iter(list(islice(rows, FOLLOW_MAX))[::-1])
+        if args.get("follow", False):
+            rows = self.agent.journal.newest(count, since=args.get("since", ""), type_=args.get("type", ""))
             client.watching = True
-
-        def lines() -> Iterator[bytes]:
-            for body, hash_ in rows:
-                yield b'{"record":' + views.record_line(body, hash_, client.caller) + b"}"
-            if not follow:
-                yield b'{"end":true}'
-
-        client.stream(lines())
+            client.stream(b'{"record":' + views.record_line(body, hash_, client.caller) + b"}"
+                          for body, hash_ in list(islice(rows, FOLLOW_MAX))[::-1])  # fmt: skip
+        else:
+            self._tell(client, "log", telling.log(self.agent.journal.path, client.caller, count, args.get("since", ""),
+                                                  args.get("type", "")))  # fmt: skip
 
     def _watch(self, client: Client, args: dict[str, Any]) -> None:
         client.watching = True
 
     def _show(self, client: Client, args: dict[str, Any]) -> None:
-        record = self._record(args["seq"])
-        contents = {}
-        for resource, save in record.data.get("saves", {}).items():
-            digest = save.get("sha256")
-            entry = dict(save)
-            if digest and (client.admin or not views.save_is_secret(resource, save)):
-                data = self.agent.journal.blob(digest)
-                if data is not None:
-                    text = KINDS["file"].text(save["attrs"], {digest: data}.get)
-                    entry["content" if text is not None else "content_base64"] = (
-                        text if text is not None else base64.b64encode(data).decode()
-                    )
-            contents[resource] = entry if client.admin else views.masked(entry, client.caller)
-        body = record.to_json() if client.admin else views.masked(record.to_json(), client.caller)
-        self.answer(client, {"record": body, "contents": contents})
-
-    def _record(self, seq: int) -> Any:
-        record = self.agent.journal.get(seq)
-        if record is None:
-            raise UsageError(f"there is no record {seq}", f"the newest is {self.agent.node.state.seq}")
-        return record
+        path, blobs = self.agent.journal.path, self.agent.telling.blobs
+        self._tell(client, "show", telling.show(path, client.caller, blobs, args["seq"]))
 
     def _content(self, client: Client, args: dict[str, Any]) -> None:
-        saves = self._record(args["seq"]).data.get("saves", {})
-        kept = {r: s for r, s in saves.items() if s.get("sha256")}
-        resource = args.get("resource")
-        if resource is None:
-            if len(kept) != 1:
-                some = ", ".join(sorted(kept)[:KEPT_SHOWN])
-                more = f" and {len(kept) - KEPT_SHOWN} more (pact show {args['seq']})" if len(kept) > KEPT_SHOWN else ""
-                hint = f"name one with --resource: {some}{more}" if kept else "pact log --type rollback_started"
-                raise UsageError(f"record {args['seq']} keeps the content of {len(kept)} files", hint)
-            resource = next(iter(kept))
-        if resource not in kept:
-            raise UsageError(f"record {args['seq']} keeps no content of {resource}")
-        if not client.admin and views.save_is_secret(resource, kept[resource]):
-            raise DeniedError(f"the content of {resource} is not world-readable: this needs the role admin")
-        data = self.agent.journal.blob(kept[resource]["sha256"])
-        if data is None:
-            raise PactError(f"the content of {resource} is not in the store")
-        attrs = kept[resource]["attrs"]
-        shown = attrs if client.admin else views.masked(attrs, client.caller)
-        self.answer(client, {"resource": resource, "attrs": shown, "data": base64.b64encode(data).decode()})
+        path, blobs = self.agent.journal.path, self.agent.telling.blobs
+        self._tell(client, "content", telling.content(path, client.caller, blobs, args["seq"], args.get("resource")))
 
     def _consumers(self, client: Client, args: dict[str, Any]) -> None:
         agent, resource = self.agent, args["resource"]
@@ -445,37 +400,15 @@ class Requests:
         agent = self.agent
         agent.require_durable()
         state = agent.node.state
-        declared = [(r, d) for r in list(state.declared_ids()) if (d := state.declared(r)) is not None]
-        resources = sorted(declared, key=lambda item: item[0])
+        self._tell(client, "export", telling.exported(state.all_declared_raw(), dict(state.tracked), client.caller,
+                                                      agent.telling.blobs, agent.ignore))  # fmt: skip
 
-        def blobs_for(resource: str, value: Declared) -> Callable[[str], bytes | None]:
-            if not client.admin and views.is_secret(resource, value.attrs):
-                return lambda _: None
-            return agent.journal.blob
+    def _tell(self, client: Client, op: str, lines: Iterator[bytes]) -> None:
+        telling.tell(self.agent, client, op, lines)
 
-        def lines() -> Iterator[bytes]:
-            last = ""
-            if not resources and not state.tracked:
-                yield orjson.dumps({"text": "# nothing is declared\n"})
-            for resource, value in resources:
-                kind, pattern = split_id(resource)[0], agent.ignore.match(resource)
-                if pattern is not None:  # declare would refuse it
-                    yield orjson.dumps({"text": f"# {resource} is left out: ignored by the pattern {pattern!r}\n"})
-                    continue
-                if KINDS[kind].secret(value.attrs) and kind == "sysctl" and not client.admin:
-                    continue
-                if not client.admin and value.attrs is not None and value.attrs.get("xattrs"):
-                    value = replace(value, attrs=views.exported(resource, value.attrs))
-                for text in export([(resource, value)], blobs_for(resource, value)):
-                    if text.startswith(f"\n[{kind}]\n") and kind == last:
-                        continue
-                    yield orjson.dumps({"text": text})
-                last = kind
-            for text in export_track(state.tracked):
-                yield orjson.dumps({"text": text})
-            yield b'{"end":true}'
-
-        client.stream(lines())
+    def next_token(self) -> int:
+        self._token += 1
+        return self._token
 
 
 def _written(target: str) -> str:

@@ -148,6 +148,10 @@ class State:
         """Canonical JSON of the declared value: small in memory, and equal exactly when the values are."""
         return self._declared.get(resource)
 
+    def all_declared_raw(self) -> dict[str, bytes]:
+        """The same of all, as of now: it moves no more."""
+        return dict(self._declared)
+
     def change_of(self, resource: str) -> Change | None:
         cid = self.member_of.get(resource)
         return None if cid is None else self.changes[cid]

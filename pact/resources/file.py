@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import base64
 import errno
-import hashlib
 import os
 import stat
 from typing import Any, Final
@@ -38,10 +37,10 @@ from pact.resources.file_toml import content, mode, xattrs
 from pact.resources.flags import flags_at, get_flags, parse_flags, stuck
 from pact.resources.loops import on_file
 from pact.resources.names import group_name, same_group, same_user, user_name
+from pact.resources.reading import read_whole
 from pact.resources.replace import restore_file, somebody_has_open
 from pact.resources.way import TurnableLink, closed, enterable, open_parent
 
-CHUNK: Final = 1 << 20
 KEYS: Final = frozenset({
     "source", "content", "content_base64", "symlink", "type", "owner", "group", "mode", "xattrs", "sha256", "size",
     "flags",
@@ -358,7 +357,10 @@ def _regular(name: str, dirfd: int, leaf: bytes, keep: Keep | None) -> Observati
         if not stat.S_ISREG(st.st_mode):
             return Unreadable("file: replaced while it was read")
         attrs = _metadata(st)
-        content, digest, size = _digest(fd, keep.limit if keep is not None and keep.hold else 0)
+        whole = read_whole(fd, st, keep.limit if keep is not None and keep.hold else 0)
+        if isinstance(whole, str):
+            return Unreadable(whole)
+        content, digest, size = whole
         attrs["sha256"], attrs["size"] = digest, size
         attrs["xattrs"] = read_xattrs(fd)
         if letters := get_flags(fd):
@@ -368,22 +370,6 @@ def _regular(name: str, dirfd: int, leaf: bytes, keep: Keep | None) -> Observati
     if keep is not None:
         keep.take(f"file:{name}", digest, size, content)
     return attrs
-
-
-def _digest(fd: int, keep_limit: int) -> tuple[bytes | None, str, int]:
-    """Content (if it is at most ``keep_limit`` long), SHA-256, size."""
-    first = os.read(fd, CHUNK)
-    sha, size = hashlib.sha256(first), len(first)
-    pieces: list[bytes] | None = [first] if size <= keep_limit else None
-    while chunk := os.read(fd, CHUNK):
-        sha.update(chunk)
-        size += len(chunk)
-        if size > keep_limit:
-            pieces = None
-        elif pieces is not None:
-            pieces.append(chunk)
-    content = None if pieces is None else first if len(pieces) == 1 else b"".join(pieces)
-    return content, sha.hexdigest(), size
 
 
 def read_xattrs(target: bytes | int) -> dict[str, str]:

@@ -23,6 +23,8 @@ from pact.resources.replace import FILE_FLAGS
 STALE: Final = re.compile(rb"\.pact-[0-9a-f]{16}\Z")
 #: What is longer is ours only if something of this plan is.
 READ_MAX: Final = 4 << 20
+#: Whatever this plan says: the sizes in it are those of files that somebody may have made as large as he likes.
+READ_AT_MOST: Final = 256 << 20
 KEPT: Final = b"kept"
 
 
@@ -76,7 +78,7 @@ def _is_known(dirfd: int, name: bytes, values: Sequence[Attrs], blobs: Blobs) ->
     at a time, and what is longer than anything that pact writes is not even read."""
     with open(os.open(name, FILE_FLAGS, dir_fd=dirfd), "rb") as f:
         size = os.fstat(f.fileno()).st_size
-        if size > max([READ_MAX, *(v.get("size", 0) for v in values)]):
+        if size > min(max([READ_MAX, *(v.get("size", 0) for v in values)]), READ_AT_MOST):
             return False
         content = f.read(size)
     if not content or blobs(hashlib.sha256(content).hexdigest()) is not None:

@@ -1,0 +1,200 @@
+"""Answers that may be long: read, hidden from whom they are not for, and written out by a thread of its own.
+
+The loop hands over what it knows, and passes on piece after piece as the client takes them. So a client who asks for
+much costs the others nothing, and a client who does not read costs one piece.  # S7
+"""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
+
+import orjson
+
+from pact.agent import views
+from pact.agent.control import Client
+from pact.agent.worker import Result
+from pact.core import strict
+from pact.core.events import Caller, Ticked
+from pact.core.wire import BODY_MAX
+from pact.errors import DeniedError, PactError, UsageError
+from pact.journal.sqlite import SqliteJournal
+from pact.model import Declared, split_id
+from pact.resources import KINDS
+from pact.resources.base import Blobs
+from pact.resources.toml import Ignore, export, export_track
+
+if TYPE_CHECKING:
+    from pact.agent.agent import Agent
+    from pact.core.records import Record
+
+#: A piece is handed over when it is so long, or took so long.
+PIECE_BYTES: Final = 256 << 10
+PIECE_S: Final = 0.05
+KEPT_SHOWN: Final = 5
+END: Final = b'{"end":true}'
+FAR_MAX: Final = BODY_MAX
+
+
+def tell(agent: Agent, client: Client, op: str, lines: Iterator[bytes]) -> None:
+    """Have these lines written elsewhere, and passed on. What they raise is the answer."""
+    token = agent.requests.next_token()
+    client.tokens.add(token)
+    _more(agent, client, token, op, lines)
+
+
+def _more(agent: Agent, client: Client, token: int, op: str, lines: Iterator[bytes]) -> None:
+    def work() -> Result:
+        piece, whole = _far_piece(lines) if client.remote else _piece(lines)
+
+        def done(t_ns: int, wall_ns: int) -> Ticked:
+            if token in client.tokens and agent.control.connected(client):
+                client.take(piece)
+                if whole:
+                    client.tokens.discard(token)
+                else:
+                    client.when_taken(lambda: _more(agent, client, token, op, lines))
+                agent.control.flush(client)
+            return Ticked(t_ns, wall_ns)
+
+        return Result(0, done)
+
+    def guarded() -> Result:
+        try:
+            return work()
+        except DeniedError as exc:
+            denied = exc
+
+            def refused(t_ns: int, wall_ns: int) -> Any:
+                agent.record_denied(op, denied, client.caller)
+                return agent.failed_read(client, token, denied, t_ns, wall_ns)
+
+            return Result(0, refused)
+
+    agent.telling.call(agent.requests.answering(client, token, guarded))
+
+
+def _piece(lines: Iterator[bytes]) -> tuple[list[bytes], bool]:
+    """The next lines as they are sent, in one, and whether they are the last."""
+    out: list[bytes] = []
+    size, ends_s = 0, time.monotonic() + PIECE_S
+    for line in lines:
+        out += [line, b"\n"]
+        size += len(line)
+        if size >= PIECE_BYTES or time.monotonic() >= ends_s:
+            return [b"".join(out)], False
+    return [b"".join(out)], True
+
+
+def _far_piece(lines: Iterator[bytes]) -> tuple[list[bytes], bool]:
+    """Who is far away gets one answer, as much as fits."""
+    out: list[bytes] = []
+    size = 0
+    for line in lines:
+        out.append(line)
+        size += len(line)
+        if size > FAR_MAX:
+            break
+    return out, True
+
+
+# -- what is told: each of these runs in that thread alone ------------------------------------------------------------
+
+
+def answered(result: Mapping[str, Any]) -> bytes:
+    return orjson.dumps({"ok": True, "exit": 0, "message": "", "hint": "", "result": result})
+
+
+def log(path: str, caller: Caller, count: int | None, since: str, type_: str) -> Iterator[bytes]:
+    """Records, the newest first."""
+    with closing(SqliteJournal(path, read_only=True)) as journal:
+        for body, hash_ in journal.newest(count, since=since, type_=type_):
+            yield b'{"record":' + views.record_line(body, hash_, caller) + b"}"
+    yield END
+
+
+def show(path: str, caller: Caller, blobs: Blobs, seq: int) -> Iterator[bytes]:
+    """A record, and the contents that it keeps, as far as they are for the caller."""
+    record, admin = _record(path, seq), caller.actor.role == "admin"
+    contents = {}
+    for resource, save in record.data.get("saves", {}).items():
+        digest = save.get("sha256")
+        entry = dict(save)
+        if digest and (admin or not views.save_is_secret(resource, save)):
+            data = blobs(digest)
+            if data is not None:
+                text = KINDS["file"].text(save["attrs"], {digest: data}.get)
+                entry["content" if text is not None else "content_base64"] = (
+                    text if text is not None else base64.b64encode(data).decode()
+                )
+        contents[resource] = entry if admin else views.masked(entry, caller)
+    body = record.to_json() if admin else views.masked(record.to_json(), caller)
+    yield answered({"record": body, "contents": contents})
+
+
+def _record(path: str, seq: int) -> Record:
+    with closing(SqliteJournal(path, read_only=True)) as journal:
+        record = journal.get(seq)
+        if record is None:
+            raise UsageError(f"there is no record {seq}", f"the newest is {journal.seq}")
+        return record
+
+
+def content(path: str, caller: Caller, blobs: Blobs, seq: int, resource: str | None) -> Iterator[bytes]:
+    """One content that a record keeps. Raises UsageError, DeniedError."""
+    saves, admin = _record(path, seq).data.get("saves", {}), caller.actor.role == "admin"
+    kept = {r: s for r, s in saves.items() if s.get("sha256")}
+    if resource is None:
+        if len(kept) != 1:
+            some = ", ".join(sorted(kept)[:KEPT_SHOWN])
+            more = f" and {len(kept) - KEPT_SHOWN} more (pact show {seq})" if len(kept) > KEPT_SHOWN else ""
+            hint = f"name one with --resource: {some}{more}" if kept else "pact log --type rollback_started"
+            raise UsageError(f"record {seq} keeps the content of {len(kept)} files", hint)
+        resource = next(iter(kept))
+    if resource not in kept:
+        raise UsageError(f"record {seq} keeps no content of {resource}")
+    if not admin and views.save_is_secret(resource, kept[resource]):
+        raise DeniedError(f"the content of {resource} is not world-readable: this needs the role admin")
+    data = blobs(kept[resource]["sha256"])
+    if data is None:
+        raise PactError(f"the content of {resource} is not in the store")
+    attrs = kept[resource]["attrs"]
+    shown = attrs if admin else views.masked(attrs, caller)
+    yield answered({"resource": resource, "attrs": shown, "data": base64.b64encode(data).decode()})
+
+
+def exported(declared: Mapping[str, bytes], tracked: Mapping[str, str], caller: Caller, blobs: Blobs, ignore: Ignore
+             ) -> Iterator[bytes]:  # fmt: skip
+    """Declared state as TOML, a line of JSON for each piece of text. ``declared``: the values as they are kept."""
+    admin, last = caller.actor.role == "admin", ""
+    if not declared and not tracked:
+        yield orjson.dumps({"text": "# nothing is declared\n"})
+    for resource in sorted(declared):
+        value = Declared.from_json(strict.own(declared[resource]))
+        kind, pattern = split_id(resource)[0], ignore.match(resource)
+        if pattern is not None:  # declare would refuse it
+            yield orjson.dumps({"text": f"# {resource} is left out: ignored by the pattern {pattern!r}\n"})
+            continue
+        if KINDS[kind].secret(value.attrs) and kind == "sysctl" and not admin:
+            continue
+        if not admin and value.attrs is not None and value.attrs.get("xattrs"):
+            value = replace(value, attrs=views.exported(resource, value.attrs))
+        readable: Callable[[str], bytes | None] = blobs
+        if not admin and views.is_secret(resource, value.attrs):
+            readable = _nothing
+        for text in export([(resource, value)], readable):
+            if text.startswith(f"\n[{kind}]\n") and kind == last:
+                continue
+            yield orjson.dumps({"text": text})
+        last = kind
+    for text in export_track(tracked):
+        yield orjson.dumps({"text": text})
+    yield END
+
+
+def _nothing(_digest: str) -> bytes | None:
+    return None

@@ -1,0 +1,90 @@
+"""How much of a file is read, and for how long: both are in the hands of whoever owns the file.
+
+At most as many bytes as it had when it was opened: one that grows while it is read is ``changing``. What belongs to
+users may take ``OWNER_S`` seconds of reading, for all their files together, and gets that back within ``AGAIN_S``
+seconds: a file of eight exbibytes, or a thousand of them, holds up nobody else's.  # S6
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import threading
+import time
+from typing import Final
+
+CHUNK: Final = 1 << 20
+#: Seconds of reading for what one user owns, and for what all users own.
+OWNER_S: Final = 30.0
+OWNERS_S: Final = 60.0
+#: In so many seconds all of that is given back.
+AGAIN_S: Final = 300.0
+OWNERS_MAX: Final = 1024
+CHANGING: Final = "file: changing while it is read"
+
+
+class Allowance:
+    """Seconds of reading for each user who is not root. Safe in every thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._spent: dict[int, tuple[float, float]] = {}  # -> seconds, as of when; -1 for all users together
+
+    def left_s(self, uid: int) -> float:
+        if uid == 0:
+            return float("inf")
+        now_s = time.monotonic()
+        with self._lock:
+            return min(OWNER_S - self._spent_s(uid, now_s, OWNER_S), OWNERS_S - self._spent_s(-1, now_s, OWNERS_S))
+
+    def spend(self, uid: int, seconds: float) -> None:
+        if uid == 0:
+            return
+        now_s = time.monotonic()
+        with self._lock:
+            for who, most in ((uid, OWNER_S), (-1, OWNERS_S)):
+                self._spent[who] = self._spent_s(who, now_s, most) + seconds, now_s
+            if len(self._spent) > OWNERS_MAX:
+                self._spent = {w: (s, t) for w, (s, t) in self._spent.items() if now_s - t < AGAIN_S}
+
+    def _spent_s(self, who: int, now_s: float, most: float) -> float:
+        seconds, then_s = self._spent.get(who, (0.0, now_s))
+        return max(0.0, seconds - (now_s - then_s) * most / AGAIN_S)
+
+
+ALLOWANCE: Final = Allowance()
+
+
+def read_whole(fd: int, st: os.stat_result, keep_limit: int) -> tuple[bytes | None, str, int] | str:
+    """Content (if it is at most ``keep_limit`` long), SHA-256 and size of an open regular file that was just looked at
+    (``st``); or in words why not. Raises OSError."""
+    left_s = ALLOWANCE.left_s(st.st_uid) if st.st_size > CHUNK else float("inf")
+    began_s = time.monotonic()
+    most = max(st.st_size, CHUNK)  # what procfs holds has no size
+    first = os.read(fd, CHUNK)
+    sha, size = hashlib.sha256(first), len(first)
+    pieces: list[bytes] | None = [first] if size <= keep_limit else None
+    try:
+        while chunk := os.read(fd, CHUNK):
+            size += len(chunk)
+            if size > most:
+                return CHANGING
+            if time.monotonic() - began_s > left_s:
+                return _too_long(st)
+            sha.update(chunk)
+            if size > keep_limit:
+                pieces = None
+            elif pieces is not None:
+                pieces.append(chunk)
+    finally:
+        if size > CHUNK:
+            ALLOWANCE.spend(st.st_uid, time.monotonic() - began_s)
+    content = None if pieces is None else first if len(pieces) == 1 else b"".join(pieces)
+    return content, sha.hexdigest(), size
+
+
+def _too_long(st: os.stat_result) -> str:
+    assert stat.S_ISREG(st.st_mode)
+    return (f"file: {st.st_size} bytes take too long to read: files of one user may take {OWNER_S:g} s, of all users "
+            f"{OWNERS_S:g} s, in {AGAIN_S:g} s")  # fmt: skip
