@@ -5,7 +5,6 @@ What is not for the caller's eyes is left out here and nowhere else.  # S2
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import os
 import stat
@@ -17,6 +16,7 @@ from typing import Any, Final
 import orjson
 
 from pact._fast import syscalls
+from pact.agent.textdiff import unified
 from pact.core import change as life
 from pact.core import strict, tracked
 from pact.core.change import Change, Member
@@ -282,12 +282,7 @@ def text_diff(resource: str, declared: Attrs | None, actual: Attrs | None, blobs
         return None
     if before is None and after is None:
         return None
-    lines = difflib.unified_diff(
-        (before or "").splitlines(keepends=True), (after or "").splitlines(keepends=True), f"declared {name}",
-        f"actual {name}",
-    )  # fmt: skip
-    out = "".join(line if line.endswith("\n") else line + "\n\\ No newline at end of file\n" for line in lines)
-    return out[:DIFF_MAX] or None
+    return unified(before or "", after or "", name)[:DIFF_MAX] or None
 
 
 def _live(name: str, digest: str) -> bytes | None:

@@ -164,12 +164,15 @@ class Model:
         return any(r.startswith(f"{resource}/") and d.get("type") != "absent" for r, d in self.declared.items())
 
     def _through_link(self, name: str, before: Look, after: Look) -> bool:
-        """A directory above was brought back to the link that it is declared to be: this is what the link leads to."""
+        """A directory above was brought back to the link that it is declared to be: this is what the link leads to. Or a
+        link was replaced by the directory: what it led to is seen here no more, and still where it was."""
         above = os.path.dirname(name)
         while above != "/":
             r = f"file:{above}"
             declared = [*(v for _, v in self.earlier.get(r, ())), *([self.declared[r]] if r in self.declared else [])]
-            if before.get(r) != after.get(r) and any("symlink" in d and conforms(r, d, after) for d in declared):
+            was_link = before.get(r, ABSENT)["type"] == "symlink"
+            if before.get(r) != after.get(r) and any(
+                    ("symlink" in d or was_link) and conforms(r, d, after) for d in declared):  # fmt: skip
                 return True
             above = os.path.dirname(above)
         return False

@@ -299,10 +299,20 @@ class Node:
             else:
                 r = bad[0]
                 raise FoundError(f"the agent changed {r} from {self.seen.get(r)} to {after.get(r)}; declared is "
-                                 f"{self.model.declared.get(r)} ({len(bad)} such)")  # fmt: skip
+                                 f"{self.model.declared.get(r)} ({len(bad)} such){self._said()}")  # fmt: skip
         for r, content in self.model.owes(self.seen, after).items():
             self.model.owed[digest(content)] = f"{r} ({content[:40]!r})"
         self.seen = after
+
+    def _said(self) -> str:
+        """What the agent says of itself, for a finding."""
+        if self.stopped or self.agent.process is None:
+            return ""
+        try:
+            changes = self.asker.ask(0, "status", {}, ANSWER_S)["result"]["changes"]
+        except (LostError, KeyError):
+            changes = "it does not say"
+        return f"\nchanges: {changes}\n{threads(self.pid)}\n{self.agent.log()[-1500:]}"
 
     def glance(self) -> None:
         """The process and its log."""
