@@ -26,6 +26,7 @@ from pact.journal.sqlite import SqliteJournal
 from pact.model import Declared, split_id
 from pact.resources import KINDS
 from pact.resources.base import Blobs
+from pact.resources.mount_secrets import holds_secret
 from pact.resources.toml import Ignore, export, export_track
 
 if TYPE_CHECKING:
@@ -180,6 +181,9 @@ def exported(declared: Mapping[str, bytes], tracked: Mapping[str, str], caller: 
             yield orjson.dumps({"text": f"# {resource} is left out: ignored by the pattern {pattern!r}\n"})
             continue
         if KINDS[kind].secret(value.attrs) and kind == "sysctl" and not admin:
+            continue
+        if not admin and value.attrs is not None and holds_secret(value.attrs):
+            yield orjson.dumps({"text": f"# {resource} is left out: it holds a password or a user's name\n"})
             continue
         if not admin and value.attrs is not None and value.attrs.get("xattrs"):
             value = replace(value, attrs=views.exported(resource, value.attrs))

@@ -31,6 +31,7 @@ from pact.model import Attrs, decode_name, split_id
 from pact.resources import KINDS
 from pact.resources.base import Blobs
 from pact.resources.consumers import started_at
+from pact.resources.mount_secrets import shown as without_passwords
 from pact.resources.way import hangs
 
 DIFF_MAX: Final = 64 << 10
@@ -102,8 +103,9 @@ def each_untracked(node: Node, caller: Caller, wanted: Collection[str] | None = 
         if not _may_see(caller, resource):
             continue
         kind, owner = split_id(resource)[0], found.owner
+        actual = dict(found.actual) if caller.actor.role == "admin" else without_passwords(found.actual)
         yield {
-            "resource": resource, "kind": kind, "seen": found.seen, "actual": dict(found.actual),
+            "resource": resource, "kind": kind, "seen": found.seen, "actual": actual,
             "owner": {"user": owner["user"], "uid": owner["uid"], "session": owner["session"],
                       "command": command_for(caller, owner["uid"], owner["command"])},
         }  # fmt: skip
@@ -252,7 +254,7 @@ def visible(attrs: Attrs | None, caller: Caller, hide: bool) -> Attrs | None:
     out = {k: HIDDEN if hide and k in ("value", "reads") else v for k, v in attrs.items()}
     if "xattrs" in attrs:
         out["xattrs"] = masked_xattrs(attrs["xattrs"], readable=not hide and _world_readable(attrs))
-    return out
+    return without_passwords(out)
 
 
 def _world_readable(attrs: Attrs) -> bool:
@@ -339,6 +341,8 @@ def masked(value: Any, caller: Caller) -> Any:
                 out[key] = command_for(caller, value.get("uid"), item)
             elif key == "xattrs" and isinstance(item, dict):
                 out[key] = masked_xattrs(item, readable=False)
+            elif key in ("options", "source"):
+                out[key] = without_passwords({key: item})[key]
             elif key == "closed" and isinstance(item, list):
                 out[key] = [HIDDEN] * len(item)
             elif key == "resources" and isinstance(item, dict) and any(map(_in_closed, item.values())):

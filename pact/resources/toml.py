@@ -255,8 +255,13 @@ ESCAPES: Final = {"\b": "\\b", "\t": "\\t", "\n": "\\n", "\f": "\\f", "\r": "\\r
 
 def quote(text: str) -> str:
     """A TOML basic string."""
-    out = [ESCAPES.get(c) or (f"\\u{ord(c):04X}" if ord(c) < 32 or ord(c) == 127 else c) for c in text]
+    out = [ESCAPES.get(c) or (c if c.isprintable() else _escaped(c)) for c in text]
     return '"' + "".join(out) + '"'
+
+
+def _escaped(char: str) -> str:
+    """What would move a terminal, or is not seen, is written as its number."""
+    return f"\\u{ord(char):04X}" if ord(char) < 1 << 16 else f"\\U{ord(char):08X}"
 
 
 def _key(text: str) -> str:

@@ -233,3 +233,31 @@ def test_user_attributes_of_what_others_may_not_read_are_hidden(agent: Agent) ->
         for words in (["diff"], ["log"], ["export"]):
             assert coded not in agent.pact("--json", *words, **who).out, words
     assert coded in agent.pact("export").out
+
+
+@pytest.mark.invariant("S2")
+def test_a_password_in_a_mount_s_source_is_shown_to_admins_alone(agent: Agent) -> None:
+    """As declared, as drifted, as untracked, in records and in the export."""
+    word, point = "hunter2", f"{TOP}/share"
+    agent.world.sh(f"mkdir -p {point} {TOP}/other; mount -t tmpfs //ann:{word}@host/x {point}")
+    try:
+        agent.pact("adopt", f"mount:{point}")
+        agent.pact("adopt", f"mount:{TOP}/**", check=None)
+        agent.world.sh(f"mount -t tmpfs //ann:{word}@host/y {TOP}/other")
+        agent.world.sh(f"mount -o remount,nosuid {point}")
+        agent.drifted(f"mount:{point}")
+        for words in (["status", "-v"], ["diff"], ["export"], ["log"], ["status"], ["show", "3"]):
+            for more in ([], ["--json"]):
+                said = agent.pact(*more, *words, uid=1236, check=None)
+                assert word not in said.out + said.err, (words, said)
+        assert "is left out" in agent.pact("export", uid=1236).out
+        assert word in agent.pact("export").out and word in agent.pact("--json", "diff").out
+    finally:
+        agent.world.sh(f"umount {point} {TOP}/other", check=False)
+
+
+def test_an_export_moves_no_terminal(agent: Agent) -> None:
+    path = agent.file("moves", "\u009b31mred \u202ereversed\u2066 \u2028 end\n")
+    table = agent.pact("export").out
+    assert all(c.isprintable() or c == "\n" for c in table)
+    assert f'[file."{path}"]' in table and "\\u009B" in table and "\\u202E" in table

@@ -1,0 +1,47 @@
+"""Passwords and user names in the options and sources of mounts: like the contents of closed files, for admins alone.
+
+Which options hold such a thing no kernel says; helpers name theirs alike.  # S2
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+HIDDEN: Final = "(hidden)"
+#: Options with a value; one that names a file (``passwd_file``, ``secretfile``) is where the secret is, not what it is.
+_OPTION: Final = re.compile(
+    r"(?i)[\w.-]*(?:pass(?!ive)|pwd|secret|token|username|credential|access_?key|api_?key)[\w.-]*|user|key")
+_PLACE: Final = re.compile(r"(?i).*(?:file|path|dir)")
+#: ``scheme://user:password@host``, ``//user:password@host/share``, ``user%password@host``.
+_BEFORE_HOST: Final = re.compile(r"((?:\A|[\w.+-]*:)//|\A)([^/@\s]*[:%][^/@\s]*)@")
+#: ``?sig=...``, ``&token=...``
+_QUERY: Final = re.compile(r"(?i)([?&;][\w.-]*(?:pass|pwd|secret|token|sig|key)[\w.-]*=)[^&;\s]+")
+
+
+def shown_option(option: str) -> str:
+    """The option as everybody may see it."""
+    name, equals, value = option.partition("=")
+    if equals and value and _OPTION.fullmatch(name) and not _PLACE.fullmatch(name):
+        return f"{name}={HIDDEN}"
+    return shown_source(option) if equals and "@" in value else option
+
+
+def shown_source(source: str) -> str:
+    """The source as everybody may see it. Hosts, exports and labels stay."""
+    return _QUERY.sub(rf"\g<1>{HIDDEN}", _BEFORE_HOST.sub(rf"\g<1>{HIDDEN}@", source))
+
+
+def shown(attrs: Mapping[str, Any]) -> dict[str, Any]:
+    """A mount's attributes as everybody may see them; of other kinds nothing changes."""
+    out = dict(attrs)
+    if isinstance(options := attrs.get("options"), Sequence) and not isinstance(options, str):
+        out["options"] = [shown_option(o) if isinstance(o, str) else o for o in options]
+    if isinstance(source := attrs.get("source"), str):
+        out["source"] = shown_source(source)
+    return out
+
+
+def holds_secret(attrs: Mapping[str, Any]) -> bool:
+    return shown(attrs) != dict(attrs)
