@@ -187,6 +187,9 @@ def exported(declared: Mapping[str, bytes], tracked: Mapping[str, str], caller: 
             continue
         if not admin and value.attrs is not None and value.attrs.get("xattrs"):
             value = replace(value, attrs=views.exported(resource, value.attrs))
+        if not admin and value.attrs is not None and "target" in value.attrs and views.is_secret(resource, value.attrs):
+            yield orjson.dumps({"text": f"# {resource} is left out: it lies in a closed directory\n"})
+            continue
         readable: Callable[[str], bytes | None] = blobs
         if not admin and views.is_secret(resource, value.attrs):
             readable = _nothing

@@ -251,7 +251,7 @@ def visible(attrs: Attrs | None, caller: Caller, hide: bool) -> Attrs | None:
     """Attributes without what only admins may see (a secret's value and extended attributes; digests may be seen)."""
     if attrs is None or caller.actor.role == "admin":
         return attrs
-    out = {k: HIDDEN if hide and k in ("value", "reads") else v for k, v in attrs.items()}
+    out = {k: HIDDEN if hide and k in ("value", "reads", "target") else v for k, v in attrs.items()}
     if "xattrs" in attrs:
         out["xattrs"] = masked_xattrs(attrs["xattrs"], readable=not hide and _world_readable(attrs))
     return without_passwords(out)
@@ -328,14 +328,14 @@ def record_line(body: bytes, hash_: str, caller: Caller) -> bytes:
 def masked(value: Any, caller: Caller) -> Any:
     """A record without secret values and, for viewers, without other people's command lines.
 
-    A record does not say whether the directories above a file were closed, so the values of ``user.*`` attributes are
-    left out of every one.
+    A record does not say whether the directories above a file were closed, so the values of ``user.*`` attributes and
+    the targets of symbolic links are left out of every one.
     """
     if isinstance(value, dict):
         secret = bool(value.get("secret"))
         out: dict[str, Any] = {}
         for key, item in value.items():
-            if key in ("value", "reads") and secret:
+            if (key in ("value", "reads") and secret) or (key == "target" and isinstance(item, str)):
                 out[key] = HIDDEN
             elif key == "command" and isinstance(item, str):
                 out[key] = command_for(caller, value.get("uid"), item)

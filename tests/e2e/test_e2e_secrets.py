@@ -261,3 +261,19 @@ def test_an_export_moves_no_terminal(agent: Agent) -> None:
     table = agent.pact("export").out
     assert all(c.isprintable() or c == "\n" for c in table)
     assert f'[file."{path}"]' in table and "\\u009B" in table and "\\u202E" in table
+
+
+@pytest.mark.invariant("S2")
+def test_where_a_link_in_a_closed_directory_leads_is_shown_to_admins_alone(agent: Agent) -> None:
+    word = "hunter2"
+    agent.world.sh(f"mkdir -p {TOP}/closed/d; ln -s /x/{word}1 {TOP}/closed/d/l; chmod 700 {TOP}/closed")
+    agent.pact("adopt", f"file:{TOP}/closed/**")
+    agent.world.sh(f"ln -sfn /x/{word}2 {TOP}/closed/d/l")
+    agent.drifted(f"file:{TOP}/closed/d/l")
+    for words in (["status", "-v"], ["diff"], ["export"], ["log"]):
+        for more in ([], ["--json"]):
+            said = agent.pact(*more, *words, uid=1236, check=None)
+            assert word not in said.out + said.err, (words, said)
+    assert f"{word}1" in agent.pact("export").out and f"{word}2" in agent.pact("--json", "diff").out
+    agent.pact("rollback", "--all")
+    assert word not in agent.pact("log", uid=1236).out
