@@ -66,7 +66,7 @@ from pact.core.events import (
 from pact.core.node import Node
 from pact.core.records import Record, rfc3339
 from pact.core.suspend import older
-from pact.errors import DeniedError, JournalError, PactError, StoreFullError, UnreachableError
+from pact.errors import EXIT_DENIED, DeniedError, JournalError, PactError, StoreFullError, UnreachableError
 from pact.journal.blobs import BlobReader
 from pact.journal.sqlite import FILE_NAME, SqliteJournal, load_state
 from pact.journal.verifying import Verification
@@ -420,8 +420,9 @@ class Agent:
         if self.notifier.watchdog_ns:
             self.notifier.send("WATCHDOG=1")
 
-    def catch_up(self) -> None:
-        """See what has happened up to now, so that an answer is not older than its question."""
+    def catch_up(self, *, everything: bool = True) -> None:
+        """See what has happened up to now, so that an answer is not older than its question. Not ``everything``: what
+        is in constant motion is looked at at its own pace.  # F18, S3"""
         for _ in range(CATCH_UP_MAX):
             more = self.watching.drain()
             if self.journal_error:
@@ -429,10 +430,10 @@ class Agent:
                 return
             if self.watching.covered:
                 self._cover()
-            wanted = self.watching.take(self.clock.now_ns(), everything=True)
+            wanted = self.watching.take(self.clock.now_ns(), everything=everything)
             if wanted:
                 self.step(Observed(*self.now(), self._look_at(wanted)))
-            self._track(self.clock.now_ns(), everything=True)
+            self._track(self.clock.now_ns(), everything=everything)
             if not more and not self.watching.has_due:
                 break
         if not self.journal_error:
@@ -611,6 +612,8 @@ class Agent:
             self._begun.discard(effect.token)
             if client is not None and self.control.connected(client):
                 client.tokens.discard(effect.token)
+                if effect.exit_code == EXIT_DENIED and not client.admin:
+                    self.control.note_denied(client.caller.actor.uid)
                 result = effect.result if client.admin else views.masked(effect.result, client.caller)  # S2
                 client.send({"ok": effect.exit_code == 0, "exit": effect.exit_code, "message": effect.message,
                              "hint": effect.hint, "result": result})  # fmt: skip
@@ -664,8 +667,6 @@ class Agent:
                 self.watching.tracking.follow(self.node.state.tracked)
             elif record.type == "drift_detected":
                 self.watching.recorded([data["resource"]], self.clock.now_ns())
-            elif record.type == "denied" and record.actor["role"] != "admin":
-                self.control.note_denied(record.actor["uid"])
             self._log(record)
         if self.journal.seq - self._last_snapshot >= SNAPSHOT_EVERY:
             self._snapshot()

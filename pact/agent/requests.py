@@ -18,6 +18,7 @@ from pact.core import strict, tracked
 from pact.core.events import Asked, Ticked
 from pact.core.plan import Step
 from pact.core.records import rfc3339
+from pact.core.refusals import Bucket
 from pact.errors import DeniedError, PactError, RequestError, UsageError, explained
 from pact.model import NS_PER_S, Declared, Unreadable, split_id
 from pact.resources import KINDS, kind_of
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 NUMBER_MAX: Final = 1 << 62
 FOLLOW_MAX: Final = 10_000
+#: Questions of all viewers together for which what is in constant motion is looked at before its time, each second.
+VIEWERS_HURRY: Final = 8
 #: Questions about consumers that wait at once: their thread may hang, whatever the others do.
 ASKS_MAX: Final = 32
 
@@ -124,6 +127,7 @@ class Requests:
     def __init__(self, agent: Agent) -> None:
         self.agent = agent
         self._token = 0
+        self._hurries = Bucket(VIEWERS_HURRY, NS_PER_S // VIEWERS_HURRY)
         self._began_ns = agent.clock.now_ns()
         self._reads: Mapping[str, Callable[[Client, dict[str, Any]], None]] = {
             "ping": self._ping, "status": self._status, "check": self._check, "diff": self._diff, "log": self._log,
@@ -145,7 +149,7 @@ class Requests:
         try:
             if op in self._reads:
                 if op not in ("check", "ping", "state"):
-                    self.agent.catch_up()
+                    self._catch_up(client)
                 self._reads[op](client, args)
                 if client.watching and client.alive:
                     client.send(b'{"begun":true}')
@@ -165,7 +169,14 @@ class Requests:
                 traceback.print_exc()
             self.fail(client, explained(exc))
 
+    def _catch_up(self, client: Client) -> None:
+        """What viewers ask makes the agent look, and record, only so often for all of them together.  # S3"""
+        hurries = client.caller.actor.role != "viewer" or self._hurries.admit(self.agent.clock.now_ns())
+        self.agent.catch_up(everything=hurries)
+
     def fail(self, client: Client, error: PactError) -> None:
+        if isinstance(error, DeniedError) and not client.admin:
+            self.agent.control.note_denied(client.caller.actor.uid)
         client.send({"ok": False, "exit": error.exit_code, "message": error.message, "hint": error.hint, "result": {}})
 
     def answer(self, client: Client, result: Any, exit_code: int = 0, message: str = "") -> None:
@@ -177,7 +188,7 @@ class Requests:
         agent = self.agent
         agent.require_journal()
         agent.make_room()
-        agent.catch_up()
+        self._catch_up(client)
         agent.require_journal()  # what was seen just now may be the first that it did not take
         self._token += 1
         token = self._token

@@ -335,7 +335,7 @@ def masked(value: Any, caller: Caller) -> Any:
         secret = bool(value.get("secret"))
         out: dict[str, Any] = {}
         for key, item in value.items():
-            if (key in ("value", "reads") and secret) or (key == "target" and isinstance(item, str)):
+            if (key in ("value", "reads") and secret) or (key == "target" and value.get("type") == "symlink"):
                 out[key] = HIDDEN
             elif key == "command" and isinstance(item, str):
                 out[key] = command_for(caller, value.get("uid"), item)

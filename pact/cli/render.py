@@ -418,7 +418,9 @@ def _what(type_: str, data: Mapping[str, Any]) -> str:
     if type_ == "loss_accepted":
         return f"records {data['first']} to {data['last']} are gone: {data['message']}"
     if type_ == "denied":
-        return f"{data['request']}: {data['why']}"
+        told = data["request"] == "several" or not data.get("beyond")
+        more = "" if told else f" (and {data['beyond']} more that stand in no record)"
+        return f"{data['request']}: {data['why']}{more}"
     if type_ == "converged":
         return _few(data["results"])
     return str(data.get("reason") or data.get("why") or data.get("message") or "")

@@ -46,6 +46,7 @@ from pact.core.events import (
 )
 from pact.core.plan import Step, ordered
 from pact.core.records import in_pieces, rfc3339, seal
+from pact.core.refusals import Refusals
 from pact.core.settings import BILLION, DIMENSION_OF
 from pact.core.state import ALL, State, recent_key
 from pact.core.timers import NamedTimers
@@ -103,6 +104,7 @@ class Node:
         self.converging: dict[int, frozenset[str]] = {}  # job -> what it is bringing to declared state just now
         self.stirring: dict[int, tuple[str, ...]] = {}  # job -> what its writes may move just now, beside its plan
         self.waiting: dict[int, settle.Waiting] = {}  # request -> what its reply still waits for
+        self.refusals = Refusals()
         self.pace = tracked.Pace()  # what is new below tracked patterns and not yet recorded
         self.deciding: dict[str, list[int]] = {}  # group -> the root's questions whether its decision is carried out
         self.killed: dict[str, int] = {}  # change -> so many runs have ended in the middle of its rollback  # F65
@@ -130,6 +132,8 @@ class Node:
         if kind is not Started and (self._alarms or self._windows):
             self._expire()
         _STEPS[kind](self, event)
+        if self.refusals.beyond:
+            self._tell_refusals()
         if self.pace:
             tracked.flush(self)
         if self.state.groups or self.deciding:
@@ -198,6 +202,8 @@ class Node:
             if closing is not None:
                 announced_ns = max(self._announced_ns(closing), alone_until_ns)
                 first = announced_ns if first is None else min(first, announced_ns)
+        if self.refusals.beyond:
+            first = self.refusals.next_ns if first is None else min(first, self.refusals.next_ns)
         if self.pace and (paced_ns := self.pace.next_ns()) is not None:
             first = paced_ns if first is None else min(first, paced_ns)
         return first
@@ -600,13 +606,26 @@ class Node:
                 raise UsageError(f"unknown request {event.op!r}")
             handler(self, event)
         except DeniedError as exc:
-            self.record("denied", {"request": event.op, "why": exc.message}, event.caller.actor)
+            self._record_denied(event.op, exc.message, event.caller.actor)
             self.refuse(event.token, exc)
         except PactError as exc:
             self.refuse(event.token, exc)
 
     def _denied(self, event: Denied) -> None:
-        self.record("denied", {"request": event.op, "why": event.why}, event.caller.actor)
+        self._record_denied(event.op, event.why, event.caller.actor)
+
+    def _record_denied(self, op: str, why: str, actor: Actor) -> None:
+        """An administrator's always; of all others together so many.  # S3"""
+        if actor.role != "admin" and not self.refusals.admit(self.t_ns):
+            return
+        beyond = self.refusals.told()
+        self.record("denied", {"request": op, "why": why, **({"beyond": beyond} if beyond else {})}, actor)
+
+    def _tell_refusals(self) -> None:
+        """Nobody is refused any more: those that are in no record."""
+        if self.refusals.next_ns <= self.t_ns and self.refusals.admit(self.t_ns):
+            beyond = self.refusals.told()
+            self.record("denied", {"request": "several", "why": f"{beyond} more were refused", "beyond": beyond})
 
     def _answered(self, event: Looked | Probed | Acted | Discovered) -> None:
         job = self.jobs.get(event.job)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from typing import Any
 
 import pytest
@@ -175,3 +176,18 @@ def test_a_viewer_s_log_still_says_what_happened(agent: Agent) -> None:
 
 def test_a_role_is_found_among_hundreds_of_groups(agent: Agent) -> None:
     agent.pact("hold", "release", check=4, uid=1234, groups=[*range(100_000, 100_600), GAMES])
+
+
+@pytest.mark.invariant("S3")
+def test_who_writes_and_asks_in_turn_does_not_fill_the_journal(agent: Agent) -> None:
+    """A viewer's question looks first, but of all viewers only so often at what is in constant motion."""
+    path = agent.file("mine.conf")
+    agent.world.sh(f"chown 1236 {path}")
+    agent.pact("commit", "--all", "-m", "m", check=None)
+    before, began = len(agent.records()), time.monotonic()
+    script = (f"import socket, json, time\ns = socket.socket(socket.AF_UNIX)\ns.connect({agent.socket!r})\nf = s.makefile('rb')\n"
+              f"end = time.monotonic() + 3\nn = 0\nwhile time.monotonic() < end:\n n += 1\n open({path!r}, 'w').write(str(n))\n"
+              " s.sendall(b'{\"op\":\"status\"}\\n')\n assert f.readline()\nprint(n)")  # fmt: skip
+    done = agent.world.call(["setpriv", "--reuid=1236", "--regid=1236", "--clear-groups", sys.executable, "-c", script])
+    assert int(done.out) > 100
+    assert len(agent.records()) - before < 12 * (time.monotonic() - began) + 20
