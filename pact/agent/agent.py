@@ -584,7 +584,16 @@ class Agent:
         return blobs
 
     def step(self, event: Event) -> None:
-        """Decide, make durable, then perform, in this order.  # J1"""
+        """Decide, make durable, then perform, in this order. While nothing can be recorded nothing is decided: what is
+        in memory may be ahead of what is durable.  # J1, J4"""
+        if self.journal_error:
+            self._unstage()
+            self._remember(event)
+            if isinstance(event, Asked) and (client := self._tokens.pop(event.token, None)) is not None:
+                client.tokens.discard(event.token)
+                self.requests.fail(client, UnreachableError(self.journal_error, self._journal_hint()))
+                self.control.flush(client)
+            return
         effects = self.node.step(event)
         rows = [(e.record, e.body) for e in effects if isinstance(e, AppendRecord)]
         if rows:
@@ -723,12 +732,7 @@ class Agent:
         self._unstage()
         self.watching.tracking.rest(True)
         self._reload()
-        if isinstance(event, Observed | Scanned | Acted | Probed | Looked):
-            self._note_unrecorded(event.sightings)
-        if isinstance(event, Acted):
-            self._note_unrecorded(event.moved)
-        if isinstance(event, OWED):
-            self._owe(event)
+        self._remember(event)
         untouched = UnreachableError(error.message, self._journal_hint())
         if error.uncertain:
             untouched = UnreachableError(f"{error.message}; whether what was asked for counts is not known before "
@@ -742,6 +746,17 @@ class Agent:
                 self.control.flush(client)
         self._tokens.clear()
         self._begun.clear()
+
+    def _remember(self, event: Event) -> None:
+        """What an event tells, until it can be recorded.  # J9"""
+        if isinstance(event, Observed | Scanned | Acted | Probed | Looked):
+            self._note_unrecorded(event.sightings)
+        if isinstance(event, Acted):
+            self._note_unrecorded(event.moved)
+        if isinstance(event, Appeared):
+            self.watching.tracking.walk_again()
+        if isinstance(event, OWED):
+            self._owe(event)
 
     def _reload(self) -> None:
         """Back to what is durable. A disk that fails reads too: the node goes on watching with what it has in memory,

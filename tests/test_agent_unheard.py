@@ -1,0 +1,69 @@
+"""An agent in this process whose journal fails, and cannot be read either: nothing is decided, nothing is forgotten."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+
+from pact.agent import agent as shell
+from pact.agent.agent import Agent
+from pact.agent.config import Config
+from pact.core.events import Observed, Scanned, Sighting, Ticked
+from pact.errors import JournalError
+
+pytestmark = [pytest.mark.root, pytest.mark.invariant("J4", "J9", "F3")]
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    with TemporaryDirectory(dir="/var/tmp", prefix="unheard-") as top:
+        yield Path(top)
+
+
+@pytest.fixture
+def agent(place: Path) -> Iterator[Agent]:
+    (place / "declared.toml").write_text("".join(f'[file."{place}/{n}"]\ncontent = "one"\n' for n in "abc"))
+    for n in "abc":
+        (place / n).write_text("one")
+    agent = Agent(Config(name="n1", state_dir=str(place / "state"), socket=str(place / "s"),
+                         declared=[str(place / "declared.toml")]))  # fmt: skip
+    try:
+        yield agent
+    finally:
+        agent.close()
+
+
+def drift(agent: Agent, place: Path, name: str) -> Observed:
+    (place / name).write_text("two")
+    resource = f"file:{place}/{name}"
+    return Observed(*agent.now(), [Sighting(resource, shell.observe(resource))])
+
+
+@pytest.mark.parametrize("readable", [True, False])
+def test_after_the_first_loss_no_event_of_the_same_turn_is_decided(
+        agent: Agent, place: Path, readable: bool, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    seq = agent.journal.seq
+    with monkeypatch.context() as broken:
+        def fails(*_: object, **__: object) -> None:
+            raise JournalError("journal: database or disk is full")
+
+        broken.setattr(agent.journal, "append", fails)
+        broken.setattr(agent.journal, "probe", fails)
+        if not readable:
+            broken.setattr(shell, "load_state", fails)
+        agent.step(drift(agent, place, "a"))
+        assert agent.journal_error and set(agent.unrecorded) == {f"file:{place}/a"}
+        broken.undo()  # the disk takes and gives everything again, and the agent does not know it yet
+        agent.step(drift(agent, place, "b"))
+        agent.step(Ticked(*agent.now()))
+        agent.step(Scanned(*agent.now(), drift(agent, place, "c").sightings, False))
+        assert agent.journal.seq == seq, "what is in memory may be ahead: nothing is recorded on top of it"
+        assert set(agent.unrecorded) == {f"file:{place}/{n}" for n in "abc"}
+    agent._retry_journal_ns = 0
+    agent._retry_journal(agent.clock.now_ns())
+    assert not agent.journal_error and not agent.unrecorded
+    assert set(agent.node.state.member_of) == {f"file:{place}/{n}" for n in "abc"}
+    assert agent.journal.seq == agent.node.state.seq > seq
