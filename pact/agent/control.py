@@ -14,7 +14,7 @@ import socket
 import stat
 import struct
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Final
@@ -36,6 +36,8 @@ FULL: Final = orjson.dumps({"ok": False, "exit": EXIT_UNREACHABLE, "hint": "rais
                             "message": "the agent has no file descriptor left", "result": {}}) + b"\n"  # fmt: skip
 CLIENTS_PER_UID_MAX: Final = 32
 VIEWERS_MAX: Final = 64  # of those: who may only look must not keep out who has to act
+#: Who has said and heard nothing for so long gives his place to somebody who wants one.
+SILENT_S: Final = 10.0
 REQUEST_MAX: Final = 64 << 10
 REQUEST_ADMIN_MAX: Final = 256 << 20
 OUTPUT_LOW: Final = 64 << 10
@@ -103,6 +105,11 @@ class Client:
 
     def wants_write(self) -> bool:
         return bool(self._output) or self._source is not None
+
+    @property
+    def silent(self) -> bool:
+        """It waits for nothing, and nothing is under way for it."""
+        return not (self.tokens or self.lines or self.watching or self.wants_write())
 
     @property
     def ready_for_more(self) -> bool:
@@ -265,10 +272,24 @@ class Control:
     def _no_room_for(self, actor: Actor) -> bool:
         if actor.role == "admin":
             return False
-        there = [c.caller.actor for c in self.clients.values()]
-        if len(there) >= CLIENTS_MAX or sum(a.uid == actor.uid for a in there) >= CLIENTS_PER_UID_MAX:
+        there = [c for c in self.clients.values() if not c.admin]
+        if sum(c.caller.actor.uid == actor.uid for c in there) >= CLIENTS_PER_UID_MAX:
             return True
-        return actor.role == "viewer" and sum(a.role == "viewer" for a in there) >= VIEWERS_MAX
+        if len(self.clients) >= CLIENTS_MAX:
+            return not self._give_up_one(there, actor)
+        viewers = [c for c in there if c.caller.actor.role == "viewer"]
+        return actor.role == "viewer" and len(viewers) >= VIEWERS_MAX and not self._give_up_one(viewers, actor)
+
+    def _give_up_one(self, among: Sequence[Client], actor: Actor) -> bool:
+        """A place of the one who holds most, for somebody who has fewer; or of one that has long been silent.  # S8"""
+        held = Counter(c.caller.actor.uid for c in among)
+        most = max(held.values(), default=0)
+        greedy = [c for c in among if held[c.caller.actor.uid] == most > held[actor.uid] + 1]
+        silent = [c for c in among if c.silent and time.monotonic() - c.said_s > SILENT_S]
+        chosen = min(greedy or silent, key=lambda c: (not c.silent, c.said_s), default=None)
+        if chosen is not None:
+            self.drop(chosen)
+        return chosen is not None
 
     def _caller(self, sock: socket.socket) -> Caller:
         pid, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
