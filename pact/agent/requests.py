@@ -127,6 +127,7 @@ class Requests:
     def __init__(self, agent: Agent) -> None:
         self.agent = agent
         self._token = 0
+        self.tellers = telling.Tellers(agent)
         self._hurries = Bucket(VIEWERS_HURRY, NS_PER_S // VIEWERS_HURRY)
         self._began_ns = agent.clock.now_ns()
         self._reads: Mapping[str, Callable[[Client, dict[str, Any]], None]] = {

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
@@ -19,7 +20,7 @@ from pact.agent import views
 from pact.agent.control import Client
 from pact.agent.worker import Result
 from pact.core import strict
-from pact.core.events import Caller, Ticked
+from pact.core.events import Caller, Event, Ticked
 from pact.core.wire import BODY_MAX
 from pact.errors import DeniedError, PactError, UsageError
 from pact.journal.sqlite import SqliteJournal
@@ -76,7 +77,44 @@ def _more(agent: Agent, client: Client, token: int, op: str, lines: Iterator[byt
 
             return Result(0, refused)
 
-    agent.telling.call(agent.requests.answering(client, token, guarded))
+    agent.requests.tellers.add(client, agent.requests.answering(client, token, guarded))
+
+
+class Tellers:
+    """Whose piece is written next: one at a time, administrators' first, the others in turn."""
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+        self._first: deque[tuple[Client, Callable[[], Result]]] = deque()
+        self._others: deque[tuple[Client, Callable[[], Result]]] = deque()
+        self._at_work = False
+
+    def add(self, client: Client, work: Callable[[], Result]) -> None:
+        (self._first if client.admin else self._others).append((client, work))
+        self._next()
+
+    def _next(self) -> None:
+        while not self._at_work and (waiting := self._first or self._others):
+            client, work = waiting.popleft()
+            if self._agent.control.connected(client):
+                self._begin(work)
+
+    def _begin(self, work: Callable[[], Result]) -> None:
+        self._at_work = True
+
+        def written() -> Result:
+            result = work()
+
+            def done(t_ns: int, wall_ns: int) -> Event:
+                self._at_work = False
+                assert result.make is not None
+                event = result.make(t_ns, wall_ns)
+                self._next()
+                return event
+
+            return Result(result.job, done, result.blobs, result.error)
+
+        self._agent.telling.call(written)
 
 
 def _piece(lines: Iterator[bytes]) -> tuple[list[bytes], bool]:
