@@ -27,13 +27,17 @@ from pact.resources.base import Blobs
 from pact.resources.flags import flags_at, get_flags, said, set_flags_at
 from pact.resources.loose import LOOSE, MADE
 from pact.resources.names import group_id, user_id
-from pact.resources.way import make_directory, missing, unmake
+from pact.resources.reading import read_whole
+from pact.resources.way import make_directory, missing, turners, unmake
 
 if TYPE_CHECKING:
     from pact.resources.ahead import Ahead
 
 DIR_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 FILE_FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+LEFT: Final = "it was left as it is"
+REPLACED: Final = f"it was replaced at the last moment; {LEFT}"
+COPY_MAX: Final = 64 << 20
 OWN_TRIES: Final = 40
 OWN_WAIT_S: Final = 0.005
 DEFAULTS: Final = {"file": 0o644, "directory": 0o755}
@@ -215,6 +219,8 @@ def _discard(dirfd: int, aside: bytes, leaf: bytes, expected: os.stat_result, ac
     why = ""
     if (st.st_ino, st.st_mtime_ns, st.st_size) != (expected.st_ino, expected.st_mtime_ns, expected.st_size):
         why = "it was changed again at the last moment; it was left as it is"
+    elif not _was_seen(dirfd, aside, st, actual):
+        why = REPLACED
     elif stat.S_ISREG(st.st_mode):
         try:
             _hold_off(dirfd, aside, st)
@@ -235,6 +241,15 @@ def _discard(dirfd: int, aside: bytes, leaf: bytes, expected: os.stat_result, ac
         _rename(dirfd, aside, kept, syscalls.RENAME_NOREPLACE)
         why = f"it was changed and replaced at the last moment; the one before is {kept.decode(errors='replace')}"
     raise RestoreError(why)
+
+
+def _was_seen(dirfd: int, leaf: bytes, st: os.stat_result, actual: Attrs | None) -> bool:
+    """It is what was decided about, as far as its type and a link's target say. What was not there then is not."""
+    if actual is None or "type" not in actual:
+        return False
+    if stat.S_ISLNK(st.st_mode):
+        return actual["type"] == "symlink" and decode_name(actual.get("target", "")) == os.readlink(leaf, dir_fd=dirfd)
+    return not stat.S_ISREG(st.st_mode) or actual["type"] == "file"
 
 
 def _sha256(dirfd: int, leaf: bytes) -> str:
@@ -260,11 +275,26 @@ def _directory(dirfd: int, leaf: bytes, target: Attrs, actual: Attrs | None) -> 
 
 
 def _dress_directory(dirfd: int, leaf: bytes, target: Attrs, st: os.stat_result | None) -> None:
+    """``st``: as it was found; ``None``: it was made just now, and is dressed only if it is the one that was made."""
     fd = os.open(leaf, DIR_FLAGS | os.O_NOFOLLOW, dir_fd=dirfd)
     try:
+        now = os.fstat(fd)
+        same = st is not None and (now.st_dev, now.st_ino) == (st.st_dev, st.st_ino)
+        fresh = st is None and now.st_uid == os.geteuid() and not os.listdir(fd)
+        if not same and not fresh:
+            raise RestoreError(REPLACED)
+        if same and not _may_dress(dirfd, fd):
+            raise RestoreError(f"another user can turn a directory on the way, and it is not his: {LEFT}")
         dress(fd, target, st)
     finally:
         os.close(fd)
+
+
+def _may_dress(dirfd: int, fd: int) -> bool:
+    """Owner and mode of this very file may be set: nobody but root, or but its owner, could have put it in this place.
+    Else somebody gets what is another's by giving it this name at the right moment.  # R13"""
+    uid = os.fstat(fd).st_uid
+    return turners(dirfd, uid) <= {uid}
 
 
 def drop(dirfd: int, fresh: bytes) -> None:
@@ -305,7 +335,13 @@ def _make_way(dirfd: int, leaf: bytes, st: os.stat_result | None) -> os.stat_res
 
 def _own_link(dirfd: int, leaf: bytes, target: Attrs, st: os.stat_result | None) -> None:
     uid, gid = _ids(target, st)
-    os.chown(leaf, uid, gid, dir_fd=dirfd, follow_symlinks=False)
+    fd = os.open(leaf, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dirfd)
+    try:
+        if not stat.S_ISLNK(os.fstat(fd).st_mode):  # a link is worth nothing; what has its name now may be
+            raise RestoreError(REPLACED)
+        os.chown(f"/proc/self/fd/{fd}", uid, gid)
+    finally:
+        os.close(fd)
 
 
 def keeps_content(target: Attrs, actual: Attrs | None, st: os.stat_result | None) -> bool:
@@ -315,21 +351,25 @@ def keeps_content(target: Attrs, actual: Attrs | None, st: os.stat_result | None
 
 
 def _regular(dirfd: int, leaf: bytes, target: Attrs, step: Step, blobs: Blobs, ahead: Ahead | None) -> None:
-    st = lstat(dirfd, leaf)
+    st, same = lstat(dirfd, leaf), None
     if keeps_content(target, step.actual, st):
         assert st is not None
         fd = os.open(leaf, FILE_FLAGS, dir_fd=dirfd)
         try:
             now = os.fstat(fd)
             if (now.st_dev, now.st_ino) != (st.st_dev, st.st_ino):  # never dress what somebody slipped in
-                raise RestoreError("it was replaced at the last moment; it was left as it is")
-            dress(fd, target, st)
+                raise RestoreError(REPLACED)
+            if _may_dress(dirfd, fd):
+                dress(fd, target, st)
+                return
+            same = _content_of(fd, now, step.actual)
         finally:
             os.close(fd)
-        return
+        if same is None:
+            raise RestoreError(f"another user can turn a directory on the way, and it is another or too large: {LEFT}")
     fresh = ahead.take(dirfd, leaf, st) if ahead is not None else None
     if fresh is None:
-        content = blobs(target["sha256"]) if "sha256" in target else b""
+        content = same if same is not None else blobs(target["sha256"]) if "sha256" in target else b""
         if content is None:
             raise RestoreError("its content is not kept (too large, or forgotten since); put it back by hand")
         fresh = write_fresh(dirfd, leaf, target, st, content)
@@ -339,6 +379,14 @@ def _regular(dirfd: int, leaf: bytes, target: Attrs, step: Step, blobs: Blobs, a
         drop(dirfd, fresh)
         raise
     _put_in_place(dirfd, fresh, leaf, st, step.actual)
+
+
+def _content_of(fd: int, st: os.stat_result, actual: Attrs | None) -> bytes | None:
+    """The content of an open file, if it is the one that was seen: another file's is given to nobody."""
+    whole = read_whole(fd, st, COPY_MAX) if st.st_size <= COPY_MAX else ""
+    if isinstance(whole, str) or actual is None or whole[1] != actual.get("sha256"):
+        return None
+    return whole[0]
 
 
 def write_fresh(dirfd: int, leaf: bytes, target: Attrs, st: os.stat_result | None, content: bytes, *,

@@ -220,6 +220,30 @@ def closed(dirfd: int) -> bool:
         os.close(fd)
 
 
+def turners(dirfd: int, leaf_uid: int) -> frozenset[int]:
+    """Users besides root who can put another thing under a name in this directory, or turn one above it. -1: a group,
+    or all. In a sticky one only who owns what stands there can; ``leaf_uid`` owns the name that is meant.  # R13"""
+    top, out = os.stat(b"/"), set[int]()
+    fd, below_uid = os.dup(dirfd), leaf_uid
+    try:
+        while True:
+            st = os.fstat(fd)
+            sticky = bool(st.st_mode & stat.S_ISVTX)
+            out.add(st.st_uid)
+            if st.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+                out.add(below_uid if sticky else -1)
+            if (st.st_dev, st.st_ino) == (top.st_dev, top.st_ino):
+                return frozenset(out - {0, os.geteuid()})
+            above = os.open(b"..", STEP_FLAGS, dir_fd=fd)
+            os.close(fd)
+            fd, below_uid = above, st.st_uid
+            up = os.fstat(fd)
+            if (up.st_dev, up.st_ino) == (st.st_dev, st.st_ino):  # of a mount that was just taken off
+                return frozenset(out | {-1})
+    finally:
+        os.close(fd)
+
+
 def enterable(path: bytes) -> bool | None:
     """Anybody could get at it by its name now; ``None`` if there is no such place. A link on the way can be turned to a
     place that is closed, and what may hang is not looked at: both are no."""

@@ -1,0 +1,179 @@
+"""Who owns a directory on the way gives what is root's to nobody: by a swap while pact looks, or right before it acts.
+
+Where he wins the race is where these tests begin: what was seen is gone, and something else has its name.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+
+from pact._fast import syscalls
+from pact.core.plan import Step
+from pact.errors import RestoreError
+from pact.resources import KINDS
+from pact.resources.replace import restore_file
+from pact.resources.way import turners
+
+ANN, BOB = 1234, 1235
+FILE = KINDS["file"]
+pytestmark = [pytest.mark.root, pytest.mark.invariant("R13"),
+              pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]  # fmt: skip
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """A directory of ann's, below root's."""
+    with TemporaryDirectory(dir="/var/tmp", prefix="turned-") as top:
+        os.chmod(top, 0o755)
+        home = Path(top, "ann")
+        home.mkdir()
+        os.chown(home, ANN, ANN)
+        yield home
+
+
+def made(path: Path, text: str | None, uid: int, mode: int) -> Path:
+    if text is None:
+        path.mkdir()
+    else:
+        path.write_text(text)
+    os.chown(path, uid, uid)
+    path.chmod(mode)
+    return path
+
+
+def as_seen(path: Path, **target: Any) -> Step:
+    """What is there is seen now; ``target``: what of it is declared otherwise."""
+    actual = FILE.observe(str(path))
+    assert isinstance(actual, dict)
+    return Step(f"file:{path}", {**actual, **target}, actual)
+
+
+def of(path: Path) -> tuple[int, str]:
+    st = path.lstat()
+    return st.st_uid, f"{stat.S_IMODE(st.st_mode):04o}"
+
+
+@pytest.mark.parametrize("kind", ["file", "directory"])
+@pytest.mark.parametrize("owner", [0, BOB])
+def test_what_has_the_name_now_is_not_given_away(home: Path, kind: str, owner: int) -> None:
+    """Root's, or somebody else's, that lies in ann's directory."""
+    path = made(home / "conf", "mine" if kind == "file" else None, 0 if kind == "directory" else ANN, 0o600)
+    step = as_seen(path, owner=str(ANN), mode="0644" if kind == "file" else "0755")
+    secret = made(home / "secret", "the password" if kind == "file" else None, owner, 0o600 if kind == "file" else 0o700)
+    path.rename(home / "aside")
+    secret.rename(path)
+    before = of(path)
+    with pytest.raises(RestoreError, match="left as it is"):
+        restore_file(os.fsencode(path), step, {}.get)
+    assert of(path) == before
+    if kind == "file":
+        assert path.read_text() == "the password"
+    assert sorted(p.name for p in home.iterdir()) == ["aside", "conf"], "nothing else is left"
+
+
+def test_a_link_that_is_none_any_more_is_not_given_away(home: Path) -> None:
+    path = home / "l"
+    path.symlink_to("/nowhere")
+    step = as_seen(path, owner=str(ANN))
+    path.unlink()
+    made(path, "the password", 0, 0o600)
+    with pytest.raises(RestoreError):
+        restore_file(os.fsencode(path), step, {}.get)
+    assert of(path) == (0, "0600") and path.read_text() == "the password"
+
+
+@pytest.mark.parametrize("kind", ["file", "directory"])
+def test_what_is_her_own_is_dressed_in_place(home: Path, kind: str) -> None:
+    path = made(home / "conf", "mine" if kind == "file" else None, ANN, 0o600 if kind == "file" else 0o700)
+    inode = path.stat().st_ino
+    restore_file(os.fsencode(path), as_seen(path, mode="0755"), {}.get)
+    assert of(path) == (ANN, "0755") and path.stat().st_ino == inode
+
+
+def test_what_is_root_s_in_her_directory_gets_a_new_file_with_its_content(home: Path) -> None:
+    path = made(home / "conf", "known", 0, 0o600)
+    inode = path.stat().st_ino
+    restore_file(os.fsencode(path), as_seen(path, owner=str(ANN), mode="0644"), {}.get)
+    assert of(path) == (ANN, "0644") and path.read_text() == "known" and path.stat().st_ino != inode
+
+
+def test_a_link_gets_its_owner(home: Path) -> None:
+    path = home / "l"
+    path.symlink_to("/nowhere")
+    restore_file(os.fsencode(path), as_seen(path, owner=str(ANN), group=str(BOB)), {}.get)
+    st = path.lstat()
+    assert (st.st_uid, st.st_gid, os.readlink(path)) == (ANN, BOB, "/nowhere")
+
+
+@pytest.mark.parametrize(("mode", "uid", "leaf_uid", "who"), [
+    (0o755, 0, 0, set()), (0o755, ANN, 0, {ANN}), (0o775, 0, 0, {-1}), (0o777, 0, 0, {-1}), (0o1777, 0, 0, set()),
+    (0o1777, 0, ANN, {ANN}), (0o1777, ANN, 0, {ANN}), (0o775, ANN, 0, {ANN, -1}),
+])  # fmt: skip
+def test_who_can_turn_a_name(home: Path, mode: int, uid: int, leaf_uid: int, who: set[int]) -> None:
+    place = home.parent / "place"
+    place.mkdir()
+    os.chown(place, uid, uid)
+    place.chmod(mode)
+    for path, more in ((place, set()), (home / "below", {ANN})):
+        if path != place:
+            path.mkdir()
+            os.chown(path, uid, uid)
+            path.chmod(mode)
+        fd = os.open(path, os.O_PATH)
+        assert turners(fd, leaf_uid) == who | more
+        os.close(fd)
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("kind", ["file", "directory", "link"])
+def test_a_race_of_some_seconds_gives_nothing_away(home: Path, kind: str) -> None:
+    """Another thread exchanges the two names all the time, as ann could."""
+    path, secret = home / "conf", made(home / "secret", "the password", 0, 0o600)
+    if kind == "link":
+        path.symlink_to("/nowhere")
+    elif kind == "directory":
+        os.remove(secret)
+        made(secret, None, 0, 0o700)
+        made(path, None, 0, 0o700)
+    else:
+        made(path, "mine", ANN, 0o600)
+    fd = os.open(home, os.O_RDONLY)
+    over = threading.Event()
+
+    def swap() -> None:
+        while not over.is_set():
+            syscalls.renameat2(fd, b"conf", fd, b"secret", syscalls.RENAME_EXCHANGE)
+
+    inode = secret.stat().st_ino
+    thread = threading.Thread(target=swap)
+    thread.start()
+    tries, ends = 0, time.monotonic() + 4
+    try:
+        while time.monotonic() < ends:
+            tries += 1
+            seen = FILE.observe(str(path))
+            if not isinstance(seen, dict):
+                continue
+            target = {**seen, "owner": str(ANN), "group": str(ANN)} | ({} if kind == "link" else {"mode": "0755"})
+            try:
+                restore_file(os.fsencode(path), Step(f"file:{path}", target, seen), {}.get)
+            except (RestoreError, OSError):
+                pass
+            for name in ("conf", "secret"):
+                st = os.lstat(home / name) if os.path.lexists(home / name) else None
+                if st is not None and st.st_ino == inode:
+                    assert st.st_uid == 0, f"given away in try {tries}"
+    finally:
+        over.set()
+        thread.join()
+        os.close(fd)
+    assert tries > 50
