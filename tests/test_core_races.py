@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from pact.core.events import Asked, Caller, Event, JobFailed, Observed, Sighting, Ticked
+from pact.core.plan import Step
 from pact.core.settings import Settings
 from pact.errors import (
     EXIT_FAILED,
@@ -306,3 +307,29 @@ def test_whatever_a_look_ends_with_is_the_answer_and_the_node_lives(
     token = asked(world, "rollback", ADMIN, targets=[A])
     world.advance(1)
     assert world.replies[token].exit_code == 0 and world.machine[A] == ZERO
+
+
+@pytest.mark.invariant("C7")
+def test_what_cannot_be_read_after_it_was_applied_is_not_said_to_be_undone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may have been done. The answer names it, and it is not called nothing."""
+    world = started()
+    restore = World._restore
+
+    def fails_after(w: World, step: Step) -> str:
+        why = restore(w, step)
+        if step.id == B and not w.unreadable:
+            w.unreadable[B] = "EIO"
+            return "restored, but cannot be read: EIO"
+        return why
+
+    monkeypatch.setattr(World, "_restore", fails_after)
+    token = asked(world, "apply", ADMIN, resources={r: Declared(dict(ONE)).to_json() for r in (A, B)}, message="m")
+    world.advance(1)
+    reply = world.replies[token]
+    assert world.machine == {A: ZERO, B: ONE, F: ZERO}, "what can be read is undone"
+    assert reply.exit_code == 1 and "nothing was applied" not in reply.message
+    assert f"could not be undone: {B}" in reply.message and f"undone: {A}" in reply.message and B in reply.result["left"]
+    world.unreadable.clear()
+    world.feed(lambda: Observed(world.t_ns, world.wall_ns, [Sighting(B, ONE)]))
+    assert world.node.state.change_of(B) is not None, "it is drift, and is brought back in its time"
+    world.check()

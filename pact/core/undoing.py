@@ -68,8 +68,9 @@ def _inverse(node: Node, job: Job, event: Acted) -> tuple[Step, ...]:
     back = []
     for step in reversed(job.steps):
         now: Attrs | Unreadable | None = seen.get(step.id, step.actual)
-        if not isinstance(now, Unreadable):
-            back.append(Step(step.id, step.actual, now))
+        if isinstance(now, Unreadable):  # it may have been done: who undoes it finds out, or says that he cannot
+            now = None if step.target is None else {**(step.actual or {}), **step.target}
+        back.append(Step(step.id, step.actual, now))
     moved = [s for s in back if s.actual != s.target]
     through = below.carried(moved, (s.id for s in back))  # seen as before through a link that gives way again  # R10
     return (*out, *(s for s in back if s in moved or s.id in through))
@@ -136,7 +137,7 @@ def _reply(node: Node, job: Job, results: Mapping[str, str]) -> None:
     if undone:
         more = f" and {len(undone) - SHOWN_MAX} more" if len(undone) > SHOWN_MAX else ""
         text += f"; undone: {', '.join(undone[:SHOWN_MAX])}{more}"
-    cid = job.args["applied"] if stays else None
+    cid = job.args["applied"] if stays and job.args["applied"] in node.state.changes else None
     node.reply(job.token, {
         "change": cid, "applied": [], "left": {**left, **stays}, "undone": undone, "deadline": None, "moved": [],
         "reads": {},
