@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from pact.agent import owned
 from pact.agent.config import (
     TCP_URL,
     a_choice,
@@ -37,6 +38,7 @@ CHILDREN_LIMIT: Final = 8_000
 GROUPS: Final = Limits()
 TREE_PORT: Final = 7417
 DEFAULT_HTTP: Final = "127.0.0.1:7420"
+SQLITE: Final = "sqlite://"
 JOURNAL_URL: Final = re.compile(r"sqlite:///.+|etcd://[^/\s]+(?:/.*)?")
 
 
@@ -147,6 +149,20 @@ def load(path: str | None) -> AggregatorConfig:
     if config.name == ROOT:
         raise ConfigError(f"{path}: the name {ROOT!r} is kept for the root's own records", "give it another name")
     return config
+
+
+def require_owned(config: AggregatorConfig) -> None:
+    """Nobody else could have written what a member of the tree believes, or can turn the way to it. Raises NotOurs."""
+    if config.parents:
+        return
+    for name in ("ca", "cert", "key", "password_file"):
+        if path := getattr(config, f"journal_{name}"):
+            owned.require(path, f"[journal] {name}", missing_ok=True)  # the store says which it misses
+    if config.journal.startswith(SQLITE):
+        path = config.journal.removeprefix(SQLITE).partition("?")[0]
+        owned.require(os.path.dirname(path), "directory of the journal", missing_ok=True, sticky_ok=True)
+        for suffix in ("", "-wal", "-shm"):
+            owned.require(path + suffix, "journal", missing_ok=True)
 
 
 def refuse_own_key(config: AggregatorConfig, public: str) -> None:

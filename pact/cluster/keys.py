@@ -6,6 +6,7 @@ import os
 import stat
 from dataclasses import dataclass, field
 
+from pact.agent import owned
 from pact.errors import ConfigError, PactError, UsageError
 
 Z85: frozenset[str] = frozenset(
@@ -80,3 +81,10 @@ def load(path: str) -> Key:
     if not is_public(text):
         raise ConfigError(f"{path} holds no secret key", "pact keygen writes NAME.secret: 40 characters, Z85")
     return Key(zmq.curve_public(text.encode()).decode(), text)
+
+
+def load_own(path: str) -> Key:
+    """A daemon's own. Raises ConfigError also where another could be put in its place."""
+    key = load(path)
+    owned.require(path, "key")
+    return key

@@ -316,7 +316,7 @@ def run_tool(name: str, timeout_s: float, command: Sequence[str | bytes], fds: S
     with open(os.memfd_create("stderr"), "w+b") as said:
         try:
             tool = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=said,
-                                    start_new_session=True, pass_fds=fds)  # fmt: skip
+                                    start_new_session=True, pass_fds=fds, umask=0o022)  # fmt: skip
         except OSError as exc:
             raise RestoreError(f"{name}: {os.strerror(exc.errno or 0).lower()}") from None
         try:
