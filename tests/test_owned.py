@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import stat
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from pact.agent import owned
+from pact.agent.control import _listen
 from pact.agent.statedir import take_state_dir
 from pact.cluster import auth, keys
 from pact.errors import ConfigError
@@ -176,3 +179,83 @@ def test_declared_files_and_the_contents_they_name_are_asked_about(place: Path) 
     (place / "d.toml").chmod(0o666)
     with pytest.raises(ConfigError, match=r"d\.toml may be written by everybody"):
         read_files([str(place / "*.toml")], Ignore([]), vet)
+
+
+# -- the control socket ---------------------------------------------------------------------------------------------
+
+#: In a directory of one's own: whatever appears under the socket's name is at once a link to something of root's.
+RACER = """
+import os, sys
+name, victim = sys.argv[1:]
+os.chdir(os.path.dirname(name))
+name = os.path.basename(name)
+os.symlink(victim, "link")
+print("ready", flush=True)
+while True:
+    try:
+        os.rename(name, "taken")
+    except FileNotFoundError:
+        continue
+    try:
+        os.rename("link", name)
+        os.symlink(victim, "link")
+    except OSError:
+        pass
+"""
+
+
+@pytest.fixture
+def racer(tmp_path: Path) -> Iterator[tuple[str, Path]]:
+    """The socket's path in a directory of another user's, who turns it all the time, and the file he is after."""
+    top = tmp_path / "theirs"
+    top.mkdir()
+    os.chown(top, OTHER, OTHER)
+    victim = tmp_path / "victim"
+    victim.write_text("secret")
+    victim.chmod(0o600)
+    path = str(top / "s")
+    process = subprocess.Popen(
+        ["setpriv", f"--reuid={OTHER}", f"--regid={OTHER}", "--clear-groups", "--inh-caps=+dac_read_search",
+         "--ambient-caps=+dac_read_search", sys.executable, "-c", RACER, path, str(victim)],
+        stdout=subprocess.PIPE, cwd="/",
+    )  # fmt: skip
+    assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+    yield path, victim
+    assert process.poll() is None, "it gave up"
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
+@pytest.mark.invariant("S6")
+def test_nobody_turns_the_chmod_of_the_socket_to_a_file_of_roots(racer: tuple[str, Path]) -> None:
+    path, victim = racer
+    for _ in range(300):
+        with pytest.raises(ConfigError, match=f"belongs to uid {OTHER}"):
+            _listen(path)
+        assert stat.S_IMODE(victim.stat().st_mode) == 0o600
+        assert not os.path.lexists(path), "nothing is made there"
+
+
+@pytest.mark.invariant("S6")
+@pytest.mark.parametrize("mode", [0o775, 0o777])
+def test_a_socket_directory_that_others_may_write_is_refused_unless_it_is_sticky(place: Path, mode: int) -> None:
+    (place / "a").chmod(mode)
+    with pytest.raises(ConfigError, match="directory of the control socket"):
+        _listen(str(place / "a/s"))
+    (place / "a").chmod(0o1777)
+    with socket.socket(socket.AF_UNIX) as theirs:
+        theirs.bind(str(place / "a/s"))  # left by somebody
+        os.chown(place / "a/s", OTHER, OTHER)
+    _listen(str(place / "a/s")).close()
+    found = (place / "a/s").lstat()
+    assert (found.st_uid, stat.S_IMODE(found.st_mode)) == (0, 0o666)
+
+
+def test_everybody_reaches_the_socket_whatever_the_umask(place: Path) -> None:
+    old = os.umask(0o077)
+    try:
+        _listen(str(place / "run/pact/s")).close()
+    finally:
+        os.umask(old)
+    assert [stat.S_IMODE((place / p).stat().st_mode) for p in ("run", "run/pact", "run/pact/s")] == [0o755, 0o755, 0o666]

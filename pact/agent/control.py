@@ -21,6 +21,7 @@ from typing import Any, Final
 
 import orjson
 
+from pact.agent import owned
 from pact.core.events import Caller
 from pact.errors import EXIT_UNREACHABLE, EXIT_USAGE, OUT_OF, PactError
 from pact.model import Actor
@@ -44,6 +45,7 @@ SERVE_S: Final = 0.02
 DENIED_BURST: Final = 60
 GROUPS_FOR_S: Final = 60.0  # group numbers are asked for again after this long
 READ_CHUNK: Final = 256 << 10
+SOCKET_DIR: Final = "directory of the control socket"
 FIRST_SIGN_S: Final = 0.2
 SIGN_S: Final = 2.0  # who waits for an answer is told so often that the agent is at work on it
 
@@ -339,7 +341,7 @@ class Control:
         if now_s >= self._touch_s:
             self._touch_s = now_s + 1.0
             try:
-                os.utime(self.path)
+                os.utime(self.path, follow_symlinks=False)
             except OSError:
                 pass  # somebody removed it; who is connected is still served
         for client in [c for c in self.clients.values() if c.alive and c.tokens and now_s >= c.said_s + SIGN_S]:
@@ -441,7 +443,9 @@ def _listen(path: str) -> socket.socket:
     if len(os.fsencode(path)) > 107:
         raise PactError(f"the socket path {path} is longer than 107 bytes", "set a shorter [control] socket")
     try:
-        os.makedirs(os.path.dirname(path) or ".", mode=0o755, exist_ok=True)
+        directory = os.path.dirname(path) or "."
+        owned.make_directory(directory, SOCKET_DIR, 0o755)
+        owned.require(directory, SOCKET_DIR, sticky_ok=True)  # from here on nobody else can turn the socket's name
         try:
             if stat.S_ISSOCK(os.lstat(path).st_mode):
                 os.unlink(path)
@@ -449,8 +453,20 @@ def _listen(path: str) -> socket.socket:
             pass
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
         sock.bind(path)
-        os.chmod(path, 0o666)
+        _open_to_all(path)
         sock.listen(128)
     except OSError as exc:
         raise PactError(f"control socket {path}: {os.strerror(exc.errno or 0)}") from None
     return sock
+
+
+def _open_to_all(path: str) -> None:
+    """Mode 0666, on the very socket that was bound, whatever the umask. Raises OSError."""
+    fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        info = os.fstat(fd)
+        if not stat.S_ISSOCK(info.st_mode) or info.st_uid != os.geteuid():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
+        os.chmod(f"/proc/self/fd/{fd}", 0o666)
+    finally:
+        os.close(fd)
