@@ -68,7 +68,8 @@ def require(path: str, what: str, *, missing_ok: bool = False, sticky_ok: bool =
             return
         raise NotOurs(f"{what} {path}: no such file or directory") from None
     except OSError as exc:
-        raise NotOurs(f"{what} {path}: {os.strerror(exc.errno or 0)}") from None
+        hint = f"{_account()}, who runs this, may not enter it" if isinstance(exc, PermissionError) else ""
+        raise NotOurs(f"{what} {path}: {os.strerror(exc.errno or 0)}", hint) from None
     if (there.st_dev, there.st_ino) != (seen.st_dev, seen.st_ino):  # a link of /proc that does not lead where it says
         raise NotOurs(f"{what} {path}: it does not lead where its links say", "name the place itself")
     if not sticky_ok:

@@ -72,7 +72,9 @@ def load(path: str) -> Key:
             info = os.fstat(f.fileno())
             text = f.read(4096).strip()
     except OSError as exc:
-        raise ConfigError(f"{path}: {os.strerror(exc.errno or 0)}", "pact keygen makes a key") from None
+        closed = isinstance(exc, PermissionError)
+        hint = "it must belong to the account that uses it" if closed else "pact keygen makes a key"
+        raise ConfigError(f"{path}: {os.strerror(exc.errno or 0)}", hint) from None
     if not stat.S_ISREG(info.st_mode):
         raise ConfigError(f"{path} is no file")
     if stat.S_IMODE(info.st_mode) & 0o077:
