@@ -17,6 +17,7 @@ from pact.agent import owned
 from pact.agent.control import _listen
 from pact.agent.statedir import take_state_dir
 from pact.cluster import auth, keys
+from pact.cluster.config import AggregatorConfig, require_owned
 from pact.errors import ConfigError
 from pact.resources.toml import Ignore, read_files
 
@@ -165,6 +166,19 @@ def test_keys_that_others_can_turn_are_not_used(place: Path) -> None:
         keys.load_own(secret)
     with pytest.raises(ConfigError, match=f"{place}/a may be written by the group root"):
         auth.read(str(authorized))
+
+
+@pytest.mark.invariant("S6")
+@pytest.mark.parametrize("url", ["sqlite://{}/a/b/c", "sqlite:///{}/a/b%2Fc", "etcd://h:1?ca={}/a/b/c", "etcd://h:1"])
+def test_the_files_of_a_roots_log_are_asked_about(place: Path, url: str) -> None:
+    settings = AggregatorConfig(journal=url.format(place), journal_key=str(place / "a/b/c") if "?" not in url and "etcd" in url else "")
+    require_owned(settings)
+    for part in ("a", "a/b/c"):
+        before = (place / part).stat().st_mode
+        (place / part).chmod(before | 0o020)
+        with pytest.raises(ConfigError, match=f"journal: {place / part} may be written"):
+            require_owned(settings)
+        (place / part).chmod(before)
 
 
 @pytest.mark.invariant("S6")

@@ -77,13 +77,9 @@ def require(path: str, what: str, *, missing_ok: bool = False, sticky_ok: bool =
 
 
 def require_within(directory: str, what: str) -> None:
-    """The directory, and each thing in it. Raises NotOurs."""
+    """The directory, and each thing in it. Raises NotOurs, and OSError where it cannot be listed."""
     require(directory, what)
-    try:
-        names = sorted(os.listdir(directory))
-    except OSError as exc:
-        raise NotOurs(f"{what} {directory}: {os.strerror(exc.errno or 0)}") from None
-    for name in names:
+    for name in sorted(os.listdir(directory)):
         require(os.path.join(directory, name), what, missing_ok=True)
 
 

@@ -30,7 +30,7 @@ from pact.core.relay import BUFFER_MAX, CHILDREN_MAX
 from pact.core.root import Limits
 from pact.core.uplink import Parent
 from pact.errors import ConfigError
-from pact.journal.rootlog import OPTIONS
+from pact.journal.rootlog import OPTIONS, own_files
 
 DEFAULT_PATH: Final = "/etc/pact/aggregator.toml"
 CLIENT_PATHS: Final = ("~/.config/pact/client.toml", "/etc/pact/client.toml")
@@ -38,7 +38,6 @@ CHILDREN_LIMIT: Final = 8_000
 GROUPS: Final = Limits()
 TREE_PORT: Final = 7417
 DEFAULT_HTTP: Final = "127.0.0.1:7420"
-SQLITE: Final = "sqlite://"
 JOURNAL_URL: Final = re.compile(r"sqlite:///.+|etcd://[^/\s]+(?:/.*)?")
 
 
@@ -155,14 +154,11 @@ def require_owned(config: AggregatorConfig) -> None:
     """Nobody else could have written what a member of the tree believes, or can turn the way to it. Raises NotOurs."""
     if config.parents:
         return
-    for name in ("ca", "cert", "key", "password_file"):
-        if path := getattr(config, f"journal_{name}"):
-            owned.require(path, f"[journal] {name}", missing_ok=True)  # the store says which it misses
-    if config.journal.startswith(SQLITE):
-        path = config.journal.removeprefix(SQLITE).partition("?")[0]
-        owned.require(os.path.dirname(path), "directory of the journal", missing_ok=True, sticky_ok=True)
-        for suffix in ("", "-wal", "-shm"):
-            owned.require(path + suffix, "journal", missing_ok=True)
+    files = own_files(config.journal, config.journal_options)
+    if config.journal.startswith("sqlite:"):
+        owned.require(os.path.dirname(files[0]), "directory of the journal", missing_ok=True)
+    for path in files:
+        owned.require(path, "journal", missing_ok=True)  # what misses one says so itself
 
 
 def refuse_own_key(config: AggregatorConfig, public: str) -> None:

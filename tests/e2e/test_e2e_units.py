@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from cluster_kit import free_ports
+from etcd_cluster import MISSING, REASON, EtcdCluster
 from harness import REPOSITORY, TOP, Agent, World, environment, wait_until
 
 pytestmark = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
@@ -198,13 +199,25 @@ def roots_place(base: Path, account: int) -> Iterator[Path]:
 
 
 @pytest.mark.invariant("S7")
-def test_a_root_runs_as_an_account_without_any_capability(roots_place: Path, account: int) -> None:
-    """It is reached, keeps its log in its own place, and ends when it is told to."""
+@pytest.mark.parametrize("log_on", ["sqlite", "etcd"])
+def test_a_root_runs_as_an_account_without_any_capability(roots_place: Path, account: int, log_on: str) -> None:
+    """It is reached, keeps its log, and ends when it is told to."""
+    if log_on == "sqlite":
+        runs_as(roots_place, account, f"sqlite://{roots_place}/state/root.db", (roots_place / "state/root.db").exists)
+        assert (roots_place / "state/root.db").stat().st_uid == account
+        return
+    if MISSING:
+        pytest.skip(REASON)
+    with EtcdCluster(roots_place / "etcd", 1) as etcd:
+        runs_as(roots_place, account, etcd.url(), lambda: "/pact/" in etcd.ctl("get", "--prefix", "--keys-only", "/pact/"))
+
+
+def runs_as(roots_place: Path, account: int, url: str, kept: Callable[[], bool]) -> None:
     tree, events, replay, http = free_ports(4)
     settings: dict[str, Any] = {"tree": tree, "events": events, "replay": replay}
     (roots_place / "root.toml").write_text(
         '[aggregator]\nname = "root1"\n' + "".join(f'{k} = "tcp://127.0.0.1:{v}"\n' for k, v in settings.items())
-        + f'http = "127.0.0.1:{http}"\n[journal]\nurl = "sqlite://{roots_place}/state/root.db"\n'
+        + f'http = "127.0.0.1:{http}"\n[journal]\nurl = "{url}"\n'
         f'[keys]\nsecret = "{roots_place}/keys/root1.secret"\nauthorized = "{roots_place}/authorized.toml"\n')
     with open(roots_place / "log", "wb") as log:
         process = subprocess.Popen(
@@ -223,8 +236,7 @@ def test_a_root_runs_as_an_account_without_any_capability(roots_place: Path, acc
         wait_until(healthy, "it answers", 30)
         now = Path(f"/proc/{process.pid}/status").read_text()
         assert f"Uid:\t{account}\t{account}" in now and "CapBnd:\t0000000000000000" in now
-        wait_until((roots_place / "state/root.db").exists, "it keeps its log")
-        assert (roots_place / "state/root.db").stat().st_uid == account
+        wait_until(kept, "it keeps its log")
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0, (roots_place / "log").read_text()
     finally:
