@@ -82,6 +82,16 @@ def test_links_lead_somewhere(path: Path) -> None:
     assert [n for n in named if not (ROOT / n).exists()] == []
 
 
+def test_the_tests_that_stop_a_way_in_exist_and_each_way_says_whether_it_is_stopped() -> None:
+    rows = re.findall(r"^\| (?!way in|---)(.*) \|$", (SPECS / "threats.md").read_text(), re.MULTILINE)
+    assert len(rows) > 30
+    for row in rows:
+        _, _, stops, shown = row.split(" | ") if not row.endswith(" |") else (*row[:-2].split(" | "), "")
+        named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", shown)
+        assert named or "*not stopped" in stops or "*partly*" in stops, row
+        assert [t for f, t in named if f"def {t}(" not in (ROOT / f).read_text()] == [], row
+
+
 def described_types() -> set[str]:
     section = (SPECS / "formats.md").read_text().split("### Types and their data")[1].split("\n\n### ")[0]
     out: set[str] = set()

@@ -19,7 +19,7 @@ import orjson
 
 from pact import __version__
 from pact._fast import syscalls
-from pact.agent import clock, garbage, reload, views
+from pact.agent import clock, garbage, owned, reload, views
 from pact.agent.config import Config
 from pact.agent.control import Client, Control
 from pact.agent.diffing import Slices
@@ -28,7 +28,7 @@ from pact.agent.notices import Notices
 from pact.agent.notify import Notifier, log
 from pact.agent.requests import Requests
 from pact.agent.signatures import moved_since
-from pact.agent.statedir import MountPoints, Underway, own_paths, take_state_dir, wanted_contents
+from pact.agent.statedir import MountPoints, Underway, own_paths, require_owned, take_state_dir, wanted_contents
 from pact.agent.tracking import discovered
 from pact.agent.watching import Watching
 from pact.agent.worker import Result, Worker, distance_n, observe
@@ -125,6 +125,7 @@ class Agent:
         self.config = config
         self.journal_error = ""
         self.unrecorded: dict[str, Sighting] = {}
+        require_owned(config)
         self._lock = take_state_dir(config.state_dir)
         path = os.path.join(config.state_dir, FILE_NAME)
         self.journal = SqliteJournal(path, store_limit=config.store_limit)
@@ -191,7 +192,7 @@ class Agent:
         declared: dict[str, Any] = {}
         track: dict[str, str] = {}
         if self.node.state.seq < 0:
-            found = read_files(self.config.declared, self.ignore)
+            found = read_files(self.config.declared, self.ignore, partial(owned.require, what="declared state"))
             declared = {r: replace(d, attrs=_marked(r, d.attrs)).to_json() for r, d in found.resources.items()}
             self.stage(found.blobs)
             track = found.track

@@ -6,7 +6,6 @@ Who is at the other end comes from the kernel (``SO_PEERCRED``, ``SO_PEERGROUPS`
 from __future__ import annotations
 
 import errno
-import grp
 import os
 import resource
 import select
@@ -21,13 +20,13 @@ from typing import Any, Final
 
 import orjson
 
+from pact.agent import owned
+from pact.agent.peers import gids_of, groups_of
 from pact.core.events import Caller
 from pact.errors import EXIT_UNREACHABLE, EXIT_USAGE, OUT_OF, PactError
 from pact.model import Actor
 from pact.observe.attribution import owner_of, writer_of_peer
 
-SO_PEERGROUPS: Final = 59
-GROUPS_MAX: Final = 65536
 CLIENTS_MAX: Final = 128
 #: Descriptors that no client gets: for what the agent looks at, and what it stores.
 HEADROOM: Final = 24
@@ -46,6 +45,7 @@ SERVE_S: Final = 0.02
 DENIED_BURST: Final = 60
 GROUPS_FOR_S: Final = 60.0  # group numbers are asked for again after this long
 READ_CHUNK: Final = 256 << 10
+SOCKET_DIR: Final = "directory of the control socket"
 FIRST_SIGN_S: Final = 0.2
 SIGN_S: Final = 2.0  # who waits for an answer is told so often that the agent is at work on it
 
@@ -294,12 +294,12 @@ class Control:
     def _caller(self, sock: socket.socket) -> Caller:
         pid, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
         owner = owner_of(writer_of_peer(pid, uid))
-        return Caller(Actor(owner.user, uid, self._role(uid, _peer_groups(sock)), "socket"), owner)
+        return Caller(Actor(owner.user, uid, self._role(uid, groups_of(sock)), "socket"), owner)
 
     def _role(self, uid: int, gids: set[int]) -> str:
         if uid != 0 and time.monotonic() - self._groups_read_s >= GROUPS_FOR_S:
             self._groups_read_s = time.monotonic()
-            self._admin, self._ops = map(_gids, self._group_names)
+            self._admin, self._ops = map(gids_of, self._group_names)
         return "admin" if uid == 0 or gids & self._admin else "ops" if gids & self._ops else "viewer"
 
     def serve(self, on_line: Callable[[Client, bytes], None]) -> None:
@@ -369,7 +369,7 @@ class Control:
         for client in self.clients.values():
             actor = client.caller.actor
             if actor.via == "socket" and actor.uid is not None:
-                role = self._role(actor.uid, _peer_groups(client.sock))
+                role = self._role(actor.uid, groups_of(client.sock))
                 client.caller = replace(client.caller, actor=replace(actor, role=role))
 
     def show_life(self) -> None:
@@ -378,7 +378,7 @@ class Control:
         if now_s >= self._touch_s:
             self._touch_s = now_s + 1.0
             try:
-                os.utime(self.path)
+                os.utime(self.path, follow_symlinks=False)
             except OSError:
                 pass  # somebody removed it; who is connected is still served
         for client in [c for c in self.clients.values() if c.alive and c.tokens and now_s >= c.said_s + SIGN_S]:
@@ -445,42 +445,13 @@ def _say_full(sock: socket.socket) -> None:
             pass  # it does not listen
 
 
-def _gids(names: Sequence[str]) -> set[int]:
-    out = set()
-    for name in names:
-        try:
-            out.add(grp.getgrnam(name).gr_gid)
-        except KeyError:
-            continue  # a group that does not exist has no members
-    return out
-
-
-def _peer_groups(sock: socket.socket) -> set[int]:
-    """All groups of the peer. Python's getsockopt takes at most 1024 bytes, 256 groups; libc takes them all."""
-    _, _, gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-    try:
-        raw = sock.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, 1024)
-    except OSError as exc:
-        if exc.errno != errno.ERANGE:
-            return {gid}
-        raw = _many_peer_groups(sock)
-    return {gid, *struct.unpack(f"{len(raw) // 4}I", raw)}
-
-
-def _many_peer_groups(sock: socket.socket) -> bytes:
-    import ctypes
-
-    buffer, length = ctypes.create_string_buffer(GROUPS_MAX * 4), ctypes.c_uint32(GROUPS_MAX * 4)
-    libc = ctypes.CDLL(None)
-    failed = libc.getsockopt(sock.fileno(), socket.SOL_SOCKET, SO_PEERGROUPS, buffer, ctypes.byref(length))
-    return b"" if failed else buffer.raw[: length.value]
-
-
 def _listen(path: str) -> socket.socket:
     if len(os.fsencode(path)) > 107:
         raise PactError(f"the socket path {path} is longer than 107 bytes", "set a shorter [control] socket")
     try:
-        os.makedirs(os.path.dirname(path) or ".", mode=0o755, exist_ok=True)
+        directory = os.path.dirname(path) or "."
+        owned.make_directory(directory, SOCKET_DIR, 0o755)
+        owned.require(directory, SOCKET_DIR, sticky_ok=True)  # from here on nobody else can turn the socket's name
         try:
             if stat.S_ISSOCK(os.lstat(path).st_mode):
                 os.unlink(path)
@@ -488,8 +459,20 @@ def _listen(path: str) -> socket.socket:
             pass
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
         sock.bind(path)
-        os.chmod(path, 0o666)
+        _open_to_all(path)
         sock.listen(128)
     except OSError as exc:
         raise PactError(f"control socket {path}: {os.strerror(exc.errno or 0)}") from None
     return sock
+
+
+def _open_to_all(path: str) -> None:
+    """Mode 0666, on the very socket that was bound, whatever the umask. Raises OSError."""
+    fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        info = os.fstat(fd)
+        if not stat.S_ISSOCK(info.st_mode) or info.st_uid != os.geteuid():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
+        os.chmod(f"/proc/self/fd/{fd}", 0o666)
+    finally:
+        os.close(fd)

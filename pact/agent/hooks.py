@@ -1,6 +1,7 @@
 """Executables in ``hooks.d`` run on events: JSON on stdin, time-limited, never blocking the agent.
 
-Only files that root (or the agent's own user) owns and nobody else may write are run. They get no terminal, a clean
+Only files are run that nobody but root (or the agent's own user) can have written or put there (``owned``); that is
+asked when the agent starts, when an event is queued for one, and when it is run. They get no terminal, a clean
 environment, and a process group of their own, which is killed when their time is up.
 """
 
@@ -15,8 +16,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from pact.agent import owned
+
 RUNNING_MAX: Final = 4
 QUEUE_MAX: Final = 1000
+ENVIRONMENT: Final = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
+WARNED_MAX: Final = 1000
 
 
 @dataclass(slots=True)
@@ -35,30 +40,24 @@ class Hooks:
         self.timeout_ns = timeout_ns
         self.log = log
         self.dropped = 0
-        self._warned: set[str] = set()
+        self._warned: set[tuple[str, str]] = set()
         self.running: dict[int, Running] = {}
         self._queue: deque[tuple[str, bytes]] = deque()
 
     def paths(self) -> list[str]:
         """The hooks that may be run, in order of name."""
-        try:
-            names = sorted(os.listdir(self.directory))
-        except OSError:
-            return []
-        return [p for n in names if not n.startswith(".") for p in [f"{self.directory}/{n}"] if self._trusted(p)]
+        return [p for p in _executables(self.directory) if self._trusted(p)]
 
     def _trusted(self, path: str) -> bool:
         try:
-            st, top = os.stat(path), os.stat(self.directory)
-        except OSError:
+            owned.require(self.directory, "hooks")
+            owned.require(path, "hook")
+        except owned.NotOurs as exc:
+            if (path, exc.message) not in self._warned and len(self._warned) < WARNED_MAX:
+                self._warned.add((path, exc.message))
+                self.log(f"hook {path} is not run: others could have written it: {exc.message}; {exc.hint}")
             return False
-        for which, info in ((path, st), (self.directory, top)):
-            if info.st_uid not in (0, os.geteuid()) or info.st_mode & 0o022:
-                if which not in self._warned:
-                    self._warned.add(which)
-                    self.log(f"hook {which} is not run: others could have written it")
-                return False
-        return stat.S_ISREG(st.st_mode) and bool(st.st_mode & 0o100)
+        return True
 
     def events(self, bodies: Sequence[bytes]) -> None:
         """Queue events for every hook; the oldest are dropped, and counted, when nobody keeps up."""
@@ -75,13 +74,15 @@ class Hooks:
         fds = []
         while self._queue and len(self.running) < RUNNING_MAX:
             path, body = self._queue.popleft()
+            if not self._trusted(path):  # it waited since it was asked
+                continue
             try:
                 with open(os.memfd_create("pact-event"), "w+b") as stdin:
                     stdin.write(body + b"\n")
                     stdin.seek(0)
                     process = subprocess.Popen(
                         [path], stdin=stdin, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/",
-                        start_new_session=True, env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"},
+                        start_new_session=True, umask=0o022, env=ENVIRONMENT,
                     )  # fmt: skip
                 pidfd = os.pidfd_open(process.pid)
             except OSError as exc:
@@ -121,3 +122,26 @@ class Hooks:
             os.killpg(hook.process.pid, signal.SIGKILL)
         except ProcessLookupError:
             pass
+
+
+def require_trusted(directory: str) -> None:
+    """The directory, if it is there, and every hook in it. Raises NotOurs."""
+    owned.require(directory, "hooks", missing_ok=True)
+    for path in _executables(directory):
+        owned.require(path, "hook")
+
+
+def _executables(directory: str) -> list[str]:
+    try:
+        names = sorted(os.listdir(directory))
+    except OSError:
+        return []
+    return [path for n in names if not n.startswith(".") for path in [f"{directory}/{n}"] if _executable(path)]
+
+
+def _executable(path: str) -> bool:
+    try:
+        st = os.stat(path)
+    except OSError:
+        return False
+    return stat.S_ISREG(st.st_mode) and bool(st.st_mode & 0o100)

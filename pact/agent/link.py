@@ -123,7 +123,7 @@ class Link:
         config = agent.config
         self.agent = agent
         self._context: zmq.Context[Any] = zmq.Context(1)
-        key = keys.load(config.secret)
+        key = keys.load_own(config.secret)
         self._public, self._refusal = key.public, ""
         self.links = Links(self._context, key, self._opened, self._closing)
         first = agent.journal.get(0)

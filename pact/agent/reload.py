@@ -9,6 +9,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Final
 
 from pact import __version__
+from pact.agent import owned
 from pact.agent.config import KEYS, Config, load
 from pact.agent.notify import log
 from pact.core.events import Reconfigured
@@ -35,6 +36,8 @@ def reread(agent: Agent) -> None:
         return
     try:
         fresh = load(agent.config.path or None)
+        if fresh.path:
+            owned.require(fresh.path, "configuration")
     except PactError as exc:
         log(f"the configuration was not read again: {exc.message}" + (f" ({exc.hint})" if exc.hint else ""), 4)
         return

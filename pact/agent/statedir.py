@@ -13,7 +13,9 @@ from typing import Final
 
 import orjson
 
+from pact.agent import owned
 from pact.agent.config import Config
+from pact.agent.hooks import require_trusted
 from pact.core import strict
 from pact.core.state import State
 from pact.errors import PactError, UnreachableError
@@ -27,7 +29,8 @@ SAVING: tuple[str, ...] = ("rollback_started", "declared", "applied")
 def take_state_dir(path: str) -> int:
     """Create the state directory and take its lock; the descriptor holds it. Raises PactError and says who has it."""
     try:
-        os.makedirs(path, mode=0o700, exist_ok=True)
+        owned.make_directory(path, "state directory", 0o700)
+        owned.require_within(path, "state directory")
         fd = os.open(os.path.join(path, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as exc:
         raise UnreachableError(f"state directory {path}: {os.strerror(exc.errno or 0)}",
@@ -42,6 +45,17 @@ def take_state_dir(path: str) -> int:
     os.ftruncate(fd, 0)
     os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
     return fd
+
+
+def require_owned(config: Config) -> None:
+    """Nobody else could have written what the agent believes and runs, or can turn the way. Raises NotOurs.  # S9"""
+    if config.path:
+        owned.require(config.path, "configuration")
+    if config.secret:
+        owned.require(config.secret, "key")
+    require_trusted(config.hooks_dir)
+    where = os.path.dirname(config.socket) or "."
+    owned.require(where, "directory of the control socket", missing_ok=True, sticky_ok=True)
 
 
 def own_paths(config: Config) -> list[str]:

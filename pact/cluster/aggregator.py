@@ -20,7 +20,7 @@ import zmq
 
 from pact import __version__
 from pact._fast import syscalls
-from pact.agent import garbage
+from pact.agent import garbage, owned
 from pact.agent.clock import boottime_ns
 from pact.agent.notify import Notifier, log
 from pact.cluster import auth, config, descriptors, keys
@@ -82,7 +82,8 @@ class Aggregator:
         syscalls.one_arena()
         syscalls.keep_freed(KEEP_FREED)
         self.config = settings
-        self.key = keys.load(settings.secret)
+        config.require_owned(settings)
+        self.key = keys.load_own(settings.secret)
         config.refuse_own_key(settings, self.key.public)
         self._auth_seen = self._auth_new = _signature(settings.authorized)
         self.authorized = auth.read(settings.authorized)
@@ -447,6 +448,7 @@ def _signature(path: str) -> tuple[int, int, int]:
 
 def serve(settings: AggregatorConfig, make_root: MakeRoot | None = None) -> None:
     """Run until a signal ends it. Raises PactError if it cannot start."""
+    owned.require(settings.path, "configuration")
     aggregator = Aggregator(settings, make_root)
     try:
         aggregator.run()

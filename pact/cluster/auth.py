@@ -5,11 +5,11 @@ A node's name is what its key says, never what a message says.  # T13
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Mapping
 from typing import Final
 
+from pact.agent import owned
 from pact.cluster.keys import is_public
 from pact.core import strict
 from pact.core.directory import ROOT, Peer
@@ -98,12 +98,11 @@ def _entry(entry: object, where: str) -> Peer:
 
 
 def read(path: str) -> Authorized:
-    """The file. Raises ConfigError."""
+    """The file. Raises ConfigError, also where others could have written it."""
     try:
         with open(path, "rb") as f:
-            if os.fstat(f.fileno()).st_mode & 0o002:
-                raise ConfigError(f"{path} can be written by everybody", "chmod o-w; and look whose keys it holds now")
             text = f.read().decode()
+        owned.require(path, "authorised keys")
     except OSError as exc:
         raise ConfigError(f"{path}: {exc.strerror}") from None
     except UnicodeDecodeError as exc:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from pact.agent import owned
 from pact.agent.config import (
     TCP_URL,
     a_choice,
@@ -29,7 +30,7 @@ from pact.core.relay import BUFFER_MAX, CHILDREN_MAX
 from pact.core.root import Limits
 from pact.core.uplink import Parent
 from pact.errors import ConfigError
-from pact.journal.rootlog import OPTIONS
+from pact.journal.rootlog import OPTIONS, own_files
 
 DEFAULT_PATH: Final = "/etc/pact/aggregator.toml"
 CLIENT_PATHS: Final = ("~/.config/pact/client.toml", "/etc/pact/client.toml")
@@ -147,6 +148,17 @@ def load(path: str | None) -> AggregatorConfig:
     if config.name == ROOT:
         raise ConfigError(f"{path}: the name {ROOT!r} is kept for the root's own records", "give it another name")
     return config
+
+
+def require_owned(config: AggregatorConfig) -> None:
+    """Nobody else could have written what a member of the tree believes, or can turn the way to it. Raises NotOurs."""
+    if config.parents:
+        return
+    files = own_files(config.journal, config.journal_options)
+    if config.journal.startswith("sqlite:"):
+        owned.require(os.path.dirname(files[0]), "directory of the journal", missing_ok=True)
+    for path in files:
+        owned.require(path, "journal", missing_ok=True)  # what misses one says so itself
 
 
 def refuse_own_key(config: AggregatorConfig, public: str) -> None:

@@ -6,6 +6,7 @@ import os
 import stat
 from dataclasses import dataclass, field
 
+from pact.agent import owned
 from pact.errors import ConfigError, PactError, UsageError
 
 Z85: frozenset[str] = frozenset(
@@ -71,7 +72,9 @@ def load(path: str) -> Key:
             info = os.fstat(f.fileno())
             text = f.read(4096).strip()
     except OSError as exc:
-        raise ConfigError(f"{path}: {os.strerror(exc.errno or 0)}", "pact keygen makes a key") from None
+        closed = isinstance(exc, PermissionError)
+        hint = "it must belong to the account that uses it" if closed else "pact keygen makes a key"
+        raise ConfigError(f"{path}: {os.strerror(exc.errno or 0)}", hint) from None
     if not stat.S_ISREG(info.st_mode):
         raise ConfigError(f"{path} is no file")
     if stat.S_IMODE(info.st_mode) & 0o077:
@@ -80,3 +83,10 @@ def load(path: str) -> Key:
     if not is_public(text):
         raise ConfigError(f"{path} holds no secret key", "pact keygen writes NAME.secret: 40 characters, Z85")
     return Key(zmq.curve_public(text.encode()).decode(), text)
+
+
+def load_own(path: str) -> Key:
+    """A daemon's own. Raises ConfigError also where another could be put in its place."""
+    key = load(path)
+    owned.require(path, "key")
+    return key

@@ -15,6 +15,7 @@ from typing import Final, Protocol, runtime_checkable
 from urllib.parse import parse_qsl, unquote
 
 from pact.errors import ConfigError, JournalError
+from pact.journal.head import head_path
 
 #: A chunk larger than this is a bug of whoever built it; stores split what their backend cannot take whole.
 CHUNK_MAX: Final = 64 << 20
@@ -100,6 +101,17 @@ def opener(url: str, cluster: str = "default", options: Mapping[str, str] | None
             raise ConfigError(f"[journal] {min(given)} means nothing to SQLite", "it is for etcd: leave it out")
         return partial(_sqlite, path, cluster)
     return _etcd(endpoints(address), cluster, given)
+
+
+def own_files(url: str, options: Mapping[str, str]) -> list[str]:
+    """The files that a store at this URL believes: its own, or keys, certificates and passwords; there or not."""
+    scheme, _, rest = url.partition("://")
+    address, _, query = rest.partition("?")
+    if scheme == "sqlite":
+        path = "/" + unquote(address).lstrip("/")
+        return [path, f"{path}-wal", f"{path}-shm", head_path(path)]
+    given = {**options, **dict(parse_qsl(query))}
+    return [given[name] for name in ("ca", "cert", "key", "password_file") if given.get(name)]
 
 
 def endpoints(address: str) -> list[str]:

@@ -314,9 +314,9 @@ def run_tool(name: str, timeout_s: float, command: Sequence[str | bytes], fds: S
 
     env = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
     with open(os.memfd_create("stderr"), "w+b") as said:
-        try:
+        try:  # the umask of the unit is for what the agent keeps, not for what tools leave on the machine  # S10
             tool = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=said,
-                                    start_new_session=True, pass_fds=fds)  # fmt: skip
+                                    start_new_session=True, pass_fds=fds, umask=0o022)  # fmt: skip
         except OSError as exc:
             raise RestoreError(f"{name}: {os.strerror(exc.errno or 0).lower()}") from None
         try:

@@ -37,6 +37,7 @@ class DeclaredSet:
     """What one or more files declare: resource id -> value, and the contents that came with them."""
 
     resources: dict[str, Declared] = field(default_factory=dict)
+    sources: list[str] = field(default_factory=list)  # files that contents were read from
     blobs: dict[str, bytes] = field(default_factory=dict)
     track: dict[str, str] = field(default_factory=dict)  # [track]: pattern -> report, enforce or ignore
     blank: bool = False  # not so much as a comment: hardly what somebody meant
@@ -72,8 +73,11 @@ def _matcher(pattern: str) -> Callable[[str], bool]:
     return lambda resource: fnmatchcase(resource, plain)
 
 
-def read_files(patterns: Iterable[str], ignore: Ignore) -> DeclaredSet:
-    """All files that the patterns name, in order; what two of them declare differently is an error."""
+def read_files(patterns: Iterable[str], ignore: Ignore, vet: Callable[[str], None] = lambda _: None) -> DeclaredSet:
+    """All files that the patterns name, in order; what two of them declare differently is an error.
+
+    ``vet`` is asked of each of them, and of each that a content came from, and raises where it is not to be believed.
+    """
     out, origin = DeclaredSet(), dict[str, str]()
     for pattern in patterns:
         paths = sorted(glob.glob(pattern))
@@ -81,6 +85,8 @@ def read_files(patterns: Iterable[str], ignore: Ignore) -> DeclaredSet:
             raise DeclaredError(pattern, 0, "no such file")
         for path in paths:
             part = read_file(path, ignore)
+            for each in (path, *part.sources):
+                vet(each)
             for resource, value in part.resources.items():
                 if out.resources.get(resource, value) != value:
                     raise DeclaredError(path, 0, f"{resource} is declared otherwise in {origin[resource]}")
@@ -204,6 +210,8 @@ def _read_kind(kind_name: str, entries: Any, text: str, path: str, base_dir: str
             raise wrong(f"{resource} is declared twice")
         out.resources[resource] = entry.declared
         out.blobs.update(entry.blobs)
+        if kind_name == "file" and isinstance(value, dict) and "source" in value:
+            out.sources.append(os.path.join(base_dir, value["source"]))
 
 
 def _entries(kind_name: str, entries: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:

@@ -170,6 +170,7 @@ class Agent:
         self.config_path = base / "agent.toml"
         self.log_path = base / "agent.log"
         self.process: subprocess.Popen[Any] | None = None
+        self.before: list[str] = []  # a command that runs the agent
         self.config: dict[str, dict[str, Any]] = {
             "node": {"name": "n001"}, "state": {"dir": str(self.state_dir)}, "control": {"socket": self.socket},
             "declared": {"files": []}, "window": {"base": "1h", "floor": "0.2s", "sensitivity": 2.0},
@@ -188,7 +189,7 @@ class Agent:
         assert self.process is None, "it runs already"
         with open(self.log_path, "ab") as log:
             self.process = self.world.popen(
-                [sys.executable, "-m", "pact.cli.main", "agent", "--config", str(self.config_path)],
+                [*self.before, sys.executable, "-m", "pact.cli.main", "agent", "--config", str(self.config_path)],
                 stdout=log, stderr=log,
             )  # fmt: skip
         if wait:

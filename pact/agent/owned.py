@@ -1,0 +1,170 @@
+"""What the daemons believe and run belongs to root, or to the account they run as, and so does the way to it.
+
+Whoever may write a configuration, a key, a declared file, a hook or a journal, or a directory above one of them, can
+put another in its place: it would be his word that root carries out. One rule for all of them: every part of the path,
+and of what the links on it lead to, belongs to root or to this account, and nobody else may write it. A sticky
+directory (``/tmp``) may be on the way: what somebody has made there, nobody else can turn. A POSIX ACL that lets others
+write shows in the group's bit of the mode, so the modes say it all.  # S9
+
+By induction from ``/`` nobody else can change the answer while it is found: nothing is asked below a part that others
+could turn.
+"""
+
+from __future__ import annotations
+
+import functools
+import grp
+import os
+import pwd
+import stat
+from collections.abc import Iterable
+from typing import Final
+
+from pact.errors import ConfigError
+
+LINKS_MAX: Final = 40
+WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
+UID_MAP: Final = "/proc/self/uid_map"
+ALL_UIDS: Final = (1 << 32) - 1
+
+
+class NotOurs(ConfigError):
+    """Others could have written it, or could put another in its place."""
+
+
+def require(path: str, what: str, *, missing_ok: bool = False, sticky_ok: bool = False) -> None:
+    """Raise NotOurs unless nobody but root and this account can change ``path`` or turn the way to it.
+
+    ``what`` it is, for people. ``missing_ok``: what is not there passes if its directory does; who makes it asks again.
+    ``sticky_ok``: it may itself be a directory in which everybody has entries of his own. Readers ask after they have
+    read: what was there before is then what they have read.
+    """
+    allowed, here, links = trusted_uids(), "/", 0
+    todo = os.path.join(os.getcwd(), path).split("/")[::-1]
+    seen = _judged(here, what, allowed)
+    try:
+        while todo:
+            name = todo.pop()
+            if name in ("", "."):
+                continue
+            if name == "..":
+                here = os.path.dirname(here)
+                seen = _judged(here, what, allowed)
+                continue
+            further = os.path.join(here, name)
+            seen = _judged(further, what, allowed)
+            if not stat.S_ISLNK(seen.st_mode):
+                here = further
+                continue
+            links += 1
+            if links > LINKS_MAX:
+                raise NotOurs(f"{what} {path}: too many symbolic links")
+            target = os.readlink(further)
+            here = "/" if target.startswith("/") else here
+            todo += target.split("/")[::-1]
+        there = os.stat(path)
+    except FileNotFoundError:
+        if missing_ok:
+            return
+        raise NotOurs(f"{what} {path}: no such file or directory") from None
+    except OSError as exc:
+        hint = f"{_account()}, who runs this, may not enter it" if isinstance(exc, PermissionError) else ""
+        raise NotOurs(f"{what} {path}: {os.strerror(exc.errno or 0)}", hint) from None
+    if (there.st_dev, there.st_ino) != (seen.st_dev, seen.st_ino):  # a link of /proc that does not lead where it says
+        raise NotOurs(f"{what} {path}: it does not lead where its links say", "name the place itself")
+    if not sticky_ok:
+        _require_closed(here, seen, what, sticky_ok=False)
+
+
+def require_within(directory: str, what: str) -> None:
+    """The directory, and each thing in it. Raises NotOurs, and OSError where it cannot be listed."""
+    require(directory, what)
+    for name in sorted(os.listdir(directory)):
+        require(os.path.join(directory, name), what, missing_ok=True)
+
+
+def make_directory(path: str, what: str, mode: int) -> None:
+    """Make it, and what is missing above it, whatever the umask, where nobody else can turn the way. Raises NotOurs,
+    and OSError where it cannot be made."""
+    require(path, what, missing_ok=True, sticky_ok=True)
+    missing, above = list[str](), os.path.join(os.getcwd(), path)
+    while not os.path.lexists(above):
+        missing.append(above)
+        above = os.path.dirname(above)
+    for each in reversed(missing):
+        try:
+            os.mkdir(each, 0o700)
+        except FileExistsError:
+            continue  # another was faster: who that was is asked by the caller
+        os.chmod(each, mode)
+
+
+def trusted_uids() -> frozenset[int]:
+    """Root and this account; in a user namespace without the machine's root also who owns what it owns there."""
+    return frozenset({0, os.geteuid(), *_machines_root()})
+
+
+@functools.cache
+def _machines_root() -> tuple[int, ...]:
+    try:
+        with open(UID_MAP) as f:
+            ranges = [(int(first), int(count)) for first, _, count in map(str.split, f)]
+        with open("/proc/sys/kernel/overflowuid") as f:
+            nobody = int(f.read())
+    except (OSError, ValueError):
+        return ()
+    whole = sum(count for _, count in ranges) >= ALL_UIDS
+    mapped = any(first <= nobody < first + count for first, count in ranges)
+    return () if whole or mapped else (nobody,)
+
+
+def _judged(path: str, what: str, allowed: Iterable[int]) -> os.stat_result:
+    """The part, which may be a sticky directory. Raises NotOurs, and OSError."""
+    seen = os.lstat(path)
+    if seen.st_uid not in allowed:
+        raise NotOurs(f"{what}: {path} belongs to {_user(seen.st_uid)}, who could put another in its place",
+                      f"chown {_account()} {path}, and look at what is there now: it and all above it must belong to "
+                      f"{_us()}")  # fmt: skip
+    _require_closed(path, seen, what, sticky_ok=True)
+    return seen
+
+
+def _require_closed(path: str, seen: os.stat_result, what: str, *, sticky_ok: bool) -> None:
+    if stat.S_ISLNK(seen.st_mode) or not seen.st_mode & WRITE:
+        return
+    if sticky_ok and stat.S_ISDIR(seen.st_mode) and seen.st_mode & stat.S_ISVTX:
+        return
+    who = "everybody" if seen.st_mode & stat.S_IWOTH else (
+        "others, by its ACL," if _has_acl(path) else f"the group {_group(seen.st_gid)}")  # fmt: skip
+    change = f"setfacl -b {path} and chmod go-w {path}" if _has_acl(path) else f"chmod go-w {path}"
+    raise NotOurs(f"{what}: {path} may be written by {who} (mode {stat.S_IMODE(seen.st_mode):04o})",
+                  f"{change}, and look at what is there now: only {_us()} may write it and all above it")  # fmt: skip
+
+
+def _has_acl(path: str) -> bool:
+    try:
+        return bool(os.getxattr(path, "system.posix_acl_access"))
+    except OSError:
+        return False
+
+
+def _user(uid: int) -> str:
+    try:
+        return f"{pwd.getpwuid(uid).pw_name} (uid {uid})"
+    except KeyError:
+        return f"uid {uid}"
+
+
+def _group(gid: int) -> str:
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)
+
+
+def _account() -> str:
+    return _user(os.geteuid()).partition(" (")[0].removeprefix("uid ")
+
+
+def _us() -> str:
+    return "root" if os.geteuid() == 0 else f"root or {_account()}"

@@ -1,0 +1,103 @@
+"""A daemon does not start on what others could have written, and does not read it again later: it says which path."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from harness import REPOSITORY, Agent, environment, wait_until
+
+OTHER = 12345
+MakeAgent = Callable[..., Agent]
+
+
+@pytest.fixture
+def fresh(make_agent: MakeAgent) -> Iterator[Agent]:
+    """An agent that has not run, with a declared file, a source and a hook of root's."""
+    agent = make_agent()
+    for name in ("hooks.d", "declared", "state", "sock"):
+        (agent.base / name).mkdir(mode=0o755)
+    (agent.base / "declared/d.toml").write_text('[file."/srv/d.conf"]\nsource = "content"\n')
+    (agent.base / "declared/content").write_text("declared\n")
+    (agent.base / "hooks.d/h").write_text(f"#!/bin/sh\ncat >> {agent.base}/hooked\n")
+    (agent.base / "hooks.d/h").chmod(0o755)
+    agent.socket = str(agent.base / "sock/s")
+    agent.configure({"declared": {"files": [str(agent.base / "declared/*.toml")]}, "control": {"socket": agent.socket}})
+    yield agent
+    agent.close()
+
+
+@pytest.mark.invariant("S9")
+@pytest.mark.parametrize("name", ["", "agent.toml", "hooks.d", "hooks.d/h", "declared", "declared/d.toml",
+                                  "declared/content", "state", "sock"])  # fmt: skip
+@pytest.mark.parametrize("how", ["group", "owner"])
+def test_an_agent_does_not_start_on_what_others_could_have_written(fresh: Agent, name: str, how: str) -> None:
+    path = fresh.base / name
+    if how == "group":
+        path.chmod(path.stat().st_mode | 0o020)
+    else:
+        os.chown(path, OTHER, OTHER)
+    done = fresh.refuses_to_start()
+    assert done.code == 2, done
+    assert f": {path} " in done.err and ("may be written by" if how == "group" else f"uid {OTHER}") in done.err, done.err
+    assert f"chmod go-w {path}" in done.err if how == "group" else f"chown root {path}" in done.err
+    assert not os.path.exists(fresh.socket) and not (fresh.base / "hooked").exists()
+    if how == "group":
+        path.chmod(path.stat().st_mode & ~0o020)
+    else:
+        os.chown(path, 0, 0)
+    fresh.start()
+    assert fresh.status()["declared"] == 1
+
+
+@pytest.mark.invariant("S9")
+def test_what_changes_later_is_asked_about_again(fresh: Agent) -> None:
+    fresh.configure({"mode": {"enforcement": "observe"}})
+    fresh.start()
+    assert fresh.process is not None
+    fresh.configure({"mode": {"enforcement": "enforce"}})
+    fresh.config_path.chmod(0o666)
+    fresh.process.send_signal(signal.SIGHUP)
+    wait_until(lambda: "was not read again" in fresh.log(), "the file is refused")
+    assert f"{fresh.config_path} may be written by everybody" in fresh.log()
+    assert fresh.status()["mode"] == "observe"
+    fresh.config_path.chmod(0o644)
+    fresh.process.send_signal(signal.SIGHUP)
+    wait_until(lambda: fresh.status()["mode"] == "enforce", "it is read now")
+    wait_until((fresh.base / "hooked").exists, "the hook runs")
+    os.chown(fresh.base / "hooks.d", OTHER, OTHER)
+    fresh.adopt("sysctl:net.core.somaxconn")
+    wait_until(lambda: "is not run" in fresh.log(), "the hook is refused")
+    assert f"{fresh.base}/hooks.d belongs to uid {OTHER}" in fresh.log()
+    assert '"adopted"' not in (fresh.base / "hooked").read_text()
+
+
+def aggregator(base: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "pact.cli.main", "aggregator", "--config", str(base / "root.toml")],
+                          env=environment(), cwd="/", capture_output=True, text=True, timeout=30, check=False)  # fmt: skip
+
+
+@pytest.mark.invariant("S9")
+@pytest.mark.parametrize("name", ["", "root.toml", "keys", "keys/root1.secret", "authorized.toml", "data", "data/root.db"])
+def test_an_aggregator_does_not_start_on_what_others_could_have_written(tmp_path: Path, name: str) -> None:
+    base = tmp_path / "agg"
+    (base / "data").mkdir(parents=True)
+    subprocess.run([sys.executable, "-m", "pact.cli.main", "keygen", "root1", "--dir", str(base / "keys")], check=True,
+                   env=environment(), cwd=REPOSITORY, stdout=subprocess.DEVNULL)  # fmt: skip
+    (base / "authorized.toml").write_text("")
+    (base / "data/root.db").write_bytes(b"")
+    (base / "root.toml").write_text(
+        f'[aggregator]\nname = "root1"\ntree = "tcp://127.0.0.1:1"\nhttp = ""\n[journal]\nurl = "sqlite://{base}/data/root.db"\n'
+        f'[keys]\nsecret = "{base}/keys/root1.secret"\nauthorized = "{base}/authorized.toml"\n')
+    path = base / name
+    os.chown(path, OTHER, OTHER)
+    done = aggregator(base)
+    assert done.returncode == 2 and f": {path} belongs to uid {OTHER}" in done.stderr, done
+    os.chown(path, 0, 0)
+    (base / "root.toml").write_text((base / "root.toml").read_text().replace("name", "nam"))
+    assert "nam" in aggregator(base).stderr, "now it is only its configuration that is wrong"
