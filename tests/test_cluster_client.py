@@ -231,6 +231,33 @@ def test_whose_key_is_removed_while_a_command_runs_is_denied(kit: Kit, capsys: p
     assert "does not know the key of olga any more" in capsys.readouterr().err
 
 
+def test_a_file_in_the_working_directory_does_not_replace_the_key_that_was_pinned(
+    kit: Kit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kit.start_root()
+    url, pinned = started(kit, kit.url), kit.public["agg1"]
+    home = tmp_path / "home"
+    (home / ".config" / "pact").mkdir(parents=True)
+    for at in (home, home / ".config" / "pact"):
+        planted = at / pinned.lstrip("/")
+        planted.parent.mkdir(parents=True, exist_ok=True)
+        planted.write_text(kit.public["root1"])
+    (home / ".config" / "pact" / "root.key").write_text(pinned)
+    (home / "root.key").write_text(kit.public["root1"])
+    monkeypatch.chdir(home)
+    monkeypatch.setenv("HOME", str(home))
+    command, asked = ["--via", url, "--key", kit.secret("olga"), "--timeout", "4", "nodes"], 0
+    for option, told in ([], pinned), (["--server-key", pinned], ""), ([], "root.key"):
+        (home / ".config" / "pact" / "client.toml").write_text(f"server_key = '{told}'" if told else "")
+        thread = threading.Thread(target=main.main, args=([*option, *command],))
+        thread.start()
+        kit.until(lambda: not thread.is_alive() or sum(m.kind == "request" for m in kit.stand_in.got) > asked, "asked")  # noqa: B023
+        now = sum(m.kind == "request" for m in kit.stand_in.got)
+        assert now == asked + 1
+        thread.join(10)
+        asked = now
+
+
 def test_a_wrong_key_of_the_server_is_not_a_server_that_is_not_there(kit: Kit) -> None:
     kit.start_root()
     url = started(kit, kit.url)

@@ -175,12 +175,41 @@ def test_client_defaults_come_from_the_first_file(tmp_path: Path) -> None:
     second.write_text('via = "tcp://root:7417"\nserver_key = "' + PUBLIC + '"\nkey = "me.secret"\n')
     found = config.load_client((str(first), str(second)))
     assert (found.via, found.server_key, found.key) == ("tcp://root:7417", PUBLIC, str(tmp_path / "me.secret"))
+    assert found.directory == str(tmp_path)
     first.write_text('[client]\nvia = "tcp://other:7417"\n')
     assert config.load_client((str(first), str(second))).via == "tcp://other:7417"
     first.write_text('via = 7\n')
     with pytest.raises(ConfigError, match="via must be"):
         config.load_client((str(first),))
     assert config.load_client(()).via == ""
+
+
+def test_what_could_be_a_servers_key_is_one_and_never_the_name_of_a_file(tmp_path: Path,
+                                                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    for directory in ("here", "etc"):
+        (tmp_path / directory).mkdir()
+        (tmp_path / directory / "root.key").write_text(OTHER + "\n")
+        (tmp_path / directory / PUBLIC).write_text(OTHER + "\n")
+    (tmp_path / "etc" / "root.key").write_text(PUBLIC + "\n")
+    monkeypatch.chdir(tmp_path / "here")
+    etc = str(tmp_path / "etc")
+    assert keys.server_key(PUBLIC) == keys.server_key(PUBLIC, etc) == PUBLIC
+    assert keys.server_key("./root.key") == keys.server_key(str(tmp_path / "here" / "root.key")) == OTHER
+    assert keys.server_key("root.key", etc) == keys.server_key("../etc/root.key", etc) == PUBLIC
+    with pytest.raises(UsageError, match="not a key of 40 characters") as caught:
+        keys.server_key("root.key")
+    assert "./NAME.key" in caught.value.hint
+    os.mkfifo("pipe")
+    Path("empty").write_text("x" * 41)
+    for bad in ("./none", "./pipe", "./empty", etc, "./a\0b", "./ä"):
+        with pytest.raises(UsageError, match=r"server's key|does not hold"):
+            keys.server_key(bad)
+
+
+def test_a_secret_key_that_is_given_for_its_file_is_not_printed() -> None:
+    with pytest.raises(ConfigError, match="not the secret key itself") as caught:
+        keys.load(OTHER)
+    assert OTHER not in caught.value.message + caught.value.hint
 
 
 @pytest.mark.parametrize(("text", "says", "hint"), [

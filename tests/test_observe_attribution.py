@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -49,6 +51,24 @@ CASES = [
     (b"0::/user.slice/user-1000.slice/user@1000.service/app.slice/evil.service\n", "", None),
     (b"0::/system.slice/docker.service/x/system.slice/sshd.service\n", "docker.service", None),
     (b"0::/kubepods.slice/pod1/cri-0123.scope\n", "", None),
+    (b"0::/system.slice/docker-0a1b.scope/system.slice/sshd.service\n", "", None),
+    (b"0::/machine.slice/libpod-0a1b.scope/container/system.slice/sshd.service\n", "", None),
+    (b"0::/machine.slice/machine-c1.scope/payload/sshd.service\n", "", None),
+    (b"0::/machine.slice/systemd-nspawn@c1.service/payload/system.slice/sshd.service\n", "systemd-nspawn@c1.service", None),
+    (b"0::/docker/0a1b/system.slice/sshd.service\n", "", None),
+    (b"0::/lxc.payload.c1/system.slice/sshd.service\n", "", None),
+    (b"0::/kubepods.slice/kubepods-pod1.slice/cri-0123.scope/system.slice/sshd.service\n", "", None),
+    (b"0::/slurm/uid_1000/job_7/sshd.service\n", "", None),
+    (b"0::/sshd.service\n", "", None),
+    (b"0::/../system.slice/sshd.service\n", "", None),
+    (b"0::/system.slice/docker-0a1b.scope/user.slice/user-0.slice/session-1.scope\n", "", None),
+    (b"0::/docker/0a1b/user.slice/user-1001.slice/session-12.scope\n", "", None),
+    (b"0::/user.slice/user-1000.slice/user@1000.service/user.slice/user-0.slice/session-1.scope\n", "", None),
+    (b"0::/user.slice/user-1000.slice/user@1000.service/system.slice/sshd.service\n", "", None),
+    (b"0::/user.slice/user-1000.slice/session-3.scope/system.slice/sshd.service\n", "", "3"),
+    (b"0::/system.slice/_cpu.service\n", "cpu.service", None),
+    (b"0::/system.slice/.service\n", "", None),
+    (b"0::/system.slice/sshd.service.slice\n", "", None),
     (b"0::/init.scope\n", "", None),
     (b"0::/\n", "", None),
     (b"", "", None),
@@ -187,6 +207,60 @@ def test_a_peer_that_is_not_what_it_was_is_only_its_uid() -> None:
     assert writer_of_peer(os.getpid(), os.getuid()).command
     assert writer_of_peer(os.getpid(), 54321) == Writer(os.getpid(), 54321)
     assert writer_of_peer(0, 1000) == Writer(0, 1000)
+
+
+IN_ITS_OWN = """
+import os, sys
+open(sys.argv[1] + "/cgroup.procs", "w").write("0")
+if hasattr(os, "unshare"):
+    os.unshare(0x02000000)
+else:
+    import ctypes
+    assert ctypes.CDLL(None).unshare(0x02000000) == 0
+print([line.rstrip().partition(":/")[2] for line in open("/proc/self/cgroup") if sys.argv[2] in line][0], flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def hierarchy() -> Iterator[tuple[str, str]]:
+    """A directory of cgroups in which ours may be made, and what tells its line in /proc/PID/cgroup."""
+    for path, line in ("/sys/fs/cgroup/unified", "0::"), ("/sys/fs/cgroup/systemd", "name=systemd:"), ("/sys/fs/cgroup", "0::"):
+        if os.access(f"{path}/cgroup.procs", os.W_OK):
+            yield path, line
+            return
+    pytest.skip("no cgroups can be made here")
+
+
+@pytest.mark.root
+@pytest.mark.invariant("S1")
+@pytest.mark.parametrize(("below", "key"), [
+    ("docker-0a1b.scope/system.slice/sshd.service", "uid:0"),
+    ("pacttest.service/system.slice/sshd.service", "unit:pacttest.service"),
+])  # fmt: skip
+def test_what_a_container_calls_its_cgroups_names_no_unit_of_the_host(hierarchy: tuple[str, str], below: str,
+                                                                      key: str) -> None:
+    """Really, and for a process that sees only its own part of the tree: to itself it is in /."""
+    top, line = hierarchy
+    slices, made = f"pacttest{os.getpid()}.slice/pacttest{os.getpid()}-a.slice", []
+    path = top
+    try:
+        for part in f"{slices}/{below}".split("/"):
+            path += f"/{part}"
+            os.mkdir(path)
+            made.append(path)
+        child = subprocess.Popen([sys.executable, "-c", IN_ITS_OWN, path, line], stdin=subprocess.PIPE,
+                                 stdout=subprocess.PIPE, text=True)  # fmt: skip
+        try:
+            assert child.stdout is not None and child.stdout.readline() == "\n"
+            writer = resolve(child.pid)
+            assert writer is not None and writer.cgroup == f"/{slices}/{below}"
+            assert owner_of(replace(writer, loginuid=None)).key == key
+        finally:
+            child.communicate()
+    finally:
+        for path in reversed(made):
+            os.rmdir(path)
 
 
 @pytest.mark.root

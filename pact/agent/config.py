@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Final
 
+from pact.cluster.keys import is_public
 from pact.core import strict
 from pact.core.settings import DEFAULT_SEVERITY, DEFAULT_WEIGHTS, Settings, billionths
 from pact.core.units import parse_duration
@@ -187,8 +188,8 @@ def parents(value: Any) -> list[Parent]:
             raise ValueError(f'has an entry whose url is not "tcp://HOST:PORT" but {url!r}')
         if key is None:
             raise ValueError(f'has an entry for {url} without a key: add key = "..." (what NAME.key holds)')
-        if not isinstance(key, str) or len(key) != 40:
-            raise ValueError(f"has an entry for {url} without a key of 40 characters (what NAME.key holds)")
+        if not isinstance(key, str) or not is_public(key):
+            raise ValueError(f"has an entry for {url} without a key of 40 characters in Z85 (what NAME.key holds)")
         if not isinstance(rack, str):
             raise ValueError(f"has an entry for {url} whose rack is no string")
         if any(p.url == url for p in out):

@@ -78,7 +78,7 @@ def build() -> argparse.ArgumentParser:
     parser.add_argument("--socket", metavar="PATH", default=os.environ.get("PACT_SOCKET") or None,
                         help="the agent's control socket (default: $PACT_SOCKET or /run/pact/agent.sock)")
     parser.add_argument("--via", metavar="URL", action="append", help="a root or an aggregator: tcp://HOST:7417")
-    parser.add_argument("--server-key", metavar="KEY", help="its public key, or the file that holds it")
+    parser.add_argument("--server-key", metavar="KEY", help="its public key, or a file that holds it: ./NAME.key")
     parser.add_argument("--key", metavar="FILE", help="your secret key (NAME.secret)")
     parser.add_argument("--timeout", type=duration, metavar="D", help=PATIENCE)
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout (one a line for streams)")

@@ -64,9 +64,8 @@ def connected(args: argparse.Namespace) -> Iterator[RootClient]:
     for value, what in needed:
         if not value:
             raise UsageError(f"{what} is missing", "or write it in ~/.config/pact/client.toml or /etc/pact/client.toml")
-    if os.path.isfile(server_key):
-        with open(server_key, encoding="ascii", errors="replace") as f:
-            server_key = f.read(4096).strip()
+    if via:
+        server_key = keys.server_key(server_key, "" if args.server_key else config.directory)
     servers = [*((url, server_key) for url in via), *servers]
     name = re.sub(r"[^A-Za-z0-9._-]", "_", os.path.basename(path).removesuffix(".secret")) or "operator"
     with RootClient(servers, keys.load(path), name, _say_waiting, _timeout_s(args)) as client:

@@ -97,6 +97,7 @@ class ClientConfig:
     server_key: str = ""
     key: str = ""
     servers: list[Parent] = field(default_factory=list)
+    directory: str = ""  # of the file that says so
 
 
 def _url(value: Any) -> str:
@@ -180,14 +181,16 @@ def load_client(paths: tuple[str, ...] = CLIENT_PATHS) -> ClientConfig:
     """The first of the files that exists: ``via``, ``server_key`` and ``key``, at the top or under ``[client]``.
     ``servers = [{url, key}, ...]`` are others that are tried in turn.
 
-    Raises ConfigError. A relative ``key`` is looked for beside the file.
+    Raises ConfigError. A relative ``key`` is looked for beside the file, and so is the file that a ``server_key`` names
+    which is no key itself (``keys.server_key``).
     """
     config = ClientConfig()
     for path in map(os.path.expanduser, paths):
         if not os.path.exists(path):
             continue
         fill(path, {"client": CLIENT_FIELDS}, config, top=CLIENT_FIELDS)
+        config.directory = os.path.dirname(os.path.abspath(path))
         if config.key:
-            config.key = os.path.join(os.path.dirname(path), os.path.expanduser(config.key))
+            config.key = os.path.join(config.directory, os.path.expanduser(config.key))
         break
     return config

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from dataclasses import dataclass, field
+from typing import Final
 
 from pact.agent import owned
 from pact.errors import ConfigError, PactError, UsageError
@@ -12,6 +13,8 @@ from pact.errors import ConfigError, PactError, UsageError
 Z85: frozenset[str] = frozenset(
     "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.-:+=^!/*?&<>()[]{}@%$#"
 )
+
+KEY_FILE_MAX: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +28,32 @@ class Key:
 def is_public(text: str) -> bool:
     """Could this be a key? 32 bytes in Z85: 40 characters."""
     return len(text) == 40 and set(text) <= Z85
+
+
+def server_key(text: str, beside: str = "") -> str:
+    """The public key that ``text`` is, or that the file holds whose path it is. ``beside``: the directory of the
+    configuration file that says so, from which a relative path goes on; on the command line a path has a slash in it.
+
+    What could be a key is one: no file, whoever made it and wherever, stands for the key that an operator has pinned.
+    Raises UsageError.
+    """
+    if is_public(text):
+        return text
+    if not beside and "/" not in text:
+        raise UsageError(f"the server's key {text!r} is not a key of 40 characters in Z85",
+                         "it is what NAME.key holds; write the path of that file with a slash: ./NAME.key")  # fmt: skip
+    path = os.path.join(beside, os.path.expanduser(text))
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK)
+        with os.fdopen(fd, encoding="ascii", errors="replace") as f:
+            regular = stat.S_ISREG(os.fstat(fd).st_mode)
+            found = f.read(KEY_FILE_MAX).strip() if regular else ""
+    except (OSError, ValueError) as exc:
+        why = os.strerror(exc.errno or 0) if isinstance(exc, OSError) else "is no path"
+        raise UsageError(f"the server's key: {path}: {why}", "the file that keygen has written: NAME.key") from None
+    if not is_public(found):
+        raise UsageError(f"{path} does not hold a key of 40 characters in Z85", "the server's NAME.key does")
+    return found
 
 
 def keygen(name: str, directory: str) -> tuple[str, str, str]:
@@ -66,11 +95,13 @@ def load(path: str) -> Key:
     """The key pair of a secret file. Raises ConfigError: unreadable, no key, or others may read it."""
     import zmq
 
+    if is_public(os.path.basename(path)) and not os.path.lexists(path):  # who gives a key for its file reads it nowhere
+        raise ConfigError("the name of a file is wanted, not the secret key itself", "pact keygen writes NAME.secret")
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY)
         with os.fdopen(fd, encoding="ascii", errors="replace") as f:
             info = os.fstat(f.fileno())
-            text = f.read(4096).strip()
+            text = f.read(KEY_FILE_MAX).strip()
     except OSError as exc:
         closed = isinstance(exc, PermissionError)
         hint = "it must belong to the account that uses it" if closed else "pact keygen makes a key"

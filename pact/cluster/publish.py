@@ -11,23 +11,29 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 import zmq
 
+from pact.cluster.subscriptions import SUBSCRIPTION_MAX, Subscriptions
+from pact.cluster.zap import end_connection
 from pact.core import public
 from pact.core.root import Publish
 
 WAITING_BYTES_MAX: Final = 64 << 20
 SEND_MAX: Final = 4000
-SUBSCRIPTION_MAX: Final = 1024
 HEADS_S: Final = 1.0
 BIND_RETRY_S: Final = 0.1
 DRAIN_MAX: Final = 256
 PAUSE_S: Final = 0.1
 CLOSE_S: Final = 5.0
+SWEEP_S: Final = 1.0
+#: What libzmq takes from a subscriber before it lets go of our thread: with more it may go on as long as one sends.
+#: With 1 no subscription would arrive.
+TAKEN_MAX: Final = 2
+RECEIVED_BYTES_MAX: Final = 64 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,16 +164,19 @@ class Publisher(Threaded):
     kind = zmq.XPUB
 
     def __init__(self, context: zmq.Context[Any], at: Endpoint, cluster: str, *, send_max: int = SEND_MAX,
-                 heads_s: float = HEADS_S) -> None:  # fmt: skip
+                 heads_s: float = HEADS_S, note: Callable[[str], None] = lambda text: None) -> None:  # fmt: skip
         super().__init__(context, at, "pact-events")
-        self.options = {zmq.SNDHWM: send_max, zmq.RCVHWM: 1000, zmq.MAXMSGSIZE: SUBSCRIPTION_MAX}
+        self.options = {zmq.SNDHWM: send_max, zmq.RCVHWM: TAKEN_MAX, zmq.RCVBUF: RECEIVED_BYTES_MAX,
+                        zmq.MAXMSGSIZE: SUBSCRIPTION_MAX, zmq.XPUB_VERBOSER: 1}  # fmt: skip
         self._cluster = cluster
         self._heads_s = heads_s
+        self._note = note
         self._queue: deque[public.Heads | Publish | None] = deque()
         self._bytes = 0
         self._heads: public.Heads | None = None
         self._heads_due_s = 0.0
-        self._subscriptions = 0
+        self._subscriptions = Subscriptions(self._cut)
+        self._sweep_due_s = 0.0
         self.published = 0
         self.left_out = 0
 
@@ -194,9 +203,15 @@ class Publisher(Threaded):
         """No heads from now on: they are the leader's."""
         self._give(None)
 
-    def stats(self) -> dict[str, int]:
+    def stats(self) -> dict[str, Any]:
         return {"published": self.published, "left_out": self.left_out, "waiting_bytes": self._bytes,
-                "subscriptions": self._subscriptions}  # fmt: skip
+                "subscriptions": self._subscriptions.topics, "refused": dict(self._subscriptions.refused)}  # fmt: skip
+
+    def _cut(self, fd: int, key: str, why: str) -> None:
+        end_connection(fd, int(self.address.rpartition(":")[2]))
+        count = self._subscriptions.refused[why]
+        if count & (count - 1) == 0:
+            self._note(f"a subscriber with the key {key or '(none)'} is cut off: {why} ({count} times)")
 
     def _give(self, item: public.Heads | Publish | None) -> None:
         with self._lock:
@@ -206,10 +221,11 @@ class Publisher(Threaded):
         self._ring()
 
     def _begun(self) -> None:
-        self._subscriptions = 0
+        self._subscriptions.clear()
 
     def _work(self, sock: zmq.Socket[Any]) -> float:
         more = self._drain(sock)
+        self._sweep()
         item: public.Heads | Publish | None = None
         with self._lock:
             waiting = bool(self._queue)
@@ -228,24 +244,36 @@ class Publisher(Threaded):
             sock.send_multipart(heads.frames(self._cluster, time.time_ns()))
         if more or self._queue:
             return 0.0
-        return 60.0 if heads is None else self._heads_due_s - now_s
+        wait_s = SWEEP_S if self._subscriptions.listening else 60.0
+        return wait_s if heads is None else min(wait_s, self._heads_due_s - now_s)
 
     def _drain(self, sock: zmq.Socket[Any]) -> bool:
-        """Subscriptions come in as messages; how many there are is all that matters."""
+        """Subscriptions come in as messages, whose metadata tell the connection. Those without tell of one that has
+        ended."""
         for _ in range(DRAIN_MAX):
             try:
-                frames = sock.recv_multipart(zmq.NOBLOCK)
+                frame = sock.recv(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 return False
-            if len(frames) == 1 and frames[0][:1] in (b"\0", b"\1"):
-                self._subscriptions = max(0, self._subscriptions + (1 if frames[0][0] else -1))
+            try:
+                fd = int(frame.get("__fd"))
+            except (zmq.ZMQError, ValueError):
+                self._sweep_due_s = min(self._sweep_due_s, time.monotonic() + PAUSE_S)
+                continue
+            self._subscriptions.heard(fd, user_of(frame), bytes(frame.buffer))
         return True
+
+    def _sweep(self) -> None:
+        now_s = time.monotonic()
+        if now_s >= self._sweep_due_s:
+            self._sweep_due_s = now_s + SWEEP_S
+            self._subscriptions.sweep()
 
     def _send(self, sock: zmq.Socket[Any], chunk: Publish) -> None:
         if self._heads is None:
             self._heads = public.Heads()
         self._heads.incarnation = chunk.incarnation
-        if not self._subscriptions:
+        if not self._subscriptions.listening:
             self._heads.skip(chunk.last)
             return
         send, more = sock.send, zmq.SNDMORE
@@ -256,3 +284,11 @@ class Publisher(Threaded):
             send(body)
             self._heads.saw(event)
             self.published += 1
+
+
+def user_of(frame: Any) -> str:
+    """The key that sent it."""
+    try:
+        return str(frame.get("User-Id"))
+    except zmq.ZMQError:
+        return ""  # without CURVE nobody has a key

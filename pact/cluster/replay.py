@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import zmq
 
-from pact.cluster.publish import DRAIN_MAX, Endpoint, Threaded
+from pact.cluster.publish import DRAIN_MAX, Endpoint, Threaded, user_of
 from pact.core import public
 from pact.errors import JournalError, RequestError
 
@@ -101,7 +101,7 @@ class Replay(Threaded):
             except zmq.Again:
                 return False
             frames = [bytes(f.buffer) for f in rest]
-            self._take(bytes(key.buffer), self._user(rest[-1]) if rest else "", frames)
+            self._take(bytes(key.buffer), user_of(rest[-1]) if rest else "", frames)
         return True
 
     def _take(self, key: bytes, user: str, frames: list[bytes]) -> None:
@@ -119,12 +119,6 @@ class Replay(Threaded):
         if frames and not frames[0]:
             peer.envelope, frames = (b"",), frames[1:]
         peer.asked.append(self._understood(user, frames))
-
-    def _user(self, frame: Any) -> str:
-        try:
-            return str(frame.get("User-Id"))
-        except zmq.ZMQError:
-            return ""  # without CURVE nobody has a key
 
     def _understood(self, user: str, frames: list[bytes]) -> Asked:
         as_json = bool(frames) and frames[0][:1] == b"["

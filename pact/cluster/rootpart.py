@@ -105,7 +105,8 @@ class RootPart:
         self._last_failed = ""
         self.committer = Committer(opener(config.journal, config.cluster, config.journal_options), config.name)
         secret = aggregator.key.secret
-        self.publisher = Publisher(aggregator.context, Endpoint(config.events, secret, auth.EVENTS), config.cluster)
+        self.publisher = Publisher(aggregator.context, Endpoint(config.events, secret, auth.EVENTS), config.cluster,
+                                   note=lambda text: log(text, 4))  # fmt: skip
         self.replay = Replay(
             aggregator.context, Endpoint(config.replay, secret, auth.REPLAY), config.cluster, read=self.committer.read,
             head=self._head, snapshot=self._public_snapshot,

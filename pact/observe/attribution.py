@@ -25,7 +25,7 @@ COMMAND_MAX: Final = 256
 NAMES_MAX: Final = 4096
 RETRY_UNKNOWN_NS: Final = 60_000_000_000
 
-_SESSION_SCOPE = re.compile(r"session-([0-9A-Za-z_]+)\.scope")
+_SESSION_SCOPE = re.compile(r"/user\.slice/user-\d+\.slice/session-([0-9A-Za-z_]+)\.scope(?:/|\Z)")
 _names: dict[int, tuple[str, int]] = {}
 
 
@@ -43,23 +43,27 @@ def command_text(raw: bytes) -> str:
 
 
 def session_of(cgroup: str) -> str | None:
-    """The logind session that a cgroup path lies in."""
-    for part in cgroup.split("/"):
-        if m := _SESSION_SCOPE.fullmatch(part):
-            return m[1]
-    return None
+    """The logind session that a cgroup path lies in, as this host's systemd makes them: below ``user.slice`` and the
+    user's own. What a container names so is none."""
+    m = _SESSION_SCOPE.match(cgroup)
+    return m[1] if m else None
 
 
 def unit_of(cgroup: str) -> str:
     """The system service that a cgroup path lies in, ``""`` for none.
 
-    The outermost one: what a container inside a service calls its own services is not for us to believe. Services of a
-    user's manager belong to the user.
+    It is the unit of this host's systemd, which makes slices and, in a slice, units: the first name that is no slice. A
+    scope is no service, and what is below a unit, or below a group that systemd has not made (``/docker/...``), is
+    named by whoever runs there: ``/system.slice/docker-1.scope/system.slice/sshd.service`` is not ``sshd.service``.
+    Services of a user's manager belong to the user. The path is as our own namespace sees it, not the process's: what
+    lies outside it begins with ``/..`` and is nobody's.
     """
-    parts = [p for p in cgroup.split("/") if p]
-    if not parts or parts[0] == "user.slice":
+    parts = cgroup.split("/")
+    if len(parts) < 3 or parts[0] or not parts[1].endswith(".slice") or parts[1] == "user.slice":
         return ""
-    return next((p for p in parts if p.endswith(".service")), "")
+    first = next((p for p in parts[1:] if not p.endswith(".slice")), "")
+    name = first.removeprefix("_")  # which systemd puts before a name that the kernel's files may have (cpu.service)
+    return name if name.endswith(".service") and name != ".service" else ""
 
 
 def tty_name(number: int) -> str:

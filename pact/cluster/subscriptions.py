@@ -1,0 +1,112 @@
+"""Who has subscribed to what at the public port, connection by connection, and who is cut off for what it costs.
+
+libzmq hands over each subscription and each cancellation with the descriptor of its connection, also those that change
+nothing; it keeps the topics of a connection apart from the others', but counts them for nobody and has no limit. A
+topic's every byte costs it some 40 to 80 bytes. So they are counted here, and the connection that takes more than its
+share is ended: it is free to come back with less. Nothing that one connection sends changes what is known of another.
+
+Which connections have ended shows only in the descriptors: ``sweep`` looks.  # V4
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+#: Of one subscription, with the byte before the topic: a longer message ends its connection at once, in libzmq.
+SUBSCRIPTION_MAX: Final = 1024
+#: Of one connection.
+TOPICS_MAX: Final = 4096
+TOPICS_BYTES_MAX: Final = 256 << 10
+#: Of all connections with one key.
+KEY_BYTES_MAX: Final = 1 << 20
+#: From one connection between two sweeps, whether they change anything or not.
+FRAMES_MAX: Final = 8192
+
+
+def inode_of(fd: int) -> int:
+    """Tells a connection from the next one that has its descriptor; 0 if there is none."""
+    try:
+        return os.fstat(fd).st_ino
+    except OSError:
+        return 0
+
+
+@dataclass(slots=True)
+class _Connection:
+    user: str
+    topics: set[bytes] = field(default_factory=set)
+    bytes: int = 0
+    frames: int = 0
+    cut: bool = False
+
+
+class Subscriptions:
+    """See the module. ``cut(fd, key, why)`` ends a connection."""
+
+    def __init__(self, cut: Callable[[int, str, str], object], inode: Callable[[int], int] = inode_of) -> None:
+        self._cut = cut
+        self._inode = inode
+        self._connections: dict[tuple[int, int], _Connection] = {}
+        self._by_key: Counter[str] = Counter()
+        self.topics = 0  # of all connections
+        self.refused: Counter[str] = Counter()
+
+    @property
+    def listening(self) -> bool:
+        """Perhaps somebody does: who has cancelled all counts until the connection ends."""
+        return bool(self._connections)
+
+    def heard(self, fd: int, user: str, frame: bytes) -> None:
+        """A frame that the connection sent: 1 and a topic subscribes, 0 and a topic cancels; others mean nothing."""
+        inode = self._inode(fd)
+        if not inode:
+            return  # it has ended, and its topics with it
+        found = self._connections.get((fd, inode))
+        if found is None:
+            found = self._connections[fd, inode] = _Connection(user)
+        found.frames += 1
+        if found.cut:
+            return
+        topic = frame[1:]
+        if frame[:1] == b"\1" and topic not in found.topics:
+            found.topics.add(topic)
+            self._count(found, 1, len(frame))
+        elif frame[:1] == b"\0" and topic in found.topics:
+            found.topics.remove(topic)
+            self._count(found, -1, -len(frame))
+        why = self._too_much(found)
+        if why:
+            found.cut = True
+            self.refused[why] += 1
+            self._cut(fd, found.user, why)
+
+    def _count(self, connection: _Connection, topics: int, size: int) -> None:
+        self.topics += topics
+        connection.bytes += size
+        self._by_key[connection.user] += size
+
+    def _too_much(self, connection: _Connection) -> str:
+        if len(connection.topics) > TOPICS_MAX or connection.bytes > TOPICS_BYTES_MAX:
+            return "too many topics"
+        if connection.user and self._by_key[connection.user] > KEY_BYTES_MAX:
+            return "too many topics of one key"
+        return "too many subscriptions at once" if connection.frames > FRAMES_MAX else ""
+
+    def sweep(self) -> None:
+        """Forget connections that have ended. Call it every second or so."""
+        for (fd, inode), connection in list(self._connections.items()):
+            if self._inode(fd) != inode:
+                self._count(connection, -len(connection.topics), -connection.bytes)
+                del self._connections[fd, inode]
+            connection.frames = 0
+        self._by_key += Counter()  # forget who has none
+
+    def clear(self) -> None:
+        """All connections have ended."""
+        self._connections.clear()
+        self._by_key.clear()
+        self.topics = 0

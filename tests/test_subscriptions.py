@@ -1,0 +1,265 @@
+"""Subscribers that cancel what they never had, or ask for more than their share, on real sockets; and the counting alone."""
+
+from __future__ import annotations
+
+import os
+import resource
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+import zmq
+from hypothesis import given
+from hypothesis import strategies as st
+from public_root import Chain, Keys, Root
+from rootlog_suite import until
+
+from pact.cluster.subscriptions import (
+    FRAMES_MAX,
+    KEY_BYTES_MAX,
+    SUBSCRIPTION_MAX,
+    TOPICS_BYTES_MAX,
+    TOPICS_MAX,
+    Subscriptions,
+)
+
+TOPIC_MAX = 900  # what CURVE and the framing add counts, too
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Iterator[Root]:
+    """Without CURVE, so that the hostile need no ZeroMQ, which would send some of this for nobody."""
+    keys = Keys()
+    keys.server = ("", "")
+    root = Root(tmp_path, keys)
+    yield root
+    root.stop()
+
+
+@pytest.fixture
+def connect(root: Root) -> Iterator[Callable[[], zmq.Socket[Any]]]:
+    context: zmq.Context[Any] = zmq.Context()
+    made: list[zmq.Socket[Any]] = []
+
+    def connect() -> zmq.Socket[Any]:
+        sock: zmq.Socket[Any] = context.socket(zmq.SUB)
+        sock.linger, sock.sndhwm, sock.rcvtimeo = 0, 0, 10_000
+        sock.connect(root.events)
+        made.append(sock)
+        return sock
+
+    yield connect
+    for sock in made:
+        sock.close(0)
+    context.term()
+
+
+@pytest.fixture
+def hostile(root: Root) -> Iterator[Hostile]:
+    hostile = Hostile(root)
+    yield hostile
+    hostile.sock.close()
+
+
+class Hostile:
+    """A SUB that sends whatever it likes, in ZMTP 3.0 by hand."""
+
+    def __init__(self, root: Root) -> None:
+        self._root = root
+        self.begin()
+
+    def begin(self) -> None:
+        self.sock = socket.create_connection(("127.0.0.1", int(self._root.events.rpartition(":")[2])), 10)
+        ready = b"\x05READY\x0bSocket-Type\0\0\0\x03SUB"
+        self.sock.sendall(b"\xff" + bytes(8) + b"\x7f\3\0" + b"NULL".ljust(52, b"\0") + b"\4" + bytes([len(ready)]) + ready)
+
+    def send(self, *frames: bytes, more: bool = False) -> None:
+        self.sock.sendall(b"".join(bytes([2 + more]) + len(f).to_bytes(8, "big") + f for f in frames))
+
+    def is_cut(self) -> bool:
+        """It has ended, after what came before."""
+        self.sock.settimeout(5)
+        try:
+            while self.sock.recv(65536):
+                pass
+        except ConnectionError:
+            pass
+        except TimeoutError:
+            return False
+        return True
+
+
+def numbers(sock: zmq.Socket[Any], upto: int) -> list[int]:
+    out: list[int] = []
+    ends_s = time.monotonic() + 10
+    while not out or out[-1] < upto:
+        assert time.monotonic() < ends_s, f"only heads come, and {out}"
+        topic, header, _ = sock.recv_multipart()
+        out += [orjson.loads(header)["gseq"]] if b".heads." not in topic else []
+    return out
+
+
+def subscriptions(root: Root) -> int:
+    return int(root.publisher.stats()["subscriptions"])
+
+
+def refused(root: Root, why: str = "too many topics") -> int:
+    return int(root.publisher.stats().get("refused", {}).get(why, 0))
+
+
+def listening(sock: zmq.Socket[Any], root: Root) -> zmq.Socket[Any]:
+    sock.subscribe("pact.v1.")
+    assert until(lambda: subscriptions(root) > 0)
+    return sock
+
+
+@pytest.mark.invariant("V4", "F40")
+@pytest.mark.parametrize("cancelled", [b"pact.v1.", b"never"])
+def test_who_cancels_what_it_never_had_ends_nobody_elses_live_events(root: Root, connect: Any, hostile: Hostile, cancelled: bytes) -> None:
+    sock, chain = listening(connect(), root), Chain("n1")
+    hostile.send(*[b"\0" + cancelled] * 20)
+    time.sleep(0.5)
+    root.commit(chain.batch("committed", "committed"))
+    assert numbers(sock, 1) == [0, 1]
+    hostile.send(b"\1mine", b"\1mine", b"\0mine", b"\0mine", b"\0mine", b"", b"\2", b"x" * TOPIC_MAX, b"\1last")
+    assert until(lambda: subscriptions(root) == 2)
+    hostile.send(b"\0pact.v1.", b"\0last", b"\0", more=True)  # a message without an end
+    hostile.sock.close()
+    assert until(lambda: subscriptions(root) == 1)
+    root.commit(chain.batch("committed"))
+    assert numbers(sock, 2) == [2]
+    sock.close(0)
+    assert until(lambda: not root.publisher._subscriptions.listening)
+    assert root.publisher.stats()["refused"] == {}
+
+
+@pytest.mark.invariant("V4", "F40")
+def test_a_subscriber_of_a_hundred_thousand_topics_costs_little_and_the_others_nothing(root: Root, connect: Any, hostile: Hostile) -> None:
+    sock, chain, took = listening(connect(), root), Chain("n1"), []
+    rest = os.urandom(TOPIC_MAX)
+    before_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    sent = 0
+    while sent < 100_000:
+        try:
+            hostile.send(*[b"\1%08d" % n + rest for n in range(sent, sent + 100)])
+        except ConnectionError:
+            hostile.sock.close()
+            hostile.begin()
+        sent += 100
+        if sent % 5000 == 0:
+            asked_s = time.monotonic()
+            number = root.commit(chain.batch("committed"))
+            assert numbers(sock, number)[-1] == number
+            took.append(time.monotonic() - asked_s)
+    assert refused(root) > 10
+    cost_mib = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kib) / 1024
+    assert cost_mib < 200, cost_mib  # several GiB without a limit
+    assert max(took) < 2.0, took
+    hostile.sock.close()
+    assert until(lambda: subscriptions(root) == 1)
+
+
+@pytest.mark.invariant("V4")
+def test_what_one_may_have_is_had_and_one_topic_more_ends_that_connection_alone(root: Root, connect: Any) -> None:
+    sock, many, chain = listening(connect(), root), connect(), Chain("n1")
+    names = [f"pact.v1.committed.c1.r1.n{n}." for n in range(TOPICS_MAX)]
+    for name in names:
+        many.subscribe(name)
+    assert until(lambda: subscriptions(root) == TOPICS_MAX + 1)
+    root.commit(chain.batch("committed"))
+    assert numbers(many, 0) == numbers(sock, 0) == [0]
+    many.subscribe("one.too.many")
+    assert until(lambda: many.poll(10) or refused(root) > 2)  # it comes back with as many, again and again
+    for name in ["one.too.many", *names[100:]]:
+        many.unsubscribe(name)
+    assert until(lambda: many.poll(10) or subscriptions(root) == 101)  # with fewer it stays
+    root.commit(chain.batch("committed"))
+    assert numbers(many, 1) == numbers(sock, 1) == [1]
+
+
+@pytest.mark.parametrize(("frames", "why"), [
+    ([b"\1" + bytes(SUBSCRIPTION_MAX)], ""),
+    ([b"\1%05d" % n for n in range(TOPICS_MAX + 1)], "too many topics"),
+    ([b"\1%05d" % n + bytes(TOPIC_MAX) for n in range(TOPICS_BYTES_MAX // TOPIC_MAX + 1)], "too many topics"),
+    ([b"\0x", b"\1x"] * (FRAMES_MAX // 2 + 1), "too many subscriptions at once"),
+])  # fmt: skip
+def test_who_takes_more_than_its_share_is_cut_off(root: Root, connect: Any, hostile: Hostile, frames: list[bytes], why: str) -> None:
+    sock = listening(connect(), root)
+    hostile.send(*frames)
+    assert hostile.is_cut()
+    assert root.publisher.stats()["refused"] == ({why: 1} if why else {})
+    number = root.commit(Chain("n1").batch("committed"))
+    assert numbers(sock, number) == [number]
+
+
+# -- the counting ---------------------------------------------------------------------------------------------------
+
+
+class Sockets:
+    """Descriptors, the inodes that they have, and which were cut."""
+
+    def __init__(self) -> None:
+        self.inodes: dict[int, int] = {}
+        self.cut: list[tuple[int, str, str]] = []
+        self.counts = Subscriptions(lambda *args: self.cut.append(args), lambda fd: self.inodes.get(fd, 0))
+
+
+def test_all_connections_of_one_key_have_one_share() -> None:
+    at = Sockets()
+    topic, each = bytes(SUBSCRIPTION_MAX - 1), TOPICS_BYTES_MAX // SUBSCRIPTION_MAX
+    for fd in range(5):
+        at.inodes[fd] = 100 + fd
+        for n in range(each):
+            at.counts.heard(fd, "ann", b"\1" + n.to_bytes(2, "big") + topic[2:])
+    assert KEY_BYTES_MAX == 4 * TOPICS_BYTES_MAX
+    assert [(fd, why) for fd, _, why in at.cut] == [(4, "too many topics of one key")]
+    at.inodes[9] = 900
+    at.counts.heard(9, "bob", b"\1x")
+    assert len(at.cut) == 1
+    at.inodes.clear()
+    at.counts.sweep()
+    assert (at.counts.topics, at.counts.listening) == (0, False)
+    at.inodes[0] = 200
+    at.counts.heard(0, "ann", b"\1x")
+    assert len(at.cut) == 1 and at.counts.topics == 1
+
+
+def test_who_sends_without_an_end_is_cut_even_if_nothing_comes_of_it() -> None:
+    at = Sockets()
+    at.inodes = {3: 33, 4: 44}
+    at.counts.heard(4, "bob", b"\1")
+    for _ in range(FRAMES_MAX):
+        at.counts.heard(3, "ann", b"\0x")
+    at.counts.sweep()
+    for _ in range(FRAMES_MAX):
+        at.counts.heard(3, "ann", b"\1x")
+    assert at.cut == []
+    at.counts.heard(3, "ann", b"")
+    at.counts.heard(3, "ann", b"")
+    assert at.cut == [(3, "ann", "too many subscriptions at once")]
+
+
+@given(st.lists(st.tuples(st.sampled_from("hjks"), st.integers(0, 3), st.integers(0, 1), st.sampled_from([b"", b"a", b"b"]))))
+def test_the_count_is_that_of_the_live_connections_sets(steps: list[tuple[str, int, int, bytes]]) -> None:
+    at, inode, model = Sockets(), 0, {}
+    for what, fd, add, topic in steps:
+        if what == "k":  # the connection ends, and its descriptor may be another's at once
+            model.pop(at.inodes.get(fd, 0), None)
+            inode += 1
+            at.inodes[fd] = inode * (add or 0)
+        elif what == "s":
+            at.counts.sweep()
+        else:
+            at.counts.heard(fd, f"user{fd}", bytes([add]) + topic)
+            if at.inodes.get(fd):
+                had: set[bytes] = model.setdefault(at.inodes[fd], set())
+                had.add(topic) if add else had.discard(topic)
+    at.counts.sweep()
+    assert at.counts.topics == sum(map(len, model.values()))
+    assert at.counts.listening == bool(model)
+    assert dict(at.counts._by_key) == {f"user{fd}": size for fd, i in at.inodes.items()
+                                       if (size := sum(len(t) + 1 for t in model.get(i, ())))}  # fmt: skip
