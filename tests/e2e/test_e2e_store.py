@@ -124,7 +124,7 @@ def test_of_a_backlog_larger_than_the_room_that_came_back_as_much_is_recorded_as
 ) -> None:
     agent, count = make_agent(), 1500
     state = f"{TOP}/state"
-    world.sh(f"mkdir -p {state} {TOP}/many; mount -t tmpfs -o size=12m tmpfs {state}")
+    world.sh(f"mkdir -p {state} {TOP}/many; mount -t tmpfs -o size=12m,mode=700 tmpfs {state}")
     agent.configure({"state": {"dir": state}})
     agent.start()
     every = f"for i in $(seq {count}); do echo $1 > {TOP}/many/$i; done"
