@@ -196,6 +196,31 @@ def test_who_takes_more_than_its_share_is_cut_off(root: Root, connect: Any, host
     assert numbers(sock, number) == [number]
 
 
+@pytest.mark.invariant("V4", "F40")
+def test_with_curve_it_is_the_key_that_has_a_share(tmp_path: Path) -> None:
+    """Four connections of one key have all of it; the fifth is cut off, and another key's is not."""
+    root, context, made = Root(tmp_path, Keys()), zmq.Context[Any](), []
+    each = [f"{n:03d}" + "x" * (TOPIC_MAX - 3) for n in range(TOPICS_BYTES_MAX // (TOPIC_MAX + 1))]
+    try:
+        for who in ["sub"] * 5 + ["view"]:
+            sock = root.keys.secure(context.socket(zmq.SUB), who)
+            made.append(sock)
+            sock.linger, sock.sndhwm, sock.rcvtimeo = 0, 0, 10_000
+            sock.connect(root.events)
+            for topic in each if who == "sub" else ["pact.v1."]:
+                sock.subscribe(topic)
+            assert until(lambda: subscriptions(root) == min(len(made), 4) * len(each) + (len(made) == 6)
+                         or refused(root, "too many topics of one key"))  # fmt: skip
+        assert until(lambda: refused(root, "too many topics of one key") > 0) and refused(root) == 0
+        number = root.commit(Chain("n1").batch("committed"))
+        assert numbers(made[-1], number) == [number]
+    finally:
+        for sock in made:
+            sock.close(0)
+        context.term()
+        root.stop()
+
+
 # -- the counting ---------------------------------------------------------------------------------------------------
 
 

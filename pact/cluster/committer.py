@@ -29,13 +29,14 @@ CLOSE_S: Final = 15.0
 @dataclass(frozen=True, slots=True)
 class Elected:
     """This root leads: the newest snapshot and the chunks after it. Everything earlier is void. ``lost``: what the
-    store knows to be missing at its end.
+    store knows to be missing at its end; ``doubted``: what the store did not believe when it was elected.
     """
 
     fence: int
     snapshot: bytes | None
     chunks: tuple[bytes, ...]
     lost: str = ""
+    doubted: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,7 +274,8 @@ class Committer:
         while store.leading() and not self._closing:
             try:
                 snapshot, chunks = store.load()
-                elected = Elected(fence, snapshot, tuple(chunks), getattr(store, "lost", ""))
+                elected = Elected(fence, snapshot, tuple(chunks), getattr(store, "lost", ""),
+                                  getattr(store, "doubted", ""))  # fmt: skip
             except JournalError as exc:
                 self._post(Failed(str(exc), "load"))
                 self._sleep(RETRY_S[-1])

@@ -209,6 +209,8 @@ class RootPart:
             log(f"the root's log does not verify: {exc}", 2)
             raise PactError(f"the root's log does not verify: {exc}",
                             "keep it; restore it from a backup or another member") from None  # fmt: skip
+        if posted.doubted:
+            log(posted.doubted, 2)
         if posted.lost:
             log(posted.lost, 2)
         boot = boot_id()

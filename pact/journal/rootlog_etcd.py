@@ -8,11 +8,16 @@ where it moves.  # Q1
 
 A fence is one more than the last, and never behind the clock, as on SQLite: a log that is moved from one to the other,
 or an etcd that is restored from a backup, gives no fence that nodes would take for an old one.  # Q4
+
+Whoever may write there is believed only so far: a term far ahead of the clock, which every later root would have to
+exceed and no node could count on, is passed over; a leader without a lease, who would lead for ever, is removed; and
+what makes no sense is a JournalError, never the end of the root.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -23,7 +28,7 @@ import orjson
 from pact.core import strict
 from pact.errors import Fenced, JournalError
 from pact.journal.etcd_client import EtcdClient
-from pact.journal.rootlog import CHUNK_MAX, TRIM_MAX, require_snapshot
+from pact.journal.rootlog import CHUNK_MAX, SNAPSHOT_MAX, TRIM_MAX, require_snapshot
 
 VALUE_MAX: Final = 1_200_000  # of etcd's 1.5 MiB for a request
 PAGE_BYTES: Final = 4 << 20
@@ -31,12 +36,45 @@ PAGE_CHUNKS: Final = 512
 TRIM_PAGE: Final = 100
 SNAPSHOT_TRIES: Final = 3
 CLOSE_S: Final = 1.0
+#: A term may be so far ahead of the clock: that of the root that began it may have been wrong. Beyond it is no root's.
+TERM_AHEAD_MAX_S: Final = 10 * 366 * 86_400
+#: Two roots' clocks may differ by this much; what is only this far beyond is waited for.
+TERM_SKEW_MAX_S: Final = 3600
+#: A clock that shows an earlier time than 2026 has lost its battery, and says nothing about a term.
+CLOCK_LEAST_S: Final = 1_767_225_600
+PARTS_MAX: Final = SNAPSHOT_MAX // VALUE_MAX + 1
 KEEP_AGAIN_S: Final = 0.25  # after a failure: a new leader of etcd takes a second or two, and the lease runs meanwhile
 
 
 def _now_s() -> float:
     """Seconds that go on while the machine sleeps, as etcd's do."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def next_fence(term: bytes | None, wall_s: int, seen: int = 0) -> tuple[int, str]:
+    """The fence of a root that is elected now, and why ``term`` is not believed, if it is not. ``None``: of a new log.
+
+    No root begins a term beyond the ceiling, so one beyond it was not begun by a root. What the last one was is not
+    known then: the clock counts, with what clocks may differ, and the newest term that was ``seen``. Raises
+    JournalError if the clock has to catch up first.  # Q4
+    """
+    ceiling, why = max(wall_s, CLOCK_LEAST_S) + TERM_AHEAD_MAX_S, ""
+    most = ceiling + TERM_SKEW_MAX_S
+    last = 0 if term is None else number(term)
+    if last is None or last > most:
+        what = "is gone or makes no sense" if last is None else f"is {last}, too far ahead of the clock"
+        why = f"the term in etcd {what}: no root left it so, and it is not believed; who may write to etcd?"
+        last = wall_s + TERM_SKEW_MAX_S
+    last = max(last, seen if seen <= most else 0)
+    if last >= ceiling:
+        raise JournalError(f"the term in etcd, {last}, is too far ahead of the clock: a root can lead when the clock "
+                           f"shows {last - TERM_AHEAD_MAX_S + 1} s", "who may write to etcd?")  # fmt: skip
+    return max(last + 1, wall_s), why
+
+
+def number(text: bytes) -> int | None:
+    """A whole number from 0 on, as a root writes it."""
+    return int(text) if re.fullmatch(rb"\d{1,20}", text) else None
 
 
 class EtcdLog:
@@ -49,6 +87,8 @@ class EtcdLog:
         self._prefix = f"/pact/{cluster}/"
         self._lease_s = lease_s
         self._fence = 0
+        self._seen = 0  # the newest term that was believed
+        self.doubted = ""  # what of the election was not believed
         self._revision = 0  # the create revision of the leader key that stands for the fence
         self._closed = False
         self._state = threading.Condition()
@@ -97,13 +137,18 @@ class EtcdLog:
         if self._lease:  # whatever was written with it, or may yet arrive, must not be taken for ours: a new fence
             self._revoke(self._lease)
             self._lease = 0
-        if self._get(self._key("leader")).kvs:
+        self.doubted = ""
+        (leader,) = self._get(self._key("leader")).kvs or [None]
+        if leader is not None and (leader.lease or not self._without_lease(leader)):
             return None
+        (last,) = self._get(self._key("term")).kvs or [None]
+        begun = last is not None or bool(self._get(self._key("head")).kvs)
+        term = last.value if last is not None else b"" if begun else None
+        fence, why = next_fence(term, int(time.time()), self._seen)
+        self._seen, self.doubted = max(self._seen, fence - 1), why or self.doubted
         sent_s = _now_s()
         lease = self._etcd.call("Lease", "LeaseGrant", self._rpc.LeaseGrantRequest(TTL=self._lease_s))
         self._lease = lease.ID
-        (last,) = self._get(self._key("term")).kvs or [None]
-        fence = max(int(last.value) + 1 if last is not None else 1, int(time.time()))
         value = orjson.dumps({"name": name, "fence": fence})
         put = self._rpc.PutRequest(key=self._key("leader"), value=value, lease=lease.ID)
         unmoved = self._rpc.Compare(key=self._key("term"), target=self._rpc.Compare.MOD, result=self._rpc.Compare.EQUAL,
@@ -121,11 +166,21 @@ class EtcdLog:
         with self._state:
             self._until_s = sent_s + lease.TTL
             self._fence, self._revision = fence, int(revision)  # Q4
+            self._seen = fence
             if self._keeper is None:
                 self._keeper = threading.Thread(target=self._keep_alive, name="pact-lease", daemon=True)
                 self._keeper.start()
             self._state.notify()
         return fence
+
+    def _without_lease(self, leader: Any) -> bool:
+        """Remove a leader that has no lease: every root has one, so nobody leads. False: it is another by now."""
+        c = self._rpc.Compare
+        same = c(key=self._key("leader"), target=c.MOD, result=c.EQUAL, mod_revision=leader.mod_revision)
+        if not self._txn([same], [self._delete(self._key("leader"), b"")]).succeeded:
+            return False
+        self.doubted = "the leader in etcd had no lease: no root wrote it, and it was removed; who may write to etcd?"
+        return True
 
     def _revoke(self, lease: int, total_s: float = 3.0) -> None:
         try:
@@ -243,14 +298,36 @@ class EtcdLog:
 
     # -- reading ----------------------------------------------------------------------------------------------------
 
+    def _sensible(self, value: int | None, what: str) -> int:
+        if value is None:
+            raise JournalError(f"etcd: {what} makes no sense", "who may write there? restore etcd from a backup")
+        return value
+
+    def _about(self, raw: bytes, what: str, **kinds: type) -> dict[str, Any]:
+        """What is said of a chunk or a snapshot, as a root says it. Raises JournalError."""
+        try:
+            about = strict.loads_object(raw, strict.SMALL_MAX)
+        except strict.NotStrictError:
+            about = {}
+        if about.get("parts") != 0:
+            kinds["sha256"] = str
+        sound = all(type(about.get(key)) is kind for key, kind in kinds.items())
+        if not sound or not 0 <= about["parts"] <= PARTS_MAX or about.get("count", 1) < 1:
+            self._sensible(None, what)
+        return about
+
     def _head(self) -> int:
         kvs = self._get(self._key("head")).kvs
-        return int(kvs[0].value) if kvs else 0
+        return self._sensible(number(kvs[0].value), "head") if kvs else 0
 
     def _firsts(self, limit: int, start: int = 0) -> list[int]:
         """First numbers of chunks, ascending: etcd would read the whole log to give them in another order."""
         kvs = self._get(self._log_key(start), self._key("log0"), limit=limit, keys=True).kvs
-        return [int(kv.key[-20:]) for kv in kvs]
+        return [self._first(kv.key) for kv in kvs]
+
+    def _first(self, key: bytes) -> int:
+        name = key.removeprefix(self._key("log/"))
+        return self._sensible(number(name) if len(name) == 20 else None, f"the key {key.decode(errors='replace')!r}")
 
     def oldest(self) -> int:
         firsts = self._firsts(1)
@@ -284,9 +361,9 @@ class EtcdLog:
         while at >= 0:
             kvs = self._get(self._log_key(at), self._key("log0"), limit=limit).kvs
             for kv in kvs:
-                first = int(kv.key[-20:])
+                first = self._first(kv.key)
                 head, _, chunk = kv.value.partition(b"\n")
-                about = strict.loads_object(head, strict.SMALL_MAX)
+                about = self._about(head, f"the chunk at {first}", count=int, parts=int)
                 if begun and first != at:
                     return  # trimmed meanwhile
                 if first + about["count"] > gseq:
@@ -314,7 +391,9 @@ class EtcdLog:
 
     def _manifest(self) -> dict[str, Any] | None:
         kvs = self._get(self._key("snapshot")).kvs
-        return strict.loads_object(kvs[0].value, strict.SMALL_MAX) if kvs else None
+        if not kvs:
+            return None
+        return self._about(kvs[0].value, "the snapshot", gseq=int, where=str, parts=int)
 
     def load(self) -> tuple[bytes | None, Iterator[bytes]]:
         for _ in range(SNAPSHOT_TRIES):  # another leader may replace it while it is read
