@@ -23,11 +23,16 @@ class Shell:
         self.order: list[str] = []
         self.gone: set[str] = set()
         self.telling = SimpleNamespace(call=self.jobs.append)
-        self.control = SimpleNamespace(connected=lambda client: client.name not in self.gone)
+        self.full: dict[str, Any] = {}
+        self.control = SimpleNamespace(connected=lambda client: client.name not in self.gone, clients=self.full)
         self.tellers = Tellers(self)  # type: ignore[arg-type]
 
     def ask(self, name: str, pieces: int = 1, *, admin: bool = False) -> None:
-        client: Any = SimpleNamespace(name=name, admin=admin)
+        client: Any = SimpleNamespace(name=name, admin=admin, wants_write=lambda: True,
+                                      caller=SimpleNamespace(owner=SimpleNamespace(key=name[0])))  # fmt: skip
+        if name.endswith("!"):  # his answer before is not taken yet
+            self.full[name] = client
+            return
 
         def work() -> Result:
             self.order.append(name)
@@ -77,3 +82,14 @@ def test_nothing_is_written_for_who_has_left() -> None:
     shell.ask("c")
     shell.gone = {"b"}
     assert shell.run() == ["a", "c", "a", "a"]
+
+
+def test_who_does_not_take_his_answer_gets_no_other_before() -> None:
+    shell = Shell()
+    shell.ask("a!")
+    shell.ask("a1", 2)
+    shell.ask("b1", 2)
+    assert shell.run() == ["b1", "b1"]
+    shell.full.clear()
+    shell.tellers.turn()
+    assert shell.run() == ["b1", "b1", "a1", "a1"]

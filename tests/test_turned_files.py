@@ -115,7 +115,7 @@ def test_a_link_gets_its_owner(home: Path) -> None:
 
 
 @pytest.mark.parametrize(("mode", "uid", "leaf_uid", "who"), [
-    (0o755, 0, 0, set()), (0o755, ANN, 0, {ANN}), (0o775, 0, 0, {-1}), (0o777, 0, 0, {-1}), (0o1777, 0, 0, set()),
+    (0o755, 0, 0, set()), (0o755, ANN, 0, {ANN}), (0o775, 0, 0, set()), (0o777, 0, 0, {-1}), (0o1777, 0, 0, set()),
     (0o1777, 0, ANN, {ANN}), (0o1777, ANN, 0, {ANN}), (0o775, ANN, 0, {ANN, -1}),
 ])  # fmt: skip
 def test_who_can_turn_a_name(home: Path, mode: int, uid: int, leaf_uid: int, who: set[int]) -> None:
@@ -153,7 +153,9 @@ def test_a_race_of_some_seconds_gives_nothing_away(home: Path, kind: str) -> Non
         while not over.is_set():
             syscalls.renameat2(fd, b"conf", fd, b"secret", syscalls.RENAME_EXCHANGE)
 
-    inode = secret.stat().st_ino
+    inode, first = secret.stat().st_ino, FILE.observe(str(path))
+    assert isinstance(first, dict)
+    target = {**first, "owner": str(ANN), "group": str(ANN)} | ({} if kind == "link" else {"mode": "0755"})
     thread = threading.Thread(target=swap)
     thread.start()
     tries, ends = 0, time.monotonic() + 4
@@ -161,9 +163,8 @@ def test_a_race_of_some_seconds_gives_nothing_away(home: Path, kind: str) -> Non
         while time.monotonic() < ends:
             tries += 1
             seen = FILE.observe(str(path))
-            if not isinstance(seen, dict):
-                continue
-            target = {**seen, "owner": str(ANN), "group": str(ANN)} | ({} if kind == "link" else {"mode": "0755"})
+            if not isinstance(seen, dict) or any(seen.get(k) != first.get(k) for k in ("type", "sha256", "target")):
+                continue  # it is drift of another kind, and is kept before it goes
             try:
                 restore_file(os.fsencode(path), Step(f"file:{path}", target, seen), {}.get)
             except (RestoreError, OSError):
@@ -177,3 +178,41 @@ def test_a_race_of_some_seconds_gives_nothing_away(home: Path, kind: str) -> Non
         thread.join()
         os.close(fd)
     assert tries > 50
+
+
+def test_in_a_sticky_directory_the_owner_says_not_who_put_a_file_there() -> None:
+    """Whoever may write where a file lies moves it, whose ever it is."""
+    with TemporaryDirectory(dir="/var/tmp", prefix="turned-") as top:
+        os.chmod(top, 0o1777)
+        path = made(Path(top, "x"), "mine", BOB, 0o600)
+        step = as_seen(path, owner=str(BOB), mode="0644")
+        path.unlink()
+        made(path, "alice's secret", ANN, 0o600)
+        with pytest.raises(RestoreError, match="left as it is"):
+            restore_file(os.fsencode(path), step, {}.get)
+        assert of(path) == (ANN, "0600") and path.read_text() == "alice's secret"
+
+
+@pytest.mark.parametrize(("mode", "gid"), [(0o2775, 7777), (0o775, 0)])
+def test_rights_are_taken_away_in_place_also_where_a_group_may_write(mode: int, gid: int) -> None:
+    """That gives nobody anything, and a log that is written all the time cannot be copied."""
+    with TemporaryDirectory(dir="/var/tmp", prefix="turned-") as top:
+        os.chown(top, 0, gid)
+        os.chmod(top, mode)
+        for name, text in (("log", "line\n"), ("sub", None)):
+            path = made(Path(top, name), text, 0, 0o666 if text else 0o777)
+            inode = path.stat().st_ino
+            restore_file(os.fsencode(path), as_seen(path, mode="0640" if text else "0750"), {}.get)
+            assert of(path) == (0, "0640" if text else "0750") and path.stat().st_ino == inode
+
+
+def test_what_nobody_has_read_is_not_removed(home: Path) -> None:
+    """An application made it empty, and somebody has written into it since."""
+    path = made(home / "log", "lines of a daemon", ANN, 0o640)
+    step = Step(f"file:{path}", None, {"type": "file", "mode": "0640"})
+    with pytest.raises(RestoreError):
+        restore_file(os.fsencode(path), step, {}.get)
+    assert path.read_text() == "lines of a daemon"
+    path.write_text("")
+    restore_file(os.fsencode(path), step, {}.get)
+    assert not path.exists()

@@ -384,6 +384,7 @@ class Agent:
             self.journal.distrust(self._verifying.error)
             self._journal_lost(self.journal.distrusted(), Ticked(*self.now()))
         self.control.serve(self.requests.line)
+        self.requests.tellers.turn()
         self.slices.turn(self)
         self.control.listen_again()
         self.control.show_life()
@@ -773,6 +774,7 @@ class Agent:
         garbage.replaced()
         self.node = Node(self.config.name, MachineRules(), state, jobs_from=before.jobs_numbered)
         self.node.unreadable = before.unreadable
+        self.node.refusals, self.node.killed = before.refusals, before.killed
         self.node.alone_since_ns, self.node.fleet_seq = before.alone_since_ns, before.fleet_seq
 
     def tell(self, event: Event) -> None:

@@ -107,6 +107,11 @@ class Client:
         return bool(self._output) or self._source is not None
 
     @property
+    def wants_a_sign(self) -> bool:
+        """It waits, and there is nothing for it to read."""
+        return self.alive and bool(self.tokens) and not self.wants_write()
+
+    @property
     def silent(self) -> bool:
         """It waits for nothing, and nothing is under way for it."""
         return not (self.tokens or self.lines or self.watching or self.wants_write())
@@ -381,13 +386,13 @@ class Control:
                 os.utime(self.path, follow_symlinks=False)
             except OSError:
                 pass  # somebody removed it; who is connected is still served
-        for client in [c for c in self.clients.values() if c.alive and c.tokens and now_s >= c.said_s + SIGN_S]:
+        for client in [c for c in self.clients.values() if c.wants_a_sign and now_s >= c.said_s + SIGN_S]:
             client.send(b'{"working":true}')
             self.flush(client)
 
     def next_sign_s(self) -> float | None:
         """In how many seconds the next sign of life is due."""
-        due = [c.said_s + SIGN_S for c in self.clients.values() if c.alive and c.tokens]
+        due = [c.said_s + SIGN_S for c in self.clients.values() if c.wants_a_sign]
         return max(0.0, min(due) - time.monotonic()) if due else None
 
     def refuse(self, client: Client, why: str) -> None:

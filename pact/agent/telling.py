@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 PIECE_BYTES: Final = 256 << 10
 PIECE_S: Final = 0.05
 KEPT_SHOWN: Final = 5
+#: Contents of a record that are shown with it; the others are asked for one by one.
+SHOWN_MAX: Final = 8 << 20
 END: Final = b'{"end":true}'
 FAR_MAX: Final = BODY_MAX
 
@@ -93,11 +95,26 @@ class Tellers:
         (self._first if client.admin else self._others).append((client, work))
         self._next()
 
+    def turn(self) -> None:
+        """Somebody may have taken what he was given."""
+        if self._first or self._others:
+            self._next()
+
     def _next(self) -> None:
-        while not self._at_work and (waiting := self._first or self._others):
-            client, work = waiting.popleft()
+        while not self._at_work and (found := self._first.popleft() if self._first else self._whose()):
+            client, work = found
             if self._agent.control.connected(client):
                 self._begin(work)
+
+    def _whose(self) -> tuple[Client, Callable[[], Result]] | None:
+        """The first of somebody who has no other answer that he does not take: however many he asks for, and however
+        large they are, one of them is in memory."""
+        full = {c.caller.owner.key: c for c in self._agent.control.clients.values() if c.wants_write() and not c.admin}
+        for at, (client, work) in enumerate(self._others):
+            if full.get(client.caller.owner.key, client) is client:
+                del self._others[at]
+                return client, work
+        return None
 
     def _begin(self, work: Callable[[], Result]) -> None:
         self._at_work = True
@@ -160,10 +177,14 @@ def show(path: str, caller: Caller, blobs: Blobs, seq: int) -> Iterator[bytes]:
     """A record, and the contents that it keeps, as far as they are for the caller."""
     record, admin = _record(path, seq), caller.actor.role == "admin"
     contents = {}
+    room = SHOWN_MAX
     for resource, save in record.data.get("saves", {}).items():
         digest = save.get("sha256")
         entry = dict(save)
-        if digest and (admin or not views.save_is_secret(resource, save)):
+        room -= save["attrs"].get("size", 0) if digest and save.get("attrs") else 0
+        if digest and room < 0:
+            entry["left_out"] = f"too much for one answer: pact show {seq} --resource {resource}"
+        elif digest and (admin or not views.save_is_secret(resource, save)):
             data = blobs(digest)
             if data is not None:
                 text = KINDS["file"].text(save["attrs"], {digest: data}.get)

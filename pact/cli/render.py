@@ -439,6 +439,8 @@ def record_page(result: Mapping[str, Any]) -> None:
             say(f"--- replaced content of {clean(resource)}")
             for line in entry["content"].splitlines():
                 say(clean(line.replace("\t", "    ")))
+        elif "left_out" in entry:
+            say(f"--- replaced content of {clean(resource)}: {clean(entry['left_out'])}")
 
 
 def clean_json(value: Any) -> str:

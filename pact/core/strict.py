@@ -51,6 +51,15 @@ def loads_object(raw: bytes | bytearray | memoryview | str, most: int) -> dict[s
     return value
 
 
+def readable(raw: bytes) -> bool:
+    """Another decoder of this kind lets it through, as far as its depth and its numbers say."""
+    try:
+        members_in(raw, DEPTH_MAX)
+    except ValueError:
+        return False
+    return True
+
+
 def toml(text: str) -> dict[str, Any]:
     """The table of a TOML text. Raises NotStrictError; its message has the place where TOML's own has it."""
     try:

@@ -15,6 +15,8 @@ import time
 from typing import Final
 
 CHUNK: Final = 1 << 20
+#: What procfs holds has no size.
+UNSIZED_MAX: Final = 64 << 20
 #: Seconds of reading for what one user owns, and for what all users own.
 OWNER_S: Final = 30.0
 OWNERS_S: Final = 60.0
@@ -61,7 +63,7 @@ def read_whole(fd: int, st: os.stat_result, keep_limit: int) -> tuple[bytes | No
     (``st``); or in words why not. Raises OSError."""
     left_s = ALLOWANCE.left_s(st.st_uid) if st.st_size > CHUNK else float("inf")
     began_s = time.monotonic()
-    most = max(st.st_size, CHUNK)  # what procfs holds has no size
+    most = max(st.st_size or UNSIZED_MAX, CHUNK)
     first = os.read(fd, CHUNK)
     sha, size = hashlib.sha256(first), len(first)
     pieces: list[bytes] | None = [first] if size <= keep_limit else None

@@ -37,6 +37,8 @@ DIR_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 FILE_FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 LEFT: Final = "it was left as it is"
 REPLACED: Final = f"it was replaced at the last moment; {LEFT}"
+#: Extended attributes that are the file system's or the kernel's own.
+PRIVATE: Final = (b"trusted.overlay.", b"btrfs.", b"security.ima", b"security.evm")
 COPY_MAX: Final = 64 << 20
 OWN_TRIES: Final = 40
 OWN_WAIT_S: Final = 0.005
@@ -249,7 +251,9 @@ def _was_seen(dirfd: int, leaf: bytes, st: os.stat_result, actual: Attrs | None)
         return False
     if stat.S_ISLNK(st.st_mode):
         return actual["type"] == "symlink" and decode_name(actual.get("target", "")) == os.readlink(leaf, dir_fd=dirfd)
-    return not stat.S_ISREG(st.st_mode) or actual["type"] == "file"
+    if not stat.S_ISREG(st.st_mode):
+        return True
+    return actual["type"] == "file" and ("sha256" in actual or not st.st_size)  # what nobody read is nobody's to remove
 
 
 def _sha256(dirfd: int, leaf: bytes) -> str:
@@ -283,18 +287,35 @@ def _dress_directory(dirfd: int, leaf: bytes, target: Attrs, st: os.stat_result 
         fresh = st is None and now.st_uid == os.geteuid() and not os.listdir(fd)
         if not same and not fresh:
             raise RestoreError(REPLACED)
-        if same and not _may_dress(dirfd, fd):
+        if same and not _may_dress(dirfd, fd, target):
             raise RestoreError(f"another user can turn a directory on the way, and it is not his: {LEFT}")
         dress(fd, target, st)
     finally:
         os.close(fd)
 
 
-def _may_dress(dirfd: int, fd: int) -> bool:
+def _may_dress(dirfd: int, fd: int, target: Attrs) -> bool:
     """Owner and mode of this very file may be set: nobody but root, or but its owner, could have put it in this place.
-    Else somebody gets what is another's by giving it this name at the right moment.  # R13"""
-    uid = os.fstat(fd).st_uid
-    return turners(dirfd, uid) <= {uid}
+    Else somebody gets what is another's by giving it this name at the right moment. What only takes rights away gives
+    nobody anything.  # R13"""
+    st = os.fstat(fd)
+    if _has_xattrs(fd, target) and _ids(target, st) == (st.st_uid, st.st_gid):
+        mode = int(target["mode"], 8) if "mode" in target else stat.S_IMODE(st.st_mode)
+        if not mode & ~stat.S_IMODE(st.st_mode):
+            return True
+    # whose a file is says not who put it into a sticky directory: a name moves without a right to the file
+    leaf_uid = -1 if stat.S_ISREG(st.st_mode) else st.st_uid
+    return turners(dirfd, leaf_uid) <= {st.st_uid}
+
+
+def _has_xattrs(fd: int, target: Attrs) -> bool:
+    """They are as they are to be, or nothing is said of them."""
+    wanted = {decode_name(k): base64.b64decode(v) for k, v in target.get("xattrs", {}).items()}
+    try:
+        present = {os.fsencode(n): os.getxattr(fd, n) for n in os.listxattr(fd)}
+    except OSError:
+        return False
+    return "xattrs" not in target or {k: v for k, v in present.items() if not k.startswith(PRIVATE)} == wanted
 
 
 def drop(dirfd: int, fresh: bytes) -> None:
@@ -359,7 +380,7 @@ def _regular(dirfd: int, leaf: bytes, target: Attrs, step: Step, blobs: Blobs, a
             now = os.fstat(fd)
             if (now.st_dev, now.st_ino) != (st.st_dev, st.st_ino):  # never dress what somebody slipped in
                 raise RestoreError(REPLACED)
-            if _may_dress(dirfd, fd):
+            if _may_dress(dirfd, fd, target):
                 dress(fd, target, st)
                 return
             same = _content_of(fd, now, step.actual)
@@ -481,7 +502,7 @@ def _set_xattrs(fd: int, wanted: dict[bytes, bytes], *, exact: bool) -> None:
         present = {}
     if exact:
         for name in present:
-            if name not in wanted and not name.startswith((b"trusted.overlay.", b"security.ima", b"security.evm")):
+            if name not in wanted and not name.startswith(PRIVATE):
                 os.removexattr(fd, name)
     for name, value in wanted.items():
         if present.get(name) != value:

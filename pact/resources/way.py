@@ -230,7 +230,7 @@ def turners(dirfd: int, leaf_uid: int) -> frozenset[int]:
             st = os.fstat(fd)
             sticky = bool(st.st_mode & stat.S_ISVTX)
             out.add(st.st_uid)
-            if st.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            if st.st_mode & stat.S_IWOTH or (st.st_mode & stat.S_IWGRP and st.st_gid != 0):
                 out.add(below_uid if sticky else -1)
             if (st.st_dev, st.st_ino) == (top.st_dev, top.st_ino):
                 return frozenset(out - {0, os.geteuid()})

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from harness import REPOSITORY, Agent, environment, wait_until
+from harness import REPOSITORY, Agent, environment, toml, wait_until
 
 OTHER = 12345
 MakeAgent = Callable[..., Agent]
@@ -101,3 +101,16 @@ def test_an_aggregator_does_not_start_on_what_others_could_have_written(tmp_path
     os.chown(path, 0, 0)
     (base / "root.toml").write_text((base / "root.toml").read_text().replace("name", "nam"))
     assert "nam" in aggregator(base).stderr, "now it is only its configuration that is wrong"
+
+
+@pytest.mark.invariant("S9")
+def test_a_socket_in_the_state_directory_that_a_kill_left_is_in_nobody_s_way(make_agent: Callable[..., Agent]) -> None:
+    agent = make_agent()
+    agent.socket = str(agent.state_dir / "s")
+    agent.config["control"]["socket"] = agent.socket
+    agent.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    agent.config_path.write_text(toml(agent.config))
+    agent.start()
+    agent.restart(signal.SIGKILL)
+    assert agent.ask("ping")["ok"]
+    agent.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -97,3 +98,39 @@ def test_a_content_that_is_refused_elsewhere_is_journaled_too(agent: Agent) -> N
     done = agent.pact("show", str(seq), "--restore", f"{TOP}/got", uid=1236, check=3)
     assert "not world-readable" in done.err
     assert agent.newest("denied")["data"]["request"] == "content"
+
+
+def test_a_record_of_much_is_shown_without_all_of_it_and_costs_a_person_one_answer(agent: Agent, many: list[str]) -> None:
+    """24 MiB, asked for by one viewer over many connections that he does not read."""
+    for n, path in enumerate(many):
+        agent.world.path(path).write_text(f"changed {n} " * (SIZE // 10))
+    wait_until(lambda: agent.status()["drifted"] == COUNT, "all have drifted")
+    agent.pact("rollback", "--all")
+    seq = agent.newest("rollback_started")["seq"]
+    contents = agent.ask("show", seq=seq)["result"]["contents"]
+    left_out = [r for r, entry in contents.items() if "left_out" in entry]
+    assert 0 < len(left_out) < COUNT and all("content" in e for r, e in contents.items() if r not in left_out)
+    assert agent.ask("content", seq=seq, resource=left_out[0])["result"]["data"]
+    before = rss_kib(agent)
+    script = (f"held = []\nfor _ in range(25):\n s = socket.socket(socket.AF_UNIX)\n s.connect({agent.socket!r})\n"
+              f" s.sendall(b'{{\"op\":\"show\",\"args\":{{\"seq\":{seq}}}}}\\n')\n held.append(s)\nready()")  # fmt: skip
+    crowd = agent.world.python("import socket\nos.setgroups([])\nos.setgid(1236)\nos.setuid(1236)\n" + script)
+    try:
+        assert agent.pact("status").code == 0 and len(agent.ask("show", seq=seq)["result"]["contents"]) == COUNT
+        assert rss_kib(agent) - before < 64 << 10
+    finally:
+        agent.world.end(crowd)
+
+
+def test_who_is_slow_gets_his_whole_answer_and_signs_of_life_only_where_he_has_read_all(agent: Agent, many: list[str]) -> None:
+    with agent.connect() as sock:
+        sock.sendall(json.dumps({"v": 1, "op": "export", "args": {}, "alive": True}).encode() + b"\n")
+        time.sleep(5)
+        with sock.makefile("rb") as lines:
+            texts = []
+            for line in lines:
+                value = json.loads(line)
+                if value == {"end": True}:
+                    break
+                texts.append(value.get("text", ""))
+    assert len(tomllib.loads("".join(texts))["file"]) == COUNT
