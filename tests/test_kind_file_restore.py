@@ -21,7 +21,7 @@ from pact._fast import syscalls
 from pact.core.plan import Step
 from pact.errors import RestoreError
 from pact.model import Attrs, Unreadable
-from pact.resources import replace
+from pact.resources import dress, replace
 from pact.resources.base import Keep
 from pact.resources.file import KIND, leased
 
@@ -185,7 +185,7 @@ class TestRestoring:
         def fails(*args: Any, **kwargs: Any) -> None:
             raise OSError(95, "no such thing here")
 
-        monkeypatch.setattr(replace, "_set_xattrs", fails)
+        monkeypatch.setattr(dress, "_set_xattrs", fails)
         with pytest.raises(OSError, match="no such thing"):
             restore(tmp_path / "d", {"type": "directory", "mode": "0755"}, {})
         assert os.listdir(tmp_path) == []

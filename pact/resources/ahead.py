@@ -16,7 +16,8 @@ from pact._fast import syscalls
 from pact.core.plan import Step
 from pact.errors import PactError
 from pact.resources.base import Blobs, path_of
-from pact.resources.replace import DIR_FLAGS, FILE_FLAGS, drop, keeps_content, lstat, write_fresh
+from pact.resources.dress import FILE_FLAGS
+from pact.resources.replace import DIR_FLAGS, drop, keeps_content, lstat, write_fresh
 
 FILES_MAX: Final = 512
 BYTES_MAX: Final = 4 << 20

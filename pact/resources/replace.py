@@ -7,7 +7,6 @@ and keeps what it wrote.
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import errno
 import fcntl
@@ -24,25 +23,21 @@ from pact.core.plan import Step
 from pact.errors import RestoreError
 from pact.model import Attrs, decode_name, encode_name
 from pact.resources.base import Blobs
+from pact.resources.dress import FILE_FLAGS, dress, ids, may_dress
 from pact.resources.flags import flags_at, get_flags, said, set_flags_at
 from pact.resources.loose import LOOSE, MADE
-from pact.resources.names import group_id, user_id
 from pact.resources.reading import read_whole
-from pact.resources.way import make_directory, missing, turners, unmake
+from pact.resources.way import make_directory, missing, unmake
 
 if TYPE_CHECKING:
     from pact.resources.ahead import Ahead
 
 DIR_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-FILE_FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 LEFT: Final = "it was left as it is"
 REPLACED: Final = f"it was replaced at the last moment; {LEFT}"
-#: Extended attributes that are the file system's or the kernel's own.
-PRIVATE: Final = (b"trusted.overlay.", b"btrfs.", b"security.ima", b"security.evm")
 COPY_MAX: Final = 64 << 20
 OWN_TRIES: Final = 40
 OWN_WAIT_S: Final = 0.005
-DEFAULTS: Final = {"file": 0o644, "directory": 0o755}
 
 
 def restore_file(path: bytes, step: Step, blobs: Blobs, ahead: Ahead | None = None) -> None:
@@ -287,35 +282,11 @@ def _dress_directory(dirfd: int, leaf: bytes, target: Attrs, st: os.stat_result 
         fresh = st is None and now.st_uid == os.geteuid() and not os.listdir(fd)
         if not same and not fresh:
             raise RestoreError(REPLACED)
-        if same and not _may_dress(dirfd, fd, target):
+        if same and not may_dress(dirfd, fd, target):
             raise RestoreError(f"another user can turn a directory on the way, and it is not his: {LEFT}")
         dress(fd, target, st)
     finally:
         os.close(fd)
-
-
-def _may_dress(dirfd: int, fd: int, target: Attrs) -> bool:
-    """Owner and mode of this very file may be set: nobody but root, or but its owner, could have put it in this place.
-    Else somebody gets what is another's by giving it this name at the right moment. What only takes rights away gives
-    nobody anything.  # R13"""
-    st = os.fstat(fd)
-    if _has_xattrs(fd, target) and _ids(target, st) == (st.st_uid, st.st_gid):
-        mode = int(target["mode"], 8) if "mode" in target else stat.S_IMODE(st.st_mode)
-        if not mode & ~stat.S_IMODE(st.st_mode):
-            return True
-    # whose a file is says not who put it into a sticky directory: a name moves without a right to the file
-    leaf_uid = -1 if stat.S_ISREG(st.st_mode) else st.st_uid
-    return turners(dirfd, leaf_uid) <= {st.st_uid}
-
-
-def _has_xattrs(fd: int, target: Attrs) -> bool:
-    """They are as they are to be, or nothing is said of them."""
-    wanted = {decode_name(k): base64.b64decode(v) for k, v in target.get("xattrs", {}).items()}
-    try:
-        present = {os.fsencode(n): os.getxattr(fd, n) for n in os.listxattr(fd)}
-    except OSError:
-        return False
-    return "xattrs" not in target or {k: v for k, v in present.items() if not k.startswith(PRIVATE)} == wanted
 
 
 def drop(dirfd: int, fresh: bytes) -> None:
@@ -355,7 +326,7 @@ def _make_way(dirfd: int, leaf: bytes, st: os.stat_result | None) -> os.stat_res
 
 
 def _own_link(dirfd: int, leaf: bytes, target: Attrs, st: os.stat_result | None) -> None:
-    uid, gid = _ids(target, st)
+    uid, gid = ids(target, st)
     fd = os.open(leaf, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dirfd)
     try:
         if not stat.S_ISLNK(os.fstat(fd).st_mode):  # a link is worth nothing; what has its name now may be
@@ -380,7 +351,7 @@ def _regular(dirfd: int, leaf: bytes, target: Attrs, step: Step, blobs: Blobs, a
             now = os.fstat(fd)
             if (now.st_dev, now.st_ino) != (st.st_dev, st.st_ino):  # never dress what somebody slipped in
                 raise RestoreError(REPLACED)
-            if _may_dress(dirfd, fd, target):
+            if may_dress(dirfd, fd, target):
                 dress(fd, target, st)
                 return
             same = _content_of(fd, now, step.actual)
@@ -454,56 +425,3 @@ def _put_in_place(dirfd: int, fresh: bytes, leaf: bytes, st: os.stat_result | No
         raise
 
 
-def _ids(target: Attrs, st: os.stat_result | None) -> tuple[int, int]:
-    """Numeric owner and group: as declared, else as it was, else root's. Raises RestoreError for an unknown name."""
-    uid = user_id(target["owner"]) if "owner" in target else st.st_uid if st is not None else 0
-    gid = group_id(target["group"]) if "group" in target else st.st_gid if st is not None else 0
-    if uid is None or gid is None:
-        unknown = target["owner"] if uid is None else target["group"]
-        raise RestoreError(f"there is no such user or group here: {unknown}")
-    return uid, gid
-
-
-def dress(fd: int, target: Attrs, st: os.stat_result | None, dirfd: int = -1, old: bytes = b"") -> None:
-    """Owner, group, extended attributes (ACLs, labels), then mode, on an open descriptor.
-
-    What the target does not name stays as ``st`` (the present file) has it.
-    """
-    uid, gid = _ids(target, st)
-    now = os.fstat(fd)
-    if (now.st_uid, now.st_gid) != (uid, gid):
-        os.fchown(fd, uid, gid)
-    wanted = {decode_name(k): base64.b64decode(v) for k, v in target.get("xattrs", {}).items()}
-    if "xattrs" not in target and st is not None and old:
-        wanted = _present_xattrs(dirfd, old)
-    _set_xattrs(fd, wanted, exact="xattrs" in target)
-    if "mode" in target:
-        mode = int(target["mode"], 8)
-    else:
-        mode = stat.S_IMODE(st.st_mode) if st is not None else DEFAULTS[target["type"]]
-    if stat.S_IMODE(os.fstat(fd).st_mode) != mode:
-        os.fchmod(fd, mode)
-
-
-def _present_xattrs(dirfd: int, leaf: bytes) -> dict[bytes, bytes]:
-    fd = os.open(leaf, FILE_FLAGS, dir_fd=dirfd)
-    try:
-        return {os.fsencode(n): os.getxattr(fd, n) for n in os.listxattr(fd)}
-    except OSError:
-        return {}
-    finally:
-        os.close(fd)
-
-
-def _set_xattrs(fd: int, wanted: dict[bytes, bytes], *, exact: bool) -> None:
-    try:
-        present = {os.fsencode(n): os.getxattr(fd, n) for n in os.listxattr(fd)}
-    except OSError:
-        present = {}
-    if exact:
-        for name in present:
-            if name not in wanted and not name.startswith(PRIVATE):
-                os.removexattr(fd, name)
-    for name, value in wanted.items():
-        if present.get(name) != value:
-            os.setxattr(fd, name, value)

@@ -18,7 +18,7 @@ from pact._fast import syscalls
 from pact.core.plan import Step
 from pact.model import Attrs, decode_name, split_id
 from pact.resources.base import Blobs
-from pact.resources.replace import FILE_FLAGS
+from pact.resources.dress import FILE_FLAGS
 
 STALE: Final = re.compile(rb"\.pact-[0-9a-f]{16}\Z")
 #: What is longer is ours only if something of this plan is.
