@@ -150,6 +150,11 @@ class Model:
             return True
         if kind == "mount" and not values:  # something that was mounted over what is declared
             return resource not in after or resource in before
+        if kind == "mount" and any(v.get("type") == "absent" for v in values) and resource in after:  # one of several
+            return bool(after[resource]["depth"] < before.get(resource, {}).get("depth", 0))
+        if kind == "file" and resource not in after and any(
+                fnmatch.fnmatchcase(resource, p.replace("**", "*")) for p in self.enforced):  # fmt: skip
+            return True  # what is new there is drift from absent; its content is owed
         return resource in self.removable and resource not in after
 
     def _dragged(self, resource: str, before: Look, after: Look) -> bool:
