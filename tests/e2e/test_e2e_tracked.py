@@ -359,6 +359,8 @@ def test_beyond_what_is_kept_of_one_owner_they_are_counted_by_directory(agent: A
 #: Puts a link in the place of a directory and takes it away again, many times.
 SWAPPING = """
 import ctypes, random
+
+pytestmark = pytest.mark.alone  # whose doing it was is found in time only where the machine is not busy
 libc, end = ctypes.CDLL(None), time.monotonic() + 4
 print("ready", flush=True)
 while time.monotonic() < end:
