@@ -9,6 +9,8 @@ import pytest
 from harness import TOP, Agent, World, wait_until
 from newcomers import ETC, EVIL, empty, etc, made_by, untracked
 
+pytestmark = pytest.mark.alone  # whose doing it was is found in time only where the machine is not busy
+
 
 @pytest.fixture(autouse=True)
 def an_empty_place(world: World, running: Agent) -> None:
@@ -359,8 +361,6 @@ def test_beyond_what_is_kept_of_one_owner_they_are_counted_by_directory(agent: A
 #: Puts a link in the place of a directory and takes it away again, many times.
 SWAPPING = """
 import ctypes, random
-
-pytestmark = pytest.mark.alone  # whose doing it was is found in time only where the machine is not busy
 libc, end = ctypes.CDLL(None), time.monotonic() + 4
 print("ready", flush=True)
 while time.monotonic() < end:
