@@ -236,8 +236,8 @@ class Kit:
         self.run(name, "aggregator", "--config", str(path))
         return url
 
-    def start_agent(self, name: str, *parents: tuple[str, str]) -> str:
-        """A process; returns its control socket."""
+    def start_agent(self, name: str, *parents: tuple[str, str], cluster: str = "") -> str:
+        """A process; returns its control socket. ``cluster``: more lines of that section."""
         home = self.base / f"agent-{name}"
         home.mkdir(exist_ok=True)
         path = home / "agent.toml"
@@ -245,7 +245,7 @@ class Kit:
             f'[node]\nname = "{name}"\n[state]\ndir = "{home}/state"\n[control]\nsocket = "{home}/sock"\n'
             f'[declared]\nfiles = []\n[hooks]\ndir = "{home}/hooks"\n[window]\nbase = "1h"\n'
             f'[observe]\nrealtime = false\nproc_connector = false\n'
-            f'[cluster]\nparents = {self.parents(*parents)}\n[keys]\nsecret = "{self.secret(name)}"\n')
+            f'[cluster]\nparents = {self.parents(*parents)}\n{cluster}[keys]\nsecret = "{self.secret(name)}"\n')
         self.run(name, "agent", "--config", str(path))
         return f"{home}/sock"
 

@@ -31,13 +31,14 @@ class Hostile(Kit):
 
     _people = 1
 
-    def start(self) -> None:
+    def start(self, cluster: str = "") -> None:
+        """``cluster``: more lines of that section."""
         tree, events, replay = (f"tcp://127.0.0.1:{p}" for p in free_ports(3))
         self.url, self.root_name = tree, "root1"
         path = self.base / "root1.toml"
         path.write_text(
             f'[aggregator]\nname = "root1"\ntree = "{tree}"\nevents = "{events}"\nreplay = "{replay}"\nhttp = ""\n'
-            f'[journal]\nurl = "sqlite://{self.base}/root.db"\n'
+            f'[journal]\nurl = "sqlite://{self.base}/root.db"\n[cluster]\n{cluster}'
             f'[keys]\nsecret = "{self.secret("root1")}"\nauthorized = "{self.authorized}"\n')
         self.run("root1", "aggregator", "--config", str(path))
 

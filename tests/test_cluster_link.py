@@ -40,7 +40,7 @@ class Node:
         self.record(records)
         parent = Parent(kit.url, kit.public["root1"])
         agent = SimpleNamespace(
-            config=SimpleNamespace(secret=kit.secret("n001"), state_dir=str(base), name="n001", parents=(parent,),
+            config=SimpleNamespace(secret=kit.secret("n001"), state_dir=str(base), name="n001", parents=(parent,), roots=[],
                                    rack=""),
             journal=self.journal, journal_error="", clock=SimpleNamespace(now_ns=boottime_ns),
             now=lambda: (boottime_ns(), 1), node=SimpleNamespace(state=SimpleNamespace(groups={})),

@@ -107,7 +107,8 @@ BAD = {
     "rollback.on_busy": ["wait", True], "rollback.retry": [0], "rollback.max_resources": [0, "500", 1.5, True, 10**9],
     "access.admin_groups": ["wheel", [1]], "access.ops_groups": [{}], "hooks.dir": [[], ""], "hooks.timeout": ["-1s"],
     "notify.terminals": ["yes", 1],
-    "cluster.parents": ["tcp://a:1", {}, 5],
+    "cluster.parents": ["tcp://a:1", {}, 5], "cluster.sealed": ["yes", 1],
+    "cluster.roots": ["k", {}, [1], ["not a key"], ["k" * 41]],
     "cluster.rack": [1, "a b"], "cluster.alone": ["x", True, {}], "keys.secret": [1, ""],
 }  # fmt: skip
 

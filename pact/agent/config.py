@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from pact.cluster.keys import is_public
 from pact.core import strict
+from pact.core.seals import ROOTS_MAX
 from pact.core.settings import DEFAULT_SEVERITY, DEFAULT_WEIGHTS, Settings, billionths
 from pact.core.units import parse_duration
 from pact.core.uplink import Parent
@@ -63,6 +64,8 @@ class Config:
     hooks_dir: str = "/etc/pact/hooks.d"
     hooks_timeout_ns: int = 10_000_000_000
     parents: list[Parent] = field(default_factory=list)
+    roots: list[str] = field(default_factory=list)
+    sealed: bool = False
     rack: str = ""
     alone_ns: int = 600_000_000_000
     secret: str = ""
@@ -110,7 +113,7 @@ def a_rack(value: Any) -> str:
     return "" if value == "" else a_name(value)
 
 
-def _bool(value: Any) -> bool:
+def a_bool(value: Any) -> bool:
     if not isinstance(value, bool):
         raise ValueError("must be true or false")
     return value
@@ -198,6 +201,22 @@ def parents(value: Any) -> list[Parent]:
     return out
 
 
+def root_keys(value: Any) -> list[str]:
+    """``["KEY", ...]``: the public keys of all roots that may lead."""
+    if not isinstance(value, list) or len(value) > ROOTS_MAX or not all(isinstance(v, str) for v in value):
+        raise ValueError(f"must be a list of at most {ROOTS_MAX} keys")
+    for key in value:
+        if not is_public(key):
+            raise ValueError(f"has {key!r}, which is no key of 40 characters in Z85 (what NAME.key holds)")
+    return list(dict.fromkeys(value))
+
+
+def require_roots(path: str, config: Any) -> None:
+    """Raises ConfigError: what is sealed is sealed for somebody."""
+    if config.sealed and not config.roots:
+        raise ConfigError(f"{path}: sealed needs roots", 'the public keys of all roots: roots = ["..."]')
+
+
 def _table(defaults: Mapping[str, float], what: str) -> Callable[[Any], dict[str, float]]:
     def check(value: Any) -> dict[str, float]:
         if not isinstance(value, dict):
@@ -231,8 +250,8 @@ KEYS: Final[Mapping[str, Mapping[str, tuple[str, Callable[[Any], Any]]]]] = {
         "severity": ("severity", _table(DEFAULT_SEVERITY, "kind")), "ignore": ("ignore", _patterns),
     },
     "observe": {
-        "rescan": ("rescan_ns", a_duration), "full": ("full_ns", a_duration), "fanotify": ("fanotify", _bool),
-        "inotify": ("inotify", _bool), "realtime": ("realtime", _bool), "proc_connector": ("proc_connector", _bool),
+        "rescan": ("rescan_ns", a_duration), "full": ("full_ns", a_duration), "fanotify": ("fanotify", a_bool),
+        "inotify": ("inotify", a_bool), "realtime": ("realtime", a_bool), "proc_connector": ("proc_connector", a_bool),
         "cpus": ("cpus", _cpus),
     },
     "rollback": {
@@ -241,9 +260,10 @@ KEYS: Final[Mapping[str, Mapping[str, tuple[str, Callable[[Any], Any]]]]] = {
         "max_resources": ("max_resources", a_count(1, 1_000_000)),
     },
     "access": {"admin_groups": ("admin_groups", _texts), "ops_groups": ("ops_groups", _texts)},
-    "notify": {"terminals": ("terminals", _bool)},
+    "notify": {"terminals": ("terminals", a_bool)},
     "hooks": {"dir": ("hooks_dir", a_text), "timeout": ("hooks_timeout_ns", a_duration)},
-    "cluster": {"parents": ("parents", parents), "rack": ("rack", a_rack), "alone": ("alone_ns", _floor)},
+    "cluster": {"parents": ("parents", parents), "rack": ("rack", a_rack), "alone": ("alone_ns", _floor),
+                "roots": ("roots", root_keys), "sealed": ("sealed", a_bool)},
     "keys": {"secret": ("secret", a_text)},
 }  # fmt: skip
 
@@ -258,6 +278,7 @@ def load(path: str | None) -> Config:
     fill(path, KEYS, config)
     if config.parents and not config.secret:
         raise ConfigError(f"{path}: [cluster] parents needs [keys] secret", "pact keygen makes a key")
+    require_roots(path, config)
     return config
 
 

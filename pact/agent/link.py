@@ -22,21 +22,31 @@ import zmq
 
 from pact import __version__
 from pact.agent import views
-from pact.agent.control import Client
 from pact.agent.notify import log
+from pact.agent.remote import ANSWER_MAX, ROWS_MAX, Remote
 from pact.cluster import keys
 from pact.cluster.links import Links
 from pact.core import groups, strict
 from pact.core.events import Caller, FleetTold, LinkChanged
 from pact.core.outbox import WITH_ANSWER_RECORDS, Outbox, Read, Up, can_wait, with_answer
 from pact.core.records import Record, rfc3339
+from pact.core.seals import NONE, NodeSeals, key_id
 from pact.core.uplink import OF_LINKS, Deliver, Effect, Lost, Uplink
-from pact.core.wire import BODY_MAX, LINE_MAX, Message
-from pact.errors import EXIT_CONFLICT, EXIT_FAILED, EXIT_UNREACHABLE, EXIT_USAGE, JournalError, RequestError
+from pact.core.wire import BODY_MAX, LINE_MAX, Message, beside, seal_at
+from pact.errors import (
+    EXIT_CONFLICT,
+    EXIT_FAILED,
+    EXIT_UNREACHABLE,
+    EXIT_USAGE,
+    ConfigError,
+    JournalError,
+    RequestError,
+)
 from pact.model import NS_PER_S, Actor, Owner
 
 if TYPE_CHECKING:
     from pact.agent.agent import Agent
+    from pact.agent.config import Config
 
 FILE_NAME: Final = "replicated"
 SAVE_NS: Final = 5 * NS_PER_S
@@ -45,9 +55,6 @@ RECENT_BYTES_MAX: Final = 256 << 10
 READ_BYTES: Final = 128 << 10
 READS_PER_TURN: Final = 4
 REREAD_NS: Final = 2 * NS_PER_S
-ANSWER_MAX: Final = 4 << 20
-ROWS_MAX: Final = 1_000
-ROWS_BYTES_MAX: Final = ANSWER_MAX - (1 << 10)
 RUNNING_MAX: Final = 64
 CACHED_MAX: Final = 256
 BEGUN_MAX: Final = 10_000  # calls that are done once: of so many it is known that they were begun
@@ -62,57 +69,9 @@ ONCE: Final = frozenset({
 HERE_ONLY: Final = frozenset({"watch", "export", "content"})
 VIEWER: Final = Caller(Actor("cluster", None, "viewer", "cluster"), Owner("cluster", "cluster"))
 ROLES: Final = ("viewer", "ops", "admin")
-
-
-class Remote(Client):
-    """Somebody far away who asked one thing. Has no socket; its answer is one JSON object."""
-
-    remote = True
-
-    def __init__(self, link: Link, key: tuple[int, str], caller: Caller) -> None:
-        self.caller = caller
-        self.fd = -1
-        self.tokens: set[int] = set()
-        self.watching = self.closing = self.half_closed = self.gone = False
-        self.events = 0
-        self.lines: deque[bytes] = deque()
-        self.open = True
-        self._link = link
-        self._key = key
-
-    def send(self, value: Any) -> None:
-        """The answer, once."""
-        if self.open:
-            self.open = False
-            self._link.answered(self._key, value if isinstance(value, bytes) else orjson.dumps(value))
-
-    def stream(self, source: Iterator[bytes]) -> None:
-        """Rows, the newest first, as one bounded answer. It says when older ones are left out."""
-        rows: list[bytes] = []
-        size, truncated = 0, b"false"
-        for line in source:
-            if line == b'{"end":true}':
-                break
-            size += len(line) + 1
-            if size > ROWS_BYTES_MAX or len(rows) >= ROWS_MAX:
-                truncated = b"true"
-                break
-            rows.append(line)
-        self.send(b'{"ok":true,"exit":0,"message":"","hint":"","result":{"truncated":' + truncated + b',"rows":['
-                  + b",".join(rows) + b"]}}")  # fmt: skip
-
-    def take(self, written: Sequence[bytes]) -> None:
-        """All of an answer: one line, or rows."""
-        if len(written) == 1 and written[0].startswith(b'{"ok":'):
-            self.send(written[0])
-        else:
-            self.stream(iter(written))
-
-    def wants_write(self) -> bool:
-        return False
-
-    def write(self) -> bool:
-        return True
+NOT_SEALED: Final = orjson.dumps({
+    "ok": False, "exit": EXIT_UNREACHABLE, "message": "this node takes only what a root has sealed for it",
+    "hint": "the root, or an aggregator on the way, is older than the node", "result": {}})  # fmt: skip
 
 
 class Link:
@@ -133,10 +92,14 @@ class Link:
         self._save_ns = 0
         self.outbox = Outbox(config.name, incarnation, newest=agent.journal.seq, acked=self._saved)
         self.outbox.forked = self._said_forked = forked
+        session = secrets.randbits(64)
+        self.seals = _seals(config, key, session) if config.roots else None
         self.uplink = Uplink(
-            config.name, "node", config.parents, random.Random(), session=secrets.randbits(64), version=__version__,
+            config.name, "node", config.parents, random.Random(), session=session, version=__version__,
             rack=config.rack, more=self._more, unfinished=lambda: groups.unfinished(agent.node),
+            prove=self._prove if self.seals is not None else None,
         )  # fmt: skip
+        self._unsealed = 0  # what came without a root's seal, and did not count
         self._recent: deque[tuple[int, str, bytes]] = deque()
         self._recent_bytes = 0
         self._todo: deque[Read | Up] = deque()
@@ -146,6 +109,7 @@ class Link:
         self._cache: OrderedDict[tuple[int, str], bytes] = OrderedDict()
         self._cached_bytes = 0
         self._uids: dict[str, tuple[float, int | None]] = {}
+        self._sealer: dict[tuple[int, str], tuple[bytes, str]] = {}  # call -> the key shared with its root, its term
         self._begun = dict.fromkeys(self._calls_begun())
         self._since_wall_ns = 0
 
@@ -162,6 +126,10 @@ class Link:
 
     def _more(self) -> dict[str, Any]:
         return {"incarnation": self.outbox.incarnation, "seq": self.outbox.newest, "wall_ns": time.time_ns()}
+
+    def _prove(self, head: Mapping[str, Any]) -> str:
+        assert self.seals is not None
+        return self.seals.proof(head["session"], head["incarnation"], head["seq"], head["wall_ns"])
 
     # -- the loop -----------------------------------------------------------------------------------------------
 
@@ -253,7 +221,7 @@ class Link:
 
     def _next(self, work: Read | Up, now_ns: int) -> None:
         if isinstance(work, Up):
-            self._send(work.kind, work.head, work.body)
+            self._send(work.kind, self._sealed(work).head, work.body)
             return
         if work.first != self.outbox.following:
             return  # it was read meanwhile
@@ -266,6 +234,12 @@ class Link:
             return
         self._reread_ns, self._unread = 0, False
         self._todo.extendleft(reversed(self.outbox.rows(work.first, lines, now_ns)))
+
+    def _sealed(self, up: Up) -> Up:
+        """Records, sealed for whichever root they reach."""
+        if self.seals is None or up.kind != "events":
+            return up
+        return up._replace(head={**up.head, "seals": [self.seals.events(up.head["batches"][0], up.body)]})
 
     def _lines(self, first: int, limit: int) -> Iterator[bytes]:
         """Records as viewers may see them, at least one; from memory where it has them."""
@@ -318,32 +292,65 @@ class Link:
             self._since_wall_ns, self._refusal = wall_ns, ""
             self._todo.clear()
             self._queue(self.outbox.welcomed(head["credit"], now_ns))
-            self._fleet(head["fleet"])
+            self._fleet(head["fleet"], welcome=True)
             self.agent.tell(LinkChanged(now_ns, wall_ns, True))
         elif kind == "ack":
-            for node, incarnation, seq, rewind in head["cursors"]:
-                if node == self.uplink.name:
+            for row, seal in zip(head["cursors"], beside(head["seals"], head["cursors"]), strict=True):
+                node, incarnation, seq, rewind = row
+                if node != self.uplink.name:
+                    continue
+                fits = self.seals is not None and self.seals.acked(head["fence"], head["term"], row, seal)
+                if self._counts(seal, fits, "an acknowledgement"):
                     self._queue(self.outbox.acknowledged(incarnation, seq, rewind, now_ns))
         elif kind == "fleet":
             self._fleet(head)
         elif kind == "call":
             self._call(message)
 
-    def _fleet(self, fleet: Mapping[str, Any] | None) -> None:
-        if fleet is not None:
+    def _counts(self, seal: str, fits: bool, what: str) -> bool:
+        """It is the root's own word, or comes from a cluster of the last version, as long as that is allowed.  # T14"""
+        seals = self.seals
+        if seals is None or fits or (not seal and not seals.required):
+            return True
+        self._unsealed += 1
+        if self._unsealed & (self._unsealed - 1) == 0:
+            why = "with a seal that does not fit" if seal else "without a seal"
+            log(f"cluster: {what} {why} from {self.uplink.parent} does not count ({self._unsealed})", 4)
+        return False
+
+    def _fleet(self, fleet: Mapping[str, Any] | None, *, welcome: bool = False) -> None:
+        if fleet is None:
+            return
+        said, term, holds = fleet.get("seals", {}), fleet.get("term", ""), fleet["holds"]
+        seal = said.get(self.uplink.name, "") if isinstance(said, dict) and isinstance(term, str) else ""
+        if not isinstance(seal, str) or (welcome and not seal and self.seals is not None and self.seals.required):
+            return  # its sealed word follows: a parent has none for a node that it does not know yet
+        fits = self.seals is not None and self.seals.told(fleet, term, seal)
+        if self._counts(seal, fits, "what the fleet is told"):
+            if fits:  # what is left now was reckoned on the way; the root's own number errs on the side of the hold
+                holds = [{**h, "left_ns": h["whole_ns"]} for h in holds]
             self._queue(self.outbox.led(fleet["fence"]))
-            self.agent.tell(FleetTold(*self.agent.now(), fleet["fence"], fleet["seq"], fleet["holds"]))
+            self.agent.tell(FleetTold(*self.agent.now(), fleet["fence"], fleet["seq"], holds))
 
     # -- calls --------------------------------------------------------------------------------------------------
 
     def _call(self, message: Message) -> None:
         head = message.head
         key = (head["fence"], head["call"])
+        if self.seals is not None:
+            seal = self._seal_of(head)
+            fits = bool(seal) and self._sealed_by(self.seals, message, seal)
+            if not self._counts(seal, fits, f"a call {head['op']!r}"):
+                if not seal:
+                    self._apply(self.uplink.answer(key[1], NOT_SEALED))
+                return
+            if not fits:
+                self._sealer.pop(key, None)
         if key in self._cache:
             self._answer(key, self._cache[key])
         elif key in self._running:
             pass  # its answer comes
-        elif head["fence"] < self.uplink.fence:
+        elif head["fence"] < self.uplink.fence and key not in self._sealer:  # a seal says itself whether its root leads
             self._refuse(key, EXIT_CONFLICT, "this root has been replaced", "repeat the command")
         elif head["op"] in ONCE and _name_of(key) in self._begun:
             self._refuse(key, EXIT_UNREACHABLE, "this was begun before, and its answer is lost; it is not done twice",
@@ -356,6 +363,25 @@ class Link:
                 if len(self._begun) > BEGUN_MAX:
                     del self._begun[next(iter(self._begun))]
             self._run(key, head, message.body)
+
+    def _seal_of(self, head: Mapping[str, Any]) -> str:
+        """The seal for this node: a call says its own alone, or those of several nodes with their names."""
+        names, seals = head["nodes"], head["seals"]
+        if names is not None:
+            here = names.index(self.uplink.name) if self.uplink.name in names else len(names)
+            seals = seal_at(seals, here)
+        return "" if seals == NONE else seals
+
+    def _sealed_by(self, seals: NodeSeals, message: Message, seal: str) -> bool:
+        """A root has sealed this call for this start of this agent; its answer is sealed for that root."""
+        head = message.head
+        by = seals.caller(head, seal, message.body, self.agent.clock.now_ns())
+        if by is None:
+            return False
+        self._sealer[head["fence"], head["call"]] = (by, head["term"])
+        while len(self._sealer) > RUNNING_MAX + CACHED_MAX:
+            del self._sealer[next(iter(self._sealer))]
+        return True
 
     def _run(self, key: tuple[int, str], head: Mapping[str, Any], body: bytes) -> None:
         op = head["op"]
@@ -392,7 +418,11 @@ class Link:
         self._answer(key, body)
 
     def _answer(self, key: tuple[int, str], body: bytes) -> None:
-        self._apply(self.uplink.answer(key[1], body, self._with_answer()))
+        by, seal = self._sealer.get(key), ""
+        if by is not None and self.seals is not None:
+            seal = self.seals.answer(*by, key[1], body)
+        events = self._with_answer()
+        self._apply(self.uplink.answer(key[1], body, self._sealed(events) if events is not None else None, seal))
 
     def _with_answer(self) -> Up | None:
         """What was just recorded, if nothing else is waiting to go up. It is in memory and little: this is done in the
@@ -446,6 +476,17 @@ class Link:
                 "replicated": self.outbox.acked, "waiting": self.outbox.waiting,
                 "forked": self.outbox.forked or None,
                 **({"refused": self._refusal} if self._refusal else {})}  # fmt: skip
+
+
+def _seals(config: Config, key: keys.Key, session: int) -> NodeSeals:
+    """Raises ConfigError."""
+    from pact.cluster.shared import Shared
+
+    shared = Shared(key)
+    roots = {key_id(public): shared.key(public) for public in config.roots}
+    if not all(roots.values()):
+        raise ConfigError(f"{config.path}: [cluster] roots has a key that can be used for nothing")
+    return NodeSeals(roots, session, required=config.sealed)
 
 
 def _name_of(key: tuple[int, str]) -> str:

@@ -68,7 +68,8 @@ def connected(args: argparse.Namespace) -> Iterator[RootClient]:
         server_key = keys.server_key(server_key, "" if args.server_key else config.directory)
     servers = [*((url, server_key) for url in via), *servers]
     name = re.sub(r"[^A-Za-z0-9._-]", "_", os.path.basename(path).removesuffix(".secret")) or "operator"
-    with RootClient(servers, keys.load(path), name, _say_waiting, _timeout_s(args)) as client:
+    with RootClient(servers, keys.load(path), name, _say_waiting, _timeout_s(args), config.roots,
+                    config.sealed) as client:  # fmt: skip
         try:
             yield client
         except KeyboardInterrupt:

@@ -23,7 +23,7 @@ from pact._fast import syscalls
 from pact.agent import garbage, owned
 from pact.agent.clock import boottime_ns
 from pact.agent.notify import Notifier, log
-from pact.cluster import auth, config, descriptors, keys
+from pact.cluster import auth, config, descriptors, keys, sealing
 from pact.cluster.config import AggregatorConfig
 from pact.cluster.http import Http
 from pact.cluster.links import Links, end_dead_connections
@@ -32,7 +32,8 @@ from pact.cluster.zap import Zap, end_connection
 from pact.core import wire
 from pact.core.backlog import GATHER_NS
 from pact.core.outbox import Up
-from pact.core.relay import UNREAD_MAX_NS, Effect, Ended, Relay, ToChildren
+from pact.core.relay import UNREAD_MAX_NS, Effect, Ended, Relay, ToChildren, ToEach
+from pact.core.seals import RootSeals
 from pact.core.uplink import OF_LINKS, Deliver, Lost, Note, Uplink
 from pact.core.uplink import Effect as UplinkEffect
 from pact.core.wire import Message
@@ -107,11 +108,14 @@ class Aggregator:
         self.links = Links(self.context, self.key, self._watch, self._unwatch)
         self.uplink: Uplink | None = None
         self.root: RootPart | None = None
+        self.seals: RootSeals | None = None
         if settings.parents:
             self.uplink = Uplink(settings.name, "aggregator", settings.parents, random.Random(),
                                  session=secrets.randbits(64), version=__version__, rack=settings.rack,
                                  more=self.relay.claims, beat=self.relay.beat)  # fmt: skip
         elif make_root is not None:
+            self.seals = sealing.of_root(self)
+            self.relay.tree.gate = self.seals
             self.root = make_root(self)
             for pollable in self.root.pollables():
                 self._watch(pollable)
@@ -313,6 +317,9 @@ class Aggregator:
         for effect in effects:
             if isinstance(effect, ToChildren):
                 self._send(effect.rids, effect.frame, lost)
+            elif isinstance(effect, ToEach):
+                for rid, frame in zip(effect.rids, effect.frames, strict=True):
+                    self._send((rid,), frame, lost)
             elif isinstance(effect, Up):
                 self._send_up(effect, now_ns)
             elif not isinstance(effect, Ended):
@@ -402,6 +409,8 @@ class Aggregator:
             return
         removed, self.authorized = self.authorized.removed(newer), newer
         log(f"{len(newer.peers)} authorised keys, {len(removed)} removed or changed")
+        if self.seals is not None:
+            self.seals.revoked(removed)
         for key in removed:
             self._end(key, now_ns)
         if removed and self.root is not None:

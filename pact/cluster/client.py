@@ -24,9 +24,17 @@ from zmq.utils.monitor import recv_monitor_message
 from pact import __version__
 from pact.cluster.keys import Key
 from pact.cluster.nodesets import resolved
+from pact.cluster.personseals import PersonSeals
 from pact.core import strict, wire
 from pact.core.wire import Message
-from pact.errors import DeniedError, PactError, RemoteProtocolError, UnreachableError, UsageError
+from pact.errors import (
+    EXIT_USAGE,
+    DeniedError,
+    PactError,
+    RemoteProtocolError,
+    UnreachableError,
+    UsageError,
+)
 
 WELCOME_S: Final = 6.0
 BEAT_S: Final = 2.0
@@ -41,6 +49,7 @@ TAIL_S: Final = 0.3  # from the root's last answer to the operator's screen
 AGAIN_S: Final = 2.0  # patience with each of them then
 NOT_KNOWN: Final = "it must stand in authorized_keys.toml with the role viewer, ops or admin: an administrator adds it"
 OTHER_KEY: Final = "name it with --key NAME.secret, or have one made: pact keygen NAME"
+SEAL_HINT: Final = "client.toml asks for seals: the root is older, or whoever carries its words does not pass them on"
 LOOK_FIRST: Final = "what was asked may have been done: look before you repeat it"
 NOBODY: Final = "nobody listens there"
 NO_NAME: Final = "nobody listens there, or no host has this name"
@@ -95,14 +104,17 @@ class RootClient:
     """A context manager. Raises UnreachableError, DeniedError or UsageError, saying what to do next."""
 
     def __init__(self, servers: Sequence[Server], key: Key, key_name: str,
-                 waiting: Callable[[str], None] = lambda why: None, timeout_s: float = 0.0) -> None:  # fmt: skip
+                 waiting: Callable[[str], None] = lambda why: None, timeout_s: float = 0.0,
+                 roots: Sequence[str] = (), sealed: bool = False) -> None:  # fmt: skip
         """Connect to the first that takes us; each is a URL and the key that is expected there. Where there is no root
         just now, one is waited for (``ROOTLESS_S``); ``waiting`` is told so, once. ``timeout_s``: for everything, until
-        the last answer; 0 is as long as it takes while somebody is there.
+        the last answer; 0 is as long as it takes while somebody is there. ``roots``: the public keys of the roots, for
+        whom requests are sealed where an aggregator carries them; ``sealed``: never without.
         """
         if not servers:
             raise UsageError("no root is known", "name it with --via, or in ~/.config/pact/client.toml")
         self._key, self._key_name = key, key_name
+        self._roots, self._must_seal = roots, sealed
         self._context: zmq.Context[Any] = zmq.Context(1)
         self._session = 0
         self._id = 0
@@ -169,6 +181,7 @@ class RootClient:
 
     def _connect(self, url: str, server_key: str, others: bool, patience_s: float) -> None:
         self.url = url
+        self._direct = server_key in self._roots  # this very connection shows who is there
         self._session = secrets.randbits(63)
         sock = self._sock = self._context.socket(zmq.DEALER)
         try:
@@ -262,12 +275,49 @@ class RootClient:
             timeout_s = max(TAIL_S, self._ends_s - time.monotonic() - TAIL_S)
         if op == "watch":
             self._ends_s = math.inf
-        self._send("request", {"id": self._id, "op": op, "nodes": nodes, "timeout_ms": int(timeout_s * 1000)}, body)
+        head = {"id": self._id, "op": op, "nodes": nodes, "timeout_ms": int(timeout_s * 1000)}
+        if self._roots and not self._direct:
+            yield from self._ask_sealed(head, body)
+        else:
+            self._send("request", head, body)
+            yield from self._answers(None)
+
+    def _ask_sealed(self, head: dict[str, Any], body: bytes) -> Iterator[Item]:
+        """The same past an aggregator that nobody needs to trust."""
+        seal = self._challenged()
+        if seal is not None:
+            self._id += 1
+            head = seal.request({**head, "id": self._id}, body)
+        else:
+            head = {**head, "id": self._id}
+        self._send("request", head, body)
+        yield from self._answers(seal)
+
+    def _challenged(self) -> PersonSeals | None:
+        """Ask the root that leads for a challenge. None for one of the last version, where that is allowed."""
+        asked = PersonSeals.ask(self._key, self._roots)
+        self._id += 1
+        self._send("request", asked.head(self._id), b"{}")
+        for item in self._answers(asked):
+            if isinstance(item, Result):
+                if item.exit == 0:
+                    return asked.challenged(item.result)
+                if item.exit != EXIT_USAGE or self._must_seal:
+                    raise UnreachableError(f"{self.url}: {item.message}", item.hint or SEAL_HINT)
+        self._id += 1
+        return None
+
+    def _answers(self, seal: PersonSeals | None) -> Iterator[Item]:
         while True:
             if not self._sock.poll(int(max(0.0, min(BEAT_S / 2, self._ends_s - time.monotonic())) * 1000)):
                 self._quiet()
                 continue
             message = self._received()
+            if seal is not None and message.kind in wire.TO_CLIENTS and message.head["id"] == self._id:
+                try:
+                    message = seal.checked(message)
+                except RemoteProtocolError as exc:
+                    raise UnreachableError(f"{self.url}: {exc.message}", LOOK_FIRST) from None
             if message.kind == "parts" and message.head["id"] == self._id:
                 for (names, _), answer in wire.sections(message, "parts"):
                     yield Parts(names, answer)

@@ -14,6 +14,7 @@ from typing import Any, Final
 from pact.agent import owned
 from pact.agent.config import (
     TCP_URL,
+    a_bool,
     a_choice,
     a_count,
     a_duration,
@@ -24,6 +25,8 @@ from pact.agent.config import (
     a_text,
     fill,
     parents,
+    require_roots,
+    root_keys,
 )
 from pact.core.directory import ROOT
 from pact.core.relay import BUFFER_MAX, CHILDREN_MAX
@@ -74,7 +77,7 @@ class AggregatorConfig:
     on_busy_retry: bool = False
     secret: str = ""
     authorized: str = "/etc/pact/authorized_keys.toml"
-
+    sealed: bool = False
 
     @property
     def journal_options(self) -> dict[str, str]:
@@ -97,6 +100,8 @@ class ClientConfig:
     server_key: str = ""
     key: str = ""
     servers: list[Parent] = field(default_factory=list)
+    roots: list[str] = field(default_factory=list)
+    sealed: bool = False
     directory: str = ""  # of the file that says so
 
 
@@ -134,6 +139,7 @@ KEYS: Final[Mapping[str, Mapping[str, tuple[str, Callable[[Any], Any]]]]] = {
         "retry": ("retry_ns", a_duration), "floor": ("floor_ns", a_duration),
         "on_busy": ("on_busy_retry", lambda v: a_choice("fail", "retry")(v) == "retry"),
     },
+    "cluster": {"sealed": ("sealed", a_bool)},
     "keys": {"secret": ("secret", a_text), "authorized": ("authorized", a_text)},
 }  # fmt: skip
 
@@ -174,6 +180,7 @@ def refuse_own_key(config: AggregatorConfig, public: str) -> None:
 
 CLIENT_FIELDS: Final[Mapping[str, tuple[str, Callable[[Any], Any]]]] = {
     "via": ("via", _url), "server_key": ("server_key", a_text), "key": ("key", a_text), "servers": ("servers", parents),
+    "roots": ("roots", root_keys), "sealed": ("sealed", a_bool),
 }  # fmt: skip
 
 
@@ -192,5 +199,6 @@ def load_client(paths: tuple[str, ...] = CLIENT_PATHS) -> ClientConfig:
         config.directory = os.path.dirname(os.path.abspath(path))
         if config.key:
             config.key = os.path.join(config.directory, os.path.expanduser(config.key))
+        require_roots(path, config)
         break
     return config

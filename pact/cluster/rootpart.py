@@ -6,6 +6,7 @@ replay's threads speak to subscribers, and nothing here waits for any of them.
 
 from __future__ import annotations
 
+import secrets
 import threading
 import time
 from collections import Counter
@@ -95,6 +96,7 @@ class RootPart:
     def __init__(self, aggregator: Aggregator) -> None:
         config = aggregator.config
         self.config = config
+        self._seals = aggregator.seals
         self.root: Root | None = None
         self.offset_ns = 0
         self.commit_ns = 0
@@ -215,7 +217,10 @@ class RootPart:
             log(posted.lost, 2)
         boot = boot_id()
         self.offset_ns = continue_from(state, boot, t_ns, wall_ns, clock_synchronised())
-        root = self.root = Root(self.config.name, state, posted.fence, self._sets, self.config.limits)
+        if self._seals is not None:
+            self._seals.begin(secrets.token_hex(8), posted.fence)
+        root = self.root = Root(self.config.name, state, posted.fence, self._sets, self.config.limits, self._seals,
+                                secrets.token_bytes(32))  # fmt: skip
         self.states = States()
         self._chunks = self._chunk_bytes = 0
         log(f"leading with fence {posted.fence}, from event {state.gseq}")

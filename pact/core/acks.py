@@ -14,7 +14,9 @@ HELD_BYTES: Final = 16 << 10  # a quarter of the least credit
 
 
 class Acks:
-    """The newest ``[node, incarnation, seq, rewind]`` of each journal whose node has not been told yet."""
+    """The newest ``[node, incarnation, seq, rewind, ...]`` of each journal whose node has not been told yet. What
+    follows those four is carried along: the seal, and whose it is.
+    """
 
     def __init__(self) -> None:
         self._held: dict[tuple[str, str], tuple[list[Any], int]] = {}
@@ -22,7 +24,7 @@ class Acks:
 
     def newest(self, cursor: list[Any]) -> list[Any]:
         """What is to be said now: this, or what was held and has overtaken it."""
-        node, incarnation, seq, rewind = cursor
+        node, incarnation, seq, rewind = cursor[:4]
         held, _ = self._held.pop((node, incarnation), (cursor, 0))
         return held if held[2] > seq and not rewind else cursor
 

@@ -20,12 +20,13 @@ STREAM_MAX: Final = 2 << 20  # of one node: twice the largest credit, since batc
 
 
 class _Batch:
-    __slots__ = ("data", "gone", "n", "row", "sent")
+    __slots__ = ("data", "gone", "n", "row", "seal", "sent")
 
-    def __init__(self, n: int, row: list[object], data: bytes) -> None:
+    def __init__(self, n: int, row: list[object], data: bytes, seal: str) -> None:
         self.n = n
         self.row = row
         self.data = data
+        self.seal = seal
         self.sent = False
         self.gone = False
 
@@ -64,8 +65,9 @@ class Backlog:
         self._progress_ns = 0
         self._patience_ns = RESEND_NS
 
-    def put(self, row: list[object], node: str, incarnation: str, first: int, count: int, data: bytes) -> bool:
-        """One batch from below. False if it was not kept: here already, or no room."""
+    def put(self, row: list[object], node: str, incarnation: str, first: int, count: int, data: bytes,
+            seal: str = "") -> bool:  # fmt: skip
+        """One batch from below, with its node's seal. False if it was not kept: here already, or no room."""
         stream = self._streams.get(node)
         last = first + count - 1
         if stream is not None and stream.incarnation != incarnation:  # the node was installed anew
@@ -84,7 +86,7 @@ class Backlog:
         if stream is None:
             stream = self._streams[node] = _Stream(incarnation, first)
         self._n += 1
-        batch = _Batch(self._n, row, data)
+        batch = _Batch(self._n, row, data, seal)
         stream.batches.append((last, batch))
         stream.last = max(stream.last, last)
         stream.bytes += len(data)
@@ -170,6 +172,7 @@ class Backlog:
         queue = self._queue
         while queue and self._flight < self._credit:
             rows: list[list[object]] = []
+            seals: list[str] = []
             parts: list[bytes] = []
             size = 0
             while queue and self._flight < self._credit and len(rows) < FRAME_BATCHES:
@@ -184,12 +187,14 @@ class Backlog:
                     self._progress_ns = t_ns
                 batch.sent = True
                 rows.append(batch.row)
+                seals.append(batch.seal)
                 parts.append(batch.data)
                 size += len(batch.data)
                 self._flight += len(batch.data)
                 self._unsent -= len(batch.data)
             if rows:
-                out.append(Up("events", {"batches": rows}, b"".join(parts)))
+                sealed = {"seals": seals} if any(seals) else {}
+                out.append(Up("events", {"batches": rows, **sealed}, b"".join(parts)))
         return out
 
     def next_wake_ns(self) -> int | None:

@@ -8,9 +8,10 @@ what they answered before.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
+from pact.core import seals as seals_
 from pact.core import wire
 from pact.core.outbox import Up
 from pact.model import NS_PER_S
@@ -22,6 +23,11 @@ PARTS_BYTES: Final = 1 << 20
 CALLS_MAX: Final = 1024
 GRACE_NS: Final = NS_PER_S
 TIMEOUT_MAX_NS: Final = 3600 * NS_PER_S
+PLACE: Final = "~" * wire.SEAL_CHARS  # where a child's seal goes
+SPLICED_MAX: Final = 16 << 10  # bytes of a call that is copied for each child, its seal in it
+
+#: What is merged: an answer; or an answer, a name where it stands alone, and whether it is sealed.
+Part = bytes | tuple[bytes, str, bool]
 
 
 class Below(Protocol):
@@ -29,24 +35,29 @@ class Below(Protocol):
 
     rid: bytes
     name: str
-    below: dict[str, tuple[int, str]] | None
+
+    @property
+    def below(self) -> object: ...
 
 
 class Call:
     """One call that is not answered by everybody yet."""
 
-    __slots__ = ("answered_ns", "body", "bytes", "deadline_ns", "direct", "first_ns", "flushed", "frame", "head",
-                 "left", "lost", "parts", "via")  # fmt: skip
+    __slots__ = ("answered_ns", "apart", "body", "bytes", "deadline_ns", "direct", "first_ns", "flushed", "frame",
+                 "head", "left", "lost", "parts", "seals", "via", "xor")  # fmt: skip
 
     def __init__(self, head: Mapping[str, Any], body: bytes, deadline_ns: int) -> None:
-        self.head = {**head, "nodes": None}
+        self.head = {**head, "nodes": None, "seals": "", "apart": False}
         self.body = body
         self.frame = wire.encode("call", self.head, body)
+        self.seals: dict[str, str] = {}  # the root's, for each name that has one
+        self.apart: set[str] = set()  # whose answers are not merged with others'
         self.deadline_ns = deadline_ns
         self.direct: set[str] = set()
         self.via: dict[str, set[str]] = {}  # aggregator -> names
         self.left = 0
-        self.parts: dict[bytes, list[str]] = {}
+        self.parts: dict[Part, list[str]] = {}
+        self.xor: dict[Part, int] = {}  # of the seals of those parts that have one
         self.bytes = 0
         self.lost: dict[str, None] = {}
         self.first_ns = -1  # when the oldest of what is not yet sent came; -1: there is none
@@ -54,7 +65,27 @@ class Call:
         self.flushed = 0  # how often some of the answers went up
 
     def frame_for(self, names: Iterable[str]) -> bytes:
-        return wire.encode("call", {**self.head, "nodes": list(names)}, self.body)
+        """For these: an aggregator's, or many children of ours at once, each of which finds itself among them."""
+        named = list(names)
+        seals = "".join([self.seals.get(n, seals_.NONE) for n in named]) if self.seals else ""
+        apart = bool(self.apart) and not self.apart.isdisjoint(named)
+        return wire.encode("call", {**self.head, "nodes": named, "seals": seals, "apart": apart}, self.body)
+
+    def sealed(self, head: Mapping[str, Any]) -> None:
+        """What the root says of those whom it asks: a seal for each, and whether they are to answer one by one."""
+        if head["nodes"] is None:
+            return
+        if len(head["seals"]) == len(head["nodes"]) * wire.SEAL_CHARS:
+            for i, name in enumerate(head["nodes"]):
+                self.seals[name] = wire.seal_at(head["seals"], i)
+        if head["apart"]:
+            self.apart.update(head["nodes"])
+
+    def frames_for(self, names: Sequence[str]) -> list[bytes]:
+        """A frame for each of these children, with its own seal: all but that is encoded once."""
+        whole = wire.encode("call", {**self.head, "seals": PLACE}, self.body)
+        before, _, after = whole.partition(PLACE.encode())
+        return [b"".join((before, self.seals.get(n, seals_.NONE).encode(), after)) for n in names]
 
     def add(self, child: Below, name: str) -> None:
         """``name`` is asked through ``child``. If it was lost before, and that was not said yet, it is not lost."""
@@ -101,13 +132,21 @@ class Call:
         self.first_ns = t_ns if self.first_ns < 0 else self.first_ns
         self.answered_ns = t_ns
 
-    def answer(self, names: list[str], body: bytes, t_ns: int) -> None:
-        known = self.parts.get(body)
+    def answer(self, names: list[str], body: bytes, t_ns: int, seal: str = "") -> None:
+        """What these have answered; ``seal``: theirs, together. What one seals and another does not is not merged."""
+        part: Part = body
+        xor = seals_.number(seal) if seal else None
+        if xor is not None or seal or self.apart:
+            one = names[0] if (seal and xor is None) or not self.apart.isdisjoint(names) else ""
+            part = (body, one, xor is not None)
+        known = self.parts.get(part)
         if known is None:
-            self.parts[body] = list(names)
+            self.parts[part] = list(names)
             self.bytes += len(body)
         else:
             known += names
+        if xor is not None:
+            self.xor[part] = self.xor.get(part, 0) ^ xor
         self._touched(t_ns)
 
     def due_ns(self) -> int:
@@ -123,22 +162,28 @@ class Call:
         """What has come since the last time; ``final`` in the last message."""
         out: list[Up] = []
         rows: list[list[Any]] = []
+        seals: list[str] = []
         bodies: list[bytes] = []
         size = 0
-        for body, names in self.parts.items():
+        for part, names in self.parts.items():
+            body = part[0] if isinstance(part, tuple) else part
             if rows and size + len(body) > PARTS_BYTES:
-                out.append(self._up(False, rows, bodies, []))
-                rows, bodies, size = [], [], 0
+                out.append(self._up(False, rows, seals, bodies, []))
+                rows, seals, bodies, size = [], [], [], 0
             rows.append([names, len(body)])
+            xor = self.xor.get(part)
+            seals.append("" if xor is None else seals_.number_text(xor))
             bodies.append(body)
             size += len(body)
-        out.append(self._up(not self.left, rows, bodies, list(self.lost)))
-        self.parts, self.bytes, self.lost, self.first_ns = {}, 0, {}, -1
+        out.append(self._up(not self.left, rows, seals, bodies, list(self.lost)))
+        self.parts, self.xor, self.bytes, self.lost, self.first_ns = {}, {}, 0, {}, -1
         self.flushed += 1
         return out
 
-    def _up(self, final: bool, rows: list[list[Any]], bodies: list[bytes], lost: list[str]) -> Up:
-        return Up("answer", {"call": self.head["call"], "final": final, "parts": rows, "lost": lost}, b"".join(bodies))
+    def _up(self, final: bool, rows: list[list[Any]], seals: list[str], bodies: list[bytes], lost: list[str]) -> Up:
+        sealed = {"seals": seals} if any(seals) else {}
+        return Up("answer", {"call": self.head["call"], "final": final, "parts": rows, "lost": lost, **sealed},
+                  b"".join(bodies))  # fmt: skip
 
 
 class Calls:

@@ -66,7 +66,9 @@ class Clients:
         head: dict[str, Any] = message.head
         if child.role == CLIENT:
             caller = {"user": child.name, "role": child.peer.role, "via": "cluster"}  # T13: of the key
-            head = {**head, CLIENT: child.client, "caller": caller}
+            head = {**head, CLIENT: child.client, "caller": caller, "direct": True}
+        else:  # what stands there was said by another relay's child
+            head = {**head, "direct": False}
         client = self._clients.get(head[CLIENT])
         if client is None and head[CLIENT] and len(self._clients) < CLIENTS_MAX:
             client = self._clients[head[CLIENT]] = _Client(child)

@@ -7,8 +7,8 @@ newest connection counts; when that one is given up, another claim that still st
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Mapping
-from typing import Any, Final, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final, NamedTuple, Protocol
 
 from pact.core.backlog import Backlog
 from pact.core.calls import Call, Calls
@@ -27,11 +27,21 @@ class Peer(NamedTuple):
     key: str
 
 
-class Child:
-    """One session. ``below``: name -> (session, rack) of an aggregator's nodes; ``None`` for a node or a client."""
+class Claim(NamedTuple):
+    """What is said of a node that is below: its connection, its rack, and the node's own word for it."""
 
-    __slots__ = ("asked_ns", "beat", "below", "client", "frames", "heard_ns", "mismatch", "name", "peer", "rack", "rid",
-                 "role", "second", "session", "told_ns")  # fmt: skip
+    session: int
+    rack: str
+    proof: Sequence[Any] | None = None  # as ``wire`` has it
+
+
+class Child:
+    """One session. ``below``: the claims of an aggregator, by name; ``None`` for a node or a client. ``refused``:
+    those of them that are not believed.
+    """
+
+    __slots__ = ("asked_ns", "beat", "below", "client", "frames", "heard_ns", "mismatch", "name", "peer", "proof",
+                 "rack", "refused", "rid", "role", "second", "session", "told_ns")  # fmt: skip
 
     def __init__(self, rid: Rid, peer: Peer, role: str, session: int, rack: str, t_ns: int) -> None:
         self.rid = rid
@@ -41,7 +51,9 @@ class Child:
         self.session = session
         self.rack = rack
         self.heard_ns = self.told_ns = t_ns  # the last that it said; the last call or ack for it
-        self.below: dict[str, tuple[int, str]] | None = {} if role == "aggregator" else None
+        self.below: dict[str, Claim] | None = {} if role == "aggregator" else None
+        self.refused: dict[str, Claim] = NO_CLAIMS
+        self.proof: Sequence[Any] | None = None
         self.client = ""
         self.beat = 0  # its place among those who are asked whether they live
         self.asked_ns = t_ns
@@ -49,12 +61,21 @@ class Child:
         self.second = 0
         self.frames = 0
 
-    def claim(self, name: str) -> tuple[int, str]:
-        """Session and rack of a node that is this child, or below it."""
-        return (self.session, self.rack) if self.below is None else self.below[name]
+    def claim(self, name: str) -> Claim:
+        """Of a node that is this child, or below it."""
+        return Claim(self.session, self.rack, self.proof) if self.below is None else self.below[name]
+
+    def claimed(self) -> Iterable[str]:
+        """All names that it spoke of."""
+        below: dict[str, Claim] = self.below or {}
+        return below if not self.refused else {**below, **self.refused}
 
     def names(self) -> list[str]:
         return [self.name] if self.below is None else list(self.below)
+
+
+#: Of a child that is believed in everything. Never written to.
+NO_CLAIMS: Final[dict[str, Claim]] = {}
 
 
 def older(session: int, than: int) -> bool:
@@ -67,8 +88,18 @@ def checksum(names: Iterable[str]) -> int:
     return sum(zlib.crc32(name.encode("utf-8", "surrogatepass")) for name in names)
 
 
+class Gate(Protocol):
+    """Who decides at the root whether a claim is the node's own word. See ``seals.RootSeals.admits``."""
+
+    def admits(self, name: str, session: int, proof: Sequence[Any] | None, *, here: bool, direct: str = "") -> bool: ...
+
+
 class Directory:
-    """The children and everything below them. Calls and events of a node that moves or goes are told here."""
+    """The children and everything below them. Calls and events of a node that moves or goes are told here. ``gate``:
+    only at the root.
+    """
+
+    gate: Gate | None = None
 
     def __init__(self, calls: Calls, backlog: Backlog) -> None:
         self.children: dict[Rid, Child] = {}
@@ -89,12 +120,14 @@ class Directory:
         return {"below": list(self.where), **self._described(self.where)}
 
     def _described(self, names: Iterable[str]) -> dict[str, Any]:
-        racks, sessions = {}, {}
+        racks, sessions, proofs = {}, {}, {}
         for name in names:
-            sessions[name], rack = self.where[name].claim(name)
+            sessions[name], rack, proof = self.where[name].claim(name)
             if rack:
                 racks[name] = rack
-        return {"racks": racks, "sessions": sessions}
+            if proof is not None:
+                proofs[name] = proof
+        return {"racks": racks, "sessions": sessions, **({"proofs": proofs} if proofs else {})}
 
     def welcomed(self) -> None:
         """The parent knows what our hello said, and nothing that came later."""
@@ -153,11 +186,20 @@ class Directory:
     def note(self, child: Child, head: Mapping[str, Any], names: Iterable[str] | None = None) -> list[str]:
         """What an aggregator says of the nodes below it. Returns their names."""
         assert child.below is not None
-        racks, sessions = head["racks"], head["sessions"]
+        racks, sessions, proofs = head["racks"], head["sessions"], head["proofs"]
         allowed = [n for n in (head["below"] if names is None else names) if n != ROOT]
+        believed = []
         for name in allowed:
-            child.below[name] = (sessions.get(name, 0), racks.get(name, ""))
-        return allowed
+            claim = Claim(sessions.get(name, 0), racks.get(name, ""), proofs.get(name))
+            if self.gate is None or self.gate.admits(name, claim.session, claim.proof, here=name in self.where):
+                child.below[name] = claim
+                child.refused.pop(name, None)
+                believed.append(name)
+            else:
+                if child.refused is NO_CLAIMS:
+                    child.refused = {}
+                child.refused[name] = claim
+        return believed
 
     def claim(self, child: Child, name: str) -> None:
         """``name`` is ``child``, or below it; unless a newer connection of it is known elsewhere."""
@@ -183,11 +225,14 @@ class Directory:
         for name in names:
             if child.below is not None:
                 child.below.pop(name, None)
+                child.refused.pop(name, None)
             if self.where.get(name) is not child:
                 continue
             other = self.named.get(name)
             if other is None or other.below is not None or other is child:
                 other = next((c for c in others if c.below is not None and name in c.below), None)
+            if other is None:
+                other = self._believed_now(name, others)
             if other is not None:
                 self._move(name, child, other)
                 self.where[name] = other
@@ -198,3 +243,14 @@ class Directory:
             self._gone[name] = None
             self._backlog.forget(name)
             self._calls.lost(child, name, t_ns)
+
+    def _believed_now(self, name: str, others: Iterable[Child]) -> Child | None:
+        """The node is nowhere else any more: a word of it that was too old while it was may be its last."""
+        for child in others:
+            claim = child.refused.get(name)
+            if claim is None or child.below is None or self.gate is None:
+                continue
+            if self.gate.admits(name, claim.session, claim.proof, here=False):
+                child.below[name] = child.refused.pop(name)
+                return child
+        return None

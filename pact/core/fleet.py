@@ -88,7 +88,8 @@ class Fleet:
             heard = len(here) - len(deaf.keys() | lost.keys())
             root.questions.reply(head, code, "", "", {**result, "nodes": heard}, failed)
 
-        root.questions.ask(here, "fleet_seen", orjson.dumps(root.fleet()), head["caller"],
+        table = {k: v for k, v in root.fleet().items() if k in ("fence", "seq", "holds")}
+        root.questions.ask(here, "fleet_seen", orjson.dumps(table), head["caller"],
                            root.questions.timeout_ns(head), part, done)  # fmt: skip
 
     def release(self, head: Head, args: dict[str, Any]) -> None:
@@ -126,5 +127,5 @@ class Fleet:
     def tell(self) -> None:
         root = self.root
         root.fleet_seq = max(root.fleet_seq, root.state.chain.seq)
-        root.down("fleet", root.fleet())
+        root.tell_fleet(root.nodes)
         self._tell_at_ns = root.t_ns + TELL_EVERY_NS if root.state.holds else None

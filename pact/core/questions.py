@@ -17,7 +17,7 @@ from pact.core.access import BY_KEY
 from pact.core.answers import SAID_MAX, answer_of, clipped, fitting
 from pact.core.calls import PARTS_BYTES
 from pact.core.rootlog import ROOT
-from pact.core.wire import BODY_MAX, Message, sections
+from pact.core.wire import BODY_MAX, Message, beside, sections
 from pact.errors import (
     EXIT_FAILED,
     EXIT_UNREACHABLE,
@@ -51,6 +51,7 @@ FAILED_MAX: Final = 384 << 10
 LOST: Final = "lost contact before it answered; it may have been done"
 LATE: Final = "no answer in time; it may still be done"
 ABSENT: Final = "not connected"
+NOT_ITS_OWN: Final = "what came in its name is not sealed with its key; it may have been done"
 
 #: Operations that nodes carry out as their control socket does.
 NODE_OPS: Final = frozenset({
@@ -85,6 +86,7 @@ class Question:
     lost: dict[str, str] = field(default_factory=dict)
     away: dict[str, int] = field(default_factory=dict)  # the earliest first
     unasked: set[str] = field(default_factory=set)  # of those who are away: they have not heard of it yet
+    apart: set[str] = field(default_factory=set)  # whose answers come unmerged
     tries: dict[str, int] = field(default_factory=dict)  # how often who is here, and was said to be lost, was asked
 
     def told(self, names: Iterable[str]) -> None:
@@ -141,11 +143,15 @@ class Questions:
 
     def _call(self, question: Question, names: Iterable[str]) -> None:
         """By name: who joins just now was not meant."""
-        root = self.root
-        root.down("call", {
-            "call": question.id, "op": question.op, "nodes": list(names), "caller": question.caller,
-            "fence": root.fence, "timeout_ms": max(0, question.until_ns - root.t_ns) // 1_000_000},
-            question.args)  # fmt: skip
+        root, named = self.root, list(names)
+        head: dict[str, Any] = {
+            "call": question.id, "op": question.op, "nodes": named, "caller": question.caller,
+            "fence": root.fence, "timeout_ms": max(0, question.until_ns - root.t_ns) // 1_000_000,
+        }  # fmt: skip
+        if root.seals is not None:
+            head.update(term=root.seals.term, apart=not question.apart.isdisjoint(named))
+            head["seals"] = root.seals.calls(head, question.args, named)
+        root.down("call", head, question.args)
 
     def ask_members(self, names: Iterable[str], op: str, args: Mapping[str, Any] | bytes, caller: Mapping[str, Any],
                     part: Part, done: Done, timeout_ns: int | None = None,
@@ -179,9 +185,13 @@ class Questions:
         every = [n for names, _ in head["parts"] for n in names]
         each = set(every)
         exact = len(each) == len(every) and each <= waiting  # as nearly always: no name need be looked at by itself
-        for (names, _), body in sections(message, "parts"):
+        checked = self.root.seals
+        said = beside(head["seals"], head["parts"]) if checked is not None else ()
+        for i, ((names, _), body) in enumerate(sections(message, "parts")):
             fresh = names if exact else [n for n in names if n in waiting]  # a set union: repetition is harmless  # G7
-            if fresh:
+            if fresh and checked is not None and not checked.answers(names, question.id, body, said[i]):
+                self._doubt(question, fresh)
+            elif fresh:
                 question.told(fresh)
                 if len(body) < FENCED_BYTES and STALE in body:  # this root is not the last, or its log was lost
                     self.root.refuse("a fence lower than the last one", fresh[0], answer_of(body)["message"])
@@ -190,6 +200,17 @@ class Questions:
             question.flush()
         self._missed(question, [n for n in head["lost"] if n in waiting])
         self._finish_if_done(question)
+
+    def _doubt(self, question: Question, names: Sequence[str]) -> None:
+        """The seal of what these are said to have answered does not fit: one of them lies, or who carries it does. They
+        are asked once more, and each for itself: then it is known whose answer is whose.  # T14
+        """
+        self.root.refuse("answers whose seal does not fit", names[0] if len(names) == 1 else "")
+        again = [n for n in names if n not in question.apart]
+        for name in names if not again else [n for n in names if n in question.apart]:
+            self._lose(question, name, NOT_ITS_OWN)
+        question.apart.update(again)
+        self._again(question, again)
 
     def gone(self, names: Iterable[str]) -> None:
         """No way leads to these nodes any more."""

@@ -9,14 +9,14 @@ messages for it are ``Up`` effects of ``flush``, what it says comes in by ``from
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from pact.core import wire
 from pact.core.acks import Acks
 from pact.core.backlog import Backlog
 from pact.core.beats import Beats
-from pact.core.calls import Call, Calls
+from pact.core.calls import SPLICED_MAX, Call, Calls
 from pact.core.clients import Clients
 from pact.core.directory import ROOT, Child, Directory, Peer, Rid, checksum, older
 from pact.core.outbox import Up
@@ -39,6 +39,7 @@ UNREAD_MAX_NS: Final = 5 * NS_PER_S  # a flood does not keep the dead here for l
 NOTE_NS: Final = 60 * NS_PER_S
 NOTES_MAX: Final = 4096
 DETAIL_MAX: Final = 200
+UNSEALED: Final = "this cluster is sealed: [cluster] roots of the agent must name the key of this root"
 
 #: What a key of each role is in the tree. Subscribers have no business here.
 PLACES: Final = {"node": "node", "aggregator": "aggregator", "viewer": "client", "ops": "client", "admin": "client"}
@@ -49,11 +50,21 @@ MAY_SAY: Final = {
 }
 
 
+NOBODY: Final = Child(b"", Peer("", "", ""), "node", 0, "", 0)
+
+
 class ToChildren(NamedTuple):
     """One frame, the same bytes, to each of these routing ids."""
 
     rids: tuple[Rid, ...]
     frame: bytes
+
+
+class ToEach(NamedTuple):
+    """To each of these routing ids a frame of its own."""
+
+    rids: tuple[Rid, ...]
+    frames: list[bytes]
 
 
 class Ended(NamedTuple):
@@ -62,7 +73,7 @@ class Ended(NamedTuple):
     rid: Rid
 
 
-Effect = ToChildren | Up | Ended | Note
+Effect = ToChildren | ToEach | Up | Ended | Note
 
 
 class Relay:
@@ -91,6 +102,8 @@ class Relay:
         self._up: list[Up] = []
         self._last: list[Up] = []  # events that go before it is said who has left
         self._fleet_at_ns = 0
+        self._fleet_seals: dict[str, str] = {}
+        self._fleet_term = ""
         self._cut_ns: int | None = None
         self._scan_ns = 0
         self._unread_ns = 0  # since when there was always more to read
@@ -218,7 +231,7 @@ class Relay:
 
     def _compared(self, child: Child, names: int) -> list[Effect]:
         """An aggregator twice spoke of other names than are known here: a message was lost. Hello again.  # T7"""
-        differs = child.below is not None and names != checksum(child.below)
+        differs = child.below is not None and names != checksum(child.claimed())
         again, child.mismatch = differs and child.mismatch, differs
         return self._unknown(child.rid, child.heard_ns) if again else []
 
@@ -243,13 +256,24 @@ class Relay:
         if old is None and len(self.tree.named) >= self.children_max:
             return [*out, *self._sorry(rid, "there are enough children here", REFUSED_RETRY_MS)]
         child = Child(rid, peer, role, session, head["rack"] or self.rack, t_ns)
+        if role == "node":
+            if head["proof"]:
+                child.proof = [head["proof"], head["incarnation"], head["seq"], head["wall_ns"]]
+            gate, here = self.tree.gate, peer.name in self.tree.where
+            if gate is not None and not gate.admits(peer.name, session, child.proof, here=here, direct=peer.key):
+                return [*out, *self._sorry(rid, UNSEALED, REFUSED_RETRY_MS, denied=True)]
         if role == "aggregator" and old is not None:  # it may have lost some
             self._before_leaving(t_ns)
         before = self.tree.enter(child, head, t_ns)
         if before is not None:
             out.append(Ended(before))
         self.beats.enter(child, t_ns)
-        return [*out, *self._welcome(child, t_ns), *self._ask_again(child, t_ns)]
+        return [*out, *self._refusals(child, t_ns), *self._welcome(child, t_ns), *self._ask_again(child, t_ns)]
+
+    def _refusals(self, child: Child, t_ns: int) -> list[Effect]:
+        """Claims of nodes that are not the nodes' own word are not believed, and said."""
+        names = child.refused
+        return self._violation(child.name, "nodes below it without their word", t_ns, ",".join(names)) if names else []
 
     def _objection(self, peer: Peer, head: Mapping[str, Any]) -> str:
         if head["v"] != wire.VERSION:
@@ -274,16 +298,24 @@ class Relay:
     def _welcome(self, child: Child, t_ns: int) -> list[Effect]:
         return self._to([child], "welcome", {
             "v": wire.VERSION, "name": self.name, "path": self.path, "fence": self.fence, "credit": self.credit(),
-            "fleet": self._fleet_now(t_ns), "with_answers": True,
+            "fleet": self._fleet_now(child, t_ns), "with_answers": True,
         })  # fmt: skip
 
-    def _fleet_now(self, t_ns: int) -> Mapping[str, Any] | None:
-        """The fleet's holds, with the time that is left of each now."""
+    def _fleet_now(self, child: Child, t_ns: int) -> Mapping[str, Any] | None:
+        """The fleet's holds, with the time that is left of each now, and the seals for this child."""
         if self.fleet is None:
             return None
         past_ns = t_ns - self._fleet_at_ns
         holds = [{**h, "left_ns": max(0, h["left_ns"] - past_ns)} for h in self.fleet["holds"]]
-        return {**self.fleet, "holds": holds}
+        return {**self._fleet_head(child), "holds": holds}
+
+    def _fleet_head(self, child: Child) -> dict[str, Any]:
+        assert self.fleet is not None
+        head = {k: self.fleet[k] for k in ("fence", "seq", "holds")}
+        if self._fleet_seals:
+            mine = {n: seal for n in child.names() if (seal := self._fleet_seals.get(n))}
+            head.update(seals=mine, term=self._fleet_term)
+        return head
 
     def gone(self, rid: Rid, t_ns: int) -> list[Effect]:
         """This session is over: silent, unreachable, said goodbye, or its key was removed."""
@@ -313,7 +345,9 @@ class Relay:
 
     def _on_events(self, child: Child, message: Message, t_ns: int) -> list[Effect]:
         out: list[Effect] = []
-        for row, data in wire.sections(message, "batches"):
+        said = message.head["seals" if message.kind == "events" else "batch_seals"]
+        seals = wire.beside(said, message.head["batches"])
+        for (row, data), seal in zip(wire.sections(message, "batches"), seals, strict=True):
             node, incarnation, first, count, size = row
             if not self.tree.has(child, node):
                 out += self._violation(child.name, "events of a node that is not below it", t_ns)
@@ -323,18 +357,22 @@ class Relay:
                 out += self._violation(child.name, "a batch that is too large, or empty", t_ns)
             elif self.tree.where.get(node) is child:  # one batch of many must not keep the frame of all alive
                 kept = data if size == len(message.body) else bytes(data)
-                self.backlog.put(row, node, incarnation, first, count, kept)
+                self.backlog.put(row, node, incarnation, first, count, kept, seal)
         return out
 
     def _on_below(self, child: Child, message: Message, t_ns: int) -> list[Effect]:
         head = message.head
+        before = len(child.refused)
         for name in self.tree.note(child, head, head["add"]):
             self.tree.claim(child, name)
+        out = self._refusals(child, t_ns) if len(child.refused) > before else []
+        for name in [n for n in head["gone"] if n in child.refused]:
+            del child.refused[name]
         gone = [n for n in head["gone"] if n in child.below]  # type: ignore[operator]
         if gone:
             self._before_leaving(t_ns)
             self.tree.drop(child, gone, t_ns)
-        return []
+        return out
 
     def _on_ask(self, child: Child, message: Message, t_ns: int) -> list[Effect]:
         if not self.tree.has(child, message.head["node"]):
@@ -351,16 +389,17 @@ class Relay:
         if below is not None and call is not None:
             every = [n for names, _ in head["parts"] for n in names]
             whole = call if below.keys() >= set(every) and call.all_taken(child, every) else None
-        for (names, _), body in wire.sections(message, "parts"):
+        seals = wire.beside(head["seals"], head["parts"])
+        for ((names, _), body), seal in zip(wire.sections(message, "parts"), seals, strict=True):
             if whole is not None and names:
-                whole.answer(names, body, t_ns)
+                whole.answer(names, body, t_ns, seal)
                 continue
             if names != [name] if below is None else not below.keys() >= set(names):
                 out += self._violation(child.name, "answers for a node that is not below it", t_ns)
                 continue
             new = call.taken(child, names) if call is not None else []
-            if new and call is not None:
-                call.answer(new, body, t_ns)
+            if new and call is not None:  # some of many: what is sealed for all of them holds for none of these
+                call.answer(new, body, t_ns, seal if len(new) == len(names) else "")
         if call is not None:
             lost = call.taken(child, [n for n in head["lost"] if child.below is not None])
             if lost:
@@ -397,7 +436,7 @@ class Relay:
                 self._placed(head["path"] or self.path[:-1], head["fence"])
             return []
         if kind == "ack":
-            return self._acknowledged(head["cursors"], t_ns)
+            return self._acknowledged(head, t_ns)
         if kind == "call":
             return self._call(message, t_ns)
         if kind == "drop":
@@ -454,13 +493,23 @@ class Relay:
             return []
         news = self.fleet is None or fleet["seq"] != self.fleet["seq"] or fleet["fence"] != self.fleet["fence"]
         self.fleet, self._fleet_at_ns, self._beat = fleet, t_ns, b""
-        head = {k: fleet[k] for k in ("fence", "seq", "holds")}
-        return self._to(self.tree.named.values(), "fleet", head) if news else []
+        seals, term = fleet.get("seals") or {}, fleet.get("term", "")
+        if news or term != self._fleet_term:
+            self._fleet_seals, self._fleet_term = {}, term
+        self._fleet_seals.update(seals)
+        if not self._fleet_seals:  # nobody seals
+            return self._to(self.tree.named.values(), "fleet", self._fleet_head(NOBODY)) if news else []
+        children: Iterable[Child] = self.tree.named.values()
+        if not news:  # nodes that have come since
+            children = {c.name: c for n in seals if (c := self.tree.where.get(n)) is not None}.values()
+        return [e for child in children for e in self._to([child], "fleet", self._fleet_head(child))]
 
-    def _acknowledged(self, cursors: Iterable[list[Any]], t_ns: int) -> list[Effect]:
+    def _acknowledged(self, head: Mapping[str, Any], t_ns: int) -> list[Effect]:
         now = []
-        for cursor in cursors:
-            node, incarnation, seq, rewind = cursor
+        signed = (head["fence"], head["term"])
+        for row, seal in zip(head["cursors"], wire.beside(head["seals"], head["cursors"]), strict=True):
+            node, incarnation, seq, rewind = row
+            cursor = [*row, seal, *signed]
             size = self.backlog.acknowledged(node, incarnation, seq, rewind, t_ns)
             child = self.tree.where.get(node)
             if child is None:
@@ -472,14 +521,19 @@ class Relay:
         return self._say_acks(now, t_ns)
 
     def _say_acks(self, cursors: Iterable[list[Any]], t_ns: int) -> list[Effect]:
-        by_child: dict[Rid, list[Any]] = {}
+        by_child: dict[tuple[Rid, int, str], list[Any]] = {}
         for cursor in cursors:
             child = self.tree.where.get(cursor[0])
             if child is not None:
                 child.told_ns = t_ns
-                by_child.setdefault(child.rid, []).append(cursor)
-        return [e for rid, rows in by_child.items() for e in self._to([self.tree.children[rid]], "ack", {
-            "cursors": rows})]  # fmt: skip
+                by_child.setdefault((child.rid, *cursor[5:]), []).append(cursor)
+        out: list[Effect] = []
+        for (rid, fence, term), rows in by_child.items():
+            head: dict[str, Any] = {"cursors": [row[:4] for row in rows]}
+            if any(row[4] for row in rows):
+                head.update(seals=[row[4] for row in rows], fence=fence, term=term)
+            out += self._to([self.tree.children[rid]], "ack", head)
+        return out
 
     def _to_client(self, message: Message) -> list[Effect]:
         to = self.clients.down(message)
@@ -506,7 +560,8 @@ class Relay:
             return self._unsaid(exc)
         if call is None:
             return self._violation("the parent", "too many calls at once", t_ns)
-        direct: list[Rid] = []
+        call.sealed(head)
+        direct: list[Child] = []
         through: dict[str, list[str]] = {}
         unknown: list[str] = []
         for name in list(self.tree.where) if head["nodes"] is None else head["nodes"]:
@@ -516,7 +571,7 @@ class Relay:
                 continue
             call.add(child, name)
             if child.below is None:
-                direct.append(child.rid)
+                direct.append(child)
                 child.told_ns = t_ns
             else:
                 through.setdefault(child.name, []).append(name)
@@ -524,15 +579,29 @@ class Relay:
             call.lose(unknown, t_ns)
         out: list[Effect] = []
         if direct:
-            out.append(ToChildren(tuple(direct), call.frame))
+            out += self._directly(call, direct)
         # Names are always said: a node that has just come under an aggregator was not meant.  # T6
         for aggregator, names in through.items():
             out += self._through(call, self.tree.named[aggregator], names, t_ns)
         return out
 
+    def _directly(self, call: Call, children: Sequence[Child]) -> list[Effect]:
+        """A call for nodes that are children. Each needs its own seal: a small call is made for each of them; a large
+        one says all their seals, so that it is kept once however many read it.
+        """
+        rids = tuple([c.rid for c in children])
+        if not call.seals:
+            return [ToChildren(rids, call.frame)]
+        names = [c.name for c in children]
+        if len(call.frame) <= SPLICED_MAX:
+            return [ToEach(rids, call.frames_for(names))]
+        return [ToChildren(rids, call.frame_for(names))]
+
     def _through(self, call: Call, child: Child, names: Iterable[str], t_ns: int) -> list[Effect]:
         try:
-            return [ToChildren((child.rid,), call.frame if child.below is None else call.frame_for(names))]
+            if child.below is None:
+                return self._directly(call, [child])
+            return [ToChildren((child.rid,), call.frame_for(names))]
         except LocalProtocolError as exc:  # more names than a head takes
             call.lose(call.taken(child, list(names)), t_ns)
             return self._unsaid(exc)

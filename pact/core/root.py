@@ -14,11 +14,13 @@ from typing import Any, Final, Protocol
 
 from pact.core import rootlog, strict
 from pact.core.coordinator import Coordinator
+from pact.core.persons import CHALLENGE, Persons
 from pact.core.questions import AWAY_NS, Questions
 from pact.core.rootlog import Batch, RootState, Writer
+from pact.core.seals import RootSeals
 from pact.core.twins import Twins
-from pact.core.wire import BODY_MAX, Message, sections
-from pact.errors import EXIT_USAGE
+from pact.core.wire import BODY_MAX, TO_CLIENTS, Message, beside, sections
+from pact.errors import EXIT_USAGE, PactError
 from pact.model import NS_PER_S
 from pact.values import dataclass
 
@@ -121,8 +123,12 @@ class Counters:
 class Root:
     """One term of a leading root: made from the log's state when elected, thrown away when deposed."""
 
-    def __init__(self, name: str, state: RootState, fence: int, sets: NodeSets, limits: Limits | None = None) -> None:
+    def __init__(self, name: str, state: RootState, fence: int, sets: NodeSets, limits: Limits | None = None,
+                 seals: RootSeals | None = None, secret: bytes = b"") -> None:  # fmt: skip
+        """``seals``: of this term; ``secret``: random bytes that nobody else has, for people's challenges."""
         self.name = name
+        self.seals = seals
+        self.persons = Persons(seals, secret) if seals is not None else None
         self.state = state
         self.fence = fence
         self.sets = sets
@@ -145,6 +151,7 @@ class Root:
         self.fleet_seq = max(0, state.chain.seq)  # a new log has no record yet, and a child may come already
         self._denied: tuple[int, dict[str, int]] = (0, {})  # in this minute, how often who
         self._twins = Twins()
+        self._whole: tuple[int, dict[str, int]] = (-1, {})  # of which telling of the holds, and what was left of each
         self._left_ns: dict[str, int] = {}  # who has gone a moment ago, and when, the earliest first
         self._begun_ns = self.t_ns
         self._said: dict[tuple[str, str], int] = {}  # who and what was refused -> how often
@@ -210,6 +217,8 @@ class Root:
         self._own.append((type_, data, actor, then or _nothing))
 
     def down(self, kind: str, head: Mapping[str, Any], body: bytes = b"") -> None:
+        if self.persons is not None and kind in TO_CLIENTS:
+            head = self.persons.sealed(kind, head, body)
         self._emit(Down(kind, head, body))
 
     def note(self, text: str) -> None:
@@ -240,9 +249,24 @@ class Root:
             self.record("denied", {"request": op, "why": why}, self.actor(caller))
 
     def fleet(self) -> dict[str, Any]:
-        """The head of a ``fleet`` message, as ``welcome`` carries it too."""
+        """The head of a ``fleet`` message, as ``welcome`` carries it too. ``whole_ns``: what was left of a hold when
+        this table was first told, which is what is sealed.
+        """
         holds = [{**h, "left_ns": max(0, self.state.holds[h["hold"]]["ends_ns"] - self.t_ns)} for h in self.holds()]
-        return {"fence": self.fence, "seq": self.fleet_seq, "holds": holds}
+        if self.seals is None:
+            return {"fence": self.fence, "seq": self.fleet_seq, "holds": holds}
+        if self._whole[0] != self.fleet_seq:
+            self._whole = (self.fleet_seq, {})
+        for hold in holds:
+            hold["whole_ns"] = self._whole[1].setdefault(hold["hold"], hold["left_ns"])
+        return {"fence": self.fence, "seq": self.fleet_seq, "holds": holds, "term": self.seals.term}
+
+    def tell_fleet(self, names: Iterable[str]) -> None:
+        """What the whole fleet is told, sealed for each of these."""
+        head = self.fleet()
+        if self.seals is not None:
+            head["seals"] = self.seals.fleet(head, names)
+        self.down("fleet", head)
 
     def holds(self) -> list[dict[str, Any]]:
         """Of the whole fleet, as people and programs see them."""
@@ -274,7 +298,13 @@ class Root:
         if self._acks:
             rows = [[n, inc, seq, False] for n, (inc, seq) in self._acks.items()]
             self._acks = {}
-            self.down("ack", {"cursors": rows})
+            self._ack(rows)
+
+    def _ack(self, rows: list[list[Any]]) -> None:
+        head: dict[str, Any] = {"cursors": rows}
+        if self.seals is not None:
+            head.update(seals=self.seals.acks(rows), fence=self.seals.fence, term=self.seals.term)
+        self.down("ack", head)
 
     # -- the log ------------------------------------------------------------------------------------------------
 
@@ -325,13 +355,20 @@ class Root:
                 seq = cursor.seq if cursor is not None else -1
                 rows.append([node, incarnation, seq, True])
         if rows:
-            self.down("ack", {"cursors": rows})
+            self._ack(rows)
 
     def _events(self, message: Message) -> None:
-        for (node, incarnation, first, count, size), body in sections(message, "batches"):
+        seals = beside(message.head["seals"], message.head["batches"]) if self.seals is not None else ()
+        for i, (row, body) in enumerate(sections(message, "batches")):
+            node, incarnation, first, count, size = row
+            if self.seals is not None and not self.seals.events(row, body, seals[i]):
+                self.refuse("records without their node's seal", node)
+                self._behind[node] = incarnation  # they are in the way of the real ones, on the way here
+                continue
             lines = body.removesuffix(b"\n").split(b"\n") if body else []
             if len(lines) != count or not count:
                 self.refuse("a batch whose count is wrong", node)
+                self._behind[node] = incarnation
                 continue
             if self._waiting_bytes + size > WAITING_MAX_BYTES:
                 self.refuse("events beyond the root's buffer, to be sent again,", node)
@@ -374,6 +411,8 @@ class Root:
             if self._twins.came(name, sessions.get(name, 0), self.t_ns):
                 self.refuse("a second machine with the key", name)
             fresh.append(name)
+        if self.seals is not None and fresh:
+            self.tell_fleet(fresh)
         self.questions.came(fresh)
         self.groups.came(fresh)
         self.questions.back(fresh)
@@ -401,12 +440,24 @@ class Root:
             self.refuse("a request whose arguments are not read here")
             self.questions.reply(message.head, EXIT_USAGE, f"its arguments are not read here: {exc}")
             return
-        self.questions.request(message.head, args, message.body)
+        head: Mapping[str, Any] = message.head
+        if self.persons is not None:
+            try:
+                if head["op"] == CHALLENGE:
+                    self.questions.reply(head, 0, result=self.persons.challenge(head))
+                    return
+                head = self.persons.authenticated(head, message.body)
+            except PactError as exc:
+                self.questions.reply(head, exc.exit_code, exc.message, exc.hint)
+                return
+        self.questions.request(head, args, message.body)
 
     def _cancel(self, message: Message) -> None:
         client, id_ = message.head["client"], message.head["id"]
         for key in [k for k in self._watchers if k[0] == client and id_ in (0, k[1])]:
             del self._watchers[key]
+        if self.persons is not None:
+            self.persons.cancelled(client, id_)
         self.questions.cancel(client, id_)
 
 

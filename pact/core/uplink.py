@@ -123,13 +123,14 @@ class _Link:
 
 class Uplink:
     """See the module. ``more`` gives the fields of ``hello`` that change, ``beat`` those of ``beat``, ``unfinished``
-    the groups to ask about.
+    the groups to ask about. ``prove`` seals a hello's head, so that the root knows it for this node's own word.
     """
 
     def __init__(
         self, name: str, role: str, parents: Sequence[Parent], rng: Random, *, session: int, version: str = "",
         rack: str = "", more: Callable[[], Mapping[str, Any]] = dict,
         unfinished: Callable[[], Sequence[Sequence[Any]]] = tuple, beat: Callable[[], Mapping[str, Any]] = dict,
+        prove: Callable[[Mapping[str, Any]], str] | None = None,
     ) -> None:  # fmt: skip
         assert parents, "an uplink without parents"
         self.name = name
@@ -145,6 +146,7 @@ class Uplink:
         self._more = more
         self._unfinished = unfinished
         self._beat_head = beat
+        self._prove = prove
         self._links: dict[str, _Link] = {}
         self._active: _Link | None = None
         self._trying: _Link | None = None
@@ -184,11 +186,15 @@ class Uplink:
         """The parent takes events together with an answer."""
         return self._active is not None and self._active.with_answers
 
-    def answer(self, call: str, body: bytes, events: Up | None = None) -> list[Effect]:
+    def answer(self, call: str, body: bytes, events: Up | None = None, seal: str = "") -> list[Effect]:
         """A node's own answer to a call, whole; ``events``, if the parent takes them, in the same frame."""
         if self._active is None:
             return []
-        frame = wire.single_answer(call, self.name, body, *((events.head["batches"], events.body) if events else ()))
+        if events is None:
+            frame = wire.single_answer(call, self.name, body, seal=seal)
+        else:
+            frame = wire.single_answer(call, self.name, body, events.head["batches"], events.body, seal,
+                                       events.head.get("seals", ()))  # fmt: skip
         return [Send(self._active.parent.url, frame)]
 
     def stop(self) -> list[Effect]:
@@ -231,6 +237,7 @@ class Uplink:
                 out += self._drop(trying)
                 self._avoid[trying.parent.url] = t_ns + self._avoid_ns
                 self._tried(t_ns)
+                out += self._still_here(t_ns)
         if self._active is not None:
             if t_ns >= self._beat_ns:
                 self._beat_ns = t_ns + OWN_BEAT_NS
@@ -303,11 +310,19 @@ class Uplink:
         }  # fmt: skip
         if self.role == "node":
             head["groups"] = list(self._unfinished())
+        if self._prove is not None:
+            head["proof"] = self._prove(head)
         try:
             out.append(Send(parent.url, wire.encode("hello", head)))
         except LocalProtocolError as exc:  # more names than a head takes: nobody takes us, and nothing ends  # T13
             out.append(Note(f"cannot say who is below: {exc.message}"))
         return out
+
+    def _still_here(self, t_ns: int) -> list[Effect]:
+        """Another parent had our word that we come, and did not take us. That word must not be the newest: with it, it
+        could say that we are there.  # T14
+        """
+        return [] if self._prove is None or self._active is None else self._hello(self._active.parent, t_ns)
 
     def _plan_return(self, t_ns: int) -> None:
         """Under another than the preferred parent: try that one again, gently."""
@@ -444,7 +459,7 @@ class Uplink:
         refused = [x for x in self._links.values() if x is not self._active]
         out = [e for x in refused[KEEP_OPEN:] for e in self._drop(x)]
         self._tried(t_ns)
-        return out
+        return [*out, *self._still_here(t_ns)]
 
     def _beat(self, link: _Link, message: Message, t_ns: int) -> list[Effect]:
         head = message.head

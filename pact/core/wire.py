@@ -31,6 +31,8 @@ NODES_MAX: Final = 256 << 10  # characters of a node set in a request: at most 1
 BODY_MAX: Final = FRAME_MAX - HEAD_MAX - (1 << 10)  # of a request or an answer: whoever hands it on adds to its head
 RACK_MAX: Final = NAME_MAX
 INCARNATION_MAX: Final = 64
+SEAL_CHARS: Final = 20
+SEALS_MAX: Final = 256  # characters of the seals of one thing, for each root that may lead
 NUMBER_MAX: Final = (1 << 64) - 1
 _HEADER: Final = struct.Struct("<2sBI")
 
@@ -135,7 +137,33 @@ def _caller(value: Any) -> bool:
     return type(value) is dict and all(_text(value.get(k)) for k in ("user", "role", "via"))
 
 
+def _rows_of_text(most: int) -> Check:
+    """A row of short texts, or of none."""
+
+    def check(value: Any) -> bool:
+        return (type(value) in _LIST and len(value) <= ITEMS_MAX
+                and all(type(text) is str and len(text) <= most for text in value))  # fmt: skip
+
+    return check
+
+
+def _seal_row(value: Any) -> bool:
+    """The seals of a list of names, one after the other."""
+    return type(value) is str and len(value) <= ITEMS_MAX * SEAL_CHARS
+
+
+def _seal(value: Any) -> bool:
+    return type(value) is str and len(value) <= SEALS_MAX
+
+
+def _proof(value: Any) -> bool:
+    """``[seals, incarnation, seq, wall_ns]``: what a node said in its hello, for the root."""
+    return (type(value) in _LIST and len(value) == 4 and _seal(value[0]) and _incarnation(value[1]) and _seq(value[2])
+            and _number(value[3]))  # fmt: skip
+
+
 _groups: Final = _rows(_text, _text, _number)
+_seals: Final = _rows_of_text(SEALS_MAX)
 
 
 def _batches(value: Any) -> bool:
@@ -194,25 +222,32 @@ class Kind(NamedTuple):
     sized: tuple[str, ...] = ()
 
 
+#: ``n`` counts what goes to one request's asker, ``seal`` is the root's for him.
+_TO_CLIENT: Final[dict[str, tuple[Check, Any]]] = {
+    "client": (_text, ""), "id": (_number, NEEDED), "n": (_number, 0), "seal": (_seal, ""),
+}  # fmt: skip
 KINDS: Final[Mapping[str, Kind]] = {
     # from child to parent
     "hello": Kind(1, {
         "v": (_number, NEEDED), "role": (_text, NEEDED), "name": (_name, NEEDED), "session": (_number, NEEDED),
         "version": (_text, ""), "wall_ns": (_number, 0), "rack": (_rack, ""), "incarnation": (_incarnation, ""),
         "seq": (_seq, -1), "groups": (_groups, ()), "below": (_names, ()), "racks": (_table(_name, _rack), {}),
-        "sessions": (_table(_name, _number), {}),
+        "sessions": (_table(_name, _number), {}), "proof": (_seal, ""), "proofs": (_table(_name, _proof), {}),
     }),
     "beat": Kind(2, {"path": (_names, ()), "fence": (_number, 0), "fleet_seq": (_number, 0), "below": (_number, 0),
                      "ask": (_flag, False), "answer": (_flag, False)}),  # both ways; below: a checksum of names
-    "events": Kind(3, {"batches": (_batches, NEEDED)}, True, ("batches",)),
+    "events": Kind(3, {"batches": (_batches, NEEDED), "seals": (_seals, ())}, True, ("batches",)),
     "below": Kind(4, {"add": (_names, ()), "gone": (_names, ()), "racks": (_table(_name, _rack), {}),
-                      "sessions": (_table(_name, _number), {})}),
+                      "sessions": (_table(_name, _number), {}), "proofs": (_table(_name, _proof), {})}),
     "ask": Kind(5, {"node": (_name, NEEDED), "groups": (_groups, NEEDED)}),
     "answer": Kind(6, {"call": (_text, NEEDED), "final": (_flag, NEEDED), "parts": (_parts, ()), "lost": (_names, ()),
-                       "batches": (_batches, ())}, True, ("parts", "batches")),  # batches: events that came of it
+                       "batches": (_batches, ()), "seals": (_seals, ()), "batch_seals": (_seals, ())},
+                   True, ("parts", "batches")),  # batches: events that came of it; seals: of the parts
     "request": Kind(7, {"id": (_number, NEEDED), "op": (_text, NEEDED), "nodes": (_text_or_none, None),
                         "timeout_ms": (_number, 0), "client": (_text, ""),
-                        "caller": (_caller, {"user": "", "role": "", "via": ""})}, True),
+                        "caller": (_caller, {"user": "", "role": "", "via": ""}), "person": (_text, ""),
+                        "challenge": (_text, ""), "seal": (_seal, ""),
+                        "direct": (_flag, False)}, True),  # direct: said by the relay in the root's own process
     "cancel": Kind(8, {"id": (_number, NEEDED), "client": (_text, "")}),
     "goodbye": Kind(9, {}),
     # from parent to child
@@ -222,25 +257,28 @@ KINDS: Final[Mapping[str, Kind]] = {
     "sorry": Kind(34, {"why": (_text, ""), "again": (_flag, False), "retry_ms": (_number, 0),
                        "rootless": (_flag, False),  # it has no way to a root, perhaps just now
                        "denied": (_flag, False)}),  # the key is not for this
-    "ack": Kind(35, {"cursors": (_cursors, NEEDED)}),
+    "ack": Kind(35, {"cursors": (_cursors, NEEDED), "seals": (_seals, ()), "fence": (_number, 0), "term": (_text, "")}),
     "call": Kind(36, {"call": (_text, NEEDED), "op": (_text, NEEDED), "nodes": (_names_or_all, None),
-                      "caller": (_caller, NEEDED), "fence": (_number, NEEDED), "timeout_ms": (_number, NEEDED)}, True),
+                      "caller": (_caller, NEEDED), "fence": (_number, NEEDED), "timeout_ms": (_number, NEEDED),
+                      "seals": (_seal_row, ""), "term": (_text, ""), "apart": (_flag, False)}, True),
     "drop": Kind(37, {"call": (_text, NEEDED)}),
-    "fleet": Kind(38, {"fence": (_number, NEEDED), "seq": (_number, NEEDED), "holds": (_holds, NEEDED)}),
+    "fleet": Kind(38, {"fence": (_number, NEEDED), "seq": (_number, NEEDED), "holds": (_holds, NEEDED),
+                       "seals": (_table(_name, _seal), {}), "term": (_text, "")}),
     # to clients
-    "part": Kind(48, {"client": (_text, ""), "id": (_number, NEEDED), "names": (_names, NEEDED)}, True),
-    "parts": Kind(52, {"client": (_text, ""), "id": (_number, NEEDED), "parts": (_parts, NEEDED)}, True, ("parts",)),
-    "progress": Kind(49, {"client": (_text, ""), "id": (_number, NEEDED), "done": (_number, NEEDED),
-                          "total": (_number, NEEDED)}),
-    "result": Kind(50, {"client": (_text, ""), "id": (_number, NEEDED), "exit": (_number, 0), "message": (_text, ""),
-                        "hint": (_text, ""), "failed": (_table(_text, _text), {})}, True),
-    "event": Kind(51, {"client": (_text, ""), "id": (_number, NEEDED)}, True),
+    "part": Kind(48, {**_TO_CLIENT, "names": (_names, NEEDED)}, True),
+    "parts": Kind(52, {**_TO_CLIENT, "parts": (_parts, NEEDED)}, True, ("parts",)),
+    "progress": Kind(49, {**_TO_CLIENT, "done": (_number, NEEDED), "total": (_number, NEEDED)}),
+    "result": Kind(50, {**_TO_CLIENT, "exit": (_number, 0), "message": (_text, ""), "hint": (_text, ""),
+                        "failed": (_table(_text, _text), {})}, True),
+    "event": Kind(51, _TO_CLIENT, True),
 }  # fmt: skip
 _ANSWER: Final = KINDS["answer"].code
 #: The head of one node's whole answer as ``single_answer`` writes it, as long as its names are plain.
 _SINGLE: Final = re.compile(
     rb'\{"call":"([\w.:-]{1,200})","final":true,"parts":\[\[\["([\w.-]{1,253})"\],([1-9]\d{0,7})\]\],"lost":\[\]'
-    rb'(?:,"batches":\[\["([\w.-]{1,253})","([\w-]{0,64})",(0|[1-9]\d{0,17}),(0|[1-9]\d{0,5}),([1-9]\d{0,7})\]\])?\}')
+    rb'(?:,"seals":\["([\w+/]{20})"\])?'
+    rb'(?:,"batches":\[\["([\w.-]{1,253})","([\w-]{0,64})",(0|[1-9]\d{0,17}),(0|[1-9]\d{0,5}),([1-9]\d{0,7})\]\]'
+    rb'(?:,"batch_seals":\["([\w+/]{1,256})"\])?)?\}')
 _BY_CODE: Final = {kind.code: (name, kind) for name, kind in KINDS.items()}
 TO_CLIENTS: Final = frozenset({"part", "parts", "progress", "result", "event"})
 
@@ -286,16 +324,20 @@ def encode(kind: str, head: Mapping[str, Any], body: bytes = b"") -> bytes:
     return b"".join((_HEADER.pack(MAGIC, table.code, len(raw)), raw, body))
 
 
-def single_answer(call: str, name: str, body: bytes, batches: Sequence[Sequence[Any]] = (),
-                  lines: bytes = b"") -> bytes:  # fmt: skip
+def single_answer(call: str, name: str, body: bytes, batches: Sequence[Sequence[Any]] = (), lines: bytes = b"",
+                  seal: str = "", batch_seals: Sequence[str] = ()) -> bytes:  # fmt: skip
     """What ``encode`` makes of one node's whole answer, for those who have checked the call and the name before.
-    ``batches`` and ``lines``: head and body of ``events`` that go with it.
+    ``batches``, ``lines`` and ``batch_seals``: ``events`` that go with it.
     """
     if len(body) + len(lines) > FRAME_MAX - HEAD_MAX or not _text(call) or not _name(name):
         raise LocalProtocolError(f"answer: no answer of {len(body)} bytes fits a frame")
     head: Head = {"call": call, "final": True, "parts": [[[name], len(body)]], "lost": []}
+    if seal:
+        head["seals"] = [seal]
     if batches:
         head["batches"] = batches
+        if batch_seals:
+            head["batch_seals"] = batch_seals
     try:
         raw = orjson.dumps(head)
     except TypeError as exc:  # text with lone surrogates
@@ -342,7 +384,7 @@ def _single(frame: bytes | memoryview, end: int) -> Message | None:
     found = _SINGLE.fullmatch(frame, _HEADER.size, end)
     if found is None:
         return None
-    call, name, own, node, incarnation, first, count, more = found.groups()
+    call, name, own, seal, node, incarnation, first, count, more, batch_seal = found.groups()
     size = int(own)
     batches: Sequence[Any] = ()
     if node is not None:
@@ -350,7 +392,9 @@ def _single(frame: bytes | memoryview, end: int) -> Message | None:
     if size + (int(more) if batches else 0) != len(frame) - end:
         return None
     return Message("answer", {"call": call.decode(), "final": True, "parts": [[[name.decode()], size]], "lost": [],
-                              "batches": batches}, cast(bytes, frame[end:]))  # fmt: skip
+                              "batches": batches, "seals": () if seal is None else [seal.decode()],
+                              "batch_seals": () if batch_seal is None else [batch_seal.decode()]},
+                   cast(bytes, frame[end:]))  # fmt: skip
 
 
 #: What a node says when it is asked whether it lives: always the same.
@@ -378,3 +422,13 @@ def sections(sized: Message, field: str) -> Iterator[tuple[list[Any], bytes]]:
         end = at + row[-1]
         yield row, body[at:end]
         at = end
+
+
+def beside(seals: Sequence[str], rows: Sequence[Any]) -> Sequence[str]:
+    """The seal of each row; "" for all where they do not go with these rows."""
+    return seals if len(seals) == len(rows) else ("",) * len(rows)
+
+
+def seal_at(row: str, i: int) -> str:
+    """One of the seals of a list of names; "" where there are none."""
+    return row[i * SEAL_CHARS : (i + 1) * SEAL_CHARS]

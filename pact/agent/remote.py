@@ -1,0 +1,70 @@
+"""Whoever asks from afar, as the agent's requests see them: one question, one answer."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import orjson
+
+from pact.agent.control import Client
+from pact.core.events import Caller
+
+if TYPE_CHECKING:
+    from pact.agent.link import Link
+
+ANSWER_MAX: Final = 4 << 20
+ROWS_MAX: Final = 1_000
+ROWS_BYTES_MAX: Final = ANSWER_MAX - (1 << 10)
+
+
+class Remote(Client):
+    """Somebody far away who asked one thing. Has no socket; its answer is one JSON object."""
+
+    remote = True
+
+    def __init__(self, link: Link, key: tuple[int, str], caller: Caller) -> None:
+        self.caller = caller
+        self.fd = -1
+        self.tokens: set[int] = set()
+        self.watching = self.closing = self.half_closed = self.gone = False
+        self.events = 0
+        self.lines: deque[bytes] = deque()
+        self.open = True
+        self._link = link
+        self._key = key
+
+    def send(self, value: Any) -> None:
+        """The answer, once."""
+        if self.open:
+            self.open = False
+            self._link.answered(self._key, value if isinstance(value, bytes) else orjson.dumps(value))
+
+    def stream(self, source: Iterator[bytes]) -> None:
+        """Rows, the newest first, as one bounded answer. It says when older ones are left out."""
+        rows: list[bytes] = []
+        size, truncated = 0, b"false"
+        for line in source:
+            if line == b'{"end":true}':
+                break
+            size += len(line) + 1
+            if size > ROWS_BYTES_MAX or len(rows) >= ROWS_MAX:
+                truncated = b"true"
+                break
+            rows.append(line)
+        self.send(b'{"ok":true,"exit":0,"message":"","hint":"","result":{"truncated":' + truncated + b',"rows":['
+                  + b",".join(rows) + b"]}}")  # fmt: skip
+
+    def take(self, written: Sequence[bytes]) -> None:
+        """All of an answer: one line, or rows."""
+        if len(written) == 1 and written[0].startswith(b'{"ok":'):
+            self.send(written[0])
+        else:
+            self.stream(iter(written))
+
+    def wants_write(self) -> bool:
+        return False
+
+    def write(self) -> bool:
+        return True
