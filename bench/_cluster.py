@@ -105,12 +105,14 @@ class Cluster:
     """A context manager. ``nodes`` virtual nodes in ``shards`` processes below as many aggregators as the fan-out asks
     for, in ``relay_processes`` processes; ``alone``: each is a ``pact aggregator`` of its own. ``everywhere``:
     a node may go under every aggregator, and prefers that of its own rack; else it knows that one only. ``in_memory``:
-    nodes share a process with their aggregator, and what they say to each other passes no socket.
+    nodes share a process with their aggregator, and what they say to each other passes no socket. ``sealed``: nodes and
+    root seal what they say to each other.
     """
 
     def __init__(self, nodes: int, *, fan_out: int = FAN_OUT, shards: int = 2, relay_processes: int = 2,
                  everywhere: bool = False, alone: bool = False, root: str = "--root", write_every_s: float = 0.0,
-                 extra: dict[str, str] | None = None, in_memory: bool = False) -> None:  # fmt: skip
+                 extra: dict[str, str] | None = None, in_memory: bool = False,
+                 sealed: bool = False) -> None:  # fmt: skip
         self.base = Path(tempfile.mkdtemp(prefix="pact-bench-"))
         self.names = [f"n{i:05}" for i in range(1, nodes + 1)]
         self.keys: dict[str, Key] = {}
@@ -121,7 +123,7 @@ class Cluster:
         self.ports: list[int] = []
         self._shards, self._relay_processes, self._fan_out = min(shards, nodes), relay_processes, fan_out
         self._everywhere, self._alone, self._root, self._write_every_s = everywhere, alone, root, write_every_s
-        self._in_memory = in_memory
+        self._in_memory, self._sealed = in_memory, sealed
         self.aggregators = [f"agg{i:03}" for i in range(1, max(1, -(-nodes // fan_out)) + 1)]
         self.relay_kib = 0  # of the first relay process, before anybody connects
         self.up_s = 0.0
@@ -168,11 +170,13 @@ class Cluster:
         self.ports = free_ports(3 + len(self.aggregators))
         self.url = f"tcp://127.0.0.1:{self.ports[0]}"
         roles = {"admin": "admin", **self.extra, **dict.fromkeys(self.aggregators, "aggregator")}
+        if self._sealed:
+            roles.update(dict.fromkeys(self.names, "node"))
         root = self.base / "root1.toml"
         root.write_text(
             f'[aggregator]\nname = "root1"\ntree = "{self.url}"\nevents = "tcp://127.0.0.1:{self.ports[1]}"\n'
             f'replay = "tcp://127.0.0.1:{self.ports[2]}"\nhttp = ""\nchildren = 1024\n'
-            f'[journal]\nurl = "sqlite://{self.base}/root.db"\n'
+            f'[journal]\nurl = "sqlite://{self.base}/root.db"\n[cluster]\nsealed = {str(self._sealed).lower()}\n'
             f'[keys]\nsecret = "{self._secret("root1")}"\nauthorized = "{self._authorized("root1", roles)}"\n')
         self.root = Process(self.base / "root1.log", "-m", "pact.sim.relays", self._root, str(root))
         self.urls = [f"tcp://127.0.0.1:{port}" for port in self.ports[3:]]
@@ -233,10 +237,14 @@ class Cluster:
             path = self.base / f"leaves{i}.json"
             path.write_text(json.dumps({
                 "nodes": rows, "parents": parents, "declared": {r: {"attrs": a} for r, a in RESOURCES.items()},
-                "leaves": [(self.urls[k], configs[k]) for k in mine]}))  # fmt: skip
+                "roots": self._roots, "leaves": [(self.urls[k], configs[k]) for k in mine]}))  # fmt: skip
             self.fleets.append(Process(self.base / f"leaves{i}.log", "-O", "-m", "pact.sim.leaves", str(path)))
         self.until(self.all_connected, "all nodes", 60 + len(self.names) / 50)
         self.up_s = time.monotonic() - began
+
+    @property
+    def _roots(self) -> list[str]:
+        return [self.keys["root1"].public] if self._sealed else []
 
     def _parents_of(self, number: int) -> list[int]:
         return list(range(len(self.aggregators))) if self._everywhere else [number // self._fan_out]
@@ -250,7 +258,7 @@ class Cluster:
         for i in range(self._shards):
             path = self.base / f"fleet{i}.json"
             path.write_text(json.dumps({"nodes": rows[i :: self._shards], "parents": parents, "declared": declared,
-                                        "write_every_s": self._write_every_s}))  # fmt: skip
+                                        "roots": self._roots, "write_every_s": self._write_every_s}))  # fmt: skip
             self.fleets.append(Process(self.base / f"fleet{i}.log", "-O", "-m", "pact.sim.fleet", str(path)))
 
     # -- using it -----------------------------------------------------------------------------------------------

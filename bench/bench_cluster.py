@@ -30,6 +30,7 @@ from _cluster import Cluster, asked, rss_kib  # noqa: E402
 from _senders import TYPE, Sender, batched, chain  # noqa: E402
 
 from pact.core.rootlog import read_chunk  # noqa: E402
+from pact.core.seals import Keys, RootSeals, for_each, number_text, of_answer, of_hello, seal  # noqa: E402
 from pact.journal.rootlog import open_store  # noqa: E402
 
 ROUNDS = 15
@@ -155,6 +156,69 @@ def leaves(nodes: int, rounds: int, rollbacks: int) -> list[Figure]:
         label = f"{nodes:,} nodes, {len(cluster.aggregators)} aggregators, no sockets between the two"
         asked_and_undone(cluster, label, rounds, rollbacks, out)
     return out
+
+
+def sealing(nodes: int, rounds: int) -> list[Figure]:
+    """What seals cost: the same tree twice, at once, without the sockets of its last hop, asked in turn. Every node's
+    own part of it (one check, one seal) is on this machine too.
+    """
+    out: list[Figure] = []
+    with Cluster(nodes, in_memory=True) as plain, Cluster(nodes, in_memory=True, sealed=True) as sealed:
+        plain.quiet()
+        sealed.quiet()
+        with plain.client() as a, sealed.client() as b:
+            for op, what in (("state", "equal answers"), ("check", "each its own answer")):
+                ratios = []
+                for turn in range(rounds):
+                    took = {}
+                    for client in (a, b) if turn % 2 else (b, a):
+                        time.sleep(0.1)
+                        took[client], result, folded = asked(client, op, {})
+                        assert result.exit == 0 and sum(map(len, folded.values())) == nodes, (result, len(folded))
+                    ratios.append(took[b] / took[a])
+                over = statistics.median(ratios)
+                name = f"command to {nodes:,} nodes, {what}, sealed over unsealed"
+                out.append(figure(name, over, "times its time", "< 1.05", over < 1.05))
+    return [*out, *votes(nodes)]
+
+
+class Ring(Keys):
+    """A key for every name."""
+
+    def __init__(self, names: list[str]) -> None:
+        self._keys = {n: os.urandom(32) for n in names}
+
+    def of(self, name: str) -> list[str]:
+        return [name]
+
+    def shared(self, public: str) -> bytes:
+        return self._keys[public]
+
+
+def votes(nodes: int) -> list[Figure]:
+    """What the root computes for each vote: its share of the call's seals, and of the check of what came."""
+    names = [f"n{i:05}" for i in range(nodes)]
+    ring = Ring(names)
+    root = RootSeals("root", ring, required=True)
+    root.begin("t", 1)
+    for name in names:
+        proof = [for_each({root.id: ring.shared(name)}, of_hello(1, "i", 1, 1)), "i", 1, 1]
+        assert root.admits(name, 1, proof, here=False)
+    head = {"call": "1.1", "op": "group_vote", "caller": {"user": "u", "role": "ops", "via": "cluster"}, "fence": 1,
+            "term": "t"}  # fmt: skip
+    each, body = [], b'{"ok":true,"exit":0,"result":{"vote":"yes"}}'
+    for _ in range(5):
+        began = time.perf_counter()
+        root.calls(head, b"{}", names)
+        what, xor = of_answer("t", "1.1", body), 0
+        asked_s = time.perf_counter() - began
+        for name in names:
+            xor ^= int.from_bytes(seal(ring.shared(name), what), "big")
+        began = time.perf_counter()
+        assert root.answers(names, "1.1", body, number_text(xor))
+        each.append((asked_s + time.perf_counter() - began) / nodes * 1e6)
+    us = statistics.median(each)
+    return [figure("seals at the root for each vote", us, "us", "< 2", us < 2)]
 
 
 def least(found: list[Figure]) -> list[Figure]:
@@ -422,6 +486,7 @@ def run(quick: bool = False) -> list[Figure]:
     return [
         *trees,
         *least(trees),
+        *sealing(nodes, rounds),
         *small_groups(tuple(n for n in (100, 1000) if n < nodes)),
         *one_relay(1.0 if quick else 4.0),
         *flat_site(children, 5, 1.0 if quick else SETTLE_S),

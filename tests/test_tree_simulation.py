@@ -6,6 +6,7 @@ network heals, everything that was recorded is at the root exactly once, and cal
 
 from __future__ import annotations
 
+import functools
 import heapq
 import random
 from collections.abc import Callable
@@ -16,13 +17,27 @@ import pytest
 
 from pact.core import wire
 from pact.core.outbox import Outbox, Read, Up, with_answer
-from pact.core.relay import Ended, Peer, Relay, ToChildren
+from pact.core.relay import Ended, Peer, Relay, ToChildren, ToEach
+from pact.core.seals import Keys, NodeSeals, RootSeals, of_one
 from pact.core.uplink import Connect, Deliver, Disconnect, Lost, Note, Parent, Send, Uplink
 from pact.core.wire import Message, message
 from pact.model import NS_PER_S
 from pact.sim.seeds import seeds
 
 MS = NS_PER_S // 1000
+
+
+class Ring(Keys):
+    """A key of each node, shared with the root."""
+
+    def __init__(self, rng: random.Random, names: list[str]) -> None:
+        self._keys = {n: rng.randbytes(32) for n in names}
+
+    def of(self, name: str) -> list[str]:
+        return [name]
+
+    def shared(self, public: str) -> bytes:
+        return self._keys.get(public.removeprefix("key-"), b"")
 
 
 class Net:
@@ -50,7 +65,8 @@ class Net:
 class Root:
     """Keeps every record once, in order; loses nothing that it acknowledged."""
 
-    def __init__(self) -> None:
+    def __init__(self, seals: RootSeals | None = None) -> None:
+        self.seals = seals
         self.records: dict[str, list[bytes]] = {}
         self.below: set[str] = set()
         self.answers: dict[str, dict[str, bytes]] = {}
@@ -63,7 +79,9 @@ class Root:
             self.below |= set(head["add"])
             self.below -= set(head["gone"])
         elif m.kind == "answer":
-            for (names, _), body in wire.sections(m, "parts"):
+            said = wire.beside(head["seals"], head["parts"])
+            for ((names, _), body), seal in zip(wire.sections(m, "parts"), said, strict=True):
+                assert self.seals is None or self.seals.answers(names, head["call"], body, seal), "a seal that does not fit"
                 for name in names:
                     assert name not in self.answers.setdefault(head["call"], {}), "answered twice"
                     self.answers[head["call"]][name] = body
@@ -72,7 +90,10 @@ class Root:
                 self.final.add(head["call"])
         elif m.kind == "events":
             cursors = []
-            for (node, inc, first, count, _), data in wire.sections(m, "batches"):
+            said = wire.beside(head["seals"], head["batches"])
+            for (row, data), seal in zip(wire.sections(m, "batches"), said, strict=True):
+                assert self.seals is None or self.seals.events(row, data, seal), "a seal that does not fit"
+                node, inc, first, count, _ = row
                 have = self.records.setdefault(node, [])
                 lines = data.split(b"\n")[:-1]
                 assert len(lines) == count
@@ -81,7 +102,9 @@ class Root:
                     continue
                 have += lines[len(have) - first :]
                 cursors.append([node, inc, len(have) - 1, False])
-            return [message("ack", {"cursors": cursors})]
+            if self.seals is None:
+                return [message("ack", {"cursors": cursors})]
+            return [message("ack", {"cursors": cursors, "seals": self.seals.acks(cursors), "fence": 1, "term": "t"})]
         return []
 
 
@@ -97,9 +120,13 @@ class Member:
 
 class World:
     def __init__(self, seed: int, *, leaves: int = 3, nodes: int = 8, loss: float = 0.05, twice: float = 0.05,
-                 delay_ms: int = 40, mid: bool = True) -> None:  # fmt: skip
+                 delay_ms: int = 40, mid: bool = True, sealed: bool = False) -> None:  # fmt: skip
         self.net = Net(seed, loss, twice, delay_ms)
-        self.root = Root()
+        self.ring = Ring(random.Random(seed), [f"n{i}" for i in range(nodes)])
+        self.seals: dict[str, NodeSeals] = {}
+        self.root = Root(RootSeals("root's", self.ring, required=True) if sealed else None)
+        if self.root.seals is not None:
+            self.root.seals.begin("t", 1)
         self.relays: dict[str, Relay] = {}
         self.uplinks: dict[str, Uplink] = {}
         self.boxes: dict[str, Outbox] = {}
@@ -125,6 +152,9 @@ class World:
                 self.journal[name] = []
             self.boot(name)
 
+    def newest(self, name: str) -> dict[str, Any]:
+        return {"incarnation": "inc", "seq": len(self.journal[name]) - 1, "wall_ns": self.net.t_ns}
+
     def is_node(self, name: str) -> bool:
         return name in self.journal
 
@@ -136,15 +166,22 @@ class World:
         if self.is_node(name):
             self.boxes[name] = Outbox(name, "inc", newest=len(self.journal[name]) - 1)
             self.cache[name] = {}
-            more: Callable[[], dict[str, Any]] = dict
+            more: Callable[[], dict[str, Any]] = functools.partial(self.newest, name)
             beat: Callable[[], dict[str, Any]] = dict
         else:
             self.relays[name] = Relay(name, rack="r")
+            if not self.parents[name]:
+                self.relays[name].tree.gate = self.root.seals
             more, beat = self.relays[name].claims, self.relays[name].beat
         if self.parents[name]:
+            session, prove = rng.getrandbits(64), None
+            if self.is_node(name) and self.root.seals is not None:
+                seals = NodeSeals({self.root.seals.id: self.ring.shared(name)}, session, required=True)
+                self.seals[name] = seals
+                prove = lambda h: seals.proof(h["session"], h["incarnation"], h["seq"], h["wall_ns"])  # noqa: E731
             self.uplinks[name] = Uplink(
                 name, "node" if self.is_node(name) else "aggregator", [Parent(p, "k") for p in self.parents[name]], rng,
-                session=rng.getrandbits(64), more=more, beat=beat)  # fmt: skip
+                session=session, more=more, beat=beat, prove=prove)  # fmt: skip
         else:
             welcome = message("welcome", {"v": 1, "name": name, "path": [name], "fence": 1, "credit": 1 << 20})
             self.from_parent(name, welcome)
@@ -203,13 +240,14 @@ class World:
 
     def relay_effects(self, relay: str, effects: list[Any]) -> None:
         for e in effects:
-            if isinstance(e, ToChildren):
-                for rid in e.rids:
+            if isinstance(e, ToChildren | ToEach):
+                frames = e.frames if isinstance(e, ToEach) else [e.frame] * len(e.rids)
+                for rid, frame in zip(e.rids, frames, strict=True):
                     child = self.rids.get(rid, ("", ""))[0]
                     if not child:
                         self.relay_effects(relay, self.relays[relay].gone(rid, self.net.t_ns))
                         continue
-                    self.net.send(relay, child, lambda r=rid, c=child, f=e.frame: self.at_child(r, c, relay, f))
+                    self.net.send(relay, child, lambda r=rid, c=child, f=frame: self.at_child(r, c, relay, f))
             elif isinstance(e, Up):
                 if self.parents[relay]:
                     self.uplink_effects(relay, self.uplinks[relay].send(e.kind, e.head, e.body))
@@ -236,11 +274,18 @@ class World:
         elif m.kind == "welcome":
             self.pump(name, self.boxes[name].welcomed(m.head["credit"], t))
         elif m.kind == "ack":
-            for node, inc, seq, rewind in m.head["cursors"]:
+            said = wire.beside(m.head["seals"], m.head["cursors"])
+            for row, seal in zip(m.head["cursors"], said, strict=True):
+                node, inc, seq, rewind = row
                 assert node == name
+                assert name not in self.seals or self.seals[name].acked(m.head["fence"], m.head["term"], row, seal)
                 self.pump(name, self.boxes[name].acknowledged(inc, seq, rewind, t))
         elif m.kind == "call":
-            call = m.head["call"]
+            call, by = m.head["call"], None
+            if name in self.seals:
+                by = self.seals[name].caller(m.head, of_one(m.head, name), m.body, t)
+                if by is None:  # for an earlier start
+                    return
             if call not in self.cache[name]:
                 self.executed[name, call] = self.executed.get((name, call), 0) + 1
                 self.cache[name][call] = b"yes" if int(name[1:]) % 2 else b"no"
@@ -249,8 +294,12 @@ class World:
             ups = self.read(name, box.recorded(len(self.journal[name]) - 1, t))
             along = ups.pop(0) if ups and uplink.with_answers and with_answer(ups[0]) else None
             self.along += along is not None
-            self.uplink_effects(name, uplink.answer(call, body, along))
+            seal = self.seals[name].answer(by, "t", call, body) if by is not None else ""
+            self.uplink_effects(name, uplink.answer(call, body, self.sealed(name, along), seal))
             self.pump(name, ups)
+
+    def sealed(self, name: str, up: Any) -> Any:
+        return up if up is None or name not in self.seals else self.seals[name].sealed(up)
 
     def read(self, name: str, work: list[Any]) -> list[Up]:
         out, work = [], list(work)
@@ -265,6 +314,7 @@ class World:
 
     def pump(self, name: str, work: list[Any]) -> None:
         for e in self.read(name, work):
+            e = self.sealed(name, e)
             self.uplink_effects(name, self.uplinks[name].send(e.kind, e.head, e.body))
 
     # -- time ---------------------------------------------------------------------------------------------------
@@ -276,9 +326,13 @@ class World:
             self.pump(name, self.boxes[name].recorded(n, self.net.t_ns, can_wait=self.net.rng.random() < 0.3))
 
     def call(self, call: str, nodes: list[str] | None) -> None:
-        self.from_parent("root1", message("call", {
-            "call": call, "op": "x", "nodes": nodes, "caller": {"user": "u", "role": "ops", "via": "cluster"},
-            "fence": 1, "timeout_ms": 5000}))  # fmt: skip
+        head = {"call": call, "op": "x", "nodes": nodes, "caller": {"user": "u", "role": "ops", "via": "cluster"},
+                "fence": 1, "timeout_ms": 5000}  # fmt: skip
+        if self.root.seals is not None:
+            names = sorted(self.root.below) if nodes is None else nodes
+            head.update(nodes=names, term="t")
+            head["seals"] = self.root.seals.calls(head, b"", names)
+        self.from_parent("root1", message("call", head))
 
     def run(self, seconds: float) -> None:
         end = self.net.t_ns + int(seconds * NS_PER_S)
@@ -323,9 +377,10 @@ class World:
 
 
 @pytest.mark.invariant("T5", "T7", "T8")
+@pytest.mark.parametrize("sealed", [False, True])
 @pytest.mark.parametrize("seed", [1235, *seeds(12)])  # the first: a rewind that came late stopped the sending
-def test_nothing_is_lost_or_doubled_whatever_the_network_does(seed: int) -> None:
-    world = World(seed)
+def test_nothing_is_lost_or_doubled_whatever_the_network_does(seed: int, sealed: bool) -> None:
+    world = World(seed, sealed=sealed)
     rng = world.net.rng
     names = [n for n in world.members if n != "root1"]
     down: list[str] = []

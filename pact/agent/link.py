@@ -30,9 +30,9 @@ from pact.core import groups, strict
 from pact.core.events import Caller, FleetTold, LinkChanged
 from pact.core.outbox import WITH_ANSWER_RECORDS, Outbox, Read, Up, can_wait, with_answer
 from pact.core.records import Record, rfc3339
-from pact.core.seals import NONE, NodeSeals, key_id
+from pact.core.seals import NodeSeals, key_id, of_one
 from pact.core.uplink import OF_LINKS, Deliver, Effect, Lost, Uplink
-from pact.core.wire import BODY_MAX, LINE_MAX, Message, beside, seal_at
+from pact.core.wire import BODY_MAX, LINE_MAX, Message, beside
 from pact.errors import (
     EXIT_CONFLICT,
     EXIT_FAILED,
@@ -236,10 +236,7 @@ class Link:
         self._todo.extendleft(reversed(self.outbox.rows(work.first, lines, now_ns)))
 
     def _sealed(self, up: Up) -> Up:
-        """Records, sealed for whichever root they reach."""
-        if self.seals is None or up.kind != "events":
-            return up
-        return up._replace(head={**up.head, "seals": [self.seals.events(up.head["batches"][0], up.body)]})
+        return up if self.seals is None else self.seals.sealed(up)
 
     def _lines(self, first: int, limit: int) -> Iterator[bytes]:
         """Records as viewers may see them, at least one; from memory where it has them."""
@@ -338,7 +335,7 @@ class Link:
         head = message.head
         key = (head["fence"], head["call"])
         if self.seals is not None:
-            seal = self._seal_of(head)
+            seal = of_one(head, self.uplink.name)
             fits = bool(seal) and self._sealed_by(self.seals, message, seal)
             if not self._counts(seal, fits, f"a call {head['op']!r}"):
                 if not seal:
@@ -363,14 +360,6 @@ class Link:
                 if len(self._begun) > BEGUN_MAX:
                     del self._begun[next(iter(self._begun))]
             self._run(key, head, message.body)
-
-    def _seal_of(self, head: Mapping[str, Any]) -> str:
-        """The seal for this node: a call says its own alone, or those of several nodes with their names."""
-        names, seals = head["nodes"], head["seals"]
-        if names is not None:
-            here = names.index(self.uplink.name) if self.uplink.name in names else len(names)
-            seals = seal_at(seals, here)
-        return "" if seals == NONE else seals
 
     def _sealed_by(self, seals: NodeSeals, message: Message, seal: str) -> bool:
         """A root has sealed this call for this start of this agent; its answer is sealed for that root."""

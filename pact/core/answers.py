@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
 from pact.core import strict
+from pact.core.calls import PARTS_BYTES
 from pact.core.wire import BODY_MAX
 from pact.errors import EXIT_FAILED
+
+if TYPE_CHECKING:
+    from pact.core.root import Root
 
 #: Of a text in a result; what people or nodes say may be longer than a head takes.
 SAID_MAX: Final = 4_000
@@ -94,3 +98,28 @@ def _newest(groups: list[dict[str, Any]], room: int) -> list[Any]:
 
 def clipped(text: str) -> str:
     return text if len(text) <= SAID_MAX else text[: SAID_MAX - 1] + "…"
+
+
+class ToClient:
+    """What nodes answer, on its way to a client: what came together goes together."""
+
+    def __init__(self, root: Root, head: Mapping[str, Any]) -> None:
+        self._root = root
+        self._client = {"client": head["client"], "id": head["id"]}
+        self._rows: list[tuple[list[str], bytes]] = []
+        self._size = 0
+
+    def part(self, names: list[str], body: bytes) -> None:
+        size = len(body) + sum(map(len, names)) + 8 * len(names)
+        if self._size + size > PARTS_BYTES:
+            self.flush()
+        self._rows.append((names, body))
+        self._size += size
+
+    def flush(self) -> None:
+        rows, self._rows, self._size = self._rows, [], 0
+        if len(rows) == 1:
+            self._root.down("part", {**self._client, "names": rows[0][0]}, rows[0][1])
+        elif rows:
+            parts = [[names, len(body)] for names, body in rows]
+            self._root.down("parts", {**self._client, "parts": parts}, b"".join([body for _, body in rows]))

@@ -14,8 +14,7 @@ import orjson
 
 from pact.core import strict
 from pact.core.access import BY_KEY
-from pact.core.answers import SAID_MAX, answer_of, clipped, fitting
-from pact.core.calls import PARTS_BYTES
+from pact.core.answers import SAID_MAX, ToClient, answer_of, clipped, fitting
 from pact.core.rootlog import ROOT
 from pact.core.wire import BODY_MAX, Message, beside, sections
 from pact.errors import (
@@ -223,6 +222,13 @@ class Questions:
         """
         for question in self.open.values():
             self._again(question, question.away.keys() & names)
+
+    def anew(self, names: Iterable[str]) -> None:
+        """These agents started again, and may never have been gone: what was sealed for their last start says nothing
+        to them.  # T14
+        """
+        for question in self.open.values():
+            self._again(question, question.waiting.intersection(names) - question.away.keys())
 
     def back(self, names: Iterable[str]) -> None:
         """These nodes are here and have heard what their groups owe them: what needs them is taken up."""
@@ -439,31 +445,6 @@ class Questions:
             row["seq"], row["incarnation"] = (-1, "") if cursor is None else (cursor.seq, cursor.incarnation)
         self.reply(head, 0, result={
             "v": 1, "root": root.name, "fence": root.fence, "gseq": root.state.gseq, "nodes": rows})  # fmt: skip
-
-
-class ToClient:
-    """What nodes answer, on its way to a client: what came together goes together."""
-
-    def __init__(self, root: Root, head: Mapping[str, Any]) -> None:
-        self._root = root
-        self._client = {"client": head["client"], "id": head["id"]}
-        self._rows: list[tuple[list[str], bytes]] = []
-        self._size = 0
-
-    def part(self, names: list[str], body: bytes) -> None:
-        size = len(body) + sum(map(len, names)) + 8 * len(names)
-        if self._size + size > PARTS_BYTES:
-            self.flush()
-        self._rows.append((names, body))
-        self._size += size
-
-    def flush(self) -> None:
-        rows, self._rows, self._size = self._rows, [], 0
-        if len(rows) == 1:
-            self._root.down("part", {**self._client, "names": rows[0][0]}, rows[0][1])
-        elif rows:
-            parts = [[names, len(body)] for names, body in rows]
-            self._root.down("parts", {**self._client, "parts": parts}, b"".join([body for _, body in rows]))
 
 
 def allowed(absent: Mapping[str, str], allow: int | frozenset[str]) -> bool:

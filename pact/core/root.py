@@ -17,7 +17,7 @@ from pact.core.coordinator import Coordinator
 from pact.core.persons import CHALLENGE, Persons
 from pact.core.questions import AWAY_NS, Questions
 from pact.core.rootlog import Batch, RootState, Writer
-from pact.core.seals import RootSeals
+from pact.core.seals import RootSeals, start_of
 from pact.core.twins import Twins
 from pact.core.wire import BODY_MAX, TO_CLIENTS, Message, beside, sections
 from pact.errors import EXIT_USAGE, PactError
@@ -402,11 +402,14 @@ class Root:
             left.pop(name, None)
             left[name] = self.t_ns
         self.questions.gone(gone)
-        fresh = []
+        fresh, anew = [], []
         for name in head["add"]:
             if name == rootlog.ROOT:
                 self.refuse("a node that calls itself root")
                 continue
+            known = self.nodes.get(name)
+            if known is not None and start_of(known.session) != start_of(sessions.get(name, 0)):
+                anew.append(name)
             self.nodes[name] = Known(racks.get(name, ""), sessions.get(name, 0), self.t_ns)
             if self._twins.came(name, sessions.get(name, 0), self.t_ns):
                 self.refuse("a second machine with the key", name)
@@ -414,6 +417,8 @@ class Root:
         if self.seals is not None and fresh:
             self.tell_fleet(fresh)
         self.questions.came(fresh)
+        if self.seals is not None and anew:
+            self.questions.anew(anew)
         self.groups.came(fresh)
         self.questions.back(fresh)
 

@@ -20,6 +20,7 @@ from typing import Any, Final, NamedTuple
 
 import orjson
 
+from pact.core.outbox import Up
 from pact.core.uplink import SESSION_BITS
 from pact.model import NS_PER_S
 
@@ -153,6 +154,15 @@ def of_reply(kind: str, challenge: str, head: Mapping[str, Any], body: bytes | m
     return essence(REPLY, (kind, challenge, sorted(said.items())), body)
 
 
+def of_one(head: Mapping[str, Any], name: str) -> str:
+    """The seal for this node in a call: it says that alone, or those of several nodes with their names."""
+    names, row = head["nodes"], head["seals"]
+    if names is not None:
+        at = names.index(name) * SEAL_CHARS if name in names else len(row)
+        row = row[at : at + SEAL_CHARS]
+    return "" if row == NONE else str(row)
+
+
 # -- the node's side ------------------------------------------------------------------------------------------------
 
 
@@ -201,6 +211,12 @@ class NodeSeals:
             return False
         seen[call] = t_ns
         return True
+
+    def sealed(self, up: Up) -> Up:
+        """Records on their way up, sealed for whichever root they reach."""
+        if up.kind != "events":
+            return up
+        return up._replace(head={**up.head, "seals": [self.events(up.head["batches"][0], up.body)]})
 
     def acked(self, fence: int, term: str, cursor: Sequence[Any], said: str) -> bool:
         """An acknowledgement is that of the root which leads, as far as this node knows."""

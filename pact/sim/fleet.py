@@ -31,14 +31,16 @@ from pact._fast import syscalls
 from pact.agent.clock import boottime_ns
 from pact.cluster.keys import Key
 from pact.cluster.links import Links
+from pact.cluster.shared import Shared
 from pact.core import groups
 from pact.core.events import AppendRecord, Asked, Caller, Effect, FleetTold, LinkChanged, Ticked
 from pact.core.outbox import Outbox, Read, Up, can_wait, with_answer
 from pact.core.records import Record
 from pact.core.rootlog import INCARNATION_CHARS
+from pact.core.seals import NodeSeals, key_id, of_one
 from pact.core.uplink import OF_LINKS, Connect, Deliver, Disconnect, Lost, Note, Parent, Send, Uplink
 from pact.core.uplink import Effect as UplinkEffect
-from pact.core.wire import Message
+from pact.core.wire import Message, beside
 from pact.model import NS_PER_S, Actor, Declared, Owner
 from pact.sim.world import World
 
@@ -68,6 +70,7 @@ class Spec:
     at_once: int = 48
     write_every_s: float = 0.0
     io_threads: int = 1
+    roots: Sequence[str] = ()  # public keys; where there are any, everything is sealed, and nothing goes without
 
 
 @dataclass(slots=True)
@@ -125,9 +128,15 @@ class VirtualNode:
         incarnation = orjson.loads(self.world.lines[0])["hash"][:INCARNATION_CHARS]
         self.outbox = Outbox(name, incarnation, newest=len(self.world.lines) - 1)
         self.links = fleet.links_of(self, key)
-        self.uplink = Uplink(name, "node", parents, fleet.rng, session=secrets.randbits(64), version=VERSION,
+        session = secrets.randbits(64)
+        self.seals: NodeSeals | None = None
+        if fleet.spec.roots:
+            shared = Shared(key)
+            self.seals = NodeSeals({key_id(r): shared.key(r) for r in fleet.spec.roots}, session, required=True)
+        self.uplink = Uplink(name, "node", parents, fleet.rng, session=session, version=VERSION,
                              rack=rack, more=self._more,
-                             unfinished=lambda: groups.unfinished(self.world.node))  # fmt: skip
+                             unfinished=lambda: groups.unfinished(self.world.node),
+                             prove=self._prove if self.seals is not None else None)  # fmt: skip
         self.wake_ns = 0
         every_ns = int(fleet.spec.write_every_s * NS_PER_S)
         self._write_every_ns = every_ns
@@ -136,6 +145,10 @@ class VirtualNode:
 
     def _more(self) -> dict[str, Any]:
         return {"incarnation": self.outbox.incarnation, "seq": self.outbox.newest, "wall_ns": self.fleet.wall_ns}
+
+    def _prove(self, head: Mapping[str, Any]) -> str:
+        assert self.seals is not None
+        return self.seals.proof(head["session"], head["incarnation"], head["seq"], head["wall_ns"])
 
     # -- the loop's two ways in ---------------------------------------------------------------------------------
 
@@ -200,6 +213,8 @@ class VirtualNode:
 
     def _send(self, ups: Iterable[Up]) -> None:
         for up in ups:
+            if self.seals is not None:
+                up = self.seals.sealed(up)
             self._apply(self.uplink.send(up.kind, up.head, up.body))
 
     def _read(self, work: Sequence[Read | Up]) -> deque[Up]:
@@ -240,8 +255,10 @@ class VirtualNode:
         if kind == "call":
             self.fleet.work.append((self, message))
         elif kind == "ack":
-            for node, incarnation, seq, rewind in head["cursors"]:
-                if node == self.name:
+            for row, seal in zip(head["cursors"], beside(head["seals"], head["cursors"]), strict=True):
+                node, incarnation, seq, rewind = row
+                seals = self.seals
+                if node == self.name and (seals is None or seals.acked(head["fence"], head["term"], row, seal)):
                     before = self.outbox.acked
                     self._up(self.outbox.acknowledged(incarnation, seq, rewind, self.fleet.now_ns))
                     self.fleet.counts.acked += self.outbox.acked - before
@@ -254,7 +271,10 @@ class VirtualNode:
             self._fleet(head)
 
     def _fleet(self, fleet: Mapping[str, Any] | None) -> None:
-        if fleet is not None:
+        if fleet is None:
+            return
+        term, seal = fleet.get("term", ""), fleet.get("seals", {}).get(self.name, "")
+        if self.seals is None or self.seals.told(fleet, term, seal):
             self._tell(lambda: FleetTold(self.world.t_ns, self.world.wall_ns, fleet["fence"], fleet["seq"],
                                          fleet["holds"]))  # fmt: skip
 
@@ -262,6 +282,11 @@ class VirtualNode:
         """Carry out a call, or give the same answer again."""
         head, body = message.head, message.body
         key = (head["fence"], head["call"])
+        by = None
+        if self.seals is not None:
+            by = self.seals.caller(head, of_one(head, self.name), body, self.fleet.now_ns)
+            if by is None:
+                return
         answer = self._answers.get(key)
         if answer is None:
             answer = self._answers[key] = self._carry_out(head["op"], body, head["caller"])
@@ -270,7 +295,11 @@ class VirtualNode:
         self.fleet.counts.calls += 1
         todo = self._todo()
         with_it = todo.popleft() if todo and self.uplink.with_answers and with_answer(todo[0]) else None
-        self._apply(self.uplink.answer(key[1], answer, with_it))
+        seal = ""
+        if self.seals is not None and by is not None:
+            seal = self.seals.answer(by, head["term"], key[1], answer)
+            with_it = self.seals.sealed(with_it) if with_it is not None else None
+        self._apply(self.uplink.answer(key[1], answer, with_it, seal))
         self._send(todo)  # an answer does not wait behind many events
         if self.links.readable():
             self.readable()
