@@ -99,6 +99,19 @@ def test_what_is_sent_comes_as_it_was_and_several_frames_are_none(pair: Pair, fr
     assert pair.up.receive_from(1) == ([], True) and pair.down.receive(1) == ([], True)
 
 
+@settings(max_examples=20, deadline=None)
+@given(frames=st.lists(st.binary(max_size=600), min_size=1, max_size=12))
+def test_each_gets_his_own_frame_and_who_is_not_there_is_named(pair: Pair, frames: list[bytes]) -> None:
+    assert pair.down.send(b"here")
+    ((rid, *_),) = pair.taken(pair.up, pair.up.receive_from, 1)
+    rids = [b"nobody" if i % 3 == 2 else rid for i in range(len(frames))]
+    assert pair.up.send_each(tuple(rids), frames) == [r for r in rids if r == b"nobody"]
+    wanted = [f for r, f in zip(rids, frames, strict=True) if r == rid]
+    assert [bytes(f) for f in pair.taken(pair.down, pair.down.receive, len(wanted))] == wanted
+    with pytest.raises(ValueError):
+        pair.up.send_each((rid,), [])
+
+
 def test_a_large_message_lives_as_long_as_somebody_looks_at_it(pair: Pair) -> None:
     for i in range(20):
         assert pair.down.send(bytes([i]) * 100_000)
@@ -193,7 +206,7 @@ def test_after_the_end_there_is_an_error(port: Any) -> None:
         at.send_to([b"x"], None)
     router.close(0)
     for call in (lambda: at.receive_from(1), lambda: at.receive(1), lambda: at.send(b"x"), lambda: at.send_to([b"x"], b"x"),
-                 at.readable):  # fmt: skip
+                 lambda: at.send_each([b"x"], [b"x"]), at.readable):  # fmt: skip
         with pytest.raises(zmq.ZMQError) as error:
             call()
         assert error.value.errno == zmq.ENOTSOCK

@@ -181,8 +181,8 @@ def test_sealed_and_unsealed_answers_are_not_merged() -> None:
     call.answer(["d"], b"x", 0, "no seal")
     call.answer(["e"], b"x", 0)
     (up,) = call.flush()
-    assert up.head["parts"] == [[["a", "c"], 1], [["b", "e"], 1], [["d"], 1]]
-    assert up.head["seals"] == [seals.number_text(6), "", ""] and up.body == b"xxx"
+    assert up.head["parts"] == [[["b", "e"], 1], [["a", "c"], 1], [["d"], 1]]
+    assert up.head["seals"] == ["", seals.number_text(6), "no seal"] and up.body == b"xxx"
 
 
 def test_the_newest_word_of_where_a_node_is_counts() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 import zmq
@@ -79,6 +79,18 @@ class Port:
             try:
                 self.socket.send(rid, NOW_MORE)
                 self.socket.send(shared, NOW, copy=shared is frame)
+            except zmq.ZMQError:
+                lost.append(rid)
+        return lost
+
+    def send_each(self, rids: Sequence[bytes], frames: list[bytes]) -> list[bytes]:
+        lost = []
+        if self.socket.closed:
+            raise zmq.ZMQError(zmq.ENOTSOCK)
+        for rid, frame in zip(rids, frames, strict=True):
+            try:
+                self.socket.send(rid, NOW_MORE)
+                self.socket.send(frame, NOW)
             except zmq.ZMQError:
                 lost.append(rid)
         return lost

@@ -254,6 +254,23 @@ cdef class Port:
                 pact_msg_close(&whole)
         return lost
 
+    def send_each(self, rids, list frames not None):
+        """To each routing id of a ROUTER a frame of its own, in the same order. Returns whom it could not be sent to."""
+        cdef list lost = []
+        cdef bytes rid, frame
+        cdef Py_ssize_t i = 0
+        self._require_open()
+        if len(rids) != len(frames):
+            raise ValueError("as many frames as routing ids")
+        for rid in rids:
+            frame = frames[i]
+            i += 1
+            if rid is None or frame is None:
+                raise TypeError("None is no routing id, and no frame")
+            if not self._give(rid, SNDMORE) or not self._give(frame, 0):
+                lost.append(rid)
+        return lost
+
     def readable(self):
         """Something can be received now. Unlike the socket's descriptor it forgets nothing."""
         cdef int events = 0

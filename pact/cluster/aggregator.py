@@ -318,8 +318,7 @@ class Aggregator:
             if isinstance(effect, ToChildren):
                 self._send(effect.rids, effect.frame, lost)
             elif isinstance(effect, ToEach):
-                for rid, frame in zip(effect.rids, effect.frames, strict=True):
-                    self._send((rid,), frame, lost)
+                self._send_each(effect.rids, effect.frames, lost)
             elif isinstance(effect, Up):
                 self._send_up(effect, now_ns)
             elif not isinstance(effect, Ended):
@@ -331,6 +330,11 @@ class Aggregator:
         """The same bytes to each. Who cannot be reached, or does not read, has no session any more."""
         self._sent = True
         lost.update(self._port.send_to(rids, frame))
+
+    def _send_each(self, rids: tuple[bytes, ...], frames: list[bytes], lost: set[bytes]) -> None:
+        """To each its own."""
+        self._sent = True
+        lost.update(self._port.send_each(rids, frames))
 
     def _send_up(self, up: Up, now_ns: int) -> None:
         if self.uplink is not None:

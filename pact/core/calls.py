@@ -26,9 +26,6 @@ TIMEOUT_MAX_NS: Final = 3600 * NS_PER_S
 PLACE: Final = "~" * wire.SEAL_CHARS  # where a child's seal goes
 SPLICED_MAX: Final = 16 << 10  # bytes of a call that is copied for each child, its seal in it
 
-#: What is merged: an answer; or an answer, a name where it stands alone, and whether it is sealed.
-Part = bytes | tuple[bytes, str, bool]
-
 
 class Below(Protocol):
     """A child, as far as calls know it. ``below`` is None for a node."""
@@ -43,8 +40,8 @@ class Below(Protocol):
 class Call:
     """One call that is not answered by everybody yet."""
 
-    __slots__ = ("answered_ns", "apart", "body", "bytes", "deadline_ns", "direct", "first_ns", "flushed", "frame",
-                 "head", "left", "lost", "parts", "seals", "via", "xor")  # fmt: skip
+    __slots__ = ("alone", "answered_ns", "apart", "body", "bytes", "deadline_ns", "direct", "first_ns", "flushed",
+                 "frame", "head", "left", "lost", "parts", "sealed_parts", "seals", "via")  # fmt: skip
 
     def __init__(self, head: Mapping[str, Any], body: bytes, deadline_ns: int) -> None:
         self.head = {**head, "nodes": None, "seals": "", "apart": False}
@@ -56,8 +53,9 @@ class Call:
         self.direct: set[str] = set()
         self.via: dict[str, set[str]] = {}  # aggregator -> names
         self.left = 0
-        self.parts: dict[Part, list[str]] = {}
-        self.xor: dict[Part, int] = {}  # of the seals of those parts that have one
+        self.parts: dict[bytes, list[str]] = {}
+        self.sealed_parts: dict[bytes, tuple[list[str], str]] = {}
+        self.alone: list[tuple[list[str], bytes, str]] = []  # what is not merged
         self.bytes = 0
         self.lost: dict[str, None] = {}
         self.first_ns = -1  # when the oldest of what is not yet sent came; -1: there is none
@@ -134,20 +132,33 @@ class Call:
 
     def answer(self, names: list[str], body: bytes, t_ns: int, seal: str = "") -> None:
         """What these have answered; ``seal``: theirs, together. What one seals and another does not is not merged."""
-        part: Part = body
-        xor = seals_.number(seal) if seal else None
-        if xor is not None or seal or self.apart:
-            one = names[0] if (seal and xor is None) or not self.apart.isdisjoint(names) else ""
-            part = (body, one, xor is not None)
-        known = self.parts.get(part)
-        if known is None:
-            self.parts[part] = list(names)
+        if self.apart and not self.apart.isdisjoint(names):
+            self.alone.append((list(names), body, seal))
             self.bytes += len(body)
+        elif seal:
+            self._sealed(names, body, seal)
         else:
-            known += names
-        if xor is not None:
-            self.xor[part] = self.xor.get(part, 0) ^ xor
+            known = self.parts.get(body)
+            if known is None:
+                self.parts[body] = list(names)
+                self.bytes += len(body)
+            else:
+                known += names
         self._touched(t_ns)
+
+    def _sealed(self, names: list[str], body: bytes, seal: str) -> None:
+        known = self.sealed_parts.get(body)
+        if known is None:
+            self.sealed_parts[body] = (list(names), seal)
+            self.bytes += len(body)
+            return
+        together = seals_.both(known[1], seal)
+        if together:
+            known[0].extend(names)
+            self.sealed_parts[body] = (known[0], together)
+        else:  # one of them is no seal at all
+            self.alone.append((list(names), body, seal))
+            self.bytes += len(body)
 
     def due_ns(self) -> int:
         """When something has to be said or done."""
@@ -165,18 +176,18 @@ class Call:
         seals: list[str] = []
         bodies: list[bytes] = []
         size = 0
-        for part, names in self.parts.items():
-            body = part[0] if isinstance(part, tuple) else part
+        every = [(names, body, "") for body, names in self.parts.items()]
+        every += [(names, body, seal) for body, (names, seal) in self.sealed_parts.items()]
+        for names, body, seal in every + self.alone:
             if rows and size + len(body) > PARTS_BYTES:
                 out.append(self._up(False, rows, seals, bodies, []))
                 rows, seals, bodies, size = [], [], [], 0
             rows.append([names, len(body)])
-            xor = self.xor.get(part)
-            seals.append("" if xor is None else seals_.number_text(xor))
+            seals.append(seal)
             bodies.append(body)
             size += len(body)
         out.append(self._up(not self.left, rows, seals, bodies, list(self.lost)))
-        self.parts, self.xor, self.bytes, self.lost, self.first_ns = {}, {}, 0, {}, -1
+        self.parts, self.sealed_parts, self.alone, self.bytes, self.lost, self.first_ns = {}, {}, [], 0, {}, -1
         self.flushed += 1
         return out
 

@@ -87,7 +87,7 @@ class Persons:
         return key
 
     def _mac(self, n: int, public: str) -> str:
-        return seals_.text(seals_.seal(self._secret, seals_.essence(b"challenge", (n, public))))
+        return seals_.text(seals_.seal(self._secret, seals_.essence(seals_.CHALLENGE, (n, public))))
 
     def sealed(self, kind: str, head: Mapping[str, Any], body: bytes) -> Mapping[str, Any]:
         """The head of what goes to a person, with its number and seal, if he has sealed what he asked."""

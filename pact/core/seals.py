@@ -26,6 +26,7 @@ from pact.model import NS_PER_S
 
 SEAL_BYTES: Final = 15
 SEAL_CHARS: Final = 20
+SHORT: Final = 240  # bytes that are sealed as they are: one hash of three blocks costs less than two hashes
 ID_CHARS: Final = 8
 ROOTS_MAX: Final = 8  # of one cluster, for whose keys a node seals
 TERMS_MAX: Final = 64
@@ -33,23 +34,25 @@ SEEN_MAX: Final = 8_000  # fewer than an agent remembers of what is done once
 SEEN_NS: Final = 3_660 * NS_PER_S  # longer than any question is open
 NONE: Final = "A" * SEAL_CHARS  # in a row of seals: there is none for this one
 
-HELLO: Final = b"hello"
-CALL: Final = b"call"
-ANSWER: Final = b"answer"
-EVENTS: Final = b"events"
-ACK: Final = b"ack"
-FLEET: Final = b"fleet"
-REQUEST: Final = b"request"
-REPLY: Final = b"reply"
+HELLO: Final = b"H"
+CALL: Final = b"C"
+ANSWER: Final = b"A"
+EVENTS: Final = b"E"
+ACK: Final = b"K"
+FLEET: Final = b"F"
+REQUEST: Final = b"Q"
+REPLY: Final = b"R"
+CHALLENGE: Final = b"N"
 
 Key = bytes
 
 
 def essence(kind: bytes, fields: Sequence[Any], body: bytes | memoryview = b"") -> bytes:
-    """32 bytes that stand for a message of this kind: its fields as JSON, then its body."""
-    h = blake2b(orjson.dumps(fields), digest_size=32, person=kind)
-    h.update(body)
-    return h.digest()
+    """What stands for a message of this kind: its fields as JSON, then its body; their hash where that is longer."""
+    said = orjson.dumps(fields) + body
+    if len(said) <= SHORT:
+        return kind + b"=" + said
+    return kind + b"#" + blake2b(said, digest_size=32).digest()
 
 
 def seal(key: Key, what: bytes) -> bytes:
@@ -76,9 +79,16 @@ def number_text(n: int) -> str:
     return text(n.to_bytes(SEAL_BYTES, "big"))
 
 
+def both(one: str, other: str) -> str:
+    """The seal of what two have said alike; "" if either is none."""
+    a, b = number(one), number(other)
+    return "" if a is None or b is None else number_text(a ^ b)
+
+
 def fits(key: Key, what: bytes, said: str) -> bool:
     """``said`` is the seal of ``what``."""
-    return hmac.compare_digest(text(seal(key, what)).encode(), said.encode("utf-8", "replace"))
+    made = b2a_base64(blake2b(what, key=key, digest_size=SEAL_BYTES).digest(), newline=False)
+    return hmac.compare_digest(made, said.encode("utf-8", "replace"))
 
 
 def key_id(public: str) -> str:
@@ -113,15 +123,15 @@ def of_hello(session: int, incarnation: str, seq: int, wall_ns: int) -> bytes:
 
 
 def of_call(head: Mapping[str, Any], body: bytes | memoryview) -> bytes:
-    """Without the node and its start, which ``for_start`` adds."""
+    """For all who are asked: for each its start is added, so that what was said to an earlier one does not count."""
     caller = head["caller"]
     return essence(CALL, (head["term"], head["fence"], head["call"], head["op"], caller["user"], caller["role"],
                           caller["via"]), body)  # fmt: skip
 
 
-def for_start(what: bytes, start: int) -> bytes:
-    """The same for one start of an agent: what was said to an earlier one does not count again."""
-    return what + start.to_bytes(8, "big")
+def start_bytes(session: int) -> bytes:
+    """What stands for a start in a seal."""
+    return start_of(session).to_bytes(8, "big")
 
 
 def of_answer(term: str, call: str, body: bytes | memoryview) -> bytes:
@@ -174,7 +184,7 @@ class NodeSeals:
     def __init__(self, keys: Mapping[str, Key], session: int, *, required: bool) -> None:
         self.keys = dict(keys)
         self.required = required
-        self.start = start_of(session)
+        self._start = start_bytes(session)
         self._term: tuple[int, str] = (-1, "")  # fence and term of the root that led last
         self._key: Key = b""  # shared with it
         self._past: dict[tuple[int, str], None] = {}
@@ -196,7 +206,7 @@ class NodeSeals:
         """The key of the root that has sealed this call for this start of this node. A root asks again for an hour at
         most; what is older is not its asking.
         """
-        key = self._of(for_start(of_call(head, body), self.start), head["fence"], head["term"], said)
+        key = self._of(of_call(head, body) + self._start, head["fence"], head["term"], said)
         return key if key is not None and self._fresh(head["call"], t_ns) else None
 
     def _fresh(self, call: str, t_ns: int) -> bool:
@@ -276,7 +286,7 @@ class _Known(NamedTuple):
     incarnation: str
     seq: int
     wall_ns: int
-    start: int
+    start: bytes
 
 
 class Keys:
@@ -338,7 +348,7 @@ class RootSeals:
             if key and fits(key, what, said):
                 if here and not direct and known is not None and _earlier(session, seen, known):
                     return False
-                self._known[name] = _Known(public, key, session, *seen[1:], start_of(session))
+                self._known[name] = _Known(public, key, session, *seen[1:], start_bytes(session))
                 return True
         return False
 
@@ -347,7 +357,13 @@ class RootSeals:
     def calls(self, head: Mapping[str, Any], body: bytes, names: Iterable[str]) -> str:
         """For a call to these, in their order. Nothing where nobody seals."""
         what, known = of_call(head, body), self._known
-        return self._rows([(known[n].key, for_start(what, known[n].start)) if n in known else None for n in names])
+        rows = [known.get(n) for n in names]
+        if not any(rows):
+            return ""
+        none = bytes(SEAL_BYTES)
+        return text(b"".join([
+            blake2b(what + k.start, key=k.key, digest_size=SEAL_BYTES).digest() if k is not None else none for k in rows
+        ]))  # fmt: skip
 
     def acks(self, cursors: Sequence[Sequence[Any]]) -> list[str]:
         """For each acknowledgement; "" where its node does not seal."""
@@ -359,15 +375,6 @@ class RootSeals:
         what = of_fleet(self.term, fleet)
         return {n: text(seal(k.key, what)) for n in names if (k := self._known.get(n)) is not None}
 
-    @staticmethod
-    def _rows(rows: Sequence[tuple[Key, bytes] | None]) -> str:
-        if not any(rows):
-            return ""
-        none = bytes(SEAL_BYTES)
-        return text(b"".join([
-            blake2b(row[1], key=row[0], digest_size=SEAL_BYTES).digest() if row is not None else none for row in rows
-        ]))  # fmt: skip
-
     # -- from nodes ---------------------------------------------------------------------------------------------
 
     def answers(self, names: Sequence[str], call: str, body: bytes | memoryview, said: str) -> bool:
@@ -375,10 +382,13 @@ class RootSeals:
         known = self._known
         if not said:
             return not self.required and not any(n in known for n in names)
+        what, from_bytes = of_answer(self.term, call, body), int.from_bytes
+        if len(names) == 1:
+            one = known.get(names[0])
+            return one is not None and fits(one.key, what, said)
         claimed = number(said)
         if claimed is None:
             return False
-        what, from_bytes = of_answer(self.term, call, body), int.from_bytes
         try:
             keys = [known[n].key for n in names]
         except KeyError:
@@ -397,7 +407,7 @@ class RootSeals:
 
 def _earlier(session: int, proof: Proof, known: _Known) -> bool:
     """This is what the node said before what is known of it."""
-    if start_of(session) == known.start:
+    if start_bytes(session) == known.start:
         return session < known.session
     if proof.incarnation == known.incarnation:
         return (proof.seq, proof.wall_ns) <= (known.seq, known.wall_ns)

@@ -63,6 +63,9 @@ class MemoryPort:
                 node.take(frame)
         return lost
 
+    def send_each(self, rids: Any, frames: list[bytes]) -> list[bytes]:
+        return [rid for rid, frame in zip(rids, frames, strict=True) if self.send_to((rid,), frame)]
+
     def readable(self) -> bool:
         return bool(self.came)
 

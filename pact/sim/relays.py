@@ -91,6 +91,11 @@ class Counted(Aggregator):
         self.frames["down " + KIND_OF[frame[2]]] += len(rids)
         super()._send(rids, frame, lost)
 
+    def _send_each(self, rids: tuple[bytes, ...], frames: list[bytes], lost: set[bytes]) -> None:
+        for frame in frames:
+            self.frames["down " + KIND_OF[frame[2]]] += 1
+        super()._send_each(rids, frames, lost)
+
 
 class Relays:
     """The loop. An aggregator's own poller is a descriptor like any other."""
