@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import re
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -229,6 +230,41 @@ def test_connections_are_bounded(serving: Serving) -> None:
         sock.close()
     assert until(lambda: serving.http._clients == {})
     assert serving.get("/health")[0] == 200
+
+
+@pytest.mark.invariant("V5")
+@pytest.mark.parametrize("said", [b"", b"GET /hea", b"GET / HTTP/1.1\r\n\r\n"], ids=["nothing", "half", "all, and reads nothing"])
+def test_strangers_who_come_again_and_again_do_not_keep_health_from_answering(serving: Serving, said: bytes) -> None:
+    serving.facts = {**FACTS, "groups": FACTS["groups"] * 500}
+    over = threading.Event()
+
+    def strangers() -> None:
+        held: list[socket.socket] = []
+        while not over.is_set():
+            try:
+                sock = socket.create_connection(("127.0.0.1", serving.http.port), timeout=1)
+                sock.sendall(said)
+                held.append(sock)
+            except OSError:
+                pass
+            if len(held) > 2 * server.CONNECTIONS_MAX:
+                held.pop(0).close()
+        for sock in held:
+            sock.close()
+
+    threads = [threading.Thread(target=strangers) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        time.sleep(0.3)
+        for _ in range(20):
+            began = time.monotonic()
+            assert serving.get("/health")[0] == 200
+            assert time.monotonic() - began < 2.0
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
 
 
 @pytest.mark.invariant("V5")

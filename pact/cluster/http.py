@@ -44,6 +44,7 @@ GUARDS: Final = (
 @dataclass(slots=True)
 class _Client:
     sock: socket.socket
+    address: str
     ends_s: float
     asked: bytearray = field(default_factory=bytearray)
     answer: memoryview | None = None
@@ -74,6 +75,7 @@ class Http:
             self._selector.close()
             raise PactError(f"[aggregator] http {address}: {exc}", "is another aggregator running?") from None
         self._server.setblocking(False)
+        self._server.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 1)  # who says nothing waits outside
         self.port = int(self._server.getsockname()[1])
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._selector.register(self._server, selectors.EVENT_READ)
@@ -103,27 +105,45 @@ class Http:
             for key, _ in self._selector.select(max(0.0, min(ends) - time.monotonic()) if ends else None):
                 if key.fileobj is self._server:
                     self._accept()
-                elif isinstance(key.data, _Client):
+                elif isinstance(key.data, _Client) and self._clients.get(key.fd) is key.data:
                     self._serve(key.data)
             now_s = time.monotonic()
             for client in [c for c in self._clients.values() if c.ends_s <= now_s]:
                 self._end(client)
 
     def _accept(self) -> None:
-        try:
-            sock, _ = self._server.accept()
-        except OSError:
-            time.sleep(0.01)  # no descriptor is free: do not spin
-            return
-        if len(self._clients) >= CONNECTIONS_MAX:
-            self.turned_away += 1
-            sock.close()
-            return
-        sock.setblocking(False)
-        client = self._clients[sock.fileno()] = _Client(sock, time.monotonic() + DEADLINE_S)
-        self._selector.register(sock, selectors.EVENT_READ, client)
+        """Everybody who waits, and their requests with them: who asks at once is answered at once, however many others
+        only hold connections. One of those makes room.
+        """
+        for _ in range(CONNECTIONS_MAX):
+            try:
+                sock, address = self._server.accept()
+            except BlockingIOError:
+                return
+            except OSError:
+                time.sleep(0.01)  # no descriptor is free: do not spin
+                return
+            if len(self._clients) >= CONNECTIONS_MAX:
+                self.turned_away += 1
+                self._end(self._in_the_way())
+            sock.setblocking(False)
+            client = self._clients[sock.fileno()] = _Client(sock, str(address[0]), time.monotonic() + DEADLINE_S)
+            self._selector.register(sock, selectors.EVENT_READ, client)
+            self._serve(client)
+
+    def _in_the_way(self) -> _Client:
+        """Of those from the address with most connections, the oldest that has not asked anything yet, or else the
+        oldest.
+        """
+        by_address: dict[str, list[_Client]] = {}
+        for client in self._clients.values():
+            by_address.setdefault(client.address, []).append(client)
+        many = max(by_address.values(), key=len)
+        return next((c for c in many if c.answer is None), many[0])
 
     def _end(self, client: _Client) -> None:
+        if self._clients.get(client.sock.fileno()) is not client:
+            return
         self._selector.unregister(client.sock)
         del self._clients[client.sock.fileno()]
         client.sock.close()
