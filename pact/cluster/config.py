@@ -67,6 +67,7 @@ class AggregatorConfig:
     journal_password_file: str = ""
     journal_lease: str = ""
     keep_events: int = 1_000_000
+    share: int = GROUPS.share_per_s
     wave: int = GROUPS.wave
     waves: int = GROUPS.waves_at_once
     breaker_percent: float = 5.0
@@ -89,7 +90,7 @@ class AggregatorConfig:
         """What the root's decisions about groups need."""
         return Limits(wave=self.wave, waves_at_once=self.waves, breaker_share=self.breaker_percent / 100,
                       breaker_least=self.breaker_least, answer_ns=self.answer_ns, retry_ns=self.retry_ns,
-                      floor_ns=self.floor_ns, on_busy_retry=self.on_busy_retry)  # fmt: skip
+                      floor_ns=self.floor_ns, on_busy_retry=self.on_busy_retry, share_per_s=self.share)  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -131,6 +132,7 @@ KEYS: Final[Mapping[str, Mapping[str, tuple[str, Callable[[Any], Any]]]]] = {
         "buffer": ("buffer", a_size),
     },
     "journal": {"url": ("journal", _journal), "keep": ("keep_events", a_count(1, 1_000_000_000)),
+                "share": ("share", a_count(0, 1_000_000)),
                 **{name: (f"journal_{name}", a_text) for name in sorted(OPTIONS)}},
     "groups": {
         "wave": ("wave", a_count(1, 100_000)), "waves": ("waves", a_count(1, 100)),

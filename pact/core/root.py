@@ -18,6 +18,7 @@ from pact.core.persons import CHALLENGE, Persons
 from pact.core.questions import AWAY_NS, Questions
 from pact.core.rootlog import Batch, RootState, Writer
 from pact.core.seals import RootSeals, start_of
+from pact.core.shares import Shares
 from pact.core.twins import Twins
 from pact.core.wire import BODY_MAX, TO_CLIENTS, Message, beside, sections
 from pact.errors import EXIT_USAGE, PactError
@@ -56,6 +57,7 @@ class Limits:
     retry_ns: int = 30 * NS_PER_S
     floor_ns: int = 60 * NS_PER_S
     on_busy_retry: bool = False
+    share_per_s: int = 10  # events of one node, beyond those that it may send at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +153,7 @@ class Root:
         self.fleet_seq = max(0, state.chain.seq)  # a new log has no record yet, and a child may come already
         self._denied: tuple[int, dict[str, int]] = (0, {})  # in this minute, how often who
         self._twins = Twins()
+        self.shares = Shares(self.limits.share_per_s)
         self._whole: tuple[int, dict[str, int]] = (-1, {})  # of which telling of the holds, and what was left of each
         self._left_ns: dict[str, int] = {}  # who has gone a moment ago, and when, the earliest first
         self._begun_ns = self.t_ns
@@ -365,6 +368,12 @@ class Root:
                 self.refuse("records without their node's seal", node)
                 self._behind[node] = incarnation  # they are in the way of the real ones, on the way here
                 continue
+            cursor = self.state.cursor_of(node, incarnation)
+            new = first + count - 1 - max(first - 1, cursor.seq if cursor is not None else -1)
+            if new > 0 and not self.shares.takes(node, new, size, self.t_ns):
+                self.refuse("events over its share (they are not lost, and sent again)", node)
+                self._behind[node] = incarnation
+                continue
             lines = body.removesuffix(b"\n").split(b"\n") if body else []
             if len(lines) != count or not count:
                 self.refuse("a batch whose count is wrong", node)
@@ -401,6 +410,7 @@ class Root:
         for name in gone:
             left.pop(name, None)
             left[name] = self.t_ns
+        self.shares.forget(gone, self.t_ns)
         self.questions.gone(gone)
         fresh, anew = [], []
         for name in head["add"]:
