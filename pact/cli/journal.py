@@ -5,16 +5,20 @@ from __future__ import annotations
 import argparse
 import os
 import pwd
+import re
 import stat
 import sys
 import time
-from collections.abc import Iterator
-from typing import IO
+from collections.abc import Iterator, Mapping
+from typing import IO, Any
+
+import orjson
 
 from pact.agent import config
 from pact.agent.statedir import take_state_dir
 from pact.cli.render import clean, emit, say
 from pact.core.records import Record, rfc3339, seal, verify
+from pact.core.state import State
 from pact.errors import EXIT_DONE, ChainError, JournalError, PactError, UsageError
 from pact.journal.head import Head, head_path, read_head
 from pact.journal.moving import export, import_lines, read_export
@@ -49,8 +53,14 @@ def _journal(args: argparse.Namespace) -> SqliteJournal:
 
 def _verify(args: argparse.Namespace) -> int:
     path, count, last = args.file or _path(args), 0, ""
+    expected = _expected(args.expect)
     for record in verify(_records(args)):
         count, last = count + 1, record.hash
+        if record.seq in expected and record.hash != expected[record.seq]:
+            raise ChainError(record.seq, f"has the hash {record.hash}, and not the one that was expected")
+    missing = [seq for seq in expected if seq >= count]
+    if missing:
+        raise ChainError(missing[0], "is missing: it was expected")
     if not count:  # every journal begins with a record; one that was emptied has no chain that could be whole
         raise PactError(f"{path} {EMPTY}", WHAT_THEN)
     if args.json:
@@ -77,13 +87,43 @@ def _records(args: argparse.Namespace) -> Iterator[Record]:
     yield from _database(SqliteJournal(args.file, read_only=True, guard=True))
 
 
+def _expected(said: list[str] | None) -> dict[int, str]:
+    """``SEQ:HASH`` of records as somebody else knows them. Raises UsageError."""
+    found = {}
+    for one in said or ():
+        seq, _, hash_ = one.partition(":")
+        if not seq.isascii() or not seq.isdigit() or not re.fullmatch("[0-9a-f]{64}", hash_):
+            raise UsageError(f"--expect {one!r} is not SEQ:HASH", "as pact --json nodes says them")
+        found[int(seq)] = hash_
+    return found
+
+
 def _database(journal: SqliteJournal) -> Iterator[Record]:
+    """All records; in the end the head and the snapshot are compared with them. Raises ChainError."""
+    state: State | None = State()
     try:
-        yield from journal.records()
+        snapshot = journal.load_snapshot()
+        for record in journal.records():
+            yield record  # whoever verifies them has done so with this one when he asks for the next
+            if snapshot is not None and state is not None:
+                state.apply(record)
+                if record.seq == snapshot["seq"]:
+                    _require_same(state, snapshot)
+                    state = None
         if journal.seq >= 0:
             journal.require_head()
     finally:
         journal.close()
+
+
+def _require_same(state: State, snapshot: Mapping[str, Any]) -> None:
+    """A snapshot spares a start the records before it, so it must say what they say. Raises ChainError."""
+    try:
+        kept = State.from_json(snapshot).to_json()
+    except (KeyError, TypeError, ValueError):
+        return  # of another version: no start believes it
+    if orjson.dumps(kept, option=orjson.OPT_SORT_KEYS) != orjson.dumps(state.to_json(), option=orjson.OPT_SORT_KEYS):
+        raise ChainError(state.seq, "is whole, but the snapshot after it is not what the records make")
 
 
 def _lines(first: bytes, rest: IO[bytes], *, marked: bool) -> Iterator[Record]:

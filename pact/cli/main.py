@@ -281,6 +281,8 @@ def _journal(sub: argparse.ArgumentParser) -> None:
     roots = "a root's log in place of an agent's journal; its aggregator.toml"
     verify.add_argument("--root", metavar="FILE", help=roots)
     unmarked = "take an export of an older version, which has no mark at its end"
+    verify.add_argument("--expect", action="append", metavar="SEQ:HASH",
+                        help="this record has this hash, as pact --json nodes says the root has it")
     verify.add_argument("--without-mark", action="store_true", help=unmarked)
     export = _action(actions, "journal", "export", "write a journal as JSON lines")
     export.add_argument("file", nargs="?", metavar="FILE", help="default: stdout")

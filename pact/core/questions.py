@@ -442,7 +442,8 @@ class Questions:
         rows.update({n: {"connected": False, "rack": ""} for n in absent})
         for name, row in rows.items():
             cursor = root.state.cursors.get(name)
-            row["seq"], row["incarnation"] = (-1, "") if cursor is None else (cursor.seq, cursor.incarnation)
+            row.update({"seq": -1, "incarnation": "", "hash": ""} if cursor is None else
+                       {"seq": cursor.seq, "incarnation": cursor.incarnation, "hash": cursor.hash})
         self.reply(head, 0, result={
             "v": 1, "root": root.name, "fence": root.fence, "gseq": root.state.gseq, "nodes": rows})  # fmt: skip
 

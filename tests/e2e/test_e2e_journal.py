@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -181,6 +182,36 @@ def test_an_agent_s_journal_that_is_not_there_is_unreachable_whatever_is_asked_o
     for action in ("verify", "export"):
         said = command(fresh, "journal", action, check=5)
         assert f"{fresh.journal}: No such file" in said and "--config" in said
+
+
+def test_a_snapshot_that_was_rewritten_is_found(stopped: Agent) -> None:
+    """It spares a start the records before it: what it says must be what they say."""
+    assert "chain unbroken" in command(stopped, "journal", "verify", check=0)
+    db = sqlite3.connect(stopped.journal)
+    ((raw,),) = db.execute("SELECT state FROM snapshot").fetchall()
+    state = json.loads(raw)
+    resource, declared = next(iter(state["declared"].items()))
+    state["declared"][resource] = declared.replace("0644", "0666")
+    assert state["declared"][resource] != declared
+    forged = json.dumps(state).encode()
+    db.execute("UPDATE snapshot SET state = ?, digest = ?", (forged, hashlib.sha256(forged).hexdigest()))
+    db.commit()
+    db.close()
+    err = command(stopped, "journal", "verify", check=1)
+    assert "snapshot" in err and "not what the records make" in err
+    tamper(stopped, "DELETE FROM snapshot")
+    assert "chain unbroken" in command(stopped, "journal", "verify", check=0)
+
+
+def test_a_record_is_compared_with_what_somebody_else_knows(stopped: Agent) -> None:
+    """A whole journal that was written anew has a whole chain; the root has the hashes of the real one."""
+    db = sqlite3.connect(stopped.journal)
+    seq, hash_ = db.execute("SELECT seq, hash FROM record ORDER BY seq DESC LIMIT 1").fetchone()
+    db.close()
+    command(stopped, "journal", "verify", "--expect", f"{seq}:{hash_}", check=0)
+    assert f"record {seq}" in command(stopped, "journal", "verify", "--expect", f"{seq}:{'0' * 64}", check=1)
+    assert "is missing" in command(stopped, "journal", "verify", "--expect", f"{seq + 1}:{hash_}", check=1)
+    assert "SEQ:HASH" in command(stopped, "journal", "verify", "--expect", "7", check=2)
 
 
 def test_a_lost_snapshot_or_signature_cache_loses_nothing(stopped: Agent) -> None:
