@@ -314,11 +314,11 @@ GROWS = b'{"a":[' + b",".join([b"1E15"] * 1_500_000) + b"]"
 
 @pytest.mark.invariant("T13")
 def test_arguments_that_grow_when_they_are_written_again_end_nobody(kit: Hostile) -> None:
-    node, view, adm = kit.node("n1"), kit.person("view"), kit.person("adm")
+    node, other, adm = kit.node("n1"), kit.person("adm"), kit.person("adm")
     time.sleep(0.3)
-    view.send(raw_request(b'{"id":1,"op":"ping","nodes":"n1"}', GROWS + b"}"))
+    other.send(raw_request(b'{"id":1,"op":"ping","nodes":"n1"}', GROWS + b"}"))
     answer = b'{"ok":true,"exit":0,"result":{}}'
-    said = kit.answering(node, "n1", lambda op: answer, lambda: _result(kit, view))
+    said = kit.answering(node, "n1", lambda op: answer, lambda: _result(kit, other))
     assert said is not None and said.head["exit"] == 0, "unchanged bytes travel"
     adm.send(raw_request(b'{"id":1,"op":"apply","nodes":"n1"}', b'{"resources":{"sysctl:x":' + GROWS + b"}}}"))
     assert kit.result(adm).head["exit"] == 2
@@ -365,3 +365,18 @@ def test_no_text_of_a_person_of_a_node_or_in_a_record_ends_the_root(kit: Hostile
     view.close(0)
     kit.still_at_work()
     assert kit.logs().count("a line that is no JSON") >= 1
+
+
+@pytest.mark.invariant("S8")
+def test_what_a_viewer_asks_of_every_node_is_small(kit: Hostile) -> None:
+    heard: list[Message] = []
+    node = kit.node("n1")
+    for who, size, exit_ in (("view", 70_000, 2), ("op", 70_000, 2), ("adm", 70_000, 5)):
+        sock = kit.person(who)
+        kit.request(sock, "status", "n1", timeout_ms=500, resources=["x" * size])
+        assert kit.result(sock).head["exit"] == exit_, who
+        while (message := kit.maybe(node, 0.1)) is not None:
+            heard += [message] if message.kind == "call" else []
+        assert bool(heard) == (who == "adm")
+        sock.close(0)
+    kit.still_at_work()

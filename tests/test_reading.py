@@ -6,12 +6,14 @@ import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
 from pact.model import Unreadable
 from pact.resources import KINDS, reading
 from pact.resources.base import Keep
+from pact.resources.dress import dress
 from pact.resources.reading import CHANGING, CHUNK, Allowance, read_whole
 
 ANN, BOB = 1234, 1235
@@ -123,3 +125,22 @@ def test_the_list_of_users_does_not_grow_without_end() -> None:
         allowance._spent[uid] = 1.0, -1e6
     allowance.spend(7, 1.0)
     assert len(allowance._spent) <= 2
+
+
+@pytest.mark.invariant("S6")
+def test_a_hundred_megabytes_of_attributes_are_not_read() -> None:
+    with TemporaryDirectory(dir="/dev/shm", prefix="attributes-") as top:
+        path = Path(top, "loaded")
+        path.touch()
+        try:
+            for i in range(40):
+                os.setxattr(path, f"user.a{i}", b"x" * 60_000)
+        except OSError as exc:
+            pytest.skip(f"no such attributes on this kernel's tmpfs: {exc.strerror}")
+        seen = FILE.observe(str(path))
+        assert isinstance(seen, Unreadable) and "attributes" in seen.why
+        # It is dressed all the same: what is there is taken off by name, one after the other.
+        target = {"type": "file", "mode": "0640", "xattrs": {"user.one": "MQ=="}}
+        with open(path, "rb") as f:
+            dress(f.fileno(), target, os.fstat(f.fileno()))
+        assert os.listxattr(path) == ["user.one"] and FILE.observe(str(path))["xattrs"] == target["xattrs"]  # type: ignore[index]

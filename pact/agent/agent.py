@@ -341,8 +341,8 @@ class Agent:
             due.append(self._next_health_ns)
         if self.watching.points_moved and not self.journal_error:
             due.append(self._next_points_ns)
-        if self.control.paused_any():
-            due.append(now_ns + NS_PER_S // 2)
+        if (pause_s := self.control.pause_s()) is not None:
+            due.append(now_ns + int(pause_s * NS_PER_S))
         if (deaf_s := self.control.deaf_s()) is not None:
             due.append(now_ns + int(deaf_s * NS_PER_S))
         if (sign_s := self.control.next_sign_s()) is not None:

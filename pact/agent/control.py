@@ -21,6 +21,7 @@ from typing import Any, Final
 import orjson
 
 from pact.agent import owned
+from pact.agent.budget import Budget
 from pact.agent.peers import gids_of, groups_of
 from pact.core.events import Caller
 from pact.errors import EXIT_UNREACHABLE, EXIT_USAGE, OUT_OF, PactError
@@ -42,6 +43,7 @@ REQUEST_ADMIN_MAX: Final = 256 << 20
 OUTPUT_LOW: Final = 64 << 10
 OUTPUT_MAX: Final = 8 << 20
 SERVE_S: Final = 0.02
+PACE_S: Final = 0.5
 DENIED_BURST: Final = 60
 GROUPS_FOR_S: Final = 60.0  # group numbers are asked for again after this long
 READ_CHUNK: Final = 256 << 10
@@ -189,6 +191,7 @@ class Control:
         self.garbage = 0
         self._touch_s = 0.0
         self._allowance: dict[int | None, tuple[float, float]] = {}  # uid -> refusals left, and when that was so
+        self.budget = Budget()
         self._epoll = epoll
         self._group_names = (tuple(admin_groups), tuple(ops_groups))
         self._groups_read_s = -GROUPS_FOR_S
@@ -318,9 +321,12 @@ class Control:
             more = False
             for client in sorted(self.waiting(), key=lambda c: not c.admin):
                 if self.connected(client) and client.ready_for_more and client.lines:
-                    client.said_s = time.monotonic() - SIGN_S + FIRST_SIGN_S
+                    began_s = time.monotonic()
+                    client.said_s = began_s - SIGN_S + FIRST_SIGN_S
                     on_line(client, client.lines.popleft())
                     self.flush(client)
+                    if not client.admin:
+                        self.budget.spend(client.caller.actor.uid, time.monotonic() - began_s)
                     more = True
                 if time.monotonic() >= ends_s:
                     break
@@ -340,11 +346,14 @@ class Control:
 
     def _paused(self, client: Client) -> bool:
         left, since_s = self._allowance.get(client.caller.actor.uid, (1.0, 0.0))
-        return not client.admin and left + time.monotonic() - since_s < 1
+        return not client.admin and (left + time.monotonic() - since_s < 1
+                                     or self.budget.wait_s(client.caller.actor.uid) > 0)  # fmt: skip
 
-    def paused_any(self) -> bool:
-        """Somebody's requests wait for their pace: look again within a second."""
-        return any(c.lines and self._paused(c) for c in self.clients.values())
+    def pause_s(self) -> float | None:
+        """In how many seconds to look again at requests that wait for their pace, if there are any."""
+        waits = [self.budget.wait_s(c.caller.actor.uid) or PACE_S for c in self.clients.values()
+                 if c.lines and self._paused(c)]  # fmt: skip
+        return min(waits, default=None)
 
     def ready(self, fd: int, mask: int) -> None:
         """One client is readable, writable or gone."""

@@ -8,7 +8,6 @@ Records leave as viewers may see them, whoever asks.  # S2
 from __future__ import annotations
 
 import os
-import pwd
 import random
 import secrets
 import time
@@ -22,8 +21,9 @@ import zmq
 
 from pact import __version__
 from pact.agent import views
+from pact.agent.budget import Budget
 from pact.agent.notify import log
-from pact.agent.remote import ANSWER_MAX, ROWS_MAX, Remote
+from pact.agent.remote import ANSWER_MAX, ROWS_MAX, Callers, Remote
 from pact.cluster import keys
 from pact.cluster.links import Links
 from pact.core import groups, strict
@@ -54,12 +54,12 @@ RECENT_MAX: Final = 256
 RECENT_BYTES_MAX: Final = 256 << 10
 READ_BYTES: Final = 128 << 10
 READS_PER_TURN: Final = 4
+PUT_OFF_NS: Final = NS_PER_S // 20
 REREAD_NS: Final = 2 * NS_PER_S
 RUNNING_MAX: Final = 64
 CACHED_MAX: Final = 256
 BEGUN_MAX: Final = 10_000  # calls that are done once: of so many it is known that they were begun
 CACHED_BYTES_MAX: Final = 2 << 20
-UID_FOR_S: Final = 300.0
 BEGUN_RECORDS: Final = 1_000
 #: What must not be done twice. Whatever the root asks of a group's member may.
 ONCE: Final = frozenset({
@@ -68,7 +68,6 @@ ONCE: Final = frozenset({
 })  # fmt: skip
 HERE_ONLY: Final = frozenset({"watch", "export", "content"})
 VIEWER: Final = Caller(Actor("cluster", None, "viewer", "cluster"), Owner("cluster", "cluster"))
-ROLES: Final = ("viewer", "ops", "admin")
 NOT_SEALED: Final = orjson.dumps({
     "ok": False, "exit": EXIT_UNREACHABLE, "message": "this node takes only what a root has sealed for it",
     "hint": "the root, or an aggregator on the way, is older than the node", "result": {}})  # fmt: skip
@@ -108,7 +107,9 @@ class Link:
         self._running: set[tuple[int, str]] = set()
         self._cache: OrderedDict[tuple[int, str], bytes] = OrderedDict()
         self._cached_bytes = 0
-        self._uids: dict[str, tuple[float, int | None]] = {}
+        self._callers = Callers()
+        self._budget = Budget()
+        self._put_off: deque[Message] = deque()  # calls of people who have used up their share of the loop's time
         self._sealer: dict[tuple[int, str], tuple[bytes, str]] = {}  # call -> the key shared with its root, its term
         self._begun = dict.fromkeys(self._calls_begun())
         self._since_wall_ns = 0
@@ -149,6 +150,8 @@ class Link:
         if 0 < self._reread_ns <= now_ns:
             self._reread_ns = 0
             self._queue(self.outbox.more())
+        for _ in range(len(self._put_off)):
+            self._call(self._put_off.popleft())
         for _ in range(READS_PER_TURN):
             if not self._todo:
                 break
@@ -175,6 +178,8 @@ class Link:
         due = [ns for ns in (self.uplink.next_wake_ns(), self.outbox.next_wake_ns()) if ns is not None]
         if self._reread_ns:
             due.append(self._reread_ns)
+        if self._put_off:
+            due.append(self.agent.clock.now_ns() + PUT_OFF_NS)
         return min(due, default=1 << 62)
 
     def _apply(self, effects: Sequence[Effect]) -> None:
@@ -352,7 +357,9 @@ class Link:
         elif head["op"] in ONCE and _name_of(key) in self._begun:
             self._refuse(key, EXIT_UNREACHABLE, "this was begun before, and its answer is lost; it is not done twice",
                          "pact log says what was done")  # fmt: skip
-        elif len(self._running) >= RUNNING_MAX:
+        elif self._over_budget(head["caller"]) and len(self._put_off) < RUNNING_MAX:
+            self._put_off.append(message)  # its time comes
+        elif len(self._running) + len(self._put_off) >= RUNNING_MAX:
             self._refuse(key, EXIT_UNREACHABLE, f"{RUNNING_MAX} commands are under way on this node", "repeat it later")
         else:
             if head["op"] in ONCE:
@@ -360,6 +367,10 @@ class Link:
                 if len(self._begun) > BEGUN_MAX:
                     del self._begun[next(iter(self._begun))]
             self._run(key, head, message.body)
+
+    def _over_budget(self, caller: Mapping[str, Any]) -> bool:
+        """Whoever asks has used up his share of the loop's time.  # S8"""
+        return caller["role"] not in ("admin", "agent") and self._budget.wait_s(caller["user"]) > 0
 
     def _sealed_by(self, seals: NodeSeals, message: Message, seal: str) -> bool:
         """A root has sealed this call for this start of this agent; its answer is sealed for that root."""
@@ -386,8 +397,11 @@ class Link:
         if op == "log" and args.get("count") is None:
             args["count"] = ROWS_MAX + 1  # one more than is shown: so that it shows whether that is all
         self._running.add(key)
-        remote = Remote(self, key, self._caller(head["caller"], _name_of(key)))
+        remote = Remote(self, key, self._callers.of(head["caller"], _name_of(key)))
+        began_s = time.monotonic()
         self.agent.requests.line(remote, orjson.dumps({"v": 1, "op": op, "args": args}))
+        if head["caller"]["role"] not in ("admin", "agent"):
+            self._budget.spend(head["caller"]["user"], time.monotonic() - began_s)
         if remote.open and not remote.tokens:
             self._refuse(key, EXIT_FAILED, f"{op} gave no answer", "")
 
@@ -431,32 +445,6 @@ class Link:
     def _first_recent(self) -> int:
         """From here on records are in memory."""
         return self._recent[0][0] if self._recent else self.outbox.newest + 1
-
-    def _caller(self, said: Mapping[str, Any], call: str) -> Caller:
-        """The operator, whom the root has authenticated. One who has an account here owns what that account owns."""
-        user, role = said["user"], said["role"]
-        if role == "agent":
-            return Caller(Actor("pact", None, "agent", "cluster", call), Owner("agent", "pact"))
-        role = role if role in ROLES else "viewer"
-        uid = self._uid(user)
-        if uid == 0 and role != "admin":
-            uid = None
-        owner = Owner(f"cluster:{user}", user) if uid is None else Owner(f"uid:{uid}", user, uid)
-        return Caller(Actor(user, uid, role, "cluster", call), owner)
-
-    def _uid(self, user: str) -> int | None:
-        now_s = time.monotonic()
-        known = self._uids.get(user)
-        if known is not None and now_s < known[0]:
-            return known[1]
-        try:
-            uid: int | None = pwd.getpwnam(user).pw_uid
-        except (KeyError, ValueError):
-            uid = None
-        if len(self._uids) > RUNNING_MAX:
-            self._uids.clear()
-        self._uids[user] = (now_s + UID_FOR_S, uid)
-        return uid
 
     def status(self) -> dict[str, Any]:
         """What ``pact status`` shows of the cluster."""

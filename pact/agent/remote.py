@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import pwd
+import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
 from pact.agent.control import Client
 from pact.core.events import Caller
+from pact.model import Actor, Owner
 
 if TYPE_CHECKING:
     from pact.agent.link import Link
@@ -17,6 +20,9 @@ if TYPE_CHECKING:
 ANSWER_MAX: Final = 4 << 20
 ROWS_MAX: Final = 1_000
 ROWS_BYTES_MAX: Final = ANSWER_MAX - (1 << 10)
+UID_FOR_S: Final = 300.0
+UIDS_MAX: Final = 64
+ROLES: Final = ("viewer", "ops", "admin")
 
 
 class Remote(Client):
@@ -68,3 +74,36 @@ class Remote(Client):
 
     def write(self) -> bool:
         return True
+
+
+class Callers:
+    """Whom the root's callers are on this machine."""
+
+    def __init__(self) -> None:
+        self._uids: dict[str, tuple[float, int | None]] = {}
+
+    def of(self, said: Mapping[str, Any], call: str) -> Caller:
+        """The operator, whom the root has authenticated. One who has an account here owns what that account owns."""
+        user, role = said["user"], said["role"]
+        if role == "agent":
+            return Caller(Actor("pact", None, "agent", "cluster", call), Owner("agent", "pact"))
+        role = role if role in ROLES else "viewer"
+        uid = self._uid(user)
+        if uid == 0 and role != "admin":
+            uid = None
+        owner = Owner(f"cluster:{user}", user) if uid is None else Owner(f"uid:{uid}", user, uid)
+        return Caller(Actor(user, uid, role, "cluster", call), owner)
+
+    def _uid(self, user: str) -> int | None:
+        now_s = time.monotonic()
+        known = self._uids.get(user)
+        if known is not None and now_s < known[0]:
+            return known[1]
+        try:
+            uid: int | None = pwd.getpwnam(user).pw_uid
+        except (KeyError, ValueError):
+            uid = None
+        if len(self._uids) > UIDS_MAX:
+            self._uids.clear()
+        self._uids[user] = (now_s + UID_FOR_S, uid)
+        return uid

@@ -16,7 +16,13 @@ from pact.errors import EXIT_FAILED, EXIT_UNREACHABLE, EXIT_USAGE
 CLIENTS_PER_KEY_MAX: Final = 16
 CLIENTS_MAX: Final = 4096
 REQUESTS_MAX: Final = 16
+REQUEST_MAX: Final = 64 << 10  # of people who are no administrators, as at a node's own socket
 CLIENT: Final = "client"
+
+def request_max(role: str) -> int:
+    """Bytes of a request's arguments: what only administrators may do needs more. It goes to every node.  # S8"""
+    return BODY_MAX if role == "admin" else REQUEST_MAX
+
 
 Head = Mapping[str, Any]
 Result = tuple[Child, dict[str, Any]]
@@ -76,8 +82,9 @@ class Clients:
             return None
         if len(head["nodes"] or "") > NODES_MAX:  # each relay adds to the head: one that just fits would not, above
             return failed(child, head, f"a node set of more than {NODES_MAX} characters", EXIT_USAGE)
-        if len(message.body) > BODY_MAX:
-            return failed(child, head, f"a request of {len(message.body)} bytes; at most {BODY_MAX}", EXIT_USAGE)
+        most = request_max(child.peer.role) if child.role == CLIENT else BODY_MAX
+        if len(message.body) > most:
+            return failed(child, head, f"a request of {len(message.body)} bytes; at most {most}", EXIT_USAGE)
         if not rooted:
             return failed(child, head, "there is no way to the root now")
         if len(client.requests) >= REQUESTS_MAX and head["id"] not in client.requests:

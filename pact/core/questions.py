@@ -15,6 +15,7 @@ import orjson
 from pact.core import strict
 from pact.core.access import BY_KEY
 from pact.core.answers import SAID_MAX, ToClient, answer_of, clipped, fitting
+from pact.core.clients import request_max
 from pact.core.rootlog import ROOT
 from pact.core.wire import BODY_MAX, Message, beside, sections
 from pact.errors import (
@@ -312,6 +313,8 @@ class Questions:
         """
         root, op = self.root, head["op"]
         try:
+            if len(raw) > request_max(head["caller"]["role"]):  # who carries it may not have looked
+                raise UsageError(f"a request of {len(raw)} bytes; at most {request_max(head['caller']['role'])}")
             if op not in SETTLING and self._busy_with(head["caller"]["user"]):
                 raise PactError("the root has too many questions under way", "try again in a moment")
             own = root.groups.ops.get(op)

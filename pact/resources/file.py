@@ -33,6 +33,7 @@ from pact.resources.base import (
     path_of,
     refuse_unknown,
 )
+from pact.resources.dress import XATTRS_MAX
 from pact.resources.file_toml import content, mode, xattrs
 from pact.resources.flags import flags_at, get_flags, parse_flags, stuck
 from pact.resources.loops import on_file
@@ -343,7 +344,10 @@ def _at(name: str, dirfd: int, leaf: bytes, keep: Keep | None) -> Observation:
     if stat.S_ISLNK(st.st_mode):
         attrs["target"] = encode_name(os.readlink(leaf, dir_fd=dirfd))
         del attrs["mode"]
-    attrs["xattrs"] = read_xattrs(b"/proc/self/fd/%d/%b" % (dirfd, leaf))
+    found = read_xattrs(b"/proc/self/fd/%d/%b" % (dirfd, leaf))
+    if isinstance(found, str):
+        return Unreadable(found)
+    attrs["xattrs"] = found
     if stat.S_ISDIR(st.st_mode) and (letters := flags_at(dirfd, leaf)):
         attrs["flags"] = letters
     return attrs
@@ -362,7 +366,10 @@ def _regular(name: str, dirfd: int, leaf: bytes, keep: Keep | None) -> Observati
             return Unreadable(whole)
         content, digest, size = whole
         attrs["sha256"], attrs["size"] = digest, size
-        attrs["xattrs"] = read_xattrs(fd)
+        found = read_xattrs(fd)
+        if isinstance(found, str):
+            return Unreadable(found)
+        attrs["xattrs"] = found
         if letters := get_flags(fd):
             attrs["flags"] = letters
     finally:
@@ -372,17 +379,22 @@ def _regular(name: str, dirfd: int, leaf: bytes, keep: Keep | None) -> Observati
     return attrs
 
 
-def read_xattrs(target: bytes | int) -> dict[str, str]:
-    """Extended attributes that are the file's own; file systems' private ones are left out."""
+def read_xattrs(target: bytes | int) -> dict[str, str] | str:
+    """Extended attributes that are the file's own; file systems' private ones are left out. Why not, for more than
+    ``XATTRS_MAX`` bytes: some file systems let a file's owner give it a hundred megabytes.  # S6
+    """
     follow = isinstance(target, int)
     try:
         names = os.listxattr(target) if follow else os.listxattr(target, follow_symlinks=False)
         if not names:
             return {}
-        out = {}
+        out, size = {}, 0
         for name in sorted(names):
             if not name.startswith(("trusted.overlay.", "btrfs.", "security.ima", "security.evm")):
                 raw = os.getxattr(target, name) if follow else os.getxattr(target, name, follow_symlinks=False)
+                size += len(name) + len(raw)
+                if size > XATTRS_MAX:
+                    return f"file: its extended attributes have more than {XATTRS_MAX >> 10} KiB"
                 out[encode_name(name)] = base64.b64encode(raw).decode()
         return out
     except OSError as exc:
