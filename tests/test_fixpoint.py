@@ -68,3 +68,37 @@ def test_what_can_be_put_back_is_put_back_although_it_had_drifted() -> None:
         plan.settle([Step(FORWARD, OFF, ON)], results)
         assert results == {FORWARD: ""} and now(FORWARD, LO) == ["0", "1"] and plan.moved() == []
     """)
+
+
+def test_what_the_contradicting_ones_drag_along_is_restored_all_the_same() -> None:
+    """Both names of the switch are declared, with two values; what either resets can be as declared."""
+    run("""
+        REDIRECTS = "sysctl:net.ipv4.conf.all.accept_redirects"
+        put(ALL, "0")
+        put(REDIRECTS, "1")
+        plan = Fixpoint([], True, {})
+        put(ALL, "1")
+        assert now(REDIRECTS) == ["0"], "the kernel resets it"
+        steps = [Step(FORWARD, ON, OFF), Step(ALL, OFF, ON), Step(REDIRECTS, ON, OFF)]
+        results = {s.id: "" for s in steps}
+        plan.settle(steps, results)
+        assert now(REDIRECTS) == ["1"] and results[REDIRECTS] == "", results
+        assert sum("contradicts" in why for why in results.values()) == 1, results
+    """)
+
+
+def test_it_is_not_bought_with_what_others_have() -> None:
+    """The switch is declared otherwise in another change, which keeps it: what it resets beside is restored, and no more."""
+    run("""
+        REDIRECTS = "sysctl:net.ipv4.conf.all.accept_redirects"
+        put(FORWARD, "1")
+        put(REDIRECTS, "1")
+        plan = Fixpoint([ALL], True, {ALL: ON})
+        put(FORWARD, "0")
+        put(REDIRECTS, "0")
+        steps = [Step(FORWARD, OFF, ON), Step(REDIRECTS, ON, OFF)]
+        results = {s.id: "" for s in steps}
+        plan.settle(steps, results)
+        assert now(FORWARD, ALL, REDIRECTS) == ["1", "1", "1"], now(FORWARD, ALL, REDIRECTS)
+        assert "contradicts" in results[FORWARD] and results[REDIRECTS] == "", results
+    """)

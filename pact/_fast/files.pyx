@@ -11,8 +11,8 @@ A *fingerprint* is 128 bits of a keyed multiply-and-fold hash. It is no cryptogr
 changed between two looks of this process (or of one that took over its table), under a secret that nobody else knows.
 It never leaves the table and its dump.
 
-It never opens what is not a regular file the last time it looked without looking first; opens without following links,
-without blocking, without becoming a terminal's owner and, where the kernel allows, without touching atime. It reads at
+It never opens what is not a regular file the last time it looked without looking first; opens without following links
+(through one on the way only what is a regular file), without blocking, without becoming a terminal's owner and, where the kernel allows, without touching atime. It reads at
 most ``content_max`` bytes; a larger file is judged by its signature alone.
 """
 
@@ -35,12 +35,18 @@ cdef extern from *:
     #ifndef _GNU_SOURCE
     #define _GNU_SOURCE
     #endif
+    #include <errno.h>
     #include <fcntl.h>
     #include <stdint.h>
+    #include <stdio.h>
     #include <string.h>
     #include <sys/stat.h>
+    #include <sys/syscall.h>
     #include <time.h>
     #include <unistd.h>
+    #ifndef SYS_openat2
+    #define SYS_openat2 437
+    #endif
 
     #ifndef O_NOATIME
     #define O_NOATIME 01000000
@@ -84,7 +90,34 @@ cdef extern from *:
         out[1] = y ^ pact_fold(x ^ key[2], lanes[0] ^ lanes[3] ^ key[3]);
     }
 
-    static inline int pact_open(const char *path, int more) { return open(path, PACT_OPEN_FLAGS | more); }
+    /* Where a symbolic link is on the way, somebody may have turned it: what it leads to now is held first, and opened
+       only if it is a regular file. */
+    static int pact_open_held(const char *path, int more)
+    {
+        char link[32];
+        struct stat st;
+        int why, fd = -1, held = open(path, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+        if (held < 0)
+            return -1;
+        if (fstat(held, &st) == 0) {
+            if (S_ISREG(st.st_mode)) {
+                snprintf(link, sizeof link, "/proc/self/fd/%d", held);
+                fd = open(link, (PACT_OPEN_FLAGS | more) & ~O_NOFOLLOW);
+            } else
+                errno = EINVAL;
+        }
+        why = errno;
+        close(held);
+        errno = why;
+        return fd;
+    }
+
+    static int pact_open(const char *path, int more)
+    {
+        struct { uint64_t flags, mode, resolve; } how = {(uint64_t)(PACT_OPEN_FLAGS | more), 0, 4}; /* NO_SYMLINKS */
+        long fd = syscall(SYS_openat2, AT_FDCWD, path, &how, sizeof how);
+        return fd >= 0 || (errno != ELOOP && errno != ENOSYS) ? (int)fd : pact_open_held(path, more);
+    }
 
     static inline int64_t pact_coarse_now(void)
     {

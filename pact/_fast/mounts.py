@@ -147,15 +147,20 @@ class Place:
     whole: bool
 
 
+#: An absolute path; or one, and the device and inode that it must have.
+Root = bytes | tuple[bytes, tuple[int, int]]
+
+
 class Targets:
     """The roots, understood: their places and, for files, inodes.
 
     ``devices``: device -> roots whose whole file system counts. ``inodes``: (device, inode) -> roots. ``hard_links``:
     some root has another name, so every descriptor's inode is worth a look.
+    A root with its device and inode beside it counts only while it is that.
     TypeError: a root is not bytes. ValueError: it is not absolute. OSError: this process' own mounts cannot be read.
     """
 
-    def __init__(self, roots: Sequence[bytes], proc: bytes) -> None:
+    def __init__(self, roots: Sequence[Root], proc: bytes) -> None:
         self.proc = proc
         self.namespace = os.readlink(proc + b"/self/ns/mnt")
         with open(proc + b"/self/mountinfo", "rb") as file:
@@ -165,7 +170,9 @@ class Targets:
         self.inodes: dict[tuple[int, int], list[int]] = {}
         self.hard_links = False
         self._directories: dict[bytes, bytes] = {}
-        self._name(self.own, [self._understand(root, raw) for root, raw in enumerate(roots)])
+        meant = [root if isinstance(root, tuple) else (root, None) for root in roots]
+        named = [self._understand(i, path, inode) for i, (path, inode) in enumerate(meant)]
+        self._name(self.own, [pattern for pattern in named if pattern is not None])
 
     def space(self, mountinfo: bytes, below: bytes) -> Space:
         """Another namespace, as a process in it sees it whose root directory is ``below``."""
@@ -189,13 +196,15 @@ class Targets:
             root for device in devices if mount is None or mount.device == device for root in self.inodes[device, inode]
         ]
 
-    def _understand(self, root: int, raw: bytes) -> Pattern:
-        """Note the root's places and inodes; returns its name here."""
+    def _understand(self, root: int, raw: bytes, inode: tuple[int, int] | None) -> Pattern | None:
+        """Note the root's places and inodes; returns its name here, None for what is another by now."""
         if not isinstance(raw, bytes):
             raise TypeError(f"a root must be bytes, not {type(raw).__name__}")
         if not raw.startswith(b"/") or b"\0" in raw:
             raise ValueError(f"{raw!r} is no absolute path")
         path = self._resolve(raw)
+        if inode is not None and not self._is(path, inode):
+            return None
         mounted = [mount for mount in self.own.mounts if mount.point == path]
         for mount in mounted:
             self.places.setdefault(mount.device, []).append(Place(root, mount.root, False, True))
@@ -219,6 +228,15 @@ class Targets:
             inside = moved(path, owner.point, owner.root)
             self.places.setdefault(owner.device, []).append(Place(root, inside, exact, False))
         return Pattern(path, root, exact)
+
+    def _is(self, path: bytes, inode: tuple[int, int]) -> bool:
+        if self.own.is_remote(path):
+            return False
+        try:
+            st = os.lstat(path)
+        except OSError:
+            return False
+        return (st.st_dev, st.st_ino) == inode
 
     def _resolve(self, raw: bytes) -> bytes:
         """Without symlinks in the directories, as the kernel writes it; the last part is taken as it is."""

@@ -21,7 +21,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final, SupportsIndex, TypeVar, overload
 
 from pact._fast import mounts
-from pact._fast.mounts import Holder
+from pact._fast.mounts import Holder, Root
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -337,12 +337,19 @@ class FileTable:
             os.close(fd)
 
     def _open(self, path: bytes) -> int:
+        held = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
-            return os.open(path, _OPEN_FLAGS | os.O_NOATIME)
-        except PermissionError as error:
-            if error.errno != errno.EPERM:
-                raise
-            return os.open(path, _OPEN_FLAGS)
+            if not stat.S_ISREG(os.fstat(held).st_mode):
+                raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+            link = f"/proc/self/fd/{held}"
+            try:
+                return os.open(link, _OPEN_FLAGS & ~os.O_NOFOLLOW | os.O_NOATIME)
+            except PermissionError as error:
+                if error.errno != errno.EPERM:
+                    raise
+                return os.open(link, _OPEN_FLAGS & ~os.O_NOFOLLOW)
+        finally:
+            os.close(held)
 
     def _read(self, fd: int, sight: _Sight) -> _Content:
         assert not isinstance(sight.signature, int)
@@ -437,11 +444,11 @@ def _status(sight: _Sight) -> int:
 # --- open handles ---
 
 
-def open_handles(roots: Sequence[bytes], *, proc: bytes = b"/proc") -> list[Holder]:
+def open_handles(roots: Sequence[Root], *, proc: bytes = b"/proc") -> list[Holder]:
     return open_handles_ex(roots, proc=proc)[0]
 
 
-def open_handles_ex(roots: Sequence[bytes], *, proc: bytes = b"/proc") -> tuple[list[Holder], list[int]]:
+def open_handles_ex(roots: Sequence[Root], *, proc: bytes = b"/proc") -> tuple[list[Holder], list[int]]:
     return _Scan(mounts.Targets(roots, proc)).run()
 
 

@@ -63,11 +63,25 @@ class Fixpoint:
         if self._put_back and not self._agree(own):
             for step in self._strayed():  # what others have is not given up for this plan
                 self._write(step, [*own, step])
+        self._last(own, results)
         for step in own:
             if self.reached(step):
                 results[step.id] = ""
             elif others := self._against(step.id):
                 results[step.id] = f"it contradicts {', '.join(others)}: writing either moves the other"
+
+    def _last(self, own: Sequence[Step], results: dict[str, str]) -> None:
+        """Of those that are still wrong some contradict others, or what lies beside; what these have dragged along
+        contradicts nothing, and is written once more when the others are found out."""
+        for _ in range(2):
+            wrong = [s for s in own if not self.reached(s) and not self._upset.get(s.id)]
+            for step in wrong:
+                results[step.id] = self._write(step, own)
+                strayed = self._strayed() if self._put_back else []
+                if strayed:
+                    self._upset.setdefault(step.id, set()).update(s.id for s in strayed)
+                for other in strayed:  # what others have is not given up for this plan
+                    self._write(other, [*own, other])
 
     def _agree(self, own: Sequence[Step]) -> bool:
         """The plan cannot be done beside what others have; but where all of that would be as declared with it, too (one

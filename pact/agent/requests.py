@@ -10,21 +10,18 @@ from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
-from pact.agent import diffing, telling, views
+from pact.agent import asking, diffing, telling, views
 from pact.agent.control import REQUEST_ADMIN_MAX, Client
 from pact.agent.replayed import as_declared, rolled_back_state
 from pact.agent.worker import Result
 from pact.core import strict, tracked
-from pact.core.events import Asked, Ticked
-from pact.core.plan import Step
+from pact.core.events import Asked
 from pact.core.records import rfc3339
 from pact.core.refusals import Bucket
 from pact.errors import DeniedError, PactError, RequestError, UsageError, explained
-from pact.model import NS_PER_S, Declared, Unreadable, split_id
+from pact.model import NS_PER_S, Declared, split_id
 from pact.resources import KINDS, kind_of
-from pact.resources.consumers import find_all_holders
 from pact.resources.toml import checked_patterns
-from pact.resources.way import hangs
 
 if TYPE_CHECKING:
     from pact.agent.agent import Agent
@@ -33,8 +30,6 @@ NUMBER_MAX: Final = 1 << 62
 FOLLOW_MAX: Final = 10_000
 #: Questions of all viewers together for which what is in constant motion is looked at before its time, each second.
 VIEWERS_HURRY: Final = 8
-#: Questions about consumers that wait at once: their thread may hang, whatever the others do.
-ASKS_MAX: Final = 32
 
 #: op -> the fields of its args, each with its type. What is not named here is refused.
 FIELDS: Final[Mapping[str, Mapping[str, tuple[type, ...]]]] = {
@@ -370,43 +365,7 @@ class Requests:
         self._tell(client, "content", telling.content(path, client.caller, blobs, args["seq"], args.get("resource")))
 
     def _consumers(self, client: Client, args: dict[str, Any]) -> None:
-        agent, resource = self.agent, args["resource"]
-        kind = kind_of(resource)
-        name = split_id(resource)[1]
-        try:
-            resource = f"{kind.name}:{kind.canonical(name)}"
-        except ValueError as exc:
-            raise UsageError(f"{resource}: {exc}") from None
-        paths = kind.watch(split_id(resource)[1]) or kind.roots(split_id(resource)[1], Step(resource, None, {}))
-        if not client.admin and any(map(hangs, paths)):
-            raise DeniedError(f"{resource} lies on a file system that may hang: looking at it needs the role admin")
-        if agent.asking.waiting >= ASKS_MAX:
-            raise PactError("too many such questions are waiting", "pact status says if one of them is stuck")
-        declared = agent.node.state.declared(resource)
-        rules = declared.consumers if declared is not None else ()
-        self._token += 1
-        token = self._token
-        client.tokens.add(token)
-
-        def work() -> Result:
-            seen = kind.presence(split_id(resource)[1])
-            if isinstance(seen, Unreadable):
-                error = PactError(f"{resource} cannot be read: {seen.why}")
-                return Result(0, lambda t, w: agent.failed_read(client, token, error, t, w))
-            steps = [Step(resource, None, seen, (), rules)] if seen is not None else []
-            holders, more = find_all_holders(steps, ask=False)
-            found = views.holders_for(client.caller, [h.to_json() for h in holders])
-            result = {"v": 1, "resource": resource, "consumers": found, **({"more": more} if more else {})}
-
-            def done(t_ns: int, wall_ns: int) -> Ticked:
-                client.tokens.discard(token)
-                self.answer(client, result)
-                agent.control.flush(client)
-                return Ticked(t_ns, wall_ns)
-
-            return Result(0, done)
-
-        agent.asking.call(self.answering(client, token, work))
+        asking.consumers(self, client, args)
 
     def _export(self, client: Client, args: dict[str, Any]) -> None:
         agent = self.agent

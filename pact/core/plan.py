@@ -17,13 +17,16 @@ LEADING_SYSCTLS: Final = ("net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding",
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Bring ``id`` from ``actual`` (what it was when the change was frozen) to ``target``; ``None`` is absent."""
+    """Bring ``id`` from ``actual`` (what it was when the change was frozen) to ``target``; ``None`` is absent.
+    ``inode``: device and inode of what is meant, where another that has the name meanwhile is not.
+    """
 
     id: str
     target: Attrs | None
     actual: Attrs | None
     requires: tuple[str, ...] = ()
     consumers: tuple[str, ...] = ()
+    inode: tuple[int, int] | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {"id": self.id, "action": action(self), "target": self.target, "actual": self.actual}

@@ -102,6 +102,17 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True)
+class Held:
+    """``seen``: an observation without contents; ``inode``: device and inode of what was seen, if it is a file;
+    ``open``: anybody could get at it by its name.
+    """
+
+    seen: Observation
+    inode: tuple[int, int] | None
+    open: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Saved:
     """What ``preflight`` found out about one step: why it must not run, what is kept of the present state, and what
     else a person should know beforehand.
@@ -202,6 +213,10 @@ class Kind(ABC):
     def presence(self, name: str) -> Observation:
         """Enough of an observation to ask who uses it, without reading contents."""
         return self.observe(name)
+
+    def held(self, name: str) -> Held:
+        """What ``presence`` says, of which inode, and whether anybody could get at it: of one moment.  # S2"""
+        return Held(self.presence(name), None, self.reachable(name))
 
     def reachable(self, name: str) -> bool:
         """Anybody could get at it by its name (no directory on the way is closed)."""

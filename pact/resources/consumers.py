@@ -93,7 +93,7 @@ def _answered_for(rid: str, said: Mapping[str, bool | None]) -> bool:
 
 
 def _scan(wanted: Sequence[tuple[Step, bytes]]) -> tuple[list[Holder], bool]:
-    handles, unread = open_handles_ex([root for _, root in wanted])
+    handles, unread = open_handles_ex([root if step.inode is None else (root, step.inode) for step, root in wanted])
     own = os.getpid()
     out, seen = [], set()
     reached = [KINDS[split_id(step.id)[0]].reached(split_id(step.id)[1]) if handles else None for step, _ in wanted]

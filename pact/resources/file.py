@@ -24,6 +24,7 @@ from pact.resources.base import (
     Blobs,
     Entry,
     Found,
+    Held,
     Keep,
     Kind,
     Saved,
@@ -40,7 +41,7 @@ from pact.resources.loops import on_file
 from pact.resources.names import group_name, same_group, same_user, user_name
 from pact.resources.reading import read_whole
 from pact.resources.replace import restore_file, somebody_has_open
-from pact.resources.way import TurnableLink, closed, enterable, open_parent
+from pact.resources.way import TurnableLink, closed, enterable, open_parent, open_regular
 
 KEYS: Final = frozenset({
     "source", "content", "content_base64", "symlink", "type", "owner", "group", "mode", "xattrs", "sha256", "size",
@@ -253,7 +254,7 @@ class File(Kind):
         """Loop devices that stand on it: no process has it open."""
         if step.actual is None or step.actual["type"] != "file":
             return []
-        return [Holder(resource, 0, "loop", device) for device in on_file(decode_name(name))]
+        return [Holder(resource, 0, "loop", device) for device in on_file(decode_name(name), step.inode)]
 
     def watch(self, name: str) -> list[bytes]:
         return [decode_name(name)]
@@ -270,6 +271,25 @@ class File(Kind):
             return None
         except (OSError, ValueError) as exc:
             return Unreadable(f"file: {exc}")
+
+    def held(self, name: str) -> Held:
+        """Without a link that others can turn, all of one descriptor of its directory."""
+        try:
+            dirfd, leaf, straight = open_parent(decode_name(name))
+        except (FileNotFoundError, NotADirectoryError):
+            return Held(None, None, self.reachable(name))
+        except (OSError, ValueError) as exc:
+            return Held(Unreadable(f"file: {exc}"), None, False)
+        try:
+            open_to_all = straight and not closed(dirfd)
+            st = os.stat(leaf, dir_fd=dirfd, follow_symlinks=False)
+            return Held(_metadata(st), (st.st_dev, st.st_ino), open_to_all)
+        except FileNotFoundError:
+            return Held(None, None, open_to_all)
+        except OSError as exc:
+            return Held(Unreadable(errno_text("file", exc)), None, False)
+        finally:
+            os.close(dirfd)
 
     def reachable(self, name: str) -> bool:
         return enterable(decode_name(name)) is True
@@ -354,12 +374,14 @@ def _at(name: str, dirfd: int, leaf: bytes, keep: Keep | None) -> Observation:
 
 
 def _regular(name: str, dirfd: int, leaf: bytes, keep: Keep | None) -> Observation:
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
-    fd = os.open(leaf, flags, dir_fd=dirfd)
+    try:
+        fd = open_regular(dirfd, leaf)
+    except OSError as exc:
+        if exc.errno == errno.EINVAL:
+            return Unreadable("file: replaced while it was read")
+        raise
     try:
         st = os.fstat(fd)
-        if not stat.S_ISREG(st.st_mode):
-            return Unreadable("file: replaced while it was read")
         attrs = _metadata(st)
         whole = read_whole(fd, st, keep.limit if keep is not None and keep.hold else 0)
         if isinstance(whole, str):
@@ -406,9 +428,15 @@ def read_xattrs(target: bytes | int) -> dict[str, str] | str:
 def leased(path: bytes) -> bool | None:
     """True if somebody has the regular file open, False if surely nobody, None where leases cannot say."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+        dirfd, leaf, _ = open_parent(path)
+    except (OSError, ValueError):
+        return None
+    try:
+        fd = open_regular(dirfd, leaf)
     except OSError:
         return None
+    finally:
+        os.close(dirfd)
     try:
         return somebody_has_open(fd)
     finally:

@@ -51,11 +51,14 @@ def backing_file(name: str) -> bytes | None:
         return None
 
 
-def on_file(path: bytes) -> list[str]:
-    """The loop devices (``/dev/loop3``) that stand on this very file, whatever it was called for them."""
+def on_file(path: bytes, inode: tuple[int, int] | None = None) -> list[str]:
+    """The loop devices (``/dev/loop3``) that stand on this very file, whatever it was called for them. ``inode``: its
+    device and inode, where another that has the path now does not count."""
     try:
         st = os.stat(path, follow_symlinks=False)
     except OSError:
+        return []
+    if inode is not None and inode != (st.st_dev, st.st_ino):
         return []
     here = (os.major(st.st_dev), os.minor(st.st_dev))
     out = []

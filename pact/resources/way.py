@@ -19,6 +19,8 @@ from pact.observe.places import LINKS_MAX, MOUNTS, RemotePlaces, may_hang
 from pact.resources.flags import flags_at
 
 MAKE_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+HOLD_FLAGS: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+READ_FLAGS: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 STEP_FLAGS: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -50,6 +52,19 @@ def open_parent(path: bytes) -> tuple[int, bytes, bool]:
             raise
         return _walk(parent), leaf or b".", False
     return fd, leaf or b".", True
+
+
+def open_regular(dirfd: int, leaf: bytes) -> int:
+    """A descriptor to read a regular file by. Anything else that has the name now is not opened: a FIFO would hold, a
+    device may act. Raises OSError; EINVAL where it is none.  # S2
+    """
+    held = os.open(leaf, HOLD_FLAGS, dir_fd=dirfd)
+    try:
+        if not stat.S_ISREG(os.fstat(held).st_mode):
+            raise OSError(errno.EINVAL, "no regular file")
+        return os.open(f"/proc/self/fd/{held}", READ_FLAGS)
+    finally:
+        os.close(held)
 
 
 @dataclass(frozen=True, slots=True)

@@ -277,3 +277,28 @@ def test_where_a_link_in_a_closed_directory_leads_is_shown_to_admins_alone(agent
     assert f"{word}1" in agent.pact("export").out and f"{word}2" in agent.pact("--json", "diff").out
     agent.pact("rollback", "--all")
     assert word not in agent.pact("log", uid=1236).out
+
+
+def test_who_uses_what_is_told_of_what_is_looked_after_and_open_to_all(agent: Agent) -> None:
+    """Else the answer would say which names there are in closed directories, and who has which file open."""
+    world = agent.world
+    closed, shown = world.path(f"{TOP}/kept"), world.path(f"{TOP}/shown.conf")
+    closed.mkdir()
+    for path in (closed / "there", closed / "declared", shown, world.path(f"{TOP}/other.conf")):
+        path.write_text("x\n")
+    closed.chmod(0o700)
+    agent.declare(f'[file."{TOP}/kept/declared"]\ncontent = "x\\n"\n[file."{TOP}/shown.conf"]\ncontent = "x\\n"\n')
+    holder = world.popen(["sh", "-c", f"exec 3<{TOP}/kept/there 4<{TOP}/kept/declared 5<{TOP}/shown.conf "
+                                      f"6<{TOP}/other.conf; echo; exec sleep 600"], stdout=-1)  # fmt: skip
+    assert holder.stdout is not None and holder.stdout.readline() == b"\n"
+    try:
+        for who in (VIEWER, OPS):
+            said = {agent.pact("consumers", f"file:{TOP}/{name}", check=3, **who).err.replace(name, "NAME")
+                    for name in ("kept/there", "kept/not-there", "kept/declared", "other.conf", "nowhere/at-all")}
+            assert len(said) == 1, said
+            assert "sleep" in agent.pact("consumers", f"file:{TOP}/shown.conf", **who).out
+        for name in ("kept/there", "kept/declared", "other.conf"):
+            assert "sleep" in agent.pact("consumers", f"file:{TOP}/{name}", **ADMIN).out
+    finally:
+        world.end(holder)
+    agent.pact("rollback", "--all", check=None)

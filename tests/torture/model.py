@@ -17,6 +17,7 @@ from sight import ABSENT, Look, Thing
 
 #: Exit codes after which nothing that is declared may have changed: usage, denied, conflict, unreachable, blocked.
 NOTHING = (2, 3, 4, 5, 10)
+DECLARED = "declared, but not converged"  # whatever it says of the converging
 FINAL = "nothing was"  # changed, applied, committed: the answer says so in words
 EARLIER_STEPS = 5
 OWN_NAMES = (".pact-", "kept.pact-", "kept.")
@@ -96,7 +97,7 @@ class Model:
 
     def answered(self, exit_code: int | None, message: str, patterns: Collection[str]) -> None:
         """A request that could move the declaration of ``patterns`` was answered (``None``: the answer was lost)."""
-        if exit_code in NOTHING or (exit_code == 1 and FINAL in message):
+        if exit_code in NOTHING or (exit_code == 1 and FINAL in message and DECLARED not in message):
             return
         self.may_move.update(patterns)
 
