@@ -19,6 +19,7 @@ from pact.agent.clock import Clock, boottime_ns
 from pact.agent.fixpoint import Fixpoint
 from pact.agent.notify import log
 from pact.agent.probing import distance_n, observe, probe
+from pact.agent.turnable import Turnable
 from pact.core import below
 from pact.core.events import Act, Acted, Discover, Discovered, Event, Look, Looked, Probe, Probed, Sighting
 from pact.core.taking import undeclarable
@@ -297,7 +298,7 @@ class Worker:
         notes: list[str] = []
         exact: set[str] = set()
         keep, found, full = self._keep(spill=True), dict[str, Any](), 0
-        bound, patterns = _bound_paths(), list[str]()
+        bound, patterns, turnable = _bound_paths(), list[str](), Turnable()
         for pattern in effect.patterns:
             kind = kind_of(pattern)
             text = split_id(pattern)[1]
@@ -328,6 +329,8 @@ class Worker:
                     if kind.name == "file" and _through_symlink(name):
                         notes.append(f"{resource} lies behind a symbolic link; adopt its real path")
                         continue
+                for path in kind.watch(name):
+                    turnable.look(path)
                 if kind.name == "file" and seen.get("type") == "file" and decode_name(name) in bound:
                     notes.append(f"{resource} is bind-mounted: it is watched, but cannot be replaced by a rollback")
                 restorable = resource not in keep.unkept
@@ -341,6 +344,7 @@ class Worker:
                 passed[why] = passed.get(why, 0) + count
         if full := full + len(keep.full):
             notes.append(f"{full} without content: the content store is full (raise [state] store_limit)")
+        notes += turnable.notes()
         notes += [f"passed over {count}: {why}" for why, count in sorted(passed.items())]
         self._post(_found(effect.job, found, exact, notes, keep, last=True, patterns=patterns))
 

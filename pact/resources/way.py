@@ -259,6 +259,21 @@ def turners(dirfd: int, leaf_uid: int) -> frozenset[int]:
         os.close(fd)
 
 
+def turners_above(path: bytes) -> frozenset[int]:
+    """Users besides root who can put something else in the place of this path. -1: a group, or all. Nobody, where that
+    cannot be told.  # R13"""
+    try:
+        fd, leaf, _ = open_parent(path)
+    except (OSError, ValueError):
+        return frozenset()
+    try:
+        return turners(fd, os.stat(leaf, dir_fd=fd, follow_symlinks=False).st_uid)
+    except OSError:
+        return frozenset()
+    finally:
+        os.close(fd)
+
+
 def enterable(path: bytes) -> bool | None:
     """Anybody could get at it by its name now; ``None`` if there is no such place. A link on the way can be turned to a
     place that is closed, and what may hang is not looked at: both are no."""

@@ -199,6 +199,17 @@ def test_adopt_of_a_live_etc_and_all_net_sysctls_and_mounts_then_quiet(agent: Ag
         assert f'"{secret}"' not in agent.pact("export").out
 
 
+@pytest.mark.invariant("R13")
+def test_adopt_says_where_others_can_put_something_else_in_its_place(agent: Agent) -> None:
+    agent.world.sh(f"mkdir -p {TOP}/anns/d {TOP}/roots; echo x | tee {TOP}/anns/d/f {TOP}/roots/f; chown 1234 {TOP}/anns")
+    try:
+        (note,) = [n for n in agent.adopt(f"file:{TOP}/anns/**")["notes"] if "in the place" in n]
+        assert f"{TOP}/anns/d" in note and "1234" in note, note
+        assert not [n for n in agent.adopt(f"file:{TOP}/roots/**")["notes"] if "in the place" in n]
+    finally:
+        agent.world.sh(f"rm -rf {TOP}/anns {TOP}/roots")
+
+
 def test_adopt_says_when_nothing_matches_or_the_pattern_is_wrong(agent: Agent) -> None:
     assert "nothing matches" in agent.pact("adopt", f"file:{TOP}/nothing*", check=1).err
     assert "widget" in agent.pact("adopt", "widget:x", check=2).err
