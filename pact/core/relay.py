@@ -455,6 +455,11 @@ class Relay:
     def _rooted(self, head: Mapping[str, Any], t_ns: int) -> list[Effect]:
         """A parent took us: what changed since our hello, and everything that the root may not have."""
         self.rooted, self._cut_ns = True, None
+        # What the last parent said of the root and its holds is not for ever: it may have lied. Nodes know for themselves
+        # which of two words is the newer.  # T14
+        self.fence, told = 0, head["fleet"]
+        if told is not None and self.fleet is not None and older_table(told, self.fleet):
+            self.fleet = None
         self._placed([n for n in head["path"] if n != self.name], head["fence"])
         self.backlog.welcomed(head["credit"], t_ns)
         self.tree.welcomed()
@@ -489,7 +494,7 @@ class Relay:
         return [*self.parent_lost(t_ns), *self._dismiss(t_ns, False)]
 
     def _told_fleet(self, fleet: Mapping[str, Any], t_ns: int) -> list[Effect]:
-        if self.fleet is not None and (fleet["fence"], fleet["seq"]) < (self.fleet["fence"], self.fleet["seq"]):
+        if self.fleet is not None and older_table(fleet, self.fleet):
             return []
         news = self.fleet is None or fleet["seq"] != self.fleet["seq"] or fleet["fence"] != self.fleet["fence"]
         self.fleet, self._fleet_at_ns, self._beat = fleet, t_ns, b""
@@ -699,3 +704,8 @@ class Relay:
                 if wake_ns is not None:
                     due.append(wake_ns)
         return min(due)
+
+
+def older_table(fleet: Mapping[str, Any], than: Mapping[str, Any]) -> bool:
+    """Of another root's, or an earlier one of the same root's holds."""
+    return bool((fleet["fence"], fleet["seq"]) < (than["fence"], than["seq"]))
