@@ -28,7 +28,7 @@ _NUMBER: Final = re.compile(r"[0-9]+")
 _LAST: Final = re.compile(r"(.*?)([0-9]+)([^0-9]*)")
 _PARTS: Final = re.compile(r"(?:\[[^\]]*\]|[^,&!^\s\[])+")
 _RANGES: Final = re.compile(r"\[([^\[\]]*)\]")
-_RANGE: Final = re.compile(r"(\d+)(?:-(\d+)(?:/(\d+))?)?")
+_RANGE: Final = re.compile(r"([0-9]+)(?:-([0-9]+)(?:/([0-9]+))?)?")
 
 
 def resolved(text: str) -> str:
@@ -145,7 +145,9 @@ def _refuse_huge(text: str) -> None:
             width = 0
             for one in ranges.split(","):
                 found = _RANGE.fullmatch(one.strip())
-                if found is not None and found[2]:
+                if found is None:  # ClusterShell would read more into it than is counted here
+                    raise UsageError(f"{one[:200]!r} in {part[:200]!r} is no range", "for example node[001-128/2,200]")
+                if found[2]:
                     if max(map(len, found.groups(""))) > DIGITS_MAX:
                         raise UsageError(f"a range with numbers of more than {DIGITS_MAX} digits")
                     width += max(1, (int(found[2]) - int(found[1])) // max(1, int(found[3] or 1)) + 1)
