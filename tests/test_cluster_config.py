@@ -230,7 +230,7 @@ def test_what_is_wrong_with_a_clients_file_is_said_with_what_was_meant(tmp_path:
 
 @pytest.mark.parametrize("text", [
     "@x';id;'", "@$(id)", "@x`id`", "@x|id", "@x/y/e", "@-rf", "@s:-x", "@a b", "@a\nb", "n1;id", "n${IFS}", "n%s", "n\0", "٣",
-    "@x:[-4]", "@[1,-4]", ":[-4]", "n[1-99771-99724171]", "n[1,,2]", "n[1-2-3]",
+    "@x:[-4]", "@[1,-4]", ":[-4]", "n[1-99771-99724171]", "n[1,,2]", "n[1-2-3]", "n[1-99999[1-2]", "n[1-2]]",
 ])  # fmt: skip
 def test_a_node_set_cannot_carry_a_command(text: str) -> None:
     """ClusterShell hands the names of groups to a shell, and whoever may look may name one."""

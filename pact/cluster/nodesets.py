@@ -27,6 +27,7 @@ _FOLDS: Final = re.compile(r"[A-Za-z0-9_.-]*[0-9][A-Za-z0-9_.-]*")
 _NUMBER: Final = re.compile(r"[0-9]+")
 _LAST: Final = re.compile(r"(.*?)([0-9]+)([^0-9]*)")
 _PARTS: Final = re.compile(r"(?:\[[^\]]*\]|[^,&!^\s\[])+")
+_LONE: Final = re.compile(r"[/\[\]]")  # outside of brackets: a step, and a bracket that no other one closes
 _RANGES: Final = re.compile(r"\[([^\[\]]*)\]")
 _RANGE: Final = re.compile(r"([0-9]+)(?:-([0-9]+)(?:/([0-9]+))?)?")
 
@@ -129,7 +130,7 @@ def _refuse_unsafe(text: str) -> None:
     be able to write commands.  # T13
     """
     outside = _RANGES.sub("", text)
-    if not _PLAIN.fullmatch(text) or "/" in outside or _OPTION.search(outside):
+    if not _PLAIN.fullmatch(text) or _LONE.search(outside) or _OPTION.search(outside):
         raise UsageError(f"{text[:200]!r} is no node set: names are letters, digits, '.', '_', '-'",
                          "for example node[001-128], or @group")  # fmt: skip
 
