@@ -401,6 +401,7 @@ cdef int scan_lines(Scan *s, const Names *names, int pid, char *at, char *end) e
     cdef int64_t length
     cdef uint64_t major, minor, inode
     cdef uint64_t before_inode = 0
+    cdef uint64_t before_device = 0
     while at < end:
         eol = <char *>memchr(at, c"\n", <size_t>(end - at))
         if eol == NULL:
@@ -428,11 +429,13 @@ cdef int scan_lines(Scan *s, const Names *names, int pid, char *at, char *end) e
         if inode == 0:
             continue
         length = eol - p
-        if inode == before_inode and length == before_length and memcmp(p, before, <size_t>length) == 0:
+        if (inode == before_inode and (major << 32 | minor) == before_device and length == before_length
+                and memcmp(p, before, <size_t>length) == 0):
             continue
         before = p
         before_length = length
         before_inode = inode
+        before_device = major << 32 | minor
         length = unescape(<char *>p, length)
         if length != before_length:
             before_length = -1
