@@ -225,6 +225,18 @@ def test_a_chunk_that_no_root_wrote_is_refused_and_ends_nothing(bad: bytes) -> N
         read_backup(lines)
 
 
+def test_a_chunk_that_comes_again_or_is_not_the_snapshots_is_refused() -> None:
+    """It would stand in the log unread, and be published."""
+    state, chain = RootState(), Chain("n1")
+    one, two = (build(state, [chain.batch("committed")])[2] for _ in range(2))
+    Backup("c1", None, [one, two])
+    Backup("c1", state.to_bytes(), [two])
+    for snapshot, chunks in ((None, [one, one]), (None, [one, two, one]), (state.to_bytes(), [one]),
+                             (state.to_bytes(), [two.replace(b"committed", b"xommitted")])):  # fmt: skip
+        with pytest.raises(PactError, match="damaged"):
+            Backup("c1", snapshot, chunks)
+
+
 @pytest.mark.parametrize("bad", [
     [], 5, {"version": 1}, {"version": 1, "cursors": {}, "groups": [[]]}, {"version": 1, "cursors": {"n": [1]}, "groups": []},
     {"version": 1, "cursors": {}, "groups": [], "gseq": "x"}, {"version": 1, "cursors": {}, "groups": [], "apply": 5},

@@ -336,10 +336,13 @@ class RootState:
 def load(snapshot: bytes | None, chunks: Iterable[bytes]) -> RootState:
     """The state that the log gives. Raises ChainError where it does not follow, ValueError for what is none."""
     state = RootState() if snapshot is None else RootState.from_bytes(snapshot)
+    covered = state.gseq
     for raw in chunks:
-        if read_chunk(raw).first <= state.gseq:
-            continue  # in the snapshot already
-        state.apply(raw)
+        first = read_chunk(raw).first
+        if first > covered:
+            state.apply(raw)
+        elif chunk_hash(raw) != state.chunk_hash:  # in the snapshot already: the last one may come, and no other
+            raise ChainError(first, "the chunk is not the last that the snapshot covers")
     return state
 
 
