@@ -1,4 +1,4 @@
-# make demo | test | check | torture | bench | clean. What a target needs is built once, into .venv.
+# make demo | test | check | torture | fuzz | bench | clean. What a target needs is built once, into .venv.
 
 PYTHON ?= python3
 # How many tests run at once: most of them wait. 1: one after another, in this process.
@@ -9,7 +9,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 SOURCES := pyproject.toml setup.py $(wildcard pact/_fast/*.pyx pact/_fast/*.pxd)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-cluster test check lint types imports torture bench clean
+.PHONY: help demo demo-cluster test check lint types imports torture fuzz bench clean
 
 help:
 	@echo "make demo    half a minute of pact on this machine's kernel, in namespaces of its own"
@@ -17,6 +17,7 @@ help:
 	@echo "make test    the whole test suite (as root: all of it), four tests at once; JOBS=1: one"
 	@echo "make check   lint, types, import rules, spec links, and the tests"
 	@echo "make torture SECONDS=600 SEED=7    seeded torture of a real agent and cluster; without SECONDS until it is stopped"
+	@echo "make fuzz SECONDS=600    coverage-guided fuzzing of every entrance, and of the C under sanitizers; without SECONDS until it is stopped"
 	@echo "make bench   the benchmarks, as ratios to what they are compared with"
 	@echo "make clean   remove what was built"
 
@@ -38,6 +39,11 @@ $(VENV)/.built-cluster: $(VENV)/.built
 # And what tests, lint and benchmarks need.
 $(VENV)/.dev: $(VENV)/.built
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+# And the fuzzer, where there is a package of it for this Python; where there is none, its tests say so.
+$(VENV)/.fuzz: $(VENV)/.dev
+	$(BIN)/pip install --quiet --disable-pip-version-check --only-binary :all: 'atheris>=3' || echo "without atheris"
 	touch $@
 
 demo: $(VENV)/.built
@@ -65,11 +71,15 @@ imports: $(VENV)/.dev
 	$(BIN)/lint-imports --no-cache
 
 # Spec links (an id without a test, a test without an id) are among the tests.
-check: lint types imports test
+check: $(VENV)/.fuzz lint types imports test
 
 # As root: kills, full and failing disks, boots, frozen processes, cut links. Prints seeds of what it finds.
 torture: $(VENV)/.dev
 	$(BIN)/python tests/torture/run.py --seconds $(or $(SECONDS),0) --seed $(or $(SEED),0)
+
+# A process for each target in turn. What is found is saved below build/fuzz/found, and how to run it again is printed.
+fuzz: $(VENV)/.fuzz
+	$(BIN)/python tests/fuzz/run.py --seconds $(or $(SECONDS),0)
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m bench.run

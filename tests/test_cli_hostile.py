@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import orjson
 import pytest
 
-from pact.cli import fleet, look, roots
+from pact.cli import fleet, groups, history, look, main, roots
+from pact.cluster.client import Event, Result
+from pact.errors import UnreachableError
 
 GOOD = {"ok": True, "exit": 0, "message": "", "hint": "", "result": {"node": "n1"}}
 
@@ -32,3 +36,61 @@ def test_an_answer_that_makes_no_sense(bad: bytes, as_json: bool, capsys: pytest
         said: dict[str, Any] = orjson.loads(out.out)
         assert "n1" in said["nodes"]
     assert as_json or max(answers.codes) > 0 or b"line" in bad
+
+
+@pytest.mark.parametrize("bad", [{}, {"state": 5, "mode": []}, {"resources": [{}]}, {"rows": [{"record": {"time": "x"}}]}, {"rows": 7}])
+@pytest.mark.parametrize("command", ["status", "diff", "log"])
+def test_a_page_of_many_nodes_is_shown_although_one_of_them_answers_nonsense(
+        command: str, bad: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    """The page is written lazily: what is wrong in it must not come up when it is printed."""
+    good = {"status": {"state": "committed"}, "diff": {"resources": []}, "log": {"rows": []}}[command]
+    answers = roots.Answers({orjson.dumps({"ok": True, "exit": 0, "result": {"v": 1, **r}}): [n]
+                             for n, r in (("n1", good), ("n2", bad))})  # fmt: skip
+    handler = {"status": look.status, "diff": look.diff, "log": history.log}[command]
+    args = main._parsed([command, "--nodes", "n[1-2]"])
+    fleet._as_text(args, handler, answers)
+    said = capsys.readouterr()
+    both = said.out + said.err
+    assert "n[1-2]" in both or ("n1" in said.out and "n2" in both), "each has its place on the page, or among those that failed"
+
+
+def test_an_answer_without_a_result_is_one_with_an_empty_result(capsys: pytest.CaptureFixture[str]) -> None:
+    answers = roots.Answers({b'{"ok":true,"exit":0}': ["n1"], b'{"ok":true,"exit":0,"result":{"resources":[]}}': ["n2"]})
+    fleet._as_text(main._parsed(["diff", "--nodes", "n[1-2]"]), look.diff, answers)
+    assert "n2" in capsys.readouterr().out
+
+
+class Root:
+    """A root that says this."""
+
+    def __init__(self, *items: Any) -> None:
+        self.items = items
+
+    def ask(self, op: str, args: dict[str, Any], nodes: str | None, timeout_s: float = 0.0) -> Iterator[Any]:
+        yield from self.items
+
+
+@pytest.mark.parametrize("words", [["nodes"], ["groups"], ["groups", "g1"], ["nodes", "--forget", "n9"], ["rollback", "g1"],
+                                   ["hold", "release", "--all"]])  # fmt: skip
+@pytest.mark.parametrize("result", [{"x": 1}, {"nodes": 5, "groups": 5, "members": 5}, {"groups": [{}], "nodes": {"n1": []}}])
+@pytest.mark.parametrize("as_json", [False, True])
+def test_what_a_root_says_that_makes_no_sense_is_said_to_make_none(
+        words: list[str], result: dict[str, Any], as_json: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    args = main._parsed([*(["--json"] if as_json else []), *words])
+    there = contextlib.nullcontext(Root(Result(0, "", "", {}, result)))
+    monkeypatch.setattr(roots, "connected", lambda args: there)
+    monkeypatch.setattr(groups, "emit", orjson.dumps)
+    with contextlib.suppress(UnreachableError):
+        assert fleet.run(args, None) == 0
+    monkeypatch.setattr(groups, "emit", lambda value: value["nodes"]["missing"])
+    if as_json:
+        with pytest.raises(UnreachableError, match="makes no sense"):
+            fleet.run(args, None)
+
+
+def test_an_event_that_is_no_record_ends_no_watch(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    there = contextlib.nullcontext(Root(Event(b"{}"), Event(b'{"type":5,"node":"n1"}'), Event(b"no JSON")))
+    monkeypatch.setattr(fleet, "connected", lambda args: there)
+    assert fleet.run(main._parsed(["watch", "--via", "tcp://a:1"]), None) == 0
+    said = capsys.readouterr()
+    assert said.out.count("makes no sense") == 2 and "left out" in said.err

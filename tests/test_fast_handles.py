@@ -314,6 +314,17 @@ class TestMounts:
         pid = spawn("f = os.open(a[0], os.O_RDONLY)", mounted + b"/f", wrap=wrap)
         assert holders(pid, mounted, mounted + b"/f") == []
 
+    def test_a_mount_point_whose_name_ends_a_line_elsewhere_hides_nobody(
+        self, spawn: Spawn, mounted: bytes, tree: bytes
+    ) -> None:
+        """The kernel escapes a newline and no carriage return: who may mount in a namespace of his own writes both."""
+        wrap = (
+            "unshare", "-m", "--propagation", "private", "sh", "-c",
+            'mkdir "$0" && mount -t tmpfs odd "$0" && exec "$@"', os.fsdecode(tree + b"/a\rb\x0bc"),
+        )  # fmt: skip
+        pid = spawn("f = os.open(a[0], os.O_RDONLY)", write(mounted + b"/f"), wrap=wrap)
+        assert {h.how for h in holders(pid, mounted)} == {"fd"}
+
     def test_a_process_under_another_root_directory_in_another_namespace(
         self, spawn: Spawn, mounted: bytes, tree: bytes
     ) -> None:

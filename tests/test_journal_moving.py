@@ -8,10 +8,11 @@ import io
 from collections.abc import Iterator
 from pathlib import Path
 
+import orjson
 import pytest
 from journal_kit import blob, rows_after
 
-from pact.core.records import GENESIS
+from pact.core.records import GENESIS, digest
 from pact.errors import ChainError, JournalError, PactError
 from pact.journal.moving import CutError, export, import_lines, read_export
 from pact.journal.sqlite import SqliteJournal
@@ -122,3 +123,18 @@ def test_an_import_gives_the_journal_its_head(exported: bytes, other: SqliteJour
     with pytest.raises((ChainError, JournalError), match="5: is missing"):
         again.require_head()
     again.close()
+
+
+@pytest.mark.parametrize("changes", [
+    {"t_ns": "1"}, {"t_ns": 1.5}, {"node": 5}, {"type": []}, {"actor": None}, {"time": {}}, {"data": []},
+    {"type": "committed", "data": {}}, {"type": "window_opened", "data": {"change": "c1"}}, {"type": "agent_started", "data": {"x": 1}},
+    {"type": "declared", "data": {"resources": 5}}, {"type": "change_split", "data": {"change": "c9"}},
+])  # fmt: skip
+def test_records_on_which_no_agent_would_start_are_not_taken(changes: dict[str, object], other: SqliteJournal) -> None:
+    """Their hashes are right: whoever can edit an export can compute them."""
+    record = {"v": 1, "seq": 0, "prev": GENESIS, "time": "2026-01-01T00:00:00.000000Z", "t_ns": 1, "node": "n1", "type": "denied",
+              "actor": {}, "data": {}, **changes}  # fmt: skip
+    record["hash"] = digest(GENESIS, orjson.dumps(record, option=orjson.OPT_SORT_KEYS))
+    with pytest.raises(ChainError):
+        import_lines(other, iter([orjson.dumps(record)]), marked=False)
+    assert other.seq == -1

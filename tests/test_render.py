@@ -40,6 +40,13 @@ def test_control_characters_are_made_visible(text: Any, shown: str) -> None:
     assert clean(text) == shown
 
 
+@given(st.recursive(st.text(st.characters(exclude_categories=["Cs"])), lambda inner: st.lists(inner, max_size=3)))
+def test_a_json_document_moves_no_terminal_and_says_the_same(value: Any) -> None:
+    shown = render.still(orjson.dumps(value))
+    assert orjson.loads(shown) == value
+    assert {unicodedata.category(c) for c in shown.decode()} & render.MOVING == set()
+
+
 HOSTILE = "\x1b[31mred\nline"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import orjson
@@ -10,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pact.agent.requests import ALL_FIELDS, FIELDS, NEEDED, parse
+from pact.agent import requests
+from pact.agent.requests import ALL_FIELDS, FIELDS, NEEDED, Requests, parse
 from pact.core.node import _OPS
 from pact.errors import EXIT_USAGE, RequestError
 
@@ -85,3 +87,34 @@ def test_whatever_the_core_carries_out_the_agent_takes() -> None:
     assert _OPS.keys() <= ALL_FIELDS.keys()
     args = {"group": "g1", "fence": 3}
     assert parse(dump({"v": 1, "op": "group_state", "args": args}), ALL_FIELDS) == ("group_state", args)
+
+
+@pytest.mark.invariant("S5")
+@pytest.mark.parametrize("holds", [[{}], [5], [{"hold": "f1"}], [{"hold": "f1", "owner": 5, "reason": "", "ends": "", "left_ns": 1}],
+                                   [{"hold": "f1", "owner": "o", "reason": "", "ends": "", "left_ns": -1}]])  # fmt: skip
+def test_holds_that_are_none_are_refused_before_the_core_sees_them(holds: Any) -> None:
+    with pytest.raises(RequestError, match="no holds"):
+        parse(dump({"op": "fleet_seen", "args": {"fence": 1, "seq": 1, "holds": holds}}), ALL_FIELDS)
+
+
+@pytest.mark.invariant("S5")
+def test_what_breaks_before_anything_is_decided_ends_one_request(
+        monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A pattern that could not be compiled once ended the agent, whoever had sent it."""
+
+    def broken(patterns: Any) -> Any:
+        raise RuntimeError("nobody expected this")
+
+    def nothing(*_: Any, **__: Any) -> None:
+        return None
+
+    monkeypatch.setattr(requests, "checked_patterns", broken)
+    said: list[Any] = []
+    actor = SimpleNamespace(role="viewer", uid=7)
+    client: Any = SimpleNamespace(remote=False, alive=False, watching=False, admin=False, send=said.append,
+                                  caller=SimpleNamespace(actor=actor))  # fmt: skip
+    agent: Any = SimpleNamespace(require_journal=nothing, make_room=nothing, catch_up=nothing,
+                                 clock=SimpleNamespace(now_ns=lambda: 0))  # fmt: skip
+    Requests(agent).line(client, b'{"op":"track","args":{"patterns":{"file:/x/*":"report"}}}')
+    assert [s["exit"] for s in said] == [1] and "internal error" in said[0]["message"]
+    assert "nobody expected this" in capsys.readouterr().err

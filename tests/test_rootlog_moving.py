@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import os
@@ -10,12 +11,14 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import orjson
 import pytest
 from etcd_cluster import MISSING, REASON, EtcdCluster
-from public_root import Chain, build
+from public_root import ACTOR, TIME, Chain, build
 
 from pact.core import rootlog
-from pact.core.rootlog import RootState
+from pact.core.records import GENESIS, seal
+from pact.core.rootlog import ROOT, Batch, RootState, build_chunk
 from pact.errors import JournalError, PactError
 from pact.journal.moving import CutError
 from pact.journal.rootlog import LogStore, open_store
@@ -189,3 +192,58 @@ def test_the_command_backs_up_a_log_that_is_led_on_and_brings_it_back_whole(stor
     again.close()
     code, _, err = pact("journal", "export", "--root", configured(tmp_path, "fourth"))
     assert code == 5 and "has a root run here?" in err and not (tmp_path / "fourth.db").exists()
+
+
+def own(type_: str, data: object) -> bytes:
+    """A chunk with one record of the root's own."""
+    record, body = seal(0, GENESIS, TIME, 5, ROOT, type_, ACTOR, data)  # type: ignore[arg-type]
+    line = body[:-1] + b',"hash":"' + record.hash.encode() + b'"}'
+    return build_chunk(0, 1, 0, GENESIS, {type_: -1}, [Batch(ROOT, "", record.hash[:16], 0, [line])])
+
+
+def chunk(lines: list[bytes], **changes: object) -> bytes:
+    raw = build_chunk(0, 1, 0, GENESIS, {}, [Batch("n1", "", "i", 0, lines)])
+    size = int.from_bytes(raw[:4], "little")
+    head = orjson.dumps({**orjson.loads(raw[4 : 4 + size]), **changes})
+    return len(head).to_bytes(4, "little") + head + raw[4 + size :]
+
+
+LINE = b'{"seq":0,"type":"committed","hash":"h","time":"t"}'
+
+
+@pytest.mark.parametrize("bad", [
+    chunk([b"{}"]), chunk([b"[]"]), chunk([b"7"]), chunk([LINE.replace(b"0", b"1")]), chunk([LINE.replace(b'"committed"', b"[]")]),
+    chunk([LINE.replace(b'"h"', b"5")]), chunk([LINE], batches=[]), chunk([LINE], batches=[["n1", "", "i", 0, 1, -5]]),
+    chunk([LINE], batches=[["n1", "", "i", 0.5, 1, len(LINE)]]), chunk([LINE], prevs=[]), chunk([LINE], wall_ns="x"),
+    own("group_decided", {"group": "g1", "decision": "commit", "ballot": 1, "why": "", "args": {}}), own("hold_released", {"hold": "f1"}),
+    own("group_begun", {"group": "g", "owner": {}}), own("hold_placed", {"hold": "fx"}), own("node_forgotten", {"nodes": 5}),
+    own("agent_started", {"boot_id": [], "offset_ns": "x"}), b"", b"\xff\xff\xff\xff", b"\2\0\0\0[]",
+])  # fmt: skip
+def test_a_chunk_that_no_root_wrote_is_refused_and_ends_nothing(bad: bytes) -> None:
+    lines = [b'{"root":{"v":1,"cluster":"c"}}', orjson.dumps({"chunk": base64.b64encode(bad).decode()}), b'{"end":{}}']
+    with pytest.raises(PactError, match="damaged"):
+        read_backup(lines)
+
+
+def test_a_chunk_that_comes_again_or_is_not_the_snapshots_is_refused() -> None:
+    """It would stand in the log unread, and be published."""
+    state, chain = RootState(), Chain("n1")
+    one, two = (build(state, [chain.batch("committed")])[2] for _ in range(2))
+    Backup("c1", None, [one, two])
+    Backup("c1", state.to_bytes(), [two])
+    for snapshot, chunks in ((None, [one, one]), (None, [one, two, one]), (state.to_bytes(), [one]),
+                             (state.to_bytes(), [two.replace(b"committed", b"xommitted")])):  # fmt: skip
+        with pytest.raises(PactError, match="damaged"):
+            Backup("c1", snapshot, chunks)
+
+
+@pytest.mark.parametrize("bad", [
+    [], 5, {"version": 1}, {"version": 1, "cursors": {}, "groups": [[]]}, {"version": 1, "cursors": {"n": [1]}, "groups": []},
+    {"version": 1, "cursors": {}, "groups": [], "gseq": "x"}, {"version": 1, "cursors": {}, "groups": [], "apply": 5},
+    {"version": 1, "cursors": {}, "groups": [], "holds": {"f1": {}}}, {"version": 2},
+])  # fmt: skip
+def test_a_snapshot_that_no_root_wrote_is_refused_and_ends_nothing(bad: object) -> None:
+    snapshot = base64.b64encode(orjson.dumps(bad)).decode()
+    lines = [b'{"root":{"v":1,"cluster":"c"}}', orjson.dumps({"snapshot": snapshot}), b'{"end":{}}']
+    with pytest.raises(PactError, match="damaged"):
+        read_backup(lines)

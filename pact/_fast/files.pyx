@@ -12,8 +12,9 @@ changed between two looks of this process (or of one that took over its table), 
 It never leaves the table and its dump.
 
 It never opens what is not a regular file the last time it looked without looking first; opens without following links
-(through one on the way only what is a regular file), without blocking, without becoming a terminal's owner and, where the kernel allows, without touching atime. It reads at
-most ``content_max`` bytes; a larger file is judged by its signature alone.
+(through one on the way only what is a regular file), without blocking, without becoming a terminal's owner and, where
+the kernel allows, without touching atime. It reads at most ``content_max`` bytes; a larger file is judged by its
+signature alone.
 """
 
 import os

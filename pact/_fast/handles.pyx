@@ -401,33 +401,41 @@ cdef int scan_lines(Scan *s, const Names *names, int pid, char *at, char *end) e
     cdef int64_t length
     cdef uint64_t major, minor, inode
     cdef uint64_t before_inode = 0
+    cdef uint64_t before_device = 0
     while at < end:
-        p = skip_to(at, c" ") + 6  # the addresses, "rwxp "
-        p = skip_to(p, c" ") + 1  # the offset
+        eol = <char *>memchr(at, c"\n", <size_t>(end - at))
+        if eol == NULL:
+            return 0
+        p = skip_to(at, c" ")  # behind the addresses; no further than the end of the line, as all that follows
+        at = eol + 1
+        if eol - p < 6:
+            continue
+        p = skip_to(p + 6, c" ")  # "rwxp ", the offset
+        p += p < eol
         major = minor = inode = 0
         while digit(p[0]) >= 0:
             major = major << 4 | <uint64_t>digit(p[0])
             p += 1
-        p += 1
+        p += p < eol
         while digit(p[0]) >= 0:
             minor = minor << 4 | <uint64_t>digit(p[0])
             p += 1
-        p += 1
+        p += p < eol
         while c"0" <= p[0] <= c"9":
             inode = inode * 10 + <uint64_t>(p[0] - c"0")
             p += 1
         while p[0] == c" ":
             p += 1
-        eol = <char *>memchr(p, c"\n", <size_t>(end - p))
-        at = eol + 1
         if inode == 0:
             continue
         length = eol - p
-        if inode == before_inode and length == before_length and memcmp(p, before, <size_t>length) == 0:
+        if (inode == before_inode and (major << 32 | minor) == before_device and length == before_length
+                and memcmp(p, before, <size_t>length) == 0):
             continue
         before = p
         before_length = length
         before_inode = inode
+        before_device = major << 32 | minor
         length = unescape(<char *>p, length)
         if length != before_length:
             before_length = -1

@@ -12,12 +12,14 @@ found, except through its mappings.
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 LINKS_MAX: Final = 40
+ESCAPE: Final = re.compile(rb"\\([0-3][0-7]{2})")
 DELETED: Final = b" (deleted)"
 REMOTE: Final = frozenset((
     b"9p", b"afs", b"autofs", b"beegfs", b"ceph", b"cifs", b"coda", b"cvmfs", b"davfs", b"glusterfs", b"gpfs",
@@ -95,18 +97,21 @@ def _parts(path: bytes) -> list[bytes]:
 
 def decode_octal(field: bytes) -> bytes:
     """Undo mountinfo's escapes (space, tab, newline and backslash as three octal digits)."""
-    if b"\\" not in field:
-        return field
-    head, *rest = field.split(b"\\")
-    return head + b"".join(bytes([int(part[:3], 8)]) + part[3:] for part in rest)
+    return ESCAPE.sub(lambda m: bytes((int(m[1], 8),)), field) if b"\\" in field else field
 
 
 def parse_mountinfo(text: bytes, below: bytes = b"/") -> list[Mount]:
     """The mounts of /proc/PID/mountinfo in its order; ``below`` is the root directory of that process, which the file
-    takes for granted."""
+    takes for granted. Any byte that is not escaped can stand in a name, also one that ends lines elsewhere (CR).
+    ValueError: what the kernel would not write.
+    """
     found = []
-    for line in text.splitlines():
+    for line in text.split(b"\n"):
+        if not line:
+            continue
         fields = line.split(b" ")
+        if b"-" not in fields[6:-2]:
+            raise ValueError(f"mountinfo: {line!r} is no mount")
         major, minor = fields[2].split(b":")
         point = moved(decode_octal(fields[4]), b"/", below)
         fstype = fields[fields.index(b"-", 6) + 1]
@@ -183,7 +188,7 @@ class Targets:
     def roots_of(self, info: bytes, space: Space, link: bytes, text: bytes) -> list[int]:
         """The roots that an open file is, by inode: ``info`` is its fdinfo, ``link`` where to stat it on kernels
         (before 5.14) whose fdinfo has no inode, ``text`` the link's. An unknown mount counts: better one too many."""
-        fields = dict(line.split(b":", 1) for line in info.splitlines() if b":" in line)
+        fields = dict(line.split(b":", 1) for line in info.split(b"\n") if b":" in line)
         mount = space.by_id.get(int(fields.get(b"mnt_id", b"-1")))
         if b"ino" in fields:
             inode = int(fields[b"ino"])

@@ -28,10 +28,12 @@ cdef extern from * nogil:
     #define SYS_pidfd_send_signal 424
     #endif
 
+    /* The kernel lays events on multiples of four only: nothing in them is read as if it were aligned. */
     typedef struct { uint32_t len; uint8_t vers; uint8_t pad; uint16_t meta_len;
                      uint64_t mask; int32_t fd; int32_t pid; }
-        __attribute__((aligned(8))) pact_fan_meta;
-    typedef struct { uint8_t type; uint8_t pad; uint16_t len; } pact_fan_info;
+        __attribute__((packed)) pact_fan_meta;
+    typedef struct { uint8_t type; uint8_t pad; uint16_t len; } __attribute__((packed)) pact_fan_info;
+    static inline int32_t pact_int32(const void *p) { int32_t x; memcpy(&x, p, 4); return x; }
     typedef struct { uint32_t handle_bytes; int32_t handle_type; unsigned char data[128]; } pact_handle;
 
     static int pact_fanotify_init(unsigned flags, unsigned event_flags) {
@@ -201,6 +203,7 @@ cdef extern from * nogil:
     int pact_open_handle(int, void *, int)
     int pact_pidfd_alive(int)
     void pact_fsid(const statfs_t *, void *)
+    int32_t pact_int32(const void *)
     int pact_connector_filter(int)
     int pact_connector_bind(int)
     int pact_connector_listen(int, int)

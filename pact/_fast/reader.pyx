@@ -170,12 +170,49 @@ cdef int select_cgroup(const char *text, int n, char *out, int cap) noexcept nog
     return best
 
 
+cdef int read_status(const char *text, int n, Snap *s) noexcept nogil:
+    # 0, or -1 where it does not say whose process this is
+    cdef const char *end = text + n
+    cdef const char *p = find_bytes(text, n, "\nUid:")
+    if p == NULL:
+        return -1
+    s.uid = <uint32_t>number(&p, end)
+    s.euid = <uint32_t>number(&p, end)
+    return 0
+
+
+cdef int read_stat(const char *text, int n, Snap *s) noexcept nogil:
+    # 0, or -1 for what is no line of /proc/PID/stat
+    cdef const char *end = text + n
+    cdef const char *p = <const char *>memchr(text, 40, n)
+    cdef int i = n - 1, _i
+    # comm stands in parentheses and may hold any byte: the last ")" ends it
+    while i > 0 and text[i] != 41:
+        i -= 1
+    if p == NULL or text + i <= p:
+        return -1
+    if s.cmd_len == 0:
+        s.cmd_len = <uint16_t>min(text + i - p - 1, CMD_MAX)
+        memcpy(s.cmd, p + 1, s.cmd_len)
+        s.cmd_len |= 0x8000                    # from comm: a better one may be in the cache
+    p = text + i + 1
+    while p < end and (p[0] == 32 or 65 <= p[0] <= 122):
+        p += 1                                 # the state letter
+    for _i in range(3):
+        number(&p, end)                        # ppid, pgrp, session
+    s.tty = <int>number(&p, end)
+    # tpgid (may be -1), flags, 4 faults, 4 times, priority, nice (may be negative), threads, itrealvalue
+    for _i in range(14):
+        number(&p, end)
+    s.start_ticks = number(&p, end)
+    return 0
+
+
 cdef int take_snap(int pid, Snap *s) noexcept nogil:
     # 0, or -1 when the process is gone. The command line first: it is the first thing that an exit takes away.
     cdef char buf[4096]
     cdef const char *p
-    cdef const char *end
-    cdef int n, i, _i, dirfd
+    cdef int n, dirfd
     snprintf(buf, 32, "/proc/%d", pid)
     dirfd = open(buf, O_PATH | O_DIRECTORY | O_CLOEXEC)
     if dirfd < 0:
@@ -184,13 +221,9 @@ cdef int take_snap(int pid, Snap *s) noexcept nogil:
     n = slurp(dirfd, "cmdline", s.cmd, CMD_MAX)
     s.cmd_len = n if n > 0 else 0
     n = slurp(dirfd, "status", buf, sizeof(buf))
-    p = find_bytes(buf, n, "\nUid:") if n > 0 else NULL
-    if p == NULL:
+    if n <= 0 or read_status(buf, n, s) < 0:
         close(dirfd)
         return -1
-    end = buf + n
-    s.uid = <uint32_t>number(&p, end)
-    s.euid = <uint32_t>number(&p, end)
     s.loginuid = s.sessionid = 0xFFFFFFFF
     n = slurp(dirfd, "loginuid", buf, 32)
     if n > 0:
@@ -204,30 +237,8 @@ cdef int take_snap(int pid, Snap *s) noexcept nogil:
     s.cgroup_len = select_cgroup(buf, n, s.cgroup, CGROUP_MAX) if n > 0 else 0
     n = slurp(dirfd, "stat", buf, sizeof(buf))
     close(dirfd)
-    if n <= 0:
+    if n <= 0 or read_stat(buf, n, s) < 0:
         return -1
-    # comm stands in parentheses and may hold any byte: the last ")" ends it
-    i = n - 1
-    while i > 0 and buf[i] != 41:
-        i -= 1
-    p = <const char *>memchr(buf, 40, n)
-    if i == 0 or p == NULL:
-        return -1
-    if s.cmd_len == 0:
-        s.cmd_len = <uint16_t>(buf + i - p - 1)
-        memcpy(s.cmd, p + 1, s.cmd_len)
-        s.cmd_len |= 0x8000                    # from comm: a better one may be in the cache
-    p = buf + i + 1
-    end = buf + n
-    while p < end and (p[0] == 32 or 65 <= p[0] <= 122):
-        p += 1                                 # the state letter
-    for _i in range(3):
-        number(&p, end)                        # ppid, pgrp, session
-    s.tty = <int>number(&p, end)
-    # tpgid (may be -1), flags, 4 faults, 4 times, priority, nice (may be negative), threads, itrealvalue
-    for _i in range(14):
-        number(&p, end)
-    s.start_ticks = number(&p, end)
     s.at_ns = pact_clock(CLOCK_BOOTTIME)
     return 0
 
@@ -322,13 +333,13 @@ cdef bint wanted(State *s, uint64_t h, int pid, uint64_t mask) noexcept nogil:
     return yes
 
 
-cdef bint any_wanted(State *s, int kind, const char *key, size_t key_len, const char *name,
+cdef bint any_wanted(State *s, int kind, const char *key, size_t key_len, const char *name, size_t name_len,
                      uint64_t mask) noexcept nogil:
     # somebody wants every name that comes or goes in this directory ("/", which no entry can be called). Each counts:
     # nothing is coalesced, for the next one is another name
     cdef Slot *e
     cdef bint yes
-    if not mask & ENTRY_EVENTS or name[0] == 0 or name[0] == 46 and name[1] == 0:
+    if not mask & ENTRY_EVENTS or name_len == 0 or name_len == 1 and name[0] == 46:
         return False
     pthread_mutex_lock(&s.lock)
     e = find(s, interest_hash(kind, key, key_len, "/", 1), False)
@@ -354,30 +365,38 @@ cdef void on_fan_event(State *s, int kind, pact_fan_meta *m) noexcept nogil:
     cdef pact_fan_info *info
     cdef char *key[2]
     cdef const char *name[2]
+    cdef const char *zero
     cdef size_t key_len[2]
+    cdef size_t name_len[2]
     cdef int hits = 0, i, pidfd = NO_PIDFD
     while p + 4 <= end:
         info = <pact_fan_info *>p
-        if info.len < 4 or p + info.len > end:
+        if info.len < 4 or info.len > end - p:
             break
-        if info.type == INFO_PIDFD:
-            pidfd = (<int32_t *>(p + 4))[0]
+        if info.type == INFO_PIDFD and info.len >= 8:
+            pidfd = pact_int32(p + 4)
         elif (info.type == INFO_DFID_NAME or info.type == INFO_FID) and hits < 2 and info.len >= 20:
             # the entry by its directory and name; the object itself where it is marked (a mount point): name ""
             key[hits] = p + 4
-            key_len[hits] = 16 + (<uint32_t *>(p + 12))[0]
+            key_len[hits] = 16 + <size_t><uint32_t>pact_int32(p + 12)
             if key_len[hits] + 4 <= info.len:
-                name[hits] = key[hits] + key_len[hits] if info.type == INFO_DFID_NAME else PACT_EMPTY
-                if not m.mask & SELF_EVENTS and name[hits][0] == 46 and name[hits][1] == 0:
-                    name[hits] = PACT_EMPTY     # a directory's own attributes, not its end
-                hits += wanted(s, interest_hash(K_FID, key[hits], key_len[hits], name[hits], strlen(name[hits])),
-                               m.pid, m.mask) or any_wanted(s, K_FID, key[hits], key_len[hits], name[hits], m.mask)
+                name[hits] = PACT_EMPTY
+                name_len[hits] = 0
+                if info.type == INFO_DFID_NAME:
+                    name[hits] = key[hits] + key_len[hits]
+                    zero = <const char *>memchr(name[hits], 0, p + info.len - name[hits])
+                    name_len[hits] = (zero if zero != NULL else p + info.len) - name[hits]
+                if not m.mask & SELF_EVENTS and name_len[hits] == 1 and name[hits][0] == 46:
+                    name_len[hits] = 0          # a directory's own attributes, not its end
+                hits += wanted(s, interest_hash(K_FID, key[hits], key_len[hits], name[hits], name_len[hits]),
+                               m.pid, m.mask) or any_wanted(
+                                   s, K_FID, key[hits], key_len[hits], name[hits], name_len[hits], m.mask)
         p += info.len
     if kind == K_MNTNS:
         keep(s, K_MNTNS, "", 0, "", 0, m.pid, m.mask, pidfd)
     else:
         for i in range(hits):
-            keep(s, K_FID, key[i], key_len[i], name[i], strlen(name[i]), m.pid, m.mask, pidfd)
+            keep(s, K_FID, key[i], key_len[i], name[i], name_len[i], m.pid, m.mask, pidfd)
     if pidfd >= 0:
         close(pidfd)
 
@@ -389,7 +408,7 @@ cdef void on_proc_event(State *s, pact_fan_meta *m) noexcept nogil:
     cdef int n, pidfd = NO_PIDFD
     cdef pact_fan_info *info = <pact_fan_info *>(<char *>m + m.meta_len)
     if m.len >= <uint32_t>m.meta_len + 8 and info.type == INFO_PIDFD:
-        pidfd = (<int32_t *>(<char *>info + 4))[0]
+        pidfd = pact_int32(<char *>info + 4)
     snprintf(link, sizeof(link), "/proc/self/fd/%d", m.fd)
     n = <int>readlink(link, path, sizeof(path) - 1)
     if n > 0:
@@ -407,18 +426,22 @@ cdef void on_proc_event(State *s, pact_fan_meta *m) noexcept nogil:
 
 
 cdef int read_fanotify(State *s, int kind, int fd) noexcept nogil:
-    cdef char buf[FAN_BUF]  # holds pact_fan_meta, whose alignment the stack gives
+    cdef char buf[FAN_BUF]
     cdef ssize_t n = read(fd, buf, PROC_BUF if kind == K_PROC else FAN_BUF)
-    cdef pact_fan_meta *m
-    cdef char *p = buf
     if n < 0:
         # one event whose file could not be opened for us is gone; out of descriptors means we are blind
         if errno == EMFILE or errno == ENFILE:
             lost(s, kind, errno)
         return 0
+    on_fanotify(s, kind, buf, n)
+    return 0
+
+
+cdef void on_fanotify(State *s, int kind, char *p, ssize_t n) noexcept nogil:
+    cdef pact_fan_meta *m
     while n >= <ssize_t>sizeof(pact_fan_meta):
         m = <pact_fan_meta *>p
-        if m.len < sizeof(pact_fan_meta) or <ssize_t>m.len > n:
+        if m.meta_len < sizeof(pact_fan_meta) or m.len < m.meta_len or <ssize_t>m.len > n:
             break
         s.n_read += 1
         if m.mask & OVERFLOW:
@@ -432,29 +455,38 @@ cdef int read_fanotify(State *s, int kind, int fd) noexcept nogil:
             close(m.fd)
         n -= m.len
         p += m.len
-    return 0
 
 
 cdef void read_inotify(State *s, int fd) noexcept nogil:
     cdef char buf[FAN_BUF]
     cdef ssize_t n = read(fd, buf, sizeof(buf))
-    cdef char *p = buf
-    cdef inotify_event *e
+    on_inotify(s, buf, n)
+
+
+cdef void on_inotify(State *s, const char *p, ssize_t n) noexcept nogil:
+    cdef inotify_event e
     cdef const char *name
+    cdef const char *zero
     cdef ssize_t size
+    cdef size_t name_len
     while n >= 16:
-        e = <inotify_event *>p
-        size = 16 + e.len
+        memcpy(&e, p, 16)
+        size = 16 + <ssize_t>e.len
         if size > n:
             break
         s.n_read += 1
         if e.mask & OVERFLOW:
             lost(s, K_INOTIFY, 0)
         else:
-            name = <const char *>p + 16 if e.len else PACT_DOT
-            if wanted(s, interest_hash(K_INOTIFY, <char *>&e.wd, 4, name, strlen(name)), 0, e.mask) or any_wanted(
-                    s, K_INOTIFY, <char *>&e.wd, 4, name, e.mask):
-                put(s, K_INOTIFY, <char *>&e.wd, 4, name, strlen(name), 0, e.mask, NULL)
+            name = PACT_DOT
+            name_len = 1
+            if e.len:                           # padded with zeros
+                name = p + 16
+                zero = <const char *>memchr(name, 0, e.len)
+                name_len = zero - name if zero != NULL else <size_t>e.len
+            if wanted(s, interest_hash(K_INOTIFY, <char *>&e.wd, 4, name, name_len), 0, e.mask) or any_wanted(
+                    s, K_INOTIFY, <char *>&e.wd, 4, name, name_len, e.mask):
+                put(s, K_INOTIFY, <char *>&e.wd, 4, name, name_len, 0, e.mask, NULL)
         n -= size
         p += size
 
@@ -462,23 +494,28 @@ cdef void read_inotify(State *s, int fd) noexcept nogil:
 cdef void read_connector(State *s, int fd) noexcept nogil:
     cdef char buf[512]
     cdef ssize_t n
-    cdef int _i, pid
-    cdef Snap tmp
-    cdef Snap *c
+    cdef int _i
     for _i in range(CONNECTOR_BATCH):
         n = recv(fd, buf, sizeof(buf), MSG_DONTWAIT)
         if n < 0:
             return                              # nothing left, or the kernel dropped some: a cache may miss
-        if n < 60 or (<uint32_t *>(buf + 36))[0] != 2:
-            continue
-        s.n_exec += 1
-        if s.spent_ns > BUDGET_EXEC_NS:
-            s.n_exec_skipped += 1
-            continue
-        pid = (<int32_t *>(buf + 56))[0]
-        if pid > 0 and take_snap(pid, &tmp) == 0:
-            c = &s.cache[pid & (CACHE_SLOTS - 1)]
-            c[0] = tmp
+        on_connector(s, buf, n)
+
+
+cdef void on_connector(State *s, const char *buf, ssize_t n) noexcept nogil:
+    cdef int pid
+    cdef Snap tmp
+    cdef Snap *c
+    if n < 60 or pact_int32(buf + 36) != 2:
+        return
+    s.n_exec += 1
+    if s.spent_ns > BUDGET_EXEC_NS:
+        s.n_exec_skipped += 1
+        return
+    pid = pact_int32(buf + 56)
+    if pid > 0 and take_snap(pid, &tmp) == 0:
+        c = &s.cache[pid & (CACHE_SLOTS - 1)]
+        c[0] = tmp
 
 
 cdef void budget(State *s) noexcept nogil:
@@ -886,8 +923,8 @@ def connector():
                 n = recv(fd, buf, sizeof(buf), MSG_DONTWAIT)
                 if n < 56:
                     break
-                if (<uint32_t *>(buf + 36))[0] == 0:   # PROC_EVENT_NONE: the acknowledgement
-                    err = <int>(<uint32_t *>(buf + 52))[0]
+                if pact_int32(buf + 36) == 0:   # PROC_EVENT_NONE: the acknowledgement
+                    err = pact_int32(buf + 52)
                     break
         if not err:
             pact_connector_listen(fd, True)            # only exec from here on; its answer would be filtered too

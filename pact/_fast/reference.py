@@ -541,7 +541,7 @@ class _Scan:
 
     def mapping(self, pid: int, line: bytes, space: mounts.Space) -> None:
         _, _, _, dev, inode, *rest = line.rstrip(b"\n").split(None, 5)
-        if inode == b"0":
+        if not int(inode):
             return
         text = rest[0].replace(b"\\012", b"\n") if rest else b""
         device = mounts.device(*(int(part, 16) for part in dev.split(b":")))

@@ -18,6 +18,7 @@ from pact.core import strict, tracked
 from pact.core.events import Asked
 from pact.core.records import rfc3339
 from pact.core.refusals import Bucket
+from pact.core.wire import are_holds
 from pact.errors import DeniedError, PactError, RequestError, UsageError, explained
 from pact.model import NS_PER_S, Declared, split_id
 from pact.resources import KINDS, kind_of
@@ -108,7 +109,10 @@ def parse_request(line: bytes, fields: Mapping[str, Mapping[str, tuple[type, ...
             raise RequestError(f"{op}: {key} has the wrong type")
         if isinstance(value, int) and abs(value) > NUMBER_MAX:
             raise RequestError(f"{op}: {key} is out of range")
-        if isinstance(value, list) and op != "fleet_seen" and not all(isinstance(v, str) for v in value):
+        if op == "fleet_seen" and key == "holds":
+            if not are_holds(value):
+                raise RequestError(f"{op}: these are no holds")
+        elif isinstance(value, list) and not all(isinstance(v, str) for v in value):
             raise RequestError(f"{op}: {key} must be a list of strings")
     for key in NEEDED.get(op, ()):
         if key not in args:
@@ -188,13 +192,14 @@ class Requests:
         agent.require_journal()  # what was seen just now may be the first that it did not take
         self._token += 1
         token = self._token
-        for key in ("track",) if op == "declare" else ("patterns",) if op == "track" else ():
-            args[key] = checked_patterns(args.get(key, {}))
-        if op in ("declare", "apply", "group_check", "group_apply"):
-            if client.admin or op in ROOT_FIELDS:
-                args = {**args, **self._checked(args)}
-            args.pop("blobs", None)
-        elif op == "rollback":
+        try:
+            args = self._prepared(client, op, args)
+        except (PactError, OSError):
+            raise
+        except Exception as exc:  # nothing was decided, and no state is in doubt: this request ends, and nobody else
+            traceback.print_exc()
+            raise explained(exc) from None
+        if op == "rollback":
             to_seq, trials = args.pop("to_seq", None), args.pop("trials", None)
             if trials is not None and to_seq is None:
                 raise UsageError("trials are kept or ended when an earlier state is restored")
@@ -209,6 +214,16 @@ class Requests:
             self._redo(client, token, args)
             return
         agent.ask(client, token, Asked(*agent.now(), token, op, args, client.caller))
+
+    def _prepared(self, client: Client, op: str, args: dict[str, Any]) -> dict[str, Any]:
+        """Patterns and values as the core takes them. Decides nothing, whoever asks."""
+        for key in ("track",) if op == "declare" else ("patterns",) if op == "track" else ():
+            args[key] = checked_patterns(args.get(key, {}))
+        if op in ("declare", "apply", "group_check", "group_apply"):
+            if client.admin or op in ROOT_FIELDS:
+                args = {**args, **self._checked(args)}
+            args.pop("blobs", None)
+        return args
 
     def _checked(self, args: dict[str, Any]) -> dict[str, Any]:
         """Declared values as they would be read from a file, and the contents that belong to them."""

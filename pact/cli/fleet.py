@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from pact.cli import folds, groups
 from pact.cli.client import Answer, Transport
 from pact.cli.render import clean, emit, emit_line, event_line, paint, say, spoken
-from pact.cli.roots import Answers, Asked, Recorder, ask, connected, fold, say_failed
+from pact.cli.roots import Answers, Asked, Recorder, ask, connected, fold, making_sense, say_failed
 from pact.core import strict
 from pact.errors import (
     BY_EXIT_CODE,
@@ -142,8 +142,8 @@ def _sense(body: bytes) -> dict[str, Any] | None:
         return None
     if type(raw.get("ok")) is not bool or type(raw.get("exit")) is not int:
         return None
-    texts = all(isinstance(raw.get(k, ""), str) for k in ("message", "hint"))
-    return raw if texts and isinstance(raw.get("result", {}), dict) and 0 <= raw["exit"] <= 255 else None
+    texts = all(isinstance(raw.setdefault(k, ""), str) for k in ("message", "hint"))
+    return raw if texts and isinstance(raw.setdefault("result", {}), dict) and 0 <= raw["exit"] <= 255 else None
 
 
 def _shown(args: argparse.Namespace, handler: Handler, body: bytes, as_json: bool) -> tuple[bytes, int, str, str]:
@@ -204,7 +204,7 @@ def _as_text(args: argparse.Namespace, handler: Handler, answers: Answers) -> No
             else:
                 rest.parts[body] = names
         try:
-            lines = folds.PAGES[args.command](documents, len(answers.failed))
+            lines = list(folds.PAGES[args.command](documents, len(answers.failed)))  # all of it: here it may fail
         except Exception:  # one of them makes no sense: each by itself says which
             return _each_text(args, handler, answers)
         if args.command == "diff" and args.exit_code and any(d.get("resources") for d, _ in documents):
@@ -256,8 +256,8 @@ def _watch(args: argparse.Namespace) -> int:
                     try:
                         text = event_line(record)
                     except Exception:  # a record of another version, or of nobody's
-                        text = f"{clean(record['type'])}: {NONSENSE}"
-                    say(f"{clean(record['node'])}: {text}", flush=True)
+                        text = f"{clean(record.get('type'))}: {NONSENSE}"
+                    say(f"{clean(record.get('node'))}: {text}", flush=True)
             elif isinstance(item, Result):
                 raise BY_EXIT_CODE.get(item.exit, PactError)(item.message, item.hint)
     return EXIT_DONE
@@ -271,6 +271,7 @@ def _say_absent(client: RootClient, nodes: str | None) -> None:
         if isinstance(item, Result):
             if item.exit != EXIT_DONE:
                 raise BY_EXIT_CODE.get(item.exit, PactError)(item.message, item.hint)
-            absent = [name for name, row in item.result.get("nodes", {}).items() if not row["connected"]]
+            with making_sense():
+                absent = [name for name, row in item.result.get("nodes", {}).items() if not row["connected"]]
             if absent:
                 say_failed({fold(absent): "not connected; watched for when they come"})

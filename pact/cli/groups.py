@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pact.cli.names import few
 from pact.cli.render import clean, emit, ends, local_time, on_terminal, say, spoken, until
-from pact.cli.roots import Asked, Recorder, ask, fold, say_failed
+from pact.cli.roots import Asked, Recorder, ask, fold, making_sense, say_failed
 from pact.core.units import format_duration, parse_duration
 from pact.errors import UsageError
 from pact.model import NS_PER_S
@@ -61,12 +61,13 @@ def with_root(args: argparse.Namespace, op: str, request: dict[str, Any], nodes:
     """Ask the root itself, and show what it says."""
     given = argparse.Namespace(**{**vars(args), "nodes": nodes})
     _, result = ask(given, op, request)
-    if args.json:
-        emit({"v": 1, "nodes": {}, **_said(result), **for_json(result.result), "failed": result.failed,
-              **({"hint": result.hint} if result.hint and result.exit else {})})  # fmt: skip
-        return result.exit
-    if result.result:
-        show(result.result)
+    with making_sense():
+        if args.json:
+            emit({"v": 1, "nodes": {}, **_said(result), **for_json(result.result), "failed": result.failed,
+                  **({"hint": result.hint} if result.hint and result.exit else {})})  # fmt: skip
+            return result.exit
+        if result.result:
+            show(result.result)
     sys.stdout.flush()
     if result.message:
         print(f"pact: {spoken(result.message)}", file=sys.stderr)

@@ -37,12 +37,15 @@ MINUTES_FROM_S: Final = 120
 STORE_FULL: Final = "the content store is nearly full; raise [state] store_limit, or lower keep"
 
 
+#: Categories of characters that move a terminal, or hide what stands beside them.
+MOVING: Final = frozenset({"Cc", "Cf", "Zl", "Zp", "Cs"})
+
+
 def clean(text: Any) -> str:
     """Text whose control and format characters cannot move a terminal."""
     out = []
     for char in str(text):
-        category = unicodedata.category(char)
-        bad = category in ("Cc", "Cf", "Zl", "Zp", "Cs")
+        bad = unicodedata.category(char) in MOVING
         out.append(f"\\x{ord(char):02x}" if bad and ord(char) < 256 else f"\\u{ord(char):04x}" if bad else char)
     return "".join(out)
 
@@ -67,6 +70,21 @@ def paint(text: str, style: str = "") -> None:
         console.print(Text(("  " if i else "") + row, style))
 
 
+def still(document: bytes) -> bytes:
+    """The same JSON, with what would move a terminal written as its number: JSON itself takes it as it is."""
+    if document.isascii() and b"\x7f" not in document:
+        return document
+    text = document.decode()
+    moving = {ord(c): "".join(f"\\u{unit:04x}" for unit in _units(c)) for c in set(text)
+              if unicodedata.category(c) in MOVING}  # fmt: skip
+    return text.translate(moving).encode() if moving else document
+
+
+def _units(char: str) -> tuple[int, ...]:
+    raw = char.encode("utf-16-be")
+    return tuple(int.from_bytes(raw[at : at + 2]) for at in range(0, len(raw), 2))
+
+
 class _Emitted:
     """Which standard output has a JSON document already. One program has one, tests have several."""
 
@@ -81,7 +99,7 @@ def emit(value: Any) -> None:
     """One JSON document."""
     _Emitted.to = sys.stdout
     sys.stdout.flush()
-    sys.stdout.buffer.write(orjson.dumps(value) + b"\n")
+    sys.stdout.buffer.write(still(orjson.dumps(value)) + b"\n")
     sys.stdout.buffer.flush()
 
 

@@ -141,6 +141,17 @@ def ask(args: argparse.Namespace, op: str, request: dict[str, Any]) -> tuple[Ans
     raise AssertionError("a request without a result")
 
 
+@contextlib.contextmanager
+def making_sense() -> Iterator[None]:
+    """What the root says of itself is shown within this: of what has the form of an answer, and not what belongs into
+    it, people hear as much. Raises UnreachableError."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError):
+        raise UnreachableError("the root's answer makes no sense",
+                               "is it of another version? see its log, and pact --version on both") from None
+
+
 def say_failed(failed: dict[str, str]) -> None:
     sys.stdout.flush()
     for names, why in failed.items():

@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
+from operator import attrgetter
 from typing import Any, Final, TypeVar
 
 import orjson
@@ -40,6 +41,12 @@ TYPES: Final = frozenset({
 
 #: Resources in one record, so that no record outgrows what a journal takes, or memory.
 PIECE_MAX: Final = 500
+
+#: What each field of a record is, as JSON has it.
+_TYPED: Final = {"seq": int, "prev": str, "hash": str, "time": str, "t_ns": int, "node": str, "type": str,
+                 "actor": dict, "data": dict}  # fmt: skip
+_KINDS: Final = tuple(_TYPED.values())
+_FIELDS_OF: Final = attrgetter(*_TYPED)
 
 _PLAIN: Final = frozenset({str, int, bool, type(None)})
 FIELDS: Final = frozenset({"v", "seq", "prev", "hash", "time", "t_ns", "node", "type", "actor", "data"})
@@ -117,12 +124,16 @@ def parse(raw: bytes | str, hash_: str | None = None) -> Record:
     if unknown:  # it would not be among the bytes that are verified
         raise ValueError(f"record with an unknown field {unknown[0]!r}")
     try:
-        return Record(
+        record = Record(
             obj["seq"], obj["prev"], hash_ if hash_ is not None else obj["hash"], obj["time"], obj["t_ns"],
             obj["node"], obj["type"], obj["actor"], obj["data"],
         )  # fmt: skip
     except KeyError as exc:
         raise ValueError(f"record without {exc.args[0]}") from None
+    if tuple(map(type, _FIELDS_OF(record))) != _KINDS:
+        wrong = next(n for n, kind in _TYPED.items() if type(getattr(record, n)) is not kind)
+        raise ValueError(f"record whose {wrong} has the wrong type")
+    return record
 
 
 def verify(records: Iterable[Record], *, seq: int = 0, prev: str = GENESIS) -> Iterator[Record]:

@@ -455,8 +455,8 @@ class Relay:
     def _rooted(self, head: Mapping[str, Any], t_ns: int) -> list[Effect]:
         """A parent took us: what changed since our hello, and everything that the root may not have."""
         self.rooted, self._cut_ns = True, None
-        # What the last parent said of the root and its holds is not for ever: it may have lied. Nodes know for themselves
-        # which of two words is the newer.  # T14
+        # What the last parent said of the root and its holds is not for ever: it may have lied. Nodes know for
+        # themselves which of two words is the newer.  # T14
         self.fence, told = 0, head["fleet"]
         if told is not None and self.fleet is not None and older_table(told, self.fleet):
             self.fleet = None

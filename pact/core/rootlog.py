@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import orjson
 
-from pact.core import strict
+from pact.core import shapes, strict
 from pact.core.records import GENESIS, TYPES, Record, parse, rfc3339, seal
 from pact.core.wire import LINE_MAX
 from pact.errors import ChainError
@@ -84,18 +84,20 @@ def read_chunk(raw: bytes) -> Chunk:
     try:
         (length,) = _LENGTH.unpack_from(raw)
         head = strict.loads_object(raw[4 : 4 + length], strict.LINE_MAX)
-        at, batches = 4 + length, []
-        for node, rack, incarnation, first, count, size in head["batches"]:
-            lines = raw[at : at + size].split(b"\n")
-            if len(lines) != count:
-                raise ValueError(f"a batch of {node} with {len(lines)} lines in place of {count}")
-            batches.append(Batch(node, rack, incarnation, first, lines))
-            at += size
-        if at != len(raw) or sum(len(b.lines) for b in batches) != head["count"] or head["v"] != VERSION:
-            raise ValueError("its lengths do not add up")
-        return Chunk(head["first"], head["count"], head["fence"], head["wall_ns"], head["prev"], head["prevs"], batches)
-    except (struct.error, KeyError, TypeError, orjson.JSONDecodeError) as exc:
+    except (struct.error, strict.NotStrictError) as exc:
         raise ValueError(f"not a chunk: {exc!r}") from None
+    if not shapes.CHUNK(head) or head["v"] != VERSION:
+        raise ValueError("not a chunk: its head is none")
+    at, batches = 4 + length, []
+    for node, rack, incarnation, first, count, size in head["batches"]:
+        lines = raw[at : at + size].split(b"\n")
+        if len(lines) != count:
+            raise ValueError(f"a batch of {node} with {len(lines)} lines in place of {count}")
+        batches.append(Batch(node, rack, incarnation, first, lines))
+        at += size
+    if at != len(raw) or not batches or sum(len(b.lines) for b in batches) != head["count"]:
+        raise ValueError("its lengths do not add up")
+    return Chunk(head["first"], head["count"], head["fence"], head["wall_ns"], head["prev"], head["prevs"], batches)
 
 
 def chunk_hash(raw: bytes) -> str:
@@ -194,17 +196,26 @@ class RootState:
             raise ChainError(self.gseq + 1, f"the chunk from {chunk.first} on does not follow")
         gseq = chunk.first
         for batch in chunk.batches:
-            record: Mapping[str, Any] = {}
+            hash_ = ""
             for at, line in enumerate(batch.lines):
-                record = strict.own(line)
-                self.last[record["type"]] = gseq
-                if batch.node == ROOT:
-                    self._apply_own(parse(line))
+                try:
+                    hash_ = self._apply_line(batch, at, line, gseq)
+                except (ValueError, KeyError, TypeError) as exc:
+                    raise ChainError(gseq, f"record {batch.first + at} of {batch.node} makes no sense: {exc}") from None
                 gseq += 1
-                assert record["seq"] == batch.first + at, (batch.node, record["seq"])
-            self._move(batch.node, Cursor(batch.incarnation, batch.first + len(batch.lines) - 1, record["hash"]))
+            self._move(batch.node, Cursor(batch.incarnation, batch.first + len(batch.lines) - 1, hash_))
         self._folded(chunk, raw)
         return chunk
+
+    def _apply_line(self, batch: Batch, at: int, line: bytes, gseq: int) -> str:
+        record = strict.own(line)
+        type_, hash_ = record["type"], record["hash"]
+        if not type(type_) is type(hash_) is type(record["time"]) is str or record["seq"] != batch.first + at:
+            raise ValueError("its type, hash, time or number is none")
+        self.last[type_] = gseq
+        if batch.node == ROOT:
+            self._apply_own(parse(line))
+        return str(hash_)
 
     def apply_written(self, writer: Writer) -> Chunk:
         """The same for a chunk whose lines this process has checked itself when it wrote them: none is read again."""
@@ -226,6 +237,7 @@ class RootState:
         self.fence, self.wall_ns = max(self.fence, chunk.fence), chunk.wall_ns
 
     def _apply_own(self, record: Record) -> None:
+        shapes.require_own(record)
         self.t_ns = max(self.t_ns, record.t_ns)
         handler = _HANDLERS.get(record.type)
         if handler is not None:
@@ -250,7 +262,8 @@ class RootState:
     def _decided(self, record: Record) -> None:
         d = record.data
         group = self.groups[d["group"]]
-        assert group.state == ACTIVE, group  # G1: one decision
+        if group.state != ACTIVE:  # G1: one decision
+            raise ValueError(f"{group.id} is decided already")
         group.state, group.decision, group.ballot = DECIDED, d["decision"], d["ballot"]
         group.why, group.args, group.decided, group.by = d["why"], dict(d["args"]), record.time, dict(record.actor)
 
@@ -309,25 +322,27 @@ class RootState:
     def from_bytes(cls, raw: bytes) -> RootState:
         """Raises ValueError on a snapshot of another version or shape."""
         data = strict.own(raw)
-        if data.pop("version", None) != SNAPSHOT_VERSION:
+        if not isinstance(data, dict) or data.pop("version", None) != SNAPSHOT_VERSION:
             raise ValueError("the snapshot has another version")
+        shapes.require_snapshot(data)
         state = cls()
         state.cursors = {n: Cursor(*row) for n, row in data.pop("cursors").items()}
         state.groups = {row["id"]: Group(**row) for row in data.pop("groups")}
         for name, value in data.items():
-            if name not in state.__dict__:
-                raise ValueError(f"unknown field {name!r}")
             setattr(state, name, value)
         return state
 
 
 def load(snapshot: bytes | None, chunks: Iterable[bytes]) -> RootState:
-    """The state that the log gives. Raises ChainError where it does not follow."""
+    """The state that the log gives. Raises ChainError where it does not follow, ValueError for what is none."""
     state = RootState() if snapshot is None else RootState.from_bytes(snapshot)
+    covered = state.gseq
     for raw in chunks:
-        if read_chunk(raw).first <= state.gseq:
-            continue  # in the snapshot already
-        state.apply(raw)
+        first = read_chunk(raw).first
+        if first > covered:
+            state.apply(raw)
+        elif chunk_hash(raw) != state.chunk_hash:  # in the snapshot already: the last one may come, and no other
+            raise ChainError(first, "the chunk is not the last that the snapshot covers")
     return state
 
 

@@ -127,6 +127,11 @@ def _holds(value: Any) -> bool:
     )  # fmt: skip
 
 
+def are_holds(value: Any) -> bool:
+    """Holds of the fleet, wherever they come from: also in a request that a frame carries."""
+    return _holds(value)
+
+
 def _fleet(value: Any) -> bool:
     return value is None or (
         type(value) is dict and _number(value.get("fence")) and _number(value.get("seq")) and _holds(value.get("holds"))

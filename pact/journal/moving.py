@@ -13,6 +13,7 @@ import orjson
 
 from pact.core import strict
 from pact.core.records import GENESIS, Record, canonical, parse, unhashed, verify
+from pact.core.state import State
 from pact.errors import ChainError, JournalError, PactError
 from pact.journal.sqlite import SqliteJournal
 
@@ -97,7 +98,8 @@ def _counted(said: Any) -> str:
 
 
 def import_lines(journal: SqliteJournal, lines: Iterator[bytes], *, marked: bool = True) -> tuple[int, int]:
-    """Fill an empty journal from an export, verifying the chain and every content. All of it or nothing."""
+    """Fill an empty journal from an export, verifying the chain and every content, and that the records tell a state.
+    All of it or nothing. Raises PactError."""
     if journal.seq >= 0:
         raise JournalError(f"{journal.path} is not empty", "import into a new state directory")
     rows: list[tuple[Record, bytes]] = []
@@ -112,7 +114,13 @@ def import_lines(journal: SqliteJournal, lines: Iterator[bytes], *, marked: bool
             else:
                 blobs[item[0]] = item[1]
 
+    state = State()
     for record in verify(records()):
+        try:
+            state.apply(record)
+        except Exception as exc:  # the hashes are right, and what they are of is not: no agent would start on it
+            why = f"its chain is unbroken, but the record makes no sense ({type(exc).__name__}: {exc})"
+            raise ChainError(record.seq, why, "export again, from the journal itself") from None
         rows.append((record, canonical(unhashed(record))))
     journal.append(rows, blobs)
     return len(rows), len(blobs)

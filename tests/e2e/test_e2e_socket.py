@@ -216,3 +216,17 @@ def test_no_text_ends_the_agent_or_another_s_connection(agent: Agent) -> None:
             other.sendall(request("ping"))
             assert json.loads(answers.readline())["ok"]
     agent.drift(agent.file("after.conf"))
+
+
+@pytest.mark.invariant("S5")
+@pytest.mark.parametrize("pattern", ["file:/x/[9-0]*", "file:/x/[]*", "file:/x/[[:a&&b]*", "sysctl:[9-0]*", "mount:/[z-a]*"])
+def test_no_pattern_ends_the_agent(agent: Agent, pattern: str) -> None:
+    """Of anybody: who may track is decided after the pattern was read."""
+    code = (f"s = socket.socket(socket.AF_UNIX)\ns.connect({agent.socket!r})\n"
+            f"s.sendall({request('track', patterns={pattern: 'report'})!r})\nsys.exit(not s.recv(1 << 16))")  # fmt: skip
+    agent.world.call(["setpriv", "--reuid=4321", "--regid=4321", "--clear-groups", sys.executable, "-c",
+                      f"import socket, sys\n{code}"])  # fmt: skip
+    for op, args in (("track", {"patterns": {pattern: "report"}}), ("adopt", {"patterns": [pattern]})):
+        (answer,) = sent_and_ended(agent, request(op, **args))
+        assert answer["exit"] in (0, 1, 2), answer
+    agent.drift(agent.file("after.conf"))

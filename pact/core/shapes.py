@@ -1,0 +1,117 @@
+"""What stands in the root's log, checked before it is folded: chunks' heads, the root's own records, snapshots. Pure.
+
+The log may have been put back from a backup that somebody edited, or hold what no root wrote. Here it is refused with
+ValueError, once, so that the fold may take every field as what it is.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from pact.core.records import Record
+
+Check = Callable[[Any], bool]
+
+_ID: Final = re.compile(r"[a-z][0-9]{1,18}")
+
+
+def _is(kind: type) -> Check:
+    return lambda value: type(value) is kind
+
+
+def _id(value: Any) -> bool:
+    return type(value) is str and _ID.fullmatch(value) is not None
+
+
+def _texts(value: Any) -> bool:
+    return type(value) is list and all(type(v) is str for v in value)
+
+
+def _table(check: Check) -> Check:
+    return lambda value: type(value) is dict and all(map(check, value.values()))
+
+
+def _row(*columns: Check) -> Check:
+    def check(value: Any) -> bool:
+        return type(value) is list and len(value) == len(columns) and all(
+            c(v) for c, v in zip(columns, value, strict=True))  # fmt: skip
+
+    return check
+
+
+def _rows(check: Check) -> Check:
+    return lambda value: type(value) is list and all(map(check, value))
+
+
+def _size(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _fields(needed: Mapping[str, Check], more: Mapping[str, Check] | None = None, *, closed: bool = False) -> Check:
+    """A table with these fields; ``more``: others that must be right if they are there. ``closed``: and no others."""
+    known = {**needed, **(more or {})}
+
+    def check(value: Any) -> bool:
+        return (type(value) is dict and needed.keys() <= value.keys() and not (closed and value.keys() - known.keys())
+                and all(c(value[k]) for k, c in known.items() if k in value))  # fmt: skip
+
+    return check
+
+
+_text, _number, _flag, _object = _is(str), _is(int), _is(bool), _is(dict)
+_cursor: Final = _row(_text, _number, _text)
+_user: Final = _fields({"user": _text})
+
+CHUNK: Final = _fields({
+    "v": _number, "first": _size, "count": _size, "fence": _number, "wall_ns": _number, "prev": _text,
+    "prevs": _table(_number), "batches": _rows(_row(_text, _text, _text, _size, _size, _size)),
+})  # fmt: skip
+#: Of the root's own records, what the fold reads.
+OWN: Final[Mapping[str, Check]] = {
+    "agent_started": _fields({"boot_id": _text, "offset_ns": _number}),
+    "group_begun": _fields({"group": _id, "owner": _user, "message": _text, "nodes": _text, "resources": _texts,
+                            "window_ns": _number, "require_all": _flag}),
+    "group_decided": _fields({"group": _id, "decision": _text, "ballot": _number, "why": _text, "args": _object}),
+    "group_forced": _fields({"group": _id, "why": _text}),
+    "group_finished": _fields({"group": _id, "outcome": _text}, {"members": _table(_text)}),
+    "window_extended": _fields({"group": _id, "reopened": _flag, "by_ns": _number}),
+    "hold_placed": _fields({"hold": _id, "owner": _user, "reason": _text, "ends": _text, "ends_ns": _number}),
+    "hold_released": _fields({"hold": _id}),
+    "node_forgotten": _fields({"nodes": _texts}),
+}  # fmt: skip
+GROUP: Final = _fields({
+    "id": _id, "owner": _user, "message": _text, "nodes": _text, "resources": _texts, "window_ns": _number,
+    "begun_ns": _number, "begun": _text,
+}, {
+    "require_all": _flag, "state": _text, "extension_ns": _number, "shift_ns": _number, "decision": _text,
+    "ballot": _number, "why": _text, "args": _object, "decided": _text, "outcome": _text, "ended": _table(_text),
+    "by": _object,
+}, closed=True)  # fmt: skip
+SNAPSHOT: Final[Mapping[str, Check]] = {
+    "gseq": _number, "chunk_hash": _text, "last": _table(_number), "cursors": _table(_cursor),
+    "earlier": _table(_rows(_cursor)), "groups": _rows(GROUP), "group_n": _number, "forgotten": _table(_text),
+    "holds": _table(_fields({"hold": _id, "owner": _user, "reason": _text, "ends": _text, "ends_ns": _number})),
+    "hold_n": _number, "held_since_ns": _number, "fence": _number, "t_ns": _number, "wall_ns": _number,
+    "boot_id": _text, "offset_ns": _number,
+}  # fmt: skip
+
+
+def require_own(record: Record) -> None:
+    """One of the root's own records."""
+    if not OWN.get(record.type, _object)(record.data):
+        raise ValueError(f"a {record.type} that no root writes")
+
+
+def require_snapshot(data: Any) -> None:
+    """Without its version. What an older root did not keep may be missing."""
+    if type(data) is not dict:
+        raise ValueError("the snapshot is no object")
+    for name, value in data.items():
+        if name not in SNAPSHOT:
+            raise ValueError(f"unknown field {name!r}")
+        if not SNAPSHOT[name](value):
+            raise ValueError(f"{name} of the snapshot has the wrong type")
+    if not data.keys() >= {"cursors", "groups"}:
+        raise ValueError("the snapshot has no cursors, or no groups")
