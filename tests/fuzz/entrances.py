@@ -241,7 +241,7 @@ def http(data: bytes) -> None:
     server = Http.__new__(Http)
     server.requests, server._cached, server._cached_s = 0, None, 0.0
     server._snapshot = lambda: {"healthy": False, "trouble": data[:40].decode("latin-1")}
-    client = _Client(None, 0.0)  # type: ignore[arg-type]
+    client = _Client(None, "", 0.0)  # type: ignore[arg-type]
     while feed and client.answer is None:
         client.asked += feed.piece()
         server._understood(client)

@@ -179,6 +179,7 @@ def client(data: bytes) -> None:
         frames.append(raw(wire_kind(kind), feed.piece(), feed.piece()) if kind < 250 else feed.piece())
     one: Any = RootClient.__new__(RootClient)
     one._id, one._timeout_s, one._ends_s, one.url = 0, 0.0, math.inf, "tcp://a:1"
+    one._roots, one._direct, one._must_seal = [], True, False
     one._sock, one._sent_s, one._heard_s, one._monitor = Wire(frames), math.inf, math.inf, SimpleNamespace(poll=lambda _: 0)
     there = contextlib.nullcontext(one)
     roots.connected = fleet.connected = lambda _: there  # type: ignore[assignment]

@@ -15,22 +15,27 @@ from public_root import Chain
 from fuzz.entrances import Agent, _world, request_lines
 from fuzz.kit import Feed, Target, piece
 from pact.agent import link as links
+from pact.agent.budget import Budget
 from pact.agent.link import Link
+from pact.agent.remote import Callers
 from pact.agent.requests import Requests
 from pact.cluster.nodesets import NodeSets
 from pact.core import groups, public, wire
 from pact.core.answers import RESULT_MAX, answer_of, fitting, refusal_of
 from pact.core.directory import Peer
 from pact.core.outbox import Outbox, Up
-from pact.core.relay import Relay, ToChildren
+from pact.core.relay import Relay, ToChildren, ToEach
 from pact.core.root import Commit, Down, Publish, Root
 from pact.core.rootlog import RootState
+from pact.core.seals import Keys, NodeSeals, RootSeals, for_each, key_id, of_events, of_hello, seal
+from pact.core.seals import text as seal_text
 from pact.core.uplink import Parent, Send, Uplink
 from pact.errors import RemoteProtocolError
 from pact.model import NS_PER_S
 from pact.sim.world import EPOCH_NS
 
 KINDS: Final = tuple(wire.KINDS)
+SEAL_OF_N1: Final = for_each({key_id("root's"): b"k1".ljust(32, b"k")}, of_hello(1 << 20, "i", 1, 5))
 CALLER: Final = {"user": "u", "role": "admin", "via": "cluster"}
 
 
@@ -92,6 +97,16 @@ def heads() -> Iterator[tuple[str, bytes, bytes]]:
         ("parts", {"id": 1, "parts": [[["n1"], 2]]}, b"{}"), ("progress", {"id": 1, "done": 1, "total": 2}, b""),
         ("result", {"id": 1, "exit": 0, "message": "m", "failed": {"n1": "w"}}, b"{}"), ("event", {"id": 1}, b'{"seq":1}'),
     ]  # fmt: skip
+    whole = {**fleet, "holds": [{**fleet["holds"][0], "whole_ns": 10**12}]}  # type: ignore[index]
+    some += [("hello", {"v": 1, "role": "node", "name": "n1", "session": 1 << 20, "incarnation": "i", "seq": 1, "wall_ns": 5,
+                        "proof": SEAL_OF_N1}, b""),
+             ("below", {"add": ["n3"], "sessions": {"n3": 5}, "proofs": {"n3": ["x" * 28, "i", 1, 1]}}, b""),
+             ("events", {"batches": [row], "seals": [seal_text(seal(b"k" * 32, of_events(row, lines)))]}, lines),
+             ("answer", {"call": "1.1", "final": True, "parts": [[["n1"], 2]], "seals": ["A" * 20]}, b"{}"),
+             ("request", {"id": 4, "op": "challenge", "person": "adm's", "challenge": "c"}, b"{}"),
+             ("request", {"id": 5, "op": "nodes", "person": "adm's", "challenge": "1.x", "seal": "B" * 20}, b"{}"),
+             ("ack", {"cursors": [["sim", "i", 1, False]], "seals": ["C" * 20], "fence": 1, "term": "term"}, b""),
+             ("fleet", {**whole, "term": "term", "seals": {"sim": "D" * 20}}, b"")]  # fmt: skip
     some += [("call", {"call": f"1.{n}", "op": orjson.loads(line)["op"], "nodes": None, "caller": CALLER, "fence": 1,
                        "timeout_ms": 5000}, orjson.dumps(orjson.loads(line)["args"]))
              for n, (_, line) in enumerate(request_lines(), 2)]  # fmt: skip
@@ -117,14 +132,30 @@ FROM_ABOVE: Final = frozenset({"welcome", "beat", "ack", "call", "drop", "fleet"
 T: Final = 100 * NS_PER_S
 
 
+class Ring(Keys):
+    """Everybody shares a key of his own with the root."""
+
+    def of(self, name: str) -> list[str]:
+        return [f"{name}'s"]
+
+    def person(self, public: str) -> tuple[str, str] | None:
+        return ("adm", "admin") if public == "adm's" else None
+
+    def shared(self, public: str) -> bytes:
+        return public.encode("utf-8", "replace")[:32].ljust(32, b"k")
+
+
 class Tree:
     """A relay, and the root in the same process, as an aggregator wires them. What is sent is looked at and dropped."""
 
     def __init__(self) -> None:
         self.t_ns = T
         self.sets = NodeSets()
-        self.root = Root("root", RootState(), 1, self.sets)
+        seals = RootSeals("root's", Ring(), required=False)
+        seals.begin("term", 1)
+        self.root = Root("root", RootState(), 1, self.sets, seals=seals, secret=b"s" * 32)
         self.relay = Relay("root")
+        self.relay.tree.gate = seals
         self.log: list[bytes] = []
         self.from_root(self.root.start(T, EPOCH_NS, "boot", 0))
         self.down("welcome", {"v": 1, "name": "root", "path": [], "fence": 1, "credit": 64 << 20, "fleet": self.root.fleet()})
@@ -165,9 +196,10 @@ class Tree:
 
     def perform(self, effects: Iterable[Any]) -> None:
         for effect in effects:
-            if isinstance(effect, ToChildren):
-                assert len(effect.frame) <= wire.FRAME_MAX
-                wire.decode(effect.frame)
+            if isinstance(effect, ToChildren | ToEach):
+                for one in effect.frames if isinstance(effect, ToEach) else [effect.frame]:
+                    assert len(one) <= wire.FRAME_MAX
+                    wire.decode(one)
             elif isinstance(effect, Up):
                 message = wire.message(effect.kind, effect.head, effect.body)
                 self.from_root(self.root.received(message, self.t_ns, EPOCH_NS))
@@ -293,6 +325,7 @@ def root_seeds() -> Iterator[bytes]:
 
 # -- a node's way up ------------------------------------------------------------------------------------------------------
 
+SEALED_FOR: Final = "5ea1ed00"
 PARENTS: Final = [Parent("tcp://a1:1", "k", "r0"), Parent("tcp://a2:1", "k", "r1")]
 links.log = lambda text, level=6: None  # type: ignore[attr-defined]
 
@@ -312,7 +345,7 @@ class Bodies:
             yield value.pop("hash"), orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
 
 
-def _link() -> tuple[Link, list[Any]]:
+def _link(sealed: int) -> tuple[Link, list[Any]]:
     agent: Any = Agent(_world(True))
     world, sent = agent.world, list[Any]()
     agent.tell = lambda event: world.feed(lambda: event)
@@ -328,7 +361,9 @@ def _link() -> tuple[Link, list[Any]]:
                         unfinished=lambda: groups.unfinished(world.node))  # fmt: skip
     out._recent, out._todo, out._cache, out._running = deque(), deque(), OrderedDict(), set()
     out._recent_bytes = out._cached_bytes = out._reread_ns = out._since_wall_ns = out._save_ns = out._said_forked = 0
-    out._unread, out._uids, out._begun = False, {}, {}
+    out._unread, out._begun, out._sealer, out._put_off, out._unsealed = False, {}, {}, deque(), 0
+    out._callers, out._budget = Callers(), Budget()
+    out.seals = NodeSeals({SEALED_FOR: b"k" * 32}, 1 << 40, required=bool(sealed & 1)) if sealed else None
     return out, sent
 
 
@@ -336,7 +371,8 @@ def uplink(data: bytes) -> None:
     """What parents say to a node. Whatever it is, what the node answers and sends up are frames, and its journal
     replays."""
     feed = Feed(data)
-    node, sent = _link()
+    flags = feed.number()
+    node, sent = _link(flags >> 1 & 3)
     world = node.agent.world
 
     def work() -> None:
@@ -351,7 +387,7 @@ def uplink(data: bytes) -> None:
         sent.clear()
 
     work()
-    if feed.number() & 1:
+    if flags & 1:
         welcome = {"v": 1, "name": "a", "path": ["root", "a"], "fence": 1, "credit": 1 << 20, "with_answers": True}
         for parent in PARENTS:
             node._apply(node.uplink.received(parent.url, wire.message("welcome", welcome), world.t_ns))
