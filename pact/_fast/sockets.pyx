@@ -255,7 +255,7 @@ cdef class Port:
         return lost
 
     def send_each(self, rids, list frames not None):
-        """To each routing id of a ROUTER a frame of its own, in the same order. Returns whom it could not be sent to."""
+        """To each routing id of a ROUTER a frame of its own, in the same order. Returns who could not be sent to."""
         cdef list lost = []
         cdef bytes rid, frame
         cdef Py_ssize_t i = 0
