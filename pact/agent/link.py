@@ -21,7 +21,7 @@ import orjson
 import zmq
 
 from pact import __version__
-from pact.agent import views
+from pact.agent import veil
 from pact.agent.control import Client
 from pact.agent.notify import log
 from pact.cluster import keys
@@ -60,7 +60,6 @@ ONCE: Final = frozenset({
     "emergency_end", "track",
 })  # fmt: skip
 HERE_ONLY: Final = frozenset({"watch", "export", "content"})
-VIEWER: Final = Caller(Actor("cluster", None, "viewer", "cluster"), Owner("cluster", "cluster"))
 ROLES: Final = ("viewer", "ops", "admin")
 
 
@@ -276,9 +275,9 @@ class Link:
             rows = self.agent.journal.bodies(first, limit)
         size = 0
         for hash_, body in islice(rows, limit):
-            line = views.record_line(body, hash_, VIEWER)
+            line = self.agent.veil.record_line(body, hash_, veil.VIEWER)
             if len(line) > LINE_MAX or not strict.readable(line):
-                line = views.without_data(body, hash_)  # else the root would refuse it, and ask for it for ever
+                line = veil.without_data(body, hash_)  # else the root would refuse it, and ask for it for ever
             yield line + b"\n"
             size += len(line)
             if size >= READ_BYTES:

@@ -8,6 +8,7 @@ only. ``hash`` is SHA-256 over the 32 raw bytes of the previous hash followed by
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -40,6 +41,13 @@ TYPES: Final = frozenset({
 
 #: Resources in one record, so that no record outgrows what a journal takes, or memory.
 PIECE_MAX: Final = 500
+
+#: The name of the field of ``data`` that keeps a record's hash from telling what was left out of it.
+SALT: Final = "salt"
+#: Records in whose bytes this is found hold something that not everybody is shown. It finds some that do not.
+_NOT_FOR_ALL: Final = re.compile(
+    rb'"(?:sha256|size|secret|options|source|parameters)":|"(?:xattrs|closed|holders)":[{[]["{]'
+    rb'|"type":"symlink"|"command":"(?:[^"\\]|\\.)*?[ /]')
 
 _PLAIN: Final = frozenset({str, int, bool, type(None)})
 FIELDS: Final = frozenset({"v", "seq", "prev", "hash", "time", "t_ns", "node", "type", "actor", "data"})
@@ -106,6 +114,17 @@ def seal(
         "v": VERSION, "seq": seq, "prev": prev, "time": time, "t_ns": t_ns, "node": node, "type": type_,
         "actor": actor, "data": data}, option=orjson.OPT_SORT_KEYS)  # fmt: skip
     return Record(seq, prev, digest(prev, body), time, t_ns, node, type_, actor, data), body
+
+
+def salted(record: Record, body: bytes, key: bytes) -> tuple[Record, bytes]:
+    """The record as it is kept: with a salt that nobody can know who lacks the node's key, where it holds what not
+    everybody is shown. Everybody is shown its hash, which without a salt tells whether a guess of the rest is right.
+    # S2"""
+    if not key or not _NOT_FOR_ALL.search(body):
+        return record, body
+    salt = hashlib.blake2b(f"{record.seq} {record.prev}".encode(), digest_size=16, key=key, person=b"pact salt")
+    return seal(record.seq, record.prev, record.time, record.t_ns, record.node, record.type, record.actor,
+                {**record.data, SALT: salt.hexdigest()})  # fmt: skip
 
 
 def parse(raw: bytes | str, hash_: str | None = None) -> Record:

@@ -277,3 +277,20 @@ def test_where_a_link_in_a_closed_directory_leads_is_shown_to_admins_alone(agent
     assert f"{word}1" in agent.pact("export").out and f"{word}2" in agent.pact("--json", "diff").out
     agent.pact("rollback", "--all")
     assert word not in agent.pact("log", uid=1236).out
+
+
+@pytest.mark.invariant("S2")
+def test_what_is_said_of_a_mount_that_cannot_be_made_names_no_password(agent: Agent) -> None:
+    """Neither what pact finds out itself, nor what mount(8) says."""
+    word, point = "hunter2", f"{TOP}/refused"
+    agent.world.sh(f"mkdir -p {point}; mount -t tmpfs //ann:{word}@host/x {point}")
+    agent.adopt(f"mount:{point}")
+    agent.world.sh(f"umount {point}; mount -t ramfs //ann:{word}@host/z {point}")
+    agent.drifted(f"mount:{point}")
+    text = f'[mount."{TOP}/never"]\nsource = "//ann:{word}@host/y"\nfstype = "ext4"\noptions = ["rw"]\n'
+    refused = agent.declare(text, check=1)
+    assert "no such file" in refused.err and word not in refused.out + refused.err
+    agent.pact("rollback", "--all", check=None)
+    for words in (["status"], ["diff"], ["log"]):
+        assert word not in agent.pact("--json", *words, uid=1236).out
+    agent.world.sh(f"umount {point}", check=False)
