@@ -11,7 +11,7 @@ import pytest
 
 from pact.agent.veil import HIDDEN, HOOKS, KEYED, VIEWER, Veil
 from pact.core.events import Caller
-from pact.core.records import GENESIS, Record, digest, salted, seal, unhashed
+from pact.core.records import GENESIS, Record, digest, seal, unhashed
 from pact.model import Actor, Attrs, Owner
 
 pytestmark = pytest.mark.invariant("S2")
@@ -101,7 +101,7 @@ def test_what_an_older_version_let_in_ends_nobody() -> None:
 
 
 def record(data: Any, key: bytes = b"k" * 32) -> tuple[Record, bytes]:
-    return salted(*seal(3, GENESIS, "2026-01-01T00:00:00Z", 5, "n1", "drift_detected", {"user": "pact"}, data), key)
+    return seal(3, GENESIS, "2026-01-01T00:00:00Z", 5, "n1", "drift_detected", {"user": "pact"}, data, key=key)
 
 
 @pytest.mark.parametrize("data", [

@@ -6,7 +6,7 @@ content gives it away: whoever has it tries all contents that there can be. The 
 digest, so that nobody can compare it with that of a file whose content he chooses himself.  # S2
 
 A record's hash is a bare digest of everything in it. So a record that holds anything of this kind also holds a salt
-(``pact.core.records.salted``), which is left out here: without it nobody can try what was left out against the hash.
+(``pact.core.records.seal``), which is left out here: without it nobody can try what was left out against the hash.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import orjson
 
 from pact.core import strict
 from pact.core.events import Caller
-from pact.core.records import SALT
+from pact.core.records import SALT, not_for_all
 from pact.model import Actor, Attrs, Owner, split_id
 from pact.resources import KINDS
 from pact.resources.consumers import started_at
@@ -31,6 +31,13 @@ KEYED: Final = "keyed:"
 #: Who gets records without having asked: the cluster as any viewer, hooks with the command lines of all.
 VIEWER: Final = Caller(Actor("cluster", None, "viewer", "cluster"), Owner("cluster", "cluster"))
 HOOKS: Final = Caller(Actor("hooks", None, "ops", "agent"), Owner("hooks", "hooks"))
+#: Fields that may have to be left out.
+_PARTS: Final = frozenset({
+    SALT, "value", "reads", "target", "sha256", "size", "command", "xattrs", "parameters", "options", "source",
+    "closed", "resources", "path",
+})  # fmt: skip
+#: Fields in which nothing stands that is asked about.
+_PLAIN: Final = frozenset({"owner", "actor", "xattrs", "parameters", "requires", "consumers", "settings"})
 #: Parts of records and answers that people read, and that may quote what is left out beside them.
 _TEXTS: Final = frozenset({"notes", "left", "results", "reason", "why", "refused", "message"})
 
@@ -127,7 +134,9 @@ class Veil:
         if caller.actor.role == "admin":
             return body[:-1] + b',"hash":"' + hash_.encode() + b'"}'
         try:
-            return orjson.dumps({**self.masked(strict.own(body), caller), "hash": hash_}, option=orjson.OPT_SORT_KEYS)
+            record = strict.own(body)
+            shown = self.masked(record, caller) if not_for_all(body) else record
+            return orjson.dumps({**shown, "hash": hash_}, option=orjson.OPT_SORT_KEYS)
         except (orjson.JSONEncodeError, RecursionError):
             return without_data(body, hash_)
 
@@ -160,39 +169,50 @@ class Veil:
     def _masked_dict(self, value: dict[str, Any], caller: Caller, found: _Secrets, resource: str,
                      text: bool) -> dict[str, Any]:  # fmt: skip
         resource = _named(value, resource)
-        secret = bool(value.get("secret")) or resource in found.resources
         out: dict[str, Any] = {}
         for key, item in value.items():
-            if item is None or isinstance(item, bool):
-                out[key] = item
-            elif key == SALT or (key in ("value", "reads") and secret and not isinstance(item, dict)) or (
-                key == "target" and value.get("type") == "symlink"):  # fmt: skip
-                out[key] = HIDDEN
-            elif key == "sha256" and isinstance(item, str):
-                out[key] = self.digest(resource, item) if secret or not resource else item
-            elif key == "size" and isinstance(item, int):
-                out[key] = None if secret or (not resource and "sha256" in value) else item
-            elif key == "command" and isinstance(item, str):
-                out[key] = command_for(caller, value.get("uid"), item)
-            elif key == "xattrs" and isinstance(item, dict):
-                out[key] = masked_xattrs(item, readable=False)
-            elif key == "parameters" and isinstance(item, dict):
-                out[key] = _masked_parameters(resource, value)
-            elif key in ("options", "source"):
-                out[key] = without_passwords({key: item})[key]
-            elif key == "closed" and isinstance(item, list):
-                out[key] = [HIDDEN] * len(item)
-            elif key == "resources" and isinstance(item, dict) and any(map(_in_closed, item.values())):
-                names = (f"{HIDDEN} {n}" if _in_closed(v) else k for n, (k, v) in enumerate(item.items()))
-                out[key] = {k: self._masked(v, caller, found, r, text)
-                            for k, (r, v) in zip(names, item.items(), strict=True)}  # fmt: skip
-            elif key == "path" and "how" in value and "pid" in value:
-                out[key] = holder_for(caller, value)["path"]
-            elif key == "reads" and isinstance(item, dict):
-                out[key] = {r: HIDDEN if r in found.resources else text for r, text in item.items()}
-            else:
+            if key in _PARTS:
+                out[key] = self._part(key, item, value, caller, found, resource, text)
+            elif isinstance(item, dict | list | tuple):
                 out[key] = self._masked(item, caller, found, _id_in(key) or resource, text or key in _TEXTS)
+            elif isinstance(item, str) and (text or key in _TEXTS):
+                out[key] = found.unquoted(item)
+            else:
+                out[key] = item
         return out
+
+    def _part(self, key: str, item: Any, value: dict[str, Any], caller: Caller, found: _Secrets, resource: str,
+              text: bool) -> Any:  # fmt: skip
+        """One field, of those that may have to be left out, of a table that is about ``resource``."""
+        secret = bool(value.get("secret")) or resource in found.resources
+        if item is None or isinstance(item, bool):
+            return item
+        if key == SALT or (key in ("value", "reads") and secret and not isinstance(item, dict)) or (
+            key == "target" and value.get("type") == "symlink"):  # fmt: skip
+            return HIDDEN
+        if key == "sha256" and isinstance(item, str):
+            return self.digest(resource, item) if secret or not resource else item
+        if key == "size" and isinstance(item, int):
+            return None if secret or (not resource and "sha256" in value) else item
+        if key == "command" and isinstance(item, str):
+            return command_for(caller, value.get("uid"), item)
+        if key == "xattrs" and isinstance(item, dict):
+            return masked_xattrs(item, readable=False)
+        if key == "parameters" and isinstance(item, dict):
+            return _masked_parameters(resource, value)
+        if key in ("options", "source"):
+            return without_passwords({key: item})[key]
+        if key == "closed" and isinstance(item, list):
+            return [HIDDEN] * len(item)
+        if key == "resources" and isinstance(item, dict) and any(map(_in_closed, item.values())):
+            names = (f"{HIDDEN} {n}" if _in_closed(v) else k for n, (k, v) in enumerate(item.items()))
+            return {k: self._masked(v, caller, found, r, text)
+                    for k, (r, v) in zip(names, item.items(), strict=True)}  # fmt: skip
+        if key == "path" and "how" in value and "pid" in value:
+            return holder_for(caller, value)["path"]
+        if key == "reads" and isinstance(item, dict):
+            return {r: HIDDEN if r in found.resources else read for r, read in item.items()}
+        return self._masked(item, caller, found, resource, text)
 
     def exported(self, resource: str, attrs: Attrs) -> tuple[Attrs, str]:
         """What ``export`` writes for who is no admin, as ``declare`` can read it; and in words what is left out of
@@ -224,21 +244,27 @@ class _Secrets:
     def look(self, value: Any, resource: str) -> None:
         if isinstance(value, dict):
             resource = _named(value, resource)
-            if resource and resource not in self.resources and self._is_secret(resource, value):
+            if resource.startswith("file:"):
+                self._look_at_file(resource, value)
+            elif resource and value.get("secret") is True:
                 self.resources.add(resource)
-            if value.get("type") == "symlink" and isinstance(value.get("target"), str):
-                self._quote([value["target"]])
-            if isinstance(value.get("source"), str):
-                self._quote(source_secrets(value["source"]))
-            if isinstance(value.get("options"), list):
-                self._quote(s for o in value["options"] if isinstance(o, str) for s in option_secrets(o))
+            if isinstance(source := value.get("source"), str):
+                self._quote(source_secrets(source))
+            if isinstance(options := value.get("options"), list):
+                self._quote(s for o in options if isinstance(o, str) for s in option_secrets(o))
             for key, item in value.items():
-                if isinstance(item, dict | list | tuple):
+                if isinstance(item, dict | list | tuple) and item and key not in _PLAIN:
                     self.look(item, _id_in(key) or resource)
-        elif isinstance(value, list | tuple):
-            for item in value:
+        else:
+            for item in value if isinstance(value, list | tuple) else ():
                 if isinstance(item, dict | list | tuple):
                     self.look(item, resource)
+
+    def _look_at_file(self, resource: str, value: Mapping[str, Any]) -> None:
+        if value.get("type") == "symlink" and isinstance(value.get("target"), str):
+            self._quote([value["target"]])
+        if resource not in self.resources and self._is_secret(split_id(resource)[1], value):
+            self.resources.add(resource)
 
     def _quote(self, words: Iterable[str]) -> None:
         self._words.update(w for w in words if len(w) >= QUOTED_MIN)
@@ -248,21 +274,17 @@ class _Secrets:
             text = text.replace(word, HIDDEN)
         return text
 
-    def _is_secret(self, resource: str, value: Mapping[str, Any]) -> bool:
-        """This table speaks of the resource's attributes, of what is kept of it, or says itself that it is one."""
+    def _is_secret(self, name: str, value: Mapping[str, Any]) -> bool:
+        """This table speaks of the file's attributes, of what is kept of it, or says itself that it is one."""
         if value.get("secret") is True:
             return True
-        kind, name = split_id(resource)
-        if kind == "file":
-            if "mode" in value and value.get("type") == "file" and not world_readable(value):
-                return True
-            if not isinstance(value.get("sha256"), str):
-                return False
-            if "attrs" in value:  # what is kept of it: a record that does not say is none for everybody
-                return bool(value.get("secret", True))
-            return "mode" not in value or not self._can_reach(name)
-        return kind == "sysctl" and isinstance(value.get("value"), str) and KINDS[kind].secret(
-            KINDS[kind].marked(name, dict(value)))  # fmt: skip
+        if "mode" in value and value.get("type") == "file" and not world_readable(value):
+            return True
+        if not isinstance(value.get("sha256"), str):
+            return False
+        if "attrs" in value:  # what is kept of it: a record that does not say is none for everybody
+            return bool(value.get("secret", True))
+        return "mode" not in value or not self._can_reach(name)
 
     def _can_reach(self, name: str) -> bool:
         """Asked once for each directory of a record, so that a long record does not cost a walk for each name."""
@@ -274,13 +296,13 @@ class _Secrets:
 
 def _named(value: Mapping[str, Any], otherwise: str) -> str:
     """The resource that a table of a record or an answer is about."""
-    for key in ("resource", "id"):
-        if isinstance(named := value.get(key), str) and _id_in(named):
-            return named
-    return otherwise
+    named = value.get("resource") or value.get("id")
+    return (_id_in(named) if isinstance(named, str) else "") or otherwise
 
 
 def _id_in(text: str) -> str:
+    if ":" not in text:
+        return ""
     kind, colon, name = text.partition(":")
     return text if colon and name and kind in KINDS else ""
 

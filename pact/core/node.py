@@ -45,7 +45,7 @@ from pact.core.events import (
     Ticked,
 )
 from pact.core.plan import Step, ordered
-from pact.core.records import in_pieces, rfc3339, salted, seal
+from pact.core.records import in_pieces, rfc3339, seal
 from pact.core.refusals import Refusals
 from pact.core.settings import BILLION, DIMENSION_OF
 from pact.core.state import ALL, State, recent_key
@@ -160,9 +160,10 @@ class Node:
             data = {**data, "call": actor.call}
         if self._time[0] != self.wall_ns:
             self._time = (self.wall_ns, rfc3339(self.wall_ns))
-        record, body = salted(*seal(
+        record, body = seal(
             self.state.seq + 1, self.state.hash, self._time[1], self.t_ns, self.name, type_, actor.to_json(), data,
-        ), self._key)  # fmt: skip
+            key=self._key,
+        )  # fmt: skip
         self._effects.append(AppendRecord(record, body))
         self.state.apply(record)
 
