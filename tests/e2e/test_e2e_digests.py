@@ -238,6 +238,7 @@ def test_the_key_is_made_once_and_only_its_owner_reads_it(make_agent: Any) -> No
     assert "4711" not in export and first.hex() not in export and base64.b64encode(first).decode() not in export
 
 
+@pytest.mark.invariant("F67")
 @pytest.mark.parametrize("how", ["gone", "short", "open", "link"])
 def test_a_lost_key_costs_nothing_but_the_digests_that_others_saw(make_agent: Any, how: str) -> None:
     agent = make_agent()
