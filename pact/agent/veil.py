@@ -261,8 +261,8 @@ class _Secrets:
                     self.look(item, resource)
 
     def _look_at_file(self, resource: str, value: Mapping[str, Any]) -> None:
-        if value.get("type") == "symlink" and isinstance(value.get("target"), str):
-            self._quote([value["target"]])
+        if value.get("type") == "symlink" and "/" in (target := str(value.get("target"))):  # a word stands in any text
+            self._quote([target])
         if resource not in self.resources and self._is_secret(split_id(resource)[1], value):
             self.resources.add(resource)
 
