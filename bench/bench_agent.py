@@ -174,6 +174,9 @@ class Rules:
     def distance_n(self, resource: str, declared: Any, actual: Any) -> int:
         return 0 if declared == actual else 1_000_000_000
 
+    def meant_secret(self, resource: str, attrs: Any) -> bool:
+        return False
+
     def volatile(self, resource: str) -> bool:
         return False
 

@@ -14,6 +14,7 @@ from cluster_kit import Kit
 
 from pact.agent.clock import boottime_ns
 from pact.agent.link import CACHED_BYTES_MAX, Link
+from pact.agent.veil import Veil
 from pact.core import wire
 from pact.core.records import GENESIS, Record, seal
 from pact.core.twins import Twins
@@ -44,7 +45,8 @@ class Node:
                                    rack=""),
             journal=self.journal, journal_error="", clock=SimpleNamespace(now_ns=boottime_ns),
             now=lambda: (boottime_ns(), 1), node=SimpleNamespace(state=SimpleNamespace(groups={})),
-            watch_fd=lambda fd: None, unwatch_fd=lambda fd: None, tell=lambda event: None)  # fmt: skip
+            watch_fd=lambda fd: None, unwatch_fd=lambda fd: None, tell=lambda event: None,
+            veil=Veil(b"k" * 32))  # fmt: skip
         self.link = Link(agent)  # type: ignore[arg-type]
 
     def record(self, count: int = 1) -> list[tuple[Record, bytes]]:

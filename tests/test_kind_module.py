@@ -16,7 +16,7 @@ import pytest
 
 from pact.core.plan import Step
 from pact.errors import RestoreError
-from pact.model import Attrs, Unreadable
+from pact.model import Attrs, Declared, Unreadable
 from pact.resources.base import HALF_N, WHOLE_N
 from pact.resources.module import KIND, MODPROBE_TIMEOUT_S, Module
 
@@ -206,3 +206,27 @@ def test_parameters_are_compared_by_what_they_mean(declared: str, actual: str | 
     have = {} if actual is None else {"parameters": {"p": actual}}
     distance_n = Module().distance_n({"state": "loaded", "parameters": {"p": declared}}, {"state": "loaded", **have})
     assert (distance_n == 0) is alike
+
+
+@pytest.mark.invariant("S2")
+def test_parameters_that_not_everybody_may_read_are_named(machine: Machine) -> None:
+    machine.load("quota", key="1234", size="4", other="x")
+    (machine.sys / "quota/parameters/key").chmod(0o400)
+    (machine.sys / "quota/parameters/other").chmod(0o640)
+    seen = machine.kind.observe("quota")
+    assert isinstance(seen, dict) and seen["secret"] == ["key", "other"] and machine.kind.secret(seen)
+    declared: Attrs = {"state": "loaded", "parameters": {"key": "5", "size": "4"}}
+    assert machine.kind.marked("quota", declared) == {**declared, "secret": ["key"]}
+    assert machine.kind.marked("quota", seen) == seen
+    assert machine.kind.distance_n({**declared, "secret": ["key"]}, seen) == HALF_N
+    text = machine.kind.export("quota", Declared({**declared, "secret": ["key"]}), lambda digest: None)
+    assert text == declared, "an export can be declared"
+
+
+@pytest.mark.invariant("S2")
+def test_parameters_of_what_is_not_loaded_are_secrets(machine: Machine) -> None:
+    """No kernel says yet who may read them."""
+    declared: Attrs = {"state": "loaded", "parameters": {"key": "5"}}
+    assert machine.kind.marked("absent", declared) == {**declared, "secret": ["key"]}
+    assert machine.kind.marked("absent", {"state": "loaded"}) == {"state": "loaded"}
+    assert machine.kind.marked("absent", None) is None

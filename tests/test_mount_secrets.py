@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pact.resources.mount_secrets import HIDDEN, holds_secret, shown, shown_option, shown_source
+from pact.resources.mount_secrets import HIDDEN, holds_secret, shown, shown_option, shown_source, unquoted
 
 pytestmark = pytest.mark.invariant("S2")
 
@@ -47,3 +47,14 @@ def test_of_attributes_only_these_two_change() -> None:
     attrs = {"fstype": "cifs", "source": "//a:b@h/s", "options": ["rw", "password=x"], "value": "password=x"}
     assert shown(attrs) == {**attrs, "source": f"//{HIDDEN}@h/s", "options": ["rw", f"password={HIDDEN}"]}
     assert holds_secret(attrs) and not holds_secret({"options": ["rw"], "source": "tmpfs"}) and not holds_secret({"mode": "0644"})
+
+
+@pytest.mark.parametrize(("text", "means"), [
+    ("mount: /m: special device //ann:pa@host/x does not exist.", f"mount: /m: special device //{HIDDEN}@host/x does not exist."),
+    ("its password pa is wrong: password=pa", f"its password pa is wrong: password={HIDDEN}"),
+    ("bad option token=abcd", f"bad option token={HIDDEN}"), ("abcd is no token", f"{HIDDEN} is no token"),
+    ("nothing of it: rw, /m", "nothing of it: rw, /m"),
+])  # fmt: skip
+def test_what_a_tool_says_is_told_without_what_it_was_called_with(text: str, means: str) -> None:
+    mount = {"source": "//ann:pa@host/x", "fstype": "cifs", "options": ["rw", "password=pa", "token=abcd"]}
+    assert unquoted(text, None, mount) == means

@@ -18,7 +18,7 @@ from public_root import Chain
 from pact._fast import reference
 from pact.agent.config import load as load_config
 from pact.agent.requests import parse
-from pact.agent.views import record_line, without_data
+from pact.agent.veil import Veil, without_data
 from pact.cluster.auth import parse as parse_keys
 from pact.core import public, rootlog, strict, wire
 from pact.core.answers import answer_of, refusal_of
@@ -206,7 +206,7 @@ def test_lines_of_an_export_and_of_a_backup(text: bytes) -> None:
 def test_a_journal_that_holds_such_a_record_is_shown_followed_and_sent_past_it(levels: int) -> None:
     body = orjson.dumps({"v": 1, "seq": 5, "actor": {"user": "ann"}, "data": {"x": "%"}}).replace(b'"%"', nasty.nested(levels))
     viewer = Caller(Actor("eve", 1, "viewer", "socket"), Owner("uid:1", "eve", 1))
-    line = record_line(body, "h" * 64, viewer)
+    line = Veil(b"key").record_line(body, "h" * 64, viewer)
     assert orjson.loads(line)["seq"] == 5 and orjson.loads(line)["hash"] == "h" * 64
     assert strict.readable(line) == (orjson.loads(line)["data"] == {"omitted": len(body)})
     assert strict.readable(without_data(body, "h" * 64))

@@ -14,13 +14,14 @@ from pact.agent.notify import log
 from pact.agent.probing import distance_n, observe
 from pact.core import below
 from pact.core.plan import Step
-from pact.errors import PactError, RestoreError
+from pact.errors import PactError
 from pact.model import Attrs, Observation, Unreadable, decode_name, encode_name, split_id
 from pact.resources import KINDS
 from pact.resources.ahead import FILES_MAX, Ahead
 from pact.resources.base import Blobs
 from pact.resources.file import KIND as FILE
 from pact.resources.mount import KIND as MOUNT
+from pact.resources.mount_secrets import unquoted
 from pact.resources.sweep import sweep
 
 #: Fewer files in a row are not worth writing ahead.
@@ -210,12 +211,10 @@ def _restore(step: Step, blobs: Blobs, ahead: Ahead | None = None, *, unread: bo
             MOUNT.restore_kept(name, step, blobs, saves)
         else:
             KINDS[kind].restore(name, step, blobs)
-    except RestoreError as exc:
-        return exc.message
     except OSError as exc:
         return (exc.strerror or os.strerror(exc.errno or 0)).lower()
-    except PactError as exc:
-        return exc.message
+    except PactError as exc:  # mount(8) quotes what it was called with  # S2
+        return unquoted(exc.message, step.target, step.actual)
     return ""
 
 

@@ -15,21 +15,22 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-import orjson
-
 from pact import __version__
 from pact._fast import syscalls
-from pact.agent import clock, garbage, owned, reload, views
+from pact.agent import clock, garbage, owned, reload
 from pact.agent.config import Config
 from pact.agent.control import Client, Control
 from pact.agent.diffing import Slices
 from pact.agent.hooks import Hooks
+from pact.agent.nodekey import node_key
 from pact.agent.notices import Notices
 from pact.agent.notify import Notifier, log
+from pact.agent.probing import placed
 from pact.agent.requests import Requests
 from pact.agent.signatures import moved_since
 from pact.agent.statedir import MountPoints, Underway, own_paths, require_owned, take_state_dir, wanted_contents
 from pact.agent.tracking import discovered
+from pact.agent.veil import HOOKS, Veil
 from pact.agent.watching import Watching
 from pact.agent.worker import Result, Worker, distance_n, observe
 from pact.core.events import (
@@ -108,6 +109,9 @@ class MachineRules:
     def volatile(self, resource: str) -> bool:
         return KINDS[resource.partition(":")[0]].volatile
 
+    def meant_secret(self, resource: str, attrs: Attrs | None) -> bool:
+        return KINDS[resource.partition(":")[0]].meant_secret(attrs)
+
     def matches(self, pattern: str, resource: str) -> bool:
         kind, name = split_id(resource)
         try:
@@ -148,7 +152,9 @@ class Agent:
         )  # fmt: skip
         self.clock = clock.Clock(offset_ns)
         self.ignore = Ignore([*config.ignore, *own_paths(config)])
-        self.node = Node(config.name, MachineRules(), state)
+        self._key = node_key(config.state_dir, lambda text: log(text, 4))
+        self.veil = Veil(self._key)
+        self.node = Node(config.name, MachineRules(), state, key=self._key)
         self._staged: dict[str, bytes] = {}
         self._staged_bytes = 0
         self._tokens: dict[int, Client] = {}
@@ -493,8 +499,8 @@ class Agent:
         def work() -> Result:
             self._slow_running.add(resource)
             owner_then = self._slow_pending.pop(resource, None)
-            seen = observe(resource)
-            return Result(0, lambda t, w: self._slow_done(Sighting(resource, seen, owner_then), t, w))
+            (seen,) = placed([Sighting(resource, observe(resource), owner_then)])
+            return Result(0, lambda t, w: self._slow_done(seen, t, w))
 
         self._slow.call(work)
 
@@ -509,7 +515,7 @@ class Agent:
 
     def _look_at(self, wanted: list[tuple[str, Owner | None]]) -> list[Sighting]:
         """Observe now what can be observed now."""
-        sightings = self.watching.observe(wanted, self._later)
+        sightings = placed(self.watching.observe(wanted, self._later))
         if self._slow_running:
             self._overtaken.update(s.resource for s in sightings if s.resource in self._slow_running)
         return sightings
@@ -625,8 +631,9 @@ class Agent:
                 client.tokens.discard(effect.token)
                 if effect.exit_code == EXIT_DENIED and not client.admin:
                     self.control.note_denied(client.caller.actor.uid)
-                result = effect.result if client.admin else views.masked(effect.result, client.caller)  # S2
-                client.send({"ok": effect.exit_code == 0, "exit": effect.exit_code, "message": effect.message,
+                result = effect.result if client.admin else self.veil.masked(effect.result, client.caller)  # S2
+                said = effect.message if client.admin else self.veil.told(effect.message, effect.result)
+                client.send({"ok": effect.exit_code == 0, "exit": effect.exit_code, "message": said,
                              "hint": effect.hint, "result": result})  # fmt: skip
                 self.control.flush(client)
         elif isinstance(effect, Look | Probe | Act | Discover):
@@ -772,7 +779,7 @@ class Agent:
             return
         self._reload_owed = False
         garbage.replaced()
-        self.node = Node(self.config.name, MachineRules(), state, jobs_from=before.jobs_numbered)
+        self.node = Node(self.config.name, MachineRules(), state, jobs_from=before.jobs_numbered, key=self._key)
         self.node.unreadable = before.unreadable
         self.node.refusals, self.node.killed = before.refusals, before.killed
         self.node.alone_since_ns, self.node.fleet_seq = before.alone_since_ns, before.fleet_seq
@@ -999,9 +1006,10 @@ class Agent:
         followers = [c for c in self.control.clients.values() if c.watching]
         for client in followers:
             for record, body in rows:
-                client.send(b'{"record":' + views.record_line(body, record.hash, client.caller) + b"}")
+                client.send(b'{"record":' + self.veil.record_line(body, record.hash, client.caller) + b"}")
             self.control.flush(client)
-        self.hooks.events([orjson.dumps(record.to_json()) for record, _ in rows] if self.hooks.paths() else [])
+        self.hooks.events([self.veil.record_line(body, record.hash, HOOKS) for record, body in rows]
+                          if self.hooks.paths() else [])  # fmt: skip
 
 
 def _marked(resource: str, attrs: Attrs | None) -> Attrs | None:

@@ -42,7 +42,7 @@ def _gather(agent: Agent, client: Client, token: int, targets: Sequence[str], id
     entries: list[tuple[str, bytes]] = []
     piece: list[views.Differing] = []
     for at, resource in enumerate(ids):
-        found = views.differing(agent.node, client.caller, resource)
+        found = views.differing(agent.node, client.caller, agent.veil, resource)
         if found is not None:
             piece.append(found)
         if len(piece) >= PIECE_MAX or at == len(ids) - 1:
@@ -50,7 +50,7 @@ def _gather(agent: Agent, client: Client, token: int, targets: Sequence[str], id
             piece = []
         yield
     new: list[dict[str, Any]] = []
-    listed = views.each_untracked(agent.node, client.caller, targets or None)
+    listed = views.each_untracked(agent.node, client.caller, agent.veil, targets or None)
     for entry in islice(listed, views.UNTRACKED_MAX):
         new.append({"id": entry["resource"], **entry})
         yield

@@ -20,14 +20,14 @@ import orjson
 import zmq
 
 from pact import __version__
-from pact.agent import views
+from pact.agent import veil
 from pact.agent.budget import Budget
 from pact.agent.notify import log
 from pact.agent.remote import ANSWER_MAX, ROWS_MAX, Callers, Remote
 from pact.cluster import keys
 from pact.cluster.links import Links
 from pact.core import groups, strict
-from pact.core.events import Caller, FleetTold, LinkChanged
+from pact.core.events import FleetTold, LinkChanged
 from pact.core.outbox import WITH_ANSWER_RECORDS, Outbox, Read, Up, can_wait, with_answer
 from pact.core.records import Record, rfc3339
 from pact.core.seals import NodeSeals, key_id, of_one
@@ -42,7 +42,7 @@ from pact.errors import (
     JournalError,
     RequestError,
 )
-from pact.model import NS_PER_S, Actor, Owner
+from pact.model import NS_PER_S
 
 if TYPE_CHECKING:
     from pact.agent.agent import Agent
@@ -67,7 +67,6 @@ ONCE: Final = frozenset({
     "emergency_end", "track",
 })  # fmt: skip
 HERE_ONLY: Final = frozenset({"watch", "export", "content"})
-VIEWER: Final = Caller(Actor("cluster", None, "viewer", "cluster"), Owner("cluster", "cluster"))
 NOT_SEALED: Final = orjson.dumps({
     "ok": False, "exit": EXIT_UNREACHABLE, "message": "this node takes only what a root has sealed for it",
     "hint": "the root, or an aggregator on the way, is older than the node", "result": {}})  # fmt: skip
@@ -252,9 +251,9 @@ class Link:
             rows = self.agent.journal.bodies(first, limit)
         size = 0
         for hash_, body in islice(rows, limit):
-            line = views.record_line(body, hash_, VIEWER)
+            line = self.agent.veil.record_line(body, hash_, veil.VIEWER)
             if len(line) > LINE_MAX or not strict.readable(line):
-                line = views.without_data(body, hash_)  # else the root would refuse it, and ask for it for ever
+                line = veil.without_data(body, hash_)  # else the root would refuse it, and ask for it for ever
             yield line + b"\n"
             size += len(line)
             if size >= READ_BYTES:

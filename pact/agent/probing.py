@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, Final
 
@@ -15,6 +16,7 @@ from pact.resources.base import Keep
 from pact.resources.consumers import find_holders
 from pact.resources.file import KIND as FILE
 from pact.resources.locks import package_locks
+from pact.resources.mount_secrets import unquoted
 from pact.resources.obstacles import obstacles
 from pact.resources.possible import impossible
 
@@ -24,6 +26,24 @@ NAMED_MAX: Final = 5
 def observe(resource: str, keep: Keep | None = None) -> Observation:
     kind, name = split_id(resource)
     return KINDS[kind].observe(name, keep)
+
+
+def placed(sightings: Iterable[Sighting]) -> list[Sighting]:
+    """The same, right after they were made, with what only their place says: that a directory on the way is closed to
+    others. It is asked once for each directory, after all in it was read: what came into one that was just closed
+    counts as closed.  # S2"""
+    reachable: dict[str, bool] = {}
+    out = []
+    for sighting in sightings:
+        kind, name = split_id(sighting.resource)
+        seen = sighting.observation
+        if isinstance(seen, dict) and "sha256" in seen:
+            above = name.rpartition("/")[0]
+            if above not in reachable:
+                reachable[above] = KINDS[kind].reachable(name)
+            sighting = sighting if reachable[above] else replace(sighting, secret=True)
+        out.append(sighting)
+    return out
 
 
 def distance_n(resource: str, declared: Attrs | None, actual: Attrs | None) -> int:
@@ -64,15 +84,21 @@ def probe(
             refusals.append(refusal)
     if carried:
         notes.append(f"{_named([s.id for s in carried])}: seen through what is replaced; brought back below it")
-    notes += [f"{s.id}: what lies in {s.actual['target']} stays there" for s in differing
+    notes += [f"{s.id}: what lies in {_led(s.id, s.actual)} stays there" for s in differing
               if s.id.startswith("file:") and below.turns(s) and s.actual is not None]  # fmt: skip
     in_the_way, made = obstacles([*differing, *carried], conforming)
     refusals, notes = [*refusals, *in_the_way, *impossible([*differing, *carried])], notes + made
+    refusals = [unquoted(r, *(a for s in differing for a in (s.target, s.actual))) for r in refusals]  # S2
     if differing and consumers and not force:
         refusals += package_locks(differing)
     asked = [s for s in (*differing, *carried) if not applying or KINDS[split_id(s.id)[0]].disturbs(s)]
     holders = find_holders(asked, ask=ask) if consumers else []
     return sightings, holders, refusals, saves, notes
+
+
+def _led(resource: str, link: Attrs) -> str:
+    """Where a link led, for people; not out of a closed directory.  # S2"""
+    return str(link["target"]) if FILE.reachable(split_id(resource)[1]) else "what it led to"
 
 
 def _first_look(resource: str, keep: Keep) -> Observation:

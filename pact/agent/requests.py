@@ -319,7 +319,7 @@ class Requests:
         agent = self.agent
         now_ns, wall_ns = agent.now()
         result = views.status(
-            agent.node, client.caller, now_ns=now_ns, wall_ns=wall_ns, observers=agent.health(),
+            agent.node, client.caller, agent.veil, now_ns=now_ns, wall_ns=wall_ns, observers=agent.health(),
             journal=agent.journal_json(), unrecorded=agent.unrecorded,
         )  # fmt: skip
         if agent.link is not None:
@@ -362,22 +362,24 @@ class Requests:
         if args.get("follow", False):
             rows = self.agent.journal.newest(count, since=args.get("since", ""), type_=args.get("type", ""))
             client.watching = True
-            client.stream(b'{"record":' + views.record_line(body, hash_, client.caller) + b"}"
+            client.stream(b'{"record":' + self.agent.veil.record_line(body, hash_, client.caller) + b"}"
                           for body, hash_ in list(islice(rows, FOLLOW_MAX))[::-1])  # fmt: skip
         else:
-            self._tell(client, "log", telling.log(self.agent.journal.path, client.caller, count, args.get("since", ""),
-                                                  args.get("type", "")))  # fmt: skip
+            self._tell(client, "log", telling.log(self.agent.journal.path, client.caller, self.agent.veil, count,
+                                                  args.get("since", ""), args.get("type", "")))  # fmt: skip
 
     def _watch(self, client: Client, args: dict[str, Any]) -> None:
         client.watching = True
 
     def _show(self, client: Client, args: dict[str, Any]) -> None:
-        path, blobs = self.agent.journal.path, self.agent.telling.blobs
-        self._tell(client, "show", telling.show(path, client.caller, blobs, args["seq"]))
+        agent = self.agent
+        self._tell(client, "show", telling.show(agent.journal.path, client.caller, agent.veil, agent.telling.blobs,
+                                                args["seq"]))  # fmt: skip
 
     def _content(self, client: Client, args: dict[str, Any]) -> None:
-        path, blobs = self.agent.journal.path, self.agent.telling.blobs
-        self._tell(client, "content", telling.content(path, client.caller, blobs, args["seq"], args.get("resource")))
+        agent, seq, resource = self.agent, args["seq"], args.get("resource")
+        self._tell(client, "content", telling.content(agent.journal.path, client.caller, agent.veil,
+                                                      agent.telling.blobs, seq, resource))  # fmt: skip
 
     def _consumers(self, client: Client, args: dict[str, Any]) -> None:
         asking.consumers(self, client, args)
@@ -387,7 +389,7 @@ class Requests:
         agent.require_durable()
         state = agent.node.state
         self._tell(client, "export", telling.exported(state.all_declared_raw(), dict(state.tracked), client.caller,
-                                                      agent.telling.blobs, agent.ignore))  # fmt: skip
+                                                      agent.veil, agent.telling.blobs, agent.ignore))  # fmt: skip
 
     def _tell(self, client: Client, op: str, lines: Iterator[bytes]) -> None:
         telling.tell(self.agent, client, op, lines)

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
-from pact.agent import views
 from pact.agent.control import Client
+from pact.agent.veil import Veil, is_secret, save_is_secret
 from pact.agent.worker import Result
 from pact.core import strict
 from pact.core.events import Caller, Event, Ticked
@@ -165,15 +165,15 @@ def answered(result: Mapping[str, Any]) -> bytes:
     return orjson.dumps({"ok": True, "exit": 0, "message": "", "hint": "", "result": result})
 
 
-def log(path: str, caller: Caller, count: int | None, since: str, type_: str) -> Iterator[bytes]:
+def log(path: str, caller: Caller, veil: Veil, count: int | None, since: str, type_: str) -> Iterator[bytes]:
     """Records, the newest first."""
     with closing(SqliteJournal(path, read_only=True)) as journal:
         for body, hash_ in journal.newest(count, since=since, type_=type_):
-            yield b'{"record":' + views.record_line(body, hash_, caller) + b"}"
+            yield b'{"record":' + veil.record_line(body, hash_, caller) + b"}"
     yield END
 
 
-def show(path: str, caller: Caller, blobs: Blobs, seq: int) -> Iterator[bytes]:
+def show(path: str, caller: Caller, veil: Veil, blobs: Blobs, seq: int) -> Iterator[bytes]:
     """A record, and the contents that it keeps, as far as they are for the caller."""
     record, admin = _record(path, seq), caller.actor.role == "admin"
     contents = {}
@@ -184,16 +184,16 @@ def show(path: str, caller: Caller, blobs: Blobs, seq: int) -> Iterator[bytes]:
         room -= save["attrs"].get("size", 0) if digest and save.get("attrs") else 0
         if digest and room < 0:
             entry["left_out"] = f"too much for one answer: pact show {seq} --resource {resource}"
-        elif digest and (admin or not views.save_is_secret(resource, save)):
+        elif digest and (admin or not save_is_secret(resource, save)):
             data = blobs(digest)
             if data is not None:
                 text = KINDS["file"].text(save["attrs"], {digest: data}.get)
                 entry["content" if text is not None else "content_base64"] = (
                     text if text is not None else base64.b64encode(data).decode()
                 )
-        contents[resource] = entry if admin else views.masked(entry, caller)
-    body = record.to_json() if admin else views.masked(record.to_json(), caller)
-    yield answered({"record": body, "contents": contents})
+        contents[resource] = entry
+    answer = {"record": record.to_json(), "contents": contents}
+    yield answered(answer if admin else veil.masked(answer, caller))
 
 
 def _record(path: str, seq: int) -> Record:
@@ -204,7 +204,7 @@ def _record(path: str, seq: int) -> Record:
         return record
 
 
-def content(path: str, caller: Caller, blobs: Blobs, seq: int, resource: str | None) -> Iterator[bytes]:
+def content(path: str, caller: Caller, veil: Veil, blobs: Blobs, seq: int, resource: str | None) -> Iterator[bytes]:
     """One content that a record keeps. Raises UsageError, DeniedError."""
     saves, admin = _record(path, seq).data.get("saves", {}), caller.actor.role == "admin"
     kept = {r: s for r, s in saves.items() if s.get("sha256")}
@@ -217,18 +217,18 @@ def content(path: str, caller: Caller, blobs: Blobs, seq: int, resource: str | N
         resource = next(iter(kept))
     if resource not in kept:
         raise UsageError(f"record {seq} keeps no content of {resource}")
-    if not admin and views.save_is_secret(resource, kept[resource]):
+    if not admin and save_is_secret(resource, kept[resource]):
         raise DeniedError(f"the content of {resource} is not world-readable: this needs the role admin")
     data = blobs(kept[resource]["sha256"])
     if data is None:
         raise PactError(f"the content of {resource} is not in the store")
     attrs = kept[resource]["attrs"]
-    shown = attrs if admin else views.masked(attrs, caller)
+    shown = attrs if admin else veil.attrs(resource, attrs)
     yield answered({"resource": resource, "attrs": shown, "data": base64.b64encode(data).decode()})
 
 
-def exported(declared: Mapping[str, bytes], tracked: Mapping[str, str], caller: Caller, blobs: Blobs, ignore: Ignore
-             ) -> Iterator[bytes]:  # fmt: skip
+def exported(declared: Mapping[str, bytes], tracked: Mapping[str, str], caller: Caller, veil: Veil, blobs: Blobs,
+             ignore: Ignore) -> Iterator[bytes]:  # fmt: skip
     """Declared state as TOML, a line of JSON for each piece of text. ``declared``: the values as they are kept."""
     admin, last = caller.actor.role == "admin", ""
     if not declared and not tracked:
@@ -244,15 +244,15 @@ def exported(declared: Mapping[str, bytes], tracked: Mapping[str, str], caller: 
         if not admin and value.attrs is not None and holds_secret(value.attrs):
             yield orjson.dumps({"text": f"# {resource} is left out: it holds a password or a user's name\n"})
             continue
-        if not admin and value.attrs is not None and value.attrs.get("xattrs"):
-            value = replace(value, attrs=views.exported(resource, value.attrs))
-        if not admin and value.attrs is not None and "target" in value.attrs and views.is_secret(resource, value.attrs):
+        if not admin and value.attrs is not None and "target" in value.attrs and is_secret(resource, value.attrs):
             yield orjson.dumps({"text": f"# {resource} is left out: it lies in a closed directory\n"})
             continue
-        readable: Callable[[str], bytes | None] = blobs
-        if not admin and views.is_secret(resource, value.attrs):
-            readable = _nothing
-        for text in export([(resource, value)], readable):
+        if not admin and value.attrs is not None:
+            attrs, left_out = veil.exported(resource, value.attrs)
+            value = replace(value, attrs=attrs)
+            if left_out:
+                yield orjson.dumps({"text": f"# of {resource} something is left out: {left_out}\n"})
+        for text in export([(resource, value)], blobs):
             if text.startswith(f"\n[{kind}]\n") and kind == last:
                 continue
             yield orjson.dumps({"text": text})
@@ -260,7 +260,3 @@ def exported(declared: Mapping[str, bytes], tracked: Mapping[str, str], caller: 
     for text in export_track(tracked):
         yield orjson.dumps({"text": text})
     yield END
-
-
-def _nothing(_digest: str) -> bytes | None:
-    return None

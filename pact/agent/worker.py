@@ -18,7 +18,7 @@ from pact.agent.acting import MOVED, act, needs
 from pact.agent.clock import Clock, boottime_ns
 from pact.agent.fixpoint import Fixpoint
 from pact.agent.notify import log
-from pact.agent.probing import distance_n, observe, probe
+from pact.agent.probing import distance_n, observe, placed, probe
 from pact.agent.turnable import Turnable
 from pact.core import below
 from pact.core.events import Act, Acted, Discover, Discovered, Event, Look, Looked, Probe, Probed, Sighting
@@ -275,8 +275,8 @@ class Worker:
         results = act(effect.steps, self.blobs, resumed=effect.resumed, fixpoint=fixpoint, moved=moved, seen_after=seen,
                       saves=effect.saves)
         others = (r for r in effect.below if self.ignore.match(r) is None)
-        sightings = [Sighting(r, seen[r] if r in seen and r.startswith("file:") else observe(r))
-                     for r in (*(s.id for s in effect.steps), *others)]  # fmt: skip
+        sightings = placed(Sighting(r, seen[r] if r in seen and r.startswith("file:") else observe(r))
+                           for r in (*(s.id for s in effect.steps), *others))  # fmt: skip
         beside, reads = fixpoint.moved(), fixpoint.learned(results)
         return Result(effect.job, lambda t, w: Acted(t, w, effect.job, results, sightings, beside, reads))
 

@@ -358,6 +358,8 @@ def _value(value: Any) -> str:
     if isinstance(value, dict):
         return " ".join(f"{k}={v}" for k, v in value.items())
     text = str(value)
+    if text.startswith("keyed:"):  # each node has its own key, and what is the same on all of them is said once
+        return "(hidden)"
     return text[:16] + "…" if len(text) == 64 and set(text) <= set("0123456789abcdef") else text
 
 

@@ -42,12 +42,14 @@ AGENT_CALLER: Final = Caller(Actor("pact", None, "agent", "timer"), Owner("agent
 class Sighting:
     """One observation. ``owner`` is ``None`` where the kernel named no writer. ``moved_with``: nobody wrote it; a write
     to that other resource moved it.  # C8
+    ``secret``: others could not get at it where it lay when it was looked at.  # S2
     """
 
     resource: str
     observation: Observation
     owner: Owner | None = None
     moved_with: str = ""
+    secret: bool = False
 
 
 # -- events ---------------------------------------------------------------------------------------------------------

@@ -70,6 +70,9 @@ class Rules(Protocol):
     def volatile(self, resource: str) -> bool:
         """A reboot resets it (sysctl, module, mount): not a file."""
 
+    def meant_secret(self, resource: str, attrs: Attrs | None) -> bool:
+        """A declared value says itself that its content is not for everybody, whatever mode the resource has now."""
+
     def matches(self, pattern: str, resource: str) -> bool:
         """An adopt pattern means this resource, were it there."""
 
@@ -93,8 +96,10 @@ class Job:
 class Node:
     """One node. ``state`` is the fold; everything else here is derived from it or forgotten by a restart."""
 
-    def __init__(self, name: str, rules: Rules, state: State | None = None, *, jobs_from: int = 0) -> None:
-        """``jobs_from``: jobs are numbered above this, so that answers to another node's jobs are nobody's."""
+    def __init__(self, name: str, rules: Rules, state: State | None = None, *, jobs_from: int = 0,
+                 key: bytes = b"") -> None:  # fmt: skip
+        """``jobs_from``: jobs are numbered above this, so that answers to another node's jobs are nobody's. ``key``: of
+        this node, for the salts of records; without one they have none."""
         self.name = name
         self.rules = rules
         self.state = state or State()
@@ -115,6 +120,7 @@ class Node:
         self.wall_ns = 0
         self._time = (0, rfc3339(0))  # of records: several in a row have the same
         self.jobs_numbered = jobs_from
+        self._key = key
         self._effects: list[Effect] = []
         self._windows: NamedTimers[str] = NamedTimers()
         self._closing: NamedTimers[str] = NamedTimers()  # changes whose end is not announced yet, by opening time
@@ -156,6 +162,7 @@ class Node:
             self._time = (self.wall_ns, rfc3339(self.wall_ns))
         record, body = seal(
             self.state.seq + 1, self.state.hash, self._time[1], self.t_ns, self.name, type_, actor.to_json(), data,
+            key=self._key,
         )  # fmt: skip
         self._effects.append(AppendRecord(record, body))
         self.state.apply(record)
@@ -413,17 +420,19 @@ class Node:
                 return False
         if intent is not None:
             self.detect(resource, intent.id, intent.owner, actual, deviation_n, weight_n, self._opened(resource),
-                        moved_with)  # fmt: skip
+                        moved_with, secret=sighting.secret)  # fmt: skip
             return True
         if change is not None and (not identified or (writer is not None and writer.key == change.owner.key)):
             member = change.members[resource]
             by = writer if identified and writer is not None else replace(change.owner, command=member.command)
             moved_with = moved_with if identified else moved_with or member.moved_with
-            self.detect(resource, change.id, by, actual, deviation_n, weight_n, member.opened_ns, moved_with)
+            self.detect(resource, change.id, by, actual, deviation_n, weight_n, member.opened_ns, moved_with,
+                        secret=sighting.secret)  # fmt: skip
             return True
         owner = writer if writer is not None and identified else UNATTRIBUTED
         cid = self._joins(moved_with, owner) or state.ambient.get(owner.key) or self.new_change_id()
-        self.detect(resource, cid, owner, actual, deviation_n, weight_n, self._opened(resource, owner), moved_with)
+        self.detect(resource, cid, owner, actual, deviation_n, weight_n, self._opened(resource, owner), moved_with,
+                    secret=sighting.secret)  # fmt: skip
         return True
 
     def _joins(self, moved_with: str, owner: Owner) -> str:
@@ -450,7 +459,7 @@ class Node:
         return f"c{self.state.change_n + 1}"
 
     def detect(self, resource: str, cid: str, owner: Owner, actual: Attrs | None, deviation_n: int, weight_n: int,
-               opened_ns: int, moved_with: str = "") -> None:  # fmt: skip
+               opened_ns: int, moved_with: str = "", *, secret: bool = False) -> None:  # fmt: skip
         """Record drift, and the window if this is what opens one."""
         fresh = cid not in self.state.changes
         also = self._also(resource, owner)
@@ -465,6 +474,9 @@ class Node:
             data["with"] = moved_with
         if also:
             data["also"] = also
+        declared = self.state.declared(resource)
+        if secret or (declared is not None and self.rules.meant_secret(resource, declared.attrs)):
+            data["secret"] = True  # also where its mode lets everybody read it just now  # S2
         self.record("drift_detected", data)
         if fresh:
             self.window_opened(cid)

@@ -8,6 +8,7 @@ only. ``hash`` is SHA-256 over the 32 raw bytes of the previous hash followed by
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -47,6 +48,14 @@ _TYPED: Final = {"seq": int, "prev": str, "hash": str, "time": str, "t_ns": int,
                  "actor": dict, "data": dict}  # fmt: skip
 _KINDS: Final = tuple(_TYPED.values())
 _FIELDS_OF: Final = attrgetter(*_TYPED)
+#: The name of the field of ``data`` that keeps a record's hash from telling what was left out of it.
+SALT: Final = "salt"
+#: A record that holds something of which not everybody is shown all has one of these in its bytes, or such a command.
+_MARKS: Final = (
+    b'"sha256":', b'"secret":', b'"size":', b'"options":', b'"source":', b'"parameters":', b'"xattrs":{"',
+    b'"closed":["', b'"holders":[{', b'"type":"symlink"',
+)  # fmt: skip
+_COMMAND: Final = re.compile(rb'"command":"(?:[^"\\]|\\.)*?[ /]')
 
 _PLAIN: Final = frozenset({str, int, bool, type(None)})
 FIELDS: Final = frozenset({"v", "seq", "prev", "hash", "time", "t_ns", "node", "type", "actor", "data"})
@@ -103,15 +112,30 @@ def digest(prev: str, body: bytes) -> str:
     return hashlib.sha256(bytes.fromhex(prev) + body).hexdigest()
 
 
+def not_for_all(body: bytes) -> bool:
+    """A record with these canonical bytes may hold something that not everybody is shown; otherwise surely not."""
+    return any(mark in body for mark in _MARKS) or _COMMAND.search(body) is not None
+
+
 def seal(
-    seq: int, prev: str, time: str, t_ns: int, node: str, type_: str, actor: Mapping[str, Any], data: Mapping[str, Any]
-) -> tuple[Record, bytes]:
-    """A record with its hash, and its canonical bytes."""
+    seq: int, prev: str, time: str, t_ns: int, node: str, type_: str, actor: Mapping[str, Any], data: Mapping[str, Any],
+    *, key: bytes = b"",
+) -> tuple[Record, bytes]:  # fmt: skip
+    """A record with its hash, and its canonical bytes.
+
+    With the ``key`` of a node, a record that holds what not everybody is shown gets a salt. Everybody is shown its
+    hash; without a salt that nobody else can know it would tell whether a guess of what was left out is right.  # S2
+    """
     assert type_ in TYPES, type_
     assert not _has_float(data) and not _has_float(actor), "a float in a hashed record"  # the rest can hold none
-    body = orjson.dumps({
+    whole = {
         "v": VERSION, "seq": seq, "prev": prev, "time": time, "t_ns": t_ns, "node": node, "type": type_,
-        "actor": actor, "data": data}, option=orjson.OPT_SORT_KEYS)  # fmt: skip
+        "actor": actor, "data": data}  # fmt: skip
+    body = orjson.dumps(whole, option=orjson.OPT_SORT_KEYS)
+    if key and not_for_all(body):
+        salt = hashlib.blake2b(f"{seq} {prev}".encode(), digest_size=16, key=key, person=b"pact salt")
+        data = whole["data"] = {**data, SALT: salt.hexdigest()}
+        body = orjson.dumps(whole, option=orjson.OPT_SORT_KEYS)
     return Record(seq, prev, digest(prev, body), time, t_ns, node, type_, actor, data), body
 
 

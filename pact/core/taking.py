@@ -155,6 +155,7 @@ def probed_removal(node: Node, job: Job, event: Probed) -> None:
         settle.done(node, job, {**result, "state": "gone"}, EXIT_CONFLICT, "it is gone already")
         return
     owner, cid = owner_of(node, ids[0]), node.new_change_id()
+    closed = {r for r in ids if state.untracked[r].actual.get("secret")}
     declare_absent(node, {r: state.untracked[r].owner for r in ids}, "rolled back by name")
     for resource in ids:
         actual = _attrs(seen.get(resource))
@@ -164,6 +165,7 @@ def probed_removal(node: Node, job: Job, event: Probed) -> None:
         node.record("drift_detected", {
             "resource": resource, "change": cid, "owner": owner.to_json(), "opened_ns": node.t_ns, "actual": actual,
             "deviation_n": node.deviation_n(resource, declared, actual), "weight_n": node.weight_n(resource, declared),
+            **({"secret": True} if resource in closed else {}),
         })  # fmt: skip
     job.change, job.ids, job.args["notes"] = cid, tuple(state.changes[cid].members), list(event.notes)
     node.busy[cid] = job.n

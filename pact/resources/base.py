@@ -238,6 +238,10 @@ class Kind(ABC):
         """Content that is not world-readable: shown to admins alone.  # S2"""
         return False
 
+    def meant_secret(self, attrs: Attrs | None) -> bool:
+        """These attributes say themselves that the content is not for everybody.  # S2"""
+        return False
+
     def marked(self, name: str, attrs: Attrs | None) -> Attrs | None:
         """What a person declared, with what the machine itself knows about it (that it is a secret).  # S2"""
         return attrs

@@ -308,11 +308,19 @@ class File(Kind):
             return False
         return bool(attrs.get("secret")) or not int(attrs.get("mode", "0"), 8) & 0o004
 
+    def meant_secret(self, attrs: Attrs | None) -> bool:
+        return self.secret(attrs) and attrs is not None and ("mode" in attrs or bool(attrs.get("secret")))
+
     def marked(self, name: str, attrs: Attrs | None) -> Attrs | None:
-        """``secret`` where a directory on the way is closed now: what is mounted there may be gone when it is shown."""
-        if attrs is None or "sha256" not in attrs or enterable(decode_name(name)) is not False:
+        """``secret`` where a directory on the way is closed now (what is mounted there may be gone when it is shown),
+        or where no mode is declared, and the file that is there is not world-readable."""
+        if attrs is None or "sha256" not in attrs:
             return attrs
-        return {**attrs, "secret": True}
+        open_to_all = enterable(decode_name(name)) is not False
+        if open_to_all and "mode" not in attrs:
+            there = self.presence(name)
+            open_to_all = not isinstance(there, dict) or not self.secret(there)
+        return attrs if open_to_all else {**attrs, "secret": True}
 
     def text(self, attrs: Attrs | None, blobs: Blobs) -> str | None:
         if attrs is None or attrs.get("type") != "file" or "sha256" not in attrs:

@@ -1,4 +1,5 @@
-"""Kernel modules. Attributes: ``state`` (``loaded``) and ``parameters`` (only those that are declared are compared).
+"""Kernel modules. Attributes: ``state`` (``loaded``) and ``parameters`` (only those that are declared are compared);
+``secret`` names the parameters that not everybody may read.
 
 Absent is ``None``: not loaded. What is built into the kernel counts as loaded and cannot be unloaded.
 """
@@ -7,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
 from typing import Any, Final
 
@@ -79,7 +80,7 @@ class Module(Kind):
     def export(self, name: str, declared: Declared, blobs: Blobs) -> Any:
         if declared.attrs is None:
             return {"state": "unloaded", **export_common(declared)}
-        return {**declared.attrs, **export_common(declared)}
+        return {**{k: v for k, v in declared.attrs.items() if k != "secret"}, **export_common(declared)}
 
     def observe(self, name: str, keep: Keep | None = None) -> Observation:
         top = f"{self.sys}/{name}"
@@ -93,6 +94,8 @@ class Module(Kind):
             parameters = self._parameters(top)
             if parameters:
                 attrs["parameters"] = parameters
+            if closed := self._closed(top, parameters):
+                attrs["secret"] = closed
         except OSError as exc:
             return Unreadable(errno_text("module", exc))
         return attrs
@@ -112,6 +115,27 @@ class Module(Kind):
             if value is not None:
                 out[name] = value
         return out
+
+    @staticmethod
+    def _closed(top: str, parameters: Iterable[str]) -> list[str]:
+        """Those of these parameters that an ordinary account cannot read, or that cannot be looked at at all.  # S2"""
+        out = []
+        for name in sorted(parameters):
+            try:
+                if os.lstat(f"{top}/parameters/{name}").st_mode & 0o004:
+                    continue
+            except OSError:
+                pass  # it is not loaded, or this one is shown to nobody
+            out.append(name)
+        return out
+
+    def secret(self, attrs: Attrs | None) -> bool:
+        return bool(attrs and attrs.get("secret"))
+
+    def marked(self, name: str, attrs: Attrs | None) -> Attrs | None:
+        """``secret`` by the modes of the live files: a declaration cannot say it."""
+        closed = self._closed(f"{self.sys}/{name}", attrs["parameters"]) if attrs and "parameters" in attrs else []
+        return {**(attrs or {}), "secret": closed} if closed else attrs
 
     def distance_n(self, declared: Attrs | None, actual: Attrs | None) -> int:
         if declared is None or actual is None:

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 HIDDEN: Final = "(hidden)"
+#: A shorter word would be found in every text.
+QUOTED_MIN: Final = 3
 #: Options with a value; one that names a file (``passwd_file``, ``secretfile``) is where the secret is, not what it is.
 _OPTION: Final = re.compile(
     r"(?i)[\w.-]*(?:pass(?!ive)|pwd|secret|token|username|credential|access_?key|api_?key)[\w.-]*|user|key")
@@ -31,6 +33,36 @@ def shown_option(option: str) -> str:
 def shown_source(source: str) -> str:
     """The source as everybody may see it. Hosts, exports and labels stay."""
     return _QUERY.sub(rf"\g<1>{HIDDEN}", _BEFORE_HOST.sub(rf"\g<1>{HIDDEN}@", source))
+
+
+def option_secrets(option: str) -> list[str]:
+    """The parts of the option that are not for everybody."""
+    name, equals, value = option.partition("=")
+    if equals and value and _OPTION.fullmatch(name) and not _PLACE.fullmatch(name):
+        return [value]
+    return source_secrets(option) if equals and "@" in value else []
+
+
+def source_secrets(source: str) -> list[str]:
+    """The parts of the source that are not for everybody."""
+    before = [m.group(2) for m in _BEFORE_HOST.finditer(source)]
+    words = [word for pair in before for word in (pair, re.split("[:%]", pair, maxsplit=1)[1])]
+    return words + [m.group(0)[len(m.group(1)) :] for m in _QUERY.finditer(source)]
+
+
+def unquoted(text: str, *mounts: Mapping[str, Any] | None) -> str:
+    """What is said of mounts, by pact or by a tool, without the secrets in their attributes."""
+    words: dict[str, str] = {}
+    for attrs in mounts:
+        if attrs and isinstance(source := attrs.get("source"), str):
+            words |= {source: shown_source(source)} | dict.fromkeys(source_secrets(source), HIDDEN)
+        options = attrs.get("options", ()) if attrs else ()
+        for option in options if isinstance(options, list | tuple) else ():
+            if isinstance(option, str):
+                words |= {option: shown_option(option)} | dict.fromkeys(option_secrets(option), HIDDEN)
+    for word in sorted(words, key=len, reverse=True):
+        text = text.replace(word, words[word]) if len(word) >= QUOTED_MIN else text
+    return text
 
 
 def shown(attrs: Mapping[str, Any]) -> dict[str, Any]:

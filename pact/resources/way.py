@@ -216,23 +216,16 @@ def _turn(fd: int, name: bytes) -> bytes:
 
 def closed(dirfd: int) -> bool:
     """Others cannot enter this directory, or one above it; the roots of mounts count as they are mounted.  # S2"""
-    top = os.stat(b"/")
-    fd = os.dup(dirfd)
-    try:
-        while True:
-            st = os.fstat(fd)
-            if not st.st_mode & stat.S_IXOTH:
-                return True
-            if (st.st_dev, st.st_ino) == (top.st_dev, top.st_ino):
-                return False
-            above = os.open(b"..", STEP_FLAGS, dir_fd=fd)
-            os.close(fd)
-            fd = above
-            up = os.fstat(fd)
-            if (up.st_dev, up.st_ino) == (st.st_dev, st.st_ino):  # of a mount that was just taken off
-                return True
-    finally:
-        os.close(fd)
+    root, above, up = os.stat(b"/"), (-1, -1), b"."
+    top = root.st_dev, root.st_ino
+    while True:
+        st = os.stat(up, dir_fd=dirfd)
+        here = st.st_dev, st.st_ino
+        if not st.st_mode & stat.S_IXOTH or here == above:  # the latter: of a mount that was just taken off
+            return True
+        if here == top:
+            return False
+        above, up = here, up + b"/.."
 
 
 def turners(dirfd: int, leaf_uid: int) -> frozenset[int]:

@@ -19,6 +19,9 @@ class SimRules:
     def volatile(self, resource: str) -> bool:
         return not resource.startswith("file:")
 
+    def meant_secret(self, resource: str, attrs: Attrs | None) -> bool:
+        return False
+
     def matches(self, pattern: str, resource: str) -> bool:
         return resource.startswith(pattern.rstrip("*"))
 

@@ -111,6 +111,11 @@ def test_the_page_and_the_metrics_say_where_something_is_untracked() -> None:
     scenario("the_page_and_the_metrics_say_where_something_is_untracked", SCRIPT.with_name("scenarios_looking.py"))
 
 
+@pytest.mark.invariant("S2")
+def test_nobody_beside_a_node_can_guess_a_pin() -> None:
+    scenario("nobody_beside_a_node_can_guess_a_pin", SCRIPT.with_name("scenarios_secrets.py"))
+
+
 @pytest.mark.invariant("G1", "C1")
 def test_what_a_group_does_not_name_stays_declared() -> None:
     scenario("what_a_group_does_not_name_stays_declared", SCRIPT.with_name("scenarios_looking.py"))

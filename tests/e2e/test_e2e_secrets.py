@@ -302,3 +302,20 @@ def test_who_uses_what_is_told_of_what_is_looked_after_and_open_to_all(agent: Ag
     finally:
         world.end(holder)
     agent.pact("rollback", "--all", check=None)
+
+
+@pytest.mark.invariant("S2")
+def test_what_is_said_of_a_mount_that_cannot_be_made_names_no_password(agent: Agent) -> None:
+    """Neither what pact finds out itself, nor what mount(8) says."""
+    word, point = "hunter2", f"{TOP}/refused"
+    agent.world.sh(f"mkdir -p {point}; mount -t tmpfs //ann:{word}@host/x {point}")
+    agent.adopt(f"mount:{point}")
+    agent.world.sh(f"umount {point}; mount -t ramfs //ann:{word}@host/z {point}")
+    agent.drifted(f"mount:{point}")
+    text = f'[mount."{TOP}/never"]\nsource = "//ann:{word}@host/y"\nfstype = "ext4"\noptions = ["rw"]\n'
+    refused = agent.declare(text, check=1)
+    assert "no such file" in refused.err and word not in refused.out + refused.err
+    agent.pact("rollback", "--all", check=None)
+    for words in (["status"], ["diff"], ["log"]):
+        assert word not in agent.pact("--json", *words, uid=1236).out
+    agent.world.sh(f"umount {point}", check=False)

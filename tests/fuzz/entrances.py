@@ -14,6 +14,7 @@ from fuzz.kit import Feed, Target, outcome, piece
 from pact.agent import requests, telling
 from pact.agent.control import OUTPUT_MAX, REQUEST_MAX, Client
 from pact.agent.requests import ALL_FIELDS, ROOT_FIELDS, Requests
+from pact.agent.veil import Veil
 from pact.cluster.http import Http, _Client
 from pact.cluster.subscriptions import KEY_BYTES_MAX, TOPICS_MAX, Subscriptions
 from pact.core.events import Asked, Caller
@@ -98,7 +99,7 @@ class Agent:
             return None
 
         self.world, self.node, self.ignore = world, world.node, Ignore()
-        self.config = SimpleNamespace(file_limit=1 << 20)
+        self.config, self.veil = SimpleNamespace(file_limit=1 << 20), Veil(b"k" * 32)
         self.journal = SimpleNamespace(blob=nothing, path="/nonexistent", newest=lambda *_, **__: iter(()))
         self.control = SimpleNamespace(refuse=lambda c, why: c.send({"ok": False, "exit": 2, "message": why}), drop=nothing,
                                        note_denied=nothing, flush=nothing, connected=lambda c: True)  # fmt: skip
