@@ -231,6 +231,7 @@ def test_what_is_wrong_with_a_clients_file_is_said_with_what_was_meant(tmp_path:
 @pytest.mark.parametrize("text", [
     "@x';id;'", "@$(id)", "@x`id`", "@x|id", "@x/y/e", "@-rf", "@s:-x", "@a b", "@a\nb", "n1;id", "n${IFS}", "n%s", "n\0", "٣",
     "@x:[-4]", "@[1,-4]", ":[-4]", "n[1-99771-99724171]", "n[1,,2]", "n[1-2-3]", "n[1-99999[1-2]", "n[1-2]]",
+    "n[1-999999999999/99999999999]", "n99[0-99999]", "a[1-2]n9[0-99999]",
 ])  # fmt: skip
 def test_a_node_set_cannot_carry_a_command(text: str) -> None:
     """ClusterShell hands the names of groups to a shell, and whoever may look may name one."""
@@ -261,6 +262,11 @@ def test_names_with_many_numbers_fold_quickly_and_mean_the_same() -> None:
     assert set(nodesets.NodeSets().expand(nodesets.fold(odd))) == set(odd)
     odd = [f"a{i}b0c{n}" for i in range(300) for n in ("08", "09", "10", "9", "10x")]
     assert set(nodesets.NodeSets().expand(nodesets.fold(odd))) == set(odd)
+
+
+@pytest.mark.parametrize(("text", "count"), [("n3[0-5]", 6), ("n3[000-100]", 101), ("n3[08-12]", 5), ("n[8-12]5", 5), ("n3[1,10]", 2)])
+def test_a_digit_beside_a_range_means_as_many_names_as_are_counted(text: str, count: int) -> None:
+    assert len(nodesets.NodeSets().expand(text)) == count
 
 
 def test_many_names_with_two_numbers_are_folded_in_time() -> None:

@@ -76,8 +76,7 @@ def _expand(text: str) -> tuple[str, ...]:
 
 def parse(text: str, *, groups: bool = True) -> Any:
     """ClusterShell's NodeSet. Raises UsageError, also for an empty set, and for a group where there are none."""
-    from ClusterShell.NodeSet import RESOLVER_NOGROUP, NodeSet, NodeSetException
-    from ClusterShell.NodeUtils import GroupResolverError
+    from ClusterShell.NodeSet import RESOLVER_NOGROUP, NodeSet
 
     _refuse_huge(text)
     _refuse_unsafe(text)
@@ -85,7 +84,7 @@ def parse(text: str, *, groups: bool = True) -> Any:
         raise UsageError(f"{text[:200]!r}: the root knows no groups", "they are looked up where the command runs")
     try:
         parsed = NodeSet(text, resolver=None if groups else RESOLVER_NOGROUP)
-    except (NodeSetException, GroupResolverError, ValueError, LookupError, TypeError, RecursionError) as exc:
+    except Exception as exc:  # its own, Python's, and assertions: whatever a text makes the library raise is the text's
         raise UsageError(f"{text[:200]!r} is no node set: {str(exc)[:200]}",
                          "for example node[001-128], or @group") from None  # fmt: skip
     if not parsed:
@@ -144,12 +143,16 @@ def _refuse_huge(text: str) -> None:
     total = 0
     for part in _PARTS.findall(text):
         count = 1
-        for ranges in _RANGES.findall(part):
-            width = 0
-            for one in ranges.split(","):
+        for ranges in _RANGES.finditer(part):
+            width, after_digit = 0, part[: ranges.start()][-1:].isdigit()
+            for one in ranges[1].split(","):
                 found = _RANGE.fullmatch(one.strip())
                 if found is None:  # ClusterShell would read more into it than is counted here
                     raise UsageError(f"{one[:200]!r} in {part[:200]!r} is no range", "for example node[001-128/2,200]")
+                if found[2] and after_digit and len(found[1]) != len(found[2]):
+                    # ClusterShell joins them: n3[0-100] means 3,071 names to it, from n30 to n3100
+                    raise UsageError(f"a digit before a range from {found[1]} to {found[2]} in {part[:200]!r}",
+                                     "write the digit into the range, or both ends equally long: n3[000-100]")
                 if found[2]:
                     if max(map(len, found.groups(""))) > DIGITS_MAX:
                         raise UsageError(f"a range with numbers of more than {DIGITS_MAX} digits")
