@@ -5,7 +5,11 @@ from __future__ import annotations
 import pytest
 
 from pact.agent import budget
-from pact.agent.budget import KEPT_MAX, SHARE, Budget
+from pact.agent.budget import (
+    KEPT_MAX,
+    Budget,
+)
+from pact.limits import LOOP_SHARE
 
 
 class Clock:
@@ -27,9 +31,9 @@ def test_who_uses_up_his_share_waits_and_nobody_else_does(clock: Clock) -> None:
     spent = Budget()
     for _ in range(10):
         assert spent.wait_s("ann") == 0.0
-        spent.spend("ann", SHARE / 10)
+        spent.spend("ann", LOOP_SHARE / 10)
     assert spent.wait_s("ann") == pytest.approx(0.0) and spent.wait_s("bob") == 0.0
-    spent.spend("ann", SHARE)
+    spent.spend("ann", LOOP_SHARE)
     assert spent.wait_s("ann") == pytest.approx(1.0) and spent.wait_s("bob") == 0.0
     clock.now_s += 0.5
     assert spent.wait_s("ann") == pytest.approx(0.5)
@@ -44,7 +48,7 @@ def test_over_a_long_time_nobody_gets_more_than_his_share(clock: Clock) -> None:
             spent.spend("ann", 0.019)
             got += 0.019
         clock.now_s += 0.001
-    assert got <= 20 * SHARE + SHARE + 0.02
+    assert got <= 20 * LOOP_SHARE + LOOP_SHARE + 0.02
 
 
 def test_who_has_been_quiet_is_not_remembered(clock: Clock) -> None:

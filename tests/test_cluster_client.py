@@ -16,8 +16,8 @@ from cluster_kit import Kit, free_ports
 from pact.cli import main
 from pact.cluster import keys
 from pact.cluster.client import RootClient
-from pact.core.clients import CLIENTS_PER_KEY_MAX
 from pact.errors import DeniedError, UnreachableError
+from pact.limits import TREE_CLIENTS_EACH_MAX
 
 
 @pytest.fixture
@@ -135,7 +135,7 @@ def test_who_waited_for_a_root_that_came_is_told_why_it_is_not_taken(kit: Kit, m
         except UnreachableError as exc:
             problems.append(exc.message)
 
-    threads = [threading.Thread(target=ask) for _ in range(CLIENTS_PER_KEY_MAX + 2)]
+    threads = [threading.Thread(target=ask) for _ in range(TREE_CLIENTS_EACH_MAX + 2)]
     for thread in threads:
         thread.start()
     time.sleep(2)
@@ -143,7 +143,7 @@ def test_who_waited_for_a_root_that_came_is_told_why_it_is_not_taken(kit: Kit, m
     done.set()
     for thread in threads:
         thread.join(20)
-    assert len(under) == CLIENTS_PER_KEY_MAX and all("too many connections" in p for p in problems), problems
+    assert len(under) == TREE_CLIENTS_EACH_MAX and all("too many connections" in p for p in problems), problems
 
 
 def test_whose_key_is_removed_while_it_waits_is_told_so_and_nothing_stays_open(kit: Kit) -> None:

@@ -21,6 +21,7 @@ from cluster_kit import Kit, free_ports
 from pact.core import wire
 from pact.core.wire import Message
 from pact.errors import LocalProtocolError
+from pact.limits import FRAME_MAX, HEAD_MAX
 
 Socket = zmq.Socket[bytes]
 NAMES = {"root1": "aggregator", "agg1": "aggregator", "n1": "node", "n2": "node", "view": "viewer", "op": "ops", "adm": "admin"}
@@ -203,10 +204,10 @@ def test_an_answer_that_just_fits_a_frame_ends_nobody(kit: Hostile) -> None:
     kit.request(view, "ping", "n1")
     call = next(m for _ in range(20) if (m := kit.maybe(node, 0.3)) is not None and m.kind == "call")
     head = {"call": call.head["call"], "final": True, "parts": [[["n1"], 0]]}
-    size = wire.FRAME_MAX - len(wire.encode("answer", head)) - 109
+    size = FRAME_MAX - len(wire.encode("answer", head)) - 109
     body = b'{"ok":true,"exit":0,"x":"' + b"z" * (size - 27) + b'"}'
     frame = wire.encode("answer", {**head, "parts": [[["n1"], len(body)]]}, body)
-    assert wire.FRAME_MAX - 120 < len(frame) < wire.FRAME_MAX - 64, "CURVE adds to it"
+    assert FRAME_MAX - 120 < len(frame) < FRAME_MAX - 64, "CURVE adds to it"
     node.send(frame)
     assert "n1" in kit.result(view).head["failed"]
     view.close(0)
@@ -217,7 +218,7 @@ def test_a_request_that_just_fits_a_frame_ends_nobody(kit: Hostile) -> None:
     kit.node("n1")
     view = kit.person("view")
     head = {"id": 1, "op": "ping"}
-    size = wire.FRAME_MAX - len(wire.encode("request", head)) - 100  # CURVE adds to it
+    size = FRAME_MAX - len(wire.encode("request", head)) - 100  # CURVE adds to it
     view.send(wire.encode("request", head, b'{"x":"' + b"z" * (size - 8) + b'"}'))
     time.sleep(1)
     view.close(0)
@@ -299,7 +300,7 @@ def test_a_head_that_just_fits_or_says_more_ends_no_relay(kit: Hostile, at: str)
     kit.start_below()
     view = kit.person("view", at)
     before, after = b'{"id":1,"op":"status","nodes":"', b'"}'
-    view.send(raw_request(before + b"n" * (wire.HEAD_MAX - len(before) - len(after)) + after))
+    view.send(raw_request(before + b"n" * (HEAD_MAX - len(before) - len(after)) + after))
     assert kit.result(view).head["exit"] == 2
     view.send(raw_request(b'{"id":2,"op":"nodes"}', b'"' + b"x" * wire.BODY_MAX + b'"'))
     assert kit.result(view).head["exit"] == 2

@@ -224,7 +224,7 @@ def test_who_sends_slowly_or_never_reads_is_cut_off_and_holds_nobody_up(serving:
 
 @pytest.mark.invariant("V5")
 def test_connections_are_bounded(serving: Serving) -> None:
-    held = [socket.create_connection(("127.0.0.1", serving.http.port)) for _ in range(server.CONNECTIONS_MAX + 10)]
+    held = [socket.create_connection(("127.0.0.1", serving.http.port)) for _ in range(server.HTTP_CONNECTIONS_MAX + 10)]
     assert until(lambda: serving.http.turned_away == 10)
     for sock in held:
         sock.close()
@@ -247,7 +247,7 @@ def test_strangers_who_come_again_and_again_do_not_keep_health_from_answering(se
                 held.append(sock)
             except OSError:
                 pass
-            if len(held) > 2 * server.CONNECTIONS_MAX:
+            if len(held) > 2 * server.HTTP_CONNECTIONS_MAX:
                 held.pop(0).close()
         for sock in held:
             sock.close()

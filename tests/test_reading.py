@@ -91,13 +91,13 @@ def test_procfs_has_no_sizes_and_is_read(tmp_path: Path) -> None:
 def test_who_makes_an_endless_file_spends_his_own_time_and_nobody_else_s(
         huge: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     clock = Clock(monkeypatch, 1.0)
-    assert "too long to read" in str(read(huge)) and clock.reads <= reading.OWNER_S + 2
+    assert "too long to read" in str(read(huge)) and clock.reads <= reading.READING_EACH_S + 2
     reads = clock.reads
     assert "too long to read" in str(read(huge)) and clock.reads - reads <= 3, "nothing is left to him"
     for uid in (BOB, 0):
         assert not isinstance(read(owned(tmp_path / f"of{uid}", 5 * CHUNK, uid)), str)
     assert not isinstance(read(owned(tmp_path / "small", 100, ANN)), str), "what is small costs nothing"
-    clock.now_s += reading.AGAIN_S
+    clock.now_s += reading.READING_PERIOD_S
     assert not isinstance(read(owned(tmp_path / "later", 5 * CHUNK, ANN)), str)
 
 
@@ -108,7 +108,7 @@ def test_many_users_together_have_less_than_each_for_himself(
     began_s = clock.now_s
     for uid in range(2000, 2020):
         read(owned(tmp_path / str(uid), 1 << 40, uid))
-    assert clock.now_s - began_s < 2 * reading.OWNERS_S
+    assert clock.now_s - began_s < 2 * reading.READING_ALL_S
     assert not isinstance(read(owned(tmp_path / "root", 50 * CHUNK, 0)), str)
 
 

@@ -7,7 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pact.core.events import Asked
-from pact.core.refusals import AT_ONCE, EACH_NS, Bucket
+from pact.core.refusals import (
+    EACH_NS,
+    Bucket,
+)
+from pact.limits import REFUSALS_AT_ONCE
 from pact.model import NS_PER_S, Declared
 from pact.sim.world import World, person
 
@@ -35,7 +39,7 @@ def denied(world: World) -> list[dict[str, object]]:
 def test_of_many_refusals_all_are_counted_and_few_are_records() -> None:
     world = started()
     refused(world, 5000)
-    assert AT_ONCE <= len(denied(world)) <= AT_ONCE + 2
+    assert REFUSALS_AT_ONCE <= len(denied(world)) <= REFUSALS_AT_ONCE + 2
     assert all(world.replies[10_000 + n].exit_code == 3 for n in range(5000)), "each is told"
     world.advance(10 * EACH_NS)
     counted = sum(int(str(d.get("beyond", 0))) for d in denied(world))
@@ -45,7 +49,7 @@ def test_of_many_refusals_all_are_counted_and_few_are_records() -> None:
 
 def test_while_it_goes_on_there_is_a_record_a_second_that_says_how_many_were_none() -> None:
     world = started()
-    refused(world, 2 * AT_ONCE)
+    refused(world, 2 * REFUSALS_AT_ONCE)
     before = len(denied(world))
     for _ in range(20):
         world.advance(EACH_NS // 2)
@@ -53,15 +57,15 @@ def test_while_it_goes_on_there_is_a_record_a_second_that_says_how_many_were_non
     assert before + 8 <= len(denied(world)) <= before + 14
     world.advance(5 * EACH_NS)
     told = sum(int(str(d.get("beyond", 0))) + (d["request"] != "several") for d in denied(world))
-    assert told == 2 * AT_ONCE + 20 * 50
+    assert told == 2 * REFUSALS_AT_ONCE + 20 * 50
 
 
 def test_an_administrator_s_are_always_recorded_and_a_role_s_count_with_the_others() -> None:
     world = started()
-    refused(world, 3 * AT_ONCE)
+    refused(world, 3 * REFUSALS_AT_ONCE)
     before = len(denied(world))
     world.feed(lambda: Asked(world.t_ns, world.wall_ns, 1, "hold_release", {"name": "nothing"}, person("root", "admin", 0)))
-    refused(world, 3 * AT_ONCE, "ops", 9000)
+    refused(world, 3 * REFUSALS_AT_ONCE, "ops", 9000)
     assert len(denied(world)) <= before + 2
 
 

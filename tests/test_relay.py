@@ -12,6 +12,7 @@ from pact.core import wire
 from pact.core.outbox import Outbox, Read, Up
 from pact.core.relay import Child, Ended, Note, Peer, Relay, ToChildren
 from pact.core.wire import Message, message
+from pact.limits import FRAME_MAX
 from pact.model import NS_PER_S
 
 T = 100 * NS_PER_S
@@ -334,11 +335,11 @@ def test_what_fits_no_frame_is_dropped_counted_and_answered() -> None:
     b.say(OPS, "request", {"id": 7, "op": "status"})
     (asked,) = b.up()
     client = {"client": asked.head["client"], "id": 7}
-    part = message("part", {**client, "names": ["n1"]}, b"x" * wire.FRAME_MAX)
+    part = message("part", {**client, "names": ["n1"]}, b"x" * FRAME_MAX)
     (said,) = b.heard(b.relay.from_parent(part, b.t))
     assert said.kind == "result" and said.head["exit"] == 1 and "too much" in said.head["message"]
     head = {"call": "1.2", "op": "x", "nodes": ["n1"], "caller": CALLER, "fence": 1, "timeout_ms": 5000}
-    assert b.heard(b.relay.from_parent(message("call", head, b"x" * wire.FRAME_MAX), b.t)) == []
+    assert b.heard(b.relay.from_parent(message("call", head, b"x" * FRAME_MAX), b.t)) == []
     (up,) = b.up()
     assert up.head["lost"] == ["n1"] and up.head["final"]
     assert b.relay.unsaid == 2 and len(b.notes) == 2

@@ -47,9 +47,11 @@ def store(shared: EtcdCluster, name: str) -> Iterator[EtcdLog]:
 
 @pytest.mark.invariant("Q4")
 @pytest.mark.parametrize("term", [str((1 << 63) - 1), str((1 << 64) - 1), "9" * 5000, "-5", "abc", "", "1e9", " 7",
-                                  str(int(time.time()) + TERM_AHEAD_MAX_S + 2 * TERM_SKEW_MAX_S)])  # fmt: skip
+                                  "too far ahead"])
 def test_a_term_that_no_root_has_begun_keeps_no_root_from_leading(shared: EtcdCluster, store: EtcdLog, name: str,
                                                                   term: str) -> None:  # fmt: skip
+    if term == "too far ahead":
+        term = str(int(time.time()) + TERM_AHEAD_MAX_S + 2 * TERM_SKEW_MAX_S)
     first = lead(store)
     fill(store, first, 1)
     shared.ctl("put", f"/pact/{name}/term", "--", term)

@@ -10,8 +10,11 @@ from public_root import Chain
 from pact.cluster.nodesets import NodeSets
 from pact.core.root import Commit, Down, Limits, Note, Root
 from pact.core.rootlog import RootState
-from pact.core.shares import BURST_BYTES, BURST_EVENTS, Shares
+from pact.core.shares import (
+    Shares,
+)
 from pact.core.wire import message
+from pact.limits import SHARE_BYTES, SHARE_EVENTS
 from pact.model import NS_PER_S
 
 
@@ -50,14 +53,14 @@ class Log:
 @pytest.mark.invariant("T9")
 def test_a_node_that_floods_the_log_is_named_and_slowed_and_loses_nothing() -> None:
     log, loud, quiet = Log(), Chain("loud"), Chain("quiet")
-    lines = lines_of(loud, BURST_EVENTS + 2_000)
+    lines = lines_of(loud, SHARE_EVENTS + 2_000)
     at = 0
     while at < len(lines):
         seq, rewind = log.send(loud, lines[at : at + 250], at)
         if rewind or seq == -2:
             break
         at = seq + 1
-    assert BURST_EVENTS <= at < BURST_EVENTS + 1_000
+    assert SHARE_EVENTS <= at < SHARE_EVENTS + 1_000
     assert any("events over its share" in text and "loud" in text for text in log.notes)
     assert log.root.counters.refused
     # Others are as before, and it goes on slowly, from where it was.
@@ -81,7 +84,7 @@ def test_what_is_sent_again_costs_no_share_and_a_share_of_nothing_is_no_limit() 
     assert log.send(chain, lines[250:], 250) == (499, False)
     free = Log(0)
     other = Chain("m")
-    many = lines_of(other, BURST_EVENTS + 500)
+    many = lines_of(other, SHARE_EVENTS + 500)
     for at in range(0, len(many), 250):
         assert free.send(other, many[at : at + 250], at) == (at + 249, False)
 
@@ -93,8 +96,8 @@ def test_nobody_gets_more_than_his_share_and_one_batch(rows: list[tuple[int, int
         t_ns += wait_s * NS_PER_S
         if shares.takes("n", count, size, t_ns):
             events, volume = events + count, volume + size
-        assert events <= BURST_EVENTS + 5_000 + 10 * t_ns / NS_PER_S
-        assert volume <= BURST_BYTES + (40 << 20) + 10 * (16 << 10) * t_ns / NS_PER_S
+        assert events <= SHARE_EVENTS + 5_000 + 10 * t_ns / NS_PER_S
+        assert volume <= SHARE_BYTES + (40 << 20) + 10 * (16 << 10) * t_ns / NS_PER_S
 
 
 def test_who_has_been_quiet_is_not_remembered() -> None:

@@ -20,12 +20,10 @@ from rootlog_suite import until
 
 from pact.cluster.subscriptions import (
     FRAMES_MAX,
-    KEY_BYTES_MAX,
     SUBSCRIPTION_MAX,
-    TOPICS_BYTES_MAX,
-    TOPICS_MAX,
     Subscriptions,
 )
+from pact.limits import TOPICS_BYTES_MAX, TOPICS_KEY_BYTES_MAX, TOPICS_MAX
 
 TOPIC_MAX = 900  # what CURVE and the framing add counts, too
 
@@ -240,7 +238,7 @@ def test_all_connections_of_one_key_have_one_share() -> None:
         at.inodes[fd] = 100 + fd
         for n in range(each):
             at.counts.heard(fd, "ann", b"\1" + n.to_bytes(2, "big") + topic[2:])
-    assert KEY_BYTES_MAX == 4 * TOPICS_BYTES_MAX
+    assert TOPICS_KEY_BYTES_MAX == 4 * TOPICS_BYTES_MAX
     assert [(fd, why) for fd, _, why in at.cut] == [(4, "too many topics of one key")]
     at.inodes[9] = 900
     at.counts.heard(9, "bob", b"\1x")

@@ -91,4 +91,4 @@ def test_what_is_made_to_take_long_is_given_up(before: str, after: str, monkeypa
     begun = time.monotonic()
     diff = unified(before, after, "n")
     assert diff.startswith("--- declared n\n")
-    assert not searches or searches[-1] <= begun + textdiff.MATCH_S + 1.0
+    assert not searches or searches[-1] <= begun + textdiff.TEXT_DIFF_S + 1.0

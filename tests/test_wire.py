@@ -13,6 +13,7 @@ from pact.core import wire
 from pact.core.root import Root
 from pact.core.rootlog import RootState
 from pact.errors import LocalProtocolError, RemoteProtocolError
+from pact.limits import FRAME_MAX
 from pact.sim.cluster import CommaSets
 
 NAMES = st.text(st.characters(codec="utf-8"), min_size=1, max_size=20)
@@ -170,9 +171,9 @@ def test_what_is_wrong_is_said(frame: bytes, why: str) -> None:
 
 def test_limits_have_effect() -> None:
     with pytest.raises(LocalProtocolError, match="too many for a frame"):
-        wire.encode("request", {"id": 1, "op": "x"}, b"x" * wire.FRAME_MAX)
+        wire.encode("request", {"id": 1, "op": "x"}, b"x" * FRAME_MAX)
     with pytest.raises(RemoteProtocolError, match="at most"):
-        wire.decode(b"x" * (wire.FRAME_MAX + 1))
+        wire.decode(b"x" * (FRAME_MAX + 1))
     with pytest.raises(LocalProtocolError, match="node has the wrong"):
         wire.encode("ask", {"node": "n" * 254, "groups": []})
     with pytest.raises(LocalProtocolError, match="no field 'nodes'"):

@@ -15,6 +15,7 @@ from pact.core import tracked
 from pact.core.events import Ticked
 from pact.core.plan import Step
 from pact.errors import DeniedError, PactError, UsageError
+from pact.limits import CONSUMERS_ASKED_MAX
 from pact.model import Unreadable, split_id
 from pact.resources import kind_of
 from pact.resources.base import Held
@@ -24,7 +25,6 @@ from pact.resources.way import hangs
 if TYPE_CHECKING:
     from pact.agent.requests import Requests
 
-ASKS_MAX: Final = 32  # questions that wait at once: their thread may hang, whatever the others do
 NOT_YOURS: Final = "is not looked after here, or lies in a closed directory: asking who uses it needs the role admin"
 
 
@@ -42,7 +42,7 @@ def consumers(requests: Requests, client: Client, args: dict[str, Any]) -> None:
         raise DeniedError(f"{resource} lies on a file system that may hang: looking at it needs the role admin")
     if not admin and resource not in node.state and tracked.known(node, resource) is None:
         raise DeniedError(f"{resource} {NOT_YOURS}")
-    if agent.asking.waiting >= ASKS_MAX:
+    if agent.asking.waiting >= CONSUMERS_ASKED_MAX:
         raise PactError("too many such questions are waiting", "pact status says if one of them is stuck")
     declared = node.state.declared(resource)
     rules = declared.consumers if declared is not None else ()

@@ -6,14 +6,15 @@ import time
 from collections.abc import Hashable
 from typing import Final
 
-SHARE: Final = 0.2  # of each second
+from pact.limits import LOOP_SHARE
+
 KEPT_MAX: Final = 256
 
 
 class Budget:
     """Who has used up his share waits until it is there again. Seconds, by a clock that only goes forward."""
 
-    def __init__(self, share: float = SHARE) -> None:
+    def __init__(self, share: float = LOOP_SHARE) -> None:
         self._share = share
         self._spent: dict[Hashable, tuple[float, float]] = {}  # how much more than was given back, and when that was so
 

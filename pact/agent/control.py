@@ -25,26 +25,27 @@ from pact.agent.budget import Budget
 from pact.agent.peers import gids_of, groups_of
 from pact.core.events import Caller
 from pact.errors import EXIT_UNREACHABLE, EXIT_USAGE, OUT_OF, PactError
+from pact.limits import (
+    DENIED_EACH_MAX,
+    REQUEST_ADMIN_MAX,
+    REQUEST_MAX,
+    SOCKET_CLIENTS_EACH_MAX,
+    SOCKET_CLIENTS_MAX,
+    SOCKET_SILENT_S,
+    SOCKET_VIEWERS_MAX,
+)
 from pact.model import Actor
 from pact.observe.attribution import owner_of, writer_of_peer
 
-CLIENTS_MAX: Final = 128
 #: Descriptors that no client gets: for what the agent looks at, and what it stores.
 HEADROOM: Final = 24
 DEAF_S: Final = 0.5
 FULL: Final = orjson.dumps({"ok": False, "exit": EXIT_UNREACHABLE, "hint": "raise LimitNOFILE, or end what uses it up",
                             "message": "the agent has no file descriptor left", "result": {}}) + b"\n"  # fmt: skip
-CLIENTS_PER_UID_MAX: Final = 32
-VIEWERS_MAX: Final = 64  # of those: who may only look must not keep out who has to act
-#: Who has said and heard nothing for so long gives his place to somebody who wants one.
-SILENT_S: Final = 10.0
-REQUEST_MAX: Final = 64 << 10
-REQUEST_ADMIN_MAX: Final = 256 << 20
 OUTPUT_LOW: Final = 64 << 10
 OUTPUT_MAX: Final = 8 << 20
 SERVE_S: Final = 0.02
 PACE_S: Final = 0.5
-DENIED_BURST: Final = 60
 GROUPS_FOR_S: Final = 60.0  # group numbers are asked for again after this long
 READ_CHUNK: Final = 256 << 10
 SOCKET_DIR: Final = "directory of the control socket"
@@ -281,19 +282,19 @@ class Control:
         if actor.role == "admin":
             return False
         there = [c for c in self.clients.values() if not c.admin]
-        if sum(c.caller.actor.uid == actor.uid for c in there) >= CLIENTS_PER_UID_MAX:
+        if sum(c.caller.actor.uid == actor.uid for c in there) >= SOCKET_CLIENTS_EACH_MAX:
             return True
-        if len(self.clients) >= CLIENTS_MAX:
+        if len(self.clients) >= SOCKET_CLIENTS_MAX:
             return not self._give_up_one(there, actor)
         viewers = [c for c in there if c.caller.actor.role == "viewer"]
-        return actor.role == "viewer" and len(viewers) >= VIEWERS_MAX and not self._give_up_one(viewers, actor)
+        return actor.role == "viewer" and len(viewers) >= SOCKET_VIEWERS_MAX and not self._give_up_one(viewers, actor)
 
     def _give_up_one(self, among: Sequence[Client], actor: Actor) -> bool:
         """A place of the one who holds most, for somebody who has fewer; or of one that has long been silent.  # S8"""
         held = Counter(c.caller.actor.uid for c in among)
         most = max(held.values(), default=0)
         greedy = [c for c in among if held[c.caller.actor.uid] == most > held[actor.uid] + 1]
-        silent = [c for c in among if c.silent and time.monotonic() - c.said_s > SILENT_S]
+        silent = [c for c in among if c.silent and time.monotonic() - c.said_s > SOCKET_SILENT_S]
         chosen = min(greedy or silent, key=lambda c: (not c.silent, c.said_s), default=None)
         if chosen is not None:
             self.drop(chosen)
@@ -338,11 +339,11 @@ class Control:
     def note_denied(self, uid: int | None) -> None:
         """A refusal was journaled. Whoever collects many is served at the pace of one a second.  # S3"""
         now_s = time.monotonic()
-        left, since_s = self._allowance.get(uid, (float(DENIED_BURST), now_s))
-        left = min(DENIED_BURST, left + now_s - since_s) - 1
+        left, since_s = self._allowance.get(uid, (float(DENIED_EACH_MAX), now_s))
+        left = min(DENIED_EACH_MAX, left + now_s - since_s) - 1
         self._allowance[uid] = (left, now_s)
-        if len(self._allowance) > CLIENTS_MAX:
-            self._allowance = {u: (n, t) for u, (n, t) in self._allowance.items() if now_s - t < DENIED_BURST}
+        if len(self._allowance) > SOCKET_CLIENTS_MAX:
+            self._allowance = {u: (n, t) for u, (n, t) in self._allowance.items() if now_s - t < DENIED_EACH_MAX}
 
     def _paused(self, client: Client) -> bool:
         left, since_s = self._allowance.get(client.caller.actor.uid, (1.0, 0.0))

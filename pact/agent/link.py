@@ -32,7 +32,11 @@ from pact.core.outbox import WITH_ANSWER_RECORDS, Outbox, Read, Up, can_wait, wi
 from pact.core.records import Record, rfc3339
 from pact.core.seals import NodeSeals, key_id, of_one
 from pact.core.uplink import OF_LINKS, Deliver, Effect, Lost, Uplink
-from pact.core.wire import BODY_MAX, LINE_MAX, Message, beside
+from pact.core.wire import (
+    BODY_MAX,
+    Message,
+    beside,
+)
 from pact.errors import (
     EXIT_CONFLICT,
     EXIT_FAILED,
@@ -42,6 +46,7 @@ from pact.errors import (
     JournalError,
     RequestError,
 )
+from pact.limits import RECORD_MAX
 from pact.model import NS_PER_S
 
 if TYPE_CHECKING:
@@ -252,7 +257,7 @@ class Link:
         size = 0
         for hash_, body in islice(rows, limit):
             line = self.agent.veil.record_line(body, hash_, veil.VIEWER)
-            if len(line) > LINE_MAX or not strict.readable(line):
+            if len(line) > RECORD_MAX or not strict.readable(line):
                 line = veil.without_data(body, hash_)  # else the root would refuse it, and ask for it for ever
             yield line + b"\n"
             size += len(line)

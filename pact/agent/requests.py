@@ -11,7 +11,9 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
 from pact.agent import asking, diffing, telling, views
-from pact.agent.control import REQUEST_ADMIN_MAX, Client
+from pact.agent.control import (
+    Client,
+)
 from pact.agent.replayed import as_declared, rolled_back_state
 from pact.agent.worker import Result
 from pact.core import strict, tracked
@@ -20,6 +22,7 @@ from pact.core.records import rfc3339
 from pact.core.refusals import Bucket
 from pact.core.wire import are_holds
 from pact.errors import DeniedError, PactError, RequestError, UsageError, explained
+from pact.limits import REQUEST_ADMIN_MAX, VIEWERS_LOOKS_PER_S
 from pact.model import NS_PER_S, Declared, split_id
 from pact.resources import KINDS, kind_of
 from pact.resources.toml import checked_patterns
@@ -29,8 +32,6 @@ if TYPE_CHECKING:
 
 NUMBER_MAX: Final = 1 << 62
 FOLLOW_MAX: Final = 10_000
-#: Questions of all viewers together for which what is in constant motion is looked at before its time, each second.
-VIEWERS_HURRY: Final = 8
 
 #: op -> the fields of its args, each with its type. What is not named here is refused.
 FIELDS: Final[Mapping[str, Mapping[str, tuple[type, ...]]]] = {
@@ -127,7 +128,7 @@ class Requests:
         self.agent = agent
         self._token = 0
         self.tellers = telling.Tellers(agent)
-        self._hurries = Bucket(VIEWERS_HURRY, NS_PER_S // VIEWERS_HURRY)
+        self._hurries = Bucket(VIEWERS_LOOKS_PER_S, NS_PER_S // VIEWERS_LOOKS_PER_S)
         self._began_ns = agent.clock.now_ns()
         self._reads: Mapping[str, Callable[[Client, dict[str, Any]], None]] = {
             "ping": self._ping, "status": self._status, "check": self._check, "diff": self._diff, "log": self._log,

@@ -24,6 +24,7 @@ from pact.core.events import Caller, Event, Ticked
 from pact.core.wire import BODY_MAX
 from pact.errors import DeniedError, PactError, UsageError
 from pact.journal.sqlite import SqliteJournal
+from pact.limits import ANSWER_PIECE, ANSWER_PIECE_S
 from pact.model import Declared, split_id
 from pact.resources import KINDS
 from pact.resources.base import Blobs
@@ -34,9 +35,6 @@ if TYPE_CHECKING:
     from pact.agent.agent import Agent
     from pact.core.records import Record
 
-#: A piece is handed over when it is so long, or took so long.
-PIECE_BYTES: Final = 256 << 10
-PIECE_S: Final = 0.05
 KEPT_SHOWN: Final = 5
 #: Contents of a record that are shown with it; the others are asked for one by one.
 SHOWN_MAX: Final = 8 << 20
@@ -137,11 +135,11 @@ class Tellers:
 def _piece(lines: Iterator[bytes]) -> tuple[list[bytes], bool]:
     """The next lines as they are sent, in one, and whether they are the last."""
     out: list[bytes] = []
-    size, ends_s = 0, time.monotonic() + PIECE_S
+    size, ends_s = 0, time.monotonic() + ANSWER_PIECE_S
     for line in lines:
         out += [line, b"\n"]
         size += len(line)
-        if size >= PIECE_BYTES or time.monotonic() >= ends_s:
+        if size >= ANSWER_PIECE or time.monotonic() >= ends_s:
             return [b"".join(out)], False
     return [b"".join(out)], True
 

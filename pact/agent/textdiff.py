@@ -1,7 +1,7 @@
 """A unified diff of two texts within a bounded time: whoever writes one of them decides how hard they are to compare.
 
-What is equal at the beginning and the end is taken off first. A rest that takes longer than ``MATCH_S`` to compare is
-told as all its lines taken away and all others added, which is a diff, too.  # S7
+What is equal at the beginning and the end is taken off first. A rest that takes longer than ``TEXT_DIFF_S`` to compare
+is told as all its lines taken away and all others added, which is a diff, too.  # S7
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from collections.abc import Iterator, Sequence
 from difflib import SequenceMatcher
 from typing import Any, Final
 
+from pact.limits import TEXT_DIFF_S
+
 CONTEXT: Final = 3
-#: For one pair of texts.
-MATCH_S: Final = 0.25
 #: Pairs of equal lines that one search goes through: some 50 ms.
 PAIRS_MAX: Final = 500_000
 
@@ -36,7 +36,7 @@ class _Matcher(SequenceMatcher[str]):
         return super().find_longest_match(*args, **kwargs)
 
 
-def unified(before: str, after: str, name: str, match_s: float = MATCH_S) -> str:
+def unified(before: str, after: str, name: str, match_s: float = TEXT_DIFF_S) -> str:
     """The diff, empty where they are equal. Lines end at newlines only."""
     one, two = _lines(before), _lines(after)
     out = []

@@ -38,6 +38,7 @@ from pact.core.uplink import OF_LINKS, Deliver, Lost, Note, Uplink
 from pact.core.uplink import Effect as UplinkEffect
 from pact.core.wire import Message
 from pact.errors import ConfigError, LocalProtocolError, PactError, RemoteProtocolError
+from pact.limits import FRAME_MAX
 from pact.model import NS_PER_S
 
 ROUTER_BATCH: Final = 16  # of so many batches
@@ -151,7 +152,7 @@ class Aggregator:
         socket.zap_domain = domain.encode()
         socket.set(zmq.ZAP_ENFORCE_DOMAIN, 1)  # nobody comes in while there is nobody to ask  # T10
         socket.linger = 0
-        socket.maxmsgsize = wire.FRAME_MAX
+        socket.maxmsgsize = FRAME_MAX
         end_dead_connections(socket)
         socket.set(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
         socket.set(zmq.BACKLOG, BACKLOG)

@@ -35,6 +35,7 @@ from pact.errors import (
     UnreachableError,
     UsageError,
 )
+from pact.limits import FRAME_MAX
 
 WELCOME_S: Final = 6.0
 BEAT_S: Final = 2.0
@@ -191,7 +192,7 @@ class RootClient:
             sock.close(0)
             raise UsageError(f"the server's key for {url} is not a key of 40 characters in Z85",
                              "it is what NAME.key holds: --server-key, or in client.toml") from None
-        sock.linger, sock.maxmsgsize, sock.ipv6 = 0, wire.FRAME_MAX, True
+        sock.linger, sock.maxmsgsize, sock.ipv6 = 0, FRAME_MAX, True
         sock.reconnect_ivl = 200
         self._monitor = sock.get_monitor_socket(WATCHED)  # until the end: a key may be removed at any time
         try:

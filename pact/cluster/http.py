@@ -18,9 +18,8 @@ from typing import Any, Final
 
 from pact.cluster import page
 from pact.errors import PactError
+from pact.limits import HTTP_CONNECTIONS_MAX, HTTP_REQUEST_MAX
 
-CONNECTIONS_MAX: Final = 64
-REQUEST_MAX: Final = 8 << 10
 DEADLINE_S: Final = 5.0
 LINGER_S: Final = 1.0
 CACHE_S: Final = 0.5
@@ -69,7 +68,7 @@ class Http:
             raise PactError(f"[aggregator] http: {address!r} is no host:port")
         host = match["six"] or match["host"] or "127.0.0.1"
         try:
-            self._server = socket.create_server((host, int(match["port"])), backlog=CONNECTIONS_MAX,
+            self._server = socket.create_server((host, int(match["port"])), backlog=HTTP_CONNECTIONS_MAX,
                                                 family=socket.AF_INET6 if match["six"] else socket.AF_INET)  # fmt: skip
         except OSError as exc:
             self._selector.close()
@@ -115,7 +114,7 @@ class Http:
         """Everybody who waits, and their requests with them: who asks at once is answered at once, however many others
         only hold connections. One of those makes room.
         """
-        for _ in range(CONNECTIONS_MAX):
+        for _ in range(HTTP_CONNECTIONS_MAX):
             try:
                 sock, address = self._server.accept()
             except BlockingIOError:
@@ -123,7 +122,7 @@ class Http:
             except OSError:
                 time.sleep(0.01)  # no descriptor is free: do not spin
                 return
-            if len(self._clients) >= CONNECTIONS_MAX:
+            if len(self._clients) >= HTTP_CONNECTIONS_MAX:
                 self.turned_away += 1
                 self._end(self._in_the_way())
             sock.setblocking(False)
@@ -151,11 +150,11 @@ class Http:
     def _serve(self, client: _Client) -> None:
         try:
             if client.answered:  # what it still sends is thrown away, or closing would throw away the answer
-                if not client.sock.recv(REQUEST_MAX):
+                if not client.sock.recv(HTTP_REQUEST_MAX):
                     self._end(client)
                 return
             if client.answer is None:
-                data = client.sock.recv(REQUEST_MAX)
+                data = client.sock.recv(HTTP_REQUEST_MAX)
                 client.asked += data
                 if not data or not self._understood(client):
                     if not data:
@@ -176,7 +175,7 @@ class Http:
     def _understood(self, client: _Client) -> bool:
         """Whether the request is whole, or wrong; then its answer is ready."""
         asked = bytes(client.asked)
-        if END.search(asked) is None and len(asked) < REQUEST_MAX:
+        if END.search(asked) is None and len(asked) < HTTP_REQUEST_MAX:
             return False
         self.requests += 1
         line = LINE.match(asked)

@@ -15,6 +15,7 @@ from pact.core import wire
 from pact.core.uplink import Connect, Disconnect, Parent, Send
 from pact.core.wire import Message
 from pact.errors import RemoteProtocolError
+from pact.limits import FRAME_MAX
 
 DEAD_MS: Final = 15_000
 KEEPALIVE_S: Final = (10, 5, 3)  # idle for so long, then asked so often, so many times
@@ -70,7 +71,7 @@ class Links:
         socket.curve_serverkey = parent.key.encode()
         socket.linger = 0
         socket.sndhwm, socket.rcvhwm = SEND_HWM, RECEIVE_HWM
-        socket.maxmsgsize = wire.FRAME_MAX
+        socket.maxmsgsize = FRAME_MAX
         end_dead_connections(socket)
         socket.set(zmq.RECONNECT_IVL, random.randint(*RECONNECT_MS))
         socket.set(zmq.IPV6, 1)

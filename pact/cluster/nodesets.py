@@ -11,11 +11,11 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Any, Final
 
-from pact.core import wire
 from pact.errors import UsageError
+from pact.limits import NODE_SET_MAX
 
 NODES_MAX: Final = 100_000
-TEXT_MAX: Final = wire.NODES_MAX
+TEXT_MAX: Final = NODE_SET_MAX
 DIGITS_MAX: Final = 18
 MANY: Final = 200
 LOTS: Final = 4000  # of names with two numbers: folding both takes a tenth of a second then, and seconds of 100,000

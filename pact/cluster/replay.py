@@ -17,6 +17,7 @@ import zmq
 from pact.cluster.publish import DRAIN_MAX, Endpoint, Threaded, user_of
 from pact.core import public
 from pact.errors import JournalError, RequestError
+from pact.limits import REPLAY_REQUEST_MAX
 
 SEND_MAX: Final = 2000
 PEERS_MAX: Final = 1024
@@ -56,7 +57,7 @@ class Replay(Threaded):
         ``snapshot``: a number, and JSON. ``allowed`` is asked at each request for the key that sent it.
         """
         super().__init__(context, at, "pact-replay")
-        self.options = {zmq.SNDHWM: send_max, zmq.RCVHWM: 100, zmq.MAXMSGSIZE: public.REQUEST_MAX,
+        self.options = {zmq.SNDHWM: send_max, zmq.RCVHWM: 100, zmq.MAXMSGSIZE: REPLAY_REQUEST_MAX,
                         zmq.ROUTER_MANDATORY: 1}  # fmt: skip
         self._cluster = cluster
         self._read, self._head, self._snapshot, self._allowed = read, head, snapshot, allowed

@@ -16,13 +16,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
+from pact.limits import TOPICS_BYTES_MAX, TOPICS_KEY_BYTES_MAX, TOPICS_MAX
+
 #: Of one subscription, with the byte before the topic: a longer message ends its connection at once, in libzmq.
 SUBSCRIPTION_MAX: Final = 1024
-#: Of one connection.
-TOPICS_MAX: Final = 4096
-TOPICS_BYTES_MAX: Final = 256 << 10
-#: Of all connections with one key.
-KEY_BYTES_MAX: Final = 1 << 20
 #: From one connection between two sweeps, whether they change anything or not.
 FRAMES_MAX: Final = 8192
 
@@ -92,7 +89,7 @@ class Subscriptions:
     def _too_much(self, connection: _Connection) -> str:
         if len(connection.topics) > TOPICS_MAX or connection.bytes > TOPICS_BYTES_MAX:
             return "too many topics"
-        if connection.user and self._by_key[connection.user] > KEY_BYTES_MAX:
+        if connection.user and self._by_key[connection.user] > TOPICS_KEY_BYTES_MAX:
             return "too many topics of one key"
         return "too many subscriptions at once" if connection.frames > FRAMES_MAX else ""
 

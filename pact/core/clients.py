@@ -10,13 +10,13 @@ from typing import Any, Final
 
 from pact.core.directory import Child
 from pact.core.outbox import Up
-from pact.core.wire import BODY_MAX, NODES_MAX, Message
+from pact.core.wire import (
+    BODY_MAX,
+    Message,
+)
 from pact.errors import EXIT_FAILED, EXIT_UNREACHABLE, EXIT_USAGE
+from pact.limits import NODE_SET_MAX, REQUEST_MAX, TREE_CLIENTS_EACH_MAX, TREE_CLIENTS_MAX, TREE_REQUESTS_MAX
 
-CLIENTS_PER_KEY_MAX: Final = 16
-CLIENTS_MAX: Final = 4096
-REQUESTS_MAX: Final = 16
-REQUEST_MAX: Final = 64 << 10  # of people who are no administrators, as at a node's own socket
 CLIENT: Final = "client"
 
 def request_max(role: str) -> int:
@@ -55,7 +55,7 @@ class Clients:
         """A new session; False if there are too many of its key."""
         name = f"{self._relay}:{child.session:x}"
         same = sum(c.child.peer.key == child.peer.key for c in self._clients.values() if c.child.role == CLIENT)
-        if name in self._clients or same >= CLIENTS_PER_KEY_MAX or len(self._clients) >= CLIENTS_MAX:
+        if name in self._clients or same >= TREE_CLIENTS_EACH_MAX or len(self._clients) >= TREE_CLIENTS_MAX:
             return False
         child.client = name
         self._clients[name] = _Client(child)
@@ -76,19 +76,19 @@ class Clients:
         else:  # what stands there was said by another relay's child
             head = {**head, "direct": False}
         client = self._clients.get(head[CLIENT])
-        if client is None and head[CLIENT] and len(self._clients) < CLIENTS_MAX:
+        if client is None and head[CLIENT] and len(self._clients) < TREE_CLIENTS_MAX:
             client = self._clients[head[CLIENT]] = _Client(child)
         if client is None or client.child is not child:
             return None
-        if len(head["nodes"] or "") > NODES_MAX:  # each relay adds to the head: one that just fits would not, above
-            return failed(child, head, f"a node set of more than {NODES_MAX} characters", EXIT_USAGE)
+        if len(head["nodes"] or "") > NODE_SET_MAX:  # each relay adds to the head: one that just fits would not, above
+            return failed(child, head, f"a node set of more than {NODE_SET_MAX} characters", EXIT_USAGE)
         most = request_max(child.peer.role) if child.role == CLIENT else BODY_MAX
         if len(message.body) > most:
             return failed(child, head, f"a request of {len(message.body)} bytes; at most {most}", EXIT_USAGE)
         if not rooted:
             return failed(child, head, "there is no way to the root now")
-        if len(client.requests) >= REQUESTS_MAX and head["id"] not in client.requests:
-            return failed(child, head, f"{REQUESTS_MAX} requests are under way already")
+        if len(client.requests) >= TREE_REQUESTS_MAX and head["id"] not in client.requests:
+            return failed(child, head, f"{TREE_REQUESTS_MAX} requests are under way already")
         client.requests.add(head["id"])
         return Up("request", head, message.body)
 

@@ -17,6 +17,7 @@ from pact.core import strict
 from pact.core.records import rfc3339
 from pact.core.rootlog import ROOT, read_chunk
 from pact.errors import RequestError
+from pact.limits import REPLAY_REQUEST_MAX
 
 VERSION: Final = 1
 PREFIX: Final = "pact.v1."
@@ -25,7 +26,6 @@ ANY: Final = "*"
 PLAIN: Final = re.compile(r"[A-Za-z0-9_-]*\Z")
 TYPE: Final = re.compile(r"[a-z][a-z0-9_]{0,63}\Z")
 NUMBER_MAX: Final = 1 << 62
-REQUEST_MAX: Final = 1024
 PAGE_EVENTS: Final = 1000
 PAGE_BYTES: Final = 1 << 20
 SCAN_BYTES: Final = 16 << 20
@@ -139,13 +139,13 @@ class Refused:
 
 def request(frames: Frames) -> Get | Snapshot:
     """``GET``, type, number as three frames, or as one JSON array; ``SNAPSHOT``. Raises RequestError.  # V4"""
-    if not frames or sum(map(len, frames)) > REQUEST_MAX:
-        raise RequestError(f"a request has at most {REQUEST_MAX} bytes")
+    if not frames or sum(map(len, frames)) > REPLAY_REQUEST_MAX:
+        raise RequestError(f"a request has at most {REPLAY_REQUEST_MAX} bytes")
     words: object = [f.decode("utf-8", "replace") for f in frames]
     as_json = len(frames) == 1 and frames[0][:1] == b"["
     if as_json:
         try:
-            words = strict.loads(frames[0], REQUEST_MAX)
+            words = strict.loads(frames[0], REPLAY_REQUEST_MAX)
         except strict.NotStrictError:
             raise RequestError("that is no JSON") from None
     match words:

@@ -26,6 +26,7 @@ from pact.errors import (
     PactError,
     UsageError,
 )
+from pact.limits import QUESTIONS_EACH_MAX, QUESTIONS_MAX
 from pact.model import NS_PER_S
 
 if TYPE_CHECKING:
@@ -36,8 +37,6 @@ TIMEOUT_MAX_NS: Final = 3600 * NS_PER_S
 #: So long a node that has gone may come back, under another aggregator or with a new agent, and is asked again.
 AWAY_NS: Final = 10 * NS_PER_S
 TRIES_MAX: Final = 2
-QUESTIONS_MAX: Final = 1000
-QUESTIONS_EACH_MAX: Final = 125  # of one person
 #: What nobody's questions keep out: stopping the fleet, and settling what would else settle itself.
 SETTLING: Final = frozenset({"fleet_hold", "fleet_release", "group_commit", "group_rollback", "group_extend"})
 PROGRESS_NS: Final = NS_PER_S // 10

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Final
 
+from pact.limits import REFUSALS_AT_ONCE
 from pact.model import NS_PER_S
 
-AT_ONCE: Final = 100
 EACH_NS: Final = NS_PER_S
 
 
@@ -37,7 +37,7 @@ class Refusals(Bucket):
     """Of all who are no administrators together. ``beyond``: refused since the last record, and in none."""
 
     def __init__(self) -> None:
-        super().__init__(AT_ONCE, EACH_NS)
+        super().__init__(REFUSALS_AT_ONCE, EACH_NS)
         self.beyond = 0
 
     def admit(self, t_ns: int) -> bool:

@@ -23,6 +23,7 @@ from pact.core.outbox import Up
 from pact.core.uplink import SILENCE_NS, Note
 from pact.core.wire import Message
 from pact.errors import LocalProtocolError
+from pact.limits import RECORD_MAX
 from pact.model import NS_PER_S
 
 CHILDREN_MAX: Final = 256
@@ -352,7 +353,7 @@ class Relay:
             if not self.tree.has(child, node):
                 out += self._violation(child.name, "events of a node that is not below it", t_ns)
             elif not 0 < count <= wire.BATCH_RECORDS_MAX or not 0 < size <= (
-                wire.LINE_MAX if count == 1 else wire.BATCH_BYTES_MAX
+                RECORD_MAX if count == 1 else wire.BATCH_BYTES_MAX
             ):
                 out += self._violation(child.name, "a batch that is too large, or empty", t_ns)
             elif self.tree.where.get(node) is child:  # one batch of many must not keep the frame of all alive

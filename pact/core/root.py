@@ -22,6 +22,7 @@ from pact.core.shares import Shares
 from pact.core.twins import Twins
 from pact.core.wire import BODY_MAX, TO_CLIENTS, Message, beside, sections
 from pact.errors import EXIT_USAGE, PactError
+from pact.limits import ROOT_DENIED_PER_MINUTE
 from pact.model import NS_PER_S
 from pact.values import dataclass
 
@@ -30,7 +31,6 @@ CHUNK_SOFT_BYTES: Final = 512 << 10
 #: Batches that wait for a chunk. Beyond it they are dropped; their senders are told to send them again.
 WAITING_MAX_BYTES: Final = 64 << 20
 REWIND_NS: Final = NS_PER_S
-DENIED_PER_MINUTE: Final = 60  # of one person
 DENIED_USERS_MAX: Final = 1000
 REFUSED_MAX: Final = 4096  # nodes whose faults are counted one by one in the log
 DETAIL_MAX: Final = 200
@@ -248,7 +248,7 @@ class Root:
         if user not in counts and len(counts) >= DENIED_USERS_MAX:
             return
         counts[user] = counts.get(user, 0) + 1
-        if counts[user] <= DENIED_PER_MINUTE:
+        if counts[user] <= ROOT_DENIED_PER_MINUTE:
             self.record("denied", {"request": op, "why": why}, self.actor(caller))
 
     def fleet(self) -> dict[str, Any]:

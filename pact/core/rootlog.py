@@ -19,8 +19,8 @@ import orjson
 
 from pact.core import shapes, strict
 from pact.core.records import GENESIS, TYPES, Record, parse, rfc3339, seal
-from pact.core.wire import LINE_MAX
 from pact.errors import ChainError
+from pact.limits import RECORD_MAX
 from pact.values import dataclass
 
 ROOT: Final = "_root"
@@ -460,7 +460,7 @@ class Writer:
 
 def _object(line: bytes) -> dict[str, Any]:
     try:
-        obj = strict.loads_object(line, LINE_MAX)
+        obj = strict.loads_object(line, RECORD_MAX)
     except strict.NotStrictError as exc:
         raise ValueError(f"a line that is no JSON: {exc}") from None
     if not _SHAPE.keys() <= obj.keys():

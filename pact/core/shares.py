@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from typing import Final
 
+from pact.limits import SHARE_BYTES, SHARE_EVENTS
 from pact.model import NS_PER_S
 
-BURST_EVENTS: Final = 20_000
-BURST_BYTES: Final = 64 << 20
 BYTES_PER_EVENT: Final = 16 << 10  # of each event of the share
 
 
 class Shares:
-    """``per_s``: events a second of each node, beyond ``BURST_EVENTS``; 0: as many as come."""
+    """``per_s``: events a second of each node, beyond ``SHARE_EVENTS``; 0: as many as come."""
 
     def __init__(self, per_s: int) -> None:
         self._per_s = per_s
@@ -29,7 +28,7 @@ class Shares:
         at_ns, used, volume = self._used.get(node, (t_ns, 0.0, 0.0))
         back = max(0, t_ns - at_ns) * self._per_s / NS_PER_S
         used, volume = max(0.0, used - back), max(0.0, volume - back * BYTES_PER_EVENT)
-        over = used >= BURST_EVENTS or volume >= BURST_BYTES
+        over = used >= SHARE_EVENTS or volume >= SHARE_BYTES
         if not over:
             used, volume = used + events, volume + size
         self._used[node] = (t_ns, used, volume)

@@ -1,7 +1,7 @@
 """The one decoder of JSON and TOML for everything that comes from outside: from people, peers, files and programs.
 
-What it lets through is no deeper than ``DEPTH_MAX``, has no whole number beyond 64 bits, no key twice in one object, no
-text that is no Unicode and no number that JSON cannot say: so whatever handles it later can also compare it, show it
+What it lets through is no deeper than ``LEVELS_MAX``, has no whole number beyond 64 bits, no key twice in one object,
+no text that is no Unicode and no number that JSON cannot say: so whatever handles it later can also compare it, show it
 and write it again. What this process wrote itself, and finds under its own hash or in its own database, is read by
 ``own``. Nothing else in pact parses JSON or TOML.
 """
@@ -15,8 +15,8 @@ from typing import Any, Final
 import orjson
 
 from pact._fast import members_in, members_of
+from pact.limits import LEVELS_MAX
 
-DEPTH_MAX: Final = 32
 SHOWN_MAX: Final = 80
 #: A note that pact leaves to itself in a file of its own.
 SMALL_MAX: Final = 4 << 20
@@ -34,7 +34,7 @@ def loads(raw: bytes | bytearray | memoryview | str, most: int) -> Any:
     if len(text) > most:
         raise NotStrictError(f"{len(text)} bytes; at most {most} are read")
     try:
-        members = members_in(text, DEPTH_MAX)
+        members = members_in(text, LEVELS_MAX)
         value = orjson.loads(text)
     except ValueError as exc:  # orjson's own says where, and nothing of what stands there
         raise NotStrictError(str(exc)) from None
@@ -54,7 +54,7 @@ def loads_object(raw: bytes | bytearray | memoryview | str, most: int) -> dict[s
 def readable(raw: bytes) -> bool:
     """Another decoder of this kind lets it through, as far as its depth and its numbers say."""
     try:
-        members_in(raw, DEPTH_MAX)
+        members_in(raw, LEVELS_MAX)
     except ValueError:
         return False
     return True
@@ -65,15 +65,15 @@ def toml(text: str) -> dict[str, Any]:
     try:
         table = tomllib.loads(text)
     except RecursionError:
-        raise NotStrictError(f"nested deeper than {DEPTH_MAX} levels") from None
+        raise NotStrictError(f"nested deeper than {LEVELS_MAX} levels") from None
     except ValueError as exc:  # tomllib's own, or a number beyond all bounds
         raise NotStrictError(str(exc)) from None
     todo: list[tuple[Any, int]] = [(table, 1)]
     while todo:
         value, depth = todo.pop()
         if isinstance(value, dict | list):
-            if depth > DEPTH_MAX:
-                raise NotStrictError(f"nested deeper than {DEPTH_MAX} levels")
+            if depth > LEVELS_MAX:
+                raise NotStrictError(f"nested deeper than {LEVELS_MAX} levels")
             todo += [(v, depth + 1) for v in (value.values() if isinstance(value, dict) else value)]
         elif isinstance(value, int) and not -(1 << 63) <= value < 1 << 64:
             raise NotStrictError("a number beyond 64 bits")

@@ -16,18 +16,15 @@ import orjson
 
 from pact.core import strict
 from pact.errors import LocalProtocolError, RemoteProtocolError
+from pact.limits import FRAME_MAX, HEAD_MAX
 
 VERSION: Final = 1
 MAGIC: Final = b"P1"
-FRAME_MAX: Final = 16 << 20
-HEAD_MAX: Final = 4 << 20
 NAME_MAX: Final = 253
 TEXT_MAX: Final = 64 << 10
 ITEMS_MAX: Final = 100_000  # entries of any list or table in a head
 BATCH_BYTES_MAX: Final = 64 << 10
 BATCH_RECORDS_MAX: Final = 256
-LINE_MAX: Final = 8 << 20  # one record's line; it travels alone
-NODES_MAX: Final = 256 << 10  # characters of a node set in a request: at most 1.5 MiB of its head, however written
 BODY_MAX: Final = FRAME_MAX - HEAD_MAX - (1 << 10)  # of a request or an answer: whoever hands it on adds to its head
 RACK_MAX: Final = NAME_MAX
 INCARNATION_MAX: Final = 64

@@ -8,13 +8,13 @@ import stat
 from typing import Final
 
 from pact.errors import RestoreError
+from pact.limits import XATTRS_MAX
 from pact.model import Attrs, decode_name
 from pact.resources.names import group_id, user_id
 from pact.resources.way import turners
 
 FILE_FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 DEFAULTS: Final = {"file": 0o644, "directory": 0o755}
-XATTRS_MAX: Final = 64 << 10  # bytes of a file's extended attributes, with their names
 #: Those that are the file system's or the kernel's own.
 PRIVATE: Final = (b"trusted.overlay.", b"btrfs.", b"security.ima", b"security.evm")
 

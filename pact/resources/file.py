@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from pact.core.plan import Step
 from pact.core.taking import DECLARABLE
+from pact.limits import XATTRS_MAX
 from pact.model import Attrs, Declared, Holder, Observation, Unreadable, decode_name, encode_name
 from pact.resources.ahead import Ahead
 from pact.resources.base import (
@@ -34,7 +35,6 @@ from pact.resources.base import (
     path_of,
     refuse_unknown,
 )
-from pact.resources.dress import XATTRS_MAX
 from pact.resources.file_toml import content, mode, xattrs
 from pact.resources.flags import flags_at, get_flags, parse_flags, stuck
 from pact.resources.loops import on_file

@@ -1,8 +1,8 @@
 """How much of a file is read, and for how long: both are in the hands of whoever owns the file.
 
 At most as many bytes as it had when it was opened: one that grows while it is read is ``changing``. What belongs to
-users may take ``OWNER_S`` seconds of reading, for all their files together, and gets that back within ``AGAIN_S``
-seconds: a file of eight exbibytes, or a thousand of them, holds up nobody else's.  # S6
+users may take ``READING_EACH_S`` seconds of reading, for all their files together, and gets that back within
+``READING_PERIOD_S`` seconds: a file of eight exbibytes, or a thousand of them, holds up nobody else's.  # S6
 """
 
 from __future__ import annotations
@@ -14,14 +14,11 @@ import threading
 import time
 from typing import Final
 
+from pact.limits import READING_ALL_S, READING_EACH_S, READING_PERIOD_S
+
 CHUNK: Final = 1 << 20
 #: What procfs holds has no size.
 UNSIZED_MAX: Final = 64 << 20
-#: Seconds of reading for what one user owns, and for what all users own.
-OWNER_S: Final = 30.0
-OWNERS_S: Final = 60.0
-#: In so many seconds all of that is given back.
-AGAIN_S: Final = 300.0
 OWNERS_MAX: Final = 1024
 CHANGING: Final = "file: changing while it is read"
 
@@ -38,21 +35,22 @@ class Allowance:
             return float("inf")
         now_s = time.monotonic()
         with self._lock:
-            return min(OWNER_S - self._spent_s(uid, now_s, OWNER_S), OWNERS_S - self._spent_s(-1, now_s, OWNERS_S))
+            own_s = READING_EACH_S - self._spent_s(uid, now_s, READING_EACH_S)
+            return min(own_s, READING_ALL_S - self._spent_s(-1, now_s, READING_ALL_S))
 
     def spend(self, uid: int, seconds: float) -> None:
         if uid == 0:
             return
         now_s = time.monotonic()
         with self._lock:
-            for who, most in ((uid, OWNER_S), (-1, OWNERS_S)):
+            for who, most in ((uid, READING_EACH_S), (-1, READING_ALL_S)):
                 self._spent[who] = self._spent_s(who, now_s, most) + seconds, now_s
             if len(self._spent) > OWNERS_MAX:
-                self._spent = {w: (s, t) for w, (s, t) in self._spent.items() if now_s - t < AGAIN_S}
+                self._spent = {w: (s, t) for w, (s, t) in self._spent.items() if now_s - t < READING_PERIOD_S}
 
     def _spent_s(self, who: int, now_s: float, most: float) -> float:
         seconds, then_s = self._spent.get(who, (0.0, now_s))
-        return max(0.0, seconds - (now_s - then_s) * most / AGAIN_S)
+        return max(0.0, seconds - (now_s - then_s) * most / READING_PERIOD_S)
 
 
 ALLOWANCE: Final = Allowance()
@@ -88,5 +86,5 @@ def read_whole(fd: int, st: os.stat_result, keep_limit: int) -> tuple[bytes | No
 
 def _too_long(st: os.stat_result) -> str:
     assert stat.S_ISREG(st.st_mode)
-    return (f"file: {st.st_size} bytes take too long to read: files of one user may take {OWNER_S:g} s, of all users "
-            f"{OWNERS_S:g} s, in {AGAIN_S:g} s")  # fmt: skip
+    return (f"file: {st.st_size} bytes take too long to read: files of one user may take {READING_EACH_S:g} s, "
+            f"of all users {READING_ALL_S:g} s, in {READING_PERIOD_S:g} s")  # fmt: skip

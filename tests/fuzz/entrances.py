@@ -12,13 +12,19 @@ import orjson
 
 from fuzz.kit import Feed, Target, outcome, piece
 from pact.agent import requests, telling
-from pact.agent.control import OUTPUT_MAX, REQUEST_MAX, Client
+from pact.agent.control import (
+    OUTPUT_MAX,
+    Client,
+)
 from pact.agent.requests import ALL_FIELDS, ROOT_FIELDS, Requests
 from pact.agent.veil import Veil
 from pact.cluster.http import Http, _Client
-from pact.cluster.subscriptions import KEY_BYTES_MAX, TOPICS_MAX, Subscriptions
+from pact.cluster.subscriptions import (
+    Subscriptions,
+)
 from pact.core.events import Asked, Caller
 from pact.errors import PactError, RequestError
+from pact.limits import REQUEST_MAX, TOPICS_KEY_BYTES_MAX, TOPICS_MAX
 from pact.model import Actor, Declared, Owner
 from pact.resources.toml import Ignore
 from pact.sim.world import World, person
@@ -223,7 +229,7 @@ def subscriptions(data: bytes) -> None:
     assert subs.topics == sum(len(c.topics) for c in subs._connections.values()) >= 0
     assert all(c.bytes == sum(len(t) + 1 for t in c.topics) for c in subs._connections.values())
     assert all(c.cut or len(c.topics) <= TOPICS_MAX for c in subs._connections.values())
-    assert all(n >= 0 for n in subs._by_key.values()) and subs._by_key["k"] <= KEY_BYTES_MAX + (1 << 20)
+    assert all(n >= 0 for n in subs._by_key.values()) and subs._by_key["k"] <= TOPICS_KEY_BYTES_MAX + (1 << 20)
     assert subs.topics == sum(map(len, kept.values()))
 
 

@@ -37,7 +37,7 @@ def json(data: bytes) -> None:
     except strict.NotStrictError as exc:
         assert len(str(exc)) < 200
         return
-    assert reference.members_in(data, strict.DEPTH_MAX) == members_in(data, strict.DEPTH_MAX)
+    assert reference.members_in(data, strict.LEVELS_MAX) == members_in(data, strict.LEVELS_MAX)
     assert members_of(value) == reference.members_of(value)
     written = orjson.dumps(value)
     assert strict.loads(written, 40 * MOST) == value and strict.readable(written)

@@ -31,6 +31,7 @@ from pact.core.seals import Keys, NodeSeals, RootSeals, for_each, key_id, of_eve
 from pact.core.seals import text as seal_text
 from pact.core.uplink import Parent, Send, Uplink
 from pact.errors import RemoteProtocolError
+from pact.limits import FRAME_MAX
 from pact.model import NS_PER_S
 from pact.sim.world import EPOCH_NS
 
@@ -198,7 +199,7 @@ class Tree:
         for effect in effects:
             if isinstance(effect, ToChildren | ToEach):
                 for one in effect.frames if isinstance(effect, ToEach) else [effect.frame]:
-                    assert len(one) <= wire.FRAME_MAX
+                    assert len(one) <= FRAME_MAX
                     wire.decode(one)
             elif isinstance(effect, Up):
                 message = wire.message(effect.kind, effect.head, effect.body)

@@ -1,0 +1,96 @@
+"""Every limit has its name, its row in the documentation, and a test."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from test_relay import N1, Bench
+
+from pact import limits
+from pact.cluster.nodesets import NodeSets
+from pact.core.clients import Clients
+from pact.core.directory import Child, Peer
+from pact.core.outbox import Up
+from pact.core.root import Root
+from pact.core.rootlog import RootState
+from pact.core.wire import message
+
+ROOT = Path(__file__).parent.parent
+ROW = re.compile(r"^\| `([A-Z_]+)` \| ([^|]+) \| [^|]+ \| `(tests/[\w/]+\.py)::(\w+)` \|$", re.M)
+
+
+def said(value: float) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    for shift, unit in ((20, "MiB"), (10, "KiB")):
+        if value >= 1 << shift and value % (1 << shift) == 0 and value != 4096:
+            return f"{value >> shift} {unit}"
+    return f"{value:,}"
+
+
+def test_the_table_says_what_is_so_and_names_tests_that_exist() -> None:
+    rows = ROW.findall((ROOT / "docs" / "security.md").read_text())
+    names = [n for n in vars(limits) if n.isupper()]
+    assert [name for name, *_ in rows] and sorted(name for name, *_ in rows) == sorted(names)
+    for name, value, path, test in rows:
+        assert value.strip() == said(getattr(limits, name)), name
+        assert f"\ndef {test}(" in (ROOT / path).read_text(), f"{name}: {path}::{test}"
+
+
+def test_a_limit_stands_in_one_place() -> None:
+    """Nobody defines one of these names again, or another of the same purpose."""
+    names = {n for n in vars(limits) if n.isupper()}
+    for path in (ROOT / "pact").rglob("*.py"):
+        if path.name != "limits.py":
+            found = set(re.findall(r"^([A-Z_]+): Final", path.read_text(), re.M)) & names
+            assert not found, (path, found)
+
+
+def person(n: int, key: str) -> Child:
+    return Child(b"%d" % n, Peer("ann", "viewer", key), "client", n, "", 0)
+
+
+@pytest.mark.invariant("S8")
+def test_people_below_an_aggregator_have_so_many_places() -> None:
+    clients = Clients("agg")
+    every = [person(n, f"key{n // limits.TREE_CLIENTS_EACH_MAX}") for n in range(limits.TREE_CLIENTS_MAX)]
+    assert all(map(clients.enter, every))
+    assert not clients.enter(person(10**6, "another"))
+    clients.leave(every[0])
+    assert not clients.enter(person(10**6, "key1")), "that key has its share"
+    assert clients.enter(person(10**6, "key0"))
+    asked = [clients.request(every[1], message("request", {"id": i, "op": "status"}, b"{}"), True)
+             for i in range(limits.TREE_REQUESTS_MAX + 1)]  # fmt: skip
+    assert all(isinstance(x, Up) for x in asked[:-1]) and not isinstance(asked[-1], Up)
+
+
+@pytest.mark.invariant("T9")
+def test_a_record_that_is_too_long_is_not_carried() -> None:
+    bench = Bench()
+    bench.hello(N1)
+    for size, carried in ((limits.RECORD_MAX, True), (limits.RECORD_MAX + 1, False)):
+        row = ["n1", f"i{size}", 0, 1, size]
+        bench.say(N1, "events", {"batches": [row]}, b"x" * size)
+        assert bool(bench.relay.backlog.bytes) == carried
+        bench.relay.backlog.clear()
+
+
+@pytest.mark.invariant("T13")
+def test_a_node_set_has_a_length() -> None:
+    clients, ann = Clients("agg"), person(1, "k")
+    assert clients.enter(ann)
+    for size, taken in ((limits.NODE_SET_MAX, True), (limits.NODE_SET_MAX + 1, False)):
+        asked = message("request", {"id": size, "op": "status", "nodes": "n" * size}, b"{}")
+        assert isinstance(clients.request(ann, asked, True), Up) == taken
+
+
+@pytest.mark.invariant("S3")
+def test_refusals_do_not_fill_the_root_s_log() -> None:
+    root = Root("r", RootState(), 1, NodeSets())
+    for name in ("ann", "bob"):
+        caller = {"user": name, "role": "viewer", "via": "cluster"}
+        for _ in range(10 * limits.ROOT_DENIED_PER_MINUTE):
+            root.record_denied("apply", "needs the role admin", caller)
+    assert len(root._own) == 2 * limits.ROOT_DENIED_PER_MINUTE
