@@ -102,3 +102,18 @@ def test_it_is_not_bought_with_what_others_have() -> None:
         assert now(FORWARD, ALL, REDIRECTS) == ["1", "1", "1"], now(FORWARD, ALL, REDIRECTS)
         assert "contradicts" in results[FORWARD] and results[REDIRECTS] == "", results
     """)
+
+
+def test_what_giving_back_resets_is_given_back_too() -> None:
+    """It belongs to nobody's plan, and was as declared before."""
+    run("""
+        REDIRECTS = "sysctl:net.ipv4.conf.all.accept_redirects"
+        put(FORWARD, "1")
+        put(REDIRECTS, "1")
+        plan = Fixpoint([FORWARD, REDIRECTS, LO], True, {})
+        put(ALL, "0")
+        results = {ALL: ""}
+        plan.settle([Step(ALL, OFF, ON)], results)
+        assert now(FORWARD, REDIRECTS, LO) == ["1", "1", "1"], now(FORWARD, REDIRECTS, LO)
+        assert "contradicts" in results[ALL] and plan.moved() == [], (results, plan.moved())
+    """)

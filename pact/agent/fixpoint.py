@@ -61,8 +61,7 @@ class Fixpoint:
                 if step in wrong:
                     results[step.id] = why
         if self._put_back and not self._agree(own):
-            for step in self._strayed():  # what others have is not given up for this plan
-                self._write(step, [*own, step])
+            self._give_back(own)
         self._last(own, results)
         for step in own:
             if self.reached(step):
@@ -80,8 +79,16 @@ class Fixpoint:
                 strayed = self._strayed() if self._put_back else []
                 if strayed:
                     self._upset.setdefault(step.id, set()).update(s.id for s in strayed)
-                for other in strayed:  # what others have is not given up for this plan
-                    self._write(other, [*own, other])
+                    self._give_back(own)
+
+    def _give_back(self, own: Sequence[Step]) -> None:
+        """What others have is not given up for this plan; nor what giving it back resets beside."""
+        for _ in range(ROUNDS_MAX):
+            strayed = self._strayed()
+            for step in strayed:
+                self._write(step, [*own, *strayed])
+            if not strayed:
+                return
 
     def _agree(self, own: Sequence[Step]) -> bool:
         """The plan cannot be done beside what others have; but where all of that would be as declared with it, too (one
