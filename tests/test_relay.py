@@ -329,14 +329,13 @@ def test_answers_and_names_overtake_events() -> None:
 def test_what_fits_no_frame_is_dropped_counted_and_answered() -> None:
     """However it came about: the last line of defence."""
     b = Bench()
-    b.hello(N1)
-    b.hello(OPS)
+    for who in (N1, OPS):
+        b.hello(who)
     b.up()
     b.say(OPS, "request", {"id": 7, "op": "status"})
     (asked,) = b.up()
     client = {"client": asked.head["client"], "id": 7}
-    part = message("part", {**client, "names": ["n1"]}, b"x" * FRAME_MAX)
-    (said,) = b.heard(b.relay.from_parent(part, b.t))
+    (said,) = b.heard(b.relay.from_parent(message("part", {**client, "names": ["n1"]}, b"x" * FRAME_MAX), b.t))
     assert said.kind == "result" and said.head["exit"] == 1 and "too much" in said.head["message"]
     head = {"call": "1.2", "op": "x", "nodes": ["n1"], "caller": CALLER, "fence": 1, "timeout_ms": 5000}
     assert b.heard(b.relay.from_parent(message("call", head, b"x" * FRAME_MAX), b.t)) == []
