@@ -269,6 +269,20 @@ def test_a_digit_beside_a_range_means_as_many_names_as_are_counted(text: str, co
     assert len(nodesets.NodeSets().expand(text)) == count
 
 
+@pytest.mark.parametrize("text", ["01-0n[0-5209],001-0n[0-52090]", "a1b[0-9999],a2b[5-9999],a3b[0-9998],a1b[0-9999]"])
+def test_parts_with_several_numbers_are_joined_in_time(text: str) -> None:
+    began_s = time.process_time()
+    names = nodesets.NodeSets().expand(text)
+    assert time.process_time() - began_s < 1.5 and len(names) == len(set(names)) in (57_301, 29_994)
+
+
+def test_parts_that_are_joined_here_are_the_same_set() -> None:
+    for text in ("r[1-3]n[1-4],r[2-5]n[3-9],x", "a1b2,a[1-2]b[1-3],c[01-12]", "r1n1,r1n1"):
+        assert set(nodesets.NodeSets().expand(text)) == set(nodesets.parse(text))
+    with pytest.raises(UsageError):
+        nodesets.NodeSets().expand("r1n1,@all")
+
+
 def test_many_names_with_two_numbers_are_folded_in_time() -> None:
     """A viewer asks for nodes that are not there, and the root names them."""
     names = nodesets.NodeSets().expand("n[1-300]x[1-300]")
