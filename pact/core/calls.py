@@ -37,6 +37,31 @@ class Below(Protocol):
     def below(self) -> object: ...
 
 
+class Together:
+    """Who has given one answer, and the exclusive or of their seals; of one alone the text as it came."""
+
+    __slots__ = ("_one", "_xor", "names")
+
+    def __init__(self, names: list[str], seal: str) -> None:
+        self.names = names
+        self._one = seal
+        self._xor: int | None = None
+
+    def join(self, names: Iterable[str], seal: str) -> bool:
+        """False where either is no seal."""
+        more = seals_.number(seal)
+        if self._xor is None:
+            self._xor = seals_.number(self._one)
+        if more is None or self._xor is None:
+            return False
+        self._xor ^= more
+        self.names += names
+        return True
+
+    def seal(self) -> str:
+        return self._one if self._xor is None else seals_.number_text(self._xor)
+
+
 class Call:
     """One call that is not answered by everybody yet."""
 
@@ -54,7 +79,7 @@ class Call:
         self.via: dict[str, set[str]] = {}  # aggregator -> names
         self.left = 0
         self.parts: dict[bytes, list[str]] = {}
-        self.sealed_parts: dict[bytes, tuple[list[str], str]] = {}
+        self.sealed_parts: dict[bytes, Together] = {}
         self.alone: list[tuple[list[str], bytes, str]] = []  # what is not merged
         self.bytes = 0
         self.lost: dict[str, None] = {}
@@ -149,14 +174,9 @@ class Call:
     def _sealed(self, names: list[str], body: bytes, seal: str) -> None:
         known = self.sealed_parts.get(body)
         if known is None:
-            self.sealed_parts[body] = (list(names), seal)
+            self.sealed_parts[body] = Together(list(names), seal)
             self.bytes += len(body)
-            return
-        together = seals_.both(known[1], seal)
-        if together:
-            known[0].extend(names)
-            self.sealed_parts[body] = (known[0], together)
-        else:  # one of them is no seal at all
+        elif not known.join(names, seal):  # one of them is no seal at all
             self.alone.append((list(names), body, seal))
             self.bytes += len(body)
 
@@ -177,7 +197,7 @@ class Call:
         bodies: list[bytes] = []
         size = 0
         every = [(names, body, "") for body, names in self.parts.items()]
-        every += [(names, body, seal) for body, (names, seal) in self.sealed_parts.items()]
+        every += [(part.names, body, part.seal()) for body, part in self.sealed_parts.items()]
         for names, body, seal in every + self.alone:
             if rows and size + len(body) > PARTS_BYTES:
                 out.append(self._up(False, rows, seals, bodies, []))

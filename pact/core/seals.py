@@ -79,12 +79,6 @@ def number_text(n: int) -> str:
     return text(n.to_bytes(SEAL_BYTES, "big"))
 
 
-def both(one: str, other: str) -> str:
-    """The seal of what two have said alike; "" if either is none."""
-    a, b = number(one), number(other)
-    return "" if a is None or b is None else number_text(a ^ b)
-
-
 def fits(key: Key, what: bytes, said: str) -> bool:
     """``said`` is the seal of ``what``."""
     made = b2a_base64(blake2b(what, key=key, digest_size=SEAL_BYTES).digest(), newline=False)
