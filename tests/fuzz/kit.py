@@ -8,7 +8,11 @@ the next one does, so that one file is enough to run a finding again.
 from __future__ import annotations
 
 import ast
+import atexit
 import hashlib
+import os
+import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -113,3 +117,21 @@ def start(target: Target) -> list[bytes]:
     """Every input that fuzzing of this target begins with."""
     all_ = [*target.seeds(), *kept(CORPUS / f"{target.name}.txt"), *kept(FOUND / f"{target.name}.txt")]
     return list({hashlib.sha256(d).digest(): d for d in all_ if len(d) <= target.size_max}.values())
+
+
+#: The environment's name for a directory of files that targets need; whoever runs many of them makes and removes it.
+SCRATCH: Final = "PACT_FUZZ_SCRATCH"
+
+
+def in_memory() -> str | None:
+    """A place for files that nobody waits for; None: the usual one."""
+    return "/dev/shm" if os.path.isdir("/dev/shm") else None
+
+
+def scratch() -> str:
+    """A directory of this process's own. A fuzzer ends without any last word: then whoever runs it removes it."""
+    above = os.environ.get(SCRATCH)
+    made = tempfile.mkdtemp(prefix="pact-fuzz-", dir=above or in_memory())
+    if above is None:
+        atexit.register(shutil.rmtree, made, True)
+    return made

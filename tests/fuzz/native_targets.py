@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import re
 import struct
-import tempfile
 from array import array
 from collections.abc import Iterable, Iterator
 from functools import partial
@@ -18,7 +17,7 @@ from typing import Any, Final
 
 import nasty
 
-from fuzz.kit import SLOW_S, Feed, Target, outcome
+from fuzz.kit import SLOW_S, Feed, Target, outcome, scratch
 from pact._fast import files, handles, mounts, norms, reader, reference, strict, wheel
 
 KINDS: Final = (reader.KIND_FID, reader.KIND_MNTNS, reader.KIND_PROC)
@@ -262,7 +261,7 @@ def link_seeds() -> Iterator[bytes]:
 
 # -- tables, numbers, timers ----------------------------------------------------------------------------------------------
 
-BASE: Final = tempfile.mkdtemp(prefix="pact-fuzz-")
+BASE: Final = scratch()
 PATHS: Final = tuple(os.fsencode(os.path.join(BASE, n)) for n in ("file", "link", "missing"))
 with open(PATHS[0], "wb") as _file:
     _file.write(b"content")

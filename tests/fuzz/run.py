@@ -16,6 +16,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -152,6 +153,12 @@ def main() -> int:
     names, without = chosen(args.target)
     if without:
         print(without, flush=True)
+    with tempfile.TemporaryDirectory(prefix="pact-fuzz-", dir=kit.in_memory()) as scratch:
+        os.environ[kit.SCRATCH] = scratch
+        return _run(args, names)
+
+
+def _run(args: argparse.Namespace, names: list[str]) -> int:
     runner = Runner(args.corpus.resolve(), args.found.resolve())
     if args.keep:
         for name in names:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any, Final
 import nasty
 import orjson
 
-from fuzz.kit import Target
+from fuzz.kit import Target, scratch
 from pact._fast import members_in, members_of, reference
 from pact.agent.config import load as load_agent
 from pact.cluster import auth, nodesets
@@ -83,7 +82,7 @@ def declared(data: bytes) -> None:
     assert again.resources == found.resources, text
 
 
-FILE: Final = os.path.join(tempfile.mkdtemp(prefix="pact-fuzz-", dir="/dev/shm" if os.path.isdir("/dev/shm") else None), "f")
+FILE: Final = os.path.join(scratch(), "f")
 
 
 def file_of(load: Callable[[], Any]) -> Callable[[bytes], None]:
