@@ -70,10 +70,10 @@ class Demo:
 
     def begin(self) -> None:
         site = self.site
-        title(1, f"A site: three aggregators, an etcd of three members, {NODES} nodes in namespaces of their own")
+        title(1, f"A sealed site: three aggregators, etcd with three members, {NODES} nodes in namespaces of their own")
         people = {"ops": "admin", "events": "subscriber"}
         site.make_keys({**dict.fromkeys(("root1", "root2"), "aggregator"), "agg1": "aggregator",
-                        **dict.fromkeys(self.names, "node"), **people})  # fmt: skip
+                        **dict.fromkeys(self.names, "node"), **people}, sealed_for=("root1", "root2"))  # fmt: skip
         site.start_etcd()
         site.start_aggregator("root1", 1)
         site.start_aggregator("root2", 2)

@@ -79,6 +79,7 @@ class Site:
         self.aggregators: dict[str, subprocess.Popen[bytes]] = {}
         self.etcd: list[subprocess.Popen[bytes] | None] = []
         self.roles: list[tuple[str, str]] = []
+        self.sealed_for: list[str] = []
         self.journal = f"sqlite://{work}/root.db"
         self.followers: list[subprocess.Popen[bytes]] = []
         self._addresses: dict[str, str] = {}
@@ -90,8 +91,11 @@ class Site:
 
     # -- keys -------------------------------------------------------------------------------------------------------
 
-    def make_keys(self, names: dict[str, str]) -> None:
-        """``{name: role}``: keys for all, and the file of authorised keys."""
+    def make_keys(self, names: dict[str, str], sealed_for: Sequence[str] = ()) -> None:
+        """``{name: role}``: keys for all, and the file of authorised keys. ``sealed_for`` names the roots where the
+        site is to be sealed.
+        """
+        self.sealed_for = list(sealed_for)
         script = "import sys; from pact.cluster.keys import keygen\nfor n in sys.argv[2:]: keygen(n, sys.argv[1])"
         subprocess.run([sys.executable, "-c", script, str(self.keys), *names], env=self.env, check=True)
         self.roles = list(names.items())
@@ -163,10 +167,11 @@ class Site:
             if number != 1:
                 run("ip", "addr", "add", f"{address}/16", "dev", "br0")
             self._addresses[name] = address
+        sealed = "[cluster]\nsealed = true\n" if name in self.sealed_for else ""
         (self.work / f"{name}.toml").write_text(
             f'[aggregator]\nname = "{name}"\ntree = "tcp://{address}:7417"\nevents = "tcp://{address}:7418"\n'
             f'replay = "tcp://{address}:7419"\nhttp = "{address}:7420"\nparents = [{self._parents(parents)}]\n{more}\n'
-            f'[journal]\nurl = "{self.journal}"\n'
+            f'{sealed}[journal]\nurl = "{self.journal}"\n'
             f'[keys]\nsecret = "{self.keys}/{name}.secret"\nauthorized = "{self.work}/authorized_keys.toml"\n')
         with open(self.work / f"{name}.log", "ab") as log:
             self.aggregators[name] = self._pact(["aggregator", "--config", str(self.work / f"{name}.toml")], log)
@@ -176,6 +181,11 @@ class Site:
     def _parents(self, names: Sequence[str]) -> str:
         return ", ".join(
             f'{{url = "tcp://{self._addresses[n]}:7417", key = "{self.public(n)}"}}' for n in names)
+
+    def _sealed(self) -> str:
+        """What the files of nodes and people say of seals."""
+        keys = ", ".join(f'"{self.public(n)}"' for n in self.sealed_for)
+        return f"roots = [{keys}]\nsealed = true\n" if keys else ""
 
     def _ended(self, process: subprocess.Popen[bytes], name: str) -> bool:
         if process.poll() is not None:
@@ -239,7 +249,7 @@ class Site:
         (self.work / f"{name}.toml").write_text(
             f'[node]\nname = "{name}"\n[state]\ndir = "{self.work}/state-{name}"\n[control]\nsocket = "{node.socket}"\n'
             f'[declared]\nfiles = []\n[hooks]\ndir = "{self.work}/no-hooks"\n'
-            f'[cluster]\nalone = "{alone}"\nparents = [{self._parents(parents)}]\n'
+            f'[cluster]\nalone = "{alone}"\nparents = [{self._parents(parents)}]\n{self._sealed()}'
             f'[keys]\nsecret = "{self.keys}/{name}.secret"\n{more}\n')
         with open(self.work / f"{name}.log", "ab") as log:
             node.agent = self._pact(["agent", "--config", str(self.work / f"{name}.toml")], log, self.into(name))
@@ -287,7 +297,7 @@ class Site:
         """``~/.config/pact/client.toml`` of the operator."""
         path = self.work / ".config/pact/client.toml"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f'key = "{self.keys}/{person}.secret"\nservers = [{self._parents(servers)}]\n')
+        path.write_text(f'key = "{self.keys}/{person}.secret"\nservers = [{self._parents(servers)}]\n{self._sealed()}')
 
     def argv(self, words: Sequence[str]) -> list[str]:
         return [sys.executable, "-m", "pact.cli.main", *words]

@@ -37,11 +37,11 @@ def scenario(function: Scenario) -> Scenario:
 
 
 def build(site: Site, nodes: int = 3, roots: Sequence[str] = ("root",), middle: Sequence[str] = (), agent: str = SLOW,
-          alone: str = "10m", more: str = "") -> list[str]:  # fmt: skip
+          alone: str = "10m", more: str = "", sealed: bool = True) -> list[str]:  # fmt: skip
     """A connected cluster whose nodes all have the declared file. Returns the nodes' names."""
     names = [f"n{i}" for i in range(1, nodes + 1)]
     site.make_keys({**dict.fromkeys((*roots, *middle), "aggregator"), **dict.fromkeys(names, "node"), "ann": "admin",
-                    "bob": "ops", "eve": "viewer", "sub": "subscriber"})  # fmt: skip
+                    "bob": "ops", "eve": "viewer", "sub": "subscriber"}, sealed_for=roots if sealed else ())  # fmt: skip
     for i, name in enumerate(roots, 1):
         site.start_aggregator(name, i, (), more)
     for i, name in enumerate(middle, 10):
@@ -133,7 +133,7 @@ def an_aggregator_is_killed_and_its_children_are_at_work_elsewhere(site: Site) -
 
 @scenario
 def a_command_waits_for_nodes_whose_aggregator_dies_under_it(site: Site) -> None:
-    names = build(site, 4, middle=["agg1", "agg2"])
+    names = build(site, 4, middle=["agg1", "agg2"], sealed=False)
     victim = next(a for a in ("agg1", "agg2") if any(_parent(site, n) == a for n in names))
     moved = [n for n in names if _parent(site, n) == victim]
     site.aggregators[victim].send_signal(signal.SIGSTOP)  # what is sent there now is never read
@@ -203,7 +203,7 @@ def a_key_that_is_removed_ends_its_sessions(site: Site) -> None:
 
 @scenario
 def keys_mean_what_the_file_says(site: Site) -> None:
-    build(site, 2)
+    build(site, 2, sealed=False)
     site.write_client("n1", ["root"])  # a node's key is no operator's
     assert site.pact("nodes").code in (3, 5)
     site.write_client("eve", ["root"])
@@ -294,7 +294,7 @@ def a_node_that_is_away_owes_and_one_that_restarts_remembers(site: Site) -> None
 @scenario
 def a_member_that_said_yes_waits_for_the_root(site: Site) -> None:
     """The root is stopped right after the votes: the members are undecided, and say so, until it goes on."""
-    names = build(site, 2)
+    names = build(site, 2, sealed=False)
     gid = apply(site, names)
     root = site.aggregators["root"]
     asking = subprocess.Popen(site.argv(["rollback", gid]), env=site.env, cwd="/", stdout=subprocess.DEVNULL,
@@ -435,7 +435,7 @@ def two_roots_on_etcd_and_no_quorum(site: Site) -> None:
 
 @scenario
 def mistakes_are_told_and_change_nothing(site: Site) -> None:
-    build(site, 2)
+    build(site, 2, sealed=False)
     for words, code, text in (
         (["status", "--nodes", "n[1-"], 2, "no node set"), (["status", "--nodes", "n[1-999999999]"], 2, "more than"),
         (["commit", "g9", "-m", "x"], 2, "no group g9"), (["apply", "/nonexistent", "--nodes", "n1"], 2, "nonexistent"),

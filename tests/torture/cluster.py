@@ -51,6 +51,7 @@ class Cluster:
         work.mkdir()
         self.site = Site(work, PLACE)
         self.on_etcd = shutil.which("etcd") is not None and rng.random() < 0.4
+        self.sealed = rng.random() < 0.7
         self.roots = ("root1", "root2") if self.on_etcd else ("root1",)
         self.names = [f"n{i}" for i in range(1, NODES + 1)]
         self.have = dict.fromkeys(self.names, "old\n")
@@ -60,7 +61,7 @@ class Cluster:
     def build(self) -> None:
         site = self.site
         site.make_keys({**dict.fromkeys((*self.roots, *MIDDLE), "aggregator"), **dict.fromkeys(self.names, "node"),
-                        "ann": "admin", "sub": "subscriber"})  # fmt: skip
+                        "ann": "admin", "sub": "subscriber"}, sealed_for=self.roots if self.sealed else ())  # fmt: skip
         if self.on_etcd:
             site.start_etcd()
         for name in (*self.roots, *MIDDLE):
