@@ -236,14 +236,14 @@ class Kit:
         self.run(name, "aggregator", "--config", str(path))
         return url
 
-    def start_agent(self, name: str, *parents: tuple[str, str], cluster: str = "") -> str:
+    def start_agent(self, name: str, *parents: tuple[str, str], cluster: str = "", base: str = "1h") -> str:
         """A process; returns its control socket. ``cluster``: more lines of that section."""
         home = self.base / f"agent-{name}"
         home.mkdir(exist_ok=True)
         path = home / "agent.toml"
         path.write_text(
             f'[node]\nname = "{name}"\n[state]\ndir = "{home}/state"\n[control]\nsocket = "{home}/sock"\n'
-            f'[declared]\nfiles = []\n[hooks]\ndir = "{home}/hooks"\n[window]\nbase = "1h"\n'
+            f'[declared]\nfiles = []\n[hooks]\ndir = "{home}/hooks"\n[window]\nbase = "{base}"\n'
             f'[observe]\nrealtime = false\nproc_connector = false\n'
             f'[cluster]\nparents = {self.parents(*parents)}\n{cluster}[keys]\nsecret = "{self.secret(name)}"\n')
         self.run(name, "agent", "--config", str(path))

@@ -85,10 +85,10 @@ class Between(Hostile):
         self.aggregator = self.rogue
         self.until(lambda: self.rogue.relay.rooted, "the rogue is under the root")
 
-    def agent(self, name: str, *, at: str = "agg1", roots: bool = True, sealed: bool = True) -> str:
+    def agent(self, name: str, *, at: str = "agg1", roots: bool = True, sealed: bool = True, base: str = "1h") -> str:
         parent = ("agg1", self.below) if at == "agg1" else ("root1", self.url)
         lines = f'roots = ["{self.public["root1"]}"]\n' if roots else ""
-        sock = self.start_agent(name, parent, cluster=lines + (SEALED if sealed else ""))
+        sock = self.start_agent(name, parent, cluster=lines + (SEALED if sealed else ""), base=base)
         self.until(lambda: Path(sock).exists(), f"{name} starts")
         self.until(lambda: self.ask(sock, "status")["result"]["cluster"]["connected"], f"{name} has a parent")
         return sock

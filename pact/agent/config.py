@@ -207,7 +207,7 @@ def root_keys(value: Any) -> list[str]:
         raise ValueError(f"must be a list of at most {ROOTS_MAX} keys")
     for key in value:
         if not is_public(key):
-            raise ValueError(f"has {key!r}, which is no key of 40 characters in Z85 (what NAME.key holds)")
+            raise ValueError(f"has {key!r}, which must be a key of 40 characters in Z85 (what NAME.key holds)")
     return list(dict.fromkeys(value))
 
 

@@ -100,8 +100,9 @@ class Link:
         self.uplink = Uplink(
             config.name, "node", config.parents, random.Random(), session=session, version=__version__,
             rack=config.rack, more=self._more, unfinished=lambda: groups.unfinished(agent.node),
-            prove=self._prove if self.seals is not None else None,
+            prove=self._prove if self.seals is not None else None, judges=True,
         )  # fmt: skip
+        self._unheard = False  # a parent took us, and the root has not said yet whether the fleet is held
         self._unsealed = 0  # what came without a root's seal, and did not count
         self._recent: deque[tuple[int, str, bytes]] = deque()
         self._recent_bytes = 0
@@ -195,6 +196,7 @@ class Link:
             elif isinstance(effect, Lost):
                 log(f"cluster: no parent: {effect.why}", 4)
                 self.outbox.lost()
+                self._unheard = False
                 self.agent.tell(LinkChanged(*self.agent.now(), False))
             else:
                 log(f"cluster: {effect.text}", 4)
@@ -298,8 +300,10 @@ class Link:
             self._since_wall_ns, self._refusal = wall_ns, ""
             self._todo.clear()
             self._queue(self.outbox.welcomed(head["credit"], now_ns))
+            self._unheard = True
             self._fleet(head["fleet"], welcome=True)
-            self.agent.tell(LinkChanged(now_ns, wall_ns, True))
+            if self._unheard and not (self.seals is not None and self.seals.required):
+                self._in_contact()
         elif kind == "ack":
             for row, seal in zip(head["cursors"], beside(head["seals"], head["cursors"]), strict=True):
                 node, incarnation, seq, rewind = row
@@ -329,14 +333,25 @@ class Link:
             return
         said, term, holds = fleet.get("seals", {}), fleet.get("term", ""), fleet["holds"]
         seal = said.get(self.uplink.name, "") if isinstance(said, dict) and isinstance(term, str) else ""
-        if not isinstance(seal, str) or (welcome and not seal and self.seals is not None and self.seals.required):
-            return  # its sealed word follows: a parent has none for a node that it does not know yet
+        seal = seal if isinstance(seal, str) else ""
         fits = self.seals is not None and self.seals.told(fleet, term, seal)
+        if welcome and not fits and self.seals is not None:
+            if self.seals.required:
+                return  # its sealed word follows: a parent has none yet for a node that has just come
+            seal = ""  # of an earlier start of ours
         if self._counts(seal, fits, "what the fleet is told"):
             if fits:  # what is left now was reckoned on the way; the root's own number errs on the side of the hold
                 holds = [{**h, "left_ns": h["whole_ns"]} for h in holds]
+            self.uplink.told(fleet)
             self._queue(self.outbox.led(fleet["fence"]))
             self.agent.tell(FleetTold(*self.agent.now(), fleet["fence"], fleet["seq"], holds))
+            if self._unheard:
+                self._in_contact()
+
+    def _in_contact(self) -> None:
+        """Only after the root's own word about holds: until then the fleet may have been stopped.  # G9"""
+        self._unheard = False
+        self.agent.tell(LinkChanged(*self.agent.now(), True))
 
     # -- calls --------------------------------------------------------------------------------------------------
 

@@ -420,6 +420,7 @@ class Aggregator:
             self._end(key, now_ns)
         if removed and self.root is not None:
             self.root.removed(removed)
+        self.relay.tree.reconsider()
 
     def _end(self, key: str, now_ns: int) -> None:
         """A removed key's sessions and connections end now.  # T11"""

@@ -20,6 +20,7 @@ class PersonSeals:
         self._public = public
         self._keys = keys  # key id of a root -> what is shared with it
         self._challenge = challenge
+        self._asked = ""  # the seal of the request whose answer is awaited
         self._n = 0
 
     @classmethod
@@ -47,7 +48,8 @@ class PersonSeals:
         self._n = 0
         head = {**head, "person": self._public, "challenge": self._challenge}
         (key,) = self._keys.values()
-        return {**head, "seal": seals.text(seals.seal(key, seals.of_request(head, body)))}
+        self._asked = seals.text(seals.seal(key, seals.of_request(head, body)))
+        return {**head, "seal": self._asked}
 
     def checked(self, message: Message) -> Message:
         """It is the root's, and none before it is missing. A refusal without a seal is the word of whoever carries it,
@@ -57,7 +59,7 @@ class PersonSeals:
         if message.kind == "result" and head["exit"] and not head["seal"]:
             said = {**head, "hint": head["hint"] or LOOK, "failed": {}}
             return message._replace(head=said, body=b"")
-        what = seals.of_reply(message.kind, self._challenge, head, message.body)
+        what = seals.of_reply(message.kind, self._asked, self._challenge, head, message.body)
         if not any(seals.fits(key, what, head["seal"]) for key in self._keys.values()):
             raise RemoteProtocolError("what came is not the root's: its seal does not fit")
         if head["n"] != self._n:

@@ -66,7 +66,7 @@ class Call:
     """One call that is not answered by everybody yet."""
 
     __slots__ = ("alone", "answered_ns", "apart", "body", "bytes", "deadline_ns", "direct", "first_ns", "flushed",
-                 "frame", "head", "left", "lost", "parts", "sealed_parts", "seals", "via")  # fmt: skip
+                 "frame", "head", "left", "lost", "parts", "said", "sealed_parts", "seals", "via")  # fmt: skip
 
     def __init__(self, head: Mapping[str, Any], body: bytes, deadline_ns: int) -> None:
         self.head = {**head, "nodes": None, "seals": "", "apart": False}
@@ -82,6 +82,7 @@ class Call:
         self.sealed_parts: dict[bytes, Together] = {}
         self.alone: list[tuple[list[str], bytes, str]] = []  # what is not merged
         self.bytes = 0
+        self.said: set[str] = set()  # whose answers have not gone up yet
         self.lost: dict[str, None] = {}
         self.first_ns = -1  # when the oldest of what is not yet sent came; -1: there is none
         self.answered_ns = 0
@@ -113,6 +114,8 @@ class Call:
     def add(self, child: Below, name: str) -> None:
         """``name`` is asked through ``child``. If it was lost before, and that was not said yet, it is not lost."""
         self.lost.pop(name, None)
+        if name in self.said:
+            return  # its answer is on its way up  # T6
         names = self.direct if child.below is None else self.via.setdefault(child.name, set())
         if name not in names:
             names.add(name)
@@ -157,6 +160,7 @@ class Call:
 
     def answer(self, names: list[str], body: bytes, t_ns: int, seal: str = "") -> None:
         """What these have answered; ``seal``: theirs, together. What one seals and another does not is not merged."""
+        self.said.update(names)
         if self.apart and not self.apart.isdisjoint(names):
             self.alone.append((list(names), body, seal))
             self.bytes += len(body)
@@ -208,6 +212,7 @@ class Call:
             size += len(body)
         out.append(self._up(not self.left, rows, seals, bodies, list(self.lost)))
         self.parts, self.sealed_parts, self.alone, self.bytes, self.lost, self.first_ns = {}, {}, [], 0, {}, -1
+        self.said.clear()
         self.flushed += 1
         return out
 

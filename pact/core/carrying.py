@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from pact.core.answers import answer_of, clipped, refusal_of
@@ -25,6 +25,7 @@ class Carrier:
     def __init__(self, root: Root, runs: dict[str, Run]) -> None:
         self.root = root
         self.runs = runs
+        self.asking = 0  # nodes that asked and are being told
         self._telling: dict[str, set[str]] = {}  # node -> groups whose end it is being told just now
 
     def decision(self, group: Group) -> dict[str, Any]:
@@ -32,9 +33,20 @@ class Carrier:
                 "action": group.decision, "why": group.why, "message": group.args.get("message", ""),
                 "ttl_ns": group.args.get("ttl_ns"), "force": bool(group.args.get("force"))}  # fmt: skip
 
-    def tell(self, names: Iterable[str], gid: str, args: Mapping[str, Any], caller: Mapping[str, Any]) -> None:
+    def reply(self, node: str, gid: str, args: Mapping[str, Any], caller: Mapping[str, Any]) -> None:
+        """To a node that asked how its group ends."""
+        if self.tell([node], gid, args, caller, self._replied):
+            self.asking += 1
+
+    def _replied(self) -> None:
+        self.asking -= 1
+
+    def tell(self, names: Iterable[str], gid: str, args: Mapping[str, Any], caller: Mapping[str, Any],
+             then: Callable[[], None] = lambda: None) -> bool:  # fmt: skip
         """One word at a time to each node about each group: who asks without end costs no more than who asks once."""
         fresh = [n for n in names if gid not in (now := self._telling.setdefault(n, set())) and len(now) < TELLING_MAX]
+        if not fresh:
+            return False
         for name in fresh:
             self._telling[name].add(gid)
 
@@ -43,9 +55,10 @@ class Carrier:
                 self._telling[name].discard(gid)
                 if not self._telling[name]:
                     del self._telling[name]
+            then()
 
-        if fresh:
-            self.root.questions.ask_members(fresh, "group_decide", args, caller, lambda names, body: None, done)
+        self.root.questions.ask_members(fresh, "group_decide", args, caller, lambda names, body: None, done)
+        return True
 
     def carry(self, run: Run) -> None:
         """The decision is durable: tell everybody, in waves."""

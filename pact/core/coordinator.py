@@ -60,6 +60,7 @@ SETTLE_NS: Final = 15 * NS_PER_S
 RELEASE_NS: Final = 2 * NS_PER_S
 BALLOTS: Final = 1_000_000
 ASKED_MAX: Final = 64
+ASKING_MAX: Final = 256  # questions of nodes that are being answered at once: they leave room for people's commands
 VOTE_TRIES: Final = 2
 FORGET_MAX: Final = 10_000
 
@@ -123,13 +124,18 @@ class Coordinator:
 
     def _undo_votes(self, run: Run, names: Iterable[str]) -> None:
         """A vote that led to no decision binds nobody any more (presumed abort).  # G3"""
-        args = {"group": run.id, "fence": self.root.fence, "ballot": self._ballot(), "decision": "abort",
-                "action": "commit", "why": "the vote led to no decision"}  # fmt: skip
-        self.carrier.tell(names, run.id, args, run.caller)
+        self.carrier.tell(names, run.id, self._undone(run.id, self._ballot()), run.caller)
+
+    def _undone(self, gid: str, ballot: int) -> dict[str, Any]:
+        """The votes with this ballot, or one before it."""
+        return {"group": gid, "fence": self.root.fence, "ballot": ballot, "decision": "abort", "action": "commit",
+                "why": "the vote led to no decision"}  # fmt: skip
 
     def asked(self, node: str, groups: Sequence[Sequence[Any]]) -> None:
         """A member asks how its groups end. Only what is in the log is an answer.  # G3"""
         for gid, phase, ballot in groups[:ASKED_MAX]:
+            if self.carrier.asking >= ASKING_MAX:
+                return  # it asks again
             group, run = self.root.state.groups.get(gid), self.runs.get(gid)
             if number(gid) > self.root.state.group_n if group is None else node not in self._members(group):
                 # No member heard of a group before its beginning was durable: this log is another one, and knows
@@ -141,7 +147,7 @@ class Coordinator:
                 self.root.refuse("a question about a group that the log has forgotten", node, gid)
                 self._unknown(node, gid, ballot)
             elif group.state == FINISHED:
-                self.carrier.tell([node], gid, self.carrier.decision(group), caller_of(group))
+                self.carrier.reply(node, gid, self.carrier.decision(group), caller_of(group))
             elif run is not None and group.state == DECIDED:
                 if node in run.members and node not in run.flying and node not in run.todo:
                     run.done.discard(node)
@@ -150,13 +156,15 @@ class Coordinator:
             elif run is not None:
                 run.states.setdefault(node, "member")
                 if phase == "prepared" and self._led_nowhere(run, ballot):
-                    self._undo_votes(run, [node])
+                    # A question has no seal: one that is made up must not undo a vote under way, or one to come.  # T14
+                    newest = self.root.fence * BALLOTS + self._ballots
+                    self.carrier.reply(node, gid, self._undone(gid, min(ballot, newest)), run.caller)
 
     def _unknown(self, node: str, gid: str, ballot: int) -> None:
         """How its group ended is not known here: what it has of it becomes its own, for a person to settle."""
         args = {"group": gid, "fence": self.root.fence, "ballot": ballot, "decision": "unknown",
                 "action": "rollback", "why": "the root's log has no such group"}  # fmt: skip
-        self.carrier.tell([node], gid, args, PACT)
+        self.carrier.reply(node, gid, args, PACT)
 
     def _members(self, group: Group) -> frozenset[str]:
         """Of a group that nodes ask about; they do so all at once."""

@@ -91,6 +91,8 @@ def checksum(names: Iterable[str]) -> int:
 class Gate(Protocol):
     """Who decides at the root whether a claim is the node's own word. See ``seals.RootSeals.admits``."""
 
+    def knows(self, name: str) -> bool: ...
+
     def admits(self, name: str, session: int, proof: Sequence[Any] | None, *, here: bool, direct: str = "") -> bool: ...
 
 
@@ -254,3 +256,20 @@ class Directory:
                 child.below[name] = child.refused.pop(name)
                 return child
         return None
+
+    def reconsider(self) -> None:
+        """The authorised keys have changed: claims that were not believed may be now; what was may be no more."""
+        gate = self.gate
+        if gate is None:
+            return
+        for child in list(self.named.values()):
+            if child.below is None:
+                gate.admits(child.name, child.session, child.proof, here=True, direct=child.peer.key)
+                continue
+            for name, claim in list(child.refused.items()):
+                if gate.admits(name, claim.session, claim.proof, here=name in self.where):
+                    child.below[name] = child.refused.pop(name)
+                    self.claim(child, name)
+            for name, claim in child.below.items():
+                if self.where.get(name) is child and not gate.knows(name):
+                    gate.admits(name, claim.session, claim.proof, here=True)

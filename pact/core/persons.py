@@ -30,6 +30,7 @@ class _Asker:
     """Whom the answers to one request are sealed for."""
 
     key: Key
+    seal: str  # of the request; "" where it only asks for a challenge
     challenge: str
     n: int = 0
 
@@ -48,7 +49,7 @@ class Persons:
     def challenge(self, head: Mapping[str, Any]) -> dict[str, Any]:
         """A new one for whoever says to be this person: it helps nobody else. Raises DeniedError."""
         key = self._key(head["person"])
-        self._askers[head["client"], head["id"]] = _Asker(key, head["challenge"])
+        self._askers[head["client"], head["id"]] = _Asker(key, "", head["challenge"])
         self._count += 1
         new = f"{self._count:x}.{self._mac(self._count, head['person'])}"
         return {"v": 1, "root": self._seals.id, "challenge": new}
@@ -64,7 +65,7 @@ class Persons:
         if not seals_.fits(key, seals_.of_request(head, body), head["seal"]):
             raise DeniedError("the seal of this request is not that of the key that it names")
         self._take(head["challenge"], head["person"])
-        self._askers[head["client"], head["id"]] = _Asker(key, head["challenge"])
+        self._askers[head["client"], head["id"]] = _Asker(key, head["seal"], head["challenge"])
         return {**head, "caller": {"user": person[0], "role": person[1], "via": "cluster"}}
 
     def _take(self, challenge: str, public: str) -> None:
@@ -97,7 +98,7 @@ class Persons:
             return head
         head = {**head, "n": asker.n}
         asker.n += 1
-        what = seals_.of_reply(kind, asker.challenge, head, body)
+        what = seals_.of_reply(kind, asker.seal, asker.challenge, head, body)
         if kind == "result":
             del self._askers[where]
         return {**head, "seal": seals_.text(seals_.seal(asker.key, what))}

@@ -565,6 +565,8 @@ class Relay:
             self._up.append(Up("answer", {"call": head["call"], "final": True, "parts": [], "lost": lost}))
             return self._unsaid(exc)
         if call is None:
+            lost = list(self.tree.where) if head["nodes"] is None else head["nodes"]
+            self._up.append(Up("answer", {"call": head["call"], "final": True, "parts": [], "lost": lost}))
             return self._violation("the parent", "too many calls at once", t_ns)
         call.sealed(head)
         direct: list[Child] = []

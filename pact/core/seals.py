@@ -152,10 +152,12 @@ def of_request(head: Mapping[str, Any], body: bytes | memoryview) -> bytes:
     return essence(REQUEST, (head["challenge"], head["id"], head["op"], head["nodes"], head["timeout_ms"]), body)
 
 
-def of_reply(kind: str, challenge: str, head: Mapping[str, Any], body: bytes | memoryview) -> bytes:
-    """Of what goes to a person: everything but who carries it. ``head["n"]`` counts them."""
+def of_reply(kind: str, request: str, challenge: str, head: Mapping[str, Any], body: bytes | memoryview) -> bytes:
+    """Of what goes to a person: everything but who carries it. ``head["n"]`` counts them. ``request``: the seal of what
+    was asked, so that it answers nothing else; "" is a question for a challenge, which has none.
+    """
     said = {k: v for k, v in head.items() if k not in ("client", "seal")}
-    return essence(REPLY, (kind, challenge, sorted(said.items())), body)
+    return essence(REPLY, (kind, request, challenge, sorted(said.items())), body)
 
 
 def of_one(head: Mapping[str, Any], name: str) -> str:
@@ -227,7 +229,8 @@ class NodeSeals:
         return self._of(of_ack(fence, term, cursor), fence, term, said) is not None
 
     def told(self, fleet: Mapping[str, Any], term: str, said: str) -> bool:
-        return self._of(of_fleet(term, fleet), fleet["fence"], term, said) is not None
+        """What the fleet is told was sealed for this start of this node."""
+        return self._of(of_fleet(term, fleet) + self._start, fleet["fence"], term, said) is not None
 
     def _of(self, what: bytes, fence: int, term: str, said: str) -> Key | None:
         """The key with which ``what`` was sealed. A root that was replaced says nothing that counts any more."""
@@ -367,7 +370,7 @@ class RootSeals:
     def fleet(self, fleet: Mapping[str, Any], names: Iterable[str]) -> dict[str, str]:
         """For what the whole fleet is told; name -> seal."""
         what = of_fleet(self.term, fleet)
-        return {n: text(seal(k.key, what)) for n in names if (k := self._known.get(n)) is not None}
+        return {n: text(seal(k.key, what + k.start)) for n in names if (k := self._known.get(n)) is not None}
 
     # -- from nodes ---------------------------------------------------------------------------------------------
 
@@ -381,7 +384,7 @@ class RootSeals:
             one = known.get(names[0])
             return one is not None and fits(one.key, what, said)
         claimed = number(said)
-        if claimed is None:
+        if claimed is None or len(set(names)) != len(names):  # a name that stands there twice cancels itself out
             return False
         try:
             keys = [known[n].key for n in names]

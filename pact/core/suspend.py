@@ -207,13 +207,14 @@ def told(node: Node, event: FleetTold) -> None:
     known = node.fleet_seq if event.fence == node.fleet_fence else max(state.fleet_seq, node.fleet_seq)
     if event.fence < newest or (event.fence == newest and event.seq < known):
         return
+    again = (event.fence, event.seq) == (node.fleet_fence, node.fleet_seq)  # what ended here since is not placed anew
     node.fleet_fence, node.fleet_seq = event.fence, event.seq
     wanted = {h["hold"]: h for h in event.holds}
     for name in [n for n in state.holds if n.startswith("f") and n not in wanted]:
         node.record("hold_released", {"hold": name, "change": None, "cause": "released", "fence": event.fence,
                                       "fleet_seq": event.seq})  # fmt: skip
     for name, hold in wanted.items():
-        if name in state.holds or hold["left_ns"] <= 0:
+        if name in state.holds or hold["left_ns"] <= 0 or again:
             continue
         owner = Owner("cluster:" + hold["owner"], hold["owner"])
         node.record("hold_placed", {

@@ -37,6 +37,7 @@ ASK_ALL: Final = 10  # of so many rounds one is about every group: a question ma
 ASKED_MAX: Final = 64
 ASK_SOON_NS: Final = 10 * NS_PER_S  # within so long of a new root: it knows only what it is told
 HELLO_GAP_NS: Final = NS_PER_S // 2
+MISSED_MAX: Final = 5  # hellos for a table that does not come double their distance so often
 KEEP_OPEN: Final = 2  # connections to parents that said sorry, kept so that nobody has to authenticate again
 SESSION_BITS: Final = 20  # the low bits of a session count the connections of one start
 
@@ -124,13 +125,14 @@ class _Link:
 class Uplink:
     """See the module. ``more`` gives the fields of ``hello`` that change, ``beat`` those of ``beat``, ``unfinished``
     the groups to ask about. ``prove`` seals a hello's head, so that the root knows it for this node's own word.
+    ``judges``: the owner says (``told``) which tables of the fleet's holds count.
     """
 
     def __init__(
         self, name: str, role: str, parents: Sequence[Parent], rng: Random, *, session: int, version: str = "",
         rack: str = "", more: Callable[[], Mapping[str, Any]] = dict,
         unfinished: Callable[[], Sequence[Sequence[Any]]] = tuple, beat: Callable[[], Mapping[str, Any]] = dict,
-        prove: Callable[[Mapping[str, Any]], str] | None = None,
+        prove: Callable[[Mapping[str, Any]], str] | None = None, judges: bool = False,
     ) -> None:  # fmt: skip
         assert parents, "an uplink without parents"
         self.name = name
@@ -147,6 +149,8 @@ class Uplink:
         self._unfinished = unfinished
         self._beat_head = beat
         self._prove = prove
+        self._judges = judges
+        self._missed = 0  # hellos because of a table that has not come yet
         self._links: dict[str, _Link] = {}
         self._active: _Link | None = None
         self._trying: _Link | None = None
@@ -378,7 +382,7 @@ class Uplink:
         if kind == "beat":
             return self._beat(link, message, t_ns)
         if kind == "fleet":
-            self._told(message.head)
+            self._heard(message.head)
         elif kind == "call":
             self._led(message.head["fence"], t_ns)
         if kind in AT_WORK and link.asks:  # it goes by that, and asks when an answer takes long
@@ -392,9 +396,14 @@ class Uplink:
             self._asked = None
             self._ask_ns = min(self._ask_ns, t_ns + int(self._rng.uniform(0, ASK_SOON_NS)))
 
-    def _told(self, fleet: Mapping[str, Any] | None) -> None:
-        if fleet is not None:
-            self.fleet = max(self.fleet, (fleet["fence"], fleet["seq"]))
+    def _heard(self, fleet: Mapping[str, Any] | None) -> None:
+        if fleet is not None and not self._judges:
+            self.told(fleet)
+
+    def told(self, fleet: Mapping[str, Any]) -> None:
+        """This table of the fleet's holds counts."""
+        self.fleet = max(self.fleet, (fleet["fence"], fleet["seq"]))
+        self._missed = 0
 
     def _welcome(self, link: _Link, message: Message, t_ns: int) -> list[Effect]:
         if link is not self._trying and link is not self._active:
@@ -414,7 +423,7 @@ class Uplink:
             out += self._drop(other)
         self._round, self._left = 0, [p.url for p in self.order]
         self._beat_ns = t_ns + OWN_BEAT_NS
-        self._told(message.head["fleet"])
+        self._heard(message.head["fleet"])
         self.fence = max(self.fence, message.head["fence"])
         self._plan_return(t_ns)
         self._asked, self._asks = None, 0
@@ -475,6 +484,7 @@ class Uplink:
             else:
                 out += self.send("beat", {**self._beat_head(), "answer": True})
         missed = head["fleet_seq"] > self.fleet[1] and head["fence"] >= self.fleet[0]
-        if missed and self._trying is None and t_ns - link.hello_ns >= BEAT_NS:  # a welcome tells the fleet's holds
+        if missed and self._trying is None and t_ns - link.hello_ns >= BEAT_NS << self._missed:
+            self._missed = min(self._missed + 1, MISSED_MAX)  # a welcome, or the root after it, tells the fleet's holds
             out += self._hello(link.parent, t_ns)
         return out

@@ -33,16 +33,15 @@ from pact.cluster.keys import Key
 from pact.cluster.links import Links
 from pact.cluster.shared import Shared
 from pact.core import groups
-from pact.core.events import AppendRecord, Asked, Caller, Effect, FleetTold, LinkChanged, Ticked
+from pact.core.events import Asked, Caller, FleetTold, LinkChanged, Ticked
 from pact.core.outbox import Outbox, Read, Up, can_wait, with_answer
-from pact.core.records import Record
 from pact.core.rootlog import INCARNATION_CHARS
 from pact.core.seals import NodeSeals, key_id, of_one
 from pact.core.uplink import OF_LINKS, Connect, Deliver, Disconnect, Lost, Note, Parent, Send, Uplink
 from pact.core.uplink import Effect as UplinkEffect
 from pact.core.wire import Message, beside
 from pact.model import NS_PER_S, Actor, Declared, Owner
-from pact.sim.world import World
+from pact.sim.lines import Machine
 
 SOCKETS_MAX: Final = 16_384
 CACHED_MAX: Final = 4
@@ -90,22 +89,6 @@ class Counts:
     told: int = 0
 
 
-class Machine(World):
-    """A world whose journal is kept as the lines that go up, and whose disk never fails: it cannot start again."""
-
-    lines: list[bytes]
-    fresh: list[Record]  # the last of them, for whoever sends them
-
-    def _perform(self, effects: list[Effect]) -> None:
-        for effect in effects:
-            if type(effect) is AppendRecord:
-                record = effect.record
-                self.lines.append(b'%b,"hash":"%b"}\n' % (effect.body[:-1], record.hash.encode()))
-                self.fresh.append(record)
-            else:
-                self._carry_out(effect)
-
-
 class NodeLinks(Protocol):
     """The way from a node to its parents."""
 
@@ -136,7 +119,8 @@ class VirtualNode:
         self.uplink = Uplink(name, "node", parents, fleet.rng, session=session, version=VERSION,
                              rack=rack, more=self._more,
                              unfinished=lambda: groups.unfinished(self.world.node),
-                             prove=self._prove if self.seals is not None else None)  # fmt: skip
+                             prove=self._prove if self.seals is not None else None, judges=True)  # fmt: skip
+        self._unheard = False
         self.wake_ns = 0
         every_ns = int(fleet.spec.write_every_s * NS_PER_S)
         self._write_every_ns = every_ns
@@ -201,6 +185,7 @@ class VirtualNode:
                 self._received(effect.message)
             elif isinstance(effect, Lost):
                 self.outbox.lost()
+                self._unheard = False
                 self.fleet.counts.lost += 1
                 self.fleet.up(self, False)
                 self._tell(lambda: LinkChanged(self.world.t_ns, self.world.wall_ns, False))
@@ -265,8 +250,10 @@ class VirtualNode:
         elif kind == "welcome":
             self.fleet.up(self, True)
             self._up(self.outbox.welcomed(head["credit"], self.fleet.now_ns))
+            self._unheard = True
             self._fleet(head["fleet"])
-            self._tell(lambda: LinkChanged(self.world.t_ns, self.world.wall_ns, True))
+            if self.seals is None:
+                self._in_contact()
         elif kind == "fleet":
             self._fleet(head)
 
@@ -275,8 +262,15 @@ class VirtualNode:
             return
         term, seal = fleet.get("term", ""), fleet.get("seals", {}).get(self.name, "")
         if self.seals is None or self.seals.told(fleet, term, seal):
+            self.uplink.told(fleet)
             self._tell(lambda: FleetTold(self.world.t_ns, self.world.wall_ns, fleet["fence"], fleet["seq"],
                                          fleet["holds"]))  # fmt: skip
+            self._in_contact()
+
+    def _in_contact(self) -> None:
+        if self._unheard:
+            self._unheard = False
+            self._tell(lambda: LinkChanged(self.world.t_ns, self.world.wall_ns, True))
 
     def call(self, message: Message) -> None:
         """Carry out a call, or give the same answer again."""

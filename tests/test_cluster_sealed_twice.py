@@ -1,0 +1,212 @@
+"""What an aggregator that somebody has taken over makes of true words: it tells them late, again, or about something else.
+
+The kit is that of ``test_cluster_sealed``.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from test_cluster_sealed import NAMES, SEALED, Between
+from test_groups import apply as apply_group
+from test_groups import ask, cluster, group, machines
+from test_groups_stopped import deaf
+
+from pact.cluster.client import Result
+from pact.core.outbox import Up
+from pact.core.wire import Message
+from pact.errors import PactError
+from pact.model import NS_PER_S
+
+pytestmark = pytest.mark.invariant("T14")
+
+
+@pytest.fixture
+def kit(tmp_path: Path) -> Iterator[Between]:
+    kit = Between(tmp_path, NAMES)
+    kit.start(SEALED)
+    kit.start_rogue()
+    try:
+        yield kit
+    finally:
+        kit.close()
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """What lies in /tmp is no concern of an agent."""
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as name:
+        yield Path(name)
+
+
+@pytest.mark.invariant("G9")
+def test_a_node_that_comes_back_acts_only_after_the_root_s_own_word_about_holds(kit: Between, place: Path) -> None:
+    """Its parent's welcome is not that word. Nobody needs to be bad for this: the root's comes a moment later."""
+    file = place / "x.conf"
+    file.write_text("declared\n")
+    sock = kit.agent("n1", base="2s")
+    toml = place / "x.toml"
+    toml.write_text(f'[file."{file}"]\ncontent = "declared\\n"\n')
+    subprocess.run([sys.executable, "-m", "pact.cli.main", "--socket", sock, "declare", str(toml)], check=True)
+    kit.log_of("n1", sock)
+    kit.kill("n1", 15)
+    file.write_text("drifted\n")
+    assert kit.result("adm", "fleet_hold", {"reason": "stop", "for_ns": 10**13}).exit == 5  # n1 is away
+    kept: list[Message] = []
+
+    def keep(said: Message) -> Message | None:
+        if said.kind != "fleet":
+            return said
+        kept.append(said)
+        return None
+
+    kit.rogue.down = keep
+    sock = kit.agent("n1", base="2s")
+    kit.until(lambda: kept, "the root has told its holds")
+    kit.during(4.0)
+    assert file.read_text() == "drifted\n" and kit.records(sock, "rollback_started") == []
+    kit.rogue.tell("n1", "fleet", {k: kept[-1].head[k] for k in ("fence", "seq", "holds", "term", "seals")})
+    kit.until(lambda: kit.holds(sock) == ["stop"], "it has heard")
+    kit.during(3.0)
+    assert file.read_text() == "drifted\n"
+    kit.rogue.down = lambda said: said
+    assert kit.result("adm", "fleet_release", {}).exit == 0
+    kit.until(lambda: file.read_text() == "declared\n", "the window ends as it should", 15)
+
+
+def test_a_hold_that_has_ended_is_not_placed_by_telling_it_again(kit: Between) -> None:
+    sock = kit.agent("n1")
+    assert kit.result("adm", "fleet_hold", {"reason": "short", "for_ns": 2 * NS_PER_S}).exit == 0
+    told = [m for m in kit.rogue.seen if m.kind == "fleet" and m.head["holds"]][-1]
+    again = {k: told.head[k] for k in ("fence", "seq", "holds", "term", "seals")}
+    kit.rogue.down = lambda said: None if said.kind == "fleet" else said  # its end is never told
+    kit.until(lambda: kit.holds(sock) == [], "it has ended")
+    for _ in range(2):
+        kit.rogue.tell("n1", "fleet", again)
+        kit.during(0.3)
+        assert kit.holds(sock) == []
+    kit.kill("n1", 15)  # nor to the next start of the agent
+    sock = kit.agent("n1")
+    kit.rogue.tell("n1", "fleet", again)
+    kit.during(0.3)
+    assert kit.holds(sock) == []
+
+
+@pytest.mark.parametrize("op", ["hold_place", "fleet_hold", "rollback", "nodes"])
+def test_an_answer_to_one_question_is_none_to_another(kit: Between, op: str) -> None:
+    """It swallows what a person asks, and has the root answer a question for a challenge in its place."""
+    kit.agent("n1")
+
+    def other(up: Up) -> Up:
+        if up.kind != "request" or up.head["op"] != op:
+            return up
+        return up._replace(head={**up.head, "op": "challenge", "seal": ""}, body=b"{}")
+
+    kit.rogue.up = other
+    args = {"reason": "r", "for_ns": 10**12} if "hold" in op else {}
+    last = kit.asked("adm", op, args, None if op in ("fleet_hold", "nodes") else "n1")[-1]
+    assert isinstance(last, PactError) or (isinstance(last, Result) and last.exit != 0), last
+
+
+def test_two_answers_of_one_node_do_not_seal_each_other(kit: Between) -> None:
+    """A node's seal and the same again are nothing: 'it came back', and what is invented for it fits."""
+    kit.agent("n1")
+    kit.agent("n2")
+    kit.until(lambda: kit.rogue.relay.tree.where.keys() >= {"n1", "n2"} and kit.known().keys() >= {"n1", "n2"}, "both")
+    kit.during(0.5)
+    body = b'{"ok":true,"exit":0,"message":"","hint":"","result":{"state":"committed"}}'
+    seen: list[str] = []
+    child = kit.rogue.relay.tree.where["n1"]
+
+    def lie(call: str) -> None:
+        kit.rogue.say("answer", {"call": call, "final": False, "parts": [[["n1"], len(body)]], "seals": ["B" * 20]}, body)
+
+    def down(said: Message) -> Message | None:
+        if said.kind != "call" or "n1" not in said.head["nodes"]:
+            return said
+        lie(said.head["call"])
+        if said.head["call"] not in seen:
+            seen.append(said.head["call"])
+            kit.rogue.say("below", {"gone": ["n1"]})
+            kit.during(0.008)
+            kit.rogue.say("below", {"add": ["n1"], "sessions": {"n1": child.session}, "proofs": {"n1": list(child.proof or ())}})
+        return None
+
+    kit.rogue.down = down
+    found = kit.answers("adm", "state", nodes="n1,n2", at="root1", timeout_s=3.0)
+    assert "n1" not in found, found
+
+
+@pytest.mark.parametrize("sealed", [True, False])
+def test_a_key_that_reaches_the_root_last_lets_its_node_in(tmp_path: Path, sealed: bool) -> None:
+    kit = Between(tmp_path, NAMES)
+    mine, roots = kit.authorized, kit.base / "root_keys.toml"
+
+    def known(*without: str) -> None:
+        new = roots.with_suffix(".new")
+        new.write_text("".join(f'[[key]]\npublic = "{kit.public[n]}"\nname = "{n}"\nrole = "{role}"\n'
+                               for n, role in kit.roles.items() if n not in without))
+        new.replace(roots)
+
+    known("n2")
+    kit.authorized = roots
+    kit.start(SEALED if sealed else "")
+    kit.authorized = mine
+    kit.start_rogue()
+    try:
+        kit.agent("n2", sealed=sealed)
+        kit.during(1.0)
+        assert not kit.known().get("n2", {}).get("connected")
+        known()
+        kit.until(lambda: kit.known().get("n2", {}).get("connected"), "it is let in", 20)
+        known("n2")
+        kit.until(lambda: kit.asked("adm", "hold_release", {}, "n2", sealed=sealed)[-1].exit != 4, "the root has read it", 20)
+        known()
+        kit.until(lambda: kit.asked("adm", "hold_release", {}, "n2", sealed=sealed)[-1].exit in (0, 4), "it is known again", 20)
+    finally:
+        kit.close()
+
+
+@pytest.mark.invariant("G3")
+def test_a_question_that_nobody_asked_undoes_no_vote() -> None:
+    """A question carries no seal. With one in a node's name, an aggregator had the root take a yes back."""
+    c = cluster()
+    gid = apply_group(c)
+    deaf(c, "n2", "group_vote", 1)
+    n = c.request("group_rollback", {"group": gid})
+    world = c.peers["n0"].world
+    assert c.root is not None
+    while world.node.state.groups[gid].phase != "prepared":
+        c.advance(NS_PER_S // 1000)
+    ballot = world.node.state.groups[gid].ballot
+    c.advance(NS_PER_S // 2)
+    for said in (0, 1, ballot - 1):
+        c.up(c.root, "ask", {"node": "n0", "groups": [[gid, "prepared", said]]})
+    while n not in c.results:
+        member = world.node.state.groups.get(gid)
+        assert member is None or member.phase == "prepared", "its yes binds it until the root has decided"
+        c.advance(NS_PER_S // 1000)
+    assert machines(c) == ["old"] * 4 and group(c, gid)["state"] == "rolled back"
+    c.check()
+
+
+@pytest.mark.invariant("T13")
+def test_questions_that_nobody_asked_leave_room_for_commands() -> None:
+    c = cluster()
+    apply_group(c)
+    assert c.root is not None
+    names = [f"m{n}" for n in range(2_000)]
+    c.up(c.root, "below", {"add": names, "gone": []})
+    for name in names:
+        groups = [[f"g{100 + i}", "prepared", 1] for i in range(16)]
+        c.root.received(Message("ask", {"node": name, "groups": groups}, b""), c.t_ns, 0)
+    assert len(c.root.questions.open) <= 256
+    c.up(c.root, "below", {"add": [], "gone": names})
+    c.advance(120 * NS_PER_S)
+    assert c.root.groups.carrier.asking == 0
+    assert ask(c, "group_rollback", group="g1")[0] == 0
