@@ -305,3 +305,15 @@ def test_a_new_tree_is_one_place_and_what_is_beside_it_another() -> None:
     told = [(place, user, count) for place, user, count, _ in places(w.node)]
     assert told == [("file:/etc/", "bob", 2), ("file:/etc/d/", "alice", 52), ("file:/etc/f/z", "unattributed", 1),
                     ("sysctl:net.ipv4.conf.v0.*", "unattributed", 3)]
+
+
+@pytest.mark.invariant("J2")
+def test_a_snapshot_says_the_same_whether_its_records_were_read_back_or_not() -> None:
+    """A record's names are sorted in the file, and in memory as they came: ``pact journal verify`` compares the two."""
+    w = world()
+    names = ["file:/etc/z", "file:/etc/b", "file:/etc/m"]
+    w.machine.update({n: {"value": "x"} for n in names})
+    w.feed(lambda: Appeared(w.t_ns, w.wall_ns, [New(n, {"type": "file"}, ALICE.owner) for n in names], []))
+    w.advance(60 * NS_PER_S)
+    assert set(names) <= w.node.state.untracked.keys()
+    w.check()

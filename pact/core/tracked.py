@@ -372,11 +372,11 @@ def drop(state: State, resource: str) -> None:
 
 
 def to_json(state: State) -> dict[str, Any]:
-    """Owners stand once each."""
+    """Owners stand once each. Sorted: a record has one order in memory, and another when it is read back."""
     owners: dict[str, int] = {}
     rows: list[list[Any]] = []
     table: list[dict[str, Any]] = []
-    for resource, u in state.untracked.items():
+    for resource, u in sorted(state.untracked.items()):
         key = f"{u.owner['key']} {u.owner['session']} {u.owner['command']}"
         if key not in owners:
             owners[key] = len(table)

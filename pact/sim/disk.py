@@ -9,11 +9,12 @@ end of every life, so that nothing that went wrong on the way stays unseen.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
 import orjson
 
-from pact.core.records import Record
+from pact.core.records import Record, canonical
 from pact.core.state import State
 
 CHECK_EVERY: Final = 16
@@ -77,7 +78,7 @@ class Disk:
             if seq < len(self.records) and self.records[seq].hash == hash_:
                 state = State.from_json(orjson.loads(raw))
         for record in self.records[state.seq + 1 :]:
-            state.apply(record)
+            state.apply(_read(record))
         self._loads += 1
         if self._loads % CHECK_EVERY == 0:
             assert state.to_json() == self.replayed().to_json(), "a snapshot and what came after it are the journal"
@@ -93,5 +94,10 @@ class Disk:
         """The whole journal, folded from zero.  # J2"""
         state = State()
         for record in self.records:
-            state.apply(record)
+            state.apply(_read(record))
         return state
+
+
+def _read(record: Record) -> Record:
+    """As it is read from a file: its dictionaries are in another order than they were in memory."""
+    return replace(record, data=orjson.loads(canonical(record.data)))
