@@ -328,3 +328,17 @@ def test_parts_come_whole_and_in_order() -> None:
     assert persons.sealed("part", {"client": "agg:2", "id": 2}, b"") == {"client": "agg:2", "id": 2}
     persons.cancelled("agg:1", 0)
     assert not persons._askers
+
+
+def test_a_client_is_told_that_an_aggregator_on_its_way_is_older() -> None:
+    persons, _, _ = people()
+    with pytest.raises(DeniedError, match="older than the client"):
+        persons.challenge({"client": "agg1:1", "id": 1, "person": "", "challenge": ""})
+
+
+def test_a_name_that_stands_twice_in_an_answer_fits_nothing() -> None:
+    w = World()
+    seal = w.answer("n0", b"yes")
+    assert w.root.answers(["n0"], "5.1", b"yes", seal)
+    assert not w.root.answers(["n0", "n0"], "5.1", b"invented", seals.NONE)
+    assert not w.root.answers(["n1", "n0", "n1"], "5.1", b"yes", seal)

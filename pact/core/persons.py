@@ -82,6 +82,9 @@ class Persons:
             self._used.discard(self._floor)
 
     def _key(self, public: str) -> Key:
+        if not public:
+            raise DeniedError("this came without its asker's key: an aggregator on the way is older than the client",
+                              "take roots out of client.toml until it is not, or ask the root: --via")  # fmt: skip
         if self._seals.keys.person(public) is None or not (key := self._seals.keys.shared(public)):
             raise DeniedError("the root knows no person with this key",
                               "it must stand in the root's authorized_keys.toml")  # fmt: skip
