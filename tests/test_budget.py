@@ -58,3 +58,10 @@ def test_who_has_been_quiet_is_not_remembered(clock: Clock) -> None:
     clock.now_s += 10
     spent.spend("one more", 0.001)
     assert list(spent._spent) == ["one more"]
+
+
+def test_a_disk_that_hung_under_one_request_keeps_nobody_out_for_long(clock: Clock) -> None:
+    """An ops command under which the disk stood still for ten seconds; then there is an emergency."""
+    spent = Budget()
+    spent.spend("ann", 10.0)
+    assert spent.wait_s("ann") <= 5.0

@@ -9,6 +9,7 @@ from typing import Final
 from pact.limits import LOOP_SHARE
 
 KEPT_MAX: Final = 256
+ONE_MAX_S: Final = 1.0  # nothing that may be asked takes longer by itself: then the machine was slow
 
 
 class Budget:
@@ -19,8 +20,9 @@ class Budget:
         self._spent: dict[Hashable, tuple[float, float]] = {}  # how much more than was given back, and when that was so
 
     def spend(self, who: Hashable, seconds: float) -> None:
+        """``seconds``: of one request. A disk that hangs under it keeps nobody out afterwards."""
         now_s = time.monotonic()
-        self._spent[who] = (self._owed(who, now_s) + seconds, now_s)
+        self._spent[who] = (self._owed(who, now_s) + min(seconds, ONE_MAX_S), now_s)
         if len(self._spent) > KEPT_MAX:
             self._spent = {w: row for w, row in self._spent.items() if self._owed(w, now_s) > 0.0}
 
