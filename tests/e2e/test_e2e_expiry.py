@@ -250,7 +250,8 @@ def test_what_was_rolled_back_twice_within_the_hour_is_contended(agent: Agent) -
 def test_commit_in_time_stops_the_rollback(agent: Agent) -> None:
     path = agent.file("intime.conf")
     change = agent.drift(path)
-    agent.pact("commit", "-m", "in time")
+    # The window is half a second long: a program that has to be started may come too late on a busy machine.
+    assert agent.ask("commit", targets=[change["id"]], message="in time")["exit"] == 0
     agent.drift(agent.file("clock.conf"))  # its end comes after the first one's would have come
     agent.settled(f"file:{TOP}/clock.conf")
     assert agent.world.path(path).read_text() == "drifted\n"
