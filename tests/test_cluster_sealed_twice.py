@@ -1,6 +1,6 @@
 """What an aggregator that somebody has taken over makes of true words: it tells them late, again, or about something else.
 
-The kit is that of ``test_cluster_sealed``.
+See ``sealed_kit``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from test_cluster_sealed import NAMES, SEALED, Between
+from sealed_kit import NAMES, SEALED, Between, between
 from test_groups import apply as apply_group
 from test_groups import ask, cluster, group, machines
 from test_groups_stopped import deaf
@@ -28,13 +28,8 @@ pytestmark = pytest.mark.invariant("T14")
 
 @pytest.fixture
 def kit(tmp_path: Path) -> Iterator[Between]:
-    kit = Between(tmp_path, NAMES)
-    kit.start(SEALED)
-    kit.start_rogue()
-    try:
+    with between(tmp_path) as kit:
         yield kit
-    finally:
-        kit.close()
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ import secrets
 import time
 from collections import OrderedDict, deque
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
@@ -416,7 +417,7 @@ class Link:
         if op == "log" and args.get("count") is None:
             args["count"] = ROWS_MAX + 1  # one more than is shown: so that it shows whether that is all
         self._running.add(key)
-        remote = Remote(self, key, self._callers.of(head["caller"], _name_of(key)))
+        remote = Remote(partial(self.answered, key), self._callers.of(head["caller"], _name_of(key)))
         began_s = time.monotonic()
         self.agent.requests.line(remote, orjson.dumps({"v": 1, "op": op, "args": args}))
         if head["caller"]["role"] not in ("admin", "agent"):

@@ -5,17 +5,14 @@ from __future__ import annotations
 import pwd
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Final
 
 import orjson
 
 from pact.agent.control import Client
 from pact.core.events import Caller
 from pact.model import Actor, Owner
-
-if TYPE_CHECKING:
-    from pact.agent.link import Link
 
 ANSWER_MAX: Final = 4 << 20
 ROWS_MAX: Final = 1_000
@@ -30,7 +27,7 @@ class Remote(Client):
 
     remote = True
 
-    def __init__(self, link: Link, key: tuple[int, str], caller: Caller) -> None:
+    def __init__(self, answered: Callable[[bytes], None], caller: Caller) -> None:
         self.caller = caller
         self.fd = -1
         self.tokens: set[int] = set()
@@ -38,14 +35,13 @@ class Remote(Client):
         self.events = 0
         self.lines: deque[bytes] = deque()
         self.open = True
-        self._link = link
-        self._key = key
+        self._answered = answered
 
     def send(self, value: Any) -> None:
         """The answer, once."""
         if self.open:
             self.open = False
-            self._link.answered(self._key, value if isinstance(value, bytes) else orjson.dumps(value))
+            self._answered(value if isinstance(value, bytes) else orjson.dumps(value))
 
     def stream(self, source: Iterator[bytes]) -> None:
         """Rows, the newest first, as one bounded answer. It says when older ones are left out."""

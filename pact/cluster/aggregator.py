@@ -115,7 +115,7 @@ class Aggregator:
                                  session=secrets.randbits(64), version=__version__, rack=settings.rack,
                                  more=self.relay.claims, beat=self.relay.beat)  # fmt: skip
         elif make_root is not None:
-            self.seals = sealing.of_root(self)
+            self.seals = sealing.of_root(self.key, lambda: self.authorized, required=settings.sealed)
             self.relay.tree.gate = self.seals
             self.root = make_root(self)
             for pollable in self.root.pollables():

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final
 
 from pact.agent.notify import log
 from pact.cluster.auth import Authorized
+from pact.cluster.keys import Key
 from pact.cluster.shared import Shared
 from pact.core.seals import Keys, RootSeals
 from pact.errors import ConfigError
-
-if TYPE_CHECKING:
-    from pact.cluster.aggregator import Aggregator
 
 PERSONS: Final = ("viewer", "ops", "admin")
 
@@ -20,14 +18,14 @@ PERSONS: Final = ("viewer", "ops", "admin")
 class AuthorizedKeys(Keys):
     """Of the authorised keys as they are at this moment."""
 
-    def __init__(self, aggregator: Aggregator) -> None:
+    def __init__(self, own: Key, authorized: Callable[[], Authorized]) -> None:
         """Raises ConfigError where the library for seals is missing."""
-        self._aggregator = aggregator
-        self._shared = Shared(aggregator.key)
+        self._authorized = authorized
+        self._shared = Shared(own)
         self._of: tuple[Authorized | None, Mapping[str, list[str]]] = (None, {})
 
     def of(self, name: str) -> Iterable[str]:
-        authorized = self._aggregator.authorized
+        authorized = self._authorized()
         if self._of[0] is not authorized:
             by_name: dict[str, list[str]] = {}
             for peer in authorized.peers.values():
@@ -37,20 +35,19 @@ class AuthorizedKeys(Keys):
         return self._of[1].get(name, ())
 
     def person(self, public: str) -> tuple[str, str] | None:
-        peer = self._aggregator.authorized.peer(public)
+        peer = self._authorized().peer(public)
         return (peer.name, peer.role) if peer is not None and peer.role in PERSONS else None
 
     def shared(self, public: str) -> bytes:
         return self._shared.key(public)
 
 
-def of_root(aggregator: Aggregator) -> RootSeals | None:
+def of_root(own: Key, authorized: Callable[[], Authorized], *, required: bool) -> RootSeals | None:
     """None where nobody can seal: the library is missing, and the configuration does not insist. Raises ConfigError."""
-    config = aggregator.config
     try:
-        return RootSeals(aggregator.key.public, AuthorizedKeys(aggregator), required=config.sealed)
+        return RootSeals(own.public, AuthorizedKeys(own, authorized), required=required)
     except ConfigError as exc:
-        if config.sealed:
+        if required:
             raise
         log(f"nothing is sealed: {exc.message}", 4)
         return None

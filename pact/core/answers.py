@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
 import orjson
 
@@ -11,9 +11,6 @@ from pact.core import strict
 from pact.core.calls import PARTS_BYTES
 from pact.core.wire import BODY_MAX
 from pact.errors import EXIT_FAILED
-
-if TYPE_CHECKING:
-    from pact.core.root import Root
 
 #: Of a text in a result; what people or nodes say may be longer than a head takes.
 SAID_MAX: Final = 4_000
@@ -103,8 +100,8 @@ def clipped(text: str) -> str:
 class ToClient:
     """What nodes answer, on its way to a client: what came together goes together."""
 
-    def __init__(self, root: Root, head: Mapping[str, Any]) -> None:
-        self._root = root
+    def __init__(self, down: Callable[[str, Mapping[str, Any], bytes], None], head: Mapping[str, Any]) -> None:
+        self._down = down
         self._client = {"client": head["client"], "id": head["id"]}
         self._rows: list[tuple[list[str], bytes]] = []
         self._size = 0
@@ -119,7 +116,7 @@ class ToClient:
     def flush(self) -> None:
         rows, self._rows, self._size = self._rows, [], 0
         if len(rows) == 1:
-            self._root.down("part", {**self._client, "names": rows[0][0]}, rows[0][1])
+            self._down("part", {**self._client, "names": rows[0][0]}, rows[0][1])
         elif rows:
             parts = [[names, len(body)] for names, body in rows]
-            self._root.down("parts", {**self._client, "parts": parts}, b"".join([body for _, body in rows]))
+            self._down("parts", {**self._client, "parts": parts}, b"".join([body for _, body in rows]))

@@ -433,7 +433,7 @@ class Questions:
             failed = {**lost, **dict.fromkeys(absent, ABSENT)}
             self.reply(head, EXIT_UNREACHABLE if failed else 0, failed=failed)
 
-        to = ToClient(self.root, head)
+        to = ToClient(self.root.down, head)
         self.ask(here, head["op"], args, head["caller"], self.timeout_ns(head), to.part, done,
                  (head["client"], head["id"]), to.flush, expected)  # fmt: skip
 

@@ -16,7 +16,7 @@ from binascii import Error as Base64Error
 from binascii import a2b_base64, b2a_base64
 from collections.abc import Iterable, Mapping, Sequence
 from hashlib import blake2b
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 import orjson
 
@@ -286,20 +286,17 @@ class _Known(NamedTuple):
     start: bytes
 
 
-class Keys:
+class Keys(Protocol):
     """What the root needs of its surroundings: whose keys there are, and the key shared with each."""
 
     def of(self, name: str) -> Iterable[str]:
         """The public keys that are authorised for a node."""
-        raise NotImplementedError
 
     def person(self, public: str) -> tuple[str, str] | None:
         """Name and role of a person's key; None for what is none."""
-        raise NotImplementedError
 
     def shared(self, public: str) -> Key:
         """With the owner of this public key; b"" where it is none that can be used."""
-        raise NotImplementedError
 
 
 class RootSeals:
