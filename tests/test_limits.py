@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import re
+import socket
 from pathlib import Path
 
 import pytest
 from test_relay import N1, Bench
 
 from pact import limits
+from pact.agent.control import Client
 from pact.cluster.nodesets import NodeSets
 from pact.core.clients import Clients
 from pact.core.directory import Child, Peer
+from pact.core.events import Caller
 from pact.core.outbox import Up
 from pact.core.root import Root
 from pact.core.rootlog import RootState
 from pact.core.wire import message
+from pact.errors import PactError
+from pact.model import Actor, Owner
 
 ROOT = Path(__file__).parent.parent
 ROW = re.compile(r"^\| `([A-Z_]+)` \| ([^|]+) \| [^|]+ \| `(tests/[\w/]+\.py)::(\w+)` \|$", re.M)
@@ -94,3 +99,24 @@ def test_refusals_do_not_fill_the_root_s_log() -> None:
         for _ in range(10 * limits.ROOT_DENIED_PER_MINUTE):
             root.record_denied("apply", "needs the role admin", caller)
     assert len(root._own) == 2 * limits.ROOT_DENIED_PER_MINUTE
+
+
+@pytest.mark.invariant("S8")
+@pytest.mark.parametrize("before", [b"", b'{"v":1,"op":"ping"}\n'])
+@pytest.mark.parametrize("end", [b"\n", b"", b'\n{"v":1'])
+def test_a_request_at_the_socket_has_a_length_however_it_arrives(before: bytes, end: bytes) -> None:
+    """One that came whole, with its end, could have four times as much as one that came in pieces."""
+    ann = Caller(Actor("ann", 1234, "viewer", "socket"), Owner("uid:1234", "ann", 1234))
+    for size, taken in ((limits.REQUEST_MAX, True), (limits.REQUEST_MAX + 1, False)):
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+            theirs.sendall(before + b"x" * size + end)
+            theirs.shutdown(socket.SHUT_WR)
+            client, lines = Client(ours, ann), list[bytes]()
+            try:
+                while not client.half_closed:
+                    lines += client.read() or []
+                assert taken and sum(map(len, lines)) == len(before.strip()) + (size if end else 0)
+            except PactError as exc:
+                assert not taken and "too long" in exc.message

@@ -139,12 +139,12 @@ class Client:
             self.half_closed = True
             return []
         self._input += chunk
-        if len(self._input) > (REQUEST_ADMIN_MAX if self.admin else REQUEST_MAX) and b"\n" not in chunk:
+        lines: list[bytes] = []
+        if b"\n" in chunk:
+            *lines, rest = bytes(self._input).split(b"\n")
+            self._input = bytearray(rest)
+        if max([len(self._input), *map(len, lines)]) > (REQUEST_ADMIN_MAX if self.admin else REQUEST_MAX):
             raise PactError("the request is too long")
-        if b"\n" not in chunk:
-            return []
-        *lines, rest = bytes(self._input).split(b"\n")
-        self._input = bytearray(rest)
         return [line for line in lines if line.strip()]
 
     def write(self) -> bool:

@@ -154,7 +154,7 @@ class Http:
                     self._end(client)
                 return
             if client.answer is None:
-                data = client.sock.recv(HTTP_REQUEST_MAX)
+                data = client.sock.recv(HTTP_REQUEST_MAX - len(client.asked))
                 client.asked += data
                 if not data or not self._understood(client):
                     if not data:

@@ -14,6 +14,7 @@ from fuzz.kit import Feed, Target, outcome, piece
 from pact.agent import requests, telling
 from pact.agent.control import (
     OUTPUT_MAX,
+    READ_CHUNK,
     Client,
 )
 from pact.agent.requests import ALL_FIELDS, ROOT_FIELDS, Requests
@@ -45,7 +46,10 @@ class Pipe:
         return 7
 
     def recv(self, size: int) -> bytes:
-        return self.chunks.pop(0) if self.chunks else b""
+        chunk = self.chunks.pop(0) if self.chunks else b""
+        if len(chunk) > size:
+            self.chunks.insert(0, chunk[size:])
+        return chunk[:size]
 
     def send(self, data: Any) -> int:
         return len(data)
@@ -64,10 +68,11 @@ def socket(data: bytes) -> None:
         while not client.half_closed:
             lines += client.read() or []
     except PactError:
-        assert len(whole) > REQUEST_MAX
+        assert max(map(len, whole.split(b"\n"))) > REQUEST_MAX
+        assert len(client._input) <= REQUEST_MAX + READ_CHUNK
     else:
         assert lines == [ln for ln in whole.split(b"\n")[:-1] if ln.strip()]
-    assert len(client._input) <= REQUEST_MAX + 64 * 256
+        assert max(map(len, whole.split(b"\n"))) <= REQUEST_MAX
     for line in lines[:50]:
         outcome(lambda ln=line: requests.parse(ln), RequestError)
 
