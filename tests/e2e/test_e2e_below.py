@@ -31,8 +31,10 @@ def tree(agent: Agent) -> list[str]:
 
 
 def linked(agent: Agent) -> str:
-    """The directory is moved, with a link in its place. The change."""
-    agent.world.sh(f"mv {TOP}/etc/slurm {TOP}/data/ && ln -s {TOP}/data/slurm {TOP}/etc/slurm")
+    """The directory is moved, with a link in its place; by one process, so that it is one change. Its name."""
+    place = agent.world.path(f"{TOP}/etc/slurm")
+    place.rename(agent.world.path(f"{TOP}/data/slurm"))
+    place.symlink_to(f"{TOP}/data/slurm")
     return str(agent.drifted(f"file:{TOP}/etc/slurm")["id"])
 
 
@@ -89,8 +91,7 @@ def test_what_was_edited_behind_the_link_is_restored_too_and_its_new_content_kep
 def test_what_lies_behind_a_link_that_its_owner_can_turn_comes_back_unread(agent: Agent) -> None:
     agent.world.sh(f"mkdir -p {TOP}/etc {TOP}/data && chown 1234 {TOP}/etc {TOP}/data")
     tree(agent)
-    agent.world.sh(f"mv {TOP}/etc/slurm {TOP}/data/ && ln -s {TOP}/data/slurm {TOP}/etc/slurm", uid=0)
-    agent.drifted(f"file:{TOP}/etc/slurm")
+    linked(agent)
     assert agent.status()["unreadable"] == len(NAMES) + 1
     agent.pact("rollback", "--all")
     require_whole(agent)
