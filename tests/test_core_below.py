@@ -110,3 +110,21 @@ def test_another_s_drift_below_stays_with_them() -> None:
     change = world.node.state.change_of(B)
     assert change is not None and change.owner.user == "bob" and change.members[B].actual is None
     assert any(B in note for note in answer.result["rolled_back"][0]["notes"])
+
+
+@pytest.mark.invariant("R10")
+def test_what_leaves_another_change_while_the_rollback_is_prepared_comes_back_with_the_link() -> None:
+    """Seen between the move of the directory and the link, by nobody; it is there again when the rollback looks."""
+    world = started()
+    world.write(A, None, None)
+    moved(world)
+    world.machine[A] = dict(X)
+    own, other = (world.node.state.change_of(r) for r in (D, A))
+    assert own is not None and other is not None and own.id != other.id
+    answer = world.ask("rollback", ANN, all=True, force=True)
+    assert answer is not None and answer.exit_code == 0, answer
+    assert world.machine == {D: DIR, A: X, B: X, OUT: X}
+    assert not world.node.state.changes
+    (started_,) = records(world, "rollback_started")
+    assert [s["id"] for s in started_["plan"]] == [D, A, B]
+    world.check()

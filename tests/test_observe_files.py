@@ -128,11 +128,31 @@ def test_a_parent_moved_away_and_replaced_is_watched_at_its_path(obs: Observers,
     obs.watch(path)
     os.rename(top + b"/a", top + b"/old")
     touched(obs, path)
+    quiet(obs)
     write(top + b"/old/f", b"not declared here")
     assert settled(obs, top + b"/sentinel") == set()
     os.mkdir(top + b"/a")
     write(path)
     assert path in touched(obs, path)
+
+
+def test_a_directory_that_was_away_and_is_the_same_again_is_looked_at_below(obs: Observers, top: bytes) -> None:
+    """Who looked while it was away found nothing there; no file below has changed since."""
+    deep, path = top + b"/d/e/f", top + b"/d/g"
+    os.makedirs(top + b"/d/e")
+    write(deep)
+    write(path)
+    obs.watch(deep)
+    obs.watch(path)
+    quiet(obs)
+    os.rename(top + b"/d", top + b"/away")
+    os.rename(top + b"/away", top + b"/d")
+    assert {deep, path} <= set(touched(obs, deep, path))
+    quiet(obs)
+    os.rename(top + b"/d", top + b"/away")
+    os.symlink(top + b"/away", top + b"/d")
+    assert {deep, path} <= set(touched(obs, deep, path))
+    quiet(obs)
 
 
 def test_deep_missing_ancestors_are_followed_down(obs: Observers, top: bytes) -> None:

@@ -36,6 +36,26 @@ def test_what_is_touched_during_a_job_is_due_after_it_with_its_writer(tmp_path: 
         watching.close()
 
 
+def test_what_was_just_recorded_is_looked_at_by_the_next_rescan_whatever_its_signature(tmp_path: Path) -> None:
+    """Its directory may have been away for the moment in which it was seen, and no event says that it is back."""
+    for name in "ab":
+        (tmp_path / name).write_text("x")
+    a, b = (f"file:{tmp_path}/{n}" for n in "ab")
+    watching = Watching(Config(state_dir=str(tmp_path)), 0)
+    try:
+        watching.add([a, b])
+        time.sleep(0.05)  # a signature that is as young as its file proves nothing
+        watching.rescan_all()
+        watching.observe(watching.take(0, everything=True), lambda *_: None)
+        watching.rescan_all()
+        assert watching.take(0, everything=True) == []
+        watching.recorded([a], 0)
+        watching.rescan_all()
+        assert watching.take(0, everything=True) == [(a, None)]
+    finally:
+        watching.close()
+
+
 def test_a_job_s_own_events_wake_the_loop_now_and_then_and_all_are_seen_when_it_ends(tmp_path: Path) -> None:
     mine, other = (tmp_path / n for n in ("mine", "other"))
     watching = Watching(Config(state_dir=str(tmp_path)), 0)

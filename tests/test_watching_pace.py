@@ -15,7 +15,7 @@ from pact.model import NS_PER_S
 @pytest.mark.invariant("F18")
 def test_pauses_double_up_to_half_a_minute_and_begin_anew_after_a_rest() -> None:
     watching = Watching.__new__(Watching)  # without its observers: nothing is looked at here
-    watching.pending, watching._delayed, watching._paced = {}, {}, {}
+    watching.pending, watching._delayed, watching._paced, watching._key_of = {}, {}, {}, {}
     watching.followers = Followers(FileTable(), watching.touch)
     now_ns, taken = 10**12, list[int]()
 

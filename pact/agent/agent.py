@@ -681,6 +681,8 @@ class Agent:
                 for resource in named:
                     if resource not in self.node.state:  # it was new below an enforced pattern
                         self.watching.drop(resource)
+                    else:
+                        self.watching.look_anew(resource)
             elif record.type == "tracked":
                 self.watching.tracking.follow(self.node.state.tracked)
             elif record.type == "drift_detected":

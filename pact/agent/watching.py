@@ -308,6 +308,7 @@ class Watching:
     def recorded(self, resources: Iterable[str], now_ns: int) -> None:
         """Their drift was just journaled: look again at the soonest after a pause, longer for what keeps moving."""
         for resource in resources:
+            self.look_anew(resource)
             last_ns, pause_ns = self._paced.get(resource, (0, 0))
             soon = pause_ns and now_ns - last_ns < 4 * pause_ns
             self._paced[resource] = (now_ns, min(2 * pause_ns, AGAIN_MAX_NS) if soon else AGAIN_NS)
@@ -457,11 +458,11 @@ class Watching:
         except (OSError, ValueError):
             return 0
         for resource in moved or ():
-            self._look_anew(resource)
+            self.look_anew(resource)
         return taken
 
-    def _look_anew(self, resource: str) -> None:
-        """Forget its signature: the next scan finds it changed."""
+    def look_anew(self, resource: str) -> None:
+        """Forget its signature (what was seen may not be what it was taken of): the next scan finds it changed."""
         if resource in self._key_of and self._in_table(resource):
             kind, name = split_id(resource)
             self.table.put(self._key_of[resource], KINDS[kind].watch(name)[0], kind == "sysctl")
@@ -474,7 +475,7 @@ class Watching:
             return
         self.cycle_ended = False
         for resource in (*self.pending, *self._delayed, *self._held, *waiting, *unreadable):
-            self._look_anew(resource)
+            self.look_anew(resource)
         self._dirty = not written(self._cache, pack(seq, hash_, self.table.dump()))
 
     def _in_table(self, resource: str) -> bool:

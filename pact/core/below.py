@@ -119,6 +119,12 @@ def filled(steps: Iterable[Step], members: Iterable[str], sightings: Iterable[Si
     return tuple(out)
 
 
+def unseen(steps: Iterable[Step], sightings: Iterable[Sighting]) -> bool:
+    """Something has joined these steps since they were looked at: it left another change meanwhile."""
+    seen = {s.resource for s in sightings}
+    return any(s.id not in seen for s in steps)
+
+
 def unread(node: Node, steps: Sequence[Step], sightings: Iterable[Sighting]) -> list[str]:
     """Why what cannot be read stops these steps. What lies behind a link that gives way need not be read, if the store
     has what is declared there."""

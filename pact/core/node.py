@@ -91,6 +91,7 @@ class Job:
     args: dict[str, Any] = field(default_factory=dict)
     steps: tuple[Step, ...] = ()
     planned_at: int = -1  # the newest record when ``steps`` were made of the state
+    looks: int = 0  # how often the plan was looked at again because something had joined it
 
 
 class Node:

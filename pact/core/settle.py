@@ -38,6 +38,7 @@ TTL_MAX_NS: Final = 10 * 24 * 3600 * NS_PER_S
 AUTO_ROLLBACKS_MAX: Final = 2
 #: So many runs in a row that end in the middle of the same job: it is left to a person.  # F65
 KILLED_MAX: Final = 3
+LOOKS_MAX: Final = 3  # so often what joins a plan that is being looked at is looked at, too
 AUTOMATIC: Final = ("expired", "retry")
 
 
@@ -328,7 +329,11 @@ def probed_rollback(node: Node, job: Job, event: Probed) -> None:
         done(node, job, {"change": change.id, "state": "settled", "resources": []})
         return
     if node.state.seq != job.planned_at:
-        job.steps = node.steps_for(ids)
+        job.steps, job.planned_at = node.steps_for(ids), node.state.seq
+        if job.looks < LOOKS_MAX and below.unseen(job.steps, event.sightings):
+            job.looks += 1
+            node.emit(Probe(job.n, job.steps, consumers=True, force=job.args["force"], dry=job.args["dry"]))
+            return
     refusals = [*below.unread(node, job.steps, event.sightings), *event.refusals]
     job.steps, job.args["notes"] = below.filled(job.steps, change.members, event.sightings), list(event.notes)
     if job.args["dry"]:  # it ends as the real one would

@@ -196,29 +196,31 @@ class Tree:
                     self.anchor(path, None if mask & ONDIR else False)
             sub = d.subs.get(name)
             if sub is not None and mask & ENTRY:
-                self.reanchor(sub, touch)
+                self.reanchor(sub, touch, passed=True)
             if d.any and mask & ENTRY and name not in d.names and name != OBJECT:
                 touch(d.child(name))
 
-    def reanchor(self, top: Dir, touch: Touch | None, everything: bool = False) -> None:
+    def reanchor(self, top: Dir, touch: Touch | None, everything: bool = False, passed: bool = False) -> None:
         """Look again which directory ``top`` is; where it is another, mark it and report what is declared below.
 
-        ``everything``: below unchanged directories too.
+        ``everything``: below unchanged directories too. ``passed``: an entry on the way came or went. A directory that
+        is the same as before may have been away meanwhile (moved, and a link to it left in its place), and who looked
+        then found nothing: what is declared below is reported in any case.
         """
         stack = [top]
         while stack:
             d = stack.pop()
             changed = self._resolve(d)
-            if changed:
+            for name in d.names if changed else ():
+                path = d.child(name)
+                self._unanchor(path)
+                self.anchor(path)
+            if touch is not None and (changed or passed):
                 for name in d.names:
-                    path = d.child(name)
-                    self._unanchor(path)
-                    self.anchor(path)
-                    if touch is not None:
-                        touch(path)
-                if d.any and touch is not None:
+                    touch(d.child(name))
+                if d.any:
                     touch(d.path)
-            if changed or everything:
+            if changed or everything or passed:
                 stack.extend(d.subs.values())
 
     def on_mounts(self, table: MountTable, touch: Touch) -> bool:
