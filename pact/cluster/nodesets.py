@@ -29,8 +29,7 @@ _NUMBER: Final = re.compile(r"[0-9]+")
 _LAST: Final = re.compile(r"(.*?)([0-9]+)([^0-9]*)")
 _PARTS: Final = re.compile(r"(?:\[[^\]]*\]|[^,&!^\s\[])+")
 _LONE: Final = re.compile(r"[/\[\]]")  # outside of brackets: a step, and a bracket that no other one closes
-_COMMAS: Final = re.compile(r",(?![^\[\]]*\])")
-_OPERATORS: Final = re.compile(r"[!&^\s]")
+_OPERATORS: Final = re.compile(r"([,!&^])(?![^\[\]]*\])")
 _NUMBERS: Final = re.compile(r"[0-9\]][^0-9\[\],]+[0-9\[]")  # a number, something else, a number
 _RANGES: Final = re.compile(r"\[([^\[\]]*)\]")
 _RANGE: Final = re.compile(r"([0-9]+)(?:-([0-9]+)(?:/([0-9]+))?)?")
@@ -72,15 +71,31 @@ def _expand(text: str) -> tuple[str, ...]:
     if len(text) <= TEXT_MAX and _LIST.fullmatch(text):  # nothing to unfold
         return tuple(dict.fromkeys(text.split(",")))
     _refuse_huge(text)
-    parts = _COMMAS.split(text)
-    if len(parts) > 1 and all(parts) and not _OPERATORS.search(text) and any(map(_NUMBERS.search, parts)):
-        # Sets of names with several numbers cost ClusterShell the square of their size to join: here it makes each part
-        parsed: Any = dict.fromkeys(name for part in parts for name in parse(part, groups=False))
+    first, *rest = map(str.strip, _OPERATORS.split(text))
+    parts = rest[1::2]
+    if parts and first and all(parts) and any(map(_NUMBERS.search, (first, *parts))):
+        # Sets of names with several numbers cost ClusterShell the square of their size to join, or worse: here it makes
+        # each part, and they are joined as it does it, from left to right.
+        parsed: Any = dict.fromkeys(parse(first, groups=False))
+        for operator, part in zip(rest[::2], parts, strict=True):
+            parsed = _joined(parsed, operator, parse(part, groups=False))
+        if not parsed:
+            raise UsageError(f"the node set {text[:200]!r} is empty", "see clush and nodeset for how it is written")
     else:
         parsed = parse(text, groups=False)
     if len(parsed) > NODES_MAX:
         raise UsageError(f"a node set of {len(parsed)} nodes; at most {NODES_MAX}")
     return tuple(parsed)
+
+
+def _joined(names: dict[str, None], operator: str, others: Iterable[str]) -> dict[str, None]:
+    right = dict.fromkeys(others)
+    if operator == ",":
+        return {**names, **right}
+    if operator == "&":
+        return {n: None for n in names if n in right}
+    left = {n: None for n in names if n not in right}
+    return left if operator == "!" else {**left, **{n: None for n in right if n not in names}}
 
 
 def parse(text: str, *, groups: bool = True) -> Any:
