@@ -22,7 +22,7 @@ from typing import Any
 import zmq
 
 from pact.cluster.client import Parts, Result, RootClient
-from pact.cluster.keys import Key
+from pact.net.keys import Key
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 FAN_OUT = 128

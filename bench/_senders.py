@@ -8,10 +8,10 @@ from typing import Any
 
 import zmq
 
-from pact.cluster.keys import Key
-from pact.core import wire
 from pact.core.records import GENESIS, rfc3339, seal
-from pact.core.rootlog import INCARNATION_CHARS
+from pact.core.root.log import INCARNATION_CHARS
+from pact.core.tree import wire
+from pact.net.keys import Key
 
 NOW = int(zmq.NOBLOCK)
 LINES = 256

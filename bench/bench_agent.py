@@ -25,11 +25,11 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 from _beside import Figure, faster, figure, main  # noqa: E402
 
-from pact.core.events import Observed, Scanned, Sighting, Started  # noqa: E402
-from pact.core.node import Node  # noqa: E402
+from pact.core.node.events import Observed, Scanned, Sighting, Started  # noqa: E402
+from pact.core.node.step import Node  # noqa: E402
 from pact.core.settings import Settings  # noqa: E402
-from pact.resources.file import leased  # noqa: E402
-from pact.resources.mount_users import expire_says_busy  # noqa: E402
+from pact.resources.kinds.file import leased  # noqa: E402
+from pact.resources.support.mount_users import expire_says_busy  # noqa: E402
 
 SYSCTL_PATTERN = "sysctl:net.ipv4.conf.**"
 WRITES = 500

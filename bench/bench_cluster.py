@@ -29,9 +29,9 @@ from _beside import C_DIR, Figure, figure, main  # noqa: E402
 from _cluster import Cluster, asked, rss_kib  # noqa: E402
 from _senders import TYPE, Sender, batched, chain  # noqa: E402
 
-from pact.core.rootlog import read_chunk  # noqa: E402
-from pact.core.seals import Keys, RootSeals, for_each, number_text, of_answer, of_hello, seal  # noqa: E402
-from pact.journal.rootlog import open_store  # noqa: E402
+from pact.core.root.log import read_chunk  # noqa: E402
+from pact.core.tree.seals import Keys, RootSeals, for_each, number_text, of_answer, of_hello, seal  # noqa: E402
+from pact.journal.stores import open_store  # noqa: E402
 
 ROUNDS = 15
 SHARDS = 2

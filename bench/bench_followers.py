@@ -17,7 +17,7 @@ from _beside import Figure, faster, figure, in_turns, main  # noqa: E402
 
 from pact._fast import FileTable  # noqa: E402
 from pact.agent.followers import Followers  # noqa: E402
-from pact.resources.sysctl import name_of_path  # noqa: E402
+from pact.resources.kinds.sysctl import name_of_path  # noqa: E402
 
 
 def readable() -> list[bytes]:

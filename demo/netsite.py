@@ -96,7 +96,7 @@ class Site:
         site is to be sealed.
         """
         self.sealed_for = list(sealed_for)
-        script = "import sys; from pact.cluster.keys import keygen\nfor n in sys.argv[2:]: keygen(n, sys.argv[1])"
+        script = "import sys; from pact.net.keys import keygen\nfor n in sys.argv[2:]: keygen(n, sys.argv[1])"
         subprocess.run([sys.executable, "-c", script, str(self.keys), *names], env=self.env, check=True)
         self.roles = list(names.items())
         self.authorize(names)

@@ -14,11 +14,11 @@ from typing import Any
 import orjson
 import zmq
 
-from pact.cluster import keys
 from pact.cluster.aggregator import Aggregator
 from pact.cluster.config import AggregatorConfig
-from pact.core import wire
-from pact.core.wire import Message, message
+from pact.core.tree import wire
+from pact.core.tree.wire import Message, message
+from pact.net import keys
 
 
 def free_ports(count: int) -> list[int]:

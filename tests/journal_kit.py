@@ -10,7 +10,8 @@ from pathlib import Path
 from pact.core.records import Record, canonical, seal
 from pact.journal.sqlite import SqliteJournal
 from pact.model import Declared
-from pact.sim.world import World, person
+from pact.sim.parts import person
+from pact.sim.world import World
 
 Row = tuple[Record, bytes]
 FRAME_BYTES = 4096 + 24

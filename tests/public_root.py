@@ -14,12 +14,12 @@ from pact.cluster.auth import Authorized
 from pact.cluster.publish import Endpoint, Publisher
 from pact.cluster.replay import Replay
 from pact.cluster.zap import Zap
-from pact.core.directory import Peer
 from pact.core.records import seal
-from pact.core.root import Publish
-from pact.core.rootlog import Batch, RootState, Writer, load, read_chunk
+from pact.core.root.log import Batch, RootState, Writer, load, read_chunk
+from pact.core.root.term import Publish
+from pact.core.tree.directory import Peer
 from pact.errors import JournalError
-from pact.journal.rootlog import open_store
+from pact.journal.stores import open_store
 
 TIME = "2026-11-23T15:49:09.733321Z"
 ACTOR = {"user": "ann", "uid": 1000, "role": "ops", "via": "socket"}

@@ -16,15 +16,15 @@ import orjson
 from cluster_kit import free_ports
 from test_cluster_hostile import Hostile
 
-from pact.cluster import keys
 from pact.cluster.aggregator import Aggregator
 from pact.cluster.client import Parts, Result, RootClient
 from pact.cluster.config import AggregatorConfig
-from pact.core import wire
-from pact.core.outbox import Up
-from pact.core.uplink import Deliver
-from pact.core.wire import Message
+from pact.core.tree import wire
+from pact.core.tree.outbox import Up
+from pact.core.tree.uplink import Deliver
+from pact.core.tree.wire import Message
 from pact.errors import PactError
+from pact.net import keys
 
 NAMES = {"root1": "aggregator", "agg1": "aggregator", "n1": "node", "n2": "node", "view": "viewer", "adm": "admin"}
 SEALED = "sealed = true\n"

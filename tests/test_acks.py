@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from test_relay import AGG1, N1, N2, Bench
 
-from pact.core.acks import HELD_BYTES, HELD_NS
-from pact.core.wire import Message, message
+from pact.core.tree.acks import HELD_BYTES, HELD_NS
+from pact.core.tree.wire import Message, message
 
 
 def acks(messages: list[Message]) -> list[list[Any]]:

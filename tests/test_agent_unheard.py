@@ -8,10 +8,11 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from pact.agent import agent as shell
-from pact.agent.agent import Agent
+from pact.agent import driver as shell
 from pact.agent.config import Config
-from pact.core.events import Observed, Scanned, Sighting, Ticked
+from pact.agent.loop import Agent
+from pact.agent.probing import observe
+from pact.core.node.events import Observed, Scanned, Sighting, Ticked
 from pact.errors import JournalError
 
 pytestmark = [pytest.mark.root, pytest.mark.invariant("J4", "J9", "F3")]
@@ -39,7 +40,7 @@ def agent(place: Path) -> Iterator[Agent]:
 def drift(agent: Agent, place: Path, name: str) -> Observed:
     (place / name).write_text("two")
     resource = f"file:{place}/{name}"
-    return Observed(*agent.now(), [Sighting(resource, shell.observe(resource))])
+    return Observed(*agent.now(), [Sighting(resource, observe(resource))])
 
 
 @pytest.mark.parametrize("readable", [True, False])

@@ -14,9 +14,9 @@ from pact.agent import acting
 from pact.agent.acting import MOVED, act
 from pact.core.plan import Step
 from pact.model import Attrs, Unreadable, encode_name
-from pact.resources.ahead import DIRECTORIES_MAX, Ahead
 from pact.resources.base import Keep
-from pact.resources.file import KIND
+from pact.resources.kinds.file import KIND
+from pact.resources.support.ahead import DIRECTORIES_MAX, Ahead
 
 COUNT = 40
 pytestmark = pytest.mark.root

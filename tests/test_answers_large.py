@@ -10,12 +10,13 @@ import pytest
 from public_root import Chain
 
 from pact.cluster.nodesets import NodeSets
-from pact.core import wire
-from pact.core.directory import Peer
-from pact.core.relay import Relay, ToChildren
-from pact.core.root import Commit, Down, Effect, Note, Root
-from pact.core.rootlog import RootState
-from pact.core.wire import Message, message
+from pact.core.root.log import RootState
+from pact.core.root.root import Root
+from pact.core.root.term import Commit, Down, Effect, Note
+from pact.core.tree import wire
+from pact.core.tree.directory import Peer
+from pact.core.tree.relay import Relay, ToChildren
+from pact.core.tree.wire import Message, message
 from pact.model import NS_PER_S, Holder
 
 CALLER = {"user": "a", "role": "admin", "via": "cluster"}

@@ -5,10 +5,10 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pact.core.backlog import GATHER_BYTES, GATHER_NS, Backlog
-from pact.core.outbox import Up
-from pact.core.relay import Relay
-from pact.core.wire import message
+from pact.core.tree.backlog import GATHER_BYTES, GATHER_NS, Backlog
+from pact.core.tree.outbox import Up
+from pact.core.tree.relay import Relay
+from pact.core.tree.wire import message
 from pact.model import NS_PER_S
 
 MS = NS_PER_S // 1000

@@ -14,10 +14,10 @@ import pytest
 from cluster_kit import Kit, free_ports
 
 from pact.cli import main
-from pact.cluster import keys
 from pact.cluster.client import RootClient
 from pact.errors import DeniedError, UnreachableError
 from pact.limits import TREE_CLIENTS_EACH_MAX
+from pact.net import keys
 
 
 @pytest.fixture

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from pact.cluster import auth, config, descriptors, keys, nodesets
-from pact.core.relay import Peer
+from pact.cluster import auth, config, nodesets
+from pact.core.tree.directory import Peer
 from pact.errors import ConfigError, UsageError
+from pact.host import descriptors
+from pact.net import keys
 
 PUBLIC = "0" * 40
 OTHER = "1" * 40

@@ -12,13 +12,13 @@ import orjson
 import pytest
 from cluster_kit import Kit
 
-from pact.agent.clock import boottime_ns
 from pact.agent.link import CACHED_BYTES_MAX, Link
 from pact.agent.veil import Veil
-from pact.core import wire
 from pact.core.records import GENESIS, Record, seal
-from pact.core.twins import Twins
-from pact.core.uplink import Parent
+from pact.core.root.twins import Twins
+from pact.core.tree import wire
+from pact.core.tree.uplink import Parent
+from pact.host.clock import boottime_ns
 from pact.journal.sqlite import SqliteJournal
 
 
@@ -47,7 +47,8 @@ class Node:
             now=lambda: (boottime_ns(), 1), node=SimpleNamespace(state=SimpleNamespace(groups={})),
             watch_fd=lambda fd: None, unwatch_fd=lambda fd: None, tell=lambda event: None,
             veil=Veil(b"k" * 32))  # fmt: skip
-        self.link = Link(agent)  # type: ignore[arg-type]
+        self.requests = SimpleNamespace(line=lambda client, line: None)
+        self.link = Link(agent, self.requests)  # type: ignore[arg-type]
 
     def record(self, count: int = 1) -> list[tuple[Record, bytes]]:
         rows = []
@@ -178,7 +179,7 @@ def test_what_is_done_once_is_not_done_again_when_its_answer_had_to_make_room(ki
         size = CACHED_BYTES_MAX if op == "log" else 1
         remote.send(orjson.dumps({"ok": True, "exit": 0, "message": "", "hint": "", "result": {"x": "y" * size}}))
 
-    node.link.agent.requests = SimpleNamespace(line=line)  # type: ignore[assignment]
+    node.requests.line = line
     caller = {"user": "ann", "role": "admin", "via": "cluster"}
 
     def call(number: int, op: str, **args: Any) -> None:

@@ -11,9 +11,9 @@ import pytest
 from sealed_kit import ADMIN, Between, between, same
 
 from pact.cluster.client import Parts, Result
-from pact.core import wire
-from pact.core.outbox import Up
-from pact.core.wire import Message
+from pact.core.tree import wire
+from pact.core.tree.outbox import Up
+from pact.core.tree.wire import Message
 from pact.errors import PactError
 
 

@@ -18,8 +18,8 @@ from test_groups import ask, cluster, group, machines
 from test_groups_stopped import deaf
 
 from pact.cluster.client import Result
-from pact.core.outbox import Up
-from pact.core.wire import Message
+from pact.core.tree.outbox import Up
+from pact.core.tree.wire import Message
 from pact.errors import PactError
 from pact.model import NS_PER_S
 

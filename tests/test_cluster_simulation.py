@@ -13,13 +13,13 @@ from typing import TypeVar
 
 import pytest
 
-from pact.core.root import Limits
-from pact.core.rootlog import FINISHED
+from pact.core.root.log import FINISHED
+from pact.core.root.term import Limits
 from pact.core.settings import Settings
 from pact.model import NS_PER_S, Declared, Holder
 from pact.sim.cluster import Cluster, Net, Peer
+from pact.sim.parts import person
 from pact.sim.seeds import blocks, each, seeds
-from pact.sim.world import person
 
 RESOURCES = ["sysctl:a", "sysctl:b", "file:/c"]
 STEPS = 60

@@ -7,13 +7,14 @@ from typing import Any
 import orjson
 import pytest
 
-from pact.core import wire
-from pact.core.directory import Peer
-from pact.core.outbox import Outbox, Read, Up
 from pact.core.records import GENESIS, seal
-from pact.core.relay import Relay, ToChildren
-from pact.core.root import Commit, Down, Root
-from pact.core.rootlog import RootState
+from pact.core.root.log import RootState
+from pact.core.root.root import Root
+from pact.core.root.term import Commit, Down
+from pact.core.tree import wire
+from pact.core.tree.directory import Peer
+from pact.core.tree.outbox import Outbox, Read, Up
+from pact.core.tree.relay import Relay, ToChildren
 from pact.model import NS_PER_S
 from pact.sim.cluster import CommaSets
 

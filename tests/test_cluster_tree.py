@@ -15,9 +15,10 @@ import pytest
 import zmq
 from cluster_kit import Kit
 
-from pact.cluster import auth, keys
-from pact.core import wire
+from pact.cluster import auth
+from pact.core.tree import wire
 from pact.errors import ConfigError
+from pact.net import keys
 
 NAMES = {"root1": "aggregator", "agg1": "aggregator", "agg2": "aggregator", "n001": "node", "n002": "node",
          "n003": "node", "n004": "node", "n005": "node", "n006": "node", "ops1": "ops", "boss": "admin", "eye": "viewer",

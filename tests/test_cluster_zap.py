@@ -9,9 +9,10 @@ import pytest
 import zmq
 from cluster_kit import Kit
 
-from pact.cluster import keys, zap
-from pact.core import wire
+from pact.cluster import zap
+from pact.core.tree import wire
 from pact.model import NS_PER_S
+from pact.net import keys
 
 NAMES = {"root1": "aggregator", "n001": "node", "n002": "node"}
 

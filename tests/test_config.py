@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pact.agent.config import KEYS, Config, load
+from pact.declared.toml import toml_value
 from pact.errors import EXIT_USAGE, ConfigError
 from pact.model import NS_PER_S
-from pact.resources.toml import toml_value
 
 #: The example of the contract, one key a line.
 EXAMPLE = """

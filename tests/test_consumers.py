@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
+from pact.agent import consumers
+from pact.agent.consumers import HOLDERS_MAX, cgroup_of, find_holders, job_of
 from pact.core.plan import Step
 from pact.model import Attrs, encode_name
-from pact.resources import KINDS, consumers
-from pact.resources.consumers import HOLDERS_MAX, cgroup_of, find_holders, job_of
+from pact.resources import KINDS
 
 pytestmark = pytest.mark.invariant("F5")
 
@@ -155,7 +156,7 @@ def test_what_is_absent_or_only_a_value_has_no_users() -> None:
 
 def test_a_holder_is_named_with_its_start_so_that_another_with_its_number_is_not_it() -> None:
     from pact.agent import views
-    from pact.core.events import Caller
+    from pact.core.node.events import Caller
     from pact.model import Actor, Holder, Owner
 
     root = Caller(Actor("root", 0, "admin", "socket"), Owner("uid:0", "root", 0))

@@ -19,7 +19,7 @@ pytestmark = [
 SCRIPT = """
 import json, os, subprocess, sys
 from pact.core.plan import Step
-from pact.resources import KINDS, consumers
+from pact.resources import KINDS; from pact.agent import consumers
 top, prepare, *names = sys.argv[1:]
 os.chdir(top)
 for name in ("o", "o/i", "o/i/k"):
@@ -73,6 +73,6 @@ def test_for_one_with_nothing_inside_the_kernel_answers_alone(tmp_path: Path) ->
 
 def test_where_the_kernel_cannot_be_asked_about_an_inner_one_an_unread_process_counts(tmp_path: Path) -> None:
     """As with a network file system, which is never probed."""
-    prepare = "from pact.resources import mount; mount.expire_says_busy = lambda path: None"
+    prepare = "from pact.resources.kinds import mount; mount.expire_says_busy = lambda path: None"
     found = holders(tmp_path, "o/i/k", "o/i", "o", prepare=prepare)
     assert {(h[0], h[1]) for h in found} == {("o/i/k", "unknown"), ("o/i", "unknown"), ("o", "unknown")}

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
-from pact.core import below
+from pact.core.node import below
 from pact.core.plan import Step
 from pact.model import NS_PER_S, Attrs, Declared, Owner
-from pact.sim.world import World, person
+from pact.sim.parts import person
+from pact.sim.world import World
 
 ANN, BOB = person("ann"), person("bob")
 DIR: Attrs = {"type": "directory"}

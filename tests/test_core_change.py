@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pact.core import change as life
-from pact.core.change import INPUTS, STATES, TABLE, Change, LifeError, Member
+from pact.core.node import change as life
+from pact.core.node.change import INPUTS, STATES, TABLE, Change, LifeError, Member
 from pact.model import Owner
 
 OWNER = Owner("uid:1", "ops1", 1)

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pact.agent.clock import Clock, boottime_ns, continue_from
+from pact.core.node.state import State
 from pact.core.records import rfc3339
-from pact.core.state import State
+from pact.host.clock import Clock, boottime_ns, continue_from
 from pact.model import NS_PER_S
 
 S = NS_PER_S

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from pact.core.events import Covered, Denied, ObserverChanged, Reconfigured
+from pact.core.node.events import Covered, Denied, ObserverChanged, Reconfigured
 from pact.core.settings import Settings
 from pact.model import NS_PER_S, UNATTRIBUTED, Declared, Owner
-from pact.sim.world import World, person, with_settings
+from pact.sim.parts import person, with_settings
+from pact.sim.world import World
 
 S = NS_PER_S
 ZERO, ONE, TWO = {"value": "0"}, {"value": "1"}, {"value": "2"}

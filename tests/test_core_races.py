@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pact.core.events import Asked, Caller, Event, JobFailed, Observed, Sighting, Ticked
+from pact.core.node.events import Asked, Caller, Event, JobFailed, Observed, Sighting, Ticked
 from pact.core.plan import Step
 from pact.core.settings import Settings
 from pact.errors import (
@@ -20,7 +20,8 @@ from pact.errors import (
     UsageError,
 )
 from pact.model import NS_PER_S, UNATTRIBUTED, Attrs, Declared, Owner
-from pact.sim.world import World, person, with_settings
+from pact.sim.parts import person, with_settings
+from pact.sim.world import World
 
 S = NS_PER_S
 DAY = 24 * 3600 * S

@@ -139,7 +139,8 @@ def test_in_tests_what_is_said_to_be_frozen_is() -> None:
 def test_a_decision_about_thousands_is_several_bounded_records_and_one_transaction() -> None:
     from pact.core.records import PIECE_MAX
     from pact.model import Declared
-    from pact.sim.world import World, person
+    from pact.sim.parts import person
+    from pact.sim.world import World
 
     world, root = World(), person("root", "admin", 0)
     names = [f"file:/f{i}" for i in range(2 * PIECE_MAX + 7)]
@@ -172,7 +173,8 @@ def test_an_earlier_state_takes_a_decision_of_several_records_whole(tmp_path: Pa
     from pact.core.records import PIECE_MAX
     from pact.journal.sqlite import SqliteJournal
     from pact.model import Declared
-    from pact.sim.world import World, person
+    from pact.sim.parts import person
+    from pact.sim.world import World
 
     world, root = World(), person("root", "admin", 0)
     names = [f"file:/f{i}" for i in range(2 * PIECE_MAX)]

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from pact.core import tracked
-from pact.core.events import Appeared, New
-from pact.core.places import places
+from pact.core.node import tracked
+from pact.core.node.events import Appeared, New
+from pact.core.node.places import places
+from pact.core.node.state import State
 from pact.core.records import PIECE_MAX
 from pact.core.settings import Settings
-from pact.core.state import State
 from pact.model import NS_PER_S, UNATTRIBUTED, Declared, Holder, Owner
-from pact.sim.world import World, person
+from pact.sim.parts import person
+from pact.sim.world import World
 
 ROOT, ALICE, BOB = person("root", "admin", 0), person("alice"), person("bob")
 EVIL = "file:/etc/evil"

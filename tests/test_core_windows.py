@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from pact._fast import magnitude as fast_magnitude
 from pact._fast import magnitudes as fast_magnitudes
 from pact._fast import window_ns
-from pact.core import windows as core
+from pact.core.node import windows as core
+from pact.core.node.windows import Windows, magnitude, square, window
 from pact.core.settings import BILLION, DEFAULT_SEVERITY, DEFAULT_WEIGHTS, billionths
-from pact.core.windows import Windows, magnitude, square, window
 
 MINUTE = 60 * BILLION
 

@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pact.model import encode_name
-from pact.resources.discover import Trail, discover_files
-from pact.resources.file import KIND, PASSED_OVER
-from pact.resources.patterns import compile_pattern
+from pact.resources.kinds.file import KIND
+from pact.resources.support.discover import Trail, discover_files
+from pact.resources.support.litter import PASSED_OVER
+from pact.resources.support.patterns import compile_pattern
 
 
 @pytest.mark.parametrize(("pattern", "path", "matches"), [

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from pact._fast import BACKEND
 from pact._fast import reference_sockets as naive
-from pact.cluster import ports
 from pact.cluster.zap import Zap
+from pact.net import ports
 
 SHARED = 256
 KINDS = [naive.Port, ports.Port] if BACKEND == "compiled" else [naive.Port]

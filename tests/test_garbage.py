@@ -10,7 +10,7 @@ import textwrap
 def in_a_process_of_its_own(code: str) -> None:
     head = """
         import gc, weakref
-        from pact.agent import garbage
+        from pact.host import garbage
 
         class Knot:
             def __init__(self):

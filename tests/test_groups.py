@@ -7,12 +7,11 @@ from typing import Any
 import orjson
 import pytest
 
-from pact.core.questions import AWAY_NS
-from pact.core.root import Limits
+from pact.core.root.term import AWAY_NS, Limits
 from pact.core.settings import Settings
 from pact.model import NS_PER_S, Declared, Holder
 from pact.sim.cluster import Cluster
-from pact.sim.world import person
+from pact.sim.parts import person
 
 X, Y = "sysctl:x", "file:/y"
 OLD, NEW = {"value": "old"}, {"value": "new"}
@@ -60,7 +59,7 @@ def group(c: Cluster, gid: str) -> dict[str, Any]:
 
 def writes(c: Cluster, types: tuple[str, ...] = ("group_begun", "group_decided", "group_finished")) -> list[str]:
     from pact.core.records import parse
-    from pact.core.rootlog import ROOT, read_chunk
+    from pact.core.root.log import ROOT, read_chunk
 
     records = [parse(line) for raw in c.log for b in read_chunk(raw).batches if b.node == ROOT for line in b.lines]
     return [r.type for r in records if r.type in types]
@@ -300,7 +299,7 @@ def test_a_root_that_was_replaced_is_not_obeyed() -> None:
     args = {"group": gid, "fence": old.fence, "ballot": 1, "decision": "rollback", "action": "rollback"}
     old.questions.ask(["n0"], "group_decide", orjson.dumps(args), {"user": "x", "role": "admin", "via": "c"},
                       NS_PER_S, lambda names, body: None, lambda lost: None)  # fmt: skip
-    c._perform(old, old._flush())
+    c._perform(old, old.flush())
     c.advance(NS_PER_S // 2)
     assert machines(c) == ["new"] * 4
     assert any(b"stale fence" in answer for answer in c.peers["n0"].answers.values())
@@ -438,7 +437,7 @@ def test_a_clock_that_is_a_year_off_moves_nothing() -> None:
 @pytest.mark.invariant("G2", "K1")
 def test_a_root_on_another_machine_goes_on_with_the_time_that_was_left() -> None:
     from pact.cluster.rootpart import continue_from
-    from pact.core.rootlog import RootState
+    from pact.core.root.log import RootState
 
     state = RootState()
     assert continue_from(state, "a", 5, 0, True) == 0

@@ -8,12 +8,12 @@ import orjson
 import pytest
 from test_groups import WANTED, X, Y, apply, ask, cluster, group, machines, writes
 
-from pact.core.runs import as_written
-from pact.core.wire import message
+from pact.core.root.runs import as_written
+from pact.core.tree.wire import message
 from pact.errors import UsageError
 from pact.model import NS_PER_S, Holder
 from pact.sim.cluster import Cluster
-from pact.sim.world import person
+from pact.sim.parts import person
 
 
 @pytest.mark.invariant("G8")
@@ -71,7 +71,7 @@ def test_a_node_that_obeys_a_newer_root_does_not_say_that_it_knows_an_older_ones
     answers: list[bytes] = []
     old.questions.ask(["n0"], "fleet_seen", orjson.dumps(args), {"user": "x", "role": "admin", "via": "c"},
                       NS_PER_S, lambda names, body: answers.append(body), lambda lost: None)  # fmt: skip
-    c._perform(old, old._flush())
+    c._perform(old, old.flush())
     c.advance(NS_PER_S // 2)
     assert "f9" not in c.peers["n0"].world.node.state.holds
     assert not any(orjson.loads(a)["result"].get("seen") for a in c.peers["n0"].answers.values()

@@ -10,10 +10,10 @@ import pytest
 from test_groups import NEW, WANTED, X, Y, apply, ask, cluster, declared, group, machines
 
 from pact.core.records import Record, parse
-from pact.core.rootlog import ROOT, load, read_chunk
+from pact.core.root.log import ROOT, load, read_chunk
 from pact.model import NS_PER_S, Holder
 from pact.sim.cluster import Cluster
-from pact.sim.world import person
+from pact.sim.parts import person
 
 S = NS_PER_S
 
@@ -178,7 +178,7 @@ def test_a_group_is_finished_once_whoever_comes_back_meanwhile() -> None:
 @pytest.mark.invariant("G1", "F52")
 def test_of_many_finished_groups_the_first_to_end_is_forgotten_first(monkeypatch: pytest.MonkeyPatch) -> None:
     """An old group ends while another begins, in one chunk: no root falls over it, now or when it reads its log."""
-    monkeypatch.setattr("pact.core.rootlog.FINISHED_MAX", 2)
+    monkeypatch.setattr("pact.core.root.log.FINISHED_MAX", 2)
     c = cluster()
     old = apply(c, "n0,n1")
     for _ in range(2):

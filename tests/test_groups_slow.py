@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from pact.core.events import Asked, Caller, FleetTold, LinkChanged, Reply
+from pact.core.node.events import Asked, Caller, FleetTold, LinkChanged, Reply
 from pact.model import NS_PER_S, Actor, Declared, Owner
+from pact.sim.parts import person
 from pact.sim.shell import ShellWorld
-from pact.sim.world import person
 
 S = NS_PER_S
 A, B = "sysctl:a", "sysctl:b"

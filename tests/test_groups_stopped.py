@@ -10,7 +10,7 @@ from test_groups import WANTED, Y, apply, ask, cluster, group, machines, writes
 
 from pact.model import NS_PER_S, Holder
 from pact.sim.cluster import Cluster
-from pact.sim.world import person, with_settings
+from pact.sim.parts import person, with_settings
 
 S = NS_PER_S
 EDITOR = Holder(Y, 77, "fd", "/y", 1000, "carol", "editor")
@@ -196,7 +196,7 @@ def test_a_group_that_another_log_began_is_blocked_aloud_and_not_forgotten() -> 
 
 @pytest.mark.invariant("F52")
 def test_who_comes_back_when_its_group_is_forgotten_hears_that_it_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pact.core.rootlog.FINISHED_MAX", 1)
+    monkeypatch.setattr("pact.core.root.log.FINISHED_MAX", 1)
     c = cluster()
     gid = apply(c, "n0,n1")
     c.cut("n0")

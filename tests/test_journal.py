@@ -20,8 +20,9 @@ from typing import Any
 import pytest
 from journal_kit import blob, lived, rows_after
 
+from pact.core.node import fold
+from pact.core.node.state import State
 from pact.core.records import Record, parse, verify
-from pact.core.state import State
 from pact.errors import ChainError, JournalError
 from pact.journal.blobs import BlobReader
 from pact.journal.moving import export, import_lines
@@ -181,13 +182,13 @@ class TestState:
     def folded(self, journal: SqliteJournal) -> dict[str, Any]:
         state = State()
         for record in journal.records():
-            state.apply(record)
+            fold.apply(state, record)
         return state.to_json()
 
     def test_a_snapshot_at_any_record_gives_the_state_of_the_whole_fold(self, filled: SqliteJournal) -> None:
         whole, state = self.folded(filled), State()
         for record in list(filled.records()):
-            state.apply(record)
+            fold.apply(state, record)
             filled.save_snapshot(record.seq, state.to_json())
             assert load_state(filled).to_json() == whole
         assert load_state(filled, use_snapshot=False).to_json() == whole
@@ -197,7 +198,7 @@ class TestState:
         whole = self.folded(filled)
         state = State()
         for record in filled.records():
-            state.apply(record)
+            fold.apply(state, record)
         filled.save_snapshot(state.seq, state.to_json())
         filled._db.execute("UPDATE snapshot SET state = ?, digest = ?", (raw, hashlib.sha256(raw).hexdigest()))
         assert load_state(filled).to_json() == whole
@@ -214,7 +215,7 @@ class TestState:
                                                                                      path: str) -> None:  # fmt: skip
         whole, state = self.folded(filled), State()
         for record in filled.records():
-            state.apply(record)
+            fold.apply(state, record)
         filled.save_snapshot(state.seq, state.to_json())
         (raw,) = filled._db.execute("SELECT state FROM snapshot").fetchone()
         for at in [m.start() for m in re.finditer(rb"[0-9](?=[,}])", raw)]:
@@ -232,7 +233,7 @@ class TestState:
         if snapshot:
             state = State()
             for record in list(filled.records())[:5]:
-                state.apply(record)
+                fold.apply(state, record)
             filled.save_snapshot(state.seq, state.to_json())
         filled._db.execute("UPDATE record SET body = replace(body, '\"t_ns\":', '\"t_ns\":1') WHERE seq = 7")
         filled._db.execute("UPDATE record SET body = CAST(body AS BLOB)")

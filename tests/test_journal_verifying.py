@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from journal_kit import damage, lived
 
-from pact.core.state import State
+from pact.core.node import fold
+from pact.core.node.state import State
 from pact.errors import ChainError, JournalError
 from pact.journal.sqlite import SqliteJournal, load_state
 from pact.journal.verifying import Verification
@@ -23,7 +24,7 @@ def journal(tmp_path: Path) -> Iterator[SqliteJournal]:
     opened.append(lived(), {})
     state = State()
     for record in opened.records():
-        state.apply(record)
+        fold.apply(state, record)
     opened.save_snapshot(state.seq, state.to_json())
     yield opened
     opened.close()

@@ -18,7 +18,7 @@ from test_kind_file_common import content, name_of, restore, seen, snapshot
 
 from pact.model import Unreadable
 from pact.resources.base import HALF_N, WHOLE_N, Keep
-from pact.resources.file import KIND
+from pact.resources.kinds.file import KIND
 
 root = pytest.mark.root
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")

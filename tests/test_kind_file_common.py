@@ -10,7 +10,7 @@ from typing import Any
 from pact.core.plan import Step
 from pact.model import Attrs, Unreadable, encode_name
 from pact.resources.base import Keep
-from pact.resources.file import KIND
+from pact.resources.kinds.file import KIND
 
 
 def name_of(path: Path | bytes) -> str:

@@ -14,9 +14,9 @@ from pact.core.plan import Step
 from pact.errors import RestoreError
 from pact.model import Attrs, Unreadable, encode_name
 from pact.resources.base import Keep
-from pact.resources.file import KIND
-from pact.resources.flags import get_flags, parse_flags, set_flags_at
-from pact.resources.replace import restore_file
+from pact.resources.kinds.file import KIND
+from pact.resources.support.flags import get_flags, parse_flags, set_flags_at
+from pact.resources.support.replace import restore_file
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]
 

@@ -21,9 +21,9 @@ from pact._fast import syscalls
 from pact.core.plan import Step
 from pact.errors import RestoreError
 from pact.model import Attrs, Unreadable
-from pact.resources import dress, replace
 from pact.resources.base import Keep
-from pact.resources.file import KIND, leased
+from pact.resources.kinds.file import KIND, leased
+from pact.resources.support import dress, replace
 
 root = pytest.mark.root
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -462,7 +462,7 @@ def test_who_opens_a_file_while_its_lease_stands_does_not_kill_the_agent(tmp_pat
     path.write_bytes(b"declared")
     asking = subprocess.Popen([sys.executable, "-c", (
         "import os, sys\n"
-        "from pact.resources import replace\n"
+        "from pact.resources.support import replace\n"
         "fd = os.open(sys.argv[1], os.O_RDONLY)\n"
         "real = replace.fcntl.fcntl\n"
         "def slow(fd, what, *more):\n"

@@ -18,7 +18,7 @@ from pact.core.plan import Step
 from pact.errors import RestoreError
 from pact.model import Attrs, Declared, Unreadable
 from pact.resources.base import HALF_N, WHOLE_N
-from pact.resources.module import KIND, MODPROBE_TIMEOUT_S, Module
+from pact.resources.kinds.module import KIND, MODPROBE_TIMEOUT_S, Module
 
 
 class Machine:
@@ -161,7 +161,7 @@ def test_what_modprobe_says_is_the_reason(machine: Machine) -> None:
 @pytest.mark.invariant("F14")
 def test_a_modprobe_that_hangs_is_killed(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     assert MODPROBE_TIMEOUT_S == 60
-    monkeypatch.setattr("pact.resources.module.MODPROBE_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("pact.resources.kinds.module.MODPROBE_TIMEOUT_S", 0.2)
     machine.script("exec sleep 60")
     with pytest.raises(RestoreError, match=r"did not end within 0.2 s"):
         machine.restore("m", LOADED)

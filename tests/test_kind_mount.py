@@ -17,14 +17,15 @@ from typing import Any
 
 import pytest
 
+from pact.agent.consumers import find_holders
 from pact.core.plan import Step
 from pact.errors import RestoreError
 from pact.model import Attrs, encode_name
 from pact.resources.base import HALF_N, WHOLE_N, Keep
-from pact.resources.consumers import find_holders
-from pact.resources.fstab import conforms, normal_option
-from pact.resources.mount import KIND, read_mounts
-from pact.resources.mount_users import expire_says_busy, kernel_holders
+from pact.resources.kinds.mount import KIND
+from pact.resources.support.fstab import conforms, normal_option
+from pact.resources.support.mount_table import read_mounts
+from pact.resources.support.mount_users import expire_says_busy, kernel_holders
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]
 CLONE_NEWNS = 0x20000

@@ -17,7 +17,7 @@ from pact.core.plan import Step
 from pact.errors import RestoreError
 from pact.model import Declared, Unreadable
 from pact.resources.base import WHOLE_N
-from pact.resources.sysctl import KIND, fold, name_of_path, path_of_name
+from pact.resources.kinds.sysctl import KIND, fold, name_of_path, path_of_name
 
 ROOT = Path(__file__).parent.parent
 
@@ -129,7 +129,7 @@ def test_a_sysctl_of_a_network_namespace_is_restored_and_an_interface_may_have_a
         import subprocess
         from pact.core.plan import Step
         from pact.errors import RestoreError
-        from pact.resources.sysctl import KIND
+        from pact.resources.kinds.sysctl import KIND
         name = "net.ipv4.ip_default_ttl"
         before = KIND.observe(name)
         open("/proc/sys/net/ipv4/ip_default_ttl", "w").write("77\\n")

@@ -12,13 +12,13 @@ from test_relay import N1, Bench
 from pact import limits
 from pact.agent.control import Client
 from pact.cluster.nodesets import NodeSets
-from pact.core.clients import Clients
-from pact.core.directory import Child, Peer
-from pact.core.events import Caller
-from pact.core.outbox import Up
-from pact.core.root import Root
-from pact.core.rootlog import RootState
-from pact.core.wire import message
+from pact.core.node.events import Caller
+from pact.core.root.log import RootState
+from pact.core.root.root import Root
+from pact.core.tree.clients import Clients
+from pact.core.tree.directory import Child, Peer
+from pact.core.tree.outbox import Up
+from pact.core.tree.wire import message
 from pact.errors import PactError
 from pact.model import Actor, Owner
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pact.resources.file import KIND
-from pact.resources.litter import is_litter
+from pact.resources.kinds.file import KIND
+from pact.resources.support.litter import is_litter
 
 LITTER = (
     ".conf.swp", ".conf.swo", ".conf.swx", ".conf.swpx", ".conf.swn", ".swp", "conf.swp", "4913", "conf~", ".conf~",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pact.core.plan import Step
-from pact.resources.locks import owned
+from pact.resources.support.locks import owned
 
 
 @pytest.mark.invariant("R3")

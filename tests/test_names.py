@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pwd
 
-from pact.resources.file import KIND
-from pact.resources.names import FRESH_S, Known, group_name, same_group, same_user, user_id, user_name
+from pact.resources.kinds.file import KIND
+from pact.resources.support.accounts import FRESH_S, Known, group_name, same_group, same_user, user_id, user_name
 
 
 def test_a_name_that_was_not_known_is_asked_for_again_and_one_that_was_after_a_minute() -> None:

@@ -7,7 +7,7 @@ from typing import Any, cast
 import pytest
 
 from pact.agent.notices import said_of
-from pact.core.node import Node
+from pact.core.node.step import Node
 from pact.core.records import Record
 
 

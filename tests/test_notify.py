@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pact.agent.notify import Notifier, log
+from pact.host.notify import Notifier, log
 
 
 @pytest.mark.parametrize("abstract", [False, True])

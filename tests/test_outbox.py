@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pact.core.outbox import LATER_NS, RESEND_NS, Outbox, Read, Up, can_wait
 from pact.core.records import GENESIS, Record, seal
+from pact.core.tree.outbox import LATER_NS, RESEND_NS, Outbox, Read, Up, can_wait
 from pact.model import NS_PER_S
 
 T = 100 * NS_PER_S

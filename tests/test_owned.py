@@ -13,13 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from pact.agent import owned
 from pact.agent.control import _listen
 from pact.agent.statedir import take_state_dir
-from pact.cluster import auth, keys
+from pact.cluster import auth
 from pact.cluster.config import AggregatorConfig, require_owned
+from pact.declared.toml import Ignore, read_files
 from pact.errors import ConfigError
-from pact.resources.toml import Ignore, read_files
+from pact.host import owned
+from pact.net import keys
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]
 OTHER = 12345
@@ -120,7 +121,7 @@ def test_the_account_that_a_daemon_runs_as_counts_beside_root(place: Path) -> No
     for above in place.parents:
         if above.stat().st_mode & 0o005 != 0o005:
             above.chmod(0o755)  # pytest's own
-    script = f"from pact.agent import owned; owned.require({str(place / 'a/b/c')!r}, 'thing')"
+    script = f"from pact.host import owned; owned.require({str(place / 'a/b/c')!r}, 'thing')"
     who = ["setpriv", f"--reuid={OTHER}", f"--regid={OTHER}", "--clear-groups", "--inh-caps=+dac_read_search",
            "--ambient-caps=+dac_read_search", sys.executable, "-c", script]  # fmt: skip
     for owner, code in ((0, 0), (OTHER, 0), (OTHER + 1, 1)):

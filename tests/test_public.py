@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from public_root import TIME, Chain, build, last_of
 
-from pact.core import public
-from pact.core.rootlog import RootState
+from pact.core.root import public
+from pact.core.root.log import RootState
 from pact.errors import RequestError
 
 NAMES = st.text(min_size=0, max_size=12)

@@ -23,7 +23,7 @@ from rootlog_suite import until
 from pact.cluster import publish
 from pact.cluster.publish import Endpoint, Publisher
 from pact.cluster.zap import Zap
-from pact.core.root import Publish
+from pact.core.root.term import Publish
 
 EXAMPLES = Path(__file__).parent.parent / "docs" / "examples"
 

@@ -7,7 +7,8 @@ from typing import Any
 import orjson
 import pytest
 
-from pact.core.questions import ABSENT, AWAY_NS, LATE, LOST, TRIES_MAX
+from pact.core.root.questions import ABSENT, LATE, LOST, TRIES_MAX
+from pact.core.root.term import AWAY_NS
 from pact.model import NS_PER_S, Declared
 from pact.sim.cluster import GONE_NS, Cluster, Net
 
@@ -233,8 +234,8 @@ def test_nodes_that_come_and_go_do_each_command_once_or_are_named(seed: int) -> 
 
 @pytest.mark.invariant("T13")
 def test_one_person_s_questions_keep_nobody_elses_out_and_never_the_fleet_s_stop(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pact.core.questions.QUESTIONS_MAX", 12)
-    monkeypatch.setattr("pact.core.questions.QUESTIONS_EACH_MAX", 5)
+    monkeypatch.setattr("pact.core.root.questions.QUESTIONS_MAX", 12)
+    monkeypatch.setattr("pact.core.root.questions.QUESTIONS_EACH_MAX", 5)
     c = cluster()
     c.cut("n1")
     c.advance(GONE_NS + NS_PER_S)  # it may be back: whoever asks it waits

@@ -11,10 +11,11 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from pact.model import Unreadable
-from pact.resources import KINDS, reading
+from pact.resources import KINDS
 from pact.resources.base import Keep
-from pact.resources.dress import dress
-from pact.resources.reading import CHANGING, CHUNK, Allowance, read_whole
+from pact.resources.support import reading
+from pact.resources.support.dress import dress
+from pact.resources.support.reading import CHANGING, CHUNK, Allowance, read_whole
 
 ANN, BOB = 1234, 1235
 FILE = KINDS["file"]

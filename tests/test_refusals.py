@@ -6,14 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pact.core.events import Asked
-from pact.core.refusals import (
-    EACH_NS,
-    Bucket,
-)
+from pact.core.node.events import Asked
+from pact.core.node.refusals import EACH_NS, Bucket
 from pact.limits import REFUSALS_AT_ONCE
 from pact.model import NS_PER_S, Declared
-from pact.sim.world import World, person
+from pact.sim.parts import person
+from pact.sim.world import World
 
 A = "sysctl:a"
 pytestmark = pytest.mark.invariant("S3")

@@ -8,10 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pact.core import wire
-from pact.core.outbox import Outbox, Read, Up
-from pact.core.relay import Child, Ended, Note, Peer, Relay, ToChildren
-from pact.core.wire import Message, message
+from pact.core.tree import wire
+from pact.core.tree.directory import Peer
+from pact.core.tree.outbox import Outbox, Read, Up
+from pact.core.tree.relay import Relay, ToChildren
+from pact.core.tree.uplink import Note
+from pact.core.tree.wire import Message, message
 from pact.limits import FRAME_MAX
 from pact.model import NS_PER_S
 
@@ -493,8 +495,3 @@ def test_an_outbox_never_has_more_on_its_way_than_its_credit(sizes: list[int], d
     t += 1000 * NS_PER_S
     assert box.waiting == 0 or work or box.next_wake_ns() is not None
     assert lines[: len(root)] == root
-
-
-def test_what_a_relay_remembers_of_a_child_is_small() -> None:
-    assert not hasattr(Child(b"", N1, "node", 1, "", 0), "__dict__")
-    assert Ended(b"x").rid == b"x"

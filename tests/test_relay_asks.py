@@ -7,8 +7,9 @@ from itertools import pairwise
 import pytest
 from test_relay import N1, N2, Bench, peer
 
-from pact.core import wire
-from pact.core.relay import ToChildren
+from pact.core.tree import wire
+from pact.core.tree.directory import Child
+from pact.core.tree.relay import Ended, ToChildren
 from pact.model import NS_PER_S
 
 
@@ -134,3 +135,9 @@ def test_the_last_events_pass_every_level_before_their_node_is_forgotten(gather_
     b.hello(agg, session=2 << 20, below=[])
     events, left = b.up()
     assert events.head["batches"][0][0] == "n2" and left.head["gone"] == ["n2"]
+
+
+
+def test_what_a_relay_remembers_of_a_child_is_small() -> None:
+    assert not hasattr(Child(b"", N1, "node", 1, "", 0), "__dict__")
+    assert Ended(b"x").rid == b"x"

@@ -159,7 +159,7 @@ def test_a_record_is_one_safe_line(reason: str, user: str) -> None:
     assert {unicodedata.category(c) for c in line} & {"Cc", "Cf", "Zl", "Zp", "Cs"} == set()
 
 
-SHOW = "import sys, orjson\nfrom pact.cli.render import status_page\nstatus_page(orjson.loads(sys.stdin.buffer.read()){})"
+SHOW = "import sys, orjson\nfrom pact.cli.look import status_page\nstatus_page(orjson.loads(sys.stdin.buffer.read()){})"
 
 
 def drifted(**changes: Any) -> dict[str, Any]:

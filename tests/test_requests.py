@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,8 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pact.agent import requests
-from pact.agent.requests import ALL_FIELDS, FIELDS, NEEDED, Requests, parse
-from pact.core.node import _OPS
+from pact.agent.driver import Driver
+from pact.agent.requests import ALL_FIELDS, FIELDS, Requests, parse
+from pact.core.node.step import _OPS
+from pact.core.ops import AT_NODE, needed
 from pact.errors import EXIT_USAGE, RequestError
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
@@ -35,7 +38,7 @@ def test_every_request_is_understood_with_all_of_its_fields(op: str) -> None:
 
 @pytest.mark.parametrize("op", FIELDS)
 def test_a_request_may_leave_out_what_is_not_needed(op: str) -> None:
-    args = {key: GOOD[FIELDS[op][key][0]] for key in NEEDED.get(op, ())}
+    args = {key: GOOD[FIELDS[op][key][0]] for key in needed(AT_NODE[op])}
     assert parse(dump({"op": op, "args": args})) == (op, args)
     for key in args:
         with pytest.raises(RequestError, match=f"{op}: {key} is missing"):
@@ -114,7 +117,8 @@ def test_what_breaks_before_anything_is_decided_ends_one_request(
     client: Any = SimpleNamespace(remote=False, alive=False, watching=False, admin=False, send=said.append,
                                   caller=SimpleNamespace(actor=actor))  # fmt: skip
     agent: Any = SimpleNamespace(require_journal=nothing, make_room=nothing, catch_up=nothing,
-                                 clock=SimpleNamespace(now_ns=lambda: 0))  # fmt: skip
+                                 clock=SimpleNamespace(now_ns=lambda: 0), next_token=lambda: 1,
+                                 fail=partial(Driver.fail, None))  # fmt: skip
     Requests(agent).line(client, b'{"op":"track","args":{"patterns":{"file:/x/*":"report"}}}')
     assert [s["exit"] for s in said] == [1] and "internal error" in said[0]["message"]
     assert "nobody expected this" in capsys.readouterr().err

@@ -18,15 +18,16 @@ from rootlog_suite import Conformance, Opener, chunk, fill, kept, lead, running,
 from pact.cluster.committer import Committer, Deposed, Durable, Elected, Failed, Works
 from pact.cluster.rootpart import RootPart
 from pact.core.records import TYPES
-from pact.core.rootlog import TYPES_MAX, RootState, Writer
+from pact.core.root.log import TYPES_MAX, RootState, Writer
 from pact.errors import ConfigError, Fenced, JournalError
-from pact.journal.rootlog import LogStore, endpoints, open_store
+from pact.journal.rootlog import LogStore
 from pact.journal.rootlog_sqlite import SqliteLog
+from pact.journal.stores import endpoints, open_store
 
 WRITER = """
 import sys
 import time
-from pact.journal.rootlog import open_store
+from pact.journal.stores import open_store
 store = open_store("sqlite://" + sys.argv[1])
 fence = store.campaign("writer")
 _, chunks = store.load()

@@ -20,8 +20,9 @@ from rootlog_suite import Conformance, Opener, chunk, fill, kept, lead, refuses_
 from pact.cluster.committer import Deposed, Durable, Elected, Failed
 from pact.errors import ConfigError, Fenced, JournalError
 from pact.journal import etcd_client
-from pact.journal.rootlog import LogStore, open_store
+from pact.journal.rootlog import LogStore
 from pact.journal.rootlog_etcd import VALUE_MAX, EtcdLog
+from pact.journal.stores import open_store
 
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=REASON)
 FAST = "3"  # seconds of lease
@@ -295,7 +296,7 @@ def test_a_lease_outlives_the_seconds_that_etcd_needs_for_a_new_leader(shared: E
 SLEEPER = """
 import sys
 from pact.errors import Fenced
-from pact.journal.rootlog import open_store
+from pact.journal.stores import open_store
 store = open_store(sys.argv[1], sys.argv[2])
 fence, first = store.campaign("sleeper"), 1
 print("leads", flush=True)

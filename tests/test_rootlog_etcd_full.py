@@ -10,7 +10,7 @@ from etcd_cluster import MISSING, REASON, EtcdCluster
 from rootlog_suite import chunk, fill, kept, lead, refuses_within
 
 from pact.errors import JournalError
-from pact.journal.rootlog import open_store
+from pact.journal.stores import open_store
 
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=REASON)
 

@@ -13,8 +13,8 @@ from rootlog_suite import chunk, fill, kept, lead, running
 
 from pact.cluster.committer import Deposed, Elected, Failed
 from pact.errors import Fenced, JournalError
-from pact.journal.rootlog import open_store
 from pact.journal.rootlog_etcd import CLOCK_LEAST_S, TERM_AHEAD_MAX_S, TERM_SKEW_MAX_S, EtcdLog, next_fence
+from pact.journal.stores import open_store
 
 NOW = 1_800_000_000
 CEILING = NOW + TERM_AHEAD_MAX_S

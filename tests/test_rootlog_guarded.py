@@ -13,7 +13,8 @@ from etcd_cluster import MISSING, REASON, EtcdCluster
 from rootlog_suite import chunk, fill, kept, lead, refuses_within, until
 
 from pact.errors import JournalError
-from pact.journal.rootlog import LogStore, open_store
+from pact.journal.rootlog import LogStore
+from pact.journal.stores import open_store
 
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=REASON)
 FAST = "3"  # seconds of lease

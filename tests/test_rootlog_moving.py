@@ -16,13 +16,14 @@ import pytest
 from etcd_cluster import MISSING, REASON, EtcdCluster
 from public_root import ACTOR, TIME, Chain, build
 
-from pact.core import rootlog
 from pact.core.records import GENESIS, seal
-from pact.core.rootlog import ROOT, Batch, RootState, build_chunk
+from pact.core.root import log
+from pact.core.root.log import ROOT, Batch, RootState, build_chunk
 from pact.errors import JournalError, PactError
 from pact.journal.moving import CutError
-from pact.journal.rootlog import LogStore, open_store
+from pact.journal.rootlog import LogStore
 from pact.journal.rootlog_moving import Backup, fill_store, read_backup, read_store
+from pact.journal.stores import open_store
 
 CHUNKS = 8
 
@@ -68,14 +69,14 @@ def test_a_backup_comes_back_as_the_same_log_and_goes_on(store: LogStore, tmp_pa
     other = open_store(f"sqlite://{tmp_path}/other.db", "c1")
     fill_store(other, backup, "root")
     snapshot, chunks = other.load()
-    again = rootlog.load(snapshot, chunks)
+    again = log.load(snapshot, chunks)
     assert again.to_bytes() == state.to_bytes() and (snapshot is not None) == bool(snapshot_after)
     fence = other.campaign("root")
     assert fence is not None
     first, count, raw = build(again, [Chain("n9").batch("committed")], fence)
     other.append(fence, first, count, raw)
     assert first == state.gseq + 1 and list(other.read(first)) == [raw]
-    assert other.oldest() == (0 if not snapshot_after else rootlog.read_chunk(backup.chunks[0]).first)
+    assert other.oldest() == (0 if not snapshot_after else log.read_chunk(backup.chunks[0]).first)
     with pytest.raises(JournalError, match="not empty"):
         fill_store(other, backup, "root")
     other.close()
@@ -145,7 +146,7 @@ def test_a_log_moves_from_sqlite_to_etcd_and_back(store: LogStore, tmp_path: Pat
         back = open_store(f"sqlite://{tmp_path}/back.db", "c1")
         fill_store(back, read_store(there, "c1"), "root")
         there.close()
-    assert rootlog.load(*back.load()).to_bytes() == state.to_bytes()
+    assert log.load(*back.load()).to_bytes() == state.to_bytes()
     back.close()
 
 
@@ -188,7 +189,7 @@ def test_the_command_backs_up_a_log_that_is_led_on_and_brings_it_back_whole(stor
     code, _, err = pact("journal", "import", "--root", there, out)
     assert code == 2 and "exists already" in err
     again = open_store(f"sqlite://{tmp_path}/other.db", "c1")
-    assert rootlog.load(*again.load()).to_bytes() == state.to_bytes()
+    assert log.load(*again.load()).to_bytes() == state.to_bytes()
     again.close()
     code, _, err = pact("journal", "export", "--root", configured(tmp_path, "fourth"))
     assert code == 5 and "has a root run here?" in err and not (tmp_path / "fourth.db").exists()

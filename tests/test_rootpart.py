@@ -17,10 +17,11 @@ from pact.cluster.committer import Durable, Elected
 from pact.cluster.nodesets import Folded, NodeSets
 from pact.cluster.rootpart import RootPart, States
 from pact.core.records import GENESIS
-from pact.core.root import Commit, Effect, Known, Root
-from pact.core.rootlog import Cursor, Group, RootState, load
-from pact.core.runs import Run
-from pact.core.wire import Message, message
+from pact.core.root.log import Cursor, Group, RootState, load
+from pact.core.root.root import Root
+from pact.core.root.runs import Run
+from pact.core.root.term import Commit, Effect, Known
+from pact.core.tree.wire import Message, message
 from pact.errors import PactError
 
 

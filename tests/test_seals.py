@@ -12,15 +12,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pact.cluster import keys
 from pact.cluster.personseals import PersonSeals
-from pact.cluster.shared import Shared
-from pact.core import seals, wire
-from pact.core.calls import Calls
-from pact.core.persons import USED_MAX, Persons
-from pact.core.seals import SEEN_MAX, SEEN_NS, Keys, NodeSeals, RootSeals
+from pact.core.root.persons import USED_MAX, Persons
+from pact.core.tree import seals, wire
+from pact.core.tree.calls import Calls
+from pact.core.tree.seals import SEEN_MAX, SEEN_NS, Keys, NodeSeals, RootSeals
 from pact.errors import ConflictError, DeniedError, RemoteProtocolError
 from pact.model import NS_PER_S
+from pact.net import keys
+from pact.net.shared import Shared
 
 CALLER = {"user": "ann", "role": "admin", "via": "cluster"}
 pytestmark = pytest.mark.invariant("T14")

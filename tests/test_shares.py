@@ -8,12 +8,11 @@ from hypothesis import strategies as st
 from public_root import Chain
 
 from pact.cluster.nodesets import NodeSets
-from pact.core.root import Commit, Down, Limits, Note, Root
-from pact.core.rootlog import RootState
-from pact.core.shares import (
-    Shares,
-)
-from pact.core.wire import message
+from pact.core.root.log import RootState
+from pact.core.root.root import Root
+from pact.core.root.shares import Shares
+from pact.core.root.term import Commit, Down, Limits, Note
+from pact.core.tree.wire import message
 from pact.limits import SHARE_BYTES, SHARE_EVENTS
 from pact.model import NS_PER_S
 

@@ -18,15 +18,17 @@ from typing import Any, TypeVar
 
 import pytest
 
-from pact.core import change as life
-from pact.core.events import FleetTold
+from pact.core.node import change as life
+from pact.core.node import fold
+from pact.core.node.events import FleetTold
+from pact.core.node.state import State
 from pact.core.records import verify
 from pact.core.settings import Settings
-from pact.core.state import State
 from pact.model import NS_PER_S, Declared, Holder
+from pact.sim.parts import person
 from pact.sim.seeds import blocks, each, seeds
 from pact.sim.shell import LOOSE_CACHE, ONE_LOOK, OVER, ShellWorld
-from pact.sim.world import FORGETS, NO_MARK, World, person
+from pact.sim.world import FORGETS, NO_MARK, World
 
 T = TypeVar("T")
 
@@ -308,7 +310,7 @@ def test_replay_of_every_prefix_gives_the_state_that_wrote_it(seed: int) -> None
             snapshots[world.node.state.seq] = world.node.state.to_json()
     state = State()
     for record in world.journal:
-        state.apply(record)
+        fold.apply(state, record)
         state.check()
         if record.seq in snapshots:
             assert state.to_json() == snapshots[record.seq], (seed, record.seq)
@@ -338,7 +340,7 @@ def test_nothing_is_rolled_back_automatically_early_suspended_or_in_use(seed: in
             oldest = min(m.opening_ns for m in change.members.values()) + change.extension_ns
             assert record.t_ns >= oldest + min(floor_ns, base_ns)
             checked += 1
-        state.apply(record)
+        fold.apply(state, record)
     assert checked or seed, "no seed expired anything"
 
 

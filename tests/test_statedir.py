@@ -8,11 +8,12 @@ import pytest
 
 from pact.agent.config import Config
 from pact.agent.statedir import MountPoints, own_paths, wanted_contents
+from pact.core.node import fold
+from pact.core.node.state import State
 from pact.core.records import GENESIS, Record, seal
 from pact.core.settings import Settings
-from pact.core.state import State
+from pact.declared.toml import Ignore
 from pact.journal.sqlite import SqliteJournal
-from pact.resources.toml import Ignore
 
 DECLARED, REPLACED, ORPHAN = "a" * 64, "b" * 64, "c" * 64
 THEN_NS, LATER_NS = 1000, 2000
@@ -31,7 +32,7 @@ def test_only_contents_that_nothing_needs_are_forgotten(tmp_path: Path) -> None:
     for type_, data in (("agent_started", started), ("declared", declared)):
         prev = rows[-1][0].hash if rows else GENESIS
         rows.append(seal(len(rows), prev, WALL, THEN_NS, "n", type_, ACTOR, data))
-        state.apply(rows[-1][0])
+        fold.apply(state, rows[-1][0])
     journal.append(rows, {DECLARED: b"1", REPLACED: b"2", ORPHAN: b"3"})
     assert wanted_contents(state, journal, THEN_NS) == {DECLARED, REPLACED}
     assert wanted_contents(state, journal, LATER_NS) == {DECLARED}, "replaced too long ago"

@@ -20,15 +20,17 @@ from pact.agent.config import load as load_config
 from pact.agent.requests import parse
 from pact.agent.veil import Veil, without_data
 from pact.cluster.auth import parse as parse_keys
-from pact.core import public, rootlog, strict, wire
-from pact.core.answers import answer_of, refusal_of
-from pact.core.events import Caller
-from pact.core.rootlog import RootState, Writer, build_chunk
+from pact.core import strict
+from pact.core.node.events import Caller
+from pact.core.root import log, public
+from pact.core.root.answers import answer_of, refusal_of
+from pact.core.root.log import RootState, Writer, build_chunk
+from pact.core.tree import wire
+from pact.declared.toml import Ignore, parse_text
 from pact.errors import ConfigError, DeclaredError, PactError, RemoteProtocolError, RequestError
 from pact.journal.moving import read_export
 from pact.journal.rootlog_moving import read_backup
 from pact.model import Actor, Owner
-from pact.resources.toml import Ignore, parse_text
 
 compiled = pytest.importorskip("pact._fast.strict")
 ROOT = Path(__file__).parents[1]
@@ -163,7 +165,7 @@ def test_records_on_their_way_to_the_root(text: bytes) -> None:
     batch = Chain("n1").batch("committed", data={"x": "%"})
     for line in (text, nasty.in_object(text), batch.lines[0].replace(b'"%"', text)):
         with pytest.raises(ValueError, match="a line that is no JSON"):
-            Writer(RootState(), 1, "root").take(rootlog.Batch("n1", "", batch.incarnation, 0, [line]))
+            Writer(RootState(), 1, "root").take(log.Batch("n1", "", batch.incarnation, 0, [line]))
 
 
 @pytest.mark.parametrize("levels", [32, 200, 300, 1000])
@@ -172,8 +174,8 @@ def test_a_log_that_holds_a_record_that_nobody_can_write_is_published_past_it(le
     chain = Chain("n1")
     plain, odd, after = (chain.batch("committed", data={"x": "%"}).lines[0] for _ in range(3))
     odd = odd.replace(b'"%"', nasty.nested(levels))
-    chunk = build_chunk(0, 1, 0, rootlog.RootState().chunk_hash, {"committed": -1},
-                        [rootlog.Batch("n1", "", "i", 0, [plain, odd, after])])
+    chunk = build_chunk(0, 1, 0, log.RootState().chunk_hash, {"committed": -1},
+                        [log.Batch("n1", "", "i", 0, [plain, odd, after])])
     seen = list(public.events(chunk, "c1"))
     assert [e.gseq for e in seen] == [0, 1, 2] and [orjson.loads(e.frames[1])["seq"] for e in seen] == [0, 1, 2]
     body = orjson.loads(seen[1].frames[2])

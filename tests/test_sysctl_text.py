@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pact.agent.followers import in_common
-from pact.resources.sysctl_text import dotted, members, same, why_not_literal
+from pact.resources.support.sysctl_text import dotted, members, same, why_not_literal
 
 
 @pytest.mark.parametrize(("name", "written"), [

@@ -10,7 +10,7 @@ import pytest
 
 from pact.agent.telling import Tellers
 from pact.agent.worker import Result
-from pact.core.events import Ticked
+from pact.core.node.events import Ticked
 
 pytestmark = pytest.mark.invariant("S7")
 

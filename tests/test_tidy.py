@@ -21,10 +21,7 @@ LONG = {
     "pact/_fast/handles.pyx": "one scan of /proc; splitting it would put a call into the inner loop",
     "pact/_fast/files.pyx": "one table of files and its scan",
     "pact/_fast/reference.py": "the naive twins of all kernels, side by side",
-    "pact/agent/agent.py": "the loop and what it owns",
-    "pact/core/state.py": "one fold: a handler for each record type",
-    "pact/core/node.py": "one step function and its indexes",
-    "pact/core/relay.py": "one handler for each message of either side; its tables are files of their own",
+    "pact/core/tree/relay.py": "one handler for each message of either side; its tables are files of their own",
 }
 SOURCES = [p for top in ("pact", "tests", "bench") for suffix in ("*.py", "*.pyx", "*.pxd", "*.pyi")
            for p in sorted((ROOT / top).rglob(suffix))]  # fmt: skip
@@ -59,13 +56,61 @@ def imports(path: Path) -> set[str]:
     return out
 
 
-@pytest.mark.parametrize("path", [*sorted((ROOT / "pact/core").glob("*.py")), ROOT / "pact/model.py",
+@pytest.mark.parametrize("path", [*sorted((ROOT / "pact/core").rglob("*.py")), ROOT / "pact/model.py",
                                   ROOT / "pact/errors.py", ROOT / "pact/values.py", ROOT / "pact/limits.py"], ids=relative)  # fmt: skip
 def test_the_core_imports_no_clock_socket_thread_random_source_or_logger(path: Path) -> None:
     assert {"time", "socket", "threading", "random", "logging", "os"} <= forbidden()
     assert {m.partition(".")[0] for m in imports(path)} & forbidden() == set()
     assert not [m for m in imports(path) if m.startswith("pact.") and not re.match(
         r"pact\.(core|model|values|errors|limits|_fast)\b", m)]  # fmt: skip
+
+
+def modules_imported(path: Path, known: set[str]) -> set[str]:
+    """The files of pact that this one imports: at its top, in functions, and for types alone."""
+    out: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{a.name}" for a in node.names]
+        for name in names:
+            while name and name not in known:
+                name = name.rpartition(".")[0]
+            out.add(name)
+    return out & known
+
+
+def circles(edges: dict[str, set[str]]) -> list[set[str]]:
+    """The strongly connected parts."""
+    def reached(start: str) -> set[str]:
+        seen, todo = set[str](), [start]
+        while todo:
+            for name in edges.get(todo.pop(), set()) - seen:
+                seen.add(name)
+                todo.append(name)
+        return seen
+
+    reach = {name: reached(name) for name in edges}
+    found = [{other for other in reach[name] if name in reach.get(other, set())} for name in edges if name in reach[name]]
+    return [c for i, c in enumerate(found) if c not in found[:i]]
+
+
+def test_a_circle_is_found() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"d"}}) == [{"b", "c"}, {"d"}]
+
+
+def test_no_file_and_no_folder_imports_itself_in_a_circle() -> None:
+    files = {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p
+             for p in (ROOT / "pact").rglob("*.py")}  # fmt: skip
+    edges = {name: modules_imported(path, set(files)) - {name} for name, path in files.items()}
+    assert circles(edges) == []
+    folders: dict[str, set[str]] = {}
+    for name, others in edges.items():
+        if files[name].name == "__init__.py":
+            continue  # the face of a folder hands names on
+        here = name.rpartition(".")[0]
+        inside = {o.rpartition(".")[0] for o in others if files[o].name != "__init__.py"}
+        folders.setdefault(here, set()).update(inside - {here})
+    assert circles(folders) == []
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "pact").rglob("*.py")), ids=relative)

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pact.declared.toml import DeclaredSet, Ignore, export, parse_text, quote, read_file, read_files, toml_value
 from pact.errors import EXIT_USAGE, DeclaredError
 from pact.model import Declared, encode_name
-from pact.resources.toml import DeclaredSet, Ignore, export, parse_text, quote, read_file, read_files, toml_value
 
 NOTHING = Ignore()
 

@@ -12,9 +12,9 @@ import pytest
 
 from pact.agent import tracking
 from pact.agent.tracking import TURN_ASKED_NS, TURN_NS, Tracking
+from pact.declared.toml import Ignore
 from pact.model import Declared
 from pact.observe import open_observers
-from pact.resources.toml import Ignore
 from pact.sim.world import World
 
 STEP_NS = 1_000_000

@@ -15,12 +15,13 @@ from typing import Any
 import orjson
 import pytest
 
-from pact.core import wire
-from pact.core.outbox import Outbox, Read, Up, with_answer
-from pact.core.relay import Ended, Peer, Relay, ToChildren, ToEach
-from pact.core.seals import Keys, NodeSeals, RootSeals, of_one
-from pact.core.uplink import Connect, Deliver, Disconnect, Lost, Note, Parent, Send, Uplink
-from pact.core.wire import Message, message
+from pact.core.tree import wire
+from pact.core.tree.directory import Peer
+from pact.core.tree.outbox import Outbox, Read, Up, with_answer
+from pact.core.tree.relay import Ended, Relay, ToChildren, ToEach
+from pact.core.tree.seals import Keys, NodeSeals, RootSeals, of_one
+from pact.core.tree.uplink import Connect, Deliver, Disconnect, Lost, Note, Parent, Send, Uplink
+from pact.core.tree.wire import Message, message
 from pact.model import NS_PER_S
 from pact.sim.seeds import seeds
 

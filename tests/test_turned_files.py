@@ -21,9 +21,9 @@ from pact._fast import FileTable, open_handles_ex, reference, syscalls
 from pact.core.plan import Step
 from pact.errors import RestoreError
 from pact.resources import KINDS
-from pact.resources.file import leased
-from pact.resources.replace import restore_file
-from pact.resources.way import turners
+from pact.resources.kinds.file import leased
+from pact.resources.support.replace import restore_file
+from pact.resources.support.way import turners
 
 RACE_S = float(os.environ.get("PACT_RACE_S", "3"))
 ANN, BOB = 1234, 1235

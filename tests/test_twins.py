@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 
 from pact.cluster.nodesets import NodeSets
-from pact.core.root import Note, Root
-from pact.core.rootlog import RootState
-from pact.core.twins import FORGET_NS, TURNS, Twins
-from pact.core.uplink import SESSION_BITS
-from pact.core.wire import message
+from pact.core.root.log import RootState
+from pact.core.root.root import Root
+from pact.core.root.term import Note
+from pact.core.root.twins import FORGET_NS, TURNS, Twins
+from pact.core.tree.uplink import SESSION_BITS
+from pact.core.tree.wire import message
 from pact.model import NS_PER_S
 
 A, B, C = (n << SESSION_BITS for n in (11, 22, 33))

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from pact.core import wire
-from pact.core.uplink import Connect, Deliver, Disconnect, Lost, Note, Parent, Send, Uplink, preference
-from pact.core.wire import Message, message
+from pact.core.tree import wire
+from pact.core.tree.uplink import Connect, Deliver, Disconnect, Lost, Note, Parent, Send, Uplink, preference
+from pact.core.tree.wire import Message, message
 from pact.model import NS_PER_S
 
 PARENTS = [Parent(f"tcp://a{i}:1", "k", f"r{i % 2}") for i in range(4)]

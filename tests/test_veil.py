@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pact.agent.veil import HIDDEN, HOOKS, KEYED, VIEWER, Veil
-from pact.core.events import Caller
+from pact.core.node.events import Caller
 from pact.core.records import GENESIS, Record, digest, seal, unhashed
 from pact.model import Actor, Attrs, Owner
 

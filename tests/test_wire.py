@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pact.core import wire
-from pact.core.root import Root
-from pact.core.rootlog import RootState
+from pact.core.root.log import RootState
+from pact.core.root.root import Root
+from pact.core.tree import wire
 from pact.errors import LocalProtocolError, RemoteProtocolError
 from pact.limits import FRAME_MAX
 from pact.sim.cluster import CommaSets

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 from pact.agent import acting, worker
-from pact.agent.clock import boottime_ns
-from pact.core.events import Ticked
+from pact.core.node.events import Ticked
 from pact.core.plan import Step
+from pact.declared.toml import Ignore
+from pact.host.clock import boottime_ns
 from pact.model import NS_PER_S, Unreadable, encode_name
 from pact.resources.base import Keep
-from pact.resources.file import KIND
-from pact.resources.toml import Ignore
+from pact.resources.kinds.file import KIND
 
 
 @pytest.mark.invariant("R2", "F7")
@@ -196,7 +196,7 @@ def test_a_kill_between_an_empty_directory_and_the_file_in_its_place_is_gone_on_
 @pytest.mark.invariant("R4")
 def test_what_is_there_before_an_application_is_stored_no_later_than_its_record(tmp_path: Path) -> None:
     """It is declared by that record, and an application that a kill cuts off is not gone on with."""
-    from pact.core.events import Probe, Probed
+    from pact.core.node.events import Probe, Probed
 
     class Store(dict[str, bytes]):
         def has(self, digest: str) -> bool:

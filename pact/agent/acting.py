@@ -10,19 +10,19 @@ from itertools import islice, takewhile
 from typing import Any, Final
 
 from pact.agent.fixpoint import Fixpoint
-from pact.agent.notify import log
 from pact.agent.probing import distance_n, observe
-from pact.core import below
+from pact.core.node import below
 from pact.core.plan import Step
 from pact.errors import PactError
+from pact.host.notify import log
 from pact.model import Attrs, Observation, Unreadable, decode_name, encode_name, split_id
 from pact.resources import KINDS
-from pact.resources.ahead import FILES_MAX, Ahead
 from pact.resources.base import Blobs
-from pact.resources.file import KIND as FILE
-from pact.resources.mount import KIND as MOUNT
-from pact.resources.mount_secrets import unquoted
-from pact.resources.sweep import sweep
+from pact.resources.kinds.file import KIND as FILE
+from pact.resources.kinds.mount import KIND as MOUNT
+from pact.resources.support.ahead import FILES_MAX, Ahead
+from pact.resources.support.mount_secrets import unquoted
+from pact.resources.support.sweep import sweep
 
 #: Fewer files in a row are not worth writing ahead.
 ROW_MIN: Final = 8

@@ -9,28 +9,27 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from pact.agent import views
+from pact.agent.consumers import find_all_holders
 from pact.agent.control import Client
 from pact.agent.worker import Result
-from pact.core import tracked
-from pact.core.events import Ticked
+from pact.core.node import tracked
+from pact.core.node.events import Ticked
 from pact.core.plan import Step
 from pact.errors import DeniedError, PactError, UsageError
 from pact.limits import CONSUMERS_ASKED_MAX
 from pact.model import Unreadable, split_id
 from pact.resources import kind_of
 from pact.resources.base import Held
-from pact.resources.consumers import find_all_holders
-from pact.resources.way import hangs
+from pact.resources.support.way import hangs
 
 if TYPE_CHECKING:
-    from pact.agent.requests import Requests
+    from pact.agent.driver import Driver
 
 NOT_YOURS: Final = "is not looked after here, or lies in a closed directory: asking who uses it needs the role admin"
 
 
-def consumers(requests: Requests, client: Client, args: dict[str, Any]) -> None:
+def consumers(agent: Driver, client: Client, args: dict[str, Any]) -> None:
     """Answers later, from the thread for such questions. Raises UsageError, DeniedError or PactError."""
-    agent = requests.agent
     kind = kind_of(args["resource"])
     try:
         name = kind.canonical(split_id(args["resource"])[1])
@@ -46,7 +45,7 @@ def consumers(requests: Requests, client: Client, args: dict[str, Any]) -> None:
         raise PactError("too many such questions are waiting", "pact status says if one of them is stuck")
     declared = node.state.declared(resource)
     rules = declared.consumers if declared is not None else ()
-    token = requests.next_token()
+    token = agent.next_token()
     client.tokens.add(token)
 
     def work() -> Result:
@@ -67,10 +66,10 @@ def consumers(requests: Requests, client: Client, args: dict[str, Any]) -> None:
 
         def done(t_ns: int, wall_ns: int) -> Ticked:
             client.tokens.discard(token)
-            requests.answer(client, result)
+            agent.answer(client, result)
             agent.control.flush(client)
             return Ticked(t_ns, wall_ns)
 
         return Result(0, done)
 
-    agent.asking.call(requests.answering(client, token, work))
+    agent.asking.call(agent.answering(client, token, work))

@@ -20,11 +20,11 @@ from typing import Any, Final
 
 import orjson
 
-from pact.agent import owned
 from pact.agent.budget import Budget
 from pact.agent.peers import gids_of, groups_of
-from pact.core.events import Caller
+from pact.core.node.events import Caller
 from pact.errors import EXIT_UNREACHABLE, EXIT_USAGE, OUT_OF, PactError
+from pact.host import owned
 from pact.limits import (
     DENIED_EACH_MAX,
     REQUEST_ADMIN_MAX,

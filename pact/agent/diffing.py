@@ -17,13 +17,13 @@ import orjson
 from pact.agent import views
 from pact.agent.control import Client
 from pact.agent.worker import Result
-from pact.core import tracked
-from pact.core.events import Ticked
+from pact.core.node import tracked
+from pact.core.node.events import Ticked
 from pact.errors import PactError
 from pact.resources.base import Blobs
 
 if TYPE_CHECKING:
-    from pact.agent.agent import Agent
+    from pact.agent.driver import Driver
 
 #: So long a turn of the loop gathers.
 SLICE_NS: Final = 4_000_000
@@ -32,13 +32,13 @@ LOOK_EVERY: Final = 16
 PIECE_MAX: Final = 200
 
 
-def gather(agent: Agent, client: Client, token: int, targets: Sequence[str]) -> Iterator[None]:
+def gather(agent: Driver, client: Client, token: int, targets: Sequence[str]) -> Iterator[None]:
     """Step by step; each step is short. Raises UsageError for a target that is nothing."""
     ids = views.diff_ids(agent.node, targets)
     return _gather(agent, client, token, targets, ids)
 
 
-def _gather(agent: Agent, client: Client, token: int, targets: Sequence[str], ids: Sequence[str]) -> Iterator[None]:
+def _gather(agent: Driver, client: Client, token: int, targets: Sequence[str], ids: Sequence[str]) -> Iterator[None]:
     entries: list[tuple[str, bytes]] = []
     piece: list[views.Differing] = []
     for at, resource in enumerate(ids):
@@ -72,7 +72,7 @@ def _gather(agent: Agent, client: Client, token: int, targets: Sequence[str], id
 
         return Result(0, done)
 
-    agent.telling.call(agent.requests.answering(client, token, work))
+    agent.telling.call(agent.answering(client, token, work))
 
 
 def _write(piece: Sequence[views.Differing], entries: list[tuple[str, bytes]], blobs: Blobs) -> Result:
@@ -122,7 +122,7 @@ class Slices:
             return not self._active.writing
         return bool(self._waiting) and not self._stuck
 
-    def turn(self, agent: Agent) -> None:
+    def turn(self, agent: Driver) -> None:
         """A few milliseconds for the one that is at work."""
         active = self._active
         if active is not None and active.writing and active.token not in active.client.tokens:
@@ -142,7 +142,7 @@ class Slices:
                 return
         active.writing = True
 
-    def _next(self, agent: Agent) -> Slice | None:
+    def _next(self, agent: Driver) -> Slice | None:
         self._waiting = [s for s in self._waiting if agent.control.connected(s.client)]
         busy = {s.client.caller.owner.key for s in self._given}
         for found in self._waiting:

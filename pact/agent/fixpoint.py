@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
-from pact.core.events import Sighting
+from pact.core.node.events import Sighting
 from pact.core.plan import Step
 from pact.errors import PactError
 from pact.model import Attrs, Observation, Unreadable, split_id

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Final
 
 from pact._fast import FileTable
-from pact.agent.clock import boottime_ns
+from pact.host.clock import boottime_ns
 from pact.model import NS_PER_S, Owner
 from pact.observe.links import LinkChanges
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from pact.agent import owned
+from pact.host import owned
 
 RUNNING_MAX: Final = 4
 QUEUE_MAX: Final = 1000

@@ -23,21 +23,15 @@ import zmq
 from pact import __version__
 from pact.agent import veil
 from pact.agent.budget import Budget
-from pact.agent.notify import log
 from pact.agent.remote import ANSWER_MAX, ROWS_MAX, Callers, Remote
-from pact.cluster import keys
-from pact.cluster.links import Links
-from pact.core import groups, strict
-from pact.core.events import FleetTold, LinkChanged
-from pact.core.outbox import WITH_ANSWER_RECORDS, Outbox, Read, Up, can_wait, with_answer
+from pact.core import ops, strict
+from pact.core.node import bonds
+from pact.core.node.events import FleetTold, LinkChanged
 from pact.core.records import Record, rfc3339
-from pact.core.seals import NodeSeals, key_id, of_one
-from pact.core.uplink import OF_LINKS, Deliver, Effect, Lost, Uplink
-from pact.core.wire import (
-    BODY_MAX,
-    Message,
-    beside,
-)
+from pact.core.tree.outbox import WITH_ANSWER_RECORDS, Outbox, Read, Up, can_wait, with_answer
+from pact.core.tree.seals import NodeSeals, key_id, of_one
+from pact.core.tree.uplink import OF_LINKS, Deliver, Effect, Lost, Uplink
+from pact.core.tree.wire import BODY_MAX, Message, beside
 from pact.errors import (
     EXIT_CONFLICT,
     EXIT_FAILED,
@@ -47,12 +41,16 @@ from pact.errors import (
     JournalError,
     RequestError,
 )
+from pact.host.notify import log
 from pact.limits import RECORD_MAX
 from pact.model import NS_PER_S
+from pact.net import keys
+from pact.net.links import Links
 
 if TYPE_CHECKING:
-    from pact.agent.agent import Agent
     from pact.agent.config import Config
+    from pact.agent.driver import Driver
+    from pact.agent.requests import Requests
 
 FILE_NAME: Final = "replicated"
 SAVE_NS: Final = 5 * NS_PER_S
@@ -68,11 +66,8 @@ BEGUN_MAX: Final = 10_000  # calls that are done once: of so many it is known th
 CACHED_BYTES_MAX: Final = 2 << 20
 BEGUN_RECORDS: Final = 1_000
 #: What must not be done twice. Whatever the root asks of a group's member may.
-ONCE: Final = frozenset({
-    "commit", "rollback", "extend", "redo", "declare", "adopt", "hold_place", "hold_release", "emergency_start",
-    "emergency_end", "track",
-})  # fmt: skip
-HERE_ONLY: Final = frozenset({"watch", "export", "content"})
+ONCE: Final = frozenset(name for name, op in ops.AT_NODE.items() if op.once)
+HERE_ONLY: Final = frozenset(name for name, op in ops.AT_NODE.items() if op.at == "node" and not op.afar)
 NOT_SEALED: Final = orjson.dumps({
     "ok": False, "exit": EXIT_UNREACHABLE, "message": "this node takes only what a root has sealed for it",
     "hint": "the root, or an aggregator on the way, is older than the node", "result": {}})  # fmt: skip
@@ -81,10 +76,11 @@ NOT_SEALED: Final = orjson.dumps({
 class Link:
     """See the module. ``turn`` belongs into every turn of the agent's loop."""
 
-    def __init__(self, agent: Agent) -> None:
+    def __init__(self, agent: Driver, requests: Requests) -> None:
         """Raises ConfigError where the key cannot be used. Connects to nobody yet."""
         config = agent.config
         self.agent = agent
+        self._requests = requests
         self._context: zmq.Context[Any] = zmq.Context(1)
         key = keys.load_own(config.secret)
         self._public, self._refusal = key.public, ""
@@ -100,7 +96,7 @@ class Link:
         self.seals = _seals(config, key, session) if config.roots else None
         self.uplink = Uplink(
             config.name, "node", config.parents, random.Random(), session=session, version=__version__,
-            rack=config.rack, more=self._more, unfinished=lambda: groups.unfinished(agent.node),
+            rack=config.rack, more=self._more, unfinished=lambda: bonds.unfinished(agent.node),
             prove=self._prove if self.seals is not None else None, judges=True,
         )  # fmt: skip
         self._unheard = False  # a parent took us, and the root has not said yet whether the fleet is held
@@ -419,7 +415,7 @@ class Link:
         self._running.add(key)
         remote = Remote(partial(self.answered, key), self._callers.of(head["caller"], _name_of(key)))
         began_s = time.monotonic()
-        self.agent.requests.line(remote, orjson.dumps({"v": 1, "op": op, "args": args}))
+        self._requests.line(remote, orjson.dumps({"v": 1, "op": op, "args": args}))
         if head["caller"]["role"] not in ("admin", "agent"):
             self._budget.spend(head["caller"]["user"], time.monotonic() - began_s)
         if remote.open and not remote.tokens:
@@ -477,7 +473,7 @@ class Link:
 
 def _seals(config: Config, key: keys.Key, session: int) -> NodeSeals:
     """Raises ConfigError."""
-    from pact.cluster.shared import Shared
+    from pact.net.shared import Shared
 
     shared = Shared(key)
     roots = {key_id(public): shared.key(public) for public in config.roots}

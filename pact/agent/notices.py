@@ -13,14 +13,14 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from pact.core import change as life
+from pact.core.node import change as life
 from pact.core.records import Record
 from pact.core.units import format_duration
 from pact.model import NS_PER_S
 from pact.observe.attribution import printable
 
 if TYPE_CHECKING:
-    from pact.core.node import Node
+    from pact.core.node.step import Node
 
 PACE_NS: Final = 10 * NS_PER_S
 #: A deadline that comes nearer by less than this is nobody's news.

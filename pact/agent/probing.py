@@ -7,18 +7,18 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, Final
 
-from pact.core import below
-from pact.core.events import Sighting
+from pact.agent.consumers import find_holders
+from pact.core.node import below
+from pact.core.node.events import Sighting
 from pact.core.plan import Step
 from pact.model import Attrs, Holder, Observation, Unreadable, decode_name, encode_name, split_id
 from pact.resources import KINDS
 from pact.resources.base import Keep
-from pact.resources.consumers import find_holders
-from pact.resources.file import KIND as FILE
-from pact.resources.locks import package_locks
-from pact.resources.mount_secrets import unquoted
-from pact.resources.obstacles import obstacles
-from pact.resources.possible import impossible
+from pact.resources.kinds.file import KIND as FILE
+from pact.resources.support.locks import package_locks
+from pact.resources.support.mount_secrets import unquoted
+from pact.resources.support.obstacles import obstacles
+from pact.resources.support.possible import impossible
 
 NAMED_MAX: Final = 5
 

@@ -9,14 +9,14 @@ import dataclasses
 from typing import TYPE_CHECKING, Final
 
 from pact import __version__
-from pact.agent import owned
 from pact.agent.config import KEYS, Config, load
-from pact.agent.notify import log
-from pact.core.events import Reconfigured
+from pact.core.node.events import Reconfigured
 from pact.errors import PactError
+from pact.host import owned
+from pact.host.notify import log
 
 if TYPE_CHECKING:
-    from pact.agent.agent import Agent
+    from pact.agent.driver import Driver
 
 #: Fields of the configuration that decisions read.
 DECIDING: Final = frozenset({
@@ -29,7 +29,7 @@ AT_ONCE: Final = DECIDING | ROLES | HOOKS | {"terminals"}
 NAMES: Final = {field: f"[{section}] {key}" for section, keys in KEYS.items() for key, (field, _) in keys.items()}
 
 
-def reread(agent: Agent) -> None:
+def reread(agent: Driver) -> None:
     """Never raises: what is wrong is said in the log."""
     if agent.journal_error:
         log("the configuration was not read again: the journal cannot be written; repeat it then", 4)

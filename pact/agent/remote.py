@@ -11,7 +11,7 @@ from typing import Any, Final
 import orjson
 
 from pact.agent.control import Client
-from pact.core.events import Caller
+from pact.core.node.events import Caller
 from pact.model import Actor, Owner
 
 ANSWER_MAX: Final = 4 << 20

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pact.core import below, strict
+from pact.core import strict
+from pact.core.node import below, fold
+from pact.core.node.state import State
 from pact.core.plan import Step
 from pact.core.records import verify
-from pact.core.state import State
 from pact.errors import UsageError
 from pact.journal.sqlite import SqliteJournal
 from pact.model import Attrs
@@ -38,7 +39,7 @@ def state_at(path: str, seq: int) -> State:
             raise UsageError(f"there is no record {seq}", f"the newest is {journal.seq}")
         state = State()
         for record in verify(journal.records()):
-            state.apply(record)
+            fold.apply(state, record)
             at, of = record.data.get("part", (1, 1))
             if record.seq >= seq and at == of:  # one decision is taken whole
                 break

@@ -16,71 +16,29 @@ from pact.agent.control import (
 )
 from pact.agent.replayed import as_declared, rolled_back_state
 from pact.agent.worker import Result
-from pact.core import strict, tracked
-from pact.core.events import Asked
+from pact.core import ops, strict
+from pact.core.node import tracked
+from pact.core.node.events import Asked
+from pact.core.node.refusals import Bucket
 from pact.core.records import rfc3339
-from pact.core.refusals import Bucket
-from pact.core.wire import are_holds
+from pact.core.tree.wire import are_holds
+from pact.declared.toml import checked_patterns
 from pact.errors import DeniedError, PactError, RequestError, UsageError, explained
 from pact.limits import REQUEST_ADMIN_MAX, VIEWERS_LOOKS_PER_S
 from pact.model import NS_PER_S, Declared, split_id
 from pact.resources import KINDS, kind_of
-from pact.resources.toml import checked_patterns
 
 if TYPE_CHECKING:
-    from pact.agent.agent import Agent
+    from pact.agent.sightings import Sightings
 
 NUMBER_MAX: Final = 1 << 62
 FOLLOW_MAX: Final = 10_000
 
-#: op -> the fields of its args, each with its type. What is not named here is refused.
-FIELDS: Final[Mapping[str, Mapping[str, tuple[type, ...]]]] = {
-    "ping": {}, "status": {}, "check": {}, "watch": {}, "export": {},
-    "diff": {"targets": (list,)},
-    "log": {"count": (int, type(None)), "since": (str,), "type": (str,), "follow": (bool,)},
-    "show": {"seq": (int,)},
-    "content": {"seq": (int,), "resource": (str, type(None))},
-    "consumers": {"resource": (str,)},
-    "commit": {"targets": (list,), "all": (bool,), "message": (str,), "ttl_ns": (int, type(None)),
-               "force": (bool,), "shared": (bool,), "without_content": (bool,)},
-    "rollback": {"targets": (list,), "all": (bool,), "dry_run": (bool,), "force": (bool,), "shared": (bool,),
-                 "to_seq": (int, type(None)), "trials": (str, type(None))},
-    "redo": {"change": (str,), "dry_run": (bool,), "message": (str,)},
-    "extend": {"targets": (list,), "by_ns": (int,), "shared": (bool,)},
-    "declare": {"resources": (dict,), "blobs": (dict,), "prune": (bool,), "take": (bool,), "dry_run": (bool,),
-                "track": (dict,)},
-    "apply": {"resources": (dict,), "blobs": (dict,), "dry_run": (bool,), "message": (str,)},
-    "adopt": {"patterns": (list,)}, "track": {"patterns": (dict,)}, "tracked": {},
-    "emergency_start": {"reason": (str,), "for_ns": (int, type(None))},
-    "emergency_end": {"how": (str, type(None)), "message": (str,), "force": (bool,), "all": (bool,), "shared": (bool,),
-                      "dry_run": (bool,)},
-    "hold_place": {"reason": (str,), "for_ns": (int, type(None)), "change": (str, type(None))},
-    "hold_release": {"name": (str, type(None))},
-}  # fmt: skip
+#: op -> the fields of its args, each with its types. What is not named here is refused.
+FIELDS: Final = {name: ops.types_of(op) for name, op in ops.AT_NODE.items() if op.at == "node"}
 #: What only the root asks, through the tree.
-ROOT_FIELDS: Final[Mapping[str, Mapping[str, tuple[type, ...]]]] = {
-    "state": {},
-    "group_check": {"fence": (int,), "resources": (dict,), "blobs": (dict,)},
-    "group_apply": {"fence": (int,), "group": (str,), "resources": (dict,), "blobs": (dict,), "message": (str,),
-                    "left_ns": (int,)},
-    "group_vote": {"fence": (int,), "group": (str,), "action": (str,), "ballot": (int,), "automatic": (bool,),
-                   "force": (bool,)},
-    "group_state": {"fence": (int,), "group": (str,)},
-    "group_decide": {"fence": (int,), "group": (str,), "ballot": (int,), "decision": (str,), "action": (str,),
-                     "why": (str,), "message": (str,), "ttl_ns": (int, type(None)), "force": (bool,)},
-    "group_extend": {"fence": (int,), "group": (str,), "left_ns": (int,)},
-    "fleet_seen": {"fence": (int,), "seq": (int,), "holds": (list,)},
-}  # fmt: skip
+ROOT_FIELDS: Final = {name: ops.types_of(op) for name, op in ops.AT_NODE.items() if op.at == "member"}
 ALL_FIELDS: Final = {**FIELDS, **ROOT_FIELDS}
-NEEDED: Final = {
-    "show": ("seq",), "content": ("seq",), "consumers": ("resource",), "extend": ("by_ns",),
-    "declare": ("resources",), "apply": ("resources",), "adopt": ("patterns",), "redo": ("change",),
-    "track": ("patterns",),
-    "group_check": ("fence", "resources"), "group_apply": ("fence", "group", "resources", "message", "left_ns"),
-    "group_vote": ("fence", "group", "action", "ballot"), "fleet_seen": ("fence", "seq", "holds"),
-    "group_decide": ("fence", "group", "ballot", "decision", "action"), "group_extend": ("fence", "group", "left_ns"),
-    "group_state": ("fence", "group"),
-}  # fmt: skip
 
 
 def parse(line: bytes, fields: Mapping[str, Mapping[str, tuple[type, ...]]] = FIELDS) -> tuple[str, dict[str, Any]]:
@@ -115,7 +73,7 @@ def parse_request(line: bytes, fields: Mapping[str, Mapping[str, tuple[type, ...
                 raise RequestError(f"{op}: these are no holds")
         elif isinstance(value, list) and not all(isinstance(v, str) for v in value):
             raise RequestError(f"{op}: {key} must be a list of strings")
-    for key in NEEDED.get(op, ()):
+    for key in ops.needed(ops.AT_NODE[op]):
         if key not in args:
             raise RequestError(f"{op}: {key} is missing")
     return op, args, obj.get("alive") is True
@@ -124,10 +82,10 @@ def parse_request(line: bytes, fields: Mapping[str, Mapping[str, tuple[type, ...
 class Requests:
     """Carries out requests for an agent."""
 
-    def __init__(self, agent: Agent) -> None:
+    def __init__(self, agent: Sightings) -> None:
         self.agent = agent
-        self._token = 0
         self.tellers = telling.Tellers(agent)
+        self.slices = diffing.Slices()
         self._hurries = Bucket(VIEWERS_LOOKS_PER_S, NS_PER_S // VIEWERS_LOOKS_PER_S)
         self._began_ns = agent.clock.now_ns()
         self._reads: Mapping[str, Callable[[Client, dict[str, Any]], None]] = {
@@ -160,28 +118,20 @@ class Requests:
                 self._ask(client, op, args)
         except DeniedError as exc:
             self.agent.record_denied(op, exc, client.caller)
-            self.fail(client, exc)
+            self.agent.fail(client, exc)
         except PactError as exc:
-            self.fail(client, exc)
+            self.agent.fail(client, exc)
         except Exception as exc:
             if op not in self._reads and not isinstance(exc, OSError):  # the core makes no system calls
                 raise  # the core's state is in doubt: end, and start again from the journal
             if not isinstance(exc, OSError):
                 traceback.print_exc()
-            self.fail(client, explained(exc))
+            self.agent.fail(client, explained(exc))
 
     def _catch_up(self, client: Client) -> None:
         """What viewers ask makes the agent look, and record, only so often for all of them together.  # S3"""
         hurries = client.caller.actor.role != "viewer" or self._hurries.admit(self.agent.clock.now_ns())
         self.agent.catch_up(everything=hurries)
-
-    def fail(self, client: Client, error: PactError) -> None:
-        if isinstance(error, DeniedError) and not client.admin:
-            self.agent.control.note_denied(client.caller.actor.uid)
-        client.send({"ok": False, "exit": error.exit_code, "message": error.message, "hint": error.hint, "result": {}})
-
-    def answer(self, client: Client, result: Any, exit_code: int = 0, message: str = "") -> None:
-        client.send({"ok": exit_code == 0, "exit": exit_code, "message": message, "hint": "", "result": result})
 
     # -- what may change something ------------------------------------------------------------------------------
 
@@ -191,8 +141,7 @@ class Requests:
         agent.make_room()
         self._catch_up(client)
         agent.require_journal()  # what was seen just now may be the first that it did not take
-        self._token += 1
-        token = self._token
+        token = agent.next_token()
         try:
             args = self._prepared(client, op, args)
         except (PactError, OSError):
@@ -278,7 +227,7 @@ class Requests:
             return Result(0, lambda t, w: Asked(t, w, token, "declare", asked, client.caller))
 
         agent.expect(client, token)
-        agent.worker.call(self.answering(client, token, work))
+        agent.worker.call(agent.answering(client, token, work))
 
     def _redo(self, client: Client, token: int, args: dict[str, Any]) -> None:
         """Apply again what a rollback took back: what was on the machine when the newest rollback of it began."""
@@ -295,26 +244,12 @@ class Requests:
             return Result(0, lambda t, w: Asked(t, w, token, "apply", asked, client.caller))
 
         agent.expect(client, token)
-        agent.worker.call(self.answering(client, token, work))
-
-    def answering(self, client: Client, token: int, work: Callable[[], Result]) -> Callable[[], Result]:
-        """The work; if it breaks, the client is told."""
-
-        def guarded() -> Result:
-            try:
-                return work()
-            except Exception as exc:
-                if not isinstance(exc, PactError | OSError):
-                    traceback.print_exc()
-                error = explained(exc)
-                return Result(0, lambda t, w: self.agent.failed_read(client, token, error, t, w))
-
-        return guarded
+        agent.worker.call(agent.answering(client, token, work))
 
     # -- reading ------------------------------------------------------------------------------------------------
 
     def _ping(self, client: Client, args: dict[str, Any]) -> None:
-        self.answer(client, {"node": self.agent.node.name})
+        self.agent.answer(client, {"node": self.agent.node.name})
 
     def _status(self, client: Client, args: dict[str, Any]) -> None:
         agent = self.agent
@@ -330,11 +265,11 @@ class Requests:
         actor = client.caller.actor
         result |= {"up_s": round((now_ns - self._began_ns) / NS_PER_S, 1),
                    "you": {"user": actor.user, "uid": actor.uid, "role": actor.role}}  # fmt: skip
-        self.answer(client, result)
+        self.agent.answer(client, result)
 
     def _tracked(self, client: Client, args: dict[str, Any]) -> None:
         node = self.agent.node
-        self.answer(client, {"v": 1, "tracked": dict(node.state.tracked), "untracked": tracked.count(node)})
+        self.agent.answer(client, {"v": 1, "tracked": dict(node.state.tracked), "untracked": tracked.count(node)})
 
     def _check(self, client: Client, args: dict[str, Any]) -> None:
         agent = self.agent
@@ -348,13 +283,13 @@ class Requests:
         fold."""
         node = self.agent.node
         new = {"untracked": True} if tracked.count(node) else {}
-        self.answer(client, {"state": views.overall(node, self.agent.unrecorded), **new})
+        self.agent.answer(client, {"state": views.overall(node, self.agent.unrecorded), **new})
 
     def _diff(self, client: Client, args: dict[str, Any]) -> None:
-        self._token += 1
-        steps = diffing.gather(self.agent, client, self._token, args.get("targets", []))
-        client.tokens.add(self._token)
-        self.agent.slices.add(client, self._token, steps)
+        token = self.agent.next_token()
+        steps = diffing.gather(self.agent, client, token, args.get("targets", []))
+        client.tokens.add(token)
+        self.slices.add(client, token, steps)
 
     def _log(self, client: Client, args: dict[str, Any]) -> None:
         count = args.get("count")
@@ -383,7 +318,7 @@ class Requests:
                                                       agent.telling.blobs, seq, resource))  # fmt: skip
 
     def _consumers(self, client: Client, args: dict[str, Any]) -> None:
-        asking.consumers(self, client, args)
+        asking.consumers(self.agent, client, args)
 
     def _export(self, client: Client, args: dict[str, Any]) -> None:
         agent = self.agent
@@ -393,11 +328,7 @@ class Requests:
                                                       agent.veil, agent.telling.blobs, agent.ignore))  # fmt: skip
 
     def _tell(self, client: Client, op: str, lines: Iterator[bytes]) -> None:
-        telling.tell(self.agent, client, op, lines)
-
-    def next_token(self) -> int:
-        self._token += 1
-        return self._token
+        telling.tell(self.tellers, client, op, lines)
 
 
 def _written(target: str) -> str:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import orjson
 
+from pact._fast import FileTable
 from pact.core import strict
 from pact.core.records import Record
 from pact.errors import PactError
@@ -93,3 +94,14 @@ def written(path: str, text: bytes) -> bool:
             os.unlink(fresh)
         return False
     return True
+
+
+def loaded(path: str, table: FileTable, moved_since: Callable[[int, str], set[str] | None]) -> tuple[int, set[str]]:
+    """How many signatures were taken over, and what the journal has moved since. A damaged cache is no cache."""
+    try:
+        with open(path, "rb") as f:
+            seq, hash_, dump = unpack(f.read())
+        moved = moved_since(seq, hash_)
+        return (0, set()) if moved is None else (table.restore(dump), moved)
+    except (OSError, ValueError):
+        return 0, set()

@@ -13,12 +13,12 @@ from typing import Final
 
 import orjson
 
-from pact.agent import owned
 from pact.agent.config import Config
 from pact.agent.hooks import require_trusted
 from pact.core import strict
-from pact.core.state import State
+from pact.core.node.state import State
 from pact.errors import PactError, UnreachableError
+from pact.host import owned
 from pact.journal.sqlite import SqliteJournal
 from pact.model import encode_name
 

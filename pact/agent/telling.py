@@ -20,19 +20,19 @@ from pact.agent.control import Client
 from pact.agent.veil import Veil, is_secret, save_is_secret
 from pact.agent.worker import Result
 from pact.core import strict
-from pact.core.events import Caller, Event, Ticked
-from pact.core.wire import BODY_MAX
+from pact.core.node.events import Caller, Event, Ticked
+from pact.core.tree.wire import BODY_MAX
+from pact.declared.toml import Ignore, export, export_track
 from pact.errors import DeniedError, PactError, UsageError
 from pact.journal.sqlite import SqliteJournal
 from pact.limits import ANSWER_PIECE, ANSWER_PIECE_S
 from pact.model import Declared, split_id
 from pact.resources import KINDS
 from pact.resources.base import Blobs
-from pact.resources.mount_secrets import holds_secret
-from pact.resources.toml import Ignore, export, export_track
+from pact.resources.support.mount_secrets import holds_secret
 
 if TYPE_CHECKING:
-    from pact.agent.agent import Agent
+    from pact.agent.driver import Driver
     from pact.core.records import Record
 
 KEPT_SHOWN: Final = 5
@@ -42,14 +42,16 @@ END: Final = b'{"end":true}'
 FAR_MAX: Final = BODY_MAX
 
 
-def tell(agent: Agent, client: Client, op: str, lines: Iterator[bytes]) -> None:
+def tell(tellers: Tellers, client: Client, op: str, lines: Iterator[bytes]) -> None:
     """Have these lines written elsewhere, and passed on. What they raise is the answer."""
-    token = agent.requests.next_token()
+    token = tellers.agent.next_token()
     client.tokens.add(token)
-    _more(agent, client, token, op, lines)
+    _more(tellers, client, token, op, lines)
 
 
-def _more(agent: Agent, client: Client, token: int, op: str, lines: Iterator[bytes]) -> None:
+def _more(tellers: Tellers, client: Client, token: int, op: str, lines: Iterator[bytes]) -> None:
+    agent = tellers.agent
+
     def work() -> Result:
         piece, whole = _far_piece(lines) if client.remote else _piece(lines)
 
@@ -59,7 +61,7 @@ def _more(agent: Agent, client: Client, token: int, op: str, lines: Iterator[byt
                 if whole:
                     client.tokens.discard(token)
                 else:
-                    client.when_taken(lambda: _more(agent, client, token, op, lines))
+                    client.when_taken(lambda: _more(tellers, client, token, op, lines))
                 agent.control.flush(client)
             return Ticked(t_ns, wall_ns)
 
@@ -77,14 +79,14 @@ def _more(agent: Agent, client: Client, token: int, op: str, lines: Iterator[byt
 
             return Result(0, refused)
 
-    agent.requests.tellers.add(client, agent.requests.answering(client, token, guarded))
+    tellers.add(client, agent.answering(client, token, guarded))
 
 
 class Tellers:
     """Whose piece is written next: one at a time, administrators' first, the others in turn."""
 
-    def __init__(self, agent: Agent) -> None:
-        self._agent = agent
+    def __init__(self, agent: Driver) -> None:
+        self.agent = agent
         self._first: deque[tuple[Client, Callable[[], Result]]] = deque()
         self._others: deque[tuple[Client, Callable[[], Result]]] = deque()
         self._at_work = False
@@ -101,13 +103,13 @@ class Tellers:
     def _next(self) -> None:
         while not self._at_work and (found := self._first.popleft() if self._first else self._whose()):
             client, work = found
-            if self._agent.control.connected(client):
+            if self.agent.control.connected(client):
                 self._begin(work)
 
     def _whose(self) -> tuple[Client, Callable[[], Result]] | None:
         """The first of somebody who has no other answer that he does not take: however many he asks for, and however
         large they are, one of them is in memory."""
-        full = {c.caller.owner.key: c for c in self._agent.control.clients.values() if c.wants_write() and not c.admin}
+        full = {c.caller.owner.key: c for c in self.agent.control.clients.values() if c.wants_write() and not c.admin}
         for at, (client, work) in enumerate(self._others):
             if full.get(client.caller.owner.key, client) is client:
                 del self._others[at]
@@ -129,7 +131,7 @@ class Tellers:
 
             return Result(result.job, done, result.blobs, result.error)
 
-        self._agent.telling.call(written)
+        self.agent.telling.call(written)
 
 
 def _piece(lines: Iterator[bytes]) -> tuple[list[bytes], bool]:
@@ -234,6 +236,9 @@ def exported(declared: Mapping[str, bytes], tracked: Mapping[str, str], caller: 
     for resource in sorted(declared):
         value = Declared.from_json(strict.own(declared[resource]))
         kind, pattern = split_id(resource)[0], ignore.match(resource)
+        if kind not in KINDS:
+            yield orjson.dumps({"text": f"# {resource} is left out: its kind is not installed here\n"})
+            continue
         if pattern is not None:  # declare would refuse it
             yield orjson.dumps({"text": f"# {resource} is left out: ignored by the pattern {pattern!r}\n"})
             continue

@@ -16,20 +16,20 @@ import time
 from collections.abc import Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from pact.core import tracked
-from pact.core.events import New
+from pact.core.node import tracked
+from pact.core.node.events import New
 from pact.model import NS_PER_S, UNATTRIBUTED, Owner, decode_name, encode_name, split_id
 from pact.observe.places import MOUNTS, RemotePlaces, may_hang
 from pact.resources import KINDS
-from pact.resources.discover import Trail, foreign_mounts, passed_over, trail
-from pact.resources.litter import is_litter
-from pact.resources.names import group_name, user_name
-from pact.resources.way import open_parent
+from pact.resources.support.accounts import group_name, user_name
+from pact.resources.support.discover import Trail, foreign_mounts, passed_over, trail
+from pact.resources.support.litter import is_litter
+from pact.resources.support.way import open_parent
 
 if TYPE_CHECKING:
-    from pact.core.node import Node
+    from pact.core.node.step import Node
+    from pact.declared.toml import Ignore
     from pact.observe.observers import Observers
-    from pact.resources.toml import Ignore
 
 #: What is new is looked at again so long after, and is told only if it is still there.
 SETTLE_NS: Final = NS_PER_S // 4

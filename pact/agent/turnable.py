@@ -6,8 +6,8 @@ import os
 from typing import Final
 
 from pact.model import encode_name
-from pact.resources.names import user_name
-from pact.resources.way import hangs, turners_above
+from pact.resources.support.accounts import user_name
+from pact.resources.support.way import hangs, turners_above
 
 PLACES_MAX: Final = 3
 

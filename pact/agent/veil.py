@@ -17,14 +17,14 @@ from typing import Any, Final
 
 import orjson
 
+from pact.agent.consumers import started_at
 from pact.core import strict
-from pact.core.events import Caller
+from pact.core.node.events import Caller
 from pact.core.records import SALT, not_for_all
 from pact.model import Actor, Attrs, Owner, split_id
 from pact.resources import KINDS
-from pact.resources.consumers import started_at
-from pact.resources.mount_secrets import QUOTED_MIN, option_secrets, source_secrets
-from pact.resources.mount_secrets import shown as without_passwords
+from pact.resources.support.mount_secrets import QUOTED_MIN, option_secrets, source_secrets
+from pact.resources.support.mount_secrets import shown as without_passwords
 
 HIDDEN: Final = "(hidden)"
 KEYED: Final = "keyed:"

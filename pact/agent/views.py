@@ -18,20 +18,20 @@ import orjson
 from pact._fast import syscalls
 from pact.agent.textdiff import unified
 from pact.agent.veil import Veil, command_for, holder_for, is_secret
-from pact.core import change as life
-from pact.core import tracked
-from pact.core.change import Change, Member
-from pact.core.events import Caller
-from pact.core.node import Node
-from pact.core.places import places
+from pact.core.node import change as life
+from pact.core.node import tracked
+from pact.core.node.change import Change, Member
+from pact.core.node.events import Caller
+from pact.core.node.places import places
+from pact.core.node.step import Node
+from pact.core.node.windows import magnitude
 from pact.core.records import rfc3339
 from pact.core.settings import BILLION
-from pact.core.windows import magnitude
 from pact.errors import UsageError
 from pact.model import Attrs, decode_name, split_id
 from pact.resources import KINDS
 from pact.resources.base import Blobs
-from pact.resources.way import hangs
+from pact.resources.support.way import hangs
 
 DIFF_MAX: Final = 64 << 10
 #: Untracked things that status and diff name.

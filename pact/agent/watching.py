@@ -15,11 +15,13 @@ from typing import Final
 
 from pact._fast import FileTable
 from pact.agent.config import Config
-from pact.agent.cpus import housekeeping_cpus
 from pact.agent.followers import Followers
-from pact.agent.signatures import pack, unpack, written
+from pact.agent.signatures import loaded, pack, written
+from pact.agent.sources import Sources
 from pact.agent.tracking import Tracking
-from pact.core.events import Sighting
+from pact.core.node.events import Sighting
+from pact.declared.toml import Ignore
+from pact.host.cpus import housekeeping_cpus
 from pact.model import NS_PER_S, Attrs, Owner, Unreadable, decode_name, encode_name, split_id
 from pact.observe import open_observers
 from pact.observe.attribution import owner_of
@@ -29,9 +31,8 @@ from pact.observe.places import MOUNTS, RemotePlaces, leads_away
 from pact.observe.tree import check_path
 from pact.resources import KINDS
 from pact.resources.base import require_short
-from pact.resources.mount import MountTable, attrs_of
-from pact.resources.mount_table import AUTOFS, read_mounts
-from pact.resources.toml import Ignore
+from pact.resources.kinds.mount import MountTable, attrs_of
+from pact.resources.support.mount_table import AUTOFS, read_mounts
 
 DRAIN_BATCH_MAX: Final = 4096
 OBSERVE_BATCH_MAX: Final = 256
@@ -56,6 +57,7 @@ class Watching:
         )  # fmt: skip
         self.table = FileTable(content_max=SLOW_BYTES)
         self.followers = Followers(self.table, self.touch)
+        self.sources = Sources(self.touch, self.of_kind)
         self.tracking = Tracking(self.observers, ignore or Ignore())
         self.pending: dict[str, Owner | None] = {}
         self.lost: dict[str, str] = {}
@@ -94,6 +96,7 @@ class Watching:
         self._epoll = epoll
         epoll.register(self.observers.fileno(), select.EPOLLIN)
         self.followers.wake_with(epoll)
+        self.sources.wake_with(epoll)
 
     def add(self, resources: Iterable[str]) -> None:
         """Watch these. Watch first, then observe: the caller touches them."""
@@ -110,6 +113,7 @@ class Watching:
             self._key_of[resource] = key
             if resource.startswith("sysctl:"):
                 self.followers.add(resource, key)
+            self.sources.want(resource)
             try:
                 paths += self._place(resource, key, away)
             except ValueError as exc:  # an older version let it in: the journal holds it, and one name ends nobody
@@ -133,6 +137,7 @@ class Watching:
         if key is None:
             return
         self.followers.drop(resource)
+        self.sources.unwant(resource)
         self._resources[key] = None
         self._free.append(key)
         self.table.remove(key)
@@ -189,6 +194,7 @@ class Watching:
                 self.lost.pop(event.observer, None)
         if self.followers.drain_links():
             self.tracking.links_moved()
+        self.sources.drain()
         return len(events) >= DRAIN_BATCH_MAX
 
     def _touched(self, event: Touched) -> None:
@@ -352,7 +358,7 @@ class Watching:
             elif kind == "mount":
                 table = table or MountTable()
                 out.append(Sighting(resource, table.observe(name), owner))
-            elif kind == "file" and self._too_slow(resource, decode_name(name)):
+            elif KINDS[kind].off_loop or (kind == "file" and self._too_slow(resource, decode_name(name))):
                 slow(resource, owner)
             else:
                 out.append(Sighting(resource, KINDS[kind].observe(name), owner, self.followers.cause_of(resource)))
@@ -448,16 +454,9 @@ class Watching:
     # -- the cache ----------------------------------------------------------------------------------------------
 
     def load_cache(self, moved_since: Callable[[int, str], set[str] | None]) -> int:
-        """Signatures of the last run; how many were taken over. A damaged cache is no cache. ``moved_since`` says what
-        the journal has moved since the record that they are true for: that is looked at.  # J5"""
-        try:
-            with open(self._cache, "rb") as f:
-                seq, hash_, dump = unpack(f.read())
-            moved = moved_since(seq, hash_)
-            taken = 0 if moved is None else self.table.restore(dump)
-        except (OSError, ValueError):
-            return 0
-        for resource in moved or ():
+        """Signatures of the last run; how many were taken over. What the journal has moved since is looked at.  # J5"""
+        taken, moved = loaded(self._cache, self.table, moved_since)
+        for resource in moved:
             self.look_anew(resource)
         return taken
 
@@ -482,7 +481,7 @@ class Watching:
         return self._key_of[resource] in self.table
 
     def health(self) -> dict[str, str]:
-        health = dict(self.observers.health())
+        health = {**self.observers.health(), **self.sources.health()}
         for name, why in self.lost.items():
             if health.get(name, "ok") == "ok":
                 health[name] = why
@@ -498,3 +497,4 @@ class Watching:
     def close(self) -> None:
         self.observers.close()
         self.followers.close()
+        self.sources.close()

@@ -15,20 +15,20 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from pact.agent.acting import MOVED, act, needs
-from pact.agent.clock import Clock, boottime_ns
 from pact.agent.fixpoint import Fixpoint
-from pact.agent.notify import log
 from pact.agent.probing import distance_n, observe, placed, probe
 from pact.agent.turnable import Turnable
-from pact.core import below
-from pact.core.events import Act, Acted, Discover, Discovered, Event, Look, Looked, Probe, Probed, Sighting
-from pact.core.taking import undeclarable
+from pact.core.node import below
+from pact.core.node.events import Act, Acted, Discover, Discovered, Event, Look, Looked, Probe, Probed, Sighting
+from pact.core.node.untracked import undeclarable
+from pact.declared.toml import Ignore
 from pact.errors import JournalError, PactError, UsageError, explained
+from pact.host.clock import Clock, boottime_ns
+from pact.host.notify import log
 from pact.journal.blobs import BlobReader
 from pact.model import NS_PER_S, Declared, Observation, Unreadable, decode_name, split_id
 from pact.resources import KINDS, kind_of
 from pact.resources.base import PIECE_BYTES, Keep
-from pact.resources.toml import Ignore
 
 CHUNK_RESOURCES: Final = 250
 RESULTS_MAX: Final = 1
@@ -371,7 +371,7 @@ def _found(job: int, found: dict[str, Any], exact: set[str], notes: list[str], k
 
 
 def _bound_paths() -> set[bytes]:
-    from pact.resources.mount_table import read_mounts
+    from pact.resources.support.mount_table import read_mounts
 
     return {m.mount_point for m in read_mounts()}
 

@@ -23,7 +23,7 @@ def run(args: argparse.Namespace) -> int:
         return _wait(settings.socket, args.timeout / NS_PER_S if args.timeout else WAIT_S)
     if args.timeout:
         raise UsageError("agent --timeout is for agent --wait")
-    from pact.agent.agent import serve
+    from pact.agent.loop import serve
 
     serve(settings)
     return EXIT_DONE

@@ -19,7 +19,7 @@ def aggregator(args: argparse.Namespace) -> int:
 
 
 def keygen(args: argparse.Namespace) -> int:
-    from pact.cluster import keys
+    from pact.net import keys
 
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}", args.name):
         raise UsageError(f"{args.name!r} is no name: letters, digits, '.', '_' and '-'")

@@ -12,8 +12,8 @@ from typing import Any
 from pact.cli.client import ask, stream
 from pact.cli.outcome import finish, show_applied, show_converged
 from pact.cli.render import clean, emit, say
+from pact.declared.toml import DeclaredSet, Ignore, parse_text, read_file
 from pact.errors import EXIT_DONE, DeclaredError
-from pact.resources.toml import DeclaredSet, Ignore, parse_text, read_file
 
 
 @cache

@@ -216,7 +216,7 @@ def _table(listed: Iterable[dict[str, Any]]) -> None:
     """A line a group; ``pact groups g7`` shows one whole."""
     from rich.cells import cell_len
 
-    from pact.cli.screen import cut
+    from pact.cli.wrapping import cut
 
     rows = [("group", "state", "owner", "end", "members", "resources")]
     for g in listed:

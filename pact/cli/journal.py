@@ -17,8 +17,9 @@ import orjson
 from pact.agent import config
 from pact.agent.statedir import take_state_dir
 from pact.cli.render import clean, emit, say
+from pact.core.node import fold
+from pact.core.node.state import State
 from pact.core.records import Record, rfc3339, seal, verify
-from pact.core.state import State
 from pact.errors import EXIT_DONE, ChainError, JournalError, PactError, UsageError
 from pact.journal.head import Head, head_path, read_head
 from pact.journal.moving import export, import_lines, read_export
@@ -106,7 +107,7 @@ def _database(journal: SqliteJournal) -> Iterator[Record]:
         for record in journal.records():
             yield record  # whoever verifies them has done so with this one when he asks for the next
             if snapshot is not None and state is not None:
-                state.apply(record)
+                fold.apply(state, record)
                 if record.seq == snapshot["seq"]:
                     _require_same(state, snapshot)
                     state = None

@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import argparse
 import re
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 from pact.cli import login
 from pact.cli.client import ask
-from pact.cli.render import clean, diff_page, emit, holders_table, say, status_page
+from pact.cli.render import clean, diff_page, emit, holders_table, on_terminal, say, status_lines
 from pact.errors import EXIT_DONE, EXIT_DRIFT
 
 DECIDE: Final = re.compile(r"needs a decision: [^;]*")  # which change it is, each node counts for itself
+
+
+def status_page(doc: Mapping[str, Any], *, verbose: bool = False, ids: bool = True) -> None:
+    """``ids``: with the numbers that a node counts by itself, which differ where nodes are equal otherwise."""
+    if on_terminal():
+        from pact.cli import screen
+
+        screen.show(doc, verbose=verbose)
+        return
+    for line in status_lines(doc, ids=ids, verbose=verbose):
+        say(line)
 
 
 def status(args: argparse.Namespace) -> int:

@@ -62,7 +62,7 @@ def paint(text: str, style: str = "") -> None:
         return
     from rich.text import Text
 
-    from pact.cli.screen import prose
+    from pact.cli.wrapping import prose
 
     console = _console()
     indent = " " * (len(text) - len(text.lstrip()))
@@ -140,17 +140,6 @@ def _duration(seconds: float | None) -> str:
 
 
 # -- status ---------------------------------------------------------------------------------------------------------
-
-
-def status_page(doc: Mapping[str, Any], *, verbose: bool = False, ids: bool = True) -> None:
-    """``ids``: with the numbers that a node counts by itself, which differ where nodes are equal otherwise."""
-    if on_terminal():
-        from pact.cli import screen
-
-        screen.show(doc, verbose=verbose)
-        return
-    for line in status_lines(doc, ids=ids, verbose=verbose):
-        say(line)
 
 
 def _lag(doc: Mapping[str, Any]) -> str:

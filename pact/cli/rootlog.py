@@ -12,8 +12,9 @@ from pact.cli.journal import EMPTY, WHAT_THEN, created
 from pact.cli.render import clean, emit, say
 from pact.cluster import config
 from pact.errors import EXIT_DONE, JournalError, PactError, UsageError
-from pact.journal.rootlog import LogStore, open_store
+from pact.journal.rootlog import LogStore
 from pact.journal.rootlog_moving import Backup, fill_store, read_backup, read_store
+from pact.journal.stores import open_store
 
 NEW = ".import"
 

@@ -46,9 +46,9 @@ class Recorder(Transport):
 
 @contextlib.contextmanager
 def connected(args: argparse.Namespace) -> Iterator[RootClient]:
-    from pact.cluster import keys
     from pact.cluster.client import RootClient
     from pact.cluster.config import load_client
+    from pact.net import keys
 
     config = load_client()
     via = args.via or ([config.via] if config.via else [])

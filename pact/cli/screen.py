@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from rich.cells import cell_len, chop_cells
+from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
@@ -28,12 +28,12 @@ from pact.cli.render import (
     untracked_places,
     why,
 )
+from pact.cli.wrapping import INDENT, cut, cut_name, prose, wrapped
 
 BAR_WIDTH: Final = 16
 DETAILS: Final = ((12, None, 12), (6, None, 6), (3, None, 4), (2, 12, 3), (1, 8, 2), (1, 5, 1), (1, 3, 1), (1, 1, 1))
 HOLDERS_SHOWN: Final = 3
 WIDTH_MIN: Final = 20
-INDENT: Final = "    "
 Line = tuple[str, str]  # text and style
 
 
@@ -64,65 +64,6 @@ def page(doc: Mapping[str, Any], width: int, height: int, *, verbose: bool) -> l
             return lines
     last = lines[-1:]
     return [*lines[: max(1, height - 2)], (cut("… pact status -v shows all", width), "dim"), *last][: max(height, 2)]
-
-
-def cut(text: str, width: int) -> str:
-    """Text in at most ``width`` cells; a sign stands where something is missing."""
-    if cell_len(text) <= width:
-        return text
-    out, used = [], 0
-    for char in text:
-        used += cell_len(char)
-        if used > width - 1:
-            break
-        out.append(char)
-    return "".join(out) + "…"
-
-
-def cut_name(text: str, width: int) -> str:
-    """As ``cut``, but the end of the name stays: it says most."""
-    if cell_len(text) <= width:
-        return text
-    head = cut(text, max(2, width // 3))
-    tail: list[str] = []
-    room = width - cell_len(head)
-    for char in reversed(text):
-        room -= cell_len(char)
-        if room < 0:
-            break
-        tail.append(char)
-    return head + "".join(reversed(tail))
-
-
-def wrapped(names: Sequence[str], width: int, most: int | None, before: str = INDENT) -> list[str]:
-    """Names in lines that break between them; what does not fit into ``most`` lines is counted."""
-    lines: list[str] = []
-    row, indent = before, " " * cell_len(before)
-    for i, name in enumerate(names):
-        shown = cut_name(name, width - cell_len(indent) - 1) + ("," if i + 1 < len(names) else "")
-        begun = row not in (before, indent)
-        fits = cell_len(row) + begun + cell_len(shown) <= width
-        if begun and not fits:
-            if most is not None and len(lines) + 1 >= most:
-                more = f" and {len(names) - i} more"
-                return [*lines, cut(row.rstrip(","), width - len(more)) + more]
-            lines.append(row)
-            row, begun = indent, False
-        row += (" " if begun else "") + shown
-    return [*lines, row]
-
-
-def prose(text: str, width: int, indent: str = INDENT) -> list[str]:
-    """A sentence in lines that break between words, where they can."""
-    lines, row = [], indent
-    for word in text.split():
-        for piece in chop_cells(word, max(1, width - cell_len(indent))) or [""]:
-            begun = row != indent
-            if begun and cell_len(row) + 1 + cell_len(piece) > width:
-                lines.append(row)
-                row, begun = indent, False
-            row += (" " if begun else "") + piece
-    return [*lines, row] if row != indent else lines
 
 
 # -- the parts ------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""``pact aggregator``: the same program at every level of the tree. What it decides is in ``pact.core.relay``.
+"""``pact aggregator``: the same program at every level of the tree. What it decides is in ``pact.core.tree.relay``.
 
 One loop over the children's ROUTER, a DEALER for each parent, the authentication requests and, in a root, the root's
 own descriptors. Each turn takes a bounded number of messages, so that authentication, votes and commands never wait for
@@ -20,26 +20,27 @@ import zmq
 
 from pact import __version__
 from pact._fast import syscalls
-from pact.agent import garbage, owned
-from pact.agent.clock import boottime_ns
-from pact.agent.notify import Notifier, log
-from pact.cluster import auth, config, descriptors, keys, sealing
+from pact._fast.reference_sockets import Port
+from pact.cluster import auth, config, sealing
 from pact.cluster.config import AggregatorConfig
 from pact.cluster.http import Http
-from pact.cluster.links import Links, end_dead_connections
-from pact.cluster.ports import Port
 from pact.cluster.zap import Zap, end_connection
-from pact.core import wire
-from pact.core.backlog import GATHER_NS
-from pact.core.outbox import Up
-from pact.core.relay import UNREAD_MAX_NS, Effect, Ended, Relay, ToChildren, ToEach
-from pact.core.seals import RootSeals
-from pact.core.uplink import OF_LINKS, Deliver, Lost, Note, Uplink
-from pact.core.uplink import Effect as UplinkEffect
-from pact.core.wire import Message
+from pact.core.tree import wire
+from pact.core.tree.backlog import GATHER_NS
+from pact.core.tree.outbox import Up
+from pact.core.tree.relay import UNREAD_MAX_NS, Effect, Ended, Relay, ToChildren, ToEach
+from pact.core.tree.seals import RootSeals
+from pact.core.tree.uplink import OF_LINKS, Deliver, Lost, Note, Uplink
+from pact.core.tree.uplink import Effect as UplinkEffect
+from pact.core.tree.wire import Message
 from pact.errors import ConfigError, LocalProtocolError, PactError, RemoteProtocolError
+from pact.host import descriptors, garbage, owned
+from pact.host.clock import boottime_ns
+from pact.host.notify import Notifier, log
 from pact.limits import FRAME_MAX
 from pact.model import NS_PER_S
+from pact.net import keys
+from pact.net.links import Links, end_dead_connections
 
 ROUTER_BATCH: Final = 16  # of so many batches
 ROUTER_READ: Final = 64  # messages are read at once

@@ -9,11 +9,11 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from pact.agent import owned
-from pact.cluster.keys import is_public
 from pact.core import strict
-from pact.core.directory import ROOT, Peer
+from pact.core.tree.directory import ROOT, Peer
 from pact.errors import ConfigError
+from pact.host import owned
+from pact.net.keys import is_public
 
 ROLES: Final = ("node", "aggregator", "subscriber", "viewer", "ops", "admin")
 FIELDS: Final = ("public", "name", "role")

@@ -22,11 +22,11 @@ import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 from pact import __version__
-from pact.cluster.keys import Key
 from pact.cluster.nodesets import resolved
 from pact.cluster.personseals import PersonSeals
-from pact.core import strict, wire
-from pact.core.wire import Message
+from pact.core import strict
+from pact.core.tree import wire
+from pact.core.tree.wire import Message
 from pact.errors import (
     EXIT_USAGE,
     DeniedError,
@@ -36,6 +36,7 @@ from pact.errors import (
     UsageError,
 )
 from pact.limits import FRAME_MAX
+from pact.net.keys import Key
 
 WELCOME_S: Final = 6.0
 BEAT_S: Final = 2.0

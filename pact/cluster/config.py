@@ -11,29 +11,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from pact.agent import owned
-from pact.agent.config import (
-    TCP_URL,
-    a_bool,
-    a_choice,
-    a_count,
-    a_duration,
-    a_name,
-    a_number,
-    a_rack,
-    a_size,
-    a_text,
-    fill,
-    parents,
-    require_roots,
-    root_keys,
-)
-from pact.core.directory import ROOT
-from pact.core.relay import BUFFER_MAX, CHILDREN_MAX
-from pact.core.root import Limits
-from pact.core.uplink import Parent
+from pact.core.root.term import Limits
+from pact.core.tree.directory import ROOT
+from pact.core.tree.relay import BUFFER_MAX, CHILDREN_MAX
+from pact.core.tree.uplink import Parent
 from pact.errors import ConfigError
-from pact.journal.rootlog import OPTIONS, own_files
+from pact.host import owned
+from pact.host.fields import a_bool, a_choice, a_count, a_duration, a_name, a_number, a_rack, a_size, a_text, fill
+from pact.journal.stores import OPTIONS, own_files
+from pact.net.members import TCP_URL, parents, require_roots, root_keys
 
 DEFAULT_PATH: Final = "/etc/pact/aggregator.toml"
 CLIENT_PATHS: Final = ("~/.config/pact/client.toml", "/etc/pact/client.toml")

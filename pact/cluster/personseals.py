@@ -1,4 +1,4 @@
-"""A person's side of the seals between person and root; the root's is ``pact.core.persons``.  # T14"""
+"""A person's side of the seals between person and root; the root's is ``pact.core.root.persons``.  # T14"""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import secrets
 from collections.abc import Sequence
 from typing import Any
 
-from pact.cluster.keys import Key
-from pact.core import seals
-from pact.core.persons import CHALLENGE, LOOK
-from pact.core.wire import Message
+from pact.core.root.persons import CHALLENGE, LOOK
+from pact.core.tree import seals
+from pact.core.tree.wire import Message
 from pact.errors import RemoteProtocolError
+from pact.net.keys import Key
 
 
 class PersonSeals:
@@ -26,7 +26,7 @@ class PersonSeals:
     @classmethod
     def ask(cls, key: Key, roots: Sequence[str]) -> PersonSeals:
         """For the question which root leads, whose answer any of them can seal. Raises ConfigError."""
-        from pact.cluster.shared import Shared
+        from pact.net.shared import Shared
 
         shared = Shared(key)
         keys = {seals.key_id(public): k for public in roots if (k := shared.key(public))}

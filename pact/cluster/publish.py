@@ -19,8 +19,8 @@ import zmq
 
 from pact.cluster.subscriptions import SUBSCRIPTION_MAX, Subscriptions
 from pact.cluster.zap import end_connection
-from pact.core import public
-from pact.core.root import Publish
+from pact.core.root import public
+from pact.core.root.term import Publish
 
 WAITING_BYTES_MAX: Final = 64 << 20
 SEND_MAX: Final = 4000

@@ -15,7 +15,7 @@ from typing import Any, Final
 import zmq
 
 from pact.cluster.publish import DRAIN_MAX, Endpoint, Threaded, user_of
-from pact.core import public
+from pact.core.root import public
 from pact.errors import JournalError, RequestError
 from pact.limits import REPLAY_REQUEST_MAX
 

@@ -1,6 +1,6 @@
 """What makes an aggregator the root: the log behind it, its decisions, and the public side.
 
-The decisions are ``pact.core.root``; this is their shell: the committer's thread writes, the publisher's and the
+The decisions are ``pact.core.root.root``; this is their shell: the committer's thread writes, the publisher's and the
 replay's threads speak to subscribers, and nothing here waits for any of them.
 """
 
@@ -15,24 +15,26 @@ from typing import Any, Final
 
 import orjson
 
-from pact.agent import garbage
-from pact.agent.clock import boot_id, clock_synchronised
-from pact.agent.notify import log
 from pact.cluster import auth, page
 from pact.cluster.aggregator import Aggregator
 from pact.cluster.committer import Committer, Deposed, Durable, Elected, Failed, Posted, Saved, Works
 from pact.cluster.nodesets import Folded, NodeSets
 from pact.cluster.publish import Endpoint, Publisher
 from pact.cluster.replay import Replay
-from pact.core import rootlog, wire
-from pact.core.answers import answer_of
-from pact.core.root import Commit, Down, Effect, Publish, Root
-from pact.core.rootlog import RootState
-from pact.core.runs import standing
-from pact.core.state import STATES
-from pact.core.wire import Message
+from pact.core.node.state import STATES
+from pact.core.root import log as rootlog
+from pact.core.root.answers import answer_of
+from pact.core.root.log import RootState
+from pact.core.root.root import Root
+from pact.core.root.runs import standing
+from pact.core.root.term import Commit, Down, Effect, Publish
+from pact.core.tree import wire
+from pact.core.tree.wire import Message
 from pact.errors import ChainError, PactError
-from pact.journal.rootlog import opener
+from pact.host import garbage
+from pact.host.clock import boot_id, clock_synchronised
+from pact.host.notify import log
+from pact.journal.stores import opener
 from pact.model import NS_PER_S
 
 SNAPSHOT_EVERY: Final = 2_000  # chunks

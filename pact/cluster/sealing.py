@@ -1,16 +1,16 @@
-"""Seals at the root: whose keys are authorised, and what is shared with them. See ``pact.core.seals``."""
+"""Seals at the root: whose keys are authorised, and what is shared with them. See ``pact.core.tree.seals``."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
-from pact.agent.notify import log
 from pact.cluster.auth import Authorized
-from pact.cluster.keys import Key
-from pact.cluster.shared import Shared
-from pact.core.seals import Keys, RootSeals
+from pact.core.tree.seals import Keys, RootSeals
 from pact.errors import ConfigError
+from pact.host.notify import log
+from pact.net.keys import Key
+from pact.net.shared import Shared
 
 PERSONS: Final = ("viewer", "ops", "admin")
 

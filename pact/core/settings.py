@@ -13,7 +13,7 @@ from pact.model import DIMENSIONS, NS_PER_S
 
 BILLION: Final = 1_000_000_000
 
-#: Kind -> dimension. A kind not named here has no place in a drift vector.
+#: Kind -> dimension, of the kinds that pact knows. Others' stand in ``Settings``, as their packages say.
 DIMENSION_OF: Final[Mapping[str, str]] = {
     "sysctl": "kernel", "module": "kernel", "file": "files", "mount": "mounts", "service": "services",
     "link": "network", "package": "packages", "gpu": "gpu",
@@ -26,6 +26,10 @@ DEFAULT_WEIGHTS: Final[Mapping[str, float]] = {
 DEFAULT_SEVERITY: Final[Mapping[str, float]] = {
     "sysctl": 0.05, "module": 0.1, "file": 0.1, "mount": 0.3, "service": 0.3, "link": 0.4, "package": 0.2, "gpu": 0.5,
 }  # fmt: skip
+
+
+#: Of a kind that is not configured, and whose package is gone.
+SEVERITY_N: Final = BILLION // 10
 
 
 def billionths(value: float) -> int:
@@ -52,6 +56,17 @@ class Settings:
     severity_n: Mapping[str, int] = field(
         default_factory=lambda: {k: billionths(v) for k, v in DEFAULT_SEVERITY.items()}
     )
+    #: Kind -> dimension, of kinds that other packages have brought, also before this run.
+    dimensions: Mapping[str, str] = field(default_factory=dict)
+
+    def dimension_of(self, resource: str) -> str:
+        """Of a kind that nobody has ever heard of, the first: it is never asked for one with drift."""
+        kind = resource.partition(":")[0]
+        return DIMENSION_OF.get(kind) or self.dimensions.get(kind, DIMENSIONS[0])
+
+    def severity_of(self, resource: str) -> int:
+        """In billionths."""
+        return self.severity_n.get(resource.partition(":")[0], SEVERITY_N)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -59,6 +74,7 @@ class Settings:
             "emergency_ns": self.emergency_ns, "enforce": self.enforce, "on_busy_retry": self.on_busy_retry,
             "retry_ns": self.retry_ns, "max_resources": self.max_resources, "alone_ns": self.alone_ns,
             "weights_n": dict(self.weights_n), "severity_n": dict(self.severity_n),
+            **({"dimensions": dict(self.dimensions)} if self.dimensions else {}),
         }  # fmt: skip
 
     @classmethod

@@ -12,8 +12,9 @@ from typing import IO, Any, Final
 import orjson
 
 from pact.core import strict
+from pact.core.node import fold
+from pact.core.node.state import State
 from pact.core.records import GENESIS, Record, canonical, parse, unhashed, verify
-from pact.core.state import State
 from pact.errors import ChainError, JournalError, PactError
 from pact.journal.sqlite import SqliteJournal
 
@@ -117,7 +118,7 @@ def import_lines(journal: SqliteJournal, lines: Iterator[bytes], *, marked: bool
     state = State()
     for record in verify(records()):
         try:
-            state.apply(record)
+            fold.apply(state, record)
         except Exception as exc:  # the hashes are right, and what they are of is not: no agent would start on it
             why = f"its chain is unbroken, but the record makes no sense ({type(exc).__name__}: {exc})"
             raise ChainError(record.seq, why, "export again, from the journal itself") from None

@@ -13,8 +13,9 @@ from typing import IO, Any, Final
 
 import orjson
 
-from pact.core import rootlog, strict
+from pact.core import strict
 from pact.core.records import GENESIS
+from pact.core.root import log
 from pact.errors import ChainError, JournalError, PactError
 from pact.journal.moving import CutError
 from pact.journal.rootlog import LogStore
@@ -31,7 +32,7 @@ class Backup:
         """Raises PactError for a log that a root would not lead on."""
         self.cluster, self.snapshot, self.chunks = cluster, snapshot, chunks
         try:
-            self.state = rootlog.load(snapshot, chunks)
+            self.state = log.load(snapshot, chunks)
         except (ValueError, ChainError) as exc:
             raise PactError(f"the root's log of {cluster} is damaged: {exc}", "take an earlier backup") from None
 
@@ -41,7 +42,7 @@ class Backup:
         return self.state.gseq
 
     def end(self) -> dict[str, Any]:
-        last = rootlog.chunk_hash(self.chunks[-1]) if self.chunks else GENESIS
+        last = log.chunk_hash(self.chunks[-1]) if self.chunks else GENESIS
         return {"chunks": len(self.chunks), "gseq": self.state.gseq, "hash": last,
                 "snapshot": None if self.snapshot is None else hashlib.sha256(self.snapshot).hexdigest()}  # fmt: skip
 
@@ -58,12 +59,12 @@ def read_store(store: LogStore, cluster: str) -> Backup:
     """The log as it stands; a root may lead on it meanwhile. Raises JournalError, PactError."""
     for _ in range(TRIES):
         snapshot, _ = store.load()  # with the last chunk that is in it: the numbers go on from there
-        chunks = list(store.read(0 if snapshot is None else rootlog.load(snapshot, ()).gseq))
+        chunks = list(store.read(0 if snapshot is None else log.load(snapshot, ()).gseq))
         oldest = store.oldest()
-        if not chunks or oldest <= rootlog.read_chunk(chunks[0]).first:
+        if not chunks or oldest <= log.read_chunk(chunks[0]).first:
             backup = Backup(cluster, snapshot, chunks)
             following = next(iter(store.read(backup.events + 1)), None)  # more may have come; a hole may not
-            if following is not None and rootlog.read_chunk(following).first > backup.events + 1:
+            if following is not None and log.read_chunk(following).first > backup.events + 1:
                 raise PactError(f"the root's log of {cluster} is damaged: event {backup.events + 1} is missing",
                                 "take an earlier backup")  # fmt: skip
             return backup
@@ -109,7 +110,7 @@ def fill_store(store: LogStore, backup: Backup, name: str) -> None:
     if fence is None:
         raise JournalError("a root leads on this log", "stop every root of the cluster first")
     for chunk in backup.chunks:
-        about = rootlog.read_chunk(chunk)
+        about = log.read_chunk(chunk)
         store.append(fence, about.first, about.count, chunk)
     if backup.snapshot is not None:
-        store.save_snapshot(fence, rootlog.load(backup.snapshot, ()).gseq, backup.snapshot)
+        store.save_snapshot(fence, log.load(backup.snapshot, ()).gseq, backup.snapshot)

@@ -18,8 +18,9 @@ from typing import Any, Final
 import orjson
 
 from pact.core import strict
+from pact.core.node import fold
+from pact.core.node.state import State
 from pact.core.records import GENESIS, Record, digest, parse, verify
-from pact.core.state import State
 from pact.errors import ChainError, JournalError, StoreFullError
 from pact.journal.files import file_of, require_file
 from pact.journal.head import Head, HeadFile, head_path, read_head
@@ -487,7 +488,7 @@ def load_state(journal: SqliteJournal, *, use_snapshot: bool = True, verify_max:
         except (KeyError, TypeError, ValueError, orjson.JSONDecodeError):
             state = State()  # another version's cache: fold from the beginning
     for record in verify(journal.records(state.seq + 1), seq=state.seq + 1, prev=state.hash):
-        state.apply(record)
+        fold.apply(state, record)
     if state.seq != journal.seq:
         raise ChainError(state.seq + 1, "is missing")
     return state

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from pact.core.plan import Step
 from pact.errors import RestoreError
@@ -126,10 +126,48 @@ class Saved:
 Blobs = Callable[[str], bytes | None]
 
 
+@dataclass(frozen=True, slots=True)
+class Drained:
+    """What a source has seen: names, each with the process that did it (0: nobody knows). ``lost``: why it has missed
+    some, and every resource of the kind has to be looked at.
+    """
+
+    changed: Sequence[tuple[str, int]] = ()
+    lost: str = ""
+
+
+class Source(Protocol):
+    """Where events of one kind come from, beside paths. Used by the loop alone, and never for long: what waits belongs
+    behind ``fileno``. An exception makes the kind be polled from then on, and is said.
+    """
+
+    def fileno(self) -> int:
+        """Readable when there is something to drain."""
+
+    def drain(self) -> Drained:
+        """Take what was seen, without blocking."""
+
+    def want(self, name: str) -> None:
+        """This one is declared from now on. Twice is once."""
+
+    def unwant(self, name: str) -> None:
+        """It is declared no more."""
+
+    def health(self) -> str:
+        """``ok``, or why it does not see."""
+
+    def close(self) -> None: ...
+
+
 class Kind(ABC):
     """One kind. Instances hold no state; every method may be called from a worker thread."""
 
     name: str
+    #: Which part of a node it belongs to, one of ``model.DIMENSIONS``, and how grave its drift is (1: as a whole).
+    dimension: str
+    severity: float = 0.1
+    #: Looking at it may take more than a moment: it is done off the loop.
+    off_loop: bool = False
     #: A reboot resets it.
     volatile: bool = True
     #: What is new of it can be taken away again: a pattern can be enforced.
@@ -225,6 +263,10 @@ class Kind(ABC):
     def watch(self, name: str) -> list[bytes]:
         """Paths whose events mean that this resource may have changed."""
         return []
+
+    def source(self) -> Source | None:
+        """Another source of events than paths; made once, when the first resource of the kind is declared."""
+        return None
 
     def of_path(self, path: bytes) -> str | None:
         """The name whose ``watch`` gives this path, ``None`` if no name's does."""
@@ -366,6 +408,7 @@ def errno_text(what: str, exc: OSError) -> str:
 
 
 __all__ = [
-    "COMMON_KEYS", "HALF_N", "WHOLE_N", "Blobs", "Entry", "Found", "Keep", "Kind", "RestoreError", "Saved", "common",
-    "errno_text", "export_common", "from_base64", "path_of", "refuse_unknown", "require_short", "run_tool",
+    "COMMON_KEYS", "HALF_N", "WHOLE_N", "Blobs", "Drained", "Entry", "Found", "Keep", "Kind", "RestoreError", "Saved",
+    "Source", "common", "errno_text", "export_common", "from_base64", "path_of", "refuse_unknown", "require_short",
+    "run_tool",
 ]  # fmt: skip

@@ -15,17 +15,20 @@ from typing import Any, Final
 
 import orjson
 
-from pact.core import groups, rootlog
-from pact.core.events import Asked, Caller, FleetTold, LinkChanged, Reply
-from pact.core.membership import OPEN
-from pact.core.root import Commit, Down, Effect, Limits, Root
-from pact.core.rootlog import INCARNATION_CHARS
+from pact.core.node import bonds
+from pact.core.node.events import Asked, Caller, FleetTold, LinkChanged, Reply
+from pact.core.phases import OPEN
+from pact.core.root import log
+from pact.core.root.log import INCARNATION_CHARS
+from pact.core.root.root import Root
+from pact.core.root.term import Commit, Down, Effect, Limits
 from pact.core.settings import Settings
-from pact.core.wire import Message
+from pact.core.tree.wire import Message
 from pact.errors import UsageError
 from pact.model import NS_PER_S, Actor, Declared, Owner
+from pact.sim.parts import Bell
 from pact.sim.shell import ShellWorld
-from pact.sim.world import EPOCH_NS, Bell
+from pact.sim.world import EPOCH_NS
 
 MS: Final = NS_PER_S // 1000
 WAKE_NS: Final = 20 * MS  # a node may wake early, but not all the time
@@ -92,7 +95,7 @@ class Cluster:
         self.queue: list[tuple[int, int, Callable[[], None]]] = []
         self.n = 0
         self.log: list[bytes] = []
-        self._batches: list[Sequence[rootlog.Batch]] = []  # of the log, as far as it was checked
+        self._batches: list[Sequence[log.Batch]] = []  # of the log, as far as it was checked
         self.fence = 0
         self.root: Root | None = None
         self.deposed: list[Root] = []
@@ -203,7 +206,7 @@ class Cluster:
         if self.root is not None:
             self.deposed.append(self.root)
         self.fence += 1
-        state = rootlog.load(None, self.log)
+        state = log.load(None, self.log)
         self.root = root = Root(f"r{self.fence}", state, self.fence, CommaSets(), self.limits)
         self._perform(root, root.start(self.t_ns, self.wall_ns, "boot", 0))
         for name, peer in self.peers.items():
@@ -344,7 +347,7 @@ class Cluster:
         peer.asks = bool(peer.world.node.state.groups)
         if not peer.asks:
             return
-        now = groups.unfinished(peer.world.node)
+        now = bonds.unfinished(peer.world.node)
         mine = now if before is None else [g for g in now if g in before and g[1] != OPEN]
         if mine:
             self.send(lambda: self.up(self.root, "ask", {"node": name, "groups": mine}))
@@ -439,11 +442,11 @@ class Cluster:
 
     def check(self) -> None:
         """Safety: one decision a group, nobody against it, no stale fence obeyed, every event once."""
-        state = rootlog.load(None, self.log)
+        state = log.load(None, self.log)
         if self.root is not None and self.root.state.gseq == state.gseq:
             assert self.root.state.to_bytes() == state.to_bytes(), "what the root holds is what its log says"
         seen: dict[str, set[int]] = {}
-        self._batches += [rootlog.read_chunk(raw).batches for raw in self.log[len(self._batches) :]]
+        self._batches += [log.read_chunk(raw).batches for raw in self.log[len(self._batches) :]]
         for batches in self._batches:
             for batch in batches:
                 known = seen.setdefault(batch.node, set())
@@ -455,7 +458,7 @@ class Cluster:
         for name, peer in self.peers.items():
             self._check_node(name, peer.world, state)
 
-    def _check_node(self, name: str, world: ShellWorld, state: rootlog.RootState) -> None:
+    def _check_node(self, name: str, world: ShellWorld, state: log.RootState) -> None:
         fence, of_group = 0, {}
         stopped, forced = set[str](), set[str]()
         for record in world.journal:

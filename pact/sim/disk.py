@@ -14,8 +14,9 @@ from typing import Final
 
 import orjson
 
+from pact.core.node import fold
+from pact.core.node.state import State
 from pact.core.records import Record, canonical
-from pact.core.state import State
 
 CHECK_EVERY: Final = 16
 
@@ -78,7 +79,7 @@ class Disk:
             if seq < len(self.records) and self.records[seq].hash == hash_:
                 state = State.from_json(orjson.loads(raw))
         for record in self.records[state.seq + 1 :]:
-            state.apply(_read(record))
+            fold.apply(state, _read(record))
         self._loads += 1
         if self._loads % CHECK_EVERY == 0:
             assert state.to_json() == self.replayed().to_json(), "a snapshot and what came after it are the journal"
@@ -94,7 +95,7 @@ class Disk:
         """The whole journal, folded from zero.  # J2"""
         state = State()
         for record in self.records:
-            state.apply(_read(record))
+            fold.apply(state, _read(record))
         return state
 
 

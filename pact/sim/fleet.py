@@ -28,19 +28,19 @@ import orjson
 import zmq
 
 from pact._fast import syscalls
-from pact.agent.clock import boottime_ns
-from pact.cluster.keys import Key
-from pact.cluster.links import Links
-from pact.cluster.shared import Shared
-from pact.core import groups
-from pact.core.events import Asked, Caller, FleetTold, LinkChanged, Ticked
-from pact.core.outbox import Outbox, Read, Up, can_wait, with_answer
-from pact.core.rootlog import INCARNATION_CHARS
-from pact.core.seals import NodeSeals, key_id, of_one
-from pact.core.uplink import OF_LINKS, Connect, Deliver, Disconnect, Lost, Note, Parent, Send, Uplink
-from pact.core.uplink import Effect as UplinkEffect
-from pact.core.wire import Message, beside
+from pact.core.node import bonds
+from pact.core.node.events import Asked, Caller, FleetTold, LinkChanged, Ticked
+from pact.core.root.log import INCARNATION_CHARS
+from pact.core.tree.outbox import Outbox, Read, Up, can_wait, with_answer
+from pact.core.tree.seals import NodeSeals, key_id, of_one
+from pact.core.tree.uplink import OF_LINKS, Connect, Deliver, Disconnect, Lost, Note, Parent, Send, Uplink
+from pact.core.tree.uplink import Effect as UplinkEffect
+from pact.core.tree.wire import Message, beside
+from pact.host.clock import boottime_ns
 from pact.model import NS_PER_S, Actor, Declared, Owner
+from pact.net.keys import Key
+from pact.net.links import Links
+from pact.net.shared import Shared
 from pact.sim.lines import Machine
 
 SOCKETS_MAX: Final = 16_384
@@ -118,7 +118,7 @@ class VirtualNode:
             self.seals = NodeSeals({key_id(r): shared.key(r) for r in fleet.spec.roots}, session, required=True)
         self.uplink = Uplink(name, "node", parents, fleet.rng, session=session, version=VERSION,
                              rack=rack, more=self._more,
-                             unfinished=lambda: groups.unfinished(self.world.node),
+                             unfinished=lambda: bonds.unfinished(self.world.node),
                              prove=self._prove if self.seals is not None else None, judges=True)  # fmt: skip
         self._unheard = False
         self.wake_ns = 0

@@ -21,14 +21,14 @@ from typing import Any, Final
 
 import orjson
 
-from pact.agent.clock import boottime_ns
 from pact.cluster import config
 from pact.cluster.aggregator import Aggregator
-from pact.cluster.keys import Key
-from pact.core import wire
-from pact.core.uplink import Connect, Disconnect, Send
-from pact.core.wire import Message
+from pact.core.tree import wire
+from pact.core.tree.uplink import Connect, Disconnect, Send
+from pact.core.tree.wire import Message
+from pact.host.clock import boottime_ns
 from pact.model import NS_PER_S
+from pact.net.keys import Key
 from pact.sim.fleet import Fleet, NodeLinks, Spec, VirtualNode, raise_descriptors
 
 NO_CONNECTION: Final = -1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pact.core.events import AppendRecord, Effect
+from pact.core.node.events import AppendRecord, Effect
 from pact.core.records import Record
 from pact.sim.world import World
 

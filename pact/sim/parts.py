@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pact.core.events import Caller
+from pact.core.node.events import Caller
 from pact.core.settings import Settings
 from pact.model import Actor, Attrs, Owner
 

@@ -22,13 +22,13 @@ from typing import Any, Final
 
 import orjson
 
-from pact.agent.clock import boottime_ns
 from pact.cluster import config, rootpart
 from pact.cluster.aggregator import Aggregator, RootPart
-from pact.core import wire
-from pact.core.directory import Peer
-from pact.core.relay import Effect
-from pact.core.wire import KINDS, Message
+from pact.core.tree import wire
+from pact.core.tree.directory import Peer
+from pact.core.tree.relay import Effect
+from pact.core.tree.wire import KINDS, Message
+from pact.host.clock import boottime_ns
 from pact.model import NS_PER_S
 from pact.sim.fleet import raise_descriptors
 

@@ -24,7 +24,8 @@ from pact.core.records import Record
 from pact.core.settings import billionths
 from pact.core.units import format_duration, parse_duration
 from pact.model import NS_PER_S, Attrs, Declared, Holder, Owner
-from pact.sim.world import EPOCH_NS, World, person
+from pact.sim.parts import person
+from pact.sim.world import EPOCH_NS, World
 
 SEPARATOR = "----"
 

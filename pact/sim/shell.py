@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from pact.core.events import (
+from pact.core.node.events import (
     Act,
     Acted,
     Appeared,
@@ -37,8 +37,8 @@ from pact.core.events import (
     Sighting,
     Ticked,
 )
+from pact.core.node.tracked import mode_of
 from pact.core.records import Record
-from pact.core.tracked import mode_of
 from pact.model import NS_PER_S, Attrs, Owner, Unreadable
 from pact.sim.world import World
 

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from pact.core.events import (
+from pact.core.node.events import (
     Act,
     Acted,
     Appeared,
@@ -50,11 +50,11 @@ from pact.core.events import (
     Started,
     Ticked,
 )
-from pact.core.node import Node
+from pact.core.node.step import Node
+from pact.core.node.suspend import older
 from pact.core.plan import Step
 from pact.core.records import Record
 from pact.core.settings import Settings
-from pact.core.suspend import older
 from pact.errors import EXIT_UNREACHABLE
 from pact.model import NS_PER_S, Attrs, Declared, Holder, Owner, Unreadable
 from pact.sim.disk import Disk, DiskFull

@@ -70,6 +70,7 @@ class World:
         assert self.holder.stdout is not None
         assert self.holder.stdout.readline() == b"ready\n", "the namespaces could not be made"
         self.started: list[subprocess.Popen[Any]] = []
+        self.env: dict[str, str] = {}  # beside the environment that all have
 
     def path(self, name: str) -> Path:
         """A path of the world as it is reached from outside: what is written there is written by the test's process."""
@@ -83,7 +84,7 @@ class World:
     def popen(self, command: Iterable[str], **kwargs: Any) -> subprocess.Popen[Any]:
         """A process inside. It is ended with the world."""
         kwargs.setdefault("stdin", subprocess.DEVNULL)
-        process = subprocess.Popen(self.argv(command), env=environment(), cwd="/", **kwargs)
+        process = subprocess.Popen(self.argv(command), env={**environment(), **self.env}, cwd="/", **kwargs)
         self.started.append(process)
         return process
 
@@ -96,7 +97,7 @@ class World:
 
     def call(self, command: Iterable[str], *, check: bool = True, input: bytes | None = None,
              timeout: float = COMMAND_S) -> Done:  # fmt: skip
-        done = subprocess.run(self.argv(command), env=environment(), cwd="/", capture_output=True, timeout=timeout,
+        done = subprocess.run(self.argv(command), env={**environment(), **self.env}, cwd="/", capture_output=True, timeout=timeout,
                               input=input if input is not None else b"", check=False)  # fmt: skip
         out = Done(done.returncode, done.stdout.decode("utf-8", "surrogateescape"),
                    done.stderr.decode("utf-8", "surrogateescape"))  # fmt: skip

@@ -214,7 +214,7 @@ def keys_mean_what_the_file_says(site: Site) -> None:
     actor = json.loads(denied[0])["actor"]
     assert actor == {"user": "eve", "uid": None, "role": "viewer", "via": "cluster"}, actor
     assert site.pact("apply", write(site, "c.toml", CHANGE), "--nodes", "n1").code == 3
-    subprocess.run([sys.executable, "-c", "import sys; from pact.cluster.keys import keygen; keygen('stranger', sys.argv[1])",
+    subprocess.run([sys.executable, "-c", "import sys; from pact.net.keys import keygen; keygen('stranger', sys.argv[1])",
                     str(site.keys)], env=site.env, check=True)  # fmt: skip
     site.write_client("stranger", ["root"])
     done = site.pact("nodes")

@@ -33,7 +33,7 @@ def keys_of_the_wrong_kind_are_refused_and_the_right_kind_is_named(site: Site) -
 @scenario
 def a_node_whose_key_nobody_knows_says_so(site: Site) -> None:
     build(site, 1)
-    script = "import sys; from pact.cluster.keys import keygen; keygen('n9', sys.argv[1])"
+    script = "import sys; from pact.net.keys import keygen; keygen('n9', sys.argv[1])"
     subprocess.run([sys.executable, "-c", script, str(site.keys)], env=site.env, check=True)
     site.make_node("n9", 9)
     site.start_agent("n9", ["root"])

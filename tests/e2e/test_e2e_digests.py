@@ -293,7 +293,7 @@ def test_a_lost_key_costs_nothing_but_the_digests_that_others_saw(make_agent: An
 def old(make_agent: Any, world: World) -> Iterator[Agent]:
     """An agent on a journal that the last version without keyed digests has written: ``/srv/old/pin`` (0600) is
     declared with 4711, was rolled back from 4712 to it, and has drifted to 4713."""
-    agent = make_agent()
+    agent = make_agent(window={"base": "87600h", "floor": "60s"})  # however old its drift is by now
     agent.state_dir.mkdir(mode=0o700)
     agent.pact("journal", "import", str(DATA / "journal-bare-digests.jsonl"), "--config", str(agent.config_path))
     world.sh(f"mkdir -p {TOP}/old; printf '4713\\n' > {TOP}/old/pin; chmod 600 {TOP}/old/pin; echo open > {TOP}/old/open")

@@ -308,6 +308,8 @@ def test_who_writes_in_a_network_of_his_own_answers_for_nothing_here(links: Agen
     put(links, FORWARD, 1)
     wait_until(lambda: links.change_of(f"sysctl:{ALL}"), "what it moves is seen")
     links.world.end(other)
+    # a scan may have been there before the event that names the writer, which comes after thousands of the other's
+    wait_until(lambda: [c["owner"]["uid"] for c in links.status()["changes"]] == [0], "its writer is named")
     (change,) = links.status()["changes"]
-    assert change["owner"]["uid"] == 0 and change["also"] == [], change
+    assert change["also"] == [], change
     links.pact("rollback", "--all")

@@ -17,7 +17,7 @@ TURN = """
 import ctypes, subprocess
 sys.path.insert(0, sys.argv[1])
 from pact.core.plan import Step
-from pact.resources import mount
+from pact.resources.kinds import mount
 libc, real = ctypes.CDLL(None), {}
 home, name = sys.argv[2].encode(), sys.argv[2] + sys.argv[3]
 def turn():

@@ -11,24 +11,26 @@ import nasty
 import orjson
 
 from fuzz.kit import Feed, Target, outcome, piece
-from pact.agent import requests, telling
+from pact.agent import driver, requests, telling
 from pact.agent.control import (
     OUTPUT_MAX,
     READ_CHUNK,
     Client,
 )
+from pact.agent.driver import Driver
 from pact.agent.requests import ALL_FIELDS, ROOT_FIELDS, Requests
 from pact.agent.veil import Veil
 from pact.cluster.http import Http, _Client
 from pact.cluster.subscriptions import (
     Subscriptions,
 )
-from pact.core.events import Asked, Caller
+from pact.core.node.events import Asked, Caller
+from pact.declared.toml import Ignore
 from pact.errors import PactError, RequestError
 from pact.limits import REQUEST_MAX, TOPICS_KEY_BYTES_MAX, TOPICS_MAX
 from pact.model import Actor, Declared, Owner
-from pact.resources.toml import Ignore
-from pact.sim.world import World, person
+from pact.sim.parts import person
+from pact.sim.world import World
 
 # -- the control socket: bytes to lines ---------------------------------------------------------------------------------
 
@@ -116,10 +118,12 @@ class Agent:
                                        note_denied=nothing, flush=nothing, connected=lambda c: True)  # fmt: skip
         self.clock = SimpleNamespace(now_ns=lambda: world.t_ns)
         self.worker = self.asking = SimpleNamespace(waiting=0, call=nothing)
-        self.slices = SimpleNamespace(add=lambda c, t, steps: None)
+        self._token = 0
         self.telling = SimpleNamespace(blobs=nothing)
         self.link, self.unrecorded, self.journal_error = None, {}, ""
         self.catch_up = self.require_journal = self.make_room = self.require_durable = self.expect = nothing
+
+    next_token, fail, answer, answering = Driver.next_token, Driver.fail, Driver.answer, Driver.answering
 
     def now(self) -> tuple[int, int]:
         return self.world.t_ns, self.world.wall_ns
@@ -143,7 +147,7 @@ class Agent:
         orjson.dumps(error.message)
 
 
-requests.traceback = SimpleNamespace(print_exc=_unexpected)  # type: ignore[attr-defined]
+requests.traceback = driver.traceback = SimpleNamespace(print_exc=_unexpected)  # type: ignore[attr-defined]
 telling.tell = lambda agent, client, op, lines: None  # type: ignore[assignment]
 
 
@@ -154,6 +158,7 @@ def request(data: bytes) -> None:
     root = bool(feed.number() & 1)
     agent = Agent(_world(root))
     handling = Requests(agent)  # type: ignore[arg-type]
+    handling.slices.add = lambda c, t, steps: None  # type: ignore[method-assign]
     for _ in range(4):
         if not feed:
             break

@@ -9,9 +9,9 @@ from typing import Any, Final
 from fuzz.kit import Feed, Target
 from pact._fast import mounts
 from pact._fast.mounts import Pattern, Space
+from pact.agent.consumers import job_of
 from pact.observe import attribution, mountinfo
-from pact.resources import fstab, sysctl_text
-from pact.resources.consumers import job_of
+from pact.resources.support import fstab, sysctl_text
 
 #: A line as the kernel writes it: whatever users call their directories, the fields are these.
 NAME: Final = rb"(?:[^ \t\n\\]|\\(?:040|011|012|134|043|054|075))*"

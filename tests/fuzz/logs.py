@@ -15,10 +15,11 @@ from fuzz.entrances import PEOPLE, Agent, Pipe, _world, request_lines
 from fuzz.kit import Feed, Target, outcome, piece
 from pact.agent.control import Client
 from pact.agent.requests import Requests
-from pact.core import public, rootlog
+from pact.core.node import fold
+from pact.core.node.state import State
 from pact.core.records import GENESIS, digest
-from pact.core.rootlog import Batch, RootState, Writer
-from pact.core.state import State
+from pact.core.root import log, public
+from pact.core.root.log import Batch, RootState, Writer
 from pact.errors import ChainError, PactError, RequestError
 from pact.journal.moving import import_lines
 from pact.journal.rootlog_moving import read_backup
@@ -34,7 +35,7 @@ class Journal:
     def append(self, rows: Any, blobs: Mapping[str, bytes]) -> None:
         seq, prev, state = self.seq, self.hash, State()
         for record, body in rows:
-            state.apply(record)
+            fold.apply(state, record)
             assert record.seq == seq + 1 and record.prev == prev
             for value in (record.type, record.time, record.hash, record.node):
                 assert isinstance(value, str), value
@@ -127,13 +128,13 @@ def backup(data: bytes) -> None:
         if isinstance(value, dict) and "prev" in value:
             head = orjson.dumps({**value, "prev": prev})
         chunks.append(len(head).to_bytes(4, "little") + head + body)
-        prev = rootlog.chunk_hash(chunks[-1])
+        prev = log.chunk_hash(chunks[-1])
     lines = [b'{"root":{"v":1,"cluster":"c"}}']
     if snapshot is not None:
         lines.append(orjson.dumps({"snapshot": base64.b64encode(snapshot).decode()}))
     lines += [orjson.dumps({"chunk": base64.b64encode(c).decode()}) for c in chunks]
-    last = rootlog.chunk_hash(chunks[-1]) if chunks else GENESIS
-    state = outcome(lambda: rootlog.load(snapshot, chunks), ValueError, ChainError)
+    last = log.chunk_hash(chunks[-1]) if chunks else GENESIS
+    state = outcome(lambda: log.load(snapshot, chunks), ValueError, ChainError)
     gseq = state.gseq if isinstance(state, RootState) else -1
     lines.append(orjson.dumps({"end": {"chunks": len(chunks), "gseq": gseq if isinstance(gseq, int) else -1, "hash": last,
                                "snapshot": None if snapshot is None else hashlib.sha256(snapshot).hexdigest()}}))  # fmt: skip

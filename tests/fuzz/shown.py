@@ -19,7 +19,7 @@ from fuzz.tree import heads, raw
 from pact.cli import fleet, main, roots, screen
 from pact.cli.roots import Answers
 from pact.cluster.client import RootClient
-from pact.core import wire
+from pact.core.tree import wire
 from pact.errors import PactError
 
 NODE_COMMANDS: Final = (

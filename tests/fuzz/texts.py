@@ -13,14 +13,15 @@ import nasty
 import orjson
 
 from fuzz.kit import Target, scratch
+from pact import limits
 from pact._fast import members_in, members_of, reference
 from pact.agent.config import load as load_agent
 from pact.cluster import auth, nodesets
 from pact.cluster.config import load as load_aggregator
 from pact.cluster.config import load_client
 from pact.core import strict
+from pact.declared.toml import Ignore, export, parse_text, quote, toml_value
 from pact.errors import ConfigError, DeclaredError, UsageError
-from pact.resources.toml import Ignore, export, parse_text, quote, toml_value
 
 MOST: Final = 1 << 20
 ROOT: Final = Path(__file__).resolve().parents[2]
@@ -36,7 +37,7 @@ def json(data: bytes) -> None:
     except strict.NotStrictError as exc:
         assert len(str(exc)) < 200
         return
-    assert reference.members_in(data, strict.LEVELS_MAX) == members_in(data, strict.LEVELS_MAX)
+    assert reference.members_in(data, limits.LEVELS_MAX) == members_in(data, limits.LEVELS_MAX)
     assert members_of(value) == reference.members_of(value)
     written = orjson.dumps(value)
     assert strict.loads(written, 40 * MOST) == value and strict.readable(written)

@@ -20,16 +20,19 @@ from pact.agent.link import Link
 from pact.agent.remote import Callers
 from pact.agent.requests import Requests
 from pact.cluster.nodesets import NodeSets
-from pact.core import groups, public, wire
-from pact.core.answers import RESULT_MAX, answer_of, fitting, refusal_of
-from pact.core.directory import Peer
-from pact.core.outbox import Outbox, Up
-from pact.core.relay import Relay, ToChildren, ToEach
-from pact.core.root import Commit, Down, Publish, Root
-from pact.core.rootlog import RootState
-from pact.core.seals import Keys, NodeSeals, RootSeals, for_each, key_id, of_events, of_hello, seal
-from pact.core.seals import text as seal_text
-from pact.core.uplink import Parent, Send, Uplink
+from pact.core.node import bonds
+from pact.core.root import public
+from pact.core.root.answers import RESULT_MAX, answer_of, fitting, refusal_of
+from pact.core.root.log import RootState
+from pact.core.root.root import Root
+from pact.core.root.term import Commit, Down, Publish
+from pact.core.tree import wire
+from pact.core.tree.directory import Peer
+from pact.core.tree.outbox import Outbox, Up
+from pact.core.tree.relay import Relay, ToChildren, ToEach
+from pact.core.tree.seals import Keys, NodeSeals, RootSeals, for_each, key_id, of_events, of_hello, seal
+from pact.core.tree.seals import text as seal_text
+from pact.core.tree.uplink import Parent, Send, Uplink
 from pact.errors import RemoteProtocolError
 from pact.limits import FRAME_MAX
 from pact.model import NS_PER_S
@@ -143,7 +146,7 @@ class Ring(Keys):
         return ("adm", "admin") if public == "adm's" else None
 
     def shared(self, public: str) -> bytes:
-        return public.encode("utf-8", "replace")[:32].ljust(32, b"k")
+        return wire.encode("utf-8", "replace")[:32].ljust(32, b"k")
 
 
 class Tree:
@@ -350,16 +353,17 @@ def _link(sealed: int) -> tuple[Link, list[Any]]:
     agent: Any = Agent(_world(True))
     world, sent = agent.world, list[Any]()
     agent.tell = lambda event: world.feed(lambda: event)
-    agent.requests = Requests(agent)
+    requests = Requests(agent)
     agent.journal = SimpleNamespace(path="/nonexistent", blob=lambda d: None, newest=Bodies(agent).newest,
                                     bodies=Bodies(agent).bodies)  # fmt: skip
     out: Any = Link.__new__(Link)
     first = world.journal[0].hash[:16]
+    out._requests = requests
     out.agent, out._refusal, out._path, out._saved = agent, "", "/nonexistent/x", -1
     out.links = SimpleNamespace(perform=sent.append, readable=lambda: False, refusing=list, drain=list)
     out.outbox = Outbox("sim", first, newest=world.journal[-1].seq)
     out.uplink = Uplink("sim", "node", PARENTS, random.Random(1), session=1 << 40, rack="r1", more=out._more,
-                        unfinished=lambda: groups.unfinished(world.node))  # fmt: skip
+                        unfinished=lambda: bonds.unfinished(world.node))  # fmt: skip
     out._recent, out._todo, out._cache, out._running = deque(), deque(), OrderedDict(), set()
     out._recent_bytes = out._cached_bytes = out._reread_ns = out._since_wall_ns = out._save_ns = out._said_forked = 0
     out._unread, out._begun, out._sealer, out._put_off, out._unsealed = False, {}, {}, deque(), 0

@@ -1,0 +1,498 @@
+"""Around the core: an event becomes a step, the step's records become durable, then its effects are carried out.
+
+If the journal cannot be written nothing is committed, applied or rolled back; what the core should have heard is owed,
+and the agent says so.  # J1, J4
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Final, Protocol
+
+from pact._fast import syscalls
+from pact.agent.config import Config
+from pact.agent.control import Client, Control
+from pact.agent.hooks import Hooks
+from pact.agent.nodekey import node_key
+from pact.agent.notices import Notices
+from pact.agent.owed import OWED, Owed
+from pact.agent.probing import distance_n
+from pact.agent.rules import MachineRules
+from pact.agent.saying import say
+from pact.agent.statedir import MountPoints, Underway, own_paths, require_owned, take_state_dir, wanted_contents
+from pact.agent.veil import Veil
+from pact.agent.watching import Watching
+from pact.agent.worker import Result, Worker
+from pact.core.node.events import (
+    Act,
+    Acted,
+    Appeared,
+    AppendRecord,
+    Asked,
+    Caller,
+    Denied,
+    Discover,
+    Discovered,
+    Effect,
+    Event,
+    Look,
+    Looked,
+    Observed,
+    Probe,
+    Probed,
+    Recheck,
+    Reply,
+    Scanned,
+    Sighting,
+    Ticked,
+)
+from pact.core.node.step import Node
+from pact.core.records import Record
+from pact.declared.toml import Ignore
+from pact.errors import EXIT_DENIED, DeniedError, JournalError, PactError, StoreFullError, UnreachableError, explained
+from pact.host import clock, garbage
+from pact.host.notify import Notifier, log
+from pact.journal.blobs import BlobReader
+from pact.journal.sqlite import FILE_NAME, SqliteJournal, load_state
+from pact.journal.verifying import Verification
+from pact.model import NS_PER_S
+from pact.resources.support.loose import LOOSE
+from pact.resources.support.mount_options import MEMORY as MOUNT_MEMORY
+
+JOURNAL_RETRY_NS: Final = 2 * NS_PER_S
+SNAPSHOT_EVERY: Final = 10_000
+PRUNE_AGAIN_NS: Final = 60 * NS_PER_S
+BACKLOG_PIECE: Final = 64
+POINTS_NS: Final = NS_PER_S
+FREE_HINT: Final = "nothing was changed; free space or mend the disk, then repeat"
+TRIM_RECORD_BYTES: Final = 16 << 10
+
+
+class Replicator(Protocol):
+    """What brings records to the root."""
+
+    @property
+    def replicated(self) -> int:
+        """The newest record that the root has."""
+
+    def recorded(self, rows: Sequence[tuple[Record, bytes]]) -> None:
+        """These are durable here."""
+
+    def status(self) -> dict[str, Any]: ...
+
+    def turn(self) -> None: ...
+
+    def next_wake_ns(self) -> int: ...
+
+    def close(self) -> None: ...
+
+
+class Driver:
+    """One agent without its eyes and its loop."""
+
+    def __init__(self, config: Config) -> None:
+        """Take the state directory, read the journal, begin to watch. Raises PactError and says why."""
+        syscalls.one_arena()
+        self.config = config
+        self.journal_error = ""
+        self.unrecorded: dict[str, Sighting] = {}
+        require_owned(config)
+        self._lock = take_state_dir(config.state_dir)
+        path = os.path.join(config.state_dir, FILE_NAME)
+        self.journal = SqliteJournal(path, store_limit=config.store_limit)
+        state = load_state(self.journal, verify_max=config.verify)
+        self._boot = boot = clock.boot_id()
+        self._mount_points = MountPoints(os.path.join(config.state_dir, "mounts"))
+        MOUNT_MEMORY.keep_in(os.path.join(config.state_dir, "mounts-seen"), boot)
+        for text in LOOSE.keep_in(os.path.join(config.state_dir, "loose"), boot):
+            log(text, 4)
+        self._underway = Underway(os.path.join(config.state_dir, "underway"))
+        self._owed = Owed(lambda uid: self.control.note_denied(uid))  # noqa: PLW0108 - there is no socket yet
+        self._reload_owed = False  # not even read could what is durable be
+        self._room_pruned = (-1, 0)
+        self._backlog_piece = BACKLOG_PIECE
+        offset_ns, self._reboot = clock.continue_from(
+            state, boot, boottime=clock.boottime_ns(), wall_ns=clock.Clock.wall_ns(),
+            synchronised=clock.clock_synchronised(),
+        )  # fmt: skip
+        self.clock = clock.Clock(offset_ns)
+        self.ignore = Ignore([*config.ignore, *own_paths(config)])
+        self._key = node_key(config.state_dir, lambda text: log(text, 4))
+        self.veil = Veil(self._key)
+        self.node = Node(config.name, MachineRules(), state, key=self._key)
+        self._staged: dict[str, bytes] = {}
+        self._staged_bytes = 0
+        self._tokens: dict[int, Client] = {}
+        self._begun: set[int] = set()  # requests for which something was set going
+        self._new_records: list[tuple[Record, bytes]] = []
+        self._last_snapshot = self.journal.seq
+        self._retry_journal_ns = 0
+        self._next_points_ns = 0
+        self._untrimmed = False
+        self._epoll = select.epoll()
+        self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._blobs = blobs = BlobReader(path)
+        self._verifying = Verification(path, self.journal.unverified, self._wake)
+        self.worker = Worker("pact-worker", config.file_limit, self._room, blobs, self.ignore, self._wake,
+                             self._underway)  # fmt: skip
+        self._slow = Worker("pact-slow", config.file_limit, self._room, blobs, self.ignore, self._wake)
+        self.asking = Worker("pact-asking", config.file_limit, self._room, blobs, self.ignore, self._wake)
+        self.telling = Worker("pact-telling", config.file_limit, self._room, blobs, self.ignore, self._wake)
+        self._workers = (self.worker, self._slow, self.asking, self.telling)
+        self.watching = Watching(config, self.clock.now_ns(), self.ignore)
+        self.notices = Notices(config.terminals)
+        self.hooks = Hooks(config.hooks_dir, config.hooks_timeout_ns, log)
+        self.notifier = Notifier()
+        self.control: Control
+        self.link: Replicator | None = None
+        self._token = 0
+
+    def now(self) -> tuple[int, int]:
+        """Node time and wall time, for events."""
+        return self.clock.now_ns(), self.clock.wall_ns()
+
+    def _room(self) -> int:
+        return max(0, self.journal.room - self._staged_bytes)
+
+    def watch_fd(self, fd: int) -> None:
+        """Wake when this descriptor is readable; what it means is the link's business."""
+        self._epoll.register(fd, select.EPOLLIN | select.EPOLLET)
+
+    def unwatch_fd(self, fd: int) -> None:
+        self._epoll.unregister(fd)
+
+    def _wake(self) -> None:
+        os.eventfd_write(self._wake_fd, 1)
+
+    def _keep(self, blobs: Mapping[str, bytes]) -> str:
+        """Make contents durable that a job under way will need. ``""``, or why not."""
+        if not self.journal_error:
+            if sum(len(data) for digest, data in blobs.items() if not self.journal.has(digest)) > self._room():
+                return StoreFullError(self.config.store_limit).message
+            try:
+                self.journal.append((), blobs)
+            except JournalError as exc:
+                self._journal_lost(exc, Ticked(*self.now()))
+                return exc.message
+        return self.journal_error
+
+    def stage(self, blobs: Mapping[str, bytes]) -> None:
+        """Contents to be stored with the next records. Raises StoreFullError, and has staged nothing: what needs room
+        is refused before anything happens, and everything else goes on.  # F63
+        """
+        new = sum(len(data) for digest, data in blobs.items()
+                  if digest not in self._staged and not self.journal.has(digest))  # fmt: skip
+        if new > self._room():
+            raise StoreFullError(self.config.store_limit)
+        self._staged.update(blobs)
+        self._staged_bytes += new
+
+    def _unstage(self) -> dict[str, bytes]:
+        blobs, self._staged, self._staged_bytes = self._staged, {}, 0
+        return blobs
+
+    def step(self, event: Event) -> None:
+        """Decide, make durable, then perform, in this order. While nothing can be recorded nothing is decided: what is
+        in memory may be ahead of what is durable.  # J1, J4"""
+        if self.journal_error:
+            self._unstage()
+            self._remember(event)
+            if isinstance(event, Asked) and (client := self._tokens.pop(event.token, None)) is not None:
+                client.tokens.discard(event.token)
+                self.fail(client, UnreachableError(self.journal_error, self._journal_hint()))
+                self.control.flush(client)
+            return
+        effects = self.node.step(event)
+        rows = [(e.record, e.body) for e in effects if isinstance(e, AppendRecord)]
+        if rows:
+            try:
+                self.journal.append(rows, self._unstage())
+            except (JournalError, OSError) as exc:
+                self._journal_lost(exc if isinstance(exc, JournalError) else JournalError(f"journal: {exc}"), event)
+                return
+            if isinstance(event, Discovered) and (job := self.node.jobs.get(event.job)) and job.token is not None:
+                self._begun.add(job.token)  # a part of it is done, whatever comes
+            self._untrimmed |= any(len(body) > TRIM_RECORD_BYTES for _, body in rows)
+            self._recorded([r for r, _ in rows])
+            self._new_records += rows
+            if self.link is not None:
+                self.link.recorded(rows)
+        for effect in effects:
+            if not isinstance(effect, AppendRecord):
+                self._perform(effect)
+        if not self.node.jobs:
+            self._unstage()
+
+    def _perform(self, effect: Effect) -> None:
+        if isinstance(effect, Reply):
+            client = self._tokens.pop(effect.token, None)
+            self._begun.discard(effect.token)
+            if client is not None and self.control.connected(client):
+                client.tokens.discard(effect.token)
+                if effect.exit_code == EXIT_DENIED and not client.admin:
+                    self.control.note_denied(client.caller.actor.uid)
+                result = effect.result if client.admin else self.veil.masked(effect.result, client.caller)  # S2
+                said = effect.message if client.admin else self.veil.told(effect.message, effect.result)
+                client.send({"ok": effect.exit_code == 0, "exit": effect.exit_code, "message": said,
+                             "hint": effect.hint, "result": result})  # fmt: skip
+                self.control.flush(client)
+        elif isinstance(effect, Look | Probe | Act | Discover):
+            self._note_begun(effect)
+            job = self.node.jobs.get(effect.job)
+            about = "" if job is None else job.kind if job.kind == "boot" else job.change or ""
+            self.worker.submit(effect, about)
+        elif isinstance(effect, Recheck):
+            for resource in effect.resources:
+                self.watching.touch(resource, None)
+        else:
+            raise AssertionError(effect)
+
+    def _note_begun(self, effect: Look | Probe | Act | Discover) -> None:
+        job = self.node.jobs.get(effect.job)
+        if isinstance(effect, Act):
+            self.watching.begin(effect.job, [*(s.id for s in effect.steps), *effect.below])
+        if isinstance(effect, Act) and job is not None:
+            for tokens in self.node.deciding.values():  # whom the root asked for, the group's job does not say
+                self._begun.update(tokens)
+            if job.token is not None:
+                self._begun.add(job.token)
+
+    def _recorded(self, records: Iterable[Record]) -> None:
+        """Keep what is derived from the journal up to date."""
+        for record in records:
+            data = record.data
+            if record.type in ("declared", "adopted", "applied", "committed", "commit_expired"):
+                named = [*data.get("resources", ()), *data.get("baseline", ()), *data.get("forgotten", ())]
+                here = [r for r in named if r in self.node.state]
+                fresh = [r for r in here if r not in self.watching and self.ignore.match(r) is None]
+                self.watching.add(fresh)
+                if self.watching.points_moved and fresh:
+                    self._save_points()
+                for resource in here:  # what was read may be long ago, and no event comes any more  # C5
+                    if resource in self.watching:
+                        self.watching.touch(resource, None)
+                for resource in named:
+                    if resource not in self.node.state:
+                        self.watching.drop(resource)
+                        self.node.unreadable.pop(resource, None)
+                        self.watching.tracking.look(resource)
+            elif record.type in ("drift_cleared", "rolled_back", "rollback_failed"):
+                named = [data["resource"]] if "resource" in data else data.get("results") or data.get("restored", ())
+                for resource in named:
+                    if resource not in self.node.state:  # it was new below an enforced pattern
+                        self.watching.drop(resource)
+                    else:
+                        self.watching.look_anew(resource)
+            elif record.type == "tracked":
+                self.watching.tracking.follow(self.node.state.tracked)
+            elif record.type == "drift_detected":
+                self.watching.recorded([data["resource"]], self.clock.now_ns())
+            say(record)
+        if self.journal.seq - self._last_snapshot >= SNAPSHOT_EVERY:
+            self._snapshot()
+
+    def make_room(self) -> None:
+        """When the content store is nearly full: contents that rollbacks replaced long ago are forgotten."""
+        room, now_ns = self.journal.room, self.clock.now_ns()
+        if room > max(self.config.store_limit // 10, self.config.file_limit):
+            return
+        if room == self._room_pruned[0] and now_ns < self._room_pruned[1]:
+            return  # nothing came since the last time, and little has become old
+        if self.journal_error or self.node.jobs or self._staged:
+            return  # what a job under way has stored, no record may name yet
+        since_ns = now_ns - self.config.keep_ns  # B2: a stepped wall clock makes nothing old
+        try:
+            gone = self.journal.prune(wanted_contents(self.node.state, self.journal, since_ns))
+        except JournalError as exc:
+            log(str(exc), 4)
+            return
+        said = self._room_pruned[0] == room or room > self.config.store_limit // 10
+        self._room_pruned = self.journal.room, now_ns + min(PRUNE_AGAIN_NS, self.config.keep_ns)
+        if gone or not said:
+            log(f"the content store is nearly full: {gone} contents that nothing declared needs were forgotten", 4)
+
+    def _snapshot(self) -> None:
+        try:
+            self.journal.save_snapshot(self.node.state.seq, self.node.state.to_json())
+            self._last_snapshot = self.journal.seq
+        except JournalError as exc:
+            log(str(exc), 4)
+        syscalls.trim()
+
+    def _save_points(self) -> None:
+        """What is mounted now, for the next run: soon, as this one may be killed, and whenever something is declared:
+        a mount that was there before is not taken for one that came later and hides it."""
+        if self.watching.covered or self._owed or self.journal_error:
+            return  # a run that finds it known would never record it
+        self._mount_points.save(boot_id=self.node.state.boot_id, points=self.watching.points())
+        self.watching.points_moved = False
+        self._next_points_ns = self.clock.now_ns() + POINTS_NS
+
+    def _journal_lost(self, error: JournalError, event: Event) -> None:
+        """Nothing of this step has happened: return to what is durable, and go on watching.  # J4"""
+        until = " until it can be written" if self.journal.trusted else ""
+        log(f"{error.message}; nothing is committed, applied or rolled back{until}", 2)
+        self.journal_error = error.message
+        self._retry_journal_ns = self.clock.now_ns() + JOURNAL_RETRY_NS
+        self._unstage()
+        self.watching.tracking.rest(True)
+        self._reload()
+        self._remember(event)
+        untouched = UnreachableError(error.message, self._journal_hint())
+        if error.uncertain:
+            untouched = UnreachableError(f"{error.message}; whether what was asked for counts is not known before "
+                                         "it can be read again", "mend the disk, then see pact status")  # fmt: skip
+        begun = UnreachableError(f"{error.message}; what was asked for was begun, and its result could not be recorded",
+                                 "free space or mend the disk, then see pact status")  # fmt: skip
+        for token, client in self._tokens.items():
+            if self.control.connected(client):
+                client.tokens.discard(token)
+                self.fail(client, begun if token in self._begun else untouched)
+                self.control.flush(client)
+        self._tokens.clear()
+        self._begun.clear()
+
+    def _remember(self, event: Event) -> None:
+        """What an event tells, until it can be recorded.  # J9"""
+        if isinstance(event, Observed | Scanned | Acted | Probed | Looked):
+            self._note_unrecorded(event.sightings)
+        if isinstance(event, Acted):
+            self._note_unrecorded(event.moved)
+        if isinstance(event, Appeared):
+            self.watching.tracking.walk_again()
+        if isinstance(event, OWED):
+            self._owed.add(event)
+
+    def _reload(self) -> None:
+        """Back to what is durable. A disk that fails reads too: the node goes on watching with what it has in memory,
+        says so, and tries again.  # F3"""
+        before = self.node
+        try:
+            state = load_state(self.journal, verify_max=self.config.verify)
+        except PactError as exc:
+            self._reload_owed = True
+            log(f"{exc.message}: it cannot be read either; what is shown may be more than is recorded", 2)
+            return
+        self._reload_owed = False
+        garbage.replaced()
+        self.node = Node(self.config.name, MachineRules(), state, jobs_from=before.jobs_numbered, key=self._key)
+        self.node.unreadable = before.unreadable
+        self.node.refusals, self.node.killed = before.refusals, before.killed
+        self.node.alone_since_ns, self.node.fleet_seq = before.alone_since_ns, before.fleet_seq
+
+    def tell(self, event: Event) -> None:
+        """The core hears it now, or when there is a journal again: it is durable, or it is owed.  # J9"""
+        (self._owed.add if self.journal_error else self.step)(event)
+
+    def _pay(self) -> bool:
+        """Tell the core what it has not heard. False if the journal was lost again."""
+        while not self.journal_error and (event := self._owed.next()) is not None:
+            self._hear(event)
+        return not self.journal_error
+
+    def _pay_denied(self) -> None:
+        """The refusals that were not recorded, after everything else."""
+        while not self.journal_error and (event := self._owed.next_denied()) is not None:
+            self._hear(event)
+
+    def _hear(self, event: Event) -> None:
+        t_ns, wall_ns = self.now()
+        self.step(replace(event, t_ns=t_ns, wall_ns=wall_ns))
+
+    def _note_unrecorded(self, sightings: Iterable[Sighting]) -> None:
+        """Keep what the journal does not know: what differs, and what became of drift that it knows."""
+        for sighting in sightings:
+            declared = self.node.state.declared(sighting.resource)
+            seen = sighting.observation
+            known = self.node.state.change_of(sighting.resource)
+            differs = declared is not None and (isinstance(seen, dict) or seen is None) and (
+                distance_n(sighting.resource, declared.attrs, seen) != 0)  # fmt: skip
+            if known is not None:  # else the journal may know that already
+                differs = known.members[sighting.resource].actual != seen or self._reload_owed
+            if differs:
+                self.unrecorded[sighting.resource] = sighting
+            else:
+                self.unrecorded.pop(sighting.resource, None)
+
+    def require_durable(self) -> None:
+        """Raises UnreachableError while not even what is durable can be read: what is known may be ahead.  # F3"""
+        if self._reload_owed:
+            raise UnreachableError(f"{self.journal_error}, nor read: what is durable is not known", "mend the disk")
+
+    def require_journal(self) -> None:
+        """Raises UnreachableError while nothing can be recorded."""
+        if self.journal_error:
+            raise UnreachableError(self.journal_error, self._journal_hint())
+
+    def _journal_hint(self) -> str:
+        return FREE_HINT if self.journal.trusted else self.journal.distrusted().hint
+
+    def expect(self, client: Client, token: int) -> None:
+        self._tokens[token] = client
+        client.tokens.add(token)
+
+    def ask(self, client: Client, token: int, event: Asked) -> None:
+        self.expect(client, token)
+        self.step(event)
+
+    def failed_read(self, client: Client, token: int, error: PactError, t_ns: int, wall_ns: int) -> Event:
+        """Answer a request that a worker could not carry out, unless it was answered meanwhile."""
+        self._tokens.pop(token, None)
+        if token in client.tokens and self.control.connected(client):
+            client.tokens.discard(token)
+            self.fail(client, error)
+            self.control.flush(client)
+        return Ticked(t_ns, wall_ns)
+
+    def record_denied(self, op: str, error: DeniedError, caller: Caller) -> None:
+        """A refusal that the core did not decide is journaled all the same.  # S3"""
+        self.tell(Denied(*self.now(), op, error.message, caller))
+
+    def journal_json(self) -> dict[str, Any]:
+        seq = self.node.state.seq
+        out: dict[str, Any] = {"seq": seq, "replicated": seq if self.link is None else self.link.replicated}
+        if self._verifying.left:
+            out["unverified"] = self._verifying.left
+        if self._room() < self.config.store_limit // 20:
+            out["store"] = {"limit": self.config.store_limit, "room": self._room()}
+        if self._verifying.why:
+            out["verifying"] = self._verifying.why
+        if self.journal_error:
+            out["error"] = self.journal_error
+            out["trusted"] = self.journal.trusted
+        if self._reload_owed:
+            out["error"] += ", nor read: what is shown may be more than is recorded"
+        return out
+
+    # -- answers ------------------------------------------------------------------------------------------------
+
+    def next_token(self) -> int:
+        """Of a request whose answer comes later."""
+        self._token += 1
+        return self._token
+
+    def fail(self, client: Client, error: PactError) -> None:
+        if isinstance(error, DeniedError) and not client.admin:
+            self.control.note_denied(client.caller.actor.uid)
+        client.send({"ok": False, "exit": error.exit_code, "message": error.message, "hint": error.hint, "result": {}})
+
+    def answer(self, client: Client, result: Any, exit_code: int = 0, message: str = "") -> None:
+        client.send({"ok": exit_code == 0, "exit": exit_code, "message": message, "hint": "", "result": result})
+
+    def answering(self, client: Client, token: int, work: Callable[[], Result]) -> Callable[[], Result]:
+        """The work; if it breaks, the client is told."""
+
+        def guarded() -> Result:
+            try:
+                return work()
+            except Exception as exc:
+                if not isinstance(exc, PactError | OSError):
+                    traceback.print_exc()
+                error = explained(exc)
+                return Result(0, lambda t, w: self.failed_read(client, token, error, t, w))
+
+        return guarded

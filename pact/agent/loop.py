@@ -1,0 +1,382 @@
+"""The node daemon: one loop. Poll with a bound, drain a bounded batch, step, make the records durable, then act.
+
+The loop thread never touches what may hang; workers do. If the journal cannot be written nothing is committed, applied
+or rolled back, the agent goes on watching, and says so.  # J4
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, Final
+
+from pact import __version__
+from pact._fast import syscalls
+from pact.agent import reload
+from pact.agent.config import Config
+from pact.agent.control import Control
+from pact.agent.requests import Requests
+from pact.agent.sightings import Sightings
+from pact.agent.signatures import moved_since
+from pact.agent.veil import HOOKS
+from pact.agent.worker import Result
+from pact.core.node.events import (
+    Acted,
+    Asked,
+    Event,
+    JobFailed,
+    Looked,
+    Observed,
+    ObserverChanged,
+    Probed,
+    Scanned,
+    Sighting,
+    Started,
+    Stopping,
+    Ticked,
+)
+from pact.core.records import Record
+from pact.declared.toml import read_files
+from pact.errors import JournalError, StoreFullError
+from pact.host import clock, garbage, owned
+from pact.host.notify import log
+from pact.model import NS_PER_S, Attrs, split_id
+from pact.resources import KINDS
+
+WAIT_MAX_NS: Final = 60 * NS_PER_S
+BOOT_WAIT_NS: Final = 120 * NS_PER_S
+#: So much longer a start may take after each sign of life: more than a hanging mount command may.
+START_SIGN_USEC: Final = 90_000_000
+EVENTS_MAX: Final = 64
+HEALTH_NS: Final = 5 * NS_PER_S
+
+
+class Agent(Sightings):
+    """See the module. ``run`` returns when a signal asks for it."""
+
+    def __init__(self, config: Config) -> None:
+        """Take the state directory, read the journal, begin to watch. Raises PactError and says why."""
+        super().__init__(config)
+        self._next_health_ns = 0
+        self._next_sign_ns = 0
+        self._cycles = 0
+        self._stopping = ""
+        self._reread = False
+        self.requests = Requests(self)
+        self._begin()
+
+    def _begin(self) -> None:
+        declared: dict[str, Any] = {}
+        track: dict[str, str] = {}
+        if self.node.state.seq < 0:
+            found = read_files(self.config.declared, self.ignore, partial(owned.require, what="declared state"))
+            declared = {r: replace(d, attrs=_marked(r, d.attrs)).to_json() for r, d in found.resources.items()}
+            self.stage(found.blobs)
+            track = found.track
+        started = Started(
+            *self.now(), self._boot, self.clock.offset_ns, self.config.settings(), __version__, self._reboot, declared,
+            tuple(self.config.declared), clustered=bool(self.config.parents), track=track,
+        )  # fmt: skip
+        self.step(started)
+        if self.journal_error:
+            raise JournalError(self.journal_error, "free space or mend the disk, then start the agent again")
+        self._epoll.register(self._wake_fd, select.EPOLLIN)
+        self.watching.wake_with(self._epoll)
+        self.watching.remember_points(self._mount_points.load(self._boot))
+        self.watching.refresh_places()  # before anything is looked at: a path that may hang never comes to the loop
+        self.watching.add(r for r in self.node.state.declared_ids() if self.ignore.match(r) is None)
+        self.watching.refresh_mounts()
+        self.watching.load_cache(lambda seq, hash_: moved_since(self.journal, seq, hash_))
+        self.watching.rescan_all()
+        sightings: list[Sighting] = []
+        for resource in self.node.state.declared_ids() if self._reboot else ():
+            if self.ignore.match(resource) is None and KINDS[resource.partition(":")[0]].volatile:
+                self.watching.touch(resource, None)  # whatever a signature of the last boot says
+        for resource in self.node.state.member_of:
+            declared_value = self.node.state.declared(resource)
+            if self.ignore.match(resource) is None:
+                self.watching.touch(resource, None)
+            elif declared_value is not None:  # ignored since it drifted: it is no drift any more
+                sightings.append(Sighting(resource, declared_value.attrs))
+        while self.watching.has_due:
+            self._starting()
+            sightings += self._look_at(self.watching.take(self.clock.now_ns(), everything=True))
+        self.step(Scanned(*self.now(), sightings, self._reboot, dict(self._underway.deaths)))
+        self._wait_for_boot_job()
+        self.watching.tracking.follow(self.node.state.tracked)
+        self._check_health()
+        self.control = Control(self.config.socket, self._epoll, self.config.admin_groups, self.config.ops_groups)
+        if self.config.parents:
+            from pact.agent.link import Link
+
+            self.link = Link(self, self.requests)
+
+    def _wait_for_boot_job(self) -> None:
+        """What the reboot reset is brought back before the agent says that it is ready.  # B1"""
+        ends_ns = self.clock.now_ns() + BOOT_WAIT_NS
+        while any(j.kind == "boot" for j in self.node.jobs.values()) and self.clock.now_ns() < ends_ns:
+            self._starting()
+            select.select([self._wake_fd], [], [], 1.0)
+            self._take_results()
+
+    def _starting(self) -> None:
+        """The service manager waits on: what it would kill now would begin again.  # B3"""
+        now_ns = self.clock.now_ns()
+        if now_ns >= self._next_sign_ns:
+            self._next_sign_ns = now_ns + NS_PER_S
+            self.notifier.send(f"EXTEND_TIMEOUT_USEC={START_SIGN_USEC}", "STATUS=bringing back what the boot reset")
+
+    def run(self) -> None:
+        """Until SIGTERM or SIGINT."""
+        read_fd, write_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(write_fd, warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, self._on_signal)
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+        self._epoll.register(read_fd, select.EPOLLIN)
+        garbage.set_aside()
+        syscalls.trim()
+        self.notifier.send("READY=1", f"STATUS={self.node.state.declared_count} resources declared")
+        log(f"ready on {self.config.socket}: {self.node.state.declared_count} resources declared")
+        try:
+            while not self._stopping:
+                self._turn(read_fd)
+        finally:
+            signal.set_wakeup_fd(-1)
+            os.close(read_fd)
+            os.close(write_fd)
+
+    def _on_signal(self, number: int, _frame: object) -> None:
+        if number == signal.SIGHUP:
+            self._reread = True
+        else:
+            self._stopping = signal.Signals(number).name
+
+    def close(self) -> None:
+        """End cleanly: what has begun is finished, the snapshot and the signatures are saved."""
+        self.notifier.send("STOPPING=1")
+        if self.link is not None:
+            self.link.close()
+            self.link = None
+        self.control.close()
+        self.hooks.close()
+        ended = self.worker.close(30.0)
+        ended &= self._slow.close(1.0)
+        ended &= self.asking.close(1.0)
+        ended &= self.telling.close(1.0)
+        self._take_results()
+        if not self.journal_error:
+            self.step(Stopping(*self.now(), self._stopping or "closed"))
+            self._snapshot()
+            self._save_cache()
+            self._save_points()
+        self.watching.close()
+        self._verifying.close()
+        if ended:
+            self._blobs.close()  # the last connection folds SQLite's log into the file
+        self.journal.close()
+        self._epoll.close()
+        os.close(self._wake_fd)
+        self._underway.close()
+        os.close(self._lock)
+        if not ended:
+            os._exit(0)  # a worker hangs in the kernel; everything is saved
+
+    def _on_the_wall(self, t_ns: int) -> str:
+        """A node time as people here read it."""
+        now_ns, wall_ns = self.now()
+        return time.strftime("%H:%M:%S", time.localtime((wall_ns + t_ns - now_ns) // NS_PER_S))
+
+    def _timeout_s(self) -> float:
+        now_ns = self.clock.now_ns()
+        if self.requests.slices.runs() or self.control.waiting() or (self.watching.has_due and not self.journal_error):
+            return 0.0
+        due = [now_ns + WAIT_MAX_NS, self.watching.next_ns()]
+        new_ns = None if self.journal_error else self.watching.tracking.next_ns(now_ns)
+        if new_ns is not None:
+            due.append(new_ns)
+        if self._untrimmed:
+            due.append(self._next_health_ns)
+        if self.watching.points_moved and not self.journal_error:
+            due.append(self._next_points_ns)
+        if (pause_s := self.control.pause_s()) is not None:
+            due.append(now_ns + int(pause_s * NS_PER_S))
+        if (deaf_s := self.control.deaf_s()) is not None:
+            due.append(now_ns + int(deaf_s * NS_PER_S))
+        if (sign_s := self.control.next_sign_s()) is not None:
+            due.append(now_ns + int(sign_s * NS_PER_S))
+        wake_ns = self.node.next_wake_ns()
+        if self.journal_error:
+            due.append(self._retry_journal_ns)
+        elif wake_ns is not None:
+            due.append(wake_ns)
+        if self.link is not None:
+            due.append(self.link.next_wake_ns())
+        notice_ns = self.notices.next_ns()
+        if notice_ns is not None:
+            due.append(notice_ns)
+        hook_ns = self.hooks.next_end_ns()
+        if hook_ns is not None:
+            due.append(hook_ns)
+        if self.notifier.watchdog_ns:
+            due.append(now_ns + self.notifier.watchdog_ns // 2)
+        return max(0, min(due) - now_ns) / NS_PER_S + 0.0005
+
+    def _turn(self, signal_fd: int) -> None:
+        for fd, mask in self._epoll.poll(self._timeout_s(), EVENTS_MAX):
+            if fd == self._wake_fd:
+                self._take_results()
+            elif fd == self.control.fd:
+                self.control.accept()
+            elif fd in self.control.clients:
+                self.control.ready(fd, mask)
+            elif fd in self.hooks.running:
+                self._epoll.unregister(fd)
+                self.hooks.reap(fd)
+            elif fd == signal_fd:
+                os.read(signal_fd, 64)
+        if self._reread:
+            self._reread = False
+            reload.reread(self)
+        if self._verifying.error is not None and self.journal.trusted:
+            self.journal.distrust(self._verifying.error)
+            self._journal_lost(self.journal.distrusted(), Ticked(*self.now()))
+        self.control.serve(self.requests.line)
+        self.requests.tellers.turn()
+        self.requests.slices.turn(self)
+        self.control.listen_again()
+        self.control.show_life()
+        now_ns = self.clock.now_ns()
+        self.watching.drain_in_time(now_ns)
+        self.watching.rescan_due(now_ns)
+        if self.journal_error:
+            self._observe_unrecorded(now_ns)
+            self._retry_journal(now_ns)
+        else:
+            self._observe(now_ns)
+            self._track(now_ns)
+            wake_ns = self.node.next_wake_ns()
+            if wake_ns is not None and wake_ns <= now_ns:
+                self.step(Ticked(*self.now()))
+        if now_ns >= self._next_health_ns:
+            self._check_health()
+            garbage.search(quiet=not (self.node.jobs or self.requests.slices.runs() or self.control.waiting()))
+        if self.watching.cycles != self._cycles:
+            self._cycles = self.watching.cycles
+            for resource in self.node.unreadable:  # it may be readable again, and no signature says so  # F9
+                if resource in self.watching:
+                    self.watching.touch(resource, None)
+        if self.watching.cycle_ended:
+            self._save_cache()
+        if self.watching.points_moved and now_ns >= self._next_points_ns:
+            self._save_points()
+        if self.link is not None:
+            self.link.turn()
+        self._publish()
+        self.notices.flush(now_ns)
+        self.hooks.kill_overdue(now_ns)
+        for fd in self.hooks.start_due(now_ns):
+            self._epoll.register(fd, select.EPOLLIN)
+        if self.notifier.watchdog_ns:
+            self.notifier.send("WATCHDOG=1")
+
+    def _take_results(self) -> None:
+        try:
+            os.eventfd_read(self._wake_fd)
+        except BlockingIOError:
+            pass
+        for worker in self._workers:
+            while not worker.results.empty():
+                self._take_result(worker.results.get_nowait())
+
+    def _take_result(self, result: Result) -> None:
+        now = self.now()
+        if result.stored is not None:
+            result.stored.put(self._keep(result.blobs))
+            return
+        try:
+            self.stage(result.blobs)
+        except StoreFullError as exc:  # others took the room meanwhile
+            result = Result(result.job, None, {}, exc)
+        event: Event
+        if result.make is None:
+            assert result.error is not None
+            event = JobFailed(*now, result.job, result.error)
+        else:
+            event = result.make(*now)
+        if isinstance(event, Acted):
+            self.watching.drain()
+            self.watching.end(event.job)
+        if isinstance(event, Asked) and event.token not in self._tokens:
+            return  # it was answered meanwhile: that nothing was changed is final
+        if self.journal_error:
+            if isinstance(event, Observed | Acted):
+                self._note_unrecorded(event.sightings)
+            if isinstance(event, Acted):
+                self._note_unrecorded(event.moved)
+            return
+        self.watching.drain()
+        self.step(event)
+        if isinstance(event, Looked | Probed):  # seen by a worker, while the loop may have seen something newer
+            for sighting in event.sightings:
+                if sighting.resource in self.watching:
+                    self.watching.touch(sighting.resource, None)
+
+    def _check_health(self) -> None:
+        """A blind observer is an event, never silence.  # O1"""
+        if self.worker.relieve(clock.boottime_ns()):
+            log("what a commit or a rollback looks at does not answer; the others go on without it", 4)
+        self.make_room()
+        self._next_health_ns = self.clock.now_ns() + HEALTH_NS
+        if self._untrimmed and not self.node.jobs and not self.watching.has_due:
+            self._untrimmed = False
+            syscalls.trim()
+            self._save_cache()  # so that the next start is quick even if this run is killed soon
+        if self.journal_error:
+            return
+        health = self._sight()
+        for name in {**health, **self.node.state.blind}:
+            why = health.get(name, "ok")
+            why = "" if why == "ok" else why
+            if why != self.node.state.blind.get(name, ""):
+                self.step(ObserverChanged(*self.now(), name, why))
+        if self.watching.lost and not self.watching.has_due:
+            for name in list(self.watching.lost):
+                self.watching.observers.recovered(name)
+
+    def _publish(self) -> None:
+        """Durable records go to followers and hooks."""
+        if not self._new_records:
+            return
+        rows: Sequence[tuple[Record, bytes]] = self._new_records
+        self._new_records = []
+        self.notices.take((r for r, _ in rows), self.node, self.clock.now_ns(), self._on_the_wall)
+        followers = [c for c in self.control.clients.values() if c.watching]
+        for client in followers:
+            for record, body in rows:
+                client.send(b'{"record":' + self.veil.record_line(body, record.hash, client.caller) + b"}")
+            self.control.flush(client)
+        self.hooks.events([self.veil.record_line(body, record.hash, HOOKS) for record, body in rows]
+                          if self.hooks.paths() else [])  # fmt: skip
+
+
+def _marked(resource: str, attrs: Attrs | None) -> Attrs | None:
+    kind, name = split_id(resource)
+    return KINDS[kind].marked(name, attrs)
+
+
+def serve(config: Config, started: Callable[[Agent], None] | None = None) -> None:
+    """Run an agent until a signal ends it. Raises PactError if it cannot start."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # what it asks for, reading the configuration, is being done
+    agent = Agent(config)
+    try:
+        if started is not None:
+            started(agent)
+        agent.run()
+    finally:
+        agent.close()

@@ -1,0 +1,202 @@
+"""Looking at what was touched: off the loop where it may take long, and also while nothing can be recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Final
+
+from pact.agent.config import Config
+from pact.agent.driver import BACKLOG_PIECE, JOURNAL_RETRY_NS, Driver
+from pact.agent.probing import placed
+from pact.agent.tracking import discovered
+from pact.agent.worker import Result, observe
+from pact.core.node.events import (
+    Appeared,
+    Covered,
+    Event,
+    Observed,
+    Scanned,
+    Sighting,
+    Ticked,
+)
+from pact.core.records import rfc3339
+from pact.errors import JournalError
+from pact.host import clock
+from pact.host.notify import log
+from pact.model import Owner
+
+CATCH_UP_MAX: Final = 64
+
+
+class Sightings(Driver):
+    """A driver that looks."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self._slow_pending: dict[str, Owner | None] = {}
+        self._slow_running: set[str] = set()
+        self._overtaken: set[str] = set()
+
+    def catch_up(self, *, everything: bool = True) -> None:
+        """See what has happened up to now, so that an answer is not older than its question. Not ``everything``: what
+        is in constant motion is looked at at its own pace.  # F18, S3"""
+        for _ in range(CATCH_UP_MAX):
+            more = self.watching.drain()
+            if self.journal_error:
+                self._observe_unrecorded(self.clock.now_ns())
+                return
+            if self.watching.covered:
+                self._cover()
+            wanted = self.watching.take(self.clock.now_ns(), everything=everything)
+            if wanted:
+                self.step(Observed(*self.now(), self._look_at(wanted)))
+            self._track(self.clock.now_ns(), everything=everything)
+            if not more and not self.watching.has_due:
+                break
+        if not self.journal_error:
+            self.step(Ticked(*self.now()))
+
+    def _track(self, now_ns: int, *, everything: bool = False) -> None:
+        """What is new below tracked patterns, or gone again.  # U1"""
+        tracking = self.watching.tracking
+        found, gone = tracking.take(self.node, now_ns, everything=everything)
+        beyond = tracking.beyond()
+        if found or gone or beyond is not None:
+            self.step(Appeared(*self.now(), found, gone, beyond))
+        for kind in tracking.poll(now_ns):
+            self._slow.call(partial(self._polled, kind, tracking.kinds.get(kind, [])))
+
+    def _polled(self, kind: str, patterns: Sequence[str]) -> Result:
+        names = discovered(kind, patterns)
+        compared = self.watching.tracking.compared
+        return Result(0, lambda t, w: Appeared(t, w, *compared(kind, names, self.node)))
+
+    def _cover(self) -> None:
+        """Record mounts that hide declared paths."""
+        covered, self.watching.covered = self.watching.covered, {}
+        for resource, (attrs, owner) in covered.items():
+            if self.ignore.match(resource) is None:
+                self.tell(Covered(*self.now(), {resource: attrs}, owner))
+        self._save_points()
+
+    def _observe(self, now_ns: int) -> None:
+        if self.watching.covered:
+            self._cover()
+        wanted = self.watching.take(now_ns)
+        if wanted:
+            sightings = self._look_at(wanted)
+            if sightings:
+                self.step(Observed(*self.now(), sightings))
+
+    def _later(self, resource: str, owner: Owner | None) -> None:
+        """Observe off the loop: it is large, or lies on a file system that may hang."""
+        waiting = resource in self._slow_pending
+        if owner is not None or not waiting:
+            self._slow_pending[resource] = owner
+        if waiting:
+            return
+
+        def work() -> Result:
+            self._slow_running.add(resource)
+            owner_then = self._slow_pending.pop(resource, None)
+            (seen,) = placed([Sighting(resource, observe(resource), owner_then)])
+            return Result(0, lambda t, w: self._slow_done(seen, t, w))
+
+        self._slow.call(work)
+
+    def _slow_done(self, sighting: Sighting, t_ns: int, wall_ns: int) -> Event:
+        """What was seen slowly counts only if nothing newer was seen meanwhile."""
+        self._slow_running.discard(sighting.resource)
+        if sighting.resource in self._overtaken:
+            self._overtaken.discard(sighting.resource)
+            self.watching.touch(sighting.resource, sighting.owner)
+            return Ticked(t_ns, wall_ns)
+        return Observed(t_ns, wall_ns, [sighting])
+
+    def _look_at(self, wanted: list[tuple[str, Owner | None]]) -> list[Sighting]:
+        """Observe now what can be observed now."""
+        sightings = placed(self.watching.observe(wanted, self._later))
+        if self._slow_running:
+            self._overtaken.update(s.resource for s in sightings if s.resource in self._slow_running)
+        return sightings
+
+    def _observe_unrecorded(self, now_ns: int) -> None:
+        """Without a journal drift is seen and shown, and recorded when the journal is back."""
+        self._note_unrecorded(self._look_at(self.watching.take(now_ns, everything=True)))
+
+    def _retry_journal(self, now_ns: int) -> None:
+        if now_ns < self._retry_journal_ns:
+            return
+        self._retry_journal_ns = now_ns + JOURNAL_RETRY_NS
+        try:
+            self.journal.probe()
+            if self._reload_owed:
+                self._reload()
+        except JournalError:
+            return
+        if self._reload_owed:
+            return
+        log("the journal can be written again")
+        self.journal_error = ""
+        if not self._pay():  # a stop of the fleet is heard before anything is due
+            return
+        owed = self.node.state.boot_owed is not None
+        sightings = self._boot_backlog() if owed else self._record_backlog()
+        if self.journal_error:
+            return
+        self.watching.tracking.rest(False)
+        self.watching.tracking.walk_again()
+        self.step(Scanned(*self.now(), sightings, False))  # also takes up rollbacks that were cut off
+        self.watching.rescan_all()
+        self._pay_denied()
+
+    def _boot_backlog(self) -> list[Sighting]:
+        """What a boot has reset is not brought back yet: everything is looked at, as at the start.  # B3"""
+        sightings = list(self.unrecorded.values())
+        self.unrecorded.clear()
+        for resource in self.node.state.declared_ids():
+            self.watching.touch(resource, None)
+        while self.watching.has_due:
+            sightings += self._look_at(self.watching.take(self.clock.now_ns(), everything=True))
+        return sightings
+
+    def _record_backlog(self) -> list[Sighting]:
+        """What was seen while nothing could be recorded, in pieces: what there is room for is recorded, and a piece for
+        which there is none is tried smaller. Returns what belongs to rollbacks that were cut off.  # F64
+        """
+        waiting, self.unrecorded = self.unrecorded, {}
+        frozen = self.node.frozen()
+        mine = [s for s in waiting.values() if s.resource not in frozen]
+        for at in range(0, len(mine), self._backlog_piece):
+            self.step(Observed(*self.now(), mine[at : at + self._backlog_piece]))
+            if self.journal_error:
+                left = {s.resource: s for s in mine[at:]} | {r: s for r, s in waiting.items() if r in frozen}
+                self.unrecorded = {**left, **self.unrecorded}
+                self._backlog_piece = max(1, self._backlog_piece // 2)
+                return []
+        self._backlog_piece = BACKLOG_PIECE
+        return [s for r, s in waiting.items() if r in frozen]
+
+    def _save_cache(self) -> None:
+        """Not while something was seen that the journal does not know: its signature would hide it for ever. What a job
+        under way is bringing to declared state is seen, and recorded only when it has ended.  # J4, J5"""
+        if not self.journal_error and not self.node.jobs:
+            waiting = [*self._slow_pending, *self._slow_running, *self.unrecorded]
+            self.watching.save_cache(waiting, self.node.unreadable, self.node.state.seq, self.node.state.hash)
+
+    def _sight(self) -> dict[str, str]:
+        """How the observers are, and the threads that look where it may take long."""
+        health = self.watching.health()
+        for worker in self._workers:
+            since_ns = worker.stuck_since(clock.boottime_ns())
+            if since_ns is not None:
+                since = rfc3339(since_ns)[:19]
+                health[worker.name] = f"stuck since {since}Z: what it looks at does not answer, or takes very long"
+        return health
+
+    def health(self) -> dict[str, str]:
+        health = self._sight()
+        if self.hooks.dropped:
+            health["hooks"] = f"{self.hooks.dropped} events dropped: hooks are too slow"
+        return health

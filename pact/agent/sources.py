@@ -1,0 +1,116 @@
+"""Sources of events that kinds bring themselves, beside the paths that the observers watch.
+
+What one has missed, or why it does not see, concerns its own kind alone: the others are not looked at for it.  # O1
+"""
+
+from __future__ import annotations
+
+import select
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from pact.host.notify import log
+from pact.model import Owner, split_id
+from pact.observe.attribution import owner_of, resolve
+from pact.resources import KINDS
+from pact.resources.base import Source
+
+OK: Final = "ok"
+
+
+class Sources:
+    """``touch`` is told of each resource that may have changed, with who did it; ``of_kind`` names all of a kind."""
+
+    def __init__(self, touch: Callable[[str, Owner | None], None], of_kind: Callable[[str], Iterable[str]]) -> None:
+        self._touch, self._of_kind = touch, of_kind
+        self._sources: dict[str, Source] = {}
+        self._broken: dict[str, str] = {}  # kind -> why it is polled
+        self._none: set[str] = set()  # kinds that have no source
+        self._epoll: select.epoll | None = None
+
+    def wake_with(self, epoll: select.epoll) -> None:
+        self._epoll = epoll
+        for source in self._sources.values():
+            epoll.register(source.fileno(), select.EPOLLIN)
+
+    def want(self, resource: str) -> None:
+        kind, name = split_id(resource)
+        if kind in self._none or kind in self._broken:
+            return
+        try:
+            source = self._sources.get(kind) or self._open(kind)
+            if source is not None:
+                source.want(name)
+        except Exception as exc:
+            self._give_up(kind, exc)
+
+    def _open(self, kind: str) -> Source | None:
+        source = KINDS[kind].source()
+        if source is None:
+            self._none.add(kind)
+            return None
+        self._sources[kind] = source
+        if self._epoll is not None:
+            self._epoll.register(source.fileno(), select.EPOLLIN)
+        return source
+
+    def unwant(self, resource: str) -> None:
+        kind, name = split_id(resource)
+        if kind in self._sources:
+            try:
+                self._sources[kind].unwant(name)
+            except Exception as exc:
+                self._give_up(kind, exc)
+
+    def drain(self) -> None:
+        """Take what they have seen."""
+        for kind, source in list(self._sources.items()):
+            try:
+                seen = source.drain()
+            except Exception as exc:
+                self._give_up(kind, exc)
+                continue
+            for name, pid in seen.changed:
+                writer = resolve(pid) if pid else None
+                self._touch(f"{kind}:{name}", owner_of(writer) if writer is not None else None)
+            if seen.lost:
+                self._look_at_all(kind)
+
+    def _look_at_all(self, kind: str) -> None:
+        for resource in self._of_kind(kind):
+            self._touch(resource, None)
+
+    def _give_up(self, kind: str, error: Exception) -> None:
+        """Its code is not ours: it costs its own kind its events, and nobody anything else."""
+        self._broken[kind] = f"{type(error).__name__}: {error}; polled"[:200]
+        log(f"the source of events of kind {kind} is given up: {self._broken[kind]}", 4)
+        source = self._sources.pop(kind, None)
+        if source is not None:
+            self._close(source)
+        self._look_at_all(kind)
+
+    def _close(self, source: Source) -> None:
+        try:
+            if self._epoll is not None:
+                self._epoll.unregister(source.fileno())
+            source.close()
+        except Exception as exc:
+            log(f"a source of events could not be closed: {exc}", 4)
+
+    def health(self) -> dict[str, str]:
+        """Those that do not see, by kind."""
+        out = dict(self._broken)
+        for kind, source in list(self._sources.items()):
+            try:
+                why = source.health()
+            except Exception as exc:
+                self._give_up(kind, exc)
+                why = self._broken[kind]
+            if why != OK:
+                out[kind] = why
+        return out
+
+    def close(self) -> None:
+        for source in self._sources.values():
+            self._close(source)
+        self._sources.clear()

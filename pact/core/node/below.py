@@ -1,0 +1,191 @@
+"""What lies below what a plan replaces.
+
+A directory, a link to one and a mount show what lies below them. Declared files that were seen through a link or a
+mount are gone when it gives way to an empty directory: they come back with the same plan. Everything else below is
+looked at again right after, before anybody is told that the plan is done.  # R10
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Final
+
+from pact.core.node.change import Change
+from pact.core.node.desk import Desk
+from pact.core.node.events import Act, Acted, Sighting
+from pact.core.node.ledger import Job
+from pact.core.plan import Step, ordered
+from pact.model import Attrs, Owner, Unreadable, split_id
+
+#: Writing these may move declared sysctls.
+MOVERS: Final = ("sysctl:", "module:", "link:")
+
+
+def turns(step: Step) -> bool:
+    """What is seen below it now is not there any more when it is done: a link gives way to a directory, a mount is
+    taken off."""
+    if step.actual is None:
+        return False
+    if step.id.startswith("mount:"):
+        return step.target is None
+    return (step.id.startswith("file:") and step.actual.get("type") == "symlink"
+            and step.target is not None and step.target.get("type") == "directory")  # fmt: skip
+
+
+def shifts(step: Step) -> bool:
+    """What lies below it may look otherwise when it is done."""
+    if step.id.startswith("mount:"):
+        return True
+    if not step.id.startswith("file:"):
+        return False
+    return _led(step.actual) != _led(step.target)
+
+
+def _led(attrs: Attrs | None) -> str | None:
+    """Where a link leads. A directory that comes or goes is empty: nothing is seen below it that was not before."""
+    return attrs.get("target", "") if attrs is not None and attrs.get("type") == "symlink" else None
+
+
+def under(steps: Iterable[Step], resources: Iterable[str]) -> Iterator[str]:
+    """Those of these files and mounts that lie below one of the steps."""
+    paths = {split_id(s.id)[1] for s in steps}
+    for resource in resources if paths else ():
+        kind, path = split_id(resource)
+        while kind in ("file", "mount") and path != "/":
+            path = posixpath.dirname(path)
+            if path in paths:
+                yield resource
+                break
+
+
+def carried(steps: Iterable[Step], resources: Iterable[str]) -> set[str]:
+    """Which of these files lie below a step that turns: what is there now is seen through it."""
+    return set(under((s for s in steps if turns(s)), (r for r in resources if r.startswith("file:"))))
+
+
+def steps_for(node: Desk, resources: Iterable[str]) -> tuple[Step, ...]:
+    """The plan that returns these drifted resources to declared state, and what they would take along; in order."""
+    steps = []
+    for resource in resources:
+        declared, change = node.state.declared(resource), node.state.change_of(resource)
+        assert declared is not None and change is not None, resource
+        actual = change.members[resource].actual
+        steps.append(Step(resource, declared.attrs, actual, declared.requires, declared.consumers))
+    return ordered([*steps, *joined(node, steps)])
+
+
+def joined(node: Desk, steps: Sequence[Step]) -> list[Step]:
+    """Declared files that conform now and would be gone, which are brought back with these steps; and directories that
+    are declared immutable or append-only, which are opened for what is done in them."""
+    state, ids = node.state, {s.id for s in steps}
+    through = carried(steps, state.declared_ids()) if any(map(turns, steps)) else set[str]()
+    out = []
+    for resource in sorted(through | {p for p in map(_above, filter(moves_names, steps)) if _is_sealed(node, p)}):
+        declared = state.declared(resource)
+        if resource in ids or resource in state.member_of or declared is None:
+            continue
+        if declared.attrs is not None:
+            out.append(Step(resource, declared.attrs, None, declared.requires, declared.consumers))
+    return out
+
+
+def moves_names(step: Step) -> bool:
+    """It makes, removes or replaces, and does not only dress what is there."""
+    a, t = step.actual, step.target
+    return a is None or t is None or any(t.get(k, a.get(k)) != a.get(k) for k in ("type", "sha256", "target"))
+
+
+def _above(step: Step) -> str:
+    kind, path = split_id(step.id)
+    return f"file:{posixpath.dirname(path)}" if kind == "file" and path != "/" else ""
+
+
+def _is_sealed(node: Desk, directory: str) -> bool:
+    declared = node.state.declared(directory) if directory else None
+    return declared is not None and declared.attrs is not None and bool(declared.attrs.get("flags"))
+
+
+def as_seen(step: Step, seen: Attrs) -> Step:
+    """It comes back whole as it was seen, also in what its declaration does not name."""
+    assert step.target is not None
+    return replace(step, target={**seen, **step.target}, actual=None)
+
+
+def filled(steps: Iterable[Step], members: Iterable[str], sightings: Iterable[Sighting]) -> tuple[Step, ...]:
+    """The plan, with what joined it as it was seen. What was not looked at (it was declared meanwhile, or is ignored)
+    joins no plan."""
+    own, seen = set(members), {s.resource: s.observation for s in sightings}
+    steps = tuple(steps)
+    through, out = carried(steps, (s.id for s in steps)), []
+    for step in steps:
+        found = seen.get(step.id)
+        if step.id in own or (step.id in seen and not isinstance(found, dict)):
+            out.append(step)
+        elif isinstance(found, dict):
+            whole = as_seen(step, found)
+            out.append(whole if step.id in through else replace(whole, actual=found))
+    return tuple(out)
+
+
+def unseen(steps: Iterable[Step], sightings: Iterable[Sighting]) -> bool:
+    """Something has joined these steps since they were looked at: it left another change meanwhile."""
+    seen = {s.resource for s in sightings}
+    return any(s.id not in seen for s in steps)
+
+
+def unread(node: Desk, steps: Sequence[Step], sightings: Iterable[Sighting]) -> list[str]:
+    """Why what cannot be read stops these steps. What lies behind a link that gives way need not be read, if the store
+    has what is declared there."""
+    through = carried(steps, (s.id for s in steps))
+    return [
+        f"{s.resource} cannot be read: {s.observation.why}" for s in sightings
+        if isinstance(s.observation, Unreadable) and not (s.resource in through and _stored(node, s.resource))
+    ]  # fmt: skip
+
+
+def _stored(node: Desk, resource: str) -> bool:
+    declared = node.state.declared(resource)
+    if declared is None or declared.attrs is None:
+        return declared is not None
+    return declared.restorable and (declared.attrs["type"] != "file" or "sha256" in declared.attrs)
+
+
+def resumed(node: Desk, change: Change) -> list[Step]:
+    """What had joined a rollback that a crash cut off."""
+    out = []
+    for resource, target in (change.rolling or {}).get("joined", {}).items():
+        declared = node.state.declared(resource)
+        if declared is not None and resource not in node.state.member_of:
+            out.append(Step(resource, target, None, declared.requires, declared.consumers))
+    return out
+
+
+def act(
+    node: Desk, job: Job, saves: Mapping[str, Mapping[str, Any]], held: Iterable[str], *, resumed: bool = False,
+    put_back: bool = True,
+) -> None:  # fmt: skip
+    """Carry the job's steps out. Until the answer comes nothing is recorded of what it holds, nor of what is below, nor
+    of what moves with it; ``put_back``: what moves beside it is brought back.  # C8"""
+    here = {s.id for s in job.steps}
+    beside: tuple[str, ...] = ()
+    if any(s.id.startswith(MOVERS) for s in job.steps):
+        beside = tuple(r for r in node.state.declared_ids() if r.startswith("sysctl:") and r not in here)
+        node.stirring[job.n] = beside
+    wanted = {r: d.attrs for r in beside if r in node.state.member_of and (d := node.state.declared(r)) is not None}
+    others = tuple(r for r in under(filter(shifts, job.steps), node.state.declared_ids()) if r not in here)
+    node.converging[job.n] = frozenset([*held, *others])
+    node.emit(Act(job.n, job.steps, saves, resumed=resumed, below=others, beside=beside, put_back=put_back,
+                  wanted=wanted))  # fmt: skip
+
+
+def look(node: Desk, job: Job, event: Acted, owner: Owner, into: Change | None = None) -> list[str]:
+    """Take in what lies below what was replaced, as a doing of ``owner``. Returns what has drifted of it."""
+    node.converging.pop(job.n, None)
+    here = {s.id for s in job.steps}
+    others = [replace(s, owner=owner) for s in event.sightings if s.resource not in here]
+    node.sight((s for s in others if s.resource not in node.state.member_of), into)
+    node.sight(replace(s, owner=None) for s in others if s.resource in node.state.member_of)
+    node.recheck([s.resource for s in others])
+    return [s.resource for s in others if s.resource in node.state.member_of]

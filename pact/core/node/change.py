@@ -1,0 +1,184 @@
+"""A change and its life. All transitions stand in one table; nothing else writes ``state``.  # C1"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from pact.core.node.windows import square
+from pact.model import Attrs, Owner
+
+OPEN: Final = "open"
+HELD: Final = "held"
+BLOCKED: Final = "blocked"
+FAILED: Final = "failed"
+ROLLING: Final = "rolling_back"
+SETTLED: Final = "settled"
+STATES: Final = (OPEN, HELD, BLOCKED, FAILED, ROLLING, SETTLED)
+
+INPUTS: Final = (
+    "drift", "clear", "emptied", "commit", "start", "done", "fail", "block", "extend", "hold", "release", "reopen",
+)  # fmt: skip
+
+#: (state, input) -> next state. A pair that is absent is refused by name (``LifeError``), never ignored.
+TABLE: Final[Mapping[tuple[str, str], str]] = {
+    (OPEN, "drift"): OPEN,
+    (OPEN, "clear"): OPEN,
+    (OPEN, "emptied"): SETTLED,
+    (OPEN, "commit"): OPEN,
+    (OPEN, "start"): ROLLING,
+    (OPEN, "block"): BLOCKED,
+    (OPEN, "extend"): OPEN,
+    (OPEN, "hold"): HELD,
+    (OPEN, "reopen"): OPEN,
+    (HELD, "drift"): HELD,
+    (HELD, "clear"): HELD,
+    (HELD, "emptied"): SETTLED,
+    (HELD, "commit"): HELD,
+    (HELD, "start"): ROLLING,
+    (HELD, "block"): BLOCKED,
+    (HELD, "extend"): HELD,
+    (HELD, "release"): OPEN,
+    (BLOCKED, "drift"): BLOCKED,
+    (BLOCKED, "clear"): BLOCKED,
+    (BLOCKED, "emptied"): SETTLED,
+    (BLOCKED, "commit"): BLOCKED,
+    (BLOCKED, "start"): ROLLING,
+    (BLOCKED, "block"): BLOCKED,
+    (BLOCKED, "extend"): OPEN,
+    (BLOCKED, "reopen"): OPEN,
+    (FAILED, "drift"): FAILED,
+    (FAILED, "clear"): FAILED,
+    (FAILED, "emptied"): SETTLED,
+    (FAILED, "commit"): FAILED,
+    (FAILED, "start"): ROLLING,
+    (FAILED, "block"): BLOCKED,
+    (FAILED, "extend"): OPEN,
+    (FAILED, "reopen"): OPEN,
+    (ROLLING, "clear"): ROLLING,
+    (ROLLING, "emptied"): SETTLED,
+    (ROLLING, "done"): SETTLED,
+    (ROLLING, "fail"): FAILED,
+    (ROLLING, "block"): BLOCKED,
+}
+
+
+class LifeError(AssertionError):
+    """A (state, input) pair that the table does not know: a bug in the caller, which must ask first."""
+
+    def __init__(self, change: str, state: str, what: str) -> None:
+        super().__init__(f"change {change} is {state}: {what!r} is not possible")
+
+
+@dataclass(slots=True)
+class Member:
+    """One drifted resource of a change. ``opened_ns`` is when it first drifted, ``seen`` when it was last seen so.
+
+    ``moved_with`` is the resource whose write moved it, where nobody wrote it itself; ``also`` are the owners (JSON),
+    other than the change's, who wrote it since it last conformed.  # C8, C9
+    """
+
+    resource: str
+    actual: Attrs | None
+    deviation_n: int
+    weight_n: int
+    opened_ns: int
+    seen: str
+    shift_ns: int = 0
+    command: str = ""  # of the process that drifted it last, as far as that is known
+    moved_with: str = ""
+    also: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def opening_ns(self) -> int:
+        """Where its window starts to count: when it first drifted, and the time that holds have stopped since."""
+        return self.opened_ns + self.shift_ns
+
+    @property
+    def square(self) -> int:
+        return square(self.weight_n, self.deviation_n)
+
+    def to_json(self) -> list[Any]:
+        return [self.resource, self.actual, self.deviation_n, self.weight_n, self.opened_ns, self.seen, self.shift_ns,
+                self.command, self.moved_with, list(self.also)]  # fmt: skip
+
+
+@dataclass(slots=True)
+class Change:
+    """What one owner has drifted and not yet settled. Committed or rolled back as one."""
+
+    id: str
+    owner: Owner
+    ambient: bool = True
+    state: str = OPEN
+    members: dict[str, Member] = field(default_factory=dict)
+    extension_ns: int = 0
+    held_since_ns: int = 0
+    message: str = ""
+    reason: str = ""
+    holders: list[dict[str, Any]] = field(default_factory=list)
+    rolling: dict[str, Any] | None = None
+    intents: set[str] = field(default_factory=set)
+    group: str = ""
+    closing: bool = False  # its end was announced
+    sum_n: int = 0
+
+    def can(self, what: str) -> bool:
+        return (self.state, what) in TABLE
+
+    def take(self, what: str) -> None:
+        """Make one transition. Raises LifeError where the table has none."""
+        try:
+            self.state = TABLE[self.state, what]
+        except KeyError:
+            raise LifeError(self.id, self.state, what) from None
+
+    def put(self, member: Member) -> None:
+        old = self.members.get(member.resource)
+        self.sum_n += member.square - (old.square if old else 0)
+        self.members[member.resource] = member
+
+    def drop(self, resource: str) -> Member:
+        member = self.members.pop(resource)
+        self.sum_n -= member.square
+        return member
+
+    def bound_together(self, resources: Iterable[str]) -> list[str]:
+        """These members, and those that one write moved together with them: none is settled without the others.
+        # C8"""
+        picked = dict.fromkeys(resources)
+        roots = {self.members[r].moved_with or r for r in picked if r in self.members}
+        if any(m.moved_with for m in self.members.values()):
+            picked.update(dict.fromkeys(r for r, m in self.members.items() if (m.moved_with or r) in roots))
+        return list(picked)
+
+    @property
+    def opened_ns(self) -> int:
+        """When the first of its members drifted."""
+        return min((m.opened_ns for m in self.members.values()), default=0)
+
+    @property
+    def opening_ns(self) -> int:
+        """The opening time that its window counts from: the earliest member's, and its extensions.  # W4"""
+        return min((m.opening_ns for m in self.members.values()), default=0) + self.extension_ns
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "id": self.id, "owner": self.owner.to_json(), "ambient": self.ambient, "state": self.state,
+            "members": [m.to_json() for m in self.members.values()], "extension_ns": self.extension_ns,
+            "held_since_ns": self.held_since_ns, "message": self.message, "reason": self.reason,
+            "holders": list(self.holders), "rolling": self.rolling, "intents": sorted(self.intents),
+            "group": self.group, "closing": self.closing,
+        }  # fmt: skip
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Change:
+        change = cls(
+            data["id"], Owner.from_json(data["owner"]), data["ambient"], data["state"], {}, data["extension_ns"],
+            data["held_since_ns"], data["message"], data["reason"], list(data["holders"]), data["rolling"],
+            set(data["intents"]), data["group"], data.get("closing", False),
+        )  # fmt: skip
+        for row in data["members"]:
+            change.put(Member(*row))
+        return change

@@ -1,0 +1,153 @@
+"""Commit: what has drifted becomes declared state, for good or for a time.  # C6, T1"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Final
+
+from pact.core.node import bonds
+from pact.core.node import change as life
+from pact.core.node import untracked as taking
+from pact.core.node.desk import Desk
+from pact.core.node.events import Asked, Look, Looked
+from pact.core.node.ledger import Job
+from pact.core.node.replies import left
+from pact.core.node.select import select, shared_with
+from pact.core.records import in_pieces
+from pact.errors import EXIT_DONE, ConflictError, UnreachableError, UsageError
+from pact.model import NS_PER_S, Declared, Unreadable
+
+TTL_MIN_NS: Final = 15 * 60 * NS_PER_S
+TTL_MAX_NS: Final = 10 * 24 * 3600 * NS_PER_S
+
+
+def asked_commit(node: Desk, event: Asked) -> None:
+    message, ttl_ns = event.args.get("message", ""), event.args.get("ttl_ns")
+    rest, untracked = taking.split(node, event, "commit")
+    picked = select(node, rest, "commit") if rest is not None else {}
+    if not message.strip():
+        raise UsageError("a commit needs a message", "pact commit -m 'why'")
+    if ttl_ns is not None and not TTL_MIN_NS <= ttl_ns <= TTL_MAX_NS:
+        raise UsageError("--ttl must lie between 15m and 10d")
+    ids = [r for members in picked.values() for r in members]
+    if not ids and not untracked:
+        node.reply(event.token, {"committed": [], "left": left(node)}, EXIT_DONE, "nothing to commit")
+        return
+    begin_commit(node, event, [*ids, *untracked], {
+        "message": message, "ttl_ns": ttl_ns, "force": bool(event.args.get("force")),
+        "untracked": untracked, "named": bool(event.args.get("targets")),
+        "without_content": bool(event.args.get("without_content"))})  # fmt: skip
+
+
+def begin_commit(node: Desk, event: Asked, ids: Sequence[str], args: dict[str, Any]) -> None:
+    require_whole(node, ids)
+    state = node.state
+    seen = {r: (c.id, list(c.members[r].also), c.members[r].actual)
+            for r in ids if (c := state.change_of(r)) is not None}  # fmt: skip
+    job = node.job("commit", event.caller, token=event.token, ids=tuple(ids), args={**args, "asked": seen})
+    node.emit(Look(job.n, job.ids))
+
+
+def require_whole(node: Desk, ids: Sequence[str]) -> None:
+    """A committed resource must not require an uncommitted one.  # C6"""
+    chosen = set(ids)
+    for resource in ids:
+        declared = node.state.declared(resource)
+        for need in declared.requires if declared else ():
+            if need in node.state.member_of and need not in chosen:
+                raise ConflictError(f"{resource} requires {need}, which is not committed", f"commit {need} with it")
+
+
+def require_room(job: Job, event: Looked) -> None:
+    """What is committed can be restored: where the store has no room, that is for a person to decide. Raises
+    UnreachableError.  # F63
+    """
+    if event.full and not job.args.get("without_content"):
+        names = sorted(event.full)
+        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+        raise UnreachableError(
+            f"the content store is full: there is no room to keep {', '.join(names[:5])}{more}; nothing was committed",
+            "raise [state] store_limit, or lower keep, and restart; commit what has room by name; or --without-content",
+        )
+
+
+def looked_commit(node: Desk, job: Job, event: Looked) -> None:
+    """The machine must still be as last recorded.  # C5"""
+    node.finish(job)
+    state = node.state
+    moved: list[str] = []
+    fresh = set(job.args.get("untracked", ()))
+    taking.refuse_named(job, event)
+    require_room(job, event)
+    for sighting in event.sightings:
+        if sighting.resource in fresh:
+            continue
+        change = state.change_of(sighting.resource)
+        if change is None or change.state == life.ROLLING:
+            raise ConflictError(f"too late: {sighting.resource} was settled or is being rolled back", "see pact log")
+        if isinstance(sighting.observation, Unreadable):
+            raise ConflictError(f"{sighting.resource} cannot be read now: {sighting.observation.why}")
+        if why := taking.undeclarable(sighting.resource, sighting.observation):
+            raise ConflictError(f"{sighting.resource} {why}; nothing was committed",
+                                "remove it, or commit the others by name")  # fmt: skip
+        member, (cid, also, actual) = change.members[sighting.resource], job.args["asked"][sighting.resource]
+        if (cid, also) != (change.id, list(member.also)):  # another's by now, whom nobody has asked about  # C9, S1
+            raise ConflictError(f"{sighting.resource} was changed by {change.owner.user} meanwhile", "see pact diff")
+        if not sighting.observation == member.actual == actual:
+            moved.append(sighting.resource)
+    if moved:
+        node.sight(s for s in event.sightings if s.resource in moved)
+        raise ConflictError(
+            f"{', '.join(moved[:5])} changed again since it was last recorded", "look with pact diff, then commit again"
+        )
+    require_whole(node, job.ids)
+    of_groups = [c for c in state.changes.values() if c.group and not c.members.keys().isdisjoint(job.ids)]
+    for change in of_groups:
+        bonds.require_free(node, change, "commit", bool(job.args.get("force")))
+    committed = _record_commits(node, job, event)
+    taken_in, left_out = taking.record_commits(node, job, event)
+    for change in of_groups:
+        bonds.left_alone(node, change, "committed", job.caller)
+    if job.args.get("end_emergency"):
+        node.record("emergency_ended", {"how": "commit", "message": job.args["message"]}, job.caller.actor)
+    notes = [f"{r}: {why}; it can be declared but not restored" for r, why in event.unkept.items()]
+    node.reply(job.token, {"committed": committed + taken_in, "left": left(node), "notes": notes + left_out})
+
+
+def _record_commits(node: Desk, job: Job, event: Looked) -> list[dict[str, Any]]:
+    state, ttl_ns = node.state, job.args["ttl_ns"]
+    by_change: dict[str, dict[str, Declared]] = {}
+    fresh = set(job.args.get("untracked", ()))
+    for sighting in event.sightings:
+        if sighting.resource in fresh:
+            continue
+        declared = state.declared(sighting.resource)
+        assert declared is not None and not isinstance(sighting.observation, Unreadable)
+        attrs = sighting.observation
+        if attrs is not None and sighting.resource in event.secret:  # S2
+            attrs = {**attrs, "secret": True}
+        value = replace(declared, attrs=attrs, restorable=sighting.resource not in event.unkept)
+        by_change.setdefault(state.member_of[sighting.resource], {})[sighting.resource] = value
+    out = []
+    expires_ns = None if ttl_ns is None else node.t_ns + ttl_ns
+    expires = None if expires_ns is None else node.wall_of(expires_ns)
+    for cid, resources in by_change.items():
+        change = state.changes[cid]
+        ended = sorted(r for r in resources if r in state.ttls)
+        split, shared = len(resources) < len(change.members), shared_with(change, resources)
+        parts = list(in_pieces(list(resources)))
+        for at, names in enumerate(parts):  # one decision, and no record that outgrows what a journal takes
+            node.record("committed", {
+                "change": cid, "owner": change.owner.to_json(), "committer": job.caller.owner.to_json(),
+                "resources": {r: resources[r].to_json() for r in names}, "message": job.args["message"],
+                "split": split, "expires_ns": expires_ns, "expires": expires, **shared_with(change, names),
+                **({"part": [at + 1, len(parts)]} if len(parts) > 1 else {}),
+            }, job.caller.actor)  # fmt: skip
+        out.append({"change": cid, "resources": sorted(resources), "seq": state.seq, "split": split,
+                    "also": _names(shared), "trials_ended": ended, "expires": expires})  # fmt: skip
+    return out
+
+
+def _names(shared: Mapping[str, Any]) -> list[str]:
+    return sorted({str(o["user"]) for also in shared.get("also", {}).values() for o in also})

@@ -1,0 +1,187 @@
+"""What is seen becomes drift, and drift somebody's change.  # D1, C2"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any, Final
+
+from pact.core.node import change as life
+from pact.core.node.change import Change
+from pact.core.node.events import Acted, Sighting
+from pact.core.node.ledger import Ledger
+from pact.core.node.state import recent_key
+from pact.core.settings import BILLION
+from pact.errors import ConflictError
+from pact.model import UNATTRIBUTED, Attrs, Declared, Owner, Unreadable
+
+#: Others than the last who are named as having written a resource.
+ALSO_MAX: Final = 8
+
+
+class Desk(Ledger):
+    """A ledger that takes observations in: all that an operation needs."""
+
+    def sight(self, sightings: Iterable[Sighting], into: Change | None = None) -> list[str]:
+        """Take observations in; what drifted belongs to ``into``. Returns the resources whose record moved."""
+        intents = self.intended()
+        return [s.resource for s in sightings if self._sight(s, intents.get(s.resource, into))]
+
+    def intended(self) -> dict[str, Change]:
+        """What an ``apply`` under way is about to change, and the change that it will be in."""
+        return {r: c for c in self.state.changes.values() if c.intents for r in c.intents}
+
+    def refuse_intended(self, resources: Iterable[str]) -> None:
+        """Raises ConflictError for what an ``apply`` is changing just now: two of them cannot own one resource."""
+        intended = self.intended()
+        for resource in resources if intended else ():
+            if resource in intended:
+                raise ConflictError(f"{resource} is being changed with {intended[resource].id}",
+                                    "try again when it is done")  # fmt: skip
+
+    def deviation_n(self, resource: str, declared: Declared, actual: Attrs | None) -> int:
+        """``severity x distance`` in billionths; at least 1 where it does not conform."""
+        distance_n = self.rules.distance_n(resource, declared.attrs, actual)
+        if distance_n == 0:
+            return 0
+        severity_n = declared.severity_n
+        if severity_n is None:
+            severity_n = self.state.settings.severity_of(resource)
+        return max(1, severity_n * distance_n // BILLION)
+
+    def weight_n(self, resource: str, declared: Declared) -> int:
+        if declared.weight_n is not None:
+            return declared.weight_n
+        return self.state.settings.weights_n[self.state.settings.dimension_of(resource)]
+
+    def _sight(self, sighting: Sighting, intent: Change | None) -> bool:
+        resource, seen = sighting.resource, sighting.observation
+        declared = self.state.declared(resource)
+        if declared is None:
+            self.unreadable.pop(resource, None)
+            return False
+        if isinstance(seen, Unreadable):  # D1: unreadable is never drift
+            self.unreadable[resource] = seen.why
+            return False
+        self.unreadable.pop(resource, None)
+        change = self.state.change_of(resource)
+        if change is not None and change.state == life.ROLLING:  # R2: it is frozen
+            return False
+        if self.converging and any(resource in ids for ids in self.converging.values()):
+            return False  # not there yet; looked at again when it is
+        if sighting.owner is None and any(resource in ids for ids in self.stirring.values()):
+            return False  # the plan may be moving it, and may put it back; looked at again when it has ended  # C8
+        deviation_n = self.deviation_n(resource, declared, seen)
+        if deviation_n == 0:
+            if change is not None:
+                self.record("drift_cleared", {"resource": resource, "change": change.id})
+            elif resource in self.state.enforced:
+                self.record("declared", {"resources": {}, "forgotten": [resource], "cause": "it is gone"})
+            return change is not None
+        if change is None and sighting.owner is None and resource in self.state.enforced:
+            sighting = replace(sighting, owner=Owner.from_json(self.state.enforced[resource]))
+        return self._drift(sighting, seen, deviation_n, self.weight_n(resource, declared), intent)
+
+    def _drift(self, sighting: Sighting, actual: Attrs | None, deviation_n: int, weight_n: int,
+               intent: Change | None) -> bool:  # fmt: skip
+        state, resource, writer, moved_with = self.state, sighting.resource, sighting.owner, sighting.moved_with
+        change = state.change_of(resource)
+        identified = writer is not None and writer.key != UNATTRIBUTED.key
+        if change is not None:
+            member = change.members[resource]
+            named_late = (  # a rescan was there before the event that names the writer
+                identified and change.owner.key == UNATTRIBUTED.key and change.state in (life.OPEN, life.HELD)
+            )
+            same = (member.actual, member.deviation_n, member.weight_n) == (actual, deviation_n, weight_n)
+            if same and not named_late:
+                return False
+        if intent is not None:
+            self.detect(resource, intent.id, intent.owner, actual, deviation_n, weight_n, self._opened(resource),
+                        moved_with, secret=sighting.secret)  # fmt: skip
+            return True
+        if change is not None and (not identified or (writer is not None and writer.key == change.owner.key)):
+            member = change.members[resource]
+            by = writer if identified and writer is not None else replace(change.owner, command=member.command)
+            moved_with = moved_with if identified else moved_with or member.moved_with
+            self.detect(resource, change.id, by, actual, deviation_n, weight_n, member.opened_ns, moved_with,
+                        secret=sighting.secret)  # fmt: skip
+            return True
+        owner = writer if writer is not None and identified else UNATTRIBUTED
+        cid = self._joins(moved_with, owner) or state.ambient.get(owner.key) or self.new_change_id()
+        self.detect(resource, cid, owner, actual, deviation_n, weight_n, self._opened(resource, owner), moved_with,
+                    secret=sighting.secret)  # fmt: skip
+        return True
+
+    def _joins(self, moved_with: str, owner: Owner) -> str:
+        """The change of what was written, if it is the same owner's and takes drift.  # C8"""
+        change = self.state.change_of(moved_with) if moved_with else None
+        if change is None or change.owner.key != owner.key or change.state not in (life.OPEN, life.HELD):
+            return ""
+        return change.id
+
+    def _opened(self, resource: str, owner: Owner | None = None) -> int:
+        """When the resource's window opened: drift keeps the time it first had.  # C2, C4"""
+        state, settings = self.state, self.state.settings
+        change = state.change_of(resource)
+        if change is not None and change.state in (life.OPEN, life.HELD):
+            return change.members[resource].opened_ns
+        if owner is not None and change is None:
+            earlier = state.recent.get(recent_key(owner.key, resource))
+            if earlier is not None and self.t_ns - earlier < settings.base_ns:
+                spent_ns = state.windows.effective(self.t_ns) - settings.floor_ns  # W3: a floor of notice is left
+                return max(earlier, self.t_ns - max(0, spent_ns))
+        return self.t_ns
+
+    def detect(self, resource: str, cid: str, owner: Owner, actual: Attrs | None, deviation_n: int, weight_n: int,
+               opened_ns: int, moved_with: str = "", *, secret: bool = False) -> None:  # fmt: skip
+        """Record drift, and the window if this is what opens one."""
+        fresh = cid not in self.state.changes
+        also = self._also(resource, owner)
+        before = self.state.member_of.get(resource)
+        data: dict[str, Any] = {
+            "resource": resource, "change": cid, "owner": owner.to_json(), "opened_ns": opened_ns, "actual": actual,
+            "deviation_n": deviation_n, "weight_n": weight_n,
+        }  # fmt: skip
+        if before is not None and before != cid:
+            data["from"] = before
+        if moved_with:
+            data["with"] = moved_with
+        if also:
+            data["also"] = also
+        declared = self.state.declared(resource)
+        if secret or (declared is not None and self.rules.meant_secret(resource, declared.attrs)):
+            data["secret"] = True  # also where its mode lets everybody read it just now  # S2
+        self.record("drift_detected", data)
+        if fresh:
+            self.window_opened(cid)
+
+    def _also(self, resource: str, owner: Owner) -> list[dict[str, Any]]:
+        """The others who wrote a resource since it last conformed: nobody is forgotten when somebody takes it over.
+        # C9"""
+        change = self.state.change_of(resource)
+        if change is None:
+            return []
+        member = change.members[resource]
+        holder = replace(change.owner, command=member.command).to_json()
+        others = {o["key"]: o for o in [*member.also, holder] if o["key"] != UNATTRIBUTED.key}
+        return [o for o in others.values() if not owner.same_person(Owner.from_json(o))][-ALSO_MAX:]
+
+    def sight_moved(self, event: Acted, owner: Owner, into: Change | None) -> list[str]:
+        """What a plan moved beside its own resources, and did not put back, is drift of whoever had it carried out; in
+        the change ``into`` if there is one. Returns what has drifted by it.  # C8"""
+        drifted = []
+        for sighting in event.moved:
+            before = self.state.change_of(sighting.resource)
+            if before is not None and before.state == life.ROLLING:
+                continue
+            takes = into if into is not None and into.id in self.state.changes else None
+            self._sight(replace(sighting, owner=owner), takes)
+            after = self.state.change_of(sighting.resource)
+            if after is not None and (before is None or before.id != after.id):
+                drifted.append(sighting.resource)
+        return drifted
+
+    def frozen(self) -> set[str]:
+        """What belongs to rollbacks under way: what is seen of it is theirs."""
+        rolling = [c for c in self.state.changes.values() if c.state == life.ROLLING]
+        return {r for c in rolling for r in (*c.members, *(c.rolling or {}).get("joined", ()))}

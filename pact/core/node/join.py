@@ -1,0 +1,90 @@
+"""How a node becomes a member of a group: it is asked whether it could, and then makes the changes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from pact.core.node import change as life
+from pact.core.node import declare
+from pact.core.node.bonds import check_fence
+from pact.core.node.desk import Desk
+from pact.core.node.events import Asked, Probe, Probed
+from pact.core.node.ledger import Job
+from pact.core.node.windows import magnitude, square, window
+from pact.core.phases import OPEN
+from pact.core.plan import Step, ordered
+from pact.core.settings import BILLION
+from pact.errors import ConflictError
+from pact.model import Declared, Unreadable
+
+
+def asked_check(node: Desk, event: Asked) -> None:
+    """Would these changes work here, and how far from declared would they take the node? Changes nothing."""
+    check_fence(node.state, event.args)
+    declared = {r: Declared.from_json(v) for r, v in event.args["resources"].items()}
+    _refuse_busy(node, declared, "")
+    steps = ordered(_step(r, d) for r, d in declared.items())
+    job = node.job("group_check", event.caller, token=event.token, ids=tuple(declared), steps=steps,
+                   args={**event.args, "declared": declared})  # fmt: skip
+    node.emit(Probe(job.n, steps, consumers=True, applying=True, dry=True))
+
+
+def _step(resource: str, declared: Declared) -> Step:
+    return Step(resource, declared.attrs, None, declared.requires, declared.consumers)
+
+
+def _refuse_busy(node: Desk, resources: Iterable[str], group: str) -> None:
+    node.refuse_intended(resources)
+    for resource in resources:
+        change = node.state.change_of(resource)
+        if change is None:
+            continue
+        if change.state == life.ROLLING or change.intents:
+            raise ConflictError(f"{resource} is being changed with {change.id}", "try again when it is done")
+        if change.group and change.group != group:
+            raise ConflictError(f"{resource} belongs to group {change.group}",
+                                f"settle it first: pact groups {change.group}")  # fmt: skip
+
+
+def probed_check(node: Desk, job: Job, event: Probed) -> None:
+    node.finish(job)
+    declared: dict[str, Declared] = job.args["declared"]
+    declare.refuse_what_would_fail(event, "nothing was applied")
+    steps = declare.differing(node, job.steps, event.sightings, declared)
+    seen = {s.resource: s.observation for s in event.sightings}
+    total = 0
+    for step in steps:
+        base = node.state.declared(step.id)
+        found = seen[step.id]
+        assert not isinstance(found, Unreadable)
+        base = replace(declared[step.id], attrs=found) if base is None else base
+        total += square(node.weight_n(step.id, base), node.deviation_n(step.id, base, step.target))
+    s = node.state.settings
+    shortest_ns = min(s.floor_ns, s.base_ns)
+    node.reply(job.token, {
+        "changes": len(steps), "magnitude_n": round(magnitude(total) * BILLION),
+        "window_ns": max(shortest_ns, window(total, s.base_ns, s.sensitivity_n)), "enforce": s.enforce,
+        "newest": max((int(g[1:]) for g in [*node.state.groups, *node.state.groups_done]), default=0),
+    })  # fmt: skip
+
+
+def asked_apply(node: Desk, event: Asked) -> None:
+    """Become a member and make the changes. Asked again, it does what is still missing."""
+    fence, gid, state = check_fence(node.state, event.args), event.args["group"], node.state
+    if gid in state.groups_done:
+        raise ConflictError(f"{gid} has ended here: {state.groups_done[gid]}")
+    group = state.groups.get(gid)
+    if group is not None and group.phase != OPEN:
+        raise ConflictError(f"{gid} is being settled")
+    if any(j.args.get("group") == gid for j in node.jobs.values()):
+        raise ConflictError(f"{gid} is being applied", "ask again")
+    declared = {r: Declared.from_json(v) for r, v in event.args["resources"].items()}
+    _refuse_busy(node, declared, gid)
+    if group is None:
+        left_ns = int(event.args["left_ns"])
+        node.record("group_begun", {
+            "group": gid, "fence": fence, "owner": event.caller.owner.to_json(), "message": event.args["message"],
+            "resources": {r: d.attrs for r, d in declared.items()}, "ends_ns": node.t_ns + left_ns,
+            "ends": node.wall_of(node.t_ns + left_ns)}, event.caller.actor)  # fmt: skip
+    declare.begin_apply(node, event, declared)

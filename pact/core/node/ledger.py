@@ -1,0 +1,287 @@
+"""What every operation of a node works on: its state and records, effects, jobs under way, replies and timers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+
+from pact.core.node import change as life
+from pact.core.node import fold
+from pact.core.node.change import Change
+from pact.core.node.events import Acted, AppendRecord, Caller, Effect, Recheck, Reply
+from pact.core.node.pace import Pace
+from pact.core.node.refusals import Refusals
+from pact.core.node.state import State
+from pact.core.node.timers import NamedTimers
+from pact.core.node.windows import magnitude
+from pact.core.plan import Step
+from pact.core.records import rfc3339, seal
+from pact.core.settings import BILLION
+from pact.errors import EXIT_DONE, PactError
+from pact.model import AGENT_ACTOR, NS_PER_S, Actor, Attrs
+
+#: So long before its end a window is announced, or for half of it where it is shorter than twice that.
+CLOSING_NS: Final = 120 * NS_PER_S
+
+
+class Rules(Protocol):
+    """What the kinds know, as pure functions: handed in, so that the core needs no kind."""
+
+    def distance_n(self, resource: str, declared: Attrs | None, actual: Attrs | None) -> int:
+        """0 if ``actual`` conforms, else up to 1,000,000,000 (billionths of the kind's severity)."""
+
+    def volatile(self, resource: str) -> bool:
+        """A reboot resets it (sysctl, module, mount): not a file."""
+
+    def meant_secret(self, resource: str, attrs: Attrs | None) -> bool:
+        """A declared value says itself that its content is not for everybody, whatever mode the resource has now."""
+
+    def matches(self, pattern: str, resource: str) -> bool:
+        """An adopt pattern means this resource, were it there."""
+
+
+@dataclass(slots=True)
+class Job:
+    """Something the shell was asked to do, and what is to happen with the answer. Ephemeral; a restart begins anew."""
+
+    n: int
+    kind: str
+    caller: Caller
+    token: int | None = None
+    change: str | None = None
+    cause: str = ""
+    ids: tuple[str, ...] = ()
+    args: dict[str, Any] = field(default_factory=dict)
+    steps: tuple[Step, ...] = ()
+    planned_at: int = -1  # the newest record when ``steps`` were made of the state
+    looks: int = 0  # how often the plan was looked at again because something had joined it
+
+
+@dataclass(slots=True)
+class Waiting:
+    """A request that several rollbacks answer together."""
+
+    jobs: set[int] = field(default_factory=set)
+    results: list[dict[str, Any]] = field(default_factory=list)
+    exit_code: int = EXIT_DONE
+    messages: list[str] = field(default_factory=list)
+    hint: str = ""
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+class Ledger:
+    """One node without its eyes. ``state`` is the fold; all else is derived from it or forgotten by a restart."""
+
+    def __init__(self, name: str, rules: Rules, state: State | None = None, *, jobs_from: int = 0,
+                 key: bytes = b"") -> None:  # fmt: skip
+        """``jobs_from``: jobs are numbered above this, so that answers to another node's jobs are nobody's. ``key``: of
+        this node, for the salts of records; without one they have none."""
+        self.name = name
+        self.rules = rules
+        self.state = state or State()
+        self.unreadable: dict[str, str] = {}
+        self.jobs: dict[int, Job] = {}
+        self.busy: dict[str, int] = {}  # change -> job that probes or acts for it
+        self.converging: dict[int, frozenset[str]] = {}  # job -> what it is bringing to declared state just now
+        self.stirring: dict[int, tuple[str, ...]] = {}  # job -> what its writes may move just now, beside its plan
+        self.waiting: dict[int, Waiting] = {}  # request -> what its reply still waits for
+        self.refusals = Refusals()
+        self.pace = Pace()  # what is new below tracked patterns and not yet recorded
+        self.deciding: dict[str, list[int]] = {}  # group -> the root's questions whether its decision is carried out
+        self.killed: dict[str, int] = {}  # change -> so many runs have ended in the middle of its rollback  # F65
+        self.fleet_fence = 0  # the root that said
+        self.fleet_seq = 0  # the newest word of the root about holds that needed no record
+        self.alone_since_ns: int | None = None  # a member of a cluster that is cut off from it
+        self.t_ns = self.state.t_ns
+        self.wall_ns = 0
+        self._time = (0, rfc3339(0))  # of records: several in a row have the same
+        self.jobs_numbered = jobs_from
+        self._key = key
+        self.effects: list[Effect] = []
+        self.windows: NamedTimers[str] = NamedTimers()
+        self.closing: NamedTimers[str] = NamedTimers()  # changes whose end is not announced yet, by opening time
+        self.alarms: NamedTimers[tuple[str, str]] = NamedTimers()
+        self.rebuild()
+
+    def emit(self, effect: Effect) -> None:
+        self.effects.append(effect)
+
+    def record(self, type_: str, data: Mapping[str, Any], actor: Actor = AGENT_ACTOR) -> None:
+        """Append a record and fold it in."""
+        if actor.call:  # T12
+            data = {**data, "call": actor.call}
+        if self._time[0] != self.wall_ns:
+            self._time = (self.wall_ns, rfc3339(self.wall_ns))
+        record, body = seal(
+            self.state.seq + 1, self.state.hash, self._time[1], self.t_ns, self.name, type_, actor.to_json(), data,
+            key=self._key,
+        )  # fmt: skip
+        self.effects.append(AppendRecord(record, body))
+        fold.apply(self.state, record)
+
+    def job(self, kind: str, caller: Caller, **fields: Any) -> Job:
+        self.jobs_numbered += 1
+        job = Job(self.jobs_numbered, kind, caller, **fields)
+        self.jobs[job.n] = job
+        if job.change is not None:
+            self.busy[job.change] = job.n
+        return job
+
+    def finish(self, job: Job) -> None:
+        self.jobs.pop(job.n, None)
+        self.converging.pop(job.n, None)
+        self.recheck(self.stirring.pop(job.n, ()))  # what was seen of it meanwhile was passed over
+        if job.change is not None and self.busy.get(job.change) == job.n:
+            del self.busy[job.change]
+            self.reschedule(job.change)  # its time may have come meanwhile  # A4
+
+    def reply(self, token: int | None, result: Mapping[str, Any], exit_code: int = 0, message: str = "",
+              hint: str = "") -> None:  # fmt: skip
+        if token is not None:
+            self.emit(Reply(token, result, exit_code, message, hint))
+
+    def refuse(self, token: int | None, error: PactError) -> None:
+        self.reply(token, {}, error.exit_code, error.message, error.hint)
+
+    def wall_of(self, t_ns: int) -> str:
+        """The wall clock's reading at a node time, as far as the clock stays as it is."""
+        return rfc3339(self.wall_ns + t_ns - self.t_ns)
+
+    def next_wake_ns(self) -> int | None:
+        """Node time at which ``Ticked`` is due, ``None`` if nothing waits."""
+        first = self.alarms.next_deadline()
+        opening, closing = self.windows.next_deadline(), self.closing.next_deadline()
+        if (opening is not None or closing is not None) and not self.state.suspended:
+            alone_until_ns = self.alone_until_ns
+            if opening is not None:
+                ends_ns = max(self.state.windows.end(opening), self.state.not_before_ns, alone_until_ns)
+                first = ends_ns if first is None else min(first, ends_ns)
+            if closing is not None:
+                announced_ns = max(self.announced_ns(closing), alone_until_ns)
+                first = announced_ns if first is None else min(first, announced_ns)
+        if self.refusals.beyond:
+            first = self.refusals.next_ns if first is None else min(first, self.refusals.next_ns)
+        if self.pace and (paced_ns := self.pace.next_ns()) is not None:
+            first = paced_ns if first is None else min(first, paced_ns)
+        return first
+
+    @property
+    def alone_until_ns(self) -> int:
+        """Cut off from the root, no window ends before this: it may have stopped the whole fleet.  # G9"""
+        return 0 if self.alone_since_ns is None else self.alone_since_ns + self.state.settings.alone_ns
+
+    def announced_ns(self, opening_ns: int) -> int:
+        """When the end of a window with this opening time is announced."""
+        windows = self.state.windows
+        ends_ns = max(windows.end(opening_ns), self.state.not_before_ns)
+        return ends_ns - min(CLOSING_NS, windows.now_w // 2)
+
+    def due(self, change: Change) -> bool:
+        """Its window has ended."""
+        deadline = self.state.deadline_ns(change)
+        return deadline is not None and deadline <= self.t_ns
+
+    def reschedule(self, change_id: str) -> None:
+        """Put a change's windows (back) into the wheel."""
+        self.state.touched.changes[change_id] = None
+
+    def retry_ttl(self, resource: str) -> None:
+        """Try a commit's end again soon."""
+        self.alarms.schedule(("ttl", resource), self.t_ns + NS_PER_S)
+
+    def rebuild(self) -> None:
+        self.state.touched.members.update(dict.fromkeys(self.state.member_of))
+        self.state.touched.changes.update(dict.fromkeys(self.state.changes))
+        self.state.touched.timers = True
+        self.reindex()
+
+    def reindex(self) -> None:
+        """Bring the wheels up to date with what the step's records moved: O(what moved)."""
+        touched, state = self.state.touched, self.state
+        for cid in touched.changes:
+            change = state.changes.get(cid)
+            if change is None:
+                self.alarms.cancel(("retry", cid))
+                continue
+            touched.members.update(dict.fromkeys(change.members))
+            wants_retry = (
+                change.state == life.BLOCKED and state.settings.on_busy_retry and bool(change.holders)
+                and not change.group
+            )
+            if not wants_retry:
+                self.alarms.cancel(("retry", cid))
+            elif ("retry", cid) not in self.alarms and cid not in self.busy:
+                self.alarms.schedule(("retry", cid), self.t_ns + state.settings.retry_ns)
+        for resource in touched.members:
+            change = state.change_of(resource)
+            if change is not None:
+                touched.changes[change.id] = None
+            if change is None or change.state != life.OPEN or change.intents or change.group:
+                self.windows.cancel(resource)
+            else:
+                self.windows.schedule(resource, change.members[resource].opening_ns + change.extension_ns)
+        for cid in touched.changes:
+            change = state.changes.get(cid)
+            if change is None or change.state != life.OPEN or not change.members or change.closing or change.intents:
+                self.closing.cancel(cid)
+            elif not change.group:
+                self.closing.schedule(cid, change.opening_ns)
+        if touched.timers:
+            self._rearm()
+        touched.members.clear()
+        touched.changes.clear()
+        touched.timers = False
+
+    def _rearm(self) -> None:
+        """TTLs, holds and the emergency's end, in real time. They are few; all are set anew."""
+        state = self.state
+        wanted: dict[tuple[str, str], int] = {("ttl", r): t.expires_ns for r, t in state.ttls.items()}
+        wanted.update({("hold", h.id): h.ends_ns for h in state.holds.values()})
+        if state.emergency is not None and not state.emergency.stale:
+            wanted["emergency", ""] = state.emergency.ends_ns
+        for name, deadline in wanted.items():
+            if self.alarms.deadline(name) != deadline:
+                self.alarms.schedule(name, deadline)
+        for name in [n for n in self.alarms.names() if n[0] != "retry" and n not in wanted]:
+            self.alarms.cancel(name)
+
+    def new_change_id(self) -> str:
+        return f"c{self.state.change_n + 1}"
+
+    def window_opened(self, cid: str, *, reopened: bool = False, reads: Mapping[str, str] | None = None) -> None:
+        """Say that a change has a window now, if one runs. ``reads``: what the kernel made of values just applied."""
+        change = self.state.changes[cid]
+        deadline_ns = None
+        if change.members and change.state == life.OPEN and not self.state.suspended:
+            deadline_ns = max(self.state.windows.end(change.opening_ns), self.state.not_before_ns)
+        if deadline_ns is None and not change.intents and not reopened and not reads:
+            return
+        self.record("window_opened", {
+            "change": cid, "owner": change.owner.to_json(), "resources": sorted(change.members),
+            "window_ns": self.state.windows.now_w, "reopened": reopened,
+            "magnitude_n": round(magnitude(self.state.open_sum_n) * BILLION),
+            "deadline": None if deadline_ns is None else self.wall_of(deadline_ns),
+            **({"reads": dict(reads)} if reads else {}),
+        })  # fmt: skip
+
+    def learn(self, event: Acted) -> dict[str, str]:
+        """What the kernel made of declared values that it took, for the record: they are compared with that from now
+        on.  # D5"""
+        out = {}
+        for resource, text in self.public_reads(event).items():
+            declared = self.state.declared(resource)
+            if declared is not None and declared.attrs is not None and not declared.attrs.get("secret"):
+                out[resource] = text
+        return out
+
+    @staticmethod
+    def public_reads(event: Acted) -> dict[str, str]:
+        """What the kernel made of values, but for secrets: records are shown to viewers and leave the node.  # S2"""
+        seen = {s.resource: s.observation for s in event.sightings}
+        return {r: text for r, text in event.reads.items()
+                if isinstance(found := seen.get(r), dict) and not found.get("secret")}  # fmt: skip
+
+    def recheck(self, resources: Sequence[str]) -> None:
+        if resources:
+            self.emit(Recheck(tuple(resources)))

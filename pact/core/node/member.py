@@ -1,0 +1,412 @@
+"""The member's side of a group: vote, carry out. Only the root asks, through the tree; ``join`` comes before.
+
+A yes is durable before it leaves, and binds: from then on the node asks and never decides alone, unless a person forces
+it on this node, which is recorded.  # G3
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Final
+
+from pact.core.node import below, commit, replies, rollback
+from pact.core.node import change as life
+from pact.core.node.bonds import check_fence, stopped_here
+from pact.core.node.change import Change
+from pact.core.node.desk import Desk
+from pact.core.node.events import AGENT_CALLER, Asked, Caller, Look, Looked, Probe, Probed, Sighting
+from pact.core.node.ledger import Job
+from pact.core.node.membership import Membership
+from pact.core.phases import DECIDED, NOT_APPLIED, OPEN, PREPARED
+from pact.errors import EXIT_BLOCKED, EXIT_FAILED, ConflictError
+from pact.model import Attrs, Declared, Holder, Unreadable
+
+HOLDERS_MAX: Final = 20
+
+
+# -- vote -----------------------------------------------------------------------------------------------------------
+
+
+def asked_vote(node: Desk, event: Asked) -> None:
+    """``action`` commit or rollback, ``ballot``, ``automatic``, ``force``. A repeated question gets the same answer."""
+    fence = check_fence(node.state, event.args)
+    gid, action, ballot = event.args["group"], event.args["action"], int(event.args["ballot"])
+    state = node.state
+    group = state.groups.get(gid)
+    if group is None:
+        _vote_of_a_stranger(node, event, gid, action)
+        return
+    if group.phase == DECIDED and action == group.action:  # bound already; the root's log was put back to before that
+        node.reply(event.token, {"vote": "yes"})
+        return
+    if group.phase == DECIDED:
+        raise ConflictError(f"{gid} is decided already: {group.action}")
+    if ballot < group.ballot:  # a vote of a root that has forgotten it, or a message that was on its way for long
+        raise ConflictError(f"stale ballot {ballot}: this node has answered {group.ballot}")
+    if group.phase == PREPARED and ballot == group.ballot:
+        node.reply(event.token, {"vote": "yes"})
+        return
+    for job in node.jobs.values():
+        if job.kind == "group_vote" and (job.args["group"], job.args["ballot"]) == (gid, ballot):
+            node.refuse(job.token, ConflictError("asked again"))  # one answer, to whoever asked last
+            job.token = event.token
+            return
+    why = _cannot_vote_yes(node, group, event)
+    if why:
+        _say_no(node, group, event.args, event.caller, event.token, why, [])
+        return
+    ids = tuple(group.resources)
+    job = node.job("group_vote", event.caller, token=event.token, ids=ids, args={**event.args, "fence": fence})
+    if action == "commit":
+        node.emit(Look(job.n, ids))
+    else:
+        job.steps = below.steps_for(node, [r for r in ids if r in state.member_of])
+        node.emit(Probe(job.n, job.steps, consumers=True, force=bool(event.args.get("force"))))
+
+
+def _vote_of_a_stranger(node: Desk, event: Asked, gid: str, action: str) -> None:
+    """It was never applied here, or has ended here: nothing is in a rollback's way, but nothing can be committed.
+    Where it was committed, only a root whose log was put back asks for a rollback: the others must not go back.
+    """
+    outcome = node.state.groups_done.get(gid, "never applied here")
+    if action == "rollback" and outcome == "committed":
+        node.reply(event.token, {"vote": "no", "why": f"{gid} has ended here: committed", "holders": []})
+    elif action == "rollback":
+        node.reply(event.token, {"vote": "yes", "nothing": outcome})
+    elif outcome == "committed":
+        node.reply(event.token, {"vote": "yes"})
+    else:
+        absent = gid not in node.state.groups_done
+        node.reply(event.token, {"vote": "no", "why": f"{gid}: {outcome}", "holders": [], "absent": absent})
+
+
+def _cannot_vote_yes(node: Desk, group: Membership, event: Asked) -> str:
+    """Why the answer is no before anything was looked at."""
+    state, automatic = node.state, bool(event.args.get("automatic"))
+    if any(j.change in group.changes or j.args.get("group") == group.id for j in node.jobs.values()):
+        return "it is being changed just now"
+    if event.args["action"] == "commit":
+        return ""
+    for resource in group.resources:
+        change = state.change_of(resource)
+        if change is not None and change.state == life.ROLLING:
+            return f"{resource} is being rolled back with {change.id}"
+    why = stopped_here(node, group, bool(event.args.get("force")))
+    if why:
+        return why
+    change = state.changes.get(group.change or "")
+    return rollback.refusal(node, change, "expired") if change is not None and automatic else ""
+
+
+def _say_no(node: Desk, group: Membership, args: Mapping[str, Any], caller: Caller, token: int | None, why: str,
+            holders: Sequence[Holder]) -> None:  # fmt: skip
+    named = [h.to_json() for h in holders]
+    change = node.state.changes.get(group.change or "")
+    again = group.why == why and group.action == args["action"] and (
+        change is None or args["action"] == "commit" or (change.state == life.BLOCKED and change.holders == named)
+    )  # fmt: skip
+    if not again:
+        node.record("group_prepared", {
+            "group": group.id, "change": group.change, "action": args["action"], "ballot": args["ballot"],
+            "fence": args["fence"], "vote": "no", "why": why, "holders": named}, caller.actor)  # fmt: skip
+        if args["action"] == "rollback" and change is not None and change.state == life.BLOCKED:
+            node.record("rollback_blocked", {
+                "change": change.id, "group": group.id, "cause": "group", "reason": why, "holders": named},
+                caller.actor)  # fmt: skip
+    node.reply(token, {"vote": "no", "why": why, "holders": named[:HOLDERS_MAX]})
+
+
+def looked_vote(node: Desk, job: Job, event: Looked) -> None:
+    """Commit: every resource must be as the group wants it, or the member is diverged.  # G6"""
+    node.finish(job)
+    group = _still_asked(node, job)
+    node.sight(event.sightings)
+    apart = []
+    for sighting in event.sightings:
+        seen = sighting.observation
+        change = node.state.change_of(sighting.resource)
+        if isinstance(seen, Unreadable):
+            apart.append(f"{sighting.resource} cannot be read: {seen.why}")
+        elif node.rules.distance_n(sighting.resource, group.resources[sighting.resource], seen):
+            apart.append(_diverged(group, sighting.resource, change))
+    try:
+        commit.require_whole(node, job.ids)
+    except ConflictError as exc:
+        apart.append(exc.message)
+    if apart:
+        _say_no(node, group, job.args, job.caller, job.token, "; ".join(apart[:5]), [])
+    else:
+        _say_yes(node, group, job)
+
+
+def probed_vote(node: Desk, job: Job, event: Probed) -> None:
+    """Rollback: nobody may be using what would be restored.  # F5"""
+    node.finish(job)
+    group = _still_asked(node, job)
+    node.sight(event.sightings)
+    unread = below.unread(node, job.steps, event.sightings)
+    if event.holders:
+        _say_no(node, group, job.args, job.caller, job.token, _used_by(event.holders), event.holders)
+    elif unread or event.refusals:
+        _say_no(node, group, job.args, job.caller, job.token, "; ".join([*unread, *event.refusals][:5]), [])
+    else:
+        _say_yes(node, group, job)
+
+
+def _used_by(holders: Sequence[Holder]) -> str:
+    return replies.holder_text(holders).removeprefix("blocked: ")
+
+
+def _still_asked(node: Desk, job: Job) -> Membership:
+    """Looking may take long: it counts only if nobody newer was obeyed, and nothing was decided, meanwhile.  # G4"""
+    check_fence(node.state, job.args)
+    group = node.state.groups.get(job.args["group"])
+    if group is None or group.phase != OPEN or job.args["ballot"] < group.ballot:
+        raise ConflictError(f"{job.args['group']} was settled meanwhile")
+    return group
+
+
+def _say_yes(node: Desk, group: Membership, job: Job) -> None:
+    node.record("group_prepared", {
+        "group": group.id, "change": group.change, "action": job.args["action"], "ballot": job.args["ballot"],
+        "fence": job.args["fence"], "vote": "yes", "why": "", "holders": []}, job.caller.actor)  # fmt: skip
+    node.reply(job.token, {"vote": "yes"})
+
+
+def asked_state(node: Desk, event: Asked) -> None:
+    """How the member stands, for people who look: what is on record, nothing is looked at or changed."""
+    check_fence(node.state, event.args)
+    gid, state = event.args["group"], node.state
+    group = state.groups.get(gid)
+    if group is None:
+        node.reply(event.token, {"state": state.groups_done.get(gid, NOT_APPLIED)})
+        return
+    apart = []
+    for resource, wanted in group.resources.items():
+        change, declared = state.change_of(resource), state.declared(resource)
+        actual = change.members[resource].actual if change is not None else declared.attrs if declared else None
+        if node.rules.distance_n(resource, wanted, actual):
+            apart.append(_diverged(group, resource, change))
+    node.reply(event.token, {"state": "; ".join(apart[:5]) or "member"})
+
+
+def _diverged(group: Membership, resource: str, change: Change | None) -> str:
+    by = change.owner.user if change is not None and change.id != group.change else "unattributed"
+    return f"diverged: {resource} was changed again by {by}"
+
+
+# -- the decision ---------------------------------------------------------------------------------------------------
+
+
+def asked_decide(node: Desk, event: Asked) -> None:
+    """``decision`` commit, rollback, abort or unknown. Done twice it is the same as done once."""
+    fence = check_fence(node.state, event.args)
+    gid, decision, ballot = event.args["group"], event.args["decision"], int(event.args["ballot"])
+    group, force = node.state.groups.get(gid), bool(event.args.get("force"))
+    if group is None:
+        node.reply(event.token, {"done": True, "outcome": node.state.groups_done.get(gid, "never applied here")})
+        return
+    if decision == "unknown":
+        _forgotten(node, event, group)
+        return
+    if group.phase == DECIDED and decision != group.action:
+        raise ConflictError(f"{gid} is decided already: {group.action}")  # G1: there is one decision
+    if decision == "abort":
+        _abort(node, event, group, ballot, fence)
+        return
+    if group.phase != DECIDED or (force and not group.force):
+        lost = _lost(node, group)
+        node.record("group_decided", {
+            "group": gid, "ballot": ballot, "fence": fence, "decision": decision, "action": decision,
+            "why": event.args.get("why", ""), "lost": lost, **({"force": True} if force else {})},
+            event.caller.actor)  # fmt: skip
+        for job in [j for j in node.jobs.values() if j.kind in ("group_vote", "apply") and j.args.get("group") == gid]:
+            node.finish(job)
+        for cid in group.changes:
+            if (change := node.state.changes.get(cid)) is not None and change.intents:
+                node.window_opened(cid)  # its apply hangs, and was ended above: what it has not done it will not do
+    if decision == "commit":
+        _refuse_rolling(node, group)
+    node.deciding.setdefault(gid, []).append(event.token)
+    if decision == "commit":
+        _commit(node, group, event)
+    else:
+        roll_back(node, group, event.caller, force=force)
+
+
+def _refuse_rolling(node: Desk, group: Membership) -> None:
+    """What another rollback has frozen is committed when that has ended: the root asks again. Raises ConflictError.
+    # R2"""
+    own = node.state.changes.get(group.change or "")
+    for resource in (*group.resources, *(own.bound_together(group.resources) if own is not None else ())):
+        change = node.state.change_of(resource)
+        if change is not None and change.state == life.ROLLING:
+            raise ConflictError(f"{resource} is being rolled back with {change.id}", "it is committed after that")
+
+
+def _forgotten(node: Desk, event: Asked, group: Membership) -> None:
+    """The root's log is another one than that which began the group: nobody's timer ends it any more.  # A4
+
+    What was voted for stays undecided until a person forces it here, what is decided is carried out, and the rest is
+    blocked here, aloud: nobody knows how it ended elsewhere.
+    """
+    if group.phase == PREPARED:
+        why = f"undecided: the root's log has no {group.id}"
+        node.reply(event.token, {"done": False, "why": why, "holders": []}, EXIT_FAILED, why)
+        return
+    if group.phase == DECIDED:
+        node.deciding.setdefault(group.id, []).append(event.token)
+        roll_back(node, group, event.caller)
+        return
+    change = node.state.changes.get(group.change or "")
+    node.record("group_finished", {"group": group.id, "outcome": "forgotten by the root"}, event.caller.actor)
+    if change is not None and change.members:
+        node.record("rollback_blocked", {
+            "change": change.id, "cause": "group", "holders": [],
+            "reason": f"the root's log has no {group.id} any more: commit or roll back on this node"},
+            event.caller.actor)  # fmt: skip
+    node.reply(event.token, {"done": True, "outcome": "forgotten by the root"})
+
+
+def _abort(node: Desk, event: Asked, group: Membership, ballot: int, fence: int) -> None:
+    if ballot < group.ballot and group.phase == PREPARED:
+        raise ConflictError(f"stale ballot {ballot}: this node has answered {group.ballot}")
+    action, why = event.args["action"], str(event.args.get("why", ""))
+    for job in [j for j in node.jobs.values() if j.kind == "group_vote" and j.args["group"] == group.id]:
+        if job.args["ballot"] <= ballot:  # that vote has ended: a look that hangs is in no other's way, binds nobody
+            node.finish(job)
+            node.refuse(job.token, ConflictError(f"the vote has ended: {why}"))
+    change = node.state.changes.get(group.change or "")
+    blocked = action == "rollback" and change is not None and change.state != life.BLOCKED
+    if group.phase == PREPARED or blocked:
+        node.record("group_decided", {
+            "group": group.id, "ballot": ballot, "fence": fence, "decision": "abort", "action": action, "why": why,
+            "lost": []}, event.caller.actor)  # fmt: skip
+    node.reply(event.token, {"done": True, "outcome": "aborted"})
+
+
+def _lost(node: Desk, group: Membership) -> list[dict[str, Any]]:
+    """What others changed again on the group's resources: a rollback takes it from them, and says so.  # G6"""
+    out = []
+    for resource in group.resources:
+        change = node.state.change_of(resource)
+        if change is not None and change.id != group.change:
+            out.append({"resource": resource, "change": change.id, "owner": change.owner.to_json()})
+    return out
+
+
+def _commit(node: Desk, group: Membership, event: Asked) -> None:
+    """What the group wants is declared from now on; what the machine has instead is drift of whoever made it."""
+    state = node.state
+    apart = []
+    for resource in group.resources:
+        change = state.change_of(resource)
+        if change is not None:
+            actual = change.members[resource].actual
+            if node.rules.distance_n(resource, group.resources[resource], actual):
+                apart.append(Sighting(resource, actual, change.owner))
+    resources = {}
+    for resource, attrs in group.resources.items():
+        declared = state.declared(resource) or Declared(attrs)
+        resources[resource] = replace(declared, attrs=_over(declared.attrs, attrs), restorable=True).to_json()
+    own = state.changes.get(group.change or "")
+    for resource in own.bound_together(group.resources) if own is not None else ():  # C8
+        followed = state.declared(resource)
+        if resource not in resources and followed is not None and own is not None:
+            resources[resource] = replace(followed, attrs=own.members[resource].actual).to_json()
+    ttl_ns = event.args.get("ttl_ns")
+    expires_ns = None if ttl_ns is None else node.t_ns + ttl_ns
+    node.record("committed", {
+        "change": group.change or "", "group": group.id, "owner": group.owner,
+        "committer": event.caller.owner.to_json(), "resources": resources,
+        "message": event.args.get("message", ""), "split": False, "expires_ns": expires_ns,
+        "expires": None if expires_ns is None else node.wall_of(expires_ns)}, event.caller.actor)  # fmt: skip
+    node.record("group_finished", {"group": group.id, "outcome": "committed"}, event.caller.actor)
+    node.sight(apart)
+    node.recheck(tuple(resources))
+
+
+def _over(declared: Attrs | None, wanted: Attrs | None) -> Attrs | None:
+    """What the group wants, and of what it does not name (owner, mode, that it is a secret) what was declared."""
+    if declared is None or wanted is None or declared.get("type") != wanted.get("type") or "fstype" in wanted:
+        return wanted
+    kept = {k: v for k, v in declared.items() if k not in ("reads", "sha256", "size", "target")}
+    return {**kept, **wanted}
+
+
+def roll_back(node: Desk, group: Membership, caller: Caller, *, force: bool = False) -> None:
+    """Start what is still missing of a decided rollback. What runs already goes on."""
+    state, force = node.state, force or group.force
+    if stopped_here(node, group, force):
+        return  # the root is told why, and asks again
+    theirs: dict[str, list[str]] = {}
+    for resource in group.resources:
+        change = state.change_of(resource)
+        if change is None or change.id in group.changes or change.state == life.ROLLING or change.id in node.busy:
+            continue
+        theirs.setdefault(change.id, []).append(resource)
+    for cid, ids in theirs.items():
+        into = node.new_change_id()
+        node.record("change_split", {"change": cid, "into": into, "resources": ids, "group": group.id}, caller.actor)
+    for cid in group.changes:
+        found = state.changes.get(cid)
+        if found is not None and found.state != life.ROLLING and cid not in node.busy and found.members:
+            rollback.start_rollback(node, found, "group", caller, force=force)
+
+
+def finish_done(node: Desk) -> None:
+    """Once a step: decided rollbacks whose work is done are finished, and the root's questions answered.  # G5"""
+    state = node.state
+    for group in [g for g in state.groups.values() if g.phase == DECIDED and g.action == "rollback"]:
+        if state.changes.keys().isdisjoint(group.changes):
+            node.record("group_finished", {"group": group.id, "outcome": "rolled back"})
+    for gid in list(node.deciding):
+        found = state.groups.get(gid)
+        if found is None:
+            for token in node.deciding.pop(gid):
+                node.reply(token, {"done": True, "outcome": state.groups_done.get(gid, "")})
+        elif node.busy.keys().isdisjoint(found.changes):
+            left = [state.changes[c] for c in found.changes if c in state.changes]
+            result, code, text = _undone(left, stopped_here(node, found, found.force))
+            for token in node.deciding.pop(gid):
+                node.reply(token, result, code, text)
+
+
+def _undone(left: Sequence[Change], stop: str) -> tuple[dict[str, Any], int, str]:
+    holders = [h for c in left for h in c.holders]
+    why = stop or "; ".join(c.reason for c in left if c.reason)
+    if holders and not stop:
+        why = _used_by([Holder.from_json(h) for h in holders])
+    return ({"done": False, "why": why, "holders": holders[:HOLDERS_MAX]},
+            EXIT_BLOCKED if holders and not stop else EXIT_FAILED, why)  # fmt: skip
+
+
+def asked_extend(node: Desk, event: Asked) -> None:
+    """The root moved the group's end, or reopened the group."""
+    fence, gid = check_fence(node.state, event.args), event.args["group"]
+    group = node.state.groups.get(gid)
+    if group is None:
+        node.reply(event.token, {"done": True})
+        return
+    if group.phase != OPEN:
+        raise ConflictError(f"{gid} is being settled")
+    left_ns = int(event.args["left_ns"])
+    change = node.state.changes.get(group.change or "")
+    if change is not None:
+        node.record("window_extended", {
+            "change": change.id, "group": gid, "by_ns": 0, "fence": fence, "ends_ns": node.t_ns + left_ns,
+            "ends": node.wall_of(node.t_ns + left_ns),
+            "reopened": change.state in (life.BLOCKED, life.FAILED)}, event.caller.actor)  # fmt: skip
+    node.reply(event.token, {"done": True})
+
+
+def resume(node: Desk) -> None:
+    """After a start: decided rollbacks that had not begun begin. A member of a cluster waits for its root, which may
+    have stopped the whole fleet since, and tells it again.  # G9
+    """
+    if node.t_ns < node.alone_until_ns:
+        return
+    for group in list(node.state.groups.values()):
+        if group.phase == DECIDED and group.action == "rollback":
+            roll_back(node, group, AGENT_CALLER)

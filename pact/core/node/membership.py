@@ -1,0 +1,59 @@
+"""What one node remembers of the groups that it is a member of: the fold of the ``group_*`` records.  # J2
+
+A group's change is an ordinary change whose window the root keeps. From a yes vote on the node decides nothing about it
+alone.  # G3
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from pact.core.phases import OPEN
+from pact.model import Attrs, Owner
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass(slots=True)
+class Membership:
+    """One unfinished group. ``resources`` are what it wants here; ``ends_ns`` is the root's window, for people."""
+
+    id: str
+    owner: dict[str, Any]
+    message: str
+    resources: dict[str, Attrs | None]
+    phase: str = OPEN
+    change: str | None = None
+    also: list[str] = field(default_factory=list)
+    ballot: int = 0
+    action: str = ""
+    why: str = ""
+    ends_ns: int = 0
+    force: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__slots__}
+
+    @property
+    def changes(self) -> list[str]:
+        """Every change that the group's rollback settles here."""
+        return [*([self.change] if self.change else []), *self.also]
+
+
+def learn(group: Membership, reads: Mapping[str, str]) -> None:
+    """What the kernel made here of values that the group wants: the member is compared with that.  # D5"""
+    for resource, text in reads.items():
+        wanted = group.resources.get(resource)
+        if wanted is not None:
+            group.resources[resource] = {**wanted, "reads": text}
+
+
+def load(rows: list[Mapping[str, Any]]) -> dict[str, Membership]:
+    return {row["id"]: Membership(**row) for row in rows}
+
+
+def owner_of(group: Membership) -> Owner:
+    return Owner.from_json(group.owner)

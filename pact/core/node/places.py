@@ -1,0 +1,49 @@
+"""Where untracked things lie, for people: a tree that is new is one line, whatever it holds. Pure."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from pact.core.node import tracked
+from pact.core.node.desk import Desk
+
+#: Places that are told at most.
+PLACES_MAX: Final = 100
+
+#: The place (a resource's id, or what several begin with), whose, how many, and one of them.
+Place = tuple[str, str, int, str]
+
+
+def places(node: Desk) -> list[Place]:
+    """At most ``PLACES_MAX``, by name. What lies in a directory that is new itself is counted there, else with what is
+    new beside it; of sysctls, with those that have all but the last part of the name in common."""
+    key = (node.state.seq, len(node.pace.waiting), len(node.pace.leaving))
+    if node.pace.folded[0] != key:
+        node.pace.folded = key, _folded(node)
+    return node.pace.folded[1]
+
+
+def _folded(node: Desk) -> list[Place]:
+    tops: dict[str, str] = {}  # a directory that is new -> the topmost one that it lies in, or itself
+    counts: dict[tuple[str, str], tuple[int, str]] = {}
+    for resource, found in tracked.listed(node):
+        above = _above(resource)
+        place = tops.get(above, above)
+        if found.actual.get("type") == "directory":
+            tops[resource] = place = tops.get(above, resource)
+        many, first = counts.get((place, found.owner["user"]), (0, resource))
+        counts[place, found.owner["user"]] = many + 1, first
+    for directory, more in node.pace.beyond.items():
+        many, first = counts.get((directory, ""), (0, directory))
+        counts[directory, ""] = many + more, first
+    rows = sorted((p if n > 1 else first, user, n, first) for (p, user), (n, first) in counts.items())
+    return [(_spelled(p) if n > 1 else p, user, n, first) for p, user, n, first in rows[:PLACES_MAX]]
+
+
+def _above(resource: str) -> str:
+    kind, _, name = resource.partition(":")
+    return f"{kind}:{name.rpartition('.' if kind == 'sysctl' else '/')[0]}"
+
+
+def _spelled(place: str) -> str:
+    return f"{place}.*" if place.startswith("sysctl:") else place.rstrip("/") + "/"

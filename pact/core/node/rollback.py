@@ -1,0 +1,302 @@
+"""Roll back: a change ends, and what it drifted returns to declared state.
+
+A rollback is probed first (observe again, look for consumers, keep what would be overwritten), then recorded as
+started, then carried out, then verified and recorded.  # A4, F5, R1-R6
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Final
+
+from pact.core.node import below, bonds
+from pact.core.node import change as life
+from pact.core.node import untracked as taking
+from pact.core.node.change import Change
+from pact.core.node.desk import Desk
+from pact.core.node.events import AGENT_CALLER, Acted, Asked, Caller, Probe, Probed, Sighting
+from pact.core.node.ledger import Job, Waiting
+from pact.core.node.replies import done, holder_text, left
+from pact.core.node.select import select, shared_with, some
+from pact.core.node.state import HOUR_NS
+from pact.core.plan import ordered
+from pact.errors import (
+    EXIT_BLOCKED,
+    EXIT_DONE,
+    EXIT_FAILED,
+    ConflictError,
+    PactError,
+)
+from pact.model import Declared, Holder, Unreadable
+
+AUTO_ROLLBACKS_MAX: Final = 2
+#: So many runs in a row that end in the middle of the same job: it is left to a person.  # F65
+KILLED_MAX: Final = 3
+LOOKS_MAX: Final = 3  # so often what joins a plan that is being looked at is looked at, too
+AUTOMATIC: Final = ("expired", "retry")
+
+
+def asked_rollback(node: Desk, event: Asked) -> None:
+    dry, force = bool(event.args.get("dry_run")), bool(event.args.get("force"))
+    rest, untracked = taking.split(node, event, "rollback")
+    picked = select(node, rest, "rollback") if rest is not None else {}
+    refuse_in_observe_mode(node, dry)
+    if untracked:
+        refuse_held_or_busy(node, "", force or dry)
+    for cid in picked:
+        refuse_held_or_busy(node, cid, force or dry)
+    if not picked and not untracked:
+        node.reply(event.token, {"rolled_back": [], "left": left(node)}, EXIT_DONE, "nothing to roll back")
+        return
+    rollback_many(node, event, picked, dry=dry, force=force)
+    taking.begin_removal(node, event, untracked, dry=dry, force=force)
+
+
+def refuse_in_observe_mode(node: Desk, dry: bool) -> None:
+    if not node.state.settings.enforce and not dry:
+        raise ConflictError("the node is in observe mode: nothing is rolled back",
+                            "set [mode] enforcement = \"enforce\" and restart the agent")  # fmt: skip
+
+
+def refuse_held_or_busy(node: Desk, cid: str, force: bool) -> None:
+    holds = node.state.held_by(cid)
+    if holds and not force:
+        hold = holds[0]
+        raise ConflictError(f"{cid or 'the node'} is held by {hold.owner['user']}: {hold.reason}", "use --force")
+    if cid in node.busy:
+        raise ConflictError(f"a rollback of {cid} is being prepared already", "see pact status")
+
+
+def rollback_many(node: Desk, event: Asked, picked: Mapping[str, Sequence[str]], *, dry: bool, force: bool,
+                  extra: dict[str, Any] | None = None) -> None:  # fmt: skip
+    """Roll each of these back; one reply when the last has ended."""
+    waiting = Waiting(extra=extra or {})
+    node.waiting[event.token] = waiting
+    begun: list[tuple[Change, tuple[str, ...]]] = []
+    for cid, ids in picked.items():
+        change = node.state.changes[cid]
+        if len(ids) < len(change.members) and not dry:
+            into = node.new_change_id()
+            node.record("change_split", {"change": cid, "into": into, "resources": list(ids)}, event.caller.actor)
+            change = node.state.changes[into]
+        begun.append((change, tuple(ids)))
+    for change, ids in begun:
+        start_rollback(node, change, "manual", event.caller, token=event.token, force=force, dry=dry, ids=ids)
+
+
+def start_rollback(node: Desk, change: Change, cause: str, caller: Caller, *, token: int | None = None,
+                   force: bool = False, dry: bool = False, ids: tuple[str, ...] = ()) -> None:  # fmt: skip
+    """Ask the shell to look before anything is touched; or refuse what a person should decide."""
+    ids = ids or tuple(change.members)
+    job = node.job("rollback", caller, token=token, change=change.id, cause=cause, ids=ids,
+                   args={"force": force, "dry": dry})  # fmt: skip
+    if token is not None:
+        node.waiting[token].jobs.add(job.n)
+    reason = refusal(node, change, cause)
+    if reason:
+        block(node, job, change, reason, [])
+        return
+    try:
+        job.steps, job.planned_at = below.steps_for(node, ids), node.state.seq
+    except ConflictError as exc:
+        block(node, job, change, exc.message, [])
+        return
+    node.emit(Probe(job.n, job.steps, consumers=True, force=force, dry=dry))
+
+
+def refusal(node: Desk, change: Change, cause: str) -> str:
+    """Why a rollback that nobody has just asked for should wait for a person.  # R3"""
+    if cause != "manual" and (killed := node.killed.pop(change.id, 0)) >= KILLED_MAX:
+        return killed_text(killed)
+    if cause not in AUTOMATIC:
+        return ""
+    most = node.state.settings.max_resources
+    if len(change.members) > most:
+        return f"{len(change.members)} resources are more than max_resources = {most}: an operator must decide"
+    horizon = node.t_ns - HOUR_NS
+    for resource in change.members:
+        times = [t for t in node.state.auto_rollbacks.get(resource, ()) if t > horizon]
+        if len(times) >= AUTO_ROLLBACKS_MAX:
+            return f"{resource} was rolled back {len(times)} times within the hour: contended by {change.owner.user}"
+    return ""
+
+
+def killed_text(times: int) -> str:
+    return f"the agent was killed {times} times in a row while it was at this"
+
+
+def resume_rollback(node: Desk, change: Change, reset: Mapping[str, Sighting]) -> None:
+    """Go on with a rollback that a crash cut off. Steps already done are found done.  # R6"""
+    assert change.rolling is not None
+    job = node.job("rollback", AGENT_CALLER, change=change.id, cause=change.rolling["cause"],
+                   ids=tuple(change.members), args={"force": False, "dry": False, "resumed": True})  # fmt: skip
+    if (times := node.killed.pop(change.id, 0)) >= KILLED_MAX:
+        block(node, job, change, killed_text(times), [])
+        return
+    joined = below.resumed(node, change)
+    known = {s.id for s in joined}
+    steps = [*(s for s in below.steps_for(node, job.ids) if s.id not in known), *joined]
+    for at, step in enumerate(steps):
+        seen = reset.get(step.id)
+        if seen is not None and not isinstance(seen.observation, Unreadable):
+            steps[at] = replace(step, actual=seen.observation)
+    job.steps = ordered(steps)
+    node.converging[job.n] = frozenset(s.id for s in job.steps)
+    node.emit(Probe(job.n, job.steps, consumers=True))
+
+
+def probed_rollback(node: Desk, job: Job, event: Probed) -> None:
+    state = node.state
+    change = state.changes.get(job.change or "")
+    if job.args.get("untracked"):
+        taking.probed_removal(node, job, event)
+        return
+    if change is None:
+        raise ConflictError(f"{job.change} was settled while its rollback was prepared", "see pact log")
+    if job.args.get("resumed"):
+        _probed_resumed(node, job, change, event)
+        return
+    if change.state == life.ROLLING:
+        raise ConflictError(f"the rollback of {change.id} has begun already", "see pact log")
+    node.sight(event.sightings)
+    if change.id not in state.changes:
+        done(node, job, {"change": change.id, "state": "settled", "resources": []})
+        return
+    if not _still_wanted(node, job, change):
+        node.finish(job)
+        return
+    ids = [r for r in job.ids if r in change.members]
+    if not ids:
+        done(node, job, {"change": change.id, "state": "settled", "resources": []})
+        return
+    if node.state.seq != job.planned_at:
+        job.steps, job.planned_at = below.steps_for(node, ids), node.state.seq
+        if job.looks < LOOKS_MAX and below.unseen(job.steps, event.sightings):
+            job.looks += 1
+            node.emit(Probe(job.n, job.steps, consumers=True, force=job.args["force"], dry=job.args["dry"]))
+            return
+    refusals = [*below.unread(node, job.steps, event.sightings), *event.refusals]
+    job.steps, job.args["notes"] = below.filled(job.steps, change.members, event.sightings), list(event.notes)
+    if job.args["dry"]:  # it ends as the real one would
+        why = holder_text(event.holders) if event.holders else "; ".join(refusals[:5])
+        done(node, job, {
+            "change": change.id, "plan": [s.to_json() for s in job.steps], "refused": refusals,
+            "notes": job.args["notes"], "consumers": [h.to_json() for h in event.holders]},
+            EXIT_BLOCKED if event.holders else EXIT_FAILED if refusals else EXIT_DONE,
+            f"the rollback of {change.id} would not be done: {why}" if why else "")  # fmt: skip
+    elif event.holders:
+        block(node, job, change, "consumers", event.holders)
+    elif refusals:
+        block(node, job, change, "; ".join(refusals[:5]), [])
+    else:
+        wanted = frozenset(ids)
+        _leave_out(node, job, change, [r for r in change.members if r not in wanted])
+        node.record("rollback_started", {
+            "change": change.id, "cause": job.cause, "owner": change.owner.to_json(), "skipped": [],
+            "plan": [s.to_json() for s in job.steps], "saves": dict(event.saves), **shared_with(change, ids),
+            **({"notes": job.args["notes"]} if event.notes else {})}, job.caller.actor)  # fmt: skip
+        below.act(node, job, event.saves, [s.id for s in job.steps])
+
+
+def _leave_out(node: Desk, job: Job, change: Change, late: list[str]) -> None:
+    """What joined the change while its rollback was prepared was not looked at: it goes on by itself.  # R2"""
+    if late:
+        node.record("change_split", {"change": change.id, "into": node.new_change_id(), "resources": late,
+                                     "ambient": change.ambient}, job.caller.actor)  # fmt: skip
+
+
+def _still_wanted(node: Desk, job: Job, change: Change) -> bool:
+    """An automatic rollback gives way to what happened while it was prepared: extension, hold, emergency."""
+    if job.cause == "expired":
+        return node.due(change)
+    group = node.state.groups.get(change.group) if job.cause == "group" else None
+    if group is not None:
+        return not bonds.stopped_here(node, group, job.args["force"])
+    if job.cause == "retry":
+        return change.state == life.BLOCKED and not node.state.suspended and not node.state.held_by(change.id)
+    return True
+
+
+def _probed_resumed(node: Desk, job: Job, change: Change, event: Probed) -> None:
+    if event.holders or event.refusals:
+        why = holder_text(event.holders) if event.holders else "; ".join(event.refusals)
+        done = {s.resource for s in event.sightings if not _differs(node, s)}
+        results = {r: "" if r in done else why for r in job.ids}
+        acted_rollback(node, job, Acted(event.t_ns, event.wall_ns, job.n, results, event.sightings))
+        return
+    # what the record of the start does not name was written since, and is nobody's to take away  # R4
+    saved = (change.rolling or {}).get("saved")
+    saves = event.saves if saved is None else {
+        r: s for r, s in event.saves.items() if s.get("sha256") is None or saved.get(r) == s["sha256"]}  # fmt: skip
+    below.act(node, job, saves, [s.id for s in job.steps], resumed=True)
+
+
+def _differs(node: Desk, sighting: Sighting) -> bool:
+    declared: Declared | None = node.state.declared(sighting.resource)
+    if declared is None or isinstance(sighting.observation, Unreadable):
+        return True
+    return node.deviation_n(sighting.resource, declared, sighting.observation) > 0
+
+
+def block(node: Desk, job: Job, change: Change, reason: str, holders: Sequence[Holder]) -> None:
+    """The whole rollback waits for a person; nothing was changed.  # F5"""
+    named = [h.to_json() for h in holders]
+    again = change.state == life.BLOCKED and change.reason == reason and (
+        {(h["pid"], h["resource"]) for h in change.holders} == {(h["pid"], h["resource"]) for h in named}
+    )  # fmt: skip
+    if not job.args.get("dry") and not again:
+        node.record("rollback_blocked", {
+            "change": change.id, "cause": job.cause, "reason": reason, "holders": named}, job.caller.actor)  # fmt: skip
+    node.finish(job)
+    text = f"{change.id}: " + (holder_text(holders) if holders else reason)
+    done(node, job, {"change": change.id, "state": "blocked", "reason": reason, "consumers": named},
+          EXIT_BLOCKED if holders else EXIT_FAILED, f"rollback of {text}",
+          "let them finish or stop them, then: pact rollback " + change.id)  # fmt: skip
+
+
+def acted_rollback(node: Desk, job: Job, event: Acted) -> None:
+    change = node.state.changes[job.change or ""]
+    assert change.state == life.ROLLING, change.state
+    left = {r: why for r, why in event.results.items() if why}
+    restored = sorted(r for r, why in event.results.items() if not why)
+    actor = job.caller.actor
+    drifted = below.look(node, job, event, change.owner)
+    if left:
+        reason = "; ".join(f"{r}: {why}" for r, why in list(left.items())[:5])
+        data = {"change": change.id, "cause": job.cause, "restored": restored, "left": left, "reason": reason,
+                "reads": node.learn(event), **shared_with(change, left)}  # fmt: skip
+        node.record("rollback_failed", data, actor)
+        node.sight(replace(s, owner=change.owner) for s in event.sightings if s.resource in left)
+    else:
+        node.record("rolled_back", {
+            "change": change.id, "cause": job.cause, "owner": change.owner.to_json(),
+            "results": dict.fromkeys(restored, "restored"), "reads": node.learn(event),
+            **shared_with(change, restored)}, actor)  # fmt: skip
+        if job.cause != "group":
+            bonds.left_alone(node, change, "rolled back", job.caller)
+    node.sight_moved(event, change.owner, change if left else None)
+    node.recheck([s.id for s in job.steps] or job.ids)
+    notes = [*job.args.get("notes", ()), *(f"{r}: it has drifted with this, and has its window" for r in drifted),
+             *(f"{r}: the kernel made {text} of what is declared" for r, text in node.learn(event).items())]
+    result = {"change": change.id, "state": "failed" if left else "settled", "restored": restored, "left": left,
+              "notes": notes}  # fmt: skip
+    done(node, job, result, EXIT_FAILED if left else EXIT_DONE,
+         f"rollback of {change.id} failed for {some(list(left))}" if left else "")  # fmt: skip
+
+
+def give_up(node: Desk, job: Job, error: PactError) -> None:
+    """A job ended with an error. A change whose time is up must not lie there forgotten: it is blocked.  # A4"""
+    change = node.state.changes.get(job.change or "")
+    lasting = change is not None and not job.args.get("dry") and not isinstance(error, ConflictError)
+    if job.kind == "rollback" and lasting:
+        assert change is not None
+        if change.state == life.ROLLING:
+            results = dict.fromkeys(change.members, error.message)
+            acted_rollback(node, job, Acted(node.t_ns, node.wall_ns, job.n, results, ()))
+        else:
+            block(node, job, change, error.message, [])
+    elif job.kind == "rollback":
+        done(node, job, {"change": job.change, "error": error.message}, error.exit_code, error.message, error.hint)
+    else:
+        node.refuse(job.token, error)

@@ -1,0 +1,446 @@
+"""The node's state: the data, and the moves of which the fold over the journal is made.  # J2
+
+``fold.apply`` is the only thing that changes it. What is derived for speed (timer wheels, probes under way) lives in
+``Ledger`` and is rebuilt from here. Everything is JSON, so that a snapshot is the state and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+import orjson
+
+from pact.core import strict
+from pact.core.node import change as life
+from pact.core.node.change import Change, Member
+from pact.core.node.membership import Membership
+from pact.core.node.membership import load as load_groups
+from pact.core.node.pace import Untracked
+from pact.core.node.windows import Windows, magnitude, square, window
+from pact.core.records import GENESIS, Record
+from pact.core.settings import Settings
+from pact.model import DIMENSIONS, NS_PER_S, Attrs, Declared, Owner
+
+HOUR_NS: Final = 3600 * NS_PER_S
+RECENT_MAX: Final = 20_000
+DECODED_MAX: Final = 64
+_CLOSED: Final = frozenset({life.BLOCKED, life.FAILED, life.ROLLING, life.SETTLED})  # takes no more drift
+SNAPSHOT_VERSION: Final = 2
+
+
+@dataclass(slots=True)
+class Ttl:
+    """A commit with an end: ``earlier`` is the declared value (JSON, ``None`` if undeclared) that comes back."""
+
+    expires_ns: int
+    earlier: dict[str, Any] | None
+    owner: dict[str, Any]
+    seq: int
+
+
+@dataclass(slots=True)
+class Emergency:
+    reason: str
+    by: str
+    key: str
+    started: str
+    started_ns: int
+    ends_ns: int
+    ends: str
+    stale: bool = False
+
+
+@dataclass(slots=True)
+class Hold:
+    id: str
+    change: str | None
+    owner: dict[str, Any]
+    reason: str
+    placed: str
+    placed_ns: int
+    ends_ns: int
+    ends: str
+
+
+@dataclass(slots=True)
+class Touched:
+    """What an ``apply`` moved, for those who keep derived indexes. Not part of the state. In order, without doubles:
+    what is due at one moment is taken in the order of its scheduling, and that is the same in every run."""
+
+    members: dict[str, None] = field(default_factory=dict)
+    changes: dict[str, None] = field(default_factory=dict)
+    timers: bool = False
+
+    def __bool__(self) -> bool:
+        return bool(self.members or self.changes or self.timers)
+
+
+#: Instead of names: everything that a reboot resets.
+ALL: Final = "*"
+#: What a node as a whole can be, the gravest first.
+STATES: Final = ("emergency", life.FAILED, life.BLOCKED, "drifted", "unconfigured", "committed")
+
+
+class State:
+    """See the module. Attributes are read by everyone and written by ``fold.apply`` alone."""
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        self.settings = settings or Settings()
+        self.seq = -1
+        self.hash = GENESIS
+        self.t_ns = 0
+        self.wall = ""
+        self.boot_id = ""
+        self.offset_ns = 0
+        self.running = False
+        self.not_before_ns = 0
+        self._declared: dict[str, bytes] = {}
+        self._decoded: dict[str, Declared] = {}  # the last few that were looked at: a rollback looks six times
+        self.changes: dict[str, Change] = {}
+        self.member_of: dict[str, str] = {}
+        self.ambient: dict[str, str] = {}
+        self.recent: dict[str, int] = {}
+        self.ttls: dict[str, Ttl] = {}
+        #: What a reboot reset, with what it was reset to, and is not brought back yet; ALL: that is not known yet.
+        self.boot_owed: dict[str, Attrs | None] | None = None
+        self.emergency: Emergency | None = None
+        self.holds: dict[str, Hold] = {}
+        self.blind: dict[str, str] = {}
+        self.auto_rollbacks: dict[str, list[int]] = {}
+        self.change_n = 0
+        self.hold_n = 0
+        self.open_sum_n = 0
+        self.groups: dict[str, Membership] = {}
+        self.groups_done: dict[str, str] = {}
+        self.fence = 0
+        self.fleet_seq = 0
+        self.tracked: dict[str, str] = {}  # pattern -> what becomes of what is new below it
+        self.untracked: dict[str, Untracked] = {}
+        self.untracked_of: dict[str, int] = {}  # owner -> how many of them are his
+        self.enforced: dict[str, dict[str, Any]] = {}  # declared absent for being new -> who made it
+        self.windows = Windows(self.settings.floor_ns, self.settings.base_ns)
+        self.touched = Touched()
+        self._noted: tuple[int, Settings | None, int] = (0, None, 0)  # drift and settings, and their window
+
+    # -- reading ------------------------------------------------------------------------------------------------
+
+    def __contains__(self, resource: str) -> bool:
+        return resource in self._declared
+
+    @property
+    def declared_count(self) -> int:
+        return len(self._declared)
+
+    def declared_ids(self) -> Iterator[str]:
+        return iter(self._declared)
+
+    def declared(self, resource: str) -> Declared | None:
+        known = self._decoded.get(resource)
+        if known is None:
+            raw = self._declared.get(resource)
+            if raw is None:
+                return None
+            if len(self._decoded) >= DECODED_MAX:
+                self._decoded.clear()
+            known = self._decoded[resource] = Declared.from_json(strict.own(raw))
+        return known
+
+    def declared_raw(self, resource: str) -> bytes | None:
+        """Canonical JSON of the declared value: small in memory, and equal exactly when the values are."""
+        return self._declared.get(resource)
+
+    def all_declared_raw(self) -> dict[str, bytes]:
+        """The same of all, as of now: it moves no more."""
+        return dict(self._declared)
+
+    def change_of(self, resource: str) -> Change | None:
+        cid = self.member_of.get(resource)
+        return None if cid is None else self.changes[cid]
+
+    def held_by(self, change_id: str) -> list[Hold]:
+        return [h for h in self.holds.values() if h.change in (None, change_id)]
+
+    @property
+    def suspended(self) -> bool:
+        """No window runs: observe mode or an emergency.  # P1, E1"""
+        return not self.settings.enforce or self.emergency is not None
+
+    def deadline_ns(self, change: Change) -> int | None:
+        """When its window ends if nothing else happens; ``None`` while no clock runs for it."""
+        if change.state != life.OPEN or self.suspended or not change.members or change.intents or change.group:
+            return None  # a group's window is the root's  # G2
+        return max(self.windows.end(change.opening_ns), self.not_before_ns)
+
+    def sums(self) -> dict[str, int]:
+        """The full drift (settled by nobody yet, in whatever state) by dimension, as exact sums."""
+        out = dict.fromkeys(DIMENSIONS, 0)
+        for change in self.changes.values():
+            for member in change.members.values():
+                out[self.settings.dimension_of(member.resource)] += member.square
+        return out
+
+    def overall(self) -> str:
+        """One of ``STATES``: the gravest that is true."""
+        if self.emergency is not None:
+            return "emergency"
+        states = {c.state for c in self.changes.values() if c.members}
+        for state in (life.FAILED, life.BLOCKED):
+            if state in states:
+                return state
+        if states:
+            return "drifted"
+        return "committed" if self._declared else "unconfigured"
+
+    # -- its moves: what the fold is made of ---------------------------------------------------------------------
+
+    def note(self, t_ns: int) -> None:
+        s = self.settings
+        if self._noted[0] != self.open_sum_n or self._noted[1] is not s:  # most records move neither
+            shortest_ns = min(s.floor_ns, s.base_ns)  # W3: none is shorter than the floor, none longer than the base
+            w_ns = max(shortest_ns, window(self.open_sum_n, s.base_ns, s.sensitivity_n))
+            self._noted = (self.open_sum_n, s, w_ns)
+        self.windows.note(t_ns, self._noted[2])
+
+    def take(self, change: Change, what: str) -> None:
+        """One transition, keeping the sum of open drift right.  # A2"""
+        before, was = change.sum_n if change.state == life.OPEN else 0, change.state
+        change.take(what)
+        after = change.sum_n if change.state == life.OPEN else 0
+        self.open_sum_n += after - before
+        if change.state != was:
+            self.touched.changes[change.id] = None
+        if change.state in _CLOSED:
+            if self.ambient.get(change.owner.key) == change.id:
+                del self.ambient[change.owner.key]
+        elif change.ambient:
+            self.ambient.setdefault(change.owner.key, change.id)
+        if change.state == life.SETTLED:
+            self.settle(change)
+
+    def settle(self, change: Change) -> None:
+        for resource in list(change.members):
+            self.remove(change, resource)
+        del self.changes[change.id]
+        for hold_id in [h.id for h in self.holds.values() if h.change == change.id]:
+            del self.holds[hold_id]
+            self.touched.timers = True
+
+    def put(self, change: Change, member: Member) -> None:
+        before = change.sum_n
+        change.put(member)
+        if change.state == life.OPEN:
+            self.open_sum_n += change.sum_n - before
+        self.member_of[member.resource] = change.id
+        self.touched.members[member.resource] = None
+
+    def remove(self, change: Change, resource: str) -> Member:
+        before = change.sum_n
+        member = change.drop(resource)
+        if change.state == life.OPEN:
+            self.open_sum_n += change.sum_n - before
+        del self.member_of[resource]
+        self.touched.members[resource] = None
+        return member
+
+    def leave(self, resource: str) -> None:
+        """A resource leaves its change; an emptied change is settled.  # C3"""
+        change = self.change_of(resource)
+        if change is None:
+            return
+        self.remove(change, resource)
+        self.take(change, "clear")
+        self.settle_if_empty(change)
+
+    def settle_if_empty(self, change: Change) -> None:
+        if not change.members and not change.intents and change.state != life.ROLLING:
+            self.take(change, "emptied")
+
+    def reopen(self, change: Change, t_ns: int) -> None:
+        """A new window from ``t_ns``: the members open now, extensions and stopped time are spent."""
+        change.extension_ns, change.closing = 0, False
+        change.held_since_ns = t_ns if change.state == life.HELD else 0
+        for member in change.members.values():
+            member.opened_ns, member.shift_ns = t_ns, 0
+            self.touched.members[member.resource] = None
+        self.touched.changes[change.id] = None
+
+    def declare(self, resource: str, value: Any) -> None:
+        """``None``: declared no more."""
+        self._decoded.pop(resource, None)
+        self.drop_untracked(resource)
+        self.enforced.pop(resource, None)
+        if value is None:
+            self._declared.pop(resource, None)
+        else:
+            self._declared[resource] = compact(value)
+
+    def redeviate(self, resource: str, deviation_n: int) -> None:
+        change = self.change_of(resource)
+        if change is None:
+            return
+        if deviation_n == 0:
+            self.leave(resource)
+            return
+        old = change.members[resource]
+        self.put(change, Member(
+            resource, old.actual, deviation_n, old.weight_n, old.opened_ns, old.seen, old.shift_ns,
+            old.command, old.moved_with, old.also))  # fmt: skip
+
+    def void_ttl(self, resource: str) -> None:
+        if self.ttls.pop(resource, None) is not None:
+            self.touched.timers = True
+
+    def new_change(self, cid: str, owner: Owner, *, ambient: bool, t_ns: int) -> Change:
+        change = Change(cid, owner, ambient)
+        self.changes[cid] = change
+        self.change_n = max(self.change_n, int(cid[1:]))
+        if ambient:
+            self.ambient.setdefault(owner.key, cid)
+        if self.held_by(cid):
+            self.take(change, "hold")
+            change.held_since_ns = t_ns
+        self.touched.changes[cid] = None
+        return change
+
+    def forget_enforced(self, resources: Iterable[str]) -> None:
+        """What was new below an enforced pattern is gone again.  # U2"""
+        for resource in resources:
+            if resource in self.enforced and resource not in self.member_of:
+                self.declare(resource, None)
+
+    def learn(self, record: Record) -> None:
+        """What the kernel made of a declared value that it took is what is compared from now on.  # D5"""
+        for resource, text in record.data.get("reads", {}).items():
+            declared = self.declared(resource)
+            if declared is not None and declared.attrs is not None:
+                self.declare(resource, replace(declared, attrs={**declared.attrs, "reads": text}).to_json())
+
+    def count_automatic(self, change: Change, resources: list[str], t_ns: int) -> None:
+        if change.rolling is None or change.rolling["cause"] not in ("expired", "retry"):
+            return
+        horizon = t_ns - HOUR_NS
+        if len(self.auto_rollbacks) > RECENT_MAX:
+            self.auto_rollbacks = {r: ts for r, ts in self.auto_rollbacks.items() if ts[-1] > horizon}
+        for resource in resources:
+            times = [t for t in self.auto_rollbacks.get(resource, ()) if t > horizon]
+            self.auto_rollbacks[resource] = [*times, t_ns]
+
+    def drop_untracked(self, resource: str) -> None:
+        """It is untracked no more."""
+        before = self.untracked.pop(resource, None)
+        if before is not None:
+            key = before.owner["key"]
+            self.untracked_of[key] -= 1
+            if not self.untracked_of[key]:
+                del self.untracked_of[key]
+
+    # -- snapshot -----------------------------------------------------------------------------------------------
+
+    def to_json(self) -> dict[str, Any]:
+        """The whole state as JSON values; ``from_json`` gives an equal one."""
+        return {
+            "version": SNAPSHOT_VERSION, "settings": self.settings.to_json(), "seq": self.seq, "hash": self.hash,
+            "t_ns": self.t_ns, "wall": self.wall, "boot_id": self.boot_id, "offset_ns": self.offset_ns,
+            "running": self.running, "not_before_ns": self.not_before_ns,
+            "declared": {k: v.decode() for k, v in self._declared.items()},
+            "changes": [c.to_json() for c in self.changes.values()], "ambient": dict(self.ambient),
+            "recent": dict(self.recent),
+            "ttls": {r: [t.expires_ns, t.earlier, t.owner, t.seq] for r, t in self.ttls.items()},
+            "boot_owed": None if self.boot_owed is None else dict(self.boot_owed),
+            "emergency": None if self.emergency is None else _slots(self.emergency),
+            "holds": [_slots(h) for h in self.holds.values()], "blind": dict(self.blind),
+            "auto_rollbacks": {r: list(ts) for r, ts in self.auto_rollbacks.items()},
+            "change_n": self.change_n, "hold_n": self.hold_n,
+            "windows": self.windows.to_json(),
+            "groups": [g.to_json() for g in self.groups.values()], "groups_done": dict(self.groups_done),
+            "fence": self.fence, "fleet_seq": self.fleet_seq, "tracked": self._tracked_json(),
+        }  # fmt: skip
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> State:
+        """Raises KeyError, TypeError or ValueError on a snapshot of another version or shape."""
+        if data["version"] != SNAPSHOT_VERSION:
+            raise ValueError(f"snapshot version {data['version']}")
+        state = cls(Settings.from_json(data["settings"]))
+        state.seq, state.hash, state.t_ns, state.wall = data["seq"], data["hash"], data["t_ns"], data["wall"]
+        state.boot_id, state.offset_ns, state.running = data["boot_id"], data["offset_ns"], data["running"]
+        state.not_before_ns = data["not_before_ns"]
+        state._declared = {k: v.encode() for k, v in data["declared"].items()}
+        for row in data["changes"]:
+            change = Change.from_json(row)
+            state.changes[change.id] = change
+            state.member_of.update(dict.fromkeys(change.members, change.id))
+            if change.state == life.OPEN:
+                state.open_sum_n += change.sum_n
+        state.ambient, state.recent = dict(data["ambient"]), dict(data["recent"])
+        state.ttls = {r: Ttl(*row) for r, row in data["ttls"].items()}
+        state.boot_owed = data.get("boot_owed")
+        state.emergency = None if data["emergency"] is None else Emergency(**data["emergency"])
+        state.holds = {row["id"]: Hold(**row) for row in data["holds"]}
+        state.blind, state.auto_rollbacks = dict(data["blind"]), dict(data["auto_rollbacks"])
+        state.change_n, state.hold_n = data["change_n"], data["hold_n"]
+        state.windows.load(data["windows"])
+        state.groups, state.groups_done = load_groups(data["groups"]), dict(data["groups_done"])
+        state.fence, state.fleet_seq = data["fence"], data["fleet_seq"]
+        state._load_tracked(data.get("tracked", {}))
+        return state
+
+    def _tracked_json(self) -> dict[str, Any]:
+        """Owners stand once each. Sorted: a record has one order in memory, and another when it is read back."""
+        owners: dict[str, int] = {}
+        rows: list[list[Any]] = []
+        table: list[dict[str, Any]] = []
+        for resource, u in sorted(self.untracked.items()):
+            key = f"{u.owner['key']} {u.owner['session']} {u.owner['command']}"
+            if key not in owners:
+                owners[key] = len(table)
+                table.append(u.owner)
+            rows.append([resource, owners[key], u.seen, u.actual])
+        return {"patterns": dict(self.tracked), "owners": table, "untracked": rows, "enforced": dict(self.enforced)}
+
+    def _load_tracked(self, data: Mapping[str, Any]) -> None:
+        self.tracked = dict(data.get("patterns", {}))
+        self.enforced = dict(data.get("enforced", {}))
+        owners = data.get("owners", [])
+        for resource, n, seen, actual in data.get("untracked", ()):
+            self.untracked[resource] = Untracked(owners[n], seen, actual)
+            self.untracked_of[owners[n]["key"]] = self.untracked_of.get(owners[n]["key"], 0) + 1
+
+    def check(self) -> None:
+        """Assert what must hold between the parts of the state. Cheap enough for tests and for every start."""
+        for resource, cid in self.member_of.items():
+            assert resource in self.changes[cid].members, (resource, cid)
+            assert resource in self._declared, resource
+        for resource, known in self._decoded.items():
+            assert known == Declared.from_json(strict.own(self._declared[resource])), resource
+        owners = [u.owner["key"] for u in self.untracked.values()]
+        assert self.untracked_of == {k: owners.count(k) for k in set(owners)}
+        assert self._declared.keys().isdisjoint(self.untracked) and self._declared.keys() >= self.enforced.keys()
+        assert sum(len(c.members) for c in self.changes.values()) == len(self.member_of)
+        for change in self.changes.values():
+            assert change.sum_n == sum(square(m.weight_n, m.deviation_n) for m in change.members.values())
+            assert all(m.deviation_n > 0 for m in change.members.values())
+        open_sum = sum(c.sum_n for c in self.changes.values() if c.state == life.OPEN)
+        assert open_sum == self.open_sum_n, (open_sum, self.open_sum_n)
+        for group in self.groups.values():
+            assert group.change not in self.changes or self.changes[str(group.change)].group == group.id
+        for key, cid in self.ambient.items():
+            assert self.changes[cid].owner.key == key and self.changes[cid].state in (life.OPEN, life.HELD)
+
+    def magnitude(self) -> float:
+        return magnitude(sum(self.sums().values()))
+
+
+def compact(value: Any) -> bytes:
+    """Canonical JSON in exactly as many bytes as it has: orjson's own result keeps its oversized buffer."""
+    return bytes(memoryview(orjson.dumps(value, option=orjson.OPT_SORT_KEYS)))
+
+
+def recent_key(owner_key: str, resource: str) -> str:
+    return f"{owner_key} {resource}"
+
+
+def _slots(value: Any) -> dict[str, Any]:
+    return {name: getattr(value, name) for name in value.__slots__}

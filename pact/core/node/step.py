@@ -1,0 +1,344 @@
+"""The decisions of one node: ``step(event) -> effects``.
+
+Every decision becomes a record, the record is folded into ``State`` at once, and the caller makes it durable before it
+carries out what follows in the effect list.  # J1
+
+What operators ask for stands in a file for each verb; here are the tables that say which is called for what.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from pact.core.node import change as life
+from pact.core.node import commit, declare, extend, join, replies, rollback, suspend, tracked, undo
+from pact.core.node import member as groups
+from pact.core.node.desk import Desk
+from pact.core.node.events import (
+    AGENT_CALLER,
+    Acted,
+    Appeared,
+    Asked,
+    Covered,
+    Denied,
+    Discovered,
+    Effect,
+    Event,
+    FleetTold,
+    JobFailed,
+    LinkChanged,
+    Looked,
+    Observed,
+    ObserverChanged,
+    Probed,
+    Reconfigured,
+    Scanned,
+    Sighting,
+    Started,
+    Stopping,
+    Ticked,
+)
+from pact.core.node.ledger import Job
+from pact.core.node.state import ALL
+from pact.core.records import in_pieces
+from pact.errors import DeniedError, PactError, UsageError
+from pact.model import Actor, Attrs, Declared, Unreadable
+
+CLOSING_NAMED_MAX: Final = 20
+
+
+class Node(Desk):
+    """One node. Events go in, effects come out; nothing else is called from outside but what reads."""
+
+    def step(self, event: Event) -> list[Effect]:
+        """Decide. Never raises for what an operator or the machine did; an AssertionError is a bug."""
+        self.effects = []
+        self.t_ns = max(self.t_ns, event.t_ns)
+        self.wall_ns = event.wall_ns
+        kind = type(event)
+        if kind is not Started and (self.alarms or self.windows):
+            self._expire()
+        _STEPS[kind](self, event)
+        if self.refusals.beyond:
+            self._tell_refusals()
+        if self.pace:
+            tracked.flush(self)
+        if self.state.groups or self.deciding:
+            groups.finish_done(self)
+        if self.waiting:
+            replies.answer_complete(self)
+        touched = self.state.touched
+        if touched.members or touched.changes or touched.timers:
+            self.reindex()
+        return self.effects
+
+    def _expire(self) -> None:
+        """Everything that is due at this moment.  # A4"""
+        state = self.state
+        for kind, name in self.alarms.advance(self.t_ns):
+            _ALARMS[kind](self, name)
+        if not self.windows or state.suspended or self.t_ns < self.alone_until_ns:
+            return
+        self._announce()  # also within the floor after a reboot: that is when it can still be told
+        if self.t_ns < state.not_before_ns:
+            return
+        due = self.windows.advance(self.t_ns - state.windows.effective(self.t_ns))
+        for cid in dict.fromkeys(state.member_of[r] for r in due if r in state.member_of):
+            change = state.changes.get(cid)
+            if change is not None and change.state == life.OPEN and cid not in self.busy:
+                rollback.start_rollback(self, change, "expired", AGENT_CALLER)
+
+    def _announce(self) -> None:
+        """Say which changes will soon be rolled back.  # N1"""
+        while (opening := self.closing.next_deadline()) is not None and self.announced_ns(opening) <= self.t_ns:
+            found = self.closing.advance(opening)
+            for change in map(self.state.changes.get, found):
+                deadline_ns = None if change is None else self.state.deadline_ns(change)
+                if change is None or deadline_ns is None or deadline_ns <= self.t_ns:
+                    continue
+                self.record("window_closing", {
+                    "change": change.id, "owner": change.owner.to_json(), "deadline": self.wall_of(deadline_ns),
+                    "resources": sorted(change.members)[:CLOSING_NAMED_MAX], "count": len(change.members)})  # fmt: skip
+            if not found and self.closing.next_deadline() == opening:
+                break
+
+    def _alarm_retry(self, name: str) -> None:
+        change = self.state.changes.get(name)
+        if change is None or change.state != life.BLOCKED or name in self.busy or self.state.suspended:
+            return
+        if self.state.held_by(name) or self.t_ns < self.alone_until_ns:
+            self.alarms.schedule(("retry", name), self.t_ns + self.state.settings.retry_ns)
+            return
+        rollback.start_rollback(self, change, "retry", AGENT_CALLER)
+
+    def _alarm_ttl(self, name: str) -> None:
+        declare.expire_commits(self, name)
+
+    def _alarm_hold(self, name: str) -> None:
+        suspend.expire_hold(self, name)
+
+    def _alarm_emergency(self, name: str) -> None:
+        suspend.stale(self)
+
+    def _started(self, event: Started) -> None:
+        state = self.state
+        first, was_enforcing = state.seq < 0, state.settings.enforce
+        self.alone_since_ns = self.t_ns if event.clustered else None
+        not_before_ns = self.t_ns + event.settings.floor_ns if event.reboot else state.not_before_ns
+        unclean = state.running
+        self.record("agent_started", {
+            "boot_id": event.boot_id, "offset_ns": event.offset_ns, "wall_ns": event.wall_ns,
+            "settings": event.settings.to_json(), "version": event.version, "reboot": event.reboot,
+            "unclean": unclean, "not_before_ns": not_before_ns, **({"boot_owed": True} if event.reboot else {}),
+        })  # fmt: skip
+        if first and event.declared:
+            for names in in_pieces(list(event.declared)):
+                self.record("declared", {"resources": {r: event.declared[r] for r in names}, "cause": "first start",
+                                         "sources": list(event.sources)})  # fmt: skip
+        if first and event.track:
+            self.record("tracked", {"patterns": dict(event.track), "forgotten": []})
+        self._open_at_last(was_enforcing or first)
+        self.rebuild()
+
+    def _reconfigured(self, event: Reconfigured) -> None:
+        """Other figures from now on; everything else stays as it is."""
+        state = self.state
+        was_enforcing = state.settings.enforce
+        self.record("agent_started", {
+            "boot_id": state.boot_id, "offset_ns": state.offset_ns, "wall_ns": event.wall_ns,
+            "settings": event.settings.to_json(), "version": event.version, "reboot": False, "unclean": False,
+            "not_before_ns": state.not_before_ns, "reloaded": True,
+        })  # fmt: skip
+        self._open_at_last(was_enforcing)
+        self.rebuild()
+
+    def _open_at_last(self, was_enforcing: bool) -> None:
+        """From observing to enforcing: existing drift opens at this moment.  # P2"""
+        state = self.state
+        if state.settings.enforce and not was_enforcing:
+            for change in list(state.changes.values()):
+                if change.state == life.OPEN:
+                    self.window_opened(change.id, reopened=True)
+
+    def _scanned(self, event: Scanned) -> None:
+        self.killed = dict(event.killed)
+        owed = self.state.boot_owed
+        reset = [] if owed is None else [s for s in event.sightings if self._is_reset(s, owed, event.reboot)]
+        if self.state.suspended or self.state.holds:
+            reset = []
+        reset = [s for s in reset if self.rules.volatile(s.resource)]
+        rolling = [c for c in self.state.changes.values() if c.state == life.ROLLING]
+        joined = {r for c in rolling for r in (c.rolling or {}).get("joined", ())}
+        frozen = {r for c in rolling for r in c.members}
+        elsewhere = {s.resource for s in reset if self._differs(s) and s.resource not in frozen}
+        if owed is not None and (not elsewhere or (times := self.killed.pop("boot", 0)) >= rollback.KILLED_MAX):
+            why = rollback.killed_text(times) if elsewhere else ""
+            self.record("converged", {"results": dict.fromkeys(sorted(elsewhere), why), "cause": "boot"})
+            elsewhere.clear()
+        self.sight(s for s in event.sightings if s.resource not in elsewhere and s.resource not in joined)
+        for change in list(self.state.changes.values()):
+            if change.intents:
+                self.window_opened(change.id)  # an apply that was cut off: what it did not do, it will not do
+            elif change.state == life.ROLLING:
+                rollback.resume_rollback(self, change, {s.resource: s for s in reset if s.resource in change.members})
+                if change.state != life.ROLLING:  # it is tried no more: what it has brought back has drifted no more
+                    self.sight(s for s in event.sightings if s.resource in {*change.members, *joined})
+        groups.resume(self)
+        if elsewhere:
+            declare.converge_after_boot(self, [s for s in reset if s.resource in elsewhere])
+
+    def _is_reset(self, sighting: Sighting, owed: Mapping[str, Attrs | None], reboot: bool) -> bool:
+        """The boot did that: nobody has set it since, and it has not drifted into a change since."""
+        if ALL in owed:
+            return reboot or sighting.resource not in self.state.member_of
+        return (sighting.resource in owed and owed[sighting.resource] == sighting.observation
+                and sighting.resource not in self.state.member_of)  # fmt: skip
+
+    def _differs(self, sighting: Sighting) -> bool:
+        declared, seen = self.state.declared(sighting.resource), sighting.observation
+        if declared is None or isinstance(seen, Unreadable):
+            return False
+        return self.deviation_n(sighting.resource, declared, seen) > 0
+
+    def _observed(self, event: Observed) -> None:
+        self.sight(event.sightings)
+
+    def _covered(self, event: Covered) -> None:
+        """A mount that hides declared paths: what was there before, nothing, is declared; so it is drift.  # R7"""
+        fresh = {r: Declared(None).to_json() for r in event.mounts if r not in self.state}
+        if fresh:
+            self.record("declared", {"resources": fresh, "cause": "mounted over declared paths"})
+            self.sight(Sighting(r, event.mounts[r], event.owner) for r in fresh)
+
+    def _appeared(self, event: Appeared) -> None:
+        tracked.appeared(self, event)
+
+    def _ticked(self, event: Ticked) -> None:
+        pass
+
+    def _asked(self, event: Asked) -> None:
+        handler = _OPS.get(event.op)
+        try:
+            if handler is None:
+                raise UsageError(f"unknown request {event.op!r}")
+            handler(self, event)
+        except DeniedError as exc:
+            self._record_denied(event.op, exc.message, event.caller.actor)
+            self.refuse(event.token, exc)
+        except PactError as exc:
+            self.refuse(event.token, exc)
+
+    def _denied(self, event: Denied) -> None:
+        self._record_denied(event.op, event.why, event.caller.actor)
+
+    def _record_denied(self, op: str, why: str, actor: Actor) -> None:
+        """An administrator's always; of all others together so many.  # S3"""
+        if actor.role != "admin" and not self.refusals.admit(self.t_ns):
+            return
+        beyond = self.refusals.told()
+        self.record("denied", {"request": op, "why": why, **({"beyond": beyond} if beyond else {})}, actor)
+
+    def _tell_refusals(self) -> None:
+        """Nobody is refused any more: those that are in no record."""
+        if self.refusals.next_ns <= self.t_ns and self.refusals.admit(self.t_ns):
+            beyond = self.refusals.told()
+            self.record("denied", {"request": "several", "why": f"{beyond} more were refused", "beyond": beyond})
+
+    def _answered(self, event: Looked | Probed | Acted | Discovered) -> None:
+        job = self.jobs.get(event.job)
+        if job is None:
+            return
+        try:
+            _ANSWERS[type(event), job.kind](self, job, event)
+        except PactError as exc:
+            self.finish(job)
+            rollback.give_up(self, job, exc)
+
+    def _job_failed(self, event: JobFailed) -> None:
+        job = self.jobs.get(event.job)
+        if job is not None:
+            self.finish(job)
+            rollback.give_up(self, job, event.error)
+
+    def _observer_changed(self, event: ObserverChanged) -> None:
+        known = self.state.blind.get(event.observer)
+        if event.why and known != event.why:
+            self.record("observer_blind", {"observer": event.observer, "why": event.why})
+        elif not event.why and known is not None:
+            self.record("observer_restored", {"observer": event.observer})
+
+    def _fleet_told(self, event: FleetTold) -> None:
+        suspend.told(self, event)
+
+    def _link_changed(self, event: LinkChanged) -> None:
+        self.alone_since_ns = None if event.connected else self.t_ns
+
+    def _stopping(self, event: Stopping) -> None:
+        self.record("agent_stopped", {"reason": event.reason})
+
+
+_STEPS: Final[Mapping[type, Callable[[Node, Any], None]]] = {
+    Started: Node._started,
+    Reconfigured: Node._reconfigured,
+    Scanned: Node._scanned,
+    Observed: Node._observed,
+    Covered: Node._covered,
+    Appeared: Node._appeared,
+    Ticked: Node._ticked,
+    Asked: Node._asked,
+    Denied: Node._denied,
+    Looked: Node._answered,
+    Probed: Node._answered,
+    Acted: Node._answered,
+    Discovered: Node._answered,
+    JobFailed: Node._job_failed,
+    ObserverChanged: Node._observer_changed,
+    FleetTold: Node._fleet_told,
+    LinkChanged: Node._link_changed,
+    Stopping: Node._stopping,
+}
+
+_ALARMS: Final[Mapping[str, Callable[[Node, str], None]]] = {
+    "retry": Node._alarm_retry,
+    "ttl": Node._alarm_ttl,
+    "hold": Node._alarm_hold,
+    "emergency": Node._alarm_emergency,
+}
+
+_OPS: Final[Mapping[str, Callable[[Node, Asked], None]]] = {
+    "commit": commit.asked_commit,
+    "rollback": rollback.asked_rollback,
+    "extend": extend.asked_extend,
+    "declare": declare.asked_declare,
+    "apply": declare.asked_apply,
+    "adopt": declare.asked_adopt,
+    "track": tracked.asked_track,
+    "emergency_start": suspend.asked_emergency_start,
+    "emergency_end": suspend.asked_emergency_end,
+    "hold_place": suspend.asked_hold_place,
+    "hold_release": suspend.asked_hold_release,
+    "group_check": join.asked_check,
+    "group_apply": join.asked_apply,
+    "group_vote": groups.asked_vote,
+    "group_state": groups.asked_state,
+    "group_decide": groups.asked_decide,
+    "group_extend": groups.asked_extend,
+    "fleet_seen": suspend.asked_fleet_seen,
+}
+
+_ANSWERS: Final[Mapping[tuple[type, str], Callable[[Node, Job, Any], None]]] = {
+    (Looked, "commit"): commit.looked_commit,
+    (Probed, "rollback"): rollback.probed_rollback,
+    (Acted, "rollback"): rollback.acted_rollback,
+    (Probed, "declare"): declare.probed_declare,
+    (Acted, "declare"): declare.acted_declare,
+    (Probed, "apply"): declare.probed_apply,
+    (Acted, "apply"): declare.acted_apply,
+    (Acted, "undo"): undo.acted_undo,
+    (Discovered, "adopt"): declare.discovered_adopt,
+    (Acted, "boot"): declare.acted_boot,
+    (Probed, "group_check"): join.probed_check,
+    (Looked, "group_vote"): groups.looked_vote,
+    (Probed, "group_vote"): groups.probed_vote,
+}

@@ -1,0 +1,247 @@
+"""What is new below tracked patterns.
+
+``adopt`` remembers its patterns. What appears below one later is *untracked*: it is listed, with who made it, and has
+no window. Where the pattern is enforced it is drift from ``absent`` instead. A user who makes and removes files must
+fill no journal: what is new is recorded for each owner at a pace that slackens, many names in a record.
+
+Refuses to know what a pattern means: the kinds do, through ``Rules``.  # U1, U2, U3
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final
+
+from pact.core import strict
+from pact.core.node import access
+from pact.core.node.desk import Desk
+from pact.core.node.events import Appeared, Asked, Caller
+from pact.core.node.pace import CROWDED_NS, ENFORCED_MAX, GONE, Untracked
+from pact.core.records import PIECE_MAX, in_pieces
+from pact.errors import UsageError
+from pact.model import UNATTRIBUTED, Declared
+
+if TYPE_CHECKING:
+    from pact.core.node.state import State
+
+REPORT: Final = "report"
+ENFORCE: Final = "enforce"
+IGNORE: Final = "ignore"
+MODES: Final = (REPORT, ENFORCE, IGNORE)
+#: Patterns that are remembered at most.
+PATTERNS_MAX: Final = 1_000
+#: Untracked things that are kept one by one, in all and of one owner, so that nobody hides his among another's. Beyond
+#: it they are counted.
+UNTRACKED_MAX: Final = 20_000
+OWNER_MAX: Final = 6_000
+CHUNK_BYTES: Final = 128 << 10  # of names: some have four thousand bytes
+
+
+# -- patterns -------------------------------------------------------------------------------------------------------
+
+
+def weight(pattern: str) -> tuple[int, int]:
+    """How much a pattern says: of several that match, the one with the longest beginning that is a name decides."""
+    first = min((pattern.find(c) for c in "*?[" if c in pattern), default=len(pattern))
+    return first, len(pattern)
+
+
+def mode_of(node: Desk, resource: str) -> str:
+    """What is to become of this, if nobody has declared it; ``""`` where no pattern means it."""
+    kind = resource.partition(":")[0] + ":"
+    best, mode = (-1, -1), ""
+    for pattern, how in node.state.tracked.items():
+        if pattern.startswith(kind) and weight(pattern) > best and node.rules.matches(pattern, resource):
+            best, mode = weight(pattern), how
+    return mode
+
+
+def asked_track(node: Desk, event: Asked) -> None:
+    """``args``: patterns {pattern: mode}."""
+    access.require(event.caller, "admin", "track")
+    remember(node, event.args["patterns"], event.caller)
+    node.reply(event.token, {"tracked": dict(node.state.tracked), "untracked": count(node), "seq": node.state.seq})
+
+
+def remember(node: Desk, patterns: Mapping[str, str], caller: Caller, forget: Iterable[str] = ()) -> None:
+    """Record patterns and what is to become of what is new below them; then what that means for what is there."""
+    state = node.state
+    for pattern, mode in patterns.items():
+        if mode not in MODES:
+            raise UsageError(f"{pattern}: {strict.shown(mode)} is none of {', '.join(MODES)}")
+    moved = {p: m for p, m in patterns.items() if state.tracked.get(p) != m}
+    forgotten = [p for p in forget if p in state.tracked and p not in patterns]
+    if len(state.tracked.keys() | moved.keys()) - len(forgotten) > PATTERNS_MAX:
+        raise UsageError(f"at most {PATTERNS_MAX} patterns are tracked", "forget some: pact declare --prune")
+    if not moved and not forgotten:
+        return
+    node.record("tracked", {"patterns": moved, "forgotten": forgotten}, caller.actor)
+    _weigh_again(node)
+
+
+def _weigh_again(node: Desk) -> None:
+    """The patterns moved: what is untracked may be enforced now, or no more; and the other way round."""
+    state = node.state
+    modes = {r: mode_of(node, r) for r in names(node)}
+    for resource, mode in modes.items():
+        if mode not in (REPORT, ENFORCE):
+            node.pace.drop(resource)
+    _record_gone(node, [r for r, m in modes.items() if m not in (REPORT, ENFORCE) and r in state.untracked])
+    _enforce(node, [(r, u) for r in modes if modes[r] == ENFORCE and (u := known(node, r)) is not None])
+    let_go = [r for r in state.enforced if mode_of(node, r) != ENFORCE and not _is_frozen(state, r)]
+    for piece in in_pieces(let_go):
+        node.record("declared", {"resources": {}, "forgotten": piece, "cause": "not enforced any more"})
+
+
+def _is_frozen(state: State, resource: str) -> bool:
+    change = state.change_of(resource)
+    return change is not None and change.state == "rolling_back"
+
+
+def known(node: Desk, resource: str) -> Untracked | None:
+    """What is known of it, recorded or not yet; of two, what is newer."""
+    return node.pace.waiting.get(resource) or node.state.untracked.get(resource)
+
+
+def names(node: Desk) -> list[str]:
+    state = node.state
+    return [*state.untracked, *(r for r in node.pace.waiting if r not in state.untracked and r not in state)]
+
+
+# -- what the observers saw -----------------------------------------------------------------------------------------
+
+
+def appeared(node: Desk, event: Appeared) -> None:
+    state, pace, seen = node.state, node.pace, node.wall_of(event.t_ns)
+    if event.beyond is not None:
+        pace.beyond = dict(event.beyond)
+    for new in event.found:
+        if new.resource in state:
+            continue
+        mode = mode_of(node, new.resource)
+        before = known(node, new.resource)
+        pace.leaving.pop(new.resource, None)
+        owner = (new.owner or UNATTRIBUTED).to_json()
+        if mode not in (REPORT, ENFORCE):
+            continue
+        if before is None and room(node, owner["key"]) > 0:
+            pace.put(new.resource, Untracked(owner, seen, dict(new.actual)))
+        elif before is not None and before.owner["key"] == UNATTRIBUTED.key != owner["key"]:  # named late
+            pace.put(new.resource, Untracked(owner, before.seen, dict(new.actual)))
+    for resource in event.gone:
+        pace.drop(resource)
+        if resource in state.untracked:
+            pace.leaving[resource] = None
+    flush(node)
+
+
+def room(node: Desk, key: str) -> int:
+    """How many more of this owner's are kept one by one."""
+    state, waiting = node.state, node.pace.whose.get(key, ())
+    everybody = UNTRACKED_MAX - len(state.untracked) - len(node.pace.waiting)
+    return min(everybody, OWNER_MAX - state.untracked_of.get(key, 0) - len(waiting))
+
+
+def count(node: Desk) -> int:
+    """How many are known: recorded, not yet, or only counted."""
+    pace, recorded = node.pace, node.state.untracked
+    late = sum(r not in recorded and r not in node.state for r in pace.waiting)
+    return len(recorded) + late - sum(r in recorded for r in pace.leaving) + sum(pace.beyond.values())
+
+
+def listed(node: Desk) -> Iterator[tuple[str, Untracked]]:
+    for resource in sorted(names(node)):
+        if resource not in node.pace.leaving:
+            yield resource, node.pace.waiting.get(resource) or node.state.untracked[resource]
+
+
+def flush(node: Desk, *, everything: bool = False) -> None:
+    """Record what is due: each owner's newest things, then what has gone."""
+    pace = node.pace
+    if pace.crowded and pace.weighed_ns + CROWDED_NS <= node.t_ns:
+        pace.crowded, pace.weighed_ns = False, node.t_ns
+        _weigh_again(node)
+    for key in sorted(pace.keys()):
+        if not everything and pace.due_ns(key) > node.t_ns:
+            continue
+        most = UNTRACKED_MAX if everything else pace.most(key)
+        if key == GONE:
+            left = list(islice(pace.leaving, most))
+            for resource in left:
+                del pace.leaving[resource]
+            left = [r for r in left if r in node.state.untracked]  # not settled meanwhile
+            _record_gone(node, left)
+        else:
+            mine = {r: pace.waiting[r] for r in islice(pace.whose[key], most)}
+            for resource in mine:
+                pace.drop(resource)
+            mine = {r: u for r, u in mine.items() if r not in node.state}
+            left = _enforce(node, [(r, u) for r, u in mine.items() if mode_of(node, r) == ENFORCE])
+            _record_seen(node, {r: u for r, u in mine.items() if r in left or r not in node.state})
+        pace.recorded(key, node.t_ns)
+
+
+def _record_seen(node: Desk, mine: Mapping[str, Untracked]) -> None:
+    """Those of one owner. The session and command are each one's own."""
+    for part in chunked(mine):
+        piece = [(r, mine[r]) for r in part]
+        owners: list[dict[str, Any]] = []
+        resources = {}
+        for resource, untracked in piece:
+            if untracked.owner not in owners[-1:]:
+                owners.append(untracked.owner)
+            resources[resource] = {**untracked.actual, "by": len(owners) - 1}
+        node.record("untracked_seen", {"owner": owners[0], "owners": owners, "resources": resources,
+                                       "seen": piece[0][1].seen, "count": len(piece)})  # fmt: skip
+
+
+def chunked(resources: Iterable[str]) -> Iterator[list[str]]:
+    """In pieces that make no record too large."""
+    piece: list[str] = []
+    size = 0
+    for resource in resources:
+        if piece and (len(piece) >= PIECE_MAX or size + len(resource) > CHUNK_BYTES):
+            yield piece
+            piece, size = [], 0
+        piece.append(resource)
+        size += len(resource)
+    if piece:
+        yield piece
+
+
+def _record_gone(node: Desk, left: Sequence[str]) -> None:
+    for piece in chunked(left):
+        closed = [r for r in piece if node.state.untracked[r].actual.get("secret")]
+        node.record("untracked_gone", {"resources": [r for r in piece if r not in closed], "closed": closed,
+                                       "count": len(piece)})  # fmt: skip
+
+
+# -- enforced -------------------------------------------------------------------------------------------------------
+
+
+def _enforce(node: Desk, found: Sequence[tuple[str, Untracked]]) -> list[str]:
+    """What was there before, nothing, is declared; so what is there is drift, as soon as it was looked at. Returns
+    those for which there is no room, or too many of their owner's were before.  # U2, U3"""
+    pace, taken, left = node.pace, list[tuple[str, Untracked]](), list[str]()
+    for resource, untracked in found:
+        key = untracked.owner["key"]
+        if len(node.state.enforced) + len(taken) < ENFORCED_MAX and pace.affords(key, node.t_ns) > 0:
+            taken.append((resource, untracked))
+            pace.spend(key, 1, node.t_ns)
+        else:
+            left.append(resource)
+    if left and not pace.crowded:
+        pace.crowded, pace.weighed_ns = True, node.t_ns
+    for piece in in_pieces(taken):
+        declare_absent(node, {r: u.owner for r, u in piece}, "new below an enforced pattern")
+        node.recheck([r for r, _ in piece])
+    return left
+
+
+def declare_absent(node: Desk, owners: Mapping[str, dict[str, Any]], cause: str) -> None:
+    absent = Declared(None).to_json()
+    node.record("declared", {"resources": dict.fromkeys(owners, absent), "enforced": dict(owners), "cause": cause})
+    for resource in owners:
+        node.pace.drop(resource)
+        node.pace.leaving.pop(resource, None)

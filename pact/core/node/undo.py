@@ -1,0 +1,143 @@
+"""Taking back an ``apply`` of which a step failed: what was done before that is undone at once, in reverse.  # C7
+
+Each resource returns to what it was before the application, which may have been somebody's drift. Nothing is asked
+again: it was just written by pact itself, and what it overwrote is saved with the ``applied`` record. What cannot be
+undone stays as a ``failed`` change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Final
+
+from pact.core.node import below
+from pact.core.node import change as life
+from pact.core.node.desk import Desk
+from pact.core.node.events import Acted, Sighting
+from pact.core.node.ledger import Job
+from pact.core.plan import Step
+from pact.errors import EXIT_FAILED
+from pact.model import Attrs, Owner, Unreadable
+
+SHOWN_MAX: Final = 5
+#: What makes a file another one than it was.
+CONTENT: Final = ("type", "sha256", "target")
+CHANGED_AGAIN: Final = "changed again while it was applied; it was left as it is"
+
+
+def undo(node: Desk, job: Job, event: Acted) -> None:
+    """``event`` says how the application ended: at least one step failed."""
+    cid = job.change
+    assert cid is not None
+    inverse = _inverse(node, job, event)
+    theirs = {s.id: CHANGED_AGAIN for s in inverse if _is_others(s, next((j for j in job.steps if j.id == s.id), s))}
+    steps = tuple(s for s in inverse if s.id not in theirs)
+    holders = {s.id: c.owner for s in job.steps if (c := node.state.change_of(s.id)) is not None and c.id != cid}
+    here = {s.id for s in job.steps}
+    node.sight(s for s in event.sightings if s.resource in here)
+    below.look(node, job, event, job.caller.owner, node.state.changes.get(cid))
+    node.sight_moved(event, job.caller.owner, node.state.changes.get(cid))
+    node.finish(job)
+    change = node.state.changes.get(cid)
+    if change is not None and change.intents:
+        node.window_opened(cid)
+    args = {"left": {r: why for r, why in event.results.items() if why}, "holders": holders, "applied": cid,
+            "theirs": theirs, "baseline": job.args.get("baseline", {})}
+    busy = cid if cid in node.state.changes else None
+    undoing = node.job("undo", job.caller, token=job.token, change=busy, ids=tuple(s.id for s in steps), args=args)
+    if not steps:
+        node.finish(undoing)
+        _end(node, undoing, theirs)
+        return
+    undoing.steps = steps
+    node.record("converge_started", {"cause": "undo", "plan": [s.to_json() for s in steps]}, job.caller.actor)
+    below.act(node, undoing, {}, undoing.ids, put_back=False)
+
+
+def _inverse(node: Desk, job: Job, event: Acted) -> tuple[Step, ...]:
+    """Back to what was there before, the last first; with what the writes moved beside the plan."""
+    seen = {s.resource: s.observation for s in event.sightings}
+    out = []
+    for sighting in event.moved:
+        declared, member = node.state.declared(sighting.resource), node.state.change_of(sighting.resource)
+        if declared is not None and not isinstance(sighting.observation, Unreadable):
+            before = declared.attrs if member is None else member.members[sighting.resource].actual
+            out.append(Step(sighting.resource, before, sighting.observation))
+    back = []
+    for step in reversed(job.steps):
+        now: Attrs | Unreadable | None = seen.get(step.id, step.actual)
+        if isinstance(now, Unreadable):  # it may have been done: who undoes it finds out, or says that he cannot
+            now = None if step.target is None else {**(step.actual or {}), **step.target}
+        back.append(Step(step.id, step.actual, now))
+    moved = [s for s in back if s.actual != s.target]
+    through = below.carried(moved, (s.id for s in back))  # seen as before through a link that gives way again  # R10
+    return (*out, *(s for s in back if s in moved or s.id in through))
+
+
+def _is_others(step: Step, applied: Step) -> bool:
+    """There is a file that is neither what was there before nor what was applied: somebody wrote it meanwhile, and
+    nothing of it is kept.  # R4"""
+    now = step.actual
+    if now is None or not step.id.startswith("file:"):
+        return False
+    known = [a for a in (applied.actual, {**(applied.actual or {}), **applied.target} if applied.target else None) if a]
+    return not any(all(now.get(k) == a.get(k) for k in CONTENT) for a in known)
+
+
+def acted_undo(node: Desk, job: Job, event: Acted) -> None:
+    node.finish(job)
+    results = dict(event.results)
+    node.record("converged", {"results": {r: why or "restored" for r, why in results.items()}, "cause": "undo"},
+                job.caller.actor)  # fmt: skip
+    holders: Mapping[str, Owner] = job.args["holders"]
+    node.sight(replace(s, owner=holders.get(s.resource)) if s.resource in holders and not results.get(s.resource) else s
+               for s in event.sightings)  # fmt: skip  # what was another's drift is his again
+    node.sight(Sighting(s.resource, s.observation) for s in event.moved)
+    node.recheck(job.ids)
+    _end(node, job, {**results, **job.args["theirs"]})
+
+
+def _end(node: Desk, job: Job, results: Mapping[str, str]) -> None:
+    """What could not be undone is a failed change; and the answer."""
+    stays = {r: why for r, why in results.items() if why}
+    change = node.state.changes.get(job.args["applied"])
+    if stays and change is not None and change.can("start") and change.state != life.ROLLING:
+        reason = "; ".join(f"{r}: {why}" for r, why in list(stays.items())[:SHOWN_MAX])
+        plan = [s.to_json() for s in below.steps_for(node, change.members)]
+        node.record("rollback_started", {"change": change.id, "cause": "undo", "owner": change.owner.to_json(),
+                                         "skipped": [], "plan": plan, "saves": {}}, job.caller.actor)  # fmt: skip
+        node.record("rollback_failed", {"change": change.id, "cause": "undo", "restored": [], "left": stays,
+                                        "reason": f"an application could not be undone: {reason}"}, job.caller.actor)
+    if not stays:
+        _forget(node, job)
+    _reply(node, job, results)
+
+
+def _forget(node: Desk, job: Job) -> None:
+    """What the application had declared as it was, to have something to go back to, is declared no more."""
+    state = node.state
+    gone = [r for r, value in job.args["baseline"].items()
+            if r not in state.member_of and (declared := state.declared(r)) is not None and declared.to_json() == value]
+    if gone:
+        node.record("declared", {"resources": {}, "forgotten": gone, "cause": "an application was undone"},
+                    job.caller.actor)  # fmt: skip
+
+
+def _reply(node: Desk, job: Job, results: Mapping[str, str]) -> None:
+    left: dict[str, str] = job.args["left"]
+    undone = sorted(r for r, why in results.items() if not why)
+    stays = {r: why for r, why in results.items() if why}
+    why = "; ".join(f"{r}: {text}" for r, text in list(left.items())[:SHOWN_MAX])
+    if stays:
+        text = f"{why}; and these could not be undone: {', '.join(list(stays)[:SHOWN_MAX])}"
+    else:
+        text = f"nothing was applied; {why}"
+    if undone:
+        more = f" and {len(undone) - SHOWN_MAX} more" if len(undone) > SHOWN_MAX else ""
+        text += f"; undone: {', '.join(undone[:SHOWN_MAX])}{more}"
+    cid = job.args["applied"] if stays and job.args["applied"] in node.state.changes else None
+    node.reply(job.token, {
+        "change": cid, "applied": [], "left": {**left, **stays}, "undone": undone, "deadline": None, "moved": [],
+        "reads": {},
+    }, EXIT_FAILED, text, f"settle {cid}: pact status" if cid else "")  # fmt: skip

@@ -1,0 +1,178 @@
+"""Untracked things that a request means: ``commit`` takes them in, ``rollback`` removes those that it names.
+
+A removal is probed as a rollback is; where nothing stands in its way it becomes a change of its own, which is rolled
+back at once. Where something does, nothing has changed.  # U1
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Final
+
+from pact.core.node import access, below, replies
+from pact.core.node.desk import Desk
+from pact.core.node.events import Asked, Looked, Probe, Probed
+from pact.core.node.ledger import Job
+from pact.core.node.tracked import declare_absent, flush
+from pact.core.plan import Step, ordered
+from pact.core.records import in_pieces
+from pact.errors import EXIT_BLOCKED, EXIT_CONFLICT, EXIT_DONE, EXIT_FAILED, ConflictError
+from pact.model import Attrs, Declared, Observation, Owner, Unreadable
+
+#: What a file may be that can be declared.
+DECLARABLE: Final = frozenset({"file", "directory", "symlink"})
+
+
+def split(node: Desk, event: Asked, what: str) -> tuple[Asked | None, list[str]]:
+    """What a request means of untracked things, and the rest of it (``None`` if it means nothing else). Raises
+    DeniedError for what its caller may not settle."""
+    access.require(event.caller, "ops", what)  # before anything is recorded for it
+    flush(node, everything=True)
+    untracked, args = node.state.untracked, event.args
+    targets = [r for t in args.get("targets", ()) for r in _meant(node, t)]
+    named = [t for t in dict.fromkeys(targets) if t in untracked]
+    if named:
+        for resource in named:
+            access.require_settle_of(event.caller, owner_of(node, resource), f"{what} {resource}")
+        rest = [t for t in targets if t not in untracked]
+        return (replace(event, args={**args, "targets": rest}) if rest else None), named
+    if what != "commit" or targets or not untracked:
+        return event, []
+    whose = {r: owner_of(node, r) for r in untracked}
+    if args.get("all"):
+        return event, [r for r, o in whose.items() if access.may_settle_of(event.caller, o)]
+    mine = [r for r, o in whose.items() if event.caller.owns(o)]
+    has_change = any(event.caller.owns(c.owner) for c in node.state.changes.values())
+    return (event if has_change or not mine else None), mine
+
+
+def _meant(node: Desk, target: str) -> list[str]:
+    """A pattern means what is untracked and matches it; everything else means itself."""
+    state = node.state
+    if target in state or target in state.untracked or not any(c in target for c in "*?["):
+        return [target]
+    return [r for r in state.untracked if node.rules.matches(target, r)] or [target]
+
+
+def owner_of(node: Desk, resource: str) -> Owner:
+    return Owner.from_json(node.state.untracked[resource].owner)
+
+
+def refuse_named(job: Job, event: Looked) -> None:
+    """Raises ConflictError for what was named and cannot be taken in.  # C5"""
+    fresh = job.args.get("untracked", ()) if job.args.get("named") else ()
+    for sighting in event.sightings if fresh else ():
+        why = _why_not(sighting.resource, sighting.observation)
+        if why and sighting.resource in fresh:
+            raise ConflictError(f"{sighting.resource} {why}; nothing was committed", "see pact status")
+
+
+def record_commits(node: Desk, job: Job, event: Looked) -> tuple[list[dict[str, Any]], list[str]]:
+    """Take in what the commit's look found of untracked things; what it did, and what it left out and why."""
+    ttl_ns, fresh = job.args["ttl_ns"], set(job.args.get("untracked", ()))
+    by_owner: dict[str, dict[str, Any]] = {}
+    notes, out = [], []
+    for sighting in event.sightings:
+        resource, seen = sighting.resource, sighting.observation
+        if resource not in fresh or resource not in node.state.untracked:
+            continue
+        why = _why_not(resource, seen)
+        if why or isinstance(seen, Unreadable):
+            notes.append(f"{resource} {why}")
+            continue
+        attrs = {**seen, "secret": True} if seen is not None and resource in event.secret else seen  # S2
+        value = Declared(attrs, restorable=resource not in event.unkept)
+        by_owner.setdefault(node.state.untracked[resource].owner["key"], {})[resource] = value.to_json()
+    expires_ns = None if ttl_ns is None else node.t_ns + ttl_ns
+    expires = None if expires_ns is None else node.wall_of(expires_ns)
+    for resources in by_owner.values():
+        owner = node.state.untracked[next(iter(resources))].owner
+        for piece in in_pieces(list(resources)):
+            node.record("committed", {
+                "change": None, "owner": owner, "committer": job.caller.owner.to_json(),
+                "resources": {r: resources[r] for r in piece},
+                "message": job.args["message"], "split": False, "expires_ns": expires_ns, "expires": expires,
+            }, job.caller.actor)  # fmt: skip
+            out.append({"change": None, "resources": sorted(piece), "seq": node.state.seq, "split": False, "also": [],
+                        "expires": expires})  # fmt: skip
+    return out, notes
+
+
+def _why_not(resource: str, seen: Observation) -> str:
+    if isinstance(seen, Unreadable):
+        return f"cannot be read: {seen.why}"
+    if seen is None:
+        return "is gone"
+    return undeclarable(resource, seen)
+
+
+def undeclarable(resource: str, seen: Observation) -> str:
+    """What can be seen, and cannot be brought back: nothing of that is declared, as no export could be read again."""
+    if not isinstance(seen, dict) or not resource.startswith("file:") or seen.get("type", "file") in DECLARABLE:
+        return ""
+    return f"is a {seen['type']}: it cannot be declared"
+
+
+def begin_removal(node: Desk, event: Asked, resources: Sequence[str], *, dry: bool, force: bool) -> None:
+    """Look before anything is touched, as before a rollback; one job for each owner's."""
+    by_owner: dict[str, list[str]] = {}
+    for resource in resources:
+        by_owner.setdefault(node.state.untracked[resource].owner["key"], []).append(resource)
+    for ids in by_owner.values():
+        own = [Step(r, None, node.state.untracked[r].actual) for r in ids]
+        job = node.job("rollback", event.caller, token=event.token, cause="manual", ids=tuple(ids),
+                       args={"force": force, "dry": dry, "untracked": True})  # fmt: skip
+        job.steps = ordered([*own, *below.joined(node, own)])
+        node.waiting[event.token].jobs.add(job.n)
+        node.emit(Probe(job.n, job.steps, consumers=True, force=force, dry=dry))
+
+
+def probed_removal(node: Desk, job: Job, event: Probed) -> None:
+    """Nothing stands in the way: it becomes a change of its own, which is rolled back at once."""
+
+    state, seen = node.state, {s.resource: s.observation for s in event.sightings}
+    ids = [r for r in job.ids if r in state.untracked]
+    if len(ids) < len(job.ids):
+        raise ConflictError("what was named was settled meanwhile", "see pact status")
+    steps = below.filled(job.steps, job.ids, event.sightings)
+    job.steps = tuple(replace(s, actual=_attrs(seen.get(s.id))) if s.id in ids else s for s in steps)
+    refusals = [*below.unread(node, job.steps, event.sightings), *event.refusals]
+    result: dict[str, Any] = {"change": None, "resources": sorted(ids), "notes": list(event.notes),
+                              "consumers": [h.to_json() for h in event.holders]}  # fmt: skip
+    why = replies.holder_text(event.holders) if event.holders else "; ".join(refusals[:5])
+    if why or job.args["dry"]:
+        result |= {"plan": [s.to_json() for s in job.steps], "refused": refusals} if job.args["dry"] else {
+            "state": "untracked", "reason": why}  # fmt: skip
+        would = "would not be" if job.args["dry"] else "was not"
+        replies.done(node, job, result, EXIT_BLOCKED if event.holders else EXIT_FAILED if why else EXIT_DONE,
+                    f"what is untracked {would} removed: {why}" if why else "")  # fmt: skip
+        return
+    if all(_attrs(seen.get(r)) is None for r in ids):
+        node.pace.leaving.update(dict.fromkeys(ids))
+        replies.done(node, job, {**result, "state": "gone"}, EXIT_CONFLICT, "it is gone already")
+        return
+    owner, cid = owner_of(node, ids[0]), node.new_change_id()
+    closed = {r for r in ids if state.untracked[r].actual.get("secret")}
+    declare_absent(node, {r: state.untracked[r].owner for r in ids}, "rolled back by name")
+    for resource in ids:
+        actual = _attrs(seen.get(resource))
+        declared = state.declared(resource)
+        if actual is None or declared is None:
+            continue
+        node.record("drift_detected", {
+            "resource": resource, "change": cid, "owner": owner.to_json(), "opened_ns": node.t_ns, "actual": actual,
+            "deviation_n": node.deviation_n(resource, declared, actual), "weight_n": node.weight_n(resource, declared),
+            **({"secret": True} if resource in closed else {}),
+        })  # fmt: skip
+    job.change, job.ids, job.args["notes"] = cid, tuple(state.changes[cid].members), list(event.notes)
+    node.busy[cid] = job.n
+    node.record("rollback_started", {
+        "change": cid, "cause": job.cause, "owner": owner.to_json(), "skipped": [],
+        "plan": [s.to_json() for s in job.steps], "saves": dict(event.saves),
+        **({"notes": job.args["notes"]} if event.notes else {})}, job.caller.actor)  # fmt: skip
+    below.act(node, job, event.saves, [s.id for s in job.steps])
+
+
+def _attrs(seen: Observation) -> Attrs | None:
+    return None if isinstance(seen, Unreadable) else seen

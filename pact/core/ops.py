@@ -1,0 +1,312 @@
+"""Every request that pact knows: one class each, with who may ask it, from where, and what it does.
+
+Its annotations are the request's arguments with their types; one without a value must be given. What stands in the
+brackets behind its name says the rest (``Op`` says what), and every other table of requests is made of that. They are
+never instances: a request's arguments travel as JSON, checked against its class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from inspect import get_annotations
+from types import MappingProxyType, NoneType
+from typing import Any, Final
+
+NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
+
+
+class Op:
+    """``role``: who may ask it at least; what belongs to somebody else may need more, ``access`` says so. ``changes``:
+    it may change something, and becomes an event for the core. ``once``: done a second time it would do something else,
+    so that a call that comes again is not carried out again.  # T6
+
+    ``at``: who takes it, a ``node`` from people, a ``member`` from the root alone, or the ``root`` from people.
+    ``afar``: people may ask it of many nodes at once, through the root. ``settles``: nobody's questions keep it out at
+    the root, for it stops the fleet, or settles what would else settle itself. ``command``: which command asks it;
+    empty where people never do so by themselves.
+    """
+
+    role = "viewer"
+    changes = once = settles = False
+    at, afar = "node", True
+    command = ""
+
+    def __init_subclass__(cls, **facts: str | bool) -> None:
+        super().__init_subclass__()
+        for name, value in facts.items():
+            assert hasattr(Op, name), name
+            setattr(cls, name, value)
+
+
+class Changing(Op, changes=True, once=True): ...
+
+
+class FromRoot(Op, role="admin", changes=True, at="member", afar=False):
+    """The root may ask it again at any time: members know what they have done."""
+
+
+class AtRoot(Op, at="root", afar=False): ...
+
+
+# -- reading ---------------------------------------------------------------------------------------------------------
+
+
+class Ping(Op, command="agent"):
+    """Is anybody there?"""
+
+
+class Status(Op, command="status"): ...
+
+
+class Check(Op, command="check"): ...
+
+
+class State(Op, at="member"):
+    """One word, and whether something is untracked. The root asks it of all nodes for its page."""
+
+
+class Diff(Op, command="diff"):
+    targets: Sequence[str] = ()
+
+
+class Log(Op, command="log"):
+    count: int | None = None
+    since: str = ""
+    type: str = ""
+    follow: bool = False
+
+
+class Watch(Op, afar=False, command="watch"):
+    """Live events. On a node of its own records, at the root of all nodes that are meant."""
+
+
+class Show(Op, command="show"):
+    seq: int
+
+
+class Content(Op, afar=False, command="show"):
+    seq: int
+    resource: str | None = None
+
+
+class Consumers(Op, command="consumers"):
+    resource: str
+
+
+class Export(Op, afar=False, command="export"): ...
+
+
+class Tracked(Op, command="track"): ...
+
+
+# -- settling --------------------------------------------------------------------------------------------------------
+
+
+class Commit(Changing, role="ops", command="commit"):
+    targets: Sequence[str] = ()
+    all: bool = False
+    message: str = ""
+    ttl_ns: int | None = None
+    force: bool = False
+    shared: bool = False
+    without_content: bool = False
+
+
+class Rollback(Changing, role="ops", command="rollback"):
+    targets: Sequence[str] = ()
+    all: bool = False
+    dry_run: bool = False
+    force: bool = False
+    shared: bool = False
+    to_seq: int | None = None
+    trials: str | None = None
+
+
+class Redo(Changing, role="admin", command="redo"):
+    change: str
+    dry_run: bool = False
+    message: str = ""
+
+
+class Extend(Changing, role="ops", command="extend"):
+    by_ns: int
+    targets: Sequence[str] = ()
+    shared: bool = False
+
+
+# -- declared state --------------------------------------------------------------------------------------------------
+
+
+class Declare(Changing, role="admin", command="declare"):
+    resources: Mapping[str, Any]
+    blobs: Mapping[str, Any] = NOTHING
+    prune: bool = False
+    take: bool = False
+    dry_run: bool = False
+    track: Mapping[str, Any] = NOTHING
+
+
+class Apply(Changing, role="admin", once=False, afar=False, command="apply"):
+    """On one node. With ``--nodes`` the root begins a group with it."""
+
+    resources: Mapping[str, Any]
+    blobs: Mapping[str, Any] = NOTHING
+    dry_run: bool = False
+    message: str = ""
+
+
+class Adopt(Changing, role="admin", command="adopt"):
+    patterns: Sequence[str]
+
+
+class Track(Changing, role="admin", command="track"):
+    patterns: Mapping[str, Any]
+
+
+# -- suspending ------------------------------------------------------------------------------------------------------
+
+
+class EmergencyStart(Changing, role="ops", command="emergency"):
+    reason: str = ""
+    for_ns: int | None = None
+
+
+class EmergencyEnd(Changing, role="ops", command="emergency"):
+    how: str | None = None
+    message: str = ""
+    force: bool = False
+    all: bool = False
+    shared: bool = False
+    dry_run: bool = False
+
+
+class HoldPlace(Changing, role="ops", command="hold"):
+    reason: str = ""
+    for_ns: int | None = None
+    change: str | None = None
+
+
+class HoldRelease(Changing, role="ops", command="hold"):
+    name: str | None = None
+
+
+# -- what the root asks of members -----------------------------------------------------------------------------------
+
+
+class GroupCheck(FromRoot):
+    fence: int
+    resources: Mapping[str, Any]
+    blobs: Mapping[str, Any] = NOTHING
+
+
+class GroupApply(FromRoot):
+    fence: int
+    group: str
+    resources: Mapping[str, Any]
+    message: str
+    left_ns: int
+    blobs: Mapping[str, Any] = NOTHING
+
+
+class GroupVote(FromRoot):
+    fence: int
+    group: str
+    action: str
+    ballot: int
+    automatic: bool = False
+    force: bool = False
+
+
+class GroupState(FromRoot):
+    fence: int
+    group: str
+
+
+class GroupDecide(FromRoot):
+    fence: int
+    group: str
+    ballot: int
+    decision: str
+    action: str
+    why: str = ""
+    message: str = ""
+    ttl_ns: int | None = None
+    force: bool = False
+
+
+class MemberExtend(FromRoot):
+    fence: int
+    group: str
+    left_ns: int
+
+
+class FleetSeen(FromRoot):
+    """The fleet's holds, for nodes that must have heard of them before the root says that they are held."""
+
+    fence: int
+    seq: int
+    holds: Sequence[Any]
+
+
+# -- what people ask of the root -------------------------------------------------------------------------------------
+
+
+class BeginGroup(AtRoot, role="admin", changes=True, command="apply"): ...
+
+
+class GroupCommit(AtRoot, role="ops", changes=True, settles=True, command="commit"): ...
+
+
+class GroupRollback(AtRoot, role="ops", changes=True, settles=True, command="rollback"): ...
+
+
+class GroupExtend(AtRoot, role="ops", changes=True, settles=True, command="extend"): ...
+
+
+class Groups(AtRoot, command="groups"): ...
+
+
+class FleetHold(AtRoot, role="ops", changes=True, settles=True, command="hold"): ...
+
+
+class FleetRelease(AtRoot, role="ops", changes=True, settles=True, command="hold"): ...
+
+
+class Nodes(AtRoot, command="nodes"): ...
+
+
+class NodesForget(AtRoot, role="admin", changes=True, command="nodes"): ...
+
+
+#: What a node takes, by the name under which it is asked.
+AT_NODE: Final[Mapping[str, type[Op]]] = {
+    "ping": Ping, "status": Status, "check": Check, "watch": Watch, "export": Export, "diff": Diff, "log": Log,
+    "show": Show, "content": Content, "consumers": Consumers, "commit": Commit, "rollback": Rollback, "redo": Redo,
+    "extend": Extend, "declare": Declare, "apply": Apply, "adopt": Adopt, "track": Track, "tracked": Tracked,
+    "emergency_start": EmergencyStart, "emergency_end": EmergencyEnd, "hold_place": HoldPlace,
+    "hold_release": HoldRelease, "state": State, "group_check": GroupCheck, "group_apply": GroupApply,
+    "group_vote": GroupVote, "group_state": GroupState, "group_decide": GroupDecide, "group_extend": MemberExtend,
+    "fleet_seen": FleetSeen,
+}  # fmt: skip
+#: What the root takes itself, beside what it asks nodes.
+AT_ROOT: Final[Mapping[str, type[Op]]] = {
+    "apply": BeginGroup, "group_commit": GroupCommit, "group_rollback": GroupRollback, "group_extend": GroupExtend,
+    "groups": Groups, "fleet_hold": FleetHold, "fleet_release": FleetRelease, "nodes": Nodes,
+    "nodes_forget": NodesForget, "watch": Watch,
+}  # fmt: skip
+
+#: What an annotation says of a JSON value. Of a list, that each of its entries is text, is checked where it is read.
+_TYPES: Final[Mapping[str, tuple[type, ...]]] = {
+    "str": (str,), "int": (int,), "bool": (bool,), "str | None": (str, NoneType), "int | None": (int, NoneType),
+    "Sequence[str]": (list,), "Sequence[Any]": (list,), "Mapping[str, Any]": (dict,),
+}  # fmt: skip
+
+
+def types_of(op: type[Op]) -> dict[str, tuple[type, ...]]:
+    """The fields of a request's arguments, each with the types that its value may have."""
+    return {name: _TYPES[text] for name, text in get_annotations(op).items()}
+
+
+def needed(op: type[Op]) -> tuple[str, ...]:
+    """The fields that must be given."""
+    return tuple(name for name in get_annotations(op) if name not in op.__dict__)

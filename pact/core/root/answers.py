@@ -1,0 +1,122 @@
+"""What nodes answered, and what people are told of it: checked, cut to what a message takes, and its exit code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import orjson
+
+from pact.core import strict
+from pact.core.tree.calls import PARTS_BYTES
+from pact.core.tree.wire import BODY_MAX
+from pact.errors import EXIT_FAILED
+
+#: Of a text in a result; what people or nodes say may be longer than a head takes.
+SAID_MAX: Final = 4_000
+HOLDERS_MAX: Final = 20
+#: What is kept of a consumer that a node names, and how long each may be: a node may say anything.
+HOLDER_FIELDS: Final = ("resource", "pid", "how", "path", "uid", "user", "command", "cgroup", "job")
+FIELD_MAX: Final = 300
+RESULT_MAX: Final = BODY_MAX
+#: What a result can go without, first what is longest and can be asked for on its own.
+CUT: Final[Mapping[str, Any]] = {"blocked": {}, "resources": [], "members": {}, "nodes": ""}
+
+
+def answer_of(body: bytes) -> dict[str, Any]:
+    """A node's answer; one that makes no sense counts as a refusal."""
+    try:
+        answer = strict.loads_object(body, BODY_MAX)
+    except strict.NotStrictError:
+        answer = {}
+    if type(answer.get("exit")) is not int or not 0 <= answer["exit"] <= 255:
+        return {"exit": EXIT_FAILED, "message": "an answer that makes no sense", "hint": "", "result": {}}
+    if not isinstance(answer.get("result"), dict):
+        answer["result"] = {}
+    answer["message"] = clipped(_text(answer.get("message")))
+    return answer
+
+
+def _text(said: Any) -> str:
+    return said if isinstance(said, str) else ""
+
+
+def refusal_of(answer: Mapping[str, Any]) -> dict[str, Any]:
+    """Why a node did not, and who was in its way."""
+    result = answer["result"]
+    holders = result.get("holders")
+    named = [_holder(h) for h in holders[:HOLDERS_MAX] if isinstance(h, dict)] if isinstance(holders, list) else []
+    return {"why": clipped(_text(result.get("why")) or answer["message"] or "no"), "holders": named,
+            "absent": result.get("absent") is True}  # fmt: skip
+
+
+def _holder(said: Mapping[str, Any]) -> dict[str, Any]:
+    """A consumer as ``Holder`` writes it: numbers and short texts, whatever the node said."""
+    out = {k: said[k] for k in HOLDER_FIELDS if k in said and isinstance(said[k], str | int | None)}
+    return {k: v[:FIELD_MAX] if isinstance(v, str) else v for k, v in out.items()}
+
+
+def fitting(result: Mapping[str, Any]) -> tuple[bytes, str]:
+    """A result as JSON, cut to what a message takes; and what to say of that."""
+    body = orjson.dumps(result)
+    if len(body) <= RESULT_MAX:
+        return body, ""
+    groups = result.get("groups")
+    if isinstance(groups, list):
+        kept = _newest(groups, RESULT_MAX - (1 << 10))
+        body = orjson.dumps({**result, "groups": kept, "truncated": True})
+        return body, f"{len(groups) - len(kept)} older groups are left out: too many for one answer"
+    return _without(result, RESULT_MAX), "some of it is left out: too much for one answer"
+
+
+def _without(result: Mapping[str, Any], room: int) -> bytes:
+    cut = {**result, "truncated": True}
+    for key, nothing in CUT.items():
+        if key in cut:
+            cut[key] = {} if isinstance(cut[key], dict) else nothing
+            body = orjson.dumps(cut)
+            if len(body) <= room:
+                return body
+    return b'{"truncated":true}'
+
+
+def _newest(groups: list[dict[str, Any]], room: int) -> list[Any]:
+    kept: list[Any] = []
+    for group in reversed(groups):
+        body = orjson.dumps(group)
+        if len(body) > room // 4:
+            body = _without(group, room // 4)
+        room -= len(body) + 1
+        if room < 0:
+            break
+        kept.append(orjson.Fragment(body))
+    return kept[::-1]
+
+
+def clipped(text: str) -> str:
+    return text if len(text) <= SAID_MAX else text[: SAID_MAX - 1] + "…"
+
+
+class ToClient:
+    """What nodes answer, on its way to a client: what came together goes together."""
+
+    def __init__(self, down: Callable[[str, Mapping[str, Any], bytes], None], head: Mapping[str, Any]) -> None:
+        self._down = down
+        self._client = {"client": head["client"], "id": head["id"]}
+        self._rows: list[tuple[list[str], bytes]] = []
+        self._size = 0
+
+    def part(self, names: list[str], body: bytes) -> None:
+        size = len(body) + sum(map(len, names)) + 8 * len(names)
+        if self._size + size > PARTS_BYTES:
+            self.flush()
+        self._rows.append((names, body))
+        self._size += size
+
+    def flush(self) -> None:
+        rows, self._rows, self._size = self._rows, [], 0
+        if len(rows) == 1:
+            self._down("part", {**self._client, "names": rows[0][0]}, rows[0][1])
+        elif rows:
+            parts = [[names, len(body)] for names, body in rows]
+            self._down("parts", {**self._client, "parts": parts}, b"".join([body for _, body in rows]))

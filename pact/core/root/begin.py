@@ -1,0 +1,171 @@
+"""How a group begins: every node is asked whether it could, then it is written down, then they are let.  # G1"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final
+
+import orjson
+
+from pact.core.root.answers import answer_of
+from pact.core.root.questions import ABSENT, LOST, Questions, refuse_absent, require_role, require_short
+from pact.core.root.runs import APPLYING, OPEN, Head, Run, as_written, shown
+from pact.errors import EXIT_FAILED, EXIT_UNREACHABLE, PactError, UsageError, gravest
+from pact.model import NS_PER_S
+
+WINDOW_MAX_NS: Final = 3660 * 24 * 3600 * NS_PER_S
+#: Beyond it no node is believed about the groups that it has known.
+NUMBER_MAX: Final = 1_000_000_000
+
+
+class Beginner:
+    """Begins groups, and lets members apply them. ``runs`` is the coordinator's."""
+
+    def __init__(self, questions: Questions, runs: dict[str, Run]) -> None:
+        self.root = questions.root
+        self.questions = questions
+        self.runs = runs
+        self._numbers = 0  # the last that was given, or that a node remembers from another log
+
+    def taken(self, number: int) -> None:
+        """A node remembers a group of this number: no other gets it."""
+        if number <= NUMBER_MAX:
+            self._numbers = max(self._numbers, number)
+
+    def apply(self, head: Head, args: dict[str, Any]) -> None:
+        """Ask every node whether it could; then begin, durably; then let them."""
+        root = self.root
+        require_role(head, "admin", "apply")
+        if head["nodes"] is None:
+            raise UsageError("a group needs --nodes")
+        resources = args.get("resources")
+        if not isinstance(resources, dict) or not resources:
+            raise UsageError("the file names no resource")
+        require_short(str(args.get("message", "")))
+        here, absent = self.questions.targets(head["nodes"])
+        allow = self.questions.allowance(args)
+        refuse_absent(root, dict.fromkeys(absent, ABSENT), allow, "nothing was changed")
+        self.questions.progress(head, 0, len(here))
+        found: list[dict[str, Any]] = []
+        refused: dict[str, tuple[int, str]] = {}
+        willing: list[str] = []
+        watching: list[str] = []
+        asked = set(here)
+
+        def part(names: list[str], body: bytes) -> None:
+            answer = answer_of(body)
+            asked.difference_update(names)
+            self.questions.progress(head, len(here) - len(asked), len(here))
+            if answer["exit"] == 0 and _could(answer["result"]):
+                found.append(answer["result"])
+                willing.extend(names)
+                if answer["result"].get("enforce") is False:
+                    watching.extend(names)
+            elif answer["exit"] == 0:
+                refused.update(dict.fromkeys(names, (EXIT_FAILED, "an answer that makes no sense")))
+            else:
+                refused.update(dict.fromkeys(names, (answer["exit"], answer["message"])))
+
+        def done(lost: dict[str, str]) -> None:
+            why = {n: text for n, (_, text) in refused.items()}
+            if refused or not willing:
+                code = gravest([c for c, _ in refused.values()] or [EXIT_UNREACHABLE])
+                self.questions.reply(head, code, "nothing was changed anywhere", failed={**why, **lost})
+                return
+            missing = {**dict.fromkeys(absent, ABSENT), **lost}
+            try:
+                refuse_absent(root, missing, allow, "nothing was changed")
+            except PactError as exc:
+                self.questions.reply(head, exc.exit_code, exc.message, exc.hint, failed=missing)
+                return
+            where = root.sets.fold(watching) if watching else ""
+            note = f"in observe mode, so that nothing is rolled back there: {where}" if where else ""
+            self._checked(head, args, willing, found, missing, note)
+
+        check = {"fence": root.fence, "resources": resources, "blobs": args.get("blobs", {})}
+        timeout_ns = self.questions.timeout_ns(head)
+        # Nothing has begun: where nobody waits for it any more, nothing begins.
+        self.questions.ask_members(here, "group_check", check, head["caller"], part, done, timeout_ns,
+                                   (head["client"], head["id"]))  # fmt: skip
+
+    def _checked(self, head: Head, args: dict[str, Any], members: list[str], found: list[dict[str, Any]],
+                 missing: dict[str, str], note: str) -> None:  # fmt: skip
+        root = self.root
+        summary = {"count": len(members), "changes": max(f["changes"] for f in found),
+                   "magnitude": max(f["magnitude_n"] for f in found) / 1e9}  # fmt: skip
+        if args.get("dry_run"):
+            self.questions.reply(head, 0, note, result={**summary, "dry_run": True}, failed=missing)
+            return
+        if not summary["changes"]:
+            self.questions.reply(head, 0, "the nodes are so already", result={**summary, "group": None}, failed=missing)
+            return
+        nodes = as_written(root, members)
+        if not nodes:
+            self.questions.reply(head, EXIT_FAILED, "nothing was changed: too many names", "split the group")
+            return
+        window_ns = min(f["window_ns"] for f in found)
+        known = [n for f in found if type(n := f.get("newest")) is int and 0 <= n <= NUMBER_MAX]
+        # a log that was begun anew must not give a number again that nodes remember
+        self._numbers = max(self._numbers, root.state.group_n, *known) + 1
+        gid = f"g{self._numbers}"
+        caller = head["caller"]
+        owner = {"key": f"cluster:{caller['user']}", "user": caller["user"], "uid": None, "session": None,
+                 "command": "pact apply"}  # fmt: skip
+        root.record("group_begun", {
+            "group": gid, "owner": owner, "message": str(args.get("message", "")), "nodes": nodes,
+            "count": len(members), "resources": sorted(args["resources"]), "window_ns": window_ns, "fence": root.fence,
+            "require_all": bool(args.get("require_all")),
+        }, root.actor(caller), lambda: self._begun(gid, head, args, members, summary, missing, note))  # fmt: skip
+
+    def _begun(self, gid: str, head: Head, args: dict[str, Any], members: list[str], summary: dict[str, Any],
+               missing: dict[str, str], note: str) -> None:  # fmt: skip
+        root = self.root
+        group = root.state.groups[gid]
+        node_args = {"group": gid, "fence": root.fence, "resources": args["resources"], "blobs": args.get("blobs", {}),
+                     "message": group.message, "left_ns": group.ends_ns - root.t_ns}  # fmt: skip
+        run = self.runs[gid] = Run(gid, members, APPLYING, orjson.dumps(node_args), head["caller"])
+        codes: list[int] = []
+
+        def end() -> None:
+            bad = {n: s for n, s in run.states.items() if s != "applied"}
+            text = f"{gid} is applied on {len(members) - len(bad)} of {len(members)} nodes" if bad else ""
+            self.questions.reply(head, gravest(codes), "; ".join(filter(None, [text, note])),
+                             result={**summary, **shown(root, run, group)}, failed={**bad, **missing})  # fmt: skip
+
+        self.apply_to(run, members, end, codes, head)
+
+    def apply_to(self, run: Run, names: Iterable[str], end: Callable[[], None] | None,
+                 codes: list[int] | None = None, head: Head | None = None) -> None:  # fmt: skip
+        """Let these members make the changes. Who moved to another parent meanwhile is asked again."""
+
+        def part(answered: list[str], body: bytes) -> None:
+            answer = answer_of(body)
+            state = "applied" if answer["exit"] == 0 else f"failed: {answer['message']}"
+            run.states.update(dict.fromkeys(answered, state))
+            if codes is not None:
+                codes.append(answer["exit"])
+            if head is not None:
+                self.questions.progress(head, len(run.states), len(run.members))
+
+        def done(lost: dict[str, str]) -> None:
+            moved = [n for n, why in lost.items() if why == LOST and n in self.root.nodes]
+            run.states.update({n: f"missing: {why}" for n, why in lost.items()})
+            if moved and run.step == APPLYING:
+                if codes is not None and len(lost) > len(moved):
+                    codes.append(EXIT_UNREACHABLE)
+                self.apply_to(run, moved, end, codes, head)
+                return
+            if codes is not None and lost:
+                codes.append(EXIT_UNREACHABLE)
+            if run.step == APPLYING:
+                run.step = OPEN
+            if end is not None:
+                end()
+
+        self.questions.ask_members(names, "group_apply", run.apply_args, run.caller, part, done)
+
+
+def _could(found: Mapping[str, Any]) -> bool:
+    """Is this what a node says that could apply? A window that makes no sense would be every member's."""
+    return (all(type(found.get(k)) is int and found[k] >= 0 for k in ("changes", "magnitude_n", "window_ns"))
+            and 0 < found["window_ns"] <= WINDOW_MAX_NS and found["magnitude_n"] < 1 << 62)  # fmt: skip

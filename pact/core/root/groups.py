@@ -1,0 +1,477 @@
+"""Groups at the root: begin, vote, decide.
+
+Two-phase commit with presumed abort: only a decision is written, and what follows from it waits until it is
+durable.  # G1
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, Final
+
+from pact.core.root.answers import answer_of, refusal_of
+from pact.core.root.begin import Beginner
+from pact.core.root.carry import Carrier
+from pact.core.root.holds import Fleet
+from pact.core.root.log import ACTIVE, DECIDED, FINISHED, Group
+from pact.core.root.questions import ABSENT, Questions, allowed, refuse_absent, require_role, require_short
+from pact.core.root.runs import (
+    APPLYING,
+    BLOCKED,
+    DECIDING,
+    OPEN,
+    PACT,
+    VOTING,
+    Head,
+    Run,
+    caller_of,
+    held_by,
+    number,
+    reasons,
+    shown,
+)
+from pact.core.root.show import look
+from pact.errors import (
+    EXIT_BLOCKED,
+    EXIT_CONFLICT,
+    EXIT_FAILED,
+    EXIT_UNREACHABLE,
+    ConflictError,
+    DeniedError,
+    UsageError,
+    gravest,
+)
+from pact.model import NS_PER_S
+
+EXTEND_MAX_NS: Final = 10 * 24 * 3600 * NS_PER_S
+TTL_MIN_NS: Final = 900 * NS_PER_S
+TTL_MAX_NS: Final = EXTEND_MAX_NS
+SETTLE_NS: Final = 15 * NS_PER_S
+RELEASE_NS: Final = 2 * NS_PER_S
+BALLOTS: Final = 1_000_000
+ASKED_MAX: Final = 64
+ASKING_MAX: Final = 256  # questions of nodes that are being answered at once: they leave room for people's commands
+VOTE_TRIES: Final = 2
+FORGET_MAX: Final = 10_000
+
+
+class Coordinator:
+    """All groups of one root."""
+
+    def __init__(self, questions: Questions) -> None:
+        self.root = questions.root
+        self.questions = questions
+        self.runs: dict[str, Run] = {}
+        self.carrier = Carrier(questions, self.runs)
+        self.beginner = Beginner(questions, self.runs)
+        self.fleet = Fleet(questions, self._released)
+        self.ops: Mapping[str, Callable[[Head, dict[str, Any]], None]] = {
+            "apply": self.beginner.apply, "group_commit": self._commit, "group_rollback": self._rollback,
+            "group_extend": self._extend, "groups": partial(look, questions, self.runs), "fleet_hold": self.fleet.place,
+            "fleet_release": self.fleet.release, "nodes_forget": self._forget,
+        }  # fmt: skip
+        self._ballots = 0
+        self._asked_about: dict[str, frozenset[str]] = {}  # groups and their members
+        self._not_before_ns = 0
+        self.released_ns = 0  # when the fleet was released; a node that has not heard of it would refuse
+
+    def _released(self) -> None:
+        """The fleet is held no more."""
+        self.released_ns = self.root.t_ns
+        self.carrier.released()
+
+    # -- the term -----------------------------------------------------------------------------------------------
+
+    def begin_term(self, reboot: bool) -> None:
+        """Take up what earlier roots left. Nothing expires before the nodes had time to come back."""
+        root = self.root
+        wait_ns = root.limits.floor_ns if reboot else min(SETTLE_NS, root.limits.floor_ns)
+        self._not_before_ns = root.t_ns + wait_ns
+        for group in root.state.groups.values():
+            if group.state != FINISHED:
+                self.runs[group.id] = Run(group.id, root.sets.expand(group.nodes), caller=caller_of(group))
+
+    def resume(self) -> None:
+        """The term's first record is durable: carry out what was decided before."""
+        for run in list(self.runs.values()):
+            if self.root.state.groups[run.id].state == DECIDED:
+                self.carrier.carry(run)
+        self.fleet.tell()
+
+    def came(self, names: Sequence[str]) -> None:
+        """Nodes are back: what they owe comes before anything else.  # G5"""
+        if not names:
+            return
+        fresh = set(names)
+        for run in list(self.runs.values()):
+            back = [n for n in run.members if n in fresh]
+            if not back:
+                continue
+            group = self.root.state.groups[run.id]
+            if group.state == DECIDED:
+                run.todo.update(n for n in back if n not in run.done)
+                self.carrier.waves(run)
+            elif run.step in (OPEN, APPLYING, BLOCKED):
+                self._undo_votes(run, back)
+                lacking = [n for n in back if run.states.get(n, "").startswith("missing")]
+                if lacking and run.apply_args and run.step == OPEN:
+                    run.states.update(dict.fromkeys(lacking, "applying"))
+                    self.beginner.apply_to(run, lacking, None)
+
+    def _undo_votes(self, run: Run, names: Iterable[str]) -> None:
+        """A vote that led to no decision binds nobody any more (presumed abort).  # G3"""
+        self.carrier.tell(names, run.id, self._undone(run.id, self._ballot()), run.caller)
+
+    def _undone(self, gid: str, ballot: int) -> dict[str, Any]:
+        """The votes with this ballot, or one before it."""
+        return {"group": gid, "fence": self.root.fence, "ballot": ballot, "decision": "abort", "action": "commit",
+                "why": "the vote led to no decision"}  # fmt: skip
+
+    def asked(self, node: str, groups: Sequence[Sequence[Any]]) -> None:
+        """A member asks how its groups end. Only what is in the log is an answer.  # G3"""
+        for gid, phase, ballot in groups[:ASKED_MAX]:
+            if self.carrier.asking >= ASKING_MAX:
+                return  # it asks again
+            group, run = self.root.state.groups.get(gid), self.runs.get(gid)
+            if number(gid) > self.root.state.group_n if group is None else node not in self._members(group):
+                # No member heard of a group before its beginning was durable: this log is another one, and knows
+                # nothing of how the group ended. It may have given the number again, to other nodes' group.
+                self.root.refuse("a group that another log began", node, gid)
+                self.beginner.taken(number(gid))
+                self._unknown(node, gid, ballot)
+            elif group is None:
+                self.root.refuse("a question about a group that the log has forgotten", node, gid)
+                self._unknown(node, gid, ballot)
+            elif group.state == FINISHED:
+                self.carrier.reply(node, gid, self.carrier.decision(group), caller_of(group))
+            elif run is not None and group.state == DECIDED:
+                if node in run.members and node not in run.flying and node not in run.todo:
+                    run.done.discard(node)
+                    run.todo.add(node)
+                    self.carrier.waves(run)
+            elif run is not None:
+                run.states.setdefault(node, "member")
+                if phase == "prepared" and self._led_nowhere(run, ballot):
+                    # A question has no seal: one that is made up must not undo a vote under way, or one to come.  # T14
+                    newest = self.root.fence * BALLOTS + self._ballots
+                    self.carrier.reply(node, gid, self._undone(gid, min(ballot, newest)), run.caller)
+
+    def _unknown(self, node: str, gid: str, ballot: int) -> None:
+        """How its group ended is not known here: what it has of it becomes its own, for a person to settle."""
+        args = {"group": gid, "fence": self.root.fence, "ballot": ballot, "decision": "unknown",
+                "action": "rollback", "why": "the root's log has no such group"}  # fmt: skip
+        self.carrier.reply(node, gid, args, PACT)
+
+    def _members(self, group: Group) -> frozenset[str]:
+        """Of a group that nodes ask about; they do so all at once."""
+        known = self._asked_about.get(group.id)
+        if known is None:
+            if len(self._asked_about) >= ASKED_MAX:
+                self._asked_about.clear()
+            known = self._asked_about[group.id] = frozenset(self.root.sets.expand(group.nodes))
+        return known
+
+    @staticmethod
+    def _led_nowhere(run: Run, ballot: int) -> bool:
+        """No decision can come of a vote with this ballot any more."""
+        return run.step not in (VOTING, DECIDING) or ballot < run.ballot
+
+    def tick(self) -> None:
+        root = self.root
+        self.fleet.tick()
+        for run in list(self.runs.values()):
+            group = root.state.groups[run.id]
+            if run.retry_at_ns is not None and run.retry_at_ns <= root.t_ns:
+                run.retry_at_ns = None
+                if group.state == DECIDED:
+                    self.carrier.again(run)
+                elif root.state.holds:
+                    run.retry_at_ns = root.t_ns + root.limits.retry_ns
+                elif run.step == BLOCKED:
+                    self._vote(run, "rollback", None, {}, automatic=True)
+            due = self._due_ns(run, group)
+            if due is not None and due <= root.t_ns:
+                self._vote(run, "rollback", None, {}, automatic=True)
+
+    def _due_ns(self, run: Run, group: Group) -> int | None:
+        """When its window ends: only the root's timer ends a group.  # G2"""
+        if group.state != ACTIVE or run.step != OPEN or self.root.state.holds:
+            return None
+        ends_ns = max(group.ends_ns, self.released_ns + RELEASE_NS if self.released_ns else 0)
+        if ends_ns >= self._not_before_ns or all(n in self.root.nodes for n in run.members):
+            return ends_ns
+        return self._not_before_ns
+
+    def next_wake_ns(self) -> int | None:
+        root = self.root
+        fleet_ns = self.fleet.next_wake_ns()
+        wakes = [] if fleet_ns is None else [fleet_ns]
+        wakes += [w for run in self.runs.values() if (w := self._due_ns(run, root.state.groups[run.id])) is not None]
+        wakes += [run.retry_at_ns for run in self.runs.values() if run.retry_at_ns is not None]
+        return min(wakes, default=None)
+
+    # -- vote ---------------------------------------------------------------------------------------------------
+
+    def _commit(self, head: Head, args: dict[str, Any]) -> None:
+        run = self._settleable(head, args, "commit")
+        message, ttl_ns = str(args.get("message", "")).strip(), args.get("ttl_ns")
+        if not message:
+            raise UsageError("a commit needs a message", "pact commit -m 'why'")
+        require_short(message)
+        if ttl_ns is not None and not (isinstance(ttl_ns, int) and TTL_MIN_NS <= ttl_ns <= TTL_MAX_NS):
+            raise UsageError("--ttl must lie between 15m and 10d")
+        if self._already(run, "commit", head):
+            return
+        refuse_absent(self.root, self._away(run), self.questions.allowance(args), f"{run.id} was not committed")
+        self._vote(run, "commit", head, {**args, "message": message, "ttl_ns": ttl_ns})
+
+    def _rollback(self, head: Head, args: dict[str, Any]) -> None:
+        run = self._settleable(head, args, "rollback")
+        group, force = self.root.state.groups[run.id], bool(args.get("force"))
+        forced = group.state == DECIDED and bool(group.args.get("force"))
+        if self.root.state.holds and not (force or forced):
+            raise ConflictError(held_by(self.root), "use --force")
+        if group.state == DECIDED and force and not forced:
+            self._force(run, head)
+            return
+        if self._already(run, "rollback", head):
+            return
+        self._vote(run, "rollback", head, args)
+
+    def _settleable(self, head: Head, args: Mapping[str, Any], what: str) -> Run:
+        root, gid = self.root, str(args.get("group", ""))
+        require_role(head, "ops", what)
+        group = root.state.groups.get(gid)
+        if group is None:
+            if 0 < number(gid) <= root.state.group_n:
+                raise ConflictError(f"{gid} was settled long ago", "see pact log")
+            raise UsageError(f"there is no group {gid}", "pact groups lists them")
+        if head["caller"]["role"] != "admin" and group.owner["user"] != head["caller"]["user"]:
+            raise DeniedError(f"{what} {gid} of {group.owner['user']} needs the role admin")
+        if group.state == FINISHED:
+            raise ConflictError(f"{gid} is settled already: {group.outcome}", "see pact groups")
+        run = self.runs[gid]
+        if run.step in (APPLYING, VOTING, DECIDING):
+            raise ConflictError(f"{gid} is {run.step} just now", "try again in a moment")
+        return run
+
+    def _force(self, run: Run, head: Head) -> None:
+        """The decision stands; from now on nothing but what is impossible stops it, and that is this person's doing."""
+        root = self.root
+        if root.state.groups[run.id].decision != "rollback":
+            raise ConflictError(f"too late: {run.id} is decided: commit", "see pact groups")
+
+        def done() -> None:
+            if run.step == DECIDING:  # the last member has just done it
+                self.questions.reply(head, 0, result=self.shown(run.id))
+            else:
+                self._already(run, "rollback", head)
+
+        root.record("group_forced", {"group": run.id, "fence": root.fence, "why": f"asked by {head['caller']['user']}"},
+                    root.actor(head["caller"]), done)  # fmt: skip
+
+    def _already(self, run: Run, what: str, head: Head) -> bool:
+        """The decision was made before: the same again goes on with what is owed, the other is too late."""
+        group = self.root.state.groups[run.id]
+        if group.state != DECIDED:
+            return False
+        if group.decision != what:
+            raise ConflictError(f"too late: {run.id} is decided: {group.decision}", "see pact groups")
+        run.heads.append(head)
+        self.carrier.again(run)
+        return True
+
+    def _vote(self, run: Run, action: str, head: Head | None, args: Mapping[str, Any], *,
+              automatic: bool = False) -> None:  # fmt: skip
+        root = self.root
+        allow = self.questions.allowance(args)
+        before = run.step, run.retry_at_ns
+        run.step, run.ballot, run.force = VOTING, self._ballot(), bool(args.get("force"))
+        run.heads = [] if head is None else [head]
+        run.yes, run.no, run.retry_at_ns, run.allow = set(), {}, None, allow
+        run.missing = self._away(run)
+        caller = PACT if head is None else head["caller"]
+        run.tell(self.questions, 0, len(run.members) - len(run.missing))
+
+        vote = {"group": run.id, "fence": root.fence, "action": action, "ballot": run.ballot, "automatic": automatic,
+                "force": bool(args.get("force"))}  # fmt: skip
+        here = [n for n in run.members if n in root.nodes]
+        self._ask_votes(run, here, vote, caller, lambda: self._counted(run, action, args, caller, before), VOTE_TRIES)
+
+    def _ask_votes(self, run: Run, names: Iterable[str], vote: Mapping[str, Any], caller: Mapping[str, Any],
+                   then: Callable[[], None], tries: int) -> None:  # fmt: skip
+        """Who is connected and did not answer (it is slow, or moved to another parent) is asked once more, and then
+        stands in a rollback's way: it may be the one with a consumer. Only who is away owes.  # F5
+        """
+        root = self.root
+
+        def part(answered: list[str], body: bytes) -> None:
+            answer = answer_of(body)
+            if answer["exit"] == 0 and answer["result"].get("vote") == "yes":
+                run.yes.update(answered)
+            else:
+                for name in answered:
+                    run.no[name] = refusal_of(answer)
+            run.tell(self.questions, len(run.yes) + len(run.no), len(run.members) - len(run.missing))
+
+        def done(lost: dict[str, str]) -> None:
+            silent = {n: why for n, why in lost.items() if n in root.nodes}
+            run.missing.update({n: why for n, why in lost.items() if n not in silent})
+            if silent and tries > 1 and not run.no:
+                self._ask_votes(run, silent, vote, caller, then, tries - 1)
+                return
+            if vote["action"] == "rollback" and not run.force:
+                run.no.update({n: {"why": why, "holders": []} for n, why in silent.items()})
+            else:
+                run.missing.update(silent)
+            then()
+
+        self.questions.ask_members(names, "group_vote", vote, caller, part, done)
+
+    def _counted(self, run: Run, action: str, args: Mapping[str, Any], caller: Mapping[str, Any],
+                 before: tuple[str, int | None]) -> None:  # fmt: skip
+        """Every vote is in."""
+        root = self.root
+        group = root.state.groups[run.id]
+        never = {n: v["why"] for n, v in run.no.items() if v.get("absent")}
+        if never and allowed({**run.missing, **never}, run.allow):  # it was never there: as good as missing
+            run.no = {n: v for n, v in run.no.items() if n not in never}
+            run.missing.update(never)
+        absent_stops = not allowed(run.missing, run.allow) if action == "commit" else (
+            group.require_all and bool(run.missing))  # fmt: skip
+        if action == "rollback" and root.state.holds and not run.force:  # placed while they voted  # G8
+            self._stop(run, action, caller, held_by(root))
+            run.step = before[0]
+        elif run.no or absent_stops:
+            self._stop(run, action, caller)
+            if action == "commit" and before[0] == BLOCKED:  # its window had ended: a person decides, as before
+                run.step, run.retry_at_ns = before
+        else:
+            self._decide(run, action, args, caller)
+
+    def _stop(self, run: Run, action: str, caller: Mapping[str, Any], held: str = "") -> None:
+        """Somebody said no, or is needed and away. Nothing is written; who said yes is free again.  # F5, G3"""
+        root = self.root
+        why = held or reasons(root, run)
+        if held:
+            text = f"{run.id}: not rolled back: {why}"
+        elif action == "rollback":
+            run.step = BLOCKED
+            text = f"{run.id}: rollback blocked: {why}"
+            if root.limits.on_busy_retry and any(n["holders"] for n in run.no.values()):
+                run.retry_at_ns = root.t_ns + root.limits.retry_ns
+            root.note(text)
+        else:
+            run.step = OPEN
+            text = f"{run.id}: not committed: {why}"
+        args = {"group": run.id, "fence": root.fence, "ballot": run.ballot, "decision": "abort",
+                "action": "commit" if held else action, "why": text}  # fmt: skip
+        reachable = [n for n in run.members if n in root.nodes]
+
+        heads, run.heads = run.heads, []
+
+        def told(lost: dict[str, str]) -> None:
+            if any(n["holders"] for n in run.no.values()):
+                code = EXIT_BLOCKED
+            elif held:
+                code = EXIT_CONFLICT
+            else:
+                code = (EXIT_CONFLICT if action == "commit" else EXIT_FAILED) if run.no else EXIT_UNREACHABLE
+            failed = {**{n: v["why"] for n, v in run.no.items()}, **run.missing}
+            for head in heads:
+                self.questions.reply(head, code, text, "pact groups " + run.id, self.shown(run.id), failed)
+
+        self.questions.ask_members(reachable, "group_decide", args, caller, ignore, told)
+
+    # -- decide and carry out -----------------------------------------------------------------------------------
+
+    def _decide(self, run: Run, action: str, args: Mapping[str, Any], caller: Mapping[str, Any]) -> None:
+        root = self.root
+        run.step = DECIDING
+        root.record("group_decided", {
+            "group": run.id, "decision": action, "ballot": run.ballot, "fence": root.fence,
+            "why": f"asked by {caller['user']}" if run.heads else "its window ended",
+            "args": {"message": str(args.get("message", "")), "ttl_ns": args.get("ttl_ns"),
+                     **({"force": True} if run.force else {})},
+            "owed": root.sets.fold(run.missing) if run.missing else "",
+        }, root.actor(caller if run.heads else None), lambda: self.carrier.carry(run))  # fmt: skip
+
+    # -- nodes that are gone for good ---------------------------------------------------------------------------
+
+    def _away(self, run: Run) -> dict[str, str]:
+        """Members that are missed: not those that were taken out of service."""
+        return {n: ABSENT for n in run.members if n not in self.root.nodes and n not in self.root.state.forgotten}
+
+    def _forget(self, head: Head, args: dict[str, Any]) -> None:
+        """These nodes are out of service: nobody waits for them any more. One that comes back is as before."""
+        root = self.root
+        require_role(head, "admin", "nodes --forget")
+        if head["nodes"] is None:
+            raise UsageError("say which nodes are to be forgotten")
+        here, absent = self.questions.targets(head["nodes"])
+        if here:
+            raise ConflictError(f"{root.sets.fold(here)} is connected", "take its key out of authorized_keys.toml")
+        known = [n for n in absent if n in root.state.cursors or any(n in r.members for r in self.runs.values())]
+        if len(known) < len(absent) or len(known) > FORGET_MAX:
+            raise UsageError(f"no such node: {root.sets.fold(set(absent).difference(known))}", "pact nodes lists them")
+
+        def done() -> None:
+            for run in list(self.runs.values()):
+                if root.state.groups[run.id].state == DECIDED and run.step != DECIDING:
+                    self.carrier.waves(run)
+            self.questions.reply(head, 0, result={"v": 1, "forgotten": root.sets.fold(known)})
+
+        root.record("node_forgotten", {"nodes": sorted(known), "fence": root.fence}, root.actor(head["caller"]), done)
+
+    # -- extend -------------------------------------------------------------------------------------------
+
+    def _extend(self, head: Head, args: dict[str, Any]) -> None:
+        root = self.root
+        run = self._settleable(head, args, "extend")
+        group = root.state.groups[run.id]
+        by_ns = args.get("by_ns")
+        if not isinstance(by_ns, int) or not 0 < by_ns <= EXTEND_MAX_NS:
+            raise UsageError("extend by more than nothing and at most 10d")
+        if group.state == DECIDED:
+            raise ConflictError(f"too late: {run.id} is decided: {group.decision}", "see pact groups")
+        if group.ends_ns + by_ns > root.t_ns + group.window_ns + EXTEND_MAX_NS:
+            raise UsageError(f"{run.id} would be extended by more than 10d in all", "commit it, for a time: --ttl D")
+        reopened = run.step == BLOCKED
+
+        refused: dict[str, tuple[int, str]] = {}
+
+        def part(names: list[str], body: bytes) -> None:
+            answer = answer_of(body)
+            if answer["exit"]:
+                refused.update(dict.fromkeys(names, (answer["exit"], answer["message"])))
+
+        def told(lost: dict[str, str]) -> None:
+            codes = [code for code, _ in refused.values()] + [EXIT_UNREACHABLE] * bool(lost)
+            failed = {**{n: why for n, (_, why) in refused.items()}, **lost}
+            self.questions.reply(head, gravest(codes), result=self.shown(run.id), failed=failed)
+
+        def done() -> None:
+            run.step, run.retry_at_ns, run.no, run.missing = OPEN, None, {}, {}
+            note = {"group": run.id, "fence": root.fence, "left_ns": max(0, group.ends_ns - root.t_ns)}
+            here = [n for n in run.members if n in root.nodes]
+            self.questions.ask_members(here, "group_extend", note, head["caller"], part, told)
+
+        run.step = DECIDING  # no timer and no vote until it is durable
+        root.record("window_extended", {"group": run.id, "by_ns": by_ns, "reopened": reopened, "fence": root.fence},
+                    root.actor(head["caller"]), done)  # fmt: skip
+
+    def shown(self, gid: str) -> dict[str, Any]:
+        """One group for people and programs."""
+        return shown(self.root, self.runs.get(gid), self.root.state.groups[gid])
+
+    # -- help ---------------------------------------------------------------------------------------------------
+
+    def _ballot(self) -> int:
+        """Larger than every ballot of this and of earlier terms."""
+        self._ballots += 1
+        return self.root.fence * BALLOTS + self._ballots
+
+
+def ignore(names: list[str], body: bytes) -> None:
+    pass

@@ -1,0 +1,483 @@
+"""The root's log: chunks, and the state that is their fold.  # K1
+
+A chunk holds records of many nodes in the order of their global numbers; it is what one transaction of the store makes
+durable. Its head links to the chunk before it. The root's own records are those of a node named ``_root``, with a chain
+of their own, so that decisions and events have one order and one kind of proof.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import struct
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import field
+from operator import itemgetter
+from typing import Any, Final
+
+import orjson
+
+from pact.core import strict
+from pact.core.records import GENESIS, TYPES, Record, parse, rfc3339, seal
+from pact.core.root import shapes
+from pact.errors import ChainError
+from pact.limits import RECORD_MAX
+from pact.values import dataclass
+
+ROOT: Final = "_root"
+VERSION: Final = 1
+SNAPSHOT_VERSION: Final = 1
+INCARNATION_CHARS: Final = 16
+FINISHED_MAX: Final = 2000
+EARLIER_MAX: Final = 4
+_TYPE: Final = re.compile(r"[a-z_]{1,40}")
+_HASH: Final = re.compile(r"[0-9a-f]{64}")
+HEADS: Final = "heads"
+TIME_MAX: Final = 64
+TYPES_MAX: Final = 256  # of all nodes: heads name the newest of each, every second
+_LENGTH: Final = struct.Struct("<I")
+
+ACTIVE: Final = "active"
+DECIDED: Final = "decided"
+FINISHED: Final = "finished"
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Consecutive records of one node: ``lines`` are JSON objects without newlines, ``first`` the first's number."""
+
+    node: str
+    rack: str
+    incarnation: str
+    first: int
+    lines: Sequence[bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """``types`` and ``links`` (number, hash of each record) are in the order of the lines."""
+
+    first: int
+    count: int
+    fence: int
+    wall_ns: int
+    prev: str
+    prevs: Mapping[str, int]
+    batches: Sequence[Batch]
+
+
+def build_chunk(first: int, fence: int, wall_ns: int, prev: str, prevs: Mapping[str, int],
+                batches: Sequence[Batch]) -> bytes:  # fmt: skip
+    """The bytes of a chunk. ``prevs``: for each of its types, the last global number of it before (-1: none)."""
+    rows, parts, count = [], [], 0
+    for b in batches:
+        body = b"\n".join(b.lines)
+        rows.append([b.node, b.rack, b.incarnation, b.first, len(b.lines), len(body)])
+        parts.append(body)
+        count += len(b.lines)
+    head = orjson.dumps({"v": VERSION, "first": first, "count": count, "fence": fence, "wall_ns": wall_ns, "prev": prev,
+                         "prevs": dict(prevs), "batches": rows})  # fmt: skip
+    return b"".join([_LENGTH.pack(len(head)), head, *parts])
+
+
+def read_chunk(raw: bytes) -> Chunk:
+    """Raises ValueError for what is no chunk."""
+    try:
+        (length,) = _LENGTH.unpack_from(raw)
+        head = strict.loads_object(raw[4 : 4 + length], strict.LINE_MAX)
+    except (struct.error, strict.NotStrictError) as exc:
+        raise ValueError(f"not a chunk: {exc!r}") from None
+    if not shapes.CHUNK(head) or head["v"] != VERSION:
+        raise ValueError("not a chunk: its head is none")
+    at, batches = 4 + length, []
+    for node, rack, incarnation, first, count, size in head["batches"]:
+        lines = raw[at : at + size].split(b"\n")
+        if len(lines) != count:
+            raise ValueError(f"a batch of {node} with {len(lines)} lines in place of {count}")
+        batches.append(Batch(node, rack, incarnation, first, lines))
+        at += size
+    if at != len(raw) or not batches or sum(len(b.lines) for b in batches) != head["count"]:
+        raise ValueError("its lengths do not add up")
+    return Chunk(head["first"], head["count"], head["fence"], head["wall_ns"], head["prev"], head["prevs"], batches)
+
+
+def chunk_hash(raw: bytes) -> str:
+    return hashlib.sha256(raw).hexdigest()
+
+
+@dataclass(slots=True)
+class Cursor:
+    """How far a node's records are in the log."""
+
+    incarnation: str
+    seq: int
+    hash: str
+
+
+@dataclass(slots=True)
+class Group:
+    """A change on many nodes, as its records tell. ``nodes`` is folded text. Times are the root's node time."""
+
+    id: str
+    owner: dict[str, Any]
+    message: str
+    nodes: str
+    resources: list[str]
+    window_ns: int
+    begun_ns: int
+    begun: str
+    require_all: bool = False
+    state: str = ACTIVE
+    extension_ns: int = 0
+    shift_ns: int = 0
+    decision: str = ""
+    ballot: int = 0
+    why: str = ""
+    args: dict[str, Any] = field(default_factory=dict)
+    decided: str = ""
+    outcome: str = ""
+    ended: dict[str, str] = field(default_factory=dict)  # {state: node set}, where it is not the outcome everywhere
+    by: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def ends_ns(self) -> int:
+        return self.begun_ns + self.window_ns + self.extension_ns + self.shift_ns
+
+
+class RootState:
+    """The fold. ``apply`` and ``apply_written`` alone change it."""
+
+    def __init__(self) -> None:
+        self.gseq = -1
+        self.chunk_hash = GENESIS
+        self.last: dict[str, int] = {}
+        self.cursors: dict[str, Cursor] = {}
+        self.earlier: dict[str, list[tuple[str, int, str]]] = {}  # of a node's earlier incarnations, newest last
+        self.groups: dict[str, Group] = {}
+        self.group_n = 0
+        self.forgotten: dict[str, str] = {}  # nodes that somebody took out of service, and when
+        self.holds: dict[str, dict[str, Any]] = {}
+        self.hold_n = 0
+        self.held_since_ns = 0
+        self.fence = 0
+        self.t_ns = 0
+        self.wall_ns = 0
+        self.boot_id = ""
+        self.offset_ns = 0
+
+    @property
+    def chain(self) -> Cursor:
+        """Of the root's own records."""
+        return self.cursors.get(ROOT, Cursor("", -1, GENESIS))
+
+    def cursor_of(self, node: str, incarnation: str) -> Cursor | None:
+        """How far this incarnation of the node is, also if another one has come since: two machines with one key, or
+        one that was reinstalled and put back, take turns, and nothing is recorded twice.  # K2
+        """
+        cursor = self.cursors.get(node)
+        if cursor is None or cursor.incarnation == incarnation:
+            return cursor
+        return next((Cursor(*row) for row in self.earlier.get(node, ()) if row[0] == incarnation), None)
+
+    def _move(self, node: str, cursor: Cursor) -> None:
+        old = self.cursors.get(node)
+        if old is not None and old.incarnation != cursor.incarnation:
+            kept = [row for row in self.earlier.get(node, ()) if row[0] not in (old.incarnation, cursor.incarnation)]
+            self.earlier[node] = [*kept, (old.incarnation, old.seq, old.hash)][-EARLIER_MAX:]
+        self.cursors[node] = cursor
+        self.forgotten.pop(node, None)  # it is back
+
+    def apply(self, raw: bytes) -> Chunk:
+        """Fold one chunk in. Raises ChainError."""
+        try:
+            chunk = read_chunk(raw)
+        except ValueError as exc:
+            raise ChainError(self.gseq + 1, str(exc)) from None
+        if chunk.first != self.gseq + 1 or chunk.prev != self.chunk_hash:
+            raise ChainError(self.gseq + 1, f"the chunk from {chunk.first} on does not follow")
+        gseq = chunk.first
+        for batch in chunk.batches:
+            hash_ = ""
+            for at, line in enumerate(batch.lines):
+                try:
+                    hash_ = self._apply_line(batch, at, line, gseq)
+                except (ValueError, KeyError, TypeError) as exc:
+                    raise ChainError(gseq, f"record {batch.first + at} of {batch.node} makes no sense: {exc}") from None
+                gseq += 1
+            self._move(batch.node, Cursor(batch.incarnation, batch.first + len(batch.lines) - 1, hash_))
+        self._folded(chunk, raw)
+        return chunk
+
+    def _apply_line(self, batch: Batch, at: int, line: bytes, gseq: int) -> str:
+        record = strict.own(line)
+        type_, hash_ = record["type"], record["hash"]
+        if not type(type_) is type(hash_) is type(record["time"]) is str or record["seq"] != batch.first + at:
+            raise ValueError("its type, hash, time or number is none")
+        self.last[type_] = gseq
+        if batch.node == ROOT:
+            self._apply_own(parse(line))
+        return str(hash_)
+
+    def apply_written(self, writer: Writer) -> Chunk:
+        """The same for a chunk whose lines this process has checked itself when it wrote them: none is read again."""
+        chunk, raw, last = writer.written
+        assert (chunk.first, chunk.prev) == (self.gseq + 1, self.chunk_hash), chunk.first
+        for batch in chunk.batches:
+            if batch.node == ROOT:
+                for line in batch.lines:
+                    self._apply_own(parse(line))
+            cursor = writer.cursor(batch.node, batch.incarnation)
+            assert cursor is not None
+            self._move(batch.node, cursor)
+        self.last.update(last)
+        self._folded(chunk, raw)
+        return chunk
+
+    def _folded(self, chunk: Chunk, raw: bytes) -> None:
+        self.gseq, self.chunk_hash = chunk.first + chunk.count - 1, chunk_hash(raw)
+        self.fence, self.wall_ns = max(self.fence, chunk.fence), chunk.wall_ns
+
+    def _apply_own(self, record: Record) -> None:
+        shapes.require_own(record)
+        self.t_ns = max(self.t_ns, record.t_ns)
+        handler = _HANDLERS.get(record.type)
+        if handler is not None:
+            handler(self, record)
+
+    # -- one a type ---------------------------------------------------------------------------------------------
+
+    def _started(self, record: Record) -> None:
+        self.boot_id, self.offset_ns = record.data["boot_id"], record.data["offset_ns"]
+
+    def _begun(self, record: Record) -> None:
+        d = record.data
+        self.groups[d["group"]] = Group(
+            d["group"], dict(d["owner"]), d["message"], d["nodes"], list(d["resources"]), d["window_ns"], record.t_ns,
+            record.time, bool(d["require_all"]),
+        )  # fmt: skip
+        self.group_n = max(self.group_n, int(d["group"][1:]))
+        finished = [g.id for g in self.groups.values() if g.state == FINISHED]
+        for gid in finished[: max(0, len(finished) - FINISHED_MAX)]:
+            del self.groups[gid]
+
+    def _decided(self, record: Record) -> None:
+        d = record.data
+        group = self.groups[d["group"]]
+        if group.state != ACTIVE:  # G1: one decision
+            raise ValueError(f"{group.id} is decided already")
+        group.state, group.decision, group.ballot = DECIDED, d["decision"], d["ballot"]
+        group.why, group.args, group.decided, group.by = d["why"], dict(d["args"]), record.time, dict(record.actor)
+
+    def _forced(self, record: Record) -> None:
+        """What is decided is carried out with force, as the doing of who asked for it."""
+        group = self.groups.get(record.data["group"])
+        if group is not None:
+            group.args, group.by, group.why = {**group.args, "force": True}, dict(record.actor), record.data["why"]
+
+    def _finished(self, record: Record) -> None:
+        group = self.groups.pop(record.data["group"], None)
+        if group is not None:
+            group.state, group.outcome = FINISHED, record.data["outcome"]
+            group.ended = dict(record.data.get("members", {}))
+            self.groups[group.id] = group  # those that finished first are forgotten first
+
+    def _extended(self, record: Record) -> None:
+        group = self.groups.get(record.data["group"])
+        if group is None:
+            return
+        if record.data["reopened"]:
+            group.begun_ns, group.extension_ns, group.shift_ns = record.t_ns, 0, 0
+        group.extension_ns += record.data["by_ns"]
+
+    def _node_forgotten(self, record: Record) -> None:
+        self.forgotten.update(dict.fromkeys(record.data["nodes"], record.time))
+
+    def _hold_placed(self, record: Record) -> None:
+        d = record.data
+        if not self.holds:
+            self.held_since_ns = record.t_ns
+        self.holds[d["hold"]] = {**d, "placed": record.time}
+        self.hold_n = max(self.hold_n, int(d["hold"][1:]))
+
+    def _hold_released(self, record: Record) -> None:
+        del self.holds[record.data["hold"]]
+        if not self.holds:
+            for group in self.groups.values():
+                if group.state == ACTIVE:
+                    group.shift_ns += record.t_ns - max(self.held_since_ns, group.begun_ns)
+
+    # -- snapshot -----------------------------------------------------------------------------------------------
+
+    def to_bytes(self) -> bytes:
+        return orjson.dumps({
+            "version": SNAPSHOT_VERSION, "gseq": self.gseq, "chunk_hash": self.chunk_hash, "last": self.last,
+            "cursors": {n: [c.incarnation, c.seq, c.hash] for n, c in self.cursors.items()},
+            "earlier": self.earlier, "forgotten": self.forgotten,
+            "groups": [{k: getattr(g, k) for k in g.__slots__} for g in self.groups.values()],
+            "group_n": self.group_n, "holds": self.holds, "hold_n": self.hold_n, "held_since_ns": self.held_since_ns,
+            "fence": self.fence, "t_ns": self.t_ns, "wall_ns": self.wall_ns, "boot_id": self.boot_id,
+            "offset_ns": self.offset_ns,
+        })  # fmt: skip
+
+    @classmethod
+    def from_bytes(cls, raw: bytes) -> RootState:
+        """Raises ValueError on a snapshot of another version or shape."""
+        data = strict.own(raw)
+        if not isinstance(data, dict) or data.pop("version", None) != SNAPSHOT_VERSION:
+            raise ValueError("the snapshot has another version")
+        shapes.require_snapshot(data)
+        state = cls()
+        state.cursors = {n: Cursor(*row) for n, row in data.pop("cursors").items()}
+        state.groups = {row["id"]: Group(**row) for row in data.pop("groups")}
+        for name, value in data.items():
+            setattr(state, name, value)
+        return state
+
+
+def load(snapshot: bytes | None, chunks: Iterable[bytes]) -> RootState:
+    """The state that the log gives. Raises ChainError where it does not follow, ValueError for what is none."""
+    state = RootState() if snapshot is None else RootState.from_bytes(snapshot)
+    covered = state.gseq
+    for raw in chunks:
+        first = read_chunk(raw).first
+        if first > covered:
+            state.apply(raw)
+        elif chunk_hash(raw) != state.chunk_hash:  # in the snapshot already: the last one may come, and no other
+            raise ChainError(first, "the chunk is not the last that the snapshot covers")
+    return state
+
+
+_HANDLERS: Final[Mapping[str, Callable[[RootState, Record], None]]] = {
+    "agent_started": RootState._started,
+    "group_begun": RootState._begun,
+    "group_decided": RootState._decided,
+    "group_forced": RootState._forced,
+    "group_finished": RootState._finished,
+    "window_extended": RootState._extended,
+    "hold_placed": RootState._hold_placed,
+    "hold_released": RootState._hold_released,
+    "node_forgotten": RootState._node_forgotten,
+}
+
+
+class Writer:
+    """Builds the next chunk on top of a state: batches of nodes are checked, own records are chained.
+
+    What it has taken is durable only when the chunk is; until then ``state`` knows nothing of it.
+    """
+
+    def __init__(self, state: RootState, fence: int, name: str) -> None:
+        self.state = state
+        self.fence = fence
+        self.name = name
+        self.size = 0
+        self._batches: list[Batch] = []
+        self._types: list[str] = []
+        self._cursors: dict[tuple[str, str], Cursor] = {}
+        self._own: list[bytes] = []
+        self._own_types: list[str] = []
+        self._chain = state.chain
+        self._own_first = self._chain.seq + 1
+        self.written: tuple[Chunk, bytes, dict[str, int]]  # with the last number of each type in it; after ``chunk``
+
+    def __bool__(self) -> bool:
+        return bool(self._batches or self._own)
+
+    def _too_many_types(self, type_: str, types: Iterable[str]) -> bool:
+        """One that only some other version of pact knows, beyond those that are kept apart. Those of this version
+        always have their place: what one node writes keeps nobody else's records out.
+        """
+        seen = {*self.state.last, *self._types, *types}
+        return type_ not in seen and len(seen - TYPES) >= TYPES_MAX
+
+    def cursor(self, node: str, incarnation: str) -> Cursor | None:
+        """With what this chunk has taken already."""
+        if node == ROOT:
+            return self._chain
+        return self._cursors.get((node, incarnation)) or self.state.cursor_of(node, incarnation)
+
+    def take(self, batch: Batch) -> str:
+        """Take a batch in. ``""`` if all of it is taken or was before, ``"hole"`` if records are missing before it.
+
+        Raises ValueError, naming why, for a batch that does not fit its node's chain.  # K2
+        """
+        if batch.node == ROOT:
+            raise ValueError("no node may call itself root")
+        known = self.cursor(batch.node, batch.incarnation)
+        if known is None:
+            if batch.first != 0:
+                return "hole"
+            known = Cursor(batch.incarnation, -1, GENESIS)
+        if batch.first > known.seq + 1:
+            return "hole"
+        lines = list(batch.lines[known.seq + 1 - batch.first :])
+        if batch.first <= known.seq < batch.first + len(batch.lines):
+            last = _object(batch.lines[known.seq - batch.first])
+            if last["hash"] != known.hash:  # K2
+                raise ValueError(f"its record {known.seq} is not that in the log: an older copy was put back")
+        if not lines:
+            return ""
+        seq, hash_, types = known.seq, known.hash, list[str]()
+        for line in lines:
+            record = _object(line)
+            if record["seq"] != seq + 1 or record["prev"] != hash_ or record["node"] != batch.node:
+                raise ValueError(f"record {record['seq']} of {record['node']} does not follow {seq} of {batch.node}")
+            seq, hash_ = seq + 1, record["hash"]
+            type_ = record["type"]
+            if type_ not in TYPES and self._too_many_types(type_, types):
+                raise ValueError("a type of record that nobody has heard of, beyond what is kept apart")
+            types.append(type_)
+        if known.seq < 0 and _object(lines[0])["hash"][:INCARNATION_CHARS] != batch.incarnation:
+            raise ValueError("its incarnation is not that of its first record")
+        self._cursors[batch.node, batch.incarnation] = Cursor(batch.incarnation, seq, hash_)
+        self._batches.append(Batch(batch.node, batch.rack, batch.incarnation, known.seq + 1, lines))
+        self._types += types
+        self.size += sum(map(len, lines))
+        return ""
+
+    def record(self, type_: str, data: Mapping[str, Any], actor: Mapping[str, Any], t_ns: int, wall_ns: int) -> Record:
+        """One of the root's own."""
+        record, body = seal(self._chain.seq + 1, self._chain.hash, rfc3339(wall_ns), t_ns, ROOT, type_, actor, data)
+        incarnation = self._chain.incarnation or record.hash[:INCARNATION_CHARS]
+        self._chain = Cursor(incarnation, record.seq, record.hash)
+        line = body[:-1] + b',"hash":"' + record.hash.encode() + b'"}'
+        self._own.append(line)
+        self._own_types.append(type_)
+        self.size += len(line)
+        return record
+
+    def chunk(self, wall_ns: int) -> tuple[int, int, bytes]:
+        """First number, count and bytes. The root's records come first: what they say was decided before."""
+        batches, types = list(self._batches), [*self._own_types, *self._types]
+        if self._own:
+            batches.insert(0, Batch(ROOT, "", self._chain.incarnation, self._own_first, self._own))
+        prevs = {t: self.state.last.get(t, -1) for t in types}
+        first, prev = self.state.gseq + 1, self.state.chunk_hash
+        raw = build_chunk(first, self.fence, wall_ns, prev, prevs, batches)
+        chunk = Chunk(first, len(types), self.fence, wall_ns, prev, prevs, batches)
+        self.written = (chunk, raw, {t: first + at for at, t in enumerate(types)})
+        return first, len(types), raw
+
+
+def _object(line: bytes) -> dict[str, Any]:
+    try:
+        obj = strict.loads_object(line, RECORD_MAX)
+    except strict.NotStrictError as exc:
+        raise ValueError(f"a line that is no JSON: {exc}") from None
+    if not _SHAPE.keys() <= obj.keys():
+        raise ValueError("a line that is no record")
+    if tuple(map(type, _FIELDS(obj))) != _FIELD_TYPES:
+        key = next(k for k, kind in _SHAPE.items() if type(obj[k]) is not kind)
+        raise ValueError(f"a record whose {key} has the wrong type")
+    type_ = obj["type"]
+    if type_ not in TYPES and (not _TYPE.fullmatch(type_) or type_ == HEADS):  # heads are the root's own word
+        raise ValueError("a record whose type is no word for one")
+    if not _HASH.fullmatch(obj["hash"]) or not _HASH.fullmatch(obj["prev"]) or len(obj["time"]) > TIME_MAX:
+        raise ValueError("a record whose hash or time is none")
+    return obj
+
+
+_SHAPE: Final[Mapping[str, type]] = {"seq": int, "prev": str, "hash": str, "node": str, "type": str, "time": str,
+                                          "actor": dict, "data": dict}
+_FIELDS: Final = itemgetter(*_SHAPE)
+_FIELD_TYPES: Final = tuple(_SHAPE.values())

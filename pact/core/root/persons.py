@@ -1,0 +1,112 @@
+"""Requests that people seal, and the root's answers to them, sealed too: past every aggregator between the two.  # T14
+
+A person's program asks for a *challenge* before each request, which also says which root leads. What it seals with that
+is its owner's, whoever carries it, and is taken once. A challenge is not kept before it is used: who asks for many
+keeps nobody else out.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pact.core.tree import seals as seals_
+from pact.core.tree.seals import Key, RootSeals
+from pact.errors import ConflictError, DeniedError
+
+CHALLENGE: Final = "challenge"  # the request for one
+USED_MAX: Final = 10_000
+HEX: Final = frozenset("0123456789abcdef")
+UNKNOWN: Final = "this request was sealed for another root, or came before"
+LOOK: Final = "look what was done before you repeat it"
+NOT_SEALED: Final = "this cluster is sealed: the root takes only what its asker has sealed"
+HINT: Final = "name the roots' keys in client.toml (roots = [...]), or ask the root itself: --via"
+
+
+@dataclass(slots=True)
+class _Asker:
+    """Whom the answers to one request are sealed for."""
+
+    key: Key
+    seal: str  # of the request; "" where it only asks for a challenge
+    challenge: str
+    n: int = 0
+
+
+class Persons:
+    """Of one term. ``secret``: random, known to nobody else."""
+
+    def __init__(self, seals: RootSeals, secret: bytes) -> None:
+        self._seals = seals
+        self._secret = secret
+        self._count = 0
+        self._used: set[int] = set()
+        self._floor = 0  # challenges up to this one are taken no more
+        self._askers: dict[tuple[str, int], _Asker] = {}
+
+    def challenge(self, head: Mapping[str, Any]) -> dict[str, Any]:
+        """A new one for whoever says to be this person: it helps nobody else. Raises DeniedError."""
+        key = self._key(head["person"])
+        self._askers[head["client"], head["id"]] = _Asker(key, "", head["challenge"])
+        self._count += 1
+        new = f"{self._count:x}.{self._mac(self._count, head['person'])}"
+        return {"v": 1, "root": self._seals.id, "challenge": new}
+
+    def authenticated(self, head: Mapping[str, Any], body: bytes) -> Mapping[str, Any]:
+        """The head with the caller that its seal shows. Raises DeniedError or ConflictError: nothing is done."""
+        if not head["seal"]:
+            if head["direct"] or not self._seals.required:
+                return head
+            raise DeniedError(NOT_SEALED, HINT)
+        key, person = self._key(head["person"]), self._seals.keys.person(head["person"])
+        assert person is not None
+        if not seals_.fits(key, seals_.of_request(head, body), head["seal"]):
+            raise DeniedError("the seal of this request is not that of the key that it names")
+        self._take(head["challenge"], head["person"])
+        self._askers[head["client"], head["id"]] = _Asker(key, head["seal"], head["challenge"])
+        return {**head, "caller": {"user": person[0], "role": person[1], "via": "cluster"}}
+
+    def _take(self, challenge: str, public: str) -> None:
+        """Once. Raises ConflictError."""
+        digits, _, mac = challenge.partition(".")
+        n = int(digits, 16) if digits and set(digits) <= HEX and len(digits) <= 15 else 0
+        if not self._floor < n <= self._count or n in self._used or not hmac.compare_digest(
+            self._mac(n, public).encode(), mac.encode("utf-8", "replace")
+        ):  # fmt: skip
+            raise ConflictError(UNKNOWN, LOOK)
+        self._used.add(n)
+        if len(self._used) > USED_MAX:
+            self._floor = min(self._used)
+            self._used.discard(self._floor)
+
+    def _key(self, public: str) -> Key:
+        if not public:
+            raise DeniedError("this came without its asker's key: an aggregator on the way is older than the client",
+                              "take roots out of client.toml until it is not, or ask the root: --via")  # fmt: skip
+        if self._seals.keys.person(public) is None or not (key := self._seals.keys.shared(public)):
+            raise DeniedError("the root knows no person with this key",
+                              "it must stand in the root's authorized_keys.toml")  # fmt: skip
+        return key
+
+    def _mac(self, n: int, public: str) -> str:
+        return seals_.text(seals_.seal(self._secret, seals_.essence(seals_.CHALLENGE, (n, public))))
+
+    def sealed(self, kind: str, head: Mapping[str, Any], body: bytes) -> Mapping[str, Any]:
+        """The head of what goes to a person, with its number and seal, if he has sealed what he asked."""
+        where = (head["client"], head["id"])
+        asker = self._askers.get(where)
+        if asker is None:
+            return head
+        head = {**head, "n": asker.n}
+        asker.n += 1
+        what = seals_.of_reply(kind, asker.seal, asker.challenge, head, body)
+        if kind == "result":
+            del self._askers[where]
+        return {**head, "seal": seals_.text(seals_.seal(asker.key, what))}
+
+    def cancelled(self, client: str, id_: int) -> None:
+        """Nobody listens any more (0: to nothing)."""
+        for where in [w for w in self._askers if w[0] == client and id_ in (0, w[1])]:
+            del self._askers[where]

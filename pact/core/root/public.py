@@ -1,0 +1,204 @@
+"""What the world sees of the root's log: events in three frames, heads, and the answers of the replay port. Pure.
+
+A subscriber can prove that it missed nothing: numbers have no gaps, every header names the event of its type before it,
+and heads tell of the end.  # V1
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import orjson
+
+from pact.core import strict
+from pact.core.records import rfc3339
+from pact.core.root.log import ROOT, read_chunk
+from pact.errors import RequestError
+from pact.limits import REPLAY_REQUEST_MAX
+
+VERSION: Final = 1
+PREFIX: Final = "pact.v1."
+HEADS: Final = "heads"
+ANY: Final = "*"
+PLAIN: Final = re.compile(r"[A-Za-z0-9_-]*\Z")
+TYPE: Final = re.compile(r"[a-z][a-z0-9_]{0,63}\Z")
+NUMBER_MAX: Final = 1 << 62
+PAGE_EVENTS: Final = 1000
+PAGE_BYTES: Final = 1 << 20
+SCAN_BYTES: Final = 16 << 20
+#: Of a record, what means nothing outside pact, or cannot be checked from what viewers see.
+INTERNAL: Final = frozenset({"v", "t_ns", "prev"})
+
+Frames = Sequence[bytes]
+
+
+def part(name: str) -> str:
+    """A name as one part of a topic: what is not plain, dots above all, is percent-encoded byte by byte.  # V3"""
+    if PLAIN.match(name):
+        return name
+    return "".join(chr(b) if PLAIN.match(chr(b)) else f"%{b:02X}" for b in name.encode("utf-8", "surrogatepass"))
+
+
+def topic(type_: str, cluster: str, rack: str, node: str) -> bytes:
+    """``pact.v1.<type>.<cluster>.<rack>.<node>.``: no topic is the beginning of another node's.  # V3"""
+    return f"{PREFIX}{part(type_)}.{part(cluster)}.{part(rack)}.{part(node)}.".encode()
+
+
+@dataclass(frozen=True, slots=True)
+class Public:
+    """One event. ``frames`` are topic, header and body."""
+
+    gseq: int
+    type: str
+    frames: Frames
+
+
+def events(raw: bytes, cluster: str) -> Iterator[Public]:
+    """The events of a chunk in the order of their global numbers.  # V1"""
+    chunk = read_chunk(raw)
+    gseq, last = chunk.first, dict(chunk.prevs)
+    for batch in chunk.batches:
+        for line in batch.lines:
+            record = strict.own(line)
+            type_ = record["type"]
+            header = {
+                "v": VERSION, "type": type_, "cluster": cluster, "rack": batch.rack, "node": batch.node,
+                "incarnation": batch.incarnation, "seq": record["seq"], "gseq": gseq, "prev": last.get(type_, -1),
+                "time": record["time"],
+            }  # fmt: skip
+            yield Public(gseq, type_, (topic(type_, cluster, batch.rack, batch.node), orjson.dumps(header),
+                                       _body(record, len(line))))  # fmt: skip
+            last[type_] = gseq
+            gseq += 1
+
+
+def _body(record: Mapping[str, Any], size: int) -> bytes:
+    """A record as it is published. One that cannot be written as JSON again (an older root let it into its log) keeps
+    its place, number and hash.  # S5"""
+    body = {k: v for k, v in record.items() if k not in INTERNAL}
+    try:
+        return orjson.dumps(body)
+    except orjson.JSONEncodeError:
+        plain = {k: v for k, v in body.items() if isinstance(v, str | int)}
+        return orjson.dumps({**plain, "actor": {}, "data": {"omitted": size}})
+
+
+class Heads:
+    """How far the log is, in all and for each type."""
+
+    def __init__(self, gseq: int = -1, types: Mapping[str, int] | None = None, incarnation: str = "") -> None:
+        self.gseq = gseq
+        self.types = dict(types or {})
+        self.incarnation = incarnation
+
+    def saw(self, event: Public) -> None:
+        self.gseq = event.gseq
+        self.types[event.type] = event.gseq
+
+    def skip(self, last: Mapping[str, int]) -> None:
+        """A chunk that nobody is shown: its last number of each type."""
+        self.types.update(last)
+        self.gseq = max(last.values())
+
+    def frames(self, cluster: str, wall_ns: int) -> Frames:
+        """Not an event: ``gseq`` is the newest event's. Another ``incarnation`` is another log, numbered anew.  # V1"""
+        header = {"v": VERSION, "type": HEADS, "cluster": cluster, "rack": "", "node": ROOT,
+                  "incarnation": self.incarnation, "seq": -1, "gseq": self.gseq, "prev": -1,
+                  "time": rfc3339(wall_ns)}  # fmt: skip
+        body = {"gseq": self.gseq, "types": self.types}
+        return topic(HEADS, cluster, "", ROOT), orjson.dumps(header), orjson.dumps(body, option=orjson.OPT_SORT_KEYS)
+
+
+# -- the replay port ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Get:
+    """Events of one type, or of all, from a number on. ``as_json``: how control answers are to be written."""
+
+    type: str
+    start: int
+    as_json: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    as_json: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """What is no request, and why."""
+
+    why: str
+    as_json: bool = False
+
+
+def request(frames: Frames) -> Get | Snapshot:
+    """``GET``, type, number as three frames, or as one JSON array; ``SNAPSHOT``. Raises RequestError.  # V4"""
+    if not frames or sum(map(len, frames)) > REPLAY_REQUEST_MAX:
+        raise RequestError(f"a request has at most {REPLAY_REQUEST_MAX} bytes")
+    words: object = [f.decode("utf-8", "replace") for f in frames]
+    as_json = len(frames) == 1 and frames[0][:1] == b"["
+    if as_json:
+        try:
+            words = strict.loads(frames[0], REPLAY_REQUEST_MAX)
+        except strict.NotStrictError:
+            raise RequestError("that is no JSON") from None
+    match words:
+        case ["SNAPSHOT"]:
+            return Snapshot(as_json)
+        case ["GET", str(type_), int() | str() as number] if not isinstance(number, bool):
+            if type_ != ANY and not TYPE.match(type_):
+                raise RequestError('the type is "*" or the name of a type')
+            start = int(number) if isinstance(number, int) or re.fullmatch(r"[0-9]{1,19}", number) else -1
+            if not 0 <= start < NUMBER_MAX:
+                raise RequestError("from_gseq is a number from 0 on")
+            return Get(type_, start, as_json)
+    raise RequestError('write ["GET", type or "*", from_gseq] or ["SNAPSHOT"]')
+
+
+def control(as_json: bool, *words: str | int | bytes) -> Frames:
+    """``UPTO``, ``TRUNCATED``, ``SNAPSHOT`` or ``ERROR``, in the manner of the request. Bytes are JSON already."""
+    if not as_json:
+        return tuple(w if isinstance(w, bytes) else str(w).encode() for w in words)
+    return (b"[" + b",".join(w if isinstance(w, bytes) else orjson.dumps(w) for w in words) + b"]",)
+
+
+def page(ask: Get, chunks: Iterable[bytes], cluster: str, head: int) -> Iterator[tuple[int, Frames]]:
+    """What answers a request: events, then one control message; with each, the number to go on from.  # V2
+
+    A page is bounded, so ``UPTO`` may be below the head; the requester asks again from the number after it. It always
+    moves on by one event at least. ``TRUNCATED`` comes alone, if what was asked for first is gone.
+    """
+    at, sent, size, scanned = ask.start, 0, 0, 0
+    for raw in chunks:
+        chunk = read_chunk(raw)
+        if chunk.first > at:
+            yield ask.start, control(ask.as_json, "TRUNCATED", chunk.first)
+            return
+        if chunk.first + chunk.count <= at:
+            continue
+        scanned += len(raw)
+        for event in events(raw, cluster):
+            if event.gseq < at:
+                continue
+            at = event.gseq + 1
+            if ask.type not in (ANY, event.type):
+                continue
+            yield at, event.frames
+            sent, size = sent + 1, size + sum(map(len, event.frames))
+            if sent >= PAGE_EVENTS or size >= PAGE_BYTES:
+                yield at, control(ask.as_json, "UPTO", event.gseq)
+                return
+        if scanned >= SCAN_BYTES:
+            break
+    if at > ask.start:
+        yield at, control(ask.as_json, "UPTO", at - 1)
+    elif at <= head:  # all that was is gone
+        yield at, control(ask.as_json, "TRUNCATED", head + 1)
+    else:
+        yield at, control(ask.as_json, "UPTO", min(head, at - 1))

@@ -1,0 +1,475 @@
+"""The root's questions to many nodes at once: sent down as one message, answered as folded parts, bounded in time.
+
+What an operator asks of nodes goes through here unchanged; the nodes decide by the operator's role. Groups and the
+fleet's stop are the coordinator's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import orjson
+
+from pact.core import ops, strict
+from pact.core.roles import BY_KEY, RANK
+from pact.core.root.answers import SAID_MAX, ToClient, answer_of, clipped, fitting
+from pact.core.root.log import ROOT
+from pact.core.root.term import AWAY_NS, Term
+from pact.core.tree.clients import request_max
+from pact.core.tree.wire import BODY_MAX, Message, beside, sections
+from pact.errors import (
+    EXIT_FAILED,
+    EXIT_UNREACHABLE,
+    AbsentError,
+    DeniedError,
+    PactError,
+    UsageError,
+)
+from pact.limits import QUESTIONS_EACH_MAX, QUESTIONS_MAX
+from pact.model import NS_PER_S
+
+TIMEOUT_NS: Final = 60 * NS_PER_S
+TIMEOUT_MAX_NS: Final = 3600 * NS_PER_S
+TRIES_MAX: Final = 2
+PROGRESS_NS: Final = NS_PER_S // 10
+NAMES_MAX: Final = 32_000
+MESSAGE_MAX: Final = 4_000
+#: Of what the root writes anew for nodes: the rest of a group's arguments comes on top.
+ARGS_MAX: Final = BODY_MAX - (1 << 20)
+GROWTH: Final = 8  # at most so many times longer is JSON that is written anew: 1E15 becomes 1000000000000000.0
+#: Characters of all that failed, in one result: with every character escaped it still fits a head.
+FAILED_MAX: Final = 384 << 10
+LOST: Final = "lost contact before it answered; it may have been done"
+LATE: Final = "no answer in time; it may still be done"
+ABSENT: Final = "not connected"
+NOT_ITS_OWN: Final = "what came in its name is not sealed with its key; it may have been done"
+
+#: Operations that nodes carry out as their control socket does.
+NODE_OPS: Final = frozenset(name for name, op in ops.AT_NODE.items() if op.afar)
+#: What nobody's questions keep out: stopping the fleet, and settling what would else settle itself.
+SETTLING: Final = frozenset(name for name, op in ops.AT_ROOT.items() if op.settles)
+STALE: Final = b'"stale fence '  # in a node's answer: it has obeyed another root whose fence was higher
+FENCED_BYTES: Final = 500
+
+Part = Callable[[list[str], bytes], None]
+Done = Callable[[dict[str, str]], None]
+
+
+@dataclass(slots=True)
+class Question:
+    """One question under way. ``waiting`` are those that have not answered; ``away`` those of them that have gone, and
+    until when they may come back; ``lost`` says why some will not answer.
+    """
+
+    id: str
+    waiting: set[str]
+    op: str
+    args: bytes
+    caller: dict[str, Any]
+    until_ns: int
+    part: Part
+    done: Done
+    client: str = ""
+    client_id: int = 0
+    flush: Callable[[], None] | None = None
+    lost: dict[str, str] = field(default_factory=dict)
+    away: dict[str, int] = field(default_factory=dict)  # the earliest first
+    unasked: set[str] = field(default_factory=set)  # of those who are away: they have not heard of it yet
+    apart: set[str] = field(default_factory=set)  # whose answers come unmerged
+    tries: dict[str, int] = field(default_factory=dict)  # how often who is here, and was said to be lost, was asked
+
+    def told(self, names: Iterable[str]) -> None:
+        """Nobody waits for these any more."""
+        self.waiting.difference_update(names)
+        if self.away:
+            for name in names:
+                self.away.pop(name, None)
+
+
+@dataclass(slots=True, eq=False)
+class _Later:
+    """A request that needs nodes which may be back soon: taken up when all of them are, and at ``until_ns``."""
+
+    head: Mapping[str, Any]
+    args: dict[str, Any]
+    raw: bytes
+    absent: set[str]
+    until_ns: int
+
+
+class Questions:
+    """All questions of one root."""
+
+    def __init__(self, root: Term) -> None:
+        self.root = root
+        self.ops: Mapping[str, Callable[[Mapping[str, Any], dict[str, Any]], None]] = {}  # what the root itself does
+        self.open: dict[str, Question] = {}
+        self._later: list[_Later] = []
+        self._n = 0
+        self._told_ns: dict[tuple[str, int], int] = {}  # requests that wait for a result -> when they heard of it last
+
+    # -- down and up --------------------------------------------------------------------------------------------
+
+    def ask(self, names: Iterable[str], op: str, args: bytes, caller: Mapping[str, Any], timeout_ns: int, part: Part,
+            done: Done, client: tuple[str, int] = ("", 0), flush: Callable[[], None] | None = None,
+            expected: Mapping[str, int] | None = None) -> None:  # fmt: skip
+        """Ask connected nodes, and those that are ``expected`` back until a time, the earliest first. ``part(names,
+        answer)`` for each set with equal answers, ``flush()`` when several of them that came together have been given,
+        ``done(lost)`` in the end.
+        """
+        root = self.root
+        here = dict.fromkeys(names)  # in the order given: the same in every run
+        waiting = {*here, *(expected or ())}
+        if not waiting:
+            done({})
+            return
+        self._n += 1
+        question = Question(f"{root.fence:x}.{self._n}", waiting, op, args, dict(caller), root.t_ns + timeout_ns,
+                            part, done, *client, flush, away=dict(expected or {}),
+                            unasked=set(expected or ()))  # fmt: skip
+        self.open[question.id] = question
+        if here:
+            self._call(question, here)
+
+    def _call(self, question: Question, names: Iterable[str]) -> None:
+        """By name: who joins just now was not meant."""
+        root, named = self.root, list(names)
+        head: dict[str, Any] = {
+            "call": question.id, "op": question.op, "nodes": named, "caller": question.caller,
+            "fence": root.fence, "timeout_ms": max(0, question.until_ns - root.t_ns) // 1_000_000,
+        }  # fmt: skip
+        if root.seals is not None:
+            head.update(term=root.seals.term, apart=not question.apart.isdisjoint(named))
+            head["seals"] = root.seals.calls(head, question.args, named)
+        root.down("call", head, question.args)
+
+    def ask_members(self, names: Iterable[str], op: str, args: Mapping[str, Any] | bytes, caller: Mapping[str, Any],
+                    part: Part, done: Done, timeout_ns: int | None = None,
+                    client: tuple[str, int] = ("", 0)) -> None:  # fmt: skip
+        """Ask those of ``names`` that are connected; the others are lost at once. ``client``: for whom alone it is."""
+        connected, away = [], {}
+        for name in names:
+            if name in self.root.nodes:
+                connected.append(name)
+            else:
+                away[name] = LOST
+        ended = done if not away else lambda lost: done({**away, **lost})
+        raw = args if isinstance(args, bytes) else orjson.dumps(args)
+        self.ask(connected, op, raw, caller, timeout_ns or self.root.limits.answer_ns, part, ended, client)
+
+    def allowance(self, args: Mapping[str, Any]) -> int | frozenset[str]:
+        """``--allow-missing``: so many may be absent, or these. Raises UsageError."""
+        given = args.get("allow_missing")
+        if given is None or (type(given) is int and given >= 0):
+            return given or 0
+        if not isinstance(given, str):
+            raise UsageError("--allow-missing takes a number or a node set")
+        return frozenset(self.root.sets.expand(given))
+
+    def answered(self, message: Message) -> None:
+        head = message.head
+        question = self.open.get(head["call"])
+        if question is None:
+            return  # answered already, or in another term
+        waiting = question.waiting
+        every = [n for names, _ in head["parts"] for n in names]
+        each = set(every)
+        exact = len(each) == len(every) and each <= waiting  # as nearly always: no name need be looked at by itself
+        checked = self.root.seals
+        said = beside(head["seals"], head["parts"]) if checked is not None else ()
+        for i, ((names, _), body) in enumerate(sections(message, "parts")):
+            fresh = names if exact else [n for n in names if n in waiting]  # a set union: repetition is harmless  # G7
+            if fresh and checked is not None and not checked.answers(names, question.id, body, said[i]):
+                self._doubt(question, fresh)
+            elif fresh:
+                question.told(fresh)
+                if len(body) < FENCED_BYTES and STALE in body:  # this root is not the last, or its log was lost
+                    self.root.refuse("a fence lower than the last one", fresh[0], answer_of(body)["message"])
+                question.part(fresh, body)
+        if question.flush is not None:
+            question.flush()
+        self._missed(question, [n for n in head["lost"] if n in waiting])
+        self._finish_if_done(question)
+
+    def _doubt(self, question: Question, names: Sequence[str]) -> None:
+        """The seal of what these are said to have answered does not fit: one of them lies, or who carries it does. They
+        are asked once more, and each for itself: then it is known whose answer is whose.  # T14
+        """
+        self.root.refuse("answers whose seal does not fit", names[0] if len(names) == 1 else "")
+        again = [n for n in names if n not in question.apart]
+        for name in names if not again else [n for n in names if n in question.apart]:
+            self._lose(question, name, NOT_ITS_OWN)
+        question.apart.update(again)
+        self._again(question, again)
+
+    def gone(self, names: Iterable[str]) -> None:
+        """No way leads to these nodes any more."""
+        for question in list(self.open.values()):
+            self._missed(question, [n for n in names if n in question.waiting])
+
+    def came(self, names: Iterable[str]) -> None:
+        """Nodes are here, for the first time or again: who was waited for is asked again. What it has done already it
+        does not do twice.  # T6
+        """
+        for question in self.open.values():
+            self._again(question, question.away.keys() & names)
+
+    def anew(self, names: Iterable[str]) -> None:
+        """These agents started again, and may never have been gone: what was sealed for their last start says nothing
+        to them.  # T14
+        """
+        for question in self.open.values():
+            self._again(question, question.waiting.intersection(names) - question.away.keys())
+
+    def back(self, names: Iterable[str]) -> None:
+        """These nodes are here and have heard what their groups owe them: what needs them is taken up."""
+        if self._later:
+            for x in self._later:
+                x.absent.difference_update(names)
+            self._take_up([x for x in self._later if not x.absent])
+
+    def _take_up(self, waiting: Sequence[_Later]) -> None:
+        """Who these requests wait for is back, or will not be."""
+        if waiting:
+            self._later = [x for x in self._later if x not in waiting]
+            for x in waiting:
+                self.request(x.head, x.args, x.raw)
+
+    def _missed(self, question: Question, names: Iterable[str]) -> None:
+        """Below, nobody waits for these any more. Who is away may come back. Who is here has perhaps come back before
+        its loss was told, and is asked again; if that is said time and again, the question cannot be brought to it.
+        """
+        root, again = self.root, []
+        for name in names:
+            tries = question.tries.get(name, 0)
+            if name not in root.nodes:
+                question.away.setdefault(name, root.t_ns + AWAY_NS)
+            elif tries < TRIES_MAX:
+                question.tries[name] = tries + 1
+                again.append(name)
+            else:
+                self._lose(question, name, LOST)
+        self._again(question, again)
+
+    def _again(self, question: Question, names: Collection[str]) -> None:
+        if not names:
+            return
+        for name in list(names):
+            question.away.pop(name, None)
+        question.unasked.difference_update(names)
+        self._call(question, names)
+
+    def _lose(self, question: Question, name: str, why: str) -> None:
+        if name in question.waiting:
+            question.told((name,))
+            question.lost[name] = ABSENT if name in question.unasked else why
+
+    def _finish_if_done(self, question: Question) -> None:
+        if not question.waiting and self.open.pop(question.id, None) is not None:
+            question.done(question.lost)
+
+    def tick(self) -> None:
+        t_ns = self.root.t_ns
+        for question in list(self.open.values()):
+            late = question.until_ns <= t_ns
+            for name in [n for n, until_ns in question.away.items() if late or until_ns <= t_ns]:
+                self._lose(question, name, LOST)
+            if late:
+                for name in sorted(question.waiting):
+                    self._lose(question, name, LATE)
+                self.root.down("drop", {"call": question.id})
+            self._finish_if_done(question)
+        self._take_up([x for x in self._later if x.until_ns <= t_ns])
+
+    def next_wake_ns(self) -> int | None:
+        wakes = [min(q.until_ns, next(iter(q.away.values()), q.until_ns)) for q in self.open.values()]
+        return min([*wakes, *(x.until_ns for x in self._later)], default=None)
+
+    def cancel(self, client: str, id_: int) -> None:
+        """The client listens no more (0: to nothing). What nodes were asked they do all the same; nobody is told."""
+        for key in [k for k in self._told_ns if k[0] == client and id_ in (0, k[1])]:
+            del self._told_ns[key]
+        self._later = [x for x in self._later if x.head["client"] != client or id_ not in (0, x.head["id"])]
+        for question in list(self.open.values()):
+            if question.client == client and id_ in (0, question.client_id):
+                del self.open[question.id]
+                self.root.down("drop", {"call": question.id})
+
+    # -- clients ------------------------------------------------------------------------------------------------
+
+    def request(self, head: Mapping[str, Any], args: dict[str, Any], raw: bytes) -> None:
+        """What a person asks; ``raw`` is ``args`` as they were written. The answer is one ``result``, after ``part``
+        messages where nodes were asked.
+        """
+        root, op = self.root, head["op"]
+        try:
+            if len(raw) > request_max(head["caller"]["role"]):  # who carries it may not have looked
+                raise UsageError(f"a request of {len(raw)} bytes; at most {request_max(head['caller']['role'])}")
+            if op not in SETTLING and self._busy_with(head["caller"]["user"]):
+                raise PactError("the root has too many questions under way", "try again in a moment")
+            own = self.ops.get(op)
+            if own is not None:
+                _require_small(args, raw)
+                own(head, args)
+            elif op in NODE_OPS:
+                self._ask_nodes(head, raw)
+            elif op == "watch":
+                names = None if head["nodes"] is None else root.sets.expand(head["nodes"])
+                root.watch(head["client"], head["id"], names)
+            elif op == "nodes":
+                self._list_nodes(head)
+            else:
+                raise UsageError(f"unknown request {strict.shown(op)}")
+        except DeniedError as exc:
+            root.record_denied(op, exc.message, head["caller"])
+            self.reply(head, exc.exit_code, exc.message, exc.hint)
+        except AbsentError as exc:  # nothing was done
+            expected = root.expected(exc.failed)
+            if expected:
+                self._later.append(_Later(head, args, raw, set(expected), max(expected.values())))
+            else:
+                self.reply(head, exc.exit_code, exc.message, exc.hint, failed=exc.failed)
+        except PactError as exc:
+            self.reply(head, exc.exit_code, exc.message, exc.hint)
+        except Exception as exc:  # whatever a person asks, the others' root goes on  # T13
+            root.note(f"{op} of {head['caller']['user']}: {type(exc).__name__}: {exc}"[:SAID_MAX])
+            self.reply(head, EXIT_FAILED, f"internal error: {type(exc).__name__}")
+
+    def _busy_with(self, user: str) -> bool:
+        """There is enough under way, of this person's or of all people's. The root's own questions stop nobody."""
+        people = [q.caller["user"] for q in self.open.values() if q.client]
+        people += [x.head["caller"]["user"] for x in self._later]
+        return len(people) >= QUESTIONS_MAX or people.count(user) >= QUESTIONS_EACH_MAX
+
+    def reply(self, head: Mapping[str, Any], exit_code: int, message: str = "", hint: str = "",
+              result: Mapping[str, Any] | None = None, failed: Mapping[str, str] | None = None) -> None:  # fmt: skip
+        """End a client's request. What is too long for a message is cut, and the message says so."""
+        self._told_ns.pop((head["client"], head["id"]), None)
+        body, cut = fitting(result or {})
+        self.root.down("result", {
+            "client": head["client"], "id": head["id"], "exit": exit_code,
+            "message": "; ".join(filter(None, [clipped(message), cut])),
+            "hint": clipped(hint), "failed": self.fold_failed(failed or {})}, body)  # fmt: skip
+
+    def fold_failed(self, failed: Mapping[str, str]) -> dict[str, str]:
+        """``{node set: why}``. Beyond ``FAILED_MAX`` nodes are named without their reasons, or counted."""
+        by_why: dict[str, list[str]] = {}
+        for name, why in failed.items():
+            by_why.setdefault(clipped(why), []).append(name)
+        out: dict[str, str] = {}
+        rest: list[str] = []
+        room = FAILED_MAX // 2
+        for why, names in by_why.items():
+            texts = self._folded(names)
+            size = sum(map(len, texts)) + len(texts) * len(why)
+            if size > room:
+                rest += names
+                continue
+            room -= size
+            out.update(dict.fromkeys(texts, why))
+        return {**out, **self._without_reasons(rest)} if rest else out
+
+    def _without_reasons(self, names: list[str]) -> dict[str, str]:
+        out: dict[str, str] = {}
+        room, more = FAILED_MAX // 2, 0
+        for text in self._folded(names):
+            room -= 2 * len(text)
+            if room > 0:
+                out[text] = "for other reasons, too many for one answer"
+            else:
+                more += 1
+        return {**out, "others": f"{more} more node sets, too many for one answer"} if more else out
+
+    def _folded(self, names: list[str]) -> list[str]:
+        """One node set; more of them where the names do not fold and one text would be longer than a head takes."""
+        text = self.root.sets.fold(names)
+        if len(text) <= NAMES_MAX or len(names) == 1:
+            return [text]
+        names, count = sorted(names), 2 + len(text) * 3 // (2 * NAMES_MAX)
+        step = -(-len(names) // count)
+        pieces = [names[at : at + step] for at in range(0, len(names), step)]
+        return [t for piece in pieces for t in self._folded(piece)]
+
+    def targets(self, text: str | None) -> tuple[list[str], list[str]]:
+        """Connected and absent nodes of a node set (``None``: every node that the root has heard of, and not forgotten
+        for good).
+        """
+        root = self.root
+        if text is None:
+            known, here = root.state, root.nodes
+            wanted = [*here, *(n for n in known.cursors if n not in here and n not in known.forgotten and n != ROOT)]
+        else:
+            wanted = root.sets.expand(text)
+        return [n for n in wanted if n in root.nodes], [n for n in wanted if n not in root.nodes]
+
+    def timeout_ns(self, head: Mapping[str, Any]) -> int:
+        asked: int = head["timeout_ms"] * 1_000_000
+        return min(asked, TIMEOUT_MAX_NS) if asked > 0 else TIMEOUT_NS
+
+    def progress(self, head: Mapping[str, Any], done: int, total: int) -> None:
+        """How far it is, at most every ``PROGRESS_NS`` beside the beginning and the end of each step."""
+        key, now_ns = (head["client"], head["id"]), self.root.t_ns
+        if 0 < done < total and now_ns - self._told_ns.get(key, now_ns - PROGRESS_NS) < PROGRESS_NS:
+            return
+        self._told_ns[key] = now_ns
+        self.root.down("progress", {"client": head["client"], "id": head["id"], "done": done, "total": total})
+
+    def _ask_nodes(self, head: Mapping[str, Any], args: bytes) -> None:
+        here, absent = self.targets(head["nodes"])
+        expected = self.root.expected(absent)
+        absent = [n for n in absent if n not in expected]
+        self.progress(head, 0, len(here) + len(expected))
+
+        def done(lost: dict[str, str]) -> None:
+            failed = {**lost, **dict.fromkeys(absent, ABSENT)}
+            self.reply(head, EXIT_UNREACHABLE if failed else 0, failed=failed)
+
+        to = ToClient(self.root.down, head)
+        self.ask(here, head["op"], args, head["caller"], self.timeout_ns(head), to.part, done,
+                 (head["client"], head["id"]), to.flush, expected)  # fmt: skip
+
+    def _list_nodes(self, head: Mapping[str, Any]) -> None:
+        root = self.root
+        here, absent = self.targets(head["nodes"])
+        rows: dict[str, dict[str, Any]] = {n: {"connected": True, "rack": root.nodes[n].rack} for n in here}
+        rows.update({n: {"connected": False, "rack": ""} for n in absent})
+        for name, row in rows.items():
+            cursor = root.state.cursors.get(name)
+            row.update({"seq": -1, "incarnation": "", "hash": ""} if cursor is None else
+                       {"seq": cursor.seq, "incarnation": cursor.incarnation, "hash": cursor.hash})
+        self.reply(head, 0, result={
+            "v": 1, "root": root.name, "fence": root.fence, "gseq": root.state.gseq, "nodes": rows})  # fmt: skip
+
+
+def allowed(absent: Mapping[str, str], allow: int | frozenset[str]) -> bool:
+    """May these be absent?"""
+    return len(absent) <= allow if isinstance(allow, int) else absent.keys() <= allow
+
+
+def require_role(head: Mapping[str, Any], least: str, what: str) -> None:
+    """Raises DeniedError. Nodes check their own; this is for what the root itself decides."""
+    caller = head["caller"]
+    if caller["role"] == "agent" or RANK.get(caller["role"], -1) < RANK[least]:  # nobody is the agent
+        raise DeniedError(f"{what} needs the role {least}; {caller['user']} is {caller['role']}", BY_KEY)
+
+
+def _require_small(args: Mapping[str, Any], raw: bytes) -> None:
+    """Raises UsageError for arguments that are too long once they are written anew."""
+    size = len(raw) if len(raw) > ARGS_MAX or len(raw) * GROWTH <= ARGS_MAX else len(orjson.dumps(args))
+    if size > ARGS_MAX:
+        raise UsageError(f"arguments of {size} bytes; at most {ARGS_MAX} travel", "split the file")
+
+
+def require_short(message: str) -> None:
+    """It stands in the log, in every list of groups, and in every member's journal."""
+    if len(message) > MESSAGE_MAX:
+        raise UsageError(f"a message of {len(message)} characters; at most {MESSAGE_MAX}")
+
+
+def refuse_absent(root: Term, absent: Mapping[str, str], allow: int | frozenset[str], what: str) -> None:
+    """Raises AbsentError unless these may be absent."""
+    if not allowed(absent, allow):
+        raise AbsentError(f"{what}: {root.sets.fold(absent)} cannot be reached",
+                          "bring them back, or go on without them: --allow-missing N or NODESET", absent)  # fmt: skip

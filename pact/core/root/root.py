@@ -1,0 +1,140 @@
+"""The root's decisions: what is committed to the log, who is asked, and what is told to whom. No socket, no disk.
+
+It speaks the messages of the tree as any parent does (``specs/cluster.md``): ``received`` takes what comes up, ``Down``
+is what goes down. Groups are in ``groups``, commands in ``questions``, the log and the nodes in ``term``.  # K1
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from pact.core import strict
+from pact.core.root import log
+from pact.core.root.groups import Coordinator
+from pact.core.root.log import RootState
+from pact.core.root.persons import CHALLENGE
+from pact.core.root.questions import Questions
+from pact.core.root.term import AWAY_NS, REWIND_NS, Effect, Known, Limits, NodeSets, Term
+from pact.core.tree.seals import RootSeals, start_of
+from pact.core.tree.wire import BODY_MAX, Message
+from pact.errors import EXIT_USAGE, PactError
+
+
+class Root(Term):
+    """One term of a leading root, and what people, nodes and groups ask of it."""
+
+    def __init__(self, name: str, state: RootState, fence: int, sets: NodeSets, limits: Limits | None = None,
+                 seals: RootSeals | None = None, secret: bytes = b"") -> None:  # fmt: skip
+        """``seals``: of this term; ``secret``: random bytes that nobody else has, for people's challenges."""
+        super().__init__(name, state, fence, sets, limits, seals, secret)
+        self.questions = Questions(self)
+        self.groups = Coordinator(self.questions)
+        self.questions.ops = self.groups.ops
+
+    def start(self, t_ns: int, wall_ns: int, boot_id: str, offset_ns: int) -> list[Effect]:
+        """Begin the term. ``t_ns`` is node time as ``offset_ns`` makes it."""
+        self.at(t_ns, wall_ns)
+        self.begun_ns = self.t_ns
+        reboot = bool(self.state.boot_id) and boot_id != self.state.boot_id
+        self.record("agent_started", {
+            "boot_id": boot_id, "offset_ns": offset_ns, "wall_ns": wall_ns, "fence": self.fence, "name": self.name,
+        }, self.actor(), self.groups.resume)  # fmt: skip
+        self.groups.begin_term(reboot)
+        return self.flush()
+
+    def received(self, message: Message, t_ns: int, wall_ns: int) -> list[Effect]:
+        """A message from below. Its form was checked by the codec, its sender by the relay."""
+        self.at(t_ns, wall_ns)
+        handler = _KINDS.get(message.kind)
+        if handler is None:
+            self.refuse(f"a {message.kind} at the root")
+        else:
+            handler(self, message)
+        return self.flush()
+
+    def tick(self, t_ns: int, wall_ns: int) -> list[Effect]:
+        self.at(t_ns, wall_ns)
+        self.questions.tick()
+        self.groups.tick()
+        return self.flush()
+
+    def next_wake_ns(self) -> int | None:
+        wakes = [w for w in (self.questions.next_wake_ns(), self.groups.next_wake_ns()) if w is not None]
+        wakes += [self.rewound.get(n, -REWIND_NS) + REWIND_NS for n in self.behind]
+        return min(wakes) if wakes else None
+
+    def _below(self, message: Message) -> None:
+        head = message.head
+        racks, sessions = head.get("racks", {}), head.get("sessions", {})
+        gone = [n for n in head["gone"] if self.nodes.pop(n, None) is not None]
+        left = self.left_ns
+        while left and left[first := next(iter(left))] + AWAY_NS <= self.t_ns:
+            del left[first]
+        for name in gone:
+            left.pop(name, None)
+            left[name] = self.t_ns
+        self.shares.forget(gone, self.t_ns)
+        self.questions.gone(gone)
+        fresh, anew = [], []
+        for name in head["add"]:
+            if name == log.ROOT:
+                self.refuse("a node that calls itself root")
+                continue
+            known = self.nodes.get(name)
+            if known is not None and start_of(known.session) != start_of(sessions.get(name, 0)):
+                anew.append(name)
+            self.nodes[name] = Known(racks.get(name, ""), sessions.get(name, 0), self.t_ns)
+            if self.twins.came(name, sessions.get(name, 0), self.t_ns):
+                self.refuse("a second machine with the key", name)
+            fresh.append(name)
+        if self.seals is not None and fresh:
+            self.tell_fleet(fresh)
+        self.questions.came(fresh)
+        if self.seals is not None and anew:
+            self.questions.anew(anew)
+        self.groups.came(fresh)
+        self.questions.back(fresh)
+
+    def _ask(self, message: Message) -> None:
+        self.groups.asked(message.head["node"], message.head["groups"])
+
+    def _answer(self, message: Message) -> None:
+        self.questions.answered(message)
+
+    def _request(self, message: Message) -> None:
+        try:
+            args = strict.loads_object(message.body or b"{}", BODY_MAX)
+        except strict.NotStrictError as exc:
+            self.refuse("a request whose arguments are not read here")
+            self.questions.reply(message.head, EXIT_USAGE, f"its arguments are not read here: {exc}")
+            return
+        head: Mapping[str, Any] = message.head
+        if self.persons is not None:
+            try:
+                if head["op"] == CHALLENGE:
+                    self.questions.reply(head, 0, result=self.persons.challenge(head))
+                    return
+                head = self.persons.authenticated(head, message.body)
+            except PactError as exc:
+                self.questions.reply(head, exc.exit_code, exc.message, exc.hint)
+                return
+        self.questions.request(head, args, message.body)
+
+    def _cancel(self, message: Message) -> None:
+        client, id_ = message.head["client"], message.head["id"]
+        for key in [k for k in self.watchers if k[0] == client and id_ in (0, k[1])]:
+            del self.watchers[key]
+        if self.persons is not None:
+            self.persons.cancelled(client, id_)
+        self.questions.cancel(client, id_)
+
+
+_KINDS: Final[Mapping[str, Callable[[Root, Message], None]]] = {
+    "events": Root._events,
+    "below": Root._below,
+    "ask": Root._ask,
+    "answer": Root._answer,
+    "request": Root._request,
+    "cancel": Root._cancel,
+}

@@ -1,0 +1,204 @@
+"""What the root knows of an unfinished group beside its records, and how it shows it.
+
+All of it can be forgotten: a new root asks again, and gets the same answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from pact.core.phases import NOT_APPLIED
+from pact.core.records import rfc3339
+from pact.core.root.log import ACTIVE, DECIDED, FINISHED, Group
+from pact.core.root.questions import Questions
+from pact.core.root.term import Term
+from pact.errors import UsageError
+from pact.model import NS_PER_S
+
+Head = Mapping[str, Any]
+
+NAMED_MAX: Final = 5
+TOLD_NS: Final = 40 * NS_PER_S  # members tell their groups every 30 s
+BLOCKED_MAX: Final = 100  # nodes whose consumers are shown one by one; of the others the number
+WHY_MAX: Final = 200  # characters of a reason of one among many
+PACT: Final[Mapping[str, Any]] = {"user": "pact", "role": "agent", "via": "cluster"}
+
+#: What else a member can be as it says itself; the words of the root's are not for it.
+SAYS: Final = ("diverged: ", "left: ", "committed", "rolled back", "forgotten")
+MEMBER: Final = "member"
+UNKNOWN: Final = "unknown"
+APPLYING: Final = "applying"
+OPEN: Final = "open"
+VOTING: Final = "voting"
+DECIDING: Final = "deciding"
+BLOCKED: Final = "blocked"
+CARRYING: Final = "carrying out"
+PAUSED: Final = "paused"
+
+
+@dataclass(slots=True)
+class Run:
+    """What the root knows of an unfinished group beside its records."""
+
+    id: str
+    members: list[str]
+    step: str = OPEN
+    apply_args: bytes = b""
+    caller: Mapping[str, Any] = field(default_factory=dict)
+    states: dict[str, str] = field(default_factory=dict)
+    ballot: int = 0
+    no: dict[str, dict[str, Any]] = field(default_factory=dict)
+    yes: set[str] = field(default_factory=set)
+    missing: dict[str, str] = field(default_factory=dict)
+    todo: set[str] = field(default_factory=set)
+    flying: set[str] = field(default_factory=set)
+    waves: int = 0
+    done: set[str] = field(default_factory=set)
+    failed: dict[str, dict[str, Any]] = field(default_factory=dict)
+    retry_at_ns: int | None = None
+    heads: list[Head] = field(default_factory=list)  # whoever waits for how it ends
+    allow: int | frozenset[str] = 0
+    force: bool = False  # of the vote under way; of a decision the record says it
+    odd: dict[str, str] = field(default_factory=dict)  # said that they were done, with another outcome
+
+    def heard(self, names: Sequence[str], state: str) -> None:
+        """What members say of themselves. Why an apply failed, or did not reach one, says more than what came of it."""
+        state = state[:WHY_MAX] if state in (MEMBER, NOT_APPLIED) or state.startswith(SAYS) else UNKNOWN
+        for name in names:
+            known = self.states.get(name, "")
+            if state == MEMBER:
+                self.states[name] = known if known == "applied" else MEMBER
+            elif not (known.startswith("failed") and state.startswith("diverged")) and not (
+                known.startswith(("failed", "missing")) and state == NOT_APPLIED
+            ):
+                self.states[name] = state
+
+    def tell(self, questions: Questions, done: int, total: int) -> None:
+        """Whoever waits hears how far it is."""
+        for head in self.heads:
+            questions.progress(head, done, total)
+
+
+def shown(root: Term, run: Run | None, group: Group, *, viewer: bool = False) -> dict[str, Any]:
+    """One group for people and programs. Of command lines, viewers see the program's name.  # S2"""
+    state, ends = standing(root, run, group)
+    return {
+        "group": group.id, "state": state, "owner": group.owner["user"],
+        "message": group.message, "nodes": group.nodes, "resources": group.resources, "begun": group.begun,
+        "window_s": round(group.window_ns / 1e9, 3),
+        "deadline": None if ends is None else rfc3339(root.wall_ns + ends - root.t_ns),
+        "remaining_s": None if ends is None else round(max(0, ends - root.t_ns) / 1e9, 3),
+        "decision": group.decision or None, "members": _ended(group) if run is None else _members(root, run, group),
+        "blocked": {} if run is None else _blocked(_in_the_way(run), viewer),
+    }  # fmt: skip
+
+
+def _in_the_way(run: Run) -> dict[str, Mapping[str, Any]]:
+    """Who said no or failed; with ``--require all`` it is enough that somebody is away."""
+    said: dict[str, Mapping[str, Any]] = {**run.no, **run.failed}
+    if run.step == BLOCKED and not run.no:
+        said.update({n: {"why": why, "holders": []} for n, why in run.missing.items()})
+    return said
+
+
+def standing(root: Term, run: Run | None, group: Group) -> tuple[str, int | None]:
+    """How it stands, and when it ends by itself, if it does. Costs nothing, however many its members are."""
+    ends = None
+    if group.state == ACTIVE and (run is None or run.step != BLOCKED) and not root.state.holds:
+        ends = group.ends_ns
+    state = group.state if run is None else run.step
+    if root.state.holds and (state == OPEN or (run is not None and state == CARRYING and stopped(root, group))):
+        state = "held"
+    return group.outcome if group.state == FINISHED else state, ends
+
+
+def _blocked(said: Mapping[str, Mapping[str, Any]], viewer: bool) -> dict[str, dict[str, Any]]:
+    """``{node: {why, holders}}``. Beyond ``BLOCKED_MAX`` nodes: ``more``, how many consumers are not named."""
+    out: dict[str, dict[str, Any]] = {}
+    for name, v in said.items():
+        if len(out) < BLOCKED_MAX:
+            out[name] = {"why": v["why"], "holders": [_named(h) for h in v["holders"]] if viewer else v["holders"]}
+        else:
+            out[name] = {"why": v["why"][:WHY_MAX], "holders": [], "more": len(v["holders"])}
+    return out
+
+
+def _named(holder: Mapping[str, Any]) -> dict[str, Any]:
+    command = str(holder.get("command", "")).split(" ", maxsplit=1)[0].rpartition("/")[2]
+    return {**holder, "command": command, "path": ""}
+
+
+def _ended(group: Group) -> dict[str, str]:
+    """How it ended on each member."""
+    return dict(group.ended or {group.outcome: group.nodes}) if group.state == FINISHED else {}
+
+
+def _members(root: Term, run: Run, group: Group) -> dict[str, str]:
+    """``{state: node set}``."""
+    out: dict[str, list[str]] = {}
+    for name in run.members:
+        if name in run.done:
+            state = "done"
+        elif name in run.failed or (name in run.no and run.step in (BLOCKED, OPEN)):
+            state = "blocked" if (run.failed.get(name) or run.no[name])["holders"] else "failed"
+        elif name not in root.nodes:
+            state = "owed" if group.state == DECIDED else "away"
+        else:
+            state = _state_here(root, run, name) if group.state == ACTIVE else "under way"
+        out.setdefault(state, []).append(name)
+    return {state: root.sets.fold(names) for state, names in out.items()}
+
+
+def _state_here(root: Term, run: Run, name: str) -> str:
+    """Of a connected member. After a change of root members tell which groups they have; who does not has none."""
+    silent_ns = root.t_ns - root.nodes[name].since_ns
+    return run.states.get(name, "member" if run.apply_args or silent_ns < TOLD_NS else NOT_APPLIED)[:WHY_MAX]
+
+
+def stopped(root: Term, group: Group) -> bool:
+    """The whole fleet is held: nothing more is rolled back, decided or not, unless it is on record that somebody forces
+    it.  # G8
+    """
+    return bool(root.state.holds) and group.decision == "rollback" and not group.args.get("force")
+
+
+def held_by(root: Term) -> str:
+    hold = next(iter(root.state.holds.values()))
+    return f"the whole fleet is held by {hold['owner']['user']}: {hold['reason']}"
+
+
+def reasons(root: Term, run: Run) -> str:
+    """Who said no, and why, folded: the first few."""
+    by_why: dict[str, list[str]] = {}
+    for name, no in run.no.items():
+        by_why.setdefault(no["why"], []).append(name)
+    if not run.no:
+        by_why = {}
+        for name, why in run.missing.items():
+            by_why.setdefault(why, []).append(name)
+    shown = [f"{root.sets.fold(names)}: {why}" for why, names in list(by_why.items())[:NAMED_MAX]]
+    more = len(by_why) - len(shown)
+    return "; ".join(shown) + (f"; and {more} other reasons" if more > 0 else "")
+
+
+def as_written(root: Term, members: Sequence[str]) -> str:
+    """The members as the log has them; "" if the next root could not read them from it."""
+    text = root.sets.fold(members)
+    try:
+        return text if set(root.sets.expand(text)) == set(members) else ""
+    except UsageError:
+        return ""
+
+
+def caller_of(group: Group) -> Mapping[str, Any]:
+    """Who decided it, for the members' journals: a person, or the root itself where its window ended."""
+    if group.by.get("via") != "cluster":
+        return PACT
+    return {"user": group.by["user"], "role": group.by["role"], "via": "cluster"}
+
+
+def number(gid: str) -> int:
+    """Of ``g7``; 0 for what is no group's name."""
+    return int(gid[1:]) if gid[:1] == "g" and gid[1:].isascii() and gid[1:].isdigit() and len(gid) < 18 else 0

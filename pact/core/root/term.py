@@ -1,0 +1,368 @@
+"""One term of a leading root: its log, the nodes that it knows, what it tells, and time. No socket, no disk.
+
+``Commit`` is durable when the shell says ``durable``; everything that depends on it waits for that.  # K1
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import field
+from typing import Any, Final, Protocol
+
+from pact.core.root import log
+from pact.core.root.log import Batch, RootState, Writer
+from pact.core.root.persons import Persons
+from pact.core.root.shares import Shares
+from pact.core.root.twins import Twins
+from pact.core.tree.seals import RootSeals
+from pact.core.tree.wire import TO_CLIENTS, Message, beside, sections
+from pact.limits import ROOT_DENIED_PER_MINUTE
+from pact.model import NS_PER_S
+from pact.values import dataclass
+
+#: So long a node that has gone may come back, under another aggregator or with a new agent, and is asked again.
+AWAY_NS: Final = 10 * NS_PER_S
+#: A chunk takes no more once it has this many bytes of lines.
+CHUNK_SOFT_BYTES: Final = 512 << 10
+#: Batches that wait for a chunk. Beyond it they are dropped; their senders are told to send them again.
+WAITING_MAX_BYTES: Final = 64 << 20
+REWIND_NS: Final = NS_PER_S
+DENIED_USERS_MAX: Final = 1000
+REFUSED_MAX: Final = 4096  # nodes whose faults are counted one by one in the log
+DETAIL_MAX: Final = 200
+
+
+class NodeSets(Protocol):
+    """ClusterShell's node sets, handed in so that the core needs no library."""
+
+    def expand(self, text: str) -> list[str]:
+        """Raises UsageError for what is no node set."""
+
+    def fold(self, names: Iterable[str]) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the root's configuration says about groups. Times in nanoseconds."""
+
+    wave: int = 2000
+    waves_at_once: int = 2
+    breaker_share: float = 0.05
+    breaker_least: int = 3
+    answer_ns: int = 60 * NS_PER_S
+    retry_ns: int = 30 * NS_PER_S
+    floor_ns: int = 60 * NS_PER_S
+    on_busy_retry: bool = False
+    share_per_s: int = 10  # events of one node, beyond those that it may send at once
+
+
+@dataclass(frozen=True, slots=True)
+class Down:
+    """A message to the tree below."""
+
+    kind: str
+    head: Mapping[str, Any]
+    body: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    first: int
+    count: int
+    chunk: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Publish:
+    """A chunk that is durable, for the public side. ``last``: its last number of each type; ``incarnation``: the log's,
+    which has none before its first chunk.
+    """
+
+    chunk: bytes
+    last: Mapping[str, int]
+    incarnation: str
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """A line for the service's log."""
+
+    text: str
+Effect = Down | Commit | Publish | Note
+
+
+@dataclass(slots=True)
+class _Flying:
+    first: int
+    count: int
+    chunk: bytes
+    writer: Writer
+    then: list[Callable[[], None]]
+    acks: dict[str, tuple[str, int]]
+
+
+@dataclass(slots=True)
+class Known:
+    """A node that is connected somewhere below."""
+
+    rack: str
+    session: int
+    since_ns: int
+
+
+@dataclass(slots=True)
+class Counters:
+    events: int = 0
+    refused: dict[str, int] = field(default_factory=dict)
+
+
+class Term:
+    """Made from the log's state when elected, thrown away when deposed. What is asked of it is ``Root``'s."""
+
+    def __init__(self, name: str, state: RootState, fence: int, sets: NodeSets, limits: Limits | None = None,
+                 seals: RootSeals | None = None, secret: bytes = b"") -> None:  # fmt: skip
+        """``seals``: of this term; ``secret``: random bytes that nobody else has, for people's challenges."""
+        self.name = name
+        self.seals = seals
+        self.persons = Persons(seals, secret) if seals is not None else None
+        self.state = state
+        self.fence = fence
+        self.sets = sets
+        self.limits = limits or Limits()
+        self.t_ns = state.t_ns
+        self.wall_ns = state.wall_ns
+        self.nodes: dict[str, Known] = {}
+        self.counters = Counters()
+        self._effects: list[Effect] = []
+        self._waiting: deque[Batch] = deque()
+        self._waiting_bytes = 0
+        self._own: deque[tuple[str, Mapping[str, Any], Mapping[str, Any], Callable[[], None]]] = deque()
+        self._flying: _Flying | None = None
+        self._acks: dict[str, tuple[str, int]] = {}
+        self.rewound: dict[str, int] = {}
+        self.behind: dict[str, str] = {}  # whose records were not taken -> their incarnation
+        self.watchers: dict[tuple[str, int], frozenset[str] | None] = {}
+        self.fleet_seq = max(0, state.chain.seq)  # a new log has no record yet, and a child may come already
+        self._denied: tuple[int, dict[str, int]] = (0, {})  # in this minute, how often who
+        self.twins = Twins()
+        self.shares = Shares(self.limits.share_per_s)
+        self._whole: tuple[int, dict[str, int]] = (-1, {})  # of which telling of the holds, and what was left of each
+        self.left_ns: dict[str, int] = {}  # who has gone a moment ago, and when, the earliest first
+        self.begun_ns = self.t_ns
+        self._said: dict[tuple[str, str], int] = {}  # who and what was refused -> how often
+
+    def durable(self, first: int, count: int, t_ns: int, wall_ns: int) -> list[Effect]:
+        """The chunk that ``Commit`` asked for is in the log."""
+        self.at(t_ns, wall_ns)
+        flying, self._flying = self._flying, None
+        assert flying is not None and (flying.first, flying.count) == (first, count), (first, count)
+        chunk = self.state.apply_written(flying.writer)
+        self.counters.events += count
+        self._emit(Publish(flying.chunk, flying.writer.written[2], self.state.chain.incarnation))
+        self._acks.update(flying.acks)
+        self._to_watchers(chunk)
+        for then in flying.then:
+            then()
+        return self.flush()
+
+    def actor(self, caller: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        if caller is None:
+            return {"user": "pact", "uid": None, "role": "agent", "via": "timer"}
+        return {"user": caller["user"], "uid": None, "role": caller["role"], "via": "cluster"}
+
+    def record(self, type_: str, data: Mapping[str, Any], actor: Mapping[str, Any],
+               then: Callable[[], None] | None = None) -> None:  # fmt: skip
+        """Write one of the root's own records; ``then`` when it is durable, never before.  # G1"""
+        self._own.append((type_, data, actor, then or _nothing))
+
+    def down(self, kind: str, head: Mapping[str, Any], body: bytes = b"") -> None:
+        if self.persons is not None and kind in TO_CLIENTS:
+            head = self.persons.sealed(kind, head, body)
+        self._emit(Down(kind, head, body))
+
+    def note(self, text: str) -> None:
+        self._emit(Note(text))
+
+    def refuse(self, what: str, who: str = "", detail: str = "") -> None:
+        """Something came that nobody should have sent. ``what`` is one of a handful of texts of our own: what a node
+        wrote must not make each line another one. Counted, and said at the first time and at powers of two.  # T13
+        """
+        self.counters.refused[what] = self.counters.refused.get(what, 0) + 1
+        if (who, what) not in self._said and len(self._said) >= REFUSED_MAX:
+            who, detail = "others", ""
+        count = self._said[who, what] = self._said.get((who, what), 0) + 1
+        if count & (count - 1) == 0:
+            more = f": {detail[:DETAIL_MAX]!r}" if detail else ""
+            self.note(f"refused: {what}{f' of {who}' if who else ''}{more} ({count})")
+
+    def record_denied(self, op: str, why: str, caller: Mapping[str, Any]) -> None:
+        """Refusals are recorded, but cannot fill the log."""
+        minute = self.t_ns // (60 * NS_PER_S)
+        if minute != self._denied[0]:
+            self._denied = (minute, {})
+        counts, user = self._denied[1], caller["user"]
+        if user not in counts and len(counts) >= DENIED_USERS_MAX:
+            return
+        counts[user] = counts.get(user, 0) + 1
+        if counts[user] <= ROOT_DENIED_PER_MINUTE:
+            self.record("denied", {"request": op, "why": why}, self.actor(caller))
+
+    def fleet(self) -> dict[str, Any]:
+        """The head of a ``fleet`` message, as ``welcome`` carries it too. ``whole_ns``: what was left of a hold when
+        this table was first told, which is what is sealed.
+        """
+        holds = [{**h, "left_ns": max(0, self.state.holds[h["hold"]]["ends_ns"] - self.t_ns)} for h in self.holds()]
+        if self.seals is None:
+            return {"fence": self.fence, "seq": self.fleet_seq, "holds": holds}
+        if self._whole[0] != self.fleet_seq:
+            self._whole = (self.fleet_seq, {})
+        for hold in holds:
+            hold["whole_ns"] = self._whole[1].setdefault(hold["hold"], hold["left_ns"])
+        return {"fence": self.fence, "seq": self.fleet_seq, "holds": holds, "term": self.seals.term}
+
+    def tell_fleet(self, names: Iterable[str]) -> None:
+        """What the whole fleet is told, sealed for each of these."""
+        head = self.fleet()
+        if self.seals is not None:
+            head["seals"] = self.seals.fleet(head, names)
+        self.down("fleet", head)
+
+    def holds(self) -> list[dict[str, Any]]:
+        """Of the whole fleet, as people and programs see them."""
+        return [{"hold": h["hold"], "owner": h["owner"]["user"], "reason": h["reason"], "ends": h["ends"]}
+                for h in self.state.holds.values()]  # fmt: skip
+
+    def take_effects(self) -> list[Effect]:
+        """What a question from outside a step has led to."""
+        return self.flush()
+
+    def at(self, t_ns: int, wall_ns: int) -> None:
+        """What time it is: time passes also where nothing comes in, and what is asked next counts from now."""
+        self.t_ns, self.wall_ns = max(self.t_ns, t_ns), wall_ns
+
+    def _emit(self, effect: Effect) -> None:
+        self._effects.append(effect)
+
+    def flush(self) -> list[Effect]:
+        self._acknowledge()
+        if self._flying is None and (self._waiting or self._own):
+            self._commit()
+            self._acknowledge()  # of what was in the log already
+        if self.behind:
+            self._rewind()
+        effects, self._effects = self._effects, []
+        return effects
+
+    def _acknowledge(self) -> None:
+        if self._acks:
+            rows = [[n, inc, seq, False] for n, (inc, seq) in self._acks.items()]
+            self._acks = {}
+            self._ack(rows)
+
+    def _ack(self, rows: list[list[Any]]) -> None:
+        head: dict[str, Any] = {"cursors": rows}
+        if self.seals is not None:
+            head.update(seals=self.seals.acks(rows), fence=self.seals.fence, term=self.seals.term)
+        self.down("ack", head)
+
+    def _commit(self) -> None:
+        writer = Writer(self.state, self.fence, self.name)
+        then = []
+        while self._own and writer.size < CHUNK_SOFT_BYTES:
+            type_, data, actor, callback = self._own.popleft()
+            writer.record(type_, data, actor, self.t_ns, self.wall_ns)
+            then.append(callback)
+        acks: dict[str, tuple[str, int]] = {}
+        while self._waiting and writer.size < CHUNK_SOFT_BYTES:
+            batch = self._waiting.popleft()
+            self._waiting_bytes -= sum(map(len, batch.lines))
+            self._take(writer, batch, acks)
+        if not writer:
+            self._acks.update(acks)  # all of it was in the log already
+            return
+        first, count, chunk = writer.chunk(self.wall_ns)
+        self._flying = _Flying(first, count, chunk, writer, then, acks)
+        self._emit(Commit(first, count, chunk))
+
+    def _take(self, writer: Writer, batch: Batch, acks: dict[str, tuple[str, int]]) -> None:
+        try:
+            hole = writer.take(batch)
+        except ValueError as exc:
+            self.refuse("events", batch.node, str(exc))
+            self.behind[batch.node] = batch.incarnation
+            return
+        cursor = writer.cursor(batch.node, batch.incarnation)
+        if not hole:
+            assert cursor is not None
+            acks[batch.node] = (cursor.incarnation, cursor.seq)
+        else:
+            self.behind[batch.node] = batch.incarnation
+
+    def _rewind(self) -> None:
+        """Whose records were not taken hears from where on to send them, now and then; whoever keeps them on the way
+        forgets them, so that they are in nobody's way.  # T5
+        """
+        rows = []
+        for node, incarnation in list(self.behind.items()):
+            if self.rewound.get(node, -REWIND_NS) + REWIND_NS <= self.t_ns:
+                del self.behind[node]
+                self.rewound[node] = self.t_ns
+                # What is durable: to the node this is an acknowledgement.  # K1
+                cursor = self.state.cursor_of(node, incarnation)
+                seq = cursor.seq if cursor is not None else -1
+                rows.append([node, incarnation, seq, True])
+        if rows:
+            self._ack(rows)
+
+    def _events(self, message: Message) -> None:
+        seals = beside(message.head["seals"], message.head["batches"]) if self.seals is not None else ()
+        for i, (row, body) in enumerate(sections(message, "batches")):
+            node, incarnation, first, count, size = row
+            if self.seals is not None and not self.seals.events(row, body, seals[i]):
+                self.refuse("records without their node's seal", node)
+                self.behind[node] = incarnation  # they are in the way of the real ones, on the way here
+                continue
+            cursor = self.state.cursor_of(node, incarnation)
+            new = first + count - 1 - max(first - 1, cursor.seq if cursor is not None else -1)
+            if new > 0 and not self.shares.takes(node, new, size, self.t_ns):
+                self.refuse("events over its share (they are not lost, and sent again)", node)
+                self.behind[node] = incarnation
+                continue
+            lines = body.removesuffix(b"\n").split(b"\n") if body else []
+            if len(lines) != count or not count:
+                self.refuse("a batch whose count is wrong", node)
+                self.behind[node] = incarnation
+                continue
+            if self._waiting_bytes + size > WAITING_MAX_BYTES:
+                self.refuse("events beyond the root's buffer, to be sent again,", node)
+                continue
+            known = self.nodes.get(node)
+            self._waiting.append(Batch(node, known.rack if known else "", incarnation, first, lines))
+            self._waiting_bytes += sum(map(len, lines))
+
+    def _to_watchers(self, chunk: log.Chunk) -> None:
+        if not self.watchers:
+            return
+        for batch in chunk.batches:
+            for (client, id_), names in self.watchers.items():
+                if names is None or batch.node in names:
+                    for line in batch.lines:
+                        self.down("event", {"client": client, "id": id_}, line)
+
+    def watch(self, client: str, id_: int, names: Iterable[str] | None) -> None:
+        self.watchers[client, id_] = None if names is None else frozenset(names)
+
+    def expected(self, absent: Iterable[str]) -> dict[str, int]:
+        """Those of them that have gone only just, or that a new root knows and has not heard of yet: until when they
+        may be back, the earliest first.
+        """
+        known, begun_ns = self.state, self.begun_ns
+        last = {n: self.left_ns.get(n, begun_ns if n in known.cursors and n not in known.forgotten else -AWAY_NS)
+                for n in absent}  # fmt: skip
+        return dict(sorted(((n, at_ns + AWAY_NS) for n, at_ns in last.items() if at_ns + AWAY_NS > self.t_ns),
+                           key=lambda row: row[1]))  # fmt: skip
+
+
+def _nothing() -> None:
+    pass

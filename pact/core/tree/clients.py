@@ -1,0 +1,125 @@
+"""The people below a relay: what they asked goes up with their name, what comes down for them finds its way.
+
+A client's name in the tree is its relay's and its session's, so that a late answer never reaches somebody else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from pact.core.tree.directory import Child
+from pact.core.tree.outbox import Up
+from pact.core.tree.wire import BODY_MAX, Message
+from pact.errors import EXIT_FAILED, EXIT_UNREACHABLE, EXIT_USAGE
+from pact.limits import NODE_SET_MAX, REQUEST_MAX, TREE_CLIENTS_EACH_MAX, TREE_CLIENTS_MAX, TREE_REQUESTS_MAX
+
+CLIENT: Final = "client"
+
+def request_max(role: str) -> int:
+    """Bytes of a request's arguments: what only administrators may do needs more. It goes to every node.  # S8"""
+    return BODY_MAX if role == "admin" else REQUEST_MAX
+
+
+Head = Mapping[str, Any]
+Result = tuple[Child, dict[str, Any]]
+
+
+class _Client:
+    """Where answers for a client go, and what it waits for."""
+
+    __slots__ = ("child", "requests")
+
+    def __init__(self, child: Child) -> None:
+        self.child = child
+        self.requests: set[int] = set()
+
+
+def failed(child: Child, head: Head, why: str, exit_code: int = EXIT_UNREACHABLE) -> Result:
+    """A ``result`` for a request that cannot be carried out now."""
+    client = "" if child.role == CLIENT else head[CLIENT]
+    return child, {CLIENT: client, "id": head["id"], "exit": exit_code, "message": why}
+
+
+class Clients:
+    """``relay``: the relay's name."""
+
+    def __init__(self, relay: str) -> None:
+        self._relay = relay
+        self._clients: dict[str, _Client] = {}
+
+    def enter(self, child: Child) -> bool:
+        """A new session; False if there are too many of its key."""
+        name = f"{self._relay}:{child.session:x}"
+        same = sum(c.child.peer.key == child.peer.key for c in self._clients.values() if c.child.role == CLIENT)
+        if name in self._clients or same >= TREE_CLIENTS_EACH_MAX or len(self._clients) >= TREE_CLIENTS_MAX:
+            return False
+        child.client = name
+        self._clients[name] = _Client(child)
+        return True
+
+    def leave(self, child: Child) -> list[Up]:
+        """A client, or an aggregator with clients below, has gone: nobody waits for what they asked."""
+        gone = [name for name, c in self._clients.items() if c.child is child]
+        return [Up("cancel", {"id": i, CLIENT: name}) for name in gone
+                for i in sorted(self._clients.pop(name).requests)]  # fmt: skip
+
+    def request(self, child: Child, message: Message, rooted: bool) -> Up | Result | None:
+        """What goes up; or why it cannot; or None for a client that is not below this child."""
+        head: dict[str, Any] = message.head
+        if child.role == CLIENT:
+            caller = {"user": child.name, "role": child.peer.role, "via": "cluster"}  # T13: of the key
+            head = {**head, CLIENT: child.client, "caller": caller, "direct": True}
+        else:  # what stands there was said by another relay's child
+            head = {**head, "direct": False}
+        client = self._clients.get(head[CLIENT])
+        if client is None and head[CLIENT] and len(self._clients) < TREE_CLIENTS_MAX:
+            client = self._clients[head[CLIENT]] = _Client(child)
+        if client is None or client.child is not child:
+            return None
+        if len(head["nodes"] or "") > NODE_SET_MAX:  # each relay adds to the head: one that just fits would not, above
+            return failed(child, head, f"a node set of more than {NODE_SET_MAX} characters", EXIT_USAGE)
+        most = request_max(child.peer.role) if child.role == CLIENT else BODY_MAX
+        if len(message.body) > most:
+            return failed(child, head, f"a request of {len(message.body)} bytes; at most {most}", EXIT_USAGE)
+        if not rooted:
+            return failed(child, head, "there is no way to the root now")
+        if len(client.requests) >= TREE_REQUESTS_MAX and head["id"] not in client.requests:
+            return failed(child, head, f"{TREE_REQUESTS_MAX} requests are under way already")
+        client.requests.add(head["id"])
+        return Up("request", head, message.body)
+
+    def unsent(self, head: Head, why: str) -> Result | None:
+        """What this client asked, or what it was to hear, fits no frame: it hears that instead."""
+        client = self._clients.get(head[CLIENT])
+        if client is None:
+            return None
+        client.requests.discard(head["id"])
+        return failed(client.child, head, why, EXIT_FAILED)
+
+    def cancel(self, child: Child, head: Head) -> list[Up]:
+        name = child.client or head[CLIENT]
+        client = self._clients.get(name)
+        if client is None or client.child is not child or head["id"] not in client.requests:
+            return []
+        client.requests.discard(head["id"])
+        return [Up("cancel", {"id": head["id"], CLIENT: name})]
+
+    def lost(self) -> list[Result]:
+        """There is no way to the root any more: what was asked fails."""
+        out = []
+        for name, client in self._clients.items():
+            why = "the way to the root was lost; what was asked may still be done"
+            out += [failed(client.child, {CLIENT: name, "id": i}, why) for i in sorted(client.requests)]
+            client.requests.clear()
+        return out
+
+    def down(self, message: Message) -> Result | None:
+        """To whom something from above goes, and with which head."""
+        head: dict[str, Any] = message.head
+        client = self._clients.get(head[CLIENT])
+        if client is None:
+            return None
+        if message.kind == "result":
+            client.requests.discard(head["id"])
+        return client.child, {**head, CLIENT: ""} if client.child.role == CLIENT else head

@@ -1,0 +1,199 @@
+"""A node's records on their way to the root: what is sent, what is acknowledged, what has to be sent again.
+
+The journal keeps everything, so this keeps numbers only. Records go in order, at most ``credit`` bytes unacknowledged;
+an acknowledgement is the root's and cumulative. What is doubtful is sent again: the root cuts off what it has.  # T5
+
+A root that has more of this journal than there is here tells that an older copy was put back: from then on nothing that
+it says counts as an acknowledgement.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+from pact.core.records import Record
+from pact.core.tree.wire import BATCH_BYTES_MAX, BATCH_RECORDS_MAX
+from pact.model import NS_PER_S
+
+RESEND_NS: Final = 10 * NS_PER_S
+RESEND_MAX_NS: Final = 120 * NS_PER_S
+LATER_NS: Final = 5 * NS_PER_S
+WITH_ANSWER_MAX: Final = 8 << 10  # bytes of events in the frame of an answer: no answer waits behind more
+WITH_ANSWER_RECORDS: Final = 32
+
+
+class Read(NamedTuple):
+    """Read at most ``limit`` records from ``first`` on, as viewers may see them, and give them to ``rows``."""
+
+    first: int
+    limit: int
+
+
+class Up(NamedTuple):
+    """A message for the parent."""
+
+    kind: str
+    head: Mapping[str, Any]
+    body: bytes = b""
+
+
+class Outbox:
+    """``acked`` is the last record that the root is known to have (-1: none)."""
+
+    def __init__(self, node: str, incarnation: str, *, newest: int, acked: int = -1) -> None:
+        self.node = node
+        self.incarnation = incarnation
+        self.newest = newest
+        self.acked = min(acked, newest)
+        self.forked = 0  # the root has records up to this one of a journal that this one was copied from before
+        self._next = self.acked + 1
+        self._credit = 0
+        self._flight: deque[tuple[int, int]] = deque()  # last record of a batch, bytes
+        self._bytes = 0
+        self._progress_ns = 0
+        self._patience_ns = RESEND_NS
+        self._later_ns: int | None = None  # until when what is not sent yet may wait for more
+        self._rewound: tuple[int, int, int] = (-2, 0, 0)  # to which record, when, and how long to wait for the next
+        self._fence = -1
+        self._proving = False
+
+    @property
+    def following(self) -> int:
+        """The next record to be read and sent."""
+        return self._next
+
+    @property
+    def waiting(self) -> int:
+        """Records that the root is not known to have."""
+        return self.newest - self.acked
+
+    def recorded(self, newest: int, t_ns: int = 0, *, can_wait: bool = False) -> list[Read]:
+        """Records up to ``newest`` are durable here. ``can_wait``: the root knows what the new ones say, and more will
+        follow; they go with those, or after ``LATER_NS``.
+        """
+        all_sent = self._next > self.newest
+        self.newest = max(self.newest, newest)
+        if can_wait and all_sent and self._credit:
+            self._later_ns = t_ns + LATER_NS
+            return []
+        return self.more()
+
+    def welcomed(self, credit: int, t_ns: int) -> list[Read]:
+        """A parent took us: everything that is not acknowledged goes to it."""
+        self._credit = max(credit, BATCH_BYTES_MAX)
+        self._patience_ns = RESEND_NS
+        return self._again(t_ns)
+
+    def led(self, fence: int) -> list[Read]:
+        """Another root leads, perhaps with a log that was lost or put back. Where nothing is on its way that would show
+        it, the last record that was acknowledged goes up once more: the root has it, or says what it misses.
+        """
+        if fence <= self._fence or not self._credit:
+            return []
+        self._fence, self._proving = fence, True  # until it has said what it has, however often it must be asked
+        if self.forked or self._flight or self.acked < 0 or self._next <= self.newest:
+            return []
+        self._next = self.acked
+        return self.more()
+
+    def lost(self) -> None:
+        """No parent any more."""
+        self._credit = 0
+        self._later_ns = None
+
+    def _again(self, t_ns: int) -> list[Read]:
+        self._next = self.acked if self._proving and self.acked >= 0 else self.acked + 1
+        self._flight.clear()
+        self._bytes = 0
+        self._progress_ns = t_ns
+        return self.more()
+
+    def more(self) -> list[Read]:
+        """What is to be read now, if the credit takes any of it."""
+        if self._bytes >= self._credit or self._next > self.newest:
+            return []
+        self._later_ns = None
+        return [Read(self._next, min(BATCH_RECORDS_MAX, self.newest - self._next + 1))]
+
+    def rows(self, first: int, lines: Sequence[bytes], t_ns: int) -> list[Up | Read]:
+        """What ``Read`` asked for: as much of it as the credit takes goes up."""
+        if first != self._next or not self._credit:
+            return []
+        out: list[Up | Read] = []
+        at = 0
+        while at < len(lines) and self._bytes < self._credit:
+            end, size = at, 0
+            while end < len(lines) and (end == at or size + len(lines[end]) <= BATCH_BYTES_MAX):
+                size += len(lines[end])
+                end += 1
+            if self._flight and self._bytes + size > self._credit:
+                return out
+            if not self._flight:
+                self._progress_ns = t_ns
+            batch = [self.node, self.incarnation, self._next, end - at, size]
+            out.append(Up("events", {"batches": [batch]}, b"".join(lines[at:end])))
+            self._next += end - at
+            self._flight.append((self._next - 1, size))
+            self._bytes += size
+            at = end
+        return [*out, *self.more()] if lines else out
+
+    def acknowledged(self, incarnation: str, seq: int, rewind: bool, t_ns: int) -> list[Read]:
+        """The root has everything up to ``seq``; with ``rewind`` it misses what follows."""
+        if incarnation == self.incarnation and seq > self.newest:
+            self.forked = max(self.forked, seq)
+        if incarnation != self.incarnation or self.forked:
+            return []  # what was written here since is not what the root has under these numbers  # K2
+        self._proving = False
+        lowered = rewind and seq < self.acked
+        if seq > self.acked or (rewind and seq < self.acked):  # a root that lost its log may ask for the old ones again
+            self.acked = seq
+            self._progress_ns, self._patience_ns = t_ns, RESEND_NS
+        while self._flight and self._flight[0][0] <= seq:
+            self._bytes -= self._flight.popleft()[1]
+        self._next = max(self._next, self.acked + 1)
+        if rewind:
+            last, at_ns, pause_ns = self._rewound
+            if last != seq:
+                pause_ns = NS_PER_S
+            elif t_ns - at_ns < pause_ns:
+                if lowered:  # a late one: what it takes back must go up again, when its time has come
+                    self._next = seq + 1
+                    self._flight.clear()
+                    self._bytes = 0
+                    self._later_ns = at_ns + pause_ns
+                return []
+            else:  # the same again: perhaps the root cannot take it
+                pause_ns = min(pause_ns * 2, RESEND_MAX_NS)
+            self._rewound = (seq, t_ns, pause_ns)
+            return self._again(t_ns)
+        return self.more()
+
+    def next_wake_ns(self) -> int | None:
+        if not self._credit or not self._flight:
+            return self._later_ns
+        again_ns = self._progress_ns + self._patience_ns
+        return again_ns if self._later_ns is None else min(again_ns, self._later_ns)
+
+    def tick(self, t_ns: int) -> list[Read]:
+        """What waited for more goes now. Nothing was acknowledged for a while: send again, ever more patiently."""
+        wake_ns = self.next_wake_ns()
+        if wake_ns is None or t_ns < wake_ns:
+            return []
+        if wake_ns == self._later_ns:
+            self._later_ns = None
+            return self.more()
+        self._patience_ns = min(self._patience_ns * 2, RESEND_MAX_NS)
+        return self._again(t_ns)
+
+
+def with_answer(up: Up) -> bool:
+    """Few enough events to share the frame of the answer that they came with: one message in place of two."""
+    return up.kind == "events" and len(up.body) <= WITH_ANSWER_MAX
+
+
+def can_wait(records: Iterable[Record]) -> bool:
+    """Only yes votes: the root has each in an answer already, and tells soon what it has decided."""
+    return all(r.type == "group_prepared" and r.data["vote"] == "yes" for r in records)

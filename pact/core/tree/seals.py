@@ -1,0 +1,408 @@
+"""Seals: what node and root, and person and root, say to each other past the aggregators between them.
+
+Whoever carries a message may read it, delay it and drop it. It cannot write one, nor repeat one where it would count
+again: both ends have a key that nobody else has (the X25519 shared secret of their two CURVE keys, so there are no new
+keys), and each message carries a keyed BLAKE2b of what it says, its *seal*. Equal answers of many nodes travel as one,
+with the exclusive or of their seals, which only the root can check.  # T14
+
+Everything here is pure: keys come in, nothing is read and no time passes. A seal is ``SEAL_BYTES`` long (120 bits), so
+that its text has no padding and the texts of many are a plain concatenation.
+"""
+
+from __future__ import annotations
+
+import hmac
+from binascii import Error as Base64Error
+from binascii import a2b_base64, b2a_base64
+from collections.abc import Iterable, Mapping, Sequence
+from hashlib import blake2b
+from typing import Any, Final, NamedTuple, Protocol
+
+import orjson
+
+from pact.core.tree.outbox import Up
+from pact.core.tree.uplink import SESSION_BITS
+from pact.model import NS_PER_S
+
+SEAL_BYTES: Final = 15
+SEAL_CHARS: Final = 20
+SHORT: Final = 240  # bytes that are sealed as they are: one hash of three blocks costs less than two hashes
+ID_CHARS: Final = 8
+ROOTS_MAX: Final = 8  # of one cluster, for whose keys a node seals
+TERMS_MAX: Final = 64
+SEEN_MAX: Final = 8_000  # fewer than an agent remembers of what is done once
+SEEN_NS: Final = 3_660 * NS_PER_S  # longer than any question is open
+NONE: Final = "A" * SEAL_CHARS  # in a row of seals: there is none for this one
+
+HELLO: Final = b"H"
+CALL: Final = b"C"
+ANSWER: Final = b"A"
+EVENTS: Final = b"E"
+ACK: Final = b"K"
+FLEET: Final = b"F"
+REQUEST: Final = b"Q"
+REPLY: Final = b"R"
+CHALLENGE: Final = b"N"
+
+Key = bytes
+
+
+def essence(kind: bytes, fields: Sequence[Any], body: bytes | memoryview = b"") -> bytes:
+    """What stands for a message of this kind: its fields as JSON, then its body; their hash where that is longer."""
+    said = orjson.dumps(fields) + body
+    if len(said) <= SHORT:
+        return kind + b"=" + said
+    return kind + b"#" + blake2b(said, digest_size=32).digest()
+
+
+def seal(key: Key, what: bytes) -> bytes:
+    """``SEAL_BYTES`` bytes. ``what``: an essence."""
+    return blake2b(what, key=key, digest_size=SEAL_BYTES).digest()
+
+
+def text(sealed: bytes) -> str:
+    """Of one seal, or of several that follow each other."""
+    return b2a_base64(sealed, newline=False).decode()
+
+
+def number(said: str) -> int | None:
+    """The seal in a text, as a number; None for what is none."""
+    if len(said) != SEAL_CHARS:
+        return None
+    try:
+        return int.from_bytes(a2b_base64(said, strict_mode=True), "big")
+    except (Base64Error, ValueError):
+        return None
+
+
+def number_text(n: int) -> str:
+    return text(n.to_bytes(SEAL_BYTES, "big"))
+
+
+def fits(key: Key, what: bytes, said: str) -> bool:
+    """``said`` is the seal of ``what``."""
+    made = b2a_base64(blake2b(what, key=key, digest_size=SEAL_BYTES).digest(), newline=False)
+    return hmac.compare_digest(made, said.encode("utf-8", "replace"))
+
+
+def key_id(public: str) -> str:
+    """A short name of a public key. Nothing rests on it but where to look for a seal."""
+    return blake2b(public.encode(), digest_size=ID_CHARS // 2, person=b"key id").hexdigest()
+
+
+def for_each(keys: Mapping[str, Key], what: bytes) -> str:
+    """One seal for each root that may lead: its key's id, then the seal."""
+    return "".join([i + text(seal(k, what)) for i, k in keys.items()])
+
+
+def mine(said: str, own_id: str) -> str:
+    """The seal for this root among those; "" if there is none."""
+    step = ID_CHARS + SEAL_CHARS
+    for at in range(0, min(len(said), step * ROOTS_MAX), step):
+        if said.startswith(own_id, at):
+            return said[at + ID_CHARS : at + step]
+    return ""
+
+
+def start_of(session: int) -> int:
+    """What connections of one start of an agent have in common."""
+    return session >> SESSION_BITS
+
+
+# -- what is sealed: both ends make it alike ------------------------------------------------------------------------
+
+
+def of_hello(session: int, incarnation: str, seq: int, wall_ns: int) -> bytes:
+    return essence(HELLO, (session, incarnation, seq, wall_ns))
+
+
+def of_call(head: Mapping[str, Any], body: bytes | memoryview) -> bytes:
+    """For all who are asked: for each its start is added, so that what was said to an earlier one does not count."""
+    caller = head["caller"]
+    return essence(CALL, (head["term"], head["fence"], head["call"], head["op"], caller["user"], caller["role"],
+                          caller["via"]), body)  # fmt: skip
+
+
+def start_bytes(session: int) -> bytes:
+    """What stands for a start in a seal."""
+    return start_of(session).to_bytes(8, "big")
+
+
+def of_answer(term: str, call: str, body: bytes | memoryview) -> bytes:
+    return essence(ANSWER, (term, call), body)
+
+
+def of_events(row: Sequence[Any], lines: bytes | memoryview) -> bytes:
+    """``row``: node, incarnation, first, count, bytes."""
+    return essence(EVENTS, list(row), lines)
+
+
+def of_ack(fence: int, term: str, cursor: Sequence[Any]) -> bytes:
+    """``cursor``: node, incarnation, seq, rewind."""
+    return essence(ACK, (fence, term, *cursor))
+
+
+def of_fleet(term: str, fleet: Mapping[str, Any]) -> bytes:
+    """Of each hold what the root said: what is left of it *now* changes on the way, and does not count."""
+    holds = [[h["hold"], h["owner"], h["reason"], h["ends"], h.get("whole_ns", -1)] for h in fleet["holds"]]
+    return essence(FLEET, (term, fleet["fence"], fleet["seq"], holds))
+
+
+def of_request(head: Mapping[str, Any], body: bytes | memoryview) -> bytes:
+    return essence(REQUEST, (head["challenge"], head["id"], head["op"], head["nodes"], head["timeout_ms"]), body)
+
+
+def of_reply(kind: str, request: str, challenge: str, head: Mapping[str, Any], body: bytes | memoryview) -> bytes:
+    """Of what goes to a person: everything but who carries it. ``head["n"]`` counts them. ``request``: the seal of what
+    was asked, so that it answers nothing else; "" is a question for a challenge, which has none.
+    """
+    said = {k: v for k, v in head.items() if k not in ("client", "seal")}
+    return essence(REPLY, (kind, request, challenge, sorted(said.items())), body)
+
+
+def of_one(head: Mapping[str, Any], name: str) -> str:
+    """The seal for this node in a call: it says that alone, or those of several nodes with their names."""
+    names, row = head["nodes"], head["seals"]
+    if names is not None:
+        at = names.index(name) * SEAL_CHARS if name in names else len(row)
+        row = row[at : at + SEAL_CHARS]
+    return "" if row == NONE else str(row)
+
+
+# -- the node's side ------------------------------------------------------------------------------------------------
+
+
+class NodeSeals:
+    """``keys``: of each root that may lead, its key's id and the key shared with it. ``required``: what has no seal
+    does not count. ``start``: of this agent, as its sessions have it.
+    """
+
+    def __init__(self, keys: Mapping[str, Key], session: int, *, required: bool) -> None:
+        self.keys = dict(keys)
+        self.required = required
+        self._start = start_bytes(session)
+        self._term: tuple[int, str] = (-1, "")  # fence and term of the root that led last
+        self._key: Key = b""  # shared with it
+        self._past: dict[tuple[int, str], None] = {}
+        self._seen: dict[str, int] = {}  # calls of this term -> when they came first
+        self._floor = 0  # calls of this term up to this number were forgotten
+
+    def proof(self, session: int, incarnation: str, seq: int, wall_ns: int) -> str:
+        """For a hello: this is the node's own word, of this connection."""
+        return for_each(self.keys, of_hello(session, incarnation, seq, wall_ns))
+
+    def events(self, row: Sequence[Any], lines: bytes) -> str:
+        """For a batch of records. Whoever leads when it arrives can check it."""
+        return for_each(self.keys, of_events(row, lines))
+
+    def answer(self, key: Key, term: str, call: str, body: bytes) -> str:
+        return text(seal(key, of_answer(term, call, body)))
+
+    def caller(self, head: Mapping[str, Any], said: str, body: bytes | memoryview, t_ns: int) -> Key | None:
+        """The key of the root that has sealed this call for this start of this node. A root asks again for an hour at
+        most; what is older is not its asking.
+        """
+        key = self._of(of_call(head, body) + self._start, head["fence"], head["term"], said)
+        return key if key is not None and self._fresh(head["call"], t_ns) else None
+
+    def _fresh(self, call: str, t_ns: int) -> bool:
+        seen = self._seen
+        while seen and (len(seen) > SEEN_MAX or seen[next(iter(seen))] + SEEN_NS < t_ns):
+            oldest = next(iter(seen))
+            self._floor = max(self._floor, _count(oldest))
+            del seen[oldest]
+        if call in seen:
+            return True
+        if _count(call) <= self._floor:
+            return False
+        seen[call] = t_ns
+        return True
+
+    def sealed(self, up: Up) -> Up:
+        """Records on their way up, sealed for whichever root they reach."""
+        if up.kind != "events":
+            return up
+        return up._replace(head={**up.head, "seals": [self.events(up.head["batches"][0], up.body)]})
+
+    def acked(self, fence: int, term: str, cursor: Sequence[Any], said: str) -> bool:
+        """An acknowledgement is that of the root which leads, as far as this node knows."""
+        return self._of(of_ack(fence, term, cursor), fence, term, said) is not None
+
+    def told(self, fleet: Mapping[str, Any], term: str, said: str) -> bool:
+        """What the fleet is told was sealed for this start of this node."""
+        return self._of(of_fleet(term, fleet) + self._start, fleet["fence"], term, said) is not None
+
+    def _of(self, what: bytes, fence: int, term: str, said: str) -> Key | None:
+        """The key with which ``what`` was sealed. A root that was replaced says nothing that counts any more."""
+        this = (fence, term)
+        if len(said) != SEAL_CHARS or this in self._past:
+            return None
+        if this == self._term:
+            return self._key if fits(self._key, what, said) else None
+        for key in self.keys.values():
+            if fits(key, what, said):
+                if fence < self._term[0]:
+                    return None
+                self._follow(this, key)
+                return key
+        return None
+
+    def _follow(self, term: tuple[int, str], key: Key) -> None:
+        if self._term[0] >= 0:
+            self._past[self._term] = None
+            if len(self._past) > TERMS_MAX:
+                del self._past[next(iter(self._past))]
+        self._term, self._key = term, key
+        self._seen, self._floor = {}, 0
+
+
+def _count(call: str) -> int:
+    """Calls of a term are numbered: ``FENCE.N``."""
+    digits = call.rpartition(".")[2]
+    return int(digits) if digits.isascii() and digits.isdigit() and len(digits) < 19 else 0
+
+
+# -- the root's side ------------------------------------------------------------------------------------------------
+
+
+class Proof(NamedTuple):
+    """What a node's hello said, as whoever carries it hands it on."""
+
+    seals: str
+    incarnation: str
+    seq: int
+    wall_ns: int
+
+
+class _Known(NamedTuple):
+    """A node whose word has been checked."""
+
+    public: str
+    key: Key
+    session: int
+    incarnation: str
+    seq: int
+    wall_ns: int
+    start: bytes
+
+
+class Keys(Protocol):
+    """What the root needs of its surroundings: whose keys there are, and the key shared with each."""
+
+    def of(self, name: str) -> Iterable[str]:
+        """The public keys that are authorised for a node."""
+
+    def person(self, public: str) -> tuple[str, str] | None:
+        """Name and role of a person's key; None for what is none."""
+
+    def shared(self, public: str) -> Key:
+        """With the owner of this public key; b"" where it is none that can be used."""
+
+
+class RootSeals:
+    """``public``: the root's own key. ``required``: who does not seal is not heard."""
+
+    def __init__(self, public: str, keys: Keys, *, required: bool) -> None:
+        self.id = key_id(public)
+        self.keys = keys
+        self.required = required
+        self.term, self.fence = "", 0
+        self._known: dict[str, _Known] = {}
+
+    def begin(self, term: str, fence: int) -> None:
+        """A term begins; ``term``: a random text that no other had."""
+        self.term, self.fence = term, fence
+
+    def knows(self, name: str) -> bool:
+        """This node seals what it says."""
+        return name in self._known
+
+    def revoked(self, publics: Iterable[str]) -> None:
+        """These keys count no more."""
+        gone = set(publics)
+        self._known = {n: k for n, k in self._known.items() if k.public not in gone}
+
+    # -- who is there -------------------------------------------------------------------------------------------
+
+    def admits(self, name: str, session: int, proof: Sequence[Any] | None, *, here: bool, direct: str = "") -> bool:
+        """Somebody says that this node is below it: is that the node's own word? ``proof``: seals, incarnation, seq and
+        wall_ns of its hello. ``here``: it is known to be connected somewhere already. ``direct``: its key, where it is
+        connected to this very process. A node of the last version has no proof; where seals are not required its word
+        goes unsealed, as it did.
+        """
+        known, seen = self._known.get(name), Proof(*proof) if proof is not None else None
+        said = mine(seen.seals, self.id) if seen is not None else ""
+        if seen is None or not said:
+            if not self.required:
+                self._known.pop(name, None)
+            return not self.required
+        what = of_hello(session, seen.incarnation, seen.seq, seen.wall_ns)
+        for public in [direct] if direct else self.keys.of(name):
+            key = self.keys.shared(public)
+            if key and fits(key, what, said):
+                if here and not direct and known is not None and _earlier(session, seen, known):
+                    return False
+                self._known[name] = _Known(public, key, session, *seen[1:], start_bytes(session))
+                return True
+        return False
+
+    # -- to nodes -----------------------------------------------------------------------------------------------
+
+    def calls(self, head: Mapping[str, Any], body: bytes, names: Iterable[str]) -> str:
+        """For a call to these, in their order. Nothing where nobody seals."""
+        what, known = of_call(head, body), self._known
+        rows = [known.get(n) for n in names]
+        if not any(rows):
+            return ""
+        none = bytes(SEAL_BYTES)
+        return text(b"".join([
+            blake2b(what + k.start, key=k.key, digest_size=SEAL_BYTES).digest() if k is not None else none for k in rows
+        ]))  # fmt: skip
+
+    def acks(self, cursors: Sequence[Sequence[Any]]) -> list[str]:
+        """For each acknowledgement; "" where its node does not seal."""
+        term, fence, known = self.term, self.fence, self._known
+        return [text(seal(known[c[0]].key, of_ack(fence, term, c))) if c[0] in known else "" for c in cursors]
+
+    def fleet(self, fleet: Mapping[str, Any], names: Iterable[str]) -> dict[str, str]:
+        """For what the whole fleet is told; name -> seal."""
+        what = of_fleet(self.term, fleet)
+        return {n: text(seal(k.key, what + k.start)) for n in names if (k := self._known.get(n)) is not None}
+
+    # -- from nodes ---------------------------------------------------------------------------------------------
+
+    def answers(self, names: Sequence[str], call: str, body: bytes | memoryview, said: str) -> bool:
+        """Each of these nodes has given this answer."""
+        known = self._known
+        if not said:
+            return not self.required and not any(n in known for n in names)
+        what, from_bytes = of_answer(self.term, call, body), int.from_bytes
+        if len(names) == 1:
+            one = known.get(names[0])
+            return one is not None and fits(one.key, what, said)
+        claimed = number(said)
+        if claimed is None or len(set(names)) != len(names):  # a name that stands there twice cancels itself out
+            return False
+        try:
+            keys = [known[n].key for n in names]
+        except KeyError:
+            return False
+        for key in keys:
+            claimed ^= from_bytes(blake2b(what, key=key, digest_size=SEAL_BYTES).digest(), "big")
+        return claimed == 0
+
+    def events(self, row: Sequence[Any], lines: bytes | memoryview, said: str) -> bool:
+        """These records are their node's."""
+        known = self._known.get(row[0])
+        if known is None:
+            return not self.required
+        return fits(known.key, of_events(row, lines), mine(said, self.id))
+
+
+def _earlier(session: int, proof: Proof, known: _Known) -> bool:
+    """This is what the node said before what is known of it."""
+    if start_bytes(session) == known.start:
+        return session < known.session
+    if proof.incarnation == known.incarnation:
+        return (proof.seq, proof.wall_ns) <= (known.seq, known.wall_ns)
+    return proof.wall_ns <= known.wall_ns

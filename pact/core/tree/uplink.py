@@ -1,0 +1,490 @@
+"""The way up, for agents and aggregators alike: which parent, whether it lives, when to go back. No socket, no clock.
+
+One parent is *active* (it said ``welcome``); at most one other is *tried*. A parent that is silent for ``SILENCE_NS``
+is lost, and the next one of the preference list is tried. Whoever works under another than the preferred parent tries
+that one again after a while, and leaves the old one only when the new one has said welcome.  # T3
+Randomness comes in as an object (``uniform``), time as integers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, NamedTuple, Protocol
+
+from pact.core.phases import OPEN
+from pact.core.tree import wire
+from pact.core.tree.outbox import Up
+from pact.core.tree.wire import Message
+from pact.errors import LocalProtocolError
+from pact.model import NS_PER_S
+from pact.values import dataclass
+
+BEAT_NS: Final = 2 * NS_PER_S  # the parent asks so often
+OWN_BEAT_NS: Final = 3 * BEAT_NS // 2  # who was not asked for so long asks, while there is time for an answer
+SILENCE_NS: Final = 6 * NS_PER_S
+AT_WORK_NS: Final = 2 * BEAT_NS
+AT_WORK: Final = frozenset({"call", "ack"})  # what shows both sides that the other lives
+PATIENCE_NS: Final = 3 * NS_PER_S // 2
+PATIENCE_MAX_NS: Final = 12 * NS_PER_S
+MOVE_JITTER_NS: Final = NS_PER_S // 2
+ROUND_NS: Final = NS_PER_S
+ROUND_MAX_NS: Final = 30 * NS_PER_S
+RETURN_NS: Final = (30 * NS_PER_S, 120 * NS_PER_S)
+LOOP_NS: Final = 60 * NS_PER_S
+ASK_NS: Final = 30 * NS_PER_S
+ASK_ALL: Final = 10  # of so many rounds one is about every group: a question may have been lost
+ASKED_MAX: Final = 64
+ASK_SOON_NS: Final = 10 * NS_PER_S  # within so long of a new root: it knows only what it is told
+HELLO_GAP_NS: Final = NS_PER_S // 2
+MISSED_MAX: Final = 5  # hellos for a table that does not come double their distance so often
+KEEP_OPEN: Final = 2  # connections to parents that said sorry, kept so that nobody has to authenticate again
+SESSION_BITS: Final = 20  # the low bits of a session count the connections of one start
+
+
+class Random(Protocol):
+    def uniform(self, a: float, b: float) -> float: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Parent:
+    """Where a parent listens, its public key (Z85), and the rack that it serves, if known."""
+
+    url: str
+    key: str
+    rack: str = ""
+
+
+# -- effects --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Connect:
+    parent: Parent
+
+
+@dataclass(frozen=True, slots=True)
+class Disconnect:
+    """Close the connection; what was sent on it just now may still leave."""
+
+    parent: str
+
+
+class Send(NamedTuple):
+    parent: str
+    frame: bytes
+
+
+class Deliver(NamedTuple):
+    """A message of the active parent; ``welcome`` first, and again after each reconnection."""
+
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """There is no active parent any more. What was not acknowledged may be gone; it is sent again after a welcome."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """A line for the log."""
+
+    text: str
+
+
+Effect = Connect | Disconnect | Send | Deliver | Lost | Note
+#: What ``Links`` performs. A tuple: a union is made anew at each look.
+OF_LINKS: Final = (Connect, Disconnect, Send)
+
+
+def preference(name: str, rack: str, parents: Sequence[Parent]) -> list[Parent]:
+    """Rendezvous hashing, parents of the same rack first: every child has its own order, and when a parent goes only
+    its own children move.
+    """
+
+    def rank(parent: Parent) -> tuple[bool, bytes]:
+        other = not (rack and parent.rack == rack)
+        return other, hashlib.sha256(f"{name}\0{parent.url}".encode()).digest()
+
+    return sorted(parents, key=rank)
+
+
+@dataclass(slots=True)
+class _Link:
+    parent: Parent
+    heard_ns: int
+    hello_ns: int
+    answered: bool = False
+    asks: bool = False  # whether we live: parents from before do not
+    with_answers: bool = False  # it takes events together with an answer: likewise
+
+
+class Uplink:
+    """See the module. ``more`` gives the fields of ``hello`` that change, ``beat`` those of ``beat``, ``unfinished``
+    the groups to ask about. ``prove`` seals a hello's head, so that the root knows it for this node's own word.
+    ``judges``: the owner says (``told``) which tables of the fleet's holds count.
+    """
+
+    def __init__(
+        self, name: str, role: str, parents: Sequence[Parent], rng: Random, *, session: int, version: str = "",
+        rack: str = "", more: Callable[[], Mapping[str, Any]] = dict,
+        unfinished: Callable[[], Sequence[Sequence[Any]]] = tuple, beat: Callable[[], Mapping[str, Any]] = dict,
+        prove: Callable[[Mapping[str, Any]], str] | None = None, judges: bool = False,
+    ) -> None:  # fmt: skip
+        assert parents, "an uplink without parents"
+        self.name = name
+        self.role = role
+        self.order = preference(name, rack, parents)
+        self.rack = rack
+        self.version = version
+        self.fleet: tuple[int, int] = (0, 0)  # fence and number of the newest fleet table that came
+        self.fence = 0
+        self._rng = rng
+        self._session = session >> SESSION_BITS << SESSION_BITS
+        self._count = 0
+        self._more = more
+        self._unfinished = unfinished
+        self._beat_head = beat
+        self._prove = prove
+        self._judges = judges
+        self._missed = 0  # hellos because of a table that has not come yet
+        self._links: dict[str, _Link] = {}
+        self._active: _Link | None = None
+        self._trying: _Link | None = None
+        self._avoid: dict[str, int] = {}
+        self._avoid_ns = SILENCE_NS if len(self.order) > 1 else 0
+        self._loops: set[str] = set()
+        self._round = 0
+        self._left = [p.url for p in self.order]  # still to be tried in this round
+        self._next_try_ns = 0
+        self._return_ns = 0
+        self._beat_ns = 0
+        self._ask_ns = 0
+        self._asked: list[list[Any]] | None = None  # what was unfinished when it was last looked at
+        self._asks = 0
+        self.since_ns = 0
+        self._stopped = False
+
+    # -- for the owner ------------------------------------------------------------------------------------------
+
+    @property
+    def parent(self) -> str:
+        """The active parent's url, or ""."""
+        return self._active.parent.url if self._active is not None else ""
+
+    @property
+    def connected(self) -> bool:
+        return self._active is not None
+
+    def send(self, kind: str, head: Mapping[str, Any], body: bytes = b"") -> list[Effect]:
+        """A message to the active parent; nothing where there is none. Raises LocalProtocolError."""
+        if self._active is None:
+            return []
+        return [Send(self._active.parent.url, wire.encode(kind, head, body))]
+
+    @property
+    def with_answers(self) -> bool:
+        """The parent takes events together with an answer."""
+        return self._active is not None and self._active.with_answers
+
+    def answer(self, call: str, body: bytes, events: Up | None = None, seal: str = "") -> list[Effect]:
+        """A node's own answer to a call, whole; ``events``, if the parent takes them, in the same frame."""
+        if self._active is None:
+            return []
+        if events is None:
+            frame = wire.single_answer(call, self.name, body, seal=seal)
+        else:
+            frame = wire.single_answer(call, self.name, body, events.head["batches"], events.body, seal,
+                                       events.head.get("seals", ()))  # fmt: skip
+        return [Send(self._active.parent.url, frame)]
+
+    def stop(self) -> list[Effect]:
+        """Say goodbye and close everything."""
+        self._stopped = True
+        out = self.send("goodbye", {})
+        out += [Disconnect(url) for url in self._links]
+        self._links.clear()
+        self._active = self._trying = None
+        return out
+
+    def next_wake_ns(self) -> int | None:
+        """When ``tick`` has something to do."""
+        if self._stopped:
+            return None
+        due = []
+        if self._trying is not None:
+            due.append(self._trying.hello_ns + self._patience_ns())
+        if self._active is not None:
+            due += [self._active.heard_ns + SILENCE_NS, self._beat_ns, self._ask_ns]
+            if self._trying is None and self._return_ns:
+                due.append(self._return_ns)
+        elif self._trying is None:
+            due.append(self._next_try_ns)
+        return min(due)
+
+    # -- time ---------------------------------------------------------------------------------------------------
+
+    def tick(self, t_ns: int) -> list[Effect]:
+        out: list[Effect] = []
+        if self._stopped:
+            return out
+        active, trying = self._active, self._trying
+        if active is not None and t_ns >= active.heard_ns + SILENCE_NS:
+            out += self._lose(active, f"{active.parent.url} is silent", t_ns, self._avoid_ns)
+        if trying is not None and trying is self._trying and t_ns >= trying.hello_ns + self._patience_ns():
+            if trying is self._active:
+                self._trying = None
+            else:
+                out += self._drop(trying)
+                self._avoid[trying.parent.url] = t_ns + self._avoid_ns
+                self._tried(t_ns)
+                out += self._still_here(t_ns)
+        if self._active is not None:
+            if t_ns >= self._beat_ns:
+                self._beat_ns = t_ns + OWN_BEAT_NS
+                out += self.send("beat", self._beat_head())
+            if t_ns >= self._ask_ns:
+                out += self._ask(t_ns)
+            if self._trying is None and self._return_ns and t_ns >= self._return_ns:
+                out += self._go_back(t_ns)
+        elif self._trying is None and t_ns >= self._next_try_ns:
+            out += self._try_next(t_ns)
+        return out
+
+    def _patience_ns(self) -> int:
+        return min(PATIENCE_NS << min(self._round, 8), PATIENCE_MAX_NS)
+
+    def _ask(self, t_ns: int) -> list[Effect]:
+        """After a welcome, under a new root, and now and then: about every group. Else about those with a vote or a
+        decision that were so half a minute ago too: who has not voted is free, and the root tells who owes a decision.
+        """
+        self._ask_ns = t_ns + ASK_NS
+        self._asks = (self._asks + 1) % ASK_ALL
+        before, self._asked = self._asked, [list(g) for g in self._unfinished()]
+        groups = self._asked
+        if before is not None and self._asks:
+            groups = [g for g in groups if g in before and g[1] != OPEN]
+        at = self._asks * ASKED_MAX % max(1, len(groups))  # others first each time: a root looks at so many
+        groups = [*groups[at:], *groups[:at]][:ASKED_MAX]
+        return self.send("ask", {"node": self.name, "groups": groups}) if groups else []
+
+    # -- looking for a parent -----------------------------------------------------------------------------------
+
+    def _try_next(self, t_ns: int) -> list[Effect]:
+        known = {p.url: p for p in self.order}
+        while self._left:
+            url = self._left.pop(0)
+            if self._avoid.get(url, 0) <= t_ns:
+                return self._hello(known[url], t_ns)
+        self._end_round(t_ns)
+        return []
+
+    def _end_round(self, t_ns: int) -> None:
+        """Nobody took us: again after a while, which grows."""
+        self._left = [p.url for p in self.order]
+        pause_ns = min(ROUND_NS << min(self._round, 8), ROUND_MAX_NS)
+        self._round += 1
+        self._next_try_ns = t_ns + int(pause_ns * self._rng.uniform(0.5, 1.0))
+        soonest = min(self._avoid.get(url, 0) for url in self._left)
+        self._next_try_ns = max(self._next_try_ns, soonest)
+
+    def _tried(self, t_ns: int) -> None:
+        """One parent did not take us: the next one soon, or, if another is active, a later return."""
+        if self._active is not None:
+            self._plan_return(t_ns)
+        elif self._left:
+            self._next_try_ns = t_ns + int(self._rng.uniform(0, NS_PER_S // 10))
+        else:
+            self._end_round(t_ns)
+
+    def _hello(self, parent: Parent, t_ns: int) -> list[Effect]:
+        out: list[Effect] = []
+        link = self._links.get(parent.url)
+        if link is None:
+            link = self._links[parent.url] = _Link(parent, t_ns, t_ns)
+            out.append(Connect(parent))
+        self._trying, link.hello_ns = link, t_ns
+        self._count = (self._count + 1) % (1 << SESSION_BITS)
+        head = {
+            "v": wire.VERSION, "role": self.role, "name": self.name, "session": self._session | self._count,
+            "version": self.version, "rack": self.rack, **self._more(),
+        }  # fmt: skip
+        if self.role == "node":
+            head["groups"] = list(self._unfinished())
+        if self._prove is not None:
+            head["proof"] = self._prove(head)
+        try:
+            out.append(Send(parent.url, wire.encode("hello", head)))
+        except LocalProtocolError as exc:  # more names than a head takes: nobody takes us, and nothing ends  # T13
+            out.append(Note(f"cannot say who is below: {exc.message}"))
+        return out
+
+    def _still_here(self, t_ns: int) -> list[Effect]:
+        """Another parent had our word that we come, and did not take us. That word must not be the newest: with it, it
+        could say that we are there.  # T14
+        """
+        return [] if self._prove is None or self._active is None else self._hello(self._active.parent, t_ns)
+
+    def _plan_return(self, t_ns: int) -> None:
+        """Under another than the preferred parent: try that one again, gently."""
+        away = self._active is not None and self._active.parent.url != self.order[0].url
+        self._return_ns = t_ns + int(self._rng.uniform(*RETURN_NS)) if away else 0
+
+    def _go_back(self, t_ns: int) -> list[Effect]:
+        """Try the best parent that is better than the active one."""
+        assert self._active is not None
+        self._round = 0
+        for parent in self.order:
+            if parent.url == self._active.parent.url:
+                break
+            if self._avoid.get(parent.url, 0) <= t_ns:
+                return self._hello(parent, t_ns)
+        self._plan_return(t_ns)
+        return []
+
+    # -- losing one ---------------------------------------------------------------------------------------------
+
+    def _drop(self, link: _Link) -> list[Effect]:
+        if self._trying is link:
+            self._trying = None
+        if self._links.pop(link.parent.url, None) is None:
+            return []
+        return [Disconnect(link.parent.url)]
+
+    def _lose(self, link: _Link, why: str, t_ns: int, avoid_ns: int, keep: bool = False) -> list[Effect]:
+        """The active parent is gone; look for another after a random moment."""
+        out = [] if keep else self._drop(link)
+        self._active = None
+        self._avoid[link.parent.url] = t_ns + avoid_ns
+        self._round, self._return_ns = 0, 0
+        self._left = [p.url for p in self.order if p.url != link.parent.url] or [link.parent.url]
+        self._next_try_ns = t_ns + int(self._rng.uniform(0, MOVE_JITTER_NS))
+        return [*out, Lost(why)]
+
+    # -- what comes ---------------------------------------------------------------------------------------------
+
+    def received(self, parent: str, message: Message, t_ns: int) -> list[Effect]:
+        """A message that came over the connection to ``parent`` (its url)."""
+        link = self._links.get(parent)
+        if link is None or self._stopped:
+            return []  # of a connection that was given up
+        link.heard_ns = t_ns
+        kind = message.kind
+        if kind == "welcome":
+            return self._welcome(link, message, t_ns)
+        if kind == "sorry":
+            return self._sorry(link, message, t_ns)
+        if link is not self._active:
+            return []
+        if kind == "beat":
+            return self._beat(link, message, t_ns)
+        if kind == "fleet":
+            self._heard(message.head)
+        elif kind == "call":
+            self._led(message.head["fence"], t_ns)
+        if kind in AT_WORK and link.asks:  # it goes by that, and asks when an answer takes long
+            self._beat_ns = t_ns + AT_WORK_NS
+        return [Deliver(message)]
+
+    def _led(self, fence: int, t_ns: int) -> None:
+        """Whoever leads now. A new root may have come while the parent stayed: there is no other welcome then.  # G2"""
+        if fence > self.fence:
+            self.fence = fence
+            self._asked = None
+            self._ask_ns = min(self._ask_ns, t_ns + int(self._rng.uniform(0, ASK_SOON_NS)))
+
+    def _heard(self, fleet: Mapping[str, Any] | None) -> None:
+        if fleet is not None and not self._judges:
+            self.told(fleet)
+
+    def told(self, fleet: Mapping[str, Any]) -> None:
+        """This table of the fleet's holds counts."""
+        self.fleet = max(self.fleet, (fleet["fence"], fleet["seq"]))
+        self._missed = 0
+
+    def _welcome(self, link: _Link, message: Message, t_ns: int) -> list[Effect]:
+        if link is not self._trying and link is not self._active:
+            return []  # too late: somebody else was asked meanwhile
+        if message.head["v"] != wire.VERSION or self.name in message.head["path"]:
+            return self._refuse(link, message, t_ns)
+        out: list[Effect] = []
+        old = self._active
+        if old is not None and old is not link:  # make before break
+            out += [*self.send("goodbye", {}), *self._drop(old)]
+        self._active, link.answered, link.with_answers = link, True, message.head["with_answers"]
+        if self._trying is link:
+            self._trying = None
+        if old is not link:
+            self.since_ns = t_ns
+        for other in [x for x in self._links.values() if x is not link and x is not self._trying]:
+            out += self._drop(other)
+        self._round, self._left = 0, [p.url for p in self.order]
+        self._beat_ns = t_ns + OWN_BEAT_NS
+        self._heard(message.head["fleet"])
+        self.fence = max(self.fence, message.head["fence"])
+        self._plan_return(t_ns)
+        self._asked, self._asks = None, 0
+        return [*out, Deliver(message), *self._ask(t_ns)]
+
+    def _refuse(self, link: _Link, message: Message, t_ns: int) -> list[Effect]:
+        """A parent that is below us, or that speaks another version: never, and said once.  # T4"""
+        out: list[Effect] = []
+        url = link.parent.url
+        if url not in self._loops:
+            self._loops.add(url)
+            path = " > ".join(message.head["path"])
+            loop = self.name in message.head["path"]
+            why = f"{self.name} is above it ({path})" if loop else "it speaks another version"
+            out.append(Note(f"{url} cannot be a parent: {why}"))
+        if link is self._active:
+            return [*out, *self._lose(link, "the tree has a loop", t_ns, LOOP_NS)]
+        out += self._drop(link)
+        self._avoid[url] = t_ns + LOOP_NS
+        self._tried(t_ns)
+        return out
+
+    def _sorry(self, link: _Link, message: Message, t_ns: int) -> list[Effect]:
+        head = message.head
+        if head["again"]:  # it does not know us (any more)
+            if t_ns - link.hello_ns < HELLO_GAP_NS or link not in (self._active, self._trying):
+                return []
+            if link is self._trying:
+                return self._hello(link.parent, t_ns)
+            self._active = None
+            out: list[Effect] = [Lost(f"{link.parent.url} has forgotten us")]
+            if self._trying is not None:
+                out += self._drop(self._trying)
+            return [*out, *self._hello(link.parent, t_ns)]
+        avoid_ns = head["retry_ms"] * 1_000_000
+        if link is self._active:
+            return self._lose(link, f"{link.parent.url}: {head['why']}", t_ns, avoid_ns, keep=True)
+        if link is not self._trying:
+            return []
+        self._trying = None
+        self._avoid[link.parent.url] = t_ns + avoid_ns
+        refused = [x for x in self._links.values() if x is not self._active]
+        out = [e for x in refused[KEEP_OPEN:] for e in self._drop(x)]
+        self._tried(t_ns)
+        return [*out, *self._still_here(t_ns)]
+
+    def _beat(self, link: _Link, message: Message, t_ns: int) -> list[Effect]:
+        head = message.head
+        if self.name in head["path"]:
+            return self._refuse(link, message, t_ns)
+        self._led(head["fence"], t_ns)
+        out: list[Effect] = [Deliver(message)]
+        if head["ask"]:
+            link.asks = True
+            self._beat_ns = t_ns + OWN_BEAT_NS
+            if self.role == "node":
+                out.append(Send(link.parent.url, wire.LIVES))
+            else:
+                out += self.send("beat", {**self._beat_head(), "answer": True})
+        missed = head["fleet_seq"] > self.fleet[1] and head["fence"] >= self.fleet[0]
+        if missed and self._trying is None and t_ns - link.hello_ns >= BEAT_NS << self._missed:
+            self._missed = min(self._missed + 1, MISSED_MAX)  # a welcome, or the root after it, tells the fleet's holds
+            out += self._hello(link.parent, t_ns)
+        return out

@@ -1,0 +1,1 @@
+"""Keys, links and ports: what agents and aggregators share."""

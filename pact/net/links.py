@@ -1,0 +1,158 @@
+"""Connections to parents: one DEALER each, never one to two (it would take turns). For agents and aggregators."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Container
+from typing import Any, Final
+
+import zmq
+from zmq.utils.monitor import recv_monitor_message
+
+from pact._fast.reference_sockets import Port
+from pact.core.tree import wire
+from pact.core.tree.uplink import Connect, Disconnect, Parent, Send
+from pact.core.tree.wire import Message
+from pact.errors import RemoteProtocolError
+from pact.limits import FRAME_MAX
+from pact.net.keys import Key
+
+DEAD_MS: Final = 15_000
+KEEPALIVE_S: Final = (10, 5, 3)  # idle for so long, then asked so often, so many times
+RECONNECT_MS: Final = (100, 500)
+SEND_HWM: Final = 10_000
+RECEIVE_HWM: Final = 1_000
+GOODBYE_MS: Final = 200
+DRAIN_MAX: Final = 256
+COPIED: Final = 1 << 62  # what a parent says is copied, whatever its size
+COPY_MAX: Final = 64 << 10  # what is said to it and is longer is lent to the library
+NOW: Final = int(zmq.NOBLOCK)
+
+
+class Links:
+    """The sockets behind an uplink's ``Connect``, ``Disconnect`` and ``Send``."""
+
+    def __init__(self, context: zmq.Context[Any], key: Key, opened: Callable[[zmq.Socket[bytes]], None],
+                 closing: Callable[[zmq.Socket[bytes]], None]) -> None:  # fmt: skip
+        self.ports: dict[str, Port] = {}
+        self.bad = 0
+        self._last: tuple[bytes, Message] = (wire.LIVES, wire.LIVES_MESSAGE)  # the newest beat: the next says the same
+        self._fds: dict[str, int] = {}
+        self._monitors: dict[str, zmq.Socket[bytes]] = {}
+        self._strange: set[str] = set()
+        self._unsure: set[str] = set()  # parents whose descriptor may not say that something came
+        self._context = context
+        self._key = key
+        self._opened = opened
+        self._closing = closing
+
+    def perform(self, effect: Connect | Disconnect | Send) -> None:
+        if isinstance(effect, Send):
+            port = self.ports.get(effect.parent)
+            if port is not None:
+                self._unsure.add(effect.parent)
+                try:
+                    if len(effect.frame) < COPY_MAX:
+                        port.send(effect.frame)
+                    else:
+                        port.socket.send(effect.frame, NOW, copy=False)
+                except zmq.Again:
+                    pass  # it is stuck: its silence will show, and everything is sent again
+        elif isinstance(effect, Connect):
+            self._connect(effect.parent)
+        else:
+            self._close(effect.parent, GOODBYE_MS)
+
+    def _connect(self, parent: Parent) -> None:
+        assert parent.url not in self.ports
+        socket = self._context.socket(zmq.DEALER)
+        socket.curve_publickey = self._key.public.encode()
+        socket.curve_secretkey = self._key.secret.encode()
+        socket.curve_serverkey = parent.key.encode()
+        socket.linger = 0
+        socket.sndhwm, socket.rcvhwm = SEND_HWM, RECEIVE_HWM
+        socket.maxmsgsize = FRAME_MAX
+        end_dead_connections(socket)
+        socket.set(zmq.RECONNECT_IVL, random.randint(*RECONNECT_MS))
+        socket.set(zmq.IPV6, 1)
+        self._monitors[parent.url] = socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_FAILED_AUTH)
+        socket.connect(parent.url)
+        self.ports[parent.url] = Port(socket, COPIED)
+        self._fds[parent.url] = int(socket.fileno())
+        self._unsure.add(parent.url)
+        self._opened(socket)
+
+    def _close(self, parent: str, linger_ms: int) -> None:
+        self._unsure.discard(parent)
+        port = self.ports.pop(parent, None)
+        if port is not None:
+            self._closing(port.socket)
+            self._refused(parent)  # what came last is not lost
+            port.socket.disable_monitor()
+            self._monitors.pop(parent).close(0)
+            port.socket.close(linger_ms)
+
+    def _refused(self, parent: str) -> None:
+        monitor = self._monitors[parent]
+        while monitor.poll(0):
+            recv_monitor_message(monitor)
+            self._strange.add(parent)
+
+    def refusing(self) -> list[str]:
+        """Parents that have not let us in since the last call: they do not know the key."""
+        for parent in self._monitors:
+            self._refused(parent)
+        found, self._strange = sorted(self._strange), set()
+        return found
+
+    def drain(self, ready: Container[int] | None = None) -> list[tuple[str, Message]]:
+        """A bounded number of messages of each parent; with ``ready`` (descriptors) only of those that may have some.
+        Garbage is counted.
+        """
+        out: list[tuple[str, Message]] = []
+        for parent, port in self.ports.items():
+            if ready is not None and parent not in self._unsure and self._fds[parent] not in ready:
+                continue
+            frames, everything = port.receive(DRAIN_MAX)
+            (self._unsure.discard if everything else self._unsure.add)(parent)
+            for frame in frames:
+                if frame == self._last[0]:
+                    out.append((parent, self._last[1]))
+                    continue
+                try:
+                    message = wire.decode(frame or b"")
+                except RemoteProtocolError:
+                    self.bad += 1
+                    continue
+                out.append((parent, message))
+                if message.kind == "beat" and type(frame) is bytes:
+                    self._last = frame, message
+        return out
+
+    def readable(self) -> bool:
+        """There is more. A descriptor says only once that something came, and a send may have taken that: only who
+        was read to the end and sent nothing since need not be asked.
+        """
+        for parent in list(self._unsure):
+            if self.ports[parent].readable():
+                return True
+            self._unsure.discard(parent)
+        return False
+
+    def close(self) -> None:
+        for parent in list(self.ports):
+            self._close(parent, GOODBYE_MS)
+
+
+def end_dead_connections(socket: zmq.Socket[bytes]) -> None:
+    """The kernel ends a connection whose other side is gone; before it is bound or connected.
+
+    Not ZeroMQ's heartbeats: whether a child or a parent lives is what the tree's own beats say, and each pong makes
+    libzmq walk through the timers of all connections. From a few thousand on that is all that its thread does.
+    """
+    idle, every, times = KEEPALIVE_S
+    socket.set(zmq.TCP_MAXRT, DEAD_MS)
+    socket.set(zmq.TCP_KEEPALIVE, 1)
+    socket.set(zmq.TCP_KEEPALIVE_IDLE, idle)
+    socket.set(zmq.TCP_KEEPALIVE_INTVL, every)
+    socket.set(zmq.TCP_KEEPALIVE_CNT, times)

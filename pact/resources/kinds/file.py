@@ -1,0 +1,447 @@
+"""Files: regular files, directories, symbolic links, and paths that must be absent.
+
+Attributes: ``type`` (file, directory, symlink, fifo, socket, block, char), ``mode`` (octal text), ``owner`` and
+``group`` (names, numbers where there is no name), ``sha256`` and ``size`` of a regular file, ``target`` of a link,
+``xattrs`` (name -> base64; ACLs and the SELinux label are among them), ``flags`` (``i`` immutable, ``a`` append-only;
+left out where neither is set). A declaration may name only some of them; only those are compared. Absent is ``None``.
+"""
+
+from __future__ import annotations
+
+import base64
+import errno
+import os
+import stat
+from typing import Any, Final
+
+from pact.core.node.untracked import DECLARABLE
+from pact.core.plan import Step
+from pact.limits import XATTRS_MAX
+from pact.model import Attrs, Declared, Holder, Observation, Unreadable, decode_name, encode_name
+from pact.resources.base import (
+    HALF_N,
+    WHOLE_N,
+    Blobs,
+    Entry,
+    Found,
+    Held,
+    Keep,
+    Kind,
+    Saved,
+    common,
+    errno_text,
+    export_common,
+    path_of,
+    refuse_unknown,
+)
+from pact.resources.support.accounts import group_name, same_group, same_user, user_name
+from pact.resources.support.ahead import Ahead
+from pact.resources.support.file_toml import content, mode, xattrs
+from pact.resources.support.flags import flags_at, get_flags, parse_flags, stuck
+from pact.resources.support.litter import PASSED_OVER
+from pact.resources.support.loops import on_file
+from pact.resources.support.reading import read_whole
+from pact.resources.support.replace import restore_file, somebody_has_open
+from pact.resources.support.way import TurnableLink, closed, enterable, open_parent, open_regular
+
+KEYS: Final = frozenset({
+    "source", "content", "content_base64", "symlink", "type", "owner", "group", "mode", "xattrs", "sha256", "size",
+    "flags",
+})  # fmt: skip
+TYPES: Final = {
+    stat.S_IFREG: "file", stat.S_IFDIR: "directory", stat.S_IFLNK: "symlink", stat.S_IFIFO: "fifo",
+    stat.S_IFSOCK: "socket", stat.S_IFBLK: "block", stat.S_IFCHR: "char",
+}  # fmt: skip
+
+
+class File(Kind):
+    name = "file"
+    dimension, severity = "files", 0.1
+    volatile = False
+
+    def canonical(self, name: str) -> str:
+        return encode_name(path_of(name))
+
+    # -- TOML ---------------------------------------------------------------------------------------------------
+
+    def parse(self, name: str, value: Any, base_dir: str) -> Entry:
+        path_of(name)
+        if not isinstance(value, dict):
+            raise ValueError("a file is a table: content, source, symlink or type, and owner, group, mode")
+        refuse_unknown(value, KEYS)
+        attrs, blobs, restorable = content(value, base_dir)
+        if attrs is None:
+            return Entry(Declared(None, **common(value)))
+        for key in ("owner", "group"):
+            if key in value:
+                if not isinstance(value[key], str | int) or isinstance(value[key], bool) or value[key] == "":
+                    raise ValueError(f"{key} must be a name or a number")
+                attrs[key] = str(value[key])
+        if "mode" in value:
+            attrs["mode"] = mode(value["mode"])
+        if "xattrs" in value:
+            attrs["xattrs"] = xattrs(value["xattrs"])
+        if "flags" in value:
+            if attrs["type"] == "symlink":
+                raise ValueError("a symbolic link has no flags: take flags out")
+            attrs["flags"] = parse_flags(value["flags"])
+        return Entry(Declared(attrs, restorable=restorable, **common(value)), blobs)
+
+    def export(self, name: str, declared: Declared, blobs: Blobs) -> Any:
+        attrs = declared.attrs
+        if attrs is None:
+            return {"type": "absent", **export_common(declared)}
+        out: dict[str, Any] = {}
+        if attrs["type"] == "symlink":
+            out["symlink"] = attrs["target"]
+        elif attrs["type"] != "file":
+            out["type"] = attrs["type"]
+        elif "sha256" in attrs:
+            content = blobs(attrs["sha256"]) if declared.restorable else None
+            if content is None:
+                out.update(sha256=attrs["sha256"], size=attrs["size"])
+            else:
+                text = self._as_text(content)
+                key, body = ("content", text) if text is not None else (
+                    "content_base64", base64.b64encode(content).decode())  # fmt: skip
+                out[key] = body
+        else:
+            out["type"] = "file"
+        dress = ("owner", "group", "xattrs") if attrs["type"] == "symlink" else (
+            "owner", "group", "mode", "xattrs", "flags")  # fmt: skip
+        out.update({k: attrs[k] for k in dress if k in attrs})
+        return {**out, **export_common(declared)}
+
+    # -- observation --------------------------------------------------------------------------------------------
+
+    def observe(self, name: str, keep: Keep | None = None) -> Observation:
+        return self.look(name, keep)[0]
+
+    def look(self, name: str, keep: Keep | None = None, *, private: bool = False) -> tuple[Observation, bool]:
+        """What is there. With ``private`` also whether its content, as it was read, is not for everybody: by its own
+        mode, or because of a directory on the way, asked of the very directory that it was read from.  # S2"""
+        try:
+            dirfd, leaf, straight = open_parent(decode_name(name))
+        except (FileNotFoundError, NotADirectoryError):
+            return None, True
+        except TurnableLink:
+            return Unreadable("file: it lies behind a symbolic link that others can turn"), True
+        except OSError as exc:
+            return Unreadable(errno_text("file", exc)), True
+        except ValueError as exc:
+            return Unreadable(f"file: {exc}"), True
+        try:
+            seen = _at(name, dirfd, leaf, keep)
+            if not private or isinstance(seen, Unreadable):
+                return seen, True
+            return seen, self.secret(seen) or not straight or closed(dirfd)
+        except (FileNotFoundError, NotADirectoryError):
+            return None, True
+        except OSError as exc:
+            return Unreadable(errno_text("file", exc)), True
+        finally:
+            os.close(dirfd)
+
+    def distance_n(self, declared: Attrs | None, actual: Attrs | None) -> int:
+        if declared is None or actual is None:
+            return 0 if declared == actual else WHOLE_N
+        if any(declared[k] != actual.get(k) for k in ("type", "sha256", "target") if k in declared):
+            return WHOLE_N
+        if any(declared[k] != actual.get(k) for k in ("mode", "xattrs") if k in declared and (
+            k != "mode" or declared["type"] != "symlink")):  # fmt: skip  # an older version let the mode of a link in
+            return HALF_N
+        if "flags" in declared and declared["flags"] != actual.get("flags", ""):
+            return HALF_N
+        if "owner" in declared and not same_user(declared["owner"], actual.get("owner", "")):
+            return HALF_N
+        if "group" in declared and not same_group(declared["group"], actual.get("group", "")):
+            return HALF_N
+        return 0
+
+    # -- restoring ----------------------------------------------------------------------------------------------
+
+    def preflight(self, name: str, step: Step, keep: Keep) -> Saved:
+        """Keep what will be overwritten: content up to the limit; what is larger must be moved aside by a person."""
+        actual, target = step.actual, step.target
+        save: dict[str, Any] = {"attrs": actual}
+        if why := stuck(actual, target):
+            return Saved(f"{step.id}: {why}", save)
+        if actual is not None and actual["type"] == "directory" and (target is None or target["type"] != "directory"):
+            try:
+                if os.listdir(decode_name(name)):
+                    return Saved(f"{step.id}: the directory is not empty", save)
+            except OSError as exc:
+                return Saved(f"{step.id}: {errno_text('directory', exc)}", save)
+        if actual is not None and actual["type"] == "file" and self._content_goes(step):
+            again, save["secret"] = self._reckoned(name, keep)
+            if again != actual:
+                return Saved(f"{step.id} changes while it is read", save)
+            if actual["sha256"] not in keep.known:
+                why = keep.unkept.get(step.id, f"{actual['size']} bytes are too many to keep a copy of")
+                return Saved(f"{step.id}: {why}; move it aside", save)
+            save["sha256"] = actual["sha256"]
+        if actual is not None and actual["type"] in ("socket", "block", "char", "fifo"):
+            return Saved(f"{step.id} is a {actual['type']} now: pact does not replace those", save)
+        return Saved("", save, self._other_names(name, step))
+
+    def _reckoned(self, name: str, keep: Keep) -> tuple[Observation, bool]:
+        """What is there, as ``look`` says it; its content counts as kept, if it may be."""
+        looked = None if keep.hold else keep.looked.pop(name, None)
+        if looked is None:
+            return self.look(name, keep, private=True)
+        seen = looked[0]
+        if isinstance(seen, dict) and "sha256" in seen:
+            keep.take(f"file:{name}", seen["sha256"], seen["size"], None)
+        return looked
+
+    def _other_names(self, name: str, step: Step) -> str:
+        """What is replaced has other names, which keep the content that it has now."""
+        if step.target is None or step.actual is None or step.actual["type"] != "file" or not self._content_goes(step):
+            return ""
+        try:
+            dirfd, leaf, _ = open_parent(decode_name(name))
+            try:
+                others = os.stat(leaf, dir_fd=dirfd, follow_symlinks=False).st_nlink - 1
+            finally:
+                os.close(dirfd)
+        except OSError:
+            return ""
+        if others < 1:
+            return ""
+        many = f"{others} other names (hard links)" if others > 1 else "another name (a hard link)"
+        return f"{step.id} has {many}: restoring gives it a content of its own"
+
+    @staticmethod
+    def _content_goes(step: Step) -> bool:
+        target, actual = step.target, step.actual
+        assert actual is not None
+        return target is None or target["type"] != "file" or target.get("sha256", actual["sha256"]) != actual["sha256"]
+
+    def disturbs(self, step: Step) -> bool:
+        same = step.actual is not None and step.target is not None and step.actual["type"] == step.target["type"]
+        return not same or (step.actual is not None and step.actual["type"] == "file" and self._content_goes(step))
+
+    def restore(self, name: str, step: Step, blobs: Blobs) -> None:
+        restore_file(path_of(name), step, blobs)
+
+    def restore_among(self, name: str, step: Step, blobs: Blobs, ahead: Ahead) -> None:
+        """As ``restore``, as one of many."""
+        restore_file(path_of(name), step, blobs, ahead)
+
+    def in_use(self, name: str, step: Step) -> bool | None:
+        """A write lease is granted only where nobody has the file open."""
+        if step.actual is None:
+            return False
+        if step.actual["type"] == "symlink":
+            return False
+        if step.actual["type"] != "file":
+            return False if step.target is not None and step.target["type"] == step.actual["type"] else None
+        return leased(decode_name(name))
+
+    def roots(self, name: str, step: Step) -> list[bytes]:
+        if step.actual is None or step.actual["type"] not in ("file", "directory"):
+            return []
+        return [decode_name(name)]
+
+    def holders(self, name: str, step: Step, resource: str) -> list[Holder]:
+        """Loop devices that stand on it: no process has it open."""
+        if step.actual is None or step.actual["type"] != "file":
+            return []
+        return [Holder(resource, 0, "loop", device) for device in on_file(decode_name(name), step.inode)]
+
+    def watch(self, name: str) -> list[bytes]:
+        return [decode_name(name)]
+
+    def presence(self, name: str) -> Observation:
+        """Its metadata. No link is followed that others can turn."""
+        try:
+            dirfd, leaf, _ = open_parent(decode_name(name))
+            try:
+                return _metadata(os.stat(leaf, dir_fd=dirfd, follow_symlinks=False))
+            finally:
+                os.close(dirfd)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (OSError, ValueError) as exc:
+            return Unreadable(f"file: {exc}")
+
+    def held(self, name: str) -> Held:
+        """Without a link that others can turn, all of one descriptor of its directory."""
+        try:
+            dirfd, leaf, straight = open_parent(decode_name(name))
+        except (FileNotFoundError, NotADirectoryError):
+            return Held(None, None, self.reachable(name))
+        except (OSError, ValueError) as exc:
+            return Held(Unreadable(f"file: {exc}"), None, False)
+        try:
+            open_to_all = straight and not closed(dirfd)
+            st = os.stat(leaf, dir_fd=dirfd, follow_symlinks=False)
+            return Held(_metadata(st), (st.st_dev, st.st_ino), open_to_all)
+        except FileNotFoundError:
+            return Held(None, None, open_to_all)
+        except OSError as exc:
+            return Held(Unreadable(errno_text("file", exc)), None, False)
+        finally:
+            os.close(dirfd)
+
+    def reachable(self, name: str) -> bool:
+        return enterable(decode_name(name)) is True
+
+    def of_path(self, path: bytes) -> str | None:
+        return encode_name(path)
+
+    def undeclarable(self, attrs: Attrs | None) -> str:
+        kind = "file" if attrs is None else attrs["type"]
+        return "" if kind in DECLARABLE else f"a {kind} cannot be declared"
+
+    # -- for people ---------------------------------------------------------------------------------------------
+
+    def secret(self, attrs: Attrs | None) -> bool:
+        if attrs is None or attrs.get("type") != "file":
+            return False
+        return bool(attrs.get("secret")) or not int(attrs.get("mode", "0"), 8) & 0o004
+
+    def meant_secret(self, attrs: Attrs | None) -> bool:
+        return self.secret(attrs) and attrs is not None and ("mode" in attrs or bool(attrs.get("secret")))
+
+    def marked(self, name: str, attrs: Attrs | None) -> Attrs | None:
+        """``secret`` where a directory on the way is closed now (what is mounted there may be gone when it is shown),
+        or where no mode is declared, and the file that is there is not world-readable."""
+        if attrs is None or "sha256" not in attrs:
+            return attrs
+        open_to_all = enterable(decode_name(name)) is not False
+        if open_to_all and "mode" not in attrs:
+            there = self.presence(name)
+            open_to_all = not isinstance(there, dict) or not self.secret(there)
+        return attrs if open_to_all else {**attrs, "secret": True}
+
+    def text(self, attrs: Attrs | None, blobs: Blobs) -> str | None:
+        if attrs is None or attrs.get("type") != "file" or "sha256" not in attrs:
+            return None
+        content = blobs(attrs["sha256"])
+        return None if content is None else self._as_text(content)
+
+    @staticmethod
+    def _as_text(content: bytes) -> str | None:
+        try:
+            text = content.decode("utf-8")
+        except UnicodeDecodeError:
+            return None
+        return None if any((ord(c) < 32 and c not in "\n\t\r\f") or ord(c) == 127 for c in text) else text
+
+    # -- adopt --------------------------------------------------------------------------------------------------
+
+    def pattern(self, text: str) -> str:
+        from pact.resources.support.discover import trail
+
+        trail(text)
+        return text
+
+    def means(self, pattern: str, name: str) -> bool:
+        from pact.resources.support.discover import trail
+
+        return trail(pattern).means(decode_name(name))
+
+    def discover(self, pattern: str) -> Found:
+        from pact.resources.support.discover import discover_files, is_literal
+
+        passed: dict[str, int] = {}
+        return Found(discover_files(pattern, PASSED_OVER, passed), passed, exact=is_literal(pattern))
+
+
+def _metadata(st: os.stat_result) -> Attrs:
+    return {
+        "type": TYPES.get(stat.S_IFMT(st.st_mode), "unknown"), "mode": f"{stat.S_IMODE(st.st_mode):04o}",
+        "owner": user_name(st.st_uid), "group": group_name(st.st_gid),
+    }  # fmt: skip
+
+
+def _at(name: str, dirfd: int, leaf: bytes, keep: Keep | None) -> Observation:
+    """What has this name in an open directory. Raises OSError."""
+    st = os.stat(leaf, dir_fd=dirfd, follow_symlinks=False)
+    if stat.S_ISREG(st.st_mode):
+        return _regular(name, dirfd, leaf, keep)
+    attrs = _metadata(st)
+    if stat.S_ISLNK(st.st_mode):
+        attrs["target"] = encode_name(os.readlink(leaf, dir_fd=dirfd))
+        del attrs["mode"]
+    found = read_xattrs(b"/proc/self/fd/%d/%b" % (dirfd, leaf))
+    if isinstance(found, str):
+        return Unreadable(found)
+    attrs["xattrs"] = found
+    if stat.S_ISDIR(st.st_mode) and (letters := flags_at(dirfd, leaf)):
+        attrs["flags"] = letters
+    return attrs
+
+
+def _regular(name: str, dirfd: int, leaf: bytes, keep: Keep | None) -> Observation:
+    try:
+        fd = open_regular(dirfd, leaf)
+    except OSError as exc:
+        if exc.errno == errno.EINVAL:
+            return Unreadable("file: replaced while it was read")
+        raise
+    try:
+        st = os.fstat(fd)
+        attrs = _metadata(st)
+        whole = read_whole(fd, st, keep.limit if keep is not None and keep.hold else 0)
+        if isinstance(whole, str):
+            return Unreadable(whole)
+        content, digest, size = whole
+        attrs["sha256"], attrs["size"] = digest, size
+        found = read_xattrs(fd)
+        if isinstance(found, str):
+            return Unreadable(found)
+        attrs["xattrs"] = found
+        if letters := get_flags(fd):
+            attrs["flags"] = letters
+    finally:
+        os.close(fd)
+    if keep is not None:
+        keep.take(f"file:{name}", digest, size, content)
+    return attrs
+
+
+def read_xattrs(target: bytes | int) -> dict[str, str] | str:
+    """Extended attributes that are the file's own; file systems' private ones are left out. Why not, for more than
+    ``XATTRS_MAX`` bytes: some file systems let a file's owner give it a hundred megabytes.  # S6
+    """
+    follow = isinstance(target, int)
+    try:
+        names = os.listxattr(target) if follow else os.listxattr(target, follow_symlinks=False)
+        if not names:
+            return {}
+        out, size = {}, 0
+        for name in sorted(names):
+            if not name.startswith(("trusted.overlay.", "btrfs.", "security.ima", "security.evm")):
+                raw = os.getxattr(target, name) if follow else os.getxattr(target, name, follow_symlinks=False)
+                size += len(name) + len(raw)
+                if size > XATTRS_MAX:
+                    return f"file: its extended attributes have more than {XATTRS_MAX >> 10} KiB"
+                out[encode_name(name)] = base64.b64encode(raw).decode()
+        return out
+    except OSError as exc:
+        if exc.errno in (errno.ENOTSUP, errno.ENODATA):  # none here, or one just taken away
+            return {}
+        raise
+
+
+def leased(path: bytes) -> bool | None:
+    """True if somebody has the regular file open, False if surely nobody, None where leases cannot say."""
+    try:
+        dirfd, leaf, _ = open_parent(path)
+    except (OSError, ValueError):
+        return None
+    try:
+        fd = open_regular(dirfd, leaf)
+    except OSError:
+        return None
+    finally:
+        os.close(dirfd)
+    try:
+        return somebody_has_open(fd)
+    finally:
+        os.close(fd)
+
+
+KIND: Final = File()

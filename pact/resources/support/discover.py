@@ -1,0 +1,177 @@
+"""Walking the file system for ``adopt``: what matches a pattern, what is passed over, and why.
+
+``**`` matches any depth, and ``X/**`` the directory X too; ``*`` and ``?`` match one component. Symbolic links are not
+followed; other file systems' mounts below are entered only where they are local and not a container's or automounter's.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase, translate
+from functools import lru_cache
+from itertools import chain
+from typing import Final
+
+from pact.model import encode_name
+from pact.observe.mountinfo import is_remote
+from pact.resources.base import path_of
+from pact.resources.support.fstab import FOREIGN_TYPES
+from pact.resources.support.litter import PASSED_OVER, is_litter
+from pact.resources.support.mount_table import read_mounts
+from pact.resources.support.patterns import WILD, compile_pattern
+
+NAMES_MAX: Final = 1_000_000
+LITTER: Final = "a temporary name of an editor, package or configuration manager"
+
+
+def discover_files(pattern: str, passed_over: Sequence[str], passed: dict[str, int]) -> Iterator[str]:
+    """Names of existing paths that match. ``passed`` counts what was left out, by reason."""
+    if is_literal(pattern):
+        yield encode_name(path_of(pattern))
+        return
+    raw = pattern.encode("utf-8", "surrogateescape")
+    if not raw.startswith(b"/"):
+        raise ValueError(f"{pattern!r} is not an absolute path pattern")
+    matcher = compile_pattern(raw)
+    first = WILD.search(raw)
+    assert first is not None
+    start = raw[: first.start()].rpartition(b"/")[0] or b"/"
+    foreign = _foreign_mounts()
+    # what stands before "/**" is meant too: a directory that is removed comes back as it was
+    itself = compile_pattern(raw[: -len(b"/**")]) if raw.endswith(b"/**") and raw != b"/**" else None
+    walk = _walk(start, b"**" in raw, raw.count(b"/"), foreign, passed)
+    for path in chain(_a_directory(start, foreign), walk):
+        if not matcher.match(path) and (itself is None or not itself.match(path) or not _is_directory(path)):
+            continue
+        text = path.decode("utf-8", "replace")
+        if any(fnmatchcase(text, p) for p in passed_over):
+            passed["rotates, or identifies the node or its users"] = (
+                passed.get("rotates, or identifies the node or its users", 0) + 1
+            )
+            continue
+        if is_litter(path):
+            passed[LITTER] = passed.get(LITTER, 0) + 1
+            continue
+        yield encode_name(path)
+
+
+def _a_directory(path: bytes, foreign: set[bytes]) -> Iterator[bytes]:
+    """Where a walk begins, unless it does not enter there."""
+    if path not in foreign and path != b"/" and _is_directory(path):
+        yield path
+
+
+def _is_directory(path: bytes) -> bool:
+    try:
+        return stat.S_ISDIR(os.lstat(path).st_mode)
+    except OSError:
+        return False
+
+
+class Trail:
+    """A path pattern, as it is followed: where it begins, which directories lead to what it means, and what it means.
+
+    What a walk passes over it does not mean either.
+    """
+
+    def __init__(self, pattern: str) -> None:
+        """Raises ValueError for what is no pattern of absolute paths."""
+        raw = pattern.encode("utf-8", "surrogateescape")
+        first = WILD.search(raw)
+        if not raw.startswith(b"/"):
+            raise ValueError(f"{pattern!r} is not an absolute path pattern")
+        self.base = (raw[: first.start()] if first is not None else raw).rpartition(b"/")[0] or b"/"
+        if self.base != b"/":
+            path_of(encode_name(self.base))
+        self._matcher = compile_pattern(raw)
+        above, deep, _ = raw.partition(b"**")
+        self._deep = bool(deep)
+        parts = above.split(b"/")[1:]
+        self._parts = [compile_pattern(p) for p in (parts[:-1] if deep else parts)]  # the last one is cut off
+
+    def means(self, path: bytes) -> bool:
+        return self._matcher.match(path) is not None and not passed_over(path) and not is_litter(path)
+
+    def leads(self, directory: bytes) -> bool:
+        """Something in this directory may be meant, or something below it."""
+        if directory == b"/":
+            return True
+        names = directory.split(b"/")[1:]
+        if len(names) >= len(self._parts) and not self._deep:
+            return False
+        return all(p.match(n) for p, n in zip(self._parts, names, strict=False))
+
+
+@lru_cache(maxsize=1024)
+def trail(pattern: str) -> Trail:
+    """Raises ValueError."""
+    return Trail(pattern)
+
+
+@lru_cache(maxsize=64)
+def _passed_over() -> re.Pattern[str]:
+    return re.compile("|".join(f"(?:{translate(p)})" for p in PASSED_OVER))
+
+
+def passed_over(path: bytes) -> bool:
+    """It rotates, or identifies the node or its users."""
+    return _passed_over().match(path.decode("utf-8", "replace")) is not None
+
+
+def foreign_mounts() -> set[bytes]:
+    """Where a walk does not enter."""
+    return _foreign_mounts()
+
+
+def is_literal(pattern: str) -> bool:
+    """It is one path: nothing in it stands for something else, or what exists has this very name."""
+    if not WILD.search(pattern.encode("utf-8", "surrogateescape")):
+        return True
+    try:
+        return os.path.lexists(path_of(pattern))
+    except ValueError:
+        return False
+
+
+def _walk(top: bytes, deep: bool, depth: int, foreign: set[bytes], passed: dict[str, int]) -> Iterator[bytes]:
+    stack, count = [top], 0
+    while stack:
+        here = stack.pop()
+        if here in foreign:
+            passed["a container's, automounter's or network mount"] = (
+                passed.get("a container's, automounter's or network mount", 0) + 1
+            )
+            continue
+        try:
+            with os.scandir(here) as it:
+                entries = sorted(it, key=lambda e: e.name)
+        except NotADirectoryError:
+            continue
+        except OSError:
+            passed["unreadable directory"] = passed.get("unreadable directory", 0) + 1
+            continue
+        below: list[bytes] = []
+        for entry in entries:
+            count += 1
+            if count > NAMES_MAX:
+                passed[f"beyond {NAMES_MAX} names"] = 1
+                return
+            path = here.rstrip(b"/") + b"/" + entry.name
+            is_dir = entry.is_dir(follow_symlinks=False)
+            if is_dir and (deep or path.count(b"/") < depth):
+                below.append(path)
+            if is_dir or entry.is_symlink() or entry.is_file(follow_symlinks=False):
+                yield path
+            else:
+                passed["a socket, device or fifo"] = passed.get("a socket, device or fifo", 0) + 1
+        stack.extend(reversed(below))
+
+
+def _foreign_mounts() -> set[bytes]:
+    return {
+        m.mount_point for m in read_mounts()
+        if m.fstype in FOREIGN_TYPES or is_remote(m.fstype) or m.fstype in ("proc", "sysfs", "devtmpfs")
+    }  # fmt: skip

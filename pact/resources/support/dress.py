@@ -1,0 +1,108 @@
+"""How a file or directory is dressed: owner, group, attributes (ACLs, labels) and mode, on an open descriptor."""
+
+from __future__ import annotations
+
+import base64
+import os
+import stat
+from typing import Final
+
+from pact.errors import RestoreError
+from pact.limits import XATTRS_MAX
+from pact.model import Attrs, decode_name
+from pact.resources.support.accounts import group_id, user_id
+from pact.resources.support.way import turners
+
+FILE_FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+DEFAULTS: Final = {"file": 0o644, "directory": 0o755}
+#: Those that are the file system's or the kernel's own.
+PRIVATE: Final = (b"trusted.overlay.", b"btrfs.", b"security.ima", b"security.evm")
+
+
+def may_dress(dirfd: int, fd: int, target: Attrs) -> bool:
+    """Owner and mode of this very file may be set: nobody but root, or but its owner, could have put it in this place.
+    Else somebody gets what is another's by giving it this name at the right moment. What only takes rights away gives
+    nobody anything.  # R13"""
+    st = os.fstat(fd)
+    if _has_xattrs(fd, target) and ids(target, st) == (st.st_uid, st.st_gid):
+        mode = int(target["mode"], 8) if "mode" in target else stat.S_IMODE(st.st_mode)
+        if not mode & ~stat.S_IMODE(st.st_mode):
+            return True
+    # whose a file is says not who put it into a sticky directory: a name moves without a right to the file
+    leaf_uid = -1 if stat.S_ISREG(st.st_mode) else st.st_uid
+    return turners(dirfd, leaf_uid) <= {st.st_uid}
+
+
+def _has_xattrs(fd: int, target: Attrs) -> bool:
+    """They are as they are to be, or nothing is said of them."""
+    if "xattrs" not in target:
+        return True
+    wanted = {decode_name(k): base64.b64decode(v) for k, v in target["xattrs"].items()}
+    try:
+        names = {os.fsencode(n) for n in os.listxattr(fd)}
+        own = {n for n in names if not n.startswith(PRIVATE)}
+        return own == wanted.keys() and all(os.getxattr(fd, n) == v for n, v in wanted.items())
+    except OSError:
+        return False
+
+
+def ids(target: Attrs, st: os.stat_result | None) -> tuple[int, int]:
+    """Numeric owner and group: as declared, else as it was, else root's. Raises RestoreError for an unknown name."""
+    uid = user_id(target["owner"]) if "owner" in target else st.st_uid if st is not None else 0
+    gid = group_id(target["group"]) if "group" in target else st.st_gid if st is not None else 0
+    if uid is None or gid is None:
+        unknown = target["owner"] if uid is None else target["group"]
+        raise RestoreError(f"there is no such user or group here: {unknown}")
+    return uid, gid
+
+
+def dress(fd: int, target: Attrs, st: os.stat_result | None, dirfd: int = -1, old: bytes = b"") -> None:
+    """Owner, group, extended attributes (ACLs, labels), then mode, on an open descriptor.
+
+    What the target does not name stays as ``st`` (the present file) has it.
+    """
+    uid, gid = ids(target, st)
+    now = os.fstat(fd)
+    if (now.st_uid, now.st_gid) != (uid, gid):
+        os.fchown(fd, uid, gid)
+    wanted = {decode_name(k): base64.b64decode(v) for k, v in target.get("xattrs", {}).items()}
+    if "xattrs" not in target and st is not None and old:
+        wanted = _present_xattrs(dirfd, old)
+    _set_xattrs(fd, wanted, exact="xattrs" in target)
+    if "mode" in target:
+        mode = int(target["mode"], 8)
+    else:
+        mode = stat.S_IMODE(st.st_mode) if st is not None else DEFAULTS[target["type"]]
+    if stat.S_IMODE(os.fstat(fd).st_mode) != mode:
+        os.fchmod(fd, mode)
+
+
+def _present_xattrs(dirfd: int, leaf: bytes) -> dict[bytes, bytes]:
+    """Those of the file that is replaced; none where it has more of them than anybody needs.  # S6"""
+    fd = os.open(leaf, FILE_FLAGS, dir_fd=dirfd)
+    try:
+        found, size = {}, 0
+        for name in map(os.fsencode, os.listxattr(fd)):
+            found[name] = os.getxattr(fd, name)
+            size += len(name) + len(found[name])
+            if size > XATTRS_MAX:
+                return {}
+        return found
+    except OSError:
+        return {}
+    finally:
+        os.close(fd)
+
+
+def _set_xattrs(fd: int, wanted: dict[bytes, bytes], *, exact: bool) -> None:
+    try:
+        present = {os.fsencode(n) for n in os.listxattr(fd)}
+    except OSError:
+        present = set()
+    if exact:
+        for name in present:
+            if name not in wanted and not name.startswith(PRIVATE):
+                os.removexattr(fd, name)
+    for name, value in wanted.items():
+        if name not in present or os.getxattr(fd, name) != value:
+            os.setxattr(fd, name, value)

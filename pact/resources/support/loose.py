@@ -1,0 +1,144 @@
+"""Steps that are taken for another's sake, on record until that other is done.  # R11
+
+A file system in memory is made read-only before it is unmounted, a mount is marked while the kernel is asked whether it
+is idle, directories are made for a file that is brought back. A kill in between would leave each of them for good:
+what stands here is taken back when the agent starts.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+import orjson
+
+from pact._fast import syscalls
+from pact.core import strict
+from pact.model import decode_name, encode_name
+from pact.observe.mountinfo import MountEntry
+from pact.resources.support.mount_table import read_mounts
+from pact.resources.support.way import unmake
+
+BYTES_MAX: Final = 16 << 10
+FROZEN: Final = "frozen"
+MARKED: Final = "marked"
+MADE: Final = "made"
+
+
+class LooseEnds:
+    """One file beside the journal. Without one (``keep_in`` was not called) nothing is remembered."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._fd = -1
+        self._boot = ""
+        self._ends: dict[int, dict[str, Any]] = {}
+        self._number = 0
+
+    def keep_in(self, path: str, boot_id: str) -> list[str]:
+        """Remember there from now on; what the last run left is taken back first. What was done, for the log."""
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            os.posix_fallocate(fd, 0, BYTES_MAX)  # a full disk does not stop it later
+        except OSError:
+            return []
+        try:
+            known = strict.loads_object(os.pread(fd, BYTES_MAX, 0).rstrip(b"\0 \n") or b"{}", BYTES_MAX)
+            ends = known["ends"] if known["boot"] == boot_id else [e for e in known["ends"] if e["what"] == MADE]
+        except (OSError, ValueError, KeyError, TypeError):
+            ends = []
+        said = [text for end in ends for text in _taken_back(end)]
+        with self._lock:
+            before, self._fd, self._boot, self._ends = self._fd, fd, boot_id, {}
+            if before >= 0:
+                os.close(before)
+            self._write()
+        return said
+
+    def begin(self, what: str, **about: Any) -> int:
+        """It is durable when this returns. Raises OSError where it cannot be: then the step is not taken."""
+        with self._lock:
+            self._number += 1
+            self._ends[self._number] = {"what": what, **about}
+            try:
+                self._write(durable=True)
+            except OSError:
+                del self._ends[self._number]
+                raise
+            return self._number
+
+    def end(self, number: int) -> None:
+        """The other is done, or this was taken back."""
+        with self._lock:
+            self._ends.pop(number, None)
+            try:
+                self._write()
+            except OSError:
+                pass  # taken back once more after the next start, which changes nothing
+
+    @contextmanager
+    def during(self, what: str, **about: Any) -> Iterator[None]:
+        number = self.begin(what, **about)
+        try:
+            yield
+        finally:
+            self.end(number)
+
+    def _write(self, *, durable: bool = False) -> None:
+        """In place, in one piece. Raises OSError."""
+        if self._fd < 0:
+            return
+        raw = orjson.dumps({"boot": self._boot, "ends": list(self._ends.values())})
+        if len(raw) > BYTES_MAX:
+            raise OSError(errno.ENOSPC, "too much is under way at once")
+        os.pwrite(self._fd, raw.ljust(BYTES_MAX), 0)
+        if durable:
+            os.fdatasync(self._fd)
+
+
+def mounted(entry: MountEntry) -> dict[str, Any]:
+    """Which mount it is, beyond its name."""
+    return {"point": encode_name(entry.mount_point), "id": entry.mount_id, "device": [entry.major, entry.minor]}
+
+
+def _taken_back(end: Any) -> Iterator[str]:
+    """Never raises for what stands in the file, or for what the machine does."""
+    try:
+        if end["what"] == MADE:
+            unmake(map(decode_name, end["paths"]))
+            return
+        entry = _find(end)
+        if entry is None:
+            return
+        if end["what"] == MARKED:
+            touch(entry.mount_point)
+        elif end["what"] == FROZEN and b"ro" in entry.options:
+            syscalls.mount_read_only(entry.mount_point, False)
+            yield f"{end['point']} can be written again: its unmounting was cut off"
+    except (OSError, ValueError, KeyError, TypeError) as exc:
+        yield f"a step that was cut off could not be taken back: {exc}"
+
+
+def _find(end: Any) -> MountEntry | None:
+    """The very mount, if it is still the visible one there."""
+    there = [m for m in read_mounts() if m.mount_point == decode_name(end["point"])]
+    top = there[-1] if there else None
+    if top is None or (top.mount_id, [top.major, top.minor]) != (end["id"], end["device"]):
+        return None
+    return top
+
+
+def touch(path: bytes) -> bool:
+    """Take a mark of MNT_EXPIRE off. False where nothing is."""
+    try:
+        os.close(os.open(path, os.O_PATH | os.O_CLOEXEC | os.O_NOFOLLOW))
+    except OSError:
+        return False
+    return True
+
+
+LOOSE: Final = LooseEnds()

@@ -1,0 +1,43 @@
+"""The directories on the way to a plan's files: what of them is missing, and what stands in the way.
+
+Asked before anything is touched. Missing ones are made; a link or a file in the place of one is refused, and so is a
+directory in which nothing can be made or removed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+
+from pact.core.node.below import moves_names
+from pact.core.plan import Step, below
+from pact.model import decode_name, encode_name, split_id
+from pact.resources.base import errno_text
+from pact.resources.support.flags import said
+from pact.resources.support.way import on_the_way
+
+
+def obstacles(steps: Sequence[Step], opened: Iterable[Step] = ()) -> tuple[list[str], list[str]]:
+    """What must stop the plan, and what a person should know of it (directories that it makes). ``opened``: steps that
+    conform, among them directories whose flags are cleared for what is done in them."""
+    files = {split_id(s.id)[1]: s for s in steps if s.id.startswith("file:")}
+    mounts = [split_id(s.id)[1] for s in steps if s.id.startswith("mount:")]
+    comes = {name for name, s in files.items() if s.target is not None and s.target["type"] == "directory"}
+    refusals, made = [], dict[str, None]()
+    unsealed = {split_id(s.id)[1] for s in (*steps, *opened) if s.target is not None and "flags" in s.target}
+    for name, step in files.items():
+        if name == "/" or any(below(name, m) for m in mounts):
+            continue  # what is there when its turn comes is not to be seen now
+        try:
+            way = on_the_way(os.path.dirname(decode_name(name)))
+        except OSError as exc:
+            refusals.append(f"{step.id}: {errno_text('its directory', exc)}")
+            continue
+        instead = None if way.other is None else encode_name(way.other[0])
+        if way.other is not None and instead not in files:
+            refusals.append(f"{step.id}: {instead} is {way.other[1]} now, not a directory: nothing is put behind it")
+        elif step.target is not None and (instead is None or instead in comes):
+            made.update(dict.fromkeys(m for m in map(encode_name, way.missing) if m not in comes))
+        if way.other is None and way.flags and moves_names(step) and encode_name(way.last) not in unsealed:
+            refusals.append(f"{step.id}: its directory {encode_name(way.last)} is {said(way.flags)}")
+    return refusals, [f"{path} is missing: it is made, root's, with mode 0755" for path in made]

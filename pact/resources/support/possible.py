@@ -1,0 +1,150 @@
+"""Whether a plan's steps could be done, as far as that can be known before anything is touched.
+
+Asked of rollbacks, declarations and applications alike, dry runs included: is there such a user, is there room, may
+the file system be written, does the kernel know this type of mount, is its source there. What lies where it may hang is
+not looked at, and what the plan itself brings is not missed.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Final
+
+from pact.core.plan import Step, below
+from pact.model import Attrs, decode_name, encode_name, split_id
+from pact.resources.base import errno_text
+from pact.resources.support.accounts import group_id, user_id
+from pact.resources.support.fstab import BIND, device_of
+from pact.resources.support.way import hangs
+
+MODPROBE_S: Final = 10.0
+HELPERS: Final = ("/sbin", "/usr/sbin", "/usr/local/sbin")
+
+
+def impossible(steps: Sequence[Step]) -> list[str]:
+    """Why steps of this plan cannot be done: one line each."""
+    mounts = [split_id(s.id)[1] for s in steps if s.id.startswith("mount:")]
+    out: list[str] = []
+    files = []
+    for step in steps:
+        kind, name = split_id(step.id)
+        if kind == "file":
+            out += [f"{step.id}: {why}" for why in _people(step.target)]
+            if name != "/" and not any(below(name, m) for m in mounts):
+                files.append(step)
+        elif kind == "mount" and step.target is not None and _comes(step):
+            out += [f"{step.id}: {why}" for why in _mount(step.target, steps)]
+    return out + _places(files)
+
+
+def _people(target: Attrs | None) -> Iterator[str]:
+    for key, known in (("owner", user_id), ("group", group_id)):
+        if target is not None and key in target and known(target[key]) is None:
+            yield f"there is no such {'user' if key == 'owner' else 'group'} here: {target[key]}"
+
+
+def _places(steps: Iterable[Step]) -> list[str]:
+    """File systems that cannot be written, or have no room for what the plan makes."""
+    out: list[str] = []
+    wanted: dict[int, tuple[Step, os.statvfs_result, int, int]] = {}
+    for step in steps:
+        path = os.path.dirname(decode_name(split_id(step.id)[1]))
+        try:
+            if hangs(path):
+                continue
+            while not os.path.isdir(path):
+                path = os.path.dirname(path)
+            found, device = os.statvfs(path), os.stat(path).st_dev
+        except OSError as exc:
+            out.append(f"{step.id}: {errno_text('its directory', exc)}")
+            continue
+        if found.f_flag & os.ST_RDONLY:
+            out.append(f"{step.id}: its file system is read-only")
+            continue
+        first, _, size, count = wanted.get(device, (step, found, 0, 0))
+        wanted[device] = first, found, size + _size(step), count + _makes(step)
+    for step, found, size, count in wanted.values():
+        room = found.f_bfree * found.f_frsize
+        if size > room:
+            out.append(f"{step.id}: its file system has room for {room} bytes, and the plan needs {size}")
+        elif found.f_files and count > found.f_ffree:
+            out.append(f"{step.id}: its file system has room for {found.f_ffree} files, and the plan makes {count}")
+    return out
+
+
+def _makes(step: Step) -> int:
+    """New files that are there at one time with the old ones."""
+    target, actual = step.target, step.actual
+    if target is None or (actual is not None and actual.get("type") == "directory" == target["type"]):
+        return 0
+    kept = ("type", "sha256", "target")
+    return 0 if actual is not None and all(target.get(k, actual.get(k)) == actual.get(k) for k in kept) else 1
+
+
+def _size(step: Step) -> int:
+    return int((step.target or {}).get("size", 0)) if _makes(step) else 0
+
+
+# -- mounts ---------------------------------------------------------------------------------------------------------
+
+
+def _comes(step: Step) -> bool:
+    """It is mounted anew, not only changed."""
+    target, actual = step.target, step.actual
+    assert target is not None
+    return actual is None or (target["source"], target["fstype"]) != (actual["source"], actual["fstype"])
+
+
+def _mount(target: Attrs, steps: Sequence[Step]) -> Iterator[str]:
+    fstype, source = target["fstype"], decode_name(device_of(target["source"]))
+    bind = not BIND.isdisjoint(target["options"])
+    known = filesystems()
+    needs_device = not bind and known.get(fstype, False)
+    if not bind and fstype not in ("auto", "none") and fstype not in known and not _helped(fstype):
+        yield f"the kernel knows no file system {fstype!r}"
+        return
+    if "root" in target and not bind:
+        return  # a place within a file system that is mounted elsewhere: that is found when it is mounted
+    if (bind or needs_device) and source.startswith(b"/") and not _brought(source, steps):
+        try:
+            if not hangs(source):
+                os.stat(source)
+        except OSError as exc:
+            yield f"its source {encode_name(source)}: {os.strerror(exc.errno or 0).lower()}"
+    elif needs_device and not source.startswith(b"/") and b"=" not in source:
+        yield f"its source {encode_name(source)} is no device"
+
+
+def _brought(source: bytes, steps: Iterable[Step]) -> bool:
+    """The same plan makes it, or mounts what it lies on."""
+    path = encode_name(source)
+    makers = (split_id(s.id)[1] for s in steps if s.id.startswith(("file:", "mount:")) and s.target is not None)
+    return any(path == m or below(path, m) for m in makers)
+
+
+def filesystems() -> Mapping[str, bool]:
+    """The types that the kernel has now, and whether each needs a device."""
+    try:
+        with open("/proc/filesystems", encoding="ascii", errors="replace") as f:
+            rows = [line.rstrip("\n").split("\t") for line in f]
+    except OSError:
+        return {}
+    return {row[-1]: row[0] != "nodev" for row in rows if row[-1]}
+
+
+def _helped(fstype: str) -> bool:
+    """A helper mounts it, or a module brings it when it is mounted."""
+    if any(os.path.exists(f"{place}/mount.{fstype.partition('.')[0]}") for place in HELPERS):
+        return True
+    modprobe = shutil.which("modprobe", path="/usr/sbin:/usr/bin:/sbin:/bin")
+    if modprobe is None:
+        return False
+    try:
+        done = subprocess.run([modprobe, "--dry-run", "--quiet", f"fs-{fstype}"], stdin=subprocess.DEVNULL,
+                              capture_output=True, timeout=MODPROBE_S, check=False)  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return done.returncode == 0

@@ -1,0 +1,432 @@
+"""Putting a file back: atomically, through directory descriptors, with owner, mode, ACLs and labels.  # R5
+
+No symbolic link is followed on the way (``openat2`` with ``RESOLVE_NO_SYMLINKS``), the new file is complete before it
+gets its name, and what was there is exchanged, looked at, and only then removed: a writer that came between is noticed
+and keeps what it wrote.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+import secrets
+import signal
+import stat
+import time
+from typing import Final, Protocol
+
+from pact._fast import syscalls
+from pact.core.plan import Step
+from pact.errors import RestoreError
+from pact.model import Attrs, decode_name, encode_name
+from pact.resources.base import Blobs
+from pact.resources.support.dress import FILE_FLAGS, dress, ids, may_dress
+from pact.resources.support.flags import flags_at, get_flags, said, set_flags_at
+from pact.resources.support.loose import LOOSE, MADE
+from pact.resources.support.reading import read_whole
+from pact.resources.support.way import make_directory, missing, unmake
+
+DIR_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+LEFT: Final = "it was left as it is"
+REPLACED: Final = f"it was replaced at the last moment; {LEFT}"
+COPY_MAX: Final = 64 << 20
+OWN_TRIES: Final = 40
+OWN_WAIT_S: Final = 0.005
+
+
+class Before(Protocol):
+    """What was written before its turn came."""
+
+    def take(self, dirfd: int, leaf: bytes, st: os.stat_result | None) -> bytes | None:
+        """The name of the new file for this place, if it is still right; it is the caller's from now on."""
+
+    def touched(self, dirfd: int, path: bytes) -> None:
+        """Names in this directory have changed: they are durable when the plan is done."""
+
+
+def restore_file(path: bytes, step: Step, blobs: Blobs, ahead: Before | None = None) -> None:
+    """Bring ``path`` from ``step.actual`` to ``step.target``. Raises RestoreError or OSError; partial never.
+
+    With ``ahead`` its new content may be written already, and its directory becomes durable later."""
+    if path == b"/":
+        raise RestoreError("the root directory itself is not replaced")
+    parent, leaf = os.path.split(path)
+    made, on_record = list[bytes](), 0
+    try:
+        dirfd = syscalls.openat2(syscalls.AT_FDCWD, parent, DIR_FLAGS, resolve=syscalls.RESOLVE_NO_SYMLINKS)
+    except FileNotFoundError:
+        if step.target is None:
+            return
+        on_record = LOOSE.begin(MADE, paths=[encode_name(p) for p in missing(parent)])
+        try:
+            dirfd, made = make_directory(parent)
+        except BaseException:
+            LOOSE.end(on_record)
+            raise
+    except OSError as exc:
+        if exc.errno == errno.ELOOP:
+            raise RestoreError("a parent directory is a symbolic link; it is not followed") from None
+        raise
+    cleared = ""
+    try:
+        target = step.target
+        if target is not None and "flags" in target and (cleared := flags_at(dirfd, leaf)):
+            set_flags_at(dirfd, leaf, "")
+        if target is None:
+            _remove(dirfd, leaf, step.actual)
+        elif target["type"] == "directory":
+            _directory(dirfd, leaf, target, step.actual)
+        elif target["type"] == "symlink":
+            _symlink(dirfd, leaf, target, step.actual)
+        else:
+            _regular(dirfd, leaf, target, step, blobs, ahead)
+        if target is not None and target.get("flags"):
+            _seal(dirfd, leaf, target["flags"])
+        if ahead is None:
+            os.fsync(dirfd)
+        else:
+            ahead.touched(dirfd, parent)
+    except BaseException as exc:
+        if cleared:
+            with contextlib.suppress(OSError):
+                set_flags_at(dirfd, leaf, cleared)
+        if isinstance(exc, OSError) and exc.errno == errno.EBUSY:
+            raise RestoreError("something is mounted on it; it cannot be replaced") from None
+        if isinstance(exc, OSError) and exc.errno == errno.EPERM and (why := _sealed(dirfd, leaf)):
+            raise PermissionError(errno.EPERM, why) from None
+        unmake(made)
+        raise
+    finally:
+        os.close(dirfd)
+        if on_record:
+            LOOSE.end(on_record)
+
+
+def _seal(dirfd: int, leaf: bytes, letters: str) -> None:
+    try:
+        set_flags_at(dirfd, leaf, letters)
+    except OSError as exc:
+        why = os.strerror(exc.errno or 0).lower()
+        raise RestoreError(f"its flags ({letters}) cannot be set here: {why}; the rest was restored") from None
+
+
+def _sealed(dirfd: int, leaf: bytes) -> str:
+    """Why even root may not: it or its directory is immutable or append-only."""
+    if letters := flags_at(dirfd, leaf):
+        return f"it is {said(letters)}"
+    letters = get_flags(dirfd)
+    return f"its directory is {said(letters)}" if letters else ""
+
+
+def lstat(dirfd: int, leaf: bytes) -> os.stat_result | None:
+    try:
+        return os.stat(leaf, dir_fd=dirfd, follow_symlinks=False)
+    except FileNotFoundError:
+        return None
+
+
+def _temporary() -> bytes:
+    return b".pact-" + secrets.token_hex(8).encode()
+
+
+def _remove(dirfd: int, leaf: bytes, actual: Attrs | None) -> None:
+    st = lstat(dirfd, leaf)
+    if st is None:
+        return
+    if stat.S_ISDIR(st.st_mode):
+        try:
+            os.rmdir(leaf, dir_fd=dirfd)
+        except OSError as exc:
+            if exc.errno == errno.ENOTEMPTY:
+                raise RestoreError("the directory is not empty") from None
+            raise
+        return
+    aside = _temporary()
+    _hold_off(dirfd, leaf, st)
+    _rename(dirfd, leaf, aside, syscalls.RENAME_NOREPLACE)
+    _discard(dirfd, aside, leaf, st, actual, exchanged=False)
+
+
+def _hold_off(dirfd: int, leaf: bytes, st: os.stat_result) -> None:
+    """A last question to the kernel, right before the name moves: is the regular file open?  # F5"""
+    if not stat.S_ISREG(st.st_mode):
+        return
+    fd = os.open(leaf, FILE_FLAGS, dir_fd=dirfd)
+    try:
+        if somebody_has_open(fd):
+            raise RestoreError("it was opened by somebody at the last moment")
+    finally:
+        os.close(fd)
+
+
+def somebody_has_open(fd: int) -> bool | None:
+    """Ask for a write lease: True if somebody else has the file open, None where leases cannot say.  # F5
+
+    The agent's other threads look at files too, for a moment: they are nobody, and are waited for. Whoever opens the
+    file while the lease stands waits until it is given back, and the kernel tells the leaseholder with a signal: by
+    default SIGIO, which ends a process, so it is asked to send one that every process ignores unless it says otherwise.
+    """
+    ask_again = 1
+    fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
+    for _ in range(OWN_TRIES):
+        try:
+            fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+            fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+        except BlockingIOError:
+            if _open_here(fd):
+                time.sleep(OWN_WAIT_S)
+            elif ask_again:
+                ask_again -= 1  # it may have been one of ours that closed it between the two questions
+            else:
+                return True
+        except OSError:
+            return None  # no leases on this file system: the scan of /proc before has answered
+        else:
+            return False
+    return True
+
+
+def _open_here(fd: int) -> bool:
+    """Another descriptor of this process is open on the same file."""
+    st = os.fstat(fd)
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            other = os.fstat(int(name)) if int(name) != fd else None
+        except OSError:
+            continue
+        if other is not None and (other.st_dev, other.st_ino) == (st.st_dev, st.st_ino):
+            return True
+    return False
+
+
+def _rename(dirfd: int, old: bytes, new: bytes, flags: int) -> None:
+    try:
+        syscalls.renameat2(dirfd, old, dirfd, new, flags)
+    except OSError as exc:
+        if exc.errno != errno.EINVAL:
+            raise
+        if flags == syscalls.RENAME_NOREPLACE and lstat(dirfd, new) is not None:
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), new) from None
+        os.rename(old, new, src_dir_fd=dirfd, dst_dir_fd=dirfd)
+
+
+def _discard(dirfd: int, aside: bytes, leaf: bytes, expected: os.stat_result, actual: Attrs | None, *,
+             exchanged: bool) -> None:  # fmt: skip
+    """Remove what was set aside if it is what was looked at and saved, and nobody has it open; else give it its name
+    back. Under its new name nobody can open it any more, so this answer stands.  # R4"""
+    st = lstat(dirfd, aside)
+    if st is None:
+        return
+    why = ""
+    if (st.st_ino, st.st_mtime_ns, st.st_size) != (expected.st_ino, expected.st_mtime_ns, expected.st_size):
+        why = "it was changed again at the last moment; it was left as it is"
+    elif not _was_seen(dirfd, aside, st, actual):
+        why = REPLACED
+    elif stat.S_ISREG(st.st_mode):
+        try:
+            _hold_off(dirfd, aside, st)
+        except RestoreError as exc:
+            why = exc.message
+        if not why and actual is not None and "sha256" in actual and _sha256(dirfd, aside) != actual["sha256"]:
+            why = "it was changed again at the last moment; it was left as it is"
+    if not why:
+        os.unlink(aside, dir_fd=dirfd)
+        return
+    if exchanged and lstat(dirfd, leaf) is not None:
+        _rename(dirfd, aside, leaf, syscalls.RENAME_EXCHANGE)
+        raise RestoreError(why)
+    try:
+        _rename(dirfd, aside, leaf, syscalls.RENAME_NOREPLACE)
+    except FileExistsError:  # a new one is there: both stay
+        kept = leaf[:200] + b".kept" + aside
+        _rename(dirfd, aside, kept, syscalls.RENAME_NOREPLACE)
+        why = f"it was changed and replaced at the last moment; the one before is {kept.decode(errors='replace')}"
+    raise RestoreError(why)
+
+
+def _was_seen(dirfd: int, leaf: bytes, st: os.stat_result, actual: Attrs | None) -> bool:
+    """It is what was decided about, as far as its type and a link's target say. What was not there then is not."""
+    if actual is None or "type" not in actual:
+        return False
+    if stat.S_ISLNK(st.st_mode):
+        return actual["type"] == "symlink" and decode_name(actual.get("target", "")) == os.readlink(leaf, dir_fd=dirfd)
+    if not stat.S_ISREG(st.st_mode):
+        return True
+    return actual["type"] == "file" and ("sha256" in actual or not st.st_size)  # what nobody read is nobody's to remove
+
+
+def _sha256(dirfd: int, leaf: bytes) -> str:
+    with open(os.open(leaf, FILE_FLAGS, dir_fd=dirfd), "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def _directory(dirfd: int, leaf: bytes, target: Attrs, actual: Attrs | None) -> None:
+    st = lstat(dirfd, leaf)
+    if st is not None and stat.S_ISDIR(st.st_mode):
+        _dress_directory(dirfd, leaf, target, st)
+        return
+    fresh = _temporary()
+    os.mkdir(fresh, 0o700, dir_fd=dirfd)
+    try:  # it gets its name when it is complete
+        _dress_directory(dirfd, fresh, target, None)
+        if st is not None:
+            _remove(dirfd, leaf, actual)
+    except BaseException:
+        drop(dirfd, fresh)
+        raise
+    _put_in_place(dirfd, fresh, leaf, None, actual)
+
+
+def _dress_directory(dirfd: int, leaf: bytes, target: Attrs, st: os.stat_result | None) -> None:
+    """``st``: as it was found; ``None``: it was made just now, and is dressed only if it is the one that was made."""
+    fd = os.open(leaf, DIR_FLAGS | os.O_NOFOLLOW, dir_fd=dirfd)
+    try:
+        now = os.fstat(fd)
+        same = st is not None and (now.st_dev, now.st_ino) == (st.st_dev, st.st_ino)
+        fresh = st is None and now.st_uid == os.geteuid() and not os.listdir(fd)
+        if not same and not fresh:
+            raise RestoreError(REPLACED)
+        if same and not may_dress(dirfd, fd, target):
+            raise RestoreError(f"another user can turn a directory on the way, and it is not his: {LEFT}")
+        dress(fd, target, st)
+    finally:
+        os.close(fd)
+
+
+def drop(dirfd: int, fresh: bytes) -> None:
+    """Take away what was made and did not get its name."""
+    try:
+        os.unlink(fresh, dir_fd=dirfd)
+    except IsADirectoryError:
+        os.rmdir(fresh, dir_fd=dirfd)
+
+
+def _symlink(dirfd: int, leaf: bytes, target: Attrs, actual: Attrs | None) -> None:
+    st = lstat(dirfd, leaf)
+    text = decode_name(target["target"])
+    if st is None or not stat.S_ISLNK(st.st_mode) or os.readlink(leaf, dir_fd=dirfd) != text:
+        fresh = _temporary()
+        os.symlink(text, fresh, dir_fd=dirfd)
+        try:
+            _own_link(dirfd, fresh, target, None if st is not None and stat.S_ISDIR(st.st_mode) else st)
+            st = _make_way(dirfd, leaf, st)
+        except BaseException:
+            drop(dirfd, fresh)
+            raise
+        _put_in_place(dirfd, fresh, leaf, st, actual)
+    else:
+        _own_link(dirfd, leaf, target, st)
+
+
+def _make_way(dirfd: int, leaf: bytes, st: os.stat_result | None) -> os.stat_result | None:
+    """Right before the new one gets its name: an empty directory goes, a file must not be open. What is left there."""
+    if st is None:
+        return None
+    if stat.S_ISDIR(st.st_mode):
+        _remove(dirfd, leaf, None)
+        return None
+    _hold_off(dirfd, leaf, st)
+    return st
+
+
+def _own_link(dirfd: int, leaf: bytes, target: Attrs, st: os.stat_result | None) -> None:
+    uid, gid = ids(target, st)
+    fd = os.open(leaf, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dirfd)
+    try:
+        if not stat.S_ISLNK(os.fstat(fd).st_mode):  # a link is worth nothing; what has its name now may be
+            raise RestoreError(REPLACED)
+        os.chown(f"/proc/self/fd/{fd}", uid, gid)
+    finally:
+        os.close(fd)
+
+
+def keeps_content(target: Attrs, actual: Attrs | None, st: os.stat_result | None) -> bool:
+    """Only how it is dressed differs."""
+    return st is not None and actual is not None and actual["type"] == "file" and stat.S_ISREG(st.st_mode) and (
+        "sha256" not in target or actual["sha256"] == target["sha256"])  # fmt: skip
+
+
+def _regular(dirfd: int, leaf: bytes, target: Attrs, step: Step, blobs: Blobs, ahead: Before | None) -> None:
+    st, same = lstat(dirfd, leaf), None
+    if keeps_content(target, step.actual, st):
+        assert st is not None
+        fd = os.open(leaf, FILE_FLAGS, dir_fd=dirfd)
+        try:
+            now = os.fstat(fd)
+            if (now.st_dev, now.st_ino) != (st.st_dev, st.st_ino):  # never dress what somebody slipped in
+                raise RestoreError(REPLACED)
+            if may_dress(dirfd, fd, target):
+                dress(fd, target, st)
+                return
+            same = _content_of(fd, now, step.actual)
+        finally:
+            os.close(fd)
+        if same is None:
+            raise RestoreError(f"another user can turn a directory on the way, and it is another or too large: {LEFT}")
+    fresh = ahead.take(dirfd, leaf, st) if ahead is not None else None
+    if fresh is None:
+        content = same if same is not None else blobs(target["sha256"]) if "sha256" in target else b""
+        if content is None:
+            raise RestoreError("its content is not kept (too large, or forgotten since); put it back by hand")
+        fresh = write_fresh(dirfd, leaf, target, st, content)
+    try:
+        st = _make_way(dirfd, leaf, st)
+    except BaseException:
+        drop(dirfd, fresh)
+        raise
+    _put_in_place(dirfd, fresh, leaf, st, step.actual)
+
+
+def _content_of(fd: int, st: os.stat_result, actual: Attrs | None) -> bytes | None:
+    """The content of an open file, if it is the one that was seen: another file's is given to nobody."""
+    whole = read_whole(fd, st, COPY_MAX) if st.st_size <= COPY_MAX else ""
+    if isinstance(whole, str) or actual is None or whole[1] != actual.get("sha256"):
+        return None
+    return whole[0]
+
+
+def write_fresh(dirfd: int, leaf: bytes, target: Attrs, st: os.stat_result | None, content: bytes, *,
+                 durable: bool = True) -> bytes:  # fmt: skip
+    """The new file, complete but for its name; returns the name that it has for now."""
+    fresh = _temporary()
+    fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=dirfd)
+    try:
+        view = memoryview(content)
+        while view:
+            view = view[os.write(fd, view) :]
+        dress(fd, target, st if st is not None and stat.S_ISREG(st.st_mode) else None, dirfd, leaf)
+        if durable:
+            os.fsync(fd)
+    except BaseException:
+        drop(dirfd, fresh)
+        raise
+    finally:
+        os.close(fd)
+    return fresh
+
+
+def _put_in_place(dirfd: int, fresh: bytes, leaf: bytes, st: os.stat_result | None, actual: Attrs | None) -> None:
+    """Give ``fresh`` its name; what had it is removed only if it is what we looked at."""
+    try:
+        if st is None:
+            _rename(dirfd, fresh, leaf, syscalls.RENAME_NOREPLACE)
+            return
+        _rename(dirfd, fresh, leaf, syscalls.RENAME_EXCHANGE)
+    except FileExistsError:
+        drop(dirfd, fresh)
+        raise RestoreError("it appeared at the last moment; it was left as it is") from None
+    except FileNotFoundError:
+        drop(dirfd, fresh)
+        raise RestoreError("it vanished at the last moment") from None
+    except OSError:
+        drop(dirfd, fresh)
+        raise
+    try:
+        _discard(dirfd, fresh, leaf, st, actual, exchanged=True)
+    except RestoreError:
+        if lstat(dirfd, fresh) is not None:
+            os.unlink(fresh, dir_fd=dirfd)
+        raise

@@ -1,0 +1,97 @@
+"""What a kill left beside files: half-made new ones go; what is in no store is somebody's work, and is kept.  # R4, R6
+
+A file is exchanged with its replacement and only then looked at once more. A kill in between leaves what was there
+under a temporary name, and if it was written at the last moment that is the only copy.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import re
+import stat
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from pact._fast import syscalls
+from pact.core.plan import Step
+from pact.model import Attrs, decode_name, split_id
+from pact.resources.base import Blobs
+from pact.resources.support.dress import FILE_FLAGS
+
+STALE: Final = re.compile(rb"\.pact-[0-9a-f]{16}\Z")
+#: What is longer is ours only if something of this plan is.
+READ_MAX: Final = 4 << 20
+#: Whatever this plan says: the sizes in it are those of files that somebody may have made as large as he likes.
+READ_AT_MOST: Final = 256 << 20
+KEPT: Final = b"kept"
+
+
+def sweep(steps: Sequence[Step], blobs: Blobs) -> dict[bytes, list[bytes]]:
+    """Remove temporary files beside the files of this plan. Those whose content is kept nowhere get a name that stays:
+    these, by directory. No symbolic link is followed."""
+    beside: dict[bytes, list[Step]] = {}
+    for step in steps:
+        if step.id.startswith("file:"):
+            beside.setdefault(os.path.dirname(decode_name(split_id(step.id)[1])), []).append(step)
+    kept: dict[bytes, list[bytes]] = {}
+    for parent, own in beside.items():
+        try:
+            fd = syscalls.openat2(syscalls.AT_FDCWD, parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC,
+                                  resolve=syscalls.RESOLVE_NO_SYMLINKS)  # fmt: skip
+        except OSError:
+            continue
+        try:
+            for name in (n for n in map(os.fsencode, os.listdir(fd)) if STALE.match(n)):
+                if not _swept(fd, name, own, blobs):
+                    kept.setdefault(parent, []).append(_keep(fd, name))
+        except OSError:
+            continue
+        finally:
+            os.close(fd)
+    return kept
+
+
+def _swept(dirfd: int, name: bytes, steps: Iterable[Step], blobs: Blobs) -> bool:
+    """Removed, or nobody's work and still there. False if it is the only copy of something."""
+    st = os.stat(name, dir_fd=dirfd, follow_symlinks=False)
+    if stat.S_ISDIR(st.st_mode):
+        try:
+            os.rmdir(name, dir_fd=dirfd)
+        except OSError:
+            return False
+        return True
+    values = [v for s in steps for v in (s.target, s.actual) if v is not None]
+    if stat.S_ISLNK(st.st_mode):
+        target = os.readlink(name, dir_fd=dirfd)
+        known = any("target" in v and decode_name(v["target"]) == target for v in values)
+    else:
+        known = stat.S_ISREG(st.st_mode) and _is_known(dirfd, name, values, blobs)
+    if known:
+        os.unlink(name, dir_fd=dirfd)
+    return known
+
+
+def _is_known(dirfd: int, name: bytes, values: Sequence[Attrs], blobs: Blobs) -> bool:
+    """Its content is in the store, or is the beginning of what this plan was about to write. One content is in memory
+    at a time, and what is longer than anything that pact writes is not even read."""
+    with open(os.open(name, FILE_FLAGS, dir_fd=dirfd), "rb") as f:
+        size = os.fstat(f.fileno()).st_size
+        if size > min(max([READ_MAX, *(v.get("size", 0) for v in values)]), READ_AT_MOST):
+            return False
+        content = f.read(size)
+    if not content or blobs(hashlib.sha256(content).hexdigest()) is not None:
+        return True
+    longer = dict.fromkeys(v["sha256"] for v in values if v.get("size", 0) > len(content) and "sha256" in v)
+    return any(whole is not None and whole.startswith(content) for whole in map(blobs, longer))
+
+
+def _keep(dirfd: int, name: bytes) -> bytes:
+    try:
+        syscalls.renameat2(dirfd, name, dirfd, KEPT + name, syscalls.RENAME_NOREPLACE)
+    except OSError as exc:
+        if exc.errno != errno.EINVAL:
+            raise
+        os.rename(name, KEPT + name, src_dir_fd=dirfd, dst_dir_fd=dirfd)  # no such flag here; the name is random
+    return KEPT + name

@@ -1,0 +1,286 @@
+"""The way to a file: its directory as a descriptor, reached without trusting links that somebody else can turn.
+
+Who owns a directory on the way may put a symbolic link in its place, to somewhere that only root can enter. Such a link
+is not followed; one in a directory that only root can write is the system's own (``/lib``, ``/var/run``).
+What is read is read through the descriptor, and whether others could get at it is asked of the same one.  # S2
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from pact._fast import syscalls
+from pact.observe.places import LINKS_MAX, MOUNTS, RemotePlaces, may_hang
+from pact.resources.support.flags import flags_at
+
+MAKE_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+HOLD_FLAGS: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+READ_FLAGS: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+STEP_FLAGS: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class TurnableLink(OSError):
+    """A symbolic link on the way stands where others than root may put one: it is not followed."""
+
+
+_places: tuple[int, RemotePlaces] = (-1, RemotePlaces())
+
+
+def hangs(path: bytes) -> bool:
+    """It lies on a file system that another machine or process answers for: the loop does not touch it."""
+    global _places
+    generation = MOUNTS.generation()
+    if generation != _places[0]:
+        _places = generation, RemotePlaces.now()
+    return may_hang(path, _places[1])
+
+
+def open_parent(path: bytes) -> tuple[int, bytes, bool]:
+    """A descriptor (``O_PATH``) of the directory that holds ``path``, the name in it, and whether no link was on the
+    way. Raises OSError; TurnableLink for a link that somebody else can turn."""
+    parent, leaf = os.path.split(path)
+    try:
+        flags = STEP_FLAGS & ~os.O_NOFOLLOW  # with it a link at the end would be no directory, and not told apart
+        fd = syscalls.openat2(syscalls.AT_FDCWD, parent, flags, resolve=syscalls.RESOLVE_NO_SYMLINKS)
+    except OSError as exc:
+        if exc.errno != errno.ELOOP:
+            raise
+        return _walk(parent), leaf or b".", False
+    return fd, leaf or b".", True
+
+
+def open_regular(dirfd: int, leaf: bytes) -> int:
+    """A descriptor to read a regular file by. Anything else that has the name now is not opened: a FIFO would hold, a
+    device may act. Raises OSError; EINVAL where it is none.  # S2
+    """
+    held = os.open(leaf, HOLD_FLAGS, dir_fd=dirfd)
+    try:
+        if not stat.S_ISREG(os.fstat(held).st_mode):
+            raise OSError(errno.EINVAL, "no regular file")
+        return os.open(f"/proc/self/fd/{held}", READ_FLAGS)
+    finally:
+        os.close(held)
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """A directory's path: ``missing`` of it, from the top; ``other`` is no directory, and what it is instead, with all
+    behind it counted as missing; ``last`` is the last that is there, with its inode ``flags``."""
+
+    missing: list[bytes]
+    other: tuple[bytes, str] | None
+    last: bytes
+    flags: str
+
+
+def on_the_way(path: bytes) -> Way:
+    """Raises OSError."""
+    here, missing = b"/", list[bytes]()
+    other: tuple[bytes, str] | None = None
+    fd = os.open(b"/", STEP_FLAGS)
+    try:
+        for name in path.split(b"/"):
+            if name in (b"", b"."):
+                continue
+            before = missing[-1] if missing else other[0] if other is not None else here
+            further = before.rstrip(b"/") + b"/" + name
+            if missing or other is not None:
+                missing.append(further)
+                continue
+            try:
+                below = os.open(name, STEP_FLAGS, dir_fd=fd)
+            except FileNotFoundError:
+                missing.append(further)
+            except NotADirectoryError:
+                link = stat.S_ISLNK(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode)
+                other = further, "a symbolic link" if link else "a file"
+            else:
+                os.close(fd)
+                fd, here = below, further
+        return Way(missing, other, here, flags_at(fd, b"."))
+    finally:
+        os.close(fd)
+
+
+def make_directory(path: bytes) -> tuple[int, list[bytes]]:
+    """A descriptor of this directory, made with what is missing on the way to it (root's, 0755), and what was made. No
+    link is followed. Raises OSError."""
+    fd, here, made = os.open(b"/", MAKE_FLAGS), b"", list[bytes]()
+    try:
+        for name in path.split(b"/"):
+            if not name:
+                continue
+            here += b"/" + name
+            try:
+                below = _enter(fd, name)
+            except FileNotFoundError:
+                below = _make(fd, name)
+                made.append(here)
+            os.close(fd)
+            fd = below
+    except BaseException:
+        os.close(fd)
+        unmake(made)
+        raise
+    return fd, made
+
+
+def _enter(fd: int, name: bytes) -> int:
+    return syscalls.openat2(fd, name, MAKE_FLAGS, resolve=syscalls.RESOLVE_NO_SYMLINKS)
+
+
+def _make(fd: int, name: bytes) -> int:
+    """Whoever may write here can put another directory in its place: only one of ours is given away, and empty."""
+    os.mkdir(name, 0o755, dir_fd=fd)
+    below = _enter(fd, name)
+    try:
+        if os.fstat(below).st_uid != os.geteuid() or os.listdir(below):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+        os.fchown(below, 0, 0)
+        os.fchmod(below, 0o755)
+        os.fsync(fd)
+    except BaseException:
+        os.close(below)
+        raise
+    return below
+
+
+def missing(path: bytes) -> list[bytes]:
+    """This path and those above it that are not there."""
+    out = []
+    while path != b"/" and not os.path.lexists(path):
+        out.append(path)
+        path = os.path.dirname(path)
+    return out
+
+
+def unmake(made: Iterable[bytes]) -> None:
+    """Take away again what was made and is still empty."""
+    for path in sorted(made, key=len, reverse=True):
+        try:
+            fd, leaf, _ = open_parent(path)
+        except OSError:
+            continue
+        try:
+            os.rmdir(leaf, dir_fd=fd)
+        except OSError:
+            pass
+        finally:
+            os.close(fd)
+
+
+def _walk(path: bytes) -> int:
+    fd, todo, links = os.open(b"/", STEP_FLAGS), path.split(b"/")[::-1], 0
+    try:
+        while todo:
+            name = todo.pop()
+            if name in (b"", b"."):
+                continue
+            try:
+                below = os.open(name, STEP_FLAGS, dir_fd=fd)
+            except NotADirectoryError:
+                target = _turn(fd, name)
+                links += 1
+                if links > LINKS_MAX:
+                    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP)) from None
+                todo += target.split(b"/")[::-1]
+                if not target.startswith(b"/"):
+                    continue
+                below = os.open(b"/", STEP_FLAGS)
+            os.close(fd)
+            fd = below
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _turn(fd: int, name: bytes) -> bytes:
+    """Where the link leads. Raises OSError: ENOTDIR if it is none, TurnableLink if not only root can turn it."""
+    try:
+        target = os.readlink(name, dir_fd=fd)
+    except OSError as exc:
+        if exc.errno == errno.EINVAL:
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from None
+        raise
+    st = os.fstat(fd)
+    if st.st_uid not in (0, os.geteuid()) or st.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise TurnableLink(errno.ELOOP, os.strerror(errno.ELOOP))
+    return target
+
+
+def closed(dirfd: int) -> bool:
+    """Others cannot enter this directory, or one above it; the roots of mounts count as they are mounted.  # S2"""
+    root, above, up = os.stat(b"/"), (-1, -1), b"."
+    top = root.st_dev, root.st_ino
+    while True:
+        st = os.stat(up, dir_fd=dirfd)
+        here = st.st_dev, st.st_ino
+        if not st.st_mode & stat.S_IXOTH or here == above:  # the latter: of a mount that was just taken off
+            return True
+        if here == top:
+            return False
+        above, up = here, up + b"/.."
+
+
+def turners(dirfd: int, leaf_uid: int) -> frozenset[int]:
+    """Users besides root who can put another thing under a name in this directory, or turn one above it. -1: a group,
+    or all. In a sticky one only who owns what stands there can; ``leaf_uid`` owns the name that is meant.  # R13"""
+    top, out = os.stat(b"/"), set[int]()
+    fd, below_uid = os.dup(dirfd), leaf_uid
+    try:
+        while True:
+            st = os.fstat(fd)
+            sticky = bool(st.st_mode & stat.S_ISVTX)
+            out.add(st.st_uid)
+            if st.st_mode & stat.S_IWOTH or (st.st_mode & stat.S_IWGRP and st.st_gid != 0):
+                out.add(below_uid if sticky else -1)
+            if (st.st_dev, st.st_ino) == (top.st_dev, top.st_ino):
+                return frozenset(out - {0, os.geteuid()})
+            above = os.open(b"..", STEP_FLAGS, dir_fd=fd)
+            os.close(fd)
+            fd, below_uid = above, st.st_uid
+            up = os.fstat(fd)
+            if (up.st_dev, up.st_ino) == (st.st_dev, st.st_ino):  # of a mount that was just taken off
+                return frozenset(out | {-1})
+    finally:
+        os.close(fd)
+
+
+def turners_above(path: bytes) -> frozenset[int]:
+    """Users besides root who can put something else in the place of this path. -1: a group, or all. Nobody, where that
+    cannot be told.  # R13"""
+    try:
+        fd, leaf, _ = open_parent(path)
+    except (OSError, ValueError):
+        return frozenset()
+    try:
+        return turners(fd, os.stat(leaf, dir_fd=fd, follow_symlinks=False).st_uid)
+    except OSError:
+        return frozenset()
+    finally:
+        os.close(fd)
+
+
+def enterable(path: bytes) -> bool | None:
+    """Anybody could get at it by its name now; ``None`` if there is no such place. A link on the way can be turned to a
+    place that is closed, and what may hang is not looked at: both are no."""
+    try:
+        if hangs(path):
+            return False
+        fd, _, straight = open_parent(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError):
+        return False
+    try:
+        return straight and not closed(fd)
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
