@@ -20,7 +20,8 @@ from pact.core.root.root import Root
 from pact.errors import EXIT_DENIED
 from pact.model import Declared
 from pact.sim.cluster import CommaSets
-from pact.sim.world import World, person
+from pact.sim.parts import person
+from pact.sim.world import World
 
 ROOT = Path(__file__).parent.parent
 #: A value for each field that must be given.

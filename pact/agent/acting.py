@@ -102,12 +102,24 @@ def act(steps: tuple[Step, ...], blobs: Blobs, *, resumed: bool = False, fixpoin
 
 
 def _write_ahead(ahead: Ahead, todo: list[Step], at: int, blobs: Blobs) -> int:
-    """Where many files in a row are to be replaced, write the new ones beside them first. How many steps were looked
-    at: nothing but files stands between them, so that none of them is about to be mounted over, or taken away."""
-    row = list(islice(takewhile(_is_file, islice(todo, at, None)), FILES_MAX))
-    if len(row) < ROW_MIN:
-        return max(1, len(row))
-    return ahead.write(row, blobs)
+    """Where many files in a row are to be replaced, write the new ones beside them first, and those of the row after
+    while these are put in place. How many steps were looked at: nothing but files stands between them, so that none of
+    them is about to be mounted over, or taken away."""
+    count = ahead.turn()
+    if not count:
+        row = _row(todo, at)
+        if len(row) < ROW_MIN:
+            return max(1, len(row))
+        ahead.begin(row, blobs)
+        count = ahead.turn()
+    coming = _row(todo, at + count)
+    if len(coming) >= ROW_MIN:
+        ahead.begin(coming, blobs)
+    return count
+
+
+def _row(todo: list[Step], at: int) -> list[Step]:
+    return list(islice(takewhile(_is_file, islice(todo, at, None)), FILES_MAX))
 
 
 def _is_file(step: Step) -> bool:

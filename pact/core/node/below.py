@@ -17,7 +17,7 @@ from pact.core.node.desk import Desk
 from pact.core.node.events import Act, Acted, Sighting
 from pact.core.node.ledger import Job
 from pact.core.plan import Step, ordered
-from pact.model import Attrs, Owner, Unreadable, split_id
+from pact.model import Attrs, Declared, Observation, Owner, Unreadable, split_id
 
 #: Writing these may move declared sysctls.
 MOVERS: Final = ("sysctl:", "module:", "link:")
@@ -189,3 +189,27 @@ def look(node: Desk, job: Job, event: Acted, owner: Owner, into: Change | None =
     node.sight(replace(s, owner=None) for s in others if s.resource in node.state.member_of)
     node.recheck([s.resource for s in others])
     return [s.resource for s in others if s.resource in node.state.member_of]
+
+
+def differing(node: Desk, steps: Sequence[Step], sightings: Iterable[Sighting],
+               declared: Mapping[str, Declared]) -> tuple[Step, ...]:  # fmt: skip
+    """What is to be done: what differs, and what is seen through what gives way to it."""
+    seen: dict[str, Observation] = {s.resource: s.observation for s in sightings}
+    out = []
+    for step in steps:
+        actual = seen.get(step.id)
+        if isinstance(actual, Unreadable) or step.id not in seen:
+            continue
+        if node.deviation_n(step.id, declared[step.id], actual) > 0:
+            out.append(replace(step, actual=actual))
+    through = carried(out, (s.id for s in steps))
+    met = {s.id for s in out}
+    for step in steps:
+        actual = seen.get(step.id)
+        if step.id in through and step.id not in met and step.target is not None and isinstance(actual, dict):
+            out.append(as_seen(step, actual))
+    return ordered(out)
+
+
+def unreadable(sightings: Iterable[Sighting]) -> dict[str, str]:
+    return {s.resource: s.observation.why for s in sightings if isinstance(s.observation, Unreadable)}

@@ -10,13 +10,13 @@ from pact.core.node import bonds
 from pact.core.node import change as life
 from pact.core.node import untracked as taking
 from pact.core.node.desk import Desk
-from pact.core.node.events import Asked, Look, Looked
+from pact.core.node.events import Asked, Look, Looked, Sighting
 from pact.core.node.ledger import Job
 from pact.core.node.replies import left
 from pact.core.node.select import select, shared_with
 from pact.core.records import in_pieces
 from pact.errors import EXIT_DONE, ConflictError, UnreachableError, UsageError
-from pact.model import NS_PER_S, Declared, Unreadable
+from pact.model import NS_PER_S, Declared, Owner, Unreadable
 
 TTL_MIN_NS: Final = 15 * 60 * NS_PER_S
 TTL_MAX_NS: Final = 10 * 24 * 3600 * NS_PER_S
@@ -151,3 +151,25 @@ def _record_commits(node: Desk, job: Job, event: Looked) -> list[dict[str, Any]]
 
 def _names(shared: Mapping[str, Any]) -> list[str]:
     return sorted({str(o["user"]) for also in shared.get("also", {}).values() for o in also})
+
+
+def expire_commits(node: Desk, resource: str) -> None:
+    """A commit's TTL ended: the earlier declared value is declared again, and what is there is drift.  # T1"""
+    state = node.state
+    ttl, committed = state.ttls.get(resource), state.declared(resource)
+    if ttl is None or committed is None:
+        return
+    owner = Owner.from_json(ttl.owner)
+    change = state.change_of(resource)
+    frozen = change is not None and change.state == life.ROLLING
+    if frozen:  # decided anew when the rollback has ended
+        node.retry_ttl(resource)
+        return
+    node.record("commit_expired", {"resources": {resource: ttl.earlier}, "commit": ttl.seq, "owner": ttl.owner})
+    earlier = state.declared(resource)
+    if earlier is None:
+        return
+    actual = change.members[resource].actual if change is not None else committed.attrs
+    sighting_owner = None if change is not None else owner
+    node.sight([Sighting(resource, actual, sighting_owner)])
+    node.recheck([resource])

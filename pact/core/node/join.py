@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
+from pact.core.node import apply, below
 from pact.core.node import change as life
-from pact.core.node import declare
 from pact.core.node.bonds import check_fence
 from pact.core.node.desk import Desk
 from pact.core.node.events import Asked, Probe, Probed
@@ -50,8 +50,8 @@ def _refuse_busy(node: Desk, resources: Iterable[str], group: str) -> None:
 def probed_check(node: Desk, job: Job, event: Probed) -> None:
     node.finish(job)
     declared: dict[str, Declared] = job.args["declared"]
-    declare.refuse_what_would_fail(event, "nothing was applied")
-    steps = declare.differing(node, job.steps, event.sightings, declared)
+    apply.refuse_what_would_fail(event, "nothing was applied")
+    steps = below.differing(node, job.steps, event.sightings, declared)
     seen = {s.resource: s.observation for s in event.sightings}
     total = 0
     for step in steps:
@@ -87,4 +87,4 @@ def asked_apply(node: Desk, event: Asked) -> None:
             "group": gid, "fence": fence, "owner": event.caller.owner.to_json(), "message": event.args["message"],
             "resources": {r: d.attrs for r, d in declared.items()}, "ends_ns": node.t_ns + left_ns,
             "ends": node.wall_of(node.t_ns + left_ns)}, event.caller.actor)  # fmt: skip
-    declare.begin_apply(node, event, declared)
+    apply.begin_apply(node, event, declared)

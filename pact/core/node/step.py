@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from pact.core.node import adopt, apply, commit, declare, extend, join, replies, rollback, suspend, tracked, undo
 from pact.core.node import change as life
-from pact.core.node import commit, declare, extend, join, replies, rollback, suspend, tracked, undo
 from pact.core.node import member as groups
 from pact.core.node.desk import Desk
 from pact.core.node.events import (
@@ -113,7 +113,7 @@ class Node(Desk):
         rollback.start_rollback(self, change, "retry", AGENT_CALLER)
 
     def _alarm_ttl(self, name: str) -> None:
-        declare.expire_commits(self, name)
+        commit.expire_commits(self, name)
 
     def _alarm_hold(self, name: str) -> None:
         suspend.expire_hold(self, name)
@@ -311,8 +311,8 @@ _OPS: Final[Mapping[str, Callable[[Node, Asked], None]]] = {
     "rollback": rollback.asked_rollback,
     "extend": extend.asked_extend,
     "declare": declare.asked_declare,
-    "apply": declare.asked_apply,
-    "adopt": declare.asked_adopt,
+    "apply": apply.asked_apply,
+    "adopt": adopt.asked_adopt,
     "track": tracked.asked_track,
     "emergency_start": suspend.asked_emergency_start,
     "emergency_end": suspend.asked_emergency_end,
@@ -333,10 +333,10 @@ _ANSWERS: Final[Mapping[tuple[type, str], Callable[[Node, Job, Any], None]]] = {
     (Acted, "rollback"): rollback.acted_rollback,
     (Probed, "declare"): declare.probed_declare,
     (Acted, "declare"): declare.acted_declare,
-    (Probed, "apply"): declare.probed_apply,
-    (Acted, "apply"): declare.acted_apply,
+    (Probed, "apply"): apply.probed_apply,
+    (Acted, "apply"): apply.acted_apply,
     (Acted, "undo"): undo.acted_undo,
-    (Discovered, "adopt"): declare.discovered_adopt,
+    (Discovered, "adopt"): adopt.discovered_adopt,
     (Acted, "boot"): declare.acted_boot,
     (Probed, "group_check"): join.probed_check,
     (Looked, "group_vote"): groups.looked_vote,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from collections.abc import Callable, Iterable
 from typing import Final
 
@@ -25,6 +26,51 @@ DIRECTORIES_MAX: Final = 8
 
 #: Device and inode of a directory, and a name in it.
 Place = tuple[int, int, bytes]
+#: The name that the new file has for now, its directory, and what was in its place (``_identity``).
+Written = tuple[bytes, bytes, tuple[int, ...]]
+
+
+class Row:
+    """Files that are written, and are being made durable by a thread of their own: meanwhile the row before is put in
+    place. ``count`` is the number of steps that were looked at for it.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.begun: dict[Place, Written] = {}
+        self.directories: dict[tuple[int, int], int] = {}
+        self._thread = threading.Thread(target=self._make_durable, name="pact-ahead", daemon=True)
+
+    def place(self, dirfd: int, leaf: bytes) -> Place:
+        """Remembers the directory."""
+        st = os.fstat(dirfd)
+        if (st.st_dev, st.st_ino) not in self.directories:
+            self.directories[st.st_dev, st.st_ino] = os.dup(dirfd)
+        return st.st_dev, st.st_ino, leaf
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def durable(self) -> dict[Place, Written]:
+        """Those that are; waits for it."""
+        self._thread.join()
+        for fd in self.directories.values():
+            os.close(fd)
+        return self.begun
+
+    def _make_durable(self) -> None:
+        """All of them are on their way to the disk before the first is waited for: then the file system's journal has
+        most of them in one commit, and not each in its own."""
+        for place, (fresh, _, _) in self.begun.items():
+            with contextlib.suppress(OSError):
+                _on(self.directories[place[:2]], fresh, syscalls.start_writing)
+        for place, (fresh, _, _) in list(self.begun.items()):
+            dirfd = self.directories[place[:2]]
+            try:
+                _on(dirfd, fresh, os.fsync)
+            except OSError:  # it is written once more when its turn comes, and what the disk says then is said
+                _drop(dirfd, fresh)
+                del self.begun[place]
 
 
 class Ahead:
@@ -35,39 +81,33 @@ class Ahead:
 
     def __init__(self) -> None:
         self.unsafe: set[bytes] = set()
-        self._ready: dict[Place, tuple[bytes, bytes, tuple[int, ...]]] = {}
+        self._ready: dict[Place, Written] = {}
+        self._coming: Row | None = None
         self._directories: dict[tuple[int, int], tuple[int, bytes]] = {}
 
-    def write(self, steps: Iterable[Step], blobs: Blobs) -> int:
-        """Write what these steps will put in place, as far as that can be said now, and make it durable. What is left
-        of the row before goes first. For how many of them that was done: the others are the next row."""
-        self.finish()
-        size, count, begun = 0, 0, dict[Place, tuple[bytes, bytes, tuple[int, ...]]]()
+    def begin(self, steps: Iterable[Step], blobs: Blobs) -> None:
+        """Write what these steps will put in place, as far as that can be said now; it becomes durable meanwhile."""
+        assert self._coming is None
+        self._coming = row = Row()
+        size = 0
         for step in steps:
-            count += 1
-            size += self._begin(path_of(step.id.partition(":")[2]), step, blobs, begun)
-            if size > BYTES_MAX or len(begun) >= FILES_MAX or len(self._directories) >= DIRECTORIES_MAX:
+            row.count += 1
+            size += self._begin(path_of(step.id.partition(":")[2]), step, blobs, row)
+            if size > BYTES_MAX or len(row.begun) >= FILES_MAX or len(row.directories) >= DIRECTORIES_MAX:
                 break
-        self._make_durable(begun)
-        return count
+        row.start()
 
-    def _make_durable(self, begun: dict[Place, tuple[bytes, bytes, tuple[int, ...]]]) -> None:
-        """All of them are on their way to the disk before the first is waited for: then the file system's journal has
-        most of them in one commit, and not each in its own."""
-        for place, (fresh, _, _) in begun.items():
-            with contextlib.suppress(OSError):
-                _on(self._directories[place[:2]][0], fresh, syscalls.start_writing)
-        for place, (fresh, parent, before) in begun.items():
-            dirfd = self._directories[place[:2]][0]
-            try:
-                _on(dirfd, fresh, os.fsync)
-            except OSError:  # it is written once more when its turn comes, and what the disk says then is said
-                _drop(dirfd, fresh)
-            else:
-                self._ready[place] = fresh, parent, before
+    def turn(self) -> int:
+        """It is the turn of what was begun: what is left of the row before goes, and it is durable when this returns.
+        For how many steps that was done; 0 if nothing was begun."""
+        row, self._coming = self._coming, None
+        if row is None:
+            return 0
+        self._drop_left()
+        self._ready = row.durable()
+        return row.count
 
-    def _begin(self, path: bytes, step: Step, blobs: Blobs, begun: dict[Place, tuple[bytes, bytes, tuple[int, ...]]]
-               ) -> int:  # fmt: skip
+    def _begin(self, path: bytes, step: Step, blobs: Blobs, row: Row) -> int:
         target = step.target
         if target is None or target["type"] != "file" or "sha256" not in target:
             return 0
@@ -81,24 +121,15 @@ class Ahead:
             content = None if keeps_content(target, step.actual, st) else blobs(target["sha256"])
             if content is None:
                 return 0
-            directory = self._directory(dirfd, parent)
-            if (*directory, leaf) in begun:
+            place = row.place(dirfd, leaf)
+            if place in row.begun:
                 return 0  # the same place by another path: only the first one's content is right for the first turn
-            fresh = write_fresh(dirfd, leaf, target, st, content, durable=False)
-            begun[*directory, leaf] = fresh, parent, _identity(st)
+            row.begun[place] = write_fresh(dirfd, leaf, target, st, content, durable=False), parent, _identity(st)
             return len(content)
         except (OSError, PactError):
             return 0
         finally:
             os.close(dirfd)
-
-    def _directory(self, dirfd: int, path: bytes) -> tuple[int, int]:
-        """Remember a directory in which something has changed."""
-        st = os.fstat(dirfd)
-        key = st.st_dev, st.st_ino
-        if key not in self._directories:
-            self._directories[key] = os.dup(dirfd), path
-        return key
 
     def take(self, dirfd: int, leaf: bytes, st: os.stat_result | None) -> bytes | None:
         """The name of the new file for this place, if it is still right; it is the caller's from now on."""
@@ -114,7 +145,9 @@ class Ahead:
 
     def touched(self, dirfd: int, path: bytes) -> None:
         """Names in it have changed: they are durable when the plan is done. Few directories are open at once."""
-        self._directory(dirfd, path)
+        st = os.fstat(dirfd)
+        if (st.st_dev, st.st_ino) not in self._directories:
+            self._directories[st.st_dev, st.st_ino] = os.dup(dirfd), path
         if len(self._directories) > DIRECTORIES_MAX:
             self._sync()
 
@@ -130,6 +163,12 @@ class Ahead:
 
     def finish(self) -> None:
         """Take away what nobody took; all else is durable when this returns, but for what is ``unsafe``."""
+        self._drop_left()
+        if self.turn():
+            self._drop_left()
+        self._sync()
+
+    def _drop_left(self) -> None:
         for fresh, parent, _ in self._ready.values():
             try:
                 dirfd = syscalls.openat2(syscalls.AT_FDCWD, parent, DIR_FLAGS, resolve=syscalls.RESOLVE_NO_SYMLINKS)
@@ -138,7 +177,6 @@ class Ahead:
             _drop(dirfd, fresh)
             os.close(dirfd)
         self._ready.clear()
-        self._sync()
 
 
 def _on(dirfd: int, fresh: bytes, act: Callable[[int], object]) -> None:

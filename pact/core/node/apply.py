@@ -1,0 +1,125 @@
+"""Apply: changes are made now, as one change with its own window; what was there before is declared.  # C7"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from pact.core import phases
+from pact.core.node import access, below, bonds, undo
+from pact.core.node import change as life
+from pact.core.node.desk import Desk
+from pact.core.node.events import Acted, Asked, Probe, Probed
+from pact.core.node.ledger import Job
+from pact.core.node.replies import holder_text
+from pact.core.plan import Step, ordered
+from pact.errors import BlockedError, ConflictError, PactError, UsageError
+from pact.model import Declared
+
+
+def asked_apply(node: Desk, event: Asked) -> None:
+    """Make changes now, as one change of the caller's.  # C7"""
+    access.require(event.caller, "admin", "apply")
+    declared = {r: Declared.from_json(v) for r, v in event.args["resources"].items()}
+    if not declared:
+        raise UsageError("the file names no resource")
+    node.refuse_intended(declared)
+    for resource in declared:
+        change = node.state.change_of(resource)
+        if change is not None and (change.state == life.ROLLING or change.intents):
+            raise ConflictError(f"{resource} is being changed with {change.id}", "try again when it is done")
+        if change is not None:
+            bonds.require_free(node, change, "apply", False)
+    begin_apply(node, event, declared)
+
+
+def begin_apply(node: Desk, event: Asked, declared: dict[str, Declared]) -> None:
+    """Look at what is there; with ``args["group"]`` for a group whose member this node is."""
+    steps = ordered(Step(r, d.attrs, None, d.requires, d.consumers) for r, d in declared.items())
+    job = node.job("apply", event.caller, token=event.token, ids=tuple(declared), steps=steps,
+                   args={**event.args, "declared": declared})  # fmt: skip
+    node.emit(Probe(job.n, steps, consumers=True, applying=True, dry=bool(event.args.get("dry_run"))))
+
+
+def probed_apply(node: Desk, job: Job, event: Probed) -> None:
+    state, declared = node.state, job.args["declared"]
+    node.refuse_intended(job.ids)
+    for resource in job.ids:
+        change = state.change_of(resource)
+        if change is not None and (change.state == life.ROLLING or change.intents):
+            raise ConflictError(f"{resource} is being changed with {change.id}", "try again when it is done")
+        if change is not None and not job.args.get("group"):
+            bonds.require_free(node, change, "apply", False)
+    steps = below.differing(node, job.steps, event.sightings, declared)
+    try:
+        refuse_what_would_fail(event, "nothing was applied")
+    except PactError as exc:
+        node.finish(job)
+        result: dict[str, Any] = {"consumers": [h.to_json() for h in event.holders]}
+        if job.args.get("dry_run"):
+            result |= {"dry_run": True, "plan": [s.to_json() for s in steps], "refused": list(event.refusals)}
+        node.reply(job.token, result, exc.exit_code, exc.message, exc.hint)
+        return
+    if job.args.get("dry_run"):
+        node.finish(job)
+        node.reply(job.token, {"dry_run": True, "plan": [s.to_json() for s in steps], "refused": [], "consumers": [],
+                               "notes": list(event.notes)})  # fmt: skip
+        return
+    if not steps:
+        node.finish(job)
+        node.reply(job.token, {"change": None, "applied": [], "left": {}}, 0, "the machine is so already")
+        return
+    seen = {s.resource: s.observation for s in event.sightings}
+    baseline = {}
+    for step in steps:
+        if step.id not in state:
+            kept = not event.saves.get(step.id, {}).get("unkept")
+            baseline[step.id] = replace(declared[step.id], attrs=seen[step.id], restorable=kept).to_json()
+    gid = job.args.get("group", "")
+    member = state.groups.get(gid)
+    if gid and (member is None or member.phase != phases.OPEN):
+        raise ConflictError(f"{gid} was settled meanwhile")
+    cid = member.change if member is not None and member.change in state.changes else node.new_change_id()
+    assert cid is not None
+    data = {
+        "change": cid, "owner": job.caller.owner.to_json(), "message": job.args.get("message", ""),
+        "resources": {s.id: s.target for s in steps}, "baseline": baseline, "saves": dict(event.saves),
+        **({"notes": list(event.notes)} if event.notes else {}),
+    }  # fmt: skip
+    node.record("applied", {**data, "group": gid} if gid else data, job.caller.actor)
+    job.change, job.steps, job.args = cid, steps, {**job.args, "notes": list(event.notes), "baseline": baseline}
+    node.busy[cid] = job.n
+    below.act(node, job, event.saves, (), put_back=False)
+
+
+def refuse_what_would_fail(event: Probed, what: str) -> None:
+    """All that could be known was asked before anything is touched: raises for any no.  # C7, F5"""
+    unread = [f"{r}: {why}" for r, why in below.unreadable(event.sightings).items()]
+    problems = [*unread, *event.refusals]
+    if problems:
+        raise PactError(f"{what}; " + "; ".join(problems[:5]))
+    if event.holders:
+        raise BlockedError(f"{what}; {holder_text(event.holders)}", "let them finish, or leave it out")
+
+
+def acted_apply(node: Desk, job: Job, event: Acted) -> None:
+    """Done; or, where a step failed all the same, what was done before it is undone at once.  # C7"""
+    if any(event.results.values()):
+        undo.undo(node, job, event)
+        return
+    node.finish(job)
+    assert job.change is not None
+    here = {s.id for s in job.steps}
+    node.sight(s for s in event.sightings if s.resource in here)
+    below.look(node, job, event, job.caller.owner, node.state.changes.get(job.change))
+    moved = node.sight_moved(event, job.caller.owner, node.state.changes.get(job.change))
+    if job.change in node.state.changes:
+        node.window_opened(job.change, reads=node.public_reads(event))
+    change = node.state.changes.get(job.change)
+    deadline_ns = None if change is None else node.state.deadline_ns(change)
+    node.recheck(job.ids)
+    node.reply(job.token, {
+        "change": job.change if change is not None else None, "applied": sorted(event.results), "left": {},
+        "undone": [], "deadline": None if deadline_ns is None else node.wall_of(deadline_ns),
+        "moved": moved, "reads": dict(event.reads), "notes": job.args.get("notes", []),
+    })  # fmt: skip
