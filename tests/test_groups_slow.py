@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pact.core.node.events import Asked, Caller, FleetTold, LinkChanged, Reply
+from pact.core.node.events import Asked, Caller, ContactChanged, FleetTold, Reply
 from pact.model import NS_PER_S, Actor, Declared, Owner
 from pact.sim.parts import person
 from pact.sim.shell import ShellWorld
@@ -38,7 +38,7 @@ class Member:
         self.dice.left = []
         self.world = world = ShellWorld(machine={A: {"value": "0"}, B: {"value": "0"}}, clustered=True, rng=self.dice)
         world.start({r: Declared({"value": "0"}) for r in (A, B)})
-        world.tell(LinkChanged(world.t_ns, world.wall_ns, True))
+        world.tell(ContactChanged(world.t_ns, world.wall_ns, True))
         world.tell(FleetTold(world.t_ns, world.wall_ns, 1, 0, []))
         world.slow = 0.5
 

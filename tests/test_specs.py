@@ -169,3 +169,15 @@ def test_the_strangers_program_names_the_first_record_that_was_changed(verifier:
         done = run(verifier, changed)
         assert done.returncode == 1
         assert f"record {seq}: wrong" in done.stderr
+
+
+def test_words_that_were_given_up_are_not_used() -> None:
+    text = (ROOT / "docs" / "words.md").read_text()
+    given_up = [w.strip(" `") for row in re.findall(r"^\| ([^|]+) \|", text.partition("## Given up")[2], re.MULTILINE)[2:]
+                for w in row.split(",")]  # fmt: skip
+    assert len(given_up) >= 5
+    said = re.compile(r"(?i:\b(?:" + "|".join(map(re.escape, given_up)) + r")\b)")
+    places = [*(ROOT / "pact").rglob("*.py"), *(ROOT / "docs").glob("*.md"), *SPECS.glob("*.md"), ROOT / "README.md"]
+    found = [f"{p.relative_to(ROOT)}: {m[0]}" for p in places if p.name not in ("words.md", "ADR-014.md")
+             for m in said.finditer(p.read_text())]  # fmt: skip
+    assert found == []

@@ -26,7 +26,7 @@ from pact.agent.budget import Budget
 from pact.agent.remote import ANSWER_MAX, ROWS_MAX, Callers, Remote
 from pact.core import ops, strict
 from pact.core.node import bonds
-from pact.core.node.events import FleetTold, LinkChanged
+from pact.core.node.events import ContactChanged, FleetTold
 from pact.core.records import Record, rfc3339
 from pact.core.tree.outbox import WITH_ANSWER_RECORDS, Outbox, Read, Up, can_wait, with_answer
 from pact.core.tree.seals import NodeSeals, key_id, of_one
@@ -194,7 +194,7 @@ class Link:
                 log(f"cluster: no parent: {effect.why}", 4)
                 self.outbox.lost()
                 self._unheard = False
-                self.agent.tell(LinkChanged(*self.agent.now(), False))
+                self.agent.tell(ContactChanged(*self.agent.now(), False))
             else:
                 log(f"cluster: {effect.text}", 4)
 
@@ -348,7 +348,7 @@ class Link:
     def _in_contact(self) -> None:
         """Only after the root's own word about holds: until then the fleet may have been stopped.  # G9"""
         self._unheard = False
-        self.agent.tell(LinkChanged(*self.agent.now(), True))
+        self.agent.tell(ContactChanged(*self.agent.now(), True))
 
     # -- calls --------------------------------------------------------------------------------------------------
 

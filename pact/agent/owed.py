@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
-from pact.core.node.events import Covered, Denied, Event, FleetTold, LinkChanged, Reconfigured
+from pact.core.node.events import ContactChanged, Covered, Denied, Event, FleetTold, Reconfigured
 from pact.core.node.suspend import older
 from pact.host.notify import log
 
 #: Events that are heard later if they cannot be recorded now.
-OWED: Final = (Covered, Denied, FleetTold, LinkChanged, Reconfigured)
+OWED: Final = (Covered, Denied, FleetTold, ContactChanged, Reconfigured)
 OWED_MAX: Final = 1000
 DENIED_MAX: Final = 20
 
@@ -35,7 +35,7 @@ class Owed:
     def add(self, event: Event) -> None:
         if isinstance(event, FleetTold) and any(isinstance(e, FleetTold) and older(event, e) for e in self._events):
             return  # a word of the root that was late
-        if isinstance(event, FleetTold | LinkChanged | Reconfigured):
+        if isinstance(event, FleetTold | ContactChanged | Reconfigured):
             self._events = [e for e in self._events if type(e) is not type(event)]
         if isinstance(event, Denied):
             self._add_denied(event)

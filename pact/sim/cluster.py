@@ -16,7 +16,7 @@ from typing import Any, Final
 import orjson
 
 from pact.core.node import bonds
-from pact.core.node.events import Asked, Caller, FleetTold, LinkChanged, Reply
+from pact.core.node.events import Asked, Caller, ContactChanged, FleetTold, Reply
 from pact.core.phases import OPEN
 from pact.core.root import log
 from pact.core.root.log import INCARNATION_CHARS
@@ -291,7 +291,7 @@ class Cluster:
         world = peer.world
         if not world.running:
             return
-        world.tell(LinkChanged(self.t_ns, self.wall_ns, True))
+        world.tell(ContactChanged(self.t_ns, self.wall_ns, True))
         self.up(root, "below", {"add": [name], "gone": [], "racks": {}, "sessions": {name: peer.session}})
         peer.sent = peer.acked
         self._ask(name, peer.session)
@@ -303,7 +303,7 @@ class Cluster:
         peer.linked = False
         session = peer.session
         if peer.world.running:
-            peer.world.tell(LinkChanged(self.t_ns, self.wall_ns, False))
+            peer.world.tell(ContactChanged(self.t_ns, self.wall_ns, False))
         self.later(GONE_NS, lambda: self._gone(name, session))
 
     def _gone(self, name: str, session: int) -> None:

@@ -29,7 +29,7 @@ import zmq
 
 from pact._fast import syscalls
 from pact.core.node import bonds
-from pact.core.node.events import Asked, Caller, FleetTold, LinkChanged, Ticked
+from pact.core.node.events import Asked, Caller, ContactChanged, FleetTold, Ticked
 from pact.core.root.log import INCARNATION_CHARS
 from pact.core.tree.outbox import Outbox, Read, Up, can_wait, with_answer
 from pact.core.tree.seals import NodeSeals, key_id, of_one
@@ -188,7 +188,7 @@ class VirtualNode:
                 self._unheard = False
                 self.fleet.counts.lost += 1
                 self.fleet.up(self, False)
-                self._tell(lambda: LinkChanged(self.world.t_ns, self.world.wall_ns, False))
+                self._tell(lambda: ContactChanged(self.world.t_ns, self.world.wall_ns, False))
             elif isinstance(effect, Note):
                 print(f"{self.name}: {effect.text}", file=sys.stderr)
 
@@ -270,7 +270,7 @@ class VirtualNode:
     def _in_contact(self) -> None:
         if self._unheard:
             self._unheard = False
-            self._tell(lambda: LinkChanged(self.world.t_ns, self.world.wall_ns, True))
+            self._tell(lambda: ContactChanged(self.world.t_ns, self.world.wall_ns, True))
 
     def call(self, message: Message) -> None:
         """Carry out a call, or give the same answer again."""

@@ -28,6 +28,7 @@ from pact.core.node.events import (
     AppendRecord,
     Asked,
     Caller,
+    ContactChanged,
     Covered,
     Denied,
     Discover,
@@ -35,7 +36,6 @@ from pact.core.node.events import (
     Effect,
     Event,
     FleetTold,
-    LinkChanged,
     Look,
     Looked,
     New,
@@ -65,8 +65,8 @@ __all__ = ["EPOCH_NS", "FORGETS", "NO_MARK", "Bell", "Crashed", "SimRules", "Wor
 EPOCH_NS = 1_800_000_000 * NS_PER_S
 DRAIN_MAX = 10_000
 #: What a node must hear, if not now, then when there is a journal again; of the last three the newest alone counts.
-OWED: Final = (Covered, Denied, FleetTold, LinkChanged, Reconfigured)
-NEWEST: Final = (FleetTold, LinkChanged, Reconfigured)
+OWED: Final = (Covered, Denied, FleetTold, ContactChanged, Reconfigured)
+NEWEST: Final = (FleetTold, ContactChanged, Reconfigured)
 
 #: What ``World.faults`` may hold.
 FORGETS: Final = "what is owed is forgotten"

@@ -41,7 +41,7 @@ def stopped_here(node: Desk, group: Membership, force: bool) -> str:
     return ""
 
 
-def left_alone(node: Desk, change: Change, how: str, caller: Caller) -> None:
+def settled_alone(node: Desk, change: Change, how: str, caller: Caller) -> None:
     """A person settled a member's part on the node itself: the node leaves the group, and says so."""
     group = node.state.groups.get(change.group)
     if group is not None and group.phase != DECIDED:

@@ -108,7 +108,7 @@ def looked_commit(node: Desk, job: Job, event: Looked) -> None:
     committed = _record_commits(node, job, event)
     taken_in, left_out = taking.record_commits(node, job, event)
     for change in of_groups:
-        bonds.left_alone(node, change, "committed", job.caller)
+        bonds.settled_alone(node, change, "committed", job.caller)
     if job.args.get("end_emergency"):
         node.record("emergency_ended", {"how": "commit", "message": job.args["message"]}, job.caller.actor)
     notes = [f"{r}: {why}; it can be declared but not restored" for r, why in event.unkept.items()]

@@ -237,7 +237,7 @@ class FleetTold(Event):
 
 
 @dataclass(frozen=True, slots=True)
-class LinkChanged(Event):
+class ContactChanged(Event):
     """The way to the root was found or lost. What the root has for every node was told before."""
 
     connected: bool

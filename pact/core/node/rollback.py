@@ -221,7 +221,7 @@ def _still_wanted(node: Desk, job: Job, change: Change) -> bool:
 def _probed_resumed(node: Desk, job: Job, change: Change, event: Probed) -> None:
     if event.holders or event.refusals:
         why = holder_text(event.holders) if event.holders else "; ".join(event.refusals)
-        done = {s.resource for s in event.sightings if not _differs(node, s)}
+        done = {s.resource for s in event.sightings if not _not_reached(node, s)}
         results = {r: "" if r in done else why for r in job.ids}
         acted_rollback(node, job, Acted(event.t_ns, event.wall_ns, job.n, results, event.sightings))
         return
@@ -232,7 +232,7 @@ def _probed_resumed(node: Desk, job: Job, change: Change, event: Probed) -> None
     below.act(node, job, saves, [s.id for s in job.steps], resumed=True)
 
 
-def _differs(node: Desk, sighting: Sighting) -> bool:
+def _not_reached(node: Desk, sighting: Sighting) -> bool:
     declared: Declared | None = node.state.declared(sighting.resource)
     if declared is None or isinstance(sighting.observation, Unreadable):
         return True
@@ -274,7 +274,7 @@ def acted_rollback(node: Desk, job: Job, event: Acted) -> None:
             "results": dict.fromkeys(restored, "restored"), "reads": node.learn(event),
             **shared_with(change, restored)}, actor)  # fmt: skip
         if job.cause != "group":
-            bonds.left_alone(node, change, "rolled back", job.caller)
+            bonds.settled_alone(node, change, "rolled back", job.caller)
     node.sight_moved(event, change.owner, change if left else None)
     node.recheck([s.id for s in job.steps] or job.ids)
     notes = [*job.args.get("notes", ()), *(f"{r}: it has drifted with this, and has its window" for r in drifted),

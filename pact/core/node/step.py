@@ -20,6 +20,7 @@ from pact.core.node.events import (
     Acted,
     Appeared,
     Asked,
+    ContactChanged,
     Covered,
     Denied,
     Discovered,
@@ -27,7 +28,6 @@ from pact.core.node.events import (
     Event,
     FleetTold,
     JobFailed,
-    LinkChanged,
     Looked,
     Observed,
     ObserverChanged,
@@ -271,7 +271,7 @@ class Node(Desk):
     def _fleet_told(self, event: FleetTold) -> None:
         suspend.told(self, event)
 
-    def _link_changed(self, event: LinkChanged) -> None:
+    def _contact_changed(self, event: ContactChanged) -> None:
         self.alone_since_ns = None if event.connected else self.t_ns
 
     def _stopping(self, event: Stopping) -> None:
@@ -295,7 +295,7 @@ _STEPS: Final[Mapping[type, Callable[[Node, Any], None]]] = {
     JobFailed: Node._job_failed,
     ObserverChanged: Node._observer_changed,
     FleetTold: Node._fleet_told,
-    LinkChanged: Node._link_changed,
+    ContactChanged: Node._contact_changed,
     Stopping: Node._stopping,
 }
 

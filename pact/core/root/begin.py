@@ -19,7 +19,7 @@ NUMBER_MAX: Final = 1_000_000_000
 
 
 class Beginner:
-    """Begins groups, and lets members apply them. ``runs`` is the coordinator's."""
+    """Begins groups, and lets members apply them. ``runs`` are those of ``Groups``."""
 
     def __init__(self, questions: Questions, runs: dict[str, Run]) -> None:
         self.root = questions.root

@@ -17,7 +17,7 @@ OUTCOMES: Final = {"commit": "committed", "rollback": "rolled back"}
 
 
 class Carrier:
-    """Carries out decisions. ``runs`` is the coordinator's."""
+    """Carries out decisions. ``runs`` are those of ``Groups``."""
 
     def __init__(self, questions: Questions, runs: dict[str, Run]) -> None:
         self.root = questions.root

@@ -13,7 +13,7 @@ from typing import Any, Final
 from pact.core.root.answers import answer_of, refusal_of
 from pact.core.root.begin import Beginner
 from pact.core.root.carry import Carrier
-from pact.core.root.holds import Fleet
+from pact.core.root.holds import Holds
 from pact.core.root.log import ACTIVE, DECIDED, FINISHED, Group
 from pact.core.root.questions import ABSENT, Questions, allowed, refuse_absent, require_role, require_short
 from pact.core.root.runs import (
@@ -56,7 +56,7 @@ VOTE_TRIES: Final = 2
 FORGET_MAX: Final = 10_000
 
 
-class Coordinator:
+class Groups:
     """All groups of one root."""
 
     def __init__(self, questions: Questions) -> None:
@@ -65,11 +65,11 @@ class Coordinator:
         self.runs: dict[str, Run] = {}
         self.carrier = Carrier(questions, self.runs)
         self.beginner = Beginner(questions, self.runs)
-        self.fleet = Fleet(questions, self._released)
+        self.holds = Holds(questions, self._released)
         self.ops: Mapping[str, Callable[[Head, dict[str, Any]], None]] = {
             "apply": self.beginner.apply, "group_commit": self._commit, "group_rollback": self._rollback,
-            "group_extend": self._extend, "groups": partial(look, questions, self.runs), "fleet_hold": self.fleet.place,
-            "fleet_release": self.fleet.release, "nodes_forget": self._forget,
+            "group_extend": self._extend, "groups": partial(look, questions, self.runs), "fleet_hold": self.holds.place,
+            "fleet_release": self.holds.release, "nodes_forget": self._forget,
         }  # fmt: skip
         self._ballots = 0
         self._asked_about: dict[str, frozenset[str]] = {}  # groups and their members
@@ -97,7 +97,7 @@ class Coordinator:
         for run in list(self.runs.values()):
             if self.root.state.groups[run.id].state == DECIDED:
                 self.carrier.carry(run)
-        self.fleet.tell()
+        self.holds.tell()
 
     def came(self, names: Sequence[str]) -> None:
         """Nodes are back: what they owe comes before anything else.  # G5"""
@@ -179,7 +179,7 @@ class Coordinator:
 
     def tick(self) -> None:
         root = self.root
-        self.fleet.tick()
+        self.holds.tick()
         for run in list(self.runs.values()):
             group = root.state.groups[run.id]
             if run.retry_at_ns is not None and run.retry_at_ns <= root.t_ns:
@@ -205,7 +205,7 @@ class Coordinator:
 
     def next_wake_ns(self) -> int | None:
         root = self.root
-        fleet_ns = self.fleet.next_wake_ns()
+        fleet_ns = self.holds.next_wake_ns()
         wakes = [] if fleet_ns is None else [fleet_ns]
         wakes += [w for run in self.runs.values() if (w := self._due_ns(run, root.state.groups[run.id])) is not None]
         wakes += [run.retry_at_ns for run in self.runs.values() if run.retry_at_ns is not None]

@@ -21,8 +21,8 @@ REASON_MAX: Final = 2_000
 HOLDS_MAX: Final = 64
 
 
-class Fleet:
-    """See the module."""
+class Holds:
+    """Of the whole fleet."""
 
     def __init__(self, questions: Questions, released: Callable[[], None]) -> None:
         """``released`` is called when the last hold is gone."""

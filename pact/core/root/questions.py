@@ -1,7 +1,7 @@
 """The root's questions to many nodes at once: sent down as one message, answered as folded parts, bounded in time.
 
 What an operator asks of nodes goes through here unchanged; the nodes decide by the operator's role. Groups and the
-fleet's stop are the coordinator's.
+fleet's stop have files of their own.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from pact.core import strict
 from pact.core.root import log
-from pact.core.root.groups import Coordinator
+from pact.core.root.groups import Groups
 from pact.core.root.log import RootState
 from pact.core.root.persons import CHALLENGE
 from pact.core.root.questions import Questions
@@ -29,7 +29,7 @@ class Root(Term):
         """``seals``: of this term; ``secret``: random bytes that nobody else has, for people's challenges."""
         super().__init__(name, state, fence, sets, limits, seals, secret)
         self.questions = Questions(self)
-        self.groups = Coordinator(self.questions)
+        self.groups = Groups(self.questions)
         self.questions.ops = self.groups.ops
 
     def start(self, t_ns: int, wall_ns: int, boot_id: str, offset_ns: int) -> list[Effect]:
