@@ -62,6 +62,7 @@ endif
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check pact tests bench demo setup.py
+	$(BIN)/ruff format --quiet --check pact tests bench demo setup.py
 	$(BIN)/cython-lint --max-line-length=120 pact/_fast
 
 types: $(VENV)/.dev

@@ -11,8 +11,12 @@ LIBRARIES = {"sockets": ["dl"]}  # part of the C library only since glibc 2.34
 setup(
     ext_modules=cythonize(
         [
-            Extension(f"pact._fast.{name}", [f"pact/_fast/{name}.pyx"], extra_compile_args=COMPILE_ARGS,
-                      libraries=LIBRARIES.get(name, []))
+            Extension(
+                f"pact._fast.{name}",
+                [f"pact/_fast/{name}.pyx"],
+                extra_compile_args=COMPILE_ARGS,
+                libraries=LIBRARIES.get(name, []),
+            )
             for name in MODULES
         ],
         language_level=3,

@@ -54,8 +54,13 @@ class Process:
         self._log = log
         with open(log, "ab") as errors:
             self._popen = subprocess.Popen(
-                [sys.executable, *command], cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                stderr=errors, env={**os.environ, "NOTIFY_SOCKET": ""})  # fmt: skip
+                [sys.executable, *command],
+                cwd=REPOSITORY,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                env={**os.environ, "NOTIFY_SOCKET": ""},
+            )
         assert self._popen.stdout is not None
         os.set_blocking(self._popen.stdout.fileno(), False)
         self._rest = b""
@@ -109,10 +114,21 @@ class Cluster:
     root seal what they say to each other.
     """
 
-    def __init__(self, nodes: int, *, fan_out: int = FAN_OUT, shards: int = 2, relay_processes: int = 2,
-                 everywhere: bool = False, alone: bool = False, root: str = "--root", write_every_s: float = 0.0,
-                 extra: dict[str, str] | None = None, in_memory: bool = False,
-                 sealed: bool = False) -> None:  # fmt: skip
+    def __init__(
+        self,
+        nodes: int,
+        *,
+        fan_out: int = FAN_OUT,
+        shards: int = 2,
+        relay_processes: int = 2,
+        everywhere: bool = False,
+        alone: bool = False,
+        root: str = "--root",
+        write_every_s: float = 0.0,
+        extra: dict[str, str] | None = None,
+        in_memory: bool = False,
+        sealed: bool = False,
+    ) -> None:
         self.base = Path(tempfile.mkdtemp(prefix="pact-bench-"))
         self.names = [f"n{i:05}" for i in range(1, nodes + 1)]
         self.keys: dict[str, Key] = {}
@@ -160,8 +176,11 @@ class Cluster:
 
     def _authorized(self, name: str, roles: dict[str, str]) -> str:
         path = self.base / f"{name}.authorized.toml"
-        path.write_text("".join(f'[[key]]\npublic = "{self.keys[n].public}"\nname = "{n}"\nrole = "{r}"\n'
-                                for n, r in roles.items()))  # fmt: skip
+        path.write_text(
+            "".join(
+                f'[[key]]\npublic = "{self.keys[n].public}"\nname = "{n}"\nrole = "{r}"\n' for n, r in roles.items()
+            )
+        )
         return str(path)
 
     def _start(self) -> None:
@@ -177,7 +196,8 @@ class Cluster:
             f'[aggregator]\nname = "root1"\ntree = "{self.url}"\nevents = "tcp://127.0.0.1:{self.ports[1]}"\n'
             f'replay = "tcp://127.0.0.1:{self.ports[2]}"\nhttp = ""\nchildren = 1024\n'
             f'[journal]\nurl = "sqlite://{self.base}/root.db"\n[cluster]\nsealed = {str(self._sealed).lower()}\n'
-            f'[keys]\nsecret = "{self._secret("root1")}"\nauthorized = "{self._authorized("root1", roles)}"\n')
+            f'[keys]\nsecret = "{self._secret("root1")}"\nauthorized = "{self._authorized("root1", roles)}"\n'
+        )
         self.root = Process(self.base / "root1.log", "-m", "pact.sim.relays", self._root, str(root))
         self.urls = [f"tcp://127.0.0.1:{port}" for port in self.ports[3:]]
         configs = self._aggregators()
@@ -222,7 +242,8 @@ class Cluster:
             path.write_text(
                 f'[aggregator]\nname = "{name}"\nrack = "r{i}"\ntree = "{self.urls[i]}"\nparents = {parents}\n'
                 f'http = ""\nchildren = {max(256, len(below[i]))}\n'
-                f'[keys]\nsecret = "{self._secret(name)}"\nauthorized = "{authorized}"\n')  # fmt: skip
+                f'[keys]\nsecret = "{self._secret(name)}"\nauthorized = "{authorized}"\n'
+            )
             out.append(str(path))
         return out
 
@@ -231,13 +252,24 @@ class Cluster:
         began = time.monotonic()
         for i in range(self._shards):
             mine = range(i, len(configs), self._shards)
-            rows = [(n, f"r{k}", self.keys[n].public, self.keys[n].secret, [k // self._shards])
-                    for k in mine for n in self.names[k * self._fan_out : (k + 1) * self._fan_out]]  # fmt: skip
+            rows = [
+                (n, f"r{k}", self.keys[n].public, self.keys[n].secret, [k // self._shards])
+                for k in mine
+                for n in self.names[k * self._fan_out : (k + 1) * self._fan_out]
+            ]
             parents = [(self.urls[k], self.keys[self.aggregators[k]].public, f"r{k}") for k in mine]
             path = self.base / f"leaves{i}.json"
-            path.write_text(json.dumps({
-                "nodes": rows, "parents": parents, "declared": {r: {"attrs": a} for r, a in RESOURCES.items()},
-                "roots": self._roots, "leaves": [(self.urls[k], configs[k]) for k in mine]}))  # fmt: skip
+            path.write_text(
+                json.dumps(
+                    {
+                        "nodes": rows,
+                        "parents": parents,
+                        "declared": {r: {"attrs": a} for r, a in RESOURCES.items()},
+                        "roots": self._roots,
+                        "leaves": [(self.urls[k], configs[k]) for k in mine],
+                    }
+                )
+            )
             self.fleets.append(Process(self.base / f"leaves{i}.log", "-O", "-m", "pact.sim.leaves", str(path)))
         self.until(self.all_connected, "all nodes", 60 + len(self.names) / 50)
         self.up_s = time.monotonic() - began
@@ -250,15 +282,28 @@ class Cluster:
         return list(range(len(self.aggregators))) if self._everywhere else [number // self._fan_out]
 
     def _nodes(self) -> None:
-        parents = [(url, self.keys[name].public, f"r{i}")
-                   for i, (url, name) in enumerate(zip(self.urls, self.aggregators, strict=True))]  # fmt: skip
-        rows = [(n, f"r{i // self._fan_out}", self.keys[n].public, self.keys[n].secret, self._parents_of(i))
-                for i, n in enumerate(self.names)]  # fmt: skip
+        parents = [
+            (url, self.keys[name].public, f"r{i}")
+            for i, (url, name) in enumerate(zip(self.urls, self.aggregators, strict=True))
+        ]
+        rows = [
+            (n, f"r{i // self._fan_out}", self.keys[n].public, self.keys[n].secret, self._parents_of(i))
+            for i, n in enumerate(self.names)
+        ]
         declared = {r: {"attrs": a} for r, a in RESOURCES.items()}
         for i in range(self._shards):
             path = self.base / f"fleet{i}.json"
-            path.write_text(json.dumps({"nodes": rows[i :: self._shards], "parents": parents, "declared": declared,
-                                        "roots": self._roots, "write_every_s": self._write_every_s}))  # fmt: skip
+            path.write_text(
+                json.dumps(
+                    {
+                        "nodes": rows[i :: self._shards],
+                        "parents": parents,
+                        "declared": declared,
+                        "roots": self._roots,
+                        "write_every_s": self._write_every_s,
+                    }
+                )
+            )
             self.fleets.append(Process(self.base / f"fleet{i}.log", "-O", "-m", "pact.sim.fleet", str(path)))
 
     # -- using it -----------------------------------------------------------------------------------------------
@@ -299,8 +344,9 @@ class Cluster:
         return RootClient([(self.url, self.keys["root1"].public)], self.keys["admin"], "admin")
 
 
-def asked(client: RootClient, op: str, args: dict[str, Any], nodes: str | None = None,
-          timeout_s: float = 60.0) -> tuple[float, Result, dict[bytes, list[str]]]:  # fmt: skip
+def asked(
+    client: RootClient, op: str, args: dict[str, Any], nodes: str | None = None, timeout_s: float = 60.0
+) -> tuple[float, Result, dict[bytes, list[str]]]:
     """Seconds until the result is there, the result, and the answers folded."""
     began = time.perf_counter()
     folded: dict[bytes, list[str]] = {}

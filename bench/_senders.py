@@ -9,8 +9,8 @@ from typing import Any
 import zmq
 
 from pact.core.records import GENESIS, rfc3339, seal
-from pact.core.root.log import INCARNATION_CHARS
-from pact.core.tree import wire
+from pact.core.root.chunks import INCARNATION_CHARS
+from pact.core.tree import checks, wire
 from pact.net.keys import Key
 
 NOW = int(zmq.NOBLOCK)
@@ -36,8 +36,18 @@ def chain(node: str, count: int) -> tuple[str, list[bytes]]:
 class Sender:
     """One child. ``batches`` (count, bytes) are sent in order; ``endless``: again and again, under new numbers."""
 
-    def __init__(self, context: zmq.Context[Any], url: str, server: str, name: str, key: Key, incarnation: str,
-                 batches: list[tuple[int, bytes]], *, endless: bool = False) -> None:  # fmt: skip
+    def __init__(
+        self,
+        context: zmq.Context[Any],
+        url: str,
+        server: str,
+        name: str,
+        key: Key,
+        incarnation: str,
+        batches: list[tuple[int, bytes]],
+        *,
+        endless: bool = False,
+    ) -> None:
         self.name = name
         self.acked = -1
         self.waiting_s: deque[tuple[int, float]] = deque()
@@ -104,7 +114,7 @@ def batched(lines: list[bytes], most: int = LINES) -> list[tuple[int, bytes]]:
     part: list[bytes] = []
     size = 0
     for line in lines:
-        if part and (len(part) == most or size + len(line) > wire.BATCH_BYTES_MAX):
+        if part and (len(part) == most or size + len(line) > checks.BATCH_BYTES_MAX):
             out.append((len(part), b"".join(part)))
             part, size = [], 0
         part.append(line)

@@ -65,8 +65,9 @@ class Running:
         begin = time.perf_counter()
         self.process = subprocess.Popen(
             [sys.executable, "-m", "pact.cli.main", "agent", "--config", self.config],
-            cwd=HERE.parent, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+            cwd=HERE.parent,
+            stderr=subprocess.DEVNULL,
+        )
         while True:
             try:
                 self.ask("ping")
@@ -153,15 +154,13 @@ def in_use(agent: Running, rounds: int) -> list[Figure]:
             per_call_us(lambda: expire_says_busy(os.fsencode(point)), 200) for _ in range(rounds)
         )
         if shutil.which("fuser") is None:
-            return [figure("in use, file: microseconds", ours_file, "us", "fuser is not installed"),
-                    figure("in use, mount: microseconds", ours_mount, "us", "fuser is not installed")]  # fmt: skip
+            return [
+                figure("in use, file: microseconds", ours_file, "us", "fuser is not installed"),
+                figure("in use, mount: microseconds", ours_mount, "us", "fuser is not installed"),
+            ]
         fuser = ["fuser", "-s"]
-        theirs_file = statistics.median(
-            per_call_us(lambda: quiet(*fuser, path), 1) for _ in range(rounds)
-        )
-        theirs_mount = statistics.median(
-            per_call_us(lambda: quiet(*fuser, "-m", point), 1) for _ in range(rounds)
-        )
+        theirs_file = statistics.median(per_call_us(lambda: quiet(*fuser, path), 1) for _ in range(rounds))
+        theirs_mount = statistics.median(per_call_us(lambda: quiet(*fuser, "-m", point), 1) for _ in range(rounds))
     finally:
         subprocess.run(["umount", point], check=True)
     return [
@@ -211,8 +210,15 @@ def run(quick: bool = False) -> list[Figure]:
         agent.start()
         adopted = agent.ask("adopt", patterns=[f"file:{agent.top}/files/**", SYSCTL_PATTERN])["result"]["adopted"]
         times = sorted(latencies(agent, writes))
-        figures.append(figure(f"write to durable record, {adopted:,} watched: median", statistics.median(times), "ms",
-                              "< 5", statistics.median(times) < 5))  # fmt: skip
+        figures.append(
+            figure(
+                f"write to durable record, {adopted:,} watched: median",
+                statistics.median(times),
+                "ms",
+                "< 5",
+                statistics.median(times) < 5,
+            )
+        )
         p99 = times[int(len(times) * 0.99)]
         figures.append(figure("write to durable record: 99th percentile", p99, "ms", "< 25", p99 < 25))
         agent.ask("commit", all=True, message="bench")
@@ -222,8 +228,15 @@ def run(quick: bool = False) -> list[Figure]:
             starts.append(agent.start())
             rss = agent.rss_mib()
             agent.stop()
-        figures.append(figure("start to first answer, after a clean stop", statistics.median(starts), "ms", "< 500",
-                              statistics.median(starts) < 500))  # fmt: skip
+        figures.append(
+            figure(
+                "start to first answer, after a clean stop",
+                statistics.median(starts),
+                "ms",
+                "< 500",
+                statistics.median(starts) < 500,
+            )
+        )
         agent.start()
         agent.stop(signal.SIGKILL)
         killed = agent.start()

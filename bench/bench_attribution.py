@@ -102,8 +102,10 @@ def latency_us(obs: Observers, times: int) -> tuple[float, float]:
     with tempfile.TemporaryDirectory() as top:
         path = os.fsencode(top) + b"/f"
         obs.watch(path)
-        code = "import os,sys,time\nfor line in sys.stdin:\n" \
+        code = (
+            "import os,sys,time\nfor line in sys.stdin:\n"
             f" t=time.clock_gettime_ns(time.CLOCK_BOOTTIME); f=os.open({path!r},65); os.write(f,b'%d'%t); os.close(f)\n"
+        )
         writer = subprocess.Popen([sys.executable, "-u", "-c", code], stdin=subprocess.PIPE)
         assert writer.stdin
         took: list[float] = []

@@ -118,8 +118,11 @@ def run(quick: bool = False) -> list[Figure]:
         took, alone = time.perf_counter() - begin, bare(f"{agent.top}/bare", count)
         out.append(figure(f"rollback of {count} small files", took, "s", f"<= {count / 2000:g}", took <= count / 2000))
         out.append(figure("  beside the same files written, exchanged and removed without pact", took / alone, "x"))
-        out.append(figure(f"longest wait of another client while {count} differences are told", held, "ms", "<= 20",
-                          held <= 20))  # fmt: skip
+        out.append(
+            figure(
+                f"longest wait of another client while {count} differences are told", held, "ms", "<= 20", held <= 20
+            )
+        )
         for n in range(large):
             Path(f"{big}/f{n}").write_bytes(f"d{n}".encode() * (LARGE // 4))
         drifted(agent, large)

@@ -26,12 +26,11 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 import zmq  # noqa: E402
 from _beside import C_DIR, Figure, figure, main  # noqa: E402
-from _cluster import Cluster, asked, rss_kib  # noqa: E402
+from _cluster import Cluster, asked  # noqa: E402
+from _relays import aged, drive, flat_site, one_relay, rejoin  # noqa: E402
 from _senders import TYPE, Sender, batched, chain  # noqa: E402
 
-from pact.core.root.log import read_chunk  # noqa: E402
 from pact.core.tree.seals import Keys, RootSeals, for_each, number_text, of_answer, of_hello, seal  # noqa: E402
-from pact.journal.stores import open_store  # noqa: E402
 
 ROUNDS = 15
 SHARDS = 2
@@ -57,18 +56,21 @@ def flat_loop(nodes: int, rounds: int, curve: bool = True, size: int = 160) -> l
 
 def flat_run(nodes: int, rounds: int, curve: bool, size: int) -> list[float]:
     config, compiler = shutil.which("pkg-config"), shutil.which("cc")
-    found = config and subprocess.run([config, "--cflags", "--libs", "libzmq"], capture_output=True, text=True,
-                                      check=False)  # fmt: skip
+    found = config and subprocess.run(
+        [config, "--cflags", "--libs", "libzmq"], capture_output=True, text=True, check=False
+    )
     if not found or found.returncode or not compiler:
         return []
     with tempfile.TemporaryDirectory(prefix="pact-bench-") as top:
         program = f"{top}/flat"
-        subprocess.run([compiler, "-O3", "-march=native", "-o", program, str(C_DIR / "flat.c"), *found.stdout.split()],
-                       check=True)  # fmt: skip
+        subprocess.run(
+            [compiler, "-O3", "-march=native", "-o", program, str(C_DIR / "flat.c"), *found.stdout.split()], check=True
+        )
         pipe = subprocess.PIPE
         threads = "2" if nodes > 512 else "1"  # as an aggregator has
-        router = subprocess.Popen([program, "router", str(nodes), threads, str(int(curve)), str(size)], stdin=pipe,
-                                  stdout=pipe, text=True)  # fmt: skip
+        router = subprocess.Popen(
+            [program, "router", str(nodes), threads, str(int(curve)), str(size)], stdin=pipe, stdout=pipe, text=True
+        )
         dealers: list[subprocess.Popen[bytes]] = []
         watchdog = threading.Timer(FLAT_S + nodes / 50 + rounds, router.kill)  # the end of its output ends the reading
         watchdog.start()
@@ -77,8 +79,9 @@ def flat_run(nodes: int, rounds: int, curve: bool, size: int) -> list[float]:
             port, key = router.stdout.readline().split()
             for i in range(SHARDS):
                 share = nodes // SHARDS + (i < nodes % SHARDS)
-                dealers.append(subprocess.Popen(
-                    [program, "dealers", str(share), port, key, str(size), "500"], stdin=pipe))  # fmt: skip
+                dealers.append(
+                    subprocess.Popen([program, "dealers", str(share), port, key, str(size), "500"], stdin=pipe)
+                )
             if router.stdout.readline() != "ready\n":
                 raise RuntimeError("the flat loop did not get its children")
             router.stdin.write(f"{rounds}\n")
@@ -107,18 +110,28 @@ def tree(nodes: int, rounds: int, rollbacks: int) -> list[Figure]:
     if flat:
         floor = statistics.median(flat)
         out.append(figure(f"the flat loop in C, {nodes:,} sockets, one round", floor, "ms"))
-        for name, ours, loops in (("command, equal answers", times["state"], 1),
-                                  ("command, each its own answer", times["check"], 1),
-                                  ("rollback, beside two rounds (vote, decision)", median * 1e3, 2)):  # fmt: skip
-            out.append(figure(f"{name}, over the flat loop in C", ours / floor / loops, "times its time", "< 3",
-                              ours / floor / loops < 3))  # fmt: skip
+        for name, ours, loops in (
+            ("command, equal answers", times["state"], 1),
+            ("command, each its own answer", times["check"], 1),
+            ("rollback, beside two rounds (vote, decision)", median * 1e3, 2),
+        ):
+            out.append(
+                figure(
+                    f"{name}, over the flat loop in C",
+                    ours / floor / loops,
+                    "times its time",
+                    "< 3",
+                    ours / floor / loops < 3,
+                )
+            )
     else:
         out.append(figure("no libzmq to compile against: the flat loop is skipped", 0, ""))
     return [*out, messages(nodes, frames, nodes)]
 
 
-def asked_and_undone(cluster: Cluster, label: str, rounds: int, rollbacks: int,
-                     out: list[Figure]) -> tuple[dict[str, float], float, dict[str, int]]:  # fmt: skip
+def asked_and_undone(
+    cluster: Cluster, label: str, rounds: int, rollbacks: int, out: list[Figure]
+) -> tuple[dict[str, float], float, dict[str, int]]:
     """Milliseconds of a command by its kind, seconds of a rollback, and what the last group cost at the root."""
     nodes = len(cluster.names)
     times: dict[str, float] = {}
@@ -132,8 +145,7 @@ def asked_and_undone(cluster: Cluster, label: str, rounds: int, rollbacks: int,
                 assert result.exit == 0 and sum(map(len, folded.values())) == nodes, (result, len(folded))
                 took.append(seconds * 1e3)
             times[op] = statistics.median(took)
-            out.append(figure(f"command to {label}, {what}", times[op], "ms", "< 250", times[op] < 250,
-                              best=min(took)))  # fmt: skip
+            out.append(figure(f"command to {label}, {what}", times[op], "ms", "< 250", times[op] < 250, best=min(took)))
         undone, own, frames = [], [], {}
         for _ in range(rollbacks):
             seconds, own_s, frames = rollback(cluster, client, nodes)
@@ -204,8 +216,13 @@ def votes(nodes: int) -> list[Figure]:
     for name in names:
         proof = [for_each({root.id: ring.shared(name)}, of_hello(1, "i", 1, 1)), "i", 1, 1]
         assert root.admits(name, 1, proof, here=False)
-    head = {"call": "1.1", "op": "group_vote", "caller": {"user": "u", "role": "ops", "via": "cluster"}, "fence": 1,
-            "term": "t"}  # fmt: skip
+    head = {
+        "call": "1.1",
+        "op": "group_vote",
+        "caller": {"user": "u", "role": "ops", "via": "cluster"},
+        "fence": 1,
+        "term": "t",
+    }
     each, body = [], b'{"ok":true,"exit":0,"result":{"vote":"yes"}}'
     for _ in range(5):
         began = time.perf_counter()
@@ -232,8 +249,10 @@ def least(found: list[Figure]) -> list[Figure]:
     rounds_s = 2 * floor_ms[0] / 1e3
     seconds = rounds_s + own_s / (os.cpu_count() or 1)
     name = "the least for a rollback here: two rounds in C, the nodes' own decisions, and nothing else"
-    return [figure(name, seconds, "s"),
-            figure("the same, over two rounds of the flat loop", seconds / rounds_s, "times its time")]  # fmt: skip
+    return [
+        figure(name, seconds, "s"),
+        figure("the same, over two rounds of the flat loop", seconds / rounds_s, "times its time"),
+    ]
 
 
 def rollback(cluster: Cluster, client: object, nodes: int) -> tuple[float, float, dict[str, int]]:
@@ -260,8 +279,13 @@ def messages(nodes: int, frames: dict[str, int], largest: int) -> Figure:
     """Begin, vote, decide, finish: without beats, and without events, which come in batches whatever their cause."""
     count = sum(frames.get(kind, 0) for kind in GROUP_KINDS)
     children = -(-nodes // 128)
-    return figure(f"messages at the root for a group of {nodes:,} ({children} children)", count, "messages",
-                  "O(fan-out)", count <= 40 * (children + 1))  # fmt: skip
+    return figure(
+        f"messages at the root for a group of {nodes:,} ({children} children)",
+        count,
+        "messages",
+        "O(fan-out)",
+        count <= 40 * (children + 1),
+    )
 
 
 def small_groups(sizes: tuple[int, ...]) -> list[Figure]:
@@ -276,135 +300,7 @@ def small_groups(sizes: tuple[int, ...]) -> list[Figure]:
 # -- 2: one aggregator ----------------------------------------------------------------------------------------------
 
 
-def one_relay(seconds: float) -> list[Figure]:
-    """Events through one aggregator process: 16 children that only send, a parent that only acknowledges."""
-    names = [f"s{i:02}" for i in range(16)]
-    with Cluster(1, relay_processes=1, root="--sink", alone=True, extra=dict.fromkeys(names, "node")) as cluster:
-        _, lines = chain("s00", 4096)
-        batches = batched(lines)
-        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(1)
-        server = cluster.keys[cluster.aggregators[0]].public
-        senders = [Sender(context, cluster.urls[0], server, n, cluster.keys[n], "i", batches, endless=True)
-                   for n in names]  # fmt: skip
-        drive(senders, lambda: all(s.welcome for s in senders), 10)
-        drive(senders, lambda: False, 0.5)
-        before, began = sum(s.acked for s in senders), time.monotonic()
-        cpu = cpu_s(cluster.relays[0].pid)
-        drive(senders, lambda: False, seconds)
-        took = time.monotonic() - began
-        rate = (sum(s.acked for s in senders) - before) / took
-        busy = (cpu_s(cluster.relays[0].pid) - cpu) / took
-        for sender in senders:
-            sender.close()
-        context.term()
-    size = statistics.mean(map(len, lines))
-    label = f"events through one aggregator ({size:.0f} bytes each, batches of {batches[0][0]})"
-    return [figure(label, rate, "events/s", ">= 500k", rate >= 500_000),
-            figure("of which the aggregator's process needs", busy, "cores"),
-            figure("for each core that it needs (senders and parent share this machine's with it)", rate / busy,
-                   "events/s", ">= 500k", rate / busy >= 500_000)]  # fmt: skip
-
-
-def cpu_s(pid: int) -> float:
-    with open(f"/proc/{pid}/stat", encoding="ascii") as f:
-        fields = f.read().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def drive(senders: list[Sender], done: object, seconds: float) -> bool:
-    """Send as fast as the credit allows, until it is so or the time is over."""
-    ends = time.monotonic() + seconds
-    poller = zmq.Poller()
-    for sender in senders:
-        poller.register(sender.socket, zmq.POLLIN)
-    while time.monotonic() < ends:
-        if done():  # type: ignore[operator]
-            return True
-        sent = False
-        for sender in senders:
-            sender.turn()
-            if sender.welcome:
-                sent |= sender.send()
-        if not sent:
-            poller.poll(5)
-    return bool(done())  # type: ignore[operator]
-
-
-def flat_site(children: int, rounds: int, settle_s: float) -> list[Figure]:
-    """All children under one aggregator: memory of each, once what connecting took is given back, and a command to all.
-    """
-    with Cluster(children, fan_out=children, relay_processes=1) as cluster:
-        cluster.quiet()
-        time.sleep(settle_s)
-        each = (rss_kib(cluster.relays[0].pid) - cluster.relay_kib) / children
-        with cluster.client() as client:
-            took = []
-            for _ in range(rounds):
-                time.sleep(0.1)
-                seconds, result, folded = asked(client, "state", {})
-                assert result.exit == 0 and sum(map(len, folded.values())) == children, result
-                took.append(seconds * 1e3)
-            each_after = (rss_kib(cluster.relays[0].pid) - cluster.relay_kib) / children
-    return [figure(f"memory per child, {children:,} children of one aggregator", each, "KiB", "<= 40", each <= 40,
-                   after_commands=round(each_after, 1)),
-            figure(f"command to {children:,} children of one aggregator", statistics.median(took), "ms")]  # fmt: skip
-
-
-def aged(children: int, commands: int) -> list[Figure]:
-    """The same memory of children that have talked for long: libzmq goes through all of a connection's four blocks of
-    256 messages before it uses one again, whatever is in them, and no option makes them smaller.
-    """
-    with Cluster(children, fan_out=children, relay_processes=1) as cluster, cluster.client() as client:
-        cluster.quiet()
-        for _ in range(commands):
-            asked(client, "ping", {})
-        each = (rss_kib(cluster.relays[0].pid) - cluster.relay_kib) / children
-    return [figure(f"memory per child after {commands} messages each way, {children:,} children", each, "KiB")]
-
-
 # -- 4: rejoining ---------------------------------------------------------------------------------------------------
-
-
-def rejoin(children: int) -> list[Figure]:
-    """An aggregator is killed while its children write: how long until all work under others, and what the log says."""
-    with Cluster(3 * children, fan_out=children, everywhere=True, alone=True, write_every_s=2.0) as cluster:
-        time.sleep(3)
-        lost = sum(c["lost"] for c in cluster.counts())
-        cluster.relays[0].kill(9)
-        began = time.monotonic()
-        cluster.relays.pop(0)
-        cluster.until(lambda: sum(c["lost"] for c in cluster.counts()) - lost >= children and cluster.all_connected(),
-                      "all children under others", 60, 0.02)  # fmt: skip
-        took = time.monotonic() - began
-        for fleet in cluster.fleets:
-            fleet.tell(b".")  # nobody writes any more
-        time.sleep(3)
-        cluster.quiet()
-        moved = sum(c["lost"] for c in cluster.counts()) - lost
-        records = sum(c["records"] for c in cluster.counts())
-        cluster.root.close()
-        missing, twice = in_the_log(f"sqlite://{cluster.base}/root.db", records)
-    return [figure(f"{moved} children of a killed aggregator at work under others", took, "s", "< 10", took < 10),
-            figure(f"of their and others' {records:,} records missing in the root's log", missing, "records", "0",
-                   missing == 0),
-            figure("recorded twice", twice, "records", "0", twice == 0)]  # fmt: skip
-
-
-def in_the_log(url: str, records: int) -> tuple[int, int]:
-    """Records of nodes that are missing, and that are there twice."""
-    store = open_store(url, "default", {})
-    seen: dict[str, set[int]] = {}
-    twice = 0
-    for chunk in store.read(0):
-        for batch in read_chunk(chunk).batches:
-            if batch.node != "_root":
-                numbers = range(batch.first, batch.first + len(batch.lines))
-                known = seen.setdefault(batch.node, set())
-                twice += len(known.intersection(numbers))
-                known.update(numbers)
-    store.close()
-    holes = sum(max(n) + 1 - len(n) for n in seen.values())
-    return max(holes, records - sum(map(len, seen.values()))), twice
 
 
 # -- 5: the root ----------------------------------------------------------------------------------------------------
@@ -443,10 +339,12 @@ def the_root(records: int) -> list[Figure]:
         sub.close()
         context.term()
     p99 = sorted(after_ack)[int(len(after_ack) * 0.99)]
-    return [figure("records a second to the root: sent, on SQLite, acknowledged", rate, "events/s"),
-            figure("one record: sent, durable, published, median", statistics.median(after_send), "ms"),
-            figure("from its acknowledgement (durable) to its publication, median", statistics.median(after_ack), "ms"),
-            figure("the same, 99 of 100", p99, "ms")]  # fmt: skip
+    return [
+        figure("records a second to the root: sent, on SQLite, acknowledged", rate, "events/s"),
+        figure("one record: sent, durable, published, median", statistics.median(after_send), "ms"),
+        figure("from its acknowledgement (durable) to its publication, median", statistics.median(after_ack), "ms"),
+        figure("the same, 99 of 100", p99, "ms"),
+    ]
 
 
 def latencies(one: Sender, sub: zmq.Socket[bytes]) -> tuple[list[float], list[float]]:

@@ -32,9 +32,12 @@ def run(quick: bool = False) -> list[Figure]:
 
     def in_c() -> None:
         library.magnitudes(
-            ctypes.c_void_p(d.ctypes.data), ctypes.c_void_p(w.ctypes.data), ctypes.c_void_p(offsets.ctypes.data),
-            ctypes.c_int64(n), ctypes.c_void_p(c.ctypes.data),
-        )  # fmt: skip
+            ctypes.c_void_p(d.ctypes.data),
+            ctypes.c_void_p(w.ctypes.data),
+            ctypes.c_void_p(offsets.ctypes.data),
+            ctypes.c_int64(n),
+            ctypes.c_void_p(c.ctypes.data),
+        )
 
     def in_numpy() -> None:
         np.multiply(w, d, out=scratch)

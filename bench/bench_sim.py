@@ -38,9 +38,14 @@ def run(quick: bool = False) -> list[Figure]:
     alone, together = speed(one.live, count, one.STEPS), speed(cluster.live, count, cluster.STEPS)
     return [
         figure("random steps of one node", alone, "steps/s", f">= {GOALS['one']}", alone >= GOALS["one"]),
-        figure("random steps of a root with two to six nodes", together, "steps/s", f">= {GOALS['cluster']}",
-               together >= GOALS["cluster"]),
-    ]  # fmt: skip
+        figure(
+            "random steps of a root with two to six nodes",
+            together,
+            "steps/s",
+            f">= {GOALS['cluster']}",
+            together >= GOALS["cluster"],
+        ),
+    ]
 
 
 if __name__ == "__main__":

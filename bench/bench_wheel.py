@@ -74,11 +74,18 @@ class Load:
 
     def heap_in_c(self, library: ctypes.CDLL) -> float:
         took: float = library.lifecycle(
-            ctypes.c_int64(self.n), pointer(self.keys), pointer(self.deadlines),
-            ctypes.c_int64(len(self.cancelled)), pointer(self.cancelled),
-            ctypes.c_int64(len(self.moved)), pointer(self.moved), pointer(self.targets),
-            ctypes.c_int64(SPAN_NS), ctypes.c_int64(STEP_NS), pointer(self.expired),
-        )  # fmt: skip
+            ctypes.c_int64(self.n),
+            pointer(self.keys),
+            pointer(self.deadlines),
+            ctypes.c_int64(len(self.cancelled)),
+            pointer(self.cancelled),
+            ctypes.c_int64(len(self.moved)),
+            pointer(self.moved),
+            pointer(self.targets),
+            ctypes.c_int64(SPAN_NS),
+            ctypes.c_int64(STEP_NS),
+            pointer(self.expired),
+        )
         return took
 
     def heapq(self) -> None:
@@ -141,9 +148,12 @@ def steady_wheel(intervals: array[int], steps: int) -> float:
 def steady_heap(library: ctypes.CDLL, intervals: array[int], steps: int) -> float:
     fired = ctypes.c_int64()
     took: float = library.steady(
-        ctypes.c_int64(len(intervals)), pointer(intervals), ctypes.c_int64(steps), ctypes.c_int64(STEP_NS),
+        ctypes.c_int64(len(intervals)),
+        pointer(intervals),
+        ctypes.c_int64(steps),
+        ctypes.c_int64(STEP_NS),
         ctypes.byref(fired),
-    )  # fmt: skip
+    )
     return took
 
 

@@ -72,8 +72,15 @@ class Demo:
         site = self.site
         title(1, f"A sealed site: three aggregators, etcd with three members, {NODES} nodes in namespaces of their own")
         people = {"ops": "admin", "events": "subscriber"}
-        site.make_keys({**dict.fromkeys(("root1", "root2"), "aggregator"), "agg1": "aggregator",
-                        **dict.fromkeys(self.names, "node"), **people}, sealed_for=("root1", "root2"))  # fmt: skip
+        site.make_keys(
+            {
+                **dict.fromkeys(("root1", "root2"), "aggregator"),
+                "agg1": "aggregator",
+                **dict.fromkeys(self.names, "node"),
+                **people,
+            },
+            sealed_for=("root1", "root2"),
+        )
         site.start_etcd()
         site.start_aggregator("root1", 1)
         site.start_aggregator("root2", 2)
@@ -85,8 +92,9 @@ class Demo:
         wait_until(lambda: len(site.connected()) == NODES, "every node is connected", 60)
         self.pact("nodes")
         declared = site.work / "base.toml"
-        declared.write_text(f'[file."{self.conf}"]\ncontent = "workers = 4\\n"\nmode = "0644"\n'
-                            f'[sysctl]\n"{SYSCTL}" = 7200\n')
+        declared.write_text(
+            f'[file."{self.conf}"]\ncontent = "workers = 4\\n"\nmode = "0644"\n[sysctl]\n"{SYSCTL}" = 7200\n'
+        )
         self.pact("declare", str(declared), "--nodes", self.set)
         check(self.everywhere("workers = 4\n"), f"{self.conf} is there on every node")
         self.pact("check", "--nodes", self.set)
@@ -94,8 +102,9 @@ class Demo:
     def applied(self) -> None:
         title(2, "One change on all of them, with one window")
         change = self.site.work / "change.toml"
-        change.write_text(f'[file."{self.conf}"]\ncontent = "workers = 64\\n"\nmode = "0644"\n'
-                          f'[sysctl]\n"{SYSCTL}" = 600\n')
+        change.write_text(
+            f'[file."{self.conf}"]\ncontent = "workers = 64\\n"\nmode = "0644"\n[sysctl]\n"{SYSCTL}" = 600\n'
+        )
         tell(change.read_text().rstrip())
         started = time.monotonic()
         self.pact("apply", str(change), "--nodes", self.set, "-m", "more workers")
@@ -166,13 +175,17 @@ class Demo:
         events = [line.split(" ", 3) for line in followed.read_text().splitlines()]
         for line in events[-3:]:
             tell("   " + " ".join(line)[:100])
-        check([int(e[0]) for e in events[: newest + 1]] == list(range(newest + 1)),
-              f"{newest + 1} events, though etcd's leader and the root died: numbered without a gap")
+        check(
+            [int(e[0]) for e in events[: newest + 1]] == list(range(newest + 1)),
+            f"{newest + 1} events, though etcd's leader and the root died: numbered without a gap",
+        )
         records: dict[str, list[int]] = {}
         for _, _, node, body in events:
             records.setdefault(node, []).append(json.loads(body)["seq"])
-        check(records.keys() >= set(self.names) and all(r == list(range(len(r))) for r in records.values()),
-              f"the records of {len(self.names)} nodes and of the root: none missing, none twice")
+        check(
+            records.keys() >= set(self.names) and all(r == list(range(len(r))) for r in records.values()),
+            f"the records of {len(self.names)} nodes and of the root: none missing, none twice",
+        )
 
 
 def inside(place: str) -> int:
@@ -204,7 +217,9 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--inside"]:
         sys.exit(inside(sys.argv[2]))
     if missing():
-        print(f"demo: this machine lacks {', '.join(missing())}: apt-get install etcd-server iproute2 util-linux",
-              file=sys.stderr)  # fmt: skip
+        print(
+            f"demo: this machine lacks {', '.join(missing())}: apt-get install etcd-server iproute2 util-linux",
+            file=sys.stderr,
+        )
         sys.exit(1)
     enter(__file__)

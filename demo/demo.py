@@ -48,8 +48,11 @@ class Demo:
         self.agent: subprocess.Popen[bytes] | None = None
         self.session: subprocess.Popen[bytes] | None = None
         self.others: list[subprocess.Popen[bytes]] = []
-        self.env = {**os.environ, "PYTHONPATH": os.pathsep.join(
-            filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")])), "PYTHONDONTWRITEBYTECODE": "1"}  # fmt: skip
+        self.env = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")])),
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
 
     # -- hands ------------------------------------------------------------------------------------------------------
 
@@ -69,14 +72,16 @@ class Demo:
         """A command of pact's, shown with its real output."""
         shown = " ".join(f"'{w}'" if " " in w else w for w in words)
         print(paint("   $ ", "33") + f"pact {shown}", flush=True)
-        done = subprocess.run(self._argv(words), env=self.env, stdin=subprocess.DEVNULL, check=False,
-                              stderr=subprocess.STDOUT)
+        done = subprocess.run(
+            self._argv(words), env=self.env, stdin=subprocess.DEVNULL, check=False, stderr=subprocess.STDOUT
+        )
         if done.returncode != expect:
             raise DemoError(f"pact {shown} ended with {done.returncode} instead of {expect}")
 
     def status(self) -> Any:
-        done = subprocess.run(self._argv(["--json", "status"]), env=self.env, capture_output=True, check=True,
-                              stdin=subprocess.DEVNULL)  # fmt: skip
+        done = subprocess.run(
+            self._argv(["--json", "status"]), env=self.env, capture_output=True, check=True, stdin=subprocess.DEVNULL
+        )
         return json.loads(done.stdout)
 
     def _argv(self, words: Any) -> list[str]:
@@ -84,6 +89,7 @@ class Demo:
 
     def drifted(self, count: int = 1) -> Any:
         """Status as soon as so many resources have drifted."""
+
         def look() -> Any:
             status = self.status()
             return status if status["drifted"] == count else None
@@ -97,15 +103,22 @@ class Demo:
             f'[sysctl]\n"{SYSCTL}" = {sysctl()}\n'
             f'[file."{self.conf}"]\ncontent = "pool time.example.org iburst\\n"\nmode = "0644"\n'
             f'[mount."{self.scratch}"]\nsource = "tmpfs"\nfstype = "tmpfs"\n'
-            'options = ["size=8m", "noatime", "nodev"]\n')
+            'options = ["size=8m", "noatime", "nodev"]\n'
+        )
         config = self.work / "agent.toml"
         config.write_text(
             f'[node]\nname = "demo"\n[state]\ndir = "{self.work}/state"\n[control]\nsocket = "{self.socket}"\n'
             f'[declared]\nfiles = []\n[hooks]\ndir = "{self.work}/hooks.d"\n'
-            f"[window]\nbase = {BASE_S}\nfloor = {FLOOR_S}\nsensitivity = {SENSITIVITY}\n")
+            f"[window]\nbase = {BASE_S}\nfloor = {FLOOR_S}\nsensitivity = {SENSITIVITY}\n"
+        )
         with open(self.work / "agent.log", "wb") as log:
-            self.agent = subprocess.Popen([sys.executable, "-m", "pact.cli.main", "agent", "--config", str(config)],
-                                          env=self.env, stdin=subprocess.DEVNULL, stdout=log, stderr=log)  # fmt: skip
+            self.agent = subprocess.Popen(
+                [sys.executable, "-m", "pact.cli.main", "agent", "--config", str(config)],
+                env=self.env,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
         wait_until(self._ready, "the agent is ready")
         tell(declared.read_text().rstrip())
         self.pact("declare", str(declared))
@@ -156,8 +169,11 @@ class Demo:
         who = change["owner"]["user"]
         who += ": the kernel names writers to root alone" if who == "unattributed" else ""
         check(change["resources"] == [f"sysctl:{SYSCTL}"], f"pact saw it, and who it was: {who}")
-        check(0 < change["remaining_s"] <= window, f"its window: {BASE_S:g} s / (1 + {status['magnitude']:.3g} x "
-              f"{SENSITIVITY:g}) = {window:.2f} s, of which {change['remaining_s']:.2f} s are left")  # fmt: skip
+        check(
+            0 < change["remaining_s"] <= window,
+            f"its window: {BASE_S:g} s / (1 + {status['magnitude']:.3g} x "
+            f"{SENSITIVITY:g}) = {window:.2f} s, of which {change['remaining_s']:.2f} s are left",
+        )
         tell("   In time, its owner accepts it:")
         self.pact("commit", change["id"], "-m", "shorter keepalive for the gateway")
         time.sleep(max(0.0, change["remaining_s"]) + 0.3)
@@ -174,12 +190,19 @@ class Demo:
         started = time.monotonic()
         wait_until(lambda: mounts(self.scratch) and self.status()["drifted"] == 0, "pact rolled it back")
         tell(f"   {time.monotonic() - started:.1f} s later:")
-        check(self.conf.read_text() == "pool time.example.org iburst\n" and self.conf.stat().st_mode & 0o777 == 0o644,
-              f"{self.conf} has its content and mode back")  # fmt: skip
+        check(
+            self.conf.read_text() == "pool time.example.org iburst\n" and self.conf.stat().st_mode & 0o777 == 0o644,
+            f"{self.conf} has its content and mode back",
+        )
         (line,) = mounts(self.scratch)
         check(all(o in line for o in ("noatime", "nodev", "size=8192k")), f"{self.scratch} is mounted with its options")
-        kept = subprocess.run(self._argv(["--json", "log", "-n", "2", "--type", "rollback_started"]), env=self.env,
-                              capture_output=True, check=True, stdin=subprocess.DEVNULL)  # fmt: skip
+        kept = subprocess.run(
+            self._argv(["--json", "log", "-n", "2", "--type", "rollback_started"]),
+            env=self.env,
+            capture_output=True,
+            check=True,
+            stdin=subprocess.DEVNULL,
+        )
         records = [json.loads(line) for line in kept.stdout.splitlines()]  # two, where the kernel named no unmounter
         seq = next(r["seq"] for r in records if str(self.conf) in json.dumps(r["data"]))
         tell("   What it replaced is kept:")
@@ -195,8 +218,10 @@ class Demo:
         name = self.drifted()["changes"][0]["id"]
         self.pact("rollback", name, expect=10)
         (change,) = self.status()["changes"]
-        check(change["state"] == "blocked" and [h["pid"] for h in change["consumers"]] == [job.pid],
-              f"blocked; the consumer is named: pid {job.pid}, {change['consumers'][0]['command']}")  # fmt: skip
+        check(
+            change["state"] == "blocked" and [h["pid"] for h in change["consumers"]] == [job.pid],
+            f"blocked; the consumer is named: pid {job.pid}, {change['consumers'][0]['command']}",
+        )
         check(len(mounts(self.scratch)) == 2, "the kernel agrees: nothing was touched")
         self.pact("status")
         tell("   The job ends; somebody decides:")
@@ -216,8 +241,9 @@ class Demo:
         check(status["state"] == "emergency" and status["changes"][0]["deadline"] is None, "no window runs")
         check(self.conf.is_symlink(), "the kernel agrees: nothing was rolled back")
         self.pact("emergency", "end", "--rollback")
-        check(not self.conf.is_symlink() and self.conf.read_text().startswith("pool time"),
-              f"{self.conf} is itself again")  # fmt: skip
+        check(
+            not self.conf.is_symlink() and self.conf.read_text().startswith("pool time"), f"{self.conf} is itself again"
+        )
         check(self.status()["state"] == "committed", "and the node is as declared")
 
 

@@ -73,8 +73,11 @@ class Site:
         self.keys.mkdir(mode=0o700)
         self.env = {k: v for k, v in os.environ.items() if not k.startswith("PACT_")} | {
             "PYTHONPATH": os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")])),
-            "PYTHONDONTWRITEBYTECODE": "1", "HOME": str(work), "LC_ALL": "C.UTF-8", "COLUMNS": "120",
-        }  # fmt: skip
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "HOME": str(work),
+            "LC_ALL": "C.UTF-8",
+            "COLUMNS": "120",
+        }
         self.nodes: dict[str, Node] = {}
         self.aggregators: dict[str, subprocess.Popen[bytes]] = {}
         self.etcd: list[subprocess.Popen[bytes] | None] = []
@@ -106,7 +109,9 @@ class Site:
         wanted = set(names)
         text = "".join(
             f'[[key]]\npublic = "{self.public(n)}"\nname = "{n}"\nrole = "{role}"\n'
-            for n, role in self.roles if n in wanted)
+            for n, role in self.roles
+            if n in wanted
+        )
         new = self.work / "authorized_keys.new"
         new.write_text(text)
         new.rename(self.work / "authorized_keys.toml")
@@ -135,11 +140,30 @@ class Site:
         initial = ",".join(f"m{n}=http://127.0.0.1:{p}" for n, (_, p) in enumerate(self._etcd_ports))
         with open(self.work / f"etcd{i}.log", "ab") as log:
             self.etcd[i] = subprocess.Popen(
-                ["etcd", "--name", f"m{i}", "--data-dir", str(self.work / f"etcd{i}"), "--listen-client-urls",
-                 f"http://127.0.0.1:{client}", "--advertise-client-urls", f"http://127.0.0.1:{client}",
-                 "--listen-peer-urls", f"http://127.0.0.1:{peer}", "--initial-advertise-peer-urls",
-                 f"http://127.0.0.1:{peer}", "--initial-cluster", initial, "--logger", "zap"],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self.env)  # fmt: skip
+                [
+                    "etcd",
+                    "--name",
+                    f"m{i}",
+                    "--data-dir",
+                    str(self.work / f"etcd{i}"),
+                    "--listen-client-urls",
+                    f"http://127.0.0.1:{client}",
+                    "--advertise-client-urls",
+                    f"http://127.0.0.1:{client}",
+                    "--listen-peer-urls",
+                    f"http://127.0.0.1:{peer}",
+                    "--initial-advertise-peer-urls",
+                    f"http://127.0.0.1:{peer}",
+                    "--initial-cluster",
+                    initial,
+                    "--logger",
+                    "zap",
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=self.env,
+            )
 
     def etcd_leader(self) -> int | None:
         for i, (client, _) in enumerate(self._etcd_ports):
@@ -172,15 +196,15 @@ class Site:
             f'[aggregator]\nname = "{name}"\ntree = "tcp://{address}:7417"\nevents = "tcp://{address}:7418"\n'
             f'replay = "tcp://{address}:7419"\nhttp = "{address}:7420"\nparents = [{self._parents(parents)}]\n{more}\n'
             f'{sealed}[journal]\nurl = "{self.journal}"\n'
-            f'[keys]\nsecret = "{self.keys}/{name}.secret"\nauthorized = "{self.work}/authorized_keys.toml"\n')
+            f'[keys]\nsecret = "{self.keys}/{name}.secret"\nauthorized = "{self.work}/authorized_keys.toml"\n'
+        )
         with open(self.work / f"{name}.log", "ab") as log:
             self.aggregators[name] = self._pact(["aggregator", "--config", str(self.work / f"{name}.toml")], log)
         process = self.aggregators[name]
         wait_until(lambda: "ready on" in self.log(name) or self._ended(process, name), f"{name} is ready")
 
     def _parents(self, names: Sequence[str]) -> str:
-        return ", ".join(
-            f'{{url = "tcp://{self._addresses[n]}:7417", key = "{self.public(n)}"}}' for n in names)
+        return ", ".join(f'{{url = "tcp://{self._addresses[n]}:7417", key = "{self.public(n)}"}}' for n in names)
 
     def _sealed(self) -> str:
         """What the files of nodes and people say of seals."""
@@ -193,8 +217,14 @@ class Site:
         return False
 
     def _pact(self, words: Sequence[str], log: Any, before: Sequence[str] = ()) -> subprocess.Popen[bytes]:
-        return subprocess.Popen([*before, sys.executable, "-m", "pact.cli.main", *words], env=self.env,
-                                stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/")  # fmt: skip
+        return subprocess.Popen(
+            [*before, sys.executable, "-m", "pact.cli.main", *words],
+            env=self.env,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd="/",
+        )
 
     def log(self, name: str) -> str:
         return (self.work / f"{name}.log").read_text(errors="replace")
@@ -214,12 +244,22 @@ class Site:
     def follow(self, root: str, subscriber: str) -> Path:
         """The example subscriber, from the first event on, until the site is closed: where its lines stand."""
         address, out = self._addresses[root], self.work / f"{root}.events"
-        words = [f"tcp://{address}:7418", f"tcp://{address}:7419", self.public(root),
-                 (self.keys / f"{subscriber}.secret").read_text().strip(), "*", "0"]
+        words = [
+            f"tcp://{address}:7418",
+            f"tcp://{address}:7419",
+            self.public(root),
+            (self.keys / f"{subscriber}.secret").read_text().strip(),
+            "*",
+            "0",
+        ]
         with open(out, "wb") as lines:
-            self.followers.append(subprocess.Popen(
-                [sys.executable, str(REPOSITORY / "docs" / "examples" / "subscriber.py"), *words],
-                stdin=subprocess.DEVNULL, stdout=lines))
+            self.followers.append(
+                subprocess.Popen(
+                    [sys.executable, str(REPOSITORY / "docs" / "examples" / "subscriber.py"), *words],
+                    stdin=subprocess.DEVNULL,
+                    stdout=lines,
+                )
+            )
         return out
 
     # -- nodes ------------------------------------------------------------------------------------------------------
@@ -228,10 +268,21 @@ class Site:
         """Namespaces with an address on the bridge, and a tmpfs at ``place``."""
         address = f"{NET}.{1 + number // 250}.{1 + number % 250}"
         holder = subprocess.Popen(
-            ["unshare", "--mount", "--net", "--propagation", "private", "sh", "-c",
-             f"read go && mount -t tmpfs -o mode=755 tmpfs {self.place} && ip link set lo up && "
-             f"ip addr add {address}/16 dev eth0 && ip link set eth0 up && echo ready && exec sleep 86400"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd="/")  # fmt: skip
+            [
+                "unshare",
+                "--mount",
+                "--net",
+                "--propagation",
+                "private",
+                "sh",
+                "-c",
+                f"read go && mount -t tmpfs -o mode=755 tmpfs {self.place} && ip link set lo up && "
+                f"ip addr add {address}/16 dev eth0 && ip link set eth0 up && echo ready && exec sleep 86400",
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            cwd="/",
+        )
         assert holder.stdin is not None and holder.stdout is not None
         node = Node(name, number, holder, f"{self.work}/{name}.sock")
         wait_until(lambda: _separate(holder.pid), f"namespaces of {name}")
@@ -250,7 +301,8 @@ class Site:
             f'[node]\nname = "{name}"\n[state]\ndir = "{self.work}/state-{name}"\n[control]\nsocket = "{node.socket}"\n'
             f'[declared]\nfiles = []\n[hooks]\ndir = "{self.work}/no-hooks"\n'
             f'[cluster]\nalone = "{alone}"\nparents = [{self._parents(parents)}]\n{self._sealed()}'
-            f'[keys]\nsecret = "{self.keys}/{name}.secret"\n{more}\n')
+            f'[keys]\nsecret = "{self.keys}/{name}.secret"\n{more}\n'
+        )
         with open(self.work / f"{name}.log", "ab") as log:
             node.agent = self._pact(["agent", "--config", str(self.work / f"{name}.toml")], log, self.into(name))
 
@@ -268,16 +320,29 @@ class Site:
 
     def sh(self, name: str, script: str, *, check: bool = True) -> Done:
         """What somebody does in a shell on a node."""
-        done = subprocess.run([*self.into(name), "sh", "-c", script], env=self.env, capture_output=True, text=True,
-                              stdin=subprocess.DEVNULL, cwd="/", check=False, timeout=60)  # fmt: skip
+        done = subprocess.run(
+            [*self.into(name), "sh", "-c", script],
+            env=self.env,
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            cwd="/",
+            check=False,
+            timeout=60,
+        )
         if check and done.returncode:
             raise SiteError(f"{name}: {script}: {done.stderr}")
         return Done(done.returncode, done.stdout, done.stderr)
 
     def hold_open(self, name: str, path: str) -> subprocess.Popen[bytes]:
         """A process on a node that has a file open."""
-        job = subprocess.Popen([*self.into(name), "sh", "-c", f"exec 3<{path}; echo open; exec sleep 10000"],
-                               stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, cwd="/", env=self.env)  # fmt: skip
+        job = subprocess.Popen(
+            [*self.into(name), "sh", "-c", f"exec 3<{path}; echo open; exec sleep 10000"],
+            stdout=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+            cwd="/",
+            env=self.env,
+        )
         assert job.stdout is not None
         if job.stdout.readline() != b"open\n":
             raise SiteError(f"{name}: {path} cannot be opened")
@@ -304,8 +369,16 @@ class Site:
 
     def pact(self, *words: str, timeout: float = 120.0, input: str = "") -> Done:
         """A command of the operator's."""
-        done = subprocess.run(self.argv(words), env=self.env, capture_output=True, text=True, cwd="/", timeout=timeout,
-                              check=False, input=input)  # fmt: skip
+        done = subprocess.run(
+            self.argv(words),
+            env=self.env,
+            capture_output=True,
+            text=True,
+            cwd="/",
+            timeout=timeout,
+            check=False,
+            input=input,
+        )
         return Done(done.returncode, done.stdout, done.stderr)
 
     def local(self, name: str, *words: str) -> Done:

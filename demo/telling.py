@@ -27,10 +27,13 @@ def enter(script: str) -> NoReturn:
     for way in ways:
         if place is not None and _works([*way, "mount", "-t", "tmpfs", "tmpfs", place]):
             os.execvp(way[0], [*way, sys.executable, os.path.abspath(script), "--inside", place])
-    print("demo: this machine lets us have no mount and network namespaces of our own.\n"
-          "      Run it as root (with CAP_SYS_ADMIN), or allow user namespaces:\n"
-          "      sysctl user.max_user_namespaces=10000; sysctl kernel.unprivileged_userns_clone=1 (Debian);\n"
-          "      sysctl kernel.apparmor_restrict_unprivileged_userns=0 (Ubuntu)", file=sys.stderr)  # fmt: skip
+    print(
+        "demo: this machine lets us have no mount and network namespaces of our own.\n"
+        "      Run it as root (with CAP_SYS_ADMIN), or allow user namespaces:\n"
+        "      sysctl user.max_user_namespaces=10000; sysctl kernel.unprivileged_userns_clone=1 (Debian);\n"
+        "      sysctl kernel.apparmor_restrict_unprivileged_userns=0 (Ubuntu)",
+        file=sys.stderr,
+    )
     sys.exit(1)
 
 

@@ -100,8 +100,10 @@ class StoreFullError(JournalError):
     """The content store has no room for what a record needs. ``limit`` in bytes."""
 
     def __init__(self, limit: int) -> None:
-        super().__init__(f"the content store's limit of {limit} bytes is reached",
-                         "nothing was changed; raise [state] store_limit, or lower keep, and restart")  # fmt: skip
+        super().__init__(
+            f"the content store's limit of {limit} bytes is reached",
+            "nothing was changed; raise [state] store_limit, or lower keep, and restart",
+        )
         self.limit = limit
 
 
@@ -140,8 +142,10 @@ class LocalProtocolError(ProtocolError):
 
 #: Errors of the system that say what there is no more of.
 OUT_OF: dict[int, str] = {
-    errno.EMFILE: "no file descriptor left", errno.ENFILE: "no file descriptor left: the machine has none",
-    errno.ENOMEM: "no memory left", errno.ENOSPC: "no space left on the disk",
+    errno.EMFILE: "no file descriptor left",
+    errno.ENFILE: "no file descriptor left: the machine has none",
+    errno.ENOMEM: "no memory left",
+    errno.ENOSPC: "no space left on the disk",
 }
 
 
@@ -150,8 +154,9 @@ def explained(exc: BaseException) -> PactError:
     if isinstance(exc, PactError):
         return exc
     if isinstance(exc, OSError) and exc.errno in OUT_OF:
-        return UnreachableError(f"the agent has {OUT_OF[exc.errno]}",
-                                "raise its limit, or end what uses them up; then repeat")
+        return UnreachableError(
+            f"the agent has {OUT_OF[exc.errno]}", "raise its limit, or end what uses them up; then repeat"
+        )
     if isinstance(exc, MemoryError):
         return UnreachableError("the agent has no memory left", "raise its limit, then repeat")
     if isinstance(exc, OSError) and exc.strerror:

@@ -103,10 +103,17 @@ class Holder:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "resource": self.resource, "pid": self.pid, "how": self.how, "path": self.path, "uid": self.uid,
-            "user": self.user, "command": self.command, "cgroup": self.cgroup, "job": self.job,
+            "resource": self.resource,
+            "pid": self.pid,
+            "how": self.how,
+            "path": self.path,
+            "uid": self.uid,
+            "user": self.user,
+            "command": self.command,
+            "cgroup": self.cgroup,
+            "job": self.job,
             **({"start": self.start} if self.start else {}),
-        }  # fmt: skip
+        }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Holder:
@@ -166,9 +173,13 @@ class Declared:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Declared:
         return cls(
-            data["attrs"], tuple(data.get("requires", ())), tuple(data.get("consumers", ())),
-            data.get("weight_n"), data.get("severity_n"), data.get("restorable", True),
-        )  # fmt: skip
+            data["attrs"],
+            tuple(data.get("requires", ())),
+            tuple(data.get("consumers", ())),
+            data.get("weight_n"),
+            data.get("severity_n"),
+            data.get("restorable", True),
+        )
 
 
 def encode_name(raw: bytes | str) -> str:

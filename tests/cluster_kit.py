@@ -75,8 +75,9 @@ class StandIn:
         return [node, incarnation, self.cursors[node, incarnation], False]
 
     def welcome(self) -> Message:
-        return message("welcome", {"v": 1, "name": self.name, "path": [self.name], "fence": self.fence,
-                                   "credit": 64 << 20})  # fmt: skip
+        return message(
+            "welcome", {"v": 1, "name": self.name, "path": [self.name], "fence": self.fence, "credit": 64 << 20}
+        )
 
     def tick(self, t_ns: int, wall_ns: int) -> list[Message]:
         out, self.down = self.down, []
@@ -100,15 +101,32 @@ class StandIn:
 
     def call(self, call: str, op: str, nodes: list[str] | None = None, args: Any = None, **head: Any) -> None:
         caller = {"user": "ops1", "role": "ops", "via": "cluster"}
-        self.down.append(message("call", {"call": call, "op": op, "nodes": nodes, "caller": caller, "fence": self.fence,
-                                          "timeout_ms": 5000, **head}, orjson.dumps(args or {})))  # fmt: skip
+        self.down.append(
+            message(
+                "call",
+                {
+                    "call": call,
+                    "op": op,
+                    "nodes": nodes,
+                    "caller": caller,
+                    "fence": self.fence,
+                    "timeout_ms": 5000,
+                    **head,
+                },
+                orjson.dumps(args or {}),
+            )
+        )
 
     def names(self, call: str) -> set[str]:
         return {n for m in self.answers.get(call, []) for names, _ in m.head["parts"] for n in names}
 
     def bodies(self, call: str) -> dict[str, Any]:
-        return {n: orjson.loads(body) for m in self.answers.get(call, []) for (names, _), body in wire.sections(m, "parts")
-                for n in names}  # fmt: skip
+        return {
+            n: orjson.loads(body)
+            for m in self.answers.get(call, [])
+            for (names, _), body in wire.sections(m, "parts")
+            for n in names
+        }
 
     def final(self, call: str) -> bool:
         return any(m.head["final"] for m in self.answers.get(call, []))
@@ -137,9 +155,13 @@ class Kit:
     def write_keys(self, without: Iterable[str] = ()) -> None:
         gone = set(without)
         new = self.authorized.with_suffix(".new")
-        new.write_text("".join(
-            f'[[key]]\npublic = "{self.public[n]}"\nname = "{n}"\nrole = "{r}"\n' for n, r in self.roles.items()
-            if n not in gone))  # fmt: skip
+        new.write_text(
+            "".join(
+                f'[[key]]\npublic = "{self.public[n]}"\nname = "{n}"\nrole = "{r}"\n'
+                for n, r in self.roles.items()
+                if n not in gone
+            )
+        )
         new.replace(self.authorized)
 
     def secret(self, name: str) -> str:
@@ -151,8 +173,15 @@ class Kit:
         (port,) = free_ports(1)
         self.url = f"tcp://127.0.0.1:{port}"
         self.root_name = name
-        config = AggregatorConfig(path="aggregator.toml", name=name, tree=self.url, secret=self.secret(name),
-                                  authorized=str(self.authorized), http="", **settings)  # fmt: skip
+        config = AggregatorConfig(
+            path="aggregator.toml",
+            name=name,
+            tree=self.url,
+            secret=self.secret(name),
+            authorized=str(self.authorized),
+            http="",
+            **settings,
+        )
         self.aggregator = Aggregator(config, StandIn)
         stand_in = self.aggregator.root
         assert isinstance(stand_in, StandIn)
@@ -182,8 +211,9 @@ class Kit:
 
     # -- children that the test plays ---------------------------------------------------------------------------
 
-    def dealer(self, name: str, server: str = "", url: str = "", *, key: keys.Key | None = None,
-               rid: bytes = b"") -> zmq.Socket[bytes]:  # fmt: skip
+    def dealer(
+        self, name: str, server: str = "", url: str = "", *, key: keys.Key | None = None, rid: bytes = b""
+    ) -> zmq.Socket[bytes]:
         sock = self.context.socket(zmq.DEALER)
         self.sockets.append(sock)
         pair = key or keys.load(self.secret(name))
@@ -231,8 +261,10 @@ class Kit:
         """A process; returns its url."""
         url = f"tcp://127.0.0.1:{port or free_ports(1)[0]}"
         path = self.base / f"{name}.toml"
-        path.write_text(f'[aggregator]\nname = "{name}"\nrack = "r1"\ntree = "{url}"\nparents = {self.parents(*parents)}\n'
-                        f'[keys]\nsecret = "{self.secret(name)}"\nauthorized = "{self.authorized}"\n')
+        path.write_text(
+            f'[aggregator]\nname = "{name}"\nrack = "r1"\ntree = "{url}"\nparents = {self.parents(*parents)}\n'
+            f'[keys]\nsecret = "{self.secret(name)}"\nauthorized = "{self.authorized}"\n'
+        )
         self.run(name, "aggregator", "--config", str(path))
         return url
 
@@ -244,16 +276,21 @@ class Kit:
         path.write_text(
             f'[node]\nname = "{name}"\n[state]\ndir = "{home}/state"\n[control]\nsocket = "{home}/sock"\n'
             f'[declared]\nfiles = []\n[hooks]\ndir = "{home}/hooks"\n[window]\nbase = "{base}"\n'
-            f'[observe]\nrealtime = false\nproc_connector = false\n'
-            f'[cluster]\nparents = {self.parents(*parents)}\n{cluster}[keys]\nsecret = "{self.secret(name)}"\n')
+            f"[observe]\nrealtime = false\nproc_connector = false\n"
+            f'[cluster]\nparents = {self.parents(*parents)}\n{cluster}[keys]\nsecret = "{self.secret(name)}"\n'
+        )
         self.run(name, "agent", "--config", str(path))
         return f"{home}/sock"
 
     def run(self, name: str, *args: str) -> None:
         with open(self.base / f"{name}.log", "ab") as out:
             self.processes[name] = subprocess.Popen(
-                [sys.executable, "-m", "pact.cli.main", *args], stdout=out, stderr=out,
-                cwd=Path(__file__).parent.parent, env={**os.environ, "NOTIFY_SOCKET": ""})
+                [sys.executable, "-m", "pact.cli.main", *args],
+                stdout=out,
+                stderr=out,
+                cwd=Path(__file__).parent.parent,
+                env={**os.environ, "NOTIFY_SOCKET": ""},
+            )
 
     def kill(self, name: str, number: int = 9) -> None:
         process = self.processes.pop(name)

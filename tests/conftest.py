@@ -19,10 +19,19 @@ import pact.values
 settings.register_profile("pact", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("pact")
 pact.values.FROZEN = True
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # started in the background: what is started here would inherit it
+if (
+    signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+):  # started in the background: what is started here would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-APART = ("test_torture.py", "test_fuzz.py", "test_e2e_cluster.py", "test_e2e_cluster_screen.py", "test_demo.py", "test_e2e_readme.py")
+APART = (
+    "test_torture.py",
+    "test_fuzz.py",
+    "test_e2e_cluster.py",
+    "test_e2e_cluster_screen.py",
+    "test_demo.py",
+    "test_e2e_readme.py",
+)
 HERE = Path(__file__).parent
 
 

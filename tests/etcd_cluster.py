@@ -40,14 +40,52 @@ def make_certificates(directory: Path) -> None:
     extensions.write_text("subjectAltName=IP:127.0.0.1,DNS:localhost\nextendedKeyUsage=serverAuth,clientAuth\n")
     for ca, names in (("ca", ("server", "client")), ("other", ("stranger",))):
         at = directory / ca
-        openssl("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", f"/CN=pact test {ca}", "-keyout",
-                f"{at}.key", "-out", f"{at}.pem")  # fmt: skip
+        openssl(
+            "req",
+            "-x509",
+            "-newkey",
+            "rsa:2048",
+            "-nodes",
+            "-days",
+            "2",
+            "-subj",
+            f"/CN=pact test {ca}",
+            "-keyout",
+            f"{at}.key",
+            "-out",
+            f"{at}.pem",
+        )
         for name in names:
             own = directory / name
-            openssl("req", "-newkey", "rsa:2048", "-nodes", "-subj", f"/CN=pact-{name}", "-keyout", f"{own}.key", "-out",
-                    f"{own}.csr")  # fmt: skip
-            openssl("x509", "-req", "-in", f"{own}.csr", "-CA", f"{at}.pem", "-CAkey", f"{at}.key", "-CAcreateserial",
-                    "-days", "2", "-extfile", str(extensions), "-out", f"{own}.pem")  # fmt: skip
+            openssl(
+                "req",
+                "-newkey",
+                "rsa:2048",
+                "-nodes",
+                "-subj",
+                f"/CN=pact-{name}",
+                "-keyout",
+                f"{own}.key",
+                "-out",
+                f"{own}.csr",
+            )
+            openssl(
+                "x509",
+                "-req",
+                "-in",
+                f"{own}.csr",
+                "-CA",
+                f"{at}.pem",
+                "-CAkey",
+                f"{at}.key",
+                "-CAcreateserial",
+                "-days",
+                "2",
+                "-extfile",
+                str(extensions),
+                "-out",
+                f"{own}.pem",
+            )
 
 
 class EtcdCluster:
@@ -71,8 +109,12 @@ class EtcdCluster:
     def url(self, **options: str) -> str:
         """For ``open_store``."""
         if self.tls:
-            options = {"ca": f"{self.tls}/ca.pem", "cert": f"{self.tls}/client.pem", "key": f"{self.tls}/client.key",
-                       **options}  # fmt: skip
+            options = {
+                "ca": f"{self.tls}/ca.pem",
+                "cert": f"{self.tls}/client.pem",
+                "key": f"{self.tls}/client.key",
+                **options,
+            }
         hosts = ",".join(f"127.0.0.1:{port}" for port in self.client_ports)
         return f"etcd://{hosts}" + ("?" + "&".join(f"{k}={v}" for k, v in options.items() if v) if options else "")
 
@@ -81,24 +123,46 @@ class EtcdCluster:
         for i in members or range(self.size):
             client = f"{self.scheme}://127.0.0.1:{self.client_ports[i]}"
             peers = [f"http://127.0.0.1:{port}" for port in self.peer_ports]
-            tls = [] if self.tls is None else [
-                f"--cert-file={self.tls}/server.pem", f"--key-file={self.tls}/server.key", "--client-cert-auth",
-                f"--trusted-ca-file={self.tls}/ca.pem"]  # fmt: skip
+            tls = (
+                []
+                if self.tls is None
+                else [
+                    f"--cert-file={self.tls}/server.pem",
+                    f"--key-file={self.tls}/server.key",
+                    "--client-cert-auth",
+                    f"--trusted-ca-file={self.tls}/ca.pem",
+                ]
+            )
             self.directory.mkdir(parents=True, exist_ok=True)
             with (self.directory / f"m{i}.log").open("ab") as log:
                 self._processes[i] = subprocess.Popen(
-                    ["etcd", f"--name=m{i}", f"--data-dir={self.directory}/m{i}", f"--listen-client-urls={client}",
-                     f"--advertise-client-urls={client}", f"--listen-peer-urls={peers[i]}",
-                     f"--initial-advertise-peer-urls={peers[i]}", "--initial-cluster-token=pact-test",
-                     "--initial-cluster=" + ",".join(f"m{n}={peer}" for n, peer in enumerate(peers)),
-                     f"--listen-metrics-urls=http://127.0.0.1:{self.metrics_ports[i]}", "--logger=zap",
-                     "--log-level=warn", *tls, *self._extra],
-                    stdout=log, stderr=log, stdin=subprocess.DEVNULL)  # fmt: skip
+                    [
+                        "etcd",
+                        f"--name=m{i}",
+                        f"--data-dir={self.directory}/m{i}",
+                        f"--listen-client-urls={client}",
+                        f"--advertise-client-urls={client}",
+                        f"--listen-peer-urls={peers[i]}",
+                        f"--initial-advertise-peer-urls={peers[i]}",
+                        "--initial-cluster-token=pact-test",
+                        "--initial-cluster=" + ",".join(f"m{n}={peer}" for n, peer in enumerate(peers)),
+                        f"--listen-metrics-urls=http://127.0.0.1:{self.metrics_ports[i]}",
+                        "--logger=zap",
+                        "--log-level=warn",
+                        *tls,
+                        *self._extra,
+                    ],
+                    stdout=log,
+                    stderr=log,
+                    stdin=subprocess.DEVNULL,
+                )
         end = time.monotonic() + 30
         while not all(self._metric(i, "etcd_server_has_leader") for i in members or range(self.size)):
             dead = [i for i, p in self._processes.items() if p.poll() is not None]
             if dead or time.monotonic() > end:
-                raise RuntimeError(f"etcd does not start: {(self.directory / f'm{(dead or [0])[0]}.log').read_text()[-2000:]}")
+                raise RuntimeError(
+                    f"etcd does not start: {(self.directory / f'm{(dead or [0])[0]}.log').read_text()[-2000:]}"
+                )
             time.sleep(0.05)
 
     def _metric(self, member: int, name: str) -> bool:
@@ -138,12 +202,19 @@ class EtcdCluster:
     def ctl(self, *args: str, user: str = "") -> str:
         """etcdctl, at all members; its output."""
         hosts = ",".join(f"{self.scheme}://127.0.0.1:{port}" for port in self.client_ports)
-        tls = [] if self.tls is None else [
-            f"--cacert={self.tls}/ca.pem", f"--cert={self.tls}/client.pem", f"--key={self.tls}/client.key"]  # fmt: skip
+        tls = (
+            []
+            if self.tls is None
+            else [f"--cacert={self.tls}/ca.pem", f"--cert={self.tls}/client.pem", f"--key={self.tls}/client.key"]
+        )
         done = subprocess.run(
-            ["etcdctl", f"--endpoints={hosts}", *tls, *([f"--user={user}"] if user else []), *args], text=True,
-            env={**os.environ, "ETCDCTL_API": "3", "NO_PROXY": "*"}, capture_output=True, check=True, timeout=20,
-        )  # fmt: skip
+            ["etcdctl", f"--endpoints={hosts}", *tls, *([f"--user={user}"] if user else []), *args],
+            text=True,
+            env={**os.environ, "ETCDCTL_API": "3", "NO_PROXY": "*"},
+            capture_output=True,
+            check=True,
+            timeout=20,
+        )
         return done.stdout
 
     def close(self) -> None:

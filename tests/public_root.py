@@ -15,7 +15,8 @@ from pact.cluster.publish import Endpoint, Publisher
 from pact.cluster.replay import Replay
 from pact.cluster.zap import Zap
 from pact.core.records import seal
-from pact.core.root.log import Batch, RootState, Writer, load, read_chunk
+from pact.core.root.chunks import Batch, read_chunk
+from pact.core.root.log import RootState, Writer, load
 from pact.core.root.term import Publish
 from pact.core.tree.directory import Peer
 from pact.errors import JournalError
@@ -104,13 +105,24 @@ class Root:
         self.state = load(*self.store.load())
         self.broken = False
         secret = self.keys.server[1]
-        self.publisher = Publisher(self.context, Endpoint(self.events, secret, "events"), "c1",
-                                   heads_s=self.limits.get("heads_s", 0.2), send_max=self.limits.get("send_max", 4000))  # fmt: skip
-        self.server = Replay(self.context, Endpoint(self.replay, secret, "replay"), "c1", read=self.read,
-                             head=lambda: self.state.gseq, snapshot=lambda: (self.state.gseq, b'{"nodes":{}}'),
-                             allowed=lambda key: self.keys.authorized.may_connect(key, "replay"),
-                             send_max=self.limits.get("replay_send_max", 2000),
-                             unread_max_s=self.limits.get("unread_max_s", 30.0))  # fmt: skip
+        self.publisher = Publisher(
+            self.context,
+            Endpoint(self.events, secret, "events"),
+            "c1",
+            heads_s=self.limits.get("heads_s", 0.2),
+            send_max=self.limits.get("send_max", 4000),
+        )
+        self.server = Replay(
+            self.context,
+            Endpoint(self.replay, secret, "replay"),
+            "c1",
+            read=self.read,
+            head=lambda: self.state.gseq,
+            snapshot=lambda: (self.state.gseq, b'{"nodes":{}}'),
+            allowed=lambda key: self.keys.authorized.may_connect(key, "replay"),
+            send_max=self.limits.get("replay_send_max", 2000),
+            unread_max_s=self.limits.get("unread_max_s", 30.0),
+        )
         for part in (self.publisher, self.server):
             part.start()
             assert part.bound.wait(10), part.error

@@ -154,8 +154,11 @@ class Conformance:
         a.save_snapshot(fence, 2, b"two")
         b, second = self.depose(a, stores)
         assert second > fence
-        for act in (lambda: a.append(fence, 5, 1, chunk(5, 1)), lambda: a.save_snapshot(fence, 4, b"four"),
-                    lambda: a.trim(fence, 3)):  # fmt: skip
+        for act in (
+            lambda: a.append(fence, 5, 1, chunk(5, 1)),
+            lambda: a.save_snapshot(fence, 4, b"four"),
+            lambda: a.trim(fence, 3),
+        ):
             with pytest.raises(Fenced):
                 act()
             assert not a.leading()

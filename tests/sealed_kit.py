@@ -76,7 +76,8 @@ class Between(Hostile):
         path = self.base / "agg1.toml"
         path.write_text(
             f'[aggregator]\nname = "agg1"\ntree = "{self.below}"\nhttp = ""\nparents = {self.parents(("root1", self.url))}\n'
-            f'[keys]\nsecret = "{self.secret("agg1")}"\nauthorized = "{self.authorized}"\n')
+            f'[keys]\nsecret = "{self.secret("agg1")}"\nauthorized = "{self.authorized}"\n'
+        )
         from pact.cluster import config
 
         settings: AggregatorConfig = config.load(str(path))
@@ -93,16 +94,32 @@ class Between(Hostile):
         self.until(lambda: self.ask(sock, "status")["result"]["cluster"]["connected"], f"{name} has a parent")
         return sock
 
-    def asked(self, who: str, op: str, args: Mapping[str, Any] | None = None, nodes: str | None = None, *,
-              at: str = "agg1", roots: bool = True, sealed: bool = True, timeout_s: float = 8.0) -> list[Any]:  # fmt: skip
+    def asked(
+        self,
+        who: str,
+        op: str,
+        args: Mapping[str, Any] | None = None,
+        nodes: str | None = None,
+        *,
+        at: str = "agg1",
+        roots: bool = True,
+        sealed: bool = True,
+        timeout_s: float = 8.0,
+    ) -> list[Any]:
         """What a person's program is told, or the PactError that it shows; the rogue turns meanwhile."""
         out: list[Any] = []
         url = self.below if at == "agg1" else self.url
 
         def ask() -> None:
             try:
-                with RootClient([(url, self.public[at])], keys.load(self.secret(who)), who, timeout_s=timeout_s + 4,
-                                roots=[self.public["root1"]] if roots else [], sealed=sealed) as client:  # fmt: skip
+                with RootClient(
+                    [(url, self.public[at])],
+                    keys.load(self.secret(who)),
+                    who,
+                    timeout_s=timeout_s + 4,
+                    roots=[self.public["root1"]] if roots else [],
+                    sealed=sealed,
+                ) as client:
                     out.extend(client.ask(op, dict(args or {}), nodes, timeout_s))
             except PactError as exc:
                 out.append(exc)

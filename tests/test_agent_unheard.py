@@ -29,8 +29,11 @@ def agent(place: Path) -> Iterator[Agent]:
     (place / "declared.toml").write_text("".join(f'[file."{place}/{n}"]\ncontent = "one"\n' for n in "abc"))
     for n in "abc":
         (place / n).write_text("one")
-    agent = Agent(Config(name="n1", state_dir=str(place / "state"), socket=str(place / "s"),
-                         declared=[str(place / "declared.toml")]))  # fmt: skip
+    agent = Agent(
+        Config(
+            name="n1", state_dir=str(place / "state"), socket=str(place / "s"), declared=[str(place / "declared.toml")]
+        )
+    )
     try:
         yield agent
     finally:
@@ -45,9 +48,11 @@ def drift(agent: Agent, place: Path, name: str) -> Observed:
 
 @pytest.mark.parametrize("readable", [True, False])
 def test_after_the_first_loss_no_event_of_the_same_turn_is_decided(
-        agent: Agent, place: Path, readable: bool, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    agent: Agent, place: Path, readable: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seq = agent.journal.seq
     with monkeypatch.context() as broken:
+
         def fails(*_: object, **__: object) -> None:
             raise JournalError("journal: database or disk is full")
 

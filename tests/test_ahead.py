@@ -63,7 +63,8 @@ def failing(monkeypatch: pytest.MonkeyPatch, fails: Callable[[int, os.stat_resul
 @pytest.mark.invariant("R5")
 @pytest.mark.parametrize("at", [1, 3, COUNT])
 def test_a_file_whose_sync_failed_is_written_again_and_no_other_goes_without(
-        at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     steps, blobs = plan(tmp_path, 1)
     durable = failing(monkeypatch, lambda call, _: call == at)
     assert act(steps, blobs) == {s.id: "" for s in steps}
@@ -83,7 +84,8 @@ def test_a_disk_that_makes_no_file_durable_restores_none(tmp_path: Path, monkeyp
 
 @pytest.mark.invariant("R5")
 def test_what_lies_in_a_directory_that_is_not_durable_is_not_said_to_be_restored(
-        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     steps, blobs = plan(tmp_path, 20)
     bad = (tmp_path / "d004").stat().st_ino
     failing(monkeypatch, lambda _, st: st.st_ino == bad)
@@ -94,7 +96,8 @@ def test_what_lies_in_a_directory_that_is_not_durable_is_not_said_to_be_restored
 
 @pytest.mark.invariant("R5")
 def test_few_directories_are_open_at_once_whatever_becomes_of_a_file(
-        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Somebody writes one of the files in the middle: what was written for it is given up, and holds nothing up."""
     steps, blobs = plan(tmp_path, COUNT)
     real, most, done = acting._restore, [0], [0]
@@ -139,7 +142,8 @@ def test_one_place_under_two_paths_is_written_ahead_once_for_the_first_of_them(t
 @pytest.mark.invariant("R5")
 @pytest.mark.parametrize("written", [1, 12, 25])
 def test_a_row_that_is_written_while_the_one_before_is_put_in_place_holds_no_surprise(
-        written: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    written: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Somebody writes a file of the row under way, of the one that comes, and of one that nobody has begun."""
     monkeypatch.setattr(acting, "FILES_MAX", 10)
     monkeypatch.setattr("pact.resources.support.ahead.FILES_MAX", 10)

@@ -29,8 +29,16 @@ def ok(**result: Any) -> dict[str, Any]:
 
 
 def holder(name: str, i: int) -> dict[str, Any]:
-    return Holder("mount:/scratch", 10_000 + i, "fd", "/scratch/alice/run/out.dat", 1000, "alice",
-                  f"/sw/bin/vasp_std -in INCAR.{name} -out OUT", "/slurm/uid_1000/job_1/step_0").to_json()  # fmt: skip
+    return Holder(
+        "mount:/scratch",
+        10_000 + i,
+        "fd",
+        "/scratch/alice/run/out.dat",
+        1000,
+        "alice",
+        f"/sw/bin/vasp_std -in INCAR.{name} -out OUT",
+        "/slurm/uid_1000/job_1/step_0",
+    ).to_json()
 
 
 class Fleet:
@@ -100,11 +108,17 @@ def test_thousands_of_members_with_consumers_are_shown_in_one_message() -> None:
 
 
 @pytest.mark.invariant("T13")
-@pytest.mark.parametrize("said", [
-    b'[{"a":[' + b",".join([b"1E15"] * 500_000) + b"]}]", b'[{"pid":' + DEEP + b',"command":{"x":' + DEEP + b"}}]",
-    b'[{"command":"' + b"x" * 3_000_000 + b'"}]', b'["x",null,1]', b'{"a":1}',
-    b"[" + b",".join([b'{"pid":1,"user":"alice"}'] * 10_000) + b"]",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "said",
+    [
+        b'[{"a":[' + b",".join([b"1E15"] * 500_000) + b"]}]",
+        b'[{"pid":' + DEEP + b',"command":{"x":' + DEEP + b"}}]",
+        b'[{"command":"' + b"x" * 3_000_000 + b'"}]',
+        b'["x",null,1]',
+        b'{"a":1}',
+        b"[" + b",".join([b'{"pid":1,"user":"alice"}'] * 10_000) + b"]",
+    ],
+)
 def test_a_node_may_name_its_consumers_as_it_likes(said: bytes) -> None:
     fleet = Fleet(3)
     fleet.begin()
@@ -145,8 +159,18 @@ def test_a_node_cannot_flood_the_log_and_no_count_is_lost() -> None:
     root = Root("r", RootState(), 7, NodeSets())
     notes: list[str] = []
     for i in range(2_000):
-        line = orjson.dumps({"seq": i + 5, "prev": "0" * 64, "hash": "0" * 64, "node": f"x{i}" * 100, "type": "a",
-                             "time": "t", "actor": {}, "data": {}})  # fmt: skip
+        line = orjson.dumps(
+            {
+                "seq": i + 5,
+                "prev": "0" * 64,
+                "hash": "0" * 64,
+                "node": f"x{i}" * 100,
+                "type": "a",
+                "time": "t",
+                "actor": {},
+                "data": {},
+            }
+        )
         batch = message("events", {"batches": [["n1", "", 0, 1, len(line)]]}, line)
         notes += [e.text for e in root.received(batch, i, i) if isinstance(e, Note)]
     assert len(notes) <= 12 and max(map(len, notes)) < 400 and "n1" in notes[0]
@@ -163,4 +187,6 @@ def test_records_that_are_in_the_log_already_are_acknowledged_at_once() -> None:
     for _ in range(2):
         fleet.out.clear()
         fleet.perform(fleet.root.received(sent, 5, 5))
-        assert [e.head["cursors"] for e in fleet.out if e.kind == "ack"] == [[["node0000", batch.incarnation, 1, False]]]
+        assert [e.head["cursors"] for e in fleet.out if e.kind == "ack"] == [
+            [["node0000", batch.incarnation, 1, False]]
+        ]

@@ -73,8 +73,17 @@ def test_a_relay_wakes_for_what_it_gathers() -> None:
     assert len(list(relay.flush(T + GATHER_NS))) == 1
 
 
-@given(st.lists(st.tuples(st.integers(0, 3), st.sampled_from(["put", "flush", "ack", "forget", "welcome", "lost"]),
-                          st.integers(1, 40_000), st.integers(0, 80)), max_size=60))  # fmt: skip
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, 3),
+            st.sampled_from(["put", "flush", "ack", "forget", "welcome", "lost"]),
+            st.integers(1, 40_000),
+            st.integers(0, 80),
+        ),
+        max_size=60,
+    )
+)
 def test_whatever_happens_what_is_kept_is_sent_once_its_time_has_come(steps: list[tuple[int, str, int, int]]) -> None:
     backlog, t_ns, numbers = Backlog(1 << 20, GATHER_NS), T, [0] * 4
     kept: dict[str, list[int]] = {}

@@ -42,8 +42,9 @@ def test_nodes_that_share_a_process_with_their_aggregator_obey_and_roll_back(ben
     assert bench.least(figures) == []  # without the flat loop there is nothing to say
 
 
-def test_the_least_for_a_rollback_is_its_rounds_and_the_nodes_own_work(bench: ModuleType,
-                                                                       monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_the_least_for_a_rollback_is_its_rounds_and_the_nodes_own_work(
+    bench: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(bench.os, "cpu_count", lambda: 4)
     flat = bench.figure("the flat loop in C, 10,000 sockets, one round", 250.0, "ms")
     seconds, times = bench.least([flat, bench.figure(bench.OWN, 2.0, "s of one core")])

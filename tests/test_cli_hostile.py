@@ -17,16 +17,34 @@ from pact.errors import UnreachableError
 GOOD = {"ok": True, "exit": 0, "message": "", "hint": "", "result": {"node": "n1"}}
 
 
-@pytest.mark.parametrize("bad", [
-    b"", b"no JSON", b"[]", b"null", b"{}", b'{"ok":true}', b'{"ok":true,"exit":0,"result":[]}',
-    b'{"ok":true,"exit":0,"result":{"node":7}}', b'{"ok":true,"exit":"x","result":{}}',
-    b'{"ok":false,"exit":-5,"message":[1],"hint":{},"result":null}', b'{"ok":true,"exit":0,"result":{"rows":7}}',
-    b'{"ok":true,"exit":0,"result":{"line":"\\u001b[2J"}}',
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "bad",
+    [
+        b"",
+        b"no JSON",
+        b"[]",
+        b"null",
+        b"{}",
+        b'{"ok":true}',
+        b'{"ok":true,"exit":0,"result":[]}',
+        b'{"ok":true,"exit":0,"result":{"node":7}}',
+        b'{"ok":true,"exit":"x","result":{}}',
+        b'{"ok":false,"exit":-5,"message":[1],"hint":{},"result":null}',
+        b'{"ok":true,"exit":0,"result":{"rows":7}}',
+        b'{"ok":true,"exit":0,"result":{"line":"\\u001b[2J"}}',
+    ],
+)
 @pytest.mark.parametrize("as_json", [False, True])
 def test_an_answer_that_makes_no_sense(bad: bytes, as_json: bool, capsys: pytest.CaptureFixture[str]) -> None:
-    good = orjson.dumps({"ok": True, "exit": 0, "message": "", "hint": "",
-                         "result": {"line": "committed: 3 declared", "node": "n1", "state": "committed"}})  # fmt: skip
+    good = orjson.dumps(
+        {
+            "ok": True,
+            "exit": 0,
+            "message": "",
+            "hint": "",
+            "result": {"line": "committed: 3 declared", "node": "n1", "state": "committed"},
+        }
+    )
     answers = roots.Answers({good: ["n1"], bad: ["n2"]})
     args = argparse.Namespace(command="check", json=as_json, socket=None, nodes="n[1-2]", verbose=False)
     (fleet._as_json if as_json else fleet._as_text)(args, look.check, answers)
@@ -38,24 +56,32 @@ def test_an_answer_that_makes_no_sense(bad: bytes, as_json: bool, capsys: pytest
     assert as_json or max(answers.codes) > 0 or b"line" in bad
 
 
-@pytest.mark.parametrize("bad", [{}, {"state": 5, "mode": []}, {"resources": [{}]}, {"rows": [{"record": {"time": "x"}}]}, {"rows": 7}])
+@pytest.mark.parametrize(
+    "bad", [{}, {"state": 5, "mode": []}, {"resources": [{}]}, {"rows": [{"record": {"time": "x"}}]}, {"rows": 7}]
+)
 @pytest.mark.parametrize("command", ["status", "diff", "log"])
 def test_a_page_of_many_nodes_is_shown_although_one_of_them_answers_nonsense(
-        command: str, bad: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    command: str, bad: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
     """The page is written lazily: what is wrong in it must not come up when it is printed."""
     good = {"status": {"state": "committed"}, "diff": {"resources": []}, "log": {"rows": []}}[command]
-    answers = roots.Answers({orjson.dumps({"ok": True, "exit": 0, "result": {"v": 1, **r}}): [n]
-                             for n, r in (("n1", good), ("n2", bad))})  # fmt: skip
+    answers = roots.Answers(
+        {orjson.dumps({"ok": True, "exit": 0, "result": {"v": 1, **r}}): [n] for n, r in (("n1", good), ("n2", bad))}
+    )
     handler = {"status": look.status, "diff": look.diff, "log": history.log}[command]
     args = main._parsed([command, "--nodes", "n[1-2]"])
     fleet._as_text(args, handler, answers)
     said = capsys.readouterr()
     both = said.out + said.err
-    assert "n[1-2]" in both or ("n1" in said.out and "n2" in both), "each has its place on the page, or among those that failed"
+    assert "n[1-2]" in both or ("n1" in said.out and "n2" in both), (
+        "each has its place on the page, or among those that failed"
+    )
 
 
 def test_an_answer_without_a_result_is_one_with_an_empty_result(capsys: pytest.CaptureFixture[str]) -> None:
-    answers = roots.Answers({b'{"ok":true,"exit":0}': ["n1"], b'{"ok":true,"exit":0,"result":{"resources":[]}}': ["n2"]})
+    answers = roots.Answers(
+        {b'{"ok":true,"exit":0}': ["n1"], b'{"ok":true,"exit":0,"result":{"resources":[]}}': ["n2"]}
+    )
     fleet._as_text(main._parsed(["diff", "--nodes", "n[1-2]"]), look.diff, answers)
     assert "n2" in capsys.readouterr().out
 
@@ -70,12 +96,24 @@ class Root:
         yield from self.items
 
 
-@pytest.mark.parametrize("words", [["nodes"], ["groups"], ["groups", "g1"], ["nodes", "--forget", "n9"], ["rollback", "g1"],
-                                   ["hold", "release", "--all"]])  # fmt: skip
-@pytest.mark.parametrize("result", [{"x": 1}, {"nodes": 5, "groups": 5, "members": 5}, {"groups": [{}], "nodes": {"n1": []}}])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["nodes"],
+        ["groups"],
+        ["groups", "g1"],
+        ["nodes", "--forget", "n9"],
+        ["rollback", "g1"],
+        ["hold", "release", "--all"],
+    ],
+)
+@pytest.mark.parametrize(
+    "result", [{"x": 1}, {"nodes": 5, "groups": 5, "members": 5}, {"groups": [{}], "nodes": {"n1": []}}]
+)
 @pytest.mark.parametrize("as_json", [False, True])
 def test_what_a_root_says_that_makes_no_sense_is_said_to_make_none(
-        words: list[str], result: dict[str, Any], as_json: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    words: list[str], result: dict[str, Any], as_json: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     args = main._parsed([*(["--json"] if as_json else []), *words])
     there = contextlib.nullcontext(Root(Result(0, "", "", {}, result)))
     monkeypatch.setattr(roots, "connected", lambda args: there)
@@ -88,7 +126,9 @@ def test_what_a_root_says_that_makes_no_sense_is_said_to_make_none(
             fleet.run(args, None)
 
 
-def test_an_event_that_is_no_record_ends_no_watch(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_event_that_is_no_record_ends_no_watch(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     there = contextlib.nullcontext(Root(Event(b"{}"), Event(b'{"type":5,"node":"n1"}'), Event(b"no JSON")))
     monkeypatch.setattr(fleet, "connected", lambda args: there)
     assert fleet.run(main._parsed(["watch", "--via", "tcp://a:1"]), None) == 0

@@ -70,8 +70,9 @@ def test_who_waits_for_a_root_in_vain_is_told(kit: Kit, monkeypatch: pytest.Monk
     assert len(said) == 1 and 1.5 < time.monotonic() - began < 10
 
 
-def test_servers_that_say_nothing_do_not_use_up_the_time_of_the_others(kit: Kit,
-                                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+def test_servers_that_say_nothing_do_not_use_up_the_time_of_the_others(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A root that was switched off stands before the one that is about to lead."""
     monkeypatch.setattr("pact.cluster.client.WELCOME_S", 2.0)
     monkeypatch.setattr("pact.cluster.client.AGAIN_S", 0.5)
@@ -151,13 +152,19 @@ def test_whose_key_is_removed_while_it_waits_is_told_so_and_nothing_stays_open(k
     agg = ("agg1", started(kit, kit.url))
     said: list[str] = []
     with pytest.raises(DeniedError, match="does not know the key"):
-        RootClient([(agg[1], kit.public["agg1"])], keys.load(kit.secret("olga")), "olga",
-                   lambda why: (said.append(why), kit.write_keys(without=["olga"]))[0])  # fmt: skip
+        RootClient(
+            [(agg[1], kit.public["agg1"])],
+            keys.load(kit.secret("olga")),
+            "olga",
+            lambda why: (said.append(why), kit.write_keys(without=["olga"]))[0],
+        )
     assert said
     gc.collect()  # a socket that was left open would be said to be
 
 
-def test_one_server_that_does_not_know_the_key_does_not_stand_before_another_that_does(kit: Kit, tmp_path: Path) -> None:
+def test_one_server_that_does_not_know_the_key_does_not_stand_before_another_that_does(
+    kit: Kit, tmp_path: Path
+) -> None:
     kit.start_root()
     agg = ("agg1", started(kit, kit.url))
     (tmp_path / "old").mkdir()
@@ -220,7 +227,9 @@ def test_whose_key_is_removed_while_a_command_runs_is_denied(kit: Kit, capsys: p
     codes: list[int] = []
 
     def run() -> None:
-        codes.append(main.main(["--via", url, "--server-key", kit.public["agg1"], "--key", kit.secret("olga"), "watch"]))
+        codes.append(
+            main.main(["--via", url, "--server-key", kit.public["agg1"], "--key", kit.secret("olga"), "watch"])
+        )
 
     thread = threading.Thread(target=run)
     thread.start()

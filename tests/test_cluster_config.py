@@ -60,11 +60,15 @@ def test_a_secret_that_others_may_read_is_refused(tmp_path: Path) -> None:
 def test_keygen_on_the_command_line(tmp_path: Path) -> None:
     run = [sys.executable, "-m", "pact.cli.main", "keygen"]
     cwd = Path(__file__).parent.parent
-    done = subprocess.run([*run, "n7", "--dir", str(tmp_path / "k")], check=False, capture_output=True, text=True, cwd=cwd)
+    done = subprocess.run(
+        [*run, "n7", "--dir", str(tmp_path / "k")], check=False, capture_output=True, text=True, cwd=cwd
+    )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "k" / "n7.key").read_text().strip() in done.stdout
     assert (tmp_path / "k" / "n7.secret").read_text().strip() not in done.stdout
-    again = subprocess.run([*run, "n7", "--dir", str(tmp_path / "k")], check=False, capture_output=True, text=True, cwd=cwd)
+    again = subprocess.run(
+        [*run, "n7", "--dir", str(tmp_path / "k")], check=False, capture_output=True, text=True, cwd=cwd
+    )
     assert again.returncode == 2 and "exists already" in again.stderr
     assert subprocess.run([*run, "../n7"], check=False, capture_output=True, cwd=cwd).returncode == 2
 
@@ -80,20 +84,23 @@ def test_authorised_keys_say_who_and_where() -> None:
     assert table.removed(newer) == [PUBLIC, OTHER]  # gone, and changed
 
 
-@pytest.mark.parametrize(("text", "why"), [
-    (entry("short"), "a.toml:1: public is not a key"),
-    (entry() + entry(OTHER, "a b"), "a.toml:5: the name 'a b'"),
-    (entry() + entry(OTHER, "n2", "king"), "a.toml:5: unknown role 'king'"),
-    (entry() + entry(), "a.toml:5: the key of n1 stands here again"),
-    (entry() + entry(OTHER, "n1", "admin"), "a.toml:5: n1 is a node above"),
-    (entry(name="_root"), "a.toml:1: the name '_root'"),
-    (entry() + 'colour = "red"\n', "unknown field 'colour'"),
-    ('[[key]]\nname = "n1"\nrole = "node"\n', "public is missing"),
-    ("[[key]]\nname = \n", "a.toml:2"),
-    ("[keys]\n", "unknown 'keys'"),
-    ("key = 3\n", r"written \[\[key\]\]"),
-    ("key = [3]\n", "a key is a table"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (entry("short"), "a.toml:1: public is not a key"),
+        (entry() + entry(OTHER, "a b"), "a.toml:5: the name 'a b'"),
+        (entry() + entry(OTHER, "n2", "king"), "a.toml:5: unknown role 'king'"),
+        (entry() + entry(), "a.toml:5: the key of n1 stands here again"),
+        (entry() + entry(OTHER, "n1", "admin"), "a.toml:5: n1 is a node above"),
+        (entry(name="_root"), "a.toml:1: the name '_root'"),
+        (entry() + 'colour = "red"\n', "unknown field 'colour'"),
+        ('[[key]]\nname = "n1"\nrole = "node"\n', "public is missing"),
+        ("[[key]]\nname = \n", "a.toml:2"),
+        ("[keys]\n", "unknown 'keys'"),
+        ("key = 3\n", r"written \[\[key\]\]"),
+        ("key = [3]\n", "a key is a table"),
+    ],
+)
 def test_what_is_wrong_with_authorised_keys_is_said_with_its_line(text: str, why: str) -> None:
     with pytest.raises(ConfigError, match=why):
         auth.parse(text, "a.toml")
@@ -113,39 +120,52 @@ def test_the_contracts_example_is_read(tmp_path: Path) -> None:
         '[aggregator]\nname = "agg1"\ncluster = "default"\nrack = "r1"\ntree = "tcp://127.0.0.1:7417"\n'
         'events = "tcp://127.0.0.1:7418"\nreplay = "tcp://127.0.0.1:7419"\nhttp = "127.0.0.1:7420"\nparents = []\n'
         '[journal]\nurl = "etcd://h1:2379,h2:2379,h3:2379"\n'
-        '[keys]\nsecret = "/etc/pact/keys/agg1.secret"\nauthorized = "/etc/pact/authorized_keys.toml"\n')
+        '[keys]\nsecret = "/etc/pact/keys/agg1.secret"\nauthorized = "/etc/pact/authorized_keys.toml"\n'
+    )
     settings = config.load(write(tmp_path, text))
     assert (settings.name, settings.rack, settings.parents) == ("agg1", "r1", [])
     defaults = config.load(write(tmp_path, GOOD))
     assert all("127.0.0.1" in u for u in (defaults.tree, defaults.events, defaults.replay, defaults.http))
 
 
-@pytest.mark.parametrize(("text", "why"), [
-    ("[aggregator]\n", "name is missing"),
-    ('[aggregator]\nname = "a"\n', "secret is missing"),
-    (GOOD.replace("agg1", "_root"), "name must be"),
-    (GOOD + 'secrte = "x"\n', "unknown key 'secrte'"),
-    (GOOD.replace("[keys]", 'tree = "udp://x:1"\n[keys]'), 'must be "tcp://HOST:PORT"'),
-    (GOOD.replace("[keys]", 'parents = [{url = "tcp://a:1", key = "x"}]\n[keys]'), "without a key"),
-    (GOOD.replace("[keys]", f'parents = [{{url = "tcp://a:1", key = "{PUBLIC}", k = 1}}]\n[keys]'), "unknown key 'k'"),
-    (GOOD.replace("[keys]", "children = 9000\n[keys]"), "from 1 to 8000"),
-    (GOOD + '[journal]\nurl = "mysql://x"\n', "sqlite:///PATH"),
-    (GOOD.replace("[keys]", 'parents = [{url = "tcp://a:1"}]\n[keys]'), 'without a key: add key = "..."'),
-    (GOOD.replace("[keys]", 'parents = [{url = "tcp://a:1", ky = "x"}]\n[keys]'), "unknown key 'ky'; did you mean 'key'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("[aggregator]\n", "name is missing"),
+        ('[aggregator]\nname = "a"\n', "secret is missing"),
+        (GOOD.replace("agg1", "_root"), "name must be"),
+        (GOOD + 'secrte = "x"\n', "unknown key 'secrte'"),
+        (GOOD.replace("[keys]", 'tree = "udp://x:1"\n[keys]'), 'must be "tcp://HOST:PORT"'),
+        (GOOD.replace("[keys]", 'parents = [{url = "tcp://a:1", key = "x"}]\n[keys]'), "without a key"),
+        (
+            GOOD.replace("[keys]", f'parents = [{{url = "tcp://a:1", key = "{PUBLIC}", k = 1}}]\n[keys]'),
+            "unknown key 'k'",
+        ),
+        (GOOD.replace("[keys]", "children = 9000\n[keys]"), "from 1 to 8000"),
+        (GOOD + '[journal]\nurl = "mysql://x"\n', "sqlite:///PATH"),
+        (GOOD.replace("[keys]", 'parents = [{url = "tcp://a:1"}]\n[keys]'), 'without a key: add key = "..."'),
+        (
+            GOOD.replace("[keys]", 'parents = [{url = "tcp://a:1", ky = "x"}]\n[keys]'),
+            "unknown key 'ky'; did you mean 'key'",
+        ),
+    ],
+)
 def test_what_is_wrong_with_an_aggregators_file_is_said(tmp_path: Path, text: str, why: str) -> None:
     with pytest.raises(ConfigError, match=why):
         config.load(write(tmp_path, text))
 
 
-@pytest.mark.parametrize(("journal", "says"), [
-    ('lease = "5"', "lease means nothing to SQLite"),
-    ('url = "sqlite:///x.db?lease=5"', "lease means nothing to SQLite"),
-    ('url = "etcd://127.0.0.1:2379"\nlease = "99"', "not between 2 and 60"),
-    ('url = "etcd://127.0.0.1:2379"\ncert = "/c"', "cert and key belong together"),
-    ('url = "etcd://127.0.0.1:99999"', "is no host:port"),
-    ('url = "etcd://127.0.0.1:2379?leas=5"', "'leas' is none of"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("journal", "says"),
+    [
+        ('lease = "5"', "lease means nothing to SQLite"),
+        ('url = "sqlite:///x.db?lease=5"', "lease means nothing to SQLite"),
+        ('url = "etcd://127.0.0.1:2379"\nlease = "99"', "not between 2 and 60"),
+        ('url = "etcd://127.0.0.1:2379"\ncert = "/c"', "cert and key belong together"),
+        ('url = "etcd://127.0.0.1:99999"', "is no host:port"),
+        ('url = "etcd://127.0.0.1:2379?leas=5"', "'leas' is none of"),
+    ],
+)
 def test_a_root_whose_log_can_never_be_opened_ends_at_once(tmp_path: Path, journal: str, says: str) -> None:
     """It would try again for ever, as it does while a disk is full or etcd is away."""
     keys.keygen("agg1", str(tmp_path))
@@ -154,12 +174,20 @@ def test_a_root_whose_log_can_never_be_opened_ends_at_once(tmp_path: Path, journ
     ports = [s.getsockname()[1] for s in held]
     for one in held:
         one.close()
-    path = write(tmp_path, f'[aggregator]\nname = "agg1"\ntree = "tcp://127.0.0.1:{ports[0]}"\n'
-                 f'events = "tcp://127.0.0.1:{ports[1]}"\nreplay = "tcp://127.0.0.1:{ports[2]}"\nhttp = ""\n'
-                 f'[journal]\n{journal}\n[keys]\nsecret = "{tmp_path}/agg1.secret"\n'
-                 f'authorized = "{tmp_path}/authorized_keys.toml"\n')  # fmt: skip
-    done = subprocess.run([sys.executable, "-m", "pact.cli.main", "aggregator", "--config", path], capture_output=True,
-                          text=True, timeout=30, check=False)  # fmt: skip
+    path = write(
+        tmp_path,
+        f'[aggregator]\nname = "agg1"\ntree = "tcp://127.0.0.1:{ports[0]}"\n'
+        f'events = "tcp://127.0.0.1:{ports[1]}"\nreplay = "tcp://127.0.0.1:{ports[2]}"\nhttp = ""\n'
+        f'[journal]\n{journal}\n[keys]\nsecret = "{tmp_path}/agg1.secret"\n'
+        f'authorized = "{tmp_path}/authorized_keys.toml"\n',
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "pact.cli.main", "aggregator", "--config", path],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
     assert done.returncode == 2 and says in done.stderr and "Traceback" not in done.stderr, done.stderr
 
 
@@ -180,14 +208,15 @@ def test_client_defaults_come_from_the_first_file(tmp_path: Path) -> None:
     assert found.directory == str(tmp_path)
     first.write_text('[client]\nvia = "tcp://other:7417"\n')
     assert config.load_client((str(first), str(second))).via == "tcp://other:7417"
-    first.write_text('via = 7\n')
+    first.write_text("via = 7\n")
     with pytest.raises(ConfigError, match="via must be"):
         config.load_client((str(first),))
     assert config.load_client(()).via == ""
 
 
-def test_what_could_be_a_servers_key_is_one_and_never_the_name_of_a_file(tmp_path: Path,
-                                                                         monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_could_be_a_servers_key_is_one_and_never_the_name_of_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for directory in ("here", "etc"):
         (tmp_path / directory).mkdir()
         (tmp_path / directory / "root.key").write_text(OTHER + "\n")
@@ -214,15 +243,19 @@ def test_a_secret_key_that_is_given_for_its_file_is_not_printed() -> None:
     assert OTHER not in caught.value.message + caught.value.hint
 
 
-@pytest.mark.parametrize(("text", "says", "hint"), [
-    ('server-key = "x"\n', ":1: unknown key 'server-key'", "did you mean 'server_key'?"),
-    ('key = "me"\nserver = []\n', ":2: unknown key 'server'", "did you mean 'servers'?"),
-    ('[client]\nserver-key = "x"\n', ":2: unknown key 'server-key' in [client]", "did you mean 'server_key'?"),
-    ('[clint]\n', ":1: unknown section [clint]", "did you mean 'client'?"),
-    ('servers = [{url = "tcp://a:1"}]\n', ":1: servers has an entry for tcp://a:1 without a key", ""),
-])  # fmt: skip
-def test_what_is_wrong_with_a_clients_file_is_said_with_what_was_meant(tmp_path: Path, text: str, says: str,
-                                                                       hint: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "says", "hint"),
+    [
+        ('server-key = "x"\n', ":1: unknown key 'server-key'", "did you mean 'server_key'?"),
+        ('key = "me"\nserver = []\n', ":2: unknown key 'server'", "did you mean 'servers'?"),
+        ('[client]\nserver-key = "x"\n', ":2: unknown key 'server-key' in [client]", "did you mean 'server_key'?"),
+        ("[clint]\n", ":1: unknown section [clint]", "did you mean 'client'?"),
+        ('servers = [{url = "tcp://a:1"}]\n', ":1: servers has an entry for tcp://a:1 without a key", ""),
+    ],
+)
+def test_what_is_wrong_with_a_clients_file_is_said_with_what_was_meant(
+    tmp_path: Path, text: str, says: str, hint: str
+) -> None:
     path = tmp_path / "client.toml"
     path.write_text(text)
     with pytest.raises(ConfigError) as caught:
@@ -230,11 +263,36 @@ def test_what_is_wrong_with_a_clients_file_is_said_with_what_was_meant(tmp_path:
     assert says in caught.value.message and caught.value.hint == hint
 
 
-@pytest.mark.parametrize("text", [
-    "@x';id;'", "@$(id)", "@x`id`", "@x|id", "@x/y/e", "@-rf", "@s:-x", "@a b", "@a\nb", "n1;id", "n${IFS}", "n%s", "n\0", "٣",
-    "@x:[-4]", "@[1,-4]", ":[-4]", "n[1-99771-99724171]", "n[1,,2]", "n[1-2-3]", "n[1-99999[1-2]", "n[1-2]]",
-    "n[1-999999999999/99999999999]", "n99[0-99999]", "a[1-2]n9[0-99999]",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "@x';id;'",
+        "@$(id)",
+        "@x`id`",
+        "@x|id",
+        "@x/y/e",
+        "@-rf",
+        "@s:-x",
+        "@a b",
+        "@a\nb",
+        "n1;id",
+        "n${IFS}",
+        "n%s",
+        "n\0",
+        "٣",
+        "@x:[-4]",
+        "@[1,-4]",
+        ":[-4]",
+        "n[1-99771-99724171]",
+        "n[1,,2]",
+        "n[1-2-3]",
+        "n[1-99999[1-2]",
+        "n[1-2]]",
+        "n[1-999999999999/99999999999]",
+        "n99[0-99999]",
+        "a[1-2]n9[0-99999]",
+    ],
+)
 def test_a_node_set_cannot_carry_a_command(text: str) -> None:
     """ClusterShell hands the names of groups to a shell, and whoever may look may name one."""
     for expand in (nodesets.parse, nodesets.NodeSets().expand):
@@ -266,7 +324,9 @@ def test_names_with_many_numbers_fold_quickly_and_mean_the_same() -> None:
     assert set(nodesets.NodeSets().expand(nodesets.fold(odd))) == set(odd)
 
 
-@pytest.mark.parametrize(("text", "count"), [("n3[0-5]", 6), ("n3[000-100]", 101), ("n3[08-12]", 5), ("n[8-12]5", 5), ("n3[1,10]", 2)])
+@pytest.mark.parametrize(
+    ("text", "count"), [("n3[0-5]", 6), ("n3[000-100]", 101), ("n3[08-12]", 5), ("n[8-12]5", 5), ("n3[1,10]", 2)]
+)
 def test_a_digit_beside_a_range_means_as_many_names_as_are_counted(text: str, count: int) -> None:
     assert len(nodesets.NodeSets().expand(text)) == count
 

@@ -18,13 +18,21 @@ import pytest
 import zmq
 from cluster_kit import Kit, free_ports
 
-from pact.core.tree import wire
+from pact.core.tree import checks, wire
 from pact.core.tree.wire import Message
 from pact.errors import LocalProtocolError
 from pact.limits import FRAME_MAX, HEAD_MAX
 
 Socket = zmq.Socket[bytes]
-NAMES = {"root1": "aggregator", "agg1": "aggregator", "n1": "node", "n2": "node", "view": "viewer", "op": "ops", "adm": "admin"}
+NAMES = {
+    "root1": "aggregator",
+    "agg1": "aggregator",
+    "n1": "node",
+    "n2": "node",
+    "view": "viewer",
+    "op": "ops",
+    "adm": "admin",
+}
 
 
 class Hostile(Kit):
@@ -40,7 +48,8 @@ class Hostile(Kit):
         path.write_text(
             f'[aggregator]\nname = "root1"\ntree = "{tree}"\nevents = "{events}"\nreplay = "{replay}"\nhttp = ""\n'
             f'[journal]\nurl = "sqlite://{self.base}/root.db"\n[cluster]\n{cluster}'
-            f'[keys]\nsecret = "{self.secret("root1")}"\nauthorized = "{self.authorized}"\n')
+            f'[keys]\nsecret = "{self.secret("root1")}"\nauthorized = "{self.authorized}"\n'
+        )
         self.run("root1", "aggregator", "--config", str(path))
 
     def person(self, name: str, at: str = "root1") -> Socket:
@@ -69,10 +78,12 @@ class Hostile(Kit):
             time.sleep(0.1)
         raise AssertionError(f"{name} is not welcomed\n{self.logs()}")
 
-    def request(self, sock: Socket, op: str, nodes: str | None = None, timeout_ms: int = 3000, id_: int = 1,
-                **args: Any) -> None:  # fmt: skip
-        sock.send(wire.encode("request", {"id": id_, "op": op, "nodes": nodes, "timeout_ms": timeout_ms},
-                              orjson.dumps(args)))  # fmt: skip
+    def request(
+        self, sock: Socket, op: str, nodes: str | None = None, timeout_ms: int = 3000, id_: int = 1, **args: Any
+    ) -> None:
+        sock.send(
+            wire.encode("request", {"id": id_, "op": op, "nodes": nodes, "timeout_ms": timeout_ms}, orjson.dumps(args))
+        )
 
     def result(self, sock: Socket, seconds: float = 8.0) -> Message:
         ends = time.monotonic() + seconds
@@ -93,8 +104,9 @@ class Hostile(Kit):
         body: dict[str, Any] = orjson.loads(said.body)
         return body
 
-    def answering(self, sock: Socket, name: str, answer: Callable[[str], bytes], until: Callable[[], Any],
-                  seconds: float = 8.0) -> Any:  # fmt: skip
+    def answering(
+        self, sock: Socket, name: str, answer: Callable[[str], bytes], until: Callable[[], Any], seconds: float = 8.0
+    ) -> Any:
         """Play a node that answers every call, until something has come."""
         ends = time.monotonic() + seconds
         while time.monotonic() < ends:
@@ -120,17 +132,20 @@ def kit(tmp_path: Path) -> Iterator[Hostile]:
 
 
 @pytest.mark.invariant("T13")
-@pytest.mark.parametrize(("op", "nodes", "args"), [
-    ("status", "n[1-" + "9" * 5000 + "]", {}),
-    ("status", "n[" + "9" * 5000 + "]", {}),
-    ("status", ",".join(f"n{i}x[1-99999]" for i in range(30_000)), {}),
-    ("status", "n[1-3", {}),
-    ("status", "@nothing:[", {}),
-    ("groups", None, {"group": ["x"]}),
-    ("groups", None, {"group": {"a": 1}}),
-    ("watch", "n[1-" + "9" * 5000 + "]", {}),
-    ("nodes", "\x00", {}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("op", "nodes", "args"),
+    [
+        ("status", "n[1-" + "9" * 5000 + "]", {}),
+        ("status", "n[" + "9" * 5000 + "]", {}),
+        ("status", ",".join(f"n{i}x[1-99999]" for i in range(30_000)), {}),
+        ("status", "n[1-3", {}),
+        ("status", "@nothing:[", {}),
+        ("groups", None, {"group": ["x"]}),
+        ("groups", None, {"group": {"a": 1}}),
+        ("watch", "n[1-" + "9" * 5000 + "]", {}),
+        ("nodes", "\x00", {}),
+    ],
+)
 def test_what_a_person_asks_never_ends_the_root(kit: Hostile, op: str, nodes: str | None, args: dict[str, Any]) -> None:
     view = kit.person("view")
     kit.request(view, op, nodes, **args)
@@ -148,15 +163,20 @@ def test_a_hold_with_an_endless_reason_is_refused_and_poisons_nothing(kit: Hosti
     kit.node("n1").close(0)
 
 
-@pytest.mark.parametrize("answer", [
-    {"ok": True, "exit": 0, "result": {}},
-    {"ok": True, "exit": 0, "result": {"changes": "x", "magnitude_n": 1, "window_ns": 10**9}},
-    {"ok": True, "exit": 0, "result": {"changes": 1, "magnitude_n": 1, "window_ns": 1.5}},
-    {"ok": True, "exit": 0, "result": {"changes": 1, "magnitude_n": 1, "window_ns": -5}},
-    {"ok": False, "exit": -1, "result": {}, "message": "no"},
-    {"ok": False, "exit": 1, "result": {}, "message": "y" * 200_000},
-    [], "x", None,
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"ok": True, "exit": 0, "result": {}},
+        {"ok": True, "exit": 0, "result": {"changes": "x", "magnitude_n": 1, "window_ns": 10**9}},
+        {"ok": True, "exit": 0, "result": {"changes": 1, "magnitude_n": 1, "window_ns": 1.5}},
+        {"ok": True, "exit": 0, "result": {"changes": 1, "magnitude_n": 1, "window_ns": -5}},
+        {"ok": False, "exit": -1, "result": {}, "message": "no"},
+        {"ok": False, "exit": 1, "result": {}, "message": "y" * 200_000},
+        [],
+        "x",
+        None,
+    ],
+)
 def test_a_node_that_answers_nonsense_refuses_and_ends_nothing(kit: Hostile, answer: Any) -> None:
     node, adm = kit.node("n1"), kit.person("adm")
     time.sleep(0.3)
@@ -175,10 +195,12 @@ def _result(kit: Hostile, sock: Socket) -> Message | None:
 
 @pytest.mark.invariant("T9")
 def test_groups_of_nodes_are_looked_up_where_a_person_waits_and_never_in_the_root(
-        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     called = tmp_path / "called"
     (tmp_path / "groups.conf").write_text(
-        f"[Main]\ndefault: jobs\n[jobs]\nmap: touch {called}; sleep 0.1; echo n1\nall: touch {called}; echo n[1-2]\n")
+        f"[Main]\ndefault: jobs\n[jobs]\nmap: touch {called}; sleep 0.1; echo n1\nall: touch {called}; echo n[1-2]\n"
+    )
     monkeypatch.setenv("CLUSTERSHELL_CFGDIR", str(tmp_path))
     kit = Hostile(tmp_path, NAMES)
     kit.start()
@@ -189,8 +211,21 @@ def test_groups_of_nodes_are_looked_up_where_a_person_waits_and_never_in_the_roo
             said = kit.result(view)
             assert said.head["exit"] == 2 and "group" in said.head["message"], said
         assert not called.exists()
-        command = [sys.executable, "-m", "pact.cli.main", "--via", kit.url, "--server-key", kit.public["root1"],
-                   "--key", kit.secret("view"), "nodes", "--nodes", "@mine", "--json"]  # fmt: skip
+        command = [
+            sys.executable,
+            "-m",
+            "pact.cli.main",
+            "--via",
+            kit.url,
+            "--server-key",
+            kit.public["root1"],
+            "--key",
+            kit.secret("view"),
+            "nodes",
+            "--nodes",
+            "@mine",
+            "--json",
+        ]
         done = subprocess.run(command, capture_output=True, check=False)
         assert called.exists() and list(orjson.loads(done.stdout)["nodes"]) == ["n1"], done
     finally:
@@ -281,8 +316,21 @@ def used_s(pid: int) -> float:
 @pytest.mark.parametrize("form", [[], ["--json"]])
 def test_who_reads_a_log_from_afar_hears_that_older_records_are_left_out(kit: Hostile, form: list[str]) -> None:
     node = kit.node("n1")
-    command = [sys.executable, "-m", "pact.cli.main", "--via", kit.url, "--server-key", kit.public["root1"],
-               "--key", kit.secret("view"), "log", "--nodes", "n1", *form]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "pact.cli.main",
+        "--via",
+        kit.url,
+        "--server-key",
+        kit.public["root1"],
+        "--key",
+        kit.secret("view"),
+        "log",
+        "--nodes",
+        "n1",
+        *form,
+    ]
     answer = b'{"ok":true,"exit":0,"message":"","hint":"","result":{"truncated":true,"rows":[]}}'
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         code = kit.answering(node, "n1", lambda op: answer, process.poll)
@@ -304,7 +352,7 @@ def test_a_head_that_just_fits_or_says_more_ends_no_relay(kit: Hostile, at: str)
     before, after = b'{"id":1,"op":"status","nodes":"', b'"}'
     view.send(raw_request(before + b"n" * (HEAD_MAX - len(before) - len(after)) + after))
     assert kit.result(view).head["exit"] == 2
-    view.send(raw_request(b'{"id":2,"op":"nodes"}', b'"' + b"x" * wire.BODY_MAX + b'"'))
+    view.send(raw_request(b'{"id":2,"op":"nodes"}', b'"' + b"x" * checks.BODY_MAX + b'"'))
     assert kit.result(view).head["exit"] == 2
     view.send(raw_request(b'{"id":3,"op":"nodes","shoe_size":44}'))
     assert kit.result(view).head["exit"] == 0

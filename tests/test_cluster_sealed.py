@@ -121,7 +121,11 @@ def test_it_acknowledges_nothing_in_the_root_s_name(kit: Between) -> None:
     assert kit.ask(sock, "hold_place", reason="kept back", for_ns=10**12)["ok"]
     seq, incarnation = kit.newest(sock), kit.known()["n1"]["incarnation"]
     (ack, *_) = [m for m in kit.rogue.seen if m.kind == "ack" and m.head["seals"]]
-    for more in ({}, {"seals": ["x" * 20], "term": ack.head["term"], "fence": 1}, {k: ack.head[k] for k in ("seals", "term", "fence")}):
+    for more in (
+        {},
+        {"seals": ["x" * 20], "term": ack.head["term"], "fence": 1},
+        {k: ack.head[k] for k in ("seals", "term", "fence")},
+    ):
         kit.rogue.tell("n1", "ack", {"cursors": [["n1", incarnation, seq, False]], **more})
     kit.during(0.5)
     assert replicated(kit, sock) < seq
@@ -139,8 +143,11 @@ def test_it_says_of_nobody_that_he_is_below(kit: Between) -> None:
         kit.rogue.say("below", {"add": ["n2"], "sessions": {"n2": (1 << 63) + 5}, "proofs": proofs})
     kit.during(0.3)
     answer = orjson.dumps({"ok": True, "exit": 0, "message": "", "hint": "", "result": {"state": "committed"}})
-    kit.rogue.down = lambda m: m if m.kind != "call" else kit.rogue.say("answer", {
-        "call": m.head["call"], "final": True, "parts": [[["n2"], len(answer)]]}, answer)  # type: ignore[func-returns-value]
+    kit.rogue.down = lambda m: (
+        m
+        if m.kind != "call"
+        else kit.rogue.say("answer", {"call": m.head["call"], "final": True, "parts": [[["n2"], len(answer)]]}, answer)
+    )  # type: ignore[func-returns-value]
     found = kit.answers("adm", "status", nodes="n2", at="root1")
     assert found["n2"]["exit"] == 0 and found["n2"]["result"]["node"] == "n2"
 
@@ -154,7 +161,10 @@ def test_it_stops_and_releases_no_fleet(kit: Between) -> None:
     assert kit.holds(sock) == []
     assert kit.result("adm", "fleet_hold", {"reason": "real", "for_ns": 10**12}).exit == 0
     assert kit.holds(sock) == ["real"]
-    for head in ({"fence": 10**6, "seq": 10**6, "holds": []}, {"fence": 1, "seq": 10**6, "holds": [], "seals": {"n1": "x" * 20}, "term": "t"}):
+    for head in (
+        {"fence": 10**6, "seq": 10**6, "holds": []},
+        {"fence": 1, "seq": 10**6, "holds": [], "seals": {"n1": "x" * 20}, "term": "t"},
+    ):
         kit.rogue.tell("n1", "fleet", head)
     told = [m for m in kit.rogue.seen if m.kind == "fleet" and m.head["holds"]][-1]
     short = [{**h, "left_ns": 1} for h in told.head["holds"]]
@@ -170,7 +180,12 @@ def test_it_asks_nothing_in_a_person_s_name(kit: Between) -> None:
     sock = kit.agent("n1")
     args = orjson.dumps({"reason": "forged", "for_ns": 10**12})
     head = {"id": 1, "op": "hold_place", "nodes": "n1", "timeout_ms": 3000, "client": "agg1:77", "caller": ADMIN}
-    for more in ({}, {"direct": True}, {"client": "root1:1", "direct": True}, {"person": kit.public["adm"], "challenge": "1.x", "seal": "x" * 20}):
+    for more in (
+        {},
+        {"direct": True},
+        {"client": "root1:1", "direct": True},
+        {"person": kit.public["adm"], "challenge": "1.x", "seal": "x" * 20},
+    ):
         kit.rogue.say("request", {**head, **more}, args)
     kit.during(0.5)
     assert kit.holds(sock) == []
@@ -220,12 +235,16 @@ def test_it_tells_a_person_nothing_in_the_root_s_name(kit: Between) -> None:
         lambda m: m._replace(body=m.body.replace(b"n1", b"n7")) if m.kind == "part" else m,
         lambda m: m._replace(head={**m.head, "names": ["n9"]}) if m.kind == "part" else m,
         lambda m: None if m.kind == "part" else m,
-        lambda m: m._replace(head={**m.head, "exit": 0, "failed": {}, "seal": ""}, body=whole) if m.kind == "result" else m,
+        lambda m: (
+            m._replace(head={**m.head, "exit": 0, "failed": {}, "seal": ""}, body=whole) if m.kind == "result" else m
+        ),
     ]
     for lie in lies:
         assert isinstance(told(lie), PactError), lie
     # What it says itself is its own word.
-    last = told(lambda m: m._replace(head={**m.head, "exit": 4, "message": "no", "seal": ""}) if m.kind == "result" else m)
+    last = told(
+        lambda m: m._replace(head={**m.head, "exit": 4, "message": "no", "seal": ""}) if m.kind == "result" else m
+    )
     assert isinstance(last, PactError) or "look" in last.hint
     assert isinstance(told(lambda m: m), Result)
 
@@ -247,7 +266,9 @@ def test_who_does_not_seal_is_not_let_in_and_is_told(kit: Between) -> None:
 def test_a_member_of_the_last_version_between_them_is_named(kit: Between) -> None:
     """It passes over what it does not know."""
     sock = kit.agent("n1")
-    kit.rogue.down = lambda m: m if m.kind != "call" else m._replace(head={**m.head, "seals": "", "term": "", "apart": False})
+    kit.rogue.down = lambda m: (
+        m if m.kind != "call" else m._replace(head={**m.head, "seals": "", "term": "", "apart": False})
+    )
     found = kit.asked("adm", "status", nodes="n1")
     assert found[-1].exit == 5 and not any(isinstance(p, Parts) for p in found)
     assert "without a seal" in (kit.base / "n1.log").read_text() and kit.holds(sock) == []

@@ -119,7 +119,9 @@ def test_two_answers_of_one_node_do_not_seal_each_other(kit: Between) -> None:
     child = kit.rogue.relay.tree.where["n1"]
 
     def lie(call: str) -> None:
-        kit.rogue.say("answer", {"call": call, "final": False, "parts": [[["n1"], len(body)]], "seals": ["B" * 20]}, body)
+        kit.rogue.say(
+            "answer", {"call": call, "final": False, "parts": [[["n1"], len(body)]], "seals": ["B" * 20]}, body
+        )
 
     def down(said: Message) -> Message | None:
         if said.kind != "call" or "n1" not in said.head["nodes"]:
@@ -129,7 +131,9 @@ def test_two_answers_of_one_node_do_not_seal_each_other(kit: Between) -> None:
             seen.append(said.head["call"])
             kit.rogue.say("below", {"gone": ["n1"]})
             kit.during(0.008)
-            kit.rogue.say("below", {"add": ["n1"], "sessions": {"n1": child.session}, "proofs": {"n1": list(child.proof or ())}})
+            kit.rogue.say(
+                "below", {"add": ["n1"], "sessions": {"n1": child.session}, "proofs": {"n1": list(child.proof or ())}}
+            )
         return None
 
     kit.rogue.down = down
@@ -144,8 +148,13 @@ def test_a_key_that_reaches_the_root_last_lets_its_node_in(tmp_path: Path, seale
 
     def known(*without: str) -> None:
         new = roots.with_suffix(".new")
-        new.write_text("".join(f'[[key]]\npublic = "{kit.public[n]}"\nname = "{n}"\nrole = "{role}"\n'
-                               for n, role in kit.roles.items() if n not in without))
+        new.write_text(
+            "".join(
+                f'[[key]]\npublic = "{kit.public[n]}"\nname = "{n}"\nrole = "{role}"\n'
+                for n, role in kit.roles.items()
+                if n not in without
+            )
+        )
         new.replace(roots)
 
     known("n2")
@@ -160,9 +169,15 @@ def test_a_key_that_reaches_the_root_last_lets_its_node_in(tmp_path: Path, seale
         known()
         kit.until(lambda: kit.known().get("n2", {}).get("connected"), "it is let in", 20)
         known("n2")
-        kit.until(lambda: kit.asked("adm", "hold_release", {}, "n2", sealed=sealed)[-1].exit != 4, "the root has read it", 20)
+        kit.until(
+            lambda: kit.asked("adm", "hold_release", {}, "n2", sealed=sealed)[-1].exit != 4, "the root has read it", 20
+        )
         known()
-        kit.until(lambda: kit.asked("adm", "hold_release", {}, "n2", sealed=sealed)[-1].exit in (0, 4), "it is known again", 20)
+        kit.until(
+            lambda: kit.asked("adm", "hold_release", {}, "n2", sealed=sealed)[-1].exit in (0, 4),
+            "it is known again",
+            20,
+        )
     finally:
         kit.close()
 

@@ -25,14 +25,39 @@ RESOURCES = ["sysctl:a", "sysctl:b", "file:/c"]
 STEPS = 60
 ROOT = person("root", "admin", 0)
 WEIGHTS = {
-    "time": 35, "ask": 25, "write": 8, "use": 5, "free": 6, "kill": 5, "restart": 8, "cut": 4, "mend": 7, "elect": 2,
-    "crash root": 2, "stubborn": 2, "emergency": 2, "hold": 2, "disk": 3, "save": 2, "hang": 2,
-}  # fmt: skip
+    "time": 35,
+    "ask": 25,
+    "write": 8,
+    "use": 5,
+    "free": 6,
+    "kill": 5,
+    "restart": 8,
+    "cut": 4,
+    "mend": 7,
+    "elect": 2,
+    "crash root": 2,
+    "stubborn": 2,
+    "emergency": 2,
+    "hold": 2,
+    "disk": 3,
+    "save": 2,
+    "hang": 2,
+}
 STEPS_OF = [what for what, weight in WEIGHTS.items() for _ in range(weight)]
 #: Each is left out of a third of the lives: what it would clear up, or hide, is seen in those.
 SOMETIMES = ["use", "kill", "cut", "elect", "crash root", "stubborn", "emergency", "hold", "disk", "save", "hang"]
-OPS = [op for op, weight in {"apply": 8, "group_commit": 6, "group_rollback": 6, "group_extend": 2, "fleet_hold": 1,
-                             "fleet_release": 2}.items() for _ in range(weight)]  # fmt: skip
+OPS = [
+    op
+    for op, weight in {
+        "apply": 8,
+        "group_commit": 6,
+        "group_rollback": 6,
+        "group_extend": 2,
+        "fleet_hold": 1,
+        "fleet_release": 2,
+    }.items()
+    for _ in range(weight)
+]
 T = TypeVar("T")
 
 
@@ -45,12 +70,23 @@ def build(rng: random.Random, seed: int) -> Cluster:
     declared = {r: Declared({"value": "0"}) for r in RESOURCES}
     net = Net(loss=rng.choice([0.0, 0.05, 0.3]), twice=rng.choice([0.0, 0.2]), delay_ms=rng.choice([5, 500]))
     limits = Limits(
-        wave=rng.choice([1, 2, 100]), waves_at_once=rng.choice([1, 2]), answer_ns=rng.choice([2, 10]) * NS_PER_S,
-        breaker_least=rng.choice([0, 1, 3]), breaker_share=0.2, on_busy_retry=rng.random() < 0.3,
-    )  # fmt: skip
+        wave=rng.choice([1, 2, 100]),
+        waves_at_once=rng.choice([1, 2]),
+        answer_ns=rng.choice([2, 10]) * NS_PER_S,
+        breaker_least=rng.choice([0, 1, 3]),
+        breaker_share=0.2,
+        on_busy_retry=rng.random() < 0.3,
+    )
     settings = Settings(base_ns=rng.choice([60, 300]) * NS_PER_S, floor_ns=5 * NS_PER_S, alone_ns=100 * NS_PER_S)
-    made = Cluster(seed, rng.randrange(2, 7), declared, net=net, settings=settings, limits=limits,
-                   slow=rng.choice([0.0, 0.0, 0.1, 0.5]))  # fmt: skip
+    made = Cluster(
+        seed,
+        rng.randrange(2, 7),
+        declared,
+        net=net,
+        settings=settings,
+        limits=limits,
+        slow=rng.choice([0.0, 0.0, 0.1, 0.5]),
+    )
     made.advance(4 * NS_PER_S)
     return made
 
@@ -115,7 +151,9 @@ def request(c: Cluster, rng: random.Random) -> None:
     names = rng.sample(list(c.peers), rng.randrange(1, len(c.peers) + 1))
     known = list(c.root.state.groups) if c.root is not None else []
     gid = rng.choice([*known[-3:], "g1"])
-    values = {r: Declared({"value": str(rng.randrange(4))}).to_json() for r in rng.sample(RESOURCES, rng.choice([1, 2]))}
+    values = {
+        r: Declared({"value": str(rng.randrange(4))}).to_json() for r in rng.sample(RESOURCES, rng.choice([1, 2]))
+    }
     missing = rng.choice([None, None, 1, 99])
     op = pick(rng, OPS)
     args: dict[str, object] = {
@@ -123,7 +161,8 @@ def request(c: Cluster, rng: random.Random) -> None:
         "group_commit": {"group": gid, "message": "m", "allow_missing": missing},
         "group_rollback": {"group": gid, "force": rng.random() < 0.2},
         "group_extend": {"group": gid, "by_ns": 30 * NS_PER_S},
-        "fleet_hold": {"reason": "r", "for_ns": 200 * NS_PER_S}, "fleet_release": {},
+        "fleet_hold": {"reason": "r", "for_ns": 200 * NS_PER_S},
+        "fleet_release": {},
     }[op]  # type: ignore[assignment]
     c.request(op, args, ",".join(names) if op == "apply" else None)
 
@@ -170,7 +209,9 @@ def live(seed: int) -> list[str]:
     assert c.root is not None
     state = c.root.state
     assert all(g.state == FINISHED for g in state.groups.values()), (
-        seed, {g.id: (g.state, g.decision, c.root.groups.runs.get(g.id)) for g in state.groups.values()})  # fmt: skip
+        seed,
+        {g.id: (g.state, g.decision, c.root.groups.runs.get(g.id)) for g in state.groups.values()},
+    )
     for name, peer in c.peers.items():
         node = peer.world.node.state
         assert not node.groups, (seed, name, node.groups)

@@ -29,8 +29,9 @@ class Journal:
 
     def write(self, count: int, pad: str = "") -> None:
         for _ in range(count):
-            record, body = seal(len(self.lines), self.hash, "2026-01-01T00:00:00Z", 0, self.node, "denied", {},
-                                {"pad": pad})  # fmt: skip
+            record, body = seal(
+                len(self.lines), self.hash, "2026-01-01T00:00:00Z", 0, self.node, "denied", {}, {"pad": pad}
+            )
             self.hash = record.hash
             self.incarnation = self.incarnation or record.hash[:16]
             self.lines.append(body[:-1] + b',"hash":"' + record.hash.encode() + b'"}\n')
@@ -47,8 +48,9 @@ class Line:
         self.boxes: dict[str, Outbox] = {}
         self.sent = 0
         self.perform(self.root.start(self.t_ns, 0, "boot", 0))
-        self.relay.from_parent(wire.message("welcome", {"v": 1, "name": "root", "path": ["root"], "fence": 1,
-                                                        "credit": CREDIT}), self.t_ns)  # fmt: skip
+        self.relay.from_parent(
+            wire.message("welcome", {"v": 1, "name": "root", "path": ["root"], "fence": 1, "credit": CREDIT}), self.t_ns
+        )
 
     def join(self, name: str, acked: int = -1) -> None:
         journal = self.journals[name]
@@ -160,14 +162,35 @@ def test_the_roots_buffer_is_empty_when_nothing_waits() -> None:
 
 
 @pytest.mark.invariant("K2")
-@pytest.mark.parametrize("wrong", [
-    {"hash": "a" * 60_000}, {"hash": "A" * 64}, {"type": "heads"}, {"time": "x" * 10_000}, {"data": []}, {"actor": "me"},
-    {"seq": 1}, {"seq": 0.0}, {"prev": ""}, {"node": "n2"},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"hash": "a" * 60_000},
+        {"hash": "A" * 64},
+        {"type": "heads"},
+        {"time": "x" * 10_000},
+        {"data": []},
+        {"actor": "me"},
+        {"seq": 1},
+        {"seq": 0.0},
+        {"prev": ""},
+        {"node": "n2"},
+    ],
+)
 def test_a_record_that_is_none_is_not_taken(wrong: dict[str, Any]) -> None:
     line = Line("n1")
-    record = {"v": 1, "seq": 0, "prev": GENESIS, "hash": "ab" * 32, "time": "2026-01-01T00:00:00Z", "node": "n1",
-              "type": "denied", "actor": {}, "data": {}, **wrong}  # fmt: skip
+    record = {
+        "v": 1,
+        "seq": 0,
+        "prev": GENESIS,
+        "hash": "ab" * 32,
+        "time": "2026-01-01T00:00:00Z",
+        "node": "n1",
+        "type": "denied",
+        "actor": {},
+        "data": {},
+        **wrong,
+    }
     journal = line.journals["n1"]
     journal.lines, journal.incarnation = [orjson.dumps(record) + b"\n"], str(record["hash"])[:16]
     line.join("n1")

@@ -20,9 +20,21 @@ from pact.core.tree import wire
 from pact.errors import ConfigError
 from pact.net import keys
 
-NAMES = {"root1": "aggregator", "agg1": "aggregator", "agg2": "aggregator", "n001": "node", "n002": "node",
-         "n003": "node", "n004": "node", "n005": "node", "n006": "node", "ops1": "ops", "boss": "admin", "eye": "viewer",
-         "sub": "subscriber"}  # fmt: skip
+NAMES = {
+    "root1": "aggregator",
+    "agg1": "aggregator",
+    "agg2": "aggregator",
+    "n001": "node",
+    "n002": "node",
+    "n003": "node",
+    "n004": "node",
+    "n005": "node",
+    "n006": "node",
+    "ops1": "ops",
+    "boss": "admin",
+    "eye": "viewer",
+    "sub": "subscriber",
+}
 
 
 @pytest.fixture
@@ -63,8 +75,13 @@ def test_nothing_that_is_asked_ends_the_authentication(kit: Kit) -> None:
     zap = kit.aggregator.context.socket(zmq.DEALER)
     zap.linger = 0
     zap.connect("inproc://zeromq.zap.01")
-    for frames in ([b""], [b"", b"1.0"], [b"", b"1.0", b"1", b"\xff", b"\xff", b"", b"CURVE", b"short"],
-                   [b"", b"9", b"1", b"tree", b"a", b"", b"NULL"], [b"x"] * 40):  # fmt: skip
+    for frames in (
+        [b""],
+        [b"", b"1.0"],
+        [b"", b"1.0", b"1", b"\xff", b"\xff", b"", b"CURVE", b"short"],
+        [b"", b"9", b"1", b"tree", b"a", b"", b"NULL"],
+        [b"x"] * 40,
+    ):
         zap.send_multipart(frames)
     kit.during(0.2)
     zap.close()
@@ -148,7 +165,9 @@ def test_a_removed_key_has_no_session_and_no_connection(kit: Kit) -> None:
     n2.send(wire.encode("beat", {}))
     assert kit.receive(n2).kind == "beat"
     kit.write_keys()
-    kit.until(lambda: kit.aggregator is not None and len(kit.aggregator.authorized.peers) == len(NAMES), "read again", 3)
+    kit.until(
+        lambda: kit.aggregator is not None and len(kit.aggregator.authorized.peers) == len(NAMES), "read again", 3
+    )
     kit.joined("n001", session=2 << 20)
 
 
@@ -262,9 +281,15 @@ def test_children_of_a_killed_aggregator_work_under_another_and_nothing_is_lost(
     killed = time.monotonic()
     for i, sock in enumerate(socks.values()):
         kit.ask(sock, "hold_place", reason=f"hold {i}", for_ns=3600 * 10**9)
-    kit.until(lambda: all(
-        (c := kit.ask(socks[n], "status")["result"]["cluster"])["parent"] not in (None, victim[1])
-        and c["waiting"] == 0 for n in moved), "at work under another", 10)
+    kit.until(
+        lambda: all(
+            (c := kit.ask(socks[n], "status")["result"]["cluster"])["parent"] not in (None, victim[1])
+            and c["waiting"] == 0
+            for n in moved
+        ),
+        "at work under another",
+        10,
+    )
     assert time.monotonic() - killed < 10
     for name in socks:
         mine = [r for n, r in root.lines if n == name]
@@ -280,7 +305,8 @@ def test_an_agent_without_parents_does_not_load_the_library(kit: Kit) -> None:
     home.mkdir()
     (home / "agent.toml").write_text(
         f'[node]\nname = "alone"\n[state]\ndir = "{home}/state"\n[control]\nsocket = "{home}/sock"\n'
-        f'[declared]\nfiles = []\n[observe]\nrealtime = false\nproc_connector = false\n')
+        f"[declared]\nfiles = []\n[observe]\nrealtime = false\nproc_connector = false\n"
+    )
     kit.run("alone", "agent", "--config", str(home / "agent.toml"))
     ends = time.monotonic() + 10
     while not (home / "sock").exists():
@@ -422,7 +448,9 @@ def test_an_older_copy_of_a_journal_is_noticed_and_nothing_counts_as_replicated(
 
 
 @pytest.mark.invariant("T3", "T7")
-def test_after_a_stall_the_root_hears_everybody_before_it_gives_anybody_up(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_after_a_stall_the_root_hears_everybody_before_it_gives_anybody_up(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What is late by the root's clock may be here already, unread."""
     monkeypatch.setattr("pact.cluster.aggregator.ROUTER_BATCH", 1)
     monkeypatch.setattr("pact.cluster.aggregator.ROUTER_READ", 1)

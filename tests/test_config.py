@@ -92,25 +92,45 @@ def test_windows_may_be_fractions_of_a_second(tmp_path: Path) -> None:
 
 
 BAD = {
-    "node.name": [5, "", "a b", "-x", "a/b", "x" * 300], "node.cluster": ["", True],
-    "state.dir": [1, ""], "state.file_limit": ["much", -1, True, "4X", 1.5], "state.store_limit": ["", []],
+    "node.name": [5, "", "a b", "-x", "a/b", "x" * 300],
+    "node.cluster": ["", True],
+    "state.dir": [1, ""],
+    "state.file_limit": ["much", -1, True, "4X", 1.5],
+    "state.store_limit": ["", []],
     "state.verify": [0, "all", 1.5],
     "state.keep": ["0", "for ever", True],
-    "control.socket": [1, ""], "declared.files": ["/one", [1], [""]], "mode.enforcement": ["on", True, 1],
-    "window.base": ["0", "soon", True, -1, [], 0], "window.sensitivity": ["2", -1, True, 1e9],
-    "window.floor": ["x", True, {}], "window.emergency": ["", 0],
+    "control.socket": [1, ""],
+    "declared.files": ["/one", [1], [""]],
+    "mode.enforcement": ["on", True, 1],
+    "window.base": ["0", "soon", True, -1, [], 0],
+    "window.sensitivity": ["2", -1, True, 1e9],
+    "window.floor": ["x", True, {}],
+    "window.emergency": ["", 0],
     "drift.weights": [2.0, {"kernels": 1.0}, {"kernel": 0}, {"kernel": True}, {"kernel": "2"}],
-    "drift.severity": [[], {"sysctls": 1.0}, {"sysctl": -1}, {"sysctl": 2000}], "drift.ignore": ["x", [0]],
-    "observe.rescan": ["0s", "often"], "observe.full": [False], "observe.fanotify": [1, "yes"],
-    "observe.inotify": ["no"], "observe.realtime": [0], "observe.proc_connector": ["on"],
+    "drift.severity": [[], {"sysctls": 1.0}, {"sysctl": -1}, {"sysctl": 2000}],
+    "drift.ignore": ["x", [0]],
+    "observe.rescan": ["0s", "often"],
+    "observe.full": [False],
+    "observe.fanotify": [1, "yes"],
+    "observe.inotify": ["no"],
+    "observe.realtime": [0],
+    "observe.proc_connector": ["on"],
     "observe.cpus": [0, [-1], [True], ["0"]],
-    "rollback.on_busy": ["wait", True], "rollback.retry": [0], "rollback.max_resources": [0, "500", 1.5, True, 10**9],
-    "access.admin_groups": ["wheel", [1]], "access.ops_groups": [{}], "hooks.dir": [[], ""], "hooks.timeout": ["-1s"],
+    "rollback.on_busy": ["wait", True],
+    "rollback.retry": [0],
+    "rollback.max_resources": [0, "500", 1.5, True, 10**9],
+    "access.admin_groups": ["wheel", [1]],
+    "access.ops_groups": [{}],
+    "hooks.dir": [[], ""],
+    "hooks.timeout": ["-1s"],
     "notify.terminals": ["yes", 1],
-    "cluster.parents": ["tcp://a:1", {}, 5], "cluster.sealed": ["yes", 1],
+    "cluster.parents": ["tcp://a:1", {}, 5],
+    "cluster.sealed": ["yes", 1],
     "cluster.roots": ["k", {}, [1], ["not a key"], ["k" * 41]],
-    "cluster.rack": [1, "a b"], "cluster.alone": ["x", True, {}], "keys.secret": [1, ""],
-}  # fmt: skip
+    "cluster.rack": [1, "a b"],
+    "cluster.alone": ["x", True, {}],
+    "keys.secret": [1, ""],
+}
 
 
 def test_every_key_has_bad_values_here() -> None:
@@ -125,45 +145,91 @@ def test_a_bad_value_is_named_with_file_line_section_and_key(where: str, value: 
     assert "must" in error.message or "unknown" in error.message or "duration" in error.message
 
 
-@pytest.mark.parametrize(("text", "message", "hint"), [
-    ("[windows]\n", "unknown section [windows]", "did you mean 'window'?"),
-    ("[zzz]\n", "unknown section [zzz]", "known: node, state"),
-    ("[window]\nbases = 1\n", "unknown key 'bases' in [window]", "did you mean 'base'?"),
-    ("[rollback]\nmax_resource = 1\n", "unknown key 'max_resource' in [rollback]", "did you mean 'max_resources'?"),
-    ("[node]\nqqq = 1\n", "unknown key 'qqq' in [node]", "known: name, cluster"),
-    ("base = 1\n", "unknown section [base]", ""),
-    ("node = 1\n", "[node] must be a table", ""),
-    ("[[node]]\n", "[node] must be a table", ""),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "message", "hint"),
+    [
+        ("[windows]\n", "unknown section [windows]", "did you mean 'window'?"),
+        ("[zzz]\n", "unknown section [zzz]", "known: node, state"),
+        ("[window]\nbases = 1\n", "unknown key 'bases' in [window]", "did you mean 'base'?"),
+        ("[rollback]\nmax_resource = 1\n", "unknown key 'max_resource' in [rollback]", "did you mean 'max_resources'?"),
+        ("[node]\nqqq = 1\n", "unknown key 'qqq' in [node]", "known: name, cluster"),
+        ("base = 1\n", "unknown section [base]", ""),
+        ("node = 1\n", "[node] must be a table", ""),
+        ("[[node]]\n", "[node] must be a table", ""),
+    ],
+)
 def test_what_is_unknown_names_the_nearest_valid(text: str, message: str, hint: str, tmp_path: Path) -> None:
     error = refused(tmp_path, text)
     assert message in error.message
     assert hint in error.hint
 
 
-@pytest.mark.parametrize(("pattern", "why"), [
-    ("/etc/*", "begin with a kind"), ("etc/mtab", "begin with a kind"), ("srvice:**", "kind 'srvice' is not known"),
-    ("file:etc/mtab", "absolute path"), ("mount:scratch/*", "absolute path"), ("file:/etc/", "write '/etc'"),
-    ("file:/a/*/../b", "absolute path"), ("file:/etc/**/", "at its end"), ("file:/x%zz", "percent-escape"),
-    ("file:/x%41", "written '/xA'"), ("sysctl:vm/swappiness", "written 'vm.swappiness'"), ("sysctl:net.", "no sysctl"),
-    ("sysctl:net/ipv4/*", "dotted"), ("module:nvidia-*", "'_'"), ("file:", "absolute path"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("pattern", "why"),
+    [
+        ("/etc/*", "begin with a kind"),
+        ("etc/mtab", "begin with a kind"),
+        ("srvice:**", "kind 'srvice' is not known"),
+        ("file:etc/mtab", "absolute path"),
+        ("mount:scratch/*", "absolute path"),
+        ("file:/etc/", "write '/etc'"),
+        ("file:/a/*/../b", "absolute path"),
+        ("file:/etc/**/", "at its end"),
+        ("file:/x%zz", "percent-escape"),
+        ("file:/x%41", "written '/xA'"),
+        ("sysctl:vm/swappiness", "written 'vm.swappiness'"),
+        ("sysctl:net.", "no sysctl"),
+        ("sysctl:net/ipv4/*", "dotted"),
+        ("module:nvidia-*", "'_'"),
+        ("file:", "absolute path"),
+    ],
+)
 def test_a_pattern_that_can_ignore_nothing_is_refused(pattern: str, why: str, tmp_path: Path) -> None:
     error = refused(tmp_path, f'[drift]\nignore = ["file:/etc/mtab", "{pattern}"]\n')
     assert f"[drift] ignore has '{pattern}', which can match nothing: " in error.message and why in error.message
 
 
-@pytest.mark.parametrize("pattern", [
-    "*", "**", "f*", "file*", "[fm]*:/x", "*:/tmp/**", "file:**", "file:*/x", "file:[/]x", "file:/a[", "file:/", "file:/*",
-    "file:/etc/.*", "file:/x%25", "file:/x%2*", "file:/x%2[05]", "service:**", "sysctl:*", "sysctl:net.*", "sysctl:net.ipv4.conf.*/1.mtu", "module:*",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "*",
+        "**",
+        "f*",
+        "file*",
+        "[fm]*:/x",
+        "*:/tmp/**",
+        "file:**",
+        "file:*/x",
+        "file:[/]x",
+        "file:/a[",
+        "file:/",
+        "file:/*",
+        "file:/etc/.*",
+        "file:/x%25",
+        "file:/x%2*",
+        "file:/x%2[05]",
+        "service:**",
+        "sysctl:*",
+        "sysctl:net.*",
+        "sysctl:net.ipv4.conf.*/1.mtu",
+        "module:*",
+    ],
+)
 def test_a_pattern_that_may_match_something_is_taken(pattern: str, tmp_path: Path) -> None:
     assert read(tmp_path, f'[drift]\nignore = ["{pattern}"]\n').ignore == [pattern]
 
 
-@pytest.mark.parametrize("text", [
-    b"[node\n", b"\xff", b"a = [" * 5000, b"[node]\nname = 'a\n", b"[window]\nbase = " + b"9" * 5000, b"\0",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"[node\n",
+        b"\xff",
+        b"a = [" * 5000,
+        b"[node]\nname = 'a\n",
+        b"[window]\nbase = " + b"9" * 5000,
+        b"\0",
+    ],
+)
 def test_what_is_no_toml_is_named_with_its_file(text: bytes, tmp_path: Path) -> None:
     refused(tmp_path, text)
 
@@ -177,8 +243,15 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 SECTIONS = st.sampled_from([*KEYS, "other"])
 NAMES = st.sampled_from(sorted({k for keys in KEYS.values() for k in keys} | {"other"}))
 VALUES = st.recursive(
-    st.one_of(st.booleans(), st.integers(), st.floats(allow_nan=False, allow_infinity=False), st.text(max_size=8).map(
-        lambda t: t.encode("utf-8", "replace").decode())), lambda v: st.lists(v, max_size=3), max_leaves=4)  # fmt: skip
+    st.one_of(
+        st.booleans(),
+        st.integers(),
+        st.floats(allow_nan=False, allow_infinity=False),
+        st.text(max_size=8).map(lambda t: t.encode("utf-8", "replace").decode()),
+    ),
+    lambda v: st.lists(v, max_size=3),
+    max_leaves=4,
+)
 
 
 @given(st.lists(st.tuples(SECTIONS, NAMES, VALUES), max_size=4, unique_by=lambda t: t[0]))

@@ -67,8 +67,10 @@ def test_a_reader_is_named_with_user_command_and_cgroup(file: Path) -> None:
 
 
 def test_hostile_commands_are_printable(file: Path) -> None:
-    with file.open() as f, running("sh", "-c", "read x", "\x1b[31m\nred\u202e", stdin=subprocess.PIPE,
-                                   stdout=f) as process:  # fmt: skip
+    with (
+        file.open() as f,
+        running("sh", "-c", "read x", "\x1b[31m\nred\u202e", stdin=subprocess.PIPE, stdout=f) as process,
+    ):
         (holder,) = [h for h in find_holders([step(file)]) if h.pid == process.pid]
         assert process.stdin
         process.stdin.close()
@@ -116,17 +118,20 @@ def test_rules_replace_the_question_who_has_it_open_and_none_asks_nobody(file: P
         assert process.pid in {h.pid for h in find_holders([step(file, "open", "exec:nothing-like-it")])}
 
 
-@pytest.mark.parametrize(("path", "job"), [
-    ("/system.slice/slurmstepd.scope/job_4711/step_0/user/task_0", "4711"),
-    ("/slurm/uid_1000/job_42", "42"),
-    ("/pbs_jobs.service/jobid/123.server", "123.server"),
-    ("/lsf/cluster1/job.987.1.2/x", "987"),
-    ("/lsf/cluster1/job.987", "987"),
-    ("/sge/345.1", "345"),
-    ("/user.slice/user-1000.slice", ""),
-    ("/job_x", ""),
-    ("", ""),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("path", "job"),
+    [
+        ("/system.slice/slurmstepd.scope/job_4711/step_0/user/task_0", "4711"),
+        ("/slurm/uid_1000/job_42", "42"),
+        ("/pbs_jobs.service/jobid/123.server", "123.server"),
+        ("/lsf/cluster1/job.987.1.2/x", "987"),
+        ("/lsf/cluster1/job.987", "987"),
+        ("/sge/345.1", "345"),
+        ("/user.slice/user-1000.slice", ""),
+        ("/job_x", ""),
+        ("", ""),
+    ],
+)
 def test_jobs_are_read_from_cgroups(path: str, job: str) -> None:
     assert job_of(path) == job
 

@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 
 pytestmark = [
-    pytest.mark.invariant("F5"), pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
-]  # fmt: skip
+    pytest.mark.invariant("F5"),
+    pytest.mark.root,
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
+]
 
 #: Mounts o, o/i and o/i/k below argv[1]; argv[2] is run; then who uses the mounts of argv[3:], with one process unreadable.
 SCRIPT = """
@@ -38,9 +40,22 @@ HOLDING = "p = subprocess.Popen(['sleep', '99'], cwd={!r}); import atexit; atexi
 
 def holders(tmp_path: Path, *names: str, prepare: str = "") -> list[Any]:
     done = subprocess.run(
-        ["unshare", "--mount", "--propagation", "private", sys.executable, "-c", SCRIPT, str(tmp_path), prepare, *names],
-        capture_output=True, check=False, timeout=30,
-    )  # fmt: skip
+        [
+            "unshare",
+            "--mount",
+            "--propagation",
+            "private",
+            sys.executable,
+            "-c",
+            SCRIPT,
+            str(tmp_path),
+            prepare,
+            *names,
+        ],
+        capture_output=True,
+        check=False,
+        timeout=30,
+    )
     assert done.returncode == 0, done.stderr.decode()
     found, mounted = map(json.loads, done.stdout.splitlines())
     assert mounted == (["o", "o/i"] if "umount" in prepare else ["o", "o/i", "o/i/k"]), "asking unmounts nothing"

@@ -45,12 +45,25 @@ def records(world: World, type_: str) -> list[dict[str, Any]]:
 
 def test_what_turns_and_what_shifts() -> None:
     assert below.turns(Step(D, DIR, LINK)) and below.turns(Step("mount:/e", None, {"source": "x"}))
-    for step in (Step(D, DIR, None), Step(D, LINK, DIR), Step(D, None, LINK), Step(A, X, X), Step("mount:/e", {}, None),
-                 Step(D, LINK, {**LINK, "target": "/x"}), Step("sysctl:a", {"value": "1"}, {"value": "2"})):  # fmt: skip
+    for step in (
+        Step(D, DIR, None),
+        Step(D, LINK, DIR),
+        Step(D, None, LINK),
+        Step(A, X, X),
+        Step("mount:/e", {}, None),
+        Step(D, LINK, {**LINK, "target": "/x"}),
+        Step("sysctl:a", {"value": "1"}, {"value": "2"}),
+    ):
         assert not below.turns(step)
     for step in (Step(D, DIR, LINK), Step(D, LINK, DIR), Step(D, LINK, None), Step("mount:/e", {}, None)):
         assert below.shifts(step)
-    for step in (Step(D, {**DIR, "mode": "0755"}, DIR), Step(D, DIR, None), Step(D, None, DIR), Step(A, X, {**X, "sha256": "bb"}), Step(A, None, X)):
+    for step in (
+        Step(D, {**DIR, "mode": "0755"}, DIR),
+        Step(D, DIR, None),
+        Step(D, None, DIR),
+        Step(A, X, {**X, "sha256": "bb"}),
+        Step(A, None, X),
+    ):
         assert not below.shifts(step)
 
 

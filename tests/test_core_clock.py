@@ -30,8 +30,9 @@ class TestContinuing:
     def test_within_a_boot_the_offset_stays_whatever_the_wall_clock_does(self) -> None:
         for wall_ns in (0, WALL - 10**6 * S, WALL + 10**6 * S):
             for synchronised in (True, False):
-                assert continue_from(last(100 * S, 7 * S), "a", boottime=150 * S, wall_ns=wall_ns,
-                                     synchronised=synchronised) == (7 * S, False)  # fmt: skip
+                assert continue_from(
+                    last(100 * S, 7 * S), "a", boottime=150 * S, wall_ns=wall_ns, synchronised=synchronised
+                ) == (7 * S, False)
 
     def test_after_a_reboot_the_time_down_is_charged_by_a_synchronised_clock(self) -> None:
         offset, reboot = continue_from(last(100 * S), "b", boottime=20 * S, wall_ns=WALL + 300 * S, synchronised=True)
@@ -55,11 +56,18 @@ class TestContinuing:
         assert 20 * S + offset == 100 * S
 
 
-@given(st.integers(0, 10**18), st.integers(-(10**18), 10**18), st.sampled_from("ab"), st.integers(0, 10**18),
-       st.integers(0, 4 * 10**18), st.booleans())  # fmt: skip
+@given(
+    st.integers(0, 10**18),
+    st.integers(-(10**18), 10**18),
+    st.sampled_from("ab"),
+    st.integers(0, 10**18),
+    st.integers(0, 4 * 10**18),
+    st.booleans(),
+)
 @pytest.mark.invariant("B2")
-def test_node_time_never_runs_backwards(t_ns: int, offset_ns: int, boot: str, boottime: int, wall_ns: int,
-                                        synchronised: bool) -> None:  # fmt: skip
+def test_node_time_never_runs_backwards(
+    t_ns: int, offset_ns: int, boot: str, boottime: int, wall_ns: int, synchronised: bool
+) -> None:
     state = last(t_ns, offset_ns)
     offset, _ = continue_from(state, boot, boottime=boottime, wall_ns=wall_ns, synchronised=synchronised)
     assert boottime + offset >= t_ns

@@ -165,12 +165,19 @@ def test_a_blind_observer_is_recorded_once_and_so_is_its_recovery() -> None:
 
 @pytest.mark.invariant("S1", "S3")
 class TestRoles:
-    @pytest.mark.parametrize(("op", "args"), [
-        ("commit", {"targets": ["c1"], "message": "m"}), ("rollback", {"targets": ["c1"]}),
-        ("extend", {"targets": ["c1"], "by_ns": S}), ("emergency_start", {"reason": "r"}),
-        ("hold_place", {"reason": "r", "for_ns": S}), ("declare", {"resources": {}}), ("adopt", {"patterns": [A]}),
-        ("apply", {"resources": {A: Declared(dict(ONE)).to_json()}, "message": "m"}),
-    ])  # fmt: skip
+    @pytest.mark.parametrize(
+        ("op", "args"),
+        [
+            ("commit", {"targets": ["c1"], "message": "m"}),
+            ("rollback", {"targets": ["c1"]}),
+            ("extend", {"targets": ["c1"], "by_ns": S}),
+            ("emergency_start", {"reason": "r"}),
+            ("hold_place", {"reason": "r", "for_ns": S}),
+            ("declare", {"resources": {}}),
+            ("adopt", {"patterns": [A]}),
+            ("apply", {"resources": {A: Declared(dict(ONE)).to_json()}, "message": "m"}),
+        ],
+    )
     def test_viewers_read_and_what_they_ask_for_is_journaled(self, op: str, args: dict[str, object]) -> None:
         world = started()
         world.write(A, ONE, ANN.owner)
@@ -191,9 +198,16 @@ class TestRoles:
         assert reply.exit_code == 3
         assert types(world)[-1] == "denied"
 
-    @pytest.mark.parametrize(("owner", "caller", "code"), [
-        (ANN.owner, ANN, 0), (UNATTRIBUTED, ANN, 0), (None, ANN, 0), (BOB.owner, ANN, 3), (BOB.owner, ADMIN, 0),
-    ])  # fmt: skip
+    @pytest.mark.parametrize(
+        ("owner", "caller", "code"),
+        [
+            (ANN.owner, ANN, 0),
+            (UNATTRIBUTED, ANN, 0),
+            (None, ANN, 0),
+            (BOB.owner, ANN, 3),
+            (BOB.owner, ADMIN, 0),
+        ],
+    )
     def test_ops_settle_their_own_and_unattributed_changes(self, owner: object, caller: object, code: int) -> None:
         for op in ("commit", "rollback"):
             world = started()
@@ -270,7 +284,9 @@ def test_what_is_configured_anew_is_in_force_at_once_and_replays() -> None:
     before = world.node.state.boot_id
     world.feed(lambda: Reconfigured(world.t_ns, world.wall_ns, with_settings(base_ns=100 * S), "next"))
     last = world.journal[-2] if world.journal[-1].type == "window_opened" else world.journal[-1]
-    assert last.type == "agent_started" and last.data["reloaded"] and not last.data["unclean"] and not last.data["reboot"]
+    assert (
+        last.type == "agent_started" and last.data["reloaded"] and not last.data["unclean"] and not last.data["reboot"]
+    )
     assert world.node.state.boot_id == before
     assert deadline(world, A) <= world.t_ns + 100 * S
     world.check()  # the journal replays to the same state

@@ -33,7 +33,10 @@ def order(*steps: Step) -> list[str]:
 class TestOrders:
     def test_a_mount_comes_after_the_mount_it_lies_in(self) -> None:
         assert order(put("mount:/a/b/c"), put("mount:/a/b"), put("mount:/a")) == [
-            "mount:/a", "mount:/a/b", "mount:/a/b/c"]  # fmt: skip
+            "mount:/a",
+            "mount:/a/b",
+            "mount:/a/b/c",
+        ]
 
     def test_a_file_comes_after_the_mount_it_lies_on(self) -> None:
         assert order(put("file:/a/b/f"), put("mount:/a")) == ["mount:/a", "file:/a/b/f"]
@@ -61,18 +64,28 @@ class TestOrders:
 
     def test_sysctls_that_change_others_come_first(self) -> None:
         assert order(
-            put("sysctl:a.b"), put("sysctl:net.ipv4.conf.all.rp_filter"), put("sysctl:net.ipv4.ip_forward"),
+            put("sysctl:a.b"),
+            put("sysctl:net.ipv4.conf.all.rp_filter"),
+            put("sysctl:net.ipv4.ip_forward"),
             put("sysctl:net.ipv4.conf.eth0.rp_filter"),
         ) == [
-            "sysctl:net.ipv4.ip_forward", "sysctl:net.ipv4.conf.all.rp_filter", "sysctl:a.b",
+            "sysctl:net.ipv4.ip_forward",
+            "sysctl:net.ipv4.conf.all.rp_filter",
+            "sysctl:a.b",
             "sysctl:net.ipv4.conf.eth0.rp_filter",
-        ]  # fmt: skip
+        ]
 
     def test_what_must_leave_leaves_from_the_inside_out(self) -> None:
         assert order(remove("mount:/a"), remove("mount:/a/b"), remove("file:/a/b/c")) == [
-            "file:/a/b/c", "mount:/a/b", "mount:/a"]  # fmt: skip
+            "file:/a/b/c",
+            "mount:/a/b",
+            "mount:/a",
+        ]
         assert order(remove("file:/d"), remove("file:/d/e"), remove("file:/d/e/f")) == [
-            "file:/d/e/f", "file:/d/e", "file:/d"]  # fmt: skip
+            "file:/d/e/f",
+            "file:/d/e",
+            "file:/d",
+        ]
 
     def test_a_mount_that_hides_a_file_leaves_before_the_file_is_restored(self) -> None:
         assert order(put("file:/a/f"), remove("mount:/a")) == ["mount:/a", "file:/a/f"]
@@ -80,7 +93,10 @@ class TestOrders:
 
     def test_requires_are_followed_whatever_the_names_say(self) -> None:
         assert order(put("file:/a", "file:/b"), put("file:/b", "sysctl:z"), put("sysctl:z")) == [
-            "sysctl:z", "file:/b", "file:/a"]  # fmt: skip
+            "sysctl:z",
+            "file:/b",
+            "file:/a",
+        ]
         assert order(remove("file:/a", "file:/b"), remove("file:/b")) == ["file:/a", "file:/b"]
 
     def test_requires_that_are_not_in_the_plan_do_not_matter(self) -> None:
@@ -99,12 +115,18 @@ def test_a_circle_is_refused_and_its_members_are_named() -> None:
 
 def test_actions_are_words_for_people() -> None:
     assert [action(put("file:/a")), action(remove("file:/a")), action(Step("file:/a", HERE, HERE))] == [
-        "create", "remove", "restore"]  # fmt: skip
+        "create",
+        "remove",
+        "restore",
+    ]
 
 
 PATHS = st.lists(st.sampled_from("abc"), max_size=3).map(lambda parts: "/" + "/".join(parts))
-IDS = st.one_of(PATHS.map("file:{}".format), PATHS.map("mount:{}".format),
-                st.sampled_from(["sysctl:net.ipv4.ip_forward", "sysctl:b", "module:m", "module:n"]))  # fmt: skip
+IDS = st.one_of(
+    PATHS.map("file:{}".format),
+    PATHS.map("mount:{}".format),
+    st.sampled_from(["sysctl:net.ipv4.ip_forward", "sysctl:b", "module:m", "module:n"]),
+)
 
 
 def edges(steps: dict[str, Step]) -> set[tuple[str, str]]:
@@ -115,8 +137,9 @@ def edges(steps: dict[str, Step]) -> set[tuple[str, str]]:
         for lower in steps.values():
             lower_kind, lower_path = lower.id.split(":")
             paths = kind in ("file", "mount") and lower_kind in ("file", "mount")
-            lies_on = paths and (below(path, lower_path) or (
-                path == lower_path and kind == "file" and lower_kind == "mount"))  # fmt: skip
+            lies_on = paths and (
+                below(path, lower_path) or (path == lower_path and kind == "file" and lower_kind == "mount")
+            )
             if lower is not upper and (lower.id in upper.requires or lies_on):
                 out.add((upper.id, lower.id) if upper.target is None else (lower.id, upper.id))
             if kind == "sysctl" and lower_kind == "module" and lower.target is not None:
@@ -134,8 +157,10 @@ def circular(names: set[str], pairs: set[tuple[str, str]]) -> bool:
 @given(st.lists(st.tuples(IDS, st.booleans(), st.lists(IDS, max_size=2)), max_size=10, unique_by=lambda s: s[0]))
 @pytest.mark.invariant("R1")
 def test_the_order_is_a_permutation_that_respects_every_edge(drawn: list[tuple[str, bool, list[str]]]) -> None:
-    steps = {rid: Step(rid, dict(HERE) if stays else None, dict(HERE), tuple(r for r in needs if r != rid))
-             for rid, stays, needs in drawn}  # fmt: skip
+    steps = {
+        rid: Step(rid, dict(HERE) if stays else None, dict(HERE), tuple(r for r in needs if r != rid))
+        for rid, stays, needs in drawn
+    }
     pairs = edges(steps)
     if circular(set(steps), pairs):
         with pytest.raises(ConflictError, match="circle"):

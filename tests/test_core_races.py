@@ -294,12 +294,15 @@ def test_within_the_floor_after_a_reboot_the_end_is_announced_and_nobody_is_woke
 @pytest.mark.parametrize("error", [PactError, UsageError, DeniedError, ConflictError, UnreachableError, BlockedError])
 @pytest.mark.parametrize("dry_run", [True, False])
 def test_whatever_a_look_ends_with_is_the_answer_and_the_node_lives(
-        error: type[PactError], dry_run: bool, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    error: type[PactError], dry_run: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A disk that does not answer, descriptors that are used up, a bug in a kind: they end one request."""
     world = started()
     world.write(A, ONE, ANN.owner)
     with monkeypatch.context() as broken:
-        broken.setattr(World, "_probed", lambda w, effect: lambda: JobFailed(w.t_ns, w.wall_ns, effect.job, error("why")))
+        broken.setattr(
+            World, "_probed", lambda w, effect: lambda: JobFailed(w.t_ns, w.wall_ns, effect.job, error("why"))
+        )
         token = asked(world, "rollback", ADMIN, targets=[A], dry_run=dry_run)
         world.advance(1)
     reply = world.replies[token]
@@ -329,7 +332,9 @@ def test_what_cannot_be_read_after_it_was_applied_is_not_said_to_be_undone(monke
     reply = world.replies[token]
     assert world.machine == {A: ZERO, B: ONE, F: ZERO}, "what can be read is undone"
     assert reply.exit_code == 1 and "nothing was applied" not in reply.message
-    assert f"could not be undone: {B}" in reply.message and f"undone: {A}" in reply.message and B in reply.result["left"]
+    assert (
+        f"could not be undone: {B}" in reply.message and f"undone: {A}" in reply.message and B in reply.result["left"]
+    )
     world.unreadable.clear()
     world.feed(lambda: Observed(world.t_ns, world.wall_ns, [Sighting(B, ONE)]))
     assert world.node.state.change_of(B) is not None, "it is drift, and is brought back in its time"

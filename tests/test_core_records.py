@@ -19,8 +19,9 @@ from pact.errors import ChainError
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 JSON = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(-(2**63), 2**63 - 1), TEXT),
-    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(TEXT, inner, max_size=4)), max_leaves=12,
-)  # fmt: skip
+    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(TEXT, inner, max_size=4)),
+    max_leaves=12,
+)
 OBJECTS = st.dictionaries(TEXT, JSON, max_size=4)
 
 
@@ -70,11 +71,25 @@ def outcome(records: list[Record]) -> int | None:
     return None
 
 
-@pytest.mark.parametrize(("name", "value"), [
-    ("seq", 7), ("prev", "1" * 64), ("hash", "2" * 64), ("time", "2026-01-01T00:00:00.000001Z"), ("t_ns", 99),
-    ("t_ns", 1.0), ("node", "n2"), ("type", "declared"), ("actor", {"user": "v"}), ("data", {}), ("data", {"c": 0.5}),
-    ("data", None), ("hash", ""), ("node", None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("seq", 7),
+        ("prev", "1" * 64),
+        ("hash", "2" * 64),
+        ("time", "2026-01-01T00:00:00.000001Z"),
+        ("t_ns", 99),
+        ("t_ns", 1.0),
+        ("node", "n2"),
+        ("type", "declared"),
+        ("actor", {"user": "v"}),
+        ("data", {}),
+        ("data", {"c": 0.5}),
+        ("data", None),
+        ("hash", ""),
+        ("node", None),
+    ],
+)
 @pytest.mark.invariant("J3")
 def test_a_changed_field_is_found_in_its_record(name: str, value: Any) -> None:
     changed = [*RECORDS[:1], replace(RECORDS[1], **{name: value}), *RECORDS[2:]]
@@ -109,10 +124,21 @@ def test_a_change_of_any_byte_is_found(position: int, flip: int) -> None:
     assert outcome(records) == number or canonical(records[number].to_json()) == canonical(RECORDS[number].to_json())
 
 
-@pytest.mark.parametrize("raw", [
-    b"", b"[]", b"null", b"{}", b'{"v":1}', b'{"v":2,"seq":0}', b"\xff", b'"text"', b"{" * 3000,
-    canonical({**RECORDS[0].to_json(), "extra": 1}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"[]",
+        b"null",
+        b"{}",
+        b'{"v":1}',
+        b'{"v":2,"seq":0}',
+        b"\xff",
+        b'"text"',
+        b"{" * 3000,
+        canonical({**RECORDS[0].to_json(), "extra": 1}),
+    ],
+)
 def test_what_is_no_record_is_refused(raw: bytes) -> None:
     with pytest.raises(ValueError, match=r"record|line 1"):
         parse(raw)

@@ -298,14 +298,21 @@ def test_a_new_tree_is_one_place_and_what_is_beside_it_another() -> None:
     w = World()
     w.start({})
     w.ask("track", ROOT, patterns={"file:/etc/*": "report", "sysctl:net.*": "report"})
-    tree = [New("file:/etc/d", {"type": "directory"}, ALICE.owner), New("file:/etc/d/e", {"type": "directory"}, ALICE.owner)]
+    tree = [
+        New("file:/etc/d", {"type": "directory"}, ALICE.owner),
+        New("file:/etc/d/e", {"type": "directory"}, ALICE.owner),
+    ]
     tree += [New(f"file:/etc/d/e/{n}", FILE, ALICE.owner) for n in range(50)]
     tree += [New("file:/etc/x", FILE, BOB.owner), New("file:/etc/y", FILE, BOB.owner), New("file:/etc/f/z", FILE, None)]
     tree += [New(f"sysctl:net.ipv4.conf.v0.{n}", {}, None) for n in "abc"]
     w.feed(lambda: Appeared(w.t_ns, w.wall_ns, tree))
     told = [(place, user, count) for place, user, count, _ in places(w.node)]
-    assert told == [("file:/etc/", "bob", 2), ("file:/etc/d/", "alice", 52), ("file:/etc/f/z", "unattributed", 1),
-                    ("sysctl:net.ipv4.conf.v0.*", "unattributed", 3)]
+    assert told == [
+        ("file:/etc/", "bob", 2),
+        ("file:/etc/d/", "alice", 52),
+        ("file:/etc/f/z", "unattributed", 1),
+        ("sysctl:net.ipv4.conf.v0.*", "unattributed", 3),
+    ]
 
 
 @pytest.mark.invariant("J2")

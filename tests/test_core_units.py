@@ -12,18 +12,55 @@ from pact.core.units import DURATION_MAX_NS, format_duration, parse_duration
 from pact.model import NS_PER_S, decode_name, encode_name, split_id
 
 
-@pytest.mark.parametrize(("text", "seconds"), [
-    ("90", 90), (90, 90), ("90s", 90), ("15m", 900), ("4h", 14400), ("2d", 172800), ("0.5", 0.5), (0.25, 0.25),
-    ("250ms", 0.25), (" 1 m ", 60), ("0", 0), ("1.5h", 5400),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("90", 90),
+        (90, 90),
+        ("90s", 90),
+        ("15m", 900),
+        ("4h", 14400),
+        ("2d", 172800),
+        ("0.5", 0.5),
+        (0.25, 0.25),
+        ("250ms", 0.25),
+        (" 1 m ", 60),
+        ("0", 0),
+        ("1.5h", 5400),
+    ],
+)
 def test_durations_mean_what_they_say(text: str | float, seconds: float) -> None:
     assert parse_duration(text) == int(seconds * NS_PER_S)
 
 
-@pytest.mark.parametrize("text", [
-    "", " ", "m", "-1", "1 5m", "1w", "1M", "1.m", ".5", "1e3", "1m30s", "nan", "inf", True, False, "4000d", "9" * 5000,
-    "1\n2", "0x10", "1s;", -5, float("nan"), float("inf"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        " ",
+        "m",
+        "-1",
+        "1 5m",
+        "1w",
+        "1M",
+        "1.m",
+        ".5",
+        "1e3",
+        "1m30s",
+        "nan",
+        "inf",
+        True,
+        False,
+        "4000d",
+        "9" * 5000,
+        "1\n2",
+        "0x10",
+        "1s;",
+        -5,
+        float("nan"),
+        float("inf"),
+    ],
+)
 def test_what_is_no_duration_is_refused(text: object) -> None:
     with pytest.raises(ValueError):
         parse_duration(text)  # type: ignore[arg-type]

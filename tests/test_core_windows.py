@@ -51,8 +51,9 @@ STEPS = st.lists(st.tuples(st.integers(0, 12), st.integers(0, 30)), max_size=25)
 
 @given(st.integers(0, 15), st.integers(1, 30), STEPS, st.lists(st.integers(0, 12), min_size=1, max_size=5))
 @pytest.mark.invariant("W1", "W2")
-def test_a_window_ends_when_the_definition_says(floor: int, first: int, steps: list[tuple[int, int]],
-                                                ages: list[int]) -> None:  # fmt: skip
+def test_a_window_ends_when_the_definition_says(
+    floor: int, first: int, steps: list[tuple[int, int]], ages: list[int]
+) -> None:
     fast, literal, now = Windows(floor, first), Literal(floor, first), 0
     for wait, w in steps:
         now += wait

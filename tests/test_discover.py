@@ -17,23 +17,50 @@ from pact.resources.support.litter import PASSED_OVER
 from pact.resources.support.patterns import compile_pattern
 
 
-@pytest.mark.parametrize(("pattern", "path", "matches"), [
-    (b"/etc/**", b"/etc/a/b", True), (b"/etc/**", b"/etc", False), (b"/etc/**", b"/etcetera/x", False),
-    (b"/etc/*", b"/etc/a", True), (b"/etc/*", b"/etc/a/b", False), (b"/etc/*.conf", b"/etc/a.conf", True),
-    (b"/etc/*.conf", b"/etc/aXconf", False), (b"/etc/?", b"/etc/a", True), (b"/etc/?", b"/etc/ab", False),
-    (b"/etc/[ab]", b"/etc/b", True), (b"/etc/[!ab]", b"/etc/b", False), (b"/etc/[!ab]", b"/etc/c", True),
-    (b"/etc/[", b"/etc/[", True), (b"/etc/a+b", b"/etc/a+b", True), (b"/etc/**/x", b"/etc/a/b/x", True),
-    (b"/etc/[9-0]", b"/etc/5", False), (b"/etc/[!9-0]", b"/etc/5", True), (b"/etc/[]a]", b"/etc/]", True), (b"/e/[^a]", b"/e/^", True),
-    (b"/etc/[]", b"/etc/[]", True), (b"/etc/[a-]", b"/etc/-", True), (b"/etc[!a]x", b"/etc/x", False), (b"/e/[a\\]", b"/e/\\", True),
-    (b"/etc/[[:a]", b"/etc/:", True), (b"/etc/[a&&b]", b"/etc/&", True), (b"/etc/[+--]", b"/etc/,", True),
-    (b"/etc/**", b"/etc/new\nline", True), (b"/**", b"/x", True), (b"/etc/*", b"/etc/\xff", True),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("pattern", "path", "matches"),
+    [
+        (b"/etc/**", b"/etc/a/b", True),
+        (b"/etc/**", b"/etc", False),
+        (b"/etc/**", b"/etcetera/x", False),
+        (b"/etc/*", b"/etc/a", True),
+        (b"/etc/*", b"/etc/a/b", False),
+        (b"/etc/*.conf", b"/etc/a.conf", True),
+        (b"/etc/*.conf", b"/etc/aXconf", False),
+        (b"/etc/?", b"/etc/a", True),
+        (b"/etc/?", b"/etc/ab", False),
+        (b"/etc/[ab]", b"/etc/b", True),
+        (b"/etc/[!ab]", b"/etc/b", False),
+        (b"/etc/[!ab]", b"/etc/c", True),
+        (b"/etc/[", b"/etc/[", True),
+        (b"/etc/a+b", b"/etc/a+b", True),
+        (b"/etc/**/x", b"/etc/a/b/x", True),
+        (b"/etc/[9-0]", b"/etc/5", False),
+        (b"/etc/[!9-0]", b"/etc/5", True),
+        (b"/etc/[]a]", b"/etc/]", True),
+        (b"/e/[^a]", b"/e/^", True),
+        (b"/etc/[]", b"/etc/[]", True),
+        (b"/etc/[a-]", b"/etc/-", True),
+        (b"/etc[!a]x", b"/etc/x", False),
+        (b"/e/[a\\]", b"/e/\\", True),
+        (b"/etc/[[:a]", b"/etc/:", True),
+        (b"/etc/[a&&b]", b"/etc/&", True),
+        (b"/etc/[+--]", b"/etc/,", True),
+        (b"/etc/**", b"/etc/new\nline", True),
+        (b"/**", b"/x", True),
+        (b"/etc/*", b"/etc/\xff", True),
+    ],
+)
 def test_patterns_match_by_components(pattern: bytes, path: bytes, matches: bool) -> None:
     assert bool(compile_pattern(pattern).match(path)) is matches
 
 
-@given(st.lists(st.sampled_from([b"[", b"]", b"!", b"-", b"^", b"*", b"?", b"/", b"a", b"9", b"0", b"\\", b"&", b"~", b"|"]))
-       .map(b"".join), st.binary(max_size=8))  # fmt: skip
+@given(
+    st.lists(
+        st.sampled_from([b"[", b"]", b"!", b"-", b"^", b"*", b"?", b"/", b"a", b"9", b"0", b"\\", b"&", b"~", b"|"])
+    ).map(b"".join),
+    st.binary(max_size=8),
+)
 def test_every_pattern_is_one(pattern: bytes, path: bytes) -> None:
     """Whoever may ask may send one: what cannot be compiled would end the agent. And none of them warns."""
     compile_pattern(pattern).match(path)
@@ -61,12 +88,21 @@ def found(pattern: str) -> tuple[list[str], dict[str, int]]:
 def test_everything_below_is_found_once_and_links_are_not_followed(tree: Path) -> None:
     names, passed = found(f"{tree}/a/**")
     assert sorted(n.removeprefix(f"{tree}/a").lstrip("/") for n in names) == [
-        "", "b", "b/c", "b/deep.conf", "b/up", "file", "link", "self"]  # fmt: skip
+        "",
+        "b",
+        "b/c",
+        "b/deep.conf",
+        "b/up",
+        "file",
+        "link",
+        "self",
+    ]
     assert passed == {"a socket, device or fifo": 2}
 
 
 def test_what_stands_before_a_double_star_is_meant_too_where_it_is_a_directory(tree: Path) -> None:
     """``rm -rf X`` of a tree that was adopted as ``X/**`` is wholly rolled back."""
+
     def named(pattern: str) -> list[str]:
         return sorted(n.removeprefix(str(tree)) for n in found(f"{tree}{pattern}")[0])
 
@@ -139,16 +175,25 @@ def test_what_exists_under_that_very_name_is_meant(tmp_path: Path) -> None:
     assert list(found.names) == [f"{tmp_path}/a1.conf"]
 
 
-@pytest.mark.parametrize(("pattern", "base", "leads", "not_leads"), [
-    ("/etc/**", b"/etc", [b"/etc", b"/etc/a", b"/etc/a/b"], [b"/usr"]),
-    ("/etc/*.conf", b"/etc", [b"/etc"], [b"/etc/a"]),
-    ("/home/*/.ssh/*", b"/home", [b"/home", b"/home/ann", b"/home/ann/.ssh"], [b"/home/ann/x", b"/home/ann/.ssh/y"]),
-    ("/etc/a*/**/x", b"/etc", [b"/etc", b"/etc/ab", b"/etc/ab/c/d"], [b"/etc/b"]),
-    ("/**", b"/", [b"/", b"/etc", b"/a/b/c"], []),
-    ("/e[t]c/x*", b"/", [b"/", b"/etc"], [b"/usr"]),
-])  # fmt: skip
-def test_a_trail_leads_where_something_may_be_meant(pattern: str, base: bytes, leads: list[bytes],
-                                                    not_leads: list[bytes]) -> None:  # fmt: skip
+@pytest.mark.parametrize(
+    ("pattern", "base", "leads", "not_leads"),
+    [
+        ("/etc/**", b"/etc", [b"/etc", b"/etc/a", b"/etc/a/b"], [b"/usr"]),
+        ("/etc/*.conf", b"/etc", [b"/etc"], [b"/etc/a"]),
+        (
+            "/home/*/.ssh/*",
+            b"/home",
+            [b"/home", b"/home/ann", b"/home/ann/.ssh"],
+            [b"/home/ann/x", b"/home/ann/.ssh/y"],
+        ),
+        ("/etc/a*/**/x", b"/etc", [b"/etc", b"/etc/ab", b"/etc/ab/c/d"], [b"/etc/b"]),
+        ("/**", b"/", [b"/", b"/etc", b"/a/b/c"], []),
+        ("/e[t]c/x*", b"/", [b"/", b"/etc"], [b"/usr"]),
+    ],
+)
+def test_a_trail_leads_where_something_may_be_meant(
+    pattern: str, base: bytes, leads: list[bytes], not_leads: list[bytes]
+) -> None:
     trail = Trail(pattern)
     assert trail.base == base
     assert [d for d in leads if not trail.leads(d)] == [] and [d for d in not_leads if trail.leads(d)] == []

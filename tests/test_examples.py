@@ -36,8 +36,21 @@ def test_help_shows_the_examples(command: str, capsys: pytest.CaptureFixture[str
     assert all(f"  {line}\n" in out for line in EXAMPLES[command])
 
 
-@pytest.mark.parametrize("words", [w.split() for w in ("emergency start", "emergency end", "hold place", "hold release",
-                                                      "journal verify", "journal export", "journal import")])  # fmt: skip
+@pytest.mark.parametrize(
+    "words",
+    [
+        w.split()
+        for w in (
+            "emergency start",
+            "emergency end",
+            "hold place",
+            "hold release",
+            "journal verify",
+            "journal export",
+            "journal import",
+        )
+    ],
+)
 def test_help_of_an_action_shows_its_own(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main([*words, "--help"])

@@ -16,9 +16,13 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 
 def ask(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=CHECKOUT,
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=CHECKOUT,
         env={**os.environ, **environment},
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.skipif("CI" not in os.environ, reason="a developer may work without a compiler")

@@ -25,15 +25,21 @@ CONTENT_MAX = 4096
 SECRET = bytes(range(64))
 
 names = st.sampled_from([b"a", b"b", b"c", b"dir/d", b"dir", b"\xff\n", b"none/e"])
-contents = st.builds(lambda unit, count: unit * count, st.sampled_from([b"x", b"y", b"\0"]),
-                     st.sampled_from([0, 1, 63, 64, 65, CONTENT_MAX, CONTENT_MAX + 1]))  # fmt: skip
+contents = st.builds(
+    lambda unit, count: unit * count,
+    st.sampled_from([b"x", b"y", b"\0"]),
+    st.sampled_from([0, 1, 63, 64, 65, CONTENT_MAX, CONTENT_MAX + 1]),
+)
 keys = st.integers(0, 5)
 odd_keys = st.one_of(keys, st.sampled_from([-1, 2**63 - 1, 2**63, "0", 1.0, None, True]))
 odd_paths = st.sampled_from([b"relative", b"", b"/nul\0", b"/" + b"x" * 4094, b"/" + b"x" * 4095, "/text", None, 7])
 asked = st.one_of(
-    st.none(), st.lists(odd_keys, max_size=4), st.lists(keys, max_size=6), st.lists(keys, max_size=6).map(lambda ks: array("q", ks)),
+    st.none(),
+    st.lists(odd_keys, max_size=4),
+    st.lists(keys, max_size=6),
+    st.lists(keys, max_size=6).map(lambda ks: array("q", ks)),
     st.sampled_from([array("i", [0]), b"1234567", 5, "01"]),
-)  # fmt: skip
+)
 
 
 def outcome(act: Callable[[], Any]) -> tuple[str, Any]:
@@ -192,5 +198,6 @@ class Twins(RuleBasedStateMachine):
 
 
 TestTwins = Twins.TestCase
-TestTwins.settings = settings(max_examples=80, stateful_step_count=40, deadline=None,
-                              suppress_health_check=[HealthCheck.too_slow])  # fmt: skip
+TestTwins.settings = settings(
+    max_examples=80, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)

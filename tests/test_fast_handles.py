@@ -36,8 +36,9 @@ def spawn() -> Iterator[Spawn]:
         lines += code + "\nprint(os.getpid(), flush=True)\nsys.stdin.read()"
         child = subprocess.Popen(
             [*wrap, program or sys.executable, "-I", "-c", lines, *arguments],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        )  # fmt: skip
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
         children.append(child)
         assert child.stdout
         return int(child.stdout.readline())
@@ -293,9 +294,16 @@ class TestMounts:
         path = write(mounted + b"/f")
         os.mkdir(tree + b"/there")
         wrap = (
-            "unshare", "-m", "--propagation", "private", "sh", "-c",
-            'mount --move "$0" "$1" && shift && exec "$@"', os.fsdecode(mounted), os.fsdecode(tree + b"/there"),
-        )  # fmt: skip
+            "unshare",
+            "-m",
+            "--propagation",
+            "private",
+            "sh",
+            "-c",
+            'mount --move "$0" "$1" && shift && exec "$@"',
+            os.fsdecode(mounted),
+            os.fsdecode(tree + b"/there"),
+        )
         pid = spawn("f = os.open(a[0], os.O_RDWR); m = mmap.mmap(f, 4096)", tree + b"/there/f", wrap=wrap)
         assert {h.how for h in holders(pid, mounted)} == {"fd", "map"}
         assert {h.how for h in holders(pid, path)} == {"fd", "map"}
@@ -307,9 +315,15 @@ class TestMounts:
         os.mkdir(tree + b"/private")
         write(tree + b"/private/f")
         wrap = (
-            "unshare", "-m", "--propagation", "private", "sh", "-c",
-            'umount -l "$0" && mount -t tmpfs other "$0" && : > "$0/f" && exec "$@"', os.fsdecode(mounted),
-        )  # fmt: skip
+            "unshare",
+            "-m",
+            "--propagation",
+            "private",
+            "sh",
+            "-c",
+            'umount -l "$0" && mount -t tmpfs other "$0" && : > "$0/f" && exec "$@"',
+            os.fsdecode(mounted),
+        )
         write(mounted + b"/f")
         pid = spawn("f = os.open(a[0], os.O_RDONLY)", mounted + b"/f", wrap=wrap)
         assert holders(pid, mounted, mounted + b"/f") == []
@@ -319,9 +333,15 @@ class TestMounts:
     ) -> None:
         """The kernel escapes a newline and no carriage return: who may mount in a namespace of his own writes both."""
         wrap = (
-            "unshare", "-m", "--propagation", "private", "sh", "-c",
-            'mkdir "$0" && mount -t tmpfs odd "$0" && exec "$@"', os.fsdecode(tree + b"/a\rb\x0bc"),
-        )  # fmt: skip
+            "unshare",
+            "-m",
+            "--propagation",
+            "private",
+            "sh",
+            "-c",
+            'mkdir "$0" && mount -t tmpfs odd "$0" && exec "$@"',
+            os.fsdecode(tree + b"/a\rb\x0bc"),
+        )
         pid = spawn("f = os.open(a[0], os.O_RDONLY)", write(mounted + b"/f"), wrap=wrap)
         assert {h.how for h in holders(pid, mounted)} == {"fd"}
 

@@ -33,7 +33,11 @@ class Pair:
         self.public, mine = zmq.curve_keypair()
         self.router.curve_server, self.router.curve_secretkey = True, secret
         self.router.set(zmq.ROUTER_MANDATORY, 1)
-        self.dealer.curve_publickey, self.dealer.curve_secretkey, self.dealer.curve_serverkey = self.public, mine, public
+        self.dealer.curve_publickey, self.dealer.curve_secretkey, self.dealer.curve_serverkey = (
+            self.public,
+            mine,
+            public,
+        )
         self.router.zap_domain = b"tree"
         self.dealer.connect(f"tcp://127.0.0.1:{self.router.bind_to_random_port('tcp://127.0.0.1')}")
         assert self.zap.socket.poll(5_000) and not self.zap.drain()
@@ -205,8 +209,14 @@ def test_after_the_end_there_is_an_error(port: Any) -> None:
     with pytest.raises(TypeError):
         at.send_to([b"x"], None)
     router.close(0)
-    for call in (lambda: at.receive_from(1), lambda: at.receive(1), lambda: at.send(b"x"), lambda: at.send_to([b"x"], b"x"),
-                 lambda: at.send_each([b"x"], [b"x"]), at.readable):  # fmt: skip
+    for call in (
+        lambda: at.receive_from(1),
+        lambda: at.receive(1),
+        lambda: at.send(b"x"),
+        lambda: at.send_to([b"x"], b"x"),
+        lambda: at.send_each([b"x"], [b"x"]),
+        at.readable,
+    ):
         with pytest.raises(zmq.ZMQError) as error:
             call()
         assert error.value.errno == zmq.ENOTSOCK
@@ -217,8 +227,11 @@ def test_after_the_end_there_is_an_error(port: Any) -> None:
 def test_what_a_socket_cannot_do_is_an_error_and_not_an_empty_socket(port: Any) -> None:
     context: zmq.Context[Any] = zmq.Context()
     push, pull = context.socket(zmq.PUSH), context.socket(zmq.PULL)
-    for call in (lambda: port(push, SHARED).receive(1), lambda: port(push, SHARED).receive_from(1),
-                 lambda: port(pull, SHARED).send(b"x")):  # fmt: skip
+    for call in (
+        lambda: port(push, SHARED).receive(1),
+        lambda: port(push, SHARED).receive_from(1),
+        lambda: port(pull, SHARED).send(b"x"),
+    ):
         with pytest.raises(zmq.ZMQError) as error:
             call()
         assert error.value.errno == zmq.ENOTSUP

@@ -23,8 +23,12 @@ MS = 1_000_000
 
 # Deadlines that meet every level: around now, the edges of slots, and the ends of time.
 NEAR = st.integers(-5_000, 5_000).map(lambda n: n * 997_331)
-FAR = st.builds(lambda sign, bits, more: sign * ((1 << bits) + more), st.sampled_from((-1, 1)), st.integers(0, 62),
-                st.integers(-3, 3))  # fmt: skip
+FAR = st.builds(
+    lambda sign, bits, more: sign * ((1 << bits) + more),
+    st.sampled_from((-1, 1)),
+    st.integers(0, 62),
+    st.integers(-3, 3),
+)
 TIMES = st.one_of(NEAR, NEAR, FAR, st.sampled_from((INT64_MIN, INT64_MIN + 1, -1, 0, 1, INT64_MAX - 1, INT64_MAX)))
 KEYS = st.one_of(st.integers(0, 12), st.integers(0, 200))
 BAD_KEYS = st.sampled_from((-1, -(1 << 70), 1 << 26, (1 << 31) - 1, 1 << 31, 1 << 70, "x", None, 1.5))

@@ -23,13 +23,17 @@ def now(*names):
     return [observe(n)["value"] for n in names]
 """
 
-pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
-              pytest.mark.invariant("C8")]  # fmt: skip
+pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="needs root"), pytest.mark.invariant("C8")]
 
 
 def run(code: str) -> None:
-    done = subprocess.run(["unshare", "--net", sys.executable, "-c", HEAD + textwrap.dedent(code)], cwd=ROOT,
-                          capture_output=True, text=True, check=False)  # fmt: skip
+    done = subprocess.run(
+        ["unshare", "--net", sys.executable, "-c", HEAD + textwrap.dedent(code)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
 
 

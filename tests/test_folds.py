@@ -13,9 +13,18 @@ from pact.cluster import page
 
 def node(n: int, **more: Any) -> tuple[dict[str, Any], list[str]]:
     """One of many equal nodes: it counts its changes and records by itself, and was written to by another process."""
-    doc = drifted(node=f"n{n}", journal={"seq": 40 + n, "replicated": 40}, cluster={"connected": True, "alone_until": None})
-    doc["changes"] = [{**doc["changes"][0], "id": f"c{n}", "deadline": f"2026-01-01T10:26:{n:02}.123Z", "remaining_s": 700 + n,
-                       "owner": {"user": "ann", "command": f"sh -c {n}"}}]  # fmt: skip
+    doc = drifted(
+        node=f"n{n}", journal={"seq": 40 + n, "replicated": 40}, cluster={"connected": True, "alone_until": None}
+    )
+    doc["changes"] = [
+        {
+            **doc["changes"][0],
+            "id": f"c{n}",
+            "deadline": f"2026-01-01T10:26:{n:02}.123Z",
+            "remaining_s": 700 + n,
+            "owner": {"user": "ann", "command": f"sh -c {n}"},
+        }
+    ]
     return {**doc, **more}, [f"n{n}"]
 
 
@@ -28,14 +37,18 @@ def test_status_counts_by_state_and_has_a_line_for_each_set_that_says_the_same()
     said = texts(folds.status([*(node(n) for n in range(1, 31)), *(node(n, **quiet) for n in range(31, 34))], 2))
     assert said[0] == "30 drifted, 3 committed, 2 without an answer" and len(said) == 3
     assert said[1].startswith("n[1-30] (30): drifted; declared: 1204, drifted: 3")
-    assert "open ann until 2026-01-01T10:26Z: file:/etc/NetworkManager/chrony.conf, sysctl:net.core.somaxconn" in said[1]
+    assert (
+        "open ann until 2026-01-01T10:26Z: file:/etc/NetworkManager/chrony.conf, sysctl:net.core.somaxconn" in said[1]
+    )
     assert said[2].startswith("n[31-33] (3): committed; declared: 1204")
 
 
 def test_diff_goes_by_resource_then_by_node_sets() -> None:
     other = {**ENTRY, "declared": {"mode": "0644"}, "actual": {"mode": "0666"}, "diff": None}
-    documents = [({"resources": [{**ENTRY, "change": f"c{n}", "owner": {"user": "ann", "command": str(n)}}]}, [f"n{n}"])
-                 for n in range(1, 9)] + [({"resources": [other]}, ["n9"]), ({"resources": []}, ["n10"])]  # fmt: skip
+    documents = [
+        ({"resources": [{**ENTRY, "change": f"c{n}", "owner": {"user": "ann", "command": str(n)}}]}, [f"n{n}"])
+        for n in range(1, 9)
+    ] + [({"resources": [other]}, ["n9"]), ({"resources": []}, ["n10"])]
     said = texts(folds.diff(documents, 0))
     assert said[0] == "file:/a" and said[1] == "  n[1-8] (8)  (ann)"
     assert said.count("file:/a") == 1 and any(line.startswith("  n9  (ann)") for line in said)
@@ -43,13 +56,22 @@ def test_diff_goes_by_resource_then_by_node_sets() -> None:
 
 
 def record(name: str, seq: int, second: int, message: str = "why") -> dict[str, Any]:
-    return {"record": {"seq": seq, "time": f"2026-01-01T10:{second // 60:02}:{second % 60:02}.000000Z", "type": "committed",
-                       "node": name, "actor": {"user": "ann", "via": "socket"},
-                       "data": {"change": f"c{seq}", "resources": ["file:/a"], "message": message}}}  # fmt: skip
+    return {
+        "record": {
+            "seq": seq,
+            "time": f"2026-01-01T10:{second // 60:02}:{second % 60:02}.000000Z",
+            "type": "committed",
+            "node": name,
+            "actor": {"user": "ann", "via": "socket"},
+            "data": {"change": f"c{seq}", "resources": ["file:/a"], "message": message},
+        }
+    }
 
 
 def test_log_folds_what_happened_within_a_minute_on_many_nodes() -> None:
-    documents = [({"rows": [record(f"n{n}", 100 * n, 30 + n), record(f"n{n}", 7 * n, 400)]}, [f"n{n}"]) for n in range(1, 31)]
+    documents = [
+        ({"rows": [record(f"n{n}", 100 * n, 30 + n), record(f"n{n}", 7 * n, 400)]}, [f"n{n}"]) for n in range(1, 31)
+    ]
     documents += [({"rows": [record("n50", 1, 50, "else")]}, ["n50"]), ({"rows": []}, ["n51"])]
     assert texts(folds.log(documents, 0)) == [
         "2026-01-01T10:06Z  n[1-30] (30): committed  file:/a: why  by ann",
@@ -66,9 +88,18 @@ def test_what_one_node_has_done_twice_is_two_lines() -> None:
 
 def test_groups_are_a_table_and_one_is_shown_whole(capsys: pytest.CaptureFixture[str]) -> None:
     def group(n: int) -> dict[str, Any]:
-        return {"group": f"g{n}", "state": "open", "owner": "ann", "deadline": "2026-01-01T10:26:00Z", "remaining_s": 700,
-                "members": {"applied": "n[1-3]", "left": "n4"}, "nodes": "n[1-4]", "message": "why", "blocked": {},
-                "resources": [f"file:/etc/x{i}" for i in range(20)]}  # fmt: skip
+        return {
+            "group": f"g{n}",
+            "state": "open",
+            "owner": "ann",
+            "deadline": "2026-01-01T10:26:00Z",
+            "remaining_s": 700,
+            "members": {"applied": "n[1-3]", "left": "n4"},
+            "nodes": "n[1-4]",
+            "message": "why",
+            "blocked": {},
+            "resources": [f"file:/etc/x{i}" for i in range(20)],
+        }
 
     groups._show_table({"groups": [group(7), group(12)]})
     head, one, two = capsys.readouterr().out.splitlines()
@@ -79,11 +110,21 @@ def test_groups_are_a_table_and_one_is_shown_whole(capsys: pytest.CaptureFixture
     assert "g7 open: n[1-4]" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("state", "mood"), [("open", "warn"), ("drifted", "warn"), ("committed", "good"), ("blocked", "bad"),
-                                            ("failed", "bad"), ("emergency", "alarm")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("state", "mood"),
+    [
+        ("open", "warn"),
+        ("drifted", "warn"),
+        ("committed", "good"),
+        ("blocked", "bad"),
+        ("failed", "bad"),
+        ("emergency", "alarm"),
+    ],
+)
 def test_on_the_page_colours_mean_what_the_state_means(state: str, mood: str) -> None:
-    shown = page.page({"root": True, "states": {state: ["n1", 1]}, "groups": [{"id": "g1", "state": state}],
-                       "states_age_s": 7.2})  # fmt: skip
+    shown = page.page(
+        {"root": True, "states": {state: ["n1", 1]}, "groups": [{"id": "g1", "state": state}], "states_age_s": 7.2}
+    )
     assert shown.count(f'<b class="{mood}">{state}</b>') == 2
     assert "as they said within the last 7 s; asked every 15 s" in shown
     assert b"pact_nodes_age_seconds 7.2" in page.metrics({"root": True, "states_age_s": 7.2})

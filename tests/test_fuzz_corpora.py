@@ -15,8 +15,15 @@ MODULES = sorted(set(targets.PYTHON.values()))
 
 def passes(*names: str) -> None:
     """In a process of their own: the targets put themselves in the place of parts of pact."""
-    done = subprocess.run([sys.executable, str(ONE), "--kept", *names], stdin=subprocess.DEVNULL, capture_output=True, text=True,
-                          errors="replace", timeout=110, check=False)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, str(ONE), "--kept", *names],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=110,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
     assert [line.partition(":")[0] for line in done.stdout.splitlines()] == list(names)
 

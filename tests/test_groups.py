@@ -59,7 +59,8 @@ def group(c: Cluster, gid: str) -> dict[str, Any]:
 
 def writes(c: Cluster, types: tuple[str, ...] = ("group_begun", "group_decided", "group_finished")) -> list[str]:
     from pact.core.records import parse
-    from pact.core.root.log import ROOT, read_chunk
+    from pact.core.root.chunks import read_chunk
+    from pact.core.root.log import ROOT
 
     records = [parse(line) for raw in c.log for b in read_chunk(raw).batches if b.node == ROOT for line in b.lines]
     return [r.type for r in records if r.type in types]
@@ -75,7 +76,7 @@ def test_who_waits_for_a_group_hears_how_far_it_is_and_not_too_often() -> None:
     c.advance(NS_PER_S // 2)
     heard = c.progress[n]
     assert heard[0] == (0, 4) and heard.count((4, 4)) == 2 and len(heard) <= 9, heard
-    assert not c.root.questions._told_ns, "nothing stays of requests that were answered"
+    assert not c.root.questions.told_ns, "nothing stays of requests that were answered"
 
 
 @pytest.mark.invariant("G1", "G2")
@@ -252,7 +253,8 @@ def test_a_decision_that_was_written_is_carried_out_by_whoever_leads_next(op: st
     n = c.request(op, {"group": gid, "message": "m", "allow_missing": "n3"})
     first, call = c.root, c._call
     c._call = lambda root, name, head, body: (  # type: ignore[method-assign]
-        None if root is first and head["op"] == "group_decide" else call(root, name, head, body))
+        None if root is first and head["op"] == "group_decide" else call(root, name, head, body)
+    )
     while "group_decided" not in writes(c):
         c.advance(NS_PER_S // 1000)
     c.root = None  # before anybody was told
@@ -297,8 +299,15 @@ def test_a_root_that_was_replaced_is_not_obeyed() -> None:
     c.advance(5 * NS_PER_S)
     assert ask(c, "group_extend", group=gid, by_ns=NS_PER_S)[0] == 0  # the nodes have heard of the new one
     args = {"group": gid, "fence": old.fence, "ballot": 1, "decision": "rollback", "action": "rollback"}
-    old.questions.ask(["n0"], "group_decide", orjson.dumps(args), {"user": "x", "role": "admin", "via": "c"},
-                      NS_PER_S, lambda names, body: None, lambda lost: None)  # fmt: skip
+    old.questions.ask(
+        ["n0"],
+        "group_decide",
+        orjson.dumps(args),
+        {"user": "x", "role": "admin", "via": "c"},
+        NS_PER_S,
+        lambda names, body: None,
+        lambda lost: None,
+    )
     c._perform(old, old.flush())
     c.advance(NS_PER_S // 2)
     assert machines(c) == ["new"] * 4
@@ -457,5 +466,9 @@ def test_members_record_who_decided_and_not_whose_group_it_is() -> None:
     c.advance(int(group(c, second)["remaining_s"] * 1e9) + 5 * NS_PER_S)
     world = c.peers["n0"].world
     actors = [(r.type, r.actor["user"]) for r in world.journal if r.type in ("group_begun", "group_decided")]
-    assert actors == [("group_begun", "alice"), ("group_decided", "dora"), ("group_begun", "alice"),
-                      ("group_decided", "pact")]  # fmt: skip
+    assert actors == [
+        ("group_begun", "alice"),
+        ("group_decided", "dora"),
+        ("group_begun", "alice"),
+        ("group_decided", "pact"),
+    ]

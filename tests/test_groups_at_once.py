@@ -66,16 +66,29 @@ def test_a_node_that_obeys_a_newer_root_does_not_say_that_it_knows_an_older_ones
     c.elect()
     c.advance(5 * NS_PER_S)
     apply(c)  # the nodes have heard of the new one
-    args = {"fence": old.fence, "seq": 0, "holds": [{"hold": "f9", "owner": "bob", "reason": "r", "ends": "",
-                                                     "left_ns": NS_PER_S}]}  # fmt: skip
+    args = {
+        "fence": old.fence,
+        "seq": 0,
+        "holds": [{"hold": "f9", "owner": "bob", "reason": "r", "ends": "", "left_ns": NS_PER_S}],
+    }
     answers: list[bytes] = []
-    old.questions.ask(["n0"], "fleet_seen", orjson.dumps(args), {"user": "x", "role": "admin", "via": "c"},
-                      NS_PER_S, lambda names, body: answers.append(body), lambda lost: None)  # fmt: skip
+    old.questions.ask(
+        ["n0"],
+        "fleet_seen",
+        orjson.dumps(args),
+        {"user": "x", "role": "admin", "via": "c"},
+        NS_PER_S,
+        lambda names, body: answers.append(body),
+        lambda lost: None,
+    )
     c._perform(old, old.flush())
     c.advance(NS_PER_S // 2)
     assert "f9" not in c.peers["n0"].world.node.state.holds
-    assert not any(orjson.loads(a)["result"].get("seen") for a in c.peers["n0"].answers.values()
-                   if isinstance(orjson.loads(a).get("result"), dict))  # fmt: skip
+    assert not any(
+        orjson.loads(a)["result"].get("seen")
+        for a in c.peers["n0"].answers.values()
+        if isinstance(orjson.loads(a).get("result"), dict)
+    )
 
 
 def test_a_commit_that_fails_leaves_a_blocked_group_blocked() -> None:
@@ -93,10 +106,13 @@ def test_a_commit_that_fails_leaves_a_blocked_group_blocked() -> None:
 
 
 @pytest.mark.invariant("G3")
-@pytest.mark.parametrize(("op", "args"), [
-    ("declare", {"resources": {}, "prune": True}),
-    ("adopt", {"patterns": [X]}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("op", "args"),
+    [
+        ("declare", {"resources": {}, "prune": True}),
+        ("adopt", {"patterns": [X]}),
+    ],
+)
 def test_after_a_yes_nothing_takes_the_change_away_from_the_group(op: str, args: dict[str, Any]) -> None:
     c = cluster()
     gid = apply(c)
@@ -112,8 +128,6 @@ def test_after_a_yes_nothing_takes_the_change_away_from_the_group(op: str, args:
     c.advance(120 * NS_PER_S)
     assert ask(c, "group_rollback", group=gid)[0] == 0 and machines(c) == ["old"] * 4
     c.check()
-
-
 
 
 def test_a_viewer_sees_the_consumers_name_and_not_its_command_line() -> None:

@@ -10,7 +10,8 @@ import pytest
 from test_groups import NEW, WANTED, X, Y, apply, ask, cluster, declared, group, machines
 
 from pact.core.records import Record, parse
-from pact.core.root.log import ROOT, load, read_chunk
+from pact.core.root.chunks import read_chunk
+from pact.core.root.log import ROOT, load
 from pact.model import NS_PER_S, Holder
 from pact.sim.cluster import Cluster
 from pact.sim.parts import person
@@ -36,8 +37,11 @@ def test_who_looks_at_a_group_sees_its_members_as_they_are_now() -> None:
     c.peers["n2"].world.ask("commit", person("root", "admin", 0), targets=["c1"], message="mine alone")
     c.advance(S)
     shown = group(c, gid)["members"]
-    assert shown == {"applied": "n0,n3", f"diverged: {X} was changed again by bob": "n1",
-                     "left: committed on this node by root": "n2"}  # fmt: skip
+    assert shown == {
+        "applied": "n0,n3",
+        f"diverged: {X} was changed again by bob": "n1",
+        "left: committed on this node by root": "n2",
+    }
     c.peers["n1"].world.write(X, NEW, person("bob").owner)
     c.advance(S)
     assert group(c, gid)["members"]["member"] == "n1", "it is as the group wants it again"

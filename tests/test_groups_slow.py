@@ -58,8 +58,9 @@ class Member:
         return self.reply(token)
 
     def decide(self, decision: str) -> Reply | None:
-        token = self.ask("group_decide", ballot=1, decision=decision, action=decision, why="", message="m", ttl_ns=None,
-                         force=False)  # fmt: skip
+        token = self.ask(
+            "group_decide", ballot=1, decision=decision, action=decision, why="", message="m", ttl_ns=None, force=False
+        )
         return self.reply(token)
 
     def reply(self, token: int) -> Reply | None:
@@ -86,7 +87,7 @@ def test_a_vote_whose_look_took_long_is_refused_when_a_newer_root_was_obeyed_mea
 @pytest.mark.invariant("G3")
 @pytest.mark.parametrize("action", ["commit", "rollback"])
 def test_a_vote_that_led_to_nothing_while_a_member_was_looking_binds_it_no_more_and_is_in_no_other_votes_way(
-    action: str
+    action: str,
 ) -> None:
     member = Member()
     assert member.apply() is not None

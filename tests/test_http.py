@@ -21,14 +21,30 @@ from pact.cluster.http import Http
 from pact.errors import PactError
 
 FACTS: dict[str, Any] = {
-    "name": "agg1", "cluster": "default", "version": "0.1.0", "root": True, "leading": True, "fence": 7, "gseq": 1234,
-    "oldest": 12, "events": 900, "commit_s": 0.0021, "children": 3, "connected": 130,
+    "name": "agg1",
+    "cluster": "default",
+    "version": "0.1.0",
+    "root": True,
+    "leading": True,
+    "fence": 7,
+    "gseq": 1234,
+    "oldest": 12,
+    "events": 900,
+    "commit_s": 0.0021,
+    "children": 3,
+    "connected": 130,
     "states": {"committed": ["n[001-120]", 120], "drifted": ["n[121-129]", 9], "blocked": ["n130", 1]},
     "untracked": ["n[007,121]", 2],
-    "groups": [{"id": "g7", "state": "active", "nodes": "n[001-128]", "owner": "ann", "message": "less swap", "left_s": 754}],
-    "group_states": {"active": 1, "finished": 4}, "buffered": 123456, "calls": 2,
-    "refused": {"garbage": 3}, "healthy": True, "trouble": "",
-}  # fmt: skip
+    "groups": [
+        {"id": "g7", "state": "active", "nodes": "n[001-128]", "owner": "ann", "message": "less swap", "left_s": 754}
+    ],
+    "group_states": {"active": 1, "finished": 4},
+    "buffered": 123456,
+    "calls": 2,
+    "refused": {"garbage": 3},
+    "healthy": True,
+    "trouble": "",
+}
 HOSTILE = "<script>alert(1)</script>\"'&\x00\n\u202e"
 
 
@@ -75,8 +91,11 @@ def serving(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serving]:
 
 
 def values(text: str) -> dict[str, float]:
-    return {s.name + "".join(f"[{v}]" for v in s.labels.values()): s.value
-            for family in text_string_to_metric_families(text) for s in family.samples}  # fmt: skip
+    return {
+        s.name + "".join(f"[{v}]" for v in s.labels.values()): s.value
+        for family in text_string_to_metric_families(text)
+        for s in family.samples
+    }
 
 
 def test_metrics_are_what_prometheus_reads(serving: Serving) -> None:
@@ -84,11 +103,25 @@ def test_metrics_are_what_prometheus_reads(serving: Serving) -> None:
     assert status == 200
     assert headers["content-type"].startswith("text/plain; version=0.0.4")
     assert values(text) == {
-        "pact_children": 3, "pact_nodes_connected": 130, "pact_buffered_bytes": 123456, "pact_calls": 2, "pact_leader": 1,
-        "pact_fence": 7, "pact_gseq": 1234, "pact_oldest_gseq": 12, "pact_commit_seconds": 0.0021, "pact_healthy": 1,
-        "pact_events_committed_total": 900, "pact_nodes[committed]": 120, "pact_nodes[drifted]": 9,
-        "pact_nodes[blocked]": 1, "pact_nodes_untracked": 2, "pact_groups[active]": 1, "pact_groups[finished]": 4, "pact_refused_total[garbage]": 3,
-    }  # fmt: skip
+        "pact_children": 3,
+        "pact_nodes_connected": 130,
+        "pact_buffered_bytes": 123456,
+        "pact_calls": 2,
+        "pact_leader": 1,
+        "pact_fence": 7,
+        "pact_gseq": 1234,
+        "pact_oldest_gseq": 12,
+        "pact_commit_seconds": 0.0021,
+        "pact_healthy": 1,
+        "pact_events_committed_total": 900,
+        "pact_nodes[committed]": 120,
+        "pact_nodes[drifted]": 9,
+        "pact_nodes[blocked]": 1,
+        "pact_nodes_untracked": 2,
+        "pact_groups[active]": 1,
+        "pact_groups[finished]": 4,
+        "pact_refused_total[garbage]": 3,
+    }
 
 
 def test_an_aggregator_that_is_no_root_leaves_out_what_it_does_not_know(serving: Serving) -> None:
@@ -110,10 +143,14 @@ def test_the_page_shows_states_and_groups_and_claims_nothing_else(serving: Servi
     assert shown.index("blocked") < shown.index("drifted") < shown.index("committed")
     assert "behind" not in shown, "nobody counts how far the nodes are behind"
     assert "rolls back" not in shown
-    serving.facts = {**FACTS, "holds": [
-        {"hold": "f3", "owner": "bob", "reason": "storm", "ends": "2026-11-28T04:08:48.673507Z"}]}  # fmt: skip
+    serving.facts = {
+        **FACTS,
+        "holds": [{"hold": "f3", "owner": "bob", "reason": "storm", "ends": "2026-11-28T04:08:48.673507Z"}],
+    }
     shown = serving.get("/")[2]
-    assert shown.index("Nothing rolls back anywhere</b> until 2026-11-28 04:08:48 UTC: f3 by bob: storm") < shown.index("<dl>")
+    assert shown.index("Nothing rolls back anywhere</b> until 2026-11-28 04:08:48 UTC: f3 by bob: storm") < shown.index(
+        "<dl>"
+    )
     assert values(serving.get("/metrics")[2])["pact_fleet_holds"] == 1
 
 
@@ -144,13 +181,19 @@ class Tags(HTMLParser):
 @pytest.mark.invariant("V5")
 def test_hostile_names_are_shown_and_do_nothing() -> None:
     facts = {
-        **FACTS, "name": HOSTILE, "cluster": HOSTILE, "version": HOSTILE, "trouble": HOSTILE, "healthy": False,
+        **FACTS,
+        "name": HOSTILE,
+        "cluster": HOSTILE,
+        "version": HOSTILE,
+        "trouble": HOSTILE,
+        "healthy": False,
         "states": {HOSTILE: [HOSTILE * 500, 1], "committed": [HOSTILE, HOSTILE]},
         "untracked": [HOSTILE, 1],
         "groups": [dict.fromkeys(("id", "state", "nodes", "owner", "message", "left_s"), HOSTILE)],
         "holds": [dict.fromkeys(("hold", "owner", "reason", "ends"), HOSTILE)],
-        "refused": {HOSTILE: 1}, "group_states": {HOSTILE: 2},
-    }  # fmt: skip
+        "refused": {HOSTILE: 1},
+        "group_states": {HOSTILE: 2},
+    }
     plain, hostile = Tags(), Tags()
     plain.feed(page.page({**FACTS, "healthy": False, "trouble": "x"}))
     hostile.feed(page.page(facts))
@@ -191,13 +234,22 @@ def test_head_is_get_without_a_body(serving: Serving) -> None:
 
 
 @pytest.mark.invariant("V5")
-@pytest.mark.parametrize(("data", "status"), [
-    (b"hello\r\n\r\n", 400), (b"GET / HTTP/9.9\r\n\r\n", 400), (b"GET /\r\n\r\n", 400), (b"\x16\x03\x01\x02\r\n\r\n", 400),
-    (b"GET /a\x00b HTTP/1.1\r\n\r\n", 400), (b"GET /" + b"x" * 2000 + b" HTTP/1.1\r\n\r\n", 400),
-    (b"GET /nothing HTTP/1.1\r\n\r\n", 404), (b"GET /../../etc/passwd HTTP/1.1\r\n\r\n", 404),
-    (b"GET / HTTP/1.1\r\nX: " + b"y" * 9000, 431), (b"GET /health?x=1 HTTP/1.0\r\n\r\n", 200),
-    (b"GET /health HTTP/1.1\nHost: x\n\n", 200),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (b"hello\r\n\r\n", 400),
+        (b"GET / HTTP/9.9\r\n\r\n", 400),
+        (b"GET /\r\n\r\n", 400),
+        (b"\x16\x03\x01\x02\r\n\r\n", 400),
+        (b"GET /a\x00b HTTP/1.1\r\n\r\n", 400),
+        (b"GET /" + b"x" * 2000 + b" HTTP/1.1\r\n\r\n", 400),
+        (b"GET /nothing HTTP/1.1\r\n\r\n", 404),
+        (b"GET /../../etc/passwd HTTP/1.1\r\n\r\n", 404),
+        (b"GET / HTTP/1.1\r\nX: " + b"y" * 9000, 431),
+        (b"GET /health?x=1 HTTP/1.0\r\n\r\n", 200),
+        (b"GET /health HTTP/1.1\nHost: x\n\n", 200),
+    ],
+)
 def test_what_is_no_request_gets_a_short_answer(serving: Serving, data: bytes, status: int) -> None:
     answer = serving.raw(data)
     assert answer.startswith(f"HTTP/1.1 {status} ".encode())
@@ -205,8 +257,9 @@ def test_what_is_no_request_gets_a_short_answer(serving: Serving, data: bytes, s
 
 
 @pytest.mark.invariant("V5")
-def test_who_sends_slowly_or_never_reads_is_cut_off_and_holds_nobody_up(serving: Serving,
-                                                                       monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_who_sends_slowly_or_never_reads_is_cut_off_and_holds_nobody_up(
+    serving: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(server, "DEADLINE_S", 0.5)
     slow = [socket.create_connection(("127.0.0.1", serving.http.port)) for _ in range(20)]
     for sock in slow:
@@ -233,7 +286,9 @@ def test_connections_are_bounded(serving: Serving) -> None:
 
 
 @pytest.mark.invariant("V5")
-@pytest.mark.parametrize("said", [b"", b"GET /hea", b"GET / HTTP/1.1\r\n\r\n"], ids=["nothing", "half", "all, and reads nothing"])
+@pytest.mark.parametrize(
+    "said", [b"", b"GET /hea", b"GET / HTTP/1.1\r\n\r\n"], ids=["nothing", "half", "all, and reads nothing"]
+)
 def test_strangers_who_come_again_and_again_do_not_keep_health_from_answering(serving: Serving, said: bytes) -> None:
     serving.facts = {**FACTS, "groups": FACTS["groups"] * 500}
     over = threading.Event()

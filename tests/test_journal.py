@@ -207,12 +207,14 @@ class TestState:
 
     def test_a_snapshot_of_another_chain_is_not_used(self, filled: SqliteJournal) -> None:
         raw = b'{"not":"this"}'
-        filled._db.execute("INSERT INTO snapshot VALUES (1, 3, ?, ?, ?)",
-                           ("0" * 64, hashlib.sha256(raw).hexdigest(), raw))  # fmt: skip
+        filled._db.execute(
+            "INSERT INTO snapshot VALUES (1, 3, ?, ?, ?)", ("0" * 64, hashlib.sha256(raw).hexdigest(), raw)
+        )
         assert load_state(filled).to_json() == self.folded(filled)
 
-    def test_a_snapshot_in_which_one_digit_rotted_is_not_believed_although_it_parses(self, filled: SqliteJournal,
-                                                                                     path: str) -> None:  # fmt: skip
+    def test_a_snapshot_in_which_one_digit_rotted_is_not_believed_although_it_parses(
+        self, filled: SqliteJournal, path: str
+    ) -> None:
         whole, state = self.folded(filled), State()
         for record in filled.records():
             fold.apply(state, record)
@@ -228,8 +230,9 @@ class TestState:
         assert load_state(filled).to_json() == whole
 
     @pytest.mark.parametrize("snapshot", [False, True])
-    def test_a_record_that_was_changed_is_named_before_anything_acts_on_it(self, filled: SqliteJournal,
-                                                                           snapshot: bool) -> None:  # fmt: skip
+    def test_a_record_that_was_changed_is_named_before_anything_acts_on_it(
+        self, filled: SqliteJournal, snapshot: bool
+    ) -> None:
         if snapshot:
             state = State()
             for record in list(filled.records())[:5]:
@@ -245,7 +248,7 @@ class TestState:
 TAMPERING = {
     "content": "UPDATE record SET body = CAST(replace(body, 'yyyy', 'yyyz') AS BLOB) WHERE seq = 4",
     "white space": "UPDATE record SET body = CAST(replace(body, '\"v\":1', '\"v\": 1') AS BLOB) WHERE seq = 4",
-    "another field": "UPDATE record SET body = CAST(replace(body, '\"v\":1', '\"v\":1,\"w\":1') AS BLOB) WHERE seq = 4",
+    "another field": 'UPDATE record SET body = CAST(replace(body, \'"v":1\', \'"v":1,"w":1\') AS BLOB) WHERE seq = 4',
     "a float": "UPDATE record SET body = CAST(replace(body, '\"t_ns\":4', '\"t_ns\":4.0') AS BLOB) WHERE seq = 4",
     "hash": f"UPDATE record SET hash = '{'0' * 64}' WHERE seq = 4",
     "no hash": "UPDATE record SET hash = 'text' WHERE seq = 4",
@@ -297,22 +300,26 @@ class TestMoving:
         records, blobs = reopened(str(tmp_path / "other.db"))
         assert (records[:6], blobs) == reopened(path)
 
-    def test_an_import_into_a_journal_that_is_not_empty_is_refused(self, exported: list[bytes],
-                                                                   journal: SqliteJournal) -> None:  # fmt: skip
+    def test_an_import_into_a_journal_that_is_not_empty_is_refused(
+        self, exported: list[bytes], journal: SqliteJournal
+    ) -> None:
         with pytest.raises(JournalError, match="is not empty"):
             import_lines(journal, iter(exported))
         assert journal.seq == 5
 
-    @pytest.mark.parametrize(("line", "old", "new", "why"), [
-        (2, b"yyyy", b"yyyz", "journal record 2: its content does not match"),
-        (2, b'"seq":2', b'"seq":3', "journal record 2: found number 3"),
-        (2, b'"seq":2', b'"seq":2,"extra":1', "journal record 2"),
-        (2, b'"t_ns":2', b'"t_ns":2.0', "journal record 2"),
-        (2, b"{", b"[", "line 3 is no record"),
-        (6, b'"data":"', b'"data":"!', "line 7 is no record"),
-        (6, b'"data":"', b'"data":"AAAA', "does not match its digest"),
-        (6, b'{"blob":"', b'{"blob":5,"x":"', "does not match its digest"),
-    ])  # fmt: skip
+    @pytest.mark.parametrize(
+        ("line", "old", "new", "why"),
+        [
+            (2, b"yyyy", b"yyyz", "journal record 2: its content does not match"),
+            (2, b'"seq":2', b'"seq":3', "journal record 2: found number 3"),
+            (2, b'"seq":2', b'"seq":2,"extra":1', "journal record 2"),
+            (2, b'"t_ns":2', b'"t_ns":2.0', "journal record 2"),
+            (2, b"{", b"[", "line 3 is no record"),
+            (6, b'"data":"', b'"data":"!', "line 7 is no record"),
+            (6, b'"data":"', b'"data":"AAAA', "does not match its digest"),
+            (6, b'{"blob":"', b'{"blob":5,"x":"', "does not match its digest"),
+        ],
+    )
     def test_an_export_that_was_changed_is_refused_whole(
         self, exported: list[bytes], tmp_path: Path, line: int, old: bytes, new: bytes, why: str
     ) -> None:
@@ -330,8 +337,9 @@ class TestMoving:
 
 @pytest.mark.invariant("J1", "F55")
 @pytest.mark.parametrize("how", ["removed", "replaced"])
-def test_a_journal_that_is_taken_away_under_its_writer_takes_nothing_more(journal: SqliteJournal, path: str,
-                                                                          how: str) -> None:  # fmt: skip
+def test_a_journal_that_is_taken_away_under_its_writer_takes_nothing_more(
+    journal: SqliteJournal, path: str, how: str
+) -> None:
     """SQLite would write on into a file without a name, and all of it would be lost."""
     journal.append(rows_after(journal, 2), {})
     kept = path + ".kept"
@@ -346,7 +354,6 @@ def test_a_journal_that_is_taken_away_under_its_writer_takes_nothing_more(journa
     journal.probe()
     journal.append(rows_after(journal, 1), {})
     assert [r.seq for r in reopened(path)[0]] == [0, 1, 2]
-
 
 
 @pytest.mark.root

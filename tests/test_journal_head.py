@@ -96,8 +96,9 @@ def test_a_slot_that_is_torn_anywhere_leaves_the_other(path: str) -> None:
         assert head is not None and (head.seq, head.hash) == (2, hashes[2]), at
         file.write_bytes(whole)
     for at in range(0, said, 7):  # the first part is new, the rest is what was there two writes before
-        file.write_bytes(whole[:newest] + whole[newest : newest + at] + b"\0" * (SLOT_BYTES - at)
-                         + whole[newest + SLOT_BYTES :])  # fmt: skip
+        file.write_bytes(
+            whole[:newest] + whole[newest : newest + at] + b"\0" * (SLOT_BYTES - at) + whole[newest + SLOT_BYTES :]
+        )
         head = read_head(str(file))
         assert head is not None and head.seq == 2
         journal = SqliteJournal(path)
@@ -143,7 +144,9 @@ def test_a_journal_of_an_older_version_gets_its_head_with_its_next_record(path: 
 
 
 @pytest.mark.invariant("J6")
-def test_an_older_copy_of_the_whole_directory_is_whole_and_of_the_database_alone_is_not(path: str, tmp_path: Path) -> None:
+def test_an_older_copy_of_the_whole_directory_is_whole_and_of_the_database_alone_is_not(
+    path: str, tmp_path: Path
+) -> None:
     journal = SqliteJournal(path)
     journal.append(rows_after(journal, 3), {})
     journal.close()

@@ -52,8 +52,13 @@ def fill(point: Path, left: int) -> Path:
 
 def ends(script: str, path: Path) -> tuple[int, str]:
     """How a process of its own ends that carries the script out."""
-    done = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=False,
-                          env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
     return done.returncode, done.stdout + done.stderr
 
 
@@ -124,8 +129,9 @@ def test_a_start_on_a_disk_with_too_little_room_is_refused_and_not_killed(small:
         code, out = ends(OPENING[what], path)
         filler.unlink()
         assert code == 0, f"{left} blocks left: {code}: {out}"
-        assert out.startswith("records 299") or (out.startswith("refused 5") and (
-            "No space" in out or "disk" in out)), (left, out)  # fmt: skip
+        assert out.startswith("records 299") or (
+            out.startswith("refused 5") and ("No space" in out or "disk" in out)
+        ), (left, out)
         said.add(out.split()[0])
     assert said == {"records", "refused"}
 
@@ -202,7 +208,7 @@ def test_an_index_is_not_emptied_under_who_uses_it(tmp_path: Path) -> None:
     journal = SqliteJournal(path)
     journal.append(rows_after(journal, 20), {})
     before = Path(path + "-shm").read_bytes()
-    guard = ("import sys\nfrom pact.journal.walindex import WalIndex\nWalIndex(sys.argv[1]).reserve(1 << 20)\n")
+    guard = "import sys\nfrom pact.journal.walindex import WalIndex\nWalIndex(sys.argv[1]).reserve(1 << 20)\n"
     assert ends(guard, Path(path)) == (0, "")
     assert Path(path + "-shm").read_bytes()[: len(before)] == before
     journal.append(rows_after(journal, 20), {})

@@ -53,7 +53,9 @@ def test_an_export_cut_anywhere_is_refused(exported: bytes, other: SqliteJournal
             list(read_export(iter(exported[:size].splitlines(keepends=True))))
     lines = exported.splitlines(keepends=True)
     for count in range(1, len(lines)):
-        refused(other, b"".join(lines[:count]), rf"cut off after {min(count, 6)} records and {max(0, count - 6)} contents")
+        refused(
+            other, b"".join(lines[:count]), rf"cut off after {min(count, 6)} records and {max(0, count - 6)} contents"
+        )
     assert import_lines(other, iter([*lines[:-1], lines[-1].rstrip()])) == (6, 2)
 
 
@@ -69,7 +71,9 @@ def test_a_compressed_export_cut_anywhere_is_refused(exported: bytes) -> None:
 @pytest.mark.invariant("J8", "F61")
 def test_parts_that_are_missing_or_others_are_noticed(exported: bytes, other: SqliteJournal) -> None:
     *records, one, two, end = exported.splitlines(keepends=True)
-    refused(other, b"".join([*records, one, end]), "says at its end that it holds 6 records and 2 contents, and holds 6")
+    refused(
+        other, b"".join([*records, one, end]), "says at its end that it holds 6 records and 2 contents, and holds 6"
+    )
     refused(other, b"".join([*records, end]), "2 contents, and holds 6 records and 0 contents")
     refused(other, b"".join([*records[:-1], one, two, end]), "and holds 5 records")
     refused(other, b"".join([*records, one, one, end]), "parts are missing, or are others")
@@ -125,15 +129,37 @@ def test_an_import_gives_the_journal_its_head(exported: bytes, other: SqliteJour
     again.close()
 
 
-@pytest.mark.parametrize("changes", [
-    {"t_ns": "1"}, {"t_ns": 1.5}, {"node": 5}, {"type": []}, {"actor": None}, {"time": {}}, {"data": []},
-    {"type": "committed", "data": {}}, {"type": "window_opened", "data": {"change": "c1"}}, {"type": "agent_started", "data": {"x": 1}},
-    {"type": "declared", "data": {"resources": 5}}, {"type": "change_split", "data": {"change": "c9"}},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"t_ns": "1"},
+        {"t_ns": 1.5},
+        {"node": 5},
+        {"type": []},
+        {"actor": None},
+        {"time": {}},
+        {"data": []},
+        {"type": "committed", "data": {}},
+        {"type": "window_opened", "data": {"change": "c1"}},
+        {"type": "agent_started", "data": {"x": 1}},
+        {"type": "declared", "data": {"resources": 5}},
+        {"type": "change_split", "data": {"change": "c9"}},
+    ],
+)
 def test_records_on_which_no_agent_would_start_are_not_taken(changes: dict[str, object], other: SqliteJournal) -> None:
     """Their hashes are right: whoever can edit an export can compute them."""
-    record = {"v": 1, "seq": 0, "prev": GENESIS, "time": "2026-01-01T00:00:00.000000Z", "t_ns": 1, "node": "n1", "type": "denied",
-              "actor": {}, "data": {}, **changes}  # fmt: skip
+    record = {
+        "v": 1,
+        "seq": 0,
+        "prev": GENESIS,
+        "time": "2026-01-01T00:00:00.000000Z",
+        "t_ns": 1,
+        "node": "n1",
+        "type": "denied",
+        "actor": {},
+        "data": {},
+        **changes,
+    }
     record["hash"] = digest(GENESIS, orjson.dumps(record, option=orjson.OPT_SORT_KEYS))
     with pytest.raises(ChainError):
         import_lines(other, iter([orjson.dumps(record)]), marked=False)

@@ -28,49 +28,52 @@ NAME = "/some/file"
 # -- parsing --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("value", "why"), [
-    ("text", "a file is a table"),
-    ({}, "say what it is"),
-    ({"mode": "0644"}, "say what it is"),
-    ({"contents": "x"}, "unknown key 'contents'; did you mean 'content'"),
-    ({"zzzzz": 1}, "unknown key 'zzzzz'; known: "),
-    ({"content": 5}, "content must be a string"),
-    ({"content": "a", "source": "b"}, "source and content exclude each other"),
-    ({"content": "a", "symlink": "b"}, "exclude each other"),
-    ({"symlink": "b", "mode": "0777"}, "a symbolic link has no mode of its own"),
-    ({"source": "missing"}, "source 'missing': No such file or directory"),
-    ({"source": "."}, "source '.': Is a directory"),
-    ({"content_base64": "%"}, "content_base64 is not base64"),
-    ({"type": "fifo"}, "type 'fifo' is none of"),
-    ({"type": ["file"]}, "is none of"),
-    ({"type": "symlink"}, "declared by symlink"),
-    ({"type": "file", "symlink": "a"}, "declared by symlink"),
-    ({"symlink": ""}, "symlink must be"),
-    ({"symlink": 1}, "symlink must be"),
-    ({"symlink": "a\0b"}, "no target has a NUL"),
-    ({"type": "directory", "content": ""}, "a directory has no content"),
-    ({"type": "absent", "mode": "0644"}, 'type = "absent" takes no mode'),
-    ({"content": "", "mode": 644}, "octal digits in quotes"),
-    ({"content": "", "mode": "0999"}, "is not octal"),
-    ({"content": "", "mode": "77777"}, "is not octal"),
-    ({"content": "", "mode": "-644"}, "is not octal"),
-    ({"content": "", "mode": "0o644"}, "is not octal"),
-    ({"content": "", "mode": ""}, "is not octal"),
-    ({"content": "", "owner": True}, "owner must be a name or a number"),
-    ({"content": "", "group": ""}, "group must be a name or a number"),
-    ({"content": "", "xattrs": {"user.a": 1}}, "xattrs is a table"),
-    ({"content": "", "xattrs": {"user.a": "!"}}, "xattrs: user.a is not base64"),
-    ({"content": "", "xattrs": {"user.%zz": ""}}, "percent-escape"),
-    ({"content": "", "xattrs": {"user.a\0": ""}}, "no attribute's name"),
-    ({"sha256": "abc"}, "64 lower-case hex digits"),
-    ({"sha256": "A" * 64}, "64 lower-case hex digits"),
-    ({"sha256": "a" * 64, "size": -1}, "size must be"),
-    ({"content": "", "requires": "mount:/a"}, "requires must be a list of strings"),
-    ({"content": "", "consumers": ["somebody"]}, "is none of open, none, exec:NAME"),
-    ({"content": "", "weight": 0}, "weight must be a number above 0"),
-    ({"content": "", "severity": "high"}, "severity must be a number above 0"),
-    ({"content": "", "weight": float("nan")}, "weight must be a number above 0"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [
+        ("text", "a file is a table"),
+        ({}, "say what it is"),
+        ({"mode": "0644"}, "say what it is"),
+        ({"contents": "x"}, "unknown key 'contents'; did you mean 'content'"),
+        ({"zzzzz": 1}, "unknown key 'zzzzz'; known: "),
+        ({"content": 5}, "content must be a string"),
+        ({"content": "a", "source": "b"}, "source and content exclude each other"),
+        ({"content": "a", "symlink": "b"}, "exclude each other"),
+        ({"symlink": "b", "mode": "0777"}, "a symbolic link has no mode of its own"),
+        ({"source": "missing"}, "source 'missing': No such file or directory"),
+        ({"source": "."}, "source '.': Is a directory"),
+        ({"content_base64": "%"}, "content_base64 is not base64"),
+        ({"type": "fifo"}, "type 'fifo' is none of"),
+        ({"type": ["file"]}, "is none of"),
+        ({"type": "symlink"}, "declared by symlink"),
+        ({"type": "file", "symlink": "a"}, "declared by symlink"),
+        ({"symlink": ""}, "symlink must be"),
+        ({"symlink": 1}, "symlink must be"),
+        ({"symlink": "a\0b"}, "no target has a NUL"),
+        ({"type": "directory", "content": ""}, "a directory has no content"),
+        ({"type": "absent", "mode": "0644"}, 'type = "absent" takes no mode'),
+        ({"content": "", "mode": 644}, "octal digits in quotes"),
+        ({"content": "", "mode": "0999"}, "is not octal"),
+        ({"content": "", "mode": "77777"}, "is not octal"),
+        ({"content": "", "mode": "-644"}, "is not octal"),
+        ({"content": "", "mode": "0o644"}, "is not octal"),
+        ({"content": "", "mode": ""}, "is not octal"),
+        ({"content": "", "owner": True}, "owner must be a name or a number"),
+        ({"content": "", "group": ""}, "group must be a name or a number"),
+        ({"content": "", "xattrs": {"user.a": 1}}, "xattrs is a table"),
+        ({"content": "", "xattrs": {"user.a": "!"}}, "xattrs: user.a is not base64"),
+        ({"content": "", "xattrs": {"user.%zz": ""}}, "percent-escape"),
+        ({"content": "", "xattrs": {"user.a\0": ""}}, "no attribute's name"),
+        ({"sha256": "abc"}, "64 lower-case hex digits"),
+        ({"sha256": "A" * 64}, "64 lower-case hex digits"),
+        ({"sha256": "a" * 64, "size": -1}, "size must be"),
+        ({"content": "", "requires": "mount:/a"}, "requires must be a list of strings"),
+        ({"content": "", "consumers": ["somebody"]}, "is none of open, none, exec:NAME"),
+        ({"content": "", "weight": 0}, "weight must be a number above 0"),
+        ({"content": "", "severity": "high"}, "severity must be a number above 0"),
+        ({"content": "", "weight": float("nan")}, "weight must be a number above 0"),
+    ],
+)
 def test_a_wrong_entry_is_refused_with_what_is_wrong(value: Any, why: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=why):
         KIND.parse(NAME, value, str(tmp_path))
@@ -206,8 +209,10 @@ def test_only_what_is_declared_is_compared(tmp_path: Path) -> None:
 # -- export ---------------------------------------------------------------------------------------------------------
 
 
-@given(st.one_of(st.binary(max_size=60), st.text(max_size=40).map(lambda t: t.encode("utf-8", "surrogatepass"))),
-       st.sampled_from(["0644", "4755"]))  # fmt: skip
+@given(
+    st.one_of(st.binary(max_size=60), st.text(max_size=40).map(lambda t: t.encode("utf-8", "surrogatepass"))),
+    st.sampled_from(["0644", "4755"]),
+)
 def test_what_is_exported_is_read_back_the_same(body: bytes, mode: str) -> None:
     attrs, blobs = content(body)
     declared = KIND.parse(NAME, {"content_base64": base64.b64encode(body).decode(), "mode": mode}, "/").declared

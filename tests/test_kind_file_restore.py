@@ -29,7 +29,6 @@ root = pytest.mark.root
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 
-
 @pytest.mark.invariant("R5")
 class TestRestoring:
     def test_content_comes_back_with_mode_and_owner_under_a_new_inode(self, tmp_path: Path) -> None:
@@ -89,9 +88,11 @@ class TestRestoring:
         path = tmp_path / "x"
         file, blobs = content(b"content")
         targets: dict[str, Attrs | None] = {
-            "file": {**file, "mode": "0640"}, "directory": {"type": "directory", "mode": "0750"},
-            "symlink": {"type": "symlink", "target": "some/where"}, "absent": None,
-        }  # fmt: skip
+            "file": {**file, "mode": "0640"},
+            "directory": {"type": "directory", "mode": "0750"},
+            "symlink": {"type": "symlink", "target": "some/where"},
+            "absent": None,
+        }
         before, target = targets[now], targets[then]
         if now == "file":
             path.write_bytes(b"other")
@@ -165,8 +166,9 @@ class TestRestoring:
 
     @pytest.mark.parametrize("present", ["file", "directory", "symlink"])
     @pytest.mark.parametrize("kind", ["file", "directory", "symlink"])
-    def test_what_cannot_be_made_does_not_take_away_what_is_there(self, kind: str, present: str,
-                                                                  tmp_path: Path) -> None:  # fmt: skip
+    def test_what_cannot_be_made_does_not_take_away_what_is_there(
+        self, kind: str, present: str, tmp_path: Path
+    ) -> None:
         path = tmp_path / "f"
         {"file": path.touch, "directory": path.mkdir, "symlink": lambda: path.symlink_to("b")}[present]()
         before = seen(path)
@@ -180,8 +182,9 @@ class TestRestoring:
         assert seen(path)["type"] == kind
         assert os.listdir(tmp_path) == ["f"]
 
-    def test_a_directory_has_its_mode_and_owner_when_it_gets_its_name(self, tmp_path: Path,
-                                                                      monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    def test_a_directory_has_its_mode_and_owner_when_it_gets_its_name(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         def fails(*args: Any, **kwargs: Any) -> None:
             raise OSError(95, "no such thing here")
 
@@ -348,8 +351,9 @@ class TestLastMoment:
             assert path.read_bytes() == b"newwork"
         assert litter(tmp_path) == []
 
-    def test_a_file_that_appears_between_is_not_overwritten(self, tmp_path: Path,
-                                                            monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    def test_a_file_that_appears_between_is_not_overwritten(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         path = tmp_path / "f"
         attrs, blobs = content(b"declared")
         exchange = replace._rename
@@ -460,20 +464,30 @@ def test_who_opens_a_file_while_its_lease_stands_does_not_kill_the_agent(tmp_pat
     """The kernel tells a leaseholder of an opener with a signal, whose default ends the process."""
     path = tmp_path / "f"
     path.write_bytes(b"declared")
-    asking = subprocess.Popen([sys.executable, "-c", (
-        "import os, sys\n"
-        "from pact.resources.support import replace\n"
-        "fd = os.open(sys.argv[1], os.O_RDONLY)\n"
-        "real = replace.fcntl.fcntl\n"
-        "def slow(fd, what, *more):\n"
-        "    answer = real(fd, what, *more)\n"
-        "    if more == (replace.fcntl.F_WRLCK,):\n"
-        "        print('held', flush=True)\n"
-        "        sys.stdin.readline()\n"
-        "    return answer\n"
-        "replace.fcntl.fcntl = slow\n"
-        "print(replace.somebody_has_open(fd))\n"
-    ), str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    asking = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            (
+                "import os, sys\n"
+                "from pact.resources.support import replace\n"
+                "fd = os.open(sys.argv[1], os.O_RDONLY)\n"
+                "real = replace.fcntl.fcntl\n"
+                "def slow(fd, what, *more):\n"
+                "    answer = real(fd, what, *more)\n"
+                "    if more == (replace.fcntl.F_WRLCK,):\n"
+                "        print('held', flush=True)\n"
+                "        sys.stdin.readline()\n"
+                "    return answer\n"
+                "replace.fcntl.fcntl = slow\n"
+                "print(replace.somebody_has_open(fd))\n"
+            ),
+            str(path),
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     assert asking.stdin is not None and asking.stdout is not None
     assert asking.stdout.readline() == "held\n"
     with pytest.raises(BlockingIOError):  # breaks the lease, and with it tells its holder

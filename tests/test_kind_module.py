@@ -36,8 +36,9 @@ class Machine:
         self.modprobe.write_text(f"#!/bin/sh\n{body}\n")
         self.modprobe.chmod(self.modprobe.stat().st_mode | stat.S_IXUSR)
 
-    def load(self, name: str, *, state: str | None = "live", refcnt: int = 0, users: tuple[str, ...] = (),
-             **parameters: str) -> None:  # fmt: skip
+    def load(
+        self, name: str, *, state: str | None = "live", refcnt: int = 0, users: tuple[str, ...] = (), **parameters: str
+    ) -> None:
         top = self.sys / name
         (top / "holders").mkdir(parents=True)
         (top / "refcnt").write_text(f"{refcnt}\n")
@@ -68,11 +69,19 @@ def machine(tmp_path: Path) -> Machine:
 LOADED: Attrs = {"state": "loaded"}
 
 
-@pytest.mark.parametrize(("value", "why"), [
-    (5, "a module is"), ("gone", "is none of"), ({"state": "up"}, "is none of"), ({"stat": "loaded"}, "mean 'state'"),
-    ({"state": "unloaded", "parameters": {}}, "has no parameters"), ({"parameters": ["a"]}, "table of strings"),
-    ({"parameters": {"a": 1.5}}, "table of strings"), ({"parameters": {"a b": "1"}}, "table of strings"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [
+        (5, "a module is"),
+        ("gone", "is none of"),
+        ({"state": "up"}, "is none of"),
+        ({"stat": "loaded"}, "mean 'state'"),
+        ({"state": "unloaded", "parameters": {}}, "has no parameters"),
+        ({"parameters": ["a"]}, "table of strings"),
+        ({"parameters": {"a": 1.5}}, "table of strings"),
+        ({"parameters": {"a b": "1"}}, "table of strings"),
+    ],
+)
 def test_a_wrong_entry_is_refused_with_what_is_wrong(value: Any, why: str) -> None:
     with pytest.raises(ValueError, match=why):
         KIND.parse("m", value, "/")
@@ -87,7 +96,9 @@ def test_names_are_written_with_underscores_and_cannot_be_options() -> None:
 
 def test_entries_are_read_and_exported_the_same() -> None:
     for value, attrs in [
-        ("loaded", LOADED), ({}, LOADED), ("unloaded", None),
+        ("loaded", LOADED),
+        ({}, LOADED),
+        ("unloaded", None),
         ({"parameters": {"b": True, "a": 5}}, {"state": "loaded", "parameters": {"a": "5", "b": "1"}}),
     ]:
         declared = KIND.parse("m", value, "/").declared
@@ -198,10 +209,22 @@ def test_the_real_tree_can_be_read() -> None:
 
 
 @pytest.mark.invariant("D5")
-@pytest.mark.parametrize(("declared", "actual", "alike"), [
-    ("1", "Y", True), ("0", "N", True), ("Y", "N", False), ("0x10", "16", True), ("1,2", "1,2", True), ("2,1", "1,2", False),
-    ("0x1,0x2", "1,2", True), ("1", "1,2", False), ("name", "name", True), ("name", "names", False), ("1", None, False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("declared", "actual", "alike"),
+    [
+        ("1", "Y", True),
+        ("0", "N", True),
+        ("Y", "N", False),
+        ("0x10", "16", True),
+        ("1,2", "1,2", True),
+        ("2,1", "1,2", False),
+        ("0x1,0x2", "1,2", True),
+        ("1", "1,2", False),
+        ("name", "name", True),
+        ("name", "names", False),
+        ("1", None, False),
+    ],
+)
 def test_parameters_are_compared_by_what_they_mean(declared: str, actual: str | None, alike: bool) -> None:
     have = {} if actual is None else {"parameters": {"p": actual}}
     distance_n = Module().distance_n({"state": "loaded", "parameters": {"p": declared}}, {"state": "loaded", **have})

@@ -100,22 +100,25 @@ def leave(name: str) -> Step:
 # -- pure -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("value", "why"), [
-    ("tmpfs", "a mount is a table"),
-    ({"source": "a"}, "fstype is missing"),
-    ({"fstype": "tmpfs"}, "source is missing"),
-    ({"source": "", "fstype": "tmpfs"}, "source is missing"),
-    ({"source": "a", "fstype": 5}, "fstype is missing or not a string"),
-    ({"source": "a", "fstype": "tmpfs", "option": []}, "did you mean 'options'"),
-    ({"source": "a", "fstype": "tmpfs", "options": ["a,b"]}, "without commas"),
-    ({"source": "a", "fstype": "tmpfs", "options": [1]}, "options must be a list"),
-    ({"source": "a", "fstype": "tmpfs", "options": {}}, "options must be a list"),
-    ({"type": "file"}, 'may only be "absent"'),
-    ({"source": "a\0", "fstype": "tmpfs"}, "NUL"),
-    ({"source": "a", "fstype": "tmp\0fs"}, "NUL"),
-    ({"source": "50%", "fstype": "nfs"}, "percent-escape"),
-    ({"source": "a", "fstype": "ext4", "root": "b"}, "root must be the path"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [
+        ("tmpfs", "a mount is a table"),
+        ({"source": "a"}, "fstype is missing"),
+        ({"fstype": "tmpfs"}, "source is missing"),
+        ({"source": "", "fstype": "tmpfs"}, "source is missing"),
+        ({"source": "a", "fstype": 5}, "fstype is missing or not a string"),
+        ({"source": "a", "fstype": "tmpfs", "option": []}, "did you mean 'options'"),
+        ({"source": "a", "fstype": "tmpfs", "options": ["a,b"]}, "without commas"),
+        ({"source": "a", "fstype": "tmpfs", "options": [1]}, "options must be a list"),
+        ({"source": "a", "fstype": "tmpfs", "options": {}}, "options must be a list"),
+        ({"type": "file"}, 'may only be "absent"'),
+        ({"source": "a\0", "fstype": "tmpfs"}, "NUL"),
+        ({"source": "a", "fstype": "tmp\0fs"}, "NUL"),
+        ({"source": "50%", "fstype": "nfs"}, "percent-escape"),
+        ({"source": "a", "fstype": "ext4", "root": "b"}, "root must be the path"),
+    ],
+)
 def test_a_wrong_entry_is_refused_with_what_is_wrong(value: Any, why: str) -> None:
     with pytest.raises(ValueError, match=why):
         KIND.parse("/m", value, "/")
@@ -128,36 +131,48 @@ def test_options_may_be_written_as_in_fstab_and_their_order_does_not_matter() ->
     assert KIND.parse("/m", {"type": "absent"}, "/").declared.attrs is None
 
 
-@pytest.mark.parametrize(("option", "normal"), [
-    ("size=64m", "size=67108864"), ("size=65536k", "size=67108864"), ("size=1G", "size=1073741824"), ("ro", "ro"),
-    ("mode=0755", "mode=755"), ("mode=0", "mode=0"), ("nr_inodes=1k", "nr_inodes=1024"), ("size=50%", "size=50%"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("option", "normal"),
+    [
+        ("size=64m", "size=67108864"),
+        ("size=65536k", "size=67108864"),
+        ("size=1G", "size=1073741824"),
+        ("ro", "ro"),
+        ("mode=0755", "mode=755"),
+        ("mode=0", "mode=0"),
+        ("nr_inodes=1k", "nr_inodes=1024"),
+        ("size=50%", "size=50%"),
+    ],
+)
 def test_each_option_has_one_spelling(option: str, normal: str) -> None:
     assert normal_option(option) == normal
 
 
-@pytest.mark.parametrize(("declared", "have", "agree"), [
-    ([], ["ro", "nosuid"], True),
-    (["ro"], ["ro"], True),
-    (["ro"], ["rw"], False),
-    (["rw"], ["rw", "relatime"], True),
-    (["rw"], ["ro"], False),
-    (["noatime"], ["rw", "relatime"], False),
-    (["relatime"], ["rw", "noatime"], False),
-    (["relatime"], ["rw"], True),
-    (["defaults", "nofail", "_netdev", "x-systemd.automount", "comment=a"], ["rw"], True),
-    (["exec"], ["rw", "noexec"], False),
-    (["exec", "suid", "dev", "async"], ["rw"], True),
-    (["nosuid"], ["rw"], False),
-    (["size=64m"], ["rw", "size=65536k"], True),
-    (["size=64m"], ["rw", "size=1024k"], False),
-    (["mode=1777"], ["rw"], True),
-    (["mode=1777"], ["rw", "mode=755"], False),
-    (["mode=0755"], ["rw", "mode=755"], True),
-    (["uid=0"], ["rw"], True),
-    (["uid=5"], ["rw"], False),
-    (["bind"], ["rw"], True),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("declared", "have", "agree"),
+    [
+        ([], ["ro", "nosuid"], True),
+        (["ro"], ["ro"], True),
+        (["ro"], ["rw"], False),
+        (["rw"], ["rw", "relatime"], True),
+        (["rw"], ["ro"], False),
+        (["noatime"], ["rw", "relatime"], False),
+        (["relatime"], ["rw", "noatime"], False),
+        (["relatime"], ["rw"], True),
+        (["defaults", "nofail", "_netdev", "x-systemd.automount", "comment=a"], ["rw"], True),
+        (["exec"], ["rw", "noexec"], False),
+        (["exec", "suid", "dev", "async"], ["rw"], True),
+        (["nosuid"], ["rw"], False),
+        (["size=64m"], ["rw", "size=65536k"], True),
+        (["size=64m"], ["rw", "size=1024k"], False),
+        (["mode=1777"], ["rw"], True),
+        (["mode=1777"], ["rw", "mode=755"], False),
+        (["mode=0755"], ["rw", "mode=755"], True),
+        (["uid=0"], ["rw"], True),
+        (["uid=5"], ["rw"], False),
+        (["bind"], ["rw"], True),
+    ],
+)
 def test_declared_options_must_be_in_force_and_others_do_not_matter(
     declared: list[str], have: list[str], agree: bool
 ) -> None:
@@ -268,8 +283,11 @@ def test_a_mount_in_memory_is_taken_off_only_when_what_it_holds_is_kept(top: Pat
     assert KIND.preflight(name, step, Keep(0)).refusal == "", "it is mounted elsewhere too: nothing is lost"
     restore(name, None)
     assert (other / "empty" / "thesis").exists()
-    KIND.restore(other_name, Step(f"mount:{other_name}", None, actual(other_name)), {
-        **keep.blobs, hashlib.sha256(b"written after it was decided").hexdigest(): b""}.get)  # fmt: skip
+    KIND.restore(
+        other_name,
+        Step(f"mount:{other_name}", None, actual(other_name)),
+        {**keep.blobs, hashlib.sha256(b"written after it was decided").hexdigest(): b""}.get,
+    )
 
 
 @isolated
@@ -438,8 +456,9 @@ def test_a_loop_device_holds_the_mount_of_its_file(top: Path) -> None:
 
 def elsewhere(propagation: str, ready: Path) -> subprocess.Popen[bytes]:
     """A process in another mount namespace, there already."""
-    process = subprocess.Popen(["unshare", "--mount", "--propagation", propagation, "sh", "-c",
-                                f"touch {ready}; exec sleep 60"])  # fmt: skip
+    process = subprocess.Popen(
+        ["unshare", "--mount", "--propagation", propagation, "sh", "-c", f"touch {ready}; exec sleep 60"]
+    )
     while not ready.exists():
         pass
     return process

@@ -25,13 +25,25 @@ from pact.resources.support.mount_users import expire_says_busy
 pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]
 
 
-@pytest.mark.parametrize(("written", "means"), [
-    ("user", "nodev noexec nosuid user"), ("users", "nodev noexec nosuid users"), ("owner", "nodev nosuid owner"),
-    ("group", "group nodev nosuid"), ("user,exec", "exec nodev nosuid user"), ("exec,user", "nodev noexec nosuid user"),
-    ("user,suid,dev", "dev noexec suid user"), ("ro,rw", "rw"), ("rw,ro", "ro"), ("noatime,relatime", "relatime"),
-    ("nouser", "nouser"), ("user,nouser", "nodev noexec nosuid nouser user"), ("noexec,defaults", "defaults noexec"),
-    ("owner,user", "nodev noexec nosuid owner user"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("written", "means"),
+    [
+        ("user", "nodev noexec nosuid user"),
+        ("users", "nodev noexec nosuid users"),
+        ("owner", "nodev nosuid owner"),
+        ("group", "group nodev nosuid"),
+        ("user,exec", "exec nodev nosuid user"),
+        ("exec,user", "nodev noexec nosuid user"),
+        ("user,suid,dev", "dev noexec suid user"),
+        ("ro,rw", "rw"),
+        ("rw,ro", "ro"),
+        ("noatime,relatime", "relatime"),
+        ("nouser", "nouser"),
+        ("user,nouser", "nodev noexec nosuid nouser user"),
+        ("noexec,defaults", "defaults noexec"),
+        ("owner,user", "nodev noexec nosuid owner user"),
+    ],
+)
 def test_options_mean_what_mount_takes_them_to_mean(written: str, means: str) -> None:
     assert in_order(written.split(",")) == means.split()
     assert in_order(to_write(means.split())) == means.split(), "and are read back as they were written"
@@ -43,8 +55,22 @@ def test_options_mean_what_mount_takes_them_to_mean(written: str, means: str) ->
 @isolated
 def test_nothing_is_mounted_less_strictly_than_mount_does(top: Path) -> None:
     path, name = point(top)
-    for written in ("user", "users", "owner", "group", "user,exec", "exec,user", "user,suid", "dev,owner", "group,dev",
-                    "users,exec,ro", "ro,rw", "noexec,exec", "user,noauto,exec,nofail", "user,nouser"):  # fmt: skip
+    for written in (
+        "user",
+        "users",
+        "owner",
+        "group",
+        "user,exec",
+        "exec,user",
+        "user,suid",
+        "dev,owner",
+        "group,dev",
+        "users,exec,ro",
+        "ro,rw",
+        "noexec,exec",
+        "user,noauto,exec,nofail",
+        "user,nouser",
+    ):
         sh("mount", "-t", "tmpfs", "-o", written, "tmpfs", path)
         by_mount = actual(name)
         sh("umount", path)
@@ -58,21 +84,40 @@ def test_what_was_declared_before_options_implied_others_is_mounted_as_strictly(
     assert strict(["exec", "user"]) == ["exec", "user", "nosuid", "nodev"]
 
 
-@pytest.mark.parametrize(("fstype", "declared", "have", "agree"), [
-    ("xfs", "uquota", "rw,attr2,inode64,usrquota", True), ("xfs", "uquota", "rw,attr2,inode64,noquota", False),
-    ("xfs", "noatime,inode64", "rw,noatime,inode64", True), ("ext4", "errors=remount-ro", "rw", True),
-    ("ext4", "errors=remount-ro", "rw,errors=panic", False), ("ext4", "commit=30", "rw,commit=60", False),
-    ("ext4", "discard", "rw,nodiscard", False), ("ext4", "nobarrier", "rw,barrier", False), ("ext4", "acl", "rw,noacl", False),
-    ("nfs", "actimeo=60", "rw,acregmin=60,acregmax=60,acdirmin=60,acdirmax=60", True), ("nfs", "soft", "rw,hard", False),
-    ("nfs", "rsize=1048576", "rw,rsize=524288", True), ("nfs", "rsize=1000000", "rw,rsize=999424", True),
-    ("nfs", "rsize=4096", "rw,rsize=8192", False), ("nfs", "nconnect=4", "rw,nconnect=2", False),
-    ("cifs", "credentials=/etc/x,uid=5", "rw,uid=5,forceuid", True), ("cifs", "uid=5", "rw,uid=6", False),
-    ("cifs", "credentials=/etc/x,nosuid", "rw", False), ("lustre", "flock,user_xattr", "rw,flock,lazystatfs", True),
-    ("btrfs", "subvol=@home", "rw,subvolid=256,subvol=/@home", True), ("btrfs", "subvol=@home", "rw,subvol=/@", False),
-    ("ext4", "noexec", "rw", False), ("ext4", "ro", "rw", False), ("ext4", "nosymfollow", "rw", False), ("ext4", "sync", "rw", False),
-    ("ext4", "lazytime", "rw", False), ("ext4", "strictatime", "rw", True), ("ext4", "strictatime", "rw,relatime", False),
-    ("ext4", "X-mount.mkdir,x-a=b,loop,offset=512", "rw", True),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("fstype", "declared", "have", "agree"),
+    [
+        ("xfs", "uquota", "rw,attr2,inode64,usrquota", True),
+        ("xfs", "uquota", "rw,attr2,inode64,noquota", False),
+        ("xfs", "noatime,inode64", "rw,noatime,inode64", True),
+        ("ext4", "errors=remount-ro", "rw", True),
+        ("ext4", "errors=remount-ro", "rw,errors=panic", False),
+        ("ext4", "commit=30", "rw,commit=60", False),
+        ("ext4", "discard", "rw,nodiscard", False),
+        ("ext4", "nobarrier", "rw,barrier", False),
+        ("ext4", "acl", "rw,noacl", False),
+        ("nfs", "actimeo=60", "rw,acregmin=60,acregmax=60,acdirmin=60,acdirmax=60", True),
+        ("nfs", "soft", "rw,hard", False),
+        ("nfs", "rsize=1048576", "rw,rsize=524288", True),
+        ("nfs", "rsize=1000000", "rw,rsize=999424", True),
+        ("nfs", "rsize=4096", "rw,rsize=8192", False),
+        ("nfs", "nconnect=4", "rw,nconnect=2", False),
+        ("cifs", "credentials=/etc/x,uid=5", "rw,uid=5,forceuid", True),
+        ("cifs", "uid=5", "rw,uid=6", False),
+        ("cifs", "credentials=/etc/x,nosuid", "rw", False),
+        ("lustre", "flock,user_xattr", "rw,flock,lazystatfs", True),
+        ("btrfs", "subvol=@home", "rw,subvolid=256,subvol=/@home", True),
+        ("btrfs", "subvol=@home", "rw,subvol=/@", False),
+        ("ext4", "noexec", "rw", False),
+        ("ext4", "ro", "rw", False),
+        ("ext4", "nosymfollow", "rw", False),
+        ("ext4", "sync", "rw", False),
+        ("ext4", "lazytime", "rw", False),
+        ("ext4", "strictatime", "rw", True),
+        ("ext4", "strictatime", "rw,relatime", False),
+        ("ext4", "X-mount.mkdir,x-a=b,loop,offset=512", "rw", True),
+    ],
+)
 def test_what_the_kernel_does_not_show_cannot_be_verified_and_is_no_drift(
     fstype: str, declared: str, have: str, agree: bool
 ) -> None:
@@ -93,7 +138,11 @@ def test_the_kernel_is_asked_what_it_makes_of_options() -> None:
     assert kernel_makes("ext4", ["commit=30"]) is None
     assert refused("tmpfs", ["nosuchoption", "ro"]) and not refused("ext4", ["nosuchoption"])
     assert not refused("tmpfs", ["size=1m", "silent", "iversion", "shared", "x-a=b", "user", "nofail", "loop", "ro"])
-    assert kernel_makes("proc", ["hidepid=2"]) in ({"hidepid": ("hidepid=invisible",)}, {"hidepid": ("hidepid=2",)}, None)
+    assert kernel_makes("proc", ["hidepid=2"]) in (
+        {"hidepid": ("hidepid=invisible",)},
+        {"hidepid": ("hidepid=2",)},
+        None,
+    )
 
 
 def test_asking_leaves_nothing_mounted_and_no_process() -> None:
@@ -187,10 +236,15 @@ def test_binds_of_files_of_binds_and_of_trees(top: Path) -> None:
     (top / "data" / "sub" / "f").write_text("x")
     sh("mount", "-t", "tmpfs", "inner", top / "data" / "sub")
     (top / "data" / "sub" / "g").write_text("y")
-    for number, (source, options) in enumerate([
-        ("data", ["bind", "ro"]), ("data", ["rbind"]), ("data/sub/g", ["bind", "ro", "noexec"]), ("m0", ["bind"]),
-        ("data/", ["bind", "user"]),
-    ]):  # fmt: skip
+    for number, (source, options) in enumerate(
+        [
+            ("data", ["bind", "ro"]),
+            ("data", ["rbind"]),
+            ("data/sub/g", ["bind", "ro", "noexec"]),
+            ("m0", ["bind"]),
+            ("data/", ["bind", "user"]),
+        ]
+    ):
         name = encode_name(os.fsencode(top / f"m{number}"))
         value = {"source": f"{top}/{source}", "fstype": "none", "options": options}
         target = KIND.parse(name, value, "/").declared.attrs
@@ -205,7 +259,12 @@ def test_binds_of_files_of_binds_and_of_trees(top: Path) -> None:
 
 
 def test_another_subvolume_is_another_mount() -> None:
-    have: Attrs = {"source": "/dev/sda1", "fstype": "btrfs", "options": ["rw", "subvol=/@", "subvolid=256"], "root": "/@"}
+    have: Attrs = {
+        "source": "/dev/sda1",
+        "fstype": "btrfs",
+        "options": ["rw", "subvol=/@", "subvolid=256"],
+        "root": "/@",
+    }
     declared: Attrs = {"source": "/dev/sda1", "fstype": "btrfs", "options": ["subvol=@"]}
     assert KIND.distance_n(declared, have) == 0
     assert KIND.distance_n({**declared, "options": ["subvol=/@home"]}, have) == WHOLE_N
@@ -237,15 +296,29 @@ def test_an_access_time_that_is_always_written_is_seen(top: Path) -> None:
 def test_a_remount_reaches_every_flag_from_every_other(top: Path) -> None:
     """mount(8) merges what is mounted with what is asked for, so that an old noatime would win over a new relatime."""
     _, name = point(top)
-    ways = [["noatime"], ["relatime"], ["strictatime"], ["noatime", "nodiratime"], ["relatime", "diratime"],
-            ["ro", "nosuid", "nodev", "noexec"], ["rw", "suid", "dev", "exec"], ["size=2m"], ["sync"], ["async"]]  # fmt: skip
+    ways = [
+        ["noatime"],
+        ["relatime"],
+        ["strictatime"],
+        ["noatime", "nodiratime"],
+        ["relatime", "diratime"],
+        ["ro", "nosuid", "nodev", "noexec"],
+        ["rw", "suid", "dev", "exec"],
+        ["size=2m"],
+        ["sync"],
+        ["async"],
+    ]
     restore(name, tmpfs("size=1m"))
     for before in ways:
         for after in ways:
             restore(name, tmpfs(*before))
             restore(name, tmpfs(*after))
             seen = KIND.observe(name)
-            assert KIND.distance_n({"source": "tmpfs", "fstype": "tmpfs", "options": sorted(after)}, seen) == 0, (before, after, seen)
+            assert KIND.distance_n({"source": "tmpfs", "fstype": "tmpfs", "options": sorted(after)}, seen) == 0, (
+                before,
+                after,
+                seen,
+            )
     assert len(KIND.stack(name)) == 1
 
 

@@ -37,16 +37,21 @@ def test_nothing_is_written_below_a_mount_that_failed(top: Path) -> None:
     digest = hashlib.sha256(data).hexdigest()
     path, name = point(top)
     (path / "in").mkdir()
-    steps = ordered([
-        Step(f"mount:{name}", {"source": "nosuch", "fstype": "nosuchfs", "options": []}, None),
-        Step(f"file:{name}/in/conf", {"type": "file", "sha256": digest, "size": len(data)}, None),
-        Step(f"mount:{name}/in", tmpfs("size=1m"), None),
-        Step(f"file:{top}/beside", {"type": "file", "sha256": digest, "size": len(data)}, None),
-    ])  # fmt: skip
+    steps = ordered(
+        [
+            Step(f"mount:{name}", {"source": "nosuch", "fstype": "nosuchfs", "options": []}, None),
+            Step(f"file:{name}/in/conf", {"type": "file", "sha256": digest, "size": len(data)}, None),
+            Step(f"mount:{name}/in", tmpfs("size=1m"), None),
+            Step(f"file:{top}/beside", {"type": "file", "sha256": digest, "size": len(data)}, None),
+        ]
+    )
     results = worker.act(steps, {digest: data}.get)
     assert "nosuch" in results.pop(f"mount:{name}")
-    assert results == {f"file:{name}/in/conf": f"needs mount:{name}/in, which failed",
-                       f"mount:{name}/in": f"needs mount:{name}, which failed", f"file:{top}/beside": ""}  # fmt: skip
+    assert results == {
+        f"file:{name}/in/conf": f"needs mount:{name}/in, which failed",
+        f"mount:{name}/in": f"needs mount:{name}, which failed",
+        f"file:{top}/beside": "",
+    }
     assert os.listdir(path / "in") == []
 
 
@@ -149,20 +154,56 @@ def test_nobody_writes_between_the_last_look_and_the_unmounting(top: Path) -> No
 
 # -- as fstab writes it ---------------------------------------------------------------------------------------------
 
-NFS: Attrs = {"source": "srv:/x", "fstype": "nfs4",
-              "options": ["hard", "proto=tcp", "relatime", "rw", "sec=sys", "timeo=600", "vers=4.2"]}  # fmt: skip
+NFS: Attrs = {
+    "source": "srv:/x",
+    "fstype": "nfs4",
+    "options": ["hard", "proto=tcp", "relatime", "rw", "sec=sys", "timeo=600", "vers=4.2"],
+}
 
 
-@pytest.mark.parametrize(("source", "fstype", "options", "distance"), [
-    ("srv:/x", "nfs", [], 0), ("srv:/x", "nfs4", [], 0), ("srv:/x/", "nfs", [], 0), ("srv:/x", "auto", [], 0),
-    ("srv:/y", "nfs", [], WHOLE_N), ("srv:/x", "ext4", [], WHOLE_N),
-    ("srv:/x", "nfs", ["vers=4"], 0), ("srv:/x", "nfs", ["vers=4.2"], 0), ("srv:/x", "nfs", ["nfsvers=4"], 0),
-    ("srv:/x", "nfs", ["vers=4.1"], HALF_N), ("srv:/x", "nfs", ["vers=3"], HALF_N), ("srv:/x", "nfs", ["vers="], HALF_N),
-    ("srv:/x", "nfs", ["tcp"], 0), ("srv:/x", "nfs", ["rdma"], HALF_N), ("srv:/x", "nfs", ["soft"], HALF_N),
-    ("srv:/x", "nfs", ["bg", "fg", "retry=5", "_netdev", "noauto", "nofail", "x-systemd.automount", "user", "users",
-                       "auto", "defaults", "comment=x", "intr"], 0),
-])  # fmt: skip
-def test_a_network_mount_as_fstab_writes_it_conforms(source: str, fstype: str, options: list[str], distance: int) -> None:
+@pytest.mark.parametrize(
+    ("source", "fstype", "options", "distance"),
+    [
+        ("srv:/x", "nfs", [], 0),
+        ("srv:/x", "nfs4", [], 0),
+        ("srv:/x/", "nfs", [], 0),
+        ("srv:/x", "auto", [], 0),
+        ("srv:/y", "nfs", [], WHOLE_N),
+        ("srv:/x", "ext4", [], WHOLE_N),
+        ("srv:/x", "nfs", ["vers=4"], 0),
+        ("srv:/x", "nfs", ["vers=4.2"], 0),
+        ("srv:/x", "nfs", ["nfsvers=4"], 0),
+        ("srv:/x", "nfs", ["vers=4.1"], HALF_N),
+        ("srv:/x", "nfs", ["vers=3"], HALF_N),
+        ("srv:/x", "nfs", ["vers="], HALF_N),
+        ("srv:/x", "nfs", ["tcp"], 0),
+        ("srv:/x", "nfs", ["rdma"], HALF_N),
+        ("srv:/x", "nfs", ["soft"], HALF_N),
+        (
+            "srv:/x",
+            "nfs",
+            [
+                "bg",
+                "fg",
+                "retry=5",
+                "_netdev",
+                "noauto",
+                "nofail",
+                "x-systemd.automount",
+                "user",
+                "users",
+                "auto",
+                "defaults",
+                "comment=x",
+                "intr",
+            ],
+            0,
+        ),
+    ],
+)
+def test_a_network_mount_as_fstab_writes_it_conforms(
+    source: str, fstype: str, options: list[str], distance: int
+) -> None:
     assert KIND.distance_n({"source": source, "fstype": fstype, "options": options}, NFS) == distance
 
 
@@ -180,7 +221,9 @@ def loop_device(top: Path) -> tuple[Path, str]:
     uuid = str(uuid4())
     sh("mkfs.ext4", "-q", "-U", uuid, image)
     try:
-        device = subprocess.run(["losetup", "--find", "--show", image], check=True, capture_output=True, text=True).stdout
+        device = subprocess.run(
+            ["losetup", "--find", "--show", image], check=True, capture_output=True, text=True
+        ).stdout
     except subprocess.CalledProcessError:
         pytest.skip("no loop devices here")
     own.mkdir()

@@ -22,11 +22,14 @@ from pact.resources.kinds.sysctl import KIND, fold, name_of_path, path_of_name
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.mark.parametrize(("name", "path"), [
-    ("vm.swappiness", b"vm/swappiness"),
-    ("net.ipv4.conf.eth0/1.mtu", b"net/ipv4/conf/eth0.1/mtu"),
-    ("net.ipv4.conf.a%0Ab.mtu", b"net/ipv4/conf/a\nb/mtu"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        ("vm.swappiness", b"vm/swappiness"),
+        ("net.ipv4.conf.eth0/1.mtu", b"net/ipv4/conf/eth0.1/mtu"),
+        ("net.ipv4.conf.a%0Ab.mtu", b"net/ipv4/conf/a\nb/mtu"),
+    ],
+)
 def test_a_slash_in_a_name_stands_for_a_dot_within_a_component(name: str, path: bytes) -> None:
     assert path_of_name(name) == b"/proc/sys/" + path
     assert name_of_path(b"/proc/sys/" + path) == name
@@ -44,20 +47,38 @@ def test_a_name_that_would_leave_proc_sys_is_refused(name: str) -> None:
         KIND.canonical(name)
 
 
-@pytest.mark.parametrize(("value", "text"), [
-    (10, "10"), (-1, "-1"), (True, "1"), ("  a \t b ", "a b"), ([4096, 87380, 6291456], "4096 87380 6291456"),
-    ({"value": 5}, "5"), ("", ""), ("4096\t87380\n", "4096 87380"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (10, "10"),
+        (-1, "-1"),
+        (True, "1"),
+        ("  a \t b ", "a b"),
+        ([4096, 87380, 6291456], "4096 87380 6291456"),
+        ({"value": 5}, "5"),
+        ("", ""),
+        ("4096\t87380\n", "4096 87380"),
+    ],
+)
 def test_a_value_is_one_line_with_white_space_folded(value: Any, text: str) -> None:
     assert KIND.parse("vm.x", value, "/").declared.attrs == {"value": text}
 
 
-@pytest.mark.parametrize(("value", "why"), [
-    (1.5, "number or a string"), (None, "number or a string"), ([1, "a"], "number or a string"),
-    ([True], "number or a string"), ("a\nb", "one line"), ("a\0b", "one line"), ("x" * 70000, "one line"),
-    ({}, "value is missing"), ({"valu": 1}, "did you mean 'value'"),
-    ({"value": 1, "consumers": "x"}, "list of strings"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [
+        (1.5, "number or a string"),
+        (None, "number or a string"),
+        ([1, "a"], "number or a string"),
+        ([True], "number or a string"),
+        ("a\nb", "one line"),
+        ("a\0b", "one line"),
+        ("x" * 70000, "one line"),
+        ({}, "value is missing"),
+        ({"valu": 1}, "did you mean 'value'"),
+        ({"value": 1, "consumers": "x"}, "list of strings"),
+    ],
+)
 def test_a_wrong_value_is_refused_with_what_is_wrong(value: Any, why: str) -> None:
     with pytest.raises(ValueError, match=why):
         KIND.parse("vm.x", value, "/")
@@ -150,8 +171,13 @@ def test_a_sysctl_of_a_network_namespace_is_restored_and_an_interface_may_have_a
         assert "net.ipv4.conf.a/b.rp_filter" in names, names
         assert KIND.observe("net.ipv4.conf.a/b.rp_filter") is not None
     """
-    done = subprocess.run(["unshare", "--net", sys.executable, "-c", textwrap.dedent(code)], cwd=ROOT,
-                          capture_output=True, text=True, check=False)  # fmt: skip
+    done = subprocess.run(
+        ["unshare", "--net", sys.executable, "-c", textwrap.dedent(code)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout == "the kernel does not take '1000' now (invalid argument)\n"
 
@@ -161,7 +187,9 @@ def test_a_value_that_is_not_world_readable_is_secret() -> None:
     assert not KIND.secret({"value": "1"})
     assert not KIND.secret(None)
     assert KIND.export("vm.x", Declared({"value": "5"}, requires=("module:m",)), lambda _: None) == {
-        "value": 5, "requires": ["module:m"]}  # fmt: skip
+        "value": 5,
+        "requires": ["module:m"],
+    }
 
 
 @pytest.mark.invariant("S2")

@@ -66,8 +66,10 @@ def test_people_below_an_aggregator_have_so_many_places() -> None:
     clients.leave(every[0])
     assert not clients.enter(person(10**6, "key1")), "that key has its share"
     assert clients.enter(person(10**6, "key0"))
-    asked = [clients.request(every[1], message("request", {"id": i, "op": "status"}, b"{}"), True)
-             for i in range(limits.TREE_REQUESTS_MAX + 1)]  # fmt: skip
+    asked = [
+        clients.request(every[1], message("request", {"id": i, "op": "status"}, b"{}"), True)
+        for i in range(limits.TREE_REQUESTS_MAX + 1)
+    ]
     assert all(isinstance(x, Up) for x in asked[:-1]) and not isinstance(asked[-1], Up)
 
 

@@ -121,7 +121,9 @@ print("ok")
 
 
 def test_the_clock_counts_each_move_of_the_table_once() -> None:
-    out = in_namespaces("-m --propagation private", """
+    out = in_namespaces(
+        "-m --propagation private",
+        """
 import subprocess
 from pact.observe.places import MountClock
 clock = MountClock()
@@ -131,6 +133,7 @@ subprocess.run(["mount", "-t", "tmpfs", "none", "/mnt"], check=True)
 second = clock.generation()
 assert second != first and clock.generation() == second
 print("ok")
-""")  # fmt: skip
+""",
+    )
     assert out == "ok\n"
     assert MountClock().generation() == 1

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from pact.cluster.nodesets import NodeSets
 from pact.errors import UsageError
 
-PARTS = st.lists(st.sampled_from(["a", "b", "n-", "x", "[1-3]", "[01-03]", "2", "[1,3,5]", "[0-9/3]"]), min_size=1, max_size=4
-                 ).map("".join)  # fmt: skip
+PARTS = st.lists(
+    st.sampled_from(["a", "b", "n-", "x", "[1-3]", "[01-03]", "2", "[1,3,5]", "[0-9/3]"]), min_size=1, max_size=4
+).map("".join)
 OPERATORS = st.sampled_from([",", "!", "&", "^", " , ", " ! "])
 
 
@@ -38,10 +39,15 @@ def _why(text: str) -> str:
 
 
 @pytest.mark.invariant("T13")
-@pytest.mark.parametrize("text", [
-    "0^1-0n[0-5209],001-0n[0-52090]", "n[0-300]x[0-300]!n[0-300]x[1-200]^n[0-9]x[1-300]", "n[0-300]x[0-300]&n[1-300]x[0-300]",
-    "n[1-300]x[1-300],n[1-300]y[1-300]",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "0^1-0n[0-5209],001-0n[0-52090]",
+        "n[0-300]x[0-300]!n[0-300]x[1-200]^n[0-9]x[1-300]",
+        "n[0-300]x[0-300]&n[1-300]x[0-300]",
+        "n[1-300]x[1-300],n[1-300]y[1-300]",
+    ],
+)
 def test_large_sets_with_several_numbers_are_joined_in_time(text: str) -> None:
     """ClusterShell takes minutes for some of them, in the loop of a root."""
     begin = time.process_time()

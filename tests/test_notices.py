@@ -22,8 +22,13 @@ def owner(uid: int) -> dict[str, Any]:
 @pytest.mark.invariant("N1")
 def test_who_had_changed_one_of_them_is_told_of_that_one() -> None:
     """The others may lie where he cannot look."""
-    data = {"change": "c1", "owner": owner(0), "cause": "expired", "also": {"file:/etc/f": [owner(1234)]},
-            "results": {"file:/root/secret": "restored", "file:/etc/f": "restored"}}  # fmt: skip
+    data = {
+        "change": "c1",
+        "owner": owner(0),
+        "cause": "expired",
+        "also": {"file:/etc/f": [owner(1234)]},
+        "results": {"file:/root/secret": "restored", "file:/etc/f": "restored"},
+    }
     record = cast(Record, type("R", (), {"type": "rolled_back", "data": data, "actor": {"uid": None}}))
     said = dict(said_of(record, cast(Node, Named())))
     assert "(file:/etc/f, file:/root/secret)" in said[0]

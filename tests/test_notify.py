@@ -33,12 +33,20 @@ def test_without_a_manager_nothing_is_sent(monkeypatch: pytest.MonkeyPatch) -> N
     Notifier().send("READY=1")
 
 
-@pytest.mark.parametrize(("usec", "pid", "ns"), [
-    ("30000000", None, 30_000_000_000), ("30000000", "self", 30_000_000_000), ("30000000", "1", 0), ("", None, 0),
-    ("soon", None, 0), ("-5", None, 0),
-])  # fmt: skip
-def test_the_watchdog_is_ours_only_if_it_names_us(usec: str, pid: str | None, ns: int,
-                                                  monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+@pytest.mark.parametrize(
+    ("usec", "pid", "ns"),
+    [
+        ("30000000", None, 30_000_000_000),
+        ("30000000", "self", 30_000_000_000),
+        ("30000000", "1", 0),
+        ("", None, 0),
+        ("soon", None, 0),
+        ("-5", None, 0),
+    ],
+)
+def test_the_watchdog_is_ours_only_if_it_names_us(
+    usec: str, pid: str | None, ns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("WATCHDOG_USEC", usec)
     monkeypatch.delenv("WATCHDOG_PID", raising=False)
     if pid is not None:

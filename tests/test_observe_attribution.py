@@ -54,7 +54,11 @@ CASES = [
     (b"0::/system.slice/docker-0a1b.scope/system.slice/sshd.service\n", "", None),
     (b"0::/machine.slice/libpod-0a1b.scope/container/system.slice/sshd.service\n", "", None),
     (b"0::/machine.slice/machine-c1.scope/payload/sshd.service\n", "", None),
-    (b"0::/machine.slice/systemd-nspawn@c1.service/payload/system.slice/sshd.service\n", "systemd-nspawn@c1.service", None),
+    (
+        b"0::/machine.slice/systemd-nspawn@c1.service/payload/system.slice/sshd.service\n",
+        "systemd-nspawn@c1.service",
+        None,
+    ),
     (b"0::/docker/0a1b/system.slice/sshd.service\n", "", None),
     (b"0::/lxc.payload.c1/system.slice/sshd.service\n", "", None),
     (b"0::/kubepods.slice/kubepods-pod1.slice/cri-0123.scope/system.slice/sshd.service\n", "", None),
@@ -96,11 +100,16 @@ def naive_cgroup(text: bytes) -> bytes:
     return next((path for path in candidates if len(path) > 1), candidates[0] if candidates else b"")[:512]
 
 
-@given(st.fixed_dictionaries({}, optional={
-    "v1": st.binary(max_size=20).map(lambda b: b"1:name=systemd:/" + b.replace(b"\n", b"").replace(b"\0", b"")),
-    "other": st.just(b"7:memory:/elsewhere"),
-    "v2": st.binary(max_size=20).map(lambda b: b"0::/" + b.replace(b"\n", b"").replace(b"\0", b"")),
-}))  # fmt: skip
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "v1": st.binary(max_size=20).map(lambda b: b"1:name=systemd:/" + b.replace(b"\n", b"").replace(b"\0", b"")),
+            "other": st.just(b"7:memory:/elsewhere"),
+            "v2": st.binary(max_size=20).map(lambda b: b"0::/" + b.replace(b"\n", b"").replace(b"\0", b"")),
+        },
+    )
+)
 def test_the_native_choice_of_cgroup_equals_the_naive_one(lines: dict[str, bytes]) -> None:
     text = b"\n".join(lines.values())
     assert cgroup_line(text) == naive_cgroup(text)
@@ -131,9 +140,17 @@ def test_no_command_line_is_too_long_or_not_printable(raw: bytes) -> None:
 
 @pytest.mark.parametrize(
     ("number", "name"),
-    [(0, ""), (34816, "pts/0"), (34817, "pts/1"), (1025, "tty1"), (1088, "ttyS0"), (1281, "console"),
-     (0x8800 | 5 | (1 << 20), "pts/261"), (0xE500, "229:0")],
-)  # fmt: skip
+    [
+        (0, ""),
+        (34816, "pts/0"),
+        (34817, "pts/1"),
+        (1025, "tty1"),
+        (1088, "ttyS0"),
+        (1281, "console"),
+        (0x8800 | 5 | (1 << 20), "pts/261"),
+        (0xE500, "229:0"),
+    ],
+)
 def test_terminals_have_their_names(number: int, name: str) -> None:
     assert tty_name(number) == name
 
@@ -225,7 +242,11 @@ sys.stdin.read()
 @pytest.fixture
 def hierarchy() -> Iterator[tuple[str, str]]:
     """A directory of cgroups in which ours may be made, and what tells its line in /proc/PID/cgroup."""
-    for path, line in ("/sys/fs/cgroup/unified", "0::"), ("/sys/fs/cgroup/systemd", "name=systemd:"), ("/sys/fs/cgroup", "0::"):
+    for path, line in (
+        ("/sys/fs/cgroup/unified", "0::"),
+        ("/sys/fs/cgroup/systemd", "name=systemd:"),
+        ("/sys/fs/cgroup", "0::"),
+    ):
         if os.access(f"{path}/cgroup.procs", os.W_OK):
             yield path, line
             return
@@ -234,12 +255,16 @@ def hierarchy() -> Iterator[tuple[str, str]]:
 
 @pytest.mark.root
 @pytest.mark.invariant("S1")
-@pytest.mark.parametrize(("below", "key"), [
-    ("docker-0a1b.scope/system.slice/sshd.service", "uid:0"),
-    ("pacttest.service/system.slice/sshd.service", "unit:pacttest.service"),
-])  # fmt: skip
-def test_what_a_container_calls_its_cgroups_names_no_unit_of_the_host(hierarchy: tuple[str, str], below: str,
-                                                                      key: str) -> None:
+@pytest.mark.parametrize(
+    ("below", "key"),
+    [
+        ("docker-0a1b.scope/system.slice/sshd.service", "uid:0"),
+        ("pacttest.service/system.slice/sshd.service", "unit:pacttest.service"),
+    ],
+)
+def test_what_a_container_calls_its_cgroups_names_no_unit_of_the_host(
+    hierarchy: tuple[str, str], below: str, key: str
+) -> None:
     """Really, and for a process that sees only its own part of the tree: to itself it is in /."""
     top, line = hierarchy
     slices, made = f"pacttest{os.getpid()}.slice/pacttest{os.getpid()}-a.slice", []
@@ -249,8 +274,9 @@ def test_what_a_container_calls_its_cgroups_names_no_unit_of_the_host(hierarchy:
             path += f"/{part}"
             os.mkdir(path)
             made.append(path)
-        child = subprocess.Popen([sys.executable, "-c", IN_ITS_OWN, path, line], stdin=subprocess.PIPE,
-                                 stdout=subprocess.PIPE, text=True)  # fmt: skip
+        child = subprocess.Popen(
+            [sys.executable, "-c", IN_ITS_OWN, path, line], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
         try:
             assert child.stdout is not None and child.stdout.readline() == "\n"
             writer = resolve(child.pid)

@@ -65,7 +65,10 @@ def in_namespaces(flags: str, code: str) -> str:
     done = subprocess.run(
         ["unshare", *flags.split(), sys.executable, "-c", script],
         env={**os.environ, "PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'tests'}"},
-        capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -265,10 +265,12 @@ def test_paths_that_are_not_plain_are_refused(path: bytes) -> None:
 def test_mounting_over_a_parent_is_seen_and_followed(tmp_path: Path, mechanism: str) -> None:
     (tmp_path / "p" / "q").mkdir(parents=True)
     (tmp_path / "bound").write_text("x")
-    in_namespaces("-m --propagation private", f"""
+    in_namespaces(
+        "-m --propagation private",
+        f"""
         from pact.observe.base import MountsChanged
         top = os.fsencode({str(tmp_path)!r})
-        obs = open_observers(fanotify={mechanism == 'fanotify'})
+        obs = open_observers(fanotify={mechanism == "fanotify"})
         f, point, bound = top + b"/p/q/f", top + b"/p/q", top + b"/bound"
         obs.watch_many([f, point, bound])
         sh(f"mount -t tmpfs none {{os.fsdecode(point)}}")
@@ -294,12 +296,15 @@ def test_mounting_over_a_parent_is_seen_and_followed(tmp_path: Path, mechanism: 
         open(top + b"/elsewhere", "w").write("through its other name")
         touched(obs, bound)
         obs.close()
-        """)  # fmt: skip
+        """,
+    )
 
 
 def test_nothing_below_a_network_file_system_is_touched_and_health_says_so(tmp_path: Path) -> None:
     (tmp_path / "net").mkdir()
-    out = in_namespaces("-m --propagation private", f"""
+    out = in_namespaces(
+        "-m --propagation private",
+        f"""
         from pact.observe.tree import Tree
         top = os.fsencode({str(tmp_path)!r})
         obs = open_observers()
@@ -309,7 +314,8 @@ def test_nothing_below_a_network_file_system_is_touched_and_health_says_so(tmp_p
         obs._tree.on_mounts(table, lambda path: None)
         print(obs.health()["fanotify"])
         print(obs.polled() == [top + b"/net", top + b"/net/dir"])
-        """)  # fmt: skip
+        """,
+    )
     assert out == "directories: 2 polled (network file system)\nTrue\n"
 
 
@@ -318,9 +324,7 @@ def test_watches_run_out_and_the_rest_is_polled_aloud(tmp_path: Path) -> None:
     before = limit.read_text()
     obs = open_observers(fanotify=False)
     try:
-        used = sum(
-            p.read_text().count("inotify wd:") for p in Path("/proc").glob("[0-9]*/fdinfo/*") if _readable(p)
-        )
+        used = sum(p.read_text().count("inotify wd:") for p in Path("/proc").glob("[0-9]*/fdinfo/*") if _readable(p))
         limit.write_text(str(used + 20))
         for i in range(60):
             (tmp_path / f"d{i}").mkdir()

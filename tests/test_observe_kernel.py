@@ -95,7 +95,9 @@ def test_other_writes_below_proc_are_dropped() -> None:
 
 @pytest.mark.parametrize("pid_namespace", ["", "-p -f --mount-proc"])
 def test_inside_namespaces_sysctls_are_seen_and_the_missing_connector_is_noted(pid_namespace: str) -> None:
-    out = in_namespaces(f"-n -m {pid_namespace}", """
+    out = in_namespaces(
+        f"-n -m {pid_namespace}",
+        """
         name = b"/proc/sys/net/core/somaxconn"
         obs = open_observers()
         obs.watch(name)
@@ -103,7 +105,8 @@ def test_inside_namespaces_sysctls_are_seen_and_the_missing_connector_is_noted(p
         writer = touched(obs, name)[name].writer
         assert writer is None or writer.command.startswith("sysctl"), writer
         print(obs.health(), obs.notes)
-        """)
+        """,
+    )
     assert "'sysctl': 'ok'" in out and "'attribution': 'ok'" in out
     assert "no proc connector (not in the initial" in out
 
@@ -123,7 +126,9 @@ def test_a_write_in_another_network_namespace_touches_nothing_of_ours(enter: lis
 
 
 def test_writes_through_another_instance_of_proc_are_seen(tmp_path: Path) -> None:
-    out = in_namespaces("-m --propagation private", f"""
+    out = in_namespaces(
+        "-m --propagation private",
+        f"""
         from pathlib import Path
         name = b"/proc/sys/vm/swappiness"
         obs = open_observers()
@@ -133,7 +138,8 @@ def test_writes_through_another_instance_of_proc_are_seen(tmp_path: Path) -> Non
         of_type(obs, __import__("pact.observe.base").observe.base.MountsChanged)
         sh(f"cat /proc/sys/vm/swappiness > {{other}}")
         print(touched(obs, name)[name].own)
-        """)  # fmt: skip
+        """,
+    )
     assert out == "False\n"
 
 
@@ -153,13 +159,16 @@ def test_own_writes_are_known_and_never_hide_a_foreign_one(tmp_path: Path) -> No
 
 
 def test_mounting_is_seen_with_the_mounter_where_the_kernel_names_it(tmp_path: Path) -> None:
-    out = in_namespaces("-m --propagation private", f"""
+    out = in_namespaces(
+        "-m --propagation private",
+        f"""
         from pact.observe.base import MountsChanged
         obs = open_observers()
         sh("mount -t tmpfs none {tmp_path}")
         e = [e for e in of_type(obs, MountsChanged) if isinstance(e, MountsChanged)][0]
         print(obs.names["mounts"], e.writer and e.writer.command)
-        """)  # fmt: skip
+        """,
+    )
     assert out in (
         f"mountinfo+fanotify mount -t tmpfs none {tmp_path}\n",
         "mountinfo+fanotify mount\n",  # it was a zombie already: that has a name, and no command line any more
@@ -171,8 +180,10 @@ def test_mounting_is_seen_with_the_mounter_where_the_kernel_names_it(tmp_path: P
 @pytest.mark.parametrize("mechanism", ["fanotify", "inotify"])
 def test_an_overflow_is_told_and_what_comes_after_is_seen(tmp_path: Path, mechanism: str) -> None:
     top = os.fsencode(tmp_path)
-    with kernel_limit(f"/proc/sys/fs/{mechanism}/max_queued_events", 16), \
-            opened(fanotify=mechanism == "fanotify") as obs:  # fmt: skip
+    with (
+        kernel_limit(f"/proc/sys/fs/{mechanism}/max_queued_events", 16),
+        opened(fanotify=mechanism == "fanotify") as obs,
+    ):
         paths = [top + b"/d/" + b"n" * 100 + b"%d" % i for i in range(4000)]
         obs.watch_many(paths)
         os.mkdir(top + b"/d")

@@ -25,11 +25,18 @@ def test_every_field_of_a_line_is_read() -> None:
 @pytest.mark.parametrize(
     ("escaped", "name"),
     [
-        (rb"/a\040b", b"/a b"), (rb"/a\012b", b"/a\nb"), (rb"/a\011b", b"/a\tb"), (rb"/a\134b", rb"/a\b"),
-        (rb"/\134040", rb"/\040"), (b"/\xff\xfe", b"/\xff\xfe"), (rb"/a\043b", b"/a#b"), (b"/-", b"/-"),
-        (b"/\r", b"/\r"), (rb"/\9", rb"/\9"),
+        (rb"/a\040b", b"/a b"),
+        (rb"/a\012b", b"/a\nb"),
+        (rb"/a\011b", b"/a\tb"),
+        (rb"/a\134b", rb"/a\b"),
+        (rb"/\134040", rb"/\040"),
+        (b"/\xff\xfe", b"/\xff\xfe"),
+        (rb"/a\043b", b"/a#b"),
+        (b"/-", b"/-"),
+        (b"/\r", b"/\r"),
+        (rb"/\9", rb"/\9"),
     ],
-)  # fmt: skip
+)
 def test_hostile_mount_points_are_decoded(escaped: bytes, name: bytes) -> None:
     line = b"1 2 0:3 / " + escaped + b" rw - tmpfs " + escaped + b" rw"
     (m,) = parse_mountinfo(line)
@@ -63,9 +70,17 @@ def test_stacked_mounts_keep_their_order() -> None:
 
 
 @pytest.mark.parametrize(
-    "broken", [b"x", b"1 2 0:3 / /x rw", b"1 2 0:3 / /x rw -", b"a 2 0:3 / /x rw - t s o", b"1 2 03 / /x rw - t s o",
-               b"1 2 0:+3 / /x rw - t s o", b"-1 2 0:3 / /x rw - t s o"]
-)  # fmt: skip
+    "broken",
+    [
+        b"x",
+        b"1 2 0:3 / /x rw",
+        b"1 2 0:3 / /x rw -",
+        b"a 2 0:3 / /x rw - t s o",
+        b"1 2 03 / /x rw - t s o",
+        b"1 2 0:+3 / /x rw - t s o",
+        b"-1 2 0:3 / /x rw - t s o",
+    ],
+)
 def test_broken_lines_are_refused_by_number(broken: bytes) -> None:
     with pytest.raises(ValueError, match=r"^mountinfo line 2: "):
         parse_mountinfo(PLAIN + broken)

@@ -14,18 +14,50 @@ def raw(path: Path) -> bytes:
 
 
 def test_the_deepest_mount_above_a_path_decides() -> None:
-    places = RemotePlaces([(b"/", "nfs"), (b"/n", "nfs4"), (b"/n/scratch", "ext4"), (b"/n/scratch/f", b"fuse.sshfs"),
-                           (b"/o", "ext4"), (b"/p", "fuse.any"), (b"/p", "ext4")])  # fmt: skip
-    away = [p for p in (b"/", b"/x", b"/n", b"/n/a/b", b"/nn", b"/n/scratch", b"/n/scratch/a", b"/n/scratch/f/a", b"/o/a",
-                        b"/p/a") if p in places]  # fmt: skip
+    places = RemotePlaces(
+        [
+            (b"/", "nfs"),
+            (b"/n", "nfs4"),
+            (b"/n/scratch", "ext4"),
+            (b"/n/scratch/f", b"fuse.sshfs"),
+            (b"/o", "ext4"),
+            (b"/p", "fuse.any"),
+            (b"/p", "ext4"),
+        ]
+    )
+    away = [
+        p
+        for p in (
+            b"/",
+            b"/x",
+            b"/n",
+            b"/n/a/b",
+            b"/nn",
+            b"/n/scratch",
+            b"/n/scratch/a",
+            b"/n/scratch/f/a",
+            b"/o/a",
+            b"/p/a",
+        )
+        if p in places
+    ]
     assert away == [b"/n", b"/n/a/b", b"/n/scratch/f/a"]
     assert not RemotePlaces([(b"/o", "ext4")])
-    assert RemotePlaces([(b"/n", "nfs"), (b"/o", "ext4")]) == RemotePlaces([(b"/n", "nfs")]), "mounts elsewhere are nothing"
+    assert RemotePlaces([(b"/n", "nfs"), (b"/o", "ext4")]) == RemotePlaces([(b"/n", "nfs")]), (
+        "mounts elsewhere are nothing"
+    )
 
 
-@pytest.mark.parametrize(("link", "target"), [
-    ("a", "{top}/far/x"), ("a", "far"), ("a", "./b/../far"), ("a", "/..{top}/far"), ("a", "c"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("link", "target"),
+    [
+        ("a", "{top}/far/x"),
+        ("a", "far"),
+        ("a", "./b/../far"),
+        ("a", "/..{top}/far"),
+        ("a", "c"),
+    ],
+)
 def test_a_link_that_leads_there_is_seen(tmp_path: Path, link: str, target: str) -> None:
     places = RemotePlaces([(raw(tmp_path / "far"), "nfs")])
     (tmp_path / "c").symlink_to("far/y")

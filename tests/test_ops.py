@@ -25,9 +25,22 @@ from pact.sim.world import World
 
 ROOT = Path(__file__).parent.parent
 #: A value for each field that must be given.
-GIVEN: dict[str, Any] = {"by_ns": 10**9, "resources": {}, "patterns": ["sysctl:net.*"], "change": "c1", "fence": 1, "seq": 1,
-                         "group": "g1", "message": "m", "left_ns": 1, "action": "commit", "ballot": 1, "decision": "abort",
-                         "holds": [], "resource": "file:/x"}  # fmt: skip
+GIVEN: dict[str, Any] = {
+    "by_ns": 10**9,
+    "resources": {},
+    "patterns": ["sysctl:net.*"],
+    "change": "c1",
+    "fence": 1,
+    "seq": 1,
+    "group": "g1",
+    "message": "m",
+    "left_ns": 1,
+    "action": "commit",
+    "ballot": 1,
+    "decision": "abort",
+    "holds": [],
+    "resource": "file:/x",
+}
 #: What the shell makes another request of before the core hears it.
 BY_THE_SHELL = {"redo"}
 
@@ -69,7 +82,9 @@ def test_what_may_come_from_afar_and_what_is_done_once() -> None:
     assert people == FIELDS.keys()
     assert people - HERE_ONLY == NODE_OPS - {"state"}
     assert {name for name in ONCE if not ops.AT_NODE[name].changes} == set(), "to read twice is to read"
-    assert {name for name in changing() if name not in ONCE} == ALL_FIELDS.keys() - FIELDS.keys() - {"state"} | {"apply"}
+    assert {name for name in changing() if name not in ONCE} == ALL_FIELDS.keys() - FIELDS.keys() - {"state"} | {
+        "apply"
+    }
     assert set(ops.AT_ROOT) > SETTLING
 
 

@@ -122,12 +122,27 @@ def test_the_account_that_a_daemon_runs_as_counts_beside_root(place: Path) -> No
         if above.stat().st_mode & 0o005 != 0o005:
             above.chmod(0o755)  # pytest's own
     script = f"from pact.host import owned; owned.require({str(place / 'a/b/c')!r}, 'thing')"
-    who = ["setpriv", f"--reuid={OTHER}", f"--regid={OTHER}", "--clear-groups", "--inh-caps=+dac_read_search",
-           "--ambient-caps=+dac_read_search", sys.executable, "-c", script]  # fmt: skip
+    who = [
+        "setpriv",
+        f"--reuid={OTHER}",
+        f"--regid={OTHER}",
+        "--clear-groups",
+        "--inh-caps=+dac_read_search",
+        "--ambient-caps=+dac_read_search",
+        sys.executable,
+        "-c",
+        script,
+    ]
     for owner, code in ((0, 0), (OTHER, 0), (OTHER + 1, 1)):
         os.chown(place / "a/b", owner, 0)
-        done = subprocess.run(who, capture_output=True, text=True, check=False, cwd="/",
-                              env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})  # fmt: skip
+        done = subprocess.run(
+            who,
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd="/",
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        )
         assert done.returncode == code, done.stderr
     assert f"belongs to uid {OTHER + 1}" in done.stderr
 
@@ -172,7 +187,9 @@ def test_keys_that_others_can_turn_are_not_used(place: Path) -> None:
 @pytest.mark.invariant("S9")
 @pytest.mark.parametrize("url", ["sqlite://{}/a/b/c", "sqlite:///{}/a/b%2Fc", "etcd://h:1?ca={}/a/b/c", "etcd://h:1"])
 def test_the_files_of_a_roots_log_are_asked_about(place: Path, url: str) -> None:
-    settings = AggregatorConfig(journal=url.format(place), journal_key=str(place / "a/b/c") if "?" not in url and "etcd" in url else "")
+    settings = AggregatorConfig(
+        journal=url.format(place), journal_key=str(place / "a/b/c") if "?" not in url and "etcd" in url else ""
+    )
     require_owned(settings)
     for part in ("a", "a/b/c"):
         before = (place / part).stat().st_mode
@@ -230,10 +247,22 @@ def racer(tmp_path: Path) -> Iterator[tuple[str, Path]]:
     victim.chmod(0o600)
     path = str(top / "s")
     process = subprocess.Popen(
-        ["setpriv", f"--reuid={OTHER}", f"--regid={OTHER}", "--clear-groups", "--inh-caps=+dac_read_search",
-         "--ambient-caps=+dac_read_search", sys.executable, "-c", RACER, path, str(victim)],
-        stdout=subprocess.PIPE, cwd="/",
-    )  # fmt: skip
+        [
+            "setpriv",
+            f"--reuid={OTHER}",
+            f"--regid={OTHER}",
+            "--clear-groups",
+            "--inh-caps=+dac_read_search",
+            "--ambient-caps=+dac_read_search",
+            sys.executable,
+            "-c",
+            RACER,
+            path,
+            str(victim),
+        ],
+        stdout=subprocess.PIPE,
+        cwd="/",
+    )
     assert process.stdout is not None and process.stdout.readline() == b"ready\n"
     yield path, victim
     assert process.poll() is None, "it gave up"
@@ -273,4 +302,8 @@ def test_everybody_reaches_the_socket_whatever_the_umask(place: Path) -> None:
         _listen(str(place / "run/pact/s")).close()
     finally:
         os.umask(old)
-    assert [stat.S_IMODE((place / p).stat().st_mode) for p in ("run", "run/pact", "run/pact/s")] == [0o755, 0o755, 0o666]
+    assert [stat.S_IMODE((place / p).stat().st_mode) for p in ("run", "run/pact", "run/pact/s")] == [
+        0o755,
+        0o755,
+        0o666,
+    ]

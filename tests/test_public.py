@@ -50,9 +50,17 @@ def test_an_event_is_topic_header_and_body() -> None:
     topic, header, body = event.frames
     assert topic == b"pact.v1.committed.c1.r1.n001."
     assert orjson.loads(header) == {
-        "v": 1, "type": "committed", "cluster": "c1", "rack": "r1", "node": "n001", "seq": 0, "gseq": 0, "prev": -1,
-        "incarnation": orjson.loads(body)["hash"][:16], "time": TIME,
-    }  # fmt: skip
+        "v": 1,
+        "type": "committed",
+        "cluster": "c1",
+        "rack": "r1",
+        "node": "n001",
+        "seq": 0,
+        "gseq": 0,
+        "prev": -1,
+        "incarnation": orjson.loads(body)["hash"][:16],
+        "time": TIME,
+    }
     record = orjson.loads(body)
     assert record["data"] == {"x": 1}
     assert record["actor"]["user"] == "ann"
@@ -95,24 +103,55 @@ def test_heads_tell_of_the_end_whether_anybody_was_shown_the_events_or_not() -> 
 # -- requests -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("frames", "means"), [
-    ([b"GET", b"*", b"0"], public.Get("*", 0)), ([b"GET", b"committed", b"17"], public.Get("committed", 17)),
-    ([b'["GET","*",17]'], public.Get("*", 17, True)), ([b'["GET", "committed", "5"]'], public.Get("committed", 5, True)),
-    ([b"SNAPSHOT"], public.Snapshot()), ([b'["SNAPSHOT"]'], public.Snapshot(True)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("frames", "means"),
+    [
+        ([b"GET", b"*", b"0"], public.Get("*", 0)),
+        ([b"GET", b"committed", b"17"], public.Get("committed", 17)),
+        ([b'["GET","*",17]'], public.Get("*", 17, True)),
+        ([b'["GET", "committed", "5"]'], public.Get("committed", 5, True)),
+        ([b"SNAPSHOT"], public.Snapshot()),
+        ([b'["SNAPSHOT"]'], public.Snapshot(True)),
+    ],
+)
 def test_a_request_is_frames_or_one_json_array(frames: list[bytes], means: object) -> None:
     assert public.request(frames) == means
 
 
 @pytest.mark.invariant("V4")
-@pytest.mark.parametrize("frames", [
-    [], [b""], [b"GET"], [b"GET", b"*"], [b"GET", b"*", b"-1"], [b"GET", b"*", b"1.5"], [b"GET", b"*", b"1e3"],
-    [b"GET", b"*", b"9" * 19], [b"GET", b"*", b"1" * 500], [b"GET", b"A B", b"1"], [b"GET", b"", b"1"],
-    [b"GET", b"../..", b"1"], [b"GET", b"*", b"1", b"2"], [b"get", b"*", b"1"], [b"\xff\xfe", b"*", b"1"],
-    [b"GET", b"*", "\u0661".encode()], [b'["GET","*",true]'], [b'["GET","*",1.0]'], [b'["GET","*",-1]'],
-    [b'["GET","*",99999999999999999999]'], [b'["GET","*",null]'], [b'["GET",1,1]'], [b"[" * 1000], [b'{"GET":1}'],
-    [b"[]"], [b"SNAPSHOT", b"x"], [b"x" * 2000], [b"*"] * 2000,
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "frames",
+    [
+        [],
+        [b""],
+        [b"GET"],
+        [b"GET", b"*"],
+        [b"GET", b"*", b"-1"],
+        [b"GET", b"*", b"1.5"],
+        [b"GET", b"*", b"1e3"],
+        [b"GET", b"*", b"9" * 19],
+        [b"GET", b"*", b"1" * 500],
+        [b"GET", b"A B", b"1"],
+        [b"GET", b"", b"1"],
+        [b"GET", b"../..", b"1"],
+        [b"GET", b"*", b"1", b"2"],
+        [b"get", b"*", b"1"],
+        [b"\xff\xfe", b"*", b"1"],
+        [b"GET", b"*", "\u0661".encode()],
+        [b'["GET","*",true]'],
+        [b'["GET","*",1.0]'],
+        [b'["GET","*",-1]'],
+        [b'["GET","*",99999999999999999999]'],
+        [b'["GET","*",null]'],
+        [b'["GET",1,1]'],
+        [b"[" * 1000],
+        [b'{"GET":1}'],
+        [b"[]"],
+        [b"SNAPSHOT", b"x"],
+        [b"x" * 2000],
+        [b"*"] * 2000,
+    ],
+)
 def test_what_is_no_request_is_refused_in_a_few_words(frames: list[bytes]) -> None:
     with pytest.raises(RequestError) as caught:
         public.request(frames)

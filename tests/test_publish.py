@@ -113,7 +113,9 @@ def test_subscribers_get_what_they_asked_for_in_three_frames(root: Root, connect
     root.commit(a.batch("committed"))
     assert [next_event(everything)[0]["gseq"] for _ in range(4)] == [0, 1, 2, 3]
     assert [(h["node"], h["gseq"], h["prev"]) for h, _ in (next_event(one), next_event(one))] == [
-        ("n1", 0, -1), ("n1", 3, 2)]  # fmt: skip
+        ("n1", 0, -1),
+        ("n1", 3, 2),
+    ]
 
 
 @pytest.mark.invariant("V1")
@@ -193,8 +195,9 @@ def test_a_nodes_key_and_an_unknown_one_hear_nothing(root: Root, connect: Any, w
     assert not port.poll(0)
 
 
-def test_a_removed_key_loses_its_connection_and_the_others_come_back(tmp_path: Path, roots: Callable[..., Root],
-                                                                     connect: Any, keys: Keys) -> None:  # fmt: skip
+def test_a_removed_key_loses_its_connection_and_the_others_come_back(
+    tmp_path: Path, roots: Callable[..., Root], connect: Any, keys: Keys
+) -> None:
     root = roots()
     view, sub = connect(zmq.SUB, root.events, "view"), connect(zmq.SUB, root.events)
     subscribed(view)
@@ -367,11 +370,28 @@ class Follower:
 def commands(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     out = {"python": [sys.executable, "-I", "-W", "error", str(EXAMPLES / "subscriber.py")]}
     compiler = shutil.which("cc")
-    if compiler and subprocess.run([compiler, "-E", "-xc", "-"], input="#include <zmq.h>", text=True, check=False,
-                                   capture_output=True).returncode == 0:  # fmt: skip
+    if (
+        compiler
+        and subprocess.run(
+            [compiler, "-E", "-xc", "-"], input="#include <zmq.h>", text=True, check=False, capture_output=True
+        ).returncode
+        == 0
+    ):
         binary = tmp_path_factory.mktemp("c") / "subscriber"
-        subprocess.run([compiler, "-Wall", "-Wextra", "-Werror", "-O2", "-o", str(binary),
-                        str(EXAMPLES / "subscriber.c"), "-lzmq"], check=True)  # fmt: skip
+        subprocess.run(
+            [
+                compiler,
+                "-Wall",
+                "-Wextra",
+                "-Werror",
+                "-O2",
+                "-o",
+                str(binary),
+                str(EXAMPLES / "subscriber.c"),
+                "-lzmq",
+            ],
+            check=True,
+        )
         out["c"] = [str(binary)]
     return out
 

@@ -26,9 +26,19 @@ def hold(c: Cluster, timeout_ms: int = 0) -> int:
     """A command that must not be done twice."""
     c.requests += 1
     args = {"reason": "maintenance", "for_ns": 3600 * NS_PER_S}
-    c.up(c.root, "request", {
-        "id": c.requests, "op": "hold_place", "nodes": NAMES, "timeout_ms": timeout_ms, "client": "c",
-        "caller": {"user": "alice", "role": "admin", "via": "cluster"}}, orjson.dumps(args))  # fmt: skip
+    c.up(
+        c.root,
+        "request",
+        {
+            "id": c.requests,
+            "op": "hold_place",
+            "nodes": NAMES,
+            "timeout_ms": timeout_ms,
+            "client": "c",
+            "caller": {"user": "alice", "role": "admin", "via": "cluster"},
+        },
+        orjson.dumps(args),
+    )
     return c.requests
 
 
@@ -126,8 +136,17 @@ def test_who_has_answered_may_go() -> None:
     c.advance(NS_PER_S)
     assert ended(c, n) == (0, {})
     m = hold(c)
-    c.up(c.root, "answer", {"call": next(iter(c.root.questions.open)), "final": True, "lost": [],  # type: ignore[union-attr]
-                            "parts": [[["n1"], 2]]}, b"{}")  # fmt: skip
+    c.up(
+        c.root,
+        "answer",
+        {
+            "call": next(iter(c.root.questions.open)),
+            "final": True,
+            "lost": [],  # type: ignore[union-attr]
+            "parts": [[["n1"], 2]],
+        },
+        b"{}",
+    )
     below(c, "n1", gone=True)
     c.advance(NS_PER_S)
     assert ended(c, m)[0] == 0, "it has gone after its answer"
@@ -212,10 +231,19 @@ def test_nodes_that_come_and_go_do_each_command_once_or_are_named(seed: int) -> 
             c.cut(name)
         if rng.random() < 0.4:
             c.requests += 1
-            c.up(c.root, "request", {
-                "id": c.requests, "op": "hold_place", "nodes": everybody, "timeout_ms": 0, "client": "c",
-                "caller": {"user": "alice", "role": "admin", "via": "cluster"}},
-                orjson.dumps({"reason": f"r{c.requests}", "for_ns": 3600 * NS_PER_S}))  # fmt: skip
+            c.up(
+                c.root,
+                "request",
+                {
+                    "id": c.requests,
+                    "op": "hold_place",
+                    "nodes": everybody,
+                    "timeout_ms": 0,
+                    "client": "c",
+                    "caller": {"user": "alice", "role": "admin", "via": "cluster"},
+                },
+                orjson.dumps({"reason": f"r{c.requests}", "for_ns": 3600 * NS_PER_S}),
+            )
             asked.append(c.requests)
         c.advance(rng.randrange(1, 3 * NS_PER_S))
     for name in c.peers:
@@ -233,7 +261,9 @@ def test_nodes_that_come_and_go_do_each_command_once_or_are_named(seed: int) -> 
 
 
 @pytest.mark.invariant("T13")
-def test_one_person_s_questions_keep_nobody_elses_out_and_never_the_fleet_s_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_person_s_questions_keep_nobody_elses_out_and_never_the_fleet_s_stop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("pact.core.root.questions.QUESTIONS_MAX", 12)
     monkeypatch.setattr("pact.core.root.questions.QUESTIONS_EACH_MAX", 5)
     c = cluster()
@@ -256,10 +286,14 @@ def test_who_needs_many_nodes_that_come_one_by_one_is_taken_up_once(monkeypatch:
     names = [f"m{i}" for i in range(300)]
     c.up(c.root, "below", {"add": names, "gone": [], "racks": {}, "sessions": {}})
     c.up(c.root, "below", {"add": [], "gone": names, "racks": {}, "sessions": {}})
-    c.request("apply", {"resources": {"sysctl:x": Declared({"value": "new"}).to_json()}, "message": "m"}, ",".join(names))
+    c.request(
+        "apply", {"resources": {"sysctl:x": Declared({"value": "new"}).to_json()}, "message": "m"}, ",".join(names)
+    )
     taken = list[str]()
     request = c.root.questions.request
-    monkeypatch.setattr(c.root.questions, "request", lambda head, args, raw: (taken.append(head["op"]), request(head, args, raw)))
+    monkeypatch.setattr(
+        c.root.questions, "request", lambda head, args, raw: (taken.append(head["op"]), request(head, args, raw))
+    )
     for name in names:
         assert not taken
         below(c, name, gone=False)

@@ -90,7 +90,8 @@ def test_procfs_has_no_sizes_and_is_read(tmp_path: Path) -> None:
 
 @pytest.mark.root
 def test_who_makes_an_endless_file_spends_his_own_time_and_nobody_else_s(
-        huge: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    huge: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     clock = Clock(monkeypatch, 1.0)
     assert "too long to read" in str(read(huge)) and clock.reads <= reading.READING_EACH_S + 2
     reads = clock.reads
@@ -103,8 +104,7 @@ def test_who_makes_an_endless_file_spends_his_own_time_and_nobody_else_s(
 
 
 @pytest.mark.root
-def test_many_users_together_have_less_than_each_for_himself(
-        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_many_users_together_have_less_than_each_for_himself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch, 1.0)
     began_s = clock.now_s
     for uid in range(2000, 2020):

@@ -26,8 +26,11 @@ def started() -> World:
 def refused(world: World, count: int, role: str = "viewer", first_uid: int = 2000) -> None:
     for n in range(count):
         caller = person(f"p{n}", role, first_uid + n)
-        world.feed(lambda n=n, caller=caller: Asked(world.t_ns, world.wall_ns, 10_000 + n, "emergency_start",
-                                                    {"reason": "r", "for_ns": NS_PER_S}, caller))  # fmt: skip
+        world.feed(
+            lambda n=n, caller=caller: Asked(
+                world.t_ns, world.wall_ns, 10_000 + n, "emergency_start", {"reason": "r", "for_ns": NS_PER_S}, caller
+            )
+        )
 
 
 def denied(world: World) -> list[dict[str, object]]:
@@ -62,7 +65,9 @@ def test_an_administrator_s_are_always_recorded_and_a_role_s_count_with_the_othe
     world = started()
     refused(world, 3 * REFUSALS_AT_ONCE)
     before = len(denied(world))
-    world.feed(lambda: Asked(world.t_ns, world.wall_ns, 1, "hold_release", {"name": "nothing"}, person("root", "admin", 0)))
+    world.feed(
+        lambda: Asked(world.t_ns, world.wall_ns, 1, "hold_release", {"name": "nothing"}, person("root", "admin", 0))
+    )
     refused(world, 3 * REFUSALS_AT_ONCE, "ops", 9000)
     assert len(denied(world)) <= before + 2
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pact.core.tree import wire
+from pact.core.tree import checks, wire
 from pact.core.tree.directory import Peer
 from pact.core.tree.outbox import Outbox, Read, Up
 from pact.core.tree.relay import Relay, ToChildren
@@ -33,8 +33,9 @@ class Bench:
         self.relay = Relay("agg0", **kwargs)
         self.t = T
         self.notes: list[str] = []
-        self.relay.from_parent(message("welcome", {"v": 1, "name": "r", "path": ["r"], "fence": 1, "credit": 1 << 20}),
-                               self.t)  # fmt: skip
+        self.relay.from_parent(
+            message("welcome", {"v": 1, "name": "r", "path": ["r"], "fence": 1, "credit": 1 << 20}), self.t
+        )
 
     def say(self, who: Peer, kind: str, head: dict[str, Any], body: bytes = b"", rid: bytes = b"") -> list[Message]:
         """What the children hear of it."""
@@ -53,16 +54,28 @@ class Bench:
         return [e for e in self.relay.flush(self.t) if isinstance(e, Up)]
 
     def call(self, nodes: list[str] | None, call: str = "1.1", fence: int = 1) -> list[tuple[bytes, Message]]:
-        effects = self.relay.from_parent(message("call", {
-            "call": call, "op": "x", "nodes": nodes, "caller": CALLER, "fence": fence, "timeout_ms": 5000}), self.t)
+        effects = self.relay.from_parent(
+            message(
+                "call", {"call": call, "op": "x", "nodes": nodes, "caller": CALLER, "fence": fence, "timeout_ms": 5000}
+            ),
+            self.t,
+        )
         self.notes += [e.text for e in effects if isinstance(e, Note)]
         return [(rid, wire.decode(e.frame)) for e in effects if isinstance(e, ToChildren) for rid in e.rids]
 
-    def answer(self, who: Peer, parts: dict[bytes, list[str]], *, call: str = "1.1", final: bool = True,
-               lost: tuple[str, ...] = ()) -> list[Message]:  # fmt: skip
+    def answer(
+        self,
+        who: Peer,
+        parts: dict[bytes, list[str]],
+        *,
+        call: str = "1.1",
+        final: bool = True,
+        lost: tuple[str, ...] = (),
+    ) -> list[Message]:
         rows = [[names, len(body)] for body, names in parts.items()]
-        return self.say(who, "answer", {"call": call, "final": final, "parts": rows, "lost": list(lost)},
-                        b"".join(parts))  # fmt: skip
+        return self.say(
+            who, "answer", {"call": call, "final": final, "parts": rows, "lost": list(lost)}, b"".join(parts)
+        )
 
 
 N1, N2, N3, AGG1, AGG2 = peer("n1"), peer("n2"), peer("n3"), peer("agg1"), peer("agg2")
@@ -91,8 +104,10 @@ def test_a_key_speaks_for_its_own_name_only() -> None:
         assert b.up() == []
     assert b.relay.violations == 9
     assert all(note.startswith("refused: n1: ") for note in b.notes)
-    assert b.say(peer("agg1", "subscriber"), "hello", {"v": 1, "role": "aggregator", "name": "agg1", "session": 1}
-                 )[0].kind == "sorry"  # fmt: skip
+    assert (
+        b.say(peer("agg1", "subscriber"), "hello", {"v": 1, "role": "aggregator", "name": "agg1", "session": 1})[0].kind
+        == "sorry"
+    )
 
 
 @pytest.mark.invariant("T13")
@@ -107,7 +122,9 @@ def test_an_answer_for_another_node_is_dropped() -> None:
     b.answer(N1, {b"mine": ["n1"]})
     (up,) = [u for u in b.up() if u.kind == "answer"]
     assert {tuple(n): body for (n, _), body in wire.sections(message("answer", up.head, up.body), "parts")} == {
-        ("n2",): b"true", ("n1",): b"mine"}
+        ("n2",): b"true",
+        ("n1",): b"mine",
+    }
 
 
 def test_events_that_come_with_an_answer_are_events_and_the_answer_an_answer() -> None:
@@ -380,8 +397,12 @@ def test_fleet_holds_are_told_to_who_comes_with_the_time_that_is_left() -> None:
 def test_a_request_carries_who_asks_from_the_key_and_answers_find_their_client() -> None:
     b = Bench()
     b.hello(OPS, session=77)
-    b.say(OPS, "request", {"id": 1, "op": "status", "client": "agg0:0", "caller": {
-        "user": "root", "role": "admin", "via": "cluster"}}, b"{}")
+    b.say(
+        OPS,
+        "request",
+        {"id": 1, "op": "status", "client": "agg0:0", "caller": {"user": "root", "role": "admin", "via": "cluster"}},
+        b"{}",
+    )
     (up,) = b.up()
     assert up.head["caller"] == {"user": "olga", "role": "ops", "via": "cluster"}
     assert up.head["client"] == "agg0:4d"
@@ -433,8 +454,12 @@ def test_answers_are_merged_like_sets(data: st.DataObject) -> None:
     asked = data.draw(st.lists(st.sampled_from([*everybody, "nobody"]), unique=True, min_size=1))
     first: dict[str, bytes] = {}
     b.call(asked)
-    steps = data.draw(st.lists(st.tuples(
-        st.sampled_from(["agg1", "agg2", "n1"]), st.sampled_from([b"x", b"yy", b"zzz"]), st.data()), max_size=12))
+    steps = data.draw(
+        st.lists(
+            st.tuples(st.sampled_from(["agg1", "agg2", "n1"]), st.sampled_from([b"x", b"yy", b"zzz"]), st.data()),
+            max_size=12,
+        )
+    )
     sent: list[Up] = []
     for who, body, inner in steps:
         mine = below.get(who, [who])
@@ -480,7 +505,7 @@ def test_an_outbox_never_has_more_on_its_way_than_its_credit(sizes: list[int], d
                 work = box.rows(e.first, lines[e.first : e.first + e.limit], t) + work
                 continue
             (batch,) = e.head["batches"]
-            assert batch[3] <= wire.BATCH_RECORDS_MAX and (batch[3] == 1 or batch[4] <= wire.BATCH_BYTES_MAX)
+            assert batch[3] <= checks.BATCH_RECORDS_MAX and (batch[3] == 1 or batch[4] <= checks.BATCH_BYTES_MAX)
             assert box._bytes <= credit or len(box._flight) == 1
             if batch[2] > len(root):
                 work += box.acknowledged("i", len(root) - 1, True, t)

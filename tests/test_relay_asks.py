@@ -137,7 +137,6 @@ def test_the_last_events_pass_every_level_before_their_node_is_forgotten(gather_
     assert events.head["batches"][0][0] == "n2" and left.head["gone"] == ["n2"]
 
 
-
 def test_what_a_relay_remembers_of_a_child_is_small() -> None:
     assert not hasattr(Child(b"", N1, "node", 1, "", 0), "__dict__")
     assert Ended(b"x").rid == b"x"

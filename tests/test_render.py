@@ -32,10 +32,19 @@ def test_no_control_or_format_character_is_printed(text: str) -> None:
     assert len(shown) >= len(text)
 
 
-@pytest.mark.parametrize(("text", "shown"), [
-    ("plain é 日本", "plain é 日本"), ("\x1b[2J", "\\x1b[2J"), ("a\nb\r", "a\\x0ab\\x0d"), ("\u202egnp", "\\u202egnp"),
-    ("\x9b31m", "\\x9b31m"), ("\u2028", "\\u2028"), ("\ud800", "\\ud800"), (5, "5"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain é 日本", "plain é 日本"),
+        ("\x1b[2J", "\\x1b[2J"),
+        ("a\nb\r", "a\\x0ab\\x0d"),
+        ("\u202egnp", "\\u202egnp"),
+        ("\x9b31m", "\\x9b31m"),
+        ("\u2028", "\\u2028"),
+        ("\ud800", "\\ud800"),
+        (5, "5"),
+    ],
+)
 def test_control_characters_are_made_visible(text: Any, shown: str) -> None:
     assert clean(text) == shown
 
@@ -51,26 +60,59 @@ HOSTILE = "\x1b[31mred\nline"
 
 
 def holder(pid: int = 4711) -> dict[str, Any]:
-    return {"resource": "file:/a", "pid": pid, "how": "fd", "path": HOSTILE, "uid": 0, "user": HOSTILE,
-            "command": HOSTILE, "cgroup": "/", "job": "42"}  # fmt: skip
+    return {
+        "resource": "file:/a",
+        "pid": pid,
+        "how": "fd",
+        "path": HOSTILE,
+        "uid": 0,
+        "user": HOSTILE,
+        "command": HOSTILE,
+        "cgroup": "/",
+        "job": "42",
+    }
 
 
 def status(node: str = "n001", pid: int = 4711, day: int = 1, id_: str = "c7", **changes: Any) -> dict[str, Any]:
     change = {
-        "id": id_, "state": "blocked", "owner": {"user": HOSTILE, "uid": 1, "session": "12", "command": HOSTILE},
+        "id": id_,
+        "state": "blocked",
+        "owner": {"user": HOSTILE, "uid": 1, "session": "12", "command": HOSTILE},
         "resources": ["sysctl:vm.swappiness", *(f"file:/f{n}" for n in range(20))],
-        "opened": f"2026-01-{day:02}T10:11:12Z", "deadline": f"2026-01-{day:02}T10:26:12Z", "remaining_s": 788.1 + day,
-        "consumers": [holder(pid)], "reason": HOSTILE, "message": "",
-    }  # fmt: skip
+        "opened": f"2026-01-{day:02}T10:11:12Z",
+        "deadline": f"2026-01-{day:02}T10:26:12Z",
+        "remaining_s": 788.1 + day,
+        "consumers": [holder(pid)],
+        "reason": HOSTILE,
+        "message": "",
+    }
     return {
-        "v": 1, "node": node, "state": "blocked", "mode": "observe", "magnitude": 0.0707, "window_s": 788.5 + day,
-        "dimensions": {"kernel": 0.0707, "files": 0, "mounts": 0}, "declared": 1204, "drifted": 1, "unreadable": 0,
-        "observers": {"fanotify": HOSTILE, "mountinfo": "ok"}, "changes": [change],
-        "emergency": {"reason": HOSTILE, "by": HOSTILE, "started": f"2026-01-{day:02}T10:00:00Z", "stale": True,
-                      "ends": f"2026-01-{day:02}T14:00:00Z"},
-        "holds": [{"id": "h1", "change": None, "reason": HOSTILE, "owner": HOSTILE, "ends": f"2026-01-{day:02}T10:00:00Z"}],
-        "journal": {"seq": 41 + day, "replicated": 41, "error": HOSTILE}, "unrecorded": {"count": 3}, **changes,
-    }  # fmt: skip
+        "v": 1,
+        "node": node,
+        "state": "blocked",
+        "mode": "observe",
+        "magnitude": 0.0707,
+        "window_s": 788.5 + day,
+        "dimensions": {"kernel": 0.0707, "files": 0, "mounts": 0},
+        "declared": 1204,
+        "drifted": 1,
+        "unreadable": 0,
+        "observers": {"fanotify": HOSTILE, "mountinfo": "ok"},
+        "changes": [change],
+        "emergency": {
+            "reason": HOSTILE,
+            "by": HOSTILE,
+            "started": f"2026-01-{day:02}T10:00:00Z",
+            "stale": True,
+            "ends": f"2026-01-{day:02}T14:00:00Z",
+        },
+        "holds": [
+            {"id": "h1", "change": None, "reason": HOSTILE, "owner": HOSTILE, "ends": f"2026-01-{day:02}T10:00:00Z"}
+        ],
+        "journal": {"seq": 41 + day, "replicated": 41, "error": HOSTILE},
+        "unrecorded": {"count": 3},
+        **changes,
+    }
 
 
 def test_plain_status_has_no_pids_node_names_or_numbers_so_that_equal_nodes_fold() -> None:
@@ -90,8 +132,9 @@ def test_status_says_how_far_the_root_is_behind_and_of_a_node_alone_nothing() ->
     assert not any("not at the root" in line for doc in (with_it, status()) for line in status_lines(doc))
 
 
-@pytest.mark.parametrize(("left_s", "text"), [(788.1, " until 2026-01-01T10:26Z:"), (61.5, " until 2026-01-01T10:26:12Z:"),
-                                              (None, "")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("left_s", "text"), [(788.1, " until 2026-01-01T10:26Z:"), (61.5, " until 2026-01-01T10:26:12Z:"), (None, "")]
+)
 def test_off_a_terminal_the_end_is_absolute_and_to_the_minute_so_that_it_folds(left_s: float | None, text: str) -> None:
     doc = status()
     doc["changes"][0] |= {"state": "open", "remaining_s": left_s, **({} if left_s else {"deadline": None})}
@@ -111,8 +154,17 @@ def test_plain_status_is_safe_to_print() -> None:
 
 
 def test_a_quiet_node_says_little() -> None:
-    quiet = status(state="committed", mode="enforce", drifted=0, changes=[], emergency=None, holds=[], unrecorded=None,
-                   observers={"fanotify": "ok"}, journal={"seq": 1, "replicated": 1})  # fmt: skip
+    quiet = status(
+        state="committed",
+        mode="enforce",
+        drifted=0,
+        changes=[],
+        emergency=None,
+        holds=[],
+        unrecorded=None,
+        observers={"fanotify": "ok"},
+        journal={"seq": 1, "replicated": 1},
+    )
     assert list(status_lines(quiet)) == ["state: committed", "declared: 1204, drifted: 0, unreadable: 0"]
 
 
@@ -127,10 +179,16 @@ def test_plain_lists_of_holders_name_no_pids(capsys: pytest.CaptureFixture[str])
 
 
 ENTRY = {
-    "id": "file:/a", "kind": "file", "change": "c1", "owner": {"user": "ann", "command": HOSTILE}, "deviation": 0.1,
-    "seen": "2026-01-01T10:11:12Z", "declared": {"mode": "0644", "sha256": "a" * 64}, "actual": {"mode": "0600"},
+    "id": "file:/a",
+    "kind": "file",
+    "change": "c1",
+    "owner": {"user": "ann", "command": HOSTILE},
+    "deviation": 0.1,
+    "seen": "2026-01-01T10:11:12Z",
+    "declared": {"mode": "0644", "sha256": "a" * 64},
+    "actual": {"mode": "0600"},
     "diff": "--- declared\n+++ actual\n-old\n+\x1b[2Jnew\tx\n",
-}  # fmt: skip
+}
 
 
 def test_a_diff_is_safe_to_print_and_folds_without_times() -> None:
@@ -151,9 +209,13 @@ def test_what_is_absent_is_said(capsys: pytest.CaptureFixture[str]) -> None:
 
 @given(st.text(max_size=10), st.text(max_size=10))
 def test_a_record_is_one_safe_line(reason: str, user: str) -> None:
-    record = {"seq": 5, "time": "2026-01-01T00:00:00.000000Z", "type": "rollback_blocked",
-              "actor": {"user": user, "uid": 1, "role": "ops", "via": "socket"},
-              "data": {"change": "c1", "reason": reason, "holders": []}}  # fmt: skip
+    record = {
+        "seq": 5,
+        "time": "2026-01-01T00:00:00.000000Z",
+        "type": "rollback_blocked",
+        "actor": {"user": user, "uid": 1, "role": "ops", "via": "socket"},
+        "data": {"change": "c1", "reason": reason, "holders": []},
+    }
     line = event_line(record)
     assert "\n" not in line
     assert {unicodedata.category(c) for c in line} & {"Cc", "Cf", "Zl", "Zp", "Cs"} == set()
@@ -163,11 +225,30 @@ SHOW = "import sys, orjson\nfrom pact.cli.look import status_page\nstatus_page(o
 
 
 def drifted(**changes: Any) -> dict[str, Any]:
-    change = {**status()["changes"][0], "state": "open", "owner": {"user": "ops1"}, "consumers": [], "reason": "",
-              "resources": ["file:/etc/NetworkManager/chrony.conf", "sysctl:net.core.somaxconn"]}  # fmt: skip
-    return {**status(), "emergency": None, "holds": [], "observers": {}, "state": "drifted", "unrecorded": None,
-            "journal": {"seq": 1, "replicated": 1}, "mode": "enforce", "up_s": 3 * 86400 + 5, "changes": [change],
-            "untracked": 2, "unreadable": 1, "drifted": 3, **changes}  # fmt: skip
+    change = {
+        **status()["changes"][0],
+        "state": "open",
+        "owner": {"user": "ops1"},
+        "consumers": [],
+        "reason": "",
+        "resources": ["file:/etc/NetworkManager/chrony.conf", "sysctl:net.core.somaxconn"],
+    }
+    return {
+        **status(),
+        "emergency": None,
+        "holds": [],
+        "observers": {},
+        "state": "drifted",
+        "unrecorded": None,
+        "journal": {"seq": 1, "replicated": 1},
+        "mode": "enforce",
+        "up_s": 3 * 86400 + 5,
+        "changes": [change],
+        "untracked": 2,
+        "unreadable": 1,
+        "drifted": 3,
+        **changes,
+    }
 
 
 @pytest.mark.parametrize(("columns", "bars"), [(40, False), (72, True), (80, True), (120, True)])
@@ -200,7 +281,9 @@ def test_a_page_says_what_the_journal_is_at_and_what_it_lacks(columns: int) -> N
     assert "journal: older records are being verified" in plain, "no number that keeps equal nodes from folding"
     assert any(line.startswith("journal: the content store is nearly full") for line in plain)
     bad = {**journal, "error": "journal record 7: its content does not match its hash", "trusted": False}
-    text = " ".join(line.strip() for line in on_terminal_of(columns, SHOW.format(""), orjson.dumps(drifted(journal=bad))))
+    text = " ".join(
+        line.strip() for line in on_terminal_of(columns, SHOW.format(""), orjson.dumps(drifted(journal=bad)))
+    )
     assert "JOURNAL journal record 7" in text and "being verified" not in text
     assert "pact journal verify names the record" in text and "free space" not in text
 
@@ -208,14 +291,28 @@ def test_a_page_says_what_the_journal_is_at_and_what_it_lacks(columns: int) -> N
 @pytest.mark.parametrize("columns", [40, 80])
 @pytest.mark.parametrize("name", ["plain", "日本語の設定", "a" * 200])
 def test_a_page_is_one_screen_whatever_the_size_of_the_drift_and_no_wider(columns: int, name: str) -> None:
-    changes = [{**drifted()["changes"][0], "id": f"c{n}", "also": [{"user": name, "uid": 1, "command": "x"}],
-                "owner": {"user": name}, "consumers": [holder()] * 30, "state": "blocked" if n % 2 else "open",
-                "reason": f"{name} " * 20, "resources": [f"file:/etc/{name}/{chr(97 + i % 26)}{'x' * i}" for i in range(300)]}
-               for n in range(30)]  # fmt: skip
-    doc = drifted(changes=changes, node=name, holds=status()["holds"] * 50, observers={name: f"{name} is blind"},
-                  trials=[{"resource": f"file:/{name}{n}", "by": name, "ends": "2026-01-01T10:00:00Z"} for n in range(50)],
-                  untracked_resources=[{"resource": f"file:/{name}{n}", "owner": {"user": name}} for n in range(50)],
-                  unreadable_resources={f"file:/{name}{n}": f"EIO {name}" for n in range(50)})  # fmt: skip
+    changes = [
+        {
+            **drifted()["changes"][0],
+            "id": f"c{n}",
+            "also": [{"user": name, "uid": 1, "command": "x"}],
+            "owner": {"user": name},
+            "consumers": [holder()] * 30,
+            "state": "blocked" if n % 2 else "open",
+            "reason": f"{name} " * 20,
+            "resources": [f"file:/etc/{name}/{chr(97 + i % 26)}{'x' * i}" for i in range(300)],
+        }
+        for n in range(30)
+    ]
+    doc = drifted(
+        changes=changes,
+        node=name,
+        holds=status()["holds"] * 50,
+        observers={name: f"{name} is blind"},
+        trials=[{"resource": f"file:/{name}{n}", "by": name, "ends": "2026-01-01T10:00:00Z"} for n in range(50)],
+        untracked_resources=[{"resource": f"file:/{name}{n}", "owner": {"user": name}} for n in range(50)],
+        unreadable_resources={f"file:/{name}{n}": f"EIO {name}" for n in range(50)},
+    )
     lines = on_terminal_of(columns, SHOW.format(""), orjson.dumps(doc))
     assert lines[-1] == "" and len(lines) <= 24 and max(map(cell_len, lines)) <= columns
     text = "\n".join(lines)
@@ -242,8 +339,12 @@ def on_terminal_of(columns: int, script: str, text: bytes) -> list[str]:
     """What a program says on a terminal of this width, without the colours."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, columns, 0, 0))
-    env = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES", "NO_COLOR")} | {"TERM": "xterm-256color"}
-    process = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=theirs, stderr=theirs, env=env)
+    env = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES", "NO_COLOR")} | {
+        "TERM": "xterm-256color"
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=theirs, stderr=theirs, env=env
+    )
     os.close(theirs)
     assert process.stdin
     process.stdin.write(text)
@@ -257,7 +358,9 @@ def on_terminal_of(columns: int, script: str, text: bytes) -> list[str]:
     return re.sub(r"\x1b\[[0-9;]*m", "", out.decode()).split("\r\n")
 
 
-def test_the_holder_of_a_package_manager_s_lock_is_named_by_pid_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_holder_of_a_package_manager_s_lock_is_named_by_pid_on_a_terminal_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     text = "a package manager holds /var/lib/dpkg/lock (pid 77); used by python[28730] of root on n[1-2] of 3"
     monkeypatch.setattr(render, "on_terminal", lambda: False)
     assert render.spoken(text) == "a package manager holds /var/lib/dpkg/lock; used by python of root on n[1-2] of 3"
@@ -270,8 +373,13 @@ def test_what_a_node_writes_moves_no_terminal_whichever_field_it_stands_in(capsy
     say(f"  {bad}")
     for line in status_lines(status(state=bad)):
         say(line)
-    record = {"seq": 1, "time": "2026-11-28T04:08:48Z" + bad, "type": bad, "data": {"group": bad},
-              "actor": {"user": bad, "via": "socket"}}  # fmt: skip
+    record = {
+        "seq": 1,
+        "time": "2026-11-28T04:08:48Z" + bad,
+        "type": bad,
+        "data": {"group": bad},
+        "actor": {"user": bad, "via": "socket"},
+    }
     say(event_line(record))
     out = capsys.readouterr().out
     assert "\x1b" not in out and "\x07" not in out

@@ -22,7 +22,9 @@ from pact.errors import EXIT_USAGE, RequestError
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
 JSON = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(-(2**63), 2**64 - 1), st.floats(allow_nan=False), TEXT),
-    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(TEXT, inner, max_size=3)), max_leaves=8)  # fmt: skip
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(TEXT, inner, max_size=3)),
+    max_leaves=8,
+)
 GOOD: dict[type, Any] = {list: ["file:/a"], int: 5, bool: True, str: "text", dict: {}, type(None): None}
 
 
@@ -57,26 +59,49 @@ def test_a_field_of_the_wrong_type_is_named(op: str, key: str) -> None:
             parse(dump({"op": op, "args": {key: [1]}}))
 
 
-@pytest.mark.parametrize(("line", "why"), [
-    (b"", "not JSON"), (b"\xff", "not JSON"), (b"[", "not JSON"), (b"[" * 100_000, "not JSON"), (b"[]", "a request is"),
-    (b"null", "a request is"), (b'{"op":5}', "a request is"), (b'{"op":"ping","args":[]}', "a request is"),
-    (b'{"op":"reboot"}', "unknown request 'reboot'"), (b'{"op":"ping","v":2}', "version 2 is not spoken"),
-    (b'{"op":"ping","args":{"x":1}}', "ping: unknown field 'x'"), (b"GET / HTTP/1.1\r", "not JSON"),
-    (b'{"op":"extend","args":{"by_ns":18446744073709551615}}', "by_ns is out of range"),
-    (b'{"op":"show","args":{"seq":-9223372036854775808}}', "seq is out of range"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        (b"", "not JSON"),
+        (b"\xff", "not JSON"),
+        (b"[", "not JSON"),
+        (b"[" * 100_000, "not JSON"),
+        (b"[]", "a request is"),
+        (b"null", "a request is"),
+        (b'{"op":5}', "a request is"),
+        (b'{"op":"ping","args":[]}', "a request is"),
+        (b'{"op":"reboot"}', "unknown request 'reboot'"),
+        (b'{"op":"ping","v":2}', "version 2 is not spoken"),
+        (b'{"op":"ping","args":{"x":1}}', "ping: unknown field 'x'"),
+        (b"GET / HTTP/1.1\r", "not JSON"),
+        (b'{"op":"extend","args":{"by_ns":18446744073709551615}}', "by_ns is out of range"),
+        (b'{"op":"show","args":{"seq":-9223372036854775808}}', "seq is out of range"),
+    ],
+)
 def test_what_is_no_request_is_named(line: bytes, why: str) -> None:
     with pytest.raises(RequestError, match=why) as caught:
         parse(line)
     assert caught.value.exit_code == EXIT_USAGE
 
 
-@given(st.one_of(
-    st.binary(max_size=60), JSON.map(orjson.dumps),
-    st.fixed_dictionaries({"op": st.one_of(st.sampled_from(sorted(FIELDS)), TEXT)}, optional={
-        "v": JSON, "args": st.one_of(JSON, st.dictionaries(
-            st.sampled_from(sorted({k for keys in FIELDS.values() for k in keys})), JSON, max_size=3))}).map(orjson.dumps),
-))  # fmt: skip
+@given(
+    st.one_of(
+        st.binary(max_size=60),
+        JSON.map(orjson.dumps),
+        st.fixed_dictionaries(
+            {"op": st.one_of(st.sampled_from(sorted(FIELDS)), TEXT)},
+            optional={
+                "v": JSON,
+                "args": st.one_of(
+                    JSON,
+                    st.dictionaries(
+                        st.sampled_from(sorted({k for keys in FIELDS.values() for k in keys})), JSON, max_size=3
+                    ),
+                ),
+            },
+        ).map(orjson.dumps),
+    )
+)
 def test_any_bytes_are_a_request_or_a_request_error(line: bytes) -> None:
     try:
         op, args = parse(line)
@@ -93,8 +118,16 @@ def test_whatever_the_core_carries_out_the_agent_takes() -> None:
 
 
 @pytest.mark.invariant("S5")
-@pytest.mark.parametrize("holds", [[{}], [5], [{"hold": "f1"}], [{"hold": "f1", "owner": 5, "reason": "", "ends": "", "left_ns": 1}],
-                                   [{"hold": "f1", "owner": "o", "reason": "", "ends": "", "left_ns": -1}]])  # fmt: skip
+@pytest.mark.parametrize(
+    "holds",
+    [
+        [{}],
+        [5],
+        [{"hold": "f1"}],
+        [{"hold": "f1", "owner": 5, "reason": "", "ends": "", "left_ns": 1}],
+        [{"hold": "f1", "owner": "o", "reason": "", "ends": "", "left_ns": -1}],
+    ],
+)
 def test_holds_that_are_none_are_refused_before_the_core_sees_them(holds: Any) -> None:
     with pytest.raises(RequestError, match="no holds"):
         parse(dump({"op": "fleet_seen", "args": {"fence": 1, "seq": 1, "holds": holds}}), ALL_FIELDS)
@@ -102,7 +135,8 @@ def test_holds_that_are_none_are_refused_before_the_core_sees_them(holds: Any) -
 
 @pytest.mark.invariant("S5")
 def test_what_breaks_before_anything_is_decided_ends_one_request(
-        monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A pattern that could not be compiled once ended the agent, whoever had sent it."""
 
     def broken(patterns: Any) -> Any:
@@ -114,11 +148,17 @@ def test_what_breaks_before_anything_is_decided_ends_one_request(
     monkeypatch.setattr(requests, "checked_patterns", broken)
     said: list[Any] = []
     actor = SimpleNamespace(role="viewer", uid=7)
-    client: Any = SimpleNamespace(remote=False, alive=False, watching=False, admin=False, send=said.append,
-                                  caller=SimpleNamespace(actor=actor))  # fmt: skip
-    agent: Any = SimpleNamespace(require_journal=nothing, make_room=nothing, catch_up=nothing,
-                                 clock=SimpleNamespace(now_ns=lambda: 0), next_token=lambda: 1,
-                                 fail=partial(Driver.fail, None))  # fmt: skip
+    client: Any = SimpleNamespace(
+        remote=False, alive=False, watching=False, admin=False, send=said.append, caller=SimpleNamespace(actor=actor)
+    )
+    agent: Any = SimpleNamespace(
+        require_journal=nothing,
+        make_room=nothing,
+        catch_up=nothing,
+        clock=SimpleNamespace(now_ns=lambda: 0),
+        next_token=lambda: 1,
+        fail=partial(Driver.fail, None),
+    )
     Requests(agent).line(client, b'{"op":"track","args":{"patterns":{"file:/x/*":"report"}}}')
     assert [s["exit"] for s in said] == [1] and "internal error" in said[0]["message"]
     assert "nobody expected this" in capsys.readouterr().err

@@ -239,13 +239,26 @@ def test_a_bug_in_the_thread_is_said_before_it_ends(monkeypatch: pytest.MonkeyPa
     committer.close()
 
 
-@pytest.mark.parametrize(("url", "why"), [
-    ("root.db", "neither"), ("postgres://x", "neither"), ("sqlite://", "absolute"), ("sqlite://relative.db", "absolute"),
-    ("sqlite:///x.db?user=y", "nothing to SQLite"), ("etcd://", "host:port"), ("etcd://a,,b", "host:port"),
-    ("etcd://a:99999", "host:port"), ("etcd://a b", "host:port"), ("etcd://a?password=x", "none of"),
-    ("etcd://a?cert=x", "together"), ("etcd://a?user=x", "together"), ("etcd://a?cert=x&key=y", "ca"),
-    ("etcd://a?lease=1", "lease"), ("etcd://a?lease=x", "lease"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("root.db", "neither"),
+        ("postgres://x", "neither"),
+        ("sqlite://", "absolute"),
+        ("sqlite://relative.db", "absolute"),
+        ("sqlite:///x.db?user=y", "nothing to SQLite"),
+        ("etcd://", "host:port"),
+        ("etcd://a,,b", "host:port"),
+        ("etcd://a:99999", "host:port"),
+        ("etcd://a b", "host:port"),
+        ("etcd://a?password=x", "none of"),
+        ("etcd://a?cert=x", "together"),
+        ("etcd://a?user=x", "together"),
+        ("etcd://a?cert=x&key=y", "ca"),
+        ("etcd://a?lease=1", "lease"),
+        ("etcd://a?lease=x", "lease"),
+    ],
+)
 def test_a_url_that_means_no_store_is_refused(url: str, why: str) -> None:
     with pytest.raises(ConfigError, match=why):
         open_store(url)

@@ -69,12 +69,15 @@ class TestEtcd(Conformance):
 
 
 def keys(etcd: EtcdCluster, name: str) -> list[str]:
-    return [k.removeprefix(f"/pact/{name}/") for k in etcd.ctl("get", "--prefix", f"/pact/{name}/", "--keys-only").split()]
+    return [
+        k.removeprefix(f"/pact/{name}/") for k in etcd.ctl("get", "--prefix", f"/pact/{name}/", "--keys-only").split()
+    ]
 
 
 @pytest.mark.invariant("Q3")
-def test_parts_of_a_large_chunk_are_there_before_anybody_is_told_of_it(shared: EtcdCluster, name: str, opener: Opener,
-                                                                       monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_parts_of_a_large_chunk_are_there_before_anybody_is_told_of_it(
+    shared: EtcdCluster, name: str, opener: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store, reader = opener(), opener()
     assert isinstance(store, EtcdLog)
     fence = lead(store)
@@ -104,8 +107,9 @@ def test_parts_of_a_large_chunk_are_there_before_anybody_is_told_of_it(shared: E
 
 
 @pytest.mark.invariant("Q6")
-def test_a_snapshot_that_was_cut_off_is_never_seen_and_is_cleared_away(shared: EtcdCluster, name: str, opener: Opener,
-                                                                       monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_a_snapshot_that_was_cut_off_is_never_seen_and_is_cleared_away(
+    shared: EtcdCluster, name: str, opener: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = opener()
     assert isinstance(store, EtcdLog)
     fence = lead(store)
@@ -131,8 +135,9 @@ def test_a_snapshot_that_was_cut_off_is_never_seen_and_is_cleared_away(shared: E
 
 
 @pytest.mark.invariant("F37")
-def test_what_is_damaged_in_etcd_is_an_error_and_not_the_end_of_the_log(shared: EtcdCluster, name: str,
-                                                                        opener: Opener) -> None:  # fmt: skip
+def test_what_is_damaged_in_etcd_is_an_error_and_not_the_end_of_the_log(
+    shared: EtcdCluster, name: str, opener: Opener
+) -> None:
     store = opener()
     fence = lead(store)
     store.append(fence, 1, 1, chunk(1, 1, 2 * VALUE_MAX))
@@ -177,8 +182,9 @@ def test_the_chunk_that_holds_an_event_is_found_wherever_the_others_are(opener: 
 
 @pytest.mark.invariant("Q2", "F36")
 @pytest.mark.parametrize("size", [10, 2 * VALUE_MAX])
-def test_an_append_whose_answer_was_lost_is_not_done_twice(opener: Opener, monkeypatch: pytest.MonkeyPatch,
-                                                           size: int) -> None:  # fmt: skip
+def test_an_append_whose_answer_was_lost_is_not_done_twice(
+    opener: Opener, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
     store = opener()
     assert isinstance(store, EtcdLog)
     fence = lead(store)
@@ -268,8 +274,9 @@ def test_a_leader_that_slept_through_its_lease_is_refused(opener: Opener, monkey
 
 
 @pytest.mark.invariant("F33")
-def test_a_lease_outlives_the_seconds_that_etcd_needs_for_a_new_leader(shared: EtcdCluster, name: str,
-                                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lease_outlives_the_seconds_that_etcd_needs_for_a_new_leader(
+    shared: EtcdCluster, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """At the worst moment, when a third of it is gone: it is asked for again as soon as somebody may answer."""
     store = open_store(shared.url(lease="9"), name)
     assert isinstance(store, EtcdLog)
@@ -312,8 +319,9 @@ store.close()
 
 @pytest.mark.invariant("Q1", "F35")
 def test_a_stopped_process_that_goes_on_writes_nothing_more(shared: EtcdCluster, name: str, opener: Opener) -> None:
-    with subprocess.Popen([sys.executable, "-c", SLEEPER, shared.url(lease="2"), name], stdout=subprocess.PIPE,
-                          text=True) as process:  # fmt: skip
+    with subprocess.Popen(
+        [sys.executable, "-c", SLEEPER, shared.url(lease="2"), name], stdout=subprocess.PIPE, text=True
+    ) as process:
         try:
             assert process.stdout is not None
             assert process.stdout.readline() == "leads\n"

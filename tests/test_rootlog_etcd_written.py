@@ -46,10 +46,12 @@ def store(shared: EtcdCluster, name: str) -> Iterator[EtcdLog]:
 
 
 @pytest.mark.invariant("Q4")
-@pytest.mark.parametrize("term", [str((1 << 63) - 1), str((1 << 64) - 1), "9" * 5000, "-5", "abc", "", "1e9", " 7",
-                                  "too far ahead"])
-def test_a_term_that_no_root_has_begun_keeps_no_root_from_leading(shared: EtcdCluster, store: EtcdLog, name: str,
-                                                                  term: str) -> None:  # fmt: skip
+@pytest.mark.parametrize(
+    "term", [str((1 << 63) - 1), str((1 << 64) - 1), "9" * 5000, "-5", "abc", "", "1e9", " 7", "too far ahead"]
+)
+def test_a_term_that_no_root_has_begun_keeps_no_root_from_leading(
+    shared: EtcdCluster, store: EtcdLog, name: str, term: str
+) -> None:
     if term == "too far ahead":
         term = str(int(time.time()) + TERM_AHEAD_MAX_S + 2 * TERM_SKEW_MAX_S)
     first = lead(store)
@@ -68,7 +70,9 @@ def test_a_term_that_no_root_has_begun_keeps_no_root_from_leading(shared: EtcdCl
 
 
 @pytest.mark.invariant("Q4")
-def test_a_term_that_was_taken_out_of_a_log_gives_no_fence_that_was_there(shared: EtcdCluster, store: EtcdLog, name: str) -> None:
+def test_a_term_that_was_taken_out_of_a_log_gives_no_fence_that_was_there(
+    shared: EtcdCluster, store: EtcdLog, name: str
+) -> None:
     first = lead(store)
     fill(store, first, 1)
     shared.ctl("del", f"/pact/{name}/term")
@@ -90,8 +94,9 @@ def later(store: EtcdLog) -> int:
 
 
 @pytest.mark.invariant("Q4")
-def test_a_term_within_reason_is_followed_for_ever_and_at_the_edge_the_clock_catches_up(shared: EtcdCluster, store: EtcdLog,
-                                                                                         name: str) -> None:
+def test_a_term_within_reason_is_followed_for_ever_and_at_the_edge_the_clock_catches_up(
+    shared: EtcdCluster, store: EtcdLog, name: str
+) -> None:
     edge = int(time.time()) + TERM_AHEAD_MAX_S + 2
     shared.ctl("put", f"/pact/{name}/term", str(edge))
     with pytest.raises(JournalError, match="too far ahead of the clock"):
@@ -105,7 +110,9 @@ def test_a_term_within_reason_is_followed_for_ever_and_at_the_edge_the_clock_cat
 
 
 @given(st.one_of(st.none(), st.integers(0, 1 << 70)), st.integers(0, NOW * 2), st.integers(0, CEILING))
-def test_a_fence_is_never_beyond_the_ceiling_and_follows_what_is_believed(term: int | None, wall_s: int, seen: int) -> None:
+def test_a_fence_is_never_beyond_the_ceiling_and_follows_what_is_believed(
+    term: int | None, wall_s: int, seen: int
+) -> None:
     ceiling = max(wall_s, CLOCK_LEAST_S) + TERM_AHEAD_MAX_S
     try:
         fence, why = next_fence(None if term is None else b"%d" % term, wall_s, seen)
@@ -147,13 +154,24 @@ def test_a_leader_without_a_lease_does_not_lead_for_ever(shared: EtcdCluster, st
 
 
 @pytest.mark.invariant("F37")
-@pytest.mark.parametrize(("key", "value"), [
-    ("head", "many"), ("head", "-1"), ("log/x", "{}"), (f"log/{5:019d}x", "{}"), (f"log/{5:020d}", "rot"),
-    (f"log/{5:020d}", '{"v":1,"count":0,"bytes":0,"parts":0}\n'), (f"log/{5:020d}", '{"v":1,"count":"1","parts":0}\n'),
-    (f"log/{5:020d}", '{"v":1,"count":1,"parts":1000000000}\n'), (f"log/{5:020d}", '{"v":1,"count":1,"parts":1}\n'),
-    ("snapshot", "rot"), ("snapshot", "[]"), ("snapshot", '{"gseq":1,"where":7,"parts":0}'),
-    ("snapshot", '{"gseq":1,"where":"snap/","parts":-1,"sha256":""}'),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("head", "many"),
+        ("head", "-1"),
+        ("log/x", "{}"),
+        (f"log/{5:019d}x", "{}"),
+        (f"log/{5:020d}", "rot"),
+        (f"log/{5:020d}", '{"v":1,"count":0,"bytes":0,"parts":0}\n'),
+        (f"log/{5:020d}", '{"v":1,"count":"1","parts":0}\n'),
+        (f"log/{5:020d}", '{"v":1,"count":1,"parts":1000000000}\n'),
+        (f"log/{5:020d}", '{"v":1,"count":1,"parts":1}\n'),
+        ("snapshot", "rot"),
+        ("snapshot", "[]"),
+        ("snapshot", '{"gseq":1,"where":7,"parts":0}'),
+        ("snapshot", '{"gseq":1,"where":"snap/","parts":-1,"sha256":""}'),
+    ],
+)
 def test_what_makes_no_sense_is_an_error_and_ends_no_root(shared: EtcdCluster, name: str, key: str, value: str) -> None:
     url = shared.url(lease="3")
     with running(lambda: open_store(url, name), "a") as (committer, next_post):

@@ -27,9 +27,15 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdCluster]:
         pytest.skip("openssl is not installed")
     base = tmp_path_factory.mktemp("guarded")
     with EtcdCluster(base / "etcd", tls=base / "tls", extra=("--auth-token-ttl=2",)) as etcd:
-        for command in ("user add root:rootpw", "user grant-role root root", "role add pact", "user add pact:secret",
-                        "role grant-permission pact --prefix=true readwrite /pact/c1/", "user grant-role pact pact",
-                        "auth enable"):  # fmt: skip
+        for command in (
+            "user add root:rootpw",
+            "user grant-role root root",
+            "role add pact",
+            "user add pact:secret",
+            "role grant-permission pact --prefix=true readwrite /pact/c1/",
+            "user grant-role pact pact",
+            "auth enable",
+        ):
             if command.startswith("user grant-role root"):
                 etcd.ctl("role", "add", "root")
             etcd.ctl(*command.split())
@@ -59,16 +65,19 @@ def test_over_tls_with_a_user_whose_tokens_expire(guarded: EtcdCluster) -> None:
     store.close()
 
 
-@pytest.mark.parametrize(("options", "why"), [
-    ({"user": "", "password_file": ""}, "user name is empty|permission denied|not|no user"),
-    ({"password_file": "{base}/wrong"}, "authentication failed"),
-    ({"password_file": "{base}/missing"}, "No such file"),
-    ({"user": "nobody"}, "authentication failed"),
-    ({"cert": "{tls}/stranger.pem", "key": "{tls}/stranger.key"}, "does not answer"),
-    ({"cert": "", "key": ""}, "does not answer"),
-    ({"ca": "{tls}/other.pem"}, "does not answer"),
-    ({"ca": "{tls}/missing.pem"}, "No such file"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"user": "", "password_file": ""}, "user name is empty|permission denied|not|no user"),
+        ({"password_file": "{base}/wrong"}, "authentication failed"),
+        ({"password_file": "{base}/missing"}, "No such file"),
+        ({"user": "nobody"}, "authentication failed"),
+        ({"cert": "{tls}/stranger.pem", "key": "{tls}/stranger.key"}, "does not answer"),
+        ({"cert": "", "key": ""}, "does not answer"),
+        ({"ca": "{tls}/other.pem"}, "does not answer"),
+        ({"ca": "{tls}/missing.pem"}, "No such file"),
+    ],
+)
 def test_who_may_not_is_told_why_within_seconds(guarded: EtcdCluster, options: dict[str, str], why: str) -> None:
     base, tls = guarded.directory.parent, guarded.tls
     (base / "wrong").write_text("guess")

@@ -17,8 +17,10 @@ from etcd_cluster import MISSING, REASON, EtcdCluster
 from public_root import ACTOR, TIME, Chain, build
 
 from pact.core.records import GENESIS, seal
+from pact.core.root import chunks as chunks_
 from pact.core.root import log
-from pact.core.root.log import ROOT, Batch, RootState, build_chunk
+from pact.core.root.chunks import Batch, build_chunk
+from pact.core.root.log import ROOT, RootState
 from pact.errors import JournalError, PactError
 from pact.journal.moving import CutError
 from pact.journal.rootlog import LogStore
@@ -76,7 +78,7 @@ def test_a_backup_comes_back_as_the_same_log_and_goes_on(store: LogStore, tmp_pa
     first, count, raw = build(again, [Chain("n9").batch("committed")], fence)
     other.append(fence, first, count, raw)
     assert first == state.gseq + 1 and list(other.read(first)) == [raw]
-    assert other.oldest() == (0 if not snapshot_after else log.read_chunk(backup.chunks[0]).first)
+    assert other.oldest() == (0 if not snapshot_after else chunks_.read_chunk(backup.chunks[0]).first)
     with pytest.raises(JournalError, match="not empty"):
         fill_store(other, backup, "root")
     other.close()
@@ -124,7 +126,9 @@ def test_a_damaged_log_makes_no_backup(store: LogStore, path: str) -> None:
 
     filled(store)
     db = sqlite3.connect(path, isolation_level=None)
-    db.execute("DELETE FROM chunk WHERE first = (SELECT max(first) FROM chunk WHERE first < (SELECT max(first) FROM chunk))")
+    db.execute(
+        "DELETE FROM chunk WHERE first = (SELECT max(first) FROM chunk WHERE first < (SELECT max(first) FROM chunk))"
+    )
     db.close()
     try:
         backup = read_store(store, "c1")
@@ -154,16 +158,23 @@ def test_a_log_moves_from_sqlite_to_etcd_and_back(store: LogStore, tmp_path: Pat
 
 
 def pact(*args: str) -> tuple[int, str, str]:
-    done = subprocess.run([sys.executable, "-m", "pact.cli.main", *args], capture_output=True, text=True, check=False,
-                          env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "pact.cli.main", *args],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
     assert "Traceback" not in done.stderr, done.stderr
     return done.returncode, done.stdout, done.stderr
 
 
 def configured(tmp_path: Path, name: str, cluster: str = "c1") -> str:
     config = tmp_path / f"{name}.toml"
-    config.write_text(f'[aggregator]\nname = "{name}"\ncluster = "{cluster}"\n[journal]\nurl = "sqlite://{tmp_path}/{name}.db"\n'
-                      f'[keys]\nsecret = "{tmp_path}/none"\n')  # fmt: skip
+    config.write_text(
+        f'[aggregator]\nname = "{name}"\ncluster = "{cluster}"\n[journal]\nurl = "sqlite://{tmp_path}/{name}.db"\n'
+        f'[keys]\nsecret = "{tmp_path}/none"\n'
+    )
     return str(config)
 
 
@@ -212,14 +223,31 @@ def chunk(lines: list[bytes], **changes: object) -> bytes:
 LINE = b'{"seq":0,"type":"committed","hash":"h","time":"t"}'
 
 
-@pytest.mark.parametrize("bad", [
-    chunk([b"{}"]), chunk([b"[]"]), chunk([b"7"]), chunk([LINE.replace(b"0", b"1")]), chunk([LINE.replace(b'"committed"', b"[]")]),
-    chunk([LINE.replace(b'"h"', b"5")]), chunk([LINE], batches=[]), chunk([LINE], batches=[["n1", "", "i", 0, 1, -5]]),
-    chunk([LINE], batches=[["n1", "", "i", 0.5, 1, len(LINE)]]), chunk([LINE], prevs=[]), chunk([LINE], wall_ns="x"),
-    own("group_decided", {"group": "g1", "decision": "commit", "ballot": 1, "why": "", "args": {}}), own("hold_released", {"hold": "f1"}),
-    own("group_begun", {"group": "g", "owner": {}}), own("hold_placed", {"hold": "fx"}), own("node_forgotten", {"nodes": 5}),
-    own("agent_started", {"boot_id": [], "offset_ns": "x"}), b"", b"\xff\xff\xff\xff", b"\2\0\0\0[]",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "bad",
+    [
+        chunk([b"{}"]),
+        chunk([b"[]"]),
+        chunk([b"7"]),
+        chunk([LINE.replace(b"0", b"1")]),
+        chunk([LINE.replace(b'"committed"', b"[]")]),
+        chunk([LINE.replace(b'"h"', b"5")]),
+        chunk([LINE], batches=[]),
+        chunk([LINE], batches=[["n1", "", "i", 0, 1, -5]]),
+        chunk([LINE], batches=[["n1", "", "i", 0.5, 1, len(LINE)]]),
+        chunk([LINE], prevs=[]),
+        chunk([LINE], wall_ns="x"),
+        own("group_decided", {"group": "g1", "decision": "commit", "ballot": 1, "why": "", "args": {}}),
+        own("hold_released", {"hold": "f1"}),
+        own("group_begun", {"group": "g", "owner": {}}),
+        own("hold_placed", {"hold": "fx"}),
+        own("node_forgotten", {"nodes": 5}),
+        own("agent_started", {"boot_id": [], "offset_ns": "x"}),
+        b"",
+        b"\xff\xff\xff\xff",
+        b"\2\0\0\0[]",
+    ],
+)
 def test_a_chunk_that_no_root_wrote_is_refused_and_ends_nothing(bad: bytes) -> None:
     lines = [b'{"root":{"v":1,"cluster":"c"}}', orjson.dumps({"chunk": base64.b64encode(bad).decode()}), b'{"end":{}}']
     with pytest.raises(PactError, match="damaged"):
@@ -232,17 +260,30 @@ def test_a_chunk_that_comes_again_or_is_not_the_snapshots_is_refused() -> None:
     one, two = (build(state, [chain.batch("committed")])[2] for _ in range(2))
     Backup("c1", None, [one, two])
     Backup("c1", state.to_bytes(), [two])
-    for snapshot, chunks in ((None, [one, one]), (None, [one, two, one]), (state.to_bytes(), [one]),
-                             (state.to_bytes(), [two.replace(b"committed", b"xommitted")])):  # fmt: skip
+    for snapshot, chunks in (
+        (None, [one, one]),
+        (None, [one, two, one]),
+        (state.to_bytes(), [one]),
+        (state.to_bytes(), [two.replace(b"committed", b"xommitted")]),
+    ):
         with pytest.raises(PactError, match="damaged"):
             Backup("c1", snapshot, chunks)
 
 
-@pytest.mark.parametrize("bad", [
-    [], 5, {"version": 1}, {"version": 1, "cursors": {}, "groups": [[]]}, {"version": 1, "cursors": {"n": [1]}, "groups": []},
-    {"version": 1, "cursors": {}, "groups": [], "gseq": "x"}, {"version": 1, "cursors": {}, "groups": [], "apply": 5},
-    {"version": 1, "cursors": {}, "groups": [], "holds": {"f1": {}}}, {"version": 2},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "bad",
+    [
+        [],
+        5,
+        {"version": 1},
+        {"version": 1, "cursors": {}, "groups": [[]]},
+        {"version": 1, "cursors": {"n": [1]}, "groups": []},
+        {"version": 1, "cursors": {}, "groups": [], "gseq": "x"},
+        {"version": 1, "cursors": {}, "groups": [], "apply": 5},
+        {"version": 1, "cursors": {}, "groups": [], "holds": {"f1": {}}},
+        {"version": 2},
+    ],
+)
 def test_a_snapshot_that_no_root_wrote_is_refused_and_ends_nothing(bad: object) -> None:
     snapshot = base64.b64encode(orjson.dumps(bad)).decode()
     lines = [b'{"root":{"v":1,"cluster":"c"}}', orjson.dumps({"snapshot": snapshot}), b'{"end":{}}']

@@ -131,8 +131,9 @@ def test_what_nobody_looks_at_is_not_folded_and_the_page_shows_it_all_the_same()
     root.state.cursors[names[0]] = Cursor("i", 0, GENESIS)
     for i in range(20):
         gid = f"g{i + 1}"
-        root.state.groups[gid] = Group(gid, {"user": "alice"}, "why", "x[1-9]", ["file:/a"], 10**9, 10**9,
-                                       "2026-01-01T00:00:00Z")  # fmt: skip
+        root.state.groups[gid] = Group(
+            gid, {"user": "alice"}, "why", "x[1-9]", ["file:/a"], 10**9, 10**9, "2026-01-01T00:00:00Z"
+        )
         root.groups.runs[gid] = Run(gid, names)
     part.states.heard(names[1:], "drifted")
     before_s = time.process_time()

@@ -51,8 +51,17 @@ class World:
         for name in self.nodes:
             assert self.admit(name, 7 << 20)
 
-    def admit(self, name: str, session: int, incarnation: str = "i", seq: int = 3, wall_ns: int = 9, *,
-              here: bool = False, proof: str | None = None) -> bool:  # fmt: skip
+    def admit(
+        self,
+        name: str,
+        session: int,
+        incarnation: str = "i",
+        seq: int = 3,
+        wall_ns: int = 9,
+        *,
+        here: bool = False,
+        proof: str | None = None,
+    ) -> bool:
         seal = self.nodes[name].proof(session, incarnation, seq, wall_ns) if proof is None else proof
         return self.root.admits(name, session, [seal, incarnation, seq, wall_ns], here=here)
 
@@ -89,8 +98,15 @@ def test_each_field_of_a_call_is_sealed() -> None:
     assert len(said) == 2 * seals.SEAL_CHARS
     n0, n1 = wire.seal_at(said, 0), wire.seal_at(said, 1)
     node = w.nodes["n0"]
-    for wrong in ({"call": "5.2"}, {"op": "commit"}, {"fence": 6}, {"term": "t"}, {"caller": {**CALLER, "user": "bob"}},
-                  {"caller": {**CALLER, "role": "ops"}}, {"caller": {**CALLER, "via": "local"}}):  # fmt: skip
+    for wrong in (
+        {"call": "5.2"},
+        {"op": "commit"},
+        {"fence": 6},
+        {"term": "t"},
+        {"caller": {**CALLER, "user": "bob"}},
+        {"caller": {**CALLER, "role": "ops"}},
+        {"caller": {**CALLER, "via": "local"}},
+    ):
         assert node.caller({**head, **wrong}, n0, b"{}", 0) is None, wrong
     assert node.caller(head, n0, b"{ }", 0) is None and node.caller(head, n1, b"{}", 0) is None
     assert node.caller(head, n0, b"{}", 0) is not None and w.nodes["n1"].caller(head, n1, b"{}", 0) is not None
@@ -160,7 +176,9 @@ def test_equal_answers_are_merged_with_their_seals_and_a_liar_spoils_them_only_t
         (up,) = call.flush()
         calls.open.clear()
         message = wire.decode(wire.encode("answer", up.head, up.body))
-        rows = zip(wire.sections(message, "parts"), wire.beside(message.head["seals"], message.head["parts"]), strict=True)
+        rows = zip(
+            wire.sections(message, "parts"), wire.beside(message.head["seals"], message.head["parts"]), strict=True
+        )
         return [(list(row[0]), bytes(body), seal) for (row, body), seal in rows]
 
     ((together, body, seal),) = asked(False)
@@ -193,7 +211,9 @@ def test_the_newest_word_of_where_a_node_is_counts() -> None:
     assert w.admit("n0", s + 2, here=False)  # it came back, and is nowhere else
     assert w.admit("n0", 9 << 20, seq=4, here=True)  # another start
     assert not w.admit("n0", s + 9, seq=3, here=True)
-    assert not w.admit("n0", 11 << 20, seq=4, wall_ns=9, here=True) and w.admit("n0", 11 << 20, seq=4, wall_ns=10, here=True)
+    assert not w.admit("n0", 11 << 20, seq=4, wall_ns=9, here=True) and w.admit(
+        "n0", 11 << 20, seq=4, wall_ns=10, here=True
+    )
     assert not w.admit("n0", 12 << 20, "j", 0, 10, here=True) and w.admit("n0", 12 << 20, "j", 0, 11, here=True)
     good = w.nodes["n0"].proof(13 << 20, "j", 1, 12)
     assert not w.admit("n0", 14 << 20, "j", 1, 12, proof=good) and not w.admit("n1", 13 << 20, "j", 1, 12, proof=good)
@@ -238,14 +258,23 @@ def people(required: bool = True) -> tuple[Persons, PersonSeals, Ring]:
     return Persons(root, os.urandom(32)), PersonSeals("ann's", {root.id: key}, "nonce"), ring
 
 
-REQUEST = {"client": "agg:1", "id": 2, "op": "status", "nodes": None, "timeout_ms": 5, "caller": CALLER, "direct": False}
+REQUEST = {
+    "client": "agg:1",
+    "id": 2,
+    "op": "status",
+    "nodes": None,
+    "timeout_ms": 5,
+    "caller": CALLER,
+    "direct": False,
+}
 
 
 def challenged(persons: Persons, asked: PersonSeals) -> PersonSeals:
     head = {**REQUEST, **asked.head(1)}
     result = persons.challenge(head)
-    told = persons.sealed("result", {"client": "agg:1", "id": 1, "exit": 0, "message": "", "hint": "", "failed": {}},
-                          orjson.dumps(result))  # fmt: skip
+    told = persons.sealed(
+        "result", {"client": "agg:1", "id": 1, "exit": 0, "message": "", "hint": "", "failed": {}}, orjson.dumps(result)
+    )
     assert asked.checked(wire.Message("result", dict(told), orjson.dumps(result)))
     new = asked.challenged(result)
     assert new is not None
@@ -256,7 +285,14 @@ def test_a_request_is_taken_once_and_as_its_owner_wrote_it() -> None:
     persons, asked, _ = people()
     mine = challenged(persons, asked)
     head = mine.request(REQUEST, b"{}")
-    for wrong in ({"op": "commit"}, {"nodes": "n1"}, {"timeout_ms": 6}, {"id": 3}, {"person": "bob's"}, {"challenge": "1.x"}):
+    for wrong in (
+        {"op": "commit"},
+        {"nodes": "n1"},
+        {"timeout_ms": 6},
+        {"id": 3},
+        {"person": "bob's"},
+        {"challenge": "1.x"},
+    ):
         with pytest.raises(DeniedError):
             persons.authenticated({**head, **wrong}, b"{}")
     with pytest.raises(DeniedError):
@@ -316,12 +352,20 @@ def test_parts_come_whole_and_in_order() -> None:
     persons.authenticated(mine.request(REQUEST, b"{}"), b"{}")
 
     def part(name: str) -> wire.Message:
-        return wire.Message("part", dict(persons.sealed("part", {"client": "agg:1", "id": 2, "names": [name]}, b"x")), b"x")
+        return wire.Message(
+            "part", dict(persons.sealed("part", {"client": "agg:1", "id": 2, "names": [name]}, b"x")), b"x"
+        )
 
     one, two, three = part("a"), part("b"), part("c")
     mine.checked(one)
-    for wrong in (one, three, two._replace(body=b"y"), two._replace(head={**two.head, "names": ["z"]}),
-                  two._replace(head={**two.head, "id": 3}), two._replace(kind="event")):  # fmt: skip
+    for wrong in (
+        one,
+        three,
+        two._replace(body=b"y"),
+        two._replace(head={**two.head, "names": ["z"]}),
+        two._replace(head={**two.head, "id": 3}),
+        two._replace(kind="event"),
+    ):
         with pytest.raises(RemoteProtocolError):
             mine.checked(wrong)
     mine.checked(two._replace(head={**two.head, "client": ""}))  # who carries it says whom it is for

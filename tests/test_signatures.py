@@ -15,8 +15,18 @@ def test_they_come_back_with_the_record_that_they_are_true_for() -> None:
     assert unpack(pack(7, "ab" * 32, b"dump\nwith lines")) == (7, "ab" * 32, b"dump\nwith lines")
 
 
-@pytest.mark.parametrize("raw", [b"", b"pact signatures 1\n[1,\"a\"]\n", b"pact signatures 2\n", b"pact signatures 2\n[1]\nx",
-                                 b"pact signatures 2\n{}\nx", b"pact signatures 2\n[1,\"a\"]", b"old dump"])  # fmt: skip
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b'pact signatures 1\n[1,"a"]\n',
+        b"pact signatures 2\n",
+        b"pact signatures 2\n[1]\nx",
+        b"pact signatures 2\n{}\nx",
+        b'pact signatures 2\n[1,"a"]',
+        b"old dump",
+    ],
+)
 def test_what_is_none_is_refused(raw: bytes) -> None:
     with pytest.raises(ValueError, match=r"signatures|line 1"):
         unpack(raw)
@@ -25,8 +35,11 @@ def test_what_is_none_is_refused(raw: bytes) -> None:
 def filled(path: Path) -> SqliteJournal:
     journal = SqliteJournal(str(path / "j.db"))
     rows, prev = list[tuple[Record, bytes]](), "0" * 64
-    data = [{"resource": "sysctl:a"}, {"resources": {"file:/x": {"attrs": None}}},
-            {"plan": [{"id": "mount:/m", "why": "no: kind"}], "left": {"module:m": "x"}}]  # fmt: skip
+    data = [
+        {"resource": "sysctl:a"},
+        {"resources": {"file:/x": {"attrs": None}}},
+        {"plan": [{"id": "mount:/m", "why": "no: kind"}], "left": {"module:m": "x"}},
+    ]
     for seq, each in enumerate(data):
         row = seal(seq, prev, "t", seq, "n", "drift_detected", {}, each)
         rows.append(row)

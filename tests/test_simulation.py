@@ -44,14 +44,43 @@ CHECK_EVERY = 12  # steps after which the parts of the state are compared
 FOUND_WITHIN = 1500  # lives: they took 165, 119, 52 and 2 when this was written
 VERIFY_EVERY = 8  # lives whose chain of hashes is verified
 WEIGHTS = {
-    "write": 30, "advance": 25, "ask": 30, "use": 6, "free": 8, "kill": 6, "disk": 3, "reboot": 1, "see": 5,
-    "stubborn": 2, "new": 15, "save": 6, "rescan": 4, "cover": 2, "fleet": 2, "hang": 2, "brief": 4,
-}  # fmt: skip
+    "write": 30,
+    "advance": 25,
+    "ask": 30,
+    "use": 6,
+    "free": 8,
+    "kill": 6,
+    "disk": 3,
+    "reboot": 1,
+    "see": 5,
+    "stubborn": 2,
+    "new": 15,
+    "save": 6,
+    "rescan": 4,
+    "cover": 2,
+    "fleet": 2,
+    "hang": 2,
+    "brief": 4,
+}
 STEPS_OF = [what for what, weight in WEIGHTS.items() for _ in range(weight)]
 #: Each is left out of a third of the lives: what a kill would clear up, or a long wait hide, is seen in those.
 SOMETIMES = ["kill", "disk", "reboot", "see", "stubborn", "use", "rescan", "save", "cover", "fleet", "hang"]
-OPS = ["commit", "commit", "rollback", "rollback", "extend", "declare", "apply", "adopt", "adopt",
-       "track", "emergency_start", "emergency_end", "hold_place", "hold_release"]  # fmt: skip
+OPS = [
+    "commit",
+    "commit",
+    "rollback",
+    "rollback",
+    "extend",
+    "declare",
+    "apply",
+    "adopt",
+    "adopt",
+    "track",
+    "emergency_start",
+    "emergency_end",
+    "hold_place",
+    "hold_release",
+]
 OF_ADMINS = frozenset({"declare", "apply", "adopt", "track"})
 
 
@@ -219,10 +248,16 @@ def mend(world: World) -> None:
 
 
 def build(rng: random.Random, faults: frozenset[str] = frozenset()) -> ShellWorld:
-    world = ShellWorld(settings=Settings(
-        base_ns=rng.choice([60, 900]) * NS_PER_S, floor_ns=rng.choice([0, 5, 60]) * NS_PER_S,
-        on_busy_retry=rng.random() < 0.3, max_resources=rng.choice([3, 500]),
-    ), rng=rng, faults=faults)  # fmt: skip
+    world = ShellWorld(
+        settings=Settings(
+            base_ns=rng.choice([60, 900]) * NS_PER_S,
+            floor_ns=rng.choice([0, 5, 60]) * NS_PER_S,
+            on_busy_retry=rng.random() < 0.3,
+            max_resources=rng.choice([3, 500]),
+        ),
+        rng=rng,
+        faults=faults,
+    )
     declared = {}
     for resource in RESOURCES:
         value = {"value": "0"}
@@ -249,11 +284,19 @@ def targets(world: World, rng: random.Random, resource: str) -> list[str]:
 
 def arguments(world: World, rng: random.Random, op: str, resource: str) -> dict[str, Any]:
     if op == "commit":
-        return {"targets": targets(world, rng, resource), "message": "m",
-                "ttl_ns": pick(rng, [None, None, 900 * NS_PER_S]), "shared": rng.random() < 0.5}  # fmt: skip
+        return {
+            "targets": targets(world, rng, resource),
+            "message": "m",
+            "ttl_ns": pick(rng, [None, None, 900 * NS_PER_S]),
+            "shared": rng.random() < 0.5,
+        }
     if op == "rollback":
-        return {"targets": targets(world, rng, resource), "force": rng.random() < 0.3,
-                "dry_run": rng.random() < 0.2, "shared": rng.random() < 0.5}  # fmt: skip
+        return {
+            "targets": targets(world, rng, resource),
+            "force": rng.random() < 0.3,
+            "dry_run": rng.random() < 0.2,
+            "shared": rng.random() < 0.5,
+        }
     if op == "extend":
         return {"targets": targets(world, rng, resource), "by_ns": pick(rng, [1, 600]) * NS_PER_S}
     if op in ("declare", "apply"):
@@ -266,8 +309,13 @@ def arguments(world: World, rng: random.Random, op: str, resource: str) -> dict[
     if op == "emergency_start":
         return {"reason": "r", "for_ns": 1000 * NS_PER_S}
     if op == "emergency_end":
-        return {"how": pick(rng, ["commit", "rollback"]), "message": "m", "force": True,
-                "shared": rng.random() < 0.5, "all": rng.random() < 0.5}  # fmt: skip
+        return {
+            "how": pick(rng, ["commit", "rollback"]),
+            "message": "m",
+            "force": True,
+            "shared": rng.random() < 0.5,
+            "all": rng.random() < 0.5,
+        }
     if op == "hold_place":
         return {"reason": "r", "for_ns": 500 * NS_PER_S, "change": pick(rng, [None, *world.node.state.changes])}
     return {"name": None}
@@ -361,9 +409,13 @@ def test_one_seed_gives_one_life_in_every_process() -> None:
     first = seeds(1).start
     ends = {
         subprocess.run(
-            [sys.executable, "-c", ONE_LIFE.format(first=first)], cwd=Path(__file__).parent, check=True, text=True,
-            env={**os.environ, "PYTHONHASHSEED": str(n), "PYTHONPATH": os.pathsep.join(sys.path)}, capture_output=True,
+            [sys.executable, "-c", ONE_LIFE.format(first=first)],
+            cwd=Path(__file__).parent,
+            check=True,
+            text=True,
+            env={**os.environ, "PYTHONHASHSEED": str(n), "PYTHONPATH": os.pathsep.join(sys.path)},
+            capture_output=True,
         ).stdout
         for n in (1, 2, 3)
-    }  # fmt: skip
+    }
     assert len(ends) == 1 and len(next(iter(ends)).split()) > 12

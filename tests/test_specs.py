@@ -70,13 +70,21 @@ def test_every_module_says_why_it_exists() -> None:
     assert bare == []
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("*.md")) + sorted(SPECS.glob("*.md")) + sorted(
-    (ROOT / "docs").glob("*.md")), ids=lambda p: p.name)  # fmt: skip
+@pytest.mark.parametrize(
+    "path",
+    sorted(ROOT.glob("*.md")) + sorted(SPECS.glob("*.md")) + sorted((ROOT / "docs").glob("*.md")),
+    ids=lambda p: p.name,
+)
 def test_links_lead_somewhere(path: Path) -> None:
     text = re.sub(r"```.*?```", "", path.read_text(), flags=re.DOTALL)
     links = re.findall(r"\]\(([^)\s]+)\)", text)
-    missing = [link for link in links if "://" not in link and not link.startswith(("mailto:", "#"))
-               and not (path.parent / link.partition("#")[0]).exists()]  # fmt: skip
+    missing = [
+        link
+        for link in links
+        if "://" not in link
+        and not link.startswith(("mailto:", "#"))
+        and not (path.parent / link.partition("#")[0]).exists()
+    ]
     assert missing == []
     named = re.findall(r"`((?:specs|tests|docs|bench|pact)/[\w./-]+\.\w+)`", text)
     assert [n for n in named if not (ROOT / n).exists()] == []
@@ -121,7 +129,7 @@ def verifier(tmp_path: Path) -> Path:
 
 
 def strange(seq: int) -> dict[str, Any]:
-    text = "é \u2028 \x7f \x01\b\f\n\r\t\"\\ \U0001f600"
+    text = 'é \u2028 \x7f \x01\b\f\n\r\t"\\ \U0001f600'
     return {"text": text, "Z": seq, "a": [None, True, {"é": -5, "e": 2**63 - 1}]}
 
 
@@ -173,11 +181,18 @@ def test_the_strangers_program_names_the_first_record_that_was_changed(verifier:
 
 def test_words_that_were_given_up_are_not_used() -> None:
     text = (ROOT / "docs" / "words.md").read_text()
-    given_up = [w.strip(" `") for row in re.findall(r"^\| ([^|]+) \|", text.partition("## Given up")[2], re.MULTILINE)[2:]
-                for w in row.split(",")]  # fmt: skip
+    given_up = [
+        w.strip(" `")
+        for row in re.findall(r"^\| ([^|]+) \|", text.partition("## Given up")[2], re.MULTILINE)[2:]
+        for w in row.split(",")
+    ]
     assert len(given_up) >= 5
     said = re.compile(r"(?i:\b(?:" + "|".join(map(re.escape, given_up)) + r")\b)")
     places = [*(ROOT / "pact").rglob("*.py"), *(ROOT / "docs").glob("*.md"), *SPECS.glob("*.md"), ROOT / "README.md"]
-    found = [f"{p.relative_to(ROOT)}: {m[0]}" for p in places if p.name not in ("words.md", "ADR-014.md")
-             for m in said.finditer(p.read_text())]  # fmt: skip
+    found = [
+        f"{p.relative_to(ROOT)}: {m[0]}"
+        for p in places
+        if p.name not in ("words.md", "ADR-014.md")
+        for m in said.finditer(p.read_text())
+    ]
     assert found == []

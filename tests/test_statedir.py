@@ -26,8 +26,10 @@ ACTOR = {"user": "root", "uid": 0, "role": "admin", "via": "socket"}
 def test_only_contents_that_nothing_needs_are_forgotten(tmp_path: Path) -> None:
     journal, state = SqliteJournal(str(tmp_path / "journal.db")), State()
     started = {"boot_id": "b", "offset_ns": 0, "settings": Settings().to_json(), "not_before_ns": 0}
-    declared = {"resources": {"file:/a": {"attrs": {"type": "file", "sha256": DECLARED, "size": 1}}},
-                "saves": {"file:/a": {"attrs": None, "sha256": REPLACED}}}  # fmt: skip
+    declared = {
+        "resources": {"file:/a": {"attrs": {"type": "file", "sha256": DECLARED, "size": 1}}},
+        "saves": {"file:/a": {"attrs": None, "sha256": REPLACED}},
+    }
     rows: list[tuple[Record, bytes]] = []
     for type_, data in (("agent_started", started), ("declared", declared)):
         prev = rows[-1][0].hash if rows else GENESIS
@@ -51,9 +53,20 @@ def test_mount_points_are_remembered_for_one_boot_only(tmp_path: Path) -> None:
 
 
 def test_pact_s_own_files_and_what_is_mounted_over_them_are_no_resources() -> None:
-    ignore = Ignore(own_paths(Config(state_dir="/data/pact", socket="/srv/s", path="/opt/agent.toml", secret="/keys/n.secret")))
-    for own in ("file:/data/pact", "file:/data/pact/journal.db", "mount:/data/pact", "mount:/data/pact/x", "file:/keys/n.secret",
-                "mount:/keys/n.secret", "file:/opt/agent.toml", "file:/srv/s", "mount:/etc/pact"):  # fmt: skip
+    ignore = Ignore(
+        own_paths(Config(state_dir="/data/pact", socket="/srv/s", path="/opt/agent.toml", secret="/keys/n.secret"))
+    )
+    for own in (
+        "file:/data/pact",
+        "file:/data/pact/journal.db",
+        "mount:/data/pact",
+        "mount:/data/pact/x",
+        "file:/keys/n.secret",
+        "mount:/keys/n.secret",
+        "file:/opt/agent.toml",
+        "file:/srv/s",
+        "mount:/etc/pact",
+    ):
         assert ignore.match(own) is not None, own
     for other in ("file:/data", "mount:/data", "file:/data/pactx", "file:/keys/other", "mount:/etc"):
         assert ignore.match(other) is None, other

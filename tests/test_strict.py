@@ -22,9 +22,10 @@ from pact.agent.veil import Veil, without_data
 from pact.cluster.auth import parse as parse_keys
 from pact.core import strict
 from pact.core.node.events import Caller
-from pact.core.root import log, public
+from pact.core.root import chunks, log, public
 from pact.core.root.answers import answer_of, refusal_of
-from pact.core.root.log import RootState, Writer, build_chunk
+from pact.core.root.chunks import build_chunk
+from pact.core.root.log import RootState, Writer
 from pact.core.tree import wire
 from pact.declared.toml import Ignore, parse_text
 from pact.errors import ConfigError, DeclaredError, PactError, RemoteProtocolError, RequestError
@@ -39,12 +40,42 @@ every_text = pytest.mark.parametrize("text", nasty.REFUSED.values(), ids=nasty.R
 pytestmark = pytest.mark.invariant("S5")
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers(-(1 << 63), (1 << 64) - 1) | st.floats(allow_nan=False, allow_infinity=False)
+    st.none()
+    | st.booleans()
+    | st.integers(-(1 << 63), (1 << 64) - 1)
+    | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(st.characters(exclude_categories=["Cs"]), max_size=8),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(st.characters(exclude_categories=["Cs"]), max_size=4),
-                                                                inner, max_size=4), max_leaves=30)  # fmt: skip
-PIECES = st.lists(st.sampled_from([b"[", b"]", b"{", b"}", b":", b",", b'"', b"\\", b"1", b"-", b"9" * 20, b"e", b".", b"a",
-                                   b'"a"', b"18446744073709551615", b"-9223372036854775808", b"0"]), max_size=40)  # fmt: skip
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.text(st.characters(exclude_categories=["Cs"]), max_size=4), inner, max_size=4)
+    ),
+    max_leaves=30,
+)
+PIECES = st.lists(
+    st.sampled_from(
+        [
+            b"[",
+            b"]",
+            b"{",
+            b"}",
+            b":",
+            b",",
+            b'"',
+            b"\\",
+            b"1",
+            b"-",
+            b"9" * 20,
+            b"e",
+            b".",
+            b"a",
+            b'"a"',
+            b"18446744073709551615",
+            b"-9223372036854775808",
+            b"0",
+        ]
+    ),
+    max_size=40,
+)
 
 
 # -- the decoder ----------------------------------------------------------------------------------------------------
@@ -96,11 +127,22 @@ def test_the_compiled_count_is_that_of_its_twin_and_of_the_text(value: Any) -> N
     assert count == reference.members_of(value) == compiled.members_in(orjson.dumps(value), 100)
 
 
-@pytest.mark.parametrize("text", [
-    "a = " + "[" * 33 + "]" * 33, "a = " + "[" * 5000 + "]" * 5000, "a = " + "{b=" * 40 + "1" + "}" * 40, "a = nan",
-    ".".join("a" * 60) + " = 1", "a = inf", "a = 18446744073709551616", "a = " + "9" * 5000, "a = 1\na = 2", "a = \"\\ud800\"",
-    "[" + ".".join("x" * 5000) + "]",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a = " + "[" * 33 + "]" * 33,
+        "a = " + "[" * 5000 + "]" * 5000,
+        "a = " + "{b=" * 40 + "1" + "}" * 40,
+        "a = nan",
+        ".".join("a" * 60) + " = 1",
+        "a = inf",
+        "a = 18446744073709551616",
+        "a = " + "9" * 5000,
+        "a = 1\na = 2",
+        'a = "\\ud800"',
+        "[" + ".".join("x" * 5000) + "]",
+    ],
+)
 def test_toml_is_read_as_strictly(text: str, tmp_path: Path) -> None:
     with pytest.raises(strict.NotStrictError):
         strict.toml(text)
@@ -115,10 +157,14 @@ def test_toml_is_read_as_strictly(text: str, tmp_path: Path) -> None:
 
 def test_nothing_else_parses() -> None:
     """Neither JSON nor TOML: whoever adds an entrance finds this test."""
-    found = [f"{path.relative_to(ROOT)}:{number}" for path in sorted((ROOT / "pact").rglob("*.py"))
-             for number, line in enumerate(path.read_text().split("\n"), 1)
-             if re.search(r"\b(orjson|json|tomllib)\.loads?\(", line) and path != ROOT / "pact/core/strict.py"
-             and "sim" not in path.parts]  # fmt: skip
+    found = [
+        f"{path.relative_to(ROOT)}:{number}"
+        for path in sorted((ROOT / "pact").rglob("*.py"))
+        for number, line in enumerate(path.read_text().split("\n"), 1)
+        if re.search(r"\b(orjson|json|tomllib)\.loads?\(", line)
+        and path != ROOT / "pact/core/strict.py"
+        and "sim" not in path.parts
+    ]
     assert found == []
 
 
@@ -135,8 +181,13 @@ def refused_by(entrance: Callable[[bytes], object], text: bytes, *errors: type[E
 @every_text
 def test_requests_on_the_control_socket(text: bytes) -> None:
     refused_by(parse, text, RequestError)
-    for line in (b'{"op":"ping","v":%b}', b'{"op":%b}', b'{"op":"show","args":{"seq":%b}}', b'{"op":"ping","args":{"x":%b}}',
-                 b'{"op":"declare","args":{"resources":{"sysctl:a":%b}}}'):  # fmt: skip
+    for line in (
+        b'{"op":"ping","v":%b}',
+        b'{"op":%b}',
+        b'{"op":"show","args":{"seq":%b}}',
+        b'{"op":"ping","args":{"x":%b}}',
+        b'{"op":"declare","args":{"resources":{"sysctl:a":%b}}}',
+    ):
         with pytest.raises(RequestError):
             parse(line.replace(b"%b", text))
 
@@ -145,6 +196,7 @@ def test_requests_on_the_control_socket(text: bytes) -> None:
 def test_heads_of_frames(text: bytes) -> None:
     codes = {kind.code for kind in wire.KINDS.values()}
     for code in sorted(codes):
+
         def decoded(head: bytes, code: int = code) -> wire.Message:
             return wire.decode(wire._HEADER.pack(wire.MAGIC, code, len(head)) + head)
 
@@ -153,8 +205,12 @@ def test_heads_of_frames(text: bytes) -> None:
 
 @every_text
 def test_answers_of_nodes(text: bytes) -> None:
-    for body in (text, nasty.in_object(text), b'{"exit":0,"message":%b,"result":{}}'.replace(b"%b", text),
-                 b'{"exit":0,"message":"","result":{"why":%b,"holders":[%b]}}'.replace(b"%b", text)):  # fmt: skip
+    for body in (
+        text,
+        nasty.in_object(text),
+        b'{"exit":0,"message":%b,"result":{}}'.replace(b"%b", text),
+        b'{"exit":0,"message":"","result":{"why":%b,"holders":[%b]}}'.replace(b"%b", text),
+    ):
         answer = answer_of(body)
         assert answer["exit"] == 1 and answer["message"] == "an answer that makes no sense"
         assert orjson.dumps(refusal_of(answer))
@@ -165,7 +221,7 @@ def test_records_on_their_way_to_the_root(text: bytes) -> None:
     batch = Chain("n1").batch("committed", data={"x": "%"})
     for line in (text, nasty.in_object(text), batch.lines[0].replace(b'"%"', text)):
         with pytest.raises(ValueError, match="a line that is no JSON"):
-            Writer(RootState(), 1, "root").take(log.Batch("n1", "", batch.incarnation, 0, [line]))
+            Writer(RootState(), 1, "root").take(chunks.Batch("n1", "", batch.incarnation, 0, [line]))
 
 
 @pytest.mark.parametrize("levels", [32, 200, 300, 1000])
@@ -174,8 +230,9 @@ def test_a_log_that_holds_a_record_that_nobody_can_write_is_published_past_it(le
     chain = Chain("n1")
     plain, odd, after = (chain.batch("committed", data={"x": "%"}).lines[0] for _ in range(3))
     odd = odd.replace(b'"%"', nasty.nested(levels))
-    chunk = build_chunk(0, 1, 0, log.RootState().chunk_hash, {"committed": -1},
-                        [log.Batch("n1", "", "i", 0, [plain, odd, after])])
+    chunk = build_chunk(
+        0, 1, 0, log.RootState().chunk_hash, {"committed": -1}, [chunks.Batch("n1", "", "i", 0, [plain, odd, after])]
+    )
     seen = list(public.events(chunk, "c1"))
     assert [e.gseq for e in seen] == [0, 1, 2] and [orjson.loads(e.frames[1])["seq"] for e in seen] == [0, 1, 2]
     body = orjson.loads(seen[1].frames[2])
@@ -194,8 +251,13 @@ def test_requests_for_replays(text: bytes) -> None:
 @every_text
 def test_lines_of_an_export_and_of_a_backup(text: bytes) -> None:
     digest = hashlib.sha256(b"").hexdigest().encode()
-    for line in (text, nasty.in_object(text), b'{"blob":"%b","data":%t}'.replace(b"%b", digest).replace(b"%t", text),
-                 b'{"end":%t}'.replace(b"%t", text), b'{"root":%t}'.replace(b"%t", text)):  # fmt: skip
+    for line in (
+        text,
+        nasty.in_object(text),
+        b'{"blob":"%b","data":%t}'.replace(b"%b", digest).replace(b"%t", text),
+        b'{"end":%t}'.replace(b"%t", text),
+        b'{"root":%t}'.replace(b"%t", text),
+    ):
         if b"\n" in line:
             continue
         with pytest.raises(PactError):
@@ -206,7 +268,9 @@ def test_lines_of_an_export_and_of_a_backup(text: bytes) -> None:
 
 @pytest.mark.parametrize("levels", [33, 253, 254, 300, 900])
 def test_a_journal_that_holds_such_a_record_is_shown_followed_and_sent_past_it(levels: int) -> None:
-    body = orjson.dumps({"v": 1, "seq": 5, "actor": {"user": "ann"}, "data": {"x": "%"}}).replace(b'"%"', nasty.nested(levels))
+    body = orjson.dumps({"v": 1, "seq": 5, "actor": {"user": "ann"}, "data": {"x": "%"}}).replace(
+        b'"%"', nasty.nested(levels)
+    )
     viewer = Caller(Actor("eve", 1, "viewer", "socket"), Owner("uid:1", "eve", 1))
     line = Veil(b"key").record_line(body, "h" * 64, viewer)
     assert orjson.loads(line)["seq"] == 5 and orjson.loads(line)["hash"] == "h" * 64

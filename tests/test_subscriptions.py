@@ -73,7 +73,9 @@ class Hostile:
     def begin(self) -> None:
         self.sock = socket.create_connection(("127.0.0.1", int(self._root.events.rpartition(":")[2])), 10)
         ready = b"\x05READY\x0bSocket-Type\0\0\0\x03SUB"
-        self.sock.sendall(b"\xff" + bytes(8) + b"\x7f\3\0" + b"NULL".ljust(52, b"\0") + b"\4" + bytes([len(ready)]) + ready)
+        self.sock.sendall(
+            b"\xff" + bytes(8) + b"\x7f\3\0" + b"NULL".ljust(52, b"\0") + b"\4" + bytes([len(ready)]) + ready
+        )
 
     def send(self, *frames: bytes, more: bool = False) -> None:
         self.sock.sendall(b"".join(bytes([2 + more]) + len(f).to_bytes(8, "big") + f for f in frames))
@@ -117,7 +119,9 @@ def listening(sock: zmq.Socket[Any], root: Root) -> zmq.Socket[Any]:
 
 @pytest.mark.invariant("V4", "F40")
 @pytest.mark.parametrize("cancelled", [b"pact.v1.", b"never"])
-def test_who_cancels_what_it_never_had_ends_nobody_elses_live_events(root: Root, connect: Any, hostile: Hostile, cancelled: bytes) -> None:
+def test_who_cancels_what_it_never_had_ends_nobody_elses_live_events(
+    root: Root, connect: Any, hostile: Hostile, cancelled: bytes
+) -> None:
     sock, chain = listening(connect(), root), Chain("n1")
     hostile.send(*[b"\0" + cancelled] * 20)
     time.sleep(0.5)
@@ -136,7 +140,9 @@ def test_who_cancels_what_it_never_had_ends_nobody_elses_live_events(root: Root,
 
 
 @pytest.mark.invariant("V4", "F40")
-def test_a_subscriber_of_a_hundred_thousand_topics_costs_little_and_the_others_nothing(root: Root, connect: Any, hostile: Hostile) -> None:
+def test_a_subscriber_of_a_hundred_thousand_topics_costs_little_and_the_others_nothing(
+    root: Root, connect: Any, hostile: Hostile
+) -> None:
     sock, chain, took = listening(connect(), root), Chain("n1"), []
     rest = os.urandom(TOPIC_MAX)
     before_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -179,13 +185,18 @@ def test_what_one_may_have_is_had_and_one_topic_more_ends_that_connection_alone(
     assert numbers(many, 1) == numbers(sock, 1) == [1]
 
 
-@pytest.mark.parametrize(("frames", "why"), [
-    ([b"\1" + bytes(SUBSCRIPTION_MAX)], ""),
-    ([b"\1%05d" % n for n in range(TOPICS_MAX + 1)], "too many topics"),
-    ([b"\1%05d" % n + bytes(TOPIC_MAX) for n in range(TOPICS_BYTES_MAX // TOPIC_MAX + 1)], "too many topics"),
-    ([b"\0x", b"\1x"] * (FRAMES_MAX // 2 + 1), "too many subscriptions at once"),
-])  # fmt: skip
-def test_who_takes_more_than_its_share_is_cut_off(root: Root, connect: Any, hostile: Hostile, frames: list[bytes], why: str) -> None:
+@pytest.mark.parametrize(
+    ("frames", "why"),
+    [
+        ([b"\1" + bytes(SUBSCRIPTION_MAX)], ""),
+        ([b"\1%05d" % n for n in range(TOPICS_MAX + 1)], "too many topics"),
+        ([b"\1%05d" % n + bytes(TOPIC_MAX) for n in range(TOPICS_BYTES_MAX // TOPIC_MAX + 1)], "too many topics"),
+        ([b"\0x", b"\1x"] * (FRAMES_MAX // 2 + 1), "too many subscriptions at once"),
+    ],
+)
+def test_who_takes_more_than_its_share_is_cut_off(
+    root: Root, connect: Any, hostile: Hostile, frames: list[bytes], why: str
+) -> None:
     sock = listening(connect(), root)
     hostile.send(*frames)
     assert hostile.is_cut()
@@ -207,8 +218,12 @@ def test_with_curve_it_is_the_key_that_has_a_share(tmp_path: Path) -> None:
             sock.connect(root.events)
             for topic in each if who == "sub" else ["pact.v1."]:
                 sock.subscribe(topic)
-            assert until(lambda: subscriptions(root) == min(len(made), 4) * len(each) + (len(made) == 6)
-                         or refused(root, "too many topics of one key"))  # fmt: skip
+            assert until(
+                lambda: (
+                    subscriptions(root) == min(len(made), 4) * len(each) + (len(made) == 6)
+                    or refused(root, "too many topics of one key")
+                )
+            )
         assert until(lambda: refused(root, "too many topics of one key") > 0) and refused(root) == 0
         number = root.commit(Chain("n1").batch("committed"))
         assert numbers(made[-1], number) == [number]
@@ -266,7 +281,11 @@ def test_who_sends_without_an_end_is_cut_even_if_nothing_comes_of_it() -> None:
     assert at.cut == [(3, "ann", "too many subscriptions at once")]
 
 
-@given(st.lists(st.tuples(st.sampled_from("hjks"), st.integers(0, 3), st.integers(0, 1), st.sampled_from([b"", b"a", b"b"]))))
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("hjks"), st.integers(0, 3), st.integers(0, 1), st.sampled_from([b"", b"a", b"b"]))
+    )
+)
 def test_the_count_is_that_of_the_live_connections_sets(steps: list[tuple[str, int, int, bytes]]) -> None:
     at, inode, model = Sockets(), 0, {}
     for what, fd, add, topic in steps:
@@ -284,5 +303,6 @@ def test_the_count_is_that_of_the_live_connections_sets(steps: list[tuple[str, i
     at.counts.sweep()
     assert at.counts.topics == sum(map(len, model.values()))
     assert at.counts.listening == bool(model)
-    assert dict(at.counts._by_key) == {f"user{fd}": size for fd, i in at.inodes.items()
-                                       if (size := sum(len(t) + 1 for t in model.get(i, ())))}  # fmt: skip
+    assert dict(at.counts._by_key) == {
+        f"user{fd}": size for fd, i in at.inodes.items() if (size := sum(len(t) + 1 for t in model.get(i, ())))
+    }

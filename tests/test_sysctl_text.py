@@ -10,25 +10,51 @@ from pact.agent.followers import in_common
 from pact.resources.support.sysctl_text import dotted, members, same, why_not_literal
 
 
-@pytest.mark.parametrize(("name", "written"), [
-    ("net/ipv4/conf/eth0.100/arp_ignore", "net.ipv4.conf.eth0/100.arp_ignore"),
-    ("net.ipv4.conf.eth0/100.arp_ignore", "net.ipv4.conf.eth0/100.arp_ignore"),
-    ("vm/swappiness", "vm.swappiness"), ("vm", "vm"), ("net/ipv4/**", "net.ipv4.**"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("net/ipv4/conf/eth0.100/arp_ignore", "net.ipv4.conf.eth0/100.arp_ignore"),
+        ("net.ipv4.conf.eth0/100.arp_ignore", "net.ipv4.conf.eth0/100.arp_ignore"),
+        ("vm/swappiness", "vm.swappiness"),
+        ("vm", "vm"),
+        ("net/ipv4/**", "net.ipv4.**"),
+    ],
+)
 def test_the_first_separator_decides(name: str, written: str) -> None:
     assert dotted(name) == written
     assert dotted(written) == written
 
 
 @pytest.mark.invariant("D5")
-@pytest.mark.parametrize(("declared", "actual", "alike"), [
-    ("0x403", "1027", True), ("0X403", "1027", True), ("010", "8", True), ("010", "10", False), ("-1", "-1", True),
-    ("5", "5\t4\t1\t7", True), ("5 4", "5\t4\t1\t7", True), ("4", "5\t4\t1\t7", False), ("5 4 1 7 1", "5 4 1 7", False),
-    ("5", "5 text", False), ("core", "core", True), ("core", "|core", False), ("", "0", False), ("0", "", False),
-    ("8080-8082,9148", "9148,8080,8081,8082", True), ("1,2,3", "1-3", True), ("1-3", "1-4", False), ("1,2", "12", False),
-    ("0x10", "16 4", True), ("1e3", "1000", False), ("+5", "5", False), ("٣", "3", False), ("08", "8", False),
-    ("bfq mq-deadline", "bfq", False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("declared", "actual", "alike"),
+    [
+        ("0x403", "1027", True),
+        ("0X403", "1027", True),
+        ("010", "8", True),
+        ("010", "10", False),
+        ("-1", "-1", True),
+        ("5", "5\t4\t1\t7", True),
+        ("5 4", "5\t4\t1\t7", True),
+        ("4", "5\t4\t1\t7", False),
+        ("5 4 1 7 1", "5 4 1 7", False),
+        ("5", "5 text", False),
+        ("core", "core", True),
+        ("core", "|core", False),
+        ("", "0", False),
+        ("0", "", False),
+        ("8080-8082,9148", "9148,8080,8081,8082", True),
+        ("1,2,3", "1-3", True),
+        ("1-3", "1-4", False),
+        ("1,2", "12", False),
+        ("0x10", "16 4", True),
+        ("1e3", "1000", False),
+        ("+5", "5", False),
+        ("٣", "3", False),
+        ("08", "8", False),
+        ("bfq mq-deadline", "bfq", False),
+    ],
+)
 def test_values_are_compared_as_the_kernel_reads_them(declared: str, actual: str, alike: bool) -> None:
     assert same(declared, actual) is alike
 

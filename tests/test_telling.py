@@ -28,8 +28,9 @@ class Shell:
         self.tellers = Tellers(self)  # type: ignore[arg-type]
 
     def ask(self, name: str, pieces: int = 1, *, admin: bool = False) -> None:
-        client: Any = SimpleNamespace(name=name, admin=admin, wants_write=lambda: True,
-                                      caller=SimpleNamespace(owner=SimpleNamespace(key=name[0])))  # fmt: skip
+        client: Any = SimpleNamespace(
+            name=name, admin=admin, wants_write=lambda: True, caller=SimpleNamespace(owner=SimpleNamespace(key=name[0]))
+        )
         if name.endswith("!"):  # his answer before is not taken yet
             self.full[name] = client
             return

@@ -23,8 +23,11 @@ PAIRS = st.tuples(TEXT, TEXT)
 
 def plain(before: str, after: str) -> str:
     """As difflib writes it."""
+
     def lines(text: str) -> list[str]:
-        return [line + "\n" for line in text.split("\n")[:-1]] + ([last] if (last := text.rsplit("\n", maxsplit=1)[-1]) else [])
+        return [line + "\n" for line in text.split("\n")[:-1]] + (
+            [last] if (last := text.rsplit("\n", maxsplit=1)[-1]) else []
+        )
 
     out = difflib.unified_diff(lines(before), lines(after), "declared n", "actual n")
     return "".join(line if line.endswith("\n") else line + "\n\\ No newline at end of file\n" for line in out)
@@ -33,7 +36,9 @@ def plain(before: str, after: str) -> str:
 def applied(diff: str, before: str, directory: Path) -> str:
     path = directory / "f"
     path.write_bytes(before.encode())
-    done = subprocess.run(["patch", "--binary", "-s", "-p0", str(path)], input=diff.encode(), capture_output=True, check=False)
+    done = subprocess.run(
+        ["patch", "--binary", "-s", "-p0", str(path)], input=diff.encode(), capture_output=True, check=False
+    )
     assert done.returncode == 0, (diff, done)
     return path.read_bytes().decode() if path.exists() else ""
 
@@ -60,11 +65,19 @@ def test_no_more_lines_differ_than_in_difflib_s_own(pair: tuple[str, str]) -> No
     assert ours.startswith("--- declared n\n+++ actual n\n@@ -") or not ours
 
 
-@pytest.mark.parametrize(("before", "after"), [
-    ("a\nb\nc\n", "a\nB\nc\n"), ("", "a\n"), ("a\n", ""), ("a", "a\n"), ("a\n", "a"),
-    ("".join(f"{n}\n" for n in range(40)), "".join(f"{n}\n" for n in range(40) if n not in (5, 30))),
-    ("".join(f"{n}\n" for n in range(40)), "".join(f"{n}\n" for n in range(40) if n not in (5, 12))), ("x\u2028y\n", "x\u2028z\n"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("a\nb\nc\n", "a\nB\nc\n"),
+        ("", "a\n"),
+        ("a\n", ""),
+        ("a", "a\n"),
+        ("a\n", "a"),
+        ("".join(f"{n}\n" for n in range(40)), "".join(f"{n}\n" for n in range(40) if n not in (5, 30))),
+        ("".join(f"{n}\n" for n in range(40)), "".join(f"{n}\n" for n in range(40) if n not in (5, 12))),
+        ("x\u2028y\n", "x\u2028z\n"),
+    ],
+)
 def test_a_few_changes_are_written_as_everybody_writes_them(before: str, after: str) -> None:
     assert unified(before, after, "n") == plain(before, after)
 
@@ -74,10 +87,16 @@ def hard(lines: int, words: int) -> tuple[str, str]:
     return tuple("".join(f"{rng.randrange(words)}\n" for _ in range(lines)) for _ in range(2))  # type: ignore[return-value]
 
 
-@pytest.mark.parametrize(("before", "after"), [
-    hard(20_000, 120), hard(20_000, 400), hard(15_000, 5_000), ("".join(f"{n}\n" for n in range(9_000)), "".join(f"{n}\n" for n in range(8_999, -1, -1))),
-    ("\n" * 60_000, "\n" * 30_000 + "x" + "\n" * 30_000),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        hard(20_000, 120),
+        hard(20_000, 400),
+        hard(15_000, 5_000),
+        ("".join(f"{n}\n" for n in range(9_000)), "".join(f"{n}\n" for n in range(8_999, -1, -1))),
+        ("\n" * 60_000, "\n" * 30_000 + "x" + "\n" * 30_000),
+    ],
+)
 def test_what_is_made_to_take_long_is_given_up(before: str, after: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Counted, not timed: a search goes through a bounded number of pairs, and none begins after the end."""
     searches = []

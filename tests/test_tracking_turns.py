@@ -22,8 +22,7 @@ STEP_NS = 1_000_000
 pytestmark = pytest.mark.root
 
 
-def test_who_asks_all_the_time_does_not_keep_the_loop_from_the_others(
-        monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_who_asks_all_the_time_does_not_keep_the_loop_from_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each look at the clock is a millisecond: turns are counted, not timed."""
     world = World()
     world.start({"file:/etc/known": Declared({"value": "known"})})

@@ -82,7 +82,9 @@ class Root:
         elif m.kind == "answer":
             said = wire.beside(head["seals"], head["parts"])
             for ((names, _), body), seal in zip(wire.sections(m, "parts"), said, strict=True):
-                assert self.seals is None or self.seals.answers(names, head["call"], body, seal), "a seal that does not fit"
+                assert self.seals is None or self.seals.answers(names, head["call"], body, seal), (
+                    "a seal that does not fit"
+                )
                 for name in names:
                     assert name not in self.answers.setdefault(head["call"], {}), "answered twice"
                     self.answers[head["call"]][name] = body
@@ -120,8 +122,18 @@ class Member:
 
 
 class World:
-    def __init__(self, seed: int, *, leaves: int = 3, nodes: int = 8, loss: float = 0.05, twice: float = 0.05,
-                 delay_ms: int = 40, mid: bool = True, sealed: bool = False) -> None:  # fmt: skip
+    def __init__(
+        self,
+        seed: int,
+        *,
+        leaves: int = 3,
+        nodes: int = 8,
+        loss: float = 0.05,
+        twice: float = 0.05,
+        delay_ms: int = 40,
+        mid: bool = True,
+        sealed: bool = False,
+    ) -> None:
         self.net = Net(seed, loss, twice, delay_ms)
         self.ring = Ring(random.Random(seed), [f"n{i}" for i in range(nodes)])
         self.seals: dict[str, NodeSeals] = {}
@@ -181,8 +193,15 @@ class World:
                 self.seals[name] = seals
                 prove = lambda h: seals.proof(h["session"], h["incarnation"], h["seq"], h["wall_ns"])  # noqa: E731
             self.uplinks[name] = Uplink(
-                name, "node" if self.is_node(name) else "aggregator", [Parent(p, "k") for p in self.parents[name]], rng,
-                session=session, more=more, beat=beat, prove=prove)  # fmt: skip
+                name,
+                "node" if self.is_node(name) else "aggregator",
+                [Parent(p, "k") for p in self.parents[name]],
+                rng,
+                session=session,
+                more=more,
+                beat=beat,
+                prove=prove,
+            )
         else:
             welcome = message("welcome", {"v": 1, "name": name, "path": [name], "fence": 1, "credit": 1 << 20})
             self.from_parent(name, welcome)
@@ -327,8 +346,14 @@ class World:
             self.pump(name, self.boxes[name].recorded(n, self.net.t_ns, can_wait=self.net.rng.random() < 0.3))
 
     def call(self, call: str, nodes: list[str] | None) -> None:
-        head = {"call": call, "op": "x", "nodes": nodes, "caller": {"user": "u", "role": "ops", "via": "cluster"},
-                "fence": 1, "timeout_ms": 5000}  # fmt: skip
+        head = {
+            "call": call,
+            "op": "x",
+            "nodes": nodes,
+            "caller": {"user": "u", "role": "ops", "via": "cluster"},
+            "fence": 1,
+            "timeout_ms": 5000,
+        }
         if self.root.seals is not None:
             names = sorted(self.root.below) if nodes is None else nodes
             head.update(nodes=names, term="t")

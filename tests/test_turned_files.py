@@ -28,8 +28,11 @@ from pact.resources.support.way import turners
 RACE_S = float(os.environ.get("PACT_RACE_S", "3"))
 ANN, BOB = 1234, 1235
 FILE = KINDS["file"]
-pytestmark = [pytest.mark.root, pytest.mark.invariant("R13"),
-              pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]  # fmt: skip
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.invariant("R13"),
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
+]
 
 
 @pytest.fixture
@@ -71,7 +74,9 @@ def test_what_has_the_name_now_is_not_given_away(home: Path, kind: str, owner: i
     """Root's, or somebody else's, that lies in ann's directory."""
     path = made(home / "conf", "mine" if kind == "file" else None, 0 if kind == "directory" else ANN, 0o600)
     step = as_seen(path, owner=str(ANN), mode="0644" if kind == "file" else "0755")
-    secret = made(home / "secret", "the password" if kind == "file" else None, owner, 0o600 if kind == "file" else 0o700)
+    secret = made(
+        home / "secret", "the password" if kind == "file" else None, owner, 0o600 if kind == "file" else 0o700
+    )
     path.rename(home / "aside")
     secret.rename(path)
     before = of(path)
@@ -117,10 +122,19 @@ def test_a_link_gets_its_owner(home: Path) -> None:
     assert (st.st_uid, st.st_gid, os.readlink(path)) == (ANN, BOB, "/nowhere")
 
 
-@pytest.mark.parametrize(("mode", "uid", "leaf_uid", "who"), [
-    (0o755, 0, 0, set()), (0o755, ANN, 0, {ANN}), (0o775, 0, 0, set()), (0o777, 0, 0, {-1}), (0o1777, 0, 0, set()),
-    (0o1777, 0, ANN, {ANN}), (0o1777, ANN, 0, {ANN}), (0o775, ANN, 0, {ANN, -1}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("mode", "uid", "leaf_uid", "who"),
+    [
+        (0o755, 0, 0, set()),
+        (0o755, ANN, 0, {ANN}),
+        (0o775, 0, 0, set()),
+        (0o777, 0, 0, {-1}),
+        (0o1777, 0, 0, set()),
+        (0o1777, 0, ANN, {ANN}),
+        (0o1777, ANN, 0, {ANN}),
+        (0o775, ANN, 0, {ANN, -1}),
+    ],
+)
 def test_who_can_turn_a_name(home: Path, mode: int, uid: int, leaf_uid: int, who: set[int]) -> None:
     place = home.parent / "place"
     place.mkdir()

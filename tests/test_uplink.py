@@ -64,7 +64,9 @@ def test_everybody_has_an_order_of_its_own_and_the_same_rack_comes_first() -> No
     assert all(p.rack == "r1" for p in preference("n1", "r1", PARENTS)[:2])
     for i in range(50):  # who does not prefer the one that is gone does not move
         full = preference(f"n{i}", "", PARENTS)
-        assert [p for p in full if p is not PARENTS[2]] == preference(f"n{i}", "", [p for p in PARENTS if p is not PARENTS[2]])
+        assert [p for p in full if p is not PARENTS[2]] == preference(
+            f"n{i}", "", [p for p in PARENTS if p is not PARENTS[2]]
+        )
 
 
 @pytest.mark.invariant("T3")
@@ -88,8 +90,11 @@ def test_who_is_asked_answers_once_and_asks_only_when_nobody_asked_for_a_while()
     url = b.join()
     for _ in range(5):
         assert kinds(b.until(2)) == [], "the parent asks in time"
-        (answer,) = [wire.decode(e.frame) for e in b.hear(url, message("beat", {"path": ["root1", "a"], "ask": True}))
-                     if isinstance(e, Send)]  # fmt: skip
+        (answer,) = [
+            wire.decode(e.frame)
+            for e in b.hear(url, message("beat", {"path": ["root1", "a"], "ask": True}))
+            if isinstance(e, Send)
+        ]
         assert answer.kind == "beat" and answer.head["answer"]
         assert kinds(b.hear(url, message("beat", {"path": ["root1", "a"]}))) == [], "what is no question has no answer"
     (own,) = [wire.decode(e.frame) for e in b.until(3.1) if isinstance(e, Send)]
@@ -151,7 +156,8 @@ def test_a_parent_that_is_below_is_refused_and_said_once() -> None:
         b.hear(PARENTS[0].url, welcome("root1", "n1", "a"))
         assert b.u.parent == ""
     assert [e.text for e in b.said if isinstance(e, Note)] == [
-        "tcp://a0:1 cannot be a parent: n1 is above it (root1 > n1 > a)"]
+        "tcp://a0:1 cannot be a parent: n1 is above it (root1 > n1 > a)"
+    ]
 
 
 @pytest.mark.invariant("T4")
@@ -177,8 +183,11 @@ def test_who_are_you_is_answered_with_hello_on_the_same_connection() -> None:
     assert kinds(effects) == ["hello"] and not any(isinstance(e, Connect) for e in effects)
     assert b.u.parent == ""
     assert b.hear(url, message("sorry", {"again": True})) == []  # one hello answers many of them
-    sessions = [wire.decode(e.frame).head["session"] for e in b.said if isinstance(e, Send)
-                and wire.decode(e.frame).kind == "hello"]  # fmt: skip
+    sessions = [
+        wire.decode(e.frame).head["session"]
+        for e in b.said
+        if isinstance(e, Send) and wire.decode(e.frame).kind == "hello"
+    ]
     assert sessions == sorted(set(sessions))
     assert any(isinstance(e, Deliver) for e in b.hear(url, welcome("root1", "a")))
 

@@ -43,22 +43,27 @@ def test_what_everybody_may_read_stays_as_it_is() -> None:
     assert masked(data) == data
 
 
-@pytest.mark.parametrize("data", [
-    {"resource": PIN, "actual": file("0600")},
-    {"resource": PIN, "actual": file("0640")},
-    {"resource": PIN, "actual": file("0644"), "secret": True},
-    {"resource": PIN, "actual": file("0644", secret=True)},
-    {"resources": {PIN: {"attrs": file("0600")}}},
-    {"resources": {PIN: {"attrs": file(None)}}},
-    {"baseline": {PIN: {"attrs": file("0600")}}},
-    {"plan": [{"id": PIN, "action": "restore", "target": file("0600"), "actual": file()}], "saves": {PIN: {
-        "attrs": file(), "sha256": SHA, "secret": False}}},
-    {"saves": {PIN: {"attrs": file(), "sha256": SHA}}},
-    {"saves": {PIN: {"attrs": file(), "sha256": SHA, "secret": True}}},
-    {"rolled_back": [{"plan": [{"id": PIN, "target": None, "actual": file("0600")}]}]},
-    {"resources": {"file:/nonexistent/dir/f": {"attrs": file()}}},
-    {"somewhere": {"deep": [{"sha256": SHA, "size": 4}]}},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"resource": PIN, "actual": file("0600")},
+        {"resource": PIN, "actual": file("0640")},
+        {"resource": PIN, "actual": file("0644"), "secret": True},
+        {"resource": PIN, "actual": file("0644", secret=True)},
+        {"resources": {PIN: {"attrs": file("0600")}}},
+        {"resources": {PIN: {"attrs": file(None)}}},
+        {"baseline": {PIN: {"attrs": file("0600")}}},
+        {
+            "plan": [{"id": PIN, "action": "restore", "target": file("0600"), "actual": file()}],
+            "saves": {PIN: {"attrs": file(), "sha256": SHA, "secret": False}},
+        },
+        {"saves": {PIN: {"attrs": file(), "sha256": SHA}}},
+        {"saves": {PIN: {"attrs": file(), "sha256": SHA, "secret": True}}},
+        {"rolled_back": [{"plan": [{"id": PIN, "target": None, "actual": file("0600")}]}]},
+        {"resources": {"file:/nonexistent/dir/f": {"attrs": file()}}},
+        {"somewhere": {"deep": [{"sha256": SHA, "size": 4}]}},
+    ],
+)
 def test_a_secret_in_one_place_is_one_in_all(data: Any) -> None:
     text = json.dumps(masked(data))
     assert SHA not in text and '"size": 4' not in text and KEYED in text
@@ -68,8 +73,11 @@ def test_a_secret_in_one_place_is_one_in_all(data: Any) -> None:
 def test_the_same_resource_has_the_same_digest_everywhere() -> None:
     data = {"plan": [{"id": PIN, "target": file("0600"), "actual": file("0600")}], "saves": {PIN: {"sha256": SHA}}}
     shown = masked(data)
-    assert {shown["plan"][0]["target"]["sha256"], shown["plan"][0]["actual"]["sha256"], shown["saves"][PIN]["sha256"]} == {
-        VEIL.digest(PIN, SHA)}  # fmt: skip
+    assert {
+        shown["plan"][0]["target"]["sha256"],
+        shown["plan"][0]["actual"]["sha256"],
+        shown["saves"][PIN]["sha256"],
+    } == {VEIL.digest(PIN, SHA)}
 
 
 def test_texts_do_not_quote_what_is_left_out_beside_them() -> None:
@@ -93,8 +101,20 @@ def test_parameters_of_a_module_are_hidden_by_name_or_all(secret: Any) -> None:
 def test_what_an_older_version_let_in_ends_nobody() -> None:
     for mode in ("", "rw", None, 5, []):
         masked({"resource": PIN, "actual": {**file(), "mode": mode}})
-    masked({"resource": 5, "id": None, "resources": [], "saves": {"file:": {"sha256": 5, "size": "x"}}, "xattrs": 1,
-            "parameters": [], "options": {}, "source": 3, "command": None, "closed": {}})  # fmt: skip
+    masked(
+        {
+            "resource": 5,
+            "id": None,
+            "resources": [],
+            "saves": {"file:": {"sha256": 5, "size": "x"}},
+            "xattrs": 1,
+            "parameters": [],
+            "options": {},
+            "source": 3,
+            "command": None,
+            "closed": {},
+        }
+    )
 
 
 # -- the hash of a record ---------------------------------------------------------------------------------------------------
@@ -104,14 +124,23 @@ def record(data: Any, key: bytes = b"k" * 32) -> tuple[Record, bytes]:
     return seal(3, GENESIS, "2026-01-01T00:00:00Z", 5, "n1", "drift_detected", {"user": "pact"}, data, key=key)
 
 
-@pytest.mark.parametrize("data", [
-    {"resource": PIN, "actual": file("0600")}, {"resource": OPEN, "actual": file()},
-    {"actual": {"value": "1234", "secret": True}}, {"actual": {"type": "symlink", "target": "/x"}},
-    {"actual": {"parameters": {"a": "1"}}}, {"actual": {"source": "//a:b@c/d", "options": []}},
-    {"actual": {"xattrs": {"user.a": "MTIzNA=="}}}, {"owner": {"command": "set-pin 1234"}},
-    {"owner": {"command": 'a "b" c'}}, {"owner": {"command": "/home/ann/x"}}, {"closed": ["file:/x/y"]},
-    {"holders": [{"pid": 1, "path": "/x"}]},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"resource": PIN, "actual": file("0600")},
+        {"resource": OPEN, "actual": file()},
+        {"actual": {"value": "1234", "secret": True}},
+        {"actual": {"type": "symlink", "target": "/x"}},
+        {"actual": {"parameters": {"a": "1"}}},
+        {"actual": {"source": "//a:b@c/d", "options": []}},
+        {"actual": {"xattrs": {"user.a": "MTIzNA=="}}},
+        {"owner": {"command": "set-pin 1234"}},
+        {"owner": {"command": 'a "b" c'}},
+        {"owner": {"command": "/home/ann/x"}},
+        {"closed": ["file:/x/y"]},
+        {"holders": [{"pid": 1, "path": "/x"}]},
+    ],
+)
 def test_a_record_of_which_something_is_left_out_has_a_salt_that_is_left_out_too(data: Any) -> None:
     made, body = record(data)
     assert len(made.data["salt"]) == 32 and made.data == {**data, "salt": made.data["salt"]}
@@ -122,10 +151,17 @@ def test_a_record_of_which_something_is_left_out_has_a_salt_that_is_left_out_too
     assert made == record(data)[0] and made.data["salt"] != record(data, b"o" * 32)[0].data["salt"]
 
 
-@pytest.mark.parametrize("data", [
-    {}, {"reason": "SIGTERM"}, {"actual": {"value": "0"}}, {"owner": {"command": ""}}, {"owner": {"command": "tee"}},
-    {"actual": {"type": "directory", "xattrs": {}}, "holders": [], "closed": []},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "data",
+    [
+        {},
+        {"reason": "SIGTERM"},
+        {"actual": {"value": "0"}},
+        {"owner": {"command": ""}},
+        {"owner": {"command": "tee"}},
+        {"actual": {"type": "directory", "xattrs": {}}, "holders": [], "closed": []},
+    ],
+)
 def test_a_record_that_everybody_sees_whole_can_be_verified_by_everybody(data: Any) -> None:
     made, body = record(data)
     assert made.data == data

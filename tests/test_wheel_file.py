@@ -37,9 +37,26 @@ def built(top: Path) -> zipfile.ZipFile:
             shutil.copy2(ROOT / name, top / "source" / name)
     env = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
     done = subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", ".", "--no-deps", "--no-build-isolation", "--no-index", "--quiet",
-         "--disable-pip-version-check", "--wheel-dir", str(top / "out")],
-        cwd=top / "source", env=env, capture_output=True, text=True, check=False)  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "wheel",
+            ".",
+            "--no-deps",
+            "--no-build-isolation",
+            "--no-index",
+            "--quiet",
+            "--disable-pip-version-check",
+            "--wheel-dir",
+            str(top / "out"),
+        ],
+        cwd=top / "source",
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if "No module named pip" in done.stderr:
         pytest.skip("pip is not installed")
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]

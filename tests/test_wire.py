@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from pact.core.root.log import RootState
 from pact.core.root.root import Root
-from pact.core.tree import wire
+from pact.core.tree import checks, wire
 from pact.errors import LocalProtocolError, RemoteProtocolError
 from pact.limits import FRAME_MAX
 from pact.sim.cluster import CommaSets
 
 NAMES = st.text(st.characters(codec="utf-8"), min_size=1, max_size=20)
-NUMBERS = st.integers(0, wire.NUMBER_MAX)
+NUMBERS = st.integers(0, checks.NUMBER_MAX)
 TEXTS = st.text(st.characters(codec="utf-8"), max_size=30)
 CALLERS = st.fixed_dictionaries({"user": TEXTS, "role": TEXTS, "via": TEXTS})
 BODIES = st.binary(max_size=200)
@@ -42,17 +42,46 @@ def messages(draw: st.DrawFn) -> tuple[str, dict[str, Any], bytes]:
         head = {"call": draw(TEXTS), "final": draw(st.booleans()), "parts": rows, "batches": batches}
         return kind, head, body + lines
     if kind == "hello":
-        return kind, {"v": 1, "role": "node", "name": draw(NAMES), "session": draw(NUMBERS),
-                      "groups": draw(st.lists(st.tuples(TEXTS, TEXTS, NUMBERS).map(list), max_size=3))}, b""
+        return (
+            kind,
+            {
+                "v": 1,
+                "role": "node",
+                "name": draw(NAMES),
+                "session": draw(NUMBERS),
+                "groups": draw(st.lists(st.tuples(TEXTS, TEXTS, NUMBERS).map(list), max_size=3)),
+            },
+            b"",
+        )
     if kind == "call":
-        return kind, {"call": draw(TEXTS), "op": draw(TEXTS), "nodes": draw(st.none() | st.lists(NAMES, max_size=9)),
-                      "caller": draw(CALLERS), "fence": draw(NUMBERS), "timeout_ms": draw(NUMBERS)}, draw(BODIES)
+        return (
+            kind,
+            {
+                "call": draw(TEXTS),
+                "op": draw(TEXTS),
+                "nodes": draw(st.none() | st.lists(NAMES, max_size=9)),
+                "caller": draw(CALLERS),
+                "fence": draw(NUMBERS),
+                "timeout_ms": draw(NUMBERS),
+            },
+            draw(BODIES),
+        )
     if kind == "ack":
         cursor = st.tuples(NAMES, TEXTS, st.integers(-1, 1 << 62), st.booleans()).map(list)
         return kind, {"cursors": draw(st.lists(cursor, max_size=5))}, b""
     if kind == "welcome":
-        return kind, {"v": 1, "name": draw(NAMES), "path": draw(st.lists(NAMES, max_size=3)), "fence": draw(NUMBERS),
-                      "credit": draw(NUMBERS), "fleet": None}, b""
+        return (
+            kind,
+            {
+                "v": 1,
+                "name": draw(NAMES),
+                "path": draw(st.lists(NAMES, max_size=3)),
+                "fence": draw(NUMBERS),
+                "credit": draw(NUMBERS),
+                "fleet": None,
+            },
+            b"",
+        )
     if kind == "request":
         return kind, {"id": draw(NUMBERS), "op": draw(TEXTS), "nodes": draw(st.none() | TEXTS)}, draw(BODIES)
     return kind, {}, b""
@@ -72,28 +101,34 @@ def test_what_goes_in_comes_out(made: tuple[str, dict[str, Any], bytes]) -> None
 SHORT = st.text(max_size=12)
 PLAIN = st.from_regex(r"[\w.:-]{1,205}", fullmatch=True, alphabet=st.characters(codec="ascii"))
 CALLED = SHORT | st.from_regex(r"[\w.-]{1,255}", fullmatch=True, alphabet=st.characters(codec="ascii"))
-BATCHES = st.none() | st.tuples(CALLED, SHORT | st.just("0123456789abcdef"), st.integers(0, 1 << 64), st.integers(0, 1 << 21),
-                                st.binary(max_size=20))  # fmt: skip
+BATCHES = st.none() | st.tuples(
+    CALLED,
+    SHORT | st.just("0123456789abcdef"),
+    st.integers(0, 1 << 64),
+    st.integers(0, 1 << 21),
+    st.binary(max_size=20),
+)
 
 
 @pytest.mark.invariant("T2")
 @given(SHORT | PLAIN, CALLED, st.binary(max_size=40), BATCHES, st.binary(min_size=1, max_size=3), st.integers(0, 200))
-def test_one_nodes_answer_is_written_and_read_as_any_other(call: str, name: str, body: bytes, batch: Any, noise: bytes,
-                                                           at: int) -> None:  # fmt: skip
+def test_one_nodes_answer_is_written_and_read_as_any_other(
+    call: str, name: str, body: bytes, batch: Any, noise: bytes, at: int
+) -> None:
     """The short ways there and back, beside the long ones; with events, and without."""
     head: dict[str, Any] = {"call": call, "final": True, "parts": [[[name], len(body)]], "lost": []}
     rows, lines = ([], b"") if batch is None else ([[*batch[:4], len(batch[4])]], batch[4])
-    if not 0 < len(name) <= wire.NAME_MAX:
+    if not 0 < len(name) <= checks.NAME_MAX:
         with pytest.raises(LocalProtocolError):
             wire.single_answer(call, name, body, rows, lines)
         return
     if rows:
         head["batches"] = rows
-        if not (0 < len(batch[0]) <= wire.NAME_MAX and batch[2] <= wire.NUMBER_MAX):
+        if not (0 < len(batch[0]) <= checks.NAME_MAX and batch[2] <= checks.NUMBER_MAX):
             return  # an outbox has no such batch
     frame = wire.single_answer(call, name, body, rows, lines)
     assert frame == wire.encode("answer", head, body + lines)
-    changed = frame[:at] + noise + frame[at + len(noise):]
+    changed = frame[:at] + noise + frame[at + len(noise) :]
     for given_ in (frame, changed, memoryview(frame)):
         assert read(given_) == read_slowly(given_)
     message = wire.decode(frame)
@@ -154,16 +189,19 @@ def test_a_field_of_a_wrong_type_is_refused_on_both_sides(made: Any, value: Any,
         wire.encode(kind, {**head, field: value}, body)
 
 
-@pytest.mark.parametrize(("frame", "why"), [
-    (b"", "0 bytes"),
-    (b"P2\x02\x02\x00\x00\x00{}", "another version"),
-    (b"P1\xff\x02\x00\x00\x00{}", "unknown kind 255"),
-    (b"P1\x02\x09\x00\x00\x00{}", "a head of 9 bytes"),
-    (b"P1\x02\x02\x00\x00\x00[]", "no object"),
-    (b"P1\x02\x02\x00\x00\x00{}x", "a body where none belongs"),
-    (b"P1\x05\x02\x00\x00\x00{}", "node is missing"),
-    (b'P1\x03\x23\x00\x00\x00{"batches":[["n","i",0,1,9999999]]}x', "add up"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("frame", "why"),
+    [
+        (b"", "0 bytes"),
+        (b"P2\x02\x02\x00\x00\x00{}", "another version"),
+        (b"P1\xff\x02\x00\x00\x00{}", "unknown kind 255"),
+        (b"P1\x02\x09\x00\x00\x00{}", "a head of 9 bytes"),
+        (b"P1\x02\x02\x00\x00\x00[]", "no object"),
+        (b"P1\x02\x02\x00\x00\x00{}x", "a body where none belongs"),
+        (b"P1\x05\x02\x00\x00\x00{}", "node is missing"),
+        (b'P1\x03\x23\x00\x00\x00{"batches":[["n","i",0,1,9999999]]}x', "add up"),
+    ],
+)
 def test_what_is_wrong_is_said(frame: bytes, why: str) -> None:
     with pytest.raises(RemoteProtocolError, match=why):
         wire.decode(frame)

@@ -22,8 +22,9 @@ from pact.resources.kinds.file import KIND
 
 
 @pytest.mark.invariant("R2", "F7")
-def test_a_file_written_while_an_earlier_step_runs_is_left_as_it_is(tmp_path: Path,
-                                                                    monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_a_file_written_while_an_earlier_step_runs_is_left_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     keep, steps = Keep(1 << 20), []
     for name in ("a", "b"):
         path = tmp_path / name
@@ -209,7 +210,9 @@ def test_what_is_there_before_an_application_is_stored_no_later_than_its_record(
     for n in range(5):
         path = tmp_path / f"f{n}"
         path.write_bytes(bytes([n]) * (1 << 20))
-        steps.append(Step(f"file:{encode_name(bytes(path))}", {"type": "file", "mode": "0600", "sha256": "0" * 64}, None))
+        steps.append(
+            Step(f"file:{encode_name(bytes(path))}", {"type": "file", "mode": "0600", "sha256": "0" * 64}, None)
+        )
     one = worker.Worker("pact-test", 4 << 20, lambda: 1 << 40, store, Ignore(), lambda: None)  # type: ignore[arg-type]
     one.submit(Probe(1, tuple(steps), consumers=False, applying=True))
     while True:

@@ -8,9 +8,18 @@ import os
 from typing import TYPE_CHECKING, Literal
 
 __all__ = [
-    "BACKEND", "FileTable", "Holder", "TimerWheel", "magnitude", "magnitudes", "members_in", "members_of",
-    "open_handles", "open_handles_ex", "window_ns",
-]  # fmt: skip
+    "BACKEND",
+    "FileTable",
+    "Holder",
+    "TimerWheel",
+    "magnitude",
+    "magnitudes",
+    "members_in",
+    "members_of",
+    "open_handles",
+    "open_handles_ex",
+    "window_ns",
+]
 
 if TYPE_CHECKING:
     from pact._fast.files import FileTable

@@ -21,11 +21,33 @@ from typing import Final, NamedTuple
 LINKS_MAX: Final = 40
 ESCAPE: Final = re.compile(rb"\\([0-3][0-7]{2})")
 DELETED: Final = b" (deleted)"
-REMOTE: Final = frozenset((
-    b"9p", b"afs", b"autofs", b"beegfs", b"ceph", b"cifs", b"coda", b"cvmfs", b"davfs", b"glusterfs", b"gpfs",
-    b"lustre", b"ncpfs", b"nfs", b"nfs4", b"ocfs2", b"orangefs", b"panfs", b"pvfs2", b"smb3", b"smbfs", b"virtiofs",
-    b"wekafs",
-))  # fmt: skip
+REMOTE: Final = frozenset(
+    (
+        b"9p",
+        b"afs",
+        b"autofs",
+        b"beegfs",
+        b"ceph",
+        b"cifs",
+        b"coda",
+        b"cvmfs",
+        b"davfs",
+        b"glusterfs",
+        b"gpfs",
+        b"lustre",
+        b"ncpfs",
+        b"nfs",
+        b"nfs4",
+        b"ocfs2",
+        b"orangefs",
+        b"panfs",
+        b"pvfs2",
+        b"smb3",
+        b"smbfs",
+        b"virtiofs",
+        b"wekafs",
+    )
+)
 
 
 class Holder(NamedTuple):

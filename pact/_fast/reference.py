@@ -259,8 +259,15 @@ class _Entry:
 
 def _signature(st: os.stat_result) -> tuple[int, ...]:
     return (
-        st.st_dev, st.st_ino, st.st_mode, st.st_uid, st.st_gid, st.st_size, st.st_mtime_ns, st.st_ctime_ns,
-    )  # fmt: skip
+        st.st_dev,
+        st.st_ino,
+        st.st_mode,
+        st.st_uid,
+        st.st_gid,
+        st.st_size,
+        st.st_mtime_ns,
+        st.st_ctime_ns,
+    )
 
 
 class FileTable:

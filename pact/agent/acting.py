@@ -29,9 +29,16 @@ ROW_MIN: Final = 8
 MOVED: Final = "changed again after it was decided; it was left as it is"
 
 
-def act(steps: tuple[Step, ...], blobs: Blobs, *, resumed: bool = False, fixpoint: Fixpoint | None = None,
-        moved: Container[str] = (), seen_after: dict[str, Observation] | None = None,
-        saves: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, str]:  # fmt: skip
+def act(
+    steps: tuple[Step, ...],
+    blobs: Blobs,
+    *,
+    resumed: bool = False,
+    fixpoint: Fixpoint | None = None,
+    moved: Container[str] = (),
+    seen_after: dict[str, Observation] | None = None,
+    saves: Mapping[str, Mapping[str, Any]] | None = None,
+) -> dict[str, str]:
     """Carry a plan out: ``""`` for each resource restored and verified, else why not. What has ``moved``, and so is in
     no store, is left as it is. ``seen_after`` gets what was seen of those that were verified. ``saves``: what is on
     record as kept; a file system in memory that holds anything else is not taken off.  # R4, R5"""
@@ -75,8 +82,11 @@ def act(steps: tuple[Step, ...], blobs: Blobs, *, resumed: bool = False, fixpoin
         now = _as_moved(step) if moving else _as_left(step) if step.id in through else step
         if step.id in sealed:
             now = replace(now, target={**(now.target or {}), "flags": ""})
-        results[step.id] = f"needs {failed[0]}, which failed" if failed and _wrong(now) else _restore(
-            now, blobs, ahead, unread=_is_file(step) and step.id not in through, saves=saves)
+        results[step.id] = (
+            f"needs {failed[0]}, which failed"
+            if failed and _wrong(now)
+            else _restore(now, blobs, ahead, unread=_is_file(step) and step.id not in through, saves=saves)
+        )
         moving |= step.id.startswith(("sysctl:", "module:"))
         if not results[step.id]:
             done.append(step)
@@ -90,8 +100,11 @@ def act(steps: tuple[Step, ...], blobs: Blobs, *, resumed: bool = False, fixpoin
         results[step.id] = "it was restored, but the disk did not make it durable"
     tried = {s.id for s in todo}
     settled = done + [s for s in steps if s.id not in tried and not results[s.id]]
-    refused = [s for s in todo if results[s.id] and results[s.id] != MOVED and not any(
-        results.get(need) for need in needs(s, mounts))]  # fmt: skip
+    refused = [
+        s
+        for s in todo
+        if results[s.id] and results[s.id] != MOVED and not any(results.get(need) for need in needs(s, mounts))
+    ]
     concerned = {s.id for s in (*settled, *refused)}
     fixpoint.settle([s for s in steps if s.id in concerned], results)
     for step in settled:
@@ -129,8 +142,11 @@ def _is_file(step: Step) -> bool:
 def _unsafe(ahead: Ahead, done: Iterable[Step]) -> list[Step]:
     """Make the names durable. Which files are not sure to outlive a power cut."""
     ahead.finish()
-    return [s for s in done if s.id.startswith("file:") and ahead.unsafe
-            and os.path.dirname(decode_name(split_id(s.id)[1])) in ahead.unsafe]  # fmt: skip
+    return [
+        s
+        for s in done
+        if s.id.startswith("file:") and ahead.unsafe and os.path.dirname(decode_name(split_id(s.id)[1])) in ahead.unsafe
+    ]
 
 
 def _seals(step: Step, steps: Iterable[Step]) -> bool:
@@ -163,8 +179,13 @@ def _say_kept(steps: Iterable[Step], results: Mapping[str, str], kept: Mapping[b
     for parent, names in kept.items():
         shown = ", ".join(encode_name(parent.rstrip(b"/") + b"/" + n) for n in names)
         log(f"a rollback was cut off; what is in no store stays as {shown}", 4)
-        back = [s.id for s in steps if s.id.startswith("file:") and results.get(s.id) == ""
-                and os.path.dirname(decode_name(split_id(s.id)[1])) == parent]  # fmt: skip
+        back = [
+            s.id
+            for s in steps
+            if s.id.startswith("file:")
+            and results.get(s.id) == ""
+            and os.path.dirname(decode_name(split_id(s.id)[1])) == parent
+        ]
         if back:
             lost[back[-1]] = f"it was restored, but what was there was not saved before: it is kept as {shown}"
     return lost
@@ -204,8 +225,14 @@ def _as_left(step: Step) -> Step:
     return replace(step, actual=None) if observe(step.id) is None else step
 
 
-def _restore(step: Step, blobs: Blobs, ahead: Ahead | None = None, *, unread: bool = False,
-             saves: Mapping[str, Mapping[str, Any]] | None = None) -> str:  # fmt: skip
+def _restore(
+    step: Step,
+    blobs: Blobs,
+    ahead: Ahead | None = None,
+    *,
+    unread: bool = False,
+    saves: Mapping[str, Mapping[str, Any]] | None = None,
+) -> str:
     """``""`` if it was done, else why not. ``unread``: what cannot be read now is left as it is."""
     kind, name = split_id(step.id)
     seen = observe(step.id)

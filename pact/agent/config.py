@@ -84,13 +84,19 @@ class Config:
         from pact.resources import dimensions, severities
 
         return Settings(
-            base_ns=self.base_ns, sensitivity_n=billionths(self.sensitivity), floor_ns=self.floor_ns,
-            emergency_ns=self.emergency_ns, enforce=self.enforce, on_busy_retry=self.on_busy_retry,
-            retry_ns=self.retry_ns, max_resources=self.max_resources, alone_ns=self.alone_ns,
+            base_ns=self.base_ns,
+            sensitivity_n=billionths(self.sensitivity),
+            floor_ns=self.floor_ns,
+            emergency_ns=self.emergency_ns,
+            enforce=self.enforce,
+            on_busy_retry=self.on_busy_retry,
+            retry_ns=self.retry_ns,
+            max_resources=self.max_resources,
+            alone_ns=self.alone_ns,
             weights_n={d: billionths(w) for d, w in self.weights.items()},
             severity_n={k: billionths(s) for k, s in {**severities(), **self.severity}.items()},
             dimensions=dimensions(),
-        )  # fmt: skip
+        )
 
 
 def _patterns(value: Any) -> list[str]:
@@ -114,24 +120,34 @@ def _severity(value: Any) -> dict[str, float]:
 #: section -> key -> (field of Config, check)
 KEYS: Final[Mapping[str, Mapping[str, tuple[str, Callable[[Any], Any]]]]] = {
     "node": {"name": ("name", a_name), "cluster": ("cluster", a_name)},
-    "state": {"dir": ("state_dir", a_text), "file_limit": ("file_limit", a_size),
-              "store_limit": ("store_limit", a_size), "keep": ("keep_ns", a_duration),
-              "verify": ("verify", a_count(1, 1_000_000_000))},
+    "state": {
+        "dir": ("state_dir", a_text),
+        "file_limit": ("file_limit", a_size),
+        "store_limit": ("store_limit", a_size),
+        "keep": ("keep_ns", a_duration),
+        "verify": ("verify", a_count(1, 1_000_000_000)),
+    },
     "control": {"socket": ("socket", a_text)},
     "declared": {"files": ("declared", texts)},
     "mode": {"enforcement": ("enforce", lambda v: a_choice("enforce", "observe")(v) == "enforce")},
     "window": {
-        "base": ("base_ns", a_duration), "sensitivity": ("sensitivity", a_number(0, 1e6)),
+        "base": ("base_ns", a_duration),
+        "sensitivity": ("sensitivity", a_number(0, 1e6)),
         "floor": ("floor_ns", a_notice),
         "emergency": ("emergency_ns", a_duration),
     },
     "drift": {
         "weights": ("weights", a_table({d: DEFAULT_WEIGHTS[d] for d in DIMENSIONS}, "dimension")),
-        "severity": ("severity", _severity), "ignore": ("ignore", _patterns),
+        "severity": ("severity", _severity),
+        "ignore": ("ignore", _patterns),
     },
     "observe": {
-        "rescan": ("rescan_ns", a_duration), "full": ("full_ns", a_duration), "fanotify": ("fanotify", a_bool),
-        "inotify": ("inotify", a_bool), "realtime": ("realtime", a_bool), "proc_connector": ("proc_connector", a_bool),
+        "rescan": ("rescan_ns", a_duration),
+        "full": ("full_ns", a_duration),
+        "fanotify": ("fanotify", a_bool),
+        "inotify": ("inotify", a_bool),
+        "realtime": ("realtime", a_bool),
+        "proc_connector": ("proc_connector", a_bool),
         "cpus": ("cpus", cpus),
     },
     "rollback": {
@@ -142,10 +158,15 @@ KEYS: Final[Mapping[str, Mapping[str, tuple[str, Callable[[Any], Any]]]]] = {
     "access": {"admin_groups": ("admin_groups", texts), "ops_groups": ("ops_groups", texts)},
     "notify": {"terminals": ("terminals", a_bool)},
     "hooks": {"dir": ("hooks_dir", a_text), "timeout": ("hooks_timeout_ns", a_duration)},
-    "cluster": {"parents": ("parents", parents), "rack": ("rack", a_rack), "alone": ("alone_ns", a_notice),
-                "roots": ("roots", root_keys), "sealed": ("sealed", a_bool)},
+    "cluster": {
+        "parents": ("parents", parents),
+        "rack": ("rack", a_rack),
+        "alone": ("alone_ns", a_notice),
+        "roots": ("roots", root_keys),
+        "sealed": ("sealed", a_bool),
+    },
     "keys": {"secret": ("secret", a_text)},
-}  # fmt: skip
+}
 
 
 def load(path: str | None) -> Config:

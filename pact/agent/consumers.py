@@ -194,6 +194,13 @@ def describe(holder: Holder) -> Holder:
     except psutil.Error:
         pass
     cgroup = encode_name(cgroup_of(holder.pid))
-    filled: dict[str, Any] = {**holder.to_json(), "uid": uid, "user": user, "command": command, "cgroup": cgroup,
-                              "job": job_of(cgroup), "start": started_at(holder.pid) or 0}  # fmt: skip
+    filled: dict[str, Any] = {
+        **holder.to_json(),
+        "uid": uid,
+        "user": user,
+        "command": command,
+        "cgroup": cgroup,
+        "job": job_of(cgroup),
+        "start": started_at(holder.pid) or 0,
+    }
     return Holder.from_json(filled)

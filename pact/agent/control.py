@@ -40,8 +40,18 @@ from pact.observe.attribution import owner_of, writer_of_peer
 #: Descriptors that no client gets: for what the agent looks at, and what it stores.
 HEADROOM: Final = 24
 DEAF_S: Final = 0.5
-FULL: Final = orjson.dumps({"ok": False, "exit": EXIT_UNREACHABLE, "hint": "raise LimitNOFILE, or end what uses it up",
-                            "message": "the agent has no file descriptor left", "result": {}}) + b"\n"  # fmt: skip
+FULL: Final = (
+    orjson.dumps(
+        {
+            "ok": False,
+            "exit": EXIT_UNREACHABLE,
+            "hint": "raise LimitNOFILE, or end what uses it up",
+            "message": "the agent has no file descriptor left",
+            "result": {},
+        }
+    )
+    + b"\n"
+)
 OUTPUT_LOW: Final = 64 << 10
 OUTPUT_MAX: Final = 8 << 20
 SERVE_S: Final = 0.02
@@ -347,13 +357,17 @@ class Control:
 
     def _paused(self, client: Client) -> bool:
         left, since_s = self._allowance.get(client.caller.actor.uid, (1.0, 0.0))
-        return not client.admin and (left + time.monotonic() - since_s < 1
-                                     or self.budget.wait_s(client.caller.actor.uid) > 0)  # fmt: skip
+        return not client.admin and (
+            left + time.monotonic() - since_s < 1 or self.budget.wait_s(client.caller.actor.uid) > 0
+        )
 
     def pause_s(self) -> float | None:
         """In how many seconds to look again at requests that wait for their pace, if there are any."""
-        waits = [self.budget.wait_s(c.caller.actor.uid) or PACE_S for c in self.clients.values()
-                 if c.lines and self._paused(c)]  # fmt: skip
+        waits = [
+            self.budget.wait_s(c.caller.actor.uid) or PACE_S
+            for c in self.clients.values()
+            if c.lines and self._paused(c)
+        ]
         return min(waits, default=None)
 
     def ready(self, fd: int, mask: int) -> None:

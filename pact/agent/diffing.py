@@ -87,8 +87,13 @@ def _write(piece: Sequence[views.Differing], entries: list[tuple[str, bytes]], b
 
 def _answer(entries: list[tuple[str, bytes]], rest: dict[str, Any]) -> bytes:
     entries.sort()
-    return (b'{"ok":true,"exit":0,"message":"","hint":"","result":{"v":1,"resources":['
-            + b",".join(body for _, body in entries) + b"]," + orjson.dumps(rest)[1:-1] + b"}}")  # fmt: skip
+    return (
+        b'{"ok":true,"exit":0,"message":"","hint":"","result":{"v":1,"resources":['
+        + b",".join(body for _, body in entries)
+        + b"],"
+        + orjson.dumps(rest)[1:-1]
+        + b"}}"
+    )
 
 
 @dataclass(slots=True)

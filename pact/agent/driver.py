@@ -116,9 +116,12 @@ class Driver:
         self._room_pruned = (-1, 0)
         self._backlog_piece = BACKLOG_PIECE
         offset_ns, self._reboot = clock.continue_from(
-            state, boot, boottime=clock.boottime_ns(), wall_ns=clock.Clock.wall_ns(),
+            state,
+            boot,
+            boottime=clock.boottime_ns(),
+            wall_ns=clock.Clock.wall_ns(),
             synchronised=clock.clock_synchronised(),
-        )  # fmt: skip
+        )
         self.clock = clock.Clock(offset_ns)
         self.ignore = Ignore([*config.ignore, *own_paths(config)])
         self._key = node_key(config.state_dir, lambda text: log(text, 4))
@@ -137,8 +140,9 @@ class Driver:
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._blobs = blobs = BlobReader(path)
         self._verifying = Verification(path, self.journal.unverified, self._wake)
-        self.worker = Worker("pact-worker", config.file_limit, self._room, blobs, self.ignore, self._wake,
-                             self._underway)  # fmt: skip
+        self.worker = Worker(
+            "pact-worker", config.file_limit, self._room, blobs, self.ignore, self._wake, self._underway
+        )
         self._slow = Worker("pact-slow", config.file_limit, self._room, blobs, self.ignore, self._wake)
         self.asking = Worker("pact-asking", config.file_limit, self._room, blobs, self.ignore, self._wake)
         self.telling = Worker("pact-telling", config.file_limit, self._room, blobs, self.ignore, self._wake)
@@ -184,8 +188,9 @@ class Driver:
         """Contents to be stored with the next records. Raises StoreFullError, and has staged nothing: what needs room
         is refused before anything happens, and everything else goes on.  # F63
         """
-        new = sum(len(data) for digest, data in blobs.items()
-                  if digest not in self._staged and not self.journal.has(digest))  # fmt: skip
+        new = sum(
+            len(data) for digest, data in blobs.items() if digest not in self._staged and not self.journal.has(digest)
+        )
         if new > self._room():
             raise StoreFullError(self.config.store_limit)
         self._staged.update(blobs)
@@ -237,8 +242,15 @@ class Driver:
                     self.control.note_denied(client.caller.actor.uid)
                 result = effect.result if client.admin else self.veil.masked(effect.result, client.caller)  # S2
                 said = effect.message if client.admin else self.veil.told(effect.message, effect.result)
-                client.send({"ok": effect.exit_code == 0, "exit": effect.exit_code, "message": said,
-                             "hint": effect.hint, "result": result})  # fmt: skip
+                client.send(
+                    {
+                        "ok": effect.exit_code == 0,
+                        "exit": effect.exit_code,
+                        "message": said,
+                        "hint": effect.hint,
+                        "result": result,
+                    }
+                )
                 self.control.flush(client)
         elif isinstance(effect, Look | Probe | Act | Discover):
             self._note_begun(effect)
@@ -344,10 +356,14 @@ class Driver:
         self._remember(event)
         untouched = UnreachableError(error.message, self._journal_hint())
         if error.uncertain:
-            untouched = UnreachableError(f"{error.message}; whether what was asked for counts is not known before "
-                                         "it can be read again", "mend the disk, then see pact status")  # fmt: skip
-        begun = UnreachableError(f"{error.message}; what was asked for was begun, and its result could not be recorded",
-                                 "free space or mend the disk, then see pact status")  # fmt: skip
+            untouched = UnreachableError(
+                f"{error.message}; whether what was asked for counts is not known before it can be read again",
+                "mend the disk, then see pact status",
+            )
+        begun = UnreachableError(
+            f"{error.message}; what was asked for was begun, and its result could not be recorded",
+            "free space or mend the disk, then see pact status",
+        )
         for token, client in self._tokens.items():
             if self.control.connected(client):
                 client.tokens.discard(token)
@@ -409,8 +425,11 @@ class Driver:
             declared = self.node.state.declared(sighting.resource)
             seen = sighting.observation
             known = self.node.state.change_of(sighting.resource)
-            differs = declared is not None and (isinstance(seen, dict) or seen is None) and (
-                distance_n(sighting.resource, declared.attrs, seen) != 0)  # fmt: skip
+            differs = (
+                declared is not None
+                and (isinstance(seen, dict) or seen is None)
+                and (distance_n(sighting.resource, declared.attrs, seen) != 0)
+            )
             if known is not None:  # else the journal may know that already
                 differs = known.members[sighting.resource].actual != seen or self._reload_owed
             if differs:

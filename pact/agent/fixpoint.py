@@ -99,8 +99,9 @@ class Fixpoint:
             if not self.reached(step):
                 self._write(step, own)
         strayed = self._strayed()
-        return all(s.id in self._wanted and conforms(replace(s, target=self._wanted[s.id]), observe(s.id))
-                   for s in strayed) and all(map(self.reached, own))  # fmt: skip
+        return all(
+            s.id in self._wanted and conforms(replace(s, target=self._wanted[s.id]), observe(s.id)) for s in strayed
+        ) and all(map(self.reached, own))
 
     def moved(self) -> list[Sighting]:
         """What is not as it was before the plan, beside it."""

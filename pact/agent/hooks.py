@@ -81,9 +81,15 @@ class Hooks:
                     stdin.write(body + b"\n")
                     stdin.seek(0)
                     process = subprocess.Popen(
-                        [path], stdin=stdin, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/",
-                        start_new_session=True, umask=0o022, env=ENVIRONMENT,
-                    )  # fmt: skip
+                        [path],
+                        stdin=stdin,
+                        stdout=subprocess.DEVNULL,
+                        stderr=subprocess.DEVNULL,
+                        cwd="/",
+                        start_new_session=True,
+                        umask=0o022,
+                        env=ENVIRONMENT,
+                    )
                 pidfd = os.pidfd_open(process.pid)
             except OSError as exc:
                 self.log(f"hook {path}: {exc}")

@@ -11,7 +11,7 @@ import os
 import random
 import secrets
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
@@ -28,10 +28,12 @@ from pact.core import ops, strict
 from pact.core.node import bonds
 from pact.core.node.events import ContactChanged, FleetTold
 from pact.core.records import Record, rfc3339
+from pact.core.tree.checks import BODY_MAX
+from pact.core.tree.kept import Kept
 from pact.core.tree.outbox import WITH_ANSWER_RECORDS, Outbox, Read, Up, can_wait, with_answer
 from pact.core.tree.seals import NodeSeals, key_id, of_one
 from pact.core.tree.uplink import OF_LINKS, Deliver, Effect, Lost, Uplink
-from pact.core.tree.wire import BODY_MAX, Message, beside
+from pact.core.tree.wire import Message, beside
 from pact.errors import (
     EXIT_CONFLICT,
     EXIT_FAILED,
@@ -68,9 +70,15 @@ BEGUN_RECORDS: Final = 1_000
 #: What must not be done twice. Whatever the root asks of a group's member may.
 ONCE: Final = frozenset(name for name, op in ops.AT_NODE.items() if op.once)
 HERE_ONLY: Final = frozenset(name for name, op in ops.AT_NODE.items() if op.at == "node" and not op.afar)
-NOT_SEALED: Final = orjson.dumps({
-    "ok": False, "exit": EXIT_UNREACHABLE, "message": "this node takes only what a root has sealed for it",
-    "hint": "the root, or an aggregator on the way, is older than the node", "result": {}})  # fmt: skip
+NOT_SEALED: Final = orjson.dumps(
+    {
+        "ok": False,
+        "exit": EXIT_UNREACHABLE,
+        "message": "this node takes only what a root has sealed for it",
+        "hint": "the root, or an aggregator on the way, is older than the node",
+        "result": {},
+    }
+)
 
 
 class Link:
@@ -95,10 +103,18 @@ class Link:
         session = secrets.randbits(64)
         self.seals = _seals(config, key, session) if config.roots else None
         self.uplink = Uplink(
-            config.name, "node", config.parents, random.Random(), session=session, version=__version__,
-            rack=config.rack, more=self._more, unfinished=lambda: bonds.unfinished(agent.node),
-            prove=self._prove if self.seals is not None else None, judges=True,
-        )  # fmt: skip
+            config.name,
+            "node",
+            config.parents,
+            random.Random(),
+            session=session,
+            version=__version__,
+            rack=config.rack,
+            more=self._more,
+            unfinished=lambda: bonds.unfinished(agent.node),
+            prove=self._prove if self.seals is not None else None,
+            judges=True,
+        )
         self._unheard = False  # a parent took us, and the root has not said yet whether the fleet is held
         self._unsealed = 0  # what came without a root's seal, and did not count
         self._recent: deque[tuple[int, str, bytes]] = deque()
@@ -107,8 +123,7 @@ class Link:
         self._reread_ns = 0  # when something that could not be read is tried again; 0: there is none
         self._unread = False  # and was said to be so
         self._running: set[tuple[int, str]] = set()
-        self._cache: OrderedDict[tuple[int, str], bytes] = OrderedDict()
-        self._cached_bytes = 0
+        self._kept: Kept[tuple[int, str]] = Kept(CACHED_MAX, CACHED_BYTES_MAX)
         self._callers = Callers()
         self._budget = Budget()
         self._put_off: deque[Message] = deque()  # calls of people who have used up their share of the loop's time
@@ -141,8 +156,10 @@ class Link:
         now_ns = self.agent.clock.now_ns()
         if not self.uplink.connected:
             for parent in self.links.refusing():
-                self._refused_by(f"{parent} does not know the key of this node ({self._public}): it must stand in "
-                                 "authorized_keys.toml, with the role node")  # fmt: skip
+                self._refused_by(
+                    f"{parent} does not know the key of this node ({self._public}): it must stand in "
+                    "authorized_keys.toml, with the role node"
+                )
         for parent, message in self.links.drain():
             if message.kind == "sorry" and message.head["denied"]:
                 self._refused_by(f"{parent} refuses the key of this node: {message.head['why']}")
@@ -160,8 +177,11 @@ class Link:
             self._next(self._todo.popleft(), now_ns)
         if self.outbox.forked != self._said_forked:
             self._said_forked = self.outbox.forked
-            log(f"cluster: the root has records up to {self.outbox.forked} of this journal, which ends before: an "
-                "older copy was put back. Nothing more is replicated; see docs/cluster.md", 3)  # fmt: skip
+            log(
+                f"cluster: the root has records up to {self.outbox.forked} of this journal, which ends before: an "
+                "older copy was put back. Nothing more is replicated; see docs/cluster.md",
+                3,
+            )
             self.save()
         if self.outbox.acked != self._saved and now_ns >= self._save_ns:
             self.save()
@@ -280,8 +300,11 @@ class Link:
         """A hint for the next start; without it everything is sent again, and the root passes over what it has."""
         try:
             with open(self._path + ".new", "wb") as f:
-                f.write(orjson.dumps({"incarnation": self.outbox.incarnation, "seq": self.outbox.acked,
-                                      "forked": self.outbox.forked}))  # fmt: skip
+                f.write(
+                    orjson.dumps(
+                        {"incarnation": self.outbox.incarnation, "seq": self.outbox.acked, "forked": self.outbox.forked}
+                    )
+                )
             os.replace(self._path + ".new", self._path)
         except OSError:
             pass
@@ -364,15 +387,19 @@ class Link:
                 return
             if not fits:
                 self._sealer.pop(key, None)
-        if key in self._cache:
-            self._answer(key, self._cache[key])
+        if (kept := self._kept.get(key)) is not None:
+            self._answer(key, kept)
         elif key in self._running:
             pass  # its answer comes
         elif head["fence"] < self.uplink.fence and key not in self._sealer:  # a seal says itself whether its root leads
             self._refuse(key, EXIT_CONFLICT, "this root has been replaced", "repeat the command")
         elif head["op"] in ONCE and _name_of(key) in self._begun:
-            self._refuse(key, EXIT_UNREACHABLE, "this was begun before, and its answer is lost; it is not done twice",
-                         "pact log says what was done")  # fmt: skip
+            self._refuse(
+                key,
+                EXIT_UNREACHABLE,
+                "this was begun before, and its answer is lost; it is not done twice",
+                "pact log says what was done",
+            )
         elif self._over_budget(head["caller"]) and len(self._put_off) < RUNNING_MAX:
             self._put_off.append(message)  # its time comes
         elif len(self._running) + len(self._put_off) >= RUNNING_MAX:
@@ -428,12 +455,16 @@ class Link:
         """A call is done."""
         self._running.discard(key)
         if len(body) > ANSWER_MAX:
-            body = orjson.dumps({"ok": False, "exit": EXIT_FAILED, "message": f"the answer has {len(body)} bytes",
-                                 "hint": "ask for less, or on the node itself", "result": {}})  # fmt: skip
-        self._cache[key] = body
-        self._cached_bytes += len(body)
-        while len(self._cache) > CACHED_MAX or (self._cached_bytes > CACHED_BYTES_MAX and len(self._cache) > 1):
-            self._cached_bytes -= len(self._cache.popitem(last=False)[1])
+            body = orjson.dumps(
+                {
+                    "ok": False,
+                    "exit": EXIT_FAILED,
+                    "message": f"the answer has {len(body)} bytes",
+                    "hint": "ask for less, or on the node itself",
+                    "result": {},
+                }
+            )
+        self._kept.put(key, body)
         self._answer(key, body)
 
     def _answer(self, key: tuple[int, str], body: bytes) -> None:
@@ -465,10 +496,15 @@ class Link:
     def status(self) -> dict[str, Any]:
         """What ``pact status`` shows of the cluster."""
         since = rfc3339(self._since_wall_ns) if self.uplink.connected else None
-        return {"parent": self.uplink.parent or None, "connected": self.uplink.connected, "since": since,
-                "replicated": self.outbox.acked, "waiting": self.outbox.waiting,
-                "forked": self.outbox.forked or None,
-                **({"refused": self._refusal} if self._refusal else {})}  # fmt: skip
+        return {
+            "parent": self.uplink.parent or None,
+            "connected": self.uplink.connected,
+            "since": since,
+            "replicated": self.outbox.acked,
+            "waiting": self.outbox.waiting,
+            "forked": self.outbox.forked or None,
+            **({"refused": self._refusal} if self._refusal else {}),
+        }
 
 
 def _seals(config: Config, key: keys.Key, session: int) -> NodeSeals:

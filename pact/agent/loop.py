@@ -79,9 +79,17 @@ class Agent(Sightings):
             self.stage(found.blobs)
             track = found.track
         started = Started(
-            *self.now(), self._boot, self.clock.offset_ns, self.config.settings(), __version__, self._reboot, declared,
-            tuple(self.config.declared), clustered=bool(self.config.parents), track=track,
-        )  # fmt: skip
+            *self.now(),
+            self._boot,
+            self.clock.offset_ns,
+            self.config.settings(),
+            __version__,
+            self._reboot,
+            declared,
+            tuple(self.config.declared),
+            clustered=bool(self.config.parents),
+            track=track,
+        )
         self.step(started)
         if self.journal_error:
             raise JournalError(self.journal_error, "free space or mend the disk, then start the agent again")
@@ -361,8 +369,9 @@ class Agent(Sightings):
             for record, body in rows:
                 client.send(b'{"record":' + self.veil.record_line(body, record.hash, client.caller) + b"}")
             self.control.flush(client)
-        self.hooks.events([self.veil.record_line(body, record.hash, HOOKS) for record, body in rows]
-                          if self.hooks.paths() else [])  # fmt: skip
+        self.hooks.events(
+            [self.veil.record_line(body, record.hash, HOOKS) for record, body in rows] if self.hooks.paths() else []
+        )
 
 
 def _marked(resource: str, attrs: Attrs | None) -> Attrs | None:

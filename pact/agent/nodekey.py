@@ -33,8 +33,9 @@ def node_key(state_dir: str, log: Callable[[str], None]) -> bytes:
             return key
         key = _make(state_dir, path)
     except OSError as exc:
-        raise UnreachableError(f"{path}: {os.strerror(exc.errno or 0)}",
-                               "free space or mend the disk, then start the agent again") from None  # fmt: skip
+        raise UnreachableError(
+            f"{path}: {os.strerror(exc.errno or 0)}", "free space or mend the disk, then start the agent again"
+        ) from None
     if why:
         log(f"{path} {why}: a new key was made; keyed digests that others see differ from now on, nothing else does")
     return key

@@ -116,13 +116,17 @@ def said_of(record: Record, node: Node) -> list[tuple[int, str]]:
         doer = None
     elif record.type == "rolled_back":
         how = "its window had ended" if data["cause"] in AUTOMATIC else f"by {record.actor.get('user')}"
-        out = [(uid, f"{cid} on {where} ({names}) was rolled back, {how}; to get it back: pact redo {cid}")
-               for uid, names in _concerned(data, data["results"])]  # fmt: skip
+        out = [
+            (uid, f"{cid} on {where} ({names}) was rolled back, {how}; to get it back: pact redo {cid}")
+            for uid, names in _concerned(data, data["results"])
+        ]
         doer = None if data["cause"] in AUTOMATIC else doer
     elif record.type == "committed":
         what, by = cid or "what you made", record.actor.get("user")  # what was untracked was in no change
-        out = [(uid, f"{by} committed {what} on {where} ({names}): {data['message']}")
-               for uid, names in _concerned(data, data["resources"])]  # fmt: skip
+        out = [
+            (uid, f"{by} committed {what} on {where} ({names}): {data['message']}")
+            for uid, names in _concerned(data, data["resources"])
+        ]
     elif record.type in ("rollback_blocked", "rollback_failed"):
         change = node.state.changes.get(cid)
         if change is not None:

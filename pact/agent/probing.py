@@ -84,8 +84,11 @@ def probe(
             refusals.append(refusal)
     if carried:
         notes.append(f"{_named([s.id for s in carried])}: seen through what is replaced; brought back below it")
-    notes += [f"{s.id}: what lies in {_led(s.id, s.actual)} stays there" for s in differing
-              if s.id.startswith("file:") and below.turns(s) and s.actual is not None]  # fmt: skip
+    notes += [
+        f"{s.id}: what lies in {_led(s.id, s.actual)} stays there"
+        for s in differing
+        if s.id.startswith("file:") and below.turns(s) and s.actual is not None
+    ]
     in_the_way, made = obstacles([*differing, *carried], conforming)
     refusals, notes = [*refusals, *in_the_way, *impossible([*differing, *carried])], notes + made
     refusals = [unquoted(r, *(a for s in differing for a in (s.target, s.actual))) for r in refusals]  # S2

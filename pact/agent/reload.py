@@ -19,10 +19,21 @@ if TYPE_CHECKING:
     from pact.agent.driver import Driver
 
 #: Fields of the configuration that decisions read.
-DECIDING: Final = frozenset({
-    "enforce", "base_ns", "sensitivity", "floor_ns", "emergency_ns", "weights", "severity", "on_busy_retry", "retry_ns",
-    "max_resources", "alone_ns",
-})  # fmt: skip
+DECIDING: Final = frozenset(
+    {
+        "enforce",
+        "base_ns",
+        "sensitivity",
+        "floor_ns",
+        "emergency_ns",
+        "weights",
+        "severity",
+        "on_busy_retry",
+        "retry_ns",
+        "max_resources",
+        "alone_ns",
+    }
+)
 ROLES: Final = frozenset({"admin_groups", "ops_groups"})
 HOOKS: Final = frozenset({"hooks_dir", "hooks_timeout_ns"})
 AT_ONCE: Final = DECIDING | ROLES | HOOKS | {"terminals"}
@@ -61,5 +72,8 @@ def reread(agent: Driver) -> None:
 
 def different(running: Config, fresh: Config) -> list[str]:
     """The fields in which the two differ, as far as the file decides them."""
-    return [f.name for f in dataclasses.fields(Config) if f.name in NAMES and f.name not in running.given
-            and getattr(running, f.name) != getattr(fresh, f.name)]  # fmt: skip
+    return [
+        f.name
+        for f in dataclasses.fields(Config)
+        if f.name in NAMES and f.name not in running.given and getattr(running, f.name) != getattr(fresh, f.name)
+    ]

@@ -55,8 +55,13 @@ class Remote(Client):
                 truncated = b"true"
                 break
             rows.append(line)
-        self.send(b'{"ok":true,"exit":0,"message":"","hint":"","result":{"truncated":' + truncated + b',"rows":['
-                  + b",".join(rows) + b"]}}")  # fmt: skip
+        self.send(
+            b'{"ok":true,"exit":0,"message":"","hint":"","result":{"truncated":'
+            + truncated
+            + b',"rows":['
+            + b",".join(rows)
+            + b"]}}"
+        )
 
     def take(self, written: Sequence[bytes]) -> None:
         """All of an answer: one line, or rows."""

@@ -59,6 +59,14 @@ def as_declared(path: str, to_seq: int, args: Mapping[str, Any]) -> dict[str, An
         if missing:
             raise UsageError(f"{missing[0]} was not declared at record {to_seq}")
         wanted = {r: wanted[r] for r in targets}
-    return {"resources": wanted, "prune": not targets, "take": True, "dry_run": args.get("dry_run", False),
-            "cause": "rollback", "to_seq": to_seq, "force": args.get("force", False), "trials": args["trials"],
-            "track": {} if targets else dict(then.tracked)}  # fmt: skip
+    return {
+        "resources": wanted,
+        "prune": not targets,
+        "take": True,
+        "dry_run": args.get("dry_run", False),
+        "cause": "rollback",
+        "to_seq": to_seq,
+        "force": args.get("force", False),
+        "trials": args["trials"],
+        "track": {} if targets else dict(then.tracked),
+    }

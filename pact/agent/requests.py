@@ -21,7 +21,7 @@ from pact.core.node import tracked
 from pact.core.node.events import Asked
 from pact.core.node.refusals import Bucket
 from pact.core.records import rfc3339
-from pact.core.tree.wire import are_holds
+from pact.core.tree.checks import are_holds
 from pact.declared.toml import checked_patterns
 from pact.errors import DeniedError, PactError, RequestError, UsageError, explained
 from pact.limits import REQUEST_ADMIN_MAX, VIEWERS_LOOKS_PER_S
@@ -47,8 +47,9 @@ def parse(line: bytes, fields: Mapping[str, Mapping[str, tuple[type, ...]]] = FI
     return op, args
 
 
-def parse_request(line: bytes, fields: Mapping[str, Mapping[str, tuple[type, ...]]]
-                  ) -> tuple[str, dict[str, Any], bool]:  # fmt: skip
+def parse_request(
+    line: bytes, fields: Mapping[str, Mapping[str, tuple[type, ...]]]
+) -> tuple[str, dict[str, Any], bool]:
     """As ``parse``, and whether its client wants to be told that the agent is at work on it."""
     try:
         obj = strict.loads(line, REQUEST_ADMIN_MAX)
@@ -89,10 +90,19 @@ class Requests:
         self._hurries = Bucket(VIEWERS_LOOKS_PER_S, NS_PER_S // VIEWERS_LOOKS_PER_S)
         self._began_ns = agent.clock.now_ns()
         self._reads: Mapping[str, Callable[[Client, dict[str, Any]], None]] = {
-            "ping": self._ping, "status": self._status, "check": self._check, "diff": self._diff, "log": self._log,
-            "show": self._show, "content": self._content, "consumers": self._consumers, "export": self._export,
-            "watch": self._watch, "state": self._state, "tracked": self._tracked,
-        }  # fmt: skip
+            "ping": self._ping,
+            "status": self._status,
+            "check": self._check,
+            "diff": self._diff,
+            "log": self._log,
+            "show": self._show,
+            "content": self._content,
+            "consumers": self._consumers,
+            "export": self._export,
+            "watch": self._watch,
+            "state": self._state,
+            "tracked": self._tracked,
+        }
 
     def line(self, client: Client, line: bytes) -> None:
         """One line from a client."""
@@ -186,8 +196,9 @@ class Requests:
             if hashlib.sha256(data).hexdigest() != digest:
                 raise RequestError(f"content {digest[:12]} does not match its digest")
             if len(data) > self.agent.config.file_limit:
-                raise UsageError(f"content {digest[:12]} has {len(data)} bytes; [state] file_limit is "
-                                 f"{self.agent.config.file_limit}")  # fmt: skip
+                raise UsageError(
+                    f"content {digest[:12]} has {len(data)} bytes; [state] file_limit is {self.agent.config.file_limit}"
+                )
             blobs[digest] = data
 
         def content(digest: str) -> bytes | None:
@@ -203,8 +214,10 @@ class Requests:
         name = split_id(resource)[1]
         pattern = self.agent.ignore.match(resource)
         if pattern is not None:
-            raise UsageError(f"{resource} is ignored by the pattern {pattern!r}",
-                             "take it out of the file or the pattern out of [drift] ignore")  # fmt: skip
+            raise UsageError(
+                f"{resource} is ignored by the pattern {pattern!r}",
+                "take it out of the file or the pattern out of [drift] ignore",
+            )
         try:
             declared = Declared.from_json(value)
             if kind.canonical(name) != name:
@@ -235,12 +248,18 @@ class Requests:
 
         def work() -> Result:
             resources = rolled_back_state(agent.journal.path, change)
-            lacking = [r for r, attrs in resources.items() if attrs is not None and "sha256" in attrs
-                       and agent.worker.blobs(attrs["sha256"]) is None]  # fmt: skip
+            lacking = [
+                r
+                for r, attrs in resources.items()
+                if attrs is not None and "sha256" in attrs and agent.worker.blobs(attrs["sha256"]) is None
+            ]
             if lacking:
                 raise PactError(f"the content of {lacking[0]} is not in the store any more; nothing was applied")
-            asked = {"resources": {r: Declared(attrs).to_json() for r, attrs in resources.items()},
-                     "dry_run": args.get("dry_run", False), "message": args.get("message") or f"redo of {change}"}
+            asked = {
+                "resources": {r: Declared(attrs).to_json() for r, attrs in resources.items()},
+                "dry_run": args.get("dry_run", False),
+                "message": args.get("message") or f"redo of {change}",
+            }
             return Result(0, lambda t, w: Asked(t, w, token, "apply", asked, client.caller))
 
         agent.expect(client, token)
@@ -255,16 +274,24 @@ class Requests:
         agent = self.agent
         now_ns, wall_ns = agent.now()
         result = views.status(
-            agent.node, client.caller, agent.veil, now_ns=now_ns, wall_ns=wall_ns, observers=agent.health(),
-            journal=agent.journal_json(), unrecorded=agent.unrecorded,
-        )  # fmt: skip
+            agent.node,
+            client.caller,
+            agent.veil,
+            now_ns=now_ns,
+            wall_ns=wall_ns,
+            observers=agent.health(),
+            journal=agent.journal_json(),
+            unrecorded=agent.unrecorded,
+        )
         if agent.link is not None:
             until_ns = agent.node.alone_until_ns
             alone = rfc3339(wall_ns + until_ns - now_ns) if until_ns > now_ns else None
             result["cluster"] = {**agent.link.status(), "alone_until": alone}
         actor = client.caller.actor
-        result |= {"up_s": round((now_ns - self._began_ns) / NS_PER_S, 1),
-                   "you": {"user": actor.user, "uid": actor.uid, "role": actor.role}}  # fmt: skip
+        result |= {
+            "up_s": round((now_ns - self._began_ns) / NS_PER_S, 1),
+            "you": {"user": actor.user, "uid": actor.uid, "role": actor.role},
+        }
         self.agent.answer(client, result)
 
     def _tracked(self, client: Client, args: dict[str, Any]) -> None:
@@ -274,9 +301,20 @@ class Requests:
     def _check(self, client: Client, args: dict[str, Any]) -> None:
         agent = self.agent
         line, code = views.check_line(agent.node, agent.unrecorded, agent.journal_error)
-        client.send({"ok": True, "exit": code, "message": "", "hint": "", "result": {
-            "line": line, "node": agent.node.name, "state": views.overall(agent.node, agent.unrecorded),
-            "untracked": tracked.count(agent.node)}})  # fmt: skip
+        client.send(
+            {
+                "ok": True,
+                "exit": code,
+                "message": "",
+                "hint": "",
+                "result": {
+                    "line": line,
+                    "node": agent.node.name,
+                    "state": views.overall(agent.node, agent.unrecorded),
+                    "untracked": tracked.count(agent.node),
+                },
+            }
+        )
 
     def _state(self, client: Client, args: dict[str, Any]) -> None:
         """One word, and whether something is untracked: the same for all nodes that are well, so that their answers
@@ -298,24 +336,42 @@ class Requests:
         if args.get("follow", False):
             rows = self.agent.journal.newest(count, since=args.get("since", ""), type_=args.get("type", ""))
             client.watching = True
-            client.stream(b'{"record":' + self.agent.veil.record_line(body, hash_, client.caller) + b"}"
-                          for body, hash_ in list(islice(rows, FOLLOW_MAX))[::-1])  # fmt: skip
+            client.stream(
+                b'{"record":' + self.agent.veil.record_line(body, hash_, client.caller) + b"}"
+                for body, hash_ in list(islice(rows, FOLLOW_MAX))[::-1]
+            )
         else:
-            self._tell(client, "log", telling.log(self.agent.journal.path, client.caller, self.agent.veil, count,
-                                                  args.get("since", ""), args.get("type", "")))  # fmt: skip
+            self._tell(
+                client,
+                "log",
+                telling.log(
+                    self.agent.journal.path,
+                    client.caller,
+                    self.agent.veil,
+                    count,
+                    args.get("since", ""),
+                    args.get("type", ""),
+                ),
+            )
 
     def _watch(self, client: Client, args: dict[str, Any]) -> None:
         client.watching = True
 
     def _show(self, client: Client, args: dict[str, Any]) -> None:
         agent = self.agent
-        self._tell(client, "show", telling.show(agent.journal.path, client.caller, agent.veil, agent.telling.blobs,
-                                                args["seq"]))  # fmt: skip
+        self._tell(
+            client,
+            "show",
+            telling.show(agent.journal.path, client.caller, agent.veil, agent.telling.blobs, args["seq"]),
+        )
 
     def _content(self, client: Client, args: dict[str, Any]) -> None:
         agent, seq, resource = self.agent, args["seq"], args.get("resource")
-        self._tell(client, "content", telling.content(agent.journal.path, client.caller, agent.veil,
-                                                      agent.telling.blobs, seq, resource))  # fmt: skip
+        self._tell(
+            client,
+            "content",
+            telling.content(agent.journal.path, client.caller, agent.veil, agent.telling.blobs, seq, resource),
+        )
 
     def _consumers(self, client: Client, args: dict[str, Any]) -> None:
         asking.consumers(self.agent, client, args)
@@ -324,8 +380,18 @@ class Requests:
         agent = self.agent
         agent.require_durable()
         state = agent.node.state
-        self._tell(client, "export", telling.exported(state.all_declared_raw(), dict(state.tracked), client.caller,
-                                                      agent.veil, agent.telling.blobs, agent.ignore))  # fmt: skip
+        self._tell(
+            client,
+            "export",
+            telling.exported(
+                state.all_declared_raw(),
+                dict(state.tracked),
+                client.caller,
+                agent.veil,
+                agent.telling.blobs,
+                agent.ignore,
+            ),
+        )
 
     def _tell(self, client: Client, op: str, lines: Iterator[bytes]) -> None:
         telling.tell(self.tellers, client, op, lines)

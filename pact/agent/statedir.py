@@ -33,15 +33,17 @@ def take_state_dir(path: str) -> int:
         owned.require_within(path, "state directory")
         fd = os.open(os.path.join(path, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as exc:
-        raise UnreachableError(f"state directory {path}: {os.strerror(exc.errno or 0)}",
-                               "run as root, or set [state] dir") from None  # fmt: skip
+        raise UnreachableError(
+            f"state directory {path}: {os.strerror(exc.errno or 0)}", "run as root, or set [state] dir"
+        ) from None
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         holder = os.read(fd, 32).decode(errors="replace").strip() or "unknown"
         os.close(fd)
-        raise PactError(f"another agent (pid {holder}) uses {path}",
-                        "stop it, or give this one its own [state] dir") from None  # fmt: skip
+        raise PactError(
+            f"another agent (pid {holder}) uses {path}", "stop it, or give this one its own [state] dir"
+        ) from None
     os.ftruncate(fd, 0)
     os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
     return fd
@@ -149,10 +151,14 @@ class Underway:
 
 def wanted_contents(state: State, journal: SqliteJournal, since_ns: int) -> set[str]:
     """Digests that declared state, commits with an end, and what was replaced after ``since_ns`` (node time) need."""
-    wanted = {d.attrs["sha256"] for r in state.declared_ids() if (d := state.declared(r)) and d.attrs
-              and "sha256" in d.attrs}  # fmt: skip
-    wanted |= {t.earlier["attrs"]["sha256"] for t in state.ttls.values()
-               if t.earlier and (t.earlier["attrs"] or {}).get("sha256")}  # fmt: skip
+    wanted = {
+        d.attrs["sha256"] for r in state.declared_ids() if (d := state.declared(r)) and d.attrs and "sha256" in d.attrs
+    }
+    wanted |= {
+        t.earlier["attrs"]["sha256"]
+        for t in state.ttls.values()
+        if t.earlier and (t.earlier["attrs"] or {}).get("sha256")
+    }
     for type_ in SAVING:
         for body, _ in journal.newest(None, type_=type_):
             record = strict.own(body)

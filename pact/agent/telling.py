@@ -21,7 +21,7 @@ from pact.agent.veil import Veil, is_secret, save_is_secret
 from pact.agent.worker import Result
 from pact.core import strict
 from pact.core.node.events import Caller, Event, Ticked
-from pact.core.tree.wire import BODY_MAX
+from pact.core.tree.checks import BODY_MAX
 from pact.declared.toml import Ignore, export, export_track
 from pact.errors import DeniedError, PactError, UsageError
 from pact.journal.sqlite import SqliteJournal
@@ -227,8 +227,9 @@ def content(path: str, caller: Caller, veil: Veil, blobs: Blobs, seq: int, resou
     yield answered({"resource": resource, "attrs": shown, "data": base64.b64encode(data).decode()})
 
 
-def exported(declared: Mapping[str, bytes], tracked: Mapping[str, str], caller: Caller, veil: Veil, blobs: Blobs,
-             ignore: Ignore) -> Iterator[bytes]:  # fmt: skip
+def exported(
+    declared: Mapping[str, bytes], tracked: Mapping[str, str], caller: Caller, veil: Veil, blobs: Blobs, ignore: Ignore
+) -> Iterator[bytes]:
     """Declared state as TOML, a line of JSON for each piece of text. ``declared``: the values as they are kept."""
     admin, last = caller.actor.role == "admin", ""
     if not declared and not tracked:

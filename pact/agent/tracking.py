@@ -51,9 +51,14 @@ CHECK_NS: Final = NS_PER_S
 #: So often at most a directory is counted in which more is new than is kept one by one.
 COUNT_NS: Final = 5 * NS_PER_S
 TYPES: Final = {
-    stat.S_IFREG: "file", stat.S_IFDIR: "directory", stat.S_IFLNK: "symlink", stat.S_IFIFO: "fifo",
-    stat.S_IFSOCK: "socket", stat.S_IFBLK: "block", stat.S_IFCHR: "char",
-}  # fmt: skip
+    stat.S_IFREG: "file",
+    stat.S_IFDIR: "directory",
+    stat.S_IFLNK: "symlink",
+    stat.S_IFIFO: "fifo",
+    stat.S_IFSOCK: "socket",
+    stat.S_IFBLK: "block",
+    stat.S_IFCHR: "char",
+}
 #: What adopt takes; sockets, devices and fifos it passes over.
 TAKEN: Final = ("file", "directory", "symlink")
 
@@ -293,8 +298,9 @@ class Tracking:
             self._polled_ns[kind] = now_ns
         return due
 
-    def compared(self, kind: str, names: set[str], node: Node, owner: Owner | None = None
-                 ) -> tuple[list[New], list[str]]:  # fmt: skip
+    def compared(
+        self, kind: str, names: set[str], node: Node, owner: Owner | None = None
+    ) -> tuple[list[New], list[str]]:
         """What a kind discovered, against what is known."""
         there = {f"{kind}:{n}" for n in names}
         fresh = sorted(r for r in there if r not in node.state and self._ignore.match(r) is None)
@@ -446,7 +452,8 @@ class Tracking:
         """``ok``, or what is not seen."""
         if away := sorted(b for b in self._bases if may_hang(b, self._remote)):
             return f"{encode_name(away[0])[:80]} may hang: what is new in it is not seen" + (
-                f" ({len(away) - 1} more such places)" if away[1:] else "")
+                f" ({len(away) - 1} more such places)" if away[1:] else ""
+            )
         if len(self._directories) < DIRECTORIES_MAX:
             return "ok"
         return f"more than {DIRECTORIES_MAX} directories are tracked: what is new beyond is not seen"
@@ -475,9 +482,11 @@ def described(path: bytes) -> dict[str, Any] | None:
     finally:
         os.close(above)
     out: dict[str, Any] = {
-        "type": TYPES.get(stat.S_IFMT(st.st_mode), "unknown"), "mode": f"{stat.S_IMODE(st.st_mode):04o}",
-        "owner": user_name(st.st_uid), "group": group_name(st.st_gid),
-    }  # fmt: skip
+        "type": TYPES.get(stat.S_IFMT(st.st_mode), "unknown"),
+        "mode": f"{stat.S_IMODE(st.st_mode):04o}",
+        "owner": user_name(st.st_uid),
+        "group": group_name(st.st_gid),
+    }
     return {**out, "size": st.st_size} if out["type"] == "file" else out
 
 

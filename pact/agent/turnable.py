@@ -32,5 +32,7 @@ class Turnable:
         named = [user_name(u) for u in users if u >= 0] + (["everybody in a group, or all"] if -1 in users else [])
         places = ", ".join(encode_name(d) for d in sorted(found)[:PLACES_MAX])
         more = f" and {len(found) - PLACES_MAX} others" if len(found) > PLACES_MAX else ""
-        return [f"in {places}{more} can {', '.join(named)} put other things in the place of what is declared: it is "
-                "watched, and a rollback that would give them what is not theirs is refused"]  # fmt: skip
+        return [
+            f"in {places}{more} can {', '.join(named)} put other things in the place of what is declared: it is "
+            "watched, and a rollback that would give them what is not theirs is refused"
+        ]

@@ -32,10 +32,24 @@ KEYED: Final = "keyed:"
 VIEWER: Final = Caller(Actor("cluster", None, "viewer", "cluster"), Owner("cluster", "cluster"))
 HOOKS: Final = Caller(Actor("hooks", None, "ops", "agent"), Owner("hooks", "hooks"))
 #: Fields that may have to be left out.
-_PARTS: Final = frozenset({
-    SALT, "value", "reads", "target", "sha256", "size", "command", "xattrs", "parameters", "options", "source",
-    "closed", "resources", "path",
-})  # fmt: skip
+_PARTS: Final = frozenset(
+    {
+        SALT,
+        "value",
+        "reads",
+        "target",
+        "sha256",
+        "size",
+        "command",
+        "xattrs",
+        "parameters",
+        "options",
+        "source",
+        "closed",
+        "resources",
+        "path",
+    }
+)
 #: Fields in which nothing stands that is asked about.
 _PLAIN: Final = frozenset({"owner", "actor", "xattrs", "parameters", "requires", "consumers", "settings"})
 #: Parts of records and answers that people read, and that may quote what is left out beside them.
@@ -98,8 +112,9 @@ def without_data(body: bytes, hash_: str) -> bytes:
     everything but its data, so that its number is not missing.  # S5"""
     record = strict.own(body)
     actor = {k: v for k, v in record["actor"].items() if isinstance(v, str)}
-    return orjson.dumps({**record, "actor": actor, "data": {"omitted": len(body)}, "hash": hash_},
-                        option=orjson.OPT_SORT_KEYS)  # fmt: skip
+    return orjson.dumps(
+        {**record, "actor": actor, "data": {"omitted": len(body)}, "hash": hash_}, option=orjson.OPT_SORT_KEYS
+    )
 
 
 class Veil:
@@ -166,8 +181,9 @@ class Veil:
             return found.unquoted(value)
         return value
 
-    def _masked_dict(self, value: dict[str, Any], caller: Caller, found: _Secrets, resource: str,
-                     text: bool) -> dict[str, Any]:  # fmt: skip
+    def _masked_dict(
+        self, value: dict[str, Any], caller: Caller, found: _Secrets, resource: str, text: bool
+    ) -> dict[str, Any]:
         resource = _named(value, resource)
         out: dict[str, Any] = {}
         for key, item in value.items():
@@ -181,14 +197,18 @@ class Veil:
                 out[key] = item
         return out
 
-    def _part(self, key: str, item: Any, value: dict[str, Any], caller: Caller, found: _Secrets, resource: str,
-              text: bool) -> Any:  # fmt: skip
+    def _part(
+        self, key: str, item: Any, value: dict[str, Any], caller: Caller, found: _Secrets, resource: str, text: bool
+    ) -> Any:
         """One field, of those that may have to be left out, of a table that is about ``resource``."""
         secret = bool(value.get("secret")) or resource in found.resources
         if item is None or isinstance(item, bool):
             return item
-        if key == SALT or (key in ("value", "reads") and secret and not isinstance(item, dict)) or (
-            key == "target" and value.get("type") == "symlink"):  # fmt: skip
+        if (
+            key == SALT
+            or (key in ("value", "reads") and secret and not isinstance(item, dict))
+            or (key == "target" and value.get("type") == "symlink")
+        ):
             return HIDDEN
         if key == "sha256" and isinstance(item, str):
             return self.digest(resource, item) if secret or not resource else item
@@ -206,8 +226,7 @@ class Veil:
             return [HIDDEN] * len(item)
         if key == "resources" and isinstance(item, dict) and any(map(_in_closed, item.values())):
             names = (f"{HIDDEN} {n}" if _in_closed(v) else k for n, (k, v) in enumerate(item.items()))
-            return {k: self._masked(v, caller, found, r, text)
-                    for k, (r, v) in zip(names, item.items(), strict=True)}  # fmt: skip
+            return {k: self._masked(v, caller, found, r, text) for k, (r, v) in zip(names, item.items(), strict=True)}
         if key == "path" and "how" in value and "pid" in value:
             return holder_for(caller, value)["path"]
         if key == "reads" and isinstance(item, dict):

@@ -45,8 +45,17 @@ def overall(node: Node, unrecorded: Collection[str]) -> str:
     return "drifted" if unrecorded and state in ("committed", "unconfigured") else state
 
 
-def status(node: Node, caller: Caller, veil: Veil, *, now_ns: int, wall_ns: int, observers: Mapping[str, str],
-           journal: Mapping[str, Any], unrecorded: Collection[str] = ()) -> dict[str, Any]:  # fmt: skip
+def status(
+    node: Node,
+    caller: Caller,
+    veil: Veil,
+    *,
+    now_ns: int,
+    wall_ns: int,
+    observers: Mapping[str, str],
+    journal: Mapping[str, Any],
+    unrecorded: Collection[str] = (),
+) -> dict[str, Any]:
     """The document of ``pact --json status``."""
     state = node.state
     sums = state.sums()
@@ -54,34 +63,53 @@ def status(node: Node, caller: Caller, veil: Veil, *, now_ns: int, wall_ns: int,
     drifted = sum(len(c.members) for c in state.changes.values())
     emergency = state.emergency
     out: dict[str, Any] = {
-        "v": 1, "node": node.name, "state": overall(node, unrecorded),
+        "v": 1,
+        "node": node.name,
+        "state": overall(node, unrecorded),
         "mode": "enforce" if state.settings.enforce else "observe",
         "magnitude": round(magnitude(total), 6),
         "dimensions": {d: round(magnitude(s), 6) for d, s in sums.items()},
-        "declared": state.declared_count, "drifted": drifted, "unreadable": len(node.unreadable),
+        "declared": state.declared_count,
+        "drifted": drifted,
+        "unreadable": len(node.unreadable),
         "observers": dict(observers),
         "changes": [change_json(node, c, caller, now_ns, wall_ns) for c in state.changes.values() if c.members],
-        "emergency": None if emergency is None else {
-            "reason": emergency.reason, "by": emergency.by, "started": emergency.started,
-            "ends": _wall(emergency.ends_ns, now_ns, wall_ns), "stale": emergency.stale,
+        "emergency": None
+        if emergency is None
+        else {
+            "reason": emergency.reason,
+            "by": emergency.by,
+            "started": emergency.started,
+            "ends": _wall(emergency.ends_ns, now_ns, wall_ns),
+            "stale": emergency.stale,
         },
         "holds": [
-            {"id": h.id, "change": h.change, "owner": h.owner["user"], "reason": h.reason, "placed": h.placed,
-             "ends": _wall(h.ends_ns, now_ns, wall_ns)} for h in state.holds.values()
+            {
+                "id": h.id,
+                "change": h.change,
+                "owner": h.owner["user"],
+                "reason": h.reason,
+                "placed": h.placed,
+                "ends": _wall(h.ends_ns, now_ns, wall_ns),
+            }
+            for h in state.holds.values()
         ],
-        "journal": dict(journal), "window_s": round(state.windows.now_w / 1e9, 3),
+        "journal": dict(journal),
+        "window_s": round(state.windows.now_w / 1e9, 3),
         "trials": [
             {"resource": r, "by": t.owner["user"], "ends": _wall(t.expires_ns, now_ns, wall_ns)}
             for r, t in sorted(state.ttls.items())
         ],
         "unreadable_resources": dict(list(node.unreadable.items())[:20]),
-        "untracked": tracked.count(node), "untracked_resources": untracked(node, caller, veil, UNTRACKED_SHOWN),
+        "untracked": tracked.count(node),
+        "untracked_resources": untracked(node, caller, veil, UNTRACKED_SHOWN),
         "untracked_places": [
             {"place": place, "user": user or "nobody in particular", "count": count}
-            for place, user, count, first in places(node) if _may_see(caller, first)
+            for place, user, count, first in places(node)
+            if _may_see(caller, first)
         ],
         "untracked_beyond": dict(node.pace.beyond) if caller.actor.role == "admin" else {},
-    }  # fmt: skip
+    }
     pending = list(unrecorded)
     if pending:
         out["unrecorded"] = {"count": len(pending), "resources": pending[:20]}
@@ -93,8 +121,9 @@ def untracked(node: Node, caller: Caller, veil: Veil, most: int) -> list[dict[st
     return list(islice(each_untracked(node, caller, veil), most))
 
 
-def each_untracked(node: Node, caller: Caller, veil: Veil, wanted: Collection[str] | None = None
-                   ) -> Iterator[dict[str, Any]]:  # fmt: skip
+def each_untracked(
+    node: Node, caller: Caller, veil: Veil, wanted: Collection[str] | None = None
+) -> Iterator[dict[str, Any]]:
     """One by one; what comes or goes meanwhile is not among it."""
     for resource, found in list(tracked.listed(node)):
         if wanted is not None and resource not in wanted:
@@ -106,10 +135,17 @@ def each_untracked(node: Node, caller: Caller, veil: Veil, wanted: Collection[st
         if caller.actor.role != "admin":
             actual = veil.attrs(resource, actual, secret=KINDS[kind].secret(actual))
         yield {
-            "resource": resource, "kind": kind, "seen": found.seen, "actual": actual,
-            "owner": {"user": owner["user"], "uid": owner["uid"], "session": owner["session"],
-                      "command": command_for(caller, owner["uid"], owner["command"])},
-        }  # fmt: skip
+            "resource": resource,
+            "kind": kind,
+            "seen": found.seen,
+            "actual": actual,
+            "owner": {
+                "user": owner["user"],
+                "uid": owner["uid"],
+                "session": owner["session"],
+                "command": command_for(caller, owner["uid"], owner["command"]),
+            },
+        }
 
 
 def _may_see(caller: Caller, resource: str) -> bool:
@@ -130,24 +166,35 @@ def change_json(node: Node, change: Change, caller: Caller, now_ns: int, wall_ns
         deadline_ns = group.ends_ns
     owner = change.owner
     return {
-        "id": change.id, "state": change.state,
-        "owner": {"user": owner.user, "uid": owner.uid, "session": owner.session,
-                  "command": command_for(caller, owner.uid, owner.command)},
+        "id": change.id,
+        "state": change.state,
+        "owner": {
+            "user": owner.user,
+            "uid": owner.uid,
+            "session": owner.session,
+            "command": command_for(caller, owner.uid, owner.command),
+        },
         "also": also_of(caller, change.members.values()),
-        "resources": sorted(change.members), "opened": _wall(change.opened_ns, now_ns, wall_ns),
+        "resources": sorted(change.members),
+        "opened": _wall(change.opened_ns, now_ns, wall_ns),
         "deadline": None if deadline_ns is None else _wall(deadline_ns, now_ns, wall_ns),
         "remaining_s": None if deadline_ns is None else round(max(0, deadline_ns - now_ns) / 1e9, 3),
-        "consumers": holders_for(caller, change.holders), "reason": change.reason, "message": change.message,
+        "consumers": holders_for(caller, change.holders),
+        "reason": change.reason,
+        "message": change.message,
         "magnitude": round(magnitude(change.sum_n), 6),
-        "holds": [h.id for h in node.state.held_by(change.id)], "group": change.group or None,
-    }  # fmt: skip
+        "holds": [h.id for h in node.state.held_by(change.id)],
+        "group": change.group or None,
+    }
 
 
 def also_of(caller: Caller, members: Iterable[Member]) -> list[dict[str, Any]]:
     """Who else wrote these since they last conformed.  # C9"""
     others = {o["key"]: o for m in members for o in m.also}
-    return [{"user": o["user"], "uid": o["uid"], "command": command_for(caller, o["uid"], o["command"])}
-            for o in others.values()]  # fmt: skip
+    return [
+        {"user": o["user"], "uid": o["uid"], "command": command_for(caller, o["uid"], o["command"])}
+        for o in others.values()
+    ]
 
 
 def holders_for(caller: Caller, holders: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -206,15 +253,29 @@ def differing(node: Node, caller: Caller, veil: Veil, resource: str) -> Differin
         return attrs if admin else veil.attrs(resource, attrs, secret=hide)
 
     owner = change.owner
-    return Differing({
-        "id": resource, "kind": kind_name, "declared": shown(declared.attrs),
-        "actual": shown(member.actual), "deviation": member.deviation_n / BILLION,
-        "change": change.id,
-        "owner": {"user": owner.user, "uid": owner.uid, "session": owner.session,
-                  "command": command_for(caller, owner.uid, member.command)},
-        "also": also_of(caller, [member]), "moved_with": member.moved_with or None, "seen": member.seen,
-        "diff": None, **({"hidden": True} if hide else {}),
-    }, declared.attrs, member.actual)  # fmt: skip
+    return Differing(
+        {
+            "id": resource,
+            "kind": kind_name,
+            "declared": shown(declared.attrs),
+            "actual": shown(member.actual),
+            "deviation": member.deviation_n / BILLION,
+            "change": change.id,
+            "owner": {
+                "user": owner.user,
+                "uid": owner.uid,
+                "session": owner.session,
+                "command": command_for(caller, owner.uid, member.command),
+            },
+            "also": also_of(caller, [member]),
+            "moved_with": member.moved_with or None,
+            "seen": member.seen,
+            "diff": None,
+            **({"hidden": True} if hide else {}),
+        },
+        declared.attrs,
+        member.actual,
+    )
 
 
 def text_diff(resource: str, declared: Attrs | None, actual: Attrs | None, blobs: Blobs, name: str) -> str | None:

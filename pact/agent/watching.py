@@ -52,9 +52,12 @@ class Watching:
 
     def __init__(self, config: Config, now_ns: int, ignore: Ignore | None = None) -> None:
         self.observers = open_observers(
-            fanotify=config.fanotify, inotify=config.inotify, realtime=config.realtime,
-            proc_connector=config.proc_connector, cpus=tuple(config.cpus) or housekeeping_cpus(),
-        )  # fmt: skip
+            fanotify=config.fanotify,
+            inotify=config.inotify,
+            realtime=config.realtime,
+            proc_connector=config.proc_connector,
+            cpus=tuple(config.cpus) or housekeeping_cpus(),
+        )
         self.table = FileTable(content_max=SLOW_BYTES)
         self.followers = Followers(self.table, self.touch)
         self.sources = Sources(self.touch, self.of_kind)
@@ -340,8 +343,9 @@ class Watching:
     def has_due(self) -> bool:
         return bool(self.pending)
 
-    def observe(self, wanted: Iterable[tuple[str, Owner | None]], slow: Callable[[str, Owner | None], None]
-                ) -> list[Sighting]:  # fmt: skip
+    def observe(
+        self, wanted: Iterable[tuple[str, Owner | None]], slow: Callable[[str, Owner | None], None]
+    ) -> list[Sighting]:
         """Look at each. What might hang or take long is handed to ``slow``."""
         wanted = [(r, o) for r, o in wanted if r in self._key_of]
         self._keep_clear()

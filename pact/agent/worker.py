@@ -70,8 +70,16 @@ class Worker:
     takes, in bytes. A thread whose job hangs can be relieved by another: no two jobs act on the same change.
     """
 
-    def __init__(self, name: str, file_limit: int, room: Callable[[], int], blobs: BlobReader, ignore: Ignore,
-                 wake: Callable[[], None], ledger: Ledger | None = None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        name: str,
+        file_limit: int,
+        room: Callable[[], int],
+        blobs: BlobReader,
+        ignore: Ignore,
+        wake: Callable[[], None],
+        ledger: Ledger | None = None,
+    ) -> None:
         self.name = name
         self.file_limit = file_limit
         self.room = room
@@ -92,7 +100,11 @@ class Worker:
     def submit(self, effect: Look | Probe | Act | Discover, about: str = "") -> None:
         """``about``: the change that it is for, or another name of what would be begun again after a start."""
         works: dict[type, Callable[[Any], None]] = {
-            Look: self._look, Probe: self._probe, Act: self._act, Discover: self._discover}
+            Look: self._look,
+            Probe: self._probe,
+            Act: self._act,
+            Discover: self._discover,
+        }
         work = works[type(effect)]
         self._put(lambda: self._on_record(about, lambda: work(effect)))
 
@@ -179,8 +191,9 @@ class Worker:
         self._post(result)
 
     def _keep(self, *, hold: bool = True, spill: bool = False) -> Keep:
-        return Keep(self.file_limit, self.room(), hold=hold, stored=self.blobs.has,
-                    spill=self._store if spill else None)  # fmt: skip
+        return Keep(
+            self.file_limit, self.room(), hold=hold, stored=self.blobs.has, spill=self._store if spill else None
+        )
 
     # -- jobs ---------------------------------------------------------------------------------------------------
 
@@ -201,8 +214,14 @@ class Worker:
             keep = self._keep(hold=effect.applying and not effect.dry, spill=True)
             through = below.carried(effect.steps, (s.id for s in effect.steps))
             steps = tuple(s for s in effect.steps if s.id not in through or self.ignore.match(s.id) is None)
-            found = probe(steps, keep, consumers=effect.consumers, force=effect.force, applying=effect.applying,
-                          ask=not effect.dry)
+            found = probe(
+                steps,
+                keep,
+                consumers=effect.consumers,
+                force=effect.force,
+                applying=effect.applying,
+                ask=not effect.dry,
+            )
             return Result(effect.job, lambda t, w: Probed(t, w, effect.job, *found), keep.blobs)
 
         self._guard(effect.job, work)
@@ -272,11 +291,20 @@ class Worker:
     def _carry_out(self, effect: Act, moved: Container[str]) -> Result:
         fixpoint = Fixpoint(effect.beside, effect.put_back, effect.wanted)
         seen: dict[str, Observation] = {}
-        results = act(effect.steps, self.blobs, resumed=effect.resumed, fixpoint=fixpoint, moved=moved, seen_after=seen,
-                      saves=effect.saves)
+        results = act(
+            effect.steps,
+            self.blobs,
+            resumed=effect.resumed,
+            fixpoint=fixpoint,
+            moved=moved,
+            seen_after=seen,
+            saves=effect.saves,
+        )
         others = (r for r in effect.below if self.ignore.match(r) is None)
-        sightings = placed(Sighting(r, seen[r] if r in seen and r.startswith("file:") else observe(r))
-                           for r in (*(s.id for s in effect.steps), *others))  # fmt: skip
+        sightings = placed(
+            Sighting(r, seen[r] if r in seen and r.startswith("file:") else observe(r))
+            for r in (*(s.id for s in effect.steps), *others)
+        )
         beside, reads = fixpoint.moved(), fixpoint.learned(results)
         return Result(effect.job, lambda t, w: Acted(t, w, effect.job, results, sightings, beside, reads))
 
@@ -364,8 +392,16 @@ def _is_closed(sighting: Sighting) -> bool:
     return isinstance(seen, dict) and KINDS[kind].marked(name, seen) != seen
 
 
-def _found(job: int, found: dict[str, Any], exact: set[str], notes: list[str], keep: Keep, *, last: bool,
-           patterns: Sequence[str] = ()) -> Result:  # fmt: skip
+def _found(
+    job: int,
+    found: dict[str, Any],
+    exact: set[str],
+    notes: list[str],
+    keep: Keep,
+    *,
+    last: bool,
+    patterns: Sequence[str] = (),
+) -> Result:
     named = frozenset(exact)
     return Result(job, lambda t, w: Discovered(t, w, job, found, named, notes, last, patterns), keep.blobs)
 

@@ -183,8 +183,14 @@ def _as_json(args: argparse.Namespace, handler: Handler, answers: Answers) -> No
         elif args.command == "log" and code == EXIT_DONE:
             nodes.update((name, []) for name in names)
     cut = _truncated(args, answers)
-    emit({"v": 1, "nodes": nodes, "failed": {**{fold(n): why for why, n in failed.items()}, **answers.failed},
-          **({"truncated": fold(cut)} if cut else {})})  # fmt: skip
+    emit(
+        {
+            "v": 1,
+            "nodes": nodes,
+            "failed": {**{fold(n): why for why, n in failed.items()}, **answers.failed},
+            **({"truncated": fold(cut)} if cut else {}),
+        }
+    )
 
 
 def _ids(args: argparse.Namespace) -> bool:

@@ -72,8 +72,10 @@ def diff(documents: Documents, silent: int) -> Lines:
 
 def log(documents: Documents, silent: int) -> Lines:
     """What happened within a minute on many nodes is one line; the newest first."""
-    rows = sorted(((row["record"], name) for doc, names in documents for row in doc["rows"] for name in names),
-                  key=lambda item: (item[0]["time"], item[1], item[0]["seq"]))  # fmt: skip
+    rows = sorted(
+        ((row["record"], name) for doc, names in documents for row in doc["rows"] for name in names),
+        key=lambda item: (item[0]["time"], item[1], item[0]["seq"]),
+    )
     lines: list[tuple[datetime, str, list[str]]] = []
     newest: dict[str, int] = {}
     for record, name in rows:

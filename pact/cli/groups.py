@@ -31,8 +31,10 @@ def refuse_here(args: argparse.Namespace) -> None:
     for flag, needs in GROUP_ONLY.items():
         if getattr(args, flag, None) is not None:
             name = "--" + flag.replace("_", "-")
-            raise UsageError(f"{args.command}: {name} is for {needs[args.command]}; nothing was changed",
-                             f"name them, or leave {name} out to mean this node alone")  # fmt: skip
+            raise UsageError(
+                f"{args.command}: {name} is for {needs[args.command]}; nothing was changed",
+                f"name them, or leave {name} out to mean this node alone",
+            )
 
 
 def _each_node(result: dict[str, Any]) -> dict[str, Any]:
@@ -55,16 +57,29 @@ def _said(result: Result) -> dict[str, Any]:
     return {"message": result.message, "error" if result.exit else "note": result.message} if result.message else {}
 
 
-def with_root(args: argparse.Namespace, op: str, request: dict[str, Any], nodes: str | None,
-          show: Callable[[dict[str, Any]], None],
-          for_json: Callable[[dict[str, Any]], dict[str, Any]] = dict) -> int:  # fmt: skip
+def with_root(
+    args: argparse.Namespace,
+    op: str,
+    request: dict[str, Any],
+    nodes: str | None,
+    show: Callable[[dict[str, Any]], None],
+    for_json: Callable[[dict[str, Any]], dict[str, Any]] = dict,
+) -> int:
     """Ask the root itself, and show what it says."""
     given = argparse.Namespace(**{**vars(args), "nodes": nodes})
     _, result = ask(given, op, request)
     with making_sense():
         if args.json:
-            emit({"v": 1, "nodes": {}, **_said(result), **for_json(result.result), "failed": result.failed,
-                  **({"hint": result.hint} if result.hint and result.exit else {})})  # fmt: skip
+            emit(
+                {
+                    "v": 1,
+                    "nodes": {},
+                    **_said(result),
+                    **for_json(result.result),
+                    "failed": result.failed,
+                    **({"hint": result.hint} if result.hint and result.exit else {}),
+                }
+            )
             return result.exit
         if result.result:
             show(result.result)
@@ -78,9 +93,14 @@ def with_root(args: argparse.Namespace, op: str, request: dict[str, Any], nodes:
 
 
 def groups(args: argparse.Namespace) -> int:
-    return with_root(args, "groups", {"group": args.group, "all": args.all}, None,
-                     _show_groups if args.group else _show_table,
-                     lambda r: {**r, "groups": [_each_node(g) for g in r.get("groups", ())]})  # fmt: skip
+    return with_root(
+        args,
+        "groups",
+        {"group": args.group, "all": args.all},
+        None,
+        _show_groups if args.group else _show_table,
+        lambda r: {**r, "groups": [_each_node(g) for g in r.get("groups", ())]},
+    )
 
 
 def nodes(args: argparse.Namespace) -> int:
@@ -145,8 +165,14 @@ def fleet_hold(args: argparse.Namespace) -> int:
         if args.change is not None:
             raise UsageError("--all stops everything: name no change beside it")
         request = {"reason": args.reason, "for_ns": args.for_ns}
-        return with_root(args, "fleet_hold", request, None, lambda r: say(
-            f"{r['hold']}: nothing rolls back anywhere{until(r['ends'])}; {r['nodes']} nodes know"), _heard)
+        return with_root(
+            args,
+            "fleet_hold",
+            request,
+            None,
+            lambda r: say(f"{r['hold']}: nothing rolls back anywhere{until(r['ends'])}; {r['nodes']} nodes know"),
+            _heard,
+        )
     return with_root(args, "fleet_release", {"hold": args.name}, None, _show_released, _heard)
 
 
@@ -165,8 +191,10 @@ def _show_group(result: dict[str, Any]) -> None:
     say(f"{clean(result['group'])} {clean(result['state'])}: {clean(result['nodes'])}")
     timed = result.get("remaining_s") and on_terminal()
     left = f", {format_duration(int(result['remaining_s']) * NS_PER_S)} left" if timed else ""
-    say(f"  by {clean(result['owner'])}{left}: {', '.join(map(clean, result['resources'][:5]))}"
-        + (f" and {len(result['resources']) - 5} more" if len(result["resources"]) > 5 else ""))  # fmt: skip
+    say(
+        f"  by {clean(result['owner'])}{left}: {', '.join(map(clean, result['resources'][:5]))}"
+        + (f" and {len(result['resources']) - 5} more" if len(result["resources"]) > 5 else "")
+    )
     if result.get("message"):
         say(f"  {clean(result['message'])}")
     for state, names in result["members"].items():
@@ -223,8 +251,16 @@ def _table(listed: Iterable[dict[str, Any]]) -> None:
         members = ", ".join(f"{state} {clean(names)}" for state, names in g["members"].items())
         until_ = ends(g.get("deadline"), g.get("remaining_s")).removeprefix(" until ")
         end = local_time(g["deadline"]) if on_terminal() and g.get("deadline") else until_
-        rows.append((clean(g["group"]), clean(g["state"]), clean(g["owner"]), end or "-", members,
-                     few(map(clean, g["resources"]), 3)))  # fmt: skip
+        rows.append(
+            (
+                clean(g["group"]),
+                clean(g["state"]),
+                clean(g["owner"]),
+                end or "-",
+                members,
+                few(map(clean, g["resources"]), 3),
+            )
+        )
     widths = [max(cell_len(row[i]) for row in rows) for i in range(len(rows[0]) - 2)]
     for row in rows:
         cells = [text + " " * (width - cell_len(text)) for text, width in zip(row, widths, strict=False)]

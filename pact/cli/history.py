@@ -41,15 +41,16 @@ def _require_type(name: str) -> None:
     """Raises UsageError for a type that no record has: no output would look like nothing has happened."""
     if name and name not in TYPES:
         near = difflib.get_close_matches(name, sorted(TYPES), 1, NEAR)
-        raise UsageError(f"--type {name!r}: there are no such records",
-                         f"did you mean {near[0]!r}?" if near else f"types: {', '.join(sorted(TYPES))}")  # fmt: skip
+        raise UsageError(
+            f"--type {name!r}: there are no such records",
+            f"did you mean {near[0]!r}?" if near else f"types: {', '.join(sorted(TYPES))}",
+        )
 
 
 def log(args: argparse.Namespace) -> int:
     _require_type(args.type)
     count = args.n if args.n is not None else None if args.since is not None else DEFAULT_COUNT
-    lines = stream(args.socket, "log", count=count, since=_since(args.since), type=args.type,
-                   follow=args.follow)  # fmt: skip
+    lines = stream(args.socket, "log", count=count, since=_since(args.since), type=args.type, follow=args.follow)
     return _print(args, (x for x in lines if not args.type or x["record"]["type"] == args.type))
 
 
@@ -83,8 +84,10 @@ def _only(args: argparse.Namespace, contents: dict[str, Any]) -> dict[str, Any]:
     """What the record keeps of ``--resource``. Raises UsageError if that is nothing."""
     if args.resource not in contents:
         kept = ", ".join(map(clean, sorted(contents)[:5]))
-        raise UsageError(f"record {args.seq} keeps no content of {clean(args.resource)}",
-                         f"it keeps: {kept}" if kept else "pact log --type rollback_started")  # fmt: skip
+        raise UsageError(
+            f"record {args.seq} keeps no content of {clean(args.resource)}",
+            f"it keeps: {kept}" if kept else "pact log --type rollback_started",
+        )
     return {args.resource: contents[args.resource]}
 
 

@@ -32,8 +32,7 @@ WHAT_THEN = "it is no journal, or was emptied"
 
 
 def run(args: argparse.Namespace) -> int:
-    action = {"verify": _verify, "export": _export, "import": _import,
-              "accept-loss": _accept_loss}[args.action]
+    action = {"verify": _verify, "export": _export, "import": _import, "accept-loss": _accept_loss}[args.action]
     return action(args)
 
 
@@ -47,8 +46,10 @@ def _journal(args: argparse.Namespace) -> SqliteJournal:
     try:
         os.stat(path)
     except OSError as exc:
-        raise JournalError(f"journal {path}: {os.strerror(exc.errno or 0)}",
-                           "has the agent run here? name its agent.toml with --config") from None  # fmt: skip
+        raise JournalError(
+            f"journal {path}: {os.strerror(exc.errno or 0)}",
+            "has the agent run here? name its agent.toml with --config",
+        ) from None
     return SqliteJournal(path, read_only=True, guard=True)
 
 
@@ -180,8 +181,10 @@ def _import(args: argparse.Namespace) -> int:
                 raise UsageError(f"{path} is not empty", "import into a new state directory")
             head = read_head(head_path(path))
             if head is not None and head.seq >= 0:  # one of nothing is left by an import that was cut off
-                raise UsageError(f"{head_path(path)} is of a journal that is not there any more: the directory is not "
-                                 "empty", "import into a new state directory")  # fmt: skip
+                raise UsageError(
+                    f"{head_path(path)} is of a journal that is not there any more: the directory is not empty",
+                    "import into a new state directory",
+                )
             with open(args.file, "rb") as f:
                 records, blobs = import_lines(journal, f, marked=not args.without_mark)
         except OSError as exc:
@@ -213,8 +216,16 @@ def _accept_loss(args: argparse.Namespace) -> int:
             if last is None:
                 raise UsageError(f"{path} {EMPTY}", "start the agent on a new state directory")
             lost = _lost(journal)
-            row = seal(last.seq + 1, last.hash, rfc3339(time.time_ns()), last.t_ns, last.node, "loss_accepted",
-                       _me().to_json(), {**lost, "message": args.message})  # fmt: skip
+            row = seal(
+                last.seq + 1,
+                last.hash,
+                rfc3339(time.time_ns()),
+                last.t_ns,
+                last.node,
+                "loss_accepted",
+                _me().to_json(),
+                {**lost, "message": args.message},
+            )
             journal.accept_loss(row)
         finally:
             journal.close()

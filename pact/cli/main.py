@@ -29,10 +29,29 @@ time, or they are rolled back to declared state. Larger drift has less time."""
 
 
 #: Commands that can be sent to other nodes.
-FAR: Final = frozenset({
-    "nodes", "groups", "status", "diff", "commit", "rollback", "extend", "redo", "apply", "declare", "adopt",
-    "consumers", "show", "hold", "emergency", "log", "watch", "check", "track",
-})  # fmt: skip
+FAR: Final = frozenset(
+    {
+        "nodes",
+        "groups",
+        "status",
+        "diff",
+        "commit",
+        "rollback",
+        "extend",
+        "redo",
+        "apply",
+        "declare",
+        "adopt",
+        "consumers",
+        "show",
+        "hold",
+        "emergency",
+        "log",
+        "watch",
+        "check",
+        "track",
+    }
+)
 
 #: Commands whose output may be longer than a screen.
 PAGED: Final = frozenset({"status", "diff", "log", "show", "groups", "nodes", "export", "consumers"})
@@ -73,10 +92,15 @@ def whole(text: str) -> int:
 
 def build() -> argparse.ArgumentParser:
     """The whole command line."""
-    parser = Parser(prog="pact", description=DESCRIPTION, epilog=epilog(""),
-                    formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    parser.add_argument("--socket", metavar="PATH", default=os.environ.get("PACT_SOCKET") or None,
-                        help="the agent's control socket (default: $PACT_SOCKET or /run/pact/agent.sock)")
+    parser = Parser(
+        prog="pact", description=DESCRIPTION, epilog=epilog(""), formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--socket",
+        metavar="PATH",
+        default=os.environ.get("PACT_SOCKET") or None,
+        help="the agent's control socket (default: $PACT_SOCKET or /run/pact/agent.sock)",
+    )
     parser.add_argument("--via", metavar="URL", action="append", help="a root or an aggregator: tcp://HOST:7417")
     parser.add_argument("--server-key", metavar="KEY", help="its public key, or a file that holds it: ./NAME.key")
     parser.add_argument("--key", metavar="FILE", help="your secret key (NAME.secret)")
@@ -86,8 +110,9 @@ def build() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
 
     def add(name: str, text: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=text, description=text, epilog=epilog(name),
-                                  formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+        sub = commands.add_parser(
+            name, help=text, description=text, epilog=epilog(name), formatter_class=argparse.RawDescriptionHelpFormatter
+        )
         sub.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
         sub.add_argument("--socket", metavar="PATH", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
         if name not in UNTIMED:
@@ -99,8 +124,13 @@ def build() -> argparse.ArgumentParser:
     sub = add("agent", "run the node agent in the foreground")
     sub.add_argument("--config", metavar="FILE", help="default: /etc/pact/agent.toml, if it exists")
     sub.add_argument("--wait", action="store_true", help="run none: wait until the one that was started answers")
-    sub.add_argument("--timeout", type=duration, metavar="D", default=argparse.SUPPRESS,
-                     help="with --wait: for how long (default 60s)")  # fmt: skip
+    sub.add_argument(
+        "--timeout",
+        type=duration,
+        metavar="D",
+        default=argparse.SUPPRESS,
+        help="with --wait: for how long (default 60s)",
+    )
 
     sub = add("aggregator", "run one member of the cluster's tree in the foreground")
     sub.add_argument("--config", metavar="FILE", help="default: /etc/pact/aggregator.toml")
@@ -119,8 +149,11 @@ def build() -> argparse.ArgumentParser:
     _verbose(sub, EACH)
 
     sub = add("commit", "accept changes: what the machine has becomes declared")
-    sub.add_argument("--without-content", action="store_true",
-                     help="also what the full content store cannot keep: declared, but no rollback can restore it")
+    sub.add_argument(
+        "--without-content",
+        action="store_true",
+        help="also what the full content store cannot keep: declared, but no rollback can restore it",
+    )
     _targets(sub)
     sub.add_argument("-m", "--message", metavar="TEXT", help="why (on a terminal your editor asks for it)")
     sub.add_argument("--force", action="store_true", help="on this node alone, although its group is being settled")
@@ -130,8 +163,11 @@ def build() -> argparse.ArgumentParser:
     sub = add("rollback", "restore declared state now")
     _targets(sub)
     sub.add_argument("--dry-run", action="store_true", help="show the plan and who is in its way; change nothing")
-    sub.add_argument("--force", action="store_true", help="although a hold was placed or a package manager works; of "
-                     "a group: without members that do not answer")  # fmt: skip
+    sub.add_argument(
+        "--force",
+        action="store_true",
+        help="although a hold was placed or a package manager works; of a group: without members that do not answer",
+    )
     sub.add_argument("--to", type=whole, metavar="SEQ", help="restore the declared state of an earlier journal record")
     sub.add_argument("--trials", choices=["keep", "end"], help="with --to: what becomes of commits that have an end")
     _missing(sub, False)
@@ -170,8 +206,12 @@ def build() -> argparse.ArgumentParser:
 
     sub = add("track", "what becomes of what is new below a pattern; without arguments: what is tracked")
     sub.add_argument("pattern", nargs="?", metavar="PATTERN")
-    sub.add_argument("mode", nargs="?", metavar="report|enforce|ignore",
-                     help="report: show it; enforce: drift, with a window; ignore: neither")  # fmt: skip
+    sub.add_argument(
+        "mode",
+        nargs="?",
+        metavar="report|enforce|ignore",
+        help="report: show it; enforce: drift, with a window; ignore: neither",
+    )
 
     add("export", "the declared state as TOML that declare accepts")
 
@@ -204,8 +244,9 @@ def build() -> argparse.ArgumentParser:
 def _far(sub: argparse.ArgumentParser, *, again: bool = False) -> None:
     """``--nodes`` and what belongs to it. ``again``: they, and the timeout, may also stand after the action's word."""
     gone = argparse.SUPPRESS
-    sub.add_argument("--nodes", metavar="NODESET", default=gone if again else None,
-                     help="on these nodes: node[001-128], @group")  # fmt: skip
+    sub.add_argument(
+        "--nodes", metavar="NODESET", default=gone if again else None, help="on these nodes: node[001-128], @group"
+    )
     if again:
         sub.add_argument("--timeout", type=duration, metavar="D", default=gone, help=PATIENCE)
     for flag, how in (("--via", {"action": "append"}), ("--server-key", {}), ("--key", {})):
@@ -234,8 +275,12 @@ def _shared(sub: argparse.ArgumentParser) -> None:
 
 def _action(actions: Any, command: str, name: str, text: str) -> argparse.ArgumentParser:
     made: argparse.ArgumentParser = actions.add_parser(
-        name, help=text, description=text, epilog=epilog(command, name),
-        formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+        name,
+        help=text,
+        description=text,
+        epilog=epilog(command, name),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     return made
 
 
@@ -273,16 +318,21 @@ def _hold(sub: argparse.ArgumentParser) -> None:
 
 
 def _journal(sub: argparse.ArgumentParser) -> None:
-    actions = sub.add_subparsers(dest="action", required=True, metavar="verify|export|import|accept-loss",
-                                 parser_class=Parser)  # fmt: skip
+    actions = sub.add_subparsers(
+        dest="action", required=True, metavar="verify|export|import|accept-loss", parser_class=Parser
+    )
     verify = _action(actions, "journal", "verify", "check the hash chain of a journal or an export")
     verify.add_argument("file", nargs="?", metavar="FILE", help="default: the configured agent's journal")
     verify.add_argument("--config", metavar="FILE")
     roots = "a root's log in place of an agent's journal; its aggregator.toml"
     verify.add_argument("--root", metavar="FILE", help=roots)
     unmarked = "take an export of an older version, which has no mark at its end"
-    verify.add_argument("--expect", action="append", metavar="SEQ:HASH",
-                        help="this record has this hash, as pact --json nodes says the root has it")
+    verify.add_argument(
+        "--expect",
+        action="append",
+        metavar="SEQ:HASH",
+        help="this record has this hash, as pact --json nodes says the root has it",
+    )
     verify.add_argument("--without-mark", action="store_true", help=unmarked)
     export = _action(actions, "journal", "export", "write a journal as JSON lines")
     export.add_argument("file", nargs="?", metavar="FILE", help="default: stdout")

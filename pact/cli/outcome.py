@@ -45,6 +45,8 @@ def show_applied(result: dict[str, Any], *, ids: bool = True) -> None:
     show_notes(result)
     if result.get("consumers"):
         holders_table(result["consumers"])
+
+
 def show_notes(result: dict[str, Any]) -> None:
     """What else comes of it."""
     for note in result.get("notes", ()):

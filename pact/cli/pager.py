@@ -51,7 +51,11 @@ def _show(text: str) -> None:
     sys.stdout.flush()
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is the pager's
     try:
-        subprocess.run(command, input=text.encode(errors="replace"), check=False,
-                       env={"LESS": OPTIONS, "LESSCHARSET": "utf-8", **os.environ})  # fmt: skip
+        subprocess.run(
+            command,
+            input=text.encode(errors="replace"),
+            check=False,
+            env={"LESS": OPTIONS, "LESSCHARSET": "utf-8", **os.environ},
+        )
     finally:
         signal.signal(signal.SIGINT, before)

@@ -23,10 +23,16 @@ if TYPE_CHECKING:
 
 #: Colours mean what the state means.
 STYLE: Final = {
-    "committed": "bold green", "drifted": "bold yellow", "open": "yellow", "rolling_back": "yellow",
-    "blocked": "bold red", "failed": "bold red", "emergency": "bold magenta", "held": "magenta",
+    "committed": "bold green",
+    "drifted": "bold yellow",
+    "open": "yellow",
+    "rolling_back": "yellow",
+    "blocked": "bold red",
+    "failed": "bold red",
+    "emergency": "bold magenta",
+    "held": "magenta",
     "unconfigured": "bold yellow",
-}  # fmt: skip
+}
 PID: Final = re.compile(r" \(pid \d+\)|(?<=\S)\[\d+\](?= of )")  # the second: as versions before this one wrote it
 RESOURCES_SHOWN: Final = 8
 RESOURCES_NAMED: Final = 3
@@ -75,8 +81,9 @@ def still(document: bytes) -> bytes:
     if document.isascii() and b"\x7f" not in document:
         return document
     text = document.decode()
-    moving = {ord(c): "".join(f"\\u{unit:04x}" for unit in _units(c)) for c in set(text)
-              if unicodedata.category(c) in MOVING}  # fmt: skip
+    moving = {
+        ord(c): "".join(f"\\u{unit:04x}" for unit in _units(c)) for c in set(text) if unicodedata.category(c) in MOVING
+    }
     return text.translate(moving).encode() if moving else document
 
 
@@ -158,8 +165,11 @@ def ends(text: str | None, left_s: float | None = None) -> str:
     if not text:
         return ""
     then = datetime.fromisoformat(text).astimezone(UTC)
-    return f" until {then:%Y-%m-%dT%H:%M:%SZ}" if left_s is not None and left_s < MINUTES_FROM_S else (
-        f" until {then:%Y-%m-%dT%H:%MZ}")  # fmt: skip
+    return (
+        f" until {then:%Y-%m-%dT%H:%M:%SZ}"
+        if left_s is not None and left_s < MINUTES_FROM_S
+        else (f" until {then:%Y-%m-%dT%H:%MZ}")
+    )
 
 
 def _held(hold: Mapping[str, Any], node: str, fleet: str) -> str:
@@ -181,12 +191,17 @@ def status_lines(doc: Mapping[str, Any], *, ids: bool = True, verbose: bool = Fa
     for change in doc["changes"]:
         yield from _change_lines(change, ids=ids, most=None if verbose else RESOURCES_SHOWN)
     most = None if verbose else LISTED_MAX
-    yield from _listed("trial", most, [f"{clean(t['resource'])}{ends(t['ends'])} ({clean(t['by'])})"
-                                       for t in doc.get("trials", ())])  # fmt: skip
+    yield from _listed(
+        "trial", most, [f"{clean(t['resource'])}{ends(t['ends'])} ({clean(t['by'])})" for t in doc.get("trials", ())]
+    )
     new, more = untracked_places(doc)
     yield from _listed("untracked", most, [f"{clean(name)} ({clean(user)})" for name, user in new], len(new) + more)
-    yield from _listed("unreadable", most, [f"{clean(r)}: {spoken(w)}" for r, w in sorted(
-        doc.get("unreadable_resources", {}).items())], doc["unreadable"])  # fmt: skip
+    yield from _listed(
+        "unreadable",
+        most,
+        [f"{clean(r)}: {spoken(w)}" for r, w in sorted(doc.get("unreadable_resources", {}).items())],
+        doc["unreadable"],
+    )
     for hold in doc["holds"]:
         name = f" {hold['id']}" if ids or str(hold["id"]).startswith("f") else ""
         what = _held(hold, "node", "fleet") if ids or not hold["change"] else "a change"
@@ -283,8 +298,14 @@ def holders_table(holders: Iterable[Mapping[str, Any]], more: int = 0) -> None:
     for name in ("pid", "user", "job", "how", "what", "command"):
         table.add_column(name)
     for h in rows[:LISTED_MAX]:
-        table.add_row(str(h["pid"] or "-"), clean(h.get("user") or "-"), clean(h.get("job") or "-"), h["how"],
-                      clean(h.get("path", "")), clean(h.get("command", ""))[:80] + gone(h))  # fmt: skip
+        table.add_row(
+            str(h["pid"] or "-"),
+            clean(h.get("user") or "-"),
+            clean(h.get("job") or "-"),
+            h["how"],
+            clean(h.get("path", "")),
+            clean(h.get("command", ""))[:80] + gone(h),
+        )
     _console().print(table)
     if len(rows) + more > LISTED_MAX:
         say(f"   and {len(rows) + more - LISTED_MAX} more")

@@ -59,8 +59,17 @@ def _file(args: argparse.Namespace) -> Backup:
 def _say(args: argparse.Namespace, where: str, backup: Backup, what: str) -> int:
     end = backup.end()
     if args.json:
-        emit({"v": 1, "file": where, "cluster": backup.cluster, "chunks": end["chunks"], "gseq": end["gseq"],
-              "snapshot": end["snapshot"] is not None, "ok": True})  # fmt: skip
+        emit(
+            {
+                "v": 1,
+                "file": where,
+                "cluster": backup.cluster,
+                "chunks": end["chunks"],
+                "gseq": end["gseq"],
+                "snapshot": end["snapshot"] is not None,
+                "ok": True,
+            }
+        )
     else:
         say(f"{clean(where)}: the log of {clean(backup.cluster)} up to event {end['gseq']}, {what}")
     return EXIT_DONE

@@ -59,8 +59,10 @@ def connected(args: argparse.Namespace) -> Iterator[RootClient]:
     if not servers:
         needed = [("".join(via), "--via tcp://HOST:7417"), (server_key, "--server-key KEY"), *needed]
     if not any(value for value, _ in needed):
-        raise UnreachableError("no root is configured on this machine", "name one with --via, --server-key and --key, "
-                               "or in ~/.config/pact/client.toml or /etc/pact/client.toml")  # fmt: skip
+        raise UnreachableError(
+            "no root is configured on this machine",
+            "name one with --via, --server-key and --key, or in ~/.config/pact/client.toml or /etc/pact/client.toml",
+        )
     for value, what in needed:
         if not value:
             raise UsageError(f"{what} is missing", "or write it in ~/.config/pact/client.toml or /etc/pact/client.toml")
@@ -68,8 +70,9 @@ def connected(args: argparse.Namespace) -> Iterator[RootClient]:
         server_key = keys.server_key(server_key, "" if args.server_key else config.directory)
     servers = [*((url, server_key) for url in via), *servers]
     name = re.sub(r"[^A-Za-z0-9._-]", "_", os.path.basename(path).removesuffix(".secret")) or "operator"
-    with RootClient(servers, keys.load(path), name, _say_waiting, _timeout_s(args), config.roots,
-                    config.sealed) as client:  # fmt: skip
+    with RootClient(
+        servers, keys.load(path), name, _say_waiting, _timeout_s(args), config.roots, config.sealed
+    ) as client:
         try:
             yield client
         except KeyboardInterrupt:
@@ -148,8 +151,9 @@ def making_sense() -> Iterator[None]:
     try:
         yield
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError):
-        raise UnreachableError("the root's answer makes no sense",
-                               "is it of another version? see its log, and pact --version on both") from None
+        raise UnreachableError(
+            "the root's answer makes no sense", "is it of another version? see its log, and pact --version on both"
+        ) from None
 
 
 def say_failed(failed: dict[str, str]) -> None:

@@ -84,15 +84,29 @@ def _lines(doc: Mapping[str, Any], width: int, limits: Limits) -> Iterable[Line]
     if hidden:
         resources = sum(len(c["resources"]) for c in hidden)
         yield f"and {len(hidden)} more changes of {resources} resources: pact status -v", "yellow"
-    yield from _list(doc.get("trials", ()), limits.entries, lambda t: _row(
-        "trial", f"until {local_time(t['ends'])}, by {clean(t['by'])}", clean(t["resource"]), width), "trials")
+    yield from _list(
+        doc.get("trials", ()),
+        limits.entries,
+        lambda t: _row("trial", f"until {local_time(t['ends'])}, by {clean(t['by'])}", clean(t["resource"]), width),
+        "trials",
+    )
     new, more = untracked_places(doc)
-    yield from _list(new, limits.entries, lambda u: _row("untracked", f"by {clean(u[1])}", clean(u[0]), width),
-                     "untracked", total=len(new) + more)  # fmt: skip
+    yield from _list(
+        new,
+        limits.entries,
+        lambda u: _row("untracked", f"by {clean(u[1])}", clean(u[0]), width),
+        "untracked",
+        total=len(new) + more,
+    )
     unread = sorted(doc.get("unreadable_resources", {}).items())
-    yield from _list(unread, limits.entries, lambda item: [
-        f"unreadable {cut_name(clean(item[0]), max(10, width - 11))}", *prose(spoken(item[1]), width)],
-        "unreadable", total=doc["unreadable"], style="red")  # fmt: skip
+    yield from _list(
+        unread,
+        limits.entries,
+        lambda item: [f"unreadable {cut_name(clean(item[0]), max(10, width - 11))}", *prose(spoken(item[1]), width)],
+        "unreadable",
+        total=doc["unreadable"],
+        style="red",
+    )
     yield from _list(doc["holds"], limits.entries, lambda h: _hold(h, width), "holds", style="magenta")
     for name, health in doc["observers"].items():
         if health != "ok":
@@ -179,8 +193,13 @@ def _change(doc: Mapping[str, Any], change: Mapping[str, Any], width: int, limit
         yield from ((row, "") for row in wrapped(users, width, 1, f"{INDENT}also changed by "))
     if change["reason"]:
         yield from ((row, style) for row in prose(why(change), width))
-    yield from _list(change["consumers"], HOLDERS_SHOWN if limits.entries else None,
-                     lambda h: [_holder(h, width)], "holders", before=INDENT)  # fmt: skip
+    yield from _list(
+        change["consumers"],
+        HOLDERS_SHOWN if limits.entries else None,
+        lambda h: [_holder(h, width)],
+        "holders",
+        before=INDENT,
+    )
 
 
 def _holder(holder: Mapping[str, Any], width: int) -> str:
@@ -191,8 +210,12 @@ def _holder(holder: Mapping[str, Any], width: int) -> str:
 
 def _hold(hold: Mapping[str, Any], width: int) -> list[str]:
     what = clean(hold["change"] or ("the whole fleet" if str(hold["id"]).startswith("f") else "the node"))
-    return prose(f"hold {hold['id']} on {what} by {clean(hold['owner'])} until {local_time(hold['ends'])}: "
-                 f"{clean(hold['reason'])}", width, "")  # fmt: skip
+    return prose(
+        f"hold {hold['id']} on {what} by {clean(hold['owner'])} until {local_time(hold['ends'])}: "
+        f"{clean(hold['reason'])}",
+        width,
+        "",
+    )
 
 
 def _row(what: str, facts: str, name: str, width: int) -> list[str]:
@@ -202,8 +225,16 @@ def _row(what: str, facts: str, name: str, width: int) -> list[str]:
     return [f"{what} {cut_name(name, width - len(what) - 1)}", *prose(facts, width)]
 
 
-def _list(items: Iterable[Any], most: int | None, rows: Callable[[Any], list[str]], what: str, *,
-          total: int | None = None, style: str = "", before: str = "") -> Iterable[Line]:  # fmt: skip
+def _list(
+    items: Iterable[Any],
+    most: int | None,
+    rows: Callable[[Any], list[str]],
+    what: str,
+    *,
+    total: int | None = None,
+    style: str = "",
+    before: str = "",
+) -> Iterable[Line]:
     listed = list(items)
     for item in listed[:most]:
         yield from ((row, style) for row in rows(item))
@@ -226,8 +257,12 @@ def _next_step(doc: Mapping[str, Any]) -> list[str]:
         return ["pact emergency end --commit -m WHY keeps what was done", "--rollback undoes it", "--dry-run shows it"]
     if stuck:
         name = stuck[0]
-        return ["pact diff shows what", f"pact rollback {name} tries again", f"pact commit {name} -m WHY keeps it",
-                f"pact extend {name} 1h reopens it"]  # fmt: skip
+        return [
+            "pact diff shows what",
+            f"pact rollback {name} tries again",
+            f"pact commit {name} -m WHY keeps it",
+            f"pact extend {name} 1h reopens it",
+        ]
     if doc["changes"]:
         more = [] if doc["mode"] == "observe" else ["pact extend 30m waits"]
         return ["pact diff shows what", "pact commit -m WHY keeps it", "pact rollback undoes it", *more]

@@ -19,9 +19,17 @@ LEFT_SHOWN: Final = 10
 def commit(args: argparse.Namespace) -> int:
     if args.message is None:
         args.message = _message(args)
-    answer = ask(args.socket, "commit", targets=args.targets, all=args.all, message=args.message, ttl_ns=args.ttl,
-                 force=args.force, shared=args.shared,
-                 **({"without_content": True} if args.without_content else {}))  # fmt: skip
+    answer = ask(
+        args.socket,
+        "commit",
+        targets=args.targets,
+        all=args.all,
+        message=args.message,
+        ttl_ns=args.ttl,
+        force=args.force,
+        shared=args.shared,
+        **({"without_content": True} if args.without_content else {}),
+    )
     if not args.json:
         for done in answer.result.get("committed", ()):
             _show_commit(done, _ids(args))
@@ -63,8 +71,17 @@ def _show_commit(done: dict[str, Any], ids: bool = True) -> None:
 def rollback(args: argparse.Namespace) -> int:
     if args.trials is not None and args.to is None:
         raise UsageError("--trials goes with --to SEQ")
-    answer = ask(args.socket, "rollback", targets=args.targets, all=args.all, dry_run=args.dry_run, force=args.force,
-                 shared=args.shared, to_seq=args.to, trials=args.trials)  # fmt: skip
+    answer = ask(
+        args.socket,
+        "rollback",
+        targets=args.targets,
+        all=args.all,
+        dry_run=args.dry_run,
+        force=args.force,
+        shared=args.shared,
+        to_seq=args.to,
+        trials=args.trials,
+    )
     if not args.json:
         for done in answer.result.get("rolled_back", ()):
             _show_rollback(done, _ids(args))
@@ -189,6 +206,13 @@ def _left(result: dict[str, Any], ids: bool = True) -> None:
     if isinstance(left, list) and left:
         settled = {d["change"] for key in ("committed", "rolled_back") for d in result.get(key, ()) if "change" in d}
         more = f" and {len(left) - LEFT_SHOWN} more" if len(left) > LEFT_SHOWN else ""
-        say("still open: " + ", ".join(
-            f"{'the rest of ' if c['change'] in settled else ''}{c['change']} ({clean(c['owner'])})" if ids else
-            f"a change of {clean(c['owner'])}" for c in left[:LEFT_SHOWN]) + more)  # fmt: skip
+        say(
+            "still open: "
+            + ", ".join(
+                f"{'the rest of ' if c['change'] in settled else ''}{c['change']} ({clean(c['owner'])})"
+                if ids
+                else f"a change of {clean(c['owner'])}"
+                for c in left[:LEFT_SHOWN]
+            )
+            + more
+        )

@@ -91,8 +91,13 @@ class Aggregator:
         self._auth_seen = self._auth_new = _signature(settings.authorized)
         self.authorized = auth.read(settings.authorized)
         descriptors.raise_limit(settings.children, settings.path)
-        self.relay = Relay(settings.name, rack=settings.rack, children_max=settings.children,
-                           buffer_max=settings.buffer, gather_ns=GATHER_NS if settings.parents else 0)  # fmt: skip
+        self.relay = Relay(
+            settings.name,
+            rack=settings.rack,
+            children_max=settings.children,
+            buffer_max=settings.buffer,
+            gather_ns=GATHER_NS if settings.parents else 0,
+        )
         self.context: zmq.Context[Any] = zmq.Context(2 if settings.children > 512 else 1)
         self.context.set(zmq.MAX_SOCKETS, SOCKETS_MAX)
         self.poller = select.epoll()
@@ -112,9 +117,17 @@ class Aggregator:
         self.root: RootPart | None = None
         self.seals: RootSeals | None = None
         if settings.parents:
-            self.uplink = Uplink(settings.name, "aggregator", settings.parents, random.Random(),
-                                 session=secrets.randbits(64), version=__version__, rack=settings.rack,
-                                 more=self.relay.claims, beat=self.relay.beat)  # fmt: skip
+            self.uplink = Uplink(
+                settings.name,
+                "aggregator",
+                settings.parents,
+                random.Random(),
+                session=secrets.randbits(64),
+                version=__version__,
+                rack=settings.rack,
+                more=self.relay.claims,
+                beat=self.relay.beat,
+            )
         elif make_root is not None:
             self.seals = sealing.of_root(self.key, lambda: self.authorized, required=settings.sealed)
             self.relay.tree.gate = self.seals
@@ -376,13 +389,22 @@ class Aggregator:
         """What the web page and the metrics say. Made in the loop, read by their thread."""
         relay = self.relay
         own = {
-            "name": self.config.name, "cluster": self.config.cluster, "version": __version__, "root": False,
-            "children": len(relay.tree.named), "connected": len(relay.tree.where), "buffered": relay.backlog.bytes,
-            "healthy": relay.rooted, "trouble": "" if relay.rooted else "no way to the root",
-        }  # fmt: skip
+            "name": self.config.name,
+            "cluster": self.config.cluster,
+            "version": __version__,
+            "root": False,
+            "children": len(relay.tree.named),
+            "connected": len(relay.tree.where),
+            "buffered": relay.backlog.bytes,
+            "healthy": relay.rooted,
+            "trouble": "" if relay.rooted else "no way to the root",
+        }
         theirs = dict(self.root.shown()) if self.root is not None else {}
-        refused = {**theirs.get("refused", {}), "messages of children": relay.violations + self.bad,
-                   "messages that fit no frame": relay.unsaid}  # fmt: skip
+        refused = {
+            **theirs.get("refused", {}),
+            "messages of children": relay.violations + self.bad,
+            "messages that fit no frame": relay.unsaid,
+        }
         return {**own, **theirs, "refused": refused}
 
     # -- keys ---------------------------------------------------------------------------------------------------

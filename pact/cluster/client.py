@@ -25,7 +25,7 @@ from pact import __version__
 from pact.cluster.nodesets import resolved
 from pact.cluster.personseals import PersonSeals
 from pact.core import strict
-from pact.core.tree import wire
+from pact.core.tree import checks, wire
 from pact.core.tree.wire import Message
 from pact.errors import (
     EXIT_USAGE,
@@ -41,9 +41,14 @@ from pact.net.keys import Key
 WELCOME_S: Final = 6.0
 BEAT_S: Final = 2.0
 SILENCE_S: Final = 8.0
-BODY_MAX: Final = wire.BODY_MAX
-WATCHED: Final = (zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
-                  | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_CONNECTED | zmq.EVENT_CONNECT_RETRIED)  # fmt: skip
+BODY_MAX: Final = checks.BODY_MAX
+WATCHED: Final = (
+    zmq.EVENT_HANDSHAKE_FAILED_AUTH
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+    | zmq.EVENT_CONNECTED
+    | zmq.EVENT_CONNECT_RETRIED
+)
 REFUSED_S: Final = 1.0
 ROOTLESS_S: Final = 10.0  # for so long a new root is waited for: a lease's end, and an election
 HELLO_S: Final = 1.5
@@ -105,9 +110,16 @@ Problems = dict[Server, UnreachableError | DeniedError]
 class RootClient:
     """A context manager. Raises UnreachableError, DeniedError or UsageError, saying what to do next."""
 
-    def __init__(self, servers: Sequence[Server], key: Key, key_name: str,
-                 waiting: Callable[[str], None] = lambda why: None, timeout_s: float = 0.0,
-                 roots: Sequence[str] = (), sealed: bool = False) -> None:  # fmt: skip
+    def __init__(
+        self,
+        servers: Sequence[Server],
+        key: Key,
+        key_name: str,
+        waiting: Callable[[str], None] = lambda why: None,
+        timeout_s: float = 0.0,
+        roots: Sequence[str] = (),
+        sealed: bool = False,
+    ) -> None:
         """Connect to the first that takes us; each is a URL and the key that is expected there. Where there is no root
         just now, one is waited for (``ROOTLESS_S``); ``waiting`` is told so, once. ``timeout_s``: for everything, until
         the last answer; 0 is as long as it takes while somebody is there. ``roots``: the public keys of the roots, for
@@ -191,8 +203,10 @@ class RootClient:
             sock.curve_serverkey = server_key.encode()
         except (zmq.ZMQError, ValueError, TypeError):
             sock.close(0)
-            raise UsageError(f"the server's key for {url} is not a key of 40 characters in Z85",
-                             "it is what NAME.key holds: --server-key, or in client.toml") from None
+            raise UsageError(
+                f"the server's key for {url} is not a key of 40 characters in Z85",
+                "it is what NAME.key holds: --server-key, or in client.toml",
+            ) from None
         sock.linger, sock.maxmsgsize, sock.ipv6 = 0, FRAME_MAX, True
         sock.reconnect_ivl = 200
         self._monitor = sock.get_monitor_socket(WATCHED)  # until the end: a key may be removed at any time
@@ -205,8 +219,17 @@ class RootClient:
         self._welcome(url, others, patience_s)
 
     def _hello(self) -> None:
-        self._send("hello", {"v": wire.VERSION, "role": "client", "name": self._key_name, "session": self._session,
-                             "version": __version__, "wall_ns": time.time_ns()})  # fmt: skip
+        self._send(
+            "hello",
+            {
+                "v": wire.VERSION,
+                "role": "client",
+                "name": self._key_name,
+                "session": self._session,
+                "version": __version__,
+                "wall_ns": time.time_ns(),
+            },
+        )
 
     def _welcome(self, url: str, others: bool, patience_s: float) -> None:
         poller, monitor, taken = zmq.Poller(), self._monitor, False
@@ -238,8 +261,9 @@ class RootClient:
                     raise DeniedError(f"{url}: {message.head['why']}", OTHER_KEY)
                 if message.kind == "sorry":
                     kind = _Rootless if message.head["rootless"] else UnreachableError
-                    raise kind(f"{url}: {message.head['why'] or 'it cannot take us'}",
-                               "name another with --via, or wait")  # fmt: skip
+                    raise kind(
+                        f"{url}: {message.head['why'] or 'it cannot take us'}", "name another with --via, or wait"
+                    )
         raise UnreachableError(f"{url}: {why}", "is the aggregator running, and is the key its key?")
 
     def _send(self, kind: str, head: dict[str, Any], body: bytes = b"") -> None:
@@ -356,7 +380,7 @@ def _telling(problem: PactError) -> int:
 def _result(message: Message) -> Result:
     head = message.head
     try:
-        said = strict.loads_object(message.body or b"{}", wire.BODY_MAX)
+        said = strict.loads_object(message.body or b"{}", checks.BODY_MAX)
     except strict.NotStrictError as exc:
         raise UnreachableError(f"the answer makes no sense ({exc})", "see the aggregator's log") from None
     return Result(head["exit"], head["message"], head["hint"], dict(head["failed"]), said)

@@ -126,8 +126,9 @@ class Committer:
     def append(self, fence: int, first: int, count: int, chunk: bytes) -> bool:
         """Write it after everything given before. False: too much is waiting; give it again after the next Durable."""
         with self._wake:
-            if self._appends and (len(self._appends) >= PENDING_CHUNKS_MAX
-                                  or self._bytes + len(chunk) > PENDING_BYTES_MAX):  # fmt: skip
+            if self._appends and (
+                len(self._appends) >= PENDING_CHUNKS_MAX or self._bytes + len(chunk) > PENDING_BYTES_MAX
+            ):
                 return False
             self._appends.append(_Append(fence, first, count, chunk))
             self._bytes += len(chunk)
@@ -274,8 +275,9 @@ class Committer:
         while store.leading() and not self._closing:
             try:
                 snapshot, chunks = store.load()
-                elected = Elected(fence, snapshot, tuple(chunks), getattr(store, "lost", ""),
-                                  getattr(store, "doubted", ""))  # fmt: skip
+                elected = Elected(
+                    fence, snapshot, tuple(chunks), getattr(store, "lost", ""), getattr(store, "doubted", "")
+                )
             except JournalError as exc:
                 self._post(Failed(str(exc), "load"))
                 self._sleep(RETRY_S[-1])

@@ -74,9 +74,17 @@ class AggregatorConfig:
     @property
     def limits(self) -> Limits:
         """What the root's decisions about groups need."""
-        return Limits(wave=self.wave, waves_at_once=self.waves, breaker_share=self.breaker_percent / 100,
-                      breaker_least=self.breaker_least, answer_ns=self.answer_ns, retry_ns=self.retry_ns,
-                      floor_ns=self.floor_ns, on_busy_retry=self.on_busy_retry, share_per_s=self.share)  # fmt: skip
+        return Limits(
+            wave=self.wave,
+            waves_at_once=self.waves,
+            breaker_share=self.breaker_percent / 100,
+            breaker_least=self.breaker_least,
+            answer_ns=self.answer_ns,
+            retry_ns=self.retry_ns,
+            floor_ns=self.floor_ns,
+            on_busy_retry=self.on_busy_retry,
+            share_per_s=self.share,
+        )
 
 
 @dataclass(slots=True)
@@ -112,24 +120,36 @@ def _journal(value: Any) -> str:
 
 KEYS: Final[Mapping[str, Mapping[str, tuple[str, Callable[[Any], Any]]]]] = {
     "aggregator": {
-        "name": ("name", a_name), "cluster": ("cluster", a_name), "rack": ("rack", a_rack), "tree": ("tree", _url),
-        "events": ("events", _url), "replay": ("replay", _url), "http": ("http", _address),
-        "parents": ("parents", parents), "children": ("children", a_count(1, CHILDREN_LIMIT)),
+        "name": ("name", a_name),
+        "cluster": ("cluster", a_name),
+        "rack": ("rack", a_rack),
+        "tree": ("tree", _url),
+        "events": ("events", _url),
+        "replay": ("replay", _url),
+        "http": ("http", _address),
+        "parents": ("parents", parents),
+        "children": ("children", a_count(1, CHILDREN_LIMIT)),
         "buffer": ("buffer", a_size),
     },
-    "journal": {"url": ("journal", _journal), "keep": ("keep_events", a_count(1, 1_000_000_000)),
-                "share": ("share", a_count(0, 1_000_000)),
-                **{name: (f"journal_{name}", a_text) for name in sorted(OPTIONS)}},
+    "journal": {
+        "url": ("journal", _journal),
+        "keep": ("keep_events", a_count(1, 1_000_000_000)),
+        "share": ("share", a_count(0, 1_000_000)),
+        **{name: (f"journal_{name}", a_text) for name in sorted(OPTIONS)},
+    },
     "groups": {
-        "wave": ("wave", a_count(1, 100_000)), "waves": ("waves", a_count(1, 100)),
+        "wave": ("wave", a_count(1, 100_000)),
+        "waves": ("waves", a_count(1, 100)),
         "failures_percent": ("breaker_percent", a_number(0, 100)),
-        "failures": ("breaker_least", a_count(0, 100_000)), "answer": ("answer_ns", a_duration),
-        "retry": ("retry_ns", a_duration), "floor": ("floor_ns", a_duration),
+        "failures": ("breaker_least", a_count(0, 100_000)),
+        "answer": ("answer_ns", a_duration),
+        "retry": ("retry_ns", a_duration),
+        "floor": ("floor_ns", a_duration),
         "on_busy": ("on_busy_retry", lambda v: a_choice("fail", "retry")(v) == "retry"),
     },
     "cluster": {"sealed": ("sealed", a_bool)},
     "keys": {"secret": ("secret", a_text), "authorized": ("authorized", a_text)},
-}  # fmt: skip
+}
 
 
 def load(path: str | None) -> AggregatorConfig:
@@ -160,16 +180,22 @@ def refuse_own_key(config: AggregatorConfig, public: str) -> None:
     """An aggregator that is its own parent. Raises ConfigError.  # T4"""
     for parent in config.parents:
         if parent.key == public:
-            raise ConfigError(f"{config.path}: the parent {parent.url} has this aggregator's own key",
-                              "an aggregator cannot be below itself")  # fmt: skip
+            raise ConfigError(
+                f"{config.path}: the parent {parent.url} has this aggregator's own key",
+                "an aggregator cannot be below itself",
+            )
 
 
 # -- clients --------------------------------------------------------------------------------------------------------
 
 CLIENT_FIELDS: Final[Mapping[str, tuple[str, Callable[[Any], Any]]]] = {
-    "via": ("via", _url), "server_key": ("server_key", a_text), "key": ("key", a_text), "servers": ("servers", parents),
-    "roots": ("roots", root_keys), "sealed": ("sealed", a_bool),
-}  # fmt: skip
+    "via": ("via", _url),
+    "server_key": ("server_key", a_text),
+    "key": ("key", a_text),
+    "servers": ("servers", parents),
+    "roots": ("roots", root_keys),
+    "sealed": ("sealed", a_bool),
+}
 
 
 def load_client(paths: tuple[str, ...] = CLIENT_PATHS) -> ClientConfig:

@@ -27,9 +27,15 @@ CLOSE_S: Final = 5.0
 LINE: Final = re.compile(rb"([A-Z]{1,16}) (/[!-~]{0,1024}) HTTP/1\.[01]\r?\n")
 END: Final = re.compile(rb"\r?\n\r?\n")
 ADDRESS: Final = re.compile(r"(?:\[(?P<six>[0-9A-Fa-f:.]+)\]|(?P<host>[A-Za-z0-9._-]*)):(?P<port>\d{1,5})\Z")
-REASONS: Final = {200: "OK", 400: "Bad Request", 404: "Not Found", 405: "Method Not Allowed",
-                  431: "Request Header Fields Too Large", 500: "Internal Server Error",
-                  503: "Service Unavailable"}  # fmt: skip
+REASONS: Final = {
+    200: "OK",
+    400: "Bad Request",
+    404: "Not Found",
+    405: "Method Not Allowed",
+    431: "Request Header Fields Too Large",
+    500: "Internal Server Error",
+    503: "Service Unavailable",
+}
 PLAIN: Final = "text/plain; charset=utf-8"
 HTML: Final = "text/html; charset=utf-8"
 METRICS: Final = "text/plain; version=0.0.4; charset=utf-8"
@@ -68,8 +74,11 @@ class Http:
             raise PactError(f"[aggregator] http: {address!r} is no host:port")
         host = match["six"] or match["host"] or "127.0.0.1"
         try:
-            self._server = socket.create_server((host, int(match["port"])), backlog=HTTP_CONNECTIONS_MAX,
-                                                family=socket.AF_INET6 if match["six"] else socket.AF_INET)  # fmt: skip
+            self._server = socket.create_server(
+                (host, int(match["port"])),
+                backlog=HTTP_CONNECTIONS_MAX,
+                family=socket.AF_INET6 if match["six"] else socket.AF_INET,
+            )
         except OSError as exc:
             self._selector.close()
             raise PactError(f"[aggregator] http {address}: {exc}", "is another aggregator running?") from None
@@ -190,8 +199,10 @@ class Http:
             head = line[1] == b"HEAD"
             status, kind, body = self._answer(line[2].partition(b"?")[0].decode("ascii"))
         allow = "Allow: GET, HEAD\r\n" if status == 405 else ""
-        answer = (f"HTTP/1.1 {status} {REASONS[status]}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n"
-                  f"{allow}{GUARDS}\r\n").encode()  # fmt: skip
+        answer = (
+            f"HTTP/1.1 {status} {REASONS[status]}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n"
+            f"{allow}{GUARDS}\r\n"
+        ).encode()
         client.answer = memoryview(answer if head else answer + body)
         return True
 

@@ -109,8 +109,9 @@ def parse(text: str, *, groups: bool = True) -> Any:
     try:
         parsed = NodeSet(text, resolver=None if groups else RESOLVER_NOGROUP)
     except Exception as exc:  # its own, Python's, and assertions: whatever a text makes the library raise is the text's
-        raise UsageError(f"{text[:200]!r} is no node set: {str(exc)[:200]}",
-                         "for example node[001-128], or @group") from None  # fmt: skip
+        raise UsageError(
+            f"{text[:200]!r} is no node set: {str(exc)[:200]}", "for example node[001-128], or @group"
+        ) from None
     if not parsed:
         raise UsageError(f"the node set {text[:200]!r} is empty", "see clush and nodeset for how groups are configured")
     return parsed
@@ -156,8 +157,10 @@ def _refuse_unsafe(text: str) -> None:
     """
     outside = _RANGES.sub("", text)
     if not _PLAIN.fullmatch(text) or _LONE.search(outside) or _OPTION.search(outside):
-        raise UsageError(f"{text[:200]!r} is no node set: names are letters, digits, '.', '_', '-'",
-                         "for example node[001-128], or @group")  # fmt: skip
+        raise UsageError(
+            f"{text[:200]!r} is no node set: names are letters, digits, '.', '_', '-'",
+            "for example node[001-128], or @group",
+        )
 
 
 def _refuse_huge(text: str) -> None:
@@ -175,8 +178,10 @@ def _refuse_huge(text: str) -> None:
                     raise UsageError(f"{one[:60]!r} in {part[:60]!r} is no range", "for example node[001-128/2,200]")
                 if found[2] and after_digit and len(found[1]) != len(found[2]):
                     # ClusterShell joins them: n3[0-100] means 3,071 names to it, from n30 to n3100
-                    raise UsageError(f"a digit before a range from {found[1]} to {found[2]} in {part[:60]!r}",
-                                     "write the digit into the range, or both ends equally long: n3[000-100]")
+                    raise UsageError(
+                        f"a digit before a range from {found[1]} to {found[2]} in {part[:60]!r}",
+                        "write the digit into the range, or both ends equally long: n3[000-100]",
+                    )
                 if found[2]:
                     if max(map(len, found.groups(""))) > DIGITS_MAX:
                         raise UsageError(f"a range with numbers of more than {DIGITS_MAX} digits")

@@ -31,9 +31,11 @@ GRAVEST: Final = ("emergency", "failed", "blocked", "drifted", "away", "unknown"
 
 #: What the colours mean.
 MOODS: Final = {
-    "committed": "good", "emergency": "alarm", "held": "alarm",
+    "committed": "good",
+    "emergency": "alarm",
+    "held": "alarm",
     **dict.fromkeys(("drifted", "open", "active", "away", "unconfigured", "unknown", "carrying out"), "warn"),
-}  # fmt: skip
+}
 
 STYLE: Final = """
 :root{color-scheme:light dark;--line:#8884;--dim:#888;--good:#2a8a4a;--bad:#c2412d;--warn:#b7791f;--alarm:#a33ea1}
@@ -53,9 +55,10 @@ dl{display:grid;grid-template-columns:repeat(auto-fill,minmax(10rem,1fr));gap:.6
 dt{color:var(--dim);font-size:.8rem}dd{margin:0;font-size:1.2rem;font-variant-numeric:tabular-nums}
 """
 POLICY: Final = (
-    "default-src 'none'; style-src 'sha256-" + base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
+    "default-src 'none'; style-src 'sha256-"
+    + base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
     + "'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)  # fmt: skip
+)
 
 
 def text(value: object, most: int = NAMES_MAX) -> str:
@@ -96,20 +99,24 @@ def _states(states: Mapping[str, Sequence[Any]]) -> Iterator[str]:
     order = {s: n for n, s in enumerate(GRAVEST)}
     for state in sorted(states, key=lambda s: (order.get(s, -1), s))[:ROWS_MAX]:
         names, count = states[state]
-        yield (f'<tr><td class="state"><b class="{_mood(state)}">{text(state, 40)}</b></td>'
-               f'<td class="n">{number(count)}</td>'
-               f'<td class="state"><meter max="{total}" value="{number(count)}"></meter></td>'
-               f'<td class="names">{text(names)}</td></tr>')  # fmt: skip
+        yield (
+            f'<tr><td class="state"><b class="{_mood(state)}">{text(state, 40)}</b></td>'
+            f'<td class="n">{number(count)}</td>'
+            f'<td class="state"><meter max="{total}" value="{number(count)}"></meter></td>'
+            f'<td class="names">{text(names)}</td></tr>'
+        )
 
 
 def _groups(groups: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     for g in groups[:ROWS_MAX]:
         left = g.get("left_s")
         shown = format_duration(int(left) * NS_PER_S) if isinstance(left, int | float) else ""
-        yield (f'<tr><td>{text(g.get("id", ""), 40)}</td><td class="state"><b class="{_mood(str(g.get("state")))}">'
-               f'{text(g.get("state", ""), 40)}</b></td><td class="n">{text(shown)}</td>'
-               f'<td>{text(g.get("owner", ""), 80)}</td><td>{text(g.get("message", ""), 200)}</td>'
-               f'<td class="names">{text(g.get("nodes", ""))}</td></tr>')  # fmt: skip
+        yield (
+            f'<tr><td>{text(g.get("id", ""), 40)}</td><td class="state"><b class="{_mood(str(g.get("state")))}">'
+            f'{text(g.get("state", ""), 40)}</b></td><td class="n">{text(shown)}</td>'
+            f"<td>{text(g.get('owner', ''), 80)}</td><td>{text(g.get('message', ''), 200)}</td>"
+            f'<td class="names">{text(g.get("nodes", ""))}</td></tr>'
+        )
 
 
 def _age(age_s: object) -> str:
@@ -147,18 +154,25 @@ def page(s: Mapping[str, Any]) -> str:
         role = '<b class="good">leading root</b>' if s.get("leading") else '<b class="warn">root, standing by</b>'
     why = "" if s.get("healthy", True) else text(s.get("trouble") or "not healthy", 500)
     trouble = f'<p><b class="bad">{why}</b></p>' if why else ""
-    facts = [("nodes connected", number(s.get("connected"))), ("children", number(s.get("children"))),
-             ("calls under way", number(s.get("calls"))), ("buffered", _sized(number(s.get("buffered")))),
-             ("refused messages", sum(map(number, dict(s.get("refused", {})).values())))]  # fmt: skip
+    facts = [
+        ("nodes connected", number(s.get("connected"))),
+        ("children", number(s.get("children"))),
+        ("calls under way", number(s.get("calls"))),
+        ("buffered", _sized(number(s.get("buffered")))),
+        ("refused messages", sum(map(number, dict(s.get("refused", {})).values()))),
+    ]
     if s.get("root"):
-        facts[2:2] = [("newest event", number(s.get("gseq"))), ("oldest event kept", number(s.get("oldest"))),
-                      ("fence", number(s.get("fence")))]  # fmt: skip
+        facts[2:2] = [
+            ("newest event", number(s.get("gseq"))),
+            ("oldest event kept", number(s.get("oldest"))),
+            ("fence", number(s.get("fence"))),
+        ]
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{name}: pact</title>'
         f'<meta name="viewport" content="width=device-width"><meta http-equiv="refresh" content="{REFRESH_S}">'
         f"<style>{STYLE}</style></head><body><h1>{name}</h1>"
         f'<p class="dim">{role} of cluster {cluster}, pact {text(s.get("version", ""), 40)}</p>{trouble}'
-        f'{_holds(s.get("holds", []))}<dl>'
+        f"{_holds(s.get('holds', []))}<dl>"
         + "".join(f"<div><dt>{label}</dt><dd>{value}</dd></div>" for label, value in facts)
         + f"</dl><h2>Nodes by state</h2>{_age(s.get('states_age_s'))}"
         + _table(["state", "#nodes", "", "names"], _states(s.get("states", {})), "None is known.")
@@ -188,7 +202,7 @@ def metrics(s: Mapping[str, Any]) -> bytes:
             ("nodes_age_seconds", "states_age_s", "How old the states of nodes may be.", GaugeMetricFamily),
             ("healthy", "healthy", "1 if /health says ok.", GaugeMetricFamily),
             ("events_committed", "events", "Events committed since the start.", CounterMetricFamily),
-        ]  # fmt: skip
+        ]
         for name, key, about, family in plain:
             if isinstance(s.get(key), int | float):
                 yield family(f"pact_{name}", about, value=float(s[key]))
@@ -201,7 +215,7 @@ def metrics(s: Mapping[str, Any]) -> bytes:
             ("nodes", "states", "state", "Nodes by state.", GaugeMetricFamily),
             ("groups", "group_states", "state", "Groups by state.", GaugeMetricFamily),
             ("refused", "refused", "reason", "Messages refused, by reason.", CounterMetricFamily),
-        ]  # fmt: skip
+        ]
         for name, key, label, about, family in labelled:
             if key in s:
                 made = family(f"pact_{name}", about, labels=[label])

@@ -163,11 +163,24 @@ class Publisher(Threaded):
 
     kind = zmq.XPUB
 
-    def __init__(self, context: zmq.Context[Any], at: Endpoint, cluster: str, *, send_max: int = SEND_MAX,
-                 heads_s: float = HEADS_S, note: Callable[[str], None] = lambda text: None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        context: zmq.Context[Any],
+        at: Endpoint,
+        cluster: str,
+        *,
+        send_max: int = SEND_MAX,
+        heads_s: float = HEADS_S,
+        note: Callable[[str], None] = lambda text: None,
+    ) -> None:
         super().__init__(context, at, "pact-events")
-        self.options = {zmq.SNDHWM: send_max, zmq.RCVHWM: TAKEN_MAX, zmq.RCVBUF: RECEIVED_BYTES_MAX,
-                        zmq.MAXMSGSIZE: SUBSCRIPTION_MAX, zmq.XPUB_VERBOSER: 1}  # fmt: skip
+        self.options = {
+            zmq.SNDHWM: send_max,
+            zmq.RCVHWM: TAKEN_MAX,
+            zmq.RCVBUF: RECEIVED_BYTES_MAX,
+            zmq.MAXMSGSIZE: SUBSCRIPTION_MAX,
+            zmq.XPUB_VERBOSER: 1,
+        }
         self._cluster = cluster
         self._heads_s = heads_s
         self._note = note
@@ -204,8 +217,13 @@ class Publisher(Threaded):
         self._give(None)
 
     def stats(self) -> dict[str, Any]:
-        return {"published": self.published, "left_out": self.left_out, "waiting_bytes": self._bytes,
-                "subscriptions": self._subscriptions.topics, "refused": dict(self._subscriptions.refused)}  # fmt: skip
+        return {
+            "published": self.published,
+            "left_out": self.left_out,
+            "waiting_bytes": self._bytes,
+            "subscriptions": self._subscriptions.topics,
+            "refused": dict(self._subscriptions.refused),
+        }
 
     def _cut(self, fd: int, key: str, why: str) -> None:
         end_connection(fd, int(self.address.rpartition(":")[2]))

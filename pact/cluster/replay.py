@@ -47,18 +47,30 @@ class Replay(Threaded):
 
     kind = zmq.ROUTER
 
-    def __init__(self, context: zmq.Context[Any], at: Endpoint, cluster: str, *,
-                 read: Callable[[int], Iterator[bytes]], head: Callable[[], int | None],
-                 snapshot: Callable[[], tuple[int, bytes] | None] = lambda: None,
-                 allowed: Callable[[str], bool] = lambda key: True, send_max: int = SEND_MAX,
-                 unread_max_s: float = UNREAD_MAX_S) -> None:  # fmt: skip
+    def __init__(
+        self,
+        context: zmq.Context[Any],
+        at: Endpoint,
+        cluster: str,
+        *,
+        read: Callable[[int], Iterator[bytes]],
+        head: Callable[[], int | None],
+        snapshot: Callable[[], tuple[int, bytes] | None] = lambda: None,
+        allowed: Callable[[str], bool] = lambda key: True,
+        send_max: int = SEND_MAX,
+        unread_max_s: float = UNREAD_MAX_S,
+    ) -> None:
         """``read``: chunks from a number on, may raise JournalError. ``head``: the newest number; None: does not lead.
 
         ``snapshot``: a number, and JSON. ``allowed`` is asked at each request for the key that sent it.
         """
         super().__init__(context, at, "pact-replay")
-        self.options = {zmq.SNDHWM: send_max, zmq.RCVHWM: 100, zmq.MAXMSGSIZE: REPLAY_REQUEST_MAX,
-                        zmq.ROUTER_MANDATORY: 1}  # fmt: skip
+        self.options = {
+            zmq.SNDHWM: send_max,
+            zmq.RCVHWM: 100,
+            zmq.MAXMSGSIZE: REPLAY_REQUEST_MAX,
+            zmq.ROUTER_MANDATORY: 1,
+        }
         self._cluster = cluster
         self._read, self._head, self._snapshot, self._allowed = read, head, snapshot, allowed
         self._unread_max_s = unread_max_s
@@ -179,8 +191,14 @@ class Replay(Threaded):
                 yield from public.page(ask, self._read(ask.start), self._cluster, head)  # V2
             else:
                 found = self._snapshot()
-                yield 0, (public.control(ask.as_json, "ERROR", "there is no snapshot yet") if found is None
-                          else public.control(ask.as_json, "SNAPSHOT", *found))  # fmt: skip
+                yield (
+                    0,
+                    (
+                        public.control(ask.as_json, "ERROR", "there is no snapshot yet")
+                        if found is None
+                        else public.control(ask.as_json, "SNAPSHOT", *found)
+                    ),
+                )
         except (JournalError, ValueError) as exc:
             self.refused["unreadable"] += 1
             yield 0, public.control(ask.as_json, "ERROR", f"the log cannot be read now: {exc}")

@@ -109,13 +109,21 @@ class RootPart:
         self._last_failed = ""
         self.committer = Committer(opener(config.journal, config.cluster, config.journal_options), config.name)
         secret = aggregator.key.secret
-        self.publisher = Publisher(aggregator.context, Endpoint(config.events, secret, auth.EVENTS), config.cluster,
-                                   note=lambda text: log(text, 4))  # fmt: skip
+        self.publisher = Publisher(
+            aggregator.context,
+            Endpoint(config.events, secret, auth.EVENTS),
+            config.cluster,
+            note=lambda text: log(text, 4),
+        )
         self.replay = Replay(
-            aggregator.context, Endpoint(config.replay, secret, auth.REPLAY), config.cluster, read=self.committer.read,
-            head=self._head, snapshot=self._public_snapshot,
+            aggregator.context,
+            Endpoint(config.replay, secret, auth.REPLAY),
+            config.cluster,
+            read=self.committer.read,
+            head=self._head,
+            snapshot=self._public_snapshot,
             allowed=lambda key: aggregator.authorized.may_connect(key, auth.REPLAY),
-        )  # fmt: skip
+        )
         self._applying = threading.Lock()
         self._snapshot: tuple[float, RootState, int, bytes] | None = None
         self.states = States()
@@ -211,8 +219,9 @@ class RootPart:
             state = rootlog.load(posted.snapshot, posted.chunks)
         except (ChainError, ValueError) as exc:
             log(f"the root's log does not verify: {exc}", 2)
-            raise PactError(f"the root's log does not verify: {exc}",
-                            "keep it; restore it from a backup or another member") from None  # fmt: skip
+            raise PactError(
+                f"the root's log does not verify: {exc}", "keep it; restore it from a backup or another member"
+            ) from None
         if posted.doubted:
             log(posted.doubted, 2)
         if posted.lost:
@@ -221,13 +230,23 @@ class RootPart:
         self.offset_ns = continue_from(state, boot, t_ns, wall_ns, clock_synchronised())
         if self._seals is not None:
             self._seals.begin(secrets.token_hex(8), posted.fence)
-        root = self.root = Root(self.config.name, state, posted.fence, self._sets, self.config.limits, self._seals,
-                                secrets.token_bytes(32))  # fmt: skip
+        root = self.root = Root(
+            self.config.name, state, posted.fence, self._sets, self.config.limits, self._seals, secrets.token_bytes(32)
+        )
         self.states = States()
         self._chunks = self._chunk_bytes = 0
         log(f"leading with fence {posted.fence}, from event {state.gseq}")
-        yield wire.message("welcome", {"v": wire.VERSION, "name": self.config.name, "path": [], "fence": posted.fence,
-                                       "credit": CREDIT, "fleet": root.fleet()})  # fmt: skip
+        yield wire.message(
+            "welcome",
+            {
+                "v": wire.VERSION,
+                "name": self.config.name,
+                "path": [],
+                "fence": posted.fence,
+                "credit": CREDIT,
+                "fleet": root.fleet(),
+            },
+        )
         self.publisher.lead(state.gseq, dict(state.last), state.chain.incarnation)
         yield from self._perform(root.start(t_ns + self.offset_ns, wall_ns, boot, self.offset_ns))
 
@@ -315,22 +334,38 @@ class RootPart:
         new = self.states.untracked(root.nodes)
         by_state = {**self.states.of(root.nodes), **({"away": self._away} if away else {})}
         return {
-            "root": True, "leading": True, "fence": root.fence, "gseq": state.gseq, "oldest": self.oldest,
-            "events": root.counters.events, "commit_s": self.commit_ns / 1e9, "connected": len(root.nodes),
+            "root": True,
+            "leading": True,
+            "fence": root.fence,
+            "gseq": state.gseq,
+            "oldest": self.oldest,
+            "events": root.counters.events,
+            "commit_s": self.commit_ns / 1e9,
+            "connected": len(root.nodes),
             "states_age_s": max(0, root.t_ns - self._states_at_ns + STATES_NS) / 1e9,
             "states": {s: [folded, len(folded.names)] for s, folded in by_state.items()},
             "untracked": [new, len(new.names)],
-            "group_states": Counter(g["state"] for g in groups), "calls": len(root.questions.open),
-            "groups": groups[:page.ROWS_MAX], "holds": root.holds(),
-            "refused": dict(root.counters.refused), "healthy": not self.trouble, "trouble": self.trouble,
-        }  # fmt: skip
+            "group_states": Counter(g["state"] for g in groups),
+            "calls": len(root.questions.open),
+            "groups": groups[: page.ROWS_MAX],
+            "holds": root.holds(),
+            "refused": dict(root.counters.refused),
+            "healthy": not self.trouble,
+            "trouble": self.trouble,
+        }
 
     @staticmethod
     def _shown_group(root: Root, group: rootlog.Group) -> dict[str, Any]:
         state, ends_ns = standing(root, root.groups.runs.get(group.id), group)
         left_s = None if ends_ns is None else max(0, ends_ns - root.t_ns) / 1e9
-        return {"id": group.id, "state": state, "nodes": group.nodes, "owner": group.owner["user"],
-                "message": group.message, "left_s": left_s}  # fmt: skip
+        return {
+            "id": group.id,
+            "state": state,
+            "nodes": group.nodes,
+            "owner": group.owner["user"],
+            "message": group.message,
+            "left_s": left_s,
+        }
 
     # -- for the other threads ----------------------------------------------------------------------------------
 
@@ -353,12 +388,15 @@ class RootPart:
 
 def _public(state: RootState) -> dict[str, Any]:
     return {
-        "v": 1, "gseq": state.gseq, "types": dict(state.last),
+        "v": 1,
+        "gseq": state.gseq,
+        "types": dict(state.last),
         "nodes": {n: {"incarnation": c.incarnation, "seq": c.seq} for n, c in state.cursors.items()},
-        "groups": {g.id: {"state": g.state, "nodes": g.nodes, "decision": g.decision or None}
-                   for g in state.groups.values()},
+        "groups": {
+            g.id: {"state": g.state, "nodes": g.nodes, "decision": g.decision or None} for g in state.groups.values()
+        },
         "holds": [dict(h) for h in state.holds.values()],
-    }  # fmt: skip
+    }
 
 
 def continue_from(state: RootState, boot: str, boottime: int, wall_ns: int, synchronised: bool) -> int:
@@ -373,5 +411,3 @@ def continue_from(state: RootState, boot: str, boottime: int, wall_ns: int, sync
 
 def make_root(aggregator: Aggregator) -> RootPart:
     return RootPart(aggregator)
-
-

@@ -31,9 +31,14 @@ class Zap:
     once the question is answered. So the socket is renewed now and then; the old one answers for a while and is closed.
     """
 
-    def __init__(self, context: zmq.Context[Any], allowed: Callable[[str, str], bool], note: Callable[[str], None],
-                 opened: Callable[[zmq.Socket[bytes]], None] = lambda made: None,
-                 closing: Callable[[zmq.Socket[bytes]], None] = lambda old: None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        context: zmq.Context[Any],
+        allowed: Callable[[str, str], bool],
+        note: Callable[[str], None],
+        opened: Callable[[zmq.Socket[bytes]], None] = lambda made: None,
+        closing: Callable[[zmq.Socket[bytes]], None] = lambda old: None,
+    ) -> None:
         self.refused = 0
         self.fds: set[int] = set()  # of the sockets to wait for
         self._context = context

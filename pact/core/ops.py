@@ -280,26 +280,63 @@ class NodesForget(AtRoot, role="admin", changes=True, command="nodes"): ...
 
 #: What a node takes, by the name under which it is asked.
 AT_NODE: Final[Mapping[str, type[Op]]] = {
-    "ping": Ping, "status": Status, "check": Check, "watch": Watch, "export": Export, "diff": Diff, "log": Log,
-    "show": Show, "content": Content, "consumers": Consumers, "commit": Commit, "rollback": Rollback, "redo": Redo,
-    "extend": Extend, "declare": Declare, "apply": Apply, "adopt": Adopt, "track": Track, "tracked": Tracked,
-    "emergency_start": EmergencyStart, "emergency_end": EmergencyEnd, "hold_place": HoldPlace,
-    "hold_release": HoldRelease, "state": State, "group_check": GroupCheck, "group_apply": GroupApply,
-    "group_vote": GroupVote, "group_state": GroupState, "group_decide": GroupDecide, "group_extend": MemberExtend,
+    "ping": Ping,
+    "status": Status,
+    "check": Check,
+    "watch": Watch,
+    "export": Export,
+    "diff": Diff,
+    "log": Log,
+    "show": Show,
+    "content": Content,
+    "consumers": Consumers,
+    "commit": Commit,
+    "rollback": Rollback,
+    "redo": Redo,
+    "extend": Extend,
+    "declare": Declare,
+    "apply": Apply,
+    "adopt": Adopt,
+    "track": Track,
+    "tracked": Tracked,
+    "emergency_start": EmergencyStart,
+    "emergency_end": EmergencyEnd,
+    "hold_place": HoldPlace,
+    "hold_release": HoldRelease,
+    "state": State,
+    "group_check": GroupCheck,
+    "group_apply": GroupApply,
+    "group_vote": GroupVote,
+    "group_state": GroupState,
+    "group_decide": GroupDecide,
+    "group_extend": MemberExtend,
     "fleet_seen": FleetSeen,
-}  # fmt: skip
+}
 #: What the root takes itself, beside what it asks nodes.
 AT_ROOT: Final[Mapping[str, type[Op]]] = {
-    "apply": BeginGroup, "group_commit": GroupCommit, "group_rollback": GroupRollback, "group_extend": GroupExtend,
-    "groups": Groups, "fleet_hold": FleetHold, "fleet_release": FleetRelease, "nodes": Nodes,
-    "nodes_forget": NodesForget, "watch": Watch,
-}  # fmt: skip
+    "apply": BeginGroup,
+    "group_commit": GroupCommit,
+    "group_rollback": GroupRollback,
+    "group_extend": GroupExtend,
+    "groups": Groups,
+    "fleet_hold": FleetHold,
+    "fleet_release": FleetRelease,
+    "nodes": Nodes,
+    "nodes_forget": NodesForget,
+    "watch": Watch,
+}
 
 #: What an annotation says of a JSON value. Of a list, that each of its entries is text, is checked where it is read.
 _TYPES: Final[Mapping[str, tuple[type, ...]]] = {
-    "str": (str,), "int": (int,), "bool": (bool,), "str | None": (str, NoneType), "int | None": (int, NoneType),
-    "Sequence[str]": (list,), "Sequence[Any]": (list,), "Mapping[str, Any]": (dict,),
-}  # fmt: skip
+    "str": (str,),
+    "int": (int,),
+    "bool": (bool,),
+    "str | None": (str, NoneType),
+    "int | None": (int, NoneType),
+    "Sequence[str]": (list,),
+    "Sequence[Any]": (list,),
+    "Mapping[str, Any]": (dict,),
+}
 
 
 def types_of(op: type[Op]) -> dict[str, tuple[type, ...]]:

@@ -30,31 +30,80 @@ GENESIS: Final = "0" * 64
 #: Every record type that this version writes or understands. ``converged``, ``converge_started``,
 #: ``change_split``, ``tracked``, ``loss_accepted`` and (in the root's log) ``node_forgotten`` and ``group_forced`` are
 #: ours beside the contract's.
-TYPES: Final = frozenset({
-    "agent_started", "agent_stopped", "declared", "adopted", "applied", "drift_detected", "drift_cleared",
-    "window_opened", "window_extended", "committed", "commit_expired", "rollback_started", "rolled_back",
-    "rollback_blocked", "rollback_failed", "emergency_started", "emergency_stale", "emergency_ended", "hold_placed",
-    "hold_released", "observer_blind", "observer_restored", "denied", "converged", "change_split",
-    "converge_started", "node_forgotten", "window_closing", "tracked", "untracked_seen", "untracked_gone",
-    "group_begun", "group_prepared", "group_decided", "group_finished", "group_forced",
-    "loss_accepted",
-})  # fmt: skip
+TYPES: Final = frozenset(
+    {
+        "agent_started",
+        "agent_stopped",
+        "declared",
+        "adopted",
+        "applied",
+        "drift_detected",
+        "drift_cleared",
+        "window_opened",
+        "window_extended",
+        "committed",
+        "commit_expired",
+        "rollback_started",
+        "rolled_back",
+        "rollback_blocked",
+        "rollback_failed",
+        "emergency_started",
+        "emergency_stale",
+        "emergency_ended",
+        "hold_placed",
+        "hold_released",
+        "observer_blind",
+        "observer_restored",
+        "denied",
+        "converged",
+        "change_split",
+        "converge_started",
+        "node_forgotten",
+        "window_closing",
+        "tracked",
+        "untracked_seen",
+        "untracked_gone",
+        "group_begun",
+        "group_prepared",
+        "group_decided",
+        "group_finished",
+        "group_forced",
+        "loss_accepted",
+    }
+)
 
 #: Resources in one record, so that no record outgrows what a journal takes, or memory.
 PIECE_MAX: Final = 500
 
 #: What each field of a record is, as JSON has it.
-_TYPED: Final = {"seq": int, "prev": str, "hash": str, "time": str, "t_ns": int, "node": str, "type": str,
-                 "actor": dict, "data": dict}  # fmt: skip
+_TYPED: Final = {
+    "seq": int,
+    "prev": str,
+    "hash": str,
+    "time": str,
+    "t_ns": int,
+    "node": str,
+    "type": str,
+    "actor": dict,
+    "data": dict,
+}
 _KINDS: Final = tuple(_TYPED.values())
 _FIELDS_OF: Final = attrgetter(*_TYPED)
 #: The name of the field of ``data`` that keeps a record's hash from telling what was left out of it.
 SALT: Final = "salt"
 #: A record that holds something of which not everybody is shown all has one of these in its bytes, or such a command.
 _MARKS: Final = (
-    b'"sha256":', b'"secret":', b'"size":', b'"options":', b'"source":', b'"parameters":', b'"xattrs":{"',
-    b'"closed":["', b'"holders":[{', b'"type":"symlink"',
-)  # fmt: skip
+    b'"sha256":',
+    b'"secret":',
+    b'"size":',
+    b'"options":',
+    b'"source":',
+    b'"parameters":',
+    b'"xattrs":{"',
+    b'"closed":["',
+    b'"holders":[{',
+    b'"type":"symlink"',
+)
 _COMMAND: Final = re.compile(rb'"command":"(?:[^"\\]|\\.)*?[ /]')
 
 _PLAIN: Final = frozenset({str, int, bool, type(None)})
@@ -82,9 +131,16 @@ class Record:
 def unhashed(record: Record) -> dict[str, Any]:
     """The hashed part of a record as a JSON object."""
     return {
-        "v": VERSION, "seq": record.seq, "prev": record.prev, "time": record.time, "t_ns": record.t_ns,
-        "node": record.node, "type": record.type, "actor": record.actor, "data": record.data,
-    }  # fmt: skip
+        "v": VERSION,
+        "seq": record.seq,
+        "prev": record.prev,
+        "time": record.time,
+        "t_ns": record.t_ns,
+        "node": record.node,
+        "type": record.type,
+        "actor": record.actor,
+        "data": record.data,
+    }
 
 
 def canonical(value: Any) -> bytes:
@@ -118,9 +174,17 @@ def not_for_all(body: bytes) -> bool:
 
 
 def seal(
-    seq: int, prev: str, time: str, t_ns: int, node: str, type_: str, actor: Mapping[str, Any], data: Mapping[str, Any],
-    *, key: bytes = b"",
-) -> tuple[Record, bytes]:  # fmt: skip
+    seq: int,
+    prev: str,
+    time: str,
+    t_ns: int,
+    node: str,
+    type_: str,
+    actor: Mapping[str, Any],
+    data: Mapping[str, Any],
+    *,
+    key: bytes = b"",
+) -> tuple[Record, bytes]:
     """A record with its hash, and its canonical bytes.
 
     With the ``key`` of a node, a record that holds what not everybody is shown gets a salt. Everybody is shown its
@@ -129,8 +193,16 @@ def seal(
     assert type_ in TYPES, type_
     assert not _has_float(data) and not _has_float(actor), "a float in a hashed record"  # the rest can hold none
     whole = {
-        "v": VERSION, "seq": seq, "prev": prev, "time": time, "t_ns": t_ns, "node": node, "type": type_,
-        "actor": actor, "data": data}  # fmt: skip
+        "v": VERSION,
+        "seq": seq,
+        "prev": prev,
+        "time": time,
+        "t_ns": t_ns,
+        "node": node,
+        "type": type_,
+        "actor": actor,
+        "data": data,
+    }
     body = orjson.dumps(whole, option=orjson.OPT_SORT_KEYS)
     if key and not_for_all(body):
         salt = hashlib.blake2b(f"{seq} {prev}".encode(), digest_size=16, key=key, person=b"pact salt")
@@ -149,9 +221,16 @@ def parse(raw: bytes | str, hash_: str | None = None) -> Record:
         raise ValueError(f"record with an unknown field {unknown[0]!r}")
     try:
         record = Record(
-            obj["seq"], obj["prev"], hash_ if hash_ is not None else obj["hash"], obj["time"], obj["t_ns"],
-            obj["node"], obj["type"], obj["actor"], obj["data"],
-        )  # fmt: skip
+            obj["seq"],
+            obj["prev"],
+            hash_ if hash_ is not None else obj["hash"],
+            obj["time"],
+            obj["t_ns"],
+            obj["node"],
+            obj["type"],
+            obj["actor"],
+            obj["data"],
+        )
     except KeyError as exc:
         raise ValueError(f"record without {exc.args[0]}") from None
     if tuple(map(type, _FIELDS_OF(record))) != _KINDS:

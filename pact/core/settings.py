@@ -15,17 +15,36 @@ BILLION: Final = 1_000_000_000
 
 #: Kind -> dimension, of the kinds that pact knows. Others' stand in ``Settings``, as their packages say.
 DIMENSION_OF: Final[Mapping[str, str]] = {
-    "sysctl": "kernel", "module": "kernel", "file": "files", "mount": "mounts", "service": "services",
-    "link": "network", "package": "packages", "gpu": "gpu",
-}  # fmt: skip
+    "sysctl": "kernel",
+    "module": "kernel",
+    "file": "files",
+    "mount": "mounts",
+    "service": "services",
+    "link": "network",
+    "package": "packages",
+    "gpu": "gpu",
+}
 
 DEFAULT_WEIGHTS: Final[Mapping[str, float]] = {
-    "kernel": 2.0, "files": 1.0, "mounts": 1.0, "services": 1.0, "network": 1.0, "packages": 1.0, "gpu": 2.0,
-}  # fmt: skip
+    "kernel": 2.0,
+    "files": 1.0,
+    "mounts": 1.0,
+    "services": 1.0,
+    "network": 1.0,
+    "packages": 1.0,
+    "gpu": 2.0,
+}
 
 DEFAULT_SEVERITY: Final[Mapping[str, float]] = {
-    "sysctl": 0.05, "module": 0.1, "file": 0.1, "mount": 0.3, "service": 0.3, "link": 0.4, "package": 0.2, "gpu": 0.5,
-}  # fmt: skip
+    "sysctl": 0.05,
+    "module": 0.1,
+    "file": 0.1,
+    "mount": 0.3,
+    "service": 0.3,
+    "link": 0.4,
+    "package": 0.2,
+    "gpu": 0.5,
+}
 
 
 #: Of a kind that is not configured, and whose package is gone.
@@ -70,12 +89,19 @@ class Settings:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "base_ns": self.base_ns, "sensitivity_n": self.sensitivity_n, "floor_ns": self.floor_ns,
-            "emergency_ns": self.emergency_ns, "enforce": self.enforce, "on_busy_retry": self.on_busy_retry,
-            "retry_ns": self.retry_ns, "max_resources": self.max_resources, "alone_ns": self.alone_ns,
-            "weights_n": dict(self.weights_n), "severity_n": dict(self.severity_n),
+            "base_ns": self.base_ns,
+            "sensitivity_n": self.sensitivity_n,
+            "floor_ns": self.floor_ns,
+            "emergency_ns": self.emergency_ns,
+            "enforce": self.enforce,
+            "on_busy_retry": self.on_busy_retry,
+            "retry_ns": self.retry_ns,
+            "max_resources": self.max_resources,
+            "alone_ns": self.alone_ns,
+            "weights_n": dict(self.weights_n),
+            "severity_n": dict(self.severity_n),
             **({"dimensions": dict(self.dimensions)} if self.dimensions else {}),
-        }  # fmt: skip
+        }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Settings:

@@ -8,8 +8,9 @@ from typing import Final
 
 from pact.model import NS_PER_S
 
-UNITS: Final = {unit: Decimal(s) for unit, s in (
-    ("", "1"), ("ms", "0.001"), ("s", "1"), ("m", "60"), ("h", "3600"), ("d", "86400"))}
+UNITS: Final = {
+    unit: Decimal(s) for unit, s in (("", "1"), ("ms", "0.001"), ("s", "1"), ("m", "60"), ("h", "3600"), ("d", "86400"))
+}
 PATTERN: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|)\s*\Z")
 DURATION_MAX_NS: Final = 3650 * 86400 * NS_PER_S
 

@@ -11,8 +11,9 @@ from pact.resources.support.patterns import ANYTHING
 
 WRITTEN: Final = {
     "file": "an absolute path, without '//', '/./', '/../' and a slash at its end",
-    "sysctl": "dotted: net.ipv4.ip_forward", "module": "letters, digits and '_'",
-}  # fmt: skip
+    "sysctl": "dotted: net.ipv4.ip_forward",
+    "module": "letters, digits and '_'",
+}
 
 
 def why_never(pattern: str) -> str:
@@ -23,8 +24,11 @@ def why_never(pattern: str) -> str:
     kind, colon, name = pattern.partition(":")
     if not colon or (wild is not None and wild.start() < len(kind)):
         head = pattern[: wild.start()] if wild is not None else pattern
-        return "" if wild is not None and any(f"{k}:".startswith(head) for k in (*DIMENSION_OF, *KINDS)) else (
-            "it does not begin with a kind, as file:/etc/mtab does")  # fmt: skip
+        return (
+            ""
+            if wild is not None and any(f"{k}:".startswith(head) for k in (*DIMENSION_OF, *KINDS))
+            else ("it does not begin with a kind, as file:/etc/mtab does")
+        )
     if kind not in DIMENSION_OF and kind not in KINDS:
         return f"kind {kind!r} is not known; known: {', '.join(DIMENSION_OF)}"
     if kind not in KINDS:

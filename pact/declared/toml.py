@@ -24,8 +24,13 @@ TRACK: Final = "track"
 
 #: Never drifts, whatever the configuration says.
 IGNORED: Final = (
-    "file:/tmp/**", "file:/var/log/**", "file:/proc/**", "file:/sys/**", "file:/dev/**", "file:/run/user/**",
-)  # fmt: skip
+    "file:/tmp/**",
+    "file:/var/log/**",
+    "file:/proc/**",
+    "file:/sys/**",
+    "file:/dev/**",
+    "file:/run/user/**",
+)
 
 WILDCARD: Final = re.compile(r"[*?\[]")
 ENTRY_KEYS: Final = ("value", "consumers", "requires", "weight", "severity")
@@ -179,14 +184,19 @@ def export_track(tracked: Mapping[str, str]) -> Iterable[str]:
         yield f"{quote(pattern)} = {quote(mode)}\n"
 
 
-def _read_kind(kind_name: str, entries: Any, text: str, path: str, base_dir: str, ignore: Ignore,
-               out: DeclaredSet) -> None:  # fmt: skip
+def _read_kind(
+    kind_name: str, entries: Any, text: str, path: str, base_dir: str, ignore: Ignore, out: DeclaredSet
+) -> None:
     kind = KINDS.get(kind_name)
     if kind is None:
         line = line_of(text, kind_name, None)
         if kind_name in DIMENSION_OF:
-            raise DeclaredError(path, line, f"kind {kind_name!r} is not built into this version of pact",
-                                f"known kinds: {', '.join(sorted(KINDS))}")  # fmt: skip
+            raise DeclaredError(
+                path,
+                line,
+                f"kind {kind_name!r} is not built into this version of pact",
+                f"known kinds: {', '.join(sorted(KINDS))}",
+            )
         near = difflib.get_close_matches(kind_name, sorted(KINDS), 1, 0.5)
         hint = f"did you mean [{near[0]}]?" if near else f"known kinds: {', '.join(sorted(KINDS))}"
         raise DeclaredError(path, line, f"unknown kind {kind_name!r}", hint)
@@ -312,5 +322,3 @@ def export(resources: Iterable[tuple[str, Declared]], blobs: Blobs) -> Iterable[
             for key, item in value.items():
                 yield f"{_key(key)} = {toml_value(item)}\n"
         last = kind_name
-
-

@@ -36,8 +36,10 @@ def raise_limit(children: int, path: str) -> None:
     wanted = children + SPARE
     most = USED_MAX if hard == resource.RLIM_INFINITY else min(hard, max(wanted, USED_MAX))
     if wanted > most:
-        raise ConfigError(f"{path}: {children} children need {wanted} descriptors; the limit is {most}",
-                          "raise LimitNOFILE, or lower [aggregator] children")  # fmt: skip
+        raise ConfigError(
+            f"{path}: {children} children need {wanted} descriptors; the limit is {most}",
+            "raise LimitNOFILE, or lower [aggregator] children",
+        )
     if most > soft:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
@@ -93,8 +95,11 @@ def _listening(used: Iterable[int]) -> Iterator[socket.socket]:
         except OSError:
             continue  # no socket, or gone
         try:
-            if sock.type == socket.SOCK_STREAM and sock.family != socket.AF_UNIX and sock.getsockopt(
-                    socket.SOL_SOCKET, socket.SO_ACCEPTCONN):  # fmt: skip
+            if (
+                sock.type == socket.SOCK_STREAM
+                and sock.family != socket.AF_UNIX
+                and sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+            ):
                 yield sock
         except OSError:
             pass

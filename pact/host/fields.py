@@ -19,7 +19,7 @@ Keys = Mapping[str, tuple[str, Callable[[Any], Any]]]
 
 def a_duration(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise ValueError("must be a duration such as \"15m\"")
+        raise ValueError('must be a duration such as "15m"')
     ns = parse_duration(value)
     if ns <= 0:
         raise ValueError("must be more than nothing")
@@ -28,7 +28,7 @@ def a_duration(value: Any) -> int:
 
 def a_notice(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise ValueError("must be a duration such as \"60s\"")
+        raise ValueError('must be a duration such as "60s"')
     return parse_duration(value)
 
 
@@ -75,7 +75,7 @@ def a_count(least: int, most: int) -> Callable[[Any], int]:
 def a_size(value: Any) -> int:
     match = re.fullmatch(r"(\d+)\s*([KMGT]i?B?)?", str(value)) if not isinstance(value, bool) else None
     if match is None:
-        raise ValueError("must be a size such as \"4MiB\"")
+        raise ValueError('must be a size such as "4MiB"')
     return int(match[1]) << {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}[(match[2] or "")[:1]]
 
 

@@ -124,9 +124,10 @@ def _judged(path: str, what: str, allowed: Iterable[int]) -> os.stat_result:
     """The part, which may be a sticky directory. Raises NotOurs, and OSError."""
     seen = os.lstat(path)
     if seen.st_uid not in allowed:
-        raise NotOurs(f"{what}: {path} belongs to {_user(seen.st_uid)}, who could put another in its place",
-                      f"chown {_account()} {path}, and look at what is there now: it and all above it must belong to "
-                      f"{_us()}")  # fmt: skip
+        raise NotOurs(
+            f"{what}: {path} belongs to {_user(seen.st_uid)}, who could put another in its place",
+            f"chown {_account()} {path}, and look at what is there now: it and all above it must belong to {_us()}",
+        )
     _require_closed(path, seen, what, sticky_ok=True)
     return seen
 
@@ -136,11 +137,16 @@ def _require_closed(path: str, seen: os.stat_result, what: str, *, sticky_ok: bo
         return
     if sticky_ok and stat.S_ISDIR(seen.st_mode) and seen.st_mode & stat.S_ISVTX:
         return
-    who = "everybody" if seen.st_mode & stat.S_IWOTH else (
-        "others, by its ACL," if _has_acl(path) else f"the group {_group(seen.st_gid)}")  # fmt: skip
+    who = (
+        "everybody"
+        if seen.st_mode & stat.S_IWOTH
+        else ("others, by its ACL," if _has_acl(path) else f"the group {_group(seen.st_gid)}")
+    )
     change = f"setfacl -b {path} and chmod go-w {path}" if _has_acl(path) else f"chmod go-w {path}"
-    raise NotOurs(f"{what}: {path} may be written by {who} (mode {stat.S_IMODE(seen.st_mode):04o})",
-                  f"{change}, and look at what is there now: only {_us()} may write it and all above it")  # fmt: skip
+    raise NotOurs(
+        f"{what}: {path} may be written by {who} (mode {stat.S_IMODE(seen.st_mode):04o})",
+        f"{change}, and look at what is there now: only {_us()} may write it and all above it",
+    )
 
 
 def _has_acl(path: str) -> bool:

@@ -33,8 +33,9 @@ class BlobReader:
         row = self._one("SELECT data FROM blob WHERE digest = ?", digest)
         if row is not None and hashlib.sha256(row[0]).hexdigest() != digest:
             # part of a digest would give a short content away to who may read the log  # S2
-            raise JournalError(f"a content of {len(row[0])} bytes is damaged in the store",
-                               "pact journal import an export of it")  # fmt: skip
+            raise JournalError(
+                f"a content of {len(row[0])} bytes is damaged in the store", "pact journal import an export of it"
+            )
         return None if row is None else bytes(row[0])
 
     def close(self) -> None:

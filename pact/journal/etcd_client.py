@@ -21,11 +21,16 @@ ROUND_PAUSE_S: Final = 0.05
 MESSAGE_MAX: Final = 64 << 20
 SECRET_MAX: Final = 4096
 CHANNEL_OPTIONS: Final = (
-    ("grpc.initial_reconnect_backoff_ms", 100), ("grpc.min_reconnect_backoff_ms", 500),
-    ("grpc.max_reconnect_backoff_ms", 1000), ("grpc.keepalive_time_ms", 10_000), ("grpc.keepalive_timeout_ms", 3000),
-    ("grpc.max_receive_message_length", MESSAGE_MAX), ("grpc.max_send_message_length", MESSAGE_MAX),
-    ("grpc.enable_http_proxy", 0), ("grpc.use_local_subchannel_pool", 1),
-)  # fmt: skip
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 500),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 3000),
+    ("grpc.max_receive_message_length", MESSAGE_MAX),
+    ("grpc.max_send_message_length", MESSAGE_MAX),
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.use_local_subchannel_pool", 1),
+)
 STALE_TOKEN: Final = ("auth token", "auth store", "user name is empty")
 HINTS: Final = {
     "PERMISSION_DENIED": "grant the user's role readwrite on the prefix /pact/",
@@ -49,8 +54,9 @@ def library() -> tuple[Any, Any]:
 class EtcdClient:
     """Any thread may call it."""
 
-    def __init__(self, hosts: list[str], *, ca: str = "", cert: str = "", key: str = "", user: str = "",
-                 password_file: str = "") -> None:  # fmt: skip
+    def __init__(
+        self, hosts: list[str], *, ca: str = "", cert: str = "", key: str = "", user: str = "", password_file: str = ""
+    ) -> None:
         self._grpc, self.rpc = library()
         self._hosts = hosts
         self._files = {"ca": ca, "cert": cert, "key": key}
@@ -117,8 +123,7 @@ class EtcdClient:
 
     # -- calls ------------------------------------------------------------------------------------------------------
 
-    def call(self, service: str, method: str, request: Any, *, call_s: float = CALL_S,
-             total_s: float = TOTAL_S) -> Any:  # fmt: skip
+    def call(self, service: str, method: str, request: Any, *, call_s: float = CALL_S, total_s: float = TOTAL_S) -> Any:
         """``KV``, ``Txn``: the answer. Raises JournalError after at most ``total_s`` seconds."""
 
         def once(channel: Any, timeout_s: float, metadata: Any) -> Any:

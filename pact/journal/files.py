@@ -22,5 +22,7 @@ def require_file(path: str, opened: tuple[int, int]) -> None:
     except OSError:
         there = False
     if not there:
-        raise JournalError(f"journal: {path} was removed or replaced under this process",
-                           "put it, or a backup, back there, then restart")  # fmt: skip
+        raise JournalError(
+            f"journal: {path} was removed or replaced under this process",
+            "put it, or a backup, back there, then restart",
+        )

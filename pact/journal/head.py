@@ -118,8 +118,10 @@ class HeadFile:
             finally:
                 os.close(directory)
         except OSError as exc:
-            raise JournalError(f"journal's head {self.path}: {os.strerror(exc.errno or 0)}",
-                               "check the disk, its space and the permissions") from None  # fmt: skip
+            raise JournalError(
+                f"journal's head {self.path}: {os.strerror(exc.errno or 0)}",
+                "check the disk, its space and the permissions",
+            ) from None
 
     def write(self, seq: int, hash_: str, bad: int | None = None, refused: str | None = None) -> None:
         """Durable when it returns. Raises OSError; the slot that was the newest is whole in any case."""

@@ -18,8 +18,10 @@ from pact.core.records import GENESIS, Record, canonical, parse, unhashed, verif
 from pact.errors import ChainError, JournalError, PactError
 from pact.journal.sqlite import SqliteJournal
 
-UNMARKED_HINT: Final = ("export again; an export of an older version has no mark: where you know that it is whole, "
-                        "--without-mark takes it as it is")  # fmt: skip
+UNMARKED_HINT: Final = (
+    "export again; an export of an older version has no mark: where you know that it is whole, "
+    "--without-mark takes it as it is"
+)
 
 
 class CutError(PactError):
@@ -42,8 +44,12 @@ class End:
         self._contents.update(name.encode("utf-8", "replace") + b"\n")
 
     def to_json(self) -> dict[str, Any]:
-        return {"records": self.records, "hash": self.hash, "blobs": self.contents,
-                "digests": self._contents.hexdigest()}  # fmt: skip
+        return {
+            "records": self.records,
+            "hash": self.hash,
+            "blobs": self.contents,
+            "digests": self._contents.hexdigest(),
+        }
 
 
 def export(journal: SqliteJournal, out: IO[bytes]) -> tuple[int, int]:
@@ -85,11 +91,17 @@ def read_export(lines: Iterator[bytes], *, marked: bool = True) -> Iterator[Reco
             raise ChainError(at, f"line {at + 1} is no record ({exc})") from None
         yield item
     if said is None and marked and (end.records or end.contents):
-        raise CutError(f"the export has no mark at its end: it was cut off after {end.records} records and "
-                       f"{end.contents} contents", UNMARKED_HINT)  # fmt: skip
+        raise CutError(
+            f"the export has no mark at its end: it was cut off after {end.records} records and "
+            f"{end.contents} contents",
+            UNMARKED_HINT,
+        )
     if said is not None and said != end.to_json():
-        raise CutError(f"the export says at its end that it holds {_counted(said)}, and holds {end.records} records "
-                       f"and {end.contents} contents: parts are missing, or are others", "export again")  # fmt: skip
+        raise CutError(
+            f"the export says at its end that it holds {_counted(said)}, and holds {end.records} records "
+            f"and {end.contents} contents: parts are missing, or are others",
+            "export again",
+        )
 
 
 def _counted(said: Any) -> str:

@@ -21,8 +21,10 @@ TRIM_MAX: Final = 1000
 def require_snapshot(snapshot: bytes) -> None:
     """Raises JournalError for one that is too large to keep; the root goes on, on the chunks since the last one."""
     if len(snapshot) > SNAPSHOT_MAX:
-        raise JournalError(f"the state is {len(snapshot)} bytes, more than the {SNAPSHOT_MAX} that a snapshot may have",
-                           "settle groups; they are forgotten after a while, and the state shrinks")  # fmt: skip
+        raise JournalError(
+            f"the state is {len(snapshot)} bytes, more than the {SNAPSHOT_MAX} that a snapshot may have",
+            "settle groups; they are forgotten after a while, and the state shrinks",
+        )
 
 
 @runtime_checkable

@@ -67,8 +67,11 @@ def next_fence(term: bytes | None, wall_s: int, seen: int = 0) -> tuple[int, str
         last = wall_s + TERM_SKEW_MAX_S
     last = max(last, seen if seen <= most else 0)
     if last >= ceiling:
-        raise JournalError(f"the term in etcd, {last}, is too far ahead of the clock: a root can lead when the clock "
-                           f"shows {last - TERM_AHEAD_MAX_S + 1} s", "who may write to etcd?")  # fmt: skip
+        raise JournalError(
+            f"the term in etcd, {last}, is too far ahead of the clock: a root can lead when the clock "
+            f"shows {last - TERM_AHEAD_MAX_S + 1} s",
+            "who may write to etcd?",
+        )
     return max(last + 1, wall_s), why
 
 
@@ -80,8 +83,18 @@ def number(text: bytes) -> int | None:
 class EtcdLog:
     """See ``LogStore``. Connects when it is first used; every call ends within some seconds."""
 
-    def __init__(self, hosts: list[str], cluster: str, *, ca: str = "", cert: str = "", key: str = "", user: str = "",
-                 password_file: str = "", lease_s: int = 6) -> None:  # fmt: skip
+    def __init__(
+        self,
+        hosts: list[str],
+        cluster: str,
+        *,
+        ca: str = "",
+        cert: str = "",
+        key: str = "",
+        user: str = "",
+        password_file: str = "",
+        lease_s: int = 6,
+    ) -> None:
         self._etcd = EtcdClient(hosts, ca=ca, cert=cert, key=key, user=user, password_file=password_file)
         self._rpc = self._etcd.rpc
         self._prefix = f"/pact/{cluster}/"
@@ -151,11 +164,17 @@ class EtcdLog:
         self._lease = lease.ID
         value = orjson.dumps({"name": name, "fence": fence})
         put = self._rpc.PutRequest(key=self._key("leader"), value=value, lease=lease.ID)
-        unmoved = self._rpc.Compare(key=self._key("term"), target=self._rpc.Compare.MOD, result=self._rpc.Compare.EQUAL,
-                                    mod_revision=0 if last is None else last.mod_revision)  # fmt: skip
-        answer = self._txn([self._created("leader", 0), unmoved],
-                           [self._rpc.RequestOp(request_put=put), self._put(self._key("term"), str(fence).encode())],
-                           [self._rpc.RequestOp(request_range=self._range(self._key("leader")))])  # fmt: skip
+        unmoved = self._rpc.Compare(
+            key=self._key("term"),
+            target=self._rpc.Compare.MOD,
+            result=self._rpc.Compare.EQUAL,
+            mod_revision=0 if last is None else last.mod_revision,
+        )
+        answer = self._txn(
+            [self._created("leader", 0), unmoved],
+            [self._rpc.RequestOp(request_put=put), self._put(self._key("term"), str(fence).encode())],
+            [self._rpc.RequestOp(request_range=self._range(self._key("leader")))],
+        )
         if answer.succeeded:
             revision = answer.header.revision
         else:
@@ -228,8 +247,10 @@ class EtcdLog:
         """None if it is written; else the answer that says what is there. Raises Fenced."""
         if fence <= 0 or fence != self._fence:
             raise self._fenced(f"fence {fence} is not in force")
-        look = [self._rpc.RequestOp(request_range=self._range(k)) for k in (
-            self._key("leader"), self._key("head"), *([self._log_key(first)] if first >= 0 else []))]  # fmt: skip
+        look = [
+            self._rpc.RequestOp(request_range=self._range(k))
+            for k in (self._key("leader"), self._key("head"), *([self._log_key(first)] if first >= 0 else []))
+        ]
         answer = self._txn([self._created("leader", self._revision), *compare], success, look)
         if answer.succeeded:
             return None
@@ -277,11 +298,25 @@ class EtcdLog:
         parts = [snapshot[at : at + VALUE_MAX] for at in range(0, len(snapshot), VALUE_MAX)]
         for n, part in enumerate(parts):
             self._write(fence, [], [self._put(self._key(f"{where}{n:06d}"), part)])
-        manifest = orjson.dumps({"v": 1, "gseq": gseq, "where": where, "parts": len(parts), "bytes": len(snapshot),
-                                 "sha256": hashlib.sha256(snapshot).hexdigest()})  # fmt: skip
+        manifest = orjson.dumps(
+            {
+                "v": 1,
+                "gseq": gseq,
+                "where": where,
+                "parts": len(parts),
+                "bytes": len(snapshot),
+                "sha256": hashlib.sha256(snapshot).hexdigest(),
+            }
+        )
         self._write(fence, [], [self._put(self._key("snapshot"), manifest)])  # Q6
-        self._write(fence, [], [self._delete(self._key("snap/"), self._key(where)),
-                                self._delete(self._key(where[:-1] + "0"), self._key("snap0"))])  # fmt: skip
+        self._write(
+            fence,
+            [],
+            [
+                self._delete(self._key("snap/"), self._key(where)),
+                self._delete(self._key(where[:-1] + "0"), self._key("snap0")),
+            ],
+        )
 
     def trim(self, fence: int, before: int) -> None:
         found = self._manifest()
@@ -292,9 +327,16 @@ class EtcdLog:
             gone = [end for first, end in zip(firsts, ends, strict=False) if end <= limit]
             if not gone and fence == self._fence:
                 return
-            self._write(fence, [], [self._delete(self._log_key(0), self._log_key(gone[-1])),
-                                    self._delete(self._key("part/"), self._key(f"part/{gone[-1]:020d}/")),
-                                    ] if gone else [])  # fmt: skip
+            self._write(
+                fence,
+                [],
+                [
+                    self._delete(self._log_key(0), self._log_key(gone[-1])),
+                    self._delete(self._key("part/"), self._key(f"part/{gone[-1]:020d}/")),
+                ]
+                if gone
+                else [],
+            )
 
     # -- reading ----------------------------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ import orjson
 
 from pact.core import strict
 from pact.core.records import GENESIS
+from pact.core.root import chunks as chunks_
 from pact.core.root import log
 from pact.errors import ChainError, JournalError, PactError
 from pact.journal.moving import CutError
@@ -42,9 +43,13 @@ class Backup:
         return self.state.gseq
 
     def end(self) -> dict[str, Any]:
-        last = log.chunk_hash(self.chunks[-1]) if self.chunks else GENESIS
-        return {"chunks": len(self.chunks), "gseq": self.state.gseq, "hash": last,
-                "snapshot": None if self.snapshot is None else hashlib.sha256(self.snapshot).hexdigest()}  # fmt: skip
+        last = chunks_.chunk_hash(self.chunks[-1]) if self.chunks else GENESIS
+        return {
+            "chunks": len(self.chunks),
+            "gseq": self.state.gseq,
+            "hash": last,
+            "snapshot": None if self.snapshot is None else hashlib.sha256(self.snapshot).hexdigest(),
+        }
 
     def write(self, out: IO[bytes]) -> None:
         out.write(BEGINS + orjson.dumps({"v": VERSION, "cluster": self.cluster}) + b"}\n")
@@ -61,12 +66,14 @@ def read_store(store: LogStore, cluster: str) -> Backup:
         snapshot, _ = store.load()  # with the last chunk that is in it: the numbers go on from there
         chunks = list(store.read(0 if snapshot is None else log.load(snapshot, ()).gseq))
         oldest = store.oldest()
-        if not chunks or oldest <= log.read_chunk(chunks[0]).first:
+        if not chunks or oldest <= chunks_.read_chunk(chunks[0]).first:
             backup = Backup(cluster, snapshot, chunks)
             following = next(iter(store.read(backup.events + 1)), None)  # more may have come; a hole may not
-            if following is not None and log.read_chunk(following).first > backup.events + 1:
-                raise PactError(f"the root's log of {cluster} is damaged: event {backup.events + 1} is missing",
-                                "take an earlier backup")  # fmt: skip
+            if following is not None and chunks_.read_chunk(following).first > backup.events + 1:
+                raise PactError(
+                    f"the root's log of {cluster} is damaged: event {backup.events + 1} is missing",
+                    "take an earlier backup",
+                )
             return backup
     raise JournalError("the root's log was trimmed while it was read, again and again", "try again")
 
@@ -110,7 +117,7 @@ def fill_store(store: LogStore, backup: Backup, name: str) -> None:
     if fence is None:
         raise JournalError("a root leads on this log", "stop every root of the cluster first")
     for chunk in backup.chunks:
-        about = log.read_chunk(chunk)
+        about = chunks_.read_chunk(chunk)
         store.append(fence, about.first, about.count, chunk)
     if backup.snapshot is not None:
         store.save_snapshot(fence, log.load(backup.snapshot, ()).gseq, backup.snapshot)

@@ -127,9 +127,14 @@ class SqliteLog:
         ((following,),) = self._rows("SELECT next FROM meta")
         newest = -1 if following is None else following - 1
         head = self._opened_head(newest).head
-        self.lost = "" if head.seq <= newest else (
-            f"the root's log {self.path} ends at event {newest}, and events up to {head.seq} were committed: its disk "
-            "or SQLite's log was damaged, or an older copy was put back; nodes send again what they have")  # fmt: skip
+        self.lost = (
+            ""
+            if head.seq <= newest
+            else (
+                f"the root's log {self.path} ends at event {newest}, and events up to {head.seq} were committed: its "
+                "disk or SQLite's log was damaged, or an older copy was put back; nodes send again what they have"
+            )
+        )
 
     def _opened_head(self, newest: int) -> HeadFile:
         if self._head is not None:
@@ -242,13 +247,18 @@ class SqliteLog:
             if row is None:
                 return
             limit = min(before, row[0] + 1)  # Q6
-            (size,) = db.execute("SELECT coalesce(sum(length(data)), 0) FROM (SELECT data FROM chunk WHERE first < ?"
-                                 " ORDER BY first LIMIT ?)", (limit, TRIM_MAX)).fetchone()  # fmt: skip
+            (size,) = db.execute(
+                "SELECT coalesce(sum(length(data)), 0) FROM (SELECT data FROM chunk WHERE first < ?"
+                " ORDER BY first LIMIT ?)",
+                (limit, TRIM_MAX),
+            ).fetchone()
             if self._index is not None:
                 self._index.reserve(size)  # pages that are freed may be overwritten first
             gone = db.execute(
                 "DELETE FROM chunk WHERE first IN (SELECT first FROM chunk WHERE first < ?1 AND first + count <= ?1"
-                " ORDER BY first LIMIT ?2)", (limit, TRIM_MAX)).rowcount  # fmt: skip
+                " ORDER BY first LIMIT ?2)",
+                (limit, TRIM_MAX),
+            ).rowcount
             if gone > 0:
                 db.execute("UPDATE meta SET trimmed = 1")
 
@@ -279,14 +289,17 @@ class SqliteLog:
             if hashlib.sha256(data).hexdigest() == digest:
                 return data, self.read(gseq + 1)
             if self._rows("SELECT trimmed FROM meta")[0][0]:
-                raise JournalError(f"root's log {self.path}: the snapshot is damaged, and what was before it is gone",
-                                   "restore the file from a backup")  # fmt: skip
+                raise JournalError(
+                    f"root's log {self.path}: the snapshot is damaged, and what was before it is gone",
+                    "restore the file from a backup",
+                )
         return None, self.read(0)
 
     def read(self, gseq: int) -> Iterator[bytes]:
         at = gseq
         for first, count in self._rows(
-                "SELECT first, count FROM chunk WHERE first <= ? ORDER BY first DESC LIMIT 1", (gseq,)):  # fmt: skip
+            "SELECT first, count FROM chunk WHERE first <= ? ORDER BY first DESC LIMIT 1", (gseq,)
+        ):
             at = first if first + count > gseq else gseq
         begun = False
         while True:

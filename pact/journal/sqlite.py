@@ -36,8 +36,10 @@ SEQ_MAX: Final = (1 << 63) - 1
 VERIFY_MAX: Final = 200_000
 KEPT_LOG: Final = "-wal.kept"
 LOST_HINT: Final = "keep the files; put a backup of the whole state directory back, or pact journal accept-loss -m WHY"
-DISTRUST_HINT: Final = ("nothing was changed; pact journal verify names the record; import an export, or the backup "
-                        "that you trust, into a new state directory")  # fmt: skip
+DISTRUST_HINT: Final = (
+    "nothing was changed; pact journal verify names the record; import an export, or the backup "
+    "that you trust, into a new state directory"
+)
 SCHEMA: Final = """
 CREATE TABLE record (seq INTEGER PRIMARY KEY, type TEXT NOT NULL, time TEXT NOT NULL, hash TEXT NOT NULL,
                      body BLOB NOT NULL);
@@ -53,9 +55,12 @@ def connect(path: str, *, read_only: bool = False) -> sqlite3.Connection:
     """A connection that writes each statement for itself. Raises sqlite3.Error."""
     uri = "file:" + "".join(f"%{b:02x}" if b in b"?#%" else chr(b) for b in os.fsencode(path))
     db = sqlite3.connect(
-        uri + ("?mode=ro" if read_only else ""), uri=True, isolation_level=None, timeout=BUSY_TIMEOUT_S,
+        uri + ("?mode=ro" if read_only else ""),
+        uri=True,
+        isolation_level=None,
+        timeout=BUSY_TIMEOUT_S,
         check_same_thread=False,
-    )  # fmt: skip
+    )
     db.execute("PRAGMA cache_size=-1024")
     return db
 
@@ -63,8 +68,9 @@ def connect(path: str, *, read_only: bool = False) -> sqlite3.Connection:
 class SqliteJournal:
     """One file. Not thread-safe; a thread that needs contents opens a ``BlobReader``."""
 
-    def __init__(self, path: str, *, read_only: bool = False, store_limit: int | None = None, guard: bool = False
-                 ) -> None:  # fmt: skip
+    def __init__(
+        self, path: str, *, read_only: bool = False, store_limit: int | None = None, guard: bool = False
+    ) -> None:
         """Open or create; ``guard``: a reader that may be the only one that has it open makes SQLite's index safe, too.
         Raises JournalError if that fails or the file is something else.
         """
@@ -140,8 +146,12 @@ class SqliteJournal:
                 last = seq
         if head.seq > last:
             self._keep_log()
-            raise ChainError(last + 1, f"is missing: the journal ends before it, and {head_path(self.path)} says "
-                             f"that record {head.seq} was acknowledged", LOST_HINT)  # fmt: skip
+            raise ChainError(
+                last + 1,
+                f"is missing: the journal ends before it, and {head_path(self.path)} says "
+                f"that record {head.seq} was acknowledged",
+                LOST_HINT,
+            )
         for (hash_,) in self._rows("SELECT hash FROM record WHERE seq = ?", (head.seq,)):
             if hash_ != head.hash:
                 raise ChainError(head.seq, "is another one than was acknowledged under this number", LOST_HINT)
@@ -207,8 +217,9 @@ class SqliteJournal:
 
     # -- writing ------------------------------------------------------------------------------------------------
 
-    def append(self, rows: Sequence[tuple[Record, bytes]], blobs: Mapping[str, bytes], *, accepting: bool = False
-               ) -> None:  # fmt: skip
+    def append(
+        self, rows: Sequence[tuple[Record, bytes]], blobs: Mapping[str, bytes], *, accepting: bool = False
+    ) -> None:
         """All of it or nothing. Raises JournalError (full disk, I/O error), StoreFullError.  # J6"""
         if not rows and not blobs:
             return
@@ -234,8 +245,10 @@ class SqliteJournal:
             seq, prev = self.seq, self.hash
             for record, body in rows:
                 assert record.seq == seq + 1 and record.prev == prev, (record.seq, seq)
-                db.execute("INSERT INTO record (seq, type, time, hash, body) VALUES (?, ?, ?, ?, ?)",
-                           (record.seq, record.type, record.time, record.hash, body))  # fmt: skip
+                db.execute(
+                    "INSERT INTO record (seq, type, time, hash, body) VALUES (?, ?, ?, ?, ?)",
+                    (record.seq, record.type, record.time, record.hash, body),
+                )
                 seq, prev = record.seq, record.hash
             committing = True
             db.execute("COMMIT")
@@ -289,8 +302,9 @@ class SqliteJournal:
         except OSError as exc:
             self._surplus = True
             self._take_back()
-            error = JournalError(f"journal's head: {exc.strerror or exc}",
-                                 "nothing was changed; free space or mend the disk")  # fmt: skip
+            error = JournalError(
+                f"journal's head: {exc.strerror or exc}", "nothing was changed; free space or mend the disk"
+            )
             error.uncertain = self._surplus
             raise error from None
 
@@ -338,8 +352,10 @@ class SqliteJournal:
             raw = orjson.dumps(state)
             if self._index is not None:
                 self._index.reserve(len(raw))
-            self._open.execute("INSERT OR REPLACE INTO snapshot VALUES (1, ?, ?, ?, ?)",
-                             (seq, state["hash"], hashlib.sha256(raw).hexdigest(), raw))  # fmt: skip
+            self._open.execute(
+                "INSERT OR REPLACE INTO snapshot VALUES (1, ?, ?, ?, ?)",
+                (seq, state["hash"], hashlib.sha256(raw).hexdigest(), raw),
+            )
             self._open.execute("PRAGMA wal_checkpoint(PASSIVE)")
         except sqlite3.Error as exc:
             raise JournalError(f"snapshot: {exc}") from None
@@ -386,8 +402,10 @@ class SqliteJournal:
 
     def records(self, first: int = 0) -> Iterator[Record]:
         """Records from ``first`` on, not yet verified. Raises ChainError for what is none, or is filed wrongly."""
-        rows = self._rows("SELECT seq, type, time, hash, body FROM record WHERE seq BETWEEN ? AND ? ORDER BY seq",
-                          (first, self._last if self.read_only else self.seq))  # fmt: skip
+        rows = self._rows(
+            "SELECT seq, type, time, hash, body FROM record WHERE seq BETWEEN ? AND ? ORDER BY seq",
+            (first, self._last if self.read_only else self.seq),
+        )
         for seq, type_, time, hash_, body in rows:
             try:
                 record = parse(body, hash_)
@@ -421,10 +439,13 @@ class SqliteJournal:
     def newest(self, count: int | None, *, since: str = "", type_: str = "") -> Iterator[tuple[bytes, str]]:
         before, left = self.seq + 1, self.seq + 1 if count is None else count
         while left > 0:  # in pages: nobody's reading holds memory, or a transaction, for long
-            page = list(self._rows(
-                "SELECT body, hash, seq FROM record WHERE seq < ? AND time >= ? AND (? = '' OR type = ?)"
-                " ORDER BY seq DESC LIMIT ?", (before, since, type_, type_, min(left, PAGE_ROWS)),
-            ))  # fmt: skip
+            page = list(
+                self._rows(
+                    "SELECT body, hash, seq FROM record WHERE seq < ? AND time >= ? AND (? = '' OR type = ?)"
+                    " ORDER BY seq DESC LIMIT ?",
+                    (before, since, type_, type_, min(left, PAGE_ROWS)),
+                )
+            )
             if not page:
                 return
             yield from ((body, hash_) for body, hash_, _ in page)
@@ -432,8 +453,9 @@ class SqliteJournal:
 
     def bodies(self, first: int, limit: int) -> Iterator[tuple[str, bytes]]:
         """Hash and canonical bytes of at most ``limit`` records from ``first`` on."""
-        yield from self._rows("SELECT hash, body FROM record WHERE seq BETWEEN ? AND ? ORDER BY seq LIMIT ?",
-                              (first, self.seq, limit))  # fmt: skip
+        yield from self._rows(
+            "SELECT hash, body FROM record WHERE seq BETWEEN ? AND ? ORDER BY seq LIMIT ?", (first, self.seq, limit)
+        )
 
     def get(self, seq: int) -> Record | None:
         for hash_, body in self._rows("SELECT hash, body FROM record WHERE seq = ?", (seq,)):

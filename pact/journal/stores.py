@@ -99,8 +99,15 @@ def _etcd(hosts: list[str], cluster: str, given: Mapping[str, str]) -> Callable[
     def opened() -> LogStore:
         from pact.journal.rootlog_etcd import EtcdLog
 
-        return EtcdLog(hosts, cluster, ca=given.get("ca", ""), cert=given.get("cert", ""), key=given.get("key", ""),
-                       user=given.get("user", ""), password_file=given.get("password_file", ""),
-                       lease_s=int(lease))  # fmt: skip
+        return EtcdLog(
+            hosts,
+            cluster,
+            ca=given.get("ca", ""),
+            cert=given.get("cert", ""),
+            key=given.get("key", ""),
+            user=given.get("user", ""),
+            password_file=given.get("password_file", ""),
+            lease_s=int(lease),
+        )
 
     return opened

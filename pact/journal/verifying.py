@@ -69,8 +69,9 @@ class Verification:
         try:
             while self.left and not self._closing.wait(REST_S):
                 end = min(self.done + PIECE_RECORDS, self.count)
-                sizes = db.execute("SELECT length(body) FROM record WHERE seq BETWEEN ? AND ? ORDER BY seq",
-                                   (self.done, end - 1))  # fmt: skip
+                sizes = db.execute(
+                    "SELECT length(body) FROM record WHERE seq BETWEEN ? AND ? ORDER BY seq", (self.done, end - 1)
+                )
                 took, size = 0, 0
                 for (length,) in sizes:
                     size += length or 0
@@ -80,8 +81,10 @@ class Verification:
                 sizes.close()
                 if not took:
                     raise ChainError(self.done, "is missing")
-                rows = db.execute("SELECT seq, type, time, hash, body FROM record WHERE seq BETWEEN ? AND ?"
-                                  " ORDER BY seq", (self.done, self.done + took - 1))  # fmt: skip
+                rows = db.execute(
+                    "SELECT seq, type, time, hash, body FROM record WHERE seq BETWEEN ? AND ? ORDER BY seq",
+                    (self.done, self.done + took - 1),
+                )
                 seq, prev = check_stored(rows, self.done, prev)
                 rows.close()
                 if seq != self.done + took:

@@ -79,8 +79,9 @@ class WalIndex:
             self.close(remove=True)
             if exc.errno not in FULL:
                 return
-            raise JournalError(f"journal's index {path}: {_why(exc)}",
-                               "free space or mend the disk, then start again") from None  # fmt: skip
+            raise JournalError(
+                f"journal's index {path}: {_why(exc)}", "free space or mend the disk, then start again"
+            ) from None
         except BaseException:
             self.close(remove=True)
             raise
@@ -112,8 +113,9 @@ class WalIndex:
             if exc.errno not in FULL:  # a file system that cannot allocate: it is as it was without this
                 self._bytes = wanted
                 return
-            raise JournalError(f"journal's index {self._database}-shm: {_why(exc)}",
-                               "nothing was changed; free space or mend the disk") from None  # fmt: skip
+            raise JournalError(
+                f"journal's index {self._database}-shm: {_why(exc)}", "nothing was changed; free space or mend the disk"
+            ) from None
         self._bytes = wanted
 
     def close(self, *, remove: bool = False) -> None:

@@ -10,9 +10,7 @@ from typing import Final
 from pact.errors import ConfigError, PactError, UsageError
 from pact.host import owned
 
-Z85: frozenset[str] = frozenset(
-    "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.-:+=^!/*?&<>()[]{}@%$#"
-)
+Z85: frozenset[str] = frozenset("0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.-:+=^!/*?&<>()[]{}@%$#")
 
 KEY_FILE_MAX: Final = 4096
 
@@ -40,8 +38,10 @@ def server_key(text: str, beside: str = "") -> str:
     if is_public(text):
         return text
     if not beside and "/" not in text:
-        raise UsageError(f"the server's key {text!r} is not a key of 40 characters in Z85",
-                         "it is what NAME.key holds; write the path of that file with a slash: ./NAME.key")  # fmt: skip
+        raise UsageError(
+            f"the server's key {text!r} is not a key of 40 characters in Z85",
+            "it is what NAME.key holds; write the path of that file with a slash: ./NAME.key",
+        )
     path = os.path.join(beside, os.path.expanduser(text))
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK)
@@ -109,8 +109,10 @@ def load(path: str) -> Key:
     if not stat.S_ISREG(info.st_mode):
         raise ConfigError(f"{path} is no file")
     if stat.S_IMODE(info.st_mode) & 0o077:
-        raise ConfigError(f"{path} may be read by others (mode {stat.S_IMODE(info.st_mode):04o})",
-                          f"chmod 600 {path}; and make a new key if somebody may have read it")  # fmt: skip
+        raise ConfigError(
+            f"{path} may be read by others (mode {stat.S_IMODE(info.st_mode):04o})",
+            f"chmod 600 {path}; and make a new key if somebody may have read it",
+        )
     if not is_public(text):
         raise ConfigError(f"{path} holds no secret key", "pact keygen writes NAME.secret: 40 characters, Z85")
     return Key(zmq.curve_public(text.encode()).decode(), text)

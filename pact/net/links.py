@@ -32,8 +32,13 @@ NOW: Final = int(zmq.NOBLOCK)
 class Links:
     """The sockets behind an uplink's ``Connect``, ``Disconnect`` and ``Send``."""
 
-    def __init__(self, context: zmq.Context[Any], key: Key, opened: Callable[[zmq.Socket[bytes]], None],
-                 closing: Callable[[zmq.Socket[bytes]], None]) -> None:  # fmt: skip
+    def __init__(
+        self,
+        context: zmq.Context[Any],
+        key: Key,
+        opened: Callable[[zmq.Socket[bytes]], None],
+        closing: Callable[[zmq.Socket[bytes]], None],
+    ) -> None:
         self.ports: dict[str, Port] = {}
         self.bad = 0
         self._last: tuple[bytes, Message] = (wire.LIVES, wire.LIVES_MESSAGE)  # the newest beat: the next says the same

@@ -37,9 +37,18 @@ INIT_MNT: Final = 0x4000
 
 #: Errors that say something about the mechanism, not about the path.
 UNSUITABLE: Final = frozenset(
-    (errno.ENODEV, errno.EOPNOTSUPP, errno.EXDEV, errno.ENOSPC, errno.EINVAL, errno.EOVERFLOW, errno.ENOMEM,
-     errno.EPERM, errno.ENOSYS)
-)  # fmt: skip
+    (
+        errno.ENODEV,
+        errno.EOPNOTSUPP,
+        errno.EXDEV,
+        errno.ENOSPC,
+        errno.EINVAL,
+        errno.EOVERFLOW,
+        errno.ENOMEM,
+        errno.EPERM,
+        errno.ENOSYS,
+    )
+)
 
 
 class Marker:

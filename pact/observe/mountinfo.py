@@ -12,10 +12,12 @@ from dataclasses import dataclass
 _ESCAPE = re.compile(rb"\\([0-3][0-7]{2})")
 
 #: File systems that another machine or another process answers for: touching a path on them can block for ever.
-REMOTE_TYPES = frozenset((
-    b"nfs nfs4 cifs smb3 smbfs ceph lustre gpfs beegfs afs 9p fuse autofs orangefs pvfs2 panfs wekafs weka dvs "
-    b"glusterfs virtiofs"
-).split())  # fmt: skip
+REMOTE_TYPES = frozenset(
+    (
+        b"nfs nfs4 cifs smb3 smbfs ceph lustre gpfs beegfs afs 9p fuse autofs orangefs pvfs2 panfs wekafs weka dvs "
+        b"glusterfs virtiofs"
+    ).split()
+)
 
 
 @dataclass(slots=True, frozen=True)
@@ -69,11 +71,18 @@ def _entry(line: bytes) -> MountEntry:
     if not colon:
         raise ValueError("the device is not MAJOR:MINOR")
     return MountEntry(
-        _number(fields[0]), _number(fields[1]), _number(major), _number(minor),
-        unescape(fields[3]), unescape(fields[4]), _options(fields[5]), [unescape(f) for f in fields[6:dash]],
-        unescape(fields[dash + 1]).decode("utf-8", "backslashreplace"), unescape(fields[dash + 2]),
-        _options(b" ".join(fields[dash + 3:])),
-    )  # fmt: skip
+        _number(fields[0]),
+        _number(fields[1]),
+        _number(major),
+        _number(minor),
+        unescape(fields[3]),
+        unescape(fields[4]),
+        _options(fields[5]),
+        [unescape(f) for f in fields[6:dash]],
+        unescape(fields[dash + 1]).decode("utf-8", "backslashreplace"),
+        unescape(fields[dash + 2]),
+        _options(b" ".join(fields[dash + 3 :])),
+    )
 
 
 def _number(raw: bytes) -> int:

@@ -40,15 +40,23 @@ SYSCTL_ROOT: Final = b"/proc/sys/"
 ANY_SYSCTL: Final = b"*"  # wanted beside the declared names: a write to an undeclared sysctl may move a declared one
 NETWORK: Final = "network file system"
 OWNER_OF_KIND: Final = {
-    KIND_FID: "files", KIND_INOTIFY: "files", KIND_PROC: "sysctl", KIND_MOUNTS: "mountinfo", KIND_MNTNS: "mountinfo",
+    KIND_FID: "files",
+    KIND_INOTIFY: "files",
+    KIND_PROC: "sysctl",
+    KIND_MOUNTS: "mountinfo",
+    KIND_MNTNS: "mountinfo",
     KIND_CONNECTOR: "attribution",
-}  # fmt: skip
+}
 
 
 def open_observers(
-    *, fanotify: bool = True, inotify: bool = True, realtime: bool = True, proc_connector: bool = True,
+    *,
+    fanotify: bool = True,
+    inotify: bool = True,
+    realtime: bool = True,
+    proc_connector: bool = True,
     cpus: Iterable[int] = (),
-) -> Observers:  # fmt: skip
+) -> Observers:
     """Probe, open and start everything that this kernel permits. Raises nothing for what it does not."""
     return Observers(fanotify, inotify, realtime, proc_connector, tuple(cpus))
 
@@ -138,7 +146,7 @@ class Observers:
             self._reader.want(KIND_PROC, b"", ANY_SYSCTL)
         self._sysctl.add(path)
         if self._proc_fd >= 0:
-            self._reader.want(KIND_PROC, b"", path[len(SYSCTL_ROOT):])
+            self._reader.want(KIND_PROC, b"", path[len(SYSCTL_ROOT) :])
         elif self._in_fd >= 0:
             self._watch_sysctl_file(path)
 
@@ -157,7 +165,7 @@ class Observers:
         elif path in self._sysctl:
             self._sysctl.discard(path)
             if self._proc_fd >= 0:
-                self._reader.unwant(KIND_PROC, b"", path[len(SYSCTL_ROOT):])
+                self._reader.unwant(KIND_PROC, b"", path[len(SYSCTL_ROOT) :])
                 if not self._sysctl:
                     self._reader.unwant(KIND_PROC, b"", ANY_SYSCTL)
             for key in [k for k, p in self._sysctl_keys.items() if p == path]:

@@ -75,8 +75,10 @@ def _add_others(found: Kinds) -> None:
         if kind.name in found or kind.name in DIMENSION_OF:
             raise ConfigError(f"the kind {point.name!r} ({point.value}) has the name of another")
         if kind.dimension not in DIMENSIONS:
-            raise ConfigError(f"the kind {point.name!r} is of the dimension {kind.dimension!r}, which is none of "
-                              + ", ".join(DIMENSIONS))  # fmt: skip
+            raise ConfigError(
+                f"the kind {point.name!r} is of the dimension {kind.dimension!r}, which is none of "
+                + ", ".join(DIMENSIONS)
+            )
         found[kind.name] = kind
 
 

@@ -376,8 +376,16 @@ def run_tool(name: str, timeout_s: float, command: Sequence[str | bytes], fds: S
     env = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
     with open(os.memfd_create("stderr"), "w+b") as said:
         try:  # the umask of the unit is for what the agent keeps, not for what tools leave on the machine  # S10
-            tool = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=said,
-                                    start_new_session=True, pass_fds=fds, umask=0o022)  # fmt: skip
+            tool = subprocess.Popen(
+                command,
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=said,
+                start_new_session=True,
+                pass_fds=fds,
+                umask=0o022,
+            )
         except OSError as exc:
             raise RestoreError(f"{name}: {os.strerror(exc.errno or 0).lower()}") from None
         try:
@@ -408,7 +416,24 @@ def errno_text(what: str, exc: OSError) -> str:
 
 
 __all__ = [
-    "COMMON_KEYS", "HALF_N", "WHOLE_N", "Blobs", "Drained", "Entry", "Found", "Keep", "Kind", "RestoreError", "Saved",
-    "Source", "common", "errno_text", "export_common", "from_base64", "path_of", "refuse_unknown", "require_short",
+    "COMMON_KEYS",
+    "HALF_N",
+    "WHOLE_N",
+    "Blobs",
+    "Drained",
+    "Entry",
+    "Found",
+    "Keep",
+    "Kind",
+    "RestoreError",
+    "Saved",
+    "Source",
+    "common",
+    "errno_text",
+    "export_common",
+    "from_base64",
+    "path_of",
+    "refuse_unknown",
+    "require_short",
     "run_tool",
-]  # fmt: skip
+]

@@ -18,8 +18,8 @@ import orjson
 from pact.core.node import bonds
 from pact.core.node.events import Asked, Caller, ContactChanged, FleetTold, Reply
 from pact.core.phases import OPEN
-from pact.core.root import log
-from pact.core.root.log import INCARNATION_CHARS
+from pact.core.root import chunks, log
+from pact.core.root.chunks import INCARNATION_CHARS
 from pact.core.root.root import Root
 from pact.core.root.term import Commit, Down, Effect, Limits
 from pact.core.settings import Settings
@@ -77,16 +77,31 @@ class Peer:
 
 
 def answered(reply: Reply) -> bytes:
-    return orjson.dumps({"ok": reply.exit_code == 0, "exit": reply.exit_code, "message": reply.message,
-                         "hint": reply.hint, "result": dict(reply.result)})  # fmt: skip
+    return orjson.dumps(
+        {
+            "ok": reply.exit_code == 0,
+            "exit": reply.exit_code,
+            "message": reply.message,
+            "hint": reply.hint,
+            "result": dict(reply.result),
+        }
+    )
 
 
 class Cluster:
     """See the module. ``t_ns`` is everybody's clock."""
 
-    def __init__(self, seed: int, nodes: int, declared: Mapping[str, Declared], *, net: Net | None = None,
-                 settings: Settings | None = None, limits: Limits | None = None,
-                 slow: float = 0.0) -> None:  # fmt: skip
+    def __init__(
+        self,
+        seed: int,
+        nodes: int,
+        declared: Mapping[str, Declared],
+        *,
+        net: Net | None = None,
+        settings: Settings | None = None,
+        limits: Limits | None = None,
+        slow: float = 0.0,
+    ) -> None:
         """``slow``: the share of the nodes' jobs that take their time, or hang."""
         self.rng = random.Random(seed)
         self.net = net or Net()
@@ -95,7 +110,7 @@ class Cluster:
         self.queue: list[tuple[int, int, Callable[[], None]]] = []
         self.n = 0
         self.log: list[bytes] = []
-        self._batches: list[Sequence[log.Batch]] = []  # of the log, as far as it was checked
+        self._batches: list[Sequence[chunks.Batch]] = []  # of the log, as far as it was checked
         self.fence = 0
         self.root: Root | None = None
         self.deposed: list[Root] = []
@@ -106,8 +121,9 @@ class Cluster:
         self.bell = Bell()  # something moved that nodes' wakes, or what is to be sent, depend on
         self._wakes: dict[int, int | None] = {}  # of roots, until they are stepped
         for i in range(nodes):
-            world = ShellWorld(settings=settings or Settings(), t_ns=self.t_ns, name=f"n{i}", clustered=True,
-                               rng=self.rng, slow=slow)  # fmt: skip
+            world = ShellWorld(
+                settings=settings or Settings(), t_ns=self.t_ns, name=f"n{i}", clustered=True, rng=self.rng, slow=slow
+            )
             for resource, value in declared.items():
                 world.machine[resource] = world.boot_values[resource] = value.attrs
             self.peers[f"n{i}"] = Peer(world)
@@ -269,13 +285,24 @@ class Cluster:
         if root is not None and root in self._roots():
             self._perform(root, root.received(Message(kind, dict(head), body), self.t_ns, self.wall_ns))
 
-    def request(self, op: str, args: Mapping[str, Any], nodes: str | None = None, user: str = "alice",
-                role: str = "admin") -> int:  # fmt: skip
+    def request(
+        self, op: str, args: Mapping[str, Any], nodes: str | None = None, user: str = "alice", role: str = "admin"
+    ) -> int:
         """Ask the root; the answer is in ``results`` under the number returned."""
         self.requests += 1
-        self.up(self.root, "request", {
-            "id": self.requests, "op": op, "nodes": nodes, "timeout_ms": 0, "client": "c",
-            "caller": {"user": user, "role": role, "via": "cluster"}}, orjson.dumps(args))  # fmt: skip
+        self.up(
+            self.root,
+            "request",
+            {
+                "id": self.requests,
+                "op": op,
+                "nodes": nodes,
+                "timeout_ms": 0,
+                "client": "c",
+                "caller": {"user": user, "role": role, "via": "cluster"},
+            },
+            orjson.dumps(args),
+        )
         return self.requests
 
     # -- the nodes ----------------------------------------------------------------------------------------------
@@ -389,10 +416,12 @@ class Cluster:
                 peer.answers[call] = answered(reply)
                 self._answer(name, root, call, peer.answers[call])
 
-    def _carry_out(self, world: ShellWorld, op: str, args: Mapping[str, Any], caller: Mapping[str, Any]
-                   ) -> bytes | None:  # fmt: skip
-        who = Caller(Actor(caller["user"], None, caller["role"], "cluster"),
-                     Owner("cluster:" + caller["user"], caller["user"]))  # fmt: skip
+    def _carry_out(
+        self, world: ShellWorld, op: str, args: Mapping[str, Any], caller: Mapping[str, Any]
+    ) -> bytes | None:
+        who = Caller(
+            Actor(caller["user"], None, caller["role"], "cluster"), Owner("cluster:" + caller["user"], caller["user"])
+        )
         world.token += 1
         token = world.token
         world.feed(lambda: Asked(self.t_ns, self.wall_ns, token, op, args, who))
@@ -446,7 +475,7 @@ class Cluster:
         if self.root is not None and self.root.state.gseq == state.gseq:
             assert self.root.state.to_bytes() == state.to_bytes(), "what the root holds is what its log says"
         seen: dict[str, set[int]] = {}
-        self._batches += [log.read_chunk(raw).batches for raw in self.log[len(self._batches) :]]
+        self._batches += [chunks.read_chunk(raw).batches for raw in self.log[len(self._batches) :]]
         for batches in self._batches:
             for batch in batches:
                 known = seen.setdefault(batch.node, set())
@@ -485,5 +514,3 @@ class Cluster:
                 gid = of_group[data["change"]]
                 assert state.groups[gid].decision == "rollback", (name, data["change"])
                 assert not stopped or gid in forced, (name, record.seq, "rolled back while that was stopped")
-
-

@@ -30,7 +30,7 @@ import zmq
 from pact._fast import syscalls
 from pact.core.node import bonds
 from pact.core.node.events import Asked, Caller, ContactChanged, FleetTold, Ticked
-from pact.core.root.log import INCARNATION_CHARS
+from pact.core.root.chunks import INCARNATION_CHARS
 from pact.core.tree.outbox import Outbox, Read, Up, can_wait, with_answer
 from pact.core.tree.seals import NodeSeals, key_id, of_one
 from pact.core.tree.uplink import OF_LINKS, Connect, Deliver, Disconnect, Lost, Note, Parent, Send, Uplink
@@ -116,10 +116,19 @@ class VirtualNode:
         if fleet.spec.roots:
             shared = Shared(key)
             self.seals = NodeSeals({key_id(r): shared.key(r) for r in fleet.spec.roots}, session, required=True)
-        self.uplink = Uplink(name, "node", parents, fleet.rng, session=session, version=VERSION,
-                             rack=rack, more=self._more,
-                             unfinished=lambda: bonds.unfinished(self.world.node),
-                             prove=self._prove if self.seals is not None else None, judges=True)  # fmt: skip
+        self.uplink = Uplink(
+            name,
+            "node",
+            parents,
+            fleet.rng,
+            session=session,
+            version=VERSION,
+            rack=rack,
+            more=self._more,
+            unfinished=lambda: bonds.unfinished(self.world.node),
+            prove=self._prove if self.seals is not None else None,
+            judges=True,
+        )
         self._unheard = False
         self.wake_ns = 0
         every_ns = int(fleet.spec.write_every_s * NS_PER_S)
@@ -171,8 +180,11 @@ class VirtualNode:
             self._recorded()
 
     def next_wake_ns(self) -> int:
-        due = [ns for ns in (self.uplink.next_wake_ns(), self.outbox.next_wake_ns(), self.world.node.next_wake_ns())
-               if ns is not None]  # fmt: skip
+        due = [
+            ns
+            for ns in (self.uplink.next_wake_ns(), self.outbox.next_wake_ns(), self.world.node.next_wake_ns())
+            if ns is not None
+        ]
         return min(self._write_ns, *due)
 
     # -- as an agent's link -------------------------------------------------------------------------------------
@@ -263,8 +275,9 @@ class VirtualNode:
         term, seal = fleet.get("term", ""), fleet.get("seals", {}).get(self.name, "")
         if self.seals is None or self.seals.told(fleet, term, seal):
             self.uplink.told(fleet)
-            self._tell(lambda: FleetTold(self.world.t_ns, self.world.wall_ns, fleet["fence"], fleet["seq"],
-                                         fleet["holds"]))  # fmt: skip
+            self._tell(
+                lambda: FleetTold(self.world.t_ns, self.world.wall_ns, fleet["fence"], fleet["seq"], fleet["holds"])
+            )
             self._in_contact()
 
     def _in_contact(self) -> None:
@@ -306,8 +319,15 @@ class VirtualNode:
             return orjson.dumps({"ok": True, "exit": 0, "message": "", "hint": "", "result": {"state": state}})
         if op == "check":
             state = self.world.node.state.overall()
-            return orjson.dumps({"ok": True, "exit": 0, "message": "", "hint": "", "result": {
-                "line": f"{self.name}: {state}", "node": self.name, "state": state}})  # fmt: skip
+            return orjson.dumps(
+                {
+                    "ok": True,
+                    "exit": 0,
+                    "message": "",
+                    "hint": "",
+                    "result": {"line": f"{self.name}: {state}", "node": self.name, "state": state},
+                }
+            )
         args = orjson.loads(body or b"{}")
         self._now()
         world = self.world
@@ -316,8 +336,15 @@ class VirtualNode:
         caller = self.fleet.caller(said["user"], said["role"])
         world.feed(lambda: Asked(world.t_ns, world.wall_ns, token, op, args, caller))
         reply = world.replies.pop(token)
-        return orjson.dumps({"ok": reply.exit_code == 0, "exit": reply.exit_code, "message": reply.message,
-                             "hint": reply.hint, "result": reply.result})  # fmt: skip
+        return orjson.dumps(
+            {
+                "ok": reply.exit_code == 0,
+                "exit": reply.exit_code,
+                "message": reply.message,
+                "hint": reply.hint,
+                "result": reply.result,
+            }
+        )
 
 
 class Fleet:

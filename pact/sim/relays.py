@@ -51,8 +51,9 @@ class Sink:
     def tick(self, t_ns: int, wall_ns: int) -> Iterable[Message]:
         if not self._started:
             self._started = True
-            yield wire.message("welcome", {"v": wire.VERSION, "name": self._name, "path": [], "fence": 1,
-                                           "credit": SINK_CREDIT})  # fmt: skip
+            yield wire.message(
+                "welcome", {"v": wire.VERSION, "name": self._name, "path": [], "fence": 1, "credit": SINK_CREDIT}
+            )
 
     def next_wake_ns(self) -> int | None:
         return None

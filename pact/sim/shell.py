@@ -170,8 +170,11 @@ class ShellWorld(World):
         """What is new below tracked patterns, and what is gone."""
         node, state = self.node, self.node.state
         waiting = node.pace.waiting
-        fresh = [r for r, v in self.machine.items() if v is not None and r not in state and r not in state.untracked
-                 and r not in waiting and mode_of(node, r)]  # fmt: skip
+        fresh = [
+            r
+            for r, v in self.machine.items()
+            if v is not None and r not in state and r not in state.untracked and r not in waiting and mode_of(node, r)
+        ]
         gone = [r for r in (*state.untracked, *waiting) if self.machine.get(r) is None]
         if not fresh and not gone:
             return Ticked(self.t_ns, self.wall_ns)

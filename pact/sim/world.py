@@ -130,8 +130,19 @@ class World:
             return
         self.node = Node(self.name, SimRules(), self.disk.load())
         given = {r: d.to_json() for r, d in (declared or {}).items()}
-        self.feed(lambda: Started(self.t_ns, self.wall_ns, f"boot{self.boot}", self.offset_ns, self.settings, "sim",
-                                  reboot, given, clustered=self.clustered))  # fmt: skip
+        self.feed(
+            lambda: Started(
+                self.t_ns,
+                self.wall_ns,
+                f"boot{self.boot}",
+                self.offset_ns,
+                self.settings,
+                "sim",
+                reboot,
+                given,
+                clustered=self.clustered,
+            )
+        )
         if self.lost:
             self.crash()
         if self.running:
@@ -441,7 +452,11 @@ class World:
     def _work(self, effect: Look | Probe | Act | Discover) -> Callable[[], Event]:
         """Read, or act, now; what is given makes the answer when it comes."""
         works: dict[type, Callable[[Any], Callable[[], Event]]] = {
-            Look: self._looked, Probe: self._probed, Act: self._acted, Discover: self._discovered}
+            Look: self._looked,
+            Probe: self._probed,
+            Act: self._acted,
+            Discover: self._discovered,
+        }
         return works[type(effect)](effect)
 
     def _looked(self, effect: Look) -> Callable[[], Event]:
@@ -485,8 +500,12 @@ class World:
         return ""
 
     def _discovered(self, effect: Discover) -> Callable[[], Event]:
-        found = {r: Declared(v).to_json() for r, v in self.machine.items() if v is not None and any(
-            r == p or (p.endswith("*") and r.startswith(p.rstrip("*"))) for p in effect.patterns)}  # fmt: skip
+        found = {
+            r: Declared(v).to_json()
+            for r, v in self.machine.items()
+            if v is not None
+            and any(r == p or (p.endswith("*") and r.startswith(p.rstrip("*"))) for p in effect.patterns)
+        }
         exact = frozenset(r for r in found if r in effect.patterns)
         patterns = [p for p in effect.patterns if p.endswith("*")]
         return lambda: Discovered(self.t_ns, self.wall_ns, effect.job, found, exact, (), True, patterns)

@@ -63,10 +63,20 @@ class World:
 
     def __init__(self) -> None:
         self.holder = subprocess.Popen(
-            ["unshare", "--mount", "--net", "--propagation", "private", "sh", "-c",
-             f"mount -t tmpfs -o mode=755 tmpfs {TOP} && echo ready && exec sleep 86400"],
-            stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, cwd="/",
-        )  # fmt: skip
+            [
+                "unshare",
+                "--mount",
+                "--net",
+                "--propagation",
+                "private",
+                "sh",
+                "-c",
+                f"mount -t tmpfs -o mode=755 tmpfs {TOP} && echo ready && exec sleep 86400",
+            ],
+            stdout=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+            cwd="/",
+        )
         assert self.holder.stdout is not None
         assert self.holder.stdout.readline() == b"ready\n", "the namespaces could not be made"
         self.started: list[subprocess.Popen[Any]] = []
@@ -95,20 +105,32 @@ class World:
             command = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "--", *command]
         return self.call(command, check=check)
 
-    def call(self, command: Iterable[str], *, check: bool = True, input: bytes | None = None,
-             timeout: float = COMMAND_S) -> Done:  # fmt: skip
-        done = subprocess.run(self.argv(command), env={**environment(), **self.env}, cwd="/", capture_output=True, timeout=timeout,
-                              input=input if input is not None else b"", check=False)  # fmt: skip
-        out = Done(done.returncode, done.stdout.decode("utf-8", "surrogateescape"),
-                   done.stderr.decode("utf-8", "surrogateescape"))  # fmt: skip
+    def call(
+        self, command: Iterable[str], *, check: bool = True, input: bytes | None = None, timeout: float = COMMAND_S
+    ) -> Done:
+        done = subprocess.run(
+            self.argv(command),
+            env={**environment(), **self.env},
+            cwd="/",
+            capture_output=True,
+            timeout=timeout,
+            input=input if input is not None else b"",
+            check=False,
+        )
+        out = Done(
+            done.returncode,
+            done.stdout.decode("utf-8", "surrogateescape"),
+            done.stderr.decode("utf-8", "surrogateescape"),
+        )
         assert not check or out.code == 0, out
         return out
 
     def python(self, script: str, *args: str) -> subprocess.Popen[Any]:
         """A Python process inside that says ``ready`` when its script has got to ``ready()``, and then waits."""
         head = "import sys,time,os\ndef ready():\n print('ready',flush=True)\n sys.stdin.read()\n"
-        process = self.popen([sys.executable, "-c", head + script, *args], stdin=subprocess.PIPE,
-                             stdout=subprocess.PIPE)  # fmt: skip
+        process = self.popen(
+            [sys.executable, "-c", head + script, *args], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
         assert process.stdout.readline() == b"ready\n", script
         return process
 
@@ -173,10 +195,14 @@ class Agent:
         self.process: subprocess.Popen[Any] | None = None
         self.before: list[str] = []  # a command that runs the agent
         self.config: dict[str, dict[str, Any]] = {
-            "node": {"name": "n001"}, "state": {"dir": str(self.state_dir)}, "control": {"socket": self.socket},
-            "declared": {"files": []}, "window": {"base": "1h", "floor": "0.2s", "sensitivity": 2.0},
-            "observe": {"rescan": "2s"}, "hooks": {"dir": str(base / "hooks.d")},
-        }  # fmt: skip
+            "node": {"name": "n001"},
+            "state": {"dir": str(self.state_dir)},
+            "control": {"socket": self.socket},
+            "declared": {"files": []},
+            "window": {"base": "1h", "floor": "0.2s", "sensitivity": 2.0},
+            "observe": {"rescan": "2s"},
+            "hooks": {"dir": str(base / "hooks.d")},
+        }
         self.configure(config or {})
 
     def configure(self, config: Mapping[str, Mapping[str, Any]]) -> None:
@@ -191,8 +217,9 @@ class Agent:
         with open(self.log_path, "ab") as log:
             self.process = self.world.popen(
                 [*self.before, sys.executable, "-m", "pact.cli.main", "agent", "--config", str(self.config_path)],
-                stdout=log, stderr=log,
-            )  # fmt: skip
+                stdout=log,
+                stderr=log,
+            )
         if wait:
             wait_until(self._answers, f"the agent is ready\n{self.log()}", 30)
 
@@ -219,8 +246,9 @@ class Agent:
 
     def refuses_to_start(self) -> Done:
         """Run it where it cannot: its exit code and what it says."""
-        return self.world.call([sys.executable, "-m", "pact.cli.main", "agent", "--config", str(self.config_path)],
-                               check=False, timeout=30)  # fmt: skip
+        return self.world.call(
+            [sys.executable, "-m", "pact.cli.main", "agent", "--config", str(self.config_path)], check=False, timeout=30
+        )
 
     def close(self) -> None:
         if self.process is not None:
@@ -232,14 +260,27 @@ class Agent:
 
     # -- the command line ---------------------------------------------------------------------------------------
 
-    def pact(self, *args: str, uid: int = 0, gid: int | None = None, groups: Iterable[int] = (), check: int | None = 0,
-             input: bytes | None = None) -> Done:  # fmt: skip
+    def pact(
+        self,
+        *args: str,
+        uid: int = 0,
+        gid: int | None = None,
+        groups: Iterable[int] = (),
+        check: int | None = 0,
+        input: bytes | None = None,
+    ) -> Done:
         """The command line, by default as root; ``check`` is the exit code that is expected (``None``: any)."""
         command = [sys.executable, "-m", "pact.cli.main", "--socket", self.socket, *args]
         if uid:  # DAC_READ_SEARCH: a checkout or an interpreter that only root may read is read all the same
-            who = ["setpriv", f"--reuid={uid}", f"--regid={gid or uid}", "--inh-caps=+dac_read_search",
-                   "--ambient-caps=+dac_read_search",
-                   f"--groups={','.join(map(str, groups))}" if groups else "--clear-groups", "--"]  # fmt: skip
+            who = [
+                "setpriv",
+                f"--reuid={uid}",
+                f"--regid={gid or uid}",
+                "--inh-caps=+dac_read_search",
+                "--ambient-caps=+dac_read_search",
+                f"--groups={','.join(map(str, groups))}" if groups else "--clear-groups",
+                "--",
+            ]
             command = [*who, *command]
         done = self.world.call(command, check=False, input=input)
         assert "Traceback" not in done.err, done.err
@@ -321,9 +362,23 @@ class Agent:
         """``uid`` writes to a declared file and stays until that is seen: without exec events (which only the initial
         network namespace gets) the kernel names nobody for a writer that is gone before it is looked at."""
         script = 'printf "%s\\n" "$1" > "$2" && echo written && exec cat'
-        writer = self.world.popen(["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "--",
-                                   "sh", "-c", script, "sh", content, path], stdin=subprocess.PIPE,
-                                  stdout=subprocess.PIPE)  # fmt: skip
+        writer = self.world.popen(
+            [
+                "setpriv",
+                f"--reuid={uid}",
+                f"--regid={uid}",
+                "--clear-groups",
+                "--",
+                "sh",
+                "-c",
+                script,
+                "sh",
+                content,
+                path,
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
         try:
             assert writer.stdout.readline() == b"written\n", f"{uid} cannot write {path}"
             return self.drifted(f"file:{path}")

@@ -22,8 +22,9 @@ def empty(world: World, agent: Agent) -> None:
 def made_by(agent: Agent, uid: int, script: str) -> subprocess.Popen[Any]:
     """``uid`` runs a script inside and stays until it is ended, so that the kernel can name him."""
     who = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "--"] if uid else []
-    process = agent.world.popen([*who, "sh", "-c", f"{script}\necho made && exec cat"], stdin=subprocess.PIPE,
-                                stdout=subprocess.PIPE)  # fmt: skip
+    process = agent.world.popen(
+        [*who, "sh", "-c", f"{script}\necho made && exec cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
     assert process.stdout.readline() == b"made\n", script
     return process
 

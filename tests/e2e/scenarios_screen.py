@@ -121,8 +121,14 @@ def an_aggregator_that_is_stopped_ends_no_command_late(site: Site) -> None:
     site.nodes["n2"].agent.send_signal(signal.SIGCONT)
     os.kill(process.pid, signal.SIGSTOP)
     try:
-        for words in (["status", "--nodes", "n1"], ["check", "--nodes", "n1"], ["nodes"], ["groups"],
-                      ["watch", "--nodes", "n1"], ["hold", "place", "--all", "--reason", "x", "--for", "1h"]):  # fmt: skip
+        for words in (
+            ["status", "--nodes", "n1"],
+            ["check", "--nodes", "n1"],
+            ["nodes"],
+            ["groups"],
+            ["watch", "--nodes", "n1"],
+            ["hold", "place", "--all", "--reason", "x", "--for", "1h"],
+        ):
             began_s = time.monotonic()
             done = site.pact(*words, "--timeout", "1")
             assert done.code == 5 and time.monotonic() - began_s < 3.5, (words, done)

@@ -27,7 +27,9 @@ def nobody_beside_a_node_can_guess_a_pin(site: Site) -> None:
     for name in names:
         assert site.nodes[name].path(PIN).read_text() == "4711\n"
         site.nodes[name].path(PIN).write_text("4712\n")
-    wait_until(lambda: site.pact("check", "--nodes", "n1").code == 11 == site.pact("check", "--nodes", "n2").code, "drift")
+    wait_until(
+        lambda: site.pact("check", "--nodes", "n1").code == 11 == site.pact("check", "--nodes", "n2").code, "drift"
+    )
     shown = site.pact("--json", "diff", "--nodes", "n[1-2]").out
     assert all(hashlib.sha256(c).hexdigest() in shown for c in CONTENTS), "an administrator may see it from afar"
     site.write_client("eve", ["root"])
@@ -45,7 +47,9 @@ def nobody_beside_a_node_can_guess_a_pin(site: Site) -> None:
         assert all(hashlib.sha256(content).hexdigest() not in text for text in seen)
     bodies = [json.loads(line[line.index("{") :]) for line in events.read_text().splitlines() if PIN in line]
     assert {"committed", "drift_detected", "rollback_started"} <= {b["type"] for b in bodies}
-    assert {b["data"]["salt"] for b in bodies if "sha256" in json.dumps(b)} == {"(hidden)"}, "nor by trying their hashes"
+    assert {b["data"]["salt"] for b in bodies if "sha256" in json.dumps(b)} == {"(hidden)"}, (
+        "nor by trying their hashes"
+    )
 
 
 if __name__ == "__main__":

@@ -20,8 +20,15 @@ NOBODY = 1000
 
 def run(command: list[str], env: dict[str, str]) -> tuple[int, str]:
     started = time.monotonic()
-    done = subprocess.run(command, env={**os.environ, **env}, capture_output=True, text=True, check=False, timeout=100,
-                          stdin=subprocess.DEVNULL)  # fmt: skip
+    done = subprocess.run(
+        command,
+        env={**os.environ, **env},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
+        stdin=subprocess.DEVNULL,
+    )
     assert time.monotonic() - started < 60
     return done.returncode, done.stdout + done.stderr
 
@@ -47,8 +54,14 @@ def test_the_demo_runs_as_root() -> None:
 def readable() -> Iterator[list[str]]:
     """A copy of the tree, and an interpreter, that a user without rights can read: the words before ``demo.py``."""
     major_minor = f"python{sys.version_info.major}.{sys.version_info.minor}"
-    found = next((p for p in (sys.executable, f"/usr/bin/{major_minor}", f"/usr/local/bin/{major_minor}")
-                  if os.access(p, os.X_OK) and _open_to_all(Path(p).resolve())), None)  # fmt: skip
+    found = next(
+        (
+            p
+            for p in (sys.executable, f"/usr/bin/{major_minor}", f"/usr/local/bin/{major_minor}")
+            if os.access(p, os.X_OK) and _open_to_all(Path(p).resolve())
+        ),
+        None,
+    )
     if found is None:
         pytest.skip("no interpreter of this version is open to other users")
     import orjson
@@ -88,9 +101,15 @@ def test_the_demo_says_so_where_no_namespaces_can_be_had(tmp_path: Path) -> None
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 @pytest.mark.skipif(shutil.which("etcd") is None, reason="etcd not installed: apt-get install etcd-server")
 def test_the_clusters_demo_runs_with_fewer_nodes() -> None:
-    done = subprocess.run([sys.executable, str(REPOSITORY / "demo/cluster.py")], capture_output=True, text=True,
-                          env={**os.environ, "PACT_DEMO_NODES": "9"}, check=False, timeout=280,
-                          stdin=subprocess.DEVNULL)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, str(REPOSITORY / "demo/cluster.py")],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PACT_DEMO_NODES": "9"},
+        check=False,
+        timeout=280,
+        stdin=subprocess.DEVNULL,
+    )
     out = done.stdout + done.stderr
     assert done.returncode == 0, out
     assert "Every step was verified on the nodes" in out and "\x1b" not in out and out.count("   ✓ ") >= 11

@@ -26,12 +26,22 @@ def denials(agent: Agent) -> list[Any]:
     return agent.records("denied")
 
 
-@pytest.mark.parametrize("words", [
-    ["commit", "-m", "x"], ["commit", "--all", "-m", "x"], ["rollback"], ["rollback", "--dry-run"], ["extend", "1m"],
-    ["emergency", "start", "--reason", "x"], ["emergency", "end", "--rollback"],
-    ["hold", "place", "--reason", "x", "--for", "1m"], ["hold", "release"], ["adopt", "file:/srv/*"],
-    ["rollback", "--to", "0"],
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["commit", "-m", "x"],
+        ["commit", "--all", "-m", "x"],
+        ["rollback"],
+        ["rollback", "--dry-run"],
+        ["extend", "1m"],
+        ["emergency", "start", "--reason", "x"],
+        ["emergency", "end", "--rollback"],
+        ["hold", "place", "--reason", "x", "--for", "1m"],
+        ["hold", "release"],
+        ["adopt", "file:/srv/*"],
+        ["rollback", "--to", "0"],
+    ],
+)
 def test_a_viewer_changes_nothing_and_each_attempt_is_recorded(agent: Agent, words: list[str]) -> None:
     path = agent.file("v.conf")
     agent.drift(path)
@@ -70,8 +80,12 @@ def test_ops_settle_their_own_and_unattributed_changes_but_not_another_s(agent: 
     agent.drift_by(1234, mine)
     other = agent.drift_by(1235, theirs)
     before = len(denials(agent))
-    for words in (["commit", other["id"], "-m", "x"], ["rollback", other["id"]], ["extend", other["id"], "1m"],
-                  ["hold", "place", other["id"], "--reason", "x", "--for", "1m"]):  # fmt: skip
+    for words in (
+        ["commit", other["id"], "-m", "x"],
+        ["rollback", other["id"]],
+        ["extend", other["id"], "1m"],
+        ["hold", "place", other["id"], "--reason", "x", "--for", "1m"],
+    ):
         assert "needs the role admin" in agent.pact(*words, check=3, **OPS).err
     assert len(denials(agent)) == before + 4
     agent.pact("commit", "-m", "mine", **OPS)
@@ -84,9 +98,28 @@ def test_writing_another_s_login_gives_nobody_another_s_changes(agent: Agent) ->
     theirs = agent.file("theirs.conf", mode=0o666)
     change = agent.drift_by(1235, theirs)
     forge = 'echo 1235 > /proc/self/loginuid && exec "$@"'
-    command = ["setpriv", "--reuid=1234", "--regid=1234", f"--groups={GAMES}", "--inh-caps=+dac_read_search",
-               "--ambient-caps=+dac_read_search", "--", "sh", "-c", forge, "sh", sys.executable, "-m", "pact.cli.main",
-               "--socket", agent.socket, "commit", change["id"], "-m", "x"]  # fmt: skip
+    command = [
+        "setpriv",
+        "--reuid=1234",
+        "--regid=1234",
+        f"--groups={GAMES}",
+        "--inh-caps=+dac_read_search",
+        "--ambient-caps=+dac_read_search",
+        "--",
+        "sh",
+        "-c",
+        forge,
+        "sh",
+        sys.executable,
+        "-m",
+        "pact.cli.main",
+        "--socket",
+        agent.socket,
+        "commit",
+        change["id"],
+        "-m",
+        "x",
+    ]
     done = agent.world.call(command, check=False)
     assert (done.code, "needs the role admin" in done.err) == (3, True), done
     actor = denials(agent)[-1]["actor"]
@@ -121,8 +154,16 @@ def test_content_that_is_not_world_readable_is_shown_only_to_admins(agent: Agent
     agent.world.path(path).write_text("now " + SECRET)
     agent.drifted(f"file:{path}")
     for who in (VIEWER, OPS):
-        for words in (["diff"], ["--json", "diff"], ["export"], ["--json", "export"], ["log"], ["--json", "log"],
-                      ["status"], ["--json", "status"]):  # fmt: skip
+        for words in (
+            ["diff"],
+            ["--json", "diff"],
+            ["export"],
+            ["--json", "export"],
+            ["log"],
+            ["--json", "log"],
+            ["status"],
+            ["--json", "status"],
+        ):
             assert "hunter2" not in agent.pact(*words, **who).out, words
     assert "hunter2" in agent.pact("diff").out and "hunter2" in agent.pact("export").out
     assert "hunter2" in agent.pact("diff", **ADMIN).out
@@ -185,9 +226,11 @@ def test_who_writes_and_asks_in_turn_does_not_fill_the_journal(agent: Agent) -> 
     agent.world.sh(f"chown 1236 {path}")
     agent.pact("commit", "--all", "-m", "m", check=None)
     before, began = len(agent.records()), time.monotonic()
-    script = (f"import socket, json, time\ns = socket.socket(socket.AF_UNIX)\ns.connect({agent.socket!r})\nf = s.makefile('rb')\n"
-              f"end = time.monotonic() + 3\nn = 0\nwhile time.monotonic() < end:\n n += 1\n open({path!r}, 'w').write(str(n))\n"
-              " s.sendall(b'{\"op\":\"status\"}\\n')\n assert f.readline()\nprint(n)")  # fmt: skip
+    script = (
+        f"import socket, json, time\ns = socket.socket(socket.AF_UNIX)\ns.connect({agent.socket!r})\nf = s.makefile('rb')\n"
+        f"end = time.monotonic() + 3\nn = 0\nwhile time.monotonic() < end:\n n += 1\n open({path!r}, 'w').write(str(n))\n"
+        ' s.sendall(b\'{"op":"status"}\\n\')\n assert f.readline()\nprint(n)'
+    )
     done = agent.world.call(["setpriv", "--reuid=1236", "--regid=1236", "--clear-groups", sys.executable, "-c", script])
     assert int(done.out) > 100
     assert len(agent.records()) - before < 12 * (time.monotonic() - began) + 20

@@ -54,17 +54,29 @@ def test_what_is_in_use_stops_all_of_it_before_anything_is_touched(agent: Agent,
 
 @pytest.mark.invariant("C7")
 @pytest.mark.parametrize("dry", [(), ("--dry-run",)])
-@pytest.mark.parametrize(("wrong", "why"), [
-    ('[sysctl]\n"net.ipv4.ip_defalt_ttl" = 1\n"net.ipv4.ip_default_ttl" = 70\n', "no such sysctl"),
-    ('[sysctl]\n"kernel.ostype" = "Minix"\n"net.ipv4.ip_default_ttl" = 70\n', "lets nobody set it"),
-    ('[sysctl]\n"net.ipv4.ip_default_ttl" = 70\n[file."/srv/x/y"]\ncontent = "1"\nowner = "nobody-here"\n', "nobody-here"),
-    ('[sysctl]\n"net.ipv4.ip_default_ttl" = 70\n[mount."/srv/m"]\nsource = "/srv/none"\nfstype = "none"\noptions = ["bind"]\n',
-     "/srv/none"),
-    ('[sysctl]\n"net.ipv4.ip_default_ttl" = 70\n[mount."/srv/m"]\nsource = "x"\nfstype = "nonesuchfs"\n', "nonesuchfs"),
-    ('[sysctl]\n"net.ipv4.ip_default_ttl" = 70\n[module]\nno_such_module_here = "loaded"\n', "no_such_module_here"),
-])  # fmt: skip
-def test_what_cannot_be_is_told_before_anything_is_touched(agent: Agent, wrong: str, why: str, dry: tuple[str, ...]
-                                                           ) -> None:  # fmt: skip
+@pytest.mark.parametrize(
+    ("wrong", "why"),
+    [
+        ('[sysctl]\n"net.ipv4.ip_defalt_ttl" = 1\n"net.ipv4.ip_default_ttl" = 70\n', "no such sysctl"),
+        ('[sysctl]\n"kernel.ostype" = "Minix"\n"net.ipv4.ip_default_ttl" = 70\n', "lets nobody set it"),
+        (
+            '[sysctl]\n"net.ipv4.ip_default_ttl" = 70\n[file."/srv/x/y"]\ncontent = "1"\nowner = "nobody-here"\n',
+            "nobody-here",
+        ),
+        (
+            '[sysctl]\n"net.ipv4.ip_default_ttl" = 70\n[mount."/srv/m"]\nsource = "/srv/none"\nfstype = "none"\noptions = ["bind"]\n',
+            "/srv/none",
+        ),
+        (
+            '[sysctl]\n"net.ipv4.ip_default_ttl" = 70\n[mount."/srv/m"]\nsource = "x"\nfstype = "nonesuchfs"\n',
+            "nonesuchfs",
+        ),
+        ('[sysctl]\n"net.ipv4.ip_default_ttl" = 70\n[module]\nno_such_module_here = "loaded"\n', "no_such_module_here"),
+    ],
+)
+def test_what_cannot_be_is_told_before_anything_is_touched(
+    agent: Agent, wrong: str, why: str, dry: tuple[str, ...]
+) -> None:
     before = len(agent.records("applied"))
     answer = apply(agent, wrong, *dry, check=1)
     assert why in str(answer["message"]), answer
@@ -76,8 +88,10 @@ def test_what_cannot_be_is_told_before_anything_is_touched(agent: Agent, wrong: 
 def test_a_step_that_fails_undoes_those_before_it(agent: Agent) -> None:
     """What the kernel thinks of a value is only known when it is written."""
     old, new = agent.file("a.conf"), f"{TOP}/made/new.conf"
-    text = (f'[sysctl]\n"net.core.somaxconn" = 4000\n"{TTL}" = {BAD}\n[file."{old}"]\ncontent = "new\\n"\n'
-            f'[file."{TOP}/made"]\ntype = "directory"\n[file."{new}"]\ncontent = "made\\n"\n')  # fmt: skip
+    text = (
+        f'[sysctl]\n"net.core.somaxconn" = 4000\n"{TTL}" = {BAD}\n[file."{old}"]\ncontent = "new\\n"\n'
+        f'[file."{TOP}/made"]\ntype = "directory"\n[file."{new}"]\ncontent = "made\\n"\n'
+    )
     before = agent.world.sh("cat /proc/sys/net/core/somaxconn").out
     declared = agent.status()["declared"]
     answer = apply(agent, text, check=1)
@@ -106,9 +120,11 @@ def test_what_cannot_be_undone_is_a_failed_change(agent: Agent) -> None:
     """Somebody opens the new file before the undoing gets to it."""
     path = agent.file("a.conf")
     agent.world.path(path).write_text("declared\n")
-    script = ("import ctypes\nlibc = ctypes.CDLL(None, use_errno=True)\nfd = libc.inotify_init()\n"
-              "libc.inotify_add_watch(fd, sys.argv[1].encode(), 0x80)\n"  # IN_MOVED_TO: the new one got its name
-              "print('ready', flush=True)\nos.read(fd, 4096)\nf = open(sys.argv[2])\ntime.sleep(60)\n")  # fmt: skip
+    script = (
+        "import ctypes\nlibc = ctypes.CDLL(None, use_errno=True)\nfd = libc.inotify_init()\n"
+        "libc.inotify_add_watch(fd, sys.argv[1].encode(), 0x80)\n"  # IN_MOVED_TO: the new one got its name
+        "print('ready', flush=True)\nos.read(fd, 4096)\nf = open(sys.argv[2])\ntime.sleep(60)\n"
+    )
     process = agent.world.popen(["python3", "-c", "import sys,time,os\n" + script, TOP, path], stdout=subprocess.PIPE)
     assert process.stdout is not None and process.stdout.readline() == b"ready\n"
     many = "".join(f'[file."{TOP}/many/{i}"]\ncontent = "{i}"\nrequires = ["file:{path}"]\n' for i in range(200))
@@ -130,8 +146,11 @@ def test_an_agent_that_is_killed_while_it_undoes_leaves_a_window(agent: Agent) -
     text = f'[file."{path}"]\ncontent = "new\\n"\n{many}[sysctl]\n"{TTL}" = {{value = {BAD}, requires = ["file:{TOP}/many/299"]}}\n'
     file = agent.base / "apply.toml"
     file.write_text(text)
-    asking = agent.world.popen([sys.executable, "-m", "pact.cli.main", "--socket", agent.socket, "apply", str(file)],
-                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+    asking = agent.world.popen(
+        [sys.executable, "-m", "pact.cli.main", "--socket", agent.socket, "apply", str(file)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     wait_until(lambda: os.path.exists(agent.world.path(f"{TOP}/many/150")), "it has begun")
     agent.restart(signal.SIGKILL)
     agent.world.end(asking)
@@ -143,15 +162,18 @@ def test_an_agent_that_is_killed_while_it_undoes_leaves_a_window(agent: Agent) -
     wait_until(lambda: agent.world.path(path).read_text() == "declared\n", "it is undone")
 
 
-
 @pytest.mark.invariant("C7")
 def test_what_takes_nothing_away_from_who_uses_it_is_applied(agent: Agent) -> None:
     """Other flags of a mount that is in use, and another mode of a file that is open."""
     agent.world.sh(f"mkdir -p {TOP}/m && mount -t tmpfs -o mode=755 tmpfs {TOP}/m && echo x > {TOP}/m/f")
     path = agent.file("open.conf")
     with holding(agent, path), holding(agent, f"{TOP}/m/f"):
-        apply(agent, f'[mount."{TOP}/m"]\nsource = "tmpfs"\nfstype = "tmpfs"\noptions = ["noatime"]\n'
-                     f'[file."{path}"]\ntype = "file"\nmode = "0600"\n', check=0)  # fmt: skip
+        apply(
+            agent,
+            f'[mount."{TOP}/m"]\nsource = "tmpfs"\nfstype = "tmpfs"\noptions = ["noatime"]\n'
+            f'[file."{path}"]\ntype = "file"\nmode = "0600"\n',
+            check=0,
+        )
         assert "noatime" in agent.world.sh(f"findmnt -no OPTIONS {TOP}/m").out
         assert agent.world.path(path).stat().st_mode & 0o777 == 0o600
     agent.pact("rollback")
@@ -175,7 +197,9 @@ def test_what_somebody_wrote_meanwhile_is_not_undone(agent: Agent) -> None:
     agent.world.sh(f"mkdir -p {TOP}/b; for i in $(seq 300); do echo old > {TOP}/b/f$i; done")
     agent.adopt(f"file:{TOP}/b/**")
     first = f"{TOP}/b/f1"
-    text = "".join(f'[file."{TOP}/b/f{i}"]\ncontent = "new\\n"\n' for i in range(1, 301)) + f'[sysctl]\n"{TTL}" = {BAD}\n'
+    text = (
+        "".join(f'[file."{TOP}/b/f{i}"]\ncontent = "new\\n"\n' for i in range(1, 301)) + f'[sysctl]\n"{TTL}" = {BAD}\n'
+    )
     process = agent.world.python(AT_ONCE, first)
     answer = apply(agent, text, check=1)
     agent.world.end(process)

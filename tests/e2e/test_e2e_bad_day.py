@@ -139,9 +139,12 @@ def slow_mount(agent: Agent, point: str, seconds: int = 60) -> Iterator[str]:
     go, up = f"{TOP}/{name}.go", f"{TOP}/{name}.up"
     agent.world.sh(f"mkdir -p {up} {up}.work")
     agent.world.path(f"{up}/mount.tmpfs").write_text(
-        f"#!/bin/sh\nfor i in $(seq {seconds}0); do [ -e {go} ] || sleep 0.1; done\nexec mount -i -t tmpfs -o size=1m tmpfs \"$2\"\n")
-    agent.world.sh(f"chmod 755 {up}/mount.tmpfs; d=$(readlink -f /sbin);"
-                   f"mount -t overlay -o lowerdir=$d,upperdir={up},workdir={up}.work overlay $d")  # fmt: skip
+        f'#!/bin/sh\nfor i in $(seq {seconds}0); do [ -e {go} ] || sleep 0.1; done\nexec mount -i -t tmpfs -o size=1m tmpfs "$2"\n'
+    )
+    agent.world.sh(
+        f"chmod 755 {up}/mount.tmpfs; d=$(readlink -f /sbin);"
+        f"mount -t overlay -o lowerdir=$d,upperdir={up},workdir={up}.work overlay $d"
+    )
     try:
         yield go
     finally:
@@ -189,7 +192,10 @@ def test_what_kills_the_agent_three_times_is_left_to_a_person(another: Callable[
             agent.start()
         change = agent.change_of(f"mount:{point}")
         assert (change["state"], "killed 3 times" in change["reason"]) == ("blocked", True), change
-        assert agent.status()["state"] == "blocked" and "killed 3 times" in agent.newest("rollback_blocked")["data"]["reason"]
+        assert (
+            agent.status()["state"] == "blocked"
+            and "killed 3 times" in agent.newest("rollback_blocked")["data"]["reason"]
+        )
         seq = agent.status()["journal"]["seq"]
         agent.restart(signal.SIGKILL)
         time.sleep(1.5)
@@ -209,8 +215,9 @@ def test_two_deaths_are_bad_luck_and_the_third_run_does_it(another: Callable[...
     with slow_mount(agent, point) as go:
         agent.world.sh(f"umount {point}")
         agent.drifted(f"mount:{point}")
-        roll = agent.world.popen([sys.executable, "-m", "pact.cli.main", "--socket", agent.socket, "rollback"],
-                                 stderr=subprocess.DEVNULL)  # fmt: skip
+        roll = agent.world.popen(
+            [sys.executable, "-m", "pact.cli.main", "--socket", agent.socket, "rollback"], stderr=subprocess.DEVNULL
+        )
         for at in range(2):
             killed_in_the_middle(agent, point)
             if at == 1:
@@ -288,8 +295,19 @@ def test_who_asks_at_the_moment_the_disk_is_full_is_answered(small: Agent) -> No
             small.world.path(f"{TOP}/asked/new{n}").write_text("x\n" * 2000)
             with small.connect() as sock, sock.makefile("rwb") as f:
                 sock.settimeout(10)
-                f.write(json.dumps({"v": 1, "op": "apply", "args": {"message": "m", "resources": {
-                    f"file:{path}": {"attrs": {"type": "file", "mode": f"060{n}"}}}}}).encode() + b"\n")
+                f.write(
+                    json.dumps(
+                        {
+                            "v": 1,
+                            "op": "apply",
+                            "args": {
+                                "message": "m",
+                                "resources": {f"file:{path}": {"attrs": {"type": "file", "mode": f"060{n}"}}},
+                            },
+                        }
+                    ).encode()
+                    + b"\n"
+                )
                 f.flush()
                 assert json.loads(f.readline())["exit"] == 5
         wait_until(lambda: not lost(small), "it records again")
@@ -304,8 +322,11 @@ def freeze_worker(agent: Agent) -> Any:
     point = f"{TOP}/hangs"
     agent.world.sh(f"mkdir -p {point}")
     server = agent.world.python(HUNG_FUSE, point)
-    agent.world.popen([sys.executable, "-m", "pact.cli.main", "--socket", agent.socket, "adopt", f"file:{point}/x"],
-                      stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+    agent.world.popen(
+        [sys.executable, "-m", "pact.cli.main", "--socket", agent.socket, "adopt", f"file:{point}/x"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     assert agent.process is not None
     task = f"/proc/{agent.process.pid}/task"
 

@@ -36,33 +36,59 @@ def raw(agent: Agent, data: bytes, *, half_close: bool = True) -> bytes:
 
 
 GARBAGE = [
-    b"\n", b"hello\n", b"{}\n", b"[]\n", b'"status"\n', b"null\n", b'{"op":"status"', b'{"op":"nonsense","args":{}}\n',
-    b'{"op":"status","args":[]}\n', b'{"op":1}\n', b'{"op":"status","v":2}\n', b'{"op":"status","args":{"x":1}}\n',
-    b'{"op":"show"}\n', b'{"op":"show","args":{"seq":"1"}}\n', b'{"op":"show","args":{"seq":1e9}}\n',
-    b'{"op":"show","args":{"seq":true}}\n', b'{"op":"show","args":{"seq":-1}}\n',
-    b'{"op":"show","args":{"seq":99999999999999999999}}\n', b'{"op":"log","args":{"count":-1}}\n',
-    b'{"op":"log","args":{"since":"\\u0000"}}\n', b'{"op":"commit","args":{"targets":[1],"message":"x"}}\n',
-    b'{"op":"commit","args":{"targets":"c1"}}\n', b'{"op":"extend","args":{"by_ns":-5}}\n',
+    b"\n",
+    b"hello\n",
+    b"{}\n",
+    b"[]\n",
+    b'"status"\n',
+    b"null\n",
+    b'{"op":"status"',
+    b'{"op":"nonsense","args":{}}\n',
+    b'{"op":"status","args":[]}\n',
+    b'{"op":1}\n',
+    b'{"op":"status","v":2}\n',
+    b'{"op":"status","args":{"x":1}}\n',
+    b'{"op":"show"}\n',
+    b'{"op":"show","args":{"seq":"1"}}\n',
+    b'{"op":"show","args":{"seq":1e9}}\n',
+    b'{"op":"show","args":{"seq":true}}\n',
+    b'{"op":"show","args":{"seq":-1}}\n',
+    b'{"op":"show","args":{"seq":99999999999999999999}}\n',
+    b'{"op":"log","args":{"count":-1}}\n',
+    b'{"op":"log","args":{"since":"\\u0000"}}\n',
+    b'{"op":"commit","args":{"targets":[1],"message":"x"}}\n',
+    b'{"op":"commit","args":{"targets":"c1"}}\n',
+    b'{"op":"extend","args":{"by_ns":-5}}\n',
     b'{"op":"extend","args":{}}\n',
-    b'{"op":"adopt","args":{"patterns":[""]}}\n', b'{"op":"adopt","args":{"patterns":["file:\\u0000"]}}\n',
+    b'{"op":"adopt","args":{"patterns":[""]}}\n',
+    b'{"op":"adopt","args":{"patterns":["file:\\u0000"]}}\n',
     b'{"op":"adopt","args":{"patterns":["file:/x%zz"]}}\n',
     b'{"op":"consumers","args":{"resource":"file:/a\\u0000b"}}\n',
-    b'{"op":"consumers","args":{"resource":"\\ud800"}}\n', b'{"op":"diff","args":{"targets":["\\u0000"]}}\n',
-    b'{"op":"rollback","args":{"to_seq":-1}}\n', b'{"op":"hold_place","args":{"reason":"x","for_ns":-1}}\n',
+    b'{"op":"consumers","args":{"resource":"\\ud800"}}\n',
+    b'{"op":"diff","args":{"targets":["\\u0000"]}}\n',
+    b'{"op":"rollback","args":{"to_seq":-1}}\n',
+    b'{"op":"hold_place","args":{"reason":"x","for_ns":-1}}\n',
     b'{"op":"emergency_start","args":{"reason":"x","for_ns":9999999999999999999}}\n',
-    b'{"op":"emergency_start","args":{"reason":"\\n"}}\n', b'{"op":"emergency_end","args":{"how":"maybe"}}\n',
-    b"[" * 100_000 + b"\n", b'{"op":' * 50_000 + b"\n",
+    b'{"op":"emergency_start","args":{"reason":"\\n"}}\n',
+    b'{"op":"emergency_end","args":{"how":"maybe"}}\n',
+    b"[" * 100_000 + b"\n",
+    b'{"op":' * 50_000 + b"\n",
     b'{"op":"declare","args":{"resources":' + b'{"a":' * 5000 + b"1",
-    b"\x00\xff\xfe" * 1000 + b"\n", os.urandom(4096), os.urandom(4096) + b"\n", b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
-    b"x" * (1 << 20), b"\xef\xbb\xbf{}\n",
+    b"\x00\xff\xfe" * 1000 + b"\n",
+    os.urandom(4096),
+    os.urandom(4096) + b"\n",
+    b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+    b"x" * (1 << 20),
+    b"\xef\xbb\xbf{}\n",
     b'{"op":"declare","args":{"resources":{"file:/srv/x":{"attrs":{"type":"file","mode":[]}}}}}\n',
-    b'{"op":"declare","args":{"resources":{"file:/srv/x":null}}}\n', b'{"op":"apply","args":{"resources":{"":{}}}}\n',
+    b'{"op":"declare","args":{"resources":{"file:/srv/x":null}}}\n',
+    b'{"op":"apply","args":{"resources":{"":{}}}}\n',
     b'{"op":"declare","args":{"resources":{"file:/srv/x":{"attrs":{"type":"file"},"requires":[1]}}}}\n',
     b'{"op":"declare","args":{"resources":{"file:/srv/x":{"attrs":{"type":"file"},"weight_n":"1"}}}}\n',
     b'{"op":"declare","args":{"resources":{"file:/srv/x":{"attrs":{"type":"file"},"weight_n":1.5}}}}\n',
     b'{"op":"declare","args":{"resources":{"mount:/srv/x":{"attrs":{"source":1,"fstype":"tmpfs","options":[]}}}}}\n',
     b'{"op":"declare","args":{"resources":{},"blobs":{"a":1}}}\n',
-]  # fmt: skip
+]
 
 
 @pytest.mark.invariant("F21")
@@ -112,11 +138,27 @@ def test_a_request_and_its_answer_may_be_split_anywhere(agent: Agent) -> None:
 # -- the command line -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("words", [
-    [], ["nonsense"], ["status", "extra"], ["commit", "--nonsense", "-m", "x"], ["show", "one"], ["extend"],
-    ["commit", "-m", "x", "--ttl", "soon"], ["rollback", "--to", "x"], ["hold"], ["journal"], ["log", "-n", "x"],
-    ["log", "-n", "-1"], ["log", "-n", "-1", "--nodes", "n1"], ["show", "-1"], ["rollback", "--to", "-1"], ["log", "-n", "²"],
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["nonsense"],
+        ["status", "extra"],
+        ["commit", "--nonsense", "-m", "x"],
+        ["show", "one"],
+        ["extend"],
+        ["commit", "-m", "x", "--ttl", "soon"],
+        ["rollback", "--to", "x"],
+        ["hold"],
+        ["journal"],
+        ["log", "-n", "x"],
+        ["log", "-n", "-1"],
+        ["log", "-n", "-1", "--nodes", "n1"],
+        ["show", "-1"],
+        ["rollback", "--to", "-1"],
+        ["log", "-n", "²"],
+    ],
+)
 def test_wrong_arguments_end_with_2_and_a_short_message(agent: Agent, words: list[str]) -> None:
     done = agent.pact(*words, check=2)
     assert done.out == "" and len(done.err.splitlines()) == 2 and done.err.startswith("pact: "), done
@@ -126,16 +168,30 @@ def test_wrong_arguments_end_with_2_and_a_short_message(agent: Agent, words: lis
 def test_a_misspelt_command_and_a_negative_duration_are_called_by_their_name(agent: Agent) -> None:
     assert "did you mean 'rollback'?" in agent.pact("rollbak", check=2).err
     assert "did you mean 'place'?" in agent.pact("hold", "plce", check=2).err
-    for words in (["hold", "place", "--reason", "x", "--for", "-1h"], ["commit", "-m", "x", "--ttl", "-90s"],
-                  ["extend", "-5m"], ["hold", "place", "--reason", "x", "--for=-1h"]):  # fmt: skip
+    for words in (
+        ["hold", "place", "--reason", "x", "--for", "-1h"],
+        ["commit", "-m", "x", "--ttl", "-90s"],
+        ["extend", "-5m"],
+        ["hold", "place", "--reason", "x", "--for=-1h"],
+    ):
         assert "a duration is not negative" in agent.pact(*words, check=2).err
 
 
-@pytest.mark.parametrize(("words", "code"), [
-    (["nonsense"], 2), (["commit"], 2), (["apply", "/nonexistent.toml"], 2), (["diff", "c99"], 2),
-    (["log", "--type", "x"], 2), (["--socket", "/nonexistent/s", "status"], 5), (["show", "99999999"], 2),
-    (["hold", "release", "h99"], 4), (["journal", "verify", "/nonexistent"], 2), (["nodes"], 5),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["nonsense"], 2),
+        (["commit"], 2),
+        (["apply", "/nonexistent.toml"], 2),
+        (["diff", "c99"], 2),
+        (["log", "--type", "x"], 2),
+        (["--socket", "/nonexistent/s", "status"], 5),
+        (["show", "99999999"], 2),
+        (["hold", "release", "h99"], 4),
+        (["journal", "verify", "/nonexistent"], 2),
+        (["nodes"], 5),
+    ],
+)
 def test_an_error_is_a_document_too_where_programs_ask(agent: Agent, words: list[str], code: int) -> None:
     done = agent.pact("--json", *words, check=code)
     said = done.json()
@@ -143,18 +199,30 @@ def test_an_error_is_a_document_too_where_programs_ask(agent: Agent, words: list
     assert said["hint"] == "" or said["hint"] in done.err
 
 
-@pytest.mark.parametrize("words", [
-    ["nodes"], ["groups"], ["status", "--nodes", "n1"], ["commit", "g7", "-m", "x"],
-    ["hold", "place", "--all", "--reason", "x", "--for", "1h"],
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["nodes"],
+        ["groups"],
+        ["status", "--nodes", "n1"],
+        ["commit", "g7", "-m", "x"],
+        ["hold", "place", "--all", "--reason", "x", "--for", "1h"],
+    ],
+)
 def test_without_a_configured_root_many_nodes_cannot_be_reached(agent: Agent, words: list[str]) -> None:
     done = agent.pact(*words, check=5)
     assert "no root is configured" in done.err and "client.toml" in done.err
 
 
-@pytest.mark.parametrize(("pattern", "says"), [
-    ("file:relative", "absolute path"), ("file:**", "absolute path"), ("service:**", "not built into this version"), ("srvice:**", "not known"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("pattern", "says"),
+    [
+        ("file:relative", "absolute path"),
+        ("file:**", "absolute path"),
+        ("service:**", "not built into this version"),
+        ("srvice:**", "not known"),
+    ],
+)
 def test_a_pattern_that_can_match_nothing_is_a_mistake(agent: Agent, pattern: str, says: str) -> None:
     assert says in agent.pact("adopt", pattern, check=2).err.splitlines()[0]
 
@@ -197,21 +265,36 @@ def test_a_closed_pipe_is_no_traceback(agent: Agent) -> None:
 
 
 @pytest.mark.parametrize("closed", [">&-", "<&- >&- 2>&-", "<&- 2>&-"])
-@pytest.mark.parametrize(("words", "code"), [
-    ("status", 0), ("--json status", 0), ("--json log", 0), ("check", 11), ("export", 0), ("nonsense", 2), ("--help", 0),
-    ("apply -", 2),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        ("status", 0),
+        ("--json status", 0),
+        ("--json log", 0),
+        ("check", 11),
+        ("export", 0),
+        ("nonsense", 2),
+        ("--help", 0),
+        ("apply -", 2),
+    ],
+)
 def test_a_closed_stream_is_one_that_nobody_reads(agent: Agent, words: str, code: int, closed: str) -> None:
     pact = f"'{sys.executable}' -m pact.cli.main --socket {agent.socket}"
     done = agent.world.sh(f"{pact} {words} {closed}", check=False)
     assert done.code == code and "Traceback" not in done.err, done
 
 
-@pytest.mark.parametrize("words", [
-    ["log", "--since", "0001-01-01T00:00:00+23:00"], ["log", "--since", "9999-12-31T23:59:59-23:00"],
-    ["emergency", "start", "--reason", "x", "--for", "0"], ["hold", "place", "--reason", "x", "--for", "0s"],
-    ["commit", "-m", "x", "--ttl", "0.0m"], ["status", "--timeout", "0"],
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["log", "--since", "0001-01-01T00:00:00+23:00"],
+        ["log", "--since", "9999-12-31T23:59:59-23:00"],
+        ["emergency", "start", "--reason", "x", "--for", "0"],
+        ["hold", "place", "--reason", "x", "--for", "0s"],
+        ["commit", "-m", "x", "--ttl", "0.0m"],
+        ["status", "--timeout", "0"],
+    ],
+)
 def test_times_that_cannot_be_are_mistakes(agent: Agent, words: list[str]) -> None:
     done = agent.pact(*words, check=2)
     assert words[-1] in done.err and len(done.err.splitlines()) <= 2, done
@@ -245,14 +328,24 @@ def test_help_and_version_need_no_agent(agent: Agent) -> None:
 # -- the configuration ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("text", "says"), [
-    ("[window]\nbsae = \"1m\"\n", ["[window]", "bsae", "'base'"]), ("[windwo]\n", ["windwo", "'window'"]),
-    ("[window]\nbase = \"soon\"\n", ["[window] base"]), ("[window]\nbase = 0\n", ["base", "more than nothing"]),
-    ("[window]\nbase = true\n", ["base"]), ("[mode]\nenforcement = \"maybe\"\n", ["enforcement", "observe"]),
-    ("[drift]\nweights = {kernle = 1.0}\n", ["kernle", "kernel"]), ("window = 1\n", ["window"]), ("[[[\n", ["line 1"]),
-    ("[window]\nbase = \"1m\"\nbase = \"2m\"\n", ["line 3"]), ("[node]\nname = \"a b\"\n", ["name"]),
-    ("[rollback]\nmax_resources = -1\n", ["max_resources"]), ("[drift]\nignore = \"file:/x\"\n", ["ignore"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('[window]\nbsae = "1m"\n', ["[window]", "bsae", "'base'"]),
+        ("[windwo]\n", ["windwo", "'window'"]),
+        ('[window]\nbase = "soon"\n', ["[window] base"]),
+        ("[window]\nbase = 0\n", ["base", "more than nothing"]),
+        ("[window]\nbase = true\n", ["base"]),
+        ('[mode]\nenforcement = "maybe"\n', ["enforcement", "observe"]),
+        ("[drift]\nweights = {kernle = 1.0}\n", ["kernle", "kernel"]),
+        ("window = 1\n", ["window"]),
+        ("[[[\n", ["line 1"]),
+        ('[window]\nbase = "1m"\nbase = "2m"\n', ["line 3"]),
+        ('[node]\nname = "a b"\n', ["name"]),
+        ("[rollback]\nmax_resources = -1\n", ["max_resources"]),
+        ('[drift]\nignore = "file:/x"\n', ["ignore"]),
+    ],
+)
 def test_a_mistake_in_the_configuration_is_named_with_the_nearest_key(
     make_agent: Callable[..., Agent], text: str, says: list[str]
 ) -> None:
@@ -265,7 +358,7 @@ def test_a_mistake_in_the_configuration_is_named_with_the_nearest_key(
 
 def test_a_configuration_mistake_names_its_line(make_agent: Callable[..., Agent]) -> None:
     agent = make_agent()
-    agent.config_path.write_text("# first\n[window]\nbase = \"1m\"\n\nsensitvity = 2.0\n")
+    agent.config_path.write_text('# first\n[window]\nbase = "1m"\n\nsensitvity = 2.0\n')
     assert f"{agent.config_path}:5:" in agent.refuses_to_start().err
 
 
@@ -296,7 +389,8 @@ def test_declared_files_with_a_mistake_stop_the_first_start_and_say_where(make_a
     agent.start()
     status = agent.status()
     assert status["declared"] == 1 and status["drifted"] == 1 and status["changes"][0]["remaining_s"] > 0, (
-        "an empty journal takes the files without acting on them")
+        "an empty journal takes the files without acting on them"
+    )
     assert not agent.world.path("/srv/q").exists()
     agent.close()
 
@@ -345,8 +439,9 @@ def test_a_sparse_file_of_ten_gibibytes_blocks_neither_the_agent_nor_others(agen
 def test_a_restored_file_is_not_written_through_a_link_on_the_way(agent: Agent) -> None:
     agent.world.sh(f"mkdir {TOP}/real; echo declared > {TOP}/real/f")
     agent.adopt(f"file:{TOP}/real/f")
-    agent.world.sh(f"mkdir {TOP}/victim; echo victim > {TOP}/victim/f; mv {TOP}/real {TOP}/moved;"
-                   f"ln -s victim {TOP}/real")  # fmt: skip
+    agent.world.sh(
+        f"mkdir {TOP}/victim; echo victim > {TOP}/victim/f; mv {TOP}/real {TOP}/moved;ln -s victim {TOP}/real"
+    )
     agent.drifted(f"file:{TOP}/real/f")
     assert "symbolic link" in agent.pact("rollback", check=1).err + json.dumps(agent.status()["changes"])
     assert agent.world.path(f"{TOP}/victim/f").read_text() == "victim\n"
@@ -364,7 +459,9 @@ def test_pact_s_own_files_are_never_resources(agent: Agent) -> None:
         assert agent.ask("adopt", patterns=[f"file:{path}"])["result"].get("adopted", 0) == 0
 
 
-@pytest.mark.parametrize("name", ["net.ipv4.ip_forward.", "net.ipv4./.ip_forward", "net.ipv4.//.x", "net.ipv4./", "net..x"])
+@pytest.mark.parametrize(
+    "name", ["net.ipv4.ip_forward.", "net.ipv4./.ip_forward", "net.ipv4.//.x", "net.ipv4./", "net..x"]
+)
 def test_a_sysctl_s_name_that_no_file_can_have_is_refused(agent: Agent, name: str) -> None:
     answer = agent.pact("declare", "-", input=f'[sysctl]\n"{name}" = 0\n'.encode(), check=2)
     assert "<stdin>:2" in answer.err or ":2:" in answer.err, answer.err

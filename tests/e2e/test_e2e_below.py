@@ -137,8 +137,10 @@ def test_what_cannot_be_kept_stops_the_rollback_of_the_link_before_anything_is_t
 @pytest.mark.invariant("R10")
 def test_files_behind_a_bind_mount_come_back_when_it_is_taken_off(agent: Agent) -> None:
     tree(agent)
-    agent.world.sh(f"cp -a {TOP}/etc/slurm {TOP}/data/ && rm {TOP}/etc/slurm/slurm.conf"
-                   f" && mount --bind {TOP}/data/slurm {TOP}/etc/slurm")  # fmt: skip
+    agent.world.sh(
+        f"cp -a {TOP}/etc/slurm {TOP}/data/ && rm {TOP}/etc/slurm/slurm.conf"
+        f" && mount --bind {TOP}/data/slurm {TOP}/etc/slurm"
+    )
     agent.drifted(f"mount:{TOP}/etc/slurm")
     agent.pact("rollback", "--all")
     require_whole(agent)
@@ -156,10 +158,18 @@ def test_a_declared_directory_takes_the_place_of_a_link_with_all_that_is_declare
 def test_what_an_applied_directory_hides_joins_the_apply_and_comes_back_with_it(agent: Agent) -> None:
     world = agent.world
     world.sh(f"mkdir {TOP}/real && echo one > {TOP}/real/one && echo two > {TOP}/real/two && ln -s real {TOP}/link")
-    agent.declare(f'[file."{TOP}/link"]\nsymlink = "real"\n[file."{TOP}/link/one"]\ncontent = "one\\n"\n'
-                  f'[file."{TOP}/link/two"]\ncontent = "two\\n"\n')  # fmt: skip
-    answer = agent.pact("--json", "apply", "-", "-m", "x", input=(
-        f'[file."{TOP}/link"]\ntype = "directory"\n[file."{TOP}/link/one"]\ncontent = "one\\n"\n').encode()).json()  # fmt: skip
+    agent.declare(
+        f'[file."{TOP}/link"]\nsymlink = "real"\n[file."{TOP}/link/one"]\ncontent = "one\\n"\n'
+        f'[file."{TOP}/link/two"]\ncontent = "two\\n"\n'
+    )
+    answer = agent.pact(
+        "--json",
+        "apply",
+        "-",
+        "-m",
+        "x",
+        input=(f'[file."{TOP}/link"]\ntype = "directory"\n[file."{TOP}/link/one"]\ncontent = "one\\n"\n').encode(),
+    ).json()
     assert world.path(f"{TOP}/link/one").read_text() == "one\n"
     (change,) = agent.status()["changes"]
     assert change["id"] == answer["change"]
@@ -169,8 +179,10 @@ def test_what_an_applied_directory_hides_joins_the_apply_and_comes_back_with_it(
 @pytest.mark.invariant("R10", "C7")
 def test_a_link_that_is_turned_takes_what_is_declared_behind_it_along_and_back(agent: Agent) -> None:
     world = agent.world
-    world.sh(f"mkdir {TOP}/real {TOP}/data && echo one > {TOP}/real/one && echo other > {TOP}/data/one"
-             f" && ln -s real {TOP}/link")  # fmt: skip
+    world.sh(
+        f"mkdir {TOP}/real {TOP}/data && echo one > {TOP}/real/one && echo other > {TOP}/data/one"
+        f" && ln -s real {TOP}/link"
+    )
     agent.declare(f'[file."{TOP}/link"]\nsymlink = "real"\n[file."{TOP}/link/one"]\ncontent = "one\\n"\n')
     text = f'[file."{TOP}/link"]\nsymlink = "data"\n'
     answer = agent.pact("--json", "apply", "-", "-m", "x", input=text.encode()).json()
@@ -194,8 +206,12 @@ def test_a_kill_between_the_directory_and_what_belongs_below_it_loses_nothing(ag
     wait_until(lambda: agent.status()["drifted"] == extra + 1, "all is seen", 30)
     with agent.connect() as sock:
         sock.sendall(b'{"v":1,"op":"rollback","args":{"all":true}}\n')
-        wait_until(lambda: agent.world.path(f"{TOP}/etc/slurm").is_dir()
-                   and not agent.world.path(f"{TOP}/etc/slurm").is_symlink(), "it has begun")  # fmt: skip
+        wait_until(
+            lambda: (
+                agent.world.path(f"{TOP}/etc/slurm").is_dir() and not agent.world.path(f"{TOP}/etc/slurm").is_symlink()
+            ),
+            "it has begun",
+        )
         agent.stop(signal.SIGKILL)
     agent.start()
     wait_until(lambda: not agent.status()["changes"], "it is done", 30)
@@ -216,8 +232,9 @@ def test_what_others_do_beside_a_rollback_is_seen_at_once(agent: Agent) -> None:
 
 @pytest.mark.invariant("R10")
 @pytest.mark.parametrize("how", ["ln -s real {0}/link", "mkdir {0}/link && mount --bind {0}/real {0}/link"])
-def test_what_pact_writes_by_one_name_is_seen_by_the_other_without_a_rescan(make_agent: Callable[..., Agent],
-                                                                            how: str) -> None:  # fmt: skip
+def test_what_pact_writes_by_one_name_is_seen_by_the_other_without_a_rescan(
+    make_agent: Callable[..., Agent], how: str
+) -> None:
     agent = make_agent(observe={"rescan": "1h"})
     agent.start()
     agent.world.sh(f"mkdir {TOP}/real && echo one > {TOP}/real/one && " + how.format(TOP))

@@ -22,9 +22,16 @@ pytestmark = [
 
 def scenario(name: str, script: Path = SCRIPT) -> None:
     env = {**os.environ, "PYTHONPATH": str(REPOSITORY), "PYTHONDONTWRITEBYTECODE": "1"}
-    done = subprocess.run(["unshare", "--mount", "--net", "--propagation", "private", sys.executable, str(script), name],
-                          capture_output=True, text=True, env=env, stdin=subprocess.DEVNULL, check=False, timeout=220,
-                          cwd="/")  # fmt: skip
+    done = subprocess.run(
+        ["unshare", "--mount", "--net", "--propagation", "private", sys.executable, str(script), name],
+        capture_output=True,
+        text=True,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        check=False,
+        timeout=220,
+        cwd="/",
+    )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-8000:]
 
 
@@ -63,7 +70,7 @@ def test_a_consumer_blocks_all_and_two_people_settle_one_group() -> None:
 
 
 def test_programs_read_groups_as_they_read_everything_else() -> None:
-    scenario("programs_read_groups_as_they_read_everything_else")
+    scenario("programs_read_groups_as_they_read_everything_else", SCRIPT.with_name("scenarios_looking.py"))
 
 
 @pytest.mark.invariant("G5", "F42")
@@ -93,7 +100,7 @@ def test_two_roots_on_etcd_and_no_quorum() -> None:
 
 
 def test_mistakes_are_told_and_change_nothing() -> None:
-    scenario("mistakes_are_told_and_change_nothing")
+    scenario("mistakes_are_told_and_change_nothing", SCRIPT.with_name("scenarios_looking.py"))
 
 
 @pytest.mark.invariant("C7", "G1")

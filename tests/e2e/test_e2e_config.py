@@ -23,8 +23,11 @@ def started(make_agent: MakeAgent, **config: Any) -> Agent:
 @pytest.mark.invariant("A2")
 @pytest.mark.invariant("A3")
 def test_weights_and_severities_give_the_magnitude_and_the_window_exactly(make_agent: MakeAgent) -> None:
-    agent = started(make_agent, drift={"weights": {"files": 4.0, "kernel": 8.0}, "severity": {"file": 0.25}},
-                    window={"base": "1h", "floor": "0s", "sensitivity": 2.0})  # fmt: skip
+    agent = started(
+        make_agent,
+        drift={"weights": {"files": 4.0, "kernel": 8.0}, "severity": {"file": 0.25}},
+        window={"base": "1h", "floor": "0s", "sensitivity": 2.0},
+    )
     one, two = agent.file("one.conf"), agent.file("two.conf")
     agent.drift(one)
     opened = agent.newest("window_opened")["data"]
@@ -101,11 +104,16 @@ def test_a_full_store_is_said_at_adopt_and_stops_a_rollback_that_could_not_save(
 
 
 @pytest.mark.invariant("O1")
-@pytest.mark.parametrize(("observe", "files"), [
-    ({"fanotify": False, "rescan": "1h"}, "inotify"), ({"fanotify": False, "inotify": False, "rescan": "0.4s"}, "poll"),
-])  # fmt: skip
-def test_without_fanotify_drift_is_seen_all_the_same_and_is_nobody_s(make_agent: MakeAgent, observe: dict[str, Any],
-                                                                     files: str) -> None:  # fmt: skip
+@pytest.mark.parametrize(
+    ("observe", "files"),
+    [
+        ({"fanotify": False, "rescan": "1h"}, "inotify"),
+        ({"fanotify": False, "inotify": False, "rescan": "0.4s"}, "poll"),
+    ],
+)
+def test_without_fanotify_drift_is_seen_all_the_same_and_is_nobody_s(
+    make_agent: MakeAgent, observe: dict[str, Any], files: str
+) -> None:
     agent = started(make_agent, observe=observe)
     path = agent.file("seen.conf")
     agent.world.sh("echo 4096 > /proc/sys/net/core/somaxconn")
@@ -114,8 +122,11 @@ def test_without_fanotify_drift_is_seen_all_the_same_and_is_nobody_s(make_agent:
     seen = wait_until(lambda: agent.newest("drift_detected"), "the file's drift is recorded", 8)
     assert (seen["data"]["resource"], seen["data"]["owner"]["user"]) == (f"file:{path}", "unattributed")
     agent.world.sh("echo 4097 > /proc/sys/net/core/somaxconn")
-    wait_until(lambda: agent.newest("drift_detected")["data"]["resource"] == "sysctl:net.core.somaxconn",
-               "the sysctl's drift is recorded", 8)  # fmt: skip
+    wait_until(
+        lambda: agent.newest("drift_detected")["data"]["resource"] == "sysctl:net.core.somaxconn",
+        "the sysctl's drift is recorded",
+        8,
+    )
     health = agent.status()["observers"]
     assert any(name == files or files in why for name, why in health.items()), health
     (change,) = agent.status()["changes"]

@@ -15,9 +15,9 @@ USERS = {
     "fd": "f = open(sys.argv[1] + '/used', 'r')",
     "cwd": "os.chdir(sys.argv[1])",
     "map": "import ctypes; f = os.open(sys.argv[1] + '/used', 0); c = ctypes.c_long; m = ctypes.CDLL(None).mmap;"
-           " m(c(0), c(4096), 1, 2, f, c(0)); os.close(f)",
+    " m(c(0), c(4096), 1, 2, f, c(0)); os.close(f)",
     "root": "os.chroot(sys.argv[1])",
-}  # fmt: skip
+}
 
 
 def blocked(agent: Agent, resource: str) -> Any:
@@ -117,8 +117,10 @@ def test_a_loop_device_on_a_file_below_stops_its_unmounting(agent: Agent, over: 
 def test_a_loop_device_of_another_namespace_on_the_same_path_is_no_consumer(agent: Agent, over: str) -> None:
     other = World()
     try:
-        device = other.sh(f"mkdir {over}; mount -t tmpfs m {over}; truncate -s 1M {over}/disk; "
-                          f"losetup -f --show {over}/disk", check=False)  # fmt: skip
+        device = other.sh(
+            f"mkdir {over}; mount -t tmpfs m {over}; truncate -s 1M {over}/disk; losetup -f --show {over}/disk",
+            check=False,
+        )
         if device.code:
             pytest.skip("no loop device here")
         agent.pact("rollback")
@@ -129,7 +131,8 @@ def test_a_loop_device_of_another_namespace_on_the_same_path_is_no_consumer(agen
 
 def test_a_bound_unix_socket_stops_its_unmounting(agent: Agent, over: str) -> None:
     holder = agent.world.python(
-        f"import socket; s = socket.socket(socket.AF_UNIX); s.bind({over + '/sock'!r}); s.listen()\nready()")
+        f"import socket; s = socket.socket(socket.AF_UNIX); s.bind({over + '/sock'!r}); s.listen()\nready()"
+    )
     holders = refused(agent, f"mount:{over}")
     assert "socket" in {h["how"] for h in holders} and any("sock" in h["path"] for h in holders)
     agent.world.end(holder)

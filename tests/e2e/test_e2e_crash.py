@@ -125,13 +125,17 @@ def test_a_rollback_cut_off_by_a_kill_is_resumed(make_agent: Callable[..., Agent
     for path in files:
         agent.drift(path)
     agent.world.path(f"{TOP}/up/mount.tmpfs").write_text(
-        f"#!/bin/sh\n[ -e {go} ] || sleep 60\nexec mount -i -t tmpfs -o size=1m tmpfs {point}\n")
-    agent.world.sh(f"chmod 755 {TOP}/up/mount.tmpfs; umount {point}; d=$(readlink -f /sbin);"
-                   f"mount -t overlay -o lowerdir=$d,upperdir={TOP}/up,workdir={TOP}/wk overlay $d")  # fmt: skip
+        f"#!/bin/sh\n[ -e {go} ] || sleep 60\nexec mount -i -t tmpfs -o size=1m tmpfs {point}\n"
+    )
+    agent.world.sh(
+        f"chmod 755 {TOP}/up/mount.tmpfs; umount {point}; d=$(readlink -f /sbin);"
+        f"mount -t overlay -o lowerdir=$d,upperdir={TOP}/up,workdir={TOP}/wk overlay $d"
+    )
     try:
         agent.drifted(f"mount:{point}")
-        roll = agent.world.popen([sys.executable, "-m", "pact.cli.main", "--socket", agent.socket, "rollback"],
-                                 stderr=subprocess.PIPE)  # fmt: skip
+        roll = agent.world.popen(
+            [sys.executable, "-m", "pact.cli.main", "--socket", agent.socket, "rollback"], stderr=subprocess.PIPE
+        )
         wait_until(lambda: agent.status()["changes"][0]["state"] == "rolling_back", "it has begun")
         agent.stop(signal.SIGKILL)
         assert roll.wait(20) == 5 and b"agent" in roll.stderr.read()
@@ -162,6 +166,7 @@ def test_killed_at_random_moments_no_drift_is_lost_and_the_chain_holds(make_agen
         time.sleep(rng.random() * 0.6)
         agent.stop(signal.SIGKILL)
         agent.start()
+
     def quiet() -> bool:
         status = agent.status()
         states = {c["state"] for c in status["changes"]}

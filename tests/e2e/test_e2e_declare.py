@@ -65,9 +65,11 @@ def test_declare_converges_at_once_and_opens_no_window(make_agent: Callable[...,
     agent = make_agent()
     agent.start()
     path = f"{TOP}/sub/d.conf"
-    text = (f'[file."{TOP}/sub"]\ntype = "directory"\nmode = "0750"\n'
-            f'[file."{path}"]\ncontent = "x\\n"\nmode = "0600"\nowner = "1234"\n'
-            f'[file."{TOP}/l"]\nsymlink = "sub/d.conf"\n[sysctl]\n"{TTL}" = 67\n')  # fmt: skip
+    text = (
+        f'[file."{TOP}/sub"]\ntype = "directory"\nmode = "0750"\n'
+        f'[file."{path}"]\ncontent = "x\\n"\nmode = "0600"\nowner = "1234"\n'
+        f'[file."{TOP}/l"]\nsymlink = "sub/d.conf"\n[sysctl]\n"{TTL}" = 67\n'
+    )
     dry = agent.declare(text, "--dry-run").json()
     assert dry["dry_run"] and len(dry["converge"]) == 4 and agent.status()["declared"] == 0
     agent.declare(text)
@@ -85,8 +87,8 @@ def test_declare_reads_source_relative_to_the_file_and_a_table_for_a_sysctl(agen
     (agent.base / "decl").mkdir(exist_ok=True)
     (agent.base / "decl" / "content").write_bytes(b"from a source \xff\n")
     (agent.base / "decl" / "d.toml").write_text(
-        f'[file."{TOP}/s.conf"]\nsource = "content"\n'
-        f'[sysctl]\n"{TTL}" = {{value = 64, consumers = ["exec:nothing"]}}\n')
+        f'[file."{TOP}/s.conf"]\nsource = "content"\n[sysctl]\n"{TTL}" = {{value = 64, consumers = ["exec:nothing"]}}\n'
+    )
     agent.pact("declare", str(agent.base / "decl" / "d.toml"))
     assert agent.world.path(f"{TOP}/s.conf").read_bytes() == b"from a source \xff\n"
 
@@ -128,23 +130,45 @@ def test_what_is_ignored_cannot_be_declared_by_name(agent: Agent) -> None:
 
 # -- adopt and export -----------------------------------------------------------------------------------------------
 
-HOSTILE = [b"plain", b"new\nline", b"not-utf8-\xff\xfe", b"per%cent%41", b"quo\"te'\\back", "ünï-😀".encode(),
-           b"sp ace", b"\x1b[2Jescape", b"tab\t", b"[b]*?{x}", b"-dash", b"#hash=1"]  # fmt: skip
+HOSTILE = [
+    b"plain",
+    b"new\nline",
+    b"not-utf8-\xff\xfe",
+    b"per%cent%41",
+    b"quo\"te'\\back",
+    "ünï-😀".encode(),
+    b"sp ace",
+    b"\x1b[2Jescape",
+    b"tab\t",
+    b"[b]*?{x}",
+    b"-dash",
+    b"#hash=1",
+]
 
 
 def test_exporting_what_was_adopted_and_declaring_it_again_changes_nothing(agent: Agent) -> None:
     top = os.fsencode(agent.world.path(TOP)) + b"/hostile"
     os.mkdir(top)
-    contents = [b"text\n", b"", b"\x00\x01\xff", b"no newline", b'"""\n\\ \'\'\'\n', b"cr\r\nlf\n", b"a\x7f\x85",
-                b"\xef\xbb\xbfbom"]  # fmt: skip
+    contents = [
+        b"text\n",
+        b"",
+        b"\x00\x01\xff",
+        b"no newline",
+        b"\"\"\"\n\\ '''\n",
+        b"cr\r\nlf\n",
+        b"a\x7f\x85",
+        b"\xef\xbb\xbfbom",
+    ]
     for at, name in enumerate(HOSTILE):
         with open(top + b"/" + name, "wb") as f:
             f.write(contents[at % len(contents)])
     os.symlink(b"tar\nget-\xff", top + b"/link\n")
     os.mkdir(top + b"/dir\xff")
     os.setxattr(top + b"/plain", "user.x", b"\x00\xff")
-    agent.world.sh(f"setfacl -m u:1234:r {TOP}/hostile/plain; chmod 600 {TOP}/hostile/tab*; mkdir {TOP}/mnt;"
-                   f"mount -t tmpfs -o size=1m,noexec tmpfs {TOP}/mnt")  # fmt: skip
+    agent.world.sh(
+        f"setfacl -m u:1234:r {TOP}/hostile/plain; chmod 600 {TOP}/hostile/tab*; mkdir {TOP}/mnt;"
+        f"mount -t tmpfs -o size=1m,noexec tmpfs {TOP}/mnt"
+    )
     answer = agent.adopt(f"file:{TOP}/hostile/**", f"mount:{TOP}/**", "sysctl:net.ipv4.conf.lo.*")
     assert answer["adopted"] >= len(HOSTILE) + 3 and answer["not_restorable"] == []
     text = agent.pact("export").out
@@ -201,7 +225,9 @@ def test_adopt_of_a_live_etc_and_all_net_sysctls_and_mounts_then_quiet(agent: Ag
 
 @pytest.mark.invariant("R13")
 def test_adopt_says_where_others_can_put_something_else_in_its_place(agent: Agent) -> None:
-    agent.world.sh(f"mkdir -p {TOP}/anns/d {TOP}/roots; echo x | tee {TOP}/anns/d/f {TOP}/roots/f; chown 1234 {TOP}/anns")
+    agent.world.sh(
+        f"mkdir -p {TOP}/anns/d {TOP}/roots; echo x | tee {TOP}/anns/d/f {TOP}/roots/f; chown 1234 {TOP}/anns"
+    )
     try:
         (note,) = [n for n in agent.adopt(f"file:{TOP}/anns/**")["notes"] if "in the place" in n]
         assert f"{TOP}/anns/d" in note and "1234" in note, note
@@ -229,20 +255,23 @@ def test_adopting_a_resource_of_an_open_change_needs_its_name(agent: Agent) -> N
 # -- mistakes in a file ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("text", "line", "says"), [
-    ('[file."/srv/x"]\ncontent = "a"\nmoed = "0644"\n', 1, "mode"),
-    ('\n[sysctl]\n"net.core.somaxconn" = 1979-05-27\n', 3, "net.core.somaxconn"),
-    ('[fiel."/srv/x"]\ncontent = "a"\n', 1, "file"),
-    ('[file."/srv/x"]\ncontent = "a"\nmode = 420\n', 1, "octal"),
-    ('[file."/srv/x"]\ncontent = "a"\nsymlink = "b"\n', 1, "exclude"),
-    ('[file."srv/x"]\ncontent = "a"\n', 1, "absolute"),
-    ('[file."/srv/../etc/x"]\ncontent = "a"\n', 1, "normal"),
-    ('[mount."/srv/x"]\nfstype = "tmpfs"\n', 1, "source"),
-    ('[file."/srv/x"]\nsource = "no-such-file"\n', 1, "no-such-file"),
-    ('[file."/srv/x"]\ncontent = "a"\nrequires = ["what:x"]\n', 1, "what"),
-    ('[sysctl]\na = = 1\n', 2, "2"),
-    ('[service.slurmd]\nstate = "running"\n', 1, "service"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "line", "says"),
+    [
+        ('[file."/srv/x"]\ncontent = "a"\nmoed = "0644"\n', 1, "mode"),
+        ('\n[sysctl]\n"net.core.somaxconn" = 1979-05-27\n', 3, "net.core.somaxconn"),
+        ('[fiel."/srv/x"]\ncontent = "a"\n', 1, "file"),
+        ('[file."/srv/x"]\ncontent = "a"\nmode = 420\n', 1, "octal"),
+        ('[file."/srv/x"]\ncontent = "a"\nsymlink = "b"\n', 1, "exclude"),
+        ('[file."srv/x"]\ncontent = "a"\n', 1, "absolute"),
+        ('[file."/srv/../etc/x"]\ncontent = "a"\n', 1, "normal"),
+        ('[mount."/srv/x"]\nfstype = "tmpfs"\n', 1, "source"),
+        ('[file."/srv/x"]\nsource = "no-such-file"\n', 1, "no-such-file"),
+        ('[file."/srv/x"]\ncontent = "a"\nrequires = ["what:x"]\n', 1, "what"),
+        ("[sysctl]\na = = 1\n", 2, "2"),
+        ('[service.slurmd]\nstate = "running"\n', 1, "service"),
+    ],
+)
 def test_a_mistake_is_named_with_file_and_line_and_changes_nothing(
     agent: Agent, text: str, line: int, says: str
 ) -> None:
@@ -262,10 +291,16 @@ def test_a_file_that_cannot_be_read_or_declares_nothing_is_refused(agent: Agent)
 
 def test_the_agent_checks_what_another_program_sends(agent: Agent) -> None:
     value: dict[str, Any] = {"attrs": {"type": "file", "sha256": "0" * 64, "size": 1}}
-    for resources in ({"file:/srv/x": 1}, {"file:/srv/x": {}}, {"x": value}, {"file:relative": value},
-                      {"sysctl:../../etc/passwd": {"attrs": {"value": "1"}}},
-                      {"sysctl:net/ipv4": {"attrs": {"value": 1}}},
-                      {f"file:{TOP}/x": {"attrs": {"type": "fifo"}}}, {"mount:/srv/x": {"attrs": {}}}):  # fmt: skip
+    for resources in (
+        {"file:/srv/x": 1},
+        {"file:/srv/x": {}},
+        {"x": value},
+        {"file:relative": value},
+        {"sysctl:../../etc/passwd": {"attrs": {"value": "1"}}},
+        {"sysctl:net/ipv4": {"attrs": {"value": 1}}},
+        {f"file:{TOP}/x": {"attrs": {"type": "fifo"}}},
+        {"mount:/srv/x": {"attrs": {}}},
+    ):
         for op in ("declare", "apply"):
             answer = agent.ask(op, resources=resources)
             assert answer["exit"] in (1, 2) and answer["message"], (op, resources, answer)
@@ -276,7 +311,9 @@ def test_the_agent_checks_what_another_program_sends(agent: Agent) -> None:
 
 def test_a_number_that_has_a_name_conforms_and_a_link_s_mode_is_refused(agent: Agent) -> None:
     agent.world.sh(f"echo x > {TOP}/owned; ln -s t {TOP}/link")
-    agent.declare(f'[file."{TOP}/owned"]\ncontent = "x\\n"\nowner = 0\ngroup = "0"\n[file."{TOP}/link"]\nsymlink = "t"\n')
+    agent.declare(
+        f'[file."{TOP}/owned"]\ncontent = "x\\n"\nowner = 0\ngroup = "0"\n[file."{TOP}/link"]\nsymlink = "t"\n'
+    )
     assert agent.status()["state"] == "committed"
     done = agent.pact("declare", "-", input=f'[file."{TOP}/link"]\nsymlink = "t"\nmode = "0777"\n'.encode(), check=2)
     assert ":1: " in done.err and "a symbolic link has no mode of its own" in done.err, done.err
@@ -288,8 +325,12 @@ def test_a_name_service_that_comes_late_leaves_no_drift(make_agent: Callable[...
         world.sh(f"echo x > {TOP}/lates; chown 54321 {TOP}/lates")
         agent = make_agent()
         (agent.base / "first.toml").write_text(f'[file."{TOP}/lates"]\ncontent = "x\\n"\nowner = "late"\n')
-        agent.configure({"declared": {"files": [str(agent.base / "first.toml")]},
-                         "window": {"base": "3s", "floor": "0.1s", "sensitivity": 0.1}})  # fmt: skip
+        agent.configure(
+            {
+                "declared": {"files": [str(agent.base / "first.toml")]},
+                "window": {"base": "3s", "floor": "0.1s", "sensitivity": 0.1},
+            }
+        )
         agent.start()
         agent.drifted(f"file:{TOP}/lates")  # as far as anybody knows now
         world.sh(f"echo 'late:x:54321:54321::/:/bin/sh' >> {TOP}/passwd")
@@ -307,7 +348,9 @@ def test_an_option_that_takes_something_away_from_an_adopted_mount_is_drift_and_
     agent.world.sh(f"mount -o remount,noexec,nosuid {point}")
     change = agent.drifted(f"mount:{point}")
     (entry,) = agent.json("diff")["resources"]
-    assert {"exec", "suid"} <= set(entry["declared"]["options"]) and {"noexec", "nosuid"} <= set(entry["actual"]["options"])
+    assert {"exec", "suid"} <= set(entry["declared"]["options"]) and {"noexec", "nosuid"} <= set(
+        entry["actual"]["options"]
+    )
     agent.pact("rollback", change["id"])
     assert "noexec" not in agent.world.sh(f"grep ' {point} ' /proc/self/mounts").out
     agent.world.sh(f"mount -o remount,noexec {point}")
@@ -339,8 +382,10 @@ def test_what_is_exported_can_be_declared_whatever_is_ignored_since(make_agent: 
 
 def test_adopt_calls_a_file_bind_mounted_and_not_a_directory_with_a_mount(agent: Agent) -> None:
     world, top = agent.world, f"{TOP}/bound"
-    world.sh(f"mkdir -p {top}/dir && mount -t tmpfs -o size=1m tmpfs {top}/dir && "
-             f"echo x > {top}/file && echo y > {top}/other && mount --bind {top}/other {top}/file")  # fmt: skip
+    world.sh(
+        f"mkdir -p {top}/dir && mount -t tmpfs -o size=1m tmpfs {top}/dir && "
+        f"echo x > {top}/file && echo y > {top}/other && mount --bind {top}/other {top}/file"
+    )
     try:
         notes = [n for n in agent.adopt(f"file:{top}/**")["notes"] if "bind-mounted" in n]
         assert [n.split()[0] for n in notes] == [f"file:{top}/file"], notes

@@ -63,9 +63,14 @@ def test_what_needs_a_descriptor_says_that_there_is_none(another: Callable[..., 
         f.flush()
         assert b"true" in f.readline()
         descriptors(agent, 0)
-        for op, args in (("consumers", {"resource": f"file:{path}"}), ("rollback", {"targets": [change["id"]]}),
-                         ("commit", {"targets": [], "message": "m"}), ("adopt", {"patterns": [f"file:{path}"]}),
-                         ("diff", {}), ("status", {})):  # fmt: skip
+        for op, args in (
+            ("consumers", {"resource": f"file:{path}"}),
+            ("rollback", {"targets": [change["id"]]}),
+            ("commit", {"targets": [], "message": "m"}),
+            ("adopt", {"patterns": [f"file:{path}"]}),
+            ("diff", {}),
+            ("status", {}),
+        ):
             f.write(json.dumps({"v": 1, "op": op, "args": args}).encode() + b"\n")
             f.flush()
             assert "internal error" not in (answer := f.readline().decode()), (op, answer)
@@ -79,7 +84,20 @@ def test_what_needs_a_descriptor_says_that_there_is_none(another: Callable[..., 
 def test_a_start_without_enough_descriptors_says_so(make_agent: Callable[..., Agent]) -> None:
     agent = make_agent()
     for most in (8, 10, 12, 16, 20):
-        done = agent.world.call(["prlimit", f"--nofile={most}", "timeout", "3", sys.executable, "-m", "pact.cli.main",
-                                 "agent", "--config", str(agent.config_path)], check=False)  # fmt: skip
+        done = agent.world.call(
+            [
+                "prlimit",
+                f"--nofile={most}",
+                "timeout",
+                "3",
+                sys.executable,
+                "-m",
+                "pact.cli.main",
+                "agent",
+                "--config",
+                str(agent.config_path),
+            ],
+            check=False,
+        )
         assert done.code in (1, 5, 124) and "Traceback" not in done.err and "internal" not in done.err, (most, done)
         assert done.code == 124 or "descriptor" in done.err or "Too many open files" in done.err, (most, done)

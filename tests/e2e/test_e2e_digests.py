@@ -169,8 +169,10 @@ def test_a_pin_that_is_opened_to_all_by_mistake_stays_one_in_what_leaves(agent: 
     agent.world.path(path).chmod(0o644)
     agent.drifted(f"file:{path}")
     agent.drift(path, "1702\n")
-    wait_until(lambda: len([r for r in agent.records("drift_detected") if r["data"]["resource"] == f"file:{path}"]) > 1,
-               "both are recorded")  # fmt: skip
+    wait_until(
+        lambda: len([r for r in agent.records("drift_detected") if r["data"]["resource"] == f"file:{path}"]) > 1,
+        "both are recorded",
+    )
     agent.pact("rollback", "--all")
     for who in OTHERS:
         assert guessed(said(agent, who)).isdisjoint(("1701", "1702"))
@@ -296,7 +298,9 @@ def old(make_agent: Any, world: World) -> Iterator[Agent]:
     agent = make_agent(window={"base": "87600h", "floor": "60s"})  # however old its drift is by now
     agent.state_dir.mkdir(mode=0o700)
     agent.pact("journal", "import", str(DATA / "journal-bare-digests.jsonl"), "--config", str(agent.config_path))
-    world.sh(f"mkdir -p {TOP}/old; printf '4713\\n' > {TOP}/old/pin; chmod 600 {TOP}/old/pin; echo open > {TOP}/old/open")
+    world.sh(
+        f"mkdir -p {TOP}/old; printf '4713\\n' > {TOP}/old/pin; chmod 600 {TOP}/old/pin; echo open > {TOP}/old/open"
+    )
     agent.start()
     yield agent
     agent.close()
@@ -342,13 +346,17 @@ def closed_parameter() -> tuple[str, str, str]:
 
 
 @pytest.mark.parametrize("how", ["adopted", "drifted"])
-def test_a_module_s_parameter_that_root_alone_may_read_is_shown_to_admins_alone(make_agent: Any, base: Path, how: str
-                                                                                ) -> None:  # fmt: skip
+def test_a_module_s_parameter_that_root_alone_may_read_is_shown_to_admins_alone(
+    make_agent: Any, base: Path, how: str
+) -> None:
     module, parameter, value = closed_parameter()
     text, wanted = base / f"module-{how}.toml", "98765432"
     text.write_text(f'[module]\n{module} = {{parameters = {{{parameter} = "{wanted}"}}}}\n')
-    agent = make_agent(declared={"files": [str(text)] if how == "drifted" else []}, mode={"enforcement": "observe"},
-                       access={"admin_groups": ["mail"], "ops_groups": ["games"]})  # fmt: skip
+    agent = make_agent(
+        declared={"files": [str(text)] if how == "drifted" else []},
+        mode={"enforcement": "observe"},
+        access={"admin_groups": ["mail"], "ops_groups": ["games"]},
+    )
     agent.start()
     if how == "adopted":
         agent.adopt(f"module:{module}")
@@ -365,6 +373,8 @@ def test_a_module_s_parameter_that_root_alone_may_read_is_shown_to_admins_alone(
         (entry,) = agent.json("diff", **ADMIN)["resources"]
         assert (entry["declared"]["parameters"][parameter], entry["actual"]["parameters"][parameter]) == (wanted, value)
         assert "(hidden)" in agent.pact("diff", **VIEWER).out
-    assert parameter in agent.pact("export").out and parameter not in agent.pact("export", **VIEWER).out.split("# of")[0]
+    assert (
+        parameter in agent.pact("export").out and parameter not in agent.pact("export", **VIEWER).out.split("# of")[0]
+    )
     agent.declare(agent.pact("export").out, "--dry-run", check=None)
     agent.close()

@@ -51,8 +51,10 @@ def test_expiry_restores_mode_owner_and_group(agent: Agent) -> None:
 
 def test_expiry_keeps_owner_mode_xattrs_and_acl_when_content_is_replaced(agent: Agent) -> None:
     path = agent.file("dressed.conf")
-    agent.world.sh(f"chown 1234:4321 {path}; chmod 2755 {path}; setfacl -m u:2345:rw,g:3456:r {path};"
-                   f"setfattr -n user.note -v kept {path}")  # fmt: skip
+    agent.world.sh(
+        f"chown 1234:4321 {path}; chmod 2755 {path}; setfacl -m u:2345:rw,g:3456:r {path};"
+        f"setfattr -n user.note -v kept {path}"
+    )
     agent.adopt(f"file:{path}")
     before, st = acl(agent, path), agent.world.path(path).stat()
     agent.world.sh(f"rm {path}; echo new > {path}; chmod 600 {path}")
@@ -136,8 +138,10 @@ def test_a_directory_that_is_not_empty_is_for_a_person_to_remove(agent: Agent) -
     agent.settled(f"file:{path}")
 
 
-@pytest.mark.parametrize(("name", "value"), [(TTL, "65"), ("net.ipv4.ip_local_port_range", "20000 30000"),
-                                             ("net.ipv4.conf.all.rp_filter", "2")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [(TTL, "65"), ("net.ipv4.ip_local_port_range", "20000 30000"), ("net.ipv4.conf.all.rp_filter", "2")],
+)
 def test_expiry_restores_a_sysctl(agent: Agent, name: str, value: str) -> None:
     path = "/proc/sys/" + name.replace(".", "/")
     before = agent.world.sh(f"cat {path}").out
@@ -154,15 +158,16 @@ def test_sysctls_that_influence_each_other_are_restored_together(agent: Agent) -
     agent.world.sh("echo 1 > /proc/sys/net/ipv4/ip_forward")
     agent.drifted("sysctl:net.ipv4.ip_forward")
     wait_until(lambda: agent.status()["drifted"] == 0, "all is settled")
-    assert agent.world.sh("cd /proc/sys/net/ipv4; grep . ip_forward conf/all/* conf/default/*", check=False).out == before
+    assert (
+        agent.world.sh("cd /proc/sys/net/ipv4; grep . ip_forward conf/all/* conf/default/*", check=False).out == before
+    )
     assert agent.newest("rolled_back")["seq"] > (agent.newest("rollback_failed") or {"seq": -1})["seq"]
 
 
 def test_expiry_restores_an_unmounted_file_system_with_its_options(agent: Agent) -> None:
     point = f"{TOP}/scratch"
     agent.world.sh(f"mkdir {point}")
-    agent.declare(f'[mount."{point}"]\nsource = "tmpfs"\nfstype = "tmpfs"\n'
-                  'options = ["size=2m", "noatime", "nodev"]\n')  # fmt: skip
+    agent.declare(f'[mount."{point}"]\nsource = "tmpfs"\nfstype = "tmpfs"\noptions = ["size=2m", "noatime", "nodev"]\n')
     (line,) = mounted(agent, point)
     assert "noatime" in line and "nodev" in line and "size=2048k" in line
     agent.world.sh(f"umount {point}")
@@ -175,8 +180,10 @@ def test_expiry_restores_an_unmounted_file_system_with_its_options(agent: Agent)
 
 def test_expiry_remounts_with_the_declared_options_without_losing_what_is_there(agent: Agent) -> None:
     point = f"{TOP}/options"
-    agent.world.sh(f"mkdir {point}; mount -t tmpfs -o size=2m,ro tmpfs {point}; mount -o remount,rw {point};"
-                   f"echo data > {point}/data")  # fmt: skip
+    agent.world.sh(
+        f"mkdir {point}; mount -t tmpfs -o size=2m,ro tmpfs {point}; mount -o remount,rw {point};"
+        f"echo data > {point}/data"
+    )
     agent.declare(f'[mount."{point}"]\nsource = "tmpfs"\nfstype = "tmpfs"\noptions = ["noexec", "size=2m"]\n')
     agent.world.sh(f"mount -o remount,exec,size=3m {point}")
     agent.drifted(f"mount:{point}")
@@ -210,8 +217,9 @@ def test_a_mount_declared_absent_is_unmounted(agent: Agent) -> None:
 
 def test_mounts_inside_each_other_are_restored_from_the_outside_in(agent: Agent) -> None:
     outer, inner = f"{TOP}/outer", f"{TOP}/outer/inner"
-    agent.world.sh(f"mkdir {outer}; mount -t tmpfs tmpfs {outer};"
-                   f"mkdir {inner}; mount -t tmpfs -o size=1m tmpfs {inner}")  # fmt: skip
+    agent.world.sh(
+        f"mkdir {outer}; mount -t tmpfs tmpfs {outer};mkdir {inner}; mount -t tmpfs -o size=1m tmpfs {inner}"
+    )
     agent.adopt(f"mount:{outer}", f"mount:{inner}")
     agent.world.sh(f"umount {inner}; umount {outer}")
     agent.drifted(f"mount:{outer}")

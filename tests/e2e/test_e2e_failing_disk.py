@@ -51,8 +51,11 @@ def test_a_commit_that_was_refused_is_not_there_after_a_kill(another: Callable[.
     agent = another()
     path = agent.file("refused.conf")
     agent.drift(path)
-    strace = failing(agent, "fdatasync,fsync,pwrite64" if head_too else "fdatasync,fsync",
-                     *([str(agent.state_dir / "journal.head")] if head_too else ()))  # fmt: skip
+    strace = failing(
+        agent,
+        "fdatasync,fsync,pwrite64" if head_too else "fdatasync,fsync",
+        *([str(agent.state_dir / "journal.head")] if head_too else ()),
+    )
     answer = agent.ask("commit", targets=[], all=True, message="m", shared=True)
     strace.send_signal(signal.SIGINT)
     strace.wait(10)
@@ -73,8 +76,20 @@ def failing(agent: Agent, calls: str = "pread64,pwrite64,read,write,fdatasync,fs
     assert agent.process is not None
     files = [f"{agent.journal}{end}" for end in ("", "-wal")] + list(more)
     process = subprocess.Popen(
-        ["strace", "-f", "-q", "-o", "/dev/null", *(w for f in files for w in ("-P", f)), "-e",
-         f"inject={calls}:error=EIO", "-p", str(agent.process.pid)], stderr=subprocess.DEVNULL)  # fmt: skip
+        [
+            "strace",
+            "-f",
+            "-q",
+            "-o",
+            "/dev/null",
+            *(w for f in files for w in ("-P", f)),
+            "-e",
+            f"inject={calls}:error=EIO",
+            "-p",
+            str(agent.process.pid),
+        ],
+        stderr=subprocess.DEVNULL,
+    )
     wait_until(lambda: "TracerPid:\t0" not in Path(f"/proc/{agent.process.pid}/status").read_text(), "it is traced")
     return process
 
@@ -86,9 +101,24 @@ def test_what_could_not_be_read_for_a_while_is_looked_at_again(another: Callable
     path = agent.file("eio.conf")
     assert agent.process is not None
     real = str(agent.world.path(path).resolve())
-    process = subprocess.Popen(["strace", "-f", "-q", "-o", "/dev/null", "-P", path, "-P", real, "-e",
-                                "inject=read,pread64:error=EIO", "-p", str(agent.process.pid)],
-                               stderr=subprocess.DEVNULL)  # fmt: skip
+    process = subprocess.Popen(
+        [
+            "strace",
+            "-f",
+            "-q",
+            "-o",
+            "/dev/null",
+            "-P",
+            path,
+            "-P",
+            real,
+            "-e",
+            "inject=read,pread64:error=EIO",
+            "-p",
+            str(agent.process.pid),
+        ],
+        stderr=subprocess.DEVNULL,
+    )
     status = Path(f"/proc/{agent.process.pid}/status")
     wait_until(lambda: "TracerPid:\t0" not in status.read_text(), "it is traced")
     agent.process.send_signal(signal.SIGSTOP)

@@ -213,13 +213,17 @@ def test_a_file_in_constant_motion_gets_a_record_after_pauses_that_double(agent:
 
 
 @pytest.mark.invariant("F30")
-def test_more_in_memory_than_can_be_kept_blocks_and_what_is_kept_can_be_had_back(make_agent: Callable[..., Agent]) -> None:
+def test_more_in_memory_than_can_be_kept_blocks_and_what_is_kept_can_be_had_back(
+    make_agent: Callable[..., Agent],
+) -> None:
     agent = make_agent(state={"store_limit": "64KiB"})
     agent.start()
     point = f"{TOP}/memory"
     agent.world.sh(f"mkdir -p {point}")
     agent.declare(f'[mount."{point}"]\ntype = "absent"\n')
-    agent.world.sh(f"mount -t tmpfs tmpfs {point}; head -c 100000 /dev/urandom > {point}/large; echo work > {point}/small")
+    agent.world.sh(
+        f"mount -t tmpfs tmpfs {point}; head -c 100000 /dev/urandom > {point}/large; echo work > {point}/small"
+    )
     agent.drifted(f"mount:{point}")
     agent.pact("rollback", check=1)
     (change,) = agent.status()["changes"]

@@ -47,8 +47,11 @@ def test_who_uses_what_hangs_is_not_for_viewers_to_ask(agent: Agent) -> None:
 def test_an_admin_s_question_that_hangs_holds_nothing_else_up(agent: Agent) -> None:
     path = agent.file("f", "one\n")
     with hung(agent, f"{TOP}/h"):
-        asking = agent.world.popen([sys.executable, "-m", "pact.cli.main", "--socket", agent.socket, "consumers",
-                                    f"file:{TOP}/h/x"], stdout=-1, stderr=-1)  # fmt: skip
+        asking = agent.world.popen(
+            [sys.executable, "-m", "pact.cli.main", "--socket", agent.socket, "consumers", f"file:{TOP}/h/x"],
+            stdout=-1,
+            stderr=-1,
+        )
         wait_until(lambda: b"request_wait_answer" in wchan(agent), "a thread of the agent hangs")
         agent.drift(path, "two\n")
         agent.pact("commit", "--all", "-m", "m")

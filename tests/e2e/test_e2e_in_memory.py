@@ -24,16 +24,21 @@ def over(agent: Agent, name: str, count: int) -> tuple[str, str]:
     """A file system in memory with somebody's work stands over a declared file; its mount point, and the change."""
     point = f"{TOP}/{name}"
     agent.file(f"{name}/declared.conf")
-    agent.world.sh(f"mount -t tmpfs -o size=200m work {point};"
-                   f"for n in $(seq {count}); do head -c 1000000 /dev/urandom > {point}/work$n; done; echo one > {point}/a")
+    agent.world.sh(
+        f"mount -t tmpfs -o size=200m work {point};"
+        f"for n in $(seq {count}); do head -c 1000000 /dev/urandom > {point}/work$n; done; echo one > {point}/a"
+    )
     return point, agent.drifted(f"mount:{point}")["id"]
 
 
 @pytest.mark.invariant("R4")
 def test_what_is_saved_once_more_while_it_is_being_kept_is_not_lost(agent: Agent) -> None:
     point, change = over(agent, "memory1", 14)
-    roll = agent.world.popen([sys.executable, "-m", "pact.cli.main", "--socket", agent.socket, "rollback", change],
-                             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+    roll = agent.world.popen(
+        [sys.executable, "-m", "pact.cli.main", "--socket", agent.socket, "rollback", change],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     seen = agent.status()["journal"]["seq"]
     while agent.status()["journal"]["seq"] == seen:
         pass
@@ -51,11 +56,15 @@ def test_what_is_saved_once_more_while_it_is_being_kept_is_not_lost(agent: Agent
 
 @pytest.mark.invariant("R4", "R6")
 def test_what_was_written_while_no_agent_ran_is_not_taken_off_by_a_resumed_rollback(
-        another: Callable[..., Agent]) -> None:  # fmt: skip
+    another: Callable[..., Agent],
+) -> None:
     agent = another()
     point, change = over(agent, "memory2", 14)
-    roll = agent.world.popen([sys.executable, "-m", "pact.cli.main", "--socket", agent.socket, "rollback", change],
-                             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+    roll = agent.world.popen(
+        [sys.executable, "-m", "pact.cli.main", "--socket", agent.socket, "rollback", change],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     seen = agent.status()["journal"]["seq"]
     while agent.status()["journal"]["seq"] == seen:
         pass
@@ -82,8 +91,9 @@ def test_what_lies_beside_a_file_is_neither_read_without_end_nor_a_reason_for_mu
     for n in range(count):
         agent.world.path(f"{TOP}/beside/{n}").write_bytes(f"b{n}".encode() * (size // 8))
     wait_until(lambda: agent.status()["drifted"] == count, "all have drifted", 60)
-    agent.world.sh(f"truncate -s 1T {TOP}/beside/.pact-0123456789abcdef; printf x > {TOP}/beside/.pact-0123456789abcde0",
-                   uid=1234)  # fmt: skip
+    agent.world.sh(
+        f"truncate -s 1T {TOP}/beside/.pact-0123456789abcdef; printf x > {TOP}/beside/.pact-0123456789abcde0", uid=1234
+    )
     assert agent.process is not None
     status = Path(f"/proc/{agent.process.pid}/status")
     Path(f"/proc/{agent.process.pid}/clear_refs").write_text("5")
@@ -147,12 +157,27 @@ def test_who_asks_for_many_diffs_and_takes_none_costs_one_and_holds_nobody_up(an
     status = Path(f"/proc/{agent.process.pid}/status")
     Path(f"/proc/{agent.process.pid}/clear_refs").write_text("5")
     before = int(status.read_text().partition("VmHWM:")[2].split()[0])
-    script = ("import socket, sys, time\nss = []\nfor i in range(24):\n s = socket.socket(socket.AF_UNIX)\n"
-              " s.connect(sys.argv[1])\n s.sendall(b'{\"v\":1,\"op\":\"diff\",\"args\":{}}\\n')\n ss.append(s)\n"
-              "print('asked', flush=True)\ntime.sleep(60)\n")  # fmt: skip
-    asking = agent.world.popen(["setpriv", "--reuid=4321", "--regid=4321", "--clear-groups",
-                                "--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search", "--", sys.executable,
-                                "-c", script, agent.socket], stdout=subprocess.PIPE)  # fmt: skip
+    script = (
+        "import socket, sys, time\nss = []\nfor i in range(24):\n s = socket.socket(socket.AF_UNIX)\n"
+        ' s.connect(sys.argv[1])\n s.sendall(b\'{"v":1,"op":"diff","args":{}}\\n\')\n ss.append(s)\n'
+        "print('asked', flush=True)\ntime.sleep(60)\n"
+    )
+    asking = agent.world.popen(
+        [
+            "setpriv",
+            "--reuid=4321",
+            "--regid=4321",
+            "--clear-groups",
+            "--inh-caps=+dac_read_search",
+            "--ambient-caps=+dac_read_search",
+            "--",
+            sys.executable,
+            "-c",
+            script,
+            agent.socket,
+        ],
+        stdout=subprocess.PIPE,
+    )
     assert asking.stdout.readline() == b"asked\n"
     time.sleep(1)
     began = time.monotonic()

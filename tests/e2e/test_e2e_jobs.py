@@ -107,7 +107,9 @@ def test_every_process_of_a_cgroup_uses_what_a_rule_gives_it(agent: Agent, step:
 
 def test_a_rule_makes_a_sysctl_have_consumers(agent: Agent, step: Path) -> None:
     agent.world.sh(f"cp $(command -v sleep) {TOP}/slurmstepx; echo 4096 > /proc/sys/net/core/somaxconn")
-    agent.declare('[sysctl]\n"net.core.somaxconn" = {value = 4096, consumers = ["exec:slurmstepx", "cgroup:/slurm/*"]}\n')
+    agent.declare(
+        '[sysctl]\n"net.core.somaxconn" = {value = 4096, consumers = ["exec:slurmstepx", "cgroup:/slurm/*"]}\n'
+    )
     agent.world.sh("echo 100 > /proc/sys/net/core/somaxconn")
     agent.drifted("sysctl:net.core.somaxconn")
     daemon = agent.world.popen([f"{TOP}/slurmstepx", "1000"])

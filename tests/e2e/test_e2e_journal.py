@@ -63,7 +63,9 @@ def test_verify_accepts_an_unbroken_chain_running_or_not(stopped: Agent) -> None
 
 
 @pytest.mark.invariant("F4")
-def test_an_export_is_verified_by_a_stranger_and_imported_whole(stopped: Agent, make_agent: Callable[..., Agent]) -> None:
+def test_an_export_is_verified_by_a_stranger_and_imported_whole(
+    stopped: Agent, make_agent: Callable[..., Agent]
+) -> None:
     out = stopped.base / "export.jsonl"
     command(stopped, "journal", "export", str(out))
     lines = [json.loads(line) for line in out.read_text().splitlines()]
@@ -92,8 +94,13 @@ def test_an_export_that_was_changed_is_not_imported(stopped: Agent, make_agent: 
     out = stopped.base / "export.jsonl"
     command(stopped, "journal", "export", str(out))
     text = out.read_text()
-    for wrong in (text.replace("möglich", "unmöglich"), text[:-30], text.split("\n", 1)[1], text + "garbage\n",
-                  text.replace('"data":"', '"data":"AAAA')):  # fmt: skip
+    for wrong in (
+        text.replace("möglich", "unmöglich"),
+        text[:-30],
+        text.split("\n", 1)[1],
+        text + "garbage\n",
+        text.replace('"data":"', '"data":"AAAA'),
+    ):
         out.write_text(wrong)
         fresh = make_agent()
         command(fresh, "journal", "import", str(out), check=None)
@@ -110,17 +117,22 @@ def _records(agent: Agent) -> int:
 
 
 @pytest.mark.invariant("F4")
-@pytest.mark.parametrize("sql", [
-    "UPDATE record SET body = replace(body, 'möglich', 'unmöglich')",
-    "UPDATE record SET body = CAST(replace(CAST(body AS TEXT), '\"root\"', '\"toor\"') AS BLOB) WHERE type = 'committed'",
-    "DELETE FROM record WHERE seq = 3",
-    "DELETE FROM record WHERE seq = 0",
-    "UPDATE record SET hash = upper(hash) WHERE seq = 4",
-    "UPDATE record SET body = 'garbage' WHERE seq = 4",
-    "UPDATE record SET type = 'rolled_back' WHERE type = 'committed'",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "UPDATE record SET body = replace(body, 'möglich', 'unmöglich')",
+        "UPDATE record SET body = CAST(replace(CAST(body AS TEXT), '\"root\"', '\"toor\"') AS BLOB) WHERE type = 'committed'",
+        "DELETE FROM record WHERE seq = 3",
+        "DELETE FROM record WHERE seq = 0",
+        "UPDATE record SET hash = upper(hash) WHERE seq = 4",
+        "UPDATE record SET body = 'garbage' WHERE seq = 4",
+        "UPDATE record SET type = 'rolled_back' WHERE type = 'committed'",
+    ],
+)
 @pytest.mark.parametrize("snapshot", [True, False])
-def test_a_tampered_journal_is_detected_and_the_agent_refuses_to_start(stopped: Agent, sql: str, snapshot: bool) -> None:
+def test_a_tampered_journal_is_detected_and_the_agent_refuses_to_start(
+    stopped: Agent, sql: str, snapshot: bool
+) -> None:
     before = stopped.journal.read_bytes()
     tamper(stopped, sql)
     if not snapshot:
@@ -177,7 +189,9 @@ def test_what_holds_no_record_is_no_good_journal(stopped: Agent, make_agent: Cal
     assert "holds no record" in command(make_agent(), "journal", "import", "/dev/null", check=1)
 
 
-def test_an_agent_s_journal_that_is_not_there_is_unreachable_whatever_is_asked_of_it(make_agent: Callable[..., Agent]) -> None:
+def test_an_agent_s_journal_that_is_not_there_is_unreachable_whatever_is_asked_of_it(
+    make_agent: Callable[..., Agent],
+) -> None:
     fresh = make_agent()
     for action in ("verify", "export"):
         said = command(fresh, "journal", action, check=5)
@@ -245,7 +259,9 @@ def test_a_name_that_an_older_version_let_in_ends_nobody(stopped: Agent, make_ag
     long = "file:" + f"/{'d' * 200}" * 25
     declared = next(r for r in records if r["type"] == "adopted")
     values = {"sysctl:net.ipv4.ip_forward.": {"attrs": {"value": "0"}}, long: {"attrs": {"type": "file"}}}
-    bad = chain.follow(records, type="declared", actor=declared["actor"], data={"resources": values, "cause": "declare"})
+    bad = chain.follow(
+        records, type="declared", actor=declared["actor"], data={"resources": values, "cause": "declare"}
+    )
     whole = [x for x in [*lines, bad] if "end" not in x]
     out.write_text("".join(json.dumps(x) + "\n" for x in [*whole, chain.end(whole)]))
     fresh = make_agent()
@@ -286,7 +302,9 @@ def damaged(agent: Agent) -> None:
 
 
 @pytest.mark.invariant("J6", "F60")
-def test_a_damaged_log_keeps_the_agent_from_starting_until_somebody_accepts_the_loss(another: Callable[..., Agent]) -> None:
+def test_a_damaged_log_keeps_the_agent_from_starting_until_somebody_accepts_the_loss(
+    another: Callable[..., Agent],
+) -> None:
     agent = another()
     newest = crashed(agent)
     damaged(agent)
@@ -304,13 +322,18 @@ def test_a_damaged_log_keeps_the_agent_from_starting_until_somebody_accepts_the_
     agent.start()
     (record,) = agent.records("loss_accepted")
     assert (record["seq"], record["actor"]["role"], record["data"]["message"]) == (
-        said["seq"], "admin", "the disk had a bad day")  # fmt: skip
+        said["seq"],
+        "admin",
+        "the disk had a bad day",
+    )
     assert f"records {said['first']} to {newest} are gone: the disk had a bad day" in agent.pact("log").out
     assert chain.verify(agent.records())
     agent.restart()
 
 
-def test_a_loss_is_accepted_only_where_there_is_one_and_no_agent_runs(stopped: Agent, make_agent: Callable[..., Agent]) -> None:
+def test_a_loss_is_accepted_only_where_there_is_one_and_no_agent_runs(
+    stopped: Agent, make_agent: Callable[..., Agent]
+) -> None:
     assert "nothing is missing" in command(stopped, "journal", "accept-loss", "-m", "x", check=2)
     stopped.start()
     assert "another agent" in command(stopped, "journal", "accept-loss", "-m", "x", check=1)
@@ -372,7 +395,9 @@ def test_a_directory_whose_journal_is_gone_is_not_empty(stopped: Agent) -> None:
 
 
 @pytest.mark.invariant("J8", "F61")
-def test_an_export_that_was_cut_off_is_neither_verified_nor_imported(stopped: Agent, make_agent: Callable[..., Agent]) -> None:
+def test_an_export_that_was_cut_off_is_neither_verified_nor_imported(
+    stopped: Agent, make_agent: Callable[..., Agent]
+) -> None:
     out = stopped.base / "export.jsonl"
     command(stopped, "journal", "export", str(out))
     lines = out.read_text().splitlines(keepends=True)
@@ -400,8 +425,10 @@ def test_an_old_record_that_is_wrong_is_found_behind_the_start_and_stops_all_act
     stopped.start()
     wait_until(lambda: not stopped.status()["journal"].get("unverified"), "all is verified")
     stopped.stop()
-    tamper(stopped, "UPDATE record SET body = CAST(replace(CAST(body AS TEXT), '\"t_ns\":', '\"t_ns\":1') AS BLOB)"
-                    " WHERE seq = 1")  # fmt: skip
+    tamper(
+        stopped,
+        "UPDATE record SET body = CAST(replace(CAST(body AS TEXT), '\"t_ns\":', '\"t_ns\":1') AS BLOB) WHERE seq = 1",
+    )
     stopped.start()
     wait_until(lambda: stopped.status()["journal"].get("error"), "it is found")
     journal = stopped.status()["journal"]

@@ -43,8 +43,13 @@ def test_with_a_full_disk_the_agent_watches_says_so_and_does_nothing(small: Agen
     assert "full" in status["journal"]["error"]
     assert status["unrecorded"]["count"] >= 1 and f"file:{during}" in status["unrecorded"]["resources"]
     assert "full" in small.pact("status").out and "full" in small.pact("check", check=11).out
-    for words in (["commit", "-m", "x"], ["rollback", "--force"], ["hold", "release"], ["adopt", f"file:{TOP}/*"],
-                  ["emergency", "start", "--reason", "x"]):  # fmt: skip
+    for words in (
+        ["commit", "-m", "x"],
+        ["rollback", "--force"],
+        ["hold", "release"],
+        ["adopt", f"file:{TOP}/*"],
+        ["emergency", "start", "--reason", "x"],
+    ):
         err = small.pact(*words, check=5).err
         assert "nothing was changed" in err, err
     done = small.pact("apply", "-", input=f'[file."{before}"]\ncontent = "x"\n'.encode(), check=5)
@@ -105,8 +110,11 @@ def test_who_asked_for_what_was_begun_is_not_told_that_nothing_was_changed(small
     small.adopt(f"file:{TOP}/many/*")
     small.world.sh(f"set -- b; {every}")
     wait_until(lambda: small.status()["drifted"] == count, "all have drifted")
-    asking = small.world.popen([sys.executable, "-m", "pact.cli.main", "--socket", small.socket, "rollback", "--all"],
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+    asking = small.world.popen(
+        [sys.executable, "-m", "pact.cli.main", "--socket", small.socket, "rollback", "--all"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     wait_until(lambda: small.newest("rollback_started"), "it has begun")
     small.world.sh(f"cat /dev/zero > {state}/filler", check=False)
     err = asking.communicate(timeout=60)[1].decode()
@@ -282,8 +290,19 @@ def test_readiness_and_watchdog_are_told_to_the_service_manager(make_agent: Call
         sock.bind(path)
         sock.settimeout(10)
         process = agent.world.popen(
-            ["env", f"NOTIFY_SOCKET={path}", "WATCHDOG_USEC=400000", sys.executable, "-m", "pact.cli.main", "agent",
-             "--config", str(agent.config_path)], stderr=subprocess.DEVNULL)  # fmt: skip
+            [
+                "env",
+                f"NOTIFY_SOCKET={path}",
+                "WATCHDOG_USEC=400000",
+                sys.executable,
+                "-m",
+                "pact.cli.main",
+                "agent",
+                "--config",
+                str(agent.config_path),
+            ],
+            stderr=subprocess.DEVNULL,
+        )
         assert b"READY=1" in sock.recv(4096)
         assert b"WATCHDOG=1" in sock.recv(4096) + sock.recv(4096)
         process.terminate()

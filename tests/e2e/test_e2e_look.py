@@ -17,11 +17,30 @@ from harness import TOP, Agent, wait_until
 RFC3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)\Z")
 DIMENSIONS = {"kernel", "files", "mounts", "services", "network", "packages", "gpu"}
 TYPES = {
-    "agent_started", "agent_stopped", "declared", "adopted", "applied", "drift_detected", "drift_cleared",
-    "window_opened", "window_extended", "committed", "commit_expired", "rollback_started", "rolled_back",
-    "rollback_blocked", "rollback_failed", "emergency_started", "emergency_stale", "emergency_ended", "hold_placed",
-    "hold_released", "observer_blind", "observer_restored", "denied",
-}  # fmt: skip
+    "agent_started",
+    "agent_stopped",
+    "declared",
+    "adopted",
+    "applied",
+    "drift_detected",
+    "drift_cleared",
+    "window_opened",
+    "window_extended",
+    "committed",
+    "commit_expired",
+    "rollback_started",
+    "rolled_back",
+    "rollback_blocked",
+    "rollback_failed",
+    "emergency_started",
+    "emergency_stale",
+    "emergency_ended",
+    "hold_placed",
+    "hold_released",
+    "observer_blind",
+    "observer_restored",
+    "denied",
+}
 
 
 def test_status_of_a_quiet_node_has_every_field_with_its_type(agent: Agent) -> None:
@@ -127,12 +146,17 @@ def test_what_changes_something_says_the_same_on_equal_nodes(agent: Agent) -> No
     wanted.write_text(f'[file."{path}"]\ncontent = "new\\n"\n')
     said = [agent.pact("apply", str(wanted))]
     holder = agent.world.python(f"f = open({path!r})\nready()")
-    said += [agent.pact("extend", "5m"), agent.pact("rollback", check=10),
-            agent.pact("status"), agent.pact("hold", "place", "--reason", "x", "--for", "1h"),
-            agent.pact("hold", "release"), agent.pact("commit", "-m", "x"),
-            agent.pact("emergency", "start", "--reason", "x", "--for", "1h"),
-            agent.pact("emergency", "end", "--commit", "-m", "x"),
-            agent.pact("declare", "-", input=f'[file."{path}"]\ncontent = "other\\n"\n'.encode(), check=10)]  # fmt: skip
+    said += [
+        agent.pact("extend", "5m"),
+        agent.pact("rollback", check=10),
+        agent.pact("status"),
+        agent.pact("hold", "place", "--reason", "x", "--for", "1h"),
+        agent.pact("hold", "release"),
+        agent.pact("commit", "-m", "x"),
+        agent.pact("emergency", "start", "--reason", "x", "--for", "1h"),
+        agent.pact("emergency", "end", "--commit", "-m", "x"),
+        agent.pact("declare", "-", input=f'[file."{path}"]\ncontent = "other\\n"\n'.encode(), check=10),
+    ]
     agent.world.end(holder)
     for out in (done.out + done.err for done in said):
         assert not re.search(r"\d\d:\d\d|\d{4}-\d\d-\d\d|record \d", out), out

@@ -50,8 +50,10 @@ ready()
 
 
 def test_a_flag_of_the_upper_mount_is_mended_and_the_lower_one_stays(agent: Agent, point: str) -> None:
-    agent.world.sh(f"mount -t tmpfs -o size=1m below {point}; touch {point}/below; mount -t tmpfs -o size=2m,noexec upper {point};"
-                   f" touch {point}/upper")
+    agent.world.sh(
+        f"mount -t tmpfs -o size=1m below {point}; touch {point}/below; mount -t tmpfs -o size=2m,noexec upper {point};"
+        f" touch {point}/upper"
+    )
     agent.adopt(f"mount:{point}")
     agent.world.sh(f"mount -o remount,exec {point}")
     agent.drifted(f"mount:{point}")
@@ -63,8 +65,10 @@ def test_a_flag_of_the_upper_mount_is_mended_and_the_lower_one_stays(agent: Agen
 
 def test_a_flag_of_one_mount_is_mended_and_the_file_system_stays_writable_elsewhere(agent: Agent, point: str) -> None:
     other = f"{TOP}/other"
-    agent.world.sh(f"mkdir {other} && mount -t tmpfs -o size=1m shared {other} && mount --bind {other} {point} && "
-                   f"mount -o remount,bind,ro,noexec {point}")  # fmt: skip
+    agent.world.sh(
+        f"mkdir {other} && mount -t tmpfs -o size=1m shared {other} && mount --bind {other} {point} && "
+        f"mount -o remount,bind,ro,noexec {point}"
+    )
     try:
         agent.adopt(f"mount:{point}")
         agent.world.sh(f"mount -o remount,bind,ro,exec {point}")
@@ -78,7 +82,9 @@ def test_a_flag_of_one_mount_is_mended_and_the_file_system_stays_writable_elsewh
 
 
 def test_the_upper_mount_that_went_comes_back_over_the_lower_one(agent: Agent, point: str) -> None:
-    agent.world.sh(f"mount -t tmpfs -o size=1m below {point}; touch {point}/below; mount -t tmpfs -o size=2m upper {point}")
+    agent.world.sh(
+        f"mount -t tmpfs -o size=1m below {point}; touch {point}/below; mount -t tmpfs -o size=2m upper {point}"
+    )
     agent.adopt(f"mount:{point}")
     agent.restart()
     agent.world.sh(f"umount {point}")
@@ -170,7 +176,9 @@ def test_a_mount_that_an_automounter_makes_over_declared_files_is_no_drift(agent
 def shared(agent: Agent) -> Iterator[str]:
     """One change of a mount and a file, on a tmpfs whose mounts pass on, as ``/`` does where systemd runs."""
     place = f"{TOP}/sh"
-    agent.world.sh(f"mkdir -p {place}; mount -t tmpfs shared {place}; mount --make-shared {place}; mkdir {place}/m {place}/copy")
+    agent.world.sh(
+        f"mkdir -p {place}; mount -t tmpfs shared {place}; mount --make-shared {place}; mkdir {place}/m {place}/copy"
+    )
     agent.file("sh/conf")
     agent.declare(f'[mount."{place}/m"]\ntype = "absent"\n')
     text = f'[file."{place}/conf"]\ncontent = "drifted\\n"\n' + mount(f"{place}/m", "tmpfs", source="over")
@@ -193,13 +201,14 @@ JOBS = {
     "fd": "exec 9<{m}/used; echo ready; exec sleep 999",
     "exe": "cp /bin/sleep {m}/prog; echo ready; exec {m}/prog 999",
     "root": "mkdir -p {m}/bin; cp /usr/bin/busybox {m}/bin/ 2>/dev/null; exec python3 -c \"import os,time; os.chroot('{m}');"
-            " print('ready', flush=True); time.sleep(999)\"",
-}  # fmt: skip
+    " print('ready', flush=True); time.sleep(999)\"",
+}
 
 
 def job(agent: Agent, propagation: str, script: str) -> subprocess.Popen[Any]:
-    process = agent.world.popen(["unshare", "--mount", "--propagation", propagation, "sh", "-c", script],
-                                stdout=subprocess.PIPE)  # fmt: skip
+    process = agent.world.popen(
+        ["unshare", "--mount", "--propagation", propagation, "sh", "-c", script], stdout=subprocess.PIPE
+    )
     assert process.stdout is not None and process.stdout.readline() == b"ready\n"
     return process
 
@@ -232,8 +241,10 @@ def test_a_namespace_that_follows_and_uses_nothing_is_in_nobodys_way(agent: Agen
 
 @pytest.mark.invariant("F5")
 def test_a_follower_of_a_follower_is_named(agent: Agent, shared: str) -> None:
-    inner = (f"mount --make-rshared {shared}; exec unshare --mount --propagation slave "
-             f"sh -c 'cd {shared}/m; echo ready; exec sleep 999'")
+    inner = (
+        f"mount --make-rshared {shared}; exec unshare --mount --propagation slave "
+        f"sh -c 'cd {shared}/m; echo ready; exec sleep 999'"
+    )
     process = job(agent, "slave", inner)
     assert process.pid in {h["pid"] for h in refused(agent, f"mount:{shared}/m")}
     nothing_touched(agent, shared)
@@ -264,7 +275,9 @@ def test_a_user_of_a_bind_mount_elsewhere_is_in_nobodys_way(agent: Agent, shared
 @pytest.mark.invariant("F5")
 def test_a_user_of_a_copy_that_goes_with_it_in_the_same_namespace_is_named(agent: Agent, shared: str) -> None:
     """The place is mounted twice: what is unmounted in one goes in the other."""
-    agent.world.sh(f"mkdir -p {TOP}/twin; mount --bind {shared} {TOP}/twin; umount {shared}/m; mount -t tmpfs over {shared}/m")
+    agent.world.sh(
+        f"mkdir -p {TOP}/twin; mount --bind {shared} {TOP}/twin; umount {shared}/m; mount -t tmpfs over {shared}/m"
+    )
     process = agent.world.popen(["sh", "-c", f"cd {TOP}/twin/m; echo ready; exec sleep 999"], stdout=subprocess.PIPE)
     assert process.stdout is not None and process.stdout.readline() == b"ready\n"
     try:
@@ -279,17 +292,34 @@ def test_a_user_of_a_copy_that_goes_with_it_in_the_same_namespace_is_named(agent
 # -- options --------------------------------------------------------------------------------------------------------
 
 PRINTED_OTHERWISE = [
-    ("tmpfs", ["size=50%"]), ("tmpfs", ["size=25%", "noexec"]), ("tmpfs", ["size=10000000"]),
-    ("tmpfs", ["strictatime"]), ("tmpfs", ["huge=never"]), ("tmpfs", ["nr_blocks=100"]), ("tmpfs", ["size=1m", "mode=01777"]),
-    ("tmpfs", ["nr_inodes=1k", "mpol=default"]), ("proc", ["hidepid=2"]), ("proc", ["hidepid=invisible"]), ("proc", ["hidepid=0"]),
-    ("hugetlbfs", ["pagesize=1G"]), ("hugetlbfs", ["pagesize=2M"]), ("devpts", ["gid=5", "ptmxmode=0666"]), ("ramfs", ["mode=0755"]),
-    ("tmpfs", ["user"]), ("tmpfs", ["nofail", "X-mount.mkdir", "x-systemd.requires=a.service", "_netdev"]),
-    ("tmpfs", ["lazytime", "dirsync"]), ("tmpfs", ["size=1g", "silent"]),
-    ("tmpfs", ["size=1g", "shared"]), ("tmpfs", ["size=1g", "iversion"]), ("proc", ["subset=pid", "gid=0"]),
-]  # fmt: skip
+    ("tmpfs", ["size=50%"]),
+    ("tmpfs", ["size=25%", "noexec"]),
+    ("tmpfs", ["size=10000000"]),
+    ("tmpfs", ["strictatime"]),
+    ("tmpfs", ["huge=never"]),
+    ("tmpfs", ["nr_blocks=100"]),
+    ("tmpfs", ["size=1m", "mode=01777"]),
+    ("tmpfs", ["nr_inodes=1k", "mpol=default"]),
+    ("proc", ["hidepid=2"]),
+    ("proc", ["hidepid=invisible"]),
+    ("proc", ["hidepid=0"]),
+    ("hugetlbfs", ["pagesize=1G"]),
+    ("hugetlbfs", ["pagesize=2M"]),
+    ("devpts", ["gid=5", "ptmxmode=0666"]),
+    ("ramfs", ["mode=0755"]),
+    ("tmpfs", ["user"]),
+    ("tmpfs", ["nofail", "X-mount.mkdir", "x-systemd.requires=a.service", "_netdev"]),
+    ("tmpfs", ["lazytime", "dirsync"]),
+    ("tmpfs", ["size=1g", "silent"]),
+    ("tmpfs", ["size=1g", "shared"]),
+    ("tmpfs", ["size=1g", "iversion"]),
+    ("proc", ["subset=pid", "gid=0"]),
+]
 
 
-@pytest.mark.parametrize(("fstype", "wanted"), PRINTED_OTHERWISE, ids=lambda v: v if isinstance(v, str) else ",".join(v))
+@pytest.mark.parametrize(
+    ("fstype", "wanted"), PRINTED_OTHERWISE, ids=lambda v: v if isinstance(v, str) else ",".join(v)
+)
 def test_what_is_mounted_as_declared_conforms_however_the_kernel_prints_it(
     agent: Agent, point: str, fstype: str, wanted: list[str]
 ) -> None:
@@ -305,13 +335,26 @@ def test_what_is_mounted_as_declared_conforms_however_the_kernel_prints_it(
     assert len(mounted(agent, point)) == 1
 
 
-@pytest.mark.parametrize(("fstype", "wanted", "moved"), [
-    ("tmpfs", ["size=50%"], "size=1m"), ("tmpfs", ["size=10000000"], "size=20000000"), ("tmpfs", ["size=1m"], "size=50%"),
-    ("tmpfs", ["size=25%"], "size=26%"), ("tmpfs", ["strictatime"], "noatime"), ("tmpfs", ["strictatime"], "relatime"),
-    ("tmpfs", ["huge=never"], "huge=always"), ("proc", ["hidepid=2"], "hidepid=0"), ("proc", ["hidepid=0"], "hidepid=2"),
-    ("tmpfs", ["noexec", "size=50%"], "exec"), ("tmpfs", ["nosuid"], "suid"), ("tmpfs", ["nodev"], "dev"), ("tmpfs", ["ro"], "rw"),
-    ("tmpfs", ["user"], "exec"), ("tmpfs", ["nr_inodes=1000"], "nr_inodes=2000"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("fstype", "wanted", "moved"),
+    [
+        ("tmpfs", ["size=50%"], "size=1m"),
+        ("tmpfs", ["size=10000000"], "size=20000000"),
+        ("tmpfs", ["size=1m"], "size=50%"),
+        ("tmpfs", ["size=25%"], "size=26%"),
+        ("tmpfs", ["strictatime"], "noatime"),
+        ("tmpfs", ["strictatime"], "relatime"),
+        ("tmpfs", ["huge=never"], "huge=always"),
+        ("proc", ["hidepid=2"], "hidepid=0"),
+        ("proc", ["hidepid=0"], "hidepid=2"),
+        ("tmpfs", ["noexec", "size=50%"], "exec"),
+        ("tmpfs", ["nosuid"], "suid"),
+        ("tmpfs", ["nodev"], "dev"),
+        ("tmpfs", ["ro"], "rw"),
+        ("tmpfs", ["user"], "exec"),
+        ("tmpfs", ["nr_inodes=1000"], "nr_inodes=2000"),
+    ],
+)
 def test_a_real_change_of_such_an_option_is_drift_and_is_undone(
     agent: Agent, point: str, fstype: str, wanted: list[str], moved: str
 ) -> None:
@@ -357,7 +400,9 @@ def image(agent: Agent) -> str:
 
 
 @pytest.mark.parametrize("wanted", [["loop", "ro"], ["noatime"], ["loop", "user"]], ids=",".join)
-def test_an_image_mounted_through_a_loop_device_conforms(agent: Agent, point: str, image: str, wanted: list[str]) -> None:
+def test_an_image_mounted_through_a_loop_device_conforms(
+    agent: Agent, point: str, image: str, wanted: list[str]
+) -> None:
     agent.declare(mount(point, "ext4", *wanted, source=image))
     assert agent.status()["state"] == "committed"
     agent.world.sh(f"umount {point}")

@@ -59,8 +59,19 @@ def test_the_client_is_not_its_own_consumer(agent: Agent) -> None:
     point = f"{TOP}/m"
     agent.world.sh(f"mkdir -p {point} && mount -t tmpfs tmpfs {point}")
     agent.adopt(f"mount:{point}")
-    done = agent.world.call(["env", f"--chdir={point}", sys.executable, "-m", "pact.cli.main", "--socket", agent.socket,
-                             "consumers", f"mount:{point}"])  # fmt: skip
+    done = agent.world.call(
+        [
+            "env",
+            f"--chdir={point}",
+            sys.executable,
+            "-m",
+            "pact.cli.main",
+            "--socket",
+            agent.socket,
+            "consumers",
+            f"mount:{point}",
+        ]
+    )
     assert "nobody uses" in done.out
     shell = agent.world.popen(["env", f"--chdir={point}", "sleep", "60"])
     wait_until(lambda: "sleep" in agent.pact("consumers", f"mount:{point}").out, "another is one")
@@ -70,8 +81,9 @@ def test_the_client_is_not_its_own_consumer(agent: Agent) -> None:
 
 def test_consumers_beyond_what_is_named_are_counted(agent: Agent) -> None:
     path = agent.file("f")
-    holder = agent.world.python("f=open(sys.argv[1])\nfor _ in range(230):\n if os.fork()==0:\n  time.sleep(60)\n  os._exit(0)\n"
-                                "ready()", path)  # fmt: skip
+    holder = agent.world.python(
+        "f=open(sys.argv[1])\nfor _ in range(230):\n if os.fork()==0:\n  time.sleep(60)\n  os._exit(0)\nready()", path
+    )
     document = agent.json("consumers", f"file:{path}")
     assert len(document["consumers"]) == 200 and document["more"] == 31
     assert "and 31 more" in agent.pact("consumers", f"file:{path}").out
@@ -93,9 +105,15 @@ def test_a_record_that_keeps_many_contents_names_a_few(agent: Agent) -> None:
 def test_a_commit_that_has_expired_names_what_it_was(agent: Agent) -> None:
     from pact.cli.render import event_line
 
-    line = event_line({"seq": 1, "time": "2026-01-01T00:00:00.000000Z", "type": "commit_expired",
-                       "actor": {"user": "pact", "via": "agent"},
-                       "data": {"resources": {"sysctl:vm.x": None}, "commit": 5, "owner": {"user": "ann"}}})  # fmt: skip
+    line = event_line(
+        {
+            "seq": 1,
+            "time": "2026-01-01T00:00:00.000000Z",
+            "type": "commit_expired",
+            "actor": {"user": "pact", "via": "agent"},
+            "data": {"resources": {"sysctl:vm.x": None}, "commit": 5, "owner": {"user": "ann"}},
+        }
+    )
     assert "sysctl:vm.x, committed for a time by ann" in line
 
 

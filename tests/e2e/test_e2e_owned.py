@@ -33,8 +33,10 @@ def fresh(make_agent: MakeAgent) -> Iterator[Agent]:
 
 
 @pytest.mark.invariant("S9")
-@pytest.mark.parametrize("name", ["", "agent.toml", "hooks.d", "hooks.d/h", "declared", "declared/d.toml",
-                                  "declared/content", "state", "sock"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    ["", "agent.toml", "hooks.d", "hooks.d/h", "declared", "declared/d.toml", "declared/content", "state", "sock"],
+)
 @pytest.mark.parametrize("how", ["group", "owner"])
 def test_an_agent_does_not_start_on_what_others_could_have_written(fresh: Agent, name: str, how: str) -> None:
     path = fresh.base / name
@@ -44,7 +46,9 @@ def test_an_agent_does_not_start_on_what_others_could_have_written(fresh: Agent,
         os.chown(path, OTHER, OTHER)
     done = fresh.refuses_to_start()
     assert done.code == 2, done
-    assert f": {path} " in done.err and ("may be written by" if how == "group" else f"uid {OTHER}") in done.err, done.err
+    assert f": {path} " in done.err and ("may be written by" if how == "group" else f"uid {OTHER}") in done.err, (
+        done.err
+    )
     assert f"chmod go-w {path}" in done.err if how == "group" else f"chown root {path}" in done.err
     assert not os.path.exists(fresh.socket) and not (fresh.base / "hooked").exists()
     if how == "group":
@@ -78,22 +82,37 @@ def test_what_changes_later_is_asked_about_again(fresh: Agent) -> None:
 
 
 def aggregator(base: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "pact.cli.main", "aggregator", "--config", str(base / "root.toml")],
-                          env=environment(), cwd="/", capture_output=True, text=True, timeout=30, check=False)  # fmt: skip
+    return subprocess.run(
+        [sys.executable, "-m", "pact.cli.main", "aggregator", "--config", str(base / "root.toml")],
+        env=environment(),
+        cwd="/",
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
 
 
 @pytest.mark.invariant("S9")
-@pytest.mark.parametrize("name", ["", "root.toml", "keys", "keys/root1.secret", "authorized.toml", "data", "data/root.db"])
+@pytest.mark.parametrize(
+    "name", ["", "root.toml", "keys", "keys/root1.secret", "authorized.toml", "data", "data/root.db"]
+)
 def test_an_aggregator_does_not_start_on_what_others_could_have_written(tmp_path: Path, name: str) -> None:
     base = tmp_path / "agg"
     (base / "data").mkdir(parents=True)
-    subprocess.run([sys.executable, "-m", "pact.cli.main", "keygen", "root1", "--dir", str(base / "keys")], check=True,
-                   env=environment(), cwd=REPOSITORY, stdout=subprocess.DEVNULL)  # fmt: skip
+    subprocess.run(
+        [sys.executable, "-m", "pact.cli.main", "keygen", "root1", "--dir", str(base / "keys")],
+        check=True,
+        env=environment(),
+        cwd=REPOSITORY,
+        stdout=subprocess.DEVNULL,
+    )
     (base / "authorized.toml").write_text("")
     (base / "data/root.db").write_bytes(b"")
     (base / "root.toml").write_text(
         f'[aggregator]\nname = "root1"\ntree = "tcp://127.0.0.1:1"\nhttp = ""\n[journal]\nurl = "sqlite://{base}/data/root.db"\n'
-        f'[keys]\nsecret = "{base}/keys/root1.secret"\nauthorized = "{base}/authorized.toml"\n')
+        f'[keys]\nsecret = "{base}/keys/root1.secret"\nauthorized = "{base}/authorized.toml"\n'
+    )
     path = base / name
     os.chown(path, OTHER, OTHER)
     done = aggregator(base)

@@ -35,8 +35,9 @@ def traced(agent: Agent, *options: str) -> Iterator[Path]:
     """What the agent asks of the kernel, in a file."""
     assert agent.process is not None
     out = agent.base / f"strace-{uuid.uuid4().hex}"
-    process = subprocess.Popen(["strace", "-f", "-q", "-o", str(out), *options, "-p", str(agent.process.pid)],
-                               stderr=subprocess.DEVNULL)  # fmt: skip
+    process = subprocess.Popen(
+        ["strace", "-f", "-q", "-o", str(out), *options, "-p", str(agent.process.pid)], stderr=subprocess.DEVNULL
+    )
     status = Path(f"/proc/{agent.process.pid}/status")
     wait_until(lambda: "TracerPid:\t0" not in status.read_text(), "it is traced")
     try:
@@ -101,10 +102,15 @@ def test_a_mark_that_a_kill_left_is_taken_off_by_the_next_run(agent: Agent) -> N
     point = mounted(agent, "left")
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     agent.stop(signal.SIGKILL)
-    row = next(line.split() for line in agent.world.sh("cat /proc/self/mountinfo").out.splitlines() if f" {point} " in line)
+    row = next(
+        line.split() for line in agent.world.sh("cat /proc/self/mountinfo").out.splitlines() if f" {point} " in line
+    )
     major, minor = map(int, row[2].split(":"))
-    (agent.state_dir / "loose").write_text(json.dumps({"boot": boot, "ends": [
-        {"what": "marked", "point": point, "id": int(row[0]), "device": [major, minor]}]}))
+    (agent.state_dir / "loose").write_text(
+        json.dumps(
+            {"boot": boot, "ends": [{"what": "marked", "point": point, "id": int(row[0]), "device": [major, minor]}]}
+        )
+    )
     assert agent.world.call(["python3", "-c", "import sys\n" + EXPIRE, point]).out == "-1 11\n"
     agent.start()
     assert agent.world.call(["python3", "-c", "import sys\n" + EXPIRE, point]).out == "-1 11\n", "no mark was left"
@@ -113,13 +119,16 @@ def test_a_mark_that_a_kill_left_is_taken_off_by_the_next_run(agent: Agent) -> N
 
 @pytest.mark.invariant("R11")
 def test_what_was_made_read_only_for_an_unmounting_that_was_cut_off_can_be_written_again(
-        another: Callable[..., Agent]) -> None:  # fmt: skip
+    another: Callable[..., Agent],
+) -> None:
     agent = another()
     point = f"{TOP}/frozen"
     agent.world.sh(f"mkdir -p {point}")
     path = agent.file("frozen/below.conf")
     change = cut_off(agent, point)
-    holder = agent.world.popen(["sh", "-c", f"exec 3<{point}/only-copy; echo in; exec sleep 60"], stdout=subprocess.PIPE)
+    holder = agent.world.popen(
+        ["sh", "-c", f"exec 3<{point}/only-copy; echo in; exec sleep 60"], stdout=subprocess.PIPE
+    )
     assert holder.stdout.readline() == b"in\n"
     assert agent.world.sh(f"echo x > {point}/new", check=False).code != 0, "it is read-only: the kill came in between"
     agent.start()

@@ -24,9 +24,11 @@ def commands(heading: str) -> list[str]:
 def test_use_it_as_the_readme_says_ends_well_and_only_watches() -> None:
     world = World()
     try:
-        world.sh("mount -t tmpfs tmpfs /run && mount -t tmpfs tmpfs /var/lib && ip link set lo up && "
-                 f"mkdir {TOP}/up {TOP}/work {TOP}/bin && "
-                 f"mount -t overlay -o lowerdir=/etc,upperdir={TOP}/up,workdir={TOP}/work overlay /etc")  # fmt: skip
+        world.sh(
+            "mount -t tmpfs tmpfs /run && mount -t tmpfs tmpfs /var/lib && ip link set lo up && "
+            f"mkdir {TOP}/up {TOP}/work {TOP}/bin && "
+            f"mount -t overlay -o lowerdir=/etc,upperdir={TOP}/up,workdir={TOP}/work overlay /etc"
+        )
         world.path(f"{TOP}/bin/pact").write_text(f'#!/bin/sh\nexec {sys.executable} -m pact.cli.main "$@"\n')
         world.path(f"{TOP}/bin/pact").chmod(0o755)
         lines = commands("Use it")

@@ -29,7 +29,11 @@ def test_the_mode_and_the_window_change_at_once(agent: Agent) -> None:
     assert change["deadline"] is None
     agent.configure({"mode": {"enforcement": "enforce"}, "window": {"base": "1.5s"}})
     assert "[window] base" in hup(agent)
-    assert agent.newest("agent_started")["data"] == {**agent.newest("agent_started")["data"], "reloaded": True, "unclean": False}
+    assert agent.newest("agent_started")["data"] == {
+        **agent.newest("agent_started")["data"],
+        "reloaded": True,
+        "unclean": False,
+    }
     agent.settled(f"file:{path}", 10)  # existing drift opened at that moment, and its window has ended
     assert agent.world.path(path).read_text() == "declared\n"
     agent.configure({"window": {"base": "1h"}})
@@ -57,9 +61,11 @@ def test_who_is_connected_loses_his_role_at_once_too(agent: Agent) -> None:
     agent.configure({"access": {"admin_groups": ["mail"]}})
     hup(agent)
     request = json.dumps({"op": "rollback", "args": {"targets": [], "all": True}})
-    script = ("import socket\nos.setgroups([8])\nos.setgid(1237)\nos.setuid(1237)\ns = socket.socket(socket.AF_UNIX)\n"
-              "s.connect(sys.argv[1])\nready()\ns.sendall(sys.argv[2].encode() + b'\\n')\n"
-              "print(s.recv(65536).decode(), flush=True)\n")  # fmt: skip
+    script = (
+        "import socket\nos.setgroups([8])\nos.setgid(1237)\nos.setuid(1237)\ns = socket.socket(socket.AF_UNIX)\n"
+        "s.connect(sys.argv[1])\nready()\ns.sendall(sys.argv[2].encode() + b'\\n')\n"
+        "print(s.recv(65536).decode(), flush=True)\n"
+    )
     who = agent.world.python(script, str(agent.socket), request)
     assert who.stdin is not None and who.stdout is not None
     agent.ask("ping")  # it has been accepted by now
@@ -80,7 +86,9 @@ def test_hooks_are_run_from_the_new_place(agent: Agent) -> None:
     agent.configure({"hooks": {"dir": str(hooks)}})
     assert "[hooks] dir" in hup(agent)
     agent.file("f")
-    wait_until(lambda: (agent.base / "noted").exists() and "adopted" in (agent.base / "noted").read_text(), "it was run")
+    wait_until(
+        lambda: (agent.base / "noted").exists() and "adopted" in (agent.base / "noted").read_text(), "it was run"
+    )
 
 
 def test_what_the_agent_is_built_on_wants_a_restart_and_is_named(agent: Agent) -> None:

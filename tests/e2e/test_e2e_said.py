@@ -29,12 +29,15 @@ def test_a_file_comes_back_with_the_directories_that_nobody_declared(agent: Agen
 
 @pytest.mark.invariant("R3")
 @pytest.mark.parametrize("instead", ["os.symlink('/tmp', app)", "open(app, 'w').close()"])
-def test_what_stands_in_the_place_of_its_directory_is_named_before_anything_is_touched(agent: Agent,
-                                                                                      instead: str) -> None:  # fmt: skip
+def test_what_stands_in_the_place_of_its_directory_is_named_before_anything_is_touched(
+    agent: Agent, instead: str
+) -> None:
     other, path = agent.file("etc/other.conf"), agent.file("etc/app/x.conf")
     # One process, which stays until both are seen: one change. Of a short-lived one nobody may know whose it was.
-    writer = agent.world.python(f"import shutil\napp = {TOP!r} + '/etc/app'\nshutil.rmtree(app)\n{instead}\n"
-                                f"open({other!r}, 'w').write('drifted\\n')\nready()")  # fmt: skip
+    writer = agent.world.python(
+        f"import shutil\napp = {TOP!r} + '/etc/app'\nshutil.rmtree(app)\n{instead}\n"
+        f"open({other!r}, 'w').write('drifted\\n')\nready()"
+    )
     agent.drifted(f"file:{path}")
     agent.drifted(f"file:{other}")
     agent.world.end(writer)
@@ -48,7 +51,16 @@ def test_what_stands_in_the_place_of_its_directory_is_named_before_anything_is_t
 
 
 def test_names_that_editors_and_managers_make_are_not_adopted(agent: Agent) -> None:
-    names = (".#conf", "#conf#", ".conf.swx", "conf~", "conf.rpmnew", "conf.dpkg-tmp", ".goutputstream-AB12CD", "sedAb3dEf")
+    names = (
+        ".#conf",
+        "#conf#",
+        ".conf.swx",
+        "conf~",
+        "conf.rpmnew",
+        "conf.dpkg-tmp",
+        ".goutputstream-AB12CD",
+        "sedAb3dEf",
+    )
     agent.world.path(f"{TOP}/etc").mkdir()
     for name in ("conf", *names):
         agent.world.path(f"{TOP}/etc/{name}").write_text("x")

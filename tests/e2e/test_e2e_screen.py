@@ -23,15 +23,31 @@ COLOUR = re.compile(r"\x1b\[([0-9;]*)m")
 YELLOW, RED, GREEN, MAGENTA = "33", "31", "32", "35"
 
 
-def screen(agent: Agent, *args: str, columns: int = 80, rows: int = 24, code: int | None = 0,
-           env: Mapping[str, str] | None = None, typed: bytes = b"") -> str:  # fmt: skip
+def screen(
+    agent: Agent,
+    *args: str,
+    columns: int = 80,
+    rows: int = 24,
+    code: int | None = 0,
+    env: Mapping[str, str] | None = None,
+    typed: bytes = b"",
+) -> str:
     """What a command says on a terminal, with its colours."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", rows, columns, 0, 0))
     more = {"TERM": "xterm-256color", "PAGER": "cat", **(env or {})}
     gone = [f"-u{name}" for name in ("COLUMNS", "LINES", "NO_COLOR", "VISUAL", "EDITOR") if name not in more]
-    command = ["env", *gone, *(f"{k}={v}" for k, v in more.items()), sys.executable, "-m", "pact.cli.main",
-               "--socket", agent.socket, *args]  # fmt: skip
+    command = [
+        "env",
+        *gone,
+        *(f"{k}={v}" for k, v in more.items()),
+        sys.executable,
+        "-m",
+        "pact.cli.main",
+        "--socket",
+        agent.socket,
+        *args,
+    ]
     process = agent.world.popen(command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
     os.close(theirs)
     if typed:
@@ -67,8 +83,10 @@ def test_a_quiet_node_is_one_green_line(agent: Agent) -> None:
 
 @pytest.mark.parametrize("columns", [80, 40])
 def test_much_drift_is_one_screen_with_folded_names(agent: Agent, columns: int) -> None:
-    agent.world.sh(f"mkdir -p {TOP}/etc && cd {TOP}/etc && for n in $(seq 1 220); do echo a > plugin-$n.conf; done; "
-                   "for n in 日本語の設定ファイル とても長い名前のファイルです; do echo a > $n.conf; done")  # fmt: skip
+    agent.world.sh(
+        f"mkdir -p {TOP}/etc && cd {TOP}/etc && for n in $(seq 1 220); do echo a > plugin-$n.conf; done; "
+        "for n in 日本語の設定ファイル とても長い名前のファイルです; do echo a > $n.conf; done"
+    )
     agent.adopt(f"file:{TOP}/etc/**")
     agent.world.sh(f"cd {TOP}/etc && for f in *; do echo b > $f; done")
     wait_until(lambda: agent.status()["drifted"] == 222, "all has drifted")
@@ -115,8 +133,11 @@ def test_emergency_holds_and_trials_are_shown_with_their_ends(agent: Agent) -> N
     assert MAGENTA in colour_of(out, "EMERGENCY by") and MAGENTA in colour_of(out, "hold h")
     off = agent.pact("status").out
     stamp = r"until \d{4}-\d\d-\d\dT\d\d:\d\dZ"
-    for line in (rf"trial: file:{path} {stamp} \(root\)", rf"hold h\d+: node: vendor on site \(root\) {stamp}",
-                 rf"emergency: storage is down \(root\) {stamp}"):  # fmt: skip
+    for line in (
+        rf"trial: file:{path} {stamp} \(root\)",
+        rf"hold h\d+: node: vendor on site \(root\) {stamp}",
+        rf"emergency: storage is down \(root\) {stamp}",
+    ):
         assert re.search(line, off), off
 
 
@@ -146,7 +167,9 @@ def editor(base: Path, script: str) -> dict[str, str]:
 def test_commit_without_a_message_opens_the_editor_with_the_diff_as_comments(agent: Agent, base: Path) -> None:
     path = agent.file("f", "one\n")
     agent.drift(path, "two\n")
-    env = editor(base, f'cp "$1" {base}/shown; {{ echo "because of  "; echo; echo "the load"; cat {base}/shown; }} > "$1"')
+    env = editor(
+        base, f'cp "$1" {base}/shown; {{ echo "because of  "; echo; echo "the load"; cat {base}/shown; }} > "$1"'
+    )
     screen(agent, "commit", env=env)
     shown = (base / "shown").read_text()
     assert "# file:" + path in shown and "#   -one" in shown and "#   +two" in shown
@@ -180,8 +203,9 @@ def test_long_output_goes_through_the_pager_on_a_terminal_only(agent: Agent, bas
 
 def test_a_watch_on_a_terminal_is_not_paged_and_ends_with_an_interrupt(agent: Agent) -> None:
     ours, theirs = pty.openpty()
-    watching = agent.world.popen([sys.executable, "-m", "pact.cli.main", "--socket", agent.socket, "watch"],
-                                 stdout=theirs, stderr=theirs)  # fmt: skip
+    watching = agent.world.popen(
+        [sys.executable, "-m", "pact.cli.main", "--socket", agent.socket, "watch"], stdout=theirs, stderr=theirs
+    )
     os.close(theirs)
     time.sleep(0.7)
     agent.drift(agent.file("f"))

@@ -107,12 +107,23 @@ def test_what_an_operator_may_settle_is_not_shown_to_them(agent: Agent) -> None:
 def test_a_watcher_who_is_no_admin_is_not_told_either(agent: Agent, who: dict[str, Any]) -> None:
     set_key(agent, KEYS[0])
     agent.adopt(f"sysctl:{NAME}")
-    command = ["timeout", "3", "setpriv", f"--reuid={who['uid']}", f"--regid={who['uid']}",
-               "--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search",
-               f"--groups={','.join(map(str, who['groups']))}" if "groups" in who else "--clear-groups", "--",
-               "python3", "-c", "import socket,sys\ns=socket.socket(socket.AF_UNIX);s.connect(sys.argv[1])\n"
-               "s.sendall(b'{\"op\":\"watch\"}\\n');print('ready',flush=True)\n"
-               "for l in s.makefile():\n print(l,end='',flush=True)\n if 'drift_detected' in l: break", agent.socket]
+    command = [
+        "timeout",
+        "3",
+        "setpriv",
+        f"--reuid={who['uid']}",
+        f"--regid={who['uid']}",
+        "--inh-caps=+dac_read_search",
+        "--ambient-caps=+dac_read_search",
+        f"--groups={','.join(map(str, who['groups']))}" if "groups" in who else "--clear-groups",
+        "--",
+        "python3",
+        "-c",
+        "import socket,sys\ns=socket.socket(socket.AF_UNIX);s.connect(sys.argv[1])\n"
+        "s.sendall(b'{\"op\":\"watch\"}\\n');print('ready',flush=True)\n"
+        "for l in s.makefile():\n print(l,end='',flush=True)\n if 'drift_detected' in l: break",
+        agent.socket,
+    ]
     watcher = agent.world.popen(command, stdout=-1)
     assert watcher.stdout.readline() == b"ready\n"
     agent.ask("ping")
@@ -126,7 +137,9 @@ def test_a_watcher_who_is_no_admin_is_not_told_either(agent: Agent, who: dict[st
 def test_declared_files_of_the_first_start_are_flagged_too(make_agent: Any, base: Any) -> None:
     text = base / "first.toml"
     text.write_text(f'[sysctl]\n"{NAME}" = "{KEYS[0]}"\n"net.ipv6.conf.absent0.stable_secret" = "fe80::aaaa:0001"\n')
-    agent = make_agent(declared={"files": [str(text)]}, access={"ops_groups": ["games"]}, mode={"enforcement": "observe"})
+    agent = make_agent(
+        declared={"files": [str(text)]}, access={"ops_groups": ["games"]}, mode={"enforcement": "observe"}
+    )
     agent.start()
     nowhere(agent)
     for words in (*LOOKING, ["show", "1"], ["show", "0"]):
@@ -139,8 +152,10 @@ def viewers_are_not_shown(agent: Agent, resource: str, secret: str) -> None:
     seq = str(agent.newest("rollback_started")["seq"])
     for who in (VIEWER, OPS):
         assert secret not in agent.pact("--json", "show", seq, **who).out
-        assert "world-readable" in agent.pact("show", seq, "--restore", f"{TOP}/leak", "--resource", resource, check=3,
-                                              **who).err  # fmt: skip
+        assert (
+            "world-readable"
+            in agent.pact("show", seq, "--restore", f"{TOP}/leak", "--resource", resource, check=3, **who).err
+        )
     assert agent.json("show", seq)["contents"][resource]["content"].startswith(secret)
 
 
@@ -174,7 +189,9 @@ def test_a_directory_that_was_closed_when_the_content_was_kept_hides_it_later_to
 
 
 def test_declared_content_of_a_closed_mount_is_hidden_when_that_is_gone(agent: Agent) -> None:
-    agent.world.sh(f"mkdir -p {TOP}/d; mount -t tmpfs -o mode=700 tmpfs {TOP}/d; echo DEEP > {TOP}/d/f; chmod 644 {TOP}/d/f")
+    agent.world.sh(
+        f"mkdir -p {TOP}/d; mount -t tmpfs -o mode=700 tmpfs {TOP}/d; echo DEEP > {TOP}/d/f; chmod 644 {TOP}/d/f"
+    )
     agent.adopt(f"file:{TOP}/d/f")
     agent.world.sh(f"umount {TOP}/d")
     agent.drifted(f"file:{TOP}/d/f")
@@ -183,7 +200,9 @@ def test_declared_content_of_a_closed_mount_is_hidden_when_that_is_gone(agent: A
 
 
 def test_committed_content_of_a_closed_mount_is_hidden_when_that_is_gone(agent: Agent) -> None:
-    agent.world.sh(f"mkdir -p {TOP}/e; mount -t tmpfs -o mode=700 tmpfs {TOP}/e; echo one > {TOP}/e/f; chmod 644 {TOP}/e/f")
+    agent.world.sh(
+        f"mkdir -p {TOP}/e; mount -t tmpfs -o mode=700 tmpfs {TOP}/e; echo one > {TOP}/e/f; chmod 644 {TOP}/e/f"
+    )
     agent.adopt(f"file:{TOP}/e/f")
     agent.drift(f"{TOP}/e/f", "DEEPER\n")
     agent.pact("commit", "--all", "-m", "x")
@@ -194,7 +213,9 @@ def test_committed_content_of_a_closed_mount_is_hidden_when_that_is_gone(agent: 
 
 
 def test_a_directory_that_its_owner_turns_into_a_link_shows_nothing_of_where_it_leads(agent: Agent) -> None:
-    agent.world.sh(f"mkdir -p {TOP}/root/in; chmod 700 {TOP}/root; echo ROOTS > {TOP}/root/in/conf; chmod 644 {TOP}/root/in/conf")
+    agent.world.sh(
+        f"mkdir -p {TOP}/root/in; chmod 700 {TOP}/root; echo ROOTS > {TOP}/root/in/conf; chmod 644 {TOP}/root/in/conf"
+    )
     path = agent.file("home/dir/conf", "mine\n")
     agent.world.sh(f"chown -R 4321:4321 {TOP}/home")
     agent.world.sh(f"cd {TOP}/home && mv dir old && ln -s {TOP}/root/in dir", uid=4321)
@@ -222,7 +243,9 @@ def test_links_that_only_root_can_turn_are_followed_as_ever(agent: Agent) -> Non
 
 def test_user_attributes_of_what_others_may_not_read_are_hidden(agent: Agent) -> None:
     path = agent.file("noted", "x\n", mode=0o600)
-    agent.world.sh(f"setfattr -n user.note -v PLAIN {path} 2>/dev/null || python3 -c \"import os; os.setxattr('{path}', 'user.note', b'PLAIN')\"")
+    agent.world.sh(
+        f"setfattr -n user.note -v PLAIN {path} 2>/dev/null || python3 -c \"import os; os.setxattr('{path}', 'user.note', b'PLAIN')\""
+    )
     agent.drifted(f"file:{path}")
     coded = base64.b64encode(b"PLAIN").decode()
     assert coded in agent.pact("--json", "diff").out
@@ -288,13 +311,22 @@ def test_who_uses_what_is_told_of_what_is_looked_after_and_open_to_all(agent: Ag
         path.write_text("x\n")
     closed.chmod(0o700)
     agent.declare(f'[file."{TOP}/kept/declared"]\ncontent = "x\\n"\n[file."{TOP}/shown.conf"]\ncontent = "x\\n"\n')
-    holder = world.popen(["sh", "-c", f"exec 3<{TOP}/kept/there 4<{TOP}/kept/declared 5<{TOP}/shown.conf "
-                                      f"6<{TOP}/other.conf; echo; exec sleep 600"], stdout=-1)  # fmt: skip
+    holder = world.popen(
+        [
+            "sh",
+            "-c",
+            f"exec 3<{TOP}/kept/there 4<{TOP}/kept/declared 5<{TOP}/shown.conf "
+            f"6<{TOP}/other.conf; echo; exec sleep 600",
+        ],
+        stdout=-1,
+    )
     assert holder.stdout is not None and holder.stdout.readline() == b"\n"
     try:
         for who in (VIEWER, OPS):
-            said = {agent.pact("consumers", f"file:{TOP}/{name}", check=3, **who).err.replace(name, "NAME")
-                    for name in ("kept/there", "kept/not-there", "kept/declared", "other.conf", "nowhere/at-all")}
+            said = {
+                agent.pact("consumers", f"file:{TOP}/{name}", check=3, **who).err.replace(name, "NAME")
+                for name in ("kept/there", "kept/not-there", "kept/declared", "other.conf", "nowhere/at-all")
+            }
             assert len(said) == 1, said
             assert "sleep" in agent.pact("consumers", f"file:{TOP}/shown.conf", **who).out
         for name in ("kept/there", "kept/declared", "other.conf"):

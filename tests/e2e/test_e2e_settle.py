@@ -94,10 +94,16 @@ def test_commit_answers_4_when_the_machine_moved_on_unseen(agent: Agent) -> None
     """A write through a mapping gives no event: commit looks again and finds it."""
     path = agent.file("mapped.conf", "0000\n")
     writer = agent.world.popen(
-        ["python3", "-c", "import mmap,sys\nf=open(sys.argv[1],'r+b')\nm=mmap.mmap(f.fileno(),0)\nm[0:1]=b'1'\n"
-         "print('ready',flush=True)\nsys.stdin.readline()\nm[1:2]=b'2'\nprint('done',flush=True)\nsys.stdin.read()", path],
-        stdin=-1, stdout=-1,
-    )  # fmt: skip
+        [
+            "python3",
+            "-c",
+            "import mmap,sys\nf=open(sys.argv[1],'r+b')\nm=mmap.mmap(f.fileno(),0)\nm[0:1]=b'1'\n"
+            "print('ready',flush=True)\nsys.stdin.readline()\nm[1:2]=b'2'\nprint('done',flush=True)\nsys.stdin.read()",
+            path,
+        ],
+        stdin=-1,
+        stdout=-1,
+    )
     assert writer.stdout.readline() == b"ready\n"
     agent.world.path(path).chmod(0o600)
     agent.drifted(f"file:{path}")
@@ -131,9 +137,11 @@ def test_commit_after_the_rollback_has_begun_answers_4(agent: Agent) -> None:
     agent.world.path("/srv/mount.tmpfs").write_text(helper)
     agent.world.sh(f"mkdir {point}; mount -t tmpfs -o size=1m slow {point}")
     agent.adopt(f"mount:{point}")
-    agent.world.sh(f"chmod 755 {TOP}/mount.tmpfs; umount {point}; mkdir -p {TOP}/lower {TOP}/up {TOP}/work;"
-                   f"mv {TOP}/mount.tmpfs {TOP}/up; d=$(readlink -f /sbin);"
-                   f"mount -t overlay -o lowerdir=$d,upperdir={TOP}/up,workdir={TOP}/work overlay $d")  # fmt: skip
+    agent.world.sh(
+        f"chmod 755 {TOP}/mount.tmpfs; umount {point}; mkdir -p {TOP}/lower {TOP}/up {TOP}/work;"
+        f"mv {TOP}/mount.tmpfs {TOP}/up; d=$(readlink -f /sbin);"
+        f"mount -t overlay -o lowerdir=$d,upperdir={TOP}/up,workdir={TOP}/work overlay $d"
+    )
     try:
         change = agent.drifted(f"mount:{point}")
         roll = agent.world.popen([sys.executable, "-m", "pact.cli.main", "--socket", agent.socket, "rollback"])
@@ -246,5 +254,7 @@ def test_a_file_in_constant_motion_does_not_flood_the_journal(agent: Agent) -> N
         count += 1
         time.sleep(0.002)
     agent.drifted(f"file:{path}")
-    wait_until(lambda: f"+{count - 1}\n" in (agent.json("diff")["resources"][0]["diff"] or ""), "the last state was seen")
+    wait_until(
+        lambda: f"+{count - 1}\n" in (agent.json("diff")["resources"][0]["diff"] or ""), "the last state was seen"
+    )
     assert agent.status()["journal"]["seq"] - seq < count / 4

@@ -80,7 +80,9 @@ def test_what_was_read_long_ago_is_looked_at_again_when_it_is_declared(agent: Ag
     agent.drift(path, "for a moment\n")
     agent.world.sh(f"truncate -s 6G {big}")
     with agent.connect() as sock, sock.makefile("rwb") as f:
-        f.write(json.dumps({"v": 1, "op": "adopt", "args": {"patterns": [f"file:{path}", f"file:{big}"]}}).encode() + b"\n")
+        f.write(
+            json.dumps({"v": 1, "op": "adopt", "args": {"patterns": [f"file:{path}", f"file:{big}"]}}).encode() + b"\n"
+        )
         f.flush()
         time.sleep(0.5)
         agent.world.path(path).write_text("what it is now\n")

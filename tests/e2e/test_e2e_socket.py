@@ -36,11 +36,20 @@ def clients(agent: Agent) -> int:
     return sum(line.endswith(f" {agent.socket}") for line in table)
 
 
-@pytest.mark.parametrize(("op", "args"), [
-    ("commit", {"message": "kept"}), ("rollback", {}), ("adopt", {"patterns": ["file:/etc/hostname"]}),
-    ("consumers", {"resource": "file:/etc/hostname"}), ("rollback", {"to_seq": 0}), ("rollback", {"to_seq": 1 << 40}),
-    ("consumers", {"resource": "file:/etc/hostname/no/such"}), ("status", {}), ("log", {"count": 3}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("op", "args"),
+    [
+        ("commit", {"message": "kept"}),
+        ("rollback", {}),
+        ("adopt", {"patterns": ["file:/etc/hostname"]}),
+        ("consumers", {"resource": "file:/etc/hostname"}),
+        ("rollback", {"to_seq": 0}),
+        ("rollback", {"to_seq": 1 << 40}),
+        ("consumers", {"resource": "file:/etc/hostname/no/such"}),
+        ("status", {}),
+        ("log", {"count": 3}),
+    ],
+)
 def test_who_ends_the_sending_side_still_gets_the_answer(agent: Agent, op: str, args: Any) -> None:
     agent.drift(agent.file("half.conf"))
     answers = sent_and_ended(agent, request(op, **args))
@@ -56,8 +65,10 @@ def test_who_ends_the_sending_side_still_gets_the_answer(agent: Agent, op: str, 
 def test_viewers_who_hold_connections_keep_no_operator_out(make_agent: Any) -> None:
     agent = make_agent(access={"ops_groups": ["games"]})
     agent.start()
-    code = ("held = []\nfor _ in range(40):\n s = socket.socket(socket.AF_UNIX)\n"
-            f" s.connect({agent.socket!r})\n held.append(s)\nready()")  # fmt: skip
+    code = (
+        "held = []\nfor _ in range(40):\n s = socket.socket(socket.AF_UNIX)\n"
+        f" s.connect({agent.socket!r})\n held.append(s)\nready()"
+    )
     crowd = []
     for uid in (3001, 3002, 3003, 3004, 3005):
         drop = f"import socket\nos.setgroups([])\nos.setgid({uid})\nos.setuid({uid})\n"
@@ -75,7 +86,10 @@ def test_viewers_who_hold_connections_keep_no_operator_out(make_agent: Any) -> N
 
 def test_every_request_before_the_end_is_answered(agent: Agent) -> None:
     change = agent.drift(agent.file("many.conf"))
-    asked = [request("extend", targets=[change["id"]], by_ns=10**9), request("consumers", resource="file:/etc/hostname")]
+    asked = [
+        request("extend", targets=[change["id"]], by_ns=10**9),
+        request("consumers", resource="file:/etc/hostname"),
+    ]
     answers = sent_and_ended(agent, *asked * PIPELINED, request("commit", message="x"))
     assert [a["exit"] for a in answers] == [0] * (2 * PIPELINED + 1)
     wait_until(lambda: clients(agent) == LISTENING, "the connection is closed on both sides")
@@ -116,7 +130,8 @@ def test_who_asks_and_leaves_costs_nothing_and_the_request_is_carried_out(agent:
 
 def test_an_unfinished_line_at_the_end_is_no_request(agent: Agent) -> None:
     assert sent_and_ended(agent, request("ping"), b'{"v":1,"op":"status"') == [
-        {"ok": True, "exit": 0, "message": "", "hint": "", "result": {"node": "n001"}}]
+        {"ok": True, "exit": 0, "message": "", "hint": "", "result": {"node": "n001"}}
+    ]
 
 
 @pytest.mark.invariant("F22")
@@ -173,7 +188,10 @@ def test_answers_come_in_the_order_of_the_questions(agent: Agent) -> None:
     agent.drift(path)
     with agent.connect() as sock, sock.makefile("rb") as lines:
         ops: list[tuple[str, dict[str, object]]] = [
-            ("commit", {"all": True, "message": "first"}), ("check", {}), ("status", {})]  # fmt: skip
+            ("commit", {"all": True, "message": "first"}),
+            ("check", {}),
+            ("status", {}),
+        ]
         sock.sendall(b"".join(json.dumps({"v": 1, "op": op, "args": args}).encode() + b"\n" for op, args in ops))
         first, second, third = (json.loads(lines.readline())["result"] for _ in range(3))
     assert "committed" in first and "line" in second and "journal" in third
@@ -193,8 +211,18 @@ def test_refusals_are_journaled_but_cannot_fill_the_journal(agent: Agent) -> Non
         "        except BlockingIOError: time.sleep(.001)\n"
     )
     command = [sys.executable, "-c", script, agent.socket]
-    agent.world.call(["setpriv", "--reuid=4321", "--regid=4321", "--clear-groups", "--inh-caps=+dac_read_search",
-                      "--ambient-caps=+dac_read_search", "--", *command])  # fmt: skip
+    agent.world.call(
+        [
+            "setpriv",
+            "--reuid=4321",
+            "--regid=4321",
+            "--clear-groups",
+            "--inh-caps=+dac_read_search",
+            "--ambient-caps=+dac_read_search",
+            "--",
+            *command,
+        ]
+    )
     added = agent.status()["journal"]["seq"] - seq
     assert 10 < added < 100, added
     assert agent.ask("check")["ok"], "others are served"
@@ -205,8 +233,13 @@ def test_no_text_ends_the_agent_or_another_s_connection(agent: Agent) -> None:
     """Each is refused, and the agent goes on."""
     with agent.connect() as other, other.makefile("rb") as answers:
         for text in nasty.REFUSED.values():
-            for line in (text, nasty.in_object(text), b'{"op":"ping","v":' + text + b"}", b'{"op":"ping","args":' + text + b"}",
-                         b'{"op":"status","args":{},"x":' + text + b"}"):  # fmt: skip
+            for line in (
+                text,
+                nasty.in_object(text),
+                b'{"op":"ping","v":' + text + b"}",
+                b'{"op":"ping","args":' + text + b"}",
+                b'{"op":"status","args":{},"x":' + text + b"}",
+            ):
                 if not line or len(line) > 60_000 or b"\n" in line:
                     continue
                 with agent.connect() as sock, sock.makefile("rb") as f:
@@ -219,13 +252,26 @@ def test_no_text_ends_the_agent_or_another_s_connection(agent: Agent) -> None:
 
 
 @pytest.mark.invariant("S5")
-@pytest.mark.parametrize("pattern", ["file:/x/[9-0]*", "file:/x/[]*", "file:/x/[[:a&&b]*", "sysctl:[9-0]*", "mount:/[z-a]*"])
+@pytest.mark.parametrize(
+    "pattern", ["file:/x/[9-0]*", "file:/x/[]*", "file:/x/[[:a&&b]*", "sysctl:[9-0]*", "mount:/[z-a]*"]
+)
 def test_no_pattern_ends_the_agent(agent: Agent, pattern: str) -> None:
     """Of anybody: who may track is decided after the pattern was read."""
-    code = (f"s = socket.socket(socket.AF_UNIX)\ns.connect({agent.socket!r})\n"
-            f"s.sendall({request('track', patterns={pattern: 'report'})!r})\nsys.exit(not s.recv(1 << 16))")  # fmt: skip
-    agent.world.call(["setpriv", "--reuid=4321", "--regid=4321", "--clear-groups", sys.executable, "-c",
-                      f"import socket, sys\n{code}"])  # fmt: skip
+    code = (
+        f"s = socket.socket(socket.AF_UNIX)\ns.connect({agent.socket!r})\n"
+        f"s.sendall({request('track', patterns={pattern: 'report'})!r})\nsys.exit(not s.recv(1 << 16))"
+    )
+    agent.world.call(
+        [
+            "setpriv",
+            "--reuid=4321",
+            "--regid=4321",
+            "--clear-groups",
+            sys.executable,
+            "-c",
+            f"import socket, sys\n{code}",
+        ]
+    )
     for op, args in (("track", {"patterns": {pattern: "report"}}), ("adopt", {"patterns": [pattern]})):
         (answer,) = sent_and_ended(agent, request(op, **args))
         assert answer["exit"] in (0, 1, 2), answer

@@ -17,10 +17,29 @@ import pytest
 from harness import HUNG_FUSE, TOP, Agent, Done, World, wait_until
 
 START_S = 2.5  # what an interpreter takes to start on a busy machine, and to end
-EVERYTHING = ["status", "diff", "log", "watch", "log --follow", "export", "show 0", "consumers file:/srv/f", "check",
-              "commit --all -m m", "rollback --all", "extend 5m", "apply -", "declare -", "adopt file:/srv/**",
-              "emergency start --reason r", "emergency end --commit -m m --yes", "hold place --reason r --for 1h",
-              "hold release", "redo c1", "show 0 --restore /nonexistent"]  # fmt: skip
+EVERYTHING = [
+    "status",
+    "diff",
+    "log",
+    "watch",
+    "log --follow",
+    "export",
+    "show 0",
+    "consumers file:/srv/f",
+    "check",
+    "commit --all -m m",
+    "rollback --all",
+    "extend 5m",
+    "apply -",
+    "declare -",
+    "adopt file:/srv/**",
+    "emergency start --reason r",
+    "emergency end --commit -m m --yes",
+    "hold place --reason r --for 1h",
+    "hold release",
+    "redo c1",
+    "show 0 --restore /nonexistent",
+]
 
 
 @contextmanager
@@ -95,8 +114,9 @@ def test_what_was_given_up_before_it_was_begun_is_not_done(agent: Agent) -> None
 
 def test_an_agent_that_goes_on_in_time_is_waited_for(agent: Agent) -> None:
     with stopped(agent):
-        asking = agent.world.popen([sys.executable, "-m", "pact.cli.main", "--socket", agent.socket, "check"],
-                                   stdout=-1, stderr=-1)  # fmt: skip
+        asking = agent.world.popen(
+            [sys.executable, "-m", "pact.cli.main", "--socket", agent.socket, "check"], stdout=-1, stderr=-1
+        )
         time.sleep(0.8)
     assert asking.wait(10) in (0, 11)
 
@@ -113,8 +133,9 @@ def test_a_socket_whose_queue_is_full_is_given_up(tmp_path: Path, agent: Agent) 
             except BlockingIOError:
                 break
         began_s = time.monotonic()
-        done = agent.world.call([sys.executable, "-m", "pact.cli.main", "--socket", str(tmp_path / "s"), "check"],
-                                check=False)  # fmt: skip
+        done = agent.world.call(
+            [sys.executable, "-m", "pact.cli.main", "--socket", str(tmp_path / "s"), "check"], check=False
+        )
         assert done.code == 5 and "has taken no connection" in done.err, done
         assert 1.5 < time.monotonic() - began_s < 2 + START_S
         for other in others:
@@ -134,7 +155,9 @@ def test_what_takes_long_is_waited_for_unless_somebody_says_how_long(agent: Agen
         assert took_s < 3 + START_S
         assert "is at work on it and has not ended for 3s" in done.err and "pact status" in done.err
         with agent.connect() as plain:
-            plain.sendall(json.dumps({"v": 1, "op": "consumers", "args": {"resource": f"file:{path}/x"}}).encode() + b"\n")
+            plain.sendall(
+                json.dumps({"v": 1, "op": "consumers", "args": {"resource": f"file:{path}/x"}}).encode() + b"\n"
+            )
             plain.settimeout(4)
             with pytest.raises(TimeoutError):
                 plain.recv(100)  # who reads one line to a request gets one
@@ -147,8 +170,11 @@ def test_what_takes_long_is_waited_for_unless_somebody_says_how_long(agent: Agen
 
 
 def test_a_watch_that_has_begun_waits_without_end(agent: Agent) -> None:
-    watching = agent.world.popen([sys.executable, "-m", "pact.cli.main", "--socket", agent.socket, "watch",
-                                  "--timeout", "1"], stdout=-1, stderr=-1)  # fmt: skip
+    watching = agent.world.popen(
+        [sys.executable, "-m", "pact.cli.main", "--socket", agent.socket, "watch", "--timeout", "1"],
+        stdout=-1,
+        stderr=-1,
+    )
     time.sleep(3)
     assert watching.poll() is None
     path = agent.file("f")
@@ -165,9 +191,25 @@ def test_an_aggregator_that_is_stopped_is_given_up(world: World, tmp_path: Path)
         world.sh("ip link set lo up")
         for command in ("status", "check", "watch"):
             began_s = time.monotonic()
-            done = world.call([sys.executable, "-m", "pact.cli.main", "--via", "tcp://127.0.0.1:7417", "--server-key",
-                               str(tmp_path / "me.key"), "--key", str(tmp_path / "me.secret"), command, "--nodes", "n1",
-                               "--timeout", "1"], check=False)  # fmt: skip
+            done = world.call(
+                [
+                    sys.executable,
+                    "-m",
+                    "pact.cli.main",
+                    "--via",
+                    "tcp://127.0.0.1:7417",
+                    "--server-key",
+                    str(tmp_path / "me.key"),
+                    "--key",
+                    str(tmp_path / "me.secret"),
+                    command,
+                    "--nodes",
+                    "n1",
+                    "--timeout",
+                    "1",
+                ],
+                check=False,
+            )
             assert done.code == 5, done
             assert time.monotonic() - began_s < 1 + START_S, command
     finally:

@@ -59,8 +59,13 @@ def test_what_needs_no_contents_goes_on_while_the_store_is_full(small: Agent) ->
     assert not agent.world.path(f"{TOP}/new.conf").exists()
     assert agent.pact("apply", "-", input=text.encode(), check=5).err.count("content store")
     agent.pact("commit", "-m", "x", check=5)
-    for words in (["extend", change["id"], "5m"], ["hold", "place", "--reason", "r", "--for", "1h", change["id"]],
-                  ["hold", "release"], ["status"], ["diff"]):  # fmt: skip
+    for words in (
+        ["extend", change["id"], "5m"],
+        ["hold", "place", "--reason", "r", "--for", "1h", change["id"]],
+        ["hold", "release"],
+        ["status"],
+        ["diff"],
+    ):
         agent.pact(*words)
     agent.declare('[sysctl]\n"net.ipv4.ip_default_ttl" = 70\n')
     assert agent.world.sh("cat /proc/sys/net/ipv4/ip_default_ttl").out == "70\n"
@@ -136,8 +141,10 @@ def test_of_a_backlog_larger_than_the_room_that_came_back_as_much_is_recorded_as
     world.sh(f"truncate -s -{600 << 10} {state}/filler")
     fits = wait_until(lambda: agent.status()["drifted"], "some of it is recorded", 30)
     assert 0 < fits < count
-    wait_until(lambda: agent.status()["drifted"] + agent.status().get("unrecorded", {}).get("count", 0) == count,
-               "the others are still known")  # fmt: skip
+    wait_until(
+        lambda: agent.status()["drifted"] + agent.status().get("unrecorded", {}).get("count", 0) == count,
+        "the others are still known",
+    )
     assert "full" in agent.status()["journal"]["error"] or agent.status()["drifted"] == count
     world.sh(f"rm {state}/filler")
     wait_until(lambda: agent.status()["drifted"] == count, "all of it is recorded", 30)

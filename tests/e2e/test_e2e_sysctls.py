@@ -226,14 +226,17 @@ def test_one_switch_that_two_changes_have_under_two_names_can_be_turned_back(lin
 
 
 @pytest.mark.invariant("D5")
-@pytest.mark.parametrize(("name", "declared", "reads"), [
-    ("net.ipv4.tcp_fastopen", '"0x403"', "1027"),
-    ("net.ipv4.tcp_fastopen", '"02003"', "1027"),
-    ("net.ipv4.ip_local_reserved_ports", '"8082,8080-8081,9148"', "8080-8082,9148"),
-    ("net.ipv4.ip_local_port_range", '"0x8001 60999"', "32769\t60999"),
-    ("net.ipv4.tcp_rmem", '4097', "4097\t"),
-    ("net.ipv4.neigh.lo.retrans_time_ms", '1001', "100"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "declared", "reads"),
+    [
+        ("net.ipv4.tcp_fastopen", '"0x403"', "1027"),
+        ("net.ipv4.tcp_fastopen", '"02003"', "1027"),
+        ("net.ipv4.ip_local_reserved_ports", '"8082,8080-8081,9148"', "8080-8082,9148"),
+        ("net.ipv4.ip_local_port_range", '"0x8001 60999"', "32769\t60999"),
+        ("net.ipv4.tcp_rmem", "4097", "4097\t"),
+        ("net.ipv4.neigh.lo.retrans_time_ms", "1001", "100"),
+    ],
+)
 def test_what_the_kernel_made_of_a_value_is_compared(agent: Agent, name: str, declared: str, reads: str) -> None:
     before = get(agent, name)
     agent.declare(f'[sysctl]\n"{name}" = {declared}\n')
@@ -255,11 +258,16 @@ def test_what_the_kernel_rounds_is_said(agent: Agent) -> None:
     put(agent, name, 1000)
 
 
-@pytest.mark.parametrize(("name", "why"), [
-    ("net.ipv4.conf.*.rp_filter", "a pattern declares nothing"), ("-net.ipv4.ip_forward", "leave it out"),
-    ("net.ipv4.ip_forward ", "white space"), ("net.ipv4.conf.[ab].rp_filter", "a pattern"),
-    ("net/ipv4/conf/?/rp_filter", "a pattern"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("net.ipv4.conf.*.rp_filter", "a pattern declares nothing"),
+        ("-net.ipv4.ip_forward", "leave it out"),
+        ("net.ipv4.ip_forward ", "white space"),
+        ("net.ipv4.conf.[ab].rp_filter", "a pattern"),
+        ("net/ipv4/conf/?/rp_filter", "a pattern"),
+    ],
+)
 def test_what_only_sysctl_d_means_is_refused_with_its_line(agent: Agent, name: str, why: str) -> None:
     done = agent.pact("declare", "-", input=f'[sysctl]\n"{name}" = 1\n'.encode(), check=2)
     assert why in done.err and ":2:" in done.err, done.err
@@ -287,12 +295,11 @@ def test_a_literal_name_wins_over_a_pattern(agent: Agent) -> None:
     try:
         assert agent.adopt("sysctl:net.ipv4.conf.a*b.rp_filter")["adopted"] == 1
         agent.declare('[sysctl]\n"net.ipv4.conf.a*b.rp_filter" = 2\n')
-        assert agent.world.sh(f"cat '{ROOT}net/ipv4/conf/a*b/rp_filter' {ROOT}net/ipv4/conf/axb/rp_filter"
-                              ).out.split() == ["2", "0"]  # fmt: skip
+        assert agent.world.sh(
+            f"cat '{ROOT}net/ipv4/conf/a*b/rp_filter' {ROOT}net/ipv4/conf/axb/rp_filter"
+        ).out.split() == ["2", "0"]
     finally:
         agent.world.sh("ip link del 'a*b'; ip link del axb")
-
-
 
 
 @pytest.mark.invariant("C8")
@@ -300,8 +307,9 @@ def test_who_writes_in_a_network_of_his_own_answers_for_nothing_here(links: Agen
     """Its sysctls have the same names, below the same /proc."""
     links.adopt("sysctl:net.ipv4.**")
     script = f"while :; do for v in 1 0; do echo $v > {ROOT}net/ipv4/conf/all/forwarding; done; done"
-    other = links.world.popen(["setpriv", "--reuid=1234", "--regid=1234", "--clear-groups", "--",
-                               "unshare", "-Urn", "sh", "-c", script])  # fmt: skip
+    other = links.world.popen(
+        ["setpriv", "--reuid=1234", "--regid=1234", "--clear-groups", "--", "unshare", "-Urn", "sh", "-c", script]
+    )
     time.sleep(0.5)
     assert other.poll() is None, "it writes"
     assert links.status()["changes"] == []

@@ -100,7 +100,9 @@ def test_a_content_that_is_refused_elsewhere_is_journaled_too(agent: Agent) -> N
     assert agent.newest("denied")["data"]["request"] == "content"
 
 
-def test_a_record_of_much_is_shown_without_all_of_it_and_costs_a_person_one_answer(agent: Agent, many: list[str]) -> None:
+def test_a_record_of_much_is_shown_without_all_of_it_and_costs_a_person_one_answer(
+    agent: Agent, many: list[str]
+) -> None:
     """24 MiB, asked for by one viewer over many connections that he does not read."""
     for n, path in enumerate(many):
         agent.world.path(path).write_text(f"changed {n} " * (SIZE // 10))
@@ -112,8 +114,10 @@ def test_a_record_of_much_is_shown_without_all_of_it_and_costs_a_person_one_answ
     assert 0 < len(left_out) < COUNT and all("content" in e for r, e in contents.items() if r not in left_out)
     assert agent.ask("content", seq=seq, resource=left_out[0])["result"]["data"]
     before = rss_kib(agent)
-    script = (f"held = []\nfor _ in range(25):\n s = socket.socket(socket.AF_UNIX)\n s.connect({agent.socket!r})\n"
-              f" s.sendall(b'{{\"op\":\"show\",\"args\":{{\"seq\":{seq}}}}}\\n')\n held.append(s)\nready()")  # fmt: skip
+    script = (
+        f"held = []\nfor _ in range(25):\n s = socket.socket(socket.AF_UNIX)\n s.connect({agent.socket!r})\n"
+        f' s.sendall(b\'{{"op":"show","args":{{"seq":{seq}}}}}\\n\')\n held.append(s)\nready()'
+    )
     crowd = agent.world.python("import socket\nos.setgroups([])\nos.setgid(1236)\nos.setuid(1236)\n" + script)
     try:
         assert agent.pact("status").code == 0 and len(agent.ask("show", seq=seq)["result"]["contents"]) == COUNT
@@ -122,7 +126,9 @@ def test_a_record_of_much_is_shown_without_all_of_it_and_costs_a_person_one_answ
         agent.world.end(crowd)
 
 
-def test_who_is_slow_gets_his_whole_answer_and_signs_of_life_only_where_he_has_read_all(agent: Agent, many: list[str]) -> None:
+def test_who_is_slow_gets_his_whole_answer_and_signs_of_life_only_where_he_has_read_all(
+    agent: Agent, many: list[str]
+) -> None:
     with agent.connect() as sock:
         sock.sendall(json.dumps({"v": 1, "op": "export", "args": {}, "alive": True}).encode() + b"\n")
         time.sleep(5)

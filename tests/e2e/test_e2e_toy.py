@@ -32,8 +32,22 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place, source = tmp_path_factory.mktemp("toys"), tmp_path_factory.mktemp("source") / "toykind"
     shutil.copytree(REPOSITORY / "tests" / "toykind", source)  # pip builds where the source is
     done = subprocess.run(
-        [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--target", str(place),
-         str(source)], capture_output=True, text=True, check=False)  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--no-deps",
+            "--no-build-isolation",
+            "--target",
+            str(place),
+            str(source),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     os.chmod(place, 0o755)
     return place
@@ -105,12 +119,16 @@ def test_it_is_declared_in_toml_refused_where_it_is_wrong_and_exported(agent: Ag
     assert agent.status()["state"] == "committed"
 
 
-def test_its_severity_can_be_configured_and_a_wrong_name_is_refused(toys: World, make_agent: Callable[..., Agent]) -> None:
+def test_its_severity_can_be_configured_and_a_wrong_name_is_refused(
+    toys: World, make_agent: Callable[..., Agent]
+) -> None:
     agent = make_agent(drift={"severity": {"toy": 0.9}})
     agent.start()
     agent.adopt("toy:*")
     change = paint(agent, "bear", "green")
-    assert change["magnitude"] == pytest.approx(0.9 * 2.0**0.5, rel=1e-5), "its severity, by the weight of its dimension"
+    assert change["magnitude"] == pytest.approx(0.9 * 2.0**0.5, rel=1e-5), (
+        "its severity, by the weight of its dimension"
+    )
     agent.close()
     wrong = make_agent(drift={"severity": {"toi": 0.9}})
     assert "toi" in wrong.refuses_to_start().err
@@ -170,8 +188,10 @@ def test_a_source_that_breaks_costs_its_own_kind_its_events_and_is_said(agent: A
     note = agent.world.path(f"{TOP}/note")
     note.write_text("a")
     agent.adopt("toy:*", f"file:{TOP}/note")
-    agent.world.sh(f"{sys.executable} -c \"import socket; s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); "
-                   f"s.sendto(bytes([255]), '{BOX}/.painted')\"")
+    agent.world.sh(
+        f'{sys.executable} -c "import socket; s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); '
+        f"s.sendto(bytes([255]), '{BOX}/.painted')\""
+    )
     wait_until(lambda: "UnicodeDecodeError" in str(agent.status()["observers"]), "it is said")
     assert "the source of events of kind toy is given up" in agent.log()
     assert agent.ask("ping")["ok"]

@@ -36,8 +36,12 @@ def test_a_new_file_below_an_adopted_pattern_shows_in_status_with_its_owner(agen
 
 def test_a_tree_made_at_once_is_seen_whole_and_told_by_directory(agent: Agent) -> None:
     etc(agent)
-    who = made_by(agent, 1234, f"mkdir -p {ETC}/a/b/c && touch {ETC}/a/1 {ETC}/a/b/2 {ETC}/a/b/c/3 && "
-                               f"i=0; while [ $i -lt 300 ]; do : > {ETC}/a/b/c/n$i; i=$((i+1)); done")  # fmt: skip
+    who = made_by(
+        agent,
+        1234,
+        f"mkdir -p {ETC}/a/b/c && touch {ETC}/a/1 {ETC}/a/b/2 {ETC}/a/b/c/3 && "
+        f"i=0; while [ $i -lt 300 ]; do : > {ETC}/a/b/c/n$i; i=$((i+1)); done",
+    )
     wait_until(lambda: agent.status()["untracked"] == 306, "all of it is counted")
     agent.world.end(who)
     status = agent.status()
@@ -93,8 +97,10 @@ def test_it_leaves_the_list_when_it_is_gone_and_a_removed_tree_leaves_whole(agen
     wait_until(lambda: agent.status()["untracked"] == 3, "it is gone")
     (place / "a").rename(agent.world.path(f"{TOP}/elsewhere"))
     wait_until(lambda: agent.status()["untracked"] == 0, "what was moved away is gone with all below it")
-    wait_until(lambda: sum(r["data"]["count"] for r in agent.records("untracked_gone") if r["seq"] > seq) == 4,
-               "it is recorded")  # fmt: skip
+    wait_until(
+        lambda: sum(r["data"]["count"] for r in agent.records("untracked_gone") if r["seq"] > seq) == 4,
+        "it is recorded",
+    )
 
 
 def test_litter_and_what_is_ignored_are_no_news(another: Callable[..., Agent]) -> None:
@@ -239,8 +245,18 @@ def test_five_thousand_new_files_are_counted_and_do_not_flood_the_journal(agent:
 def test_who_makes_and_removes_all_day_writes_little_into_the_journal(agent: Agent) -> None:
     etc(agent)
     before = agent.status()["journal"]["seq"]
-    who = agent.world.popen(["setpriv", "--reuid=1234", "--regid=1234", "--clear-groups", "--", "sh", "-c",
-                             f"while :; do : > {ETC}/churn; sleep 0.4; rm {ETC}/churn; sleep 0.4; done"])  # fmt: skip
+    who = agent.world.popen(
+        [
+            "setpriv",
+            "--reuid=1234",
+            "--regid=1234",
+            "--clear-groups",
+            "--",
+            "sh",
+            "-c",
+            f"while :; do : > {ETC}/churn; sleep 0.4; rm {ETC}/churn; sleep 0.4; done",
+        ]
+    )
     time.sleep(8)
     agent.world.end(who)
     assert agent.status()["journal"]["seq"] - before <= 12
@@ -289,7 +305,7 @@ def test_a_commit_with_an_end_makes_it_untracked_again_when_it_is_forgotten(agen
     agent.pact("commit", EVIL, "-m", "for now", "--ttl", "15m")
     assert agent.status()["untracked"] == 0 and agent.status()["trials"][0]["resource"] == EVIL
     text = agent.pact("export").out
-    kept = text[: text.index(f'[file."{ETC}/evil"]')] + text[text.index(f'[file."{ETC}/known"]'):]
+    kept = text[: text.index(f'[file."{ETC}/evil"]')] + text[text.index(f'[file."{ETC}/known"]') :]
     agent.declare(kept, "--prune")
     wait_until(lambda: set(untracked(agent)) == {EVIL}, "it is declared no more, and there")
 
@@ -302,8 +318,11 @@ def test_without_fanotify_it_is_seen_at_once_and_without_both_at_the_next_rescan
         (place / "known").write_text("")
         agent.adopt(f"file:{ETC}/**")
         agent.world.sh(f"mkdir {ETC}/d; touch {ETC}/d/x")
-        wait_until(lambda agent=agent: sum(r["data"]["count"] for r in agent.records("untracked_seen")) >= 2,  # type: ignore[misc]
-                   "it is seen", seconds)  # fmt: skip
+        wait_until(
+            lambda agent=agent: sum(r["data"]["count"] for r in agent.records("untracked_seen")) >= 2,  # type: ignore[misc]
+            "it is seen",
+            seconds,
+        )
         assert {u["owner"]["user"] for u in untracked(agent).values()} == {"unattributed"}
         agent.close()
         agent.world.sh(f"rm -rf {ETC}")
@@ -373,8 +392,10 @@ while time.monotonic() < end:
 @pytest.mark.invariant("U4")
 def test_a_directory_that_is_swapped_for_a_link_all_the_time_leads_nowhere(agent: Agent) -> None:
     place = etc(agent)
-    agent.world.sh(f"mkdir -m 700 {TOP}/closed; mkdir {TOP}/closed/deep; : > {TOP}/closed/deep/hidden; "
-                   f"mkdir {ETC}/d; ln -s {TOP}/closed {ETC}/l")  # fmt: skip
+    agent.world.sh(
+        f"mkdir -m 700 {TOP}/closed; mkdir {TOP}/closed/deep; : > {TOP}/closed/deep/hidden; "
+        f"mkdir {ETC}/d; ln -s {TOP}/closed {ETC}/l"
+    )
     process = agent.world.python(SWAPPING, f"{ETC}/d", f"{ETC}/l")
     process.wait(20)
     agent.world.end(process)

@@ -141,8 +141,14 @@ def test_what_is_tracked_is_exported_and_declared_and_pruned(agent: Agent) -> No
 def test_track_says_what_cannot_be_and_needs_an_admin(agent: Agent) -> None:
     etc(agent)
     seq = agent.status()["journal"]["seq"]
-    for words in ([f"file:{ETC}/x", "report"], ["nonsense", "report"], ["widget:**", "report"], ["file:x/**", "report"],
-                  [f"file:{ETC}/**", "sometimes"], [f"file:{ETC}/**"]):  # fmt: skip
+    for words in (
+        [f"file:{ETC}/x", "report"],
+        ["nonsense", "report"],
+        ["widget:**", "report"],
+        ["file:x/**", "report"],
+        [f"file:{ETC}/**", "sometimes"],
+        [f"file:{ETC}/**"],
+    ):
         agent.pact("track", *words, check=2)
     agent.declare('[track]\n"file:x/**" = "report"\n', check=2)
     agent.declare('[track]\n"file:/x/**" = "never"\n', check=2)
@@ -228,8 +234,11 @@ def test_what_is_made_while_events_are_lost_is_found_at_once(another: Callable[.
     place = etc(agent)
     agent.process.send_signal(signal.SIGSTOP)
     try:
-        agent.world.python("for i in range(20000): os.close(os.open(f'{sys.argv[1]}/n{i}', os.O_CREAT)); "
-                           "os.unlink(f'{sys.argv[1]}/n{i}')\nready()", ETC)  # fmt: skip
+        agent.world.python(
+            "for i in range(20000): os.close(os.open(f'{sys.argv[1]}/n{i}', os.O_CREAT)); "
+            "os.unlink(f'{sys.argv[1]}/n{i}')\nready()",
+            ETC,
+        )
         (place / "evil").write_text("x\n")
     finally:
         agent.process.send_signal(signal.SIGCONT)

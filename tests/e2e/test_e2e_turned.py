@@ -64,8 +64,10 @@ def test_what_is_turned_in_before_mount_is_not_mounted_on(world: World) -> None:
 @pytest.mark.invariant("R12")
 def test_what_is_turned_in_before_umount_is_not_unmounted(world: World) -> None:
     home, victim = f"{TOP}/turn2", f"{TOP}/victim2"
-    world.sh(f"mkdir -p {home}/sub/mnt {victim}/mnt; ln -s {victim} {home}/lnk; chown 1234:1234 {home};"
-             f"mount -t tmpfs precious {victim}/mnt; echo work > {victim}/mnt/f; mount -t tmpfs foreign {home}/sub/mnt")
+    world.sh(
+        f"mkdir -p {home}/sub/mnt {victim}/mnt; ln -s {victim} {home}/lnk; chown 1234:1234 {home};"
+        f"mount -t tmpfs precious {victim}/mnt; echo work > {victim}/mnt/f; mount -t tmpfs foreign {home}/sub/mnt"
+    )
     turned(world, home, "/sub/mnt", "/sub", "require_kept", "None")
     assert world.sh(f"cat {victim}/mnt/f").out == "work\n", "another's mount stays"
     world.sh(f"umount {victim}/mnt; umount {home}/sub/mnt || umount {home}/lnk/mnt", check=False)
@@ -76,8 +78,10 @@ def test_what_is_turned_in_before_umount_is_not_unmounted(world: World) -> None:
 def test_another_mount_that_is_turned_in_is_not_unmounted(world: World, name: str) -> None:
     """Both are mounts below the same user's directories; what stands there now is not what was looked at."""
     home = f"{TOP}/turn3{name}"
-    world.sh(f"mkdir -p {home}/sub/mnt {home}/lnk/mnt; chown -R 1234:1234 {home};"
-             f"mount -t tmpfs other {home}/lnk/mnt; echo work > {home}/lnk/mnt/f; mount -t tmpfs foreign {home}/sub/mnt")
+    world.sh(
+        f"mkdir -p {home}/sub/mnt {home}/lnk/mnt; chown -R 1234:1234 {home};"
+        f"mount -t tmpfs other {home}/lnk/mnt; echo work > {home}/lnk/mnt/f; mount -t tmpfs foreign {home}/sub/mnt"
+    )
     said = turned(world, home, "/sub/mnt", "/sub", "require_kept" if name == "lnk-is-dir" else "decode_name", "None")
     assert "other" in world.sh("cat /proc/self/mountinfo").out, said
     world.sh(f"umount {home}/sub/mnt; umount {home}/lnk/mnt", check=False)
@@ -86,15 +90,29 @@ def test_another_mount_that_is_turned_in_is_not_unmounted(world: World, name: st
 @pytest.mark.invariant("R12")
 def test_a_bind_of_what_a_user_can_turn_shows_no_other_place(world: World) -> None:
     home, victim = f"{TOP}/turn4", f"{TOP}/victim4"
-    world.sh(f"mkdir -p {home}/src {victim} {TOP}/here4; echo secret > {victim}/f; chmod 700 {victim};"
-             f"ln -s {victim} {home}/lnk; chown 1234:1234 {home}")  # fmt: skip
+    world.sh(
+        f"mkdir -p {home}/src {victim} {TOP}/here4; echo secret > {victim}/f; chmod 700 {victim};"
+        f"ln -s {victim} {home}/lnk; chown 1234:1234 {home}"
+    )
     target = f"{{'source': '{home}/src', 'fstype': 'none', 'options': ['bind']}}"
-    script = TURN.replace('name = sys.argv[2].encode(), sys.argv[2] + sys.argv[3]',
-                          'name = sys.argv[2].encode(), sys.argv[3]')  # fmt: skip
+    script = TURN.replace(
+        "name = sys.argv[2].encode(), sys.argv[2] + sys.argv[3]", "name = sys.argv[2].encode(), sys.argv[3]"
+    )
     from harness import REPOSITORY
 
-    world.call([sys.executable, "-c", "import sys\n" + script, str(REPOSITORY), home, f"{TOP}/here4", "/src", "run_tool",
-                target])  # fmt: skip
+    world.call(
+        [
+            sys.executable,
+            "-c",
+            "import sys\n" + script,
+            str(REPOSITORY),
+            home,
+            f"{TOP}/here4",
+            "/src",
+            "run_tool",
+            target,
+        ]
+    )
     assert not world.path(f"{TOP}/here4/f").exists(), "what only root can read is not bound where others read"
     world.sh(f"umount {TOP}/here4", check=False)
 
@@ -115,13 +133,27 @@ while time.time() < end:
 def test_a_race_for_a_declared_mount_below_a_user_s_directory_is_lost(another: Callable[..., Agent]) -> None:
     agent = another()
     home, victim = f"{TOP}/race", f"{TOP}/victim5"
-    agent.world.sh(f"mkdir -p {home}/mnt {victim}; chown 1234:1234 {home}; mount -t tmpfs -o size=1m data {home}/mnt;"
-                   f"ln -s {victim} {home}/lnk")  # fmt: skip
+    agent.world.sh(
+        f"mkdir -p {home}/mnt {victim}; chown 1234:1234 {home}; mount -t tmpfs -o size=1m data {home}/mnt;"
+        f"ln -s {victim} {home}/lnk"
+    )
     agent.adopt(f"mount:{home}/mnt")
     agent.world.sh(f"umount {home}/mnt")
     agent.drifted(f"mount:{home}/mnt")
-    racer = agent.world.popen(["setpriv", "--reuid=1234", "--regid=1234", "--clear-groups", "--", sys.executable, "-c",
-                               "import sys\n" + RACE, home], stdout=subprocess.PIPE)  # fmt: skip
+    racer = agent.world.popen(
+        [
+            "setpriv",
+            "--reuid=1234",
+            "--regid=1234",
+            "--clear-groups",
+            "--",
+            sys.executable,
+            "-c",
+            "import sys\n" + RACE,
+            home,
+        ],
+        stdout=subprocess.PIPE,
+    )
     assert racer.stdout.readline() == b"ready\n"
     ends = time.monotonic() + 7
     while time.monotonic() < ends:

@@ -46,7 +46,9 @@ def test_it_runs_with_those_rights_only_and_sees_as_without(agent: Agent) -> Non
     now = status(agent)
     assert (now["NoNewPrivs"], now["Seccomp"], now["Umask"]) == ("1", "2", "0077")
     assert int(now["CapBnd"], 16) == int(now["CapEff"], 16)
-    assert int(now["CapEff"], 16) & (1 << 25 | 1 << 22 | 1 << 27 | 1 << 13) == 0, "no SYS_TIME, SYS_BOOT, MKNOD, NET_RAW"
+    assert int(now["CapEff"], 16) & (1 << 25 | 1 << 22 | 1 << 27 | 1 << 13) == 0, (
+        "no SYS_TIME, SYS_BOOT, MKNOD, NET_RAW"
+    )
     agent.adopt("sysctl:net.core.somaxconn")
     observers = agent.status()["observers"]
     assert observers.get("fanotify") == "ok" and set(observers.values()) <= {"ok"}, observers
@@ -57,13 +59,17 @@ def test_it_runs_with_those_rights_only_and_sees_as_without(agent: Agent) -> Non
 def test_files_get_back_owner_mode_attributes_and_capabilities(agent: Agent) -> None:
     path = agent.file("setuid.sh", "declared\n")
     hidden = agent.file("closed/secret", "declared\n")
-    agent.world.sh(f"chown {OTHER}:{OTHER} {path}; chmod 6755 {path}; setfattr -n user.x -v 1 {path}; setfacl -m u:{OTHER + 1}:r {path}; "
-                   f"chown {OTHER}:{OTHER} {hidden} {TOP}/closed; chmod 600 {hidden}; chmod 700 {TOP}/closed")  # fmt: skip
+    agent.world.sh(
+        f"chown {OTHER}:{OTHER} {path}; chmod 6755 {path}; setfattr -n user.x -v 1 {path}; setfacl -m u:{OTHER + 1}:r {path}; "
+        f"chown {OTHER}:{OTHER} {hidden} {TOP}/closed; chmod 600 {hidden}; chmod 700 {TOP}/closed"
+    )
     agent.adopt(f"file:{path}", f"file:{hidden}")
     look = f"stat -c '%a %u %g' {path} {hidden}; getfattr -d --absolute-names {path}; getfacl -cp {path}; cat {path} {hidden}"
     before = agent.world.sh(look).out
-    agent.world.sh(f"setfacl -b {path}; setfattr -x user.x {path}; echo drifted > {path}; chown 0:0 {path} {hidden}; "
-                   f"chmod 644 {path} {hidden}; echo drifted > {hidden}")  # fmt: skip
+    agent.world.sh(
+        f"setfacl -b {path}; setfattr -x user.x {path}; echo drifted > {path}; chown 0:0 {path} {hidden}; "
+        f"chmod 644 {path} {hidden}; echo drifted > {hidden}"
+    )
     agent.drifted(f"file:{path}")
     agent.drifted(f"file:{hidden}")
     agent.pact("rollback", "--all")
@@ -110,12 +116,16 @@ def test_mounts_are_made_remounted_and_taken_off_in_everybodys_namespace(agent: 
 @pytest.mark.invariant("S10")
 def test_what_a_file_system_would_take_is_asked_in_a_namespace_of_its_own(agent: Agent, world: World) -> None:
     world.sh(f"mkdir -p {TOP}/asked")
-    done = agent.declare(f'[mount."{TOP}/asked"]\nsource = "tmpfs"\nfstype = "tmpfs"\noptions = ["nosuch=1"]\n', check=1)
+    done = agent.declare(
+        f'[mount."{TOP}/asked"]\nsource = "tmpfs"\nfstype = "tmpfs"\noptions = ["nosuch=1"]\n', check=1
+    )
     assert "tmpfs does not take the options nosuch=1" in done.err, done
 
 
 @pytest.mark.invariant("S10")
-def test_other_peoples_processes_are_named_and_a_locked_package_manager_is_waited_for(agent: Agent, world: World) -> None:
+def test_other_peoples_processes_are_named_and_a_locked_package_manager_is_waited_for(
+    agent: Agent, world: World
+) -> None:
     path = agent.file("held.conf", mode=0o666)
     agent.drift(path)
     script = f"import os\nos.setgroups([])\nos.setgid({OTHER})\nos.setuid({OTHER})\nheld = open({path!r}, 'a')\nready()"
@@ -126,8 +136,10 @@ def test_other_peoples_processes_are_named_and_a_locked_package_manager_is_waite
     world.end(holder)
     agent.pact("rollback")
     lock = "/var/lib/dpkg/lock-frontend"
-    world.sh(f"mkdir -p /var/lib/dpkg; mount -t tmpfs tmpfs /var/lib/dpkg; touch {lock}; mount -t tmpfs -o mode=755 tmpfs /opt; "
-             "echo declared > /opt/p.conf")  # fmt: skip
+    world.sh(
+        f"mkdir -p /var/lib/dpkg; mount -t tmpfs tmpfs /var/lib/dpkg; touch {lock}; mount -t tmpfs -o mode=755 tmpfs /opt; "
+        "echo declared > /opt/p.conf"
+    )
     agent.adopt("file:/opt/p.conf")
     agent.drift("/opt/p.conf")
     manager = world.python(f"import fcntl\nf = open({lock!r}, 'w')\nfcntl.lockf(f, fcntl.LOCK_EX)\nready()")
@@ -148,16 +160,26 @@ def test_hooks_run_with_a_umask_of_their_own(agent: Agent) -> None:
 
 
 @pytest.mark.invariant("S10")
-@pytest.mark.parametrize(("what", "works"), [
-    ("f=$(mktemp -p /srv) && truncate -s 4M $f && mkfs.ext4 -q $f && mkdir -p /srv/loop && mount -o loop $f /srv/loop && umount /srv/loop", True),
-    (f"setpriv --reuid={OTHER} --regid={OTHER} --clear-groups --inh-caps=-all --bounding-set=-all id -u", True),
-    ("python3 -c 'import socket; s = socket.socket(); s.bind((\"127.0.0.1\", 700))'", True),
-    ("chattr +i /srv/f && chattr -i /srv/f", True),
-    ("ip link add pact0 type dummy || ip link add pact0 type veth; ip link del pact0", True),
-    ("unshare --mount true", True), ("nsenter --mount=/proc/self/ns/mnt true", True),
-    ("unshare --uts true", False), ("unshare --user true", False), ("date -s 12:00", False), ("mknod /srv/device c 1 3", False),
-    ("python3 -c 'import socket; socket.socket(socket.AF_PACKET, socket.SOCK_RAW)'", False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("what", "works"),
+    [
+        (
+            "f=$(mktemp -p /srv) && truncate -s 4M $f && mkfs.ext4 -q $f && mkdir -p /srv/loop && mount -o loop $f /srv/loop && umount /srv/loop",
+            True,
+        ),
+        (f"setpriv --reuid={OTHER} --regid={OTHER} --clear-groups --inh-caps=-all --bounding-set=-all id -u", True),
+        ("python3 -c 'import socket; s = socket.socket(); s.bind((\"127.0.0.1\", 700))'", True),
+        ("chattr +i /srv/f && chattr -i /srv/f", True),
+        ("ip link add pact0 type dummy || ip link add pact0 type veth; ip link del pact0", True),
+        ("unshare --mount true", True),
+        ("nsenter --mount=/proc/self/ns/mnt true", True),
+        ("unshare --uts true", False),
+        ("unshare --user true", False),
+        ("date -s 12:00", False),
+        ("mknod /srv/device c 1 3", False),
+        ("python3 -c 'import socket; socket.socket(socket.AF_PACKET, socket.SOCK_RAW)'", False),
+    ],
+)
 def test_what_mount_helpers_and_hooks_may_do_and_what_not(world: World, what: str, works: bool) -> None:
     world.sh("touch /srv/f; ip link set lo up")
     world.sh(what if "date" not in what and "loop" not in what else "true", check=works)
@@ -167,9 +189,13 @@ def test_what_mount_helpers_and_hooks_may_do_and_what_not(world: World, what: st
 
 @pytest.mark.invariant("S10")
 def test_modprobe_gets_as_far_as_the_kernel(world: World) -> None:
-    script = "import ctypes; c = ctypes.CDLL(None, use_errno=True); c.syscall(313, -1, b'', 0); print(ctypes.get_errno())"
+    script = (
+        "import ctypes; c = ctypes.CDLL(None, use_errno=True); c.syscall(313, -1, b'', 0); print(ctypes.get_errno())"
+    )
     free = world.call([sys.executable, "-c", script]).out
-    assert world.call([*RUN, AGENT, "--", sys.executable, "-c", script]).out == free, "the kernel's answer, not the filter's"
+    assert world.call([*RUN, AGENT, "--", sys.executable, "-c", script]).out == free, (
+        "the kernel's answer, not the filter's"
+    )
 
 
 # -- the aggregator -------------------------------------------------------------------------------------------------
@@ -178,8 +204,13 @@ def test_modprobe_gets_as_far_as_the_kernel(world: World) -> None:
 @pytest.fixture(scope="module")
 def account() -> int:
     """One that has nothing else; root's, without its capabilities, where others may not read this checkout."""
-    can = subprocess.run([*RUN, AGGREGATOR, "--uid", str(OTHER), "--", sys.executable, "-c", "import pact, zmq"],
-                         check=False, env=environment(), cwd="/", stderr=subprocess.DEVNULL)  # fmt: skip
+    can = subprocess.run(
+        [*RUN, AGGREGATOR, "--uid", str(OTHER), "--", sys.executable, "-c", "import pact, zmq"],
+        check=False,
+        env=environment(),
+        cwd="/",
+        stderr=subprocess.DEVNULL,
+    )
     return OTHER if can.returncode == 0 else 0
 
 
@@ -188,8 +219,13 @@ def roots_place(base: Path, account: int) -> Iterator[Path]:
     """Configuration of root's, a key and a state directory of the aggregator's account."""
     place = base / "root"
     (place / "keys").mkdir(parents=True)
-    subprocess.run([sys.executable, "-m", "pact.cli.main", "keygen", "root1", "--dir", str(place / "keys")], check=True,
-                   env=environment(), cwd=REPOSITORY, stdout=subprocess.DEVNULL)  # fmt: skip
+    subprocess.run(
+        [sys.executable, "-m", "pact.cli.main", "keygen", "root1", "--dir", str(place / "keys")],
+        check=True,
+        env=environment(),
+        cwd=REPOSITORY,
+        stdout=subprocess.DEVNULL,
+    )
     (place / "state").mkdir(mode=0o700)
     (place / "authorized.toml").write_text("")
     for each in (place / "state", place / "keys/root1.secret"):
@@ -209,20 +245,40 @@ def test_a_root_runs_as_an_account_without_any_capability(roots_place: Path, acc
     if MISSING:
         pytest.skip(REASON)
     with EtcdCluster(roots_place / "etcd", 1) as etcd:
-        runs_as(roots_place, account, etcd.url(), lambda: "/pact/" in etcd.ctl("get", "--prefix", "--keys-only", "/pact/"))
+        runs_as(
+            roots_place, account, etcd.url(), lambda: "/pact/" in etcd.ctl("get", "--prefix", "--keys-only", "/pact/")
+        )
 
 
 def runs_as(roots_place: Path, account: int, url: str, kept: Callable[[], bool]) -> None:
     tree, events, replay, http = free_ports(4)
     settings: dict[str, Any] = {"tree": tree, "events": events, "replay": replay}
     (roots_place / "root.toml").write_text(
-        '[aggregator]\nname = "root1"\n' + "".join(f'{k} = "tcp://127.0.0.1:{v}"\n' for k, v in settings.items())
+        '[aggregator]\nname = "root1"\n'
+        + "".join(f'{k} = "tcp://127.0.0.1:{v}"\n' for k, v in settings.items())
         + f'http = "127.0.0.1:{http}"\n[journal]\nurl = "{url}"\n'
-        f'[keys]\nsecret = "{roots_place}/keys/root1.secret"\nauthorized = "{roots_place}/authorized.toml"\n')
+        f'[keys]\nsecret = "{roots_place}/keys/root1.secret"\nauthorized = "{roots_place}/authorized.toml"\n'
+    )
     with open(roots_place / "log", "wb") as log:
         process = subprocess.Popen(
-            [*RUN, AGGREGATOR, "--uid", str(account), "--", sys.executable, "-m", "pact.cli.main", "aggregator", "--config",
-             str(roots_place / "root.toml")], env=environment(), cwd="/", stdout=log, stderr=log)  # fmt: skip
+            [
+                *RUN,
+                AGGREGATOR,
+                "--uid",
+                str(account),
+                "--",
+                sys.executable,
+                "-m",
+                "pact.cli.main",
+                "aggregator",
+                "--config",
+                str(roots_place / "root.toml"),
+            ],
+            env=environment(),
+            cwd="/",
+            stdout=log,
+            stderr=log,
+        )
 
     def healthy() -> bool:
         assert process.poll() is None, (roots_place / "log").read_text()

@@ -23,10 +23,19 @@ TOP: Final = REPOSITORY / "build" / "fuzz"
 MARK: Final = TOP / "built"
 MODULES: Final = ("wheel", "norms", "handles", "files", "reader", "strict")
 #: The first finding of either sanitizer ends the process. ``function`` is left out: Cython calls through casts.
-FLAGS: Final = ("-O1", "-g", "-fno-omit-frame-pointer", "-fno-strict-aliasing", "-ffp-contract=off",
-                "-fsanitize=fuzzer-no-link,address,undefined", "-fno-sanitize=function",
-                "-fno-sanitize-recover=undefined", "-Wno-unused-function", "-Wno-unused-command-line-argument",
-                "-Wno-macro-redefined")  # fmt: skip
+FLAGS: Final = (
+    "-O1",
+    "-g",
+    "-fno-omit-frame-pointer",
+    "-fno-strict-aliasing",
+    "-ffp-contract=off",
+    "-fsanitize=fuzzer-no-link,address,undefined",
+    "-fno-sanitize=function",
+    "-fno-sanitize-recover=undefined",
+    "-Wno-unused-function",
+    "-Wno-unused-command-line-argument",
+    "-Wno-macro-redefined",
+)
 SETUP: Final = """
 from Cython.Build import cythonize
 from setuptools import Extension, setup
@@ -53,7 +62,12 @@ def runtime() -> str:
 
 def _digest() -> str:
     out = hashlib.sha256(" ".join([sys.version, *FLAGS, *MODULES]).encode())
-    for path in [REPOSITORY / "pact" / "__init__.py", *sorted((REPOSITORY / "pact" / "_fast").glob("*.p*")), *sorted((HERE / "native").iterdir()), Path(__file__)]:
+    for path in [
+        REPOSITORY / "pact" / "__init__.py",
+        *sorted((REPOSITORY / "pact" / "_fast").glob("*.p*")),
+        *sorted((HERE / "native").iterdir()),
+        Path(__file__),
+    ]:
         if path.is_file() and path.suffix != ".pyc":
             out.update(path.read_bytes())
     return out.hexdigest()
@@ -77,18 +91,29 @@ def _build(clang: str, digest: str) -> None:
         return
     shutil.rmtree(TOP / "pact", ignore_errors=True)
     MARK.unlink(missing_ok=True)
-    shutil.copytree(REPOSITORY / "pact" / "_fast", TOP / "pact" / "_fast",
-                    ignore=shutil.ignore_patterns("*.so", "*.c", "__pycache__"))  # fmt: skip
+    shutil.copytree(
+        REPOSITORY / "pact" / "_fast",
+        TOP / "pact" / "_fast",
+        ignore=shutil.ignore_patterns("*.so", "*.c", "__pycache__"),
+    )
     shutil.copy(REPOSITORY / "pact" / "__init__.py", TOP / "pact")
     for part in (HERE / "native").glob("*.pxi"):
         with open(TOP / "pact" / "_fast" / f"{part.stem}.pyx", "a", encoding="utf-8") as source:
             source.write(part.read_text(encoding="utf-8"))
     shutil.copy(HERE / "native" / "close.h", TOP)
-    script = f"FLAGS, MODULES = {list(FLAGS)!r}, {MODULES!r}\nEXTRA = {{'reader': ['-include', 'close.h', '-I.']}}\n{SETUP}"
+    script = (
+        f"FLAGS, MODULES = {list(FLAGS)!r}, {MODULES!r}\nEXTRA = {{'reader': ['-include', 'close.h', '-I.']}}\n{SETUP}"
+    )
     (TOP / "setup.py").write_text(script)
-    done = subprocess.run([sys.executable, "setup.py", "-q", "build_ext", "--inplace", "-j2"], cwd=TOP, text=True,
-                          env={**os.environ, "CC": clang, "LDSHARED": f"{clang} -shared", "PYTHONPATH": ""},
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "setup.py", "-q", "build_ext", "--inplace", "-j2"],
+        cwd=TOP,
+        text=True,
+        env={**os.environ, "CC": clang, "LDSHARED": f"{clang} -shared", "PYTHONPATH": ""},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        check=False,
+    )
     if done.returncode:
         raise RuntimeError(f"the sanitized extensions cannot be built:\n{done.stdout[-6000:]}")
     MARK.write_text(digest)

@@ -34,8 +34,10 @@ from pact.sim.world import World
 
 # -- the control socket: bytes to lines ---------------------------------------------------------------------------------
 
-PEOPLE: Final = tuple(Caller(Actor(n, u, r, "socket"), Owner(f"uid:{u}", n, u))
-                      for n, u, r in (("eve", 3, "viewer"), ("olga", 2, "ops"), ("root", 0, "admin")))  # fmt: skip
+PEOPLE: Final = tuple(
+    Caller(Actor(n, u, r, "socket"), Owner(f"uid:{u}", n, u))
+    for n, u, r in (("eve", 3, "viewer"), ("olga", 2, "ops"), ("root", 0, "admin"))
+)
 
 
 class Pipe:
@@ -88,9 +90,19 @@ def socket_seeds() -> Iterator[bytes]:
 
 # -- requests -----------------------------------------------------------------------------------------------------------
 
-MACHINE: Final = {"sysctl:kernel.k0": {"value": "0"}, "sysctl:kernel.k1": {"value": "1"}, "module:zram": {"loaded": True},
-                  "file:/etc/a": {"type": "file", "sha256": hashlib.sha256(b"").hexdigest(), "size": 0, "mode": "0644",
-                                  "owner": "root", "group": "root"}}  # fmt: skip
+MACHINE: Final = {
+    "sysctl:kernel.k0": {"value": "0"},
+    "sysctl:kernel.k1": {"value": "1"},
+    "module:zram": {"loaded": True},
+    "file:/etc/a": {
+        "type": "file",
+        "sha256": hashlib.sha256(b"").hexdigest(),
+        "size": 0,
+        "mode": "0644",
+        "owner": "root",
+        "group": "root",
+    },
+}
 
 
 def _unexpected() -> None:
@@ -114,8 +126,13 @@ class Agent:
         self.world, self.node, self.ignore = world, world.node, Ignore()
         self.config, self.veil = SimpleNamespace(file_limit=1 << 20), Veil(b"k" * 32)
         self.journal = SimpleNamespace(blob=nothing, path="/nonexistent", newest=lambda *_, **__: iter(()))
-        self.control = SimpleNamespace(refuse=lambda c, why: c.send({"ok": False, "exit": 2, "message": why}), drop=nothing,
-                                       note_denied=nothing, flush=nothing, connected=lambda c: True)  # fmt: skip
+        self.control = SimpleNamespace(
+            refuse=lambda c, why: c.send({"ok": False, "exit": 2, "message": why}),
+            drop=nothing,
+            note_denied=nothing,
+            flush=nothing,
+            connected=lambda c: True,
+        )
         self.clock = SimpleNamespace(now_ns=lambda: world.t_ns)
         self.worker = self.asking = SimpleNamespace(waiting=0, call=nothing)
         self._token = 0
@@ -173,14 +190,43 @@ def request(data: bytes) -> None:
 
 
 SAMPLES: Final[Mapping[str, Any]] = {
-    "targets": ["sysctl:kernel.k1"], "all": True, "message": "m", "ttl_ns": 10**12, "force": True, "shared": True, "seq": 1,
-    "without_content": False, "dry_run": True, "to_seq": None, "trials": "keep", "change": "c1", "by_ns": 10**10, "blobs": {},
-    "resources": {"sysctl:kernel.k0": {"attrs": {"value": "3"}}}, "prune": False, "take": True, "track": {"file:/e/**": "report"},
-    "reason": "r", "for_ns": 10**12, "how": "rollback", "name": "h1", "count": 3, "since": "", "type": "", "follow": False,
-    "resource": "sysctl:kernel.k1", "fence": 1, "group": "g1", "left_ns": 10**11, "action": "commit", "ballot": 1,
-    "automatic": False, "decision": "commit", "why": "w",
+    "targets": ["sysctl:kernel.k1"],
+    "all": True,
+    "message": "m",
+    "ttl_ns": 10**12,
+    "force": True,
+    "shared": True,
+    "seq": 1,
+    "without_content": False,
+    "dry_run": True,
+    "to_seq": None,
+    "trials": "keep",
+    "change": "c1",
+    "by_ns": 10**10,
+    "blobs": {},
+    "resources": {"sysctl:kernel.k0": {"attrs": {"value": "3"}}},
+    "prune": False,
+    "take": True,
+    "track": {"file:/e/**": "report"},
+    "reason": "r",
+    "for_ns": 10**12,
+    "how": "rollback",
+    "name": "h1",
+    "count": 3,
+    "since": "",
+    "type": "",
+    "follow": False,
+    "resource": "sysctl:kernel.k1",
+    "fence": 1,
+    "group": "g1",
+    "left_ns": 10**11,
+    "action": "commit",
+    "ballot": 1,
+    "automatic": False,
+    "decision": "commit",
+    "why": "w",
     "holds": [{"hold": "h1", "owner": "o", "reason": "r", "ends": "2030-01-01T00:00:00Z", "left_ns": 10**10}],
-}  # fmt: skip
+}
 
 
 def request_lines() -> Iterator[tuple[bool, bytes]]:
@@ -200,7 +246,9 @@ def request_seeds() -> Iterator[bytes]:
         yield b"\0\2" + piece(line) + b"\2" + piece(line.replace(b'"dry_run":true', b'"dry_run":false'))
     for text in nasty.REFUSED.values():
         if len(text) < 500:
-            yield b"\0\0" + piece(b'{"op":"commit","args":{"message":%b}}' % text.replace(b"%", b"%%") if b"%" not in text else text)
+            yield b"\0\0" + piece(
+                b'{"op":"commit","args":{"message":%b}}' % text.replace(b"%", b"%%") if b"%" not in text else text
+            )
     joined = [ln for root, ln in lines if root]
     yield b"\1\2" + b"\2".join(piece(ln) for ln in joined[1:5])
 
@@ -245,7 +293,16 @@ def subscriptions(data: bytes) -> None:
 
 def subscription_seeds() -> Iterator[bytes]:
     yield b"".join(bytes((9, i % 6)) + piece(b"\1topic%d" % i) for i in range(20))
-    yield bytes((9, 1)) + piece(b"\1a") + bytes((9, 1)) + piece(b"\0a") + bytes((9, 1)) + piece(b"\0a") + b"\0\0\1\1" + bytes((2, 1))
+    yield (
+        bytes((9, 1))
+        + piece(b"\1a")
+        + bytes((9, 1))
+        + piece(b"\0a")
+        + bytes((9, 1))
+        + piece(b"\0a")
+        + b"\0\0\1\1"
+        + bytes((2, 1))
+    )
     yield bytes((3, 0)) + piece(b"\1" + b"x" * 2000) + bytes((4, 0)) * 3 + piece(b"\1")
 
 
@@ -279,9 +336,17 @@ def http_seeds() -> Iterator[bytes]:
 
 OPS: Final = [f'"op":"{op}","args":{{'.encode() for op in ALL_FIELDS]
 KEYS: Final = [f'"{k}":'.encode() for k in sorted({k for f in ALL_FIELDS.values() for k in f})]
-TARGETS: Final = {t.name: t for t in (
-    Target("socket", socket, socket_seeds, [b"\n", b'{"op":"']),
-    Target("request", request, request_seeds, [*OPS, *KEYS, b'"sysctl:kernel.k1"', b'"c1"', b'"attrs":', b'"requires":']),
-    Target("subscriptions", subscriptions, subscription_seeds, []),
-    Target("http", http, http_seeds, [b"GET ", b" HTTP/1.1\r\n", b"\r\n\r\n", b"/metrics", b"/health"], 9000),
-)}  # fmt: skip
+TARGETS: Final = {
+    t.name: t
+    for t in (
+        Target("socket", socket, socket_seeds, [b"\n", b'{"op":"']),
+        Target(
+            "request",
+            request,
+            request_seeds,
+            [*OPS, *KEYS, b'"sysctl:kernel.k1"', b'"c1"', b'"attrs":', b'"requires":'],
+        ),
+        Target("subscriptions", subscriptions, subscription_seeds, []),
+        Target("http", http, http_seeds, [b"GET ", b" HTTP/1.1\r\n", b"\r\n\r\n", b"/metrics", b"/health"], 9000),
+    )
+}

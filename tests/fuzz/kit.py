@@ -109,8 +109,9 @@ def kept(path: Path) -> Iterator[bytes]:
 def keep(path: Path, inputs: Iterable[bytes], about: str = "") -> None:
     path.parent.mkdir(exist_ok=True)
     head = f"# {about}\n" if about else ""
-    path.write_text(head + "".join(f"{data!r}\n" for data in sorted(set(inputs), key=lambda d: (len(d), d))),
-                    encoding="ascii")  # fmt: skip
+    path.write_text(
+        head + "".join(f"{data!r}\n" for data in sorted(set(inputs), key=lambda d: (len(d), d))), encoding="ascii"
+    )
 
 
 def start(target: Target) -> list[bytes]:

@@ -18,8 +18,10 @@ from pact.agent.requests import Requests
 from pact.core.node import fold
 from pact.core.node.state import State
 from pact.core.records import GENESIS, digest
+from pact.core.root import chunks as chunks_
 from pact.core.root import log, public
-from pact.core.root.log import Batch, RootState, Writer
+from pact.core.root.chunks import Batch
+from pact.core.root.log import RootState, Writer
 from pact.errors import ChainError, PactError, RequestError
 from pact.journal.moving import import_lines
 from pact.journal.rootlog_moving import read_backup
@@ -64,8 +66,18 @@ def _sealed(lines: list[bytes]) -> list[bytes]:
             blobs.append(hashlib.sha256(raw).hexdigest())
             out.append(orjson.dumps({"blob": blobs[-1], "data": base64.b64encode(raw).decode()}))
             continue
-        value = {"v": 1, "time": "2026-01-01T00:00:00.000000Z", "t_ns": 1, "node": "n1", "type": "committed", "actor": {},
-                 "data": {}, **value, "seq": seq, "prev": prev}  # fmt: skip
+        value = {
+            "v": 1,
+            "time": "2026-01-01T00:00:00.000000Z",
+            "t_ns": 1,
+            "node": "n1",
+            "type": "committed",
+            "actor": {},
+            "data": {},
+            **value,
+            "seq": seq,
+            "prev": prev,
+        }
         value.pop("hash", None)
         body = orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
         seq, prev = seq + 1, digest(prev, body)
@@ -128,16 +140,26 @@ def backup(data: bytes) -> None:
         if isinstance(value, dict) and "prev" in value:
             head = orjson.dumps({**value, "prev": prev})
         chunks.append(len(head).to_bytes(4, "little") + head + body)
-        prev = log.chunk_hash(chunks[-1])
+        prev = chunks_.chunk_hash(chunks[-1])
     lines = [b'{"root":{"v":1,"cluster":"c"}}']
     if snapshot is not None:
         lines.append(orjson.dumps({"snapshot": base64.b64encode(snapshot).decode()}))
     lines += [orjson.dumps({"chunk": base64.b64encode(c).decode()}) for c in chunks]
-    last = log.chunk_hash(chunks[-1]) if chunks else GENESIS
+    last = chunks_.chunk_hash(chunks[-1]) if chunks else GENESIS
     state = outcome(lambda: log.load(snapshot, chunks), ValueError, ChainError)
     gseq = state.gseq if isinstance(state, RootState) else -1
-    lines.append(orjson.dumps({"end": {"chunks": len(chunks), "gseq": gseq if isinstance(gseq, int) else -1, "hash": last,
-                               "snapshot": None if snapshot is None else hashlib.sha256(snapshot).hexdigest()}}))  # fmt: skip
+    lines.append(
+        orjson.dumps(
+            {
+                "end": {
+                    "chunks": len(chunks),
+                    "gseq": gseq if isinstance(gseq, int) else -1,
+                    "hash": last,
+                    "snapshot": None if snapshot is None else hashlib.sha256(snapshot).hexdigest(),
+                }
+            }
+        )
+    )
     found = outcome(lambda: read_backup(lines), PactError)
     if not isinstance(found, type):
         for chunk in chunks[: 0 if snapshot else None]:
@@ -160,11 +182,28 @@ def _own_chunk() -> bytes:
     """What a root records of itself."""
     writer, caller = Writer(RootState(), 1, "root"), {"user": "u", "uid": None, "role": "admin", "via": "cluster"}
     writer.record("agent_started", {"boot_id": "b", "offset_ns": 0}, caller, 1, 1)
-    writer.record("group_begun", {"group": "g1", "owner": {"user": "u"}, "message": "m", "nodes": "n1", "resources": ["a:b"],
-                                  "window_ns": 5, "require_all": False}, caller, 2, 2)  # fmt: skip
-    writer.record("hold_placed", {"hold": "h1", "owner": {"user": "u"}, "reason": "r", "ends": "", "ends_ns": 9}, caller, 3, 3)
+    writer.record(
+        "group_begun",
+        {
+            "group": "g1",
+            "owner": {"user": "u"},
+            "message": "m",
+            "nodes": "n1",
+            "resources": ["a:b"],
+            "window_ns": 5,
+            "require_all": False,
+        },
+        caller,
+        2,
+        2,
+    )
+    writer.record(
+        "hold_placed", {"hold": "h1", "owner": {"user": "u"}, "reason": "r", "ends": "", "ends_ns": 9}, caller, 3, 3
+    )
     writer.record("window_extended", {"group": "g1", "by_ns": 1, "reopened": False}, caller, 3, 3)
-    writer.record("group_decided", {"group": "g1", "decision": "commit", "ballot": 1, "why": "", "args": {}}, caller, 4, 4)
+    writer.record(
+        "group_decided", {"group": "g1", "decision": "commit", "ballot": 1, "why": "", "args": {}}, caller, 4, 4
+    )
     writer.record("group_finished", {"group": "g1", "outcome": "done", "members": {}}, caller, 5, 5)
     writer.record("hold_released", {"hold": "h1"}, caller, 6, 6)
     writer.record("node_forgotten", {"nodes": ["n2"]}, caller, 7, 7)
@@ -177,7 +216,10 @@ def _split(chunk: bytes) -> bytes:
 
 
 def backup_seeds() -> Iterator[bytes]:
-    lines = [b'{"root":{"v":1,"cluster":"c"}}', *(orjson.dumps({"chunk": base64.b64encode(c).decode()}) for c in CHUNKS[:1])]
+    lines = [
+        b'{"root":{"v":1,"cluster":"c"}}',
+        *(orjson.dumps({"chunk": base64.b64encode(c).decode()}) for c in CHUNKS[:1]),
+    ]
     yield b"\0" + b"\n".join(lines)
     yield b"\1\0" + b"".join(map(_split, CHUNKS[:2]))
     yield b"\1\0" + _split(_own_chunk())
@@ -201,7 +243,9 @@ def record(data: bytes) -> None:
             chain, raw = chains[name], feed.number() & 1
             lines = feed.piece().split(b"\n") if raw else _chained(chain, feed.piece().split(b"\n"))
             first = chain.seq + 1 - (0 if raw else len(lines))
-            batch = Batch(name, "r", feed.piece().decode("latin-1") if raw & feed.number() else chain.incarnation, first, lines)
+            batch = Batch(
+                name, "r", feed.piece().decode("latin-1") if raw & feed.number() else chain.incarnation, first, lines
+            )
             outcome(lambda b=batch, w=writer: w.take(b), ValueError)
         if not writer:
             continue
@@ -223,7 +267,15 @@ def _chained(chain: Chain, lines: list[bytes]) -> list[bytes]:
             value = orjson.loads(line)
         except ValueError:
             value = {}
-        given = {"type": "committed", "actor": {}, "data": {}, "time": "t", "t_ns": 1, "v": 1, **(value if isinstance(value, dict) else {})}
+        given = {
+            "type": "committed",
+            "actor": {},
+            "data": {},
+            "time": "t",
+            "t_ns": 1,
+            "v": 1,
+            **(value if isinstance(value, dict) else {}),
+        }
         given |= {"seq": chain.seq + 1, "prev": chain.hash, "node": chain.node}
         given["hash"] = hashlib.sha256(orjson.dumps(given)).hexdigest()
         chain.seq, chain.hash = chain.seq + 1, given["hash"]
@@ -265,16 +317,27 @@ def replay(data: bytes) -> None:
 
 
 def replay_seeds() -> Iterator[bytes]:
-    for frames in ((b"GET", b"*", b"0"), (b"GET", b"committed", b"3"), (b"SNAPSHOT",), (b'["GET","*",2]',), (b'["SNAPSHOT"]',),
-                   (b'["GET","*","4611686018427387904"]',), (b"GET", b"*", b"\xd9\xa1"), (b'["GET","*",true]',)):  # fmt: skip
+    for frames in (
+        (b"GET", b"*", b"0"),
+        (b"GET", b"committed", b"3"),
+        (b"SNAPSHOT",),
+        (b'["GET","*",2]',),
+        (b'["SNAPSHOT"]',),
+        (b'["GET","*","4611686018427387904"]',),
+        (b"GET", b"*", b"\xd9\xa1"),
+        (b'["GET","*",true]',),
+    ):
         yield b"".join(map(piece, frames))
     yield from (piece(b'["GET",%b,0]' % t) for t in nasty.FINE.values() if len(t) < 400)
 
 
 TYPES: Final = [f'"type":"{t}"'.encode() for t in ("group_begun", "group_decided", "hold_placed", "window_extended")]
-TARGETS: Final = {t.name: t for t in (
-    Target("import", import_, import_seeds, [b'{"blob":', b'{"end":', b'"data":', b'"t_ns":', b'"v":1'], 16384),
-    Target("backup", backup, backup_seeds, [b'"batches":', b'"prevs":', b'"first":', *TYPES], 8192),
-    Target("record", record, record_seeds, [b'"type":', b'"data":', b'"actor":', b'"time":', b'"v":']),
-    Target("replay", replay, replay_seeds, [b"GET", b"SNAPSHOT", b'["GET","', b"*"], 1200),
-)}  # fmt: skip
+TARGETS: Final = {
+    t.name: t
+    for t in (
+        Target("import", import_, import_seeds, [b'{"blob":', b'{"end":', b'"data":', b'"t_ns":', b'"v":1'], 16384),
+        Target("backup", backup, backup_seeds, [b'"batches":', b'"prevs":', b'"first":', *TYPES], 8192),
+        Target("record", record, record_seeds, [b'"type":', b'"data":', b'"actor":', b'"time":', b'"v":']),
+        Target("replay", replay, replay_seeds, [b"GET", b"SNAPSHOT", b'["GET","', b"*"], 1200),
+    )
+}

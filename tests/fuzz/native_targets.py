@@ -83,9 +83,16 @@ def info(type_: int, body: bytes) -> bytes:
 
 
 def fanotify_seeds() -> Iterator[bytes]:
-    fid = [event(0x2, info(2, key + name + b"\0"), fd=-1) for key in (KEY, OTHER) for name in (b"a", b"nodes.conf", b".")]
-    some = [*fid, event(0x40000100, info(2, OTHER + b"new.conf\0"), info(4, struct.pack("<i", -1))), event(0x4000),
-            event(0x400, info(1, KEY)), event(0x100, info(2, KEY + b"a\0"), info(1, OTHER), info(4, struct.pack("<i", -2)))]
+    fid = [
+        event(0x2, info(2, key + name + b"\0"), fd=-1) for key in (KEY, OTHER) for name in (b"a", b"nodes.conf", b".")
+    ]
+    some = [
+        *fid,
+        event(0x40000100, info(2, OTHER + b"new.conf\0"), info(4, struct.pack("<i", -1))),
+        event(0x4000),
+        event(0x400, info(1, KEY)),
+        event(0x100, info(2, KEY + b"a\0"), info(1, OTHER), info(4, struct.pack("<i", -2))),
+    ]
     yield from (b"\0" + e for e in some)
     yield b"\0" + b"".join(some)
     yield b"\1" + event(0x1000000, info(7, bytes(8)), info(4, struct.pack("<i", -1)))
@@ -102,8 +109,15 @@ def inotify_event(wd: int, mask: int, name: bytes = b"") -> bytes:
 
 
 def inotify_seeds() -> Iterator[bytes]:
-    some = [inotify_event(1, 2, b"a"), inotify_event(1, 0x100, b"nodes.conf"), inotify_event(1, 0x400), inotify_event(1, 4),
-            inotify_event(2, 0x100, b"x" * 40), inotify_event(-1, 0x4000), inotify_event(1, 0x8000)]  # fmt: skip
+    some = [
+        inotify_event(1, 2, b"a"),
+        inotify_event(1, 0x100, b"nodes.conf"),
+        inotify_event(1, 0x400),
+        inotify_event(1, 4),
+        inotify_event(2, 0x100, b"x" * 40),
+        inotify_event(-1, 0x4000),
+        inotify_event(1, 0x8000),
+    ]
     yield from some
     yield b"".join(some)
 
@@ -118,7 +132,11 @@ def connector(data: bytes) -> None:
 def connector_seeds() -> Iterator[bytes]:
     for what, pid in ((2, 1), (2, os.getpid()), (2, -1), (2, 0), (1, 1), (0, 0), (0x80000000, 1)):
         body = struct.pack("<IIQii", what, 0, 1, pid, pid)
-        yield struct.pack("<IHHII", 16 + 20 + len(body), 3, 0, 0, 0) + struct.pack("<IIIIHH", 1, 1, 0, 0, len(body), 0) + body
+        yield (
+            struct.pack("<IHHII", 16 + 20 + len(body), 3, 0, 0, 0)
+            + struct.pack("<IIIIHH", 1, 1, 0, 0, len(body), 0)
+            + body
+        )
 
 
 # -- texts of /proc -----------------------------------------------------------------------------------------------------
@@ -191,22 +209,41 @@ def proc_seeds() -> Iterator[bytes]:
 # -- handles --------------------------------------------------------------------------------------------------------------
 
 DEVICE: Final = mounts.device(8, 1)
-PATTERNS: Final = [mounts.Pattern(t, i, e) for i, (t, e) in enumerate((
-    (b"/", True), (b"/data", False), (b"/data/a", True), (b"/home/x/y", False), (b"/data/a b", False), (b"/x (deleted)", True)))]
+PATTERNS: Final = [
+    mounts.Pattern(t, i, e)
+    for i, (t, e) in enumerate(
+        (
+            (b"/", True),
+            (b"/data", False),
+            (b"/data/a", True),
+            (b"/home/x/y", False),
+            (b"/data/a b", False),
+            (b"/x (deleted)", True),
+        )
+    )
+]
 ROOTED: Final = [*PATTERNS, mounts.Pattern(b"/", 9, False)]
 
 
 def _walk(patterns: list[mounts.Pattern]) -> tuple[Any, Any]:
     space = mounts.Space(())
     space.patterns = sorted(patterns)
-    targets: Any = SimpleNamespace(namespace=b"mnt:[1]", own=space, hard_links=False, proc=b"/proc",
-                                   inodes={(DEVICE, 77): [3], (DEVICE, 1 << 40): [4]}, devices={mounts.device(0, 42): [5]})
+    targets: Any = SimpleNamespace(
+        namespace=b"mnt:[1]",
+        own=space,
+        hard_links=False,
+        proc=b"/proc",
+        inodes={(DEVICE, 77): [3], (DEVICE, 1 << 40): [4]},
+        devices={mounts.device(0, 42): [5]},
+    )
     return handles.Walk(targets, 0, 1), reference._Scan(targets)
 
 
 WALKS: Final = (_walk(PATTERNS), _walk(ROOTED))
-LINE: Final = re.compile(rb"[0-9a-f]{1,16}-[0-9a-f]{1,16} [rwxps-]{4} [0-9a-f]{1,16} [0-9a-f]{2,8}:[0-9a-f]{2,8} [0-9]{1,18}"
-                         rb"(?: +/[^\n]*| +\[[^\n]*| *)")  # fmt: skip
+LINE: Final = re.compile(
+    rb"[0-9a-f]{1,16}-[0-9a-f]{1,16} [rwxps-]{4} [0-9a-f]{1,16} [0-9a-f]{2,8}:[0-9a-f]{2,8} [0-9]{1,18}"
+    rb"(?: +/[^\n]*| +\[[^\n]*| *)"
+)
 
 
 def maps(data: bytes) -> None:
@@ -225,9 +262,13 @@ def maps(data: bytes) -> None:
 def maps_seeds() -> Iterator[bytes]:
     with open("/proc/self/maps", "rb") as f:
         real = f.read()[:3000]
-    rows = [b"7f0-7f1 r-xp 00000000 08:01 77                         /data/a\n", b"7f0-7f1 r--s 00001000 00:2a 5 /data/x\n",
-            b"7f0-7f1 rw-p 00000000 00:00 0                          [heap]\n", b"7f0-7f1 rw-p 00000000 00:00 0 \n",
-            b"7f0-7f1 r-xp 0 08:01 1099511627776 /data/a\\012b (deleted)\n"]  # fmt: skip
+    rows = [
+        b"7f0-7f1 r-xp 00000000 08:01 77                         /data/a\n",
+        b"7f0-7f1 r--s 00001000 00:2a 5 /data/x\n",
+        b"7f0-7f1 rw-p 00000000 00:00 0                          [heap]\n",
+        b"7f0-7f1 rw-p 00000000 00:00 0 \n",
+        b"7f0-7f1 r-xp 0 08:01 1099511627776 /data/a\\012b (deleted)\n",
+    ]
     for which in (b"\0", b"\1"):
         yield which + real
         yield from (which + row for row in rows)
@@ -251,8 +292,23 @@ def link(data: bytes) -> None:
 
 
 def link_seeds() -> Iterator[bytes]:
-    for text in (b"/", b"/data", b"/data/a", b"/data/a/b", b"/data/a (deleted)", b"/data (deleted)", b"/x (deleted)", b"/datax",
-                 b"socket:[1]", b"/home/x/y/z", b"/home/x", b"/data/a b/c", b"/data//a", b"", b"/x (deleted) (deleted)"):
+    for text in (
+        b"/",
+        b"/data",
+        b"/data/a",
+        b"/data/a/b",
+        b"/data/a (deleted)",
+        b"/data (deleted)",
+        b"/x (deleted)",
+        b"/datax",
+        b"socket:[1]",
+        b"/home/x/y/z",
+        b"/home/x",
+        b"/data/a b/c",
+        b"/data//a",
+        b"",
+        b"/x (deleted) (deleted)",
+    ):
         yield from (bytes((which, 1)) + text for which in (0, 1))
     yield b"\0\0pos:\t0\nflags:\t0100000\nmnt_id:\t29\nino:\t77\n"
     yield b"\0\0pos:\t0\nino:\t78\n"
@@ -276,7 +332,12 @@ def table(data: bytes) -> None:
     rows = []
     while how & 1 and feed:
         path = feed.pick((*PATHS, b"", b"/x"))
-        rows.append(len(path).to_bytes(4, "little") + bytes([feed.number() & 1]) + path + feed.take(96).ljust(_SIGHT, b"\0")[:_SIGHT])
+        rows.append(
+            len(path).to_bytes(4, "little")
+            + bytes([feed.number() & 1])
+            + path
+            + feed.take(96).ljust(_SIGHT, b"\0")[:_SIGHT]
+        )
     body = files.MAGIC + (SECRET if how & 2 else b"s" * 64) + (b"".join(rows) if how & 1 else feed.rest())
     blob = body + blake2b(body, digest_size=16).digest()
     seen = files.FileTable(SECRET)
@@ -315,9 +376,12 @@ def numbers(data: bytes) -> None:
     rest = feed.rest()
     half = len(rest) // 16 * 8
     deviations, weights = array("d", rest[:half]), array("d", rest[half : 2 * half])
-    for call in (lambda m: m.magnitude(deviations, weights), lambda m: m.magnitudes(deviations, weights, cut).tobytes(),
-                 lambda m: m.window_ns(deviations, base, sensitivity).tobytes(),
-                 lambda m: [m.window_ns(d, base, sensitivity) for d in deviations]):
+    for call in (
+        lambda m: m.magnitude(deviations, weights),
+        lambda m: m.magnitudes(deviations, weights, cut).tobytes(),
+        lambda m: m.window_ns(deviations, base, sensitivity).tobytes(),
+        lambda m: [m.window_ns(d, base, sensitivity) for d in deviations],
+    ):
         first, second = (outcome(partial(call, m), *ERRORS) for m in (norms, reference))
         assert first == second, (first, second)
 
@@ -361,8 +425,17 @@ def timers(data: bytes) -> None:
 def timer_seeds() -> Iterator[bytes]:
     zero = (1 << 63).to_bytes(8, "little")
     for tick in range(4):
-        yield bytes([tick]) + zero + bytes((1, 1, 0)) + (10**9).to_bytes(8, "little") + b"\0" + bytes((4, 0, 0)) + (
-            10**10).to_bytes(8, "little") + b"\0" + bytes((7, 1, 0))
+        yield (
+            bytes([tick])
+            + zero
+            + bytes((1, 1, 0))
+            + (10**9).to_bytes(8, "little")
+            + b"\0"
+            + bytes((4, 0, 0))
+            + (10**10).to_bytes(8, "little")
+            + b"\0"
+            + bytes((7, 1, 0))
+        )
         yield bytes([tick]) + b"\xff" * 8 + b"".join(bytes((w, 3, 0)) + b"\xff" * 9 for w in range(8))
 
 
@@ -383,15 +456,18 @@ def json_seeds() -> Iterable[bytes]:
     return [t for t in (*nasty.REFUSED.values(), *nasty.FINE.values()) if len(t) < 3000]
 
 
-TARGETS: Final = {t.name: t for t in (
-    Target("c_json", json, json_seeds, [b"18446744073709551615", b"-9223372036854775808", b"\\\"", b"\\\\"], 512),
-    Target("c_fanotify", fanotify, fanotify_seeds, [KEY, OTHER, b"\x18\0", b"\x02\0\x28\0", b"\x04\0\x08\0"], 8193),
-    Target("c_inotify", inotify, inotify_seeds, [b"\1\0\0\0", b"nodes.conf\0"], 8192),
-    Target("c_connector", connector, connector_seeds, [], 512),
-    Target("c_proc", proc, proc_seeds, [b"\nUid:", b":name=systemd:", b"0::", b") S "]),
-    Target("c_maps", maps, maps_seeds, [b" 08:01 77 ", b" 00:2a ", b"\\012", b" (deleted)", b"/data/a", b" r-xp "]),
-    Target("c_link", link, link_seeds, [p.text for p in PATTERNS] + [b" (deleted)", b"ino:\t"], 4098),
-    Target("c_table", table, table_seeds, [files.MAGIC]),
-    Target("c_norms", numbers, number_seeds, []),
-    Target("c_wheel", timers, timer_seeds, [b"\xff" * 8], slow_s=5 * SLOW_S),
-)}  # fmt: skip
+TARGETS: Final = {
+    t.name: t
+    for t in (
+        Target("c_json", json, json_seeds, [b"18446744073709551615", b"-9223372036854775808", b'\\"', b"\\\\"], 512),
+        Target("c_fanotify", fanotify, fanotify_seeds, [KEY, OTHER, b"\x18\0", b"\x02\0\x28\0", b"\x04\0\x08\0"], 8193),
+        Target("c_inotify", inotify, inotify_seeds, [b"\1\0\0\0", b"nodes.conf\0"], 8192),
+        Target("c_connector", connector, connector_seeds, [], 512),
+        Target("c_proc", proc, proc_seeds, [b"\nUid:", b":name=systemd:", b"0::", b") S "]),
+        Target("c_maps", maps, maps_seeds, [b" 08:01 77 ", b" 00:2a ", b"\\012", b" (deleted)", b"/data/a", b" r-xp "]),
+        Target("c_link", link, link_seeds, [p.text for p in PATTERNS] + [b" (deleted)", b"ino:\t"], 4098),
+        Target("c_table", table, table_seeds, [files.MAGIC]),
+        Target("c_norms", numbers, number_seeds, []),
+        Target("c_wheel", timers, timer_seeds, [b"\xff" * 8], slow_s=5 * SLOW_S),
+    )
+}

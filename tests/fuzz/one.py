@@ -22,8 +22,13 @@ def sanitized() -> dict[str, str]:
     """The environment in which the package of ``build.py`` can be loaded. Raises build.Missing."""
     from fuzz import build
 
-    return {**os.environ, NATIVE: str(build.build()), "LD_PRELOAD": build.runtime(), "ASAN_OPTIONS": ASAN,
-            "UBSAN_OPTIONS": UBSAN}  # fmt: skip
+    return {
+        **os.environ,
+        NATIVE: str(build.build()),
+        "LD_PRELOAD": build.runtime(),
+        "ASAN_OPTIONS": ASAN,
+        "UBSAN_OPTIONS": UBSAN,
+    }
 
 
 def write_seeds(corpus: Path, inputs: list[bytes]) -> None:
@@ -77,7 +82,7 @@ def main() -> int:
         words.write_text("".join('"' + "".join(f"\\x{b:02x}" for b in word) + '"\n' for word in target.words if word))
         arguments.insert(0, f"-dict={words}")
     # What libFuzzer starts where it needs another process of its own.
-    again.write_text(f"#!/bin/sh\nexec {shlex.join([sys.executable, sys.argv[0], name, '--fuzz'])} \"$@\"\n")
+    again.write_text(f'#!/bin/sh\nexec {shlex.join([sys.executable, sys.argv[0], name, "--fuzz"])} "$@"\n')
     again.chmod(0o755)
     atheris.Setup([str(again.resolve()), *arguments], target)
     atheris.Fuzz()

@@ -33,7 +33,9 @@ INPUT_S: Final = 20  # libFuzzer's own limit for one input, where a target hangs
 MEMORY_MB: Final = 3072
 ENDING_S: Final = 90.0  # to start, and to write what was found
 #: What real inputs say of this machine, and nobody else needs to know.
-HERE_ONLY: Final = tuple({os.fsencode(p) for p in (REPOSITORY, Path.home(), sys.prefix, os.uname().nodename) if len(str(p)) > 4})
+HERE_ONLY: Final = tuple(
+    {os.fsencode(p) for p in (REPOSITORY, Path.home(), sys.prefix, os.uname().nodename) if len(str(p)) > 4}
+)
 KEPT_BYTES: Final = 12 << 10  # of one target's corpus in the repository
 
 
@@ -58,13 +60,32 @@ class Runner:
         here.mkdir(parents=True, exist_ok=True)
         found.mkdir(parents=True, exist_ok=True)
         before = set(found.iterdir())
-        command = [sys.executable, str(HERE / "one.py"), name, "--fuzz", str(here), f"-artifact_prefix={found}/",
-                   f"-max_total_time={max(1, round(seconds))}", f"-timeout={INPUT_S}", f"-rss_limit_mb={MEMORY_MB}",
-                   "-print_final_stats=1", "-reload=0"]  # fmt: skip
+        command = [
+            sys.executable,
+            str(HERE / "one.py"),
+            name,
+            "--fuzz",
+            str(here),
+            f"-artifact_prefix={found}/",
+            f"-max_total_time={max(1, round(seconds))}",
+            f"-timeout={INPUT_S}",
+            f"-rss_limit_mb={MEMORY_MB}",
+            "-print_final_stats=1",
+            "-reload=0",
+        ]
         began_s = time.monotonic()
         env = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
-        self.process = subprocess.Popen(command, cwd=REPOSITORY, env=env, stdin=subprocess.DEVNULL, text=True, errors="replace",
-                                        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)  # fmt: skip
+        self.process = subprocess.Popen(
+            command,
+            cwd=REPOSITORY,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            errors="replace",
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
         try:
             out, _ = self.process.communicate(timeout=seconds + ENDING_S)
             code = self.process.returncode
@@ -80,13 +101,20 @@ class Runner:
         figures.reached = max([figures.reached, *map(int, re.findall(r" cov: (\d+)", out))])
         if code:
             files = sorted(set(found.iterdir()) - before) or [Path("(no input was saved)")]
-            again = "\n".join(f"run it again: PYTHONPATH=. {shlex.join([sys.executable, 'tests/fuzz/one.py', name, str(f)])}"
-                              for f in files)  # fmt: skip
-            why = "\n".join(line for line in out.splitlines() if not re.match(r"#\d+\s|INFO:|\s*#\d+ 0x\w+ in _?Py", line))
+            again = "\n".join(
+                f"run it again: PYTHONPATH=. {shlex.join([sys.executable, 'tests/fuzz/one.py', name, str(f)])}"
+                for f in files
+            )
+            why = "\n".join(
+                line for line in out.splitlines() if not re.match(r"#\d+\s|INFO:|\s*#\d+ 0x\w+ in _?Py", line)
+            )
             figures.findings.append(f"FINDING {name}\n{why[-4000:]}\n{again}")
             print(figures.findings[-1], flush=True)
-        print(f"{name:16} {inputs:>12,} inputs {inputs / max(1.0, seconds):>9,.0f}/s  {figures.reached:>6} edges  "
-              f"{len(figures.findings)} findings", flush=True)  # fmt: skip
+        print(
+            f"{name:16} {inputs:>12,} inputs {inputs / max(1.0, seconds):>9,.0f}/s  {figures.reached:>6} edges  "
+            f"{len(figures.findings)} findings",
+            flush=True,
+        )
 
     def end(self) -> None:
         if self.process is not None and self.process.poll() is None:
@@ -96,16 +124,23 @@ class Runner:
     def summary(self) -> None:
         total = sum(f.inputs for f in self.figures.values())
         found = sum(len(f.findings) for f in self.figures.values())
-        print(f"\n{total:,} inputs of {len(self.figures)} targets, {found} findings; "
-              f"the corpus is in {self.corpus}", flush=True)  # fmt: skip
+        print(
+            f"\n{total:,} inputs of {len(self.figures)} targets, {found} findings; the corpus is in {self.corpus}",
+            flush=True,
+        )
 
     def keep(self, name: str) -> None:
         """What reaches most with the fewest bytes, into the repository."""
         merged = self.corpus / f"{name}.merged"
         shutil.rmtree(merged, ignore_errors=True)
         merged.mkdir()
-        subprocess.run([sys.executable, str(HERE / "one.py"), name, "--fuzz", str(merged), str(self.corpus / name), "-merge=1"],
-                       cwd=REPOSITORY, check=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+        subprocess.run(
+            [sys.executable, str(HERE / "one.py"), name, "--fuzz", str(merged), str(self.corpus / name), "-merge=1"],
+            cwd=REPOSITORY,
+            check=False,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         inputs, size = [], 0
         for path in sorted(merged.iterdir(), key=lambda p: p.stat().st_size):
             data = path.read_bytes()
@@ -137,11 +172,17 @@ def chosen(names: list[str]) -> tuple[list[str], str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=0.0, help="how long, of all targets together; 0: until it is stopped")
+    parser.add_argument(
+        "--seconds", type=float, default=0.0, help="how long, of all targets together; 0: until it is stopped"
+    )
     parser.add_argument("--target", action="append", default=[], help="only this one; may be given several times")
-    parser.add_argument("--corpus", type=Path, default=build.TOP / "corpus", help="where inputs are kept from run to run")
+    parser.add_argument(
+        "--corpus", type=Path, default=build.TOP / "corpus", help="where inputs are kept from run to run"
+    )
     parser.add_argument("--found", type=Path, default=build.TOP / "found", help="where findings are written")
-    parser.add_argument("--keep", action="store_true", help="write the corpora into tests/fuzz/corpus, smallest inputs first")
+    parser.add_argument(
+        "--keep", action="store_true", help="write the corpora into tests/fuzz/corpus, smallest inputs first"
+    )
     parser.add_argument("--list", action="store_true", help="name the targets")
     args = parser.parse_args()
     if args.list:
@@ -166,8 +207,11 @@ def _run(args: argparse.Namespace, names: list[str]) -> int:
         return 0
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     turn_s = args.seconds / len(names) if args.seconds else TURN_S
-    print(f"{len(names)} targets, {turn_s:.0f} s each" + ("" if args.seconds else ", round after round until it is stopped"),
-          flush=True)  # fmt: skip
+    print(
+        f"{len(names)} targets, {turn_s:.0f} s each"
+        + ("" if args.seconds else ", round after round until it is stopped"),
+        flush=True,
+    )
     left = list(names)
     try:
         while left:

@@ -23,14 +23,39 @@ from pact.core.tree import wire
 from pact.errors import PactError
 
 NODE_COMMANDS: Final = (
-    ["status"], ["status", "-v"], ["diff"], ["diff", "-v"], ["log"], ["log", "-v"], ["check"], ["consumers", "file:/a"],
-    ["show", "3"], ["commit", "-m", "x", "--all"], ["rollback", "--all"], ["rollback", "--all", "--dry-run"],
-    ["extend", "10m"], ["redo", "c1"], ["adopt", "file:/a"], ["track"], ["hold", "place", "-r", "x"], ["hold", "release"],
-    ["emergency", "start", "-r", "x"], ["emergency", "end"],
+    ["status"],
+    ["status", "-v"],
+    ["diff"],
+    ["diff", "-v"],
+    ["log"],
+    ["log", "-v"],
+    ["check"],
+    ["consumers", "file:/a"],
+    ["show", "3"],
+    ["commit", "-m", "x", "--all"],
+    ["rollback", "--all"],
+    ["rollback", "--all", "--dry-run"],
+    ["extend", "10m"],
+    ["redo", "c1"],
+    ["adopt", "file:/a"],
+    ["track"],
+    ["hold", "place", "-r", "x"],
+    ["hold", "release"],
+    ["emergency", "start", "-r", "x"],
+    ["emergency", "end"],
 )
-ROOT_COMMANDS: Final = (["groups"], ["groups", "g1"], ["nodes"], ["nodes", "--forget", "n9"], ["commit", "g1", "-m", "x"],
-                        ["rollback", "g1"], ["extend", "g1", "10m"], ["hold", "place", "--all", "-r", "x"],
-                        ["hold", "release", "--all"], ["watch", "--nodes", "n1"])  # fmt: skip
+ROOT_COMMANDS: Final = (
+    ["groups"],
+    ["groups", "g1"],
+    ["nodes"],
+    ["nodes", "--forget", "n9"],
+    ["commit", "g1", "-m", "x"],
+    ["rollback", "g1"],
+    ["extend", "g1", "10m"],
+    ["hold", "place", "--all", "-r", "x"],
+    ["hold", "release", "--all"],
+    ["watch", "--nodes", "n1"],
+)
 
 
 class Out(io.TextIOWrapper):
@@ -98,7 +123,9 @@ def shown(data: bytes) -> None:
     for body in answers.parts:
         raw_ = fleet._sense(body)
         if raw_ is not None and args.command == "status" and raw_["exit"] == 0:
-            with contextlib.suppress(KeyError, TypeError, ValueError, AttributeError, IndexError):  # of its own agent it is right
+            with contextlib.suppress(
+                KeyError, TypeError, ValueError, AttributeError, IndexError
+            ):  # of its own agent it is right
                 for text, _ in screen.page(raw_["result"], 80, 24, verbose=False):
                     _nothing_moves(text)
 
@@ -110,29 +137,100 @@ def _names(folded: str) -> set[str]:
 
 
 DOC: Final = {
-    "v": 1, "node": "n1", "state": "drifted", "mode": "enforce", "magnitude": 0.07, "window_s": 788.5, "drifted": 1,
-    "dimensions": {"kernel": 0.07}, "declared": 12, "unreadable": 1, "untracked": 0, "emergency": None,
-    "unreadable_resources": {"file:/x": "EIO"}, "holds": [{"hold": "h1", "owner": "ann", "reason": "r",
-                                                          "ends": "2026-01-01T00:00:00Z", "remaining_s": 5.0, "change": None}],
-    "observers": {"fanotify": "ok"}, "journal": {"seq": 9, "replicated": 3},
-    "changes": [{"id": "c7", "state": "open", "owner": {"user": "ann", "uid": 1, "session": "1", "command": "vi"}, "group": None,
-                 "resources": ["sysctl:a", "file:/f"], "opened": "2026-01-01T10:11:12Z", "deadline": "2026-01-01T10:26:12Z",
-                 "remaining_s": 788.1, "consumers": [], "reason": "", "message": ""}],
-    "you": {"user": "ann", "uid": 1, "role": "ops"}, "up_s": 5.0, "trials": [],
-}  # fmt: skip
-RECORD: Final = {"seq": 3, "time": "2026-01-01T10:11:12.000000Z", "type": "committed", "node": "n1", "prev": "0", "hash": "0",
-                 "actor": {"user": "ann", "uid": 1, "role": "ops", "via": "socket"},
-                 "data": {"resources": {"sysctl:a": {}}, "message": "m", "change": "c1"}}  # fmt: skip
+    "v": 1,
+    "node": "n1",
+    "state": "drifted",
+    "mode": "enforce",
+    "magnitude": 0.07,
+    "window_s": 788.5,
+    "drifted": 1,
+    "dimensions": {"kernel": 0.07},
+    "declared": 12,
+    "unreadable": 1,
+    "untracked": 0,
+    "emergency": None,
+    "unreadable_resources": {"file:/x": "EIO"},
+    "holds": [
+        {
+            "hold": "h1",
+            "owner": "ann",
+            "reason": "r",
+            "ends": "2026-01-01T00:00:00Z",
+            "remaining_s": 5.0,
+            "change": None,
+        }
+    ],
+    "observers": {"fanotify": "ok"},
+    "journal": {"seq": 9, "replicated": 3},
+    "changes": [
+        {
+            "id": "c7",
+            "state": "open",
+            "owner": {"user": "ann", "uid": 1, "session": "1", "command": "vi"},
+            "group": None,
+            "resources": ["sysctl:a", "file:/f"],
+            "opened": "2026-01-01T10:11:12Z",
+            "deadline": "2026-01-01T10:26:12Z",
+            "remaining_s": 788.1,
+            "consumers": [],
+            "reason": "",
+            "message": "",
+        }
+    ],
+    "you": {"user": "ann", "uid": 1, "role": "ops"},
+    "up_s": 5.0,
+    "trials": [],
+}
+RECORD: Final = {
+    "seq": 3,
+    "time": "2026-01-01T10:11:12.000000Z",
+    "type": "committed",
+    "node": "n1",
+    "prev": "0",
+    "hash": "0",
+    "actor": {"user": "ann", "uid": 1, "role": "ops", "via": "socket"},
+    "data": {"resources": {"sysctl:a": {}}, "message": "m", "change": "c1"},
+}
 RESULTS: Final[tuple[Any, ...]] = (
-    DOC, {"v": 1, "resources": [{"id": "sysctl:a", "change": "c1", "owner": "ann", "declared": {"value": "1"},
-                                 "actual": {"value": "2"}, "since": "2026-01-01T10:11:12Z", "lines": ["-1", "+2"]}]},
-    {"rows": [{"record": RECORD}], "truncated": True}, {"line": "OK", "node": "n1", "state": "committed", "untracked": 0},
-    {"v": 1, "resource": "file:/a", "consumers": [{"resource": "file:/a", "pid": 7, "how": "fd", "path": "/a", "uid": 0,
-                                                   "user": "root", "command": "vi", "cgroup": "/", "job": ""}]},
-    {"record": RECORD, "contents": {"file:/a": {"content": "x\n"}}}, {"change": "c1", "results": {"sysctl:a": "restored"}},
+    DOC,
+    {
+        "v": 1,
+        "resources": [
+            {
+                "id": "sysctl:a",
+                "change": "c1",
+                "owner": "ann",
+                "declared": {"value": "1"},
+                "actual": {"value": "2"},
+                "since": "2026-01-01T10:11:12Z",
+                "lines": ["-1", "+2"],
+            }
+        ],
+    },
+    {"rows": [{"record": RECORD}], "truncated": True},
+    {"line": "OK", "node": "n1", "state": "committed", "untracked": 0},
+    {
+        "v": 1,
+        "resource": "file:/a",
+        "consumers": [
+            {
+                "resource": "file:/a",
+                "pid": 7,
+                "how": "fd",
+                "path": "/a",
+                "uid": 0,
+                "user": "root",
+                "command": "vi",
+                "cgroup": "/",
+                "job": "",
+            }
+        ],
+    },
+    {"record": RECORD, "contents": {"file:/a": {"content": "x\n"}}},
+    {"change": "c1", "results": {"sysctl:a": "restored"}},
     {"plan": [{"id": "sysctl:a", "action": "restore"}], "dry_run": True, "consumers": [], "notes": ["n"]},
     {"v": 1, "tracked": {"file:/e/**": "report"}, "untracked": {}},
-)  # fmt: skip
+)
 
 
 def shown_seeds() -> Iterator[bytes]:
@@ -180,7 +278,12 @@ def client(data: bytes) -> None:
     one: Any = RootClient.__new__(RootClient)
     one._id, one._timeout_s, one._ends_s, one.url = 0, 0.0, math.inf, "tcp://a:1"
     one._roots, one._direct, one._must_seal = [], True, False
-    one._sock, one._sent_s, one._heard_s, one._monitor = Wire(frames), math.inf, math.inf, SimpleNamespace(poll=lambda _: 0)
+    one._sock, one._sent_s, one._heard_s, one._monitor = (
+        Wire(frames),
+        math.inf,
+        math.inf,
+        SimpleNamespace(poll=lambda _: 0),
+    )
     there = contextlib.nullcontext(one)
     roots.connected = fleet.connected = lambda _: there  # type: ignore[assignment]
     with _captured(terminal):
@@ -200,12 +303,29 @@ def wire_kind(number: int) -> str:
 
 CLIENT_KINDS: Final = ("result", "parts", "part", "progress", "event", "sorry", "beat", "welcome")
 ANSWERS: Final[tuple[Any, ...]] = (
-    {"groups": [{"group": "g1", "state": "open", "nodes": "n[1-4]", "owner": "ann", "remaining_s": 5, "resources": ["sysctl:a"],
-                 "message": "m", "members": {"applied": "n[1-4]"}, "blocked": {"n1": {"why": "w"}},
-                 "deadline": "2026-01-01T00:00:00Z"}], "holds": []},
-    {"nodes": {"n1": {"connected": True}, "n2": {"connected": False}}, "root": "r", "gseq": 5}, {"forgotten": "n9"},
-    {"hold": "f1", "ends": "2026-01-01T00:00:00Z", "nodes": 4}, {"released": ["f1"], "nodes": 4, "held": []}, {},
-)  # fmt: skip
+    {
+        "groups": [
+            {
+                "group": "g1",
+                "state": "open",
+                "nodes": "n[1-4]",
+                "owner": "ann",
+                "remaining_s": 5,
+                "resources": ["sysctl:a"],
+                "message": "m",
+                "members": {"applied": "n[1-4]"},
+                "blocked": {"n1": {"why": "w"}},
+                "deadline": "2026-01-01T00:00:00Z",
+            }
+        ],
+        "holds": [],
+    },
+    {"nodes": {"n1": {"connected": True}, "n2": {"connected": False}}, "root": "r", "gseq": 5},
+    {"forgotten": "n9"},
+    {"hold": "f1", "ends": "2026-01-01T00:00:00Z", "nodes": 4},
+    {"released": ["f1"], "nodes": 4, "held": []},
+    {},
+)
 
 
 def client_seeds() -> Iterator[bytes]:
@@ -213,18 +333,49 @@ def client_seeds() -> Iterator[bytes]:
     for n in range(len(ROOT_ARGS)):
         for id_ in (1, 2):
             for answer in (*ANSWERS, one):
-                yield bytes((n, n >> 1)) + b"\0" + piece(b'{"id":%d,"exit":0,"message":"m","hint":"h"}' % id_) + piece(orjson.dumps(answer))
+                yield (
+                    bytes((n, n >> 1))
+                    + b"\0"
+                    + piece(b'{"id":%d,"exit":0,"message":"m","hint":"h"}' % id_)
+                    + piece(orjson.dumps(answer))
+                )
         for kind, head, body in heads():
             if kind in CLIENT_KINDS:
                 yield bytes((n, 1, CLIENT_KINDS.index(kind))) + piece(head) + piece(body)
         empty = b"\0" + piece(b'{"id":1,"exit":0}') + piece(orjson.dumps(ANSWERS[1]))
-        yield bytes((n, 0)) + empty + b"\4" + piece(b'{"id":2}') + piece(orjson.dumps(RECORD)) + b"\4" + piece(b'{"id":2}') + piece(b"{}")
+        yield (
+            bytes((n, 0))
+            + empty
+            + b"\4"
+            + piece(b'{"id":2}')
+            + piece(orjson.dumps(RECORD))
+            + b"\4"
+            + piece(b'{"id":2}')
+            + piece(b"{}")
+        )
 
 
-WORDS: Final = [b'"result":{', b'"exit":0', b'"rows":[{"record":', b'"data":{', b'"resources":[', b'"time":"2026-01-01T00:00:00Z"',
-                b'"type":"', b'"members":{', b'"blocked":{', b"\\u001b[2J", b"\\u202e", b"null", b"1e308", b"-1",
-                *(f'"type":"{t}"'.encode() for t in ("rollback_blocked", "denied", "tracked", "group_prepared"))]
-TARGETS: Final = {t.name: t for t in (
-    Target("shown", shown, shown_seeds, WORDS),
-    Target("client", client, client_seeds, WORDS),
-)}  # fmt: skip
+WORDS: Final = [
+    b'"result":{',
+    b'"exit":0',
+    b'"rows":[{"record":',
+    b'"data":{',
+    b'"resources":[',
+    b'"time":"2026-01-01T00:00:00Z"',
+    b'"type":"',
+    b'"members":{',
+    b'"blocked":{',
+    b"\\u001b[2J",
+    b"\\u202e",
+    b"null",
+    b"1e308",
+    b"-1",
+    *(f'"type":"{t}"'.encode() for t in ("rollback_blocked", "denied", "tracked", "group_prepared")),
+]
+TARGETS: Final = {
+    t.name: t
+    for t in (
+        Target("shown", shown, shown_seeds, WORDS),
+        Target("client", client, client_seeds, WORDS),
+    )
+}

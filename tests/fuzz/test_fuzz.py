@@ -17,15 +17,22 @@ import pytest
 
 from fuzz import build, one, targets
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("atheris") is None,
-                                reason="atheris is not installed: pip install '.[fuzz]'")  # fmt: skip
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("atheris") is None, reason="atheris is not installed: pip install '.[fuzz]'"
+)
 RUN = Path(__file__).with_name("run.py")
 SECONDS = 60
 
 
 def fuzz(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, str(RUN), *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True,
-                          errors="replace", check=False)  # fmt: skip
+    return subprocess.run(
+        [sys.executable, str(RUN), *arguments],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+    )
 
 
 @pytest.mark.fuzz
@@ -39,14 +46,29 @@ def test_a_minute_of_fuzzing_finds_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.timeout(300)
 def test_what_is_found_is_saved_with_the_command_that_finds_it_again(tmp_path: Path) -> None:
-    done = fuzz("--seconds", "100", "--target", "canary", "--corpus", str(tmp_path / "corpus"), "--found", str(tmp_path / "found"))
+    done = fuzz(
+        "--seconds",
+        "100",
+        "--target",
+        "canary",
+        "--corpus",
+        str(tmp_path / "corpus"),
+        "--found",
+        str(tmp_path / "found"),
+    )
     assert done.returncode == 1 and "FINDING canary" in done.stdout, done.stdout + done.stderr
     (saved,) = (tmp_path / "found" / "canary").iterdir()
     assert saved.read_bytes().startswith(b"!") and saved.read_bytes()[1:].strip() == b"7"
     again = re.findall(r"run it again: PYTHONPATH=\. (.*)", done.stdout)[0]
     assert str(saved) in again
-    once_more = subprocess.run(shlex.split(again), cwd=RUN.parents[2], env={**os.environ, "PYTHONPATH": "."}, capture_output=True,
-                               text=True, check=False)  # fmt: skip
+    once_more = subprocess.run(
+        shlex.split(again),
+        cwd=RUN.parents[2],
+        env={**os.environ, "PYTHONPATH": "."},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert once_more.returncode != 0 and "the fault that is there on purpose" in once_more.stderr
 
 
@@ -55,8 +77,15 @@ def natively(code: str) -> subprocess.CompletedProcess[str]:
         env = one.sanitized()
     except build.Missing as exc:
         pytest.skip(str(exc))
-    return subprocess.run([sys.executable, "-c", code], cwd=env[one.NATIVE], env=env, capture_output=True, text=True,
-                          errors="replace", check=False)  # fmt: skip
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=env[one.NATIVE],
+        env=env,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+    )
 
 
 @pytest.mark.timeout(240)

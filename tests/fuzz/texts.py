@@ -117,8 +117,10 @@ def keys(data: bytes) -> None:
         return
     for key, peer in found.peers.items():
         assert peer.key == key and auth.NAME.fullmatch(peer.name) and peer.role in auth.ROLES
-    text = "".join(f"[[key]]\nname = {quote(p.name)}\nrole = {quote(p.role)}\npublic = {quote(p.key)}\n"
-                   for p in found.peers.values())  # fmt: skip
+    text = "".join(
+        f"[[key]]\nname = {quote(p.name)}\nrole = {quote(p.role)}\npublic = {quote(p.key)}\n"
+        for p in found.peers.values()
+    )
     assert auth.parse(text, "k.toml").peers == found.peers
 
 
@@ -161,11 +163,13 @@ def toml_seeds() -> Iterator[bytes]:
 
 def declared_seeds() -> Iterator[bytes]:
     yield from toml_seeds()
-    yield (b'[sysctl]\nkernel.randomize_va_space = 2\n"vm.swappiness" = {value = 1, consumers = ["exec:a"], weight = 2.0}\n'
-           b'[file."/etc/a"]\ncontent = "x\\n"\nmode = "0644"\nowner = "root"\n[file."/etc/l"]\nlink = "/etc/a"\n'
-           b'[file."/etc/d"]\ntype = "directory"\n[module]\nzram = {loaded = true, parameters = {num_devices = 2}}\n'
-           b'[mount."/mnt/x"]\nsource = "tmpfs"\nfstype = "tmpfs"\noptions = ["size=1m", "ro"]\nrequires = ["module:zram"]\n'
-           b'[track]\n"file:/etc/cron.d/**" = "enforce"\n"sysctl:net.*" = "report"\n')  # fmt: skip
+    yield (
+        b'[sysctl]\nkernel.randomize_va_space = 2\n"vm.swappiness" = {value = 1, consumers = ["exec:a"], weight = 2.0}\n'
+        b'[file."/etc/a"]\ncontent = "x\\n"\nmode = "0644"\nowner = "root"\n[file."/etc/l"]\nlink = "/etc/a"\n'
+        b'[file."/etc/d"]\ntype = "directory"\n[module]\nzram = {loaded = true, parameters = {num_devices = 2}}\n'
+        b'[mount."/mnt/x"]\nsource = "tmpfs"\nfstype = "tmpfs"\noptions = ["size=1m", "ro"]\nrequires = ["module:zram"]\n'
+        b'[track]\n"file:/etc/cron.d/**" = "enforce"\n"sysctl:net.*" = "report"\n'
+    )
     for kind in (b"sysctl", b"file", b"module", b"mount", b"track", b"service"):
         yield from (b"[" + kind + b"]\n'/a.b' = " + t + b"\n" for t in nasties(200))
 
@@ -173,12 +177,16 @@ def declared_seeds() -> Iterator[bytes]:
 def config_seeds() -> Iterator[bytes]:
     yield from _packaged("*.toml")
     yield from _fenced("README.md", *(f"docs/{p.name}" for p in sorted((ROOT / "docs").glob("*.md"))))
-    yield (b'[node]\nname = "n1"\n[window]\nbase = "15m"\nfloor = "1m"\nsensitivity = 2.0\n[drift]\nignore = ["file:/x/**"]\n'
-           b'[drift.weights]\nkernel = 2\n[observe]\ncpus = [0, 1]\nrescan = "5s"\nfanotify = true\n[state]\ndir = "/s"\n'
-           b'file_limit = "4M"\nkeep = "30d"\n[cluster]\nrack = "r1"\n[keys]\nsecret = "k"\n')  # fmt: skip
-    yield (b'[aggregator]\nname = "a1"\ntree = "tcp://0.0.0.0:7417"\nhttp = "127.0.0.1:7420"\nchildren = 9\nbuffer = "64M"\n'
-           b'[[aggregator.parents]]\nurl = "tcp://b:7417"\nkey = "rq:rM>}U?@Lns47E1%kR.o@n%FcmmsL/@{H8]yf7"\nrack = "r"\n'
-           b'[journal]\nurl = "etcd://e:2379/p"\nkeep = 1000\n[groups]\nwave = 10\nanswer = "10s"\n[keys]\nsecret = "k"\n')  # fmt: skip
+    yield (
+        b'[node]\nname = "n1"\n[window]\nbase = "15m"\nfloor = "1m"\nsensitivity = 2.0\n[drift]\nignore = ["file:/x/**"]\n'
+        b'[drift.weights]\nkernel = 2\n[observe]\ncpus = [0, 1]\nrescan = "5s"\nfanotify = true\n[state]\ndir = "/s"\n'
+        b'file_limit = "4M"\nkeep = "30d"\n[cluster]\nrack = "r1"\n[keys]\nsecret = "k"\n'
+    )
+    yield (
+        b'[aggregator]\nname = "a1"\ntree = "tcp://0.0.0.0:7417"\nhttp = "127.0.0.1:7420"\nchildren = 9\nbuffer = "64M"\n'
+        b'[[aggregator.parents]]\nurl = "tcp://b:7417"\nkey = "rq:rM>}U?@Lns47E1%kR.o@n%FcmmsL/@{H8]yf7"\nrack = "r"\n'
+        b'[journal]\nurl = "etcd://e:2379/p"\nkeep = 1000\n[groups]\nwave = 10\nanswer = "10s"\n[keys]\nsecret = "k"\n'
+    )
     yield b'via = "tcp://a:7417"\nserver_key = "k"\nkey = "ann.secret"\nservers = [{url = "tcp://b:7417", key = "k"}]\n'
     yield b'[client]\nvia = "tcp://a:7417"\nkey = "ann.secret"\n'
     for head in (b"[node]\nname = ", b"[window]\nbase = ", b"[drift]\nignore = ", b"[aggregator]\nname = ", b"via = "):
@@ -194,23 +202,96 @@ def key_seeds() -> Iterator[bytes]:
 
 
 def set_seeds() -> Iterable[bytes]:
-    return [b"n1", b"n[1-3]", b"n[001-128/2]", b"n[1-3],m[4-5]!n2", b"n[1-9]&n[3-20]", b"n[1-3]^n[2-5]", b"@all", b"*",
-            b"n[1-99999999999]", b"n[1-5]x[0-7]b", b"x1000c0s0b0n[0-1]", b"n[9-1]", b"n[1-3", b"n[1-2/0]", b"", b" ",
-            b"n[1,3,5-7]-ib", b"a,b,c", b"n1,n1", b"[1-4]", b"n[-3]", b"n[1-3]y", b"n3[0-5]", b"n3[00-12]x[1-2]", b"n[8-12]5", b"n[0-1][0-1]", b"n[\xd9\xa1-\xd9\xa3]"]
+    return [
+        b"n1",
+        b"n[1-3]",
+        b"n[001-128/2]",
+        b"n[1-3],m[4-5]!n2",
+        b"n[1-9]&n[3-20]",
+        b"n[1-3]^n[2-5]",
+        b"@all",
+        b"*",
+        b"n[1-99999999999]",
+        b"n[1-5]x[0-7]b",
+        b"x1000c0s0b0n[0-1]",
+        b"n[9-1]",
+        b"n[1-3",
+        b"n[1-2/0]",
+        b"",
+        b" ",
+        b"n[1,3,5-7]-ib",
+        b"a,b,c",
+        b"n1,n1",
+        b"[1-4]",
+        b"n[-3]",
+        b"n[1-3]y",
+        b"n3[0-5]",
+        b"n3[00-12]x[1-2]",
+        b"n[8-12]5",
+        b"n[0-1][0-1]",
+        b"n[\xd9\xa1-\xd9\xa3]",
+    ]
 
 
-WORDS: Final = [b"[sysctl]\n", b"[file.", b"[mount.", b"[module]\n", b"[track]\n", b"requires", b"consumers", b"weight",
-                b"content", b"source", b"options", b'"""', b"'''", b"1979-05-27T07:32:00Z", b"\\u0000", b"inf", b"\r\n"]
-SECTIONS: Final = [f"[{s}]\n".encode() for s in ("node", "state", "control", "declared", "mode", "window", "drift", "observe",
-                                                 "rollback", "access", "hooks", "cluster", "keys", "journal", "groups",
-                                                 "aggregator", "client", "drift.weights")]  # fmt: skip
-TARGETS: Final = {t.name: t for t in (
-    Target("json", json, nasties, [b"\\u0000", b"\\ud800", b"18446744073709551615", b"1e308", b"null", b"true", b'":']),
-    Target("toml", toml, toml_seeds, WORDS),
-    Target("declared", declared, declared_seeds, WORDS),
-    Target("agent_toml", file_of(lambda: load_agent(FILE)), config_seeds, SECTIONS),
-    Target("aggregator_toml", file_of(lambda: load_aggregator(FILE)), config_seeds, SECTIONS),
-    Target("client_toml", file_of(lambda: load_client((FILE,))), config_seeds, [b"servers", b"server_key", b"[client]\n"]),
-    Target("keys", keys, key_seeds, [b"[[key]]\n", b"public", b"role", *(r.encode() for r in auth.ROLES)]),
-    Target("nodeset", nodeset, set_seeds, [b"[1-", b"/2]", b"!", b"&", b"^", b"@", b"],", b"0"], 1024),
-)}  # fmt: skip
+WORDS: Final = [
+    b"[sysctl]\n",
+    b"[file.",
+    b"[mount.",
+    b"[module]\n",
+    b"[track]\n",
+    b"requires",
+    b"consumers",
+    b"weight",
+    b"content",
+    b"source",
+    b"options",
+    b'"""',
+    b"'''",
+    b"1979-05-27T07:32:00Z",
+    b"\\u0000",
+    b"inf",
+    b"\r\n",
+]
+SECTIONS: Final = [
+    f"[{s}]\n".encode()
+    for s in (
+        "node",
+        "state",
+        "control",
+        "declared",
+        "mode",
+        "window",
+        "drift",
+        "observe",
+        "rollback",
+        "access",
+        "hooks",
+        "cluster",
+        "keys",
+        "journal",
+        "groups",
+        "aggregator",
+        "client",
+        "drift.weights",
+    )
+]
+TARGETS: Final = {
+    t.name: t
+    for t in (
+        Target(
+            "json", json, nasties, [b"\\u0000", b"\\ud800", b"18446744073709551615", b"1e308", b"null", b"true", b'":']
+        ),
+        Target("toml", toml, toml_seeds, WORDS),
+        Target("declared", declared, declared_seeds, WORDS),
+        Target("agent_toml", file_of(lambda: load_agent(FILE)), config_seeds, SECTIONS),
+        Target("aggregator_toml", file_of(lambda: load_aggregator(FILE)), config_seeds, SECTIONS),
+        Target(
+            "client_toml",
+            file_of(lambda: load_client((FILE,))),
+            config_seeds,
+            [b"servers", b"server_key", b"[client]\n"],
+        ),
+        Target("keys", keys, key_seeds, [b"[[key]]\n", b"public", b"role", *(r.encode() for r in auth.ROLES)]),
+        Target("nodeset", nodeset, set_seeds, [b"[1-", b"/2]", b"!", b"&", b"^", b"@", b"],", b"0"], 1024),
+    )
+}

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import random
-from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator, Mapping
-from types import SimpleNamespace
 from typing import Any, Final
 
 import nasty
 import orjson
 from public_root import Chain
 
-from fuzz.entrances import Agent, _world, request_lines
+from fuzz.entrances import request_lines
 from fuzz.kit import Feed, Target, piece
 from pact.agent import link as links
-from pact.agent.budget import Budget
-from pact.agent.link import Link
-from pact.agent.remote import Callers
-from pact.agent.requests import Requests
 from pact.cluster.nodesets import NodeSets
-from pact.core.node import bonds
 from pact.core.root import public
 from pact.core.root.answers import RESULT_MAX, answer_of, fitting, refusal_of
 from pact.core.root.log import RootState
@@ -28,11 +20,10 @@ from pact.core.root.root import Root
 from pact.core.root.term import Commit, Down, Publish
 from pact.core.tree import wire
 from pact.core.tree.directory import Peer
-from pact.core.tree.outbox import Outbox, Up
+from pact.core.tree.outbox import Up
 from pact.core.tree.relay import Relay, ToChildren, ToEach
-from pact.core.tree.seals import Keys, NodeSeals, RootSeals, for_each, key_id, of_events, of_hello, seal
+from pact.core.tree.seals import Keys, RootSeals, for_each, key_id, of_events, of_hello, seal
 from pact.core.tree.seals import text as seal_text
-from pact.core.tree.uplink import Parent, Send, Uplink
 from pact.errors import RemoteProtocolError
 from pact.limits import FRAME_MAX
 from pact.model import NS_PER_S
@@ -78,42 +69,102 @@ def heads() -> Iterator[tuple[str, bytes, bytes]]:
     chain = Chain("n1")
     lines = b"\n".join(chain.batch("agent_started", "committed").lines) + b"\n"
     row = ["n1", chain.incarnation, 0, 2, len(lines)]
-    fleet = {"fence": 1, "seq": 1, "holds": [{"hold": "f1", "owner": "o", "reason": "r", "ends": "2030-01-01T00:00:00Z",
-                                              "left_ns": 10**12}]}  # fmt: skip
+    fleet = {
+        "fence": 1,
+        "seq": 1,
+        "holds": [{"hold": "f1", "owner": "o", "reason": "r", "ends": "2030-01-01T00:00:00Z", "left_ns": 10**12}],
+    }
     some: list[tuple[str, Mapping[str, Any], bytes]] = [
-        ("hello", {"v": 1, "role": "node", "name": "n1", "session": 1 << 20, "rack": "r1", "groups": [["g1", "open", 1]]}, b""),
-        ("hello", {"v": 1, "role": "aggregator", "name": "a1", "session": 1 << 20, "below": ["n3", "n4"],
-                   "racks": {"n3": "r"}, "sessions": {"n3": 1}}, b""),
+        (
+            "hello",
+            {"v": 1, "role": "node", "name": "n1", "session": 1 << 20, "rack": "r1", "groups": [["g1", "open", 1]]},
+            b"",
+        ),
+        (
+            "hello",
+            {
+                "v": 1,
+                "role": "aggregator",
+                "name": "a1",
+                "session": 1 << 20,
+                "below": ["n3", "n4"],
+                "racks": {"n3": "r"},
+                "sessions": {"n3": 1},
+            },
+            b"",
+        ),
         ("hello", {"v": 1, "role": "client", "name": "adm", "session": 7}, b""),
-        ("beat", {}, b""), ("beat", {"answer": True, "below": 3}, b""), ("goodbye", {}, b""),
-        ("events", {"batches": [row]}, lines), ("below", {"add": ["n5"], "gone": ["n3"], "sessions": {"n5": 2}}, b""),
+        ("beat", {}, b""),
+        ("beat", {"answer": True, "below": 3}, b""),
+        ("goodbye", {}, b""),
+        ("events", {"batches": [row]}, lines),
+        ("below", {"add": ["n5"], "gone": ["n3"], "sessions": {"n5": 2}}, b""),
         ("ask", {"node": "n1", "groups": [["g1", "prepared", 1]]}, b""),
-        ("answer", {"call": "1.1", "final": True, "parts": [[["n1"], 36]]}, b'{"ok":true,"exit":0,"result":{"a":1}}'[:36]),
+        (
+            "answer",
+            {"call": "1.1", "final": True, "parts": [[["n1"], 36]]},
+            b'{"ok":true,"exit":0,"result":{"a":1}}'[:36],
+        ),
         ("answer", {"call": "1.1", "final": True, "parts": [[["n1"], 2]], "batches": [row]}, b"{}" + lines),
         ("answer", {"call": "1.1", "final": True, "parts": [[["n3", "n4"], 2]], "lost": ["n5"]}, b"{}"),
         ("request", {"id": 2, "op": "status", "nodes": "n[1-4]", "timeout_ms": 1000}, b"{}"),
         ("request", {"id": 2, "op": "status", "nodes": "n3", "client": "a1:7", "caller": CALLER}, b"{}"),
-        ("cancel", {"id": 2}, b""), ("welcome", {"v": 1, "name": "r", "path": ["r"], "fence": 1, "credit": 1 << 20,
-                                                 "fleet": fleet, "with_answers": True}, b""),
-        ("sorry", {"why": "w", "again": True}, b""), ("sorry", {"rootless": True, "retry_ms": 5}, b""),
+        ("cancel", {"id": 2}, b""),
+        (
+            "welcome",
+            {"v": 1, "name": "r", "path": ["r"], "fence": 1, "credit": 1 << 20, "fleet": fleet, "with_answers": True},
+            b"",
+        ),
+        ("sorry", {"why": "w", "again": True}, b""),
+        ("sorry", {"rootless": True, "retry_ms": 5}, b""),
         ("ack", {"cursors": [["sim", chain.incarnation, 1, False], ["n1", chain.incarnation, 0, True]]}, b""),
-        ("drop", {"call": "1.1"}, b""), ("fleet", fleet, b""), ("part", {"id": 1, "names": ["n1"]}, b"{}"),
-        ("parts", {"id": 1, "parts": [[["n1"], 2]]}, b"{}"), ("progress", {"id": 1, "done": 1, "total": 2}, b""),
-        ("result", {"id": 1, "exit": 0, "message": "m", "failed": {"n1": "w"}}, b"{}"), ("event", {"id": 1}, b'{"seq":1}'),
-    ]  # fmt: skip
+        ("drop", {"call": "1.1"}, b""),
+        ("fleet", fleet, b""),
+        ("part", {"id": 1, "names": ["n1"]}, b"{}"),
+        ("parts", {"id": 1, "parts": [[["n1"], 2]]}, b"{}"),
+        ("progress", {"id": 1, "done": 1, "total": 2}, b""),
+        ("result", {"id": 1, "exit": 0, "message": "m", "failed": {"n1": "w"}}, b"{}"),
+        ("event", {"id": 1}, b'{"seq":1}'),
+    ]
     whole = {**fleet, "holds": [{**fleet["holds"][0], "whole_ns": 10**12}]}  # type: ignore[index]
-    some += [("hello", {"v": 1, "role": "node", "name": "n1", "session": 1 << 20, "incarnation": "i", "seq": 1, "wall_ns": 5,
-                        "proof": SEAL_OF_N1}, b""),
-             ("below", {"add": ["n3"], "sessions": {"n3": 5}, "proofs": {"n3": ["x" * 28, "i", 1, 1]}}, b""),
-             ("events", {"batches": [row], "seals": [seal_text(seal(b"k" * 32, of_events(row, lines)))]}, lines),
-             ("answer", {"call": "1.1", "final": True, "parts": [[["n1"], 2]], "seals": ["A" * 20]}, b"{}"),
-             ("request", {"id": 4, "op": "challenge", "person": "adm's", "challenge": "c"}, b"{}"),
-             ("request", {"id": 5, "op": "nodes", "person": "adm's", "challenge": "1.x", "seal": "B" * 20}, b"{}"),
-             ("ack", {"cursors": [["sim", "i", 1, False]], "seals": ["C" * 20], "fence": 1, "term": "term"}, b""),
-             ("fleet", {**whole, "term": "term", "seals": {"sim": "D" * 20}}, b"")]  # fmt: skip
-    some += [("call", {"call": f"1.{n}", "op": orjson.loads(line)["op"], "nodes": None, "caller": CALLER, "fence": 1,
-                       "timeout_ms": 5000}, orjson.dumps(orjson.loads(line)["args"]))
-             for n, (_, line) in enumerate(request_lines(), 2)]  # fmt: skip
+    some += [
+        (
+            "hello",
+            {
+                "v": 1,
+                "role": "node",
+                "name": "n1",
+                "session": 1 << 20,
+                "incarnation": "i",
+                "seq": 1,
+                "wall_ns": 5,
+                "proof": SEAL_OF_N1,
+            },
+            b"",
+        ),
+        ("below", {"add": ["n3"], "sessions": {"n3": 5}, "proofs": {"n3": ["x" * 28, "i", 1, 1]}}, b""),
+        ("events", {"batches": [row], "seals": [seal_text(seal(b"k" * 32, of_events(row, lines)))]}, lines),
+        ("answer", {"call": "1.1", "final": True, "parts": [[["n1"], 2]], "seals": ["A" * 20]}, b"{}"),
+        ("request", {"id": 4, "op": "challenge", "person": "adm's", "challenge": "c"}, b"{}"),
+        ("request", {"id": 5, "op": "nodes", "person": "adm's", "challenge": "1.x", "seal": "B" * 20}, b"{}"),
+        ("ack", {"cursors": [["sim", "i", 1, False]], "seals": ["C" * 20], "fence": 1, "term": "term"}, b""),
+        ("fleet", {**whole, "term": "term", "seals": {"sim": "D" * 20}}, b""),
+    ]
+    some += [
+        (
+            "call",
+            {
+                "call": f"1.{n}",
+                "op": orjson.loads(line)["op"],
+                "nodes": None,
+                "caller": CALLER,
+                "fence": 1,
+                "timeout_ms": 5000,
+            },
+            orjson.dumps(orjson.loads(line)["args"]),
+        )
+        for n, (_, line) in enumerate(request_lines(), 2)
+    ]
     for kind, head, body in some:
         yield kind, orjson.dumps(head), body
 
@@ -130,8 +181,15 @@ def frame_seeds() -> Iterator[bytes]:
 
 # -- a relay under a root -------------------------------------------------------------------------------------------------
 
-PEERS: Final = (Peer("n1", "node", "k1"), Peer("n2", "node", "k2"), Peer("a1", "aggregator", "k3"), Peer("eve", "viewer", "k4"),
-                Peer("olga", "ops", "k5"), Peer("adm", "admin", "k6"), Peer("sub", "subscriber", "k7"))  # fmt: skip
+PEERS: Final = (
+    Peer("n1", "node", "k1"),
+    Peer("n2", "node", "k2"),
+    Peer("a1", "aggregator", "k3"),
+    Peer("eve", "viewer", "k4"),
+    Peer("olga", "ops", "k5"),
+    Peer("adm", "admin", "k6"),
+    Peer("sub", "subscriber", "k7"),
+)
 FROM_ABOVE: Final = frozenset({"welcome", "beat", "ack", "call", "drop", "fleet", *wire.TO_CLIENTS})
 T: Final = 100 * NS_PER_S
 
@@ -146,7 +204,7 @@ class Ring(Keys):
         return ("adm", "admin") if public == "adm's" else None
 
     def shared(self, public: str) -> bytes:
-        return wire.encode("utf-8", "replace")[:32].ljust(32, b"k")
+        return public.encode("utf-8", "replace")[:32].ljust(32, b"k")
 
 
 class Tree:
@@ -162,16 +220,30 @@ class Tree:
         self.relay.tree.gate = seals
         self.log: list[bytes] = []
         self.from_root(self.root.start(T, EPOCH_NS, "boot", 0))
-        self.down("welcome", {"v": 1, "name": "root", "path": [], "fence": 1, "credit": 64 << 20, "fleet": self.root.fleet()})
-        for peer, more in ((PEERS[0], {}), (PEERS[1], {}), (PEERS[2], {"below": ["n3", "n4"], "sessions": {"n3": 1}}),
-                           *((p, {}) for p in PEERS[3:6])):  # fmt: skip
+        self.down(
+            "welcome", {"v": 1, "name": "root", "path": [], "fence": 1, "credit": 64 << 20, "fleet": self.root.fleet()}
+        )
+        for peer, more in (
+            (PEERS[0], {}),
+            (PEERS[1], {}),
+            (PEERS[2], {"below": ["n3", "n4"], "sessions": {"n3": 1}}),
+            *((p, {}) for p in PEERS[3:6]),
+        ):
             role = peer.role if peer.role in ("node", "aggregator") else "client"
             self.say(peer, wire.encode("hello", {"v": 1, "role": role, "name": peer.name, "session": 1 << 20, **more}))
         self.flush()
         for op in ("status", "apply"):
-            args = {"resources": {"sysctl:kernel.k0": {"attrs": {"value": "1"}}}, "message": "m"} if op == "apply" else {}
-            self.say(PEERS[5], wire.encode("request", {"id": 1 + (op == "apply"), "op": op, "nodes": "n[1-4]", "timeout_ms": 10**6},
-                                           orjson.dumps(args)))  # fmt: skip
+            args = (
+                {"resources": {"sysctl:kernel.k0": {"attrs": {"value": "1"}}}, "message": "m"} if op == "apply" else {}
+            )
+            self.say(
+                PEERS[5],
+                wire.encode(
+                    "request",
+                    {"id": 1 + (op == "apply"), "op": op, "nodes": "n[1-4]", "timeout_ms": 10**6},
+                    orjson.dumps(args),
+                ),
+            )
         self.flush()
 
     def down(self, kind: str, head: Mapping[str, Any], body: bytes = b"") -> None:
@@ -267,24 +339,49 @@ def relay_seeds() -> Iterator[bytes]:
     answer = orjson.dumps({"ok": True, "exit": 0, "result": {"changes": 1, "magnitude_n": 5, "window_ns": 10**12}})
     for call in ("1.2", "1.3", "1.4"):
         for i, name in enumerate(("n1", "n2")):
-            yield _said(i, "answer", orjson.dumps({"call": call, "final": True, "parts": [[[name], len(answer)]]}), answer)
+            yield _said(
+                i, "answer", orjson.dumps({"call": call, "final": True, "parts": [[[name], len(answer)]]}), answer
+            )
         both = orjson.dumps({"call": call, "final": True, "parts": [[["n3", "n4"], len(answer)]]})
-        yield b"".join([*(_said(i, "answer", orjson.dumps({"call": call, "final": True, "parts": [[[n], len(answer)]]}), answer)
-                          for i, n in enumerate(("n1", "n2"))), _said(2, "answer", both, answer)])  # fmt: skip
+        yield b"".join(
+            [
+                *(
+                    _said(
+                        i, "answer", orjson.dumps({"call": call, "final": True, "parts": [[[n], len(answer)]]}), answer
+                    )
+                    for i, n in enumerate(("n1", "n2"))
+                ),
+                _said(2, "answer", both, answer),
+            ]
+        )
     for op, args in ROOT_OPS:
         for nodes in (b"null", b'"n1"', b'"n[1-99]"'):
-            yield _said(5, "request", b'{"id":3,"op":"%b","nodes":%b,"timeout_ms":5000}' % (op.encode(), nodes), orjson.dumps(args))
+            yield _said(
+                5,
+                "request",
+                b'{"id":3,"op":"%b","nodes":%b,"timeout_ms":5000}' % (op.encode(), nodes),
+                orjson.dumps(args),
+            )
         yield _said(3, "request", b'{"id":3,"op":"%b"}' % op.encode(), orjson.dumps(args)) + b"\xf1\x20"
 
 
 ROOT_OPS: Final[tuple[tuple[str, Mapping[str, Any]], ...]] = (
-    ("nodes", {}), ("groups", {}), ("groups", {"group": "g1"}), ("watch", {}), ("fleet_hold", {"reason": "r", "for_ns": 10**12}),
-    ("fleet_release", {}), ("apply", {"resources": {"sysctl:kernel.k0": {"attrs": {"value": "2"}}}, "message": "m"}),
+    ("nodes", {}),
+    ("groups", {}),
+    ("groups", {"group": "g1"}),
+    ("watch", {}),
+    ("fleet_hold", {"reason": "r", "for_ns": 10**12}),
+    ("fleet_release", {}),
+    ("apply", {"resources": {"sysctl:kernel.k0": {"attrs": {"value": "2"}}}, "message": "m"}),
     ("group_commit", {"group": "g1", "message": "m", "ttl_ns": None, "force": True, "allow_missing": True}),
-    ("group_rollback", {"group": "g1", "dry_run": True}), ("group_extend", {"group": "g1", "by_ns": 10**10}),
-    ("forget", {"nodes": "n9"}), ("commit", {"targets": [], "all": True, "message": "m"}), ("log", {"count": 5}),
-    ("ping", {}), ("declare", {"resources": {}}),
-)  # fmt: skip
+    ("group_rollback", {"group": "g1", "dry_run": True}),
+    ("group_extend", {"group": "g1", "by_ns": 10**10}),
+    ("forget", {"nodes": "n9"}),
+    ("commit", {"targets": [], "all": True, "message": "m"}),
+    ("log", {"count": 5}),
+    ("ping", {}),
+    ("declare", {"resources": {}}),
+)
 
 
 def root(data: bytes) -> None:
@@ -306,7 +403,9 @@ def root(data: bytes) -> None:
                     tree.say(PEERS[{"n1": 0, "n2": 1, "n3": 2}[names[0]]], raw("answer", head, body))
                     tree.flush()
         else:
-            nodes = (None, "n1", "n[1-4]", "n[1-9]", feed.piece().decode("utf-8", "replace") if what & 8 else "n2")[what % 5]
+            nodes = (None, "n1", "n[1-4]", "n[1-9]", feed.piece().decode("utf-8", "replace") if what & 8 else "n2")[
+                what % 5
+            ]
             head = orjson.dumps({"id": what, "op": op, "nodes": nodes, "timeout_ms": 5000})
             tree.say(PEERS[3 + what % 3], raw("request", head, feed.piece()))
         tree.flush()
@@ -315,118 +414,44 @@ def root(data: bytes) -> None:
 
 
 def root_seeds() -> Iterator[bytes]:
-    answers = [orjson.dumps({"ok": True, "exit": 0, "message": "", "result": r}) for r in (
-        {"changes": 1, "magnitude_n": 5, "window_ns": 10**12, "newest": 3}, {"vote": "yes"}, {"vote": "no", "why": "w"},
-        {"state": "committed"}, {"seen": True}, {})]  # fmt: skip
+    answers = [
+        orjson.dumps({"ok": True, "exit": 0, "message": "", "result": r})
+        for r in (
+            {"changes": 1, "magnitude_n": 5, "window_ns": 10**12, "newest": 3},
+            {"vote": "yes"},
+            {"vote": "no", "why": "w"},
+            {"state": "committed"},
+            {"seen": True},
+            {},
+        )
+    ]
     for n, (_, args) in enumerate(ROOT_OPS):
         asked = bytes((2, n)) + piece(orjson.dumps(args))
         yield asked
         yield asked + b"".join(b"\x78\0" + piece(a) for a in answers[:3])
-        yield b"\x78\0" + piece(answers[0]) + b"\x78\0" + piece(answers[5]) + asked + b"\x78\0" + piece(answers[1]) + b"\xf5\0"
-    yield from (b"\x78\0" + piece(b'{"exit":0,"result":%b}' % t.replace(b"%", b"%%")) for t in nasty.FINE.values() if len(t) < 400)
-    yield from (b"\2\6" + piece(b'{"resources":%b}' % t.replace(b"%", b"%%")) for t in nasty.FINE.values() if len(t) < 400)
+        yield (
+            b"\x78\0"
+            + piece(answers[0])
+            + b"\x78\0"
+            + piece(answers[5])
+            + asked
+            + b"\x78\0"
+            + piece(answers[1])
+            + b"\xf5\0"
+        )
+    yield from (
+        b"\x78\0" + piece(b'{"exit":0,"result":%b}' % t.replace(b"%", b"%%"))
+        for t in nasty.FINE.values()
+        if len(t) < 400
+    )
+    yield from (
+        b"\2\6" + piece(b'{"resources":%b}' % t.replace(b"%", b"%%")) for t in nasty.FINE.values() if len(t) < 400
+    )
 
 
 # -- a node's way up ------------------------------------------------------------------------------------------------------
 
-SEALED_FOR: Final = "5ea1ed00"
-PARENTS: Final = [Parent("tcp://a1:1", "k", "r0"), Parent("tcp://a2:1", "k", "r1")]
 links.log = lambda text, level=6: None  # type: ignore[attr-defined]
-
-
-class Bodies:
-    """Of a virtual node's journal."""
-
-    def __init__(self, agent: Agent) -> None:
-        self._agent = agent
-
-    def newest(self, *_: Any, **__: Any) -> Iterator[Any]:
-        return iter(())
-
-    def bodies(self, first: int, limit: int) -> Iterator[tuple[str, bytes]]:
-        for record in self._agent.world.journal[first : first + limit]:
-            value = record.to_json()
-            yield value.pop("hash"), orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
-
-
-def _link(sealed: int) -> tuple[Link, list[Any]]:
-    agent: Any = Agent(_world(True))
-    world, sent = agent.world, list[Any]()
-    agent.tell = lambda event: world.feed(lambda: event)
-    requests = Requests(agent)
-    agent.journal = SimpleNamespace(path="/nonexistent", blob=lambda d: None, newest=Bodies(agent).newest,
-                                    bodies=Bodies(agent).bodies)  # fmt: skip
-    out: Any = Link.__new__(Link)
-    first = world.journal[0].hash[:16]
-    out._requests = requests
-    out.agent, out._refusal, out._path, out._saved = agent, "", "/nonexistent/x", -1
-    out.links = SimpleNamespace(perform=sent.append, readable=lambda: False, refusing=list, drain=list)
-    out.outbox = Outbox("sim", first, newest=world.journal[-1].seq)
-    out.uplink = Uplink("sim", "node", PARENTS, random.Random(1), session=1 << 40, rack="r1", more=out._more,
-                        unfinished=lambda: bonds.unfinished(world.node))  # fmt: skip
-    out._recent, out._todo, out._cache, out._running = deque(), deque(), OrderedDict(), set()
-    out._recent_bytes = out._cached_bytes = out._reread_ns = out._since_wall_ns = out._save_ns = out._said_forked = 0
-    out._unread, out._begun, out._sealer, out._put_off, out._unsealed = False, {}, {}, deque(), 0
-    out._callers, out._budget = Callers(), Budget()
-    out.seals = NodeSeals({SEALED_FOR: b"k" * 32}, 1 << 40, required=bool(sealed & 1)) if sealed else None
-    return out, sent
-
-
-def uplink(data: bytes) -> None:
-    """What parents say to a node. Whatever it is, what the node answers and sends up are frames, and its journal
-    replays."""
-    feed = Feed(data)
-    flags = feed.number()
-    node, sent = _link(flags >> 1 & 3)
-    world = node.agent.world
-
-    def work() -> None:
-        node._apply(node.uplink.tick(world.t_ns))
-        node._queue(node.outbox.tick(world.t_ns))
-        for _ in range(8):
-            if node._todo:
-                node._next(node._todo.popleft(), world.t_ns)
-        for effect in sent:
-            if isinstance(effect, Send):
-                wire.decode(effect.frame)
-        sent.clear()
-
-    work()
-    if flags & 1:
-        welcome = {"v": 1, "name": "a", "path": ["root", "a"], "fence": 1, "credit": 1 << 20, "with_answers": True}
-        for parent in PARENTS:
-            node._apply(node.uplink.received(parent.url, wire.message("welcome", welcome), world.t_ns))
-    for _ in range(8):
-        if not feed:
-            break
-        who, kind = feed.number(), feed.number()
-        if who >= 240:
-            world.advance(NS_PER_S * kind)
-        else:
-            one = raw(KINDS[kind % len(KINDS)], feed.piece(), feed.piece()) if kind < 250 else feed.piece()
-            try:
-                message = wire.decode(one)
-            except RemoteProtocolError:
-                continue
-            node._apply(node.uplink.received(PARENTS[who & 1].url, message, world.t_ns))
-        if world.journal[-1].seq > node.outbox.newest:
-            node._queue(node.outbox.recorded(world.journal[-1].seq, world.t_ns, can_wait=False))
-        work()
-    orjson.dumps(node.status())
-    world.check()
-
-
-def uplink_seeds() -> Iterator[bytes]:
-    every = list(heads())
-    for joined in (b"\0", b"\1"):
-        for who in (0, 1):
-            yield from (joined + _said(who, *each) for each in every)
-    calls = [each for each in every if each[0] == "call"]
-    fleet = next(each for each in every if each[0] == "fleet")
-    for at in range(0, len(calls) - 2, 2):
-        yield b"\1" + b"".join(_said(0, *each) for each in calls[at : at + 3]) + _said(0, *fleet) + b"\xf0\x20"
-    yield b"\1" + _said(0, "fleet", orjson.dumps({"fence": 2, "seq": 2, "holds": [{
-        "hold": "f1", "owner": "o", "reason": "r", "ends": "x", "left_ns": (1 << 64) - 1}]})) + b"\xf0\x20"  # fmt: skip
 
 
 # -- what nodes answered --------------------------------------------------------------------------------------------------
@@ -454,11 +479,26 @@ def answer_seeds() -> Iterator[bytes]:
 
 FIELDS: Final = [f'"{f}":'.encode() for f in sorted({f for k in wire.KINDS.values() for f in k.fields})]
 OPS: Final = [f'"op":"{op}"'.encode() for op, _ in ROOT_OPS]
-WORDS: Final = [*FIELDS, *OPS, b'"1.1"', b'"1.2"', b'"n1"', b'"n3"', b'["n3","n4"]', b"18446744073709551615", b"true", b"null"]
-TARGETS: Final = {t.name: t for t in (
-    Target("frame", frame, frame_seeds, WORDS, 2048),
-    Target("relay", relay, relay_seeds, WORDS, 3072),
-    Target("root", root, root_seeds, [b'"group":"g1"', b'"resources":', b'"window_ns":', b'"vote":"yes"', *WORDS], 2048),
-    Target("uplink", uplink, uplink_seeds, WORDS, 3072),
-    Target("answer", answer, answer_seeds, [b'"holders":[{', b'"result":{', b'"groups":[{', b'"exit":0']),
-)}  # fmt: skip
+WORDS: Final = [
+    *FIELDS,
+    *OPS,
+    b'"1.1"',
+    b'"1.2"',
+    b'"n1"',
+    b'"n3"',
+    b'["n3","n4"]',
+    b"18446744073709551615",
+    b"true",
+    b"null",
+]
+TARGETS: Final = {
+    t.name: t
+    for t in (
+        Target("frame", frame, frame_seeds, WORDS, 2048),
+        Target("relay", relay, relay_seeds, WORDS, 3072),
+        Target(
+            "root", root, root_seeds, [b'"group":"g1"', b'"resources":', b'"window_ns":', b'"vote":"yes"', *WORDS], 2048
+        ),
+        Target("answer", answer, answer_seeds, [b'"holders":[{', b'"result":{', b'"groups":[{', b'"exit":0']),
+    )
+}

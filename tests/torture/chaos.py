@@ -59,17 +59,19 @@ def kill_in_request(node: Node, rng: random.Random) -> str:
     """A request is on its way when the agent is killed: it is done or not, and the answer says so if there was one."""
     targets, may = deeds.targets_of(node, rng)
     resources, blobs, entries = deeds.wanted(rng, node.step_no)
-    op, args, moves = rng.choice([
-        ("commit", {"targets": targets, "message": "m", "shared": True}, may),
-        ("commit", {"targets": targets, "message": "m", "shared": True}, may),
-        ("rollback", {"targets": targets, "shared": True, "force": True}, []),
-        ("rollback", {"targets": targets, "shared": True, "force": True}, []),
-        ("declare", {"resources": resources, "blobs": blobs}, list(resources)),
-        ("apply", {"resources": resources, "blobs": blobs, "message": "x"}, list(resources)),
-        ("adopt", {"patterns": [f"file:{TOP}/etc/**"]}, [f"file:{TOP}/etc/**"]),
-        ("hold_place", {"reason": "r", "for_ns": 10**9}, []),
-        ("consumers", {"resource": f"mount:{TOP}/m"}, []),
-    ])  # fmt: skip
+    op, args, moves = rng.choice(
+        [
+            ("commit", {"targets": targets, "message": "m", "shared": True}, may),
+            ("commit", {"targets": targets, "message": "m", "shared": True}, may),
+            ("rollback", {"targets": targets, "shared": True, "force": True}, []),
+            ("rollback", {"targets": targets, "shared": True, "force": True}, []),
+            ("declare", {"resources": resources, "blobs": blobs}, list(resources)),
+            ("apply", {"resources": resources, "blobs": blobs, "message": "x"}, list(resources)),
+            ("adopt", {"patterns": [f"file:{TOP}/etc/**"]}, [f"file:{TOP}/etc/**"]),
+            ("hold_place", {"reason": "r", "for_ns": 10**9}, []),
+            ("consumers", {"resource": f"mount:{TOP}/m"}, []),
+        ]
+    )
     node.fresh()
     if op == "apply":
         node.model.passing.update(r for r in resources if r not in node.model.declared)
@@ -141,7 +143,9 @@ def _fail(node: Node, rng: random.Random, choices: list[str]) -> str:
     journal = str(node.agent.journal)
     node.failing = ["journal"]
     node.lasts("failing", rng)
-    node.strace.attach(node.pid, calls, rng.choice(["EIO", "ENOSPC"]), [journal, f"{journal}-wal", f"{journal}-shm"], every)
+    node.strace.attach(
+        node.pid, calls, rng.choice(["EIO", "ENOSPC"]), [journal, f"{journal}-wal", f"{journal}-shm"], every
+    )
     return f"{calls}, one in {every}"
 
 
@@ -219,8 +223,16 @@ def hang(node: Node, rng: random.Random) -> str:
 
 
 FAULTS: dict[str, tuple[int, Callable[[Node, random.Random], str]]] = {
-    "kill": (20, kill), "kill while starting": (6, kill_early), "kill in a request": (25, kill_in_request),
-    "restart": (8, restart), "stand still": (15, stand_still), "full disk": (20, fill_disk),
-    "failing journal": (12, fail_journal), "failing journal reads": (5, fail_journal_reads), "failing reads": (8, fail_reads), "no descriptors": (6, take_descriptors),
-    "reboot": (10, reboot), "hung mount": (8, hang),
-}  # fmt: skip
+    "kill": (20, kill),
+    "kill while starting": (6, kill_early),
+    "kill in a request": (25, kill_in_request),
+    "restart": (8, restart),
+    "stand still": (15, stand_still),
+    "full disk": (20, fill_disk),
+    "failing journal": (12, fail_journal),
+    "failing journal reads": (5, fail_journal_reads),
+    "failing reads": (8, fail_reads),
+    "no descriptors": (6, take_descriptors),
+    "reboot": (10, reboot),
+    "hung mount": (8, hang),
+}

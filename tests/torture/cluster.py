@@ -60,8 +60,15 @@ class Cluster:
 
     def build(self) -> None:
         site = self.site
-        site.make_keys({**dict.fromkeys((*self.roots, *MIDDLE), "aggregator"), **dict.fromkeys(self.names, "node"),
-                        "ann": "admin", "sub": "subscriber"}, sealed_for=self.roots if self.sealed else ())  # fmt: skip
+        site.make_keys(
+            {
+                **dict.fromkeys((*self.roots, *MIDDLE), "aggregator"),
+                **dict.fromkeys(self.names, "node"),
+                "ann": "admin",
+                "sub": "subscriber",
+            },
+            sealed_for=self.roots if self.sealed else (),
+        )
         if self.on_etcd:
             site.start_etcd()
         for name in (*self.roots, *MIDDLE):
@@ -96,12 +103,27 @@ class Cluster:
     def harm(self, rng: random.Random) -> str:
         """Break something; ``mend`` takes it back."""
         site = self.site
-        what = rng.choices(["nothing", "kill root", "kill aggregator", "kill agent", "freeze root", "freeze aggregator",
-                            "freeze agent", "cut", "kill etcd member"], [2, 4, 3, 4, 3, 3, 2, 4, 2])[0]  # fmt: skip
+        what = rng.choices(
+            [
+                "nothing",
+                "kill root",
+                "kill aggregator",
+                "kill agent",
+                "freeze root",
+                "freeze aggregator",
+                "freeze agent",
+                "cut",
+                "kill etcd member",
+            ],
+            [2, 4, 3, 4, 3, 3, 2, 4, 2],
+        )[0]
         kind = what.rpartition(" ")[2]
         if kind in ("root", "aggregator"):
-            living = [n for n in (self.roots if kind == "root" else MIDDLE) if n in site.aggregators
-                      and site.aggregators[n] not in self.stopped]  # fmt: skip
+            living = [
+                n
+                for n in (self.roots if kind == "root" else MIDDLE)
+                if n in site.aggregators and site.aggregators[n] not in self.stopped
+            ]
             if not living:
                 return "nothing is left to harm"
             name = rng.choice(living)
@@ -185,8 +207,9 @@ class Cluster:
         early, settle = rng.random() < 0.3, rng.choice(["commit", "rollback"])
         harmed: list[str] = []
         before = self.group_ids()
-        done, harm = self.disturbed(["--json", "apply", self.change(text), "--nodes", ",".join(nodes), "-m", "m"],
-                                    rng, early)  # fmt: skip
+        done, harm = self.disturbed(
+            ["--json", "apply", self.change(text), "--nodes", ",".join(nodes), "-m", "m"], rng, early
+        )
         harmed.append(harm)
         if early:
             self.back()
@@ -206,8 +229,15 @@ class Cluster:
 
     def disturbed(self, words: list[str], rng: random.Random, harm: bool) -> tuple[Done, str]:
         """A command, and while it is under way something breaks and is mended after a while."""
-        process = subprocess.Popen(self.site.argv([*words, "--timeout", "20s"]), env=self.site.env, cwd="/", text=True,
-                                   stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+        process = subprocess.Popen(
+            self.site.argv([*words, "--timeout", "20s"]),
+            env=self.site.env,
+            cwd="/",
+            text=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
         said = "quiet"
         if harm:
             time.sleep(0.3 + rng.random() * 0.6)  # the command itself starts for that long
@@ -269,7 +299,9 @@ class Cluster:
                     return str(group["state"])
                 time.sleep(0.3)
                 continue
-            done = self.site.pact("--json", settle, gid, *(["-m", "m"] if settle == "commit" else []), "--timeout", "20s")
+            done = self.site.pact(
+                "--json", settle, gid, *(["-m", "m"] if settle == "commit" else []), "--timeout", "20s"
+            )
             if done.code and settle == "commit":  # some member could not apply it: then nobody keeps it
                 settle = "rollback"
             time.sleep(0.2)
@@ -340,8 +372,10 @@ class Cluster:
             if rows and all(rows[n]["seq"] >= local[n] for n in self.names):
                 return rows
             if time.monotonic() > end:
-                raise FoundError(f"not recorded at the root within {RECORDED_S:g} s: {local}; there: "
-                                 f"{ {n: r['seq'] for n, r in rows.items()} }")  # fmt: skip
+                raise FoundError(
+                    f"not recorded at the root within {RECORDED_S:g} s: {local}; there: "
+                    f"{ {n: r['seq'] for n, r in rows.items()} }"
+                )
             time.sleep(0.3)
 
     def close(self) -> None:
@@ -372,13 +406,18 @@ def torture(seed: int, rounds: int, until: float) -> int:
     finally:
         if found:
             kind = "etcd" if cluster.on_etcd else "SQLite"
-            print(f"FINDING cluster seed {seed}, {doing}, on {kind}: {found}\n" + "\n".join(cluster.trace[-30:]), flush=True)
+            print(
+                f"FINDING cluster seed {seed}, {doing}, on {kind}: {found}\n" + "\n".join(cluster.trace[-30:]),
+                flush=True,
+            )
             for log in sorted(cluster.site.work.glob("*.log")):
                 if "etcd" not in log.name:
                     print(f"-- {log.name}\n{log.read_text(errors='replace')[-1200:]}", flush=True)
         cluster.close()
-    print("COUNTS " + ", ".join(f"{k}={v}" for k, v in sorted(cluster.counts.items())) + f", rounds={cluster.round_no}",
-          flush=True)
+    print(
+        "COUNTS " + ", ".join(f"{k}={v}" for k, v in sorted(cluster.counts.items())) + f", rounds={cluster.round_no}",
+        flush=True,
+    )
     return 1 if found else 0
 
 

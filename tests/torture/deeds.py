@@ -28,17 +28,28 @@ HOLDERS_MAX = 2
 NS = 10**9
 VALUES = {"ttl": ["64", "65", "70"], "ports": ["", "8080", "8080,8082"]}
 SYSCTLS = [
-    "net.ipv4.ip_forward", "net.ipv4.conf.all.forwarding", "net.ipv4.conf.lo.rp_filter", "net.ipv4.conf.all.rp_filter",
-    "net.ipv4.ip_default_ttl", "net.ipv6.conf.all.forwarding", "net.ipv6.conf.lo.forwarding",
-    "net.ipv4.conf.default.rp_filter", "net.ipv4.ip_local_reserved_ports",
-]  # fmt: skip
+    "net.ipv4.ip_forward",
+    "net.ipv4.conf.all.forwarding",
+    "net.ipv4.conf.lo.rp_filter",
+    "net.ipv4.conf.all.rp_filter",
+    "net.ipv4.ip_default_ttl",
+    "net.ipv6.conf.all.forwarding",
+    "net.ipv6.conf.lo.forwarding",
+    "net.ipv4.conf.default.rp_filter",
+    "net.ipv4.ip_local_reserved_ports",
+]
 MOUNTS = [
-    f"mount -o remount,noatime,nosuid {TOP}/m", f"mount -o remount,relatime {TOP}/m", f"umount {TOP}/m",
-    f"mount -t tmpfs -o size=2m,noatime tmpfs {TOP}/m", f"mount -t tmpfs x {TOP}/etc/d2", f"umount {TOP}/etc/d2",
+    f"mount -o remount,noatime,nosuid {TOP}/m",
+    f"mount -o remount,relatime {TOP}/m",
+    f"umount {TOP}/m",
+    f"mount -t tmpfs -o size=2m,noatime tmpfs {TOP}/m",
+    f"mount -t tmpfs x {TOP}/etc/d2",
+    f"umount {TOP}/etc/d2",
     f"mv {TOP}/etc/d1 {TOP}/moved && ln -s {TOP}/moved {TOP}/etc/d1",
     f"test -L {TOP}/etc/d1 && rm {TOP}/etc/d1 && mv {TOP}/moved {TOP}/etc/d1",
-    f"echo again > {TOP}/m/data", f"mount -o remount,size=3m {TOP}/m",
-]  # fmt: skip
+    f"echo again > {TOP}/m/data",
+    f"mount -o remount,size=3m {TOP}/m",
+]
 
 
 def value_of(name: str, rng: random.Random) -> str:
@@ -56,10 +67,18 @@ def write(node: Node, rng: random.Random) -> str:
     uid = rng.choice([0, 0, 1234, 1235])
     path = rng.choice(FILES + NEW + IN_MOUNT)
     text = f"{rng.choice('abc')} {node.step_no}"
-    by_root = [f"rm -rf {path}", f"chmod 64{rng.randrange(8)} {path}", f"mv {path} {path}.bak && ln -s {path}.bak {path}",
-               f"mkdir {path}", f"ln -sf /nowhere {path}", f"echo {text} > {path}.tmp && mv {path}.tmp {path}",
-               f"chown 1234 {path}", f"rm -rf {TOP}/etc/d1", f"mkdir -p {TOP}/etc/d1 {TOP}/etc/d3",
-               f"head -c 30000 /dev/zero | tr '\\0' x > {path} && echo {text} >> {path}"]  # fmt: skip
+    by_root = [
+        f"rm -rf {path}",
+        f"chmod 64{rng.randrange(8)} {path}",
+        f"mv {path} {path}.bak && ln -s {path}.bak {path}",
+        f"mkdir {path}",
+        f"ln -sf /nowhere {path}",
+        f"echo {text} > {path}.tmp && mv {path}.tmp {path}",
+        f"chown 1234 {path}",
+        f"rm -rf {TOP}/etc/d1",
+        f"mkdir -p {TOP}/etc/d1 {TOP}/etc/d3",
+        f"head -c 30000 /dev/zero | tr '\\0' x > {path} && echo {text} >> {path}",
+    ]
     script = f"echo {text} > {path}"
     choice = rng.choice(by_root)
     if uid == 0 and rng.random() < 0.5:
@@ -145,8 +164,13 @@ def asked(node: Node, uid: int, op: str, may: list[str], **args: Any) -> tuple[d
 def is_so(node: Node, moved: list[str], what: str) -> None:
     """What was just declared from the machine is what the machine has: nobody else is at work."""
     look = node.look()
-    wrong = [r for r in moved if r in node.model.declared and not conforms(r, node.model.declared[r], look)
-             and node.model.declared[r].get("type") != "absent"]  # fmt: skip
+    wrong = [
+        r
+        for r in moved
+        if r in node.model.declared
+        and not conforms(r, node.model.declared[r], look)
+        and node.model.declared[r].get("type") != "absent"
+    ]
     if wrong and not node.faulty:
         r = wrong[0]
         raise FoundError(f"{what} declared {r} as {node.model.declared[r]}, and it is {look.get(r)}")
@@ -155,8 +179,11 @@ def is_so(node: Node, moved: list[str], what: str) -> None:
 def commit(node: Node, rng: random.Random) -> str:
     uid = who(rng)
     targets, may = targets_of(node, rng)
-    more = {"shared": rng.random() < 0.7, "all": not targets and rng.random() < 0.3,
-            "ttl_ns": rng.choice([None, None, 900 * NS])}  # fmt: skip
+    more = {
+        "shared": rng.random() < 0.7,
+        "all": not targets and rng.random() < 0.3,
+        "ttl_ns": rng.choice([None, None, 900 * NS]),
+    }
     answer, moved, said = asked(node, uid, "commit", may, targets=targets, message="m", **more)
     if answer["exit"] == 0:
         is_so(node, moved, "the commit")
@@ -178,8 +205,9 @@ def rollback_to(node: Node, rng: random.Random) -> str:
     seqs = sorted(node.history)
     seq = seqs[rng.randrange(len(seqs))]
     then, dry = node.history[seq], rng.random() < 0.2
-    answer, _, said = asked(node, 0, "rollback", [*then, *node.model.declared], targets=[], to_seq=seq, dry_run=dry,
-                            trials="end")  # fmt: skip
+    answer, _, said = asked(
+        node, 0, "rollback", [*then, *node.model.declared], targets=[], to_seq=seq, dry_run=dry, trials="end"
+    )
     if answer["exit"] == 0 and not dry and not node.faulty:
         absent = {"type": "absent"}
         now = node.model.declared
@@ -223,18 +251,30 @@ def apply(node: Node, rng: random.Random) -> str:
     for r, entry in entries.items():  # what an apply did, and what it undoes, is no move towards what is declared
         node.model.bound(r, entry)
     began_s = time.monotonic()
-    answer, _, said = asked(node, who(rng), "apply", list(resources), resources=resources, blobs=blobs, message="x",
-                            dry_run=dry)  # fmt: skip
+    answer, _, said = asked(
+        node, who(rng), "apply", list(resources), resources=resources, blobs=blobs, message="x", dry_run=dry
+    )
     after = node.look()
     late = time.monotonic() - began_s > FLOOR_S  # its window may have ended before anybody looked
     if answer["exit"] == 0 and not dry and not node.faulty:
-        wrong = [r for r, e in entries.items() if r.startswith("file:") and not conforms(r, e, after)
-                 and not (late and conforms(r, node.model.declared.get(r, {"type": "absent"}), after))]  # fmt: skip
+        wrong = [
+            r
+            for r, e in entries.items()
+            if r.startswith("file:")
+            and not conforms(r, e, after)
+            and not (late and conforms(r, node.model.declared.get(r, {"type": "absent"}), after))
+        ]
         if wrong:
             raise FoundError(f"apply was answered with 0, and {wrong[0]} is {after.get(wrong[0])}: {said}")
     elif answer["exit"] in NOTHING or FINAL in answer["message"]:
-        wrong = [r for r, e in entries.items() if r.startswith("file:") and not conforms(r, e, before)
-                 and conforms(r, e, after) and e.get("type") != "absent"]  # fmt: skip
+        wrong = [
+            r
+            for r, e in entries.items()
+            if r.startswith("file:")
+            and not conforms(r, e, before)
+            and conforms(r, e, after)
+            and e.get("type") != "absent"
+        ]
         if wrong:
             raise FoundError(f"apply was answered with {answer['exit']}, and {wrong[0]} was applied: {said}")
     return said
@@ -243,8 +283,16 @@ def apply(node: Node, rng: random.Random) -> str:
 def declare(node: Node, rng: random.Random) -> str:
     resources, blobs, entries = wanted(rng, node.step_no)
     dry = rng.random() < 0.2
-    answer, _, said = asked(node, who(rng), "declare", list(resources), resources=resources, blobs=blobs, dry_run=dry,
-                            take=rng.random() < 0.5)  # fmt: skip
+    answer, _, said = asked(
+        node,
+        who(rng),
+        "declare",
+        list(resources),
+        resources=resources,
+        blobs=blobs,
+        dry_run=dry,
+        take=rng.random() < 0.5,
+    )
     if answer["exit"] == 0 and not dry and not node.faulty:
         for r, entry in entries.items():
             now = node.model.declared.get(r, {"type": "absent"})
@@ -287,8 +335,17 @@ def emergency(node: Node, rng: random.Random) -> str:
     if start:
         return asked(node, uid, "emergency_start", [], reason="r", for_ns=3 * NS)[2]
     _, may = targets_of(node, rng)
-    answer, moved, said = asked(node, uid, "emergency_end", may if how == "commit" else [], how=how, message="m", force=True,
-                                shared=True, all=rng.random() < 0.5)  # fmt: skip
+    answer, moved, said = asked(
+        node,
+        uid,
+        "emergency_end",
+        may if how == "commit" else [],
+        how=how,
+        message="m",
+        force=True,
+        shared=True,
+        all=rng.random() < 0.5,
+    )
     if answer["exit"] == 0 and how == "commit":
         is_so(node, moved, "the emergency's end")
     return said
@@ -297,18 +354,28 @@ def emergency(node: Node, rng: random.Random) -> str:
 def question(node: Node, rng: random.Random) -> str:
     """A question of anybody's: whatever it is, nothing changes."""
     uid = rng.choice([0, 1234, 1235])
-    op, args = rng.choice([
-        ("status", {}), ("diff", {"targets": []}), ("check", {}), ("tracked", {}), ("show", {"seq": rng.randrange(30)}),
-        ("consumers", {"resource": f"mount:{TOP}/m"}), ("consumers", {"resource": f"file:{rng.choice(FILES)}"}),
-        ("consumers", {"resource": f"mount:{TOP}/etc/d2"}), ("diff", {"targets": ["c1"]}),
-    ])  # fmt: skip
+    op, args = rng.choice(
+        [
+            ("status", {}),
+            ("diff", {"targets": []}),
+            ("check", {}),
+            ("tracked", {}),
+            ("show", {"seq": rng.randrange(30)}),
+            ("consumers", {"resource": f"mount:{TOP}/m"}),
+            ("consumers", {"resource": f"file:{rng.choice(FILES)}"}),
+            ("consumers", {"resource": f"mount:{TOP}/etc/d2"}),
+            ("diff", {"targets": ["c1"]}),
+        ]
+    )
     return asked(node, uid, op, [], **args)[2]
 
 
 def questions_at_once(node: Node, rng: random.Random) -> str:
     """Who uses the mount? Asked by several in the same moment."""
-    socks = [node.asker.send(rng.choice([0, 1234, 1235]), "consumers", {"resource": f"mount:{TOP}/m"})
-             for _ in range(rng.randrange(2, 6))]  # fmt: skip
+    socks = [
+        node.asker.send(rng.choice([0, 1234, 1235]), "consumers", {"resource": f"mount:{TOP}/m"})
+        for _ in range(rng.randrange(2, 6))
+    ]
     socks.append(node.asker.send(0, "rollback", {"targets": [], "all": True, "dry_run": True, "shared": True}))
     said = [node.asker.answer(s) for s in socks]
     broken = [a for a in said if "internal error" in a["message"]]
@@ -323,9 +390,24 @@ def read_log(node: Node, rng: random.Random) -> str:
 
 #: How often each is done, in parts, and what does it.
 DEEDS: dict[str, tuple[int, Callable[[Node, random.Random], str]]] = {
-    "write": (300, write), "burst": (20, burst), "sysctl": (130, sysctl), "mount": (50, mount), "holder": (40, hold_open),
-    "pause": (50, pause), "commit": (60, commit), "rollback": (60, rollback), "rollback to": (10, rollback_to),
-    "extend": (15, extend), "apply": (50, apply), "declare": (40, declare), "adopt": (25, adopt), "redo": (10, redo),
-    "track": (12, track), "hold": (20, hold), "emergency": (15, emergency), "question": (60, question),
-    "questions at once": (15, questions_at_once), "log": (10, read_log),
-}  # fmt: skip
+    "write": (300, write),
+    "burst": (20, burst),
+    "sysctl": (130, sysctl),
+    "mount": (50, mount),
+    "holder": (40, hold_open),
+    "pause": (50, pause),
+    "commit": (60, commit),
+    "rollback": (60, rollback),
+    "rollback to": (10, rollback_to),
+    "extend": (15, extend),
+    "apply": (50, apply),
+    "declare": (40, declare),
+    "adopt": (25, adopt),
+    "redo": (10, redo),
+    "track": (12, track),
+    "hold": (20, hold),
+    "emergency": (15, emergency),
+    "question": (60, question),
+    "questions at once": (15, questions_at_once),
+    "log": (10, read_log),
+}

@@ -59,8 +59,11 @@ def demand(node: Node) -> None:
     node.heal()
     node.seen = node.look()
     node.model.enforced.add(f"file:{TOP}/etc/**")
-    until(node, lambda: node.ask(0, "track", patterns={f"file:{TOP}/etc/**": "report"})["exit"] == 0,
-               "the journal can be written again")  # fmt: skip
+    until(
+        node,
+        lambda: node.ask(0, "track", patterns={f"file:{TOP}/etc/**": "report"})["exit"] == 0,
+        "the journal can be written again",
+    )
     until(node, lambda: "unrecorded" not in node.status(), "everything that was seen is recorded")
     if node.status()["emergency"]:
         node.ask(0, "emergency_end", how="rollback", force=True, shared=True, all=True)
@@ -87,8 +90,10 @@ def demand(node: Node) -> None:
     later = [r for c in node.status()["changes"] for r in c["resources"] if r not in before]
     if later:
         now = node.look()
-        raise FoundError(f"seen only after a start without signatures: {later[:5]}: {now.get(later[0])}; before "
-                         f"{node.seen.get(later[0])}, declared {node.model.declared.get(later[0])}")  # fmt: skip
+        raise FoundError(
+            f"seen only after a start without signatures: {later[:5]}: {now.get(later[0])}; before "
+            f"{node.seen.get(later[0])}, declared {node.model.declared.get(later[0])}"
+        )
     node.glance()
     node.end(signal.SIGTERM)
 
@@ -131,8 +136,10 @@ def drift_is_known(node: Node, status: dict[str, Any]) -> bool:
     while unknown := unknown_drift(node.model.drifted(node.look()), status):
         if time.monotonic() > end:
             now = node.look()
-            raise FoundError(f"drift that nobody sees: {unknown[:5]}: {now.get(unknown[0])}; declared is "
-                             f"{node.model.declared[unknown[0]]}")  # fmt: skip
+            raise FoundError(
+                f"drift that nobody sees: {unknown[:5]}: {now.get(unknown[0])}; declared is "
+                f"{node.model.declared[unknown[0]]}"
+            )
         late = True
         time.sleep(0.2)
         status = node.status()
@@ -156,5 +163,6 @@ def records_hold(node: Node) -> None:
 
 
 def shown(status: dict[str, Any]) -> str:
-    return "; ".join(f"{c['id']} {c['state']} {c['resources'][:3]} {c['remaining_s']} {c['reason'][:200]}"
-                     for c in status["changes"])  # fmt: skip
+    return "; ".join(
+        f"{c['id']} {c['state']} {c['resources'][:3]} {c['remaining_s']} {c['reason'][:200]}" for c in status["changes"]
+    )

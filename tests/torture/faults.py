@@ -40,7 +40,9 @@ class Disk:
         if kind == "ext4":
             with open(image, "wb") as f:
                 f.truncate(mib << 20)
-            if not (run("mkfs.ext4", "-q", "-m", "0", str(image)) and run("mount", "-o", "loop", str(image), str(point))):
+            if not (
+                run("mkfs.ext4", "-q", "-m", "0", str(image)) and run("mount", "-o", "loop", str(image), str(point))
+            ):
                 self.kind = "tmpfs"
         if self.kind == "tmpfs":
             assert run("mount", "-t", "tmpfs", "-o", f"size={mib}m,mode=700", "tmpfs", str(point))
@@ -80,8 +82,23 @@ class Strace:
         when = f":when=1+{every}" if every > 1 else ""
         named = [word for path in paths for word in ("-P", path)]
         self.process = subprocess.Popen(
-            ["strace", "-f", "-o", "/dev/null", "-e", f"trace={calls}", "-e", f"inject={calls}:error={error}{when}", *named,
-             "-p", str(pid)], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)  # fmt: skip
+            [
+                "strace",
+                "-f",
+                "-o",
+                "/dev/null",
+                "-e",
+                f"trace={calls}",
+                "-e",
+                f"inject={calls}:error={error}{when}",
+                *named,
+                "-p",
+                str(pid),
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
         assert self.process.stderr is not None
         self.process.stderr.readline()  # attached
 
@@ -160,8 +177,12 @@ class Hung:
 
     def begin(self, path: str) -> None:
         head = "import sys,time,os\ndef ready():\n print('ready',flush=True)\n sys.stdin.read()\n"
-        self.server = subprocess.Popen([sys.executable, "-c", head + HUNG_FUSE, path], stdin=subprocess.PIPE,
-                                       stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)  # fmt: skip
+        self.server = subprocess.Popen(
+            [sys.executable, "-c", head + HUNG_FUSE, path],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
         assert self.server.stdout is not None
         if self.server.stdout.readline() == b"ready\n":
             self.path = path

@@ -22,8 +22,9 @@ class Hands:
 
     def __init__(self, uid: int) -> None:
         who = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "--"] if uid else []
-        self.process = subprocess.Popen([*who, "sh"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                        stderr=subprocess.DEVNULL, cwd="/")  # fmt: skip
+        self.process = subprocess.Popen(
+            [*who, "sh"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd="/"
+        )
 
     def do(self, script: str, seconds: float = 10.0) -> bool:
         """Run it in the shell itself; whether it succeeded. Raises TimeoutError when it hangs."""

@@ -107,8 +107,10 @@ class Model:
         wrong = [r for r in moved if not self._may(r, declared)]
         if wrong:
             r = sorted(wrong)[0]
-            raise FoundError(f"what is declared changed without a request that succeeded: {r} from "
-                             f"{self.declared.get(r)} to {declared.get(r)} ({len(wrong)} in all)")  # fmt: skip
+            raise FoundError(
+                f"what is declared changed without a request that succeeded: {r} from "
+                f"{self.declared.get(r)} to {declared.get(r)} ({len(wrong)} in all)"
+            )
         for r in moved:
             if r in self.declared:
                 self.bound(r, self.declared[r])
@@ -124,9 +126,13 @@ class Model:
         if resource in self.passing and resource not in declared:
             return True
         absent = {"type": "absent"}
-        if resource.startswith("mount:") and declared.get(resource, absent) == absent == self.declared.get(resource, absent):
+        if resource.startswith("mount:") and declared.get(resource, absent) == absent == self.declared.get(
+            resource, absent
+        ):
             return True  # R7: over what is declared nothing shall be mounted
-        if resource in self.removable or any(fnmatch.fnmatchcase(resource, p.replace("**", "*")) for p in self.enforced):
+        if resource in self.removable or any(
+            fnmatch.fnmatchcase(resource, p.replace("**", "*")) for p in self.enforced
+        ):
             return declared.get(resource, absent) == absent and self.declared.get(resource, absent) == absent
         return False
 
@@ -153,8 +159,11 @@ class Model:
             return resource not in after or resource in before
         if kind == "mount" and any(v.get("type") == "absent" for v in values) and resource in after:  # one of several
             return bool(after[resource]["depth"] < before.get(resource, {}).get("depth", 0))
-        if kind == "file" and resource not in after and any(
-                fnmatch.fnmatchcase(resource, p.replace("**", "*")) for p in self.enforced):  # fmt: skip
+        if (
+            kind == "file"
+            and resource not in after
+            and any(fnmatch.fnmatchcase(resource, p.replace("**", "*")) for p in self.enforced)
+        ):
             return True  # what is new there is drift from absent; its content is owed
         return resource in self.removable and resource not in after
 
@@ -163,7 +172,8 @@ class Model:
         contradicts itself it cannot be as declared in all its places. That is drift, and must be told."""
         others = [r for r in self.declared if is_forwarding(r) and r != resource]
         return is_forwarding(resource) and any(
-            before.get(r) != after.get(r) and conforms(r, self.declared[r], after) for r in others)
+            before.get(r) != after.get(r) and conforms(r, self.declared[r], after) for r in others
+        )
 
     def _on_the_way(self, resource: str) -> bool:
         """Something declared lies below this directory: it is made where it is missing (R5)."""
@@ -178,25 +188,36 @@ class Model:
             declared = [*(v for _, v in self.earlier.get(r, ())), *([self.declared[r]] if r in self.declared else [])]
             was_link = before.get(r, ABSENT)["type"] == "symlink"
             if before.get(r) != after.get(r) and any(
-                    ("symlink" in d or was_link) and conforms(r, d, after) for d in declared):  # fmt: skip
+                ("symlink" in d or was_link) and conforms(r, d, after) for d in declared
+            ):
                 return True
             above = os.path.dirname(above)
         return False
 
     def _by_mount(self, name: str, before: Look, after: Look) -> bool:
         """A mount at or above the path came or went."""
-        points = [r.partition(":")[2] for r in {*before, *after} if r.startswith("mount:") and
-                  before.get(r) != after.get(r)]  # fmt: skip
+        points = [
+            r.partition(":")[2] for r in {*before, *after} if r.startswith("mount:") and before.get(r) != after.get(r)
+        ]
         return any(name == p or name.startswith(f"{p}/") for p in points)
 
     def owes(self, before: Look, after: Look) -> dict[str, bytes]:
         """Contents that were there and are nowhere any more, nor hidden below a mount that came: where they lay."""
-        came = [r.removeprefix("mount:") for r, t in after.items() if r.startswith("mount:")
-                and t["depth"] > before.get(r, {}).get("depth", 0)]  # fmt: skip
+        came = [
+            r.removeprefix("mount:")
+            for r, t in after.items()
+            if r.startswith("mount:") and t["depth"] > before.get(r, {}).get("depth", 0)
+        ]
         left = {t["content"] for t in after.values() if t.get("type") == "file"}
-        return {r: t["content"] for r, t in before.items() if t.get("type") == "file" and after.get(r) != t
-                and t["content"] and t["content"] not in left
-                and not any(r.startswith(f"file:{point}/") for point in came)}  # fmt: skip
+        return {
+            r: t["content"]
+            for r, t in before.items()
+            if t.get("type") == "file"
+            and after.get(r) != t
+            and t["content"]
+            and t["content"] not in left
+            and not any(r.startswith(f"file:{point}/") for point in came)
+        }
 
     def drifted(self, look: Look) -> list[str]:
         """Declared things that are not as declared."""

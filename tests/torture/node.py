@@ -42,9 +42,11 @@ FAULTS_SHARE = 0.12
 LASTS_MAX = 20  # steps that a fault lasts
 BROKEN = re.compile(r"Traceback|internal error|Segmentation|AssertionError")
 CONFIG: dict[str, dict[str, Any]] = {
-    "window": {"base": "4s", "floor": "0.3s"}, "observe": {"rescan": "1s"},
-    "rollback": {"on_busy": "retry", "retry": "1s"}, "access": {"ops_groups": ["games"]},
-}  # fmt: skip
+    "window": {"base": "4s", "floor": "0.3s"},
+    "observe": {"rescan": "1s"},
+    "rollback": {"on_busy": "retry", "retry": "1s"},
+    "access": {"ops_groups": ["games"]},
+}
 
 
 class Here(World):
@@ -57,7 +59,8 @@ class Here(World):
         (base / "telling").mkdir()
         (base / "telling" / "sitecustomize.py").write_text(
             "import faulthandler, os\nf = os.environ.get('TORTURE_STACKS')\n"
-            "if f: faulthandler.dump_traceback_later(float(f), repeat=True)\n")
+            "if f: faulthandler.dump_traceback_later(float(f), repeat=True)\n"
+        )
 
     def path(self, name: str) -> Path:
         return Path(name)
@@ -118,10 +121,14 @@ class Node:
             f"mkdir -p {TOP}/etc/d1 {TOP}/etc/d2 {TOP}/m {TOP}/other; chmod 777 {TOP}/etc/d2;"
             f"for f in {paths}; do echo first $f > $f; chmod 666 $f; done;"
             f"echo kept > {TOP}/other/x; echo kept > {TOP}/other/y; ln -s x {TOP}/other/l;"
-            f"mount -t tmpfs -o size=2m,noatime tmpfs {TOP}/m && echo precious > {TOP}/m/data")
+            f"mount -t tmpfs -o size=2m,noatime tmpfs {TOP}/m && echo precious > {TOP}/m/data"
+        )
         self.start()
-        answer = self.ask(0, "adopt", patterns=[f"file:{TOP}/etc/**", f"mount:{TOP}/m", "sysctl:net.ipv4.**",
-                                                "sysctl:net.ipv6.conf.**"])  # fmt: skip
+        answer = self.ask(
+            0,
+            "adopt",
+            patterns=[f"file:{TOP}/etc/**", f"mount:{TOP}/m", "sysctl:net.ipv4.**", "sysctl:net.ipv6.conf.**"],
+        )
         if answer["exit"]:
             raise FoundError(f"the first adopt: {answer}")
         self.model.may_move.add("*")
@@ -169,8 +176,18 @@ class Node:
     def launch(self) -> subprocess.Popen[bytes]:
         with open(self.agent.log_path, "ab") as log:
             self.agent.process = self.world.popen(
-                [*self.boots.prefix, sys.executable, "-m", "pact.cli.main", "agent", "--config",
-                 str(self.agent.config_path)], stdout=log, stderr=log)  # fmt: skip
+                [
+                    *self.boots.prefix,
+                    sys.executable,
+                    "-m",
+                    "pact.cli.main",
+                    "agent",
+                    "--config",
+                    str(self.agent.config_path),
+                ],
+                stdout=log,
+                stderr=log,
+            )
         assert self.agent.process is not None
         return self.agent.process
 
@@ -251,7 +268,9 @@ class Node:
                 time.sleep(0.05)
             if self.crowd.pid or may_wait:
                 raise
-            raise FoundError(f"no answer to {op} {args}: {exc}\n{threads(self.pid)}\n{self.agent.log()[-3500:]}") from None
+            raise FoundError(
+                f"no answer to {op} {args}: {exc}\n{threads(self.pid)}\n{self.agent.log()[-3500:]}"
+            ) from None
         if self.crowd.pid and "no file descriptor left" in answer["message"]:
             raise LostError("nobody is served")
         self.counts[f"asked: {op} {answer['exit']}"] += 1
@@ -298,8 +317,10 @@ class Node:
                 self.fresh()
             else:
                 r = bad[0]
-                raise FoundError(f"the agent changed {r} from {self.seen.get(r)} to {after.get(r)}; declared is "
-                                 f"{self.model.declared.get(r)} ({len(bad)} such){self._said()}")  # fmt: skip
+                raise FoundError(
+                    f"the agent changed {r} from {self.seen.get(r)} to {after.get(r)}; declared is "
+                    f"{self.model.declared.get(r)} ({len(bad)} such){self._said()}"
+                )
         for r, content in self.model.owes(self.seen, after).items():
             self.model.owed[digest(content)] = f"{r} ({content[:40]!r})"
         self.seen = after
@@ -400,14 +421,20 @@ def torture(seed: int, steps: int, until: float = 0.0, without: Collection[str] 
         found = f"the driver or the agent broke:\n{traceback.format_exc()}"
     finally:
         if found:
-            print(f"FINDING seed {seed}, step {node.step_no} ({node.doing}), disk {node.disk.kind}: {found}\n" + "\n".join(node.trace),
-                  flush=True)
+            print(
+                f"FINDING seed {seed}, step {node.step_no} ({node.doing}), disk {node.disk.kind}: {found}\n"
+                + "\n".join(node.trace),
+                flush=True,
+            )
             keep = os.environ.get("TORTURE_KEEP")
             if keep:
                 run("rm", "-rf", f"{keep}/seed-{seed}")
                 run("cp", "-a", str(node.base), f"{keep}/seed-{seed}")
         node.close()
-    print("COUNTS " + ", ".join(f"{k}={v}" for k, v in sorted(node.counts.items())) + f", steps={node.step_no}", flush=True)
+    print(
+        "COUNTS " + ", ".join(f"{k}={v}" for k, v in sorted(node.counts.items())) + f", steps={node.step_no}",
+        flush=True,
+    )
     return 1 if found else 0
 
 

@@ -22,8 +22,21 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
-NAMESPACES = ["setpriv", "--pdeathsig", "KILL", "--", "unshare", "--mount", "--net", "--pid", "--fork", "--kill-child",
-              "--mount-proc", "--propagation", "private"]  # fmt: skip
+NAMESPACES = [
+    "setpriv",
+    "--pdeathsig",
+    "KILL",
+    "--",
+    "unshare",
+    "--mount",
+    "--net",
+    "--pid",
+    "--fork",
+    "--kill-child",
+    "--mount-proc",
+    "--propagation",
+    "private",
+]
 STEPS = {"node": 150, "cluster": 10}
 NODE_SEEDS_EACH = 4  # for each seed of the cluster
 ENDING_S = 150.0  # beyond its time a seed heals, settles and is judged
@@ -57,9 +70,17 @@ class Runner:
         command = [*self.command(kind, seed), "--steps", str(steps)]
         began = time.monotonic()
         # Its own session: Ctrl-C ends this process, and this process ends that one with everything in its namespaces.
-        self.process = subprocess.Popen([*command, "--until", f"{until:.3f}"], env=environment(), cwd=REPOSITORY,
-                                        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                                        text=True, errors="replace", start_new_session=True)  # fmt: skip
+        self.process = subprocess.Popen(
+            [*command, "--until", f"{until:.3f}"],
+            env=environment(),
+            cwd=REPOSITORY,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
         try:
             out, _ = self.process.communicate(timeout=min(SEED_S, max(0.0, until - began) + ENDING_S))
         except subprocess.TimeoutExpired:
@@ -90,28 +111,43 @@ class Runner:
 
     def summary(self, seconds: float) -> None:
         c = self.counts
-        print(f"\n{seconds:.0f} s, {len(self.findings)} findings; {c['steps']} steps on a node in {c['seeds (node)']} seeds, "
-              f"{c['rounds']} rounds of a cluster in {c['seeds (cluster)']} seeds")
+        print(
+            f"\n{seconds:.0f} s, {len(self.findings)} findings; {c['steps']} steps on a node in {c['seeds (node)']} seeds, "
+            f"{c['rounds']} rounds of a cluster in {c['seeds (cluster)']} seeds"
+        )
         groups = {"asked": [], "other": []}  # type: dict[str, list[str]]
         for name, number in sorted(c.items()):
             if name not in ("steps", "rounds") and not name.startswith("seeds"):
-                groups["asked" if name.startswith("asked: ") else "other"].append(f"{name.removeprefix('asked: ')} {number}")
+                groups["asked" if name.startswith("asked: ") else "other"].append(
+                    f"{name.removeprefix('asked: ')} {number}"
+                )
         print("deeds, faults and what was left: " + ", ".join(groups["other"]))
         print("answers by request and exit code: " + ", ".join(groups["asked"]), flush=True)
 
 
 def simulate(seed: int, end: float) -> int:
     """What can be done without root: the simulated worlds, seed after seed."""
-    print("the torture of a real agent needs root: namespaces, file systems and strace are its tools.\n"
-          "Without it the simulated worlds run (tests/test_simulation.py).", flush=True)
+    print(
+        "the torture of a real agent needs root: namespaces, file systems and strace are its tools.\n"
+        "Without it the simulated worlds run (tests/test_simulation.py).",
+        flush=True,
+    )
     count = 0
     while time.monotonic() < end or not count:
         env = {**environment(), "PACT_SEED": str(seed + count), "PACT_SEEDS": str(SIMULATED)}
-        done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-x", "tests/test_simulation.py"], env=env,
-                              cwd=REPOSITORY, capture_output=True, text=True, check=False)  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", "-x", "tests/test_simulation.py"],
+            env=env,
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         if done.returncode:
-            print(f"{done.stdout[-6000:]}\nrun it again: PACT_SEED={seed + count} PACT_SEEDS={SIMULATED} python -m pytest "
-                  "tests/test_simulation.py")  # fmt: skip
+            print(
+                f"{done.stdout[-6000:]}\nrun it again: PACT_SEED={seed + count} PACT_SEEDS={SIMULATED} python -m pytest "
+                "tests/test_simulation.py"
+            )
             return 1
         count += SIMULATED
     print(f"{count} simulated seeds from {seed} on: nothing was found")
@@ -132,8 +168,10 @@ def main() -> int:
         return simulate(seed, end)
     runner = Runner(args.without)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    print(f"torture from seed {seed} on" + (f", for {args.seconds:.0f} s" if args.seconds else ", until it is stopped"),
-          flush=True)
+    print(
+        f"torture from seed {seed} on" + (f", for {args.seconds:.0f} s" if args.seconds else ", until it is stopped"),
+        flush=True,
+    )
     turn = 0
     try:
         while not turn or end - time.monotonic() > LEAST_S:

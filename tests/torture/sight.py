@@ -89,8 +89,14 @@ def mounts_below(top: str) -> Look:
             if point.startswith(f"{top}/"):
                 depth = out.get(f"mount:{point}", {}).get("depth", 0) + 1
                 options = {*fields[5].split(","), *tail[2].split(",")}
-                out[f"mount:{point}"] = {"type": "mounted", "fstype": tail[0], "source": tail[1], "root": fields[3],
-                                         "options": frozenset(options), "depth": depth}  # fmt: skip
+                out[f"mount:{point}"] = {
+                    "type": "mounted",
+                    "fstype": tail[0],
+                    "source": tail[1],
+                    "root": fields[3],
+                    "options": frozenset(options),
+                    "depth": depth,
+                }
     return out
 
 

@@ -29,8 +29,13 @@ pytestmark = [
 @pytest.mark.parametrize(("kind", "seconds"), [("node", 100), ("cluster", 20)])
 def test_a_while_of_torture_finds_nothing(kind: str, seconds: int) -> None:
     seed = os.environ.get("PACT_TORTURE_SEED", "0")
-    done = subprocess.run([sys.executable, str(SCRIPT), "--only", kind, "--seconds", str(seconds), "--seed", seed],
-                          capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), "--only", kind, "--seconds", str(seconds), "--seed", seed],
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        check=False,
+    )
     print(done.stdout)  # the seed stands in it
     assert done.returncode == 0, done.stdout[-12000:] + done.stderr[-3000:]
 
@@ -45,8 +50,12 @@ def test_nothing_is_left_when_it_is_stopped() -> None:
         return set(Path("/proc/self/mountinfo").read_text().splitlines()), loops
 
     before = left()
-    running = subprocess.Popen([sys.executable, str(SCRIPT), "--only", "node", "--seed", "3"], stdin=subprocess.DEVNULL,
-                               stdout=subprocess.PIPE, text=True)  # fmt: skip
+    running = subprocess.Popen(
+        [sys.executable, str(SCRIPT), "--only", "node", "--seed", "3"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     assert running.stdout is not None and running.stdout.readline().startswith("torture from seed 3")
     try:
         running.communicate(timeout=5)

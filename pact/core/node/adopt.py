@@ -21,8 +21,14 @@ def asked_adopt(node: Desk, event: Asked) -> None:
     patterns = tuple(event.args["patterns"])
     if not patterns:
         raise UsageError("adopt needs a pattern", "for example: pact adopt 'file:/etc/**'")
-    totals: dict[str, Any] = {"adopted": 0, "unchanged": 0, "in_changes": [], "not_restorable": [], "notes": [],
-                              "trials_ended": []}  # fmt: skip
+    totals: dict[str, Any] = {
+        "adopted": 0,
+        "unchanged": 0,
+        "in_changes": [],
+        "not_restorable": [],
+        "notes": [],
+        "trials_ended": [],
+    }
     job = node.job("adopt", event.caller, token=event.token, args={"patterns": list(patterns), "totals": totals})
     node.emit(Discover(job.n, patterns))
 
@@ -38,8 +44,9 @@ def discovered_adopt(node: Desk, job: Job, event: Discovered) -> None:
         if resource in intended:
             totals["in_changes"].append(resource)
             continue
-        if change is not None and (resource not in event.exact or change.state == life.ROLLING
-                                   or bonds.bound(node, change)):  # fmt: skip
+        if change is not None and (
+            resource not in event.exact or change.state == life.ROLLING or bonds.bound(node, change)
+        ):
             totals["in_changes"].append(resource)
             continue
         value = _adopted(node, resource, found)
@@ -56,8 +63,15 @@ def discovered_adopt(node: Desk, job: Job, event: Discovered) -> None:
     totals["notes"].extend(event.notes)
     totals["adopted"] += len(new)
     for names in in_pieces(list(new)):
-        node.record("adopted", {"resources": {r: new[r] for r in names}, "patterns": job.args["patterns"],
-                                "members": {r: 0 for r in names if r in members}}, job.caller.actor)  # fmt: skip
+        node.record(
+            "adopted",
+            {
+                "resources": {r: new[r] for r in names},
+                "patterns": job.args["patterns"],
+                "members": {r: 0 for r in names if r in members},
+            },
+            job.caller.actor,
+        )
     if event.last:
         node.finish(job)
         nothing = not (totals["adopted"] or totals["unchanged"] or totals["in_changes"])
@@ -65,8 +79,12 @@ def discovered_adopt(node: Desk, job: Job, event: Discovered) -> None:
             fresh = [p for p in event.patterns if p not in node.state.tracked]
             tracked.remember(node, dict.fromkeys(fresh, tracked.REPORT), job.caller)
             totals["tracked"] = fresh
-        node.reply(job.token, totals, EXIT_FAILED if nothing else 0,
-                   "nothing matches " + ", ".join(job.args["patterns"]) if nothing else "")  # fmt: skip
+        node.reply(
+            job.token,
+            totals,
+            EXIT_FAILED if nothing else 0,
+            "nothing matches " + ", ".join(job.args["patterns"]) if nothing else "",
+        )
 
 
 def _adopted(node: Desk, resource: str, found: Mapping[str, Any]) -> Declared:

@@ -36,8 +36,14 @@ def asked_apply(node: Desk, event: Asked) -> None:
 def begin_apply(node: Desk, event: Asked, declared: dict[str, Declared]) -> None:
     """Look at what is there; with ``args["group"]`` for a group whose member this node is."""
     steps = ordered(Step(r, d.attrs, None, d.requires, d.consumers) for r, d in declared.items())
-    job = node.job("apply", event.caller, token=event.token, ids=tuple(declared), steps=steps,
-                   args={**event.args, "declared": declared})  # fmt: skip
+    job = node.job(
+        "apply",
+        event.caller,
+        token=event.token,
+        ids=tuple(declared),
+        steps=steps,
+        args={**event.args, "declared": declared},
+    )
     node.emit(Probe(job.n, steps, consumers=True, applying=True, dry=bool(event.args.get("dry_run"))))
 
 
@@ -62,8 +68,16 @@ def probed_apply(node: Desk, job: Job, event: Probed) -> None:
         return
     if job.args.get("dry_run"):
         node.finish(job)
-        node.reply(job.token, {"dry_run": True, "plan": [s.to_json() for s in steps], "refused": [], "consumers": [],
-                               "notes": list(event.notes)})  # fmt: skip
+        node.reply(
+            job.token,
+            {
+                "dry_run": True,
+                "plan": [s.to_json() for s in steps],
+                "refused": [],
+                "consumers": [],
+                "notes": list(event.notes),
+            },
+        )
         return
     if not steps:
         node.finish(job)
@@ -82,10 +96,14 @@ def probed_apply(node: Desk, job: Job, event: Probed) -> None:
     cid = member.change if member is not None and member.change in state.changes else node.new_change_id()
     assert cid is not None
     data = {
-        "change": cid, "owner": job.caller.owner.to_json(), "message": job.args.get("message", ""),
-        "resources": {s.id: s.target for s in steps}, "baseline": baseline, "saves": dict(event.saves),
+        "change": cid,
+        "owner": job.caller.owner.to_json(),
+        "message": job.args.get("message", ""),
+        "resources": {s.id: s.target for s in steps},
+        "baseline": baseline,
+        "saves": dict(event.saves),
         **({"notes": list(event.notes)} if event.notes else {}),
-    }  # fmt: skip
+    }
     node.record("applied", {**data, "group": gid} if gid else data, job.caller.actor)
     job.change, job.steps, job.args = cid, steps, {**job.args, "notes": list(event.notes), "baseline": baseline}
     node.busy[cid] = job.n
@@ -118,8 +136,16 @@ def acted_apply(node: Desk, job: Job, event: Acted) -> None:
     change = node.state.changes.get(job.change)
     deadline_ns = None if change is None else node.state.deadline_ns(change)
     node.recheck(job.ids)
-    node.reply(job.token, {
-        "change": job.change if change is not None else None, "applied": sorted(event.results), "left": {},
-        "undone": [], "deadline": None if deadline_ns is None else node.wall_of(deadline_ns),
-        "moved": moved, "reads": dict(event.reads), "notes": job.args.get("notes", []),
-    })  # fmt: skip
+    node.reply(
+        job.token,
+        {
+            "change": job.change if change is not None else None,
+            "applied": sorted(event.results),
+            "left": {},
+            "undone": [],
+            "deadline": None if deadline_ns is None else node.wall_of(deadline_ns),
+            "moved": moved,
+            "reads": dict(event.reads),
+            "notes": job.args.get("notes", []),
+        },
+    )

@@ -30,8 +30,12 @@ def turns(step: Step) -> bool:
         return False
     if step.id.startswith("mount:"):
         return step.target is None
-    return (step.id.startswith("file:") and step.actual.get("type") == "symlink"
-            and step.target is not None and step.target.get("type") == "directory")  # fmt: skip
+    return (
+        step.id.startswith("file:")
+        and step.actual.get("type") == "symlink"
+        and step.target is not None
+        and step.target.get("type") == "directory"
+    )
 
 
 def shifts(step: Step) -> bool:
@@ -140,9 +144,10 @@ def unread(node: Desk, steps: Sequence[Step], sightings: Iterable[Sighting]) -> 
     has what is declared there."""
     through = carried(steps, (s.id for s in steps))
     return [
-        f"{s.resource} cannot be read: {s.observation.why}" for s in sightings
+        f"{s.resource} cannot be read: {s.observation.why}"
+        for s in sightings
         if isinstance(s.observation, Unreadable) and not (s.resource in through and _stored(node, s.resource))
-    ]  # fmt: skip
+    ]
 
 
 def _stored(node: Desk, resource: str) -> bool:
@@ -163,9 +168,14 @@ def resumed(node: Desk, change: Change) -> list[Step]:
 
 
 def act(
-    node: Desk, job: Job, saves: Mapping[str, Mapping[str, Any]], held: Iterable[str], *, resumed: bool = False,
+    node: Desk,
+    job: Job,
+    saves: Mapping[str, Mapping[str, Any]],
+    held: Iterable[str],
+    *,
+    resumed: bool = False,
     put_back: bool = True,
-) -> None:  # fmt: skip
+) -> None:
     """Carry the job's steps out. Until the answer comes nothing is recorded of what it holds, nor of what is below, nor
     of what moves with it; ``put_back``: what moves beside it is brought back.  # C8"""
     here = {s.id for s in job.steps}
@@ -176,8 +186,9 @@ def act(
     wanted = {r: d.attrs for r in beside if r in node.state.member_of and (d := node.state.declared(r)) is not None}
     others = tuple(r for r in under(filter(shifts, job.steps), node.state.declared_ids()) if r not in here)
     node.converging[job.n] = frozenset([*held, *others])
-    node.emit(Act(job.n, job.steps, saves, resumed=resumed, below=others, beside=beside, put_back=put_back,
-                  wanted=wanted))  # fmt: skip
+    node.emit(
+        Act(job.n, job.steps, saves, resumed=resumed, below=others, beside=beside, put_back=put_back, wanted=wanted)
+    )
 
 
 def look(node: Desk, job: Job, event: Acted, owner: Owner, into: Change | None = None) -> list[str]:
@@ -191,8 +202,9 @@ def look(node: Desk, job: Job, event: Acted, owner: Owner, into: Change | None =
     return [s.resource for s in others if s.resource in node.state.member_of]
 
 
-def differing(node: Desk, steps: Sequence[Step], sightings: Iterable[Sighting],
-               declared: Mapping[str, Declared]) -> tuple[Step, ...]:  # fmt: skip
+def differing(
+    node: Desk, steps: Sequence[Step], sightings: Iterable[Sighting], declared: Mapping[str, Declared]
+) -> tuple[Step, ...]:
     """What is to be done: what differs, and what is seen through what gives way to it."""
     seen: dict[str, Observation] = {s.resource: s.observation for s in sightings}
     out = []

@@ -45,9 +45,15 @@ def settled_alone(node: Desk, change: Change, how: str, caller: Caller) -> None:
     """A person settled a member's part on the node itself: the node leaves the group, and says so."""
     group = node.state.groups.get(change.group)
     if group is not None and group.phase != DECIDED:
-        node.record("group_finished", {
-            "group": group.id, "outcome": f"left: {how} on this node by {caller.owner.user}",
-            "forced": group.phase == PREPARED}, caller.actor)  # fmt: skip
+        node.record(
+            "group_finished",
+            {
+                "group": group.id,
+                "outcome": f"left: {how} on this node by {caller.owner.user}",
+                "forced": group.phase == PREPARED,
+            },
+            caller.actor,
+        )
 
 
 def bound(node: Desk, change: Change) -> bool:
@@ -64,11 +70,15 @@ def require_free(node: Desk, change: Change, what: str, force: bool) -> None:
     if group.phase == DECIDED and what != group.action:
         raise ConflictError(f"too late: {group.id} is decided: {group.action}", "see pact log")
     if what == "extend":
-        raise ConflictError(f"{change.id} belongs to {group.id}, whose window the root keeps",
-                            f"pact extend {group.id} D, from where the cluster is managed")  # fmt: skip
+        raise ConflictError(
+            f"{change.id} belongs to {group.id}, whose window the root keeps",
+            f"pact extend {group.id} D, from where the cluster is managed",
+        )
     if group.phase == PREPARED and not force:
-        raise ConflictError(f"undecided: {change.id} belongs to {group.id}, which is being settled by the root",
-                            "wait for it, or settle it on this node alone with --force")  # fmt: skip
+        raise ConflictError(
+            f"undecided: {change.id} belongs to {group.id}, which is being settled by the root",
+            "wait for it, or settle it on this node alone with --force",
+        )
 
 
 def unfinished(node: Desk) -> list[list[Any]]:

@@ -18,8 +18,19 @@ SETTLED: Final = "settled"
 STATES: Final = (OPEN, HELD, BLOCKED, FAILED, ROLLING, SETTLED)
 
 INPUTS: Final = (
-    "drift", "clear", "emptied", "commit", "start", "done", "fail", "block", "extend", "hold", "release", "reopen",
-)  # fmt: skip
+    "drift",
+    "clear",
+    "emptied",
+    "commit",
+    "start",
+    "done",
+    "fail",
+    "block",
+    "extend",
+    "hold",
+    "release",
+    "reopen",
+)
 
 #: (state, input) -> next state. A pair that is absent is refused by name (``LifeError``), never ignored.
 TABLE: Final[Mapping[tuple[str, str], str]] = {
@@ -100,8 +111,18 @@ class Member:
         return square(self.weight_n, self.deviation_n)
 
     def to_json(self) -> list[Any]:
-        return [self.resource, self.actual, self.deviation_n, self.weight_n, self.opened_ns, self.seen, self.shift_ns,
-                self.command, self.moved_with, list(self.also)]  # fmt: skip
+        return [
+            self.resource,
+            self.actual,
+            self.deviation_n,
+            self.weight_n,
+            self.opened_ns,
+            self.seen,
+            self.shift_ns,
+            self.command,
+            self.moved_with,
+            list(self.also),
+        ]
 
 
 @dataclass(slots=True)
@@ -165,20 +186,40 @@ class Change:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "id": self.id, "owner": self.owner.to_json(), "ambient": self.ambient, "state": self.state,
-            "members": [m.to_json() for m in self.members.values()], "extension_ns": self.extension_ns,
-            "held_since_ns": self.held_since_ns, "message": self.message, "reason": self.reason,
-            "holders": list(self.holders), "rolling": self.rolling, "intents": sorted(self.intents),
-            "group": self.group, "closing": self.closing,
-        }  # fmt: skip
+            "id": self.id,
+            "owner": self.owner.to_json(),
+            "ambient": self.ambient,
+            "state": self.state,
+            "members": [m.to_json() for m in self.members.values()],
+            "extension_ns": self.extension_ns,
+            "held_since_ns": self.held_since_ns,
+            "message": self.message,
+            "reason": self.reason,
+            "holders": list(self.holders),
+            "rolling": self.rolling,
+            "intents": sorted(self.intents),
+            "group": self.group,
+            "closing": self.closing,
+        }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Change:
         change = cls(
-            data["id"], Owner.from_json(data["owner"]), data["ambient"], data["state"], {}, data["extension_ns"],
-            data["held_since_ns"], data["message"], data["reason"], list(data["holders"]), data["rolling"],
-            set(data["intents"]), data["group"], data.get("closing", False),
-        )  # fmt: skip
+            data["id"],
+            Owner.from_json(data["owner"]),
+            data["ambient"],
+            data["state"],
+            {},
+            data["extension_ns"],
+            data["held_since_ns"],
+            data["message"],
+            data["reason"],
+            list(data["holders"]),
+            data["rolling"],
+            set(data["intents"]),
+            data["group"],
+            data.get("closing", False),
+        )
         for row in data["members"]:
             change.put(Member(*row))
         return change

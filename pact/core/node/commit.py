@@ -34,17 +34,27 @@ def asked_commit(node: Desk, event: Asked) -> None:
     if not ids and not untracked:
         node.reply(event.token, {"committed": [], "left": left(node)}, EXIT_DONE, "nothing to commit")
         return
-    begin_commit(node, event, [*ids, *untracked], {
-        "message": message, "ttl_ns": ttl_ns, "force": bool(event.args.get("force")),
-        "untracked": untracked, "named": bool(event.args.get("targets")),
-        "without_content": bool(event.args.get("without_content"))})  # fmt: skip
+    begin_commit(
+        node,
+        event,
+        [*ids, *untracked],
+        {
+            "message": message,
+            "ttl_ns": ttl_ns,
+            "force": bool(event.args.get("force")),
+            "untracked": untracked,
+            "named": bool(event.args.get("targets")),
+            "without_content": bool(event.args.get("without_content")),
+        },
+    )
 
 
 def begin_commit(node: Desk, event: Asked, ids: Sequence[str], args: dict[str, Any]) -> None:
     require_whole(node, ids)
     state = node.state
-    seen = {r: (c.id, list(c.members[r].also), c.members[r].actual)
-            for r in ids if (c := state.change_of(r)) is not None}  # fmt: skip
+    seen = {
+        r: (c.id, list(c.members[r].also), c.members[r].actual) for r in ids if (c := state.change_of(r)) is not None
+    }
     job = node.job("commit", event.caller, token=event.token, ids=tuple(ids), args={**args, "asked": seen})
     node.emit(Look(job.n, job.ids))
 
@@ -89,8 +99,9 @@ def looked_commit(node: Desk, job: Job, event: Looked) -> None:
         if isinstance(sighting.observation, Unreadable):
             raise ConflictError(f"{sighting.resource} cannot be read now: {sighting.observation.why}")
         if why := taking.undeclarable(sighting.resource, sighting.observation):
-            raise ConflictError(f"{sighting.resource} {why}; nothing was committed",
-                                "remove it, or commit the others by name")  # fmt: skip
+            raise ConflictError(
+                f"{sighting.resource} {why}; nothing was committed", "remove it, or commit the others by name"
+            )
         member, (cid, also, actual) = change.members[sighting.resource], job.args["asked"][sighting.resource]
         if (cid, also) != (change.id, list(member.also)):  # another's by now, whom nobody has asked about  # C9, S1
             raise ConflictError(f"{sighting.resource} was changed by {change.owner.user} meanwhile", "see pact diff")
@@ -138,14 +149,33 @@ def _record_commits(node: Desk, job: Job, event: Looked) -> list[dict[str, Any]]
         split, shared = len(resources) < len(change.members), shared_with(change, resources)
         parts = list(in_pieces(list(resources)))
         for at, names in enumerate(parts):  # one decision, and no record that outgrows what a journal takes
-            node.record("committed", {
-                "change": cid, "owner": change.owner.to_json(), "committer": job.caller.owner.to_json(),
-                "resources": {r: resources[r].to_json() for r in names}, "message": job.args["message"],
-                "split": split, "expires_ns": expires_ns, "expires": expires, **shared_with(change, names),
-                **({"part": [at + 1, len(parts)]} if len(parts) > 1 else {}),
-            }, job.caller.actor)  # fmt: skip
-        out.append({"change": cid, "resources": sorted(resources), "seq": state.seq, "split": split,
-                    "also": _names(shared), "trials_ended": ended, "expires": expires})  # fmt: skip
+            node.record(
+                "committed",
+                {
+                    "change": cid,
+                    "owner": change.owner.to_json(),
+                    "committer": job.caller.owner.to_json(),
+                    "resources": {r: resources[r].to_json() for r in names},
+                    "message": job.args["message"],
+                    "split": split,
+                    "expires_ns": expires_ns,
+                    "expires": expires,
+                    **shared_with(change, names),
+                    **({"part": [at + 1, len(parts)]} if len(parts) > 1 else {}),
+                },
+                job.caller.actor,
+            )
+        out.append(
+            {
+                "change": cid,
+                "resources": sorted(resources),
+                "seq": state.seq,
+                "split": split,
+                "also": _names(shared),
+                "trials_ended": ended,
+                "expires": expires,
+            }
+        )
     return out
 
 

@@ -45,8 +45,9 @@ def asked_declare(node: Desk, event: Asked) -> None:
             in_changes.append(resource)
         else:
             probe.append(resource)
-    forgotten = [r for r in state.declared_ids() if r not in declared and r not in kept] if event.args.get(
-        "prune") else []  # fmt: skip
+    forgotten = (
+        [r for r in state.declared_ids() if r not in declared and r not in kept] if event.args.get("prune") else []
+    )
     ended = [r for r in [*declared, *forgotten] if r in state.ttls]
     node.refuse_intended([*declared, *forgotten])
     for resource in forgotten:
@@ -55,11 +56,14 @@ def asked_declare(node: Desk, event: Asked) -> None:
             raise ConflictError(f"{resource} is being rolled back with {change.id}", "try again when it is done")
         if change is not None:
             bonds.require_free(node, change, "declare", False)
-    steps = ordered(
-        Step(r, declared[r].attrs, None, declared[r].requires, declared[r].consumers) for r in probe
-    )
-    args = {**event.args, "forgotten": forgotten, "in_changes": in_changes, "declared": declared,
-            "trials": {"kept": sorted(kept), "ended": sorted(ended)}}  # fmt: skip
+    steps = ordered(Step(r, declared[r].attrs, None, declared[r].requires, declared[r].consumers) for r in probe)
+    args = {
+        **event.args,
+        "forgotten": forgotten,
+        "in_changes": in_changes,
+        "declared": declared,
+        "trials": {"kept": sorted(kept), "ended": sorted(ended)},
+    }
     job = node.job("declare", event.caller, token=event.token, ids=tuple(probe), args=args, steps=steps)
     dry = bool(event.args.get("dry_run"))
     node.emit(Probe(job.n, steps, consumers=state.settings.enforce, dry=dry))
@@ -78,8 +82,9 @@ def _trials_kept(node: Desk, event: Asked, declared: Mapping[str, Declared]) -> 
         return frozenset(concerned)
     named = ", ".join(f"{r} (until {node.wall_of(node.state.ttls[r].expires_ns)[:19]}Z)" for r in concerned[:5])
     more = f" and {len(concerned) - 5} more" if len(concerned) > 5 else ""
-    raise ConflictError(f"these are committed for a time: {named}{more}",
-                        "say what becomes of them: --trials keep, or --trials end")  # fmt: skip
+    raise ConflictError(
+        f"these are committed for a time: {named}{more}", "say what becomes of them: --trials keep, or --trials end"
+    )
 
 
 def probed_declare(node: Desk, job: Job, event: Probed) -> None:
@@ -96,19 +101,27 @@ def probed_declare(node: Desk, job: Job, event: Probed) -> None:
             bonds.require_free(node, change, "declare", False)
     steps = below.differing(node, job.steps, event.sightings, declared) if state.settings.enforce else ()
     result = {
-        "resources": len(declared), "forgotten": args["forgotten"], "in_changes": sorted(args["in_changes"]),
-        "converge": [s.to_json() for s in steps], "unreadable": below.unreadable(event.sightings),
-        "consumers": [h.to_json() for h in event.holders], "notes": list(event.notes), "trials": args["trials"],
-        "track": dict(args.get("track", {})), "patterns_forgotten": [
-            p for p in state.tracked if p not in args.get("track", {})] if args.get("prune") else [],
-    }  # fmt: skip
+        "resources": len(declared),
+        "forgotten": args["forgotten"],
+        "in_changes": sorted(args["in_changes"]),
+        "converge": [s.to_json() for s in steps],
+        "unreadable": below.unreadable(event.sightings),
+        "consumers": [h.to_json() for h in event.holders],
+        "notes": list(event.notes),
+        "trials": args["trials"],
+        "track": dict(args.get("track", {})),
+        "patterns_forgotten": [p for p in state.tracked if p not in args.get("track", {})] if args.get("prune") else [],
+    }
     if args.get("dry_run"):  # it ends as the real one would
         node.finish(job)
         why = holder_text(event.holders) if event.holders else "; ".join(event.refusals[:5])
         problems = why or "; ".join(f"{r}: {text}" for r, text in list(result["unreadable"].items())[:5])
-        node.reply(job.token, {**result, "dry_run": True, "refused": list(event.refusals)},
-                   EXIT_BLOCKED if event.holders else EXIT_FAILED if problems else 0,
-                   f"this would not be done: {problems}" if problems else "")  # fmt: skip
+        node.reply(
+            job.token,
+            {**result, "dry_run": True, "refused": list(event.refusals)},
+            EXIT_BLOCKED if event.holders else EXIT_FAILED if problems else 0,
+            f"this would not be done: {problems}" if problems else "",
+        )
         return
     if event.holders:
         node.finish(job)
@@ -146,13 +159,19 @@ def _record_declared(node: Desk, job: Job, event: Probed, converge: set[str]) ->
     if len(moved) + len(gone) <= PIECE_MAX:
         pieces: list[dict[str, Any]] = [{"resources": moved, "forgotten": list(gone)}] if moved or gone else []
     else:
-        pieces = [*({"resources": {r: moved[r] for r in names}} for names in in_pieces(list(moved))),
-                  *({"resources": {}, "forgotten": list(names)} for names in in_pieces(gone))]  # fmt: skip
+        pieces = [
+            *({"resources": {r: moved[r] for r in names}} for names in in_pieces(list(moved))),
+            *({"resources": {}, "forgotten": list(names)} for names in in_pieces(gone)),
+        ]
     members_taken = set(taken)
     for at, piece in enumerate(pieces):  # one decision, and no record that outgrows what a journal takes
         names = piece["resources"]
-        data = {**piece, "cause": args.get("cause", "declare"), "taken": [r for r in names if r in members_taken],
-                "members": {r: members[r] for r in names if r in members}}  # fmt: skip
+        data = {
+            **piece,
+            "cause": args.get("cause", "declare"),
+            "taken": [r for r in names if r in members_taken],
+            "members": {r: members[r] for r in names if r in members},
+        }
         saves = {r: event.saves[r] for r in names if r in event.saves}
         if at == len(pieces) - 1:
             data.setdefault("forgotten", [])
@@ -182,16 +201,27 @@ def acted_declare(node: Desk, job: Job, event: Acted) -> None:
 def _record_converged(node: Desk, event: Acted, cause: str, actor: Actor = AGENT_ACTOR) -> None:
     reads = node.learn(event)
     for names in in_pieces(list(event.results)):
-        node.record("converged", {"results": {r: event.results[r] or "restored" for r in names}, "cause": cause,
-                                  "reads": {r: reads[r] for r in names if r in reads}}, actor)  # fmt: skip
+        node.record(
+            "converged",
+            {
+                "results": {r: event.results[r] or "restored" for r in names},
+                "cause": cause,
+                "reads": {r: reads[r] for r in names if r in reads},
+            },
+            actor,
+        )
 
 
 def _declare_done(node: Desk, job: Job, result: dict[str, Any], left: Mapping[str, str]) -> None:
     unread = result["unreadable"]
     problems = {**unread, **left}
     text = "; ".join(f"{r}: {why}" for r, why in list(problems.items())[:5])
-    node.reply(job.token, {**result, "left": dict(left)}, EXIT_FAILED if problems else 0,
-               f"declared, but not converged: {text}" if problems else "")  # fmt: skip
+    node.reply(
+        job.token,
+        {**result, "left": dict(left)},
+        EXIT_FAILED if problems else 0,
+        f"declared, but not converged: {text}" if problems else "",
+    )
 
 
 def converge_after_boot(node: Desk, sightings: Sequence[Sighting]) -> None:

@@ -36,8 +36,9 @@ class Desk(Ledger):
         intended = self.intended()
         for resource in resources if intended else ():
             if resource in intended:
-                raise ConflictError(f"{resource} is being changed with {intended[resource].id}",
-                                    "try again when it is done")  # fmt: skip
+                raise ConflictError(
+                    f"{resource} is being changed with {intended[resource].id}", "try again when it is done"
+                )
 
     def deviation_n(self, resource: str, declared: Declared, actual: Attrs | None) -> int:
         """``severity x distance`` in billionths; at least 1 where it does not conform."""
@@ -82,8 +83,9 @@ class Desk(Ledger):
             sighting = replace(sighting, owner=Owner.from_json(self.state.enforced[resource]))
         return self._drift(sighting, seen, deviation_n, self.weight_n(resource, declared), intent)
 
-    def _drift(self, sighting: Sighting, actual: Attrs | None, deviation_n: int, weight_n: int,
-               intent: Change | None) -> bool:  # fmt: skip
+    def _drift(
+        self, sighting: Sighting, actual: Attrs | None, deviation_n: int, weight_n: int, intent: Change | None
+    ) -> bool:
         state, resource, writer, moved_with = self.state, sighting.resource, sighting.owner, sighting.moved_with
         change = state.change_of(resource)
         identified = writer is not None and writer.key != UNATTRIBUTED.key
@@ -96,20 +98,47 @@ class Desk(Ledger):
             if same and not named_late:
                 return False
         if intent is not None:
-            self.detect(resource, intent.id, intent.owner, actual, deviation_n, weight_n, self._opened(resource),
-                        moved_with, secret=sighting.secret)  # fmt: skip
+            self.detect(
+                resource,
+                intent.id,
+                intent.owner,
+                actual,
+                deviation_n,
+                weight_n,
+                self._opened(resource),
+                moved_with,
+                secret=sighting.secret,
+            )
             return True
         if change is not None and (not identified or (writer is not None and writer.key == change.owner.key)):
             member = change.members[resource]
             by = writer if identified and writer is not None else replace(change.owner, command=member.command)
             moved_with = moved_with if identified else moved_with or member.moved_with
-            self.detect(resource, change.id, by, actual, deviation_n, weight_n, member.opened_ns, moved_with,
-                        secret=sighting.secret)  # fmt: skip
+            self.detect(
+                resource,
+                change.id,
+                by,
+                actual,
+                deviation_n,
+                weight_n,
+                member.opened_ns,
+                moved_with,
+                secret=sighting.secret,
+            )
             return True
         owner = writer if writer is not None and identified else UNATTRIBUTED
         cid = self._joins(moved_with, owner) or state.ambient.get(owner.key) or self.new_change_id()
-        self.detect(resource, cid, owner, actual, deviation_n, weight_n, self._opened(resource, owner), moved_with,
-                    secret=sighting.secret)  # fmt: skip
+        self.detect(
+            resource,
+            cid,
+            owner,
+            actual,
+            deviation_n,
+            weight_n,
+            self._opened(resource, owner),
+            moved_with,
+            secret=sighting.secret,
+        )
         return True
 
     def _joins(self, moved_with: str, owner: Owner) -> str:
@@ -132,16 +161,32 @@ class Desk(Ledger):
                 return max(earlier, self.t_ns - max(0, spent_ns))
         return self.t_ns
 
-    def detect(self, resource: str, cid: str, owner: Owner, actual: Attrs | None, deviation_n: int, weight_n: int,
-               opened_ns: int, moved_with: str = "", *, secret: bool = False) -> None:  # fmt: skip
+    def detect(
+        self,
+        resource: str,
+        cid: str,
+        owner: Owner,
+        actual: Attrs | None,
+        deviation_n: int,
+        weight_n: int,
+        opened_ns: int,
+        moved_with: str = "",
+        *,
+        secret: bool = False,
+    ) -> None:
         """Record drift, and the window if this is what opens one."""
         fresh = cid not in self.state.changes
         also = self._also(resource, owner)
         before = self.state.member_of.get(resource)
         data: dict[str, Any] = {
-            "resource": resource, "change": cid, "owner": owner.to_json(), "opened_ns": opened_ns, "actual": actual,
-            "deviation_n": deviation_n, "weight_n": weight_n,
-        }  # fmt: skip
+            "resource": resource,
+            "change": cid,
+            "owner": owner.to_json(),
+            "opened_ns": opened_ns,
+            "actual": actual,
+            "deviation_n": deviation_n,
+            "weight_n": weight_n,
+        }
         if before is not None and before != cid:
             data["from"] = before
         if moved_with:

@@ -102,10 +102,21 @@ def _drift_detected(state: State, record: Record) -> None:
     elif before is not None:
         shift_ns = before.members[resource].shift_ns
     change.intents.discard(resource)
-    state.put(change, Member(
-        resource, data["actual"], data["deviation_n"], data["weight_n"], data["opened_ns"], record.time, shift_ns,
-        data["owner"]["command"], data.get("with", ""), list(data.get("also", ())),
-    ))  # fmt: skip
+    state.put(
+        change,
+        Member(
+            resource,
+            data["actual"],
+            data["deviation_n"],
+            data["weight_n"],
+            data["opened_ns"],
+            record.time,
+            shift_ns,
+            data["owner"]["command"],
+            data.get("with", ""),
+            list(data.get("also", ())),
+        ),
+    )
     state.take(change, "drift")
     state.recent.pop(recent_key(change.owner.key, resource), None)
 
@@ -168,8 +179,10 @@ def _committed(state: State, record: Record) -> None:
         state.void_ttl(resource)
         if data["expires_ns"] is not None:
             state.ttls[resource] = Ttl(
-                data["expires_ns"], None if earlier is None else strict.own(earlier),
-                data.get("committer", data["owner"]), record.seq,
+                data["expires_ns"],
+                None if earlier is None else strict.own(earlier),
+                data.get("committer", data["owner"]),
+                record.seq,
             )
             state.touched.timers = True
         state.declare(resource, value)
@@ -196,10 +209,13 @@ def _rollback_started(state: State, record: Record) -> None:
     state.take(change, "start")
     change.reason, change.holders = "", []
     change.rolling = {
-        "cause": data["cause"], "steps": [s["id"] for s in data["plan"]], "skipped": data["skipped"],
+        "cause": data["cause"],
+        "steps": [s["id"] for s in data["plan"]],
+        "skipped": data["skipped"],
         "saved": {r: v["sha256"] for r, v in data.get("saves", {}).items() if v.get("sha256")},
-        "seq": record.seq, "joined": {s["id"]: s["target"] for s in data["plan"] if s["id"] not in change.members},
-    }  # fmt: skip
+        "seq": record.seq,
+        "joined": {s["id"]: s["target"] for s in data["plan"] if s["id"] not in change.members},
+    }
 
 
 def _converge_started(state: State, record: Record) -> None:

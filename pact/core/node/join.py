@@ -25,8 +25,14 @@ def asked_check(node: Desk, event: Asked) -> None:
     declared = {r: Declared.from_json(v) for r, v in event.args["resources"].items()}
     _refuse_busy(node, declared, "")
     steps = ordered(_step(r, d) for r, d in declared.items())
-    job = node.job("group_check", event.caller, token=event.token, ids=tuple(declared), steps=steps,
-                   args={**event.args, "declared": declared})  # fmt: skip
+    job = node.job(
+        "group_check",
+        event.caller,
+        token=event.token,
+        ids=tuple(declared),
+        steps=steps,
+        args={**event.args, "declared": declared},
+    )
     node.emit(Probe(job.n, steps, consumers=True, applying=True, dry=True))
 
 
@@ -43,8 +49,9 @@ def _refuse_busy(node: Desk, resources: Iterable[str], group: str) -> None:
         if change.state == life.ROLLING or change.intents:
             raise ConflictError(f"{resource} is being changed with {change.id}", "try again when it is done")
         if change.group and change.group != group:
-            raise ConflictError(f"{resource} belongs to group {change.group}",
-                                f"settle it first: pact groups {change.group}")  # fmt: skip
+            raise ConflictError(
+                f"{resource} belongs to group {change.group}", f"settle it first: pact groups {change.group}"
+            )
 
 
 def probed_check(node: Desk, job: Job, event: Probed) -> None:
@@ -62,11 +69,16 @@ def probed_check(node: Desk, job: Job, event: Probed) -> None:
         total += square(node.weight_n(step.id, base), node.deviation_n(step.id, base, step.target))
     s = node.state.settings
     shortest_ns = min(s.floor_ns, s.base_ns)
-    node.reply(job.token, {
-        "changes": len(steps), "magnitude_n": round(magnitude(total) * BILLION),
-        "window_ns": max(shortest_ns, window(total, s.base_ns, s.sensitivity_n)), "enforce": s.enforce,
-        "newest": max((int(g[1:]) for g in [*node.state.groups, *node.state.groups_done]), default=0),
-    })  # fmt: skip
+    node.reply(
+        job.token,
+        {
+            "changes": len(steps),
+            "magnitude_n": round(magnitude(total) * BILLION),
+            "window_ns": max(shortest_ns, window(total, s.base_ns, s.sensitivity_n)),
+            "enforce": s.enforce,
+            "newest": max((int(g[1:]) for g in [*node.state.groups, *node.state.groups_done]), default=0),
+        },
+    )
 
 
 def asked_apply(node: Desk, event: Asked) -> None:
@@ -83,8 +95,17 @@ def asked_apply(node: Desk, event: Asked) -> None:
     _refuse_busy(node, declared, gid)
     if group is None:
         left_ns = int(event.args["left_ns"])
-        node.record("group_begun", {
-            "group": gid, "fence": fence, "owner": event.caller.owner.to_json(), "message": event.args["message"],
-            "resources": {r: d.attrs for r, d in declared.items()}, "ends_ns": node.t_ns + left_ns,
-            "ends": node.wall_of(node.t_ns + left_ns)}, event.caller.actor)  # fmt: skip
+        node.record(
+            "group_begun",
+            {
+                "group": gid,
+                "fence": fence,
+                "owner": event.caller.owner.to_json(),
+                "message": event.args["message"],
+                "resources": {r: d.attrs for r, d in declared.items()},
+                "ends_ns": node.t_ns + left_ns,
+                "ends": node.wall_of(node.t_ns + left_ns),
+            },
+            event.caller.actor,
+        )
     apply.begin_apply(node, event, declared)

@@ -73,8 +73,9 @@ class Waiting:
 class Ledger:
     """One node without its eyes. ``state`` is the fold; all else is derived from it or forgotten by a restart."""
 
-    def __init__(self, name: str, rules: Rules, state: State | None = None, *, jobs_from: int = 0,
-                 key: bytes = b"") -> None:  # fmt: skip
+    def __init__(
+        self, name: str, rules: Rules, state: State | None = None, *, jobs_from: int = 0, key: bytes = b""
+    ) -> None:
         """``jobs_from``: jobs are numbered above this, so that answers to another node's jobs are nobody's. ``key``: of
         this node, for the salts of records; without one they have none."""
         self.name = name
@@ -114,9 +115,16 @@ class Ledger:
         if self._time[0] != self.wall_ns:
             self._time = (self.wall_ns, rfc3339(self.wall_ns))
         record, body = seal(
-            self.state.seq + 1, self.state.hash, self._time[1], self.t_ns, self.name, type_, actor.to_json(), data,
+            self.state.seq + 1,
+            self.state.hash,
+            self._time[1],
+            self.t_ns,
+            self.name,
+            type_,
+            actor.to_json(),
+            data,
             key=self._key,
-        )  # fmt: skip
+        )
         self.effects.append(AppendRecord(record, body))
         fold.apply(self.state, record)
 
@@ -136,8 +144,9 @@ class Ledger:
             del self.busy[job.change]
             self.reschedule(job.change)  # its time may have come meanwhile  # A4
 
-    def reply(self, token: int | None, result: Mapping[str, Any], exit_code: int = 0, message: str = "",
-              hint: str = "") -> None:  # fmt: skip
+    def reply(
+        self, token: int | None, result: Mapping[str, Any], exit_code: int = 0, message: str = "", hint: str = ""
+    ) -> None:
         if token is not None:
             self.emit(Reply(token, result, exit_code, message, hint))
 
@@ -206,7 +215,9 @@ class Ledger:
                 continue
             touched.members.update(dict.fromkeys(change.members))
             wants_retry = (
-                change.state == life.BLOCKED and state.settings.on_busy_retry and bool(change.holders)
+                change.state == life.BLOCKED
+                and state.settings.on_busy_retry
+                and bool(change.holders)
                 and not change.group
             )
             if not wants_retry:
@@ -257,13 +268,19 @@ class Ledger:
             deadline_ns = max(self.state.windows.end(change.opening_ns), self.state.not_before_ns)
         if deadline_ns is None and not change.intents and not reopened and not reads:
             return
-        self.record("window_opened", {
-            "change": cid, "owner": change.owner.to_json(), "resources": sorted(change.members),
-            "window_ns": self.state.windows.now_w, "reopened": reopened,
-            "magnitude_n": round(magnitude(self.state.open_sum_n) * BILLION),
-            "deadline": None if deadline_ns is None else self.wall_of(deadline_ns),
-            **({"reads": dict(reads)} if reads else {}),
-        })  # fmt: skip
+        self.record(
+            "window_opened",
+            {
+                "change": cid,
+                "owner": change.owner.to_json(),
+                "resources": sorted(change.members),
+                "window_ns": self.state.windows.now_w,
+                "reopened": reopened,
+                "magnitude_n": round(magnitude(self.state.open_sum_n) * BILLION),
+                "deadline": None if deadline_ns is None else self.wall_of(deadline_ns),
+                **({"reads": dict(reads)} if reads else {}),
+            },
+        )
 
     def learn(self, event: Acted) -> dict[str, str]:
         """What the kernel made of declared values that it took, for the record: they are compared with that from now
@@ -279,8 +296,11 @@ class Ledger:
     def public_reads(event: Acted) -> dict[str, str]:
         """What the kernel made of values, but for secrets: records are shown to viewers and leave the node.  # S2"""
         seen = {s.resource: s.observation for s in event.sightings}
-        return {r: text for r, text in event.reads.items()
-                if isinstance(found := seen.get(r), dict) and not found.get("secret")}  # fmt: skip
+        return {
+            r: text
+            for r, text in event.reads.items()
+            if isinstance(found := seen.get(r), dict) and not found.get("secret")
+        }
 
     def recheck(self, resources: Sequence[str]) -> None:
         if resources:

@@ -99,21 +99,43 @@ def _cannot_vote_yes(node: Desk, group: Membership, event: Asked) -> str:
     return rollback.refusal(node, change, "expired") if change is not None and automatic else ""
 
 
-def _say_no(node: Desk, group: Membership, args: Mapping[str, Any], caller: Caller, token: int | None, why: str,
-            holders: Sequence[Holder]) -> None:  # fmt: skip
+def _say_no(
+    node: Desk,
+    group: Membership,
+    args: Mapping[str, Any],
+    caller: Caller,
+    token: int | None,
+    why: str,
+    holders: Sequence[Holder],
+) -> None:
     named = [h.to_json() for h in holders]
     change = node.state.changes.get(group.change or "")
-    again = group.why == why and group.action == args["action"] and (
-        change is None or args["action"] == "commit" or (change.state == life.BLOCKED and change.holders == named)
-    )  # fmt: skip
+    again = (
+        group.why == why
+        and group.action == args["action"]
+        and (change is None or args["action"] == "commit" or (change.state == life.BLOCKED and change.holders == named))
+    )
     if not again:
-        node.record("group_prepared", {
-            "group": group.id, "change": group.change, "action": args["action"], "ballot": args["ballot"],
-            "fence": args["fence"], "vote": "no", "why": why, "holders": named}, caller.actor)  # fmt: skip
+        node.record(
+            "group_prepared",
+            {
+                "group": group.id,
+                "change": group.change,
+                "action": args["action"],
+                "ballot": args["ballot"],
+                "fence": args["fence"],
+                "vote": "no",
+                "why": why,
+                "holders": named,
+            },
+            caller.actor,
+        )
         if args["action"] == "rollback" and change is not None and change.state == life.BLOCKED:
-            node.record("rollback_blocked", {
-                "change": change.id, "group": group.id, "cause": "group", "reason": why, "holders": named},
-                caller.actor)  # fmt: skip
+            node.record(
+                "rollback_blocked",
+                {"change": change.id, "group": group.id, "cause": "group", "reason": why, "holders": named},
+                caller.actor,
+            )
     node.reply(token, {"vote": "no", "why": why, "holders": named[:HOLDERS_MAX]})
 
 
@@ -168,9 +190,20 @@ def _still_asked(node: Desk, job: Job) -> Membership:
 
 
 def _say_yes(node: Desk, group: Membership, job: Job) -> None:
-    node.record("group_prepared", {
-        "group": group.id, "change": group.change, "action": job.args["action"], "ballot": job.args["ballot"],
-        "fence": job.args["fence"], "vote": "yes", "why": "", "holders": []}, job.caller.actor)  # fmt: skip
+    node.record(
+        "group_prepared",
+        {
+            "group": group.id,
+            "change": group.change,
+            "action": job.args["action"],
+            "ballot": job.args["ballot"],
+            "fence": job.args["fence"],
+            "vote": "yes",
+            "why": "",
+            "holders": [],
+        },
+        job.caller.actor,
+    )
     node.reply(job.token, {"vote": "yes"})
 
 
@@ -217,10 +250,20 @@ def asked_decide(node: Desk, event: Asked) -> None:
         return
     if group.phase != DECIDED or (force and not group.force):
         lost = _lost(node, group)
-        node.record("group_decided", {
-            "group": gid, "ballot": ballot, "fence": fence, "decision": decision, "action": decision,
-            "why": event.args.get("why", ""), "lost": lost, **({"force": True} if force else {})},
-            event.caller.actor)  # fmt: skip
+        node.record(
+            "group_decided",
+            {
+                "group": gid,
+                "ballot": ballot,
+                "fence": fence,
+                "decision": decision,
+                "action": decision,
+                "why": event.args.get("why", ""),
+                "lost": lost,
+                **({"force": True} if force else {}),
+            },
+            event.caller.actor,
+        )
         for job in [j for j in node.jobs.values() if j.kind in ("group_vote", "apply") and j.args.get("group") == gid]:
             node.finish(job)
         for cid in group.changes:
@@ -262,10 +305,16 @@ def _forgotten(node: Desk, event: Asked, group: Membership) -> None:
     change = node.state.changes.get(group.change or "")
     node.record("group_finished", {"group": group.id, "outcome": "forgotten by the root"}, event.caller.actor)
     if change is not None and change.members:
-        node.record("rollback_blocked", {
-            "change": change.id, "cause": "group", "holders": [],
-            "reason": f"the root's log has no {group.id} any more: commit or roll back on this node"},
-            event.caller.actor)  # fmt: skip
+        node.record(
+            "rollback_blocked",
+            {
+                "change": change.id,
+                "cause": "group",
+                "holders": [],
+                "reason": f"the root's log has no {group.id} any more: commit or roll back on this node",
+            },
+            event.caller.actor,
+        )
     node.reply(event.token, {"done": True, "outcome": "forgotten by the root"})
 
 
@@ -280,9 +329,19 @@ def _abort(node: Desk, event: Asked, group: Membership, ballot: int, fence: int)
     change = node.state.changes.get(group.change or "")
     blocked = action == "rollback" and change is not None and change.state != life.BLOCKED
     if group.phase == PREPARED or blocked:
-        node.record("group_decided", {
-            "group": group.id, "ballot": ballot, "fence": fence, "decision": "abort", "action": action, "why": why,
-            "lost": []}, event.caller.actor)  # fmt: skip
+        node.record(
+            "group_decided",
+            {
+                "group": group.id,
+                "ballot": ballot,
+                "fence": fence,
+                "decision": "abort",
+                "action": action,
+                "why": why,
+                "lost": [],
+            },
+            event.caller.actor,
+        )
     node.reply(event.token, {"done": True, "outcome": "aborted"})
 
 
@@ -317,11 +376,21 @@ def _commit(node: Desk, group: Membership, event: Asked) -> None:
             resources[resource] = replace(followed, attrs=own.members[resource].actual).to_json()
     ttl_ns = event.args.get("ttl_ns")
     expires_ns = None if ttl_ns is None else node.t_ns + ttl_ns
-    node.record("committed", {
-        "change": group.change or "", "group": group.id, "owner": group.owner,
-        "committer": event.caller.owner.to_json(), "resources": resources,
-        "message": event.args.get("message", ""), "split": False, "expires_ns": expires_ns,
-        "expires": None if expires_ns is None else node.wall_of(expires_ns)}, event.caller.actor)  # fmt: skip
+    node.record(
+        "committed",
+        {
+            "change": group.change or "",
+            "group": group.id,
+            "owner": group.owner,
+            "committer": event.caller.owner.to_json(),
+            "resources": resources,
+            "message": event.args.get("message", ""),
+            "split": False,
+            "expires_ns": expires_ns,
+            "expires": None if expires_ns is None else node.wall_of(expires_ns),
+        },
+        event.caller.actor,
+    )
     node.record("group_finished", {"group": group.id, "outcome": "committed"}, event.caller.actor)
     node.sight(apart)
     node.recheck(tuple(resources))
@@ -378,8 +447,11 @@ def _undone(left: Sequence[Change], stop: str) -> tuple[dict[str, Any], int, str
     why = stop or "; ".join(c.reason for c in left if c.reason)
     if holders and not stop:
         why = _used_by([Holder.from_json(h) for h in holders])
-    return ({"done": False, "why": why, "holders": holders[:HOLDERS_MAX]},
-            EXIT_BLOCKED if holders and not stop else EXIT_FAILED, why)  # fmt: skip
+    return (
+        {"done": False, "why": why, "holders": holders[:HOLDERS_MAX]},
+        EXIT_BLOCKED if holders and not stop else EXIT_FAILED,
+        why,
+    )
 
 
 def asked_extend(node: Desk, event: Asked) -> None:
@@ -394,10 +466,19 @@ def asked_extend(node: Desk, event: Asked) -> None:
     left_ns = int(event.args["left_ns"])
     change = node.state.changes.get(group.change or "")
     if change is not None:
-        node.record("window_extended", {
-            "change": change.id, "group": gid, "by_ns": 0, "fence": fence, "ends_ns": node.t_ns + left_ns,
-            "ends": node.wall_of(node.t_ns + left_ns),
-            "reopened": change.state in (life.BLOCKED, life.FAILED)}, event.caller.actor)  # fmt: skip
+        node.record(
+            "window_extended",
+            {
+                "change": change.id,
+                "group": gid,
+                "by_ns": 0,
+                "fence": fence,
+                "ends_ns": node.t_ns + left_ns,
+                "ends": node.wall_of(node.t_ns + left_ns),
+                "reopened": change.state in (life.BLOCKED, life.FAILED),
+            },
+            event.caller.actor,
+        )
     node.reply(event.token, {"done": True})
 
 

@@ -13,15 +13,19 @@ from pact.model import Holder
 
 def holder_text(holders: Sequence[Holder]) -> str:
     """One line for people that names the holders; their pids stand beside it, so that equal nodes say the same."""
-    named = list(dict.fromkeys(
-        f"{h.command.split(' ')[0] if h.command else h.how} of {h.user or h.uid}{f', job {h.job}' if h.job else ''}"
-        for h in holders))  # fmt: skip
+    named = list(
+        dict.fromkeys(
+            f"{h.command.split(' ')[0] if h.command else h.how} of {h.user or h.uid}{f', job {h.job}' if h.job else ''}"
+            for h in holders
+        )
+    )
     more = f" and {len(named) - 5} more" if len(named) > 5 else ""
     return f"blocked: {', '.join(sorted({h.resource for h in holders})[:5])} used by {', '.join(named[:5])}{more}"
 
 
-def done(node: Desk, job: Job, result: dict[str, Any], exit_code: int = EXIT_DONE, message: str = "",
-          hint: str = "") -> None:  # fmt: skip
+def done(
+    node: Desk, job: Job, result: dict[str, Any], exit_code: int = EXIT_DONE, message: str = "", hint: str = ""
+) -> None:
     node.finish(job)
     waiting = node.waiting.get(job.token) if job.token is not None else None
     if waiting is None:

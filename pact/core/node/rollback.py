@@ -55,8 +55,10 @@ def asked_rollback(node: Desk, event: Asked) -> None:
 
 def refuse_in_observe_mode(node: Desk, dry: bool) -> None:
     if not node.state.settings.enforce and not dry:
-        raise ConflictError("the node is in observe mode: nothing is rolled back",
-                            "set [mode] enforcement = \"enforce\" and restart the agent")  # fmt: skip
+        raise ConflictError(
+            "the node is in observe mode: nothing is rolled back",
+            'set [mode] enforcement = "enforce" and restart the agent',
+        )
 
 
 def refuse_held_or_busy(node: Desk, cid: str, force: bool) -> None:
@@ -68,8 +70,15 @@ def refuse_held_or_busy(node: Desk, cid: str, force: bool) -> None:
         raise ConflictError(f"a rollback of {cid} is being prepared already", "see pact status")
 
 
-def rollback_many(node: Desk, event: Asked, picked: Mapping[str, Sequence[str]], *, dry: bool, force: bool,
-                  extra: dict[str, Any] | None = None) -> None:  # fmt: skip
+def rollback_many(
+    node: Desk,
+    event: Asked,
+    picked: Mapping[str, Sequence[str]],
+    *,
+    dry: bool,
+    force: bool,
+    extra: dict[str, Any] | None = None,
+) -> None:
     """Roll each of these back; one reply when the last has ended."""
     waiting = Waiting(extra=extra or {})
     node.waiting[event.token] = waiting
@@ -85,12 +94,22 @@ def rollback_many(node: Desk, event: Asked, picked: Mapping[str, Sequence[str]],
         start_rollback(node, change, "manual", event.caller, token=event.token, force=force, dry=dry, ids=ids)
 
 
-def start_rollback(node: Desk, change: Change, cause: str, caller: Caller, *, token: int | None = None,
-                   force: bool = False, dry: bool = False, ids: tuple[str, ...] = ()) -> None:  # fmt: skip
+def start_rollback(
+    node: Desk,
+    change: Change,
+    cause: str,
+    caller: Caller,
+    *,
+    token: int | None = None,
+    force: bool = False,
+    dry: bool = False,
+    ids: tuple[str, ...] = (),
+) -> None:
     """Ask the shell to look before anything is touched; or refuse what a person should decide."""
     ids = ids or tuple(change.members)
-    job = node.job("rollback", caller, token=token, change=change.id, cause=cause, ids=ids,
-                   args={"force": force, "dry": dry})  # fmt: skip
+    job = node.job(
+        "rollback", caller, token=token, change=change.id, cause=cause, ids=ids, args={"force": force, "dry": dry}
+    )
     if token is not None:
         node.waiting[token].jobs.add(job.n)
     reason = refusal(node, change, cause)
@@ -129,8 +148,14 @@ def killed_text(times: int) -> str:
 def resume_rollback(node: Desk, change: Change, reset: Mapping[str, Sighting]) -> None:
     """Go on with a rollback that a crash cut off. Steps already done are found done.  # R6"""
     assert change.rolling is not None
-    job = node.job("rollback", AGENT_CALLER, change=change.id, cause=change.rolling["cause"],
-                   ids=tuple(change.members), args={"force": False, "dry": False, "resumed": True})  # fmt: skip
+    job = node.job(
+        "rollback",
+        AGENT_CALLER,
+        change=change.id,
+        cause=change.rolling["cause"],
+        ids=tuple(change.members),
+        args={"force": False, "dry": False, "resumed": True},
+    )
     if (times := node.killed.pop(change.id, 0)) >= KILLED_MAX:
         block(node, job, change, killed_text(times), [])
         return
@@ -180,11 +205,19 @@ def probed_rollback(node: Desk, job: Job, event: Probed) -> None:
     job.steps, job.args["notes"] = below.filled(job.steps, change.members, event.sightings), list(event.notes)
     if job.args["dry"]:  # it ends as the real one would
         why = holder_text(event.holders) if event.holders else "; ".join(refusals[:5])
-        done(node, job, {
-            "change": change.id, "plan": [s.to_json() for s in job.steps], "refused": refusals,
-            "notes": job.args["notes"], "consumers": [h.to_json() for h in event.holders]},
+        done(
+            node,
+            job,
+            {
+                "change": change.id,
+                "plan": [s.to_json() for s in job.steps],
+                "refused": refusals,
+                "notes": job.args["notes"],
+                "consumers": [h.to_json() for h in event.holders],
+            },
             EXIT_BLOCKED if event.holders else EXIT_FAILED if refusals else EXIT_DONE,
-            f"the rollback of {change.id} would not be done: {why}" if why else "")  # fmt: skip
+            f"the rollback of {change.id} would not be done: {why}" if why else "",
+        )
     elif event.holders:
         block(node, job, change, "consumers", event.holders)
     elif refusals:
@@ -192,18 +225,31 @@ def probed_rollback(node: Desk, job: Job, event: Probed) -> None:
     else:
         wanted = frozenset(ids)
         _leave_out(node, job, change, [r for r in change.members if r not in wanted])
-        node.record("rollback_started", {
-            "change": change.id, "cause": job.cause, "owner": change.owner.to_json(), "skipped": [],
-            "plan": [s.to_json() for s in job.steps], "saves": dict(event.saves), **shared_with(change, ids),
-            **({"notes": job.args["notes"]} if event.notes else {})}, job.caller.actor)  # fmt: skip
+        node.record(
+            "rollback_started",
+            {
+                "change": change.id,
+                "cause": job.cause,
+                "owner": change.owner.to_json(),
+                "skipped": [],
+                "plan": [s.to_json() for s in job.steps],
+                "saves": dict(event.saves),
+                **shared_with(change, ids),
+                **({"notes": job.args["notes"]} if event.notes else {}),
+            },
+            job.caller.actor,
+        )
         below.act(node, job, event.saves, [s.id for s in job.steps])
 
 
 def _leave_out(node: Desk, job: Job, change: Change, late: list[str]) -> None:
     """What joined the change while its rollback was prepared was not looked at: it goes on by itself.  # R2"""
     if late:
-        node.record("change_split", {"change": change.id, "into": node.new_change_id(), "resources": late,
-                                     "ambient": change.ambient}, job.caller.actor)  # fmt: skip
+        node.record(
+            "change_split",
+            {"change": change.id, "into": node.new_change_id(), "resources": late, "ambient": change.ambient},
+            job.caller.actor,
+        )
 
 
 def _still_wanted(node: Desk, job: Job, change: Change) -> bool:
@@ -227,8 +273,11 @@ def _probed_resumed(node: Desk, job: Job, change: Change, event: Probed) -> None
         return
     # what the record of the start does not name was written since, and is nobody's to take away  # R4
     saved = (change.rolling or {}).get("saved")
-    saves = event.saves if saved is None else {
-        r: s for r, s in event.saves.items() if s.get("sha256") is None or saved.get(r) == s["sha256"]}  # fmt: skip
+    saves = (
+        event.saves
+        if saved is None
+        else {r: s for r, s in event.saves.items() if s.get("sha256") is None or saved.get(r) == s["sha256"]}
+    )
     below.act(node, job, saves, [s.id for s in job.steps], resumed=True)
 
 
@@ -242,17 +291,27 @@ def _not_reached(node: Desk, sighting: Sighting) -> bool:
 def block(node: Desk, job: Job, change: Change, reason: str, holders: Sequence[Holder]) -> None:
     """The whole rollback waits for a person; nothing was changed.  # F5"""
     named = [h.to_json() for h in holders]
-    again = change.state == life.BLOCKED and change.reason == reason and (
-        {(h["pid"], h["resource"]) for h in change.holders} == {(h["pid"], h["resource"]) for h in named}
-    )  # fmt: skip
+    again = (
+        change.state == life.BLOCKED
+        and change.reason == reason
+        and ({(h["pid"], h["resource"]) for h in change.holders} == {(h["pid"], h["resource"]) for h in named})
+    )
     if not job.args.get("dry") and not again:
-        node.record("rollback_blocked", {
-            "change": change.id, "cause": job.cause, "reason": reason, "holders": named}, job.caller.actor)  # fmt: skip
+        node.record(
+            "rollback_blocked",
+            {"change": change.id, "cause": job.cause, "reason": reason, "holders": named},
+            job.caller.actor,
+        )
     node.finish(job)
     text = f"{change.id}: " + (holder_text(holders) if holders else reason)
-    done(node, job, {"change": change.id, "state": "blocked", "reason": reason, "consumers": named},
-          EXIT_BLOCKED if holders else EXIT_FAILED, f"rollback of {text}",
-          "let them finish or stop them, then: pact rollback " + change.id)  # fmt: skip
+    done(
+        node,
+        job,
+        {"change": change.id, "state": "blocked", "reason": reason, "consumers": named},
+        EXIT_BLOCKED if holders else EXIT_FAILED,
+        f"rollback of {text}",
+        "let them finish or stop them, then: pact rollback " + change.id,
+    )
 
 
 def acted_rollback(node: Desk, job: Job, event: Acted) -> None:
@@ -264,25 +323,53 @@ def acted_rollback(node: Desk, job: Job, event: Acted) -> None:
     drifted = below.look(node, job, event, change.owner)
     if left:
         reason = "; ".join(f"{r}: {why}" for r, why in list(left.items())[:5])
-        data = {"change": change.id, "cause": job.cause, "restored": restored, "left": left, "reason": reason,
-                "reads": node.learn(event), **shared_with(change, left)}  # fmt: skip
+        data = {
+            "change": change.id,
+            "cause": job.cause,
+            "restored": restored,
+            "left": left,
+            "reason": reason,
+            "reads": node.learn(event),
+            **shared_with(change, left),
+        }
         node.record("rollback_failed", data, actor)
         node.sight(replace(s, owner=change.owner) for s in event.sightings if s.resource in left)
     else:
-        node.record("rolled_back", {
-            "change": change.id, "cause": job.cause, "owner": change.owner.to_json(),
-            "results": dict.fromkeys(restored, "restored"), "reads": node.learn(event),
-            **shared_with(change, restored)}, actor)  # fmt: skip
+        node.record(
+            "rolled_back",
+            {
+                "change": change.id,
+                "cause": job.cause,
+                "owner": change.owner.to_json(),
+                "results": dict.fromkeys(restored, "restored"),
+                "reads": node.learn(event),
+                **shared_with(change, restored),
+            },
+            actor,
+        )
         if job.cause != "group":
             bonds.settled_alone(node, change, "rolled back", job.caller)
     node.sight_moved(event, change.owner, change if left else None)
     node.recheck([s.id for s in job.steps] or job.ids)
-    notes = [*job.args.get("notes", ()), *(f"{r}: it has drifted with this, and has its window" for r in drifted),
-             *(f"{r}: the kernel made {text} of what is declared" for r, text in node.learn(event).items())]
-    result = {"change": change.id, "state": "failed" if left else "settled", "restored": restored, "left": left,
-              "notes": notes}  # fmt: skip
-    done(node, job, result, EXIT_FAILED if left else EXIT_DONE,
-         f"rollback of {change.id} failed for {some(list(left))}" if left else "")  # fmt: skip
+    notes = [
+        *job.args.get("notes", ()),
+        *(f"{r}: it has drifted with this, and has its window" for r in drifted),
+        *(f"{r}: the kernel made {text} of what is declared" for r, text in node.learn(event).items()),
+    ]
+    result = {
+        "change": change.id,
+        "state": "failed" if left else "settled",
+        "restored": restored,
+        "left": left,
+        "notes": notes,
+    }
+    done(
+        node,
+        job,
+        result,
+        EXIT_FAILED if left else EXIT_DONE,
+        f"rollback of {change.id} failed for {some(list(left))}" if left else "",
+    )
 
 
 def give_up(node: Desk, job: Job, error: PactError) -> None:

@@ -284,9 +284,21 @@ class State:
             self.leave(resource)
             return
         old = change.members[resource]
-        self.put(change, Member(
-            resource, old.actual, deviation_n, old.weight_n, old.opened_ns, old.seen, old.shift_ns,
-            old.command, old.moved_with, old.also))  # fmt: skip
+        self.put(
+            change,
+            Member(
+                resource,
+                old.actual,
+                deviation_n,
+                old.weight_n,
+                old.opened_ns,
+                old.seen,
+                old.shift_ns,
+                old.command,
+                old.moved_with,
+                old.also,
+            ),
+        )
 
     def void_ttl(self, resource: str) -> None:
         if self.ttls.pop(resource, None) is not None:
@@ -341,22 +353,35 @@ class State:
     def to_json(self) -> dict[str, Any]:
         """The whole state as JSON values; ``from_json`` gives an equal one."""
         return {
-            "version": SNAPSHOT_VERSION, "settings": self.settings.to_json(), "seq": self.seq, "hash": self.hash,
-            "t_ns": self.t_ns, "wall": self.wall, "boot_id": self.boot_id, "offset_ns": self.offset_ns,
-            "running": self.running, "not_before_ns": self.not_before_ns,
+            "version": SNAPSHOT_VERSION,
+            "settings": self.settings.to_json(),
+            "seq": self.seq,
+            "hash": self.hash,
+            "t_ns": self.t_ns,
+            "wall": self.wall,
+            "boot_id": self.boot_id,
+            "offset_ns": self.offset_ns,
+            "running": self.running,
+            "not_before_ns": self.not_before_ns,
             "declared": {k: v.decode() for k, v in self._declared.items()},
-            "changes": [c.to_json() for c in self.changes.values()], "ambient": dict(self.ambient),
+            "changes": [c.to_json() for c in self.changes.values()],
+            "ambient": dict(self.ambient),
             "recent": dict(self.recent),
             "ttls": {r: [t.expires_ns, t.earlier, t.owner, t.seq] for r, t in self.ttls.items()},
             "boot_owed": None if self.boot_owed is None else dict(self.boot_owed),
             "emergency": None if self.emergency is None else _slots(self.emergency),
-            "holds": [_slots(h) for h in self.holds.values()], "blind": dict(self.blind),
+            "holds": [_slots(h) for h in self.holds.values()],
+            "blind": dict(self.blind),
             "auto_rollbacks": {r: list(ts) for r, ts in self.auto_rollbacks.items()},
-            "change_n": self.change_n, "hold_n": self.hold_n,
+            "change_n": self.change_n,
+            "hold_n": self.hold_n,
             "windows": self.windows.to_json(),
-            "groups": [g.to_json() for g in self.groups.values()], "groups_done": dict(self.groups_done),
-            "fence": self.fence, "fleet_seq": self.fleet_seq, "tracked": self._tracked_json(),
-        }  # fmt: skip
+            "groups": [g.to_json() for g in self.groups.values()],
+            "groups_done": dict(self.groups_done),
+            "fence": self.fence,
+            "fleet_seq": self.fleet_seq,
+            "tracked": self._tracked_json(),
+        }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> State:

@@ -97,9 +97,16 @@ class Node(Desk):
                 deadline_ns = None if change is None else self.state.deadline_ns(change)
                 if change is None or deadline_ns is None or deadline_ns <= self.t_ns:
                     continue
-                self.record("window_closing", {
-                    "change": change.id, "owner": change.owner.to_json(), "deadline": self.wall_of(deadline_ns),
-                    "resources": sorted(change.members)[:CLOSING_NAMED_MAX], "count": len(change.members)})  # fmt: skip
+                self.record(
+                    "window_closing",
+                    {
+                        "change": change.id,
+                        "owner": change.owner.to_json(),
+                        "deadline": self.wall_of(deadline_ns),
+                        "resources": sorted(change.members)[:CLOSING_NAMED_MAX],
+                        "count": len(change.members),
+                    },
+                )
             if not found and self.closing.next_deadline() == opening:
                 break
 
@@ -127,15 +134,30 @@ class Node(Desk):
         self.alone_since_ns = self.t_ns if event.clustered else None
         not_before_ns = self.t_ns + event.settings.floor_ns if event.reboot else state.not_before_ns
         unclean = state.running
-        self.record("agent_started", {
-            "boot_id": event.boot_id, "offset_ns": event.offset_ns, "wall_ns": event.wall_ns,
-            "settings": event.settings.to_json(), "version": event.version, "reboot": event.reboot,
-            "unclean": unclean, "not_before_ns": not_before_ns, **({"boot_owed": True} if event.reboot else {}),
-        })  # fmt: skip
+        self.record(
+            "agent_started",
+            {
+                "boot_id": event.boot_id,
+                "offset_ns": event.offset_ns,
+                "wall_ns": event.wall_ns,
+                "settings": event.settings.to_json(),
+                "version": event.version,
+                "reboot": event.reboot,
+                "unclean": unclean,
+                "not_before_ns": not_before_ns,
+                **({"boot_owed": True} if event.reboot else {}),
+            },
+        )
         if first and event.declared:
             for names in in_pieces(list(event.declared)):
-                self.record("declared", {"resources": {r: event.declared[r] for r in names}, "cause": "first start",
-                                         "sources": list(event.sources)})  # fmt: skip
+                self.record(
+                    "declared",
+                    {
+                        "resources": {r: event.declared[r] for r in names},
+                        "cause": "first start",
+                        "sources": list(event.sources),
+                    },
+                )
         if first and event.track:
             self.record("tracked", {"patterns": dict(event.track), "forgotten": []})
         self._open_at_last(was_enforcing or first)
@@ -145,11 +167,20 @@ class Node(Desk):
         """Other figures from now on; everything else stays as it is."""
         state = self.state
         was_enforcing = state.settings.enforce
-        self.record("agent_started", {
-            "boot_id": state.boot_id, "offset_ns": state.offset_ns, "wall_ns": event.wall_ns,
-            "settings": event.settings.to_json(), "version": event.version, "reboot": False, "unclean": False,
-            "not_before_ns": state.not_before_ns, "reloaded": True,
-        })  # fmt: skip
+        self.record(
+            "agent_started",
+            {
+                "boot_id": state.boot_id,
+                "offset_ns": state.offset_ns,
+                "wall_ns": event.wall_ns,
+                "settings": event.settings.to_json(),
+                "version": event.version,
+                "reboot": False,
+                "unclean": False,
+                "not_before_ns": state.not_before_ns,
+                "reloaded": True,
+            },
+        )
         self._open_at_last(was_enforcing)
         self.rebuild()
 
@@ -192,8 +223,11 @@ class Node(Desk):
         """The boot did that: nobody has set it since, and it has not drifted into a change since."""
         if ALL in owed:
             return reboot or sighting.resource not in self.state.member_of
-        return (sighting.resource in owed and owed[sighting.resource] == sighting.observation
-                and sighting.resource not in self.state.member_of)  # fmt: skip
+        return (
+            sighting.resource in owed
+            and owed[sighting.resource] == sighting.observation
+            and sighting.resource not in self.state.member_of
+        )
 
     def _differs(self, sighting: Sighting) -> bool:
         declared, seen = self.state.declared(sighting.resource), sighting.observation

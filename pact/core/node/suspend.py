@@ -44,12 +44,21 @@ def asked_emergency_start(node: Desk, event: Asked) -> None:
     state = node.state
     reason, for_ns = _reason(event), _for_ns(event, state.settings.emergency_ns)
     if state.emergency is not None:
-        raise ConflictError(f"already in emergency mode since {state.emergency.started}, by {state.emergency.by}",
-                            "pact emergency end")  # fmt: skip
+        raise ConflictError(
+            f"already in emergency mode since {state.emergency.started}, by {state.emergency.by}", "pact emergency end"
+        )
     ends = node.wall_of(node.t_ns + for_ns)
-    node.record("emergency_started", {
-        "reason": reason, "by": event.caller.owner.user, "key": event.caller.owner.key,
-        "ends_ns": node.t_ns + for_ns, "ends": ends}, event.caller.actor)  # fmt: skip
+    node.record(
+        "emergency_started",
+        {
+            "reason": reason,
+            "by": event.caller.owner.user,
+            "key": event.caller.owner.key,
+            "ends_ns": node.t_ns + for_ns,
+            "ends": ends,
+        },
+        event.caller.actor,
+    )
     node.reply(event.token, {"reason": reason, "ends": ends})
 
 
@@ -69,9 +78,18 @@ def asked_emergency_end(node: Desk, event: Asked) -> None:
         raise DeniedError(f"the emergency was started by {emergency.by}", "use --force if you must")
     picked = _to_settle(node, event, emergency)
     if event.args.get("dry_run"):
-        node.reply(event.token, {"how": how, "would": _described(node, picked), "left": [
-            {"change": c.id, "owner": c.owner.user} for c in state.changes.values() if c.members and c.id not in picked
-        ]})  # fmt: skip
+        node.reply(
+            event.token,
+            {
+                "how": how,
+                "would": _described(node, picked),
+                "left": [
+                    {"change": c.id, "owner": c.owner.user}
+                    for c in state.changes.values()
+                    if c.members and c.id not in picked
+                ],
+            },
+        )
         return
     require_shared(node, event, picked, "emergency end")
     mine = {cid: list(ids) for cid, ids in picked.items()}
@@ -96,8 +114,10 @@ def _to_settle(node: Desk, event: Asked, emergency: Emergency) -> dict[str, list
 
 
 def _described(node: Desk, picked: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
-    return [{"change": cid, "owner": node.state.changes[cid].owner.user, "resources": sorted(ids)}
-            for cid, ids in picked.items()]  # fmt: skip
+    return [
+        {"change": cid, "owner": node.state.changes[cid].owner.user, "resources": sorted(ids)}
+        for cid, ids in picked.items()
+    ]
 
 
 def _end_with_commit(node: Desk, event: Asked, mine: dict[str, list[str]]) -> None:
@@ -140,9 +160,18 @@ def asked_hold_place(node: Desk, event: Asked) -> None:
         cid = select_one(node, event, cid, "hold")
     hold = f"h{state.hold_n + 1}"
     ends = node.wall_of(node.t_ns + for_ns)
-    node.record("hold_placed", {
-        "hold": hold, "change": cid, "owner": event.caller.owner.to_json(), "reason": reason,
-        "ends_ns": node.t_ns + for_ns, "ends": ends}, event.caller.actor)  # fmt: skip
+    node.record(
+        "hold_placed",
+        {
+            "hold": hold,
+            "change": cid,
+            "owner": event.caller.owner.to_json(),
+            "reason": reason,
+            "ends_ns": node.t_ns + for_ns,
+            "ends": ends,
+        },
+        event.caller.actor,
+    )
     node.reply(event.token, {"hold": hold, "change": cid, "ends": ends})
 
 
@@ -157,8 +186,9 @@ def asked_hold_release(node: Desk, event: Asked) -> None:
             raise DeniedError("none of the holds is yours", "name it: pact hold release HOLD")
         raise ConflictError(f"there is no hold {name}" if name else "there is no hold", "pact status lists them")
     if any(h.id.startswith("f") for h in picked) and name is not None:
-        raise ConflictError(f"{name} stops the whole fleet: it is released at the root",
-                            f"pact hold release {name} --all")  # fmt: skip
+        raise ConflictError(
+            f"{name} stops the whole fleet: it is released at the root", f"pact hold release {name} --all"
+        )
     picked = [h for h in picked if not h.id.startswith("f")]
     for hold in picked:
         if not _is_mine(event, hold):
@@ -209,13 +239,24 @@ def told(node: Desk, event: FleetTold) -> None:
     node.fleet_fence, node.fleet_seq = event.fence, event.seq
     wanted = {h["hold"]: h for h in event.holds}
     for name in [n for n in state.holds if n.startswith("f") and n not in wanted]:
-        node.record("hold_released", {"hold": name, "change": None, "cause": "released", "fence": event.fence,
-                                      "fleet_seq": event.seq})  # fmt: skip
+        node.record(
+            "hold_released",
+            {"hold": name, "change": None, "cause": "released", "fence": event.fence, "fleet_seq": event.seq},
+        )
     for name, hold in wanted.items():
         if name in state.holds or hold["left_ns"] <= 0 or again:
             continue
         owner = Owner("cluster:" + hold["owner"], hold["owner"])
-        node.record("hold_placed", {
-            "hold": name, "change": None, "owner": owner.to_json(), "reason": hold["reason"], "fence": event.fence,
-            "ends_ns": node.t_ns + hold["left_ns"], "ends": node.wall_of(node.t_ns + hold["left_ns"]),
-            "fleet_seq": event.seq})  # fmt: skip
+        node.record(
+            "hold_placed",
+            {
+                "hold": name,
+                "change": None,
+                "owner": owner.to_json(),
+                "reason": hold["reason"],
+                "fence": event.fence,
+                "ends_ns": node.t_ns + hold["left_ns"],
+                "ends": node.wall_of(node.t_ns + hold["left_ns"]),
+                "fleet_seq": event.seq,
+            },
+        )

@@ -192,8 +192,16 @@ def _record_seen(node: Desk, mine: Mapping[str, Untracked]) -> None:
             if untracked.owner not in owners[-1:]:
                 owners.append(untracked.owner)
             resources[resource] = {**untracked.actual, "by": len(owners) - 1}
-        node.record("untracked_seen", {"owner": owners[0], "owners": owners, "resources": resources,
-                                       "seen": piece[0][1].seen, "count": len(piece)})  # fmt: skip
+        node.record(
+            "untracked_seen",
+            {
+                "owner": owners[0],
+                "owners": owners,
+                "resources": resources,
+                "seen": piece[0][1].seen,
+                "count": len(piece),
+            },
+        )
 
 
 def chunked(resources: Iterable[str]) -> Iterator[list[str]]:
@@ -213,8 +221,10 @@ def chunked(resources: Iterable[str]) -> Iterator[list[str]]:
 def _record_gone(node: Desk, left: Sequence[str]) -> None:
     for piece in chunked(left):
         closed = [r for r in piece if node.state.untracked[r].actual.get("secret")]
-        node.record("untracked_gone", {"resources": [r for r in piece if r not in closed], "closed": closed,
-                                       "count": len(piece)})  # fmt: skip
+        node.record(
+            "untracked_gone",
+            {"resources": [r for r in piece if r not in closed], "closed": closed, "count": len(piece)},
+        )
 
 
 # -- enforced -------------------------------------------------------------------------------------------------------

@@ -42,8 +42,13 @@ def undo(node: Desk, job: Job, event: Acted) -> None:
     change = node.state.changes.get(cid)
     if change is not None and change.intents:
         node.window_opened(cid)
-    args = {"left": {r: why for r, why in event.results.items() if why}, "holders": holders, "applied": cid,
-            "theirs": theirs, "baseline": job.args.get("baseline", {})}
+    args = {
+        "left": {r: why for r, why in event.results.items() if why},
+        "holders": holders,
+        "applied": cid,
+        "theirs": theirs,
+        "baseline": job.args.get("baseline", {}),
+    }
     busy = cid if cid in node.state.changes else None
     undoing = node.job("undo", job.caller, token=job.token, change=busy, ids=tuple(s.id for s in steps), args=args)
     if not steps:
@@ -88,8 +93,11 @@ def _is_others(step: Step, applied: Step) -> bool:
 def acted_undo(node: Desk, job: Job, event: Acted) -> None:
     node.finish(job)
     results = dict(event.results)
-    node.record("converged", {"results": {r: why or "restored" for r, why in results.items()}, "cause": "undo"},
-                job.caller.actor)  # fmt: skip
+    node.record(
+        "converged",
+        {"results": {r: why or "restored" for r, why in results.items()}, "cause": "undo"},
+        job.caller.actor,
+    )
     holders: Mapping[str, Owner] = job.args["holders"]
     node.sight(replace(s, owner=holders.get(s.resource)) if s.resource in holders and not results.get(s.resource) else s
                for s in event.sightings)  # fmt: skip  # what was another's drift is his again
@@ -105,10 +113,29 @@ def _end(node: Desk, job: Job, results: Mapping[str, str]) -> None:
     if stays and change is not None and change.can("start") and change.state != life.ROLLING:
         reason = "; ".join(f"{r}: {why}" for r, why in list(stays.items())[:SHOWN_MAX])
         plan = [s.to_json() for s in below.steps_for(node, change.members)]
-        node.record("rollback_started", {"change": change.id, "cause": "undo", "owner": change.owner.to_json(),
-                                         "skipped": [], "plan": plan, "saves": {}}, job.caller.actor)  # fmt: skip
-        node.record("rollback_failed", {"change": change.id, "cause": "undo", "restored": [], "left": stays,
-                                        "reason": f"an application could not be undone: {reason}"}, job.caller.actor)
+        node.record(
+            "rollback_started",
+            {
+                "change": change.id,
+                "cause": "undo",
+                "owner": change.owner.to_json(),
+                "skipped": [],
+                "plan": plan,
+                "saves": {},
+            },
+            job.caller.actor,
+        )
+        node.record(
+            "rollback_failed",
+            {
+                "change": change.id,
+                "cause": "undo",
+                "restored": [],
+                "left": stays,
+                "reason": f"an application could not be undone: {reason}",
+            },
+            job.caller.actor,
+        )
     if not stays:
         _forget(node, job)
     _reply(node, job, results)
@@ -117,11 +144,15 @@ def _end(node: Desk, job: Job, results: Mapping[str, str]) -> None:
 def _forget(node: Desk, job: Job) -> None:
     """What the application had declared as it was, to have something to go back to, is declared no more."""
     state = node.state
-    gone = [r for r, value in job.args["baseline"].items()
-            if r not in state.member_of and (declared := state.declared(r)) is not None and declared.to_json() == value]
+    gone = [
+        r
+        for r, value in job.args["baseline"].items()
+        if r not in state.member_of and (declared := state.declared(r)) is not None and declared.to_json() == value
+    ]
     if gone:
-        node.record("declared", {"resources": {}, "forgotten": gone, "cause": "an application was undone"},
-                    job.caller.actor)  # fmt: skip
+        node.record(
+            "declared", {"resources": {}, "forgotten": gone, "cause": "an application was undone"}, job.caller.actor
+        )
 
 
 def _reply(node: Desk, job: Job, results: Mapping[str, str]) -> None:
@@ -137,7 +168,18 @@ def _reply(node: Desk, job: Job, results: Mapping[str, str]) -> None:
         more = f" and {len(undone) - SHOWN_MAX} more" if len(undone) > SHOWN_MAX else ""
         text += f"; undone: {', '.join(undone[:SHOWN_MAX])}{more}"
     cid = job.args["applied"] if stays and job.args["applied"] in node.state.changes else None
-    node.reply(job.token, {
-        "change": cid, "applied": [], "left": {**left, **stays}, "undone": undone, "deadline": None, "moved": [],
-        "reads": {},
-    }, EXIT_FAILED, text, f"settle {cid}: pact status" if cid else "")  # fmt: skip
+    node.reply(
+        job.token,
+        {
+            "change": cid,
+            "applied": [],
+            "left": {**left, **stays},
+            "undone": undone,
+            "deadline": None,
+            "moved": [],
+            "reads": {},
+        },
+        EXIT_FAILED,
+        text,
+        f"settle {cid}: pact status" if cid else "",
+    )

@@ -89,13 +89,30 @@ def record_commits(node: Desk, job: Job, event: Looked) -> tuple[list[dict[str, 
     for resources in by_owner.values():
         owner = node.state.untracked[next(iter(resources))].owner
         for piece in in_pieces(list(resources)):
-            node.record("committed", {
-                "change": None, "owner": owner, "committer": job.caller.owner.to_json(),
-                "resources": {r: resources[r] for r in piece},
-                "message": job.args["message"], "split": False, "expires_ns": expires_ns, "expires": expires,
-            }, job.caller.actor)  # fmt: skip
-            out.append({"change": None, "resources": sorted(piece), "seq": node.state.seq, "split": False, "also": [],
-                        "expires": expires})  # fmt: skip
+            node.record(
+                "committed",
+                {
+                    "change": None,
+                    "owner": owner,
+                    "committer": job.caller.owner.to_json(),
+                    "resources": {r: resources[r] for r in piece},
+                    "message": job.args["message"],
+                    "split": False,
+                    "expires_ns": expires_ns,
+                    "expires": expires,
+                },
+                job.caller.actor,
+            )
+            out.append(
+                {
+                    "change": None,
+                    "resources": sorted(piece),
+                    "seq": node.state.seq,
+                    "split": False,
+                    "also": [],
+                    "expires": expires,
+                }
+            )
     return out, notes
 
 
@@ -121,8 +138,14 @@ def begin_removal(node: Desk, event: Asked, resources: Sequence[str], *, dry: bo
         by_owner.setdefault(node.state.untracked[resource].owner["key"], []).append(resource)
     for ids in by_owner.values():
         own = [Step(r, None, node.state.untracked[r].actual) for r in ids]
-        job = node.job("rollback", event.caller, token=event.token, cause="manual", ids=tuple(ids),
-                       args={"force": force, "dry": dry, "untracked": True})  # fmt: skip
+        job = node.job(
+            "rollback",
+            event.caller,
+            token=event.token,
+            cause="manual",
+            ids=tuple(ids),
+            args={"force": force, "dry": dry, "untracked": True},
+        )
         job.steps = ordered([*own, *below.joined(node, own)])
         node.waiting[event.token].jobs.add(job.n)
         node.emit(Probe(job.n, job.steps, consumers=True, force=force, dry=dry))
@@ -138,15 +161,27 @@ def probed_removal(node: Desk, job: Job, event: Probed) -> None:
     steps = below.filled(job.steps, job.ids, event.sightings)
     job.steps = tuple(replace(s, actual=_attrs(seen.get(s.id))) if s.id in ids else s for s in steps)
     refusals = [*below.unread(node, job.steps, event.sightings), *event.refusals]
-    result: dict[str, Any] = {"change": None, "resources": sorted(ids), "notes": list(event.notes),
-                              "consumers": [h.to_json() for h in event.holders]}  # fmt: skip
+    result: dict[str, Any] = {
+        "change": None,
+        "resources": sorted(ids),
+        "notes": list(event.notes),
+        "consumers": [h.to_json() for h in event.holders],
+    }
     why = replies.holder_text(event.holders) if event.holders else "; ".join(refusals[:5])
     if why or job.args["dry"]:
-        result |= {"plan": [s.to_json() for s in job.steps], "refused": refusals} if job.args["dry"] else {
-            "state": "untracked", "reason": why}  # fmt: skip
+        result |= (
+            {"plan": [s.to_json() for s in job.steps], "refused": refusals}
+            if job.args["dry"]
+            else {"state": "untracked", "reason": why}
+        )
         would = "would not be" if job.args["dry"] else "was not"
-        replies.done(node, job, result, EXIT_BLOCKED if event.holders else EXIT_FAILED if why else EXIT_DONE,
-                    f"what is untracked {would} removed: {why}" if why else "")  # fmt: skip
+        replies.done(
+            node,
+            job,
+            result,
+            EXIT_BLOCKED if event.holders else EXIT_FAILED if why else EXIT_DONE,
+            f"what is untracked {would} removed: {why}" if why else "",
+        )
         return
     if all(_attrs(seen.get(r)) is None for r in ids):
         node.pace.leaving.update(dict.fromkeys(ids))
@@ -160,17 +195,34 @@ def probed_removal(node: Desk, job: Job, event: Probed) -> None:
         declared = state.declared(resource)
         if actual is None or declared is None:
             continue
-        node.record("drift_detected", {
-            "resource": resource, "change": cid, "owner": owner.to_json(), "opened_ns": node.t_ns, "actual": actual,
-            "deviation_n": node.deviation_n(resource, declared, actual), "weight_n": node.weight_n(resource, declared),
-            **({"secret": True} if resource in closed else {}),
-        })  # fmt: skip
+        node.record(
+            "drift_detected",
+            {
+                "resource": resource,
+                "change": cid,
+                "owner": owner.to_json(),
+                "opened_ns": node.t_ns,
+                "actual": actual,
+                "deviation_n": node.deviation_n(resource, declared, actual),
+                "weight_n": node.weight_n(resource, declared),
+                **({"secret": True} if resource in closed else {}),
+            },
+        )
     job.change, job.ids, job.args["notes"] = cid, tuple(state.changes[cid].members), list(event.notes)
     node.busy[cid] = job.n
-    node.record("rollback_started", {
-        "change": cid, "cause": job.cause, "owner": owner.to_json(), "skipped": [],
-        "plan": [s.to_json() for s in job.steps], "saves": dict(event.saves),
-        **({"notes": job.args["notes"]} if event.notes else {})}, job.caller.actor)  # fmt: skip
+    node.record(
+        "rollback_started",
+        {
+            "change": cid,
+            "cause": job.cause,
+            "owner": owner.to_json(),
+            "skipped": [],
+            "plan": [s.to_json() for s in job.steps],
+            "saves": dict(event.saves),
+            **({"notes": job.args["notes"]} if event.notes else {}),
+        },
+        job.caller.actor,
+    )
     below.act(node, job, event.saves, [s.id for s in job.steps])
 
 

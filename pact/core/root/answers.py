@@ -9,7 +9,7 @@ import orjson
 
 from pact.core import strict
 from pact.core.tree.calls import PARTS_BYTES
-from pact.core.tree.wire import BODY_MAX
+from pact.core.tree.checks import BODY_MAX
 from pact.errors import EXIT_FAILED
 
 #: Of a text in a result; what people or nodes say may be longer than a head takes.
@@ -46,8 +46,11 @@ def refusal_of(answer: Mapping[str, Any]) -> dict[str, Any]:
     result = answer["result"]
     holders = result.get("holders")
     named = [_holder(h) for h in holders[:HOLDERS_MAX] if isinstance(h, dict)] if isinstance(holders, list) else []
-    return {"why": clipped(_text(result.get("why")) or answer["message"] or "no"), "holders": named,
-            "absent": result.get("absent") is True}  # fmt: skip
+    return {
+        "why": clipped(_text(result.get("why")) or answer["message"] or "no"),
+        "holders": named,
+        "absent": result.get("absent") is True,
+    }
 
 
 def _holder(said: Mapping[str, Any]) -> dict[str, Any]:

@@ -85,14 +85,25 @@ class Beginner:
         check = {"fence": root.fence, "resources": resources, "blobs": args.get("blobs", {})}
         timeout_ns = self.questions.timeout_ns(head)
         # Nothing has begun: where nobody waits for it any more, nothing begins.
-        self.questions.ask_members(here, "group_check", check, head["caller"], part, done, timeout_ns,
-                                   (head["client"], head["id"]))  # fmt: skip
+        self.questions.ask_members(
+            here, "group_check", check, head["caller"], part, done, timeout_ns, (head["client"], head["id"])
+        )
 
-    def _checked(self, head: Head, args: dict[str, Any], members: list[str], found: list[dict[str, Any]],
-                 missing: dict[str, str], note: str) -> None:  # fmt: skip
+    def _checked(
+        self,
+        head: Head,
+        args: dict[str, Any],
+        members: list[str],
+        found: list[dict[str, Any]],
+        missing: dict[str, str],
+        note: str,
+    ) -> None:
         root = self.root
-        summary = {"count": len(members), "changes": max(f["changes"] for f in found),
-                   "magnitude": max(f["magnitude_n"] for f in found) / 1e9}  # fmt: skip
+        summary = {
+            "count": len(members),
+            "changes": max(f["changes"] for f in found),
+            "magnitude": max(f["magnitude_n"] for f in found) / 1e9,
+        }
         if args.get("dry_run"):
             self.questions.reply(head, 0, note, result={**summary, "dry_run": True}, failed=missing)
             return
@@ -109,33 +120,74 @@ class Beginner:
         self._numbers = max(self._numbers, root.state.group_n, *known) + 1
         gid = f"g{self._numbers}"
         caller = head["caller"]
-        owner = {"key": f"cluster:{caller['user']}", "user": caller["user"], "uid": None, "session": None,
-                 "command": "pact apply"}  # fmt: skip
-        root.record("group_begun", {
-            "group": gid, "owner": owner, "message": str(args.get("message", "")), "nodes": nodes,
-            "count": len(members), "resources": sorted(args["resources"]), "window_ns": window_ns, "fence": root.fence,
-            "require_all": bool(args.get("require_all")),
-        }, root.actor(caller), lambda: self._begun(gid, head, args, members, summary, missing, note))  # fmt: skip
+        owner = {
+            "key": f"cluster:{caller['user']}",
+            "user": caller["user"],
+            "uid": None,
+            "session": None,
+            "command": "pact apply",
+        }
+        root.record(
+            "group_begun",
+            {
+                "group": gid,
+                "owner": owner,
+                "message": str(args.get("message", "")),
+                "nodes": nodes,
+                "count": len(members),
+                "resources": sorted(args["resources"]),
+                "window_ns": window_ns,
+                "fence": root.fence,
+                "require_all": bool(args.get("require_all")),
+            },
+            root.actor(caller),
+            lambda: self._begun(gid, head, args, members, summary, missing, note),
+        )
 
-    def _begun(self, gid: str, head: Head, args: dict[str, Any], members: list[str], summary: dict[str, Any],
-               missing: dict[str, str], note: str) -> None:  # fmt: skip
+    def _begun(
+        self,
+        gid: str,
+        head: Head,
+        args: dict[str, Any],
+        members: list[str],
+        summary: dict[str, Any],
+        missing: dict[str, str],
+        note: str,
+    ) -> None:
         root = self.root
         group = root.state.groups[gid]
-        node_args = {"group": gid, "fence": root.fence, "resources": args["resources"], "blobs": args.get("blobs", {}),
-                     "message": group.message, "left_ns": group.ends_ns - root.t_ns}  # fmt: skip
+        node_args = {
+            "group": gid,
+            "fence": root.fence,
+            "resources": args["resources"],
+            "blobs": args.get("blobs", {}),
+            "message": group.message,
+            "left_ns": group.ends_ns - root.t_ns,
+        }
         run = self.runs[gid] = Run(gid, members, APPLYING, orjson.dumps(node_args), head["caller"])
         codes: list[int] = []
 
         def end() -> None:
             bad = {n: s for n, s in run.states.items() if s != "applied"}
             text = f"{gid} is applied on {len(members) - len(bad)} of {len(members)} nodes" if bad else ""
-            self.questions.reply(head, gravest(codes), "; ".join(filter(None, [text, note])),
-                             result={**summary, **shown(root, run, group)}, failed={**bad, **missing})  # fmt: skip
+            self.questions.reply(
+                head,
+                gravest(codes),
+                "; ".join(filter(None, [text, note])),
+                result={**summary, **shown(root, run, group)},
+                failed={**bad, **missing},
+            )
 
         self.apply_to(run, members, end, codes, head)
 
-    def apply_to(self, run: Run, names: Iterable[str], end: Callable[[], None] | None,
-                 codes: list[int] | None = None, head: Head | None = None) -> None:  # fmt: skip
+    def apply_to(
+        self,
+        run: Run,
+        names: Iterable[str],
+        end: Callable[[], None] | None,
+        codes: list[int] | None = None,
+        head: Head | None = None,
+    ) -> None:
         """Let these members make the changes. Who moved to another parent meanwhile is asked again."""
 
         def part(answered: list[str], body: bytes) -> None:
@@ -167,5 +219,8 @@ class Beginner:
 
 def _could(found: Mapping[str, Any]) -> bool:
     """Is this what a node says that could apply? A window that makes no sense would be every member's."""
-    return (all(type(found.get(k)) is int and found[k] >= 0 for k in ("changes", "magnitude_n", "window_ns"))
-            and 0 < found["window_ns"] <= WINDOW_MAX_NS and found["magnitude_n"] < 1 << 62)  # fmt: skip
+    return (
+        all(type(found.get(k)) is int and found[k] >= 0 for k in ("changes", "magnitude_n", "window_ns"))
+        and 0 < found["window_ns"] <= WINDOW_MAX_NS
+        and found["magnitude_n"] < 1 << 62
+    )

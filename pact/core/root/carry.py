@@ -27,9 +27,17 @@ class Carrier:
         self._telling: dict[str, set[str]] = {}  # node -> groups whose end it is being told just now
 
     def decision(self, group: Group) -> dict[str, Any]:
-        return {"group": group.id, "fence": self.root.fence, "ballot": group.ballot, "decision": group.decision,
-                "action": group.decision, "why": group.why, "message": group.args.get("message", ""),
-                "ttl_ns": group.args.get("ttl_ns"), "force": bool(group.args.get("force"))}  # fmt: skip
+        return {
+            "group": group.id,
+            "fence": self.root.fence,
+            "ballot": group.ballot,
+            "decision": group.decision,
+            "action": group.decision,
+            "why": group.why,
+            "message": group.args.get("message", ""),
+            "ttl_ns": group.args.get("ttl_ns"),
+            "force": bool(group.args.get("force")),
+        }
 
     def reply(self, node: str, gid: str, args: Mapping[str, Any], caller: Mapping[str, Any]) -> None:
         """To a node that asked how its group ends."""
@@ -39,8 +47,14 @@ class Carrier:
     def _replied(self) -> None:
         self.asking -= 1
 
-    def tell(self, names: Iterable[str], gid: str, args: Mapping[str, Any], caller: Mapping[str, Any],
-             then: Callable[[], None] = lambda: None) -> bool:  # fmt: skip
+    def tell(
+        self,
+        names: Iterable[str],
+        gid: str,
+        args: Mapping[str, Any],
+        caller: Mapping[str, Any],
+        then: Callable[[], None] = lambda: None,
+    ) -> bool:
         """One word at a time to each node about each group: who asks without end costs no more than who asks once."""
         fresh = [n for n in names if gid not in (now := self._telling.setdefault(n, set())) and len(now) < TELLING_MAX]
         if not fresh:
@@ -146,8 +160,10 @@ class Carrier:
         rollback = self.root.state.groups[run.id].decision == "rollback"
         if rollback and run.step == CARRYING and len(run.failed) > most and run.todo:
             run.step = PAUSED
-            self.root.note(f"{run.id}: paused: {len(run.failed)} of {answered} nodes failed: "
-                           f"{self.root.sets.fold(run.failed)}; the decision stands")  # fmt: skip
+            self.root.note(
+                f"{run.id}: paused: {len(run.failed)} of {answered} nodes failed: "
+                f"{self.root.sets.fold(run.failed)}; the decision stands"
+            )
 
     def _rest(self, run: Run, group: Group) -> None:
         """Nothing is under way: finished, or somebody still owes."""
@@ -156,9 +172,17 @@ class Carrier:
         if len(run.done) == len(run.members):
             but = "; ".join(f"{n}: {why}" for n, why in self.questions.fold_failed(run.odd).items())
             outcome = OUTCOMES[group.decision] + (clipped(f", except on {but}") if but else "")
-            root.record("group_finished", {
-                "group": run.id, "outcome": outcome, "fence": root.fence, **self._ended(run, group),
-            }, root.actor(), lambda: self._finished(run, heads))  # fmt: skip
+            root.record(
+                "group_finished",
+                {
+                    "group": run.id,
+                    "outcome": outcome,
+                    "fence": root.fence,
+                    **self._ended(run, group),
+                },
+                root.actor(),
+                lambda: self._finished(run, heads),
+            )
             run.step = DECIDING  # nothing more is asked of it
             return
         if run.failed and run.step == CARRYING:
@@ -176,8 +200,9 @@ class Carrier:
         elif stop:
             code = EXIT_CONFLICT
         paused = f"{stop}; " if stop else "paused after too many failures; " if run.step == PAUSED else ""
-        text = (f"{run.id} is decided: {group.decision}; {paused}{len(run.done)} of {len(run.members)} nodes have "
-                "done it")  # fmt: skip
+        text = (
+            f"{run.id} is decided: {group.decision}; {paused}{len(run.done)} of {len(run.members)} nodes have done it"
+        )
         for head in heads:
             self.questions.reply(head, code, text, "", shown(root, run, group), failed)
 
@@ -198,5 +223,4 @@ class Carrier:
         for head in heads:
             code, text = (EXIT_CONFLICT, f"{run.id} is {group.outcome}") if run.odd else (EXIT_DONE, "")
             hint = "look at these nodes: pact status --nodes ..." if run.odd else ""
-            self.questions.reply(head, code, text, hint,
-                                      shown(self.root, None, group), run.odd)  # fmt: skip
+            self.questions.reply(head, code, text, hint, shown(self.root, None, group), run.odd)

@@ -10,12 +10,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
-from pact.core.root.answers import answer_of, refusal_of
+from pact.core.root.answers import answer_of
 from pact.core.root.begin import Beginner
-from pact.core.root.carry import Carrier
 from pact.core.root.holds import Holds
 from pact.core.root.log import ACTIVE, DECIDED, FINISHED, Group
-from pact.core.root.questions import ABSENT, Questions, allowed, refuse_absent, require_role, require_short
+from pact.core.root.questions import Questions, refuse_absent, require_role, require_short
 from pact.core.root.runs import (
     APPLYING,
     BLOCKED,
@@ -28,14 +27,10 @@ from pact.core.root.runs import (
     caller_of,
     held_by,
     number,
-    reasons,
-    shown,
 )
 from pact.core.root.show import look
+from pact.core.root.votes import BALLOTS, Votes
 from pact.errors import (
-    EXIT_BLOCKED,
-    EXIT_CONFLICT,
-    EXIT_FAILED,
     EXIT_UNREACHABLE,
     ConflictError,
     DeniedError,
@@ -49,29 +44,28 @@ TTL_MIN_NS: Final = 900 * NS_PER_S
 TTL_MAX_NS: Final = EXTEND_MAX_NS
 SETTLE_NS: Final = 15 * NS_PER_S
 RELEASE_NS: Final = 2 * NS_PER_S
-BALLOTS: Final = 1_000_000
 ASKED_MAX: Final = 64
 ASKING_MAX: Final = 256  # questions of nodes that are being answered at once: they leave room for people's commands
-VOTE_TRIES: Final = 2
 FORGET_MAX: Final = 10_000
 
 
-class Groups:
+class Groups(Votes):
     """All groups of one root."""
 
     def __init__(self, questions: Questions) -> None:
-        self.root = questions.root
-        self.questions = questions
-        self.runs: dict[str, Run] = {}
-        self.carrier = Carrier(questions, self.runs)
+        super().__init__(questions)
         self.beginner = Beginner(questions, self.runs)
         self.holds = Holds(questions, self._released)
         self.ops: Mapping[str, Callable[[Head, dict[str, Any]], None]] = {
-            "apply": self.beginner.apply, "group_commit": self._commit, "group_rollback": self._rollback,
-            "group_extend": self._extend, "groups": partial(look, questions, self.runs), "fleet_hold": self.holds.place,
-            "fleet_release": self.holds.release, "nodes_forget": self._forget,
-        }  # fmt: skip
-        self._ballots = 0
+            "apply": self.beginner.apply,
+            "group_commit": self._commit,
+            "group_rollback": self._rollback,
+            "group_extend": self._extend,
+            "groups": partial(look, questions, self.runs),
+            "fleet_hold": self.holds.place,
+            "fleet_release": self.holds.release,
+            "nodes_forget": self._forget,
+        }
         self._asked_about: dict[str, frozenset[str]] = {}  # groups and their members
         self._not_before_ns = 0
         self.released_ns = 0  # when the fleet was released; a node that has not heard of it would refuse
@@ -121,12 +115,18 @@ class Groups:
 
     def _undo_votes(self, run: Run, names: Iterable[str]) -> None:
         """A vote that led to no decision binds nobody any more (presumed abort).  # G3"""
-        self.carrier.tell(names, run.id, self._undone(run.id, self._ballot()), run.caller)
+        self.carrier.tell(names, run.id, self._undone(run.id, self.ballot()), run.caller)
 
     def _undone(self, gid: str, ballot: int) -> dict[str, Any]:
         """The votes with this ballot, or one before it."""
-        return {"group": gid, "fence": self.root.fence, "ballot": ballot, "decision": "abort", "action": "commit",
-                "why": "the vote led to no decision"}  # fmt: skip
+        return {
+            "group": gid,
+            "fence": self.root.fence,
+            "ballot": ballot,
+            "decision": "abort",
+            "action": "commit",
+            "why": "the vote led to no decision",
+        }
 
     def asked(self, node: str, groups: Sequence[Sequence[Any]]) -> None:
         """A member asks how its groups end. Only what is in the log is an answer.  # G3"""
@@ -159,8 +159,14 @@ class Groups:
 
     def _unknown(self, node: str, gid: str, ballot: int) -> None:
         """How its group ended is not known here: what it has of it becomes its own, for a person to settle."""
-        args = {"group": gid, "fence": self.root.fence, "ballot": ballot, "decision": "unknown",
-                "action": "rollback", "why": "the root's log has no such group"}  # fmt: skip
+        args = {
+            "group": gid,
+            "fence": self.root.fence,
+            "ballot": ballot,
+            "decision": "unknown",
+            "action": "rollback",
+            "why": "the root's log has no such group",
+        }
         self.carrier.reply(node, gid, args, PACT)
 
     def _members(self, group: Group) -> frozenset[str]:
@@ -189,10 +195,10 @@ class Groups:
                 elif root.state.holds:
                     run.retry_at_ns = root.t_ns + root.limits.retry_ns
                 elif run.step == BLOCKED:
-                    self._vote(run, "rollback", None, {}, automatic=True)
+                    self.vote(run, "rollback", None, {}, automatic=True)
             due = self._due_ns(run, group)
             if due is not None and due <= root.t_ns:
-                self._vote(run, "rollback", None, {}, automatic=True)
+                self.vote(run, "rollback", None, {}, automatic=True)
 
     def _due_ns(self, run: Run, group: Group) -> int | None:
         """When its window ends: only the root's timer ends a group.  # G2"""
@@ -223,8 +229,8 @@ class Groups:
             raise UsageError("--ttl must lie between 15m and 10d")
         if self._already(run, "commit", head):
             return
-        refuse_absent(self.root, self._away(run), self.questions.allowance(args), f"{run.id} was not committed")
-        self._vote(run, "commit", head, {**args, "message": message, "ttl_ns": ttl_ns})
+        refuse_absent(self.root, self.away(run), self.questions.allowance(args), f"{run.id} was not committed")
+        self.vote(run, "commit", head, {**args, "message": message, "ttl_ns": ttl_ns})
 
     def _rollback(self, head: Head, args: dict[str, Any]) -> None:
         run = self._settleable(head, args, "rollback")
@@ -237,7 +243,7 @@ class Groups:
             return
         if self._already(run, "rollback", head):
             return
-        self._vote(run, "rollback", head, args)
+        self.vote(run, "rollback", head, args)
 
     def _settleable(self, head: Head, args: Mapping[str, Any], what: str) -> Run:
         root, gid = self.root, str(args.get("group", ""))
@@ -268,8 +274,12 @@ class Groups:
             else:
                 self._already(run, "rollback", head)
 
-        root.record("group_forced", {"group": run.id, "fence": root.fence, "why": f"asked by {head['caller']['user']}"},
-                    root.actor(head["caller"]), done)  # fmt: skip
+        root.record(
+            "group_forced",
+            {"group": run.id, "fence": root.fence, "why": f"asked by {head['caller']['user']}"},
+            root.actor(head["caller"]),
+            done,
+        )
 
     def _already(self, run: Run, what: str, head: Head) -> bool:
         """The decision was made before: the same again goes on with what is owed, the other is too late."""
@@ -282,126 +292,9 @@ class Groups:
         self.carrier.again(run)
         return True
 
-    def _vote(self, run: Run, action: str, head: Head | None, args: Mapping[str, Any], *,
-              automatic: bool = False) -> None:  # fmt: skip
-        root = self.root
-        allow = self.questions.allowance(args)
-        before = run.step, run.retry_at_ns
-        run.step, run.ballot, run.force = VOTING, self._ballot(), bool(args.get("force"))
-        run.heads = [] if head is None else [head]
-        run.yes, run.no, run.retry_at_ns, run.allow = set(), {}, None, allow
-        run.missing = self._away(run)
-        caller = PACT if head is None else head["caller"]
-        run.tell(self.questions, 0, len(run.members) - len(run.missing))
-
-        vote = {"group": run.id, "fence": root.fence, "action": action, "ballot": run.ballot, "automatic": automatic,
-                "force": bool(args.get("force"))}  # fmt: skip
-        here = [n for n in run.members if n in root.nodes]
-        self._ask_votes(run, here, vote, caller, lambda: self._counted(run, action, args, caller, before), VOTE_TRIES)
-
-    def _ask_votes(self, run: Run, names: Iterable[str], vote: Mapping[str, Any], caller: Mapping[str, Any],
-                   then: Callable[[], None], tries: int) -> None:  # fmt: skip
-        """Who is connected and did not answer (it is slow, or moved to another parent) is asked once more, and then
-        stands in a rollback's way: it may be the one with a consumer. Only who is away owes.  # F5
-        """
-        root = self.root
-
-        def part(answered: list[str], body: bytes) -> None:
-            answer = answer_of(body)
-            if answer["exit"] == 0 and answer["result"].get("vote") == "yes":
-                run.yes.update(answered)
-            else:
-                for name in answered:
-                    run.no[name] = refusal_of(answer)
-            run.tell(self.questions, len(run.yes) + len(run.no), len(run.members) - len(run.missing))
-
-        def done(lost: dict[str, str]) -> None:
-            silent = {n: why for n, why in lost.items() if n in root.nodes}
-            run.missing.update({n: why for n, why in lost.items() if n not in silent})
-            if silent and tries > 1 and not run.no:
-                self._ask_votes(run, silent, vote, caller, then, tries - 1)
-                return
-            if vote["action"] == "rollback" and not run.force:
-                run.no.update({n: {"why": why, "holders": []} for n, why in silent.items()})
-            else:
-                run.missing.update(silent)
-            then()
-
-        self.questions.ask_members(names, "group_vote", vote, caller, part, done)
-
-    def _counted(self, run: Run, action: str, args: Mapping[str, Any], caller: Mapping[str, Any],
-                 before: tuple[str, int | None]) -> None:  # fmt: skip
-        """Every vote is in."""
-        root = self.root
-        group = root.state.groups[run.id]
-        never = {n: v["why"] for n, v in run.no.items() if v.get("absent")}
-        if never and allowed({**run.missing, **never}, run.allow):  # it was never there: as good as missing
-            run.no = {n: v for n, v in run.no.items() if n not in never}
-            run.missing.update(never)
-        absent_stops = not allowed(run.missing, run.allow) if action == "commit" else (
-            group.require_all and bool(run.missing))  # fmt: skip
-        if action == "rollback" and root.state.holds and not run.force:  # placed while they voted  # G8
-            self._stop(run, action, caller, held_by(root))
-            run.step = before[0]
-        elif run.no or absent_stops:
-            self._stop(run, action, caller)
-            if action == "commit" and before[0] == BLOCKED:  # its window had ended: a person decides, as before
-                run.step, run.retry_at_ns = before
-        else:
-            self._decide(run, action, args, caller)
-
-    def _stop(self, run: Run, action: str, caller: Mapping[str, Any], held: str = "") -> None:
-        """Somebody said no, or is needed and away. Nothing is written; who said yes is free again.  # F5, G3"""
-        root = self.root
-        why = held or reasons(root, run)
-        if held:
-            text = f"{run.id}: not rolled back: {why}"
-        elif action == "rollback":
-            run.step = BLOCKED
-            text = f"{run.id}: rollback blocked: {why}"
-            if root.limits.on_busy_retry and any(n["holders"] for n in run.no.values()):
-                run.retry_at_ns = root.t_ns + root.limits.retry_ns
-            root.note(text)
-        else:
-            run.step = OPEN
-            text = f"{run.id}: not committed: {why}"
-        args = {"group": run.id, "fence": root.fence, "ballot": run.ballot, "decision": "abort",
-                "action": "commit" if held else action, "why": text}  # fmt: skip
-        reachable = [n for n in run.members if n in root.nodes]
-
-        heads, run.heads = run.heads, []
-
-        def told(lost: dict[str, str]) -> None:
-            if any(n["holders"] for n in run.no.values()):
-                code = EXIT_BLOCKED
-            elif held:
-                code = EXIT_CONFLICT
-            else:
-                code = (EXIT_CONFLICT if action == "commit" else EXIT_FAILED) if run.no else EXIT_UNREACHABLE
-            failed = {**{n: v["why"] for n, v in run.no.items()}, **run.missing}
-            for head in heads:
-                self.questions.reply(head, code, text, "pact groups " + run.id, self.shown(run.id), failed)
-
-        self.questions.ask_members(reachable, "group_decide", args, caller, ignore, told)
-
     # -- decide and carry out -----------------------------------------------------------------------------------
 
-    def _decide(self, run: Run, action: str, args: Mapping[str, Any], caller: Mapping[str, Any]) -> None:
-        root = self.root
-        run.step = DECIDING
-        root.record("group_decided", {
-            "group": run.id, "decision": action, "ballot": run.ballot, "fence": root.fence,
-            "why": f"asked by {caller['user']}" if run.heads else "its window ended",
-            "args": {"message": str(args.get("message", "")), "ttl_ns": args.get("ttl_ns"),
-                     **({"force": True} if run.force else {})},
-            "owed": root.sets.fold(run.missing) if run.missing else "",
-        }, root.actor(caller if run.heads else None), lambda: self.carrier.carry(run))  # fmt: skip
-
     # -- nodes that are gone for good ---------------------------------------------------------------------------
-
-    def _away(self, run: Run) -> dict[str, str]:
-        """Members that are missed: not those that were taken out of service."""
-        return {n: ABSENT for n in run.members if n not in self.root.nodes and n not in self.root.state.forgotten}
 
     def _forget(self, head: Head, args: dict[str, Any]) -> None:
         """These nodes are out of service: nobody waits for them any more. One that comes back is as before."""
@@ -458,20 +351,11 @@ class Groups:
             self.questions.ask_members(here, "group_extend", note, head["caller"], part, told)
 
         run.step = DECIDING  # no timer and no vote until it is durable
-        root.record("window_extended", {"group": run.id, "by_ns": by_ns, "reopened": reopened, "fence": root.fence},
-                    root.actor(head["caller"]), done)  # fmt: skip
-
-    def shown(self, gid: str) -> dict[str, Any]:
-        """One group for people and programs."""
-        return shown(self.root, self.runs.get(gid), self.root.state.groups[gid])
+        root.record(
+            "window_extended",
+            {"group": run.id, "by_ns": by_ns, "reopened": reopened, "fence": root.fence},
+            root.actor(head["caller"]),
+            done,
+        )
 
     # -- help ---------------------------------------------------------------------------------------------------
-
-    def _ballot(self) -> int:
-        """Larger than every ballot of this and of earlier terms."""
-        self._ballots += 1
-        return self.root.fence * BALLOTS + self._ballots
-
-
-def ignore(names: list[str], body: bytes) -> None:
-    pass

@@ -62,10 +62,20 @@ class Holds:
             raise ConflictError("another hold is being placed just now", "try again in a moment")
         self._placing = True
         ends_ns = root.t_ns + for_ns
-        root.record("hold_placed", {
-            "hold": name, "change": None, "owner": {"user": head["caller"]["user"]}, "reason": reason,
-            "ends_ns": ends_ns, "ends": rfc3339(root.wall_ns + for_ns), "fence": root.fence,
-        }, root.actor(head["caller"]), lambda: self._held(head, name))  # fmt: skip
+        root.record(
+            "hold_placed",
+            {
+                "hold": name,
+                "change": None,
+                "owner": {"user": head["caller"]["user"]},
+                "reason": reason,
+                "ends_ns": ends_ns,
+                "ends": rfc3339(root.wall_ns + for_ns),
+                "fence": root.fence,
+            },
+            root.actor(head["caller"]),
+            lambda: self._held(head, name),
+        )
 
     def _held(self, head: Head, name: str) -> None:
         self._placing = False
@@ -89,8 +99,9 @@ class Holds:
             self.questions.reply(head, code, "", "", {**result, "nodes": heard}, failed)
 
         table = {k: v for k, v in root.fleet().items() if k in ("fence", "seq", "holds")}
-        self.questions.ask(here, "fleet_seen", orjson.dumps(table), head["caller"],
-                           self.questions.timeout_ns(head), part, done)  # fmt: skip
+        self.questions.ask(
+            here, "fleet_seen", orjson.dumps(table), head["caller"], self.questions.timeout_ns(head), part, done
+        )
 
     def release(self, head: Head, args: dict[str, Any]) -> None:
         root, name = self.root, args.get("hold")
@@ -100,8 +111,10 @@ class Holds:
         picked = [n for n, h in holds.items() if (name == n if name else h["owner"]["user"] == user)]
         if not picked:
             others = ", ".join(f"{n} of {h['owner']['user']}" for n, h in holds.items())
-            raise ConflictError(f"there is no hold {name} of the fleet" if name else "no hold of the fleet is yours",
-                                f"the fleet is held by {others}" if others else "the fleet is not held")  # fmt: skip
+            raise ConflictError(
+                f"there is no hold {name} of the fleet" if name else "no hold of the fleet is yours",
+                f"the fleet is held by {others}" if others else "the fleet is not held",
+            )
         for one in picked:
             if holds[one]["owner"]["user"] != user and not admin:
                 raise DeniedError(f"releasing the hold of {holds[one]['owner']['user']} needs the role admin")
@@ -109,8 +122,9 @@ class Holds:
             last = one == picked[-1]
             self._release_one(one, "released", root.actor(head["caller"]), head if last else None, picked)
 
-    def _release_one(self, name: str, cause: str, actor: Mapping[str, Any], head: Head | None,
-                     picked: Sequence[str] = ()) -> None:  # fmt: skip
+    def _release_one(
+        self, name: str, cause: str, actor: Mapping[str, Any], head: Head | None, picked: Sequence[str] = ()
+    ) -> None:
         def done() -> None:
             self._ending.discard(name)
             self.tell()

@@ -7,10 +7,8 @@ of their own, so that decisions and events have one order and one kind of proof.
 
 from __future__ import annotations
 
-import hashlib
 import re
-import struct
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import field
 from operator import itemgetter
 from typing import Any, Final
@@ -20,14 +18,13 @@ import orjson
 from pact.core import strict
 from pact.core.records import GENESIS, TYPES, Record, parse, rfc3339, seal
 from pact.core.root import shapes
+from pact.core.root.chunks import INCARNATION_CHARS, Batch, Chunk, build_chunk, chunk_hash, read_chunk
 from pact.errors import ChainError
 from pact.limits import RECORD_MAX
 from pact.values import dataclass
 
 ROOT: Final = "_root"
-VERSION: Final = 1
 SNAPSHOT_VERSION: Final = 1
-INCARNATION_CHARS: Final = 16
 FINISHED_MAX: Final = 2000
 EARLIER_MAX: Final = 4
 _TYPE: Final = re.compile(r"[a-z_]{1,40}")
@@ -35,74 +32,10 @@ _HASH: Final = re.compile(r"[0-9a-f]{64}")
 HEADS: Final = "heads"
 TIME_MAX: Final = 64
 TYPES_MAX: Final = 256  # of all nodes: heads name the newest of each, every second
-_LENGTH: Final = struct.Struct("<I")
 
 ACTIVE: Final = "active"
 DECIDED: Final = "decided"
 FINISHED: Final = "finished"
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Consecutive records of one node: ``lines`` are JSON objects without newlines, ``first`` the first's number."""
-
-    node: str
-    rack: str
-    incarnation: str
-    first: int
-    lines: Sequence[bytes]
-
-
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """``types`` and ``links`` (number, hash of each record) are in the order of the lines."""
-
-    first: int
-    count: int
-    fence: int
-    wall_ns: int
-    prev: str
-    prevs: Mapping[str, int]
-    batches: Sequence[Batch]
-
-
-def build_chunk(first: int, fence: int, wall_ns: int, prev: str, prevs: Mapping[str, int],
-                batches: Sequence[Batch]) -> bytes:  # fmt: skip
-    """The bytes of a chunk. ``prevs``: for each of its types, the last global number of it before (-1: none)."""
-    rows, parts, count = [], [], 0
-    for b in batches:
-        body = b"\n".join(b.lines)
-        rows.append([b.node, b.rack, b.incarnation, b.first, len(b.lines), len(body)])
-        parts.append(body)
-        count += len(b.lines)
-    head = orjson.dumps({"v": VERSION, "first": first, "count": count, "fence": fence, "wall_ns": wall_ns, "prev": prev,
-                         "prevs": dict(prevs), "batches": rows})  # fmt: skip
-    return b"".join([_LENGTH.pack(len(head)), head, *parts])
-
-
-def read_chunk(raw: bytes) -> Chunk:
-    """Raises ValueError for what is no chunk."""
-    try:
-        (length,) = _LENGTH.unpack_from(raw)
-        head = strict.loads_object(raw[4 : 4 + length], strict.LINE_MAX)
-    except (struct.error, strict.NotStrictError) as exc:
-        raise ValueError(f"not a chunk: {exc!r}") from None
-    if not shapes.CHUNK(head) or head["v"] != VERSION:
-        raise ValueError("not a chunk: its head is none")
-    at, batches = 4 + length, []
-    for node, rack, incarnation, first, count, size in head["batches"]:
-        lines = raw[at : at + size].split(b"\n")
-        if len(lines) != count:
-            raise ValueError(f"a batch of {node} with {len(lines)} lines in place of {count}")
-        batches.append(Batch(node, rack, incarnation, first, lines))
-        at += size
-    if at != len(raw) or not batches or sum(len(b.lines) for b in batches) != head["count"]:
-        raise ValueError("its lengths do not add up")
-    return Chunk(head["first"], head["count"], head["fence"], head["wall_ns"], head["prev"], head["prevs"], batches)
-
-
-def chunk_hash(raw: bytes) -> str:
-    return hashlib.sha256(raw).hexdigest()
 
 
 @dataclass(slots=True)
@@ -252,9 +185,16 @@ class RootState:
     def _begun(self, record: Record) -> None:
         d = record.data
         self.groups[d["group"]] = Group(
-            d["group"], dict(d["owner"]), d["message"], d["nodes"], list(d["resources"]), d["window_ns"], record.t_ns,
-            record.time, bool(d["require_all"]),
-        )  # fmt: skip
+            d["group"],
+            dict(d["owner"]),
+            d["message"],
+            d["nodes"],
+            list(d["resources"]),
+            d["window_ns"],
+            record.t_ns,
+            record.time,
+            bool(d["require_all"]),
+        )
         self.group_n = max(self.group_n, int(d["group"][1:]))
         finished = [g.id for g in self.groups.values() if g.state == FINISHED]
         for gid in finished[: max(0, len(finished) - FINISHED_MAX)]:
@@ -309,15 +249,27 @@ class RootState:
     # -- snapshot -----------------------------------------------------------------------------------------------
 
     def to_bytes(self) -> bytes:
-        return orjson.dumps({
-            "version": SNAPSHOT_VERSION, "gseq": self.gseq, "chunk_hash": self.chunk_hash, "last": self.last,
-            "cursors": {n: [c.incarnation, c.seq, c.hash] for n, c in self.cursors.items()},
-            "earlier": self.earlier, "forgotten": self.forgotten,
-            "groups": [{k: getattr(g, k) for k in g.__slots__} for g in self.groups.values()],
-            "group_n": self.group_n, "holds": self.holds, "hold_n": self.hold_n, "held_since_ns": self.held_since_ns,
-            "fence": self.fence, "t_ns": self.t_ns, "wall_ns": self.wall_ns, "boot_id": self.boot_id,
-            "offset_ns": self.offset_ns,
-        })  # fmt: skip
+        return orjson.dumps(
+            {
+                "version": SNAPSHOT_VERSION,
+                "gseq": self.gseq,
+                "chunk_hash": self.chunk_hash,
+                "last": self.last,
+                "cursors": {n: [c.incarnation, c.seq, c.hash] for n, c in self.cursors.items()},
+                "earlier": self.earlier,
+                "forgotten": self.forgotten,
+                "groups": [{k: getattr(g, k) for k in g.__slots__} for g in self.groups.values()],
+                "group_n": self.group_n,
+                "holds": self.holds,
+                "hold_n": self.hold_n,
+                "held_since_ns": self.held_since_ns,
+                "fence": self.fence,
+                "t_ns": self.t_ns,
+                "wall_ns": self.wall_ns,
+                "boot_id": self.boot_id,
+                "offset_ns": self.offset_ns,
+            }
+        )
 
     @classmethod
     def from_bytes(cls, raw: bytes) -> RootState:
@@ -477,7 +429,15 @@ def _object(line: bytes) -> dict[str, Any]:
     return obj
 
 
-_SHAPE: Final[Mapping[str, type]] = {"seq": int, "prev": str, "hash": str, "node": str, "type": str, "time": str,
-                                          "actor": dict, "data": dict}
+_SHAPE: Final[Mapping[str, type]] = {
+    "seq": int,
+    "prev": str,
+    "hash": str,
+    "node": str,
+    "type": str,
+    "time": str,
+    "actor": dict,
+    "data": dict,
+}
 _FIELDS: Final = itemgetter(*_SHAPE)
 _FIELD_TYPES: Final = tuple(_SHAPE.values())

@@ -72,9 +72,11 @@ class Persons:
         """Once. Raises ConflictError."""
         digits, _, mac = challenge.partition(".")
         n = int(digits, 16) if digits and set(digits) <= HEX and len(digits) <= 15 else 0
-        if not self._floor < n <= self._count or n in self._used or not hmac.compare_digest(
-            self._mac(n, public).encode(), mac.encode("utf-8", "replace")
-        ):  # fmt: skip
+        if (
+            not self._floor < n <= self._count
+            or n in self._used
+            or not hmac.compare_digest(self._mac(n, public).encode(), mac.encode("utf-8", "replace"))
+        ):
             raise ConflictError(UNKNOWN, LOOK)
         self._used.add(n)
         if len(self._used) > USED_MAX:
@@ -83,11 +85,14 @@ class Persons:
 
     def _key(self, public: str) -> Key:
         if not public:
-            raise DeniedError("this came without its asker's key: an aggregator on the way is older than the client",
-                              "take roots out of client.toml until it is not, or ask the root: --via")  # fmt: skip
+            raise DeniedError(
+                "this came without its asker's key: an aggregator on the way is older than the client",
+                "take roots out of client.toml until it is not, or ask the root: --via",
+            )
         if self._seals.keys.person(public) is None or not (key := self._seals.keys.shared(public)):
-            raise DeniedError("the root knows no person with this key",
-                              "it must stand in the root's authorized_keys.toml")  # fmt: skip
+            raise DeniedError(
+                "the root knows no person with this key", "it must stand in the root's authorized_keys.toml"
+            )
         return key
 
     def _mac(self, n: int, public: str) -> str:

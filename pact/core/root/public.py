@@ -15,7 +15,8 @@ import orjson
 
 from pact.core import strict
 from pact.core.records import rfc3339
-from pact.core.root.log import ROOT, read_chunk
+from pact.core.root.chunks import read_chunk
+from pact.core.root.log import ROOT
 from pact.errors import RequestError
 from pact.limits import REPLAY_REQUEST_MAX
 
@@ -65,12 +66,22 @@ def events(raw: bytes, cluster: str) -> Iterator[Public]:
             record = strict.own(line)
             type_ = record["type"]
             header = {
-                "v": VERSION, "type": type_, "cluster": cluster, "rack": batch.rack, "node": batch.node,
-                "incarnation": batch.incarnation, "seq": record["seq"], "gseq": gseq, "prev": last.get(type_, -1),
+                "v": VERSION,
+                "type": type_,
+                "cluster": cluster,
+                "rack": batch.rack,
+                "node": batch.node,
+                "incarnation": batch.incarnation,
+                "seq": record["seq"],
+                "gseq": gseq,
+                "prev": last.get(type_, -1),
                 "time": record["time"],
-            }  # fmt: skip
-            yield Public(gseq, type_, (topic(type_, cluster, batch.rack, batch.node), orjson.dumps(header),
-                                       _body(record, len(line))))  # fmt: skip
+            }
+            yield Public(
+                gseq,
+                type_,
+                (topic(type_, cluster, batch.rack, batch.node), orjson.dumps(header), _body(record, len(line))),
+            )
             last[type_] = gseq
             gseq += 1
 
@@ -105,9 +116,18 @@ class Heads:
 
     def frames(self, cluster: str, wall_ns: int) -> Frames:
         """Not an event: ``gseq`` is the newest event's. Another ``incarnation`` is another log, numbered anew.  # V1"""
-        header = {"v": VERSION, "type": HEADS, "cluster": cluster, "rack": "", "node": ROOT,
-                  "incarnation": self.incarnation, "seq": -1, "gseq": self.gseq, "prev": -1,
-                  "time": rfc3339(wall_ns)}  # fmt: skip
+        header = {
+            "v": VERSION,
+            "type": HEADS,
+            "cluster": cluster,
+            "rack": "",
+            "node": ROOT,
+            "incarnation": self.incarnation,
+            "seq": -1,
+            "gseq": self.gseq,
+            "prev": -1,
+            "time": rfc3339(wall_ns),
+        }
         body = {"gseq": self.gseq, "types": self.types}
         return topic(HEADS, cluster, "", ROOT), orjson.dumps(header), orjson.dumps(body, option=orjson.OPT_SORT_KEYS)
 

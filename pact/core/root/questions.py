@@ -14,11 +14,13 @@ import orjson
 
 from pact.core import ops, strict
 from pact.core.roles import BY_KEY, RANK
-from pact.core.root.answers import SAID_MAX, ToClient, answer_of, clipped, fitting
+from pact.core.root.answers import SAID_MAX, ToClient, answer_of
 from pact.core.root.log import ROOT
+from pact.core.root.replies import Replies
 from pact.core.root.term import AWAY_NS, Term
+from pact.core.tree.checks import BODY_MAX
 from pact.core.tree.clients import request_max
-from pact.core.tree.wire import BODY_MAX, Message, beside, sections
+from pact.core.tree.wire import Message, beside, sections
 from pact.errors import (
     EXIT_FAILED,
     EXIT_UNREACHABLE,
@@ -33,14 +35,10 @@ from pact.model import NS_PER_S
 TIMEOUT_NS: Final = 60 * NS_PER_S
 TIMEOUT_MAX_NS: Final = 3600 * NS_PER_S
 TRIES_MAX: Final = 2
-PROGRESS_NS: Final = NS_PER_S // 10
-NAMES_MAX: Final = 32_000
 MESSAGE_MAX: Final = 4_000
 #: Of what the root writes anew for nodes: the rest of a group's arguments comes on top.
 ARGS_MAX: Final = BODY_MAX - (1 << 20)
 GROWTH: Final = 8  # at most so many times longer is JSON that is written anew: 1E15 becomes 1000000000000000.0
-#: Characters of all that failed, in one result: with every character escaped it still fits a head.
-FAILED_MAX: Final = 384 << 10
 LOST: Final = "lost contact before it answered; it may have been done"
 LATE: Final = "no answer in time; it may still be done"
 ABSENT: Final = "not connected"
@@ -99,22 +97,31 @@ class _Later:
     until_ns: int
 
 
-class Questions:
+class Questions(Replies):
     """All questions of one root."""
 
     def __init__(self, root: Term) -> None:
-        self.root = root
+        super().__init__(root)
         self.ops: Mapping[str, Callable[[Mapping[str, Any], dict[str, Any]], None]] = {}  # what the root itself does
         self.open: dict[str, Question] = {}
         self._later: list[_Later] = []
         self._n = 0
-        self._told_ns: dict[tuple[str, int], int] = {}  # requests that wait for a result -> when they heard of it last
 
     # -- down and up --------------------------------------------------------------------------------------------
 
-    def ask(self, names: Iterable[str], op: str, args: bytes, caller: Mapping[str, Any], timeout_ns: int, part: Part,
-            done: Done, client: tuple[str, int] = ("", 0), flush: Callable[[], None] | None = None,
-            expected: Mapping[str, int] | None = None) -> None:  # fmt: skip
+    def ask(
+        self,
+        names: Iterable[str],
+        op: str,
+        args: bytes,
+        caller: Mapping[str, Any],
+        timeout_ns: int,
+        part: Part,
+        done: Done,
+        client: tuple[str, int] = ("", 0),
+        flush: Callable[[], None] | None = None,
+        expected: Mapping[str, int] | None = None,
+    ) -> None:
         """Ask connected nodes, and those that are ``expected`` back until a time, the earliest first. ``part(names,
         answer)`` for each set with equal answers, ``flush()`` when several of them that came together have been given,
         ``done(lost)`` in the end.
@@ -126,9 +133,20 @@ class Questions:
             done({})
             return
         self._n += 1
-        question = Question(f"{root.fence:x}.{self._n}", waiting, op, args, dict(caller), root.t_ns + timeout_ns,
-                            part, done, *client, flush, away=dict(expected or {}),
-                            unasked=set(expected or ()))  # fmt: skip
+        question = Question(
+            f"{root.fence:x}.{self._n}",
+            waiting,
+            op,
+            args,
+            dict(caller),
+            root.t_ns + timeout_ns,
+            part,
+            done,
+            *client,
+            flush,
+            away=dict(expected or {}),
+            unasked=set(expected or ()),
+        )
         self.open[question.id] = question
         if here:
             self._call(question, here)
@@ -137,17 +155,29 @@ class Questions:
         """By name: who joins just now was not meant."""
         root, named = self.root, list(names)
         head: dict[str, Any] = {
-            "call": question.id, "op": question.op, "nodes": named, "caller": question.caller,
-            "fence": root.fence, "timeout_ms": max(0, question.until_ns - root.t_ns) // 1_000_000,
-        }  # fmt: skip
+            "call": question.id,
+            "op": question.op,
+            "nodes": named,
+            "caller": question.caller,
+            "fence": root.fence,
+            "timeout_ms": max(0, question.until_ns - root.t_ns) // 1_000_000,
+        }
         if root.seals is not None:
             head.update(term=root.seals.term, apart=not question.apart.isdisjoint(named))
             head["seals"] = root.seals.calls(head, question.args, named)
         root.down("call", head, question.args)
 
-    def ask_members(self, names: Iterable[str], op: str, args: Mapping[str, Any] | bytes, caller: Mapping[str, Any],
-                    part: Part, done: Done, timeout_ns: int | None = None,
-                    client: tuple[str, int] = ("", 0)) -> None:  # fmt: skip
+    def ask_members(
+        self,
+        names: Iterable[str],
+        op: str,
+        args: Mapping[str, Any] | bytes,
+        caller: Mapping[str, Any],
+        part: Part,
+        done: Done,
+        timeout_ns: int | None = None,
+        client: tuple[str, int] = ("", 0),
+    ) -> None:
         """Ask those of ``names`` that are connected; the others are lost at once. ``client``: for whom alone it is."""
         connected, away = [], {}
         for name in names:
@@ -289,8 +319,8 @@ class Questions:
 
     def cancel(self, client: str, id_: int) -> None:
         """The client listens no more (0: to nothing). What nodes were asked they do all the same; nobody is told."""
-        for key in [k for k in self._told_ns if k[0] == client and id_ in (0, k[1])]:
-            del self._told_ns[key]
+        for key in [k for k in self.told_ns if k[0] == client and id_ in (0, k[1])]:
+            del self.told_ns[key]
         self._later = [x for x in self._later if x.head["client"] != client or id_ not in (0, x.head["id"])]
         for question in list(self.open.values()):
             if question.client == client and id_ in (0, question.client_id):
@@ -343,55 +373,6 @@ class Questions:
         people += [x.head["caller"]["user"] for x in self._later]
         return len(people) >= QUESTIONS_MAX or people.count(user) >= QUESTIONS_EACH_MAX
 
-    def reply(self, head: Mapping[str, Any], exit_code: int, message: str = "", hint: str = "",
-              result: Mapping[str, Any] | None = None, failed: Mapping[str, str] | None = None) -> None:  # fmt: skip
-        """End a client's request. What is too long for a message is cut, and the message says so."""
-        self._told_ns.pop((head["client"], head["id"]), None)
-        body, cut = fitting(result or {})
-        self.root.down("result", {
-            "client": head["client"], "id": head["id"], "exit": exit_code,
-            "message": "; ".join(filter(None, [clipped(message), cut])),
-            "hint": clipped(hint), "failed": self.fold_failed(failed or {})}, body)  # fmt: skip
-
-    def fold_failed(self, failed: Mapping[str, str]) -> dict[str, str]:
-        """``{node set: why}``. Beyond ``FAILED_MAX`` nodes are named without their reasons, or counted."""
-        by_why: dict[str, list[str]] = {}
-        for name, why in failed.items():
-            by_why.setdefault(clipped(why), []).append(name)
-        out: dict[str, str] = {}
-        rest: list[str] = []
-        room = FAILED_MAX // 2
-        for why, names in by_why.items():
-            texts = self._folded(names)
-            size = sum(map(len, texts)) + len(texts) * len(why)
-            if size > room:
-                rest += names
-                continue
-            room -= size
-            out.update(dict.fromkeys(texts, why))
-        return {**out, **self._without_reasons(rest)} if rest else out
-
-    def _without_reasons(self, names: list[str]) -> dict[str, str]:
-        out: dict[str, str] = {}
-        room, more = FAILED_MAX // 2, 0
-        for text in self._folded(names):
-            room -= 2 * len(text)
-            if room > 0:
-                out[text] = "for other reasons, too many for one answer"
-            else:
-                more += 1
-        return {**out, "others": f"{more} more node sets, too many for one answer"} if more else out
-
-    def _folded(self, names: list[str]) -> list[str]:
-        """One node set; more of them where the names do not fold and one text would be longer than a head takes."""
-        text = self.root.sets.fold(names)
-        if len(text) <= NAMES_MAX or len(names) == 1:
-            return [text]
-        names, count = sorted(names), 2 + len(text) * 3 // (2 * NAMES_MAX)
-        step = -(-len(names) // count)
-        pieces = [names[at : at + step] for at in range(0, len(names), step)]
-        return [t for piece in pieces for t in self._folded(piece)]
-
     def targets(self, text: str | None) -> tuple[list[str], list[str]]:
         """Connected and absent nodes of a node set (``None``: every node that the root has heard of, and not forgotten
         for good).
@@ -408,14 +389,6 @@ class Questions:
         asked: int = head["timeout_ms"] * 1_000_000
         return min(asked, TIMEOUT_MAX_NS) if asked > 0 else TIMEOUT_NS
 
-    def progress(self, head: Mapping[str, Any], done: int, total: int) -> None:
-        """How far it is, at most every ``PROGRESS_NS`` beside the beginning and the end of each step."""
-        key, now_ns = (head["client"], head["id"]), self.root.t_ns
-        if 0 < done < total and now_ns - self._told_ns.get(key, now_ns - PROGRESS_NS) < PROGRESS_NS:
-            return
-        self._told_ns[key] = now_ns
-        self.root.down("progress", {"client": head["client"], "id": head["id"], "done": done, "total": total})
-
     def _ask_nodes(self, head: Mapping[str, Any], args: bytes) -> None:
         here, absent = self.targets(head["nodes"])
         expected = self.root.expected(absent)
@@ -427,8 +400,18 @@ class Questions:
             self.reply(head, EXIT_UNREACHABLE if failed else 0, failed=failed)
 
         to = ToClient(self.root.down, head)
-        self.ask(here, head["op"], args, head["caller"], self.timeout_ns(head), to.part, done,
-                 (head["client"], head["id"]), to.flush, expected)  # fmt: skip
+        self.ask(
+            here,
+            head["op"],
+            args,
+            head["caller"],
+            self.timeout_ns(head),
+            to.part,
+            done,
+            (head["client"], head["id"]),
+            to.flush,
+            expected,
+        )
 
     def _list_nodes(self, head: Mapping[str, Any]) -> None:
         root = self.root
@@ -437,10 +420,14 @@ class Questions:
         rows.update({n: {"connected": False, "rack": ""} for n in absent})
         for name, row in rows.items():
             cursor = root.state.cursors.get(name)
-            row.update({"seq": -1, "incarnation": "", "hash": ""} if cursor is None else
-                       {"seq": cursor.seq, "incarnation": cursor.incarnation, "hash": cursor.hash})
-        self.reply(head, 0, result={
-            "v": 1, "root": root.name, "fence": root.fence, "gseq": root.state.gseq, "nodes": rows})  # fmt: skip
+            row.update(
+                {"seq": -1, "incarnation": "", "hash": ""}
+                if cursor is None
+                else {"seq": cursor.seq, "incarnation": cursor.incarnation, "hash": cursor.hash}
+            )
+        self.reply(
+            head, 0, result={"v": 1, "root": root.name, "fence": root.fence, "gseq": root.state.gseq, "nodes": rows}
+        )
 
 
 def allowed(absent: Mapping[str, str], allow: int | frozenset[str]) -> bool:
@@ -471,5 +458,8 @@ def require_short(message: str) -> None:
 def refuse_absent(root: Term, absent: Mapping[str, str], allow: int | frozenset[str], what: str) -> None:
     """Raises AbsentError unless these may be absent."""
     if not allowed(absent, allow):
-        raise AbsentError(f"{what}: {root.sets.fold(absent)} cannot be reached",
-                          "bring them back, or go on without them: --allow-missing N or NODESET", absent)  # fmt: skip
+        raise AbsentError(
+            f"{what}: {root.sets.fold(absent)} cannot be reached",
+            "bring them back, or go on without them: --allow-missing N or NODESET",
+            absent,
+        )

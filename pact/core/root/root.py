@@ -16,16 +16,25 @@ from pact.core.root.log import RootState
 from pact.core.root.persons import CHALLENGE
 from pact.core.root.questions import Questions
 from pact.core.root.term import AWAY_NS, REWIND_NS, Effect, Known, Limits, NodeSets, Term
+from pact.core.tree.checks import BODY_MAX
 from pact.core.tree.seals import RootSeals, start_of
-from pact.core.tree.wire import BODY_MAX, Message
+from pact.core.tree.wire import Message
 from pact.errors import EXIT_USAGE, PactError
 
 
 class Root(Term):
     """One term of a leading root, and what people, nodes and groups ask of it."""
 
-    def __init__(self, name: str, state: RootState, fence: int, sets: NodeSets, limits: Limits | None = None,
-                 seals: RootSeals | None = None, secret: bytes = b"") -> None:  # fmt: skip
+    def __init__(
+        self,
+        name: str,
+        state: RootState,
+        fence: int,
+        sets: NodeSets,
+        limits: Limits | None = None,
+        seals: RootSeals | None = None,
+        secret: bytes = b"",
+    ) -> None:
         """``seals``: of this term; ``secret``: random bytes that nobody else has, for people's challenges."""
         super().__init__(name, state, fence, sets, limits, seals, secret)
         self.questions = Questions(self)
@@ -37,9 +46,18 @@ class Root(Term):
         self.at(t_ns, wall_ns)
         self.begun_ns = self.t_ns
         reboot = bool(self.state.boot_id) and boot_id != self.state.boot_id
-        self.record("agent_started", {
-            "boot_id": boot_id, "offset_ns": offset_ns, "wall_ns": wall_ns, "fence": self.fence, "name": self.name,
-        }, self.actor(), self.groups.resume)  # fmt: skip
+        self.record(
+            "agent_started",
+            {
+                "boot_id": boot_id,
+                "offset_ns": offset_ns,
+                "wall_ns": wall_ns,
+                "fence": self.fence,
+                "name": self.name,
+            },
+            self.actor(),
+            self.groups.resume,
+        )
         self.groups.begin_term(reboot)
         return self.flush()
 

@@ -85,14 +85,20 @@ def shown(root: Term, run: Run | None, group: Group, *, viewer: bool = False) ->
     """One group for people and programs. Of command lines, viewers see the program's name.  # S2"""
     state, ends = standing(root, run, group)
     return {
-        "group": group.id, "state": state, "owner": group.owner["user"],
-        "message": group.message, "nodes": group.nodes, "resources": group.resources, "begun": group.begun,
+        "group": group.id,
+        "state": state,
+        "owner": group.owner["user"],
+        "message": group.message,
+        "nodes": group.nodes,
+        "resources": group.resources,
+        "begun": group.begun,
         "window_s": round(group.window_ns / 1e9, 3),
         "deadline": None if ends is None else rfc3339(root.wall_ns + ends - root.t_ns),
         "remaining_s": None if ends is None else round(max(0, ends - root.t_ns) / 1e9, 3),
-        "decision": group.decision or None, "members": _ended(group) if run is None else _members(root, run, group),
+        "decision": group.decision or None,
+        "members": _ended(group) if run is None else _members(root, run, group),
         "blocked": {} if run is None else _blocked(_in_the_way(run), viewer),
-    }  # fmt: skip
+    }
 
 
 def _in_the_way(run: Run) -> dict[str, Mapping[str, Any]]:

@@ -35,8 +35,11 @@ def _table(check: Check) -> Check:
 
 def _row(*columns: Check) -> Check:
     def check(value: Any) -> bool:
-        return type(value) is list and len(value) == len(columns) and all(
-            c(v) for c, v in zip(columns, value, strict=True))  # fmt: skip
+        return (
+            type(value) is list
+            and len(value) == len(columns)
+            and all(c(v) for c, v in zip(columns, value, strict=True))
+        )
 
     return check
 
@@ -54,8 +57,12 @@ def _fields(needed: Mapping[str, Check], more: Mapping[str, Check] | None = None
     known = {**needed, **(more or {})}
 
     def check(value: Any) -> bool:
-        return (type(value) is dict and needed.keys() <= value.keys() and not (closed and value.keys() - known.keys())
-                and all(c(value[k]) for k, c in known.items() if k in value))  # fmt: skip
+        return (
+            type(value) is dict
+            and needed.keys() <= value.keys()
+            and not (closed and value.keys() - known.keys())
+            and all(c(value[k]) for k, c in known.items() if k in value)
+        )
 
     return check
 
@@ -64,15 +71,32 @@ _text, _number, _flag, _object = _is(str), _is(int), _is(bool), _is(dict)
 _cursor: Final = _row(_text, _number, _text)
 _user: Final = _fields({"user": _text})
 
-CHUNK: Final = _fields({
-    "v": _number, "first": _size, "count": _size, "fence": _number, "wall_ns": _number, "prev": _text,
-    "prevs": _table(_number), "batches": _rows(_row(_text, _text, _text, _size, _size, _size)),
-})  # fmt: skip
+CHUNK: Final = _fields(
+    {
+        "v": _number,
+        "first": _size,
+        "count": _size,
+        "fence": _number,
+        "wall_ns": _number,
+        "prev": _text,
+        "prevs": _table(_number),
+        "batches": _rows(_row(_text, _text, _text, _size, _size, _size)),
+    }
+)
 #: Of the root's own records, what the fold reads.
 OWN: Final[Mapping[str, Check]] = {
     "agent_started": _fields({"boot_id": _text, "offset_ns": _number}),
-    "group_begun": _fields({"group": _id, "owner": _user, "message": _text, "nodes": _text, "resources": _texts,
-                            "window_ns": _number, "require_all": _flag}),
+    "group_begun": _fields(
+        {
+            "group": _id,
+            "owner": _user,
+            "message": _text,
+            "nodes": _text,
+            "resources": _texts,
+            "window_ns": _number,
+            "require_all": _flag,
+        }
+    ),
     "group_decided": _fields({"group": _id, "decision": _text, "ballot": _number, "why": _text, "args": _object}),
     "group_forced": _fields({"group": _id, "why": _text}),
     "group_finished": _fields({"group": _id, "outcome": _text}, {"members": _table(_text)}),
@@ -80,22 +104,52 @@ OWN: Final[Mapping[str, Check]] = {
     "hold_placed": _fields({"hold": _id, "owner": _user, "reason": _text, "ends": _text, "ends_ns": _number}),
     "hold_released": _fields({"hold": _id}),
     "node_forgotten": _fields({"nodes": _texts}),
-}  # fmt: skip
-GROUP: Final = _fields({
-    "id": _id, "owner": _user, "message": _text, "nodes": _text, "resources": _texts, "window_ns": _number,
-    "begun_ns": _number, "begun": _text,
-}, {
-    "require_all": _flag, "state": _text, "extension_ns": _number, "shift_ns": _number, "decision": _text,
-    "ballot": _number, "why": _text, "args": _object, "decided": _text, "outcome": _text, "ended": _table(_text),
-    "by": _object,
-}, closed=True)  # fmt: skip
+}
+GROUP: Final = _fields(
+    {
+        "id": _id,
+        "owner": _user,
+        "message": _text,
+        "nodes": _text,
+        "resources": _texts,
+        "window_ns": _number,
+        "begun_ns": _number,
+        "begun": _text,
+    },
+    {
+        "require_all": _flag,
+        "state": _text,
+        "extension_ns": _number,
+        "shift_ns": _number,
+        "decision": _text,
+        "ballot": _number,
+        "why": _text,
+        "args": _object,
+        "decided": _text,
+        "outcome": _text,
+        "ended": _table(_text),
+        "by": _object,
+    },
+    closed=True,
+)
 SNAPSHOT: Final[Mapping[str, Check]] = {
-    "gseq": _number, "chunk_hash": _text, "last": _table(_number), "cursors": _table(_cursor),
-    "earlier": _table(_rows(_cursor)), "groups": _rows(GROUP), "group_n": _number, "forgotten": _table(_text),
+    "gseq": _number,
+    "chunk_hash": _text,
+    "last": _table(_number),
+    "cursors": _table(_cursor),
+    "earlier": _table(_rows(_cursor)),
+    "groups": _rows(GROUP),
+    "group_n": _number,
+    "forgotten": _table(_text),
     "holds": _table(_fields({"hold": _id, "owner": _user, "reason": _text, "ends": _text, "ends_ns": _number})),
-    "hold_n": _number, "held_since_ns": _number, "fence": _number, "t_ns": _number, "wall_ns": _number,
-    "boot_id": _text, "offset_ns": _number,
-}  # fmt: skip
+    "hold_n": _number,
+    "held_since_ns": _number,
+    "fence": _number,
+    "t_ns": _number,
+    "wall_ns": _number,
+    "boot_id": _text,
+    "offset_ns": _number,
+}
 
 
 def require_own(record: Record) -> None:

@@ -28,8 +28,11 @@ def look(questions: Questions, runs: Mapping[str, Run], head: Head, args: Mappin
 
     def tell() -> None:
         in_order = sorted(groups.values(), key=lambda g: number(g.id))
-        found = [shown(root, runs.get(g.id), g, viewer=viewer) for g in in_order
-                 if (name == g.id if name else args.get("all") or g.state != FINISHED)]  # fmt: skip
+        found = [
+            shown(root, runs.get(g.id), g, viewer=viewer)
+            for g in in_order
+            if (name == g.id if name else args.get("all") or g.state != FINISHED)
+        ]
         questions.reply(head, 0, result={"v": 1, "groups": found, "holds": root.holds()})
 
     run = runs.get(name)
@@ -44,5 +47,6 @@ def look(questions: Questions, runs: Mapping[str, Run], head: Head, args: Mappin
 
     question = {"group": run.id, "fence": root.fence}
     here = [n for n in run.members if n in root.nodes]
-    questions.ask_members(here, "group_state", question, head["caller"], part, lambda lost: tell(), LOOK_NS,
-                               (head["client"], head["id"]))  # fmt: skip
+    questions.ask_members(
+        here, "group_state", question, head["caller"], part, lambda lost: tell(), LOOK_NS, (head["client"], head["id"])
+    )

@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import field
 from typing import Any, Final, Protocol
 
-from pact.core.root import log
-from pact.core.root.log import Batch, RootState, Writer
+from pact.core.root import chunks
+from pact.core.root.chunks import Batch
+from pact.core.root.log import RootState, Writer
 from pact.core.root.persons import Persons
 from pact.core.root.shares import Shares
 from pact.core.root.twins import Twins
@@ -89,6 +90,8 @@ class Note:
     """A line for the service's log."""
 
     text: str
+
+
 Effect = Down | Commit | Publish | Note
 
 
@@ -120,8 +123,16 @@ class Counters:
 class Term:
     """Made from the log's state when elected, thrown away when deposed. What is asked of it is ``Root``'s."""
 
-    def __init__(self, name: str, state: RootState, fence: int, sets: NodeSets, limits: Limits | None = None,
-                 seals: RootSeals | None = None, secret: bytes = b"") -> None:  # fmt: skip
+    def __init__(
+        self,
+        name: str,
+        state: RootState,
+        fence: int,
+        sets: NodeSets,
+        limits: Limits | None = None,
+        seals: RootSeals | None = None,
+        secret: bytes = b"",
+    ) -> None:
         """``seals``: of this term; ``secret``: random bytes that nobody else has, for people's challenges."""
         self.name = name
         self.seals = seals
@@ -171,8 +182,9 @@ class Term:
             return {"user": "pact", "uid": None, "role": "agent", "via": "timer"}
         return {"user": caller["user"], "uid": None, "role": caller["role"], "via": "cluster"}
 
-    def record(self, type_: str, data: Mapping[str, Any], actor: Mapping[str, Any],
-               then: Callable[[], None] | None = None) -> None:  # fmt: skip
+    def record(
+        self, type_: str, data: Mapping[str, Any], actor: Mapping[str, Any], then: Callable[[], None] | None = None
+    ) -> None:
         """Write one of the root's own records; ``then`` when it is durable, never before.  # G1"""
         self._own.append((type_, data, actor, then or _nothing))
 
@@ -230,8 +242,10 @@ class Term:
 
     def holds(self) -> list[dict[str, Any]]:
         """Of the whole fleet, as people and programs see them."""
-        return [{"hold": h["hold"], "owner": h["owner"]["user"], "reason": h["reason"], "ends": h["ends"]}
-                for h in self.state.holds.values()]  # fmt: skip
+        return [
+            {"hold": h["hold"], "owner": h["owner"]["user"], "reason": h["reason"], "ends": h["ends"]}
+            for h in self.state.holds.values()
+        ]
 
     def take_effects(self) -> list[Effect]:
         """What a question from outside a step has led to."""
@@ -341,7 +355,7 @@ class Term:
             self._waiting.append(Batch(node, known.rack if known else "", incarnation, first, lines))
             self._waiting_bytes += sum(map(len, lines))
 
-    def _to_watchers(self, chunk: log.Chunk) -> None:
+    def _to_watchers(self, chunk: chunks.Chunk) -> None:
         if not self.watchers:
             return
         for batch in chunk.batches:
@@ -358,10 +372,16 @@ class Term:
         may be back, the earliest first.
         """
         known, begun_ns = self.state, self.begun_ns
-        last = {n: self.left_ns.get(n, begun_ns if n in known.cursors and n not in known.forgotten else -AWAY_NS)
-                for n in absent}  # fmt: skip
-        return dict(sorted(((n, at_ns + AWAY_NS) for n, at_ns in last.items() if at_ns + AWAY_NS > self.t_ns),
-                           key=lambda row: row[1]))  # fmt: skip
+        last = {
+            n: self.left_ns.get(n, begun_ns if n in known.cursors and n not in known.forgotten else -AWAY_NS)
+            for n in absent
+        }
+        return dict(
+            sorted(
+                ((n, at_ns + AWAY_NS) for n, at_ns in last.items() if at_ns + AWAY_NS > self.t_ns),
+                key=lambda row: row[1],
+            )
+        )
 
 
 def _nothing() -> None:

@@ -65,8 +65,9 @@ class Backlog:
         self._progress_ns = 0
         self._patience_ns = RESEND_NS
 
-    def put(self, row: list[object], node: str, incarnation: str, first: int, count: int, data: bytes,
-            seal: str = "") -> bool:  # fmt: skip
+    def put(
+        self, row: list[object], node: str, incarnation: str, first: int, count: int, data: bytes, seal: str = ""
+    ) -> bool:
         """One batch from below, with its node's seal. False if it was not kept: here already, or no room."""
         stream = self._streams.get(node)
         last = first + count - 1

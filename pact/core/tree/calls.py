@@ -13,6 +13,7 @@ from typing import Any, Final, Protocol
 
 from pact.core.tree import seals as seals_
 from pact.core.tree import wire
+from pact.core.tree.checks import SEAL_CHARS
 from pact.core.tree.outbox import Up
 from pact.model import NS_PER_S
 
@@ -23,7 +24,7 @@ PARTS_BYTES: Final = 1 << 20
 CALLS_MAX: Final = 1024
 GRACE_NS: Final = NS_PER_S
 TIMEOUT_MAX_NS: Final = 3600 * NS_PER_S
-PLACE: Final = "~" * wire.SEAL_CHARS  # where a child's seal goes
+PLACE: Final = "~" * SEAL_CHARS  # where a child's seal goes
 SPLICED_MAX: Final = 16 << 10  # bytes of a call that is copied for each child, its seal in it
 
 
@@ -65,8 +66,26 @@ class Together:
 class Call:
     """One call that is not answered by everybody yet."""
 
-    __slots__ = ("alone", "answered_ns", "apart", "body", "bytes", "deadline_ns", "direct", "first_ns", "flushed",
-                 "frame", "head", "left", "lost", "parts", "said", "sealed_parts", "seals", "via")  # fmt: skip
+    __slots__ = (
+        "alone",
+        "answered_ns",
+        "apart",
+        "body",
+        "bytes",
+        "deadline_ns",
+        "direct",
+        "first_ns",
+        "flushed",
+        "frame",
+        "head",
+        "left",
+        "lost",
+        "parts",
+        "said",
+        "sealed_parts",
+        "seals",
+        "via",
+    )
 
     def __init__(self, head: Mapping[str, Any], body: bytes, deadline_ns: int) -> None:
         self.head = {**head, "nodes": None, "seals": "", "apart": False}
@@ -99,7 +118,7 @@ class Call:
         """What the root says of those whom it asks: a seal for each, and whether they are to answer one by one."""
         if head["nodes"] is None:
             return
-        if len(head["seals"]) == len(head["nodes"]) * wire.SEAL_CHARS:
+        if len(head["seals"]) == len(head["nodes"]) * SEAL_CHARS:
             for i, name in enumerate(head["nodes"]):
                 self.seals[name] = wire.seal_at(head["seals"], i)
         if head["apart"]:
@@ -218,8 +237,11 @@ class Call:
 
     def _up(self, final: bool, rows: list[list[Any]], seals: list[str], bodies: list[bytes], lost: list[str]) -> Up:
         sealed = {"seals": seals} if any(seals) else {}
-        return Up("answer", {"call": self.head["call"], "final": final, "parts": rows, "lost": lost, **sealed},
-                  b"".join(bodies))  # fmt: skip
+        return Up(
+            "answer",
+            {"call": self.head["call"], "final": final, "parts": rows, "lost": lost, **sealed},
+            b"".join(bodies),
+        )
 
 
 class Calls:

@@ -8,13 +8,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+from pact.core.tree.checks import BODY_MAX
 from pact.core.tree.directory import Child
 from pact.core.tree.outbox import Up
-from pact.core.tree.wire import BODY_MAX, Message
+from pact.core.tree.wire import Message
 from pact.errors import EXIT_FAILED, EXIT_UNREACHABLE, EXIT_USAGE
 from pact.limits import NODE_SET_MAX, REQUEST_MAX, TREE_CLIENTS_EACH_MAX, TREE_CLIENTS_MAX, TREE_REQUESTS_MAX
 
 CLIENT: Final = "client"
+
 
 def request_max(role: str) -> int:
     """Bytes of a request's arguments: what only administrators may do needs more. It goes to every node.  # S8"""
@@ -61,8 +63,9 @@ class Clients:
     def leave(self, child: Child) -> list[Up]:
         """A client, or an aggregator with clients below, has gone: nobody waits for what they asked."""
         gone = [name for name, c in self._clients.items() if c.child is child]
-        return [Up("cancel", {"id": i, CLIENT: name}) for name in gone
-                for i in sorted(self._clients.pop(name).requests)]  # fmt: skip
+        return [
+            Up("cancel", {"id": i, CLIENT: name}) for name in gone for i in sorted(self._clients.pop(name).requests)
+        ]
 
     def request(self, child: Child, message: Message, rooted: bool) -> Up | Result | None:
         """What goes up; or why it cannot; or None for a client that is not below this child."""

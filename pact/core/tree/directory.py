@@ -40,8 +40,25 @@ class Child:
     those of them that are not believed.
     """
 
-    __slots__ = ("asked_ns", "beat", "below", "client", "frames", "heard_ns", "mismatch", "name", "peer", "proof",
-                 "rack", "refused", "rid", "role", "second", "session", "told_ns")  # fmt: skip
+    __slots__ = (
+        "asked_ns",
+        "beat",
+        "below",
+        "client",
+        "frames",
+        "heard_ns",
+        "mismatch",
+        "name",
+        "peer",
+        "proof",
+        "rack",
+        "refused",
+        "rid",
+        "role",
+        "second",
+        "session",
+        "told_ns",
+    )
 
     def __init__(self, rid: Rid, peer: Peer, role: str, session: int, rack: str, t_ns: int) -> None:
         self.rid = rid

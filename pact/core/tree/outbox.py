@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from pact.core.records import Record
-from pact.core.tree.wire import BATCH_BYTES_MAX, BATCH_RECORDS_MAX
+from pact.core.tree.checks import BATCH_BYTES_MAX, BATCH_RECORDS_MAX
 from pact.model import NS_PER_S
 
 RESEND_NS: Final = 10 * NS_PER_S

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from pact.core.tree import wire
+from pact.core.tree import checks, wire
 from pact.core.tree.acks import Acks
 from pact.core.tree.backlog import Backlog
 from pact.core.tree.beats import Beats
@@ -81,9 +81,14 @@ class Relay:
     """See the module. Use: ``received`` and ``from_parent`` for each message, then ``flush``; ``tick`` in time."""
 
     def __init__(
-        self, name: str, *, rack: str = "", children_max: int = CHILDREN_MAX, buffer_max: int = BUFFER_MAX,
+        self,
+        name: str,
+        *,
+        rack: str = "",
+        children_max: int = CHILDREN_MAX,
+        buffer_max: int = BUFFER_MAX,
         gather_ns: int = 0,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.name = name
         self.rack = rack
         self.children_max = children_max
@@ -117,9 +122,14 @@ class Relay:
         self._asked_ns: dict[str, int] = {}  # child -> when open calls were sent to it again
         self._ask_later: set[str] = set()
         self._handlers: Mapping[str, Callable[[Child, Message, int], list[Effect]]] = {
-            "goodbye": self._on_goodbye, "events": self._on_events, "below": self._on_below, "ask": self._on_ask,
-            "answer": self._on_answer, "request": self._on_request, "cancel": self._on_cancel,
-        }  # fmt: skip
+            "goodbye": self._on_goodbye,
+            "events": self._on_events,
+            "below": self._on_below,
+            "ask": self._on_ask,
+            "answer": self._on_answer,
+            "request": self._on_request,
+            "cancel": self._on_cancel,
+        }
 
     # -- small things -------------------------------------------------------------------------------------------
 
@@ -203,7 +213,7 @@ class Relay:
         child.frames += 1
         if child.frames > FRAMES_PER_S[child.role]:
             return self._violation(child.name, "too many messages", t_ns)
-        if len(message.body) > wire.BODY_MAX and kind not in ("events", "request"):
+        if len(message.body) > checks.BODY_MAX and kind not in ("events", "request"):
             return self._violation(child.name, f"a {kind} that is too long to be handed on", t_ns)
         if kind not in MAY_SAY[child.role]:
             return self._violation(child.name, f"a {child.role} does not say {kind}", t_ns)
@@ -240,8 +250,10 @@ class Relay:
         why = self._objection(peer, head)
         if why:
             denied = head["v"] == wire.VERSION
-            return [*self._violation(peer.name, "a hello that is not its own", t_ns, why),
-                    *self._sorry(rid, why[: 2 * DETAIL_MAX], REFUSED_RETRY_MS, denied=denied)]  # fmt: skip
+            return [
+                *self._violation(peer.name, "a hello that is not its own", t_ns, why),
+                *self._sorry(rid, why[: 2 * DETAIL_MAX], REFUSED_RETRY_MS, denied=denied),
+            ]
         if not self.rooted:
             return self._sorry(rid, "no way to the root", UNROOTED_RETRY_MS, True)
         role, session = PLACES[peer.role], head["session"]
@@ -297,10 +309,19 @@ class Relay:
         return self._welcome(child, t_ns)
 
     def _welcome(self, child: Child, t_ns: int) -> list[Effect]:
-        return self._to([child], "welcome", {
-            "v": wire.VERSION, "name": self.name, "path": self.path, "fence": self.fence, "credit": self.credit(),
-            "fleet": self._fleet_now(child, t_ns), "with_answers": True,
-        })  # fmt: skip
+        return self._to(
+            [child],
+            "welcome",
+            {
+                "v": wire.VERSION,
+                "name": self.name,
+                "path": self.path,
+                "fence": self.fence,
+                "credit": self.credit(),
+                "fleet": self._fleet_now(child, t_ns),
+                "with_answers": True,
+            },
+        )
 
     def _fleet_now(self, child: Child, t_ns: int) -> Mapping[str, Any] | None:
         """The fleet's holds, with the time that is left of each now, and the seals for this child."""
@@ -352,8 +373,8 @@ class Relay:
             node, incarnation, first, count, size = row
             if not self.tree.has(child, node):
                 out += self._violation(child.name, "events of a node that is not below it", t_ns)
-            elif not 0 < count <= wire.BATCH_RECORDS_MAX or not 0 < size <= (
-                RECORD_MAX if count == 1 else wire.BATCH_BYTES_MAX
+            elif not 0 < count <= checks.BATCH_RECORDS_MAX or not 0 < size <= (
+                RECORD_MAX if count == 1 else checks.BATCH_BYTES_MAX
             ):
                 out += self._violation(child.name, "a batch that is too large, or empty", t_ns)
             elif self.tree.where.get(node) is child:  # one batch of many must not keep the frame of all alive

@@ -119,8 +119,11 @@ def of_hello(session: int, incarnation: str, seq: int, wall_ns: int) -> bytes:
 def of_call(head: Mapping[str, Any], body: bytes | memoryview) -> bytes:
     """For all who are asked: for each its start is added, so that what was said to an earlier one does not count."""
     caller = head["caller"]
-    return essence(CALL, (head["term"], head["fence"], head["call"], head["op"], caller["user"], caller["role"],
-                          caller["via"]), body)  # fmt: skip
+    return essence(
+        CALL,
+        (head["term"], head["fence"], head["call"], head["op"], caller["user"], caller["role"], caller["via"]),
+        body,
+    )
 
 
 def start_bytes(session: int) -> bytes:
@@ -355,9 +358,14 @@ class RootSeals:
         if not any(rows):
             return ""
         none = bytes(SEAL_BYTES)
-        return text(b"".join([
-            blake2b(what + k.start, key=k.key, digest_size=SEAL_BYTES).digest() if k is not None else none for k in rows
-        ]))  # fmt: skip
+        return text(
+            b"".join(
+                [
+                    blake2b(what + k.start, key=k.key, digest_size=SEAL_BYTES).digest() if k is not None else none
+                    for k in rows
+                ]
+            )
+        )
 
     def acks(self, cursors: Sequence[Sequence[Any]]) -> list[str]:
         """For each acknowledgement; "" where its node does not seal."""

@@ -129,11 +129,21 @@ class Uplink:
     """
 
     def __init__(
-        self, name: str, role: str, parents: Sequence[Parent], rng: Random, *, session: int, version: str = "",
-        rack: str = "", more: Callable[[], Mapping[str, Any]] = dict,
-        unfinished: Callable[[], Sequence[Sequence[Any]]] = tuple, beat: Callable[[], Mapping[str, Any]] = dict,
-        prove: Callable[[Mapping[str, Any]], str] | None = None, judges: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        name: str,
+        role: str,
+        parents: Sequence[Parent],
+        rng: Random,
+        *,
+        session: int,
+        version: str = "",
+        rack: str = "",
+        more: Callable[[], Mapping[str, Any]] = dict,
+        unfinished: Callable[[], Sequence[Sequence[Any]]] = tuple,
+        beat: Callable[[], Mapping[str, Any]] = dict,
+        prove: Callable[[Mapping[str, Any]], str] | None = None,
+        judges: bool = False,
+    ) -> None:
         assert parents, "an uplink without parents"
         self.name = name
         self.role = role
@@ -197,8 +207,9 @@ class Uplink:
         if events is None:
             frame = wire.single_answer(call, self.name, body, seal=seal)
         else:
-            frame = wire.single_answer(call, self.name, body, events.head["batches"], events.body, seal,
-                                       events.head.get("seals", ()))  # fmt: skip
+            frame = wire.single_answer(
+                call, self.name, body, events.head["batches"], events.body, seal, events.head.get("seals", ())
+            )
         return [Send(self._active.parent.url, frame)]
 
     def stop(self) -> list[Effect]:
@@ -309,9 +320,14 @@ class Uplink:
         self._trying, link.hello_ns = link, t_ns
         self._count = (self._count + 1) % (1 << SESSION_BITS)
         head = {
-            "v": wire.VERSION, "role": self.role, "name": self.name, "session": self._session | self._count,
-            "version": self.version, "rack": self.rack, **self._more(),
-        }  # fmt: skip
+            "v": wire.VERSION,
+            "role": self.role,
+            "name": self.name,
+            "session": self._session | self._count,
+            "version": self.version,
+            "rack": self.rack,
+            **self._more(),
+        }
         if self.role == "node":
             head["groups"] = list(self._unfinished())
         if self._prove is not None:

@@ -44,14 +44,31 @@ from pact.resources.support.reading import read_whole
 from pact.resources.support.replace import restore_file, somebody_has_open
 from pact.resources.support.way import TurnableLink, closed, enterable, open_parent, open_regular
 
-KEYS: Final = frozenset({
-    "source", "content", "content_base64", "symlink", "type", "owner", "group", "mode", "xattrs", "sha256", "size",
-    "flags",
-})  # fmt: skip
+KEYS: Final = frozenset(
+    {
+        "source",
+        "content",
+        "content_base64",
+        "symlink",
+        "type",
+        "owner",
+        "group",
+        "mode",
+        "xattrs",
+        "sha256",
+        "size",
+        "flags",
+    }
+)
 TYPES: Final = {
-    stat.S_IFREG: "file", stat.S_IFDIR: "directory", stat.S_IFLNK: "symlink", stat.S_IFIFO: "fifo",
-    stat.S_IFSOCK: "socket", stat.S_IFBLK: "block", stat.S_IFCHR: "char",
-}  # fmt: skip
+    stat.S_IFREG: "file",
+    stat.S_IFDIR: "directory",
+    stat.S_IFLNK: "symlink",
+    stat.S_IFIFO: "fifo",
+    stat.S_IFSOCK: "socket",
+    stat.S_IFBLK: "block",
+    stat.S_IFCHR: "char",
+}
 
 
 class File(Kind):
@@ -102,13 +119,17 @@ class File(Kind):
                 out.update(sha256=attrs["sha256"], size=attrs["size"])
             else:
                 text = self._as_text(content)
-                key, body = ("content", text) if text is not None else (
-                    "content_base64", base64.b64encode(content).decode())  # fmt: skip
+                key, body = (
+                    ("content", text) if text is not None else ("content_base64", base64.b64encode(content).decode())
+                )
                 out[key] = body
         else:
             out["type"] = "file"
-        dress = ("owner", "group", "xattrs") if attrs["type"] == "symlink" else (
-            "owner", "group", "mode", "xattrs", "flags")  # fmt: skip
+        dress = (
+            ("owner", "group", "xattrs")
+            if attrs["type"] == "symlink"
+            else ("owner", "group", "mode", "xattrs", "flags")
+        )
         out.update({k: attrs[k] for k in dress if k in attrs})
         return {**out, **export_common(declared)}
 
@@ -351,9 +372,11 @@ class File(Kind):
 
 def _metadata(st: os.stat_result) -> Attrs:
     return {
-        "type": TYPES.get(stat.S_IFMT(st.st_mode), "unknown"), "mode": f"{stat.S_IMODE(st.st_mode):04o}",
-        "owner": user_name(st.st_uid), "group": group_name(st.st_gid),
-    }  # fmt: skip
+        "type": TYPES.get(stat.S_IFMT(st.st_mode), "unknown"),
+        "mode": f"{stat.S_IMODE(st.st_mode):04o}",
+        "owner": user_name(st.st_uid),
+        "group": group_name(st.st_gid),
+    }
 
 
 def _at(name: str, dirfd: int, leaf: bytes, keep: Keep | None) -> Observation:

@@ -222,7 +222,8 @@ def _same(actual: str | None, declared: str) -> bool:
     spelled = {"Y": "1", "N": "0", "y": "1", "n": "0"}
     have, want = actual.split(","), declared.split(",")
     return len(have) == len(want) and all(
-        spelled.get(h, h) == spelled.get(w, w) or same(w, h) for h, w in zip(have, want, strict=True))
+        spelled.get(h, h) == spelled.get(w, w) or same(w, h) for h, w in zip(have, want, strict=True)
+    )
 
 
 def _read(path: str) -> str | None:

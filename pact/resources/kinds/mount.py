@@ -59,10 +59,25 @@ STACK_MAX: Final = 16
 PASSED_PATHS: Final = ("/run", "/proc", "/sys", "/dev", "/var/lib/docker", "/var/lib/containers", "/var/lib/kubelet")
 
 #: Of a mount of a directory that is mounted elsewhere only these are its own, the others its file system's.
-OWN_FLAGS: Final = frozenset({
-    "ro", "rw", "nosuid", "suid", "nodev", "dev", "noexec", "exec", "noatime", "atime", "nodiratime", "diratime",
-    "relatime", "strictatime", "nosymfollow",
-})  # fmt: skip
+OWN_FLAGS: Final = frozenset(
+    {
+        "ro",
+        "rw",
+        "nosuid",
+        "suid",
+        "nodev",
+        "dev",
+        "noexec",
+        "exec",
+        "noatime",
+        "atime",
+        "nodiratime",
+        "diratime",
+        "relatime",
+        "strictatime",
+        "nosymfollow",
+    }
+)
 #: What the kernel leaves unsaid, and what it says instead: named, so that it is seen when it goes.
 UNSAID: Final = {"dev": "nodev", "exec": "noexec", "suid": "nosuid"}
 #: Mounted when somebody looks, and perhaps not for long.
@@ -118,8 +133,11 @@ class Mount(Kind):
             raise ValueError("options must be a list of strings without commas")
         if b"\0" in decode_name(value["source"]) or "\0" in value["fstype"] + "".join(options):
             raise ValueError("nothing about a mount has a NUL in it")
-        attrs = {"source": encode_name(decode_name(value["source"])), "fstype": value["fstype"],
-                 "options": in_order(options)}  # fmt: skip
+        attrs = {
+            "source": encode_name(decode_name(value["source"])),
+            "fstype": value["fstype"],
+            "options": in_order(options),
+        }
         if "root" in value:
             if not isinstance(value["root"], str) or not value["root"].startswith("/"):
                 raise ValueError("root must be the path within the file system that is mounted here")
@@ -228,8 +246,9 @@ class Mount(Kind):
             raise RestoreError(f"umount: {(exc.strerror or os.strerror(exc.errno or 0)).lower()}") from None
 
     @staticmethod
-    def _take_off(entry: MountEntry | None, place: bytes, blobs: Blobs,
-                  saves: Mapping[str, Mapping[str, Any]] | None) -> None:  # fmt: skip
+    def _take_off(
+        entry: MountEntry | None, place: bytes, blobs: Blobs, saves: Mapping[str, Mapping[str, Any]] | None
+    ) -> None:
         frozen = 0 if entry is None else _freeze(entry, place)
         try:
             if entry is not None:
@@ -283,8 +302,12 @@ class Mount(Kind):
         """Its file system is mounted elsewhere too, and only flags of this very mount are to be mended."""
         entry = self.top(name)
         lacking = [o for o in target["options"] if not _as_declared(target, [o], actual)]
-        return (entry is not None and all(o in OWN_FLAGS for o in lacking)
-                and not ("rw" in lacking and b"ro" in entry.super_options) and bool(Copies(entry).found))
+        return (
+            entry is not None
+            and all(o in OWN_FLAGS for o in lacking)
+            and not ("rw" in lacking and b"ro" in entry.super_options)
+            and bool(Copies(entry).found)
+        )
 
     # -- consumers ----------------------------------------------------------------------------------------------
 
@@ -397,8 +420,11 @@ def _as_declared(declared: Attrs, options: Sequence[str], actual: Attrs) -> bool
 
 def _kernel_options(target: Attrs) -> list[str]:
     """What mount(8) is told; in the background nobody would see it fail."""
-    return [o for o in strict(target["options"])
-            if o != "bg" and (not in_userland(o) or o.partition("=")[0] in LOOP_OPTIONS)]  # fmt: skip
+    return [
+        o
+        for o in strict(target["options"])
+        if o != "bg" and (not in_userland(o) or o.partition("=")[0] in LOOP_OPTIONS)
+    ]
 
 
 @contextmanager

@@ -47,8 +47,9 @@ def keep_contents(entry: MountEntry, mounts: Iterable[MountEntry], keep: Keep) -
     return saves, ""
 
 
-def require_kept(entry: MountEntry, mounts: Iterable[MountEntry], blobs: Blobs,
-                 saves: Mapping[str, Mapping[str, Any]] | None = None) -> None:  # fmt: skip
+def require_kept(
+    entry: MountEntry, mounts: Iterable[MountEntry], blobs: Blobs, saves: Mapping[str, Mapping[str, Any]] | None = None
+) -> None:
     """Right before it is taken off: everything in it is in the store, as ``saves`` names it, where that is given.
     Raises RestoreError for what came since."""
     try:
@@ -75,8 +76,9 @@ def _held(entry: MountEntry, mounts: Iterable[MountEntry]) -> Iterator[bytes]:
     if entry.fstype not in MEMORY_TYPES:
         return
     device = (entry.major, entry.minor)
-    if any((m.major, m.minor) == device and m.mount_id != entry.mount_id and _under(entry.root, m.root)
-           for m in mounts):  # fmt: skip
+    if any(
+        (m.major, m.minor) == device and m.mount_id != entry.mount_id and _under(entry.root, m.root) for m in mounts
+    ):
         return
     todo, seen = [entry.mount_point], 0
     while todo:

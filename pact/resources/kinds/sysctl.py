@@ -40,23 +40,51 @@ CANNOT_GO: Final = "a sysctl cannot be removed; unload the module that brings it
 
 #: Writing these acts, cannot be taken back, or they are secrets and identities: adopted only by name.
 TRIGGERS: Final = (
-    "vm.drop_caches", "vm.compact_memory", "vm.stat_refresh", "kernel.modules_disabled", "kernel.kexec_load_disabled",
-    "kernel.unprivileged_bpf_disabled", "net.ipv4.route.flush", "net.ipv6.route.flush", "kernel.sysrq-trigger",
-    "kernel.yama.ptrace_scope", "kernel.hostname", "kernel.domainname", "net.ipv4.tcp_fastopen_key",
-    "net.ipv6.conf.*.stable_secret", "kernel.usermodehelper.*", "kernel.ns_last_pid", "fs.binfmt_misc.*",
-    "kernel.sched_domain.*", "dev.cdrom.*", "kernel.keys.*", "debug.*",
-)  # fmt: skip
+    "vm.drop_caches",
+    "vm.compact_memory",
+    "vm.stat_refresh",
+    "kernel.modules_disabled",
+    "kernel.kexec_load_disabled",
+    "kernel.unprivileged_bpf_disabled",
+    "net.ipv4.route.flush",
+    "net.ipv6.route.flush",
+    "kernel.sysrq-trigger",
+    "kernel.yama.ptrace_scope",
+    "kernel.hostname",
+    "kernel.domainname",
+    "net.ipv4.tcp_fastopen_key",
+    "net.ipv6.conf.*.stable_secret",
+    "kernel.usermodehelper.*",
+    "kernel.ns_last_pid",
+    "fs.binfmt_misc.*",
+    "kernel.sched_domain.*",
+    "dev.cdrom.*",
+    "kernel.keys.*",
+    "debug.*",
+)
 
 #: Secrets also where the kernel does not have them (yet), so that no file's mode can say it.
 SECRETS: Final = ("net.ipv4.tcp_fastopen_key", "net.ipv6.conf.*.stable_secret")
 
 #: The kernel moves these by itself: they are ignored everywhere.
 VOLATILE: Final = (
-    "fs.dentry-state", "fs.inode-nr", "fs.inode-state", "fs.file-nr", "fs.aio-nr", "fs.quota.*", "kernel.random.*",
-    "kernel.ns_last_pid", "kernel.pty.nr", "net.netfilter.nf_conntrack_count", "kernel.perf_event_max_sample_rate",
-    "vm.stat_refresh", "kernel.tainted", "fs.epoll.max_user_watches.cur", "sunrpc.transports",
+    "fs.dentry-state",
+    "fs.inode-nr",
+    "fs.inode-state",
+    "fs.file-nr",
+    "fs.aio-nr",
+    "fs.quota.*",
+    "kernel.random.*",
+    "kernel.ns_last_pid",
+    "kernel.pty.nr",
+    "net.netfilter.nf_conntrack_count",
+    "kernel.perf_event_max_sample_rate",
+    "vm.stat_refresh",
+    "kernel.tainted",
+    "fs.epoll.max_user_watches.cur",
+    "sunrpc.transports",
     "net.ipv4.conf.*.mc_forwarding",
-)  # fmt: skip
+)
 
 
 def path_of_name(name: str) -> bytes:

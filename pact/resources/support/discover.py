@@ -172,6 +172,7 @@ def _walk(top: bytes, deep: bool, depth: int, foreign: set[bytes], passed: dict[
 
 def _foreign_mounts() -> set[bytes]:
     return {
-        m.mount_point for m in read_mounts()
+        m.mount_point
+        for m in read_mounts()
         if m.fstype in FOREIGN_TYPES or is_remote(m.fstype) or m.fstype in ("proc", "sysfs", "devtmpfs")
-    }  # fmt: skip
+    }

@@ -25,7 +25,7 @@ def content(value: dict[str, Any], base_dir: str) -> tuple[Attrs | None, dict[st
             raise ValueError(f'type = "absent" takes no {extra[0]}')
         return None, {}, True
     if (kind == "symlink") != (given == ["symlink"]):
-        raise ValueError("a symbolic link is declared by symlink = \"target\" alone")
+        raise ValueError('a symbolic link is declared by symlink = "target" alone')
     if kind == "directory" and given:
         raise ValueError(f"a directory has no {given[0]}")
     if kind == "symlink":
@@ -83,7 +83,7 @@ def mode(value: Any) -> str:
 
 def xattrs(value: Any) -> dict[str, str]:
     if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):
-        raise ValueError("xattrs is a table of name = \"base64\"")
+        raise ValueError('xattrs is a table of name = "base64"')
     for name, text in value.items():
         if b"\0" in decode_name(name) or encode_name(decode_name(name)) != name or "." not in name:
             raise ValueError(f"xattrs: {name!r} is no attribute's name; write for example user.note")

@@ -11,27 +11,71 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 #: Of containers, automounters and the kernel itself: never adopted by a pattern.
-FOREIGN_TYPES: Final = frozenset({
-    "autofs", "overlay", "nsfs", "fuse.lxcfs", "fuse.portal", "fuse.gvfsd-fuse", "squashfs", "binfmt_misc",
-})  # fmt: skip
+FOREIGN_TYPES: Final = frozenset(
+    {
+        "autofs",
+        "overlay",
+        "nsfs",
+        "fuse.lxcfs",
+        "fuse.portal",
+        "fuse.gvfsd-fuse",
+        "squashfs",
+        "binfmt_misc",
+    }
+)
 
 #: Options that never reach the kernel, and those that say the kernel's default.
-USERLAND: Final = frozenset({
-    "defaults", "auto", "noauto", "nofail", "_netdev", "user", "users", "nouser", "nousers", "owner", "noowner",
-    "group", "nogroup", "loop", "offset", "sizelimit", "encryption", "helper", "uhelper",
-})  # fmt: skip
+USERLAND: Final = frozenset(
+    {
+        "defaults",
+        "auto",
+        "noauto",
+        "nofail",
+        "_netdev",
+        "user",
+        "users",
+        "nouser",
+        "nousers",
+        "owner",
+        "noowner",
+        "group",
+        "nogroup",
+        "loop",
+        "offset",
+        "sizelimit",
+        "encryption",
+        "helper",
+        "uhelper",
+    }
+)
 #: Options of helpers: how they try, not what is mounted.
 HELPERS: Final = frozenset({"bg", "fg", "intr", "nointr", "retry"})
 #: Flags that mount(8) gives the kernel, and that no option of a mount shows.
-UNSEEN: Final = frozenset({
-    "silent", "loud", "iversion", "noiversion", "norelatime", "nostrictatime", "private", "rprivate", "shared",
-    "rshared", "slave", "rslave", "unbindable", "runbindable",
-})  # fmt: skip
+UNSEEN: Final = frozenset(
+    {
+        "silent",
+        "loud",
+        "iversion",
+        "noiversion",
+        "norelatime",
+        "nostrictatime",
+        "private",
+        "rprivate",
+        "shared",
+        "rshared",
+        "slave",
+        "rslave",
+        "unbindable",
+        "runbindable",
+    }
+)
 #: Who may mount it, and what mount(8) takes that to say, unless a later option says otherwise.
 IMPLYING: Final = {
-    "user": ("noexec", "nosuid", "nodev"), "users": ("noexec", "nosuid", "nodev"),
-    "owner": ("nosuid", "nodev"), "group": ("nosuid", "nodev"),
-}  # fmt: skip
+    "user": ("noexec", "nosuid", "nodev"),
+    "users": ("noexec", "nosuid", "nodev"),
+    "owner": ("nosuid", "nodev"),
+    "group": ("nosuid", "nodev"),
+}
 #: How fstab names a block device, and where udev keeps the links.
 TAGS: Final = {"UUID": "by-uuid", "LABEL": "by-label", "PARTUUID": "by-partuuid", "PARTLABEL": "by-partlabel"}
 TAG_LINKS: Final = "/dev/disk"
@@ -39,26 +83,71 @@ UDEV_PLAIN: Final = frozenset("#+-.:=@_")
 NFS_TYPES: Final = frozenset({"nfs", "nfs4"})
 #: What a tmpfs does not show, by key: elsewhere than here it is asked of the kernel.
 TMPFS_DEFAULTS: Final = {
-    "mode": {"mode=1777"}, "uid": {"uid=0"}, "gid": {"gid=0"}, "size": {"size=50%"}, "nr_inodes": set[str](),
-    "nr_blocks": set[str](), "huge": {"huge=never"},
-}  # fmt: skip
-DEFAULTS: Final = frozenset({
-    "rw", "exec", "suid", "dev", "async", "mand", "nomand", "relatime", "atime", "diratime", "strictatime",
-    "nolazytime", "symfollow",
-})  # fmt: skip
+    "mode": {"mode=1777"},
+    "uid": {"uid=0"},
+    "gid": {"gid=0"},
+    "size": {"size=50%"},
+    "nr_inodes": set[str](),
+    "nr_blocks": set[str](),
+    "huge": {"huge=never"},
+}
+DEFAULTS: Final = frozenset(
+    {
+        "rw",
+        "exec",
+        "suid",
+        "dev",
+        "async",
+        "mand",
+        "nomand",
+        "relatime",
+        "atime",
+        "diratime",
+        "strictatime",
+        "nolazytime",
+        "symfollow",
+    }
+)
 OPPOSITE: Final = {
-    "rw": {"ro"}, "ro": {"rw"}, "exec": {"noexec"}, "noexec": {"exec"}, "suid": {"nosuid"}, "nosuid": {"suid"},
-    "dev": {"nodev"}, "nodev": {"dev"}, "async": {"sync"}, "sync": {"async"},
-    "relatime": {"noatime", "strictatime"}, "noatime": {"relatime", "strictatime", "atime"},
-    "strictatime": {"noatime", "relatime"}, "atime": {"noatime"}, "diratime": {"nodiratime"},
-    "nodiratime": {"diratime"}, "lazytime": {"nolazytime"}, "nolazytime": {"lazytime"},
-    "symfollow": {"nosymfollow"}, "nosymfollow": {"symfollow"}, "soft": {"hard"}, "hard": {"soft"},
+    "rw": {"ro"},
+    "ro": {"rw"},
+    "exec": {"noexec"},
+    "noexec": {"exec"},
+    "suid": {"nosuid"},
+    "nosuid": {"suid"},
+    "dev": {"nodev"},
+    "nodev": {"dev"},
+    "async": {"sync"},
+    "sync": {"async"},
+    "relatime": {"noatime", "strictatime"},
+    "noatime": {"relatime", "strictatime", "atime"},
+    "strictatime": {"noatime", "relatime"},
+    "atime": {"noatime"},
+    "diratime": {"nodiratime"},
+    "nodiratime": {"diratime"},
+    "lazytime": {"nolazytime"},
+    "nolazytime": {"lazytime"},
+    "symfollow": {"nosymfollow"},
+    "nosymfollow": {"symfollow"},
+    "soft": {"hard"},
+    "hard": {"soft"},
     **{quota: {"noquota"} for quota in ("quota", "uquota", "usrquota", "gquota", "grpquota", "pquota", "prjquota")},
-}  # fmt: skip
+}
 #: What every mount shows while it is in force, whatever its file system: unseen, it is not there.
-SHOWN: Final = frozenset({
-    "ro", "nosuid", "nodev", "noexec", "noatime", "nodiratime", "nosymfollow", "sync", "dirsync", "lazytime",
-})  # fmt: skip
+SHOWN: Final = frozenset(
+    {
+        "ro",
+        "nosuid",
+        "nodev",
+        "noexec",
+        "noatime",
+        "nodiratime",
+        "nosymfollow",
+        "sync",
+        "dirsync",
+        "lazytime",
+    }
+)
 FLAGS: Final = DEFAULTS | SHOWN
 #: What a server may grant less of.
 GRANTED: Final = frozenset({"rsize", "wsize", "bsize"})
@@ -108,8 +197,13 @@ def normal_option(option: str) -> str:
     return option
 
 
-def conforms(declared: Sequence[str], actual: Sequence[str], fstype: str, was: Sequence[str] = (),
-             meant: Mapping[str, Sequence[str]] | None = None) -> bool:  # fmt: skip
+def conforms(
+    declared: Sequence[str],
+    actual: Sequence[str],
+    fstype: str,
+    was: Sequence[str] = (),
+    meant: Mapping[str, Sequence[str]] | None = None,
+) -> bool:
     """Every declared option is in force; order, and options that nobody declared, do not matter.
 
     ``meant``: what the kernel shows for a declared option, by key, where it could be asked. ``was``: what this mount
@@ -130,8 +224,9 @@ def conforms(declared: Sequence[str], actual: Sequence[str], fstype: str, was: S
                 return False
         elif option not in have and (option in before or not _may_be(option, fstype, have, said)):
             return False
-    return meant is None or all(said.get(key, set()) == {normal_option(o) for o in shown}
-                                for key, shown in meant.items() if key not in FLAGS)  # fmt: skip
+    return meant is None or all(
+        said.get(key, set()) == {normal_option(o) for o in shown} for key, shown in meant.items() if key not in FLAGS
+    )
 
 
 def _may_be(option: str, fstype: str, have: set[str], said: Mapping[str, set[str]]) -> bool:

@@ -14,12 +14,38 @@ from typing import Final
 
 #: Never adopted unless named exactly: identities, keys that rotate, what others write all day.
 PASSED_OVER: Final = (
-    "/etc/shadow*", "/etc/gshadow*", "/etc/passwd*", "/etc/group*", "/etc/subuid*", "/etc/subgid*", "/etc/.pwd.lock",
-    "/etc/machine-id", "/etc/resolv.conf", "/etc/hostname", "/etc/adjtime", "/etc/mtab", "/etc/ld.so.cache",
-    "/etc/krb5.keytab", "*.keytab", "/etc/munge/munge.key", "/etc/ssh/ssh_host_*", "*.pem", "*.key", "*.crt",
-    "/etc/ssl/certs/*", "/etc/pki/*", "/etc/letsencrypt/*", "*/.ssh/*", "/run/*", "/var/run/*", "*.swp", "*~",
-    "/etc/pact/*", "/var/lib/pact/*", "*/.pact-*",
-)  # fmt: skip
+    "/etc/shadow*",
+    "/etc/gshadow*",
+    "/etc/passwd*",
+    "/etc/group*",
+    "/etc/subuid*",
+    "/etc/subgid*",
+    "/etc/.pwd.lock",
+    "/etc/machine-id",
+    "/etc/resolv.conf",
+    "/etc/hostname",
+    "/etc/adjtime",
+    "/etc/mtab",
+    "/etc/ld.so.cache",
+    "/etc/krb5.keytab",
+    "*.keytab",
+    "/etc/munge/munge.key",
+    "/etc/ssh/ssh_host_*",
+    "*.pem",
+    "*.key",
+    "*.crt",
+    "/etc/ssl/certs/*",
+    "/etc/pki/*",
+    "/etc/letsencrypt/*",
+    "*/.ssh/*",
+    "/run/*",
+    "/var/run/*",
+    "*.swp",
+    "*~",
+    "/etc/pact/*",
+    "/var/lib/pact/*",
+    "*/.pact-*",
+)
 
 #: Six letters and digits as mkstemp(3) and glib make them, at the end: a word or a date is none.
 _MADE_UP: Final = rb"(?=[A-Za-z0-9]*[A-Z0-9])(?=[A-Za-z0-9]*[A-Za-z])[A-Za-z0-9]{6}"
@@ -60,17 +86,32 @@ NAMES: Final[Sequence[tuple[str, bytes]]] = (
     ("mktemp(1)", rb"tmp\.(?=[A-Za-z0-9]*[A-Z0-9])[A-Za-z0-9]{10}"),
     ("Python's tempfile", rb"tmp(?=[a-z0-9_]*[0-9])[a-z0-9_]{8}"),
     ("many: being written", rb".*\.tmp|.*\.tmp[.-](?:\d+|[A-Za-z0-9]{6})"),
-    ("the shadow suite: locks, backups, being written",
-     rb"(?:passwd|shadow|group|gshadow|subuid|subgid)(?:[-+]|\.lock|\.edit|\.\d+|\.org)|\.pwd\.lock|n(?:passwd|shadow)"),
+    (
+        "the shadow suite: locks, backups, being written",
+        rb"(?:passwd|shadow|group|gshadow|subuid|subgid)(?:[-+]|\.lock|\.edit|\.\d+|\.org)|\.pwd\.lock|n(?:passwd|shadow)",
+    ),
     ("WinSCP, curl, browsers: being copied", rb".*\.(?:filepart|crdownload)"),
-    ("NFS, FUSE, AFS, SMB: removed while open",
-     rb"\.nfs[0-9a-f]{8,}|\.fuse_hidden[0-9a-f]+|\.__afs[0-9A-F]+|\.smbdelete[0-9A-Fa-f]+"),
+    (
+        "NFS, FUSE, AFS, SMB: removed while open",
+        rb"\.nfs[0-9a-f]{8,}|\.fuse_hidden[0-9a-f]+|\.__afs[0-9A-F]+|\.smbdelete[0-9A-Fa-f]+",
+    ),
     ("pact", rb"(?:kept)?\.pact-.*|.+\.kept\.pact-.*"),
-)  # fmt: skip
+)
 #: Directories in which nothing is anybody's configuration: history, and places for work.
-DIRECTORIES: Final = frozenset({
-    b".git", b".hg", b".svn", b".bzr", b"CVS", b".~tmp~", b".rsync-partial", b".ansible", b".snapshot", b".snapshots",
-})  # fmt: skip
+DIRECTORIES: Final = frozenset(
+    {
+        b".git",
+        b".hg",
+        b".svn",
+        b".bzr",
+        b"CVS",
+        b".~tmp~",
+        b".rsync-partial",
+        b".ansible",
+        b".snapshot",
+        b".snapshots",
+    }
+)
 
 _NAME: Final = re.compile(b"|".join(b"(?:%b)" % pattern for _, pattern in NAMES), re.DOTALL)
 

@@ -16,14 +16,25 @@ from pact.resources.base import errno_text
 
 #: Files that package managers lock while they work, and whose they are.
 PACKAGE_LOCKS: Final = (
-    "/var/lib/dpkg/lock-frontend", "/var/lib/dpkg/lock", "/var/lib/rpm/.rpm.lock", "/usr/lib/sysimage/rpm/.rpm.lock",
-    "/var/cache/dnf/metadata_lock.pid", "/run/zypp.pid",
-)  # fmt: skip
+    "/var/lib/dpkg/lock-frontend",
+    "/var/lib/dpkg/lock",
+    "/var/lib/rpm/.rpm.lock",
+    "/usr/lib/sysimage/rpm/.rpm.lock",
+    "/var/cache/dnf/metadata_lock.pid",
+    "/run/zypp.pid",
+)
 #: Where packages lay files, and what of it is not theirs.
 PLACES: Final = ("/usr", "/etc", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/boot", "/opt", "/var")
 SPARED: Final = (
-    "/usr/local", "/var/spool", "/var/tmp", "/var/log", "/var/home", "/var/scratch", "/var/mail", "/var/run",
-)  # fmt: skip
+    "/usr/local",
+    "/var/spool",
+    "/var/tmp",
+    "/var/log",
+    "/var/home",
+    "/var/scratch",
+    "/var/mail",
+    "/var/run",
+)
 KINDS: Final = frozenset({"module", "service", "package"})
 
 

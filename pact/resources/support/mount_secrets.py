@@ -14,7 +14,8 @@ HIDDEN: Final = "(hidden)"
 QUOTED_MIN: Final = 3
 #: Options with a value; one that names a file (``passwd_file``, ``secretfile``) is where the secret is, not what it is.
 _OPTION: Final = re.compile(
-    r"(?i)[\w.-]*(?:pass(?!ive)|pwd|secret|token|username|credential|access_?key|api_?key)[\w.-]*|user|key")
+    r"(?i)[\w.-]*(?:pass(?!ive)|pwd|secret|token|username|credential|access_?key|api_?key)[\w.-]*|user|key"
+)
 _PLACE: Final = re.compile(r"(?i).*(?:file|path|dir)")
 #: ``scheme://user:password@host``, ``//user:password@host/share``, ``user%password@host``.
 _BEFORE_HOST: Final = re.compile(r"((?:\A|[\w.+-]*:)//|\A)([^/@\s]*[:%][^/@\s]*)@")

@@ -26,10 +26,29 @@ from pact.resources.support.mount_table import Stacks, read_mounts, under
 #: File systems whose files all lie on the device that mountinfo shows: another number is another file system.
 ONE_DEVICE: Final = frozenset({"ext2", "ext3", "ext4", "xfs", "vfat", "tmpfs", "ramfs"})
 #: The kernel's own, of which everybody has a copy.
-KERNEL_TYPES: Final = frozenset({
-    "proc", "sysfs", "devtmpfs", "devpts", "cgroup", "cgroup2", "securityfs", "pstore", "bpf", "tracefs", "debugfs",
-    "configfs", "mqueue", "hugetlbfs", "efivarfs", "selinuxfs", "fusectl", "rpc_pipefs", "ramfs",
-})  # fmt: skip
+KERNEL_TYPES: Final = frozenset(
+    {
+        "proc",
+        "sysfs",
+        "devtmpfs",
+        "devpts",
+        "cgroup",
+        "cgroup2",
+        "securityfs",
+        "pstore",
+        "bpf",
+        "tracefs",
+        "debugfs",
+        "configfs",
+        "mqueue",
+        "hugetlbfs",
+        "efivarfs",
+        "selinuxfs",
+        "fusectl",
+        "rpc_pipefs",
+        "ramfs",
+    }
+)
 TAGS: Final = (b"shared", b"master")
 
 _asking = threading.Lock()
@@ -195,11 +214,13 @@ class Copies:
                     continue
                 above = by_id.get(other.parent_id)
                 goes = (
-                    parent is not None and above is not None and other.root == entry.root
+                    parent is not None
+                    and above is not None
+                    and other.root == entry.root
                     and not _groups(above).isdisjoint(followers)
                     and (above.major, above.minor) == (parent.major, parent.minor)
                     and _place(above, other) == _place(parent, entry)
-                )  # fmt: skip
+                )
                 self.found.append(Copy(space, other, goes))
         self._stays_here = any(c.space.namespace == self.own and not c.goes for c in self.found)
 
@@ -254,9 +275,19 @@ class Copies:
 def _followers(spaces: Iterable[Space], parent: MountEntry | None) -> set[bytes]:
     """The peer groups that what happens in ``parent`` reaches: its own, and those that follow them, however far."""
     reached = {number for tag, number in _tags(parent) if tag == b"shared"} if parent is not None else set()
-    links = {(master, shared) for space in spaces for m in space.mounts
-             for tag, master in _tags(m) if tag == b"master"
-             for other, shared in _tags(m) if other == b"shared"} if reached else set()  # fmt: skip
+    links = (
+        {
+            (master, shared)
+            for space in spaces
+            for m in space.mounts
+            for tag, master in _tags(m)
+            if tag == b"master"
+            for other, shared in _tags(m)
+            if other == b"shared"
+        }
+        if reached
+        else set()
+    )
     while True:
         more = {shared for master, shared in links if master in reached} - reached
         if not more:

@@ -143,8 +143,13 @@ def _helped(fstype: str) -> bool:
     if modprobe is None:
         return False
     try:
-        done = subprocess.run([modprobe, "--dry-run", "--quiet", f"fs-{fstype}"], stdin=subprocess.DEVNULL,
-                              capture_output=True, timeout=MODPROBE_S, check=False)  # fmt: skip
+        done = subprocess.run(
+            [modprobe, "--dry-run", "--quiet", f"fs-{fstype}"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=MODPROBE_S,
+            check=False,
+        )
     except (OSError, subprocess.TimeoutExpired):
         return False
     return done.returncode == 0

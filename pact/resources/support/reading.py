@@ -86,5 +86,7 @@ def read_whole(fd: int, st: os.stat_result, keep_limit: int) -> tuple[bytes | No
 
 def _too_long(st: os.stat_result) -> str:
     assert stat.S_ISREG(st.st_mode)
-    return (f"file: {st.st_size} bytes take too long to read: files of one user may take {READING_EACH_S:g} s, "
-            f"of all users {READING_ALL_S:g} s, in {READING_PERIOD_S:g} s")  # fmt: skip
+    return (
+        f"file: {st.st_size} bytes take too long to read: files of one user may take {READING_EACH_S:g} s, "
+        f"of all users {READING_ALL_S:g} s, in {READING_PERIOD_S:g} s"
+    )

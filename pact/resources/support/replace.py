@@ -213,8 +213,9 @@ def _rename(dirfd: int, old: bytes, new: bytes, flags: int) -> None:
         os.rename(old, new, src_dir_fd=dirfd, dst_dir_fd=dirfd)
 
 
-def _discard(dirfd: int, aside: bytes, leaf: bytes, expected: os.stat_result, actual: Attrs | None, *,
-             exchanged: bool) -> None:  # fmt: skip
+def _discard(
+    dirfd: int, aside: bytes, leaf: bytes, expected: os.stat_result, actual: Attrs | None, *, exchanged: bool
+) -> None:
     """Remove what was set aside if it is what was looked at and saved, and nobody has it open; else give it its name
     back. Under its new name nobody can open it any more, so this answer stands.  # R4"""
     st = lstat(dirfd, aside)
@@ -345,8 +346,13 @@ def _own_link(dirfd: int, leaf: bytes, target: Attrs, st: os.stat_result | None)
 
 def keeps_content(target: Attrs, actual: Attrs | None, st: os.stat_result | None) -> bool:
     """Only how it is dressed differs."""
-    return st is not None and actual is not None and actual["type"] == "file" and stat.S_ISREG(st.st_mode) and (
-        "sha256" not in target or actual["sha256"] == target["sha256"])  # fmt: skip
+    return (
+        st is not None
+        and actual is not None
+        and actual["type"] == "file"
+        and stat.S_ISREG(st.st_mode)
+        and ("sha256" not in target or actual["sha256"] == target["sha256"])
+    )
 
 
 def _regular(dirfd: int, leaf: bytes, target: Attrs, step: Step, blobs: Blobs, ahead: Before | None) -> None:
@@ -388,8 +394,9 @@ def _content_of(fd: int, st: os.stat_result, actual: Attrs | None) -> bytes | No
     return whole[0]
 
 
-def write_fresh(dirfd: int, leaf: bytes, target: Attrs, st: os.stat_result | None, content: bytes, *,
-                 durable: bool = True) -> bytes:  # fmt: skip
+def write_fresh(
+    dirfd: int, leaf: bytes, target: Attrs, st: os.stat_result | None, content: bytes, *, durable: bool = True
+) -> bytes:
     """The new file, complete but for its name; returns the name that it has for now."""
     fresh = _temporary()
     fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=dirfd)

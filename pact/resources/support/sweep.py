@@ -38,8 +38,12 @@ def sweep(steps: Sequence[Step], blobs: Blobs) -> dict[bytes, list[bytes]]:
     kept: dict[bytes, list[bytes]] = {}
     for parent, own in beside.items():
         try:
-            fd = syscalls.openat2(syscalls.AT_FDCWD, parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC,
-                                  resolve=syscalls.RESOLVE_NO_SYMLINKS)  # fmt: skip
+            fd = syscalls.openat2(
+                syscalls.AT_FDCWD,
+                parent,
+                os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC,
+                resolve=syscalls.RESOLVE_NO_SYMLINKS,
+            )
         except OSError:
             continue
         try:

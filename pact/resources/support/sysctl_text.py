@@ -25,8 +25,7 @@ def dotted(name: str) -> str:
 
 
 def why_not_literal(name: str) -> str:
-    """Why a name that the kernel does not have literally declares nothing, though sysctl.d(5) may take it; else ``""``.
-    """
+    """Why a name that the kernel has not literally declares nothing, though sysctl.d(5) takes it; else ``""``."""
     if name != name.strip():
         return "there is white space at an end of the name"
     if name.startswith("-"):

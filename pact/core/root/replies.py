@@ -1,0 +1,95 @@
+"""What people hear from the root: results that fit a message, and how far their requests are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from pact.core.root.answers import clipped, fitting
+from pact.core.root.term import Term
+from pact.model import NS_PER_S
+
+PROGRESS_NS: Final = NS_PER_S // 10
+NAMES_MAX: Final = 32_000
+#: Characters of all that failed, in one result: with every character escaped it still fits a head.
+FAILED_MAX: Final = 384 << 10
+
+
+class Replies:
+    """Of one root."""
+
+    def __init__(self, root: Term) -> None:
+        self.root = root
+        self.told_ns: dict[tuple[str, int], int] = {}  # requests that wait for a result -> when they heard of it last
+
+    def reply(
+        self,
+        head: Mapping[str, Any],
+        exit_code: int,
+        message: str = "",
+        hint: str = "",
+        result: Mapping[str, Any] | None = None,
+        failed: Mapping[str, str] | None = None,
+    ) -> None:
+        """End a client's request. What is too long for a message is cut, and the message says so."""
+        self.told_ns.pop((head["client"], head["id"]), None)
+        body, cut = fitting(result or {})
+        self.root.down(
+            "result",
+            {
+                "client": head["client"],
+                "id": head["id"],
+                "exit": exit_code,
+                "message": "; ".join(filter(None, [clipped(message), cut])),
+                "hint": clipped(hint),
+                "failed": self.fold_failed(failed or {}),
+            },
+            body,
+        )
+
+    def fold_failed(self, failed: Mapping[str, str]) -> dict[str, str]:
+        """``{node set: why}``. Beyond ``FAILED_MAX`` nodes are named without their reasons, or counted."""
+        by_why: dict[str, list[str]] = {}
+        for name, why in failed.items():
+            by_why.setdefault(clipped(why), []).append(name)
+        out: dict[str, str] = {}
+        rest: list[str] = []
+        room = FAILED_MAX // 2
+        for why, names in by_why.items():
+            texts = self._folded(names)
+            size = sum(map(len, texts)) + len(texts) * len(why)
+            if size > room:
+                rest += names
+                continue
+            room -= size
+            out.update(dict.fromkeys(texts, why))
+        return {**out, **self._without_reasons(rest)} if rest else out
+
+    def _without_reasons(self, names: list[str]) -> dict[str, str]:
+        out: dict[str, str] = {}
+        room, more = FAILED_MAX // 2, 0
+        for text in self._folded(names):
+            room -= 2 * len(text)
+            if room > 0:
+                out[text] = "for other reasons, too many for one answer"
+            else:
+                more += 1
+        return {**out, "others": f"{more} more node sets, too many for one answer"} if more else out
+
+    def _folded(self, names: list[str]) -> list[str]:
+        """One node set; more of them where the names do not fold and one text would be longer than a head takes."""
+        text = self.root.sets.fold(names)
+        if len(text) <= NAMES_MAX or len(names) == 1:
+            return [text]
+        names, count = sorted(names), 2 + len(text) * 3 // (2 * NAMES_MAX)
+        step = -(-len(names) // count)
+        pieces = [names[at : at + step] for at in range(0, len(names), step)]
+        return [t for piece in pieces for t in self._folded(piece)]
+
+    def progress(self, head: Mapping[str, Any], done: int, total: int) -> None:
+        """How far it is, at most every ``PROGRESS_NS`` beside the beginning and the end of each step."""
+        key, now_ns = (head["client"], head["id"]), self.root.t_ns
+        if 0 < done < total and now_ns - self.told_ns.get(key, now_ns - PROGRESS_NS) < PROGRESS_NS:
+            return
+        self.told_ns[key] = now_ns
+        self.root.down("progress", {"client": head["client"], "id": head["id"], "done": done, "total": total})

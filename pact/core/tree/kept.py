@@ -1,0 +1,26 @@
+"""Answers that a member keeps, for calls that come again because their answer was lost on the way.  # T6"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Generic, TypeVar
+
+K = TypeVar("K")
+
+
+class Kept(Generic[K]):
+    """The newest ``most`` answers, and of those no more than ``bytes_max`` together; the newest in any case."""
+
+    def __init__(self, most: int, bytes_max: int) -> None:
+        self._most, self._bytes_max = most, bytes_max
+        self._answers: OrderedDict[K, bytes] = OrderedDict()
+        self._bytes = 0
+
+    def put(self, call: K, answer: bytes) -> None:
+        self._bytes += len(answer) - len(self._answers.pop(call, b""))
+        self._answers[call] = answer
+        while len(self._answers) > self._most or (self._bytes > self._bytes_max and len(self._answers) > 1):
+            self._bytes -= len(self._answers.popitem(last=False)[1])
+
+    def get(self, call: K) -> bytes | None:
+        return self._answers.get(call)
