@@ -9,9 +9,10 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 SOURCES := pyproject.toml setup.py $(wildcard pact/_fast/*.pyx pact/_fast/*.pxd)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-cluster test check lint types imports torture fuzz bench clean
+.PHONY: help deps demo demo-cluster test test-quick check lint types imports torture fuzz bench clean
 
 help:
+	@echo "make deps    as root: install what the tests need, on Debian and on Enterprise Linux"
 	@echo "make demo    half a minute of pact on this machine's kernel, in namespaces of its own"
 	@echo "make demo-cluster    two dozen nodes, three aggregators and an etcd in namespaces; some of them die"
 	@echo "make test    the whole test suite (as root: all of it), four tests at once; JOBS=1: one"
@@ -45,6 +46,19 @@ $(VENV)/.dev: $(VENV)/.built
 $(VENV)/.fuzz: $(VENV)/.dev
 	$(BIN)/pip install --quiet --disable-pip-version-check --only-binary :all: 'atheris>=3' || echo "without atheris"
 	touch $@
+
+# gcc, headers and make build the kernels; the others are what some tests look at, or run.
+DEBIAN := gcc libc6-dev make python3-dev python3-venv util-linux mount procps psmisc iproute2 kmod acl attr rpm e2fsprogs \
+  etcd-server etcd-client nftables openssl libzmq3-dev pkg-config strace patch systemd clang
+# etcd is in no repository of Enterprise Linux: its tests are skipped there.
+ENTERPRISE := gcc make python3.11-devel util-linux procps-ng psmisc iproute kmod acl attr rpm-build e2fsprogs nftables openssl \
+  zeromq-devel pkgconf-pkg-config strace patch systemd clang
+
+deps:
+	@if command -v apt-get >/dev/null; then \
+	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(DEBIAN) >/dev/null; \
+	elif command -v dnf >/dev/null; then dnf install -y -q $(ENTERPRISE); \
+	else echo "neither apt-get nor dnf is here: install the like of $(DEBIAN)"; exit 1; fi
 
 demo: $(VENV)/.built
 	@$(BIN)/python demo/demo.py

@@ -249,7 +249,9 @@ class Kit:
         """A child that was welcomed."""
         sock = self.dealer(name)
         self.hello(sock, name, role, **more)
-        assert self.receive(sock).kind == "welcome"
+        while (answer := self.receive(sock)).kind != "welcome":  # its connection was made anew meanwhile
+            assert answer.kind == "sorry" and answer.head["again"], answer
+            self.hello(sock, name, role, **more)
         return sock
 
     # -- processes ----------------------------------------------------------------------------------------------

@@ -7,6 +7,8 @@ those of ``APART`` each by itself, as each has processes of its own. What takes 
 
 from __future__ import annotations
 
+import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,46 @@ APART = (
     "test_e2e_readme.py",
 )
 HERE = Path(__file__).parent
+#: Tools that some tests need, and Debian's packages of them: ``make deps`` installs all of them.
+TOOLS = {
+    "cc": "gcc",
+    "clang": "clang",
+    "etcd": "etcd-server",
+    "etcdctl": "etcd-client",
+    "ip": "iproute2",
+    "mkfs.ext4": "e2fsprogs",
+    "nft": "nftables",
+    "openssl": "openssl",
+    "patch": "patch",
+    "rpm": "rpm",
+    "setfacl": "acl",
+    "setfattr": "attr",
+    "strace": "strace",
+    "systemd-analyze": "systemd",
+}
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    for item in session.items:
+        for marker in item.iter_markers("needs"):
+            missing = [tool for tool in marker.args if shutil.which(tool) is None]
+            if missing:
+                item.add_marker(pytest.mark.skip(reason=f"{', '.join(missing)} not installed"))
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """What is missing is said once, with what installs it."""
+    missing = [f"{tool} ({package})" for tool, package in TOOLS.items() if shutil.which(tool) is None]
+    if missing and terminalreporter.stats.get("skipped"):
+        terminalreporter.write_line(f"skipped for want of {', '.join(missing)}: make deps installs what is missing")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """On a machine that has installed everything nothing is left out."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if os.environ.get("CI") and reporter is not None and reporter.stats.get("skipped"):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 @pytest.hookimpl(trylast=True)

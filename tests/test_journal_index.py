@@ -4,6 +4,7 @@ a page, where SQLite leaves holes in it."""
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -29,6 +30,8 @@ def small(tmp_path: Path) -> Iterator[Path]:
     point.mkdir()
     with open(image, "wb") as f:
         f.truncate(IMAGE_BYTES)
+    if shutil.which("mkfs.ext4") is None:
+        pytest.skip("mkfs.ext4 not installed")
     made = subprocess.run(["mkfs.ext4", "-q", "-b", str(BLOCK), "-m", "0", "-O", "^has_journal", image], check=False)
     if made.returncode or subprocess.run(["mount", "-o", "loop", image, point], check=False).returncode:
         pytest.skip("no loop device here")

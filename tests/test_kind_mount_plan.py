@@ -236,6 +236,7 @@ def loop_device(top: Path) -> tuple[Path, str]:
 
 
 @isolated
+@pytest.mark.needs("mkfs.ext4")
 def test_a_device_named_by_its_uuid_is_mounted_once_and_conforms(top: Path) -> None:
     device, uuid = loop_device(top)
     try:
@@ -253,6 +254,7 @@ def test_a_device_named_by_its_uuid_is_mounted_once_and_conforms(top: Path) -> N
 
 
 @isolated
+@pytest.mark.needs("mkfs.ext4")
 def test_what_was_mounted_and_does_not_conform_stays_and_is_said(top: Path) -> None:
     """Nobody's mount is taken off eight times in the hope that the ninth is better: no link says whose UUID it is."""
     device, uuid = loop_device(top)

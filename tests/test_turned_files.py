@@ -6,6 +6,7 @@ Where he wins the race is where these tests begin: what was seen is gone, and so
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 import subprocess
 import threading
@@ -165,6 +166,8 @@ def a_home(request: pytest.FixtureRequest) -> Iterator[Path]:
                 options = ",".join(f"{n}dir={top}/{n}" for n in ("lower", "upper", "work"))
                 command = ["mount", "-t", "overlay", "-o", options, "overlay", str(place)]
             elif request.param == "ext4":
+                if shutil.which("mkfs.ext4") is None:
+                    pytest.skip("mkfs.ext4 not installed")
                 image = Path(top, "image")
                 image.touch()
                 os.truncate(image, 16 << 20)

@@ -49,6 +49,7 @@ def test_expiry_restores_mode_owner_and_group(agent: Agent) -> None:
     assert (stat.S_IMODE(st.st_mode), st.st_uid, st.st_gid) == (0o640, 0, 0)
 
 
+@pytest.mark.needs("setfacl", "setfattr")
 def test_expiry_keeps_owner_mode_xattrs_and_acl_when_content_is_replaced(agent: Agent) -> None:
     path = agent.file("dressed.conf")
     agent.world.sh(
@@ -67,6 +68,7 @@ def test_expiry_keeps_owner_mode_xattrs_and_acl_when_content_is_replaced(agent: 
     assert agent.world.path(path).read_text() == "declared\n"
 
 
+@pytest.mark.needs("setfacl", "setfattr")
 def test_expiry_restores_an_acl_and_an_attribute_alone(agent: Agent) -> None:
     path = agent.file("acl.conf")
     before = acl(agent, path)
