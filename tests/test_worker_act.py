@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from pact.agent import acting, worker
+from pact.agent.acting import act
+from pact.agent.probing import probe
 from pact.core.node.events import Ticked
 from pact.core.plan import Step
 from pact.declared.toml import Ignore
@@ -229,3 +231,59 @@ def test_what_is_there_before_an_application_is_stored_no_later_than_its_record(
     wanted = {s["sha256"] for s in probed.saves.values()}
     assert len(wanted) == 5 and wanted <= set(store)
     one.close(10)
+
+
+CHANGES: dict[str, Callable[[Path], object]] = {
+    "content": lambda p: p.write_text("new work"),
+    "content of the same length": lambda p: p.write_text("drafted"),
+    "content and the time it had": lambda p: (p.write_text("drafted"), os.utime(p, ns=(OLD, OLD))),
+    "mode": lambda p: p.chmod(0o640),
+    "owner": lambda p: os.chown(p, 1234, 1234),
+    "an attribute": lambda p: os.setxattr(p, "user.note", b"x"),
+    "another file": lambda p: (p.with_name("x").write_text("drafted"), p.with_name("x").rename(p)),
+    "a link": lambda p: (p.unlink(), p.symlink_to("/etc/passwd")),
+    "nothing there": lambda p: p.unlink(),
+}
+OLD = 1_700_000_000 * NS_PER_S
+
+
+@pytest.mark.root
+@pytest.mark.invariant("R2")
+@pytest.mark.parametrize("what", [*CHANGES, ""])
+def test_whatever_moves_between_the_look_and_the_step_is_noticed_by_its_status(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, keep = tmp_path / "a", Keep(1 << 20)
+    path.write_text("declared")
+    resource = f"file:{encode_name(bytes(path))}"
+    target = worker.observe(resource, keep)
+    path.write_text("drifted")
+    os.utime(path, ns=(OLD, OLD))
+    time.sleep(0.05)
+    actual = worker.observe(resource)
+    assert not isinstance(target, Unreadable) and not isinstance(actual, Unreadable)
+    step, signed = Step(resource, target, actual), dict[str, bytes]()
+    probe((step,), Keep(1 << 20, hold=False), consumers=False, force=False, signed=signed)
+    assert signed.keys() == {resource}
+    looks = list[str]()
+    real = acting.observe
+    monkeypatch.setattr(acting, "observe", lambda r: (looks.append(r), real(r))[1])
+    if what:
+        CHANGES[what](path)
+    results = act((step,), keep.blobs.get, signed=signed)
+    if what:
+        assert results[resource] and not (path.is_file() and path.read_text() == "declared"), results
+    else:
+        assert results == {resource: ""} and path.read_text() == "declared"
+        assert len(looks) == 1, "it is looked at when it has been brought back; before, its status has said enough"
+
+
+def test_a_file_that_was_just_written_is_not_judged_by_its_status(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    resource = f"file:{encode_name(bytes(path))}"
+    path.write_text("drifted")
+    actual, signed = worker.observe(resource), dict[str, bytes]()
+    assert not isinstance(actual, Unreadable)
+    path.write_text("drafted")
+    probe((Step(resource, None, actual),), Keep(1 << 20, hold=False), consumers=False, force=False, signed=signed)
+    assert signed == {}

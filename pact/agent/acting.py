@@ -7,10 +7,11 @@ import posixpath
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import replace
 from itertools import islice, takewhile
+from types import MappingProxyType
 from typing import Any, Final
 
 from pact.agent.fixpoint import Fixpoint
-from pact.agent.probing import distance_n, observe
+from pact.agent.probing import distance_n, is_still, observe
 from pact.core.node import below
 from pact.core.plan import Step
 from pact.errors import PactError
@@ -38,10 +39,12 @@ def act(
     moved: Container[str] = (),
     seen_after: dict[str, Observation] | None = None,
     saves: Mapping[str, Mapping[str, Any]] | None = None,
+    signed: Mapping[str, bytes] = MappingProxyType({}),
 ) -> dict[str, str]:
     """Carry a plan out: ``""`` for each resource restored and verified, else why not. What has ``moved``, and so is in
     no store, is left as it is. ``seen_after`` gets what was seen of those that were verified. ``saves``: what is on
-    record as kept; a file system in memory that holds anything else is not taken off.  # R4, R5"""
+    record as kept; a file system in memory that holds anything else is not taken off. ``signed``: files whose status
+    says whether they are still what was decided about (``probing.sealed``).  # R4, R5"""
     fixpoint = fixpoint or Fixpoint((), put_back=False)
     kept = sweep(steps, blobs)
     results: dict[str, str] = {}
@@ -85,7 +88,9 @@ def act(
         results[step.id] = (
             f"needs {failed[0]}, which failed"
             if failed and _wrong(now)
-            else _restore(now, blobs, ahead, unread=_is_file(step) and step.id not in through, saves=saves)
+            else _restore(
+                now, blobs, ahead, unread=_is_file(step) and step.id not in through, saves=saves, signed=signed
+            )
         )
         moving |= step.id.startswith(("sysctl:", "module:"))
         if not results[step.id]:
@@ -108,7 +113,8 @@ def act(
     concerned = {s.id for s in (*settled, *refused)}
     fixpoint.settle([s for s in steps if s.id in concerned], results)
     for step in settled:
-        wrong = "" if fixpoint.reached(step) else _wrong(step, seen_after)
+        follows = step.id.startswith("sysctl:")  # the kernel may have made something of it that counts as the same
+        wrong = "" if follows and fixpoint.reached(step) else _wrong(step, seen_after)
         if wrong and not results[step.id]:
             results[step.id] = wrong
     return {**results, **{r: why for r, why in lost.items() if not results[r]}}
@@ -232,10 +238,11 @@ def _restore(
     *,
     unread: bool = False,
     saves: Mapping[str, Mapping[str, Any]] | None = None,
+    signed: Mapping[str, bytes] = MappingProxyType({}),
 ) -> str:
     """``""`` if it was done, else why not. ``unread``: what cannot be read now is left as it is."""
     kind, name = split_id(step.id)
-    seen = observe(step.id)
+    seen = step.actual if unread and is_still(step, signed) else observe(step.id)
     if not isinstance(seen, Unreadable):
         if distance_n(step.id, step.target, seen) == 0:
             return ""  # an earlier step of the plan has brought it back already

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Final
+
+import orjson
 
 from pact.agent.consumers import find_holders
 from pact.core.node import below
@@ -15,6 +18,7 @@ from pact.model import Attrs, Holder, Observation, Unreadable, decode_name, enco
 from pact.resources import KINDS
 from pact.resources.base import Keep
 from pact.resources.kinds.file import KIND as FILE
+from pact.resources.kinds.file import SIGNATURE as FILE_SIGNATURE
 from pact.resources.support.locks import package_locks
 from pact.resources.support.mount_secrets import unquoted
 from pact.resources.support.obstacles import obstacles
@@ -51,12 +55,20 @@ def distance_n(resource: str, declared: Attrs | None, actual: Attrs | None) -> i
 
 
 def probe(
-    steps: tuple[Step, ...], keep: Keep, *, consumers: bool, force: bool, applying: bool = False, ask: bool = True
+    steps: tuple[Step, ...],
+    keep: Keep,
+    *,
+    consumers: bool,
+    force: bool,
+    applying: bool = False,
+    ask: bool = True,
+    signed: dict[str, bytes] | None = None,
 ) -> tuple[list[Sighting], list[Holder], list[str], dict[str, Any], list[str]]:
-    """Observe, find consumers of what differs, keep what would be overwritten. Touches nothing.  # F5, R4"""
+    """Observe, find consumers of what differs, keep what would be overwritten. Touches nothing. ``signed`` gets the
+    signatures (``sealed``) of regular files.  # F5, R4"""
     sightings, differing, conforming = [], list[Step](), list[Step]()
     for step in steps:
-        seen = _first_look(step.id, keep)
+        seen = _first_look(step.id, keep, signed)
         sightings.append(Sighting(step.id, seen))
         if not isinstance(seen, Unreadable) and distance_n(step.id, step.target, seen) != 0:
             differing.append(replace(step, actual=seen))
@@ -104,12 +116,29 @@ def _led(resource: str, link: Attrs) -> str:
     return str(link["target"]) if FILE.reachable(split_id(resource)[1]) else "what it led to"
 
 
-def _first_look(resource: str, keep: Keep) -> Observation:
+def sealed(signature: bytes, seen: Attrs) -> bytes:
+    """A file's signature and what was seen of it then, in few bytes: there may be ten thousand."""
+    return signature + hashlib.blake2b(orjson.dumps(seen, option=orjson.OPT_SORT_KEYS), digest_size=16).digest()
+
+
+def is_still(step: Step, signed: Mapping[str, bytes]) -> bool:
+    """A file is what the step says, as surely as its status tells: it was just read, and nothing has moved since."""
+    known = signed.get(step.id)
+    if known is None or step.actual is None:
+        return False
+    signature = known[: FILE_SIGNATURE.size]
+    return sealed(signature, step.actual) == known and FILE.is_still(split_id(step.id)[1], signature)
+
+
+def _first_look(resource: str, keep: Keep, signed: dict[str, bytes] | None = None) -> Observation:
     """What is there; of a file also whether it is a secret, while it is being read."""
     kind, name = split_id(resource)
     if kind != FILE.name or keep.hold:
         return observe(resource)
-    keep.looked[name] = seen, _ = FILE.look(name, private=True)
+    found: dict[str, bytes] = {}
+    keep.looked[name] = seen, _ = FILE.look(name, private=True, signed=found if signed is not None else None)
+    if signed is not None and name in found and isinstance(seen, dict):
+        signed[resource] = sealed(found[name], seen)
     return seen
 
 

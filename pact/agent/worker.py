@@ -91,6 +91,7 @@ class Worker:
         self.results: queue.Queue[Result] = queue.Queue(RESULTS_MAX)
         self._closing = threading.Event()
         self._begun: dict[threading.Thread, tuple[int, int]] = {}  # by both clocks
+        self._signed: dict[int, dict[str, bytes]] = {}  # of the last job that was prepared: files as they were then
         self._thread: threading.Thread | None = None  # begun with the first job: one that nobody needs costs memory
 
     def _start(self) -> None:
@@ -211,7 +212,7 @@ class Worker:
         def work() -> Result:
             # what is there before an application is declared with its record: an application that a kill cuts off is
             # not gone on with, so that it is in the store no later than that record
-            keep = self._keep(hold=effect.applying and not effect.dry, spill=True)
+            keep, signed = self._keep(hold=effect.applying and not effect.dry, spill=True), dict[str, bytes]()
             through = below.carried(effect.steps, (s.id for s in effect.steps))
             steps = tuple(s for s in effect.steps if s.id not in through or self.ignore.match(s.id) is None)
             found = probe(
@@ -221,7 +222,10 @@ class Worker:
                 force=effect.force,
                 applying=effect.applying,
                 ask=not effect.dry,
+                signed=signed,
             )
+            if not effect.dry:
+                self._signed = {effect.job: signed}
             return Result(effect.job, lambda t, w: Probed(t, w, effect.job, *found), keep.blobs)
 
         self._guard(effect.job, work)
@@ -298,6 +302,7 @@ class Worker:
             fixpoint=fixpoint,
             moved=moved,
             seen_after=seen,
+            signed=self._signed.pop(effect.job, {}),
             saves=effect.saves,
         )
         others = (r for r in effect.below if self.ignore.match(r) is None)

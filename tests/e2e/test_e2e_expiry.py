@@ -225,9 +225,10 @@ def test_mounts_inside_each_other_are_restored_from_the_outside_in(agent: Agent)
     agent.adopt(f"mount:{outer}", f"mount:{inner}")
     agent.world.sh(f"umount {inner}; umount {outer}")
     agent.drifted(f"mount:{outer}")
+    # two changes where the umounts were gone before they were looked up: each has its own end
+    wait_until(lambda: [len(mounted(agent, p)) for p in (outer, inner)] == [1, 1], "both are mounted again")
     agent.settled(f"mount:{outer}")
     agent.settled(f"mount:{inner}")
-    assert len(mounted(agent, outer)) == 1 and len(mounted(agent, inner)) == 1
     agent.world.sh(f"umount {inner}; umount {outer}")
 
 

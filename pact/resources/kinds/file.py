@@ -12,6 +12,8 @@ import base64
 import errno
 import os
 import stat
+import struct
+import time
 from typing import Any, Final
 
 from pact.core.node.untracked import DECLARABLE
@@ -69,6 +71,9 @@ TYPES: Final = {
     stat.S_IFBLK: "block",
     stat.S_IFCHR: "char",
 }
+SIGNATURE: Final = struct.Struct("=QQIIIQqq")
+#: A status that is as young as that says nothing: a later write may have left the same times.
+FRESH_NS: Final = 20_000_000
 
 
 class File(Kind):
@@ -138,9 +143,13 @@ class File(Kind):
     def observe(self, name: str, keep: Keep | None = None) -> Observation:
         return self.look(name, keep)[0]
 
-    def look(self, name: str, keep: Keep | None = None, *, private: bool = False) -> tuple[Observation, bool]:
+    def look(
+        self, name: str, keep: Keep | None = None, *, private: bool = False, signed: dict[str, bytes] | None = None
+    ) -> tuple[Observation, bool]:
         """What is there. With ``private`` also whether its content, as it was read, is not for everybody: by its own
-        mode, or because of a directory on the way, asked of the very directory that it was read from.  # S2"""
+        mode, or because of a directory on the way, asked of the very directory that it was read from.  # S2
+
+        ``signed`` gets the signature of a regular file, if it is one that says something."""
         try:
             dirfd, leaf, straight = open_parent(decode_name(name))
         except (FileNotFoundError, NotADirectoryError):
@@ -152,7 +161,7 @@ class File(Kind):
         except ValueError as exc:
             return Unreadable(f"file: {exc}"), True
         try:
-            seen = _at(name, dirfd, leaf, keep)
+            seen = _at(name, dirfd, leaf, keep, signed)
             if not private or isinstance(seen, Unreadable):
                 return seen, True
             return seen, self.secret(seen) or not straight or closed(dirfd)
@@ -160,6 +169,19 @@ class File(Kind):
             return None, True
         except OSError as exc:
             return Unreadable(errno_text("file", exc)), True
+        finally:
+            os.close(dirfd)
+
+    def is_still(self, name: str, signature: bytes) -> bool:
+        """A regular file is as it was when it was signed, but for what a mapping may have written since."""
+        try:
+            dirfd, leaf, _ = open_parent(decode_name(name))
+        except (OSError, ValueError):
+            return False
+        try:
+            return signed_as(os.stat(leaf, dir_fd=dirfd, follow_symlinks=False)) == signature
+        except OSError:
+            return False
         finally:
             os.close(dirfd)
 
@@ -379,11 +401,11 @@ def _metadata(st: os.stat_result) -> Attrs:
     }
 
 
-def _at(name: str, dirfd: int, leaf: bytes, keep: Keep | None) -> Observation:
+def _at(name: str, dirfd: int, leaf: bytes, keep: Keep | None, signed: dict[str, bytes] | None = None) -> Observation:
     """What has this name in an open directory. Raises OSError."""
     st = os.stat(leaf, dir_fd=dirfd, follow_symlinks=False)
     if stat.S_ISREG(st.st_mode):
-        return _regular(name, dirfd, leaf, keep)
+        return _regular(name, dirfd, leaf, keep, signed)
     attrs = _metadata(st)
     if stat.S_ISLNK(st.st_mode):
         attrs["target"] = encode_name(os.readlink(leaf, dir_fd=dirfd))
@@ -397,7 +419,16 @@ def _at(name: str, dirfd: int, leaf: bytes, keep: Keep | None) -> Observation:
     return attrs
 
 
-def _regular(name: str, dirfd: int, leaf: bytes, keep: Keep | None) -> Observation:
+def signed_as(st: os.stat_result) -> bytes:
+    """All of a file's status that moves with anything in it: content, owner, mode, attributes, flags."""
+    return SIGNATURE.pack(
+        st.st_dev, st.st_ino, st.st_mode, st.st_uid, st.st_gid, st.st_size, st.st_mtime_ns, st.st_ctime_ns
+    )
+
+
+def _regular(
+    name: str, dirfd: int, leaf: bytes, keep: Keep | None, signed: dict[str, bytes] | None = None
+) -> Observation:
     try:
         fd = open_regular(dirfd, leaf)
     except OSError as exc:
@@ -418,6 +449,10 @@ def _regular(name: str, dirfd: int, leaf: bytes, keep: Keep | None) -> Observati
         attrs["xattrs"] = found
         if letters := get_flags(fd):
             attrs["flags"] = letters
+        if signed is not None and time.time_ns() - st.st_ctime_ns > FRESH_NS:
+            before = signed_as(st)
+            if signed_as(os.fstat(fd)) == before:
+                signed[name] = before
     finally:
         os.close(fd)
     if keep is not None:

@@ -17,6 +17,7 @@ from typing import Final
 from pact.limits import READING_ALL_S, READING_EACH_S, READING_PERIOD_S
 
 CHUNK: Final = 1 << 20
+SMALL: Final = 64 << 10
 #: What procfs holds has no size.
 UNSIZED_MAX: Final = 64 << 20
 OWNERS_MAX: Final = 1024
@@ -62,11 +63,12 @@ def read_whole(fd: int, st: os.stat_result, keep_limit: int) -> tuple[bytes | No
     left_s = ALLOWANCE.left_s(st.st_uid) if st.st_size > CHUNK else float("inf")
     began_s = time.monotonic()
     most = max(st.st_size or UNSIZED_MAX, CHUNK)
-    first = os.read(fd, CHUNK)
+    piece = CHUNK if st.st_size > SMALL else SMALL  # a large buffer is mapped and unmapped for each read
+    first = os.read(fd, piece)
     sha, size = hashlib.sha256(first), len(first)
     pieces: list[bytes] | None = [first] if size <= keep_limit else None
     try:
-        while chunk := os.read(fd, CHUNK):
+        while chunk := os.read(fd, piece):
             size += len(chunk)
             if size > most:
                 return CHANGING

@@ -33,6 +33,7 @@ DIR_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 LEFT: Final = "it was left as it is"
 REPLACED: Final = f"it was replaced at the last moment; {LEFT}"
 COPY_MAX: Final = 64 << 20
+PIECE: Final = 64 << 10
 OWN_TRIES: Final = 40
 OWN_WAIT_S: Final = 0.005
 
@@ -260,8 +261,14 @@ def _was_seen(dirfd: int, leaf: bytes, st: os.stat_result, actual: Attrs | None)
 
 
 def _sha256(dirfd: int, leaf: bytes) -> str:
-    with open(os.open(leaf, FILE_FLAGS, dir_fd=dirfd), "rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
+    fd = os.open(leaf, FILE_FLAGS, dir_fd=dirfd)
+    try:
+        sha = hashlib.sha256()
+        while piece := os.read(fd, PIECE):
+            sha.update(piece)
+        return sha.hexdigest()
+    finally:
+        os.close(fd)
 
 
 def _directory(dirfd: int, leaf: bytes, target: Attrs, actual: Attrs | None) -> None:
