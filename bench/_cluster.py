@@ -334,7 +334,13 @@ class Cluster:
         """What has passed between the root and its children, by direction and kind."""
         before = self.root.read()
         self.root.tell()
-        self.until(lambda: self.root.read() != before or time.sleep(0.2) is None, "the root's counts", 5)
+
+        def moved() -> bool:
+            if self.root.read() == before:
+                time.sleep(0.2)
+            return True
+
+        self.until(moved, "the root's counts", 5)
         return self.root.counts()
 
     def logs(self) -> str:

@@ -179,6 +179,9 @@ class Rules:
     def volatile(self, resource: str) -> bool:
         return False
 
+    def matches(self, pattern: str, resource: str) -> bool:
+        return False
+
 
 def magnitude_cost(small: int, large: int, rounds: int) -> Figure:
     """One more drifted resource on a node where few and where many have drifted: O(k), so the ratio is near 1."""

@@ -21,13 +21,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from _beside import Figure, figure, main
 
 from pact.observe import Observers, open_observers
 from pact.observe.base import Touched
 
-WAYS = {
+WAYS: dict[str, dict[str, Any]] = {
     "proc alone": {"realtime": False, "proc_connector": False},
     "exec events": {"realtime": False, "proc_connector": True},
     "real time": {"realtime": True, "proc_connector": False},

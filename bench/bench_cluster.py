@@ -20,6 +20,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
@@ -68,10 +69,10 @@ def flat_run(nodes: int, rounds: int, curve: bool, size: int) -> list[float]:
         )
         pipe = subprocess.PIPE
         threads = "2" if nodes > 512 else "1"  # as an aggregator has
-        router = subprocess.Popen(
+        router: subprocess.Popen[Any] = subprocess.Popen(
             [program, "router", str(nodes), threads, str(int(curve)), str(size)], stdin=pipe, stdout=pipe, text=True
         )
-        dealers: list[subprocess.Popen[bytes]] = []
+        dealers: list[subprocess.Popen[Any]] = []
         watchdog = threading.Timer(FLAT_S + nodes / 50 + rounds, router.kill)  # the end of its output ends the reading
         watchdog.start()
         try:
@@ -89,7 +90,7 @@ def flat_run(nodes: int, rounds: int, curve: bool, size: int) -> list[float]:
             return [float(router.stdout.readline()) for _ in range(rounds)]
         finally:
             watchdog.cancel()
-            for process in [router, *dealers]:
+            for process in (router, *dealers):
                 process.kill()
                 process.communicate()
 
@@ -146,7 +147,7 @@ def asked_and_undone(
                 took.append(seconds * 1e3)
             times[op] = statistics.median(took)
             out.append(figure(f"command to {label}, {what}", times[op], "ms", "< 250", times[op] < 250, best=min(took)))
-        undone, own, frames = [], [], {}
+        undone, own, frames = list[float](), list[float](), dict[str, int]()
         for _ in range(rollbacks):
             seconds, own_s, frames = rollback(cluster, client, nodes)
             undone.append(seconds)
@@ -202,6 +203,9 @@ class Ring(Keys):
 
     def of(self, name: str) -> list[str]:
         return [name]
+
+    def person(self, public: str) -> tuple[str, str] | None:
+        return None
 
     def shared(self, public: str) -> bytes:
         return self._keys[public]

@@ -73,7 +73,7 @@ def run(quick: bool = False) -> list[Figure]:
                 "c": lambda: library.scan(none, ctypes.byref(links)),
                 "plan": lambda: open_handles(plan),
             }
-            took = in_turns(rounds, contenders)  # type: ignore[arg-type]
+            took = in_turns(rounds, contenders)
             label = f"open_handles, {len(psutil.pids())} processes, {links.value:,} links"
             figures.append(within(f"{label}: C program", took["ours"], took["c"], 1.2))
             figures.append(within(f"{label}: 300 roots, C program", took["plan"], took["c"], 1.2))
@@ -81,8 +81,8 @@ def run(quick: bool = False) -> list[Figure]:
             slow["all"] = psutil_everything
             fuser = shutil.which("fuser")
             if fuser:
-                slow["fuser"] = lambda: subprocess.run([fuser, "-m", "/dev/shm"], capture_output=True, check=False)  # type: ignore[assignment]
-            took = in_turns(3 if quick else 5, slow)  # type: ignore[arg-type]
+                slow["fuser"] = lambda: subprocess.run([fuser, "-m", "/dev/shm"], capture_output=True, check=False)
+            took = in_turns(3 if quick else 5, slow)
             if fuser:
                 mine = in_turns(rounds, {"ours": lambda: open_handles([b"/dev/shm"])})["ours"]
                 figures.append(faster(f"{label}: fuser -m", mine, took["fuser"], 1))

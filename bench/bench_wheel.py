@@ -11,6 +11,7 @@ import heapq
 import sys
 import time
 from array import array
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from random import Random
@@ -140,7 +141,7 @@ def steady_wheel(intervals: array[int], steps: int) -> float:
             keys = np.array(due, dtype=np.int64)
             deadlines = now + every[keys]
             start = time.perf_counter_ns()
-            timers.schedule_many(keys, deadlines)
+            timers.schedule_many(keys, deadlines)  # type: ignore[arg-type]  # arrays are buffers
             spent += time.perf_counter_ns() - start
     return spent / 1e6
 
@@ -185,8 +186,8 @@ def run(quick: bool = False) -> list[Figure]:
         calm = min(max((ms for ms, due in load.worst if due <= 50_000), default=0.0), load_again(load, library))
         contenders = {
             "wheel": load.wheel,
-            "heap": lambda load=load: load.heap_in_c(library),
-            "beside": lambda load=load: load.heap_in_c(beside),
+            "heap": partial(load.heap_in_c, library),
+            "beside": partial(load.heap_in_c, beside),
         }
         took = in_turns(3 if quick else 7, contenders)  # type: ignore[arg-type]
         figures.append(faster(f"{label}: indexed heap in C", took["wheel"], took["heap"], 3))

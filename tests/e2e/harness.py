@@ -131,7 +131,7 @@ class World:
         process = self.popen(
             [sys.executable, "-c", head + script, *args], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
-        assert process.stdout.readline() == b"ready\n", script
+        assert process.stdout is not None and process.stdout.readline() == b"ready\n", script
         return process
 
     def end(self, process: subprocess.Popen[Any]) -> None:
@@ -380,7 +380,7 @@ class Agent:
             stdout=subprocess.PIPE,
         )
         try:
-            assert writer.stdout.readline() == b"written\n", f"{uid} cannot write {path}"
+            assert writer.stdout is not None and writer.stdout.readline() == b"written\n", f"{uid} cannot write {path}"
             return self.drifted(f"file:{path}")
         finally:
             self.world.end(writer)

@@ -42,7 +42,7 @@ class Painted(Source):
         return self._socket.fileno()
 
     def drain(self) -> Drained:
-        changed, lost = [], ""
+        changed, lost = list[tuple[str, int]](), ""
         while True:
             try:
                 text, ancillary, _, _ = self._socket.recvmsg(256, socket.CMSG_SPACE(12))
