@@ -16,6 +16,7 @@ help:
 	@echo "make demo    half a minute of pact on this machine's kernel, in namespaces of its own"
 	@echo "make demo-cluster    two dozen nodes, three aggregators and an etcd in namespaces; some of them die"
 	@echo "make test    the whole test suite (as root: all of it), four tests at once; JOBS=1: one"
+	@echo "make test-quick  the tests that need no kernel, in less than a minute"
 	@echo "make check   lint, types, import rules, spec links, and the tests"
 	@echo "make torture SECONDS=600 SEED=7    seeded torture of a real agent and cluster; without SECONDS until it is stopped"
 	@echo "make fuzz SECONDS=600    coverage-guided fuzzing of every entrance, and of the C under sanitizers; without SECONDS until it is stopped"
@@ -73,6 +74,14 @@ else
 	$(BIN)/python -m pytest -m "not alone" --numprocesses=$(JOBS) --dist=loadscope
 	$(BIN)/python -m pytest -m alone
 endif
+
+# What needs no kernel: the core, what travels, what is read and written.
+QUICK := $(wildcard $(addprefix tests/test_,core_*.py groups*.py journal_*.py relay*.py ops.py older_data.py wire.py \
+  questions.py uplink.py outbox.py backlog.py acks.py seals.py shares.py twins.py public.py requests.py config.py toml.py \
+  render.py folds.py nodesets.py limits.py strict.py sysctl_text.py litter.py textdiff.py tidy.py specs.py))
+
+test-quick: $(VENV)/.dev
+	$(BIN)/python -m pytest -q -m "not root and not alone" --numprocesses=2 --dist=loadscope $(QUICK)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check pact tests bench demo setup.py

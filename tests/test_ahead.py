@@ -167,3 +167,41 @@ def test_a_row_that_is_written_while_the_one_before_is_put_in_place_holds_no_sur
         path = Path(step.id.removeprefix("file:"))
         assert path.read_text() == "new work\n" if step is steps[written] else path.stat().st_ino in durable
     assert not list(tmp_path.glob("d*/.pact-*")) and not [t for t in threading.enumerate() if t.name == "pact-ahead"]
+
+
+def test_without_a_thread_all_is_done_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where there can be no more of them (``TasksMax``)."""
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    steps, blobs = plan(tmp_path, 2)
+    durable = failing(monkeypatch, lambda *_: False)
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    assert act(steps, blobs) == {s.id: "" for s in steps}
+    assert all(p.stat().st_ino in durable for p in tmp_path.glob("d*/f*")) and not list(tmp_path.glob("d*/.pact-*"))
+
+
+@pytest.mark.parametrize("in_restore", [True, False])
+def test_what_nobody_expected_leaves_nothing_behind(
+    in_restore: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one step it costs that step; between steps it ends the plan, and what was written ahead goes with it."""
+    steps, blobs = plan(tmp_path, 2)
+    before = len(os.listdir("/proc/self/fd"))
+    real = KIND.restore_among
+
+    def restore(name: str, step: Step, *args: object) -> None:
+        if step is steps[3]:
+            raise ZeroDivisionError("nobody expected it")
+        real(name, step, *args)  # type: ignore[arg-type]
+
+    if in_restore:
+        monkeypatch.setattr(KIND, "restore_among", restore)
+        results = act(steps, blobs)
+        assert [s for s, why in results.items() if why] == [steps[3].id]
+    else:
+        monkeypatch.setattr(acting, "needs", lambda *_: 1 // 0)
+        with pytest.raises(ZeroDivisionError):
+            act(steps, blobs)
+    assert len(os.listdir("/proc/self/fd")) == before and not list(tmp_path.glob("d*/.pact-*"))

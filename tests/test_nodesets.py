@@ -46,7 +46,11 @@ def _why(text: str) -> str:
         "n[0-300]x[0-300]!n[0-300]x[1-200]^n[0-9]x[1-300]",
         "n[0-300]x[0-300]&n[1-300]x[0-300]",
         "n[1-300]x[1-300],n[1-300]y[1-300]",
+        "n[0-89998]" + "".join(f"!n{i}" for i in range(600)),
+        "n[0-89998]-1" + "".join(f"!n{i}-1" for i in range(1000)),
+        "n[0-89998]-1" + "".join(f"^n{i}-1" for i in range(4000)),
     ],
+    ids=lambda text: text[:40],
 )
 def test_large_sets_with_several_numbers_are_joined_in_time(text: str) -> None:
     """ClusterShell takes minutes for some of them, in the loop of a root."""

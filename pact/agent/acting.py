@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import posixpath
+import traceback
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import replace
 from itertools import islice, takewhile
@@ -14,7 +15,7 @@ from pact.agent.fixpoint import Fixpoint
 from pact.agent.probing import distance_n, is_still, observe
 from pact.core.node import below
 from pact.core.plan import Step
-from pact.errors import PactError
+from pact.errors import PactError, explained
 from pact.host.notify import log
 from pact.model import Attrs, Observation, Unreadable, decode_name, encode_name, split_id
 from pact.resources import KINDS
@@ -75,34 +76,34 @@ def act(
     lost = _say_kept(steps, results, kept)
     mounts = frozenset(s.id for s in steps if s.id.startswith("mount:"))
     done: list[Step] = []
-    ahead = Ahead()
-    moving = False  # what was written so far may move sysctls
-    written = 0
-    for at, step in enumerate(todo):
-        if at >= written:
-            written = at + _write_ahead(ahead, todo, at, blobs)
-        failed = [need for need in needs(step, mounts) if results.get(need)]
-        now = _as_moved(step) if moving else _as_left(step) if step.id in through else step
-        if step.id in sealed:
-            now = replace(now, target={**(now.target or {}), "flags": ""})
-        results[step.id] = (
-            f"needs {failed[0]}, which failed"
-            if failed and _wrong(now)
-            else _restore(
-                now, blobs, ahead, unread=_is_file(step) and step.id not in through, saves=saves, signed=signed
+    with Ahead() as ahead:
+        moving = False  # what was written so far may move sysctls
+        written = 0
+        for at, step in enumerate(todo):
+            if at >= written:
+                written = at + _write_ahead(ahead, todo, at, blobs)
+            failed = [need for need in needs(step, mounts) if results.get(need)]
+            now = _as_moved(step) if moving else _as_left(step) if step.id in through else step
+            if step.id in sealed:
+                now = replace(now, target={**(now.target or {}), "flags": ""})
+            results[step.id] = (
+                f"needs {failed[0]}, which failed"
+                if failed and _wrong(now)
+                else _restore(
+                    now, blobs, ahead, unread=_is_file(step) and step.id not in through, saves=saves, signed=signed
+                )
             )
-        )
-        moving |= step.id.startswith(("sysctl:", "module:"))
-        if not results[step.id]:
-            done.append(step)
-            if step.id.startswith("sysctl:"):
-                fixpoint.read_back(step)
-    for step in sealed.values():
-        seen = observe(step.id)
-        if not results[step.id] and not isinstance(seen, Unreadable):
-            results[step.id] = _restore(replace(step, actual=seen), blobs)
-    for step in _unsafe(ahead, done):
-        results[step.id] = "it was restored, but the disk did not make it durable"
+            moving |= step.id.startswith(("sysctl:", "module:"))
+            if not results[step.id]:
+                done.append(step)
+                if step.id.startswith("sysctl:"):
+                    fixpoint.read_back(step)
+        for step in sealed.values():
+            seen = observe(step.id)
+            if not results[step.id] and not isinstance(seen, Unreadable):
+                results[step.id] = _restore(replace(step, actual=seen), blobs)
+        for step in _unsafe(ahead, done):
+            results[step.id] = "it was restored, but the disk did not make it durable"
     tried = {s.id for s in todo}
     settled = done + [s for s in steps if s.id not in tried and not results[s.id]]
     refused = [
@@ -261,6 +262,9 @@ def _restore(
         return (exc.strerror or os.strerror(exc.errno or 0)).lower()
     except PactError as exc:  # mount(8) quotes what it was called with  # S2
         return unquoted(exc.message, step.target, step.actual)
+    except Exception as exc:  # nobody expected it: the other steps are none the worse for it
+        traceback.print_exc()
+        return explained(exc).message
     return ""
 
 

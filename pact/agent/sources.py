@@ -30,8 +30,11 @@ class Sources:
 
     def wake_with(self, epoll: select.epoll) -> None:
         self._epoll = epoll
-        for source in self._sources.values():
-            epoll.register(source.fileno(), select.EPOLLIN)
+        for kind, source in list(self._sources.items()):
+            try:
+                epoll.register(source.fileno(), select.EPOLLIN)
+            except Exception as exc:
+                self._give_up(kind, exc)
 
     def want(self, resource: str) -> None:
         kind, name = split_id(resource)
@@ -67,13 +70,14 @@ class Sources:
         for kind, source in list(self._sources.items()):
             try:
                 seen = source.drain()
+                changed, lost = [(str(name), int(pid)) for name, pid in seen.changed], bool(seen.lost)
             except Exception as exc:
                 self._give_up(kind, exc)
                 continue
-            for name, pid in seen.changed:
-                writer = resolve(pid) if pid else None
+            for name, pid in changed:
+                writer = resolve(pid) if pid > 0 else None
                 self._touch(f"{kind}:{name}", owner_of(writer) if writer is not None else None)
-            if seen.lost:
+            if lost:
                 self._look_at_all(kind)
 
     def _look_at_all(self, kind: str) -> None:
@@ -93,6 +97,9 @@ class Sources:
         try:
             if self._epoll is not None:
                 self._epoll.unregister(source.fileno())
+        except Exception:
+            pass  # it was never there, or its descriptor is closed already
+        try:
             source.close()
         except Exception as exc:
             log(f"a source of events could not be closed: {exc}", 4)
@@ -102,7 +109,7 @@ class Sources:
         out = dict(self._broken)
         for kind, source in list(self._sources.items()):
             try:
-                why = source.health()
+                why = str(source.health())
             except Exception as exc:
                 self._give_up(kind, exc)
                 why = self._broken[kind]

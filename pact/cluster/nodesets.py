@@ -30,7 +30,7 @@ _LAST: Final = re.compile(r"(.*?)([0-9]+)([^0-9]*)")
 _PARTS: Final = re.compile(r"(?:\[[^\]]*\]|[^,&!^\s\[])+")
 _LONE: Final = re.compile(r"[/\[\]]")  # outside of brackets: a step, and a bracket that no other one closes
 _OPERATORS: Final = re.compile(r"([,!&^])(?![^\[\]]*\])")
-_NUMBERS: Final = re.compile(r"[0-9\]][^0-9\[\],]+[0-9\[]")  # a number, something else, a number
+_NUMBERS: Final = re.compile(r"[0-9\]][^0-9\[\],]+[0-9\[]")  # a number, something else, a number; ranges left out
 _RANGES: Final = re.compile(r"\[([^\[\]]*)\]")
 _RANGE: Final = re.compile(r"([0-9]+)(?:-([0-9]+)(?:/([0-9]+))?)?")
 
@@ -73,12 +73,12 @@ def _expand(text: str) -> tuple[str, ...]:
     _refuse_huge(text)
     first, *rest = map(str.strip, _OPERATORS.split(text))
     parts = rest[1::2]
-    if parts and first and all(parts) and any(map(_NUMBERS.search, (first, *parts))):
+    if parts and first and all(parts) and any(_NUMBERS.search(_RANGES.sub("[]", p)) for p in (first, *parts)):
         # Sets of names with several numbers cost ClusterShell the square of their size to join, or worse: here it makes
         # each part, and they are joined as it does it, from left to right.
-        parsed: Any = dict.fromkeys(parse(first, groups=False))
+        parsed: Any = dict.fromkeys(_part(first))
         for operator, part in zip(rest[::2], parts, strict=True):
-            parsed = _joined(parsed, operator, parse(part, groups=False))
+            _join(parsed, operator, _part(part))
         if not parsed:
             raise UsageError(f"the node set {text[:200]!r} is empty", "see clush and nodeset for how it is written")
     else:
@@ -88,14 +88,27 @@ def _expand(text: str) -> tuple[str, ...]:
     return tuple(parsed)
 
 
-def _joined(names: dict[str, None], operator: str, others: Iterable[str]) -> dict[str, None]:
-    right = dict.fromkeys(others)
-    if operator == ",":
-        return {**names, **right}
+def _part(text: str) -> Iterable[str]:
+    names: Iterable[str] = (text,) if _LIST.fullmatch(text) else parse(text, groups=False)
+    return names
+
+
+def _join(names: dict[str, None], operator: str, others: Iterable[str]) -> None:
+    """In place: what it costs is what ``others`` are, however many there are on the left."""
     if operator == "&":
-        return {n: None for n in names if n in right}
-    left = {n: None for n in names if n not in right}
-    return left if operator == "!" else {**left, **{n: None for n in right if n not in names}}
+        right = set(others)
+        for gone in [n for n in names if n not in right]:
+            del names[gone]
+        return
+    for name in others:
+        if operator == ",":
+            names[name] = None
+        elif operator == "!":
+            names.pop(name, None)
+        elif name in names:
+            del names[name]
+        else:
+            names[name] = None
 
 
 def parse(text: str, *, groups: bool = True) -> Any:

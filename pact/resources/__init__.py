@@ -7,6 +7,7 @@ Who installs a package into pact's own place is trusted as pact is: its code run
 from __future__ import annotations
 
 import importlib
+import os
 import pkgutil
 import sys
 from pathlib import Path
@@ -15,9 +16,10 @@ from typing import Final
 from pact.core.settings import DIMENSION_OF
 from pact.errors import ConfigError, UsageError
 from pact.host import owned
-from pact.model import DIMENSIONS, split_id
+from pact.model import split_id
 from pact.resources import kinds
 from pact.resources.base import Kind
+from pact.resources.guarded import Guarded
 from pact.resources.unknown import Unknown
 
 GROUP: Final = "pact.kinds"
@@ -60,26 +62,39 @@ def _add_others(found: Kinds) -> None:
     have written.  # S9
     """
     from importlib.metadata import entry_points
-    from importlib.util import find_spec
 
     for point in entry_points(group=GROUP):
-        package = find_spec(point.module.partition(".")[0])
-        if package is not None and package.origin is not None:  # it is about to be run
-            owned.require(package.origin, f"package of the kind {point.name!r}")
+        _require_owned(point.name, point.module)
         try:
             kind = point.load()
         except Exception as exc:
             raise ConfigError(f"the kind {point.name!r} ({point.value}) cannot be loaded: {exc}") from exc
-        if not isinstance(kind, Kind) or kind.name != point.name or not point.name.isidentifier():
+        if not isinstance(kind, Kind) or getattr(kind, "name", "") != point.name or not point.name.isidentifier():
             raise ConfigError(f"the kind {point.name!r} ({point.value}) is no Kind of that name")
         if kind.name in found or kind.name in DIMENSION_OF:
             raise ConfigError(f"the kind {point.name!r} ({point.value}) has the name of another")
-        if kind.dimension not in DIMENSIONS:
-            raise ConfigError(
-                f"the kind {point.name!r} is of the dimension {kind.dimension!r}, which is none of "
-                + ", ".join(DIMENSIONS)
-            )
-        found[kind.name] = kind
+        found[kind.name] = Guarded(kind)
+
+
+def _require_owned(name: str, module: str) -> None:
+    """Nobody else could have written what is about to be run: all of its package.  # S9"""
+    from importlib.util import find_spec
+
+    try:
+        package = find_spec(module.partition(".")[0])
+    except (ImportError, ValueError) as exc:
+        raise ConfigError(f"the kind {name!r} ({module}) cannot be loaded: {exc}") from exc
+    if package is None:
+        return  # it cannot be loaded either, which is said then
+    what = f"package of the kind {name!r}"
+    if package.origin is None or not package.has_location:  # parts of it may come from anywhere
+        raise ConfigError(f"the {what} ({module}) has no __init__.py: nobody can say what belongs to it")
+    owned.require(package.origin, what)
+    for place in package.submodule_search_locations or ():
+        owned.require(place, what)
+        for top, directories, files in os.walk(place):
+            for each in (*directories, *files):
+                owned.require(os.path.join(top, each), what)
 
 
 KINDS: Kinds = _discover()

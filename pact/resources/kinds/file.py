@@ -72,7 +72,8 @@ TYPES: Final = {
     stat.S_IFCHR: "char",
 }
 SIGNATURE: Final = struct.Struct("=QQIIIQqq")
-#: A status that is as young as that says nothing: a later write may have left the same times.
+#: A status that is as young as that says nothing: a later write may have left the same times. Nor does one of a file
+#: system that counts whole seconds.
 FRESH_NS: Final = 20_000_000
 
 
@@ -449,7 +450,7 @@ def _regular(
         attrs["xattrs"] = found
         if letters := get_flags(fd):
             attrs["flags"] = letters
-        if signed is not None and time.time_ns() - st.st_ctime_ns > FRESH_NS:
+        if signed is not None and time.time_ns() - st.st_ctime_ns > FRESH_NS and st.st_ctime_ns % 1_000_000_000:
             before = signed_as(st)
             if signed_as(os.fstat(fd)) == before:
                 signed[name] = before

@@ -49,11 +49,15 @@ class Row:
         return st.st_dev, st.st_ino, leaf
 
     def start(self) -> None:
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError:  # there can be no more threads here: then it is done at once
+            self._make_durable()
 
     def durable(self) -> dict[Place, Written]:
         """Those that are; waits for it."""
-        self._thread.join()
+        if self._thread.ident is not None:
+            self._thread.join()
         for fd in self.directories.values():
             os.close(fd)
         return self.begun
@@ -74,7 +78,7 @@ class Row:
 
 
 class Ahead:
-    """For one plan, carried out by one thread. ``finish`` must be called in the end.
+    """For one plan, carried out by one thread, in a ``with``: what nobody took goes when it ends, however it ends.
 
     ``unsafe`` are the directories whose names the disk did not make durable.
     """
@@ -84,6 +88,12 @@ class Ahead:
         self._ready: dict[Place, Written] = {}
         self._coming: Row | None = None
         self._directories: dict[tuple[int, int], tuple[int, bytes]] = {}
+
+    def __enter__(self) -> Ahead:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.finish()
 
     def begin(self, steps: Iterable[Step], blobs: Blobs) -> None:
         """Write what these steps will put in place, as far as that can be said now; it becomes durable meanwhile."""

@@ -1,0 +1,175 @@
+"""Around a kind that comes from another package: what breaks in its code costs that kind, and never the agent.
+
+A look that breaks makes its resource unreadable, with the reason. A comparison that breaks says nothing about what is
+there, so from then on the whole kind is unreadable: nothing is rolled back on the word of code that does not work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Final, TypeVar, cast
+
+from pact.core.plan import Step
+from pact.errors import ConfigError, PactError, RestoreError
+from pact.host.notify import log
+from pact.model import DIMENSIONS, Attrs, Declared, Holder, Observation, Unreadable
+from pact.resources.base import Blobs, Entry, Found, Held, Keep, Kind, Saved, Source
+
+T = TypeVar("T")
+WHY_MAX: Final = 200
+
+
+class Guarded(Kind):
+    """The same kind, which raises nothing but what ``Kind`` allows."""
+
+    def __init__(self, inner: Kind) -> None:
+        """Raises ConfigError for one that lacks what every kind has to say."""
+        self._inner, self.name = inner, inner.name
+        self._broken = ""  # why nothing of this kind can be read
+        dimension, severity = getattr(inner, "dimension", None), inner.severity
+        if dimension not in DIMENSIONS:
+            raise ConfigError(
+                f"the kind {self.name!r} is of the dimension {dimension!r}, which is none of {', '.join(DIMENSIONS)}"
+            )
+        if isinstance(severity, bool) or not isinstance(severity, int | float) or not 0 < severity <= 1000:
+            raise ConfigError(f"the kind {self.name!r} has the severity {severity!r}: above 0 and at most 1000")
+        self.dimension, self.severity = dimension, float(severity)
+        self.volatile, self.removable = bool(inner.volatile), bool(inner.removable)
+        self.off_loop = bool(inner.off_loop)
+
+    def _why(self, exc: Exception) -> str:
+        return f"{self.name}: {type(exc).__name__}: {exc}"[:WHY_MAX]
+
+    def _or(self, otherwise: T, method: Callable[..., T], *args: Any, **more: Any) -> T:
+        """What the kind says; ``otherwise`` where its code breaks."""
+        try:
+            return method(*args, **more)
+        except Exception as exc:
+            log(f"the code of kind {self._why(exc)}", 4)
+            return otherwise
+
+    def _or_value_error(self, method: Callable[..., T], *args: Any) -> T:
+        try:
+            return method(*args)
+        except (ValueError, PactError):
+            raise
+        except Exception as exc:
+            raise ValueError(self._why(exc)) from exc
+
+    def parse(self, name: str, value: Any, base_dir: str) -> Entry:
+        return self._or_value_error(self._inner.parse, name, value, base_dir)
+
+    def export(self, name: str, declared: Declared, blobs: Blobs) -> Any:
+        return self._or_value_error(self._inner.export, name, declared, blobs)
+
+    def canonical(self, name: str) -> str:
+        return self._or_value_error(self._inner.canonical, name)
+
+    def pattern(self, text: str) -> str:
+        return self._or_value_error(self._inner.pattern, text)
+
+    def observe(self, name: str, keep: Keep | None = None) -> Observation:
+        if self._broken:
+            return Unreadable(self._broken)
+        try:
+            seen: Any = self._inner.observe(name, keep)
+        except Exception as exc:
+            return Unreadable(self._why(exc))
+        if seen is None or isinstance(seen, Unreadable | dict):
+            return cast("Observation", seen)
+        return Unreadable(f"{self.name}: it says {type(seen).__name__}, and not what is there")
+
+    def presence(self, name: str) -> Observation:
+        broken: Observation = Unreadable(f"{self.name}: its code broke")
+        return self._or(broken, self._inner.presence, name)
+
+    def held(self, name: str) -> Held:
+        return Held(self.presence(name), None, self.reachable(name))
+
+    def distance_n(self, declared: Attrs | None, actual: Attrs | None) -> int:
+        if not self._broken:
+            try:
+                return int(self._inner.distance_n(declared, actual))
+            except Exception as exc:
+                self._broken = self._why(exc)
+                log(f"nothing of kind {self.name} can be compared, and all of it is unreadable: {self._broken}", 3)
+        return 0
+
+    def restore(self, name: str, step: Step, blobs: Blobs) -> None:
+        try:
+            self._inner.restore(name, step, blobs)
+        except (OSError, RestoreError):
+            raise
+        except Exception as exc:
+            raise RestoreError(self._why(exc)) from exc
+
+    def preflight(self, name: str, step: Step, keep: Keep) -> Saved:
+        try:
+            return self._inner.preflight(name, step, keep)
+        except Exception as exc:
+            return Saved(refusal=self._why(exc), save={"attrs": step.actual})
+
+    def reads(self, name: str, target: Attrs | None, actual: Observation) -> str:
+        return self._or("", self._inner.reads, name, target, actual)
+
+    def disturbs(self, step: Step) -> bool:
+        return self._or(True, self._inner.disturbs, step)
+
+    def in_use(self, name: str, step: Step) -> bool | None:
+        broken: bool | None = True  # who cannot say must not take it away
+        return self._or(broken, self._inner.in_use, name, step)
+
+    def roots(self, name: str, step: Step) -> list[bytes]:
+        return self._or([], self._inner.roots, name, step)
+
+    def covers(self, name: str, step: Step) -> bool:
+        return self._or(True, self._inner.covers, name, step)
+
+    def reached(self, name: str) -> Callable[[int, bytes], bool] | None:
+        return self._or(None, self._inner.reached, name)
+
+    def holders(self, name: str, step: Step, resource: str) -> list[Holder]:
+        return self._or([Holder(resource, 0, self.name)], self._inner.holders, name, step, resource)
+
+    def discover(self, pattern: str) -> Found:
+        found = self._or_value_error(self._inner.discover, pattern)
+        return Found(self._names(found.names), found.passed, found.exact)
+
+    def _names(self, names: Iterator[str]) -> Iterator[str]:
+        try:
+            yield from names
+        except Exception as exc:
+            raise ValueError(self._why(exc)) from exc
+
+    def means(self, pattern: str, name: str) -> bool:
+        return self._or(False, self._inner.means, pattern, name)
+
+    def newcomers(self, pattern: str) -> set[str]:
+        return self._or(set(), self._inner.newcomers, pattern)
+
+    def reachable(self, name: str) -> bool:
+        return self._or(False, self._inner.reachable, name)
+
+    def watch(self, name: str) -> list[bytes]:
+        return self._or([], self._inner.watch, name)
+
+    def of_path(self, path: bytes) -> str | None:
+        return self._or(None, self._inner.of_path, path)
+
+    def source(self) -> Source | None:
+        return self._inner.source()  # ``Sources`` gives up one that breaks
+
+    def undeclarable(self, attrs: Attrs | None) -> str:
+        return self._or(f"{self.name}: its code broke", self._inner.undeclarable, attrs)
+
+    def secret(self, attrs: Attrs | None) -> bool:
+        return self._or(True, self._inner.secret, attrs)
+
+    def meant_secret(self, attrs: Attrs | None) -> bool:
+        return self._or(True, self._inner.meant_secret, attrs)
+
+    def marked(self, name: str, attrs: Attrs | None) -> Attrs | None:
+        return self._or(attrs, self._inner.marked, name, attrs)
+
+    def text(self, attrs: Attrs | None, blobs: Blobs) -> str | None:
+        return self._or(None, self._inner.text, attrs, blobs)

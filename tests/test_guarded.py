@@ -1,0 +1,265 @@
+"""A kind of somebody else's whose code breaks costs its own resources, and nothing of pact's."""
+
+from __future__ import annotations
+
+import os
+import select
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pact.agent.sources import Sources
+from pact.core.plan import Step
+from pact.errors import ConfigError, RestoreError
+from pact.model import Attrs, Declared, Observation, Unreadable
+from pact.resources import _require_owned
+from pact.resources.base import Blobs, Drained, Entry, Found, Keep, Kind, Source
+from pact.resources.guarded import Guarded
+
+STEP = Step("lamp:x", {"on": True}, {"on": False})
+
+
+class Lamp(Kind):
+    """Whatever ``breaks`` names raises what nobody expects."""
+
+    name, dimension, severity, volatile = "lamp", "gpu", 0.5, False
+
+    def __init__(self, breaks: str = "") -> None:
+        self.breaks = breaks
+
+    def _try(self, what: str) -> None:
+        if what == self.breaks:
+            raise LookupError("no such lamp")
+
+    def canonical(self, name: str) -> str:
+        self._try("canonical")
+        return name
+
+    def parse(self, name: str, value: Any, base_dir: str) -> Entry:
+        self._try("parse")
+        return Entry(Declared({"on": bool(value)}))
+
+    def export(self, name: str, declared: Declared, blobs: Blobs) -> Any:
+        self._try("export")
+        return True
+
+    def observe(self, name: str, keep: Keep | None = None) -> Observation:
+        self._try("observe")
+        return {"on": True}
+
+    def distance_n(self, declared: Attrs | None, actual: Attrs | None) -> int:
+        self._try("distance_n")
+        return 0 if declared == actual else 5
+
+    def restore(self, name: str, step: Step, blobs: Blobs) -> None:
+        self._try("restore")
+
+    def discover(self, pattern: str) -> Found:
+        self._try("discover")
+
+        def names() -> Any:
+            yield "x"
+            self._try("names")
+
+        return Found(names(), {})
+
+    def roots(self, name: str, step: Step) -> list[bytes]:
+        self._try("roots")
+        return []
+
+    def holders(self, name: str, step: Step, resource: str) -> Any:
+        self._try("holders")
+        return []
+
+    def in_use(self, name: str, step: Step) -> bool | None:
+        self._try("in_use")
+        return False
+
+
+def test_one_that_works_says_what_it_said() -> None:
+    kind = Guarded(Lamp())
+    assert (kind.name, kind.dimension, kind.severity, kind.volatile) == ("lamp", "gpu", 0.5, False)
+    assert kind.observe("x") == {"on": True}
+    assert kind.distance_n({"on": True}, {"on": False}) == 5
+    assert list(kind.discover("*").names) == ["x"]
+    assert (kind.holders("x", STEP, "lamp:x"), kind.in_use("x", STEP)) == ([], False)
+
+
+def test_a_look_that_breaks_is_one_that_could_not_be_read() -> None:
+    kind = Guarded(Lamp("observe"))
+    seen = kind.observe("x")
+    assert isinstance(seen, Unreadable) and "LookupError" in seen.why
+    assert kind.distance_n({"on": True}, {"on": False}) == 5, "the rest of it works"
+
+
+def test_where_nothing_can_be_compared_nothing_is_taken_for_drift_or_for_declared() -> None:
+    kind = Guarded(Lamp("distance_n"))
+    assert isinstance(kind.observe("x"), dict)
+    assert kind.distance_n({"on": True}, {"on": False}) == 0
+    seen = kind.observe("x")
+    assert isinstance(seen, Unreadable) and "LookupError" in seen.why
+
+
+@pytest.mark.invariant("R3")
+@pytest.mark.parametrize("breaks", ["holders", "in_use"])
+def test_who_cannot_say_who_uses_it_says_that_somebody_does(breaks: str) -> None:
+    kind = Guarded(Lamp(breaks))
+    assert kind.holders("x", STEP, "lamp:x") if breaks == "holders" else kind.in_use("x", STEP)
+
+
+def test_what_is_asked_for_by_a_person_is_answered_with_the_reason() -> None:
+    for breaks, ask in {
+        "parse": lambda k: k.parse("x", 1, "/"),
+        "canonical": lambda k: k.canonical("x"),
+        "export": lambda k: k.export("x", Declared(None), lambda _: None),
+        "discover": lambda k: k.discover("*"),
+        "names": lambda k: list(k.discover("*").names),
+    }.items():
+        with pytest.raises(ValueError, match="lamp: LookupError"):
+            ask(Guarded(Lamp(breaks)))
+    with pytest.raises(RestoreError, match="lamp: LookupError"):
+        Guarded(Lamp("restore")).restore("x", STEP, lambda _: None)
+
+
+@pytest.mark.parametrize(
+    ("said", "wrong"),
+    [
+        ({"dimension": "lights"}, "'lights', which is none of"),
+        ({"dimension": None}, "None, which is none of"),
+        ({"severity": 0}, "severity 0"),
+        ({"severity": float("nan")}, "severity nan"),
+        ({"severity": "high"}, "severity 'high'"),
+        ({"severity": True}, "severity True"),
+    ],
+)
+def test_one_that_does_not_say_what_every_kind_has_to_say_is_refused(said: Mapping[str, Any], wrong: str) -> None:
+    lamp = Lamp()
+    for name, value in said.items():
+        setattr(lamp, name, value)
+    with pytest.raises(ConfigError, match=wrong):
+        Guarded(lamp)
+
+
+class Told(Source):
+    """What it drains is what it was given."""
+
+    def __init__(self, drained: Any) -> None:
+        self.drained = drained
+        self.read, self.write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+
+    def fileno(self) -> int:
+        return self.read
+
+    def drain(self) -> Drained:
+        return self.drained  # type: ignore[no-any-return]
+
+    def want(self, name: str) -> None:
+        pass
+
+    def unwant(self, name: str) -> None:
+        pass
+
+    def health(self) -> str:
+        return "ok"
+
+    def close(self) -> None:
+        os.close(self.read)
+        os.close(self.write)
+
+
+class Regular(Told):
+    """A descriptor that epoll refuses: a regular file is always readable."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(Drained([], ""))
+        os.dup2(os.open(path, os.O_RDWR | os.O_CREAT), self.read)
+
+
+@pytest.fixture
+def lit(monkeypatch: pytest.MonkeyPatch) -> list[Source]:
+    """The sources that the kind of lamps gives, of which the last is next."""
+    given = list[Source]()
+    lamp = Lamp()
+    lamp.source = given.pop  # type: ignore[method-assign]
+    monkeypatch.setattr("pact.agent.sources.KINDS", {"lamp": Guarded(lamp)})
+    return given
+
+
+def _sources(touched: list[str]) -> Sources:
+    made = Sources(lambda resource, _: touched.append(resource), lambda kind: [f"{kind}:every"])
+    made.want("lamp:x")
+    return made
+
+
+@pytest.mark.parametrize(
+    "drained",
+    [None, Drained(None, ""), Drained([("x",)], ""), Drained([("x", "who")], ""), Drained(5, "")],  # type: ignore
+)
+def test_a_source_that_says_nonsense_is_given_up_and_its_kind_looked_at(lit: list[Source], drained: Any) -> None:
+    touched = list[str]()
+    lit.append(Told(drained))
+    made = _sources(touched)
+    with select.epoll() as epoll:
+        made.wake_with(epoll)
+        made.drain()
+        assert touched == ["lamp:every"]
+        assert "lamp" in str(made.health())
+        made.drain()
+    made.close()
+
+
+def test_one_whose_descriptor_cannot_be_waited_for_is_given_up(lit: list[Source], tmp_path: Path) -> None:
+    touched = list[str]()
+    lit.append(Regular(tmp_path / "x"))
+    made = _sources(touched)
+    with select.epoll() as epoll:
+        made.wake_with(epoll)
+    assert touched == ["lamp:every"] and "PermissionError" in str(made.health())
+    made.close()
+
+
+def test_a_negative_process_is_nobody(lit: list[Source]) -> None:
+    touched = list[str]()
+    lit.append(Told(Drained([("x", -1)], "")))
+    made = _sources(touched)
+    made.drain()
+    assert touched == ["lamp:x"] and not made.health()
+    made.close()
+
+
+@pytest.mark.invariant("S9")
+@pytest.mark.root
+@pytest.mark.parametrize("whose", ["module", "directory", "deep"])
+def test_all_of_a_package_is_owned_by_who_may_be_trusted(
+    whose: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    top = _package(tmp_path, monkeypatch)
+    _require_owned("lamp", "lamps.kind")
+    at = {"module": top / "kind.py", "directory": top, "deep": top / "data" / "table.py"}[whose]
+    at.chmod(0o777)
+    with pytest.raises(ConfigError, match=str(at)):
+        _require_owned("lamp", "lamps.kind")
+    at.chmod(0o755)
+    os.chown(at, 1234, -1)
+    with pytest.raises(ConfigError, match=str(at)):
+        _require_owned("lamp", "lamps.kind")
+
+
+@pytest.mark.invariant("S9")
+def test_a_package_that_anybody_may_add_to_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (_package(tmp_path, monkeypatch) / "__init__.py").unlink()
+    with pytest.raises(ConfigError, match=r"no __init__\.py"):
+        _require_owned("lamp", "lamps.kind")
+
+
+def _package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for each in [tmp_path, *tmp_path.parents][:3]:
+        each.chmod(each.stat().st_mode & ~0o022 | 0o055)
+    top = tmp_path / "lamps"
+    (top / "data").mkdir(parents=True)
+    for each in ("__init__.py", "kind.py", "data/table.py"):
+        (top / each).write_text("")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return top
