@@ -49,7 +49,7 @@ def test_a_process_that_has_the_file_open_or_mapped_stops_its_rollback(agent: Ag
     assert "python" in found["command"] and {"cgroup", "job"} <= set(found)
     assert agent.world.path(path).read_text() == "drifted\n", "nothing was touched"
     agent.world.end(holder)
-    agent.pact("rollback")
+    agent.pact("rollback", "--all")
     assert agent.world.path(path).read_text() == "declared\n"
 
 
@@ -64,7 +64,7 @@ def test_the_program_that_runs_from_the_file_stops_its_rollback(agent: Agent) ->
     holders = refused(agent, f"file:{path}")
     assert "exe" in {h["how"] for h in holders} and {h["pid"] for h in holders} == {process.pid}
     agent.world.end(process)
-    agent.pact("rollback")
+    agent.pact("rollback", "--all")
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def test_a_process_inside_a_mount_stops_its_unmounting(agent: Agent, over: str, 
     assert {h["pid"] for h in holders} == {holder.pid}
     assert agent.world.path(f"{over}/used").exists()
     agent.world.end(holder)
-    agent.pact("rollback")
+    agent.pact("rollback", "--all")
     saves = agent.newest("rollback_started")["data"]["saves"]
     assert f"file:{over}/used" in saves, "its files were only in memory: they are kept"
     assert f"over {over} " not in agent.world.sh("cat /proc/self/mounts").out
@@ -99,7 +99,7 @@ def test_a_mount_seen_in_another_namespace_stops_its_unmounting(agent: Agent, ov
     holders = refused(agent, f"mount:{over}")
     assert other.pid in {h["pid"] for h in holders}
     agent.world.end(other)
-    agent.pact("rollback")
+    agent.pact("rollback", "--all")
 
 
 def test_a_loop_device_on_a_file_below_stops_its_unmounting(agent: Agent, over: str) -> None:
@@ -111,7 +111,7 @@ def test_a_loop_device_on_a_file_below_stops_its_unmounting(agent: Agent, over: 
         assert "loop" in {h["how"] for h in holders} and any("disk" in h["path"] for h in holders)
     finally:
         agent.world.sh(f"losetup -d {device.out}")
-    agent.pact("rollback")
+    agent.pact("rollback", "--all")
 
 
 def test_a_loop_device_of_another_namespace_on_the_same_path_is_no_consumer(agent: Agent, over: str) -> None:
@@ -123,7 +123,7 @@ def test_a_loop_device_of_another_namespace_on_the_same_path_is_no_consumer(agen
         )
         if device.code:
             pytest.skip("no loop device here")
-        agent.pact("rollback")
+        agent.pact("rollback", "--all")
         other.sh(f"losetup -d {device.out}")
     finally:
         other.close()
@@ -136,7 +136,7 @@ def test_a_bound_unix_socket_stops_its_unmounting(agent: Agent, over: str) -> No
     holders = refused(agent, f"mount:{over}")
     assert "socket" in {h["how"] for h in holders} and any("sock" in h["path"] for h in holders)
     agent.world.end(holder)
-    agent.pact("rollback")
+    agent.pact("rollback", "--all")
 
 
 def test_a_mount_inside_that_nobody_declared_stops_its_unmounting(agent: Agent, over: str) -> None:
@@ -144,7 +144,7 @@ def test_a_mount_inside_that_nobody_declared_stops_its_unmounting(agent: Agent, 
     holders = refused(agent, f"mount:{over}")
     assert [h["path"] for h in holders] == [f"{over}/in"] and holders[0]["how"] == "mount"
     agent.world.sh(f"umount {over}/in")
-    agent.pact("rollback")
+    agent.pact("rollback", "--all")
 
 
 def test_one_consumer_blocks_the_whole_change(agent: Agent) -> None:
@@ -152,7 +152,7 @@ def test_one_consumer_blocks_the_whole_change(agent: Agent) -> None:
     agent.drift(one)
     agent.drift(two)
     holder = agent.world.python(f"f = open({one!r})\nready()")
-    agent.pact("rollback", check=10)
+    agent.pact("rollback", "--all", check=10)
     assert agent.world.path(two).read_text() == "drifted\n"
     agent.world.end(holder)
 
@@ -167,7 +167,7 @@ def test_a_rule_names_a_program_that_uses_a_resource_without_opening_it(agent: A
     (found,) = refused(agent, f"file:{path}")
     assert (found["pid"], found["how"]) == (process.pid, "exec")
     agent.world.end(process)
-    agent.pact("rollback")
+    agent.pact("rollback", "--all")
 
 
 def test_consumers_none_looks_at_nobody(agent: Agent) -> None:
@@ -175,7 +175,7 @@ def test_consumers_none_looks_at_nobody(agent: Agent) -> None:
     agent.declare(f'[file."{path}"]\ncontent = "declared\\n"\nconsumers = ["none"]\n')
     agent.drift(path)
     holder = agent.world.python(f"import os; fd = os.open({path!r}, os.O_PATH)\nready()")
-    agent.pact("rollback")
+    agent.pact("rollback", "--all")
     agent.world.end(holder)
 
 
@@ -183,7 +183,7 @@ def test_force_does_not_step_on_consumers(agent: Agent) -> None:
     path = agent.file("forced.conf")
     agent.drift(path)
     holder = agent.world.python(f"f = open({path!r})\nready()")
-    agent.pact("rollback", "--force", check=10)
+    agent.pact("rollback", "--all", "--force", check=10)
     agent.world.end(holder)
 
 

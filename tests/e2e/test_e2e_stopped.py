@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import sys
@@ -64,7 +65,7 @@ def test_check_answers_within_two_seconds_for_an_agent_that_is_stopped(agent: Ag
     with stopped(agent):
         took_s, done = timed(agent, "check", check=5)
         assert 1.5 < took_s < 2 + START_S and done.out == ""
-        assert "the agent is stopped and has not answered for 2s" in done.err and "kill -CONT" in done.err
+        assert re.search(r"is stopped and has not answered for \d", done.err) and "kill -CONT" in done.err
         assert f"its last sign of life was at {time.strftime('%Y-%m-%dT', time.gmtime())}" in done.err
         document = json.loads(agent.pact("--json", "check", "--timeout", "300ms", check=5).out)
         assert document["exit"] == 5 and "is stopped" in document["error"]
