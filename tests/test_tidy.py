@@ -187,3 +187,13 @@ def test_types_are_strict() -> None:
 
 def test_imports_run_one_way() -> None:
     tool("lint-imports", "--no-cache")
+
+
+def test_one_version_stands_in_all_files_that_name_it() -> None:
+    text = {name: (ROOT / name).read_text() for name in ("CHANGELOG.md", "pact/__init__.py", "packaging/pact.spec")}
+    newest = re.search(r"^## (\S+)$", text["CHANGELOG.md"], re.M)
+    assert newest is not None
+    version = newest[1]
+    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"] == version
+    assert f'__version__ = "{version}"' in text["pact/__init__.py"]
+    assert re.search(rf"^Version:\s+{re.escape(version)}$", text["packaging/pact.spec"], re.M)
