@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ast
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pact.core.node import change as life
 from pact.core.node.change import INPUTS, STATES, TABLE, Change, LifeError, Member
@@ -81,6 +84,32 @@ def test_a_change_counts_from_the_first_of_its_members() -> None:
     assert change.opening_ns == 15
     change.drop("file:/a")
     assert change.opening_ns == 25
+
+
+@pytest.mark.invariant("W4")
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.just("put"), st.sampled_from("abcd"), st.integers(0, 9), st.integers(0, 9)),
+            st.tuples(st.just("drop"), st.sampled_from("abcd")),
+            st.tuples(st.just("reopen"), st.integers(0, 20)),
+            st.tuples(st.just("go_on"), st.integers(0, 20)),
+        ),
+        max_size=12,
+    )
+)
+def test_its_opening_is_remembered_and_is_what_its_members_say(turns: list[tuple[Any, ...]]) -> None:
+    change = Change("c1", OWNER, extension_ns=3)
+    for what, *values in turns:
+        if what == "put":
+            change.put(member(*values))
+        elif what == "drop" and values[0] in change.members:
+            change.drop(values[0])
+        elif what == "reopen":
+            change.reopen(values[0])
+        elif what == "go_on":
+            change.go_on(values[0])
+        assert change.opening_ns == 3 + min((m.opening_ns for m in change.members.values()), default=0)
 
 
 @pytest.mark.invariant("H1")

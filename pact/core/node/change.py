@@ -144,6 +144,7 @@ class Change:
     group: str = ""
     closing: bool = False  # its end was announced
     sum_n: int = 0
+    _first_ns: int | None = field(default=None, compare=False, repr=False)  # the earliest opening, once it was asked
 
     def can(self, what: str) -> bool:
         return (self.state, what) in TABLE
@@ -159,11 +160,30 @@ class Change:
         old = self.members.get(member.resource)
         self.sum_n += member.square - (old.square if old else 0)
         self.members[member.resource] = member
+        if self._first_ns is not None:
+            if member.opening_ns <= self._first_ns:
+                self._first_ns = member.opening_ns
+            elif old is not None and old.opening_ns == self._first_ns:
+                self._first_ns = None
 
     def drop(self, resource: str) -> Member:
         member = self.members.pop(resource)
         self.sum_n -= member.square
+        if member.opening_ns == self._first_ns:
+            self._first_ns = None
         return member
+
+    def reopen(self, t_ns: int) -> None:
+        """All members open now."""
+        self._first_ns = None
+        for member in self.members.values():
+            member.opened_ns, member.shift_ns = t_ns, 0
+
+    def go_on(self, t_ns: int) -> None:
+        """A hold has ended: the clock stood still since it began, or since a member opened.  # H1"""
+        self._first_ns = None
+        for member in self.members.values():
+            member.shift_ns += t_ns - max(member.opening_ns, self.held_since_ns)
 
     def bound_together(self, resources: Iterable[str]) -> list[str]:
         """These members, and those that one write moved together with them: none is settled without the others.
@@ -182,7 +202,9 @@ class Change:
     @property
     def opening_ns(self) -> int:
         """The opening time that its window counts from: the earliest member's, and its extensions.  # W4"""
-        return min((m.opening_ns for m in self.members.values()), default=0) + self.extension_ns
+        if self._first_ns is None and self.members:
+            self._first_ns = min(m.opening_ns for m in self.members.values())
+        return (self._first_ns or 0) + self.extension_ns
 
     def to_json(self) -> dict[str, Any]:
         return {

@@ -328,9 +328,8 @@ def _hold_released(state: State, record: Record) -> None:
     state.touched.timers = True
     for change in state.changes.values():
         if change.state == life.HELD and not state.held_by(change.id):
-            for member in change.members.values():  # H1: the clock stood still
-                member.shift_ns += record.t_ns - max(member.opening_ns, change.held_since_ns)
-                state.touched.members[member.resource] = None
+            change.go_on(record.t_ns)
+            state.touched.members.update(dict.fromkeys(change.members))
             change.held_since_ns, change.closing = 0, False
             state.take(change, "release")
 

@@ -261,9 +261,8 @@ class State:
         """A new window from ``t_ns``: the members open now, extensions and stopped time are spent."""
         change.extension_ns, change.closing = 0, False
         change.held_since_ns = t_ns if change.state == life.HELD else 0
-        for member in change.members.values():
-            member.opened_ns, member.shift_ns = t_ns, 0
-            self.touched.members[member.resource] = None
+        change.reopen(t_ns)
+        self.touched.members.update(dict.fromkeys(change.members))
         self.touched.changes[change.id] = None
 
     def declare(self, resource: str, value: Any) -> None:
