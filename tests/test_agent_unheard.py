@@ -14,6 +14,7 @@ from pact.agent.loop import Agent
 from pact.agent.probing import observe
 from pact.core.node.events import Observed, Scanned, Sighting, Ticked
 from pact.errors import JournalError
+from pact.model import Unreadable
 
 pytestmark = [pytest.mark.root, pytest.mark.invariant("J4", "J9", "F3")]
 
@@ -73,3 +74,36 @@ def test_after_the_first_loss_no_event_of_the_same_turn_is_decided(
     assert not agent.journal_error and not agent.unrecorded
     assert set(agent.node.state.member_of) == {f"file:{place}/{n}" for n in "abc"}
     assert agent.journal.seq == agent.node.state.seq > seq
+
+
+@pytest.mark.invariant("F9")
+@pytest.mark.parametrize("seen_before", [True, False])
+def test_what_cannot_be_read_while_nothing_can_be_recorded_is_looked_at_again(
+    agent: Agent, place: Path, seen_before: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As without a descriptor left: its signature moved with the look, and no event comes any more."""
+    resource = f"file:{place}/a"
+    with monkeypatch.context() as broken:
+
+        def fails(*_: object, **__: object) -> None:
+            raise JournalError("journal: database or disk is full")
+
+        broken.setattr(agent.journal, "append", fails)
+        broken.setattr(agent.journal, "probe", fails)
+        agent.step(drift(agent, place, "b"))
+        assert agent.journal_error
+        if seen_before:
+            agent.step(drift(agent, place, "a"))
+        (place / "a").write_text("three")
+        agent.watching.observe([(resource, None)], lambda *_: None)  # the baseline is as new as the file
+        agent.step(Observed(*agent.now(), [Sighting(resource, Unreadable("too many open files"))]))
+        assert (resource in agent.unrecorded) == seen_before, "what was seen of it is not forgotten either"
+        assert resource in agent.node.unreadable, "and is said"
+    agent._retry_journal_ns = 0
+    agent._retry_journal(agent.clock.now_ns())
+    assert not agent.journal_error and (resource in agent.node.unreadable or seen_before)
+    agent.look_at_unreadable()  # when a rescan has ended
+    agent.catch_up()
+    change = agent.node.state.change_of(resource)
+    assert change is not None and change.members[resource].actual == observe(resource)
+    assert resource not in agent.node.unreadable

@@ -59,7 +59,7 @@ from pact.host.notify import Notifier, log
 from pact.journal.blobs import BlobReader
 from pact.journal.sqlite import FILE_NAME, SqliteJournal, load_state
 from pact.journal.verifying import Verification
-from pact.model import NS_PER_S
+from pact.model import NS_PER_S, Unreadable
 from pact.resources.support.loose import LOOSE
 from pact.resources.support.mount_options import MEMORY as MOUNT_MEMORY
 
@@ -420,16 +420,18 @@ class Driver:
         self.step(replace(event, t_ns=t_ns, wall_ns=wall_ns))
 
     def _note_unrecorded(self, sightings: Iterable[Sighting]) -> None:
-        """Keep what the journal does not know: what differs, and what became of drift that it knows."""
+        """Keep what the journal does not know: what differs, and what became of drift that it knows. What cannot be
+        read is unreadable, as it would be with a journal: no signature hides it, and it is looked at again.  # F9"""
         for sighting in sightings:
             declared = self.node.state.declared(sighting.resource)
             seen = sighting.observation
+            if isinstance(seen, Unreadable):
+                if declared is not None:
+                    self.node.unreadable[sighting.resource] = seen.why
+                continue
+            self.node.unreadable.pop(sighting.resource, None)
             known = self.node.state.change_of(sighting.resource)
-            differs = (
-                declared is not None
-                and (isinstance(seen, dict) or seen is None)
-                and (distance_n(sighting.resource, declared.attrs, seen) != 0)
-            )
+            differs = declared is not None and distance_n(sighting.resource, declared.attrs, seen) != 0
             if known is not None:  # else the journal may know that already
                 differs = known.members[sighting.resource].actual != seen or self._reload_owed
             if differs:

@@ -276,9 +276,7 @@ class Agent(Sightings):
             garbage.search(quiet=not (self.node.jobs or self.requests.slices.runs() or self.control.waiting()))
         if self.watching.cycles != self._cycles:
             self._cycles = self.watching.cycles
-            for resource in self.node.unreadable:  # it may be readable again, and no signature says so  # F9
-                if resource in self.watching:
-                    self.watching.touch(resource, None)
+            self.look_at_unreadable()
         if self.watching.cycle_ended:
             self._save_cache()
         if self.watching.points_moved and now_ns >= self._next_points_ns:

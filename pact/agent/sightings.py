@@ -178,6 +178,12 @@ class Sightings(Driver):
         self._backlog_piece = BACKLOG_PIECE
         return [s for r, s in waiting.items() if r in frozen]
 
+    def look_at_unreadable(self) -> None:
+        """It may be readable again, and no signature says so.  # F9"""
+        for resource in self.node.unreadable:
+            if resource in self.watching:
+                self.watching.touch(resource, None)
+
     def _save_cache(self) -> None:
         """Not while something was seen that the journal does not know: its signature would hide it for ever. What a job
         under way is bringing to declared state is seen, and recorded only when it has ended.  # J4, J5"""
