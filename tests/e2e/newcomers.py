@@ -23,7 +23,7 @@ def made_by(agent: Agent, uid: int, script: str) -> subprocess.Popen[Any]:
     """``uid`` runs a script inside and stays until it is ended, so that the kernel can name him."""
     who = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "--"] if uid else []
     process = agent.world.popen(
-        [*who, "sh", "-c", f"{script}\necho made && exec cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [*who, "sh", "-c", f"{script}\necho made && read _"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     assert process.stdout.readline() == b"made\n", script
     return process
