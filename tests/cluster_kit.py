@@ -184,6 +184,8 @@ class Kit:
         )
         self.aggregator = Aggregator(config, cast("Any", StandIn))
         self.stand_in = cast("StandIn", self.aggregator.root)
+        relay = self.aggregator.relay
+        self.until(lambda: relay.rooted, "the root begins")  # until it has, children are told to come again later
         return self.stand_in
 
     def turn(self, seconds: float = 0.02) -> None:
