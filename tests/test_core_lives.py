@@ -310,7 +310,7 @@ def test_no_time_at_all_is_a_mistake_and_not_the_default(op: str, for_ns: int) -
 def members(world: World, resource: str) -> list[str]:
     change = world.node.state.change_of(resource)
     assert change is not None
-    return [o["user"] for o in change.members[resource].also]
+    return [o.user for o in change.members[resource].also]
 
 
 @pytest.mark.invariant("C9")

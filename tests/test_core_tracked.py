@@ -10,7 +10,7 @@ from pact.core.node.places import places
 from pact.core.node.state import State
 from pact.core.records import PIECE_MAX
 from pact.core.settings import Settings
-from pact.model import NS_PER_S, UNATTRIBUTED, Declared, Holder, Owner
+from pact.model import NS_PER_S, UNATTRIBUTED, Declared, Holder
 from pact.sim.parts import person
 from pact.sim.world import World
 
@@ -37,7 +37,7 @@ def test_what_is_new_is_untracked_without_window_or_magnitude_whatever_time_pass
     w = world()
     w.create(EVIL, {"value": "x"}, ALICE.owner)
     state = w.node.state
-    assert state.untracked[EVIL].owner["user"] == "alice" and tracked.count(w.node) == 1
+    assert state.untracked[EVIL].owner.user == "alice" and tracked.count(w.node) == 1
     assert state.overall() == "committed" and state.magnitude() == 0 and not state.changes
     w.advance(30 * 24 * 3600 * NS_PER_S)
     assert w.machine[EVIL] is not None and EVIL in w.node.state.untracked
@@ -52,11 +52,11 @@ def test_an_owner_who_is_known_late_is_remembered_and_the_first_time_is_kept() -
     w.advance(NS_PER_S)
     w.create(EVIL, {"value": "x"}, ALICE.owner)
     w.advance(NS_PER_S)
-    assert w.node.state.untracked[EVIL].owner["user"] == "alice" and w.node.state.untracked[EVIL].seen == seen
+    assert w.node.state.untracked[EVIL].owner.user == "alice" and w.node.state.untracked[EVIL].seen == seen
     seq = w.node.state.seq
     w.create(EVIL, {"value": "x"}, BOB.owner)
     w.create(EVIL, {"value": "x"}, None)
-    assert w.node.state.untracked[EVIL].owner["user"] == "alice" and w.node.state.seq == seq
+    assert w.node.state.untracked[EVIL].owner.user == "alice" and w.node.state.seq == seq
 
 
 @pytest.mark.invariant("U3")
@@ -291,7 +291,7 @@ def test_what_is_taken_in_for_a_time_is_nobody_s_declaration_after_it() -> None:
 def test_an_unattributed_owner_is_nobody() -> None:
     w = world()
     w.create(EVIL, {"value": "x"}, None)
-    assert Owner.from_json(w.node.state.untracked[EVIL].owner) == UNATTRIBUTED
+    assert w.node.state.untracked[EVIL].owner == UNATTRIBUTED
 
 
 def test_a_new_tree_is_one_place_and_what_is_beside_it_another() -> None:

@@ -119,7 +119,7 @@ def test_a_consumer_on_one_member_blocks_all_and_is_named_and_when_it_is_gone_al
     assert result["state"] == "blocked" and result["members"]["blocked"] == "n2"
     assert machines(c) == ["new"] * 4, "nothing was touched anywhere"
     assert [p.world.node.state.overall() for p in c.peers.values()] == ["blocked"] * 4
-    assert c.peers["n2"].world.node.state.changes["c1"].holders[0]["pid"] == 77
+    assert c.peers["n2"].world.node.state.changes["c1"].holders[0].pid == 77
     c.advance(2000 * NS_PER_S)
     assert machines(c) == ["new"] * 4, "a blocked group waits for a person"
     c.peers["n2"].world.holders.clear()

@@ -98,7 +98,7 @@ def test_who_subscribes_to_blocked_rollbacks_hears_of_a_groups() -> None:
     assert ask(c, "group_rollback", group=gid)[0] == 10
     assert len(of_node(c, "n2", "rollback_blocked")) == 1, "once for the same reason"
     (change,) = c.peers["n2"].world.node.state.changes.values()
-    assert (change.state, change.holders[0]["pid"]) == ("blocked", 77)
+    assert (change.state, change.holders[0].pid) == ("blocked", 77)
     c.check()
 
 
@@ -121,7 +121,7 @@ def test_a_decided_rollback_that_somebody_forces_is_that_ones_doing() -> None:
     assert (record.actor["user"], record.data["group"]) == ("dora", gid)
     c.crash_root()
     c.advance(10 * S)
-    assert c.root is not None and c.root.state.groups[gid].args["force"] is True
+    assert c.root is not None and c.root.state.groups[gid].terms.force
     c.mend("n3")
     c.advance(40 * S)
     assert machines(c) == ["old"] * 4

@@ -112,7 +112,7 @@ def described_types() -> set[str]:
 
 
 def test_the_record_types_described_are_the_ones_written() -> None:
-    assert described_types() == {t for t in TYPES if not t.startswith("group_")}
+    assert described_types() == TYPES
 
 
 # -- the verifier for strangers -------------------------------------------------------------------------------------

@@ -61,7 +61,7 @@ def consumers(agent: Driver, client: Client, args: dict[str, Any]) -> None:
         assert not isinstance(held.seen, Unreadable)
         steps = [Step(resource, None, held.seen, (), rules, held.inode)] if held.seen is not None else []
         holders, more = find_all_holders(steps, ask=False)
-        found = views.holders_for(client.caller, [h.to_json() for h in holders])
+        found = views.holders_for(client.caller, holders)
         result = {"v": 1, "resource": resource, "consumers": found, **({"more": more} if more else {})}
 
         def done(t_ns: int, wall_ns: int) -> Ticked:

@@ -27,6 +27,7 @@ from pact.agent.statedir import MountPoints, Underway, own_paths, require_owned,
 from pact.agent.veil import Veil
 from pact.agent.watching import Watching
 from pact.agent.worker import Result, Worker
+from pact.core.node import payloads
 from pact.core.node.events import (
     Act,
     Acted,
@@ -276,9 +277,8 @@ class Driver:
     def _recorded(self, records: Iterable[Record]) -> None:
         """Keep what is derived from the journal up to date."""
         for record in records:
-            data = record.data
-            if record.type in ("declared", "adopted", "applied", "committed", "commit_expired"):
-                named = [*data.get("resources", ()), *data.get("baseline", ()), *data.get("forgotten", ())]
+            said = payloads.of(record)
+            if named := payloads.declared_by(said):
                 here = [r for r in named if r in self.node.state]
                 fresh = [r for r in here if r not in self.watching and self.ignore.match(r) is None]
                 self.watching.add(fresh)
@@ -292,17 +292,16 @@ class Driver:
                         self.watching.drop(resource)
                         self.node.unreadable.pop(resource, None)
                         self.watching.tracking.look(resource)
-            elif record.type in ("drift_cleared", "rolled_back", "rollback_failed"):
-                named = [data["resource"]] if "resource" in data else data.get("results") or data.get("restored", ())
-                for resource in named:
+            elif isinstance(said, payloads.DriftCleared | payloads.RolledBack | payloads.RollbackFailed):
+                for resource in _conforming(said):
                     if resource not in self.node.state:  # it was new below an enforced pattern
                         self.watching.drop(resource)
                     else:
                         self.watching.look_anew(resource)
-            elif record.type == "tracked":
+            elif isinstance(said, payloads.Tracked):
                 self.watching.tracking.follow(self.node.state.tracked)
-            elif record.type == "drift_detected":
-                self.watching.recorded([data["resource"]], self.clock.now_ns())
+            elif isinstance(said, payloads.DriftDetected):
+                self.watching.recorded([said.resource], self.clock.now_ns())
             say(record)
         if self.journal.seq - self._last_snapshot >= SNAPSHOT_EVERY:
             self._snapshot()
@@ -517,3 +516,10 @@ class Driver:
                 return Result(0, lambda t, w: self.failed_read(client, token, error, t, w))
 
         return guarded
+
+
+def _conforming(said: payloads.DriftCleared | payloads.RolledBack | payloads.RollbackFailed) -> Iterable[str]:
+    """What is as it is declared, by this record."""
+    if isinstance(said, payloads.DriftCleared):
+        return [said.resource]
+    return said.results if isinstance(said, payloads.RolledBack) else said.restored

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from pact.core.node import change as life
+from pact.core.node import payloads
 from pact.core.records import Record
 from pact.core.units import format_duration
-from pact.model import NS_PER_S
+from pact.model import NS_PER_S, Owner
 from pact.observe.attribution import printable
 
 if TYPE_CHECKING:
@@ -56,17 +57,18 @@ class Notices:
         """Durable records just came. ``clock`` shows a node time as a clock on the wall does."""
         if not self.enabled:
             return
-        drifted_by: set[Any] = set()
+        drifted_by: set[int | None] = set()
         for record in records:
             for uid, line in said_of(record, node):
                 self._tell(uid, line)
-            if record.type in ("drift_detected", "applied"):
-                drifted_by.add(record.data["owner"]["uid"])
+            said = payloads.of(record)
+            if isinstance(said, payloads.DriftDetected | payloads.Applied):
+                drifted_by.add(said.owner.uid)
         if drifted_by:
             self._tightened(node, drifted_by, clock)
         self.flush(now_ns)
 
-    def _tightened(self, node: Node, by: set[Any], clock: Callable[[int], str]) -> None:
+    def _tightened(self, node: Node, by: set[int | None], clock: Callable[[int], str]) -> None:
         """More drift of others has brought somebody's end nearer."""
         if len(node.state.changes) > CHANGES_MAX:
             return
@@ -74,7 +76,7 @@ class Notices:
         for cid, end_ns in ends.items():
             change = node.state.changes[cid]
             nearer_ns = self._ends.get(cid, end_ns) - end_ns
-            uid = _person(change.owner.to_json())
+            uid = _person(change.owner)
             if nearer_ns >= TIGHTER_NS and uid is not None and by != {uid}:
                 sooner = format_duration(nearer_ns // NS_PER_S * NS_PER_S)
                 text = f"more drift on {node.name}: {cid} ends at {clock(end_ns)}, {sooner} sooner"
@@ -105,62 +107,62 @@ class Notices:
 
 def said_of(record: Record, node: Node) -> list[tuple[int, str]]:
     """Who is to be told what of a record: pairs of uid and line. Who did it himself is not told."""
-    data = record.data
+    said, where = payloads.of(record), node.name
     out: list[tuple[int | None, str]] = []
-    doer = record.actor.get("uid")
-    where, cid = node.name, data.get("change", "")
-    if record.type == "window_closing":
-        names, at = _names(data["resources"], data["count"]), _clock(data["deadline"])
-        text = f"{cid} on {where} ({names}) is rolled back soon, at {at}: pact commit -m WHY keeps it"
-        out = [(_person(data["owner"]), f"{text}, pact extend 30m gives time")]
+    doer, by = record.actor.get("uid"), record.actor.get("user")
+    if isinstance(said, payloads.WindowClosing):
+        names, at = _names(said.resources, said.count), _clock(said.deadline)
+        text = f"{said.change} on {where} ({names}) is rolled back soon, at {at}: pact commit -m WHY keeps it"
+        out = [(_person(said.owner), f"{text}, pact extend 30m gives time")]
         doer = None
-    elif record.type == "rolled_back":
-        how = "its window had ended" if data["cause"] in AUTOMATIC else f"by {record.actor.get('user')}"
+    elif isinstance(said, payloads.RolledBack):
+        how, cid = "its window had ended" if said.cause in AUTOMATIC else f"by {by}", said.change
         out = [
             (uid, f"{cid} on {where} ({names}) was rolled back, {how}; to get it back: pact redo {cid}")
-            for uid, names in _concerned(data, data["results"])
+            for uid, names in _concerned(said, said.results)
         ]
-        doer = None if data["cause"] in AUTOMATIC else doer
-    elif record.type == "committed":
-        what, by = cid or "what you made", record.actor.get("user")  # what was untracked was in no change
+        doer = None if said.cause in AUTOMATIC else doer
+    elif isinstance(said, payloads.Committed):
+        what = said.change or "what you made"  # what was untracked was in no change
         out = [
-            (uid, f"{by} committed {what} on {where} ({names}): {data['message']}")
-            for uid, names in _concerned(data, data["resources"])
+            (uid, f"{by} committed {what} on {where} ({names}): {said.message}")
+            for uid, names in _concerned(said, said.resources)
         ]
-    elif record.type in ("rollback_blocked", "rollback_failed"):
-        change = node.state.changes.get(cid)
+    elif isinstance(said, payloads.RollbackBlocked | payloads.RollbackFailed):
+        change = node.state.changes.get(said.change)
         if change is not None:
-            what = "is blocked" if record.type == "rollback_blocked" else "failed"
-            text = f"the rollback of {cid} on {where} {what}: {data['reason']}; see pact status"
-            out = [(_person(change.owner.to_json()), text)]
-            doer = None if data.get("cause") in AUTOMATIC else doer
-    elif record.type == "drift_detected" and data.get("from") and data.get("also"):
-        before = data["also"][-1]
-        by = data["owner"]["user"]
-        out = [(_person(before), f"{by} changed {data['resource']} on {where}, as you had: it is in {cid} now")]
-        doer = data["owner"]["uid"]
-    elif record.type == "window_extended":
-        change = node.state.changes.get(cid)
+            what = "is blocked" if isinstance(said, payloads.RollbackBlocked) else "failed"
+            text = f"the rollback of {said.change} on {where} {what}: {said.reason}; see pact status"
+            out = [(_person(change.owner), text)]
+            doer = None if said.cause in AUTOMATIC else doer
+    elif isinstance(said, payloads.DriftDetected) and said.from_ and said.also:
+        text = f"{said.owner.user} changed {said.resource} on {where}, as you had: it is in {said.change} now"
+        out = [(_person(said.also[-1]), text)]
+        doer = said.owner.uid
+    elif isinstance(said, payloads.WindowExtended):
+        change = node.state.changes.get(said.change)
         if change is not None and change.state == life.OPEN:
-            out = [(_person(change.owner.to_json()), f"{record.actor.get('user')} gave {cid} on {where} more time")]
+            out = [(_person(change.owner), f"{by} gave {said.change} on {where} more time")]
     return [(uid, line) for uid, line in dict.fromkeys(out) if type(uid) is int and uid != doer]
 
 
-def _concerned(data: Mapping[str, Any], resources: Iterable[str]) -> list[tuple[Any, str]]:
+def _concerned(
+    said: payloads.RolledBack | payloads.Committed, resources: Iterable[str]
+) -> list[tuple[int | None, str]]:
     """The owner of a change, and who else had changed something of it; with names: of all of it, or of that, for names
     in closed directories are not for everybody."""
     names = sorted(resources)
-    whose: dict[Any, list[str]] = {_person(data["owner"]): names}
+    whose: dict[int | None, list[str]] = {_person(said.owner): names}
     for resource in names:
-        for uid in dict.fromkeys(map(_person, data.get("also", {}).get(resource, ()))):
+        for uid in dict.fromkeys(map(_person, said.also.get(resource, ()))):
             if whose.get(uid) is not names:
                 whose.setdefault(uid, []).append(resource)
     return [(uid, _names(mine, len(mine))) for uid, mine in whose.items()]
 
 
-def _person(owner: Mapping[str, Any]) -> int | None:
+def _person(owner: Owner) -> int | None:
     """The uid of a person; a service's is nobody's who could read."""
-    return None if str(owner["key"]).startswith("unit:") else owner["uid"]
+    return None if owner.key.startswith("unit:") else owner.uid
 
 
 def _names(resources: Iterable[str], count: int) -> str:

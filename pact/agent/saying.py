@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from pact.core.node import payloads
 from pact.core.records import Record
 from pact.host.notify import log
 
 
 def say(record: Record) -> None:
     """What the service's log should tell of it, if anything."""
-    data = record.data
-    if record.type == "rolled_back":
-        why = {"expired": ", whose window has ended", "retry": ", whose consumers have left"}.get(data["cause"], "")
-        few = ", ".join(sorted(data["results"])[:5])
-        log(f"rolled back {data['change']} of {data['owner']['user']}{why}: {few}")
-    elif record.type == "commit_expired":
-        log(f"a commit of {data['owner']['user']} for a time has ended: {', '.join(sorted(data['resources'])[:5])}")
-    elif record.type in ("rollback_blocked", "rollback_failed"):
-        log(f"{record.type.replace('_', ' ')}: {data['change']}: {data['reason']}", 4)
-    elif record.type in ("emergency_started", "emergency_stale", "emergency_ended", "observer_blind"):
-        log(record.type.replace("_", " ") + ": " + str(data.get("reason") or data.get("why") or data.get("how")), 4)
+    said = payloads.of(record)
+    what = record.type.replace("_", " ")
+    if isinstance(said, payloads.RolledBack):
+        why = {"expired": ", whose window has ended", "retry": ", whose consumers have left"}.get(said.cause, "")
+        few = ", ".join(sorted(said.results)[:5])
+        log(f"rolled back {said.change} of {said.owner.user}{why}: {few}")
+    elif isinstance(said, payloads.CommitExpired):
+        log(f"a commit of {said.owner.user} for a time has ended: {', '.join(sorted(said.resources)[:5])}")
+    elif isinstance(said, payloads.RollbackBlocked | payloads.RollbackFailed):
+        log(f"{what}: {said.change}: {said.reason}", 4)
+    elif isinstance(said, payloads.EmergencyStarted | payloads.EmergencyStale):
+        log(f"{what}: {said.reason}", 4)
+    elif isinstance(said, payloads.EmergencyEnded):
+        log(f"{what}: {said.how}", 4)
+    elif isinstance(said, payloads.ObserverBlind):
+        log(f"{what}: {said.why}", 4)

@@ -374,7 +374,7 @@ class Tracking:
         if resource in node.state or not self._means(path) or self._ignore.match(resource) is not None:
             return False
         known = tracked.known(node, resource)
-        if known is not None and (owner is None or known.owner["key"] != UNATTRIBUTED.key):
+        if known is not None and (owner is None or known.owner.key != UNATTRIBUTED.key):
             return False
         whose = (owner or UNATTRIBUTED).key
         if known is None and resource not in self._fresh and tracked.room(node, whose) <= len(self._fresh):

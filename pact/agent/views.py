@@ -28,7 +28,7 @@ from pact.core.node.windows import magnitude
 from pact.core.records import rfc3339
 from pact.core.settings import BILLION
 from pact.errors import UsageError
-from pact.model import Attrs, decode_name, split_id
+from pact.model import Attrs, Holder, decode_name, split_id
 from pact.resources import KINDS
 from pact.resources.base import Blobs
 from pact.resources.support.way import hangs
@@ -87,7 +87,7 @@ def status(
             {
                 "id": h.id,
                 "change": h.change,
-                "owner": h.owner["user"],
+                "owner": h.owner.user,
                 "reason": h.reason,
                 "placed": h.placed,
                 "ends": _wall(h.ends_ns, now_ns, wall_ns),
@@ -97,7 +97,7 @@ def status(
         "journal": dict(journal),
         "window_s": round(state.windows.now_w / 1e9, 3),
         "trials": [
-            {"resource": r, "by": t.owner["user"], "ends": _wall(t.expires_ns, now_ns, wall_ns)}
+            {"resource": r, "by": t.owner.user, "ends": _wall(t.expires_ns, now_ns, wall_ns)}
             for r, t in sorted(state.ttls.items())
         ],
         "unreadable_resources": dict(list(node.unreadable.items())[:20]),
@@ -140,10 +140,10 @@ def each_untracked(
             "seen": found.seen,
             "actual": actual,
             "owner": {
-                "user": owner["user"],
-                "uid": owner["uid"],
-                "session": owner["session"],
-                "command": command_for(caller, owner["uid"], owner["command"]),
+                "user": owner.user,
+                "uid": owner.uid,
+                "session": owner.session,
+                "command": command_for(caller, owner.uid, owner.command),
             },
         }
 
@@ -190,15 +190,12 @@ def change_json(node: Node, change: Change, caller: Caller, now_ns: int, wall_ns
 
 def also_of(caller: Caller, members: Iterable[Member]) -> list[dict[str, Any]]:
     """Who else wrote these since they last conformed.  # C9"""
-    others = {o["key"]: o for m in members for o in m.also}
-    return [
-        {"user": o["user"], "uid": o["uid"], "command": command_for(caller, o["uid"], o["command"])}
-        for o in others.values()
-    ]
+    others = {o.key: o for m in members for o in m.also}
+    return [{"user": o.user, "uid": o.uid, "command": command_for(caller, o.uid, o.command)} for o in others.values()]
 
 
-def holders_for(caller: Caller, holders: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    return [holder_for(caller, h) for h in holders]
+def holders_for(caller: Caller, holders: Iterable[Holder]) -> list[dict[str, Any]]:
+    return [holder_for(caller, h.to_json()) for h in holders]
 
 
 # -- diff -----------------------------------------------------------------------------------------------------------

@@ -362,7 +362,7 @@ class RootPart:
             "id": group.id,
             "state": state,
             "nodes": group.nodes,
-            "owner": group.owner["user"],
+            "owner": group.owner.user,
             "message": group.message,
             "left_s": left_s,
         }
@@ -395,7 +395,7 @@ def _public(state: RootState) -> dict[str, Any]:
         "groups": {
             g.id: {"state": g.state, "nodes": g.nodes, "decision": g.decision or None} for g in state.groups.values()
         },
-        "holds": [dict(h) for h in state.holds.values()],
+        "holds": [h.to_json() for h in state.holds.values()],
     }
 
 

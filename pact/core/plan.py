@@ -7,6 +7,7 @@ import posixpath
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
+from pact.core.payload import Planned
 from pact.errors import ConflictError
 from pact.model import Attrs, split_id
 from pact.values import dataclass
@@ -28,8 +29,12 @@ class Step:
     consumers: tuple[str, ...] = ()
     inode: tuple[int, int] | None = None
 
+    def planned(self) -> Planned:
+        """What its record says of it."""
+        return Planned(self.id, action(self), self.target, self.actual)
+
     def to_json(self) -> dict[str, Any]:
-        return {"id": self.id, "action": action(self), "target": self.target, "actual": self.actual}
+        return self.planned().to_json()
 
 
 def action(step: Step) -> str:

@@ -10,10 +10,11 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import field
 from datetime import UTC, datetime
 from functools import lru_cache
 from operator import attrgetter
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import orjson
 
@@ -21,6 +22,9 @@ from pact.core import strict
 from pact.errors import ChainError
 from pact.model import NS_PER_S
 from pact.values import dataclass
+
+if TYPE_CHECKING:
+    from pact.core.payload import Payload
 
 T = TypeVar("T")
 
@@ -123,6 +127,9 @@ class Record:
     type: str
     actor: Mapping[str, Any]
     data: Mapping[str, Any]
+    payload: Payload | None = field(
+        default=None, compare=False, repr=False
+    )  # what it says, where that is known already
 
     def to_json(self) -> dict[str, Any]:
         return {**unhashed(self), "hash": self.hash}
@@ -184,8 +191,9 @@ def seal(
     data: Mapping[str, Any],
     *,
     key: bytes = b"",
+    payload: Payload | None = None,
 ) -> tuple[Record, bytes]:
-    """A record with its hash, and its canonical bytes.
+    """A record with its hash, and its canonical bytes. ``payload``: what ``data`` was made of.
 
     With the ``key`` of a node, a record that holds what not everybody is shown gets a salt. Everybody is shown its
     hash; without a salt that nobody else can know it would tell whether a guess of what was left out is right.  # S2
@@ -208,7 +216,7 @@ def seal(
         salt = hashlib.blake2b(f"{seq} {prev}".encode(), digest_size=16, key=key, person=b"pact salt")
         data = whole["data"] = {**data, SALT: salt.hexdigest()}
         body = orjson.dumps(whole, option=orjson.OPT_SORT_KEYS)
-    return Record(seq, prev, digest(prev, body), time, t_ns, node, type_, actor, data), body
+    return Record(seq, prev, digest(prev, body), time, t_ns, node, type_, actor, data, payload), body
 
 
 def parse(raw: bytes | str, hash_: str | None = None) -> Record:

@@ -499,7 +499,7 @@ class Cluster:
             elif record.type == "group_decided" and data.get("force"):
                 forced.add(data["group"])
                 group = state.groups.get(data["group"])
-                assert group is None or group.args.get("force"), (name, record.seq, "nobody is on record who forces it")
+                assert group is None or group.terms.force, (name, record.seq, "nobody is on record who forces it")
             if record.type.startswith("group_") and "fence" in data:
                 assert data["fence"] >= fence, (name, record.seq, "obeyed a root that had been replaced")
                 fence = data["fence"]

@@ -101,4 +101,4 @@ class Disk:
 
 def _read(record: Record) -> Record:
     """As it is read from a file: its dictionaries are in another order than they were in memory."""
-    return replace(record, data=orjson.loads(canonical(record.data)))
+    return replace(record, data=orjson.loads(canonical(record.data)), payload=None)

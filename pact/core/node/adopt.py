@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from pact.core.node import access, bonds, tracked
+from pact.core.node import access, bonds, payloads, tracked
 from pact.core.node import change as life
 from pact.core.node.desk import Desk
 from pact.core.node.events import Asked, Discover, Discovered
@@ -64,12 +64,11 @@ def discovered_adopt(node: Desk, job: Job, event: Discovered) -> None:
     totals["adopted"] += len(new)
     for names in in_pieces(list(new)):
         node.record(
-            "adopted",
-            {
-                "resources": {r: new[r] for r in names},
-                "patterns": job.args["patterns"],
-                "members": {r: 0 for r in names if r in members},
-            },
+            payloads.Adopted(
+                resources={r: new[r] for r in names},
+                patterns=job.args["patterns"],
+                members={r: 0 for r in names if r in members},
+            ),
             job.caller.actor,
         )
     if event.last:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from pact.core import phases
-from pact.core.node import access, below, bonds, undo
+from pact.core.node import access, below, bonds, payloads, undo
 from pact.core.node import change as life
 from pact.core.node.desk import Desk
 from pact.core.node.events import Acted, Asked, Probe, Probed
@@ -95,16 +95,19 @@ def probed_apply(node: Desk, job: Job, event: Probed) -> None:
         raise ConflictError(f"{gid} was settled meanwhile")
     cid = member.change if member is not None and member.change in state.changes else node.new_change_id()
     assert cid is not None
-    data = {
-        "change": cid,
-        "owner": job.caller.owner.to_json(),
-        "message": job.args.get("message", ""),
-        "resources": {s.id: s.target for s in steps},
-        "baseline": baseline,
-        "saves": dict(event.saves),
-        **({"notes": list(event.notes)} if event.notes else {}),
-    }
-    node.record("applied", {**data, "group": gid} if gid else data, job.caller.actor)
+    node.record(
+        payloads.Applied(
+            change=cid,
+            owner=job.caller.owner,
+            message=job.args.get("message", ""),
+            resources={s.id: s.target for s in steps},
+            baseline=baseline,
+            saves=dict(event.saves),
+            notes=list(event.notes),
+            group=gid,
+        ),
+        job.caller.actor,
+    )
     job.change, job.steps, job.args = cid, steps, {**job.args, "notes": list(event.notes), "baseline": baseline}
     node.busy[cid] = job.n
     below.act(node, job, event.saves, (), put_back=False)

@@ -160,7 +160,7 @@ def _stored(node: Desk, resource: str) -> bool:
 def resumed(node: Desk, change: Change) -> list[Step]:
     """What had joined a rollback that a crash cut off."""
     out = []
-    for resource, target in (change.rolling or {}).get("joined", {}).items():
+    for resource, target in (change.rolling.joined if change.rolling is not None else {}).items():
         declared = node.state.declared(resource)
         if declared is not None and resource not in node.state.member_of:
             out.append(Step(resource, target, None, declared.requires, declared.consumers))

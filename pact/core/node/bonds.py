@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pact.core.node import payloads
 from pact.core.node.change import Change
 from pact.core.node.desk import Desk
 from pact.core.node.events import Caller
@@ -37,7 +38,7 @@ def stopped_here(node: Desk, group: Membership, force: bool) -> str:
         concerned = {None, *group.changes, *(state.member_of.get(r) for r in group.resources)}
         for hold in state.holds.values():
             if hold.change in concerned:
-                return f"held by {hold.owner['user']}: {hold.reason}"
+                return f"held by {hold.owner.user}: {hold.reason}"
     return ""
 
 
@@ -46,12 +47,11 @@ def settled_alone(node: Desk, change: Change, how: str, caller: Caller) -> None:
     group = node.state.groups.get(change.group)
     if group is not None and group.phase != DECIDED:
         node.record(
-            "group_finished",
-            {
-                "group": group.id,
-                "outcome": f"left: {how} on this node by {caller.owner.user}",
-                "forced": group.phase == PREPARED,
-            },
+            payloads.GroupFinished(
+                group=group.id,
+                outcome=f"left: {how} on this node by {caller.owner.user}",
+                forced=group.phase == PREPARED,
+            ),
             caller.actor,
         )
 

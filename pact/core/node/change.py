@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from pact.core.node.windows import square
-from pact.model import Attrs, Owner
+from pact.model import Attrs, Holder, Owner
 
 OPEN: Final = "open"
 HELD: Final = "held"
@@ -86,7 +86,7 @@ class LifeError(AssertionError):
 class Member:
     """One drifted resource of a change. ``opened_ns`` is when it first drifted, ``seen`` when it was last seen so.
 
-    ``moved_with`` is the resource whose write moved it, where nobody wrote it itself; ``also`` are the owners (JSON),
+    ``moved_with`` is the resource whose write moved it, where nobody wrote it itself; ``also`` are the owners,
     other than the change's, who wrote it since it last conformed.  # C8, C9
     """
 
@@ -99,7 +99,7 @@ class Member:
     shift_ns: int = 0
     command: str = ""  # of the process that drifted it last, as far as that is known
     moved_with: str = ""
-    also: list[dict[str, Any]] = field(default_factory=list)
+    also: list[Owner] = field(default_factory=list)
 
     @property
     def opening_ns(self) -> int:
@@ -121,8 +121,46 @@ class Member:
             self.shift_ns,
             self.command,
             self.moved_with,
-            list(self.also),
+            [o.to_json() for o in self.also],
         ]
+
+    @classmethod
+    def from_json(cls, row: Sequence[Any]) -> Member:
+        resource, actual, deviation_n, weight_n, opened_ns, seen, shift_ns, command, moved_with, also = row
+        return cls(
+            resource,
+            actual,
+            deviation_n,
+            weight_n,
+            opened_ns,
+            seen,
+            shift_ns,
+            command,
+            moved_with,
+            [Owner.from_json(o) for o in also],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Rolling:
+    """A rollback under way. ``saved``: digests of the contents that were kept, by resource. ``seq``: of its record.
+    ``joined``: what the plan takes along that is no member, with its target. A snapshot of an older version may know
+    neither what was kept (``None``) nor what joined.
+    """
+
+    cause: str
+    steps: Sequence[str]
+    skipped: Sequence[str]
+    saved: Mapping[str, str] | None
+    seq: int
+    joined: Mapping[str, Attrs | None]
+
+    def to_json(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__slots__}
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> Rolling:
+        return cls(row["cause"], row["steps"], row["skipped"], row.get("saved"), row["seq"], row.get("joined", {}))
 
 
 @dataclass(slots=True)
@@ -138,8 +176,8 @@ class Change:
     held_since_ns: int = 0
     message: str = ""
     reason: str = ""
-    holders: list[dict[str, Any]] = field(default_factory=list)
-    rolling: dict[str, Any] | None = None
+    holders: list[Holder] = field(default_factory=list)
+    rolling: Rolling | None = None
     intents: set[str] = field(default_factory=set)
     group: str = ""
     closing: bool = False  # its end was announced
@@ -217,8 +255,8 @@ class Change:
             "held_since_ns": self.held_since_ns,
             "message": self.message,
             "reason": self.reason,
-            "holders": list(self.holders),
-            "rolling": self.rolling,
+            "holders": [h.to_json() for h in self.holders],
+            "rolling": None if self.rolling is None else self.rolling.to_json(),
             "intents": sorted(self.intents),
             "group": self.group,
             "closing": self.closing,
@@ -236,12 +274,12 @@ class Change:
             data["held_since_ns"],
             data["message"],
             data["reason"],
-            list(data["holders"]),
-            data["rolling"],
+            [Holder.from_json(h) for h in data["holders"]],
+            None if data["rolling"] is None else Rolling.from_json(data["rolling"]),
             set(data["intents"]),
             data["group"],
             data.get("closing", False),
         )
         for row in data["members"]:
-            change.put(Member(*row))
+            change.put(Member.from_json(row))
         return change

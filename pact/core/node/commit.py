@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from pact.core.node import bonds
+from pact.core.node import bonds, payloads
 from pact.core.node import change as life
 from pact.core.node import untracked as taking
 from pact.core.node.desk import Desk
@@ -121,7 +121,7 @@ def looked_commit(node: Desk, job: Job, event: Looked) -> None:
     for change in of_groups:
         bonds.settled_alone(node, change, "committed", job.caller)
     if job.args.get("end_emergency"):
-        node.record("emergency_ended", {"how": "commit", "message": job.args["message"]}, job.caller.actor)
+        node.record(payloads.EmergencyEnded(how="commit", message=job.args["message"]), job.caller.actor)
     notes = [f"{r}: {why}; it can be declared but not restored" for r, why in event.unkept.items()]
     node.reply(job.token, {"committed": committed + taken_in, "left": left(node), "notes": notes + left_out})
 
@@ -150,19 +150,18 @@ def _record_commits(node: Desk, job: Job, event: Looked) -> list[dict[str, Any]]
         parts = list(in_pieces(list(resources)))
         for at, names in enumerate(parts):  # one decision, and no record that outgrows what a journal takes
             node.record(
-                "committed",
-                {
-                    "change": cid,
-                    "owner": change.owner.to_json(),
-                    "committer": job.caller.owner.to_json(),
-                    "resources": {r: resources[r].to_json() for r in names},
-                    "message": job.args["message"],
-                    "split": split,
-                    "expires_ns": expires_ns,
-                    "expires": expires,
-                    **shared_with(change, names),
-                    **({"part": [at + 1, len(parts)]} if len(parts) > 1 else {}),
-                },
+                payloads.Committed(
+                    change=cid,
+                    owner=change.owner,
+                    committer=job.caller.owner,
+                    resources={r: resources[r].to_json() for r in names},
+                    message=job.args["message"],
+                    split=split,
+                    expires_ns=expires_ns,
+                    expires=expires,
+                    also=shared_with(change, names),
+                    part=[at + 1, len(parts)] if len(parts) > 1 else (),
+                ),
                 job.caller.actor,
             )
         out.append(
@@ -179,8 +178,8 @@ def _record_commits(node: Desk, job: Job, event: Looked) -> list[dict[str, Any]]
     return out
 
 
-def _names(shared: Mapping[str, Any]) -> list[str]:
-    return sorted({str(o["user"]) for also in shared.get("also", {}).values() for o in also})
+def _names(shared: Mapping[str, Sequence[Owner]]) -> list[str]:
+    return sorted({o.user for also in shared.values() for o in also})
 
 
 def expire_commits(node: Desk, resource: str) -> None:
@@ -189,13 +188,13 @@ def expire_commits(node: Desk, resource: str) -> None:
     ttl, committed = state.ttls.get(resource), state.declared(resource)
     if ttl is None or committed is None:
         return
-    owner = Owner.from_json(ttl.owner)
+    owner = ttl.owner
     change = state.change_of(resource)
     frozen = change is not None and change.state == life.ROLLING
     if frozen:  # decided anew when the rollback has ended
         node.retry_ttl(resource)
         return
-    node.record("commit_expired", {"resources": {resource: ttl.earlier}, "commit": ttl.seq, "owner": ttl.owner})
+    node.record(payloads.CommitExpired(resources={resource: ttl.earlier}, commit=ttl.seq, owner=owner))
     earlier = state.declared(resource)
     if earlier is None:
         return

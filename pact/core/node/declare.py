@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from pact.core.node import access, below, bonds, tracked
+from pact.core.node import access, below, bonds, payloads, tracked
 from pact.core.node import change as life
 from pact.core.node.desk import Desk
 from pact.core.node.events import AGENT_CALLER, Acted, Asked, Probe, Probed, Sighting
@@ -157,32 +157,29 @@ def _record_declared(node: Desk, job: Job, event: Probed, converge: set[str]) ->
     moved = {r: d.to_json() for r, d in declared.items() if r in wanted or d != state.declared(r)}
     gone = args["forgotten"]
     if len(moved) + len(gone) <= PIECE_MAX:
-        pieces: list[dict[str, Any]] = [{"resources": moved, "forgotten": list(gone)}] if moved or gone else []
+        pieces: list[tuple[Sequence[str], Sequence[str]]] = [(list(moved), gone)] if moved or gone else []
     else:
-        pieces = [
-            *({"resources": {r: moved[r] for r in names}} for names in in_pieces(list(moved))),
-            *({"resources": {}, "forgotten": list(names)} for names in in_pieces(gone)),
-        ]
+        pieces = [*((names, ()) for names in in_pieces(list(moved))), *(((), names) for names in in_pieces(gone))]
     members_taken = set(taken)
-    for at, piece in enumerate(pieces):  # one decision, and no record that outgrows what a journal takes
-        names = piece["resources"]
-        data = {
-            **piece,
-            "cause": args.get("cause", "declare"),
-            "taken": [r for r in names if r in members_taken],
-            "members": {r: members[r] for r in names if r in members},
-        }
+    for at, (names, forgotten) in enumerate(pieces):  # one decision, and no record that outgrows what a journal takes
+        last = at == len(pieces) - 1
         saves = {r: event.saves[r] for r in names if r in event.saves}
-        if at == len(pieces) - 1:
-            data.setdefault("forgotten", [])
+        if last:
             saves |= {r: s for r, s in event.saves.items() if r not in moved}  # what lies in a mount that is taken off
-            if event.notes:
-                data["notes"] = list(event.notes)
-            if "to_seq" in args:
-                data["to_seq"] = args["to_seq"]
-        if len(pieces) > 1:
-            data["part"] = [at + 1, len(pieces)]
-        node.record("declared", {**data, **({"saves": saves} if saves else {})}, job.caller.actor)
+        node.record(
+            payloads.Declared(
+                resources={r: moved[r] for r in names},
+                cause=args.get("cause", "declare"),
+                forgotten=list(forgotten) if last or forgotten else None,
+                taken=[r for r in names if r in members_taken],
+                members={r: members[r] for r in names if r in members},
+                saves=saves,
+                notes=list(event.notes) if last else (),
+                to_seq=args.get("to_seq") if last else None,
+                part=[at + 1, len(pieces)] if len(pieces) > 1 else (),
+            ),
+            job.caller.actor,
+        )
     return len(declared) - len(moved)
 
 
@@ -202,12 +199,11 @@ def _record_converged(node: Desk, event: Acted, cause: str, actor: Actor = AGENT
     reads = node.learn(event)
     for names in in_pieces(list(event.results)):
         node.record(
-            "converged",
-            {
-                "results": {r: event.results[r] or "restored" for r in names},
-                "cause": cause,
-                "reads": {r: reads[r] for r in names if r in reads},
-            },
+            payloads.Converged(
+                results={r: event.results[r] or "restored" for r in names},
+                cause=cause,
+                reads={r: reads[r] for r in names if r in reads},
+            ),
             actor,
         )
 
@@ -234,7 +230,7 @@ def converge_after_boot(node: Desk, sightings: Sequence[Sighting]) -> None:
     job = node.job("boot", AGENT_CALLER, ids=tuple(s.id for s in steps), steps=ordered(steps))
     # somebody may have set it by hand since the boot: what is overwritten is on record before
     for piece in in_pieces(job.steps):
-        node.record("converge_started", {"cause": "boot", "plan": [s.to_json() for s in piece]})
+        node.record(payloads.ConvergeStarted(cause="boot", plan=[s.planned() for s in piece]))
     below.act(node, job, {}, job.ids)
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any, Final
+from typing import Final
 
 from pact.core.node import change as life
+from pact.core.node import payloads
 from pact.core.node.change import Change
 from pact.core.node.events import Acted, Sighting
 from pact.core.node.ledger import Ledger
@@ -75,12 +76,12 @@ class Desk(Ledger):
         deviation_n = self.deviation_n(resource, declared, seen)
         if deviation_n == 0:
             if change is not None:
-                self.record("drift_cleared", {"resource": resource, "change": change.id})
+                self.record(payloads.DriftCleared(resource=resource, change=change.id))
             elif resource in self.state.enforced:
-                self.record("declared", {"resources": {}, "forgotten": [resource], "cause": "it is gone"})
+                self.record(payloads.Declared(resources={}, forgotten=[resource], cause="it is gone"))
             return change is not None
         if change is None and sighting.owner is None and resource in self.state.enforced:
-            sighting = replace(sighting, owner=Owner.from_json(self.state.enforced[resource]))
+            sighting = replace(sighting, owner=self.state.enforced[resource])
         return self._drift(sighting, seen, deviation_n, self.weight_n(resource, declared), intent)
 
     def _drift(
@@ -178,38 +179,36 @@ class Desk(Ledger):
         fresh = cid not in self.state.changes
         also = self._also(resource, owner)
         before = self.state.member_of.get(resource)
-        data: dict[str, Any] = {
-            "resource": resource,
-            "change": cid,
-            "owner": owner.to_json(),
-            "opened_ns": opened_ns,
-            "actual": actual,
-            "deviation_n": deviation_n,
-            "weight_n": weight_n,
-        }
-        if before is not None and before != cid:
-            data["from"] = before
-        if moved_with:
-            data["with"] = moved_with
-        if also:
-            data["also"] = also
         declared = self.state.declared(resource)
-        if secret or (declared is not None and self.rules.meant_secret(resource, declared.attrs)):
-            data["secret"] = True  # also where its mode lets everybody read it just now  # S2
-        self.record("drift_detected", data)
+        meant_secret = declared is not None and self.rules.meant_secret(resource, declared.attrs)
+        self.record(
+            payloads.DriftDetected(
+                resource=resource,
+                change=cid,
+                owner=owner,
+                opened_ns=opened_ns,
+                actual=actual,
+                deviation_n=deviation_n,
+                weight_n=weight_n,
+                from_=before if before is not None and before != cid else "",
+                with_=moved_with,
+                also=also,
+                secret=secret or meant_secret,  # also where its mode lets everybody read it just now  # S2
+            )
+        )
         if fresh:
             self.window_opened(cid)
 
-    def _also(self, resource: str, owner: Owner) -> list[dict[str, Any]]:
+    def _also(self, resource: str, owner: Owner) -> list[Owner]:
         """The others who wrote a resource since it last conformed: nobody is forgotten when somebody takes it over.
         # C9"""
         change = self.state.change_of(resource)
         if change is None:
             return []
         member = change.members[resource]
-        holder = replace(change.owner, command=member.command).to_json()
-        others = {o["key"]: o for o in [*member.also, holder] if o["key"] != UNATTRIBUTED.key}
-        return [o for o in others.values() if not owner.same_person(Owner.from_json(o))][-ALSO_MAX:]
+        holder = replace(change.owner, command=member.command)
+        others = {o.key: o for o in [*member.also, holder] if o.key != UNATTRIBUTED.key}
+        return [o for o in others.values() if not owner.same_person(o)][-ALSO_MAX:]
 
     def sight_moved(self, event: Acted, owner: Owner, into: Change | None) -> list[str]:
         """What a plan moved beside its own resources, and did not put back, is drift of whoever had it carried out; in
@@ -229,4 +228,4 @@ class Desk(Ledger):
     def frozen(self) -> set[str]:
         """What belongs to rollbacks under way: what is seen of it is theirs."""
         rolling = [c for c in self.state.changes.values() if c.state == life.ROLLING]
-        return {r for c in rolling for r in (*c.members, *(c.rolling or {}).get("joined", ()))}
+        return {r for c in rolling for r in (*c.members, *(c.rolling.joined if c.rolling is not None else ()))}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from pact.core.node import change as life
+from pact.core.node import payloads
 from pact.core.node.commit import TTL_MAX_NS
 from pact.core.node.desk import Desk
 from pact.core.node.events import Asked
@@ -26,8 +27,8 @@ def asked_extend(node: Desk, event: Asked) -> None:
     out = []
     for cid in picked:
         was = node.state.changes[cid].state
-        data = {"change": cid, "by_ns": by_ns, "reopened": was in (life.BLOCKED, life.FAILED)}
-        node.record("window_extended", data, event.caller.actor)
+        reopened = was in (life.BLOCKED, life.FAILED)
+        node.record(payloads.WindowExtended(change=cid, by_ns=by_ns, reopened=reopened), event.caller.actor)
         deadline_ns = node.state.deadline_ns(node.state.changes[cid])
         out.append({"change": cid, "was": was, "deadline": None if deadline_ns is None else node.wall_of(deadline_ns)})
     node.reply(event.token, {"extended": out}, EXIT_DONE, "" if out else "nothing to extend")

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Final
 
 from pact.core.node import change as life
+from pact.core.node import payloads
 from pact.core.node.change import Change
 from pact.core.node.membership import Membership
 from pact.core.node.state import State
 from pact.core.phases import DECIDED, OPEN, PREPARED
 from pact.core.records import Record
+from pact.model import Holder
 
 #: Finished groups whose end is remembered, so that a late question gets the right answer.
 DONE_MAX: Final = 1000
 
 
-def begun(state: State, record: Record) -> None:
-    d = record.data
-    raise_fence(state, record)
-    state.groups[d["group"]] = Membership(
-        d["group"], d["owner"], d["message"], dict(d["resources"]), ends_ns=d["ends_ns"]
+def begun(state: State, record: Record, said: payloads.GroupBegun) -> None:
+    raise_fence(state, said.fence)
+    state.groups[said.group] = Membership(
+        said.group, said.owner, said.message, dict(said.resources), ends_ns=said.ends_ns
     )
 
 
@@ -29,42 +31,39 @@ def joined(state: State, group: str, change: Change) -> None:
     state.groups[group].change = change.id
 
 
-def prepared(state: State, record: Record) -> None:
+def prepared(state: State, record: Record, said: payloads.GroupPrepared) -> None:
     """A vote. A yes binds; a no against a rollback leaves the change blocked, as the whole group will be."""
-    d = record.data
-    raise_fence(state, record)
-    group = state.groups[d["group"]]
-    group.ballot, group.action = d["ballot"], d["action"]
-    if d["vote"] == "yes":
+    raise_fence(state, said.fence)
+    group = state.groups[said.group]
+    group.ballot, group.action = said.ballot, said.action
+    if said.vote == "yes":
         group.phase = PREPARED
         _block(state, group, f"undecided: {group.id} is being settled by the root", [])
         return
-    group.why = d["why"]
-    if d["action"] == "rollback":
-        _block(state, group, d["why"], d["holders"])
+    group.why = said.why
+    if said.action == "rollback":
+        _block(state, group, said.why, said.holders)
 
 
-def decided(state: State, record: Record) -> None:
-    d = record.data
-    raise_fence(state, record)
-    group = state.groups[d["group"]]
-    group.ballot, group.action, group.why = max(group.ballot, d["ballot"]), d["action"], d["why"]
-    if d["decision"] != "abort":
-        group.phase, group.force = DECIDED, bool(d.get("force"))
+def decided(state: State, record: Record, said: payloads.GroupDecided) -> None:
+    raise_fence(state, said.fence)
+    group = state.groups[said.group]
+    group.ballot, group.action, group.why = max(group.ballot, said.ballot), said.action, said.why
+    if said.decision != "abort":
+        group.phase, group.force = DECIDED, said.force
         return
     was_prepared, group.phase = group.phase == PREPARED, OPEN
     change = state.changes.get(group.change or "")
-    if d["action"] == "rollback":
+    if said.action == "rollback":
         if change is None or was_prepared or change.state != life.BLOCKED:
-            _block(state, group, d["why"], [])  # who voted no keeps the names of the holders
+            _block(state, group, said.why, [])  # who voted no keeps the names of the holders
     elif change is not None and change.state == life.BLOCKED and was_prepared:
         reopen(state, change, record.t_ns)
 
 
-def finished(state: State, record: Record) -> None:
-    d = record.data
-    group = state.groups.pop(d["group"])
-    state.groups_done[group.id] = d["outcome"]
+def finished(state: State, record: Record, said: payloads.GroupFinished) -> None:
+    group = state.groups.pop(said.group)
+    state.groups_done[group.id] = said.outcome
     while len(state.groups_done) > DONE_MAX:
         del state.groups_done[next(iter(state.groups_done))]
     for cid in group.changes:
@@ -76,11 +75,11 @@ def finished(state: State, record: Record) -> None:
             state.touched.changes[cid] = None
 
 
-def extended(state: State, record: Record) -> None:
-    raise_fence(state, record)
-    group = state.groups.get(record.data.get("group") or "")
-    if group is not None:
-        group.ends_ns = record.data["ends_ns"]
+def extended(state: State, said: payloads.WindowExtended) -> None:
+    raise_fence(state, said.fence)
+    group = state.groups.get(said.group)
+    if group is not None and said.ends_ns is not None:
+        group.ends_ns = said.ends_ns
 
 
 def reopen(state: State, change: Change, t_ns: int) -> None:
@@ -92,12 +91,12 @@ def reopen(state: State, change: Change, t_ns: int) -> None:
         change.held_since_ns = t_ns
 
 
-def raise_fence(state: State, record: Record) -> None:
+def raise_fence(state: State, fence: int | None) -> None:
     """The highest fence that was ever accepted; a lower one is refused from now on.  # G4"""
-    state.fence = max(state.fence, int(record.data.get("fence", 0)))
+    state.fence = max(state.fence, fence or 0)
 
 
-def _block(state: State, group: Membership, why: str, holders: list[dict[str, Any]]) -> None:
+def _block(state: State, group: Membership, why: str, holders: Sequence[Holder]) -> None:
     change = state.changes.get(group.change or "")
     if change is not None and change.can("block"):
         state.take(change, "block")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from pact.core.node import apply, below
+from pact.core.node import apply, below, payloads
 from pact.core.node import change as life
 from pact.core.node.bonds import check_fence
 from pact.core.node.desk import Desk
@@ -96,16 +96,15 @@ def asked_apply(node: Desk, event: Asked) -> None:
     if group is None:
         left_ns = int(event.args["left_ns"])
         node.record(
-            "group_begun",
-            {
-                "group": gid,
-                "fence": fence,
-                "owner": event.caller.owner.to_json(),
-                "message": event.args["message"],
-                "resources": {r: d.attrs for r, d in declared.items()},
-                "ends_ns": node.t_ns + left_ns,
-                "ends": node.wall_of(node.t_ns + left_ns),
-            },
+            payloads.GroupBegun(
+                group=gid,
+                fence=fence,
+                owner=event.caller.owner,
+                message=event.args["message"],
+                resources={r: d.attrs for r, d in declared.items()},
+                ends_ns=node.t_ns + left_ns,
+                ends=node.wall_of(node.t_ns + left_ns),
+            ),
             event.caller.actor,
         )
     apply.begin_apply(node, event, declared)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from pact.core.node import change as life
-from pact.core.node import fold
+from pact.core.node import fold, payloads
 from pact.core.node.change import Change
 from pact.core.node.events import Acted, AppendRecord, Caller, Effect, Recheck, Reply
 from pact.core.node.pace import Pace
@@ -15,6 +15,7 @@ from pact.core.node.refusals import Refusals
 from pact.core.node.state import State
 from pact.core.node.timers import NamedTimers
 from pact.core.node.windows import magnitude
+from pact.core.payload import Payload
 from pact.core.plan import Step
 from pact.core.records import rfc3339, seal
 from pact.core.settings import BILLION
@@ -108,10 +109,11 @@ class Ledger:
     def emit(self, effect: Effect) -> None:
         self.effects.append(effect)
 
-    def record(self, type_: str, data: Mapping[str, Any], actor: Actor = AGENT_ACTOR) -> None:
-        """Append a record and fold it in."""
+    def record(self, payload: Payload, actor: Actor = AGENT_ACTOR) -> None:
+        """Append a record that says this, and fold it in."""
+        data = payload.to_data()
         if actor.call:  # T12
-            data = {**data, "call": actor.call}
+            data["call"] = actor.call
         if self._time[0] != self.wall_ns:
             self._time = (self.wall_ns, rfc3339(self.wall_ns))
         record, body = seal(
@@ -120,10 +122,11 @@ class Ledger:
             self._time[1],
             self.t_ns,
             self.name,
-            type_,
+            payload.type,
             actor.to_json(),
             data,
             key=self._key,
+            payload=payload,
         )
         self.effects.append(AppendRecord(record, body))
         fold.apply(self.state, record)
@@ -269,17 +272,16 @@ class Ledger:
         if deadline_ns is None and not change.intents and not reopened and not reads:
             return
         self.record(
-            "window_opened",
-            {
-                "change": cid,
-                "owner": change.owner.to_json(),
-                "resources": sorted(change.members),
-                "window_ns": self.state.windows.now_w,
-                "reopened": reopened,
-                "magnitude_n": round(magnitude(self.state.open_sum_n) * BILLION),
-                "deadline": None if deadline_ns is None else self.wall_of(deadline_ns),
-                **({"reads": dict(reads)} if reads else {}),
-            },
+            payloads.WindowOpened(
+                change=cid,
+                owner=change.owner,
+                resources=sorted(change.members),
+                window_ns=self.state.windows.now_w,
+                reopened=reopened,
+                magnitude_n=round(magnitude(self.state.open_sum_n) * BILLION),
+                deadline=None if deadline_ns is None else self.wall_of(deadline_ns),
+                reads=dict(reads or {}),
+            )
         )
 
     def learn(self, event: Acted) -> dict[str, str]:

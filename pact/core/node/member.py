@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from pact.core.node import below, commit, replies, rollback
+from pact.core.node import below, commit, payloads, replies, rollback
 from pact.core.node import change as life
 from pact.core.node.bonds import check_fence, stopped_here
 from pact.core.node.change import Change
@@ -113,27 +113,31 @@ def _say_no(
     again = (
         group.why == why
         and group.action == args["action"]
-        and (change is None or args["action"] == "commit" or (change.state == life.BLOCKED and change.holders == named))
+        and (
+            change is None
+            or args["action"] == "commit"
+            or (change.state == life.BLOCKED and list(change.holders) == list(holders))
+        )
     )
     if not again:
         node.record(
-            "group_prepared",
-            {
-                "group": group.id,
-                "change": group.change,
-                "action": args["action"],
-                "ballot": args["ballot"],
-                "fence": args["fence"],
-                "vote": "no",
-                "why": why,
-                "holders": named,
-            },
+            payloads.GroupPrepared(
+                group=group.id,
+                change=group.change,
+                action=args["action"],
+                ballot=args["ballot"],
+                fence=args["fence"],
+                vote="no",
+                why=why,
+                holders=list(holders),
+            ),
             caller.actor,
         )
         if args["action"] == "rollback" and change is not None and change.state == life.BLOCKED:
             node.record(
-                "rollback_blocked",
-                {"change": change.id, "group": group.id, "cause": "group", "reason": why, "holders": named},
+                payloads.RollbackBlocked(
+                    change=change.id, group=group.id, cause="group", reason=why, holders=list(holders)
+                ),
                 caller.actor,
             )
     node.reply(token, {"vote": "no", "why": why, "holders": named[:HOLDERS_MAX]})
@@ -191,17 +195,16 @@ def _still_asked(node: Desk, job: Job) -> Membership:
 
 def _say_yes(node: Desk, group: Membership, job: Job) -> None:
     node.record(
-        "group_prepared",
-        {
-            "group": group.id,
-            "change": group.change,
-            "action": job.args["action"],
-            "ballot": job.args["ballot"],
-            "fence": job.args["fence"],
-            "vote": "yes",
-            "why": "",
-            "holders": [],
-        },
+        payloads.GroupPrepared(
+            group=group.id,
+            change=group.change,
+            action=job.args["action"],
+            ballot=job.args["ballot"],
+            fence=job.args["fence"],
+            vote="yes",
+            why="",
+            holders=[],
+        ),
         job.caller.actor,
     )
     node.reply(job.token, {"vote": "yes"})
@@ -251,17 +254,16 @@ def asked_decide(node: Desk, event: Asked) -> None:
     if group.phase != DECIDED or (force and not group.force):
         lost = _lost(node, group)
         node.record(
-            "group_decided",
-            {
-                "group": gid,
-                "ballot": ballot,
-                "fence": fence,
-                "decision": decision,
-                "action": decision,
-                "why": event.args.get("why", ""),
-                "lost": lost,
-                **({"force": True} if force else {}),
-            },
+            payloads.GroupDecided(
+                group=gid,
+                ballot=ballot,
+                fence=fence,
+                decision=decision,
+                action=decision,
+                why=event.args.get("why", ""),
+                lost=lost,
+                force=force,
+            ),
             event.caller.actor,
         )
         for job in [j for j in node.jobs.values() if j.kind in ("group_vote", "apply") and j.args.get("group") == gid]:
@@ -303,16 +305,15 @@ def _forgotten(node: Desk, event: Asked, group: Membership) -> None:
         roll_back(node, group, event.caller)
         return
     change = node.state.changes.get(group.change or "")
-    node.record("group_finished", {"group": group.id, "outcome": "forgotten by the root"}, event.caller.actor)
+    node.record(payloads.GroupFinished(group=group.id, outcome="forgotten by the root"), event.caller.actor)
     if change is not None and change.members:
         node.record(
-            "rollback_blocked",
-            {
-                "change": change.id,
-                "cause": "group",
-                "holders": [],
-                "reason": f"the root's log has no {group.id} any more: commit or roll back on this node",
-            },
+            payloads.RollbackBlocked(
+                change=change.id,
+                cause="group",
+                holders=[],
+                reason=f"the root's log has no {group.id} any more: commit or roll back on this node",
+            ),
             event.caller.actor,
         )
     node.reply(event.token, {"done": True, "outcome": "forgotten by the root"})
@@ -330,16 +331,9 @@ def _abort(node: Desk, event: Asked, group: Membership, ballot: int, fence: int)
     blocked = action == "rollback" and change is not None and change.state != life.BLOCKED
     if group.phase == PREPARED or blocked:
         node.record(
-            "group_decided",
-            {
-                "group": group.id,
-                "ballot": ballot,
-                "fence": fence,
-                "decision": "abort",
-                "action": action,
-                "why": why,
-                "lost": [],
-            },
+            payloads.GroupDecided(
+                group=group.id, ballot=ballot, fence=fence, decision="abort", action=action, why=why, lost=[]
+            ),
             event.caller.actor,
         )
     node.reply(event.token, {"done": True, "outcome": "aborted"})
@@ -377,21 +371,20 @@ def _commit(node: Desk, group: Membership, event: Asked) -> None:
     ttl_ns = event.args.get("ttl_ns")
     expires_ns = None if ttl_ns is None else node.t_ns + ttl_ns
     node.record(
-        "committed",
-        {
-            "change": group.change or "",
-            "group": group.id,
-            "owner": group.owner,
-            "committer": event.caller.owner.to_json(),
-            "resources": resources,
-            "message": event.args.get("message", ""),
-            "split": False,
-            "expires_ns": expires_ns,
-            "expires": None if expires_ns is None else node.wall_of(expires_ns),
-        },
+        payloads.Committed(
+            change=group.change or "",
+            group=group.id,
+            owner=group.owner,
+            committer=event.caller.owner,
+            resources=resources,
+            message=event.args.get("message", ""),
+            split=False,
+            expires_ns=expires_ns,
+            expires=None if expires_ns is None else node.wall_of(expires_ns),
+        ),
         event.caller.actor,
     )
-    node.record("group_finished", {"group": group.id, "outcome": "committed"}, event.caller.actor)
+    node.record(payloads.GroupFinished(group=group.id, outcome="committed"), event.caller.actor)
     node.sight(apart)
     node.recheck(tuple(resources))
 
@@ -417,7 +410,7 @@ def roll_back(node: Desk, group: Membership, caller: Caller, *, force: bool = Fa
         theirs.setdefault(change.id, []).append(resource)
     for cid, ids in theirs.items():
         into = node.new_change_id()
-        node.record("change_split", {"change": cid, "into": into, "resources": ids, "group": group.id}, caller.actor)
+        node.record(payloads.ChangeSplit(change=cid, into=into, resources=ids, group=group.id), caller.actor)
     for cid in group.changes:
         found = state.changes.get(cid)
         if found is not None and found.state != life.ROLLING and cid not in node.busy and found.members:
@@ -429,7 +422,7 @@ def finish_done(node: Desk) -> None:
     state = node.state
     for group in [g for g in state.groups.values() if g.phase == DECIDED and g.action == "rollback"]:
         if state.changes.keys().isdisjoint(group.changes):
-            node.record("group_finished", {"group": group.id, "outcome": "rolled back"})
+            node.record(payloads.GroupFinished(group=group.id, outcome="rolled back"))
     for gid in list(node.deciding):
         found = state.groups.get(gid)
         if found is None:
@@ -446,9 +439,9 @@ def _undone(left: Sequence[Change], stop: str) -> tuple[dict[str, Any], int, str
     holders = [h for c in left for h in c.holders]
     why = stop or "; ".join(c.reason for c in left if c.reason)
     if holders and not stop:
-        why = _used_by([Holder.from_json(h) for h in holders])
+        why = _used_by(holders)
     return (
-        {"done": False, "why": why, "holders": holders[:HOLDERS_MAX]},
+        {"done": False, "why": why, "holders": [h.to_json() for h in holders[:HOLDERS_MAX]]},
         EXIT_BLOCKED if holders and not stop else EXIT_FAILED,
         why,
     )
@@ -467,16 +460,15 @@ def asked_extend(node: Desk, event: Asked) -> None:
     change = node.state.changes.get(group.change or "")
     if change is not None:
         node.record(
-            "window_extended",
-            {
-                "change": change.id,
-                "group": gid,
-                "by_ns": 0,
-                "fence": fence,
-                "ends_ns": node.t_ns + left_ns,
-                "ends": node.wall_of(node.t_ns + left_ns),
-                "reopened": change.state in (life.BLOCKED, life.FAILED),
-            },
+            payloads.WindowExtended(
+                change=change.id,
+                group=gid,
+                by_ns=0,
+                fence=fence,
+                ends_ns=node.t_ns + left_ns,
+                ends=node.wall_of(node.t_ns + left_ns),
+                reopened=change.state in (life.BLOCKED, life.FAILED),
+            ),
             event.caller.actor,
         )
     node.reply(event.token, {"done": True})

@@ -8,13 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pact.core.phases import OPEN
 from pact.model import Attrs, Owner
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(slots=True)
@@ -22,7 +19,7 @@ class Membership:
     """One unfinished group. ``resources`` are what it wants here; ``ends_ns`` is the root's window, for people."""
 
     id: str
-    owner: dict[str, Any]
+    owner: Owner
     message: str
     resources: dict[str, Attrs | None]
     phase: str = OPEN
@@ -35,7 +32,7 @@ class Membership:
     force: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in self.__slots__}
+        return {**{name: getattr(self, name) for name in self.__slots__}, "owner": self.owner.to_json()}
 
     @property
     def changes(self) -> list[str]:
@@ -52,8 +49,4 @@ def learn(group: Membership, reads: Mapping[str, str]) -> None:
 
 
 def load(rows: list[Mapping[str, Any]]) -> dict[str, Membership]:
-    return {row["id"]: Membership(**row) for row in rows}
-
-
-def owner_of(group: Membership) -> Owner:
-    return Owner.from_json(group.owner)
+    return {row["id"]: Membership(**{**row, "owner": Owner.from_json(row["owner"])}) for row in rows}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from pact.model import NS_PER_S
+from pact.model import NS_PER_S, Attrs, Owner
 
 #: Enforced things that are drift at the same time; beyond it they are only reported.
 ENFORCED_MAX: Final = 1_000
@@ -29,9 +29,9 @@ GONE: Final = ""
 class Untracked:
     """One untracked thing: who made it, when it was first seen, and what it is, in short."""
 
-    owner: dict[str, Any]
+    owner: Owner
     seen: str
-    actual: dict[str, Any]
+    actual: Attrs
 
 
 @dataclass(slots=True)
@@ -54,12 +54,12 @@ class Pace:
     def put(self, resource: str, untracked: Untracked) -> None:
         self.drop(resource)
         self.waiting[resource] = untracked
-        self.whose.setdefault(untracked.owner["key"], {})[resource] = None
+        self.whose.setdefault(untracked.owner.key, {})[resource] = None
 
     def drop(self, resource: str) -> None:
         before = self.waiting.pop(resource, None)
         if before is not None:
-            key = before.owner["key"]
+            key = before.owner.key
             del self.whose[key][resource]
             if not self.whose[key]:
                 del self.whose[key]

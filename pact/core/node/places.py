@@ -31,8 +31,8 @@ def _folded(node: Desk) -> list[Place]:
         place = tops.get(above, above)
         if found.actual.get("type") == "directory":
             tops[resource] = place = tops.get(above, resource)
-        many, first = counts.get((place, found.owner["user"]), (0, resource))
-        counts[place, found.owner["user"]] = many + 1, first
+        many, first = counts.get((place, found.owner.user), (0, resource))
+        counts[place, found.owner.user] = many + 1, first
     for directory, more in node.pace.beyond.items():
         many, first = counts.get((directory, ""), (0, directory))
         counts[directory, ""] = many + more, first

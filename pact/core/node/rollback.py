@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from pact.core.node import below, bonds
+from pact.core.node import below, bonds, payloads
 from pact.core.node import change as life
 from pact.core.node import untracked as taking
 from pact.core.node.change import Change
@@ -65,7 +65,7 @@ def refuse_held_or_busy(node: Desk, cid: str, force: bool) -> None:
     holds = node.state.held_by(cid)
     if holds and not force:
         hold = holds[0]
-        raise ConflictError(f"{cid or 'the node'} is held by {hold.owner['user']}: {hold.reason}", "use --force")
+        raise ConflictError(f"{cid or 'the node'} is held by {hold.owner.user}: {hold.reason}", "use --force")
     if cid in node.busy:
         raise ConflictError(f"a rollback of {cid} is being prepared already", "see pact status")
 
@@ -87,7 +87,7 @@ def rollback_many(
         change = node.state.changes[cid]
         if len(ids) < len(change.members) and not dry:
             into = node.new_change_id()
-            node.record("change_split", {"change": cid, "into": into, "resources": list(ids)}, event.caller.actor)
+            node.record(payloads.ChangeSplit(change=cid, into=into, resources=list(ids)), event.caller.actor)
             change = node.state.changes[into]
         begun.append((change, tuple(ids)))
     for change, ids in begun:
@@ -152,7 +152,7 @@ def resume_rollback(node: Desk, change: Change, reset: Mapping[str, Sighting]) -
         "rollback",
         AGENT_CALLER,
         change=change.id,
-        cause=change.rolling["cause"],
+        cause=change.rolling.cause,
         ids=tuple(change.members),
         args={"force": False, "dry": False, "resumed": True},
     )
@@ -226,17 +226,15 @@ def probed_rollback(node: Desk, job: Job, event: Probed) -> None:
         wanted = frozenset(ids)
         _leave_out(node, job, change, [r for r in change.members if r not in wanted])
         node.record(
-            "rollback_started",
-            {
-                "change": change.id,
-                "cause": job.cause,
-                "owner": change.owner.to_json(),
-                "skipped": [],
-                "plan": [s.to_json() for s in job.steps],
-                "saves": dict(event.saves),
-                **shared_with(change, ids),
-                **({"notes": job.args["notes"]} if event.notes else {}),
-            },
+            payloads.RollbackStarted(
+                change=change.id,
+                cause=job.cause,
+                owner=change.owner,
+                plan=[s.planned() for s in job.steps],
+                saves=dict(event.saves),
+                also=shared_with(change, ids),
+                notes=list(event.notes),
+            ),
             job.caller.actor,
         )
         below.act(node, job, event.saves, [s.id for s in job.steps])
@@ -246,8 +244,7 @@ def _leave_out(node: Desk, job: Job, change: Change, late: list[str]) -> None:
     """What joined the change while its rollback was prepared was not looked at: it goes on by itself.  # R2"""
     if late:
         node.record(
-            "change_split",
-            {"change": change.id, "into": node.new_change_id(), "resources": late, "ambient": change.ambient},
+            payloads.ChangeSplit(change=change.id, into=node.new_change_id(), resources=late, ambient=change.ambient),
             job.caller.actor,
         )
 
@@ -272,7 +269,7 @@ def _probed_resumed(node: Desk, job: Job, change: Change, event: Probed) -> None
         acted_rollback(node, job, Acted(event.t_ns, event.wall_ns, job.n, results, event.sightings))
         return
     # what the record of the start does not name was written since, and is nobody's to take away  # R4
-    saved = (change.rolling or {}).get("saved")
+    saved = None if change.rolling is None else change.rolling.saved
     saves = (
         event.saves
         if saved is None
@@ -294,12 +291,11 @@ def block(node: Desk, job: Job, change: Change, reason: str, holders: Sequence[H
     again = (
         change.state == life.BLOCKED
         and change.reason == reason
-        and ({(h["pid"], h["resource"]) for h in change.holders} == {(h["pid"], h["resource"]) for h in named})
+        and ({(h.pid, h.resource) for h in change.holders} == {(h.pid, h.resource) for h in holders})
     )
     if not job.args.get("dry") and not again:
         node.record(
-            "rollback_blocked",
-            {"change": change.id, "cause": job.cause, "reason": reason, "holders": named},
+            payloads.RollbackBlocked(change=change.id, cause=job.cause, reason=reason, holders=list(holders)),
             job.caller.actor,
         )
     node.finish(job)
@@ -323,28 +319,29 @@ def acted_rollback(node: Desk, job: Job, event: Acted) -> None:
     drifted = below.look(node, job, event, change.owner)
     if left:
         reason = "; ".join(f"{r}: {why}" for r, why in list(left.items())[:5])
-        data = {
-            "change": change.id,
-            "cause": job.cause,
-            "restored": restored,
-            "left": left,
-            "reason": reason,
-            "reads": node.learn(event),
-            **shared_with(change, left),
-        }
-        node.record("rollback_failed", data, actor)
+        node.record(
+            payloads.RollbackFailed(
+                change=change.id,
+                cause=job.cause,
+                restored=restored,
+                left=left,
+                reason=reason,
+                reads=node.learn(event),
+                also=shared_with(change, left),
+            ),
+            actor,
+        )
         node.sight(replace(s, owner=change.owner) for s in event.sightings if s.resource in left)
     else:
         node.record(
-            "rolled_back",
-            {
-                "change": change.id,
-                "cause": job.cause,
-                "owner": change.owner.to_json(),
-                "results": dict.fromkeys(restored, "restored"),
-                "reads": node.learn(event),
-                **shared_with(change, restored),
-            },
+            payloads.RolledBack(
+                change=change.id,
+                cause=job.cause,
+                owner=change.owner,
+                results=dict.fromkeys(restored, "restored"),
+                reads=node.learn(event),
+                also=shared_with(change, restored),
+            ),
             actor,
         )
         if job.cause != "group":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final
+from typing import Final
 
 from pact.core.node import access, bonds
 from pact.core.node import change as life
@@ -75,14 +75,13 @@ def require_shared(node: Desk, event: Asked, picked: Mapping[str, Sequence[str]]
 
 def others_of(node: Desk, caller: Caller, cid: str, resource: str) -> list[Owner]:
     """Who else wrote this member of a change since it last conformed, the caller and the change's owner left out."""
-    also = map(Owner.from_json, node.state.changes[cid].members[resource].also)
+    also = node.state.changes[cid].members[resource].also
     return [o for o in also if not caller.owns(o)]
 
 
-def shared_with(change: Change, resources: Iterable[str]) -> dict[str, Any]:
-    """For a record: who else had changed what it settles, by resource; nothing where nobody had."""
-    also = {r: change.members[r].also for r in resources if r in change.members and change.members[r].also}
-    return {"also": also} if also else {}
+def shared_with(change: Change, resources: Iterable[str]) -> dict[str, Sequence[Owner]]:
+    """Who else had changed these, by resource; nothing where nobody had."""
+    return {r: change.members[r].also for r in resources if r in change.members and change.members[r].also}
 
 
 def select_one(node: Desk, event: Asked, target: str, what: str) -> str:

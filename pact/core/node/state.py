@@ -19,7 +19,8 @@ from pact.core.node.membership import Membership
 from pact.core.node.membership import load as load_groups
 from pact.core.node.pace import Untracked
 from pact.core.node.windows import Windows, magnitude, square, window
-from pact.core.records import GENESIS, Record
+from pact.core.payload import Value
+from pact.core.records import GENESIS
 from pact.core.settings import Settings
 from pact.model import DIMENSIONS, NS_PER_S, Attrs, Declared, Owner
 
@@ -35,8 +36,8 @@ class Ttl:
     """A commit with an end: ``earlier`` is the declared value (JSON, ``None`` if undeclared) that comes back."""
 
     expires_ns: int
-    earlier: dict[str, Any] | None
-    owner: dict[str, Any]
+    earlier: Value | None
+    owner: Owner
     seq: int
 
 
@@ -56,7 +57,7 @@ class Emergency:
 class Hold:
     id: str
     change: str | None
-    owner: dict[str, Any]
+    owner: Owner
     reason: str
     placed: str
     placed_ns: int
@@ -119,7 +120,7 @@ class State:
         self.tracked: dict[str, str] = {}  # pattern -> what becomes of what is new below it
         self.untracked: dict[str, Untracked] = {}
         self.untracked_of: dict[str, int] = {}  # owner -> how many of them are his
-        self.enforced: dict[str, dict[str, Any]] = {}  # declared absent for being new -> who made it
+        self.enforced: dict[str, Owner] = {}  # declared absent for being new -> who made it
         self.windows = Windows(self.settings.floor_ns, self.settings.base_ns)
         self.touched = Touched()
         self._noted: tuple[int, Settings | None, int] = (0, None, 0)  # drift and settings, and their window
@@ -321,15 +322,15 @@ class State:
             if resource in self.enforced and resource not in self.member_of:
                 self.declare(resource, None)
 
-    def learn(self, record: Record) -> None:
+    def learn(self, reads: Mapping[str, str]) -> None:
         """What the kernel made of a declared value that it took is what is compared from now on.  # D5"""
-        for resource, text in record.data.get("reads", {}).items():
+        for resource, text in reads.items():
             declared = self.declared(resource)
             if declared is not None and declared.attrs is not None:
                 self.declare(resource, replace(declared, attrs={**declared.attrs, "reads": text}).to_json())
 
     def count_automatic(self, change: Change, resources: list[str], t_ns: int) -> None:
-        if change.rolling is None or change.rolling["cause"] not in ("expired", "retry"):
+        if change.rolling is None or change.rolling.cause not in ("expired", "retry"):
             return
         horizon = t_ns - HOUR_NS
         if len(self.auto_rollbacks) > RECENT_MAX:
@@ -342,7 +343,7 @@ class State:
         """It is untracked no more."""
         before = self.untracked.pop(resource, None)
         if before is not None:
-            key = before.owner["key"]
+            key = before.owner.key
             self.untracked_of[key] -= 1
             if not self.untracked_of[key]:
                 del self.untracked_of[key]
@@ -366,10 +367,10 @@ class State:
             "changes": [c.to_json() for c in self.changes.values()],
             "ambient": dict(self.ambient),
             "recent": dict(self.recent),
-            "ttls": {r: [t.expires_ns, t.earlier, t.owner, t.seq] for r, t in self.ttls.items()},
+            "ttls": {r: [t.expires_ns, t.earlier, t.owner.to_json(), t.seq] for r, t in self.ttls.items()},
             "boot_owed": None if self.boot_owed is None else dict(self.boot_owed),
             "emergency": None if self.emergency is None else _slots(self.emergency),
-            "holds": [_slots(h) for h in self.holds.values()],
+            "holds": [{**_slots(h), "owner": h.owner.to_json()} for h in self.holds.values()],
             "blind": dict(self.blind),
             "auto_rollbacks": {r: list(ts) for r, ts in self.auto_rollbacks.items()},
             "change_n": self.change_n,
@@ -399,10 +400,13 @@ class State:
             if change.state == life.OPEN:
                 state.open_sum_n += change.sum_n
         state.ambient, state.recent = dict(data["ambient"]), dict(data["recent"])
-        state.ttls = {r: Ttl(*row) for r, row in data["ttls"].items()}
+        state.ttls = {
+            r: Ttl(expires_ns, earlier, Owner.from_json(owner), seq)
+            for r, (expires_ns, earlier, owner, seq) in data["ttls"].items()
+        }
         state.boot_owed = data.get("boot_owed")
         state.emergency = None if data["emergency"] is None else Emergency(**data["emergency"])
-        state.holds = {row["id"]: Hold(**row) for row in data["holds"]}
+        state.holds = {row["id"]: Hold(**{**row, "owner": Owner.from_json(row["owner"])}) for row in data["holds"]}
         state.blind, state.auto_rollbacks = dict(data["blind"]), dict(data["auto_rollbacks"])
         state.change_n, state.hold_n = data["change_n"], data["hold_n"]
         state.windows.load(data["windows"])
@@ -417,20 +421,21 @@ class State:
         rows: list[list[Any]] = []
         table: list[dict[str, Any]] = []
         for resource, u in sorted(self.untracked.items()):
-            key = f"{u.owner['key']} {u.owner['session']} {u.owner['command']}"
+            key = f"{u.owner.key} {u.owner.session} {u.owner.command}"
             if key not in owners:
                 owners[key] = len(table)
-                table.append(u.owner)
+                table.append(u.owner.to_json())
             rows.append([resource, owners[key], u.seen, u.actual])
-        return {"patterns": dict(self.tracked), "owners": table, "untracked": rows, "enforced": dict(self.enforced)}
+        enforced = {r: o.to_json() for r, o in self.enforced.items()}
+        return {"patterns": dict(self.tracked), "owners": table, "untracked": rows, "enforced": enforced}
 
     def _load_tracked(self, data: Mapping[str, Any]) -> None:
         self.tracked = dict(data.get("patterns", {}))
-        self.enforced = dict(data.get("enforced", {}))
-        owners = data.get("owners", [])
+        self.enforced = {r: Owner.from_json(o) for r, o in data.get("enforced", {}).items()}
+        owners = [Owner.from_json(o) for o in data.get("owners", ())]
         for resource, n, seen, actual in data.get("untracked", ()):
             self.untracked[resource] = Untracked(owners[n], seen, actual)
-            self.untracked_of[owners[n]["key"]] = self.untracked_of.get(owners[n]["key"], 0) + 1
+            self.untracked_of[owners[n].key] = self.untracked_of.get(owners[n].key, 0) + 1
 
     def check(self) -> None:
         """Assert what must hold between the parts of the state. Cheap enough for tests and for every start."""
@@ -439,7 +444,7 @@ class State:
             assert resource in self._declared, resource
         for resource, known in self._decoded.items():
             assert known == Declared.from_json(strict.own(self._declared[resource])), resource
-        owners = [u.owner["key"] for u in self.untracked.values()]
+        owners = [u.owner.key for u in self.untracked.values()]
         assert self.untracked_of == {k: owners.count(k) for k in set(owners)}
         assert self._declared.keys().isdisjoint(self.untracked) and self._declared.keys() >= self.enforced.keys()
         assert sum(len(c.members) for c in self.changes.values()) == len(self.member_of)

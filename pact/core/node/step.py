@@ -11,7 +11,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from pact.core.node import adopt, apply, commit, declare, extend, join, replies, rollback, suspend, tracked, undo
+from pact.core.node import (
+    adopt,
+    apply,
+    commit,
+    declare,
+    extend,
+    join,
+    payloads,
+    replies,
+    rollback,
+    suspend,
+    tracked,
+    undo,
+)
 from pact.core.node import change as life
 from pact.core.node import member as groups
 from pact.core.node.desk import Desk
@@ -98,14 +111,13 @@ class Node(Desk):
                 if change is None or deadline_ns is None or deadline_ns <= self.t_ns:
                     continue
                 self.record(
-                    "window_closing",
-                    {
-                        "change": change.id,
-                        "owner": change.owner.to_json(),
-                        "deadline": self.wall_of(deadline_ns),
-                        "resources": sorted(change.members)[:CLOSING_NAMED_MAX],
-                        "count": len(change.members),
-                    },
+                    payloads.WindowClosing(
+                        change=change.id,
+                        owner=change.owner,
+                        deadline=self.wall_of(deadline_ns),
+                        resources=sorted(change.members)[:CLOSING_NAMED_MAX],
+                        count=len(change.members),
+                    )
                 )
             if not found and self.closing.next_deadline() == opening:
                 break
@@ -135,31 +147,29 @@ class Node(Desk):
         not_before_ns = self.t_ns + event.settings.floor_ns if event.reboot else state.not_before_ns
         unclean = state.running
         self.record(
-            "agent_started",
-            {
-                "boot_id": event.boot_id,
-                "offset_ns": event.offset_ns,
-                "wall_ns": event.wall_ns,
-                "settings": event.settings.to_json(),
-                "version": event.version,
-                "reboot": event.reboot,
-                "unclean": unclean,
-                "not_before_ns": not_before_ns,
-                **({"boot_owed": True} if event.reboot else {}),
-            },
+            payloads.AgentStarted(
+                boot_id=event.boot_id,
+                offset_ns=event.offset_ns,
+                wall_ns=event.wall_ns,
+                settings=event.settings,
+                version=event.version,
+                reboot=event.reboot,
+                unclean=unclean,
+                not_before_ns=not_before_ns,
+                boot_owed=event.reboot,
+            )
         )
         if first and event.declared:
             for names in in_pieces(list(event.declared)):
                 self.record(
-                    "declared",
-                    {
-                        "resources": {r: event.declared[r] for r in names},
-                        "cause": "first start",
-                        "sources": list(event.sources),
-                    },
+                    payloads.Declared(
+                        resources={r: event.declared[r] for r in names},
+                        cause="first start",
+                        sources=list(event.sources),
+                    )
                 )
         if first and event.track:
-            self.record("tracked", {"patterns": dict(event.track), "forgotten": []})
+            self.record(payloads.Tracked(patterns=dict(event.track), forgotten=[]))
         self._open_at_last(was_enforcing or first)
         self.rebuild()
 
@@ -168,18 +178,17 @@ class Node(Desk):
         state = self.state
         was_enforcing = state.settings.enforce
         self.record(
-            "agent_started",
-            {
-                "boot_id": state.boot_id,
-                "offset_ns": state.offset_ns,
-                "wall_ns": event.wall_ns,
-                "settings": event.settings.to_json(),
-                "version": event.version,
-                "reboot": False,
-                "unclean": False,
-                "not_before_ns": state.not_before_ns,
-                "reloaded": True,
-            },
+            payloads.AgentStarted(
+                boot_id=state.boot_id,
+                offset_ns=state.offset_ns,
+                wall_ns=event.wall_ns,
+                settings=event.settings,
+                version=event.version,
+                reboot=False,
+                unclean=False,
+                not_before_ns=state.not_before_ns,
+                reloaded=True,
+            )
         )
         self._open_at_last(was_enforcing)
         self.rebuild()
@@ -200,12 +209,12 @@ class Node(Desk):
             reset = []
         reset = [s for s in reset if self.rules.volatile(s.resource)]
         rolling = [c for c in self.state.changes.values() if c.state == life.ROLLING]
-        joined = {r for c in rolling for r in (c.rolling or {}).get("joined", ())}
+        joined = {r for c in rolling for r in (c.rolling.joined if c.rolling is not None else ())}
         frozen = {r for c in rolling for r in c.members}
         elsewhere = {s.resource for s in reset if self._differs(s) and s.resource not in frozen}
         if owed is not None and (not elsewhere or (times := self.killed.pop("boot", 0)) >= rollback.KILLED_MAX):
             why = rollback.killed_text(times) if elsewhere else ""
-            self.record("converged", {"results": dict.fromkeys(sorted(elsewhere), why), "cause": "boot"})
+            self.record(payloads.Converged(results=dict.fromkeys(sorted(elsewhere), why), cause="boot"))
             elsewhere.clear()
         self.sight(s for s in event.sightings if s.resource not in elsewhere and s.resource not in joined)
         for change in list(self.state.changes.values()):
@@ -242,7 +251,7 @@ class Node(Desk):
         """A mount that hides declared paths: what was there before, nothing, is declared; so it is drift.  # R7"""
         fresh = {r: Declared(None).to_json() for r in event.mounts if r not in self.state}
         if fresh:
-            self.record("declared", {"resources": fresh, "cause": "mounted over declared paths"})
+            self.record(payloads.Declared(resources=fresh, cause="mounted over declared paths"))
             self.sight(Sighting(r, event.mounts[r], event.owner) for r in fresh)
 
     def _appeared(self, event: Appeared) -> None:
@@ -271,13 +280,13 @@ class Node(Desk):
         if actor.role != "admin" and not self.refusals.admit(self.t_ns):
             return
         beyond = self.refusals.told()
-        self.record("denied", {"request": op, "why": why, **({"beyond": beyond} if beyond else {})}, actor)
+        self.record(payloads.Denied(request=op, why=why, beyond=beyond), actor)
 
     def _tell_refusals(self) -> None:
         """Nobody is refused any more: those that are in no record."""
         if self.refusals.next_ns <= self.t_ns and self.refusals.admit(self.t_ns):
             beyond = self.refusals.told()
-            self.record("denied", {"request": "several", "why": f"{beyond} more were refused", "beyond": beyond})
+            self.record(payloads.Denied(request="several", why=f"{beyond} more were refused", beyond=beyond))
 
     def _answered(self, event: Looked | Probed | Acted | Discovered) -> None:
         job = self.jobs.get(event.job)
@@ -298,9 +307,9 @@ class Node(Desk):
     def _observer_changed(self, event: ObserverChanged) -> None:
         known = self.state.blind.get(event.observer)
         if event.why and known != event.why:
-            self.record("observer_blind", {"observer": event.observer, "why": event.why})
+            self.record(payloads.ObserverBlind(observer=event.observer, why=event.why))
         elif not event.why and known is not None:
-            self.record("observer_restored", {"observer": event.observer})
+            self.record(payloads.ObserverRestored(observer=event.observer))
 
     def _fleet_told(self, event: FleetTold) -> None:
         suspend.told(self, event)
@@ -309,7 +318,7 @@ class Node(Desk):
         self.alone_since_ns = None if event.connected else self.t_ns
 
     def _stopping(self, event: Stopping) -> None:
-        self.record("agent_stopped", {"reason": event.reason})
+        self.record(payloads.AgentStopped(reason=event.reason))
 
 
 _STEPS: Final[Mapping[type, Callable[[Node, Any], None]]] = {

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from pact.core.node import access, bonds, commit, rollback
+from pact.core.node import access, bonds, commit, payloads, rollback
 from pact.core.node import change as life
 from pact.core.node.desk import Desk
 from pact.core.node.events import Asked, FleetTold
@@ -49,14 +49,13 @@ def asked_emergency_start(node: Desk, event: Asked) -> None:
         )
     ends = node.wall_of(node.t_ns + for_ns)
     node.record(
-        "emergency_started",
-        {
-            "reason": reason,
-            "by": event.caller.owner.user,
-            "key": event.caller.owner.key,
-            "ends_ns": node.t_ns + for_ns,
-            "ends": ends,
-        },
+        payloads.EmergencyStarted(
+            reason=reason,
+            by=event.caller.owner.user,
+            key=event.caller.owner.key,
+            ends_ns=node.t_ns + for_ns,
+            ends=ends,
+        ),
         event.caller.actor,
     )
     node.reply(event.token, {"reason": reason, "ends": ends})
@@ -128,7 +127,7 @@ def _end_with_commit(node: Desk, event: Asked, mine: dict[str, list[str]]) -> No
     if ids:
         commit.begin_commit(node, event, ids, {"message": message, "ttl_ns": None, "end_emergency": True})
         return
-    node.record("emergency_ended", {"how": "commit", "message": message}, event.caller.actor)
+    node.record(payloads.EmergencyEnded(how="commit", message=message), event.caller.actor)
     node.reply(event.token, {"committed": [], "left": []})
 
 
@@ -137,7 +136,7 @@ def _end_with_rollback(node: Desk, event: Asked, mine: dict[str, list[str]]) -> 
     rollback.refuse_in_observe_mode(node, dry=False)
     for cid in mine:
         rollback.refuse_held_or_busy(node, cid, force)
-    node.record("emergency_ended", {"how": "rollback"}, event.caller.actor)
+    node.record(payloads.EmergencyEnded(how="rollback"), event.caller.actor)
     rollback.rollback_many(node, event, mine, dry=False, force=force)
 
 
@@ -145,7 +144,7 @@ def stale(node: Desk) -> None:
     """Its planned end has come: louder, still suspended. pact never rolls back by itself out of an emergency.  # E2"""
     emergency = node.state.emergency
     if emergency is not None and not emergency.stale:
-        node.record("emergency_stale", {"reason": emergency.reason, "by": emergency.by})
+        node.record(payloads.EmergencyStale(reason=emergency.reason, by=emergency.by))
 
 
 # -- holds ----------------------------------------------------------------------------------------------------------
@@ -161,15 +160,14 @@ def asked_hold_place(node: Desk, event: Asked) -> None:
     hold = f"h{state.hold_n + 1}"
     ends = node.wall_of(node.t_ns + for_ns)
     node.record(
-        "hold_placed",
-        {
-            "hold": hold,
-            "change": cid,
-            "owner": event.caller.owner.to_json(),
-            "reason": reason,
-            "ends_ns": node.t_ns + for_ns,
-            "ends": ends,
-        },
+        payloads.HoldPlaced(
+            hold=hold,
+            change=cid,
+            owner=event.caller.owner,
+            reason=reason,
+            ends_ns=node.t_ns + for_ns,
+            ends=ends,
+        ),
         event.caller.actor,
     )
     node.reply(event.token, {"hold": hold, "change": cid, "ends": ends})
@@ -192,21 +190,21 @@ def asked_hold_release(node: Desk, event: Asked) -> None:
     picked = [h for h in picked if not h.id.startswith("f")]
     for hold in picked:
         if not _is_mine(event, hold):
-            access.require(event.caller, "admin", f"releasing the hold of {hold.owner['user']}")
+            access.require(event.caller, "admin", f"releasing the hold of {hold.owner.user}")
     for hold in picked:
-        node.record("hold_released", {"hold": hold.id, "change": hold.change, "cause": "released"}, event.caller.actor)
+        node.record(payloads.HoldReleased(hold=hold.id, change=hold.change, cause="released"), event.caller.actor)
     node.reply(event.token, {"released": [h.id for h in picked]})
 
 
 def _is_mine(event: Asked, hold: Hold) -> bool:
     own = event.caller.owner
-    return hold.owner["key"] == own.key or (own.uid is not None and hold.owner["uid"] == own.uid)
+    return hold.owner.key == own.key or (own.uid is not None and hold.owner.uid == own.uid)
 
 
 def expire_hold(node: Desk, name: str) -> None:
     hold = node.state.holds.get(name)
     if hold is not None:
-        node.record("hold_released", {"hold": hold.id, "change": hold.change, "cause": "expired"})
+        node.record(payloads.HoldReleased(hold=hold.id, change=hold.change, cause="expired"))
 
 
 # -- the fleet's stop -----------------------------------------------------------------------------------------------
@@ -240,23 +238,21 @@ def told(node: Desk, event: FleetTold) -> None:
     wanted = {h["hold"]: h for h in event.holds}
     for name in [n for n in state.holds if n.startswith("f") and n not in wanted]:
         node.record(
-            "hold_released",
-            {"hold": name, "change": None, "cause": "released", "fence": event.fence, "fleet_seq": event.seq},
+            payloads.HoldReleased(hold=name, change=None, cause="released", fence=event.fence, fleet_seq=event.seq)
         )
     for name, hold in wanted.items():
         if name in state.holds or hold["left_ns"] <= 0 or again:
             continue
         owner = Owner("cluster:" + hold["owner"], hold["owner"])
         node.record(
-            "hold_placed",
-            {
-                "hold": name,
-                "change": None,
-                "owner": owner.to_json(),
-                "reason": hold["reason"],
-                "fence": event.fence,
-                "ends_ns": node.t_ns + hold["left_ns"],
-                "ends": node.wall_of(node.t_ns + hold["left_ns"]),
-                "fleet_seq": event.seq,
-            },
+            payloads.HoldPlaced(
+                hold=name,
+                change=None,
+                owner=owner,
+                reason=hold["reason"],
+                fence=event.fence,
+                ends_ns=node.t_ns + hold["left_ns"],
+                ends=node.wall_of(node.t_ns + hold["left_ns"]),
+                fleet_seq=event.seq,
+            )
         )

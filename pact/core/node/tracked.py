@@ -11,16 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from pact.core import strict
-from pact.core.node import access
+from pact.core.node import access, payloads
 from pact.core.node.desk import Desk
 from pact.core.node.events import Appeared, Asked, Caller
 from pact.core.node.pace import CROWDED_NS, ENFORCED_MAX, GONE, Untracked
 from pact.core.records import PIECE_MAX, in_pieces
 from pact.errors import UsageError
-from pact.model import UNATTRIBUTED, Declared
+from pact.model import UNATTRIBUTED, Declared, Owner
 
 if TYPE_CHECKING:
     from pact.core.node.state import State
@@ -76,7 +76,7 @@ def remember(node: Desk, patterns: Mapping[str, str], caller: Caller, forget: It
         raise UsageError(f"at most {PATTERNS_MAX} patterns are tracked", "forget some: pact declare --prune")
     if not moved and not forgotten:
         return
-    node.record("tracked", {"patterns": moved, "forgotten": forgotten}, caller.actor)
+    node.record(payloads.Tracked(patterns=moved, forgotten=forgotten), caller.actor)
     _weigh_again(node)
 
 
@@ -91,7 +91,7 @@ def _weigh_again(node: Desk) -> None:
     _enforce(node, [(r, u) for r in modes if modes[r] == ENFORCE and (u := known(node, r)) is not None])
     let_go = [r for r in state.enforced if mode_of(node, r) != ENFORCE and not _is_frozen(state, r)]
     for piece in in_pieces(let_go):
-        node.record("declared", {"resources": {}, "forgotten": piece, "cause": "not enforced any more"})
+        node.record(payloads.Declared(resources={}, forgotten=list(piece), cause="not enforced any more"))
 
 
 def _is_frozen(state: State, resource: str) -> bool:
@@ -122,12 +122,12 @@ def appeared(node: Desk, event: Appeared) -> None:
         mode = mode_of(node, new.resource)
         before = known(node, new.resource)
         pace.leaving.pop(new.resource, None)
-        owner = (new.owner or UNATTRIBUTED).to_json()
+        owner = new.owner or UNATTRIBUTED
         if mode not in (REPORT, ENFORCE):
             continue
-        if before is None and room(node, owner["key"]) > 0:
+        if before is None and room(node, owner.key) > 0:
             pace.put(new.resource, Untracked(owner, seen, dict(new.actual)))
-        elif before is not None and before.owner["key"] == UNATTRIBUTED.key != owner["key"]:  # named late
+        elif before is not None and before.owner.key == UNATTRIBUTED.key != owner.key:  # named late
             pace.put(new.resource, Untracked(owner, before.seen, dict(new.actual)))
     for resource in event.gone:
         pace.drop(resource)
@@ -186,21 +186,16 @@ def _record_seen(node: Desk, mine: Mapping[str, Untracked]) -> None:
     """Those of one owner. The session and command are each one's own."""
     for part in chunked(mine):
         piece = [(r, mine[r]) for r in part]
-        owners: list[dict[str, Any]] = []
+        owners: list[Owner] = []
         resources = {}
         for resource, untracked in piece:
             if untracked.owner not in owners[-1:]:
                 owners.append(untracked.owner)
             resources[resource] = {**untracked.actual, "by": len(owners) - 1}
         node.record(
-            "untracked_seen",
-            {
-                "owner": owners[0],
-                "owners": owners,
-                "resources": resources,
-                "seen": piece[0][1].seen,
-                "count": len(piece),
-            },
+            payloads.UntrackedSeen(
+                owner=owners[0], owners=owners, resources=resources, seen=piece[0][1].seen, count=len(piece)
+            )
         )
 
 
@@ -222,8 +217,7 @@ def _record_gone(node: Desk, left: Sequence[str]) -> None:
     for piece in chunked(left):
         closed = [r for r in piece if node.state.untracked[r].actual.get("secret")]
         node.record(
-            "untracked_gone",
-            {"resources": [r for r in piece if r not in closed], "closed": closed, "count": len(piece)},
+            payloads.UntrackedGone(resources=[r for r in piece if r not in closed], closed=closed, count=len(piece))
         )
 
 
@@ -235,7 +229,7 @@ def _enforce(node: Desk, found: Sequence[tuple[str, Untracked]]) -> list[str]:
     those for which there is no room, or too many of their owner's were before.  # U2, U3"""
     pace, taken, left = node.pace, list[tuple[str, Untracked]](), list[str]()
     for resource, untracked in found:
-        key = untracked.owner["key"]
+        key = untracked.owner.key
         if len(node.state.enforced) + len(taken) < ENFORCED_MAX and pace.affords(key, node.t_ns) > 0:
             taken.append((resource, untracked))
             pace.spend(key, 1, node.t_ns)
@@ -249,9 +243,9 @@ def _enforce(node: Desk, found: Sequence[tuple[str, Untracked]]) -> list[str]:
     return left
 
 
-def declare_absent(node: Desk, owners: Mapping[str, dict[str, Any]], cause: str) -> None:
+def declare_absent(node: Desk, owners: Mapping[str, Owner], cause: str) -> None:
     absent = Declared(None).to_json()
-    node.record("declared", {"resources": dict.fromkeys(owners, absent), "enforced": dict(owners), "cause": cause})
+    node.record(payloads.Declared(resources=dict.fromkeys(owners, absent), enforced=dict(owners), cause=cause))
     for resource in owners:
         node.pace.drop(resource)
         node.pace.leaving.pop(resource, None)

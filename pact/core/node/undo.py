@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final
 
-from pact.core.node import below
+from pact.core.node import below, payloads
 from pact.core.node import change as life
 from pact.core.node.desk import Desk
 from pact.core.node.events import Acted, Sighting
@@ -56,7 +56,7 @@ def undo(node: Desk, job: Job, event: Acted) -> None:
         _end(node, undoing, theirs)
         return
     undoing.steps = steps
-    node.record("converge_started", {"cause": "undo", "plan": [s.to_json() for s in steps]}, job.caller.actor)
+    node.record(payloads.ConvergeStarted(cause="undo", plan=[s.planned() for s in steps]), job.caller.actor)
     below.act(node, undoing, {}, undoing.ids, put_back=False)
 
 
@@ -94,8 +94,7 @@ def acted_undo(node: Desk, job: Job, event: Acted) -> None:
     node.finish(job)
     results = dict(event.results)
     node.record(
-        "converged",
-        {"results": {r: why or "restored" for r, why in results.items()}, "cause": "undo"},
+        payloads.Converged(results={r: why or "restored" for r, why in results.items()}, cause="undo"),
         job.caller.actor,
     )
     holders: Mapping[str, Owner] = job.args["holders"]
@@ -112,28 +111,19 @@ def _end(node: Desk, job: Job, results: Mapping[str, str]) -> None:
     change = node.state.changes.get(job.args["applied"])
     if stays and change is not None and change.can("start") and change.state != life.ROLLING:
         reason = "; ".join(f"{r}: {why}" for r, why in list(stays.items())[:SHOWN_MAX])
-        plan = [s.to_json() for s in below.steps_for(node, change.members)]
+        plan = [s.planned() for s in below.steps_for(node, change.members)]
         node.record(
-            "rollback_started",
-            {
-                "change": change.id,
-                "cause": "undo",
-                "owner": change.owner.to_json(),
-                "skipped": [],
-                "plan": plan,
-                "saves": {},
-            },
+            payloads.RollbackStarted(change=change.id, cause="undo", owner=change.owner, plan=plan),
             job.caller.actor,
         )
         node.record(
-            "rollback_failed",
-            {
-                "change": change.id,
-                "cause": "undo",
-                "restored": [],
-                "left": stays,
-                "reason": f"an application could not be undone: {reason}",
-            },
+            payloads.RollbackFailed(
+                change=change.id,
+                cause="undo",
+                restored=[],
+                left=stays,
+                reason=f"an application could not be undone: {reason}",
+            ),
             job.caller.actor,
         )
     if not stays:
@@ -151,7 +141,7 @@ def _forget(node: Desk, job: Job) -> None:
     ]
     if gone:
         node.record(
-            "declared", {"resources": {}, "forgotten": gone, "cause": "an application was undone"}, job.caller.actor
+            payloads.Declared(resources={}, forgotten=gone, cause="an application was undone"), job.caller.actor
         )
 
 

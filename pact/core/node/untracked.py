@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from pact.core.node import access, below, replies
+from pact.core.node import access, below, payloads, replies
 from pact.core.node.desk import Desk
 from pact.core.node.events import Asked, Looked, Probe, Probed
 from pact.core.node.ledger import Job
@@ -56,7 +56,7 @@ def _meant(node: Desk, target: str) -> list[str]:
 
 
 def owner_of(node: Desk, resource: str) -> Owner:
-    return Owner.from_json(node.state.untracked[resource].owner)
+    return node.state.untracked[resource].owner
 
 
 def refuse_named(job: Job, event: Looked) -> None:
@@ -83,24 +83,23 @@ def record_commits(node: Desk, job: Job, event: Looked) -> tuple[list[dict[str, 
             continue
         attrs = {**seen, "secret": True} if seen is not None and resource in event.secret else seen  # S2
         value = Declared(attrs, restorable=resource not in event.unkept)
-        by_owner.setdefault(node.state.untracked[resource].owner["key"], {})[resource] = value.to_json()
+        by_owner.setdefault(node.state.untracked[resource].owner.key, {})[resource] = value.to_json()
     expires_ns = None if ttl_ns is None else node.t_ns + ttl_ns
     expires = None if expires_ns is None else node.wall_of(expires_ns)
     for resources in by_owner.values():
         owner = node.state.untracked[next(iter(resources))].owner
         for piece in in_pieces(list(resources)):
             node.record(
-                "committed",
-                {
-                    "change": None,
-                    "owner": owner,
-                    "committer": job.caller.owner.to_json(),
-                    "resources": {r: resources[r] for r in piece},
-                    "message": job.args["message"],
-                    "split": False,
-                    "expires_ns": expires_ns,
-                    "expires": expires,
-                },
+                payloads.Committed(
+                    change=None,
+                    owner=owner,
+                    committer=job.caller.owner,
+                    resources={r: resources[r] for r in piece},
+                    message=job.args["message"],
+                    split=False,
+                    expires_ns=expires_ns,
+                    expires=expires,
+                ),
                 job.caller.actor,
             )
             out.append(
@@ -135,7 +134,7 @@ def begin_removal(node: Desk, event: Asked, resources: Sequence[str], *, dry: bo
     """Look before anything is touched, as before a rollback; one job for each owner's."""
     by_owner: dict[str, list[str]] = {}
     for resource in resources:
-        by_owner.setdefault(node.state.untracked[resource].owner["key"], []).append(resource)
+        by_owner.setdefault(node.state.untracked[resource].owner.key, []).append(resource)
     for ids in by_owner.values():
         own = [Step(r, None, node.state.untracked[r].actual) for r in ids]
         job = node.job(
@@ -196,31 +195,28 @@ def probed_removal(node: Desk, job: Job, event: Probed) -> None:
         if actual is None or declared is None:
             continue
         node.record(
-            "drift_detected",
-            {
-                "resource": resource,
-                "change": cid,
-                "owner": owner.to_json(),
-                "opened_ns": node.t_ns,
-                "actual": actual,
-                "deviation_n": node.deviation_n(resource, declared, actual),
-                "weight_n": node.weight_n(resource, declared),
-                **({"secret": True} if resource in closed else {}),
-            },
+            payloads.DriftDetected(
+                resource=resource,
+                change=cid,
+                owner=owner,
+                opened_ns=node.t_ns,
+                actual=actual,
+                deviation_n=node.deviation_n(resource, declared, actual),
+                weight_n=node.weight_n(resource, declared),
+                secret=resource in closed,
+            )
         )
     job.change, job.ids, job.args["notes"] = cid, tuple(state.changes[cid].members), list(event.notes)
     node.busy[cid] = job.n
     node.record(
-        "rollback_started",
-        {
-            "change": cid,
-            "cause": job.cause,
-            "owner": owner.to_json(),
-            "skipped": [],
-            "plan": [s.to_json() for s in job.steps],
-            "saves": dict(event.saves),
-            **({"notes": job.args["notes"]} if event.notes else {}),
-        },
+        payloads.RollbackStarted(
+            change=cid,
+            cause=job.cause,
+            owner=owner,
+            plan=[s.planned() for s in job.steps],
+            saves=dict(event.saves),
+            notes=list(event.notes),
+        ),
         job.caller.actor,
     )
     below.act(node, job, event.saves, [s.id for s in job.steps])

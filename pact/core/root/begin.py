@@ -7,11 +7,12 @@ from typing import Any, Final
 
 import orjson
 
+from pact.core.root import payloads
 from pact.core.root.answers import answer_of
 from pact.core.root.questions import ABSENT, LOST, Questions, refuse_absent, require_role, require_short
 from pact.core.root.runs import APPLYING, OPEN, Head, Run, as_written, shown
 from pact.errors import EXIT_FAILED, EXIT_UNREACHABLE, PactError, UsageError, gravest
-from pact.model import NS_PER_S
+from pact.model import NS_PER_S, Owner
 
 WINDOW_MAX_NS: Final = 3660 * 24 * 3600 * NS_PER_S
 #: Beyond it no node is believed about the groups that it has known.
@@ -120,26 +121,19 @@ class Beginner:
         self._numbers = max(self._numbers, root.state.group_n, *known) + 1
         gid = f"g{self._numbers}"
         caller = head["caller"]
-        owner = {
-            "key": f"cluster:{caller['user']}",
-            "user": caller["user"],
-            "uid": None,
-            "session": None,
-            "command": "pact apply",
-        }
+        owner = Owner(f"cluster:{caller['user']}", caller["user"], command="pact apply")
         root.record(
-            "group_begun",
-            {
-                "group": gid,
-                "owner": owner,
-                "message": str(args.get("message", "")),
-                "nodes": nodes,
-                "count": len(members),
-                "resources": sorted(args["resources"]),
-                "window_ns": window_ns,
-                "fence": root.fence,
-                "require_all": bool(args.get("require_all")),
-            },
+            payloads.GroupBegun(
+                group=gid,
+                owner=owner,
+                message=str(args.get("message", "")),
+                nodes=nodes,
+                count=len(members),
+                resources=sorted(args["resources"]),
+                window_ns=window_ns,
+                fence=root.fence,
+                require_all=bool(args.get("require_all")),
+            ),
             root.actor(caller),
             lambda: self._begun(gid, head, args, members, summary, missing, note),
         )

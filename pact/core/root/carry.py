@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
+from pact.core.root import payloads
 from pact.core.root.answers import answer_of, clipped, refusal_of
 from pact.core.root.log import Group
 from pact.core.root.questions import LATE, Questions, allowed
@@ -34,9 +35,9 @@ class Carrier:
             "decision": group.decision,
             "action": group.decision,
             "why": group.why,
-            "message": group.args.get("message", ""),
-            "ttl_ns": group.args.get("ttl_ns"),
-            "force": bool(group.args.get("force")),
+            "message": group.terms.message,
+            "ttl_ns": group.terms.ttl_ns,
+            "force": group.terms.force,
         }
 
     def reply(self, node: str, gid: str, args: Mapping[str, Any], caller: Mapping[str, Any]) -> None:
@@ -173,13 +174,9 @@ class Carrier:
             but = "; ".join(f"{n}: {why}" for n, why in self.questions.fold_failed(run.odd).items())
             outcome = OUTCOMES[group.decision] + (clipped(f", except on {but}") if but else "")
             root.record(
-                "group_finished",
-                {
-                    "group": run.id,
-                    "outcome": outcome,
-                    "fence": root.fence,
-                    **self._ended(run, group),
-                },
+                payloads.GroupFinished(
+                    group=run.id, outcome=outcome, fence=root.fence, members=self._ended(run, group)
+                ),
                 root.actor(),
                 lambda: self._finished(run, heads),
             )
@@ -206,8 +203,8 @@ class Carrier:
         for head in heads:
             self.questions.reply(head, code, text, "", shown(root, run, group), failed)
 
-    def _ended(self, run: Run, group: Group) -> dict[str, Any]:
-        """``{"members": {state: node set}}`` where not all have done what was decided."""
+    def _ended(self, run: Run, group: Group) -> dict[str, str]:
+        """``{state: node set}`` where not all have done what was decided."""
         if not run.odd:
             return {}
         fold = self.root.sets.fold
@@ -215,7 +212,7 @@ class Carrier:
         for name, why in run.odd.items():
             state = why[:WHY_MAX] if why[:WHY_MAX] in states or len(states) < STATES_MAX else "otherwise"
             states.setdefault(state, []).append(name)
-        return {"members": {state: fold(names) for state, names in states.items() if names}}
+        return {state: fold(names) for state, names in states.items() if names}
 
     def _finished(self, run: Run, heads: Sequence[Head]) -> None:
         self.runs.pop(run.id, None)

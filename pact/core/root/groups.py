@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
+from pact.core.root import payloads
 from pact.core.root.answers import answer_of
 from pact.core.root.begin import Beginner
 from pact.core.root.holds import Holds
@@ -235,7 +236,7 @@ class Groups(Votes):
     def _rollback(self, head: Head, args: dict[str, Any]) -> None:
         run = self._settleable(head, args, "rollback")
         group, force = self.root.state.groups[run.id], bool(args.get("force"))
-        forced = group.state == DECIDED and bool(group.args.get("force"))
+        forced = group.state == DECIDED and group.terms.force
         if self.root.state.holds and not (force or forced):
             raise ConflictError(held_by(self.root), "use --force")
         if group.state == DECIDED and force and not forced:
@@ -253,8 +254,8 @@ class Groups(Votes):
             if 0 < number(gid) <= root.state.group_n:
                 raise ConflictError(f"{gid} was settled long ago", "see pact log")
             raise UsageError(f"there is no group {gid}", "pact groups lists them")
-        if head["caller"]["role"] != "admin" and group.owner["user"] != head["caller"]["user"]:
-            raise DeniedError(f"{what} {gid} of {group.owner['user']} needs the role admin")
+        if head["caller"]["role"] != "admin" and group.owner.user != head["caller"]["user"]:
+            raise DeniedError(f"{what} {gid} of {group.owner.user} needs the role admin")
         if group.state == FINISHED:
             raise ConflictError(f"{gid} is settled already: {group.outcome}", "see pact groups")
         run = self.runs[gid]
@@ -275,8 +276,7 @@ class Groups(Votes):
                 self._already(run, "rollback", head)
 
         root.record(
-            "group_forced",
-            {"group": run.id, "fence": root.fence, "why": f"asked by {head['caller']['user']}"},
+            payloads.GroupForced(group=run.id, fence=root.fence, why=f"asked by {head['caller']['user']}"),
             root.actor(head["caller"]),
             done,
         )
@@ -315,7 +315,7 @@ class Groups(Votes):
                     self.carrier.waves(run)
             self.questions.reply(head, 0, result={"v": 1, "forgotten": root.sets.fold(known)})
 
-        root.record("node_forgotten", {"nodes": sorted(known), "fence": root.fence}, root.actor(head["caller"]), done)
+        root.record(payloads.NodeForgotten(nodes=sorted(known), fence=root.fence), root.actor(head["caller"]), done)
 
     # -- extend -------------------------------------------------------------------------------------------
 
@@ -352,8 +352,7 @@ class Groups(Votes):
 
         run.step = DECIDING  # no timer and no vote until it is durable
         root.record(
-            "window_extended",
-            {"group": run.id, "by_ns": by_ns, "reopened": reopened, "fence": root.fence},
+            payloads.WindowExtended(group=run.id, by_ns=by_ns, reopened=reopened, fence=root.fence),
             root.actor(head["caller"]),
             done,
         )

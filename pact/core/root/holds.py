@@ -8,6 +8,7 @@ from typing import Any, Final
 import orjson
 
 from pact.core.records import rfc3339
+from pact.core.root import payloads
 from pact.core.root.answers import answer_of
 from pact.core.root.questions import Questions, require_role
 from pact.errors import EXIT_UNREACHABLE, ConflictError, DeniedError, UsageError
@@ -35,13 +36,13 @@ class Holds:
 
     def tick(self) -> None:
         root = self.root
-        for name in [n for n, h in root.state.holds.items() if h["ends_ns"] <= root.t_ns and n not in self._ending]:
+        for name in [n for n, h in root.state.holds.items() if h.ends_ns <= root.t_ns and n not in self._ending]:
             self._release_one(name, "expired", root.actor(), None)
         if self._tell_at_ns is not None and self._tell_at_ns <= root.t_ns:
             self.tell()
 
     def next_wake_ns(self) -> int | None:
-        wakes = [h["ends_ns"] for n, h in self.root.state.holds.items() if n not in self._ending]
+        wakes = [h.ends_ns for n, h in self.root.state.holds.items() if n not in self._ending]
         if self._tell_at_ns is not None:
             wakes.append(self._tell_at_ns)
         return min(wakes, default=None)
@@ -63,16 +64,14 @@ class Holds:
         self._placing = True
         ends_ns = root.t_ns + for_ns
         root.record(
-            "hold_placed",
-            {
-                "hold": name,
-                "change": None,
-                "owner": {"user": head["caller"]["user"]},
-                "reason": reason,
-                "ends_ns": ends_ns,
-                "ends": rfc3339(root.wall_ns + for_ns),
-                "fence": root.fence,
-            },
+            payloads.HoldPlaced(
+                hold=name,
+                owner=payloads.Person(head["caller"]["user"]),
+                reason=reason,
+                ends_ns=ends_ns,
+                ends=rfc3339(root.wall_ns + for_ns),
+                fence=root.fence,
+            ),
             root.actor(head["caller"]),
             lambda: self._held(head, name),
         )
@@ -80,7 +79,7 @@ class Holds:
     def _held(self, head: Head, name: str) -> None:
         self._placing = False
         self.tell()
-        self._confirm(head, {"hold": name, "ends": self.root.state.holds[name]["ends"]})
+        self._confirm(head, {"hold": name, "ends": self.root.state.holds[name].ends})
 
     def _confirm(self, head: Head, result: dict[str, Any]) -> None:
         """Answer when every node has heard, naming those that will on their return."""
@@ -108,16 +107,16 @@ class Holds:
         require_role(head, "ops", "hold")
         user, admin = head["caller"]["user"], head["caller"]["role"] == "admin"
         holds = {n: h for n, h in root.state.holds.items() if n not in self._ending}
-        picked = [n for n, h in holds.items() if (name == n if name else h["owner"]["user"] == user)]
+        picked = [n for n, h in holds.items() if (name == n if name else h.user == user)]
         if not picked:
-            others = ", ".join(f"{n} of {h['owner']['user']}" for n, h in holds.items())
+            others = ", ".join(f"{n} of {h.user}" for n, h in holds.items())
             raise ConflictError(
                 f"there is no hold {name} of the fleet" if name else "no hold of the fleet is yours",
                 f"the fleet is held by {others}" if others else "the fleet is not held",
             )
         for one in picked:
-            if holds[one]["owner"]["user"] != user and not admin:
-                raise DeniedError(f"releasing the hold of {holds[one]['owner']['user']} needs the role admin")
+            if holds[one].user != user and not admin:
+                raise DeniedError(f"releasing the hold of {holds[one].user} needs the role admin")
         for one in picked:
             last = one == picked[-1]
             self._release_one(one, "released", root.actor(head["caller"]), head if last else None, picked)
@@ -135,7 +134,7 @@ class Holds:
 
         root = self.root
         self._ending.add(name)
-        root.record("hold_released", {"hold": name, "change": None, "cause": cause, "fence": root.fence}, actor, done)
+        root.record(payloads.HoldReleased(hold=name, cause=cause, fence=root.fence), actor, done)
 
     def tell(self) -> None:
         root = self.root

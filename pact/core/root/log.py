@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import field
+from dataclasses import field, replace
 from operator import itemgetter
 from typing import Any, Final
 
 import orjson
 
 from pact.core import strict
+from pact.core.payload import Payload
 from pact.core.records import GENESIS, TYPES, Record, parse, rfc3339, seal
-from pact.core.root import shapes
+from pact.core.root import payloads, shapes
 from pact.core.root.chunks import INCARNATION_CHARS, Batch, Chunk, build_chunk, chunk_hash, read_chunk
+from pact.core.root.payloads import Terms
 from pact.errors import ChainError
 from pact.limits import RECORD_MAX
+from pact.model import Owner
 from pact.values import dataclass
 
 ROOT: Final = "_root"
@@ -52,7 +55,7 @@ class Group:
     """A change on many nodes, as its records tell. ``nodes`` is folded text. Times are the root's node time."""
 
     id: str
-    owner: dict[str, Any]
+    owner: Owner
     message: str
     nodes: str
     resources: list[str]
@@ -66,15 +69,65 @@ class Group:
     decision: str = ""
     ballot: int = 0
     why: str = ""
-    args: dict[str, Any] = field(default_factory=dict)
+    terms: Terms = field(default_factory=Terms)
     decided: str = ""
     outcome: str = ""
     ended: dict[str, str] = field(default_factory=dict)  # {state: node set}, where it is not the outcome everywhere
     by: dict[str, Any] = field(default_factory=dict)
 
+    def to_json(self) -> dict[str, Any]:
+        own = {name: getattr(self, name) for name in self.__slots__ if name != "terms"}
+        terms = self.terms.to_json() if self.decision else {}
+        return {**own, "owner": self.owner.to_json(), "args": terms}
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> Group:
+        """Raises KeyError, TypeError or ValueError."""
+        own = dict(row)
+        owner, terms = Owner.from_json(own.pop("owner")), Terms.from_json(own.pop("args", {}))
+        return cls(owner=owner, terms=terms, **own)
+
     @property
     def ends_ns(self) -> int:
         return self.begun_ns + self.window_ns + self.extension_ns + self.shift_ns
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Of the whole fleet. ``ends`` and ``placed`` are clock times, for people."""
+
+    id: str
+    user: str
+    reason: str
+    ends_ns: int
+    ends: str
+    placed: str
+    fence: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """As snapshots have it, and subscribers who come late."""
+        return {
+            "hold": self.id,
+            "change": None,
+            "owner": {"user": self.user},
+            "reason": self.reason,
+            "ends_ns": self.ends_ns,
+            "ends": self.ends,
+            "placed": self.placed,
+            "fence": self.fence,
+        }
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> Hold:
+        return cls(
+            row["hold"],
+            row["owner"]["user"],
+            row["reason"],
+            row["ends_ns"],
+            row["ends"],
+            row["placed"],
+            row.get("fence", 0),
+        )
 
 
 class RootState:
@@ -89,7 +142,7 @@ class RootState:
         self.groups: dict[str, Group] = {}
         self.group_n = 0
         self.forgotten: dict[str, str] = {}  # nodes that somebody took out of service, and when
-        self.holds: dict[str, dict[str, Any]] = {}
+        self.holds: dict[str, Hold] = {}
         self.hold_n = 0
         self.held_since_ns = 0
         self.fence = 0
@@ -171,76 +224,74 @@ class RootState:
         self.fence, self.wall_ns = max(self.fence, chunk.fence), chunk.wall_ns
 
     def _apply_own(self, record: Record) -> None:
-        shapes.require_own(record)
         self.t_ns = max(self.t_ns, record.t_ns)
         handler = _HANDLERS.get(record.type)
         if handler is not None:
-            handler(self, record)
+            handler(self, record, payloads.of(record))
 
     # -- one a type ---------------------------------------------------------------------------------------------
 
-    def _started(self, record: Record) -> None:
-        self.boot_id, self.offset_ns = record.data["boot_id"], record.data["offset_ns"]
+    def _started(self, record: Record, said: payloads.AgentStarted) -> None:
+        self.boot_id, self.offset_ns = said.boot_id, said.offset_ns
 
-    def _begun(self, record: Record) -> None:
-        d = record.data
-        self.groups[d["group"]] = Group(
-            d["group"],
-            dict(d["owner"]),
-            d["message"],
-            d["nodes"],
-            list(d["resources"]),
-            d["window_ns"],
+    def _begun(self, record: Record, said: payloads.GroupBegun) -> None:
+        self.groups[said.group] = Group(
+            said.group,
+            said.owner,
+            said.message,
+            said.nodes,
+            list(said.resources),
+            said.window_ns,
             record.t_ns,
             record.time,
-            bool(d["require_all"]),
+            said.require_all,
         )
-        self.group_n = max(self.group_n, int(d["group"][1:]))
+        self.group_n = max(self.group_n, int(said.group[1:]))
         finished = [g.id for g in self.groups.values() if g.state == FINISHED]
         for gid in finished[: max(0, len(finished) - FINISHED_MAX)]:
             del self.groups[gid]
 
-    def _decided(self, record: Record) -> None:
-        d = record.data
-        group = self.groups[d["group"]]
+    def _decided(self, record: Record, said: payloads.GroupDecided) -> None:
+        group = self.groups[said.group]
         if group.state != ACTIVE:  # G1: one decision
             raise ValueError(f"{group.id} is decided already")
-        group.state, group.decision, group.ballot = DECIDED, d["decision"], d["ballot"]
-        group.why, group.args, group.decided, group.by = d["why"], dict(d["args"]), record.time, dict(record.actor)
+        group.state, group.decision, group.ballot = DECIDED, said.decision, said.ballot
+        group.why, group.terms, group.decided, group.by = said.why, said.args, record.time, dict(record.actor)
 
-    def _forced(self, record: Record) -> None:
+    def _forced(self, record: Record, said: payloads.GroupForced) -> None:
         """What is decided is carried out with force, as the doing of who asked for it."""
-        group = self.groups.get(record.data["group"])
+        group = self.groups.get(said.group)
         if group is not None:
-            group.args, group.by, group.why = {**group.args, "force": True}, dict(record.actor), record.data["why"]
+            group.terms, group.by, group.why = replace(group.terms, force=True), dict(record.actor), said.why
 
-    def _finished(self, record: Record) -> None:
-        group = self.groups.pop(record.data["group"], None)
+    def _finished(self, record: Record, said: payloads.GroupFinished) -> None:
+        group = self.groups.pop(said.group, None)
         if group is not None:
-            group.state, group.outcome = FINISHED, record.data["outcome"]
-            group.ended = dict(record.data.get("members", {}))
+            group.state, group.outcome = FINISHED, said.outcome
+            group.ended = dict(said.members)
             self.groups[group.id] = group  # those that finished first are forgotten first
 
-    def _extended(self, record: Record) -> None:
-        group = self.groups.get(record.data["group"])
+    def _extended(self, record: Record, said: payloads.WindowExtended) -> None:
+        group = self.groups.get(said.group)
         if group is None:
             return
-        if record.data["reopened"]:
+        if said.reopened:
             group.begun_ns, group.extension_ns, group.shift_ns = record.t_ns, 0, 0
-        group.extension_ns += record.data["by_ns"]
+        group.extension_ns += said.by_ns
 
-    def _node_forgotten(self, record: Record) -> None:
-        self.forgotten.update(dict.fromkeys(record.data["nodes"], record.time))
+    def _node_forgotten(self, record: Record, said: payloads.NodeForgotten) -> None:
+        self.forgotten.update(dict.fromkeys(said.nodes, record.time))
 
-    def _hold_placed(self, record: Record) -> None:
-        d = record.data
+    def _hold_placed(self, record: Record, said: payloads.HoldPlaced) -> None:
         if not self.holds:
             self.held_since_ns = record.t_ns
-        self.holds[d["hold"]] = {**d, "placed": record.time}
-        self.hold_n = max(self.hold_n, int(d["hold"][1:]))
+        self.holds[said.hold] = Hold(
+            said.hold, said.owner.user, said.reason, said.ends_ns, said.ends, record.time, said.fence
+        )
+        self.hold_n = max(self.hold_n, int(said.hold[1:]))
 
-    def _hold_released(self, record: Record) -> None:
-        del self.holds[record.data["hold"]]
+    def _hold_released(self, record: Record, said: payloads.HoldReleased) -> None:
+        del self.holds[said.hold]
         if not self.holds:
             for group in self.groups.values():
                 if group.state == ACTIVE:
@@ -258,9 +309,9 @@ class RootState:
                 "cursors": {n: [c.incarnation, c.seq, c.hash] for n, c in self.cursors.items()},
                 "earlier": self.earlier,
                 "forgotten": self.forgotten,
-                "groups": [{k: getattr(g, k) for k in g.__slots__} for g in self.groups.values()],
+                "groups": [g.to_json() for g in self.groups.values()],
                 "group_n": self.group_n,
-                "holds": self.holds,
+                "holds": {n: h.to_json() for n, h in self.holds.items()},
                 "hold_n": self.hold_n,
                 "held_since_ns": self.held_since_ns,
                 "fence": self.fence,
@@ -280,7 +331,8 @@ class RootState:
         shapes.require_snapshot(data)
         state = cls()
         state.cursors = {n: Cursor(*row) for n, row in data.pop("cursors").items()}
-        state.groups = {row["id"]: Group(**row) for row in data.pop("groups")}
+        state.groups = {row["id"]: Group.from_json(row) for row in data.pop("groups")}
+        state.holds = {n: Hold.from_json(row) for n, row in data.pop("holds", {}).items()}
         for name, value in data.items():
             setattr(state, name, value)
         return state
@@ -299,16 +351,16 @@ def load(snapshot: bytes | None, chunks: Iterable[bytes]) -> RootState:
     return state
 
 
-_HANDLERS: Final[Mapping[str, Callable[[RootState, Record], None]]] = {
-    "agent_started": RootState._started,
-    "group_begun": RootState._begun,
-    "group_decided": RootState._decided,
-    "group_forced": RootState._forced,
-    "group_finished": RootState._finished,
-    "window_extended": RootState._extended,
-    "hold_placed": RootState._hold_placed,
-    "hold_released": RootState._hold_released,
-    "node_forgotten": RootState._node_forgotten,
+_HANDLERS: Final[Mapping[str, Callable[[RootState, Record, Any], None]]] = {
+    payloads.AgentStarted.type: RootState._started,
+    payloads.GroupBegun.type: RootState._begun,
+    payloads.GroupDecided.type: RootState._decided,
+    payloads.GroupForced.type: RootState._forced,
+    payloads.GroupFinished.type: RootState._finished,
+    payloads.WindowExtended.type: RootState._extended,
+    payloads.HoldPlaced.type: RootState._hold_placed,
+    payloads.HoldReleased.type: RootState._hold_released,
+    payloads.NodeForgotten.type: RootState._node_forgotten,
 }
 
 
@@ -387,8 +439,9 @@ class Writer:
         self.size += sum(map(len, lines))
         return ""
 
-    def record(self, type_: str, data: Mapping[str, Any], actor: Mapping[str, Any], t_ns: int, wall_ns: int) -> Record:
+    def record(self, payload: Payload, actor: Mapping[str, Any], t_ns: int, wall_ns: int) -> Record:
         """One of the root's own."""
+        type_, data = payload.type, payload.to_data()
         record, body = seal(self._chain.seq + 1, self._chain.hash, rfc3339(wall_ns), t_ns, ROOT, type_, actor, data)
         incarnation = self._chain.incarnation or record.hash[:INCARNATION_CHARS]
         self._chain = Cursor(incarnation, record.seq, record.hash)

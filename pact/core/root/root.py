@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from pact.core import strict
-from pact.core.root import log
+from pact.core.root import log, payloads
 from pact.core.root.groups import Groups
 from pact.core.root.log import RootState
 from pact.core.root.persons import CHALLENGE
@@ -47,14 +47,9 @@ class Root(Term):
         self.begun_ns = self.t_ns
         reboot = bool(self.state.boot_id) and boot_id != self.state.boot_id
         self.record(
-            "agent_started",
-            {
-                "boot_id": boot_id,
-                "offset_ns": offset_ns,
-                "wall_ns": wall_ns,
-                "fence": self.fence,
-                "name": self.name,
-            },
+            payloads.AgentStarted(
+                boot_id=boot_id, offset_ns=offset_ns, wall_ns=wall_ns, fence=self.fence, name=self.name
+            ),
             self.actor(),
             self.groups.resume,
         )

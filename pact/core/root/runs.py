@@ -87,7 +87,7 @@ def shown(root: Term, run: Run | None, group: Group, *, viewer: bool = False) ->
     return {
         "group": group.id,
         "state": state,
-        "owner": group.owner["user"],
+        "owner": group.owner.user,
         "message": group.message,
         "nodes": group.nodes,
         "resources": group.resources,
@@ -167,12 +167,12 @@ def stopped(root: Term, group: Group) -> bool:
     """The whole fleet is held: nothing more is rolled back, decided or not, unless it is on record that somebody forces
     it.  # G8
     """
-    return bool(root.state.holds) and group.decision == "rollback" and not group.args.get("force")
+    return bool(root.state.holds) and group.decision == "rollback" and not group.terms.force
 
 
 def held_by(root: Term) -> str:
     hold = next(iter(root.state.holds.values()))
-    return f"the whole fleet is held by {hold['owner']['user']}: {hold['reason']}"
+    return f"the whole fleet is held by {hold.user}: {hold.reason}"
 
 
 def reasons(root: Term, run: Run) -> str:

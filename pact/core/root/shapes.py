@@ -1,4 +1,4 @@
-"""What stands in the root's log, checked before it is folded: chunks' heads, the root's own records, snapshots. Pure.
+"""What stands in the root's log beside records, checked before it is folded: chunks' heads and snapshots. Pure.
 
 The log may have been put back from a backup that somebody edited, or hold what no root wrote. Here it is refused with
 ValueError, once, so that the fold may take every field as what it is.
@@ -10,15 +10,13 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from pact.core.records import Record
-
 Check = Callable[[Any], bool]
 
 _ID: Final = re.compile(r"[a-z][0-9]{1,18}")
 
 
-def _is(kind: type) -> Check:
-    return lambda value: type(value) is kind
+def _is(*kinds: type) -> Check:
+    return lambda value: type(value) in kinds
 
 
 def _id(value: Any) -> bool:
@@ -70,6 +68,10 @@ def _fields(needed: Mapping[str, Check], more: Mapping[str, Check] | None = None
 _text, _number, _flag, _object = _is(str), _is(int), _is(bool), _is(dict)
 _cursor: Final = _row(_text, _number, _text)
 _user: Final = _fields({"user": _text})
+_maybe_number, _maybe_text = _is(int, type(None)), _is(str, type(None))
+_owner: Final = _fields(
+    {"key": _text, "user": _text, "uid": _maybe_number, "session": _maybe_text, "command": _text}, closed=True
+)
 
 CHUNK: Final = _fields(
     {
@@ -83,32 +85,10 @@ CHUNK: Final = _fields(
         "batches": _rows(_row(_text, _text, _text, _size, _size, _size)),
     }
 )
-#: Of the root's own records, what the fold reads.
-OWN: Final[Mapping[str, Check]] = {
-    "agent_started": _fields({"boot_id": _text, "offset_ns": _number}),
-    "group_begun": _fields(
-        {
-            "group": _id,
-            "owner": _user,
-            "message": _text,
-            "nodes": _text,
-            "resources": _texts,
-            "window_ns": _number,
-            "require_all": _flag,
-        }
-    ),
-    "group_decided": _fields({"group": _id, "decision": _text, "ballot": _number, "why": _text, "args": _object}),
-    "group_forced": _fields({"group": _id, "why": _text}),
-    "group_finished": _fields({"group": _id, "outcome": _text}, {"members": _table(_text)}),
-    "window_extended": _fields({"group": _id, "reopened": _flag, "by_ns": _number}),
-    "hold_placed": _fields({"hold": _id, "owner": _user, "reason": _text, "ends": _text, "ends_ns": _number}),
-    "hold_released": _fields({"hold": _id}),
-    "node_forgotten": _fields({"nodes": _texts}),
-}
 GROUP: Final = _fields(
     {
         "id": _id,
-        "owner": _user,
+        "owner": _owner,
         "message": _text,
         "nodes": _text,
         "resources": _texts,
@@ -141,7 +121,9 @@ SNAPSHOT: Final[Mapping[str, Check]] = {
     "groups": _rows(GROUP),
     "group_n": _number,
     "forgotten": _table(_text),
-    "holds": _table(_fields({"hold": _id, "owner": _user, "reason": _text, "ends": _text, "ends_ns": _number})),
+    "holds": _table(
+        _fields({"hold": _id, "owner": _user, "reason": _text, "ends": _text, "ends_ns": _number, "placed": _text})
+    ),
     "hold_n": _number,
     "held_since_ns": _number,
     "fence": _number,
@@ -150,12 +132,6 @@ SNAPSHOT: Final[Mapping[str, Check]] = {
     "boot_id": _text,
     "offset_ns": _number,
 }
-
-
-def require_own(record: Record) -> None:
-    """One of the root's own records."""
-    if not OWN.get(record.type, _object)(record.data):
-        raise ValueError(f"a {record.type} that no root writes")
 
 
 def require_snapshot(data: Any) -> None:

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import field
 from typing import Any, Final, Protocol
 
-from pact.core.root import chunks
+from pact.core.payload import Payload
+from pact.core.root import chunks, payloads
 from pact.core.root.chunks import Batch
 from pact.core.root.log import RootState, Writer
 from pact.core.root.persons import Persons
@@ -148,7 +149,7 @@ class Term:
         self._effects: list[Effect] = []
         self._waiting: deque[Batch] = deque()
         self._waiting_bytes = 0
-        self._own: deque[tuple[str, Mapping[str, Any], Mapping[str, Any], Callable[[], None]]] = deque()
+        self._own: deque[tuple[Payload, Mapping[str, Any], Callable[[], None]]] = deque()
         self._flying: _Flying | None = None
         self._acks: dict[str, tuple[str, int]] = {}
         self.rewound: dict[str, int] = {}
@@ -182,11 +183,9 @@ class Term:
             return {"user": "pact", "uid": None, "role": "agent", "via": "timer"}
         return {"user": caller["user"], "uid": None, "role": caller["role"], "via": "cluster"}
 
-    def record(
-        self, type_: str, data: Mapping[str, Any], actor: Mapping[str, Any], then: Callable[[], None] | None = None
-    ) -> None:
+    def record(self, payload: Payload, actor: Mapping[str, Any], then: Callable[[], None] | None = None) -> None:
         """Write one of the root's own records; ``then`` when it is durable, never before.  # G1"""
-        self._own.append((type_, data, actor, then or _nothing))
+        self._own.append((payload, actor, then or _nothing))
 
     def down(self, kind: str, head: Mapping[str, Any], body: bytes = b"") -> None:
         if self.persons is not None and kind in TO_CLIENTS:
@@ -218,13 +217,13 @@ class Term:
             return
         counts[user] = counts.get(user, 0) + 1
         if counts[user] <= ROOT_DENIED_PER_MINUTE:
-            self.record("denied", {"request": op, "why": why}, self.actor(caller))
+            self.record(payloads.Denied(request=op, why=why), self.actor(caller))
 
     def fleet(self) -> dict[str, Any]:
         """The head of a ``fleet`` message, as ``welcome`` carries it too. ``whole_ns``: what was left of a hold when
         this table was first told, which is what is sealed.
         """
-        holds = [{**h, "left_ns": max(0, self.state.holds[h["hold"]]["ends_ns"] - self.t_ns)} for h in self.holds()]
+        holds = [{**h, "left_ns": max(0, self.state.holds[h["hold"]].ends_ns - self.t_ns)} for h in self.holds()]
         if self.seals is None:
             return {"fence": self.fence, "seq": self.fleet_seq, "holds": holds}
         if self._whole[0] != self.fleet_seq:
@@ -242,10 +241,7 @@ class Term:
 
     def holds(self) -> list[dict[str, Any]]:
         """Of the whole fleet, as people and programs see them."""
-        return [
-            {"hold": h["hold"], "owner": h["owner"]["user"], "reason": h["reason"], "ends": h["ends"]}
-            for h in self.state.holds.values()
-        ]
+        return [{"hold": h.id, "owner": h.user, "reason": h.reason, "ends": h.ends} for h in self.state.holds.values()]
 
     def take_effects(self) -> list[Effect]:
         """What a question from outside a step has led to."""
@@ -284,8 +280,8 @@ class Term:
         writer = Writer(self.state, self.fence, self.name)
         then = []
         while self._own and writer.size < CHUNK_SOFT_BYTES:
-            type_, data, actor, callback = self._own.popleft()
-            writer.record(type_, data, actor, self.t_ns, self.wall_ns)
+            payload, actor, callback = self._own.popleft()
+            writer.record(payload, actor, self.t_ns, self.wall_ns)
             then.append(callback)
         acks: dict[str, tuple[str, int]] = {}
         while self._waiting and writer.size < CHUNK_SOFT_BYTES:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
+from pact.core.root import payloads
 from pact.core.root.answers import answer_of, refusal_of
 from pact.core.root.carry import Carrier
 from pact.core.root.questions import ABSENT, Questions, allowed
@@ -153,20 +154,15 @@ class Votes:
         root = self.root
         run.step = DECIDING
         root.record(
-            "group_decided",
-            {
-                "group": run.id,
-                "decision": action,
-                "ballot": run.ballot,
-                "fence": root.fence,
-                "why": f"asked by {caller['user']}" if run.heads else "its window ended",
-                "args": {
-                    "message": str(args.get("message", "")),
-                    "ttl_ns": args.get("ttl_ns"),
-                    **({"force": True} if run.force else {}),
-                },
-                "owed": root.sets.fold(run.missing) if run.missing else "",
-            },
+            payloads.GroupDecided(
+                group=run.id,
+                decision=action,
+                ballot=run.ballot,
+                fence=root.fence,
+                why=f"asked by {caller['user']}" if run.heads else "its window ended",
+                args=payloads.Terms(str(args.get("message", "")), args.get("ttl_ns"), run.force),
+                owed=root.sets.fold(run.missing) if run.missing else "",
+            ),
             root.actor(caller if run.heads else None),
             lambda: self.carrier.carry(run),
         )

@@ -1,0 +1,419 @@
+"""What the records of a node's journal say: one class a record type."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from pact.core.payload import NOTHING, Payload, Planned, Saved, Value, always
+from pact.core.records import Record
+from pact.core.settings import Settings
+from pact.model import Attrs, Holder, Owner
+from pact.values import dataclass
+
+# -- the agent --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class AgentStarted(Payload):
+    """``boot_owed``: a reboot reset what is still to be brought back. ``reloaded``: the settings were read again."""
+
+    boot_id: str
+    offset_ns: int
+    wall_ns: int
+    settings: Settings
+    version: str
+    reboot: bool
+    unclean: bool
+    not_before_ns: int
+    boot_owed: bool = False
+    reloaded: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AgentStopped(Payload):
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ObserverBlind(Payload):
+    observer: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class ObserverRestored(Payload):
+    observer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Denied(Payload):
+    """``beyond``: how many more were refused and stand in no record."""
+
+    request: str
+    why: str
+    beyond: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LossAccepted(Payload):
+    """Records ``first`` to ``last`` (with its ``hash``) were acknowledged and are gone; ``None``: that is not known."""
+
+    first: int
+    last: int | None
+    hash: str | None
+    message: str
+
+
+# -- declared state ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Declared(Payload):
+    """``members``: the deviation of members of changes against the new value. ``taken``: members that leave their
+    change. ``enforced``: declared absent for being new below an enforced pattern, and who made it. ``part``: the
+    number of this record, and how many together are one decision.
+    """
+
+    resources: Mapping[str, Value]
+    cause: str
+    forgotten: Sequence[str] | None = None
+    members: Mapping[str, int] | None = None
+    taken: Sequence[str] | None = None
+    sources: Sequence[str] | None = None
+    to_seq: int | None = None
+    enforced: Mapping[str, Owner] = NOTHING
+    saves: Mapping[str, Saved] = NOTHING
+    notes: Sequence[str] = ()
+    part: Sequence[int] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Adopted(Payload):
+    resources: Mapping[str, Value]
+    patterns: Sequence[str]
+    members: Mapping[str, int] = always(NOTHING)
+
+
+@dataclass(frozen=True, slots=True)
+class Applied(Payload):
+    """``baseline``: what was declared with it as it was, so that there is something to go back to."""
+
+    change: str
+    owner: Owner
+    message: str
+    resources: Mapping[str, Attrs | None]
+    baseline: Mapping[str, Value]
+    saves: Mapping[str, Saved] = always(NOTHING)
+    notes: Sequence[str] = ()
+    group: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ConvergeStarted(Payload):
+    """``cause``: ``boot``, or ``undo`` where an application is taken back."""
+
+    cause: str
+    plan: Sequence[Planned]
+
+
+@dataclass(frozen=True, slots=True)
+class Converged(Payload):
+    """``results``: ``restored``, or why not. ``reads``: what the kernel made of a value that it took."""
+
+    results: Mapping[str, str]
+    cause: str = ""
+    reads: Mapping[str, str] = always(NOTHING)
+
+
+@dataclass(frozen=True, slots=True)
+class Tracked(Payload):
+    patterns: Mapping[str, str]
+    forgotten: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class UntrackedSeen(Payload):
+    """``resources``: in short what each is; ``by`` in it is the place of its owner in ``owners``."""
+
+    owner: Owner
+    owners: Sequence[Owner]
+    resources: Mapping[str, Attrs]
+    seen: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class UntrackedGone(Payload):
+    resources: Sequence[str]
+    closed: Sequence[str]
+    count: int
+
+
+# -- drift ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class DriftDetected(Payload):
+    """``from_``: the change that it was in before. ``with_``: the resource whose write moved it. ``also``: who else has
+    written it since it conformed.
+    """
+
+    resource: str
+    change: str
+    owner: Owner
+    opened_ns: int
+    actual: Attrs | None
+    deviation_n: int
+    weight_n: int
+    from_: str = ""
+    with_: str = ""
+    also: Sequence[Owner] = ()
+    secret: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class DriftCleared(Payload):
+    resource: str
+    change: str
+
+
+@dataclass(frozen=True, slots=True)
+class WindowOpened(Payload):
+    change: str
+    owner: Owner
+    resources: Sequence[str]
+    window_ns: int
+    reopened: bool
+    magnitude_n: int
+    deadline: str | None
+    reads: Mapping[str, str] = NOTHING
+
+
+@dataclass(frozen=True, slots=True)
+class WindowClosing(Payload):
+    """``resources``: the first of ``count``."""
+
+    change: str
+    owner: Owner
+    deadline: str
+    resources: Sequence[str]
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class WindowExtended(Payload):
+    """``group``: its window is the root's, and ends at ``ends_ns``."""
+
+    change: str
+    by_ns: int
+    reopened: bool
+    group: str = ""
+    fence: int | None = None
+    ends_ns: int | None = None
+    ends: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeSplit(Payload):
+    """``ambient``: the new one collects what its owner drifts next."""
+
+    change: str
+    into: str
+    resources: Sequence[str]
+    ambient: bool | None = None
+    group: str = ""
+
+
+# -- settling ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Committed(Payload):
+    """``change`` is ``None`` where what was untracked is taken in. ``also``: who else had changed what is settled."""
+
+    change: str | None
+    owner: Owner
+    resources: Mapping[str, Value]
+    message: str
+    split: bool
+    expires_ns: int | None
+    expires: str | None
+    committer: Owner | None = None
+    group: str = ""
+    also: Mapping[str, Sequence[Owner]] = NOTHING
+    part: Sequence[int] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class CommitExpired(Payload):
+    """``resources``: the values that are declared again, ``None`` if undeclared. ``commit``: that record's number."""
+
+    resources: Mapping[str, Value | None]
+    commit: int
+    owner: Owner
+
+
+@dataclass(frozen=True, slots=True)
+class RollbackStarted(Payload):
+    """``saves``: what was there before, by resource."""
+
+    change: str
+    cause: str
+    owner: Owner
+    plan: Sequence[Planned]
+    skipped: Sequence[str] = always(())
+    saves: Mapping[str, Saved] = always(NOTHING)
+    notes: Sequence[str] = ()
+    also: Mapping[str, Sequence[Owner]] = NOTHING
+
+
+@dataclass(frozen=True, slots=True)
+class RolledBack(Payload):
+    change: str
+    cause: str
+    owner: Owner
+    results: Mapping[str, str]
+    reads: Mapping[str, str] = always(NOTHING)
+    also: Mapping[str, Sequence[Owner]] = NOTHING
+
+
+@dataclass(frozen=True, slots=True)
+class RollbackBlocked(Payload):
+    change: str
+    cause: str
+    reason: str
+    holders: Sequence[Holder]
+    group: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RollbackFailed(Payload):
+    change: str
+    cause: str
+    restored: Sequence[str]
+    left: Mapping[str, str]
+    reason: str
+    reads: Mapping[str, str] = always(NOTHING)
+    also: Mapping[str, Sequence[Owner]] = NOTHING
+
+
+# -- suspending -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class EmergencyStarted(Payload):
+    reason: str
+    by: str
+    key: str
+    ends_ns: int
+    ends: str
+
+
+@dataclass(frozen=True, slots=True)
+class EmergencyStale(Payload):
+    reason: str
+    by: str
+
+
+@dataclass(frozen=True, slots=True)
+class EmergencyEnded(Payload):
+    how: str
+    message: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HoldPlaced(Payload):
+    """``change`` is ``None`` where the whole node is held. ``fleet_seq``: the root's number of a hold of the fleet."""
+
+    hold: str
+    change: str | None
+    owner: Owner
+    reason: str
+    ends_ns: int
+    ends: str
+    fence: int | None = None
+    fleet_seq: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HoldReleased(Payload):
+    hold: str
+    change: str | None
+    cause: str
+    fence: int | None = None
+    fleet_seq: int | None = None
+
+
+# -- a member of groups -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class GroupBegun(Payload):
+    """``resources``: what the group wants here."""
+
+    group: str
+    fence: int
+    owner: Owner
+    message: str
+    resources: Mapping[str, Attrs | None]
+    ends_ns: int
+    ends: str
+
+
+@dataclass(frozen=True, slots=True)
+class GroupPrepared(Payload):
+    group: str
+    change: str | None
+    action: str
+    ballot: int
+    fence: int
+    vote: str
+    why: str
+    holders: Sequence[Holder]
+
+
+@dataclass(frozen=True, slots=True)
+class GroupDecided(Payload):
+    """``lost``: what others changed again on the group's resources, and a rollback takes from them."""
+
+    group: str
+    ballot: int
+    fence: int
+    decision: str
+    action: str
+    why: str
+    lost: Sequence[Attrs]
+    force: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class GroupFinished(Payload):
+    group: str
+    outcome: str
+    forced: bool | None = None
+
+
+#: By record type.
+CLASSES: Final[Mapping[str, type[Payload]]] = {
+    cls.type: cls
+    for cls in list(globals().values())
+    if isinstance(cls, type) and issubclass(cls, Payload) and cls is not Payload
+}
+
+
+def of(record: Record) -> Payload | None:
+    """What a record says: a payload, ``None`` for a type that this version does not know. Raises ValueError."""
+    if record.payload is not None:
+        return record.payload
+    cls = CLASSES.get(record.type)
+    return None if cls is None else cls.from_data(record.data)
+
+
+def declared_by(said: Payload | None) -> list[str]:
+    """Every resource that a record declares anew or forgets; none where it does neither."""
+    if isinstance(said, Applied):
+        return [*said.resources, *said.baseline]
+    if isinstance(said, Declared):
+        return [*said.resources, *(said.forgotten or ())]
+    return list(said.resources) if isinstance(said, Adopted | Committed | CommitExpired) else []

@@ -1,0 +1,161 @@
+"""What the root's own records say: one class a record type. What only this version writes has a value here, so that the
+records of older roots are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from pact.core.payload import NOTHING, Id, Payload, always
+from pact.core.records import Record
+from pact.model import Owner
+from pact.values import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Person:
+    """Who asked, by name."""
+
+    user: str
+
+    def to_json(self) -> dict[str, Any]:
+        return {"user": self.user}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Person:
+        """Raises ValueError or KeyError."""
+        if type(data["user"]) is not str:
+            raise ValueError("a name that is no text")
+        return cls(data["user"])
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """How a decision is carried out: a commit's message and time limit; whether it is done by force."""
+
+    message: str = ""
+    ttl_ns: int | None = None
+    force: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        return {"message": self.message, "ttl_ns": self.ttl_ns, **({"force": True} if self.force else {})}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Terms:
+        """Raises ValueError."""
+        message, ttl_ns, force = data.get("message", ""), data.get("ttl_ns"), data.get("force", False)
+        if type(message) is not str or not (ttl_ns is None or type(ttl_ns) is int) or type(force) is not bool:
+            raise ValueError("terms that are none")
+        return cls(message, ttl_ns, force)
+
+
+@dataclass(frozen=True, slots=True)
+class AgentStarted(Payload):
+    """A root began its term: ``fence`` is its number."""
+
+    boot_id: str
+    offset_ns: int
+    wall_ns: int = always(0)
+    fence: int = always(0)
+    name: str = always("")
+
+
+@dataclass(frozen=True, slots=True)
+class GroupBegun(Payload):
+    """``nodes``: folded, ``count`` of them. ``require_all``: it is committed only if none is away."""
+
+    group: Id
+    owner: Owner
+    message: str
+    nodes: str
+    resources: Sequence[str]
+    window_ns: int
+    require_all: bool
+    count: int = always(0)
+    fence: int = always(0)
+
+
+@dataclass(frozen=True, slots=True)
+class GroupDecided(Payload):
+    """``owed``: folded, who was away and is told on its return."""
+
+    group: Id
+    decision: str
+    ballot: int
+    why: str
+    args: Terms
+    fence: int = always(0)
+    owed: str = always("")
+
+
+@dataclass(frozen=True, slots=True)
+class GroupForced(Payload):
+    group: Id
+    why: str
+    fence: int = always(0)
+
+
+@dataclass(frozen=True, slots=True)
+class GroupFinished(Payload):
+    """``members``: {state: folded nodes}, where it is not the outcome everywhere."""
+
+    group: Id
+    outcome: str
+    fence: int = always(0)
+    members: Mapping[str, str] = NOTHING
+
+
+@dataclass(frozen=True, slots=True)
+class WindowExtended(Payload):
+    group: Id
+    by_ns: int
+    reopened: bool
+    fence: int = always(0)
+
+
+@dataclass(frozen=True, slots=True)
+class HoldPlaced(Payload):
+    """``change`` is ``None``: the whole fleet is held."""
+
+    hold: Id
+    owner: Person
+    reason: str
+    ends_ns: int
+    ends: str
+    change: None = always(None)
+    fence: int = always(0)
+
+
+@dataclass(frozen=True, slots=True)
+class HoldReleased(Payload):
+    hold: Id
+    cause: str = always("")
+    change: None = always(None)
+    fence: int = always(0)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeForgotten(Payload):
+    nodes: Sequence[str]
+    fence: int = always(0)
+
+
+@dataclass(frozen=True, slots=True)
+class Denied(Payload):
+    request: str
+    why: str
+
+
+#: By record type.
+CLASSES: Final[Mapping[str, type[Payload]]] = {
+    cls.type: cls
+    for cls in list(globals().values())
+    if isinstance(cls, type) and issubclass(cls, Payload) and cls is not Payload
+}
+
+
+def of(record: Record) -> Payload | None:
+    """What one of the root's own records says, ``None`` for a type that no root writes. Raises ValueError."""
+    cls = CLASSES.get(record.type)
+    return None if cls is None else cls.from_data(record.data)
