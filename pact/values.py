@@ -9,9 +9,10 @@ against it as well.
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
 
-__all__ = ["dataclass"]
+__all__ = ["NOTHING", "dataclass"]
 
 FROZEN = False
 
@@ -23,3 +24,11 @@ else:
         if FROZEN:
             return dataclasses.dataclass(frozen=frozen, **options)
         return dataclasses.dataclass(unsafe_hash=frozen, **options)
+
+
+class _Nothing(dict[str, Any]):
+    __hash__ = object.__hash__  # type: ignore[assignment]
+
+
+#: An empty JSON object that may be the default of a field: nobody writes into it.
+NOTHING: Final[Mapping[str, Any]] = _Nothing()

@@ -11,10 +11,11 @@ import pytest
 
 from pact.core import records
 from pact.core.node import payloads as node
-from pact.core.payload import NOTHING, Payload
+from pact.core.payload import Payload
 from pact.core.root import payloads as root
 from pact.core.settings import Settings
 from pact.model import Owner
+from pact.values import NOTHING
 from tests.test_older_data import JOURNALS
 
 FORMATS = (Path(__file__).parent.parent / "specs" / "formats.md").read_text()

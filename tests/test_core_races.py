@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from pact.core.node.events import Asked, Caller, Event, JobFailed, Observed, Sighting, Ticked
+from pact.core.ops import GoBack, made
 from pact.core.plan import Step
 from pact.core.settings import Settings
 from pact.errors import (
@@ -40,7 +42,7 @@ def asked(world: World, op: str, caller: Caller, **args: Any) -> int:
     """A request whose answers from the shell come after the next event."""
     world.token += 1
     token = world.token
-    world.queue.append(lambda: Asked(world.t_ns, world.wall_ns, token, op, args, caller))
+    world.queue.append(lambda: Asked(world.t_ns, world.wall_ns, token, made(op, args), caller))
     return token
 
 
@@ -173,10 +175,10 @@ def test_an_earlier_state_is_not_restored_over_a_held_change_without_force(what:
     world = started()
     world.write(A, ONE, ANN.owner)
     world.ask("hold_place", ADMIN, reason="wait", for_ns=S, change=what)
-    args = {"resources": {A: Declared(dict(ZERO)).to_json()}, "take": True, "cause": "rollback", "to_seq": 1}
-    refused = world.ask("declare", ADMIN, **args)
+    back = GoBack(resources={A: Declared(dict(ZERO)).to_json()}, take=True, to_seq=1)
+    refused = world.request(back, ADMIN)
     assert refused is not None and refused.exit_code == 4 and world.machine[A] == ONE
-    forced = world.ask("declare", ADMIN, **args, force=True)
+    forced = world.request(replace(back, force=True), ADMIN)
     assert forced is not None and forced.exit_code == 0 and world.machine[A] == ZERO
 
 
@@ -186,12 +188,12 @@ def test_what_is_being_applied_is_nobody_else_s_to_apply_or_declare(op: str) -> 
     world = started()
     wanted = {A: Declared(dict(ONE)).to_json()}
     first = asked(world, "apply", ADMIN, resources=wanted, message="one")
-    second = asked(world, op, ADMIN, resources={A: Declared(dict(TWO)).to_json()}, message="two")
+    second = asked(world, op, ADMIN, resources={A: Declared(dict(TWO)).to_json()})
     third: list[int] = []
 
     def between() -> Event:
         world.queue.appendleft(lambda: Ticked(world.t_ns, world.wall_ns))
-        third.append(asked(world, op, ADMIN, resources={A: Declared(dict(TWO)).to_json()}, message="three"))
+        third.append(asked(world, op, ADMIN, resources={A: Declared(dict(TWO)).to_json()}))
         return Ticked(world.t_ns, world.wall_ns)
 
     world.before_act = lambda w, step: None
@@ -264,7 +266,6 @@ def test_rollbacks_that_waited_for_a_consumer_count_as_automatic() -> None:
 
 
 def test_each_resource_of_a_change_names_the_command_that_drifted_it() -> None:
-    from dataclasses import replace
 
     world = started()
     editor, tool = replace(ANN.owner, command="vi /f"), replace(ANN.owner, command="sysctl -w a=1")

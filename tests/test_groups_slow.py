@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from pact.core.node.events import Asked, Caller, ContactChanged, FleetTold, Reply
+from pact.core.ops import made
 from pact.model import NS_PER_S, Actor, Declared, Owner
 from pact.sim.parts import person
 from pact.sim.shell import ShellWorld
@@ -48,7 +49,7 @@ class Member:
         world = self.world
         world.token += 1
         token = world.token
-        event = Asked(world.t_ns, world.wall_ns, token, op, {"group": "g1", "fence": fence, **args}, ROOT)
+        event = Asked(world.t_ns, world.wall_ns, token, made(op, {"group": "g1", "fence": fence, **args}), ROOT)
         world.feed(lambda: event)
         return token
 

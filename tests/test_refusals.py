@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from pact.core.node.events import Asked
 from pact.core.node.refusals import EACH_NS, Bucket
+from pact.core.ops import EmergencyStart, HoldRelease
 from pact.limits import REFUSALS_AT_ONCE
 from pact.model import NS_PER_S, Declared
 from pact.sim.parts import person
@@ -28,7 +29,7 @@ def refused(world: World, count: int, role: str = "viewer", first_uid: int = 200
         caller = person(f"p{n}", role, first_uid + n)
         world.feed(
             lambda n=n, caller=caller: Asked(
-                world.t_ns, world.wall_ns, 10_000 + n, "emergency_start", {"reason": "r", "for_ns": NS_PER_S}, caller
+                world.t_ns, world.wall_ns, 10_000 + n, EmergencyStart(reason="r", for_ns=NS_PER_S), caller
             )
         )
 
@@ -65,9 +66,7 @@ def test_an_administrator_s_are_always_recorded_and_a_role_s_count_with_the_othe
     world = started()
     refused(world, 3 * REFUSALS_AT_ONCE)
     before = len(denied(world))
-    world.feed(
-        lambda: Asked(world.t_ns, world.wall_ns, 1, "hold_release", {"name": "nothing"}, person("root", "admin", 0))
-    )
+    world.feed(lambda: Asked(world.t_ns, world.wall_ns, 1, HoldRelease(name="nothing"), person("root", "admin", 0)))
     refused(world, 3 * REFUSALS_AT_ONCE, "ops", 9000)
     assert len(denied(world)) <= before + 2
 

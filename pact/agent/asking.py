@@ -6,7 +6,7 @@ else the answer would tell which names exist in closed directories, and who has 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from pact.agent import views
 from pact.agent.consumers import find_all_holders
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 NOT_YOURS: Final = "is not looked after here, or lies in a closed directory: asking who uses it needs the role admin"
 
 
-def consumers(agent: Driver, client: Client, args: dict[str, Any]) -> None:
+def consumers(agent: Driver, client: Client, asked: str) -> None:
     """Answers later, from the thread for such questions. Raises UsageError, DeniedError or PactError."""
-    kind = kind_of(args["resource"])
+    kind = kind_of(asked)
     try:
-        name = kind.canonical(split_id(args["resource"])[1])
+        name = kind.canonical(split_id(asked)[1])
     except ValueError as exc:
-        raise UsageError(f"{args['resource']}: {exc}") from None
+        raise UsageError(f"{asked}: {exc}") from None
     resource = f"{kind.name}:{name}"
     admin, node = client.admin, agent.node
     if not admin and any(map(hangs, kind.watch(name) or kind.roots(name, Step(resource, None, {})))):

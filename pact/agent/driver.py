@@ -52,6 +52,7 @@ from pact.core.node.events import (
     Ticked,
 )
 from pact.core.node.step import Node
+from pact.core.ops import Op
 from pact.core.records import Record
 from pact.declared.toml import Ignore
 from pact.errors import EXIT_DENIED, DeniedError, JournalError, PactError, StoreFullError, UnreachableError, explained
@@ -292,8 +293,8 @@ class Driver:
                         self.watching.drop(resource)
                         self.node.unreadable.pop(resource, None)
                         self.watching.tracking.look(resource)
-            elif isinstance(said, payloads.DriftCleared | payloads.RolledBack | payloads.RollbackFailed):
-                for resource in _conforming(said):
+            elif conforming := payloads.conforming(said):
+                for resource in conforming:
                     if resource not in self.node.state:  # it was new below an enforced pattern
                         self.watching.drop(resource)
                     else:
@@ -455,7 +456,7 @@ class Driver:
         self._tokens[token] = client
         client.tokens.add(token)
 
-    def ask(self, client: Client, token: int, event: Asked) -> None:
+    def ask(self, client: Client, token: int, event: Asked[Op]) -> None:
         self.expect(client, token)
         self.step(event)
 
@@ -516,10 +517,3 @@ class Driver:
                 return Result(0, lambda t, w: self.failed_read(client, token, error, t, w))
 
         return guarded
-
-
-def _conforming(said: payloads.DriftCleared | payloads.RolledBack | payloads.RollbackFailed) -> Iterable[str]:
-    """What is as it is declared, by this record."""
-    if isinstance(said, payloads.DriftCleared):
-        return [said.resource]
-    return said.results if isinstance(said, payloads.RolledBack) else said.restored

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from pact.core import strict
 from pact.core.node import below, fold
 from pact.core.node.state import State
+from pact.core.ops import GoBack, Rollback
 from pact.core.plan import Step
 from pact.core.records import verify
 from pact.errors import UsageError
@@ -48,10 +46,10 @@ def state_at(path: str, seq: int) -> State:
         journal.close()
 
 
-def as_declared(path: str, to_seq: int, args: Mapping[str, Any]) -> dict[str, Any]:
+def as_declared(path: str, to_seq: int, request: Rollback) -> GoBack:
     """The arguments of a ``declare`` that brings back what was declared after record ``to_seq``, all of it or
-    ``args["targets"]``. Raises UsageError or ChainError."""
-    targets = args.get("targets", [])
+    those that the request names. Raises UsageError or ChainError."""
+    targets = request.targets
     then = state_at(path, to_seq)
     wanted = {r: d.to_json() for r in then.declared_ids() if (d := then.declared(r)) is not None}
     if targets:
@@ -59,14 +57,13 @@ def as_declared(path: str, to_seq: int, args: Mapping[str, Any]) -> dict[str, An
         if missing:
             raise UsageError(f"{missing[0]} was not declared at record {to_seq}")
         wanted = {r: wanted[r] for r in targets}
-    return {
-        "resources": wanted,
-        "prune": not targets,
-        "take": True,
-        "dry_run": args.get("dry_run", False),
-        "cause": "rollback",
-        "to_seq": to_seq,
-        "force": args.get("force", False),
-        "trials": args["trials"],
-        "track": {} if targets else dict(then.tracked),
-    }
+    return GoBack(
+        resources=wanted,
+        prune=not targets,
+        take=True,
+        dry_run=request.dry_run,
+        to_seq=to_seq,
+        force=request.force,
+        trials=request.trials,
+        track={} if targets else dict(then.tracked),
+    )

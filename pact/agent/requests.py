@@ -89,7 +89,7 @@ class Requests:
         self.slices = diffing.Slices()
         self._hurries = Bucket(VIEWERS_LOOKS_PER_S, NS_PER_S // VIEWERS_LOOKS_PER_S)
         self._began_ns = agent.clock.now_ns()
-        self._reads: Mapping[str, Callable[[Client, dict[str, Any]], None]] = {
+        self._reads: Mapping[str, Callable[[Client, Any], None]] = {
             "ping": self._ping,
             "status": self._status,
             "check": self._check,
@@ -119,7 +119,7 @@ class Requests:
             if op in self._reads:
                 if op not in ("check", "ping", "state"):
                     self._catch_up(client)
-                self._reads[op](client, args)
+                self._reads[op](client, ops.made(op, args))
                 if client.watching and client.alive:
                     client.send(b'{"begun":true}')
             elif client.alive and client.gone:  # it waits for its answers, and has given this one up
@@ -159,21 +159,21 @@ class Requests:
         except Exception as exc:  # nothing was decided, and no state is in doubt: this request ends, and nobody else
             traceback.print_exc()
             raise explained(exc) from None
-        if op == "rollback":
-            to_seq, trials = args.pop("to_seq", None), args.pop("trials", None)
-            if trials is not None and to_seq is None:
+        request = ops.made(op, args)
+        if isinstance(request, ops.Rollback):
+            if request.trials is not None and request.to_seq is None:
                 raise UsageError("trials are kept or ended when an earlier state is restored")
-            if to_seq is not None:
+            if request.to_seq is not None:
                 if not client.admin:
                     raise DeniedError("restoring an earlier state needs the role admin")
-                self._rollback_to(client, token, to_seq, {**args, "trials": trials})
+                self._rollback_to(client, token, request.to_seq, request)
                 return
-        elif op == "redo":
+        elif isinstance(request, ops.Redo):
             if not client.admin:
                 raise DeniedError("to apply again what was rolled back needs the role admin")
-            self._redo(client, token, args)
+            self._redo(client, token, request)
             return
-        agent.ask(client, token, Asked(*agent.now(), token, op, args, client.caller))
+        agent.ask(client, token, Asked(*agent.now(), token, request, client.caller))
 
     def _prepared(self, client: Client, op: str, args: dict[str, Any]) -> dict[str, Any]:
         """Patterns and values as the core takes them. Decides nothing, whoever asks."""
@@ -231,20 +231,20 @@ class Requests:
             raise RequestError(f"{resource}: {exc}") from None
         return replace(again, attrs=kind.marked(name, again.attrs))
 
-    def _rollback_to(self, client: Client, token: int, to_seq: int, args: dict[str, Any]) -> None:
+    def _rollback_to(self, client: Client, token: int, to_seq: int, request: ops.Rollback) -> None:
         """Replay up to a record, off the loop, then declare what was declared then."""
         agent = self.agent
 
         def work() -> Result:
-            asked = as_declared(agent.journal.path, to_seq, args)
-            return Result(0, lambda t, w: Asked(t, w, token, "declare", asked, client.caller))
+            back = as_declared(agent.journal.path, to_seq, request)
+            return Result(0, lambda t, w: Asked(t, w, token, back, client.caller))
 
         agent.expect(client, token)
         agent.worker.call(agent.answering(client, token, work))
 
-    def _redo(self, client: Client, token: int, args: dict[str, Any]) -> None:
+    def _redo(self, client: Client, token: int, request: ops.Redo) -> None:
         """Apply again what a rollback took back: what was on the machine when the newest rollback of it began."""
-        agent, change = self.agent, args["change"]
+        agent, change = self.agent, request.change
 
         def work() -> Result:
             resources = rolled_back_state(agent.journal.path, change)
@@ -255,22 +255,22 @@ class Requests:
             ]
             if lacking:
                 raise PactError(f"the content of {lacking[0]} is not in the store any more; nothing was applied")
-            asked = {
-                "resources": {r: Declared(attrs).to_json() for r, attrs in resources.items()},
-                "dry_run": args.get("dry_run", False),
-                "message": args.get("message") or f"redo of {change}",
-            }
-            return Result(0, lambda t, w: Asked(t, w, token, "apply", asked, client.caller))
+            again = ops.Apply(
+                resources={r: Declared(attrs).to_json() for r, attrs in resources.items()},
+                dry_run=request.dry_run,
+                message=request.message or f"redo of {change}",
+            )
+            return Result(0, lambda t, w: Asked(t, w, token, again, client.caller))
 
         agent.expect(client, token)
         agent.worker.call(agent.answering(client, token, work))
 
     # -- reading ------------------------------------------------------------------------------------------------
 
-    def _ping(self, client: Client, args: dict[str, Any]) -> None:
+    def _ping(self, client: Client, request: ops.Ping) -> None:
         self.agent.answer(client, {"node": self.agent.node.name})
 
-    def _status(self, client: Client, args: dict[str, Any]) -> None:
+    def _status(self, client: Client, request: ops.Status) -> None:
         agent = self.agent
         now_ns, wall_ns = agent.now()
         result = views.status(
@@ -294,11 +294,11 @@ class Requests:
         }
         self.agent.answer(client, result)
 
-    def _tracked(self, client: Client, args: dict[str, Any]) -> None:
+    def _tracked(self, client: Client, request: ops.Tracked) -> None:
         node = self.agent.node
         self.agent.answer(client, {"v": 1, "tracked": dict(node.state.tracked), "untracked": tracked.count(node)})
 
-    def _check(self, client: Client, args: dict[str, Any]) -> None:
+    def _check(self, client: Client, request: ops.Check) -> None:
         agent = self.agent
         line, code = views.check_line(agent.node, agent.unrecorded, agent.journal_error)
         client.send(
@@ -316,25 +316,25 @@ class Requests:
             }
         )
 
-    def _state(self, client: Client, args: dict[str, Any]) -> None:
+    def _state(self, client: Client, request: ops.State) -> None:
         """One word, and whether something is untracked: the same for all nodes that are well, so that their answers
         fold."""
         node = self.agent.node
         new = {"untracked": True} if tracked.count(node) else {}
         self.agent.answer(client, {"state": views.overall(node, self.agent.unrecorded), **new})
 
-    def _diff(self, client: Client, args: dict[str, Any]) -> None:
+    def _diff(self, client: Client, request: ops.Diff) -> None:
         token = self.agent.next_token()
-        steps = diffing.gather(self.agent, client, token, args.get("targets", []))
+        steps = diffing.gather(self.agent, client, token, list(request.targets))
         client.tokens.add(token)
         self.slices.add(client, token, steps)
 
-    def _log(self, client: Client, args: dict[str, Any]) -> None:
-        count = args.get("count")
+    def _log(self, client: Client, request: ops.Log) -> None:
+        count = request.count
         if count is not None and count < 0:
             raise UsageError("-n takes a number from 0")
-        if args.get("follow", False):
-            rows = self.agent.journal.newest(count, since=args.get("since", ""), type_=args.get("type", ""))
+        if request.follow:
+            rows = self.agent.journal.newest(count, since=request.since, type_=request.type)
             client.watching = True
             client.stream(
                 b'{"record":' + self.agent.veil.record_line(body, hash_, client.caller) + b"}"
@@ -349,34 +349,34 @@ class Requests:
                     client.caller,
                     self.agent.veil,
                     count,
-                    args.get("since", ""),
-                    args.get("type", ""),
+                    request.since,
+                    request.type,
                 ),
             )
 
-    def _watch(self, client: Client, args: dict[str, Any]) -> None:
+    def _watch(self, client: Client, request: ops.Watch) -> None:
         client.watching = True
 
-    def _show(self, client: Client, args: dict[str, Any]) -> None:
+    def _show(self, client: Client, request: ops.Show) -> None:
         agent = self.agent
         self._tell(
             client,
             "show",
-            telling.show(agent.journal.path, client.caller, agent.veil, agent.telling.blobs, args["seq"]),
+            telling.show(agent.journal.path, client.caller, agent.veil, agent.telling.blobs, request.seq),
         )
 
-    def _content(self, client: Client, args: dict[str, Any]) -> None:
-        agent, seq, resource = self.agent, args["seq"], args.get("resource")
+    def _content(self, client: Client, request: ops.Content) -> None:
+        agent, seq, resource = self.agent, request.seq, request.resource
         self._tell(
             client,
             "content",
             telling.content(agent.journal.path, client.caller, agent.veil, agent.telling.blobs, seq, resource),
         )
 
-    def _consumers(self, client: Client, args: dict[str, Any]) -> None:
-        asking.consumers(self.agent, client, args)
+    def _consumers(self, client: Client, request: ops.Consumers) -> None:
+        asking.consumers(self.agent, client, request.resource)
 
-    def _export(self, client: Client, args: dict[str, Any]) -> None:
+    def _export(self, client: Client, request: ops.Export) -> None:
         agent = self.agent
         agent.require_durable()
         state = agent.node.state

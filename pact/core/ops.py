@@ -1,20 +1,23 @@
 """Every request that pact knows: one class each, with who may ask it, from where, and what it does.
 
 Its annotations are the request's arguments with their types; one without a value must be given. What stands in the
-brackets behind its name says the rest (``Op`` says what), and every other table of requests is made of that. They are
-never instances: a request's arguments travel as JSON, checked against its class.
+brackets behind its name says the rest (``Op`` says what), and every other table of requests is made of that. Arguments
+travel as JSON and are checked against the class; an instance is one request.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from inspect import get_annotations
-from types import MappingProxyType, NoneType
-from typing import Any, Final
+from types import NoneType
+from typing import Any, Final, dataclass_transform
 
-NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
+from pact.core.payload import Value
+from pact.model import Attrs
+from pact.values import NOTHING, dataclass
 
 
+@dataclass_transform(kw_only_default=True, frozen_default=True)
 class Op:
     """``role``: who may ask it at least; what belongs to somebody else may need more, ``access`` says so. ``changes``:
     it may change something, and becomes an event for the core. ``once``: done a second time it would do something else,
@@ -23,19 +26,20 @@ class Op:
     ``at``: who takes it, a ``node`` from people, a ``member`` from the root alone, or the ``root`` from people.
     ``afar``: people may ask it of many nodes at once, through the root. ``settles``: nobody's questions keep it out at
     the root, for it stops the fleet, or settles what would else settle itself. ``command``: which command asks it;
-    empty where people never do so by themselves.
+    empty where people never do so by themselves. ``asked_as``: its name in requests, from ``AT_NODE`` and ``AT_ROOT``.
     """
 
     role = "viewer"
     changes = once = settles = False
     at, afar = "node", True
-    command = ""
+    command = asked_as = ""
 
     def __init_subclass__(cls, **facts: str | bool) -> None:
         super().__init_subclass__()
         for name, value in facts.items():
             assert hasattr(Op, name), name
             setattr(cls, name, value)
+        dataclass(frozen=True, kw_only=True)(cls)
 
 
 class Changing(Op, changes=True, once=True): ...
@@ -138,19 +142,30 @@ class Extend(Changing, role="ops", command="extend"):
 
 
 class Declare(Changing, role="admin", command="declare"):
-    resources: Mapping[str, Any]
-    blobs: Mapping[str, Any] = NOTHING
+    resources: Mapping[str, Value]
+    blobs: Mapping[str, str] = NOTHING
     prune: bool = False
     take: bool = False
     dry_run: bool = False
-    track: Mapping[str, Any] = NOTHING
+    track: Mapping[str, str] = NOTHING
+
+
+class GoBack(Declare):
+    """What a ``rollback`` to an earlier record comes to, once the agent has found what was declared then: ``cause`` and
+    ``to_seq`` are for its record, ``trials`` says what becomes of commits with an end.
+    """
+
+    to_seq: int
+    cause: str = "rollback"
+    force: bool = False
+    trials: str | None = None
 
 
 class Apply(Changing, role="admin", once=False, afar=False, command="apply"):
     """On one node. With ``--nodes`` the root begins a group with it."""
 
-    resources: Mapping[str, Any]
-    blobs: Mapping[str, Any] = NOTHING
+    resources: Mapping[str, Value]
+    blobs: Mapping[str, str] = NOTHING
     dry_run: bool = False
     message: str = ""
 
@@ -160,7 +175,7 @@ class Adopt(Changing, role="admin", command="adopt"):
 
 
 class Track(Changing, role="admin", command="track"):
-    patterns: Mapping[str, Any]
+    patterns: Mapping[str, str]
 
 
 # -- suspending ------------------------------------------------------------------------------------------------------
@@ -195,17 +210,17 @@ class HoldRelease(Changing, role="ops", command="hold"):
 
 class GroupCheck(FromRoot):
     fence: int
-    resources: Mapping[str, Any]
-    blobs: Mapping[str, Any] = NOTHING
+    resources: Mapping[str, Value]
+    blobs: Mapping[str, str] = NOTHING
 
 
 class GroupApply(FromRoot):
     fence: int
     group: str
-    resources: Mapping[str, Any]
+    resources: Mapping[str, Value]
     message: str
     left_ns: int
-    blobs: Mapping[str, Any] = NOTHING
+    blobs: Mapping[str, str] = NOTHING
 
 
 class GroupVote(FromRoot):
@@ -245,7 +260,7 @@ class FleetSeen(FromRoot):
 
     fence: int
     seq: int
-    holds: Sequence[Any]
+    holds: Sequence[Attrs]
 
 
 # -- what people ask of the root -------------------------------------------------------------------------------------
@@ -326,6 +341,9 @@ AT_ROOT: Final[Mapping[str, type[Op]]] = {
     "watch": Watch,
 }
 
+for _name, _op in [*AT_NODE.items(), *AT_ROOT.items()]:
+    _op.asked_as = _name
+
 #: What an annotation says of a JSON value. Of a list, that each of its entries is text, is checked where it is read.
 _TYPES: Final[Mapping[str, tuple[type, ...]]] = {
     "str": (str,),
@@ -334,8 +352,9 @@ _TYPES: Final[Mapping[str, tuple[type, ...]]] = {
     "str | None": (str, NoneType),
     "int | None": (int, NoneType),
     "Sequence[str]": (list,),
-    "Sequence[Any]": (list,),
-    "Mapping[str, Any]": (dict,),
+    "Sequence[Attrs]": (list,),
+    "Mapping[str, str]": (dict,),
+    "Mapping[str, Value]": (dict,),
 }
 
 
@@ -347,3 +366,8 @@ def types_of(op: type[Op]) -> dict[str, tuple[type, ...]]:
 def needed(op: type[Op]) -> tuple[str, ...]:
     """The fields that must be given."""
     return tuple(name for name in get_annotations(op) if name not in op.__dict__)
+
+
+def made(op: str, args: Mapping[str, Any]) -> Op:
+    """A request to a node, of its name and its checked arguments."""
+    return AT_NODE[op](**args)

@@ -29,15 +29,6 @@ _ID: Final = re.compile(r"[a-z][0-9]{1,18}")
 _CAPITAL: Final = re.compile(r"(?<=.)([A-Z])")
 
 
-class _Nothing(dict[str, Any]):
-    """An empty object that may be the default of a field: nobody writes into it."""
-
-    __hash__ = object.__hash__  # type: ignore[assignment]
-
-
-NOTHING: Final[Mapping[str, Any]] = _Nothing()
-
-
 def always(default: T) -> T:
     """A field that is written whatever it holds, and has this value in records of versions that did not write it."""
     return field(default=default, metadata={"always": True})

@@ -17,6 +17,7 @@ import orjson
 
 from pact.core.node import bonds
 from pact.core.node.events import Asked, Caller, ContactChanged, FleetTold, Reply
+from pact.core.ops import made
 from pact.core.phases import OPEN
 from pact.core.root import chunks, log
 from pact.core.root.chunks import INCARNATION_CHARS
@@ -424,7 +425,7 @@ class Cluster:
         )
         world.token += 1
         token = world.token
-        world.feed(lambda: Asked(self.t_ns, self.wall_ns, token, op, args, who))
+        world.feed(lambda: Asked(self.t_ns, self.wall_ns, token, made(op, args), who))
         reply = world.replies.pop(token, None)
         return answered(reply) if reply is not None and world.running else None
 

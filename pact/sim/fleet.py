@@ -30,6 +30,7 @@ import zmq
 from pact._fast import syscalls
 from pact.core.node import bonds
 from pact.core.node.events import Asked, Caller, ContactChanged, FleetTold, Ticked
+from pact.core.ops import made
 from pact.core.root.chunks import INCARNATION_CHARS
 from pact.core.tree.outbox import Outbox, Read, Up, can_wait, with_answer
 from pact.core.tree.seals import NodeSeals, key_id, of_one
@@ -334,7 +335,7 @@ class VirtualNode:
         world.token += 1
         token = world.token
         caller = self.fleet.caller(said["user"], said["role"])
-        world.feed(lambda: Asked(world.t_ns, world.wall_ns, token, op, args, caller))
+        world.feed(lambda: Asked(world.t_ns, world.wall_ns, token, made(op, args), caller))
         reply = world.replies.pop(token)
         return orjson.dumps(
             {

@@ -52,6 +52,7 @@ from pact.core.node.events import (
 )
 from pact.core.node.step import Node
 from pact.core.node.suspend import older
+from pact.core.ops import Op, made
 from pact.core.plan import Step
 from pact.core.records import Record
 from pact.core.settings import Settings
@@ -204,9 +205,12 @@ class World:
 
     def ask(self, op: str, caller: Caller, **args: Any) -> Reply | None:
         """A request; ``None`` if it was cut off by a crash."""
+        return self.request(made(op, args), caller)
+
+    def request(self, request: Op, caller: Caller) -> Reply | None:
         self.token += 1
         token = self.token
-        self.feed(lambda: Asked(self.t_ns, self.wall_ns, token, op, args, caller))
+        self.feed(lambda: Asked(self.t_ns, self.wall_ns, token, request, caller))
         return self.replies.pop(token, None)
 
     def advance(self, ns: int) -> None:

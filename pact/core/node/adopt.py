@@ -6,83 +6,84 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from pact.core import ops
 from pact.core.node import access, bonds, payloads, tracked
 from pact.core.node import change as life
 from pact.core.node.desk import Desk
 from pact.core.node.events import Asked, Discover, Discovered
-from pact.core.node.ledger import Job
+from pact.core.node.jobs import Adopting, Job
 from pact.core.records import in_pieces
 from pact.errors import EXIT_FAILED, UsageError
 from pact.model import Declared
 
 
-def asked_adopt(node: Desk, event: Asked) -> None:
+def asked_adopt(node: Desk, event: Asked[ops.Adopt]) -> None:
     access.require(event.caller, "admin", "adopt")
-    patterns = tuple(event.args["patterns"])
+    patterns = tuple(event.request.patterns)
     if not patterns:
         raise UsageError("adopt needs a pattern", "for example: pact adopt 'file:/etc/**'")
-    totals: dict[str, Any] = {
-        "adopted": 0,
-        "unchanged": 0,
-        "in_changes": [],
-        "not_restorable": [],
-        "notes": [],
-        "trials_ended": [],
-    }
-    job = node.job("adopt", event.caller, token=event.token, args={"patterns": list(patterns), "totals": totals})
+    job = node.job("adopt", event.caller, Adopting(list(patterns)), token=event.token)
     node.emit(Discover(job.n, patterns))
 
 
-def discovered_adopt(node: Desk, job: Job, event: Discovered) -> None:
+def discovered_adopt(node: Desk, job: Job[Adopting], event: Discovered) -> None:
     """A part of what matched. Resources of open changes are passed over unless they were named exactly."""
-    totals = job.args["totals"]
+    work = job.work
     new: dict[str, Any] = {}
     members: dict[str, int] = {}
     intended = node.intended()
     for resource, found in event.found.items():
         change = node.state.change_of(resource)
         if resource in intended:
-            totals["in_changes"].append(resource)
+            work.in_changes.append(resource)
             continue
         if change is not None and (
             resource not in event.exact or change.state == life.ROLLING or bonds.bound(node, change)
         ):
-            totals["in_changes"].append(resource)
+            work.in_changes.append(resource)
             continue
         value = _adopted(node, resource, found)
         if change is None and value == node.state.declared(resource):
-            totals["unchanged"] += 1
+            work.unchanged += 1
             continue
         if change is not None:
             members[resource] = 0
         new[resource] = value.to_json()
         if resource in node.state.ttls:
-            totals["trials_ended"].append(resource)
+            work.trials_ended.append(resource)
         if not value.restorable:
-            totals["not_restorable"].append(resource)
-    totals["notes"].extend(event.notes)
-    totals["adopted"] += len(new)
+            work.not_restorable.append(resource)
+    work.notes.extend(event.notes)
+    work.adopted += len(new)
     for names in in_pieces(list(new)):
         node.record(
             payloads.Adopted(
                 resources={r: new[r] for r in names},
-                patterns=job.args["patterns"],
+                patterns=work.patterns,
                 members={r: 0 for r in names if r in members},
             ),
             job.caller.actor,
         )
     if event.last:
         node.finish(job)
-        nothing = not (totals["adopted"] or totals["unchanged"] or totals["in_changes"])
+        nothing = not (work.adopted or work.unchanged or work.in_changes)
         if not nothing:  # U1
             fresh = [p for p in event.patterns if p not in node.state.tracked]
             tracked.remember(node, dict.fromkeys(fresh, tracked.REPORT), job.caller)
-            totals["tracked"] = fresh
+            work.tracked = fresh
         node.reply(
             job.token,
-            totals,
+            {
+                "adopted": work.adopted,
+                "unchanged": work.unchanged,
+                "in_changes": work.in_changes,
+                "not_restorable": work.not_restorable,
+                "notes": work.notes,
+                "trials_ended": work.trials_ended,
+                **({} if nothing else {"tracked": work.tracked}),
+            },
             EXIT_FAILED if nothing else 0,
-            "nothing matches " + ", ".join(job.args["patterns"]) if nothing else "",
+            "nothing matches " + ", ".join(work.patterns) if nothing else "",
         )
 
 

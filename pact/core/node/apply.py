@@ -5,22 +5,22 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from pact.core import phases
+from pact.core import ops, phases
 from pact.core.node import access, below, bonds, payloads, undo
 from pact.core.node import change as life
 from pact.core.node.desk import Desk
 from pact.core.node.events import Acted, Asked, Probe, Probed
-from pact.core.node.ledger import Job
+from pact.core.node.jobs import Applying, Job
 from pact.core.node.replies import holder_text
 from pact.core.plan import Step, ordered
 from pact.errors import BlockedError, ConflictError, PactError, UsageError
-from pact.model import Declared
+from pact.model import Declared, Unreadable
 
 
-def asked_apply(node: Desk, event: Asked) -> None:
+def asked_apply(node: Desk, event: Asked[ops.Apply]) -> None:
     """Make changes now, as one change of the caller's.  # C7"""
     access.require(event.caller, "admin", "apply")
-    declared = {r: Declared.from_json(v) for r, v in event.args["resources"].items()}
+    declared = {r: Declared.from_json(v) for r, v in event.request.resources.items()}
     if not declared:
         raise UsageError("the file names no resource")
     node.refuse_intended(declared)
@@ -30,31 +30,24 @@ def asked_apply(node: Desk, event: Asked) -> None:
             raise ConflictError(f"{resource} is being changed with {change.id}", "try again when it is done")
         if change is not None:
             bonds.require_free(node, change, "apply", False)
-    begin_apply(node, event, declared)
+    begin_apply(node, event, Applying(declared, event.request.message, event.request.dry_run))
 
 
-def begin_apply(node: Desk, event: Asked, declared: dict[str, Declared]) -> None:
-    """Look at what is there; with ``args["group"]`` for a group whose member this node is."""
-    steps = ordered(Step(r, d.attrs, None, d.requires, d.consumers) for r, d in declared.items())
-    job = node.job(
-        "apply",
-        event.caller,
-        token=event.token,
-        ids=tuple(declared),
-        steps=steps,
-        args={**event.args, "declared": declared},
-    )
-    node.emit(Probe(job.n, steps, consumers=True, applying=True, dry=bool(event.args.get("dry_run"))))
+def begin_apply(node: Desk, event: Asked[ops.Op], work: Applying, group: str = "") -> None:
+    """Look at what is there. ``group``: this node is a member of it."""
+    steps = ordered(Step(r, d.attrs, None, d.requires, d.consumers) for r, d in work.declared.items())
+    job = node.job("apply", event.caller, work, token=event.token, group=group, ids=tuple(work.declared), steps=steps)
+    node.emit(Probe(job.n, steps, consumers=True, applying=True, dry=work.dry_run))
 
 
-def probed_apply(node: Desk, job: Job, event: Probed) -> None:
-    state, declared = node.state, job.args["declared"]
+def probed_apply(node: Desk, job: Job[Applying], event: Probed) -> None:
+    state, declared = node.state, job.work.declared
     node.refuse_intended(job.ids)
     for resource in job.ids:
         change = state.change_of(resource)
         if change is not None and (change.state == life.ROLLING or change.intents):
             raise ConflictError(f"{resource} is being changed with {change.id}", "try again when it is done")
-        if change is not None and not job.args.get("group"):
+        if change is not None and not job.group:
             bonds.require_free(node, change, "apply", False)
     steps = below.differing(node, job.steps, event.sightings, declared)
     try:
@@ -62,11 +55,11 @@ def probed_apply(node: Desk, job: Job, event: Probed) -> None:
     except PactError as exc:
         node.finish(job)
         result: dict[str, Any] = {"consumers": [h.to_json() for h in event.holders]}
-        if job.args.get("dry_run"):
+        if job.work.dry_run:
             result |= {"dry_run": True, "plan": [s.to_json() for s in steps], "refused": list(event.refusals)}
         node.reply(job.token, result, exc.exit_code, exc.message, exc.hint)
         return
-    if job.args.get("dry_run"):
+    if job.work.dry_run:
         node.finish(job)
         node.reply(
             job.token,
@@ -88,8 +81,10 @@ def probed_apply(node: Desk, job: Job, event: Probed) -> None:
     for step in steps:
         if step.id not in state:
             kept = not event.saves.get(step.id, {}).get("unkept")
-            baseline[step.id] = replace(declared[step.id], attrs=seen[step.id], restorable=kept).to_json()
-    gid = job.args.get("group", "")
+            found = seen[step.id]
+            assert not isinstance(found, Unreadable), step.id  # refused above
+            baseline[step.id] = replace(declared[step.id], attrs=found, restorable=kept).to_json()
+    gid = job.group
     member = state.groups.get(gid)
     if gid and (member is None or member.phase != phases.OPEN):
         raise ConflictError(f"{gid} was settled meanwhile")
@@ -99,7 +94,7 @@ def probed_apply(node: Desk, job: Job, event: Probed) -> None:
         payloads.Applied(
             change=cid,
             owner=job.caller.owner,
-            message=job.args.get("message", ""),
+            message=job.work.message,
             resources={s.id: s.target for s in steps},
             baseline=baseline,
             saves=dict(event.saves),
@@ -108,7 +103,7 @@ def probed_apply(node: Desk, job: Job, event: Probed) -> None:
         ),
         job.caller.actor,
     )
-    job.change, job.steps, job.args = cid, steps, {**job.args, "notes": list(event.notes), "baseline": baseline}
+    job.change, job.steps, job.work.notes, job.work.baseline = cid, steps, list(event.notes), baseline
     node.busy[cid] = job.n
     below.act(node, job, event.saves, (), put_back=False)
 
@@ -123,7 +118,7 @@ def refuse_what_would_fail(event: Probed, what: str) -> None:
         raise BlockedError(f"{what}; {holder_text(event.holders)}", "let them finish, or leave it out")
 
 
-def acted_apply(node: Desk, job: Job, event: Acted) -> None:
+def acted_apply(node: Desk, job: Job[Applying], event: Acted) -> None:
     """Done; or, where a step failed all the same, what was done before it is undone at once.  # C7"""
     if any(event.results.values()):
         undo.undo(node, job, event)
@@ -149,6 +144,6 @@ def acted_apply(node: Desk, job: Job, event: Acted) -> None:
             "deadline": None if deadline_ns is None else node.wall_of(deadline_ns),
             "moved": moved,
             "reads": dict(event.reads),
-            "notes": job.args.get("notes", []),
+            "notes": list(job.work.notes),
         },
     )

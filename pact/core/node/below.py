@@ -15,7 +15,7 @@ from typing import Any, Final
 from pact.core.node.change import Change
 from pact.core.node.desk import Desk
 from pact.core.node.events import Act, Acted, Sighting
-from pact.core.node.ledger import Job
+from pact.core.node.jobs import Job
 from pact.core.plan import Step, ordered
 from pact.model import Attrs, Declared, Observation, Owner, Unreadable, split_id
 
@@ -169,7 +169,7 @@ def resumed(node: Desk, change: Change) -> list[Step]:
 
 def act(
     node: Desk,
-    job: Job,
+    job: Job[Any],
     saves: Mapping[str, Mapping[str, Any]],
     held: Iterable[str],
     *,
@@ -191,7 +191,7 @@ def act(
     )
 
 
-def look(node: Desk, job: Job, event: Acted, owner: Owner, into: Change | None = None) -> list[str]:
+def look(node: Desk, job: Job[Any], event: Acted, owner: Owner, into: Change | None = None) -> list[str]:
     """Take in what lies below what was replaced, as a doing of ``owner``. Returns what has drifted of it."""
     node.converging.pop(job.n, None)
     here = {s.id for s in job.steps}

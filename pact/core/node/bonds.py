@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from pact.core.node import payloads
@@ -15,9 +14,8 @@ from pact.core.phases import DECIDED, OPEN, PREPARED
 from pact.errors import ConflictError
 
 
-def check_fence(state: State, args: Mapping[str, Any]) -> int:
+def check_fence(state: State, fence: int) -> int:
     """Raises ConflictError for a root that has been replaced.  # G4"""
-    fence = int(args["fence"])
     if fence < state.fence:
         raise ConflictError(f"stale fence {fence}: this node has obeyed {state.fence}")
     return fence

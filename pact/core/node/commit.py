@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
+from pact.core import ops
 from pact.core.node import bonds, payloads
 from pact.core.node import change as life
 from pact.core.node import untracked as taking
 from pact.core.node.desk import Desk
 from pact.core.node.events import Asked, Look, Looked, Sighting
-from pact.core.node.ledger import Job
+from pact.core.node.jobs import Committing, Job
 from pact.core.node.replies import left
 from pact.core.node.select import select, shared_with
 from pact.core.records import in_pieces
@@ -22,10 +23,23 @@ TTL_MIN_NS: Final = 15 * 60 * NS_PER_S
 TTL_MAX_NS: Final = 10 * 24 * 3600 * NS_PER_S
 
 
-def asked_commit(node: Desk, event: Asked) -> None:
-    message, ttl_ns = event.args.get("message", ""), event.args.get("ttl_ns")
-    rest, untracked = taking.split(node, event, "commit")
-    picked = select(node, rest, "commit") if rest is not None else {}
+def asked_commit(node: Desk, event: Asked[ops.Commit]) -> None:
+    request = event.request
+    message, ttl_ns = request.message, request.ttl_ns
+    rest, untracked = taking.split(node, event.caller, "commit", request.targets, everything=request.all)
+    picked = (
+        select(
+            node,
+            event.caller,
+            "commit",
+            rest,
+            everything=request.all,
+            force=request.force,
+            shared=request.shared,
+        )
+        if rest is not None
+        else {}
+    )
     if not message.strip():
         raise UsageError("a commit needs a message", "pact commit -m 'why'")
     if ttl_ns is not None and not TTL_MIN_NS <= ttl_ns <= TTL_MAX_NS:
@@ -38,24 +52,24 @@ def asked_commit(node: Desk, event: Asked) -> None:
         node,
         event,
         [*ids, *untracked],
-        {
-            "message": message,
-            "ttl_ns": ttl_ns,
-            "force": bool(event.args.get("force")),
-            "untracked": untracked,
-            "named": bool(event.args.get("targets")),
-            "without_content": bool(event.args.get("without_content")),
-        },
+        Committing(
+            message,
+            ttl_ns,
+            force=request.force,
+            untracked=untracked,
+            named=bool(request.targets),
+            without_content=request.without_content,
+        ),
     )
 
 
-def begin_commit(node: Desk, event: Asked, ids: Sequence[str], args: dict[str, Any]) -> None:
+def begin_commit(node: Desk, event: Asked[ops.Op], ids: Sequence[str], work: Committing) -> None:
     require_whole(node, ids)
     state = node.state
-    seen = {
+    work.asked = {
         r: (c.id, list(c.members[r].also), c.members[r].actual) for r in ids if (c := state.change_of(r)) is not None
     }
-    job = node.job("commit", event.caller, token=event.token, ids=tuple(ids), args={**args, "asked": seen})
+    job = node.job("commit", event.caller, work, token=event.token, ids=tuple(ids))
     node.emit(Look(job.n, job.ids))
 
 
@@ -69,11 +83,11 @@ def require_whole(node: Desk, ids: Sequence[str]) -> None:
                 raise ConflictError(f"{resource} requires {need}, which is not committed", f"commit {need} with it")
 
 
-def require_room(job: Job, event: Looked) -> None:
+def require_room(job: Job[Committing], event: Looked) -> None:
     """What is committed can be restored: where the store has no room, that is for a person to decide. Raises
     UnreachableError.  # F63
     """
-    if event.full and not job.args.get("without_content"):
+    if event.full and not job.work.without_content:
         names = sorted(event.full)
         more = f" and {len(names) - 5} more" if len(names) > 5 else ""
         raise UnreachableError(
@@ -82,12 +96,12 @@ def require_room(job: Job, event: Looked) -> None:
         )
 
 
-def looked_commit(node: Desk, job: Job, event: Looked) -> None:
+def looked_commit(node: Desk, job: Job[Committing], event: Looked) -> None:
     """The machine must still be as last recorded.  # C5"""
     node.finish(job)
     state = node.state
     moved: list[str] = []
-    fresh = set(job.args.get("untracked", ()))
+    fresh = set(job.work.untracked)
     taking.refuse_named(job, event)
     require_room(job, event)
     for sighting in event.sightings:
@@ -102,7 +116,7 @@ def looked_commit(node: Desk, job: Job, event: Looked) -> None:
             raise ConflictError(
                 f"{sighting.resource} {why}; nothing was committed", "remove it, or commit the others by name"
             )
-        member, (cid, also, actual) = change.members[sighting.resource], job.args["asked"][sighting.resource]
+        member, (cid, also, actual) = change.members[sighting.resource], job.work.asked[sighting.resource]
         if (cid, also) != (change.id, list(member.also)):  # another's by now, whom nobody has asked about  # C9, S1
             raise ConflictError(f"{sighting.resource} was changed by {change.owner.user} meanwhile", "see pact diff")
         if not sighting.observation == member.actual == actual:
@@ -115,21 +129,21 @@ def looked_commit(node: Desk, job: Job, event: Looked) -> None:
     require_whole(node, job.ids)
     of_groups = [c for c in state.changes.values() if c.group and not c.members.keys().isdisjoint(job.ids)]
     for change in of_groups:
-        bonds.require_free(node, change, "commit", bool(job.args.get("force")))
+        bonds.require_free(node, change, "commit", job.work.force)
     committed = _record_commits(node, job, event)
     taken_in, left_out = taking.record_commits(node, job, event)
     for change in of_groups:
         bonds.settled_alone(node, change, "committed", job.caller)
-    if job.args.get("end_emergency"):
-        node.record(payloads.EmergencyEnded(how="commit", message=job.args["message"]), job.caller.actor)
+    if job.work.end_emergency:
+        node.record(payloads.EmergencyEnded(how="commit", message=job.work.message), job.caller.actor)
     notes = [f"{r}: {why}; it can be declared but not restored" for r, why in event.unkept.items()]
     node.reply(job.token, {"committed": committed + taken_in, "left": left(node), "notes": notes + left_out})
 
 
-def _record_commits(node: Desk, job: Job, event: Looked) -> list[dict[str, Any]]:
-    state, ttl_ns = node.state, job.args["ttl_ns"]
+def _record_commits(node: Desk, job: Job[Committing], event: Looked) -> list[dict[str, Any]]:
+    state, ttl_ns = node.state, job.work.ttl_ns
     by_change: dict[str, dict[str, Declared]] = {}
-    fresh = set(job.args.get("untracked", ()))
+    fresh = set(job.work.untracked)
     for sighting in event.sightings:
         if sighting.resource in fresh:
             continue
@@ -155,7 +169,7 @@ def _record_commits(node: Desk, job: Job, event: Looked) -> list[dict[str, Any]]
                     owner=change.owner,
                     committer=job.caller.owner,
                     resources={r: resources[r].to_json() for r in names},
-                    message=job.args["message"],
+                    message=job.work.message,
                     split=split,
                     expires_ns=expires_ns,
                     expires=expires,

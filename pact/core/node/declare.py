@@ -10,11 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from pact.core import ops
 from pact.core.node import access, below, bonds, payloads, tracked
 from pact.core.node import change as life
 from pact.core.node.desk import Desk
 from pact.core.node.events import AGENT_CALLER, Acted, Asked, Probe, Probed, Sighting
-from pact.core.node.ledger import Job
+from pact.core.node.jobs import Declaring, Job
 from pact.core.node.replies import holder_text
 from pact.core.node.rollback import refuse_held_or_busy
 from pact.core.plan import Step, ordered
@@ -23,31 +24,28 @@ from pact.errors import EXIT_BLOCKED, EXIT_FAILED, ConflictError, PactError, Usa
 from pact.model import AGENT_ACTOR, Actor, Declared, Unreadable
 
 
-def asked_declare(node: Desk, event: Asked) -> None:
-    """``args``: resources {id: Declared JSON}, prune, take, dry_run; cause and to_seq for ``rollback --to``."""
-    access.require(event.caller, "admin", event.args.get("cause", "declare"))
-    state = node.state
-    resources: Mapping[str, Any] = event.args["resources"]
-    take, back = bool(event.args.get("take")), event.args.get("cause") == "rollback"
-    declared = {r: Declared.from_json(v) for r, v in resources.items()}
-    kept = _trials_kept(node, event, declared) if back else ()
+def asked_declare(node: Desk, event: Asked[ops.Declare]) -> None:
+    """Also what a return to an earlier record comes to."""
+    state, request = node.state, event.request
+    access.require(event.caller, "admin", _cause(request))
+    back = request if isinstance(request, ops.GoBack) else None
+    declared = {r: Declared.from_json(v) for r, v in request.resources.items()}
+    kept = _trials_kept(node, back, declared) if back is not None else frozenset()
     declared = {r: d for r, d in declared.items() if r not in kept}
     in_changes, probe = [], []
     for resource in declared:
         change = state.change_of(resource)
         if change is not None and change.state == life.ROLLING:
             raise ConflictError(f"{resource} is being rolled back with {change.id}", "try again when it is done")
-        if change is not None and back:  # H1
-            refuse_held_or_busy(node, change.id, bool(event.args.get("force") or event.args.get("dry_run")))
-        if change is not None and take:
+        if change is not None and back is not None:  # H1
+            refuse_held_or_busy(node, change.id, back.force or back.dry_run)
+        if change is not None and request.take:
             bonds.require_free(node, change, "declare", False)
-        if change is not None and not take:
+        if change is not None and not request.take:
             in_changes.append(resource)
         else:
             probe.append(resource)
-    forgotten = (
-        [r for r in state.declared_ids() if r not in declared and r not in kept] if event.args.get("prune") else []
-    )
+    forgotten = [r for r in state.declared_ids() if r not in declared and r not in kept] if request.prune else []
     ended = [r for r in [*declared, *forgotten] if r in state.ttls]
     node.refuse_intended([*declared, *forgotten])
     for resource in forgotten:
@@ -57,23 +55,20 @@ def asked_declare(node: Desk, event: Asked) -> None:
         if change is not None:
             bonds.require_free(node, change, "declare", False)
     steps = ordered(Step(r, declared[r].attrs, None, declared[r].requires, declared[r].consumers) for r in probe)
-    args = {
-        **event.args,
-        "forgotten": forgotten,
-        "in_changes": in_changes,
-        "declared": declared,
-        "trials": {"kept": sorted(kept), "ended": sorted(ended)},
-    }
-    job = node.job("declare", event.caller, token=event.token, ids=tuple(probe), args=args, steps=steps)
-    dry = bool(event.args.get("dry_run"))
-    node.emit(Probe(job.n, steps, consumers=state.settings.enforce, dry=dry))
+    work = Declaring(request, declared, forgotten, in_changes, sorted(kept), sorted(ended))
+    job = node.job("declare", event.caller, work, token=event.token, ids=tuple(probe), steps=steps)
+    node.emit(Probe(job.n, steps, consumers=state.settings.enforce, dry=request.dry_run))
 
 
-def _trials_kept(node: Desk, event: Asked, declared: Mapping[str, Declared]) -> frozenset[str]:
+def _cause(request: ops.Declare) -> str:
+    return request.cause if isinstance(request, ops.GoBack) else "declare"
+
+
+def _trials_kept(node: Desk, request: ops.GoBack, declared: Mapping[str, Declared]) -> frozenset[str]:
     """Which commits with an end a return to an earlier state leaves as they are. It neither ends one nor makes it last
     for good in silence. Raises ConflictError that names them where the caller did not say.  # T1"""
-    concerned = [r for r in node.state.ttls if r in declared or event.args.get("prune")]
-    how = event.args.get("trials")
+    concerned = [r for r in node.state.ttls if r in declared or request.prune]
+    how = request.trials
     if how not in (None, "keep", "end"):
         raise UsageError("trials are kept or ended: keep, end")
     if not concerned or how == "end":
@@ -87,32 +82,32 @@ def _trials_kept(node: Desk, event: Asked, declared: Mapping[str, Declared]) -> 
     )
 
 
-def probed_declare(node: Desk, job: Job, event: Probed) -> None:
-    state, args = node.state, job.args
-    declared: dict[str, Declared] = args["declared"]
-    node.refuse_intended([*declared, *args["forgotten"]])
+def probed_declare(node: Desk, job: Job[Declaring], event: Probed) -> None:
+    state, work, request = node.state, job.work, job.work.request
+    declared = work.declared
+    node.refuse_intended([*declared, *work.forgotten])
     for resource in job.ids:
         change = state.change_of(resource)
-        if change is not None and (change.state == life.ROLLING or not args.get("take")):
+        if change is not None and (change.state == life.ROLLING or not request.take):
             raise ConflictError(f"{resource} drifted into {change.id} meanwhile", "use --take, or settle it first")
-    for resource in [*job.ids, *args["forgotten"]]:  # it may have voted meanwhile  # G3
+    for resource in [*job.ids, *work.forgotten]:  # it may have voted meanwhile  # G3
         change = state.change_of(resource)
         if change is not None:
             bonds.require_free(node, change, "declare", False)
     steps = below.differing(node, job.steps, event.sightings, declared) if state.settings.enforce else ()
-    result = {
+    result: dict[str, Any] = {
         "resources": len(declared),
-        "forgotten": args["forgotten"],
-        "in_changes": sorted(args["in_changes"]),
+        "forgotten": work.forgotten,
+        "in_changes": sorted(work.in_changes),
         "converge": [s.to_json() for s in steps],
         "unreadable": below.unreadable(event.sightings),
         "consumers": [h.to_json() for h in event.holders],
         "notes": list(event.notes),
-        "trials": args["trials"],
-        "track": dict(args.get("track", {})),
-        "patterns_forgotten": [p for p in state.tracked if p not in args.get("track", {})] if args.get("prune") else [],
+        "trials": {"kept": work.kept, "ended": work.ended},
+        "track": dict(request.track),
+        "patterns_forgotten": [p for p in state.tracked if p not in request.track] if request.prune else [],
     }
-    if args.get("dry_run"):  # it ends as the real one would
+    if request.dry_run:  # it ends as the real one would
         node.finish(job)
         why = holder_text(event.holders) if event.holders else "; ".join(event.refusals[:5])
         problems = why or "; ".join(f"{r}: {text}" for r, text in list(result["unreadable"].items())[:5])
@@ -139,23 +134,24 @@ def probed_declare(node: Desk, job: Job, event: Probed) -> None:
         node.sight(replace(s, owner=job.caller.owner) for s in event.sightings)  # in observe mode it is drift now
         _declare_done(node, job, result, {})
         return
-    job.steps, job.args["result"] = steps, result
+    job.steps, work.result = steps, result
     below.act(node, job, event.saves, [s.id for s in steps])
 
 
-def _record_declared(node: Desk, job: Job, event: Probed, converge: set[str]) -> int:
+def _record_declared(node: Desk, job: Job[Declaring], event: Probed, converge: set[str]) -> int:
     """Record what this declaration changes; returns how many of its resources were declared so already."""
-    state, args = node.state, job.args
-    declared: dict[str, Declared] = args["declared"]
+    state, work, request = node.state, job.work, job.work.request
+    declared = work.declared
+    to_seq = request.to_seq if isinstance(request, ops.GoBack) else None
     members = {}
-    for resource in args["in_changes"]:
+    for resource in work.in_changes:
         change = state.change_of(resource)
         if change is not None:
             members[resource] = node.deviation_n(resource, declared[resource], change.members[resource].actual)
     taken = [r for r in job.ids if r in state.member_of]
     wanted = converge.union(taken, state.ttls)
     moved = {r: d.to_json() for r, d in declared.items() if r in wanted or d != state.declared(r)}
-    gone = args["forgotten"]
+    gone = work.forgotten
     if len(moved) + len(gone) <= PIECE_MAX:
         pieces: list[tuple[Sequence[str], Sequence[str]]] = [(list(moved), gone)] if moved or gone else []
     else:
@@ -169,13 +165,13 @@ def _record_declared(node: Desk, job: Job, event: Probed, converge: set[str]) ->
         node.record(
             payloads.Declared(
                 resources={r: moved[r] for r in names},
-                cause=args.get("cause", "declare"),
+                cause=_cause(request),
                 forgotten=list(forgotten) if last or forgotten else None,
                 taken=[r for r in names if r in members_taken],
                 members={r: members[r] for r in names if r in members},
                 saves=saves,
                 notes=list(event.notes) if last else (),
-                to_seq=args.get("to_seq") if last else None,
+                to_seq=to_seq if last else None,
                 part=[at + 1, len(pieces)] if len(pieces) > 1 else (),
             ),
             job.caller.actor,
@@ -183,15 +179,15 @@ def _record_declared(node: Desk, job: Job, event: Probed, converge: set[str]) ->
     return len(declared) - len(moved)
 
 
-def acted_declare(node: Desk, job: Job, event: Acted) -> None:
+def acted_declare(node: Desk, job: Job[Declaring], event: Acted) -> None:
     node.finish(job)
     below.look(node, job, event, job.caller.owner)
-    _record_converged(node, event, job.args.get("cause", "declare"), job.caller.actor)
+    _record_converged(node, event, _cause(job.work.request), job.caller.actor)
     left = {r: why for r, why in event.results.items() if why}
     node.sight(replace(s, owner=job.caller.owner) for s in event.sightings if s.resource in left)
     moved = node.sight_moved(event, job.caller.owner, None)
     node.recheck(job.ids)
-    result = {**job.args["result"], "moved": moved, "reads": dict(event.reads)}
+    result = {**job.work.result, "moved": moved, "reads": dict(event.reads)}
     _declare_done(node, job, result, left)
 
 
@@ -208,7 +204,7 @@ def _record_converged(node: Desk, event: Acted, cause: str, actor: Actor = AGENT
         )
 
 
-def _declare_done(node: Desk, job: Job, result: dict[str, Any], left: Mapping[str, str]) -> None:
+def _declare_done(node: Desk, job: Job[Declaring], result: dict[str, Any], left: Mapping[str, str]) -> None:
     unread = result["unreadable"]
     problems = {**unread, **left}
     text = "; ".join(f"{r}: {why}" for r, why in list(problems.items())[:5])
@@ -227,14 +223,14 @@ def converge_after_boot(node: Desk, sightings: Sequence[Sighting]) -> None:
         declared, seen = node.state.declared(sighting.resource), sighting.observation
         assert declared is not None and not isinstance(seen, Unreadable)
         steps.append(Step(sighting.resource, declared.attrs, seen, declared.requires, declared.consumers))
-    job = node.job("boot", AGENT_CALLER, ids=tuple(s.id for s in steps), steps=ordered(steps))
+    job = node.job("boot", AGENT_CALLER, None, ids=tuple(s.id for s in steps), steps=ordered(steps))
     # somebody may have set it by hand since the boot: what is overwritten is on record before
     for piece in in_pieces(job.steps):
         node.record(payloads.ConvergeStarted(cause="boot", plan=[s.planned() for s in piece]))
     below.act(node, job, {}, job.ids)
 
 
-def acted_boot(node: Desk, job: Job, event: Acted) -> None:
+def acted_boot(node: Desk, job: Job[None], event: Acted) -> None:
     node.finish(job)
     _record_converged(node, event, "boot")
     node.sight(event.sightings)

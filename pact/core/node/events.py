@@ -8,14 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import field
-from typing import Any, Final
+from typing import Any, Final, Generic, TypeVar
 
+from pact.core.ops import Op
 from pact.core.plan import Step
 from pact.core.records import Record
 from pact.core.settings import Settings
 from pact.errors import PactError
 from pact.model import Actor, Attrs, Holder, Observation, Owner
 from pact.values import dataclass
+
+R_co = TypeVar("R_co", bound=Op, covariant=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,13 +139,16 @@ class Ticked(Event):
 
 
 @dataclass(frozen=True, slots=True)
-class Asked(Event):
+class Asked(Event, Generic[R_co]):
     """A request that may change something. ``token`` names it in the ``Reply``."""
 
     token: int
-    op: str
-    args: Mapping[str, Any]
+    request: R_co
     caller: Caller
+
+    @property
+    def op(self) -> str:
+        return self.request.asked_as
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from pact.core import ops
 from pact.core.node import change as life
 from pact.core.node import payloads
 from pact.core.node.commit import TTL_MAX_NS
@@ -15,9 +16,9 @@ from pact.errors import EXIT_DONE, UsageError
 EXTEND_MAX_NS: Final = TTL_MAX_NS
 
 
-def asked_extend(node: Desk, event: Asked) -> None:
-    by_ns = event.args["by_ns"]
-    picked = select(node, event, "extend")
+def asked_extend(node: Desk, event: Asked[ops.Extend]) -> None:
+    by_ns = event.request.by_ns
+    picked = select(node, event.caller, "extend", event.request.targets)
     if not 0 < by_ns <= EXTEND_MAX_NS:
         raise UsageError("extend by more than nothing and at most 10d")
     for cid in picked:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
+from pact.core import ops
 from pact.core.node import apply, below, payloads
 from pact.core.node import change as life
 from pact.core.node.bonds import check_fence
 from pact.core.node.desk import Desk
 from pact.core.node.events import Asked, Probe, Probed
-from pact.core.node.ledger import Job
+from pact.core.node.jobs import Applying, Job
 from pact.core.node.windows import magnitude, square, window
 from pact.core.phases import OPEN
 from pact.core.plan import Step, ordered
@@ -19,20 +20,13 @@ from pact.errors import ConflictError
 from pact.model import Declared, Unreadable
 
 
-def asked_check(node: Desk, event: Asked) -> None:
+def asked_check(node: Desk, event: Asked[ops.GroupCheck]) -> None:
     """Would these changes work here, and how far from declared would they take the node? Changes nothing."""
-    check_fence(node.state, event.args)
-    declared = {r: Declared.from_json(v) for r, v in event.args["resources"].items()}
+    check_fence(node.state, event.request.fence)
+    declared = {r: Declared.from_json(v) for r, v in event.request.resources.items()}
     _refuse_busy(node, declared, "")
     steps = ordered(_step(r, d) for r, d in declared.items())
-    job = node.job(
-        "group_check",
-        event.caller,
-        token=event.token,
-        ids=tuple(declared),
-        steps=steps,
-        args={**event.args, "declared": declared},
-    )
+    job = node.job("group_check", event.caller, Applying(declared), token=event.token, ids=tuple(declared), steps=steps)
     node.emit(Probe(job.n, steps, consumers=True, applying=True, dry=True))
 
 
@@ -54,9 +48,9 @@ def _refuse_busy(node: Desk, resources: Iterable[str], group: str) -> None:
             )
 
 
-def probed_check(node: Desk, job: Job, event: Probed) -> None:
+def probed_check(node: Desk, job: Job[Applying], event: Probed) -> None:
     node.finish(job)
-    declared: dict[str, Declared] = job.args["declared"]
+    declared = job.work.declared
     apply.refuse_what_would_fail(event, "nothing was applied")
     steps = below.differing(node, job.steps, event.sightings, declared)
     seen = {s.resource: s.observation for s in event.sightings}
@@ -81,30 +75,30 @@ def probed_check(node: Desk, job: Job, event: Probed) -> None:
     )
 
 
-def asked_apply(node: Desk, event: Asked) -> None:
+def asked_apply(node: Desk, event: Asked[ops.GroupApply]) -> None:
     """Become a member and make the changes. Asked again, it does what is still missing."""
-    fence, gid, state = check_fence(node.state, event.args), event.args["group"], node.state
+    fence, gid, state = check_fence(node.state, event.request.fence), event.request.group, node.state
     if gid in state.groups_done:
         raise ConflictError(f"{gid} has ended here: {state.groups_done[gid]}")
     group = state.groups.get(gid)
     if group is not None and group.phase != OPEN:
         raise ConflictError(f"{gid} is being settled")
-    if any(j.args.get("group") == gid for j in node.jobs.values()):
+    if any(j.group == gid for j in node.jobs.values()):
         raise ConflictError(f"{gid} is being applied", "ask again")
-    declared = {r: Declared.from_json(v) for r, v in event.args["resources"].items()}
+    declared = {r: Declared.from_json(v) for r, v in event.request.resources.items()}
     _refuse_busy(node, declared, gid)
     if group is None:
-        left_ns = int(event.args["left_ns"])
+        left_ns = event.request.left_ns
         node.record(
             payloads.GroupBegun(
                 group=gid,
                 fence=fence,
                 owner=event.caller.owner,
-                message=event.args["message"],
+                message=event.request.message,
                 resources={r: d.attrs for r, d in declared.items()},
                 ends_ns=node.t_ns + left_ns,
                 ends=node.wall_of(node.t_ns + left_ns),
             ),
             event.caller.actor,
         )
-    apply.begin_apply(node, event, declared)
+    apply.begin_apply(node, event, Applying(declared, event.request.message), gid)

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from pact.core.node import change as life
 from pact.core.node import fold, payloads
 from pact.core.node.change import Change
 from pact.core.node.events import Acted, AppendRecord, Caller, Effect, Recheck, Reply
+from pact.core.node.jobs import Job, W, Waiting
 from pact.core.node.pace import Pace
 from pact.core.node.refusals import Refusals
 from pact.core.node.state import State
 from pact.core.node.timers import NamedTimers
 from pact.core.node.windows import magnitude
 from pact.core.payload import Payload
-from pact.core.plan import Step
 from pact.core.records import rfc3339, seal
 from pact.core.settings import BILLION
-from pact.errors import EXIT_DONE, PactError
+from pact.errors import PactError
 from pact.model import AGENT_ACTOR, NS_PER_S, Actor, Attrs
 
 #: So long before its end a window is announced, or for half of it where it is shorter than twice that.
@@ -42,35 +41,6 @@ class Rules(Protocol):
         """An adopt pattern means this resource, were it there."""
 
 
-@dataclass(slots=True)
-class Job:
-    """Something the shell was asked to do, and what is to happen with the answer. Ephemeral; a restart begins anew."""
-
-    n: int
-    kind: str
-    caller: Caller
-    token: int | None = None
-    change: str | None = None
-    cause: str = ""
-    ids: tuple[str, ...] = ()
-    args: dict[str, Any] = field(default_factory=dict)
-    steps: tuple[Step, ...] = ()
-    planned_at: int = -1  # the newest record when ``steps`` were made of the state
-    looks: int = 0  # how often the plan was looked at again because something had joined it
-
-
-@dataclass(slots=True)
-class Waiting:
-    """A request that several rollbacks answer together."""
-
-    jobs: set[int] = field(default_factory=set)
-    results: list[dict[str, Any]] = field(default_factory=list)
-    exit_code: int = EXIT_DONE
-    messages: list[str] = field(default_factory=list)
-    hint: str = ""
-    extra: dict[str, Any] = field(default_factory=dict)
-
-
 class Ledger:
     """One node without its eyes. ``state`` is the fold; all else is derived from it or forgotten by a restart."""
 
@@ -83,7 +53,7 @@ class Ledger:
         self.rules = rules
         self.state = state or State()
         self.unreadable: dict[str, str] = {}
-        self.jobs: dict[int, Job] = {}
+        self.jobs: dict[int, Job[Any]] = {}
         self.busy: dict[str, int] = {}  # change -> job that probes or acts for it
         self.converging: dict[int, frozenset[str]] = {}  # job -> what it is bringing to declared state just now
         self.stirring: dict[int, tuple[str, ...]] = {}  # job -> what its writes may move just now, beside its plan
@@ -131,15 +101,15 @@ class Ledger:
         self.effects.append(AppendRecord(record, body))
         fold.apply(self.state, record)
 
-    def job(self, kind: str, caller: Caller, **fields: Any) -> Job:
+    def job(self, kind: str, caller: Caller, work: W, **fields: Any) -> Job[W]:
         self.jobs_numbered += 1
-        job = Job(self.jobs_numbered, kind, caller, **fields)
+        job = Job(self.jobs_numbered, kind, caller, work, **fields)
         self.jobs[job.n] = job
         if job.change is not None:
             self.busy[job.change] = job.n
         return job
 
-    def finish(self, job: Job) -> None:
+    def finish(self, job: Job[Any]) -> None:
         self.jobs.pop(job.n, None)
         self.converging.pop(job.n, None)
         self.recheck(self.stirring.pop(job.n, ()))  # what was seen of it meanwhile was passed over

@@ -6,7 +6,7 @@ it on this node, which is recorded.  # G3
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -16,8 +16,9 @@ from pact.core.node.bonds import check_fence, stopped_here
 from pact.core.node.change import Change
 from pact.core.node.desk import Desk
 from pact.core.node.events import AGENT_CALLER, Asked, Caller, Look, Looked, Probe, Probed, Sighting
-from pact.core.node.ledger import Job
+from pact.core.node.jobs import Job
 from pact.core.node.membership import Membership
+from pact.core.ops import GroupDecide, GroupState, GroupVote, MemberExtend
 from pact.core.phases import DECIDED, NOT_APPLIED, OPEN, PREPARED
 from pact.errors import EXIT_BLOCKED, EXIT_FAILED, ConflictError
 from pact.model import Attrs, Declared, Holder, Unreadable
@@ -28,10 +29,11 @@ HOLDERS_MAX: Final = 20
 # -- vote -----------------------------------------------------------------------------------------------------------
 
 
-def asked_vote(node: Desk, event: Asked) -> None:
+def asked_vote(node: Desk, event: Asked[GroupVote]) -> None:
     """``action`` commit or rollback, ``ballot``, ``automatic``, ``force``. A repeated question gets the same answer."""
-    fence = check_fence(node.state, event.args)
-    gid, action, ballot = event.args["group"], event.args["action"], int(event.args["ballot"])
+    request = event.request
+    check_fence(node.state, request.fence)
+    gid, action, ballot = request.group, request.action, request.ballot
     state = node.state
     group = state.groups.get(gid)
     if group is None:
@@ -48,24 +50,24 @@ def asked_vote(node: Desk, event: Asked) -> None:
         node.reply(event.token, {"vote": "yes"})
         return
     for job in node.jobs.values():
-        if job.kind == "group_vote" and (job.args["group"], job.args["ballot"]) == (gid, ballot):
+        if job.kind == "group_vote" and (job.group, job.work.ballot) == (gid, ballot):
             node.refuse(job.token, ConflictError("asked again"))  # one answer, to whoever asked last
             job.token = event.token
             return
-    why = _cannot_vote_yes(node, group, event)
+    why = _cannot_vote_yes(node, group, request)
     if why:
-        _say_no(node, group, event.args, event.caller, event.token, why, [])
+        _say_no(node, group, request, event.caller, event.token, why, [])
         return
     ids = tuple(group.resources)
-    job = node.job("group_vote", event.caller, token=event.token, ids=ids, args={**event.args, "fence": fence})
+    job = node.job("group_vote", event.caller, request, token=event.token, group=gid, ids=ids)
     if action == "commit":
         node.emit(Look(job.n, ids))
     else:
         job.steps = below.steps_for(node, [r for r in ids if r in state.member_of])
-        node.emit(Probe(job.n, job.steps, consumers=True, force=bool(event.args.get("force"))))
+        node.emit(Probe(job.n, job.steps, consumers=True, force=request.force))
 
 
-def _vote_of_a_stranger(node: Desk, event: Asked, gid: str, action: str) -> None:
+def _vote_of_a_stranger(node: Desk, event: Asked[GroupVote], gid: str, action: str) -> None:
     """It was never applied here, or has ended here: nothing is in a rollback's way, but nothing can be committed.
     Where it was committed, only a root whose log was put back asks for a rollback: the others must not go back.
     """
@@ -81,28 +83,28 @@ def _vote_of_a_stranger(node: Desk, event: Asked, gid: str, action: str) -> None
         node.reply(event.token, {"vote": "no", "why": f"{gid}: {outcome}", "holders": [], "absent": absent})
 
 
-def _cannot_vote_yes(node: Desk, group: Membership, event: Asked) -> str:
+def _cannot_vote_yes(node: Desk, group: Membership, request: GroupVote) -> str:
     """Why the answer is no before anything was looked at."""
-    state, automatic = node.state, bool(event.args.get("automatic"))
-    if any(j.change in group.changes or j.args.get("group") == group.id for j in node.jobs.values()):
+    state = node.state
+    if any(j.change in group.changes or j.group == group.id for j in node.jobs.values()):
         return "it is being changed just now"
-    if event.args["action"] == "commit":
+    if request.action == "commit":
         return ""
     for resource in group.resources:
         change = state.change_of(resource)
         if change is not None and change.state == life.ROLLING:
             return f"{resource} is being rolled back with {change.id}"
-    why = stopped_here(node, group, bool(event.args.get("force")))
+    why = stopped_here(node, group, request.force)
     if why:
         return why
     change = state.changes.get(group.change or "")
-    return rollback.refusal(node, change, "expired") if change is not None and automatic else ""
+    return rollback.refusal(node, change, "expired") if change is not None and request.automatic else ""
 
 
 def _say_no(
     node: Desk,
     group: Membership,
-    args: Mapping[str, Any],
+    request: GroupVote,
     caller: Caller,
     token: int | None,
     why: str,
@@ -112,10 +114,10 @@ def _say_no(
     change = node.state.changes.get(group.change or "")
     again = (
         group.why == why
-        and group.action == args["action"]
+        and group.action == request.action
         and (
             change is None
-            or args["action"] == "commit"
+            or request.action == "commit"
             or (change.state == life.BLOCKED and list(change.holders) == list(holders))
         )
     )
@@ -124,16 +126,16 @@ def _say_no(
             payloads.GroupPrepared(
                 group=group.id,
                 change=group.change,
-                action=args["action"],
-                ballot=args["ballot"],
-                fence=args["fence"],
+                action=request.action,
+                ballot=request.ballot,
+                fence=request.fence,
                 vote="no",
                 why=why,
                 holders=list(holders),
             ),
             caller.actor,
         )
-        if args["action"] == "rollback" and change is not None and change.state == life.BLOCKED:
+        if request.action == "rollback" and change is not None and change.state == life.BLOCKED:
             node.record(
                 payloads.RollbackBlocked(
                     change=change.id, group=group.id, cause="group", reason=why, holders=list(holders)
@@ -143,7 +145,7 @@ def _say_no(
     node.reply(token, {"vote": "no", "why": why, "holders": named[:HOLDERS_MAX]})
 
 
-def looked_vote(node: Desk, job: Job, event: Looked) -> None:
+def looked_vote(node: Desk, job: Job[GroupVote], event: Looked) -> None:
     """Commit: every resource must be as the group wants it, or the member is diverged.  # G6"""
     node.finish(job)
     group = _still_asked(node, job)
@@ -161,21 +163,21 @@ def looked_vote(node: Desk, job: Job, event: Looked) -> None:
     except ConflictError as exc:
         apart.append(exc.message)
     if apart:
-        _say_no(node, group, job.args, job.caller, job.token, "; ".join(apart[:5]), [])
+        _say_no(node, group, job.work, job.caller, job.token, "; ".join(apart[:5]), [])
     else:
         _say_yes(node, group, job)
 
 
-def probed_vote(node: Desk, job: Job, event: Probed) -> None:
+def probed_vote(node: Desk, job: Job[GroupVote], event: Probed) -> None:
     """Rollback: nobody may be using what would be restored.  # F5"""
     node.finish(job)
     group = _still_asked(node, job)
     node.sight(event.sightings)
     unread = below.unread(node, job.steps, event.sightings)
     if event.holders:
-        _say_no(node, group, job.args, job.caller, job.token, _used_by(event.holders), event.holders)
+        _say_no(node, group, job.work, job.caller, job.token, _used_by(event.holders), event.holders)
     elif unread or event.refusals:
-        _say_no(node, group, job.args, job.caller, job.token, "; ".join([*unread, *event.refusals][:5]), [])
+        _say_no(node, group, job.work, job.caller, job.token, "; ".join([*unread, *event.refusals][:5]), [])
     else:
         _say_yes(node, group, job)
 
@@ -184,23 +186,23 @@ def _used_by(holders: Sequence[Holder]) -> str:
     return replies.holder_text(holders).removeprefix("blocked: ")
 
 
-def _still_asked(node: Desk, job: Job) -> Membership:
+def _still_asked(node: Desk, job: Job[GroupVote]) -> Membership:
     """Looking may take long: it counts only if nobody newer was obeyed, and nothing was decided, meanwhile.  # G4"""
-    check_fence(node.state, job.args)
-    group = node.state.groups.get(job.args["group"])
-    if group is None or group.phase != OPEN or job.args["ballot"] < group.ballot:
-        raise ConflictError(f"{job.args['group']} was settled meanwhile")
+    check_fence(node.state, job.work.fence)
+    group = node.state.groups.get(job.group)
+    if group is None or group.phase != OPEN or job.work.ballot < group.ballot:
+        raise ConflictError(f"{job.group} was settled meanwhile")
     return group
 
 
-def _say_yes(node: Desk, group: Membership, job: Job) -> None:
+def _say_yes(node: Desk, group: Membership, job: Job[GroupVote]) -> None:
     node.record(
         payloads.GroupPrepared(
             group=group.id,
             change=group.change,
-            action=job.args["action"],
-            ballot=job.args["ballot"],
-            fence=job.args["fence"],
+            action=job.work.action,
+            ballot=job.work.ballot,
+            fence=job.work.fence,
             vote="yes",
             why="",
             holders=[],
@@ -210,10 +212,10 @@ def _say_yes(node: Desk, group: Membership, job: Job) -> None:
     node.reply(job.token, {"vote": "yes"})
 
 
-def asked_state(node: Desk, event: Asked) -> None:
+def asked_state(node: Desk, event: Asked[GroupState]) -> None:
     """How the member stands, for people who look: what is on record, nothing is looked at or changed."""
-    check_fence(node.state, event.args)
-    gid, state = event.args["group"], node.state
+    check_fence(node.state, event.request.fence)
+    gid, state = event.request.group, node.state
     group = state.groups.get(gid)
     if group is None:
         node.reply(event.token, {"state": state.groups_done.get(gid, NOT_APPLIED)})
@@ -235,11 +237,12 @@ def _diverged(group: Membership, resource: str, change: Change | None) -> str:
 # -- the decision ---------------------------------------------------------------------------------------------------
 
 
-def asked_decide(node: Desk, event: Asked) -> None:
+def asked_decide(node: Desk, event: Asked[GroupDecide]) -> None:
     """``decision`` commit, rollback, abort or unknown. Done twice it is the same as done once."""
-    fence = check_fence(node.state, event.args)
-    gid, decision, ballot = event.args["group"], event.args["decision"], int(event.args["ballot"])
-    group, force = node.state.groups.get(gid), bool(event.args.get("force"))
+    request = event.request
+    fence = check_fence(node.state, request.fence)
+    gid, decision, ballot = request.group, request.decision, request.ballot
+    group, force = node.state.groups.get(gid), request.force
     if group is None:
         node.reply(event.token, {"done": True, "outcome": node.state.groups_done.get(gid, "never applied here")})
         return
@@ -260,13 +263,13 @@ def asked_decide(node: Desk, event: Asked) -> None:
                 fence=fence,
                 decision=decision,
                 action=decision,
-                why=event.args.get("why", ""),
+                why=request.why,
                 lost=lost,
                 force=force,
             ),
             event.caller.actor,
         )
-        for job in [j for j in node.jobs.values() if j.kind in ("group_vote", "apply") and j.args.get("group") == gid]:
+        for job in [j for j in node.jobs.values() if j.kind in ("group_vote", "apply") and j.group == gid]:
             node.finish(job)
         for cid in group.changes:
             if (change := node.state.changes.get(cid)) is not None and change.intents:
@@ -290,7 +293,7 @@ def _refuse_rolling(node: Desk, group: Membership) -> None:
             raise ConflictError(f"{resource} is being rolled back with {change.id}", "it is committed after that")
 
 
-def _forgotten(node: Desk, event: Asked, group: Membership) -> None:
+def _forgotten(node: Desk, event: Asked[GroupDecide], group: Membership) -> None:
     """The root's log is another one than that which began the group: nobody's timer ends it any more.  # A4
 
     What was voted for stays undecided until a person forces it here, what is decided is carried out, and the rest is
@@ -319,12 +322,12 @@ def _forgotten(node: Desk, event: Asked, group: Membership) -> None:
     node.reply(event.token, {"done": True, "outcome": "forgotten by the root"})
 
 
-def _abort(node: Desk, event: Asked, group: Membership, ballot: int, fence: int) -> None:
+def _abort(node: Desk, event: Asked[GroupDecide], group: Membership, ballot: int, fence: int) -> None:
     if ballot < group.ballot and group.phase == PREPARED:
         raise ConflictError(f"stale ballot {ballot}: this node has answered {group.ballot}")
-    action, why = event.args["action"], str(event.args.get("why", ""))
-    for job in [j for j in node.jobs.values() if j.kind == "group_vote" and j.args["group"] == group.id]:
-        if job.args["ballot"] <= ballot:  # that vote has ended: a look that hangs is in no other's way, binds nobody
+    action, why = event.request.action, event.request.why
+    for job in [j for j in node.jobs.values() if j.kind == "group_vote" and j.group == group.id]:
+        if job.work.ballot <= ballot:  # that vote has ended: a look that hangs is in no other's way, binds nobody
             node.finish(job)
             node.refuse(job.token, ConflictError(f"the vote has ended: {why}"))
     change = node.state.changes.get(group.change or "")
@@ -349,7 +352,7 @@ def _lost(node: Desk, group: Membership) -> list[dict[str, Any]]:
     return out
 
 
-def _commit(node: Desk, group: Membership, event: Asked) -> None:
+def _commit(node: Desk, group: Membership, event: Asked[GroupDecide]) -> None:
     """What the group wants is declared from now on; what the machine has instead is drift of whoever made it."""
     state = node.state
     apart = []
@@ -368,7 +371,7 @@ def _commit(node: Desk, group: Membership, event: Asked) -> None:
         followed = state.declared(resource)
         if resource not in resources and followed is not None and own is not None:
             resources[resource] = replace(followed, attrs=own.members[resource].actual).to_json()
-    ttl_ns = event.args.get("ttl_ns")
+    ttl_ns = event.request.ttl_ns
     expires_ns = None if ttl_ns is None else node.t_ns + ttl_ns
     node.record(
         payloads.Committed(
@@ -377,7 +380,7 @@ def _commit(node: Desk, group: Membership, event: Asked) -> None:
             owner=group.owner,
             committer=event.caller.owner,
             resources=resources,
-            message=event.args.get("message", ""),
+            message=event.request.message,
             split=False,
             expires_ns=expires_ns,
             expires=None if expires_ns is None else node.wall_of(expires_ns),
@@ -447,16 +450,16 @@ def _undone(left: Sequence[Change], stop: str) -> tuple[dict[str, Any], int, str
     )
 
 
-def asked_extend(node: Desk, event: Asked) -> None:
+def asked_extend(node: Desk, event: Asked[MemberExtend]) -> None:
     """The root moved the group's end, or reopened the group."""
-    fence, gid = check_fence(node.state, event.args), event.args["group"]
+    fence, gid = check_fence(node.state, event.request.fence), event.request.group
     group = node.state.groups.get(gid)
     if group is None:
         node.reply(event.token, {"done": True})
         return
     if group.phase != OPEN:
         raise ConflictError(f"{gid} is being settled")
-    left_ns = int(event.args["left_ns"])
+    left_ns = event.request.left_ns
     change = node.state.changes.get(group.change or "")
     if change is not None:
         node.record(

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from pact.core.payload import NOTHING, Payload, Planned, Saved, Value, always
+from pact.core.payload import Payload, Planned, Saved, Value, always
 from pact.core.records import Record
 from pact.core.settings import Settings
 from pact.model import Attrs, Holder, Owner
-from pact.values import dataclass
+from pact.values import NOTHING, dataclass
 
 # -- the agent --------------------------------------------------------------------------------------------------------
 
@@ -417,3 +417,12 @@ def declared_by(said: Payload | None) -> list[str]:
     if isinstance(said, Declared):
         return [*said.resources, *(said.forgotten or ())]
     return list(said.resources) if isinstance(said, Adopted | Committed | CommitExpired) else []
+
+
+def conforming(said: Payload | None) -> Sequence[str]:
+    """What is as it is declared by this record: it has come back, or was brought back."""
+    if isinstance(said, DriftCleared):
+        return [said.resource]
+    if isinstance(said, RolledBack):
+        return list(said.results)
+    return said.restored if isinstance(said, RollbackFailed) else ()

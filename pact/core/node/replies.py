@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pact.core.node.desk import Desk
-from pact.core.node.ledger import Job
+from pact.core.node.jobs import Job
 from pact.errors import EXIT_DONE, gravest
 from pact.model import Holder
 
@@ -24,7 +24,7 @@ def holder_text(holders: Sequence[Holder]) -> str:
 
 
 def done(
-    node: Desk, job: Job, result: dict[str, Any], exit_code: int = EXIT_DONE, message: str = "", hint: str = ""
+    node: Desk, job: Job[Any], result: dict[str, Any], exit_code: int = EXIT_DONE, message: str = "", hint: str = ""
 ) -> None:
     node.finish(job)
     waiting = node.waiting.get(job.token) if job.token is not None else None
@@ -43,7 +43,7 @@ def _answer_if_complete(node: Desk, token: int) -> None:
     if waiting is None or waiting.jobs:
         return
     del node.waiting[token]
-    result = {**waiting.extra, "rolled_back": waiting.results, "left": left(node)}
+    result = {"rolled_back": waiting.results, "left": left(node)}
     node.reply(token, result, waiting.exit_code, "; ".join(waiting.messages), waiting.hint)
 
 

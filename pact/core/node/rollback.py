@@ -10,13 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
+from pact.core import ops
 from pact.core.node import below, bonds, payloads
 from pact.core.node import change as life
 from pact.core.node import untracked as taking
 from pact.core.node.change import Change
 from pact.core.node.desk import Desk
 from pact.core.node.events import AGENT_CALLER, Acted, Asked, Caller, Probe, Probed, Sighting
-from pact.core.node.ledger import Job, Waiting
+from pact.core.node.jobs import Job, RollingBack, Waiting
 from pact.core.node.replies import done, holder_text, left
 from pact.core.node.select import select, shared_with, some
 from pact.core.node.state import HOUR_NS
@@ -37,10 +38,13 @@ LOOKS_MAX: Final = 3  # so often what joins a plan that is being looked at is lo
 AUTOMATIC: Final = ("expired", "retry")
 
 
-def asked_rollback(node: Desk, event: Asked) -> None:
-    dry, force = bool(event.args.get("dry_run")), bool(event.args.get("force"))
-    rest, untracked = taking.split(node, event, "rollback")
-    picked = select(node, rest, "rollback") if rest is not None else {}
+def asked_rollback(node: Desk, event: Asked[ops.Rollback]) -> None:
+    request = event.request
+    dry, force, shared = request.dry_run, request.force, None if request.dry_run else request.shared
+    rest, untracked = taking.split(node, event.caller, "rollback", request.targets, everything=request.all)
+    picked = {}
+    if rest is not None:
+        picked = select(node, event.caller, "rollback", rest, everything=request.all, force=force, shared=shared)
     refuse_in_observe_mode(node, dry)
     if untracked:
         refuse_held_or_busy(node, "", force or dry)
@@ -72,16 +76,14 @@ def refuse_held_or_busy(node: Desk, cid: str, force: bool) -> None:
 
 def rollback_many(
     node: Desk,
-    event: Asked,
+    event: Asked[ops.Op],
     picked: Mapping[str, Sequence[str]],
     *,
     dry: bool,
     force: bool,
-    extra: dict[str, Any] | None = None,
 ) -> None:
     """Roll each of these back; one reply when the last has ended."""
-    waiting = Waiting(extra=extra or {})
-    node.waiting[event.token] = waiting
+    node.waiting[event.token] = Waiting()
     begun: list[tuple[Change, tuple[str, ...]]] = []
     for cid, ids in picked.items():
         change = node.state.changes[cid]
@@ -107,9 +109,7 @@ def start_rollback(
 ) -> None:
     """Ask the shell to look before anything is touched; or refuse what a person should decide."""
     ids = ids or tuple(change.members)
-    job = node.job(
-        "rollback", caller, token=token, change=change.id, cause=cause, ids=ids, args={"force": force, "dry": dry}
-    )
+    job = node.job("rollback", caller, RollingBack(force, dry), token=token, change=change.id, cause=cause, ids=ids)
     if token is not None:
         node.waiting[token].jobs.add(job.n)
     reason = refusal(node, change, cause)
@@ -151,10 +151,10 @@ def resume_rollback(node: Desk, change: Change, reset: Mapping[str, Sighting]) -
     job = node.job(
         "rollback",
         AGENT_CALLER,
+        RollingBack(resumed=True),
         change=change.id,
         cause=change.rolling.cause,
         ids=tuple(change.members),
-        args={"force": False, "dry": False, "resumed": True},
     )
     if (times := node.killed.pop(change.id, 0)) >= KILLED_MAX:
         block(node, job, change, killed_text(times), [])
@@ -171,15 +171,15 @@ def resume_rollback(node: Desk, change: Change, reset: Mapping[str, Sighting]) -
     node.emit(Probe(job.n, job.steps, consumers=True))
 
 
-def probed_rollback(node: Desk, job: Job, event: Probed) -> None:
+def probed_rollback(node: Desk, job: Job[RollingBack], event: Probed) -> None:
     state = node.state
     change = state.changes.get(job.change or "")
-    if job.args.get("untracked"):
+    if job.work.untracked:
         taking.probed_removal(node, job, event)
         return
     if change is None:
         raise ConflictError(f"{job.change} was settled while its rollback was prepared", "see pact log")
-    if job.args.get("resumed"):
+    if job.work.resumed:
         _probed_resumed(node, job, change, event)
         return
     if change.state == life.ROLLING:
@@ -199,11 +199,11 @@ def probed_rollback(node: Desk, job: Job, event: Probed) -> None:
         job.steps, job.planned_at = below.steps_for(node, ids), node.state.seq
         if job.looks < LOOKS_MAX and below.unseen(job.steps, event.sightings):
             job.looks += 1
-            node.emit(Probe(job.n, job.steps, consumers=True, force=job.args["force"], dry=job.args["dry"]))
+            node.emit(Probe(job.n, job.steps, consumers=True, force=job.work.force, dry=job.work.dry))
             return
     refusals = [*below.unread(node, job.steps, event.sightings), *event.refusals]
-    job.steps, job.args["notes"] = below.filled(job.steps, change.members, event.sightings), list(event.notes)
-    if job.args["dry"]:  # it ends as the real one would
+    job.steps, job.work.notes = below.filled(job.steps, change.members, event.sightings), list(event.notes)
+    if job.work.dry:  # it ends as the real one would
         why = holder_text(event.holders) if event.holders else "; ".join(refusals[:5])
         done(
             node,
@@ -212,7 +212,7 @@ def probed_rollback(node: Desk, job: Job, event: Probed) -> None:
                 "change": change.id,
                 "plan": [s.to_json() for s in job.steps],
                 "refused": refusals,
-                "notes": job.args["notes"],
+                "notes": job.work.notes,
                 "consumers": [h.to_json() for h in event.holders],
             },
             EXIT_BLOCKED if event.holders else EXIT_FAILED if refusals else EXIT_DONE,
@@ -240,7 +240,7 @@ def probed_rollback(node: Desk, job: Job, event: Probed) -> None:
         below.act(node, job, event.saves, [s.id for s in job.steps])
 
 
-def _leave_out(node: Desk, job: Job, change: Change, late: list[str]) -> None:
+def _leave_out(node: Desk, job: Job[RollingBack], change: Change, late: list[str]) -> None:
     """What joined the change while its rollback was prepared was not looked at: it goes on by itself.  # R2"""
     if late:
         node.record(
@@ -249,19 +249,19 @@ def _leave_out(node: Desk, job: Job, change: Change, late: list[str]) -> None:
         )
 
 
-def _still_wanted(node: Desk, job: Job, change: Change) -> bool:
+def _still_wanted(node: Desk, job: Job[RollingBack], change: Change) -> bool:
     """An automatic rollback gives way to what happened while it was prepared: extension, hold, emergency."""
     if job.cause == "expired":
         return node.due(change)
     group = node.state.groups.get(change.group) if job.cause == "group" else None
     if group is not None:
-        return not bonds.stopped_here(node, group, job.args["force"])
+        return not bonds.stopped_here(node, group, job.work.force)
     if job.cause == "retry":
         return change.state == life.BLOCKED and not node.state.suspended and not node.state.held_by(change.id)
     return True
 
 
-def _probed_resumed(node: Desk, job: Job, change: Change, event: Probed) -> None:
+def _probed_resumed(node: Desk, job: Job[RollingBack], change: Change, event: Probed) -> None:
     if event.holders or event.refusals:
         why = holder_text(event.holders) if event.holders else "; ".join(event.refusals)
         done = {s.resource for s in event.sightings if not _not_reached(node, s)}
@@ -285,7 +285,7 @@ def _not_reached(node: Desk, sighting: Sighting) -> bool:
     return node.deviation_n(sighting.resource, declared, sighting.observation) > 0
 
 
-def block(node: Desk, job: Job, change: Change, reason: str, holders: Sequence[Holder]) -> None:
+def block(node: Desk, job: Job[RollingBack], change: Change, reason: str, holders: Sequence[Holder]) -> None:
     """The whole rollback waits for a person; nothing was changed.  # F5"""
     named = [h.to_json() for h in holders]
     again = (
@@ -293,7 +293,7 @@ def block(node: Desk, job: Job, change: Change, reason: str, holders: Sequence[H
         and change.reason == reason
         and ({(h.pid, h.resource) for h in change.holders} == {(h.pid, h.resource) for h in holders})
     )
-    if not job.args.get("dry") and not again:
+    if not job.work.dry and not again:
         node.record(
             payloads.RollbackBlocked(change=change.id, cause=job.cause, reason=reason, holders=list(holders)),
             job.caller.actor,
@@ -310,7 +310,7 @@ def block(node: Desk, job: Job, change: Change, reason: str, holders: Sequence[H
     )
 
 
-def acted_rollback(node: Desk, job: Job, event: Acted) -> None:
+def acted_rollback(node: Desk, job: Job[RollingBack], event: Acted) -> None:
     change = node.state.changes[job.change or ""]
     assert change.state == life.ROLLING, change.state
     left = {r: why for r, why in event.results.items() if why}
@@ -349,7 +349,7 @@ def acted_rollback(node: Desk, job: Job, event: Acted) -> None:
     node.sight_moved(event, change.owner, change if left else None)
     node.recheck([s.id for s in job.steps] or job.ids)
     notes = [
-        *job.args.get("notes", ()),
+        *job.work.notes,
         *(f"{r}: it has drifted with this, and has its window" for r in drifted),
         *(f"{r}: the kernel made {text} of what is declared" for r, text in node.learn(event).items()),
     ]
@@ -369,10 +369,11 @@ def acted_rollback(node: Desk, job: Job, event: Acted) -> None:
     )
 
 
-def give_up(node: Desk, job: Job, error: PactError) -> None:
+def give_up(node: Desk, job: Job[Any], error: PactError) -> None:
     """A job ended with an error. A change whose time is up must not lie there forgotten: it is blocked.  # A4"""
     change = node.state.changes.get(job.change or "")
-    lasting = change is not None and not job.args.get("dry") and not isinstance(error, ConflictError)
+    dry = isinstance(job.work, RollingBack) and job.work.dry
+    lasting = change is not None and not dry and not isinstance(error, ConflictError)
     if job.kind == "rollback" and lasting:
         assert change is not None
         if change.state == life.ROLLING:

@@ -10,7 +10,7 @@ from pact.core.node import access, bonds
 from pact.core.node import change as life
 from pact.core.node.change import Change
 from pact.core.node.desk import Desk
-from pact.core.node.events import Asked, Caller
+from pact.core.node.events import Caller
 from pact.errors import ConflictError, DeniedError, PactError, UsageError
 from pact.model import Owner
 
@@ -24,10 +24,20 @@ def some(names: Sequence[str]) -> str:
     return ", ".join(names[:SHOWN_MAX]) + more
 
 
-def select(node: Desk, event: Asked, what: str) -> dict[str, list[str]]:
-    """The resources that a request means, by change. Raises for what is unknown, settled, frozen or not allowed."""
-    access.require(event.caller, "ops", what)
-    targets, everything = list(event.args.get("targets", ())), bool(event.args.get("all"))
+def select(
+    node: Desk,
+    caller: Caller,
+    what: str,
+    targets: Sequence[str],
+    *,
+    everything: bool = False,
+    force: bool = False,
+    shared: bool | None = None,
+) -> dict[str, list[str]]:
+    """The resources that a request means, by change. Raises for what is unknown, settled, frozen or not allowed.
+    ``shared``: what others changed too may be settled, or not; ``None`` where nothing is settled.
+    """
+    access.require(caller, "ops", what)
     if targets and everything:
         raise UsageError("--all and names exclude each other")
     changes = node.state.changes
@@ -35,12 +45,12 @@ def select(node: Desk, event: Asked, what: str) -> dict[str, list[str]]:
     if targets:
         picked = _named(node, targets)
         for cid in picked:
-            access.require_settle(event.caller, changes[cid], what)
-            bonds.require_free(node, changes[cid], what, bool(event.args.get("force")))
+            access.require_settle(caller, changes[cid], what)
+            bonds.require_free(node, changes[cid], what, force)
     elif everything:
-        picked = {c.id: list(c.members) for c in single if access.may_settle(event.caller, c)}
+        picked = {c.id: list(c.members) for c in single if access.may_settle(caller, c)}
     else:
-        picked = {c.id: list(c.members) for c in single if event.caller.owns(c.owner)}
+        picked = {c.id: list(c.members) for c in single if caller.owns(c.owner)}
         if not picked and single:
             others = some([f"{c.id} ({c.owner.user})" for c in single])
             hint = f"name it: pact {what} CHANGE" + ("" if what == "extend" else ", or use --all")
@@ -51,25 +61,25 @@ def select(node: Desk, event: Asked, what: str) -> dict[str, list[str]]:
         if changes[cid].intents:
             raise ConflictError(f"{cid} is still being applied", "try again when it is done")
     picked = {cid: changes[cid].bound_together(ids) for cid, ids in picked.items() if ids}  # C8
-    if what != "extend" and not event.args.get("dry_run"):
-        require_shared(node, event, picked, what)
+    if shared is not None:
+        require_shared(node, caller, picked, what, shared)
     return picked
 
 
-def require_shared(node: Desk, event: Asked, picked: Mapping[str, Sequence[str]], what: str) -> None:
+def require_shared(node: Desk, caller: Caller, picked: Mapping[str, Sequence[str]], what: str, shared: bool) -> None:
     """What others changed too is not settled as if it were one's own. Raises ConflictError that names them, DeniedError
     where one of them has made a change that the caller may not settle.  # C9"""
     for cid, ids in picked.items():
         for resource in ids:
-            others = others_of(node, event.caller, cid, resource)
+            others = others_of(node, caller, cid, resource)
             if not others:
                 continue
             names = ", ".join(dict.fromkeys(o.user for o in others))
-            if not event.args.get("shared"):
+            if not shared:
                 hint = f"pact diff {resource} shows it; settle it for all with --shared"
                 raise ConflictError(f"{resource} of {cid} was also changed by {names}", hint)
             for other in others:
-                if not access.may_settle_of(event.caller, other):
+                if not access.may_settle_of(caller, other):
                     raise DeniedError(f"{what} {resource}, which {other.user} also changed, needs the role admin")
 
 
@@ -84,11 +94,11 @@ def shared_with(change: Change, resources: Iterable[str]) -> dict[str, Sequence[
     return {r: change.members[r].also for r in resources if r in change.members and change.members[r].also}
 
 
-def select_one(node: Desk, event: Asked, target: str, what: str) -> str:
+def select_one(node: Desk, caller: Caller, target: str, what: str) -> str:
     """The id of one change that the caller may settle and whose rollback has not begun."""
     (cid,) = _named(node, [target])
     change = node.state.changes[cid]
-    access.require_settle(event.caller, change, what)
+    access.require_settle(caller, change, what)
     if change.state == life.ROLLING:
         raise ConflictError(f"too late: the rollback of {cid} has begun", "see pact log")
     return cid

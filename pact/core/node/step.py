@@ -52,8 +52,9 @@ from pact.core.node.events import (
     Stopping,
     Ticked,
 )
-from pact.core.node.ledger import Job
+from pact.core.node.jobs import Job
 from pact.core.node.state import ALL
+from pact.core.ops import Op
 from pact.core.records import in_pieces
 from pact.errors import DeniedError, PactError, UsageError
 from pact.model import Actor, Attrs, Declared, Unreadable
@@ -260,7 +261,7 @@ class Node(Desk):
     def _ticked(self, event: Ticked) -> None:
         pass
 
-    def _asked(self, event: Asked) -> None:
+    def _asked(self, event: Asked[Op]) -> None:
         handler = _OPS.get(event.op)
         try:
             if handler is None:
@@ -349,7 +350,7 @@ _ALARMS: Final[Mapping[str, Callable[[Node, str], None]]] = {
     "emergency": Node._alarm_emergency,
 }
 
-_OPS: Final[Mapping[str, Callable[[Node, Asked], None]]] = {
+_OPS: Final[Mapping[str, Callable[[Node, Any], None]]] = {
     "commit": commit.asked_commit,
     "rollback": rollback.asked_rollback,
     "extend": extend.asked_extend,
@@ -370,7 +371,7 @@ _OPS: Final[Mapping[str, Callable[[Node, Asked], None]]] = {
     "fleet_seen": suspend.asked_fleet_seen,
 }
 
-_ANSWERS: Final[Mapping[tuple[type, str], Callable[[Node, Job, Any], None]]] = {
+_ANSWERS: Final[Mapping[tuple[type, str], Callable[[Node, Job[Any], Any], None]]] = {
     (Looked, "commit"): commit.looked_commit,
     (Probed, "rollback"): rollback.probed_rollback,
     (Acted, "rollback"): rollback.acted_rollback,

@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from pact.core import ops
 from pact.core.node import access, bonds, commit, payloads, rollback
 from pact.core.node import change as life
 from pact.core.node.desk import Desk
-from pact.core.node.events import Asked, FleetTold
+from pact.core.node.events import Asked, Caller, FleetTold
+from pact.core.node.jobs import Committing
 from pact.core.node.select import require_shared, select_one
 from pact.core.node.state import Emergency, Hold
 from pact.errors import ConflictError, DeniedError, UsageError
@@ -20,16 +22,16 @@ from pact.model import NS_PER_S, Owner
 FOR_MAX_NS: Final = 30 * 24 * 3600 * NS_PER_S
 
 
-def _reason(event: Asked) -> str:
-    reason = str(event.args.get("reason", "")).strip()
+def _reason(event: Asked[ops.EmergencyStart] | Asked[ops.HoldPlace]) -> str:
+    reason = event.request.reason.strip()
     if not reason:
         raise UsageError("--reason must say why")
     return reason
 
 
-def _for_ns(event: Asked, default_ns: int) -> int:
-    given = event.args.get("for_ns")
-    for_ns: int = default_ns if given is None else given
+def _for_ns(event: Asked[ops.EmergencyStart] | Asked[ops.HoldPlace], default_ns: int) -> int:
+    given = event.request.for_ns
+    for_ns = default_ns if given is None else given
     if not 0 < for_ns <= FOR_MAX_NS:
         raise UsageError("--for must lie between nothing and 30d")
     return for_ns
@@ -38,7 +40,7 @@ def _for_ns(event: Asked, default_ns: int) -> int:
 # -- emergency ------------------------------------------------------------------------------------------------------
 
 
-def asked_emergency_start(node: Desk, event: Asked) -> None:
+def asked_emergency_start(node: Desk, event: Asked[ops.EmergencyStart]) -> None:
     """Suspend every window of the node.  # E1"""
     access.require(event.caller, "ops", "emergency")
     state = node.state
@@ -61,22 +63,22 @@ def asked_emergency_start(node: Desk, event: Asked) -> None:
     node.reply(event.token, {"reason": reason, "ends": ends})
 
 
-def asked_emergency_end(node: Desk, event: Asked) -> None:
+def asked_emergency_end(node: Desk, event: Asked[ops.EmergencyEnd]) -> None:
     """End it, and settle the caller's own changes and what came during the emergency, as far as he may settle it; with
     ``all`` everything that he may. The rest starts a new window. ``dry_run`` says what that would be.  # E3
     """
     access.require(event.caller, "ops", "emergency")
-    state, how = node.state, event.args.get("how")
+    state, how = node.state, event.request.how
     emergency = state.emergency
     if emergency is None:
         raise ConflictError("the node is not in emergency mode")
     if how not in ("commit", "rollback"):
         raise UsageError("say how it ends: --commit -m TEXT, or --rollback")
     mine_to_end = emergency.key == event.caller.owner.key or emergency.by == event.caller.owner.user
-    if not mine_to_end and not event.args.get("force"):
+    if not mine_to_end and not event.request.force:
         raise DeniedError(f"the emergency was started by {emergency.by}", "use --force if you must")
     picked = _to_settle(node, event, emergency)
-    if event.args.get("dry_run"):
+    if event.request.dry_run:
         node.reply(
             event.token,
             {
@@ -90,7 +92,7 @@ def asked_emergency_end(node: Desk, event: Asked) -> None:
             },
         )
         return
-    require_shared(node, event, picked, "emergency end")
+    require_shared(node, event.caller, picked, "emergency end", event.request.shared)
     mine = {cid: list(ids) for cid, ids in picked.items()}
     if how == "commit":
         _end_with_commit(node, event, mine)
@@ -98,14 +100,14 @@ def asked_emergency_end(node: Desk, event: Asked) -> None:
         _end_with_rollback(node, event, mine)
 
 
-def _to_settle(node: Desk, event: Asked, emergency: Emergency) -> dict[str, list[str]]:
+def _to_settle(node: Desk, event: Asked[ops.EmergencyEnd], emergency: Emergency) -> dict[str, list[str]]:
     picked: dict[str, list[str]] = {}
     for change in node.state.changes.values():
         mine = access.may_settle(event.caller, change)
         if not mine or change.state == life.ROLLING or change.intents or change.group:
             continue
         ids = list(change.members)
-        if not event.args.get("all") and not event.caller.owns(change.owner):
+        if not event.request.all and not event.caller.owns(change.owner):
             ids = [r for r, m in change.members.items() if m.opened_ns >= emergency.started_ns]
         if ids:
             picked[change.id] = change.bound_together(ids)
@@ -119,20 +121,20 @@ def _described(node: Desk, picked: Mapping[str, Sequence[str]]) -> list[dict[str
     ]
 
 
-def _end_with_commit(node: Desk, event: Asked, mine: dict[str, list[str]]) -> None:
-    message = str(event.args.get("message", "")).strip()
+def _end_with_commit(node: Desk, event: Asked[ops.EmergencyEnd], mine: dict[str, list[str]]) -> None:
+    message = event.request.message.strip()
     if not message:
         raise UsageError("a commit needs a message", "pact emergency end --commit -m 'why'")
     ids = [r for members in mine.values() for r in members]
     if ids:
-        commit.begin_commit(node, event, ids, {"message": message, "ttl_ns": None, "end_emergency": True})
+        commit.begin_commit(node, event, ids, Committing(message, end_emergency=True))
         return
     node.record(payloads.EmergencyEnded(how="commit", message=message), event.caller.actor)
     node.reply(event.token, {"committed": [], "left": []})
 
 
-def _end_with_rollback(node: Desk, event: Asked, mine: dict[str, list[str]]) -> None:
-    force = bool(event.args.get("force"))
+def _end_with_rollback(node: Desk, event: Asked[ops.EmergencyEnd], mine: dict[str, list[str]]) -> None:
+    force = event.request.force
     rollback.refuse_in_observe_mode(node, dry=False)
     for cid in mine:
         rollback.refuse_held_or_busy(node, cid, force)
@@ -150,13 +152,13 @@ def stale(node: Desk) -> None:
 # -- holds ----------------------------------------------------------------------------------------------------------
 
 
-def asked_hold_place(node: Desk, event: Asked) -> None:
+def asked_hold_place(node: Desk, event: Asked[ops.HoldPlace]) -> None:
     """Stop the clock of one change or of the whole node.  # H1"""
     access.require(event.caller, "ops", "hold")
-    state, cid = node.state, event.args.get("change")
+    state, cid = node.state, event.request.change
     reason, for_ns = _reason(event), _for_ns(event, 0)
     if cid is not None:
-        cid = select_one(node, event, cid, "hold")
+        cid = select_one(node, event.caller, cid, "hold")
     hold = f"h{state.hold_n + 1}"
     ends = node.wall_of(node.t_ns + for_ns)
     node.record(
@@ -173,11 +175,11 @@ def asked_hold_place(node: Desk, event: Asked) -> None:
     node.reply(event.token, {"hold": hold, "change": cid, "ends": ends})
 
 
-def asked_hold_release(node: Desk, event: Asked) -> None:
+def asked_hold_release(node: Desk, event: Asked[ops.HoldRelease]) -> None:
     """Release one hold by its name or its change's, or all of the caller's."""
     access.require(event.caller, "ops", "hold")
-    state, name = node.state, event.args.get("name")
-    mine = [h for h in state.holds.values() if _is_mine(event, h)]
+    state, name = node.state, event.request.name
+    mine = [h for h in state.holds.values() if _is_mine(event.caller, h)]
     picked = mine if name is None else [h for h in state.holds.values() if name in (h.id, h.change)]
     if not picked:
         if name is None and state.holds:
@@ -189,15 +191,15 @@ def asked_hold_release(node: Desk, event: Asked) -> None:
         )
     picked = [h for h in picked if not h.id.startswith("f")]
     for hold in picked:
-        if not _is_mine(event, hold):
+        if not _is_mine(event.caller, hold):
             access.require(event.caller, "admin", f"releasing the hold of {hold.owner.user}")
     for hold in picked:
         node.record(payloads.HoldReleased(hold=hold.id, change=hold.change, cause="released"), event.caller.actor)
     node.reply(event.token, {"released": [h.id for h in picked]})
 
 
-def _is_mine(event: Asked, hold: Hold) -> bool:
-    own = event.caller.owner
+def _is_mine(caller: Caller, hold: Hold) -> bool:
+    own = caller.owner
     return hold.owner.key == own.key or (own.uid is not None and hold.owner.uid == own.uid)
 
 
@@ -210,13 +212,13 @@ def expire_hold(node: Desk, name: str) -> None:
 # -- the fleet's stop -----------------------------------------------------------------------------------------------
 
 
-def asked_fleet_seen(node: Desk, event: Asked) -> None:
+def asked_fleet_seen(node: Desk, event: Asked[ops.FleetSeen]) -> None:
     """What the root says about holds, and whether it was heard."""
-    args = event.args
-    bonds.check_fence(node.state, event.args)
-    told(node, FleetTold(event.t_ns, event.wall_ns, int(args["fence"]), int(args["seq"]), args["holds"]))
-    here = all(h["hold"] in node.state.holds for h in args["holds"] if h["left_ns"] > 0)
-    seen = here and max(node.state.fleet_seq, node.fleet_seq) >= int(args["seq"])
+    request = event.request
+    bonds.check_fence(node.state, request.fence)
+    told(node, FleetTold(event.t_ns, event.wall_ns, request.fence, request.seq, request.holds))
+    here = all(h["hold"] in node.state.holds for h in request.holds if h["left_ns"] > 0)
+    seen = here and max(node.state.fleet_seq, node.fleet_seq) >= request.seq
     node.reply(event.token, {"seen": seen})
 
 

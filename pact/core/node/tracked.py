@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
-from pact.core import strict
+from pact.core import ops, strict
 from pact.core.node import access, payloads
 from pact.core.node.desk import Desk
 from pact.core.node.events import Appeared, Asked, Caller
@@ -57,10 +57,9 @@ def mode_of(node: Desk, resource: str) -> str:
     return mode
 
 
-def asked_track(node: Desk, event: Asked) -> None:
-    """``args``: patterns {pattern: mode}."""
+def asked_track(node: Desk, event: Asked[ops.Track]) -> None:
     access.require(event.caller, "admin", "track")
-    remember(node, event.args["patterns"], event.caller)
+    remember(node, event.request.patterns, event.caller)
     node.reply(event.token, {"tracked": dict(node.state.tracked), "untracked": count(node), "seq": node.state.seq})
 
 

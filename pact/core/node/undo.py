@@ -15,10 +15,10 @@ from pact.core.node import below, payloads
 from pact.core.node import change as life
 from pact.core.node.desk import Desk
 from pact.core.node.events import Acted, Sighting
-from pact.core.node.ledger import Job
+from pact.core.node.jobs import Applying, Job, Undoing
 from pact.core.plan import Step
 from pact.errors import EXIT_FAILED
-from pact.model import Attrs, Owner, Unreadable
+from pact.model import Attrs, Unreadable
 
 SHOWN_MAX: Final = 5
 #: What makes a file another one than it was.
@@ -26,7 +26,7 @@ CONTENT: Final = ("type", "sha256", "target")
 CHANGED_AGAIN: Final = "changed again while it was applied; it was left as it is"
 
 
-def undo(node: Desk, job: Job, event: Acted) -> None:
+def undo(node: Desk, job: Job[Applying], event: Acted) -> None:
     """``event`` says how the application ended: at least one step failed."""
     cid = job.change
     assert cid is not None
@@ -42,15 +42,15 @@ def undo(node: Desk, job: Job, event: Acted) -> None:
     change = node.state.changes.get(cid)
     if change is not None and change.intents:
         node.window_opened(cid)
-    args = {
-        "left": {r: why for r, why in event.results.items() if why},
-        "holders": holders,
-        "applied": cid,
-        "theirs": theirs,
-        "baseline": job.args.get("baseline", {}),
-    }
+    work = Undoing(
+        applied=cid,
+        left={r: why for r, why in event.results.items() if why},
+        holders=holders,
+        theirs=theirs,
+        baseline=job.work.baseline,
+    )
     busy = cid if cid in node.state.changes else None
-    undoing = node.job("undo", job.caller, token=job.token, change=busy, ids=tuple(s.id for s in steps), args=args)
+    undoing = node.job("undo", job.caller, work, token=job.token, change=busy, ids=tuple(s.id for s in steps))
     if not steps:
         node.finish(undoing)
         _end(node, undoing, theirs)
@@ -60,7 +60,7 @@ def undo(node: Desk, job: Job, event: Acted) -> None:
     below.act(node, undoing, {}, undoing.ids, put_back=False)
 
 
-def _inverse(node: Desk, job: Job, event: Acted) -> tuple[Step, ...]:
+def _inverse(node: Desk, job: Job[Applying], event: Acted) -> tuple[Step, ...]:
     """Back to what was there before, the last first; with what the writes moved beside the plan."""
     seen = {s.resource: s.observation for s in event.sightings}
     out = []
@@ -90,25 +90,25 @@ def _is_others(step: Step, applied: Step) -> bool:
     return not any(all(now.get(k) == a.get(k) for k in CONTENT) for a in known)
 
 
-def acted_undo(node: Desk, job: Job, event: Acted) -> None:
+def acted_undo(node: Desk, job: Job[Undoing], event: Acted) -> None:
     node.finish(job)
     results = dict(event.results)
     node.record(
         payloads.Converged(results={r: why or "restored" for r, why in results.items()}, cause="undo"),
         job.caller.actor,
     )
-    holders: Mapping[str, Owner] = job.args["holders"]
+    holders = job.work.holders
     node.sight(replace(s, owner=holders.get(s.resource)) if s.resource in holders and not results.get(s.resource) else s
                for s in event.sightings)  # fmt: skip  # what was another's drift is his again
     node.sight(Sighting(s.resource, s.observation) for s in event.moved)
     node.recheck(job.ids)
-    _end(node, job, {**results, **job.args["theirs"]})
+    _end(node, job, {**results, **job.work.theirs})
 
 
-def _end(node: Desk, job: Job, results: Mapping[str, str]) -> None:
+def _end(node: Desk, job: Job[Undoing], results: Mapping[str, str]) -> None:
     """What could not be undone is a failed change; and the answer."""
     stays = {r: why for r, why in results.items() if why}
-    change = node.state.changes.get(job.args["applied"])
+    change = node.state.changes.get(job.work.applied)
     if stays and change is not None and change.can("start") and change.state != life.ROLLING:
         reason = "; ".join(f"{r}: {why}" for r, why in list(stays.items())[:SHOWN_MAX])
         plan = [s.planned() for s in below.steps_for(node, change.members)]
@@ -131,12 +131,12 @@ def _end(node: Desk, job: Job, results: Mapping[str, str]) -> None:
     _reply(node, job, results)
 
 
-def _forget(node: Desk, job: Job) -> None:
+def _forget(node: Desk, job: Job[Undoing]) -> None:
     """What the application had declared as it was, to have something to go back to, is declared no more."""
     state = node.state
     gone = [
         r
-        for r, value in job.args["baseline"].items()
+        for r, value in job.work.baseline.items()
         if r not in state.member_of and (declared := state.declared(r)) is not None and declared.to_json() == value
     ]
     if gone:
@@ -145,8 +145,8 @@ def _forget(node: Desk, job: Job) -> None:
         )
 
 
-def _reply(node: Desk, job: Job, results: Mapping[str, str]) -> None:
-    left: dict[str, str] = job.args["left"]
+def _reply(node: Desk, job: Job[Undoing], results: Mapping[str, str]) -> None:
+    left = job.work.left
     undone = sorted(r for r, why in results.items() if not why)
     stays = {r: why for r, why in results.items() if why}
     why = "; ".join(f"{r}: {text}" for r, text in list(left.items())[:SHOWN_MAX])
@@ -157,7 +157,7 @@ def _reply(node: Desk, job: Job, results: Mapping[str, str]) -> None:
     if undone:
         more = f" and {len(undone) - SHOWN_MAX} more" if len(undone) > SHOWN_MAX else ""
         text += f"; undone: {', '.join(undone[:SHOWN_MAX])}{more}"
-    cid = job.args["applied"] if stays and job.args["applied"] in node.state.changes else None
+    cid = job.work.applied if stays and job.work.applied in node.state.changes else None
     node.reply(
         job.token,
         {

@@ -12,9 +12,10 @@ from typing import Any, Final
 
 from pact.core.node import access, below, payloads, replies
 from pact.core.node.desk import Desk
-from pact.core.node.events import Asked, Looked, Probe, Probed
-from pact.core.node.ledger import Job
+from pact.core.node.events import Asked, Caller, Looked, Probe, Probed
+from pact.core.node.jobs import Committing, Job, RollingBack
 from pact.core.node.tracked import declare_absent, flush
+from pact.core.ops import Op
 from pact.core.plan import Step, ordered
 from pact.core.records import in_pieces
 from pact.errors import EXIT_BLOCKED, EXIT_CONFLICT, EXIT_DONE, EXIT_FAILED, ConflictError
@@ -24,27 +25,29 @@ from pact.model import Attrs, Declared, Observation, Owner, Unreadable
 DECLARABLE: Final = frozenset({"file", "directory", "symlink"})
 
 
-def split(node: Desk, event: Asked, what: str) -> tuple[Asked | None, list[str]]:
-    """What a request means of untracked things, and the rest of it (``None`` if it means nothing else). Raises
+def split(
+    node: Desk, caller: Caller, what: str, names: Sequence[str], *, everything: bool
+) -> tuple[Sequence[str] | None, list[str]]:
+    """What a request means of untracked things, and the rest of its names (``None`` if it means nothing else). Raises
     DeniedError for what its caller may not settle."""
-    access.require(event.caller, "ops", what)  # before anything is recorded for it
+    access.require(caller, "ops", what)  # before anything is recorded for it
     flush(node, everything=True)
-    untracked, args = node.state.untracked, event.args
-    targets = [r for t in args.get("targets", ()) for r in _meant(node, t)]
+    untracked = node.state.untracked
+    targets = [r for t in names for r in _meant(node, t)]
     named = [t for t in dict.fromkeys(targets) if t in untracked]
     if named:
         for resource in named:
-            access.require_settle_of(event.caller, owner_of(node, resource), f"{what} {resource}")
+            access.require_settle_of(caller, owner_of(node, resource), f"{what} {resource}")
         rest = [t for t in targets if t not in untracked]
-        return (replace(event, args={**args, "targets": rest}) if rest else None), named
+        return rest or None, named
     if what != "commit" or targets or not untracked:
-        return event, []
+        return names, []
     whose = {r: owner_of(node, r) for r in untracked}
-    if args.get("all"):
-        return event, [r for r, o in whose.items() if access.may_settle_of(event.caller, o)]
-    mine = [r for r, o in whose.items() if event.caller.owns(o)]
-    has_change = any(event.caller.owns(c.owner) for c in node.state.changes.values())
-    return (event if has_change or not mine else None), mine
+    if everything:
+        return names, [r for r, o in whose.items() if access.may_settle_of(caller, o)]
+    mine = [r for r, o in whose.items() if caller.owns(o)]
+    has_change = any(caller.owns(c.owner) for c in node.state.changes.values())
+    return (names if has_change or not mine else None), mine
 
 
 def _meant(node: Desk, target: str) -> list[str]:
@@ -59,18 +62,18 @@ def owner_of(node: Desk, resource: str) -> Owner:
     return node.state.untracked[resource].owner
 
 
-def refuse_named(job: Job, event: Looked) -> None:
+def refuse_named(job: Job[Committing], event: Looked) -> None:
     """Raises ConflictError for what was named and cannot be taken in.  # C5"""
-    fresh = job.args.get("untracked", ()) if job.args.get("named") else ()
+    fresh = job.work.untracked if job.work.named else ()
     for sighting in event.sightings if fresh else ():
         why = _why_not(sighting.resource, sighting.observation)
         if why and sighting.resource in fresh:
             raise ConflictError(f"{sighting.resource} {why}; nothing was committed", "see pact status")
 
 
-def record_commits(node: Desk, job: Job, event: Looked) -> tuple[list[dict[str, Any]], list[str]]:
+def record_commits(node: Desk, job: Job[Committing], event: Looked) -> tuple[list[dict[str, Any]], list[str]]:
     """Take in what the commit's look found of untracked things; what it did, and what it left out and why."""
-    ttl_ns, fresh = job.args["ttl_ns"], set(job.args.get("untracked", ()))
+    ttl_ns, fresh = job.work.ttl_ns, set(job.work.untracked)
     by_owner: dict[str, dict[str, Any]] = {}
     notes, out = [], []
     for sighting in event.sightings:
@@ -95,7 +98,7 @@ def record_commits(node: Desk, job: Job, event: Looked) -> tuple[list[dict[str, 
                     owner=owner,
                     committer=job.caller.owner,
                     resources={r: resources[r] for r in piece},
-                    message=job.args["message"],
+                    message=job.work.message,
                     split=False,
                     expires_ns=expires_ns,
                     expires=expires,
@@ -130,7 +133,7 @@ def undeclarable(resource: str, seen: Observation) -> str:
     return f"is a {seen['type']}: it cannot be declared"
 
 
-def begin_removal(node: Desk, event: Asked, resources: Sequence[str], *, dry: bool, force: bool) -> None:
+def begin_removal(node: Desk, event: Asked[Op], resources: Sequence[str], *, dry: bool, force: bool) -> None:
     """Look before anything is touched, as before a rollback; one job for each owner's."""
     by_owner: dict[str, list[str]] = {}
     for resource in resources:
@@ -140,17 +143,17 @@ def begin_removal(node: Desk, event: Asked, resources: Sequence[str], *, dry: bo
         job = node.job(
             "rollback",
             event.caller,
+            RollingBack(force=force, dry=dry, untracked=True),
             token=event.token,
             cause="manual",
             ids=tuple(ids),
-            args={"force": force, "dry": dry, "untracked": True},
         )
         job.steps = ordered([*own, *below.joined(node, own)])
         node.waiting[event.token].jobs.add(job.n)
         node.emit(Probe(job.n, job.steps, consumers=True, force=force, dry=dry))
 
 
-def probed_removal(node: Desk, job: Job, event: Probed) -> None:
+def probed_removal(node: Desk, job: Job[RollingBack], event: Probed) -> None:
     """Nothing stands in the way: it becomes a change of its own, which is rolled back at once."""
 
     state, seen = node.state, {s.resource: s.observation for s in event.sightings}
@@ -167,13 +170,13 @@ def probed_removal(node: Desk, job: Job, event: Probed) -> None:
         "consumers": [h.to_json() for h in event.holders],
     }
     why = replies.holder_text(event.holders) if event.holders else "; ".join(refusals[:5])
-    if why or job.args["dry"]:
+    if why or job.work.dry:
         result |= (
             {"plan": [s.to_json() for s in job.steps], "refused": refusals}
-            if job.args["dry"]
+            if job.work.dry
             else {"state": "untracked", "reason": why}
         )
-        would = "would not be" if job.args["dry"] else "was not"
+        would = "would not be" if job.work.dry else "was not"
         replies.done(
             node,
             job,
@@ -206,7 +209,7 @@ def probed_removal(node: Desk, job: Job, event: Probed) -> None:
                 secret=resource in closed,
             )
         )
-    job.change, job.ids, job.args["notes"] = cid, tuple(state.changes[cid].members), list(event.notes)
+    job.change, job.ids, job.work.notes = cid, tuple(state.changes[cid].members), list(event.notes)
     node.busy[cid] = job.n
     node.record(
         payloads.RollbackStarted(

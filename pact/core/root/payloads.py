@@ -7,10 +7,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from pact.core.payload import NOTHING, Id, Payload, always
+from pact.core.payload import Id, Payload, always
 from pact.core.records import Record
 from pact.model import Owner
-from pact.values import dataclass
+from pact.values import NOTHING, dataclass
 
 
 @dataclass(frozen=True, slots=True)
