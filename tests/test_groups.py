@@ -7,6 +7,8 @@ from typing import Any
 import orjson
 import pytest
 
+from pact.core.root.head import Caller
+from pact.core.root.runs import TABLE, Run, StepError
 from pact.core.root.term import AWAY_NS, Limits
 from pact.core.settings import Settings
 from pact.model import NS_PER_S, Declared, Holder
@@ -303,7 +305,7 @@ def test_a_root_that_was_replaced_is_not_obeyed() -> None:
         ["n0"],
         "group_decide",
         orjson.dumps(args),
-        {"user": "x", "role": "admin", "via": "c"},
+        Caller("x", "admin", "c"),
         NS_PER_S,
         lambda names, body: None,
         lambda lost: None,
@@ -472,3 +474,19 @@ def test_members_record_who_decided_and_not_whose_group_it_is() -> None:
         ("group_begun", "alice"),
         ("group_decided", "pact"),
     ]
+
+
+def test_a_step_that_the_table_of_a_run_does_not_know_is_refused_by_name() -> None:
+    run = Run("g1", ["n1"])
+    run.take("vote")
+    with pytest.raises(StepError, match="group g1 is voting: 'extend' is not possible"):
+        run.take("extend")
+    assert run.step == "voting"
+    steps = {step for step, _ in TABLE} | set(TABLE.values())
+    assert steps == {"applying", "open", "voting", "blocked", "deciding", "extending", "carrying out", "paused"} | {
+        "finishing"
+    }
+    reached = {"applying", "open"}
+    while more := {to for (step, _), to in TABLE.items() if step in reached} - reached:
+        reached |= more
+    assert reached == steps, "nothing stands in the table that cannot come"

@@ -162,7 +162,7 @@ def until_finishing(c: Cluster, gid: str) -> None:
     commit = c._commit
     c._commit = lambda root, effect: c.later(2 * S, lambda: commit(root, effect))  # type: ignore[method-assign]
     c.request("group_rollback", {"group": gid})
-    while not (c.root and c.root.groups.runs[gid].step == "deciding" and c.root.state.groups[gid].state == "decided"):
+    while not (c.root and c.root.groups.runs[gid].step == "finishing" and c.root.state.groups[gid].state == "decided"):
         c.advance(S // 20)
 
 

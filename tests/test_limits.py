@@ -13,6 +13,7 @@ from pact import limits
 from pact.agent.control import Client
 from pact.cluster.nodesets import NodeSets
 from pact.core.node.events import Caller
+from pact.core.root.head import Caller
 from pact.core.root.log import RootState
 from pact.core.root.root import Root
 from pact.core.tree.clients import Clients
@@ -97,7 +98,7 @@ def test_a_node_set_has_a_length() -> None:
 def test_refusals_do_not_fill_the_root_s_log() -> None:
     root = Root("r", RootState(), 1, NodeSets())
     for name in ("ann", "bob"):
-        caller = {"user": name, "role": "viewer", "via": "cluster"}
+        caller = Caller(name, "viewer")
         for _ in range(10 * limits.ROOT_DENIED_PER_MINUTE):
             root.record_denied("apply", "needs the role admin", caller)
     assert len(root._own) == 2 * limits.ROOT_DENIED_PER_MINUTE

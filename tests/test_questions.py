@@ -292,7 +292,7 @@ def test_who_needs_many_nodes_that_come_one_by_one_is_taken_up_once(monkeypatch:
     taken = list[str]()
     request = c.root.questions.request
     monkeypatch.setattr(
-        c.root.questions, "request", lambda head, args, raw: (taken.append(head["op"]), request(head, args, raw))
+        c.root.questions, "request", lambda head, args, raw: (taken.append(head.op), request(head, args, raw))
     )
     for name in names:
         assert not taken

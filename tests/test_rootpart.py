@@ -23,6 +23,7 @@ from pact.core.root.runs import Run
 from pact.core.root.term import Commit, Effect, Known
 from pact.core.tree.wire import Message, message
 from pact.errors import PactError
+from pact.model import Owner
 
 
 def part_of(root: Root) -> RootPart:
@@ -132,7 +133,7 @@ def test_what_nobody_looks_at_is_not_folded_and_the_page_shows_it_all_the_same()
     for i in range(20):
         gid = f"g{i + 1}"
         root.state.groups[gid] = Group(
-            gid, {"user": "alice"}, "why", "x[1-9]", ["file:/a"], 10**9, 10**9, "2026-01-01T00:00:00Z"
+            gid, Owner("cluster:alice", "alice"), "why", "x[1-9]", ["file:/a"], 10**9, 10**9, "2026-01-01T00:00:00Z"
         )
         root.groups.runs[gid] = Run(gid, names)
     part.states.heard(names[1:], "drifted")

@@ -24,6 +24,7 @@ from pact.cluster.replay import Replay
 from pact.core.node.state import STATES
 from pact.core.root import log as rootlog
 from pact.core.root.answers import answer_of
+from pact.core.root.head import Caller
 from pact.core.root.log import RootState
 from pact.core.root.root import Root
 from pact.core.root.runs import standing
@@ -310,14 +311,14 @@ class RootPart:
         states = self.states
 
         def part(names: list[str], body: bytes) -> None:
-            result = answer_of(body)["result"]
+            result = answer_of(body).result
             states.heard(names, str(result.get("state", UNKNOWN)), result.get("untracked") is True)
 
         def done(lost: dict[str, str]) -> None:
             states.heard(lost, UNKNOWN)
 
         states.asked(names)
-        caller = {"user": "pact", "role": "viewer", "via": "cluster"}
+        caller = Caller("pact", "viewer")
         root.questions.ask(names, "state", b"{}", caller, STATES_NS, part, done)
         yield from self._perform(root.take_effects())
 

@@ -12,6 +12,7 @@ from inspect import get_annotations
 from types import NoneType
 from typing import Any, Final, dataclass_transform
 
+from pact.core import strict
 from pact.core.payload import Value
 from pact.model import Attrs
 from pact.values import NOTHING, dataclass
@@ -266,25 +267,48 @@ class FleetSeen(FromRoot):
 # -- what people ask of the root -------------------------------------------------------------------------------------
 
 
-class BeginGroup(AtRoot, role="admin", changes=True, command="apply"): ...
+class BeginGroup(AtRoot, role="admin", changes=True, command="apply"):
+    """``allow_missing``: so many nodes may be absent, or these. ``require_all``: none may be at its commit."""
+
+    resources: Mapping[str, Value] = NOTHING
+    blobs: Mapping[str, str] = NOTHING
+    message: str = ""
+    dry_run: bool = False
+    require_all: bool = False
+    allow_missing: int | str | None = None
 
 
-class GroupCommit(AtRoot, role="ops", changes=True, settles=True, command="commit"): ...
+class GroupCommit(AtRoot, role="ops", changes=True, settles=True, command="commit"):
+    group: str = ""
+    message: str = ""
+    ttl_ns: int | None = None
+    allow_missing: int | str | None = None
 
 
-class GroupRollback(AtRoot, role="ops", changes=True, settles=True, command="rollback"): ...
+class GroupRollback(AtRoot, role="ops", changes=True, settles=True, command="rollback"):
+    group: str = ""
+    force: bool = False
+    allow_missing: int | str | None = None
 
 
-class GroupExtend(AtRoot, role="ops", changes=True, settles=True, command="extend"): ...
+class GroupExtend(AtRoot, role="ops", changes=True, settles=True, command="extend"):
+    group: str = ""
+    by_ns: int = 0
+    allow_missing: int | str | None = None
 
 
-class Groups(AtRoot, command="groups"): ...
+class Groups(AtRoot, command="groups"):
+    group: str | None = None
+    all: bool = False
 
 
-class FleetHold(AtRoot, role="ops", changes=True, settles=True, command="hold"): ...
+class FleetHold(AtRoot, role="ops", changes=True, settles=True, command="hold"):
+    reason: str = ""
+    for_ns: int | None = None
 
 
-class FleetRelease(AtRoot, role="ops", changes=True, settles=True, command="hold"): ...
+class FleetRelease(AtRoot, role="ops", changes=True, settles=True, command="hold"):
+    hold: str | None = None
 
 
 class Nodes(AtRoot, command="nodes"): ...
@@ -351,6 +375,7 @@ _TYPES: Final[Mapping[str, tuple[type, ...]]] = {
     "bool": (bool,),
     "str | None": (str, NoneType),
     "int | None": (int, NoneType),
+    "int | str | None": (int, str, NoneType),
     "Sequence[str]": (list,),
     "Sequence[Attrs]": (list,),
     "Mapping[str, str]": (dict,),
@@ -366,6 +391,30 @@ def types_of(op: type[Op]) -> dict[str, tuple[type, ...]]:
 def needed(op: type[Op]) -> tuple[str, ...]:
     """The fields that must be given."""
     return tuple(name for name in get_annotations(op) if name not in op.__dict__)
+
+
+#: Numbers in arguments are smaller.
+NUMBER_MAX: Final = 1 << 60
+
+
+def wrong(op: type[Op], args: Mapping[str, Any]) -> str:
+    """What is wrong with a request's arguments, ``""`` if nothing is."""
+    types = types_of(op)
+    for key, value in args.items():
+        if key not in types:
+            return f"unknown field {strict.shown(key)}"
+        if not isinstance(value, types[key]) or (isinstance(value, bool) and bool not in types[key]):
+            return f"{key} has the wrong type"
+        if isinstance(value, int) and abs(value) > NUMBER_MAX:
+            return f"{key} is out of range"
+    return next((f"{key} is missing" for key in needed(op) if key not in args), "")
+
+
+def args_of(op: Op) -> dict[str, Any]:
+    """The arguments as they travel: what has its plain value is left out."""
+    kind = type(op)
+    given = {name: getattr(op, name) for name in get_annotations(kind)}
+    return {name: value for name, value in given.items() if name not in kind.__dict__ or kind.__dict__[name] != value}
 
 
 def made(op: str, args: Mapping[str, Any]) -> Op:

@@ -19,12 +19,13 @@ from pact.core.node import fold
 from pact.core.node.state import State
 from pact.core.records import GENESIS, digest
 from pact.core.root import chunks as chunks_
-from pact.core.root import log, public
+from pact.core.root import log, payloads, public
 from pact.core.root.chunks import Batch
 from pact.core.root.log import RootState, Writer
 from pact.errors import ChainError, PactError, RequestError
 from pact.journal.moving import import_lines
 from pact.journal.rootlog_moving import read_backup
+from pact.model import Owner
 
 # -- journals ------------------------------------------------------------------------------------------------------------
 
@@ -181,32 +182,19 @@ STATE, CHUNKS = _log()
 def _own_chunk() -> bytes:
     """What a root records of itself."""
     writer, caller = Writer(RootState(), 1, "root"), {"user": "u", "uid": None, "role": "admin", "via": "cluster"}
-    writer.record("agent_started", {"boot_id": "b", "offset_ns": 0}, caller, 1, 1)
-    writer.record(
-        "group_begun",
-        {
-            "group": "g1",
-            "owner": {"user": "u"},
-            "message": "m",
-            "nodes": "n1",
-            "resources": ["a:b"],
-            "window_ns": 5,
-            "require_all": False,
-        },
-        caller,
-        2,
-        2,
-    )
-    writer.record(
-        "hold_placed", {"hold": "h1", "owner": {"user": "u"}, "reason": "r", "ends": "", "ends_ns": 9}, caller, 3, 3
-    )
-    writer.record("window_extended", {"group": "g1", "by_ns": 1, "reopened": False}, caller, 3, 3)
-    writer.record(
-        "group_decided", {"group": "g1", "decision": "commit", "ballot": 1, "why": "", "args": {}}, caller, 4, 4
-    )
-    writer.record("group_finished", {"group": "g1", "outcome": "done", "members": {}}, caller, 5, 5)
-    writer.record("hold_released", {"hold": "h1"}, caller, 6, 6)
-    writer.record("node_forgotten", {"nodes": ["n2"]}, caller, 7, 7)
+    for at, said in enumerate(
+        (
+            payloads.AgentStarted("b", 0),
+            payloads.GroupBegun("g1", Owner("cluster:u", "u"), "m", "n1", ["a:b"], 5, require_all=False),
+            payloads.HoldPlaced("h1", payloads.Person("u"), "r", 9, ""),
+            payloads.WindowExtended("g1", 1, reopened=False),
+            payloads.GroupDecided("g1", "commit", 1, "", payloads.Terms("m", 9, force=True)),
+            payloads.GroupFinished("g1", "done"),
+            payloads.HoldReleased("h1"),
+            payloads.NodeForgotten(["n2"]),
+        )
+    ):
+        writer.record(said, caller, at, at)
     return writer.chunk(8)[2]
 
 

@@ -460,11 +460,11 @@ links.log = lambda text, level=6: None  # type: ignore[attr-defined]
 def answer(data: bytes) -> None:
     """A node's answer is one, or counts as a refusal; what people are told of it fits a message."""
     said = answer_of(data)
-    assert 0 <= said["exit"] <= 255 and isinstance(said["message"], str) and isinstance(said["result"], dict)
+    assert 0 <= said.exit <= 255 and isinstance(said.message, str) and isinstance(said.result, dict)
     told = refusal_of(said)
-    assert isinstance(told["why"], str) and type(told["absent"]) is bool
-    orjson.dumps(told)
-    body, note = fitting(said["result"])
+    assert isinstance(told.why, str) and type(told.absent) is bool
+    orjson.dumps(told.holders)
+    body, note = fitting(said.result)
     assert len(body) <= RESULT_MAX and isinstance(note, str) and orjson.loads(body) is not None
 
 

@@ -31,7 +31,11 @@ def file_at(path: str) -> Thing:
         return ABSENT
     thing: Thing = {"mode": f"{stat.S_IMODE(st.st_mode):04o}", "owner": _user(st.st_uid), "group": _group(st.st_gid)}
     if stat.S_ISLNK(st.st_mode):
-        return {"type": "symlink", "target": os.readlink(path), "owner": thing["owner"], "group": thing["group"]}
+        try:
+            target = os.readlink(path)
+        except OSError:  # it was replaced between the two looks
+            return file_at(path)
+        return {"type": "symlink", "target": target, "owner": thing["owner"], "group": thing["group"]}
     if stat.S_ISDIR(st.st_mode):
         return {"type": "directory", **thing}
     if not stat.S_ISREG(st.st_mode):

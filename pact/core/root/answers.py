@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import orjson
 
 from pact.core import strict
+from pact.core.root.head import Head
 from pact.core.tree.calls import PARTS_BYTES
 from pact.core.tree.checks import BODY_MAX
 from pact.errors import EXIT_FAILED
+from pact.values import NOTHING, dataclass
 
 #: Of a text in a result; what people or nodes say may be longer than a head takes.
 SAID_MAX: Final = 4_000
@@ -23,34 +25,48 @@ RESULT_MAX: Final = BODY_MAX
 CUT: Final[Mapping[str, Any]] = {"blocked": {}, "resources": [], "members": {}, "nodes": ""}
 
 
-def answer_of(body: bytes) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a node answered. ``result`` may hold anything."""
+
+    exit: int
+    message: str = ""
+    result: Mapping[str, Any] = NOTHING
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a node did not, and who was in its way: ``holders`` as ``Holder`` writes them, whatever the node said.
+    ``absent``: it has never had what it was asked about.
+    """
+
+    why: str
+    holders: Sequence[Mapping[str, Any]] = ()
+    absent: bool = False
+
+
+def answer_of(body: bytes) -> Answer:
     """A node's answer; one that makes no sense counts as a refusal."""
     try:
-        answer = strict.loads_object(body, BODY_MAX)
+        said = strict.loads_object(body, BODY_MAX)
     except strict.NotStrictError:
-        answer = {}
-    if type(answer.get("exit")) is not int or not 0 <= answer["exit"] <= 255:
-        return {"exit": EXIT_FAILED, "message": "an answer that makes no sense", "hint": "", "result": {}}
-    if not isinstance(answer.get("result"), dict):
-        answer["result"] = {}
-    answer["message"] = clipped(_text(answer.get("message")))
-    return answer
+        said = {}
+    code, result = said.get("exit"), said.get("result")
+    if type(code) is not int or not 0 <= code <= 255:
+        return Answer(EXIT_FAILED, "an answer that makes no sense")
+    return Answer(code, clipped(_text(said.get("message"))), result if isinstance(result, dict) else NOTHING)
 
 
 def _text(said: Any) -> str:
     return said if isinstance(said, str) else ""
 
 
-def refusal_of(answer: Mapping[str, Any]) -> dict[str, Any]:
-    """Why a node did not, and who was in its way."""
-    result = answer["result"]
+def refusal_of(answer: Answer) -> Refusal:
+    result = answer.result
     holders = result.get("holders")
     named = [_holder(h) for h in holders[:HOLDERS_MAX] if isinstance(h, dict)] if isinstance(holders, list) else []
-    return {
-        "why": clipped(_text(result.get("why")) or answer["message"] or "no"),
-        "holders": named,
-        "absent": result.get("absent") is True,
-    }
+    why = clipped(_text(result.get("why")) or answer.message or "no")
+    return Refusal(why, named, result.get("absent") is True)
 
 
 def _holder(said: Mapping[str, Any]) -> dict[str, Any]:
@@ -103,9 +119,9 @@ def clipped(text: str) -> str:
 class ToClient:
     """What nodes answer, on its way to a client: what came together goes together."""
 
-    def __init__(self, down: Callable[[str, Mapping[str, Any], bytes], None], head: Mapping[str, Any]) -> None:
+    def __init__(self, down: Callable[[str, Mapping[str, Any], bytes], None], head: Head) -> None:
         self._down = down
-        self._client = {"client": head["client"], "id": head["id"]}
+        self._client = {"client": head.client, "id": head.id}
         self._rows: list[tuple[list[str], bytes]] = []
         self._size = 0
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
-import orjson
-
+from pact.core.ops import BeginGroup, GroupApply, GroupCheck
 from pact.core.root import payloads
 from pact.core.root.answers import answer_of
-from pact.core.root.questions import ABSENT, LOST, Questions, refuse_absent, require_role, require_short
-from pact.core.root.runs import APPLYING, OPEN, Head, Run, as_written, shown
+from pact.core.root.head import Head
+from pact.core.root.questions import ABSENT, LOST, Questions, encoded, refuse_absent, require_role, require_short
+from pact.core.root.runs import APPLYING, Run, as_written, shown
 from pact.errors import EXIT_FAILED, EXIT_UNREACHABLE, PactError, UsageError, gravest
 from pact.model import NS_PER_S, Owner
 
@@ -33,21 +33,20 @@ class Beginner:
         if number <= NUMBER_MAX:
             self._numbers = max(self._numbers, number)
 
-    def apply(self, head: Head, args: dict[str, Any]) -> None:
+    def apply(self, head: Head, args: BeginGroup) -> None:
         """Ask every node whether it could; then begin, durably; then let them."""
         root = self.root
-        require_role(head, "admin", "apply")
-        if head["nodes"] is None:
+        require_role(head.caller, "admin", "apply")
+        if head.nodes is None:
             raise UsageError("a group needs --nodes")
-        resources = args.get("resources")
-        if not isinstance(resources, dict) or not resources:
+        if not args.resources:
             raise UsageError("the file names no resource")
-        require_short(str(args.get("message", "")))
-        here, absent = self.questions.targets(head["nodes"])
-        allow = self.questions.allowance(args)
+        require_short(args.message)
+        here, absent = self.questions.targets(head.nodes)
+        allow = self.questions.allowance(args.allow_missing)
         refuse_absent(root, dict.fromkeys(absent, ABSENT), allow, "nothing was changed")
         self.questions.progress(head, 0, len(here))
-        found: list[dict[str, Any]] = []
+        found: list[Mapping[str, Any]] = []
         refused: dict[str, tuple[int, str]] = {}
         willing: list[str] = []
         watching: list[str] = []
@@ -57,15 +56,15 @@ class Beginner:
             answer = answer_of(body)
             asked.difference_update(names)
             self.questions.progress(head, len(here) - len(asked), len(here))
-            if answer["exit"] == 0 and _could(answer["result"]):
-                found.append(answer["result"])
+            if answer.exit == 0 and _could(answer.result):
+                found.append(answer.result)
                 willing.extend(names)
-                if answer["result"].get("enforce") is False:
+                if answer.result.get("enforce") is False:
                     watching.extend(names)
-            elif answer["exit"] == 0:
+            elif answer.exit == 0:
                 refused.update(dict.fromkeys(names, (EXIT_FAILED, "an answer that makes no sense")))
             else:
-                refused.update(dict.fromkeys(names, (answer["exit"], answer["message"])))
+                refused.update(dict.fromkeys(names, (answer.exit, answer.message)))
 
         def done(lost: dict[str, str]) -> None:
             why = {n: text for n, (_, text) in refused.items()}
@@ -83,19 +82,17 @@ class Beginner:
             note = f"in observe mode, so that nothing is rolled back there: {where}" if where else ""
             self._checked(head, args, willing, found, missing, note)
 
-        check = {"fence": root.fence, "resources": resources, "blobs": args.get("blobs", {})}
+        check = GroupCheck(fence=root.fence, resources=args.resources, blobs=args.blobs)
         timeout_ns = self.questions.timeout_ns(head)
         # Nothing has begun: where nobody waits for it any more, nothing begins.
-        self.questions.ask_members(
-            here, "group_check", check, head["caller"], part, done, timeout_ns, (head["client"], head["id"])
-        )
+        self.questions.ask_members(here, check, head.caller, part, done, timeout_ns, head.key)
 
     def _checked(
         self,
         head: Head,
-        args: dict[str, Any],
+        args: BeginGroup,
         members: list[str],
-        found: list[dict[str, Any]],
+        found: Sequence[Mapping[str, Any]],
         missing: dict[str, str],
         note: str,
     ) -> None:
@@ -105,7 +102,7 @@ class Beginner:
             "changes": max(f["changes"] for f in found),
             "magnitude": max(f["magnitude_n"] for f in found) / 1e9,
         }
-        if args.get("dry_run"):
+        if args.dry_run:
             self.questions.reply(head, 0, note, result={**summary, "dry_run": True}, failed=missing)
             return
         if not summary["changes"]:
@@ -120,19 +117,19 @@ class Beginner:
         # a log that was begun anew must not give a number again that nodes remember
         self._numbers = max(self._numbers, root.state.group_n, *known) + 1
         gid = f"g{self._numbers}"
-        caller = head["caller"]
-        owner = Owner(f"cluster:{caller['user']}", caller["user"], command="pact apply")
+        caller = head.caller
+        owner = Owner(f"cluster:{caller.user}", caller.user, command="pact apply")
         root.record(
             payloads.GroupBegun(
                 group=gid,
                 owner=owner,
-                message=str(args.get("message", "")),
+                message=args.message,
                 nodes=nodes,
                 count=len(members),
-                resources=sorted(args["resources"]),
+                resources=sorted(args.resources),
                 window_ns=window_ns,
                 fence=root.fence,
-                require_all=bool(args.get("require_all")),
+                require_all=args.require_all,
             ),
             root.actor(caller),
             lambda: self._begun(gid, head, args, members, summary, missing, note),
@@ -142,7 +139,7 @@ class Beginner:
         self,
         gid: str,
         head: Head,
-        args: dict[str, Any],
+        args: BeginGroup,
         members: list[str],
         summary: dict[str, Any],
         missing: dict[str, str],
@@ -150,15 +147,15 @@ class Beginner:
     ) -> None:
         root = self.root
         group = root.state.groups[gid]
-        node_args = {
-            "group": gid,
-            "fence": root.fence,
-            "resources": args["resources"],
-            "blobs": args.get("blobs", {}),
-            "message": group.message,
-            "left_ns": group.ends_ns - root.t_ns,
-        }
-        run = self.runs[gid] = Run(gid, members, APPLYING, orjson.dumps(node_args), head["caller"])
+        word = GroupApply(
+            group=gid,
+            fence=root.fence,
+            resources=args.resources,
+            blobs=args.blobs,
+            message=group.message,
+            left_ns=group.ends_ns - root.t_ns,
+        )
+        run = self.runs[gid] = Run(gid, members, APPLYING, encoded(word), head.caller)
         codes: list[int] = []
 
         def end() -> None:
@@ -186,10 +183,10 @@ class Beginner:
 
         def part(answered: list[str], body: bytes) -> None:
             answer = answer_of(body)
-            state = "applied" if answer["exit"] == 0 else f"failed: {answer['message']}"
+            state = "applied" if answer.exit == 0 else f"failed: {answer.message}"
             run.states.update(dict.fromkeys(answered, state))
             if codes is not None:
-                codes.append(answer["exit"])
+                codes.append(answer.exit)
             if head is not None:
                 self.questions.progress(head, len(run.states), len(run.members))
 
@@ -204,11 +201,11 @@ class Beginner:
             if codes is not None and lost:
                 codes.append(EXIT_UNREACHABLE)
             if run.step == APPLYING:
-                run.step = OPEN
+                run.take("applied")
             if end is not None:
                 end()
 
-        self.questions.ask_members(names, "group_apply", run.apply_args, run.caller, part, done)
+        self.questions.ask_members(names, run.apply_args, run.caller, part, done)
 
 
 def _could(found: Mapping[str, Any]) -> bool:

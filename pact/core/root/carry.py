@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
+from pact.core.ops import GroupDecide
 from pact.core.root import payloads
-from pact.core.root.answers import answer_of, clipped, refusal_of
+from pact.core.root.answers import Refusal, answer_of, clipped, refusal_of
+from pact.core.root.head import Caller, Head
 from pact.core.root.log import Group
 from pact.core.root.questions import LATE, Questions, allowed
-from pact.core.root.runs import CARRYING, DECIDING, PAUSED, WHY_MAX, Head, Run, caller_of, held_by, shown, stopped
+from pact.core.root.runs import CARRYING, FINISHING, PAUSED, WHY_MAX, Run, caller_of, held_by, shown, stopped
 from pact.errors import EXIT_BLOCKED, EXIT_CONFLICT, EXIT_DONE, EXIT_FAILED, EXIT_UNREACHABLE
 
 TELLING_MAX: Final = 16
@@ -27,22 +29,22 @@ class Carrier:
         self.asking = 0  # nodes that asked and are being told
         self._telling: dict[str, set[str]] = {}  # node -> groups whose end it is being told just now
 
-    def decision(self, group: Group) -> dict[str, Any]:
-        return {
-            "group": group.id,
-            "fence": self.root.fence,
-            "ballot": group.ballot,
-            "decision": group.decision,
-            "action": group.decision,
-            "why": group.why,
-            "message": group.terms.message,
-            "ttl_ns": group.terms.ttl_ns,
-            "force": group.terms.force,
-        }
+    def decision(self, group: Group) -> GroupDecide:
+        return GroupDecide(
+            group=group.id,
+            fence=self.root.fence,
+            ballot=group.ballot,
+            decision=group.decision,
+            action=group.decision,
+            why=group.why,
+            message=group.terms.message,
+            ttl_ns=group.terms.ttl_ns,
+            force=group.terms.force,
+        )
 
-    def reply(self, node: str, gid: str, args: Mapping[str, Any], caller: Mapping[str, Any]) -> None:
+    def reply(self, node: str, word: GroupDecide, caller: Caller) -> None:
         """To a node that asked how its group ends."""
-        if self.tell([node], gid, args, caller, self._replied):
+        if self.tell([node], word, caller, self._replied):
             self.asking += 1
 
     def _replied(self) -> None:
@@ -51,12 +53,12 @@ class Carrier:
     def tell(
         self,
         names: Iterable[str],
-        gid: str,
-        args: Mapping[str, Any],
-        caller: Mapping[str, Any],
+        word: GroupDecide,
+        caller: Caller,
         then: Callable[[], None] = lambda: None,
     ) -> bool:
         """One word at a time to each node about each group: who asks without end costs no more than who asks once."""
+        gid = word.group
         fresh = [n for n in names if gid not in (now := self._telling.setdefault(n, set())) and len(now) < TELLING_MAX]
         if not fresh:
             return False
@@ -70,19 +72,20 @@ class Carrier:
                     del self._telling[name]
             then()
 
-        self.questions.ask_members(fresh, "group_decide", args, caller, lambda names, body: None, done)
+        self.questions.ask_members(fresh, word, caller, lambda names, body: None, done)
         return True
 
     def carry(self, run: Run) -> None:
         """The decision is durable: tell everybody, in waves."""
-        run.step, run.todo, run.done, run.failed, run.waves = CARRYING, set(run.members), set(), {}, 0
+        run.take("carry")
+        run.todo, run.done, run.failed, run.waves = set(run.members), set(), {}, 0
         self.waves(run)
 
     def again(self, run: Run) -> None:
         """What failed or was paused is tried once more."""
-        if run.step == DECIDING:  # all have done it, which is being written down
+        if run.step == FINISHING:
             return
-        run.step = CARRYING
+        run.take("again")
         run.todo |= run.failed.keys()
         run.failed.clear()
         self.waves(run)
@@ -96,7 +99,7 @@ class Carrier:
     def waves(self, run: Run) -> None:
         root, limits = self.root, self.root.limits
         group = root.state.groups[run.id]
-        if run.step == DECIDING:
+        if run.step == FINISHING:
             return
         self._pass_over(run)
         size = limits.wave if group.decision == "rollback" else len(run.members)
@@ -124,11 +127,11 @@ class Carrier:
         def part(names: list[str], body: bytes) -> None:
             answer = answer_of(body)
             run.flying.difference_update(names)
-            if answer["exit"] == 0 and answer["result"].get("done"):
+            if answer.exit == 0 and answer.result.get("done"):
                 run.done.update(names)
-                self._note_odd(run, group, names, answer["result"].get("outcome"))
+                self._note_odd(run, group, names, answer.result.get("outcome"))
             else:
-                run.failed.update({name: refusal_of(answer) for name in names})
+                run.failed.update(dict.fromkeys(names, refusal_of(answer)))
             run.tell(self.questions, len(run.done) + len(run.failed), len(run.members))
 
         def done(lost: dict[str, str]) -> None:
@@ -138,11 +141,11 @@ class Carrier:
             late = [n for n in lost if n in self.root.nodes]
             for name in late:  # connected, and silent: asked again later
                 run.todo.discard(name)
-                run.failed[name] = {"why": LATE, "holders": []}
+                run.failed[name] = Refusal(LATE)
             self._break(run)
             self.waves(run)
 
-        self.questions.ask_members(wave, "group_decide", self.decision(group), caller_of(group), part, done)
+        self.questions.ask_members(wave, self.decision(group), caller_of(group), part, done)
 
     @staticmethod
     def _note_odd(run: Run, group: Group, names: list[str], outcome: Any) -> None:
@@ -160,7 +163,7 @@ class Carrier:
         most = max(limits.breaker_least, int(answered * limits.breaker_share))
         rollback = self.root.state.groups[run.id].decision == "rollback"
         if rollback and run.step == CARRYING and len(run.failed) > most and run.todo:
-            run.step = PAUSED
+            run.take("pause")
             self.root.note(
                 f"{run.id}: paused: {len(run.failed)} of {answered} nodes failed: "
                 f"{self.root.sets.fold(run.failed)}; the decision stands"
@@ -180,7 +183,7 @@ class Carrier:
                 root.actor(),
                 lambda: self._finished(run, heads),
             )
-            run.step = DECIDING  # nothing more is asked of it
+            run.take("finish")
             return
         if run.failed and run.step == CARRYING:
             run.retry_at_ns = root.t_ns + root.limits.retry_ns
@@ -189,10 +192,10 @@ class Carrier:
         away = dict.fromkeys(run.todo, "away: it is told on its return")
         stop = held_by(root) if stopped(root, group) and any(n in root.nodes for n in run.todo) else ""
         away |= {n: stop for n in run.todo if stop and n in root.nodes}
-        failed = {**{n: f["why"] for n, f in run.failed.items()}, **away}
-        code = EXIT_DONE if allowed(away, run.allow) else EXIT_UNREACHABLE
+        failed = {**{n: f.why for n, f in run.failed.items()}, **away}
+        code = EXIT_DONE if allowed(away, run.ballot.allow) else EXIT_UNREACHABLE
         if run.failed:
-            code = EXIT_BLOCKED if any(f["holders"] for f in run.failed.values()) else EXIT_FAILED
+            code = EXIT_BLOCKED if any(f.holders for f in run.failed.values()) else EXIT_FAILED
             stop = ""
         elif stop:
             code = EXIT_CONFLICT

@@ -7,23 +7,28 @@ durable.  # G1
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
+from pact.core.ops import GroupCommit, GroupDecide, GroupExtend, GroupRollback, MemberExtend, NodesForget
 from pact.core.root import payloads
 from pact.core.root.answers import answer_of
 from pact.core.root.begin import Beginner
+from pact.core.root.head import PACT, Head
 from pact.core.root.holds import Holds
 from pact.core.root.log import ACTIVE, DECIDED, FINISHED, Group
+from pact.core.root.payloads import Terms
 from pact.core.root.questions import Questions, refuse_absent, require_role, require_short
 from pact.core.root.runs import (
     APPLYING,
     BLOCKED,
+    BUSY,
     DECIDING,
+    EXTENDING,
+    FINISHING,
     OPEN,
-    PACT,
     VOTING,
-    Head,
     Run,
     caller_of,
     held_by,
@@ -57,7 +62,7 @@ class Groups(Votes):
         super().__init__(questions)
         self.beginner = Beginner(questions, self.runs)
         self.holds = Holds(questions, self._released)
-        self.ops: Mapping[str, Callable[[Head, dict[str, Any]], None]] = {
+        self.ops: Mapping[str, Callable[[Head, Any], None]] = {
             "apply": self.beginner.apply,
             "group_commit": self._commit,
             "group_rollback": self._rollback,
@@ -116,18 +121,12 @@ class Groups(Votes):
 
     def _undo_votes(self, run: Run, names: Iterable[str]) -> None:
         """A vote that led to no decision binds nobody any more (presumed abort).  # G3"""
-        self.carrier.tell(names, run.id, self._undone(run.id, self.ballot()), run.caller)
+        self.carrier.tell(names, self._undone(run.id, self.number()), run.caller)
 
-    def _undone(self, gid: str, ballot: int) -> dict[str, Any]:
+    def _undone(self, gid: str, ballot: int) -> GroupDecide:
         """The votes with this ballot, or one before it."""
-        return {
-            "group": gid,
-            "fence": self.root.fence,
-            "ballot": ballot,
-            "decision": "abort",
-            "action": "commit",
-            "why": "the vote led to no decision",
-        }
+        why = "the vote led to no decision"
+        return GroupDecide(group=gid, fence=self.root.fence, ballot=ballot, decision="abort", action="commit", why=why)
 
     def asked(self, node: str, groups: Sequence[Sequence[Any]]) -> None:
         """A member asks how its groups end. Only what is in the log is an answer.  # G3"""
@@ -145,7 +144,7 @@ class Groups(Votes):
                 self.root.refuse("a question about a group that the log has forgotten", node, gid)
                 self._unknown(node, gid, ballot)
             elif group.state == FINISHED:
-                self.carrier.reply(node, gid, self.carrier.decision(group), caller_of(group))
+                self.carrier.reply(node, self.carrier.decision(group), caller_of(group))
             elif run is not None and group.state == DECIDED:
                 if node in run.members and node not in run.flying and node not in run.todo:
                     run.done.discard(node)
@@ -156,19 +155,15 @@ class Groups(Votes):
                 if phase == "prepared" and self._led_nowhere(run, ballot):
                     # A question has no seal: one that is made up must not undo a vote under way, or one to come.  # T14
                     newest = self.root.fence * BALLOTS + self._ballots
-                    self.carrier.reply(node, gid, self._undone(gid, min(ballot, newest)), run.caller)
+                    self.carrier.reply(node, self._undone(gid, min(ballot, newest)), run.caller)
 
     def _unknown(self, node: str, gid: str, ballot: int) -> None:
         """How its group ended is not known here: what it has of it becomes its own, for a person to settle."""
-        args = {
-            "group": gid,
-            "fence": self.root.fence,
-            "ballot": ballot,
-            "decision": "unknown",
-            "action": "rollback",
-            "why": "the root's log has no such group",
-        }
-        self.carrier.reply(node, gid, args, PACT)
+        why = "the root's log has no such group"
+        word = GroupDecide(
+            group=gid, fence=self.root.fence, ballot=ballot, decision="unknown", action="rollback", why=why
+        )
+        self.carrier.reply(node, word, PACT)
 
     def _members(self, group: Group) -> frozenset[str]:
         """Of a group that nodes ask about; they do so all at once."""
@@ -182,7 +177,7 @@ class Groups(Votes):
     @staticmethod
     def _led_nowhere(run: Run, ballot: int) -> bool:
         """No decision can come of a vote with this ballot any more."""
-        return run.step not in (VOTING, DECIDING) or ballot < run.ballot
+        return run.step not in (VOTING, DECIDING, EXTENDING) or ballot < run.ballot.n
 
     def tick(self) -> None:
         root = self.root
@@ -196,10 +191,10 @@ class Groups(Votes):
                 elif root.state.holds:
                     run.retry_at_ns = root.t_ns + root.limits.retry_ns
                 elif run.step == BLOCKED:
-                    self.vote(run, "rollback", None, {}, automatic=True)
+                    self.vote(run, "rollback", None, automatic=True)
             due = self._due_ns(run, group)
             if due is not None and due <= root.t_ns:
-                self.vote(run, "rollback", None, {}, automatic=True)
+                self.vote(run, "rollback", None, automatic=True)
 
     def _due_ns(self, run: Run, group: Group) -> int | None:
         """When its window ends: only the root's timer ends a group.  # G2"""
@@ -220,22 +215,23 @@ class Groups(Votes):
 
     # -- vote ---------------------------------------------------------------------------------------------------
 
-    def _commit(self, head: Head, args: dict[str, Any]) -> None:
-        run = self._settleable(head, args, "commit")
-        message, ttl_ns = str(args.get("message", "")).strip(), args.get("ttl_ns")
+    def _commit(self, head: Head, args: GroupCommit) -> None:
+        run = self._settleable(head, args.group, "commit")
+        message, ttl_ns = args.message.strip(), args.ttl_ns
         if not message:
             raise UsageError("a commit needs a message", "pact commit -m 'why'")
         require_short(message)
-        if ttl_ns is not None and not (isinstance(ttl_ns, int) and TTL_MIN_NS <= ttl_ns <= TTL_MAX_NS):
+        if ttl_ns is not None and not TTL_MIN_NS <= ttl_ns <= TTL_MAX_NS:
             raise UsageError("--ttl must lie between 15m and 10d")
         if self._already(run, "commit", head):
             return
-        refuse_absent(self.root, self.away(run), self.questions.allowance(args), f"{run.id} was not committed")
-        self.vote(run, "commit", head, {**args, "message": message, "ttl_ns": ttl_ns})
+        allow = self.questions.allowance(args.allow_missing)
+        refuse_absent(self.root, self.away(run), allow, f"{run.id} was not committed")
+        self.vote(run, "commit", head, Terms(message, ttl_ns), allow)
 
-    def _rollback(self, head: Head, args: dict[str, Any]) -> None:
-        run = self._settleable(head, args, "rollback")
-        group, force = self.root.state.groups[run.id], bool(args.get("force"))
+    def _rollback(self, head: Head, args: GroupRollback) -> None:
+        run = self._settleable(head, args.group, "rollback")
+        group, force = self.root.state.groups[run.id], args.force
         forced = group.state == DECIDED and group.terms.force
         if self.root.state.holds and not (force or forced):
             raise ConflictError(held_by(self.root), "use --force")
@@ -244,22 +240,22 @@ class Groups(Votes):
             return
         if self._already(run, "rollback", head):
             return
-        self.vote(run, "rollback", head, args)
+        self.vote(run, "rollback", head, Terms(force=force), self.questions.allowance(args.allow_missing))
 
-    def _settleable(self, head: Head, args: Mapping[str, Any], what: str) -> Run:
-        root, gid = self.root, str(args.get("group", ""))
-        require_role(head, "ops", what)
+    def _settleable(self, head: Head, gid: str, what: str) -> Run:
+        root, caller = self.root, head.caller
+        require_role(caller, "ops", what)
         group = root.state.groups.get(gid)
         if group is None:
             if 0 < number(gid) <= root.state.group_n:
                 raise ConflictError(f"{gid} was settled long ago", "see pact log")
             raise UsageError(f"there is no group {gid}", "pact groups lists them")
-        if head["caller"]["role"] != "admin" and group.owner.user != head["caller"]["user"]:
+        if caller.role != "admin" and group.owner.user != caller.user:
             raise DeniedError(f"{what} {gid} of {group.owner.user} needs the role admin")
         if group.state == FINISHED:
             raise ConflictError(f"{gid} is settled already: {group.outcome}", "see pact groups")
         run = self.runs[gid]
-        if run.step in (APPLYING, VOTING, DECIDING):
+        if run.step in BUSY:
             raise ConflictError(f"{gid} is {run.step} just now", "try again in a moment")
         return run
 
@@ -270,14 +266,14 @@ class Groups(Votes):
             raise ConflictError(f"too late: {run.id} is decided: commit", "see pact groups")
 
         def done() -> None:
-            if run.step == DECIDING:  # the last member has just done it
+            if run.step == FINISHING:  # the last member has just done it
                 self.questions.reply(head, 0, result=self.shown(run.id))
             else:
                 self._already(run, "rollback", head)
 
         root.record(
-            payloads.GroupForced(group=run.id, fence=root.fence, why=f"asked by {head['caller']['user']}"),
-            root.actor(head["caller"]),
+            payloads.GroupForced(group=run.id, fence=root.fence, why=f"asked by {head.caller.user}"),
+            root.actor(head.caller),
             done,
         )
 
@@ -292,17 +288,15 @@ class Groups(Votes):
         self.carrier.again(run)
         return True
 
-    # -- decide and carry out -----------------------------------------------------------------------------------
-
     # -- nodes that are gone for good ---------------------------------------------------------------------------
 
-    def _forget(self, head: Head, args: dict[str, Any]) -> None:
+    def _forget(self, head: Head, args: NodesForget) -> None:
         """These nodes are out of service: nobody waits for them any more. One that comes back is as before."""
         root = self.root
-        require_role(head, "admin", "nodes --forget")
-        if head["nodes"] is None:
+        require_role(head.caller, "admin", "nodes --forget")
+        if head.nodes is None:
             raise UsageError("say which nodes are to be forgotten")
-        here, absent = self.questions.targets(head["nodes"])
+        here, absent = self.questions.targets(head.nodes)
         if here:
             raise ConflictError(f"{root.sets.fold(here)} is connected", "take its key out of authorized_keys.toml")
         known = [n for n in absent if n in root.state.cursors or any(n in r.members for r in self.runs.values())]
@@ -311,20 +305,20 @@ class Groups(Votes):
 
         def done() -> None:
             for run in list(self.runs.values()):
-                if root.state.groups[run.id].state == DECIDED and run.step != DECIDING:
+                if root.state.groups[run.id].state == DECIDED:
                     self.carrier.waves(run)
             self.questions.reply(head, 0, result={"v": 1, "forgotten": root.sets.fold(known)})
 
-        root.record(payloads.NodeForgotten(nodes=sorted(known), fence=root.fence), root.actor(head["caller"]), done)
+        root.record(payloads.NodeForgotten(nodes=sorted(known), fence=root.fence), root.actor(head.caller), done)
 
     # -- extend -------------------------------------------------------------------------------------------
 
-    def _extend(self, head: Head, args: dict[str, Any]) -> None:
+    def _extend(self, head: Head, args: GroupExtend) -> None:
         root = self.root
-        run = self._settleable(head, args, "extend")
+        run = self._settleable(head, args.group, "extend")
         group = root.state.groups[run.id]
-        by_ns = args.get("by_ns")
-        if not isinstance(by_ns, int) or not 0 < by_ns <= EXTEND_MAX_NS:
+        by_ns = args.by_ns
+        if not 0 < by_ns <= EXTEND_MAX_NS:
             raise UsageError("extend by more than nothing and at most 10d")
         if group.state == DECIDED:
             raise ConflictError(f"too late: {run.id} is decided: {group.decision}", "see pact groups")
@@ -336,8 +330,8 @@ class Groups(Votes):
 
         def part(names: list[str], body: bytes) -> None:
             answer = answer_of(body)
-            if answer["exit"]:
-                refused.update(dict.fromkeys(names, (answer["exit"], answer["message"])))
+            if answer.exit:
+                refused.update(dict.fromkeys(names, (answer.exit, answer.message)))
 
         def told(lost: dict[str, str]) -> None:
             codes = [code for code, _ in refused.values()] + [EXIT_UNREACHABLE] * bool(lost)
@@ -345,16 +339,16 @@ class Groups(Votes):
             self.questions.reply(head, gravest(codes), result=self.shown(run.id), failed=failed)
 
         def done() -> None:
-            run.step, run.retry_at_ns, run.no, run.missing = OPEN, None, {}, {}
-            note = {"group": run.id, "fence": root.fence, "left_ns": max(0, group.ends_ns - root.t_ns)}
+            run.take("extended")
+            run.retry_at_ns = None
+            run.ballot = replace(run.ballot, no={}, missing={})
+            word = MemberExtend(group=run.id, fence=root.fence, left_ns=max(0, group.ends_ns - root.t_ns))
             here = [n for n in run.members if n in root.nodes]
-            self.questions.ask_members(here, "group_extend", note, head["caller"], part, told)
+            self.questions.ask_members(here, word, head.caller, part, told)
 
-        run.step = DECIDING  # no timer and no vote until it is durable
+        run.take("extend")  # no timer and no vote until it is durable
         root.record(
             payloads.WindowExtended(group=run.id, by_ns=by_ns, reopened=reopened, fence=root.fence),
-            root.actor(head["caller"]),
+            root.actor(head.caller),
             done,
         )
-
-    # -- help ---------------------------------------------------------------------------------------------------

@@ -7,14 +7,14 @@ from typing import Any, Final
 
 import orjson
 
+from pact.core.ops import FleetHold, FleetRelease
 from pact.core.records import rfc3339
 from pact.core.root import payloads
 from pact.core.root.answers import answer_of
+from pact.core.root.head import Head
 from pact.core.root.questions import Questions, require_role
 from pact.errors import EXIT_UNREACHABLE, ConflictError, DeniedError, UsageError
 from pact.model import NS_PER_S
-
-Head = Mapping[str, Any]
 
 TELL_EVERY_NS: Final = 10 * NS_PER_S
 FOR_MAX_NS: Final = 30 * 24 * 3600 * NS_PER_S
@@ -47,16 +47,16 @@ class Holds:
             wakes.append(self._tell_at_ns)
         return min(wakes, default=None)
 
-    def place(self, head: Head, args: dict[str, Any]) -> None:
+    def place(self, head: Head, args: FleetHold) -> None:
         """Nothing rolls back anywhere: durable first, then told to every node.  # G8"""
         root = self.root
-        require_role(head, "ops", "hold")
-        reason, for_ns = str(args.get("reason", "")).strip(), args.get("for_ns")
+        require_role(head.caller, "ops", "hold")
+        reason, for_ns = args.reason.strip(), args.for_ns
         if not reason:
             raise UsageError("--reason must say why")
         if len(reason) > REASON_MAX or len(root.state.holds) >= HOLDS_MAX:  # every node is told all of them
             raise UsageError(f"a reason has at most {REASON_MAX} characters, and the fleet at most {HOLDS_MAX} holds")
-        if type(for_ns) is not int or not 0 < for_ns <= FOR_MAX_NS:
+        if for_ns is None or not 0 < for_ns <= FOR_MAX_NS:
             raise UsageError("--for must lie between nothing and 30d")
         name = f"f{root.state.hold_n + 1}"
         if self._placing:
@@ -66,13 +66,13 @@ class Holds:
         root.record(
             payloads.HoldPlaced(
                 hold=name,
-                owner=payloads.Person(head["caller"]["user"]),
+                owner=payloads.Person(head.caller.user),
                 reason=reason,
                 ends_ns=ends_ns,
                 ends=rfc3339(root.wall_ns + for_ns),
                 fence=root.fence,
             ),
-            root.actor(head["caller"]),
+            root.actor(head.caller),
             lambda: self._held(head, name),
         )
 
@@ -88,7 +88,7 @@ class Holds:
         deaf: dict[str, str] = {}
 
         def part(names: list[str], body: bytes) -> None:
-            if not answer_of(body)["result"].get("seen"):
+            if not answer_of(body).result.get("seen"):
                 deaf.update(dict.fromkeys(names, "it has not heard of it yet"))
 
         def done(lost: dict[str, str]) -> None:
@@ -99,13 +99,13 @@ class Holds:
 
         table = {k: v for k, v in root.fleet().items() if k in ("fence", "seq", "holds")}
         self.questions.ask(
-            here, "fleet_seen", orjson.dumps(table), head["caller"], self.questions.timeout_ns(head), part, done
+            here, "fleet_seen", orjson.dumps(table), head.caller, self.questions.timeout_ns(head), part, done
         )
 
-    def release(self, head: Head, args: dict[str, Any]) -> None:
-        root, name = self.root, args.get("hold")
-        require_role(head, "ops", "hold")
-        user, admin = head["caller"]["user"], head["caller"]["role"] == "admin"
+    def release(self, head: Head, args: FleetRelease) -> None:
+        root, name = self.root, args.hold
+        require_role(head.caller, "ops", "hold")
+        user, admin = head.caller.user, head.caller.role == "admin"
         holds = {n: h for n, h in root.state.holds.items() if n not in self._ending}
         picked = [n for n, h in holds.items() if (name == n if name else h.user == user)]
         if not picked:
@@ -119,7 +119,7 @@ class Holds:
                 raise DeniedError(f"releasing the hold of {holds[one].user} needs the role admin")
         for one in picked:
             last = one == picked[-1]
-            self._release_one(one, "released", root.actor(head["caller"]), head if last else None, picked)
+            self._release_one(one, "released", root.actor(head.caller), head if last else None, picked)
 
     def _release_one(
         self, name: str, cause: str, actor: Mapping[str, Any], head: Head | None, picked: Sequence[str] = ()

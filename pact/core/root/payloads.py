@@ -50,6 +50,10 @@ class Terms:
         return cls(message, ttl_ns, force)
 
 
+#: A decision without a message, a time limit or force.
+PLAIN: Final = Terms()
+
+
 @dataclass(frozen=True, slots=True)
 class AgentStarted(Payload):
     """A root began its term: ``fence`` is its number."""

@@ -13,8 +13,10 @@ from typing import Any, Final
 import orjson
 
 from pact.core import ops, strict
+from pact.core.ops import GroupApply, Op
 from pact.core.roles import BY_KEY, RANK
 from pact.core.root.answers import SAID_MAX, ToClient, answer_of
+from pact.core.root.head import Caller, Head
 from pact.core.root.log import ROOT
 from pact.core.root.replies import Replies
 from pact.core.root.term import AWAY_NS, Term
@@ -51,6 +53,8 @@ SETTLING: Final = frozenset(name for name, op in ops.AT_ROOT.items() if op.settl
 STALE: Final = b'"stale fence '  # in a node's answer: it has obeyed another root whose fence was higher
 FENCED_BYTES: Final = 500
 
+#: Who may be absent: so many, or these.
+Allowed = int | frozenset[str]
 Part = Callable[[list[str], bytes], None]
 Done = Callable[[dict[str, str]], None]
 
@@ -65,7 +69,7 @@ class Question:
     waiting: set[str]
     op: str
     args: bytes
-    caller: dict[str, Any]
+    caller: Caller
     until_ns: int
     part: Part
     done: Done
@@ -90,8 +94,8 @@ class Question:
 class _Later:
     """A request that needs nodes which may be back soon: taken up when all of them are, and at ``until_ns``."""
 
-    head: Mapping[str, Any]
-    args: dict[str, Any]
+    head: Head
+    args: Mapping[str, Any]
     raw: bytes
     absent: set[str]
     until_ns: int
@@ -102,7 +106,7 @@ class Questions(Replies):
 
     def __init__(self, root: Term) -> None:
         super().__init__(root)
-        self.ops: Mapping[str, Callable[[Mapping[str, Any], dict[str, Any]], None]] = {}  # what the root itself does
+        self.ops: Mapping[str, Callable[[Head, Any], None]] = {}  # what the root itself does
         self.open: dict[str, Question] = {}
         self._later: list[_Later] = []
         self._n = 0
@@ -114,7 +118,7 @@ class Questions(Replies):
         names: Iterable[str],
         op: str,
         args: bytes,
-        caller: Mapping[str, Any],
+        caller: Caller,
         timeout_ns: int,
         part: Part,
         done: Done,
@@ -138,7 +142,7 @@ class Questions(Replies):
             waiting,
             op,
             args,
-            dict(caller),
+            caller,
             root.t_ns + timeout_ns,
             part,
             done,
@@ -158,7 +162,7 @@ class Questions(Replies):
             "call": question.id,
             "op": question.op,
             "nodes": named,
-            "caller": question.caller,
+            "caller": question.caller.to_json(),
             "fence": root.fence,
             "timeout_ms": max(0, question.until_ns - root.t_ns) // 1_000_000,
         }
@@ -170,15 +174,16 @@ class Questions(Replies):
     def ask_members(
         self,
         names: Iterable[str],
-        op: str,
-        args: Mapping[str, Any] | bytes,
-        caller: Mapping[str, Any],
+        asked: Op | bytes,
+        caller: Caller,
         part: Part,
         done: Done,
         timeout_ns: int | None = None,
         client: tuple[str, int] = ("", 0),
     ) -> None:
-        """Ask those of ``names`` that are connected; the others are lost at once. ``client``: for whom alone it is."""
+        """Ask those of ``names`` that are connected; the others are lost at once. ``asked``: the request, or the
+        arguments of a ``group_apply``, encoded once. ``client``: for whom alone it is.
+        """
         connected, away = [], {}
         for name in names:
             if name in self.root.nodes:
@@ -186,13 +191,12 @@ class Questions(Replies):
             else:
                 away[name] = LOST
         ended = done if not away else lambda lost: done({**away, **lost})
-        raw = args if isinstance(args, bytes) else orjson.dumps(args)
+        op, raw = (GroupApply.asked_as, asked) if isinstance(asked, bytes) else (asked.asked_as, encoded(asked))
         self.ask(connected, op, raw, caller, timeout_ns or self.root.limits.answer_ns, part, ended, client)
 
-    def allowance(self, args: Mapping[str, Any]) -> int | frozenset[str]:
+    def allowance(self, given: int | str | None) -> Allowed:
         """``--allow-missing``: so many may be absent, or these. Raises UsageError."""
-        given = args.get("allow_missing")
-        if given is None or (type(given) is int and given >= 0):
+        if given is None or (isinstance(given, int) and given >= 0):
             return given or 0
         if not isinstance(given, str):
             raise UsageError("--allow-missing takes a number or a node set")
@@ -216,7 +220,7 @@ class Questions(Replies):
             elif fresh:
                 question.told(fresh)
                 if len(body) < FENCED_BYTES and STALE in body:  # this root is not the last, or its log was lost
-                    self.root.refuse("a fence lower than the last one", fresh[0], answer_of(body)["message"])
+                    self.root.refuse("a fence lower than the last one", fresh[0], answer_of(body).message)
                 question.part(fresh, body)
         if question.flush is not None:
             question.flush()
@@ -321,7 +325,7 @@ class Questions(Replies):
         """The client listens no more (0: to nothing). What nodes were asked they do all the same; nobody is told."""
         for key in [k for k in self.told_ns if k[0] == client and id_ in (0, k[1])]:
             del self.told_ns[key]
-        self._later = [x for x in self._later if x.head["client"] != client or id_ not in (0, x.head["id"])]
+        self._later = [x for x in self._later if x.head.client != client or id_ not in (0, x.head.id)]
         for question in list(self.open.values()):
             if question.client == client and id_ in (0, question.client_id):
                 del self.open[question.id]
@@ -329,31 +333,31 @@ class Questions(Replies):
 
     # -- clients ------------------------------------------------------------------------------------------------
 
-    def request(self, head: Mapping[str, Any], args: dict[str, Any], raw: bytes) -> None:
+    def request(self, head: Head, args: Mapping[str, Any], raw: bytes) -> None:
         """What a person asks; ``raw`` is ``args`` as they were written. The answer is one ``result``, after ``part``
         messages where nodes were asked.
         """
-        root, op = self.root, head["op"]
+        root, op = self.root, head.op
         try:
-            if len(raw) > request_max(head["caller"]["role"]):  # who carries it may not have looked
-                raise UsageError(f"a request of {len(raw)} bytes; at most {request_max(head['caller']['role'])}")
-            if op not in SETTLING and self._busy_with(head["caller"]["user"]):
+            if len(raw) > request_max(head.caller.role):  # who carries it may not have looked
+                raise UsageError(f"a request of {len(raw)} bytes; at most {request_max(head.caller.role)}")
+            if op not in SETTLING and self._busy_with(head.caller.user):
                 raise PactError("the root has too many questions under way", "try again in a moment")
             own = self.ops.get(op)
             if own is not None:
                 _require_small(args, raw)
-                own(head, args)
+                own(head, _own_request(op, args))
             elif op in NODE_OPS:
                 self._ask_nodes(head, raw)
             elif op == "watch":
-                names = None if head["nodes"] is None else root.sets.expand(head["nodes"])
-                root.watch(head["client"], head["id"], names)
+                names = None if head.nodes is None else root.sets.expand(head.nodes)
+                root.watch(head.client, head.id, names)
             elif op == "nodes":
                 self._list_nodes(head)
             else:
                 raise UsageError(f"unknown request {strict.shown(op)}")
         except DeniedError as exc:
-            root.record_denied(op, exc.message, head["caller"])
+            root.record_denied(op, exc.message, head.caller)
             self.reply(head, exc.exit_code, exc.message, exc.hint)
         except AbsentError as exc:  # nothing was done
             expected = root.expected(exc.failed)
@@ -364,13 +368,13 @@ class Questions(Replies):
         except PactError as exc:
             self.reply(head, exc.exit_code, exc.message, exc.hint)
         except Exception as exc:  # whatever a person asks, the others' root goes on  # T13
-            root.note(f"{op} of {head['caller']['user']}: {type(exc).__name__}: {exc}"[:SAID_MAX])
+            root.note(f"{op} of {head.caller.user}: {type(exc).__name__}: {exc}"[:SAID_MAX])
             self.reply(head, EXIT_FAILED, f"internal error: {type(exc).__name__}")
 
     def _busy_with(self, user: str) -> bool:
         """There is enough under way, of this person's or of all people's. The root's own questions stop nobody."""
-        people = [q.caller["user"] for q in self.open.values() if q.client]
-        people += [x.head["caller"]["user"] for x in self._later]
+        people = [q.caller.user for q in self.open.values() if q.client]
+        people += [x.head.caller.user for x in self._later]
         return len(people) >= QUESTIONS_MAX or people.count(user) >= QUESTIONS_EACH_MAX
 
     def targets(self, text: str | None) -> tuple[list[str], list[str]]:
@@ -385,12 +389,12 @@ class Questions(Replies):
             wanted = root.sets.expand(text)
         return [n for n in wanted if n in root.nodes], [n for n in wanted if n not in root.nodes]
 
-    def timeout_ns(self, head: Mapping[str, Any]) -> int:
-        asked: int = head["timeout_ms"] * 1_000_000
+    def timeout_ns(self, head: Head) -> int:
+        asked = head.timeout_ms * 1_000_000
         return min(asked, TIMEOUT_MAX_NS) if asked > 0 else TIMEOUT_NS
 
-    def _ask_nodes(self, head: Mapping[str, Any], args: bytes) -> None:
-        here, absent = self.targets(head["nodes"])
+    def _ask_nodes(self, head: Head, args: bytes) -> None:
+        here, absent = self.targets(head.nodes)
         expected = self.root.expected(absent)
         absent = [n for n in absent if n not in expected]
         self.progress(head, 0, len(here) + len(expected))
@@ -402,20 +406,20 @@ class Questions(Replies):
         to = ToClient(self.root.down, head)
         self.ask(
             here,
-            head["op"],
+            head.op,
             args,
-            head["caller"],
+            head.caller,
             self.timeout_ns(head),
             to.part,
             done,
-            (head["client"], head["id"]),
+            head.key,
             to.flush,
             expected,
         )
 
-    def _list_nodes(self, head: Mapping[str, Any]) -> None:
+    def _list_nodes(self, head: Head) -> None:
         root = self.root
-        here, absent = self.targets(head["nodes"])
+        here, absent = self.targets(head.nodes)
         rows: dict[str, dict[str, Any]] = {n: {"connected": True, "rack": root.nodes[n].rack} for n in here}
         rows.update({n: {"connected": False, "rack": ""} for n in absent})
         for name, row in rows.items():
@@ -430,16 +434,29 @@ class Questions(Replies):
         )
 
 
-def allowed(absent: Mapping[str, str], allow: int | frozenset[str]) -> bool:
+def allowed(absent: Mapping[str, str], allow: Allowed) -> bool:
     """May these be absent?"""
     return len(absent) <= allow if isinstance(allow, int) else absent.keys() <= allow
 
 
-def require_role(head: Mapping[str, Any], least: str, what: str) -> None:
+def require_role(caller: Caller, least: str, what: str) -> None:
     """Raises DeniedError. Nodes check their own; this is for what the root itself decides."""
-    caller = head["caller"]
-    if caller["role"] == "agent" or RANK.get(caller["role"], -1) < RANK[least]:  # nobody is the agent
-        raise DeniedError(f"{what} needs the role {least}; {caller['user']} is {caller['role']}", BY_KEY)
+    if caller.role == "agent" or RANK.get(caller.role, -1) < RANK[least]:  # nobody is the agent
+        raise DeniedError(f"{what} needs the role {least}; {caller.user} is {caller.role}", BY_KEY)
+
+
+def encoded(request: Op) -> bytes:
+    """The arguments of a request to nodes."""
+    return orjson.dumps(ops.args_of(request))
+
+
+def _own_request(op: str, args: Mapping[str, Any]) -> Op:
+    """What the root is asked itself. Fields that it does not know it passes over. Raises UsageError."""
+    kind = ops.AT_ROOT[op]
+    known = {name: args[name] for name in ops.types_of(kind) if name in args}
+    if wrong := ops.wrong(kind, known):
+        raise UsageError(f"{op}: {wrong}")
+    return kind(**known)
 
 
 def _require_small(args: Mapping[str, Any], raw: bytes) -> None:
@@ -455,7 +472,7 @@ def require_short(message: str) -> None:
         raise UsageError(f"a message of {len(message)} characters; at most {MESSAGE_MAX}")
 
 
-def refuse_absent(root: Term, absent: Mapping[str, str], allow: int | frozenset[str], what: str) -> None:
+def refuse_absent(root: Term, absent: Mapping[str, str], allow: Allowed, what: str) -> None:
     """Raises AbsentError unless these may be absent."""
     if not allowed(absent, allow):
         raise AbsentError(

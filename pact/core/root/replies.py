@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from pact.core.root.answers import clipped, fitting
+from pact.core.root.head import Head
 from pact.core.root.term import Term
 from pact.model import NS_PER_S
 
@@ -24,7 +25,7 @@ class Replies:
 
     def reply(
         self,
-        head: Mapping[str, Any],
+        head: Head,
         exit_code: int,
         message: str = "",
         hint: str = "",
@@ -32,13 +33,13 @@ class Replies:
         failed: Mapping[str, str] | None = None,
     ) -> None:
         """End a client's request. What is too long for a message is cut, and the message says so."""
-        self.told_ns.pop((head["client"], head["id"]), None)
+        self.told_ns.pop(head.key, None)
         body, cut = fitting(result or {})
         self.root.down(
             "result",
             {
-                "client": head["client"],
-                "id": head["id"],
+                "client": head.client,
+                "id": head.id,
                 "exit": exit_code,
                 "message": "; ".join(filter(None, [clipped(message), cut])),
                 "hint": clipped(hint),
@@ -86,10 +87,10 @@ class Replies:
         pieces = [names[at : at + step] for at in range(0, len(names), step)]
         return [t for piece in pieces for t in self._folded(piece)]
 
-    def progress(self, head: Mapping[str, Any], done: int, total: int) -> None:
+    def progress(self, head: Head, done: int, total: int) -> None:
         """How far it is, at most every ``PROGRESS_NS`` beside the beginning and the end of each step."""
-        key, now_ns = (head["client"], head["id"]), self.root.t_ns
+        key, now_ns = head.key, self.root.t_ns
         if 0 < done < total and now_ns - self.told_ns.get(key, now_ns - PROGRESS_NS) < PROGRESS_NS:
             return
         self.told_ns[key] = now_ns
-        self.root.down("progress", {"client": head["client"], "id": head["id"], "done": done, "total": total})
+        self.root.down("progress", {"client": head.client, "id": head.id, "done": done, "total": total})

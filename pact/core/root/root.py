@@ -12,6 +12,7 @@ from typing import Any, Final
 from pact.core import strict
 from pact.core.root import log, payloads
 from pact.core.root.groups import Groups
+from pact.core.root.head import Head
 from pact.core.root.log import RootState
 from pact.core.root.persons import CHALLENGE
 from pact.core.root.questions import Questions
@@ -120,19 +121,19 @@ class Root(Term):
             args = strict.loads_object(message.body or b"{}", BODY_MAX)
         except strict.NotStrictError as exc:
             self.refuse("a request whose arguments are not read here")
-            self.questions.reply(message.head, EXIT_USAGE, f"its arguments are not read here: {exc}")
+            self.questions.reply(Head.of(message.head), EXIT_USAGE, f"its arguments are not read here: {exc}")
             return
         head: Mapping[str, Any] = message.head
         if self.persons is not None:
             try:
                 if head["op"] == CHALLENGE:
-                    self.questions.reply(head, 0, result=self.persons.challenge(head))
+                    self.questions.reply(Head.of(head), 0, result=self.persons.challenge(head))
                     return
                 head = self.persons.authenticated(head, message.body)
             except PactError as exc:
-                self.questions.reply(head, exc.exit_code, exc.message, exc.hint)
+                self.questions.reply(Head.of(head), exc.exit_code, exc.message, exc.hint)
                 return
-        self.questions.request(head, args, message.body)
+        self.questions.request(Head.of(head), args, message.body)
 
     def _cancel(self, message: Message) -> None:
         client, id_ = message.head["client"], message.head["id"]

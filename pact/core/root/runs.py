@@ -11,19 +11,18 @@ from typing import Any, Final
 
 from pact.core.phases import NOT_APPLIED
 from pact.core.records import rfc3339
+from pact.core.root.answers import Refusal
+from pact.core.root.head import PACT, Caller, Head
 from pact.core.root.log import ACTIVE, DECIDED, FINISHED, Group
-from pact.core.root.questions import Questions
+from pact.core.root.questions import Allowed, Questions
 from pact.core.root.term import Term
 from pact.errors import UsageError
 from pact.model import NS_PER_S
-
-Head = Mapping[str, Any]
 
 NAMED_MAX: Final = 5
 TOLD_NS: Final = 40 * NS_PER_S  # members tell their groups every 30 s
 BLOCKED_MAX: Final = 100  # nodes whose consumers are shown one by one; of the others the number
 WHY_MAX: Final = 200  # characters of a reason of one among many
-PACT: Final[Mapping[str, Any]] = {"user": "pact", "role": "agent", "via": "cluster"}
 
 #: What else a member can be as it says itself; the words of the root's are not for it.
 SAYS: Final = ("diverged: ", "left: ", "committed", "rolled back", "forgotten")
@@ -32,36 +31,82 @@ UNKNOWN: Final = "unknown"
 APPLYING: Final = "applying"
 OPEN: Final = "open"
 VOTING: Final = "voting"
-DECIDING: Final = "deciding"
 BLOCKED: Final = "blocked"
+DECIDING: Final = "deciding"  # the decision is being written
+EXTENDING: Final = "extending"  # more time is being written
 CARRYING: Final = "carrying out"
 PAUSED: Final = "paused"
+FINISHING: Final = "finishing"  # that all have done it is being written
+
+#: Nobody settles it just now.
+BUSY: Final = (APPLYING, VOTING, DECIDING, EXTENDING, FINISHING)
+
+#: (step, input) -> next step. A pair that is absent is refused by name, never ignored.
+TABLE: Final[Mapping[tuple[str, str], str]] = {
+    (APPLYING, "applied"): OPEN,
+    (OPEN, "vote"): VOTING,
+    (OPEN, "extend"): EXTENDING,
+    (OPEN, "carry"): CARRYING,  # decided by an earlier root
+    (BLOCKED, "vote"): VOTING,
+    (BLOCKED, "extend"): EXTENDING,
+    (VOTING, "free"): OPEN,
+    (VOTING, "block"): BLOCKED,
+    (VOTING, "decide"): DECIDING,
+    (DECIDING, "carry"): CARRYING,
+    (EXTENDING, "extended"): OPEN,
+    (CARRYING, "again"): CARRYING,
+    (CARRYING, "pause"): PAUSED,
+    (CARRYING, "finish"): FINISHING,
+    (PAUSED, "again"): CARRYING,
+    (PAUSED, "finish"): FINISHING,
+}
+
+
+class StepError(AssertionError):
+    """A (step, input) pair that the table does not know: a bug in the caller, which must ask first."""
+
+    def __init__(self, group: str, step: str, what: str) -> None:
+        super().__init__(f"group {group} is {step}: {what!r} is not possible")
+
+
+@dataclass(slots=True)
+class Ballot:
+    """One vote: its number, who has said what, who is missed and may be (``allow``), and whether it is by force."""
+
+    n: int = 0
+    allow: Allowed = 0
+    force: bool = False
+    yes: set[str] = field(default_factory=set)
+    no: dict[str, Refusal] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
 class Run:
-    """What the root knows of an unfinished group beside its records."""
+    """What the root knows of an unfinished group beside its records. ``take`` alone writes ``step``."""
 
     id: str
     members: list[str]
     step: str = OPEN
     apply_args: bytes = b""
-    caller: Mapping[str, Any] = field(default_factory=dict)
+    caller: Caller = PACT
     states: dict[str, str] = field(default_factory=dict)
-    ballot: int = 0
-    no: dict[str, dict[str, Any]] = field(default_factory=dict)
-    yes: set[str] = field(default_factory=set)
-    missing: dict[str, str] = field(default_factory=dict)
+    ballot: Ballot = field(default_factory=Ballot)
     todo: set[str] = field(default_factory=set)
     flying: set[str] = field(default_factory=set)
     waves: int = 0
     done: set[str] = field(default_factory=set)
-    failed: dict[str, dict[str, Any]] = field(default_factory=dict)
+    failed: dict[str, Refusal] = field(default_factory=dict)
     retry_at_ns: int | None = None
     heads: list[Head] = field(default_factory=list)  # whoever waits for how it ends
-    allow: int | frozenset[str] = 0
-    force: bool = False  # of the vote under way; of a decision the record says it
     odd: dict[str, str] = field(default_factory=dict)  # said that they were done, with another outcome
+
+    def take(self, what: str) -> None:
+        """Make one transition. Raises StepError where the table has none."""
+        try:
+            self.step = TABLE[self.step, what]
+        except KeyError:
+            raise StepError(self.id, self.step, what) from None
 
     def heard(self, names: Sequence[str], state: str) -> None:
         """What members say of themselves. Why an apply failed, or did not reach one, says more than what came of it."""
@@ -101,11 +146,12 @@ def shown(root: Term, run: Run | None, group: Group, *, viewer: bool = False) ->
     }
 
 
-def _in_the_way(run: Run) -> dict[str, Mapping[str, Any]]:
+def _in_the_way(run: Run) -> dict[str, Refusal]:
     """Who said no or failed; with ``--require all`` it is enough that somebody is away."""
-    said: dict[str, Mapping[str, Any]] = {**run.no, **run.failed}
-    if run.step == BLOCKED and not run.no:
-        said.update({n: {"why": why, "holders": []} for n, why in run.missing.items()})
+    ballot = run.ballot
+    said = {**ballot.no, **run.failed}
+    if run.step == BLOCKED and not ballot.no:
+        said.update({n: Refusal(why) for n, why in ballot.missing.items()})
     return said
 
 
@@ -120,14 +166,14 @@ def standing(root: Term, run: Run | None, group: Group) -> tuple[str, int | None
     return group.outcome if group.state == FINISHED else state, ends
 
 
-def _blocked(said: Mapping[str, Mapping[str, Any]], viewer: bool) -> dict[str, dict[str, Any]]:
+def _blocked(said: Mapping[str, Refusal], viewer: bool) -> dict[str, dict[str, Any]]:
     """``{node: {why, holders}}``. Beyond ``BLOCKED_MAX`` nodes: ``more``, how many consumers are not named."""
     out: dict[str, dict[str, Any]] = {}
     for name, v in said.items():
         if len(out) < BLOCKED_MAX:
-            out[name] = {"why": v["why"], "holders": [_named(h) for h in v["holders"]] if viewer else v["holders"]}
+            out[name] = {"why": v.why, "holders": [_named(h) if viewer else h for h in v.holders]}
         else:
-            out[name] = {"why": v["why"][:WHY_MAX], "holders": [], "more": len(v["holders"])}
+            out[name] = {"why": v.why[:WHY_MAX], "holders": [], "more": len(v.holders)}
     return out
 
 
@@ -147,8 +193,8 @@ def _members(root: Term, run: Run, group: Group) -> dict[str, str]:
     for name in run.members:
         if name in run.done:
             state = "done"
-        elif name in run.failed or (name in run.no and run.step in (BLOCKED, OPEN)):
-            state = "blocked" if (run.failed.get(name) or run.no[name])["holders"] else "failed"
+        elif name in run.failed or (name in run.ballot.no and run.step in (BLOCKED, OPEN)):
+            state = "blocked" if (run.failed.get(name) or run.ballot.no[name]).holders else "failed"
         elif name not in root.nodes:
             state = "owed" if group.state == DECIDED else "away"
         else:
@@ -178,11 +224,10 @@ def held_by(root: Term) -> str:
 def reasons(root: Term, run: Run) -> str:
     """Who said no, and why, folded: the first few."""
     by_why: dict[str, list[str]] = {}
-    for name, no in run.no.items():
-        by_why.setdefault(no["why"], []).append(name)
-    if not run.no:
-        by_why = {}
-        for name, why in run.missing.items():
+    for name, no in run.ballot.no.items():
+        by_why.setdefault(no.why, []).append(name)
+    if not by_why:
+        for name, why in run.ballot.missing.items():
             by_why.setdefault(why, []).append(name)
     shown = [f"{root.sets.fold(names)}: {why}" for why, names in list(by_why.items())[:NAMED_MAX]]
     more = len(by_why) - len(shown)
@@ -198,11 +243,11 @@ def as_written(root: Term, members: Sequence[str]) -> str:
         return ""
 
 
-def caller_of(group: Group) -> Mapping[str, Any]:
+def caller_of(group: Group) -> Caller:
     """Who decided it, for the members' journals: a person, or the root itself where its window ended."""
     if group.by.get("via") != "cluster":
         return PACT
-    return {"user": group.by["user"], "role": group.by["role"], "via": "cluster"}
+    return Caller(group.by["user"], group.by["role"])
 
 
 def number(gid: str) -> int:

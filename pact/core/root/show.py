@@ -3,35 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
+from pact.core.ops import Groups, GroupState
 from pact.core.root.answers import answer_of
+from pact.core.root.head import Head
 from pact.core.root.log import FINISHED
 from pact.core.root.questions import Questions
-from pact.core.root.runs import BLOCKED, OPEN, Head, Run, number, shown
+from pact.core.root.runs import BLOCKED, OPEN, Run, number, shown
 from pact.errors import UsageError
 from pact.model import NS_PER_S
 
 LOOK_NS: Final = 5 * NS_PER_S  # who looks waits so long for members' words at most
 
 
-def look(questions: Questions, runs: Mapping[str, Run], head: Head, args: Mapping[str, Any]) -> None:
+def look(questions: Questions, runs: Mapping[str, Run], head: Head, args: Groups) -> None:
     """One group, or those that are not finished, or ``all``. Members are asked about one that waits for a person, since
     what they said when they applied it may be long past; who says nothing is shown as before.
     """
     root = questions.root
     groups = root.state.groups
-    name = str(args.get("group") or "")
+    name = args.group or ""
     if name and name not in groups:
         raise UsageError(f"there is no group {name}", "pact groups lists them")
-    viewer = head["caller"]["role"] == "viewer"
+    viewer = head.caller.role == "viewer"
 
     def tell() -> None:
         in_order = sorted(groups.values(), key=lambda g: number(g.id))
         found = [
             shown(root, runs.get(g.id), g, viewer=viewer)
             for g in in_order
-            if (name == g.id if name else args.get("all") or g.state != FINISHED)
+            if (name == g.id if name else args.all or g.state != FINISHED)
         ]
         questions.reply(head, 0, result={"v": 1, "groups": found, "holds": root.holds()})
 
@@ -42,11 +44,9 @@ def look(questions: Questions, runs: Mapping[str, Run], head: Head, args: Mappin
 
     def part(names: list[str], body: bytes) -> None:
         answer = answer_of(body)
-        if answer["exit"] == 0:
-            run.heard(names, str(answer["result"].get("state", "")))
+        if answer.exit == 0:
+            run.heard(names, str(answer.result.get("state", "")))
 
-    question = {"group": run.id, "fence": root.fence}
+    question = GroupState(group=run.id, fence=root.fence)
     here = [n for n in run.members if n in root.nodes]
-    questions.ask_members(
-        here, "group_state", question, head["caller"], part, lambda lost: tell(), LOOK_NS, (head["client"], head["id"])
-    )
+    questions.ask_members(here, question, head.caller, part, lambda lost: tell(), LOOK_NS, head.key)

@@ -13,6 +13,7 @@ from typing import Any, Final, Protocol
 from pact.core.payload import Payload
 from pact.core.root import chunks, payloads
 from pact.core.root.chunks import Batch
+from pact.core.root.head import Caller
 from pact.core.root.log import RootState, Writer
 from pact.core.root.persons import Persons
 from pact.core.root.shares import Shares
@@ -178,10 +179,10 @@ class Term:
             then()
         return self.flush()
 
-    def actor(self, caller: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    def actor(self, caller: Caller | None = None) -> dict[str, Any]:
         if caller is None:
             return {"user": "pact", "uid": None, "role": "agent", "via": "timer"}
-        return {"user": caller["user"], "uid": None, "role": caller["role"], "via": "cluster"}
+        return {"user": caller.user, "uid": None, "role": caller.role, "via": "cluster"}
 
     def record(self, payload: Payload, actor: Mapping[str, Any], then: Callable[[], None] | None = None) -> None:
         """Write one of the root's own records; ``then`` when it is durable, never before.  # G1"""
@@ -207,12 +208,12 @@ class Term:
             more = f": {detail[:DETAIL_MAX]!r}" if detail else ""
             self.note(f"refused: {what}{f' of {who}' if who else ''}{more} ({count})")
 
-    def record_denied(self, op: str, why: str, caller: Mapping[str, Any]) -> None:
+    def record_denied(self, op: str, why: str, caller: Caller) -> None:
         """Refusals are recorded, but cannot fill the log."""
         minute = self.t_ns // (60 * NS_PER_S)
         if minute != self._denied[0]:
             self._denied = (minute, {})
-        counts, user = self._denied[1], caller["user"]
+        counts, user = self._denied[1], caller.user
         if user not in counts and len(counts) >= DENIED_USERS_MAX:
             return
         counts[user] = counts.get(user, 0) + 1

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
+from pact.core.ops import GroupDecide, GroupVote
 from pact.core.root import payloads
-from pact.core.root.answers import answer_of, refusal_of
+from pact.core.root.answers import Refusal, answer_of, refusal_of
 from pact.core.root.carry import Carrier
-from pact.core.root.questions import ABSENT, Questions, allowed
-from pact.core.root.runs import BLOCKED, DECIDING, OPEN, PACT, VOTING, Head, Run, held_by, reasons, shown
+from pact.core.root.head import PACT, Caller, Head
+from pact.core.root.payloads import PLAIN, Terms
+from pact.core.root.questions import ABSENT, Allowed, Questions, allowed
+from pact.core.root.runs import BLOCKED, Ballot, Run, held_by, reasons, shown
 from pact.errors import EXIT_BLOCKED, EXIT_CONFLICT, EXIT_FAILED, EXIT_UNREACHABLE
 
 BALLOTS: Final = 1_000_000
@@ -27,141 +30,141 @@ class Votes:
         self._ballots = 0
 
     def vote(
-        self, run: Run, action: str, head: Head | None, args: Mapping[str, Any], *, automatic: bool = False
-    ) -> None:
-        root = self.root
-        allow = self.questions.allowance(args)
-        before = run.step, run.retry_at_ns
-        run.step, run.ballot, run.force = VOTING, self.ballot(), bool(args.get("force"))
-        run.heads = [] if head is None else [head]
-        run.yes, run.no, run.retry_at_ns, run.allow = set(), {}, None, allow
-        run.missing = self.away(run)
-        caller = PACT if head is None else head["caller"]
-        run.tell(self.questions, 0, len(run.members) - len(run.missing))
-
-        vote = {
-            "group": run.id,
-            "fence": root.fence,
-            "action": action,
-            "ballot": run.ballot,
-            "automatic": automatic,
-            "force": bool(args.get("force")),
-        }
-        here = [n for n in run.members if n in root.nodes]
-        self.ask_votes(run, here, vote, caller, lambda: self.counted(run, action, args, caller, before), VOTE_TRIES)
-
-    def ask_votes(
         self,
         run: Run,
-        names: Iterable[str],
-        vote: Mapping[str, Any],
-        caller: Mapping[str, Any],
-        then: Callable[[], None],
-        tries: int,
+        action: str,
+        head: Head | None,
+        terms: Terms = PLAIN,
+        allow: Allowed = 0,
+        *,
+        automatic: bool = False,
+    ) -> None:
+        root = self.root
+        before = run.step, run.retry_at_ns
+        run.take("vote")
+        run.ballot = Ballot(self.number(), allow, terms.force, missing=self.away(run))
+        run.heads, run.retry_at_ns = [] if head is None else [head], None
+        caller = PACT if head is None else head.caller
+        run.tell(self.questions, 0, len(run.members) - len(run.ballot.missing))
+        vote = GroupVote(
+            group=run.id,
+            fence=root.fence,
+            action=action,
+            ballot=run.ballot.n,
+            automatic=automatic,
+            force=terms.force,
+        )
+        here = [n for n in run.members if n in root.nodes]
+        self.ask_votes(run, here, vote, caller, lambda: self.counted(run, action, terms, caller, before), VOTE_TRIES)
+
+    def ask_votes(
+        self, run: Run, names: Iterable[str], vote: GroupVote, caller: Caller, then: Callable[[], None], tries: int
     ) -> None:
         """Who is connected and did not answer (it is slow, or moved to another parent) is asked once more, and then
         stands in a rollback's way: it may be the one with a consumer. Only who is away owes.  # F5
         """
-        root = self.root
+        root, ballot = self.root, run.ballot
 
         def part(answered: list[str], body: bytes) -> None:
             answer = answer_of(body)
-            if answer["exit"] == 0 and answer["result"].get("vote") == "yes":
-                run.yes.update(answered)
+            if answer.exit == 0 and answer.result.get("vote") == "yes":
+                ballot.yes.update(answered)
             else:
-                for name in answered:
-                    run.no[name] = refusal_of(answer)
-            run.tell(self.questions, len(run.yes) + len(run.no), len(run.members) - len(run.missing))
+                ballot.no.update(dict.fromkeys(answered, refusal_of(answer)))
+            run.tell(self.questions, len(ballot.yes) + len(ballot.no), len(run.members) - len(ballot.missing))
 
         def done(lost: dict[str, str]) -> None:
             silent = {n: why for n, why in lost.items() if n in root.nodes}
-            run.missing.update({n: why for n, why in lost.items() if n not in silent})
-            if silent and tries > 1 and not run.no:
+            ballot.missing.update({n: why for n, why in lost.items() if n not in silent})
+            if silent and tries > 1 and not ballot.no:
                 self.ask_votes(run, silent, vote, caller, then, tries - 1)
                 return
-            if vote["action"] == "rollback" and not run.force:
-                run.no.update({n: {"why": why, "holders": []} for n, why in silent.items()})
+            if vote.action == "rollback" and not ballot.force:
+                ballot.no.update({n: Refusal(why) for n, why in silent.items()})
             else:
-                run.missing.update(silent)
+                ballot.missing.update(silent)
             then()
 
-        self.questions.ask_members(names, "group_vote", vote, caller, part, done)
+        self.questions.ask_members(names, vote, caller, part, done)
 
-    def counted(
-        self, run: Run, action: str, args: Mapping[str, Any], caller: Mapping[str, Any], before: tuple[str, int | None]
-    ) -> None:
+    def counted(self, run: Run, action: str, terms: Terms, caller: Caller, before: tuple[str, int | None]) -> None:
         """Every vote is in."""
-        root = self.root
+        root, ballot = self.root, run.ballot
         group = root.state.groups[run.id]
-        never = {n: v["why"] for n, v in run.no.items() if v.get("absent")}
-        if never and allowed({**run.missing, **never}, run.allow):  # it was never there: as good as missing
-            run.no = {n: v for n, v in run.no.items() if n not in never}
-            run.missing.update(never)
+        never = {n: v.why for n, v in ballot.no.items() if v.absent}
+        if never and allowed({**ballot.missing, **never}, ballot.allow):  # it was never there: as good as missing
+            ballot.no = {n: v for n, v in ballot.no.items() if n not in never}
+            ballot.missing.update(never)
         absent_stops = (
-            not allowed(run.missing, run.allow) if action == "commit" else (group.require_all and bool(run.missing))
+            not allowed(ballot.missing, ballot.allow)
+            if action == "commit"
+            else (group.require_all and bool(ballot.missing))
         )
-        if action == "rollback" and root.state.holds and not run.force:  # placed while they voted  # G8
+        was_blocked = before[0] == BLOCKED
+        if action == "rollback" and root.state.holds and not ballot.force:  # placed while they voted  # G8
+            run.take("block" if was_blocked else "free")
             self.stop(run, action, caller, held_by(root))
-            run.step = before[0]
-        elif run.no or absent_stops:
+        elif not ballot.no and not absent_stops:
+            self.decide(run, action, terms, caller)
+        elif action == "rollback":
+            run.take("block")
+            if root.limits.on_busy_retry and any(n.holders for n in ballot.no.values()):
+                run.retry_at_ns = root.t_ns + root.limits.retry_ns
             self.stop(run, action, caller)
-            if action == "commit" and before[0] == BLOCKED:  # its window had ended: a person decides, as before
-                run.step, run.retry_at_ns = before
         else:
-            self.decide(run, action, args, caller)
+            run.take("block" if was_blocked else "free")
+            if was_blocked:  # its window had ended: a person decides, as before
+                run.retry_at_ns = before[1]
+            self.stop(run, action, caller)
 
-    def stop(self, run: Run, action: str, caller: Mapping[str, Any], held: str = "") -> None:
+    def stop(self, run: Run, action: str, caller: Caller, held: str = "") -> None:
         """Somebody said no, or is needed and away. Nothing is written; who said yes is free again.  # F5, G3"""
-        root = self.root
+        root, ballot = self.root, run.ballot
         why = held or reasons(root, run)
         if held:
             text = f"{run.id}: not rolled back: {why}"
         elif action == "rollback":
-            run.step = BLOCKED
             text = f"{run.id}: rollback blocked: {why}"
-            if root.limits.on_busy_retry and any(n["holders"] for n in run.no.values()):
-                run.retry_at_ns = root.t_ns + root.limits.retry_ns
             root.note(text)
         else:
-            run.step = OPEN
             text = f"{run.id}: not committed: {why}"
-        args = {
-            "group": run.id,
-            "fence": root.fence,
-            "ballot": run.ballot,
-            "decision": "abort",
-            "action": "commit" if held else action,
-            "why": text,
-        }
+        abort = GroupDecide(
+            group=run.id,
+            fence=root.fence,
+            ballot=ballot.n,
+            decision="abort",
+            action="commit" if held else action,
+            why=text,
+        )
         reachable = [n for n in run.members if n in root.nodes]
 
         heads, run.heads = run.heads, []
 
         def told(lost: dict[str, str]) -> None:
-            if any(n["holders"] for n in run.no.values()):
+            if any(n.holders for n in ballot.no.values()):
                 code = EXIT_BLOCKED
             elif held:
                 code = EXIT_CONFLICT
             else:
-                code = (EXIT_CONFLICT if action == "commit" else EXIT_FAILED) if run.no else EXIT_UNREACHABLE
-            failed = {**{n: v["why"] for n, v in run.no.items()}, **run.missing}
+                code = (EXIT_CONFLICT if action == "commit" else EXIT_FAILED) if ballot.no else EXIT_UNREACHABLE
+            failed = {**{n: v.why for n, v in ballot.no.items()}, **ballot.missing}
             for head in heads:
                 self.questions.reply(head, code, text, "pact groups " + run.id, self.shown(run.id), failed)
 
-        self.questions.ask_members(reachable, "group_decide", args, caller, ignore, told)
+        self.questions.ask_members(reachable, abort, caller, ignore, told)
 
-    def decide(self, run: Run, action: str, args: Mapping[str, Any], caller: Mapping[str, Any]) -> None:
-        root = self.root
-        run.step = DECIDING
+    def decide(self, run: Run, action: str, terms: Terms, caller: Caller) -> None:
+        root, ballot = self.root, run.ballot
+        run.take("decide")
         root.record(
             payloads.GroupDecided(
                 group=run.id,
                 decision=action,
-                ballot=run.ballot,
+                ballot=ballot.n,
                 fence=root.fence,
-                why=f"asked by {caller['user']}" if run.heads else "its window ended",
-                args=payloads.Terms(str(args.get("message", "")), args.get("ttl_ns"), run.force),
-                owed=root.sets.fold(run.missing) if run.missing else "",
+                why=f"asked by {caller.user}" if run.heads else "its window ended",
+                args=terms,
+                owed=root.sets.fold(ballot.missing) if ballot.missing else "",
             ),
             root.actor(caller if run.heads else None),
             lambda: self.carrier.carry(run),
@@ -175,7 +178,7 @@ class Votes:
         """One group for people and programs."""
         return shown(self.root, self.runs.get(gid), self.root.state.groups[gid])
 
-    def ballot(self) -> int:
+    def number(self) -> int:
         """Larger than every ballot of this and of earlier terms."""
         self._ballots += 1
         return self.root.fence * BALLOTS + self._ballots

@@ -1,0 +1,47 @@
+"""Who asks the root something, and how he is answered: a client's request without its arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from pact.values import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """A person, with the role of his key; the root itself where a window has ended."""
+
+    user: str
+    role: str
+    via: str = "cluster"
+
+    def to_json(self) -> dict[str, Any]:
+        return {"user": self.user, "role": self.role, "via": self.via}
+
+
+#: The root itself.
+PACT: Final = Caller("pact", "agent")
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """``client`` and ``id`` name it in answers. ``nodes``: a node set, ``None``: all. ``timeout_ms``: 0, the usual."""
+
+    client: str
+    id: int
+    op: str
+    nodes: str | None
+    caller: Caller
+    timeout_ms: int = 0
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.client, self.id
+
+    @classmethod
+    def of(cls, head: Mapping[str, Any]) -> Head:
+        """Of a ``request`` frame, whose codec has checked it."""
+        caller = head["caller"]
+        who = Caller(caller["user"], caller["role"], caller["via"])
+        return cls(head["client"], head["id"], head["op"], head["nodes"], who, head["timeout_ms"])
