@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 import pytest
 
-from pact.core.root.head import Caller
+from pact.core.root.head import Asker
 from pact.core.root.runs import TABLE, Run, StepError
 from pact.core.root.term import AWAY_NS, Limits
 from pact.core.settings import Settings
@@ -305,7 +305,7 @@ def test_a_root_that_was_replaced_is_not_obeyed() -> None:
         ["n0"],
         "group_decide",
         orjson.dumps(args),
-        Caller("x", "admin", "c"),
+        Asker("x", "admin", "c"),
         NS_PER_S,
         lambda names, body: None,
         lambda lost: None,

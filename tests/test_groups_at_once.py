@@ -8,7 +8,7 @@ import orjson
 import pytest
 from test_groups import WANTED, X, Y, apply, ask, cluster, group, machines, writes
 
-from pact.core.root.head import Caller
+from pact.core.root.head import Asker
 from pact.core.root.runs import as_written
 from pact.core.tree.wire import message
 from pact.errors import UsageError
@@ -77,7 +77,7 @@ def test_a_node_that_obeys_a_newer_root_does_not_say_that_it_knows_an_older_ones
         ["n0"],
         "fleet_seen",
         orjson.dumps(args),
-        Caller("x", "admin", "c"),
+        Asker("x", "admin", "c"),
         NS_PER_S,
         lambda names, body: answers.append(body),
         lambda lost: None,

@@ -24,7 +24,7 @@ from pact.cluster.replay import Replay
 from pact.core.node.state import STATES
 from pact.core.root import log as rootlog
 from pact.core.root.answers import answer_of
-from pact.core.root.head import Caller
+from pact.core.root.head import Asker
 from pact.core.root.log import RootState
 from pact.core.root.root import Root
 from pact.core.root.runs import standing
@@ -318,7 +318,7 @@ class RootPart:
             states.heard(lost, UNKNOWN)
 
         states.asked(names)
-        caller = Caller("pact", "viewer")
+        caller = Asker("pact", "viewer")
         root.questions.ask(names, "state", b"{}", caller, STATES_NS, part, done)
         yield from self._perform(root.take_effects())
 

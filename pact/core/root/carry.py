@@ -8,7 +8,7 @@ from typing import Any, Final
 from pact.core.ops import GroupDecide
 from pact.core.root import payloads
 from pact.core.root.answers import Refusal, answer_of, clipped, refusal_of
-from pact.core.root.head import Caller, Head
+from pact.core.root.head import Asker, Head
 from pact.core.root.log import Group
 from pact.core.root.questions import LATE, Questions, allowed
 from pact.core.root.runs import CARRYING, FINISHING, PAUSED, WHY_MAX, Run, caller_of, held_by, shown, stopped
@@ -42,7 +42,7 @@ class Carrier:
             force=group.terms.force,
         )
 
-    def reply(self, node: str, word: GroupDecide, caller: Caller) -> None:
+    def reply(self, node: str, word: GroupDecide, caller: Asker) -> None:
         """To a node that asked how its group ends."""
         if self.tell([node], word, caller, self._replied):
             self.asking += 1
@@ -54,7 +54,7 @@ class Carrier:
         self,
         names: Iterable[str],
         word: GroupDecide,
-        caller: Caller,
+        caller: Asker,
         then: Callable[[], None] = lambda: None,
     ) -> bool:
         """One word at a time to each node about each group: who asks without end costs no more than who asks once."""

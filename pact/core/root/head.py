@@ -9,7 +9,7 @@ from pact.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Caller:
+class Asker:
     """A person, with the role of his key; the root itself where a window has ended."""
 
     user: str
@@ -21,7 +21,7 @@ class Caller:
 
 
 #: The root itself.
-PACT: Final = Caller("pact", "agent")
+PACT: Final = Asker("pact", "agent")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Head:
     id: int
     op: str
     nodes: str | None
-    caller: Caller
+    caller: Asker
     timeout_ms: int = 0
 
     @property
@@ -43,5 +43,5 @@ class Head:
     def of(cls, head: Mapping[str, Any]) -> Head:
         """Of a ``request`` frame, whose codec has checked it."""
         caller = head["caller"]
-        who = Caller(caller["user"], caller["role"], caller["via"])
+        who = Asker(caller["user"], caller["role"], caller["via"])
         return cls(head["client"], head["id"], head["op"], head["nodes"], who, head["timeout_ms"])

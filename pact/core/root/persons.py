@@ -26,7 +26,7 @@ HINT: Final = "name the roots' keys in client.toml (roots = [...]), or ask the r
 
 
 @dataclass(slots=True)
-class _Asker:
+class _Sealed:
     """Whom the answers to one request are sealed for."""
 
     key: Key
@@ -44,12 +44,12 @@ class Persons:
         self._count = 0
         self._used: set[int] = set()
         self._floor = 0  # challenges up to this one are taken no more
-        self._askers: dict[tuple[str, int], _Asker] = {}
+        self._askers: dict[tuple[str, int], _Sealed] = {}
 
     def challenge(self, head: Mapping[str, Any]) -> dict[str, Any]:
         """A new one for whoever says to be this person: it helps nobody else. Raises DeniedError."""
         key = self._key(head["person"])
-        self._askers[head["client"], head["id"]] = _Asker(key, "", head["challenge"])
+        self._askers[head["client"], head["id"]] = _Sealed(key, "", head["challenge"])
         self._count += 1
         new = f"{self._count:x}.{self._mac(self._count, head['person'])}"
         return {"v": 1, "root": self._seals.id, "challenge": new}
@@ -65,7 +65,7 @@ class Persons:
         if not seals_.fits(key, seals_.of_request(head, body), head["seal"]):
             raise DeniedError("the seal of this request is not that of the key that it names")
         self._take(head["challenge"], head["person"])
-        self._askers[head["client"], head["id"]] = _Asker(key, head["seal"], head["challenge"])
+        self._askers[head["client"], head["id"]] = _Sealed(key, head["seal"], head["challenge"])
         return {**head, "caller": {"user": person[0], "role": person[1], "via": "cluster"}}
 
     def _take(self, challenge: str, public: str) -> None:

@@ -16,7 +16,7 @@ from pact.core import ops, strict
 from pact.core.ops import GroupApply, Op
 from pact.core.roles import BY_KEY, RANK
 from pact.core.root.answers import SAID_MAX, ToClient, answer_of
-from pact.core.root.head import Caller, Head
+from pact.core.root.head import Asker, Head
 from pact.core.root.log import ROOT
 from pact.core.root.replies import Replies
 from pact.core.root.term import AWAY_NS, Term
@@ -69,7 +69,7 @@ class Question:
     waiting: set[str]
     op: str
     args: bytes
-    caller: Caller
+    caller: Asker
     until_ns: int
     part: Part
     done: Done
@@ -118,7 +118,7 @@ class Questions(Replies):
         names: Iterable[str],
         op: str,
         args: bytes,
-        caller: Caller,
+        caller: Asker,
         timeout_ns: int,
         part: Part,
         done: Done,
@@ -175,7 +175,7 @@ class Questions(Replies):
         self,
         names: Iterable[str],
         asked: Op | bytes,
-        caller: Caller,
+        caller: Asker,
         part: Part,
         done: Done,
         timeout_ns: int | None = None,
@@ -439,7 +439,7 @@ def allowed(absent: Mapping[str, str], allow: Allowed) -> bool:
     return len(absent) <= allow if isinstance(allow, int) else absent.keys() <= allow
 
 
-def require_role(caller: Caller, least: str, what: str) -> None:
+def require_role(caller: Asker, least: str, what: str) -> None:
     """Raises DeniedError. Nodes check their own; this is for what the root itself decides."""
     if caller.role == "agent" or RANK.get(caller.role, -1) < RANK[least]:  # nobody is the agent
         raise DeniedError(f"{what} needs the role {least}; {caller.user} is {caller.role}", BY_KEY)

@@ -12,7 +12,7 @@ from typing import Any, Final
 from pact.core.phases import NOT_APPLIED
 from pact.core.records import rfc3339
 from pact.core.root.answers import Refusal
-from pact.core.root.head import PACT, Caller, Head
+from pact.core.root.head import PACT, Asker, Head
 from pact.core.root.log import ACTIVE, DECIDED, FINISHED, Group
 from pact.core.root.questions import Allowed, Questions
 from pact.core.root.term import Term
@@ -89,7 +89,7 @@ class Run:
     members: list[str]
     step: str = OPEN
     apply_args: bytes = b""
-    caller: Caller = PACT
+    caller: Asker = PACT
     states: dict[str, str] = field(default_factory=dict)
     ballot: Ballot = field(default_factory=Ballot)
     todo: set[str] = field(default_factory=set)
@@ -243,11 +243,11 @@ def as_written(root: Term, members: Sequence[str]) -> str:
         return ""
 
 
-def caller_of(group: Group) -> Caller:
+def caller_of(group: Group) -> Asker:
     """Who decided it, for the members' journals: a person, or the root itself where its window ended."""
     if group.by.get("via") != "cluster":
         return PACT
-    return Caller(group.by["user"], group.by["role"])
+    return Asker(group.by["user"], group.by["role"])
 
 
 def number(gid: str) -> int:

@@ -13,7 +13,7 @@ from typing import Any, Final, Protocol
 from pact.core.payload import Payload
 from pact.core.root import chunks, payloads
 from pact.core.root.chunks import Batch
-from pact.core.root.head import Caller
+from pact.core.root.head import Asker
 from pact.core.root.log import RootState, Writer
 from pact.core.root.persons import Persons
 from pact.core.root.shares import Shares
@@ -179,7 +179,7 @@ class Term:
             then()
         return self.flush()
 
-    def actor(self, caller: Caller | None = None) -> dict[str, Any]:
+    def actor(self, caller: Asker | None = None) -> dict[str, Any]:
         if caller is None:
             return {"user": "pact", "uid": None, "role": "agent", "via": "timer"}
         return {"user": caller.user, "uid": None, "role": caller.role, "via": "cluster"}
@@ -208,7 +208,7 @@ class Term:
             more = f": {detail[:DETAIL_MAX]!r}" if detail else ""
             self.note(f"refused: {what}{f' of {who}' if who else ''}{more} ({count})")
 
-    def record_denied(self, op: str, why: str, caller: Caller) -> None:
+    def record_denied(self, op: str, why: str, caller: Asker) -> None:
         """Refusals are recorded, but cannot fill the log."""
         minute = self.t_ns // (60 * NS_PER_S)
         if minute != self._denied[0]:

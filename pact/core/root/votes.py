@@ -9,7 +9,7 @@ from pact.core.ops import GroupDecide, GroupVote
 from pact.core.root import payloads
 from pact.core.root.answers import Refusal, answer_of, refusal_of
 from pact.core.root.carry import Carrier
-from pact.core.root.head import PACT, Caller, Head
+from pact.core.root.head import PACT, Asker, Head
 from pact.core.root.payloads import PLAIN, Terms
 from pact.core.root.questions import ABSENT, Allowed, Questions, allowed
 from pact.core.root.runs import BLOCKED, Ballot, Run, held_by, reasons, shown
@@ -58,7 +58,7 @@ class Votes:
         self.ask_votes(run, here, vote, caller, lambda: self.counted(run, action, terms, caller, before), VOTE_TRIES)
 
     def ask_votes(
-        self, run: Run, names: Iterable[str], vote: GroupVote, caller: Caller, then: Callable[[], None], tries: int
+        self, run: Run, names: Iterable[str], vote: GroupVote, caller: Asker, then: Callable[[], None], tries: int
     ) -> None:
         """Who is connected and did not answer (it is slow, or moved to another parent) is asked once more, and then
         stands in a rollback's way: it may be the one with a consumer. Only who is away owes.  # F5
@@ -87,7 +87,7 @@ class Votes:
 
         self.questions.ask_members(names, vote, caller, part, done)
 
-    def counted(self, run: Run, action: str, terms: Terms, caller: Caller, before: tuple[str, int | None]) -> None:
+    def counted(self, run: Run, action: str, terms: Terms, caller: Asker, before: tuple[str, int | None]) -> None:
         """Every vote is in."""
         root, ballot = self.root, run.ballot
         group = root.state.groups[run.id]
@@ -117,7 +117,7 @@ class Votes:
                 run.retry_at_ns = before[1]
             self.stop(run, action, caller)
 
-    def stop(self, run: Run, action: str, caller: Caller, held: str = "") -> None:
+    def stop(self, run: Run, action: str, caller: Asker, held: str = "") -> None:
         """Somebody said no, or is needed and away. Nothing is written; who said yes is free again.  # F5, G3"""
         root, ballot = self.root, run.ballot
         why = held or reasons(root, run)
@@ -153,7 +153,7 @@ class Votes:
 
         self.questions.ask_members(reachable, abort, caller, ignore, told)
 
-    def decide(self, run: Run, action: str, terms: Terms, caller: Caller) -> None:
+    def decide(self, run: Run, action: str, terms: Terms, caller: Asker) -> None:
         root, ballot = self.root, run.ballot
         run.take("decide")
         root.record(
