@@ -12,6 +12,7 @@ from test_relay import N1, Bench
 from pact import limits
 from pact.agent.control import Client
 from pact.cluster.nodesets import NodeSets
+from pact.core.node.events import Caller
 from pact.core.root.head import Asker
 from pact.core.root.log import RootState
 from pact.core.root.root import Root
@@ -108,7 +109,7 @@ def test_refusals_do_not_fill_the_root_s_log() -> None:
 @pytest.mark.parametrize("end", [b"\n", b"", b'\n{"v":1'])
 def test_a_request_at_the_socket_has_a_length_however_it_arrives(before: bytes, end: bytes) -> None:
     """One that came whole, with its end, could have four times as much as one that came in pieces."""
-    ann = Asker(Actor("ann", 1234, "viewer", "socket"), Owner("uid:1234", "ann", 1234))
+    ann = Caller(Actor("ann", 1234, "viewer", "socket"), Owner("uid:1234", "ann", 1234))
     for size, taken in ((limits.REQUEST_MAX, True), (limits.REQUEST_MAX + 1, False)):
         ours, theirs = socket.socketpair()
         with ours, theirs:
