@@ -1,0 +1,132 @@
+"""A kind owns what it knows: nothing outside ``pact/resources`` names one.
+
+Read from the source: a text that is the name of a kind or begins as an id of one (``"mount"``, ``"file:"``,
+``f"sysctl:{name}"``), an import of a kind's own file or of what is named after one, and a constant named after one.
+What is said in docstrings and in the middle of texts for people is free.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pact.resources import KINDS, kinds
+
+ROOT = Path(__file__).parent.parent
+NAMES = tuple(sorted(k for k in KINDS if type(KINDS[k]).__module__.startswith(kinds.__name__)))
+
+#: What looks like a kind and is none, or has to be named: (file, text) -> why.
+EXCEPT: dict[tuple[str, str], str] = {
+    ("pact/cli/journal.py", "file"): "a field of its JSON: the journal's file",
+    ("pact/cli/main.py", "file"): "an argument: a file that the command reads or writes",
+    ("pact/cli/rootlog.py", "file"): "a field of its JSON: the log's file",
+    ("pact/journal/sqlite.py", "file:"): "how SQLite wants a path as a URI",
+}
+
+#: Names that are left, by file. It may only become shorter.
+LEFT: dict[str, int] = {
+    "pact/agent/acting.py": 25,
+    "pact/agent/consumers.py": 7,
+    "pact/agent/driver.py": 1,
+    "pact/agent/fixpoint.py": 1,
+    "pact/agent/followers.py": 3,
+    "pact/agent/probing.py": 14,
+    "pact/agent/statedir.py": 2,
+    "pact/agent/telling.py": 3,
+    "pact/agent/tracking.py": 23,
+    "pact/agent/veil.py": 6,
+    "pact/agent/views.py": 4,
+    "pact/agent/watching.py": 18,
+    "pact/agent/worker.py": 5,
+    "pact/core/node/below.py": 13,
+    "pact/core/node/places.py": 2,
+    "pact/core/node/undo.py": 1,
+    "pact/core/node/untracked.py": 3,
+    "pact/core/plan.py": 10,
+    "pact/core/settings.py": 8,
+    "pact/declared/never.py": 4,
+    "pact/declared/toml.py": 12,
+    "pact/observe/observers.py": 5,
+    "pact/sim/parts.py": 1,
+    "pact/sim/shell.py": 3,
+    "pact/sim/world.py": 2,
+}
+
+
+def docstrings(tree: ast.AST) -> set[ast.AST]:
+    """Texts that stand alone: they are read by people."""
+    return {n.value for n in ast.walk(tree) if isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant)}
+
+
+def is_after_a_kind(part: str) -> bool:
+    return part.lower().startswith(tuple(f"{n}_" for n in NAMES)) or part.lower() in NAMES
+
+
+def named(source: str) -> Iterator[tuple[int, str]]:
+    """Line and text of each place where this source names a kind."""
+    tree = ast.parse(source)
+    free = docstrings(tree)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in free:
+            if node.value in NAMES or node.value.startswith(tuple(f"{n}:" for n in NAMES)):
+                yield node.lineno, node.value
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names]
+            for module in modules:
+                inside = [*module.split("."), *(a.name for a in node.names)]
+                if module.startswith("pact.resources.kinds") or (
+                    module.startswith("pact.resources") and any(map(is_after_a_kind, inside))
+                ):
+                    yield node.lineno, f"import {module}"
+        elif isinstance(node, ast.Name | ast.Attribute):
+            name = node.id if isinstance(node, ast.Name) else node.attr
+            if name.isupper() and name.lower() in NAMES:
+                yield node.lineno, name
+
+
+def found() -> dict[str, list[tuple[int, str]]]:
+    out: dict[str, list[tuple[int, str]]] = {}
+    for path in sorted((ROOT / "pact").rglob("*.py")):
+        where = str(path.relative_to(ROOT))
+        if not where.startswith("pact/resources/"):
+            rows = sorted(named(path.read_text()))
+            if rows:
+                out[where] = rows
+    return out
+
+
+@pytest.mark.parametrize(
+    ("source", "texts"),
+    [
+        ('x.startswith("mount:")', ["mount:"]),
+        ('f"file:{path}"', ["file:"]),
+        ('kind == "sysctl"', ["sysctl"]),
+        ('"""module"""\n"a file: it is read"', []),
+        ("from pact.resources.kinds.file import KIND", ["import pact.resources.kinds.file"]),
+        ("from pact.resources.support.mount_secrets import shown", ["import pact.resources.support.mount_secrets"]),
+        ("from pact.resources.support.way import hangs\nfrom pact.observe.mountinfo import is_remote", []),
+        ("FILE.look(name)", ["FILE"]),
+        ('open("files")', []),
+    ],
+)
+def test_a_name_is_found(source: str, texts: list[str]) -> None:
+    assert [text for _, text in named(source)] == texts
+
+
+def test_no_kind_is_named_outside_its_room() -> None:
+    assert NAMES == ("file", "module", "mount", "sysctl")
+    left = {
+        where: [f"{where}:{line}: {text}" for line, text in rows if (where, text) not in EXCEPT]
+        for where, rows in found().items()
+    }
+    too_many = [row for where, rows in left.items() if len(rows) > LEFT.get(where, 0) for row in rows]
+    assert too_many == [], f"{sum(map(len, left.values()))} in all"
+    assert {w: n for w, n in LEFT.items() if len(left.get(w, ())) < n} == {}, "fewer are left: write the new numbers"
+
+
+def test_no_exception_is_left_over() -> None:
+    there = {(where, text) for where, rows in found().items() for _, text in rows}
+    assert sorted(set(EXCEPT) - there) == []
