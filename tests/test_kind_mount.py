@@ -21,10 +21,10 @@ from pact.agent.consumers import find_holders
 from pact.core.plan import Step
 from pact.errors import RestoreError
 from pact.model import Attrs, encode_name
+from pact.observe.mountinfo import read_mounts
 from pact.resources.base import HALF_N, WHOLE_N, Keep
 from pact.resources.kinds.mount import KIND
 from pact.resources.support.fstab import conforms, normal_option
-from pact.resources.support.mount_table import read_mounts
 from pact.resources.support.mount_users import expire_says_busy, kernel_holders
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]

@@ -15,11 +15,12 @@ from test_kind_mount import actual, isolated, point, restore, sh, tmpfs
 from pact._fast import syscalls
 from pact.core.plan import Step
 from pact.model import Attrs, encode_name
+from pact.observe.mountinfo import read_mounts
 from pact.resources.base import HALF_N, WHOLE_N
 from pact.resources.kinds.mount import KIND, attrs_of
 from pact.resources.support.fstab import conforms, in_order, strict, to_write
 from pact.resources.support.mount_options import MEMORY, Memory, kernel_makes, refused
-from pact.resources.support.mount_table import Stacks, read_mounts
+from pact.resources.support.mount_table import Stacks
 from pact.resources.support.mount_users import expire_says_busy
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]

@@ -18,11 +18,11 @@ from pact.agent import worker
 from pact.core.plan import Step, ordered
 from pact.errors import RestoreError
 from pact.model import Attrs
+from pact.observe.mountinfo import read_mounts
 from pact.resources.base import HALF_N, WHOLE_N
 from pact.resources.kinds import mount
 from pact.resources.kinds.mount import KIND
 from pact.resources.support.fstab import device_of
-from pact.resources.support.mount_table import read_mounts
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]
 

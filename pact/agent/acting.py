@@ -23,7 +23,7 @@ from pact.resources.base import Blobs
 from pact.resources.kinds.file import KIND as FILE
 from pact.resources.kinds.mount import KIND as MOUNT
 from pact.resources.support.ahead import FILES_MAX, Ahead
-from pact.resources.support.mount_secrets import unquoted
+from pact.resources.support.passwords import unquoted
 from pact.resources.support.sweep import sweep
 
 #: Fewer files in a row are not worth writing ahead.

@@ -20,8 +20,8 @@ from pact.resources.base import Keep
 from pact.resources.kinds.file import KIND as FILE
 from pact.resources.kinds.file import SIGNATURE as FILE_SIGNATURE
 from pact.resources.support.locks import package_locks
-from pact.resources.support.mount_secrets import unquoted
 from pact.resources.support.obstacles import obstacles
+from pact.resources.support.passwords import unquoted
 from pact.resources.support.possible import impossible
 from pact.resources.support.way import hangs
 

@@ -29,7 +29,7 @@ from pact.limits import ANSWER_PIECE, ANSWER_PIECE_S
 from pact.model import Declared, split_id
 from pact.resources import KINDS
 from pact.resources.base import Blobs
-from pact.resources.support.mount_secrets import holds_secret
+from pact.resources.support.passwords import holds_secret
 
 if TYPE_CHECKING:
     from pact.agent.driver import Driver

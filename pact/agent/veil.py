@@ -23,8 +23,8 @@ from pact.core.node.events import Caller
 from pact.core.records import SALT, not_for_all
 from pact.model import Actor, Attrs, Owner, split_id
 from pact.resources import KINDS
-from pact.resources.support.mount_secrets import QUOTED_MIN, option_secrets, source_secrets
-from pact.resources.support.mount_secrets import shown as without_passwords
+from pact.resources.support.passwords import QUOTED_MIN, option_secrets, source_secrets
+from pact.resources.support.passwords import shown as without_passwords
 
 HIDDEN: Final = "(hidden)"
 KEYED: Final = "keyed:"

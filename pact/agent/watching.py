@@ -26,13 +26,12 @@ from pact.model import NS_PER_S, Attrs, Owner, Unreadable, decode_name, encode_n
 from pact.observe import open_observers
 from pact.observe.attribution import owner_of
 from pact.observe.base import Lost, MountsChanged, Restored, Touched
-from pact.observe.mountinfo import MountEntry
+from pact.observe.mountinfo import AUTOFS, MountEntry, read_mounts
 from pact.observe.places import MOUNTS, RemotePlaces, leads_away
 from pact.observe.tree import check_path
 from pact.resources import KINDS
 from pact.resources.base import require_short
 from pact.resources.kinds.mount import MountTable, attrs_of
-from pact.resources.support.mount_table import AUTOFS, read_mounts
 
 DRAIN_BATCH_MAX: Final = 4096
 OBSERVE_BATCH_MAX: Final = 256

@@ -412,7 +412,7 @@ def _found(
 
 
 def _bound_paths() -> set[bytes]:
-    from pact.resources.support.mount_table import read_mounts
+    from pact.observe.mountinfo import read_mounts
 
     return {m.mount_point for m in read_mounts()}
 

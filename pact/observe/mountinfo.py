@@ -1,4 +1,4 @@
-"""``/proc/PID/mountinfo`` as values. Pure; refuses what the kernel would not write, naming the line.
+"""``/proc/PID/mountinfo`` as values. Its parser is pure, and refuses what the kernel would not write, naming the line.
 
 Names in it come from whoever may mount: any byte can stand in them, the kernel escapes space, tab, newline, backslash
 and (in options) comma, equals sign and ``#`` in octal.
@@ -18,6 +18,9 @@ REMOTE_TYPES = frozenset(
         b"glusterfs virtiofs"
     ).split()
 )
+
+
+AUTOFS = "autofs"
 
 
 @dataclass(slots=True, frozen=True)
@@ -44,6 +47,12 @@ def is_remote(fstype: bytes | str) -> bool:
     """Whether looking at this file system may wait for another machine or another process."""
     raw = fstype.encode("utf-8", "backslashreplace") if isinstance(fstype, str) else fstype
     return raw in REMOTE_TYPES or raw.startswith(b"fuse.")
+
+
+def read_mounts(pid: str = "self") -> list[MountEntry]:
+    """The mount table of a process's namespace, in the kernel's order. Raises OSError."""
+    with open(f"/proc/{pid}/mountinfo", "rb") as f:
+        return parse_mountinfo(f.read())
 
 
 def parse_mountinfo(text: bytes) -> list[MountEntry]:

@@ -9,14 +9,14 @@ import base64
 import contextlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from pact.core.plan import Step
 from pact.errors import RestoreError
 from pact.model import Attrs, Declared, Holder, Observation, decode_name
+from pact.resources.shapes import PIECE_BYTES, Blobs, Drained, Entry, Found, Held, Keep, Saved, Source
 
 WHOLE_N: Final = 1_000_000_000  # distance 1 in billionths
 HALF_N: Final = 500_000_000
@@ -25,138 +25,9 @@ PATH_BYTES_MAX: Final = 4095
 NAME_BYTES_MAX: Final = 255
 KILLED_S: Final = 5.0
 SAID_MAX: Final = 64 << 10
-#: So much of contents is in memory at once, and one content more, on its way to the store.
-PIECE_BYTES: Final = 2 << 20
-STORE_FULL: Final = "the content store is full (raise [state] store_limit)"
 
 #: Keys that every entry of declared state takes beside its kind's own.
 COMMON_KEYS: Final = frozenset({"consumers", "requires", "weight", "severity"})
-
-
-@dataclass(slots=True)
-class Keep:
-    """Contents met while observing that are to be kept: at most ``limit`` bytes each and ``room`` bytes together.
-
-    ``blobs`` maps SHA-256 (hex) to content, as long as it is in memory; ``known`` has the digests of all that is kept.
-    ``unkept`` says why a resource's content is not; ``full`` names those for which the store has no room. What is
-    ``stored`` already takes none. ``looked`` has by name what was just seen, and whether that is a secret: it need not
-    be read again for being reckoned with. ``spill`` takes contents away whenever there are ``PIECE_BYTES`` of them.
-    Without ``hold`` contents are only reckoned with, and nothing of them stays in memory.
-    """
-
-    limit: int
-    room: int = 1 << 62
-    hold: bool = True
-    spill: Callable[[dict[str, bytes]], None] | None = None
-    blobs: dict[str, bytes] = field(default_factory=dict)
-    known: set[str] = field(default_factory=set)
-    unkept: dict[str, str] = field(default_factory=dict)
-    full: set[str] = field(default_factory=set)
-    stored: Callable[[str], bool] = field(default=lambda digest: False)
-    looked: dict[str, tuple[Observation, bool]] = field(default_factory=dict)
-    held: int = 0
-
-    def take(self, resource: str, digest: str, size: int, content: bytes | None) -> None:
-        """``content`` of ``size`` bytes was met; ``None`` where it was not read into memory."""
-        if digest in self.known:
-            return
-        if size > self.limit or (self.hold and content is None):
-            self.unkept[resource] = f"{size} bytes are more than the {self.limit} that are kept"
-        elif (there := self.stored(digest)) is False and size > self.room:
-            self.unkept[resource] = STORE_FULL
-            self.full.add(resource)
-        else:
-            self.room -= 0 if there else size
-            self.known.add(digest)
-            if self.hold and content is not None:
-                self.blobs[digest] = content
-                self.held += size
-        if self.spill is not None and self.held >= PIECE_BYTES:
-            self.empty()
-
-    def empty(self) -> None:
-        """Give what is in memory to ``spill``."""
-        if self.spill is not None and self.blobs:
-            blobs, self.blobs, self.held = self.blobs, {}, 0
-            self.spill(blobs)
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One entry of a declared-state file, read: its value and the contents that came with it."""
-
-    declared: Declared
-    blobs: Mapping[str, bytes] = field(default_factory=dict)
-
-
-@dataclass(slots=True)
-class Found:
-    """What ``discover`` met: names that can be adopted, and how many were passed over, by reason.
-
-    ``exact``: the pattern is a name, also where it looks like a pattern: what exists under that very name is meant.
-    """
-
-    names: Iterator[str]
-    passed: dict[str, int]
-    exact: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """``seen``: an observation without contents; ``inode``: device and inode of what was seen, if it is a file;
-    ``open``: anybody could get at it by its name.
-    """
-
-    seen: Observation
-    inode: tuple[int, int] | None
-    open: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Saved:
-    """What ``preflight`` found out about one step: why it must not run, what is kept of the present state, and what
-    else a person should know beforehand.
-    """
-
-    refusal: str = ""
-    save: Mapping[str, Any] = field(default_factory=dict)
-    note: str = ""
-
-
-Blobs = Callable[[str], bytes | None]
-
-
-@dataclass(frozen=True, slots=True)
-class Drained:
-    """What a source has seen: names, each with the process that did it (0: nobody knows). ``lost``: why it has missed
-    some, and every resource of the kind has to be looked at.
-    """
-
-    changed: Sequence[tuple[str, int]] = ()
-    lost: str = ""
-
-
-class Source(Protocol):
-    """Where events of one kind come from, beside paths. Used by the loop alone, and never for long: what waits belongs
-    behind ``fileno``. An exception makes the kind be polled from then on, and is said.
-    """
-
-    def fileno(self) -> int:
-        """Readable when there is something to drain."""
-
-    def drain(self) -> Drained:
-        """Take what was seen, without blocking."""
-
-    def want(self, name: str) -> None:
-        """This one is declared from now on. Twice is once."""
-
-    def unwant(self, name: str) -> None:
-        """It is declared no more."""
-
-    def health(self) -> str:
-        """``ok``, or why it does not see."""
-
-    def close(self) -> None: ...
 
 
 class Kind(ABC):
@@ -418,11 +289,13 @@ def errno_text(what: str, exc: OSError) -> str:
 __all__ = [
     "COMMON_KEYS",
     "HALF_N",
+    "PIECE_BYTES",
     "WHOLE_N",
     "Blobs",
     "Drained",
     "Entry",
     "Found",
+    "Held",
     "Keep",
     "Kind",
     "RestoreError",

@@ -15,7 +15,7 @@ from pact._fast import syscalls
 from pact.core.plan import Step, below
 from pact.errors import RestoreError
 from pact.model import Attrs, Declared, Holder, Observation, Unreadable, decode_name, encode_name
-from pact.observe.mountinfo import MountEntry, is_remote
+from pact.observe.mountinfo import AUTOFS, MountEntry, is_remote, read_mounts
 from pact.resources.base import (
     HALF_N,
     WHOLE_N,
@@ -48,7 +48,7 @@ from pact.resources.support.loose import FROZEN, LOOSE, mounted
 from pact.resources.support.mount_options import MEMORY, meant, refused
 from pact.resources.support.mount_origin import inside_of, is_bind, same_origin
 from pact.resources.support.mount_point import TURNED, beside, has_helper, held, held_source, made, turnable
-from pact.resources.support.mount_table import AUTOFS, Stacks, read_mounts
+from pact.resources.support.mount_table import Stacks
 from pact.resources.support.mount_users import KERNEL_TYPES, Copies, expire_says_busy, inside, kernel_holders
 from pact.resources.support.patterns import WILD, compile_pattern
 from pact.resources.support.way import hangs

@@ -16,11 +16,10 @@ from itertools import chain
 from typing import Final
 
 from pact.model import encode_name
-from pact.observe.mountinfo import is_remote
+from pact.observe.mountinfo import is_remote, read_mounts
 from pact.resources.base import path_of
 from pact.resources.support.fstab import FOREIGN_TYPES
 from pact.resources.support.litter import PASSED_OVER, is_litter
-from pact.resources.support.mount_table import read_mounts
 from pact.resources.support.patterns import WILD, compile_pattern
 
 NAMES_MAX: Final = 1_000_000

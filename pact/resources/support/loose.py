@@ -19,8 +19,7 @@ import orjson
 from pact._fast import syscalls
 from pact.core import strict
 from pact.model import decode_name, encode_name
-from pact.observe.mountinfo import MountEntry
-from pact.resources.support.mount_table import read_mounts
+from pact.observe.mountinfo import MountEntry, read_mounts
 from pact.resources.support.way import unmake
 
 BYTES_MAX: Final = 16 << 10

@@ -19,9 +19,8 @@ import orjson
 from pact._fast import syscalls
 from pact.core import strict
 from pact.model import Attrs, encode_name
-from pact.observe.mountinfo import MountEntry, parse_mountinfo
+from pact.observe.mountinfo import AUTOFS, MountEntry, parse_mountinfo
 from pact.resources.support.fstab import BIND, FLAGS, HELPERS, UNSEEN, in_userland, normal_option
-from pact.resources.support.mount_table import AUTOFS
 
 #: A mount of these has a file system of its own, empty, and nothing but it hears of its options.
 SCRATCH_TYPES: Final = frozenset({"tmpfs", "ramfs", "proc", "devpts", "hugetlbfs"})

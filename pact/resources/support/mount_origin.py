@@ -6,8 +6,9 @@ import os
 
 from pact.errors import RestoreError
 from pact.model import Attrs, decode_name, encode_name
+from pact.observe.mountinfo import read_mounts
 from pact.resources.support.fstab import BIND, NFS_TYPES, device_of, normal_option, same_type
-from pact.resources.support.mount_table import read_mounts, under
+from pact.resources.support.mount_table import under
 from pact.resources.support.way import hangs
 
 

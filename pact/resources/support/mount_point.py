@@ -17,9 +17,8 @@ from typing import Final
 from pact._fast import syscalls
 from pact.errors import RestoreError
 from pact.model import encode_name
-from pact.observe.mountinfo import MountEntry
+from pact.observe.mountinfo import MountEntry, read_mounts
 from pact.resources.support.loose import LOOSE, MADE
-from pact.resources.support.mount_table import read_mounts
 from pact.resources.support.way import STEP_FLAGS, hangs, make_directory, missing, unmake
 
 HOLD: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC

@@ -1,19 +1,10 @@
-"""The mount table, and what is seen of it: which mounts stand on a point, one on the other."""
+"""What is seen of the mount table: which mounts stand on a point, one on the other."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Final
 
-from pact.observe.mountinfo import MountEntry, parse_mountinfo
-
-AUTOFS: Final = "autofs"
-
-
-def read_mounts(pid: str = "self") -> list[MountEntry]:
-    """The mount table of a process's namespace, in the kernel's order. Raises OSError."""
-    with open(f"/proc/{pid}/mountinfo", "rb") as f:
-        return parse_mountinfo(f.read())
+from pact.observe.mountinfo import MountEntry
 
 
 class Stacks:

@@ -18,10 +18,10 @@ from typing import Final
 
 from pact._fast import syscalls
 from pact.model import Holder, encode_name
-from pact.observe.mountinfo import MountEntry, parse_mountinfo
+from pact.observe.mountinfo import MountEntry, parse_mountinfo, read_mounts
 from pact.resources.support.loops import loops
 from pact.resources.support.loose import LOOSE, MARKED, mounted, touch
-from pact.resources.support.mount_table import Stacks, read_mounts, under
+from pact.resources.support.mount_table import Stacks, under
 
 #: File systems whose files all lie on the device that mountinfo shows: another number is another file system.
 ONE_DEVICE: Final = frozenset({"ext2", "ext3", "ext4", "xfs", "vfat", "tmpfs", "ramfs"})

@@ -1,4 +1,4 @@
-"""Passwords and user names in the options and sources of mounts: like the contents of closed files, for admins alone.
+"""Passwords and user names in ``options`` and ``source``: like the contents of closed files, for admins alone.
 
 Which options hold such a thing no kernel says; helpers name theirs alike.  # S2
 """

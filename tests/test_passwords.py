@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pact.resources.support.mount_secrets import HIDDEN, holds_secret, shown, shown_option, shown_source, unquoted
+from pact.resources.support.passwords import HIDDEN, holds_secret, shown, shown_option, shown_source, unquoted
 
 pytestmark = pytest.mark.invariant("S2")
 
