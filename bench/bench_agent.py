@@ -29,6 +29,7 @@ from pact.core.node.events import Observed, Scanned, Sighting, Started  # noqa: 
 from pact.core.node.step import Node  # noqa: E402
 from pact.core.settings import Settings  # noqa: E402
 from pact.resources.kinds.file import leased  # noqa: E402
+from pact.resources.rules import KindRules  # noqa: E402
 from pact.resources.support.mount_users import expire_says_busy  # noqa: E402
 
 SYSCTL_PATTERN = "sysctl:net.ipv4.conf.**"
@@ -169,7 +170,7 @@ def in_use(agent: Running, rounds: int) -> list[Figure]:
     ]
 
 
-class Rules:
+class Rules(KindRules):
     def distance_n(self, resource: str, declared: Any, actual: Any) -> int:
         return 0 if declared == actual else 1_000_000_000
 

@@ -9,6 +9,7 @@ import pytest
 from pact.core.node import below
 from pact.core.plan import Step
 from pact.model import NS_PER_S, Attrs, Declared, Owner
+from pact.resources.rules import nature
 from pact.sim.parts import person
 from pact.sim.world import World
 
@@ -43,8 +44,16 @@ def records(world: World, type_: str) -> list[dict[str, Any]]:
     return [dict(r.data) for r in world.journal if r.type == type_]
 
 
+def turns(step: Step) -> bool:
+    return nature(step.id).turns(step)
+
+
+def shifts(step: Step) -> bool:
+    return nature(step.id).shifts(step)
+
+
 def test_what_turns_and_what_shifts() -> None:
-    assert below.turns(Step(D, DIR, LINK)) and below.turns(Step("mount:/e", None, {"source": "x"}))
+    assert turns(Step(D, DIR, LINK)) and turns(Step("mount:/e", None, {"source": "x"}))
     for step in (
         Step(D, DIR, None),
         Step(D, LINK, DIR),
@@ -54,9 +63,9 @@ def test_what_turns_and_what_shifts() -> None:
         Step(D, LINK, {**LINK, "target": "/x"}),
         Step("sysctl:a", {"value": "1"}, {"value": "2"}),
     ):
-        assert not below.turns(step)
+        assert not turns(step)
     for step in (Step(D, DIR, LINK), Step(D, LINK, DIR), Step(D, LINK, None), Step("mount:/e", {}, None)):
-        assert below.shifts(step)
+        assert shifts(step)
     for step in (
         Step(D, {**DIR, "mode": "0755"}, DIR),
         Step(D, DIR, None),
@@ -64,14 +73,14 @@ def test_what_turns_and_what_shifts() -> None:
         Step(A, X, {**X, "sha256": "bb"}),
         Step(A, None, X),
     ):
-        assert not below.shifts(step)
+        assert not shifts(step)
 
 
 def test_what_lies_below_is_found_by_its_path() -> None:
     ids = [D, A, B, OUT, "mount:/e/m", "sysctl:a", "file:/", "mount:/"]
-    assert list(below.under([Step(D, DIR, LINK)], ids)) == [A, B, "mount:/e/m"]
-    assert list(below.under([Step("mount:/", None, {})], ids)) == [D, A, B, OUT, "mount:/e/m"]
-    assert list(below.under([], ids)) == []
+    assert list(below.under(nature, [Step(D, DIR, LINK)], ids)) == [A, B, "mount:/e/m"]
+    assert list(below.under(nature, [Step("mount:/", None, {})], ids)) == [D, A, B, OUT, "mount:/e/m"]
+    assert list(below.under(nature, [], ids)) == []
 
 
 @pytest.mark.invariant("R10")

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from pact.core.plan import Step, action, below, ordered
 from pact.errors import ConflictError
+from pact.resources.rules import nature
 
 HERE = {"x": 1}
 
@@ -24,7 +25,7 @@ def remove(rid: str, *requires: str) -> Step:
 
 def order(*steps: Step) -> list[str]:
     """The order, which must not depend on the order given."""
-    results = {tuple(s.id for s in ordered(p)) for p in permutations(steps)}
+    results = {tuple(s.id for s in ordered(p, nature)) for p in permutations(steps)}
     assert len(results) == 1
     return list(results.pop())
 
@@ -107,18 +108,15 @@ class TestOrders:
 def test_a_circle_is_refused_and_its_members_are_named() -> None:
     steps = [put("file:/a", "file:/b"), put("file:/b", "sysctl:c"), put("sysctl:c", "file:/a"), put("file:/z")]
     with pytest.raises(ConflictError, match="circle: file:/a, file:/b, sysctl:c") as caught:
-        ordered(steps)
+        ordered(steps, nature)
     assert "file:/z" not in caught.value.message
     with pytest.raises(ConflictError):
-        ordered([put("file:/a", "file:/a")])
+        ordered([put("file:/a", "file:/a")], nature)
 
 
 def test_actions_are_words_for_people() -> None:
-    assert [action(put("file:/a")), action(remove("file:/a")), action(Step("file:/a", HERE, HERE))] == [
-        "create",
-        "remove",
-        "restore",
-    ]
+    steps = [put("file:/a"), remove("file:/a"), Step("file:/a", HERE, HERE), Step("sysctl:a", {"value": "1"}, None)]
+    assert [action(s) for s in steps] == ["create", "remove", "restore", "set"]
 
 
 PATHS = st.lists(st.sampled_from("abc"), max_size=3).map(lambda parts: "/" + "/".join(parts))
@@ -164,8 +162,8 @@ def test_the_order_is_a_permutation_that_respects_every_edge(drawn: list[tuple[s
     pairs = edges(steps)
     if circular(set(steps), pairs):
         with pytest.raises(ConflictError, match="circle"):
-            ordered(steps.values())
+            ordered(steps.values(), nature)
         return
-    result = [s.id for s in ordered(steps.values())]
+    result = [s.id for s in ordered(steps.values(), nature)]
     assert sorted(result) == sorted(steps)
     assert [(a, b) for a, b in pairs if result.index(a) > result.index(b)] == []

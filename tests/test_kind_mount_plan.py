@@ -22,6 +22,7 @@ from pact.observe.mountinfo import read_mounts
 from pact.resources.base import HALF_N, WHOLE_N
 from pact.resources.kinds import mount
 from pact.resources.kinds.mount import KIND
+from pact.resources.rules import nature
 from pact.resources.support.fstab import device_of
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]
@@ -43,7 +44,8 @@ def test_nothing_is_written_below_a_mount_that_failed(top: Path) -> None:
             Step(f"file:{name}/in/conf", {"type": "file", "sha256": digest, "size": len(data)}, None),
             Step(f"mount:{name}/in", tmpfs("size=1m"), None),
             Step(f"file:{top}/beside", {"type": "file", "sha256": digest, "size": len(data)}, None),
-        ]
+        ],
+        nature,
     )
     results = worker.act(steps, {digest: data}.get)
     assert "nosuch" in results.pop(f"mount:{name}")

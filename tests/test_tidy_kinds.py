@@ -41,18 +41,12 @@ LEFT: dict[str, int] = {
     "pact/agent/views.py": 4,
     "pact/agent/watching.py": 17,
     "pact/agent/worker.py": 4,
-    "pact/core/node/below.py": 13,
-    "pact/core/node/places.py": 2,
-    "pact/core/node/undo.py": 1,
-    "pact/core/node/untracked.py": 3,
-    "pact/core/plan.py": 10,
     "pact/core/settings.py": 8,
     "pact/declared/never.py": 4,
     "pact/declared/toml.py": 12,
     "pact/observe/observers.py": 5,
-    "pact/sim/parts.py": 1,
     "pact/sim/shell.py": 3,
-    "pact/sim/world.py": 2,
+    "pact/sim/world.py": 1,
 }
 
 

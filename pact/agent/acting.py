@@ -22,6 +22,7 @@ from pact.resources import KINDS
 from pact.resources.base import Blobs
 from pact.resources.kinds.file import KIND as FILE
 from pact.resources.kinds.mount import KIND as MOUNT
+from pact.resources.rules import nature
 from pact.resources.support.ahead import FILES_MAX, Ahead
 from pact.resources.support.passwords import unquoted
 from pact.resources.support.sweep import sweep
@@ -50,7 +51,7 @@ def act(
     kept = sweep(steps, blobs)
     results: dict[str, str] = {}
     todo: list[Step] = []
-    through = below.carried(steps, (s.id for s in steps))
+    through = below.carried(nature, steps, (s.id for s in steps))
     for step in steps:
         if not resumed and _is_file(step) and step.id not in through and step.id not in moved:
             todo.append(step)  # it is looked at when its turn comes

@@ -18,7 +18,8 @@ from pact.model import Attrs, Holder, Observation, Unreadable, decode_name, enco
 from pact.resources import KINDS
 from pact.resources.base import Keep
 from pact.resources.kinds.file import KIND as FILE
-from pact.resources.kinds.file import SIGNATURE as FILE_SIGNATURE
+from pact.resources.rules import nature
+from pact.resources.support.file_look import SIGNATURE as FILE_SIGNATURE
 from pact.resources.support.locks import package_locks
 from pact.resources.support.obstacles import obstacles
 from pact.resources.support.passwords import unquoted
@@ -75,7 +76,7 @@ def probe(
             differing.append(replace(step, actual=seen))
         elif isinstance(seen, dict):
             conforming.append(replace(step, actual=seen))
-    through = below.carried(differing, (s.id for s in conforming))
+    through = below.carried(nature, differing, (s.id for s in conforming))
     carried = [s for s in conforming if s.id in through]
     leaving = {s.id for s in differing if s.target is None}
     brings_modules = any(s.id.startswith("module:") and s.target is not None for s in differing)
@@ -90,7 +91,7 @@ def probe(
             continue  # a module of the plan may bring it
         if saved.refusal and not _emptied_by_plan(name, saved.refusal, leaving):
             refusals.append(saved.refusal)
-    linked = below.carried((s for s in differing if s.id.startswith("file:")), through)
+    linked = below.carried(nature, (s for s in differing if s.id.startswith("file:")), through)
     for step in carried:
         refusal, saves[step.id] = _carry(step, keep)
         if refusal and step.id in linked:  # what a mount hides may lie there all the same
@@ -100,7 +101,7 @@ def probe(
     notes += [
         f"{s.id}: what lies in {_led(s.id, s.actual)} stays there"
         for s in differing
-        if s.id.startswith("file:") and below.turns(s) and s.actual is not None
+        if s.id.startswith("file:") and nature(s.id).turns(s) and s.actual is not None
     ]
     in_the_way, made = obstacles([*differing, *carried], conforming)
     refusals, notes = [*refusals, *in_the_way, *impossible([*differing, *carried])], notes + made

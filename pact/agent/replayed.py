@@ -11,6 +11,7 @@ from pact.core.records import verify
 from pact.errors import UsageError
 from pact.journal.sqlite import SqliteJournal
 from pact.model import Attrs
+from pact.resources.rules import nature
 
 
 def rolled_back_state(path: str, change: str) -> dict[str, Attrs | None]:
@@ -21,7 +22,7 @@ def rolled_back_state(path: str, change: str) -> dict[str, Attrs | None]:
             data = strict.own(body)["data"]
             if data["change"] == change:
                 steps = [Step(s["id"], s["target"], s["actual"]) for s in data["plan"]]
-                through = below.carried(steps, (s.id for s in steps))  # seen again with what hid them  # R10
+                through = below.carried(nature, steps, (s.id for s in steps))  # seen again with what hid them  # R10
                 return {s.id: s.actual for s in steps if s.id not in through}
     finally:
         journal.close()

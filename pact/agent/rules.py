@@ -5,9 +5,10 @@ from __future__ import annotations
 from pact.agent.probing import distance_n
 from pact.model import Attrs, split_id
 from pact.resources import KINDS
+from pact.resources.rules import KindRules
 
 
-class MachineRules:
+class MachineRules(KindRules):
     """The kinds' pure functions, for the core."""
 
     def distance_n(self, resource: str, declared: Attrs | None, actual: Attrs | None) -> int:

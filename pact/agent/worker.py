@@ -29,6 +29,7 @@ from pact.journal.blobs import BlobReader
 from pact.model import NS_PER_S, Declared, Observation, Unreadable, decode_name, split_id
 from pact.resources import KINDS, kind_of
 from pact.resources.base import PIECE_BYTES, Keep
+from pact.resources.rules import nature
 
 CHUNK_RESOURCES: Final = 250
 RESULTS_MAX: Final = 1
@@ -213,7 +214,7 @@ class Worker:
             # what is there before an application is declared with its record: an application that a kill cuts off is
             # not gone on with, so that it is in the store no later than that record
             keep, signed = self._keep(hold=effect.applying and not effect.dry, spill=True), dict[str, bytes]()
-            through = below.carried(effect.steps, (s.id for s in effect.steps))
+            through = below.carried(nature, effect.steps, (s.id for s in effect.steps))
             steps = tuple(s for s in effect.steps if s.id not in through or self.ignore.match(s.id) is None)
             found = probe(
                 steps,
@@ -353,7 +354,7 @@ class Worker:
                     continue
                 if seen is None:
                     continue
-                if why := undeclarable(resource, seen):
+                if why := undeclarable(kind, seen):
                     if named:
                         notes.append(f"{resource} {why}")
                     continue

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import heapq
 import posixpath
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
 from pact.core.payload import Planned
 from pact.errors import ConflictError
 from pact.model import Attrs, split_id
 from pact.values import dataclass
-
-#: Sysctls whose writing changes others: they are restored first.
-LEADING_SYSCTLS: Final = ("net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding", "net.ipv4.conf.all.forwarding")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +35,45 @@ class Step:
 
 
 def action(step: Step) -> str:
-    """``create``, ``remove``, ``restore`` or ``set``, for people. Nobody creates a sysctl: the kernel has it or not."""
+    """``create``, ``remove``, ``restore`` or ``set``, for people. Nobody creates what is only a ``value``: the kernel
+    has it or not."""
     if step.target is None:
         return "remove"
     if step.actual is None:
-        return "set" if step.id.startswith("sysctl:") else "create"
+        return "set" if "value" in step.target else "create"
     return "restore"
+
+
+class Nature(Protocol):
+    """What a kind says of how its resources stand to others, as pure functions: ``pact.resources.base.Kind`` describes
+    each of them."""
+
+    is_path: bool
+    bears: bool
+    carried: bool
+    follows: tuple[str, ...]
+
+    def rank(self, name: str) -> int: ...
+
+    def turns(self, step: Step) -> bool: ...
+
+    def shifts(self, step: Step) -> bool: ...
+
+    def directory(self, name: str) -> str: ...
+
+    def has_content(self, attrs: Attrs) -> bool: ...
+
+    def is_anothers(self, actual: Attrs, known: Sequence[Attrs]) -> bool: ...
+
+    def undeclarable(self, attrs: Attrs | None) -> str: ...
+
+    def place(self, name: str) -> str: ...
+
+    def all_in(self, place: str) -> str: ...
+
+
+#: The nature of a resource, by its id.
+Natures = Callable[[str], Nature]
 
 
 def below(path: str, root: str) -> bool:
@@ -51,11 +81,11 @@ def below(path: str, root: str) -> bool:
     return path != root and (root == "/" or path.startswith(root.rstrip("/") + "/"))
 
 
-def ordered(steps: Iterable[Step]) -> tuple[Step, ...]:
+def ordered(steps: Iterable[Step], nature: Natures) -> tuple[Step, ...]:
     """The steps so that what others need comes first, and what must leave leaves from the inside out.
 
-    Explicit ``requires`` count, and so do mounts above mounts and files, directories above files, modules before
-    sysctls. Raises ConflictError on a cycle, naming its members.
+    Explicit ``requires`` count, and so do paths above paths, and kinds that bring what others set. Raises ConflictError
+    on a cycle, naming its members.
     """
     steps = tuple(steps)
     if len(steps) == 1 and not steps[0].requires:
@@ -66,12 +96,9 @@ def ordered(steps: Iterable[Step]) -> tuple[Step, ...]:
         for need in step.requires:
             if need in by_id:
                 _precede(after, step, by_id[need])
-    _containment(by_id, after)
-    modules = [s for s in by_id.values() if s.id.startswith("module:") and s.target is not None]
-    for step in by_id.values():
-        if step.id.startswith("sysctl:"):
-            after[step.id].update(m.id for m in modules)
-    return tuple(by_id[rid] for rid in _topological(after, lambda rid: _rank(by_id[rid])))
+    _containment(by_id, after, nature)
+    _bringing(by_id, after, nature)
+    return tuple(by_id[rid] for rid in _topological(after, lambda rid: (nature(rid).rank(split_id(rid)[1]), rid)))
 
 
 def _precede(after: dict[str, set[str]], upper: Step, lower: Step) -> None:
@@ -82,31 +109,34 @@ def _precede(after: dict[str, set[str]], upper: Step, lower: Step) -> None:
         after[upper.id].add(lower.id)
 
 
-def _containment(by_id: Mapping[str, Step], after: dict[str, set[str]]) -> None:
-    files = {split_id(rid)[1]: s for rid, s in by_id.items() if rid.startswith("file:")}
-    mounts = {split_id(rid)[1]: s for rid, s in by_id.items() if rid.startswith("mount:")}
+def _containment(by_id: Mapping[str, Step], after: dict[str, set[str]], nature: Natures) -> None:
+    """What lies in something comes after it. At the same path only what bears others comes before them."""
+    at: dict[str, list[Step]] = {}
     for rid, step in by_id.items():
-        kind, path = split_id(rid)
-        if kind not in ("mount", "file"):
-            continue
+        if nature(rid).is_path:
+            at.setdefault(split_id(rid)[1], []).append(step)
+    for path, steps in at.items():
         here = path
         while True:
-            for table in (mounts, files):
-                lower = table.get(here)
-                if lower is not None and lower is not step and (here != path or lower.id.startswith("mount:")):
-                    _precede(after, step, lower)
+            for lower in at.get(here, ()):
+                bears = nature(lower.id).bears
+                for step in steps:
+                    if here != path or (bears and not nature(step.id).bears):
+                        _precede(after, step, lower)
             if here == "/":
                 break
             here = posixpath.dirname(here)
 
 
-def _rank(step: Step) -> tuple[int, str]:
-    kind, name = split_id(step.id)
-    if kind == "sysctl" and name in LEADING_SYSCTLS:
-        return (0, name)
-    if kind == "sysctl" and (".all." in name or ".default." in name):
-        return (1, name)
-    return (2, step.id)
+def _bringing(by_id: Mapping[str, Step], after: dict[str, set[str]], nature: Natures) -> None:
+    """What other kinds may bring (a module its sysctls) comes after all of them that come."""
+    coming: dict[str, list[str]] = {}
+    for rid, step in by_id.items():
+        if step.target is not None:
+            coming.setdefault(rid.partition(":")[0], []).append(rid)
+    for rid in by_id:
+        for kind in nature(rid).follows:
+            after[rid].update(coming.get(kind, ()))
 
 
 def _topological(after: Mapping[str, set[str]], rank: Callable[[str], tuple[int, str]]) -> list[str]:

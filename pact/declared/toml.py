@@ -309,7 +309,7 @@ def export(resources: Iterable[tuple[str, Declared]], blobs: Blobs) -> Iterable[
     for resource, declared in ordered:
         kind_name, name = split_id(resource)
         if why := KINDS[kind_name].undeclarable(declared.attrs):
-            yield f"# {resource} is left out: {why}\n"
+            yield f"# {resource} is left out: {why} cannot be declared\n"
             continue
         value = KINDS[kind_name].export(name, declared, blobs)
         flat = not isinstance(value, dict) or kind_name in ("sysctl", "module", "package")

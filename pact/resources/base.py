@@ -43,6 +43,16 @@ class Kind(ABC):
     volatile: bool = True
     #: What is new of it can be taken away again: a pattern can be enforced.
     removable: bool = True
+    #: Its names are paths: it lies in what stands above it, whatever kind that is, and comes after it in a plan.
+    is_path: bool = False
+    #: What lies in it lies elsewhere while it is not there (as in a mount): nothing is put there before it is back.
+    bears: bool = False
+    #: What is seen of it through a link or a mount that gives way is brought back below it. It has ``carry``.
+    carried: bool = False
+    #: Kinds that may bring it (a module its sysctls): what comes of them comes first in a plan.
+    follows: tuple[str, ...] = ()
+    #: Kinds whose writing may move it, although nobody wrote it: a plan of it is judged by its end state.
+    moved_by: tuple[str, ...] = ()
 
     @abstractmethod
     def parse(self, name: str, value: Any, base_dir: str) -> Entry:
@@ -72,6 +82,50 @@ class Kind(ABC):
     def canonical(self, name: str) -> str:
         """The one way to write this name. Raises ValueError for a name that cannot be."""
         return name
+
+    # -- how it stands to others, pure ----------------------------------------------------------------------------
+
+    def rank(self, name: str) -> int:
+        """Of steps that may come at the same time, those with the lowest rank come first."""
+        return 0
+
+    def turns(self, step: Step) -> bool:
+        """What is seen below it now is not there any more when the step is done: a link gives way to a directory, a
+        mount is taken off."""
+        return False
+
+    def shifts(self, step: Step) -> bool:
+        """What lies below it may look otherwise when the step is done."""
+        return False
+
+    def directory(self, name: str) -> str:
+        """The id of the resource in which its name stands, and which has to be open for names to come and go; ``""``
+        where there is none."""
+        return ""
+
+    def has_content(self, attrs: Attrs) -> bool:
+        """Attributes of something with a content, whose digest is ``sha256`` where it is known."""
+        return False
+
+    def is_anothers(self, actual: Attrs, known: Sequence[Attrs]) -> bool:
+        """What is there is none of these that pact knows, and nothing of it is kept: it is not overwritten. False where
+        its attributes are all there is of it."""
+        return False
+
+    def half_done(self, step: Step, seen: Attrs | None) -> bool:
+        """A kill came while the step was being done: ``seen`` is neither what was decided about nor the target, and
+        nobody's new work. By default: it was taken away, and the other one did not come yet.  # R6"""
+        return seen is None and step.actual is not None and step.target is not None
+
+    def place(self, name: str) -> str:
+        """For people: what a new one is told together with, if more is new there. By default what a path lies in."""
+        return name.rpartition("/")[0]
+
+    def all_in(self, place: str) -> str:
+        """For people: how one writes everything that is new in a place."""
+        return place.rstrip("/") + "/"
+
+    # -- before and after -----------------------------------------------------------------------------------------
 
     def preflight(self, name: str, step: Step, keep: Keep) -> Saved:
         """Before anything is touched: could this step be done, as far as that can be known, and what must be kept of
@@ -144,7 +198,7 @@ class Kind(ABC):
         return None
 
     def undeclarable(self, attrs: Attrs | None) -> str:
-        """Why this can be seen, and not declared; ``""`` where it can."""
+        """What this is (``a socket``) that can be seen, and not declared; ``""`` where it can."""
         return ""
 
     def secret(self, attrs: Attrs | None) -> bool:

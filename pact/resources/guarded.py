@@ -6,7 +6,7 @@ there, so from then on the whole kind is unreadable: nothing is rolled back on t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, TypeVar, cast
 
 from pact.core.plan import Step
@@ -36,6 +36,16 @@ class Guarded(Kind):
         self.dimension, self.severity = dimension, float(severity)
         self.volatile, self.removable = bool(inner.volatile), bool(inner.removable)
         self.off_loop = bool(inner.off_loop)
+        self.is_path, self.bears, self.carried = bool(inner.is_path), bool(inner.bears), bool(inner.carried)
+        self.follows, self.moved_by = self._texts("follows"), self._texts("moved_by")
+        if self.name in self.follows:
+            raise ConfigError(f"the kind {self.name!r} follows itself")
+
+    def _texts(self, what: str) -> tuple[str, ...]:
+        given = getattr(self._inner, what)
+        if not isinstance(given, tuple | list) or not all(isinstance(t, str) for t in given):
+            raise ConfigError(f"the kind {self.name!r} has {what} = {given!r}: texts are wanted")
+        return tuple(given)
 
     def _why(self, exc: Exception) -> str:
         return f"{self.name}: {type(exc).__name__}: {exc}"[:WHY_MAX]
@@ -112,6 +122,33 @@ class Guarded(Kind):
     def reads(self, name: str, target: Attrs | None, actual: Observation) -> str:
         return self._or("", self._inner.reads, name, target, actual)
 
+    def rank(self, name: str) -> int:
+        return self._or(0, lambda: int(self._inner.rank(name)))
+
+    def turns(self, step: Step) -> bool:
+        return self._or(False, self._inner.turns, step)
+
+    def shifts(self, step: Step) -> bool:
+        return self._or(True, self._inner.shifts, step)  # what lies below is looked at once more
+
+    def directory(self, name: str) -> str:
+        return self._or("", self._inner.directory, name)
+
+    def has_content(self, attrs: Attrs) -> bool:
+        return self._or(True, self._inner.has_content, attrs)
+
+    def is_anothers(self, actual: Attrs, known: Sequence[Attrs]) -> bool:
+        return self._or(True, self._inner.is_anothers, actual, known)  # who cannot say must not overwrite it
+
+    def half_done(self, step: Step, seen: Attrs | None) -> bool:
+        return self._or(False, self._inner.half_done, step, seen)
+
+    def place(self, name: str) -> str:
+        return self._or(name, self._inner.place, name)
+
+    def all_in(self, place: str) -> str:
+        return self._or(place, self._inner.all_in, place)
+
     def disturbs(self, step: Step) -> bool:
         return self._or(True, self._inner.disturbs, step)
 
@@ -160,7 +197,7 @@ class Guarded(Kind):
         return self._inner.source()  # ``Sources`` gives up one that breaks
 
     def undeclarable(self, attrs: Attrs | None) -> str:
-        return self._or(f"{self.name}: its code broke", self._inner.undeclarable, attrs)
+        return self._or("something of which its code cannot tell", self._inner.undeclarable, attrs)
 
     def secret(self, attrs: Attrs | None) -> bool:
         return self._or(True, self._inner.secret, attrs)

@@ -8,16 +8,18 @@ from typing import Any
 from pact.core.node.events import Caller
 from pact.core.settings import Settings
 from pact.model import Actor, Attrs, Owner
+from pact.resources import KINDS
+from pact.resources.rules import KindRules
 
 
-class SimRules:
-    """Everything that differs differs wholly; only files survive a reboot."""
+class SimRules(KindRules):
+    """Everything that differs differs wholly."""
 
     def distance_n(self, resource: str, declared: Attrs | None, actual: Attrs | None) -> int:
         return 0 if declared == actual else 1_000_000_000
 
     def volatile(self, resource: str) -> bool:
-        return not resource.startswith("file:")
+        return KINDS[resource.partition(":")[0]].volatile
 
     def meant_secret(self, resource: str, attrs: Attrs | None) -> bool:
         return False

@@ -179,7 +179,7 @@ class World:
         self.wall_ns += down_ns
         self.holders.clear()
         for resource in self.machine:
-            if not resource.startswith("file:"):
+            if self.node.rules.volatile(resource):
                 self.machine[resource] = self.boot_values.get(resource)
         self.start(reboot=True)
 

@@ -35,7 +35,8 @@ def asked_apply(node: Desk, event: Asked[ops.Apply]) -> None:
 
 def begin_apply(node: Desk, event: Asked[ops.Op], work: Applying, group: str = "") -> None:
     """Look at what is there. ``group``: this node is a member of it."""
-    steps = ordered(Step(r, d.attrs, None, d.requires, d.consumers) for r, d in work.declared.items())
+    wanted = (Step(r, d.attrs, None, d.requires, d.consumers) for r, d in work.declared.items())
+    steps = ordered(wanted, node.rules.nature)
     job = node.job("apply", event.caller, work, token=event.token, group=group, ids=tuple(work.declared), steps=steps)
     node.emit(Probe(job.n, steps, consumers=True, applying=True, dry=work.dry_run))
 

@@ -10,63 +10,35 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any
 
 from pact.core.node.change import Change
 from pact.core.node.desk import Desk
 from pact.core.node.events import Act, Acted, Sighting
 from pact.core.node.jobs import Job
-from pact.core.plan import Step, ordered
+from pact.core.plan import Natures, Step, ordered
 from pact.model import Attrs, Declared, Observation, Owner, Unreadable, split_id
 
-#: Writing these may move declared sysctls.
-MOVERS: Final = ("sysctl:", "module:", "link:")
 
-
-def turns(step: Step) -> bool:
-    """What is seen below it now is not there any more when it is done: a link gives way to a directory, a mount is
-    taken off."""
-    if step.actual is None:
-        return False
-    if step.id.startswith("mount:"):
-        return step.target is None
-    return (
-        step.id.startswith("file:")
-        and step.actual.get("type") == "symlink"
-        and step.target is not None
-        and step.target.get("type") == "directory"
-    )
-
-
-def shifts(step: Step) -> bool:
-    """What lies below it may look otherwise when it is done."""
-    if step.id.startswith("mount:"):
-        return True
-    if not step.id.startswith("file:"):
-        return False
-    return _led(step.actual) != _led(step.target)
-
-
-def _led(attrs: Attrs | None) -> str | None:
-    """Where a link leads. A directory that comes or goes is empty: nothing is seen below it that was not before."""
-    return attrs.get("target", "") if attrs is not None and attrs.get("type") == "symlink" else None
-
-
-def under(steps: Iterable[Step], resources: Iterable[str]) -> Iterator[str]:
-    """Those of these files and mounts that lie below one of the steps."""
+def under(nature: Natures, steps: Iterable[Step], resources: Iterable[str]) -> Iterator[str]:
+    """Those of these resources that lie below one of the steps."""
     paths = {split_id(s.id)[1] for s in steps}
     for resource in resources if paths else ():
-        kind, path = split_id(resource)
-        while kind in ("file", "mount") and path != "/":
+        path = split_id(resource)[1]
+        if not nature(resource).is_path:
+            continue
+        while path != "/":
             path = posixpath.dirname(path)
             if path in paths:
                 yield resource
                 break
 
 
-def carried(steps: Iterable[Step], resources: Iterable[str]) -> set[str]:
-    """Which of these files lie below a step that turns: what is there now is seen through it."""
-    return set(under((s for s in steps if turns(s)), (r for r in resources if r.startswith("file:"))))
+def carried(nature: Natures, steps: Iterable[Step], resources: Iterable[str]) -> set[str]:
+    """Which of these resources lie below a step that turns: what is there now is seen through it, and comes back with
+    it."""
+    turning = [s for s in steps if nature(s.id).turns(s)]
+    return set(under(nature, turning, (r for r in resources if nature(r).carried))) if turning else set()
 
 
 def steps_for(node: Desk, resources: Iterable[str]) -> tuple[Step, ...]:
@@ -77,16 +49,16 @@ def steps_for(node: Desk, resources: Iterable[str]) -> tuple[Step, ...]:
         assert declared is not None and change is not None, resource
         actual = change.members[resource].actual
         steps.append(Step(resource, declared.attrs, actual, declared.requires, declared.consumers))
-    return ordered([*steps, *joined(node, steps)])
+    return ordered([*steps, *joined(node, steps)], node.rules.nature)
 
 
 def joined(node: Desk, steps: Sequence[Step]) -> list[Step]:
     """Declared files that conform now and would be gone, which are brought back with these steps; and directories that
     are declared immutable or append-only, which are opened for what is done in them."""
     state, ids = node.state, {s.id for s in steps}
-    through = carried(steps, state.declared_ids()) if any(map(turns, steps)) else set[str]()
-    out = []
-    for resource in sorted(through | {p for p in map(_above, filter(moves_names, steps)) if _is_sealed(node, p)}):
+    through, out = carried(node.rules.nature, steps, state.declared_ids()), []
+    around = {node.rules.nature(s.id).directory(split_id(s.id)[1]) for s in steps if moves_names(s)}
+    for resource in sorted(through | {d for d in around if _is_sealed(node, d)}):
         declared = state.declared(resource)
         if resource in ids or resource in state.member_of or declared is None:
             continue
@@ -101,11 +73,6 @@ def moves_names(step: Step) -> bool:
     return a is None or t is None or any(t.get(k, a.get(k)) != a.get(k) for k in ("type", "sha256", "target"))
 
 
-def _above(step: Step) -> str:
-    kind, path = split_id(step.id)
-    return f"file:{posixpath.dirname(path)}" if kind == "file" and path != "/" else ""
-
-
 def _is_sealed(node: Desk, directory: str) -> bool:
     declared = node.state.declared(directory) if directory else None
     return declared is not None and declared.attrs is not None and bool(declared.attrs.get("flags"))
@@ -117,12 +84,14 @@ def as_seen(step: Step, seen: Attrs) -> Step:
     return replace(step, target={**seen, **step.target}, actual=None)
 
 
-def filled(steps: Iterable[Step], members: Iterable[str], sightings: Iterable[Sighting]) -> tuple[Step, ...]:
+def filled(
+    nature: Natures, steps: Iterable[Step], members: Iterable[str], sightings: Iterable[Sighting]
+) -> tuple[Step, ...]:
     """The plan, with what joined it as it was seen. What was not looked at (it was declared meanwhile, or is ignored)
     joins no plan."""
     own, seen = set(members), {s.resource: s.observation for s in sightings}
     steps = tuple(steps)
-    through, out = carried(steps, (s.id for s in steps)), []
+    through, out = carried(nature, steps, (s.id for s in steps)), []
     for step in steps:
         found = seen.get(step.id)
         if step.id in own or (step.id in seen and not isinstance(found, dict)):
@@ -142,7 +111,7 @@ def unseen(steps: Iterable[Step], sightings: Iterable[Sighting]) -> bool:
 def unread(node: Desk, steps: Sequence[Step], sightings: Iterable[Sighting]) -> list[str]:
     """Why what cannot be read stops these steps. What lies behind a link that gives way need not be read, if the store
     has what is declared there."""
-    through = carried(steps, (s.id for s in steps))
+    through = carried(node.rules.nature, steps, (s.id for s in steps))
     return [
         f"{s.resource} cannot be read: {s.observation.why}"
         for s in sightings
@@ -154,7 +123,8 @@ def _stored(node: Desk, resource: str) -> bool:
     declared = node.state.declared(resource)
     if declared is None or declared.attrs is None:
         return declared is not None
-    return declared.restorable and (declared.attrs["type"] != "file" or "sha256" in declared.attrs)
+    has_content = node.rules.nature(resource).has_content(declared.attrs)
+    return declared.restorable and (not has_content or "sha256" in declared.attrs)
 
 
 def resumed(node: Desk, change: Change) -> list[Step]:
@@ -180,11 +150,13 @@ def act(
     of what moves with it; ``put_back``: what moves beside it is brought back.  # C8"""
     here = {s.id for s in job.steps}
     beside: tuple[str, ...] = ()
-    if any(s.id.startswith(MOVERS) for s in job.steps):
-        beside = tuple(r for r in node.state.declared_ids() if r.startswith("sysctl:") and r not in here)
+    if moved := node.rules.moved_by({split_id(s.id)[0] for s in job.steps}):
+        beside = tuple(r for r in node.state.declared_ids() if r.startswith(moved) and r not in here)
         node.stirring[job.n] = beside
     wanted = {r: d.attrs for r in beside if r in node.state.member_of and (d := node.state.declared(r)) is not None}
-    others = tuple(r for r in under(filter(shifts, job.steps), node.state.declared_ids()) if r not in here)
+    nature = node.rules.nature
+    shifting = (s for s in job.steps if nature(s.id).shifts(s))
+    others = tuple(r for r in under(nature, shifting, node.state.declared_ids()) if r not in here)
     node.converging[job.n] = frozenset([*held, *others])
     node.emit(
         Act(job.n, job.steps, saves, resumed=resumed, below=others, beside=beside, put_back=put_back, wanted=wanted)
@@ -214,13 +186,13 @@ def differing(
             continue
         if node.deviation_n(step.id, declared[step.id], actual) > 0:
             out.append(replace(step, actual=actual))
-    through = carried(out, (s.id for s in steps))
+    through = carried(node.rules.nature, out, (s.id for s in steps))
     met = {s.id for s in out}
     for step in steps:
         actual = seen.get(step.id)
         if step.id in through and step.id not in met and step.target is not None and isinstance(actual, dict):
             out.append(as_seen(step, actual))
-    return ordered(out)
+    return ordered(out, node.rules.nature)
 
 
 def unreadable(sightings: Iterable[Sighting]) -> dict[str, str]:

@@ -102,7 +102,7 @@ def looked_commit(node: Desk, job: Job[Committing], event: Looked) -> None:
     state = node.state
     moved: list[str] = []
     fresh = set(job.work.untracked)
-    taking.refuse_named(job, event)
+    taking.refuse_named(node, job, event)
     require_room(job, event)
     for sighting in event.sightings:
         if sighting.resource in fresh:
@@ -112,7 +112,7 @@ def looked_commit(node: Desk, job: Job[Committing], event: Looked) -> None:
             raise ConflictError(f"too late: {sighting.resource} was settled or is being rolled back", "see pact log")
         if isinstance(sighting.observation, Unreadable):
             raise ConflictError(f"{sighting.resource} cannot be read now: {sighting.observation.why}")
-        if why := taking.undeclarable(sighting.resource, sighting.observation):
+        if why := taking.undeclarable(node.rules.nature(sighting.resource), sighting.observation):
             raise ConflictError(
                 f"{sighting.resource} {why}; nothing was committed", "remove it, or commit the others by name"
             )

@@ -54,7 +54,8 @@ def asked_declare(node: Desk, event: Asked[ops.Declare]) -> None:
             raise ConflictError(f"{resource} is being rolled back with {change.id}", "try again when it is done")
         if change is not None:
             bonds.require_free(node, change, "declare", False)
-    steps = ordered(Step(r, declared[r].attrs, None, declared[r].requires, declared[r].consumers) for r in probe)
+    wanted = (Step(r, declared[r].attrs, None, declared[r].requires, declared[r].consumers) for r in probe)
+    steps = ordered(wanted, node.rules.nature)
     work = Declaring(request, declared, forgotten, in_changes, sorted(kept), sorted(ended))
     job = node.job("declare", event.caller, work, token=event.token, ids=tuple(probe), steps=steps)
     node.emit(Probe(job.n, steps, consumers=state.settings.enforce, dry=request.dry_run))
@@ -223,7 +224,7 @@ def converge_after_boot(node: Desk, sightings: Sequence[Sighting]) -> None:
         declared, seen = node.state.declared(sighting.resource), sighting.observation
         assert declared is not None and not isinstance(seen, Unreadable)
         steps.append(Step(sighting.resource, declared.attrs, seen, declared.requires, declared.consumers))
-    job = node.job("boot", AGENT_CALLER, None, ids=tuple(s.id for s in steps), steps=ordered(steps))
+    job = node.job("boot", AGENT_CALLER, None, ids=tuple(s.id for s in steps), steps=ordered(steps, node.rules.nature))
     # somebody may have set it by hand since the boot: what is overwritten is on record before
     for piece in in_pieces(job.steps):
         node.record(payloads.ConvergeStarted(cause="boot", plan=[s.planned() for s in piece]))

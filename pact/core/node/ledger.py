@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any, Final, Protocol
 
 from pact.core.node import change as life
@@ -16,6 +16,7 @@ from pact.core.node.state import State
 from pact.core.node.timers import NamedTimers
 from pact.core.node.windows import magnitude
 from pact.core.payload import Payload
+from pact.core.plan import Nature
 from pact.core.records import rfc3339, seal
 from pact.core.settings import BILLION
 from pact.errors import PactError
@@ -32,13 +33,19 @@ class Rules(Protocol):
         """0 if ``actual`` conforms, else up to 1,000,000,000 (billionths of the kind's severity)."""
 
     def volatile(self, resource: str) -> bool:
-        """A reboot resets it (sysctl, module, mount): not a file."""
+        """A reboot resets it."""
 
     def meant_secret(self, resource: str, attrs: Attrs | None) -> bool:
         """A declared value says itself that its content is not for everybody, whatever mode the resource has now."""
 
     def matches(self, pattern: str, resource: str) -> bool:
         """An adopt pattern means this resource, were it there."""
+
+    def nature(self, resource: str) -> Nature:
+        """How it stands to others."""
+
+    def moved_by(self, kinds: Set[str]) -> tuple[str, ...]:
+        """What the ids begin with that may move when resources of these kinds are written."""
 
 
 class Ledger:

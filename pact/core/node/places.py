@@ -16,7 +16,7 @@ Place = tuple[str, str, int, str]
 
 def places(node: Desk) -> list[Place]:
     """At most ``PLACES_MAX``, by name. What lies in a directory that is new itself is counted there, else with what is
-    new beside it; of sysctls, with those that have all but the last part of the name in common."""
+    new beside it: in the place that its kind says (``Nature.place``)."""
     key = (node.state.seq, len(node.pace.waiting), len(node.pace.leaving))
     if node.pace.folded[0] != key:
         node.pace.folded = key, _folded(node)
@@ -24,26 +24,27 @@ def places(node: Desk) -> list[Place]:
 
 
 def _folded(node: Desk) -> list[Place]:
+    nature = node.rules.nature
+
+    def above(resource: str) -> str:
+        kind, _, name = resource.partition(":")
+        return f"{kind}:{nature(resource).place(name)}"
+
+    def spelled(place: str) -> str:
+        kind, _, name = place.partition(":")
+        return f"{kind}:{nature(place).all_in(name)}"
+
     tops: dict[str, str] = {}  # a directory that is new -> the topmost one that it lies in, or itself
     counts: dict[tuple[str, str], tuple[int, str]] = {}
     for resource, found in tracked.listed(node):
-        above = _above(resource)
-        place = tops.get(above, above)
+        outer = above(resource)
+        place = tops.get(outer, outer)
         if found.actual.get("type") == "directory":
-            tops[resource] = place = tops.get(above, resource)
+            tops[resource] = place = tops.get(outer, resource)
         many, first = counts.get((place, found.owner.user), (0, resource))
         counts[place, found.owner.user] = many + 1, first
     for directory, more in node.pace.beyond.items():
         many, first = counts.get((directory, ""), (0, directory))
         counts[directory, ""] = many + more, first
     rows = sorted((p if n > 1 else first, user, n, first) for (p, user), (n, first) in counts.items())
-    return [(_spelled(p) if n > 1 else p, user, n, first) for p, user, n, first in rows[:PLACES_MAX]]
-
-
-def _above(resource: str) -> str:
-    kind, _, name = resource.partition(":")
-    return f"{kind}:{name.rpartition('.' if kind == 'sysctl' else '/')[0]}"
-
-
-def _spelled(place: str) -> str:
-    return f"{place}.*" if place.startswith("sysctl:") else place.rstrip("/") + "/"
+    return [(spelled(p) if n > 1 else p, user, n, first) for p, user, n, first in rows[:PLACES_MAX]]

@@ -166,7 +166,7 @@ def resume_rollback(node: Desk, change: Change, reset: Mapping[str, Sighting]) -
         seen = reset.get(step.id)
         if seen is not None and not isinstance(seen.observation, Unreadable):
             steps[at] = replace(step, actual=seen.observation)
-    job.steps = ordered(steps)
+    job.steps = ordered(steps, node.rules.nature)
     node.converging[job.n] = frozenset(s.id for s in job.steps)
     node.emit(Probe(job.n, job.steps, consumers=True))
 
@@ -202,7 +202,8 @@ def probed_rollback(node: Desk, job: Job[RollingBack], event: Probed) -> None:
             node.emit(Probe(job.n, job.steps, consumers=True, force=job.work.force, dry=job.work.dry))
             return
     refusals = [*below.unread(node, job.steps, event.sightings), *event.refusals]
-    job.steps, job.work.notes = below.filled(job.steps, change.members, event.sightings), list(event.notes)
+    job.steps = below.filled(node.rules.nature, job.steps, change.members, event.sightings)
+    job.work.notes = list(event.notes)
     if job.work.dry:  # it ends as the real one would
         why = holder_text(event.holders) if event.holders else "; ".join(refusals[:5])
         done(

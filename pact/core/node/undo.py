@@ -21,8 +21,6 @@ from pact.errors import EXIT_FAILED
 from pact.model import Attrs, Unreadable
 
 SHOWN_MAX: Final = 5
-#: What makes a file another one than it was.
-CONTENT: Final = ("type", "sha256", "target")
 CHANGED_AGAIN: Final = "changed again while it was applied; it was left as it is"
 
 
@@ -31,7 +29,8 @@ def undo(node: Desk, job: Job[Applying], event: Acted) -> None:
     cid = job.change
     assert cid is not None
     inverse = _inverse(node, job, event)
-    theirs = {s.id: CHANGED_AGAIN for s in inverse if _is_others(s, next((j for j in job.steps if j.id == s.id), s))}
+    applied = {s.id: s for s in job.steps}
+    theirs = {s.id: CHANGED_AGAIN for s in inverse if _is_others(node, s, applied.get(s.id, s))}
     steps = tuple(s for s in inverse if s.id not in theirs)
     holders = {s.id: c.owner for s in job.steps if (c := node.state.change_of(s.id)) is not None and c.id != cid}
     here = {s.id for s in job.steps}
@@ -76,18 +75,17 @@ def _inverse(node: Desk, job: Job[Applying], event: Acted) -> tuple[Step, ...]:
             now = None if step.target is None else {**(step.actual or {}), **step.target}
         back.append(Step(step.id, step.actual, now))
     moved = [s for s in back if s.actual != s.target]
-    through = below.carried(moved, (s.id for s in back))  # seen as before through a link that gives way again  # R10
+    through = below.carried(
+        node.rules.nature, moved, (s.id for s in back)
+    )  # seen as before through a link that gives way again  # R10
     return (*out, *(s for s in back if s in moved or s.id in through))
 
 
-def _is_others(step: Step, applied: Step) -> bool:
-    """There is a file that is neither what was there before nor what was applied: somebody wrote it meanwhile, and
-    nothing of it is kept.  # R4"""
-    now = step.actual
-    if now is None or not step.id.startswith("file:"):
-        return False
+def _is_others(node: Desk, step: Step, applied: Step) -> bool:
+    """What is there is neither what was before nor what was applied: somebody wrote it meanwhile, and nothing of it is
+    kept.  # R4"""
     known = [a for a in (applied.actual, {**(applied.actual or {}), **applied.target} if applied.target else None) if a]
-    return not any(all(now.get(k) == a.get(k) for k in CONTENT) for a in known)
+    return step.actual is not None and node.rules.nature(step.id).is_anothers(step.actual, known)
 
 
 def acted_undo(node: Desk, job: Job[Undoing], event: Acted) -> None:

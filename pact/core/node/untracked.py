@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any
 
 from pact.core.node import access, below, payloads, replies
 from pact.core.node.desk import Desk
@@ -16,13 +16,10 @@ from pact.core.node.events import Asked, Caller, Looked, Probe, Probed
 from pact.core.node.jobs import Committing, Job, RollingBack
 from pact.core.node.tracked import declare_absent, flush
 from pact.core.ops import Op
-from pact.core.plan import Step, ordered
+from pact.core.plan import Nature, Step, ordered
 from pact.core.records import in_pieces
 from pact.errors import EXIT_BLOCKED, EXIT_CONFLICT, EXIT_DONE, EXIT_FAILED, ConflictError
 from pact.model import Attrs, Declared, Observation, Owner, Unreadable
-
-#: What a file may be that can be declared.
-DECLARABLE: Final = frozenset({"file", "directory", "symlink"})
 
 
 def split(
@@ -62,11 +59,11 @@ def owner_of(node: Desk, resource: str) -> Owner:
     return node.state.untracked[resource].owner
 
 
-def refuse_named(job: Job[Committing], event: Looked) -> None:
+def refuse_named(node: Desk, job: Job[Committing], event: Looked) -> None:
     """Raises ConflictError for what was named and cannot be taken in.  # C5"""
     fresh = job.work.untracked if job.work.named else ()
     for sighting in event.sightings if fresh else ():
-        why = _why_not(sighting.resource, sighting.observation)
+        why = _why_not(node, sighting.resource, sighting.observation)
         if why and sighting.resource in fresh:
             raise ConflictError(f"{sighting.resource} {why}; nothing was committed", "see pact status")
 
@@ -80,7 +77,7 @@ def record_commits(node: Desk, job: Job[Committing], event: Looked) -> tuple[lis
         resource, seen = sighting.resource, sighting.observation
         if resource not in fresh or resource not in node.state.untracked:
             continue
-        why = _why_not(resource, seen)
+        why = _why_not(node, resource, seen)
         if why or isinstance(seen, Unreadable):
             notes.append(f"{resource} {why}")
             continue
@@ -118,19 +115,18 @@ def record_commits(node: Desk, job: Job[Committing], event: Looked) -> tuple[lis
     return out, notes
 
 
-def _why_not(resource: str, seen: Observation) -> str:
+def _why_not(node: Desk, resource: str, seen: Observation) -> str:
     if isinstance(seen, Unreadable):
         return f"cannot be read: {seen.why}"
     if seen is None:
         return "is gone"
-    return undeclarable(resource, seen)
+    return undeclarable(node.rules.nature(resource), seen)
 
 
-def undeclarable(resource: str, seen: Observation) -> str:
+def undeclarable(nature: Nature, seen: Observation) -> str:
     """What can be seen, and cannot be brought back: nothing of that is declared, as no export could be read again."""
-    if not isinstance(seen, dict) or not resource.startswith("file:") or seen.get("type", "file") in DECLARABLE:
-        return ""
-    return f"is a {seen['type']}: it cannot be declared"
+    what = nature.undeclarable(seen) if isinstance(seen, dict) else ""
+    return f"is {what}: it cannot be declared" if what else ""
 
 
 def begin_removal(node: Desk, event: Asked[Op], resources: Sequence[str], *, dry: bool, force: bool) -> None:
@@ -148,7 +144,7 @@ def begin_removal(node: Desk, event: Asked[Op], resources: Sequence[str], *, dry
             cause="manual",
             ids=tuple(ids),
         )
-        job.steps = ordered([*own, *below.joined(node, own)])
+        job.steps = ordered([*own, *below.joined(node, own)], node.rules.nature)
         node.waiting[event.token].jobs.add(job.n)
         node.emit(Probe(job.n, job.steps, consumers=True, force=force, dry=dry))
 
@@ -160,7 +156,7 @@ def probed_removal(node: Desk, job: Job[RollingBack], event: Probed) -> None:
     ids = [r for r in job.ids if r in state.untracked]
     if len(ids) < len(job.ids):
         raise ConflictError("what was named was settled meanwhile", "see pact status")
-    steps = below.filled(job.steps, job.ids, event.sightings)
+    steps = below.filled(node.rules.nature, job.steps, job.ids, event.sightings)
     job.steps = tuple(replace(s, actual=_attrs(seen.get(s.id))) if s.id in ids else s for s in steps)
     refusals = [*below.unread(node, job.steps, event.sightings), *event.refusals]
     result: dict[str, Any] = {

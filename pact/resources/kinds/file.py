@@ -9,16 +9,11 @@ left out where neither is set). A declaration may name only some of them; only t
 from __future__ import annotations
 
 import base64
-import errno
 import os
-import stat
-import struct
-import time
+from collections.abc import Sequence
 from typing import Any, Final
 
-from pact.core.node.untracked import DECLARABLE
 from pact.core.plan import Step
-from pact.limits import XATTRS_MAX
 from pact.model import Attrs, Declared, Holder, Observation, Unreadable, decode_name, encode_name
 from pact.resources.base import (
     HALF_N,
@@ -36,13 +31,13 @@ from pact.resources.base import (
     path_of,
     refuse_unknown,
 )
-from pact.resources.support.accounts import group_name, same_group, same_user, user_name
+from pact.resources.support.accounts import same_group, same_user
 from pact.resources.support.ahead import Ahead
+from pact.resources.support.file_look import look_at, metadata, signed_as
 from pact.resources.support.file_toml import content, mode, xattrs
-from pact.resources.support.flags import flags_at, get_flags, parse_flags, stuck
+from pact.resources.support.flags import parse_flags, stuck
 from pact.resources.support.litter import PASSED_OVER
 from pact.resources.support.loops import on_file
-from pact.resources.support.reading import read_whole
 from pact.resources.support.replace import restore_file, somebody_has_open
 from pact.resources.support.way import TurnableLink, closed, enterable, open_parent, open_regular
 
@@ -62,25 +57,17 @@ KEYS: Final = frozenset(
         "flags",
     }
 )
-TYPES: Final = {
-    stat.S_IFREG: "file",
-    stat.S_IFDIR: "directory",
-    stat.S_IFLNK: "symlink",
-    stat.S_IFIFO: "fifo",
-    stat.S_IFSOCK: "socket",
-    stat.S_IFBLK: "block",
-    stat.S_IFCHR: "char",
-}
-SIGNATURE: Final = struct.Struct("=QQIIIQqq")
-#: A status that is as young as that says nothing: a later write may have left the same times. Nor does one of a file
-#: system that counts whole seconds.
-FRESH_NS: Final = 20_000_000
+#: What of these can be declared.
+DECLARABLE: Final = frozenset({"file", "directory", "symlink"})
+#: What makes it another one than it was.
+CONTENT: Final = ("type", "sha256", "target")
 
 
 class File(Kind):
     name = "file"
     dimension, severity = "files", 0.1
     volatile = False
+    is_path = carried = True
 
     def canonical(self, name: str) -> str:
         return encode_name(path_of(name))
@@ -162,7 +149,7 @@ class File(Kind):
         except ValueError as exc:
             return Unreadable(f"file: {exc}"), True
         try:
-            seen = _at(name, dirfd, leaf, keep, signed)
+            seen = look_at(name, dirfd, leaf, keep, signed)
             if not private or isinstance(seen, Unreadable):
                 return seen, True
             return seen, self.secret(seen) or not straight or closed(dirfd)
@@ -201,6 +188,30 @@ class File(Kind):
         if "group" in declared and not same_group(declared["group"], actual.get("group", "")):
             return HALF_N
         return 0
+
+    # -- how it stands to others ----------------------------------------------------------------------------------
+
+    def turns(self, step: Step) -> bool:
+        a, t = step.actual, step.target
+        return a is not None and a.get("type") == "symlink" and t is not None and t.get("type") == "directory"
+
+    def shifts(self, step: Step) -> bool:
+        return _led(step.actual) != _led(step.target)
+
+    def directory(self, name: str) -> str:
+        return "" if name == "/" else f"file:{os.path.dirname(name)}"
+
+    def has_content(self, attrs: Attrs) -> bool:
+        return bool(attrs.get("type") == "file")
+
+    def is_anothers(self, actual: Attrs, known: Sequence[Attrs]) -> bool:
+        return not any(_is_same(actual, k) for k in known)
+
+    def half_done(self, step: Step, seen: Attrs | None) -> bool:
+        """Also between owner, mode, attributes and flags: its content is what it was or is to be."""
+        if seen is None:
+            return super().half_done(step, seen)
+        return any(_is_same(seen, end) for end in (step.actual, step.target) if end is not None)
 
     # -- restoring ----------------------------------------------------------------------------------------------
 
@@ -301,7 +312,7 @@ class File(Kind):
         try:
             dirfd, leaf, _ = open_parent(decode_name(name))
             try:
-                return _metadata(os.stat(leaf, dir_fd=dirfd, follow_symlinks=False))
+                return metadata(os.stat(leaf, dir_fd=dirfd, follow_symlinks=False))
             finally:
                 os.close(dirfd)
         except (FileNotFoundError, NotADirectoryError):
@@ -320,7 +331,7 @@ class File(Kind):
         try:
             open_to_all = straight and not closed(dirfd)
             st = os.stat(leaf, dir_fd=dirfd, follow_symlinks=False)
-            return Held(_metadata(st), (st.st_dev, st.st_ino), open_to_all)
+            return Held(metadata(st), (st.st_dev, st.st_ino), open_to_all)
         except FileNotFoundError:
             return Held(None, None, open_to_all)
         except OSError as exc:
@@ -335,8 +346,8 @@ class File(Kind):
         return encode_name(path)
 
     def undeclarable(self, attrs: Attrs | None) -> str:
-        kind = "file" if attrs is None else attrs["type"]
-        return "" if kind in DECLARABLE else f"a {kind} cannot be declared"
+        what = "file" if attrs is None else attrs.get("type", "file")
+        return "" if what in DECLARABLE else f"a {what}"
 
     # -- for people ---------------------------------------------------------------------------------------------
 
@@ -393,96 +404,13 @@ class File(Kind):
         return Found(discover_files(pattern, PASSED_OVER, passed), passed, exact=is_literal(pattern))
 
 
-def _metadata(st: os.stat_result) -> Attrs:
-    return {
-        "type": TYPES.get(stat.S_IFMT(st.st_mode), "unknown"),
-        "mode": f"{stat.S_IMODE(st.st_mode):04o}",
-        "owner": user_name(st.st_uid),
-        "group": group_name(st.st_gid),
-    }
+def _is_same(one: Attrs, other: Attrs) -> bool:
+    return all(one.get(k) == other.get(k) for k in CONTENT)
 
 
-def _at(name: str, dirfd: int, leaf: bytes, keep: Keep | None, signed: dict[str, bytes] | None = None) -> Observation:
-    """What has this name in an open directory. Raises OSError."""
-    st = os.stat(leaf, dir_fd=dirfd, follow_symlinks=False)
-    if stat.S_ISREG(st.st_mode):
-        return _regular(name, dirfd, leaf, keep, signed)
-    attrs = _metadata(st)
-    if stat.S_ISLNK(st.st_mode):
-        attrs["target"] = encode_name(os.readlink(leaf, dir_fd=dirfd))
-        del attrs["mode"]
-    found = read_xattrs(b"/proc/self/fd/%d/%b" % (dirfd, leaf))
-    if isinstance(found, str):
-        return Unreadable(found)
-    attrs["xattrs"] = found
-    if stat.S_ISDIR(st.st_mode) and (letters := flags_at(dirfd, leaf)):
-        attrs["flags"] = letters
-    return attrs
-
-
-def signed_as(st: os.stat_result) -> bytes:
-    """All of a file's status that moves with anything in it: content, owner, mode, attributes, flags."""
-    return SIGNATURE.pack(
-        st.st_dev, st.st_ino, st.st_mode, st.st_uid, st.st_gid, st.st_size, st.st_mtime_ns, st.st_ctime_ns
-    )
-
-
-def _regular(
-    name: str, dirfd: int, leaf: bytes, keep: Keep | None, signed: dict[str, bytes] | None = None
-) -> Observation:
-    try:
-        fd = open_regular(dirfd, leaf)
-    except OSError as exc:
-        if exc.errno == errno.EINVAL:
-            return Unreadable("file: replaced while it was read")
-        raise
-    try:
-        st = os.fstat(fd)
-        attrs = _metadata(st)
-        whole = read_whole(fd, st, keep.limit if keep is not None and keep.hold else 0)
-        if isinstance(whole, str):
-            return Unreadable(whole)
-        content, digest, size = whole
-        attrs["sha256"], attrs["size"] = digest, size
-        found = read_xattrs(fd)
-        if isinstance(found, str):
-            return Unreadable(found)
-        attrs["xattrs"] = found
-        if letters := get_flags(fd):
-            attrs["flags"] = letters
-        if signed is not None and time.time_ns() - st.st_ctime_ns > FRESH_NS and st.st_ctime_ns % 1_000_000_000:
-            before = signed_as(st)
-            if signed_as(os.fstat(fd)) == before:
-                signed[name] = before
-    finally:
-        os.close(fd)
-    if keep is not None:
-        keep.take(f"file:{name}", digest, size, content)
-    return attrs
-
-
-def read_xattrs(target: bytes | int) -> dict[str, str] | str:
-    """Extended attributes that are the file's own; file systems' private ones are left out. Why not, for more than
-    ``XATTRS_MAX`` bytes: some file systems let a file's owner give it a hundred megabytes.  # S6
-    """
-    follow = isinstance(target, int)
-    try:
-        names = os.listxattr(target) if follow else os.listxattr(target, follow_symlinks=False)
-        if not names:
-            return {}
-        out, size = {}, 0
-        for name in sorted(names):
-            if not name.startswith(("trusted.overlay.", "btrfs.", "security.ima", "security.evm")):
-                raw = os.getxattr(target, name) if follow else os.getxattr(target, name, follow_symlinks=False)
-                size += len(name) + len(raw)
-                if size > XATTRS_MAX:
-                    return f"file: its extended attributes have more than {XATTRS_MAX >> 10} KiB"
-                out[encode_name(name)] = base64.b64encode(raw).decode()
-        return out
-    except OSError as exc:
-        if exc.errno in (errno.ENOTSUP, errno.ENODATA):  # none here, or one just taken away
-            return {}
-        raise
+def _led(attrs: Attrs | None) -> str | None:
+    """Where a link leads. A directory that comes or goes is empty: nothing is seen below it that was not before."""
+    return attrs.get("target", "") if attrs is not None and attrs.get("type") == "symlink" else None
 
 
 def leased(path: bytes) -> bool | None:

@@ -110,6 +110,7 @@ def _rw(entry: MountEntry) -> set[str]:
 class Mount(Kind):
     name = "mount"
     dimension, severity = "mounts", 0.3
+    is_path = bears = True
 
     def canonical(self, name: str) -> str:
         return encode_name(path_of(name))
@@ -180,6 +181,18 @@ class Mount(Kind):
         return 0 if _as_declared(declared, declared["options"], actual) else HALF_N
 
     # -- restoring ----------------------------------------------------------------------------------------------
+
+    def turns(self, step: Step) -> bool:
+        return step.actual is not None and step.target is None
+
+    def shifts(self, step: Step) -> bool:
+        return True
+
+    def half_done(self, step: Step, seen: Attrs | None) -> bool:
+        """Also before the unmounting of what had been made read-only for it."""
+        if seen is None or step.actual is None:
+            return super().half_done(step, seen)
+        return _but_for_writing(seen) == _but_for_writing(step.actual)
 
     def preflight(self, name: str, step: Step, keep: Keep) -> Saved:
         target = step.target
@@ -388,6 +401,10 @@ class Mount(Kind):
 def _seen(stack: Sequence[MountEntry]) -> Attrs:
     """What is observed of the visible mount of a point."""
     return MEMORY.add_to(attrs_of(stack[-1], stack[-2] if len(stack) > 1 else None), stack)
+
+
+def _but_for_writing(attrs: Attrs) -> Attrs:
+    return {**attrs, "options": [o for o in attrs["options"] if o not in ("ro", "rw")]}
 
 
 def _is_trigger(attrs: Attrs) -> bool:

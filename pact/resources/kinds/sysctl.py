@@ -87,6 +87,10 @@ VOLATILE: Final = (
 )
 
 
+#: Writing these changes others: they are restored first.
+LEADING: Final = ("net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding", "net.ipv4.conf.all.forwarding")
+
+
 def path_of_name(name: str) -> bytes:
     """``net.ipv4.conf.eth0/1.mtu`` -> ``/proc/sys/net/ipv4/conf/eth0.1/mtu``. Raises ValueError."""
     raw = decode_name(name)
@@ -107,6 +111,8 @@ class Sysctl(Kind):
     dimension, severity = "kernel", 0.05
     volatile = True
     removable = False
+    follows = ("module",)
+    moved_by = ("sysctl", "module", "link")
 
     def canonical(self, name: str) -> str:
         name = dotted(name)
@@ -162,6 +168,16 @@ class Sysctl(Kind):
         if "reads" in declared and declared["reads"] == fold(actual["value"]):
             return 0
         return 0 if same(declared["value"], actual["value"]) else WHOLE_N
+
+    def rank(self, name: str) -> int:
+        """Those that change others first, then those of all interfaces."""
+        return -2 if name in LEADING else -1 if ".all." in name or ".default." in name else 0
+
+    def place(self, name: str) -> str:
+        return name.rpartition(".")[0]
+
+    def all_in(self, place: str) -> str:
+        return f"{place}.*"
 
     def reads(self, name: str, target: Attrs | None, actual: Observation) -> str:
         if target is None or not isinstance(actual, dict) or same(target["value"], actual["value"]):

@@ -1,0 +1,28 @@
+"""What the kinds say of how their resources stand to each other, as the core takes it."""
+
+from __future__ import annotations
+
+from collections.abc import Set
+
+from pact.core.plan import Nature
+from pact.resources import KINDS
+
+
+def nature(resource: str) -> Nature:
+    """Of a resource, by its id."""
+    return KINDS[resource.partition(":")[0]]
+
+
+def moved_by(kinds: Set[str]) -> tuple[str, ...]:
+    """What the ids begin with that may move when resources of these kinds are written."""
+    return tuple(f"{k.name}:" for k in KINDS.values() if not kinds.isdisjoint(k.moved_by))
+
+
+class KindRules:
+    """The part of ``core.node.ledger.Rules`` that is the same on a real machine and on a virtual one."""
+
+    def nature(self, resource: str) -> Nature:
+        return nature(resource)
+
+    def moved_by(self, kinds: Set[str]) -> tuple[str, ...]:
+        return moved_by(kinds)

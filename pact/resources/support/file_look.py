@@ -1,0 +1,128 @@
+"""What is seen of a file: its attributes, its content's digest, and a signature that tells whether it is still so."""
+
+from __future__ import annotations
+
+import base64
+import errno
+import os
+import stat
+import struct
+import time
+from typing import Final
+
+from pact.limits import XATTRS_MAX
+from pact.model import Attrs, Observation, Unreadable, encode_name
+from pact.resources.base import Keep
+from pact.resources.support.accounts import group_name, user_name
+from pact.resources.support.flags import flags_at, get_flags
+from pact.resources.support.reading import read_whole
+from pact.resources.support.way import open_regular
+
+TYPES: Final = {
+    stat.S_IFREG: "file",
+    stat.S_IFDIR: "directory",
+    stat.S_IFLNK: "symlink",
+    stat.S_IFIFO: "fifo",
+    stat.S_IFSOCK: "socket",
+    stat.S_IFBLK: "block",
+    stat.S_IFCHR: "char",
+}
+SIGNATURE: Final = struct.Struct("=QQIIIQqq")
+#: A status that is as young as that says nothing: a later write may have left the same times. Nor does one of a file
+#: system that counts whole seconds.
+FRESH_NS: Final = 20_000_000
+
+
+def metadata(st: os.stat_result) -> Attrs:
+    """What its status says."""
+    return {
+        "type": TYPES.get(stat.S_IFMT(st.st_mode), "unknown"),
+        "mode": f"{stat.S_IMODE(st.st_mode):04o}",
+        "owner": user_name(st.st_uid),
+        "group": group_name(st.st_gid),
+    }
+
+
+def look_at(
+    name: str, dirfd: int, leaf: bytes, keep: Keep | None, signed: dict[str, bytes] | None = None
+) -> Observation:
+    """What has this name in an open directory. Raises OSError."""
+    st = os.stat(leaf, dir_fd=dirfd, follow_symlinks=False)
+    if stat.S_ISREG(st.st_mode):
+        return _regular(name, dirfd, leaf, keep, signed)
+    attrs = metadata(st)
+    if stat.S_ISLNK(st.st_mode):
+        attrs["target"] = encode_name(os.readlink(leaf, dir_fd=dirfd))
+        del attrs["mode"]
+    found = read_xattrs(b"/proc/self/fd/%d/%b" % (dirfd, leaf))
+    if isinstance(found, str):
+        return Unreadable(found)
+    attrs["xattrs"] = found
+    if stat.S_ISDIR(st.st_mode) and (letters := flags_at(dirfd, leaf)):
+        attrs["flags"] = letters
+    return attrs
+
+
+def signed_as(st: os.stat_result) -> bytes:
+    """All of a file's status that moves with anything in it: content, owner, mode, attributes, flags."""
+    return SIGNATURE.pack(
+        st.st_dev, st.st_ino, st.st_mode, st.st_uid, st.st_gid, st.st_size, st.st_mtime_ns, st.st_ctime_ns
+    )
+
+
+def _regular(
+    name: str, dirfd: int, leaf: bytes, keep: Keep | None, signed: dict[str, bytes] | None = None
+) -> Observation:
+    try:
+        fd = open_regular(dirfd, leaf)
+    except OSError as exc:
+        if exc.errno == errno.EINVAL:
+            return Unreadable("file: replaced while it was read")
+        raise
+    try:
+        st = os.fstat(fd)
+        attrs = metadata(st)
+        whole = read_whole(fd, st, keep.limit if keep is not None and keep.hold else 0)
+        if isinstance(whole, str):
+            return Unreadable(whole)
+        content, digest, size = whole
+        attrs["sha256"], attrs["size"] = digest, size
+        found = read_xattrs(fd)
+        if isinstance(found, str):
+            return Unreadable(found)
+        attrs["xattrs"] = found
+        if letters := get_flags(fd):
+            attrs["flags"] = letters
+        if signed is not None and time.time_ns() - st.st_ctime_ns > FRESH_NS and st.st_ctime_ns % 1_000_000_000:
+            before = signed_as(st)
+            if signed_as(os.fstat(fd)) == before:
+                signed[name] = before
+    finally:
+        os.close(fd)
+    if keep is not None:
+        keep.take(f"file:{name}", digest, size, content)
+    return attrs
+
+
+def read_xattrs(target: bytes | int) -> dict[str, str] | str:
+    """Extended attributes that are the file's own; file systems' private ones are left out. Why not, for more than
+    ``XATTRS_MAX`` bytes: some file systems let a file's owner give it a hundred megabytes.  # S6
+    """
+    follow = isinstance(target, int)
+    try:
+        names = os.listxattr(target) if follow else os.listxattr(target, follow_symlinks=False)
+        if not names:
+            return {}
+        out, size = {}, 0
+        for name in sorted(names):
+            if not name.startswith(("trusted.overlay.", "btrfs.", "security.ima", "security.evm")):
+                raw = os.getxattr(target, name) if follow else os.getxattr(target, name, follow_symlinks=False)
+                size += len(name) + len(raw)
+                if size > XATTRS_MAX:
+                    return f"file: its extended attributes have more than {XATTRS_MAX >> 10} KiB"
+                out[encode_name(name)] = base64.b64encode(raw).decode()
+        return out
+    except OSError as exc:
+        if exc.errno in (errno.ENOTSUP, errno.ENODATA):  # none here, or one just taken away
+            return {}
+        raise
