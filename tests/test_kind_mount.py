@@ -274,7 +274,7 @@ def test_a_mount_in_memory_is_taken_off_only_when_what_it_holds_is_kept(top: Pat
         KIND.restore(name, step, lambda _: None)
     keep = Keep(1000)
     saved = KIND.preflight(name, step, keep)
-    assert saved.refusal == "" and list(saved.save["files"]) == [f"file:{name}/empty/thesis"]
+    assert saved.refusal == "" and list(saved.inside) == [f"file:{name}/empty/thesis"]
     (path / "later").write_text("written after it was decided")
     with pytest.raises(RestoreError, match="only in memory"):
         KIND.restore(name, step, keep.blobs.get)

@@ -17,8 +17,9 @@ from pact.core.plan import Step
 from pact.model import Attrs, encode_name
 from pact.observe.mountinfo import read_mounts
 from pact.resources.base import HALF_N, WHOLE_N
-from pact.resources.kinds.mount import KIND, attrs_of
+from pact.resources.kinds.mount import KIND
 from pact.resources.support.fstab import conforms, in_order, strict, to_write
+from pact.resources.support.mount_look import attrs_of
 from pact.resources.support.mount_options import MEMORY, Memory, kernel_makes, refused
 from pact.resources.support.mount_table import Stacks
 from pact.resources.support.mount_users import expire_says_busy

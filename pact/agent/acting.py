@@ -11,17 +11,15 @@ from itertools import islice, takewhile
 from types import MappingProxyType
 from typing import Any, Final
 
-from pact.agent.fixpoint import Fixpoint
+from pact.agent.fixpoint import Fixpoint, is_moved
 from pact.agent.probing import distance_n, is_still, observe
 from pact.core.node import below
 from pact.core.plan import Step
 from pact.errors import PactError, explained
 from pact.host.notify import log
-from pact.model import Attrs, Observation, Unreadable, decode_name, encode_name, split_id
-from pact.resources import KINDS
-from pact.resources.base import Blobs
-from pact.resources.kinds.file import KIND as FILE
-from pact.resources.kinds.mount import KIND as MOUNT
+from pact.model import Observation, Unreadable, decode_name, encode_name, split_id
+from pact.resources import KINDS, Kind
+from pact.resources.base import Among, Blobs
 from pact.resources.rules import nature
 from pact.resources.support.ahead import FILES_MAX, Ahead
 from pact.resources.support.passwords import unquoted
@@ -53,7 +51,7 @@ def act(
     todo: list[Step] = []
     through = below.carried(nature, steps, (s.id for s in steps))
     for step in steps:
-        if not resumed and _is_file(step) and step.id not in through and step.id not in moved:
+        if not resumed and _goes_ahead(step) and step.id not in through and step.id not in moved:
             todo.append(step)  # it is looked at when its turn comes
             continue
         seen = observe(step.id)
@@ -67,7 +65,7 @@ def act(
             results[step.id] = ""
         elif step.id in moved:
             results[step.id] = MOVED
-        elif resumed and (_half_dressed(step, seen) or _half_replaced(step, seen)):
+        elif resumed and _kind(step).half_done(step, seen):
             todo.append(replace(step, actual=seen))
         elif seen != step.actual:
             results[step.id] = MOVED
@@ -75,29 +73,30 @@ def act(
             todo.append(step)
     sealed = {s.id: s for s in todo if _seals(s, todo)}
     lost = _say_kept(steps, results, kept)
-    mounts = frozenset(s.id for s in steps if s.id.startswith("mount:"))
+    bearing = {split_id(s.id)[1]: s.id for s in steps if _kind(s).bears}
     done: list[Step] = []
     with Ahead() as ahead:
-        moving = False  # what was written so far may move sysctls
+        written_kinds: set[str] = set()  # which may move what comes later
         written = 0
         for at, step in enumerate(todo):
             if at >= written:
                 written = at + _write_ahead(ahead, todo, at, blobs)
-            failed = [need for need in needs(step, mounts) if results.get(need)]
-            now = _as_moved(step) if moving else _as_left(step) if step.id in through else step
+            failed = [need for need in needs(step, bearing) if results.get(need)]
+            stirred = not written_kinds.isdisjoint(_kind(step).moved_by)
+            now = _as_moved(step) if stirred else _as_left(step) if step.id in through else step
             if step.id in sealed:
                 now = replace(now, target={**(now.target or {}), "flags": ""})
             results[step.id] = (
                 f"needs {failed[0]}, which failed"
                 if failed and _wrong(now)
                 else _restore(
-                    now, blobs, ahead, unread=_is_file(step) and step.id not in through, saves=saves, signed=signed
+                    now, blobs, ahead, unread=_goes_ahead(step) and step.id not in through, saves=saves, signed=signed
                 )
             )
-            moving |= step.id.startswith(("sysctl:", "module:"))
+            written_kinds.add(split_id(step.id)[0])
             if not results[step.id]:
                 done.append(step)
-                if step.id.startswith("sysctl:"):
+                if is_moved(step.id):
                     fixpoint.read_back(step)
         for step in sealed.values():
             seen = observe(step.id)
@@ -110,13 +109,13 @@ def act(
     refused = [
         s
         for s in todo
-        if results[s.id] and results[s.id] != MOVED and not any(results.get(need) for need in needs(s, mounts))
+        if results[s.id] and results[s.id] != MOVED and not any(results.get(need) for need in needs(s, bearing))
     ]
     concerned = {s.id for s in (*settled, *refused)}
     fixpoint.settle([s for s in steps if s.id in concerned], results)
     for step in settled:
-        follows = step.id.startswith("sysctl:")  # the kernel may have made something of it that counts as the same
-        wrong = "" if follows and fixpoint.reached(step) else _wrong(step, seen_after)
+        # the kernel may have made something of it that counts as the same
+        wrong = "" if is_moved(step.id) and fixpoint.reached(step) else _wrong(step, seen_after)
         if wrong and not results[step.id]:
             results[step.id] = wrong
     return {**results, **{r: why for r, why in lost.items() if not results[r]}}
@@ -140,21 +139,28 @@ def _write_ahead(ahead: Ahead, todo: list[Step], at: int, blobs: Blobs) -> int:
 
 
 def _row(todo: list[Step], at: int) -> list[Step]:
-    return list(islice(takewhile(_is_file, islice(todo, at, None)), FILES_MAX))
+    return list(islice(takewhile(_goes_ahead, islice(todo, at, None)), FILES_MAX))
 
 
-def _is_file(step: Step) -> bool:
-    return step.id.startswith("file:") and step.target is not None and step.target["type"] == "file"
+def _kind(step: Step) -> Kind:
+    return KINDS[split_id(step.id)[0]]
+
+
+def _goes_ahead(step: Step) -> bool:
+    return _kind(step).goes_ahead(step)
+
+
+def _directory(step: Step) -> bytes | None:
+    """The path of the directory in which its name stands."""
+    kind, name = split_id(step.id)
+    directory = KINDS[kind].directory(name)
+    return decode_name(split_id(directory)[1]) if directory else None
 
 
 def _unsafe(ahead: Ahead, done: Iterable[Step]) -> list[Step]:
     """Make the names durable. Which files are not sure to outlive a power cut."""
     ahead.finish()
-    return [
-        s
-        for s in done
-        if s.id.startswith("file:") and ahead.unsafe and os.path.dirname(decode_name(split_id(s.id)[1])) in ahead.unsafe
-    ]
+    return [s for s in done if ahead.unsafe and _directory(s) in ahead.unsafe]
 
 
 def _seals(step: Step, steps: Iterable[Step]) -> bool:
@@ -164,16 +170,16 @@ def _seals(step: Step, steps: Iterable[Step]) -> bool:
     return any(s.id.startswith(step.id.rstrip("/") + "/") for s in steps)
 
 
-def needs(step: Step, mounts: frozenset[str]) -> list[str]:
-    """What must have been brought back before: what it requires, and the mounts of the plan that it lies in. Without
-    them it would be written below them.  # R1"""
-    kind, path = split_id(step.id)
-    above: list[str] = []
-    if kind in ("file", "mount") and step.target is not None:
-        here = path if kind == "file" else posixpath.dirname(path)
+def needs(step: Step, bearing: Mapping[str, str]) -> list[str]:
+    """What must have been brought back before: what it requires, and what of the plan it lies in and without which it
+    would lie elsewhere (``bearing``: by path).  # R1"""
+    kind, above = _kind(step), list[str]()
+    if kind.is_path and step.target is not None:
+        path = split_id(step.id)[1]
+        here = posixpath.dirname(path) if kind.bears else path
         while True:
-            if f"mount:{here}" in mounts and f"mount:{here}" != step.id:
-                above.append(f"mount:{here}")
+            if here in bearing and bearing[here] != step.id:
+                above.append(bearing[here])
             if here == "/":
                 break
             here = posixpath.dirname(here)
@@ -187,44 +193,15 @@ def _say_kept(steps: Iterable[Step], results: Mapping[str, str], kept: Mapping[b
     for parent, names in kept.items():
         shown = ", ".join(encode_name(parent.rstrip(b"/") + b"/" + n) for n in names)
         log(f"a rollback was cut off; what is in no store stays as {shown}", 4)
-        back = [
-            s.id
-            for s in steps
-            if s.id.startswith("file:")
-            and results.get(s.id) == ""
-            and os.path.dirname(decode_name(split_id(s.id)[1])) == parent
-        ]
+        back = [s.id for s in steps if results.get(s.id) == "" and _directory(s) == parent]
         if back:
             lost[back[-1]] = f"it was restored, but what was there was not saved before: it is kept as {shown}"
     return lost
 
 
-def _half_replaced(step: Step, seen: Attrs | None) -> bool:
-    """A kill came between taking away what was there (a mount, an empty directory) and putting the other one.  # R6"""
-    return seen is None and step.actual is not None and step.target is not None
-
-
-def _half_dressed(step: Step, seen: Attrs | None) -> bool:
-    """A kill came between owner, mode, attributes and flags of a file: its content is what it was or is to be. Or
-    before the unmounting of what had been made read-only for it.  # R6"""
-    if seen is None:
-        return False
-    if step.id.startswith("mount:"):
-        return step.actual is not None and _written(seen) == _written(step.actual)
-    if not step.id.startswith("file:"):
-        return False
-    ends = [end for end in (step.actual, step.target) if end is not None]
-    return any(all(seen.get(k) == end.get(k) for k in ("type", "sha256", "target")) for end in ends)
-
-
-def _written(attrs: Attrs) -> Attrs:
-    """A mount but for whether it is written."""
-    return {**attrs, "options": [o for o in attrs["options"] if o not in ("ro", "rw")]}
-
-
 def _as_moved(step: Step) -> Step:
-    """What earlier steps wrote may have moved a sysctl: nobody's new work is overwritten with it."""
-    seen = observe(step.id) if step.id.startswith("sysctl:") else step.actual
+    """What earlier steps wrote may have moved it: nobody's new work is overwritten with it."""
+    seen = observe(step.id)
     return step if isinstance(seen, Unreadable) else replace(step, actual=seen)
 
 
@@ -253,12 +230,7 @@ def _restore(
     elif unread:
         return f"cannot be read: {seen.why}"
     try:
-        if ahead is not None and kind == FILE.name:
-            FILE.restore_among(name, step, blobs, ahead)
-        elif saves is not None and kind == MOUNT.name:
-            MOUNT.restore_kept(name, step, blobs, saves)
-        else:
-            KINDS[kind].restore(name, step, blobs)
+        KINDS[kind].restore_among(name, step, blobs, Among(ahead, saves))
     except OSError as exc:
         return (exc.strerror or os.strerror(exc.errno or 0)).lower()
     except PactError as exc:  # mount(8) quotes what it was called with  # S2

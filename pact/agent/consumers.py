@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Final
 
@@ -38,7 +38,10 @@ def find_holders(steps: Iterable[Step], *, ask: bool = True) -> list[Holder]:
 def find_all_holders(steps: Iterable[Step], *, ask: bool = True) -> tuple[list[Holder], int]:
     """As ``find_holders``, and how many more there are than are named."""
     steps = tuple(steps)
-    leaving = {split_id(s.id)[1] for s in steps if s.id.startswith("mount:")}
+    names: dict[str, set[str]] = {}
+    for step in steps:
+        kind_name, name = split_id(step.id)
+        names.setdefault(kind_name, set()).add(name)
     found: list[Holder] = []
     scan: list[tuple[Step, bytes]] = []
     answers: dict[str, bool | None] = {}
@@ -50,8 +53,9 @@ def find_all_holders(steps: Iterable[Step], *, ask: bool = True) -> tuple[list[H
             said = answers[step.id] = kind.in_use(name, step) if ask else None
             if said is not False or kind.covers(name, step):
                 scan += [(step, root) for root in kind.roots(name, step)]
-            if said is not False or kind_name == "mount":
-                found += [h for h in kind.holders(name, step, step.id) if not _leaves_too(h, leaving)]
+            if said is not False or kind.asked_anyway:
+                held = kind.holders(name, step, step.id)
+                found += [h for h in held if not kind.leaves_with(h, names[kind_name])]
         found += _by_rule(step, rules)
     unread = False
     if scan:
@@ -61,35 +65,11 @@ def find_all_holders(steps: Iterable[Step], *, ask: bool = True) -> tuple[list[H
     for rid, said in answers.items():
         if said is False or rid in named:
             continue
-        if said is True or (ask and unread and rid.startswith("mount:") and not _answered_for(rid, answers)):
+        kind_name, name = split_id(rid)
+        if said is True or (ask and unread and KINDS[kind_name].is_unsure(name, answers)):
             why = "the kernel says it is in use" if said is True else "some processes could not be read"
             found.append(Holder(rid, 0, "unknown", why))
     return [describe(h) for h in found[:HOLDERS_MAX]], max(0, len(found) - HOLDERS_MAX)
-
-
-def _leaves_too(holder: Holder, leaving: set[str]) -> bool:
-    """A mount inside that the same plan takes care of holds nothing up."""
-    return holder.how == "mount" and holder.pid == 0 and holder.path in leaving
-
-
-def _answered_for(rid: str, said: Mapping[str, bool | None]) -> bool:
-    """The kernel answers for a mount with mounts inside only when those are gone (MNT_EXPIRE refuses it as busy).
-
-    Where all of them leave with the same plan, and the kernel calls each idle, the scan of /proc is believed for the
-    outer one although it could not read every process. That gambles with nobody's data: the plan unmounts from the
-    inside out, and the plain umount2 of the outer one asks the kernel again. A user whom nobody could see makes the
-    change ``failed``, with the idle inner mounts gone.
-    """
-    from pact.resources.kinds.mount import KIND
-    from pact.resources.support.mount_users import inside
-
-    entry = KIND.top(split_id(rid)[1])
-    within = [f"mount:{encode_name(m.mount_point)}" for m in inside(entry)] if entry is not None else []
-    for inner in within:
-        answer = said.get(inner, True)  # one that stays is a holder
-        if answer is True or (answer is None and not _answered_for(inner, said)):
-            return False
-    return bool(within)
 
 
 def _scan(wanted: Sequence[tuple[Step, bytes]]) -> tuple[list[Holder], bool]:

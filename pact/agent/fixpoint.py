@@ -1,4 +1,5 @@
-"""Sysctls that move each other: writing one changes others, so a plan of them is judged by its end state alone.
+"""Resources that move each other, as sysctls do: writing one changes others, so a plan of them is judged by its end
+state alone.
 
 The steps that are not as they should be are written again, those that the kernel refused at first too (``0`` is no
 value of ``vm.dirty_bytes``, but what it becomes when ``vm.dirty_ratio`` is written). What the plan moved beside its own
@@ -22,7 +23,6 @@ from pact.resources import KINDS
 from pact.resources.base import Blobs
 
 ROUNDS_MAX: Final = 3
-PREFIX: Final = "sysctl:"
 
 
 def observe(resource: str) -> Observation:
@@ -30,12 +30,18 @@ def observe(resource: str) -> Observation:
     return KINDS[kind].observe(name)
 
 
+def is_moved(resource: str) -> bool:
+    """Writing others may move it: it is judged by the end state."""
+    return bool(KINDS[split_id(resource)[0]].moved_by)
+
+
 def conforms(step: Step, seen: Observation) -> bool:
     return not isinstance(seen, Unreadable) and KINDS[split_id(step.id)[0]].distance_n(step.target, seen) == 0
 
 
 class Fixpoint:
-    """One plan's sysctls, and those beside it. The plan's ``results`` are changed in place: ``""`` for what is reached.
+    """What others move, of one plan and beside it. The plan's ``results`` are changed in place: ``""`` for what is
+    reached.
 
     ``put_back``: bring what moved beside the plan back to what it was when this was made; else it is only reported.
     ``wanted``: what is declared of those beside that had drifted.
@@ -43,14 +49,14 @@ class Fixpoint:
 
     def __init__(self, beside: Iterable[str], put_back: bool, wanted: Mapping[str, Attrs | None] | None = None) -> None:
         self._wanted = wanted or {}
-        self._before = {r: observe(r) for r in beside if r.startswith(PREFIX)}
+        self._before = {r: observe(r) for r in beside if is_moved(r)}
         self._put_back = put_back
         self._upset: dict[str, set[str]] = {}  # what was written last -> what was right before, and not after
         self.reads: dict[str, str] = {}
 
     def settle(self, steps: Sequence[Step], results: dict[str, str]) -> None:
         """``steps``: those that were carried out, or that the kernel refused."""
-        own = [s for s in steps if s.id.startswith(PREFIX)]
+        own = [s for s in steps if is_moved(s.id)]
         for _ in range(ROUNDS_MAX if own or self._before else 0):
             wrong = [s for s in own if not self.reached(s)]
             strayed = self._strayed() if self._put_back else []
@@ -168,4 +174,4 @@ def written(kind: str, name: str, step: Step, blobs: Blobs) -> str:
     return ""
 
 
-__all__ = ["Fixpoint", "conforms", "observe", "written"]
+__all__ = ["Fixpoint", "conforms", "is_moved", "observe", "written"]

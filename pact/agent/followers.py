@@ -1,6 +1,6 @@
-"""Sysctls that nobody wrote: what a write to another one moved, or a change of a network link.
+"""What moved and nobody wrote, as sysctls do: a write to another one moved it, or a change of a network link.
 
-After any write to any sysctl all declared ones are compared with what was last seen: about 9 us each, so that is done
+After any write to any of them all declared ones are compared with what was last seen: about 9 us each, so that is done
 at most a fifth of the time while writes keep coming, and at once when somebody asks. What moved belongs to the write
 that it is most like by name; what pact's own writes or a link moved belongs to nobody.  # C8
 """
@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import select
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from pact._fast import FileTable
 from pact.host.clock import boottime_ns
-from pact.model import NS_PER_S, Owner
+from pact.model import NS_PER_S, Owner, split_id
 from pact.observe.links import LinkChanges
+from pact.resources import KINDS
+from pact.resources.base import LINKS
 
 #: Links may come and go by the hundred (containers do): what they moved is looked at so often, and at every request.
 LINKS_NS: Final = NS_PER_S // 5
@@ -33,8 +35,9 @@ class Followers:
     def __init__(self, table: FileTable, touch: Callable[[str, Owner | None], None]) -> None:
         self._table = table
         self._touch = touch
-        self.keys: dict[str, int] = {}  # declared sysctls, and their keys in the table
+        self.keys: dict[str, int] = {}  # what is declared of them, and their keys in the table
         self._names: dict[int, str] = {}
+        self._linked: dict[str, None] = {}  # those that network links move
         self.why_blind = ""
         self._links: LinkChanges | None = None
         self._epoll: select.epoll | None = None
@@ -48,7 +51,11 @@ class Followers:
 
     def add(self, resource: str, key: int) -> None:
         self.keys[resource], self._names[key] = key, resource
-        if self._links is not None or not resource.startswith("sysctl:net."):
+        kind, name = split_id(resource)
+        if not KINDS[kind].heeds(LINKS, name):
+            return
+        self._linked[resource] = None
+        if self._links is not None:
             return
         try:
             self._links = LinkChanges()
@@ -62,6 +69,7 @@ class Followers:
         key = self.keys.pop(resource, None)
         if key is not None:
             del self._names[key]
+            self._linked.pop(resource, None)
         self._moved_with.pop(resource, None)
         self._lately.pop(resource, None)
 
@@ -77,7 +85,7 @@ class Followers:
     # -- what happened ------------------------------------------------------------------------------------------
 
     def wrote(self, resource: str, owner: Owner | None) -> None:
-        """Somebody wrote a sysctl, declared or not."""
+        """Somebody wrote one that may move others, declared or not."""
         self._written.append((resource, owner))
         self._stirred = True
         self._moved_with.pop(resource, None)
@@ -116,14 +124,14 @@ class Followers:
         if self._stirred and (everything or self._written_due_ns <= now_ns):
             began = time.monotonic_ns()
             written, self._written, self._stirred = self._written, [], False
-            self._find(written, "sysctl:")
+            self._find(written, self.keys)
             self._written_due_ns = now_ns + SHARE * (time.monotonic_ns() - began)
         if self._links_due_ns is not None and (everything or self._links_due_ns <= now_ns):
             self._links_due_ns, self._links_last_ns = None, now_ns
-            self._find([], "sysctl:net.")
+            self._find([], self._linked)
 
-    def _find(self, written: list[Write], prefix: str) -> None:
-        keys = [key for resource, key in self.keys.items() if resource.startswith(prefix) and key in self._table]
+    def _find(self, written: list[Write], concerned: Iterable[str]) -> None:
+        keys = [key for resource in concerned if (key := self.keys[resource]) in self._table]
         found = [self._names[key] for key in self._table.scan(keys)] if keys else []
         lately, self._lately = self._lately, {}
         tops = {resource.partition(".")[0] for resource, _ in written}

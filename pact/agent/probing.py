@@ -17,16 +17,14 @@ from pact.core.plan import Step
 from pact.model import Attrs, Holder, Observation, Unreadable, decode_name, encode_name, split_id
 from pact.resources import KINDS
 from pact.resources.base import Keep
-from pact.resources.kinds.file import KIND as FILE
 from pact.resources.rules import nature
-from pact.resources.support.file_look import SIGNATURE as FILE_SIGNATURE
 from pact.resources.support.locks import package_locks
 from pact.resources.support.obstacles import obstacles
 from pact.resources.support.passwords import unquoted
 from pact.resources.support.possible import impossible
-from pact.resources.support.way import hangs
 
 NAMED_MAX: Final = 5
+SEAL_BYTES: Final = 16
 
 
 def observe(resource: str, keep: Keep | None = None) -> Observation:
@@ -79,30 +77,29 @@ def probe(
     through = below.carried(nature, differing, (s.id for s in conforming))
     carried = [s for s in conforming if s.id in through]
     leaving = {s.id for s in differing if s.target is None}
-    brings_modules = any(s.id.startswith("module:") and s.target is not None for s in differing)
+    coming = {split_id(s.id)[0] for s in differing if s.target is not None}
     refusals, saves, notes = [], dict[str, Any](), list[str]()
     for step in differing:
         kind, name = split_id(step.id)
         saved = KINDS[kind].preflight(name, step, keep)
-        saves[step.id] = {k: v for k, v in saved.save.items() if k != "files"}
-        saves.update(saved.save.get("files", {}))  # what lies in a mount that is taken off
+        saves[step.id] = dict(saved.save)
+        saves.update(saved.inside)
         notes += [saved.note] if saved.note else []
-        if step.id.startswith("sysctl:") and step.actual is None and brings_modules:
-            continue  # a module of the plan may bring it
-        if saved.refusal and not _emptied_by_plan(name, saved.refusal, leaving):
+        if step.actual is None and not coming.isdisjoint(KINDS[kind].follows):
+            continue  # another step of the plan may bring it
+        if saved.refusal and not _emptied_by_plan(kind, name, saved.refusal, leaving):
             refusals.append(saved.refusal)
-    linked = below.carried(nature, (s for s in differing if s.id.startswith("file:")), through)
+    gone = below.carried(nature, (s for s in differing if not nature(s.id).bears), through)
     for step in carried:
-        refusal, saves[step.id] = _carry(step, keep)
-        if refusal and step.id in linked:  # what a mount hides may lie there all the same
-            refusals.append(refusal)
+        kind, name = split_id(step.id)
+        saved = KINDS[kind].carry(name, step, keep)
+        saves[step.id] = dict(saved.save)
+        if saved.refusal and step.id in gone:  # what something else bears may lie there all the same
+            refusals.append(saved.refusal)
     if carried:
         notes.append(f"{_named([s.id for s in carried])}: seen through what is replaced; brought back below it")
-    notes += [
-        f"{s.id}: what lies in {_led(s.id, s.actual)} stays there"
-        for s in differing
-        if s.id.startswith("file:") and nature(s.id).turns(s) and s.actual is not None
-    ]
+    left = (KINDS[split_id(s.id)[0]].left_behind(split_id(s.id)[1], s) for s in differing)
+    notes += [text for text in left if text]
     in_the_way, made = obstacles([*differing, *carried], conforming)
     refusals, notes = [*refusals, *in_the_way, *impossible([*differing, *carried])], notes + made
     refusals = [unquoted(r, *(a for s in differing for a in (s.target, s.actual))) for r in refusals]  # S2
@@ -113,14 +110,10 @@ def probe(
     return sightings, holders, refusals, saves, notes
 
 
-def _led(resource: str, link: Attrs) -> str:
-    """Where a link led, for people; not out of a closed directory.  # S2"""
-    return str(link["target"]) if FILE.reachable(split_id(resource)[1]) else "what it led to"
-
-
 def sealed(signature: bytes, seen: Attrs) -> bytes:
     """A file's signature and what was seen of it then, in few bytes: there may be ten thousand."""
-    return signature + hashlib.blake2b(orjson.dumps(seen, option=orjson.OPT_SORT_KEYS), digest_size=16).digest()
+    seal = hashlib.blake2b(orjson.dumps(seen, option=orjson.OPT_SORT_KEYS), digest_size=SEAL_BYTES)
+    return signature + seal.digest()
 
 
 def is_still(step: Step, signed: Mapping[str, bytes]) -> bool:
@@ -128,35 +121,18 @@ def is_still(step: Step, signed: Mapping[str, bytes]) -> bool:
     known = signed.get(step.id)
     if known is None or step.actual is None:
         return False
-    signature = known[: FILE_SIGNATURE.size]
-    return sealed(signature, step.actual) == known and FILE.is_still(split_id(step.id)[1], signature)
+    signature, (kind, name) = known[:-SEAL_BYTES], split_id(step.id)
+    return sealed(signature, step.actual) == known and KINDS[kind].is_still(name, signature)
 
 
 def _first_look(resource: str, keep: Keep, signed: dict[str, bytes] | None = None) -> Observation:
-    """What is there; of a file also whether it is a secret, while it is being read."""
+    """What is there, and a signature of it where the kind has one."""
     kind, name = split_id(resource)
-    if kind != FILE.name or keep.hold:
-        return observe(resource)
     found: dict[str, bytes] = {}
-    signs = signed is not None and not hangs(decode_name(name))  # the times of another machine's clock say less
-    keep.looked[name] = seen, _ = FILE.look(name, private=True, signed=found if signs else None)
+    seen = KINDS[kind].first_look(name, keep, None if signed is None else found)
     if signed is not None and name in found and isinstance(seen, dict):
         signed[resource] = sealed(found[name], seen)
     return seen
-
-
-def _carry(step: Step, keep: Keep) -> tuple[str, dict[str, Any]]:
-    """Keep what is seen through a link or a mount that gives way: it is brought back below what takes its place."""
-    seen, secret = FILE.look(split_id(step.id)[1], keep, private=True)
-    if seen != step.actual or not isinstance(seen, dict):
-        return f"{step.id} changes while it is read", {"attrs": step.actual}
-    save: dict[str, Any] = {"attrs": seen, "secret": secret}
-    if seen["type"] == "file":
-        if seen["sha256"] not in keep.known:
-            why = keep.unkept.get(step.id, f"{seen['size']} bytes are too many to keep a copy of")
-            return f"{step.id} is seen through what is replaced, and cannot be brought back: {why}; move it back", save
-        save["sha256"] = seen["sha256"]
-    return "", save
 
 
 def _named(resources: list[str]) -> str:
@@ -164,9 +140,9 @@ def _named(resources: list[str]) -> str:
     return ", ".join(resources[:NAMED_MAX]) + more
 
 
-def _emptied_by_plan(name: str, refusal: str, leaving: set[str]) -> bool:
+def _emptied_by_plan(kind: str, name: str, refusal: str, leaving: set[str]) -> bool:
     """A directory whose every entry the same plan removes is empty in time."""
-    if not refusal.endswith("not empty"):
+    if not refusal.endswith("not empty") or not KINDS[kind].is_path:
         return False
     path = decode_name(name)
-    return all(f"file:{encode_name(path + b'/' + entry)}" in leaving for entry in os.listdir(path))
+    return all(f"{kind}:{encode_name(path + b'/' + entry)}" in leaving for entry in os.listdir(path))

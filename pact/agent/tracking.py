@@ -14,14 +14,15 @@ import os
 import stat
 import time
 from collections.abc import Generator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from pact.core.node import tracked
 from pact.core.node.events import New
 from pact.model import NS_PER_S, UNATTRIBUTED, Owner, decode_name, encode_name, split_id
 from pact.observe.places import MOUNTS, RemotePlaces, may_hang
-from pact.resources import KINDS
-from pact.resources.support.accounts import group_name, user_name
+from pact.resources import KINDS, WALKED
+from pact.resources.base import LINKS
+from pact.resources.base import MOUNTS as MOUNTS_MOVED
 from pact.resources.support.discover import Trail, foreign_mounts, passed_over, trail
 from pact.resources.support.litter import is_litter
 from pact.resources.support.way import open_parent
@@ -50,17 +51,8 @@ BEYOND_MAX: Final = 1_000
 CHECK_NS: Final = NS_PER_S
 #: So often at most a directory is counted in which more is new than is kept one by one.
 COUNT_NS: Final = 5 * NS_PER_S
-TYPES: Final = {
-    stat.S_IFREG: "file",
-    stat.S_IFDIR: "directory",
-    stat.S_IFLNK: "symlink",
-    stat.S_IFIFO: "fifo",
-    stat.S_IFSOCK: "socket",
-    stat.S_IFBLK: "block",
-    stat.S_IFCHR: "char",
-}
-#: What adopt takes; sockets, devices and fifos it passes over.
-TAKEN: Final = ("file", "directory", "symlink")
+#: What is found by walking has ids that begin so.
+PREFIX: Final = f"{WALKED.name}:"
 
 Fresh = tuple[int, "Owner | None"]
 
@@ -110,7 +102,7 @@ class Tracking:
             if mode == "ignore" or kind not in KINDS:
                 continue
             try:
-                if kind == "file":
+                if KINDS[kind].walked:
                     self._trails.append(trail(text))
                 else:
                     KINDS[kind].pattern(text)
@@ -138,7 +130,7 @@ class Tracking:
             return False
         if is_litter(directory) or passed_over(directory + b"/x"):
             return False
-        pattern = self._ignore.match(f"file:{encode_name(directory)}/x")
+        pattern = self._ignore.match(f"{PREFIX}{encode_name(directory)}/x")
         return pattern is None or not pattern.endswith("*")  # all of it is ignored
 
     def _means(self, path: bytes) -> bool:
@@ -162,16 +154,18 @@ class Tracking:
                 self._leave(directory)
             self._list_bases()
             self._check_wanted = True
-        if "mount" in self.kinds:
-            self._polls["mount"] = owner or self._polls.get("mount")
+        for kind in self.kinds:
+            if KINDS[kind].heeds(MOUNTS_MOVED):
+                self._polls[kind] = owner or self._polls.get(kind)
 
     def links_moved(self) -> None:
-        if "sysctl" in self.kinds:
-            self._polls.setdefault("sysctl", None)
+        for kind in self.kinds:
+            if KINDS[kind].heeds(LINKS):
+                self._polls.setdefault(kind, None)
 
     def look(self, resource: str) -> None:
         """It is declared no more: is it there?"""
-        if resource.startswith("file:") and self._trails:
+        if resource.startswith(PREFIX) and self._trails:
             self.touched(decode_name(split_id(resource)[1]), None)
         elif split_id(resource)[0] in self.kinds:
             self._polls.setdefault(split_id(resource)[0], None)
@@ -244,7 +238,7 @@ class Tracking:
     @property
     def has_due(self) -> bool:
         walks = (self._todo or self._walk) and not self._rests
-        return bool(self._touched or walks or self._check or self._gone or "mount" in self._polls)
+        return bool(self._touched or walks or self._check or self._gone or any(map(_is_quick, self._polls)))
 
     def next_ns(self, now_ns: int) -> int | None:
         """When ``take`` has something to do; ``None``: when something happens."""
@@ -280,9 +274,9 @@ class Tracking:
         if asked:
             self._asked_ns = time.monotonic_ns() + ASKED_REST * (time.monotonic_ns() - begun_ns)
         found = self._take_fresh(node, now_ns, max(ends_ns, time.monotonic_ns() + TURN_NS), everything)
-        if "mount" in self._polls:
-            owner = self._polls.pop("mount")
-            more, gone = self.compared("mount", discovered("mount", self.kinds.get("mount", ())), node, owner)
+        for kind in filter(_is_quick, list(self._polls)):
+            owner = self._polls.pop(kind)
+            more, gone = self.compared(kind, discovered(kind, self.kinds.get(kind, ())), node, owner)
             found += more
             self._gone.update(dict.fromkeys(gone))
         gone_now = list(self._gone)[:FOUND_MAX]
@@ -292,7 +286,7 @@ class Tracking:
 
     def poll(self, now_ns: int) -> list[str]:
         """Kinds that are to be asked now what there is; that takes long, so the caller has it done elsewhere."""
-        due = [k for k in self._polls if k != "mount" and self._polled_ns.get(k, 0) + CHECK_NS <= now_ns]
+        due = [k for k in self._polls if not _is_quick(k) and self._polled_ns.get(k, 0) + CHECK_NS <= now_ns]
         for kind in due:
             del self._polls[kind]
             self._polled_ns[kind] = now_ns
@@ -317,13 +311,14 @@ class Tracking:
             if time.monotonic_ns() > ends_ns:
                 break
             del self._fresh[resource]
-            path = decode_name(split_id(resource)[1])
+            name = split_id(resource)[1]
+            path = decode_name(name)
             above = os.path.dirname(path)
-            actual = described(path) if resource not in node.state and not self._away(path) else None
-            if actual is None or actual["type"] not in TAKEN:
+            actual = WALKED.glance(name) if resource not in node.state and not self._away(path) else None
+            if actual is None or WALKED.undeclarable(actual):
                 continue
             if above not in closed:
-                closed[above] = not KINDS["file"].reachable(encode_name(path))
+                closed[above] = not WALKED.reachable(name)
             out.append(New(resource, {**actual, "secret": True} if closed[above] else actual, owner))
         return out
 
@@ -336,7 +331,7 @@ class Tracking:
         try:
             is_dir = stat.S_ISDIR(os.lstat(path).st_mode)
         except (FileNotFoundError, NotADirectoryError):
-            resource = f"file:{encode_name(path)}"
+            resource = PREFIX + encode_name(path)
             self._fresh.pop(resource, None)
             if tracked.known(node, resource) is not None:
                 self._gone[resource] = None
@@ -359,7 +354,7 @@ class Tracking:
         if self._beyond_told:
             return None
         self._beyond_told = True
-        return {f"file:{encode_name(d)}": n for d, n in self._beyond.items()}
+        return {PREFIX + encode_name(d): n for d, n in self._beyond.items()}
 
     def _count(self, directory: bytes, more: int) -> None:
         if self._beyond.get(directory, 0) != more:
@@ -370,7 +365,7 @@ class Tracking:
 
     def _offer(self, path: bytes, owner: Owner | None, node: Node, now_ns: int) -> bool:
         """If nobody declared it, and a pattern means it, it is new. True if there is no room for it."""
-        resource = f"file:{encode_name(path)}"
+        resource = PREFIX + encode_name(path)
         if resource in node.state or not self._means(path) or self._ignore.match(resource) is not None:
             return False
         known = tracked.known(node, resource)
@@ -436,7 +431,7 @@ class Tracking:
         if self._check is None:
             if not self._check_wanted or self._checked_ns + CHECK_NS > now_ns:
                 return
-            self._check = [r for r in tracked.names(node) if r.startswith("file:")]
+            self._check = [r for r in tracked.names(node) if r.startswith(PREFIX)]
             self._check_wanted, self._checked_ns = False, now_ns
         while self._check and time.monotonic_ns() < ends_ns:
             resource = self._check.pop()
@@ -469,25 +464,9 @@ def _opened(directory: bytes, base: bool) -> int:
         os.close(above)
 
 
-def described(path: bytes) -> dict[str, Any] | None:
-    """In short what is there; nothing of its content. No link that others can turn is followed to it."""
-    try:
-        above, leaf, _ = open_parent(path)
-    except (OSError, ValueError):
-        return None
-    try:
-        st = os.stat(leaf, dir_fd=above, follow_symlinks=False)
-    except OSError:
-        return None
-    finally:
-        os.close(above)
-    out: dict[str, Any] = {
-        "type": TYPES.get(stat.S_IFMT(st.st_mode), "unknown"),
-        "mode": f"{stat.S_IMODE(st.st_mode):04o}",
-        "owner": user_name(st.st_uid),
-        "group": group_name(st.st_gid),
-    }
-    return {**out, "size": st.st_size} if out["type"] == "file" else out
+def _is_quick(kind: str) -> bool:
+    """The mount table is read in a moment: what is new in it is asked for on the loop, with who moved it."""
+    return KINDS[kind].heeds(MOUNTS_MOVED) and not KINDS[kind].off_loop
 
 
 def discovered(kind: str, patterns: Sequence[str]) -> set[str]:

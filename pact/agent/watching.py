@@ -22,7 +22,7 @@ from pact.agent.tracking import Tracking
 from pact.core.node.events import Sighting
 from pact.declared.toml import Ignore
 from pact.host.cpus import housekeeping_cpus
-from pact.model import NS_PER_S, Attrs, Owner, Unreadable, decode_name, encode_name, split_id
+from pact.model import NS_PER_S, Attrs, Observation, Owner, Unreadable, decode_name, encode_name, split_id
 from pact.observe import open_observers
 from pact.observe.attribution import owner_of
 from pact.observe.base import Lost, MountsChanged, Restored, Touched
@@ -30,8 +30,8 @@ from pact.observe.mountinfo import AUTOFS, MountEntry, read_mounts
 from pact.observe.places import MOUNTS, RemotePlaces, leads_away
 from pact.observe.tree import check_path
 from pact.resources import KINDS
+from pact.resources.base import MOUNTS as MOUNTS_MOVED
 from pact.resources.base import require_short
-from pact.resources.kinds.mount import MountTable, attrs_of
 
 DRAIN_BATCH_MAX: Final = 4096
 OBSERVE_BATCH_MAX: Final = 256
@@ -44,6 +44,10 @@ SLOW_BYTES: Final = 8 << 20
 ACTING_PAUSE_NS: Final = NS_PER_S // 50  # between two looks at what a job under way does
 SCAN_PIECE: Final = 64  # files that are looked at before the mount table is asked again whether it moved
 CACHE_NAME: Final = "signatures"
+#: Kinds whose writing may move others.
+MOVERS: Final = [k for k in KINDS.values() if any(k.name in other.moved_by for other in KINDS.values())]
+#: Ids of what the mount table tells of begin so.
+MOUNTED: Final = tuple(f"{k.name}:" for k in KINDS.values() if k.heeds(MOUNTS_MOVED))
 
 
 class Watching:
@@ -113,7 +117,7 @@ class Watching:
             else:
                 self._resources[key] = resource
             self._key_of[resource] = key
-            if resource.startswith("sysctl:"):
+            if KINDS[split_id(resource)[0]].moved_by:
                 self.followers.add(resource, key)
             self.sources.want(resource)
             try:
@@ -131,7 +135,7 @@ class Watching:
             check_path(path)
             require_short(path)
         if paths and not self._is_remote(paths[0], away):
-            self.table.put(key, paths[0], kind == "sysctl")
+            self.table.put(key, paths[0], KINDS[kind].always_read)
         return paths
 
     def drop(self, resource: str) -> None:
@@ -175,18 +179,12 @@ class Watching:
         for event in events:
             if isinstance(event, Touched):
                 self._touched(event)
-                sysctl = KINDS["sysctl"].of_path(event.path)
-                if sysctl is not None and event.own:
-                    self.followers.wrote_itself()
-                elif sysctl is not None:
-                    owner = owner_of(event.writer) if event.writer is not None else None
-                    self.followers.wrote(f"sysctl:{sysctl}", owner)
+                self._wrote(event)
             elif isinstance(event, MountsChanged):
                 owner = owner_of(event.writer) if event.writer is not None else None
                 self.refresh_mounts(owner)
                 self.tracking.mounts_moved(owner)
-                for resource in self.of_kind("mount"):
-                    self.touch(resource, owner)
+                self._touch_with_mounts(owner)
             elif isinstance(event, Lost):
                 self.tracking.walk_again()
                 self.lost[event.observer] = event.why
@@ -208,6 +206,21 @@ class Watching:
             name = kind.of_path(event.path)
             if name is not None and f"{kind.name}:{name}" in self._key_of:
                 self.touch(f"{kind.name}:{name}", owner)
+
+    def _wrote(self, event: Touched) -> None:
+        """What was written may have moved others, whether it is declared or not."""
+        for kind in MOVERS:
+            name = kind.of_path(event.path)
+            if name is not None and event.own:
+                self.followers.wrote_itself()
+            elif name is not None:
+                owner = owner_of(event.writer) if event.writer is not None else None
+                self.followers.wrote(f"{kind.name}:{name}", owner)
+
+    def _touch_with_mounts(self, owner: Owner | None) -> None:
+        """All that is told of by the mount table."""
+        for resource in [r for r in self._key_of if r.startswith(MOUNTED)]:
+            self.touch(resource, owner)
 
     def touch(self, resource: str, owner: Owner | None) -> None:
         """It may have changed; an identified writer is not forgotten for one that is not."""
@@ -273,17 +286,19 @@ class Watching:
         for mount in fresh:
             if mount.mount_point in on_demand:
                 continue
-            resource = f"mount:{encode_name(mount.mount_point)}"
-            if resource not in self._key_of and self._hides(mount.mount_point):
-                self.covered[resource] = (attrs_of(mount), owner)
+            for kind in KINDS.values():
+                found = kind.of_mount(mount)
+                resource = "" if found is None else f"{kind.name}:{found[0]}"
+                if found is not None and resource not in self._key_of and self._hides(mount.mount_point):
+                    self.covered[resource] = (found[1], owner)
 
     def _hides(self, point: bytes) -> bool:
-        """A declared file or mount lies at or below this mount point."""
-        name = encode_name(point)
-        if f"file:{name}" in self._key_of:
+        """Something declared lies at or below this mount point."""
+        name, paths = encode_name(point), [k for k in KINDS.values() if k.is_path]
+        if any(f"{k.name}:{name}" in self._key_of for k in paths if not k.bears):
             return True
-        below = name.rstrip("/") + "/"
-        return any(r.startswith((f"file:{below}", f"mount:{below}")) for r in self._key_of)
+        below = tuple(f"{k.name}:{name.rstrip('/')}/" for k in paths)
+        return any(r.startswith(below) for r in self._key_of)
 
     def _place_again(self, resources: Iterable[str]) -> list[str]:
         """The table is scanned on the loop: what may hang now leaves it, the rest comes back. Those.  # F13"""
@@ -298,7 +313,7 @@ class Watching:
             if key in self.table:
                 self.table.remove(key)
             else:
-                self.table.put(key, paths[0], kind == "sysctl")
+                self.table.put(key, paths[0], KINDS[kind].always_read)
             moved.append(resource)
         return moved
 
@@ -353,18 +368,16 @@ class Watching:
         moved = self._scanned(keys)  # what is seen is never older than the baseline
         self.followers.seen_moved(moved, wanted)
         out = []
-        table: MountTable | None = None
+        looks: dict[str, Callable[[str], Observation]] = {}
         for resource, owner in wanted:
             kind, name = split_id(resource)
             if resource in self.bad:
                 out.append(Sighting(resource, Unreadable(self.bad[resource]), owner))
-            elif kind == "mount":
-                table = table or MountTable()
-                out.append(Sighting(resource, table.observe(name), owner))
-            elif KINDS[kind].off_loop or (kind == "file" and self._too_slow(resource, decode_name(name))):
+            elif KINDS[kind].off_loop or (KINDS[kind].reads_path and self._too_slow(resource)):
                 slow(resource, owner)
             else:
-                out.append(Sighting(resource, KINDS[kind].observe(name), owner, self.followers.cause_of(resource)))
+                look = looks.get(kind) or looks.setdefault(kind, KINDS[kind].many())
+                out.append(Sighting(resource, look(name), owner, self.followers.cause_of(resource)))
         return out
 
     def _scanned(self, keys: Sequence[int], full: bool = False) -> list[int]:
@@ -375,12 +388,13 @@ class Watching:
             found += self.table.scan([k for k in keys[first : first + SCAN_PIECE] if k in self.table], full=full)
         return found
 
-    def _too_slow(self, resource: str, path: bytes) -> bool:
+    def _too_slow(self, resource: str) -> bool:
         self._keep_clear()
         if not self._in_table(resource):
             return True
+        kind, name = split_id(resource)
         try:
-            return os.lstat(path).st_size > SLOW_BYTES
+            return os.lstat(KINDS[kind].watch(name)[0]).st_size > SLOW_BYTES
         except OSError:
             return False
 
@@ -417,8 +431,7 @@ class Watching:
         if self._full_cycle:
             self._next_full_ns = now_ns + self._full_ns
         self.refresh_mounts()
-        for resource in self.of_kind("mount"):
-            self.touch(resource, None)
+        self._touch_with_mounts(None)
 
     def _scan(self, keys: Iterable[int]) -> None:
         self._keep_clear()
@@ -436,15 +449,14 @@ class Watching:
             assert changed is not None
             self.touch(changed, None)
         for resource in map(self._resources.__getitem__, others):
-            if resource is not None and not resource.startswith("mount:"):
+            if resource is not None and not resource.startswith(MOUNTED):
                 self.touch(resource, None)
 
     def rescan_all(self) -> None:
         """Everything at once: after a start, and after an observer was blind."""
         self._scan(range(len(self._resources)))
         self.tracking.walk_again()
-        for resource in self.of_kind("mount"):
-            self.touch(resource, None)
+        self._touch_with_mounts(None)
 
     def points(self) -> list[str]:
         """The mount points known now, for the next run to compare with."""
@@ -467,7 +479,7 @@ class Watching:
         """Forget its signature (what was seen may not be what it was taken of): the next scan finds it changed."""
         if resource in self._key_of and self._in_table(resource):
             kind, name = split_id(resource)
-            self.table.put(self._key_of[resource], KINDS[kind].watch(name)[0], kind == "sysctl")
+            self.table.put(self._key_of[resource], KINDS[kind].watch(name)[0], KINDS[kind].always_read)
 
     def save_cache(self, waiting: Iterable[str], unreadable: Iterable[str], seq: int, hash_: str) -> None:
         """A signature must never be newer than what the journal knows after record ``seq``: what is pending, or

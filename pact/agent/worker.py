@@ -6,7 +6,6 @@ was decided in the core and made durable before.
 
 from __future__ import annotations
 
-import os
 import queue
 import threading
 import traceback
@@ -26,7 +25,7 @@ from pact.errors import JournalError, PactError, UsageError, explained
 from pact.host.clock import Clock, boottime_ns
 from pact.host.notify import log
 from pact.journal.blobs import BlobReader
-from pact.model import NS_PER_S, Declared, Observation, Unreadable, decode_name, split_id
+from pact.model import NS_PER_S, Declared, Observation, Unreadable, split_id
 from pact.resources import KINDS, kind_of
 from pact.resources.base import PIECE_BYTES, Keep
 from pact.resources.rules import nature
@@ -308,7 +307,7 @@ class Worker:
         )
         others = (r for r in effect.below if self.ignore.match(r) is None)
         sightings = placed(
-            Sighting(r, seen[r] if r in seen and r.startswith("file:") else observe(r))
+            Sighting(r, seen[r] if r in seen and KINDS[split_id(r)[0]].steady else observe(r))
             for r in (*(s.id for s in effect.steps), *others)
         )
         beside, reads = fixpoint.moved(), fixpoint.learned(results)
@@ -332,12 +331,12 @@ class Worker:
         notes: list[str] = []
         exact: set[str] = set()
         keep, found, full = self._keep(spill=True), dict[str, Any](), 0
-        bound, patterns, turnable = _bound_paths(), list[str](), Turnable()
+        patterns, turnable = list[str](), Turnable()
         for pattern in effect.patterns:
             kind = kind_of(pattern)
             text = split_id(pattern)[1]
             listing = kind.discover(text)
-            named = listing.exact
+            named, remark = listing.exact, kind.remarks()
             if not named:
                 patterns.append(f"{kind.name}:{kind.pattern(text)}")
             for name in listing.names:
@@ -360,13 +359,13 @@ class Worker:
                     continue
                 if named:
                     exact.add(resource)
-                    if kind.name == "file" and _through_symlink(name):
-                        notes.append(f"{resource} lies behind a symbolic link; adopt its real path")
+                    if why := kind.misnamed(name):
+                        notes.append(f"{resource} {why}")
                         continue
                 for path in kind.watch(name):
                     turnable.look(path)
-                if kind.name == "file" and seen.get("type") == "file" and decode_name(name) in bound:
-                    notes.append(f"{resource} is bind-mounted: it is watched, but cannot be replaced by a rollback")
+                if note := remark(name, seen):
+                    notes.append(f"{resource} {note}")
                 restorable = resource not in keep.unkept
                 found[resource] = Declared(kind.marked(name, seen), restorable=restorable).to_json()
                 if len(found) >= CHUNK_RESOURCES:
@@ -410,14 +409,3 @@ def _found(
 ) -> Result:
     named = frozenset(exact)
     return Result(job, lambda t, w: Discovered(t, w, job, found, named, notes, last, patterns), keep.blobs)
-
-
-def _bound_paths() -> set[bytes]:
-    from pact.observe.mountinfo import read_mounts
-
-    return {m.mount_point for m in read_mounts()}
-
-
-def _through_symlink(name: str) -> bool:
-    parent = os.path.dirname(decode_name(name))
-    return os.path.realpath(parent) != parent

@@ -100,6 +100,10 @@ def _require_owned(name: str, module: str) -> None:
 KINDS: Kinds = _discover()
 
 
+#: The one whose new things are found by walking directories.
+WALKED: Final = next(k for k in KINDS.values() if k.walked)
+
+
 def kind_of(resource: str) -> Kind:
     """The kind of a resource id. Raises UsageError for one that is unknown or malformed."""
     try:
@@ -122,4 +126,4 @@ def severities() -> dict[str, float]:
     return {k.name: k.severity for k in KINDS.values() if k.name not in DIMENSION_OF}
 
 
-__all__ = ["GROUP", "KINDS", "Kind", "dimensions", "kind_of", "severities"]
+__all__ = ["GROUP", "KINDS", "WALKED", "Kind", "dimensions", "kind_of", "severities"]

@@ -9,17 +9,21 @@ import base64
 import contextlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Final
 
 from pact.core.plan import Step
 from pact.errors import RestoreError
 from pact.model import Attrs, Declared, Holder, Observation, decode_name
-from pact.resources.shapes import PIECE_BYTES, Blobs, Drained, Entry, Found, Held, Keep, Saved, Source
+from pact.observe.mountinfo import MountEntry
+from pact.resources.shapes import PIECE_BYTES, Among, Blobs, Drained, Entry, Found, Held, Keep, Saved, Source
 
 WHOLE_N: Final = 1_000_000_000  # distance 1 in billionths
 HALF_N: Final = 500_000_000
+#: What may move a kind as a whole (``heeds``): the mount table, network links.
+MOUNTS: Final = "mounts"
+LINKS: Final = "links"
 #: The kernel takes no longer path, and no longer name in a directory.
 PATH_BYTES_MAX: Final = 4095
 NAME_BYTES_MAX: Final = 255
@@ -39,6 +43,12 @@ class Kind(ABC):
     severity: float = 0.1
     #: Looking at it may take more than a moment: it is done off the loop.
     off_loop: bool = False
+    #: The status of its path does not tell whether its content has moved (as below /proc): it is always read.
+    always_read: bool = False
+    #: Looking at it reads all that its path holds: what is large, or may hang, is looked at off the loop.
+    reads_path: bool = False
+    #: What is new of it is found by walking directories. The others are asked to ``discover`` again.
+    walked: bool = False
     #: A reboot resets it.
     volatile: bool = True
     #: What is new of it can be taken away again: a pattern can be enforced.
@@ -53,6 +63,10 @@ class Kind(ABC):
     follows: tuple[str, ...] = ()
     #: Kinds whose writing may move it, although nobody wrote it: a plan of it is judged by its end state.
     moved_by: tuple[str, ...] = ()
+    #: Once it is restored and seen, nothing that comes later in a plan moves it: it is not looked at again.
+    steady: bool = False
+    #: ``holders`` is asked also where the kernel says that nobody uses it.
+    asked_anyway: bool = False
 
     @abstractmethod
     def parse(self, name: str, value: Any, base_dir: str) -> Entry:
@@ -62,6 +76,10 @@ class Kind(ABC):
     def observe(self, name: str, keep: Keep | None = None) -> Observation:
         """What is there now. Never raises for what the machine does."""
 
+    def many(self) -> Callable[[str], Observation]:
+        """As ``observe``, of many names at one moment: what they have in common is read once."""
+        return self.observe
+
     @abstractmethod
     def distance_n(self, declared: Attrs | None, actual: Attrs | None) -> int:
         """0 if ``actual`` conforms, else how far it is, in billionths, up to ``WHOLE_N``. Touches no declared path."""
@@ -69,6 +87,15 @@ class Kind(ABC):
     @abstractmethod
     def restore(self, name: str, step: Step, blobs: Blobs) -> None:
         """Bring it to ``step.target``. Doing it twice is the same as once. Raises RestoreError or OSError."""
+
+    def restore_among(self, name: str, step: Step, blobs: Blobs, among: Among) -> None:
+        """As ``restore``, as one of a plan's steps, and with what the plan knows beside it."""
+        self.restore(name, step, blobs)
+
+    def goes_ahead(self, step: Step) -> bool:
+        """Where many such steps follow each other, their new contents are written beside the old ones before
+        (``support.ahead``), and each is looked at when its turn comes."""
+        return False
 
     def reads(self, name: str, target: Attrs | None, actual: Observation) -> str:
         """Right after a successful write of ``target``: what the kernel made of it, as text, where that reads otherwise
@@ -132,6 +159,24 @@ class Kind(ABC):
         the present state?"""
         return Saved(save={"attrs": step.actual})
 
+    def first_look(self, name: str, keep: Keep, signed: dict[str, bytes] | None) -> Observation:
+        """As ``observe``, before anything is decided about it. ``signed`` gets by name a few bytes that tell, right
+        before it is overwritten, whether it is still the same (``is_still``), where the kind has such a thing."""
+        return self.observe(name)
+
+    def is_still(self, name: str, signature: bytes) -> bool:
+        """It is as it was when it was signed."""
+        return False
+
+    def carry(self, name: str, step: Step, keep: Keep) -> Saved:
+        """Keep what is seen through a link or a mount that gives way, so that it can be brought back below what takes
+        its place. A refusal counts only where it is not there by itself below that."""
+        return Saved(save={"attrs": step.actual})
+
+    def left_behind(self, name: str, step: Step) -> str:
+        """For people: what stays elsewhere when the step is done; ``""`` where nothing does."""
+        return ""
+
     def disturbs(self, step: Step) -> bool:
         """Doing it takes something away from who uses the resource: it is not only dressed or set otherwise."""
         return True
@@ -156,6 +201,15 @@ class Kind(ABC):
         """Consumers that no open handle shows (loop devices, reference counts)."""
         return []
 
+    def leaves_with(self, holder: Holder, names: Collection[str]) -> bool:
+        """This one of ``holders`` leaves with the same plan, which has these names of the kind: it holds nothing up."""
+        return False
+
+    def is_unsure(self, name: str, said: Mapping[str, bool | None]) -> bool:
+        """It counts as in use where neither the kernel nor /proc, of which not all could be read, tells who uses it.
+        ``said``: what the kernel said of each of the plan, by id, as ``in_use`` has it."""
+        return False
+
     def discover(self, pattern: str) -> Found:
         """Names that match an adopt pattern (without the kind)."""
         return Found(iter(()), {})
@@ -168,10 +222,24 @@ class Kind(ABC):
         """Whether ``discover`` would find this name by the pattern, and not pass over it, if it were there."""
         return fnmatchcase(name, pattern.replace("**", "*"))
 
+    def misnamed(self, name: str) -> str:
+        """Why this is not the name under which it is adopted, ``""`` where it is."""
+        return ""
+
+    def remarks(self) -> Callable[[str, Attrs], str]:
+        """Made once, to be asked of many names and what was seen of each: what a person should know who adopts it,
+        ``""`` for nothing."""
+        return lambda name, seen: ""
+
     def newcomers(self, pattern: str) -> set[str]:
         """Names that are there now and that somebody brought, by a tracked pattern."""
         found = self.discover(pattern)
         return set() if found.exact else set(found.names)
+
+    def glance(self, name: str) -> Attrs | None:
+        """In short what is new there, for people: nothing of its content. ``None`` where that cannot be told."""
+        seen = self.presence(name)
+        return seen if isinstance(seen, dict) else None
 
     def presence(self, name: str) -> Observation:
         """Enough of an observation to ask who uses it, without reading contents."""
@@ -195,6 +263,15 @@ class Kind(ABC):
 
     def of_path(self, path: bytes) -> str | None:
         """The name whose ``watch`` gives this path, ``None`` if no name's does."""
+        return None
+
+    def heeds(self, what: str, name: str = "") -> bool:
+        """What is told of the machine as a whole (``MOUNTS``, ``LINKS`` have moved) may have moved this one; without a
+        name: any of the kind."""
+        return False
+
+    def of_mount(self, entry: MountEntry) -> tuple[str, Attrs] | None:
+        """What was just mounted as a resource of this kind, by name and attributes; ``None`` if it is none."""
         return None
 
     def undeclarable(self, attrs: Attrs | None) -> str:
@@ -343,8 +420,11 @@ def errno_text(what: str, exc: OSError) -> str:
 __all__ = [
     "COMMON_KEYS",
     "HALF_N",
+    "LINKS",
+    "MOUNTS",
     "PIECE_BYTES",
     "WHOLE_N",
+    "Among",
     "Blobs",
     "Drained",
     "Entry",

@@ -6,14 +6,15 @@ there, so from then on the whole kind is unreadable: nothing is rolled back on t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeVar, cast
 
 from pact.core.plan import Step
 from pact.errors import ConfigError, PactError, RestoreError
 from pact.host.notify import log
 from pact.model import DIMENSIONS, Attrs, Declared, Holder, Observation, Unreadable
-from pact.resources.base import Blobs, Entry, Found, Held, Keep, Kind, Saved, Source
+from pact.observe.mountinfo import MountEntry
+from pact.resources.base import Among, Blobs, Entry, Found, Held, Keep, Kind, Saved, Source
 
 T = TypeVar("T")
 WHY_MAX: Final = 200
@@ -37,6 +38,9 @@ class Guarded(Kind):
         self.volatile, self.removable = bool(inner.volatile), bool(inner.removable)
         self.off_loop = bool(inner.off_loop)
         self.is_path, self.bears, self.carried = bool(inner.is_path), bool(inner.bears), bool(inner.carried)
+        self.always_read, self.reads_path = bool(inner.always_read), bool(inner.reads_path)
+        self.walked = False  # what is walked for are files
+        self.steady, self.asked_anyway = bool(inner.steady), bool(inner.asked_anyway)
         self.follows, self.moved_by = self._texts("follows"), self._texts("moved_by")
         if self.name in self.follows:
             raise ConfigError(f"the kind {self.name!r} follows itself")
@@ -79,15 +83,28 @@ class Guarded(Kind):
         return self._or_value_error(self._inner.pattern, text)
 
     def observe(self, name: str, keep: Keep | None = None) -> Observation:
+        return self._seen(self._inner.observe, name, keep)
+
+    def many(self) -> Callable[[str], Observation]:
+        look = self._or(None, self._inner.many)
+        return self.observe if look is None else lambda name: self._seen(look, name)
+
+    def _seen(self, look: Callable[..., Any], *args: Any) -> Observation:
         if self._broken:
             return Unreadable(self._broken)
         try:
-            seen: Any = self._inner.observe(name, keep)
+            seen: Any = look(*args)
         except Exception as exc:
             return Unreadable(self._why(exc))
         if seen is None or isinstance(seen, Unreadable | dict):
             return cast("Observation", seen)
         return Unreadable(f"{self.name}: it says {type(seen).__name__}, and not what is there")
+
+    def glance(self, name: str) -> Attrs | None:
+        return self._or(None, self._inner.glance, name)
+
+    def heeds(self, what: str, name: str = "") -> bool:
+        return self._or(False, self._inner.heeds, what, name)
 
     def presence(self, name: str) -> Observation:
         broken: Observation = Unreadable(f"{self.name}: its code broke")
@@ -112,6 +129,46 @@ class Guarded(Kind):
             raise
         except Exception as exc:
             raise RestoreError(self._why(exc)) from exc
+
+    def restore_among(self, name: str, step: Step, blobs: Blobs, among: Among) -> None:
+        try:
+            self._inner.restore_among(name, step, blobs, among)
+        except (OSError, RestoreError):
+            raise
+        except Exception as exc:
+            raise RestoreError(self._why(exc)) from exc
+
+    def goes_ahead(self, step: Step) -> bool:
+        return False  # what is written ahead are files
+
+    def first_look(self, name: str, keep: Keep, signed: dict[str, bytes] | None) -> Observation:
+        return self.observe(name)  # a signature of somebody else's stands for nothing
+
+    def carry(self, name: str, step: Step, keep: Keep) -> Saved:
+        try:
+            return self._inner.carry(name, step, keep)
+        except Exception as exc:
+            return Saved(refusal=f"{step.id}: {self._why(exc)}", save={"attrs": step.actual})
+
+    def left_behind(self, name: str, step: Step) -> str:
+        return self._or("", self._inner.left_behind, name, step)
+
+    def leaves_with(self, holder: Holder, names: Collection[str]) -> bool:
+        return self._or(False, self._inner.leaves_with, holder, names)
+
+    def is_unsure(self, name: str, said: Mapping[str, bool | None]) -> bool:
+        return self._or(True, self._inner.is_unsure, name, said)
+
+    def misnamed(self, name: str) -> str:
+        return self._or("", self._inner.misnamed, name)
+
+    def remarks(self) -> Callable[[str, Attrs], str]:
+        silent = super().remarks()
+        remark = self._or(silent, self._inner.remarks)
+        return lambda name, seen: self._or("", remark, name, seen)
+
+    def of_mount(self, entry: MountEntry) -> tuple[str, Attrs] | None:
+        return None  # what is mounted is told by who watches the mount table
 
     def preflight(self, name: str, step: Step, keep: Keep) -> Saved:
         try:

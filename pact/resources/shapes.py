@@ -95,12 +95,23 @@ class Held:
 @dataclass(frozen=True, slots=True)
 class Saved:
     """What ``preflight`` found out about one step: why it must not run, what is kept of the present state, and what
-    else a person should know beforehand.
+    else a person should know beforehand. ``inside``: by id, what is kept of others that go with it.
     """
 
     refusal: str = ""
     save: Mapping[str, Any] = field(default_factory=dict)
     note: str = ""
+    inside: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Among:
+    """What a plan knows beside one step. ``ahead``: new contents that were written before their turn
+    (``support.ahead.Ahead``). ``saves``: by id, what the plan's record names as kept, where that is given.
+    """
+
+    ahead: object = None
+    saves: Mapping[str, Mapping[str, Any]] | None = None
 
 
 Blobs = Callable[[str], bytes | None]

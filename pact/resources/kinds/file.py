@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import base64
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from pact.core.plan import Step
 from pact.model import Attrs, Declared, Holder, Observation, Unreadable, decode_name, encode_name
+from pact.observe.mountinfo import read_mounts
 from pact.resources.base import (
     HALF_N,
     WHOLE_N,
+    Among,
     Blobs,
     Entry,
     Found,
@@ -33,13 +35,13 @@ from pact.resources.base import (
 )
 from pact.resources.support.accounts import same_group, same_user
 from pact.resources.support.ahead import Ahead
-from pact.resources.support.file_look import look_at, metadata, signed_as
+from pact.resources.support.file_look import glance, look_at, metadata, signed_as
 from pact.resources.support.file_toml import content, mode, xattrs
 from pact.resources.support.flags import parse_flags, stuck
 from pact.resources.support.litter import PASSED_OVER
 from pact.resources.support.loops import on_file
 from pact.resources.support.replace import restore_file, somebody_has_open
-from pact.resources.support.way import TurnableLink, closed, enterable, open_parent, open_regular
+from pact.resources.support.way import TurnableLink, closed, enterable, hangs, open_parent, open_regular
 
 KEYS: Final = frozenset(
     {
@@ -67,7 +69,7 @@ class File(Kind):
     name = "file"
     dimension, severity = "files", 0.1
     volatile = False
-    is_path = carried = True
+    is_path = carried = steady = reads_path = walked = True
 
     def canonical(self, name: str) -> str:
         return encode_name(path_of(name))
@@ -279,9 +281,39 @@ class File(Kind):
     def restore(self, name: str, step: Step, blobs: Blobs) -> None:
         restore_file(path_of(name), step, blobs)
 
-    def restore_among(self, name: str, step: Step, blobs: Blobs, ahead: Ahead) -> None:
-        """As ``restore``, as one of many."""
-        restore_file(path_of(name), step, blobs, ahead)
+    def restore_among(self, name: str, step: Step, blobs: Blobs, among: Among) -> None:
+        restore_file(path_of(name), step, blobs, among.ahead if isinstance(among.ahead, Ahead) else None)
+
+    def goes_ahead(self, step: Step) -> bool:
+        return step.target is not None and bool(step.target["type"] == "file")
+
+    def first_look(self, name: str, keep: Keep, signed: dict[str, bytes] | None) -> Observation:
+        """Also whether it is a secret, while it is being read."""
+        if keep.hold:
+            return self.observe(name)
+        signs = signed is not None and not hangs(decode_name(name))  # the times of another machine's clock say less
+        keep.looked[name] = seen, _ = self.look(name, private=True, signed=signed if signs else None)
+        return seen
+
+    def carry(self, name: str, step: Step, keep: Keep) -> Saved:
+        seen, secret = self.look(name, keep, private=True)
+        if seen != step.actual or not isinstance(seen, dict):
+            return Saved(f"{step.id} changes while it is read", {"attrs": step.actual})
+        save: dict[str, Any] = {"attrs": seen, "secret": secret}
+        if seen["type"] == "file":
+            if seen["sha256"] not in keep.known:
+                why = keep.unkept.get(step.id, f"{seen['size']} bytes are too many to keep a copy of")
+                what = f"{step.id} is seen through what is replaced, and cannot be brought back: {why}; move it back"
+                return Saved(what, save)
+            save["sha256"] = seen["sha256"]
+        return Saved("", save)
+
+    def left_behind(self, name: str, step: Step) -> str:
+        """A link leads elsewhere; not out of a closed directory.  # S2"""
+        if step.actual is None or not self.turns(step):
+            return ""
+        led = str(step.actual["target"]) if self.reachable(name) else "what it led to"
+        return f"{step.id}: what lies in {led} stays there"
 
     def in_use(self, name: str, step: Step) -> bool | None:
         """A write lease is granted only where nobody has the file open."""
@@ -306,6 +338,9 @@ class File(Kind):
 
     def watch(self, name: str) -> list[bytes]:
         return [decode_name(name)]
+
+    def glance(self, name: str) -> Attrs | None:
+        return glance(decode_name(name))
 
     def presence(self, name: str) -> Observation:
         """Its metadata. No link is followed that others can turn."""
@@ -385,6 +420,15 @@ class File(Kind):
         return None if any((ord(c) < 32 and c not in "\n\t\r\f") or ord(c) == 127 for c in text) else text
 
     # -- adopt --------------------------------------------------------------------------------------------------
+
+    def misnamed(self, name: str) -> str:
+        parent = os.path.dirname(decode_name(name))
+        return "" if os.path.realpath(parent) == parent else "lies behind a symbolic link; adopt its real path"
+
+    def remarks(self) -> Callable[[str, Attrs], str]:
+        bound = {m.mount_point for m in read_mounts()}
+        why = "is bind-mounted: it is watched, but cannot be replaced by a rollback"
+        return lambda name, seen: why if seen.get("type") == "file" and decode_name(name) in bound else ""
 
     def pattern(self, text: str) -> str:
         from pact.resources.support.discover import trail

@@ -7,18 +7,20 @@ What is mounted over a declared mount and is not declared is taken off first, if
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
 from pact._fast import syscalls
 from pact.core.plan import Step, below
 from pact.errors import RestoreError
-from pact.model import Attrs, Declared, Holder, Observation, Unreadable, decode_name, encode_name
+from pact.model import Attrs, Declared, Holder, Observation, decode_name, encode_name
 from pact.observe.mountinfo import AUTOFS, MountEntry, is_remote, read_mounts
 from pact.resources.base import (
     HALF_N,
+    MOUNTS,
     WHOLE_N,
+    Among,
     Blobs,
     Entry,
     Found,
@@ -26,7 +28,6 @@ from pact.resources.base import (
     Kind,
     Saved,
     common,
-    errno_text,
     export_common,
     path_of,
     refuse_unknown,
@@ -43,8 +44,8 @@ from pact.resources.support.fstab import (
     strict,
     to_write,
 )
-from pact.resources.support.loops import backing_file
 from pact.resources.support.loose import FROZEN, LOOSE, mounted
+from pact.resources.support.mount_look import MountTable, attrs_of, but_for_writing, is_trigger, seen_of
 from pact.resources.support.mount_options import MEMORY, meant, refused
 from pact.resources.support.mount_origin import inside_of, is_bind, same_origin
 from pact.resources.support.mount_point import TURNED, beside, has_helper, held, held_source, made, turnable
@@ -78,39 +79,16 @@ OWN_FLAGS: Final = frozenset(
         "nosymfollow",
     }
 )
-#: What the kernel leaves unsaid, and what it says instead: named, so that it is seen when it goes.
-UNSAID: Final = {"dev": "nodev", "exec": "noexec", "suid": "nosuid"}
 #: Mounted when somebody looks, and perhaps not for long.
 ON_DEMAND: Final = "x-systemd.automount"
 LOOP_OPTIONS: Final = frozenset({"loop", "offset", "sizelimit"})
 KEYS: Final = frozenset({"source", "fstype", "options", "type", "root"})
 
 
-def attrs_of(entry: MountEntry, lower: MountEntry | None = None) -> Attrs:
-    """``lower`` is what it stands on at the same point."""
-    named = {encode_name(o) for o in [*entry.options, *entry.super_options]} - {"rw"}
-    options = named | _rw(entry) | {plain for plain, other in UNSAID.items() if other not in named}
-    if not named & {"noatime", "relatime"}:
-        options.add("strictatime")
-    attrs: Attrs = {"source": encode_name(entry.source), "fstype": entry.fstype, "options": sorted(options)}
-    if entry.root != b"/":
-        attrs["root"] = encode_name(entry.root)
-    if entry.source.startswith(b"/dev/loop") and (backing := backing_file(os.path.basename(attrs["source"]))):
-        attrs["backing"] = encode_name(backing)
-    if lower is not None and lower.fstype == AUTOFS:
-        attrs["trigger"] = encode_name(lower.source)
-    return attrs
-
-
-def _rw(entry: MountEntry) -> set[str]:
-    """A mount is read-write only if both the mount and its file system are."""
-    return set() if b"ro" in entry.options or b"ro" in entry.super_options else {"rw"}
-
-
 class Mount(Kind):
     name = "mount"
     dimension, severity = "mounts", 0.3
-    is_path = bears = True
+    is_path = bears = asked_anyway = True
 
     def canonical(self, name: str) -> str:
         return encode_name(path_of(name))
@@ -159,6 +137,15 @@ class Mount(Kind):
     def observe(self, name: str, keep: Keep | None = None) -> Observation:
         return MountTable().observe(name)
 
+    def many(self) -> Callable[[str], Observation]:
+        return MountTable().observe
+
+    def heeds(self, what: str, name: str = "") -> bool:
+        return what == MOUNTS
+
+    def of_mount(self, entry: MountEntry) -> tuple[str, Attrs] | None:
+        return encode_name(entry.mount_point), attrs_of(entry)
+
     def stack(self, name: str) -> list[MountEntry]:
         """The mounts at this very point, the visible one last."""
         return Stacks(read_mounts()).at(decode_name(name))
@@ -169,12 +156,12 @@ class Mount(Kind):
 
     def distance_n(self, declared: Attrs | None, actual: Attrs | None) -> int:
         if declared is None:
-            return 0 if actual is None or _is_trigger(actual) else WHOLE_N
+            return 0 if actual is None or is_trigger(actual) else WHOLE_N
         if actual is None:
             return WHOLE_N
-        if _is_trigger(declared):  # what it has mounted on itself is its work
+        if is_trigger(declared):  # what it has mounted on itself is its work
             return 0 if declared["source"] in (actual["source"], actual.get("trigger")) else WHOLE_N
-        if _is_trigger(actual) and (ON_DEMAND in declared["options"] or declared.get("trigger") == actual["source"]):
+        if is_trigger(actual) and (ON_DEMAND in declared["options"] or declared.get("trigger") == actual["source"]):
             return 0  # adopted on a trigger, it is mounted on demand too
         if not same_origin(declared, actual):
             return WHOLE_N
@@ -192,7 +179,7 @@ class Mount(Kind):
         """Also before the unmounting of what had been made read-only for it."""
         if seen is None or step.actual is None:
             return super().half_done(step, seen)
-        return _but_for_writing(seen) == _but_for_writing(step.actual)
+        return but_for_writing(seen) == but_for_writing(step.actual)
 
     def preflight(self, name: str, step: Step, keep: Keep) -> Saved:
         target = step.target
@@ -202,7 +189,7 @@ class Mount(Kind):
         stack = self.stack(name)
         leaving = stack[-1:] if stack and _leaves(step.target, stack) else []
         files, lost = keep_contents(leaving[0], read_mounts(), keep) if leaving else ({}, "")
-        return Saved(f"{step.id}: {lost}" if lost else "", {"attrs": step.actual, "files": files})
+        return Saved(f"{step.id}: {lost}" if lost else "", {"attrs": step.actual}, inside=files)
 
     def disturbs(self, step: Step) -> bool:
         """A remount leaves everybody what he has; the kernel itself refuses to make read-only what is being written."""
@@ -220,14 +207,14 @@ class Mount(Kind):
             stack = self.stack(name)
             if not mounted and any(m.mount_id not in known for m in stack):
                 raise RestoreError("another mount stands there now; it was left as it is")
-            actual = _seen(stack) if stack else None
+            actual = seen_of(stack) if stack else None
             if self.distance_n(target, actual) == 0:
                 return
             if mounted:  # somebody may use it by now, and the next one would be no better
                 assert target is not None
                 if actual is not None and same_origin(target, actual):
                     MEMORY.took(stack[-1], target["options"], actual)
-                    actual = _seen(stack)
+                    actual = seen_of(stack)
                     if self.distance_n(target, actual) == 0:
                         return
                 raise RestoreError(f"it was mounted as declared, but that does not conform: {_unlike(target, actual)}")
@@ -322,7 +309,33 @@ class Mount(Kind):
             and bool(Copies(entry).found)
         )
 
+    def restore_among(self, name: str, step: Step, blobs: Blobs, among: Among) -> None:
+        self.restore_kept(name, step, blobs, among.saves)
+
     # -- consumers ----------------------------------------------------------------------------------------------
+
+    def leaves_with(self, holder: Holder, names: Collection[str]) -> bool:
+        """A mount inside that the same plan takes care of holds nothing up."""
+        return holder.how == "mount" and holder.pid == 0 and holder.path in names
+
+    def is_unsure(self, name: str, said: Mapping[str, bool | None]) -> bool:
+        return not self._is_answered_for(name, said)
+
+    def _is_answered_for(self, name: str, said: Mapping[str, bool | None]) -> bool:
+        """The kernel answers for a mount with mounts inside only when those are gone (MNT_EXPIRE refuses it as busy).
+
+        Where all of them leave with the same plan, and the kernel calls each idle, the scan of /proc is believed for
+        the outer one although it could not read every process. That gambles with nobody's data: the plan unmounts from
+        the inside out, and the plain umount2 of the outer one asks the kernel again. A user whom nobody could see makes
+        the change ``failed``, with the idle inner mounts gone.
+        """
+        entry = self.top(name)
+        within = [encode_name(m.mount_point) for m in inside(entry)] if entry is not None else []
+        for inner in within:
+            answer = said.get(f"mount:{inner}", True)  # one that stays is a holder
+            if answer is True or (answer is None and not self._is_answered_for(inner, said)):
+                return False
+        return bool(within)
 
     def in_use(self, name: str, step: Step) -> bool | None:
         """Ask the kernel with MNT_EXPIRE; not for network mounts, which may hang, nor where mounts lie inside. Where
@@ -398,34 +411,20 @@ class Mount(Kind):
                 yield text
 
 
-def _seen(stack: Sequence[MountEntry]) -> Attrs:
-    """What is observed of the visible mount of a point."""
-    return MEMORY.add_to(attrs_of(stack[-1], stack[-2] if len(stack) > 1 else None), stack)
-
-
-def _but_for_writing(attrs: Attrs) -> Attrs:
-    return {**attrs, "options": [o for o in attrs["options"] if o not in ("ro", "rw")]}
-
-
-def _is_trigger(attrs: Attrs) -> bool:
-    """An automounter waits there. By itself it is no mount: nothing is mounted, and on demand something will be."""
-    return bool(attrs["fstype"] == AUTOFS)
-
-
 def _leaves(target: Attrs | None, stack: Sequence[MountEntry]) -> bool:
     """Bringing ``target`` back takes the visible mount off: always where the declared one lies below it. Else not an
     automounter, nor what stood below another mount before: the declared one is mounted over these."""
-    actual = _seen(stack)
+    actual = seen_of(stack)
     if target is None or same_origin(target, actual):
-        return target is None and not _is_trigger(actual)
+        return target is None and not is_trigger(actual)
     if any(same_origin(target, attrs_of(m)) for m in stack[:-1]):
         return True
-    return not _is_trigger(actual) and "base" not in actual
+    return not is_trigger(actual) and "base" not in actual
 
 
 def _stays_idle(target: Attrs | None, stack: Sequence[MountEntry]) -> bool:
     """The visible mount is left as it is, and the declared one comes over it."""
-    return target is not None and not same_origin(target, _seen(stack)) and not _leaves(target, stack)
+    return target is not None and not same_origin(target, seen_of(stack)) and not _leaves(target, stack)
 
 
 def _as_declared(declared: Attrs, options: Sequence[str], actual: Attrs) -> bool:
@@ -495,29 +494,6 @@ def _freeze(entry: MountEntry, place: bytes) -> int:
         LOOSE.end(number)
         return 0
     return number
-
-
-class MountTable:
-    """The mount table read once, to observe many mounts from."""
-
-    def __init__(self) -> None:
-        self._why = ""
-        self._stacks = Stacks(())
-        try:
-            self._stacks = Stacks(read_mounts())
-        except OSError as exc:
-            self._why = errno_text("mount", exc)
-        except ValueError as exc:
-            self._why = f"mount: {exc}"
-
-    def observe(self, name: str) -> Observation:
-        if self._why:
-            return Unreadable(self._why)
-        try:
-            stack = self._stacks.at(decode_name(name))
-        except ValueError as exc:
-            return Unreadable(f"mount: {exc}")
-        return _seen(stack) if stack else None
 
 
 KIND: Final = Mount()

@@ -17,6 +17,7 @@ from pact.core.plan import Step
 from pact.errors import RestoreError
 from pact.model import Attrs, Declared, Observation, Unreadable, decode_name, encode_name
 from pact.resources.base import (
+    LINKS,
     WHOLE_N,
     Blobs,
     Entry,
@@ -113,6 +114,7 @@ class Sysctl(Kind):
     removable = False
     follows = ("module",)
     moved_by = ("sysctl", "module", "link")
+    always_read = True
 
     def canonical(self, name: str) -> str:
         name = dotted(name)
@@ -238,6 +240,10 @@ class Sysctl(Kind):
 
     def watch(self, name: str) -> list[bytes]:
         return [path_of_name(name)]
+
+    def heeds(self, what: str, name: str = "") -> bool:
+        """Those of the network come, go and move with its links."""
+        return what == LINKS and (not name or name.startswith("net."))
 
     def of_path(self, path: bytes) -> str | None:
         return name_of_path(path) if path.startswith(ROOT) else None

@@ -16,7 +16,7 @@ from pact.resources.base import Keep
 from pact.resources.support.accounts import group_name, user_name
 from pact.resources.support.flags import flags_at, get_flags
 from pact.resources.support.reading import read_whole
-from pact.resources.support.way import open_regular
+from pact.resources.support.way import open_parent, open_regular
 
 TYPES: Final = {
     stat.S_IFREG: "file",
@@ -41,6 +41,22 @@ def metadata(st: os.stat_result) -> Attrs:
         "owner": user_name(st.st_uid),
         "group": group_name(st.st_gid),
     }
+
+
+def glance(path: bytes) -> Attrs | None:
+    """In short what is there; nothing of its content. No link that others can turn is followed to it."""
+    try:
+        above, leaf, _ = open_parent(path)
+    except (OSError, ValueError):
+        return None
+    try:
+        st = os.stat(leaf, dir_fd=above, follow_symlinks=False)
+    except OSError:
+        return None
+    finally:
+        os.close(above)
+    out = metadata(st)
+    return {**out, "size": st.st_size} if out["type"] == "file" else out
 
 
 def look_at(
