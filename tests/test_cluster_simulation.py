@@ -15,10 +15,9 @@ import pytest
 
 from pact.core.root.log import FINISHED
 from pact.core.root.term import Limits
-from pact.core.settings import Settings
 from pact.model import NS_PER_S, Declared, Holder
 from pact.sim.cluster import Cluster, Net, Peer
-from pact.sim.parts import person
+from pact.sim.parts import person, with_settings
 from pact.sim.seeds import blocks, each, seeds
 
 RESOURCES = ["sysctl:a", "sysctl:b", "file:/c"]
@@ -77,7 +76,7 @@ def build(rng: random.Random, seed: int) -> Cluster:
         breaker_share=0.2,
         on_busy_retry=rng.random() < 0.3,
     )
-    settings = Settings(base_ns=rng.choice([60, 300]) * NS_PER_S, floor_ns=5 * NS_PER_S, alone_ns=100 * NS_PER_S)
+    settings = with_settings(base_ns=rng.choice([60, 300]) * NS_PER_S, floor_ns=5 * NS_PER_S, alone_ns=100 * NS_PER_S)
     made = Cluster(
         seed,
         rng.randrange(2, 7),

@@ -69,8 +69,9 @@ def refused(tmp_path: Path, text: str | bytes) -> ConfigError:
 def test_the_example_of_the_contract_is_the_default(tmp_path: Path) -> None:
     config, default = read(tmp_path, EXAMPLE), Config()
     for field in dataclasses.fields(Config):
-        if field.name not in ("path", "name", "ignore"):
+        if field.name not in ("path", "name", "ignore", "severity"):
             assert getattr(config, field.name) == getattr(default, field.name), field.name
+    assert config.severity == {"sysctl": 0.05}, "which is what the kind says"
     assert config.name == "n001"
     assert config.ignore == ["file:/etc/mtab", "sysctl:kernel.random.*"]
     assert config.settings() == default.settings()

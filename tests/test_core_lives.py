@@ -23,7 +23,7 @@ def why(op: str) -> dict[str, str]:
 
 
 def started(settings: Settings | None = None) -> World:
-    world = World(settings=settings or Settings(), machine={r: dict(ZERO) for r in (A, B, F)})
+    world = World(settings=settings or with_settings(), machine={r: dict(ZERO) for r in (A, B, F)})
     world.start({r: Declared(dict(ZERO)) for r in (A, B, F)})
     return world
 
@@ -92,7 +92,7 @@ def test_switching_enforcement_on_opens_existing_drift_at_that_moment() -> None:
     assert world.machine[A] == ONE
     assert "window_opened" not in types(world)
     world.crash()
-    world.settings = Settings()
+    world.settings = with_settings()
     world.start()
     assert deadline(world, A) > world.t_ns + 700 * S
     assert types(world)[-1] == "window_opened"

@@ -33,7 +33,7 @@ A, B, F = "sysctl:a", "sysctl:b", "file:/f"
 
 
 def started(settings: Settings | None = None) -> World:
-    world = World(settings=settings or Settings(), machine={r: dict(ZERO) for r in (A, B, F)})
+    world = World(settings=settings or with_settings(), machine={r: dict(ZERO) for r in (A, B, F)})
     world.start({r: Declared(dict(ZERO)) for r in (A, B, F)})
     return world
 
@@ -139,7 +139,7 @@ def test_a_dry_run_across_the_end_of_a_window_does_not_cancel_the_rollback() -> 
 
 @pytest.mark.invariant("W3", "C4")
 def test_who_drifts_again_late_has_a_floor_of_notice_under_a_tight_window() -> None:
-    world = started(with_settings(severity_n={**Settings().severity_n, "sysctl": 3 * 10**9}))
+    world = started(with_settings(severity_n={**with_settings().severity_n, "sysctl": 3 * 10**9}))
     world.write(A, ONE, ANN.owner)
     world.write(A, ZERO, ANN.owner)
     world.write(B, ONE, BOB.owner)
@@ -148,7 +148,7 @@ def test_who_drifts_again_late_has_a_floor_of_notice_under_a_tight_window() -> N
     change = world.node.state.change_of(A)
     assert change is not None
     ends = world.node.state.deadline_ns(change)
-    assert ends is not None and ends >= world.t_ns + Settings().floor_ns
+    assert ends is not None and ends >= world.t_ns + with_settings().floor_ns
 
 
 @pytest.mark.parametrize("name", ["c²", "c" + "9" * 5000, "c0", "c-1", "c1\n"])

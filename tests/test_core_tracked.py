@@ -9,9 +9,8 @@ from pact.core.node.events import Appeared, New
 from pact.core.node.places import places
 from pact.core.node.state import State
 from pact.core.records import PIECE_MAX
-from pact.core.settings import Settings
 from pact.model import NS_PER_S, UNATTRIBUTED, Declared, Holder
-from pact.sim.parts import person
+from pact.sim.parts import person, with_settings
 from pact.sim.world import World
 
 ROOT, ALICE, BOB = person("root", "admin", 0), person("alice"), person("bob")
@@ -20,7 +19,7 @@ FILE = {"type": "file"}
 
 
 def world(mode: str = "report", **settings: int) -> World:
-    out = World(settings=Settings(**settings)) if settings else World()
+    out = World(settings=with_settings(**settings)) if settings else World()
     out.machine["file:/etc/known"] = {"value": "known"}
     out.start({"file:/etc/known": Declared({"value": "known"})})
     reply = out.ask("track", ROOT, patterns={"file:/etc/*": mode})
@@ -247,7 +246,7 @@ def test_a_held_node_and_one_that_only_observes_remove_nothing() -> None:
     assert reply is not None and reply.exit_code == 4 and w.machine[EVIL] is not None
     reply = w.ask("rollback", ROOT, targets=[EVIL], force=True)
     assert reply is not None and reply.exit_code == 0 and w.machine[EVIL] is None
-    w = World(settings=Settings(enforce=False))
+    w = World(settings=with_settings(enforce=False))
     w.start({})
     w.ask("track", ROOT, patterns={"file:/etc/*": "report"})
     w.create(EVIL, {"value": "x"}, None)

@@ -14,7 +14,8 @@ from pact._fast import magnitudes as fast_magnitudes
 from pact._fast import window_ns
 from pact.core.node import windows as core
 from pact.core.node.windows import Windows, magnitude, square, window
-from pact.core.settings import BILLION, DEFAULT_SEVERITY, DEFAULT_WEIGHTS, billionths
+from pact.core.settings import BILLION, DEFAULT_WEIGHTS, billionths
+from pact.resources import severities
 
 MINUTE = 60 * BILLION
 
@@ -148,7 +149,7 @@ def test_the_window_is_base_over_one_plus_magnitude_times_sensitivity(
 @pytest.mark.invariant("A3")
 def test_the_example_of_the_decision() -> None:
     """One sysctl with the defaults: magnitude 0.05 * sqrt(2), and 15 minutes shrink by a tenth."""
-    weight, severity = billionths(DEFAULT_WEIGHTS["kernel"]), billionths(DEFAULT_SEVERITY["sysctl"])
+    weight, severity = billionths(DEFAULT_WEIGHTS["kernel"]), billionths(severities()["sysctl"])
     sum_n = square(weight, severity)
     assert round(magnitude(sum_n), 4) == 0.0707
     assert window(sum_n, 900 * BILLION, 2 * BILLION) == pytest.approx(900e9 / (1 + 0.0707107 * 2), rel=1e-6)

@@ -10,10 +10,9 @@ import pytest
 from pact.core.root.head import Asker
 from pact.core.root.runs import TABLE, Run, StepError
 from pact.core.root.term import AWAY_NS, Limits
-from pact.core.settings import Settings
 from pact.model import NS_PER_S, Declared, Holder
 from pact.sim.cluster import Cluster
-from pact.sim.parts import person
+from pact.sim.parts import person, with_settings
 
 X, Y = "sysctl:x", "file:/y"
 OLD, NEW = {"value": "old"}, {"value": "new"}
@@ -23,7 +22,7 @@ ALL = "n0,n1,n2,n3"
 
 
 def cluster(**limits: Any) -> Cluster:
-    made = Cluster(1, 4, DECLARED, settings=Settings(base_ns=900 * NS_PER_S), limits=Limits(**limits))
+    made = Cluster(1, 4, DECLARED, settings=with_settings(base_ns=900 * NS_PER_S), limits=Limits(**limits))
     made.advance(3 * NS_PER_S)
     return made
 
@@ -344,7 +343,7 @@ def test_a_node_that_is_cut_off_waits_before_it_rolls_back_alone_and_then_does()
     c = cluster()
     c.cut("n1")
     c.peers["n1"].world.write(X, {"value": "drift"}, person("bob").owner)
-    c.peers["n1"].world.settings = Settings()
+    c.peers["n1"].world.settings = with_settings()
     c.advance(540 * NS_PER_S)
     assert machines(c)[1] == "drift"
     c.advance(400 * NS_PER_S)

@@ -23,9 +23,8 @@ from pact.core.node import fold
 from pact.core.node.events import FleetTold
 from pact.core.node.state import State
 from pact.core.records import verify
-from pact.core.settings import Settings
 from pact.model import NS_PER_S, Declared, Holder
-from pact.sim.parts import person
+from pact.sim.parts import person, with_settings
 from pact.sim.seeds import blocks, each, seeds
 from pact.sim.shell import LOOSE_CACHE, ONE_LOOK, OVER, ShellWorld
 from pact.sim.world import FORGETS, NO_MARK, World
@@ -249,7 +248,7 @@ def mend(world: World) -> None:
 
 def build(rng: random.Random, faults: frozenset[str] = frozenset()) -> ShellWorld:
     world = ShellWorld(
-        settings=Settings(
+        settings=with_settings(
             base_ns=rng.choice([60, 900]) * NS_PER_S,
             floor_ns=rng.choice([0, 5, 60]) * NS_PER_S,
             on_busy_retry=rng.random() < 0.3,

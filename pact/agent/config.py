@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from pact.core.settings import DEFAULT_SEVERITY, DEFAULT_WEIGHTS, Settings, billionths
+from pact.core.settings import DEFAULT_WEIGHTS, Settings, billionths
 from pact.core.tree.uplink import Parent
 from pact.errors import ConfigError
 from pact.host.fields import (
@@ -54,7 +54,7 @@ class Config:
     floor_ns: int = 60_000_000_000
     emergency_ns: int = 4 * 3600 * 1_000_000_000
     weights: dict[str, float] = field(default_factory=lambda: dict(DEFAULT_WEIGHTS))
-    severity: dict[str, float] = field(default_factory=lambda: dict(DEFAULT_SEVERITY))
+    severity: dict[str, float] = field(default_factory=dict)  # where it is not as the kind says
     ignore: list[str] = field(default_factory=list)
     rescan_ns: int = 300_000_000_000
     full_ns: int = 3600_000_000_000
@@ -111,10 +111,11 @@ def _patterns(value: Any) -> list[str]:
 
 
 def _severity(value: Any) -> dict[str, float]:
-    """Of the kinds that pact knows, and of those that other packages have brought."""
+    """Of any kind that is known."""
     from pact.resources import severities
 
-    return a_table({**DEFAULT_SEVERITY, **severities()}, "kind")(value)
+    whole = a_table(severities(), "kind")(value)
+    return {kind: whole[kind] for kind in value}
 
 
 #: section -> key -> (field of Config, check)

@@ -62,8 +62,8 @@ from pact.journal.blobs import BlobReader
 from pact.journal.sqlite import FILE_NAME, SqliteJournal, load_state
 from pact.journal.verifying import Verification
 from pact.model import NS_PER_S, Unreadable
+from pact.resources import KINDS
 from pact.resources.support.loose import LOOSE
-from pact.resources.support.mount_options import MEMORY as MOUNT_MEMORY
 
 JOURNAL_RETRY_NS: Final = 2 * NS_PER_S
 SNAPSHOT_EVERY: Final = 10_000
@@ -109,8 +109,8 @@ class Driver:
         state = load_state(self.journal, verify_max=config.verify)
         self._boot = boot = clock.boot_id()
         self._mount_points = MountPoints(os.path.join(config.state_dir, "mounts"))
-        MOUNT_MEMORY.keep_in(os.path.join(config.state_dir, "mounts-seen"), boot)
-        for text in LOOSE.keep_in(os.path.join(config.state_dir, "loose"), boot):
+        kept = [text for kind in KINDS.values() for text in kind.keep_in(config.state_dir, boot)]
+        for text in (*kept, *LOOSE.keep_in(os.path.join(config.state_dir, "loose"), boot)):
             log(text, 4)
         self._underway = Underway(os.path.join(config.state_dir, "underway"))
         self._owed = Owed(lambda uid: self.control.note_denied(uid))  # noqa: PLW0108 - there is no socket yet

@@ -62,8 +62,11 @@ def require_owned(config: Config) -> None:
 
 def own_paths(config: Config) -> list[str]:
     """Patterns of pact's own configuration, keys and state, and of what is mounted over them: never resources."""
+    from pact.resources import KINDS
+
+    kinds = [k.name for k in KINDS.values() if k.is_path]
     places = [_name(p) for p in (config.state_dir, "/etc/pact", config.socket, config.path, config.secret) if p]
-    return [f"{kind}:{place}{below}" for kind in ("file", "mount") for place in places for below in ("", "/**")]
+    return [f"{kind}:{place}{below}" for kind in kinds for place in places for below in ("", "/**")]
 
 
 def _name(path: str) -> str:

@@ -187,7 +187,7 @@ def show(path: str, caller: Caller, veil: Veil, blobs: Blobs, seq: int) -> Itera
         elif digest and (admin or not save_is_secret(resource, save)):
             data = blobs(digest)
             if data is not None:
-                text = KINDS["file"].text(save["attrs"], {digest: data}.get)
+                text = KINDS[split_id(resource)[0]].text(save["attrs"], {digest: data}.get)
                 entry["content" if text is not None else "content_base64"] = (
                     text if text is not None else base64.b64encode(data).decode()
                 )
@@ -243,7 +243,7 @@ def exported(
         if pattern is not None:  # declare would refuse it
             yield orjson.dumps({"text": f"# {resource} is left out: ignored by the pattern {pattern!r}\n"})
             continue
-        if KINDS[kind].secret(value.attrs) and kind == "sysctl" and not admin:
+        if KINDS[kind].all_secret and KINDS[kind].secret(value.attrs) and not admin:
             continue
         if not admin and value.attrs is not None and holds_secret(value.attrs):
             yield orjson.dumps({"text": f"# {resource} is left out: it holds a password or a user's name\n"})

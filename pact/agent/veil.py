@@ -263,10 +263,8 @@ class _Secrets:
     def look(self, value: Any, resource: str) -> None:
         if isinstance(value, dict):
             resource = _named(value, resource)
-            if resource.startswith("file:"):
-                self._look_at_file(resource, value)
-            elif resource and value.get("secret") is True:
-                self.resources.add(resource)
+            if resource:
+                self._look_at(resource, value)
             if isinstance(source := value.get("source"), str):
                 self._quote(source_secrets(source))
             if isinstance(options := value.get("options"), list):
@@ -279,10 +277,10 @@ class _Secrets:
                 if isinstance(item, dict | list | tuple):
                     self.look(item, resource)
 
-    def _look_at_file(self, resource: str, value: Mapping[str, Any]) -> None:
+    def _look_at(self, resource: str, value: Mapping[str, Any]) -> None:
         if value.get("type") == "symlink" and "/" in (target := str(value.get("target"))):  # a word stands in any text
             self._quote([target])
-        if resource not in self.resources and self._is_secret(split_id(resource)[1], value):
+        if resource not in self.resources and self._is_secret(resource, value):
             self.resources.add(resource)
 
     def _quote(self, words: Iterable[str]) -> None:
@@ -293,23 +291,24 @@ class _Secrets:
             text = text.replace(word, HIDDEN)
         return text
 
-    def _is_secret(self, name: str, value: Mapping[str, Any]) -> bool:
-        """This table speaks of the file's attributes, of what is kept of it, or says itself that it is one."""
+    def _is_secret(self, resource: str, value: Mapping[str, Any]) -> bool:
+        """This table speaks of the resource's attributes, of what is kept of it, or says itself that it is one."""
+        kind, name = split_id(resource)
         if value.get("secret") is True:
             return True
-        if "mode" in value and value.get("type") == "file" and not world_readable(value):
+        if "mode" in value and not world_readable(value) and KINDS[kind].has_content(dict(value)):
             return True
         if not isinstance(value.get("sha256"), str):
             return False
         if "attrs" in value:  # what is kept of it: a record that does not say is none for everybody
             return bool(value.get("secret", True))
-        return "mode" not in value or not self._can_reach(name)
+        return "mode" not in value or not self._can_reach(kind, name)
 
-    def _can_reach(self, name: str) -> bool:
+    def _can_reach(self, kind: str, name: str) -> bool:
         """Asked once for each directory of a record, so that a long record does not cost a walk for each name."""
-        above = name.rpartition("/")[0]
+        above = f"{kind}:{name.rpartition('/')[0]}"
         if above not in self._reachable:
-            self._reachable[above] = KINDS["file"].reachable(name)
+            self._reachable[above] = KINDS[kind].reachable(name)
         return self._reachable[above]
 
 
@@ -327,11 +326,10 @@ def _id_in(text: str) -> str:
 
 
 def _masked_parameters(resource: str, attrs: Mapping[str, Any]) -> dict[str, Any]:
-    """A module's parameters: those that were not world-readable when the record was made, or are not now, without
-    their values."""
+    """Parameters: those that were not world-readable when the record was made, or are not now, without their values."""
     secret: Any = attrs.get("secret")
     kind = _id_in(resource).partition(":")[0]
-    if kind == "module":
+    if kind:
         now = KINDS[kind].marked(split_id(resource)[1], dict(attrs))
         now_secret = (now or {}).get("secret")
         secret = True if secret is True or now_secret is True else [*(secret or ()), *(now_secret or ())]

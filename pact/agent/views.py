@@ -277,18 +277,18 @@ def differing(node: Node, caller: Caller, veil: Veil, resource: str) -> Differin
 
 def text_diff(resource: str, declared: Attrs | None, actual: Attrs | None, blobs: Blobs, name: str) -> str | None:
     """A unified diff of text content, ``None`` where there is none. The live content is read now."""
-    if not resource.startswith("file:"):
+    kind = KINDS[split_id(resource)[0]]
+    if not kind.reads_path:
         return None
-    kind = KINDS["file"]
     if declared is not None and declared.get("size", 0) > DIFF_MAX:
         return None
     before = kind.text(declared, blobs)
     after = None
     if actual is not None and actual.get("size", DIFF_MAX + 1) <= DIFF_MAX:
         after = kind.text(actual, lambda digest: _live(name, digest))
-    if before is None and declared is not None and declared.get("type") == "file":
+    if before is None and declared is not None and kind.has_content(declared):
         return None
-    if after is None and actual is not None and actual.get("type") == "file":
+    if after is None and actual is not None and kind.has_content(actual):
         return None
     if before is None and after is None:
         return None

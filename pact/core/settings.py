@@ -13,18 +13,6 @@ from pact.model import DIMENSIONS, NS_PER_S
 
 BILLION: Final = 1_000_000_000
 
-#: Kind -> dimension, of the kinds that pact knows. Others' stand in ``Settings``, as their packages say.
-DIMENSION_OF: Final[Mapping[str, str]] = {
-    "sysctl": "kernel",
-    "module": "kernel",
-    "file": "files",
-    "mount": "mounts",
-    "service": "services",
-    "link": "network",
-    "package": "packages",
-    "gpu": "gpu",
-}
-
 DEFAULT_WEIGHTS: Final[Mapping[str, float]] = {
     "kernel": 2.0,
     "files": 1.0,
@@ -34,18 +22,6 @@ DEFAULT_WEIGHTS: Final[Mapping[str, float]] = {
     "packages": 1.0,
     "gpu": 2.0,
 }
-
-DEFAULT_SEVERITY: Final[Mapping[str, float]] = {
-    "sysctl": 0.05,
-    "module": 0.1,
-    "file": 0.1,
-    "mount": 0.3,
-    "service": 0.3,
-    "link": 0.4,
-    "package": 0.2,
-    "gpu": 0.5,
-}
-
 
 #: Of a kind that is not configured, and whose package is gone.
 SEVERITY_N: Final = BILLION // 10
@@ -72,16 +48,13 @@ class Settings:
     weights_n: Mapping[str, int] = field(
         default_factory=lambda: {d: billionths(DEFAULT_WEIGHTS[d]) for d in DIMENSIONS}
     )
-    severity_n: Mapping[str, int] = field(
-        default_factory=lambda: {k: billionths(v) for k, v in DEFAULT_SEVERITY.items()}
-    )
-    #: Kind -> dimension, of kinds that other packages have brought, also before this run.
+    severity_n: Mapping[str, int] = field(default_factory=dict)
+    #: Kind -> dimension, as the kinds say, also those of earlier runs.
     dimensions: Mapping[str, str] = field(default_factory=dict)
 
     def dimension_of(self, resource: str) -> str:
         """Of a kind that nobody has ever heard of, the first: it is never asked for one with drift."""
-        kind = resource.partition(":")[0]
-        return DIMENSION_OF.get(kind) or self.dimensions.get(kind, DIMENSIONS[0])
+        return self.dimensions.get(resource.partition(":")[0], DIMENSIONS[0])
 
     def severity_of(self, resource: str) -> int:
         """In billionths."""

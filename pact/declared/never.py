@@ -3,17 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
 
-from pact.core.settings import DIMENSION_OF
-from pact.resources import KINDS
+from pact.resources import KINDS, known
 from pact.resources.support.patterns import ANYTHING
-
-WRITTEN: Final = {
-    "file": "an absolute path, without '//', '/./', '/../' and a slash at its end",
-    "sysctl": "dotted: net.ipv4.ip_forward",
-    "module": "letters, digits and '_'",
-}
 
 
 def why_never(pattern: str) -> str:
@@ -26,11 +18,11 @@ def why_never(pattern: str) -> str:
         head = pattern[: wild.start()] if wild is not None else pattern
         return (
             ""
-            if wild is not None and any(f"{k}:".startswith(head) for k in (*DIMENSION_OF, *KINDS))
+            if wild is not None and any(f"{k}:".startswith(head) for k in known())
             else ("it does not begin with a kind, as file:/etc/mtab does")
         )
-    if kind not in DIMENSION_OF and kind not in KINDS:
-        return f"kind {kind!r} is not known; known: {', '.join(DIMENSION_OF)}"
+    if kind not in known():
+        return f"kind {kind!r} is not known; known: {', '.join(known())}"
     if kind not in KINDS:
         return ""  # another version may have it
     canonical = KINDS[kind].canonical
@@ -42,8 +34,7 @@ def why_never(pattern: str) -> str:
     able = [wants, "/" + wants] if ANYTHING.match(name) else [wants]
     if not all(_why_no_name(canonical, each) for each in able):
         return ""
-    written = WRITTEN.get(kind, WRITTEN["file"] if kind in DIMENSION_OF else "written otherwise")
-    return f"the name of a {kind} is {written}"
+    return f"the name of a {kind} is {KINDS[kind].spelling}"
 
 
 def _why_no_name(canonical: Callable[[str], str], name: str) -> str:

@@ -13,28 +13,15 @@ from typing import Any, Final
 
 from pact.core import strict
 from pact.core.node.tracked import ENFORCE, MODES
-from pact.core.settings import DIMENSION_OF
 from pact.errors import DeclaredError, UsageError
 from pact.model import Declared, split_id
-from pact.resources import KINDS
+from pact.resources import KINDS, PLANNED
 from pact.resources.base import Blobs
 
 FILE_MAX: Final = 64 << 20
 TRACK: Final = "track"
 
-#: Never drifts, whatever the configuration says.
-IGNORED: Final = (
-    "file:/tmp/**",
-    "file:/var/log/**",
-    "file:/proc/**",
-    "file:/sys/**",
-    "file:/dev/**",
-    "file:/run/user/**",
-)
-
 WILDCARD: Final = re.compile(r"[*?\[]")
-ENTRY_KEYS: Final = ("value", "consumers", "requires", "weight", "severity")
-NEAR: Final = 0.8  # so like one of them that nothing else is meant
 
 
 @dataclass(slots=True)
@@ -52,9 +39,7 @@ class Ignore:
     """Patterns of resources that never drift: the built-in ones and the operator's."""
 
     def __init__(self, patterns: Iterable[str] = ()) -> None:
-        from pact.resources.kinds.sysctl import VOLATILE
-
-        self.patterns = [*IGNORED, *(f"sysctl:{v}" for v in VOLATILE), *patterns]
+        self.patterns = [*(f"{k.name}:{p}" for k in KINDS.values() for p in k.ignored), *patterns]
         self._compiled = [(p, _matcher(p)) for p in self.patterns]
         self._heads = tuple({p[: WILDCARD.search(p + "*").start()] for p in self.patterns})  # type: ignore[union-attr]
 
@@ -137,7 +122,7 @@ def parse_text(raw: bytes, path: str, base_dir: str, ignore: Ignore) -> Declared
         for need in value.requires:
             try:
                 kind_name, _ = split_id(need)
-                if kind_name not in DIMENSION_OF and kind_name not in KINDS:
+                if kind_name not in PLANNED and kind_name not in KINDS:
                     raise ValueError(f"{need!r}: kind {kind_name!r} is not known")
             except ValueError as exc:
                 raise DeclaredError(path, line_of(text, *split_id(resource)), f"{resource}: requires: {exc}") from None
@@ -190,7 +175,7 @@ def _read_kind(
     kind = KINDS.get(kind_name)
     if kind is None:
         line = line_of(text, kind_name, None)
-        if kind_name in DIMENSION_OF:
+        if kind_name in PLANNED:
             raise DeclaredError(
                 path,
                 line,
@@ -202,7 +187,11 @@ def _read_kind(
         raise DeclaredError(path, line, f"unknown kind {kind_name!r}", hint)
     if not isinstance(entries, dict):
         raise DeclaredError(path, line_of(text, kind_name, None), f"[{kind_name}] must be a table")
-    for name, value in _entries(kind_name, entries):
+    try:
+        values = list(kind.entries(entries))
+    except ValueError as exc:
+        raise DeclaredError(path, line_of(text, kind_name, None), f"[{kind_name}]: {exc}") from None
+    for name, value in values:
 
         def wrong(why: str, hint: str = "", name: str = name) -> DeclaredError:  # the line is looked for only then
             return DeclaredError(path, line_of(text, kind_name, name), why, hint)
@@ -220,32 +209,7 @@ def _read_kind(
             raise wrong(f"{resource} is declared twice")
         out.resources[resource] = entry.declared
         out.blobs.update(entry.blobs)
-        if kind_name == "file" and isinstance(value, dict) and "source" in value:
-            out.sources.append(os.path.join(base_dir, value["source"]))
-
-
-def _entries(kind_name: str, entries: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
-    """Sysctls may be written as dotted bare keys, which TOML reads as nested tables. Whoever writes a whole name in
-    quotes, or misspells what an entry takes, means an entry.
-    """
-    if kind_name != "sysctl":
-        yield from entries.items()
-        return
-    stack = [("", entries)]
-    while stack:
-        prefix, table = stack.pop()
-        for key, value in table.items():
-            name = f"{prefix}.{key}" if prefix else key
-            if isinstance(value, dict) and not _looks_like_entry(key, value):
-                stack.append((name, value))
-            else:
-                yield name, value
-
-
-def _looks_like_entry(key: str, value: Mapping[str, Any]) -> bool:
-    if not value or "." in key or "/" in key:
-        return True
-    return any(difflib.get_close_matches(k, ENTRY_KEYS, 1, NEAR) for k, v in value.items() if not isinstance(v, dict))
+        out.sources.extend(entry.sources)
 
 
 def line_of(text: str, kind: str, name: str | None) -> int:
@@ -312,7 +276,7 @@ def export(resources: Iterable[tuple[str, Declared]], blobs: Blobs) -> Iterable[
             yield f"# {resource} is left out: {why} cannot be declared\n"
             continue
         value = KINDS[kind_name].export(name, declared, blobs)
-        flat = not isinstance(value, dict) or kind_name in ("sysctl", "module", "package")
+        flat = not isinstance(value, dict) or KINDS[kind_name].one_line
         if flat:
             if kind_name != last:
                 yield f"\n[{kind_name}]\n"

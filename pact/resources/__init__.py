@@ -13,16 +13,22 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from pact.core.settings import DIMENSION_OF
 from pact.errors import ConfigError, UsageError
 from pact.host import owned
-from pact.model import split_id
+from pact.model import DIMENSIONS, split_id
 from pact.resources import kinds
 from pact.resources.base import Kind
 from pact.resources.guarded import Guarded
 from pact.resources.unknown import Unknown
 
 GROUP: Final = "pact.kinds"
+#: Names that are kept for kinds of later versions: dimension, and severity where nobody has configured one.
+PLANNED: Final = {
+    "service": ("services", 0.3),
+    "link": ("network", 0.4),
+    "package": ("packages", 0.2),
+    "gpu": ("gpu", 0.5),
+}
 
 
 class Kinds(dict[str, Kind]):
@@ -71,7 +77,7 @@ def _add_others(found: Kinds) -> None:
             raise ConfigError(f"the kind {point.name!r} ({point.value}) cannot be loaded: {exc}") from exc
         if not isinstance(kind, Kind) or getattr(kind, "name", "") != point.name or not point.name.isidentifier():
             raise ConfigError(f"the kind {point.name!r} ({point.value}) is no Kind of that name")
-        if kind.name in found or kind.name in DIMENSION_OF:
+        if kind.name in found or kind.name in PLANNED:
             raise ConfigError(f"the kind {point.name!r} ({point.value}) has the name of another")
         found[kind.name] = Guarded(kind)
 
@@ -112,18 +118,25 @@ def kind_of(resource: str) -> Kind:
         raise UsageError(str(exc)) from None
     if kind in KINDS:
         return KINDS[kind]
-    why = "is not built into this version of pact" if kind in DIMENSION_OF else "is not known"
+    why = "is not built into this version of pact" if kind in PLANNED else "is not known"
     raise UsageError(f"{resource}: kind {kind!r} {why}", f"known kinds: {', '.join(sorted(KINDS))}")
 
 
+def known() -> dict[str, tuple[str, float]]:
+    """Kind -> dimension, and severity where nobody has configured one; also of those that later versions will have. In
+    the order of dimensions, the lightest first."""
+    every = {**{k.name: (k.dimension, k.severity) for k in KINDS.values()}, **PLANNED}
+    return dict(sorted(every.items(), key=lambda item: (DIMENSIONS.index(item[1][0]), item[1][1])))
+
+
 def dimensions() -> dict[str, str]:
-    """Kind -> dimension, of what other packages have brought."""
-    return {k.name: k.dimension for k in KINDS.values() if k.name not in DIMENSION_OF}
+    """Kind -> dimension, of all that are installed."""
+    return {k.name: k.dimension for k in KINDS.values()}
 
 
 def severities() -> dict[str, float]:
-    """Kind -> severity where nobody has configured one, of what other packages have brought."""
-    return {k.name: k.severity for k in KINDS.values() if k.name not in DIMENSION_OF}
+    """Kind -> severity where nobody has configured one, of all that are known."""
+    return {kind: severity for kind, (_, severity) in known().items()}
 
 
-__all__ = ["GROUP", "KINDS", "WALKED", "Kind", "dimensions", "kind_of", "severities"]
+__all__ = ["GROUP", "KINDS", "PLANNED", "WALKED", "Kind", "dimensions", "kind_of", "known", "severities"]

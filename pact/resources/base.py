@@ -9,7 +9,7 @@ import base64
 import contextlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Final
 
@@ -27,6 +27,8 @@ LINKS: Final = "links"
 #: The kernel takes no longer path, and no longer name in a directory.
 PATH_BYTES_MAX: Final = 4095
 NAME_BYTES_MAX: Final = 255
+#: How names are written that are paths.
+PATHS: Final = "an absolute path, without '//', '/./', '/../' and a slash at its end"
 KILLED_S: Final = 5.0
 SAID_MAX: Final = 64 << 10
 
@@ -51,6 +53,14 @@ class Kind(ABC):
     walked: bool = False
     #: A reboot resets it.
     volatile: bool = True
+    #: Patterns of its names that never drift, whatever the configuration says.
+    ignored: tuple[str, ...] = ()
+    #: For people: how its names are written.
+    spelling: str = "written otherwise"
+    #: Its values of TOML stand in one line below ``[kind]``, also those that are tables.
+    one_line: bool = False
+    #: Of a secret one nothing may be shown: an export for who is no admin leaves it out.
+    all_secret: bool = False
     #: What is new of it can be taken away again: a pattern can be enforced.
     removable: bool = True
     #: Its names are paths: it lies in what stands above it, whatever kind that is, and comes after it in a plan.
@@ -71,6 +81,10 @@ class Kind(ABC):
     @abstractmethod
     def parse(self, name: str, value: Any, base_dir: str) -> Entry:
         """An entry of TOML. Raises ValueError with what is wrong; ``base_dir`` is where ``source`` starts."""
+
+    def entries(self, table: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
+        """The entries of its table in a TOML file: names, as they stand there, and values."""
+        return table.items()
 
     @abstractmethod
     def observe(self, name: str, keep: Keep | None = None) -> Observation:
@@ -109,6 +123,11 @@ class Kind(ABC):
     def canonical(self, name: str) -> str:
         """The one way to write this name. Raises ValueError for a name that cannot be."""
         return name
+
+    def keep_in(self, directory: str, boot_id: str) -> Sequence[str]:
+        """What the kind remembers from one run of the agent to the next stands in a file of this directory from now on
+        (others keep something there, too). What the agent's log should say of it; best effort, it raises nothing."""
+        return ()
 
     # -- how it stands to others, pure ----------------------------------------------------------------------------
 
@@ -422,6 +441,7 @@ __all__ = [
     "HALF_N",
     "LINKS",
     "MOUNTS",
+    "PATHS",
     "PIECE_BYTES",
     "WHOLE_N",
     "Among",

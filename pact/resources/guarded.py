@@ -6,7 +6,7 @@ there, so from then on the whole kind is unreadable: nothing is rolled back on t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeVar, cast
 
 from pact.core.plan import Step
@@ -41,6 +41,8 @@ class Guarded(Kind):
         self.always_read, self.reads_path = bool(inner.always_read), bool(inner.reads_path)
         self.walked = False  # what is walked for are files
         self.steady, self.asked_anyway = bool(inner.steady), bool(inner.asked_anyway)
+        self.one_line, self.all_secret = bool(inner.one_line), bool(inner.all_secret)
+        self.spelling, self.ignored = str(inner.spelling), self._texts("ignored")
         self.follows, self.moved_by = self._texts("follows"), self._texts("moved_by")
         if self.name in self.follows:
             raise ConfigError(f"the kind {self.name!r} follows itself")
@@ -72,6 +74,13 @@ class Guarded(Kind):
 
     def parse(self, name: str, value: Any, base_dir: str) -> Entry:
         return self._or_value_error(self._inner.parse, name, value, base_dir)
+
+    def entries(self, table: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
+        return self._or_value_error(lambda: [(str(name), value) for name, value in self._inner.entries(table)])
+
+    def keep_in(self, directory: str, boot_id: str) -> Sequence[str]:
+        nothing: Sequence[str] = ()
+        return self._or(nothing, lambda: [str(text) for text in self._inner.keep_in(directory, boot_id)])
 
     def export(self, name: str, declared: Declared, blobs: Blobs) -> Any:
         return self._or_value_error(self._inner.export, name, declared, blobs)

@@ -63,10 +63,13 @@ class Keep:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One entry of a declared-state file, read: its value and the contents that came with it."""
+    """One entry of a declared-state file, read: its value, the contents that came with it, and the files that these
+    were read from.
+    """
 
     declared: Declared
     blobs: Mapping[str, bytes] = field(default_factory=dict)
+    sources: Sequence[str] = ()
 
 
 @dataclass(slots=True)

@@ -27,7 +27,7 @@ from pact.core.settings import Settings
 from pact.core.tree.wire import Message
 from pact.errors import UsageError
 from pact.model import NS_PER_S, Actor, Declared, Owner
-from pact.sim.parts import Bell
+from pact.sim.parts import Bell, with_settings
 from pact.sim.shell import ShellWorld
 from pact.sim.world import EPOCH_NS
 
@@ -123,7 +123,12 @@ class Cluster:
         self._wakes: dict[int, int | None] = {}  # of roots, until they are stepped
         for i in range(nodes):
             world = ShellWorld(
-                settings=settings or Settings(), t_ns=self.t_ns, name=f"n{i}", clustered=True, rng=self.rng, slow=slow
+                settings=settings or with_settings(),
+                t_ns=self.t_ns,
+                name=f"n{i}",
+                clustered=True,
+                rng=self.rng,
+                slow=slow,
             )
             for resource, value in declared.items():
                 world.machine[resource] = world.boot_values[resource] = value.attrs

@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pact.core.node.events import Caller
-from pact.core.settings import Settings
+from pact.core.settings import Settings, billionths
 from pact.model import Actor, Attrs, Owner
-from pact.resources import KINDS
+from pact.resources import KINDS, dimensions, severities
 from pact.resources.rules import KindRules
 
 
@@ -43,4 +43,6 @@ class Bell:
 
 
 def with_settings(**changes: Any) -> Settings:
-    return replace(Settings(), **changes)
+    """What an agent has that nobody configured, but for these."""
+    severity_n = {kind: billionths(severity) for kind, severity in severities().items()}
+    return replace(Settings(severity_n=severity_n, dimensions=dimensions()), **changes)

@@ -40,6 +40,8 @@ from pact.core.node.events import (
 from pact.core.node.tracked import mode_of
 from pact.core.records import Record
 from pact.model import NS_PER_S, Attrs, Owner, Unreadable
+from pact.resources import KINDS
+from pact.resources.base import MOUNTS
 from pact.sim.world import World
 
 #: What is mounted here hides declared paths.
@@ -132,7 +134,7 @@ class ShellWorld(World):
         return self.observe(resource)
 
     def _suspect(self, resource: str) -> bool:
-        if resource.startswith("mount:") or resource in self.unreadable:
+        if KINDS[resource.partition(":")[0]].heeds(MOUNTS) or resource in self.unreadable:
             return True
         return bool(self.table.get(resource, _UNSEEN) != self.machine.get(resource))
 

@@ -82,7 +82,7 @@ class Crashed(Exception):
 class World:
     """A machine with one agent."""
 
-    settings: Settings = field(default_factory=Settings)
+    settings: Settings = field(default_factory=with_settings)
     machine: dict[str, Attrs | None] = field(default_factory=dict)
     boot_values: dict[str, Attrs | None] = field(default_factory=dict)
     holders: dict[str, list[Holder]] = field(default_factory=dict)

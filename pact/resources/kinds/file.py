@@ -18,6 +18,7 @@ from pact.model import Attrs, Declared, Holder, Observation, Unreadable, decode_
 from pact.observe.mountinfo import read_mounts
 from pact.resources.base import (
     HALF_N,
+    PATHS,
     WHOLE_N,
     Among,
     Blobs,
@@ -69,6 +70,8 @@ class File(Kind):
     name = "file"
     dimension, severity = "files", 0.1
     volatile = False
+    ignored = ("/tmp/**", "/var/log/**", "/proc/**", "/sys/**", "/dev/**", "/run/user/**")
+    spelling = PATHS
     is_path = carried = steady = reads_path = walked = True
 
     def canonical(self, name: str) -> str:
@@ -97,7 +100,8 @@ class File(Kind):
             if attrs["type"] == "symlink":
                 raise ValueError("a symbolic link has no flags: take flags out")
             attrs["flags"] = parse_flags(value["flags"])
-        return Entry(Declared(attrs, restorable=restorable, **common(value)), blobs)
+        sources = [os.path.join(base_dir, value["source"])] if "source" in value else []
+        return Entry(Declared(attrs, restorable=restorable, **common(value)), blobs, sources)
 
     def export(self, name: str, declared: Declared, blobs: Blobs) -> Any:
         attrs = declared.attrs

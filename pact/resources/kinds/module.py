@@ -43,6 +43,8 @@ class Module(Kind):
 
     name = "module"
     dimension, severity = "kernel", 0.1
+    spelling = "letters, digits and '_'"
+    one_line = True
 
     def __init__(self, sys: str = "/sys/module", modprobe: str = "modprobe") -> None:
         self.sys = sys

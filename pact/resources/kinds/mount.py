@@ -19,6 +19,7 @@ from pact.observe.mountinfo import AUTOFS, MountEntry, is_remote, read_mounts
 from pact.resources.base import (
     HALF_N,
     MOUNTS,
+    PATHS,
     WHOLE_N,
     Among,
     Blobs,
@@ -88,6 +89,7 @@ KEYS: Final = frozenset({"source", "fstype", "options", "type", "root"})
 class Mount(Kind):
     name = "mount"
     dimension, severity = "mounts", 0.3
+    spelling = PATHS
     is_path = bears = asked_anyway = True
 
     def canonical(self, name: str) -> str:
@@ -166,6 +168,11 @@ class Mount(Kind):
         if not same_origin(declared, actual):
             return WHOLE_N
         return 0 if _as_declared(declared, declared["options"], actual) else HALF_N
+
+    def keep_in(self, directory: str, boot_id: str) -> Sequence[str]:
+        """What mounts have shown before, and what stood below another one."""
+        MEMORY.keep_in(os.path.join(directory, "mounts-seen"), boot_id)
+        return ()
 
     # -- restoring ----------------------------------------------------------------------------------------------
 

@@ -7,9 +7,10 @@ triggers an action or latches is never adopted unless it is named.
 
 from __future__ import annotations
 
+import difflib
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import Any, Final
 
@@ -17,6 +18,7 @@ from pact.core.plan import Step
 from pact.errors import RestoreError
 from pact.model import Attrs, Declared, Observation, Unreadable, decode_name, encode_name
 from pact.resources.base import (
+    COMMON_KEYS,
     LINKS,
     WHOLE_N,
     Blobs,
@@ -36,6 +38,7 @@ from pact.resources.support.sysctl_text import WILD, dotted, fold, same, why_not
 ROOT: Final = b"/proc/sys/"
 VALUE_MAX: Final = 65536
 SHOWN_MAX: Final = 80
+NEAR: Final = 0.8  # a key so like one of an entry's that nothing else is meant
 NO_SUCH: Final = "the kernel has no such sysctl; is its module loaded?"
 CANNOT_GO: Final = "a sysctl cannot be removed; unload the module that brings it"
 
@@ -114,7 +117,9 @@ class Sysctl(Kind):
     removable = False
     follows = ("module",)
     moved_by = ("sysctl", "module", "link")
-    always_read = True
+    ignored = VOLATILE
+    spelling = "dotted: net.ipv4.ip_forward"
+    always_read = one_line = all_secret = True
 
     def canonical(self, name: str) -> str:
         name = dotted(name)
@@ -143,6 +148,20 @@ class Sysctl(Kind):
         if "\n" in text.strip() or "\0" in text or len(text) > VALUE_MAX:
             raise ValueError("a sysctl's value is one line")
         return Entry(Declared({"value": fold(text)}, **fields))
+
+    def entries(self, table: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+        """Names may be written as dotted bare keys, which TOML reads as nested tables. Whoever writes a whole name in
+        quotes, or misspells what an entry takes, means an entry.
+        """
+        stack = [("", table)]
+        while stack:
+            prefix, inner = stack.pop()
+            for key, value in inner.items():
+                name = f"{prefix}.{key}" if prefix else key
+                if isinstance(value, dict) and not _looks_like_entry(key, value):
+                    stack.append((name, value))
+                else:
+                    yield name, value
 
     def observe(self, name: str, keep: Keep | None = None) -> Observation:
         try:
@@ -287,6 +306,13 @@ class Sysctl(Kind):
         if not mode & 0o004:
             return "not world-readable"
         return ""
+
+
+def _looks_like_entry(key: str, value: Mapping[str, Any]) -> bool:
+    if not value or "." in key or "/" in key:
+        return True
+    keys = ("value", *sorted(COMMON_KEYS))
+    return any(difflib.get_close_matches(k, keys, 1, NEAR) for k, v in value.items() if not isinstance(v, dict))
 
 
 KIND: Final = Sysctl()
