@@ -121,3 +121,27 @@ def test_what_giving_back_resets_is_given_back_too() -> None:
         assert now(FORWARD, REDIRECTS, LO) == ["1", "1", "1"], now(FORWARD, REDIRECTS, LO)
         assert "contradicts" in results[ALL] and plan.moved() == [], (results, plan.moved())
     """)
+
+
+@pytest.mark.invariant("R10")
+def test_what_is_seen_through_a_link_comes_back_also_after_a_switch_was_written(tmp_path: Path) -> None:
+    run(f"""
+        import os
+        from pact.agent.acting import act
+        from pact.resources.base import Keep
+        top, keep = "{tmp_path}", Keep(1 << 20)
+        os.makedirs(top + "/data"), os.mkdir(top + "/d"), open(top + "/data/f", "w").write("x")
+        directory = observe("file:" + top + "/d")
+        os.rmdir(top + "/d"), os.symlink("data", top + "/d")
+        from pact.resources import KINDS
+        seen = KINDS["file"].observe(top + "/d/f", keep)
+        put(FORWARD, "1")
+        steps = (
+            Step(FORWARD, OFF, ON),
+            Step("file:" + top + "/d", directory, observe("file:" + top + "/d")),
+            Step("file:" + top + "/d/f", seen, seen),
+        )
+        results = act(steps, keep.blobs.get)
+        assert set(results.values()) == {{""}}, results
+        assert open(top + "/d/f").read() == "x" and not os.path.islink(top + "/d") and now(FORWARD) == ["0"]
+    """)

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import os
 import select
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pact.agent.sources import Sources
-from pact.core.plan import Step
+from pact.core.plan import Nature, Step, ordered
 from pact.errors import ConfigError, RestoreError
-from pact.model import Attrs, Declared, Observation, Unreadable
+from pact.model import Attrs, Declared, Holder, Observation, Unreadable
 from pact.resources import _require_owned
-from pact.resources.base import Blobs, Drained, Entry, Found, Keep, Kind, Source
+from pact.resources.base import MOUNTS, Among, Blobs, Drained, Entry, Found, Keep, Kind, Saved, Source
 from pact.resources.guarded import Guarded
+from pact.resources.rules import nature
 
 STEP = Step("lamp:x", {"on": True}, {"on": False})
 
@@ -132,6 +133,10 @@ def test_what_is_asked_for_by_a_person_is_answered_with_the_reason() -> None:
         ({"severity": float("nan")}, "severity nan"),
         ({"severity": "high"}, "severity 'high'"),
         ({"severity": True}, "severity True"),
+        ({"follows": "module"}, "follows = 'module': texts"),
+        ({"follows": ("lamp",)}, "follows itself"),
+        ({"moved_by": (1,)}, "moved_by"),
+        ({"ignored": None}, "ignored = None"),
     ],
 )
 def test_one_that_does_not_say_what_every_kind_has_to_say_is_refused(said: Mapping[str, Any], wrong: str) -> None:
@@ -140,6 +145,104 @@ def test_one_that_does_not_say_what_every_kind_has_to_say_is_refused(said: Mappi
         setattr(lamp, name, value)
     with pytest.raises(ConfigError, match=wrong):
         Guarded(lamp)
+
+
+class Broken(Lamp):
+    """Nothing works of what a kind may say beside what it must."""
+
+    def __getattribute__(self, name: str) -> Any:
+        return (lambda *_: {}["no such lamp"]) if name in MAY_SAY else super().__getattribute__(name)
+
+
+class Babbling(Lamp):
+    """It says what nobody can use."""
+
+    def __getattribute__(self, name: str) -> Any:
+        return (lambda *_: ["nonsense"]) if name in MAY_SAY else super().__getattribute__(name)
+
+
+#: Calls of what a kind may say, and the answer where its code breaks.
+MAY_SAY: Mapping[str, tuple[Callable[[Kind], Any], Any]] = {
+    "rank": (lambda k: k.rank("x"), 0),
+    "turns": (lambda k: k.turns(STEP), False),
+    "shifts": (lambda k: k.shifts(STEP), True),
+    "directory": (lambda k: k.directory("x"), ""),
+    "has_content": (lambda k: k.has_content({}), True),
+    "is_anothers": (lambda k: k.is_anothers({}, []), True),
+    "half_done": (lambda k: k.half_done(STEP, None), False),
+    "place": (lambda k: k.place("a/x"), "a/x"),
+    "all_in": (lambda k: k.all_in("a"), "a"),
+    "left_behind": (lambda k: k.left_behind("x", STEP), ""),
+    "leaves_with": (lambda k: k.leaves_with(Holder("lamp:x", 0, "lamp"), ()), False),
+    "is_unsure": (lambda k: k.is_unsure("x", {}), True),
+    "misnamed": (lambda k: k.misnamed("x"), ""),
+    "remarks": (lambda k: k.remarks()("x", {}), ""),
+    "heeds": (lambda k: k.heeds(MOUNTS), False),
+    "glance": (lambda k: k.glance("x"), None),
+    "keep_in": (lambda k: list(k.keep_in("/", "boot")), []),
+    "many": (lambda k: k.many()("x"), {"on": True}),
+    "undeclarable": (lambda k: k.undeclarable({}), "something of which its code cannot tell"),
+}
+
+
+@pytest.mark.parametrize("what", MAY_SAY)
+def test_what_a_kind_may_say_and_cannot_is_the_harmless_answer(what: str) -> None:
+    call, harmless = MAY_SAY[what]
+    assert call(Guarded(Broken())) == harmless
+    call(Guarded(Babbling()))  # whatever it is, nothing is raised, and its type is right
+    for method in ("turns", "shifts", "has_content", "is_anothers", "half_done", "is_unsure"):
+        if method == what:
+            assert call(Guarded(Babbling())) is True
+    assert Guarded(Babbling()).directory("x") == "", "no id"
+
+
+def test_a_plan_goes_on_where_a_step_of_it_breaks_in_what_it_may_say() -> None:
+    class Lost(Lamp):
+        def carry(self, name: str, step: Step, keep: Keep) -> Saved:
+            raise LookupError("no such lamp")
+
+        def restore_among(self, name: str, step: Step, blobs: Blobs, among: Among) -> None:
+            raise LookupError("no such lamp")
+
+    kind = Guarded(Lost())
+    assert "lamp: LookupError" in kind.carry("x", STEP, Keep(0)).refusal
+    with pytest.raises(RestoreError, match="lamp: LookupError"):
+        kind.restore_among("x", STEP, lambda _: None, Among())
+
+
+def test_what_is_pacts_own_is_not_asked_of_a_foreign_kind() -> None:
+    class Bold(Lamp):
+        walked = True
+
+        def goes_ahead(self, step: Step) -> bool:
+            return True
+
+        def first_look(self, name: str, keep: Keep, signed: dict[str, bytes] | None) -> Observation:
+            raise LookupError("no such lamp")
+
+    kind = Guarded(Bold())
+    assert not kind.walked and not kind.goes_ahead(STEP)
+    assert kind.first_look("x", Keep(0), {}) == {"on": True} and not kind.is_still("x", b"")
+
+
+def test_how_it_stands_in_a_plan_is_what_it_says() -> None:
+    class Shelf(Lamp):
+        name = "shelf"
+        is_path = bears = True
+        follows = ("module",)
+
+        def rank(self, name: str) -> int:
+            return -1 if name == "/z" else 0
+
+    kinds: dict[str, Kind] = {"shelf": Guarded(Shelf())}
+
+    def of(resource: str) -> Nature:
+        return kinds.get(resource.partition(":")[0]) or nature(resource)
+
+    here = {"on": True}
+    ids = ["shelf:/y", "file:/y", "module:m", "shelf:/z", "file:/z/f"]
+    order = [s.id for s in ordered((Step(r, here, None) for r in ids), of)]
+    assert order == ["module:m", "shelf:/z", "file:/z/f", "shelf:/y", "file:/y"]
 
 
 class Told(Source):

@@ -12,7 +12,7 @@ from typing import Any, Final, TypeVar, cast
 from pact.core.plan import Step
 from pact.errors import ConfigError, PactError, RestoreError
 from pact.host.notify import log
-from pact.model import DIMENSIONS, Attrs, Declared, Holder, Observation, Unreadable
+from pact.model import DIMENSIONS, Attrs, Declared, Holder, Observation, Unreadable, split_id
 from pact.observe.mountinfo import MountEntry
 from pact.resources.base import Among, Blobs, Entry, Found, Held, Keep, Kind, Saved, Source
 
@@ -110,10 +110,11 @@ class Guarded(Kind):
         return Unreadable(f"{self.name}: it says {type(seen).__name__}, and not what is there")
 
     def glance(self, name: str) -> Attrs | None:
-        return self._or(None, self._inner.glance, name)
+        seen: Any = self._or(None, self._inner.glance, name)
+        return seen if isinstance(seen, dict) else None
 
     def heeds(self, what: str, name: str = "") -> bool:
-        return self._or(False, self._inner.heeds, what, name)
+        return self._or(False, lambda: bool(self._inner.heeds(what, name)))
 
     def presence(self, name: str) -> Observation:
         broken: Observation = Unreadable(f"{self.name}: its code broke")
@@ -160,21 +161,21 @@ class Guarded(Kind):
             return Saved(refusal=f"{step.id}: {self._why(exc)}", save={"attrs": step.actual})
 
     def left_behind(self, name: str, step: Step) -> str:
-        return self._or("", self._inner.left_behind, name, step)
+        return self._or("", lambda: str(self._inner.left_behind(name, step)))
 
     def leaves_with(self, holder: Holder, names: Collection[str]) -> bool:
-        return self._or(False, self._inner.leaves_with, holder, names)
+        return self._or(False, lambda: bool(self._inner.leaves_with(holder, names)))
 
     def is_unsure(self, name: str, said: Mapping[str, bool | None]) -> bool:
-        return self._or(True, self._inner.is_unsure, name, said)
+        return self._or(True, lambda: bool(self._inner.is_unsure(name, said)))
 
     def misnamed(self, name: str) -> str:
-        return self._or("", self._inner.misnamed, name)
+        return self._or("", lambda: str(self._inner.misnamed(name)))
 
     def remarks(self) -> Callable[[str, Attrs], str]:
         silent = super().remarks()
         remark = self._or(silent, self._inner.remarks)
-        return lambda name, seen: self._or("", remark, name, seen)
+        return lambda name, seen: self._or("", lambda: str(remark(name, seen)))
 
     def of_mount(self, entry: MountEntry) -> tuple[str, Attrs] | None:
         return None  # what is mounted is told by who watches the mount table
@@ -192,28 +193,36 @@ class Guarded(Kind):
         return self._or(0, lambda: int(self._inner.rank(name)))
 
     def turns(self, step: Step) -> bool:
-        return self._or(False, self._inner.turns, step)
+        return self._or(False, lambda: bool(self._inner.turns(step)))
 
     def shifts(self, step: Step) -> bool:
-        return self._or(True, self._inner.shifts, step)  # what lies below is looked at once more
+        return self._or(True, lambda: bool(self._inner.shifts(step)))  # what lies below is looked at once more
 
     def directory(self, name: str) -> str:
-        return self._or("", self._inner.directory, name)
+        return self._or("", lambda: self._id(self._inner.directory(name)))
+
+    def _id(self, resource: Any) -> str:
+        """Raises ValueError for what is neither an id nor empty."""
+        if resource:
+            split_id(resource)
+        return str(resource or "")
 
     def has_content(self, attrs: Attrs) -> bool:
-        return self._or(True, self._inner.has_content, attrs)
+        return self._or(True, lambda: bool(self._inner.has_content(attrs)))
 
     def is_anothers(self, actual: Attrs, known: Sequence[Attrs]) -> bool:
-        return self._or(True, self._inner.is_anothers, actual, known)  # who cannot say must not overwrite it
+        return self._or(
+            True, lambda: bool(self._inner.is_anothers(actual, known))
+        )  # who cannot say must not overwrite it
 
     def half_done(self, step: Step, seen: Attrs | None) -> bool:
-        return self._or(False, self._inner.half_done, step, seen)
+        return self._or(False, lambda: bool(self._inner.half_done(step, seen)))
 
     def place(self, name: str) -> str:
-        return self._or(name, self._inner.place, name)
+        return self._or(name, lambda: str(self._inner.place(name)))
 
     def all_in(self, place: str) -> str:
-        return self._or(place, self._inner.all_in, place)
+        return self._or(place, lambda: str(self._inner.all_in(place)))
 
     def disturbs(self, step: Step) -> bool:
         return self._or(True, self._inner.disturbs, step)
@@ -263,7 +272,7 @@ class Guarded(Kind):
         return self._inner.source()  # ``Sources`` gives up one that breaks
 
     def undeclarable(self, attrs: Attrs | None) -> str:
-        return self._or("something of which its code cannot tell", self._inner.undeclarable, attrs)
+        return self._or("something of which its code cannot tell", lambda: str(self._inner.undeclarable(attrs)))
 
     def secret(self, attrs: Attrs | None) -> bool:
         return self._or(True, self._inner.secret, attrs)

@@ -119,6 +119,17 @@ def test_it_is_declared_in_toml_refused_where_it_is_wrong_and_exported(agent: Ag
     assert agent.status()["state"] == "committed"
 
 
+def test_its_ignored_names_never_drift_and_it_says_which_comes_first(agent: Agent) -> None:
+    dusty, both = agent.base / "dusty.toml", agent.base / "both.toml"
+    dusty.write_text('[toy]\ndusty = "blue"\n')
+    assert "ignored by the pattern 'toy:dust*'" in agent.pact("declare", str(dusty), check=2).err
+    agent.world.sh(f"echo red > {BOX}/dusty")
+    assert agent.adopt("toy:*")["adopted"] == 2, "and not the third"
+    both.write_text('[toy]\nbear = "blue"\nduck = "green"\n')
+    plan = agent.json("apply", str(both), "--dry-run")["plan"]
+    assert [s["id"] for s in plan] == ["toy:duck", "toy:bear"]
+
+
 def test_its_severity_can_be_configured_and_a_wrong_name_is_refused(
     toys: World, make_agent: Callable[..., Agent]
 ) -> None:

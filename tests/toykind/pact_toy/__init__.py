@@ -1,6 +1,6 @@
 """Toys: ``toy:bear`` has a colour, which stands in ``$TOY_BOX/bear``. Who paints one says so on a socket beside them.
 
-What a kind in a package of its own needs, and no more: pact has never heard of toys.
+What a kind in a package of its own needs, and a little of what it may say: pact has never heard of toys.
 """
 
 from __future__ import annotations
@@ -72,6 +72,12 @@ class Toy(Kind):
     name = "toy"
     dimension, severity = "gpu", 0.2
     volatile = False
+    spelling = "a simple name"
+    ignored = ("dust*",)
+
+    def rank(self, name: str) -> int:
+        """The duck is painted first."""
+        return -1 if name == "duck" else 0
 
     def canonical(self, name: str) -> str:
         if not name.isidentifier():
