@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -167,9 +168,8 @@ def test_a_holder_is_named_with_its_start_so_that_another_with_its_number_is_not
     root = Caller(Actor("root", 0, "admin", "socket"), Owner("uid:0", "root", 0))
     mine = consumers.describe(Holder("file:/x", os.getpid(), "fd"))
     assert mine.start == consumers.started_at(os.getpid()) and Holder.from_json(mine.to_json()) == mine
-    again = {**mine.to_json(), "start": mine.start - 1}
-    old = {k: v for k, v in again.items() if k != "start"}  # as versions before this one wrote it
-    assert ["gone" in h for h in views.holders_for(root, [mine.to_json(), again, old])] == [False, True, False]
+    again, old = replace(mine, start=mine.start - 1), replace(mine, start=0)  # as versions before this one wrote it
+    assert ["gone" in h for h in views.holders_for(root, [mine, again, old])] == [False, True, False]
     ended = subprocess.Popen(["true"])
     os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
     assert consumers.started_at(ended.pid) is None, "it has ended, and waits for its parent"
