@@ -10,9 +10,10 @@ from typing import Any
 import orjson
 import pytest
 
-from pact.cli import fleet, groups, history, look, main, roots
+from pact.cli import fleet, groups, main, roots, running
+from pact.cli.commands import load
 from pact.cluster.client import Event, Result
-from pact.errors import UnreachableError
+from pact.errors import EXIT_DONE, EXIT_DRIFT, UnreachableError
 
 GOOD = {"ok": True, "exit": 0, "message": "", "hint": "", "result": {"node": "n1"}}
 
@@ -47,7 +48,7 @@ def test_an_answer_that_makes_no_sense(bad: bytes, as_json: bool, capsys: pytest
     )
     answers = roots.Answers({good: ["n1"], bad: ["n2"]})
     args = argparse.Namespace(command="check", json=as_json, socket=None, nodes="n[1-2]", verbose=False)
-    (fleet._as_json if as_json else fleet._as_text)(args, look.check, answers)
+    (fleet.as_json if as_json else fleet.as_text)(load("check"), args, answers)
     out = capsys.readouterr()
     assert "committed" in out.out and "\x1b" not in out.out + out.err
     if as_json:
@@ -68,9 +69,8 @@ def test_a_page_of_many_nodes_is_shown_although_one_of_them_answers_nonsense(
     answers = roots.Answers(
         {orjson.dumps({"ok": True, "exit": 0, "result": {"v": 1, **r}}): [n] for n, r in (("n1", good), ("n2", bad))}
     )
-    handler = {"status": look.status, "diff": look.diff, "log": history.log}[command]
     args = main._parsed([command, "--nodes", "n[1-2]"])
-    fleet._as_text(args, handler, answers)
+    fleet.as_text(load(command), args, answers)
     said = capsys.readouterr()
     both = said.out + said.err
     assert "n[1-2]" in both or ("n1" in said.out and "n2" in both), (
@@ -82,7 +82,7 @@ def test_an_answer_without_a_result_is_one_with_an_empty_result(capsys: pytest.C
     answers = roots.Answers(
         {b'{"ok":true,"exit":0}': ["n1"], b'{"ok":true,"exit":0,"result":{"resources":[]}}': ["n2"]}
     )
-    fleet._as_text(main._parsed(["diff", "--nodes", "n[1-2]"]), look.diff, answers)
+    fleet.as_text(load("diff"), main._parsed(["diff", "--nodes", "n[1-2]"]), answers)
     assert "n2" in capsys.readouterr().out
 
 
@@ -119,18 +119,30 @@ def test_what_a_root_says_that_makes_no_sense_is_said_to_make_none(
     monkeypatch.setattr(roots, "connected", lambda args: there)
     monkeypatch.setattr(groups, "emit", orjson.dumps)
     with contextlib.suppress(UnreachableError):
-        assert fleet.run(args, None) == 0
+        assert running.run(load(args.command), args) == 0
     monkeypatch.setattr(groups, "emit", lambda value: value["nodes"]["missing"])
     if as_json:
         with pytest.raises(UnreachableError, match="makes no sense"):
-            fleet.run(args, None)
+            running.run(load(args.command), args)
 
 
 def test_an_event_that_is_no_record_ends_no_watch(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     there = contextlib.nullcontext(Root(Event(b"{}"), Event(b'{"type":5,"node":"n1"}'), Event(b"no JSON")))
-    monkeypatch.setattr(fleet, "connected", lambda args: there)
-    assert fleet.run(main._parsed(["watch", "--via", "tcp://a:1"]), None) == 0
+    monkeypatch.setattr(roots, "connected", lambda args: there)
+    assert running.run(load("watch"), main._parsed(["watch", "--via", "tcp://a:1"])) == 0
     said = capsys.readouterr()
     assert said.out.count("makes no sense") == 2 and "left out" in said.err
+
+
+@pytest.mark.parametrize("found", [{"resources": [], "unrecorded": ["file:/a"]}, {"resources": []}])
+@pytest.mark.parametrize("words", [["-v"], ["--json"], []])
+def test_drift_that_no_journal_took_is_drift_however_it_is_shown(
+    found: dict[str, Any], words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers = roots.Answers({orjson.dumps({"ok": True, "exit": 0, "result": {"v": 1, **found}}): ["n1"]})
+    args = main._parsed(["diff", "--exit-code", "--nodes", "n1", *words])
+    (fleet.as_json if args.json else fleet.as_text)(load("diff"), args, answers)
+    assert max(answers.codes) == (EXIT_DRIFT if "unrecorded" in found else EXIT_DONE)
+    assert "file:/a" in capsys.readouterr().out or "unrecorded" not in found

@@ -7,8 +7,10 @@ import shlex
 
 import pytest
 
-from pact.cli.examples import EXAMPLES
+from pact.cli.commands import COMMANDS, load
 from pact.cli.main import build, main
+
+EXAMPLES = {name: load(name).examples for name in COMMANDS}
 
 
 def commands() -> list[str]:
@@ -17,8 +19,7 @@ def commands() -> list[str]:
 
 
 def test_every_command_has_some() -> None:
-    assert {name: len(EXAMPLES.get(name, ())) for name in commands() if not 2 <= len(EXAMPLES.get(name, ())) <= 6} == {}
-    assert set(EXAMPLES) == set(commands())
+    assert {name: len(EXAMPLES[name]) for name in commands() if not 2 <= len(EXAMPLES[name]) <= 6} == {}
 
 
 @pytest.mark.parametrize("line", [line for lines in EXAMPLES.values() for line in lines])

@@ -22,7 +22,7 @@ from rich.cells import cell_len
 
 from pact.cli import render
 from pact.cli.names import folded
-from pact.cli.render import clean, diff_lines, event_line, say, status_lines
+from pact.cli.render import View, clean, diff_lines, event_line, say, status_lines
 
 
 @given(st.text())
@@ -116,20 +116,20 @@ def status(node: str = "n001", pid: int = 4711, day: int = 1, id_: str = "c7", *
 
 
 def test_plain_status_has_no_pids_node_names_or_numbers_so_that_equal_nodes_fold() -> None:
-    one, two = list(status_lines(status(), ids=False)), list(status_lines(status("n002", 815, 1, "c99"), ids=False))
+    one, two = (list(status_lines(doc, View(ids=False))) for doc in (status(), status("n002", 815, 1, "c99")))
     assert one == two
     text = "\n".join(one)
     assert not re.search(r"4711|n001|788|c7", text)
     assert "state: blocked (observe mode)" in text
     assert "blocked \\x1b[31mred\\x0aline: sysctl:vm.swappiness, file:/f[0-19]" in text
-    assert "(\\x1b[31mred\\x0aline), stale" in text and "c7 blocked" in "\n".join(status_lines(status()))
+    assert "(\\x1b[31mred\\x0aline), stale" in text and "c7 blocked" in "\n".join(status_lines(status(), View()))
 
 
 def test_status_says_how_far_the_root_is_behind_and_of_a_node_alone_nothing() -> None:
     cluster = {"connected": True, "alone_until": None}
     behind, with_it = status(cluster=cluster), status(cluster=cluster, journal={"seq": 41, "replicated": 41})
-    assert "journal: 1 record not at the root" in list(status_lines(behind))
-    assert not any("not at the root" in line for doc in (with_it, status()) for line in status_lines(doc))
+    assert "journal: 1 record not at the root" in list(status_lines(behind, View()))
+    assert not any("not at the root" in line for doc in (with_it, status()) for line in status_lines(doc, View()))
 
 
 @pytest.mark.parametrize(
@@ -138,18 +138,18 @@ def test_status_says_how_far_the_root_is_behind_and_of_a_node_alone_nothing() ->
 def test_off_a_terminal_the_end_is_absolute_and_to_the_minute_so_that_it_folds(left_s: float | None, text: str) -> None:
     doc = status()
     doc["changes"][0] |= {"state": "open", "remaining_s": left_s, **({} if left_s else {"deadline": None})}
-    (line,) = [x for x in status_lines(doc) if x.startswith("c7 ")]
+    (line,) = [x for x in status_lines(doc, View()) if x.startswith("c7 ")]
     assert text in line and ("until" in line) == bool(text) and " left" not in line
 
 
 def test_what_is_not_there_any_more_is_no_value() -> None:
     entry = {**ENTRY, "declared": {"type": "file", "sha256": "a" * 64}, "actual": {"type": "directory"}, "diff": None}
-    lines = [line for line, _ in diff_lines(entry, times=False)]
+    lines = [line for line, _ in diff_lines(entry, View())]
     assert "  + type: directory" in lines and not any("None" in line for line in lines)
 
 
 def test_plain_status_is_safe_to_print() -> None:
-    for line in status_lines(status()):
+    for line in status_lines(status(), View()):
         assert line.isprintable(), line
 
 
@@ -165,11 +165,11 @@ def test_a_quiet_node_says_little() -> None:
         observers={"fanotify": "ok"},
         journal={"seq": 1, "replicated": 1},
     )
-    assert list(status_lines(quiet)) == ["state: committed", "declared: 1204, drifted: 0, unreadable: 0"]
+    assert list(status_lines(quiet, View())) == ["state: committed", "declared: 1204, drifted: 0, unreadable: 0"]
 
 
 def test_plain_lists_of_holders_name_no_pids(capsys: pytest.CaptureFixture[str]) -> None:
-    render.holders_table([holder()])
+    render.put(render.holders_table([holder()], View()))
     printed = capsys.readouterr().out
     assert "used by" in printed
     assert "job 42" in printed
@@ -192,7 +192,7 @@ ENTRY = {
 
 
 def test_a_diff_is_safe_to_print_and_folds_without_times() -> None:
-    lines = [line for line, _ in diff_lines(ENTRY, times=False)]
+    lines = [line for line, _ in diff_lines(ENTRY, View())]
     assert all(line.isprintable() for line in lines)
     assert not any("10:11" in line for line in lines)
     assert "  - mode: 0644" in lines
@@ -201,9 +201,9 @@ def test_a_diff_is_safe_to_print_and_folds_without_times() -> None:
 
 
 def test_what_is_absent_is_said(capsys: pytest.CaptureFixture[str]) -> None:
-    lines = [line for line, _ in diff_lines({**ENTRY, "declared": None, "diff": None}, times=False)]
+    lines = [line for line, _ in diff_lines({**ENTRY, "declared": None, "diff": None}, View())]
     assert "  - declared: absent" in lines
-    render.diff_page({"resources": [{**ENTRY, "actual": None}]})
+    render.put(render.diff_page({"resources": [{**ENTRY, "actual": None}]}, View()))
     assert "  + actual:   absent" in capsys.readouterr().out
 
 
@@ -216,12 +216,17 @@ def test_a_record_is_one_safe_line(reason: str, user: str) -> None:
         "actor": {"user": user, "uid": 1, "role": "ops", "via": "socket"},
         "data": {"change": "c1", "reason": reason, "holders": []},
     }
-    line = event_line(record)
+    line = event_line(record, View())
     assert "\n" not in line
     assert {unicodedata.category(c) for c in line} & {"Cc", "Cf", "Zl", "Zp", "Cs"} == set()
 
 
-SHOW = "import sys, orjson\nfrom pact.cli.look import status_page\nstatus_page(orjson.loads(sys.stdin.buffer.read()){})"
+SHOW = """
+import sys, orjson
+from pact.cli.commands.status import page
+from pact.cli.render import View, put
+put(page(orjson.loads(sys.stdin.buffer.read()), View.here(){}))
+"""
 
 
 def drifted(**changes: Any) -> dict[str, Any]:
@@ -277,7 +282,7 @@ def test_a_page_says_what_the_journal_is_at_and_what_it_lacks(columns: int) -> N
     assert "older records of the journal are being verified, 600000 are left" in text
     assert "the content store is nearly full; raise [state] store_limit" in text
     assert max(cell_len(line) for line in lines) <= columns
-    plain = list(status_lines(drifted(journal=journal)))
+    plain = list(status_lines(drifted(journal=journal), View()))
     assert "journal: older records are being verified" in plain, "no number that keeps equal nodes from folding"
     assert any(line.startswith("journal: the content store is nearly full") for line in plain)
     bad = {**journal, "error": "journal record 7: its content does not match its hash", "trusted": False}
@@ -332,7 +337,7 @@ def test_what_differs_in_a_number_is_folded() -> None:
 def test_a_holder_that_has_ended_since_is_said_to_be_gone() -> None:
     doc = status()
     doc["changes"][0]["consumers"][0]["gone"] = True
-    assert any(line.startswith("  used by") and " (gone): " in line for line in status_lines(doc))
+    assert any(line.startswith("  used by") and " (gone): " in line for line in status_lines(doc, View()))
 
 
 def on_terminal_of(columns: int, script: str, text: bytes) -> list[str]:
@@ -371,7 +376,7 @@ def test_the_holder_of_a_package_manager_s_lock_is_named_by_pid_on_a_terminal_on
 def test_what_a_node_writes_moves_no_terminal_whichever_field_it_stands_in(capsys: pytest.CaptureFixture[str]) -> None:
     bad = "\x1b[2J\x1b]0;owned\x07\ng9 open: n[1-2]"
     say(f"  {bad}")
-    for line in status_lines(status(state=bad)):
+    for line in status_lines(status(state=bad), View()):
         say(line)
     record = {
         "seq": 1,
@@ -380,7 +385,7 @@ def test_what_a_node_writes_moves_no_terminal_whichever_field_it_stands_in(capsy
         "data": {"group": bad},
         "actor": {"user": bad, "via": "socket"},
     }
-    say(event_line(record))
+    say(event_line(record, View()))
     out = capsys.readouterr().out
     assert "\x1b" not in out and "\x07" not in out
     assert sum(line.startswith("g9 open") for line in out.splitlines()) == 1, "only that of a text with lines"

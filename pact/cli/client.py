@@ -11,7 +11,6 @@ import select
 import socket
 import struct
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -27,6 +26,7 @@ ANSWER_S: Final = 10.0  # of silence, where nobody says how long
 BUSY_MAX_S: Final = 60.0  # for so long a loop that computes and does not turn is taken for one at work
 AGAIN_S: Final = 0.05
 CHUNK: Final = 1 << 18
+SPENT_MAX_S: Final = 5.0  # a process that is older was not started for one command alone
 STARTING_S: Final = 20.0  # an agent that is older and does not listen here listens elsewhere
 PROCESSES_MAX: Final = 100_000
 #: Requests that look for who uses something.
@@ -176,7 +176,7 @@ class Connection:
         return UnreachableError(text, hint)
 
 
-def _stat(pid: int, task: str = "") -> list[str]:
+def _stat(pid: int | str, task: str = "") -> list[str]:
     """The fields of a process's ``stat`` after its name, the state first; none where that cannot be known."""
     try:
         with open(f"/proc/{pid}/{task}stat", "rb") as f:
@@ -240,41 +240,38 @@ class Answer:
         self.hint: str = raw.get("hint", "")
         self.result: dict[str, Any] = raw.get("result", {})
 
+    def accepted(self) -> Answer:
+        """Raises the error that the agent answered with, unless it came with a result worth showing."""
+        if not self.ok and not self.result:
+            raise self.error()
+        return self
+
     def error(self) -> PactError:
         kind = BY_EXIT_CODE.get(self.exit, PactError)
         return kind(self.message, self.hint)
 
 
-class Transport(ABC):
-    """A way to an answer."""
-
-    @abstractmethod
-    def ask(self, op: str, args: dict[str, Any]) -> Answer: ...
-
-    @abstractmethod
-    def stream(self, op: str, args: dict[str, Any]) -> Iterator[dict[str, Any]]: ...
-
-
-class Local(Transport):
-    """The control socket of this machine's agent. ``timeout_s``: ``None`` is the usual patience; ``spent_s`` of it has
-    passed already.
+class Local:
+    """The agent of this machine, by its control socket. ``timeout_s``: ``None`` is the usual patience; ``spent_s`` of
+    it has passed already.
     """
 
     def __init__(self, path: str, timeout_s: float | None = None, spent_s: float = 0.0) -> None:
         self.path, self.timeout_s, self.spent_s = path, timeout_s, spent_s
 
-    def ask(self, op: str, args: dict[str, Any]) -> Answer:
+    def ask(self, op: str, fields: dict[str, Any]) -> Answer:
         if op in SEARCHES:  # else we were ourselves one of those who use a mount, and in its way
             os.chdir("/")
         with Connection(self.path, self.timeout_s, self.spent_s) as connection:
-            connection.send(op, args)
+            connection.send(op, fields)
             return Answer(connection.line())
 
-    def stream(self, op: str, args: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """``watch`` and what follows have no end; once they have begun, events may be far apart."""
-        endless = op == "watch" or bool(args.get("follow"))
+    def lines(self, op: str, fields: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """Lines until the agent says that it was the last. ``watch`` and what follows have no end; once they have
+        begun, events may be far apart."""
+        endless = op == "watch" or bool(fields.get("follow"))
         with Connection(self.path, self.timeout_s, self.spent_s) as connection:
-            connection.send(op, args)
+            connection.send(op, fields)
             while True:
                 line = connection.line()
                 if line.get("end"):
@@ -286,14 +283,19 @@ class Local(Transport):
                     yield line
 
 
-def ask(way: Transport, op: str, **args: Any) -> Answer:
-    """One request. Raises the error that the agent answered with, unless it came with a result."""
-    answer = way.ask(op, args)
-    if not answer.ok and not answer.result:
-        raise answer.error()
-    return answer
+def local(path: str | None, patience_ns: int | None) -> Local:
+    """``path``: of its socket, if it is not the usual one."""
+    from pact.agent.config import DEFAULT_SOCKET
+
+    timeout_s = None if patience_ns is None else patience_ns / NS_PER_S
+    return Local(path or DEFAULT_SOCKET, timeout_s, _spent_s())
 
 
-def stream(way: Transport, op: str, **args: Any) -> Iterator[dict[str, Any]]:
-    """Lines until the agent says that it was the last, or until interrupted."""
-    return way.stream(op, args)
+def _spent_s() -> float:
+    """What this process has used of its time before it could ask: the interpreter starts, too."""
+    fields = _stat("self")
+    try:
+        spent_s = time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    except (ValueError, IndexError):
+        return 0.0
+    return spent_s if 0 < spent_s < SPENT_MAX_S else 0.0

@@ -6,15 +6,15 @@ What each node counts by itself (change numbers, sequence numbers, what its root
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Final
 
-from pact.cli.render import STYLE, clean, diff_lines, event_text, local_time, on_terminal, status_lines
+from pact.cli.command import Documents
+from pact.cli.render import STYLE, View, clean, diff_lines, event_text, local_time, status_lines
 from pact.cli.roots import fold
 
-Documents = Sequence[tuple[Mapping[str, Any], list[str]]]
-Lines = Iterable[tuple[str, str]]
+Lines = Iterable[tuple[str, str]]  # text and style
 #: The gravest first.
 ORDER: Final = ("emergency", "failed", "blocked", "drifted", "unconfigured", "committed")
 UNRECORDED: Final = (("(drifted, but the journal cannot be written)", ""),)
@@ -25,14 +25,14 @@ def _set(names: Sequence[str]) -> str:
     return fold(names) + (f" ({len(names)})" if len(names) > 1 else "")
 
 
-def status(documents: Documents, silent: int) -> Lines:
+def status(documents: Documents, silent: int, view: View) -> Lines:
     """Counts by state, then a line for each set of nodes that says the same."""
     counts: dict[str, int] = {}
     texts: dict[tuple[str, str], list[str]] = {}
     for doc, names in documents:
         state = clean(doc["state"])
         counts[state] = counts.get(state, 0) + len(names)
-        _, *lines = status_lines(doc, ids=False)
+        _, *lines = status_lines(doc, view)
         mode = " (observe mode)" if doc["mode"] == "observe" else ""
         text = "; ".join([state + mode, *(line.strip() for line in lines if not line.startswith("magnitude"))])
         texts.setdefault((state, text), []).extend(names)
@@ -43,13 +43,13 @@ def status(documents: Documents, silent: int) -> Lines:
         yield f"{_set(names)}: {text}", STYLE.get(state, "")
 
 
-def diff(documents: Documents, silent: int) -> Lines:
+def diff(documents: Documents, silent: int, view: View) -> Lines:
     """By resource, then by node sets."""
     found: dict[str, dict[tuple[tuple[str, str], ...], list[str]]] = {}
     quiet: list[str] = []
     for doc, names in documents:
         for entry in doc["resources"]:
-            lines = tuple(diff_lines(entry, times=False, ids=False))
+            lines = tuple(diff_lines(entry, View(ids=False)))
             found.setdefault(entry["id"], {}).setdefault(lines, []).extend(names)
         for resource in doc.get("unrecorded", ()):
             found.setdefault(resource, {}).setdefault(UNRECORDED, []).extend(names)
@@ -70,7 +70,7 @@ def diff(documents: Documents, silent: int) -> Lines:
         yield f"{_set(quiet)}: no drift", ""
 
 
-def log(documents: Documents, silent: int) -> Lines:
+def log(documents: Documents, silent: int, view: View) -> Lines:
     """What happened within a minute on many nodes is one line; the newest first."""
     rows = sorted(
         ((row["record"], name) for doc, names in documents for row in doc["rows"] for name in names),
@@ -79,7 +79,7 @@ def log(documents: Documents, silent: int) -> Lines:
     lines: list[tuple[datetime, str, list[str]]] = []
     newest: dict[str, int] = {}
     for record, name in rows:
-        text, then = event_text(record), datetime.fromisoformat(record["time"])
+        text, then = event_text(record, view), datetime.fromisoformat(record["time"])
         at = newest.get(text)
         if at is not None and then - lines[at][0] <= TOGETHER and name not in lines[at][2]:
             lines[at][2].append(name)
@@ -87,11 +87,8 @@ def log(documents: Documents, silent: int) -> Lines:
             newest[text] = len(lines)
             lines.append((then, text, [name]))
     for then, text, names in reversed(lines):
-        when = local_time(then.isoformat()) if on_terminal() else f"{then:%Y-%m-%dT%H:%MZ}"
+        when = local_time(then.isoformat()) if view.terminal else f"{then:%Y-%m-%dT%H:%MZ}"
         yield f"{when}  {_set(names)}: {text}", ""
     quiet = sorted(name for doc, names in documents if not doc["rows"] for name in names)
     if quiet:
         yield f"{_set(quiet)}: no such records", ""
-
-
-PAGES: Final[Mapping[str, Callable[[Documents, int], Lines]]] = {"status": status, "diff": diff, "log": log}

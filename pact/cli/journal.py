@@ -1,4 +1,4 @@
-"""``pact journal``: verify, export, import and accept-loss, on the files themselves; the agent need not run."""
+"""What ``pact journal`` does with a node's journal, on the files themselves; the agent need not run."""
 
 from __future__ import annotations
 

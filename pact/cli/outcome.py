@@ -1,100 +1,151 @@
-"""How a request that changes something ends on the screen: JSON as it is, or messages and the exit code."""
+"""How answers are shown, as far as several commands show the same."""
 
 from __future__ import annotations
 
-import argparse
-import sys
-from typing import Any, Final
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
 
-from pact.cli.client import Answer
-from pact.cli.render import clean, emit, holders_table, say, spoken, until
+from pact.cli.names import few
+from pact.cli.render import View, clean, holders_table
+
+if TYPE_CHECKING:
+    from pact.cli.render import Lines
 
 MOVED_MAX: Final = 10
+LEFT_SHOWN: Final = 10
 
 
-def finish(args: argparse.Namespace, answer: Answer) -> int:
-    """JSON as it is; else the message of what did not go well, and the exit code."""
-    if args.json:
-        emit({"v": 1, **answer.result, **({"message": answer.message} if answer.message else {})})
-    elif answer.message:
-        out = sys.stdout if answer.ok else sys.stderr
-        print(f"pact: {spoken(answer.message)}" if not answer.ok else spoken(answer.message), file=out)
-        if answer.hint and not answer.ok:
-            print(f"      {clean(answer.hint)}", file=out)
-    return answer.exit
+def some(resources: list[str]) -> str:
+    return few(map(clean, resources), 3)
 
 
-def show_moved(result: dict[str, Any]) -> None:
+# -- plans ------------------------------------------------------------------------------------------------------------
+
+
+def moved(result: Mapping[str, Any]) -> Lines:
     """What a plan's writes became in the kernel, and what they moved beside the plan."""
     for resource, text in result.get("reads", {}).items():
-        say(f"{clean(resource)}: the kernel made {clean(text)} of it, and that is compared from now on")
+        yield f"{clean(resource)}: the kernel made {clean(text)} of it, and that is compared from now on"
     for resource in result.get("moved", ())[:MOVED_MAX]:
-        say(f"{clean(resource)} moved with it")
+        yield f"{clean(resource)} moved with it"
     if len(result.get("moved", ())) > MOVED_MAX:
-        say(f"and {len(result['moved']) - MOVED_MAX} more moved with it")
+        yield f"and {len(result['moved']) - MOVED_MAX} more moved with it"
 
 
-def show_applied(result: dict[str, Any], *, ids: bool = True) -> None:
-    """What an application did or would do; ``ids``: which change of this node it is."""
-    for step in result.get("plan", ()):
-        say(f"  would {planned(changing(step))}")
-    if result.get("applied"):
-        window = f", to be committed{until(result['deadline'])}" if result.get("deadline") else ""
-        say(f"applied {len(result['applied'])}{' as ' + result['change'] if ids and result['change'] else ''}{window}")
-    show_moved(result)
-    show_notes(result)
-    if result.get("consumers"):
-        holders_table(result["consumers"])
-
-
-def show_notes(result: dict[str, Any]) -> None:
+def notes(result: Mapping[str, Any], view: View) -> Lines:
     """What else comes of it."""
     for note in result.get("notes", ()):
-        say(f"  note: {spoken(note)}")
+        yield f"  note: {view.spoken(note)}"
 
 
-def changing(step: dict[str, Any]) -> dict[str, Any]:
+def changing(step: Mapping[str, Any]) -> Mapping[str, Any]:
     """What an apply or a declaration sets to something new is changed; a rollback restores it."""
     return {**step, "action": "change"} if step["action"] == "restore" else step
 
 
-def planned(step: dict[str, Any]) -> str:
+def planned(step: Mapping[str, Any]) -> str:
     """A step that is not taken yet. Nobody creates a sysctl: its module brings it, or setting it fails."""
     missing = step["action"] == "set"
     why = ": the kernel has no such sysctl now; this fails unless a module brings it" if missing else ""
     return f"{step['action']:8} {clean(step['id'])}{why}"
 
 
-def show_converged(result: dict[str, Any], *, back: bool = False) -> None:
+def applied(result: Mapping[str, Any], view: View) -> Lines:
+    """What an application did or would do."""
+    for step in result.get("plan", ()):
+        yield f"  would {planned(changing(step))}"
+    if result.get("applied"):
+        window = f", to be committed{view.until(result['deadline'])}" if result.get("deadline") else ""
+        name = " as " + result["change"] if view.ids and result["change"] else ""
+        yield f"applied {len(result['applied'])}{name}{window}"
+    yield from moved(result)
+    yield from notes(result, view)
+    if result.get("consumers"):
+        yield from holders_table(result["consumers"], view)
+
+
+def converged(result: Mapping[str, Any], view: View, *, back: bool = False) -> Lines:
     """What a declaration did or would do; ``back``: to an earlier state."""
     if not result:
         return
     if result.get("blocked"):
-        holders_table(result["consumers"])
+        yield from holders_table(result["consumers"], view)
         return
     verb = "would converge" if result.get("dry_run") else "converged"
     left = result.get("left", {})
     changed = [s if back else changing(s) for s in result.get("converge", ()) if s["id"] not in left]
     for step in changed:
-        say(f"  {planned(step) if result.get('dry_run') else step['action'].ljust(8) + ' ' + clean(step['id'])}")
+        yield f"  {planned(step) if result.get('dry_run') else step['action'].ljust(8) + ' ' + clean(step['id'])}"
     said = "would declare" if result.get("dry_run") else "declared"
     same = f" ({result['unchanged']} were declared so already)" if result.get("unchanged") else ""
-    say(f"{said} {result['resources']} resources{same}, {verb} {len(changed)}")
-    show_moved(result)
+    yield f"{said} {result['resources']} resources{same}, {verb} {len(changed)}"
+    yield from moved(result)
+    said = "would forget" if result.get("dry_run") else "forgot"
     if result["forgotten"]:
-        say(f"{'would forget' if result.get('dry_run') else 'forgot'} {len(result['forgotten'])}")
+        yield f"{said} {len(result['forgotten'])}"
     if patterns := result.get("patterns_forgotten"):
-        said = "would forget" if result.get("dry_run") else "forgot"
-        say(f"{said} what is tracked: {', '.join(map(clean, patterns))}")
+        yield f"{said} what is tracked: {', '.join(map(clean, patterns))}"
     trials = result.get("trials") or {}
     for resource in trials.get("kept", ()):
-        say(f"kept as it is, committed for a time: {clean(resource)}")
+        yield f"kept as it is, committed for a time: {clean(resource)}"
     for resource in trials.get("ended", ()):
-        say(f"{'would end' if result.get('dry_run') else 'ended'} the trial of {clean(resource)}")
+        yield f"{'would end' if result.get('dry_run') else 'ended'} the trial of {clean(resource)}"
     if result["in_changes"]:
-        say(f"not converged, they belong to open changes (--take): {', '.join(map(clean, result['in_changes'][:5]))}")
+        yield f"not converged, they belong to open changes (--take): {', '.join(map(clean, result['in_changes'][:5]))}"
     for why in result.get("refused", ()):
-        say(f"would be refused: {spoken(why)}")
-    show_notes(result)
+        yield f"would be refused: {view.spoken(why)}"
+    yield from notes(result, view)
     if result.get("dry_run") and result.get("consumers"):
-        holders_table(result["consumers"])
+        yield from holders_table(result["consumers"], view)
+
+
+# -- changes ----------------------------------------------------------------------------------------------------------
+
+
+def committed(done: Mapping[str, Any], view: View) -> Lines:
+    """A change that was committed."""
+    record = f" as record {done['seq']}" if view.terminal else ""
+    name = f" {'a part of ' if done.get('split') else ''}{done['change'] or 'what was untracked'}" if view.ids else ""
+    trial = f", for a time{view.until(done['expires'], ': until ')}" if done.get("expires") else ""
+    also = f", also changed by {', '.join(map(clean, done['also']))}" if done.get("also") else ""
+    yield f"committed{name} ({some(done['resources'])}){record}{trial}{also}"
+    for resource in done.get("trials_ended", ()):
+        yield f"  the earlier trial of {clean(resource)} has ended with it"
+
+
+def rolled_back(done: Mapping[str, Any], view: View) -> Lines:
+    """A change that was rolled back, or would be."""
+    name = f" {done['change'] or 'what was untracked'}" if view.ids else ""
+    if "plan" in done:
+        subject = done["change"] if view.ids else ""
+        yield f"{subject or 'what is untracked'}: would" if subject or not done["change"] else "would"
+        for step in done["plan"]:
+            yield f"  {planned(step)}"
+        for why in done["refused"]:
+            yield f"  refused: {view.spoken(why)}"
+        yield from notes(done, view)
+    elif done.get("state") == "settled":
+        yield f"rolled back{name}" + (f" ({some(done['restored'])})" if done.get("restored") else "")
+        yield from notes(done, view)
+    elif done.get("left"):
+        for resource, why in done["left"].items():
+            yield f"  not restored: {clean(resource)}: {view.spoken(why)}"
+        yield from notes(done, view)
+    if done.get("consumers"):
+        yield from holders_table(done["consumers"], view)
+
+
+def still_open(result: Mapping[str, Any], view: View) -> Lines:
+    """The changes that were left."""
+    left = result.get("left") or []
+    if not isinstance(left, list) or not left:
+        return
+    settled = {d["change"] for key in ("committed", "rolled_back") for d in result.get(key, ()) if "change" in d}
+    more = f" and {len(left) - LEFT_SHOWN} more" if len(left) > LEFT_SHOWN else ""
+    named = [
+        f"{'the rest of ' if c['change'] in settled else ''}{c['change']} ({clean(c['owner'])})"
+        if view.ids
+        else f"a change of {clean(c['owner'])}"
+        for c in left[:LEFT_SHOWN]
+    ]
+    yield "still open: " + ", ".join(named) + more

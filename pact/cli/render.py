@@ -9,6 +9,7 @@ import re
 import sys
 import unicodedata
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,6 +21,11 @@ from pact.model import NS_PER_S
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
+
+    #: A line for people: plain, with a style, or a table.
+    Line = str | tuple[str, str] | Table
+    Lines = Iterable[Line]
 
 #: Colours mean what the state means.
 STYLE: Final = {
@@ -126,14 +132,54 @@ def local_time(text: str | None) -> str:
     return f"{then:%H:%M:%S}" if today else f"{then:%Y-%m-%d %H:%M:%S}"
 
 
-def until(text: str | None, before: str = " until ") -> str:
-    """`` until 23:31:35`` on a terminal; nothing where equal answers must be equal."""
-    return f"{before}{local_time(text)}" if text and on_terminal() else ""
+@dataclass(frozen=True, slots=True)
+class View:
+    """For whom an answer is shown. ``terminal``: a person looks at this one answer, which has colours, times and
+    process ids; elsewhere equal answers must be equal. ``ids``: with the numbers that a node counts by itself, which
+    differ where nodes are equal otherwise.
+    """
+
+    terminal: bool = False
+    ids: bool = True
+
+    @classmethod
+    def here(cls, *, ids: bool = True) -> View:
+        """Whoever looks at standard output."""
+        return cls(on_terminal(), ids)
+
+    def until(self, text: str | None, before: str = " until ") -> str:
+        """`` until 23:31:35``, or nothing."""
+        return f"{before}{local_time(text)}" if text and self.terminal else ""
+
+    def spoken(self, text: str) -> str:
+        """A message."""
+        return clean(text if self.terminal else PID.sub("", text))
 
 
 def spoken(text: str) -> str:
-    """A message for people: elsewhere than on a terminal without the process ids that it names."""
-    return clean(text if on_terminal() else PID.sub("", text))
+    """A message for whoever looks at standard output."""
+    return View.here().spoken(text)
+
+
+def put(lines: Lines) -> None:
+    """Show them on standard output."""
+    console = None
+    for line in lines:
+        if isinstance(line, str):
+            say(line)
+        elif isinstance(line, tuple) and not on_terminal():
+            say(line[0])
+        else:
+            from rich.text import Text
+
+            console = console or _console()
+            console.print(Text(*line) if isinstance(line, tuple) else line)
+
+
+def plain(lines: Lines) -> str:
+    """The same as text, as it stands where nobody looks at a terminal."""
+    texts = [line if isinstance(line, str) else line[0] for line in lines if isinstance(line, str | tuple)]
+    return "\n".join(clean(row) for text in texts for row in text.split("\n")).rstrip("\n")
 
 
 def _console() -> Console:
@@ -177,7 +223,7 @@ def _held(hold: Mapping[str, Any], node: str, fleet: str) -> str:
     return clean(hold["change"] or (fleet if str(hold["id"]).startswith("f") else node))
 
 
-def status_lines(doc: Mapping[str, Any], *, ids: bool = True, verbose: bool = False) -> Iterable[str]:
+def status_lines(doc: Mapping[str, Any], view: View, *, verbose: bool = False) -> Iterable[str]:
     """Plain status: absolute times, no pids, no node name, so that equal nodes answer equally."""
     yield f"state: {clean(doc['state'])}" + (" (observe mode)" if doc["mode"] == "observe" else "")
     untracked = f", untracked: {doc['untracked']}" if doc.get("untracked") else ""
@@ -189,7 +235,7 @@ def status_lines(doc: Mapping[str, Any], *, ids: bool = True, verbose: bool = Fa
         until = ", stale" if doc["emergency"]["stale"] else ends(doc["emergency"]["ends"])
         yield f"emergency: {clean(doc['emergency']['reason'])} ({clean(doc['emergency']['by'])}){until}"
     for change in doc["changes"]:
-        yield from _change_lines(change, ids=ids, most=None if verbose else RESOURCES_SHOWN)
+        yield from _change_lines(change, view, most=None if verbose else RESOURCES_SHOWN)
     most = None if verbose else LISTED_MAX
     yield from _listed(
         "trial", most, [f"{clean(t['resource'])}{ends(t['ends'])} ({clean(t['by'])})" for t in doc.get("trials", ())]
@@ -199,12 +245,12 @@ def status_lines(doc: Mapping[str, Any], *, ids: bool = True, verbose: bool = Fa
     yield from _listed(
         "unreadable",
         most,
-        [f"{clean(r)}: {spoken(w)}" for r, w in sorted(doc.get("unreadable_resources", {}).items())],
+        [f"{clean(r)}: {view.spoken(w)}" for r, w in sorted(doc.get("unreadable_resources", {}).items())],
         doc["unreadable"],
     )
     for hold in doc["holds"]:
-        name = f" {hold['id']}" if ids or str(hold["id"]).startswith("f") else ""
-        what = _held(hold, "node", "fleet") if ids or not hold["change"] else "a change"
+        name = f" {hold['id']}" if view.ids or str(hold["id"]).startswith("f") else ""
+        what = _held(hold, "node", "fleet") if view.ids or not hold["change"] else "a change"
         yield f"hold{name}: {what}: {clean(hold['reason'])} ({clean(hold['owner'])}){ends(hold['ends'])}"
     for name, health in doc["observers"].items():
         if health != "ok":
@@ -221,8 +267,8 @@ def status_lines(doc: Mapping[str, Any], *, ids: bool = True, verbose: bool = Fa
         waits = "; nothing is rolled back by itself for now" if doc["cluster"]["alone_until"] else ""
         yield f"cluster: cut off{waits}"
         if doc["cluster"].get("refused"):
-            yield f"cluster: {spoken(doc['cluster']['refused'])}"
-    if ids and (lag := _lag(doc)):
+            yield f"cluster: {view.spoken(doc['cluster']['refused'])}"
+    if view.ids and (lag := _lag(doc)):
         yield f"journal: {lag}"
 
 
@@ -248,9 +294,9 @@ def untracked_places(doc: Mapping[str, Any]) -> tuple[list[tuple[str, str]], int
     return shown, max(0, doc.get("untracked", 0) - sum(p["count"] for p in places))
 
 
-def _change_lines(change: Mapping[str, Any], *, ids: bool, most: int | None) -> Iterable[str]:
+def _change_lines(change: Mapping[str, Any], view: View, *, most: int | None) -> Iterable[str]:
     group = change.get("group") or ""
-    name = " ".join(filter(None, (change["id"] if ids else "", f"({group})" if group and ids else group)))
+    name = " ".join(filter(None, (change["id"] if view.ids else "", f"({group})" if group and view.ids else group)))
     until = ends(change["deadline"], change["remaining_s"]) if change["state"] in ("open", "held") else ""
     names = list(map(clean, change["resources"]))
     head = " ".join(filter(None, (name, change["state"], clean(change["owner"]["user"]))))
@@ -258,7 +304,7 @@ def _change_lines(change: Mapping[str, Any], *, ids: bool, most: int | None) -> 
     if change.get("also"):
         yield f"  also changed by {', '.join(dict.fromkeys(clean(o['user']) for o in change['also']))}"
     if change["reason"]:
-        yield f"  {why(change)}"
+        yield f"  {why(change, view)}"
     for holder in change["consumers"]:
         who = clean(holder["user"] or holder["how"])
         yield f"  used by {who}{gone(holder)}: {clean(holder['command'] or holder['path'])}"
@@ -272,8 +318,8 @@ def _listed(what: str, most: int | None, texts: list[str], total: int | None = N
         yield f"{what}: and {more} more"
 
 
-def why(change: Mapping[str, Any]) -> str:
-    return "what it changed is in use by" if change["reason"] == "consumers" else spoken(change["reason"])
+def why(change: Mapping[str, Any], view: View) -> str:
+    return "what it changed is in use by" if change["reason"] == "consumers" else view.spoken(change["reason"])
 
 
 def gone(holder: Mapping[str, Any]) -> str:
@@ -281,16 +327,16 @@ def gone(holder: Mapping[str, Any]) -> str:
     return " (gone)" if holder.get("gone") else ""
 
 
-def holders_table(holders: Iterable[Mapping[str, Any]], more: int = 0) -> None:
+def holders_table(holders: Iterable[Mapping[str, Any]], view: View, more: int = 0) -> Lines:
     """Who uses what; ``more`` are not named."""
     rows = list(holders)
-    if not on_terminal():
+    if not view.terminal:
         for h in rows:
             job = f" job {clean(h['job'])}" if h.get("job") else ""
             what = clean(h.get("command") or h.get("path"))
-            say(f"  {clean(h['resource'])} used by {clean(h.get('user') or '?')}{job} ({h['how']}){gone(h)}: {what}")
+            yield f"  {clean(h['resource'])} used by {clean(h.get('user') or '?')}{job} ({h['how']}){gone(h)}: {what}"
         if more:
-            say(f"  and {more} more")
+            yield f"  and {more} more"
         return
     from rich.table import Table
 
@@ -306,37 +352,30 @@ def holders_table(holders: Iterable[Mapping[str, Any]], more: int = 0) -> None:
             clean(h.get("path", "")),
             clean(h.get("command", ""))[:80] + gone(h),
         )
-    _console().print(table)
+    yield table
     if len(rows) + more > LISTED_MAX:
-        say(f"   and {len(rows) + more - LISTED_MAX} more")
+        yield f"   and {len(rows) + more - LISTED_MAX} more"
 
 
 # -- diff -----------------------------------------------------------------------------------------------------------
 
 
-def diff_page(doc: Mapping[str, Any]) -> None:
-    tty = on_terminal()
+def diff_page(doc: Mapping[str, Any], view: View) -> Lines:
     for entry in doc["resources"]:
-        for line, style in diff_lines(entry, times=tty):
-            if tty:
-                from rich.text import Text
-
-                _console().print(Text(line, style))
-            else:
-                say(line)
+        yield from diff_lines(entry, view)
     for entry in doc.get("untracked", ()):
         command = clean(entry["owner"]["command"])
         who = f"{clean(entry['owner']['user'])}{f': {command}' if command else ''}"
-        say(f"{clean(entry['resource'])}  (untracked, {who})")
+        yield f"{clean(entry['resource'])}  (untracked, {who})"
     for resource in doc.get("unrecorded", ()):
-        say(f"{clean(resource)}  (drifted, but the journal cannot be written)")
+        yield f"{clean(resource)}  (drifted, but the journal cannot be written)"
 
 
-def diff_lines(entry: Mapping[str, Any], *, times: bool, ids: bool = True) -> Iterable[tuple[str, str]]:
+def diff_lines(entry: Mapping[str, Any], view: View) -> Iterable[tuple[str, str]]:
     who = clean(entry["owner"]["user"])
-    when = f", {local_time(entry['seen'])}" if times else ""
-    command = clean(entry["owner"]["command"]) if ids else ""
-    change = f"{entry['change']}, " if ids else ""
+    when = f", {local_time(entry['seen'])}" if view.terminal else ""
+    command = clean(entry["owner"]["command"]) if view.ids else ""
+    change = f"{entry['change']}, " if view.ids else ""
     yield f"{clean(entry['id'])}  ({change}{who}{when}{': ' + command if command else ''})", "bold"
     if entry.get("also"):
         yield f"  also changed by {', '.join(dict.fromkeys(clean(o['user']) for o in entry['also']))}", "dim"
@@ -376,19 +415,19 @@ def _value(value: Any) -> str:
 # -- journal --------------------------------------------------------------------------------------------------------
 
 
-def event_line(record: Mapping[str, Any]) -> str:
+def event_line(record: Mapping[str, Any], view: View) -> str:
     """One record in one line."""
     data = record["data"]
-    parts = [data.get("group") or "", data.get("change") or "", _what(record["type"], data), _who(record)]
+    parts = [data.get("group") or "", data.get("change") or "", _what(record["type"], data, view), _who(record)]
     text = "  ".join(clean(p) for p in parts if p)
-    when = local_time(record["time"]) if on_terminal() else record["time"][:19] + "Z"
+    when = local_time(record["time"]) if view.terminal else record["time"][:19] + "Z"
     return clean(f"{record['seq']:>6}  {when}  {record['type']:<18}{text}")
 
 
-def event_text(record: Mapping[str, Any]) -> str:
+def event_text(record: Mapping[str, Any], view: View) -> str:
     """What happened, without when and under which numbers: the same on nodes where the same has happened."""
     data = record["data"]
-    what = _what(record["type"], {k: v for k, v in data.items() if k not in ("deadline", "ends")})
+    what = _what(record["type"], {k: v for k, v in data.items() if k not in ("deadline", "ends")}, view)
     return "  ".join(clean(p) for p in (record["type"], data.get("group") or "", what, _who(record)) if p)
 
 
@@ -398,11 +437,11 @@ def _who(record: Mapping[str, Any]) -> str:
     return f"by {by}" if by else ""
 
 
-def _until(time: str) -> str:
-    return "until " + (local_time(time) if on_terminal() else f"{time[:19]}Z")
+def _until(time: str, view: View) -> str:
+    return "until " + (local_time(time) if view.terminal else f"{time[:19]}Z")
 
 
-def _what(type_: str, data: Mapping[str, Any]) -> str:
+def _what(type_: str, data: Mapping[str, Any], view: View) -> str:
     if "omitted" in data:
         return f"({data['omitted']} bytes, too large to travel: see it on the node)"
     if type_ == "group_prepared":
@@ -419,9 +458,9 @@ def _what(type_: str, data: Mapping[str, Any]) -> str:
         owner = data.get("owner", {}).get("user", "")
         return f"{data['resource']}  by {owner}" if owner else str(data["resource"])
     if type_ == "window_opened":
-        return _until(data["deadline"]) if data.get("deadline") else ""
+        return _until(data["deadline"], view) if data.get("deadline") else ""
     if type_ == "window_extended" and data.get("ends"):  # of a group, by its root
-        return _until(data["ends"])
+        return _until(data["ends"], view)
     if type_ == "window_extended":
         return "by " + format_duration(data["by_ns"])
     if type_ == "committed":
@@ -460,17 +499,17 @@ def _few(names: Iterable[str]) -> str:
     return few(sorted(names), 3)
 
 
-def record_page(result: Mapping[str, Any]) -> None:
+def record_page(result: Mapping[str, Any], view: View) -> Lines:
     record = result["record"]
-    say(event_line(record))
-    say(clean_json({k: record[k] for k in ("actor", "data", "prev", "hash")}))
+    yield event_line(record, view)
+    yield clean_json({k: record[k] for k in ("actor", "data", "prev", "hash")})
     for resource, entry in result["contents"].items():
         if "content" in entry:
-            say(f"--- replaced content of {clean(resource)}")
+            yield f"--- replaced content of {clean(resource)}"
             for line in entry["content"].splitlines():
-                say(clean(line.replace("\t", "    ")))
+                yield clean(line.replace("\t", "    "))
         elif "left_out" in entry:
-            say(f"--- replaced content of {clean(resource)}: {clean(entry['left_out'])}")
+            yield f"--- replaced content of {clean(resource)}: {clean(entry['left_out'])}"
 
 
 def clean_json(value: Any) -> str:

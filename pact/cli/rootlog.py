@@ -1,4 +1,4 @@
-"""``pact journal --root``: verify, back up and bring back the log of a root, on SQLite or etcd."""
+"""What ``pact journal --root`` does: verify, back up and bring back the log of a root, on SQLite or etcd."""
 
 from __future__ import annotations
 

@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from pact.cli.client import Answer, Transport
 from pact.cli.render import clean, spoken
 from pact.errors import UnreachableError, UsageError
 from pact.model import NS_PER_S
@@ -21,24 +20,7 @@ if TYPE_CHECKING:
     from pact.cluster.client import Result, RootClient
 
 EVERY_S: Final = 0.1
-
-
-class Asked(Exception):
-    """The one-node command would ask this."""
-
-    def __init__(self, op: str, args: dict[str, Any]) -> None:
-        super().__init__(op)
-        self.op, self.args_ = op, args
-
-
-class Recorder(Transport):
-    """Finds out what a command asks."""
-
-    def ask(self, op: str, args: dict[str, Any]) -> Answer:
-        raise Asked(op, args)
-
-    def stream(self, op: str, args: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        raise Asked(op, args)
+NONSENSE: Final = "an answer that makes no sense"
 
 
 # -- the connection -------------------------------------------------------------------------------------------------
@@ -125,13 +107,13 @@ class Answers:
     codes: list[int] = field(default_factory=list)
 
 
-def ask(args: argparse.Namespace, op: str, request: dict[str, Any]) -> tuple[Answers, Result]:
+def ask(args: argparse.Namespace, op: str, fields: dict[str, Any], nodes: str | None) -> tuple[Answers, Result]:
     from pact.cluster.client import Parts, Progress, Result
 
     answers, progress = Answers(), _Progress()
     try:
         with connected(args) as client:
-            for item in client.ask(op, request, args.nodes, _timeout_s(args)):
+            for item in client.ask(op, fields, nodes, _timeout_s(args)):
                 if isinstance(item, Parts):
                     answers.parts.setdefault(item.body, []).extend(item.names)
                     progress.update(more=len(item.names))

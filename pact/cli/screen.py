@@ -12,19 +12,17 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from rich.cells import cell_len
-from rich.console import Console
-from rich.text import Text
 
 from pact.cli.names import folded
 from pact.cli.render import (
     STORE_FULL,
     STYLE,
+    View,
     clean,
     gone,
     left_of,
     local_time,
     nearly_full,
-    spoken,
     untracked_places,
     why,
 )
@@ -34,6 +32,7 @@ BAR_WIDTH: Final = 16
 DETAILS: Final = ((12, None, 12), (6, None, 6), (3, None, 4), (2, 12, 3), (1, 8, 2), (1, 5, 1), (1, 3, 1), (1, 1, 1))
 HOLDERS_SHOWN: Final = 3
 WIDTH_MIN: Final = 20
+PERSON: Final = View(terminal=True)
 Line = tuple[str, str]  # text and style
 
 
@@ -46,11 +45,10 @@ class Limits:
     entries: int | None = None
 
 
-def show(doc: Mapping[str, Any], *, verbose: bool) -> None:
+def screen(doc: Mapping[str, Any], *, verbose: bool) -> list[Line]:
+    """For the terminal as large as it is."""
     size = shutil.get_terminal_size()
-    console = Console(highlight=False, soft_wrap=True)
-    for text, style in page(doc, max(WIDTH_MIN, size.columns), size.lines - 1, verbose=verbose):
-        console.print(Text(text, style))
+    return page(doc, max(WIDTH_MIN, size.columns), size.lines - 1, verbose=verbose)
 
 
 def page(doc: Mapping[str, Any], width: int, height: int, *, verbose: bool) -> list[Line]:
@@ -102,7 +100,10 @@ def _lines(doc: Mapping[str, Any], width: int, limits: Limits) -> Iterable[Line]
     yield from _list(
         unread,
         limits.entries,
-        lambda item: [f"unreadable {cut_name(clean(item[0]), max(10, width - 11))}", *prose(spoken(item[1]), width)],
+        lambda item: [
+            f"unreadable {cut_name(clean(item[0]), max(10, width - 11))}",
+            *prose(PERSON.spoken(item[1]), width),
+        ],
         "unreadable",
         total=doc["unreadable"],
         style="red",
@@ -192,7 +193,7 @@ def _change(doc: Mapping[str, Any], change: Mapping[str, Any], width: int, limit
         users = list(dict.fromkeys(clean(o["user"]) for o in change["also"]))
         yield from ((row, "") for row in wrapped(users, width, 1, f"{INDENT}also changed by "))
     if change["reason"]:
-        yield from ((row, style) for row in prose(why(change), width))
+        yield from ((row, style) for row in prose(why(change, PERSON), width))
     yield from _list(
         change["consumers"],
         HOLDERS_SHOWN if limits.entries else None,

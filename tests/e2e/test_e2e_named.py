@@ -103,7 +103,7 @@ def test_a_record_that_keeps_many_contents_names_a_few(agent: Agent) -> None:
 
 
 def test_a_commit_that_has_expired_names_what_it_was(agent: Agent) -> None:
-    from pact.cli.render import event_line
+    from pact.cli.render import View, event_line
 
     line = event_line(
         {
@@ -112,7 +112,8 @@ def test_a_commit_that_has_expired_names_what_it_was(agent: Agent) -> None:
             "type": "commit_expired",
             "actor": {"user": "pact", "via": "agent"},
             "data": {"resources": {"sysctl:vm.x": None}, "commit": 5, "owner": {"user": "ann"}},
-        }
+        },
+        View(),
     )
     assert "sysctl:vm.x, committed for a time by ann" in line
 

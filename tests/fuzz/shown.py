@@ -16,7 +16,9 @@ import orjson
 
 from fuzz.kit import Feed, Target, piece
 from fuzz.tree import heads, raw
-from pact.cli import fleet, main, roots, screen
+from pact.cli import fleet, main, roots, running, screen
+from pact.cli.command import NodeCommand
+from pact.cli.commands import load
 from pact.cli.roots import Answers
 from pact.cluster.client import RootClient
 from pact.core.tree import wire
@@ -103,15 +105,16 @@ def shown(data: bytes) -> None:
     feed = Feed(data)
     args, as_json = feed.pick(ARGS)
     terminal = bool(feed.number() & 1) and not as_json
-    handler = main._handler(args.command)
-    fleet._what_is_asked(args, handler)
+    command = load(args.command)
+    assert isinstance(command, NodeCommand)
+    command.request(args)
     answers = Answers()
     for name in ("n1", "n2", "n3"):
         if feed:
             answers.parts.setdefault(feed.piece(), []).append(name)
     with _captured(terminal) as (out, err):
-        (fleet._as_json if as_json else fleet._as_text)(args, handler, answers)
-        fleet._truncated(args, answers)
+        (fleet.as_json if as_json else fleet.as_text)(command, args, answers)
+        fleet.left_out(command, answers)
         if as_json:
             document = orjson.loads(out.buffer.getvalue())  # type: ignore[attr-defined]
             said = set(document["nodes"]).union(*(_names(n) for n in document["failed"]))
@@ -121,12 +124,12 @@ def shown(data: bytes) -> None:
             said = {n for names in answers.parts.values() for n in names}
     assert said >= {n for names in answers.parts.values() for n in names}
     for body in answers.parts:
-        raw_ = fleet._sense(body)
-        if raw_ is not None and args.command == "status" and raw_["exit"] == 0:
+        answer = fleet.sense(body)
+        if answer is not None and args.command == "status" and answer.exit == 0:
             with contextlib.suppress(
                 KeyError, TypeError, ValueError, AttributeError, IndexError
             ):  # of its own agent it is right
-                for text, _ in screen.page(raw_["result"], 80, 24, verbose=False):
+                for text, _ in screen.page(answer.result, 80, 24, verbose=False):
                     _nothing_moves(text)
 
 
@@ -285,10 +288,10 @@ def client(data: bytes) -> None:
         SimpleNamespace(poll=lambda _: 0),
     )
     there = contextlib.nullcontext(one)
-    roots.connected = fleet.connected = lambda _: there  # type: ignore[assignment]
+    roots.connected = lambda _: there  # type: ignore[assignment]
     with _captured(terminal):
         try:
-            code = fleet.run(args, None)
+            code = running.run(load(args.command), args)
         except PactError as exc:
             main._say_error(exc, False, False)
             code = exc.exit_code

@@ -1,0 +1,93 @@
+"""Each command is one file: it is listed, it is found, it asks what ``pact.core.ops`` knows, and costs no other's start."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pact.cli import commands
+from pact.cli.command import NodeCommand, RootCommand, RootRequest
+from pact.cli.commands import COMMANDS, load
+from pact.cli.main import build, main
+from pact.core import ops
+
+FILES = {p.stem for p in Path(commands.__file__).parent.glob("*.py")} - {"__init__"}
+LINES = [(name, line) for name in COMMANDS for line in load(name).examples]
+
+
+def test_the_table_and_the_files_name_the_same_commands() -> None:
+    assert set(COMMANDS) == FILES
+    for name in COMMANDS:
+        assert type(load(name)).__name__.lower() == name, "a command's class has its name"
+        assert type(load(name)).__module__ == f"pact.cli.commands.{name}"
+
+
+def test_help_lists_each_with_its_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    shown = [line.split(None, 1) for line in capsys.readouterr().out.splitlines()]
+    assert [words for words in shown if words and words[0] in COMMANDS] == [list(item) for item in COMMANDS.items()]
+    for name, text in COMMANDS.items():
+        with pytest.raises(SystemExit):
+            main([name, "--help"])
+        assert text in capsys.readouterr().out.splitlines()
+
+
+def asked_at_root(command: Any, args: Any) -> RootRequest | None:
+    found = command.at_root(args)
+    assert found is None or isinstance(found, RootRequest)
+    return found
+
+
+@pytest.mark.parametrize(("name", "line"), LINES, ids=[line for _, line in LINES])
+def test_what_a_command_asks_is_a_request_with_its_fields(
+    name: str, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pact.cli.declared.fields", lambda path, empty=False: {"resources": {}, "blobs": {}})
+    command = load(name)
+    args = build().parse_args(shlex.split(line.partition(" > ")[0])[1:])
+    if not isinstance(command, NodeCommand | RootCommand):
+        return
+    root = asked_at_root(command, args)
+    if root is not None:
+        assert ops.AT_ROOT[root.op].command == name
+    if isinstance(command, RootCommand) or (root is not None and name != "apply"):
+        return
+    if args.command == "commit" and args.message is None:
+        args.message = "from the editor"
+    op, fields = command.request(args)
+    known = ops.types_of(ops.AT_NODE[op])
+    assert ops.AT_NODE[op].command == name
+    assert set(ops.needed(ops.AT_NODE[op])) <= fields.keys() <= known.keys()
+    assert {key: value for key, value in fields.items() if not isinstance(value, known[key])} == {}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_what_takes_nodes_is_what_many_nodes_or_the_root_can_be_asked(name: str) -> None:
+    command = load(name)
+    if not isinstance(command, NodeCommand):
+        return
+    mine = [op for op in ops.AT_NODE.values() if op.command == name]
+    assert mine
+    assert command.far == (any(op.afar for op in mine) or any(op.command == name for op in ops.AT_ROOT.values()))
+
+
+PRINT = (
+    "import sys\nfrom pact.cli.main import main\ntry: main({!r})\nexcept SystemExit: pass\nprint(*sorted(sys.modules))"
+)
+
+
+@pytest.mark.parametrize(
+    ("words", "found"), [(["--help"], set()), (["--version"], set()), (["status", "--help"], {"status"})]
+)
+def test_a_start_imports_one_command_and_nothing_that_only_answers_need(words: list[str], found: set[str]) -> None:
+    done = subprocess.run([sys.executable, "-c", PRINT.format(words)], capture_output=True, text=True, check=True)
+    modules = set(done.stdout.splitlines()[-1].split())
+    assert {m.rpartition(".")[2] for m in modules if m.startswith("pact.cli.commands.")} == found
+    assert modules & {"orjson", "rich", "zmq", "socket", "pact.cli.render", "pact.cli.client", "pact.core.ops"} == set()
