@@ -77,8 +77,9 @@ endif
 
 # What needs no kernel: the core, what travels, what is read and written.
 QUICK := $(wildcard $(addprefix tests/test_,core_*.py groups*.py journal_*.py relay*.py ops.py older_data.py wire.py \
-  questions.py commands.py uplink.py outbox.py backlog.py acks.py seals.py shares.py twins.py public.py requests.py config.py toml.py \
-  render.py folds.py nodesets.py limits.py strict.py sysctl_text.py litter.py textdiff.py tidy.py specs.py))
+  questions.py commands.py member.py uplink.py outbox.py backlog.py acks.py seals.py shares.py twins.py public.py \
+  requests.py config.py toml.py render.py folds.py nodesets.py limits.py strict.py sysctl_text.py litter.py textdiff.py \
+  tidy.py specs.py))
 
 test-quick: $(VENV)/.dev
 	$(BIN)/python -m pytest -q -m "not root and not alone" --numprocesses=2 --dist=loadscope $(QUICK)

@@ -12,11 +12,12 @@ import orjson
 import pytest
 from cluster_kit import Kit
 
-from pact.agent.link import CACHED_BYTES_MAX, Link
+from pact.agent.link import Link
 from pact.agent.veil import Veil
 from pact.core.records import GENESIS, Record, seal
 from pact.core.root.twins import Twins
 from pact.core.tree import wire
+from pact.core.tree.member import CACHED_BYTES_MAX
 from pact.core.tree.uplink import Parent
 from pact.host.clock import boottime_ns
 from pact.journal.sqlite import SqliteJournal
@@ -208,7 +209,7 @@ def test_what_is_done_once_is_not_done_again_when_its_answer_had_to_make_room(ki
     for _ in range(2):  # under another aggregator the root asks both again
         call(1, "extend", id="c7", by_ns=1)
     assert did == ["extend", "log"]
-    assert b"not done twice" in (node.link._kept.get((5, "5.1")) or b"")
+    assert b"not done twice" in (node.link.member.calls.kept.get((5, "5.1")) or b"")
     node.close()
 
 

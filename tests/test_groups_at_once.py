@@ -87,7 +87,7 @@ def test_a_node_that_obeys_a_newer_root_does_not_say_that_it_knows_an_older_ones
     assert "f9" not in c.peers["n0"].world.node.state.holds
     assert not any(
         orjson.loads(a)["result"].get("seen")
-        for a in c.peers["n0"].answers.values()
+        for a in c.peers["n0"].calls.kept
         if isinstance(orjson.loads(a).get("result"), dict)
     )
 

@@ -202,14 +202,16 @@ def test_of_many_finished_groups_the_first_to_end_is_forgotten_first(monkeypatch
 def test_what_a_member_makes_up_is_neither_kept_nor_shown(text: str) -> None:
     c = cluster()
     gid = apply(c)
-    carry_out = c._carry_out
+    call, answer = c._call, c._answer
+    made_up = orjson.dumps({"ok": True, "exit": 0, "message": "", "hint": "", "result": {"state": text}})
 
-    def odd(world: Any, op: str, args: Any, caller: Any) -> bytes | None:
-        if op == "group_state" and world is c.peers["n1"].world:
-            return orjson.dumps({"ok": True, "exit": 0, "message": "", "hint": "", "result": {"state": text}})
-        return carry_out(world, op, args, caller)
+    def odd(root: Any, name: str, head: Any, body: bytes) -> None:
+        if name == "n1" and head["op"] == "group_state":
+            answer(name, root, (head["fence"], head["call"]), made_up)
+        else:
+            call(root, name, head, body)
 
-    c._carry_out = odd  # type: ignore[method-assign]
+    c._call = odd  # type: ignore[method-assign]
     assert group(c, gid)["members"] == {"applied": "n0,n2,n3", "unknown": "n1"}
 
 

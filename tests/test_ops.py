@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pact.agent.link import HERE_ONLY, ONCE
+from pact.agent.link import HERE_ONLY
 from pact.agent.requests import ALL_FIELDS, FIELDS, Requests
 from pact.cli.main import build
 from pact.core import ops
@@ -17,6 +17,7 @@ from pact.core.roles import BY_GROUP, RANK
 from pact.core.root.log import RootState
 from pact.core.root.questions import NODE_OPS, SETTLING
 from pact.core.root.root import Root
+from pact.core.tree.member import ONCE
 from pact.errors import EXIT_DENIED
 from pact.model import Declared
 from pact.sim.cluster import CommaSets

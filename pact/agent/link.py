@@ -1,7 +1,8 @@
 """The agent's place in a cluster: its records go up, calls and holds come down. Loaded only where there are parents.
 
-Everything here runs in the agent's loop. Calls are carried out by the same ``Requests`` as those of the control socket,
-with the operator's identity; what was done once is answered again, not done again.  # T12
+Everything here runs in the agent's loop. What a node does in the tree is decided in ``core.tree.member``; here are its
+sockets, its records and who carries its calls out: the same ``Requests`` as for the control socket, with the operator's
+identity.
 Records leave as viewers may see them, whoever asks.  # S2
 """
 
@@ -23,21 +24,31 @@ import zmq
 from pact import __version__
 from pact.agent import veil
 from pact.agent.budget import Budget
-from pact.agent.remote import ANSWER_MAX, ROWS_MAX, Callers, Remote
+from pact.agent.remote import ROWS_MAX, Callers, Remote
 from pact.core import ops, strict
 from pact.core.node import bonds
 from pact.core.node.events import ContactChanged, FleetTold
 from pact.core.records import Record, rfc3339
 from pact.core.tree.checks import BODY_MAX
-from pact.core.tree.kept import Kept
+from pact.core.tree.member import (
+    Answered,
+    Called,
+    Calls,
+    CarryOut,
+    Contact,
+    Effect,
+    FleetSaid,
+    Key,
+    Member,
+    Welcomed,
+    refusal,
+)
 from pact.core.tree.outbox import WITH_ANSWER_RECORDS, Outbox, Read, Up, can_wait, with_answer
-from pact.core.tree.seals import NodeSeals, key_id, of_one
-from pact.core.tree.uplink import OF_LINKS, Deliver, Effect, Lost, Uplink
-from pact.core.tree.wire import Message, beside
+from pact.core.tree.seals import NodeSeals, key_id
+from pact.core.tree.uplink import OF_LINKS, Lost, Note
+from pact.core.tree.wire import Message
 from pact.errors import (
-    EXIT_CONFLICT,
     EXIT_FAILED,
-    EXIT_UNREACHABLE,
     EXIT_USAGE,
     ConfigError,
     JournalError,
@@ -62,23 +73,8 @@ READ_BYTES: Final = 128 << 10
 READS_PER_TURN: Final = 4
 PUT_OFF_NS: Final = NS_PER_S // 20
 REREAD_NS: Final = 2 * NS_PER_S
-RUNNING_MAX: Final = 64
-CACHED_MAX: Final = 256
-BEGUN_MAX: Final = 10_000  # calls that are done once: of so many it is known that they were begun
-CACHED_BYTES_MAX: Final = 2 << 20
 BEGUN_RECORDS: Final = 1_000
-#: What must not be done twice. Whatever the root asks of a group's member may.
-ONCE: Final = frozenset(name for name, op in ops.AT_NODE.items() if op.once)
 HERE_ONLY: Final = frozenset(name for name, op in ops.AT_NODE.items() if op.at == "node" and not op.afar)
-NOT_SEALED: Final = orjson.dumps(
-    {
-        "ok": False,
-        "exit": EXIT_UNREACHABLE,
-        "message": "this node takes only what a root has sealed for it",
-        "hint": "the root, or an aggregator on the way, is older than the node",
-        "result": {},
-    }
-)
 
 
 class Link:
@@ -101,34 +97,26 @@ class Link:
         self.outbox = Outbox(config.name, incarnation, newest=agent.journal.seq, acked=self._saved)
         self.outbox.forked = self._said_forked = forked
         session = secrets.randbits(64)
-        self.seals = _seals(config, key, session) if config.roots else None
-        self.uplink = Uplink(
-            config.name,
-            "node",
+        self.member = Member(
+            self.outbox,
             config.parents,
             random.Random(),
             session=session,
             version=__version__,
             rack=config.rack,
-            more=self._more,
+            wall_ns=time.time_ns,
             unfinished=lambda: bonds.unfinished(agent.node),
-            prove=self._prove if self.seals is not None else None,
-            judges=True,
+            calls=Calls(self._calls_begun()),
+            seals=_seals(config, key, session) if config.roots else None,
         )
-        self._unheard = False  # a parent took us, and the root has not said yet whether the fleet is held
-        self._unsealed = 0  # what came without a root's seal, and did not count
+        self.uplink = self.member.uplink
         self._recent: deque[tuple[int, str, bytes]] = deque()
         self._recent_bytes = 0
         self._todo: deque[Read | Up] = deque()
         self._reread_ns = 0  # when something that could not be read is tried again; 0: there is none
         self._unread = False  # and was said to be so
-        self._running: set[tuple[int, str]] = set()
-        self._kept: Kept[tuple[int, str]] = Kept(CACHED_MAX, CACHED_BYTES_MAX)
         self._callers = Callers()
         self._budget = Budget()
-        self._put_off: deque[Message] = deque()  # calls of people who have used up their share of the loop's time
-        self._sealer: dict[tuple[int, str], tuple[bytes, str]] = {}  # call -> the key shared with its root, its term
-        self._begun = dict.fromkeys(self._calls_begun())
         self._since_wall_ns = 0
 
     def _calls_begun(self) -> set[str]:
@@ -141,13 +129,6 @@ class Link:
 
     def _closing(self, socket: zmq.Socket[bytes]) -> None:
         self.agent.unwatch_fd(socket.fileno())
-
-    def _more(self) -> dict[str, Any]:
-        return {"incarnation": self.outbox.incarnation, "seq": self.outbox.newest, "wall_ns": time.time_ns()}
-
-    def _prove(self, head: Mapping[str, Any]) -> str:
-        assert self.seals is not None
-        return self.seals.proof(head["session"], head["incarnation"], head["seq"], head["wall_ns"])
 
     # -- the loop -----------------------------------------------------------------------------------------------
 
@@ -163,14 +144,14 @@ class Link:
         for parent, message in self.links.drain():
             if message.kind == "sorry" and message.head["denied"]:
                 self._refused_by(f"{parent} refuses the key of this node: {message.head['why']}")
-            self._apply(self.uplink.received(parent, message, now_ns))
-        self._apply(self.uplink.tick(now_ns))
-        self._queue(self.outbox.tick(now_ns))
+            self._apply(self.member.received(parent, message, now_ns))
+        self._apply(self.member.tick(now_ns))
         if 0 < self._reread_ns <= now_ns:
             self._reread_ns = 0
             self._queue(self.outbox.more())
-        for _ in range(len(self._put_off)):
-            self._call(self._put_off.popleft())
+        put_off = self.member.calls.put_off
+        for _ in range(len(put_off)):
+            self._call(put_off.popleft())
         for _ in range(READS_PER_TURN):
             if not self._todo:
                 break
@@ -197,10 +178,11 @@ class Link:
         """0: at once."""
         if self._todo or self.links.readable():
             return 0
-        due = [ns for ns in (self.uplink.next_wake_ns(), self.outbox.next_wake_ns()) if ns is not None]
+        wake_ns = self.member.next_wake_ns()
+        due = [wake_ns] if wake_ns is not None else []
         if self._reread_ns:
             due.append(self._reread_ns)
-        if self._put_off:
+        if self.member.calls.put_off:
             due.append(self.agent.clock.now_ns() + PUT_OFF_NS)
         return min(due, default=1 << 62)
 
@@ -208,18 +190,26 @@ class Link:
         for effect in effects:
             if isinstance(effect, OF_LINKS):
                 self.links.perform(effect)
-            elif isinstance(effect, Deliver):
-                self._received(effect.message)
+            elif isinstance(effect, Read):
+                self._queue([effect])
+            elif isinstance(effect, Called):
+                self._call(effect.message)
+            elif isinstance(effect, CarryOut):
+                self._run(effect.key, effect.head, effect.body)
+            elif isinstance(effect, Answered):
+                self._answer(effect.key, effect.body)
+            elif isinstance(effect, FleetSaid):
+                self.agent.tell(FleetTold(*self.agent.now(), effect.fence, effect.seq, effect.holds))
+            elif isinstance(effect, Contact):
+                self.agent.tell(ContactChanged(*self.agent.now(), effect.up))
+            elif isinstance(effect, Welcomed):
+                log(f"cluster: under {effect.parent}")
+                self._since_wall_ns, self._refusal = self.agent.now()[1], ""
+                self._todo.clear()
             elif isinstance(effect, Lost):
                 log(f"cluster: no parent: {effect.why}", 4)
-                self.outbox.lost()
-                self._unheard = False
-                self.agent.tell(ContactChanged(*self.agent.now(), False))
-            else:
+            elif isinstance(effect, Note):
                 log(f"cluster: {effect.text}", 4)
-
-    def _send(self, kind: str, head: Mapping[str, Any], body: bytes = b"") -> None:
-        self._apply(self.uplink.send(kind, head, body))
 
     def close(self) -> None:
         """Say goodbye. What is not acknowledged is sent at the next start."""
@@ -249,7 +239,7 @@ class Link:
 
     def _next(self, work: Read | Up, now_ns: int) -> None:
         if isinstance(work, Up):
-            self._send(work.kind, self._sealed(work).head, work.body)
+            self._apply(self.member.send(work))
             return
         if work.first != self.outbox.following:
             return  # it was read meanwhile
@@ -262,9 +252,6 @@ class Link:
             return
         self._reread_ns, self._unread = 0, False
         self._todo.extendleft(reversed(self.outbox.rows(work.first, lines, now_ns)))
-
-    def _sealed(self, up: Up) -> Up:
-        return up if self.seals is None else self.seals.sealed(up)
 
     def _lines(self, first: int, limit: int) -> Iterator[bytes]:
         """Records as viewers may see them, at least one; from memory where it has them."""
@@ -310,123 +297,18 @@ class Link:
             pass
         self._saved = self.outbox.acked
 
-    # -- what comes down ----------------------------------------------------------------------------------------
-
-    def _received(self, message: Message) -> None:
-        head, kind = message.head, message.kind
-        now_ns, wall_ns = self.agent.now()
-        if kind == "welcome":
-            log(f"cluster: under {self.uplink.parent}")
-            self._since_wall_ns, self._refusal = wall_ns, ""
-            self._todo.clear()
-            self._queue(self.outbox.welcomed(head["credit"], now_ns))
-            self._unheard = True
-            self._fleet(head["fleet"], welcome=True)
-            if self._unheard and not (self.seals is not None and self.seals.required):
-                self._in_contact()
-        elif kind == "ack":
-            for row, seal in zip(head["cursors"], beside(head["seals"], head["cursors"]), strict=True):
-                node, incarnation, seq, rewind = row
-                if node != self.uplink.name:
-                    continue
-                fits = self.seals is not None and self.seals.acked(head["fence"], head["term"], row, seal)
-                if self._counts(seal, fits, "an acknowledgement"):
-                    self._queue(self.outbox.acknowledged(incarnation, seq, rewind, now_ns))
-        elif kind == "fleet":
-            self._fleet(head)
-        elif kind == "call":
-            self._call(message)
-
-    def _counts(self, seal: str, fits: bool, what: str) -> bool:
-        """It is the root's own word, or comes from a cluster of the last version, as long as that is allowed.  # T14"""
-        seals = self.seals
-        if seals is None or fits or (not seal and not seals.required):
-            return True
-        self._unsealed += 1
-        if self._unsealed & (self._unsealed - 1) == 0:
-            why = "with a seal that does not fit" if seal else "without a seal"
-            log(f"cluster: {what} {why} from {self.uplink.parent} does not count ({self._unsealed})", 4)
-        return False
-
-    def _fleet(self, fleet: Mapping[str, Any] | None, *, welcome: bool = False) -> None:
-        if fleet is None:
-            return
-        said, term, holds = fleet.get("seals", {}), fleet.get("term", ""), fleet["holds"]
-        seal = said.get(self.uplink.name, "") if isinstance(said, dict) and isinstance(term, str) else ""
-        seal = seal if isinstance(seal, str) else ""
-        fits = self.seals is not None and self.seals.told(fleet, term, seal)
-        if welcome and not fits and self.seals is not None:
-            if self.seals.required:
-                return  # its sealed word follows: a parent has none yet for a node that has just come
-            seal = ""  # of an earlier start of ours
-        if self._counts(seal, fits, "what the fleet is told"):
-            if fits:  # what is left now was reckoned on the way; the root's own number errs on the side of the hold
-                holds = [{**h, "left_ns": h["whole_ns"]} for h in holds]
-            self.uplink.told(fleet)
-            self._queue(self.outbox.led(fleet["fence"]))
-            self.agent.tell(FleetTold(*self.agent.now(), fleet["fence"], fleet["seq"], holds))
-            if self._unheard:
-                self._in_contact()
-
-    def _in_contact(self) -> None:
-        """Only after the root's own word about holds: until then the fleet may have been stopped.  # G9"""
-        self._unheard = False
-        self.agent.tell(ContactChanged(*self.agent.now(), True))
-
     # -- calls --------------------------------------------------------------------------------------------------
 
     def _call(self, message: Message) -> None:
-        head = message.head
-        key = (head["fence"], head["call"])
-        if self.seals is not None:
-            seal = of_one(head, self.uplink.name)
-            fits = bool(seal) and self._sealed_by(self.seals, message, seal)
-            if not self._counts(seal, fits, f"a call {head['op']!r}"):
-                if not seal:
-                    self._apply(self.uplink.answer(key[1], NOT_SEALED))
-                return
-            if not fits:
-                self._sealer.pop(key, None)
-        if (kept := self._kept.get(key)) is not None:
-            self._answer(key, kept)
-        elif key in self._running:
-            pass  # its answer comes
-        elif head["fence"] < self.uplink.fence and key not in self._sealer:  # a seal says itself whether its root leads
-            self._refuse(key, EXIT_CONFLICT, "this root has been replaced", "repeat the command")
-        elif head["op"] in ONCE and _name_of(key) in self._begun:
-            self._refuse(
-                key,
-                EXIT_UNREACHABLE,
-                "this was begun before, and its answer is lost; it is not done twice",
-                "pact log says what was done",
-            )
-        elif self._over_budget(head["caller"]) and len(self._put_off) < RUNNING_MAX:
-            self._put_off.append(message)  # its time comes
-        elif len(self._running) + len(self._put_off) >= RUNNING_MAX:
-            self._refuse(key, EXIT_UNREACHABLE, f"{RUNNING_MAX} commands are under way on this node", "repeat it later")
-        else:
-            if head["op"] in ONCE:
-                self._begun[_name_of(key)] = None
-                if len(self._begun) > BEGUN_MAX:
-                    del self._begun[next(iter(self._begun))]
-            self._run(key, head, message.body)
+        self._apply(
+            self.member.call(message, self.agent.clock.now_ns(), spent=self._over_budget(message.head["caller"]))
+        )
 
     def _over_budget(self, caller: Mapping[str, Any]) -> bool:
         """Whoever asks has used up his share of the loop's time.  # S8"""
         return caller["role"] not in ("admin", "agent") and self._budget.wait_s(caller["user"]) > 0
 
-    def _sealed_by(self, seals: NodeSeals, message: Message, seal: str) -> bool:
-        """A root has sealed this call for this start of this agent; its answer is sealed for that root."""
-        head = message.head
-        by = seals.caller(head, seal, message.body, self.agent.clock.now_ns())
-        if by is None:
-            return False
-        self._sealer[head["fence"], head["call"]] = (by, head["term"])
-        while len(self._sealer) > RUNNING_MAX + CACHED_MAX:
-            del self._sealer[next(iter(self._sealer))]
-        return True
-
-    def _run(self, key: tuple[int, str], head: Mapping[str, Any], body: bytes) -> None:
+    def _run(self, key: Key, head: Mapping[str, Any], body: bytes) -> None:
         op = head["op"]
         try:
             args = strict.loads_object(body or b"{}", BODY_MAX)
@@ -439,8 +321,7 @@ class Link:
             return
         if op == "log" and args.get("count") is None:
             args["count"] = ROWS_MAX + 1  # one more than is shown: so that it shows whether that is all
-        self._running.add(key)
-        remote = Remote(partial(self.answered, key), self._callers.of(head["caller"], _name_of(key)))
+        remote = Remote(partial(self.answered, key), self._callers.of(head["caller"], key))
         began_s = time.monotonic()
         self._requests.line(remote, orjson.dumps({"v": 1, "op": op, "args": args}))
         if head["caller"]["role"] not in ("admin", "agent"):
@@ -448,31 +329,15 @@ class Link:
         if remote.open and not remote.tokens:
             self._refuse(key, EXIT_FAILED, f"{op} gave no answer", "")
 
-    def _refuse(self, key: tuple[int, str], code: int, why: str, hint: str) -> None:
-        self.answered(key, orjson.dumps({"ok": False, "exit": code, "message": why, "hint": hint, "result": {}}))
+    def _refuse(self, key: Key, code: int, why: str, hint: str) -> None:
+        self.answered(key, refusal(code, why, hint))
 
-    def answered(self, key: tuple[int, str], body: bytes) -> None:
+    def answered(self, key: Key, body: bytes) -> None:
         """A call is done."""
-        self._running.discard(key)
-        if len(body) > ANSWER_MAX:
-            body = orjson.dumps(
-                {
-                    "ok": False,
-                    "exit": EXIT_FAILED,
-                    "message": f"the answer has {len(body)} bytes",
-                    "hint": "ask for less, or on the node itself",
-                    "result": {},
-                }
-            )
-        self._kept.put(key, body)
-        self._answer(key, body)
+        self._answer(key, self.member.calls.done(key, body))
 
-    def _answer(self, key: tuple[int, str], body: bytes) -> None:
-        by, seal = self._sealer.get(key), ""
-        if by is not None and self.seals is not None:
-            seal = self.seals.answer(*by, key[1], body)
-        events = self._with_answer()
-        self._apply(self.uplink.answer(key[1], body, self._sealed(events) if events is not None else None, seal))
+    def _answer(self, key: Key, body: bytes) -> None:
+        self._apply(self.member.answer(key, body, self._with_answer()))
 
     def _with_answer(self) -> Up | None:
         """What was just recorded, if nothing else is waiting to go up. It is in memory and little: this is done in the
@@ -516,8 +381,3 @@ def _seals(config: Config, key: keys.Key, session: int) -> NodeSeals:
     if not all(roots.values()):
         raise ConfigError(f"{config.path}: [cluster] roots has a key that can be used for nothing")
     return NodeSeals(roots, session, required=config.sealed)
-
-
-def _name_of(key: tuple[int, str]) -> str:
-    """A call's name in the journal; no two roots share one."""
-    return f"{key[0]}/{key[1]}"

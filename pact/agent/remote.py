@@ -12,14 +12,12 @@ import orjson
 
 from pact.agent.control import Client
 from pact.core.node.events import Caller
-from pact.model import Actor, Owner
+from pact.core.tree.member import ANSWER_MAX, Key, asker
 
-ANSWER_MAX: Final = 4 << 20
 ROWS_MAX: Final = 1_000
 ROWS_BYTES_MAX: Final = ANSWER_MAX - (1 << 10)
 UID_FOR_S: Final = 300.0
 UIDS_MAX: Final = 64
-ROLES: Final = ("viewer", "ops", "admin")
 
 
 class Remote(Client):
@@ -83,17 +81,9 @@ class Callers:
     def __init__(self) -> None:
         self._uids: dict[str, tuple[float, int | None]] = {}
 
-    def of(self, said: Mapping[str, Any], call: str) -> Caller:
-        """The operator, whom the root has authenticated. One who has an account here owns what that account owns."""
-        user, role = said["user"], said["role"]
-        if role == "agent":
-            return Caller(Actor("pact", None, "agent", "cluster", call), Owner("agent", "pact"))
-        role = role if role in ROLES else "viewer"
-        uid = self._uid(user)
-        if uid == 0 and role != "admin":
-            uid = None
-        owner = Owner(f"cluster:{user}", user) if uid is None else Owner(f"uid:{uid}", user, uid)
-        return Caller(Actor(user, uid, role, "cluster", call), owner)
+    def of(self, said: Mapping[str, Any], key: Key) -> Caller:
+        """The operator, whom the root has authenticated."""
+        return Caller(*asker(said, key, None if said["role"] == "agent" else self._uid(said["user"])))
 
     def _uid(self, user: str) -> int | None:
         now_s = time.monotonic()

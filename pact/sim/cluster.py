@@ -2,7 +2,8 @@
 
 The cores are the real ones: ``Node`` in a ``World`` each, ``Root`` on a log that is a list. What lies between them is
 harsher than a tree: any message may be lost, come twice or late, and any process may die between two effects. A root
-that was replaced goes on for a while and does not know it.
+that was replaced goes on for a while and does not know it. What nodes do with a call that comes again is the real code,
+too (``core/tree/member.py``).
 """
 
 from __future__ import annotations
@@ -24,9 +25,10 @@ from pact.core.root.chunks import INCARNATION_CHARS
 from pact.core.root.root import Root
 from pact.core.root.term import Commit, Down, Effect, Limits
 from pact.core.settings import Settings
+from pact.core.tree.member import Calls, Fate, Key, asker
 from pact.core.tree.wire import Message
 from pact.errors import UsageError
-from pact.model import NS_PER_S, Actor, Declared, Owner
+from pact.model import NS_PER_S, Declared
 from pact.sim.parts import Bell, with_settings
 from pact.sim.shell import ShellWorld
 from pact.sim.world import EPOCH_NS
@@ -69,8 +71,8 @@ class Peer:
     linked: bool = False
     acked: int = -1
     sent: int = -1
-    answers: dict[str, bytes] = field(default_factory=dict)
-    waiting: dict[str, tuple[int, Root]] = field(default_factory=dict)  # calls whose answer takes time
+    calls: Calls = field(default_factory=Calls)
+    waiting: dict[Key, tuple[int, Root]] = field(default_factory=dict)  # calls whose answer takes time
     session: int = 0
     epoch: int = 0
     asks: bool = False  # it asks from time to time how its groups end
@@ -362,13 +364,13 @@ class Cluster:
             peer.linked = False
             session = peer.session
             self.later(GONE_NS, lambda: self._gone(name, session))
-        peer.answers.clear()
         peer.waiting.clear()
 
     def restart(self, name: str) -> None:
         peer = self.peers[name]
         if not peer.world.running:
             peer.world.start()
+            peer.calls = Calls(str(r.data["call"]) for r in peer.world.journal if "call" in r.data)
             peer.epoch += 1
             self.later(self.rng.randrange(1, 3000) * MS, lambda: self.link(name))
 
@@ -393,41 +395,36 @@ class Cluster:
         peer = self.peers[name]
         if peer.cut or not peer.linked or not peer.world.running:
             return
-        call = head["call"]
-        if call in peer.waiting:
-            return
-        answer = peer.answers.get(call)
-        if answer is None:
-            answer = self._carry_out(peer.world, head["op"], orjson.loads(body), head["caller"])
-            if answer is None:
-                if self.peers[name].world.running:
-                    peer.waiting[call] = peer.world.token, root
-                else:
-                    self._ended(name)  # it died over it
-                return
-            peer.answers[call] = answer
-        self._answer(name, root, call, answer)
+        key = (head["fence"], head["call"])
+        fate = peer.calls.take(key, head["op"])
+        if isinstance(fate, bytes):
+            self._answer(name, root, key, fate)
+        elif fate is Fate.BEGINS:
+            answer = self._carry_out(peer.world, head["op"], orjson.loads(body), head["caller"], key)
+            if answer is not None:
+                self._answer(name, root, key, peer.calls.done(key, answer))
+            elif self.peers[name].world.running:
+                peer.waiting[key] = peer.world.token, root
+            else:
+                self._ended(name)  # it died over it
 
-    def _answer(self, name: str, root: Root, call: str, answer: bytes) -> None:
+    def _answer(self, name: str, root: Root, key: Key, answer: bytes) -> None:
         peer = self.peers[name]
-        reply = {"call": call, "final": True, "parts": [[[name], len(answer)]], "lost": []}
+        reply = {"call": key[1], "final": True, "parts": [[[name], len(answer)]], "lost": []}
         self.send(lambda: self.up(root, "answer", reply, answer) if not peer.cut else None)
 
     def _answer_late(self, name: str, peer: Peer) -> None:
         """What was asked long ago, and is answered at last."""
-        for call, (token, root) in list(peer.waiting.items()):
+        for key, (token, root) in list(peer.waiting.items()):
             reply = peer.world.replies.pop(token, None)
             if reply is not None:
-                del peer.waiting[call]
-                peer.answers[call] = answered(reply)
-                self._answer(name, root, call, peer.answers[call])
+                del peer.waiting[key]
+                self._answer(name, root, key, peer.calls.done(key, answered(reply)))
 
     def _carry_out(
-        self, world: ShellWorld, op: str, args: Mapping[str, Any], caller: Mapping[str, Any]
+        self, world: ShellWorld, op: str, args: Mapping[str, Any], said: Mapping[str, Any], key: Key
     ) -> bytes | None:
-        who = Caller(
-            Actor(caller["user"], None, caller["role"], "cluster"), Owner("cluster:" + caller["user"], caller["user"])
-        )
+        who = Caller(*asker(said, key, None))
         world.token += 1
         token = world.token
         world.feed(lambda: Asked(self.t_ns, self.wall_ns, token, made(op, args), who))
@@ -476,7 +473,7 @@ class Cluster:
     # -- what must hold -----------------------------------------------------------------------------------------
 
     def check(self) -> None:
-        """Safety: one decision a group, nobody against it, no stale fence obeyed, every event once."""
+        """Safety: one decision a group, nobody against it, no stale fence obeyed, every event once, every call once."""
         state = log.load(None, self.log)
         if self.root is not None and self.root.state.gseq == state.gseq:
             assert self.root.state.to_bytes() == state.to_bytes(), "what the root holds is what its log says"
@@ -495,7 +492,7 @@ class Cluster:
 
     def _check_node(self, name: str, world: ShellWorld, state: log.RootState) -> None:
         fence, of_group = 0, {}
-        stopped, forced = set[str](), set[str]()
+        stopped, forced, called = set[str](), set[str](), set[str]()
         for record in world.journal:
             data = record.data
             if record.type in ("emergency_started", "emergency_ended"):
@@ -506,6 +503,9 @@ class Cluster:
                 forced.add(data["group"])
                 group = state.groups.get(data["group"])
                 assert group is None or group.terms.force, (name, record.seq, "nobody is on record who forces it")
+            if record.type == "hold_placed" and "call" in data:
+                assert data["call"] not in called, (name, record.seq, "a call was carried out twice")  # T12
+                called.add(data["call"])
             if record.type.startswith("group_") and "fence" in data:
                 assert data["fence"] >= fence, (name, record.seq, "obeyed a root that had been replaced")
                 fence = data["fence"]

@@ -19,7 +19,7 @@ import secrets
 import select
 import sys
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Protocol
@@ -32,14 +32,26 @@ from pact.core.node import bonds
 from pact.core.node.events import Asked, Caller, ContactChanged, FleetTold, Ticked
 from pact.core.ops import made
 from pact.core.root.chunks import INCARNATION_CHARS
+from pact.core.tree.member import (
+    Answered,
+    Called,
+    Calls,
+    CarryOut,
+    Contact,
+    Effect,
+    FleetSaid,
+    Key,
+    Member,
+    Welcomed,
+    asker,
+)
 from pact.core.tree.outbox import Outbox, Read, Up, can_wait, with_answer
-from pact.core.tree.seals import NodeSeals, key_id, of_one
-from pact.core.tree.uplink import OF_LINKS, Connect, Deliver, Disconnect, Lost, Note, Parent, Send, Uplink
-from pact.core.tree.uplink import Effect as UplinkEffect
-from pact.core.tree.wire import Message, beside
+from pact.core.tree.seals import NodeSeals, key_id
+from pact.core.tree.uplink import OF_LINKS, Connect, Disconnect, Lost, Note, Parent, Send
+from pact.core.tree.wire import Message
 from pact.host.clock import boottime_ns
-from pact.model import NS_PER_S, Actor, Declared, Owner
-from pact.net.keys import Key
+from pact.model import NS_PER_S, Declared, Owner
+from pact.net import keys
 from pact.net.links import Links
 from pact.net.shared import Shared
 from pact.sim.lines import Machine
@@ -101,7 +113,7 @@ class NodeLinks(Protocol):
 class VirtualNode:
     """One node: what ``pact.agent.link`` does for an agent, on a machine that is a dictionary."""
 
-    def __init__(self, fleet: Fleet, name: str, rack: str, key: Key, parents: Sequence[Parent]) -> None:
+    def __init__(self, fleet: Fleet, name: str, rack: str, key: keys.Key, parents: Sequence[Parent]) -> None:
         self.fleet = fleet
         self.name = name
         self.world = Machine(name=name, clustered=True)
@@ -113,53 +125,44 @@ class VirtualNode:
         self.outbox = Outbox(name, incarnation, newest=len(self.world.lines) - 1)
         self.links = fleet.links_of(self, key)
         session = secrets.randbits(64)
-        self.seals: NodeSeals | None = None
+        seals: NodeSeals | None = None
         if fleet.spec.roots:
             shared = Shared(key)
-            self.seals = NodeSeals({key_id(r): shared.key(r) for r in fleet.spec.roots}, session, required=True)
-        self.uplink = Uplink(
-            name,
-            "node",
+            seals = NodeSeals({key_id(r): shared.key(r) for r in fleet.spec.roots}, session, required=True)
+        self.member = Member(
+            self.outbox,
             parents,
             fleet.rng,
             session=session,
             version=VERSION,
             rack=rack,
-            more=self._more,
+            wall_ns=lambda: fleet.wall_ns,
             unfinished=lambda: bonds.unfinished(self.world.node),
-            prove=self._prove if self.seals is not None else None,
-            judges=True,
+            calls=Calls(kept_max=CACHED_MAX),
+            seals=seals,
         )
-        self._unheard = False
         self.wake_ns = 0
         every_ns = int(fleet.spec.write_every_s * NS_PER_S)
         self._write_every_ns = every_ns
         self._write_ns = fleet.now_ns + int(fleet.rng.random() * every_ns) if every_ns else 1 << 62
-        self._answers: OrderedDict[tuple[int, str], bytes] = OrderedDict()
-
-    def _more(self) -> dict[str, Any]:
-        return {"incarnation": self.outbox.incarnation, "seq": self.outbox.newest, "wall_ns": self.fleet.wall_ns}
-
-    def _prove(self, head: Mapping[str, Any]) -> str:
-        assert self.seals is not None
-        return self.seals.proof(head["session"], head["incarnation"], head["seq"], head["wall_ns"])
 
     # -- the loop's two ways in ---------------------------------------------------------------------------------
 
     def readable(self) -> None:
         """Everything that has come. Asked once more after the last answer: sending may have taken the edge."""
-        links, uplink, now_ns = self.links, self.uplink, self.fleet.now_ns
+        links, member, now_ns = self.links, self.member, self.fleet.now_ns
+        acked = self.outbox.acked
         while True:
             for parent, message in links.drain():
-                self._apply(uplink.received(parent, message, now_ns))
+                self._apply(member.received(parent, message, now_ns))
             if not links.readable():
-                return
+                break
+        self.fleet.counts.acked += self.outbox.acked - acked
 
     def tick(self) -> None:
         """Time has passed."""
         now_ns = self.fleet.now_ns
-        self._apply(self.uplink.tick(now_ns))
-        self._up(self.outbox.tick(now_ns))
+        self._apply(self.member.tick(now_ns))
         wake_ns = self.world.node.next_wake_ns()
         if wake_ns is not None and wake_ns <= now_ns:
             self._now()
@@ -181,39 +184,45 @@ class VirtualNode:
             self._recorded()
 
     def next_wake_ns(self) -> int:
-        due = [
-            ns
-            for ns in (self.uplink.next_wake_ns(), self.outbox.next_wake_ns(), self.world.node.next_wake_ns())
-            if ns is not None
-        ]
+        due = [ns for ns in (self.member.next_wake_ns(), self.world.node.next_wake_ns()) if ns is not None]
         return min(self._write_ns, *due)
 
     # -- as an agent's link -------------------------------------------------------------------------------------
 
-    def _apply(self, effects: Sequence[UplinkEffect]) -> None:
+    def _apply(self, effects: Sequence[Effect]) -> None:
         for effect in effects:
             if isinstance(effect, OF_LINKS):
                 self.links.perform(effect)
-            elif isinstance(effect, Deliver):
-                self._received(effect.message)
+            elif isinstance(effect, Read):
+                self._send(self._read([effect]))
+            elif isinstance(effect, Called):
+                self.fleet.work.append((self, effect.message))
+            elif isinstance(effect, CarryOut):
+                body = self._carry_out(effect.head["op"], effect.body, effect.head["caller"], effect.key)
+                self._answer(effect.key, self.member.calls.done(effect.key, body))
+            elif isinstance(effect, Answered):
+                self._answer(effect.key, effect.body)
+            elif isinstance(effect, FleetSaid):
+                self._fleet_said(effect)
+            elif isinstance(effect, Contact):
+                self._contact(effect.up)
+            elif isinstance(effect, Welcomed):
+                self.fleet.up(self, True)
             elif isinstance(effect, Lost):
-                self.outbox.lost()
-                self._unheard = False
                 self.fleet.counts.lost += 1
                 self.fleet.up(self, False)
-                self._tell(lambda: ContactChanged(self.world.t_ns, self.world.wall_ns, False))
             elif isinstance(effect, Note):
                 print(f"{self.name}: {effect.text}", file=sys.stderr)
 
-    def _up(self, work: Sequence[Read | Up]) -> None:
-        """Records up, as far as the credit goes."""
-        self._send(self._read(work))
+    def _fleet_said(self, said: FleetSaid) -> None:
+        self._tell(lambda: FleetTold(self.world.t_ns, self.world.wall_ns, said.fence, said.seq, said.holds))
+
+    def _contact(self, up: bool) -> None:
+        self._tell(lambda: ContactChanged(self.world.t_ns, self.world.wall_ns, up))
 
     def _send(self, ups: Iterable[Up]) -> None:
         for up in ups:
-            if self.seals is not None:
-                up = self.seals.sealed(up)
-            self._apply(self.uplink.send(up.kind, up.head, up.body))
+            self._apply(self.member.send(up))
 
     def _read(self, work: Sequence[Read | Up]) -> deque[Up]:
         out: deque[Up] = deque()
@@ -248,71 +257,20 @@ class VirtualNode:
         self.world.feed(make)
         self._recorded()
 
-    def _received(self, message: Message) -> None:
-        head, kind = message.head, message.kind
-        if kind == "call":
-            self.fleet.work.append((self, message))
-        elif kind == "ack":
-            for row, seal in zip(head["cursors"], beside(head["seals"], head["cursors"]), strict=True):
-                node, incarnation, seq, rewind = row
-                seals = self.seals
-                if node == self.name and (seals is None or seals.acked(head["fence"], head["term"], row, seal)):
-                    before = self.outbox.acked
-                    self._up(self.outbox.acknowledged(incarnation, seq, rewind, self.fleet.now_ns))
-                    self.fleet.counts.acked += self.outbox.acked - before
-        elif kind == "welcome":
-            self.fleet.up(self, True)
-            self._up(self.outbox.welcomed(head["credit"], self.fleet.now_ns))
-            self._unheard = True
-            self._fleet(head["fleet"])
-            if self.seals is None:
-                self._in_contact()
-        elif kind == "fleet":
-            self._fleet(head)
-
-    def _fleet(self, fleet: Mapping[str, Any] | None) -> None:
-        if fleet is None:
-            return
-        term, seal = fleet.get("term", ""), fleet.get("seals", {}).get(self.name, "")
-        if self.seals is None or self.seals.told(fleet, term, seal):
-            self.uplink.told(fleet)
-            self._tell(
-                lambda: FleetTold(self.world.t_ns, self.world.wall_ns, fleet["fence"], fleet["seq"], fleet["holds"])
-            )
-            self._in_contact()
-
-    def _in_contact(self) -> None:
-        if self._unheard:
-            self._unheard = False
-            self._tell(lambda: ContactChanged(self.world.t_ns, self.world.wall_ns, True))
-
     def call(self, message: Message) -> None:
-        """Carry out a call, or give the same answer again."""
-        head, body = message.head, message.body
-        key = (head["fence"], head["call"])
-        by = None
-        if self.seals is not None:
-            by = self.seals.caller(head, of_one(head, self.name), body, self.fleet.now_ns)
-            if by is None:
-                return
-        answer = self._answers.get(key)
-        if answer is None:
-            answer = self._answers[key] = self._carry_out(head["op"], body, head["caller"])
-            if len(self._answers) > CACHED_MAX:
-                self._answers.popitem(last=False)
+        """Its turn has come."""
         self.fleet.counts.calls += 1
-        todo = self._todo()
-        with_it = todo.popleft() if todo and self.uplink.with_answers and with_answer(todo[0]) else None
-        seal = ""
-        if self.seals is not None and by is not None:
-            seal = self.seals.answer(by, head["term"], key[1], answer)
-            with_it = self.seals.sealed(with_it) if with_it is not None else None
-        self._apply(self.uplink.answer(key[1], answer, with_it, seal))
-        self._send(todo)  # an answer does not wait behind many events
+        self._apply(self.member.call(message, self.fleet.now_ns))
         if self.links.readable():
             self.readable()
 
-    def _carry_out(self, op: str, body: bytes, said: Mapping[str, Any]) -> bytes:
+    def _answer(self, key: Key, body: bytes) -> None:
+        todo = self._todo()
+        with_it = todo.popleft() if todo and self.member.uplink.with_answers and with_answer(todo[0]) else None
+        self._apply(self.member.answer(key, body, with_it))
+        self._send(todo)  # an answer does not wait behind many events
+
+    def _carry_out(self, op: str, body: bytes, said: Mapping[str, Any], key: Key) -> bytes:
         if op == "ping":
             return orjson.dumps({"ok": True, "exit": 0, "message": "", "hint": "", "result": {"version": VERSION}})
         if op == "state":
@@ -334,7 +292,7 @@ class VirtualNode:
         world = self.world
         world.token += 1
         token = world.token
-        caller = self.fleet.caller(said["user"], said["role"])
+        caller = Caller(*asker(said, key, None))
         world.feed(lambda: Asked(world.t_ns, world.wall_ns, token, made(op, args), caller))
         reply = world.replies.pop(token)
         return orjson.dumps(
@@ -368,7 +326,6 @@ class Fleet:
         self._n = 0
         self._with_parent: set[str] = set()
         self._welcomed: set[str] = set()
-        self._callers: dict[tuple[str, str], Caller] = {}
         self._waiting = list(reversed(spec.nodes))
         self._report_ns = 0
         self._reported = Counts()
@@ -379,7 +336,7 @@ class Fleet:
         self._by_fd[fd] = node
         self._epoll.register(fd, select.EPOLLIN)
 
-    def links_of(self, node: VirtualNode, key: Key) -> NodeLinks:
+    def links_of(self, node: VirtualNode, key: keys.Key) -> NodeLinks:
         return Links(self.context, key, lambda socket: self.watch(socket, node), self.unwatch)
 
     def unwatch(self, socket: zmq.Socket[bytes]) -> None:
@@ -397,13 +354,6 @@ class Fleet:
                 gc.set_threshold(GC_OBJECTS)
                 gc.enable()
         self.counts.connected = len(self._with_parent)
-
-    def caller(self, user: str, role: str) -> Caller:
-        known = self._callers.get((user, role))
-        if known is None:
-            owner = Owner("agent", "pact") if role == "agent" else Owner("cluster:" + user, user)
-            known = self._callers[user, role] = Caller(Actor(user, None, role, "cluster"), owner)
-        return known
 
     def run(self, stdin: int) -> None:
         """Until ``stdin`` ends."""
@@ -468,7 +418,7 @@ class Fleet:
         for _ in range(min(due, BEGIN_MAX, len(self._waiting))):
             name, rack, public, secret, which = self._waiting.pop()
             parents = [Parent(*self.spec.parents[i]) for i in which]
-            node = VirtualNode(self, name, rack, Key(public, secret), parents)
+            node = VirtualNode(self, name, rack, keys.Key(public, secret), parents)
             self.counts.begun += 1
             self.counts.records += len(node.world.lines)
             node.tick()

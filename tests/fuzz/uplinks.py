@@ -19,10 +19,10 @@ from pact.agent.remote import Callers
 from pact.agent.requests import Requests
 from pact.core.node import bonds
 from pact.core.tree import wire
-from pact.core.tree.kept import Kept
+from pact.core.tree.member import Calls, Member
 from pact.core.tree.outbox import Outbox
 from pact.core.tree.seals import NodeSeals
-from pact.core.tree.uplink import Parent, Send, Uplink
+from pact.core.tree.uplink import Parent, Send
 from pact.errors import RemoteProtocolError
 from pact.model import NS_PER_S
 
@@ -59,21 +59,22 @@ def _link(sealed: int) -> tuple[Link, list[Any]]:
     out.agent, out._refusal, out._path, out._saved = agent, "", "/nonexistent/x", -1
     out.links = SimpleNamespace(perform=sent.append, readable=lambda: False, refusing=list, drain=list)
     out.outbox = Outbox("sim", first, newest=world.journal[-1].seq)
-    out.uplink = Uplink(
-        "sim",
-        "node",
+    out.member = Member(
+        out.outbox,
         PARENTS,
         random.Random(1),
         session=1 << 40,
+        version="",
         rack="r1",
-        more=out._more,
+        wall_ns=lambda: world.wall_ns,
         unfinished=lambda: bonds.unfinished(world.node),
+        calls=Calls(),
+        seals=NodeSeals({SEALED_FOR: b"k" * 32}, 1 << 40, required=bool(sealed & 1)) if sealed else None,
     )
-    out._recent, out._todo, out._kept, out._running = deque(), deque(), Kept(256, 2 << 20), set()
+    out.uplink = out.member.uplink
+    out._recent, out._todo = deque(), deque()
     out._recent_bytes = out._reread_ns = out._since_wall_ns = out._save_ns = out._said_forked = 0
-    out._unread, out._begun, out._sealer, out._put_off, out._unsealed = False, {}, {}, deque(), 0
-    out._callers, out._budget = Callers(), Budget()
-    out.seals = NodeSeals({SEALED_FOR: b"k" * 32}, 1 << 40, required=bool(sealed & 1)) if sealed else None
+    out._unread, out._callers, out._budget = False, Callers(), Budget()
     return out, sent
 
 
@@ -86,8 +87,7 @@ def uplink(data: bytes) -> None:
     world = node.agent.world
 
     def work() -> None:
-        node._apply(node.uplink.tick(world.t_ns))
-        node._queue(node.outbox.tick(world.t_ns))
+        node._apply(node.member.tick(world.t_ns))
         for _ in range(8):
             if node._todo:
                 node._next(node._todo.popleft(), world.t_ns)
@@ -100,7 +100,7 @@ def uplink(data: bytes) -> None:
     if flags & 1:
         welcome = {"v": 1, "name": "a", "path": ["root", "a"], "fence": 1, "credit": 1 << 20, "with_answers": True}
         for parent in PARENTS:
-            node._apply(node.uplink.received(parent.url, wire.message("welcome", welcome), world.t_ns))
+            node._apply(node.member.received(parent.url, wire.message("welcome", welcome), world.t_ns))
     for _ in range(8):
         if not feed:
             break
@@ -113,7 +113,7 @@ def uplink(data: bytes) -> None:
                 message = wire.decode(one)
             except RemoteProtocolError:
                 continue
-            node._apply(node.uplink.received(PARENTS[who & 1].url, message, world.t_ns))
+            node._apply(node.member.received(PARENTS[who & 1].url, message, world.t_ns))
         if world.journal[-1].seq > node.outbox.newest:
             node._queue(node.outbox.recorded(world.journal[-1].seq, world.t_ns, can_wait=False))
         work()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterator
 from typing import Generic, TypeVar
 
 K = TypeVar("K")
@@ -21,6 +22,9 @@ class Kept(Generic[K]):
         self._answers[call] = answer
         while len(self._answers) > self._most or (self._bytes > self._bytes_max and len(self._answers) > 1):
             self._bytes -= len(self._answers.popitem(last=False)[1])
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._answers.values())
 
     def get(self, call: K) -> bytes | None:
         return self._answers.get(call)

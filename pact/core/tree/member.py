@@ -1,0 +1,371 @@
+"""What a node does in the tree, whatever it runs on: records up, calls down, holds heard, contact kept. No socket, no
+clock, no thread.
+
+Its owner (an agent, or a simulation) carries messages and reads records. It gives a member what comes and what time it
+is, and performs what the member asks for in return, in that order. ``Calls`` alone is what the safety simulation has of
+it, whose network is harsher than any tree.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from enum import Enum
+from typing import Any, Final, NamedTuple
+
+import orjson
+
+from pact.core import ops
+from pact.core.tree.kept import Kept
+from pact.core.tree.outbox import Outbox, Read, Up
+from pact.core.tree.seals import NodeSeals, of_one
+from pact.core.tree.uplink import Deliver, Lost, Note, Parent, Random, Uplink
+from pact.core.tree.uplink import Effect as UplinkEffect
+from pact.core.tree.wire import Message, beside
+from pact.errors import EXIT_CONFLICT, EXIT_FAILED, EXIT_UNREACHABLE
+from pact.model import Actor, Owner
+
+RUNNING_MAX: Final = 64
+CACHED_MAX: Final = 256
+CACHED_BYTES_MAX: Final = 2 << 20
+BEGUN_MAX: Final = 10_000  # calls that are done once: of so many it is known that they were begun
+ANSWER_MAX: Final = 4 << 20
+ROLES: Final = ("viewer", "ops", "admin")
+#: What must not be done twice. Whatever the root asks of a group's member may.
+ONCE: Final = frozenset(name for name, op in ops.AT_NODE.items() if op.once)
+#: A call: the fence of the root that asks, and its number there.
+Key = tuple[int, str]
+
+
+def name_of(key: Key) -> str:
+    """A call's name in the journal; no two roots share one."""
+    return f"{key[0]}/{key[1]}"
+
+
+def refusal(code: int, why: str, hint: str) -> bytes:
+    """An answer that says no."""
+    return orjson.dumps({"ok": False, "exit": code, "message": why, "hint": hint, "result": {}})
+
+
+NOT_SEALED: Final = refusal(
+    EXIT_UNREACHABLE,
+    "this node takes only what a root has sealed for it",
+    "the root, or an aggregator on the way, is older than the node",
+)
+
+
+def asker(said: Mapping[str, Any], key: Key, uid: int | None) -> tuple[Actor, Owner]:
+    """The operator whom the root has authenticated, as records name him. ``uid``: his account on this machine; who has
+    one owns what that account owns.
+    """
+    user, role = said["user"], said["role"]
+    if role == "agent":
+        return Actor("pact", None, "agent", "cluster", name_of(key)), Owner("agent", "pact")
+    role = role if role in ROLES else "viewer"
+    if uid == 0 and role != "admin":
+        uid = None
+    owner = Owner(f"cluster:{user}", user) if uid is None else Owner(f"uid:{uid}", user, uid)
+    return Actor(user, uid, role, "cluster", name_of(key)), owner
+
+
+# -- calls ------------------------------------------------------------------------------------------------------------
+
+
+class Fate(Enum):
+    """What becomes of a call that is not answered now."""
+
+    BEGINS = "it is to be carried out"
+    WAITS = "it was begun, and its answer comes"
+    LATER = "whoever asks has used up his share: its time comes"
+
+
+class Calls:
+    """Each call is carried out once, however often it comes; its answer is kept, and given again.  # T12
+
+    ``begun``: the names of calls of which the journal has a record. They may come again, and their answers are lost.
+    """
+
+    def __init__(
+        self, begun: Iterable[str] = (), *, kept_max: int = CACHED_MAX, kept_bytes_max: int = CACHED_BYTES_MAX
+    ) -> None:
+        self.kept: Kept[Key] = Kept(kept_max, kept_bytes_max)
+        self.running: set[Key] = set()
+        self.put_off: deque[Message] = deque()  # calls of people who have used up their share
+        self._begun = dict.fromkeys(begun)
+
+    def take(self, key: Key, op: str, *, replaced: bool = False, spent: bool = False) -> bytes | Fate:
+        """A call has come. ``replaced``: by a root of which it is known that another one leads. ``spent``: whoever asks
+        has used up his share. Returns its answer, where there is one already.
+        """
+        kept = self.kept.get(key)
+        if kept is not None:
+            return kept
+        if key in self.running:
+            return Fate.WAITS
+        if replaced:
+            return self.done(key, refusal(EXIT_CONFLICT, "this root has been replaced", "repeat the command"))
+        if op in ONCE and name_of(key) in self._begun:
+            why = "this was begun before, and its answer is lost; it is not done twice"
+            return self.done(key, refusal(EXIT_UNREACHABLE, why, "pact log says what was done"))
+        if spent and len(self.put_off) < RUNNING_MAX:
+            return Fate.LATER
+        if len(self.running) + len(self.put_off) >= RUNNING_MAX:
+            why = f"{RUNNING_MAX} commands are under way on this node"
+            return self.done(key, refusal(EXIT_UNREACHABLE, why, "repeat it later"))
+        if op in ONCE:
+            self._begun[name_of(key)] = None
+            if len(self._begun) > BEGUN_MAX:
+                del self._begun[next(iter(self._begun))]
+        self.running.add(key)
+        return Fate.BEGINS
+
+    def done(self, key: Key, body: bytes) -> bytes:
+        """A call has this answer. Returns what is said: an answer has a largest size."""
+        self.running.discard(key)
+        if len(body) > ANSWER_MAX:
+            why, hint = f"the answer has {len(body)} bytes", "ask for less, or on the node itself"
+            body = refusal(EXIT_FAILED, why, hint)
+        self.kept.put(key, body)
+        return body
+
+
+# -- effects ----------------------------------------------------------------------------------------------------------
+
+
+class Welcomed(NamedTuple):
+    """A parent took us. What was read for another one, and not sent, is of no use."""
+
+    parent: str
+
+
+class Contact(NamedTuple):
+    """The root's word reaches us, or does not any more."""
+
+    up: bool
+
+
+class FleetSaid(NamedTuple):
+    """What the root says of the fleet's holds."""
+
+    fence: int
+    seq: int
+    holds: Sequence[Mapping[str, Any]]
+
+
+class Called(NamedTuple):
+    """A call has come: ``Member.call`` takes it, now or later."""
+
+    message: Message
+
+
+class CarryOut(NamedTuple):
+    """Do what is asked; then give the answer to ``Calls.done``, and what that returns to ``Member.answer``."""
+
+    key: Key
+    head: Mapping[str, Any]
+    body: bytes
+
+
+class Answered(NamedTuple):
+    """The answer was there already: give it to ``Member.answer``."""
+
+    key: Key
+    body: bytes
+
+
+Effect = UplinkEffect | Read | Welcomed | Contact | FleetSaid | Called | CarryOut | Answered
+
+
+# -- a node in the tree -----------------------------------------------------------------------------------------------
+
+
+class Member:
+    """See the module. ``wall_ns`` is the time of day, ``unfinished`` the groups to ask about. ``seals``: what comes
+    counts only with a root's seal, as far as they say so; what goes up is sealed.
+    """
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        parents: Sequence[Parent],
+        rng: Random,
+        *,
+        session: int,
+        version: str,
+        rack: str,
+        wall_ns: Callable[[], int],
+        unfinished: Callable[[], Sequence[Sequence[Any]]],
+        calls: Calls,
+        seals: NodeSeals | None = None,
+    ) -> None:
+        self.outbox, self.calls, self.seals = outbox, calls, seals
+        self._wall_ns = wall_ns
+        self.uplink = Uplink(
+            outbox.node,
+            "node",
+            parents,
+            rng,
+            session=session,
+            version=version,
+            rack=rack,
+            more=self._more,
+            unfinished=unfinished,
+            prove=self._prove if seals is not None else None,
+            judges=True,
+        )
+        self.unsealed = 0  # what came without a root's seal, and did not count
+        self._unheard = False  # a parent took us, and the root has not said yet whether the fleet is held
+        self._sealer: dict[Key, tuple[bytes, str]] = {}  # the key that a call's root shares with us, and its term
+
+    def _more(self) -> dict[str, Any]:
+        return {"incarnation": self.outbox.incarnation, "seq": self.outbox.newest, "wall_ns": self._wall_ns()}
+
+    def _prove(self, head: Mapping[str, Any]) -> str:
+        assert self.seals is not None
+        return self.seals.proof(head["session"], head["incarnation"], head["seq"], head["wall_ns"])
+
+    # -- what comes -------------------------------------------------------------------------------------------------
+
+    def received(self, parent: str, message: Message, t_ns: int) -> list[Effect]:
+        return self._heard(self.uplink.received(parent, message, t_ns), t_ns)
+
+    def tick(self, t_ns: int) -> list[Effect]:
+        """Time has passed."""
+        return [*self._heard(self.uplink.tick(t_ns), t_ns), *self.outbox.tick(t_ns)]
+
+    def next_wake_ns(self) -> int | None:
+        """When ``tick`` has something to do."""
+        uplink_ns, outbox_ns = self.uplink.next_wake_ns(), self.outbox.next_wake_ns()
+        if uplink_ns is None or outbox_ns is None:
+            return outbox_ns if uplink_ns is None else uplink_ns
+        return min(uplink_ns, outbox_ns)
+
+    def _heard(self, effects: Sequence[UplinkEffect], t_ns: int) -> list[Effect]:
+        out: list[Effect] = []
+        for effect in effects:
+            if isinstance(effect, Deliver):
+                out += self._delivered(effect.message, t_ns)
+                continue
+            out.append(effect)
+            if isinstance(effect, Lost):
+                self.outbox.lost()
+                self._unheard = False
+                out.append(Contact(False))
+        return out
+
+    def _delivered(self, message: Message, t_ns: int) -> Sequence[Effect]:
+        head, kind = message.head, message.kind
+        if kind == "call":
+            return (Called(message),)
+        if kind == "ack":
+            return self._acknowledged(head, t_ns)
+        if kind == "fleet":
+            return self._fleet(head)
+        if kind != "welcome":
+            return ()
+        out: list[Effect] = [Welcomed(self.uplink.parent), *self.outbox.welcomed(head["credit"], t_ns)]
+        self._unheard = True
+        out += self._fleet(head["fleet"], welcome=True)
+        if self._unheard and not (self.seals is not None and self.seals.required):
+            out += self._in_contact()
+        return out
+
+    def _acknowledged(self, head: Mapping[str, Any], t_ns: int) -> list[Effect]:
+        out: list[Effect] = []
+        for row, seal in zip(head["cursors"], beside(head["seals"], head["cursors"]), strict=True):
+            node, incarnation, seq, rewind = row
+            if node != self.outbox.node:
+                continue
+            fits = self.seals is not None and self.seals.acked(head["fence"], head["term"], row, seal)
+            if self._counts(seal, fits, "an acknowledgement", out):
+                out += self.outbox.acknowledged(incarnation, seq, rewind, t_ns)
+        return out
+
+    def _counts(self, seal: str, fits: bool, what: str, out: list[Effect]) -> bool:
+        """It is the root's own word, or comes from a cluster of the last version, as long as that is allowed.  # T14"""
+        seals = self.seals
+        if seals is None or fits or (not seal and not seals.required):
+            return True
+        self.unsealed += 1
+        if self.unsealed & (self.unsealed - 1) == 0:
+            why = "with a seal that does not fit" if seal else "without a seal"
+            out.append(Note(f"{what} {why} from {self.uplink.parent} does not count ({self.unsealed})"))
+        return False
+
+    def _fleet(self, fleet: Mapping[str, Any] | None, *, welcome: bool = False) -> list[Effect]:
+        out: list[Effect] = []
+        if fleet is None:
+            return out
+        said, term, holds = fleet.get("seals", {}), fleet.get("term", ""), fleet["holds"]
+        seal = said.get(self.outbox.node, "") if isinstance(said, dict) and isinstance(term, str) else ""
+        seal = seal if isinstance(seal, str) else ""
+        fits = self.seals is not None and self.seals.told(fleet, term, seal)
+        if welcome and not fits and self.seals is not None:
+            if self.seals.required:
+                return out  # its sealed word follows: a parent has none yet for a node that has just come
+            seal = ""  # of an earlier start of ours
+        if self._counts(seal, fits, "what the fleet is told", out):
+            if fits:  # what is left now was reckoned on the way; the root's own number errs on the side of the hold
+                holds = [{**h, "left_ns": h["whole_ns"]} for h in holds]
+            self.uplink.told(fleet)
+            out += self.outbox.led(fleet["fence"])
+            out.append(FleetSaid(fleet["fence"], fleet["seq"], holds))
+            if self._unheard:
+                out += self._in_contact()
+        return out
+
+    def _in_contact(self) -> list[Effect]:
+        """Only after the root's own word about holds: until then the fleet may have been stopped.  # G9"""
+        self._unheard = False
+        return [Contact(True)]
+
+    # -- calls ------------------------------------------------------------------------------------------------------
+
+    def call(self, message: Message, t_ns: int, *, spent: bool = False) -> list[Effect]:
+        """``spent``: whoever asks has used up his share; the call is among those that were put off."""
+        head = message.head
+        key = (head["fence"], head["call"])
+        if self.seals is not None:
+            out: list[Effect] = []
+            seal = of_one(head, self.outbox.node)
+            fits = bool(seal) and self._sealed_by(self.seals, message, seal, t_ns)
+            if not self._counts(seal, fits, f"a call {head['op']!r}", out):
+                return out if seal else [*out, *self.uplink.answer(key[1], NOT_SEALED)]
+            if not fits:
+                self._sealer.pop(key, None)
+        replaced = head["fence"] < self.uplink.fence and key not in self._sealer  # a seal says itself whether it leads
+        fate = self.calls.take(key, head["op"], replaced=replaced, spent=spent)
+        if isinstance(fate, bytes):
+            return [Answered(key, fate)]
+        if fate is Fate.BEGINS:
+            return [CarryOut(key, head, message.body)]
+        if fate is Fate.LATER:
+            self.calls.put_off.append(message)
+        return []
+
+    def _sealed_by(self, seals: NodeSeals, message: Message, seal: str, t_ns: int) -> bool:
+        """A root has sealed this call for this start of ours; its answer is sealed for that root."""
+        head = message.head
+        by = seals.caller(head, seal, message.body, t_ns)
+        if by is None:
+            return False
+        self._sealer[head["fence"], head["call"]] = (by, head["term"])
+        while len(self._sealer) > RUNNING_MAX + CACHED_MAX:
+            del self._sealer[next(iter(self._sealer))]
+        return True
+
+    # -- what goes --------------------------------------------------------------------------------------------------
+
+    def answer(self, key: Key, body: bytes, events: Up | None = None) -> Sequence[Effect]:
+        """A call's answer; ``events`` were just recorded, and share its frame."""
+        by, seal = self._sealer.get(key), ""
+        if by is not None and self.seals is not None:
+            seal = self.seals.answer(*by, key[1], body)
+        return self.uplink.answer(key[1], body, self._sealed(events) if events is not None else None, seal)
+
+    def send(self, up: Up) -> Sequence[Effect]:
+        up = self._sealed(up)
+        return self.uplink.send(up.kind, up.head, up.body)
+
+    def _sealed(self, up: Up) -> Up:
+        return up if self.seals is None else self.seals.sealed(up)
