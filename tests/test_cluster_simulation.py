@@ -7,6 +7,7 @@ every node has what is declared.
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Sequence
 from typing import TypeVar
@@ -15,6 +16,7 @@ import pytest
 
 from pact.core.root.log import FINISHED
 from pact.core.root.term import Limits
+from pact.core.tree import member
 from pact.model import NS_PER_S, Declared, Holder
 from pact.sim.cluster import Cluster, Net, Peer
 from pact.sim.parts import person, with_settings
@@ -231,3 +233,43 @@ KNOWN = [5673, 7215, 8954, 9689, 2_004_555]  # each found something once: a late
 @pytest.mark.invariant("G1", "G3", "G4", "G5", "G7", "G8", "K1", "K3", "E1", "H1", "J9")
 def test_groups_survive_everything_and_end_everywhere(some: Sequence[int]) -> None:
     each(live, some)
+
+
+def ask_once(seed: int) -> None:
+    """Holds, which are placed once for each call, on a bad network, of nodes that die and start again."""
+    rng = random.Random(seed)
+    c = build(rng, seed)
+    c.net = Net(loss=0.2, twice=0.5, delay_ms=rng.choice([5, 2000]))
+    for _ in range(20):
+        c.request("hold_place", {"reason": "r", "for_ns": 900 * NS_PER_S}, ",".join(c.peers))
+        random_step(c, rng, pick(rng, ["kill", "restart", "restart", "hang", "save"]))
+        c.advance(pick(rng, [1, 1000, 10_000]) * NS_PER_S // 1000)
+        c.check()
+
+
+@pytest.mark.parametrize("some", blocks(seeds(20), 10), ids=str)
+@pytest.mark.invariant("T12")
+def test_a_call_is_carried_out_once_however_often_it_comes(some: Sequence[int]) -> None:
+    each(ask_once, some)
+
+
+def forgets_all(self: member.Calls, key: member.Key, op: str) -> member.Fate:
+    return member.Fate.BEGINS
+
+
+def forgets_at_a_start(self: member.Calls, begun: object = ()) -> None:
+    CALLS(self)
+
+
+CALLS = member.Calls.__init__
+
+
+@pytest.mark.invariant("T12")
+@pytest.mark.parametrize(("name", "fault"), [("take", forgets_all), ("__init__", forgets_at_a_start)])
+def test_nodes_that_forget_what_they_have_done_are_noticed(
+    name: str, fault: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(member.Calls, name, fault)
+    with pytest.raises(AssertionError, match="carried out twice"):
+        for seed in itertools.count():
+            ask_once(seed)
