@@ -17,6 +17,9 @@ DIMENSIONS: Final = ("kernel", "files", "mounts", "services", "network", "packag
 
 #: Attributes of one resource as its kind defines them: JSON values, no floats. ``None`` in their place means absent.
 Attrs = dict[str, Any]
+#: A JSON object: what a value is written as, for a snapshot, a record or a person. ``JsonRead``: one that is only read.
+Json = dict[str, Any]
+JsonRead = Mapping[str, Any]
 
 NS_PER_S: Final = 1_000_000_000
 
@@ -70,11 +73,11 @@ class Owner:
         services = self.key.startswith("unit:") or other.key.startswith("unit:")
         return self.uid is not None and self.uid == other.uid and not services
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         return {"key": self.key, "user": self.user, "uid": self.uid, "session": self.session, "command": self.command}
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Owner:
+    def from_json(cls, data: JsonRead) -> Owner:
         return cls(data["key"], data["user"], data["uid"], data["session"], data["command"])
 
 
@@ -101,7 +104,7 @@ class Holder:
     job: str = ""
     start: int = 0
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         return {
             "resource": self.resource,
             "pid": self.pid,
@@ -116,7 +119,7 @@ class Holder:
         }
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Holder:
+    def from_json(cls, data: JsonRead) -> Holder:
         return cls(**{k: data[k] for k in cls.__slots__ if k in data})
 
 
@@ -134,7 +137,7 @@ class Actor:
     via: str
     call: str = ""
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         return {"user": self.user, "uid": self.uid, "role": self.role, "via": self.via}
 
 
@@ -156,8 +159,8 @@ class Declared:
     severity_n: int | None = None
     restorable: bool = True
 
-    def to_json(self) -> dict[str, Any]:
-        out: dict[str, Any] = {"attrs": self.attrs}
+    def to_json(self) -> Json:
+        out: Json = {"attrs": self.attrs}
         if self.requires:
             out["requires"] = list(self.requires)
         if self.consumers:
@@ -171,7 +174,7 @@ class Declared:
         return out
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Declared:
+    def from_json(cls, data: JsonRead) -> Declared:
         return cls(
             data["attrs"],
             tuple(data.get("requires", ())),

@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 import pytest
 
-from pact.core.root.head import Asker
+from pact.core.root.envelope import Asker
 from pact.core.root.runs import TABLE, Run, StepError
 from pact.core.root.term import AWAY_NS, Limits
 from pact.model import NS_PER_S, Declared, Holder

@@ -8,7 +8,7 @@ import orjson
 import pytest
 from test_groups import WANTED, X, Y, apply, ask, cluster, group, machines, writes
 
-from pact.core.root.head import Asker
+from pact.core.root.envelope import Asker
 from pact.core.root.runs import as_written
 from pact.core.tree.wire import message
 from pact.errors import UsageError

@@ -13,7 +13,7 @@ from pact import limits
 from pact.agent.control import Client
 from pact.cluster.nodesets import NodeSets
 from pact.core.node.events import Caller
-from pact.core.root.head import Asker
+from pact.core.root.envelope import Asker
 from pact.core.root.log import RootState
 from pact.core.root.root import Root
 from pact.core.tree.clients import Clients

@@ -23,7 +23,7 @@ from pact.core.tree.member import (
     FleetSaid,
     Member,
     Welcomed,
-    asker,
+    caller_of,
 )
 from pact.core.tree.outbox import Outbox, Read
 from pact.core.tree.seals import NodeSeals
@@ -209,7 +209,7 @@ def test_a_root_that_was_replaced_is_told_so() -> None:
     ],
 )
 def test_whom_a_call_is_from(role: str, uid: int | None, owner: str, as_role: str) -> None:
-    actor, of = asker({"user": "ann", "role": role}, KEY, uid)
+    actor, of = caller_of({"user": "ann", "role": role}, KEY, uid)
     assert (of.key, actor.role, actor.call) == (owner, as_role, "1/1.1")
 
 

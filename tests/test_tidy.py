@@ -197,3 +197,9 @@ def test_one_version_stands_in_all_files_that_name_it() -> None:
     assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"] == version
     assert f'__version__ = "{version}"' in text["pact/__init__.py"]
     assert re.search(rf"^Version:\s+{re.escape(version)}$", text["packaging/pact.spec"], re.M)
+
+
+def test_values_without_a_type_are_few_in_the_core() -> None:
+    """What is JSON by nature has a name that says which (``Attrs``, ``Value``, ``Json``, a frame's ``Head``)."""
+    untyped = re.compile(r"\b(?:dict|Mapping)\[str, Any\]")
+    assert sum(len(untyped.findall(path.read_text())) for path in (ROOT / "pact" / "core").rglob("*.py")) < 60

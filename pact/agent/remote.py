@@ -12,7 +12,7 @@ import orjson
 
 from pact.agent.control import Client
 from pact.core.node.events import Caller
-from pact.core.tree.member import ANSWER_MAX, Key, asker
+from pact.core.tree.member import ANSWER_MAX, Key, caller_of
 
 ROWS_MAX: Final = 1_000
 ROWS_BYTES_MAX: Final = ANSWER_MAX - (1 << 10)
@@ -83,7 +83,7 @@ class Callers:
 
     def of(self, said: Mapping[str, Any], key: Key) -> Caller:
         """The operator, whom the root has authenticated."""
-        return Caller(*asker(said, key, None if said["role"] == "agent" else self._uid(said["user"])))
+        return Caller(*caller_of(said, key, None if said["role"] == "agent" else self._uid(said["user"])))
 
     def _uid(self, user: str) -> int | None:
         now_s = time.monotonic()

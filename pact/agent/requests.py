@@ -31,7 +31,6 @@ from pact.resources import KINDS, kind_of
 if TYPE_CHECKING:
     from pact.agent.sightings import Sightings
 
-NUMBER_MAX: Final = 1 << 62
 FOLLOW_MAX: Final = 10_000
 
 #: op -> the fields of its args, each with its types. What is not named here is refused.
@@ -62,21 +61,10 @@ def parse_request(
         raise RequestError(f"version {strict.shown(obj.get('v'))} is not spoken here; this agent speaks 1")
     if op not in fields:
         raise RequestError(f"unknown request {strict.shown(op)}")
-    for key, value in args.items():
-        if key not in fields[op]:
-            raise RequestError(f"{op}: unknown field {strict.shown(key)}")
-        if not isinstance(value, fields[op][key]) or (isinstance(value, bool) and bool not in fields[op][key]):
-            raise RequestError(f"{op}: {key} has the wrong type")
-        if isinstance(value, int) and abs(value) > NUMBER_MAX:
-            raise RequestError(f"{op}: {key} is out of range")
-        if op == "fleet_seen" and key == "holds":
-            if not are_holds(value):
-                raise RequestError(f"{op}: these are no holds")
-        elif isinstance(value, list) and not all(isinstance(v, str) for v in value):
-            raise RequestError(f"{op}: {key} must be a list of strings")
-    for key in ops.needed(ops.AT_NODE[op]):
-        if key not in args:
-            raise RequestError(f"{op}: {key} is missing")
+    if wrong := ops.wrong(ops.AT_NODE[op], args):
+        raise RequestError(f"{op}: {wrong}")
+    if op == "fleet_seen" and not are_holds(args["holds"]):
+        raise RequestError(f"{op}: these are no holds")
     return op, args, obj.get("alive") is True
 
 

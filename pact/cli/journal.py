@@ -18,6 +18,7 @@ from pact.agent import config
 from pact.agent.statedir import take_state_dir
 from pact.cli.render import clean, emit, say
 from pact.core.node import fold
+from pact.core.node.payloads import LossAccepted
 from pact.core.node.state import State
 from pact.core.records import Record, rfc3339, seal, verify
 from pact.errors import EXIT_DONE, ChainError, JournalError, PactError, UsageError
@@ -222,9 +223,9 @@ def _accept_loss(args: argparse.Namespace) -> int:
                 rfc3339(time.time_ns()),
                 last.t_ns,
                 last.node,
-                "loss_accepted",
+                LossAccepted.type,
                 _me().to_json(),
-                {**lost, "message": args.message},
+                LossAccepted(**lost, message=args.message).to_data(),
             )
             journal.accept_loss(row)
         finally:
@@ -238,13 +239,13 @@ def _accept_loss(args: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
-def _missing(lost: dict[str, int | str | None]) -> str:
+def _missing(lost: dict[str, Any]) -> str:
     if lost["last"] is None:
         return "what is missing is not known"
     return f"records {lost['first']} to {lost['last']} are gone"
 
 
-def _lost(journal: SqliteJournal) -> dict[str, int | str | None]:
+def _lost(journal: SqliteJournal) -> dict[str, Any]:
     """Which acknowledged records are missing: numbers, and the hash of the last one, as far as that is known. Raises
     UsageError if none is.
     """

@@ -24,7 +24,7 @@ from pact.cluster.replay import Replay
 from pact.core.node.state import STATES
 from pact.core.root import log as rootlog
 from pact.core.root.answers import answer_of
-from pact.core.root.head import Asker
+from pact.core.root.envelope import Asker
 from pact.core.root.log import RootState
 from pact.core.root.root import Root
 from pact.core.root.runs import standing

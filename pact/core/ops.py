@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from inspect import get_annotations
 from types import NoneType
-from typing import Any, Final, dataclass_transform
+from typing import Final, dataclass_transform
 
 from pact.core import strict
 from pact.core.payload import Value
-from pact.model import Attrs
+from pact.model import Attrs, Json, JsonRead
 from pact.values import NOTHING, dataclass
 
 
@@ -388,16 +388,21 @@ def types_of(op: type[Op]) -> dict[str, tuple[type, ...]]:
     return {name: _TYPES[text] for name, text in get_annotations(op).items()}
 
 
+def texts(op: type[Op], field: str) -> bool:
+    """A field that is a list of texts."""
+    return bool(get_annotations(op)[field] == "Sequence[str]")
+
+
 def needed(op: type[Op]) -> tuple[str, ...]:
     """The fields that must be given."""
     return tuple(name for name in get_annotations(op) if name not in op.__dict__)
 
 
 #: Numbers in arguments are smaller.
-NUMBER_MAX: Final = 1 << 60
+NUMBER_MAX: Final = 1 << 62
 
 
-def wrong(op: type[Op], args: Mapping[str, Any]) -> str:
+def wrong(op: type[Op], args: JsonRead) -> str:
     """What is wrong with a request's arguments, ``""`` if nothing is."""
     types = types_of(op)
     for key, value in args.items():
@@ -407,16 +412,18 @@ def wrong(op: type[Op], args: Mapping[str, Any]) -> str:
             return f"{key} has the wrong type"
         if isinstance(value, int) and abs(value) > NUMBER_MAX:
             return f"{key} is out of range"
+        if isinstance(value, list) and texts(op, key) and not all(isinstance(v, str) for v in value):
+            return f"{key} must be a list of strings"
     return next((f"{key} is missing" for key in needed(op) if key not in args), "")
 
 
-def args_of(op: Op) -> dict[str, Any]:
+def args_of(op: Op) -> Json:
     """The arguments as they travel: what has its plain value is left out."""
     kind = type(op)
     given = {name: getattr(op, name) for name in get_annotations(kind)}
     return {name: value for name, value in given.items() if name not in kind.__dict__ or kind.__dict__[name] != value}
 
 
-def made(op: str, args: Mapping[str, Any]) -> Op:
+def made(op: str, args: JsonRead) -> Op:
     """A request to a node, of its name and its checked arguments."""
     return AT_NODE[op](**args)

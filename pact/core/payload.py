@@ -13,7 +13,7 @@ from dataclasses import MISSING, field, fields
 from operator import itemgetter
 from typing import Any, ClassVar, Final, Self, TypeVar, cast
 
-from pact.model import Attrs, Owner
+from pact.model import Attrs, Json, JsonRead, Owner
 from pact.values import dataclass
 
 T = TypeVar("T")
@@ -21,9 +21,9 @@ T = TypeVar("T")
 #: The name of a change, a group or a hold: a letter and a number.
 Id = str
 #: A declared value as JSON: what ``Declared.to_json`` gives.
-Value = Mapping[str, Any]
+Value = JsonRead
 #: What was kept of a resource before it was changed, as JSON: ``attrs``, ``sha256`` of its content, ``secret``.
-Saved = Mapping[str, Any]
+Saved = JsonRead
 
 _ID: Final = re.compile(r"[a-z][0-9]{1,18}")
 _CAPITAL: Final = re.compile(r"(?<=.)([A-Z])")
@@ -43,11 +43,11 @@ class Planned:
     target: Attrs | None
     actual: Attrs | None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         return {"id": self.id, "action": self.action, "target": self.target, "actual": self.actual}
 
     @classmethod
-    def from_json(cls, row: Mapping[str, Any]) -> Planned:
+    def from_json(cls, row: JsonRead) -> Planned:
         return cls(row["id"], row["action"], row["target"], row["actual"])
 
 
@@ -65,7 +65,7 @@ class Payload:
         super().__init_subclass__(**more)
         cls.type = _CAPITAL.sub(r"_\1", cls.__name__).lower()
 
-    def to_data(self) -> dict[str, Any]:
+    def to_data(self) -> Json:
         """The record's data as JSON."""
         form = _form(type(self))
         data = {key: getattr(self, name) for name, key in form.names}
@@ -78,7 +78,7 @@ class Payload:
         return data
 
     @classmethod
-    def from_data(cls, data: Mapping[str, Any]) -> Self:
+    def from_data(cls, data: JsonRead) -> Self:
         """Raises ValueError where a field is missing or has the wrong type. What it does not know is left alone: it is
         a later version's, or stands beside every payload (``call``, ``salt``).
         """
@@ -186,7 +186,7 @@ class _Form:
     ``left_out``: by key."""
 
     names: tuple[tuple[str, str], ...]  # of its fields, in order, and their keys in JSON
-    needed: Callable[[Mapping[str, Any]], tuple[Any, ...]]
+    needed: Callable[[JsonRead], tuple[Any, ...]]
     optional: tuple[tuple[str, Any], ...]
     checks: tuple[tuple[int, Check], ...]
     reads: tuple[tuple[int, str, Turn], ...]
@@ -224,10 +224,10 @@ def _made(cls: type[Payload]) -> _Form:
     )
 
 
-def _getter(keys: list[str]) -> Callable[[Mapping[str, Any]], tuple[Any, ...]]:
+def _getter(keys: list[str]) -> Callable[[JsonRead], tuple[Any, ...]]:
     """``itemgetter`` of these; a tuple also where there is one."""
     get = itemgetter(*keys)
-    return cast("Callable[[Mapping[str, Any]], tuple[Any, ...]]", get) if len(keys) > 1 else lambda data: (get(data),)
+    return cast("Callable[[JsonRead], tuple[Any, ...]]", get) if len(keys) > 1 else lambda data: (get(data),)
 
 
 def _or_default(check: Check, default: Any) -> Check:

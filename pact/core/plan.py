@@ -5,11 +5,11 @@ from __future__ import annotations
 import heapq
 import posixpath
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 from pact.core.payload import Planned
 from pact.errors import ConflictError
-from pact.model import Attrs, split_id
+from pact.model import Attrs, Json, split_id
 from pact.values import dataclass
 
 
@@ -30,7 +30,7 @@ class Step:
         """What its record says of it."""
         return Planned(self.id, action(self), self.target, self.actual)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         return self.planned().to_json()
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import field
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -20,7 +20,7 @@ import orjson
 
 from pact.core import strict
 from pact.errors import ChainError
-from pact.model import NS_PER_S
+from pact.model import NS_PER_S, Json, JsonRead
 from pact.values import dataclass
 
 if TYPE_CHECKING:
@@ -125,17 +125,17 @@ class Record:
     t_ns: int
     node: str
     type: str
-    actor: Mapping[str, Any]
-    data: Mapping[str, Any]
+    actor: JsonRead
+    data: JsonRead
     payload: Payload | None = field(
         default=None, compare=False, repr=False
     )  # what it says, where that is known already
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         return {**unhashed(self), "hash": self.hash}
 
 
-def unhashed(record: Record) -> dict[str, Any]:
+def unhashed(record: Record) -> Json:
     """The hashed part of a record as a JSON object."""
     return {
         "v": VERSION,
@@ -187,8 +187,8 @@ def seal(
     t_ns: int,
     node: str,
     type_: str,
-    actor: Mapping[str, Any],
-    data: Mapping[str, Any],
+    actor: JsonRead,
+    data: JsonRead,
     *,
     key: bytes = b"",
     payload: Payload | None = None,

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
-from pact.model import DIMENSIONS, NS_PER_S
+from pact.model import DIMENSIONS, NS_PER_S, Json, JsonRead
 
 BILLION: Final = 1_000_000_000
 
@@ -60,7 +60,7 @@ class Settings:
         """In billionths."""
         return self.severity_n.get(resource.partition(":")[0], SEVERITY_N)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         return {
             "base_ns": self.base_ns,
             "sensitivity_n": self.sensitivity_n,
@@ -77,5 +77,5 @@ class Settings:
         }
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Settings:
+    def from_json(cls, data: JsonRead) -> Settings:
         return cls(**data)

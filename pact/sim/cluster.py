@@ -25,7 +25,7 @@ from pact.core.root.chunks import INCARNATION_CHARS
 from pact.core.root.root import Root
 from pact.core.root.term import Commit, Down, Effect, Limits
 from pact.core.settings import Settings
-from pact.core.tree.member import Calls, Fate, Key, asker
+from pact.core.tree.member import Calls, Fate, Key, caller_of
 from pact.core.tree.wire import Message
 from pact.errors import UsageError
 from pact.model import NS_PER_S, Declared
@@ -424,7 +424,7 @@ class Cluster:
     def _carry_out(
         self, world: ShellWorld, op: str, args: Mapping[str, Any], said: Mapping[str, Any], key: Key
     ) -> bytes | None:
-        who = Caller(*asker(said, key, None))
+        who = Caller(*caller_of(said, key, None))
         world.token += 1
         token = world.token
         world.feed(lambda: Asked(self.t_ns, self.wall_ns, token, made(op, args), who))

@@ -43,7 +43,7 @@ from pact.core.tree.member import (
     Key,
     Member,
     Welcomed,
-    asker,
+    caller_of,
 )
 from pact.core.tree.outbox import Outbox, Read, Up, can_wait, with_answer
 from pact.core.tree.seals import NodeSeals, key_id
@@ -292,7 +292,7 @@ class VirtualNode:
         world = self.world
         world.token += 1
         token = world.token
-        caller = Caller(*asker(said, key, None))
+        caller = Caller(*caller_of(said, key, None))
         world.feed(lambda: Asked(world.t_ns, world.wall_ns, token, made(op, args), caller))
         reply = world.replies.pop(token)
         return orjson.dumps(

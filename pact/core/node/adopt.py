@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from pact.core import ops
 from pact.core.node import access, bonds, payloads, tracked
@@ -12,6 +10,7 @@ from pact.core.node import change as life
 from pact.core.node.desk import Desk
 from pact.core.node.events import Asked, Discover, Discovered
 from pact.core.node.jobs import Adopting, Job
+from pact.core.payload import Value
 from pact.core.records import in_pieces
 from pact.errors import EXIT_FAILED, UsageError
 from pact.model import Declared
@@ -29,7 +28,7 @@ def asked_adopt(node: Desk, event: Asked[ops.Adopt]) -> None:
 def discovered_adopt(node: Desk, job: Job[Adopting], event: Discovered) -> None:
     """A part of what matched. Resources of open changes are passed over unless they were named exactly."""
     work = job.work
-    new: dict[str, Any] = {}
+    new: dict[str, Value] = {}
     members: dict[str, int] = {}
     intended = node.intended()
     for resource, found in event.found.items():
@@ -87,7 +86,7 @@ def discovered_adopt(node: Desk, job: Job[Adopting], event: Discovered) -> None:
         )
 
 
-def _adopted(node: Desk, resource: str, found: Mapping[str, Any]) -> Declared:
+def _adopted(node: Desk, resource: str, found: Value) -> Declared:
     """The found value; what the operator said beside an earlier declaration stays."""
     value, earlier = Declared.from_json(found), node.state.declared(resource)
     if earlier is None:

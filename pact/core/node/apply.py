@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 from pact.core import ops, phases
 from pact.core.node import access, below, bonds, payloads, undo
@@ -14,7 +13,7 @@ from pact.core.node.jobs import Applying, Job
 from pact.core.node.replies import holder_text
 from pact.core.plan import Step, ordered
 from pact.errors import BlockedError, ConflictError, PactError, UsageError
-from pact.model import Declared, Unreadable
+from pact.model import Declared, Json, Unreadable
 
 
 def asked_apply(node: Desk, event: Asked[ops.Apply]) -> None:
@@ -55,7 +54,7 @@ def probed_apply(node: Desk, job: Job[Applying], event: Probed) -> None:
         refuse_what_would_fail(event, "nothing was applied")
     except PactError as exc:
         node.finish(job)
-        result: dict[str, Any] = {"consumers": [h.to_json() for h in event.holders]}
+        result: Json = {"consumers": [h.to_json() for h in event.holders]}
         if job.work.dry_run:
             result |= {"dry_run": True, "plan": [s.to_json() for s in steps], "refused": list(event.refusals)}
         node.reply(job.token, result, exc.exit_code, exc.message, exc.hint)

@@ -16,6 +16,7 @@ from pact.core.node.change import Change
 from pact.core.node.desk import Desk
 from pact.core.node.events import Act, Acted, Sighting
 from pact.core.node.jobs import Job
+from pact.core.payload import Saved
 from pact.core.plan import Natures, Step, ordered
 from pact.model import Attrs, Declared, Observation, Owner, Unreadable, split_id
 
@@ -140,7 +141,7 @@ def resumed(node: Desk, change: Change) -> list[Step]:
 def act(
     node: Desk,
     job: Job[Any],
-    saves: Mapping[str, Mapping[str, Any]],
+    saves: Mapping[str, Saved],
     held: Iterable[str],
     *,
     resumed: bool = False,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from pact.core.node.windows import square
-from pact.model import Attrs, Holder, Owner
+from pact.model import Attrs, Holder, Json, JsonRead, Owner
 
 OPEN: Final = "open"
 HELD: Final = "held"
@@ -155,11 +155,11 @@ class Rolling:
     seq: int
     joined: Mapping[str, Attrs | None]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         return {name: getattr(self, name) for name in self.__slots__}
 
     @classmethod
-    def from_json(cls, row: Mapping[str, Any]) -> Rolling:
+    def from_json(cls, row: JsonRead) -> Rolling:
         return cls(row["cause"], row["steps"], row["skipped"], row.get("saved"), row["seq"], row.get("joined", {}))
 
 
@@ -244,7 +244,7 @@ class Change:
             self._first_ns = min(m.opening_ns for m in self.members.values())
         return (self._first_ns or 0) + self.extension_ns
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         return {
             "id": self.id,
             "owner": self.owner.to_json(),
@@ -263,7 +263,7 @@ class Change:
         }
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Change:
+    def from_json(cls, data: JsonRead) -> Change:
         change = cls(
             data["id"],
             Owner.from_json(data["owner"]),

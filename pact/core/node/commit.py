@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Final
+from typing import Final
 
 from pact.core import ops
 from pact.core.node import bonds, payloads
@@ -17,7 +17,7 @@ from pact.core.node.replies import left
 from pact.core.node.select import select, shared_with
 from pact.core.records import in_pieces
 from pact.errors import EXIT_DONE, ConflictError, UnreachableError, UsageError
-from pact.model import NS_PER_S, Declared, Owner, Unreadable
+from pact.model import NS_PER_S, Declared, Json, Owner, Unreadable
 
 TTL_MIN_NS: Final = 15 * 60 * NS_PER_S
 TTL_MAX_NS: Final = 10 * 24 * 3600 * NS_PER_S
@@ -140,7 +140,7 @@ def looked_commit(node: Desk, job: Job[Committing], event: Looked) -> None:
     node.reply(job.token, {"committed": committed + taken_in, "left": left(node), "notes": notes + left_out})
 
 
-def _record_commits(node: Desk, job: Job[Committing], event: Looked) -> list[dict[str, Any]]:
+def _record_commits(node: Desk, job: Job[Committing], event: Looked) -> list[Json]:
     state, ttl_ns = node.state, job.work.ttl_ns
     by_change: dict[str, dict[str, Declared]] = {}
     fresh = set(job.work.untracked)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from pact.core import ops
 from pact.core.node import access, below, bonds, payloads, tracked
@@ -21,7 +20,7 @@ from pact.core.node.rollback import refuse_held_or_busy
 from pact.core.plan import Step, ordered
 from pact.core.records import PIECE_MAX, in_pieces
 from pact.errors import EXIT_BLOCKED, EXIT_FAILED, ConflictError, PactError, UsageError
-from pact.model import AGENT_ACTOR, Actor, Declared, Unreadable
+from pact.model import AGENT_ACTOR, Actor, Declared, Json, Unreadable
 
 
 def asked_declare(node: Desk, event: Asked[ops.Declare]) -> None:
@@ -96,7 +95,7 @@ def probed_declare(node: Desk, job: Job[Declaring], event: Probed) -> None:
         if change is not None:
             bonds.require_free(node, change, "declare", False)
     steps = below.differing(node, job.steps, event.sightings, declared) if state.settings.enforce else ()
-    result: dict[str, Any] = {
+    result: Json = {
         "resources": len(declared),
         "forgotten": work.forgotten,
         "in_changes": sorted(work.in_changes),
@@ -205,7 +204,7 @@ def _record_converged(node: Desk, event: Acted, cause: str, actor: Actor = AGENT
         )
 
 
-def _declare_done(node: Desk, job: Job[Declaring], result: dict[str, Any], left: Mapping[str, str]) -> None:
+def _declare_done(node: Desk, job: Job[Declaring], result: Json, left: Mapping[str, str]) -> None:
     unread = result["unreadable"]
     problems = {**unread, **left}
     text = "; ".join(f"{r}: {why}" for r, why in list(problems.items())[:5])

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import field
-from typing import Any, Final, Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from pact.core.ops import Op
+from pact.core.payload import Saved, Value
 from pact.core.plan import Step
 from pact.core.records import Record
 from pact.core.settings import Settings
 from pact.errors import PactError
-from pact.model import Actor, Attrs, Holder, Observation, Owner
+from pact.model import Actor, Attrs, Holder, JsonRead, Observation, Owner
 from pact.values import dataclass
 
 R_co = TypeVar("R_co", bound=Op, covariant=True)
@@ -73,7 +74,7 @@ class Started(Event):
     settings: Settings
     version: str
     reboot: bool = False
-    declared: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    declared: Mapping[str, Value] = field(default_factory=dict)
     sources: Sequence[str] = ()
     clustered: bool = False
     track: Mapping[str, str] = field(default_factory=dict)
@@ -118,7 +119,7 @@ class New:
     """
 
     resource: str
-    actual: Mapping[str, Any]
+    actual: JsonRead
     owner: Owner | None = None
 
 
@@ -183,7 +184,7 @@ class Probed(Event):
     sightings: Sequence[Sighting]
     holders: Sequence[Holder]
     refusals: Sequence[str]
-    saves: Mapping[str, Mapping[str, Any]]
+    saves: Mapping[str, Saved]
     notes: Sequence[str] = ()
 
 
@@ -210,7 +211,7 @@ class Discovered(Event):
     """
 
     job: int
-    found: Mapping[str, Mapping[str, Any]]
+    found: Mapping[str, Value]
     exact: frozenset[str]
     notes: Sequence[str]
     last: bool
@@ -239,7 +240,7 @@ class FleetTold(Event):
 
     fence: int
     seq: int
-    holds: Sequence[Mapping[str, Any]]
+    holds: Sequence[JsonRead]
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,7 +306,7 @@ class Act(Effect):
 
     job: int
     steps: tuple[Step, ...]
-    saves: Mapping[str, Mapping[str, Any]]
+    saves: Mapping[str, Saved]
     resumed: bool = False
     below: tuple[str, ...] = ()
     beside: tuple[str, ...] = ()
@@ -322,7 +323,7 @@ class Discover(Effect):
 @dataclass(frozen=True, slots=True)
 class Reply(Effect):
     token: int
-    result: Mapping[str, Any]
+    result: JsonRead
     exit_code: int = 0
     message: str = ""
     hint: str = ""

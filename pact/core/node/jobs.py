@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from pact.core import ops
 from pact.core.node.events import Caller
 from pact.core.payload import Value
 from pact.core.plan import Step
 from pact.errors import EXIT_DONE
-from pact.model import Attrs, Declared, Owner
+from pact.model import Attrs, Declared, Json, Owner
 
 W = TypeVar("W")
 
@@ -75,7 +75,7 @@ class Declaring:
     in_changes: Sequence[str]
     kept: Sequence[str]
     ended: Sequence[str]
-    result: dict[str, Any] = field(default_factory=dict)
+    result: Json = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -121,7 +121,7 @@ class Waiting:
     """A request that several rollbacks answer together."""
 
     jobs: set[int] = field(default_factory=set)
-    results: list[dict[str, Any]] = field(default_factory=list)
+    results: list[Json] = field(default_factory=list)
     exit_code: int = EXIT_DONE
     messages: list[str] = field(default_factory=list)
     hint: str = ""

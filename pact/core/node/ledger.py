@@ -20,7 +20,7 @@ from pact.core.plan import Nature
 from pact.core.records import rfc3339, seal
 from pact.core.settings import BILLION
 from pact.errors import PactError
-from pact.model import AGENT_ACTOR, NS_PER_S, Actor, Attrs
+from pact.model import AGENT_ACTOR, NS_PER_S, Actor, Attrs, JsonRead
 
 #: So long before its end a window is announced, or for half of it where it is shorter than twice that.
 CLOSING_NS: Final = 120 * NS_PER_S
@@ -124,9 +124,7 @@ class Ledger:
             del self.busy[job.change]
             self.reschedule(job.change)  # its time may have come meanwhile  # A4
 
-    def reply(
-        self, token: int | None, result: Mapping[str, Any], exit_code: int = 0, message: str = "", hint: str = ""
-    ) -> None:
+    def reply(self, token: int | None, result: JsonRead, exit_code: int = 0, message: str = "", hint: str = "") -> None:
         if token is not None:
             self.emit(Reply(token, result, exit_code, message, hint))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Final
+from typing import Final
 
 from pact.core.node import below, commit, payloads, replies, rollback
 from pact.core.node import change as life
@@ -21,7 +21,7 @@ from pact.core.node.membership import Membership
 from pact.core.ops import GroupDecide, GroupState, GroupVote, MemberExtend
 from pact.core.phases import DECIDED, NOT_APPLIED, OPEN, PREPARED
 from pact.errors import EXIT_BLOCKED, EXIT_FAILED, ConflictError
-from pact.model import Attrs, Declared, Holder, Unreadable
+from pact.model import Attrs, Declared, Holder, Json, Unreadable
 
 HOLDERS_MAX: Final = 20
 
@@ -342,7 +342,7 @@ def _abort(node: Desk, event: Asked[GroupDecide], group: Membership, ballot: int
     node.reply(event.token, {"done": True, "outcome": "aborted"})
 
 
-def _lost(node: Desk, group: Membership) -> list[dict[str, Any]]:
+def _lost(node: Desk, group: Membership) -> list[Json]:
     """What others changed again on the group's resources: a rollback takes it from them, and says so.  # G6"""
     out = []
     for resource in group.resources:
@@ -438,7 +438,7 @@ def finish_done(node: Desk) -> None:
                 node.reply(token, result, code, text)
 
 
-def _undone(left: Sequence[Change], stop: str) -> tuple[dict[str, Any], int, str]:
+def _undone(left: Sequence[Change], stop: str) -> tuple[Json, int, str]:
     holders = [h for c in left for h in c.holders]
     why = stop or "; ".join(c.reason for c in left if c.reason)
     if holders and not stop:

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from pact.core.phases import OPEN
-from pact.model import Attrs, Owner
+from pact.model import Attrs, Json, JsonRead, Owner
 
 
 @dataclass(slots=True)
@@ -31,7 +30,7 @@ class Membership:
     ends_ns: int = 0
     force: bool = False
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         return {**{name: getattr(self, name) for name in self.__slots__}, "owner": self.owner.to_json()}
 
     @property
@@ -48,5 +47,5 @@ def learn(group: Membership, reads: Mapping[str, str]) -> None:
             group.resources[resource] = {**wanted, "reads": text}
 
 
-def load(rows: list[Mapping[str, Any]]) -> dict[str, Membership]:
+def load(rows: list[JsonRead]) -> dict[str, Membership]:
     return {row["id"]: Membership(**{**row, "owner": Owner.from_json(row["owner"])}) for row in rows}

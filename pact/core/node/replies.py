@@ -8,7 +8,7 @@ from typing import Any
 from pact.core.node.desk import Desk
 from pact.core.node.jobs import Job
 from pact.errors import EXIT_DONE, gravest
-from pact.model import Holder
+from pact.model import Holder, Json
 
 
 def holder_text(holders: Sequence[Holder]) -> str:
@@ -24,7 +24,7 @@ def holder_text(holders: Sequence[Holder]) -> str:
 
 
 def done(
-    node: Desk, job: Job[Any], result: dict[str, Any], exit_code: int = EXIT_DONE, message: str = "", hint: str = ""
+    node: Desk, job: Job[Any], result: Json, exit_code: int = EXIT_DONE, message: str = "", hint: str = ""
 ) -> None:
     node.finish(job)
     waiting = node.waiting.get(job.token) if job.token is not None else None
@@ -53,5 +53,5 @@ def answer_complete(node: Desk) -> None:
         _answer_if_complete(node, token)
 
 
-def left(node: Desk) -> list[dict[str, Any]]:
+def left(node: Desk) -> list[Json]:
     return [{"change": c.id, "owner": c.owner.user} for c in node.state.changes.values() if c.members]

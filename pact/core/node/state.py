@@ -22,7 +22,7 @@ from pact.core.node.windows import Windows, magnitude, square, window
 from pact.core.payload import Value
 from pact.core.records import GENESIS
 from pact.core.settings import Settings
-from pact.model import DIMENSIONS, NS_PER_S, Attrs, Declared, Owner
+from pact.model import DIMENSIONS, NS_PER_S, Attrs, Declared, Json, JsonRead, Owner
 
 HOUR_NS: Final = 3600 * NS_PER_S
 RECENT_MAX: Final = 20_000
@@ -350,7 +350,7 @@ class State:
 
     # -- snapshot -----------------------------------------------------------------------------------------------
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """The whole state as JSON values; ``from_json`` gives an equal one."""
         return {
             "version": SNAPSHOT_VERSION,
@@ -384,7 +384,7 @@ class State:
         }
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> State:
+    def from_json(cls, data: JsonRead) -> State:
         """Raises KeyError, TypeError or ValueError on a snapshot of another version or shape."""
         if data["version"] != SNAPSHOT_VERSION:
             raise ValueError(f"snapshot version {data['version']}")
@@ -415,11 +415,11 @@ class State:
         state._load_tracked(data.get("tracked", {}))
         return state
 
-    def _tracked_json(self) -> dict[str, Any]:
+    def _tracked_json(self) -> Json:
         """Owners stand once each. Sorted: a record has one order in memory, and another when it is read back."""
         owners: dict[str, int] = {}
         rows: list[list[Any]] = []
-        table: list[dict[str, Any]] = []
+        table: list[Json] = []
         for resource, u in sorted(self.untracked.items()):
             key = f"{u.owner.key} {u.owner.session} {u.owner.command}"
             if key not in owners:
@@ -429,7 +429,7 @@ class State:
         enforced = {r: o.to_json() for r, o in self.enforced.items()}
         return {"patterns": dict(self.tracked), "owners": table, "untracked": rows, "enforced": enforced}
 
-    def _load_tracked(self, data: Mapping[str, Any]) -> None:
+    def _load_tracked(self, data: JsonRead) -> None:
         self.tracked = dict(data.get("patterns", {}))
         self.enforced = {r: Owner.from_json(o) for r, o in data.get("enforced", {}).items()}
         owners = [Owner.from_json(o) for o in data.get("owners", ())]
@@ -471,5 +471,5 @@ def recent_key(owner_key: str, resource: str) -> str:
     return f"{owner_key} {resource}"
 
 
-def _slots(value: Any) -> dict[str, Any]:
+def _slots(value: Any) -> Json:
     return {name: getattr(value, name) for name in value.__slots__}

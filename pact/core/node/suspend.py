@@ -6,7 +6,7 @@ Precedence: observe mode over emergency over hold over window.  # P1
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Final
 
 from pact.core import ops
 from pact.core.node import access, bonds, commit, payloads, rollback
@@ -17,7 +17,7 @@ from pact.core.node.jobs import Committing
 from pact.core.node.select import require_shared, select_one
 from pact.core.node.state import Emergency, Hold
 from pact.errors import ConflictError, DeniedError, UsageError
-from pact.model import NS_PER_S, Owner
+from pact.model import NS_PER_S, Json, Owner
 
 FOR_MAX_NS: Final = 30 * 24 * 3600 * NS_PER_S
 
@@ -114,7 +114,7 @@ def _to_settle(node: Desk, event: Asked[ops.EmergencyEnd], emergency: Emergency)
     return picked
 
 
-def _described(node: Desk, picked: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
+def _described(node: Desk, picked: Mapping[str, Sequence[str]]) -> list[Json]:
     return [
         {"change": cid, "owner": node.state.changes[cid].owner.user, "resources": sorted(ids)}
         for cid, ids in picked.items()

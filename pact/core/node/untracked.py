@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from pact.core.node import access, below, payloads, replies
 from pact.core.node.desk import Desk
@@ -19,7 +18,7 @@ from pact.core.ops import Op
 from pact.core.plan import Nature, Step, ordered
 from pact.core.records import in_pieces
 from pact.errors import EXIT_BLOCKED, EXIT_CONFLICT, EXIT_DONE, EXIT_FAILED, ConflictError
-from pact.model import Attrs, Declared, Observation, Owner, Unreadable
+from pact.model import Attrs, Declared, Json, Observation, Owner, Unreadable
 
 
 def split(
@@ -68,10 +67,10 @@ def refuse_named(node: Desk, job: Job[Committing], event: Looked) -> None:
             raise ConflictError(f"{sighting.resource} {why}; nothing was committed", "see pact status")
 
 
-def record_commits(node: Desk, job: Job[Committing], event: Looked) -> tuple[list[dict[str, Any]], list[str]]:
+def record_commits(node: Desk, job: Job[Committing], event: Looked) -> tuple[list[Json], list[str]]:
     """Take in what the commit's look found of untracked things; what it did, and what it left out and why."""
     ttl_ns, fresh = job.work.ttl_ns, set(job.work.untracked)
-    by_owner: dict[str, dict[str, Any]] = {}
+    by_owner: dict[str, Json] = {}
     notes, out = [], []
     for sighting in event.sightings:
         resource, seen = sighting.resource, sighting.observation
@@ -159,7 +158,7 @@ def probed_removal(node: Desk, job: Job[RollingBack], event: Probed) -> None:
     steps = below.filled(node.rules.nature, job.steps, job.ids, event.sightings)
     job.steps = tuple(replace(s, actual=_attrs(seen.get(s.id))) if s.id in ids else s for s in steps)
     refusals = [*below.unread(node, job.steps, event.sightings), *event.refusals]
-    result: dict[str, Any] = {
+    result: Json = {
         "change": None,
         "resources": sorted(ids),
         "notes": list(event.notes),

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from typing import Any, Final
+from typing import Final
 
 from pact._fast import window_ns
 from pact.core.settings import BILLION
+from pact.model import Json
 
 #: ``weight_n * deviation_n**2`` sums are in units of 1e-27.
 SUM_SCALE: Final = BILLION**3
@@ -88,9 +89,9 @@ class Windows:
             start = until_ns + self.floor_ns
         return opening_ns + self.now_w if start is None else max(start, opening_ns + self.now_w)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         return {"now": self.now_w, "since_ns": self._since_ns, "past": [list(p) for p in self._past]}
 
-    def load(self, data: dict[str, Any]) -> None:
+    def load(self, data: Json) -> None:
         self.now_w, self._since_ns = data["now"], data["since_ns"]
         self._past = deque((w, until) for w, until in data["past"])

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import orjson
 
 from pact.core import strict
-from pact.core.root.head import Head
+from pact.core.root.envelope import Envelope
 from pact.core.tree.calls import PARTS_BYTES
 from pact.core.tree.checks import BODY_MAX
+from pact.core.tree.wire import Head
 from pact.errors import EXIT_FAILED
+from pact.model import Json, JsonRead
 from pact.values import NOTHING, dataclass
 
 #: Of a text in a result; what people or nodes say may be longer than a head takes.
@@ -22,7 +24,7 @@ HOLDER_FIELDS: Final = ("resource", "pid", "how", "path", "uid", "user", "comman
 FIELD_MAX: Final = 300
 RESULT_MAX: Final = BODY_MAX
 #: What a result can go without, first what is longest and can be asked for on its own.
-CUT: Final[Mapping[str, Any]] = {"blocked": {}, "resources": [], "members": {}, "nodes": ""}
+CUT: Final[JsonRead] = {"blocked": {}, "resources": [], "members": {}, "nodes": ""}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +33,7 @@ class Answer:
 
     exit: int
     message: str = ""
-    result: Mapping[str, Any] = NOTHING
+    result: JsonRead = NOTHING
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +43,7 @@ class Refusal:
     """
 
     why: str
-    holders: Sequence[Mapping[str, Any]] = ()
+    holders: Sequence[Head] = ()
     absent: bool = False
 
 
@@ -69,13 +71,13 @@ def refusal_of(answer: Answer) -> Refusal:
     return Refusal(why, named, result.get("absent") is True)
 
 
-def _holder(said: Mapping[str, Any]) -> dict[str, Any]:
+def _holder(said: Head) -> Json:
     """A consumer as ``Holder`` writes it: numbers and short texts, whatever the node said."""
     out = {k: said[k] for k in HOLDER_FIELDS if k in said and isinstance(said[k], str | int | None)}
     return {k: v[:FIELD_MAX] if isinstance(v, str) else v for k, v in out.items()}
 
 
-def fitting(result: Mapping[str, Any]) -> tuple[bytes, str]:
+def fitting(result: JsonRead) -> tuple[bytes, str]:
     """A result as JSON, cut to what a message takes; and what to say of that."""
     body = orjson.dumps(result)
     if len(body) <= RESULT_MAX:
@@ -88,7 +90,7 @@ def fitting(result: Mapping[str, Any]) -> tuple[bytes, str]:
     return _without(result, RESULT_MAX), "some of it is left out: too much for one answer"
 
 
-def _without(result: Mapping[str, Any], room: int) -> bytes:
+def _without(result: JsonRead, room: int) -> bytes:
     cut = {**result, "truncated": True}
     for key, nothing in CUT.items():
         if key in cut:
@@ -99,7 +101,7 @@ def _without(result: Mapping[str, Any], room: int) -> bytes:
     return b'{"truncated":true}'
 
 
-def _newest(groups: list[dict[str, Any]], room: int) -> list[Any]:
+def _newest(groups: list[Json], room: int) -> list[Any]:
     kept: list[Any] = []
     for group in reversed(groups):
         body = orjson.dumps(group)
@@ -119,7 +121,7 @@ def clipped(text: str) -> str:
 class ToClient:
     """What nodes answer, on its way to a client: what came together goes together."""
 
-    def __init__(self, down: Callable[[str, Mapping[str, Any], bytes], None], head: Head) -> None:
+    def __init__(self, down: Callable[[str, Head, bytes], None], head: Envelope) -> None:
         self._down = down
         self._client = {"client": head.client, "id": head.id}
         self._rows: list[tuple[list[str], bytes]] = []

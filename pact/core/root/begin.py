@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final
 
 from pact.core.ops import BeginGroup, GroupApply, GroupCheck
 from pact.core.root import payloads
 from pact.core.root.answers import answer_of
-from pact.core.root.head import Head
+from pact.core.root.envelope import Envelope
 from pact.core.root.questions import ABSENT, LOST, Questions, encoded, refuse_absent, require_role, require_short
 from pact.core.root.runs import APPLYING, Run, as_written, shown
 from pact.errors import EXIT_FAILED, EXIT_UNREACHABLE, PactError, UsageError, gravest
-from pact.model import NS_PER_S, Owner
+from pact.model import NS_PER_S, Json, JsonRead, Owner
 
 WINDOW_MAX_NS: Final = 3660 * 24 * 3600 * NS_PER_S
 #: Beyond it no node is believed about the groups that it has known.
@@ -33,7 +33,7 @@ class Beginner:
         if number <= NUMBER_MAX:
             self._numbers = max(self._numbers, number)
 
-    def apply(self, head: Head, args: BeginGroup) -> None:
+    def apply(self, head: Envelope, args: BeginGroup) -> None:
         """Ask every node whether it could; then begin, durably; then let them."""
         root = self.root
         require_role(head.caller, "admin", "apply")
@@ -46,7 +46,7 @@ class Beginner:
         allow = self.questions.allowance(args.allow_missing)
         refuse_absent(root, dict.fromkeys(absent, ABSENT), allow, "nothing was changed")
         self.questions.progress(head, 0, len(here))
-        found: list[Mapping[str, Any]] = []
+        found: list[JsonRead] = []
         refused: dict[str, tuple[int, str]] = {}
         willing: list[str] = []
         watching: list[str] = []
@@ -89,10 +89,10 @@ class Beginner:
 
     def _checked(
         self,
-        head: Head,
+        head: Envelope,
         args: BeginGroup,
         members: list[str],
-        found: Sequence[Mapping[str, Any]],
+        found: Sequence[JsonRead],
         missing: dict[str, str],
         note: str,
     ) -> None:
@@ -138,10 +138,10 @@ class Beginner:
     def _begun(
         self,
         gid: str,
-        head: Head,
+        head: Envelope,
         args: BeginGroup,
         members: list[str],
-        summary: dict[str, Any],
+        summary: Json,
         missing: dict[str, str],
         note: str,
     ) -> None:
@@ -177,7 +177,7 @@ class Beginner:
         names: Iterable[str],
         end: Callable[[], None] | None,
         codes: list[int] | None = None,
-        head: Head | None = None,
+        head: Envelope | None = None,
     ) -> None:
         """Let these members make the changes. Who moved to another parent meanwhile is asked again."""
 
@@ -208,7 +208,7 @@ class Beginner:
         self.questions.ask_members(names, run.apply_args, run.caller, part, done)
 
 
-def _could(found: Mapping[str, Any]) -> bool:
+def _could(found: JsonRead) -> bool:
     """Is this what a node says that could apply? A window that makes no sense would be every member's."""
     return (
         all(type(found.get(k)) is int and found[k] >= 0 for k in ("changes", "magnitude_n", "window_ns"))

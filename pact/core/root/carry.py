@@ -8,7 +8,7 @@ from typing import Any, Final
 from pact.core.ops import GroupDecide
 from pact.core.root import payloads
 from pact.core.root.answers import Refusal, answer_of, clipped, refusal_of
-from pact.core.root.head import Asker, Head
+from pact.core.root.envelope import Asker, Envelope
 from pact.core.root.log import Group
 from pact.core.root.questions import LATE, Questions, allowed
 from pact.core.root.runs import CARRYING, FINISHING, PAUSED, WHY_MAX, Run, caller_of, held_by, shown, stopped
@@ -217,7 +217,7 @@ class Carrier:
             states.setdefault(state, []).append(name)
         return {state: fold(names) for state, names in states.items() if names}
 
-    def _finished(self, run: Run, heads: Sequence[Head]) -> None:
+    def _finished(self, run: Run, heads: Sequence[Envelope]) -> None:
         self.runs.pop(run.id, None)
         group = self.root.state.groups[run.id]
         for head in heads:

@@ -15,7 +15,7 @@ from pact.core.ops import GroupCommit, GroupDecide, GroupExtend, GroupRollback, 
 from pact.core.root import payloads
 from pact.core.root.answers import answer_of
 from pact.core.root.begin import Beginner
-from pact.core.root.head import PACT, Head
+from pact.core.root.envelope import PACT, Envelope
 from pact.core.root.holds import Holds
 from pact.core.root.log import ACTIVE, DECIDED, FINISHED, Group
 from pact.core.root.payloads import Terms
@@ -62,7 +62,7 @@ class Groups(Votes):
         super().__init__(questions)
         self.beginner = Beginner(questions, self.runs)
         self.holds = Holds(questions, self._released)
-        self.ops: Mapping[str, Callable[[Head, Any], None]] = {
+        self.ops: Mapping[str, Callable[[Envelope, Any], None]] = {
             "apply": self.beginner.apply,
             "group_commit": self._commit,
             "group_rollback": self._rollback,
@@ -215,7 +215,7 @@ class Groups(Votes):
 
     # -- vote ---------------------------------------------------------------------------------------------------
 
-    def _commit(self, head: Head, args: GroupCommit) -> None:
+    def _commit(self, head: Envelope, args: GroupCommit) -> None:
         run = self._settleable(head, args.group, "commit")
         message, ttl_ns = args.message.strip(), args.ttl_ns
         if not message:
@@ -229,7 +229,7 @@ class Groups(Votes):
         refuse_absent(self.root, self.away(run), allow, f"{run.id} was not committed")
         self.vote(run, "commit", head, Terms(message, ttl_ns), allow)
 
-    def _rollback(self, head: Head, args: GroupRollback) -> None:
+    def _rollback(self, head: Envelope, args: GroupRollback) -> None:
         run = self._settleable(head, args.group, "rollback")
         group, force = self.root.state.groups[run.id], args.force
         forced = group.state == DECIDED and group.terms.force
@@ -242,7 +242,7 @@ class Groups(Votes):
             return
         self.vote(run, "rollback", head, Terms(force=force), self.questions.allowance(args.allow_missing))
 
-    def _settleable(self, head: Head, gid: str, what: str) -> Run:
+    def _settleable(self, head: Envelope, gid: str, what: str) -> Run:
         root, caller = self.root, head.caller
         require_role(caller, "ops", what)
         group = root.state.groups.get(gid)
@@ -259,7 +259,7 @@ class Groups(Votes):
             raise ConflictError(f"{gid} is {run.step} just now", "try again in a moment")
         return run
 
-    def _force(self, run: Run, head: Head) -> None:
+    def _force(self, run: Run, head: Envelope) -> None:
         """The decision stands; from now on nothing but what is impossible stops it, and that is this person's doing."""
         root = self.root
         if root.state.groups[run.id].decision != "rollback":
@@ -277,7 +277,7 @@ class Groups(Votes):
             done,
         )
 
-    def _already(self, run: Run, what: str, head: Head) -> bool:
+    def _already(self, run: Run, what: str, head: Envelope) -> bool:
         """The decision was made before: the same again goes on with what is owed, the other is too late."""
         group = self.root.state.groups[run.id]
         if group.state != DECIDED:
@@ -290,7 +290,7 @@ class Groups(Votes):
 
     # -- nodes that are gone for good ---------------------------------------------------------------------------
 
-    def _forget(self, head: Head, args: NodesForget) -> None:
+    def _forget(self, head: Envelope, args: NodesForget) -> None:
         """These nodes are out of service: nobody waits for them any more. One that comes back is as before."""
         root = self.root
         require_role(head.caller, "admin", "nodes --forget")
@@ -313,7 +313,7 @@ class Groups(Votes):
 
     # -- extend -------------------------------------------------------------------------------------------
 
-    def _extend(self, head: Head, args: GroupExtend) -> None:
+    def _extend(self, head: Envelope, args: GroupExtend) -> None:
         root = self.root
         run = self._settleable(head, args.group, "extend")
         group = root.state.groups[run.id]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Sequence
+from typing import Final
 
 import orjson
 
@@ -11,10 +11,10 @@ from pact.core.ops import FleetHold, FleetRelease
 from pact.core.records import rfc3339
 from pact.core.root import payloads
 from pact.core.root.answers import answer_of
-from pact.core.root.head import Head
+from pact.core.root.envelope import Envelope
 from pact.core.root.questions import Questions, require_role
 from pact.errors import EXIT_UNREACHABLE, ConflictError, DeniedError, UsageError
-from pact.model import NS_PER_S
+from pact.model import NS_PER_S, Json, JsonRead
 
 TELL_EVERY_NS: Final = 10 * NS_PER_S
 FOR_MAX_NS: Final = 30 * 24 * 3600 * NS_PER_S
@@ -47,7 +47,7 @@ class Holds:
             wakes.append(self._tell_at_ns)
         return min(wakes, default=None)
 
-    def place(self, head: Head, args: FleetHold) -> None:
+    def place(self, head: Envelope, args: FleetHold) -> None:
         """Nothing rolls back anywhere: durable first, then told to every node.  # G8"""
         root = self.root
         require_role(head.caller, "ops", "hold")
@@ -76,12 +76,12 @@ class Holds:
             lambda: self._held(head, name),
         )
 
-    def _held(self, head: Head, name: str) -> None:
+    def _held(self, head: Envelope, name: str) -> None:
         self._placing = False
         self.tell()
         self._confirm(head, {"hold": name, "ends": self.root.state.holds[name].ends})
 
-    def _confirm(self, head: Head, result: dict[str, Any]) -> None:
+    def _confirm(self, head: Envelope, result: Json) -> None:
         """Answer when every node has heard, naming those that will on their return."""
         root = self.root
         here, absent = self.questions.targets(None)
@@ -102,7 +102,7 @@ class Holds:
             here, "fleet_seen", orjson.dumps(table), head.caller, self.questions.timeout_ns(head), part, done
         )
 
-    def release(self, head: Head, args: FleetRelease) -> None:
+    def release(self, head: Envelope, args: FleetRelease) -> None:
         root, name = self.root, args.hold
         require_role(head.caller, "ops", "hold")
         user, admin = head.caller.user, head.caller.role == "admin"
@@ -122,7 +122,7 @@ class Holds:
             self._release_one(one, "released", root.actor(head.caller), head if last else None, picked)
 
     def _release_one(
-        self, name: str, cause: str, actor: Mapping[str, Any], head: Head | None, picked: Sequence[str] = ()
+        self, name: str, cause: str, actor: JsonRead, head: Envelope | None, picked: Sequence[str] = ()
     ) -> None:
         def done() -> None:
             self._ending.discard(name)

@@ -23,7 +23,7 @@ from pact.core.root.chunks import INCARNATION_CHARS, Batch, Chunk, build_chunk, 
 from pact.core.root.payloads import Terms
 from pact.errors import ChainError
 from pact.limits import RECORD_MAX
-from pact.model import Owner
+from pact.model import Json, JsonRead, Owner
 from pact.values import dataclass
 
 ROOT: Final = "_root"
@@ -73,15 +73,15 @@ class Group:
     decided: str = ""
     outcome: str = ""
     ended: dict[str, str] = field(default_factory=dict)  # {state: node set}, where it is not the outcome everywhere
-    by: dict[str, Any] = field(default_factory=dict)
+    by: Json = field(default_factory=dict)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         own = {name: getattr(self, name) for name in self.__slots__ if name != "terms"}
         terms = self.terms.to_json() if self.decision else {}
         return {**own, "owner": self.owner.to_json(), "args": terms}
 
     @classmethod
-    def from_json(cls, row: Mapping[str, Any]) -> Group:
+    def from_json(cls, row: JsonRead) -> Group:
         """Raises KeyError, TypeError or ValueError."""
         own = dict(row)
         owner, terms = Owner.from_json(own.pop("owner")), Terms.from_json(own.pop("args", {}))
@@ -104,7 +104,7 @@ class Hold:
     placed: str
     fence: int = 0
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """As snapshots have it, and subscribers who come late."""
         return {
             "hold": self.id,
@@ -118,7 +118,7 @@ class Hold:
         }
 
     @classmethod
-    def from_json(cls, row: Mapping[str, Any]) -> Hold:
+    def from_json(cls, row: JsonRead) -> Hold:
         return cls(
             row["hold"],
             row["owner"]["user"],
@@ -439,7 +439,7 @@ class Writer:
         self.size += sum(map(len, lines))
         return ""
 
-    def record(self, payload: Payload, actor: Mapping[str, Any], t_ns: int, wall_ns: int) -> Record:
+    def record(self, payload: Payload, actor: JsonRead, t_ns: int, wall_ns: int) -> Record:
         """One of the root's own."""
         type_, data = payload.type, payload.to_data()
         record, body = seal(self._chain.seq + 1, self._chain.hash, rfc3339(wall_ns), t_ns, ROOT, type_, actor, data)
@@ -464,7 +464,7 @@ class Writer:
         return first, len(types), raw
 
 
-def _object(line: bytes) -> dict[str, Any]:
+def _object(line: bytes) -> Json:
     try:
         obj = strict.loads_object(line, RECORD_MAX)
     except strict.NotStrictError as exc:

@@ -5,11 +5,11 @@ records of older roots are read.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Final
 
 from pact.core.payload import Id, Payload, always
 from pact.core.records import Record
-from pact.model import Owner
+from pact.model import Json, JsonRead, Owner
 from pact.values import NOTHING, dataclass
 
 
@@ -19,11 +19,11 @@ class Person:
 
     user: str
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         return {"user": self.user}
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Person:
+    def from_json(cls, data: JsonRead) -> Person:
         """Raises ValueError or KeyError."""
         if type(data["user"]) is not str:
             raise ValueError("a name that is no text")
@@ -38,11 +38,11 @@ class Terms:
     ttl_ns: int | None = None
     force: bool = False
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         return {"message": self.message, "ttl_ns": self.ttl_ns, **({"force": True} if self.force else {})}
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Terms:
+    def from_json(cls, data: JsonRead) -> Terms:
         """Raises ValueError."""
         message, ttl_ns, force = data.get("message", ""), data.get("ttl_ns"), data.get("force", False)
         if type(message) is not str or not (ttl_ns is None or type(ttl_ns) is int) or type(force) is not bool:

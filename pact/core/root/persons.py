@@ -8,12 +8,12 @@ keeps nobody else out.
 from __future__ import annotations
 
 import hmac
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from pact.core.tree import seals as seals_
 from pact.core.tree.seals import Key, RootSeals
+from pact.core.tree.wire import Head, NewHead
 from pact.errors import ConflictError, DeniedError
 
 CHALLENGE: Final = "challenge"  # the request for one
@@ -46,7 +46,7 @@ class Persons:
         self._floor = 0  # challenges up to this one are taken no more
         self._askers: dict[tuple[str, int], _Sealed] = {}
 
-    def challenge(self, head: Mapping[str, Any]) -> dict[str, Any]:
+    def challenge(self, head: Head) -> NewHead:
         """A new one for whoever says to be this person: it helps nobody else. Raises DeniedError."""
         key = self._key(head["person"])
         self._askers[head["client"], head["id"]] = _Sealed(key, "", head["challenge"])
@@ -54,7 +54,7 @@ class Persons:
         new = f"{self._count:x}.{self._mac(self._count, head['person'])}"
         return {"v": 1, "root": self._seals.id, "challenge": new}
 
-    def authenticated(self, head: Mapping[str, Any], body: bytes) -> Mapping[str, Any]:
+    def authenticated(self, head: Head, body: bytes) -> Head:
         """The head with the caller that its seal shows. Raises DeniedError or ConflictError: nothing is done."""
         if not head["seal"]:
             if head["direct"] or not self._seals.required:
@@ -98,7 +98,7 @@ class Persons:
     def _mac(self, n: int, public: str) -> str:
         return seals_.text(seals_.seal(self._secret, seals_.essence(seals_.CHALLENGE, (n, public))))
 
-    def sealed(self, kind: str, head: Mapping[str, Any], body: bytes) -> Mapping[str, Any]:
+    def sealed(self, kind: str, head: Head, body: bytes) -> Head:
         """The head of what goes to a person, with its number and seal, if he has sealed what he asked."""
         where = (head["client"], head["id"])
         asker = self._askers.get(where)

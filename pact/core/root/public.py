@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import orjson
 
@@ -19,6 +19,7 @@ from pact.core.root.chunks import read_chunk
 from pact.core.root.log import ROOT
 from pact.errors import RequestError
 from pact.limits import REPLAY_REQUEST_MAX
+from pact.model import JsonRead
 
 VERSION: Final = 1
 PREFIX: Final = "pact.v1."
@@ -86,7 +87,7 @@ def events(raw: bytes, cluster: str) -> Iterator[Public]:
             gseq += 1
 
 
-def _body(record: Mapping[str, Any], size: int) -> bytes:
+def _body(record: JsonRead, size: int) -> bytes:
     """A record as it is published. One that cannot be written as JSON again (an older root let it into its log) keeps
     its place, number and hash.  # S5"""
     body = {k: v for k, v in record.items() if k not in INTERNAL}

@@ -16,13 +16,13 @@ from pact.core import ops, strict
 from pact.core.ops import GroupApply, Op
 from pact.core.roles import BY_KEY, RANK
 from pact.core.root.answers import SAID_MAX, ToClient, answer_of
-from pact.core.root.head import Asker, Head
+from pact.core.root.envelope import Asker, Envelope
 from pact.core.root.log import ROOT
 from pact.core.root.replies import Replies
 from pact.core.root.term import AWAY_NS, Term
 from pact.core.tree.checks import BODY_MAX
 from pact.core.tree.clients import request_max
-from pact.core.tree.wire import Message, beside, sections
+from pact.core.tree.wire import Message, NewHead, beside, sections
 from pact.errors import (
     EXIT_FAILED,
     EXIT_UNREACHABLE,
@@ -32,7 +32,7 @@ from pact.errors import (
     UsageError,
 )
 from pact.limits import QUESTIONS_EACH_MAX, QUESTIONS_MAX
-from pact.model import NS_PER_S
+from pact.model import NS_PER_S, Json, JsonRead
 
 TIMEOUT_NS: Final = 60 * NS_PER_S
 TIMEOUT_MAX_NS: Final = 3600 * NS_PER_S
@@ -94,8 +94,8 @@ class Question:
 class _Later:
     """A request that needs nodes which may be back soon: taken up when all of them are, and at ``until_ns``."""
 
-    head: Head
-    args: Mapping[str, Any]
+    head: Envelope
+    args: JsonRead
     raw: bytes
     absent: set[str]
     until_ns: int
@@ -106,7 +106,7 @@ class Questions(Replies):
 
     def __init__(self, root: Term) -> None:
         super().__init__(root)
-        self.ops: Mapping[str, Callable[[Head, Any], None]] = {}  # what the root itself does
+        self.ops: Mapping[str, Callable[[Envelope, Any], None]] = {}  # what the root itself does
         self.open: dict[str, Question] = {}
         self._later: list[_Later] = []
         self._n = 0
@@ -158,7 +158,7 @@ class Questions(Replies):
     def _call(self, question: Question, names: Iterable[str]) -> None:
         """By name: who joins just now was not meant."""
         root, named = self.root, list(names)
-        head: dict[str, Any] = {
+        head: NewHead = {
             "call": question.id,
             "op": question.op,
             "nodes": named,
@@ -333,7 +333,7 @@ class Questions(Replies):
 
     # -- clients ------------------------------------------------------------------------------------------------
 
-    def request(self, head: Head, args: Mapping[str, Any], raw: bytes) -> None:
+    def request(self, head: Envelope, args: JsonRead, raw: bytes) -> None:
         """What a person asks; ``raw`` is ``args`` as they were written. The answer is one ``result``, after ``part``
         messages where nodes were asked.
         """
@@ -389,11 +389,11 @@ class Questions(Replies):
             wanted = root.sets.expand(text)
         return [n for n in wanted if n in root.nodes], [n for n in wanted if n not in root.nodes]
 
-    def timeout_ns(self, head: Head) -> int:
+    def timeout_ns(self, head: Envelope) -> int:
         asked = head.timeout_ms * 1_000_000
         return min(asked, TIMEOUT_MAX_NS) if asked > 0 else TIMEOUT_NS
 
-    def _ask_nodes(self, head: Head, args: bytes) -> None:
+    def _ask_nodes(self, head: Envelope, args: bytes) -> None:
         here, absent = self.targets(head.nodes)
         expected = self.root.expected(absent)
         absent = [n for n in absent if n not in expected]
@@ -417,10 +417,10 @@ class Questions(Replies):
             expected,
         )
 
-    def _list_nodes(self, head: Head) -> None:
+    def _list_nodes(self, head: Envelope) -> None:
         root = self.root
         here, absent = self.targets(head.nodes)
-        rows: dict[str, dict[str, Any]] = {n: {"connected": True, "rack": root.nodes[n].rack} for n in here}
+        rows: dict[str, Json] = {n: {"connected": True, "rack": root.nodes[n].rack} for n in here}
         rows.update({n: {"connected": False, "rack": ""} for n in absent})
         for name, row in rows.items():
             cursor = root.state.cursors.get(name)
@@ -450,7 +450,7 @@ def encoded(request: Op) -> bytes:
     return orjson.dumps(ops.args_of(request))
 
 
-def _own_request(op: str, args: Mapping[str, Any]) -> Op:
+def _own_request(op: str, args: JsonRead) -> Op:
     """What the root is asked itself. Fields that it does not know it passes over. Raises UsageError."""
     kind = ops.AT_ROOT[op]
     known = {name: args[name] for name in ops.types_of(kind) if name in args}
@@ -459,7 +459,7 @@ def _own_request(op: str, args: Mapping[str, Any]) -> Op:
     return kind(**known)
 
 
-def _require_small(args: Mapping[str, Any], raw: bytes) -> None:
+def _require_small(args: JsonRead, raw: bytes) -> None:
     """Raises UsageError for arguments that are too long once they are written anew."""
     size = len(raw) if len(raw) > ARGS_MAX or len(raw) * GROWTH <= ARGS_MAX else len(orjson.dumps(args))
     if size > ARGS_MAX:

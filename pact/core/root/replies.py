@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 from pact.core.root.answers import clipped, fitting
-from pact.core.root.head import Head
+from pact.core.root.envelope import Envelope
 from pact.core.root.term import Term
-from pact.model import NS_PER_S
+from pact.model import NS_PER_S, JsonRead
 
 PROGRESS_NS: Final = NS_PER_S // 10
 NAMES_MAX: Final = 32_000
@@ -25,11 +25,11 @@ class Replies:
 
     def reply(
         self,
-        head: Head,
+        head: Envelope,
         exit_code: int,
         message: str = "",
         hint: str = "",
-        result: Mapping[str, Any] | None = None,
+        result: JsonRead | None = None,
         failed: Mapping[str, str] | None = None,
     ) -> None:
         """End a client's request. What is too long for a message is cut, and the message says so."""
@@ -87,7 +87,7 @@ class Replies:
         pieces = [names[at : at + step] for at in range(0, len(names), step)]
         return [t for piece in pieces for t in self._folded(piece)]
 
-    def progress(self, head: Head, done: int, total: int) -> None:
+    def progress(self, head: Envelope, done: int, total: int) -> None:
         """How far it is, at most every ``PROGRESS_NS`` beside the beginning and the end of each step."""
         key, now_ns = head.key, self.root.t_ns
         if 0 < done < total and now_ns - self.told_ns.get(key, now_ns - PROGRESS_NS) < PROGRESS_NS:

@@ -7,19 +7,19 @@ is what goes down. Groups are in ``groups``, commands in ``questions``, the log 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Final
 
 from pact.core import strict
 from pact.core.root import log, payloads
+from pact.core.root.envelope import Envelope
 from pact.core.root.groups import Groups
-from pact.core.root.head import Head
 from pact.core.root.log import RootState
 from pact.core.root.persons import CHALLENGE
 from pact.core.root.questions import Questions
 from pact.core.root.term import AWAY_NS, REWIND_NS, Effect, Known, Limits, NodeSets, Term
 from pact.core.tree.checks import BODY_MAX
 from pact.core.tree.seals import RootSeals, start_of
-from pact.core.tree.wire import Message
+from pact.core.tree.wire import Head, Message
 from pact.errors import EXIT_USAGE, PactError
 
 
@@ -121,19 +121,19 @@ class Root(Term):
             args = strict.loads_object(message.body or b"{}", BODY_MAX)
         except strict.NotStrictError as exc:
             self.refuse("a request whose arguments are not read here")
-            self.questions.reply(Head.of(message.head), EXIT_USAGE, f"its arguments are not read here: {exc}")
+            self.questions.reply(Envelope.of(message.head), EXIT_USAGE, f"its arguments are not read here: {exc}")
             return
-        head: Mapping[str, Any] = message.head
+        head: Head = message.head
         if self.persons is not None:
             try:
                 if head["op"] == CHALLENGE:
-                    self.questions.reply(Head.of(head), 0, result=self.persons.challenge(head))
+                    self.questions.reply(Envelope.of(head), 0, result=self.persons.challenge(head))
                     return
                 head = self.persons.authenticated(head, message.body)
             except PactError as exc:
-                self.questions.reply(Head.of(head), exc.exit_code, exc.message, exc.hint)
+                self.questions.reply(Envelope.of(head), exc.exit_code, exc.message, exc.hint)
                 return
-        self.questions.request(Head.of(head), args, message.body)
+        self.questions.request(Envelope.of(head), args, message.body)
 
     def _cancel(self, message: Message) -> None:
         client, id_ = message.head["client"], message.head["id"]

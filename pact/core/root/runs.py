@@ -7,17 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 from pact.core.phases import NOT_APPLIED
 from pact.core.records import rfc3339
 from pact.core.root.answers import Refusal
-from pact.core.root.head import PACT, Asker, Head
+from pact.core.root.envelope import PACT, Asker, Envelope
 from pact.core.root.log import ACTIVE, DECIDED, FINISHED, Group
 from pact.core.root.questions import Allowed, Questions
 from pact.core.root.term import Term
 from pact.errors import UsageError
-from pact.model import NS_PER_S
+from pact.model import NS_PER_S, Json, JsonRead
 
 NAMED_MAX: Final = 5
 TOLD_NS: Final = 40 * NS_PER_S  # members tell their groups every 30 s
@@ -98,7 +98,7 @@ class Run:
     done: set[str] = field(default_factory=set)
     failed: dict[str, Refusal] = field(default_factory=dict)
     retry_at_ns: int | None = None
-    heads: list[Head] = field(default_factory=list)  # whoever waits for how it ends
+    heads: list[Envelope] = field(default_factory=list)  # whoever waits for how it ends
     odd: dict[str, str] = field(default_factory=dict)  # said that they were done, with another outcome
 
     def take(self, what: str) -> None:
@@ -126,7 +126,7 @@ class Run:
             questions.progress(head, done, total)
 
 
-def shown(root: Term, run: Run | None, group: Group, *, viewer: bool = False) -> dict[str, Any]:
+def shown(root: Term, run: Run | None, group: Group, *, viewer: bool = False) -> Json:
     """One group for people and programs. Of command lines, viewers see the program's name.  # S2"""
     state, ends = standing(root, run, group)
     return {
@@ -166,9 +166,9 @@ def standing(root: Term, run: Run | None, group: Group) -> tuple[str, int | None
     return group.outcome if group.state == FINISHED else state, ends
 
 
-def _blocked(said: Mapping[str, Refusal], viewer: bool) -> dict[str, dict[str, Any]]:
+def _blocked(said: Mapping[str, Refusal], viewer: bool) -> dict[str, Json]:
     """``{node: {why, holders}}``. Beyond ``BLOCKED_MAX`` nodes: ``more``, how many consumers are not named."""
-    out: dict[str, dict[str, Any]] = {}
+    out: dict[str, Json] = {}
     for name, v in said.items():
         if len(out) < BLOCKED_MAX:
             out[name] = {"why": v.why, "holders": [_named(h) if viewer else h for h in v.holders]}
@@ -177,7 +177,7 @@ def _blocked(said: Mapping[str, Refusal], viewer: bool) -> dict[str, dict[str, A
     return out
 
 
-def _named(holder: Mapping[str, Any]) -> dict[str, Any]:
+def _named(holder: JsonRead) -> Json:
     command = str(holder.get("command", "")).split(" ", maxsplit=1)[0].rpartition("/")[2]
     return {**holder, "command": command, "path": ""}
 

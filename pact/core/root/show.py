@@ -7,7 +7,7 @@ from typing import Final
 
 from pact.core.ops import Groups, GroupState
 from pact.core.root.answers import answer_of
-from pact.core.root.head import Head
+from pact.core.root.envelope import Envelope
 from pact.core.root.log import FINISHED
 from pact.core.root.questions import Questions
 from pact.core.root.runs import BLOCKED, OPEN, Run, number, shown
@@ -17,7 +17,7 @@ from pact.model import NS_PER_S
 LOOK_NS: Final = 5 * NS_PER_S  # who looks waits so long for members' words at most
 
 
-def look(questions: Questions, runs: Mapping[str, Run], head: Head, args: Groups) -> None:
+def look(questions: Questions, runs: Mapping[str, Run], head: Envelope, args: Groups) -> None:
     """One group, or those that are not finished, or ``all``. Members are asked about one that waits for a person, since
     what they said when they applied it may be long past; who says nothing is shown as before.
     """

@@ -13,15 +13,15 @@ from typing import Any, Final, Protocol
 from pact.core.payload import Payload
 from pact.core.root import chunks, payloads
 from pact.core.root.chunks import Batch
-from pact.core.root.head import Asker
+from pact.core.root.envelope import Asker
 from pact.core.root.log import RootState, Writer
 from pact.core.root.persons import Persons
 from pact.core.root.shares import Shares
 from pact.core.root.twins import Twins
 from pact.core.tree.seals import RootSeals
-from pact.core.tree.wire import TO_CLIENTS, Message, beside, sections
+from pact.core.tree.wire import TO_CLIENTS, Head, Message, NewHead, beside, sections
 from pact.limits import ROOT_DENIED_PER_MINUTE
-from pact.model import NS_PER_S
+from pact.model import NS_PER_S, Json, JsonRead
 from pact.values import dataclass
 
 #: So long a node that has gone may come back, under another aggregator or with a new agent, and is asked again.
@@ -65,7 +65,7 @@ class Down:
     """A message to the tree below."""
 
     kind: str
-    head: Mapping[str, Any]
+    head: Head
     body: bytes = b""
 
 
@@ -150,7 +150,7 @@ class Term:
         self._effects: list[Effect] = []
         self._waiting: deque[Batch] = deque()
         self._waiting_bytes = 0
-        self._own: deque[tuple[Payload, Mapping[str, Any], Callable[[], None]]] = deque()
+        self._own: deque[tuple[Payload, JsonRead, Callable[[], None]]] = deque()
         self._flying: _Flying | None = None
         self._acks: dict[str, tuple[str, int]] = {}
         self.rewound: dict[str, int] = {}
@@ -179,16 +179,16 @@ class Term:
             then()
         return self.flush()
 
-    def actor(self, caller: Asker | None = None) -> dict[str, Any]:
+    def actor(self, caller: Asker | None = None) -> Json:
         if caller is None:
             return {"user": "pact", "uid": None, "role": "agent", "via": "timer"}
         return {"user": caller.user, "uid": None, "role": caller.role, "via": "cluster"}
 
-    def record(self, payload: Payload, actor: Mapping[str, Any], then: Callable[[], None] | None = None) -> None:
+    def record(self, payload: Payload, actor: JsonRead, then: Callable[[], None] | None = None) -> None:
         """Write one of the root's own records; ``then`` when it is durable, never before.  # G1"""
         self._own.append((payload, actor, then or _nothing))
 
-    def down(self, kind: str, head: Mapping[str, Any], body: bytes = b"") -> None:
+    def down(self, kind: str, head: Head, body: bytes = b"") -> None:
         if self.persons is not None and kind in TO_CLIENTS:
             head = self.persons.sealed(kind, head, body)
         self._emit(Down(kind, head, body))
@@ -220,7 +220,7 @@ class Term:
         if counts[user] <= ROOT_DENIED_PER_MINUTE:
             self.record(payloads.Denied(request=op, why=why), self.actor(caller))
 
-    def fleet(self) -> dict[str, Any]:
+    def fleet(self) -> NewHead:
         """The head of a ``fleet`` message, as ``welcome`` carries it too. ``whole_ns``: what was left of a hold when
         this table was first told, which is what is sealed.
         """
@@ -240,7 +240,7 @@ class Term:
             head["seals"] = self.seals.fleet(head, names)
         self.down("fleet", head)
 
-    def holds(self) -> list[dict[str, Any]]:
+    def holds(self) -> list[Json]:
         """Of the whole fleet, as people and programs see them."""
         return [{"hold": h.id, "owner": h.user, "reason": h.reason, "ends": h.ends} for h in self.state.holds.values()]
 
@@ -272,7 +272,7 @@ class Term:
             self._ack(rows)
 
     def _ack(self, rows: list[list[Any]]) -> None:
-        head: dict[str, Any] = {"cursors": rows}
+        head: NewHead = {"cursors": rows}
         if self.seals is not None:
             head.update(seals=self.seals.acks(rows), fence=self.seals.fence, term=self.seals.term)
         self.down("ack", head)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, Final
+from typing import Final
 
 from pact.core.ops import GroupDecide, GroupVote
 from pact.core.root import payloads
 from pact.core.root.answers import Refusal, answer_of, refusal_of
 from pact.core.root.carry import Carrier
-from pact.core.root.head import PACT, Asker, Head
+from pact.core.root.envelope import PACT, Asker, Envelope
 from pact.core.root.payloads import PLAIN, Terms
 from pact.core.root.questions import ABSENT, Allowed, Questions, allowed
 from pact.core.root.runs import BLOCKED, Ballot, Run, held_by, reasons, shown
 from pact.errors import EXIT_BLOCKED, EXIT_CONFLICT, EXIT_FAILED, EXIT_UNREACHABLE
+from pact.model import Json
 
 BALLOTS: Final = 1_000_000
 VOTE_TRIES: Final = 2
@@ -33,7 +34,7 @@ class Votes:
         self,
         run: Run,
         action: str,
-        head: Head | None,
+        head: Envelope | None,
         terms: Terms = PLAIN,
         allow: Allowed = 0,
         *,
@@ -174,7 +175,7 @@ class Votes:
         """Members that are missed: not those that were taken out of service."""
         return {n: ABSENT for n in run.members if n not in self.root.nodes and n not in self.root.state.forgotten}
 
-    def shown(self, gid: str) -> dict[str, Any]:
+    def shown(self, gid: str) -> Json:
         """One group for people and programs."""
         return shown(self.root, self.runs.get(gid), self.root.state.groups[gid])
 

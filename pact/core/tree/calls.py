@@ -8,13 +8,14 @@ what they answered before.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final, Protocol
 
 from pact.core.tree import seals as seals_
 from pact.core.tree import wire
 from pact.core.tree.checks import SEAL_CHARS
 from pact.core.tree.outbox import Up
+from pact.core.tree.wire import Head
 from pact.model import NS_PER_S
 
 QUIET_NS: Final = NS_PER_S // 20
@@ -87,7 +88,7 @@ class Call:
         "via",
     )
 
-    def __init__(self, head: Mapping[str, Any], body: bytes, deadline_ns: int) -> None:
+    def __init__(self, head: Head, body: bytes, deadline_ns: int) -> None:
         self.head = {**head, "nodes": None, "seals": "", "apart": False}
         self.body = body
         self.frame = wire.encode("call", self.head, body)
@@ -114,7 +115,7 @@ class Call:
         apart = bool(self.apart) and not self.apart.isdisjoint(named)
         return wire.encode("call", {**self.head, "nodes": named, "seals": seals, "apart": apart}, self.body)
 
-    def sealed(self, head: Mapping[str, Any]) -> None:
+    def sealed(self, head: Head) -> None:
         """What the root says of those whom it asks: a seal for each, and whether they are to answer one by one."""
         if head["nodes"] is None:
             return

@@ -5,13 +5,12 @@ A client's name in the tree is its relay's and its session's, so that a late ans
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 from pact.core.tree.checks import BODY_MAX
 from pact.core.tree.directory import Child
 from pact.core.tree.outbox import Up
-from pact.core.tree.wire import Message
+from pact.core.tree.wire import Head, Message
 from pact.errors import EXIT_FAILED, EXIT_UNREACHABLE, EXIT_USAGE
 from pact.limits import NODE_SET_MAX, REQUEST_MAX, TREE_CLIENTS_EACH_MAX, TREE_CLIENTS_MAX, TREE_REQUESTS_MAX
 
@@ -23,8 +22,7 @@ def request_max(role: str) -> int:
     return BODY_MAX if role == "admin" else REQUEST_MAX
 
 
-Head = Mapping[str, Any]
-Result = tuple[Child, dict[str, Any]]
+Result = tuple[Child, Head]
 
 
 class _Client:
@@ -69,7 +67,7 @@ class Clients:
 
     def request(self, child: Child, message: Message, rooted: bool) -> Up | Result | None:
         """What goes up; or why it cannot; or None for a client that is not below this child."""
-        head: dict[str, Any] = message.head
+        head = message.head
         if child.role == CLIENT:
             caller = {"user": child.name, "role": child.peer.role, "via": "cluster"}  # T13: of the key
             head = {**head, CLIENT: child.client, "caller": caller, "direct": True}
@@ -119,7 +117,7 @@ class Clients:
 
     def down(self, message: Message) -> Result | None:
         """To whom something from above goes, and with which head."""
-        head: dict[str, Any] = message.head
+        head = message.head
         client = self._clients.get(head[CLIENT])
         if client is None:
             return None

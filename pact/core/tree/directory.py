@@ -7,12 +7,13 @@ newest connection counts; when that one is given up, another claim that still st
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
 from pact.core.tree.backlog import Backlog
 from pact.core.tree.calls import Call, Calls
 from pact.core.tree.uplink import SESSION_BITS
+from pact.core.tree.wire import Head, NewHead
 
 ROOT: Final = "_root"
 
@@ -133,12 +134,12 @@ class Directory:
 
     # -- what the parent hears ----------------------------------------------------------------------------------
 
-    def claims(self) -> dict[str, Any]:
+    def claims(self) -> NewHead:
         """The fields of ``hello`` that say who is below."""
         self._told = frozenset(self.where)
         return {"below": list(self.where), **self._described(self.where)}
 
-    def _described(self, names: Iterable[str]) -> dict[str, Any]:
+    def _described(self, names: Iterable[str]) -> NewHead:
         racks, sessions, proofs = {}, {}, {}
         for name in names:
             sessions[name], rack, proof = self.where[name].claim(name)
@@ -158,7 +159,7 @@ class Directory:
     def news(self) -> bool:
         return bool(self._added or self._gone)
 
-    def take_news(self) -> dict[str, Any]:
+    def take_news(self) -> NewHead:
         """The head of ``below``."""
         added, gone = list(self._added), list(self._gone)
         self._added, self._gone = {}, {}
@@ -166,7 +167,7 @@ class Directory:
 
     # -- sessions -----------------------------------------------------------------------------------------------
 
-    def enter(self, child: Child, head: Mapping[str, Any], t_ns: int) -> Rid | None:
+    def enter(self, child: Child, head: Head, t_ns: int) -> Rid | None:
         """A node's or aggregator's new session in place of its earlier one, whose routing id is returned if it was
         another.
         """
@@ -202,7 +203,7 @@ class Directory:
             return False
         return name == child.name if child.below is None else name in child.below
 
-    def note(self, child: Child, head: Mapping[str, Any], names: Iterable[str] | None = None) -> list[str]:
+    def note(self, child: Child, head: Head, names: Iterable[str] | None = None) -> list[str]:
         """What an aggregator says of the nodes below it. Returns their names."""
         assert child.below is not None
         racks, sessions, proofs = head["racks"], head["sessions"], head["proofs"]

@@ -9,7 +9,7 @@ it, whose network is harsher than any tree.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from enum import Enum
 from typing import Any, Final, NamedTuple
 
@@ -21,7 +21,7 @@ from pact.core.tree.outbox import Outbox, Read, Up
 from pact.core.tree.seals import NodeSeals, of_one
 from pact.core.tree.uplink import Deliver, Lost, Note, Parent, Random, Uplink
 from pact.core.tree.uplink import Effect as UplinkEffect
-from pact.core.tree.wire import Message, beside
+from pact.core.tree.wire import Head, Message, NewHead, beside
 from pact.errors import EXIT_CONFLICT, EXIT_FAILED, EXIT_UNREACHABLE
 from pact.model import Actor, Owner
 
@@ -54,7 +54,7 @@ NOT_SEALED: Final = refusal(
 )
 
 
-def asker(said: Mapping[str, Any], key: Key, uid: int | None) -> tuple[Actor, Owner]:
+def caller_of(said: Head, key: Key, uid: int | None) -> tuple[Actor, Owner]:
     """The operator whom the root has authenticated, as records name him. ``uid``: his account on this machine; who has
     one owns what that account owns.
     """
@@ -149,7 +149,7 @@ class FleetSaid(NamedTuple):
 
     fence: int
     seq: int
-    holds: Sequence[Mapping[str, Any]]
+    holds: Sequence[Head]
 
 
 class Called(NamedTuple):
@@ -162,7 +162,7 @@ class CarryOut(NamedTuple):
     """Do what is asked; then give the answer to ``Calls.done``, and what that returns to ``Member.answer``."""
 
     key: Key
-    head: Mapping[str, Any]
+    head: Head
     body: bytes
 
 
@@ -217,10 +217,10 @@ class Member:
         self._unheard = False  # a parent took us, and the root has not said yet whether the fleet is held
         self._sealer: dict[Key, tuple[bytes, str]] = {}  # the key that a call's root shares with us, and its term
 
-    def _more(self) -> dict[str, Any]:
+    def _more(self) -> NewHead:
         return {"incarnation": self.outbox.incarnation, "seq": self.outbox.newest, "wall_ns": self._wall_ns()}
 
-    def _prove(self, head: Mapping[str, Any]) -> str:
+    def _prove(self, head: Head) -> str:
         assert self.seals is not None
         return self.seals.proof(head["session"], head["incarnation"], head["seq"], head["wall_ns"])
 
@@ -270,7 +270,7 @@ class Member:
             out += self._in_contact()
         return out
 
-    def _acknowledged(self, head: Mapping[str, Any], t_ns: int) -> list[Effect]:
+    def _acknowledged(self, head: Head, t_ns: int) -> list[Effect]:
         out: list[Effect] = []
         for row, seal in zip(head["cursors"], beside(head["seals"], head["cursors"]), strict=True):
             node, incarnation, seq, rewind = row
@@ -292,7 +292,7 @@ class Member:
             out.append(Note(f"{what} {why} from {self.uplink.parent} does not count ({self.unsealed})"))
         return False
 
-    def _fleet(self, fleet: Mapping[str, Any] | None, *, welcome: bool = False) -> list[Effect]:
+    def _fleet(self, fleet: Head | None, *, welcome: bool = False) -> list[Effect]:
         out: list[Effect] = []
         if fleet is None:
             return out

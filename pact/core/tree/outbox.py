@@ -10,11 +10,12 @@ it says counts as an acknowledgement.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Final, NamedTuple
 
 from pact.core.records import Record
 from pact.core.tree.checks import BATCH_BYTES_MAX, BATCH_RECORDS_MAX
+from pact.core.tree.wire import Head
 from pact.model import NS_PER_S
 
 RESEND_NS: Final = 10 * NS_PER_S
@@ -35,7 +36,7 @@ class Up(NamedTuple):
     """A message for the parent."""
 
     kind: str
-    head: Mapping[str, Any]
+    head: Head
     body: bytes = b""
 
 

@@ -21,7 +21,7 @@ from pact.core.tree.clients import Clients
 from pact.core.tree.directory import ROOT, Child, Directory, Peer, Rid, checksum, older
 from pact.core.tree.outbox import Up
 from pact.core.tree.uplink import SILENCE_NS, Note
-from pact.core.tree.wire import Message
+from pact.core.tree.wire import Head, Message, NewHead
 from pact.errors import LocalProtocolError
 from pact.limits import RECORD_MAX
 from pact.model import NS_PER_S
@@ -96,7 +96,7 @@ class Relay:
         self.rooted = False
         self.path: list[str] = []
         self.fence = 0
-        self.fleet: Mapping[str, Any] | None = None
+        self.fleet: Head | None = None
         self.violations = 0
         self.unsaid = 0
         self.backlog = Backlog(max(buffer_max, children_max * CREDIT_MIN), gather_ns)
@@ -155,7 +155,7 @@ class Relay:
         """What came is no message."""
         return self._violation(peer.name, "what is no message", t_ns, why)
 
-    def _to(self, children: Iterable[Child], kind: str, head: Mapping[str, Any], body: bytes = b"") -> list[Effect]:
+    def _to(self, children: Iterable[Child], kind: str, head: Head, body: bytes = b"") -> list[Effect]:
         rids = tuple(c.rid for c in children)
         try:
             return [ToChildren(rids, wire.encode(kind, head, body))] if rids else []
@@ -246,7 +246,7 @@ class Relay:
         again, child.mismatch = differs and child.mismatch, differs
         return self._unknown(child.rid, child.heard_ns) if again else []
 
-    def _hello(self, rid: Rid, peer: Peer, head: Mapping[str, Any], t_ns: int) -> list[Effect]:
+    def _hello(self, rid: Rid, peer: Peer, head: Head, t_ns: int) -> list[Effect]:
         why = self._objection(peer, head)
         if why:
             denied = head["v"] == wire.VERSION
@@ -288,7 +288,7 @@ class Relay:
         names = child.refused
         return self._violation(child.name, "nodes below it without their word", t_ns, ",".join(names)) if names else []
 
-    def _objection(self, peer: Peer, head: Mapping[str, Any]) -> str:
+    def _objection(self, peer: Peer, head: Head) -> str:
         if head["v"] != wire.VERSION:
             return f"speaks version {head['v']}; here it is {wire.VERSION}"
         if PLACES.get(peer.role) != head["role"] or PLACES.get(peer.role) is None:
@@ -301,7 +301,7 @@ class Relay:
             return "is above itself"  # T4
         return ""
 
-    def _hello_client(self, rid: Rid, peer: Peer, head: Mapping[str, Any], t_ns: int) -> list[Effect]:
+    def _hello_client(self, rid: Rid, peer: Peer, head: Head, t_ns: int) -> list[Effect]:
         child = Child(rid, peer, "client", head["session"], "", t_ns)
         if not self.clients.enter(child):
             return self._sorry(rid, "too many connections with this key", UNROOTED_RETRY_MS)
@@ -323,7 +323,7 @@ class Relay:
             },
         )
 
-    def _fleet_now(self, child: Child, t_ns: int) -> Mapping[str, Any] | None:
+    def _fleet_now(self, child: Child, t_ns: int) -> Head | None:
         """The fleet's holds, with the time that is left of each now, and the seals for this child."""
         if self.fleet is None:
             return None
@@ -331,7 +331,7 @@ class Relay:
         holds = [{**h, "left_ns": max(0, h["left_ns"] - past_ns)} for h in self.fleet["holds"]]
         return {**self._fleet_head(child), "holds": holds}
 
-    def _fleet_head(self, child: Child) -> dict[str, Any]:
+    def _fleet_head(self, child: Child) -> NewHead:
         assert self.fleet is not None
         head = {k: self.fleet[k] for k in ("fence", "seq", "holds")}
         if self._fleet_seals:
@@ -474,7 +474,7 @@ class Relay:
         self.fence = max(self.fence, fence)
         self._beat = b""
 
-    def _rooted(self, head: Mapping[str, Any], t_ns: int) -> list[Effect]:
+    def _rooted(self, head: Head, t_ns: int) -> list[Effect]:
         """A parent took us: what changed since our hello, and everything that the root may not have."""
         self.rooted, self._cut_ns = True, None
         # What the last parent said of the root and its holds is not for ever: it may have lied. Nodes know for
@@ -515,7 +515,7 @@ class Relay:
         """This aggregator ends: the children are told, and go elsewhere at once."""
         return [*self.parent_lost(t_ns), *self._dismiss(t_ns, False)]
 
-    def _told_fleet(self, fleet: Mapping[str, Any], t_ns: int) -> list[Effect]:
+    def _told_fleet(self, fleet: Head, t_ns: int) -> list[Effect]:
         if self.fleet is not None and older_table(fleet, self.fleet):
             return []
         news = self.fleet is None or fleet["seq"] != self.fleet["seq"] or fleet["fence"] != self.fleet["fence"]
@@ -531,7 +531,7 @@ class Relay:
             children = {c.name: c for n in seals if (c := self.tree.where.get(n)) is not None}.values()
         return [e for child in children for e in self._to([child], "fleet", self._fleet_head(child))]
 
-    def _acknowledged(self, head: Mapping[str, Any], t_ns: int) -> list[Effect]:
+    def _acknowledged(self, head: Head, t_ns: int) -> list[Effect]:
         now = []
         signed = (head["fence"], head["term"])
         for row, seal in zip(head["cursors"], wire.beside(head["seals"], head["cursors"]), strict=True):
@@ -556,7 +556,7 @@ class Relay:
                 by_child.setdefault((child.rid, *cursor[5:]), []).append(cursor)
         out: list[Effect] = []
         for (rid, fence, term), rows in by_child.items():
-            head: dict[str, Any] = {"cursors": [row[:4] for row in rows]}
+            head: NewHead = {"cursors": [row[:4] for row in rows]}
             if any(row[4] for row in rows):
                 head.update(seals=[row[4] for row in rows], fence=fence, term=term)
             out += self._to([self.tree.children[rid]], "ack", head)
@@ -656,11 +656,11 @@ class Relay:
             names.setdefault((call.head["call"], child.rid), (call, child, []))[2].append(name)
         return [e for call, child, which in names.values() for e in self._through(call, child, which, t_ns)]
 
-    def claims(self) -> dict[str, Any]:
+    def claims(self) -> NewHead:
         """The fields of ``hello`` that say who is below (for the uplink)."""
         return self.tree.claims()
 
-    def beat(self) -> dict[str, Any]:
+    def beat(self) -> NewHead:
         """The fields of ``beat`` (for the uplink)."""
         return {"below": checksum(self.tree.where)}
 
@@ -730,6 +730,6 @@ class Relay:
         return min(due)
 
 
-def older_table(fleet: Mapping[str, Any], than: Mapping[str, Any]) -> bool:
+def older_table(fleet: Head, than: Head) -> bool:
     """Of another root's, or an earlier one of the same root's holds."""
     return bool((fleet["fence"], fleet["seq"]) < (than["fence"], than["seq"]))

@@ -22,6 +22,7 @@ import orjson
 
 from pact.core.tree.outbox import Up
 from pact.core.tree.uplink import SESSION_BITS
+from pact.core.tree.wire import Head
 from pact.model import NS_PER_S
 
 SEAL_BYTES: Final = 15
@@ -116,7 +117,7 @@ def of_hello(session: int, incarnation: str, seq: int, wall_ns: int) -> bytes:
     return essence(HELLO, (session, incarnation, seq, wall_ns))
 
 
-def of_call(head: Mapping[str, Any], body: bytes | memoryview) -> bytes:
+def of_call(head: Head, body: bytes | memoryview) -> bytes:
     """For all who are asked: for each its start is added, so that what was said to an earlier one does not count."""
     caller = head["caller"]
     return essence(
@@ -145,17 +146,17 @@ def of_ack(fence: int, term: str, cursor: Sequence[Any]) -> bytes:
     return essence(ACK, (fence, term, *cursor))
 
 
-def of_fleet(term: str, fleet: Mapping[str, Any]) -> bytes:
+def of_fleet(term: str, fleet: Head) -> bytes:
     """Of each hold what the root said: what is left of it *now* changes on the way, and does not count."""
     holds = [[h["hold"], h["owner"], h["reason"], h["ends"], h.get("whole_ns", -1)] for h in fleet["holds"]]
     return essence(FLEET, (term, fleet["fence"], fleet["seq"], holds))
 
 
-def of_request(head: Mapping[str, Any], body: bytes | memoryview) -> bytes:
+def of_request(head: Head, body: bytes | memoryview) -> bytes:
     return essence(REQUEST, (head["challenge"], head["id"], head["op"], head["nodes"], head["timeout_ms"]), body)
 
 
-def of_reply(kind: str, request: str, challenge: str, head: Mapping[str, Any], body: bytes | memoryview) -> bytes:
+def of_reply(kind: str, request: str, challenge: str, head: Head, body: bytes | memoryview) -> bytes:
     """Of what goes to a person: everything but who carries it. ``head["n"]`` counts them. ``request``: the seal of what
     was asked, so that it answers nothing else; "" is a question for a challenge, which has none.
     """
@@ -163,7 +164,7 @@ def of_reply(kind: str, request: str, challenge: str, head: Mapping[str, Any], b
     return essence(REPLY, (kind, request, challenge, sorted(said.items())), body)
 
 
-def of_one(head: Mapping[str, Any], name: str) -> str:
+def of_one(head: Head, name: str) -> str:
     """The seal for this node in a call: it says that alone, or those of several nodes with their names."""
     names, row = head["nodes"], head["seals"]
     if names is not None:
@@ -201,7 +202,7 @@ class NodeSeals:
     def answer(self, key: Key, term: str, call: str, body: bytes) -> str:
         return text(seal(key, of_answer(term, call, body)))
 
-    def caller(self, head: Mapping[str, Any], said: str, body: bytes | memoryview, t_ns: int) -> Key | None:
+    def caller(self, head: Head, said: str, body: bytes | memoryview, t_ns: int) -> Key | None:
         """The key of the root that has sealed this call for this start of this node. A root asks again for an hour at
         most; what is older is not its asking.
         """
@@ -231,7 +232,7 @@ class NodeSeals:
         """An acknowledgement is that of the root which leads, as far as this node knows."""
         return self._of(of_ack(fence, term, cursor), fence, term, said) is not None
 
-    def told(self, fleet: Mapping[str, Any], term: str, said: str) -> bool:
+    def told(self, fleet: Head, term: str, said: str) -> bool:
         """What the fleet is told was sealed for this start of this node."""
         return self._of(of_fleet(term, fleet) + self._start, fleet["fence"], term, said) is not None
 
@@ -351,7 +352,7 @@ class RootSeals:
 
     # -- to nodes -----------------------------------------------------------------------------------------------
 
-    def calls(self, head: Mapping[str, Any], body: bytes, names: Iterable[str]) -> str:
+    def calls(self, head: Head, body: bytes, names: Iterable[str]) -> str:
         """For a call to these, in their order. Nothing where nobody seals."""
         what, known = of_call(head, body), self._known
         rows = [known.get(n) for n in names]
@@ -372,7 +373,7 @@ class RootSeals:
         term, fence, known = self.term, self.fence, self._known
         return [text(seal(known[c[0]].key, of_ack(fence, term, c))) if c[0] in known else "" for c in cursors]
 
-    def fleet(self, fleet: Mapping[str, Any], names: Iterable[str]) -> dict[str, str]:
+    def fleet(self, fleet: Head, names: Iterable[str]) -> dict[str, str]:
         """For what the whole fleet is told; name -> seal."""
         what = of_fleet(self.term, fleet)
         return {n: text(seal(k.key, what + k.start)) for n in names if (k := self._known.get(n)) is not None}

@@ -9,13 +9,13 @@ Randomness comes in as an object (``uniform``), time as integers.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
 from pact.core.phases import OPEN
 from pact.core.tree import wire
 from pact.core.tree.outbox import Up
-from pact.core.tree.wire import Message
+from pact.core.tree.wire import Head, Message
 from pact.errors import LocalProtocolError
 from pact.model import NS_PER_S
 from pact.values import dataclass
@@ -138,10 +138,10 @@ class Uplink:
         session: int,
         version: str = "",
         rack: str = "",
-        more: Callable[[], Mapping[str, Any]] = dict,
+        more: Callable[[], Head] = dict,
         unfinished: Callable[[], Sequence[Sequence[Any]]] = tuple,
-        beat: Callable[[], Mapping[str, Any]] = dict,
-        prove: Callable[[Mapping[str, Any]], str] | None = None,
+        beat: Callable[[], Head] = dict,
+        prove: Callable[[Head], str] | None = None,
         judges: bool = False,
     ) -> None:
         assert parents, "an uplink without parents"
@@ -189,7 +189,7 @@ class Uplink:
     def connected(self) -> bool:
         return self._active is not None
 
-    def send(self, kind: str, head: Mapping[str, Any], body: bytes = b"") -> list[Effect]:
+    def send(self, kind: str, head: Head, body: bytes = b"") -> list[Effect]:
         """A message to the active parent; nothing where there is none. Raises LocalProtocolError."""
         if self._active is None:
             return []
@@ -412,11 +412,11 @@ class Uplink:
             self._asked = None
             self._ask_ns = min(self._ask_ns, t_ns + int(self._rng.uniform(0, ASK_SOON_NS)))
 
-    def _heard(self, fleet: Mapping[str, Any] | None) -> None:
+    def _heard(self, fleet: Head | None) -> None:
         if fleet is not None and not self._judges:
             self.told(fleet)
 
-    def told(self, fleet: Mapping[str, Any]) -> None:
+    def told(self, fleet: Head) -> None:
         """This table of the fleet's holds counts."""
         self.fleet = max(self.fleet, (fleet["fence"], fleet["seq"]))
         self._missed = 0

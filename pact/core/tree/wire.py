@@ -49,7 +49,9 @@ VERSION: Final = 1
 MAGIC: Final = b"P1"
 _HEADER: Final = struct.Struct("<2sBI")
 
-Head = dict[str, Any]
+#: The head of a frame, as the table of its kind has it; and one that is being made.
+Head = Mapping[str, Any]
+NewHead = dict[str, Any]
 
 
 class Message(NamedTuple):
@@ -244,7 +246,7 @@ _BY_CODE: Final = {kind.code: (name, kind) for name, kind in KINDS.items()}
 TO_CLIENTS: Final = frozenset({"part", "parts", "progress", "result", "event"})
 
 
-def _wrong(kind: Kind, head: Mapping[str, Any], body: bytes, strict: bool) -> str:
+def _wrong(kind: Kind, head: Head, body: bytes, strict: bool) -> str:
     """Why this is no message of its kind; "" if it is one. ``strict``: what the table does not name is wrong too."""
     known = 0
     for field, (check, default) in kind.fields.items():
@@ -268,7 +270,7 @@ def _wrong(kind: Kind, head: Mapping[str, Any], body: bytes, strict: bool) -> st
     return ""
 
 
-def encode(kind: str, head: Mapping[str, Any], body: bytes = b"") -> bytes:
+def encode(kind: str, head: Head, body: bytes = b"") -> bytes:
     """A frame. Raises LocalProtocolError for what the other side would refuse."""
     table = KINDS.get(kind)
     if table is None:
@@ -299,7 +301,7 @@ def single_answer(
     """
     if len(body) + len(lines) > FRAME_MAX - HEAD_MAX or not is_text(call) or not is_name(name):
         raise LocalProtocolError(f"answer: no answer of {len(body)} bytes fits a frame")
-    head: Head = {"call": call, "final": True, "parts": [[[name], len(body)]], "lost": []}
+    head: NewHead = {"call": call, "final": True, "parts": [[[name], len(body)]], "lost": []}
     if seal:
         head["seals"] = [seal]
     if batches:
@@ -379,7 +381,7 @@ LIVES: Final = encode("beat", {"answer": True})
 LIVES_MESSAGE: Final = decode(LIVES)
 
 
-def message(kind: str, head: Mapping[str, Any], body: bytes = b"") -> Message:
+def message(kind: str, head: Head, body: bytes = b"") -> Message:
     """A message as ``decode`` would give it, for whoever stands in the same process."""
     return Message(kind, {**{f: d for f, (_, d) in KINDS[kind].fields.items() if d is not NEEDED}, **head}, body)
 

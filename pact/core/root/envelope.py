@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
+from pact.model import Json, JsonRead
 from pact.values import dataclass
 
 
@@ -16,7 +16,7 @@ class Asker:
     role: str
     via: str = "cluster"
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         return {"user": self.user, "role": self.role, "via": self.via}
 
 
@@ -25,7 +25,7 @@ PACT: Final = Asker("pact", "agent")
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
+class Envelope:
     """``client`` and ``id`` name it in answers. ``nodes``: a node set, ``None``: all. ``timeout_ms``: 0, the usual."""
 
     client: str
@@ -40,7 +40,7 @@ class Head:
         return self.client, self.id
 
     @classmethod
-    def of(cls, head: Mapping[str, Any]) -> Head:
+    def of(cls, head: JsonRead) -> Envelope:
         """Of a ``request`` frame, whose codec has checked it."""
         caller = head["caller"]
         who = Asker(caller["user"], caller["role"], caller["via"])
