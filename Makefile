@@ -9,7 +9,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 SOURCES := pyproject.toml setup.py $(wildcard pact/_fast/*.pyx pact/_fast/*.pxd)
 
 .DEFAULT_GOAL := help
-.PHONY: help deps demo demo-cluster test test-quick check lint types imports torture fuzz bench clean
+.PHONY: help deps demo demo-cluster compiled test test-quick check lint types imports torture fuzz bench clean
 
 help:
 	@echo "make deps    as root: install what the tests need, on Debian and on Enterprise Linux"
@@ -67,7 +67,11 @@ demo: $(VENV)/.built
 demo-cluster: $(VENV)/.built-cluster
 	@$(BIN)/python demo/cluster.py
 
-test: $(VENV)/.dev
+# Agents and commands start by the thousand in the tests, and each would compile what no file of bytecode is there for.
+compiled: $(VENV)/.dev
+	@$(BIN)/python -m compileall -q pact
+
+test: compiled
 ifeq ($(JOBS),1)
 	$(BIN)/python -m pytest
 else
@@ -79,9 +83,9 @@ endif
 QUICK := $(wildcard $(addprefix tests/test_,core_*.py groups*.py journal_*.py relay*.py ops.py older_data.py wire.py \
   questions.py commands.py member.py uplink.py outbox.py backlog.py acks.py seals.py shares.py twins.py public.py \
   requests.py config.py toml.py render.py folds.py nodesets.py limits.py strict.py sysctl_text.py litter.py textdiff.py \
-  tidy.py specs.py))
+  tidy.py tidy_kinds.py member.py specs.py))
 
-test-quick: $(VENV)/.dev
+test-quick: compiled
 	$(BIN)/python -m pytest -q -m "not root and not alone" --numprocesses=2 --dist=loadscope $(QUICK)
 
 lint: $(VENV)/.dev
@@ -99,14 +103,14 @@ imports: $(VENV)/.dev
 check: $(VENV)/.fuzz lint types imports test
 
 # As root: kills, full and failing disks, boots, frozen processes, cut links. Prints seeds of what it finds.
-torture: $(VENV)/.dev
+torture: compiled
 	$(BIN)/python tests/torture/run.py --seconds $(or $(SECONDS),0) --seed $(or $(SEED),0)
 
 # A process for each target in turn. What is found is saved below build/fuzz/found, and how to run it again is printed.
 fuzz: $(VENV)/.fuzz
 	$(BIN)/python tests/fuzz/run.py --seconds $(or $(SECONDS),0)
 
-bench: $(VENV)/.dev
+bench: compiled
 	$(BIN)/python -m bench.run
 
 clean:
