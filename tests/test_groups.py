@@ -274,6 +274,32 @@ def test_a_decision_that_was_written_is_carried_out_by_whoever_leads_next(op: st
     c.check()
 
 
+@pytest.mark.invariant("G1", "G5")
+def test_a_new_root_carries_nothing_out_before_its_first_record_is_durable() -> None:
+    """Not even where somebody asks for it again, or its nodes are back before."""
+    c = cluster()
+    gid = apply(c)
+    c.cut("n3")
+    c.advance(10 * NS_PER_S)
+    c.request("group_rollback", {"group": gid})
+    while "group_decided" not in writes(c):
+        c.advance(NS_PER_S // 1000)
+    c.root = None
+    c.advance(NS_PER_S)
+    c.elect()
+    assert c.root is not None
+    groups = c.root.groups
+    run = groups.runs[gid]
+    assert run.step == "open"
+    groups.carrier.again(run)
+    groups.carrier.waves(run)
+    groups.came(["n0"])
+    assert run.step == "open" and not run.flying
+    c.advance(30 * NS_PER_S)
+    assert run.step == "carrying out" and run.done == {"n0", "n1", "n2"}
+    c.check()
+
+
 @pytest.mark.invariant("G3", "F43")
 def test_force_settles_a_member_alone_and_is_recorded() -> None:
     c = cluster()

@@ -11,7 +11,7 @@ from pact.core.root.answers import Refusal, answer_of, clipped, refusal_of
 from pact.core.root.envelope import Asker, Envelope
 from pact.core.root.log import Group
 from pact.core.root.questions import LATE, Questions, allowed
-from pact.core.root.runs import CARRYING, FINISHING, PAUSED, WHY_MAX, Run, caller_of, held_by, shown, stopped
+from pact.core.root.runs import CARRYING, PAUSED, WHY_MAX, Run, caller_of, held_by, shown, stopped
 from pact.errors import EXIT_BLOCKED, EXIT_CONFLICT, EXIT_DONE, EXIT_FAILED, EXIT_UNREACHABLE
 
 TELLING_MAX: Final = 16
@@ -83,7 +83,7 @@ class Carrier:
 
     def again(self, run: Run) -> None:
         """What failed or was paused is tried once more."""
-        if run.step == FINISHING:
+        if run.step not in (CARRYING, PAUSED):  # all have done it, or this term has not begun to carry it out
             return
         run.take("again")
         run.todo |= run.failed.keys()
@@ -99,7 +99,7 @@ class Carrier:
     def waves(self, run: Run) -> None:
         root, limits = self.root, self.root.limits
         group = root.state.groups[run.id]
-        if run.step == FINISHING:
+        if run.step not in (CARRYING, PAUSED):
             return
         self._pass_over(run)
         size = limits.wave if group.decision == "rollback" else len(run.members)
