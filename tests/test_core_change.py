@@ -126,3 +126,11 @@ def test_a_change_survives_its_json() -> None:
     again = Change.from_json(change.to_json())
     assert again == change
     assert again.sum_n == 49
+
+
+def test_a_row_of_an_older_version_may_end_early() -> None:
+    whole = Member("file:/a", None, 7, 1, 10, "", 3, "vi", "sysctl:b", [Owner("uid:1", "ann", 1)])
+    row = whole.to_json()
+    assert Member.from_json(row) == whole
+    for count in (6, 7, 8, 9):
+        assert Member.from_json(row[:count]).to_json()[:count] == row[:count]

@@ -366,3 +366,34 @@ def _package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (top / each).write_text("")
     monkeypatch.syspath_prepend(str(tmp_path))
     return top
+
+
+@pytest.mark.invariant("R3", "S2")
+def test_what_no_record_takes_is_no_answer() -> None:
+    """A record that holds it could not be written, or not be read again by any start."""
+
+    class Odd(Lamp):
+        def observe(self, name: str, keep: Any = None) -> Any:
+            return {"on": 0.5}
+
+        def meant_secret(self, attrs: Any) -> Any:
+            return "a token"
+
+        def reads(self, name: str, target: Any, actual: Any) -> Any:
+            return 5
+
+        def preflight(self, name: str, step: Step, keep: Any) -> Saved:
+            return Saved(save={"attrs": {"on": 0.5}})
+
+        def carry(self, name: str, step: Step, keep: Any) -> Saved:
+            return Saved(note=5, inside={"lamp:y": {"attrs": None}})  # type: ignore[arg-type]
+
+        def holders(self, name: str, step: Step, resource: str) -> Any:
+            return [Holder(resource, 7, 5)]  # type: ignore[arg-type]
+
+    kind, keep = Guarded(Odd()), Keep(1 << 20)
+    assert isinstance(kind.observe("x"), Unreadable)
+    assert kind.meant_secret({}) is True and kind.reads("x", None, None) == "5"
+    assert "lamp" in kind.preflight("x", STEP, keep).refusal
+    assert kind.carry("x", STEP, keep) == Saved(note="5", inside={"lamp:y": {"attrs": None}})
+    assert kind.holders("x", STEP, "lamp:x") == [Holder("lamp:x", 7, "5")]

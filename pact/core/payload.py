@@ -14,7 +14,7 @@ from operator import itemgetter
 from typing import Any, ClassVar, Final, Self, TypeVar, cast
 
 from pact.model import Attrs, Json, JsonRead, Owner
-from pact.values import dataclass
+from pact.values import NOTHING, dataclass
 
 T = TypeVar("T")
 
@@ -66,15 +66,20 @@ class Payload:
         cls.type = _CAPITAL.sub(r"_\1", cls.__name__).lower()
 
     def to_data(self) -> Json:
-        """The record's data as JSON."""
+        """The record's data as JSON. Raises ValueError for what ``from_data`` would refuse: what cannot be read again
+        is not written.
+        """
         form = _form(type(self))
         data = {key: getattr(self, name) for name, key in form.names}
-        for key, default in form.left_out:
-            if (value := data[key]) is default or value == default:
+        for key, default, hollow in form.left_out:
+            if (value := data[key]) == default or (hollow and not value):
                 del data[key]
         for key, write in form.writes:
             if (value := data.get(key)) is not None:
                 data[key] = write(value)
+        for at, check in form.checks:
+            if (key := form.names[at][1]) in data and not check(data[key]):
+                raise ValueError(f"{key} of {self.type} has the wrong type")
         return data
 
     @classmethod
@@ -165,7 +170,7 @@ def _unless_none(turn: Turn) -> Turn:
 def _rows(one: _Codec) -> _Codec:
     check, read, write = one.check, one.read, one.write
     return _Codec(
-        lambda value: type(value) is list and all(map(check, value)),
+        lambda value: type(value) in (list, tuple) and all(map(check, value)),
         None if read is None else lambda value: [read(v) for v in value],
         None if write is None else lambda value: [write(v) for v in value],
     )
@@ -191,7 +196,7 @@ class _Form:
     checks: tuple[tuple[int, Check], ...]
     reads: tuple[tuple[int, str, Turn], ...]
     writes: tuple[tuple[str, Turn], ...]
-    left_out: tuple[tuple[str, Any], ...]
+    left_out: tuple[tuple[str, Any, bool], ...]  # and whether anything empty is as good as its plain value
 
 
 _FORMS: Final[dict[type[Payload], _Form]] = {}
@@ -220,14 +225,15 @@ def _made(cls: type[Payload]) -> _Form:
         tuple((at, _or_default(c.check, own[at].default)) for at, c in enumerate(codecs)),
         tuple((at, keys[at], c.read) for at, c in enumerate(codecs) if c.read is not None),
         tuple((keys[at], c.write) for at, c in enumerate(codecs) if c.write is not None),
-        tuple((key, default) for key, default in optional if key not in always_written),
+        tuple((k, default, default in ((), NOTHING)) for k, default in optional if k not in always_written),
     )
 
 
 def _getter(keys: list[str]) -> Callable[[JsonRead], tuple[Any, ...]]:
-    """``itemgetter`` of these; a tuple also where there is one."""
-    get = itemgetter(*keys)
-    return cast("Callable[[JsonRead], tuple[Any, ...]]", get) if len(keys) > 1 else lambda data: (get(data),)
+    """``itemgetter`` of these; a tuple however many they are."""
+    if len(keys) > 1:
+        return cast("Callable[[JsonRead], tuple[Any, ...]]", itemgetter(*keys))
+    return lambda data: tuple(data[key] for key in keys)
 
 
 def _or_default(check: Check, default: Any) -> Check:

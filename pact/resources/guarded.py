@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from typing import Any, Final, TypeVar, cast
 
 from pact.core.plan import Step
+from pact.core.records import canonical
 from pact.errors import ConfigError, PactError, RestoreError
 from pact.host.notify import log
 from pact.model import DIMENSIONS, Attrs, Declared, Holder, Observation, Unreadable, split_id
@@ -78,6 +79,9 @@ class Guarded(Kind):
     def entries(self, table: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
         return self._or_value_error(lambda: [(str(name), value) for name, value in self._inner.entries(table)])
 
+    def is_still(self, name: str, signature: bytes) -> bool:
+        return False  # a signature of somebody else's stands for nothing
+
     def keep_in(self, directory: str, boot_id: str) -> Sequence[str]:
         nothing: Sequence[str] = ()
         return self._or(nothing, lambda: [str(text) for text in self._inner.keep_in(directory, boot_id)])
@@ -105,8 +109,14 @@ class Guarded(Kind):
             seen: Any = look(*args)
         except Exception as exc:
             return Unreadable(self._why(exc))
-        if seen is None or isinstance(seen, Unreadable | dict):
+        if seen is None or isinstance(seen, Unreadable):
             return cast("Observation", seen)
+        if isinstance(seen, dict):
+            try:
+                canonical(seen)
+            except Exception as exc:
+                return Unreadable(self._why(exc))
+            return seen
         return Unreadable(f"{self.name}: it says {type(seen).__name__}, and not what is there")
 
     def glance(self, name: str) -> Attrs | None:
@@ -156,7 +166,7 @@ class Guarded(Kind):
 
     def carry(self, name: str, step: Step, keep: Keep) -> Saved:
         try:
-            return self._inner.carry(name, step, keep)
+            return _saved(self._inner.carry(name, step, keep))
         except Exception as exc:
             return Saved(refusal=f"{step.id}: {self._why(exc)}", save={"attrs": step.actual})
 
@@ -182,12 +192,12 @@ class Guarded(Kind):
 
     def preflight(self, name: str, step: Step, keep: Keep) -> Saved:
         try:
-            return self._inner.preflight(name, step, keep)
+            return _saved(self._inner.preflight(name, step, keep))
         except Exception as exc:
             return Saved(refusal=self._why(exc), save={"attrs": step.actual})
 
     def reads(self, name: str, target: Attrs | None, actual: Observation) -> str:
-        return self._or("", self._inner.reads, name, target, actual)
+        return self._or("", lambda: str(self._inner.reads(name, target, actual) or ""))
 
     def rank(self, name: str) -> int:
         return self._or(0, lambda: int(self._inner.rank(name)))
@@ -229,7 +239,7 @@ class Guarded(Kind):
 
     def in_use(self, name: str, step: Step) -> bool | None:
         broken: bool | None = True  # who cannot say must not take it away
-        return self._or(broken, self._inner.in_use, name, step)
+        return self._or(broken, lambda: None if (said := self._inner.in_use(name, step)) is None else bool(said))
 
     def roots(self, name: str, step: Step) -> list[bytes]:
         return self._or([], self._inner.roots, name, step)
@@ -241,7 +251,9 @@ class Guarded(Kind):
         return self._or(None, self._inner.reached, name)
 
     def holders(self, name: str, step: Step, resource: str) -> list[Holder]:
-        return self._or([Holder(resource, 0, self.name)], self._inner.holders, name, step, resource)
+        return self._or(
+            [Holder(resource, 0, self.name)], lambda: [_holder(h) for h in self._inner.holders(name, step, resource)]
+        )
 
     def discover(self, pattern: str) -> Found:
         found = self._or_value_error(self._inner.discover, pattern)
@@ -275,13 +287,27 @@ class Guarded(Kind):
         return self._or("something of which its code cannot tell", lambda: str(self._inner.undeclarable(attrs)))
 
     def secret(self, attrs: Attrs | None) -> bool:
-        return self._or(True, self._inner.secret, attrs)
+        return self._or(True, lambda: bool(self._inner.secret(attrs)))
 
     def meant_secret(self, attrs: Attrs | None) -> bool:
-        return self._or(True, self._inner.meant_secret, attrs)
+        return self._or(True, lambda: bool(self._inner.meant_secret(attrs)))
 
     def marked(self, name: str, attrs: Attrs | None) -> Attrs | None:
         return self._or(attrs, self._inner.marked, name, attrs)
 
     def text(self, attrs: Attrs | None, blobs: Blobs) -> str | None:
         return self._or(None, self._inner.text, attrs, blobs)
+
+
+def _saved(said: Saved) -> Saved:
+    """What a record takes. Raises an error for what it does not."""
+    save, inside = dict(said.save), {str(r): dict(s) for r, s in said.inside.items()}
+    canonical([save, inside])
+    return Saved(str(said.refusal), save, str(said.note), inside)
+
+
+def _holder(said: Holder) -> Holder:
+    """What a record takes. Raises an error for what it does not."""
+    numbers = {name: int(getattr(said, name)) for name in ("pid", "start")}
+    texts = {name: str(getattr(said, name)) for name in ("how", "path", "user", "command", "cgroup", "job")}
+    return Holder(str(said.resource), uid=None if said.uid is None else int(said.uid), **numbers, **texts)  # type: ignore[arg-type]

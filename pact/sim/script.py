@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+from pact.core.ops import AT_NODE, types_of
 from pact.core.records import Record
 from pact.core.settings import billionths
 from pact.core.units import format_duration, parse_duration
@@ -195,7 +196,7 @@ class Runner:
                 args[key] = value
         if op == "adopt":
             args["patterns"] = targets
-        elif op not in ("declare", "apply"):
+        elif targets or "targets" in types_of(AT_NODE[op]):
             args["targets"] = targets
         reply = self.world.ask(op, person(name, role or "ops"), **args)
         if reply is None:

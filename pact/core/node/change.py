@@ -126,7 +126,9 @@ class Member:
 
     @classmethod
     def from_json(cls, row: Sequence[Any]) -> Member:
-        resource, actual, deviation_n, weight_n, opened_ns, seen, shift_ns, command, moved_with, also = row
+        plain: Sequence[Any] = (0, "", "", ())  # what rows of older versions may end without
+        whole = [*row, *plain[len(row) - 6 :]]
+        resource, actual, deviation_n, weight_n, opened_ns, seen, shift_ns, command, moved_with, also = whole
         return cls(
             resource,
             actual,

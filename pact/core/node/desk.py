@@ -193,7 +193,7 @@ class Desk(Ledger):
                 from_=before if before is not None and before != cid else "",
                 with_=moved_with,
                 also=also,
-                secret=secret or meant_secret,  # also where its mode lets everybody read it just now  # S2
+                secret=bool(secret or meant_secret),  # also where its mode lets everybody read it just now  # S2
             )
         )
         if fresh:

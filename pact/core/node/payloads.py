@@ -1,4 +1,8 @@
-"""What the records of a node's journal say: one class a record type."""
+"""What the records of a node's journal say: one class a record type.
+
+A field that the fold does not read has a value here, so that a record without it, of another version, is read all the
+same.
+"""
 
 from __future__ import annotations
 
@@ -20,19 +24,19 @@ class AgentStarted(Payload):
 
     boot_id: str
     offset_ns: int
-    wall_ns: int
     settings: Settings
-    version: str
-    reboot: bool
-    unclean: bool
     not_before_ns: int
+    wall_ns: int = always(0)
+    version: str = always("")
+    reboot: bool = always(False)
+    unclean: bool = always(False)
     boot_owed: bool = False
     reloaded: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class AgentStopped(Payload):
-    reason: str
+    reason: str = always("")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +80,7 @@ class Declared(Payload):
     """
 
     resources: Mapping[str, Value]
-    cause: str
+    cause: str = always("")
     forgotten: Sequence[str] | None = None
     members: Mapping[str, int] | None = None
     taken: Sequence[str] | None = None
@@ -91,7 +95,7 @@ class Declared(Payload):
 @dataclass(frozen=True, slots=True)
 class Adopted(Payload):
     resources: Mapping[str, Value]
-    patterns: Sequence[str]
+    patterns: Sequence[str] = always(())
     members: Mapping[str, int] = always(NOTHING)
 
 
@@ -140,14 +144,14 @@ class UntrackedSeen(Payload):
     owners: Sequence[Owner]
     resources: Mapping[str, Attrs]
     seen: str
-    count: int
+    count: int = always(0)
 
 
 @dataclass(frozen=True, slots=True)
 class UntrackedGone(Payload):
     resources: Sequence[str]
     closed: Sequence[str]
-    count: int
+    count: int = always(0)
 
 
 # -- drift ------------------------------------------------------------------------------------------------------------
@@ -175,18 +179,18 @@ class DriftDetected(Payload):
 @dataclass(frozen=True, slots=True)
 class DriftCleared(Payload):
     resource: str
-    change: str
+    change: str = always("")
 
 
 @dataclass(frozen=True, slots=True)
 class WindowOpened(Payload):
     change: str
     owner: Owner
-    resources: Sequence[str]
-    window_ns: int
     reopened: bool
-    magnitude_n: int
-    deadline: str | None
+    resources: Sequence[str] = always(())
+    window_ns: int = always(0)
+    magnitude_n: int = always(0)
+    deadline: str | None = always(None)
     reads: Mapping[str, str] = NOTHING
 
 
@@ -197,8 +201,8 @@ class WindowClosing(Payload):
     change: str
     owner: Owner
     deadline: str
-    resources: Sequence[str]
-    count: int
+    resources: Sequence[str] = always(())
+    count: int = always(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,10 +239,10 @@ class Committed(Payload):
     change: str | None
     owner: Owner
     resources: Mapping[str, Value]
-    message: str
-    split: bool
     expires_ns: int | None
-    expires: str | None
+    message: str = always("")
+    split: bool = always(False)
+    expires: str | None = always(None)
     committer: Owner | None = None
     group: str = ""
     also: Mapping[str, Sequence[Owner]] = NOTHING
@@ -250,8 +254,8 @@ class CommitExpired(Payload):
     """``resources``: the values that are declared again, ``None`` if undeclared. ``commit``: that record's number."""
 
     resources: Mapping[str, Value | None]
-    commit: int
     owner: Owner
+    commit: int = always(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,9 +275,9 @@ class RollbackStarted(Payload):
 @dataclass(frozen=True, slots=True)
 class RolledBack(Payload):
     change: str
-    cause: str
     owner: Owner
-    results: Mapping[str, str]
+    cause: str = always("")
+    results: Mapping[str, str] = always(NOTHING)
     reads: Mapping[str, str] = always(NOTHING)
     also: Mapping[str, Sequence[Owner]] = NOTHING
 
@@ -281,19 +285,19 @@ class RolledBack(Payload):
 @dataclass(frozen=True, slots=True)
 class RollbackBlocked(Payload):
     change: str
-    cause: str
     reason: str
     holders: Sequence[Holder]
+    cause: str = always("")
     group: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class RollbackFailed(Payload):
     change: str
-    cause: str
     restored: Sequence[str]
-    left: Mapping[str, str]
     reason: str
+    cause: str = always("")
+    left: Mapping[str, str] = always(NOTHING)
     reads: Mapping[str, str] = always(NOTHING)
     also: Mapping[str, Sequence[Owner]] = NOTHING
 
@@ -312,13 +316,13 @@ class EmergencyStarted(Payload):
 
 @dataclass(frozen=True, slots=True)
 class EmergencyStale(Payload):
-    reason: str
-    by: str
+    reason: str = always("")
+    by: str = always("")
 
 
 @dataclass(frozen=True, slots=True)
 class EmergencyEnded(Payload):
-    how: str
+    how: str = always("")
     message: str | None = None
 
 
@@ -339,8 +343,8 @@ class HoldPlaced(Payload):
 @dataclass(frozen=True, slots=True)
 class HoldReleased(Payload):
     hold: str
-    change: str | None
-    cause: str
+    change: str | None = always(None)
+    cause: str = always("")
     fence: int | None = None
     fleet_seq: int | None = None
 
@@ -358,7 +362,7 @@ class GroupBegun(Payload):
     message: str
     resources: Mapping[str, Attrs | None]
     ends_ns: int
-    ends: str
+    ends: str = always("")
 
 
 @dataclass(frozen=True, slots=True)
@@ -383,7 +387,7 @@ class GroupDecided(Payload):
     decision: str
     action: str
     why: str
-    lost: Sequence[Attrs]
+    lost: Sequence[Attrs] = always(())
     force: bool = False
 
 

@@ -43,11 +43,15 @@ class Terms:
 
     @classmethod
     def from_json(cls, data: JsonRead) -> Terms:
-        """Raises ValueError."""
-        message, ttl_ns, force = data.get("message", ""), data.get("ttl_ns"), data.get("force", False)
-        if type(message) is not str or not (ttl_ns is None or type(ttl_ns) is int) or type(force) is not bool:
-            raise ValueError("terms that are none")
-        return cls(message, ttl_ns, force)
+        """A decision that is written is carried out: what an older root took unchecked from a client, and is no message
+        or no time, is none.
+        """
+        message, ttl_ns = data.get("message", ""), data.get("ttl_ns")
+        return cls(
+            message if type(message) is str else "",
+            ttl_ns if type(ttl_ns) is int else None,
+            data.get("force") is True,
+        )
 
 
 #: A decision without a message, a time limit or force.
