@@ -147,6 +147,7 @@ def test_the_kernel_is_asked_what_it_makes_of_options() -> None:
     )
 
 
+@pytest.mark.alone
 def test_asking_leaves_nothing_mounted_and_no_process() -> None:
     before, others = {m.mount_id for m in read_mounts()}, {child.pid for child in psutil.Process().children()}
     for number in range(20):

@@ -1,0 +1,151 @@
+"""Commands of pact, each in a process of its own, started by forking an interpreter that has read its modules already.
+
+``python -m pact.cli.main`` spends four fifths of its time on reading Python and modules, and the tests start it some
+thousand times. Here one process a worker reads them once. What it forks for a command has that command's descriptors,
+environment, namespaces and arguments, and ends as any interpreter does. What a start costs, and what it loads, is looked
+at elsewhere, with real starts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+HERE = Path(__file__).resolve()
+INPUT_MAX = 32 << 10  # what a pipe takes at once
+READ = 1 << 16
+LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+class Warm:
+    """The process that forks. One for each process of tests."""
+
+    def __init__(self, env: Mapping[str, str]) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, str(HERE), str(theirs.fileno())],
+                env=dict(env),
+                cwd="/",
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        self._socket = ours
+        self._lock = threading.Lock()
+
+    def call(
+        self, words: Sequence[str], env: Mapping[str, str], namespaces: int, data: bytes, timeout: float
+    ) -> tuple[int, bytes, bytes]:
+        """Exit code, output and errors of ``pact WORDS`` in the mount and network namespaces of a process. Raises
+        subprocess.TimeoutExpired.
+        """
+        assert len(data) <= INPUT_MAX
+        pipes = [os.pipe() for _ in range(4)]
+        (stdin, feed), (out, stdout), (err, stderr), (status, told) = pipes
+        try:
+            os.write(feed, data)
+            os.close(feed)
+            message = json.dumps({"words": list(words), "env": dict(env), "namespaces": namespaces}).encode()
+            with self._lock:
+                socket.send_fds(self._socket, [message], [stdin, stdout, stderr, told])
+            for fd in (stdin, stdout, stderr, told):
+                os.close(fd)
+            return self._heard(words, out, err, status, timeout)
+        finally:
+            for fd in (out, err, status):
+                os.close(fd)
+
+    @staticmethod
+    def _heard(words: Sequence[str], out: int, err: int, status: int, timeout: float) -> tuple[int, bytes, bytes]:
+        ends = time.monotonic() + timeout
+        heard: dict[int, bytearray] = {out: bytearray(), err: bytearray(), status: bytearray()}
+        with selectors.DefaultSelector() as selector:
+            for fd in heard:
+                selector.register(fd, selectors.EVENT_READ)
+            while selector.get_map():
+                ready = selector.select(max(0.0, ends - time.monotonic()))
+                if not ready and time.monotonic() >= ends:
+                    with contextlib.suppress(ValueError, ProcessLookupError):
+                        os.kill(int(heard[status].split(b"\n")[0]), signal.SIGKILL)
+                    raise subprocess.TimeoutExpired(list(words), timeout, bytes(heard[out]), bytes(heard[err]))
+                for key, _ in ready:
+                    piece = os.read(key.fd, READ)
+                    heard[key.fd] += piece
+                    if not piece:
+                        selector.unregister(key.fd)
+        return int(heard[status].split(b"\n")[1]), bytes(heard[out]), bytes(heard[err])
+
+
+# -- in the process that forks --------------------------------------------------------------------------------------
+
+
+def serve(sock: socket.socket) -> list[str]:
+    """Fork for each message, until there is nobody any more who sends some. Returns, in a forked process, its command's
+    words.
+    """
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    while True:
+        message, fds, _, _ = socket.recv_fds(sock, 1 << 20, 4)
+        if not message:
+            os._exit(0)
+        if os.fork() == 0:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            sock.close()
+            return _watched(json.loads(message), fds)
+        for fd in fds:
+            os.close(fd)
+
+
+def _watched(asked: dict[str, object], fds: list[int]) -> list[str]:
+    """The command's process, below one that says its number, waits for it and says how it ended."""
+    stdin, stdout, stderr, told = fds
+    pid = os.fork()
+    if pid:
+        for fd in (stdin, stdout, stderr):
+            os.close(fd)
+        os.write(told, f"{pid}\n".encode())
+        _, status = os.waitpid(pid, 0)
+        os.write(told, f"{os.waitstatus_to_exitcode(status)}\n".encode())
+        os._exit(0)
+    os.close(told)
+    for to, fd in enumerate((stdin, stdout, stderr)):
+        os.dup2(fd, to)
+        os.close(fd)
+    spaces = [os.open(f"/proc/{asked['namespaces']}/ns/{name}", os.O_RDONLY) for name in ("net", "mnt")]
+    for fd in spaces:
+        if LIBC.setns(fd, 0):
+            raise OSError(ctypes.get_errno(), "setns")
+        os.close(fd)
+    os.chdir("/")
+    os.environ.clear()
+    os.environ.update(asked["env"])  # type: ignore[call-overload]
+    return asked["words"]  # type: ignore[return-value]
+
+
+if __name__ == "__main__":
+    # Everything that commands read when they are meant, and nothing that has begun anything.
+    import pkgutil
+
+    import pact.cli.client
+    import pact.cli.commands
+    import pact.cli.render
+    from pact.cli.main import entry
+
+    for module in pkgutil.iter_modules(pact.cli.commands.__path__, "pact.cli.commands."):
+        __import__(module.name)
+    sys.argv = ["pact", *serve(socket.socket(fileno=int(sys.argv[1])))]
+    entry()
