@@ -1,1 +1,1 @@
-"""What one node decides: ``step.Node`` on top, its state below, a file for each verb between them."""
+"""The decisions of one node: ``step.Node`` on top, its state below, and one file for each verb between them."""

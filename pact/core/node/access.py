@@ -1,7 +1,7 @@
-"""Who may do what.  # S1
+"""The roles: which role may do what.  # S1
 
 Viewers read. Ops settle, extend and hold their own and unattributed changes, start emergencies and end them. Admins do
-everything. Every refusal names the role that would be allowed; the caller journals it.
+everything. Every refusal names the role that would be allowed; the caller journals the refusal.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Adopt: what the machine has becomes declared state, by patterns that are remembered.  # U1"""
+"""Adopt: pact declares the resources that the machine has, by patterns that it remembers.  # U1"""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def asked_adopt(node: Desk, event: Asked[ops.Adopt]) -> None:
 
 
 def discovered_adopt(node: Desk, job: Job[Adopting], event: Discovered) -> None:
-    """A part of what matched. Resources of open changes are passed over unless they were named exactly."""
+    """Take in a part of what matched. Resources of open changes are skipped unless the request named them exactly."""
     work = job.work
     new: dict[str, Value] = {}
     members: dict[str, int] = {}
@@ -87,7 +87,7 @@ def discovered_adopt(node: Desk, job: Job[Adopting], event: Discovered) -> None:
 
 
 def _adopted(node: Desk, resource: str, found: Value) -> Declared:
-    """The found value; what the operator said beside an earlier declaration stays."""
+    """The found value, with the metadata that the operator gave in an earlier declaration."""
     value, earlier = Declared.from_json(found), node.state.declared(resource)
     if earlier is None:
         return value

@@ -1,4 +1,4 @@
-"""Apply: changes are made now, as one change with its own window; what was there before is declared.  # C7"""
+"""Apply: pact makes changes now, as one change with its own window, and declares what was there before.  # C7"""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pact.model import Declared, Json, Unreadable
 
 
 def asked_apply(node: Desk, event: Asked[ops.Apply]) -> None:
-    """Make changes now, as one change of the caller's.  # C7"""
+    """Make changes now, as one change that the caller owns.  # C7"""
     access.require(event.caller, "admin", "apply")
     declared = {r: Declared.from_json(v) for r, v in event.request.resources.items()}
     if not declared:
@@ -33,7 +33,7 @@ def asked_apply(node: Desk, event: Asked[ops.Apply]) -> None:
 
 
 def begin_apply(node: Desk, event: Asked[ops.Op], work: Applying, group: str = "") -> None:
-    """Look at what is there. ``group``: this node is a member of it."""
+    """Observe the resources first. ``group``: the group of which this node is a member."""
     wanted = (Step(r, d.attrs, None, d.requires, d.consumers) for r, d in work.declared.items())
     steps = ordered(wanted, node.rules.nature)
     job = node.job("apply", event.caller, work, token=event.token, group=group, ids=tuple(work.declared), steps=steps)
@@ -109,7 +109,7 @@ def probed_apply(node: Desk, job: Job[Applying], event: Probed) -> None:
 
 
 def refuse_what_would_fail(event: Probed, what: str) -> None:
-    """All that could be known was asked before anything is touched: raises for any no.  # C7, F5"""
+    """Ask everything that can be known before anything is touched. Raises an error for any refusal.  # C7, F5"""
     unread = [f"{r}: {why}" for r, why in below.unreadable(event.sightings).items()]
     problems = [*unread, *event.refusals]
     if problems:
@@ -119,7 +119,7 @@ def refuse_what_would_fail(event: Probed, what: str) -> None:
 
 
 def acted_apply(node: Desk, job: Job[Applying], event: Acted) -> None:
-    """Done; or, where a step failed all the same, what was done before it is undone at once.  # C7"""
+    """Record the application. If a step failed, undo at once what was done before it.  # C7"""
     if any(event.results.values()):
         undo.undo(node, job, event)
         return

@@ -1,8 +1,8 @@
-"""What lies below what a plan replaces.
+"""What lies below the resources that a plan replaces.
 
-A directory, a link to one and a mount show what lies below them. Declared files that were seen through a link or a
-mount are gone when it gives way to an empty directory: they come back with the same plan. Everything else below is
-looked at again right after, before anybody is told that the plan is done.  # R10
+A directory, a link to a directory and a mount show what lies below them. If one gives way to an empty directory, the
+declared files that were seen through it are gone: the same plan brings them back. Everything else below is observed
+again right after, before anybody is told that the plan is done.  # R10
 """
 
 from __future__ import annotations
@@ -36,14 +36,15 @@ def under(nature: Natures, steps: Iterable[Step], resources: Iterable[str]) -> I
 
 
 def carried(nature: Natures, steps: Iterable[Step], resources: Iterable[str]) -> set[str]:
-    """Which of these resources lie below a step that turns: what is there now is seen through it, and comes back with
-    it."""
+    """Which of these resources lie below a step that turns: they are seen through the step's resource, and the plan
+    brings them back with it."""
     turning = [s for s in steps if nature(s.id).turns(s)]
     return set(under(nature, turning, (r for r in resources if nature(r).carried))) if turning else set()
 
 
 def steps_for(node: Desk, resources: Iterable[str]) -> tuple[Step, ...]:
-    """The plan that returns these drifted resources to declared state, and what they would take along; in order."""
+    """The plan that returns these drifted resources to declared state, with the resources that they take along; in
+    order."""
     steps = []
     for resource in resources:
         declared, change = node.state.declared(resource), node.state.change_of(resource)
@@ -54,8 +55,8 @@ def steps_for(node: Desk, resources: Iterable[str]) -> tuple[Step, ...]:
 
 
 def joined(node: Desk, steps: Sequence[Step]) -> list[Step]:
-    """Declared files that conform now and would be gone, which are brought back with these steps; and directories that
-    are declared immutable or append-only, which are opened for what is done in them."""
+    """The steps that join this plan: declared files that conform now and that the plan would remove, to be brought
+    back; and directories that are declared immutable or append-only, to be opened for the plan's work in them."""
     state, ids = node.state, {s.id for s in steps}
     through, out = carried(node.rules.nature, steps, state.declared_ids()), []
     around = {node.rules.nature(s.id).directory(split_id(s.id)[1]) for s in steps if moves_names(s)}
@@ -69,7 +70,7 @@ def joined(node: Desk, steps: Sequence[Step]) -> list[Step]:
 
 
 def moves_names(step: Step) -> bool:
-    """It makes, removes or replaces, and does not only dress what is there."""
+    """Whether the step makes, removes or replaces the resource, and does not only change its owner, mode or flags."""
     a, t = step.actual, step.target
     return a is None or t is None or any(t.get(k, a.get(k)) != a.get(k) for k in ("type", "sha256", "target"))
 
@@ -80,7 +81,8 @@ def _is_sealed(node: Desk, directory: str) -> bool:
 
 
 def as_seen(step: Step, seen: Attrs) -> Step:
-    """It comes back whole as it was seen, also in what its declaration does not name."""
+    """The step that brings the resource back exactly as it was seen, with the attributes that its declaration does not
+    name."""
     assert step.target is not None
     return replace(step, target={**seen, **step.target}, actual=None)
 
@@ -88,8 +90,8 @@ def as_seen(step: Step, seen: Attrs) -> Step:
 def filled(
     nature: Natures, steps: Iterable[Step], members: Iterable[str], sightings: Iterable[Sighting]
 ) -> tuple[Step, ...]:
-    """The plan, with what joined it as it was seen. What was not looked at (it was declared meanwhile, or is ignored)
-    joins no plan."""
+    """The plan, with each joined resource as it was seen. A resource that was not observed (it was declared meanwhile,
+    or is ignored) joins no plan."""
     own, seen = set(members), {s.resource: s.observation for s in sightings}
     steps = tuple(steps)
     through, out = carried(nature, steps, (s.id for s in steps)), []
@@ -104,14 +106,14 @@ def filled(
 
 
 def unseen(steps: Iterable[Step], sightings: Iterable[Sighting]) -> bool:
-    """Something has joined these steps since they were looked at: it left another change meanwhile."""
+    """Whether a resource has joined these steps since they were observed, because it left another change meanwhile."""
     seen = {s.resource for s in sightings}
     return any(s.id not in seen for s in steps)
 
 
 def unread(node: Desk, steps: Sequence[Step], sightings: Iterable[Sighting]) -> list[str]:
-    """Why what cannot be read stops these steps. What lies behind a link that gives way need not be read, if the store
-    has what is declared there."""
+    """The unreadable resources that stop these steps, with reasons. A resource behind a link that gives way need not be
+    readable if the store has its declared content."""
     through = carried(node.rules.nature, steps, (s.id for s in steps))
     return [
         f"{s.resource} cannot be read: {s.observation.why}"
@@ -129,7 +131,7 @@ def _stored(node: Desk, resource: str) -> bool:
 
 
 def resumed(node: Desk, change: Change) -> list[Step]:
-    """What had joined a rollback that a crash cut off."""
+    """The steps that had joined a rollback before a crash interrupted it."""
     out = []
     for resource, target in (change.rolling.joined if change.rolling is not None else {}).items():
         declared = node.state.declared(resource)
@@ -147,8 +149,9 @@ def act(
     resumed: bool = False,
     put_back: bool = True,
 ) -> None:
-    """Carry the job's steps out. Until the answer comes nothing is recorded of what it holds, nor of what is below, nor
-    of what moves with it; ``put_back``: what moves beside it is brought back.  # C8"""
+    """Carry out the job's steps. Until the answer comes, no drift is recorded for the job's resources, for resources
+    below them, or for resources that move with them. ``put_back``: resources that move beside the plan are brought
+    back.  # C8"""
     here = {s.id for s in job.steps}
     beside: tuple[str, ...] = ()
     if moved := node.rules.moved_by({split_id(s.id)[0] for s in job.steps}):
@@ -165,7 +168,8 @@ def act(
 
 
 def look(node: Desk, job: Job[Any], event: Acted, owner: Owner, into: Change | None = None) -> list[str]:
-    """Take in what lies below what was replaced, as a doing of ``owner``. Returns what has drifted of it."""
+    """Take in observations of what lies below the replaced resources, as changes by ``owner``. Returns the ids that
+    have drifted."""
     node.converging.pop(job.n, None)
     here = {s.id for s in job.steps}
     others = [replace(s, owner=owner) for s in event.sightings if s.resource not in here]
@@ -178,7 +182,7 @@ def look(node: Desk, job: Job[Any], event: Acted, owner: Owner, into: Change | N
 def differing(
     node: Desk, steps: Sequence[Step], sightings: Iterable[Sighting], declared: Mapping[str, Declared]
 ) -> tuple[Step, ...]:
-    """What is to be done: what differs, and what is seen through what gives way to it."""
+    """The steps to carry out: resources that differ, and resources that are seen through one that gives way."""
     seen: dict[str, Observation] = {s.resource: s.observation for s in sightings}
     out = []
     for step in steps:

@@ -1,4 +1,5 @@
-"""What a group forbids on a member: who else may settle its change, and which root may still command.  # G3, G4"""
+"""What a group forbids on a member: who else may settle its change, and which root may still give
+commands.  # G3, G4"""
 
 from __future__ import annotations
 
@@ -15,15 +16,15 @@ from pact.errors import ConflictError
 
 
 def check_fence(state: State, fence: int) -> int:
-    """Raises ConflictError for a root that has been replaced.  # G4"""
+    """Raises ConflictError if this root has been replaced by a newer one.  # G4"""
     if fence < state.fence:
         raise ConflictError(f"stale fence {fence}: this node has obeyed {state.fence}")
     return fence
 
 
 def stopped_here(node: Desk, group: Membership, force: bool) -> str:
-    """Why nothing of the group is rolled back on this node now: what stops its own rollbacks stops a group's, also one
-    that was decided while the node was away.  # P1, E2, H1, G8
+    """Why this node rolls back nothing of the group now. The reasons that stop the node's own rollbacks also stop a
+    group's rollback, even one that was decided while the node was away.  # P1, E2, H1, G8
     """
     state = node.state
     if not state.settings.enforce:
@@ -41,7 +42,7 @@ def stopped_here(node: Desk, group: Membership, force: bool) -> str:
 
 
 def settled_alone(node: Desk, change: Change, how: str, caller: Caller) -> None:
-    """A person settled a member's part on the node itself: the node leaves the group, and says so."""
+    """A person settled the member's part on the node itself: the node leaves the group and reports that."""
     group = node.state.groups.get(change.group)
     if group is not None and group.phase != DECIDED:
         node.record(
@@ -55,13 +56,14 @@ def settled_alone(node: Desk, change: Change, how: str, caller: Caller) -> None:
 
 
 def bound(node: Desk, change: Change) -> bool:
-    """Its group has its yes, or its decision: what becomes of it is not for this node to say.  # G3"""
+    """Whether this node has voted yes or the group is decided: then the node may not decide about this change
+    alone.  # G3"""
     group = node.state.groups.get(change.group)
     return group is not None and group.phase != OPEN
 
 
 def require_free(node: Desk, change: Change, what: str, force: bool) -> None:
-    """After a yes nobody decides here alone, except with force. Raises ConflictError.  # G3"""
+    """After a yes vote nobody settles the change on this node alone, except with force. Raises ConflictError.  # G3"""
     group = node.state.groups.get(change.group)
     if group is None:
         return
@@ -80,5 +82,5 @@ def require_free(node: Desk, change: Change, what: str, force: bool) -> None:
 
 
 def unfinished(node: Desk) -> list[list[Any]]:
-    """``[group, phase, ballot]`` of each, for the root."""
+    """``[group, phase, ballot]`` of each unfinished group, for the root."""
     return [[g.id, g.phase, g.ballot] for g in node.state.groups.values()]

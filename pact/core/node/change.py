@@ -1,4 +1,4 @@
-"""A change and its life. All transitions stand in one table; nothing else writes ``state``.  # C1"""
+"""A change and its states. One table holds all transitions; no other code writes ``state``.  # C1"""
 
 from __future__ import annotations
 
@@ -84,10 +84,9 @@ class LifeError(AssertionError):
 
 @dataclass(slots=True)
 class Member:
-    """One drifted resource of a change. ``opened_ns`` is when it first drifted, ``seen`` when it was last seen so.
-
-    ``moved_with`` is the resource whose write moved it, where nobody wrote it itself; ``also`` are the owners,
-    other than the change's, who wrote it since it last conformed.  # C8, C9
+    """One drifted resource of a change. ``opened_ns`` is when it first drifted, ``seen`` when the drift was last seen.
+    ``moved_with`` is the resource whose write moved this one, if nobody wrote this one itself. ``also`` are other
+    owners than the change's who have written it since it last conformed.  # C8, C9
     """
 
     resource: str
@@ -97,13 +96,14 @@ class Member:
     opened_ns: int
     seen: str
     shift_ns: int = 0
-    command: str = ""  # of the process that drifted it last, as far as that is known
+    command: str = ""  # of the process that last drifted it, if known
     moved_with: str = ""
     also: list[Owner] = field(default_factory=list)
 
     @property
     def opening_ns(self) -> int:
-        """Where its window starts to count: when it first drifted, and the time that holds have stopped since."""
+        """When its window starts to count: when it first drifted, plus the time during which holds stopped the
+        clock."""
         return self.opened_ns + self.shift_ns
 
     @property
@@ -145,9 +145,9 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Rolling:
-    """A rollback under way. ``saved``: digests of the contents that were kept, by resource. ``seq``: of its record.
-    ``joined``: what the plan takes along that is no member, with its target. A snapshot of an older version may know
-    neither what was kept (``None``) nor what joined.
+    """A rollback in progress. ``saved``: digests of the contents that were kept, by resource. ``seq``: number of its
+    record. ``joined``: resources that the plan takes along and that are no members, with their targets. A snapshot of
+    an older version may lack both what was kept (``None``) and what joined.
     """
 
     cause: str
@@ -167,7 +167,7 @@ class Rolling:
 
 @dataclass(slots=True)
 class Change:
-    """What one owner has drifted and not yet settled. Committed or rolled back as one."""
+    """The unsettled drift of one owner. It is committed or rolled back as one."""
 
     id: str
     owner: Owner
@@ -182,15 +182,15 @@ class Change:
     rolling: Rolling | None = None
     intents: set[str] = field(default_factory=set)
     group: str = ""
-    closing: bool = False  # its end was announced
+    closing: bool = False  # the end of its window was announced
     sum_n: int = 0
-    _first_ns: int | None = field(default=None, compare=False, repr=False)  # the earliest opening, once it was asked
+    _first_ns: int | None = field(default=None, compare=False, repr=False)  # cache of the earliest opening
 
     def can(self, what: str) -> bool:
         return (self.state, what) in TABLE
 
     def take(self, what: str) -> None:
-        """Make one transition. Raises LifeError where the table has none."""
+        """Make one transition. Raises LifeError if the table has no such transition."""
         try:
             self.state = TABLE[self.state, what]
         except KeyError:
@@ -214,20 +214,21 @@ class Change:
         return member
 
     def reopen(self, t_ns: int) -> None:
-        """All members open now."""
+        """All members open at this moment."""
         self._first_ns = None
         for member in self.members.values():
             member.opened_ns, member.shift_ns = t_ns, 0
 
     def go_on(self, t_ns: int) -> None:
-        """A hold has ended: the clock stood still since it began, or since a member opened.  # H1"""
+        """A hold has ended: the clock stood still since the hold began, or since a member opened if that was
+        later.  # H1"""
         self._first_ns = None
         for member in self.members.values():
             member.shift_ns += t_ns - max(member.opening_ns, self.held_since_ns)
 
     def bound_together(self, resources: Iterable[str]) -> list[str]:
-        """These members, and those that one write moved together with them: none is settled without the others.
-        # C8"""
+        """These members, and the members that one write moved together with them: none is settled without the
+        others.  # C8"""
         picked = dict.fromkeys(resources)
         roots = {self.members[r].moved_with or r for r in picked if r in self.members}
         if any(m.moved_with for m in self.members.values()):
@@ -236,12 +237,12 @@ class Change:
 
     @property
     def opened_ns(self) -> int:
-        """When the first of its members drifted."""
+        """When its first member drifted."""
         return min((m.opened_ns for m in self.members.values()), default=0)
 
     @property
     def opening_ns(self) -> int:
-        """The opening time that its window counts from: the earliest member's, and its extensions.  # W4"""
+        """The opening time from which its window counts: that of the earliest member, plus extensions.  # W4"""
         if self._first_ns is None and self.members:
             self._first_ns = min(m.opening_ns for m in self.members.values())
         return (self._first_ns or 0) + self.extension_ns

@@ -1,4 +1,4 @@
-"""Commit: what has drifted becomes declared state, for good or for a time.  # C6, T1"""
+"""Commit: drift becomes declared state, permanently or until a time.  # C6, T1"""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def require_whole(node: Desk, ids: Sequence[str]) -> None:
 
 
 def require_room(job: Job[Committing], event: Looked) -> None:
-    """What is committed can be restored: where the store has no room, that is for a person to decide. Raises
+    """Every committed content must be restorable: if the store has no room for it, a person must decide. Raises
     UnreachableError.  # F63
     """
     if event.full and not job.work.without_content:
@@ -97,7 +97,7 @@ def require_room(job: Job[Committing], event: Looked) -> None:
 
 
 def looked_commit(node: Desk, job: Job[Committing], event: Looked) -> None:
-    """The machine must still be as last recorded.  # C5"""
+    """Commit, if the machine is still as last recorded.  # C5"""
     node.finish(job)
     state = node.state
     moved: list[str] = []
@@ -117,7 +117,8 @@ def looked_commit(node: Desk, job: Job[Committing], event: Looked) -> None:
                 f"{sighting.resource} {why}; nothing was committed", "remove it, or commit the others by name"
             )
         member, (cid, also, actual) = change.members[sighting.resource], job.work.asked[sighting.resource]
-        if (cid, also) != (change.id, list(member.also)):  # another's by now, whom nobody has asked about  # C9, S1
+        # another owner has it now, and nobody was asked about that owner
+        if (cid, also) != (change.id, list(member.also)):  # C9, S1
             raise ConflictError(f"{sighting.resource} was changed by {change.owner.user} meanwhile", "see pact diff")
         if not sighting.observation == member.actual == actual:
             moved.append(sighting.resource)
@@ -162,7 +163,8 @@ def _record_commits(node: Desk, job: Job[Committing], event: Looked) -> list[Jso
         ended = sorted(r for r in resources if r in state.ttls)
         split, shared = len(resources) < len(change.members), shared_with(change, resources)
         parts = list(in_pieces(list(resources)))
-        for at, names in enumerate(parts):  # one decision, and no record that outgrows what a journal takes
+        # one decision in several records, so that no record exceeds the journal's limit
+        for at, names in enumerate(parts):
             node.record(
                 payloads.Committed(
                     change=cid,
@@ -197,7 +199,7 @@ def _names(shared: Mapping[str, Sequence[Owner]]) -> list[str]:
 
 
 def expire_commits(node: Desk, resource: str) -> None:
-    """A commit's TTL ended: the earlier declared value is declared again, and what is there is drift.  # T1"""
+    """A commit's TTL ended: the earlier value is declared again, and what is there now becomes drift.  # T1"""
     state = node.state
     ttl, committed = state.ttls.get(resource), state.declared(resource)
     if ttl is None or committed is None:
@@ -205,7 +207,7 @@ def expire_commits(node: Desk, resource: str) -> None:
     owner = ttl.owner
     change = state.change_of(resource)
     frozen = change is not None and change.state == life.ROLLING
-    if frozen:  # decided anew when the rollback has ended
+    if frozen:  # decide again when the rollback has ended
         node.retry_ttl(resource)
         return
     node.record(payloads.CommitExpired(resources={resource: ttl.earlier}, commit=ttl.seq, owner=owner))

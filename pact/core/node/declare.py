@@ -1,7 +1,7 @@
-"""Declare: what a file says becomes declared state, and the machine is brought to it at once.
+"""Declare: the contents of a file become declared state, and the machine is brought to that state at once.
 
-``declare`` converges with the plan, consumer check and verification of a rollback, and records nothing where consumers
-stop it.  # L1
+``declare`` uses the plan, the consumer check and the verification of a rollback. It records nothing if consumers block
+it.  # L1
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pact.model import AGENT_ACTOR, Actor, Declared, Json, Unreadable
 
 
 def asked_declare(node: Desk, event: Asked[ops.Declare]) -> None:
-    """Also what a return to an earlier record comes to."""
+    """Answer a declaration. A return to an earlier record also ends up here."""
     state, request = node.state, event.request
     access.require(event.caller, "admin", _cause(request))
     back = request if isinstance(request, ops.GoBack) else None
@@ -65,8 +65,8 @@ def _cause(request: ops.Declare) -> str:
 
 
 def _trials_kept(node: Desk, request: ops.GoBack, declared: Mapping[str, Declared]) -> frozenset[str]:
-    """Which commits with an end a return to an earlier state leaves as they are. It neither ends one nor makes it last
-    for good in silence. Raises ConflictError that names them where the caller did not say.  # T1"""
+    """Which trials a return to an earlier state leaves as they are. The return neither ends a trial nor makes it
+    permanent silently. Raises ConflictError that names the trials if the caller did not choose.  # T1"""
     concerned = [r for r in node.state.ttls if r in declared or request.prune]
     how = request.trials
     if how not in (None, "keep", "end"):
@@ -90,7 +90,7 @@ def probed_declare(node: Desk, job: Job[Declaring], event: Probed) -> None:
         change = state.change_of(resource)
         if change is not None and (change.state == life.ROLLING or not request.take):
             raise ConflictError(f"{resource} drifted into {change.id} meanwhile", "use --take, or settle it first")
-    for resource in [*job.ids, *work.forgotten]:  # it may have voted meanwhile  # G3
+    for resource in [*job.ids, *work.forgotten]:  # the node may have voted meanwhile  # G3
         change = state.change_of(resource)
         if change is not None:
             bonds.require_free(node, change, "declare", False)
@@ -107,7 +107,7 @@ def probed_declare(node: Desk, job: Job[Declaring], event: Probed) -> None:
         "track": dict(request.track),
         "patterns_forgotten": [p for p in state.tracked if p not in request.track] if request.prune else [],
     }
-    if request.dry_run:  # it ends as the real one would
+    if request.dry_run:  # a dry run ends as the real run would
         node.finish(job)
         why = holder_text(event.holders) if event.holders else "; ".join(event.refusals[:5])
         problems = why or "; ".join(f"{r}: {text}" for r, text in list(result["unreadable"].items())[:5])
@@ -131,7 +131,8 @@ def probed_declare(node: Desk, job: Job[Declaring], event: Probed) -> None:
     result["seq"] = state.seq
     if not steps:
         node.finish(job)
-        node.sight(replace(s, owner=job.caller.owner) for s in event.sightings)  # in observe mode it is drift now
+        # in observe mode the difference becomes drift now
+        node.sight(replace(s, owner=job.caller.owner) for s in event.sightings)
         _declare_done(node, job, result, {})
         return
     job.steps, work.result = steps, result
@@ -139,7 +140,7 @@ def probed_declare(node: Desk, job: Job[Declaring], event: Probed) -> None:
 
 
 def _record_declared(node: Desk, job: Job[Declaring], event: Probed, converge: set[str]) -> int:
-    """Record what this declaration changes; returns how many of its resources were declared so already."""
+    """Record what this declaration changes. Returns how many of its resources were already declared so."""
     state, work, request = node.state, job.work, job.work.request
     declared = work.declared
     to_seq = request.to_seq if isinstance(request, ops.GoBack) else None
@@ -157,11 +158,13 @@ def _record_declared(node: Desk, job: Job[Declaring], event: Probed, converge: s
     else:
         pieces = [*((names, ()) for names in in_pieces(list(moved))), *(((), names) for names in in_pieces(gone))]
     members_taken = set(taken)
-    for at, (names, forgotten) in enumerate(pieces):  # one decision, and no record that outgrows what a journal takes
+    # one decision in several records, so that no record exceeds the journal's limit
+    for at, (names, forgotten) in enumerate(pieces):
         last = at == len(pieces) - 1
         saves = {r: event.saves[r] for r in names if r in event.saves}
         if last:
-            saves |= {r: s for r, s in event.saves.items() if r not in moved}  # what lies in a mount that is taken off
+            # the contents of a mount that is taken off
+            saves |= {r: s for r, s in event.saves.items() if r not in moved}
         node.record(
             payloads.Declared(
                 resources={r: moved[r] for r in names},
@@ -217,14 +220,14 @@ def _declare_done(node: Desk, job: Job[Declaring], result: Json, left: Mapping[s
 
 
 def converge_after_boot(node: Desk, sightings: Sequence[Sighting]) -> None:
-    """What the reboot itself reset is nobody's drift: bring it to declared state.  # B1"""
+    """The drift that the reboot itself caused belongs to nobody: bring those resources to declared state.  # B1"""
     steps = []
     for sighting in sightings:
         declared, seen = node.state.declared(sighting.resource), sighting.observation
         assert declared is not None and not isinstance(seen, Unreadable)
         steps.append(Step(sighting.resource, declared.attrs, seen, declared.requires, declared.consumers))
     job = node.job("boot", AGENT_CALLER, None, ids=tuple(s.id for s in steps), steps=ordered(steps, node.rules.nature))
-    # somebody may have set it by hand since the boot: what is overwritten is on record before
+    # A person may have set the resource by hand since the boot: record what will be overwritten first.
     for piece in in_pieces(job.steps):
         node.record(payloads.ConvergeStarted(cause="boot", plan=[s.planned() for s in piece]))
     below.act(node, job, {}, job.ids)

@@ -1,4 +1,4 @@
-"""What is seen becomes drift, and drift somebody's change.  # D1, C2"""
+"""Observations become drift, and drift joins the change of its owner.  # D1, C2"""
 
 from __future__ import annotations
 
@@ -16,24 +16,25 @@ from pact.core.settings import BILLION
 from pact.errors import ConflictError
 from pact.model import UNATTRIBUTED, Attrs, Declared, Owner, Unreadable
 
-#: Others than the last who are named as having written a resource.
+#: How many owners besides the last one are named as writers of a resource.
 ALSO_MAX: Final = 8
 
 
 class Desk(Ledger):
-    """A ledger that takes observations in: all that an operation needs."""
+    """A ledger that takes observations in: everything that an operation needs."""
 
     def sight(self, sightings: Iterable[Sighting], into: Change | None = None) -> list[str]:
-        """Take observations in; what drifted belongs to ``into``. Returns the resources whose record moved."""
+        """Take observations in; drift joins the change ``into``. Returns the resources whose record moved."""
         intents = self.intended()
         return [s.resource for s in sightings if self._sight(s, intents.get(s.resource, into))]
 
     def intended(self) -> dict[str, Change]:
-        """What an ``apply`` under way is about to change, and the change that it will be in."""
+        """The resources that a running ``apply`` will change, each with the change that it will join."""
         return {r: c for c in self.state.changes.values() if c.intents for r in c.intents}
 
     def refuse_intended(self, resources: Iterable[str]) -> None:
-        """Raises ConflictError for what an ``apply`` is changing just now: two of them cannot own one resource."""
+        """Raises ConflictError for resources that a running ``apply`` changes: two applications cannot own one
+        resource."""
         intended = self.intended()
         for resource in resources if intended else ():
             if resource in intended:
@@ -42,7 +43,7 @@ class Desk(Ledger):
                 )
 
     def deviation_n(self, resource: str, declared: Declared, actual: Attrs | None) -> int:
-        """``severity x distance`` in billionths; at least 1 where it does not conform."""
+        """``severity x distance`` in billionths; at least 1 if the resource does not conform."""
         distance_n = self.rules.distance_n(resource, declared.attrs, actual)
         if distance_n == 0:
             return 0
@@ -67,12 +68,12 @@ class Desk(Ledger):
             return False
         self.unreadable.pop(resource, None)
         change = self.state.change_of(resource)
-        if change is not None and change.state == life.ROLLING:  # R2: it is frozen
+        if change is not None and change.state == life.ROLLING:  # R2: the change is frozen
             return False
         if self.converging and any(resource in ids for ids in self.converging.values()):
-            return False  # not there yet; looked at again when it is
+            return False  # not finished yet; observed again afterwards
         if sighting.owner is None and any(resource in ids for ids in self.stirring.values()):
-            return False  # the plan may be moving it, and may put it back; looked at again when it has ended  # C8
+            return False  # the plan may be moving it, and may put it back; observed again after the plan  # C8
         deviation_n = self.deviation_n(resource, declared, seen)
         if deviation_n == 0:
             if change is not None:
@@ -92,7 +93,7 @@ class Desk(Ledger):
         identified = writer is not None and writer.key != UNATTRIBUTED.key
         if change is not None:
             member = change.members[resource]
-            named_late = (  # a rescan was there before the event that names the writer
+            named_late = (  # a rescan saw the drift before the event that names the writer
                 identified and change.owner.key == UNATTRIBUTED.key and change.state in (life.OPEN, life.HELD)
             )
             same = (member.actual, member.deviation_n, member.weight_n) == (actual, deviation_n, weight_n)
@@ -143,14 +144,15 @@ class Desk(Ledger):
         return True
 
     def _joins(self, moved_with: str, owner: Owner) -> str:
-        """The change of what was written, if it is the same owner's and takes drift.  # C8"""
+        """The id of the change that has the written resource, if it has the same owner and accepts drift; else
+        empty.  # C8"""
         change = self.state.change_of(moved_with) if moved_with else None
         if change is None or change.owner.key != owner.key or change.state not in (life.OPEN, life.HELD):
             return ""
         return change.id
 
     def _opened(self, resource: str, owner: Owner | None = None) -> int:
-        """When the resource's window opened: drift keeps the time it first had.  # C2, C4"""
+        """When the resource's window opened: drift keeps its first opening time.  # C2, C4"""
         state, settings = self.state, self.state.settings
         change = state.change_of(resource)
         if change is not None and change.state in (life.OPEN, life.HELD):
@@ -158,7 +160,8 @@ class Desk(Ledger):
         if owner is not None and change is None:
             earlier = state.recent.get(recent_key(owner.key, resource))
             if earlier is not None and self.t_ns - earlier < settings.base_ns:
-                spent_ns = state.windows.effective(self.t_ns) - settings.floor_ns  # W3: a floor of notice is left
+                # W3: at least the floor remains as notice
+                spent_ns = state.windows.effective(self.t_ns) - settings.floor_ns
                 return max(earlier, self.t_ns - max(0, spent_ns))
         return self.t_ns
 
@@ -175,7 +178,7 @@ class Desk(Ledger):
         *,
         secret: bool = False,
     ) -> None:
-        """Record drift, and the window if this is what opens one."""
+        """Record drift; record the window too if this drift opens one."""
         fresh = cid not in self.state.changes
         also = self._also(resource, owner)
         before = self.state.member_of.get(resource)
@@ -193,15 +196,15 @@ class Desk(Ledger):
                 from_=before if before is not None and before != cid else "",
                 with_=moved_with,
                 also=also,
-                secret=bool(secret or meant_secret),  # also where its mode lets everybody read it just now  # S2
+                secret=bool(secret or meant_secret),  # even if its mode currently lets everybody read it  # S2
             )
         )
         if fresh:
             self.window_opened(cid)
 
     def _also(self, resource: str, owner: Owner) -> list[Owner]:
-        """The others who wrote a resource since it last conformed: nobody is forgotten when somebody takes it over.
-        # C9"""
+        """The other owners who have written a resource since it last conformed: no writer is forgotten when another
+        owner takes the resource over.  # C9"""
         change = self.state.change_of(resource)
         if change is None:
             return []
@@ -211,8 +214,8 @@ class Desk(Ledger):
         return [o for o in others.values() if not owner.same_person(o)][-ALSO_MAX:]
 
     def sight_moved(self, event: Acted, owner: Owner, into: Change | None) -> list[str]:
-        """What a plan moved beside its own resources, and did not put back, is drift of whoever had it carried out; in
-        the change ``into`` if there is one. Returns what has drifted by it.  # C8"""
+        """Resources that a plan moved beside its own and did not put back are drift of the person who requested the
+        plan, in the change ``into`` if given. Returns the ids that drifted.  # C8"""
         drifted = []
         for sighting in event.moved:
             before = self.state.change_of(sighting.resource)
@@ -226,6 +229,6 @@ class Desk(Ledger):
         return drifted
 
     def frozen(self) -> set[str]:
-        """What belongs to rollbacks under way: what is seen of it is theirs."""
+        """The resources of rollbacks in progress: observations of them belong to those rollbacks."""
         rolling = [c for c in self.state.changes.values() if c.state == life.ROLLING]
         return {r for c in rolling for r in (*c.members, *(c.rolling.joined if c.rolling is not None else ()))}

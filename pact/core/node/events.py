@@ -1,4 +1,4 @@
-"""What comes into the core (past tense) and what leaves it (imperative).
+"""The core's inputs (events, past tense) and outputs (effects, imperative).
 
 Every event carries both clocks: ``t_ns`` is node time (``CLOCK_BOOTTIME`` plus the offset in force, so that it never
 runs backwards across restarts), ``wall_ns`` is the wall clock, for people only.
@@ -24,29 +24,30 @@ R_co = TypeVar("R_co", bound=Op, covariant=True)
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks. ``actor.role`` is what the socket's peer may do, ``owner`` is the person behind it; under sudo
-    they differ.
+    """The person or process that makes a request. ``actor.role`` is the role of the socket's peer, ``owner`` is the
+    person behind it; under sudo they differ.
     """
 
     actor: Actor
     owner: Owner
 
     def owns(self, owner: Owner) -> bool:
-        """The same login session, or another session of the same person."""
+        """Whether the owner is the same login session, or another session of the same person."""
         if owner.key == self.owner.key:
             return True
         return owner.uid is not None and owner.uid == self.owner.uid and not owner.key.startswith("unit:")
 
 
-#: The agent itself, when a timer runs out.
+#: The agent itself, when a timer ends.
 AGENT_CALLER: Final = Caller(Actor("pact", None, "agent", "timer"), Owner("agent", "pact"))
 
 
 @dataclass(frozen=True, slots=True)
 class Sighting:
-    """One observation. ``owner`` is ``None`` where the kernel named no writer. ``moved_with``: nobody wrote it; a write
-    to that other resource moved it.  # C8
-    ``secret``: others could not get at it where it lay when it was looked at.  # S2
+    """One observation. ``owner`` is ``None`` if the kernel named no writer. ``moved_with``: nobody wrote this resource;
+    a write to that other resource moved it.  # C8
+
+    ``secret``: at its place at the time of the observation, other users could not read it.  # S2
     """
 
     resource: str
@@ -67,7 +68,8 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Started(Event):
-    """The agent began. ``declared`` is what an empty journal takes as declared state; it is acted on by nobody."""
+    """The agent started. ``declared`` is the initial declared state for an empty journal; the agent does not converge
+    to it."""
 
     boot_id: str
     offset_ns: int
@@ -82,7 +84,7 @@ class Started(Event):
 
 @dataclass(frozen=True, slots=True)
 class Reconfigured(Event):
-    """The configuration was read again while the agent runs."""
+    """The running agent read its configuration again."""
 
     settings: Settings
     version: str
@@ -90,8 +92,8 @@ class Reconfigured(Event):
 
 @dataclass(frozen=True, slots=True)
 class Scanned(Event):
-    """The first complete observation after a start. ``killed`` says how many runs in a row have ended while a change's
-    rollback (or what the boot has to bring back, ``boot``) was under way.
+    """The first complete observation after a start. ``killed`` says how many runs in a row have ended during a rollback
+    of each change (or during ``boot``, the work that a boot requires).
     """
 
     sightings: Sequence[Sighting]
@@ -106,7 +108,7 @@ class Observed(Event):
 
 @dataclass(frozen=True, slots=True)
 class Covered(Event):
-    """Something was mounted over declared paths at a point that nobody declared: ``{mount id: what is there}``."""
+    """An undeclared mount hides declared paths: ``{mount id: attributes of the mount}``."""
 
     mounts: Mapping[str, Attrs]
     owner: Owner | None = None
@@ -114,8 +116,8 @@ class Covered(Event):
 
 @dataclass(frozen=True, slots=True)
 class New:
-    """Something below a tracked pattern that nobody has declared. ``actual`` says in short what it is, ``owner`` who
-    made it, where the kernel named somebody.
+    """An undeclared thing below a tracked pattern. ``actual`` describes it in short, ``owner`` made it if the kernel
+    named somebody.
     """
 
     resource: str
@@ -125,8 +127,8 @@ class New:
 
 @dataclass(frozen=True, slots=True)
 class Appeared(Event):
-    """What is new below tracked patterns, and which of what was untracked is gone. ``beyond``: how many more there are
-    than are kept one by one, by directory; ``None``: as before.
+    """New things below tracked patterns, and untracked things that are gone. ``beyond``: by directory, how many more
+    exist than are kept one by one; ``None``: as before.
     """
 
     found: Sequence[New]
@@ -141,7 +143,7 @@ class Ticked(Event):
 
 @dataclass(frozen=True, slots=True)
 class Asked(Event, Generic[R_co]):
-    """A request that may change something. ``token`` names it in the ``Reply``."""
+    """A request that may change something. ``token`` identifies it in the ``Reply``."""
 
     token: int
     request: R_co
@@ -154,7 +156,7 @@ class Asked(Event, Generic[R_co]):
 
 @dataclass(frozen=True, slots=True)
 class Denied(Event):
-    """A request was refused before it reached the core; it is journaled all the same."""
+    """A request was refused before it reached the core; the refusal is journaled too."""
 
     op: str
     why: str
@@ -163,8 +165,8 @@ class Denied(Event):
 
 @dataclass(frozen=True, slots=True)
 class Looked(Event):
-    """The answer to ``Look``. ``secret``: what others cannot get at where it lies now; ``full``: whose content was not
-    kept because the store has no room.
+    """The answer to ``Look``. ``secret``: resources that other users cannot read at their present place. ``full``:
+    resources whose content was not kept because the store has no room.
     """
 
     job: int
@@ -176,8 +178,8 @@ class Looked(Event):
 
 @dataclass(frozen=True, slots=True)
 class Probed(Event):
-    """The answer to ``Probe``. ``saves`` says for each resource where what will be overwritten is kept, ``notes`` what
-    else comes of it that a person should know beforehand.
+    """The answer to ``Probe``. ``saves`` says for each resource where the content to be overwritten is kept. ``notes``
+    are other consequences that a person should know beforehand.
     """
 
     job: int
@@ -190,11 +192,11 @@ class Probed(Event):
 
 @dataclass(frozen=True, slots=True)
 class Acted(Event):
-    """The answer to ``Act``: ``""`` for each resource restored and verified, else why not; then what was seen after,
-    of the steps and of what lies below them.
+    """The answer to ``Act``. ``results``: ``""`` for each resource that was restored and verified, else the reason why
+    not. ``sightings``: observations afterwards of the steps and of what lies below them.
 
-    ``moved``: what the plan moved beside its own resources, and could not or should not put back. ``reads``: what the
-    kernel made of a value that it took, where that reads otherwise.
+    ``moved``: resources beside its own that the plan moved and could not or should not put back. ``reads``: how the
+    kernel shows a value that it accepted, if it shows it differently.
     """
 
     job: int
@@ -206,8 +208,8 @@ class Acted(Event):
 
 @dataclass(frozen=True, slots=True)
 class Discovered(Event):
-    """Part of the answer to ``Discover``. ``exact`` are those that were named, not matched; ``patterns`` (in the last
-    part) are the patterns that are no names.
+    """Part of the answer to ``Discover``. ``exact`` are resources that were named, not matched; ``patterns`` (in the
+    last part) are the patterns that are not names.
     """
 
     job: int
@@ -220,7 +222,7 @@ class Discovered(Event):
 
 @dataclass(frozen=True, slots=True)
 class JobFailed(Event):
-    """A job could not be carried out at all."""
+    """A job could not be carried out."""
 
     job: int
     error: PactError
@@ -228,7 +230,7 @@ class JobFailed(Event):
 
 @dataclass(frozen=True, slots=True)
 class ObserverChanged(Event):
-    """An observer went blind (``why``) or sees again (``""``)."""
+    """An observer went blind (``why`` is the reason) or sees again (``why`` is ``""``)."""
 
     observer: str
     why: str
@@ -236,7 +238,7 @@ class ObserverChanged(Event):
 
 @dataclass(frozen=True, slots=True)
 class FleetTold(Event):
-    """The root's holds for every node: ``[{hold, owner, reason, left_ns}, ...]``; ``seq`` grows with each change."""
+    """The root's holds for all nodes: ``[{hold, owner, reason, left_ns}, ...]``; ``seq`` grows with each change."""
 
     fence: int
     seq: int
@@ -245,7 +247,7 @@ class FleetTold(Event):
 
 @dataclass(frozen=True, slots=True)
 class ContactChanged(Event):
-    """The way to the root was found or lost. What the root has for every node was told before."""
+    """The way to the root was found or lost. The root's holds for all nodes were delivered before."""
 
     connected: bool
 
@@ -265,7 +267,7 @@ class Effect:
 
 @dataclass(frozen=True, slots=True)
 class AppendRecord(Effect):
-    """Make it durable before any effect that follows it.  # J1"""
+    """Make the record durable before any effect that follows it.  # J1"""
 
     record: Record
     body: bytes
@@ -273,7 +275,7 @@ class AppendRecord(Effect):
 
 @dataclass(frozen=True, slots=True)
 class Look(Effect):
-    """Observe again, keeping contents."""
+    """Observe the resources again and keep their contents."""
 
     job: int
     resources: tuple[str, ...]
@@ -281,10 +283,11 @@ class Look(Effect):
 
 @dataclass(frozen=True, slots=True)
 class Probe(Effect):
-    """Observe the plan's resources, look for consumers of those that differ, and keep what would be overwritten.
+    """Observe the plan's resources, look for consumers of those that differ, and keep the content that would be
+    overwritten.
 
-    ``applying``: somebody makes a change; only what takes something away from its consumers asks for them. ``dry``:
-    it is only a question, which changes nothing on the machine for a moment.
+    ``applying``: an owner makes a change; consumers matter only if the change takes something away from them. ``dry``:
+    this is only a question, and must not change the machine even for a moment.
     """
 
     job: int
@@ -297,11 +300,12 @@ class Probe(Effect):
 
 @dataclass(frozen=True, slots=True)
 class Act(Effect):
-    """Carry out the steps in order and verify each; ``resumed``: a kill may have left one half done. What is
-    ``below`` what they replace is looked at after.
+    """Carry out the steps in order and verify each; ``resumed``: a kill may have left one half done. ``below``:
+    resources below the replaced ones, which are observed afterwards.
 
-    ``beside``: declared resources that the steps may move. ``put_back``: what moved so is brought back to what it was
-    before; else it is only reported. ``wanted``: what is declared of those that have drifted in other changes.  # C8
+    ``beside``: declared resources that the steps may move. ``put_back``: moved resources are brought back to their
+    previous state; otherwise the move is only reported. ``wanted``: the declared state of those that have drifted in
+    other changes.  # C8
     """
 
     job: int
@@ -331,6 +335,6 @@ class Reply(Effect):
 
 @dataclass(frozen=True, slots=True)
 class Recheck(Effect):
-    """Observe these again soon: something may have moved while nobody could say so."""
+    """Observe these resources again soon: they may have moved while no observer could report it."""
 
     resources: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""The records of the journal, folded into the state: one handler a type.  # J2"""
+"""Folds the records of the journal into the state: one handler for each record type.  # J2"""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from pact.core.records import Record
 
 
 def apply(state: State, record: Record) -> None:
-    """Fold one record in. Records come in order; ``assert`` holds what only a bug could break. Raises ValueError for
-    data that are not those of its type.
+    """Fold one record in. Records come in order; each ``assert`` checks what only a bug could break. Raises ValueError
+    for data that do not fit the record's type.
     """
     assert record.seq == state.seq + 1, (record.seq, state.seq)
     assert record.prev == state.hash
@@ -38,7 +38,7 @@ def apply(state: State, record: Record) -> None:
 def _agent_started(state: State, record: Record, said: payloads.AgentStarted) -> None:
     was_enforcing, fresh = state.settings.enforce, record.seq == 0
     known, state.settings = state.settings.dimensions, said.settings
-    if known:  # a kind that is gone keeps its place: what has drifted of it is in the sums
+    if known:  # a kind that is gone keeps its dimension: its drift is part of the sums
         state.settings = replace(state.settings, dimensions={**known, **state.settings.dimensions})
     state.boot_id, state.offset_ns = said.boot_id, said.offset_ns
     state.not_before_ns = said.not_before_ns
@@ -49,7 +49,7 @@ def _agent_started(state: State, record: Record, said: payloads.AgentStarted) ->
     state.windows.floor_ns = state.settings.floor_ns
     if fresh:
         state.windows = Windows(state.settings.floor_ns, state.settings.base_ns)
-    if state.settings.enforce and not was_enforcing:  # P2: existing drift opens at this moment
+    if state.settings.enforce and not was_enforcing:  # P2: the windows of existing drift open at this moment
         for change in state.changes.values():
             state.reopen(change, record.t_ns)
 
@@ -181,7 +181,7 @@ def _committed(state: State, record: Record, said: payloads.Committed) -> None:
     for resource, value in said.resources.items():
         earlier = state.declared_raw(resource)
         trial = state.ttls.get(resource)
-        if trial is not None:  # what a trial of a trial goes back to is what was declared for good  # T1
+        if trial is not None:  # the end of a trial of a trial restores the permanently declared value  # T1
             earlier = None if trial.earlier is None else orjson.dumps(trial.earlier)
         state.void_ttl(resource)
         if said.expires_ns is not None:
@@ -225,7 +225,7 @@ def _rollback_started(state: State, record: Record, said: payloads.RollbackStart
 
 
 def _converge_started(state: State, record: Record, said: payloads.ConvergeStarted) -> None:
-    """What a boot has to bring back is remembered until it has been brought back.  # B3"""
+    """Remember what a boot must bring back until it has been brought back.  # B3"""
     if said.cause == "boot" and state.boot_owed is not None:
         state.boot_owed.pop(ALL, None)
         state.boot_owed.update({s.id: s.actual for s in said.plan})
@@ -269,10 +269,10 @@ def _rollback_failed(state: State, record: Record, said: payloads.RollbackFailed
 
 
 def _change_split(state: State, record: Record, said: payloads.ChangeSplit) -> None:
-    """Some members go on as a change of their own, with the time they had."""
+    """Some members go on as a separate change, with the time that they had."""
     old = state.changes[said.change]
     new = state.new_change(said.into, old.owner, ambient=False, t_ns=record.t_ns)
-    if said.ambient:  # what its owner drifts next joins this one
+    if said.ambient:  # the owner's next drift joins this change
         new.ambient, state.ambient[old.owner.key] = True, new.id
     new.message, new.extension_ns = old.message, old.extension_ns
     if new.state == life.HELD and old.state == life.HELD:
@@ -302,7 +302,7 @@ def _emergency_stale(state: State, record: Record, said: payloads.EmergencyStale
 def _emergency_ended(state: State, record: Record, said: payloads.EmergencyEnded) -> None:
     state.emergency = None
     state.touched.timers = True
-    for change in state.changes.values():  # E3: what was not settled starts a new window
+    for change in state.changes.values():  # E3: unsettled changes start new windows
         if change.state in (life.OPEN, life.HELD):
             state.reopen(change, record.t_ns)
         state.touched.changes[change.id] = None
@@ -312,7 +312,7 @@ def _hold_placed(state: State, record: Record, said: payloads.HoldPlaced) -> Non
     state.holds[said.hold] = Hold(
         said.hold, said.change, said.owner, said.reason, record.time, record.t_ns, said.ends_ns, said.ends
     )
-    if said.fleet_seq is not None:  # the fleet's stop, numbered by the root
+    if said.fleet_seq is not None:  # a hold of the whole fleet, numbered by the root
         groups.raise_fence(state, said.fence)
         state.fleet_seq = said.fleet_seq
     else:
@@ -366,7 +366,7 @@ def _untracked_gone(state: State, record: Record, said: payloads.UntrackedGone) 
         state.drop_untracked(resource)
 
 
-#: What has no handler moves nothing: it is on record for people.
+#: A record type without a handler does not change the state: the record is there for people.
 _HANDLERS: Final[Mapping[str, Callable[[State, Record, Any], None]]] = {
     payloads.AgentStarted.type: _agent_started,
     payloads.AgentStopped.type: _agent_stopped,

@@ -1,4 +1,4 @@
-"""The records of groups, folded into the state: one handler a type.  # J2"""
+"""Folds the records of groups into the state: one handler for each record type.  # J2"""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pact.core.phases import DECIDED, OPEN, PREPARED
 from pact.core.records import Record
 from pact.model import Holder
 
-#: Finished groups whose end is remembered, so that a late question gets the right answer.
+#: How many finished groups are remembered with their outcomes, so that a late question gets the right answer.
 DONE_MAX: Final = 1000
 
 
@@ -32,7 +32,7 @@ def joined(state: State, group: str, change: Change) -> None:
 
 
 def prepared(state: State, record: Record, said: payloads.GroupPrepared) -> None:
-    """A vote. A yes binds; a no against a rollback leaves the change blocked, as the whole group will be."""
+    """Fold a vote in. A yes binds; a no against a rollback leaves the change blocked, as the whole group will be."""
     raise_fence(state, said.fence)
     group = state.groups[said.group]
     group.ballot, group.action = said.ballot, said.action
@@ -56,7 +56,7 @@ def decided(state: State, record: Record, said: payloads.GroupDecided) -> None:
     change = state.changes.get(group.change or "")
     if said.action == "rollback":
         if change is None or was_prepared or change.state != life.BLOCKED:
-            _block(state, group, said.why, [])  # who voted no keeps the names of the holders
+            _block(state, group, said.why, [])  # the member that voted no keeps the names of the holders
     elif change is not None and change.state == life.BLOCKED and was_prepared:
         reopen(state, change, record.t_ns)
 
@@ -68,7 +68,7 @@ def finished(state: State, record: Record, said: payloads.GroupFinished) -> None
         del state.groups_done[next(iter(state.groups_done))]
     for cid in group.changes:
         change = state.changes.get(cid)
-        if change is not None and change.group == group.id:  # what is left of it is the node's own again
+        if change is not None and change.group == group.id:  # the rest of the change belongs to the node again
             change.group = ""
             if change.state == life.BLOCKED:
                 reopen(state, change, record.t_ns)
@@ -83,7 +83,7 @@ def extended(state: State, said: payloads.WindowExtended) -> None:
 
 
 def reopen(state: State, change: Change, t_ns: int) -> None:
-    """Blocked no more."""
+    """End the blocked state."""
     change.reason, change.holders = "", []
     state.take(change, "reopen")
     if state.held_by(change.id):
@@ -92,7 +92,7 @@ def reopen(state: State, change: Change, t_ns: int) -> None:
 
 
 def raise_fence(state: State, fence: int | None) -> None:
-    """The highest fence that was ever accepted; a lower one is refused from now on.  # G4"""
+    """Keep the highest fence that was ever accepted; lower ones are refused from now on.  # G4"""
     state.fence = max(state.fence, fence or 0)
 
 

@@ -1,4 +1,4 @@
-"""What the shell is asked to do for the core, and what becomes of its answer. Ephemeral; a restart begins anew."""
+"""The jobs that the core gives to the shell, and what their answers are for. Ephemeral: a restart begins anew."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ W = TypeVar("W")
 
 @dataclass(slots=True)
 class Job(Generic[W]):
-    """``kind`` says whose it is, ``work`` is what that verb has to remember of it; ``group`` is the group's vote or
-    application.
+    """One job. ``kind`` names the verb that it belongs to, ``work`` is what that verb must remember; ``group`` is set
+    for a group's vote or application.
     """
 
     n: int
@@ -32,14 +32,14 @@ class Job(Generic[W]):
     cause: str = ""
     ids: tuple[str, ...] = ()
     steps: tuple[Step, ...] = ()
-    planned_at: int = -1  # the newest record when ``steps`` were made of the state
-    looks: int = 0  # how often the plan was looked at again because something had joined it
+    planned_at: int = -1  # number of the newest record when ``steps`` were computed from the state
+    looks: int = 0  # how often the plan was observed again because a resource had joined it
 
 
 @dataclass(slots=True)
 class Committing:
-    """``asked``: of each member, its change, who else had written it and what it was when the commit was asked for.
-    ``untracked``: what is taken in; ``named``: it was asked for by name.
+    """``asked``: for each member, its change, its other writers and its attributes at the time of the request.
+    ``untracked``: things to take in; ``named``: the request named them.
     """
 
     message: str
@@ -54,7 +54,7 @@ class Committing:
 
 @dataclass(slots=True)
 class RollingBack:
-    """``resumed``: it goes on after a crash. ``untracked``: it removes what is untracked."""
+    """``resumed``: it continues after a crash. ``untracked``: it removes untracked things."""
 
     force: bool = False
     dry: bool = False
@@ -65,8 +65,8 @@ class RollingBack:
 
 @dataclass(slots=True)
 class Declaring:
-    """``in_changes``: what has drifted and stays in its change. ``kept`` and ``ended``: commits for a time. ``result``:
-    of the answer, what is known before the machine is brought to it.
+    """``in_changes``: drifted resources that stay in their changes. ``kept`` and ``ended``: trials. ``result``: the
+    part of the answer that is known before the machine converges.
     """
 
     request: ops.Declare
@@ -80,7 +80,7 @@ class Declaring:
 
 @dataclass(slots=True)
 class Applying:
-    """``baseline``: what is declared with it as it was, so that there is something to go back to."""
+    """``baseline``: the resources declared as they were before, so that a rollback has a state to return to."""
 
     declared: Mapping[str, Declared]
     message: str = ""
@@ -91,8 +91,8 @@ class Applying:
 
 @dataclass(slots=True)
 class Undoing:
-    """An application is taken back. ``left``: what of it failed, and why. ``holders``: whose each was before.
-    ``theirs``: what somebody else has changed since, and stays.
+    """An application is taken back. ``left``: its failed resources with reasons. ``holders``: the earlier owner of each
+    resource. ``theirs``: what another owner has changed since; it stays.
     """
 
     applied: str
@@ -104,7 +104,7 @@ class Undoing:
 
 @dataclass(slots=True)
 class Adopting:
-    """The answer so far: what matches is found in parts."""
+    """The answer so far: matching resources are found in parts."""
 
     patterns: Sequence[str]
     adopted: int = 0
@@ -118,7 +118,7 @@ class Adopting:
 
 @dataclass(slots=True)
 class Waiting:
-    """A request that several rollbacks answer together."""
+    """A request whose reply waits for several rollbacks."""
 
     jobs: set[int] = field(default_factory=set)
     results: list[Json] = field(default_factory=list)

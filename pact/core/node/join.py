@@ -1,4 +1,4 @@
-"""How a node becomes a member of a group: it is asked whether it could, and then makes the changes."""
+"""How a node becomes a member of a group: the root asks whether it could, and then the node makes the changes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from pact.model import Declared, Unreadable
 
 
 def asked_check(node: Desk, event: Asked[ops.GroupCheck]) -> None:
-    """Would these changes work here, and how far from declared would they take the node? Changes nothing."""
+    """Whether these changes would work here, and how far they would take the node from declared state. Changes
+    nothing."""
     check_fence(node.state, event.request.fence)
     declared = {r: Declared.from_json(v) for r, v in event.request.resources.items()}
     _refuse_busy(node, declared, "")
@@ -76,7 +77,7 @@ def probed_check(node: Desk, job: Job[Applying], event: Probed) -> None:
 
 
 def asked_apply(node: Desk, event: Asked[ops.GroupApply]) -> None:
-    """Become a member and make the changes. Asked again, it does what is still missing."""
+    """Become a member and make the changes. A repeated request does only what is still missing."""
     fence, gid, state = check_fence(node.state, event.request.fence), event.request.group, node.state
     if gid in state.groups_done:
         raise ConflictError(f"{gid} has ended here: {state.groups_done[gid]}")

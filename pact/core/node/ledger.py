@@ -1,4 +1,4 @@
-"""What every operation of a node works on: its state and records, effects, jobs under way, replies and timers."""
+"""What every operation of a node needs: its state and records, effects, running jobs, replies and timers."""
 
 from __future__ import annotations
 
@@ -22,64 +22,67 @@ from pact.core.settings import BILLION
 from pact.errors import PactError
 from pact.model import AGENT_ACTOR, NS_PER_S, Actor, Attrs, JsonRead
 
-#: So long before its end a window is announced, or for half of it where it is shorter than twice that.
+#: How long before its end a window is announced; a window shorter than twice that is announced at half its length.
 CLOSING_NS: Final = 120 * NS_PER_S
 
 
 class Rules(Protocol):
-    """What the kinds know, as pure functions: handed in, so that the core needs no kind."""
+    """What the kinds know, as pure functions. They are passed in, so that the core depends on no kind."""
 
     def distance_n(self, resource: str, declared: Attrs | None, actual: Attrs | None) -> int:
         """0 if ``actual`` conforms, else up to 1,000,000,000 (billionths of the kind's severity)."""
 
     def volatile(self, resource: str) -> bool:
-        """A reboot resets it."""
+        """Whether a reboot resets the resource."""
 
     def meant_secret(self, resource: str, attrs: Attrs | None) -> bool:
-        """A declared value says itself that its content is not for everybody, whatever mode the resource has now."""
+        """Whether the declared value itself makes the content secret, whatever mode the resource has now."""
 
     def matches(self, pattern: str, resource: str) -> bool:
-        """An adopt pattern means this resource, were it there."""
+        """Whether an adopt pattern would match this resource."""
 
     def nature(self, resource: str) -> Nature:
-        """How it stands to others."""
+        """How the resource relates to others."""
 
     def moved_by(self, kinds: Set[str]) -> tuple[str, ...]:
-        """What the ids begin with that may move when resources of these kinds are written."""
+        """The id prefixes of resources that may move when resources of these kinds are written."""
 
 
 class Ledger:
-    """One node without its eyes. ``state`` is the fold; all else is derived from it or forgotten by a restart."""
+    """One node without its observations. ``state`` is the fold; a restart derives everything else from it or forgets
+    it."""
 
     def __init__(
         self, name: str, rules: Rules, state: State | None = None, *, jobs_from: int = 0, key: bytes = b""
     ) -> None:
-        """``jobs_from``: jobs are numbered above this, so that answers to another node's jobs are nobody's. ``key``: of
-        this node, for the salts of records; without one they have none."""
+        """``jobs_from``: job numbers start above this, so that an answer to another node's job matches none. ``key``:
+        the node's key for the salts of records; without a key records have no salts."""
         self.name = name
         self.rules = rules
         self.state = state or State()
         self.unreadable: dict[str, str] = {}
         self.jobs: dict[int, Job[Any]] = {}
         self.busy: dict[str, int] = {}  # change -> job that probes or acts for it
-        self.converging: dict[int, frozenset[str]] = {}  # job -> what it is bringing to declared state just now
-        self.stirring: dict[int, tuple[str, ...]] = {}  # job -> what its writes may move just now, beside its plan
-        self.waiting: dict[int, Waiting] = {}  # request -> what its reply still waits for
+        self.converging: dict[int, frozenset[str]] = {}  # job -> resources that it is bringing to declared state
+        # job -> id prefixes of resources beside its plan that its writes may move
+        self.stirring: dict[int, tuple[str, ...]] = {}
+        self.waiting: dict[int, Waiting] = {}  # request -> results that its reply still waits for
         self.refusals = Refusals()
-        self.pace = Pace()  # what is new below tracked patterns and not yet recorded
-        self.deciding: dict[str, list[int]] = {}  # group -> the root's questions whether its decision is carried out
-        self.killed: dict[str, int] = {}  # change -> so many runs have ended in the middle of its rollback  # F65
-        self.fleet_fence = 0  # the root that said
-        self.fleet_seq = 0  # the newest word of the root about holds that needed no record
-        self.alone_since_ns: int | None = None  # a member of a cluster that is cut off from it
+        self.pace = Pace()  # new things below tracked patterns that are not recorded yet
+        # group -> the root's questions about whether its decision is carried out
+        self.deciding: dict[str, list[int]] = {}
+        self.killed: dict[str, int] = {}  # change -> how many runs in a row have ended during its rollback  # F65
+        self.fleet_fence = 0  # the fence of the root that sent ``fleet_seq``
+        self.fleet_seq = 0  # the number of the root's newest message about holds that needed no record
+        self.alone_since_ns: int | None = None  # since when this member of a cluster is cut off from the root
         self.t_ns = self.state.t_ns
         self.wall_ns = 0
-        self._time = (0, rfc3339(0))  # of records: several in a row have the same
+        self._time = (0, rfc3339(0))  # the time of records: consecutive records share it
         self.jobs_numbered = jobs_from
         self._key = key
         self.effects: list[Effect] = []
         self.windows: NamedTimers[str] = NamedTimers()
-        self.closing: NamedTimers[str] = NamedTimers()  # changes whose end is not announced yet, by opening time
+        self.closing: NamedTimers[str] = NamedTimers()  # opening times of changes whose end is not announced yet
         self.alarms: NamedTimers[tuple[str, str]] = NamedTimers()
         self.rebuild()
 
@@ -87,7 +90,7 @@ class Ledger:
         self.effects.append(effect)
 
     def record(self, payload: Payload, actor: Actor = AGENT_ACTOR) -> None:
-        """Append a record that says this, and fold it in."""
+        """Append a record with this payload, and fold it in."""
         data = payload.to_data()
         if actor.call:  # T12
             data["call"] = actor.call
@@ -119,10 +122,10 @@ class Ledger:
     def finish(self, job: Job[Any]) -> None:
         self.jobs.pop(job.n, None)
         self.converging.pop(job.n, None)
-        self.recheck(self.stirring.pop(job.n, ()))  # what was seen of it meanwhile was passed over
+        self.recheck(self.stirring.pop(job.n, ()))  # observations of these were skipped meanwhile
         if job.change is not None and self.busy.get(job.change) == job.n:
             del self.busy[job.change]
-            self.reschedule(job.change)  # its time may have come meanwhile  # A4
+            self.reschedule(job.change)  # its window may have ended meanwhile  # A4
 
     def reply(self, token: int | None, result: JsonRead, exit_code: int = 0, message: str = "", hint: str = "") -> None:
         if token is not None:
@@ -132,11 +135,11 @@ class Ledger:
         self.reply(token, {}, error.exit_code, error.message, error.hint)
 
     def wall_of(self, t_ns: int) -> str:
-        """The wall clock's reading at a node time, as far as the clock stays as it is."""
+        """The wall clock's reading at a node time, assuming that the clock is not set."""
         return rfc3339(self.wall_ns + t_ns - self.t_ns)
 
     def next_wake_ns(self) -> int | None:
-        """Node time at which ``Ticked`` is due, ``None`` if nothing waits."""
+        """Node time at which ``Ticked`` is due; ``None`` if nothing waits."""
         first = self.alarms.next_deadline()
         opening, closing = self.windows.next_deadline(), self.closing.next_deadline()
         if (opening is not None or closing is not None) and not self.state.suspended:
@@ -155,22 +158,23 @@ class Ledger:
 
     @property
     def alone_until_ns(self) -> int:
-        """Cut off from the root, no window ends before this: it may have stopped the whole fleet.  # G9"""
+        """While the node is cut off from the root, no window ends before this time: the root may have stopped the whole
+        fleet.  # G9"""
         return 0 if self.alone_since_ns is None else self.alone_since_ns + self.state.settings.alone_ns
 
     def announced_ns(self, opening_ns: int) -> int:
-        """When the end of a window with this opening time is announced."""
+        """When the end of a window with this opening time will be announced."""
         windows = self.state.windows
         ends_ns = max(windows.end(opening_ns), self.state.not_before_ns)
         return ends_ns - min(CLOSING_NS, windows.now_w // 2)
 
     def due(self, change: Change) -> bool:
-        """Its window has ended."""
+        """Whether the change's window has ended."""
         deadline = self.state.deadline_ns(change)
         return deadline is not None and deadline <= self.t_ns
 
     def reschedule(self, change_id: str) -> None:
-        """Put a change's windows (back) into the wheel."""
+        """Put a change's windows into the wheel (again)."""
         self.state.touched.changes[change_id] = None
 
     def retry_ttl(self, resource: str) -> None:
@@ -184,7 +188,7 @@ class Ledger:
         self.reindex()
 
     def reindex(self) -> None:
-        """Bring the wheels up to date with what the step's records moved: O(what moved)."""
+        """Update the wheels with what the step's records moved: O(number of moved names)."""
         touched, state = self.state.touched, self.state
         for cid in touched.changes:
             change = state.changes.get(cid)
@@ -223,7 +227,7 @@ class Ledger:
         touched.timers = False
 
     def _rearm(self) -> None:
-        """TTLs, holds and the emergency's end, in real time. They are few; all are set anew."""
+        """Set all alarms for TTLs, holds and the emergency's end, in real time. They are few, so all are set anew."""
         state = self.state
         wanted: dict[tuple[str, str], int] = {("ttl", r): t.expires_ns for r, t in state.ttls.items()}
         wanted.update({("hold", h.id): h.ends_ns for h in state.holds.values()})
@@ -239,7 +243,8 @@ class Ledger:
         return f"c{self.state.change_n + 1}"
 
     def window_opened(self, cid: str, *, reopened: bool = False, reads: Mapping[str, str] | None = None) -> None:
-        """Say that a change has a window now, if one runs. ``reads``: what the kernel made of values just applied."""
+        """Announce a change's window, if it has one that runs. ``reads``: how the kernel shows values that were just
+        applied."""
         change = self.state.changes[cid]
         deadline_ns = None
         if change.members and change.state == life.OPEN and not self.state.suspended:
@@ -260,8 +265,8 @@ class Ledger:
         )
 
     def learn(self, event: Acted) -> dict[str, str]:
-        """What the kernel made of declared values that it took, for the record: they are compared with that from now
-        on.  # D5"""
+        """How the kernel shows declared values that it accepted, for the record: from now on observations are compared
+        with that.  # D5"""
         out = {}
         for resource, text in self.public_reads(event).items():
             declared = self.state.declared(resource)
@@ -271,7 +276,7 @@ class Ledger:
 
     @staticmethod
     def public_reads(event: Acted) -> dict[str, str]:
-        """What the kernel made of values, but for secrets: records are shown to viewers and leave the node.  # S2"""
+        """How the kernel shows values, without secrets: viewers may see records, and records leave the node.  # S2"""
         seen = {s.resource: s.observation for s in event.sightings}
         return {
             r: text

@@ -1,7 +1,8 @@
-"""The member's side of a group: vote, carry out. Only the root asks, through the tree; ``join`` comes before.
+"""The member's side of a group: vote, and carry out the decision. Only the root asks, through the tree; ``join`` comes
+before.
 
-A yes is durable before it leaves, and binds: from then on the node asks and never decides alone, unless a person forces
-it on this node, which is recorded.  # G3
+A yes vote is durable before it leaves the node, and it binds: from then on the node asks the root and never decides
+alone, unless a person forces it on this node, which is recorded.  # G3
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ HOLDERS_MAX: Final = 20
 
 
 def asked_vote(node: Desk, event: Asked[GroupVote]) -> None:
-    """``action`` commit or rollback, ``ballot``, ``automatic``, ``force``. A repeated question gets the same answer."""
+    """Answer the root's question for a vote. A repeated question gets the same answer."""
     request = event.request
     check_fence(node.state, request.fence)
     gid, action, ballot = request.group, request.action, request.ballot
@@ -39,19 +40,20 @@ def asked_vote(node: Desk, event: Asked[GroupVote]) -> None:
     if group is None:
         _vote_of_a_stranger(node, event, gid, action)
         return
-    if group.phase == DECIDED and action == group.action:  # bound already; the root's log was put back to before that
+    # already bound; the root's log was restored to a state before the decision
+    if group.phase == DECIDED and action == group.action:
         node.reply(event.token, {"vote": "yes"})
         return
     if group.phase == DECIDED:
         raise ConflictError(f"{gid} is decided already: {group.action}")
-    if ballot < group.ballot:  # a vote of a root that has forgotten it, or a message that was on its way for long
+    if ballot < group.ballot:  # the root has forgotten this ballot, or the message was delayed for long
         raise ConflictError(f"stale ballot {ballot}: this node has answered {group.ballot}")
     if group.phase == PREPARED and ballot == group.ballot:
         node.reply(event.token, {"vote": "yes"})
         return
     for job in node.jobs.values():
         if job.kind == "group_vote" and (job.group, job.work.ballot) == (gid, ballot):
-            node.refuse(job.token, ConflictError("asked again"))  # one answer, to whoever asked last
+            node.refuse(job.token, ConflictError("asked again"))  # one answer, to the latest request
             job.token = event.token
             return
     why = _cannot_vote_yes(node, group, request)
@@ -68,8 +70,9 @@ def asked_vote(node: Desk, event: Asked[GroupVote]) -> None:
 
 
 def _vote_of_a_stranger(node: Desk, event: Asked[GroupVote], gid: str, action: str) -> None:
-    """It was never applied here, or has ended here: nothing is in a rollback's way, but nothing can be committed.
-    Where it was committed, only a root whose log was put back asks for a rollback: the others must not go back.
+    """The answer for a group that was never applied here, or has ended here: nothing blocks a rollback, but nothing can
+    be committed. If the group was committed, only a root with a restored log asks for a rollback: other members must
+    not roll back.
     """
     outcome = node.state.groups_done.get(gid, "never applied here")
     if action == "rollback" and outcome == "committed":
@@ -84,7 +87,7 @@ def _vote_of_a_stranger(node: Desk, event: Asked[GroupVote], gid: str, action: s
 
 
 def _cannot_vote_yes(node: Desk, group: Membership, request: GroupVote) -> str:
-    """Why the answer is no before anything was looked at."""
+    """Why the vote is no, before any observation."""
     state = node.state
     if any(j.change in group.changes or j.group == group.id for j in node.jobs.values()):
         return "it is being changed just now"
@@ -146,7 +149,7 @@ def _say_no(
 
 
 def looked_vote(node: Desk, job: Job[GroupVote], event: Looked) -> None:
-    """Commit: every resource must be as the group wants it, or the member is diverged.  # G6"""
+    """Commit: every resource must be as the group wants it; otherwise the member has diverged.  # G6"""
     node.finish(job)
     group = _still_asked(node, job)
     node.sight(event.sightings)
@@ -169,7 +172,7 @@ def looked_vote(node: Desk, job: Job[GroupVote], event: Looked) -> None:
 
 
 def probed_vote(node: Desk, job: Job[GroupVote], event: Probed) -> None:
-    """Rollback: nobody may be using what would be restored.  # F5"""
+    """Rollback: no process may be using what would be restored.  # F5"""
     node.finish(job)
     group = _still_asked(node, job)
     node.sight(event.sightings)
@@ -187,7 +190,8 @@ def _used_by(holders: Sequence[Holder]) -> str:
 
 
 def _still_asked(node: Desk, job: Job[GroupVote]) -> Membership:
-    """Looking may take long: it counts only if nobody newer was obeyed, and nothing was decided, meanwhile.  # G4"""
+    """Observing may take long: the vote counts only if meanwhile the node obeyed no newer root and nothing was
+    decided.  # G4"""
     check_fence(node.state, job.work.fence)
     group = node.state.groups.get(job.group)
     if group is None or group.phase != OPEN or job.work.ballot < group.ballot:
@@ -213,7 +217,7 @@ def _say_yes(node: Desk, group: Membership, job: Job[GroupVote]) -> None:
 
 
 def asked_state(node: Desk, event: Asked[GroupState]) -> None:
-    """How the member stands, for people who look: what is on record, nothing is looked at or changed."""
+    """The member's state, for people. It comes from the records; nothing is observed or changed."""
     check_fence(node.state, event.request.fence)
     gid, state = event.request.group, node.state
     group = state.groups.get(gid)
@@ -238,7 +242,7 @@ def _diverged(group: Membership, resource: str, change: Change | None) -> str:
 
 
 def asked_decide(node: Desk, event: Asked[GroupDecide]) -> None:
-    """``decision`` commit, rollback, abort or unknown. Done twice it is the same as done once."""
+    """Carry out a decision: commit, rollback, abort or unknown. Carrying it out twice has the same result as once."""
     request = event.request
     fence = check_fence(node.state, request.fence)
     gid, decision, ballot = request.group, request.decision, request.ballot
@@ -250,7 +254,7 @@ def asked_decide(node: Desk, event: Asked[GroupDecide]) -> None:
         _forgotten(node, event, group)
         return
     if group.phase == DECIDED and decision != group.action:
-        raise ConflictError(f"{gid} is decided already: {group.action}")  # G1: there is one decision
+        raise ConflictError(f"{gid} is decided already: {group.action}")  # G1: a group has one decision
     if decision == "abort":
         _abort(node, event, group, ballot, fence)
         return
@@ -273,7 +277,7 @@ def asked_decide(node: Desk, event: Asked[GroupDecide]) -> None:
             node.finish(job)
         for cid in group.changes:
             if (change := node.state.changes.get(cid)) is not None and change.intents:
-                node.window_opened(cid)  # its apply hangs, and was ended above: what it has not done it will not do
+                node.window_opened(cid)  # its apply hangs and was ended above: the remaining steps will not be done
     if decision == "commit":
         _refuse_rolling(node, group)
     node.deciding.setdefault(gid, []).append(event.token)
@@ -284,8 +288,8 @@ def asked_decide(node: Desk, event: Asked[GroupDecide]) -> None:
 
 
 def _refuse_rolling(node: Desk, group: Membership) -> None:
-    """What another rollback has frozen is committed when that has ended: the root asks again. Raises ConflictError.
-    # R2"""
+    """A resource that another rollback has frozen is committed after that rollback: the root asks again. Raises
+    ConflictError.  # R2"""
     own = node.state.changes.get(group.change or "")
     for resource in (*group.resources, *(own.bound_together(group.resources) if own is not None else ())):
         change = node.state.change_of(resource)
@@ -294,10 +298,10 @@ def _refuse_rolling(node: Desk, group: Membership) -> None:
 
 
 def _forgotten(node: Desk, event: Asked[GroupDecide], group: Membership) -> None:
-    """The root's log is another one than that which began the group: nobody's timer ends it any more.  # A4
+    """The root's log does not contain this group: no timer of the root will end it.  # A4
 
-    What was voted for stays undecided until a person forces it here, what is decided is carried out, and the rest is
-    blocked here, aloud: nobody knows how it ended elsewhere.
+    If the node voted yes, the group stays undecided until a person forces it here. If it is decided, the decision is
+    carried out. Otherwise the change is blocked here and reported: nobody knows how the group ended elsewhere.
     """
     if group.phase == PREPARED:
         why = f"undecided: the root's log has no {group.id}"
@@ -327,7 +331,8 @@ def _abort(node: Desk, event: Asked[GroupDecide], group: Membership, ballot: int
         raise ConflictError(f"stale ballot {ballot}: this node has answered {group.ballot}")
     action, why = event.request.action, event.request.why
     for job in [j for j in node.jobs.values() if j.kind == "group_vote" and j.group == group.id]:
-        if job.work.ballot <= ballot:  # that vote has ended: a look that hangs is in no other's way, binds nobody
+        # that vote has ended: a hanging observation must not block another vote, and binds nobody
+        if job.work.ballot <= ballot:
             node.finish(job)
             node.refuse(job.token, ConflictError(f"the vote has ended: {why}"))
     change = node.state.changes.get(group.change or "")
@@ -343,7 +348,8 @@ def _abort(node: Desk, event: Asked[GroupDecide], group: Membership, ballot: int
 
 
 def _lost(node: Desk, group: Membership) -> list[Json]:
-    """What others changed again on the group's resources: a rollback takes it from them, and says so.  # G6"""
+    """Changes that other owners made again on the group's resources: a rollback takes these resources from them and
+    reports that.  # G6"""
     out = []
     for resource in group.resources:
         change = node.state.change_of(resource)
@@ -353,7 +359,7 @@ def _lost(node: Desk, group: Membership) -> list[Json]:
 
 
 def _commit(node: Desk, group: Membership, event: Asked[GroupDecide]) -> None:
-    """What the group wants is declared from now on; what the machine has instead is drift of whoever made it."""
+    """Declare what the group wants. What the machine has instead becomes drift of the owner who made it."""
     state = node.state
     apart = []
     for resource in group.resources:
@@ -393,7 +399,7 @@ def _commit(node: Desk, group: Membership, event: Asked[GroupDecide]) -> None:
 
 
 def _over(declared: Attrs | None, wanted: Attrs | None) -> Attrs | None:
-    """What the group wants, and of what it does not name (owner, mode, that it is a secret) what was declared."""
+    """The group's wanted value, completed with declared attributes that it does not name (owner, mode, secret)."""
     if declared is None or wanted is None or declared.get("type") != wanted.get("type") or "fstype" in wanted:
         return wanted
     kept = {k: v for k, v in declared.items() if k not in ("reads", "sha256", "size", "target")}
@@ -401,10 +407,10 @@ def _over(declared: Attrs | None, wanted: Attrs | None) -> Attrs | None:
 
 
 def roll_back(node: Desk, group: Membership, caller: Caller, *, force: bool = False) -> None:
-    """Start what is still missing of a decided rollback. What runs already goes on."""
+    """Start the parts of a decided rollback that are still missing. Parts that already run go on."""
     state, force = node.state, force or group.force
     if stopped_here(node, group, force):
-        return  # the root is told why, and asks again
+        return  # the root gets the reason, and asks again
     theirs: dict[str, list[str]] = {}
     for resource in group.resources:
         change = state.change_of(resource)
@@ -421,7 +427,7 @@ def roll_back(node: Desk, group: Membership, caller: Caller, *, force: bool = Fa
 
 
 def finish_done(node: Desk) -> None:
-    """Once a step: decided rollbacks whose work is done are finished, and the root's questions answered.  # G5"""
+    """Finish decided rollbacks whose work is done, and answer the root's questions. Called once for each step.  # G5"""
     state = node.state
     for group in [g for g in state.groups.values() if g.phase == DECIDED and g.action == "rollback"]:
         if state.changes.keys().isdisjoint(group.changes):
@@ -478,8 +484,8 @@ def asked_extend(node: Desk, event: Asked[MemberExtend]) -> None:
 
 
 def resume(node: Desk) -> None:
-    """After a start: decided rollbacks that had not begun begin. A member of a cluster waits for its root, which may
-    have stopped the whole fleet since, and tells it again.  # G9
+    """After a start: begin decided rollbacks that had not begun. A member of a cluster first waits for its root, which
+    may have stopped the whole fleet since and will send the decision again.  # G9
     """
     if node.t_ns < node.alone_until_ns:
         return

@@ -1,7 +1,7 @@
-"""What one node remembers of the groups that it is a member of: the fold of the ``group_*`` records.  # J2
+"""What one node remembers of the groups of which it is a member: the fold of the ``group_*`` records.  # J2
 
-A group's change is an ordinary change whose window the root keeps. From a yes vote on the node decides nothing about it
-alone.  # G3
+A group's change is an ordinary change, but the root keeps its window. After a yes vote the node decides nothing about
+it alone.  # G3
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from pact.model import Attrs, Json, JsonRead, Owner
 
 @dataclass(slots=True)
 class Membership:
-    """One unfinished group. ``resources`` are what it wants here; ``ends_ns`` is the root's window, for people."""
+    """One unfinished group. ``resources`` are the values that it wants here; ``ends_ns`` is the end of the root's
+    window, for people."""
 
     id: str
     owner: Owner
@@ -40,7 +41,7 @@ class Membership:
 
 
 def learn(group: Membership, reads: Mapping[str, str]) -> None:
-    """What the kernel made here of values that the group wants: the member is compared with that.  # D5"""
+    """How the kernel here shows values that the group wants: the member is compared with that.  # D5"""
     for resource, text in reads.items():
         wanted = group.resources.get(resource)
         if wanted is not None:

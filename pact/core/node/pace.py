@@ -1,4 +1,4 @@
-"""How fast what is new below tracked patterns is recorded: for each owner at a pace that slackens.  # U3"""
+"""How fast new things below tracked patterns are recorded: for each owner, at a pace that slows down.  # U3"""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ from typing import Any, Final
 
 from pact.model import NS_PER_S, Attrs, Owner
 
-#: Enforced things that are drift at the same time; beyond it they are only reported.
+#: How many enforced things may be drift at the same time; further ones are only reported.
 ENFORCED_MAX: Final = 1_000
-#: Names in one record, and of one owner at one time.
+#: How many names one record may have, and one owner may have recorded at one time.
 AT_ONCE_MAX: Final = 1_000
-AT_LAST_MAX: Final = 100  # where it goes on and on
-#: One owner's next record comes at the soonest so long after his last one, and later and later while it goes on.
+AT_LAST_MAX: Final = 100  # the same for an owner whose new things keep coming
+#: The shortest pause between two records of one owner. The pause grows while new things keep coming.
 PAUSE_NS: Final = NS_PER_S // 2
 PAUSE_LONG_NS: Final = 8 * NS_PER_S
 PAUSE_MAX_NS: Final = 30 * NS_PER_S
 PACES_MAX: Final = 1_000
-#: So many things of one owner become drift for being new, one more after each of these times.
+#: One owner may have ``ENFORCED_MAX`` new things turned into drift, and one more after each of these times.
 ENFORCED_EACH_NS: Final = 3 * NS_PER_S
-#: What waits for room to be enforced is weighed again so often.
+#: How often things that wait for room to be enforced are considered again.
 CROWDED_NS: Final = 15 * NS_PER_S
-#: The key under which departures are paced: nobody's.
+#: The key for the pace of departures, which have no owner.
 GONE: Final = ""
 
 
 @dataclass(slots=True)
 class Untracked:
-    """One untracked thing: who made it, when it was first seen, and what it is, in short."""
+    """One untracked thing: its owner, when it was first seen, and a short description."""
 
     owner: Owner
     seen: str
@@ -36,17 +36,19 @@ class Untracked:
 
 @dataclass(slots=True)
 class Pace:
-    """What waits to be recorded, and until when. Ephemeral: a restart finds it again by looking."""
+    """What waits to be recorded, and until when. Ephemeral: after a restart the agent finds it again by observing."""
 
     waiting: dict[str, Untracked] = field(default_factory=dict)
-    whose: dict[str, dict[str, None]] = field(default_factory=dict)  # owner -> what waits of his
+    whose: dict[str, dict[str, None]] = field(default_factory=dict)  # owner -> things of this owner that wait
     leaving: dict[str, None] = field(default_factory=dict)
     last: dict[str, tuple[int, int]] = field(default_factory=dict)  # owner -> (recorded at, pause after it)
-    beyond: dict[str, int] = field(default_factory=dict)  # not kept one by one -> how many in a directory
-    folded: tuple[Any, list[Any]] = ((), [])  # the places that were told last, and what they were made of
-    spent: dict[str, int] = field(default_factory=dict)  # owner -> when all of his enforced things are paid for
+    beyond: dict[str, int] = field(default_factory=dict)  # directory -> how many things in it are not kept one by one
+    # cache: the last reported places, and the key from which they were computed
+    folded: tuple[Any, list[Any]] = ((), [])
+    # owner -> when the allowance for all enforced things is restored
+    spent: dict[str, int] = field(default_factory=dict)
     weighed_ns: int = 0
-    crowded: bool = False  # something is to be enforced, and waits until there is room
+    crowded: bool = False  # a thing is to be enforced, and waits for room
 
     def __bool__(self) -> bool:
         return bool(self.waiting or self.leaving or self.crowded)
@@ -68,7 +70,7 @@ class Pace:
         return [*self.whose, *([GONE] if self.leaving else [])]
 
     def most(self, key: str) -> int:
-        """How many names of this owner's may be recorded at one time."""
+        """How many names of this owner may be recorded at one time."""
         return AT_ONCE_MAX if self.last.get(key, (0, 0))[1] < PAUSE_LONG_NS else AT_LAST_MAX
 
     def due_ns(self, key: str) -> int:
@@ -79,7 +81,7 @@ class Pace:
         return min(dues, default=None)
 
     def affords(self, key: str, now_ns: int) -> int:
-        """How many more of this owner's things may become drift now."""
+        """How many more things of this owner may become drift now."""
         return (ENFORCED_MAX * ENFORCED_EACH_NS - max(0, self.spent.get(key, 0) - now_ns)) // ENFORCED_EACH_NS
 
     def spend(self, key: str, count: int, now_ns: int) -> None:

@@ -1,7 +1,6 @@
-"""What the records of a node's journal say: one class a record type.
+"""The contents of the records of a node's journal: one class for each record type.
 
-A field that the fold does not read has a value here, so that a record without it, of another version, is read all the
-same.
+A field that the fold does not read has a default here, so that a record of another version without it can be read, too.
 """
 
 from __future__ import annotations
@@ -20,7 +19,8 @@ from pact.values import NOTHING, dataclass
 
 @dataclass(frozen=True, slots=True)
 class AgentStarted(Payload):
-    """``boot_owed``: a reboot reset what is still to be brought back. ``reloaded``: the settings were read again."""
+    """``boot_owed``: a reboot reset resources that must still be brought back. ``reloaded``: the settings were read
+    again."""
 
     boot_id: str
     offset_ns: int
@@ -52,7 +52,7 @@ class ObserverRestored(Payload):
 
 @dataclass(frozen=True, slots=True)
 class Denied(Payload):
-    """``beyond``: how many more were refused and stand in no record."""
+    """``beyond``: how many more refusals have no record."""
 
     request: str
     why: str
@@ -61,7 +61,8 @@ class Denied(Payload):
 
 @dataclass(frozen=True, slots=True)
 class LossAccepted(Payload):
-    """Records ``first`` to ``last`` (with its ``hash``) were acknowledged and are gone; ``None``: that is not known."""
+    """Records ``first`` to ``last`` (with its ``hash``) were acknowledged and are lost; ``None``: the last one is not
+    known."""
 
     first: int
     last: int | None
@@ -75,8 +76,8 @@ class LossAccepted(Payload):
 @dataclass(frozen=True, slots=True)
 class Declared(Payload):
     """``members``: the deviation of members of changes against the new value. ``taken``: members that leave their
-    change. ``enforced``: declared absent for being new below an enforced pattern, and who made it. ``part``: the
-    number of this record, and how many together are one decision.
+    change. ``enforced``: resources declared absent because they are new below an enforced pattern, with their owners.
+    ``part``: the number of this record, and how many records together are one decision.
     """
 
     resources: Mapping[str, Value]
@@ -101,7 +102,7 @@ class Adopted(Payload):
 
 @dataclass(frozen=True, slots=True)
 class Applied(Payload):
-    """``baseline``: what was declared with it as it was, so that there is something to go back to."""
+    """``baseline``: resources declared as they were before, so that a rollback has a state to return to."""
 
     change: str
     owner: Owner
@@ -115,7 +116,7 @@ class Applied(Payload):
 
 @dataclass(frozen=True, slots=True)
 class ConvergeStarted(Payload):
-    """``cause``: ``boot``, or ``undo`` where an application is taken back."""
+    """``cause``: ``boot``, or ``undo`` if an application is taken back."""
 
     cause: str
     plan: Sequence[Planned]
@@ -123,7 +124,7 @@ class ConvergeStarted(Payload):
 
 @dataclass(frozen=True, slots=True)
 class Converged(Payload):
-    """``results``: ``restored``, or why not. ``reads``: what the kernel made of a value that it took."""
+    """``results``: ``restored``, or the reason why not. ``reads``: how the kernel shows a value that it accepted."""
 
     results: Mapping[str, str]
     cause: str = ""
@@ -138,7 +139,7 @@ class Tracked(Payload):
 
 @dataclass(frozen=True, slots=True)
 class UntrackedSeen(Payload):
-    """``resources``: in short what each is; ``by`` in it is the place of its owner in ``owners``."""
+    """``resources``: a short description of each; its ``by`` is the index of its owner in ``owners``."""
 
     owner: Owner
     owners: Sequence[Owner]
@@ -159,8 +160,8 @@ class UntrackedGone(Payload):
 
 @dataclass(frozen=True, slots=True)
 class DriftDetected(Payload):
-    """``from_``: the change that it was in before. ``with_``: the resource whose write moved it. ``also``: who else has
-    written it since it conformed.
+    """``from_``: the change that had the resource before. ``with_``: the resource whose write moved it. ``also``: the
+    other owners who have written it since it conformed.
     """
 
     resource: str
@@ -196,7 +197,7 @@ class WindowOpened(Payload):
 
 @dataclass(frozen=True, slots=True)
 class WindowClosing(Payload):
-    """``resources``: the first of ``count``."""
+    """``resources``: the first few of ``count``."""
 
     change: str
     owner: Owner
@@ -207,7 +208,7 @@ class WindowClosing(Payload):
 
 @dataclass(frozen=True, slots=True)
 class WindowExtended(Payload):
-    """``group``: its window is the root's, and ends at ``ends_ns``."""
+    """``group``: the root keeps its window, which ends at ``ends_ns``."""
 
     change: str
     by_ns: int
@@ -220,7 +221,7 @@ class WindowExtended(Payload):
 
 @dataclass(frozen=True, slots=True)
 class ChangeSplit(Payload):
-    """``ambient``: the new one collects what its owner drifts next."""
+    """``ambient``: the new change collects the owner's next drift."""
 
     change: str
     into: str
@@ -234,7 +235,8 @@ class ChangeSplit(Payload):
 
 @dataclass(frozen=True, slots=True)
 class Committed(Payload):
-    """``change`` is ``None`` where what was untracked is taken in. ``also``: who else had changed what is settled."""
+    """``change`` is ``None`` if untracked things are taken in. ``also``: the other owners who changed the settled
+    resources."""
 
     change: str | None
     owner: Owner
@@ -251,7 +253,8 @@ class Committed(Payload):
 
 @dataclass(frozen=True, slots=True)
 class CommitExpired(Payload):
-    """``resources``: the values that are declared again, ``None`` if undeclared. ``commit``: that record's number."""
+    """``resources``: the values that are declared again, ``None`` if undeclared. ``commit``: the number of that
+    record."""
 
     resources: Mapping[str, Value | None]
     owner: Owner
@@ -260,7 +263,7 @@ class CommitExpired(Payload):
 
 @dataclass(frozen=True, slots=True)
 class RollbackStarted(Payload):
-    """``saves``: what was there before, by resource."""
+    """``saves``: the state before, by resource."""
 
     change: str
     cause: str
@@ -328,7 +331,7 @@ class EmergencyEnded(Payload):
 
 @dataclass(frozen=True, slots=True)
 class HoldPlaced(Payload):
-    """``change`` is ``None`` where the whole node is held. ``fleet_seq``: the root's number of a hold of the fleet."""
+    """``change`` is ``None`` if the whole node is held. ``fleet_seq``: the root's number of a hold of the fleet."""
 
     hold: str
     change: str | None
@@ -354,7 +357,7 @@ class HoldReleased(Payload):
 
 @dataclass(frozen=True, slots=True)
 class GroupBegun(Payload):
-    """``resources``: what the group wants here."""
+    """``resources``: the values that the group wants here."""
 
     group: str
     fence: int
@@ -379,7 +382,7 @@ class GroupPrepared(Payload):
 
 @dataclass(frozen=True, slots=True)
 class GroupDecided(Payload):
-    """``lost``: what others changed again on the group's resources, and a rollback takes from them."""
+    """``lost``: changes that other owners made again on the group's resources, which a rollback takes from them."""
 
     group: str
     ballot: int
@@ -407,7 +410,7 @@ CLASSES: Final[Mapping[str, type[Payload]]] = {
 
 
 def of(record: Record) -> Payload | None:
-    """What a record says: a payload, ``None`` for a type that this version does not know. Raises ValueError."""
+    """The payload of a record; ``None`` for a type that this version does not know. Raises ValueError."""
     if record.payload is not None:
         return record.payload
     cls = CLASSES.get(record.type)
@@ -415,7 +418,7 @@ def of(record: Record) -> Payload | None:
 
 
 def declared_by(said: Payload | None) -> list[str]:
-    """Every resource that a record declares anew or forgets; none where it does neither."""
+    """Every resource that a record declares anew or forgets; none for other records."""
     if isinstance(said, Applied):
         return [*said.resources, *said.baseline]
     if isinstance(said, Declared):
@@ -424,7 +427,7 @@ def declared_by(said: Payload | None) -> list[str]:
 
 
 def conforming(said: Payload | None) -> Sequence[str]:
-    """What is as it is declared by this record: it has come back, or was brought back."""
+    """Resources that conform according to this record: they came back, or were brought back."""
     if isinstance(said, DriftCleared):
         return [said.resource]
     if isinstance(said, RolledBack):

@@ -1,4 +1,4 @@
-"""Where untracked things lie, for people: a tree that is new is one line, whatever it holds. Pure."""
+"""Where untracked things lie, for people: a new tree is one line, whatever it holds. Pure."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import Final
 from pact.core.node import tracked
 from pact.core.node.desk import Desk
 
-#: Places that are told at most.
+#: How many places are reported at most.
 PLACES_MAX: Final = 100
 
-#: The place (a resource's id, or what several begin with), whose, how many, and one of them.
+#: The place (a resource's id, or a common prefix of several), the owner, the count, and one example.
 Place = tuple[str, str, int, str]
 
 
 def places(node: Desk) -> list[Place]:
-    """At most ``PLACES_MAX``, by name. What lies in a directory that is new itself is counted there, else with what is
-    new beside it: in the place that its kind says (``Nature.place``)."""
+    """At most ``PLACES_MAX`` places, by name. Things in a new directory are counted there. Other things are counted
+    together with the new things beside them, in the place that their kind names (``Nature.place``)."""
     key = (node.state.seq, len(node.pace.waiting), len(node.pace.leaving))
     if node.pace.folded[0] != key:
         node.pace.folded = key, _folded(node)
@@ -34,7 +34,7 @@ def _folded(node: Desk) -> list[Place]:
         kind, _, name = place.partition(":")
         return f"{kind}:{nature(place).all_in(name)}"
 
-    tops: dict[str, str] = {}  # a directory that is new -> the topmost one that it lies in, or itself
+    tops: dict[str, str] = {}  # a new directory -> the topmost new directory that contains it, or itself
     counts: dict[tuple[str, str], tuple[int, str]] = {}
     for resource, found in tracked.listed(node):
         outer = above(resource)

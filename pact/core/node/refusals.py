@@ -1,6 +1,6 @@
-"""How many refusals are recorded: whoever has no role may ask for ever, and must not fill the journal with that.
+"""How many refusals are recorded: a user without a role could ask for ever, and must not fill the journal.
 
-A first hundred stand there one by one, then one in each second; the next that is recorded says how many were not.  # S3
+The first hundred are recorded one by one, then one in each second; the next record says how many were left out.  # S3
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ EACH_NS: Final = NS_PER_S
 
 
 class Bucket:
-    """So many at once, and another one each ``each_ns`` after. Time is a node's."""
+    """A token bucket: ``at_once`` tokens at first, and another one after each ``each_ns``. Time is node time."""
 
     def __init__(self, at_once: int, each_ns: int) -> None:
         self._whole_ns, self._each_ns = at_once * each_ns, each_ns
         self._spent_ns = -self._whole_ns
 
     def admit(self, t_ns: int) -> bool:
-        """One more, if there is one."""
+        """Take one token. Returns whether there was one."""
         if self.next_ns > t_ns:
             return False
         self._spent_ns = max(self._spent_ns, t_ns - self._whole_ns) + self._each_ns
@@ -29,24 +29,25 @@ class Bucket:
 
     @property
     def next_ns(self) -> int:
-        """From when on there is one."""
+        """When the next token is available."""
         return self._spent_ns
 
 
 class Refusals(Bucket):
-    """Of all who are no administrators together. ``beyond``: refused since the last record, and in none."""
+    """One bucket for all users who are not administrators. ``beyond``: refusals since the last record that have no
+    record."""
 
     def __init__(self) -> None:
         super().__init__(REFUSALS_AT_ONCE, EACH_NS)
         self.beyond = 0
 
     def admit(self, t_ns: int) -> bool:
-        """Whether one more is recorded. If not, it is counted."""
+        """Whether one more refusal is recorded. If not, it is counted."""
         admitted = super().admit(t_ns)
         self.beyond += not admitted
         return admitted
 
     def told(self) -> int:
-        """How many a record has to speak of besides its own."""
+        """How many refusals a record must mention besides its own."""
         beyond, self.beyond = self.beyond, 0
         return beyond

@@ -12,7 +12,8 @@ from pact.model import Holder, Json
 
 
 def holder_text(holders: Sequence[Holder]) -> str:
-    """One line for people that names the holders; their pids stand beside it, so that equal nodes say the same."""
+    """One line for people that names the holders. Pids stand elsewhere, so that nodes with equal holders show equal
+    lines."""
     named = list(
         dict.fromkeys(
             f"{h.command.split(' ')[0] if h.command else h.how} of {h.user or h.uid}{f', job {h.job}' if h.job else ''}"
@@ -48,7 +49,7 @@ def _answer_if_complete(node: Desk, token: int) -> None:
 
 
 def answer_complete(node: Desk) -> None:
-    """Reply to requests whose last rollback has ended. Called once a step."""
+    """Reply to requests whose last rollback has ended. Called once for each step."""
     for token in list(node.waiting):
         _answer_if_complete(node, token)
 

@@ -1,4 +1,4 @@
-"""Roll back: a change ends, and what it drifted returns to declared state.
+"""Roll back: a change ends, and its drifted resources return to declared state.
 
 A rollback is probed first (observe again, look for consumers, keep what would be overwritten), then recorded as
 started, then carried out, then verified and recorded.  # A4, F5, R1-R6
@@ -32,9 +32,9 @@ from pact.errors import (
 from pact.model import Declared, Holder, Unreadable
 
 AUTO_ROLLBACKS_MAX: Final = 2
-#: So many runs in a row that end in the middle of the same job: it is left to a person.  # F65
+#: After this many runs in a row that end during the same job, the job is left to a person.  # F65
 KILLED_MAX: Final = 3
-LOOKS_MAX: Final = 3  # so often what joins a plan that is being looked at is looked at, too
+LOOKS_MAX: Final = 3  # how often resources that join a plan during its probe are probed, too
 AUTOMATIC: Final = ("expired", "retry")
 
 
@@ -82,7 +82,7 @@ def rollback_many(
     dry: bool,
     force: bool,
 ) -> None:
-    """Roll each of these back; one reply when the last has ended."""
+    """Roll each of these back; one reply follows when the last has ended."""
     node.waiting[event.token] = Waiting()
     begun: list[tuple[Change, tuple[str, ...]]] = []
     for cid, ids in picked.items():
@@ -107,7 +107,7 @@ def start_rollback(
     dry: bool = False,
     ids: tuple[str, ...] = (),
 ) -> None:
-    """Ask the shell to look before anything is touched; or refuse what a person should decide."""
+    """Ask the shell to probe before anything is touched, or refuse if a person should decide."""
     ids = ids or tuple(change.members)
     job = node.job("rollback", caller, RollingBack(force, dry), token=token, change=change.id, cause=cause, ids=ids)
     if token is not None:
@@ -125,7 +125,7 @@ def start_rollback(
 
 
 def refusal(node: Desk, change: Change, cause: str) -> str:
-    """Why a rollback that nobody has just asked for should wait for a person.  # R3"""
+    """Why a rollback that nobody has just requested should wait for a person.  # R3"""
     if cause != "manual" and (killed := node.killed.pop(change.id, 0)) >= KILLED_MAX:
         return killed_text(killed)
     if cause not in AUTOMATIC:
@@ -146,7 +146,7 @@ def killed_text(times: int) -> str:
 
 
 def resume_rollback(node: Desk, change: Change, reset: Mapping[str, Sighting]) -> None:
-    """Go on with a rollback that a crash cut off. Steps already done are found done.  # R6"""
+    """Continue a rollback that a crash interrupted. Steps that were done before are found done.  # R6"""
     assert change.rolling is not None
     job = node.job(
         "rollback",
@@ -204,7 +204,7 @@ def probed_rollback(node: Desk, job: Job[RollingBack], event: Probed) -> None:
     refusals = [*below.unread(node, job.steps, event.sightings), *event.refusals]
     job.steps = below.filled(node.rules.nature, job.steps, change.members, event.sightings)
     job.work.notes = list(event.notes)
-    if job.work.dry:  # it ends as the real one would
+    if job.work.dry:  # a dry run ends as the real run would
         why = holder_text(event.holders) if event.holders else "; ".join(refusals[:5])
         done(
             node,
@@ -242,7 +242,8 @@ def probed_rollback(node: Desk, job: Job[RollingBack], event: Probed) -> None:
 
 
 def _leave_out(node: Desk, job: Job[RollingBack], change: Change, late: list[str]) -> None:
-    """What joined the change while its rollback was prepared was not looked at: it goes on by itself.  # R2"""
+    """Resources that joined the change during the preparation were not observed: they go on as a separate
+    change.  # R2"""
     if late:
         node.record(
             payloads.ChangeSplit(change=change.id, into=node.new_change_id(), resources=late, ambient=change.ambient),
@@ -251,7 +252,8 @@ def _leave_out(node: Desk, job: Job[RollingBack], change: Change, late: list[str
 
 
 def _still_wanted(node: Desk, job: Job[RollingBack], change: Change) -> bool:
-    """An automatic rollback gives way to what happened while it was prepared: extension, hold, emergency."""
+    """Whether an automatic rollback may go on. It gives way to an extension, hold or emergency during its
+    preparation."""
     if job.cause == "expired":
         return node.due(change)
     group = node.state.groups.get(change.group) if job.cause == "group" else None
@@ -269,7 +271,7 @@ def _probed_resumed(node: Desk, job: Job[RollingBack], change: Change, event: Pr
         results = {r: "" if r in done else why for r in job.ids}
         acted_rollback(node, job, Acted(event.t_ns, event.wall_ns, job.n, results, event.sightings))
         return
-    # what the record of the start does not name was written since, and is nobody's to take away  # R4
+    # The start record does not name contents that were written since, and nobody may take those away.  # R4
     saved = None if change.rolling is None else change.rolling.saved
     saves = (
         event.saves
@@ -371,7 +373,7 @@ def acted_rollback(node: Desk, job: Job[RollingBack], event: Acted) -> None:
 
 
 def give_up(node: Desk, job: Job[Any], error: PactError) -> None:
-    """A job ended with an error. A change whose time is up must not lie there forgotten: it is blocked.  # A4"""
+    """A job ended with an error. A change whose time is up must not be forgotten: it becomes blocked.  # A4"""
     change = node.state.changes.get(job.change or "")
     dry = isinstance(job.work, RollingBack) and job.work.dry
     lasting = change is not None and not dry and not isinstance(error, ConflictError)

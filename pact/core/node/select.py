@@ -19,7 +19,7 @@ CHANGE_ID: Final = re.compile(r"c[1-9][0-9]{0,17}")
 
 
 def some(names: Sequence[str]) -> str:
-    """The first of them, and how many more: nobody reads hundreds."""
+    """The first few names and the number of the rest: nobody reads hundreds."""
     more = f" and {len(names) - SHOWN_MAX} more" if len(names) > SHOWN_MAX else ""
     return ", ".join(names[:SHOWN_MAX]) + more
 
@@ -34,14 +34,15 @@ def select(
     force: bool = False,
     shared: bool | None = None,
 ) -> dict[str, list[str]]:
-    """The resources that a request means, by change. Raises for what is unknown, settled, frozen or not allowed.
-    ``shared``: what others changed too may be settled, or not; ``None`` where nothing is settled.
+    """The resources that a request means, by change. Raises for names that are unknown, settled, frozen or not allowed.
+
+    ``shared``: whether resources that other owners also changed may be settled; ``None`` if nothing is settled.
     """
     access.require(caller, "ops", what)
     if targets and everything:
         raise UsageError("--all and names exclude each other")
     changes = node.state.changes
-    single = [c for c in changes.values() if not c.group]  # a group is settled everywhere or, by name, here
+    single = [c for c in changes.values() if not c.group]  # a group is settled everywhere, or here if its name is given
     if targets:
         picked = _named(node, targets)
         for cid in picked:
@@ -67,8 +68,9 @@ def select(
 
 
 def require_shared(node: Desk, caller: Caller, picked: Mapping[str, Sequence[str]], what: str, shared: bool) -> None:
-    """What others changed too is not settled as if it were one's own. Raises ConflictError that names them, DeniedError
-    where one of them has made a change that the caller may not settle.  # C9"""
+    """Resources that other owners also changed are not settled as if the caller alone had changed them. Raises
+    ConflictError that names the owners, and DeniedError if the caller may not settle the change of one of
+    them.  # C9"""
     for cid, ids in picked.items():
         for resource in ids:
             others = others_of(node, caller, cid, resource)
@@ -84,13 +86,14 @@ def require_shared(node: Desk, caller: Caller, picked: Mapping[str, Sequence[str
 
 
 def others_of(node: Desk, caller: Caller, cid: str, resource: str) -> list[Owner]:
-    """Who else wrote this member of a change since it last conformed, the caller and the change's owner left out."""
+    """The other owners who have written this member since it last conformed, without the caller and the change's
+    owner."""
     also = node.state.changes[cid].members[resource].also
     return [o for o in also if not caller.owns(o)]
 
 
 def shared_with(change: Change, resources: Iterable[str]) -> dict[str, Sequence[Owner]]:
-    """Who else had changed these, by resource; nothing where nobody had."""
+    """The other owners who had changed these resources, by resource; resources without any are left out."""
     return {r: change.members[r].also for r in resources if r in change.members and change.members[r].also}
 
 

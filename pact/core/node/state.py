@@ -1,7 +1,7 @@
-"""The node's state: the data, and the moves of which the fold over the journal is made.  # J2
+"""The node's state: the data, and the moves of which the fold over the journal consists.  # J2
 
-``fold.apply`` is the only thing that changes it. What is derived for speed (timer wheels, probes under way) lives in
-``Ledger`` and is rebuilt from here. Everything is JSON, so that a snapshot is the state and nothing else.
+Only ``fold.apply`` changes it. Data derived for speed (timer wheels, running probes) lives in ``Ledger`` and is rebuilt
+from the state. Everything is JSON, so that a snapshot is the state and nothing else.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from pact.model import DIMENSIONS, NS_PER_S, Attrs, Declared, Json, JsonRead, Ow
 HOUR_NS: Final = 3600 * NS_PER_S
 RECENT_MAX: Final = 20_000
 DECODED_MAX: Final = 64
-_CLOSED: Final = frozenset({life.BLOCKED, life.FAILED, life.ROLLING, life.SETTLED})  # takes no more drift
+_CLOSED: Final = frozenset({life.BLOCKED, life.FAILED, life.ROLLING, life.SETTLED})  # these states accept no more drift
 SNAPSHOT_VERSION: Final = 2
 
 
 @dataclass(slots=True)
 class Ttl:
-    """A commit with an end: ``earlier`` is the declared value (JSON, ``None`` if undeclared) that comes back."""
+    """The end of a trial. ``earlier`` is the declared value (JSON, ``None`` if undeclared) that comes back."""
 
     expires_ns: int
     earlier: Value | None
@@ -67,8 +67,9 @@ class Hold:
 
 @dataclass(slots=True)
 class Touched:
-    """What an ``apply`` moved, for those who keep derived indexes. Not part of the state. In order, without doubles:
-    what is due at one moment is taken in the order of its scheduling, and that is the same in every run."""
+    """What an ``apply`` moved, for code that keeps derived indexes. Not part of the state. The order is kept and each
+    name occurs once: timers that are due at one moment fire in the order of their scheduling, which is the same in
+    every run."""
 
     members: dict[str, None] = field(default_factory=dict)
     changes: dict[str, None] = field(default_factory=dict)
@@ -78,14 +79,14 @@ class Touched:
         return bool(self.members or self.changes or self.timers)
 
 
-#: Instead of names: everything that a reboot resets.
+#: Stands for the names of all resources that a reboot resets.
 ALL: Final = "*"
-#: What a node as a whole can be, the gravest first.
+#: The states of a node as a whole, the gravest first.
 STATES: Final = ("emergency", life.FAILED, life.BLOCKED, "drifted", "unconfigured", "committed")
 
 
 class State:
-    """See the module. Attributes are read by everyone and written by ``fold.apply`` alone."""
+    """See the module. Any code reads the attributes; only ``fold.apply`` writes them."""
 
     def __init__(self, settings: Settings | None = None) -> None:
         self.settings = settings or Settings()
@@ -98,13 +99,14 @@ class State:
         self.running = False
         self.not_before_ns = 0
         self._declared: dict[str, bytes] = {}
-        self._decoded: dict[str, Declared] = {}  # the last few that were looked at: a rollback looks six times
+        self._decoded: dict[str, Declared] = {}  # cache of the last decoded values: a rollback reads each six times
         self.changes: dict[str, Change] = {}
         self.member_of: dict[str, str] = {}
         self.ambient: dict[str, str] = {}
         self.recent: dict[str, int] = {}
         self.ttls: dict[str, Ttl] = {}
-        #: What a reboot reset, with what it was reset to, and is not brought back yet; ALL: that is not known yet.
+        #: What a reboot reset, with the values after the reset, and is not brought back yet; ALL: that is not known
+        #: yet.
         self.boot_owed: dict[str, Attrs | None] | None = None
         self.emergency: Emergency | None = None
         self.holds: dict[str, Hold] = {}
@@ -117,13 +119,14 @@ class State:
         self.groups_done: dict[str, str] = {}
         self.fence = 0
         self.fleet_seq = 0
-        self.tracked: dict[str, str] = {}  # pattern -> what becomes of what is new below it
+        self.tracked: dict[str, str] = {}  # pattern -> what happens to new things below it
         self.untracked: dict[str, Untracked] = {}
-        self.untracked_of: dict[str, int] = {}  # owner -> how many of them are his
-        self.enforced: dict[str, Owner] = {}  # declared absent for being new -> who made it
+        self.untracked_of: dict[str, int] = {}  # owner -> number of untracked things
+        self.enforced: dict[str, Owner] = {}  # resource declared absent because it is new -> its owner
         self.windows = Windows(self.settings.floor_ns, self.settings.base_ns)
         self.touched = Touched()
-        self._noted: tuple[int, Settings | None, int] = (0, None, 0)  # drift and settings, and their window
+        # drift, settings, and the window computed from them
+        self._noted: tuple[int, Settings | None, int] = (0, None, 0)
 
     # -- reading ------------------------------------------------------------------------------------------------
 
@@ -149,11 +152,11 @@ class State:
         return known
 
     def declared_raw(self, resource: str) -> bytes | None:
-        """Canonical JSON of the declared value: small in memory, and equal exactly when the values are."""
+        """Canonical JSON of the declared value: small in memory, and equal exactly if the values are equal."""
         return self._declared.get(resource)
 
     def all_declared_raw(self) -> dict[str, bytes]:
-        """The same of all, as of now: it moves no more."""
+        """Canonical JSON of all declared values, as a copy that later changes do not affect."""
         return dict(self._declared)
 
     def change_of(self, resource: str) -> Change | None:
@@ -165,17 +168,17 @@ class State:
 
     @property
     def suspended(self) -> bool:
-        """No window runs: observe mode or an emergency.  # P1, E1"""
+        """Whether no window runs: observe mode or an emergency.  # P1, E1"""
         return not self.settings.enforce or self.emergency is not None
 
     def deadline_ns(self, change: Change) -> int | None:
         """When its window ends if nothing else happens; ``None`` while no clock runs for it."""
         if change.state != life.OPEN or self.suspended or not change.members or change.intents or change.group:
-            return None  # a group's window is the root's  # G2
+            return None  # the root keeps a group's window  # G2
         return max(self.windows.end(change.opening_ns), self.not_before_ns)
 
     def sums(self) -> dict[str, int]:
-        """The full drift (settled by nobody yet, in whatever state) by dimension, as exact sums."""
+        """The full drift (everything unsettled, in any state) by dimension, as exact sums."""
         out = dict.fromkeys(DIMENSIONS, 0)
         for change in self.changes.values():
             for member in change.members.values():
@@ -183,7 +186,7 @@ class State:
         return out
 
     def overall(self) -> str:
-        """One of ``STATES``: the gravest that is true."""
+        """The gravest of ``STATES`` that is true now."""
         if self.emergency is not None:
             return "emergency"
         states = {c.state for c in self.changes.values() if c.members}
@@ -198,14 +201,14 @@ class State:
 
     def note(self, t_ns: int) -> None:
         s = self.settings
-        if self._noted[0] != self.open_sum_n or self._noted[1] is not s:  # most records move neither
-            shortest_ns = min(s.floor_ns, s.base_ns)  # W3: none is shorter than the floor, none longer than the base
+        if self._noted[0] != self.open_sum_n or self._noted[1] is not s:  # most records change neither
+            shortest_ns = min(s.floor_ns, s.base_ns)  # W3: no window is shorter than the floor or longer than the base
             w_ns = max(shortest_ns, window(self.open_sum_n, s.base_ns, s.sensitivity_n))
             self._noted = (self.open_sum_n, s, w_ns)
         self.windows.note(t_ns, self._noted[2])
 
     def take(self, change: Change, what: str) -> None:
-        """One transition, keeping the sum of open drift right.  # A2"""
+        """Make one transition and keep the sum of open drift right.  # A2"""
         before, was = change.sum_n if change.state == life.OPEN else 0, change.state
         change.take(what)
         after = change.sum_n if change.state == life.OPEN else 0
@@ -246,7 +249,7 @@ class State:
         return member
 
     def leave(self, resource: str) -> None:
-        """A resource leaves its change; an emptied change is settled.  # C3"""
+        """Remove a resource from its change; an emptied change is settled.  # C3"""
         change = self.change_of(resource)
         if change is None:
             return
@@ -259,7 +262,7 @@ class State:
             self.take(change, "emptied")
 
     def reopen(self, change: Change, t_ns: int) -> None:
-        """A new window from ``t_ns``: the members open now, extensions and stopped time are spent."""
+        """Start a new window at ``t_ns``: the members open now, and extensions and stopped time no longer count."""
         change.extension_ns, change.closing = 0, False
         change.held_since_ns = t_ns if change.state == life.HELD else 0
         change.reopen(t_ns)
@@ -267,7 +270,7 @@ class State:
         self.touched.changes[change.id] = None
 
     def declare(self, resource: str, value: Any) -> None:
-        """``None``: declared no more."""
+        """Declare a value; ``None`` ends the declaration."""
         self._decoded.pop(resource, None)
         self.drop_untracked(resource)
         self.enforced.pop(resource, None)
@@ -317,13 +320,13 @@ class State:
         return change
 
     def forget_enforced(self, resources: Iterable[str]) -> None:
-        """What was new below an enforced pattern is gone again.  # U2"""
+        """Things that were new below an enforced pattern are gone again.  # U2"""
         for resource in resources:
             if resource in self.enforced and resource not in self.member_of:
                 self.declare(resource, None)
 
     def learn(self, reads: Mapping[str, str]) -> None:
-        """What the kernel made of a declared value that it took is what is compared from now on.  # D5"""
+        """From now on, compare observations with the kernel's reading of a declared value that it accepted.  # D5"""
         for resource, text in reads.items():
             declared = self.declared(resource)
             if declared is not None and declared.attrs is not None:
@@ -340,7 +343,7 @@ class State:
             self.auto_rollbacks[resource] = [*times, t_ns]
 
     def drop_untracked(self, resource: str) -> None:
-        """It is untracked no more."""
+        """Remove it from the untracked things."""
         before = self.untracked.pop(resource, None)
         if before is not None:
             key = before.owner.key
@@ -351,7 +354,7 @@ class State:
     # -- snapshot -----------------------------------------------------------------------------------------------
 
     def to_json(self) -> Json:
-        """The whole state as JSON values; ``from_json`` gives an equal one."""
+        """The whole state as JSON values; ``from_json`` returns an equal one."""
         return {
             "version": SNAPSHOT_VERSION,
             "settings": self.settings.to_json(),
@@ -385,7 +388,7 @@ class State:
 
     @classmethod
     def from_json(cls, data: JsonRead) -> State:
-        """Raises KeyError, TypeError or ValueError on a snapshot of another version or shape."""
+        """Raises KeyError, TypeError or ValueError for a snapshot of another version or shape."""
         if data["version"] != SNAPSHOT_VERSION:
             raise ValueError(f"snapshot version {data['version']}")
         state = cls(Settings.from_json(data["settings"]))
@@ -416,7 +419,8 @@ class State:
         return state
 
     def _tracked_json(self) -> Json:
-        """Owners stand once each. Sorted: a record has one order in memory, and another when it is read back."""
+        """Each owner occurs once. Rows are sorted: a record has one order in memory and another when it is read
+        back."""
         owners: dict[str, int] = {}
         rows: list[list[Any]] = []
         table: list[Json] = []
@@ -463,7 +467,7 @@ class State:
 
 
 def compact(value: Any) -> bytes:
-    """Canonical JSON in exactly as many bytes as it has: orjson's own result keeps its oversized buffer."""
+    """Canonical JSON in a buffer of exact size: orjson's own result keeps a larger buffer."""
     return bytes(memoryview(orjson.dumps(value, option=orjson.OPT_SORT_KEYS)))
 
 

@@ -3,7 +3,7 @@
 Every decision becomes a record, the record is folded into ``State`` at once, and the caller makes it durable before it
 carries out what follows in the effect list.  # J1
 
-What operators ask for stands in a file for each verb; here are the tables that say which is called for what.
+Each verb of the operators has its own file; the tables here say which function handles which event and request.
 """
 
 from __future__ import annotations
@@ -63,10 +63,10 @@ CLOSING_NAMED_MAX: Final = 20
 
 
 class Node(Desk):
-    """One node. Events go in, effects come out; nothing else is called from outside but what reads."""
+    """One node. Events go in, effects come out; other methods that are called from outside only read."""
 
     def step(self, event: Event) -> list[Effect]:
-        """Decide. Never raises for what an operator or the machine did; an AssertionError is a bug."""
+        """Decide. Never raises for an act of an operator or of the machine; an AssertionError is a bug."""
         self.effects = []
         self.t_ns = max(self.t_ns, event.t_ns)
         self.wall_ns = event.wall_ns
@@ -88,13 +88,13 @@ class Node(Desk):
         return self.effects
 
     def _expire(self) -> None:
-        """Everything that is due at this moment.  # A4"""
+        """Handle everything that is due at this moment.  # A4"""
         state = self.state
         for kind, name in self.alarms.advance(self.t_ns):
             _ALARMS[kind](self, name)
         if not self.windows or state.suspended or self.t_ns < self.alone_until_ns:
             return
-        self._announce()  # also within the floor after a reboot: that is when it can still be told
+        self._announce()  # also within the floor after a reboot, while there is time to warn
         if self.t_ns < state.not_before_ns:
             return
         due = self.windows.advance(self.t_ns - state.windows.effective(self.t_ns))
@@ -104,7 +104,7 @@ class Node(Desk):
                 rollback.start_rollback(self, change, "expired", AGENT_CALLER)
 
     def _announce(self) -> None:
-        """Say which changes will soon be rolled back.  # N1"""
+        """Announce the changes that will soon be rolled back.  # N1"""
         while (opening := self.closing.next_deadline()) is not None and self.announced_ns(opening) <= self.t_ns:
             found = self.closing.advance(opening)
             for change in map(self.state.changes.get, found):
@@ -175,7 +175,7 @@ class Node(Desk):
         self.rebuild()
 
     def _reconfigured(self, event: Reconfigured) -> None:
-        """Other figures from now on; everything else stays as it is."""
+        """Apply new settings; everything else stays as it is."""
         state = self.state
         was_enforcing = state.settings.enforce
         self.record(
@@ -195,7 +195,7 @@ class Node(Desk):
         self.rebuild()
 
     def _open_at_last(self, was_enforcing: bool) -> None:
-        """From observing to enforcing: existing drift opens at this moment.  # P2"""
+        """From observing to enforcing: the windows of existing drift open at this moment.  # P2"""
         state = self.state
         if state.settings.enforce and not was_enforcing:
             for change in list(state.changes.values()):
@@ -220,17 +220,17 @@ class Node(Desk):
         self.sight(s for s in event.sightings if s.resource not in elsewhere and s.resource not in joined)
         for change in list(self.state.changes.values()):
             if change.intents:
-                self.window_opened(change.id)  # an apply that was cut off: what it did not do, it will not do
+                self.window_opened(change.id)  # an apply was interrupted: its remaining steps will not be done
             elif change.state == life.ROLLING:
                 rollback.resume_rollback(self, change, {s.resource: s for s in reset if s.resource in change.members})
-                if change.state != life.ROLLING:  # it is tried no more: what it has brought back has drifted no more
+                if change.state != life.ROLLING:  # it is not retried: what it already brought back has no drift
                     self.sight(s for s in event.sightings if s.resource in {*change.members, *joined})
         groups.resume(self)
         if elsewhere:
             declare.converge_after_boot(self, [s for s in reset if s.resource in elsewhere])
 
     def _is_reset(self, sighting: Sighting, owed: Mapping[str, Attrs | None], reboot: bool) -> bool:
-        """The boot did that: nobody has set it since, and it has not drifted into a change since."""
+        """Whether the boot reset this resource: nobody has set it since, and it has not drifted into a change since."""
         if ALL in owed:
             return reboot or sighting.resource not in self.state.member_of
         return (
@@ -249,7 +249,7 @@ class Node(Desk):
         self.sight(event.sightings)
 
     def _covered(self, event: Covered) -> None:
-        """A mount that hides declared paths: what was there before, nothing, is declared; so it is drift.  # R7"""
+        """A mount hides declared paths. Its earlier state, absence, is declared, so the mount is drift.  # R7"""
         fresh = {r: Declared(None).to_json() for r in event.mounts if r not in self.state}
         if fresh:
             self.record(payloads.Declared(resources=fresh, cause="mounted over declared paths"))
@@ -277,14 +277,14 @@ class Node(Desk):
         self._record_denied(event.op, event.why, event.caller.actor)
 
     def _record_denied(self, op: str, why: str, actor: Actor) -> None:
-        """An administrator's always; of all others together so many.  # S3"""
+        """An administrator's refusals are always recorded; of all others together, a limited number.  # S3"""
         if actor.role != "admin" and not self.refusals.admit(self.t_ns):
             return
         beyond = self.refusals.told()
         self.record(payloads.Denied(request=op, why=why, beyond=beyond), actor)
 
     def _tell_refusals(self) -> None:
-        """Nobody is refused any more: those that are in no record."""
+        """After the last refusal, record how many have no record of their own."""
         if self.refusals.next_ns <= self.t_ns and self.refusals.admit(self.t_ns):
             beyond = self.refusals.told()
             self.record(payloads.Denied(request="several", why=f"{beyond} more were refused", beyond=beyond))

@@ -41,7 +41,7 @@ def _for_ns(event: Asked[ops.EmergencyStart] | Asked[ops.HoldPlace], default_ns:
 
 
 def asked_emergency_start(node: Desk, event: Asked[ops.EmergencyStart]) -> None:
-    """Suspend every window of the node.  # E1"""
+    """Suspend all windows of the node.  # E1"""
     access.require(event.caller, "ops", "emergency")
     state = node.state
     reason, for_ns = _reason(event), _for_ns(event, state.settings.emergency_ns)
@@ -64,8 +64,9 @@ def asked_emergency_start(node: Desk, event: Asked[ops.EmergencyStart]) -> None:
 
 
 def asked_emergency_end(node: Desk, event: Asked[ops.EmergencyEnd]) -> None:
-    """End it, and settle the caller's own changes and what came during the emergency, as far as he may settle it; with
-    ``all`` everything that he may. The rest starts a new window. ``dry_run`` says what that would be.  # E3
+    """End the emergency. Settle the caller's own changes and those made during the emergency, as far as the caller may
+    settle them; with ``all``, settle every change that the caller may. The rest start new windows. ``dry_run`` reports
+    what would happen.  # E3
     """
     access.require(event.caller, "ops", "emergency")
     state, how = node.state, event.request.how
@@ -143,7 +144,8 @@ def _end_with_rollback(node: Desk, event: Asked[ops.EmergencyEnd], mine: dict[st
 
 
 def stale(node: Desk) -> None:
-    """Its planned end has come: louder, still suspended. pact never rolls back by itself out of an emergency.  # E2"""
+    """The emergency's planned end has come: warn more strongly, and stay suspended. pact never starts a rollback by
+    itself out of an emergency.  # E2"""
     emergency = node.state.emergency
     if emergency is not None and not emergency.stale:
         node.record(payloads.EmergencyStale(reason=emergency.reason, by=emergency.by))
@@ -176,7 +178,7 @@ def asked_hold_place(node: Desk, event: Asked[ops.HoldPlace]) -> None:
 
 
 def asked_hold_release(node: Desk, event: Asked[ops.HoldRelease]) -> None:
-    """Release one hold by its name or its change's, or all of the caller's."""
+    """Release one hold by its name or by its change, or all holds of the caller."""
     access.require(event.caller, "ops", "hold")
     state, name = node.state, event.request.name
     mine = [h for h in state.holds.values() if _is_mine(event.caller, h)]
@@ -213,7 +215,7 @@ def expire_hold(node: Desk, name: str) -> None:
 
 
 def asked_fleet_seen(node: Desk, event: Asked[ops.FleetSeen]) -> None:
-    """What the root says about holds, and whether it was heard."""
+    """Take in the root's message about holds, and whether the root was heard."""
     request = event.request
     bonds.check_fence(node.state, request.fence)
     told(node, FleetTold(event.t_ns, event.wall_ns, request.fence, request.seq, request.holds))
@@ -223,19 +225,20 @@ def asked_fleet_seen(node: Desk, event: Asked[ops.FleetSeen]) -> None:
 
 
 def older(event: FleetTold, than: FleetTold) -> bool:
-    """Another root's word, or an earlier one of the same root: words may come in another order than they were said, and
-    who keeps one for later keeps the newest.  # G8"""
+    """Whether this message is older: from an earlier root, or an earlier one of the same root. Messages may arrive out
+    of order, so code that keeps one for later keeps the newest.  # G8"""
     return (event.fence, event.seq) < (than.fence, than.seq)
 
 
 def told(node: Desk, event: FleetTold) -> None:
-    """The holds that the root has for every node. An older message changes nothing.  # G8"""
+    """Take in the root's holds for all nodes. An older message changes nothing.  # G8"""
     state = node.state
     newest = max(state.fence, node.fleet_fence)
     known = node.fleet_seq if event.fence == node.fleet_fence else max(state.fleet_seq, node.fleet_seq)
     if event.fence < newest or (event.fence == newest and event.seq < known):
         return
-    again = (event.fence, event.seq) == (node.fleet_fence, node.fleet_seq)  # what ended here since is not placed anew
+    # a hold that has ended here since is not placed again
+    again = (event.fence, event.seq) == (node.fleet_fence, node.fleet_seq)
     node.fleet_fence, node.fleet_seq = event.fence, event.seq
     wanted = {h["hold"]: h for h in event.holds}
     for name in [n for n in state.holds if n.startswith("f") and n not in wanted]:

@@ -11,8 +11,8 @@ T = TypeVar("T")
 
 
 class NamedTimers(Generic[T]):
-    """``TimerWheel`` whose keys are hashable values. Numbers are reused, so they stay small and dense. The wheel comes
-    with what is scheduled first: a node without drift does not need its 80 KiB.
+    """A ``TimerWheel`` whose keys are hashable values. Numbers are reused, so they stay small and dense. The first
+    ``schedule`` creates the wheel: a node without drift does not need its 80 KiB.
     """
 
     def __init__(self, now_ns: int = 0) -> None:
@@ -38,7 +38,7 @@ class NamedTimers(Generic[T]):
         return list(self._number)
 
     def schedule(self, name: T, deadline_ns: int) -> None:
-        """Insert or move."""
+        """Insert or move a name."""
         number = self._number.get(name)
         if number is None:
             if self._free:
@@ -60,7 +60,7 @@ class NamedTimers(Generic[T]):
         return True
 
     def advance(self, now_ns: int) -> list[T]:
-        """Every name due at ``now_ns``, in deadline order. They are gone from the wheel."""
+        """Every name that is due at ``now_ns``, in deadline order. They are removed from the wheel."""
         out: list[T] = []
         if not self._number:
             self._now_ns = now_ns

@@ -1,10 +1,11 @@
-"""What is new below tracked patterns.
+"""New things below tracked patterns.
 
-``adopt`` remembers its patterns. What appears below one later is *untracked*: it is listed, with who made it, and has
-no window. Where the pattern is enforced it is drift from ``absent`` instead. A user who makes and removes files must
-fill no journal: what is new is recorded for each owner at a pace that slackens, many names in a record.
+``adopt`` remembers its patterns. A thing that appears below one later is *untracked*: it is listed with its owner and
+has no window. If the pattern is enforced, the thing is drift from ``absent`` instead. A user who makes and removes
+files must not fill the journal: new things are recorded for each owner at a pace that slows down, many names in a
+record.
 
-Refuses to know what a pattern means: the kinds do, through ``Rules``.  # U1, U2, U3
+Refuses to know what a pattern means: the kinds know, through ``Rules``.  # U1, U2, U3
 """
 
 from __future__ import annotations
@@ -29,26 +30,26 @@ REPORT: Final = "report"
 ENFORCE: Final = "enforce"
 IGNORE: Final = "ignore"
 MODES: Final = (REPORT, ENFORCE, IGNORE)
-#: Patterns that are remembered at most.
+#: How many patterns are remembered at most.
 PATTERNS_MAX: Final = 1_000
-#: Untracked things that are kept one by one, in all and of one owner, so that nobody hides his among another's. Beyond
-#: it they are counted.
+#: How many untracked things are kept one by one, in all and for each owner, so that an owner cannot hide things by
+#: filling the table. Further things are only counted.
 UNTRACKED_MAX: Final = 20_000
 OWNER_MAX: Final = 6_000
-CHUNK_BYTES: Final = 128 << 10  # of names: some have four thousand bytes
+CHUNK_BYTES: Final = 128 << 10  # of names: some are four thousand bytes long
 
 
 # -- patterns -------------------------------------------------------------------------------------------------------
 
 
 def weight(pattern: str) -> tuple[int, int]:
-    """How much a pattern says: of several that match, the one with the longest beginning that is a name decides."""
+    """How specific a pattern is: of several that match, the one with the longest literal prefix decides."""
     first = min((pattern.find(c) for c in "*?[" if c in pattern), default=len(pattern))
     return first, len(pattern)
 
 
 def mode_of(node: Desk, resource: str) -> str:
-    """What is to become of this, if nobody has declared it; ``""`` where no pattern means it."""
+    """What should happen to this resource if it is undeclared; ``""`` if no pattern matches it."""
     kind = resource.partition(":")[0] + ":"
     best, mode = (-1, -1), ""
     for pattern, how in node.state.tracked.items():
@@ -64,7 +65,7 @@ def asked_track(node: Desk, event: Asked[ops.Track]) -> None:
 
 
 def remember(node: Desk, patterns: Mapping[str, str], caller: Caller, forget: Iterable[str] = ()) -> None:
-    """Record patterns and what is to become of what is new below them; then what that means for what is there."""
+    """Record patterns with what should happen to new things below them; then treat the present things accordingly."""
     state = node.state
     for pattern, mode in patterns.items():
         if mode not in MODES:
@@ -80,7 +81,7 @@ def remember(node: Desk, patterns: Mapping[str, str], caller: Caller, forget: It
 
 
 def _weigh_again(node: Desk) -> None:
-    """The patterns moved: what is untracked may be enforced now, or no more; and the other way round."""
+    """The patterns changed: untracked things may have to be enforced now, or enforced things only reported."""
     state = node.state
     modes = {r: mode_of(node, r) for r in names(node)}
     for resource, mode in modes.items():
@@ -99,7 +100,7 @@ def _is_frozen(state: State, resource: str) -> bool:
 
 
 def known(node: Desk, resource: str) -> Untracked | None:
-    """What is known of it, recorded or not yet; of two, what is newer."""
+    """What is known of the thing, recorded or not; the newer of the two."""
     return node.pace.waiting.get(resource) or node.state.untracked.get(resource)
 
 
@@ -126,7 +127,7 @@ def appeared(node: Desk, event: Appeared) -> None:
             continue
         if before is None and room(node, owner.key) > 0:
             pace.put(new.resource, Untracked(owner, seen, dict(new.actual)))
-        elif before is not None and before.owner.key == UNATTRIBUTED.key != owner.key:  # named late
+        elif before is not None and before.owner.key == UNATTRIBUTED.key != owner.key:  # its owner was named late
             pace.put(new.resource, Untracked(owner, before.seen, dict(new.actual)))
     for resource in event.gone:
         pace.drop(resource)
@@ -136,14 +137,14 @@ def appeared(node: Desk, event: Appeared) -> None:
 
 
 def room(node: Desk, key: str) -> int:
-    """How many more of this owner's are kept one by one."""
+    """How many more things of this owner may be kept one by one."""
     state, waiting = node.state, node.pace.whose.get(key, ())
     everybody = UNTRACKED_MAX - len(state.untracked) - len(node.pace.waiting)
     return min(everybody, OWNER_MAX - state.untracked_of.get(key, 0) - len(waiting))
 
 
 def count(node: Desk) -> int:
-    """How many are known: recorded, not yet, or only counted."""
+    """How many things are known: recorded, waiting, or only counted."""
     pace, recorded = node.pace, node.state.untracked
     late = sum(r not in recorded and r not in node.state for r in pace.waiting)
     return len(recorded) + late - sum(r in recorded for r in pace.leaving) + sum(pace.beyond.values())
@@ -156,7 +157,7 @@ def listed(node: Desk) -> Iterator[tuple[str, Untracked]]:
 
 
 def flush(node: Desk, *, everything: bool = False) -> None:
-    """Record what is due: each owner's newest things, then what has gone."""
+    """Record what is due: the newest things of each owner, then what has gone."""
     pace = node.pace
     if pace.crowded and pace.weighed_ns + CROWDED_NS <= node.t_ns:
         pace.crowded, pace.weighed_ns = False, node.t_ns
@@ -169,7 +170,7 @@ def flush(node: Desk, *, everything: bool = False) -> None:
             left = list(islice(pace.leaving, most))
             for resource in left:
                 del pace.leaving[resource]
-            left = [r for r in left if r in node.state.untracked]  # not settled meanwhile
+            left = [r for r in left if r in node.state.untracked]  # those that were not settled meanwhile
             _record_gone(node, left)
         else:
             mine = {r: pace.waiting[r] for r in islice(pace.whose[key], most)}
@@ -182,7 +183,7 @@ def flush(node: Desk, *, everything: bool = False) -> None:
 
 
 def _record_seen(node: Desk, mine: Mapping[str, Untracked]) -> None:
-    """Those of one owner. The session and command are each one's own."""
+    """Record the things of one owner. Session and command belong to each thing."""
     for part in chunked(mine):
         piece = [(r, mine[r]) for r in part]
         owners: list[Owner] = []
@@ -199,7 +200,7 @@ def _record_seen(node: Desk, mine: Mapping[str, Untracked]) -> None:
 
 
 def chunked(resources: Iterable[str]) -> Iterator[list[str]]:
-    """In pieces that make no record too large."""
+    """In pieces small enough for a record."""
     piece: list[str] = []
     size = 0
     for resource in resources:
@@ -224,8 +225,8 @@ def _record_gone(node: Desk, left: Sequence[str]) -> None:
 
 
 def _enforce(node: Desk, found: Sequence[tuple[str, Untracked]]) -> list[str]:
-    """What was there before, nothing, is declared; so what is there is drift, as soon as it was looked at. Returns
-    those for which there is no room, or too many of their owner's were before.  # U2, U3"""
+    """Declare the absence of these things, so that they become drift as soon as they are observed. Returns those for
+    which there is no room, or whose owner has had too many.  # U2, U3"""
     pace, taken, left = node.pace, list[tuple[str, Untracked]](), list[str]()
     for resource, untracked in found:
         key = untracked.owner.key

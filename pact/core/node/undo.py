@@ -1,7 +1,7 @@
-"""Taking back an ``apply`` of which a step failed: what was done before that is undone at once, in reverse.  # C7
+"""Taking back an ``apply`` of which a step failed: the steps that were done are undone at once, in reverse.  # C7
 
-Each resource returns to what it was before the application, which may have been somebody's drift. Nothing is asked
-again: it was just written by pact itself, and what it overwrote is saved with the ``applied`` record. What cannot be
+Each resource returns to its state before the application, which may have been another owner's drift. Consumers are not
+checked again: pact itself just wrote the resource, and the ``applied`` record saves what it overwrote. What cannot be
 undone stays as a ``failed`` change.
 """
 
@@ -25,7 +25,7 @@ CHANGED_AGAIN: Final = "changed again while it was applied; it was left as it is
 
 
 def undo(node: Desk, job: Job[Applying], event: Acted) -> None:
-    """``event`` says how the application ended: at least one step failed."""
+    """Undo the application. ``event`` says how it ended: at least one step failed."""
     cid = job.change
     assert cid is not None
     inverse = _inverse(node, job, event)
@@ -60,7 +60,7 @@ def undo(node: Desk, job: Job[Applying], event: Acted) -> None:
 
 
 def _inverse(node: Desk, job: Job[Applying], event: Acted) -> tuple[Step, ...]:
-    """Back to what was there before, the last first; with what the writes moved beside the plan."""
+    """The steps back to the earlier state, the last first; with the resources that the writes moved beside the plan."""
     seen = {s.resource: s.observation for s in event.sightings}
     out = []
     for sighting in event.moved:
@@ -71,7 +71,7 @@ def _inverse(node: Desk, job: Job[Applying], event: Acted) -> tuple[Step, ...]:
     back = []
     for step in reversed(job.steps):
         now: Attrs | Unreadable | None = seen.get(step.id, step.actual)
-        if isinstance(now, Unreadable):  # it may have been done: who undoes it finds out, or says that he cannot
+        if isinstance(now, Unreadable):  # the step may have been done: the undoing finds out, or reports that it cannot
             now = None if step.target is None else {**(step.actual or {}), **step.target}
         back.append(Step(step.id, step.actual, now))
     moved = [s for s in back if s.actual != s.target]
@@ -82,8 +82,8 @@ def _inverse(node: Desk, job: Job[Applying], event: Acted) -> tuple[Step, ...]:
 
 
 def _is_others(node: Desk, step: Step, applied: Step) -> bool:
-    """What is there is neither what was before nor what was applied: somebody wrote it meanwhile, and nothing of it is
-    kept.  # R4"""
+    """Whether the present state is neither the earlier nor the applied one: another writer changed it meanwhile, and
+    none of its content is kept.  # R4"""
     known = [a for a in (applied.actual, {**(applied.actual or {}), **applied.target} if applied.target else None) if a]
     return step.actual is not None and node.rules.nature(step.id).is_anothers(step.actual, known)
 
@@ -104,7 +104,7 @@ def acted_undo(node: Desk, job: Job[Undoing], event: Acted) -> None:
 
 
 def _end(node: Desk, job: Job[Undoing], results: Mapping[str, str]) -> None:
-    """What could not be undone is a failed change; and the answer."""
+    """Record what could not be undone as a failed change, and reply."""
     stays = {r: why for r, why in results.items() if why}
     change = node.state.changes.get(job.work.applied)
     if stays and change is not None and change.can("start") and change.state != life.ROLLING:
@@ -130,7 +130,7 @@ def _end(node: Desk, job: Job[Undoing], results: Mapping[str, str]) -> None:
 
 
 def _forget(node: Desk, job: Job[Undoing]) -> None:
-    """What the application had declared as it was, to have something to go back to, is declared no more."""
+    """End the declarations that the application had made of the earlier state."""
     state = node.state
     gone = [
         r

@@ -1,7 +1,7 @@
-"""Untracked things that a request means: ``commit`` takes them in, ``rollback`` removes those that it names.
+"""Untracked things in requests: ``commit`` declares them, ``rollback`` removes those that it names.
 
-A removal is probed as a rollback is; where nothing stands in its way it becomes a change of its own, which is rolled
-back at once. Where something does, nothing has changed.  # U1
+A removal is probed like a rollback. If nothing blocks it, it becomes a separate change that is rolled back at once. If
+something does, nothing has changed.  # U1
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from pact.model import Attrs, Declared, Json, Observation, Owner, Unreadable
 def split(
     node: Desk, caller: Caller, what: str, names: Sequence[str], *, everything: bool
 ) -> tuple[Sequence[str] | None, list[str]]:
-    """What a request means of untracked things, and the rest of its names (``None`` if it means nothing else). Raises
-    DeniedError for what its caller may not settle."""
-    access.require(caller, "ops", what)  # before anything is recorded for it
+    """The untracked things that a request means, and the rest of its names (``None`` if it means nothing else). Raises
+    DeniedError for things that the caller may not settle."""
+    access.require(caller, "ops", what)  # before any record is made for the request
     flush(node, everything=True)
     untracked = node.state.untracked
     targets = [r for t in names for r in _meant(node, t)]
@@ -47,7 +47,7 @@ def split(
 
 
 def _meant(node: Desk, target: str) -> list[str]:
-    """A pattern means what is untracked and matches it; everything else means itself."""
+    """A pattern means the untracked things that match it; any other text means itself."""
     state = node.state
     if target in state or target in state.untracked or not any(c in target for c in "*?["):
         return [target]
@@ -59,7 +59,7 @@ def owner_of(node: Desk, resource: str) -> Owner:
 
 
 def refuse_named(node: Desk, job: Job[Committing], event: Looked) -> None:
-    """Raises ConflictError for what was named and cannot be taken in.  # C5"""
+    """Raises ConflictError for named things that cannot be taken in.  # C5"""
     fresh = job.work.untracked if job.work.named else ()
     for sighting in event.sightings if fresh else ():
         why = _why_not(node, sighting.resource, sighting.observation)
@@ -68,7 +68,7 @@ def refuse_named(node: Desk, job: Job[Committing], event: Looked) -> None:
 
 
 def record_commits(node: Desk, job: Job[Committing], event: Looked) -> tuple[list[Json], list[str]]:
-    """Take in what the commit's look found of untracked things; what it did, and what it left out and why."""
+    """Take in the untracked things that the commit observed. Returns what was done, and what was left out and why."""
     ttl_ns, fresh = job.work.ttl_ns, set(job.work.untracked)
     by_owner: dict[str, Json] = {}
     notes, out = [], []
@@ -123,13 +123,14 @@ def _why_not(node: Desk, resource: str, seen: Observation) -> str:
 
 
 def undeclarable(nature: Nature, seen: Observation) -> str:
-    """What can be seen, and cannot be brought back: nothing of that is declared, as no export could be read again."""
+    """Why an observed thing cannot be declared: it could not be restored, and an export of it could not be read
+    again."""
     what = nature.undeclarable(seen) if isinstance(seen, dict) else ""
     return f"is {what}: it cannot be declared" if what else ""
 
 
 def begin_removal(node: Desk, event: Asked[Op], resources: Sequence[str], *, dry: bool, force: bool) -> None:
-    """Look before anything is touched, as before a rollback; one job for each owner's."""
+    """Probe before anything is touched, as before a rollback; one job for each owner."""
     by_owner: dict[str, list[str]] = {}
     for resource in resources:
         by_owner.setdefault(node.state.untracked[resource].owner.key, []).append(resource)
@@ -149,7 +150,7 @@ def begin_removal(node: Desk, event: Asked[Op], resources: Sequence[str], *, dry
 
 
 def probed_removal(node: Desk, job: Job[RollingBack], event: Probed) -> None:
-    """Nothing stands in the way: it becomes a change of its own, which is rolled back at once."""
+    """Nothing blocks the removal: it becomes a separate change, which is rolled back at once."""
 
     state, seen = node.state, {s.resource: s.observation for s in event.sightings}
     ids = [r for r in job.ids if r in state.untracked]

@@ -1,8 +1,8 @@
-"""Commit windows: the formula, and the notice that tightening gives.  # A3
+"""Commit windows: the formula, and the notice that is given before they become shorter.  # A3
 
-One ``W`` is in force for the whole node. A window opened at ``t0`` ends at the first moment
-``t >= t0 + extensions + Weff(t)``, where ``Weff(t)`` is the largest ``W`` in force during the last ``floor``. So more
-drift tightens every window, but only ``floor`` later, and settled drift relaxes them at once.
+One ``W`` is in force for the whole node. A window opened at ``t0`` ends at the first moment ``t >= t0 + extensions +
+Weff(t)``, where ``Weff(t)`` is the largest ``W`` in force during the last ``floor``. So more drift shortens every
+window, but only ``floor`` later, and settling drift lengthens them at once.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from pact.model import Json
 #: ``weight_n * deviation_n**2`` sums are in units of 1e-27.
 SUM_SCALE: Final = BILLION**3
 
-#: Steps remembered within one ``floor``. Beyond it neighbours merge, the larger ``W`` lasting longer: more notice.
+#: How many steps are remembered within one ``floor``. Beyond that, neighbours merge and the larger ``W`` lasts longer:
+#: more notice.
 HISTORY_MAX: Final = 4096
 
 
@@ -42,8 +43,8 @@ class Windows:
     """The ``W`` in force, and the larger ones that still give notice.
 
     ``_past`` holds ``(W, until_ns)`` with strictly falling ``W`` and rising ``until_ns``: a smaller, older ``W`` can
-    never again be the largest of a sliding interval. What several records of one moment pass through was never in
-    force: it neither gives notice nor takes any.
+    never again be the largest of a sliding interval. An intermediate ``W`` between several records of one moment was
+    never in force: it neither gives notice nor takes any away.
     """
 
     __slots__ = ("_past", "_since_ns", "floor_ns", "now_w")
