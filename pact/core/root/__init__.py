@@ -1,1 +1,1 @@
-"""What the root decides: ``root.Root`` on top, its log below, a file for each thing that people ask of it."""
+"""The decisions of the root: ``root.Root`` on top, its log below, and one file for each kind of request."""

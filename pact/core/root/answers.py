@@ -1,4 +1,4 @@
-"""What nodes answered, and what people are told of it: checked, cut to what a message takes, and its exit code."""
+"""The answers of nodes, and what people see of them: checked, cut to the size of a message, with an exit code."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from pact.errors import EXIT_FAILED
 from pact.model import Json, JsonRead
 from pact.values import NOTHING, dataclass
 
-#: Of a text in a result; what people or nodes say may be longer than a head takes.
+#: The longest text in a result; people and nodes may send texts that are too long for a head.
 SAID_MAX: Final = 4_000
 HOLDERS_MAX: Final = 20
-#: What is kept of a consumer that a node names, and how long each may be: a node may say anything.
+#: The fields that are kept of a consumer that a node names, and their longest text: a node may send anything.
 HOLDER_FIELDS: Final = ("resource", "pid", "how", "path", "uid", "user", "command", "cgroup", "job")
 FIELD_MAX: Final = 300
 RESULT_MAX: Final = BODY_MAX
-#: What a result can go without, first what is longest and can be asked for on its own.
+#: The parts that a result can do without. The longest that a person can request separately comes first.
 CUT: Final[JsonRead] = {"blocked": {}, "resources": [], "members": {}, "nodes": ""}
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a node answered. ``result`` may hold anything."""
+    """The answer of a node. ``result`` may hold anything."""
 
     exit: int
     message: str = ""
@@ -38,8 +38,8 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why a node did not, and who was in its way: ``holders`` as ``Holder`` writes them, whatever the node said.
-    ``absent``: it has never had what it was asked about.
+    """Why a node refused, and its ``holders`` in the form that ``Holder`` writes, whatever the node sent. ``absent``:
+    the node has never had the resource or group of the question.
     """
 
     why: str
@@ -48,7 +48,7 @@ class Refusal:
 
 
 def answer_of(body: bytes) -> Answer:
-    """A node's answer; one that makes no sense counts as a refusal."""
+    """A node's answer; a malformed one counts as a refusal."""
     try:
         said = strict.loads_object(body, BODY_MAX)
     except strict.NotStrictError:
@@ -72,13 +72,13 @@ def refusal_of(answer: Answer) -> Refusal:
 
 
 def _holder(said: Head) -> Json:
-    """A consumer as ``Holder`` writes it: numbers and short texts, whatever the node said."""
+    """A consumer in the form that ``Holder`` writes: numbers and short texts, whatever the node sent."""
     out = {k: said[k] for k in HOLDER_FIELDS if k in said and isinstance(said[k], str | int | None)}
     return {k: v[:FIELD_MAX] if isinstance(v, str) else v for k, v in out.items()}
 
 
 def fitting(result: JsonRead) -> tuple[bytes, str]:
-    """A result as JSON, cut to what a message takes; and what to say of that."""
+    """A result as JSON, cut to the size of a message; and a text that says what was cut."""
     body = orjson.dumps(result)
     if len(body) <= RESULT_MAX:
         return body, ""
@@ -119,7 +119,7 @@ def clipped(text: str) -> str:
 
 
 class ToClient:
-    """What nodes answer, on its way to a client: what came together goes together."""
+    """Answers of nodes on their way to a client: answers that came together are sent together."""
 
     def __init__(self, down: Callable[[str, Head, bytes], None], head: Envelope) -> None:
         self._down = down

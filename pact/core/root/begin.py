@@ -1,4 +1,5 @@
-"""How a group begins: every node is asked whether it could, then it is written down, then they are let.  # G1"""
+"""How a group begins: the root asks every node whether it could apply, records the group, then lets the nodes
+apply.  # G1"""
 
 from __future__ import annotations
 
@@ -15,26 +16,26 @@ from pact.errors import EXIT_FAILED, EXIT_UNREACHABLE, PactError, UsageError, gr
 from pact.model import NS_PER_S, Json, JsonRead, Owner
 
 WINDOW_MAX_NS: Final = 3660 * 24 * 3600 * NS_PER_S
-#: Beyond it no node is believed about the groups that it has known.
+#: Group numbers above this are ignored when a node reports them.
 NUMBER_MAX: Final = 1_000_000_000
 
 
 class Beginner:
-    """Begins groups, and lets members apply them. ``runs`` are those of ``Groups``."""
+    """Begins groups, and lets members apply them. ``runs`` are the runs of ``Groups``."""
 
     def __init__(self, questions: Questions, runs: dict[str, Run]) -> None:
         self.root = questions.root
         self.questions = questions
         self.runs = runs
-        self._numbers = 0  # the last that was given, or that a node remembers from another log
+        self._numbers = 0  # the last number that was given, or that a node remembers from another log
 
     def taken(self, number: int) -> None:
-        """A node remembers a group of this number: no other gets it."""
+        """A node remembers a group with this number: no other group gets it."""
         if number <= NUMBER_MAX:
             self._numbers = max(self._numbers, number)
 
     def apply(self, head: Envelope, args: BeginGroup) -> None:
-        """Ask every node whether it could; then begin, durably; then let them."""
+        """Ask every node whether it could apply; then begin the group, durably; then let the nodes apply."""
         root = self.root
         require_role(head.caller, "admin", "apply")
         if head.nodes is None:
@@ -84,7 +85,7 @@ class Beginner:
 
         check = GroupCheck(fence=root.fence, resources=args.resources, blobs=args.blobs)
         timeout_ns = self.questions.timeout_ns(head)
-        # Nothing has begun: where nobody waits for it any more, nothing begins.
+        # Nothing has begun yet: if the client no longer waits, nothing begins.
         self.questions.ask_members(here, check, head.caller, part, done, timeout_ns, head.key)
 
     def _checked(
@@ -114,7 +115,7 @@ class Beginner:
             return
         window_ns = min(f["window_ns"] for f in found)
         known = [n for f in found if type(n := f.get("newest")) is int and 0 <= n <= NUMBER_MAX]
-        # a log that was begun anew must not give a number again that nodes remember
+        # A log that was begun anew must not reuse a number that nodes remember.
         self._numbers = max(self._numbers, root.state.group_n, *known) + 1
         gid = f"g{self._numbers}"
         caller = head.caller
@@ -179,7 +180,7 @@ class Beginner:
         codes: list[int] | None = None,
         head: Envelope | None = None,
     ) -> None:
-        """Let these members make the changes. Who moved to another parent meanwhile is asked again."""
+        """Let these members make the changes. A member that moved to another parent meanwhile is asked again."""
 
         def part(answered: list[str], body: bytes) -> None:
             answer = answer_of(body)
@@ -209,7 +210,8 @@ class Beginner:
 
 
 def _could(found: JsonRead) -> bool:
-    """Is this what a node says that could apply? A window that makes no sense would be every member's."""
+    """Whether this answer has the form of one from a node that could apply. A wrong window would be every member's
+    window."""
     return (
         all(type(found.get(k)) is int and found[k] >= 0 for k in ("changes", "magnitude_n", "window_ns"))
         and 0 < found["window_ns"] <= WINDOW_MAX_NS

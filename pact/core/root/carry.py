@@ -1,4 +1,4 @@
-"""A decision that is durable is carried out until every member has done it: in waves, with a circuit breaker.  # G5"""
+"""Carries out a durable decision until every member has done it: in waves, with a circuit breaker.  # G5"""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from pact.core.root.runs import CARRYING, PAUSED, WHY_MAX, Run, caller_of, held_
 from pact.errors import EXIT_BLOCKED, EXIT_CONFLICT, EXIT_DONE, EXIT_FAILED, EXIT_UNREACHABLE
 
 TELLING_MAX: Final = 16
-STATES_MAX: Final = 20  # of a finished group's members, in its record
+STATES_MAX: Final = 20  # how many states of members the record of a finished group may have
 OUTCOMES: Final = {"commit": "committed", "rollback": "rolled back"}
 
 
 class Carrier:
-    """Carries out decisions. ``runs`` are those of ``Groups``."""
+    """Carries out decisions. ``runs`` are the runs of ``Groups``."""
 
     def __init__(self, questions: Questions, runs: dict[str, Run]) -> None:
         self.root = questions.root
         self.questions = questions
         self.runs = runs
-        self.asking = 0  # nodes that asked and are being told
-        self._telling: dict[str, set[str]] = {}  # node -> groups whose end it is being told just now
+        self.asking = 0  # nodes that asked and are being answered
+        self._telling: dict[str, set[str]] = {}  # node -> groups whose decision it is being sent
 
     def decision(self, group: Group) -> GroupDecide:
         return GroupDecide(
@@ -43,7 +43,7 @@ class Carrier:
         )
 
     def reply(self, node: str, word: GroupDecide, caller: Asker) -> None:
-        """To a node that asked how its group ends."""
+        """Answer a node that asked how its group ends."""
         if self.tell([node], word, caller, self._replied):
             self.asking += 1
 
@@ -57,7 +57,8 @@ class Carrier:
         caller: Asker,
         then: Callable[[], None] = lambda: None,
     ) -> bool:
-        """One word at a time to each node about each group: who asks without end costs no more than who asks once."""
+        """Send each node at most one message at a time about each group: a node that asks without end costs no more
+        than a node that asks once."""
         gid = word.group
         fresh = [n for n in names if gid not in (now := self._telling.setdefault(n, set())) and len(now) < TELLING_MAX]
         if not fresh:
@@ -76,14 +77,14 @@ class Carrier:
         return True
 
     def carry(self, run: Run) -> None:
-        """The decision is durable: tell everybody, in waves."""
+        """The decision is durable: send it to all members, in waves."""
         run.take("carry")
         run.todo, run.done, run.failed, run.waves = set(run.members), set(), {}, 0
         self.waves(run)
 
     def again(self, run: Run) -> None:
-        """What failed or was paused is tried once more."""
-        if run.step not in (CARRYING, PAUSED):  # all have done it, or this term has not begun to carry it out
+        """Try again what failed or was paused."""
+        if run.step not in (CARRYING, PAUSED):  # all members are done, or this term has not begun to carry it out
             return
         run.take("again")
         run.todo |= run.failed.keys()
@@ -91,7 +92,7 @@ class Carrier:
         self.waves(run)
 
     def released(self) -> None:
-        """The fleet is held no more: what is decided goes on."""
+        """The fleet's holds are released: decided rollbacks go on."""
         for run in list(self.runs.values()):
             if run.step == CARRYING:
                 self.waves(run)
@@ -115,7 +116,7 @@ class Carrier:
             self._rest(run, group)
 
     def _pass_over(self, run: Run) -> None:
-        """Who was taken out of service owes nothing any more; the outcome names it."""
+        """Skip members that were taken out of service: they owe nothing any more; the outcome names them."""
         gone = [n for n in run.todo | run.failed.keys() if n in self.root.state.forgotten and n not in self.root.nodes]
         for name in gone:
             run.todo.discard(name)
@@ -139,7 +140,7 @@ class Carrier:
             run.flying.difference_update(wave)
             run.todo.update(lost)
             late = [n for n in lost if n in self.root.nodes]
-            for name in late:  # connected, and silent: asked again later
+            for name in late:  # connected, but silent: asked again later
                 run.todo.discard(name)
                 run.failed[name] = Refusal(LATE)
             self._break(run)
@@ -149,11 +150,12 @@ class Carrier:
 
     @staticmethod
     def _note_odd(run: Run, group: Group, names: list[str], outcome: Any) -> None:
-        """A member that has nothing (left) to settle has not done what was decided: nobody is told that it has."""
+        """A member that has nothing (left) to settle has not carried out the decision: the outcome must not say that it
+        has."""
         expected = OUTCOMES[group.decision]
         if isinstance(outcome, str) and outcome.removeprefix("left: ")[: len(expected)] != expected:
             for name in names:
-                if not run.states.get(name, "").startswith(("missing", "failed")):  # said when it was applied
+                if not run.states.get(name, "").startswith(("missing", "failed")):  # reported when it was applied
                     run.odd[name] = clipped(outcome)
 
     def _break(self, run: Run) -> None:
@@ -170,7 +172,7 @@ class Carrier:
             )
 
     def _rest(self, run: Run, group: Group) -> None:
-        """Nothing is under way: finished, or somebody still owes."""
+        """No question is open: the group is finished, or some member still owes."""
         root = self.root
         heads, run.heads = run.heads, []
         if len(run.done) == len(run.members):
@@ -207,7 +209,7 @@ class Carrier:
             self.questions.reply(head, code, text, "", shown(root, run, group), failed)
 
     def _ended(self, run: Run, group: Group) -> dict[str, str]:
-        """``{state: node set}`` where not all have done what was decided."""
+        """``{state: node set}`` if not all members have carried out the decision."""
         if not run.odd:
             return {}
         fold = self.root.sets.fold

@@ -1,4 +1,4 @@
-"""Chunks: what the root's log is made of, as bytes. ``specs/cluster.md`` says the same.  # K1"""
+"""Chunks: the bytes of which the root's log consists. ``specs/cluster.md`` describes the same format.  # K1"""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ _LENGTH: Final = struct.Struct("<I")
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Consecutive records of one node: ``lines`` are JSON objects without newlines, ``first`` the first's number."""
+    """Consecutive records of one node: ``lines`` are JSON objects without newlines, ``first`` is the first record's
+    number."""
 
     node: str
     rack: str
@@ -31,7 +32,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """``types`` and ``links`` (number, hash of each record) are in the order of the lines."""
+    """``types`` and ``links`` (number and hash of each record) are in the order of the lines."""
 
     first: int
     count: int
@@ -45,7 +46,8 @@ class Chunk:
 def build_chunk(
     first: int, fence: int, wall_ns: int, prev: str, prevs: Mapping[str, int], batches: Sequence[Batch]
 ) -> bytes:
-    """The bytes of a chunk. ``prevs``: for each of its types, the last global number of it before (-1: none)."""
+    """The bytes of a chunk. ``prevs``: for each type in it, the last global number of that type before it (-1:
+    none)."""
     rows, parts, count = [], [], 0
     for b in batches:
         body = b"\n".join(b.lines)
@@ -68,7 +70,7 @@ def build_chunk(
 
 
 def read_chunk(raw: bytes) -> Chunk:
-    """Raises ValueError for what is no chunk."""
+    """Raises ValueError for bytes that are not a chunk."""
     try:
         (length,) = _LENGTH.unpack_from(raw)
         head = strict.loads_object(raw[4 : 4 + length], strict.LINE_MAX)

@@ -1,4 +1,4 @@
-"""Who asks the root something, and how he is answered: a client's request without its arguments."""
+"""Who asks the root, and where the answer goes: a client's request without its arguments."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pact.values import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Asker:
-    """A person, with the role of his key; the root itself where a window has ended."""
+    """A person with the role of the person's key; or the root itself after a window has ended."""
 
     user: str
     role: str
@@ -26,7 +26,8 @@ PACT: Final = Asker("pact", "agent")
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
-    """``client`` and ``id`` name it in answers. ``nodes``: a node set, ``None``: all. ``timeout_ms``: 0, the usual."""
+    """``client`` and ``id`` identify the request in answers. ``nodes``: a node set, ``None``: all. ``timeout_ms``: 0
+    means the default."""
 
     client: str
     id: int
@@ -41,7 +42,7 @@ class Envelope:
 
     @classmethod
     def of(cls, head: JsonRead) -> Envelope:
-        """Of a ``request`` frame, whose codec has checked it."""
+        """From the head of a ``request`` frame, which its codec has checked."""
         caller = head["caller"]
         who = Asker(caller["user"], caller["role"], caller["via"])
         return cls(head["client"], head["id"], head["op"], head["nodes"], who, head["timeout_ms"])

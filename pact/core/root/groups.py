@@ -1,7 +1,6 @@
 """Groups at the root: begin, vote, decide.
 
-Two-phase commit with presumed abort: only a decision is written, and what follows from it waits until it is
-durable.  # G1
+Two-phase commit with presumed abort: only a decision is written, and its consequences wait until it is durable.  # G1
 """
 
 from __future__ import annotations
@@ -51,7 +50,8 @@ TTL_MAX_NS: Final = EXTEND_MAX_NS
 SETTLE_NS: Final = 15 * NS_PER_S
 RELEASE_NS: Final = 2 * NS_PER_S
 ASKED_MAX: Final = 64
-ASKING_MAX: Final = 256  # questions of nodes that are being answered at once: they leave room for people's commands
+# questions of nodes that are being answered at once: the limit leaves room for people's commands
+ASKING_MAX: Final = 256
 FORGET_MAX: Final = 10_000
 
 
@@ -72,19 +72,19 @@ class Groups(Votes):
             "fleet_release": self.holds.release,
             "nodes_forget": self._forget,
         }
-        self._asked_about: dict[str, frozenset[str]] = {}  # groups and their members
+        self._asked_about: dict[str, frozenset[str]] = {}  # cache: group -> its members
         self._not_before_ns = 0
-        self.released_ns = 0  # when the fleet was released; a node that has not heard of it would refuse
+        self.released_ns = 0  # when the fleet's holds were released; a node that has not heard of that would refuse
 
     def _released(self) -> None:
-        """The fleet is held no more."""
+        """The fleet's holds are released."""
         self.released_ns = self.root.t_ns
         self.carrier.released()
 
     # -- the term -----------------------------------------------------------------------------------------------
 
     def begin_term(self, reboot: bool) -> None:
-        """Take up what earlier roots left. Nothing expires before the nodes had time to come back."""
+        """Take over the unfinished groups of earlier roots. No window ends before the nodes had time to come back."""
         root = self.root
         wait_ns = root.limits.floor_ns if reboot else min(SETTLE_NS, root.limits.floor_ns)
         self._not_before_ns = root.t_ns + wait_ns
@@ -93,14 +93,14 @@ class Groups(Votes):
                 self.runs[group.id] = Run(group.id, root.sets.expand(group.nodes), caller=caller_of(group))
 
     def resume(self) -> None:
-        """The term's first record is durable: carry out what was decided before."""
+        """The term's first record is durable: carry out earlier decisions."""
         for run in list(self.runs.values()):
             if self.root.state.groups[run.id].state == DECIDED:
                 self.carrier.carry(run)
         self.holds.tell()
 
     def came(self, names: Sequence[str]) -> None:
-        """Nodes are back: what they owe comes before anything else.  # G5"""
+        """Nodes are back: what they owe comes first.  # G5"""
         if not names:
             return
         fresh = set(names)
@@ -120,23 +120,23 @@ class Groups(Votes):
                     self.beginner.apply_to(run, lacking, None)
 
     def _undo_votes(self, run: Run, names: Iterable[str]) -> None:
-        """A vote that led to no decision binds nobody any more (presumed abort).  # G3"""
+        """A vote without a decision binds nobody any more (presumed abort).  # G3"""
         self.carrier.tell(names, self._undone(run.id, self.number()), run.caller)
 
     def _undone(self, gid: str, ballot: int) -> GroupDecide:
-        """The votes with this ballot, or one before it."""
+        """The message that ends the votes with this ballot or an earlier one."""
         why = "the vote led to no decision"
         return GroupDecide(group=gid, fence=self.root.fence, ballot=ballot, decision="abort", action="commit", why=why)
 
     def asked(self, node: str, groups: Sequence[Sequence[Any]]) -> None:
-        """A member asks how its groups end. Only what is in the log is an answer.  # G3"""
+        """A member asks how its groups end. The answer comes from the log only.  # G3"""
         for gid, phase, ballot in groups[:ASKED_MAX]:
             if self.carrier.asking >= ASKING_MAX:
-                return  # it asks again
+                return  # the member asks again
             group, run = self.root.state.groups.get(gid), self.runs.get(gid)
             if number(gid) > self.root.state.group_n if group is None else node not in self._members(group):
-                # No member heard of a group before its beginning was durable: this log is another one, and knows
-                # nothing of how the group ended. It may have given the number again, to other nodes' group.
+                # A member hears of a group only after its beginning is durable. So another log began this group, and
+                # this log does not know how it ended; it may have given the number again, to a group of other nodes.
                 self.root.refuse("a group that another log began", node, gid)
                 self.beginner.taken(number(gid))
                 self._unknown(node, gid, ballot)
@@ -153,12 +153,13 @@ class Groups(Votes):
             elif run is not None:
                 run.states.setdefault(node, "member")
                 if phase == "prepared" and self._led_nowhere(run, ballot):
-                    # A question has no seal: one that is made up must not undo a vote under way, or one to come.  # T14
+                    # A question has no seal: a forged one must not undo a vote under way, or a later one.  # T14
                     newest = self.root.fence * BALLOTS + self._ballots
                     self.carrier.reply(node, self._undone(gid, min(ballot, newest)), run.caller)
 
     def _unknown(self, node: str, gid: str, ballot: int) -> None:
-        """How its group ended is not known here: what it has of it becomes its own, for a person to settle."""
+        """This log does not know how the group ended: the member's part becomes its own change, for a person to
+        settle."""
         why = "the root's log has no such group"
         word = GroupDecide(
             group=gid, fence=self.root.fence, ballot=ballot, decision="unknown", action="rollback", why=why
@@ -166,7 +167,7 @@ class Groups(Votes):
         self.carrier.reply(node, word, PACT)
 
     def _members(self, group: Group) -> frozenset[str]:
-        """Of a group that nodes ask about; they do so all at once."""
+        """The members of a group about which nodes ask; many nodes ask at once."""
         known = self._asked_about.get(group.id)
         if known is None:
             if len(self._asked_about) >= ASKED_MAX:
@@ -176,7 +177,7 @@ class Groups(Votes):
 
     @staticmethod
     def _led_nowhere(run: Run, ballot: int) -> bool:
-        """No decision can come of a vote with this ballot any more."""
+        """Whether a vote with this ballot can no longer lead to a decision."""
         return run.step not in (VOTING, DECIDING, EXTENDING) or ballot < run.ballot.n
 
     def tick(self) -> None:
@@ -197,7 +198,7 @@ class Groups(Votes):
                 self.vote(run, "rollback", None, automatic=True)
 
     def _due_ns(self, run: Run, group: Group) -> int | None:
-        """When its window ends: only the root's timer ends a group.  # G2"""
+        """When the group's window ends: only the root's timer ends a group.  # G2"""
         if group.state != ACTIVE or run.step != OPEN or self.root.state.holds:
             return None
         ends_ns = max(group.ends_ns, self.released_ns + RELEASE_NS if self.released_ns else 0)
@@ -260,7 +261,7 @@ class Groups(Votes):
         return run
 
     def _force(self, run: Run, head: Envelope) -> None:
-        """The decision stands; from now on nothing but what is impossible stops it, and that is this person's doing."""
+        """The decision stands. From now on only impossible steps stop it; force makes it an act of this person."""
         root = self.root
         if root.state.groups[run.id].decision != "rollback":
             raise ConflictError(f"too late: {run.id} is decided: commit", "see pact groups")
@@ -278,7 +279,7 @@ class Groups(Votes):
         )
 
     def _already(self, run: Run, what: str, head: Envelope) -> bool:
-        """The decision was made before: the same again goes on with what is owed, the other is too late."""
+        """The group was decided before: the same request continues with what is owed, the opposite one is too late."""
         group = self.root.state.groups[run.id]
         if group.state != DECIDED:
             return False
@@ -291,7 +292,7 @@ class Groups(Votes):
     # -- nodes that are gone for good ---------------------------------------------------------------------------
 
     def _forget(self, head: Envelope, args: NodesForget) -> None:
-        """These nodes are out of service: nobody waits for them any more. One that comes back is as before."""
+        """Take these nodes out of service: nothing waits for them any more. A node that comes back counts as before."""
         root = self.root
         require_role(head.caller, "admin", "nodes --forget")
         if head.nodes is None:
@@ -346,7 +347,7 @@ class Groups(Votes):
             here = [n for n in run.members if n in root.nodes]
             self.questions.ask_members(here, word, head.caller, part, told)
 
-        run.take("extend")  # no timer and no vote until it is durable
+        run.take("extend")  # no timer and no vote until the extension is durable
         root.record(
             payloads.WindowExtended(group=run.id, by_ns=by_ns, reopened=reopened, fence=root.fence),
             root.actor(head.caller),

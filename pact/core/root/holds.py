@@ -1,4 +1,4 @@
-"""The stop of the whole fleet: holds that every node has, durable at the root before anybody is told.  # G8"""
+"""Holds of the whole fleet, which every node gets; they are durable at the root before any node is told.  # G8"""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ HOLDS_MAX: Final = 64
 
 
 class Holds:
-    """Of the whole fleet."""
+    """The holds of the whole fleet."""
 
     def __init__(self, questions: Questions, released: Callable[[], None]) -> None:
-        """``released`` is called when the last hold is gone."""
+        """``released`` is called when the last hold has ended."""
         self.root = questions.root
         self.questions = questions
         self._released = released
@@ -48,13 +48,13 @@ class Holds:
         return min(wakes, default=None)
 
     def place(self, head: Envelope, args: FleetHold) -> None:
-        """Nothing rolls back anywhere: durable first, then told to every node.  # G8"""
+        """Stop all rollbacks: the hold is durable first, then sent to every node.  # G8"""
         root = self.root
         require_role(head.caller, "ops", "hold")
         reason, for_ns = args.reason.strip(), args.for_ns
         if not reason:
             raise UsageError("--reason must say why")
-        if len(reason) > REASON_MAX or len(root.state.holds) >= HOLDS_MAX:  # every node is told all of them
+        if len(reason) > REASON_MAX or len(root.state.holds) >= HOLDS_MAX:  # every node gets all holds
             raise UsageError(f"a reason has at most {REASON_MAX} characters, and the fleet at most {HOLDS_MAX} holds")
         if for_ns is None or not 0 < for_ns <= FOR_MAX_NS:
             raise UsageError("--for must lie between nothing and 30d")
@@ -82,7 +82,7 @@ class Holds:
         self._confirm(head, {"hold": name, "ends": self.root.state.holds[name].ends})
 
     def _confirm(self, head: Envelope, result: Json) -> None:
-        """Answer when every node has heard, naming those that will on their return."""
+        """Answer when every node has confirmed. The answer names the nodes that will hear of it when they return."""
         root = self.root
         here, absent = self.questions.targets(None)
         deaf: dict[str, str] = {}

@@ -1,8 +1,8 @@
 """The root's log: chunks, and the state that is their fold.  # K1
 
-A chunk holds records of many nodes in the order of their global numbers; it is what one transaction of the store makes
-durable. Its head links to the chunk before it. The root's own records are those of a node named ``_root``, with a chain
-of their own, so that decisions and events have one order and one kind of proof.
+A chunk holds records of many nodes in the order of their global numbers; one transaction of the store makes it durable.
+Its head links to the chunk before it. The root's own records belong to a node named ``_root``, with their own chain, so
+that decisions and events have one order and one kind of proof.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _TYPE: Final = re.compile(r"[a-z_]{1,40}")
 _HASH: Final = re.compile(r"[0-9a-f]{64}")
 HEADS: Final = "heads"
 TIME_MAX: Final = 64
-TYPES_MAX: Final = 256  # of all nodes: heads name the newest of each, every second
+TYPES_MAX: Final = 256  # of all nodes: heads name the newest event of each type, every second
 
 ACTIVE: Final = "active"
 DECIDED: Final = "decided"
@@ -43,7 +43,7 @@ FINISHED: Final = "finished"
 
 @dataclass(slots=True)
 class Cursor:
-    """How far a node's records are in the log."""
+    """Up to which record the log has a node's journal."""
 
     incarnation: str
     seq: int
@@ -52,7 +52,7 @@ class Cursor:
 
 @dataclass(slots=True)
 class Group:
-    """A change on many nodes, as its records tell. ``nodes`` is folded text. Times are the root's node time."""
+    """A change on many nodes, according to its records. ``nodes`` is folded text. Times are the root's node time."""
 
     id: str
     owner: Owner
@@ -72,7 +72,8 @@ class Group:
     terms: Terms = field(default_factory=Terms)
     decided: str = ""
     outcome: str = ""
-    ended: dict[str, str] = field(default_factory=dict)  # {state: node set}, where it is not the outcome everywhere
+    # {state: node set}, if some members ended otherwise than the outcome says
+    ended: dict[str, str] = field(default_factory=dict)
     by: Json = field(default_factory=dict)
 
     def to_json(self) -> Json:
@@ -94,7 +95,7 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """Of the whole fleet. ``ends`` and ``placed`` are clock times, for people."""
+    """A hold of the whole fleet. ``ends`` and ``placed`` are clock times, for people."""
 
     id: str
     user: str
@@ -105,7 +106,7 @@ class Hold:
     fence: int = 0
 
     def to_json(self) -> Json:
-        """As snapshots have it, and subscribers who come late."""
+        """For snapshots, and for subscribers that come late."""
         return {
             "hold": self.id,
             "change": None,
@@ -131,7 +132,7 @@ class Hold:
 
 
 class RootState:
-    """The fold. ``apply`` and ``apply_written`` alone change it."""
+    """The fold. Only ``apply`` and ``apply_written`` change it."""
 
     def __init__(self) -> None:
         self.gseq = -1
@@ -141,7 +142,7 @@ class RootState:
         self.earlier: dict[str, list[tuple[str, int, str]]] = {}  # of a node's earlier incarnations, newest last
         self.groups: dict[str, Group] = {}
         self.group_n = 0
-        self.forgotten: dict[str, str] = {}  # nodes that somebody took out of service, and when
+        self.forgotten: dict[str, str] = {}  # node that was taken out of service -> when
         self.holds: dict[str, Hold] = {}
         self.hold_n = 0
         self.held_since_ns = 0
@@ -153,12 +154,12 @@ class RootState:
 
     @property
     def chain(self) -> Cursor:
-        """Of the root's own records."""
+        """The cursor of the root's own records."""
         return self.cursors.get(ROOT, Cursor("", -1, GENESIS))
 
     def cursor_of(self, node: str, incarnation: str) -> Cursor | None:
-        """How far this incarnation of the node is, also if another one has come since: two machines with one key, or
-        one that was reinstalled and put back, take turns, and nothing is recorded twice.  # K2
+        """The cursor of this incarnation of the node, even if another incarnation came later: two machines with one
+        key, or a machine that was reinstalled and restored, may alternate, and nothing is recorded twice.  # K2
         """
         cursor = self.cursors.get(node)
         if cursor is None or cursor.incarnation == incarnation:
@@ -171,7 +172,7 @@ class RootState:
             kept = [row for row in self.earlier.get(node, ()) if row[0] not in (old.incarnation, cursor.incarnation)]
             self.earlier[node] = [*kept, (old.incarnation, old.seq, old.hash)][-EARLIER_MAX:]
         self.cursors[node] = cursor
-        self.forgotten.pop(node, None)  # it is back
+        self.forgotten.pop(node, None)  # the node is back
 
     def apply(self, raw: bytes) -> Chunk:
         """Fold one chunk in. Raises ChainError."""
@@ -205,7 +206,7 @@ class RootState:
         return str(hash_)
 
     def apply_written(self, writer: Writer) -> Chunk:
-        """The same for a chunk whose lines this process has checked itself when it wrote them: none is read again."""
+        """The same for a chunk whose lines this process checked when it wrote them: no line is read again."""
         chunk, raw, last = writer.written
         assert (chunk.first, chunk.prev) == (self.gseq + 1, self.chunk_hash), chunk.first
         for batch in chunk.batches:
@@ -253,13 +254,13 @@ class RootState:
 
     def _decided(self, record: Record, said: payloads.GroupDecided) -> None:
         group = self.groups[said.group]
-        if group.state != ACTIVE:  # G1: one decision
+        if group.state != ACTIVE:  # G1: a group has one decision
             raise ValueError(f"{group.id} is decided already")
         group.state, group.decision, group.ballot = DECIDED, said.decision, said.ballot
         group.why, group.terms, group.decided, group.by = said.why, said.args, record.time, dict(record.actor)
 
     def _forced(self, record: Record, said: payloads.GroupForced) -> None:
-        """What is decided is carried out with force, as the doing of who asked for it."""
+        """Carry out the decision with force, as an act of the person who requested force."""
         group = self.groups.get(said.group)
         if group is not None:
             group.terms, group.by, group.why = replace(group.terms, force=True), dict(record.actor), said.why
@@ -269,7 +270,7 @@ class RootState:
         if group is not None:
             group.state, group.outcome = FINISHED, said.outcome
             group.ended = dict(said.members)
-            self.groups[group.id] = group  # those that finished first are forgotten first
+            self.groups[group.id] = group  # moved to the end: groups that finished first are forgotten first
 
     def _extended(self, record: Record, said: payloads.WindowExtended) -> None:
         group = self.groups.get(said.group)
@@ -324,7 +325,7 @@ class RootState:
 
     @classmethod
     def from_bytes(cls, raw: bytes) -> RootState:
-        """Raises ValueError on a snapshot of another version or shape."""
+        """Raises ValueError for a snapshot of another version or shape."""
         data = strict.own(raw)
         if not isinstance(data, dict) or data.pop("version", None) != SNAPSHOT_VERSION:
             raise ValueError("the snapshot has another version")
@@ -339,14 +340,15 @@ class RootState:
 
 
 def load(snapshot: bytes | None, chunks: Iterable[bytes]) -> RootState:
-    """The state that the log gives. Raises ChainError where it does not follow, ValueError for what is none."""
+    """The state that the log gives. Raises ChainError if chunks do not follow each other, ValueError for a chunk that
+    is malformed."""
     state = RootState() if snapshot is None else RootState.from_bytes(snapshot)
     covered = state.gseq
     for raw in chunks:
         first = read_chunk(raw).first
         if first > covered:
             state.apply(raw)
-        elif chunk_hash(raw) != state.chunk_hash:  # in the snapshot already: the last one may come, and no other
+        elif chunk_hash(raw) != state.chunk_hash:  # covered by the snapshot: only the last covered chunk may come
             raise ChainError(first, "the chunk is not the last that the snapshot covers")
     return state
 
@@ -365,9 +367,9 @@ _HANDLERS: Final[Mapping[str, Callable[[RootState, Record, Any], None]]] = {
 
 
 class Writer:
-    """Builds the next chunk on top of a state: batches of nodes are checked, own records are chained.
+    """Builds the next chunk on top of a state: checks batches of nodes, and chains the root's own records.
 
-    What it has taken is durable only when the chunk is; until then ``state`` knows nothing of it.
+    The records that it takes are durable only when the chunk is; until then ``state`` does not have them.
     """
 
     def __init__(self, state: RootState, fence: int, name: str) -> None:
@@ -382,28 +384,27 @@ class Writer:
         self._own_types: list[str] = []
         self._chain = state.chain
         self._own_first = self._chain.seq + 1
-        self.written: tuple[Chunk, bytes, dict[str, int]]  # with the last number of each type in it; after ``chunk``
+        self.written: tuple[Chunk, bytes, dict[str, int]]  # with the last number of each type in it; set by ``chunk``
 
     def __bool__(self) -> bool:
         return bool(self._batches or self._own)
 
     def _too_many_types(self, type_: str, types: Iterable[str]) -> bool:
-        """One that only some other version of pact knows, beyond those that are kept apart. Those of this version
-        always have their place: what one node writes keeps nobody else's records out.
+        """Whether this is a type of another version of pact, beyond the number of such types that are kept apart. Types
+        of this version always have room: no node's records keep out records of other nodes.
         """
         seen = {*self.state.last, *self._types, *types}
         return type_ not in seen and len(seen - TYPES) >= TYPES_MAX
 
     def cursor(self, node: str, incarnation: str) -> Cursor | None:
-        """With what this chunk has taken already."""
+        """The cursor, including the records that this chunk has already taken."""
         if node == ROOT:
             return self._chain
         return self._cursors.get((node, incarnation)) or self.state.cursor_of(node, incarnation)
 
     def take(self, batch: Batch) -> str:
-        """Take a batch in. ``""`` if all of it is taken or was before, ``"hole"`` if records are missing before it.
-
-        Raises ValueError, naming why, for a batch that does not fit its node's chain.  # K2
+        """Take a batch in. Returns ``""`` if all of it is taken, now or before, and ``"hole"`` if records are missing
+        before it. Raises ValueError with the reason for a batch that does not fit its node's chain.  # K2
         """
         if batch.node == ROOT:
             raise ValueError("no node may call itself root")
@@ -440,7 +441,7 @@ class Writer:
         return ""
 
     def record(self, payload: Payload, actor: JsonRead, t_ns: int, wall_ns: int) -> Record:
-        """One of the root's own."""
+        """Write one of the root's own records."""
         type_, data = payload.type, payload.to_data()
         record, body = seal(self._chain.seq + 1, self._chain.hash, rfc3339(wall_ns), t_ns, ROOT, type_, actor, data)
         incarnation = self._chain.incarnation or record.hash[:INCARNATION_CHARS]
@@ -452,7 +453,7 @@ class Writer:
         return record
 
     def chunk(self, wall_ns: int) -> tuple[int, int, bytes]:
-        """First number, count and bytes. The root's records come first: what they say was decided before."""
+        """First number, count and bytes. The root's records come first: their decisions were made before."""
         batches, types = list(self._batches), [*self._own_types, *self._types]
         if self._own:
             batches.insert(0, Batch(ROOT, "", self._chain.incarnation, self._own_first, self._own))
@@ -475,7 +476,7 @@ def _object(line: bytes) -> Json:
         key = next(k for k, kind in _SHAPE.items() if type(obj[k]) is not kind)
         raise ValueError(f"a record whose {key} has the wrong type")
     type_ = obj["type"]
-    if type_ not in TYPES and (not _TYPE.fullmatch(type_) or type_ == HEADS):  # heads are the root's own word
+    if type_ not in TYPES and (not _TYPE.fullmatch(type_) or type_ == HEADS):  # only the root writes heads
         raise ValueError("a record whose type is no word for one")
     if not _HASH.fullmatch(obj["hash"]) or not _HASH.fullmatch(obj["prev"]) or len(obj["time"]) > TIME_MAX:
         raise ValueError("a record whose hash or time is none")

@@ -1,5 +1,5 @@
-"""What the root's own records say: one class a record type. What only this version writes has a value here, so that the
-records of older roots are read.
+"""The contents of the root's own records: one class for each record type. Fields that only this version writes have a
+default, so that the records of older roots can be read.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pact.values import NOTHING, dataclass
 
 @dataclass(frozen=True, slots=True)
 class Person:
-    """Who asked, by name."""
+    """The person who made a request, by name."""
 
     user: str
 
@@ -32,7 +32,7 @@ class Person:
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """How a decision is carried out: a commit's message and time limit; whether it is done by force."""
+    """How a decision is carried out: a commit's message and time limit; whether force is used."""
 
     message: str = ""
     ttl_ns: int | None = None
@@ -60,7 +60,7 @@ PLAIN: Final = Terms()
 
 @dataclass(frozen=True, slots=True)
 class AgentStarted(Payload):
-    """A root began its term: ``fence`` is its number."""
+    """A root began its term: ``fence`` is the term's number."""
 
     boot_id: str
     offset_ns: int
@@ -71,7 +71,7 @@ class AgentStarted(Payload):
 
 @dataclass(frozen=True, slots=True)
 class GroupBegun(Payload):
-    """``nodes``: folded, ``count`` of them. ``require_all``: it is committed only if none is away."""
+    """``nodes``: folded, ``count`` of them. ``require_all``: the group is committed only if no member is away."""
 
     group: Id
     owner: Owner
@@ -86,7 +86,7 @@ class GroupBegun(Payload):
 
 @dataclass(frozen=True, slots=True)
 class GroupDecided(Payload):
-    """``owed``: folded, who was away and is told on its return."""
+    """``owed``: folded, the members that were away and get the decision when they return."""
 
     group: Id
     decision: str
@@ -106,7 +106,7 @@ class GroupForced(Payload):
 
 @dataclass(frozen=True, slots=True)
 class GroupFinished(Payload):
-    """``members``: {state: folded nodes}, where it is not the outcome everywhere."""
+    """``members``: {state: folded nodes}, if some members ended otherwise than the outcome says."""
 
     group: Id
     outcome: str
@@ -124,7 +124,7 @@ class WindowExtended(Payload):
 
 @dataclass(frozen=True, slots=True)
 class HoldPlaced(Payload):
-    """``change`` is ``None``: the whole fleet is held."""
+    """``change`` is always ``None``: the whole fleet is held."""
 
     hold: Id
     owner: Person
@@ -164,6 +164,6 @@ CLASSES: Final[Mapping[str, type[Payload]]] = {
 
 
 def of(record: Record) -> Payload | None:
-    """What one of the root's own records says, ``None`` for a type that no root writes. Raises ValueError."""
+    """The payload of one of the root's own records; ``None`` for a type that no root writes. Raises ValueError."""
     cls = CLASSES.get(record.type)
     return None if cls is None else cls.from_data(record.data)

@@ -1,8 +1,8 @@
-"""Requests that people seal, and the root's answers to them, sealed too: past every aggregator between the two.  # T14
+"""Requests that people seal, and the root's sealed answers: the seals pass every aggregator between the two.  # T14
 
-A person's program asks for a *challenge* before each request, which also says which root leads. What it seals with that
-is its owner's, whoever carries it, and is taken once. A challenge is not kept before it is used: who asks for many
-keeps nobody else out.
+A person's program asks for a *challenge* before each request; the answer also says which root leads. A request that is
+sealed with the challenge belongs to the key's owner, whoever carries it, and is accepted once. The root does not store
+a challenge before it is used: a client that asks for many keeps nobody else out.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pact.core.tree.seals import Key, RootSeals
 from pact.core.tree.wire import Head, NewHead
 from pact.errors import ConflictError, DeniedError
 
-CHALLENGE: Final = "challenge"  # the request for one
+CHALLENGE: Final = "challenge"  # the operation that asks for a challenge
 USED_MAX: Final = 10_000
 HEX: Final = frozenset("0123456789abcdef")
 UNKNOWN: Final = "this request was sealed for another root, or came before"
@@ -27,27 +27,27 @@ HINT: Final = "name the roots' keys in client.toml (roots = [...]), or ask the r
 
 @dataclass(slots=True)
 class _Sealed:
-    """Whom the answers to one request are sealed for."""
+    """For whom the answers to one request are sealed."""
 
     key: Key
-    seal: str  # of the request; "" where it only asks for a challenge
+    seal: str  # of the request; "" if it only asks for a challenge
     challenge: str
     n: int = 0
 
 
 class Persons:
-    """Of one term. ``secret``: random, known to nobody else."""
+    """The sealed requests of one term. ``secret``: random, known to nobody else."""
 
     def __init__(self, seals: RootSeals, secret: bytes) -> None:
         self._seals = seals
         self._secret = secret
         self._count = 0
         self._used: set[int] = set()
-        self._floor = 0  # challenges up to this one are taken no more
+        self._floor = 0  # challenges up to this one are no longer accepted
         self._askers: dict[tuple[str, int], _Sealed] = {}
 
     def challenge(self, head: Head) -> NewHead:
-        """A new one for whoever says to be this person: it helps nobody else. Raises DeniedError."""
+        """A new challenge for the person that the request names: only that person can use it. Raises DeniedError."""
         key = self._key(head["person"])
         self._askers[head["client"], head["id"]] = _Sealed(key, "", head["challenge"])
         self._count += 1
@@ -55,7 +55,7 @@ class Persons:
         return {"v": 1, "root": self._seals.id, "challenge": new}
 
     def authenticated(self, head: Head, body: bytes) -> Head:
-        """The head with the caller that its seal shows. Raises DeniedError or ConflictError: nothing is done."""
+        """The head with the caller that its seal proves. Raises DeniedError or ConflictError; then nothing is done."""
         if not head["seal"]:
             if head["direct"] or not self._seals.required:
                 return head
@@ -69,7 +69,7 @@ class Persons:
         return {**head, "caller": {"user": person[0], "role": person[1], "via": "cluster"}}
 
     def _take(self, challenge: str, public: str) -> None:
-        """Once. Raises ConflictError."""
+        """Accept a challenge once. Raises ConflictError."""
         digits, _, mac = challenge.partition(".")
         n = int(digits, 16) if digits and set(digits) <= HEX and len(digits) <= 15 else 0
         if (
@@ -99,7 +99,7 @@ class Persons:
         return seals_.text(seals_.seal(self._secret, seals_.essence(seals_.CHALLENGE, (n, public))))
 
     def sealed(self, kind: str, head: Head, body: bytes) -> Head:
-        """The head of what goes to a person, with its number and seal, if he has sealed what he asked."""
+        """The head of a message to a person, with its number and seal if the person's request was sealed."""
         where = (head["client"], head["id"])
         asker = self._askers.get(where)
         if asker is None:
@@ -112,6 +112,6 @@ class Persons:
         return {**head, "seal": seals_.text(seals_.seal(asker.key, what))}
 
     def cancelled(self, client: str, id_: int) -> None:
-        """Nobody listens any more (0: to nothing)."""
+        """The client no longer listens to this request (0: to none)."""
         for where in [w for w in self._askers if w[0] == client and id_ in (0, w[1])]:
             del self._askers[where]

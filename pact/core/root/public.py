@@ -1,7 +1,7 @@
-"""What the world sees of the root's log: events in three frames, heads, and the answers of the replay port. Pure.
+"""The public view of the root's log: events in three frames, heads, and the answers of the replay port. Pure.
 
-A subscriber can prove that it missed nothing: numbers have no gaps, every header names the event of its type before it,
-and heads tell of the end.  # V1
+A subscriber can prove that it missed nothing: numbers have no gaps, every header names the previous event of its type,
+and heads name the newest events.  # V1
 """
 
 from __future__ import annotations
@@ -31,21 +31,22 @@ NUMBER_MAX: Final = 1 << 62
 PAGE_EVENTS: Final = 1000
 PAGE_BYTES: Final = 1 << 20
 SCAN_BYTES: Final = 16 << 20
-#: Of a record, what means nothing outside pact, or cannot be checked from what viewers see.
+#: Fields of a record that mean nothing outside pact, or that a viewer cannot check.
 INTERNAL: Final = frozenset({"v", "t_ns", "prev"})
 
 Frames = Sequence[bytes]
 
 
 def part(name: str) -> str:
-    """A name as one part of a topic: what is not plain, dots above all, is percent-encoded byte by byte.  # V3"""
+    """A name as one part of a topic: characters that are not plain, such as dots, are percent-encoded byte by
+    byte.  # V3"""
     if PLAIN.match(name):
         return name
     return "".join(chr(b) if PLAIN.match(chr(b)) else f"%{b:02X}" for b in name.encode("utf-8", "surrogatepass"))
 
 
 def topic(type_: str, cluster: str, rack: str, node: str) -> bytes:
-    """``pact.v1.<type>.<cluster>.<rack>.<node>.``: no topic is the beginning of another node's.  # V3"""
+    """``pact.v1.<type>.<cluster>.<rack>.<node>.``: no topic is a prefix of another node's topic.  # V3"""
     return f"{PREFIX}{part(type_)}.{part(cluster)}.{part(rack)}.{part(node)}.".encode()
 
 
@@ -88,8 +89,8 @@ def events(raw: bytes, cluster: str) -> Iterator[Public]:
 
 
 def _body(record: JsonRead, size: int) -> bytes:
-    """A record as it is published. One that cannot be written as JSON again (an older root let it into its log) keeps
-    its place, number and hash.  # S5"""
+    """A record as it is published. A record that cannot be written as JSON again (an older root accepted it) keeps its
+    place, number and hash.  # S5"""
     body = {k: v for k, v in record.items() if k not in INTERNAL}
     try:
         return orjson.dumps(body)
@@ -99,7 +100,7 @@ def _body(record: JsonRead, size: int) -> bytes:
 
 
 class Heads:
-    """How far the log is, in all and for each type."""
+    """The newest number in the log, in all and for each type."""
 
     def __init__(self, gseq: int = -1, types: Mapping[str, int] | None = None, incarnation: str = "") -> None:
         self.gseq = gseq
@@ -111,12 +112,13 @@ class Heads:
         self.types[event.type] = event.gseq
 
     def skip(self, last: Mapping[str, int]) -> None:
-        """A chunk that nobody is shown: its last number of each type."""
+        """Take in a chunk that is not published: the last number of each type in it."""
         self.types.update(last)
         self.gseq = max(last.values())
 
     def frames(self, cluster: str, wall_ns: int) -> Frames:
-        """Not an event: ``gseq`` is the newest event's. Another ``incarnation`` is another log, numbered anew.  # V1"""
+        """A message that is no event: ``gseq`` is the newest event's number. Another ``incarnation`` is another log,
+        numbered anew.  # V1"""
         header = {
             "v": VERSION,
             "type": HEADS,
@@ -138,7 +140,7 @@ class Heads:
 
 @dataclass(frozen=True, slots=True)
 class Get:
-    """Events of one type, or of all, from a number on. ``as_json``: how control answers are to be written."""
+    """Events of one type, or of all, from a number on. ``as_json``: control answers are written as JSON."""
 
     type: str
     start: int
@@ -152,7 +154,7 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """What is no request, and why."""
+    """A malformed request, and why it is malformed."""
 
     why: str
     as_json: bool = False
@@ -183,17 +185,17 @@ def request(frames: Frames) -> Get | Snapshot:
 
 
 def control(as_json: bool, *words: str | int | bytes) -> Frames:
-    """``UPTO``, ``TRUNCATED``, ``SNAPSHOT`` or ``ERROR``, in the manner of the request. Bytes are JSON already."""
+    """``UPTO``, ``TRUNCATED``, ``SNAPSHOT`` or ``ERROR``, in the form of the request. Bytes are JSON already."""
     if not as_json:
         return tuple(w if isinstance(w, bytes) else str(w).encode() for w in words)
     return (b"[" + b",".join(w if isinstance(w, bytes) else orjson.dumps(w) for w in words) + b"]",)
 
 
 def page(ask: Get, chunks: Iterable[bytes], cluster: str, head: int) -> Iterator[tuple[int, Frames]]:
-    """What answers a request: events, then one control message; with each, the number to go on from.  # V2
+    """The answer to a request: events, then one control message; each with the number from which to go on.  # V2
 
-    A page is bounded, so ``UPTO`` may be below the head; the requester asks again from the number after it. It always
-    moves on by one event at least. ``TRUNCATED`` comes alone, if what was asked for first is gone.
+    A page is bounded, so ``UPTO`` may be below the head; the requester asks again from the number after it. A page
+    always advances by at least one event. If the first requested event is gone, ``TRUNCATED`` comes alone.
     """
     at, sent, size, scanned = ask.start, 0, 0, 0
     for raw in chunks:
@@ -219,7 +221,7 @@ def page(ask: Get, chunks: Iterable[bytes], cluster: str, head: int) -> Iterator
             break
     if at > ask.start:
         yield at, control(ask.as_json, "UPTO", at - 1)
-    elif at <= head:  # all that was is gone
+    elif at <= head:  # everything up to the head is gone
         yield at, control(ask.as_json, "TRUNCATED", head + 1)
     else:
         yield at, control(ask.as_json, "UPTO", min(head, at - 1))

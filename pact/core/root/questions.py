@@ -1,7 +1,7 @@
 """The root's questions to many nodes at once: sent down as one message, answered as folded parts, bounded in time.
 
-What an operator asks of nodes goes through here unchanged; the nodes decide by the operator's role. Groups and the
-fleet's stop have files of their own.
+Requests of operators to nodes pass unchanged; the nodes decide by the operator's role. Groups and holds of the fleet
+have their own files.
 """
 
 from __future__ import annotations
@@ -38,22 +38,22 @@ TIMEOUT_NS: Final = 60 * NS_PER_S
 TIMEOUT_MAX_NS: Final = 3600 * NS_PER_S
 TRIES_MAX: Final = 2
 MESSAGE_MAX: Final = 4_000
-#: Of what the root writes anew for nodes: the rest of a group's arguments comes on top.
+#: The most bytes of arguments that the root writes anew for nodes; a group's other arguments are added to them.
 ARGS_MAX: Final = BODY_MAX - (1 << 20)
-GROWTH: Final = 8  # at most so many times longer is JSON that is written anew: 1E15 becomes 1000000000000000.0
+GROWTH: Final = 8  # JSON that is written anew grows at most this many times: 1E15 becomes 1000000000000000.0
 LOST: Final = "lost contact before it answered; it may have been done"
 LATE: Final = "no answer in time; it may still be done"
 ABSENT: Final = "not connected"
 NOT_ITS_OWN: Final = "what came in its name is not sealed with its key; it may have been done"
 
-#: Operations that nodes carry out as their control socket does.
+#: Operations that nodes carry out for the root as they do for their control socket.
 NODE_OPS: Final = frozenset(name for name, op in ops.AT_NODE.items() if op.afar)
-#: What nobody's questions keep out: stopping the fleet, and settling what would else settle itself.
+#: Operations that no number of open questions keeps out: stopping the fleet, and settling before a window ends.
 SETTLING: Final = frozenset(name for name, op in ops.AT_ROOT.items() if op.settles)
-STALE: Final = b'"stale fence '  # in a node's answer: it has obeyed another root whose fence was higher
+STALE: Final = b'"stale fence '  # in a node's answer: the node has obeyed another root with a higher fence
 FENCED_BYTES: Final = 500
 
-#: Who may be absent: so many, or these.
+#: Which nodes may be absent: this many, or these.
 Allowed = int | frozenset[str]
 Part = Callable[[list[str], bytes], None]
 Done = Callable[[dict[str, str]], None]
@@ -61,8 +61,8 @@ Done = Callable[[dict[str, str]], None]
 
 @dataclass(slots=True)
 class Question:
-    """One question under way. ``waiting`` are those that have not answered; ``away`` those of them that have gone, and
-    until when they may come back; ``lost`` says why some will not answer.
+    """One open question. ``waiting`` are the nodes that have not answered; ``away`` those of them that are
+    disconnected, each with the time until which it may come back; ``lost`` says why some nodes will not answer.
     """
 
     id: str
@@ -78,12 +78,12 @@ class Question:
     flush: Callable[[], None] | None = None
     lost: dict[str, str] = field(default_factory=dict)
     away: dict[str, int] = field(default_factory=dict)  # the earliest first
-    unasked: set[str] = field(default_factory=set)  # of those who are away: they have not heard of it yet
-    apart: set[str] = field(default_factory=set)  # whose answers come unmerged
-    tries: dict[str, int] = field(default_factory=dict)  # how often who is here, and was said to be lost, was asked
+    unasked: set[str] = field(default_factory=set)  # nodes of ``away`` that have not received the question yet
+    apart: set[str] = field(default_factory=set)  # nodes whose answers come unmerged
+    tries: dict[str, int] = field(default_factory=dict)  # how often a connected node that was reported lost was asked
 
     def told(self, names: Iterable[str]) -> None:
-        """Nobody waits for these any more."""
+        """Stop waiting for these nodes."""
         self.waiting.difference_update(names)
         if self.away:
             for name in names:
@@ -92,7 +92,7 @@ class Question:
 
 @dataclass(slots=True, eq=False)
 class _Later:
-    """A request that needs nodes which may be back soon: taken up when all of them are, and at ``until_ns``."""
+    """A request that needs nodes which may be back soon: handled when all of them are back, or at ``until_ns``."""
 
     head: Envelope
     args: JsonRead
@@ -106,7 +106,7 @@ class Questions(Replies):
 
     def __init__(self, root: Term) -> None:
         super().__init__(root)
-        self.ops: Mapping[str, Callable[[Envelope, Any], None]] = {}  # what the root itself does
+        self.ops: Mapping[str, Callable[[Envelope, Any], None]] = {}  # operations that the root itself carries out
         self.open: dict[str, Question] = {}
         self._later: list[_Later] = []
         self._n = 0
@@ -126,12 +126,12 @@ class Questions(Replies):
         flush: Callable[[], None] | None = None,
         expected: Mapping[str, int] | None = None,
     ) -> None:
-        """Ask connected nodes, and those that are ``expected`` back until a time, the earliest first. ``part(names,
-        answer)`` for each set with equal answers, ``flush()`` when several of them that came together have been given,
-        ``done(lost)`` in the end.
+        """Ask connected nodes, and the ``expected`` ones, which may be back until a time, the earliest first. Calls
+        ``part(names, answer)`` for each set of nodes with equal answers, ``flush()`` after several that came together,
+        and ``done(lost)`` at the end.
         """
         root = self.root
-        here = dict.fromkeys(names)  # in the order given: the same in every run
+        here = dict.fromkeys(names)  # in the given order: the same in every run
         waiting = {*here, *(expected or ())}
         if not waiting:
             done({})
@@ -156,7 +156,7 @@ class Questions(Replies):
             self._call(question, here)
 
     def _call(self, question: Question, names: Iterable[str]) -> None:
-        """By name: who joins just now was not meant."""
+        """Name the nodes in the message: a node that connects just now is not asked."""
         root, named = self.root, list(names)
         head: NewHead = {
             "call": question.id,
@@ -182,7 +182,7 @@ class Questions(Replies):
         client: tuple[str, int] = ("", 0),
     ) -> None:
         """Ask those of ``names`` that are connected; the others are lost at once. ``asked``: the request, or the
-        arguments of a ``group_apply``, encoded once. ``client``: for whom alone it is.
+        arguments of a ``group_apply``, encoded once. ``client``: the only client that gets the answers.
         """
         connected, away = [], {}
         for name in names:
@@ -195,7 +195,7 @@ class Questions(Replies):
         self.ask(connected, op, raw, caller, timeout_ns or self.root.limits.answer_ns, part, ended, client)
 
     def allowance(self, given: int | str | None) -> Allowed:
-        """``--allow-missing``: so many may be absent, or these. Raises UsageError."""
+        """``--allow-missing``: a number of nodes, or the names of those that may be absent. Raises UsageError."""
         if given is None or (isinstance(given, int) and given >= 0):
             return given or 0
         if not isinstance(given, str):
@@ -206,11 +206,12 @@ class Questions(Replies):
         head = message.head
         question = self.open.get(head["call"])
         if question is None:
-            return  # answered already, or in another term
+            return  # answered already, or asked in another term
         waiting = question.waiting
         every = [n for names, _ in head["parts"] for n in names]
         each = set(every)
-        exact = len(each) == len(every) and each <= waiting  # as nearly always: no name need be looked at by itself
+        # nearly always true: then no name need be checked separately
+        exact = len(each) == len(every) and each <= waiting
         checked = self.root.seals
         said = beside(head["seals"], head["parts"]) if checked is not None else ()
         for i, ((names, _), body) in enumerate(sections(message, "parts")):
@@ -219,7 +220,7 @@ class Questions(Replies):
                 self._doubt(question, fresh)
             elif fresh:
                 question.told(fresh)
-                if len(body) < FENCED_BYTES and STALE in body:  # this root is not the last, or its log was lost
+                if len(body) < FENCED_BYTES and STALE in body:  # another root is newer, or this root's log was lost
                     self.root.refuse("a fence lower than the last one", fresh[0], answer_of(body).message)
                 question.part(fresh, body)
         if question.flush is not None:
@@ -228,8 +229,8 @@ class Questions(Replies):
         self._finish_if_done(question)
 
     def _doubt(self, question: Question, names: Sequence[str]) -> None:
-        """The seal of what these are said to have answered does not fit: one of them lies, or who carries it does. They
-        are asked once more, and each for itself: then it is known whose answer is whose.  # T14
+        """The seal of these nodes' answer does not fit: one of the nodes lies, or a member that carries the answer
+        does. Ask them once more, each separately: then it is known which answer belongs to which node.  # T14
         """
         self.root.refuse("answers whose seal does not fit", names[0] if len(names) == 1 else "")
         again = [n for n in names if n not in question.apart]
@@ -239,41 +240,43 @@ class Questions(Replies):
         self._again(question, again)
 
     def gone(self, names: Iterable[str]) -> None:
-        """No way leads to these nodes any more."""
+        """These nodes are no longer connected."""
         for question in list(self.open.values()):
             self._missed(question, [n for n in names if n in question.waiting])
 
     def came(self, names: Iterable[str]) -> None:
-        """Nodes are here, for the first time or again: who was waited for is asked again. What it has done already it
-        does not do twice.  # T6
+        """Nodes are connected, for the first time or again: the awaited ones are asked again. A node does not do twice
+        what it has done already.  # T6
         """
         for question in self.open.values():
             self._again(question, question.away.keys() & names)
 
     def anew(self, names: Iterable[str]) -> None:
-        """These agents started again, and may never have been gone: what was sealed for their last start says nothing
-        to them.  # T14
+        """These agents started again, perhaps without a disconnection: what was sealed for their last start is not
+        valid for them.  # T14
         """
         for question in self.open.values():
             self._again(question, question.waiting.intersection(names) - question.away.keys())
 
     def back(self, names: Iterable[str]) -> None:
-        """These nodes are here and have heard what their groups owe them: what needs them is taken up."""
+        """These nodes are connected and have got the decisions of their groups: requests that wait for them are
+        handled."""
         if self._later:
             for x in self._later:
                 x.absent.difference_update(names)
             self._take_up([x for x in self._later if not x.absent])
 
     def _take_up(self, waiting: Sequence[_Later]) -> None:
-        """Who these requests wait for is back, or will not be."""
+        """Handle these requests: the nodes that they wait for are back, or will not be."""
         if waiting:
             self._later = [x for x in self._later if x not in waiting]
             for x in waiting:
                 self.request(x.head, x.args, x.raw)
 
     def _missed(self, question: Question, names: Iterable[str]) -> None:
-        """Below, nobody waits for these any more. Who is away may come back. Who is here has perhaps come back before
-        its loss was told, and is asked again; if that is said time and again, the question cannot be brought to it.
+        """The members below no longer wait for these nodes. A disconnected node may come back. A connected node may
+        have come back before its loss was reported, and is asked again; after several such reports the question counts
+        as undeliverable.
         """
         root, again = self.root, []
         for name in names:
@@ -322,7 +325,8 @@ class Questions(Replies):
         return min([*wakes, *(x.until_ns for x in self._later)], default=None)
 
     def cancel(self, client: str, id_: int) -> None:
-        """The client listens no more (0: to nothing). What nodes were asked they do all the same; nobody is told."""
+        """The client no longer listens to this request (0: to any). Nodes still do what they were asked; nobody gets
+        the answers."""
         for key in [k for k in self.told_ns if k[0] == client and id_ in (0, k[1])]:
             del self.told_ns[key]
         self._later = [x for x in self._later if x.head.client != client or id_ not in (0, x.head.id)]
@@ -334,12 +338,12 @@ class Questions(Replies):
     # -- clients ------------------------------------------------------------------------------------------------
 
     def request(self, head: Envelope, args: JsonRead, raw: bytes) -> None:
-        """What a person asks; ``raw`` is ``args`` as they were written. The answer is one ``result``, after ``part``
-        messages where nodes were asked.
+        """Handle a person's request; ``raw`` is ``args`` as received. The answer is one ``result``, after ``part``
+        messages if nodes were asked.
         """
         root, op = self.root, head.op
         try:
-            if len(raw) > request_max(head.caller.role):  # who carries it may not have looked
+            if len(raw) > request_max(head.caller.role):  # the member that carries it may not have checked
                 raise UsageError(f"a request of {len(raw)} bytes; at most {request_max(head.caller.role)}")
             if op not in SETTLING and self._busy_with(head.caller.user):
                 raise PactError("the root has too many questions under way", "try again in a moment")
@@ -367,19 +371,20 @@ class Questions(Replies):
                 self.reply(head, exc.exit_code, exc.message, exc.hint, failed=exc.failed)
         except PactError as exc:
             self.reply(head, exc.exit_code, exc.message, exc.hint)
-        except Exception as exc:  # whatever a person asks, the others' root goes on  # T13
+        except Exception as exc:  # a bug in one person's request must not end the root for all others  # T13
             root.note(f"{op} of {head.caller.user}: {type(exc).__name__}: {exc}"[:SAID_MAX])
             self.reply(head, EXIT_FAILED, f"internal error: {type(exc).__name__}")
 
     def _busy_with(self, user: str) -> bool:
-        """There is enough under way, of this person's or of all people's. The root's own questions stop nobody."""
+        """Whether enough requests are open already, of this person or of all people. The root's own questions do not
+        count."""
         people = [q.caller.user for q in self.open.values() if q.client]
         people += [x.head.caller.user for x in self._later]
         return len(people) >= QUESTIONS_MAX or people.count(user) >= QUESTIONS_EACH_MAX
 
     def targets(self, text: str | None) -> tuple[list[str], list[str]]:
-        """Connected and absent nodes of a node set (``None``: every node that the root has heard of, and not forgotten
-        for good).
+        """Connected and absent nodes of a node set (``None``: every node that the root knows and that was not taken out
+        of service).
         """
         root = self.root
         if text is None:
@@ -435,13 +440,13 @@ class Questions(Replies):
 
 
 def allowed(absent: Mapping[str, str], allow: Allowed) -> bool:
-    """May these be absent?"""
+    """Whether these nodes may be absent."""
     return len(absent) <= allow if isinstance(allow, int) else absent.keys() <= allow
 
 
 def require_role(caller: Asker, least: str, what: str) -> None:
-    """Raises DeniedError. Nodes check their own; this is for what the root itself decides."""
-    if caller.role == "agent" or RANK.get(caller.role, -1) < RANK[least]:  # nobody is the agent
+    """Raises DeniedError. Nodes check their own operations; this is for what the root itself decides."""
+    if caller.role == "agent" or RANK.get(caller.role, -1) < RANK[least]:  # no person may be the agent
         raise DeniedError(f"{what} needs the role {least}; {caller.user} is {caller.role}", BY_KEY)
 
 
@@ -451,7 +456,7 @@ def encoded(request: Op) -> bytes:
 
 
 def _own_request(op: str, args: JsonRead) -> Op:
-    """What the root is asked itself. Fields that it does not know it passes over. Raises UsageError."""
+    """A request to the root itself. Unknown fields are ignored. Raises UsageError."""
     kind = ops.AT_ROOT[op]
     known = {name: args[name] for name in ops.types_of(kind) if name in args}
     if wrong := ops.wrong(kind, known):
@@ -467,13 +472,14 @@ def _require_small(args: JsonRead, raw: bytes) -> None:
 
 
 def require_short(message: str) -> None:
-    """It stands in the log, in every list of groups, and in every member's journal."""
+    """Raises UsageError for a message that is too long: it is stored in the log, in every list of groups, and in every
+    member's journal."""
     if len(message) > MESSAGE_MAX:
         raise UsageError(f"a message of {len(message)} characters; at most {MESSAGE_MAX}")
 
 
 def refuse_absent(root: Term, absent: Mapping[str, str], allow: Allowed, what: str) -> None:
-    """Raises AbsentError unless these may be absent."""
+    """Raises AbsentError unless these nodes may be absent."""
     if not allowed(absent, allow):
         raise AbsentError(
             f"{what}: {root.sets.fold(absent)} cannot be reached",

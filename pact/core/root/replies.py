@@ -1,4 +1,4 @@
-"""What people hear from the root: results that fit a message, and how far their requests are."""
+"""The root's answers to people: results that fit a message, and the progress of requests."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from pact.model import NS_PER_S, JsonRead
 
 PROGRESS_NS: Final = NS_PER_S // 10
 NAMES_MAX: Final = 32_000
-#: Characters of all that failed, in one result: with every character escaped it still fits a head.
+#: Characters of all failures in one result: even with every character escaped it fits a head.
 FAILED_MAX: Final = 384 << 10
 
 
 class Replies:
-    """Of one root."""
+    """The replies of one root."""
 
     def __init__(self, root: Term) -> None:
         self.root = root
-        self.told_ns: dict[tuple[str, int], int] = {}  # requests that wait for a result -> when they heard of it last
+        # request without a result yet -> when its client last got a message
+        self.told_ns: dict[tuple[str, int], int] = {}
 
     def reply(
         self,
@@ -32,7 +33,7 @@ class Replies:
         result: JsonRead | None = None,
         failed: Mapping[str, str] | None = None,
     ) -> None:
-        """End a client's request. What is too long for a message is cut, and the message says so."""
+        """End a client's request. A result that is too long for a message is cut, and the message says so."""
         self.told_ns.pop(head.key, None)
         body, cut = fitting(result or {})
         self.root.down(
@@ -49,7 +50,7 @@ class Replies:
         )
 
     def fold_failed(self, failed: Mapping[str, str]) -> dict[str, str]:
-        """``{node set: why}``. Beyond ``FAILED_MAX`` nodes are named without their reasons, or counted."""
+        """``{node set: why}``. Beyond ``FAILED_MAX`` characters nodes are named without reasons, or only counted."""
         by_why: dict[str, list[str]] = {}
         for name, why in failed.items():
             by_why.setdefault(clipped(why), []).append(name)
@@ -78,7 +79,7 @@ class Replies:
         return {**out, "others": f"{more} more node sets, too many for one answer"} if more else out
 
     def _folded(self, names: list[str]) -> list[str]:
-        """One node set; more of them where the names do not fold and one text would be longer than a head takes."""
+        """One node set; or several, if the names do not fold and one text would be too long for a head."""
         text = self.root.sets.fold(names)
         if len(text) <= NAMES_MAX or len(names) == 1:
             return [text]
@@ -88,7 +89,7 @@ class Replies:
         return [t for piece in pieces for t in self._folded(piece)]
 
     def progress(self, head: Envelope, done: int, total: int) -> None:
-        """How far it is, at most every ``PROGRESS_NS`` beside the beginning and the end of each step."""
+        """Report the progress of a step, at most every ``PROGRESS_NS``, and always at its beginning and end."""
         key, now_ns = head.key, self.root.t_ns
         if 0 < done < total and now_ns - self.told_ns.get(key, now_ns - PROGRESS_NS) < PROGRESS_NS:
             return

@@ -1,7 +1,9 @@
-"""The root's decisions: what is committed to the log, who is asked, and what is told to whom. No socket, no disk.
+"""The root's decisions: what is written to the log, which nodes are asked, and which messages go to whom. No socket, no
+disk.
 
-It speaks the messages of the tree as any parent does (``specs/cluster.md``): ``received`` takes what comes up, ``Down``
-is what goes down. Groups are in ``groups``, commands in ``questions``, the log and the nodes in ``term``.  # K1
+The root speaks the messages of the tree as any parent does (``specs/cluster.md``): ``received`` takes messages from
+below, ``Down`` is a message to below. Groups are in ``groups``, commands in ``questions``, the log and the nodes in
+``term``.  # K1
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from pact.errors import EXIT_USAGE, PactError
 
 
 class Root(Term):
-    """One term of a leading root, and what people, nodes and groups ask of it."""
+    """One term of a leading root, and the requests of people, nodes and groups."""
 
     def __init__(
         self,
@@ -36,14 +38,14 @@ class Root(Term):
         seals: RootSeals | None = None,
         secret: bytes = b"",
     ) -> None:
-        """``seals``: of this term; ``secret``: random bytes that nobody else has, for people's challenges."""
+        """``seals``: of this term; ``secret``: random bytes for people's challenges, known to nobody else."""
         super().__init__(name, state, fence, sets, limits, seals, secret)
         self.questions = Questions(self)
         self.groups = Groups(self.questions)
         self.questions.ops = self.groups.ops
 
     def start(self, t_ns: int, wall_ns: int, boot_id: str, offset_ns: int) -> list[Effect]:
-        """Begin the term. ``t_ns`` is node time as ``offset_ns`` makes it."""
+        """Begin the term. ``t_ns`` is node time, computed with ``offset_ns``."""
         self.at(t_ns, wall_ns)
         self.begun_ns = self.t_ns
         reboot = bool(self.state.boot_id) and boot_id != self.state.boot_id
@@ -58,7 +60,7 @@ class Root(Term):
         return self.flush()
 
     def received(self, message: Message, t_ns: int, wall_ns: int) -> list[Effect]:
-        """A message from below. Its form was checked by the codec, its sender by the relay."""
+        """Handle a message from below. The codec has checked its form, the relay its sender."""
         self.at(t_ns, wall_ns)
         handler = _KINDS.get(message.kind)
         if handler is None:

@@ -1,4 +1,4 @@
-"""What the root knows of an unfinished group beside its records, and how it shows it.
+"""What the root knows of an unfinished group besides its records, and how it shows the group.
 
 All of it can be forgotten: a new root asks again, and gets the same answers.
 """
@@ -20,11 +20,11 @@ from pact.errors import UsageError
 from pact.model import NS_PER_S, Json, JsonRead
 
 NAMED_MAX: Final = 5
-TOLD_NS: Final = 40 * NS_PER_S  # members tell their groups every 30 s
-BLOCKED_MAX: Final = 100  # nodes whose consumers are shown one by one; of the others the number
-WHY_MAX: Final = 200  # characters of a reason of one among many
+TOLD_NS: Final = 40 * NS_PER_S  # members report their groups every 30 s
+BLOCKED_MAX: Final = 100  # nodes whose consumers are shown one by one; of the others only the number
+WHY_MAX: Final = 200  # characters of one reason among many
 
-#: What else a member can be as it says itself; the words of the root's are not for it.
+#: What a member may also say about itself; it may not use the words that are reserved for the root.
 SAYS: Final = ("diverged: ", "left: ", "committed", "rolled back", "forgotten")
 MEMBER: Final = "member"
 UNKNOWN: Final = "unknown"
@@ -33,12 +33,12 @@ OPEN: Final = "open"
 VOTING: Final = "voting"
 BLOCKED: Final = "blocked"
 DECIDING: Final = "deciding"  # the decision is being written
-EXTENDING: Final = "extending"  # more time is being written
+EXTENDING: Final = "extending"  # an extension is being written
 CARRYING: Final = "carrying out"
 PAUSED: Final = "paused"
-FINISHING: Final = "finishing"  # that all have done it is being written
+FINISHING: Final = "finishing"  # the record that all members are done is being written
 
-#: Nobody settles it just now.
+#: In these steps nobody can settle the group.
 BUSY: Final = (APPLYING, VOTING, DECIDING, EXTENDING, FINISHING)
 
 #: (step, input) -> next step. A pair that is absent is refused by name, never ignored.
@@ -71,7 +71,8 @@ class StepError(AssertionError):
 
 @dataclass(slots=True)
 class Ballot:
-    """One vote: its number, who has said what, who is missed and may be (``allow``), and whether it is by force."""
+    """One vote: its number, the answers, the missing members and the allowed ones (``allow``), and whether force is
+    used."""
 
     n: int = 0
     allow: Allowed = 0
@@ -83,7 +84,7 @@ class Ballot:
 
 @dataclass(slots=True)
 class Run:
-    """What the root knows of an unfinished group beside its records. ``take`` alone writes ``step``."""
+    """What the root knows of an unfinished group besides its records. Only ``take`` writes ``step``."""
 
     id: str
     members: list[str]
@@ -98,18 +99,20 @@ class Run:
     done: set[str] = field(default_factory=set)
     failed: dict[str, Refusal] = field(default_factory=dict)
     retry_at_ns: int | None = None
-    heads: list[Envelope] = field(default_factory=list)  # whoever waits for how it ends
-    odd: dict[str, str] = field(default_factory=dict)  # said that they were done, with another outcome
+    heads: list[Envelope] = field(default_factory=list)  # requests that wait for the group's end
+    # members that reported the end with an outcome other than the decision
+    odd: dict[str, str] = field(default_factory=dict)
 
     def take(self, what: str) -> None:
-        """Make one transition. Raises StepError where the table has none."""
+        """Make one transition. Raises StepError if the table has no such transition."""
         try:
             self.step = TABLE[self.step, what]
         except KeyError:
             raise StepError(self.id, self.step, what) from None
 
     def heard(self, names: Sequence[str], state: str) -> None:
-        """What members say of themselves. Why an apply failed, or did not reach one, says more than what came of it."""
+        """Take in what members say about themselves. A known reason why an apply failed or did not reach a member is
+        kept: it says more."""
         state = state[:WHY_MAX] if state in (MEMBER, NOT_APPLIED) or state.startswith(SAYS) else UNKNOWN
         for name in names:
             known = self.states.get(name, "")
@@ -121,13 +124,13 @@ class Run:
                 self.states[name] = state
 
     def tell(self, questions: Questions, done: int, total: int) -> None:
-        """Whoever waits hears how far it is."""
+        """Report progress to the requests that wait."""
         for head in self.heads:
             questions.progress(head, done, total)
 
 
 def shown(root: Term, run: Run | None, group: Group, *, viewer: bool = False) -> Json:
-    """One group for people and programs. Of command lines, viewers see the program's name.  # S2"""
+    """One group for people and programs. Viewers see only the program's name of each command line.  # S2"""
     state, ends = standing(root, run, group)
     return {
         "group": group.id,
@@ -147,7 +150,7 @@ def shown(root: Term, run: Run | None, group: Group, *, viewer: bool = False) ->
 
 
 def _in_the_way(run: Run) -> dict[str, Refusal]:
-    """Who said no or failed; with ``--require all`` it is enough that somebody is away."""
+    """The members that said no or failed; with ``--require all`` also those that are away."""
     ballot = run.ballot
     said = {**ballot.no, **run.failed}
     if run.step == BLOCKED and not ballot.no:
@@ -156,7 +159,8 @@ def _in_the_way(run: Run) -> dict[str, Refusal]:
 
 
 def standing(root: Term, run: Run | None, group: Group) -> tuple[str, int | None]:
-    """How it stands, and when it ends by itself, if it does. Costs nothing, however many its members are."""
+    """The group's state, and the time when it ends by itself, if any. The cost does not depend on the number of
+    members."""
     ends = None
     if group.state == ACTIVE and (run is None or run.step != BLOCKED) and not root.state.holds:
         ends = group.ends_ns
@@ -167,7 +171,8 @@ def standing(root: Term, run: Run | None, group: Group) -> tuple[str, int | None
 
 
 def _blocked(said: Mapping[str, Refusal], viewer: bool) -> dict[str, Json]:
-    """``{node: {why, holders}}``. Beyond ``BLOCKED_MAX`` nodes: ``more``, how many consumers are not named."""
+    """``{node: {why, holders}}``. Beyond ``BLOCKED_MAX`` nodes: ``more``, the number of consumers that are not
+    named."""
     out: dict[str, Json] = {}
     for name, v in said.items():
         if len(out) < BLOCKED_MAX:
@@ -183,7 +188,7 @@ def _named(holder: JsonRead) -> Json:
 
 
 def _ended(group: Group) -> dict[str, str]:
-    """How it ended on each member."""
+    """The outcome on each member."""
     return dict(group.ended or {group.outcome: group.nodes}) if group.state == FINISHED else {}
 
 
@@ -204,14 +209,15 @@ def _members(root: Term, run: Run, group: Group) -> dict[str, str]:
 
 
 def _state_here(root: Term, run: Run, name: str) -> str:
-    """Of a connected member. After a change of root members tell which groups they have; who does not has none."""
+    """The state of a connected member. After a change of root members report their groups; a member that reports none
+    has none."""
     silent_ns = root.t_ns - root.nodes[name].since_ns
     return run.states.get(name, "member" if run.apply_args or silent_ns < TOLD_NS else NOT_APPLIED)[:WHY_MAX]
 
 
 def stopped(root: Term, group: Group) -> bool:
-    """The whole fleet is held: nothing more is rolled back, decided or not, unless it is on record that somebody forces
-    it.  # G8
+    """Whether holds of the whole fleet stop this group: no rollback continues, decided or not, unless force is
+    recorded.  # G8
     """
     return bool(root.state.holds) and group.decision == "rollback" and not group.terms.force
 
@@ -222,7 +228,7 @@ def held_by(root: Term) -> str:
 
 
 def reasons(root: Term, run: Run) -> str:
-    """Who said no, and why, folded: the first few."""
+    """The first few members that said no, folded, with their reasons."""
     by_why: dict[str, list[str]] = {}
     for name, no in run.ballot.no.items():
         by_why.setdefault(no.why, []).append(name)
@@ -235,7 +241,7 @@ def reasons(root: Term, run: Run) -> str:
 
 
 def as_written(root: Term, members: Sequence[str]) -> str:
-    """The members as the log has them; "" if the next root could not read them from it."""
+    """The members as the log stores them; "" if the next root could not read them from it."""
     text = root.sets.fold(members)
     try:
         return text if set(root.sets.expand(text)) == set(members) else ""
@@ -244,12 +250,12 @@ def as_written(root: Term, members: Sequence[str]) -> str:
 
 
 def caller_of(group: Group) -> Asker:
-    """Who decided it, for the members' journals: a person, or the root itself where its window ended."""
+    """The person who decided the group, for the members' journals; or the root itself if the group's window ended."""
     if group.by.get("via") != "cluster":
         return PACT
     return Asker(group.by["user"], group.by["role"])
 
 
 def number(gid: str) -> int:
-    """Of ``g7``; 0 for what is no group's name."""
+    """The number of ``g7``; 0 for a text that is not the name of a group."""
     return int(gid[1:]) if gid[:1] == "g" and gid[1:].isascii() and gid[1:].isdigit() and len(gid) < 18 else 0

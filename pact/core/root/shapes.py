@@ -1,7 +1,8 @@
-"""What stands in the root's log beside records, checked before it is folded: chunks' heads and snapshots. Pure.
+"""Checks of the parts of the root's log other than records, before they are folded: heads of chunks, and snapshots.
+Pure.
 
-The log may have been put back from a backup that somebody edited, or hold what no root wrote. Here it is refused with
-ValueError, once, so that the fold may take every field as what it is.
+The log may have been restored from an edited backup, or hold data that no root wrote. These checks refuse such data
+with ValueError, once, so that the fold may trust every field.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ def _size(value: Any) -> bool:
 
 
 def _fields(needed: Mapping[str, Check], more: Mapping[str, Check] | None = None, *, closed: bool = False) -> Check:
-    """A table with these fields; ``more``: others that must be right if they are there. ``closed``: and no others."""
+    """A table with these fields; ``more``: optional fields that must be right if present. ``closed``: no other
+    fields."""
     known = {**needed, **(more or {})}
 
     def check(value: Any) -> bool:
@@ -135,7 +137,7 @@ SNAPSHOT: Final[Mapping[str, Check]] = {
 
 
 def require_snapshot(data: Any) -> None:
-    """Without its version. What an older root did not keep may be missing."""
+    """Check a snapshot without its version. Fields that an older root did not keep may be missing."""
     if type(data) is not dict:
         raise ValueError("the snapshot is no object")
     for name, value in data.items():

@@ -1,7 +1,7 @@
-"""How much of the root's log one node may write: so much at once, and then so much a second.
+"""How much of the root's log one node may write: a burst, and then a rate per second.
 
-Everybody's records share one log, which keeps a bounded number of events. What a node sends beyond its share is not
-taken, and not lost: it stands in the node's journal, is not acknowledged, and is sent again.  # T9
+The records of all nodes share one log, which keeps a bounded number of events. Events beyond a node's share are not
+taken, and not lost: they stay in the node's journal, are not acknowledged, and are sent again.  # T9
 """
 
 from __future__ import annotations
@@ -11,18 +11,19 @@ from typing import Final
 from pact.limits import SHARE_BYTES, SHARE_EVENTS
 from pact.model import NS_PER_S
 
-BYTES_PER_EVENT: Final = 16 << 10  # of each event of the share
+BYTES_PER_EVENT: Final = 16 << 10  # the bytes that each event of the share allows
 
 
 class Shares:
-    """``per_s``: events a second of each node, beyond ``SHARE_EVENTS``; 0: as many as come."""
+    """``per_s``: events per second of each node, beyond ``SHARE_EVENTS``; 0: no limit."""
 
     def __init__(self, per_s: int) -> None:
         self._per_s = per_s
-        self._used: dict[str, tuple[int, float, float]] = {}  # at which time, events and bytes over what was given back
+        # node -> time, and the events and bytes used beyond what was given back by then
+        self._used: dict[str, tuple[int, float, float]] = {}
 
     def takes(self, node: str, events: int, size: int, t_ns: int) -> bool:
-        """So many new events of this node are taken now. What is taken once may go beyond the share by one batch."""
+        """Whether this number of new events of the node is taken now. One batch may exceed the share."""
         if not self._per_s:
             return True
         at_ns, used, volume = self._used.get(node, (t_ns, 0.0, 0.0))
@@ -35,7 +36,7 @@ class Shares:
         return not over
 
     def forget(self, nodes: list[str], t_ns: int) -> None:
-        """Those of them that have used nothing of late need not be remembered."""
+        """Forget those of these nodes that have used nothing lately."""
         for node in nodes:
             at_ns, used, volume = self._used.get(node, (t_ns, 0.0, 0.0))
             back = (t_ns - at_ns) * self._per_s / NS_PER_S

@@ -1,4 +1,4 @@
-"""Somebody looks at groups: what the root knows, and of one group what its members say just now."""
+"""Requests to see groups: what the root knows, and for one group what its members say now."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from pact.core.root.runs import BLOCKED, OPEN, Run, number, shown
 from pact.errors import UsageError
 from pact.model import NS_PER_S
 
-LOOK_NS: Final = 5 * NS_PER_S  # who looks waits so long for members' words at most
+LOOK_NS: Final = 5 * NS_PER_S  # how long such a request waits for members at most
 
 
 def look(questions: Questions, runs: Mapping[str, Run], head: Envelope, args: Groups) -> None:
-    """One group, or those that are not finished, or ``all``. Members are asked about one that waits for a person, since
-    what they said when they applied it may be long past; who says nothing is shown as before.
+    """Show one group, or the unfinished ones, or ``all``. Members of a group that waits for a person are asked, since
+    their answers from the application may be old; a member that does not answer is shown as before.
     """
     root = questions.root
     groups = root.state.groups

@@ -1,6 +1,6 @@
-"""One term of a leading root: its log, the nodes that it knows, what it tells, and time. No socket, no disk.
+"""One term of a leading root: its log, the nodes that it knows, its messages, and time. No socket, no disk.
 
-``Commit`` is durable when the shell says ``durable``; everything that depends on it waits for that.  # K1
+A ``Commit`` is durable when the shell calls ``durable``; everything that depends on it waits for that.  # K1
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from pact.limits import ROOT_DENIED_PER_MINUTE
 from pact.model import NS_PER_S, Json, JsonRead
 from pact.values import dataclass
 
-#: So long a node that has gone may come back, under another aggregator or with a new agent, and is asked again.
+#: How long a disconnected node may take to come back, under another aggregator or with a new agent, to be asked again.
 AWAY_NS: Final = 10 * NS_PER_S
-#: A chunk takes no more once it has this many bytes of lines.
+#: A chunk with this many bytes of lines takes no more.
 CHUNK_SOFT_BYTES: Final = 512 << 10
-#: Batches that wait for a chunk. Beyond it they are dropped; their senders are told to send them again.
+#: The most bytes of batches that wait for a chunk. Further batches are dropped; their senders are told to send again.
 WAITING_MAX_BYTES: Final = 64 << 20
 REWIND_NS: Final = NS_PER_S
 DENIED_USERS_MAX: Final = 1000
@@ -37,17 +37,17 @@ DETAIL_MAX: Final = 200
 
 
 class NodeSets(Protocol):
-    """ClusterShell's node sets, handed in so that the core needs no library."""
+    """ClusterShell's node sets, passed in so that the core needs no library."""
 
     def expand(self, text: str) -> list[str]:
-        """Raises UsageError for what is no node set."""
+        """Raises UsageError for a text that is not a node set."""
 
     def fold(self, names: Iterable[str]) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the root's configuration says about groups. Times in nanoseconds."""
+    """The settings for groups from the root's configuration. Times in nanoseconds."""
 
     wave: int = 2000
     waves_at_once: int = 2
@@ -57,7 +57,7 @@ class Limits:
     retry_ns: int = 30 * NS_PER_S
     floor_ns: int = 60 * NS_PER_S
     on_busy_retry: bool = False
-    share_per_s: int = 10  # events of one node, beyond those that it may send at once
+    share_per_s: int = 10  # events per second of one node, beyond those that it may send at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +78,8 @@ class Commit:
 
 @dataclass(frozen=True, slots=True)
 class Publish:
-    """A chunk that is durable, for the public side. ``last``: its last number of each type; ``incarnation``: the log's,
-    which has none before its first chunk.
+    """A durable chunk, for the public side. ``last``: its last number of each type; ``incarnation``: of the log, which
+    has none before its first chunk.
     """
 
     chunk: bytes
@@ -109,7 +109,7 @@ class _Flying:
 
 @dataclass(slots=True)
 class Known:
-    """A node that is connected somewhere below."""
+    """A node that is connected below the root."""
 
     rack: str
     session: int
@@ -123,7 +123,7 @@ class Counters:
 
 
 class Term:
-    """Made from the log's state when elected, thrown away when deposed. What is asked of it is ``Root``'s."""
+    """Made from the log's state at the election, discarded when the root is deposed. ``Root`` handles the requests."""
 
     def __init__(
         self,
@@ -135,7 +135,7 @@ class Term:
         seals: RootSeals | None = None,
         secret: bytes = b"",
     ) -> None:
-        """``seals``: of this term; ``secret``: random bytes that nobody else has, for people's challenges."""
+        """``seals``: of this term; ``secret``: random bytes for people's challenges, known to nobody else."""
         self.name = name
         self.seals = seals
         self.persons = Persons(seals, secret) if seals is not None else None
@@ -154,19 +154,20 @@ class Term:
         self._flying: _Flying | None = None
         self._acks: dict[str, tuple[str, int]] = {}
         self.rewound: dict[str, int] = {}
-        self.behind: dict[str, str] = {}  # whose records were not taken -> their incarnation
+        self.behind: dict[str, str] = {}  # node whose records were not taken -> its incarnation
         self.watchers: dict[tuple[str, int], frozenset[str] | None] = {}
-        self.fleet_seq = max(0, state.chain.seq)  # a new log has no record yet, and a child may come already
-        self._denied: tuple[int, dict[str, int]] = (0, {})  # in this minute, how often who
+        self.fleet_seq = max(0, state.chain.seq)  # a new log has no record yet, but a child may already connect
+        self._denied: tuple[int, dict[str, int]] = (0, {})  # a minute, and how often each user was denied in it
         self.twins = Twins()
         self.shares = Shares(self.limits.share_per_s)
-        self._whole: tuple[int, dict[str, int]] = (-1, {})  # of which telling of the holds, and what was left of each
-        self.left_ns: dict[str, int] = {}  # who has gone a moment ago, and when, the earliest first
+        # the number of a message about holds, and the time that each hold had left then
+        self._whole: tuple[int, dict[str, int]] = (-1, {})
+        self.left_ns: dict[str, int] = {}  # recently disconnected node -> when, the earliest first
         self.begun_ns = self.t_ns
-        self._said: dict[tuple[str, str], int] = {}  # who and what was refused -> how often
+        self._said: dict[tuple[str, str], int] = {}  # (who, what was refused) -> how often
 
     def durable(self, first: int, count: int, t_ns: int, wall_ns: int) -> list[Effect]:
-        """The chunk that ``Commit`` asked for is in the log."""
+        """The chunk of the last ``Commit`` is in the log."""
         self.at(t_ns, wall_ns)
         flying, self._flying = self._flying, None
         assert flying is not None and (flying.first, flying.count) == (first, count), (first, count)
@@ -185,7 +186,7 @@ class Term:
         return {"user": caller.user, "uid": None, "role": caller.role, "via": "cluster"}
 
     def record(self, payload: Payload, actor: JsonRead, then: Callable[[], None] | None = None) -> None:
-        """Write one of the root's own records; ``then`` when it is durable, never before.  # G1"""
+        """Write one of the root's own records; ``then`` is called when it is durable, never before.  # G1"""
         self._own.append((payload, actor, then or _nothing))
 
     def down(self, kind: str, head: Head, body: bytes = b"") -> None:
@@ -197,8 +198,8 @@ class Term:
         self._emit(Note(text))
 
     def refuse(self, what: str, who: str = "", detail: str = "") -> None:
-        """Something came that nobody should have sent. ``what`` is one of a handful of texts of our own: what a node
-        wrote must not make each line another one. Counted, and said at the first time and at powers of two.  # T13
+        """Refuse something that no member should send. ``what`` is one of a few fixed texts: a node must not be able to
+        make every line different. Refusals are counted, and logged at the first time and at powers of two.  # T13
         """
         self.counters.refused[what] = self.counters.refused.get(what, 0) + 1
         if (who, what) not in self._said and len(self._said) >= REFUSED_MAX:
@@ -209,7 +210,7 @@ class Term:
             self.note(f"refused: {what}{f' of {who}' if who else ''}{more} ({count})")
 
     def record_denied(self, op: str, why: str, caller: Asker) -> None:
-        """Refusals are recorded, but cannot fill the log."""
+        """Record refusals, but not so many that they fill the log."""
         minute = self.t_ns // (60 * NS_PER_S)
         if minute != self._denied[0]:
             self._denied = (minute, {})
@@ -221,8 +222,8 @@ class Term:
             self.record(payloads.Denied(request=op, why=why), self.actor(caller))
 
     def fleet(self) -> NewHead:
-        """The head of a ``fleet`` message, as ``welcome`` carries it too. ``whole_ns``: what was left of a hold when
-        this table was first told, which is what is sealed.
+        """The head of a ``fleet`` message, which ``welcome`` also carries. ``whole_ns``: the time that each hold had
+        left when this table was first sent; the seal covers that.
         """
         holds = [{**h, "left_ns": max(0, self.state.holds[h["hold"]].ends_ns - self.t_ns)} for h in self.holds()]
         if self.seals is None:
@@ -234,22 +235,22 @@ class Term:
         return {"fence": self.fence, "seq": self.fleet_seq, "holds": holds, "term": self.seals.term}
 
     def tell_fleet(self, names: Iterable[str]) -> None:
-        """What the whole fleet is told, sealed for each of these."""
+        """Send the holds of the whole fleet to these nodes, sealed for each."""
         head = self.fleet()
         if self.seals is not None:
             head["seals"] = self.seals.fleet(head, names)
         self.down("fleet", head)
 
     def holds(self) -> list[Json]:
-        """Of the whole fleet, as people and programs see them."""
+        """The holds of the whole fleet, in the form for people and programs."""
         return [{"hold": h.id, "owner": h.user, "reason": h.reason, "ends": h.ends} for h in self.state.holds.values()]
 
     def take_effects(self) -> list[Effect]:
-        """What a question from outside a step has led to."""
+        """The effects of a call from outside a step."""
         return self.flush()
 
     def at(self, t_ns: int, wall_ns: int) -> None:
-        """What time it is: time passes also where nothing comes in, and what is asked next counts from now."""
+        """Set the time: it passes also while no message comes, and later timeouts count from it."""
         self.t_ns, self.wall_ns = max(self.t_ns, t_ns), wall_ns
 
     def _emit(self, effect: Effect) -> None:
@@ -259,7 +260,7 @@ class Term:
         self._acknowledge()
         if self._flying is None and (self._waiting or self._own):
             self._commit()
-            self._acknowledge()  # of what was in the log already
+            self._acknowledge()  # of records that were in the log already
         if self.behind:
             self._rewind()
         effects, self._effects = self._effects, []
@@ -311,15 +312,15 @@ class Term:
             self.behind[batch.node] = batch.incarnation
 
     def _rewind(self) -> None:
-        """Whose records were not taken hears from where on to send them, now and then; whoever keeps them on the way
-        forgets them, so that they are in nobody's way.  # T5
+        """From time to time, tell the nodes whose records were not taken from where on to send them. Members on the way
+        drop the records that they keep, so that these block nothing.  # T5
         """
         rows = []
         for node, incarnation in list(self.behind.items()):
             if self.rewound.get(node, -REWIND_NS) + REWIND_NS <= self.t_ns:
                 del self.behind[node]
                 self.rewound[node] = self.t_ns
-                # What is durable: to the node this is an acknowledgement.  # K1
+                # Only the durable number: for the node it is an acknowledgement.  # K1
                 cursor = self.state.cursor_of(node, incarnation)
                 seq = cursor.seq if cursor is not None else -1
                 rows.append([node, incarnation, seq, True])
@@ -332,7 +333,7 @@ class Term:
             node, incarnation, first, count, size = row
             if self.seals is not None and not self.seals.events(row, body, seals[i]):
                 self.refuse("records without their node's seal", node)
-                self.behind[node] = incarnation  # they are in the way of the real ones, on the way here
+                self.behind[node] = incarnation  # on their way these records block the real ones
                 continue
             cursor = self.state.cursor_of(node, incarnation)
             new = first + count - 1 - max(first - 1, cursor.seq if cursor is not None else -1)
@@ -365,8 +366,8 @@ class Term:
         self.watchers[client, id_] = None if names is None else frozenset(names)
 
     def expected(self, absent: Iterable[str]) -> dict[str, int]:
-        """Those of them that have gone only just, or that a new root knows and has not heard of yet: until when they
-        may be back, the earliest first.
+        """Which of these nodes may come back, until when, the earliest first: nodes that have just disconnected, and
+        nodes that a new root knows and has not heard of yet.
         """
         known, begun_ns = self.state, self.begun_ns
         last = {

@@ -1,8 +1,8 @@
-"""Two machines with one key: an image that was cloned with it. Each takes the other's place at its parent, again and
-again; neither does anything wrong, and all of them look as if their network were bad.
+"""Two machines with one key: an image that was cloned with the key. Each takes the other's place at its parent, again
+and again; both behave correctly, and both look as if their network were bad.
 
-The sessions of one start share their high bits. An agent that starts again, or that moves, never comes back with those
-of an earlier start; several that run at once do, in turns.
+The sessions of one start share their high bits. An agent that starts again, or that moves, never returns to a session
+of an earlier start; several agents that run at once do, by turns.
 """
 
 from __future__ import annotations
@@ -12,20 +12,21 @@ from typing import Final
 from pact.core.tree.uplink import SESSION_BITS
 from pact.model import NS_PER_S
 
-#: One turn may be old news, from a parent that was cut off meanwhile.
+#: A single turn may be an old message from a parent that was cut off meanwhile.
 TURNS: Final = 3
-STARTS_MAX: Final = 16  # that are remembered of a node
+STARTS_MAX: Final = 16  # starts that are remembered of each node
 FORGET_NS: Final = 600 * NS_PER_S
 
 
 class Twins:
-    """What the root remembers of each node's starts."""
+    """The starts of each node that the root remembers."""
 
     def __init__(self) -> None:
-        self._of: dict[str, tuple[tuple[int, ...], int, int]] = {}  # starts, the newest first; turns; when the last was
+        # node -> its starts, the newest first; number of turns; time of the last turn
+        self._of: dict[str, tuple[tuple[int, ...], int, int]] = {}
 
     def came(self, node: str, session: int, t_ns: int) -> bool:
-        """True if this is one of several that take turns."""
+        """Whether this start is one of several that alternate."""
         start = session >> SESSION_BITS
         starts, turns, at_ns = self._of.get(node, ((start,), 0, t_ns))
         if start == starts[0]:

@@ -1,4 +1,4 @@
-"""Members vote, their votes are counted, and what they decide is written before it is carried out.  # G1, G3"""
+"""Members vote, the root counts the votes, and the decision is written before it is carried out.  # G1, G3"""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ VOTE_TRIES: Final = 2
 
 
 class Votes:
-    """Of all groups of one root. ``runs`` are those that are not finished."""
+    """The votes of all groups of one root. ``runs`` are the unfinished groups."""
 
     def __init__(self, questions: Questions) -> None:
         self.root = questions.root
@@ -61,8 +61,8 @@ class Votes:
     def ask_votes(
         self, run: Run, names: Iterable[str], vote: GroupVote, caller: Asker, then: Callable[[], None], tries: int
     ) -> None:
-        """Who is connected and did not answer (it is slow, or moved to another parent) is asked once more, and then
-        stands in a rollback's way: it may be the one with a consumer. Only who is away owes.  # F5
+        """Ask for votes. A connected member that did not answer (it is slow, or moved to another parent) is asked once
+        more, and then blocks a rollback: it may be the one with a consumer. Only a disconnected member owes.  # F5
         """
         root, ballot = self.root, run.ballot
 
@@ -89,11 +89,11 @@ class Votes:
         self.questions.ask_members(names, vote, caller, part, done)
 
     def counted(self, run: Run, action: str, terms: Terms, caller: Asker, before: tuple[str, int | None]) -> None:
-        """Every vote is in."""
+        """All votes are in."""
         root, ballot = self.root, run.ballot
         group = root.state.groups[run.id]
         never = {n: v.why for n, v in ballot.no.items() if v.absent}
-        if never and allowed({**ballot.missing, **never}, ballot.allow):  # it was never there: as good as missing
+        if never and allowed({**ballot.missing, **never}, ballot.allow):  # it never had the group: it counts as missing
             ballot.no = {n: v for n, v in ballot.no.items() if n not in never}
             ballot.missing.update(never)
         absent_stops = (
@@ -102,7 +102,7 @@ class Votes:
             else (group.require_all and bool(ballot.missing))
         )
         was_blocked = before[0] == BLOCKED
-        if action == "rollback" and root.state.holds and not ballot.force:  # placed while they voted  # G8
+        if action == "rollback" and root.state.holds and not ballot.force:  # a hold was placed during the vote  # G8
             run.take("block" if was_blocked else "free")
             self.stop(run, action, caller, held_by(root))
         elif not ballot.no and not absent_stops:
@@ -114,12 +114,13 @@ class Votes:
             self.stop(run, action, caller)
         else:
             run.take("block" if was_blocked else "free")
-            if was_blocked:  # its window had ended: a person decides, as before
+            if was_blocked:  # its window had ended before: a person decides, as before
                 run.retry_at_ns = before[1]
             self.stop(run, action, caller)
 
     def stop(self, run: Run, action: str, caller: Asker, held: str = "") -> None:
-        """Somebody said no, or is needed and away. Nothing is written; who said yes is free again.  # F5, G3"""
+        """A member said no, or is needed and away. Nothing is written; the members that said yes are free
+        again.  # F5, G3"""
         root, ballot = self.root, run.ballot
         why = held or reasons(root, run)
         if held:
@@ -172,7 +173,7 @@ class Votes:
         )
 
     def away(self, run: Run) -> dict[str, str]:
-        """Members that are missed: not those that were taken out of service."""
+        """Members that are missing, without those that were taken out of service."""
         return {n: ABSENT for n in run.members if n not in self.root.nodes and n not in self.root.state.forgotten}
 
     def shown(self, gid: str) -> Json:
@@ -180,7 +181,7 @@ class Votes:
         return shown(self.root, self.runs.get(gid), self.root.state.groups[gid])
 
     def number(self) -> int:
-        """Larger than every ballot of this and of earlier terms."""
+        """A number larger than every ballot of this and of earlier terms."""
         self._ballots += 1
         return self.root.fence * BALLOTS + self._ballots
 
