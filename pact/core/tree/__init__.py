@@ -1,1 +1,1 @@
-"""What travels between nodes, aggregators and roots, and what each member of the tree does with it. No socket."""
+"""The messages between nodes, aggregators and roots, and what each member of the tree does with them. No socket."""

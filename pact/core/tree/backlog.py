@@ -1,7 +1,7 @@
-"""A relay's events on their way up: kept in order until the root has them, sent as far as the parent's credit goes.
+"""A relay's events on their way up: kept in order until the root has them, sent as far as the parent's credit allows.
 
-Batches are opaque. Of each node they stay in the order in which they came; an acknowledgement is the root's, counts for
-everything before it, and is the only thing that empties this. A new parent gets all that is kept.  # T5
+Batches are opaque. The batches of each node stay in the order in which they came; an acknowledgement is the root's,
+covers everything before it, and is the only thing that removes batches. A new parent gets all that is kept.  # T5
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ class _Batch:
 
 
 class _Stream:
-    """What is kept of one node: batches that follow each other."""
+    """The kept batches of one node, without gaps."""
 
     __slots__ = ("batches", "bytes", "first", "incarnation", "last")
 
     def __init__(self, incarnation: str, first: int) -> None:
         self.incarnation = incarnation
         self.first = first
-        self.batches: deque[tuple[int, _Batch]] = deque()  # last record, batch
+        self.batches: deque[tuple[int, _Batch]] = deque()  # (last record, batch)
         self.last = -1
         self.bytes = 0
 
 
 class Backlog:
-    """``limit``: bytes that are kept at most; what does not fit is not taken, and is sent again by its node.
-    ``gather_ns``: after a message to the parent the next waits so long, or for ``GATHER_BYTES``. One event goes at
-    once; of many in a row few messages are made.
+    """``limit``: the most bytes that are kept; batches that do not fit are not taken, and their node sends them again.
+    ``gather_ns``: after a message to the parent the next one waits this long, or for ``GATHER_BYTES``. A single event
+    leaves at once; many in a row become few messages.
     """
 
     def __init__(self, limit: int, gather_ns: int = 0) -> None:
@@ -68,7 +68,8 @@ class Backlog:
     def put(
         self, row: list[object], node: str, incarnation: str, first: int, count: int, data: bytes, seal: str = ""
     ) -> bool:
-        """One batch from below, with its node's seal. False if it was not kept: here already, or no room."""
+        """Take one batch from below, with its node's seal. Returns False if it was not kept: kept before, or no
+        room."""
         stream = self._streams.get(node)
         last = first + count - 1
         if stream is not None and stream.incarnation != incarnation:  # the node was installed anew
@@ -76,7 +77,7 @@ class Backlog:
             stream = None
         if stream is not None:
             here = stream.first <= first and last <= stream.last
-            if here or first > stream.last + 1:  # a hole: the node sends what is missing, and this, again
+            if here or first > stream.last + 1:  # a gap: the node sends the missing batches, and this one, again
                 return False
             if stream.bytes + len(data) > STREAM_MAX:  # beyond every credit
                 self.refused += 1
@@ -97,8 +98,8 @@ class Backlog:
         return True
 
     def acknowledged(self, node: str, incarnation: str, seq: int, rewind: bool, t_ns: int) -> int:
-        """The root has this node's records up to ``seq``; after a ``rewind`` the node sends the rest again. Bytes that
-        were kept for it.
+        """The root has this node's records up to ``seq``; after a ``rewind`` the node sends the rest again. Returns the
+        number of kept bytes that this frees.
         """
         stream = self._streams.get(node)
         if stream is None or stream.incarnation != incarnation:
@@ -127,7 +128,7 @@ class Backlog:
         batch.data = b""
 
     def forget(self, node: str) -> None:
-        """The node is no longer below: it sends what is missing through another."""
+        """The node is no longer below: it sends missing records through another relay."""
         stream = self._streams.pop(node, None)
         if stream is not None:
             for _, batch in stream.batches:
@@ -140,7 +141,7 @@ class Backlog:
         assert not self._unsent, self._unsent
 
     def welcomed(self, credit: int, t_ns: int) -> None:
-        """A parent took us."""
+        """A parent has welcomed this relay."""
         self._credit = credit
         self._patience_ns = RESEND_NS
         self._again(t_ns)
@@ -158,13 +159,13 @@ class Backlog:
         self._progress_ns = t_ns
 
     def due_ns(self) -> int | None:
-        """When ``flush`` has something to send."""
+        """When ``flush`` will have something to send."""
         if not self._unsent or self._flight >= self._credit:
             return None
         return 0 if self._unsent >= GATHER_BYTES else self._sent_ns + self._gather_ns
 
     def flush(self, t_ns: int, *, now: bool = False) -> list[Up]:
-        """What is due; ``now``: all that the credit takes."""
+        """The messages that are due; ``now``: everything that the credit allows."""
         out: list[Up] = []
         due_ns = self.due_ns()
         if due_ns is None or (due_ns > t_ns and not now):
@@ -202,7 +203,7 @@ class Backlog:
         return self._progress_ns + self._patience_ns if self._credit and self._flight else None
 
     def tick(self, t_ns: int) -> None:
-        """Nothing was acknowledged for a while: everything again, ever more patiently."""
+        """Nothing was acknowledged for a while: send everything again, at growing intervals."""
         wake_ns = self.next_wake_ns()
         if wake_ns is not None and t_ns >= wake_ns:
             self._patience_ns = min(self._patience_ns * 2, RESEND_MAX_NS)

@@ -1,10 +1,10 @@
-"""When a parent asks its children whether they live: each ``BEAT_NS`` after the last that both are known to have said
-to each other, those whose times are close all at once.
+"""When a parent asks its children whether they are alive: ``BEAT_NS`` after the last moment at which both are known to
+have sent something. Children whose times are close are asked together.
 
-Who asks together is answered together: the loop turns a few times a second for any number of children, not once for
-each of their clocks, and a node is woken once a beat, not twice. While a node is at work, what it is asked and what it
-answers shows that both live; it is asked all the same after ``ASKED_NS``, because a beat also says who leads and what
-is held.
+Children that are asked together answer together: the loop runs a few times a second for any number of children, not
+once for each child's clock, and a node wakes once for each beat, not twice. While a node works, its calls and answers
+show that both sides are alive; the parent still asks after ``ASKED_NS``, because a beat also says who leads and which
+holds there are.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ ASKED_NS: Final = 3 * BEAT_NS
 
 
 class Beats:
-    """Nodes and aggregators, in the order of their times; clients ask by themselves."""
+    """Nodes and aggregators, in the order of their times; clients send beats by themselves."""
 
     def __init__(self, tree: Directory) -> None:
         self._tree = tree
-        self._due: dict[int, list[tuple[Rid, int]]] = {}  # time in ``TOGETHER_NS`` -> whom, by which entry
+        # time in units of ``TOGETHER_NS`` -> children to ask, with the number of the entry
+        self._due: dict[int, list[tuple[Rid, int]]] = {}
         self._n = 0
 
     def enter(self, child: Child, t_ns: int) -> None:
@@ -36,7 +37,7 @@ class Beats:
         self._due.setdefault(at_ns // TOGETHER_NS, []).append((child.rid, child.beat))
 
     def due(self, t_ns: int) -> list[Child]:
-        """Whom to ask now. Whose session has ended is passed over from now on."""
+        """The children to ask now. Children whose session has ended are dropped."""
         out: list[Child] = []
         now = t_ns // TOGETHER_NS
         for slot in sorted(s for s in self._due if s <= now):
@@ -58,7 +59,7 @@ class Beats:
 
 
 def _next_ns(child: Child) -> int:
-    """An aggregator also says with each beat whom it has, so it is always asked."""
+    """With each beat an aggregator also reports a checksum of the nodes below it, so it is always asked."""
     if child.below is not None:
         return child.asked_ns + BEAT_NS
     return min(min(child.heard_ns, child.told_ns) + BEAT_NS, child.asked_ns + ASKED_NS)

@@ -1,9 +1,10 @@
 """Calls on their way down, and their answers on their way up: split among children, merged as set unions.
 
-Equal answers become one part with all their names. A name counts once: what comes again, or from somewhere else,
+Equal answers become one part with all their names. A name counts once: a repeated answer, or one from another child,
 changes nothing.  # T6
-Who has sent everything up has nothing to remember: a call that comes again goes to the nodes again, and they answer
-what they answered before.
+
+A relay that has sent all answers up remembers nothing of a call: if the call comes again, it goes to the nodes again,
+and they give the same answers as before.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ PARTS_BYTES: Final = 1 << 20
 CALLS_MAX: Final = 1024
 GRACE_NS: Final = NS_PER_S
 TIMEOUT_MAX_NS: Final = 3600 * NS_PER_S
-PLACE: Final = "~" * SEAL_CHARS  # where a child's seal goes
-SPLICED_MAX: Final = 16 << 10  # bytes of a call that is copied for each child, its seal in it
+PLACE: Final = "~" * SEAL_CHARS  # placeholder for a child's seal
+SPLICED_MAX: Final = 16 << 10  # size in bytes up to which a call is copied for each child with the child's seal in it
 
 
 class Below(Protocol):
-    """A child, as far as calls know it. ``below`` is None for a node."""
+    """A child as calls see it. ``below`` is None for a node."""
 
     rid: bytes
     name: str
@@ -40,7 +41,8 @@ class Below(Protocol):
 
 
 class Together:
-    """Who has given one answer, and the exclusive or of their seals; of one alone the text as it came."""
+    """The names that gave one answer, and the exclusive or of their seals; for a single name, its seal's text as
+    received."""
 
     __slots__ = ("_one", "_xor", "names")
 
@@ -50,7 +52,7 @@ class Together:
         self._xor: int | None = None
 
     def join(self, names: Iterable[str], seal: str) -> bool:
-        """False where either is no seal."""
+        """Add names with their seal. Returns False if either text is not a seal."""
         more = seals_.number(seal)
         if self._xor is None:
             self._xor = seals_.number(self._one)
@@ -65,7 +67,7 @@ class Together:
 
 
 class Call:
-    """One call that is not answered by everybody yet."""
+    """One call that some nodes have not answered yet."""
 
     __slots__ = (
         "alone",
@@ -92,31 +94,32 @@ class Call:
         self.head = {**head, "nodes": None, "seals": "", "apart": False}
         self.body = body
         self.frame = wire.encode("call", self.head, body)
-        self.seals: dict[str, str] = {}  # the root's, for each name that has one
-        self.apart: set[str] = set()  # whose answers are not merged with others'
+        self.seals: dict[str, str] = {}  # the root's seal for each name that has one
+        self.apart: set[str] = set()  # names whose answers are not merged with others
         self.deadline_ns = deadline_ns
         self.direct: set[str] = set()
         self.via: dict[str, set[str]] = {}  # aggregator -> names
         self.left = 0
         self.parts: dict[bytes, list[str]] = {}
         self.sealed_parts: dict[bytes, Together] = {}
-        self.alone: list[tuple[list[str], bytes, str]] = []  # what is not merged
+        self.alone: list[tuple[list[str], bytes, str]] = []  # answers that are not merged
         self.bytes = 0
-        self.said: set[str] = set()  # whose answers have not gone up yet
+        self.said: set[str] = set()  # names whose answers have not gone up yet
         self.lost: dict[str, None] = {}
-        self.first_ns = -1  # when the oldest of what is not yet sent came; -1: there is none
+        self.first_ns = -1  # when the oldest unsent answer came; -1: there is none
         self.answered_ns = 0
         self.flushed = 0  # how often some of the answers went up
 
     def frame_for(self, names: Iterable[str]) -> bytes:
-        """For these: an aggregator's, or many children of ours at once, each of which finds itself among them."""
+        """A frame for these names: those of an aggregator, or many children of this relay at once, each of which finds
+        its own name in it."""
         named = list(names)
         seals = "".join([self.seals.get(n, seals_.NONE) for n in named]) if self.seals else ""
         apart = bool(self.apart) and not self.apart.isdisjoint(named)
         return wire.encode("call", {**self.head, "nodes": named, "seals": seals, "apart": apart}, self.body)
 
     def sealed(self, head: Head) -> None:
-        """What the root says of those whom it asks: a seal for each, and whether they are to answer one by one."""
+        """Take the root's seals for the names, and whether the nodes must answer separately."""
         if head["nodes"] is None:
             return
         if len(head["seals"]) == len(head["nodes"]) * SEAL_CHARS:
@@ -126,13 +129,13 @@ class Call:
             self.apart.update(head["nodes"])
 
     def frames_for(self, names: Sequence[str]) -> list[bytes]:
-        """A frame for each of these children, with its own seal: all but that is encoded once."""
+        """A frame for each of these children, with its own seal: everything else is encoded once."""
         whole = wire.encode("call", {**self.head, "seals": PLACE}, self.body)
         before, _, after = whole.partition(PLACE.encode())
         return [b"".join((before, self.seals.get(n, seals_.NONE).encode(), after)) for n in names]
 
     def add(self, child: Below, name: str) -> None:
-        """``name`` is asked through ``child``. If it was lost before, and that was not said yet, it is not lost."""
+        """Ask ``name`` through ``child``. If it was lost and that was not reported yet, it is no longer lost."""
         self.lost.pop(name, None)
         if name in self.said:
             return  # its answer is on its way up  # T6
@@ -150,7 +153,7 @@ class Call:
         return True
 
     def taken(self, child: Below, names: list[str]) -> list[str]:
-        """Those of the names that were waited for from this child; nobody waits for them any more."""
+        """Those of the names for which this child's answer was awaited; from now on it is not."""
         if child.below is None:
             return names if names and self.discard(child, names[0]) else []
         waiting = self.via.get(child.name)
@@ -162,7 +165,7 @@ class Call:
         return new
 
     def all_taken(self, child: Below, names: list[str]) -> bool:
-        """The same of many, if each of them was waited for, and none stands there twice; else nothing is done."""
+        """The same for many names, if each was awaited and none occurs twice; else nothing is done."""
         waiting, each = self.via.get(child.name), set(names)
         if not waiting or len(each) != len(names) or not each <= waiting:
             return False
@@ -179,7 +182,7 @@ class Call:
         self.answered_ns = t_ns
 
     def answer(self, names: list[str], body: bytes, t_ns: int, seal: str = "") -> None:
-        """What these have answered; ``seal``: theirs, together. What one seals and another does not is not merged."""
+        """Take the answer of these names; ``seal``: the combined seal. Answers with seal and without are not merged."""
         self.said.update(names)
         if self.apart and not self.apart.isdisjoint(names):
             self.alone.append((list(names), body, seal))
@@ -200,21 +203,21 @@ class Call:
         if known is None:
             self.sealed_parts[body] = Together(list(names), seal)
             self.bytes += len(body)
-        elif not known.join(names, seal):  # one of them is no seal at all
+        elif not known.join(names, seal):  # one of the two has no valid seal
             self.alone.append((list(names), body, seal))
             self.bytes += len(body)
 
     def due_ns(self) -> int:
-        """When something has to be said or done."""
+        """When something must be sent or done."""
         if self.first_ns < 0:
             return self.deadline_ns
         if not self.left or self.bytes >= PARTS_BYTES:
             return 0
-        times = min(self.flushed, PATIENCE_MAX)  # ever more patiently: few messages, however slowly the nodes answer
+        times = min(self.flushed, PATIENCE_MAX)  # growing intervals: few messages, however slowly the nodes answer
         return min(self.answered_ns + (QUIET_NS << times), self.first_ns + (PARTIAL_NS << times))
 
     def flush(self) -> list[Up]:
-        """What has come since the last time; ``final`` in the last message."""
+        """The answers since the last flush; the last message has ``final``."""
         out: list[Up] = []
         rows: list[list[Any]] = []
         seals: list[str] = []
@@ -246,13 +249,13 @@ class Call:
 
 
 class Calls:
-    """The calls under way, by id."""
+    """The open calls, by id."""
 
     def __init__(self) -> None:
         self.open: dict[str, Call] = {}
 
     def begin(self, message: wire.Message, t_ns: int) -> Call | None:
-        """A call from above; ``None`` when there are too many. One that comes again is asked again."""
+        """A call from above; ``None`` if too many are open. A call that comes again is asked again."""
         head = message.head
         call = self.open.get(head["call"])
         if call is None:
@@ -266,13 +269,13 @@ class Calls:
         return self.open.pop(call_id, None)
 
     def lost(self, child: Below, name: str, t_ns: int) -> None:
-        """``name`` is below nobody any more."""
+        """``name`` is no longer below any child."""
         for call in self.open.values():
             if call.discard(child, name):
                 call.lose([name], t_ns)
 
     def finished(self, child: Below, call: Call, t_ns: int) -> None:
-        """A child has no more to say: names that it did not answer for are lost."""
+        """A child has no more answers: names that it did not answer for are lost."""
         rest = call.via.pop(child.name, None) if child.below is not None else None
         if rest:
             call.left -= len(rest)

@@ -1,4 +1,4 @@
-"""What may stand in the head of a frame: one predicate a kind of value, and how much of each there may be.  # T13"""
+"""What the head of a frame may contain: one predicate for each kind of value, and the limits of their sizes.  # T13"""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ TEXT_MAX: Final = 64 << 10
 ITEMS_MAX: Final = 100_000  # entries of any list or table in a head
 BATCH_BYTES_MAX: Final = 64 << 10
 BATCH_RECORDS_MAX: Final = 256
-BODY_MAX: Final = FRAME_MAX - HEAD_MAX - (1 << 10)  # of a request or an answer: whoever hands it on adds to its head
+# of a request or an answer: a relay that passes it on adds to its head
+BODY_MAX: Final = FRAME_MAX - HEAD_MAX - (1 << 10)
 RACK_MAX: Final = NAME_MAX
 INCARNATION_MAX: Final = 64
 SEAL_CHARS: Final = 20
-SEALS_MAX: Final = 256  # characters of the seals of one thing, for each root that may lead
+SEALS_MAX: Final = 256  # characters of the seals of one message, for all roots that may lead
 NUMBER_MAX: Final = (1 << 64) - 1
 LIST: Final = (list, tuple)
 TEXTS: Final = {str}
@@ -44,7 +45,7 @@ def is_number(value: Any) -> bool:
 
 
 def is_seq(value: Any) -> bool:
-    """The number of a record, or -1 for none."""
+    """Whether the value is the number of a record, or -1 for none."""
     return type(value) is int and -1 <= value < NUMBER_MAX
 
 
@@ -108,7 +109,7 @@ def are_fleet_holds(value: Any) -> bool:
 
 
 def are_holds(value: Any) -> bool:
-    """Holds of the fleet, wherever they come from: also in a request that a frame carries."""
+    """Holds of the fleet, wherever they come from: also in a request inside a frame."""
     return are_fleet_holds(value)
 
 
@@ -126,7 +127,7 @@ def is_caller(value: Any) -> bool:
 
 
 def rows_of_text(most: int) -> Check:
-    """A row of short texts, or of none."""
+    """A row of short texts, or an empty row."""
 
     def check(value: Any) -> bool:
         return (
@@ -139,7 +140,7 @@ def rows_of_text(most: int) -> Check:
 
 
 def is_seal_row(value: Any) -> bool:
-    """The seals of a list of names, one after the other."""
+    """The seals of a list of names, concatenated."""
     return type(value) is str and len(value) <= ITEMS_MAX * SEAL_CHARS
 
 
@@ -148,7 +149,7 @@ def is_seal(value: Any) -> bool:
 
 
 def is_proof(value: Any) -> bool:
-    """``[seals, incarnation, seq, wall_ns]``: what a node said in its hello, for the root."""
+    """``[seals, incarnation, seq, wall_ns]``: what a node's hello said, for the root."""
     return (
         type(value) in LIST
         and len(value) == 4
@@ -160,7 +161,8 @@ def is_proof(value: Any) -> bool:
 
 
 def are_batches(value: Any) -> bool:
-    """``[[node, incarnation, first, count, bytes], ...]``, written out, as all that every record passes through."""
+    """``[[node, incarnation, first, count, bytes], ...]``. Written as a plain loop, because every record passes
+    here."""
     if type(value) not in LIST or len(value) > ITEMS_MAX:
         return False
     for row in value:
@@ -184,7 +186,7 @@ def are_batches(value: Any) -> bool:
 
 
 def are_cursors(value: Any) -> bool:
-    """``[[node, incarnation, seq, rewind], ...]``, likewise."""
+    """``[[node, incarnation, seq, rewind], ...]``. Written as a plain loop too."""
     if type(value) not in LIST or len(value) > ITEMS_MAX:
         return False
     for row in value:
@@ -205,7 +207,7 @@ def are_cursors(value: Any) -> bool:
 
 
 def are_parts(value: Any) -> bool:
-    """``[[names, bytes], ...]``, written out: every node's answer passes through here."""
+    """``[[names, bytes], ...]``. Written as a plain loop, because every node's answer passes here."""
     if type(value) not in LIST or len(value) > ITEMS_MAX:
         return False
     for row in value:

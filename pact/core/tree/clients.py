@@ -1,6 +1,6 @@
-"""The people below a relay: what they asked goes up with their name, what comes down for them finds its way.
+"""The people below a relay: their requests go up with their names, and the answers come down to them.
 
-A client's name in the tree is its relay's and its session's, so that a late answer never reaches somebody else.
+A client's name in the tree consists of its relay and its session, so that a late answer never reaches another client.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ CLIENT: Final = "client"
 
 
 def request_max(role: str) -> int:
-    """Bytes of a request's arguments: what only administrators may do needs more. It goes to every node.  # S8"""
+    """The most bytes of a request's arguments. Operations of administrators need more. A request goes to every
+    node.  # S8"""
     return BODY_MAX if role == "admin" else REQUEST_MAX
 
 
@@ -26,7 +27,7 @@ Result = tuple[Child, Head]
 
 
 class _Client:
-    """Where answers for a client go, and what it waits for."""
+    """The child that gets the answers for a client, and the client's open requests."""
 
     __slots__ = ("child", "requests")
 
@@ -49,7 +50,7 @@ class Clients:
         self._clients: dict[str, _Client] = {}
 
     def enter(self, child: Child) -> bool:
-        """A new session; False if there are too many of its key."""
+        """Begin a session. Returns False if its key has too many."""
         name = f"{self._relay}:{child.session:x}"
         same = sum(c.child.peer.key == child.peer.key for c in self._clients.values() if c.child.role == CLIENT)
         if name in self._clients or same >= TREE_CLIENTS_EACH_MAX or len(self._clients) >= TREE_CLIENTS_MAX:
@@ -59,26 +60,27 @@ class Clients:
         return True
 
     def leave(self, child: Child) -> list[Up]:
-        """A client, or an aggregator with clients below, has gone: nobody waits for what they asked."""
+        """A client, or an aggregator with clients below, has gone: nobody waits for its requests any more."""
         gone = [name for name, c in self._clients.items() if c.child is child]
         return [
             Up("cancel", {"id": i, CLIENT: name}) for name in gone for i in sorted(self._clients.pop(name).requests)
         ]
 
     def request(self, child: Child, message: Message, rooted: bool) -> Up | Result | None:
-        """What goes up; or why it cannot; or None for a client that is not below this child."""
+        """The message to send up; or the failure; or None for a client that is not below this child."""
         head = message.head
         if child.role == CLIENT:
-            caller = {"user": child.name, "role": child.peer.role, "via": "cluster"}  # T13: of the key
+            caller = {"user": child.name, "role": child.peer.role, "via": "cluster"}  # T13: from the key
             head = {**head, CLIENT: child.client, "caller": caller, "direct": True}
-        else:  # what stands there was said by another relay's child
+        else:  # its caller was filled in by another relay
             head = {**head, "direct": False}
         client = self._clients.get(head[CLIENT])
         if client is None and head[CLIENT] and len(self._clients) < TREE_CLIENTS_MAX:
             client = self._clients[head[CLIENT]] = _Client(child)
         if client is None or client.child is not child:
             return None
-        if len(head["nodes"] or "") > NODE_SET_MAX:  # each relay adds to the head: one that just fits would not, above
+        # each relay adds to the head: a head that just fits here would not fit above
+        if len(head["nodes"] or "") > NODE_SET_MAX:
             return failed(child, head, f"a node set of more than {NODE_SET_MAX} characters", EXIT_USAGE)
         most = request_max(child.peer.role) if child.role == CLIENT else BODY_MAX
         if len(message.body) > most:
@@ -91,7 +93,8 @@ class Clients:
         return Up("request", head, message.body)
 
     def unsent(self, head: Head, why: str) -> Result | None:
-        """What this client asked, or what it was to hear, fits no frame: it hears that instead."""
+        """A request of this client, or a message to it, does not fit a frame: this failure goes to the client
+        instead."""
         client = self._clients.get(head[CLIENT])
         if client is None:
             return None
@@ -107,7 +110,7 @@ class Clients:
         return [Up("cancel", {"id": head["id"], CLIENT: name})]
 
     def lost(self) -> list[Result]:
-        """There is no way to the root any more: what was asked fails."""
+        """The way to the root is lost: open requests fail."""
         out = []
         for name, client in self._clients.items():
             why = "the way to the root was lost; what was asked may still be done"
@@ -116,7 +119,7 @@ class Clients:
         return out
 
     def down(self, message: Message) -> Result | None:
-        """To whom something from above goes, and with which head."""
+        """The child that gets a message from above, and the head for it."""
         head = message.head
         client = self._clients.get(head[CLIENT])
         if client is None:

@@ -1,7 +1,7 @@
-"""Who is below a relay, and through which child: sessions, claims, and what the parent has to hear of it.
+"""Which nodes are below a relay, and through which child: sessions, claims, and the news for the parent.
 
-A node may be claimed by several children for a moment (it moved, or an old connection is not yet known to be dead). The
-newest connection counts; when that one is given up, another claim that still stands counts again.  # T7
+For a moment several children may claim one node (it moved, or an old connection is not yet known to be dead). The
+newest connection counts; when it is given up, another claim that still stands counts again.  # T7
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Rid = bytes
 
 
 class Peer(NamedTuple):
-    """Who a message's key belongs to, from the authorised keys."""
+    """The owner of a message's key, from the authorised keys."""
 
     name: str
     role: str
@@ -29,16 +29,16 @@ class Peer(NamedTuple):
 
 
 class Claim(NamedTuple):
-    """What is said of a node that is below: its connection, its rack, and the node's own word for it."""
+    """A claim that a node is below: its connection, its rack, and the node's own proof of it."""
 
     session: int
     rack: str
-    proof: Sequence[Any] | None = None  # as ``wire`` has it
+    proof: Sequence[Any] | None = None  # in the form of ``wire``
 
 
 class Child:
     """One session. ``below``: the claims of an aggregator, by name; ``None`` for a node or a client. ``refused``:
-    those of them that are not believed.
+    claims that are not believed.
     """
 
     __slots__ = (
@@ -68,23 +68,23 @@ class Child:
         self.role = role
         self.session = session
         self.rack = rack
-        self.heard_ns = self.told_ns = t_ns  # the last that it said; the last call or ack for it
+        self.heard_ns = self.told_ns = t_ns  # time of its last message; time of the last call or ack to it
         self.below: dict[str, Claim] | None = {} if role == "aggregator" else None
         self.refused: dict[str, Claim] = NO_CLAIMS
         self.proof: Sequence[Any] | None = None
         self.client = ""
-        self.beat = 0  # its place among those who are asked whether they live
+        self.beat = 0  # number of its entry in the order of beats
         self.asked_ns = t_ns
-        self.mismatch = False  # its last beat spoke of other names than are known here
+        self.mismatch = False  # its last beat had another checksum of names than this relay computes
         self.second = 0
         self.frames = 0
 
     def claim(self, name: str) -> Claim:
-        """Of a node that is this child, or below it."""
+        """The claim for a node that is this child, or below it."""
         return Claim(self.session, self.rack, self.proof) if self.below is None else self.below[name]
 
     def claimed(self) -> Iterable[str]:
-        """All names that it spoke of."""
+        """All names that it claimed."""
         below: dict[str, Claim] = self.below or {}
         return below if not self.refused else {**below, **self.refused}
 
@@ -92,22 +92,23 @@ class Child:
         return [self.name] if self.below is None else list(self.below)
 
 
-#: Of a child that is believed in everything. Never written to.
+#: For a child without refused claims. Never written to.
 NO_CLAIMS: Final[dict[str, Claim]] = {}
 
 
 def older(session: int, than: int) -> bool:
-    """An earlier connection of the same start. Of different starts, the one that came last is the newer."""
+    """Whether ``session`` is an earlier connection of the same start. Of different starts, the one that came last is
+    newer."""
     return session >> SESSION_BITS == than >> SESSION_BITS and session < than
 
 
 def checksum(names: Iterable[str]) -> int:
-    """The same for the same set of names, in any order."""
+    """A checksum of the set of names; their order does not matter."""
     return sum(zlib.crc32(name.encode("utf-8", "surrogatepass")) for name in names)
 
 
 class Gate(Protocol):
-    """Who decides at the root whether a claim is the node's own word. See ``seals.RootSeals.admits``."""
+    """Decides at the root whether a claim is the node's own word. See ``seals.RootSeals.admits``."""
 
     def knows(self, name: str) -> bool: ...
 
@@ -115,27 +116,27 @@ class Gate(Protocol):
 
 
 class Directory:
-    """The children and everything below them. Calls and events of a node that moves or goes are told here. ``gate``:
-    only at the root.
+    """The children and everything below them. It also moves the open calls and drops the events of a node that moves or
+    goes. ``gate``: only at the root.
     """
 
     gate: Gate | None = None
 
     def __init__(self, calls: Calls, backlog: Backlog) -> None:
         self.children: dict[Rid, Child] = {}
-        self.named: dict[str, Child] = {}  # nodes and aggregators that are children, by name
+        self.named: dict[str, Child] = {}  # children that are nodes or aggregators, by name
         self.where: dict[str, Child] = {}  # every node below, and the child that leads to it
-        self.moved: list[tuple[Call, Child, str]] = []  # calls that have to be made again, elsewhere
+        self.moved: list[tuple[Call, Child, str]] = []  # calls that must be sent again, elsewhere
         self._calls = calls
         self._backlog = backlog
         self._added: dict[str, None] = {}
         self._gone: dict[str, None] = {}
-        self._told: frozenset[str] = frozenset()  # what the last hello said
+        self._told: frozenset[str] = frozenset()  # the names in the last hello
 
     # -- what the parent hears ----------------------------------------------------------------------------------
 
     def claims(self) -> NewHead:
-        """The fields of ``hello`` that say who is below."""
+        """The fields of ``hello`` that name the nodes below."""
         self._told = frozenset(self.where)
         return {"below": list(self.where), **self._described(self.where)}
 
@@ -150,7 +151,7 @@ class Directory:
         return {"racks": racks, "sessions": sessions, **({"proofs": proofs} if proofs else {})}
 
     def welcomed(self) -> None:
-        """The parent knows what our hello said, and nothing that came later."""
+        """The parent knows the names of the last hello, and none of the later changes."""
         self._added = {n: None for n in self.where if n not in self._told}
         self._gone = {n: None for n in self._told if n not in self.where}
         self._told = frozenset()
@@ -168,8 +169,8 @@ class Directory:
     # -- sessions -----------------------------------------------------------------------------------------------
 
     def enter(self, child: Child, head: Head, t_ns: int) -> Rid | None:
-        """A node's or aggregator's new session in place of its earlier one, whose routing id is returned if it was
-        another.
+        """A node's or aggregator's new session replaces its earlier one. Returns the routing id of the earlier session
+        if it was different.
         """
         old = self.named.get(child.name)
         if old is not None:
@@ -178,7 +179,7 @@ class Directory:
         if child.below is not None:
             self.note(child, head)
         for name in child.names():
-            if old is not None and self.where.get(name) is old:  # the same way as before
+            if old is not None and self.where.get(name) is old:  # the way is the same as before
                 self.where[name] = child
                 self._added[name] = None
             else:
@@ -189,7 +190,7 @@ class Directory:
         return old.rid if old is not None and old.rid != child.rid else None
 
     def leave(self, child: Child, t_ns: int) -> None:
-        """A session is over."""
+        """A session has ended."""
         self.children.pop(child.rid, None)
         if self.named.get(child.name) is child:
             del self.named[child.name]
@@ -198,13 +199,13 @@ class Directory:
     # -- claims -------------------------------------------------------------------------------------------------
 
     def has(self, child: Child, name: str) -> bool:
-        """The child is here, and this node is it, or below it."""
+        """Whether the child is connected and this node is it, or below it."""
         if self.children.get(child.rid) is not child:
             return False
         return name == child.name if child.below is None else name in child.below
 
     def note(self, child: Child, head: Head, names: Iterable[str] | None = None) -> list[str]:
-        """What an aggregator says of the nodes below it. Returns their names."""
+        """Take an aggregator's claims of nodes below it. Returns their names."""
         assert child.below is not None
         racks, sessions, proofs = head["racks"], head["sessions"], head["proofs"]
         allowed = [n for n in (head["below"] if names is None else names) if n != ROOT]
@@ -222,7 +223,7 @@ class Directory:
         return believed
 
     def claim(self, child: Child, name: str) -> None:
-        """``name`` is ``child``, or below it; unless a newer connection of it is known elsewhere."""
+        """``name`` is ``child``, or below it; unless another child has a newer connection of it."""
         old = self.where.get(name)
         if old is not None and old is not child:
             if self.has(old, name) and older(child.claim(name)[0], old.claim(name)[0]):
@@ -233,14 +234,14 @@ class Directory:
         self._gone.pop(name, None)
 
     def _move(self, name: str, old: Child, child: Child) -> None:
-        """Calls follow a node to where it is now."""
+        """Move the open calls of a node to the child that now leads to it."""
         for call in self._calls.open.values():
             if call.discard(old, name):
                 call.add(child, name)
                 self.moved.append((call, child, name))
 
     def drop(self, child: Child, names: Iterable[str], t_ns: int) -> None:
-        """``child`` no longer leads to these. Where another still says that it does, that one counts."""
+        """``child`` no longer leads to these names. If another child still claims a name, that claim counts."""
         others = [c for c in self.named.values() if c.below is not None and c is not child]
         for name in names:
             if child.below is not None:
@@ -265,7 +266,7 @@ class Directory:
             self._calls.lost(child, name, t_ns)
 
     def _believed_now(self, name: str, others: Iterable[Child]) -> Child | None:
-        """The node is nowhere else any more: a word of it that was too old while it was may be its last."""
+        """No other child has the node any more: a claim that was refused as too old may be its last one."""
         for child in others:
             claim = child.refused.get(name)
             if claim is None or child.below is None or self.gate is None:
@@ -276,7 +277,7 @@ class Directory:
         return None
 
     def reconsider(self) -> None:
-        """The authorised keys have changed: claims that were not believed may be now; what was may be no more."""
+        """The authorised keys have changed: refused claims may be believed now, and believed ones no longer."""
         gate = self.gate
         if gate is None:
             return

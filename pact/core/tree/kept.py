@@ -1,4 +1,4 @@
-"""Answers that a member keeps, for calls that come again because their answer was lost on the way.  # T6"""
+"""Answers that a member keeps, for calls that come again because their answer was lost.  # T6"""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ K = TypeVar("K")
 
 
 class Kept(Generic[K]):
-    """The newest ``most`` answers, and of those no more than ``bytes_max`` together; the newest in any case."""
+    """The newest ``most`` answers, with at most ``bytes_max`` bytes in all; the newest one in any case."""
 
     def __init__(self, most: int, bytes_max: int) -> None:
         self._most, self._bytes_max = most, bytes_max

@@ -1,9 +1,9 @@
-"""What a node does in the tree, whatever it runs on: records up, calls down, holds heard, contact kept. No socket, no
-clock, no thread.
+"""What a node does in the tree, on any platform: send records up, take calls, take the fleet's holds, keep contact. No
+socket, no clock, no thread.
 
-Its owner (an agent, or a simulation) carries messages and reads records. It gives a member what comes and what time it
-is, and performs what the member asks for in return, in that order. ``Calls`` alone is what the safety simulation has of
-it, whose network is harsher than any tree.
+The owner of a member (an agent, or a simulation) carries messages and reads records. It passes incoming messages and
+the time to the member, and performs the returned effects in their order. The safety simulation uses only ``Calls``,
+because its network is harsher than any tree.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ from pact.model import Actor, Owner
 RUNNING_MAX: Final = 64
 CACHED_MAX: Final = 256
 CACHED_BYTES_MAX: Final = 2 << 20
-BEGUN_MAX: Final = 10_000  # calls that are done once: of so many it is known that they were begun
+BEGUN_MAX: Final = 10_000  # how many once-only calls are remembered as begun
 ANSWER_MAX: Final = 4 << 20
 ROLES: Final = ("viewer", "ops", "admin")
-#: What must not be done twice. Whatever the root asks of a group's member may.
+#: Operations that must not be done twice. Operations that the root asks of a group's member may be.
 ONCE: Final = frozenset(name for name, op in ops.AT_NODE.items() if op.once)
 #: A call: the fence of the root that asks, and its number there.
 Key = tuple[int, str]
 
 
 def name_of(key: Key) -> str:
-    """A call's name in the journal; no two roots share one."""
+    """A call's name in the journal; it differs between roots."""
     return f"{key[0]}/{key[1]}"
 
 
 def refusal(code: int, why: str, hint: str) -> bytes:
-    """An answer that says no."""
+    """An answer that refuses."""
     return orjson.dumps({"ok": False, "exit": code, "message": why, "hint": hint, "result": {}})
 
 
@@ -55,8 +55,8 @@ NOT_SEALED: Final = refusal(
 
 
 def caller_of(said: Head, key: Key, uid: int | None) -> tuple[Actor, Owner]:
-    """The operator whom the root has authenticated, as records name him. ``uid``: his account on this machine; who has
-    one owns what that account owns.
+    """The operator whom the root has authenticated, as records name the operator. ``uid``: the operator's account on
+    this machine; an operator with an account owns what the account owns.
     """
     user, role = said["user"], said["role"]
     if role == "agent":
@@ -72,7 +72,7 @@ def caller_of(said: Head, key: Key, uid: int | None) -> tuple[Actor, Owner]:
 
 
 class Fate(Enum):
-    """What becomes of a call that is not answered now."""
+    """What happens to a call that is not answered now."""
 
     BEGINS = "it is to be carried out"
     WAITS = "it was begun, and its answer comes"
@@ -80,9 +80,9 @@ class Fate(Enum):
 
 
 class Calls:
-    """Each call is carried out once, however often it comes; its answer is kept, and given again.  # T12
+    """Carries out each call once, however often it comes; its answer is kept, and given again.  # T12
 
-    ``begun``: the names of calls of which the journal has a record. They may come again, and their answers are lost.
+    ``begun``: the names of calls that the journal has as begun. They may come again, but their answers are lost.
     """
 
     def __init__(
@@ -90,12 +90,12 @@ class Calls:
     ) -> None:
         self.kept: Kept[Key] = Kept(kept_max, kept_bytes_max)
         self.running: set[Key] = set()
-        self.put_off: deque[Message] = deque()  # calls of people who have used up their share
+        self.put_off: deque[Message] = deque()  # calls of people who have used up their share of time
         self._begun = dict.fromkeys(begun)
 
     def take(self, key: Key, op: str, *, replaced: bool = False, spent: bool = False) -> bytes | Fate:
-        """A call has come. ``replaced``: by a root of which it is known that another one leads. ``spent``: whoever asks
-        has used up his share. Returns its answer, where there is one already.
+        """A call has come. ``replaced``: its root is known to be replaced by another one. ``spent``: the caller has
+        used up its share of time. Returns the answer if there is one already.
         """
         kept = self.kept.get(key)
         if kept is not None:
@@ -120,7 +120,7 @@ class Calls:
         return Fate.BEGINS
 
     def done(self, key: Key, body: bytes) -> bytes:
-        """A call has this answer. Returns what is said: an answer has a largest size."""
+        """Keep the answer of a call. Returns the answer to send: its size is limited."""
         self.running.discard(key)
         if len(body) > ANSWER_MAX:
             why, hint = f"the answer has {len(body)} bytes", "ask for less, or on the node itself"
@@ -133,19 +133,19 @@ class Calls:
 
 
 class Welcomed(NamedTuple):
-    """A parent took us. What was read for another one, and not sent, is of no use."""
+    """A parent has welcomed this member. Records that were read for another parent, and not sent, are to be dropped."""
 
     parent: str
 
 
 class Contact(NamedTuple):
-    """The root's word reaches us, or does not any more."""
+    """The root's messages reach this member, or no longer do."""
 
     up: bool
 
 
 class FleetSaid(NamedTuple):
-    """What the root says of the fleet's holds."""
+    """The root's message about the fleet's holds."""
 
     fence: int
     seq: int
@@ -159,7 +159,7 @@ class Called(NamedTuple):
 
 
 class CarryOut(NamedTuple):
-    """Do what is asked; then give the answer to ``Calls.done``, and what that returns to ``Member.answer``."""
+    """Carry out the operation; then give the answer to ``Calls.done``, and the result of that to ``Member.answer``."""
 
     key: Key
     head: Head
@@ -167,7 +167,7 @@ class CarryOut(NamedTuple):
 
 
 class Answered(NamedTuple):
-    """The answer was there already: give it to ``Member.answer``."""
+    """The answer was kept: give it to ``Member.answer``."""
 
     key: Key
     body: bytes
@@ -180,8 +180,8 @@ Effect = UplinkEffect | Read | Welcomed | Contact | FleetSaid | Called | CarryOu
 
 
 class Member:
-    """See the module. ``wall_ns`` is the time of day, ``unfinished`` the groups to ask about. ``seals``: what comes
-    counts only with a root's seal, as far as they say so; what goes up is sealed.
+    """See the module. ``wall_ns`` is the time of day, ``unfinished`` the groups to ask about. ``seals``: incoming
+    messages need a root's seal, as far as ``seals`` requires it; outgoing ones are sealed.
     """
 
     def __init__(
@@ -213,9 +213,10 @@ class Member:
             prove=self._prove if seals is not None else None,
             judges=True,
         )
-        self.unsealed = 0  # what came without a root's seal, and did not count
-        self._unheard = False  # a parent took us, and the root has not said yet whether the fleet is held
-        self._sealer: dict[Key, tuple[bytes, str]] = {}  # the key that a call's root shares with us, and its term
+        self.unsealed = 0  # messages that were ignored because they had no valid seal of a root
+        self._unheard = False  # a parent has welcomed this member, and the root's word about holds has not come yet
+        # call -> the key that its root shares with this node, and the root's term
+        self._sealer: dict[Key, tuple[bytes, str]] = {}
 
     def _more(self) -> NewHead:
         return {"incarnation": self.outbox.incarnation, "seq": self.outbox.newest, "wall_ns": self._wall_ns()}
@@ -234,7 +235,7 @@ class Member:
         return [*self._heard(self.uplink.tick(t_ns), t_ns), *self.outbox.tick(t_ns)]
 
     def next_wake_ns(self) -> int | None:
-        """When ``tick`` has something to do."""
+        """When ``tick`` will have something to do."""
         uplink_ns, outbox_ns = self.uplink.next_wake_ns(), self.outbox.next_wake_ns()
         if uplink_ns is None or outbox_ns is None:
             return outbox_ns if uplink_ns is None else uplink_ns
@@ -282,7 +283,8 @@ class Member:
         return out
 
     def _counts(self, seal: str, fits: bool, what: str, out: list[Effect]) -> bool:
-        """It is the root's own word, or comes from a cluster of the last version, as long as that is allowed.  # T14"""
+        """Whether the message counts: it has the root's seal, or has no seal and the cluster still allows
+        that.  # T14"""
         seals = self.seals
         if seals is None or fits or (not seal and not seals.required):
             return True
@@ -302,10 +304,11 @@ class Member:
         fits = self.seals is not None and self.seals.told(fleet, term, seal)
         if welcome and not fits and self.seals is not None:
             if self.seals.required:
-                return out  # its sealed word follows: a parent has none yet for a node that has just come
-            seal = ""  # of an earlier start of ours
+                return out  # the sealed message follows: a parent has none yet for a new node
+            seal = ""  # a seal for an earlier start of this node
         if self._counts(seal, fits, "what the fleet is told", out):
-            if fits:  # what is left now was reckoned on the way; the root's own number errs on the side of the hold
+            # members on the way computed the time left; the root's own number makes the hold last longer, if it errs
+            if fits:
                 holds = [{**h, "left_ns": h["whole_ns"]} for h in holds]
             self.uplink.told(fleet)
             out += self.outbox.led(fleet["fence"])
@@ -315,14 +318,14 @@ class Member:
         return out
 
     def _in_contact(self) -> list[Effect]:
-        """Only after the root's own word about holds: until then the fleet may have been stopped.  # G9"""
+        """Contact begins only after the root's own word about holds: until then the fleet may be stopped.  # G9"""
         self._unheard = False
         return [Contact(True)]
 
     # -- calls ------------------------------------------------------------------------------------------------------
 
     def call(self, message: Message, t_ns: int, *, spent: bool = False) -> list[Effect]:
-        """``spent``: whoever asks has used up his share; the call is among those that were put off."""
+        """``spent``: the caller has used up its share of time; the call then waits in ``put_off``."""
         head = message.head
         key = (head["fence"], head["call"])
         if self.seals is not None:
@@ -333,7 +336,8 @@ class Member:
                 return out if seal else [*out, *self.uplink.answer(key[1], NOT_SEALED)]
             if not fits:
                 self._sealer.pop(key, None)
-        replaced = head["fence"] < self.uplink.fence and key not in self._sealer  # a seal says itself whether it leads
+        # a sealed call proves by itself that its root leads
+        replaced = head["fence"] < self.uplink.fence and key not in self._sealer
         fate = self.calls.take(key, head["op"], replaced=replaced, spent=spent)
         if isinstance(fate, bytes):
             return [Answered(key, fate)]
@@ -344,7 +348,7 @@ class Member:
         return []
 
     def _sealed_by(self, seals: NodeSeals, message: Message, seal: str, t_ns: int) -> bool:
-        """A root has sealed this call for this start of ours; its answer is sealed for that root."""
+        """Whether a root has sealed this call for this start of the node; the answer is then sealed for that root."""
         head = message.head
         by = seals.caller(head, seal, message.body, t_ns)
         if by is None:
@@ -357,7 +361,7 @@ class Member:
     # -- what goes --------------------------------------------------------------------------------------------------
 
     def answer(self, key: Key, body: bytes, events: Up | None = None) -> Sequence[Effect]:
-        """A call's answer; ``events`` were just recorded, and share its frame."""
+        """Send a call's answer; ``events`` were just recorded, and share its frame."""
         by, seal = self._sealer.get(key), ""
         if by is not None and self.seals is not None:
             seal = self.seals.answer(*by, key[1], body)

@@ -1,10 +1,11 @@
-"""A node's records on their way to the root: what is sent, what is acknowledged, what has to be sent again.
+"""A node's records on their way to the root: which are sent, which acknowledged, which must be sent again.
 
-The journal keeps everything, so this keeps numbers only. Records go in order, at most ``credit`` bytes unacknowledged;
-an acknowledgement is the root's and cumulative. What is doubtful is sent again: the root cuts off what it has.  # T5
+The journal keeps the records, so this keeps only numbers. Records go in order, at most ``credit`` bytes unacknowledged;
+an acknowledgement is the root's and cumulative. In doubt, records are sent again: the root skips those that it
+has.  # T5
 
-A root that has more of this journal than there is here tells that an older copy was put back: from then on nothing that
-it says counts as an acknowledgement.
+If a root has more of this journal than the node has, an older copy of the journal was restored: from then on nothing
+that the root sends counts as an acknowledgement.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from pact.model import NS_PER_S
 RESEND_NS: Final = 10 * NS_PER_S
 RESEND_MAX_NS: Final = 120 * NS_PER_S
 LATER_NS: Final = 5 * NS_PER_S
-WITH_ANSWER_MAX: Final = 8 << 10  # bytes of events in the frame of an answer: no answer waits behind more
+# bytes of events that may share the frame of an answer: an answer must not wait for more
+WITH_ANSWER_MAX: Final = 8 << 10
 WITH_ANSWER_RECORDS: Final = 32
 
 
@@ -48,31 +50,32 @@ class Outbox:
         self.incarnation = incarnation
         self.newest = newest
         self.acked = min(acked, newest)
-        self.forked = 0  # the root has records up to this one of a journal that this one was copied from before
+        self.forked = 0  # the root has records up to this one of a journal of which this one is an older copy
         self._next = self.acked + 1
         self._credit = 0
-        self._flight: deque[tuple[int, int]] = deque()  # last record of a batch, bytes
+        self._flight: deque[tuple[int, int]] = deque()  # (last record of a batch, bytes)
         self._bytes = 0
         self._progress_ns = 0
         self._patience_ns = RESEND_NS
-        self._later_ns: int | None = None  # until when what is not sent yet may wait for more
-        self._rewound: tuple[int, int, int] = (-2, 0, 0)  # to which record, when, and how long to wait for the next
+        self._later_ns: int | None = None  # until when an unsent record may wait for more
+        # the record of the last rewind, its time, and the pause before the next one
+        self._rewound: tuple[int, int, int] = (-2, 0, 0)
         self._fence = -1
         self._proving = False
 
     @property
     def following(self) -> int:
-        """The next record to be read and sent."""
+        """The number of the next record to read and send."""
         return self._next
 
     @property
     def waiting(self) -> int:
-        """Records that the root is not known to have."""
+        """The number of records that the root is not known to have."""
         return self.newest - self.acked
 
     def recorded(self, newest: int, t_ns: int = 0, *, can_wait: bool = False) -> list[Read]:
-        """Records up to ``newest`` are durable here. ``can_wait``: the root knows what the new ones say, and more will
-        follow; they go with those, or after ``LATER_NS``.
+        """Records up to ``newest`` are durable here. ``can_wait``: the root already knows what the new ones say, and
+        more will follow; they are sent with those, or after ``LATER_NS``.
         """
         all_sent = self._next > self.newest
         self.newest = max(self.newest, newest)
@@ -82,25 +85,25 @@ class Outbox:
         return self.more()
 
     def welcomed(self, credit: int, t_ns: int) -> list[Read]:
-        """A parent took us: everything that is not acknowledged goes to it."""
+        """A parent has welcomed this node: everything unacknowledged goes to it."""
         self._credit = max(credit, BATCH_BYTES_MAX)
         self._patience_ns = RESEND_NS
         return self._again(t_ns)
 
     def led(self, fence: int) -> list[Read]:
-        """Another root leads, perhaps with a log that was lost or put back. Where nothing is on its way that would show
-        it, the last record that was acknowledged goes up once more: the root has it, or says what it misses.
+        """Another root leads, perhaps with a lost or restored log. If nothing is on its way that would show that, send
+        the last acknowledged record once more: the root has it, or tells what it lacks.
         """
         if fence <= self._fence or not self._credit:
             return []
-        self._fence, self._proving = fence, True  # until it has said what it has, however often it must be asked
+        self._fence, self._proving = fence, True  # until the root has told what it has, however often it must be asked
         if self.forked or self._flight or self.acked < 0 or self._next <= self.newest:
             return []
         self._next = self.acked
         return self.more()
 
     def lost(self) -> None:
-        """No parent any more."""
+        """There is no parent any more."""
         self._credit = 0
         self._later_ns = None
 
@@ -112,14 +115,14 @@ class Outbox:
         return self.more()
 
     def more(self) -> list[Read]:
-        """What is to be read now, if the credit takes any of it."""
+        """The records to read now, if the credit allows any."""
         if self._bytes >= self._credit or self._next > self.newest:
             return []
         self._later_ns = None
         return [Read(self._next, min(BATCH_RECORDS_MAX, self.newest - self._next + 1))]
 
     def rows(self, first: int, lines: Sequence[bytes], t_ns: int) -> list[Up | Read]:
-        """What ``Read`` asked for: as much of it as the credit takes goes up."""
+        """The records that ``Read`` asked for: as many as the credit allows are sent."""
         if first != self._next or not self._credit:
             return []
         out: list[Up | Read] = []
@@ -142,14 +145,16 @@ class Outbox:
         return [*out, *self.more()] if lines else out
 
     def acknowledged(self, incarnation: str, seq: int, rewind: bool, t_ns: int) -> list[Read]:
-        """The root has everything up to ``seq``; with ``rewind`` it misses what follows."""
+        """The root has everything up to ``seq``; with ``rewind`` it lacks what follows."""
         if incarnation == self.incarnation and seq > self.newest:
             self.forked = max(self.forked, seq)
         if incarnation != self.incarnation or self.forked:
-            return []  # what was written here since is not what the root has under these numbers  # K2
+            # the records that were written here since differ from the root's records with these numbers
+            return []  # K2
         self._proving = False
         lowered = rewind and seq < self.acked
-        if seq > self.acked or (rewind and seq < self.acked):  # a root that lost its log may ask for the old ones again
+        # a root that lost its log may ask for the old records again
+        if seq > self.acked or (rewind and seq < self.acked):
             self.acked = seq
             self._progress_ns, self._patience_ns = t_ns, RESEND_NS
         while self._flight and self._flight[0][0] <= seq:
@@ -160,13 +165,13 @@ class Outbox:
             if last != seq:
                 pause_ns = NS_PER_S
             elif t_ns - at_ns < pause_ns:
-                if lowered:  # a late one: what it takes back must go up again, when its time has come
+                if lowered:  # a late rewind: the records that it asks for must be sent again, after the pause
                     self._next = seq + 1
                     self._flight.clear()
                     self._bytes = 0
                     self._later_ns = at_ns + pause_ns
                 return []
-            else:  # the same again: perhaps the root cannot take it
+            else:  # the same rewind again: perhaps the root cannot take the record
                 pause_ns = min(pause_ns * 2, RESEND_MAX_NS)
             self._rewound = (seq, t_ns, pause_ns)
             return self._again(t_ns)
@@ -179,7 +184,7 @@ class Outbox:
         return again_ns if self._later_ns is None else min(again_ns, self._later_ns)
 
     def tick(self, t_ns: int) -> list[Read]:
-        """What waited for more goes now. Nothing was acknowledged for a while: send again, ever more patiently."""
+        """Send what waited for more. If nothing was acknowledged for a while, send again, at growing intervals."""
         wake_ns = self.next_wake_ns()
         if wake_ns is None or t_ns < wake_ns:
             return []
@@ -191,10 +196,10 @@ class Outbox:
 
 
 def with_answer(up: Up) -> bool:
-    """Few enough events to share the frame of the answer that they came with: one message in place of two."""
+    """Few enough events to share the frame of the answer with which they came: one message instead of two."""
     return up.kind == "events" and len(up.body) <= WITH_ANSWER_MAX
 
 
 def can_wait(records: Iterable[Record]) -> bool:
-    """Only yes votes: the root has each in an answer already, and tells soon what it has decided."""
+    """Only yes votes: the root already has each in an answer, and will soon send its decision."""
     return all(r.type == "group_prepared" and r.data["vote"] == "yes" for r in records)

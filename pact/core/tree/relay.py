@@ -1,9 +1,11 @@
-"""One member of the tree between its children and its parent: sessions, who is where, events up, calls down.
+"""One member of the tree between its children and its parent: sessions, the directory of nodes, events up, calls down.
 
 Every message is checked against the key that sent it: a node speaks only for itself, an aggregator for the nodes below
-it, a person only asks. What breaks that is dropped, counted, and logged once with a count; it is never fatal.  # T13
-Whether the parent is another aggregator (over an uplink) or the root in the same process makes no difference here:
-messages for it are ``Up`` effects of ``flush``, what it says comes in by ``from_parent``.
+it, a person only makes requests. A message that breaks this is dropped, counted, and logged once with a count; it is
+never fatal.  # T13
+
+The parent may be another aggregator (over an uplink) or the root in the same process; the relay does not see the
+difference: messages for it are ``Up`` effects of ``flush``, messages of it come in by ``from_parent``.
 """
 
 from __future__ import annotations
@@ -31,18 +33,18 @@ BUFFER_MAX: Final = 64 << 20
 CREDIT_MIN: Final = 64 << 10
 CREDIT_MAX: Final = 1 << 20
 FRAMES_PER_S: Final = {"node": 2_000, "aggregator": 50_000, "client": 200}
-HELLOS_PER_S: Final = {"node": 4, "aggregator": 4, "client": 32}  # of one key; people have connections side by side
-AGAIN_NS: Final = 2 * NS_PER_S  # open calls are sent to one child again at most so often
+HELLOS_PER_S: Final = {"node": 4, "aggregator": 4, "client": 32}  # of one key; people have several connections at once
+AGAIN_NS: Final = 2 * NS_PER_S  # open calls are sent to one child again at most this often
 UNROOTED_RETRY_MS: Final = 1_000
 REFUSED_RETRY_MS: Final = 30_000
 SCAN_NS: Final = NS_PER_S
-UNREAD_MAX_NS: Final = 5 * NS_PER_S  # a flood does not keep the dead here for longer
+UNREAD_MAX_NS: Final = 5 * NS_PER_S  # a flood must not keep dead children for longer
 NOTE_NS: Final = 60 * NS_PER_S
 NOTES_MAX: Final = 4096
 DETAIL_MAX: Final = 200
 UNSEALED: Final = "this cluster is sealed: [cluster] roots of the agent must name the key of this root"
 
-#: What a key of each role is in the tree. Subscribers have no business here.
+#: The place of each role's key in the tree. Subscribers have none.
 PLACES: Final = {"node": "node", "aggregator": "aggregator", "viewer": "client", "ops": "client", "admin": "client"}
 MAY_SAY: Final = {
     "node": frozenset({"beat", "events", "ask", "answer", "goodbye"}),
@@ -62,14 +64,14 @@ class ToChildren(NamedTuple):
 
 
 class ToEach(NamedTuple):
-    """To each of these routing ids a frame of its own."""
+    """To each of these routing ids a separate frame."""
 
     rids: tuple[Rid, ...]
     frames: list[bytes]
 
 
 class Ended(NamedTuple):
-    """A session is over: nothing is sent to this routing id any more."""
+    """A session has ended: nothing is sent to this routing id any more."""
 
     rid: Rid
 
@@ -78,7 +80,7 @@ Effect = ToChildren | ToEach | Up | Ended | Note
 
 
 class Relay:
-    """See the module. Use: ``received`` and ``from_parent`` for each message, then ``flush``; ``tick`` in time."""
+    """See the module. Use: ``received`` and ``from_parent`` for each message, then ``flush``; ``tick`` at its time."""
 
     def __init__(
         self,
@@ -106,20 +108,21 @@ class Relay:
         self.acks = Acks()
         self.clients = Clients(name)
         self._up: list[Up] = []
-        self._last: list[Up] = []  # events that go before it is said who has left
+        self._last: list[Up] = []  # events that go up before the news of who has left
         self._fleet_at_ns = 0
         self._fleet_seals: dict[str, str] = {}
         self._fleet_term = ""
         self._cut_ns: int | None = None
         self._scan_ns = 0
-        self._unread_ns = 0  # since when there was always more to read
-        self._beat: bytes = b""  # who answers a child's, and who asks; made anew when what they say has changed
+        self._unread_ns = 0  # since when more messages waited after every read
+        # the encoded beat that answers, and the one that asks; encoded again when their content changes
+        self._beat: bytes = b""
         self._asking: bytes = b""
-        self._noted: dict[tuple[str, str], list[int]] = {}  # who and what -> [count, next line]
+        self._noted: dict[tuple[str, str], list[int]] = {}  # (peer, what) -> [count, next time of a log line]
         self._sorry_ns: dict[Rid, int] = {}
         self._hellos: Counter[str] = Counter()  # by key, in this second
         self._hello_second = 0
-        self._asked_ns: dict[str, int] = {}  # child -> when open calls were sent to it again
+        self._asked_ns: dict[str, int] = {}  # child -> when open calls were last sent to it again
         self._ask_later: set[str] = set()
         self._handlers: Mapping[str, Callable[[Child, Message, int], list[Effect]]] = {
             "goodbye": self._on_goodbye,
@@ -134,11 +137,12 @@ class Relay:
     # -- small things -------------------------------------------------------------------------------------------
 
     def credit(self) -> int:
-        """Bytes that a child may have on their way."""
+        """The number of bytes that a child may have unacknowledged."""
         return max(CREDIT_MIN, min(CREDIT_MAX, self.buffer_max // max(1, len(self.tree.named))))
 
     def _violation(self, who: str, what: str, t_ns: int, detail: str = "") -> list[Effect]:
-        """Dropped, counted, logged once and then with a count. ``what`` is a text of our own, ``detail`` the peer's."""
+        """Drop a message that breaks the rules: count it, log it once and later with a count. ``what`` is a text of our
+        own, ``detail`` comes from the peer."""
         self.violations += 1
         if len(self._noted) >= NOTES_MAX and (who, what) not in self._noted:
             who, detail = "others", ""
@@ -152,7 +156,7 @@ class Relay:
         return [Note(f"refused: {who}: {what}{more}{count}")]
 
     def bad_frame(self, rid: Rid, peer: Peer, why: str, t_ns: int) -> list[Effect]:
-        """What came is no message."""
+        """The frame is not a message."""
         return self._violation(peer.name, "what is no message", t_ns, why)
 
     def _to(self, children: Iterable[Child], kind: str, head: Head, body: bytes = b"") -> list[Effect]:
@@ -163,12 +167,13 @@ class Relay:
             return self._unsaid(exc)
 
     def _unsaid(self, exc: LocalProtocolError) -> list[Effect]:
-        """What fits no frame is dropped and counted, whoever caused it: it ends nobody.  # T13"""
+        """A message that does not fit a frame is dropped and counted, whoever caused it: it must not end the
+        process.  # T13"""
         self.unsaid += 1
         return [Note(f"not sent: {exc.message} ({self.unsaid})")] if self.unsaid & (self.unsaid - 1) == 0 else []
 
     def unsendable(self, message: Message | Up, exc: LocalProtocolError) -> list[Effect]:
-        """The same, of a message from or for the parent. Who asked hears it."""
+        """The same for a message from or for the parent. The client that asked gets a failure."""
         out = self._unsaid(exc)
         if message.kind in ("request", "part", "parts", "result"):
             to = self.clients.unsent(message.head, "too much to be handed on in one message; ask for less")
@@ -180,7 +185,7 @@ class Relay:
         return [ToChildren((rid,), wire.encode("sorry", head))]
 
     def _unknown(self, rid: Rid, t_ns: int) -> list[Effect]:
-        """Somebody whose session this is not: hello again, please."""
+        """A peer without a session at this routing id: ask it to say hello again."""
         if t_ns - self._sorry_ns.get(rid, -NS_PER_S) < NS_PER_S // 2:
             return []
         if len(self._sorry_ns) > 4 * self.children_max:
@@ -189,7 +194,7 @@ class Relay:
         return [ToChildren((rid,), wire.encode("sorry", {"why": "who are you?", "again": True}))]
 
     def sessions(self, key: str) -> list[Rid]:
-        """The sessions that a key has now."""
+        """The present sessions of a key."""
         return [c.rid for c in self.tree.children.values() if c.peer.key == key]
 
     # -- sessions -----------------------------------------------------------------------------------------------
@@ -241,7 +246,8 @@ class Relay:
         return self._hellos[peer.key] > HELLOS_PER_S[PLACES.get(peer.role, "node")]
 
     def _compared(self, child: Child, names: int) -> list[Effect]:
-        """An aggregator twice spoke of other names than are known here: a message was lost. Hello again.  # T7"""
+        """Twice in a row an aggregator reported other names than are known here: a message was lost. Ask for a new
+        hello.  # T7"""
         differs = child.below is not None and names != checksum(child.claimed())
         again, child.mismatch = differs and child.mismatch, differs
         return self._unknown(child.rid, child.heard_ns) if again else []
@@ -265,7 +271,7 @@ class Relay:
             return [*out, *self._hello_client(rid, peer, head, t_ns)]
         old = self.tree.named.get(peer.name)
         if old is not None and older(session, old.session):
-            return []  # it came late: the same node has said hello again since
+            return []  # a late message: the same node has said hello again since
         if old is None and len(self.tree.named) >= self.children_max:
             return [*out, *self._sorry(rid, "there are enough children here", REFUSED_RETRY_MS)]
         child = Child(rid, peer, role, session, head["rack"] or self.rack, t_ns)
@@ -275,7 +281,7 @@ class Relay:
             gate, here = self.tree.gate, peer.name in self.tree.where
             if gate is not None and not gate.admits(peer.name, session, child.proof, here=here, direct=peer.key):
                 return [*out, *self._sorry(rid, UNSEALED, REFUSED_RETRY_MS, denied=True)]
-        if role == "aggregator" and old is not None:  # it may have lost some
+        if role == "aggregator" and old is not None:  # the aggregator may have lost some nodes
             self._before_leaving(t_ns)
         before = self.tree.enter(child, head, t_ns)
         if before is not None:
@@ -284,7 +290,7 @@ class Relay:
         return [*out, *self._refusals(child, t_ns), *self._welcome(child, t_ns), *self._ask_again(child, t_ns)]
 
     def _refusals(self, child: Child, t_ns: int) -> list[Effect]:
-        """Claims of nodes that are not the nodes' own word are not believed, and said."""
+        """Log claims of nodes that lack the nodes' own proof; they are not believed."""
         names = child.refused
         return self._violation(child.name, "nodes below it without their word", t_ns, ",".join(names)) if names else []
 
@@ -324,7 +330,7 @@ class Relay:
         )
 
     def _fleet_now(self, child: Child, t_ns: int) -> Head | None:
-        """The fleet's holds, with the time that is left of each now, and the seals for this child."""
+        """The fleet's holds, with the time that each has left now, and the seals for this child."""
         if self.fleet is None:
             return None
         past_ns = t_ns - self._fleet_at_ns
@@ -340,7 +346,7 @@ class Relay:
         return head
 
     def gone(self, rid: Rid, t_ns: int) -> list[Effect]:
-        """This session is over: silent, unreachable, said goodbye, or its key was removed."""
+        """End a session: its child is silent, unreachable, has said goodbye, or lost its key."""
         child = self.tree.children.get(rid)
         if child is None:
             return []
@@ -353,7 +359,8 @@ class Relay:
         return [Ended(rid)]
 
     def _before_leaving(self, t_ns: int) -> None:
-        """The last events of whoever is said to be gone next, while it is still below; after the news of who came."""
+        """Send the last events of nodes that will be reported gone, while they are still below; after the news of those
+        that came."""
         if self.rooted:
             events = self.backlog.flush(t_ns, now=True)
             if events and self.tree.news:
@@ -377,7 +384,7 @@ class Relay:
                 RECORD_MAX if count == 1 else checks.BATCH_BYTES_MAX
             ):
                 out += self._violation(child.name, "a batch that is too large, or empty", t_ns)
-            elif self.tree.where.get(node) is child:  # one batch of many must not keep the frame of all alive
+            elif self.tree.where.get(node) is child:  # a kept batch must not keep the whole frame in memory
                 kept = data if size == len(message.body) else bytes(data)
                 self.backlog.put(row, node, incarnation, first, count, kept, seal)
         return out
@@ -407,7 +414,7 @@ class Relay:
         call = self.calls.open.get(head["call"])
         out: list[Effect] = []
         below, name = child.below, child.name
-        whole = None  # the call, if all names are those that were waited for, as they nearly always are
+        whole = None  # the call, if all names were awaited, as is nearly always so
         if below is not None and call is not None:
             every = [n for names, _ in head["parts"] for n in names]
             whole = call if below.keys() >= set(every) and call.all_taken(child, every) else None
@@ -420,7 +427,7 @@ class Relay:
                 out += self._violation(child.name, "answers for a node that is not below it", t_ns)
                 continue
             new = call.taken(child, names) if call is not None else []
-            if new and call is not None:  # some of many: what is sealed for all of them holds for none of these
+            if new and call is not None:  # only some names are new: the combined seal does not fit these alone
                 call.answer(new, body, t_ns, seal if len(new) == len(names) else "")
         if call is not None:
             lost = call.taken(child, [n for n in head["lost"] if child.below is not None])
@@ -446,12 +453,12 @@ class Relay:
     # -- what the parent says -----------------------------------------------------------------------------------
 
     def from_parent(self, message: Message, t_ns: int) -> list[Effect]:
-        """``welcome`` first; from then on there is a way to the root, until ``parent_lost``."""
+        """``welcome`` comes first; from then on there is a way to the root, until ``parent_lost``."""
         head = message.head
         kind = message.kind
         if kind == "welcome":
             return self._rooted(head, t_ns)
-        if kind == "sorry":  # the root in this process: it leads no more
+        if kind == "sorry":  # the root in this process no longer leads
             return [*self.parent_lost(t_ns), *self._dismiss(t_ns)]
         if kind == "beat":
             if (head["path"] or self.path[:-1], head["fence"]) != (self.path[:-1], self.fence):
@@ -475,10 +482,11 @@ class Relay:
         self._beat = b""
 
     def _rooted(self, head: Head, t_ns: int) -> list[Effect]:
-        """A parent took us: what changed since our hello, and everything that the root may not have."""
+        """A parent has welcomed this relay: send what changed since the hello, and everything that the root may
+        lack."""
         self.rooted, self._cut_ns = True, None
-        # What the last parent said of the root and its holds is not for ever: it may have lied. Nodes know for
-        # themselves which of two words is the newer.  # T14
+        # Forget what the last parent said of the root and its holds: it may have lied. Nodes decide by themselves which
+        # of two messages is newer.  # T14
         self.fence, told = 0, head["fleet"]
         if told is not None and self.fleet is not None and older_table(told, self.fleet):
             self.fleet = None
@@ -488,7 +496,7 @@ class Relay:
         return self._told_fleet(head["fleet"], t_ns) if head["fleet"] is not None else []
 
     def parent_lost(self, t_ns: int) -> list[Effect]:
-        """No way to the root for now. After ``SILENCE_NS`` the children are told."""
+        """There is no way to the root for now. After ``SILENCE_NS`` the children are told."""
         if self.rooted:
             self._cut_ns = t_ns
         self.rooted = False
@@ -501,7 +509,7 @@ class Relay:
         return out
 
     def _dismiss(self, t_ns: int, rootless: bool = True) -> list[Effect]:
-        """Too long without a way to the root: the children go elsewhere.  # T8"""
+        """There was no way to the root for too long: the children go elsewhere.  # T8"""
         self._cut_ns = None
         head = {"why": "no way to the root", "again": False, "retry_ms": UNROOTED_RETRY_MS, "rootless": rootless}
         out = self._to(self.tree.children.values(), "sorry", head)
@@ -524,10 +532,10 @@ class Relay:
         if news or term != self._fleet_term:
             self._fleet_seals, self._fleet_term = {}, term
         self._fleet_seals.update(seals)
-        if not self._fleet_seals:  # nobody seals
+        if not self._fleet_seals:  # no child seals
             return self._to(self.tree.named.values(), "fleet", self._fleet_head(NOBODY)) if news else []
         children: Iterable[Child] = self.tree.named.values()
-        if not news:  # nodes that have come since
+        if not news:  # only for nodes that came since
             children = {c.name: c for n in seals if (c := self.tree.where.get(n)) is not None}.values()
         return [e for child in children for e in self._to([child], "fleet", self._fleet_head(child))]
 
@@ -609,14 +617,14 @@ class Relay:
         out: list[Effect] = []
         if direct:
             out += self._directly(call, direct)
-        # Names are always said: a node that has just come under an aggregator was not meant.  # T6
+        # Always name the nodes: a node that has just come under an aggregator was not asked.  # T6
         for aggregator, names in through.items():
             out += self._through(call, self.tree.named[aggregator], names, t_ns)
         return out
 
     def _directly(self, call: Call, children: Sequence[Child]) -> list[Effect]:
-        """A call for nodes that are children. Each needs its own seal: a small call is made for each of them; a large
-        one says all their seals, so that it is kept once however many read it.
+        """A call for nodes that are children. Each needs its own seal: a small call is encoded for each of them; a
+        large one contains all their seals, so that it is kept once for all.
         """
         rids = tuple([c.rid for c in children])
         if not call.seals:
@@ -631,12 +639,12 @@ class Relay:
             if child.below is None:
                 return self._directly(call, [child])
             return [ToChildren((child.rid,), call.frame_for(names))]
-        except LocalProtocolError as exc:  # more names than a head takes
+        except LocalProtocolError as exc:  # more names than fit a head
             call.lose(call.taken(child, list(names)), t_ns)
             return self._unsaid(exc)
 
     def _ask_again(self, child: Child, t_ns: int) -> list[Effect]:
-        """A child said hello again: what it has not answered may never have reached it."""
+        """A child said hello again: open calls may never have reached it."""
         out: list[Effect] = []
         if t_ns - self._asked_ns.get(child.name, -AGAIN_NS) < AGAIN_NS:
             self._ask_later.add(child.name)
@@ -649,7 +657,7 @@ class Relay:
         return out
 
     def _call_again(self, t_ns: int) -> list[Effect]:
-        """Calls follow nodes that moved."""
+        """Send the open calls of nodes that moved to their new children."""
         moved, self.tree.moved = self.tree.moved, []
         names: dict[tuple[str, Rid], tuple[Call, Child, list[str]]] = {}
         for call, child, name in moved:
@@ -657,7 +665,7 @@ class Relay:
         return [e for call, child, which in names.values() for e in self._through(call, child, which, t_ns)]
 
     def claims(self) -> NewHead:
-        """The fields of ``hello`` that say who is below (for the uplink)."""
+        """The fields of ``hello`` that name the nodes below (for the uplink)."""
         return self.tree.claims()
 
     def beat(self) -> NewHead:
@@ -674,7 +682,8 @@ class Relay:
     # -- time ---------------------------------------------------------------------------------------------------
 
     def flush(self, t_ns: int) -> Iterator[Effect]:
-        """What goes up now: who is below, then answers and questions, then events; calls of nodes that moved.  # T9"""
+        """The messages that go up now: the news of nodes below, then answers and questions, then events; and calls for
+        nodes that moved.  # T9"""
         if self.tree.moved:
             yield from self._call_again(t_ns)
         if not self.rooted:
@@ -690,8 +699,8 @@ class Relay:
         yield from self.backlog.flush(t_ns)
 
     def tick(self, t_ns: int, *, unread: bool = False) -> list[Effect]:
-        """Time passed. Call ``flush`` after it. ``unread``: more has come than was given to ``received`` yet: after a
-        stall the beats of those that seem silent are there.
+        """Time has passed. Call ``flush`` after it. ``unread``: more messages wait to be read: after a stall they
+        include the beats of children that seem silent.
         """
         out = self._say_acks(self.acks.due(t_ns), t_ns)
         self.backlog.tick(t_ns)
@@ -731,5 +740,5 @@ class Relay:
 
 
 def older_table(fleet: Head, than: Head) -> bool:
-    """Of another root's, or an earlier one of the same root's holds."""
+    """Whether these holds are older: of an earlier root, or an earlier message of the same root."""
     return bool((fleet["fence"], fleet["seq"]) < (than["fence"], than["seq"]))

@@ -1,12 +1,12 @@
-"""Seals: what node and root, and person and root, say to each other past the aggregators between them.
+"""Seals: messages between node and root, and between person and root, that the aggregators between them cannot forge.
 
-Whoever carries a message may read it, delay it and drop it. It cannot write one, nor repeat one where it would count
-again: both ends have a key that nobody else has (the X25519 shared secret of their two CURVE keys, so there are no new
-keys), and each message carries a keyed BLAKE2b of what it says, its *seal*. Equal answers of many nodes travel as one,
+A member that carries a message may read, delay or drop it. It cannot make a message, nor repeat one so that it counts
+again: both ends share a key that nobody else has (the X25519 shared secret of their two CURVE keys, so there are no new
+keys), and each message carries a keyed BLAKE2b of its content, its *seal*. Equal answers of many nodes travel as one,
 with the exclusive or of their seals, which only the root can check.  # T14
 
-Everything here is pure: keys come in, nothing is read and no time passes. A seal is ``SEAL_BYTES`` long (120 bits), so
-that its text has no padding and the texts of many are a plain concatenation.
+Everything here is pure: keys are passed in, nothing is read and no time passes. A seal is ``SEAL_BYTES`` long (120
+bits), so that its text has no padding and the texts of many are a plain concatenation.
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ from pact.model import NS_PER_S
 
 SEAL_BYTES: Final = 15
 SEAL_CHARS: Final = 20
-SHORT: Final = 240  # bytes that are sealed as they are: one hash of three blocks costs less than two hashes
+# an essence up to this size in bytes is sealed without a hash: one hash of three blocks is cheaper than two hashes
+SHORT: Final = 240
 ID_CHARS: Final = 8
 ROOTS_MAX: Final = 8  # of one cluster, for whose keys a node seals
 TERMS_MAX: Final = 64
-SEEN_MAX: Final = 8_000  # fewer than an agent remembers of what is done once
-SEEN_NS: Final = 3_660 * NS_PER_S  # longer than any question is open
-NONE: Final = "A" * SEAL_CHARS  # in a row of seals: there is none for this one
+SEEN_MAX: Final = 8_000  # fewer than the once-only calls that an agent remembers
+SEEN_NS: Final = 3_660 * NS_PER_S  # longer than any question stays open
+NONE: Final = "A" * SEAL_CHARS  # in a row of seals: this name has none
 
 HELLO: Final = b"H"
 CALL: Final = b"C"
@@ -49,7 +50,7 @@ Key = bytes
 
 
 def essence(kind: bytes, fields: Sequence[Any], body: bytes | memoryview = b"") -> bytes:
-    """What stands for a message of this kind: its fields as JSON, then its body; their hash where that is longer."""
+    """What stands for a message of this kind: its fields as JSON, then its body; a hash of both if they are longer."""
     said = orjson.dumps(fields) + body
     if len(said) <= SHORT:
         return kind + b"=" + said
@@ -62,12 +63,12 @@ def seal(key: Key, what: bytes) -> bytes:
 
 
 def text(sealed: bytes) -> str:
-    """Of one seal, or of several that follow each other."""
+    """The text of one seal, or of several concatenated ones."""
     return b2a_base64(sealed, newline=False).decode()
 
 
 def number(said: str) -> int | None:
-    """The seal in a text, as a number; None for what is none."""
+    """The seal in a text as a number; None if the text is no seal."""
     if len(said) != SEAL_CHARS:
         return None
     try:
@@ -81,13 +82,13 @@ def number_text(n: int) -> str:
 
 
 def fits(key: Key, what: bytes, said: str) -> bool:
-    """``said`` is the seal of ``what``."""
+    """Whether ``said`` is the seal of ``what``."""
     made = b2a_base64(blake2b(what, key=key, digest_size=SEAL_BYTES).digest(), newline=False)
     return hmac.compare_digest(made, said.encode("utf-8", "replace"))
 
 
 def key_id(public: str) -> str:
-    """A short name of a public key. Nothing rests on it but where to look for a seal."""
+    """A short name of a public key. It only helps to find a seal; security does not depend on it."""
     return blake2b(public.encode(), digest_size=ID_CHARS // 2, person=b"key id").hexdigest()
 
 
@@ -97,7 +98,7 @@ def for_each(keys: Mapping[str, Key], what: bytes) -> str:
 
 
 def mine(said: str, own_id: str) -> str:
-    """The seal for this root among those; "" if there is none."""
+    """The seal for this root from such a text; "" if there is none."""
     step = ID_CHARS + SEAL_CHARS
     for at in range(0, min(len(said), step * ROOTS_MAX), step):
         if said.startswith(own_id, at):
@@ -106,7 +107,7 @@ def mine(said: str, own_id: str) -> str:
 
 
 def start_of(session: int) -> int:
-    """What connections of one start of an agent have in common."""
+    """The common part of the sessions of one start of an agent."""
     return session >> SESSION_BITS
 
 
@@ -118,7 +119,8 @@ def of_hello(session: int, incarnation: str, seq: int, wall_ns: int) -> bytes:
 
 
 def of_call(head: Head, body: bytes | memoryview) -> bytes:
-    """For all who are asked: for each its start is added, so that what was said to an earlier one does not count."""
+    """The same for all nodes that are asked: each node's start is added, so that a call to an earlier start does not
+    count."""
     caller = head["caller"]
     return essence(
         CALL,
@@ -128,7 +130,7 @@ def of_call(head: Head, body: bytes | memoryview) -> bytes:
 
 
 def start_bytes(session: int) -> bytes:
-    """What stands for a start in a seal."""
+    """The bytes that stand for a start in a seal."""
     return start_of(session).to_bytes(8, "big")
 
 
@@ -147,7 +149,7 @@ def of_ack(fence: int, term: str, cursor: Sequence[Any]) -> bytes:
 
 
 def of_fleet(term: str, fleet: Head) -> bytes:
-    """Of each hold what the root said: what is left of it *now* changes on the way, and does not count."""
+    """For each hold, what the root sent: the time left *now* changes on the way, and is not sealed."""
     holds = [[h["hold"], h["owner"], h["reason"], h["ends"], h.get("whole_ns", -1)] for h in fleet["holds"]]
     return essence(FLEET, (term, fleet["fence"], fleet["seq"], holds))
 
@@ -157,15 +159,15 @@ def of_request(head: Head, body: bytes | memoryview) -> bytes:
 
 
 def of_reply(kind: str, request: str, challenge: str, head: Head, body: bytes | memoryview) -> bytes:
-    """Of what goes to a person: everything but who carries it. ``head["n"]`` counts them. ``request``: the seal of what
-    was asked, so that it answers nothing else; "" is a question for a challenge, which has none.
+    """For a message to a person: everything but the carrier. ``head["n"]`` counts the messages. ``request``: the seal
+    of the request, so that the message answers no other one; "" for a question for a challenge, which has no seal.
     """
     said = {k: v for k, v in head.items() if k not in ("client", "seal")}
     return essence(REPLY, (kind, request, challenge, sorted(said.items())), body)
 
 
 def of_one(head: Head, name: str) -> str:
-    """The seal for this node in a call: it says that alone, or those of several nodes with their names."""
+    """The seal for this node in a call, which has that one alone, or those of several nodes with their names."""
     names, row = head["nodes"], head["seals"]
     if names is not None:
         at = names.index(name) * SEAL_CHARS if name in names else len(row)
@@ -177,34 +179,34 @@ def of_one(head: Head, name: str) -> str:
 
 
 class NodeSeals:
-    """``keys``: of each root that may lead, its key's id and the key shared with it. ``required``: what has no seal
-    does not count. ``start``: of this agent, as its sessions have it.
+    """``keys``: for each root that may lead, its key's id and the key shared with it. ``required``: messages without a
+    seal do not count. ``start``: of this agent, as in its sessions.
     """
 
     def __init__(self, keys: Mapping[str, Key], session: int, *, required: bool) -> None:
         self.keys = dict(keys)
         self.required = required
         self._start = start_bytes(session)
-        self._term: tuple[int, str] = (-1, "")  # fence and term of the root that led last
-        self._key: Key = b""  # shared with it
+        self._term: tuple[int, str] = (-1, "")  # fence and term of the latest root
+        self._key: Key = b""  # shared with that root
         self._past: dict[tuple[int, str], None] = {}
-        self._seen: dict[str, int] = {}  # calls of this term -> when they came first
+        self._seen: dict[str, int] = {}  # calls of this term -> when each first came
         self._floor = 0  # calls of this term up to this number were forgotten
 
     def proof(self, session: int, incarnation: str, seq: int, wall_ns: int) -> str:
-        """For a hello: this is the node's own word, of this connection."""
+        """For a hello: proves that it is the node's own word, for this connection."""
         return for_each(self.keys, of_hello(session, incarnation, seq, wall_ns))
 
     def events(self, row: Sequence[Any], lines: bytes) -> str:
-        """For a batch of records. Whoever leads when it arrives can check it."""
+        """For a batch of records. Whichever root leads when it arrives can check it."""
         return for_each(self.keys, of_events(row, lines))
 
     def answer(self, key: Key, term: str, call: str, body: bytes) -> str:
         return text(seal(key, of_answer(term, call, body)))
 
     def caller(self, head: Head, said: str, body: bytes | memoryview, t_ns: int) -> Key | None:
-        """The key of the root that has sealed this call for this start of this node. A root asks again for an hour at
-        most; what is older is not its asking.
+        """The key of the root that sealed this call for this start of this node; else None. A root repeats a call for
+        an hour at most; an older call does not count.
         """
         key = self._of(of_call(head, body) + self._start, head["fence"], head["term"], said)
         return key if key is not None and self._fresh(head["call"], t_ns) else None
@@ -223,21 +225,21 @@ class NodeSeals:
         return True
 
     def sealed(self, up: Up) -> Up:
-        """Records on their way up, sealed for whichever root they reach."""
+        """Records on their way up, sealed for every root that they may reach."""
         if up.kind != "events":
             return up
         return up._replace(head={**up.head, "seals": [self.events(up.head["batches"][0], up.body)]})
 
     def acked(self, fence: int, term: str, cursor: Sequence[Any], said: str) -> bool:
-        """An acknowledgement is that of the root which leads, as far as this node knows."""
+        """Whether the root that leads, as far as this node knows, sealed this acknowledgement."""
         return self._of(of_ack(fence, term, cursor), fence, term, said) is not None
 
     def told(self, fleet: Head, term: str, said: str) -> bool:
-        """What the fleet is told was sealed for this start of this node."""
+        """Whether these holds were sealed for this start of this node."""
         return self._of(of_fleet(term, fleet) + self._start, fleet["fence"], term, said) is not None
 
     def _of(self, what: bytes, fence: int, term: str, said: str) -> Key | None:
-        """The key with which ``what`` was sealed. A root that was replaced says nothing that counts any more."""
+        """The key with which ``what`` was sealed. Nothing that a replaced root sends counts."""
         this = (fence, term)
         if len(said) != SEAL_CHARS or this in self._past:
             return None
@@ -261,7 +263,7 @@ class NodeSeals:
 
 
 def _count(call: str) -> int:
-    """Calls of a term are numbered: ``FENCE.N``."""
+    """The number of a call in its term; call ids have the form ``FENCE.N``."""
     digits = call.rpartition(".")[2]
     return int(digits) if digits.isascii() and digits.isdigit() and len(digits) < 19 else 0
 
@@ -270,7 +272,7 @@ def _count(call: str) -> int:
 
 
 class Proof(NamedTuple):
-    """What a node's hello said, as whoever carries it hands it on."""
+    """What a node's hello said, in the form in which members pass it on."""
 
     seals: str
     incarnation: str
@@ -279,7 +281,7 @@ class Proof(NamedTuple):
 
 
 class _Known(NamedTuple):
-    """A node whose word has been checked."""
+    """A node whose proof has been checked."""
 
     public: str
     key: Key
@@ -291,20 +293,20 @@ class _Known(NamedTuple):
 
 
 class Keys(Protocol):
-    """What the root needs of its surroundings: whose keys there are, and the key shared with each."""
+    """What the root needs from its surroundings: the authorised keys, and the key shared with each."""
 
     def of(self, name: str) -> Iterable[str]:
         """The public keys that are authorised for a node."""
 
     def person(self, public: str) -> tuple[str, str] | None:
-        """Name and role of a person's key; None for what is none."""
+        """Name and role of a person's key; None if it is no person's key."""
 
     def shared(self, public: str) -> Key:
-        """With the owner of this public key; b"" where it is none that can be used."""
+        """The key shared with the owner of this public key; b"" if the public key cannot be used."""
 
 
 class RootSeals:
-    """``public``: the root's own key. ``required``: who does not seal is not heard."""
+    """``public``: the root's own key. ``required``: messages without a seal do not count."""
 
     def __init__(self, public: str, keys: Keys, *, required: bool) -> None:
         self.id = key_id(public)
@@ -314,25 +316,25 @@ class RootSeals:
         self._known: dict[str, _Known] = {}
 
     def begin(self, term: str, fence: int) -> None:
-        """A term begins; ``term``: a random text that no other had."""
+        """A term begins; ``term``: a random text that no other term had."""
         self.term, self.fence = term, fence
 
     def knows(self, name: str) -> bool:
-        """This node seals what it says."""
+        """Whether this node seals its messages."""
         return name in self._known
 
     def revoked(self, publics: Iterable[str]) -> None:
-        """These keys count no more."""
+        """These keys no longer count."""
         gone = set(publics)
         self._known = {n: k for n, k in self._known.items() if k.public not in gone}
 
     # -- who is there -------------------------------------------------------------------------------------------
 
     def admits(self, name: str, session: int, proof: Sequence[Any] | None, *, here: bool, direct: str = "") -> bool:
-        """Somebody says that this node is below it: is that the node's own word? ``proof``: seals, incarnation, seq and
-        wall_ns of its hello. ``here``: it is known to be connected somewhere already. ``direct``: its key, where it is
-        connected to this very process. A node of the last version has no proof; where seals are not required its word
-        goes unsealed, as it did.
+        """Whether a claim that this node is below a child is the node's own word. ``proof``: seals, incarnation, seq
+        and wall_ns of its hello. ``here``: the node is known to be connected somewhere already. ``direct``: its key, if
+        it is connected to this process. A node of the last version has no proof; if seals are not required, its claim
+        is believed without one, as before.
         """
         known, seen = self._known.get(name), Proof(*proof) if proof is not None else None
         said = mine(seen.seals, self.id) if seen is not None else ""
@@ -353,7 +355,7 @@ class RootSeals:
     # -- to nodes -----------------------------------------------------------------------------------------------
 
     def calls(self, head: Head, body: bytes, names: Iterable[str]) -> str:
-        """For a call to these, in their order. Nothing where nobody seals."""
+        """The seals for a call to these names, in their order. Empty if none of them seals."""
         what, known = of_call(head, body), self._known
         rows = [known.get(n) for n in names]
         if not any(rows):
@@ -369,19 +371,19 @@ class RootSeals:
         )
 
     def acks(self, cursors: Sequence[Sequence[Any]]) -> list[str]:
-        """For each acknowledgement; "" where its node does not seal."""
+        """The seal of each acknowledgement; "" if its node does not seal."""
         term, fence, known = self.term, self.fence, self._known
         return [text(seal(known[c[0]].key, of_ack(fence, term, c))) if c[0] in known else "" for c in cursors]
 
     def fleet(self, fleet: Head, names: Iterable[str]) -> dict[str, str]:
-        """For what the whole fleet is told; name -> seal."""
+        """The seals of the fleet's holds; name -> seal."""
         what = of_fleet(self.term, fleet)
         return {n: text(seal(k.key, what + k.start)) for n in names if (k := self._known.get(n)) is not None}
 
     # -- from nodes ---------------------------------------------------------------------------------------------
 
     def answers(self, names: Sequence[str], call: str, body: bytes | memoryview, said: str) -> bool:
-        """Each of these nodes has given this answer."""
+        """Whether each of these nodes has given this answer."""
         known = self._known
         if not said:
             return not self.required and not any(n in known for n in names)
@@ -390,7 +392,7 @@ class RootSeals:
             one = known.get(names[0])
             return one is not None and fits(one.key, what, said)
         claimed = number(said)
-        if claimed is None or len(set(names)) != len(names):  # a name that stands there twice cancels itself out
+        if claimed is None or len(set(names)) != len(names):  # the seals of a repeated name would cancel each other out
             return False
         try:
             keys = [known[n].key for n in names]
@@ -401,7 +403,7 @@ class RootSeals:
         return claimed == 0
 
     def events(self, row: Sequence[Any], lines: bytes | memoryview, said: str) -> bool:
-        """These records are their node's."""
+        """Whether these records are the node's own."""
         known = self._known.get(row[0])
         if known is None:
             return not self.required
@@ -409,7 +411,7 @@ class RootSeals:
 
 
 def _earlier(session: int, proof: Proof, known: _Known) -> bool:
-    """This is what the node said before what is known of it."""
+    """Whether the node said this before what is known of it."""
     if start_bytes(session) == known.start:
         return session < known.session
     if proof.incarnation == known.incarnation:

@@ -1,8 +1,11 @@
-"""The way up, for agents and aggregators alike: which parent, whether it lives, when to go back. No socket, no clock.
+"""The way up, for agents and aggregators: which parent to use, whether it is alive, when to return. No socket, no
+clock.
 
-One parent is *active* (it said ``welcome``); at most one other is *tried*. A parent that is silent for ``SILENCE_NS``
-is lost, and the next one of the preference list is tried. Whoever works under another than the preferred parent tries
-that one again after a while, and leaves the old one only when the new one has said welcome.  # T3
+One parent is *active* (it has sent ``welcome``); at most one other is *tried*. A parent that is silent for
+``SILENCE_NS`` is lost, and the next one of the preference list is tried. A child under a parent other than the
+preferred one tries the preferred one again after a while, and leaves the old parent only after the new one has welcomed
+it.  # T3
+
 Randomness comes in as an object (``uniform``), time as integers.
 """
 
@@ -20,11 +23,12 @@ from pact.errors import LocalProtocolError
 from pact.model import NS_PER_S
 from pact.values import dataclass
 
-BEAT_NS: Final = 2 * NS_PER_S  # the parent asks so often
-OWN_BEAT_NS: Final = 3 * BEAT_NS // 2  # who was not asked for so long asks, while there is time for an answer
+BEAT_NS: Final = 2 * NS_PER_S  # how often the parent asks
+# a child that was not asked for this long asks the parent, while there is time for an answer
+OWN_BEAT_NS: Final = 3 * BEAT_NS // 2
 SILENCE_NS: Final = 6 * NS_PER_S
 AT_WORK_NS: Final = 2 * BEAT_NS
-AT_WORK: Final = frozenset({"call", "ack"})  # what shows both sides that the other lives
+AT_WORK: Final = frozenset({"call", "ack"})  # messages that show both sides that the other is alive
 PATIENCE_NS: Final = 3 * NS_PER_S // 2
 PATIENCE_MAX_NS: Final = 12 * NS_PER_S
 MOVE_JITTER_NS: Final = NS_PER_S // 2
@@ -33,12 +37,12 @@ ROUND_MAX_NS: Final = 30 * NS_PER_S
 RETURN_NS: Final = (30 * NS_PER_S, 120 * NS_PER_S)
 LOOP_NS: Final = 60 * NS_PER_S
 ASK_NS: Final = 30 * NS_PER_S
-ASK_ALL: Final = 10  # of so many rounds one is about every group: a question may have been lost
+ASK_ALL: Final = 10  # one of this many rounds asks about every group: a question may have been lost
 ASKED_MAX: Final = 64
-ASK_SOON_NS: Final = 10 * NS_PER_S  # within so long of a new root: it knows only what it is told
+ASK_SOON_NS: Final = 10 * NS_PER_S  # how soon after a new root the member asks: a new root knows only what it hears
 HELLO_GAP_NS: Final = NS_PER_S // 2
-MISSED_MAX: Final = 5  # hellos for a table that does not come double their distance so often
-KEEP_OPEN: Final = 2  # connections to parents that said sorry, kept so that nobody has to authenticate again
+MISSED_MAX: Final = 5  # how often hellos for a missing table double their interval
+KEEP_OPEN: Final = 2  # connections to parents that said sorry, kept to avoid another authentication
 SESSION_BITS: Final = 20  # the low bits of a session count the connections of one start
 
 
@@ -48,7 +52,7 @@ class Random(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Parent:
-    """Where a parent listens, its public key (Z85), and the rack that it serves, if known."""
+    """A parent's address, its public key (Z85), and the rack that it serves, if known."""
 
     url: str
     key: str
@@ -65,7 +69,7 @@ class Connect:
 
 @dataclass(frozen=True, slots=True)
 class Disconnect:
-    """Close the connection; what was sent on it just now may still leave."""
+    """Close the connection; messages that were just sent on it may still leave."""
 
     parent: str
 
@@ -76,14 +80,14 @@ class Send(NamedTuple):
 
 
 class Deliver(NamedTuple):
-    """A message of the active parent; ``welcome`` first, and again after each reconnection."""
+    """A message of the active parent; ``welcome`` comes first, and again after each reconnection."""
 
     message: Message
 
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """There is no active parent any more. What was not acknowledged may be gone; it is sent again after a welcome."""
+    """There is no active parent any more. Unacknowledged messages may be lost; they are sent again after a welcome."""
 
     why: str
 
@@ -96,13 +100,13 @@ class Note:
 
 
 Effect = Connect | Disconnect | Send | Deliver | Lost | Note
-#: What ``Links`` performs. A tuple: a union is made anew at each look.
+#: The effects that ``Links`` performs. A tuple: a union would be built anew at each check.
 OF_LINKS: Final = (Connect, Disconnect, Send)
 
 
 def preference(name: str, rack: str, parents: Sequence[Parent]) -> list[Parent]:
-    """Rendezvous hashing, parents of the same rack first: every child has its own order, and when a parent goes only
-    its own children move.
+    """Rendezvous hashing, with parents of the same rack first: every child has its own order, and when a parent is
+    gone, only its own children move.
     """
 
     def rank(parent: Parent) -> tuple[bool, bytes]:
@@ -118,14 +122,14 @@ class _Link:
     heard_ns: int
     hello_ns: int
     answered: bool = False
-    asks: bool = False  # whether we live: parents from before do not
-    with_answers: bool = False  # it takes events together with an answer: likewise
+    asks: bool = False  # the parent asks whether this child is alive; parents of older versions do not
+    with_answers: bool = False  # the parent takes events together with an answer; parents of older versions do not
 
 
 class Uplink:
     """See the module. ``more`` gives the fields of ``hello`` that change, ``beat`` those of ``beat``, ``unfinished``
-    the groups to ask about. ``prove`` seals a hello's head, so that the root knows it for this node's own word.
-    ``judges``: the owner says (``told``) which tables of the fleet's holds count.
+    the groups to ask about. ``prove`` seals a hello's head, so that the root knows it as this node's own word.
+    ``judges``: the owner decides which tables of the fleet's holds count, and calls ``told``.
     """
 
     def __init__(
@@ -160,7 +164,7 @@ class Uplink:
         self._beat_head = beat
         self._prove = prove
         self._judges = judges
-        self._missed = 0  # hellos because of a table that has not come yet
+        self._missed = 0  # number of hellos sent because a table has not come yet
         self._links: dict[str, _Link] = {}
         self._active: _Link | None = None
         self._trying: _Link | None = None
@@ -168,12 +172,12 @@ class Uplink:
         self._avoid_ns = SILENCE_NS if len(self.order) > 1 else 0
         self._loops: set[str] = set()
         self._round = 0
-        self._left = [p.url for p in self.order]  # still to be tried in this round
+        self._left = [p.url for p in self.order]  # parents that are still to be tried in this round
         self._next_try_ns = 0
         self._return_ns = 0
         self._beat_ns = 0
         self._ask_ns = 0
-        self._asked: list[list[Any]] | None = None  # what was unfinished when it was last looked at
+        self._asked: list[list[Any]] | None = None  # what was unfinished at the last look
         self._asks = 0
         self.since_ns = 0
         self._stopped = False
@@ -190,18 +194,18 @@ class Uplink:
         return self._active is not None
 
     def send(self, kind: str, head: Head, body: bytes = b"") -> list[Effect]:
-        """A message to the active parent; nothing where there is none. Raises LocalProtocolError."""
+        """A message to the active parent; nothing if there is none. Raises LocalProtocolError."""
         if self._active is None:
             return []
         return [Send(self._active.parent.url, wire.encode(kind, head, body))]
 
     @property
     def with_answers(self) -> bool:
-        """The parent takes events together with an answer."""
+        """Whether the parent takes events together with an answer."""
         return self._active is not None and self._active.with_answers
 
     def answer(self, call: str, body: bytes, events: Up | None = None, seal: str = "") -> list[Effect]:
-        """A node's own answer to a call, whole; ``events``, if the parent takes them, in the same frame."""
+        """A node's own complete answer to a call; ``events``, if the parent takes them, go in the same frame."""
         if self._active is None:
             return []
         if events is None:
@@ -222,7 +226,7 @@ class Uplink:
         return out
 
     def next_wake_ns(self) -> int | None:
-        """When ``tick`` has something to do."""
+        """When ``tick`` will have something to do."""
         if self._stopped:
             return None
         due = []
@@ -269,8 +273,9 @@ class Uplink:
         return min(PATIENCE_NS << min(self._round, 8), PATIENCE_MAX_NS)
 
     def _ask(self, t_ns: int) -> list[Effect]:
-        """After a welcome, under a new root, and now and then: about every group. Else about those with a vote or a
-        decision that were so half a minute ago too: who has not voted is free, and the root tells who owes a decision.
+        """After a welcome, under a new root, and now and then: ask about every group. Otherwise ask about groups with a
+        vote or a decision that were unfinished half a minute ago too: a member that has not voted is free, and the root
+        itself asks members that owe a decision.
         """
         self._ask_ns = t_ns + ASK_NS
         self._asks = (self._asks + 1) % ASK_ALL
@@ -278,7 +283,7 @@ class Uplink:
         groups = self._asked
         if before is not None and self._asks:
             groups = [g for g in groups if g in before and g[1] != OPEN]
-        at = self._asks * ASKED_MAX % max(1, len(groups))  # others first each time: a root looks at so many
+        at = self._asks * ASKED_MAX % max(1, len(groups))  # other groups first each time: a root handles only this many
         groups = [*groups[at:], *groups[:at]][:ASKED_MAX]
         return self.send("ask", {"node": self.name, "groups": groups}) if groups else []
 
@@ -294,7 +299,7 @@ class Uplink:
         return []
 
     def _end_round(self, t_ns: int) -> None:
-        """Nobody took us: again after a while, which grows."""
+        """No parent has welcomed this child: try all again after a pause, which grows."""
         self._left = [p.url for p in self.order]
         pause_ns = min(ROUND_NS << min(self._round, 8), ROUND_MAX_NS)
         self._round += 1
@@ -303,7 +308,8 @@ class Uplink:
         self._next_try_ns = max(self._next_try_ns, soonest)
 
     def _tried(self, t_ns: int) -> None:
-        """One parent did not take us: the next one soon, or, if another is active, a later return."""
+        """One parent did not welcome this child: try the next one soon, or, if another is active, plan a later
+        return."""
         if self._active is not None:
             self._plan_return(t_ns)
         elif self._left:
@@ -334,18 +340,19 @@ class Uplink:
             head["proof"] = self._prove(head)
         try:
             out.append(Send(parent.url, wire.encode("hello", head)))
-        except LocalProtocolError as exc:  # more names than a head takes: nobody takes us, and nothing ends  # T13
+        # more names than fit a head: no parent can welcome this relay, and nothing ends
+        except LocalProtocolError as exc:  # T13
             out.append(Note(f"cannot say who is below: {exc.message}"))
         return out
 
     def _still_here(self, t_ns: int) -> list[Effect]:
-        """Another parent had our word that we come, and did not take us. That word must not be the newest: with it, it
-        could say that we are there.  # T14
+        """Another parent got this node's proof in a hello, and did not welcome it. That proof must not stay the newest:
+        with it, the other parent could claim that the node is there.  # T14
         """
         return [] if self._prove is None or self._active is None else self._hello(self._active.parent, t_ns)
 
     def _plan_return(self, t_ns: int) -> None:
-        """Under another than the preferred parent: try that one again, gently."""
+        """Under a parent other than the preferred one: plan to try that one again, after a random time."""
         away = self._active is not None and self._active.parent.url != self.order[0].url
         self._return_ns = t_ns + int(self._rng.uniform(*RETURN_NS)) if away else 0
 
@@ -371,7 +378,7 @@ class Uplink:
         return [Disconnect(link.parent.url)]
 
     def _lose(self, link: _Link, why: str, t_ns: int, avoid_ns: int, keep: bool = False) -> list[Effect]:
-        """The active parent is gone; look for another after a random moment."""
+        """The active parent is lost; look for another one after a random time."""
         out = [] if keep else self._drop(link)
         self._active = None
         self._avoid[link.parent.url] = t_ns + avoid_ns
@@ -386,7 +393,7 @@ class Uplink:
         """A message that came over the connection to ``parent`` (its url)."""
         link = self._links.get(parent)
         if link is None or self._stopped:
-            return []  # of a connection that was given up
+            return []  # from a connection that was given up
         link.heard_ns = t_ns
         kind = message.kind
         if kind == "welcome":
@@ -401,12 +408,13 @@ class Uplink:
             self._heard(message.head)
         elif kind == "call":
             self._led(message.head["fence"], t_ns)
-        if kind in AT_WORK and link.asks:  # it goes by that, and asks when an answer takes long
+        if kind in AT_WORK and link.asks:  # that message proves that it is alive; ask only if the next one takes long
             self._beat_ns = t_ns + AT_WORK_NS
         return [Deliver(message)]
 
     def _led(self, fence: int, t_ns: int) -> None:
-        """Whoever leads now. A new root may have come while the parent stayed: there is no other welcome then.  # G2"""
+        """Note which root leads. A new root may have come while the parent stayed: then there is no new
+        welcome.  # G2"""
         if fence > self.fence:
             self.fence = fence
             self._asked = None
@@ -423,7 +431,7 @@ class Uplink:
 
     def _welcome(self, link: _Link, message: Message, t_ns: int) -> list[Effect]:
         if link is not self._trying and link is not self._active:
-            return []  # too late: somebody else was asked meanwhile
+            return []  # too late: another parent was tried meanwhile
         if message.head["v"] != wire.VERSION or self.name in message.head["path"]:
             return self._refuse(link, message, t_ns)
         out: list[Effect] = []
@@ -446,7 +454,7 @@ class Uplink:
         return [*out, Deliver(message), *self._ask(t_ns)]
 
     def _refuse(self, link: _Link, message: Message, t_ns: int) -> list[Effect]:
-        """A parent that is below us, or that speaks another version: never, and said once.  # T4"""
+        """A parent that is below this member, or that speaks another version: never use it, and log that once.  # T4"""
         out: list[Effect] = []
         url = link.parent.url
         if url not in self._loops:
@@ -464,7 +472,7 @@ class Uplink:
 
     def _sorry(self, link: _Link, message: Message, t_ns: int) -> list[Effect]:
         head = message.head
-        if head["again"]:  # it does not know us (any more)
+        if head["again"]:  # the parent has no session for this member (any more)
             if t_ns - link.hello_ns < HELLO_GAP_NS or link not in (self._active, self._trying):
                 return []
             if link is self._trying:
@@ -501,6 +509,7 @@ class Uplink:
                 out += self.send("beat", {**self._beat_head(), "answer": True})
         missed = head["fleet_seq"] > self.fleet[1] and head["fence"] >= self.fleet[0]
         if missed and self._trying is None and t_ns - link.hello_ns >= BEAT_NS << self._missed:
-            self._missed = min(self._missed + 1, MISSED_MAX)  # a welcome, or the root after it, tells the fleet's holds
+            # a welcome, or the root after it, brings the fleet's holds
+            self._missed = min(self._missed + 1, MISSED_MAX)
             out += self._hello(link.parent, t_ns)
         return out

@@ -1,8 +1,9 @@
-"""What travels in the tree, as bytes: one frame a message, with a table of what each kind may say.
+"""The messages of the tree as bytes: one frame for each message, with a table of the fields of each kind.
 
 A frame is ``P1``, the kind (1 byte), the head's length (u32, little endian), the head (a JSON object) and the body
-(bytes). What is not in the tables is refused here, once, so that nobody behind has to look again; fields that a table
-does not name are passed over (a newer peer may say more). Bodies are opaque, except that their parts must add up.  # T2
+(bytes). Values that do not fit the tables are refused here, once, so that no later code has to check again; fields that
+a table does not name are ignored (a newer peer may send more). Bodies are opaque, except that the sizes of their parts
+must add up.  # T2
 """
 
 from __future__ import annotations
@@ -49,13 +50,14 @@ VERSION: Final = 1
 MAGIC: Final = b"P1"
 _HEADER: Final = struct.Struct("<2sBI")
 
-#: The head of a frame, as the table of its kind has it; and one that is being made.
+#: The head of a frame, in the form that the table of its kind describes; and one that is being built.
 Head = Mapping[str, Any]
 NewHead = dict[str, Any]
 
 
 class Message(NamedTuple):
-    """One message. ``head`` holds every field of its kind's table: those that the peer left out have their defaults."""
+    """One message. ``head`` holds every field of its kind's table: fields that the peer left out have their
+    defaults."""
 
     kind: str
     head: Head
@@ -68,12 +70,12 @@ _seals: Final = rows_of_text(SEALS_MAX)
 
 # -- the tables -----------------------------------------------------------------------------------------------------
 
-#: Stands for "must be there".
+#: Marks a field that must be present.
 NEEDED: Final = object()
 
 
 class Kind(NamedTuple):
-    """Fields: name -> (check, default or NEEDED). ``sized``: the fields whose rows' last columns cut up the body."""
+    """Fields: name -> (check, default or NEEDED). ``sized``: the fields whose rows' last columns divide the body."""
 
     code: int
     fields: Mapping[str, tuple[Check, Any]]
@@ -81,7 +83,7 @@ class Kind(NamedTuple):
     sized: tuple[str, ...] = ()
 
 
-#: ``n`` counts what goes to one request's asker, ``seal`` is the root's for him.
+#: ``n`` numbers the messages for one request, ``seal`` is the root's seal for the person who asked.
 _TO_CLIENT: Final[dict[str, tuple[Check, Any]]] = {
     "client": (is_text, ""),
     "id": (is_number, NEEDED),
@@ -120,7 +122,7 @@ KINDS: Final[Mapping[str, Kind]] = {
             "ask": (is_flag, False),
             "answer": (is_flag, False),
         },
-    ),  # both ways; below: a checksum of names
+    ),  # both directions; below: a checksum of names
     "events": Kind(3, {"batches": (are_batches, NEEDED), "seals": (_seals, ())}, True, ("batches",)),
     "below": Kind(
         4,
@@ -146,7 +148,7 @@ KINDS: Final[Mapping[str, Kind]] = {
         },
         True,
         ("parts", "batches"),
-    ),  # batches: events that came of it; seals: of the parts
+    ),  # batches: events that the call caused; seals: of the parts
     "request": Kind(
         7,
         {
@@ -162,7 +164,7 @@ KINDS: Final[Mapping[str, Kind]] = {
             "direct": (is_flag, False),
         },
         True,
-    ),  # direct: said by the relay in the root's own process
+    ),  # direct: set by the relay in the root's own process
     "cancel": Kind(8, {"id": (is_number, NEEDED), "client": (is_text, "")}),
     "goodbye": Kind(9, {}),
     # from parent to child
@@ -184,10 +186,10 @@ KINDS: Final[Mapping[str, Kind]] = {
             "why": (is_text, ""),
             "again": (is_flag, False),
             "retry_ms": (is_number, 0),
-            "rootless": (is_flag, False),  # it has no way to a root, perhaps just now
+            "rootless": (is_flag, False),  # it has no way to a root, perhaps only now
             "denied": (is_flag, False),
         },
-    ),  # the key is not for this
+    ),  # this key may not be used for this
     "ack": Kind(
         35, {"cursors": (are_cursors, NEEDED), "seals": (_seals, ()), "fence": (is_number, 0), "term": (is_text, "")}
     ),
@@ -235,7 +237,7 @@ KINDS: Final[Mapping[str, Kind]] = {
     "event": Kind(51, _TO_CLIENT, True),
 }
 _ANSWER: Final = KINDS["answer"].code
-#: The head of one node's whole answer as ``single_answer`` writes it, as long as its names are plain.
+#: The head of one node's complete answer as ``single_answer`` writes it, if its names are plain.
 _SINGLE: Final = re.compile(
     rb'\{"call":"([\w.:-]{1,200})","final":true,"parts":\[\[\["([\w.-]{1,253})"\],([1-9]\d{0,7})\]\],"lost":\[\]'
     rb'(?:,"seals":\["([\w+/]{20})"\])?'
@@ -247,7 +249,8 @@ TO_CLIENTS: Final = frozenset({"part", "parts", "progress", "result", "event"})
 
 
 def _wrong(kind: Kind, head: Head, body: bytes, strict: bool) -> str:
-    """Why this is no message of its kind; "" if it is one. ``strict``: what the table does not name is wrong too."""
+    """Why this is not a message of its kind; "" if it is one. ``strict``: fields that the table does not name are wrong
+    too."""
     known = 0
     for field, (check, default) in kind.fields.items():
         if field in head:
@@ -271,7 +274,7 @@ def _wrong(kind: Kind, head: Head, body: bytes, strict: bool) -> str:
 
 
 def encode(kind: str, head: Head, body: bytes = b"") -> bytes:
-    """A frame. Raises LocalProtocolError for what the other side would refuse."""
+    """A frame. Raises LocalProtocolError for a message that the other side would refuse."""
     table = KINDS.get(kind)
     if table is None:
         raise LocalProtocolError(f"there is no message {kind!r}")
@@ -296,7 +299,7 @@ def single_answer(
     seal: str = "",
     batch_seals: Sequence[str] = (),
 ) -> bytes:
-    """What ``encode`` makes of one node's whole answer, for those who have checked the call and the name before.
+    """What ``encode`` makes of one node's complete answer, for callers that have checked the call and the name before.
     ``batches``, ``lines`` and ``batch_seals``: ``events`` that go with it.
     """
     if len(body) + len(lines) > FRAME_MAX - HEAD_MAX or not is_text(call) or not is_name(name):
@@ -316,8 +319,8 @@ def single_answer(
 
 
 def decode(frame: bytes | memoryview) -> Message:
-    """The message in a frame. Raises RemoteProtocolError, and nothing else, for what is none. The body of a message in
-    a memoryview is one too.
+    """The message in a frame. Raises RemoteProtocolError, and nothing else, for bytes that are no message. If the frame
+    is a memoryview, so is the body.
     """
     if len(frame) < _HEADER.size:
         raise RemoteProtocolError(f"{len(frame)} bytes are no message")
@@ -332,7 +335,7 @@ def decode(frame: bytes | memoryview) -> Message:
     end = _HEADER.size + size
     if size > HEAD_MAX or end > len(frame):
         raise RemoteProtocolError(f"{name}: a head of {size} bytes in a frame of {len(frame)}")
-    if code == _ANSWER:  # most of what an aggregator reads
+    if code == _ANSWER:  # most frames that an aggregator reads
         answer = _single(frame, end)
         if answer is not None:
             return answer
@@ -340,17 +343,17 @@ def decode(frame: bytes | memoryview) -> Message:
         head = strict.loads(frame[_HEADER.size : end], HEAD_MAX)
     except strict.NotStrictError:
         raise RemoteProtocolError(f"{name}: its head is not JSON that is read here") from None
-    body = cast(bytes, frame[end:])  # or a memoryview, which is used alike
+    body = cast(bytes, frame[end:])  # or a memoryview, which is used in the same way
     why = _wrong(kind, head, body, False) if type(head) is dict else "its head is no object"
     if why:
         raise RemoteProtocolError(f"{name}: {why}")
-    if head.keys() != kind.fields.keys():  # what no table names goes no further: whoever hands a head on encodes it
+    if head.keys() != kind.fields.keys():  # unknown fields go no further: a relay that passes a head on encodes it
         head = {field: head.get(field, default) for field, (_, default) in kind.fields.items()}
     return Message(name, head, body)
 
 
 def _single(frame: bytes | memoryview, end: int) -> Message | None:
-    """One node's whole answer, read without its JSON; None for what is none, or looks strange."""
+    """One node's complete answer, read without parsing JSON; None for another or an unusual frame."""
     found = _SINGLE.fullmatch(frame, _HEADER.size, end)
     if found is None:
         return None
@@ -376,13 +379,13 @@ def _single(frame: bytes | memoryview, end: int) -> Message | None:
     )
 
 
-#: What a node says when it is asked whether it lives: always the same.
+#: A node's answer to the question whether it is alive: always the same.
 LIVES: Final = encode("beat", {"answer": True})
 LIVES_MESSAGE: Final = decode(LIVES)
 
 
 def message(kind: str, head: Head, body: bytes = b"") -> Message:
-    """A message as ``decode`` would give it, for whoever stands in the same process."""
+    """A message as ``decode`` would return it, for a peer in the same process."""
     return Message(kind, {**{f: d for f, (_, d) in KINDS[kind].fields.items() if d is not NEEDED}, **head}, body)
 
 
@@ -404,10 +407,10 @@ def sections(sized: Message, field: str) -> Iterator[tuple[list[Any], bytes]]:
 
 
 def beside(seals: Sequence[str], rows: Sequence[Any]) -> Sequence[str]:
-    """The seal of each row; "" for all where they do not go with these rows."""
+    """The seal of each row; "" for all if the number of seals does not match."""
     return seals if len(seals) == len(rows) else ("",) * len(rows)
 
 
 def seal_at(row: str, i: int) -> str:
-    """One of the seals of a list of names; "" where there are none."""
+    """The seal at one place in a row of seals; "" if the row is empty."""
     return row[i * SEAL_CHARS : (i + 1) * SEAL_CHARS]
