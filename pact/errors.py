@@ -16,7 +16,7 @@ EXIT_CONFLICT = 4
 EXIT_UNREACHABLE = 5
 EXIT_BLOCKED = 10
 EXIT_DRIFT = 11
-#: What of several exit codes is told: the last of these. Another one, from a later version, is graver than all.
+#: Of several exit codes the last one in this order is reported. An unknown code, from a later version, is the gravest.
 GRAVITY = (EXIT_DONE, EXIT_DRIFT, EXIT_CONFLICT, EXIT_UNREACHABLE, EXIT_USAGE, EXIT_DENIED, EXIT_FAILED, EXIT_BLOCKED)
 
 
@@ -26,7 +26,7 @@ def gravest(codes: Iterable[int]) -> int:
 
 
 class PactError(Exception):
-    """Base of all errors that a person can cause or meet. ``hint`` says what to do next, where that is known."""
+    """Base of all errors that a person can cause or meet. ``hint`` says what to do next, if that is known."""
 
     exit_code = EXIT_FAILED
 
@@ -47,7 +47,7 @@ class ConfigError(UsageError):
 
 
 class DeclaredError(UsageError):
-    """A declared-state file is wrong; says where."""
+    """A declared-state file is wrong; the message says where."""
 
     def __init__(self, path: str, line: int, why: str, hint: str = "") -> None:
         where = f"{path}:{line}" if line else path
@@ -70,13 +70,13 @@ class ConflictError(PactError):
 
 
 class UnreachableError(PactError):
-    """Agent, aggregator or journal cannot be reached or written."""
+    """The agent, an aggregator or the journal cannot be reached or written."""
 
     exit_code = EXIT_UNREACHABLE
 
 
 class AbsentError(UnreachableError):
-    """Nodes are needed that cannot be reached. ``failed``: which, and why each."""
+    """Required nodes cannot be reached. ``failed``: the nodes, with a reason for each."""
 
     def __init__(self, message: str, hint: str, failed: Mapping[str, str]) -> None:
         super().__init__(message, hint)
@@ -84,14 +84,14 @@ class AbsentError(UnreachableError):
 
 
 class BlockedError(PactError):
-    """Consumers hold what would have to be changed."""
+    """Consumers hold what the operation would change."""
 
     exit_code = EXIT_BLOCKED
 
 
 class JournalError(UnreachableError):
-    """The journal cannot be written or read (full disk, I/O error, lock). ``uncertain``: whether the records that were
-    to be written count is not known before the journal can be read again."""
+    """The journal cannot be written or read (full disk, I/O error, lock). ``uncertain``: only reading the journal again
+    can show whether the records were written."""
 
     uncertain = False
 
@@ -108,11 +108,12 @@ class StoreFullError(JournalError):
 
 
 class Fenced(ConflictError):
-    """Another root leads, or the log is not as this one believes: step down, load again, campaign again."""
+    """Another root leads, or the log is not in the state that this root believes: step down, load again, campaign
+    again."""
 
 
 class ChainError(PactError):
-    """The journal's hash chain does not verify. ``seq`` is the first record that is wrong."""
+    """The journal's hash chain does not verify. ``seq`` is the first wrong record."""
 
     def __init__(self, seq: int, why: str, hint: str = "") -> None:
         hint = hint or "keep the file; compare it with an export or the cluster's copy"
@@ -121,26 +122,26 @@ class ChainError(PactError):
 
 
 class RestoreError(PactError):
-    """One resource could not be restored; the reason is for the record."""
+    """One resource could not be restored; the record will contain the reason."""
 
 
 class RequestError(UsageError):
-    """The peer on the control socket sent something that is no request."""
+    """The peer on the control socket sent something that is not a request."""
 
 
 class ProtocolError(PactError):
-    """Base of what is wrong on the cluster's wire. Never shown to a person as it is; counted and logged."""
+    """Base of errors in the cluster's messages. Never shown to a person as it is; counted and logged."""
 
 
 class RemoteProtocolError(ProtocolError):
-    """The peer sent what is no message."""
+    """The peer sent something that is not a message."""
 
 
 class LocalProtocolError(ProtocolError):
-    """This side was about to send what is no message: a bug, or a limit that the caller must respect."""
+    """This side was about to send something that is not a message: a bug, or a limit that the caller must respect."""
 
 
-#: Errors of the system that say what there is no more of.
+#: System errors that mean that a resource of the machine is used up.
 OUT_OF: dict[int, str] = {
     errno.EMFILE: "no file descriptor left",
     errno.ENFILE: "no file descriptor left: the machine has none",
@@ -150,7 +151,7 @@ OUT_OF: dict[int, str] = {
 
 
 def explained(exc: BaseException) -> PactError:
-    """What went wrong, for a person: of what the machine refused, the system's own words; else it is a bug."""
+    """The error in a form for a person: for a refusal by the machine, the system's own words; otherwise it is a bug."""
     if isinstance(exc, PactError):
         return exc
     if isinstance(exc, OSError) and exc.errno in OUT_OF:

@@ -1,7 +1,7 @@
-"""The nouns. Plain values without behaviour that could surprise: no I/O, no clock, no defaults that hide a failure.
+"""The nouns. Plain values without surprising behaviour: no I/O, no clock, no defaults that hide a failure.
 
 A *resource id* is ``kind:name``. ``name`` is text; bytes of a path that are not UTF-8, control characters and ``%``
-itself are percent-encoded, so that an id is one printable line whatever the file system holds.
+itself are percent-encoded, so that an id is one printable line, whatever the file system contains.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ DIMENSIONS: Final = ("kernel", "files", "mounts", "services", "network", "packag
 
 #: Attributes of one resource as its kind defines them: JSON values, no floats. ``None`` in their place means absent.
 Attrs = dict[str, Any]
-#: A JSON object: what a value is written as, for a snapshot, a record or a person. ``JsonRead``: one that is only read.
+#: A JSON object: the form of a value in a snapshot, in a record or for a person. ``JsonRead``: one that is only read.
 Json = dict[str, Any]
 JsonRead = Mapping[str, Any]
 
@@ -31,15 +31,15 @@ class Unreadable:
     why: str
 
 
-#: What an observation gives: attributes, ``None`` for absent, or why it could not be read.
+#: The result of an observation: attributes, ``None`` for absent, or why it could not be read.
 Observation = Attrs | None | Unreadable
 
 
 @dataclass(frozen=True, slots=True)
 class Writer:
-    """The process that wrote, as far as the kernel and /proc told.
+    """The process that wrote, as far as the kernel and /proc report it.
 
-    ``loginuid`` and ``session`` come from the audit login (``None`` where there was no login); ``unit`` is the systemd
+    ``loginuid`` and ``session`` come from the audit login (``None`` if there was no login); ``unit`` is the systemd
     unit of the cgroup, ``""`` if none; ``command`` is the command line joined with spaces, at most 256 characters.
     """
 
@@ -55,7 +55,7 @@ class Writer:
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """Who made a change. ``key`` decides identity; the rest is for people.
+    """The owner of a change. ``key`` decides identity; the rest is for people.
 
     ``key`` is ``login:UID:SESSION``, ``uid:UID``, ``unit:NAME`` or ``unattributed``.
     """
@@ -67,7 +67,7 @@ class Owner:
     command: str = ""
 
     def same_person(self, other: Owner) -> bool:
-        """The same, or the same person in another session. A service is nobody but itself."""
+        """Whether both are the same owner, or the same person in another session. A service equals only itself."""
         if self.key == other.key:
             return True
         services = self.key.startswith("unit:") or other.key.startswith("unit:")
@@ -89,8 +89,8 @@ class Holder:
     """A consumer: one process (or kernel object, ``pid`` 0) that uses a resource.
 
     ``how`` is one of fd, map, cwd, root, exe, cgroup, exec, socket, loop, mount, module, lease, unknown. ``path`` is
-    what it holds, for people. ``start`` is when the process began, in the kernel's ticks since boot: another process
-    may have its number later. 0: not known.
+    what the process holds, for people. ``start`` is when the process began, in the kernel's ticks since boot: another
+    process may have the same number later. 0: not known.
     """
 
     resource: str
@@ -125,10 +125,11 @@ class Holder:
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """Who asked, for the journal: ``role`` is viewer, ops, admin or agent; ``via`` socket, agent, timer or config.
+    """The author of a request, for the journal: ``role`` is viewer, ops, admin or agent; ``via`` socket, agent, timer
+    or config.
 
     ``call`` names the cluster's call that this serves; records carry it in their data, so that an agent that was killed
-    over it knows that it had begun.
+    during the call knows later that it had begun.
     """
 
     user: str
@@ -146,7 +147,7 @@ AGENT_ACTOR: Final = Actor("pact", None, "agent", "agent")
 
 @dataclass(frozen=True, slots=True)
 class Declared:
-    """One declared resource: its attributes and what the operator said about it beside them.
+    """One declared resource: its attributes and the metadata that the operator gave.
 
     ``requires`` are resource ids; ``consumers`` are rules (``open``, ``exec:NAME``, ``cgroup:GLOB``, ``none``).
     ``weight_n`` and ``severity_n`` are in billionths, ``None`` for the configured value.
@@ -186,7 +187,7 @@ class Declared:
 
 
 def encode_name(raw: bytes | str) -> str:
-    """Percent-encode what would not survive a line of text: ``%``, control characters, bytes that are not UTF-8."""
+    """Percent-encode what does not fit into a line of text: ``%``, control characters, bytes that are not UTF-8."""
     text = raw.decode("utf-8", "surrogateescape") if isinstance(raw, bytes) else raw
     if text.isascii() and text.isprintable() and "%" not in text:
         return text
@@ -203,7 +204,7 @@ def encode_name(raw: bytes | str) -> str:
 
 
 def decode_name(name: str) -> bytes:
-    """The bytes that ``encode_name`` was given. Raises ValueError on a malformed escape."""
+    """The bytes that were passed to ``encode_name``. Raises ValueError on a malformed escape."""
     if "%" not in name:
         return name.encode("utf-8", "surrogateescape")
     out = bytearray()
@@ -219,7 +220,7 @@ def decode_name(name: str) -> bytes:
 
 
 def split_id(rid: str) -> tuple[str, str]:
-    """``kind, name`` of a resource id. Raises ValueError if it is none."""
+    """``kind, name`` of a resource id. Raises ValueError for a malformed id."""
     kind, sep, name = rid.partition(":")
     if not sep or not kind or not name:
         raise ValueError(f"{rid!r} is no resource id; write kind:name, for example sysctl:vm.swappiness")
@@ -228,7 +229,7 @@ def split_id(rid: str) -> tuple[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class DriftFact:
-    """What one observation of a drifted resource says: used in events, never journaled as it is."""
+    """The contents of one observation of a drifted resource: used in events, never journaled as it is."""
 
     resource: str
     actual: Attrs | None

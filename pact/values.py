@@ -1,9 +1,8 @@
-"""``dataclass`` as in the standard library, for the values that are made by the thousand: records, events, effects.
+"""``dataclass`` as in the standard library, for values that are made by the thousand: records, events, effects.
 
-``frozen=True`` is what the type checker holds every assignment against. At run time it is left out: a frozen class
-calls ``object.__setattr__`` for each field, and takes four times as long to make. They
-compare and hash as frozen ones. Tests set ``FROZEN`` before they import anything else, and hold every assignment
-against it as well.
+The type checker enforces ``frozen=True`` on every assignment. At run time it is left out: a frozen class calls
+``object.__setattr__`` for each field, and takes four times as long to make. The classes compare and hash like frozen
+ones. Tests set ``FROZEN`` before they import anything else, so that assignments fail there too.
 """
 
 from __future__ import annotations
@@ -30,5 +29,5 @@ class _Nothing(dict[str, Any]):
     __hash__ = object.__hash__  # type: ignore[assignment]
 
 
-#: An empty JSON object that may be the default of a field: nobody writes into it.
+#: An empty JSON object that may be the default of a field: it cannot be written to.
 NOTHING: Final[Mapping[str, Any]] = _Nothing()

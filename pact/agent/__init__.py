@@ -1,1 +1,1 @@
-"""The node daemon: the thin shell around the core. Everything here touches the world."""
+"""The node daemon: the thin shell around the core. All code that touches the machine is here."""

@@ -1,4 +1,4 @@
-"""Carrying a plan out, step by step: look once more, restore, verify.  # R5"""
+"""Carrying a plan out, step by step: observe once more, restore, verify.  # R5"""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from pact.resources.support.ahead import FILES_MAX, Ahead
 from pact.resources.support.passwords import unquoted
 from pact.resources.support.sweep import sweep
 
-#: Fewer files in a row are not worth writing ahead.
+#: A row of fewer files is not worth writing ahead.
 ROW_MIN: Final = 8
 MOVED: Final = "changed again after it was decided; it was left as it is"
 
@@ -41,10 +41,11 @@ def act(
     saves: Mapping[str, Mapping[str, Any]] | None = None,
     signed: Mapping[str, bytes] = MappingProxyType({}),
 ) -> dict[str, str]:
-    """Carry a plan out: ``""`` for each resource restored and verified, else why not. What has ``moved``, and so is in
-    no store, is left as it is. ``seen_after`` gets what was seen of those that were verified. ``saves``: what is on
-    record as kept; a file system in memory that holds anything else is not taken off. ``signed``: files whose status
-    says whether they are still what was decided about (``probing.sealed``).  # R4, R5"""
+    """Carry a plan out. Returns ``""`` for each resource that was restored and verified, else the reason why not.
+    Resources that have ``moved``, and so have no saved content, are left as they are. ``seen_after`` gets the
+    observations of verified resources. ``saves``: the contents on record as kept; a file system in memory that holds
+    other content is not unmounted. ``signed``: files whose status shows whether they are still as decided about
+    (``probing.sealed``).  # R4, R5"""
     fixpoint = fixpoint or Fixpoint((), put_back=False)
     kept = sweep(steps, blobs)
     results: dict[str, str] = {}
@@ -52,7 +53,7 @@ def act(
     through = below.carried(nature, steps, (s.id for s in steps))
     for step in steps:
         if not resumed and _goes_ahead(step) and step.id not in through and step.id not in moved:
-            todo.append(step)  # it is looked at when its turn comes
+            todo.append(step)  # observed when its turn comes
             continue
         seen = observe(step.id)
         if isinstance(seen, Unreadable) and step.id in through:
@@ -60,7 +61,7 @@ def act(
         elif isinstance(seen, Unreadable):
             results[step.id] = f"cannot be read: {seen.why}"
         elif distance_n(step.id, step.target, seen) == 0 and (step.id in through or _seals(step, steps)):
-            todo.append(replace(step, actual=seen))  # it may be gone by its turn, or has to be opened for others
+            todo.append(replace(step, actual=seen))  # it may be gone by its turn, or must be opened for other steps
         elif distance_n(step.id, step.target, seen) == 0:
             results[step.id] = ""
         elif step.id in moved:
@@ -76,7 +77,7 @@ def act(
     bearing = {split_id(s.id)[1]: s.id for s in steps if _kind(s).bears}
     done: list[Step] = []
     with Ahead() as ahead:
-        written_kinds: set[str] = set()  # which may move what comes later
+        written_kinds: set[str] = set()  # kinds whose writes may move later resources
         written = 0
         for at, step in enumerate(todo):
             if at >= written:
@@ -114,7 +115,7 @@ def act(
     concerned = {s.id for s in (*settled, *refused)}
     fixpoint.settle([s for s in steps if s.id in concerned], results)
     for step in settled:
-        # the kernel may have made something of it that counts as the same
+        # the kernel may have changed the value into one that counts as equal
         wrong = "" if is_moved(step.id) and fixpoint.reached(step) else _wrong(step, seen_after)
         if wrong and not results[step.id]:
             results[step.id] = wrong
@@ -122,9 +123,9 @@ def act(
 
 
 def _write_ahead(ahead: Ahead, todo: list[Step], at: int, blobs: Blobs) -> int:
-    """Where many files in a row are to be replaced, write the new ones beside them first, and those of the row after
-    while these are put in place. How many steps were looked at: nothing but files stands between them, so that none of
-    them is about to be mounted over, or taken away."""
+    """If many files in a row are to be replaced, write their new contents beside them first, and those of the next row
+    while these are renamed into place. Returns how many steps were taken in: only files stand between them, so that no
+    step in between mounts over one of them, or takes one away."""
     count = ahead.turn()
     if not count:
         row = _row(todo, at)
@@ -151,28 +152,29 @@ def _goes_ahead(step: Step) -> bool:
 
 
 def _directory(step: Step) -> bytes | None:
-    """The path of the directory in which its name stands."""
+    """The path of the directory that contains its name."""
     kind, name = split_id(step.id)
     directory = KINDS[kind].directory(name)
     return decode_name(split_id(directory)[1]) if directory else None
 
 
 def _unsafe(ahead: Ahead, done: Iterable[Step]) -> list[Step]:
-    """Make the names durable. Which files are not sure to outlive a power cut."""
+    """Make the names durable. Returns the steps whose files may not survive a power cut."""
     ahead.finish()
     return [s for s in done if ahead.unsafe and _directory(s) in ahead.unsafe]
 
 
 def _seals(step: Step, steps: Iterable[Step]) -> bool:
-    """A directory in which nothing can be made once its flags are set: they are, when all below it is done."""
+    """Whether the step's directory refuses new entries once its flags are set: they are set after all steps below
+    it."""
     if step.target is None or "flags" not in step.target or step.target["type"] != "directory":
         return False
     return any(s.id.startswith(step.id.rstrip("/") + "/") for s in steps)
 
 
 def needs(step: Step, bearing: Mapping[str, str]) -> list[str]:
-    """What must have been brought back before: what it requires, and what of the plan it lies in and without which it
-    would lie elsewhere (``bearing``: by path).  # R1"""
+    """The resources that must be restored before: those that it requires, and those of the plan that contain it and
+    without which it would lie elsewhere (``bearing``: by path).  # R1"""
     kind, above = _kind(step), list[str]()
     if kind.is_path and step.target is not None:
         path = split_id(step.id)[1]
@@ -187,8 +189,8 @@ def needs(step: Step, bearing: Mapping[str, str]) -> list[str]:
 
 
 def _say_kept(steps: Iterable[Step], results: Mapping[str, str], kept: Mapping[bytes, list[bytes]]) -> dict[str, str]:
-    """Whose content it was that a kill left under a temporary name: of the last file that had been brought back there,
-    for they are in order."""
+    """Reports a content that a kill left under a temporary name. It belongs to the last file that had been restored in
+    that directory, because files are restored in order."""
     lost = {}
     for parent, names in kept.items():
         shown = ", ".join(encode_name(parent.rstrip(b"/") + b"/" + n) for n in names)
@@ -200,13 +202,14 @@ def _say_kept(steps: Iterable[Step], results: Mapping[str, str], kept: Mapping[b
 
 
 def _as_moved(step: Step) -> Step:
-    """What earlier steps wrote may have moved it: nobody's new work is overwritten with it."""
+    """The step with what is there now: writes of earlier steps may have moved it, and no new work of an owner is
+    overwritten with it."""
     seen = observe(step.id)
     return step if isinstance(seen, Unreadable) else replace(step, actual=seen)
 
 
 def _as_left(step: Step) -> Step:
-    """What was seen through a link or a mount is gone from here with it: that is no new work of anybody's."""
+    """Resources that were seen through a link or a mount are gone together with it: that is no new work of an owner."""
     return replace(step, actual=None) if observe(step.id) is None else step
 
 
@@ -219,30 +222,31 @@ def _restore(
     saves: Mapping[str, Mapping[str, Any]] | None = None,
     signed: Mapping[str, bytes] = MappingProxyType({}),
 ) -> str:
-    """``""`` if it was done, else why not. ``unread``: what cannot be read now is left as it is."""
+    """Returns ``""`` if it was restored, else the reason why not. ``unread``: a resource that cannot be read now is
+    left as it is."""
     kind, name = split_id(step.id)
     seen = step.actual if unread and is_still(step, signed) else observe(step.id)
     if not isinstance(seen, Unreadable):
         if distance_n(step.id, step.target, seen) == 0:
-            return ""  # an earlier step of the plan has brought it back already
+            return ""  # an earlier step of the plan has restored it already
         if seen != step.actual:
-            return MOVED  # R2: written while earlier steps ran; what is there was not saved
+            return MOVED  # R2: written while earlier steps ran; the present content was not saved
     elif unread:
         return f"cannot be read: {seen.why}"
     try:
         KINDS[kind].restore_among(name, step, blobs, Among(ahead, saves))
     except OSError as exc:
         return (exc.strerror or os.strerror(exc.errno or 0)).lower()
-    except PactError as exc:  # mount(8) quotes what it was called with  # S2
+    except PactError as exc:  # mount(8) quotes its arguments  # S2
         return unquoted(exc.message, step.target, step.actual)
-    except Exception as exc:  # nobody expected it: the other steps are none the worse for it
+    except Exception as exc:  # an unexpected error: the other steps go on
         traceback.print_exc()
         return explained(exc).message
     return ""
 
 
 def _wrong(step: Step, seen_after: dict[str, Observation] | None = None) -> str:
-    """Why the step is not verified, ``""`` if it is."""
+    """Why the step is not verified; ``""`` if it is."""
     seen = observe(step.id)
     if seen_after is not None:
         seen_after[step.id] = seen

@@ -1,7 +1,8 @@
-"""``pact consumers``: who uses a resource now. It opens nothing, and nobody learns from it what is not his.
+"""``pact consumers``: who uses a resource now. It opens nothing, and reveals nothing that the caller may not see.
 
-Who is no administrator may ask about what the agent looks after, and only where he could get at it himself: of anything
-else the answer would tell which names exist in closed directories, and who has which file open.  # S2
+A caller who is not an administrator may ask only about resources that the agent watches, at places that the caller
+could reach: for others the answer would reveal which names exist in closed directories, and who has which file open.
+# S2
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ class Config:
     floor_ns: int = 60_000_000_000
     emergency_ns: int = 4 * 3600 * 1_000_000_000
     weights: dict[str, float] = field(default_factory=lambda: dict(DEFAULT_WEIGHTS))
-    severity: dict[str, float] = field(default_factory=dict)  # where it is not as the kind says
+    severity: dict[str, float] = field(default_factory=dict)  # where it differs from the kind's own
     ignore: list[str] = field(default_factory=list)
     rescan_ns: int = 300_000_000_000
     full_ns: int = 3600_000_000_000
@@ -80,7 +80,7 @@ class Config:
     given: frozenset[str] = frozenset()  # fields that the command line has set
 
     def settings(self) -> Settings:
-        """What decisions read, in integers."""
+        """The settings that decisions read, in integers."""
         from pact.resources import dimensions, severities
 
         return Settings(
@@ -100,7 +100,8 @@ class Config:
 
 
 def _patterns(value: Any) -> list[str]:
-    """Whoever writes a pattern that can match nothing believes that something is ignored which is rolled back."""
+    """Refuse patterns that can match nothing: their author would believe that a resource is ignored, and it would be
+    rolled back."""
     from pact.declared.never import why_never
 
     for pattern in texts(value):
@@ -111,7 +112,7 @@ def _patterns(value: Any) -> list[str]:
 
 
 def _severity(value: Any) -> dict[str, float]:
-    """Of any kind that is known."""
+    """Severities of known kinds."""
     from pact.resources import severities
 
     whole = a_table(severities(), "kind")(value)
@@ -171,7 +172,7 @@ KEYS: Final[Mapping[str, Mapping[str, tuple[str, Callable[[Any], Any]]]]] = {
 
 
 def load(path: str | None) -> Config:
-    """Read and check a configuration. Without a path the default one is read if it exists. Raises ConfigError."""
+    """Read and check a configuration. Without a path the default file is read if it exists. Raises ConfigError."""
     if path is None:
         if not os.path.exists(DEFAULT_PATH):
             return Config()

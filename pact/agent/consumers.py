@@ -1,8 +1,8 @@
-"""Who uses what: the consumers of a whole plan, found before anything is touched.  # F5
+"""The consumers of a whole plan, found before anything is touched.  # F5
 
-The kernel is asked first (a write lease, ``MNT_EXPIRE``, a reference count): microseconds for what nobody uses. Only
-where it says "busy" or cannot say is /proc read, once for all resources together. A holder that cannot be named counts
-as one.
+The kernel is asked first (a write lease, ``MNT_EXPIRE``, a reference count): this takes microseconds for an unused
+resource. Only if the kernel says "busy" or cannot say, /proc is read, once for all resources together. A holder that
+cannot be named counts as one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pact.resources import KINDS
 
 HOLDERS_MAX: Final = 200
 
-#: Batch systems write the job into the cgroup's path.
+#: Batch systems write the job's number into the path of the cgroup.
 JOBS: Final = (
     re.compile(r"/job_(\d+)(?:/|$)"),  # Slurm
     re.compile(r"/pbs_jobs\.service/jobid/([^/]+)"),  # PBS
@@ -30,13 +30,14 @@ JOBS: Final = (
 
 
 def find_holders(steps: Iterable[Step], *, ask: bool = True) -> list[Holder]:
-    """The consumers of every resource of the plan, named as far as they can be. ``ask``: the kernel may be asked by
-    what is a step of its own (a lease, a mark on a mount); not for a question, which changes nothing.  # S4"""
+    """The consumers of every resource of the plan, named as far as possible. ``ask``: the kernel may be asked by means
+    that have an effect of their own (a lease, a mark on a mount); a mere question must not use them, because it changes
+    nothing.  # S4"""
     return find_all_holders(steps, ask=ask)[0]
 
 
 def find_all_holders(steps: Iterable[Step], *, ask: bool = True) -> tuple[list[Holder], int]:
-    """As ``find_holders``, and how many more there are than are named."""
+    """The same as ``find_holders``, and the number of consumers beyond those that are named."""
     steps = tuple(steps)
     names: dict[str, set[str]] = {}
     for step in steps:
@@ -91,7 +92,7 @@ def _scan(wanted: Sequence[tuple[Step, bytes]]) -> tuple[list[Holder], bool]:
 
 
 def _by_rule(step: Step, rules: Iterable[str]) -> list[Holder]:
-    """``exec:NAME`` and ``cgroup:GLOB``: what the operator said uses this resource."""
+    """``exec:NAME`` and ``cgroup:GLOB``: processes that use this resource according to the operator."""
     execs = {r[5:] for r in rules if r.startswith("exec:")}
     globs = [r[7:] for r in rules if r.startswith("cgroup:")]
     if not execs and not globs:
@@ -111,7 +112,7 @@ def _by_rule(step: Step, rules: Iterable[str]) -> list[Holder]:
 
 
 def _program(pid: int) -> set[str]:
-    """The names a process goes by: its executable's and its own (15 characters)."""
+    """The names of a process: its executable's and its own (15 characters)."""
     names = set()
     try:
         with open(f"/proc/{pid}/comm", "rb") as f:

@@ -1,6 +1,6 @@
-"""The control socket: one JSON object a line, in and out. Garbage gets an error and a closed connection.
+"""The control socket: one JSON object on each line, in and out. Garbage gets an error and a closed connection.
 
-Who is at the other end comes from the kernel (``SO_PEERCRED``, ``SO_PEERGROUPS``), never from the request.  # S1
+The identity of the peer comes from the kernel (``SO_PEERCRED``, ``SO_PEERGROUPS``), never from the request.  # S1
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from pact.limits import (
 from pact.model import Actor
 from pact.observe.attribution import owner_of, writer_of_peer
 
-#: Descriptors that no client gets: for what the agent looks at, and what it stores.
+#: Descriptors that no client may use up: for the files that the agent observes and stores.
 HEADROOM: Final = 24
 DEAF_S: Final = 0.5
 FULL: Final = (
@@ -56,17 +56,17 @@ OUTPUT_LOW: Final = 64 << 10
 OUTPUT_MAX: Final = 8 << 20
 SERVE_S: Final = 0.02
 PACE_S: Final = 0.5
-GROUPS_FOR_S: Final = 60.0  # group numbers are asked for again after this long
+GROUPS_FOR_S: Final = 60.0  # the numbers of the groups are looked up again after this time
 READ_CHUNK: Final = 256 << 10
 SOCKET_DIR: Final = "directory of the control socket"
 FIRST_SIGN_S: Final = 0.2
-SIGN_S: Final = 2.0  # who waits for an answer is told so often that the agent is at work on it
+SIGN_S: Final = 2.0  # how often a waiting client gets a sign that the agent works on its request
 
 
 class Client:
-    """One connection. Who its ``caller`` is stays; his role is what the groups of that process give him."""
+    """One connection. Its ``caller`` does not change, but the caller's role follows the groups of the process."""
 
-    remote = False  # one of the cluster's, without a socket
+    remote = False  # True for a call of the cluster, which has no socket
     open = True
 
     def __init__(self, sock: socket.socket, caller: Caller) -> None:
@@ -75,13 +75,13 @@ class Client:
         self.fd = sock.fileno()
         self.tokens: set[int] = set()  # requests whose answers come later
         self.watching = False
-        self.alive = False  # it wants to be told so
-        self.gone = False  # it has hung up: nobody hears an answer
-        self.said_s = time.monotonic()  # when anything was last said to it
+        self.alive = False  # it wants signs of life
+        self.gone = False  # it has hung up: nobody reads an answer
+        self.said_s = time.monotonic()  # when something was last sent to it
         self.closing = False
-        self.half_closed = False  # it asks nothing more, and still listens
-        self.events = 0  # what epoll was told to watch for
-        self.lines: deque[bytes] = deque()  # asked, not yet answered
+        self.half_closed = False  # it sends no more requests, but still reads
+        self.events = 0  # the events for which epoll watches
+        self.lines: deque[bytes] = deque()  # requests that are not answered yet
         self._input = bytearray()
         self._output: deque[bytes | memoryview] = deque()
         self._queued = 0
@@ -97,23 +97,23 @@ class Client:
         self._output.append(line + b"\n")
         self._queued += len(line) + 1
         self.said_s = time.monotonic()
-        if self._queued > OUTPUT_MAX and len(self._output) > 1:  # a reader that does not read
+        if self._queued > OUTPUT_MAX and len(self._output) > 1:  # the peer does not read
             self.closing = True
             self._output.clear()
             self._queued, self._source = 0, None
 
     def stream(self, source: Iterator[bytes]) -> None:
-        """Lines that are produced as the peer takes them."""
+        """Send lines that are produced as the peer reads them."""
         self._source = source
 
     def take(self, written: Sequence[bytes]) -> None:
-        """A piece of an answer, written elsewhere."""
+        """Take a piece of an answer that was written elsewhere."""
         self._output.extend(written)
         self._queued += sum(map(len, written))
         self.said_s = time.monotonic()
 
     def when_taken(self, more: Callable[[], None]) -> None:
-        """Call this once the peer has taken most of what there is."""
+        """Call this after the peer has read most of the output."""
         self._when_taken = more
 
     def wants_write(self) -> bool:
@@ -121,23 +121,23 @@ class Client:
 
     @property
     def wants_a_sign(self) -> bool:
-        """It waits, and there is nothing for it to read."""
+        """Whether it waits for an answer and there is nothing for it to read."""
         return self.alive and bool(self.tokens) and not self.wants_write()
 
     @property
     def silent(self) -> bool:
-        """It waits for nothing, and nothing is under way for it."""
+        """Whether it waits for nothing, and no request of it is open."""
         return not (self.tokens or self.lines or self.watching or self.wants_write())
 
     @property
     def ready_for_more(self) -> bool:
-        """Its next request may be carried out: answers come in the order of the questions, one at a time."""
+        """Whether its next request may be carried out: answers come in the order of the requests, one at a time."""
         return not (self.closing or self.tokens or self.wants_write())
 
     def read(self) -> list[bytes] | None:
-        """Complete lines; ``None`` when the peer is gone. Raises PactError for a request that is too long.
+        """Complete lines; ``None`` if the peer is gone. Raises PactError for a request that is too long.
 
-        An end of the input sets ``half_closed``: what was asked before is still answered.
+        The end of the input sets ``half_closed``: earlier requests are still answered.
         """
         try:
             chunk = self.sock.recv(READ_CHUNK)
@@ -158,7 +158,8 @@ class Client:
         return [line for line in lines if line.strip()]
 
     def write(self) -> bool:
-        """Send what the peer takes. False when it is gone, or everything has been said to one that is closing."""
+        """Send what the peer takes. Returns False if the peer is gone, or if everything was sent to a closing
+        client."""
         try:
             while self.wants_write():
                 while self._source is not None and self._queued < OUTPUT_LOW:
@@ -178,7 +179,7 @@ class Client:
         except BlockingIOError:
             self._ask_for_more()
             return True
-        except (OSError, PactError):  # gone; or what it reads from the journal cannot be read
+        except (OSError, PactError):  # the peer is gone; or the journal, from which the answer comes, cannot be read
             return False
         self._ask_for_more()
         return not self._finished() or self.wants_write()
@@ -193,15 +194,16 @@ class Client:
 
 
 class Control:
-    """Accepts, reads, writes. What a request means is the agent's business."""
+    """Accepts, reads and writes. The agent interprets the requests."""
 
     def __init__(self, path: str, epoll: select.epoll, admin_groups: Sequence[str], ops_groups: Sequence[str]) -> None:
-        """Raises PactError where the socket cannot be made."""
+        """Raises PactError if the socket cannot be made."""
         self.path = path
         self.clients: dict[int, Client] = {}
         self.garbage = 0
         self._touch_s = 0.0
-        self._allowance: dict[int | None, tuple[float, float]] = {}  # uid -> refusals left, and when that was so
+        # uid -> refusals left, and the time for which that holds
+        self._allowance: dict[int | None, tuple[float, float]] = {}
         self.budget = Budget()
         self._epoll = epoll
         self._group_names = (tuple(admin_groups), tuple(ops_groups))
@@ -245,12 +247,13 @@ class Control:
 
     @staticmethod
     def _descriptors_left(sock: socket.socket) -> bool:
-        """Enough for the agent's own work: the next descriptor has the lowest number that is free."""
+        """Whether enough descriptors are left for the agent's own work: a new descriptor gets the lowest free
+        number."""
         return sock.fileno() < resource.getrlimit(resource.RLIMIT_NOFILE)[0] - HEADROOM
 
     def _turn_away(self) -> bool:
-        """No descriptor is left: with the one that was set aside somebody who waits is told so. False if that failed
-        too: who waits there would be asked for again and again, at the cost of a processor."""
+        """No descriptor is left: use the reserved one to tell a waiting client. Returns False if that failed too: epoll
+        would report the waiting client again and again, at the cost of a processor."""
         if not self._spare:
             return False
         os.close(self._spare.pop())
@@ -262,7 +265,7 @@ class Control:
         return self._set_aside()
 
     def _set_aside(self) -> bool:
-        """Keep a descriptor for telling people that there is none."""
+        """Reserve a descriptor for telling clients that there is none."""
         try:
             self._spare.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
         except OSError:
@@ -270,13 +273,13 @@ class Control:
         return True
 
     def _go_deaf(self) -> None:
-        """Listen no more for a moment."""
+        """Stop listening for a moment."""
         if not self._deaf_until_s:
             self._epoll.unregister(self.fd)
         self._deaf_until_s = time.monotonic() + DEAF_S
 
     def deaf_s(self) -> float | None:
-        """In how many seconds the door is tried again; ``None``: it is open."""
+        """In how many seconds listening is tried again; ``None``: the socket listens."""
         return max(0.0, self._deaf_until_s - time.monotonic()) if self._deaf_until_s else None
 
     def listen_again(self) -> None:
@@ -300,7 +303,8 @@ class Control:
         return actor.role == "viewer" and len(viewers) >= SOCKET_VIEWERS_MAX and not self._give_up_one(viewers, actor)
 
     def _give_up_one(self, among: Sequence[Client], actor: Actor) -> bool:
-        """A place of the one who holds most, for somebody who has fewer; or of one that has long been silent.  # S8"""
+        """Close one connection of the account that has the most, for an account that has fewer; or one that has long
+        been silent.  # S8"""
         held = Counter(c.caller.actor.uid for c in among)
         most = max(held.values(), default=0)
         greedy = [c for c in among if held[c.caller.actor.uid] == most > held[actor.uid] + 1]
@@ -322,9 +326,9 @@ class Control:
         return "admin" if uid == 0 or gids & self._admin else "ops" if gids & self._ops else "viewer"
 
     def serve(self, on_line: Callable[[Client, bytes], None]) -> None:
-        """Carry out what was asked: admins first, one request a client in turn, for a bounded time.
+        """Carry out requests: admins first, one request for each client in turn, for a bounded time.
 
-        So a flood from one connection delays nobody else's request by more than one turn.
+        So a flood from one connection delays another client's request by at most one turn.
         """
         ends_s = time.monotonic() + SERVE_S
         more = True
@@ -347,7 +351,7 @@ class Control:
         return [c for c in self.clients.values() if c.lines and c.ready_for_more and not self._paused(c)]
 
     def note_denied(self, uid: int | None) -> None:
-        """A refusal was journaled. Whoever collects many is served at the pace of one a second.  # S3"""
+        """A refusal was journaled. An account with many refusals is served once a second.  # S3"""
         now_s = time.monotonic()
         left, since_s = self._allowance.get(uid, (float(DENIED_EACH_MAX), now_s))
         left = min(DENIED_EACH_MAX, left + now_s - since_s) - 1
@@ -362,7 +366,7 @@ class Control:
         )
 
     def pause_s(self) -> float | None:
-        """In how many seconds to look again at requests that wait for their pace, if there are any."""
+        """In how many seconds to look again at requests that are held back, if there are any."""
         waits = [
             self.budget.wait_s(c.caller.actor.uid) or PACE_S
             for c in self.clients.values()
@@ -382,7 +386,7 @@ class Control:
             except PactError as exc:
                 self.refuse(client, exc.message)
                 lines = []
-            if lines is None or (client.half_closed and mask & select.EPOLLHUP):  # it does not listen either
+            if lines is None or (client.half_closed and mask & select.EPOLLHUP):  # it does not read either
                 self.drop(client)
                 return
             client.lines.extend(lines)
@@ -392,7 +396,7 @@ class Control:
         self.flush(client)
 
     def name_groups(self, admin_groups: Sequence[str], ops_groups: Sequence[str]) -> None:
-        """From now on everybody has the roles of these, also who is connected."""
+        """From now on these groups give the roles, also to connected clients."""
         self._group_names = (tuple(admin_groups), tuple(ops_groups))
         self._groups_read_s = -GROUPS_FOR_S
         for client in self.clients.values():
@@ -402,14 +406,15 @@ class Control:
                 client.caller = replace(client.caller, actor=replace(actor, role=role))
 
     def show_life(self) -> None:
-        """The socket's time says when the loop last turned; who waits for an answer is told that it is worked on."""
+        """The socket's modification time shows when the loop last ran; waiting clients get a sign that their request is
+        being worked on."""
         now_s = time.monotonic()
         if now_s >= self._touch_s:
             self._touch_s = now_s + 1.0
             try:
                 os.utime(self.path, follow_symlinks=False)
             except OSError:
-                pass  # somebody removed it; who is connected is still served
+                pass  # the socket file was removed; connected clients are still served
         for client in [c for c in self.clients.values() if c.wants_a_sign and now_s >= c.said_s + SIGN_S]:
             client.send(b'{"working":true}')
             self.flush(client)
@@ -426,7 +431,7 @@ class Control:
         client.closing = True
 
     def connected(self, client: Client) -> bool:
-        """Still here: its descriptor's number may long be another client's."""
+        """Whether the client is still connected: its descriptor's number may belong to another client by now."""
         if client.remote:
             return client.open
         return self.clients.get(client.fd) is client
@@ -437,7 +442,7 @@ class Control:
         if not client.write():
             self.drop(client)
             return
-        reads = not client.half_closed and not client.lines  # who has asked enough is not listened to
+        reads = not client.half_closed and not client.lines  # a client with open requests is not read
         wanted = (select.EPOLLIN if reads else 0) | (select.EPOLLOUT if client.wants_write() else 0)
         if wanted != client.events:
             client.events = wanted
@@ -465,13 +470,13 @@ class Control:
 
 
 def _say_full(sock: socket.socket) -> None:
-    """Tell a client that nothing can be done for it, and close."""
+    """Tell a client that it cannot be served, and close."""
     with sock:
         sock.setblocking(False)
         try:
             sock.send(FULL)
         except OSError:
-            pass  # it does not listen
+            pass  # the client does not read
 
 
 def _listen(path: str) -> socket.socket:
@@ -480,7 +485,8 @@ def _listen(path: str) -> socket.socket:
     try:
         directory = os.path.dirname(path) or "."
         owned.make_directory(directory, SOCKET_DIR, 0o755)
-        owned.require(directory, SOCKET_DIR, sticky_ok=True)  # from here on nobody else can turn the socket's name
+        # from here on no other account can replace the socket's name
+        owned.require(directory, SOCKET_DIR, sticky_ok=True)
         try:
             if stat.S_ISSOCK(os.lstat(path).st_mode):
                 os.unlink(path)
@@ -496,7 +502,7 @@ def _listen(path: str) -> socket.socket:
 
 
 def _open_to_all(path: str) -> None:
-    """Mode 0666, on the very socket that was bound, whatever the umask. Raises OSError."""
+    """Set mode 0666 on the socket that was bound, whatever the umask. Raises OSError."""
     fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         info = os.fstat(fd)

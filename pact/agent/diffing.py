@@ -1,6 +1,6 @@
-"""``pact diff``: gathered on the loop, a few milliseconds a turn, and written out by a thread of its own.
+"""``pact diff``: gathered on the loop, a few milliseconds in each turn, and written out by a separate thread.
 
-However much has drifted, nobody else waits for it. What is settled meanwhile is left out.
+However much has drifted, no other request waits for it. Drift that is settled meanwhile is left out.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from pact.resources.base import Blobs
 if TYPE_CHECKING:
     from pact.agent.driver import Driver
 
-#: So long a turn of the loop gathers.
+#: How long one turn of the loop gathers.
 SLICE_NS: Final = 4_000_000
 LOOK_EVERY: Final = 16
-#: Entries that are handed over at once.
+#: Entries that are passed to the thread at once.
 PIECE_MAX: Final = 200
 
 
 def gather(agent: Driver, client: Client, token: int, targets: Sequence[str]) -> Iterator[None]:
-    """Step by step; each step is short. Raises UsageError for a target that is nothing."""
+    """Gather step by step; each step is short. Raises UsageError for an unknown target."""
     ids = views.diff_ids(agent.node, targets)
     return _gather(agent, client, token, targets, ids)
 
@@ -76,11 +76,12 @@ def _gather(agent: Driver, client: Client, token: int, targets: Sequence[str], i
 
 
 def _write(piece: Sequence[views.Differing], entries: list[tuple[str, bytes]], blobs: Blobs) -> Result:
-    """One entry after the other: nobody waits for a large one at once, and only what is written is kept."""
+    """Write one entry after the other, so that no other work waits long for a large one, and only written text is
+    kept."""
     for found in piece:
         try:
             entries.append((found.entry["id"], found.written(blobs)))
-        except PactError as exc:  # the store cannot be read: the rest of it can be shown
+        except PactError as exc:  # the store cannot be read: the rest of the entry can be shown
             entries.append((found.entry["id"], orjson.dumps({**found.entry, "unreadable": exc.message})))
     return Result(0, Ticked)
 
@@ -98,7 +99,7 @@ def _answer(entries: list[tuple[str, bytes]], rest: dict[str, Any]) -> bytes:
 
 @dataclass(slots=True)
 class Slice:
-    """One long piece of work for a client. ``writing``: its answer is being written, or waits to be taken."""
+    """One long piece of work for a client. ``writing``: its answer is being written, or waits to be read."""
 
     client: Client
     token: int
@@ -107,14 +108,15 @@ class Slice:
 
 
 class Slices:
-    """Long work of the loop's: one at a time, admins' first, and of one person the next only when he has taken the
-    answer of the one before. So what is in memory is bounded, whoever asks, and however often."""
+    """Long work on the loop: one piece at a time, admins' pieces first, and the next piece of one person only after
+    that person has read the answer of the one before. So the memory is bounded, however many clients ask, and however
+    often."""
 
     def __init__(self) -> None:
         self._waiting: list[Slice] = []
         self._active: Slice | None = None
         self._given: list[Slice] = []
-        self._stuck = False  # whoever waits has not taken his last answer: an event will tell
+        self._stuck = False  # every waiting client has unread answers: an event will tell when one reads
 
     def add(self, client: Client, token: int, steps: Iterator[None]) -> None:
         self._waiting.append(Slice(client, token, steps))
@@ -122,13 +124,13 @@ class Slices:
         self._stuck = False
 
     def runs(self) -> bool:
-        """Something is to be done in this turn."""
+        """Whether there is work to do in this turn."""
         if self._active is not None:
             return not self._active.writing
         return bool(self._waiting) and not self._stuck
 
     def turn(self, agent: Driver) -> None:
-        """A few milliseconds for the one that is at work."""
+        """A few milliseconds for the active piece of work."""
         active = self._active
         if active is not None and active.writing and active.token not in active.client.tokens:
             self._given.append(active)

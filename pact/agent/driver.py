@@ -1,7 +1,7 @@
 """Around the core: an event becomes a step, the step's records become durable, then its effects are carried out.
 
-If the journal cannot be written nothing is committed, applied or rolled back; what the core should have heard is owed,
-and the agent says so.  # J1, J4
+While the journal cannot be written, nothing is committed, applied or rolled back; events that the core must still get
+are kept as owed, and the agent reports this.  # J1, J4
 """
 
 from __future__ import annotations
@@ -75,14 +75,14 @@ TRIM_RECORD_BYTES: Final = 16 << 10
 
 
 class Replicator(Protocol):
-    """What brings records to the root."""
+    """Brings records to the root."""
 
     @property
     def replicated(self) -> int:
         """The newest record that the root has."""
 
     def recorded(self, rows: Sequence[tuple[Record, bytes]]) -> None:
-        """These are durable here."""
+        """These records are durable on this node."""
 
     def status(self) -> dict[str, Any]: ...
 
@@ -94,10 +94,10 @@ class Replicator(Protocol):
 
 
 class Driver:
-    """One agent without its eyes and its loop."""
+    """One agent without its observers and its loop."""
 
     def __init__(self, config: Config) -> None:
-        """Take the state directory, read the journal, begin to watch. Raises PactError and says why."""
+        """Take the state directory, read the journal, begin to watch. Raises PactError with the reason."""
         syscalls.one_arena()
         self.config = config
         self.journal_error = ""
@@ -114,7 +114,7 @@ class Driver:
             log(text, 4)
         self._underway = Underway(os.path.join(config.state_dir, "underway"))
         self._owed = Owed(lambda uid: self.control.note_denied(uid))  # noqa: PLW0108 - there is no socket yet
-        self._reload_owed = False  # not even read could what is durable be
+        self._reload_owed = False  # the durable state could not even be read
         self._room_pruned = (-1, 0)
         self._backlog_piece = BACKLOG_PIECE
         offset_ns, self._reboot = clock.continue_from(
@@ -132,7 +132,7 @@ class Driver:
         self._staged: dict[str, bytes] = {}
         self._staged_bytes = 0
         self._tokens: dict[int, Client] = {}
-        self._begun: set[int] = set()  # requests for which something was set going
+        self._begun: set[int] = set()  # requests for which work has begun
         self._new_records: list[tuple[Record, bytes]] = []
         self._last_snapshot = self.journal.seq
         self._retry_journal_ns = 0
@@ -165,7 +165,7 @@ class Driver:
         return max(0, self.journal.room - self._staged_bytes)
 
     def watch_fd(self, fd: int) -> None:
-        """Wake when this descriptor is readable; what it means is the link's business."""
+        """Wake when this descriptor is readable; the link handles it."""
         self._epoll.register(fd, select.EPOLLIN | select.EPOLLET)
 
     def unwatch_fd(self, fd: int) -> None:
@@ -175,7 +175,7 @@ class Driver:
         os.eventfd_write(self._wake_fd, 1)
 
     def _keep(self, blobs: Mapping[str, bytes]) -> str:
-        """Make contents durable that a job under way will need. ``""``, or why not."""
+        """Make contents durable that a running job will need. Returns ``""``, or the reason why not."""
         if not self.journal_error:
             if sum(len(data) for digest, data in blobs.items() if not self.journal.has(digest)) > self._room():
                 return StoreFullError(self.config.store_limit).message
@@ -187,8 +187,8 @@ class Driver:
         return self.journal_error
 
     def stage(self, blobs: Mapping[str, bytes]) -> None:
-        """Contents to be stored with the next records. Raises StoreFullError, and has staged nothing: what needs room
-        is refused before anything happens, and everything else goes on.  # F63
+        """Stage contents to be stored with the next records. Raises StoreFullError, and then has staged nothing: an
+        operation that needs room is refused before anything happens, and everything else goes on.  # F63
         """
         new = sum(
             len(data) for digest, data in blobs.items() if digest not in self._staged and not self.journal.has(digest)
@@ -203,8 +203,8 @@ class Driver:
         return blobs
 
     def step(self, event: Event) -> None:
-        """Decide, make durable, then perform, in this order. While nothing can be recorded nothing is decided: what is
-        in memory may be ahead of what is durable.  # J1, J4"""
+        """Decide, make durable, then perform, in this order. While nothing can be recorded nothing is decided: the
+        state in memory may be ahead of the durable one.  # J1, J4"""
         if self.journal_error:
             self._unstage()
             self._remember(event)
@@ -222,7 +222,7 @@ class Driver:
                 self._journal_lost(exc if isinstance(exc, JournalError) else JournalError(f"journal: {exc}"), event)
                 return
             if isinstance(event, Discovered) and (job := self.node.jobs.get(event.job)) and job.token is not None:
-                self._begun.add(job.token)  # a part of it is done, whatever comes
+                self._begun.add(job.token)  # a part of it is done, whatever happens next
             self._untrimmed |= any(len(body) > TRIM_RECORD_BYTES for _, body in rows)
             self._recorded([r for r, _ in rows])
             self._new_records += rows
@@ -270,13 +270,14 @@ class Driver:
         if isinstance(effect, Act):
             self.watching.begin(effect.job, [*(s.id for s in effect.steps), *effect.below])
         if isinstance(effect, Act) and job is not None:
-            for tokens in self.node.deciding.values():  # whom the root asked for, the group's job does not say
+            # the group's job does not name the root's requests that wait for it
+            for tokens in self.node.deciding.values():
                 self._begun.update(tokens)
             if job.token is not None:
                 self._begun.add(job.token)
 
     def _recorded(self, records: Iterable[Record]) -> None:
-        """Keep what is derived from the journal up to date."""
+        """Update the data that is derived from the journal."""
         for record in records:
             said = payloads.of(record)
             if named := payloads.declared_by(said):
@@ -285,7 +286,7 @@ class Driver:
                 self.watching.add(fresh)
                 if self.watching.points_moved and fresh:
                     self._save_points()
-                for resource in here:  # what was read may be long ago, and no event comes any more  # C5
+                for resource in here:  # the last observation may be old, and no more events come for it  # C5
                     if resource in self.watching:
                         self.watching.touch(resource, None)
                 for resource in named:
@@ -308,14 +309,14 @@ class Driver:
             self._snapshot()
 
     def make_room(self) -> None:
-        """When the content store is nearly full: contents that rollbacks replaced long ago are forgotten."""
+        """If the content store is nearly full, forget contents that rollbacks replaced long ago."""
         room, now_ns = self.journal.room, self.clock.now_ns()
         if room > max(self.config.store_limit // 10, self.config.file_limit):
             return
         if room == self._room_pruned[0] and now_ns < self._room_pruned[1]:
-            return  # nothing came since the last time, and little has become old
+            return  # nothing was stored since the last time, and little has become old
         if self.journal_error or self.node.jobs or self._staged:
-            return  # what a job under way has stored, no record may name yet
+            return  # contents that a running job has stored may not be in a record yet
         since_ns = now_ns - self.config.keep_ns  # B2: a stepped wall clock makes nothing old
         try:
             gone = self.journal.prune(wanted_contents(self.node.state, self.journal, since_ns))
@@ -336,16 +337,16 @@ class Driver:
         syscalls.trim()
 
     def _save_points(self) -> None:
-        """What is mounted now, for the next run: soon, as this one may be killed, and whenever something is declared:
-        a mount that was there before is not taken for one that came later and hides it."""
+        """Save the present mount points for the next run: soon, since this run may be killed, and at every declaration.
+        So an earlier mount is not taken for a later one that hides a declared path."""
         if self.watching.covered or self._owed or self.journal_error:
-            return  # a run that finds it known would never record it
+            return  # a later run that finds such a mount saved would never record it
         self._mount_points.save(boot_id=self.node.state.boot_id, points=self.watching.points())
         self.watching.points_moved = False
         self._next_points_ns = self.clock.now_ns() + POINTS_NS
 
     def _journal_lost(self, error: JournalError, event: Event) -> None:
-        """Nothing of this step has happened: return to what is durable, and go on watching.  # J4"""
+        """Nothing of this step has happened: return to the durable state, and go on watching.  # J4"""
         until = " until it can be written" if self.journal.trusted else ""
         log(f"{error.message}; nothing is committed, applied or rolled back{until}", 2)
         self.journal_error = error.message
@@ -373,7 +374,7 @@ class Driver:
         self._begun.clear()
 
     def _remember(self, event: Event) -> None:
-        """What an event tells, until it can be recorded.  # J9"""
+        """Keep the contents of an event until it can be recorded.  # J9"""
         if isinstance(event, Observed | Scanned | Acted | Probed | Looked):
             self._note_unrecorded(event.sightings)
         if isinstance(event, Acted):
@@ -384,8 +385,8 @@ class Driver:
             self._owed.add(event)
 
     def _reload(self) -> None:
-        """Back to what is durable. A disk that fails reads too: the node goes on watching with what it has in memory,
-        says so, and tries again.  # F3"""
+        """Return to the durable state. If the disk fails for reading too, the node goes on watching with its state in
+        memory, reports this, and tries again.  # F3"""
         before = self.node
         try:
             state = load_state(self.journal, verify_max=self.config.verify)
@@ -401,17 +402,18 @@ class Driver:
         self.node.alone_since_ns, self.node.fleet_seq = before.alone_since_ns, before.fleet_seq
 
     def tell(self, event: Event) -> None:
-        """The core hears it now, or when there is a journal again: it is durable, or it is owed.  # J9"""
+        """Pass an event to the core, now or when the journal can be written again: the event is durable, or it is
+        owed.  # J9"""
         (self._owed.add if self.journal_error else self.step)(event)
 
     def _pay(self) -> bool:
-        """Tell the core what it has not heard. False if the journal was lost again."""
+        """Pass the owed events to the core. Returns False if the journal was lost again."""
         while not self.journal_error and (event := self._owed.next()) is not None:
             self._hear(event)
         return not self.journal_error
 
     def _pay_denied(self) -> None:
-        """The refusals that were not recorded, after everything else."""
+        """Pass the refusals that were not recorded, after everything else."""
         while not self.journal_error and (event := self._owed.next_denied()) is not None:
             self._hear(event)
 
@@ -420,8 +422,8 @@ class Driver:
         self.step(replace(event, t_ns=t_ns, wall_ns=wall_ns))
 
     def _note_unrecorded(self, sightings: Iterable[Sighting]) -> None:
-        """Keep what the journal does not know: what differs, and what became of drift that it knows. What cannot be
-        read is unreadable, as it would be with a journal: no signature hides it, and it is looked at again.  # F9"""
+        """Keep observations that the journal lacks: new drift, and news of recorded drift. A resource that cannot be
+        read counts as unreadable, as it would with a journal: no signature hides it, and it is observed again.  # F9"""
         for sighting in sightings:
             declared = self.node.state.declared(sighting.resource)
             seen = sighting.observation
@@ -432,7 +434,7 @@ class Driver:
             self.node.unreadable.pop(sighting.resource, None)
             known = self.node.state.change_of(sighting.resource)
             differs = declared is not None and distance_n(sighting.resource, declared.attrs, seen) != 0
-            if known is not None:  # else the journal may know that already
+            if known is not None:  # otherwise the journal may have it already
                 differs = known.members[sighting.resource].actual != seen or self._reload_owed
             if differs:
                 self.unrecorded[sighting.resource] = sighting
@@ -440,7 +442,8 @@ class Driver:
                 self.unrecorded.pop(sighting.resource, None)
 
     def require_durable(self) -> None:
-        """Raises UnreachableError while not even what is durable can be read: what is known may be ahead.  # F3"""
+        """Raises UnreachableError while not even the durable state can be read: the state in memory may be ahead of
+        it.  # F3"""
         if self._reload_owed:
             raise UnreachableError(f"{self.journal_error}, nor read: what is durable is not known", "mend the disk")
 
@@ -470,7 +473,7 @@ class Driver:
         return Ticked(t_ns, wall_ns)
 
     def record_denied(self, op: str, error: DeniedError, caller: Caller) -> None:
-        """A refusal that the core did not decide is journaled all the same.  # S3"""
+        """Journal a refusal that the core did not decide.  # S3"""
         self.tell(Denied(*self.now(), op, error.message, caller))
 
     def journal_json(self) -> dict[str, Any]:
@@ -492,7 +495,7 @@ class Driver:
     # -- answers ------------------------------------------------------------------------------------------------
 
     def next_token(self) -> int:
-        """Of a request whose answer comes later."""
+        """The token of a request whose answer comes later."""
         self._token += 1
         return self._token
 
@@ -505,7 +508,7 @@ class Driver:
         client.send({"ok": exit_code == 0, "exit": exit_code, "message": message, "hint": "", "result": result})
 
     def answering(self, client: Client, token: int, work: Callable[[], Result]) -> Callable[[], Result]:
-        """The work; if it breaks, the client is told."""
+        """The work; if it fails, the client gets the error."""
 
         def guarded() -> Result:
             try:

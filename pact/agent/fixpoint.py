@@ -1,11 +1,11 @@
-"""Resources that move each other, as sysctls do: writing one changes others, so a plan of them is judged by its end
-state alone.
+"""Resources that move each other, such as sysctls: a write to one changes others, so a plan of them is judged only by
+its end state.
 
-The steps that are not as they should be are written again, those that the kernel refused at first too (``0`` is no
-value of ``vm.dirty_bytes``, but what it becomes when ``vm.dirty_ratio`` is written). What the plan moved beside its own
-resources is put back to what it was before. That is repeated a few times. If it does not settle, what others have
-stays, and the step that cannot be reached says with what it contradicts itself. There is no table of names: there are
-too many.
+Steps that are not in their target state are written again, including those that the kernel refused at first (``0`` is
+not a valid value of ``vm.dirty_bytes``, but it is what that reads after a write to ``vm.dirty_ratio``). Resources
+beside the plan that it moved are written back to their previous values. This is repeated a few times. If it does not
+settle, resources beside the plan keep their values, and the unreachable step names the resources that contradict it.
+There is no table of names: there would be too many.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def observe(resource: str) -> Observation:
 
 
 def is_moved(resource: str) -> bool:
-    """Writing others may move it: it is judged by the end state."""
+    """Whether writes to other resources may move it: then it is judged by the end state."""
     return bool(KINDS[split_id(resource)[0]].moved_by)
 
 
@@ -40,18 +40,19 @@ def conforms(step: Step, seen: Observation) -> bool:
 
 
 class Fixpoint:
-    """What others move, of one plan and beside it. The plan's ``results`` are changed in place: ``""`` for what is
-    reached.
+    """The resources, in one plan and beside it, that others move. ``settle`` changes the plan's ``results`` in place:
+    ``""`` for a step whose target is reached.
 
-    ``put_back``: bring what moved beside the plan back to what it was when this was made; else it is only reported.
-    ``wanted``: what is declared of those beside that had drifted.
+    ``put_back``: write resources that moved beside the plan back to their values when this was made; otherwise the
+    moves are only reported. ``wanted``: the declared values of resources beside the plan that had drifted.
     """
 
     def __init__(self, beside: Iterable[str], put_back: bool, wanted: Mapping[str, Attrs | None] | None = None) -> None:
         self._wanted = wanted or {}
         self._before = {r: observe(r) for r in beside if is_moved(r)}
         self._put_back = put_back
-        self._upset: dict[str, set[str]] = {}  # what was written last -> what was right before, and not after
+        # last written resource -> resources that were right before that write, and not after it
+        self._upset: dict[str, set[str]] = {}
         self.reads: dict[str, str] = {}
 
     def settle(self, steps: Sequence[Step], results: dict[str, str]) -> None:
@@ -76,8 +77,8 @@ class Fixpoint:
                 results[step.id] = f"it contradicts {', '.join(others)}: writing either moves the other"
 
     def _last(self, own: Sequence[Step], results: dict[str, str]) -> None:
-        """Of those that are still wrong some contradict others, or what lies beside; what these have dragged along
-        contradicts nothing, and is written once more when the others are found out."""
+        """Of the steps that are still wrong, some contradict others or resources beside the plan; the rest was only
+        moved by those, and is written once more after they are known."""
         for _ in range(2):
             wrong = [s for s in own if not self.reached(s) and not self._upset.get(s.id)]
             for step in wrong:
@@ -88,7 +89,7 @@ class Fixpoint:
                     self._give_back(own)
 
     def _give_back(self, own: Sequence[Step]) -> None:
-        """What others have is not given up for this plan; nor what giving it back resets beside."""
+        """Write back resources beside the plan: it may not change them. The same for those that this write resets."""
         for _ in range(ROUNDS_MAX):
             strayed = self._strayed()
             for step in strayed:
@@ -97,8 +98,8 @@ class Fixpoint:
                 return
 
     def _agree(self, own: Sequence[Step]) -> bool:
-        """The plan cannot be done beside what others have; but where all of that would be as declared with it, too (one
-        switch that has drifted in two changes under two names), it is done."""
+        """The plan contradicts resources beside it. It is still carried out if all of those would be as declared with
+        it, too (one switch that has drifted in two changes under two names)."""
         if all(map(self.reached, own)) or not self._wanted:
             return not self._strayed()
         for step in own:
@@ -110,7 +111,7 @@ class Fixpoint:
         ) and all(map(self.reached, own))
 
     def moved(self) -> list[Sighting]:
-        """What is not as it was before the plan, beside it."""
+        """Resources beside the plan that are not as they were before it."""
         now = {r: observe(r) for r in self._before}
         return [Sighting(r, seen) for r, seen in now.items() if seen != self._before[r]]
 
@@ -118,7 +119,7 @@ class Fixpoint:
         out = []
         for resource, before in self._before.items():
             if before is None or isinstance(before, Unreadable):
-                continue  # it came with a module, or nobody knows what it was
+                continue  # it came with a module, or its earlier value is not known
             now = observe(resource)
             if now is not None and not isinstance(now, Unreadable) and now != before:
                 out.append(Step(resource, before, now))
@@ -132,7 +133,8 @@ class Fixpoint:
         return text is not None and self.reads.get(step.id) == text
 
     def _write(self, step: Step, among: Iterable[Step]) -> str:
-        """Write one, and remember what that upset. Returns why it could not be written, or ``""``."""
+        """Write one step, and remember which resources it moved away from their targets. Returns the reason why it
+        could not be written, or ``""``."""
         right = [s for s in {s.id: s for s in among}.values() if s.id != step.id and self.reached(s)]
         kind, name = split_id(step.id)
         why = written(kind, name, step, lambda _: None)
@@ -144,7 +146,7 @@ class Fixpoint:
         return why
 
     def read_back(self, step: Step) -> None:
-        """Right after a successful write: what the kernel made of it."""
+        """Right after a successful write: remember how the kernel shows the value."""
         kind, name = split_id(step.id)
         text = KINDS[kind].reads(name, step.target, observe(step.id))
         if text:
@@ -153,18 +155,18 @@ class Fixpoint:
             self.reads.pop(step.id, None)
 
     def _against(self, resource: str) -> list[str]:
-        """What a write of this upsets, or whose write upsets this."""
+        """The resources that a write of this one moves away, and those whose write moves this one away."""
         out = set(self._upset.get(resource, ()))
         out.update(r for r, upset in self._upset.items() if resource in upset)
         return sorted(out)
 
     def learned(self, results: Mapping[str, str]) -> dict[str, str]:
-        """What to remember: of the steps that were reached."""
+        """The kernel's readings to remember, of the steps whose targets were reached."""
         return {r: text for r, text in self.reads.items() if results.get(r) == ""}
 
 
 def written(kind: str, name: str, step: Step, blobs: Blobs) -> str:
-    """Have a kind restore one step. Returns why it could not, ``""`` if it did."""
+    """Let a kind restore one step. Returns the reason why it could not, or ``""``."""
     try:
         KINDS[kind].restore(name, step, blobs)
     except PactError as exc:

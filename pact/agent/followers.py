@@ -1,8 +1,9 @@
-"""What moved and nobody wrote, as sysctls do: a write to another one moved it, or a change of a network link.
+"""Resources that moved although nobody wrote them, such as sysctls: a write to another one moved them, or a change of a
+network link.
 
-After any write to any of them all declared ones are compared with what was last seen: about 9 us each, so that is done
-at most a fifth of the time while writes keep coming, and at once when somebody asks. What moved belongs to the write
-that it is most like by name; what pact's own writes or a link moved belongs to nobody.  # C8
+After any write to a sysctl all declared ones are compared with their last observation. That takes about 9 us each, so
+it is done for at most a fifth of the time while writes keep coming, and at once for a request. A move is attributed to
+the write whose name is most similar; a move by pact's own write or by a link has no owner.  # C8
 """
 
 from __future__ import annotations
@@ -19,35 +20,37 @@ from pact.observe.links import LinkChanges
 from pact.resources import KINDS
 from pact.resources.base import LINKS
 
-#: Links may come and go by the hundred (containers do): what they moved is looked at so often, and at every request.
+#: Links may come and go by the hundred (containers do that): the sysctls that they move are observed this often, and
+#: for every request.
 LINKS_NS: Final = NS_PER_S // 5
-#: So long after a sysctl was seen to have moved may the event of the write come that moved it.
+#: How long after a move was seen the event of the write that caused it may come.
 LATELY_NS: Final = NS_PER_S // 2
-#: Of the loop's time, what comparing may take: one part in so many.
+#: Comparing may take one part in this many of the loop's time.
 SHARE: Final = 5
 
 Write = tuple[str, Owner | None]
 
 
 class Followers:
-    """Finds what moved. ``touch`` is told of each: the resource and the owner of what moved it."""
+    """Finds moved resources. Calls ``touch`` for each: the resource, and the owner of the write that moved it."""
 
     def __init__(self, table: FileTable, touch: Callable[[str, Owner | None], None]) -> None:
         self._table = table
         self._touch = touch
-        self.keys: dict[str, int] = {}  # what is declared of them, and their keys in the table
+        self.keys: dict[str, int] = {}  # the declared ones, with their keys in the table
         self._names: dict[int, str] = {}
         self._linked: dict[str, None] = {}  # those that network links move
         self.why_blind = ""
         self._links: LinkChanges | None = None
         self._epoll: select.epoll | None = None
         self._written: list[Write] = []
-        self._stirred = False  # something was written, by anybody, since all were compared
+        self._stirred = False  # any process has written one since all were compared
         self._written_due_ns = 0
         self._links_due_ns: int | None = None
         self._links_last_ns = 0
         self._lately: dict[str, int] = {}
-        self._moved_with: dict[str, str] = {}  # what is due because another write moved it -> what was written
+        # resource that is due because another write moved it -> the written resource
+        self._moved_with: dict[str, str] = {}
 
     def add(self, resource: str, key: int) -> None:
         self.keys[resource], self._names[key] = key, resource
@@ -95,14 +98,14 @@ class Followers:
         self._stirred = True
 
     def drain_links(self) -> bool:
-        """True if links came, went or moved."""
+        """Returns True if links came, went or moved."""
         moved = self._links is not None and self._links.drain()
         if moved and self._links_due_ns is None:
             self._links_due_ns = self._links_last_ns + LINKS_NS
         return moved
 
     def seen_moved(self, keys: list[int], wanted: list[Write]) -> None:
-        """A look found that these differ from what was last seen. It may have come between a write and its event."""
+        """An observation found that these differ from the last one. It may have come between a write and its event."""
         if not self.keys:
             return
         now_ns = boottime_ns()
@@ -110,7 +113,8 @@ class Followers:
         self._lately.update({r: now_ns for k in keys if (r := self._names.get(k)) is not None and r not in named})
 
     def cause_of(self, resource: str) -> str:
-        """Which write moved it, once; ``""`` if it was written itself, or nobody knows."""
+        """The write that moved the resource, returned once; ``""`` if it was written itself, or the cause is not
+        known."""
         return self._moved_with.pop(resource, "") if self._moved_with else ""
 
     # -- what is due --------------------------------------------------------------------------------------------
@@ -120,7 +124,7 @@ class Followers:
         return min((d for d in dues if d is not None), default=None)
 
     def find(self, now_ns: int, *, everything: bool) -> None:
-        """Compare what is due; with ``everything`` whatever its time."""
+        """Compare the resources that are due; with ``everything``, all of them."""
         if self._stirred and (everything or self._written_due_ns <= now_ns):
             began = time.monotonic_ns()
             written, self._written, self._stirred = self._written, [], False
@@ -147,6 +151,6 @@ class Followers:
 
 
 def in_common(one: str, other: str) -> int:
-    """How many of their first parts two names share."""
+    """How many leading parts two names share."""
     pairs = zip(one.split("."), other.split("."), strict=False)
     return next((n for n, (a, b) in enumerate(pairs) if a != b), min(one.count("."), other.count(".")) + 1)

@@ -1,8 +1,8 @@
 """Executables in ``hooks.d`` run on events: JSON on stdin, time-limited, never blocking the agent.
 
-Only files are run that nobody but root (or the agent's own user) can have written or put there (``owned``); that is
-asked when the agent starts, when an event is queued for one, and when it is run. They get no terminal, a clean
-environment, and a process group of their own, which is killed when their time is up.
+A file runs only if nobody but root (or the agent's own user) can have written it or put it there (``owned``); this is
+checked when the agent starts, when an event is queued for a hook, and when the hook is run. Hooks get no terminal, a
+clean environment, and a process group of their own, which is killed when their time is up.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Hooks:
         self._queue: deque[tuple[str, bytes]] = deque()
 
     def paths(self) -> list[str]:
-        """The hooks that may be run, in order of name."""
+        """The hooks that may run, in order of name."""
         return [p for p in _executables(self.directory) if self._trusted(p)]
 
     def _trusted(self, path: str) -> bool:
@@ -60,7 +60,7 @@ class Hooks:
         return True
 
     def events(self, bodies: Sequence[bytes]) -> None:
-        """Queue events for every hook; the oldest are dropped, and counted, when nobody keeps up."""
+        """Queue events for every hook. If the hooks are too slow, the oldest events are dropped and counted."""
         paths = self.paths()
         for body in bodies if paths else ():
             for path in paths:
@@ -70,11 +70,11 @@ class Hooks:
                 self._queue.append((path, body))
 
     def start_due(self, now_ns: int) -> list[int]:
-        """Start what may run now. Returns new pidfds to be watched for reading."""
+        """Start the hooks that may run now. Returns new pidfds, to be watched for reading."""
         fds = []
         while self._queue and len(self.running) < RUNNING_MAX:
             path, body = self._queue.popleft()
-            if not self._trusted(path):  # it waited since it was asked
+            if not self._trusted(path):  # it may have been replaced since the check at queueing
                 continue
             try:
                 with open(os.memfd_create("pact-event"), "w+b") as stdin:
@@ -99,7 +99,7 @@ class Hooks:
         return fds
 
     def reap(self, pidfd: int) -> None:
-        """One ended."""
+        """One hook has ended."""
         hook = self.running.pop(pidfd)
         code = hook.process.wait()
         if code:
@@ -131,7 +131,7 @@ class Hooks:
 
 
 def require_trusted(directory: str) -> None:
-    """The directory, if it is there, and every hook in it. Raises NotOurs."""
+    """Check the directory, if it exists, and every hook in it. Raises NotOurs."""
     owned.require(directory, "hooks", missing_ok=True)
     for path in _executables(directory):
         owned.require(path, "hook")

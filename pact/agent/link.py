@@ -1,9 +1,9 @@
-"""The agent's place in a cluster: its records go up, calls and holds come down. Loaded only where there are parents.
+"""The agent's place in a cluster: its records go up, calls and holds come down. Loaded only if there are parents.
 
-Everything here runs in the agent's loop. What a node does in the tree is decided in ``core.tree.member``; here are its
-sockets, its records and who carries its calls out: the same ``Requests`` as for the control socket, with the operator's
-identity.
-Records leave as viewers may see them, whoever asks.  # S2
+Everything here runs in the agent's loop. ``core.tree.member`` decides what a node does in the tree; this file has its
+sockets and its records. The same ``Requests`` as for the control socket carry calls out, with the operator's identity.
+
+Records leave the node in the form for viewers, whoever asks.  # S2
 """
 
 from __future__ import annotations
@@ -78,10 +78,10 @@ HERE_ONLY: Final = frozenset(name for name, op in ops.AT_NODE.items() if op.at =
 
 
 class Link:
-    """See the module. ``turn`` belongs into every turn of the agent's loop."""
+    """See the module. Call ``turn`` in every turn of the agent's loop."""
 
     def __init__(self, agent: Driver, requests: Requests) -> None:
-        """Raises ConfigError where the key cannot be used. Connects to nobody yet."""
+        """Raises ConfigError if the key cannot be used. Does not connect yet."""
         config = agent.config
         self.agent = agent
         self._requests = requests
@@ -113,8 +113,8 @@ class Link:
         self._recent: deque[tuple[int, str, bytes]] = deque()
         self._recent_bytes = 0
         self._todo: deque[Read | Up] = deque()
-        self._reread_ns = 0  # when something that could not be read is tried again; 0: there is none
-        self._unread = False  # and was said to be so
+        self._reread_ns = 0  # when to try an unreadable record again; 0: there is none
+        self._unread = False  # and that was logged
         self._callers = Callers()
         self._budget = Budget()
         self._since_wall_ns = 0
@@ -133,7 +133,7 @@ class Link:
     # -- the loop -----------------------------------------------------------------------------------------------
 
     def turn(self) -> None:
-        """A bounded amount of work."""
+        """Do a bounded amount of work."""
         now_ns = self.agent.clock.now_ns()
         if not self.uplink.connected:
             for parent in self.links.refusing():
@@ -169,7 +169,7 @@ class Link:
             self._save_ns = now_ns + SAVE_NS
 
     def _refused_by(self, why: str) -> None:
-        """Said once, and shown until a parent takes us."""
+        """Log the reason once, and show it until a parent welcomes this node."""
         if why != self._refusal:
             self._refusal = why
             log(f"cluster: {why}", 3)
@@ -212,7 +212,7 @@ class Link:
                 log(f"cluster: {effect.text}", 4)
 
     def close(self) -> None:
-        """Say goodbye. What is not acknowledged is sent at the next start."""
+        """Say goodbye. Unacknowledged records are sent after the next start."""
         self._apply(self.uplink.stop())
         self.save()
         self.links.close()
@@ -221,7 +221,7 @@ class Link:
     # -- records up ---------------------------------------------------------------------------------------------
 
     def recorded(self, rows: Sequence[tuple[Record, bytes]]) -> None:
-        """These are durable here."""
+        """These records are durable on this node."""
         for record, body in rows:
             self._recent.append((record.seq, record.hash, body))
             self._recent_bytes += len(body)
@@ -231,7 +231,7 @@ class Link:
         self._queue(self.outbox.recorded(rows[-1][0].seq, self.agent.clock.now_ns(), can_wait=waits))
 
     def _queue(self, reads: Sequence[Read]) -> None:
-        """What the outbox says now says all that it said before: however many steps a turn has, one ``Read`` waits."""
+        """The outbox's newest ``Read`` replaces earlier ones: however many steps a turn has, only one waits."""
         for read in reads:
             if self._todo and isinstance(self._todo[-1], Read):
                 self._todo.pop()
@@ -242,7 +242,7 @@ class Link:
             self._apply(self.member.send(work))
             return
         if work.first != self.outbox.following:
-            return  # it was read meanwhile
+            return  # the records were read meanwhile
         try:
             lines = list(self._lines(work.first, work.limit))
         except JournalError as exc:
@@ -254,7 +254,7 @@ class Link:
         self._todo.extendleft(reversed(self.outbox.rows(work.first, lines, now_ns)))
 
     def _lines(self, first: int, limit: int) -> Iterator[bytes]:
-        """Records as viewers may see them, at least one; from memory where it has them."""
+        """Records in the form for viewers, at least one; from memory if possible."""
         rows: Iterator[tuple[str, bytes]]
         if self._first_recent() <= first:
             rows = ((h, b) for _, h, b in islice(self._recent, first - self._recent[0][0], None))
@@ -264,7 +264,7 @@ class Link:
         for hash_, body in islice(rows, limit):
             line = self.agent.veil.record_line(body, hash_, veil.VIEWER)
             if len(line) > RECORD_MAX or not strict.readable(line):
-                line = veil.without_data(body, hash_)  # else the root would refuse it, and ask for it for ever
+                line = veil.without_data(body, hash_)  # otherwise the root would refuse it, and ask for it for ever
             yield line + b"\n"
             size += len(line)
             if size >= READ_BYTES:
@@ -275,7 +275,8 @@ class Link:
         return self.outbox.acked
 
     def _load(self, incarnation: str) -> tuple[int, int]:
-        """How far the root is known to be, and whether it is known to have another journal (else 0)."""
+        """Up to which record the root is known to have the journal, and up to which it is known to have another journal
+        (else 0)."""
         try:
             with open(self._path, "rb") as f:
                 obj = strict.loads_object(f.read(4096), strict.SMALL_MAX)
@@ -284,7 +285,7 @@ class Link:
             return -1, 0
 
     def save(self) -> None:
-        """A hint for the next start; without it everything is sent again, and the root passes over what it has."""
+        """Save a hint for the next start; without it everything is sent again, and the root skips what it has."""
         try:
             with open(self._path + ".new", "wb") as f:
                 f.write(
@@ -305,7 +306,7 @@ class Link:
         )
 
     def _over_budget(self, caller: Mapping[str, Any]) -> bool:
-        """Whoever asks has used up his share of the loop's time.  # S8"""
+        """Whether the caller has used up the share of the loop's time.  # S8"""
         return caller["role"] not in ("admin", "agent") and self._budget.wait_s(caller["user"]) > 0
 
     def _run(self, key: Key, head: Mapping[str, Any], body: bytes) -> None:
@@ -320,7 +321,7 @@ class Link:
             self._refuse(key, EXIT_USAGE, str(exc), "run it on the node for more" if op == "log" else "")
             return
         if op == "log" and args.get("count") is None:
-            args["count"] = ROWS_MAX + 1  # one more than is shown: so that it shows whether that is all
+            args["count"] = ROWS_MAX + 1  # one more than is shown: it tells whether there are more
         remote = Remote(partial(self.answered, key), self._callers.of(head["caller"], key))
         began_s = time.monotonic()
         self._requests.line(remote, orjson.dumps({"v": 1, "op": op, "args": args}))
@@ -340,8 +341,8 @@ class Link:
         self._apply(self.member.answer(key, body, self._with_answer()))
 
     def _with_answer(self) -> Up | None:
-        """What was just recorded, if nothing else is waiting to go up. It is in memory and little: this is done in the
-        middle of a step.
+        """The records that were just made, if nothing else waits to go up. They are few and in memory: this is called
+        in the middle of a step.
         """
         if not self.uplink.with_answers or len(self._todo) != 1:
             return None
@@ -355,11 +356,11 @@ class Link:
         return None
 
     def _first_recent(self) -> int:
-        """From here on records are in memory."""
+        """The first record that is in memory."""
         return self._recent[0][0] if self._recent else self.outbox.newest + 1
 
     def status(self) -> dict[str, Any]:
-        """What ``pact status`` shows of the cluster."""
+        """The cluster's part of ``pact status``."""
         since = rfc3339(self._since_wall_ns) if self.uplink.connected else None
         return {
             "parent": self.uplink.parent or None,

@@ -1,7 +1,7 @@
 """The node daemon: one loop. Poll with a bound, drain a bounded batch, step, make the records durable, then act.
 
-The loop thread never touches what may hang; workers do. If the journal cannot be written nothing is committed, applied
-or rolled back, the agent goes on watching, and says so.  # J4
+The loop's thread never touches anything that may hang; workers do. While the journal cannot be written, nothing is
+committed, applied or rolled back; the agent goes on watching, and reports this.  # J4
 """
 
 from __future__ import annotations
@@ -50,17 +50,17 @@ from pact.resources import KINDS
 
 WAIT_MAX_NS: Final = 60 * NS_PER_S
 BOOT_WAIT_NS: Final = 120 * NS_PER_S
-#: So much longer a start may take after each sign of life: more than a hanging mount command may.
+#: How much longer a start may take after each sign of life: more than a hanging mount command may take.
 START_SIGN_USEC: Final = 90_000_000
 EVENTS_MAX: Final = 64
 HEALTH_NS: Final = 5 * NS_PER_S
 
 
 class Agent(Sightings):
-    """See the module. ``run`` returns when a signal asks for it."""
+    """See the module. ``run`` returns after a signal that ends the agent."""
 
     def __init__(self, config: Config) -> None:
-        """Take the state directory, read the journal, begin to watch. Raises PactError and says why."""
+        """Take the state directory, read the journal, begin to watch. Raises PactError with the reason."""
         super().__init__(config)
         self._next_health_ns = 0
         self._next_sign_ns = 0
@@ -96,7 +96,7 @@ class Agent(Sightings):
         self._epoll.register(self._wake_fd, select.EPOLLIN)
         self.watching.wake_with(self._epoll)
         self.watching.remember_points(self._mount_points.load(self._boot))
-        self.watching.refresh_places()  # before anything is looked at: a path that may hang never comes to the loop
+        self.watching.refresh_places()  # before anything is observed: the loop never touches a path that may hang
         self.watching.add(r for r in self.node.state.declared_ids() if self.ignore.match(r) is None)
         self.watching.refresh_mounts()
         self.watching.load_cache(lambda seq, hash_: moved_since(self.journal, seq, hash_))
@@ -104,12 +104,12 @@ class Agent(Sightings):
         sightings: list[Sighting] = []
         for resource in self.node.state.declared_ids() if self._reboot else ():
             if self.ignore.match(resource) is None and KINDS[resource.partition(":")[0]].volatile:
-                self.watching.touch(resource, None)  # whatever a signature of the last boot says
+                self.watching.touch(resource, None)  # a signature of the last boot does not count
         for resource in self.node.state.member_of:
             declared_value = self.node.state.declared(resource)
             if self.ignore.match(resource) is None:
                 self.watching.touch(resource, None)
-            elif declared_value is not None:  # ignored since it drifted: it is no drift any more
+            elif declared_value is not None:  # ignored since it drifted: it is no longer drift
                 sightings.append(Sighting(resource, declared_value.attrs))
         while self.watching.has_due:
             self._starting()
@@ -125,7 +125,7 @@ class Agent(Sightings):
             self.link = Link(self, self.requests)
 
     def _wait_for_boot_job(self) -> None:
-        """What the reboot reset is brought back before the agent says that it is ready.  # B1"""
+        """Bring back what the reboot reset before the agent reports that it is ready.  # B1"""
         ends_ns = self.clock.now_ns() + BOOT_WAIT_NS
         while any(j.kind == "boot" for j in self.node.jobs.values()) and self.clock.now_ns() < ends_ns:
             self._starting()
@@ -133,14 +133,14 @@ class Agent(Sightings):
             self._take_results()
 
     def _starting(self) -> None:
-        """The service manager waits on: what it would kill now would begin again.  # B3"""
+        """Tell the service manager to go on waiting: if it killed the agent now, the work would begin again.  # B3"""
         now_ns = self.clock.now_ns()
         if now_ns >= self._next_sign_ns:
             self._next_sign_ns = now_ns + NS_PER_S
             self.notifier.send(f"EXTEND_TIMEOUT_USEC={START_SIGN_USEC}", "STATUS=bringing back what the boot reset")
 
     def run(self) -> None:
-        """Until SIGTERM or SIGINT."""
+        """Run until SIGTERM or SIGINT."""
         read_fd, write_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(write_fd, warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -166,7 +166,7 @@ class Agent(Sightings):
             self._stopping = signal.Signals(number).name
 
     def close(self) -> None:
-        """End cleanly: what has begun is finished, the snapshot and the signatures are saved."""
+        """End cleanly: finish what has begun, save the snapshot and the signatures."""
         self.notifier.send("STOPPING=1")
         if self.link is not None:
             self.link.close()
@@ -186,7 +186,7 @@ class Agent(Sightings):
         self.watching.close()
         self._verifying.close()
         if ended:
-            self._blobs.close()  # the last connection folds SQLite's log into the file
+            self._blobs.close()  # closing the last connection folds SQLite's write-ahead log into the file
         self.journal.close()
         self._epoll.close()
         os.close(self._wake_fd)
@@ -196,7 +196,7 @@ class Agent(Sightings):
             os._exit(0)  # a worker hangs in the kernel; everything is saved
 
     def _on_the_wall(self, t_ns: int) -> str:
-        """A node time as people here read it."""
+        """A node time as local time for people."""
         now_ns, wall_ns = self.now()
         return time.strftime("%H:%M:%S", time.localtime((wall_ns + t_ns - now_ns) // NS_PER_S))
 
@@ -307,7 +307,7 @@ class Agent(Sightings):
             return
         try:
             self.stage(result.blobs)
-        except StoreFullError as exc:  # others took the room meanwhile
+        except StoreFullError as exc:  # other contents took the room meanwhile
             result = Result(result.job, None, {}, exc)
         event: Event
         if result.make is None:
@@ -319,7 +319,7 @@ class Agent(Sightings):
             self.watching.drain()
             self.watching.end(event.job)
         if isinstance(event, Asked) and event.token not in self._tokens:
-            return  # it was answered meanwhile: that nothing was changed is final
+            return  # it was answered meanwhile: the answer that nothing was changed is final
         if self.journal_error:
             if isinstance(event, Observed | Acted):
                 self._note_unrecorded(event.sightings)
@@ -328,13 +328,13 @@ class Agent(Sightings):
             return
         self.watching.drain()
         self.step(event)
-        if isinstance(event, Looked | Probed):  # seen by a worker, while the loop may have seen something newer
+        if isinstance(event, Looked | Probed):  # a worker saw this, while the loop may have seen something newer
             for sighting in event.sightings:
                 if sighting.resource in self.watching:
                     self.watching.touch(sighting.resource, None)
 
     def _check_health(self) -> None:
-        """A blind observer is an event, never silence.  # O1"""
+        """A blind observer must cause an event, never silence.  # O1"""
         if self.worker.relieve(clock.boottime_ns()):
             log("what a commit or a rollback looks at does not answer; the others go on without it", 4)
         self.make_room()
@@ -356,7 +356,7 @@ class Agent(Sightings):
                 self.watching.observers.recovered(name)
 
     def _publish(self) -> None:
-        """Durable records go to followers and hooks."""
+        """Pass durable records to followers and hooks."""
         if not self._new_records:
             return
         rows: Sequence[tuple[Record, bytes]] = self._new_records
@@ -378,8 +378,8 @@ def _marked(resource: str, attrs: Attrs | None) -> Attrs | None:
 
 
 def serve(config: Config, started: Callable[[Agent], None] | None = None) -> None:
-    """Run an agent until a signal ends it. Raises PactError if it cannot start."""
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # what it asks for, reading the configuration, is being done
+    """Run an agent until a signal ends it. Raises PactError if the agent cannot start."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # it asks to read the configuration, which happens now anyway
     agent = Agent(config)
     try:
         if started is not None:

@@ -1,8 +1,8 @@
-"""The key of this node: 32 random bytes in the state directory, made once, sent to nobody, in no export.
+"""The key of this node: 32 random bytes in the state directory, made once, never sent, in no export.
 
-With it the digests of what is not for everybody are made (``veil``), and the salts of records. Nothing that the agent
-decides depends on it: the node's own journal holds everything that is needed to compare and to restore. So a node that
-lost its key makes another one and goes on; only the digests that others see differ from those they saw before.
+It is used for the digests of contents that viewers may not see (``veil``), and for the salts of records. No decision of
+the agent depends on it: the node's own journal has everything that is needed to compare and to restore. So a node that
+lost its key makes another one and goes on; only the digests that viewers see differ from earlier ones.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ _OPEN: Final = os.O_CLOEXEC | os.O_NOFOLLOW
 
 
 def node_key(state_dir: str, log: Callable[[str], None]) -> bytes:
-    """The key; it is made where there is none that can be used, and ``log`` is told why. Raises UnreachableError.
+    """The key. If there is no usable one, a new one is made, and ``log`` gets the reason. Raises UnreachableError.
 
-    The state directory is locked, and all in it was found to be this account's (``owned``).
+    The state directory is locked, and everything in it was checked to belong to this account (``owned``).
     """
     path = os.path.join(state_dir, FILE_NAME)
     try:
@@ -42,7 +42,7 @@ def node_key(state_dir: str, log: Callable[[str], None]) -> bytes:
 
 
 def _read(path: str) -> tuple[bytes | None, str]:
-    """The key, or ``None`` and what is wrong with the one that is there."""
+    """The key, or ``None`` and the fault of the present one."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | _OPEN)
     except FileNotFoundError:
@@ -64,10 +64,10 @@ def _read(path: str) -> tuple[bytes | None, str]:
 
 
 def _make(state_dir: str, path: str) -> bytes:
-    """The new one is whole and durable before it has its name. Raises OSError."""
+    """Make a key: it is complete and durable before it gets its name. Raises OSError."""
     new, key = path + ".new", secrets.token_bytes(KEY_BYTES)
     try:
-        os.unlink(new)  # a start was cut off
+        os.unlink(new)  # an earlier start was interrupted
     except FileNotFoundError:
         pass
     fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _OPEN, 0o600)

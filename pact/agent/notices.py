@@ -1,8 +1,9 @@
-"""One line on the terminals of whoever is concerned: before a change ends, at its end, when somebody takes it over,
-tightens or extends it.
+"""One line on the terminals of the people concerned: before a change ends, at its end, and when another owner takes it
+over, shortens its window or extends it.
 
-Who is told is decided from durable records alone. A person's terminals are those that belong to his uid; one who said
-``mesg n`` is left alone, and nobody gets more than a line in ten seconds. Nothing waits for a terminal that is stopped.
+The receivers are derived from durable records alone. A person's terminals are those that belong to the person's uid;
+``mesg n`` switches the lines off, and each person gets at most one line in ten seconds. A stopped terminal blocks
+nothing.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ if TYPE_CHECKING:
     from pact.core.node.step import Node
 
 PACE_NS: Final = 10 * NS_PER_S
-#: A deadline that comes nearer by less than this is nobody's news.
+#: A deadline that comes nearer by less than this is not reported.
 TIGHTER_NS: Final = 60 * NS_PER_S
 TERMINALS_MAX: Final = 8
 LINE_MAX: Final = 400
 NAMED_MAX: Final = 3
-#: More changes than this are told of by ``pact status`` alone when they are tightened.
+#: If more changes than this are tightened, only ``pact status`` shows it.
 CHANGES_MAX: Final = 100
 TTYS: Final = ("/dev/pts", "/dev")
 AUTOMATIC: Final = ("expired", "retry")
@@ -37,7 +38,7 @@ AUTOMATIC: Final = ("expired", "retry")
 
 @dataclass(slots=True)
 class _Pending:
-    """What one person is to be told next, and when he may be."""
+    """The next line for one person, and when it may be written."""
 
     line: str = ""
     more: int = 0
@@ -51,10 +52,10 @@ class Notices:
     enabled: bool
     write: Callable[[int, str], None] = field(default_factory=lambda: on_terminals)
     _people: dict[int, _Pending] = field(default_factory=dict)
-    _ends: dict[str, int] = field(default_factory=dict)  # change -> its end as it was last told or seen
+    _ends: dict[str, int] = field(default_factory=dict)  # change -> its end as last reported or seen
 
     def take(self, records: Iterable[Record], node: Node, now_ns: int, clock: Callable[[int], str]) -> None:
-        """Durable records just came. ``clock`` shows a node time as a clock on the wall does."""
+        """Take new durable records. ``clock`` shows a node time as local time."""
         if not self.enabled:
             return
         drifted_by: set[int | None] = set()
@@ -69,7 +70,7 @@ class Notices:
         self.flush(now_ns)
 
     def _tightened(self, node: Node, by: set[int | None], clock: Callable[[int], str]) -> None:
-        """More drift of others has brought somebody's end nearer."""
+        """Drift of other owners has brought the ends of changes nearer."""
         if len(node.state.changes) > CHANGES_MAX:
             return
         ends = {c.id: end for c in node.state.changes.values() if (end := node.state.deadline_ns(c)) is not None}
@@ -89,7 +90,7 @@ class Notices:
         person.line = line
 
     def flush(self, now_ns: int) -> None:
-        """Write what may be written now."""
+        """Write the lines that may be written now."""
         for uid, person in list(self._people.items()):
             if person.not_before_ns > now_ns:
                 continue
@@ -101,12 +102,12 @@ class Notices:
             self._people[uid] = _Pending(not_before_ns=now_ns + PACE_NS)
 
     def next_ns(self) -> int | None:
-        """When somebody who has to wait may be told."""
+        """When the next waiting line may be written."""
         return min((p.not_before_ns for p in self._people.values() if p.line), default=None)
 
 
 def said_of(record: Record, node: Node) -> list[tuple[int, str]]:
-    """Who is to be told what of a record: pairs of uid and line. Who did it himself is not told."""
+    """The lines that a record causes: pairs of uid and line. The person who did it gets none."""
     said, where = payloads.of(record), node.name
     out: list[tuple[int | None, str]] = []
     doer, by = record.actor.get("uid"), record.actor.get("user")
@@ -123,7 +124,7 @@ def said_of(record: Record, node: Node) -> list[tuple[int, str]]:
         ]
         doer = None if said.cause in AUTOMATIC else doer
     elif isinstance(said, payloads.Committed):
-        what = said.change or "what you made"  # what was untracked was in no change
+        what = said.change or "what you made"  # untracked things were in no change
         out = [
             (uid, f"{by} committed {what} on {where} ({names}): {said.message}")
             for uid, names in _concerned(said, said.resources)
@@ -149,8 +150,8 @@ def said_of(record: Record, node: Node) -> list[tuple[int, str]]:
 def _concerned(
     said: payloads.RolledBack | payloads.Committed, resources: Iterable[str]
 ) -> list[tuple[int | None, str]]:
-    """The owner of a change, and who else had changed something of it; with names: of all of it, or of that, for names
-    in closed directories are not for everybody."""
+    """The owner of a change, and the other people who had changed something of it. Each gets only the names of their
+    own part, because names in closed directories are not for everybody."""
     names = sorted(resources)
     whose: dict[int | None, list[str]] = {_person(said.owner): names}
     for resource in names:
@@ -161,7 +162,7 @@ def _concerned(
 
 
 def _person(owner: Owner) -> int | None:
-    """The uid of a person; a service's is nobody's who could read."""
+    """The uid of a person; ``None`` for a service, because nobody would read the line."""
     return None if owner.key.startswith("unit:") else owner.uid
 
 
@@ -178,7 +179,7 @@ def _clock(text: str) -> str:
 
 
 def on_terminals(uid: int, line: str) -> None:
-    """Write a line to every terminal of this user that takes messages. Never waits, never fails."""
+    """Write a line to every terminal of this user that accepts messages. Never waits, never fails."""
     text = printable(line.encode("utf-8", "surrogateescape"))[:LINE_MAX]
     for path in terminals(uid):
         try:
@@ -196,7 +197,7 @@ def on_terminals(uid: int, line: str) -> None:
 
 
 def terminals(uid: int) -> list[str]:
-    """The terminals that belong to this user and take messages (``mesg y``), the most recently used first."""
+    """The terminals that belong to this user and accept messages (``mesg y``), the most recently used first."""
     found: list[tuple[float, str]] = []
     for top in TTYS:
         try:

@@ -1,4 +1,4 @@
-"""What the core has not heard because nothing could be recorded: nobody would say it again.  # J9"""
+"""Events that the core has not got because nothing could be recorded, and that nobody would repeat.  # J9"""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from pact.core.node.events import ContactChanged, Covered, Denied, Event, FleetT
 from pact.core.node.suspend import older
 from pact.host.notify import log
 
-#: Events that are heard later if they cannot be recorded now.
+#: Events that are passed later if they cannot be recorded now.
 OWED: Final = (Covered, Denied, FleetTold, ContactChanged, Reconfigured)
 OWED_MAX: Final = 1000
 DENIED_MAX: Final = 20
 
 
 class Owed:
-    """Kept in order; of what the newest alone counts, the newest. Refusals come last, and are few of one person: nobody
-    keeps others' drift from being recorded with his.
+    """Events in order. If only the newest of a type counts, only that is kept. Refusals come last, and only few are
+    kept of each person: nobody's refusals keep the drift of others from being recorded.
     """
 
     def __init__(self, note_denied: Callable[[int | None], None]) -> None:
@@ -29,12 +29,12 @@ class Owed:
         self._note_denied = note_denied
 
     def __bool__(self) -> bool:
-        """Something beside refusals is owed."""
+        """Whether something besides refusals is owed."""
         return bool(self._events)
 
     def add(self, event: Event) -> None:
         if isinstance(event, FleetTold) and any(isinstance(e, FleetTold) and older(event, e) for e in self._events):
-            return  # a word of the root that was late
+            return  # a delayed message of the root
         if isinstance(event, FleetTold | ContactChanged | Reconfigured):
             self._events = [e for e in self._events if type(e) is not type(event)]
         if isinstance(event, Denied):
@@ -53,12 +53,12 @@ class Owed:
             self._denied.append(event)
 
     def next(self) -> Event | None:
-        """What is to be heard next; it is owed no more. A stop of the fleet is heard before anything else."""
+        """Take the next event out. A hold of the fleet comes before anything else."""
         self._events.sort(key=lambda e: isinstance(e, Covered))
         return self._events.pop(0) if self._events else None
 
     def next_denied(self) -> Denied | None:
-        """The next refusal. Of one person's many the last says how many."""
+        """Take the next refusal out. The last one of a person with many says how many."""
         if not self._denied:
             return None
         event = self._denied.pop(0)

@@ -1,4 +1,4 @@
-"""Which groups somebody at the other end of a socket is in, and which numbers the names of groups have."""
+"""The groups of the process at the other end of a socket, and the numbers of groups."""
 
 from __future__ import annotations
 

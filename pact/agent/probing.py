@@ -1,4 +1,4 @@
-"""Before anything is touched: what is there, who uses it, what must be kept, and what stands in the way."""
+"""Before anything is touched: observe the resources, find their consumers, keep contents, and find obstacles."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def observe(resource: str, keep: Keep | None = None) -> Observation:
 
 
 def placed(sightings: Iterable[Sighting]) -> list[Sighting]:
-    """The same, right after they were made, with what only their place says: that a directory on the way is closed to
-    others. It is asked once for each directory, after all in it was read: what came into one that was just closed
-    counts as closed.  # S2"""
+    """The same sightings, right after they were made, completed with what only their places show: that a directory on
+    the way is closed to others. Each directory is checked once, after all in it was read: a resource that came into a
+    directory which was just closed counts as closed.  # S2"""
     reachable: dict[str, bool] = {}
     out = []
     for sighting in sightings:
@@ -64,8 +64,8 @@ def probe(
     ask: bool = True,
     signed: dict[str, bytes] | None = None,
 ) -> tuple[list[Sighting], list[Holder], list[str], dict[str, Any], list[str]]:
-    """Observe, find consumers of what differs, keep what would be overwritten. Touches nothing. ``signed`` gets the
-    signatures (``sealed``) of regular files.  # F5, R4"""
+    """Observe, find consumers of resources that differ, keep what would be overwritten. Touches nothing. ``signed``
+    gets the signatures (``sealed``) of regular files.  # F5, R4"""
     sightings, differing, conforming = [], list[Step](), list[Step]()
     for step in steps:
         seen = _first_look(step.id, keep, signed)
@@ -94,7 +94,7 @@ def probe(
         kind, name = split_id(step.id)
         saved = KINDS[kind].carry(name, step, keep)
         saves[step.id] = dict(saved.save)
-        if saved.refusal and step.id in gone:  # what something else bears may lie there all the same
+        if saved.refusal and step.id in gone:  # content below a mount or link may lie there all the same
             refusals.append(saved.refusal)
     if carried:
         notes.append(f"{_named([s.id for s in carried])}: seen through what is replaced; brought back below it")
@@ -111,13 +111,14 @@ def probe(
 
 
 def sealed(signature: bytes, seen: Attrs) -> bytes:
-    """A file's signature and what was seen of it then, in few bytes: there may be ten thousand."""
+    """A file's signature together with what was seen then, in few bytes: there may be ten thousand."""
     seal = hashlib.blake2b(orjson.dumps(seen, option=orjson.OPT_SORT_KEYS), digest_size=SEAL_BYTES)
     return signature + seal.digest()
 
 
 def is_still(step: Step, signed: Mapping[str, bytes]) -> bool:
-    """A file is what the step says, as surely as its status tells: it was just read, and nothing has moved since."""
+    """Whether a file is as the step says, as surely as its status can tell: it was just read, and has not moved
+    since."""
     known = signed.get(step.id)
     if known is None or step.actual is None:
         return False
@@ -126,7 +127,7 @@ def is_still(step: Step, signed: Mapping[str, bytes]) -> bool:
 
 
 def _first_look(resource: str, keep: Keep, signed: dict[str, bytes] | None = None) -> Observation:
-    """What is there, and a signature of it where the kind has one."""
+    """The first observation, and a signature of the resource if its kind has one."""
     kind, name = split_id(resource)
     found: dict[str, bytes] = {}
     seen = KINDS[kind].first_look(name, keep, None if signed is None else found)
@@ -141,7 +142,7 @@ def _named(resources: list[str]) -> str:
 
 
 def _emptied_by_plan(kind: str, name: str, refusal: str, leaving: set[str]) -> bool:
-    """A directory whose every entry the same plan removes is empty in time."""
+    """Whether the same plan removes every entry of the directory, so that it will be empty in time."""
     if not refusal.endswith("not empty") or not KINDS[kind].is_path:
         return False
     path = decode_name(name)

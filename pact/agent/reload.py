@@ -1,6 +1,6 @@
-"""SIGHUP: the configuration is read again. What decisions read and who has which role changes at once; what the agent
-is built on (places, sockets, observers, parents) wants a restart, and each such key is named. A file that cannot be
-read, or says nonsense, changes nothing.
+"""SIGHUP: the configuration is read again. Settings for decisions and roles change at once; settings of the agent's own
+structure (places, sockets, observers, parents) need a restart, and each such key is named. A file that cannot be read,
+or is wrong, changes nothing.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ NAMES: Final = {field: f"[{section}] {key}" for section, keys in KEYS.items() fo
 
 
 def reread(agent: Driver) -> None:
-    """Never raises: what is wrong is said in the log."""
+    """Never raises: errors are logged."""
     if agent.journal_error:
         log("the configuration was not read again: the journal cannot be written; repeat it then", 4)
         return
@@ -63,7 +63,7 @@ def reread(agent: Driver) -> None:
     agent.hooks.directory, agent.hooks.timeout_ns = agent.config.hooks_dir, agent.config.hooks_timeout_ns
     if DECIDING & set(now):
         agent.tell(Reconfigured(*agent.now(), agent.config.settings(), __version__))
-        for resource in agent.node.state.member_of:  # weighed again
+        for resource in agent.node.state.member_of:  # computed again with the new weights
             agent.watching.touch(resource, None)
     log("the configuration was read again: " + (", ".join(NAMES[f] for f in now) or "nothing that runs has changed"))
     if later:

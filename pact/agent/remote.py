@@ -1,4 +1,4 @@
-"""Whoever asks from afar, as the agent's requests see them: one question, one answer."""
+"""A caller from the cluster, in the form of a client of the agent: one question, one answer."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ UIDS_MAX: Final = 64
 
 
 class Remote(Client):
-    """Somebody far away who asked one thing. Has no socket; its answer is one JSON object."""
+    """The caller of one request from the cluster. Has no socket; its answer is one JSON object."""
 
     remote = True
 
@@ -36,13 +36,13 @@ class Remote(Client):
         self._answered = answered
 
     def send(self, value: Any) -> None:
-        """The answer, once."""
+        """Give the answer, once."""
         if self.open:
             self.open = False
             self._answered(value if isinstance(value, bytes) else orjson.dumps(value))
 
     def stream(self, source: Iterator[bytes]) -> None:
-        """Rows, the newest first, as one bounded answer. It says when older ones are left out."""
+        """Give rows, the newest first, as one bounded answer, which says whether older ones are left out."""
         rows: list[bytes] = []
         size, truncated = 0, b"false"
         for line in source:
@@ -62,7 +62,7 @@ class Remote(Client):
         )
 
     def take(self, written: Sequence[bytes]) -> None:
-        """All of an answer: one line, or rows."""
+        """Take a complete answer: one line, or rows."""
         if len(written) == 1 and written[0].startswith(b'{"ok":'):
             self.send(written[0])
         else:
@@ -76,7 +76,7 @@ class Remote(Client):
 
 
 class Callers:
-    """Whom the root's callers are on this machine."""
+    """The accounts of the root's callers on this machine."""
 
     def __init__(self) -> None:
         self._uids: dict[str, tuple[float, int | None]] = {}

@@ -1,4 +1,4 @@
-"""What the journal said at an earlier record, read through a connection of its own, off the loop."""
+"""The state that the journal had at an earlier record, read through a separate connection, off the loop."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from pact.resources.rules import nature
 
 
 def rolled_back_state(path: str, change: str) -> dict[str, Attrs | None]:
-    """What the newest rollback of a change found on the machine, and took back. Raises UsageError if there was none."""
+    """What the newest rollback of a change found on the machine, and replaced. Raises UsageError if there was none."""
     journal = SqliteJournal(path, read_only=True)
     try:
         for body, _ in journal.newest(None, type_="rollback_started"):
             data = strict.own(body)["data"]
             if data["change"] == change:
                 steps = [Step(s["id"], s["target"], s["actual"]) for s in data["plan"]]
-                through = below.carried(nature, steps, (s.id for s in steps))  # seen again with what hid them  # R10
+                # seen again together with what hid them
+                through = below.carried(nature, steps, (s.id for s in steps))  # R10
                 return {s.id: s.actual for s in steps if s.id not in through}
     finally:
         journal.close()
@@ -30,8 +31,8 @@ def rolled_back_state(path: str, change: str) -> dict[str, Attrs | None]:
 
 
 def state_at(path: str, seq: int) -> State:
-    """The state after record ``seq`` and the decision that it is part of, by replay through a connection of its own.
-    Raises UsageError or ChainError."""
+    """The state after record ``seq`` and the whole decision to which that record belongs, by replay through a separate
+    connection. Raises UsageError or ChainError."""
     journal = SqliteJournal(path, read_only=True)
     try:
         if not 0 <= seq <= journal.seq:
@@ -48,8 +49,8 @@ def state_at(path: str, seq: int) -> State:
 
 
 def as_declared(path: str, to_seq: int, request: Rollback) -> GoBack:
-    """The arguments of a ``declare`` that brings back what was declared after record ``to_seq``, all of it or
-    those that the request names. Raises UsageError or ChainError."""
+    """The arguments of a ``declare`` that brings back the declared state after record ``to_seq``, all of it or the
+    resources that the request names. Raises UsageError or ChainError."""
     targets = request.targets
     then = state_at(path, to_seq)
     wanted = {r: d.to_json() for r in then.declared_ids() if (d := then.declared(r)) is not None}

@@ -1,4 +1,5 @@
-"""Requests of the control socket: reading ones are answered from memory, the others become events for the core."""
+"""Requests of the control socket: requests that only read are answered from memory, the others become events for the
+core."""
 
 from __future__ import annotations
 
@@ -33,15 +34,15 @@ if TYPE_CHECKING:
 
 FOLLOW_MAX: Final = 10_000
 
-#: op -> the fields of its args, each with its types. What is not named here is refused.
+#: op -> the fields of its args, each with its types. Other operations and fields are refused.
 FIELDS: Final = {name: ops.types_of(op) for name, op in ops.AT_NODE.items() if op.at == "node"}
-#: What only the root asks, through the tree.
+#: Operations that only the root may send, through the tree.
 ROOT_FIELDS: Final = {name: ops.types_of(op) for name, op in ops.AT_NODE.items() if op.at == "member"}
 ALL_FIELDS: Final = {**FIELDS, **ROOT_FIELDS}
 
 
 def parse(line: bytes, fields: Mapping[str, Mapping[str, tuple[type, ...]]] = FIELDS) -> tuple[str, dict[str, Any]]:
-    """A request. Raises RequestError for what is none."""
+    """A request. Raises RequestError for a malformed one."""
     op, args, _ = parse_request(line, fields)
     return op, args
 
@@ -49,7 +50,7 @@ def parse(line: bytes, fields: Mapping[str, Mapping[str, tuple[type, ...]]] = FI
 def parse_request(
     line: bytes, fields: Mapping[str, Mapping[str, tuple[type, ...]]]
 ) -> tuple[str, dict[str, Any], bool]:
-    """As ``parse``, and whether its client wants to be told that the agent is at work on it."""
+    """The same as ``parse``, and whether the client wants signs that the agent works on it."""
     try:
         obj = strict.loads(line, REQUEST_ADMIN_MAX)
     except strict.NotStrictError as exc:
@@ -93,7 +94,7 @@ class Requests:
         }
 
     def line(self, client: Client, line: bytes) -> None:
-        """One line from a client."""
+        """Handle one line from a client."""
         try:
             op, args, client.alive = parse_request(line, ALL_FIELDS if client.remote else FIELDS)
         except RequestError as exc:
@@ -127,7 +128,8 @@ class Requests:
             self.agent.fail(client, explained(exc))
 
     def _catch_up(self, client: Client) -> None:
-        """What viewers ask makes the agent look, and record, only so often for all of them together.  # S3"""
+        """Requests of viewers make the agent observe, and record, only at a limited rate for all viewers
+        together.  # S3"""
         hurries = client.caller.actor.role != "viewer" or self._hurries.admit(self.agent.clock.now_ns())
         self.agent.catch_up(everything=hurries)
 
@@ -138,13 +140,13 @@ class Requests:
         agent.require_journal()
         agent.make_room()
         self._catch_up(client)
-        agent.require_journal()  # what was seen just now may be the first that it did not take
+        agent.require_journal()  # a failure may have come with the observation just made
         token = agent.next_token()
         try:
             args = self._prepared(client, op, args)
         except (PactError, OSError):
             raise
-        except Exception as exc:  # nothing was decided, and no state is in doubt: this request ends, and nobody else
+        except Exception as exc:  # nothing was decided, and no state is in doubt: only this request ends
             traceback.print_exc()
             raise explained(exc) from None
         request = ops.made(op, args)
@@ -164,7 +166,7 @@ class Requests:
         agent.ask(client, token, Asked(*agent.now(), token, request, client.caller))
 
     def _prepared(self, client: Client, op: str, args: dict[str, Any]) -> dict[str, Any]:
-        """Patterns and values as the core takes them. Decides nothing, whoever asks."""
+        """Patterns and values in the form for the core. Decides nothing, for any caller."""
         for key in ("track",) if op == "declare" else ("patterns",) if op == "track" else ():
             args[key] = checked_patterns(args.get(key, {}))
         if op in ("declare", "apply", "group_check", "group_apply"):
@@ -174,7 +176,7 @@ class Requests:
         return args
 
     def _checked(self, args: dict[str, Any]) -> dict[str, Any]:
-        """Declared values as they would be read from a file, and the contents that belong to them."""
+        """Declared values in the form in which a file gives them, and their contents."""
         blobs: dict[str, bytes] = {}
         for digest, text in args.get("blobs", {}).items():
             try:
@@ -197,7 +199,7 @@ class Requests:
         return {"resources": checked}
 
     def _check_value(self, resource: str, value: Any, blobs: Callable[[str], bytes | None]) -> Declared:
-        """The value as it would be read from a file; what such a file could not say is refused."""
+        """The value in the form in which a file gives it; a value that a file could not express is refused."""
         kind = kind_of(resource)
         name = split_id(resource)[1]
         pattern = self.agent.ignore.match(resource)
@@ -220,7 +222,7 @@ class Requests:
         return replace(again, attrs=kind.marked(name, again.attrs))
 
     def _rollback_to(self, client: Client, token: int, to_seq: int, request: ops.Rollback) -> None:
-        """Replay up to a record, off the loop, then declare what was declared then."""
+        """Replay up to a record, off the loop, then declare the state of that time."""
         agent = self.agent
 
         def work() -> Result:
@@ -231,7 +233,8 @@ class Requests:
         agent.worker.call(agent.answering(client, token, work))
 
     def _redo(self, client: Client, token: int, request: ops.Redo) -> None:
-        """Apply again what a rollback took back: what was on the machine when the newest rollback of it began."""
+        """Apply again what a rollback took back: the state of the machine when the newest rollback of the change
+        began."""
         agent, change = self.agent, request.change
 
         def work() -> Result:
@@ -305,7 +308,7 @@ class Requests:
         )
 
     def _state(self, client: Client, request: ops.State) -> None:
-        """One word, and whether something is untracked: the same for all nodes that are well, so that their answers
+        """One word, and whether something is untracked. It is equal for all healthy nodes, so that their answers
         fold."""
         node = self.agent.node
         new = {"untracked": True} if tracked.count(node) else {}
@@ -386,11 +389,11 @@ class Requests:
 
 
 def _written(target: str) -> str:
-    """A resource's name as pact writes it, where somebody wrote it in another way that its kind knows."""
+    """A resource's name as pact writes it, if the target has another form that its kind knows."""
     kind, sep, name = target.partition(":")
     if not sep or kind not in KINDS:
         return target
     try:
         return f"{kind}:{KINDS[kind].canonical(name)}"
     except ValueError:
-        return target  # what is wrong with it is said where it is looked for
+        return target  # the lookup will report what is wrong with it

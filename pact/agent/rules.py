@@ -1,4 +1,4 @@
-"""The kinds' pure functions, as the core takes them."""
+"""The kinds' pure functions, in the form for the core."""
 
 from __future__ import annotations
 
@@ -25,4 +25,4 @@ class MachineRules(KindRules):
         try:
             return pattern.startswith(kind + ":") and KINDS[kind].means(pattern[len(kind) + 1 :], name)
         except ValueError:
-            return False  # another version let it in
+            return False  # another version accepted it

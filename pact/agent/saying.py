@@ -1,4 +1,4 @@
-"""Lines in the service's log about records."""
+"""Lines about records in the service's log."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pact.host.notify import log
 
 
 def say(record: Record) -> None:
-    """What the service's log should tell of it, if anything."""
+    """Log a record, if the service's log should have it."""
     said = payloads.of(record)
     what = record.type.replace("_", " ")
     if isinstance(said, payloads.RolledBack):

@@ -1,4 +1,4 @@
-"""Looking at what was touched: off the loop where it may take long, and also while nothing can be recorded."""
+"""Observing touched resources: off the loop if it may take long, and also while nothing can be recorded."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CATCH_UP_MAX: Final = 64
 
 
 class Sightings(Driver):
-    """A driver that looks."""
+    """A driver that observes."""
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
@@ -39,8 +39,8 @@ class Sightings(Driver):
         self._overtaken: set[str] = set()
 
     def catch_up(self, *, everything: bool = True) -> None:
-        """See what has happened up to now, so that an answer is not older than its question. Not ``everything``: what
-        is in constant motion is looked at at its own pace.  # F18, S3"""
+        """Take in everything that has happened until now, so that an answer is not older than its question. Without
+        ``everything``, resources in constant motion are observed at their own pace.  # F18, S3"""
         for _ in range(CATCH_UP_MAX):
             more = self.watching.drain()
             if self.journal_error:
@@ -58,7 +58,7 @@ class Sightings(Driver):
             self.step(Ticked(*self.now()))
 
     def _track(self, now_ns: int, *, everything: bool = False) -> None:
-        """What is new below tracked patterns, or gone again.  # U1"""
+        """Take in new things below tracked patterns, and those that are gone.  # U1"""
         tracking = self.watching.tracking
         found, gone = tracking.take(self.node, now_ns, everything=everything)
         beyond = tracking.beyond()
@@ -90,7 +90,7 @@ class Sightings(Driver):
                 self.step(Observed(*self.now(), sightings))
 
     def _later(self, resource: str, owner: Owner | None) -> None:
-        """Observe off the loop: it is large, or lies on a file system that may hang."""
+        """Observe off the loop: the resource is large, or lies on a file system that may hang."""
         waiting = resource in self._slow_pending
         if owner is not None or not waiting:
             self._slow_pending[resource] = owner
@@ -106,7 +106,7 @@ class Sightings(Driver):
         self._slow.call(work)
 
     def _slow_done(self, sighting: Sighting, t_ns: int, wall_ns: int) -> Event:
-        """What was seen slowly counts only if nothing newer was seen meanwhile."""
+        """A slow observation counts only if no newer one came meanwhile."""
         self._slow_running.discard(sighting.resource)
         if sighting.resource in self._overtaken:
             self._overtaken.discard(sighting.resource)
@@ -115,14 +115,14 @@ class Sightings(Driver):
         return Observed(t_ns, wall_ns, [sighting])
 
     def _look_at(self, wanted: list[tuple[str, Owner | None]]) -> list[Sighting]:
-        """Observe now what can be observed now."""
+        """Observe now the resources that can be observed now."""
         sightings = placed(self.watching.observe(wanted, self._later))
         if self._slow_running:
             self._overtaken.update(s.resource for s in sightings if s.resource in self._slow_running)
         return sightings
 
     def _observe_unrecorded(self, now_ns: int) -> None:
-        """Without a journal drift is seen and shown, and recorded when the journal is back."""
+        """Without a journal, drift is observed and shown; it is recorded when the journal is back."""
         self._note_unrecorded(self._look_at(self.watching.take(now_ns, everything=True)))
 
     def _retry_journal(self, now_ns: int) -> None:
@@ -139,7 +139,7 @@ class Sightings(Driver):
             return
         log("the journal can be written again")
         self.journal_error = ""
-        if not self._pay():  # a stop of the fleet is heard before anything is due
+        if not self._pay():  # a hold of the fleet must be known before anything is due
             return
         owed = self.node.state.boot_owed is not None
         sightings = self._boot_backlog() if owed else self._record_backlog()
@@ -147,12 +147,12 @@ class Sightings(Driver):
             return
         self.watching.tracking.rest(False)
         self.watching.tracking.walk_again()
-        self.step(Scanned(*self.now(), sightings, False))  # also takes up rollbacks that were cut off
+        self.step(Scanned(*self.now(), sightings, False))  # this also resumes rollbacks that were interrupted
         self.watching.rescan_all()
         self._pay_denied()
 
     def _boot_backlog(self) -> list[Sighting]:
-        """What a boot has reset is not brought back yet: everything is looked at, as at the start.  # B3"""
+        """What a boot reset is not brought back yet: observe everything, as at the start.  # B3"""
         sightings = list(self.unrecorded.values())
         self.unrecorded.clear()
         for resource in self.node.state.declared_ids():
@@ -162,8 +162,9 @@ class Sightings(Driver):
         return sightings
 
     def _record_backlog(self) -> list[Sighting]:
-        """What was seen while nothing could be recorded, in pieces: what there is room for is recorded, and a piece for
-        which there is none is tried smaller. Returns what belongs to rollbacks that were cut off.  # F64
+        """Record what was observed while nothing could be recorded, in pieces: pieces that fit the free room are
+        recorded, and a piece that does not fit is tried in smaller parts. Returns the sightings for interrupted
+        rollbacks.  # F64
         """
         waiting, self.unrecorded = self.unrecorded, {}
         frozen = self.node.frozen()
@@ -179,20 +180,20 @@ class Sightings(Driver):
         return [s for r, s in waiting.items() if r in frozen]
 
     def look_at_unreadable(self) -> None:
-        """It may be readable again, and no signature says so.  # F9"""
+        """They may be readable again, and no signature would show it.  # F9"""
         for resource in self.node.unreadable:
             if resource in self.watching:
                 self.watching.touch(resource, None)
 
     def _save_cache(self) -> None:
-        """Not while something was seen that the journal does not know: its signature would hide it for ever. What a job
-        under way is bringing to declared state is seen, and recorded only when it has ended.  # J4, J5"""
+        """Not while there are observations that the journal lacks: their signatures would hide them for ever. What a
+        running job brings to declared state is observed, but recorded only when the job has ended.  # J4, J5"""
         if not self.journal_error and not self.node.jobs:
             waiting = [*self._slow_pending, *self._slow_running, *self.unrecorded]
             self.watching.save_cache(waiting, self.node.unreadable, self.node.state.seq, self.node.state.hash)
 
     def _sight(self) -> dict[str, str]:
-        """How the observers are, and the threads that look where it may take long."""
+        """The health of the observers, and of the threads that make slow observations."""
         health = self.watching.health()
         for worker in self._workers:
             since_ns = worker.stuck_since(clock.boottime_ns())

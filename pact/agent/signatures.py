@@ -1,8 +1,8 @@
-"""Signatures of files and sysctls that one run leaves to the next, so that a start need not read everything.
+"""Signatures of files and sysctls that one run leaves for the next, so that a start need not read everything.
 
-They are true for one record of the journal: what it says of a resource is what its signature shows. What the journal
-has moved since is looked at, whatever the signature says: a drift that was rolled back after the signatures were saved,
-and came again while no agent ran, has the very signature that was saved.  # J5
+They hold for one record of the journal: the journal's state of a resource at that record is what its signature shows. A
+resource that later records mention is observed whatever its signature: drift that was rolled back after the signatures
+were saved, and came again while no agent ran, has the saved signature.  # J5
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from pact.model import split_id
 from pact.resources import KINDS
 
 MAGIC: Final = b"pact signatures 2\n"
-#: After more records than this a start reads everything: it costs less than going through them.
+#: After more records than this a start reads everything: that costs less than reading the records.
 RECORDS_MAX: Final = 100_000
 
 
 def pack(seq: int, hash_: str, dump: bytes) -> bytes:
-    """``dump`` holds what was true after record ``seq``."""
+    """``dump`` holds the signatures as of record ``seq``."""
     return MAGIC + orjson.dumps([seq, hash_]) + b"\n" + dump
 
 
@@ -44,8 +44,8 @@ def unpack(raw: bytes) -> tuple[int, str, bytes]:
 
 
 def moved_since(journal: SqliteJournal, seq: int, hash_: str) -> set[str] | None:
-    """The resources that records after ``seq`` speak of; ``None`` if this journal is not the one that had this record,
-    or so much has happened that everything is to be looked at."""
+    """The resources that records after ``seq`` mention; ``None`` if this journal does not have that record, or if there
+    are so many later ones that everything must be observed."""
     if seq > journal.seq or journal.seq - seq > RECORDS_MAX:
         return None
     try:
@@ -58,7 +58,7 @@ def moved_since(journal: SqliteJournal, seq: int, hash_: str) -> set[str] | None
 
 
 def spoken_of(record: Record) -> Iterator[str]:
-    """Every resource that a record names, wherever in its data."""
+    """Every resource that a record names, anywhere in its data."""
     todo: list[Any] = [record.data]
     while todo:
         value = todo.pop()
@@ -82,7 +82,7 @@ def _is_resource(text: str) -> bool:
 
 
 def written(path: str, text: bytes) -> bool:
-    """Put it in the file's place as a whole, or leave what is there."""
+    """Replace the file as a whole, or leave it as it is."""
     fresh = path + ".new"
     try:
         fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
@@ -97,7 +97,7 @@ def written(path: str, text: bytes) -> bool:
 
 
 def loaded(path: str, table: FileTable, moved_since: Callable[[int, str], set[str] | None]) -> tuple[int, set[str]]:
-    """How many signatures were taken over, and what the journal has moved since. A damaged cache is no cache."""
+    """How many signatures were loaded, and the resources that later records mention. A damaged cache counts as none."""
     try:
         with open(path, "rb") as f:
             seq, hash_, dump = unpack(f.read())

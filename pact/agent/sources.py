@@ -1,6 +1,7 @@
-"""Sources of events that kinds bring themselves, beside the paths that the observers watch.
+"""Sources of events that kinds bring themselves, besides the paths that the observers watch.
 
-What one has missed, or why it does not see, concerns its own kind alone: the others are not looked at for it.  # O1
+Events that a source has missed, or a failure of it, concern only its own kind: other kinds are not observed for it.
+# O1
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ OK: Final = "ok"
 
 
 class Sources:
-    """``touch`` is told of each resource that may have changed, with who did it; ``of_kind`` names all of a kind."""
+    """Calls ``touch`` for each resource that may have changed, with its writer; ``of_kind`` names all resources of a
+    kind."""
 
     def __init__(self, touch: Callable[[str, Owner | None], None], of_kind: Callable[[str], Iterable[str]]) -> None:
         self._touch, self._of_kind = touch, of_kind
@@ -66,7 +68,7 @@ class Sources:
                 self._give_up(kind, exc)
 
     def drain(self) -> None:
-        """Take what they have seen."""
+        """Take the events of all sources."""
         for kind, source in list(self._sources.items()):
             try:
                 seen = source.drain()
@@ -85,7 +87,8 @@ class Sources:
             self._touch(resource, None)
 
     def _give_up(self, kind: str, error: Exception) -> None:
-        """Its code is not ours: it costs its own kind its events, and nobody anything else."""
+        """Stop using a source whose code, which is not pact's own, has failed: its kind is polled, and nothing else
+        suffers."""
         self._broken[kind] = f"{type(error).__name__}: {error}; polled"[:200]
         log(f"the source of events of kind {kind} is given up: {self._broken[kind]}", 4)
         source = self._sources.pop(kind, None)
@@ -98,14 +101,14 @@ class Sources:
             if self._epoll is not None:
                 self._epoll.unregister(source.fileno())
         except Exception:
-            pass  # it was never there, or its descriptor is closed already
+            pass  # it was never registered, or its descriptor is closed already
         try:
             source.close()
         except Exception as exc:
             log(f"a source of events could not be closed: {exc}", 4)
 
     def health(self) -> dict[str, str]:
-        """Those that do not see, by kind."""
+        """The sources that do not work, by kind."""
         out = dict(self._broken)
         for kind, source in list(self._sources.items()):
             try:

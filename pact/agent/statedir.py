@@ -1,6 +1,6 @@
-"""The state directory: its lock, what is never a resource, and what is remembered beside the journal.
+"""The state directory: its lock, the paths that are never resources, and notes beside the journal.
 
-Nothing here decides; what is lost here costs a look, never a record.
+Nothing here decides; losing a note costs an observation, never a record.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SAVING: tuple[str, ...] = ("rollback_started", "declared", "applied")
 
 
 def take_state_dir(path: str) -> int:
-    """Create the state directory and take its lock; the descriptor holds it. Raises PactError and says who has it."""
+    """Create the state directory and take its lock; the descriptor holds it. Raises PactError that names the holder."""
     try:
         owned.make_directory(path, "state directory", 0o700)
         owned.require_within(path, "state directory")
@@ -50,7 +50,8 @@ def take_state_dir(path: str) -> int:
 
 
 def require_owned(config: Config) -> None:
-    """Nobody else could have written what the agent believes and runs, or can turn the way. Raises NotOurs.  # S9"""
+    """Check that no other account could have written what the agent believes and runs, or can replace a directory on
+    the way. Raises NotOurs.  # S9"""
     if config.path:
         owned.require(config.path, "configuration")
     if config.secret:
@@ -74,13 +75,13 @@ def _name(path: str) -> str:
 
 
 class MountPoints:
-    """What was mounted when the last run of this boot ended: what came since may hide declared paths."""
+    """The mount points when the last run of this boot ended: later mounts may hide declared paths."""
 
     def __init__(self, path: str) -> None:
         self._path = path
 
     def load(self, boot_id: str) -> list[str] | None:
-        """Encoded mount points, ``None`` if nothing is known of this boot."""
+        """Encoded mount points; ``None`` if nothing is known of this boot."""
         try:
             with open(self._path, "rb") as f:
                 known = strict.loads_object(f.read(), strict.SMALL_MAX)
@@ -89,7 +90,7 @@ class MountPoints:
             return None
 
     def save(self, *, boot_id: str, points: Iterable[str]) -> None:
-        """Best effort: without it the next run takes what it finds mounted as given."""
+        """Best effort: without it the next run accepts the mounts that it finds."""
         try:
             with open(self._path + ".new", "wb") as f:
                 f.write(orjson.dumps({"boot": boot_id, "points": list(points)}))
@@ -99,10 +100,10 @@ class MountPoints:
 
 
 class Underway:
-    """What the workers are at just now, on disk: so that a start knows what the process before it died of.  # F65
+    """The present work of the workers, on disk: so a start knows during which work the process before it died.  # F65
 
-    One small file that is never longer, written in place: a full disk does not stop it. ``deaths`` counts for each name
-    how many runs in a row have ended while it was under way; it counts on until a run ends while it is not.
+    One small file that never grows, written in place: a full disk does not stop it. ``deaths`` counts for each name how
+    many runs in a row have ended during that work; a run that ends outside it resets the count.
     """
 
     def __init__(self, path: str) -> None:
@@ -112,16 +113,16 @@ class Underway:
         try:
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except OSError:
-            self._fd = -1  # best effort: without it nothing is counted
+            self._fd = -1  # best effort: without the file nothing is counted
             return
         try:
             said = strict.loads_object(os.pread(self._fd, LEDGER_BYTES, 0).rstrip(b"\0 \n") or b"{}", strict.SMALL_MAX)
             self.deaths = {str(what): int(n) + 1 for what, n in said.items()}
         except (OSError, ValueError, TypeError, AttributeError):
-            pass  # what it says stays until something begins: a start that dies counts nothing
+            pass  # the file keeps its contents until work begins: a start that dies counts nothing
 
     def begin(self, what: str) -> None:
-        """It is made durable: what kills the whole machine counts too."""
+        """Make it durable: a crash of the whole machine counts too."""
         with self._lock:
             self._now[what] = self.deaths.get(what, 0)
             self._write(durable=True)
@@ -143,7 +144,7 @@ class Underway:
             pass
 
     def close(self) -> None:
-        """A clean end: nobody died of anything."""
+        """A clean end: no work caused it."""
         with self._lock:
             self._now.clear()
             self._write()
@@ -153,7 +154,7 @@ class Underway:
 
 
 def wanted_contents(state: State, journal: SqliteJournal, since_ns: int) -> set[str]:
-    """Digests that declared state, commits with an end, and what was replaced after ``since_ns`` (node time) need."""
+    """Digests that declared state, trials, and contents replaced after ``since_ns`` (node time) need."""
     wanted = {
         d.attrs["sha256"] for r in state.declared_ids() if (d := state.declared(r)) and d.attrs and "sha256" in d.attrs
     }
@@ -166,7 +167,7 @@ def wanted_contents(state: State, journal: SqliteJournal, since_ns: int) -> set[
         for body, _ in journal.newest(None, type_=type_):
             record = strict.own(body)
             if record["t_ns"] < since_ns:
-                break  # node time never runs backwards: all the others are older
+                break  # node time never runs backwards: all others are older
             saves = record["data"].get("saves", {})
             wanted |= {s["sha256"] for s in saves.values() if s.get("sha256")}
     return wanted

@@ -1,7 +1,7 @@
-"""Answers that may be long: read, hidden from whom they are not for, and written out by a thread of its own.
+"""Answers that may be long: read, masked for the caller, and written out by a separate thread.
 
-The loop hands over what it knows, and passes on piece after piece as the client takes them. So a client who asks for
-much costs the others nothing, and a client who does not read costs one piece.  # S7
+The loop passes its data on once, and then piece after piece as the client reads. So a client that asks for much costs
+the others nothing, and a client that does not read costs one piece.  # S7
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ if TYPE_CHECKING:
     from pact.core.records import Record
 
 KEPT_SHOWN: Final = 5
-#: Contents of a record that are shown with it; the others are asked for one by one.
+#: The most bytes of a record's contents that are shown with it; the others are requested one by one.
 SHOWN_MAX: Final = 8 << 20
 END: Final = b'{"end":true}'
 FAR_MAX: Final = BODY_MAX
 
 
 def tell(tellers: Tellers, client: Client, op: str, lines: Iterator[bytes]) -> None:
-    """Have these lines written elsewhere, and passed on. What they raise is the answer."""
+    """Let the thread write these lines, and pass them on. An error that they raise becomes the answer."""
     token = tellers.agent.next_token()
     client.tokens.add(token)
     _more(tellers, client, token, op, lines)
@@ -83,7 +83,7 @@ def _more(tellers: Tellers, client: Client, token: int, op: str, lines: Iterator
 
 
 class Tellers:
-    """Whose piece is written next: one at a time, administrators' first, the others in turn."""
+    """Decides whose piece is written next: one at a time, administrators' first, the others in turn."""
 
     def __init__(self, agent: Driver) -> None:
         self.agent = agent
@@ -96,7 +96,7 @@ class Tellers:
         self._next()
 
     def turn(self) -> None:
-        """Somebody may have taken what he was given."""
+        """A client may have read its last piece."""
         if self._first or self._others:
             self._next()
 
@@ -107,8 +107,8 @@ class Tellers:
                 self._begin(work)
 
     def _whose(self) -> tuple[Client, Callable[[], Result]] | None:
-        """The first of somebody who has no other answer that he does not take: however many he asks for, and however
-        large they are, one of them is in memory."""
+        """The first waiting answer of a client whose owner has no other unread answer: however many and however large
+        answers an owner requests, one piece of them is in memory."""
         full = {c.caller.owner.key: c for c in self.agent.control.clients.values() if c.wants_write() and not c.admin}
         for at, (client, work) in enumerate(self._others):
             if full.get(client.caller.owner.key, client) is client:
@@ -135,7 +135,7 @@ class Tellers:
 
 
 def _piece(lines: Iterator[bytes]) -> tuple[list[bytes], bool]:
-    """The next lines as they are sent, in one, and whether they are the last."""
+    """The next lines as they are sent, joined, and whether they are the last."""
     out: list[bytes] = []
     size, ends_s = 0, time.monotonic() + ANSWER_PIECE_S
     for line in lines:
@@ -147,7 +147,7 @@ def _piece(lines: Iterator[bytes]) -> tuple[list[bytes], bool]:
 
 
 def _far_piece(lines: Iterator[bytes]) -> tuple[list[bytes], bool]:
-    """Who is far away gets one answer, as much as fits."""
+    """A caller from the cluster gets one answer, as much as fits."""
     out: list[bytes] = []
     size = 0
     for line in lines:
@@ -174,7 +174,7 @@ def log(path: str, caller: Caller, veil: Veil, count: int | None, since: str, ty
 
 
 def show(path: str, caller: Caller, veil: Veil, blobs: Blobs, seq: int) -> Iterator[bytes]:
-    """A record, and the contents that it keeps, as far as they are for the caller."""
+    """A record, and the contents that it keeps, as far as the caller may see them."""
     record, admin = _record(path, seq), caller.actor.role == "admin"
     contents = {}
     room = SHOWN_MAX
@@ -230,7 +230,7 @@ def content(path: str, caller: Caller, veil: Veil, blobs: Blobs, seq: int, resou
 def exported(
     declared: Mapping[str, bytes], tracked: Mapping[str, str], caller: Caller, veil: Veil, blobs: Blobs, ignore: Ignore
 ) -> Iterator[bytes]:
-    """Declared state as TOML, a line of JSON for each piece of text. ``declared``: the values as they are kept."""
+    """Declared state as TOML, one line of JSON for each piece of text. ``declared``: the values as they are stored."""
     admin, last = caller.actor.role == "admin", ""
     if not declared and not tracked:
         yield orjson.dumps({"text": "# nothing is declared\n"})

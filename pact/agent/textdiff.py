@@ -1,7 +1,7 @@
-"""A unified diff of two texts within a bounded time: whoever writes one of them decides how hard they are to compare.
+"""A unified diff of two texts within a bounded time: the author of a text controls how hard the comparison is.
 
-What is equal at the beginning and the end is taken off first. A rest that takes longer than ``TEXT_DIFF_S`` to compare
-is told as all its lines taken away and all others added, which is a diff, too.  # S7
+Equal beginnings and ends are cut off first. A rest that takes longer than ``TEXT_DIFF_S`` to compare is shown as all of
+its lines removed and all others added, which is a diff, too.  # S7
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, Final
 from pact.limits import TEXT_DIFF_S
 
 CONTEXT: Final = 3
-#: Pairs of equal lines that one search goes through: some 50 ms.
+#: How many pairs of equal lines one search may visit: about 50 ms.
 PAIRS_MAX: Final = 500_000
 
 Codes = Sequence[tuple[str, int, int, int, int]]
@@ -26,7 +26,7 @@ class _TooLongError(Exception):
 
 
 class _Matcher(SequenceMatcher[str]):
-    """Gives up when its time is over: it searches again and again, each time for a while."""
+    """Gives up when its time is over: difflib searches many times, each for a while."""
 
     ends_s = 0.0
 
@@ -37,7 +37,7 @@ class _Matcher(SequenceMatcher[str]):
 
 
 def unified(before: str, after: str, name: str, match_s: float = TEXT_DIFF_S) -> str:
-    """The diff, empty where they are equal. Lines end at newlines only."""
+    """The diff; empty if the texts are equal. Lines end at newlines only."""
     one, two = _lines(before), _lines(after)
     out = []
     for group in _grouped(_opcodes(one, two, match_s)):
@@ -59,7 +59,7 @@ def _lines(text: str) -> list[str]:
 
 
 def _opcodes(one: list[str], two: list[str], match_s: float) -> Codes:
-    """As difflib has them, over the whole texts."""
+    """Opcodes as in difflib, for the whole texts."""
     shorter = min(len(one), len(two))
     head = 0
     while head < shorter and one[head] == two[head]:
@@ -88,7 +88,7 @@ def _matched(a: list[str], b: list[str], match_s: float) -> Codes:
 
 
 def _grouped(codes: Codes) -> Iterator[Codes]:
-    """Changes with a few equal lines around them; those that are near each other in one."""
+    """Changes with a few equal lines around them; changes that are near each other form one group."""
     group: list[tuple[str, int, int, int, int]] = []
     for at, (tag, i1, i2, j1, j2) in enumerate(codes):
         if tag != "equal":

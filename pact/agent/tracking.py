@@ -1,11 +1,11 @@
-"""What is new below tracked patterns: finds it, and when it is gone again.
+"""New things below tracked patterns: finds them, and finds out when they are gone again.
 
-Files are seen by their names: every directory that leads to what a pattern means is marked for whatever comes or goes
-in it, then listed, so that what was made before the mark stood is found too. The other kinds are asked to discover
-again when something tells that they may have moved, and once a rescan.
+Files are found by their names: every directory that leads to a pattern's matches is marked for entries that come or go,
+then listed, so that entries made before the mark are found too. The other kinds discover again when an event shows that
+their resources may have moved, and once in every rescan.
 
-It reads no content and follows no symbolic link, enters no file system that may hang, and does a little at a time: ten
-thousand directories hold the loop no longer than one. What becomes of what it finds is the core's business.  # U4
+It reads no content and follows no symbolic link, enters no file system that may hang, and works in small pieces: ten
+thousand directories hold the loop no longer than one. The core decides what happens to the things that it finds.  # U4
 """
 
 from __future__ import annotations
@@ -32,68 +32,69 @@ if TYPE_CHECKING:
     from pact.declared.toml import Ignore
     from pact.observe.observers import Observers
 
-#: What is new is looked at again so long after, and is told only if it is still there.
+#: A new thing is checked again after this time, and reported only if it still exists.
 SETTLE_NS: Final = NS_PER_S // 4
-#: The loop is given back after so much walking; where somebody waits for an answer, after this.
+#: Walking stops after this time in each turn of the loop; or after the second one, if a request waits for it.
 TURN_NS: Final = 5_000_000
 TURN_ASKED_NS: Final = 200_000_000
-#: Those who ask get so long a turn only when the others have had so many times as long as their last one took.
+#: A request gets such a long turn only if since the last one the loop had this many times as long for other work.
 ASKED_REST: Final = 4
-#: Directories that are marked at most; beyond it only the rescan finds what is new in them.
+#: How many directories are marked at most; only the rescan finds new things in further ones.
 DIRECTORIES_MAX: Final = 50_000
-#: Names of which an event told and that were not looked at yet; beyond it everything is walked again.
+#: How many names from events may wait to be checked; beyond this everything is walked again.
 TOUCHED_MAX: Final = 20_000
-#: Told in one step.
+#: How many things are reported in one step.
 FOUND_MAX: Final = 2_000
-#: Directories of which it is known how many more are new in them than are kept one by one.
+#: How many directories are kept with the number of new things in them beyond those that are kept one by one.
 BEYOND_MAX: Final = 1_000
-#: So often at most everything untracked is looked for, and what others than events show.
+#: The shortest time between two checks of all untracked things, and of what events do not show.
 CHECK_NS: Final = NS_PER_S
-#: So often at most a directory is counted in which more is new than is kept one by one.
+#: The shortest time between two counts of a directory with more new things than are kept one by one.
 COUNT_NS: Final = 5 * NS_PER_S
-#: What is found by walking has ids that begin so.
+#: The prefix of ids that walking finds.
 PREFIX: Final = f"{WALKED.name}:"
 
 Fresh = tuple[int, "Owner | None"]
 
 
 class Tracking:
-    """See the module. ``follow`` says what; ``take`` gives what was found."""
+    """See the module. ``follow`` sets the patterns; ``take`` returns what was found."""
 
     def __init__(self, observers: Observers, ignore: Ignore) -> None:
         self._observers = observers
         self._ignore = ignore
         self._modes: dict[str, str] = {}
         self._trails: list[Trail] = []
-        self._bases: set[bytes] = set()  # marked also while they are not there
-        self.kinds: dict[str, list[str]] = {}  # the other kinds -> their patterns
+        self._bases: set[bytes] = set()  # marked even while they do not exist
+        self.kinds: dict[str, list[str]] = {}  # kinds that are not walked -> their patterns
         self._polls: dict[str, Owner | None] = {}  # kinds to be asked again
         self._polled_ns: dict[str, int] = {}
         self._foreign: set[bytes] = set()
         self._remote = RemotePlaces()
-        self._mounts = -1  # the generation of the mount table that both were read from
-        self._directories: dict[bytes, tuple[int, int]] = {}  # -> inode and mtime as last listed, or zeros
+        self._mounts = -1  # the generation of the mount table from which both were read
+        # directory -> inode and mtime when it was last listed, or zeros
+        self._directories: dict[bytes, tuple[int, int]] = {}
         self._share: list[bytes] = []
         self._touched: dict[bytes, Owner | None] = {}
         self._todo: dict[bytes, Owner | None] = {}  # directories to mark and list
         self._walk: Generator[None, None, None] | None = None
         self._walked = b""
         self._rests = False
-        self._asked_ns = 0  # from when on the next one who asks gets a long turn
+        self._asked_ns = 0  # from this time on a request gets a long turn again
         self._fresh: dict[str, Fresh] = {}
         self._gone: dict[str, None] = {}
         self._check: list[str] | None = None
         self._check_wanted = False
         self._checked_ns = 0
-        self._beyond: dict[bytes, int] = {}  # directories with more that is new than is kept one by one -> how many
-        self._crowded: dict[bytes, None] = {}  # where something more came since they were counted
+        self._beyond: dict[bytes, int] = {}  # directory -> how many new things in it are not kept one by one
+        self._crowded: dict[bytes, None] = {}  # directories with new entries since they were counted
         self._counted_ns = 0
         self._beyond_told = True
 
     # -- what is tracked ----------------------------------------------------------------------------------------
 
     def follow(self, modes: Mapping[str, str]) -> None:
-        """These patterns, from now on."""
+        """Follow these patterns from now on."""
         if modes == self._modes:
             return
         self._modes, self._trails, self.kinds = dict(modes), [], {}
@@ -108,7 +109,7 @@ class Tracking:
                     KINDS[kind].pattern(text)
                     self.kinds.setdefault(kind, []).append(text)
             except ValueError:
-                continue  # an older version let it in
+                continue  # an older version accepted it
         bases = {t.base for t in self._trails}
         for base in self._bases - bases:
             self._observers.untrack(base)
@@ -125,7 +126,7 @@ class Tracking:
         return any(t.leads(directory) for t in self._trails)
 
     def _enters(self, directory: bytes) -> bool:
-        """Something in it may be meant, and looking there hangs nobody."""
+        """Whether a pattern may match something in it, and listing it cannot hang."""
         if directory in self._foreign or not self._leads(directory):
             return False
         if is_litter(directory) or passed_over(directory + b"/x"):
@@ -164,15 +165,15 @@ class Tracking:
                 self._polls.setdefault(kind, None)
 
     def look(self, resource: str) -> None:
-        """It is declared no more: is it there?"""
+        """The resource is no longer declared: check whether it exists."""
         if resource.startswith(PREFIX) and self._trails:
             self.touched(decode_name(split_id(resource)[1]), None)
         elif split_id(resource)[0] in self.kinds:
             self._polls.setdefault(split_id(resource)[0], None)
 
     def rest(self, rests: bool) -> None:
-        """A plan is carried out, or nothing can be recorded: a directory that is open here would be in the way of who
-        unmounts it.  # R10"""
+        """A plan is being carried out, or nothing can be recorded: an open descriptor of a directory would block its
+        unmounting.  # R10"""
         self._rests = rests
         if rests and self._walk is not None:
             self._walk.close()
@@ -180,7 +181,7 @@ class Tracking:
             self._todo.setdefault(self._walked, None)
 
     def walk_again(self) -> None:
-        """Events were lost, or nothing is known yet: look everywhere."""
+        """Events were lost, or nothing is known yet: walk everything."""
         if self._trails:
             self._look_for_mounts()
             self._list_bases()
@@ -191,15 +192,16 @@ class Tracking:
         self._beyond_told = False
 
     def _look_for_mounts(self) -> None:
-        generation = MOUNTS.generation()  # before it is read: what moves in between is seen the next time
+        generation = MOUNTS.generation()  # before the table is read: a change in between is seen the next time
         try:
             self._foreign, self._remote = foreign_mounts(), RemotePlaces.now()
         except (OSError, ValueError):
-            return  # as it was known last; the next look comes here again
+            return  # keep the last known table; the next check comes here again
         self._mounts = generation
 
     def _away(self, path: bytes) -> bool:
-        """A look at ``path`` may hang, or is none of ours. It is asked right before each look.  # F13"""
+        """Whether an access to ``path`` may hang, or it lies on a foreign file system. Checked right before each
+        access.  # F13"""
         if MOUNTS.generation() != self._mounts:
             self._look_for_mounts()
         return path in self._foreign or os.path.dirname(path) in self._foreign or may_hang(path, self._remote)
@@ -241,7 +243,7 @@ class Tracking:
         return bool(self._touched or walks or self._check or self._gone or any(map(_is_quick, self._polls)))
 
     def next_ns(self, now_ns: int) -> int | None:
-        """When ``take`` has something to do; ``None``: when something happens."""
+        """When ``take`` will have something to do; ``None``: after the next event."""
         if self.has_due:
             return now_ns
         dues = [seen_ns + SETTLE_NS for seen_ns, _ in self._fresh.values()][:1]  # in the order of their coming
@@ -253,7 +255,7 @@ class Tracking:
         return min(dues, default=None)
 
     def take(self, node: Node, now_ns: int, *, everything: bool = False) -> tuple[list[New], list[str]]:
-        """What is new, and which of what was untracked is gone. ``everything``: somebody waits for the answer."""
+        """The new things, and the untracked ones that are gone. ``everything``: a request waits for the answer."""
         begun_ns = time.monotonic_ns()
         asked = everything and begun_ns >= self._asked_ns
         ends_ns = begun_ns + (TURN_ASKED_NS if asked else TURN_NS)
@@ -285,7 +287,7 @@ class Tracking:
         return found, gone_now
 
     def poll(self, now_ns: int) -> list[str]:
-        """Kinds that are to be asked now what there is; that takes long, so the caller has it done elsewhere."""
+        """Kinds to be asked now for what exists; that takes long, so the caller does it elsewhere."""
         due = [k for k in self._polls if not _is_quick(k) and self._polled_ns.get(k, 0) + CHECK_NS <= now_ns]
         for kind in due:
             del self._polls[kind]
@@ -295,7 +297,7 @@ class Tracking:
     def compared(
         self, kind: str, names: set[str], node: Node, owner: Owner | None = None
     ) -> tuple[list[New], list[str]]:
-        """What a kind discovered, against what is known."""
+        """Compare the names that a kind discovered with the known ones."""
         there = {f"{kind}:{n}" for n in names}
         fresh = sorted(r for r in there if r not in node.state and self._ignore.match(r) is None)
         gone = [r for r in tracked.names(node) if r.startswith(kind + ":") and r not in there]
@@ -325,7 +327,7 @@ class Tracking:
     # -- looking ------------------------------------------------------------------------------------------------
 
     def _look_at(self, path: bytes, owner: Owner | None, node: Node, now_ns: int) -> None:
-        """One name of which an event told."""
+        """Check one name from an event."""
         if self._away(path):
             return
         try:
@@ -337,7 +339,7 @@ class Tracking:
                 self._gone[resource] = None
             if path in self._directories:
                 self._leave(path)
-            self._check_wanted |= tracked.count(node) > 0  # what lay below it is gone with it
+            self._check_wanted |= tracked.count(node) > 0  # the things below it are gone with it
             return
         except OSError:
             return
@@ -350,7 +352,7 @@ class Tracking:
             self._crowded[os.path.dirname(path)] = None
 
     def beyond(self) -> dict[str, int] | None:
-        """How many are not kept one by one, by directory, if that moved since it was last asked."""
+        """How many things are not kept one by one, by directory, if that changed since the last call."""
         if self._beyond_told:
             return None
         self._beyond_told = True
@@ -364,7 +366,8 @@ class Tracking:
                 del self._beyond[directory]
 
     def _offer(self, path: bytes, owner: Owner | None, node: Node, now_ns: int) -> bool:
-        """If nobody declared it, and a pattern means it, it is new. True if there is no room for it."""
+        """Offer a path: it is new if it is undeclared and a pattern matches it. Returns True if there is no room for
+        it."""
         resource = PREFIX + encode_name(path)
         if resource in node.state or not self._means(path) or self._ignore.match(resource) is not None:
             return False
@@ -380,7 +383,7 @@ class Tracking:
         return False
 
     def _list(self, path: bytes, owner: Owner | None, node: Node, now_ns: int) -> Generator[None, None, None]:
-        """Mark a directory, then see what is in it; a piece at a time."""
+        """Mark a directory, then list it, one piece at a time."""
         away = self._away(path)
         signature = (0, -1) if away else self._signature(path)
         if path in self._bases and not away:
@@ -396,7 +399,7 @@ class Tracking:
         try:
             fd = _opened(path, base=path in self._bases)
         except OSError:
-            self._leave(path)  # a link took its place, or it is gone; the event or the rescan comes again
+            self._leave(path)  # a link replaced it, or it is gone; an event or the rescan comes back to it
             return
         try:
             with os.scandir(fd) as entries:
@@ -408,16 +411,16 @@ class Tracking:
                     if number % 64 == 63:
                         yield
         except OSError:
-            pass  # it is gone or closed to us by now; the rescan comes again
+            pass  # it is gone, or closed to this process; the rescan comes back to it
         finally:
             os.close(fd)
         self._count(path, more)
         if path in self._directories and abs(time.time_ns() - signature[1]) > NS_PER_S // 10:
-            self._directories[path] = signature  # an entry made in the same tick would not move it
+            self._directories[path] = signature  # an entry made in the same tick would not change the mtime
         yield
 
     def _leave(self, directory: bytes) -> None:
-        """It is gone, or is not followed any more, with all that lies below it."""
+        """Drop a directory that is gone or no longer followed, with everything below it."""
         below = directory.rstrip(b"/") + b"/"
         for path in [d for d in self._directories if d == directory or d.startswith(below)]:
             del self._directories[path]
@@ -427,7 +430,7 @@ class Tracking:
         self._todo.pop(directory, None)
 
     def _check_some(self, node: Node, now_ns: int, ends_ns: int) -> None:
-        """Which of what is untracked is still there."""
+        """Check which untracked things still exist."""
         if self._check is None:
             if not self._check_wanted or self._checked_ns + CHECK_NS > now_ns:
                 return
@@ -455,8 +458,9 @@ class Tracking:
 
 
 def _opened(directory: bytes, base: bool) -> int:
-    """A descriptor of it, to list it. Whoever owns a directory on the way may put a link in its place at any moment:
-    such a one is not followed. Where a pattern begins, the system's own link is (``/lib``). Raises OSError."""
+    """A descriptor for listing it. The owner of a directory on the way may put a link in its place at any moment: such
+    a link is not followed. At the beginning of a pattern, the system's own link is followed (``/lib``). Raises
+    OSError."""
     above, leaf, _ = open_parent(directory + b"/." if base else directory)
     try:
         return os.open(leaf, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=above)
@@ -465,16 +469,16 @@ def _opened(directory: bytes, base: bool) -> int:
 
 
 def _is_quick(kind: str) -> bool:
-    """The mount table is read in a moment: what is new in it is asked for on the loop, with who moved it."""
+    """Whether the kind is asked on the loop: the mount table is read in a moment, and the event names the writer."""
     return KINDS[kind].heeds(MOUNTS_MOVED) and not KINDS[kind].off_loop
 
 
 def discovered(kind: str, patterns: Sequence[str]) -> set[str]:
-    """The names that these patterns find now."""
+    """The names that these patterns match now."""
     out: set[str] = set()
     for pattern in patterns:
         try:
             out |= KINDS[kind].newcomers(pattern)
         except (OSError, ValueError):
-            continue  # the next time
+            continue  # tried again the next time
     return out

@@ -1,4 +1,4 @@
-"""What lies where others than root can put something else in its place: said when it is adopted.  # R13"""
+"""Finds paths at which accounts other than root can put something else: adopt reports them.  # R13"""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ PLACES_MAX: Final = 3
 
 
 class Turnable:
-    """Of many paths, those directories in which that is so."""
+    """Of many paths, the directories for which this is so."""
 
     def __init__(self) -> None:
         self._of: dict[bytes, frozenset[int]] = {}
 
     def look(self, path: bytes) -> None:
-        """One path more; of each directory the first that is looked at speaks for all."""
+        """Check one more path; in each directory only the first one is checked."""
         directory = os.path.dirname(path)
         if directory not in self._of:
             self._of[directory] = frozenset() if hangs(path) else turners_above(path)

@@ -1,12 +1,13 @@
-"""What leaves this process for somebody who is no administrator: answers, records for the cluster, records for hooks.
+"""Everything that leaves this process for somebody who is not an administrator: answers, records for the cluster,
+records for hooks.
 
-One rule: what an ordinary account could not read by itself is left out. Where something has to stand in the place of a
-content, it is a digest that nobody can compute who lacks the key of this node (``nodekey``). The bare digest of a short
-content gives it away: whoever has it tries all contents that there can be. The name of the resource goes into the keyed
-digest, so that nobody can compare it with that of a file whose content he chooses himself.  # S2
+One rule: data that an ordinary account could not read by itself is left out. If something must stand in the place of a
+content, it is a digest that cannot be computed without the key of this node (``nodekey``). The bare digest of a short
+content reveals it: an attacker can try all possible contents. The keyed digest includes the name of the resource, so
+that it cannot be compared with the digest of a file whose content the attacker chooses.  # S2
 
-A record's hash is a bare digest of everything in it. So a record that holds anything of this kind also holds a salt
-(``pact.core.records.seal``), which is left out here: without it nobody can try what was left out against the hash.
+A record's hash is a bare digest of everything in the record. So a record that holds such data also holds a salt
+(``pact.core.records.seal``), which is left out here: without it nobody can check guesses against the hash.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from pact.resources.support.passwords import shown as without_passwords
 
 HIDDEN: Final = "(hidden)"
 KEYED: Final = "keyed:"
-#: Who gets records without having asked: the cluster as any viewer, hooks with the command lines of all.
+#: Receivers that get records without a request: the cluster as any viewer, hooks with the command lines of all.
 VIEWER: Final = Caller(Actor("cluster", None, "viewer", "cluster"), Owner("cluster", "cluster"))
 HOOKS: Final = Caller(Actor("hooks", None, "ops", "agent"), Owner("hooks", "hooks"))
 #: Fields that may have to be left out.
@@ -50,28 +51,28 @@ _PARTS: Final = frozenset(
         "path",
     }
 )
-#: Fields in which nothing stands that is asked about.
+#: Fields that contain nothing secret, and are not searched.
 _PLAIN: Final = frozenset({"owner", "actor", "xattrs", "parameters", "requires", "consumers", "settings"})
-#: Parts of records and answers that people read, and that may quote what is left out beside them.
+#: Texts for people in records and answers; they may quote data that is left out beside them.
 _TEXTS: Final = frozenset({"notes", "left", "results", "reason", "why", "refused", "message"})
 
 
 def is_secret(resource: str, attrs: Attrs | None) -> bool:
-    """Its content is not for everybody: by what its attributes say, by its mode, or because a directory on the way is
-    closed.  # S2"""
+    """Whether not everybody may see its content: because of its attributes, of its mode, or of a closed directory on
+    the way.  # S2"""
     kind, name = split_id(resource)
     known = KINDS[kind]
     return known.secret(attrs) or not known.reachable(name) or known.secret(known.marked(name, attrs))
 
 
 def save_is_secret(resource: str, save: Mapping[str, Any]) -> bool:
-    """Whether kept content is for admins alone: by what was found when it was taken (a record that does not say is
-    none for everybody), or by what the path is now.  # S2"""
+    """Whether kept content is only for admins: because of its state when it was kept (a record without that is for
+    admins only), or because of what its path is now.  # S2"""
     return bool(save.get("secret", True)) or is_secret(resource, save.get("attrs"))
 
 
 def command_for(caller: Caller, uid: int | None, command: str) -> str:
-    """Of other people's command lines, viewers see the program's name."""
+    """Of other people's command lines, viewers see only the program's name."""
     if caller.actor.role != "viewer" or (uid is not None and uid == caller.owner.uid):
         return command
     return command.split(" ", maxsplit=1)[0].rpartition("/")[2]
@@ -83,33 +84,34 @@ def holder_for(caller: Caller, holder: Mapping[str, Any]) -> dict[str, Any]:
     if holder.get("pid") and _has_ended(holder):
         shown["gone"] = True
     if caller.actor.role == "viewer" and uid != caller.owner.uid:
-        shown["path"] = ""  # the names of other people's open files are theirs
+        shown["path"] = ""  # the names of files that other people have open are private
     return shown
 
 
 def _has_ended(holder: Mapping[str, Any]) -> bool:
-    """Since it was recorded; who has its number now is somebody else."""
+    """Whether the process has ended since it was recorded; its number may belong to another process now."""
     start = started_at(holder["pid"])
     return start is None or start != holder.get("start", start)
 
 
 def world_readable(attrs: Mapping[str, Any]) -> bool:
-    """By its mode, if that is known."""
+    """Whether the mode, if known, lets everybody read it."""
     try:
         return bool(int(attrs.get("mode", "0644"), 8) & 0o004)
     except (TypeError, ValueError):
-        return False  # another version let it in
+        return False  # another version accepted it
 
 
 def masked_xattrs(xattrs: Mapping[str, str], *, readable: bool) -> dict[str, str]:
-    """The kernel shows ``user.*`` to who may read the file, ``trusted.*`` to root alone; the others to everybody."""
+    """The kernel shows ``user.*`` to accounts that may read the file, ``trusted.*`` only to root, and the others to
+    all."""
     closed = ("trusted.",) if readable else ("user.", "trusted.")
     return {k: HIDDEN if k.startswith(closed) else v for k, v in xattrs.items()}
 
 
 def without_data(body: bytes, hash_: str) -> bytes:
-    """A record that cannot be written again (nested too deeply: an older version let it in), or that no frame holds:
-    everything but its data, so that its number is not missing.  # S5"""
+    """A record that cannot be written as JSON again (nested too deeply: an older version accepted it), or that does not
+    fit a frame: everything but its data, so that its number is not missing.  # S5"""
     record = strict.own(body)
     actor = {k: v for k, v in record["actor"].items() if isinstance(v, str)}
     return orjson.dumps(
@@ -118,18 +120,19 @@ def without_data(body: bytes, hash_: str) -> bytes:
 
 
 class Veil:
-    """Knows the key of this node. Every method may be called from any thread."""
+    """Knows the key of this node. Any thread may call any method."""
 
     def __init__(self, key: bytes) -> None:
         self._key = key
 
     def digest(self, resource: str, digest: str) -> str:
-        """What stands for a content's digest: the same for the same content of the same resource on this node."""
+        """What stands for a content's digest: equal for the same content of the same resource on this node."""
         text = f"{resource}\0{digest}".encode("utf-8", "surrogatepass")
         return KEYED + blake2b(text, digest_size=32, key=self._key, person=b"pact content").hexdigest()
 
     def attrs(self, resource: str, attrs: Attrs | None, *, secret: bool | None = None) -> Attrs | None:
-        """Attributes as who is no admin may see them. ``secret``: whether the content is one, where that is known."""
+        """Attributes in the form for callers who are not admins. ``secret``: whether the content is secret, if that is
+        known."""
         if attrs is None:
             return None
         secret = is_secret(resource, attrs) if secret is None else secret
@@ -145,7 +148,7 @@ class Veil:
         return without_passwords(out)
 
     def record_line(self, body: bytes, hash_: str, caller: Caller) -> bytes:
-        """One record as a line of ``pact --json log``. Admins get the very bytes that were hashed, and the hash."""
+        """One record as a line of ``pact --json log``. Admins get exactly the bytes that were hashed, and the hash."""
         if caller.actor.role == "admin":
             return body[:-1] + b',"hash":"' + hash_.encode() + b'"}'
         try:
@@ -158,9 +161,8 @@ class Veil:
     def masked(self, value: Any, caller: Caller) -> Any:
         """A record or an answer without secrets and, for viewers, without other people's command lines.
 
-        What is a secret in one place of it is one in all others. A record does not say whether the directories above a
-        file were closed, so the values of ``user.*`` attributes and the targets of symbolic links are left out of every
-        one.
+        A secret in one place of it is left out everywhere. A record does not say whether the directories above a file
+        were closed, so the values of ``user.*`` attributes and the targets of symbolic links are always left out.
         """
         found = _Secrets()
         found.look(value, "")
@@ -200,7 +202,7 @@ class Veil:
     def _part(
         self, key: str, item: Any, value: dict[str, Any], caller: Caller, found: _Secrets, resource: str, text: bool
     ) -> Any:
-        """One field, of those that may have to be left out, of a table that is about ``resource``."""
+        """One field that may have to be left out, of a table that is about ``resource``."""
         secret = bool(value.get("secret")) or resource in found.resources
         if item is None or isinstance(item, bool):
             return item
@@ -234,8 +236,8 @@ class Veil:
         return self._masked(item, caller, found, resource, text)
 
     def exported(self, resource: str, attrs: Attrs) -> tuple[Attrs, str]:
-        """What ``export`` writes for who is no admin, as ``declare`` can read it; and in words what is left out of
-        it."""
+        """The attributes that ``export`` writes for callers who are not admins, in the form that ``declare`` reads; and
+        a text that says what is left out."""
         secret, kept, gone = is_secret(resource, attrs), dict(attrs), list[str]()
         if secret and "sha256" in attrs:
             kept = {k: v for k, v in kept.items() if k not in ("sha256", "size")}
@@ -253,7 +255,7 @@ class Veil:
 
 
 class _Secrets:
-    """What one record or answer holds that is not for everybody: resources, and words that texts may quote."""
+    """The secrets of one record or answer: resources, and words that texts may quote."""
 
     def __init__(self) -> None:
         self.resources: set[str] = set()
@@ -278,7 +280,8 @@ class _Secrets:
                     self.look(item, resource)
 
     def _look_at(self, resource: str, value: Mapping[str, Any]) -> None:
-        if value.get("type") == "symlink" and "/" in (target := str(value.get("target"))):  # a word stands in any text
+        # a single word may occur in any text
+        if value.get("type") == "symlink" and "/" in (target := str(value.get("target"))):
             self._quote([target])
         if resource not in self.resources and self._is_secret(resource, value):
             self.resources.add(resource)
@@ -292,7 +295,8 @@ class _Secrets:
         return text
 
     def _is_secret(self, resource: str, value: Mapping[str, Any]) -> bool:
-        """This table speaks of the resource's attributes, of what is kept of it, or says itself that it is one."""
+        """Whether this table is about the resource's attributes or its kept content and they are secret, or it is
+        marked so."""
         kind, name = split_id(resource)
         if value.get("secret") is True:
             return True
@@ -300,12 +304,13 @@ class _Secrets:
             return True
         if not isinstance(value.get("sha256"), str):
             return False
-        if "attrs" in value:  # what is kept of it: a record that does not say is none for everybody
+        if "attrs" in value:  # kept content: without a mark it is secret
             return bool(value.get("secret", True))
         return "mode" not in value or not self._can_reach(kind, name)
 
     def _can_reach(self, kind: str, name: str) -> bool:
-        """Asked once for each directory of a record, so that a long record does not cost a walk for each name."""
+        """Checked once for each directory of a record, so that a long record does not cost a path walk for each
+        name."""
         above = f"{kind}:{name.rpartition('/')[0]}"
         if above not in self._reachable:
             self._reachable[above] = KINDS[kind].reachable(name)
@@ -326,7 +331,7 @@ def _id_in(text: str) -> str:
 
 
 def _masked_parameters(resource: str, attrs: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters: those that were not world-readable when the record was made, or are not now, without their values."""
+    """Parameters; those that were not world-readable when the record was made, or are not now, have no values."""
     secret: Any = attrs.get("secret")
     kind = _id_in(resource).partition(":")[0]
     if kind:
@@ -337,5 +342,5 @@ def _masked_parameters(resource: str, attrs: Mapping[str, Any]) -> dict[str, Any
 
 
 def _in_closed(row: Any) -> bool:
-    """One row of ``untracked_seen``: its name is for admins alone.  # S2"""
+    """Whether the name in one row of ``untracked_seen`` is only for admins.  # S2"""
     return isinstance(row, dict) and "by" in row and bool(row.get("secret"))

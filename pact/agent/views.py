@@ -1,6 +1,6 @@
-"""What people and programs see of the state: status, diff, log. Nothing here changes anything.
+"""The state in the form for people and programs: status, diff, log. Nothing here changes anything.
 
-What is not for the caller's eyes is left out by ``veil``.  # S2
+``veil`` leaves out what the caller may not see.  # S2
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from pact.resources.base import Blobs
 from pact.resources.support.way import hangs
 
 DIFF_MAX: Final = 64 << 10
-#: Untracked things that status and diff name.
+#: How many untracked things status and diff name.
 UNTRACKED_SHOWN: Final = 200
 UNTRACKED_MAX: Final = 2_000
 
 
 def overall(node: Node, unrecorded: Collection[str]) -> str:
-    """The state in a word: without a journal too, what is seen to have drifted has drifted.  # J4"""
+    """The state in a word. Drift that is observed while there is no journal counts too.  # J4"""
     state = node.state.overall()
     return "drifted" if unrecorded and state in ("committed", "unconfigured") else state
 
@@ -117,14 +117,14 @@ def status(
 
 
 def untracked(node: Node, caller: Caller, veil: Veil, most: int) -> list[dict[str, Any]]:
-    """What is untracked and who made it."""
+    """Untracked things and their owners."""
     return list(islice(each_untracked(node, caller, veil), most))
 
 
 def each_untracked(
     node: Node, caller: Caller, veil: Veil, wanted: Collection[str] | None = None
 ) -> Iterator[dict[str, Any]]:
-    """One by one; what comes or goes meanwhile is not among it."""
+    """Yields one at a time; things that come or go meanwhile are left out."""
     for resource, found in list(tracked.listed(node)):
         if wanted is not None and resource not in wanted:
             continue
@@ -149,7 +149,7 @@ def each_untracked(
 
 
 def _may_see(caller: Caller, resource: str) -> bool:
-    """Names in closed directories are for admins alone.  # S2"""
+    """Names in closed directories are only for admins.  # S2"""
     kind, name = split_id(resource)
     return caller.actor.role == "admin" or KINDS[kind].reachable(name)
 
@@ -162,7 +162,7 @@ def change_json(node: Node, change: Change, caller: Caller, now_ns: int, wall_ns
     """One change as ``status`` shows it."""
     deadline_ns = node.state.deadline_ns(change)
     group = node.state.groups.get(change.group)
-    if group is not None and change.state == life.OPEN:  # the root's window
+    if group is not None and change.state == life.OPEN:  # the root keeps its window
         deadline_ns = group.ends_ns
     owner = change.owner
     return {
@@ -189,7 +189,7 @@ def change_json(node: Node, change: Change, caller: Caller, now_ns: int, wall_ns
 
 
 def also_of(caller: Caller, members: Iterable[Member]) -> list[dict[str, Any]]:
-    """Who else wrote these since they last conformed.  # C9"""
+    """The other owners who have written these since they last conformed.  # C9"""
     others = {o.key: o for m in members for o in m.also}
     return [{"user": o.user, "uid": o.uid, "command": command_for(caller, o.uid, o.command)} for o in others.values()]
 
@@ -202,7 +202,7 @@ def holders_for(caller: Caller, holders: Iterable[Holder]) -> list[dict[str, Any
 
 
 def diff_ids(node: Node, targets: Collection[str]) -> list[str]:
-    """What a diff shows. Raises UsageError for a target that is neither change nor declared."""
+    """The resources of a diff. Raises UsageError for a target that is neither a change nor declared."""
     state = node.state
     if not targets:
         return list(state.member_of)
@@ -220,14 +220,14 @@ def diff_ids(node: Node, targets: Collection[str]) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Differing:
-    """One entry of a diff but for its text, and what that is made of."""
+    """One entry of a diff without its text, and the data from which the text is made."""
 
     entry: dict[str, Any]
     declared: Attrs | None
     actual: Attrs | None
 
     def written(self, blobs: Blobs) -> bytes:
-        """The entry as JSON, with its text: work for a thread that is not the loop's."""
+        """The entry as JSON, with its text: not for the loop's thread."""
         shown = self.entry
         if "hidden" not in shown:
             text = text_diff(shown["id"], self.declared, self.actual, blobs, split_id(shown["id"])[1])
@@ -236,7 +236,7 @@ class Differing:
 
 
 def differing(node: Node, caller: Caller, veil: Veil, resource: str) -> Differing | None:
-    """``None`` if it has drifted no more."""
+    """``None`` if the resource no longer has drift."""
     state = node.state
     change, declared = state.change_of(resource), state.declared(resource)
     if change is None or declared is None:
@@ -276,7 +276,7 @@ def differing(node: Node, caller: Caller, veil: Veil, resource: str) -> Differin
 
 
 def text_diff(resource: str, declared: Attrs | None, actual: Attrs | None, blobs: Blobs, name: str) -> str | None:
-    """A unified diff of text content, ``None`` where there is none. The live content is read now."""
+    """A unified diff of text content, ``None`` if there is none. The present content is read now."""
     kind = KINDS[split_id(resource)[0]]
     if not kind.reads_path:
         return None
@@ -296,7 +296,7 @@ def text_diff(resource: str, declared: Attrs | None, actual: Attrs | None, blobs
 
 
 def _live(name: str, digest: str) -> bytes | None:
-    """The content on disk, if it still is the one that was recorded. No symbolic link is followed on the way."""
+    """The content on disk, if it still is the recorded one. No symbolic link is followed on the way."""
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
         if hangs(decode_name(name)):
@@ -316,7 +316,7 @@ def _live(name: str, digest: str) -> bytes | None:
 
 
 def check_line(node: Node, unrecorded: Collection[str], journal_error: str) -> tuple[str, int]:
-    """One line for a health check, and 0 or 11: a node for which nothing is declared is not as it should be."""
+    """One line for a health check, and 0 or 11: a node without declared resources is not in order."""
     state = node.state
     drifted = sum(len(c.members) for c in state.changes.values())
     parts = [f"{drifted} of {state.declared_count} drifted" if drifted else f"{state.declared_count} declared"]

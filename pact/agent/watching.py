@@ -1,8 +1,8 @@
-"""What is to be looked at, and when: events, the periodic rescan, and the pace of both.
+"""Which resources to observe, and when: events, the periodic rescan, and the pace of both.
 
-Observers say which paths were touched; a table of signatures finds what they could not see. A resource whose drift was
-just recorded is looked at again half a second later at the soonest, and later and later while it keeps moving, so that
-a file in constant motion cannot flood the journal; its last state is always recorded, and every request looks first.
+Observers report touched paths; a table of signatures finds changes that they could not see. A resource whose drift was
+just recorded is observed again half a second later at the soonest, and later and later while it keeps moving, so that a
+file in constant motion cannot flood the journal; its last state is always recorded, and every request observes first.
 """
 
 from __future__ import annotations
@@ -41,17 +41,17 @@ PACED_MAX: Final = 10_000
 SLICES_MAX: Final = 100
 SLICE_MIN_NS: Final = NS_PER_S // 10
 SLOW_BYTES: Final = 8 << 20
-ACTING_PAUSE_NS: Final = NS_PER_S // 50  # between two looks at what a job under way does
-SCAN_PIECE: Final = 64  # files that are looked at before the mount table is asked again whether it moved
+ACTING_PAUSE_NS: Final = NS_PER_S // 50  # between two checks of what a running job does
+SCAN_PIECE: Final = 64  # files that are checked before the mount table is checked for changes again
 CACHE_NAME: Final = "signatures"
-#: Kinds whose writing may move others.
+#: Kinds whose writes may move resources of other kinds.
 MOVERS: Final = [k for k in KINDS.values() if any(k.name in other.moved_by for other in KINDS.values())]
-#: Ids of what the mount table tells of begin so.
+#: The prefixes of ids about which the mount table gives news.
 MOUNTED: Final = tuple(f"{k.name}:" for k in KINDS.values() if k.heeds(MOUNTS_MOVED))
 
 
 class Watching:
-    """Knows every declared resource, which of them are due, and how observers are."""
+    """Knows every declared resource, which of them are due, and the health of the observers."""
 
     def __init__(self, config: Config, now_ns: int, ignore: Ignore | None = None) -> None:
         self.observers = open_observers(
@@ -67,14 +67,14 @@ class Watching:
         self.tracking = Tracking(self.observers, ignore or Ignore())
         self.pending: dict[str, Owner | None] = {}
         self.lost: dict[str, str] = {}
-        self.bad: dict[str, str] = {}  # declared by an older version, under names that nothing can have
+        self.bad: dict[str, str] = {}  # resources that an older version declared, under impossible names
         self.remote = RemotePlaces()
-        self._mounts = -1  # the generation of the mount table that it was read from
+        self._mounts = -1  # the generation of the mount table that was read
         self.covered: dict[str, tuple[Attrs, Owner | None]] = {}
-        self._acting: dict[int, frozenset[str]] = {}  # job under way -> what it brings elsewhere and looks at itself
+        self._acting: dict[int, frozenset[str]] = {}  # running job -> resources that it changes, and observes itself
         self._epoll: select.epoll | None = None
-        self._quiet_until_ns = 0  # until then nothing that is seen wakes the loop
-        self._held: dict[str, Owner | None] = {}  # touched meanwhile: looked at when that is over
+        self._quiet_until_ns = 0  # until then no event wakes the loop
+        self._held: dict[str, Owner | None] = {}  # resources touched meanwhile: observed when the job has ended
         self._points: set[bytes] | None = None
         self.points_moved = False  # since they were saved
         self._delayed: dict[str, tuple[int, Owner | None]] = {}
@@ -105,7 +105,7 @@ class Watching:
         self.sources.wake_with(epoll)
 
     def add(self, resources: Iterable[str]) -> None:
-        """Watch these. Watch first, then observe: the caller touches them."""
+        """Watch these resources. Watch first, then observe: the caller touches them."""
         paths: list[bytes] = []
         away: dict[bytes, bool] = {}
         for resource in resources:
@@ -122,13 +122,15 @@ class Watching:
             self.sources.want(resource)
             try:
                 paths += self._place(resource, key, away)
-            except ValueError as exc:  # an older version let it in: the journal holds it, and one name ends nobody
+            # an older version accepted it: the journal has it, and one name must not end the agent
+            except ValueError as exc:
                 self.bad[resource] = str(exc)
         self.observers.watch_many(paths)
         self._dirty = True
 
     def _place(self, resource: str, key: int, away: dict[bytes, bool]) -> list[bytes]:
-        """The paths to watch for it, once it has its place in the table. Raises ValueError if there are none."""
+        """The paths to watch for a resource, after it got its place in the table. Raises ValueError if there are
+        none."""
         kind, name = split_id(resource)
         paths = KINDS[kind].watch(name)
         for path in paths:
@@ -160,7 +162,7 @@ class Watching:
     # -- events -------------------------------------------------------------------------------------------------
 
     def drain_in_time(self, now_ns: int) -> None:
-        """As ``drain``. While a job is at work most of what is seen is its own doing: that is taken in bursts, as each
+        """The same as ``drain``. While a job runs, most events are its own work: they are taken in bursts, because each
         turn of the loop takes the interpreter away from the job."""
         if now_ns < self._quiet_until_ns:
             return
@@ -174,7 +176,7 @@ class Watching:
         self._quiet_until_ns = until_ns
 
     def drain(self) -> bool:
-        """Take what the observers saw. True if there may be more."""
+        """Take the observers' events. Returns True if there may be more."""
         events = self.observers.drain(DRAIN_BATCH_MAX)
         for event in events:
             if isinstance(event, Touched):
@@ -198,7 +200,7 @@ class Watching:
         return len(events) >= DRAIN_BATCH_MAX
 
     def _touched(self, event: Touched) -> None:
-        known = event.writer is not None and not event.own  # whose pact's own acts are, the core says
+        known = event.writer is not None and not event.own  # the core knows the owner of pact's own acts
         owner = owner_of(event.writer) if known and event.writer is not None else None
         if self.tracking.follows_files:
             self.tracking.touched(event.path, owner)
@@ -208,7 +210,7 @@ class Watching:
                 self.touch(f"{kind.name}:{name}", owner)
 
     def _wrote(self, event: Touched) -> None:
-        """What was written may have moved others, whether it is declared or not."""
+        """The write may have moved others, whether they are declared or not."""
         for kind in MOVERS:
             name = kind.of_path(event.path)
             if name is not None and event.own:
@@ -218,12 +220,12 @@ class Watching:
                 self.followers.wrote(f"{kind.name}:{name}", owner)
 
     def _touch_with_mounts(self, owner: Owner | None) -> None:
-        """All that is told of by the mount table."""
+        """Touch all resources about which the mount table gives news."""
         for resource in [r for r in self._key_of if r.startswith(MOUNTED)]:
             self.touch(resource, owner)
 
     def touch(self, resource: str, owner: Owner | None) -> None:
-        """It may have changed; an identified writer is not forgotten for one that is not."""
+        """It may have changed; an unidentified writer does not replace an identified one."""
         if any(resource in ids for ids in self._acting.values()):
             self._held[resource] = owner or self._held.get(resource)
             return
@@ -234,8 +236,8 @@ class Watching:
             self.pending[resource] = owner
 
     def begin(self, job: int, resources: Iterable[str]) -> None:
-        """A job brings these elsewhere now. Nothing is recorded of them until it ends, and an open descriptor of ours
-        would be in its way: they are looked at after.  # R10"""
+        """A job now changes these resources. Nothing is recorded of them until it ends, and an open descriptor would
+        block the job: they are observed afterwards.  # R10"""
         self._acting[job] = frozenset(resources)
         self.tracking.rest(True)
         for resource in self._acting[job].intersection([*self.pending, *self._delayed]):
@@ -254,8 +256,8 @@ class Watching:
         return [r for r in self._key_of if r.startswith(kind + ":")]
 
     def refresh_places(self) -> list[MountEntry]:
-        """Which paths lie on file systems that may hang. The mount table as it is, empty if it cannot be read."""
-        generation = MOUNTS.generation()  # before it is read: what moves in between is seen the next time
+        """Update which paths lie on file systems that may hang. Returns the mount table; empty if it cannot be read."""
+        generation = MOUNTS.generation()  # before the table is read: a change in between is seen the next time
         try:
             mounts = read_mounts()
         except (OSError, ValueError):
@@ -269,12 +271,12 @@ class Watching:
         return mounts
 
     def _keep_clear(self) -> None:
-        """Asked right before something is looked at on the loop: what was mounted since may hang.  # F13"""
+        """Called right before an observation on the loop: a newer mount may hang.  # F13"""
         if MOUNTS.generation() != self._mounts:
             self.refresh_places()
 
     def refresh_mounts(self, owner: Owner | None = None) -> None:
-        """The places that may hang, and what was mounted over declared paths since last time."""
+        """Update the places that may hang, and find new mounts over declared paths."""
         mounts = self.refresh_places()
         if not mounts:
             return
@@ -282,7 +284,8 @@ class Watching:
         fresh = [] if self._points is None else [m for p, m in points.items() if p not in self._points]
         self.points_moved |= self._points != set(points)
         self._points = set(points)
-        on_demand = {m.mount_point for m in mounts if m.fstype == AUTOFS}  # what it mounts on itself is its work
+        # what an automounter mounts on itself is its own work
+        on_demand = {m.mount_point for m in mounts if m.fstype == AUTOFS}
         for mount in fresh:
             if mount.mount_point in on_demand:
                 continue
@@ -293,7 +296,7 @@ class Watching:
                     self.covered[resource] = (found[1], owner)
 
     def _hides(self, point: bytes) -> bool:
-        """Something declared lies at or below this mount point."""
+        """Whether a declared resource lies at or below this mount point."""
         name, paths = encode_name(point), [k for k in KINDS.values() if k.is_path]
         if any(f"{k.name}:{name}" in self._key_of for k in paths if not k.bears):
             return True
@@ -301,7 +304,8 @@ class Watching:
         return any(r.startswith(below) for r in self._key_of)
 
     def _place_again(self, resources: Iterable[str]) -> list[str]:
-        """The table is scanned on the loop: what may hang now leaves it, the rest comes back. Those.  # F13"""
+        """The table is scanned on the loop: paths that may hang now leave it, the others come back. Returns those that
+        moved.  # F13"""
         away: dict[bytes, bool] = {}
         moved: list[str] = []
         for resource in resources:
@@ -318,7 +322,7 @@ class Watching:
         return moved
 
     def _is_remote(self, path: bytes, away: dict[bytes, bool]) -> bool:
-        """``away`` remembers of directories what was found out in one pass."""
+        """Whether the path may hang. ``away`` caches directories within one pass."""
         if not self.remote or path in self.remote:
             return bool(self.remote)
         parent = os.path.dirname(path)
@@ -329,7 +333,8 @@ class Watching:
     # -- what is due --------------------------------------------------------------------------------------------
 
     def recorded(self, resources: Iterable[str], now_ns: int) -> None:
-        """Their drift was just journaled: look again at the soonest after a pause, longer for what keeps moving."""
+        """Their drift was just journaled: observe them again only after a pause, which is longer for those that keep
+        moving."""
         for resource in resources:
             self.look_anew(resource)
             last_ns, pause_ns = self._paced.get(resource, (0, 0))
@@ -360,12 +365,12 @@ class Watching:
     def observe(
         self, wanted: Iterable[tuple[str, Owner | None]], slow: Callable[[str, Owner | None], None]
     ) -> list[Sighting]:
-        """Look at each. What might hang or take long is handed to ``slow``."""
+        """Observe each. Resources that may hang or take long go to ``slow``."""
         wanted = [(r, o) for r, o in wanted if r in self._key_of]
         self._keep_clear()
-        self._place_again(r for r, _ in wanted if self.remote)  # a link on the way may have been turned
+        self._place_again(r for r, _ in wanted if self.remote)  # a link on the way may have been replaced
         keys = [self._key_of[r] for r, _ in wanted]
-        moved = self._scanned(keys)  # what is seen is never older than the baseline
+        moved = self._scanned(keys)  # an observation is never older than the baseline
         self.followers.seen_moved(moved, wanted)
         out = []
         looks: dict[str, Callable[[str], Observation]] = {}
@@ -381,7 +386,7 @@ class Watching:
         return out
 
     def _scanned(self, keys: Sequence[int], full: bool = False) -> list[int]:
-        """Those that differ from when they were last looked at; in pieces, so that no mount slips between."""
+        """Those that differ from their last observation; in pieces, so that no new mount is missed in between."""
         found: list[int] = []
         for first in range(0, len(keys), SCAN_PIECE):
             self._keep_clear()
@@ -440,7 +445,7 @@ class Watching:
         for key in keys:
             resource = self._resources[key]
             if resource is None or any(resource in w for w in (self.pending, self._delayed, self._held)):
-                continue  # it is looked at anyway, and may hang by now
+                continue  # it is observed anyway, and may hang by now
             (scannable if key in self.table else others).append(key)
         found = self._scanned(scannable, self._full_cycle)
         self._dirty |= bool(found)
@@ -453,7 +458,7 @@ class Watching:
                 self.touch(resource, None)
 
     def rescan_all(self) -> None:
-        """Everything at once: after a start, and after an observer was blind."""
+        """Scan everything at once: after a start, and after an observer was blind."""
         self._scan(range(len(self._resources)))
         self.tracking.walk_again()
         self._touch_with_mounts(None)
@@ -463,28 +468,29 @@ class Watching:
         return sorted(encode_name(p) for p in self._points or ())
 
     def remember_points(self, names: Iterable[str] | None) -> None:
-        """What the last run of this boot knew as mounted; ``None``: what is found is taken as given."""
+        """The mount points that the last run of this boot knew; ``None``: the present ones are accepted."""
         self._points = None if names is None else {decode_name(n) for n in names}
 
     # -- the cache ----------------------------------------------------------------------------------------------
 
     def load_cache(self, moved_since: Callable[[int, str], set[str] | None]) -> int:
-        """Signatures of the last run; how many were taken over. What the journal has moved since is looked at.  # J5"""
+        """Load the signatures of the last run. Returns how many. Resources that later records mention are
+        observed.  # J5"""
         taken, moved = loaded(self._cache, self.table, moved_since)
         for resource in moved:
             self.look_anew(resource)
         return taken
 
     def look_anew(self, resource: str) -> None:
-        """Forget its signature (what was seen may not be what it was taken of): the next scan finds it changed."""
+        """Forget its signature (the observation may not belong to it): the next scan finds the resource changed."""
         if resource in self._key_of and self._in_table(resource):
             kind, name = split_id(resource)
             self.table.put(self._key_of[resource], KINDS[kind].watch(name)[0], KINDS[kind].always_read)
 
     def save_cache(self, waiting: Iterable[str], unreadable: Iterable[str], seq: int, hash_: str) -> None:
-        """A signature must never be newer than what the journal knows after record ``seq``: what is pending, or
-        ``waiting`` to be seen or recorded, is looked at again after a start, and so is what could not be read. One file
-        in constant motion keeps nothing else from being saved."""
+        """A signature must never be newer than the journal's state after record ``seq``: resources that are pending, or
+        ``waiting`` to be observed or recorded, are observed again after a start, and so are unreadable ones. One file
+        in constant motion must not keep the others from being saved."""
         if not self._dirty:
             return
         self.cycle_ended = False

@@ -1,7 +1,7 @@
-"""Looking and acting, off the loop: a hanging file system stops a worker, never the agent.
+"""Observing and acting, off the loop: a hanging file system stops a worker, never the agent.
 
-One thread carries out jobs in order; what it finds comes back as events. It decides nothing: what to do, and whether,
-was decided in the core and made durable before.
+One thread carries out jobs in order; its findings come back as events. It decides nothing: the core decided before what
+to do, and that decision is durable.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from pact.resources.rules import nature
 
 CHUNK_RESOURCES: Final = 250
 RESULTS_MAX: Final = 1
-#: No job takes as long as this unless something hangs: a tool is killed after a minute.
+#: No job takes this long unless something hangs: a tool is killed after a minute.
 STUCK_NS: Final = 90 * NS_PER_S
-#: So many threads may hang before jobs wait for one of them.
+#: How many threads may hang before jobs wait for one of them.
 HUNG_MAX: Final = 4
 __all__ = ["MOVED", "Result", "Worker", "act", "distance_n", "needs", "observe", "probe"]
 
@@ -45,9 +45,9 @@ class Ended(Exception):
 
 @dataclass(slots=True)
 class Result:
-    """What comes back: ``make`` builds the event with the loop's clocks. ``error`` ends the job instead.
+    """The outcome of a job: ``make`` builds the event with the loop's clocks. ``error`` ends the job instead.
 
-    With ``stored``, ``blobs`` are to be made durable at once: it gets ``""`` when they are, else why they are not.
+    With ``stored``, ``blobs`` are to be made durable at once: ``stored`` gets ``""`` afterwards, or the reason why not.
     """
 
     job: int
@@ -58,7 +58,7 @@ class Result:
 
 
 class Ledger(Protocol):
-    """Remembers what is under way across the death of the process."""
+    """Remembers the running work across the death of the process."""
 
     def begin(self, what: str) -> None: ...
 
@@ -66,8 +66,8 @@ class Ledger(Protocol):
 
 
 class Worker:
-    """A thread with a queue of jobs. ``wake`` is called after each result; ``room`` is what the content store still
-    takes, in bytes. A thread whose job hangs can be relieved by another: no two jobs act on the same change.
+    """A thread with a queue of jobs. ``wake`` is called after each result; ``room`` is the free room of the content
+    store, in bytes. Another thread can relieve one whose job hangs: no two jobs act on the same change.
     """
 
     def __init__(
@@ -91,15 +91,15 @@ class Worker:
         self.results: queue.Queue[Result] = queue.Queue(RESULTS_MAX)
         self._closing = threading.Event()
         self._begun: dict[threading.Thread, tuple[int, int]] = {}  # by both clocks
-        self._signed: dict[int, dict[str, bytes]] = {}  # of the last job that was prepared: files as they were then
-        self._thread: threading.Thread | None = None  # begun with the first job: one that nobody needs costs memory
+        self._signed: dict[int, dict[str, bytes]] = {}  # of the last prepared job: signatures of its files
+        self._thread: threading.Thread | None = None  # started with the first job: an unused thread costs memory
 
     def _start(self) -> None:
         self._thread = threading.Thread(target=self._run, name=self.name, daemon=True)
         self._thread.start()
 
     def submit(self, effect: Look | Probe | Act | Discover, about: str = "") -> None:
-        """``about``: the change that it is for, or another name of what would be begun again after a start."""
+        """``about``: the change of the job, or another name for work that a new start would begin again."""
         works: dict[type, Callable[[Any], None]] = {
             Look: self._look,
             Probe: self._probe,
@@ -118,7 +118,7 @@ class Worker:
         self._ledger.end(about)
 
     def call(self, work: Callable[[], Result]) -> None:
-        """Anything else that may take its time."""
+        """Any other work that may take long."""
         self._put(lambda: self._guard(0, work))
 
     def _put(self, job: Callable[[], None]) -> None:
@@ -127,7 +127,8 @@ class Worker:
         self._jobs.put(job)
 
     def close(self, timeout_s: float) -> bool:
-        """Finish what has begun. False if it did not end in time (a hanging mount): it dies with the process."""
+        """Finish what has begun. Returns False if it did not end in time (a hanging mount): then it dies with the
+        process."""
         self._closing.set()
         if self._thread is None:
             return True
@@ -146,8 +147,8 @@ class Worker:
                 return
 
     def relieve(self, boottime: int) -> bool:
-        """Another thread takes over what waits behind a job that hangs. The hung one ends with its job, if it ever
-        does; what it found then comes back as ever. True if there is a new thread.  # F13
+        """Let another thread take over the jobs that wait behind one that hangs. The hung thread ends with its job, if
+        it ever does; its findings then come back as usual. Returns True if there is a new thread.  # F13
         """
         begun = self._begun.get(self._thread) if self._thread is not None else None
         hangs = begun is not None and boottime - begun[0] > STUCK_NS
@@ -162,7 +163,7 @@ class Worker:
         return self._jobs.qsize()
 
     def stuck_since(self, boottime: int) -> int | None:
-        """The wall time at which the oldest job under way began, if that is too long ago.  # O1"""
+        """The wall time at which the oldest running job began, if that is too long ago.  # O1"""
         begun = min(self._begun.copy().values(), default=None)
         return begun[1] if begun is not None and boottime - begun[0] > STUCK_NS else None
 
@@ -173,7 +174,7 @@ class Worker:
             except queue.Full:
                 self._wake()
                 if self._closing.is_set():
-                    return  # nobody reads any more; the journal knows what had begun
+                    return  # nobody reads results any more; the journal knows what had begun
                 continue
             self._wake()
             return
@@ -210,8 +211,8 @@ class Worker:
 
     def _probe(self, effect: Probe) -> None:
         def work() -> Result:
-            # what is there before an application is declared with its record: an application that a kill cuts off is
-            # not gone on with, so that it is in the store no later than that record
+            # The record of an application declares the earlier state. An application that a kill interrupts is not
+            # continued, so the earlier contents need to be in the store only by the time of that record.
             keep, signed = self._keep(hold=effect.applying and not effect.dry, spill=True), dict[str, bytes]()
             through = below.carried(nature, effect.steps, (s.id for s in effect.steps))
             steps = tuple(s for s in effect.steps if s.id not in through or self.ignore.match(s.id) is None)
@@ -233,7 +234,7 @@ class Worker:
     # -- contents on their way to the store -------------------------------------------------------------------------
 
     def _store(self, blobs: dict[str, bytes]) -> None:
-        """Have these made durable, and wait until they are. Raises JournalError if they are not."""
+        """Make these durable, and wait until they are. Raises JournalError if that fails."""
         stored: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._post(Result(0, None, blobs, stored=stored))
         while True:
@@ -248,8 +249,8 @@ class Worker:
             return
 
     def _save(self, saves: Mapping[str, Mapping[str, Any]]) -> set[str]:
-        """Keep what the plan will overwrite, content by content: the record that says what they are for is durable, and
-        nothing is touched yet. Returns what is not any more what was decided about. Raises JournalError.  # R4"""
+        """Keep the contents that the plan will overwrite, one by one: the record that names their use is durable, and
+        nothing is touched yet. Returns the resources that are no longer as decided about. Raises JournalError.  # R4"""
         moved: set[str] = set()
         piece: dict[str, bytes] = {}
         size = 0
@@ -260,7 +261,7 @@ class Worker:
             keep = Keep(self.file_limit)
             observe(resource, keep)
             if digest not in keep.blobs:
-                moved.add(resource)  # what is there instead is in no record: it is not kept in silence
+                moved.add(resource)  # no record has the present content: it must not be kept silently
                 continue
             piece[digest] = keep.blobs[digest]
             size += len(piece[digest])
@@ -383,7 +384,7 @@ class Worker:
 
 
 def _unexpected(exc: Exception) -> None:
-    """What the system refuses is said in one line; a bug is shown whole."""
+    """A refusal by the system is logged in one line; a bug is shown in full."""
     if isinstance(exc, OSError | PactError):
         log(f"a job ended with: {exc}", 4)
     else:
@@ -391,7 +392,7 @@ def _unexpected(exc: Exception) -> None:
 
 
 def _is_closed(sighting: Sighting) -> bool:
-    """A secret by the place where it lies."""
+    """Whether the place of the resource makes it secret."""
     kind, name = split_id(sighting.resource)
     seen = sighting.observation
     return isinstance(seen, dict) and KINDS[kind].marked(name, seen) != seen

@@ -1,8 +1,8 @@
-"""Every request that pact knows: one class each, with who may ask it, from where, and what it does.
+"""Every request that pact knows: one class for each, with the roles that may send it, its receivers, and its effects.
 
-Its annotations are the request's arguments with their types; one without a value must be given. What stands in the
-brackets behind its name says the rest (``Op`` says what), and every other table of requests is made of that. Arguments
-travel as JSON and are checked against the class; an instance is one request.
+The annotations of a class are the request's arguments with their types; an argument without a default is required. The
+keywords of the class statement give the other facts (see ``Op``), and every other table of requests is derived from the
+classes. Arguments travel as JSON and are checked against the class; an instance is one request.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ from pact.values import NOTHING, dataclass
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
 class Op:
-    """``role``: who may ask it at least; what belongs to somebody else may need more, ``access`` says so. ``changes``:
-    it may change something, and becomes an event for the core. ``once``: done a second time it would do something else,
-    so that a call that comes again is not carried out again.  # T6
+    """``role``: the lowest role that may send it; for things of another owner a higher role may be needed, see
+    ``access``. ``changes``: it may change something, and becomes an event for the core. ``once``: a second execution
+    would do something else, so that a call that comes again is not carried out again.  # T6
 
-    ``at``: who takes it, a ``node`` from people, a ``member`` from the root alone, or the ``root`` from people.
-    ``afar``: people may ask it of many nodes at once, through the root. ``settles``: nobody's questions keep it out at
-    the root, for it stops the fleet, or settles what would else settle itself. ``command``: which command asks it;
-    empty where people never do so by themselves. ``asked_as``: its name in requests, from ``AT_NODE`` and ``AT_ROOT``.
+    ``at``: the receiver: a ``node`` (from people), a ``member`` (only from the root), or the ``root`` (from people).
+    ``afar``: people may send it to many nodes at once, through the root. ``settles``: no number of open questions keeps
+    it out at the root, because it stops the fleet, or settles a change whose window would otherwise end. ``command``:
+    the command that sends it; empty if no command sends it directly. ``asked_as``: its name in requests, from
+    ``AT_NODE`` and ``AT_ROOT``.
     """
 
     role = "viewer"
@@ -47,7 +48,7 @@ class Changing(Op, changes=True, once=True): ...
 
 
 class FromRoot(Op, role="admin", changes=True, at="member", afar=False):
-    """The root may ask it again at any time: members know what they have done."""
+    """A request that the root may repeat at any time: members know what they have done."""
 
 
 class AtRoot(Op, at="root", afar=False): ...
@@ -57,7 +58,7 @@ class AtRoot(Op, at="root", afar=False): ...
 
 
 class Ping(Op, command="agent"):
-    """Is anybody there?"""
+    """Checks that the agent is running."""
 
 
 class Status(Op, command="status"): ...
@@ -67,7 +68,8 @@ class Check(Op, command="check"): ...
 
 
 class State(Op, at="member"):
-    """One word, and whether something is untracked. The root asks it of all nodes for its page."""
+    """One word for the node's state, and whether something is untracked. The root asks all nodes for it, for its
+    page."""
 
 
 class Diff(Op, command="diff"):
@@ -82,7 +84,7 @@ class Log(Op, command="log"):
 
 
 class Watch(Op, afar=False, command="watch"):
-    """Live events. On a node of its own records, at the root of all nodes that are meant."""
+    """Live events: on a node those of its own journal, at the root those of all requested nodes."""
 
 
 class Show(Op, command="show"):
@@ -152,8 +154,8 @@ class Declare(Changing, role="admin", command="declare"):
 
 
 class GoBack(Declare):
-    """What a ``rollback`` to an earlier record comes to, once the agent has found what was declared then: ``cause`` and
-    ``to_seq`` are for its record, ``trials`` says what becomes of commits with an end.
+    """A ``rollback`` to an earlier record, after the agent has found the declared state of that time: ``cause`` and
+    ``to_seq`` are for its record, ``trials`` says what happens to trials.
     """
 
     to_seq: int
@@ -163,7 +165,7 @@ class GoBack(Declare):
 
 
 class Apply(Changing, role="admin", once=False, afar=False, command="apply"):
-    """On one node. With ``--nodes`` the root begins a group with it."""
+    """Apply on one node. With ``--nodes`` the root begins a group instead."""
 
     resources: Mapping[str, Value]
     blobs: Mapping[str, str] = NOTHING
@@ -257,7 +259,7 @@ class MemberExtend(FromRoot):
 
 
 class FleetSeen(FromRoot):
-    """The fleet's holds, for nodes that must have heard of them before the root says that they are held."""
+    """The fleet's holds, for nodes that must have them before the root reports that they are held."""
 
     fence: int
     seq: int
@@ -268,7 +270,7 @@ class FleetSeen(FromRoot):
 
 
 class BeginGroup(AtRoot, role="admin", changes=True, command="apply"):
-    """``allow_missing``: so many nodes may be absent, or these. ``require_all``: none may be at its commit."""
+    """``allow_missing``: how many nodes may be absent, or which. ``require_all``: none may be absent at the commit."""
 
     resources: Mapping[str, Value] = NOTHING
     blobs: Mapping[str, str] = NOTHING
@@ -317,7 +319,7 @@ class Nodes(AtRoot, command="nodes"): ...
 class NodesForget(AtRoot, role="admin", changes=True, command="nodes"): ...
 
 
-#: What a node takes, by the name under which it is asked.
+#: The requests that a node accepts, by their names.
 AT_NODE: Final[Mapping[str, type[Op]]] = {
     "ping": Ping,
     "status": Status,
@@ -351,7 +353,7 @@ AT_NODE: Final[Mapping[str, type[Op]]] = {
     "group_extend": MemberExtend,
     "fleet_seen": FleetSeen,
 }
-#: What the root takes itself, beside what it asks nodes.
+#: The requests that the root itself accepts, besides those that it passes to nodes.
 AT_ROOT: Final[Mapping[str, type[Op]]] = {
     "apply": BeginGroup,
     "group_commit": GroupCommit,
@@ -368,7 +370,7 @@ AT_ROOT: Final[Mapping[str, type[Op]]] = {
 for _name, _op in [*AT_NODE.items(), *AT_ROOT.items()]:
     _op.asked_as = _name
 
-#: What an annotation says of a JSON value. Of a list, that each of its entries is text, is checked where it is read.
+#: The JSON types of each annotation. That each entry of a list is text is checked where the list is read.
 _TYPES: Final[Mapping[str, tuple[type, ...]]] = {
     "str": (str,),
     "int": (int,),
@@ -389,16 +391,16 @@ def types_of(op: type[Op]) -> dict[str, tuple[type, ...]]:
 
 
 def texts(op: type[Op], field: str) -> bool:
-    """A field that is a list of texts."""
+    """Whether a field is a list of texts."""
     return bool(get_annotations(op)[field] == "Sequence[str]")
 
 
 def needed(op: type[Op]) -> tuple[str, ...]:
-    """The fields that must be given."""
+    """The required fields."""
     return tuple(name for name in get_annotations(op) if name not in op.__dict__)
 
 
-#: Numbers in arguments are smaller.
+#: Numbers in arguments must be smaller than this.
 NUMBER_MAX: Final = 1 << 62
 
 
@@ -418,12 +420,12 @@ def wrong(op: type[Op], args: JsonRead) -> str:
 
 
 def args_of(op: Op) -> Json:
-    """The arguments as they travel: what has its plain value is left out."""
+    """The arguments as they travel: those that equal their default are left out."""
     kind = type(op)
     given = {name: getattr(op, name) for name in get_annotations(kind)}
     return {name: value for name, value in given.items() if name not in kind.__dict__ or kind.__dict__[name] != value}
 
 
 def made(op: str, args: JsonRead) -> Op:
-    """A request to a node, of its name and its checked arguments."""
+    """A request to a node, from its name and its checked arguments."""
     return AT_NODE[op](**args)

@@ -1,7 +1,7 @@
 """How a record's data is written and read: each record type has one class with typed fields, and this is their base.
 
 ``core/node/payloads.py`` has the classes of a node's journal, ``core/root/payloads.py`` those of the root's own
-records. ``specs/formats.md`` lists both for strangers; a test compares them.
+records. ``specs/formats.md`` describes both for readers outside pact; a test compares them.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ T = TypeVar("T")
 
 #: The name of a change, a group or a hold: a letter and a number.
 Id = str
-#: A declared value as JSON: what ``Declared.to_json`` gives.
+#: A declared value as JSON: the result of ``Declared.to_json``.
 Value = JsonRead
-#: What was kept of a resource before it was changed, as JSON: ``attrs``, ``sha256`` of its content, ``secret``.
+#: What was kept of a resource before a change, as JSON: ``attrs``, ``sha256`` of its content, ``secret``.
 Saved = JsonRead
 
 _ID: Final = re.compile(r"[a-z][0-9]{1,18}")
@@ -30,13 +30,13 @@ _CAPITAL: Final = re.compile(r"(?<=.)([A-Z])")
 
 
 def always(default: T) -> T:
-    """A field that is written whatever it holds, and has this value in records of versions that did not write it."""
+    """A field that is always written; records of versions that did not write it have the default."""
     return field(default=default, metadata={"always": True})
 
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """One step of a plan, as its record tells it. ``action`` is for people."""
+    """One step of a plan in a record. ``action`` is for people."""
 
     id: str
     action: str
@@ -52,10 +52,10 @@ class Planned:
 
 
 class Payload:
-    """What a record says. A class is named as its record type, in CamelCase.
+    """The contents of a record. The class has the name of its record type, in CamelCase.
 
-    A field without a value is in every record. One with a value is left out of a record where it has just that value,
-    unless it is ``always`` written. A field whose name Python has another use for ends with an underscore here.
+    A field without a default is in every record. A field with a default is left out of a record if it has that value,
+    unless it is ``always`` written. A field whose name is a Python keyword or builtin ends with an underscore here.
     """
 
     __slots__ = ()
@@ -84,8 +84,8 @@ class Payload:
 
     @classmethod
     def from_data(cls, data: JsonRead) -> Self:
-        """Raises ValueError where a field is missing or has the wrong type. What it does not know is left alone: it is
-        a later version's, or stands beside every payload (``call``, ``salt``).
+        """Raises ValueError if a field is missing or has the wrong type. Unknown fields are ignored: they belong to a
+        later version, or to every payload (``call``, ``salt``).
         """
         form = _form(cls)
         try:
@@ -111,8 +111,8 @@ Turn = Callable[[Any], Any]
 
 @dataclass(frozen=True, slots=True)
 class _Codec:
-    """How the values of one annotation travel. ``check``: this JSON may be one; ``read`` and ``write``: from and to it,
-    ``None`` where the value is its own JSON.
+    """How the values of one annotation are coded. ``check``: whether this JSON may be one; ``read`` and ``write``: from
+    and to JSON, ``None`` if the value is its own JSON.
     """
 
     check: Check
@@ -129,7 +129,7 @@ def _owner(value: Any) -> bool:
 
 
 def _class(cls: Any, check: Check) -> _Codec:
-    """Of a class that reads and writes itself."""
+    """The codec of a class that reads and writes itself."""
     return _Codec(check, cls.from_json, cls.to_json)
 
 
@@ -147,7 +147,8 @@ _SINGLE: Final[Mapping[str, _Codec]] = {
 
 
 def _codec(annotation: str, names: Mapping[str, Any]) -> _Codec:
-    """Of ``X``, ``X | None``, ``Sequence[X]`` and ``Mapping[str, X]``. ``names``: of the module that it stands in."""
+    """The codec of ``X``, ``X | None``, ``Sequence[X]`` or ``Mapping[str, X]``. ``names``: of the annotation's
+    module."""
     text = annotation.removesuffix(" | None")
     if text != annotation:
         one = _codec(text, names)
@@ -187,10 +188,10 @@ def _table(one: _Codec) -> _Codec:
 
 @dataclass(frozen=True, slots=True)
 class _Form:
-    """What the fields of a class say, made once. ``checks`` and ``reads``: by place among the fields; ``writes`` and
+    """The fields of a class, analysed once. ``checks`` and ``reads``: by the fields' positions; ``writes`` and
     ``left_out``: by key."""
 
-    names: tuple[tuple[str, str], ...]  # of its fields, in order, and their keys in JSON
+    names: tuple[tuple[str, str], ...]  # names of its fields, in order, with their keys in JSON
     needed: Callable[[JsonRead], tuple[Any, ...]]
     optional: tuple[tuple[str, Any], ...]
     checks: tuple[tuple[int, Check], ...]
@@ -203,7 +204,7 @@ _FORMS: Final[dict[type[Payload], _Form]] = {}
 
 
 def _form(cls: type[Payload]) -> _Form:
-    """Made when it is first needed, so that a command which reads no records pays nothing."""
+    """Made at first use, so that a command which reads no records pays nothing."""
     form = _FORMS.get(cls)
     if form is None:
         form = _FORMS[cls] = _made(cls)
@@ -230,14 +231,14 @@ def _made(cls: type[Payload]) -> _Form:
 
 
 def _getter(keys: list[str]) -> Callable[[JsonRead], tuple[Any, ...]]:
-    """``itemgetter`` of these; a tuple however many they are."""
+    """``itemgetter`` of these keys that always returns a tuple, however many keys there are."""
     if len(keys) > 1:
         return cast("Callable[[JsonRead], tuple[Any, ...]]", itemgetter(*keys))
     return lambda data: tuple(data[key] for key in keys)
 
 
 def _or_default(check: Check, default: Any) -> Check:
-    """What is not there has its default, which need not look like JSON (a tuple)."""
+    """A missing field has its default, which need not be a JSON value (a tuple)."""
     if default is MISSING:
         return check
     return lambda value: value is default or check(value)

@@ -1,4 +1,4 @@
-"""Where a member of a group stands, as nodes and the root call it.  # G3"""
+"""The phases of a member of a group, under the names that nodes and the root use.  # G3"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rollback plans: which resource is restored after which. Pure; nothing is looked up.  # R1"""
+"""Rollback plans: the order in which resources are restored. Pure; nothing is looked up.  # R1"""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from pact.values import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Bring ``id`` from ``actual`` (what it was when the change was frozen) to ``target``; ``None`` is absent.
-    ``inode``: device and inode of what is meant, where another that has the name meanwhile is not.
+    """Bring ``id`` from ``actual`` (its state when the change was frozen) to ``target``; ``None`` is absent.
+
+    ``inode``: device and inode of the intended thing; another thing that has the name meanwhile is not meant.
     """
 
     id: str
@@ -27,7 +28,7 @@ class Step:
     inode: tuple[int, int] | None = None
 
     def planned(self) -> Planned:
-        """What its record says of it."""
+        """The step as its record shows it."""
         return Planned(self.id, action(self), self.target, self.actual)
 
     def to_json(self) -> Json:
@@ -35,7 +36,7 @@ class Step:
 
 
 def action(step: Step) -> str:
-    """``create``, ``remove``, ``restore`` or ``set``, for people. Nobody creates what is only a ``value``: the kernel
+    """``create``, ``remove``, ``restore`` or ``set``, for people. A mere ``value`` is never created: the kernel either
     has it or not."""
     if step.target is None:
         return "remove"
@@ -45,8 +46,8 @@ def action(step: Step) -> str:
 
 
 class Nature(Protocol):
-    """What a kind says of how its resources stand to others, as pure functions: ``pact.resources.base.Kind`` describes
-    each of them."""
+    """How the resources of a kind relate to others, as pure functions: ``pact.resources.base.Kind`` describes each of
+    them."""
 
     is_path: bool
     bears: bool
@@ -77,21 +78,21 @@ Natures = Callable[[str], Nature]
 
 
 def below(path: str, root: str) -> bool:
-    """``path`` lies strictly below ``root``."""
+    """Whether ``path`` lies strictly below ``root``."""
     return path != root and (root == "/" or path.startswith(root.rstrip("/") + "/"))
 
 
 def ordered(steps: Iterable[Step], nature: Natures) -> tuple[Step, ...]:
-    """The steps so that what others need comes first, and what must leave leaves from the inside out.
+    """The steps in an order in which needed resources come first, and resources are taken away from the inside out.
 
-    Explicit ``requires`` count, and so do paths above paths, and kinds that bring what others set. Raises ConflictError
-    on a cycle, naming its members.
+    The order follows explicit ``requires``, paths above other paths, and kinds that bring what other kinds set. Raises
+    ConflictError on a cycle, naming its members.
     """
     steps = tuple(steps)
     if len(steps) == 1 and not steps[0].requires:
         return steps
     by_id = {s.id: s for s in steps}
-    after: dict[str, set[str]] = {rid: set() for rid in by_id}  # rid -> those that must come before it
+    after: dict[str, set[str]] = {rid: set() for rid in by_id}  # rid -> the steps that must come before it
     for step in by_id.values():
         for need in step.requires:
             if need in by_id:
@@ -102,15 +103,15 @@ def ordered(steps: Iterable[Step], nature: Natures) -> tuple[Step, ...]:
 
 
 def _precede(after: dict[str, set[str]], upper: Step, lower: Step) -> None:
-    """``upper`` needs ``lower``: lower first when building, upper first when taking away."""
+    """``upper`` needs ``lower``: ``lower`` comes first when building, ``upper`` when taking away."""
     if upper.target is None:
         after[lower.id].add(upper.id)
-    else:  # also where the lower one leaves: a mount that hides the upper one goes first
+    else:  # also if the lower one is taken away: a mount that hides the upper one goes first
         after[upper.id].add(lower.id)
 
 
 def _containment(by_id: Mapping[str, Step], after: dict[str, set[str]], nature: Natures) -> None:
-    """What lies in something comes after it. At the same path only what bears others comes before them."""
+    """A resource comes after those that contain it. At the same path, only kinds that bear others come first."""
     at: dict[str, list[Step]] = {}
     for rid, step in by_id.items():
         if nature(rid).is_path:
@@ -129,7 +130,8 @@ def _containment(by_id: Mapping[str, Step], after: dict[str, set[str]], nature: 
 
 
 def _bringing(by_id: Mapping[str, Step], after: dict[str, set[str]], nature: Natures) -> None:
-    """What other kinds may bring (a module its sysctls) comes after all of them that come."""
+    """A resource that other kinds may bring (a module brings its sysctls) comes after all resources of those kinds that
+    are brought."""
     coming: dict[str, list[str]] = {}
     for rid, step in by_id.items():
         if step.target is not None:

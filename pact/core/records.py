@@ -1,8 +1,8 @@
-"""Journal records: what is hashed, in which bytes, and how a chain is verified. ``specs/formats.md`` says the same
-for strangers.
+"""Journal records: what is hashed, in which bytes, and how a chain is verified. ``specs/formats.md`` describes the same
+for readers outside pact.
 
-The canonical bytes of a record are its JSON object without ``hash``, keys sorted, no white space, UTF-8, integers
-only. ``hash`` is SHA-256 over the 32 raw bytes of the previous hash followed by those bytes.
+The canonical bytes of a record are its JSON object without ``hash``, keys sorted, no white space, UTF-8, integers only.
+``hash`` is SHA-256 over the 32 raw bytes of the previous hash followed by those bytes.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ T = TypeVar("T")
 VERSION: Final = 1
 GENESIS: Final = "0" * 64
 
-#: Every record type that this version writes or understands. ``converged``, ``converge_started``,
-#: ``change_split``, ``tracked``, ``loss_accepted`` and (in the root's log) ``node_forgotten`` and ``group_forced`` are
-#: ours beside the contract's.
+#: Every record type that this version writes or understands. The contract does not have ``converged``,
+#: ``converge_started``, ``change_split``, ``tracked``, ``loss_accepted`` and (in the root's log) ``node_forgotten`` and
+#: ``group_forced``.
 TYPES: Final = frozenset(
     {
         "agent_started",
@@ -76,10 +76,10 @@ TYPES: Final = frozenset(
     }
 )
 
-#: Resources in one record, so that no record outgrows what a journal takes, or memory.
+#: The most resources in one record, so that no record exceeds the limit of a journal or of memory.
 PIECE_MAX: Final = 500
 
-#: What each field of a record is, as JSON has it.
+#: The JSON type of each field of a record.
 _TYPED: Final = {
     "seq": int,
     "prev": str,
@@ -93,9 +93,9 @@ _TYPED: Final = {
 }
 _KINDS: Final = tuple(_TYPED.values())
 _FIELDS_OF: Final = attrgetter(*_TYPED)
-#: The name of the field of ``data`` that keeps a record's hash from telling what was left out of it.
+#: A field of ``data``: because of it the record's hash does not betray what was left out of the record for viewers.
 SALT: Final = "salt"
-#: A record that holds something of which not everybody is shown all has one of these in its bytes, or such a command.
+#: The bytes of a record that holds something which viewers may not see contain one of these marks, or such a command.
 _MARKS: Final = (
     b'"sha256":',
     b'"secret":',
@@ -127,9 +127,7 @@ class Record:
     type: str
     actor: JsonRead
     data: JsonRead
-    payload: Payload | None = field(
-        default=None, compare=False, repr=False
-    )  # what it says, where that is known already
+    payload: Payload | None = field(default=None, compare=False, repr=False)  # its contents, if they are known already
 
     def to_json(self) -> Json:
         return {**unhashed(self), "hash": self.hash}
@@ -163,7 +161,7 @@ def _has_float(value: Any) -> bool:
         items = value
     else:
         return isinstance(value, float)
-    for item in items:  # most are text or numbers: no call for each of those
+    for item in items:  # most values are text or numbers, which need no call
         kind = type(item)
         if kind is float or (kind not in _PLAIN and _has_float(item)):
             return True
@@ -176,7 +174,8 @@ def digest(prev: str, body: bytes) -> str:
 
 
 def not_for_all(body: bytes) -> bool:
-    """A record with these canonical bytes may hold something that not everybody is shown; otherwise surely not."""
+    """Whether a record with these canonical bytes may hold something that viewers may not see; if False, it surely does
+    not."""
     return any(mark in body for mark in _MARKS) or _COMMAND.search(body) is not None
 
 
@@ -193,13 +192,14 @@ def seal(
     key: bytes = b"",
     payload: Payload | None = None,
 ) -> tuple[Record, bytes]:
-    """A record with its hash, and its canonical bytes. ``payload``: what ``data`` was made of.
+    """A record with its hash, and its canonical bytes. ``payload``: the object from which ``data`` was made.
 
-    With the ``key`` of a node, a record that holds what not everybody is shown gets a salt. Everybody is shown its
-    hash; without a salt that nobody else can know it would tell whether a guess of what was left out is right.  # S2
+    With the ``key`` of a node, a record that holds something which viewers may not see gets a salt. Viewers see the
+    record's hash; without a secret salt they could use it to check a guess of what was left out.  # S2
     """
     assert type_ in TYPES, type_
-    assert not _has_float(data) and not _has_float(actor), "a float in a hashed record"  # the rest can hold none
+    # the other fields can hold none
+    assert not _has_float(data) and not _has_float(actor), "a float in a hashed record"
     whole = {
         "v": VERSION,
         "seq": seq,
@@ -220,12 +220,12 @@ def seal(
 
 
 def parse(raw: bytes | str, hash_: str | None = None) -> Record:
-    """A record from its JSON. ``hash_`` is given where it is stored beside the body. Raises ValueError."""
+    """A record from its JSON. ``hash_`` is given if it is stored beside the body. Raises ValueError."""
     obj = strict.own(raw)
     if not isinstance(obj, dict) or obj.get("v") != VERSION:
         raise ValueError(f"not a version {VERSION} record")
     unknown = sorted(obj.keys() - FIELDS)
-    if unknown:  # it would not be among the bytes that are verified
+    if unknown:  # it would not be among the verified bytes
         raise ValueError(f"record with an unknown field {unknown[0]!r}")
     try:
         record = Record(
@@ -262,7 +262,7 @@ def verify(records: Iterable[Record], *, seq: int = 0, prev: str = GENESIS) -> I
 
 
 def in_pieces(items: Sequence[T]) -> Iterator[Sequence[T]]:
-    """What stands in a record of its own each, in order."""
+    """The items in pieces, in order; each piece fits one record."""
     for at in range(0, len(items), PIECE_MAX):
         yield items[at : at + PIECE_MAX]
 

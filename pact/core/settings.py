@@ -1,4 +1,4 @@
-"""What the operator configured that decisions depend on, in integers, so that a replayed journal needs nothing else.
+"""The operator's settings on which decisions depend, as integers, so that a replayed journal needs nothing else.
 
 Weights, severities and the sensitivity are in billionths (``_n``), durations in nanoseconds (``_ns``).
 """
@@ -23,7 +23,7 @@ DEFAULT_WEIGHTS: Final[Mapping[str, float]] = {
     "gpu": 2.0,
 }
 
-#: Of a kind that is not configured, and whose package is gone.
+#: The severity of a kind that is not configured, and whose package is gone.
 SEVERITY_N: Final = BILLION // 10
 
 
@@ -34,7 +34,7 @@ def billionths(value: float) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Every figure that a decision reads. ``to_json`` stands in each ``agent_started`` record."""
+    """Every setting that a decision reads. ``to_json`` is part of each ``agent_started`` record."""
 
     base_ns: int = 900 * NS_PER_S
     sensitivity_n: int = 2 * BILLION
@@ -49,15 +49,15 @@ class Settings:
         default_factory=lambda: {d: billionths(DEFAULT_WEIGHTS[d]) for d in DIMENSIONS}
     )
     severity_n: Mapping[str, int] = field(default_factory=dict)
-    #: Kind -> dimension, as the kinds say, also those of earlier runs.
+    #: Kind -> dimension, as the kinds define it, including kinds of earlier runs.
     dimensions: Mapping[str, str] = field(default_factory=dict)
 
     def dimension_of(self, resource: str) -> str:
-        """Of a kind that nobody has ever heard of, the first: it is never asked for one with drift."""
+        """The dimension of the resource's kind; for an unknown kind the first one, but no unknown kind has drift."""
         return self.dimensions.get(resource.partition(":")[0], DIMENSIONS[0])
 
     def severity_of(self, resource: str) -> int:
-        """In billionths."""
+        """The severity of the resource's kind, in billionths."""
         return self.severity_n.get(resource.partition(":")[0], SEVERITY_N)
 
     def to_json(self) -> Json:

@@ -1,9 +1,9 @@
 """The one decoder of JSON and TOML for everything that comes from outside: from people, peers, files and programs.
 
-What it lets through is no deeper than ``LEVELS_MAX``, has no whole number beyond 64 bits, no key twice in one object,
-no text that is no Unicode and no number that JSON cannot say: so whatever handles it later can also compare it, show it
-and write it again. What this process wrote itself, and finds under its own hash or in its own database, is read by
-``own``. Nothing else in pact parses JSON or TOML.
+It accepts only what is no deeper than ``LEVELS_MAX``, has no integer beyond 64 bits, no key twice in one object, no
+text that is not Unicode and no number that JSON cannot express: so later code can also compare it, show it and write it
+again. Data that this process wrote itself, and that lies under its own hash or in its own database, is read by ``own``.
+Nothing else in pact parses JSON or TOML.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from pact._fast import members_in, members_of
 from pact.limits import LEVELS_MAX
 
 SHOWN_MAX: Final = 80
-#: A note that pact leaves to itself in a file of its own.
+#: The largest note that pact writes for itself in a file of its own.
 SMALL_MAX: Final = 4 << 20
-#: A line of an export or a backup: a content of the largest size in base64 fits, and a chunk of the root's log.
+#: The longest line of an export or a backup: the largest content in base64 fits, and so does a chunk of the root's log.
 LINE_MAX: Final = 1 << 30
 
 
 class NotStrictError(ValueError):
-    """It is not what this decoder lets through. The message says why, and holds nothing of the text."""
+    """The decoder does not accept this text. The message says why, and contains nothing of the text."""
 
 
 def loads(raw: bytes | bytearray | memoryview | str, most: int) -> Any:
@@ -36,7 +36,7 @@ def loads(raw: bytes | bytearray | memoryview | str, most: int) -> Any:
     try:
         members = members_in(text, LEVELS_MAX)
         value = orjson.loads(text)
-    except ValueError as exc:  # orjson's own says where, and nothing of what stands there
+    except ValueError as exc:  # orjson's message has the position, and nothing of the text
         raise NotStrictError(str(exc)) from None
     if members != members_of(value):
         raise NotStrictError("a key stands twice in one object")
@@ -44,7 +44,7 @@ def loads(raw: bytes | bytearray | memoryview | str, most: int) -> Any:
 
 
 def loads_object(raw: bytes | bytearray | memoryview | str, most: int) -> dict[str, Any]:
-    """The same for what has to be an object."""
+    """The same for a text that must be an object."""
     value = loads(raw, most)
     if type(value) is not dict:
         raise NotStrictError("no object")
@@ -52,7 +52,7 @@ def loads_object(raw: bytes | bytearray | memoryview | str, most: int) -> dict[s
 
 
 def readable(raw: bytes) -> bool:
-    """Another decoder of this kind lets it through, as far as its depth and its numbers say."""
+    """Whether another decoder of this kind would accept the text, as far as its depth and its numbers matter."""
     try:
         members_in(raw, LEVELS_MAX)
     except ValueError:
@@ -61,12 +61,12 @@ def readable(raw: bytes) -> bool:
 
 
 def toml(text: str) -> dict[str, Any]:
-    """The table of a TOML text. Raises NotStrictError; its message has the place where TOML's own has it."""
+    """The table of a TOML text. Raises NotStrictError; its message has the position if TOML's own message has it."""
     try:
         table = tomllib.loads(text)
     except RecursionError:
         raise NotStrictError(f"nested deeper than {LEVELS_MAX} levels") from None
-    except ValueError as exc:  # tomllib's own, or a number beyond all bounds
+    except ValueError as exc:  # from tomllib, or a number beyond all limits
         raise NotStrictError(str(exc)) from None
     todo: list[tuple[Any, int]] = [(table, 1)]
     while todo:
@@ -83,12 +83,12 @@ def toml(text: str) -> dict[str, Any]:
 
 
 def own(raw: bytes | memoryview | str) -> Any:
-    """What this process or one before it wrote, and nobody else can. Raises ValueError for what is damaged."""
+    """The value of a text that only pact itself can have written. Raises ValueError if it is damaged."""
     return orjson.loads(raw)
 
 
 def shown(value: object) -> str:
-    """A value from outside in a message to people: short, and never more than its kind where it is no plain one."""
+    """A value from outside in a message to people: short; of a value that is not plain, only its type."""
     if isinstance(value, str):
         return repr(value if len(value) <= SHOWN_MAX else value[: SHOWN_MAX - 1] + "…")
     if value is None or isinstance(value, bool | int | float):

@@ -16,7 +16,7 @@ DURATION_MAX_NS: Final = 3650 * 86400 * NS_PER_S
 
 
 def parse_duration(text: str | int | float) -> int:
-    """Nanoseconds. Raises ValueError for what is no duration, negative, or beyond ten years."""
+    """Nanoseconds. Raises ValueError for a text that is no duration, is negative, or is longer than ten years."""
     match = PATTERN.match(str(text)) if not isinstance(text, bool) else None
     if match is None and str(text).strip().startswith("-") and PATTERN.match(str(text).strip()[1:]):
         raise ValueError(f"{text!r}: a duration is not negative")
