@@ -1,7 +1,7 @@
-"""The kinds of resources: every module of ``kinds`` that has a ``KIND``, and what other packages bring.
+"""The kinds of resources: every module of ``kinds`` that has a ``KIND``, and the kinds of other packages.
 
-A package of a site's own names its kinds in its metadata, in the entry point group ``pact.kinds`` (``docs/kinds.md``).
-Who installs a package into pact's own place is trusted as pact is: its code runs as the agent.
+A site's own package names its kinds in its metadata, in the entry point group ``pact.kinds`` (``docs/kinds.md``). A
+package that is installed into pact's own place is trusted like pact: its code runs as the agent.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pact.resources.guarded import Guarded
 from pact.resources.unknown import Unknown
 
 GROUP: Final = "pact.kinds"
-#: Names that are kept for kinds of later versions: dimension, and severity where nobody has configured one.
+#: Names reserved for kinds of later versions: dimension, and default severity.
 PLANNED: Final = {
     "service": ("services", 0.3),
     "link": ("network", 0.4),
@@ -32,7 +32,8 @@ PLANNED: Final = {
 
 
 class Kinds(dict[str, Kind]):
-    """By name. A journal may name a kind that is not installed any more: nothing of it is read, and it ends nobody."""
+    """Kinds by name. A journal may name a kind that is no longer installed: its resources are not read, and no process
+    ends."""
 
     def __missing__(self, name: str) -> Kind:
         return Unknown(name)
@@ -50,8 +51,8 @@ def _discover() -> Kinds:
 
 
 def _others_installed() -> bool:
-    """Some package names this group. ``importlib.metadata`` would say so, too, for 0.9 MiB of every agent's memory and
-    15 ms of its start; nearly all have no other kinds.
+    """Whether some package names this entry point group. ``importlib.metadata`` would tell too, but it takes 0.9 MiB of
+    every agent's memory and 15 ms of its start, and nearly all sites have no other kinds.
     """
     for place in sys.path:
         for names in Path(place or ".").glob("*.*-info/entry_points.txt"):
@@ -64,8 +65,8 @@ def _others_installed() -> bool:
 
 
 def _add_others(found: Kinds) -> None:
-    """Raises ConfigError for one that cannot be used (what is declared of it would be nobody's), or that others could
-    have written.  # S9
+    """Raises ConfigError for a kind that cannot be used (its declared resources would be lost), or whose code other
+    accounts could have written.  # S9
     """
     from importlib.metadata import entry_points
 
@@ -83,7 +84,7 @@ def _add_others(found: Kinds) -> None:
 
 
 def _require_owned(name: str, module: str) -> None:
-    """Nobody else could have written what is about to be run: all of its package.  # S9"""
+    """Check that no other account could have written the code that is about to run: the whole package.  # S9"""
     from importlib.util import find_spec
 
     try:
@@ -91,7 +92,7 @@ def _require_owned(name: str, module: str) -> None:
     except (ImportError, ValueError) as exc:
         raise ConfigError(f"the kind {name!r} ({module}) cannot be loaded: {exc}") from exc
     if package is None:
-        return  # it cannot be loaded either, which is said then
+        return  # it cannot be loaded either; loading reports that
     what = f"package of the kind {name!r}"
     if package.origin is None or not package.has_location:  # parts of it may come from anywhere
         raise ConfigError(f"the {what} ({module}) has no __init__.py: nobody can say what belongs to it")
@@ -106,12 +107,12 @@ def _require_owned(name: str, module: str) -> None:
 KINDS: Kinds = _discover()
 
 
-#: The one whose new things are found by walking directories.
+#: The kind whose new resources are found by walking directories.
 WALKED: Final = next(k for k in KINDS.values() if k.walked)
 
 
 def kind_of(resource: str) -> Kind:
-    """The kind of a resource id. Raises UsageError for one that is unknown or malformed."""
+    """The kind of a resource id. Raises UsageError for an unknown or malformed one."""
     try:
         kind, _ = split_id(resource)
     except ValueError as exc:
@@ -123,19 +124,19 @@ def kind_of(resource: str) -> Kind:
 
 
 def known() -> dict[str, tuple[str, float]]:
-    """Kind -> dimension, and severity where nobody has configured one; also of those that later versions will have. In
-    the order of dimensions, the lightest first."""
+    """Kind -> dimension and default severity, including kinds of later versions. In the order of dimensions, the
+    lightest first."""
     every = {**{k.name: (k.dimension, k.severity) for k in KINDS.values()}, **PLANNED}
     return dict(sorted(every.items(), key=lambda item: (DIMENSIONS.index(item[1][0]), item[1][1])))
 
 
 def dimensions() -> dict[str, str]:
-    """Kind -> dimension, of all that are installed."""
+    """Kind -> dimension, of all installed kinds."""
     return {k.name: k.dimension for k in KINDS.values()}
 
 
 def severities() -> dict[str, float]:
-    """Kind -> severity where nobody has configured one, of all that are known."""
+    """Kind -> default severity, of all known kinds."""
     return {kind: severity for kind, (_, severity) in known().items()}
 
 

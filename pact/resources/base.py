@@ -1,6 +1,6 @@
-"""What a kind of resource is: how to read it from TOML, observe it, compare it, restore it, and who uses it.
+"""What a kind of resource must provide: reading TOML, observing, comparing, restoring, and finding consumers.
 
-Observation and comparison are apart from convergence. A reading that failed is ``Unreadable``, never absence.
+Observation and comparison are apart from convergence. A failed reading is ``Unreadable``, never absence.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from pact.resources.shapes import PIECE_BYTES, Among, Blobs, Drained, Entry, Fou
 
 WHOLE_N: Final = 1_000_000_000  # distance 1 in billionths
 HALF_N: Final = 500_000_000
-#: What may move a kind as a whole (``heeds``): the mount table, network links.
+#: Things whose changes may move a kind as a whole (``heeds``): the mount table, network links.
 MOUNTS: Final = "mounts"
 LINKS: Final = "links"
-#: The kernel takes no longer path, and no longer name in a directory.
+#: The kernel accepts no longer path, and no longer name in a directory.
 PATH_BYTES_MAX: Final = 4095
 NAME_BYTES_MAX: Final = 255
-#: How names are written that are paths.
+#: The spelling of names that are paths.
 PATHS: Final = "an absolute path, without '//', '/./', '/../' and a slash at its end"
 KILLED_S: Final = 5.0
 SAID_MAX: Final = 64 << 10
 
-#: Keys that every entry of declared state takes beside its kind's own.
+#: Keys that every entry of declared state may have besides its kind's own.
 COMMON_KEYS: Final = frozenset({"consumers", "requires", "weight", "severity"})
 
 
@@ -40,80 +40,84 @@ class Kind(ABC):
     """One kind. Instances hold no state; every method may be called from a worker thread."""
 
     name: str
-    #: Which part of a node it belongs to, one of ``model.DIMENSIONS``, and how grave its drift is (1: as a whole).
+    #: The part of a node to which it belongs, one of ``model.DIMENSIONS``, and the severity of its drift (1: the whole
+    #: resource).
     dimension: str
     severity: float = 0.1
-    #: Looking at it may take more than a moment: it is done off the loop.
+    #: An observation may take more than a moment: it is done off the loop.
     off_loop: bool = False
-    #: The status of its path does not tell whether its content has moved (as below /proc): it is always read.
+    #: The status of its path does not show whether its content has changed (as below /proc): it is always read.
     always_read: bool = False
-    #: Looking at it reads all that its path holds: what is large, or may hang, is looked at off the loop.
+    #: An observation reads the whole content of its path: a large file, or one that may hang, is observed off the loop.
     reads_path: bool = False
-    #: What is new of it is found by walking directories. The others are asked to ``discover`` again.
+    #: New resources of this kind are found by walking directories. Other kinds are asked to ``discover`` again.
     walked: bool = False
-    #: A reboot resets it.
+    #: A reboot resets its resources.
     volatile: bool = True
-    #: Patterns of its names that never drift, whatever the configuration says.
+    #: Patterns of names that never drift, whatever the configuration says.
     ignored: tuple[str, ...] = ()
     #: For people: how its names are written.
     spelling: str = "written otherwise"
-    #: Its values of TOML stand in one line below ``[kind]``, also those that are tables.
+    #: All its values in TOML stand on one line below ``[kind]``, even tables.
     one_line: bool = False
-    #: Of a secret one nothing may be shown: an export for who is no admin leaves it out.
+    #: Nothing of a secret resource may be shown: an export for a caller who is not an admin leaves it out.
     all_secret: bool = False
-    #: What is new of it can be taken away again: a pattern can be enforced.
+    #: New resources of this kind can be removed again: a pattern can be enforced.
     removable: bool = True
-    #: Its names are paths: it lies in what stands above it, whatever kind that is, and comes after it in a plan.
+    #: Its names are paths: a resource lies in those above it, of whatever kind, and comes after them in a plan.
     is_path: bool = False
-    #: What lies in it lies elsewhere while it is not there (as in a mount): nothing is put there before it is back.
+    #: While it is absent, things in it lie elsewhere (as with a mount): nothing is put there before it is back.
     bears: bool = False
-    #: What is seen of it through a link or a mount that gives way is brought back below it. It has ``carry``.
+    #: Resources of this kind that are seen through a link or a mount that gives way are brought back below it. The kind
+    #: has ``carry``.
     carried: bool = False
-    #: Kinds that may bring it (a module its sysctls): what comes of them comes first in a plan.
+    #: Kinds that may bring its resources (a module brings its sysctls): their steps come first in a plan.
     follows: tuple[str, ...] = ()
-    #: Kinds whose writing may move it, although nobody wrote it: a plan of it is judged by its end state.
+    #: Kinds whose writes may move it, although nobody wrote it: a plan of it is judged by its end state.
     moved_by: tuple[str, ...] = ()
-    #: Once it is restored and seen, nothing that comes later in a plan moves it: it is not looked at again.
+    #: After it is restored and observed, no later step of a plan moves it: it is not observed again.
     steady: bool = False
-    #: ``holders`` is asked also where the kernel says that nobody uses it.
+    #: ``holders`` is called even if the kernel says that nothing uses the resource.
     asked_anyway: bool = False
 
     @abstractmethod
     def parse(self, name: str, value: Any, base_dir: str) -> Entry:
-        """An entry of TOML. Raises ValueError with what is wrong; ``base_dir`` is where ``source`` starts."""
+        """An entry of TOML. Raises ValueError with the fault; ``base_dir`` is the directory for a relative
+        ``source``."""
 
     def entries(self, table: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
-        """The entries of its table in a TOML file: names, as they stand there, and values."""
+        """The entries of its table in a TOML file: names, as written there, and values."""
         return table.items()
 
     @abstractmethod
     def observe(self, name: str, keep: Keep | None = None) -> Observation:
-        """What is there now. Never raises for what the machine does."""
+        """The present state. Never raises for what the machine does."""
 
     def many(self) -> Callable[[str], Observation]:
-        """As ``observe``, of many names at one moment: what they have in common is read once."""
+        """The same as ``observe``, for many names at one moment: common data is read once."""
         return self.observe
 
     @abstractmethod
     def distance_n(self, declared: Attrs | None, actual: Attrs | None) -> int:
-        """0 if ``actual`` conforms, else how far it is, in billionths, up to ``WHOLE_N``. Touches no declared path."""
+        """0 if ``actual`` conforms, else the distance in billionths, up to ``WHOLE_N``. Touches no declared path."""
 
     @abstractmethod
     def restore(self, name: str, step: Step, blobs: Blobs) -> None:
-        """Bring it to ``step.target``. Doing it twice is the same as once. Raises RestoreError or OSError."""
+        """Bring the resource to ``step.target``. Doing it twice has the same result as once. Raises RestoreError or
+        OSError."""
 
     def restore_among(self, name: str, step: Step, blobs: Blobs, among: Among) -> None:
-        """As ``restore``, as one of a plan's steps, and with what the plan knows beside it."""
+        """The same as ``restore``, as one step of a plan, with the plan's knowledge."""
         self.restore(name, step, blobs)
 
     def goes_ahead(self, step: Step) -> bool:
-        """Where many such steps follow each other, their new contents are written beside the old ones before
-        (``support.ahead``), and each is looked at when its turn comes."""
+        """Whether the new contents of a row of such steps are written ahead, beside the old ones (``support.ahead``);
+        each resource is then observed when its turn comes."""
         return False
 
     def reads(self, name: str, target: Attrs | None, actual: Observation) -> str:
-        """Right after a successful write of ``target``: what the kernel made of it, as text, where that reads otherwise
-        and counts as the same from now on (the attribute ``reads``); ``""`` where there is no such thing."""
+        """Right after a successful write of ``target``: the kernel's reading of the value as text, if it differs from
+        the target and counts as equal from now on (the attribute ``reads``); else ``""``."""
         return ""
 
     @abstractmethod
@@ -121,87 +125,89 @@ class Kind(ABC):
         """The TOML value that ``parse`` reads back to ``declared``'s attributes."""
 
     def canonical(self, name: str) -> str:
-        """The one way to write this name. Raises ValueError for a name that cannot be."""
+        """The canonical form of this name. Raises ValueError for an impossible name."""
         return name
 
     def keep_in(self, directory: str, boot_id: str) -> Sequence[str]:
-        """What the kind remembers from one run of the agent to the next stands in a file of this directory from now on
-        (others keep something there, too). What the agent's log should say of it; best effort, it raises nothing."""
+        """From now on the kind keeps what it remembers between runs of the agent in a file of this directory, which
+        others use too. Returns lines for the agent's log; best effort, it raises nothing."""
         return ()
 
     # -- how it stands to others, pure ----------------------------------------------------------------------------
 
     def rank(self, name: str) -> int:
-        """Of steps that may come at the same time, those with the lowest rank come first."""
+        """Among steps that may come at the same time, those with the lowest rank come first."""
         return 0
 
     def turns(self, step: Step) -> bool:
-        """What is seen below it now is not there any more when the step is done: a link gives way to a directory, a
-        mount is taken off."""
+        """Whether things that are seen below it now will no longer be there after the step: a link gives way to a
+        directory, a mount is taken off."""
         return False
 
     def shifts(self, step: Step) -> bool:
-        """What lies below it may look otherwise when the step is done."""
+        """Whether things below it may look different after the step."""
         return False
 
     def directory(self, name: str) -> str:
-        """The id of the resource in which its name stands, and which has to be open for names to come and go; ``""``
-        where there is none."""
+        """The id of the resource that contains its name, and that must be writable for names to come and go; ``""`` if
+        there is none."""
         return ""
 
     def has_content(self, attrs: Attrs) -> bool:
-        """Attributes of something with a content, whose digest is ``sha256`` where it is known."""
+        """Whether these attributes are of a thing with content, whose digest is ``sha256`` if it is known."""
         return False
 
     def is_anothers(self, actual: Attrs, known: Sequence[Attrs]) -> bool:
-        """What is there is none of these that pact knows, and nothing of it is kept: it is not overwritten. False where
-        its attributes are all there is of it."""
+        """Whether the present state is none of these known ones, and its content is not kept: then it is not
+        overwritten. False for a kind whose attributes are its whole state."""
         return False
 
     def half_done(self, step: Step, seen: Attrs | None) -> bool:
-        """A kill came while the step was being done: ``seen`` is neither what was decided about nor the target, and
-        nobody's new work. By default: it was taken away, and the other one did not come yet.  # R6"""
+        """Whether a kill interrupted the step: ``seen`` is neither the state decided about nor the target, and not an
+        owner's new work. By default: the old one was removed, and the new one not yet created.  # R6"""
         return seen is None and step.actual is not None and step.target is not None
 
     def place(self, name: str) -> str:
-        """For people: what a new one is told together with, if more is new there. By default what a path lies in."""
+        """For people: the place under which a new resource is reported together with others. By default the path's
+        directory."""
         return name.rpartition("/")[0]
 
     def all_in(self, place: str) -> str:
-        """For people: how one writes everything that is new in a place."""
+        """For people: how to write everything new in a place."""
         return place.rstrip("/") + "/"
 
     # -- before and after -----------------------------------------------------------------------------------------
 
     def preflight(self, name: str, step: Step, keep: Keep) -> Saved:
-        """Before anything is touched: could this step be done, as far as that can be known, and what must be kept of
-        the present state?"""
+        """Before anything is touched: whether this step could be done, as far as that can be known, and what of the
+        present state must be kept."""
         return Saved(save={"attrs": step.actual})
 
     def first_look(self, name: str, keep: Keep, signed: dict[str, bytes] | None) -> Observation:
-        """As ``observe``, before anything is decided about it. ``signed`` gets by name a few bytes that tell, right
-        before it is overwritten, whether it is still the same (``is_still``), where the kind has such a thing."""
+        """The same as ``observe``, before a decision about the resource. ``signed`` gets by name a few bytes that show,
+        right before the overwriting, whether it is still the same (``is_still``), if the kind supports that."""
         return self.observe(name)
 
     def is_still(self, name: str, signature: bytes) -> bool:
-        """It is as it was when it was signed."""
+        """Whether it is the same as when it was signed."""
         return False
 
     def carry(self, name: str, step: Step, keep: Keep) -> Saved:
-        """Keep what is seen through a link or a mount that gives way, so that it can be brought back below what takes
-        its place. A refusal counts only where it is not there by itself below that."""
+        """Keep content that is seen through a link or a mount that gives way, so that it can be brought back below its
+        replacement. A refusal counts only if the content is not there by itself below the replacement."""
         return Saved(save={"attrs": step.actual})
 
     def left_behind(self, name: str, step: Step) -> str:
-        """For people: what stays elsewhere when the step is done; ``""`` where nothing does."""
+        """For people: what stays elsewhere after the step; ``""`` if nothing does."""
         return ""
 
     def disturbs(self, step: Step) -> bool:
-        """Doing it takes something away from who uses the resource: it is not only dressed or set otherwise."""
+        """Whether the step takes something away from consumers: not so if it only changes owner, mode or options."""
         return True
 
     def in_use(self, name: str, step: Step) -> bool | None:
-        """Ask the kernel, in microseconds: True in use, False surely not, None it cannot say (then /proc is read)."""
+        """Ask the kernel, in microseconds: True in use, False surely not, None if it cannot say (then /proc is
+        read)."""
         return None
 
     def roots(self, name: str, step: Step) -> list[bytes]:
@@ -209,113 +215,113 @@ class Kind(ABC):
         return []
 
     def covers(self, name: str, step: Step) -> bool:
-        """Something leaves with it that the kernel could not be asked about: /proc is read all the same."""
+        """Whether something leaves with it about which the kernel could not be asked: then /proc is read anyway."""
         return False
 
     def reached(self, name: str) -> Callable[[int, bytes], bool] | None:
-        """Whether a handle below ``roots`` (a pid and its link's text) is one on this resource; ``None``: every one."""
+        """A test whether a handle below ``roots`` (a pid and its link's text) is one on this resource; ``None``: every
+        one is."""
         return None
 
     def holders(self, name: str, step: Step, resource: str) -> list[Holder]:
-        """Consumers that no open handle shows (loop devices, reference counts)."""
+        """Consumers without an open handle (loop devices, reference counts)."""
         return []
 
     def leaves_with(self, holder: Holder, names: Collection[str]) -> bool:
-        """This one of ``holders`` leaves with the same plan, which has these names of the kind: it holds nothing up."""
+        """Whether this holder leaves with the same plan, which has these names of the kind: then it blocks nothing."""
         return False
 
     def is_unsure(self, name: str, said: Mapping[str, bool | None]) -> bool:
-        """It counts as in use where neither the kernel nor /proc, of which not all could be read, tells who uses it.
-        ``said``: what the kernel said of each of the plan, by id, as ``in_use`` has it."""
+        """Whether the resource counts as in use if neither the kernel nor /proc, which could not be read completely,
+        can tell. ``said``: the kernel's answers for the plan's resources, by id, as ``in_use`` gives them."""
         return False
 
     def discover(self, pattern: str) -> Found:
-        """Names that match an adopt pattern (without the kind)."""
+        """Names that match an adopt pattern (both without the kind)."""
         return Found(iter(()), {})
 
     def pattern(self, text: str) -> str:
-        """The one way to write an adopt pattern. Raises ValueError for what can be none."""
+        """The canonical form of an adopt pattern. Raises ValueError for an impossible one."""
         return text
 
     def means(self, pattern: str, name: str) -> bool:
-        """Whether ``discover`` would find this name by the pattern, and not pass over it, if it were there."""
+        """Whether ``discover`` would find this name by the pattern, and not skip it, if it existed."""
         return fnmatchcase(name, pattern.replace("**", "*"))
 
     def misnamed(self, name: str) -> str:
-        """Why this is not the name under which it is adopted, ``""`` where it is."""
+        """Why this is not the name under which the resource is adopted; ``""`` if it is."""
         return ""
 
     def remarks(self) -> Callable[[str, Attrs], str]:
-        """Made once, to be asked of many names and what was seen of each: what a person should know who adopts it,
-        ``""`` for nothing."""
+        """A function that is made once and called for many names with their observations: it returns what a person who
+        adopts the resource should know, ``""`` for nothing."""
         return lambda name, seen: ""
 
     def newcomers(self, pattern: str) -> set[str]:
-        """Names that are there now and that somebody brought, by a tracked pattern."""
+        """Present names that somebody brought, by a tracked pattern."""
         found = self.discover(pattern)
         return set() if found.exact else set(found.names)
 
     def glance(self, name: str) -> Attrs | None:
-        """In short what is new there, for people: nothing of its content. ``None`` where that cannot be told."""
+        """A short description of a new resource, for people, without its content. ``None`` if there is none."""
         seen = self.presence(name)
         return seen if isinstance(seen, dict) else None
 
     def presence(self, name: str) -> Observation:
-        """Enough of an observation to ask who uses it, without reading contents."""
+        """Enough of an observation to look for consumers, without reading contents."""
         return self.observe(name)
 
     def held(self, name: str) -> Held:
-        """What ``presence`` says, of which inode, and whether anybody could get at it: of one moment.  # S2"""
+        """The observation of ``presence``, the inode, and whether everybody could reach it: all of one moment.  # S2"""
         return Held(self.presence(name), None, self.reachable(name))
 
     def reachable(self, name: str) -> bool:
-        """Anybody could get at it by its name (no directory on the way is closed)."""
+        """Whether everybody could reach it by its name (no directory on the way is closed)."""
         return True
 
     def watch(self, name: str) -> list[bytes]:
-        """Paths whose events mean that this resource may have changed."""
+        """Paths whose events show that this resource may have changed."""
         return []
 
     def source(self) -> Source | None:
-        """Another source of events than paths; made once, when the first resource of the kind is declared."""
+        """A source of events besides paths; made once, when the first resource of the kind is declared."""
         return None
 
     def of_path(self, path: bytes) -> str | None:
-        """The name whose ``watch`` gives this path, ``None`` if no name's does."""
+        """The name whose ``watch`` gives this path; ``None`` if there is none."""
         return None
 
     def heeds(self, what: str, name: str = "") -> bool:
-        """What is told of the machine as a whole (``MOUNTS``, ``LINKS`` have moved) may have moved this one; without a
-        name: any of the kind."""
+        """Whether a change of ``MOUNTS`` or ``LINKS`` may have moved this resource; without a name: any of the kind."""
         return False
 
     def of_mount(self, entry: MountEntry) -> tuple[str, Attrs] | None:
-        """What was just mounted as a resource of this kind, by name and attributes; ``None`` if it is none."""
+        """A new mount as a resource of this kind, by name and attributes; ``None`` if it is none."""
         return None
 
     def undeclarable(self, attrs: Attrs | None) -> str:
-        """What this is (``a socket``) that can be seen, and not declared; ``""`` where it can."""
+        """The nature of a thing (``a socket``) that can be observed but not declared; ``""`` if it can be declared."""
         return ""
 
     def secret(self, attrs: Attrs | None) -> bool:
-        """Content that is not world-readable: shown to admins alone.  # S2"""
+        """Whether the content is not world-readable: then only admins may see it.  # S2"""
         return False
 
     def meant_secret(self, attrs: Attrs | None) -> bool:
-        """These attributes say themselves that the content is not for everybody.  # S2"""
+        """Whether these attributes themselves make the content secret.  # S2"""
         return False
 
     def marked(self, name: str, attrs: Attrs | None) -> Attrs | None:
-        """What a person declared, with what the machine itself knows about it (that it is a secret).  # S2"""
+        """A person's declaration, with what the machine itself knows about it (that it is secret).  # S2"""
         return attrs
 
     def text(self, attrs: Attrs | None, blobs: Blobs) -> str | None:
-        """Content for a unified diff, ``None`` where there is none or it is no text."""
+        """Content for a unified diff; ``None`` if there is none or it is not text."""
         return None
 
 
 def refuse_unknown(value: Mapping[str, Any], known: frozenset[str]) -> None:
-    """Raises ValueError that names the first key which is not known, and the nearest one that is."""
+    """Raises ValueError that names the first unknown key, and the nearest known one."""
     for key in value:
         if key not in known and key not in COMMON_KEYS:
             import difflib
@@ -326,7 +332,7 @@ def refuse_unknown(value: Mapping[str, Any], known: frozenset[str]) -> None:
 
 
 def common(value: Any) -> dict[str, Any]:
-    """The fields of ``Declared`` that every entry takes, in the form of its JSON. Raises ValueError."""
+    """The fields of ``Declared`` that every entry may have, in their JSON form. Raises ValueError."""
     out: dict[str, Any] = {}
     if not isinstance(value, Mapping):
         return out
@@ -363,11 +369,11 @@ def export_common(declared: Declared) -> dict[str, Any]:
 
 
 def path_of(name: str) -> bytes:
-    """The path that a file's or mount's name stands for. Raises ValueError if it is not absolute and normal."""
+    """The path of a file's or mount's name. Raises ValueError if it is not absolute and normal."""
     path = decode_name(name)
     if not path.startswith(b"/") or b"\0" in path:
         raise ValueError(f"{name!r} is not an absolute path")
-    normal = b"/" + os.path.normpath(path).lstrip(b"/")  # POSIX lets two leading slashes stand
+    normal = b"/" + os.path.normpath(path).lstrip(b"/")  # POSIX allows two leading slashes
     if normal != path:
         raise ValueError(f"{name!r} is not a normal path: write {normal.decode(errors='replace')!r}")
     require_short(path)
@@ -375,7 +381,7 @@ def path_of(name: str) -> bytes:
 
 
 def require_short(path: bytes) -> None:
-    """Raises ValueError for a path that no file can have."""
+    """Raises ValueError for a path that is too long for any file."""
     if len(path) <= NAME_BYTES_MAX:
         return
     if len(path) > PATH_BYTES_MAX:
@@ -385,18 +391,19 @@ def require_short(path: bytes) -> None:
 
 
 def run_tool(name: str, timeout_s: float, command: Sequence[str | bytes], fds: Sequence[int] = ()) -> None:
-    """Run a system tool with a time limit, a clean environment and these descriptors. Raises RestoreError with what it
-    said.
+    """Run a system tool with a time limit, a clean environment and these descriptors. Raises RestoreError with its
+    output.
 
-    Beyond the limit, what it started ends with it: a helper that outlives ``mount`` would mount later, when nobody
-    expects it. A helper that stays (a FUSE daemon) may keep the descriptors: what was said is read from memory.
+    After the limit, the processes that it started end with it: a helper that outlives ``mount`` would mount later, when
+    nobody expects it. A helper that stays (a FUSE daemon) may keep the descriptors: the output goes to a file in
+    memory.
     """
     import signal
     import subprocess
 
     env = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
     with open(os.memfd_create("stderr"), "w+b") as said:
-        try:  # the umask of the unit is for what the agent keeps, not for what tools leave on the machine  # S10
+        try:  # the unit's umask is for files that the agent keeps, not for what tools leave on the machine  # S10
             tool = subprocess.Popen(
                 command,
                 env=env,
@@ -413,7 +420,7 @@ def run_tool(name: str, timeout_s: float, command: Sequence[str | bytes], fds: S
             tool.wait(timeout_s)
         except subprocess.TimeoutExpired:
             os.killpg(tool.pid, signal.SIGKILL)
-            with contextlib.suppress(subprocess.TimeoutExpired):  # one that hangs in the kernel cannot be ended
+            with contextlib.suppress(subprocess.TimeoutExpired):  # a process that hangs in the kernel cannot be ended
                 tool.wait(KILLED_S)
             raise RestoreError(f"{name} did not end within {timeout_s:g} s") from None
         if tool.returncode != 0:
@@ -423,7 +430,7 @@ def run_tool(name: str, timeout_s: float, command: Sequence[str | bytes], fds: S
 
 
 def from_base64(key: str, text: Any) -> bytes:
-    """Raises ValueError that names the key."""
+    """The bytes. Raises ValueError that names the key."""
     try:
         return base64.b64decode(text, validate=True)
     except (TypeError, ValueError):

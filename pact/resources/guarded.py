@@ -1,7 +1,7 @@
-"""Around a kind that comes from another package: what breaks in its code costs that kind, and never the agent.
+"""Protection around a kind from another package: an error in its code affects that kind, and never the agent.
 
-A look that breaks makes its resource unreadable, with the reason. A comparison that breaks says nothing about what is
-there, so from then on the whole kind is unreadable: nothing is rolled back on the word of code that does not work.
+A failing observation makes its resource unreadable, with the reason. A failing comparison says nothing about the state,
+so from then on the whole kind is unreadable: nothing is rolled back because of code that does not work.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ WHY_MAX: Final = 200
 
 
 class Guarded(Kind):
-    """The same kind, which raises nothing but what ``Kind`` allows."""
+    """The same kind, but it raises only what ``Kind`` allows."""
 
     def __init__(self, inner: Kind) -> None:
-        """Raises ConfigError for one that lacks what every kind has to say."""
+        """Raises ConfigError for a kind that lacks required attributes."""
         self._inner, self.name = inner, inner.name
         self._broken = ""  # why nothing of this kind can be read
         dimension, severity = getattr(inner, "dimension", None), inner.severity
@@ -40,7 +40,7 @@ class Guarded(Kind):
         self.off_loop = bool(inner.off_loop)
         self.is_path, self.bears, self.carried = bool(inner.is_path), bool(inner.bears), bool(inner.carried)
         self.always_read, self.reads_path = bool(inner.always_read), bool(inner.reads_path)
-        self.walked = False  # what is walked for are files
+        self.walked = False  # walking is for files
         self.steady, self.asked_anyway = bool(inner.steady), bool(inner.asked_anyway)
         self.one_line, self.all_secret = bool(inner.one_line), bool(inner.all_secret)
         self.spelling, self.ignored = str(inner.spelling), self._texts("ignored")
@@ -58,7 +58,7 @@ class Guarded(Kind):
         return f"{self.name}: {type(exc).__name__}: {exc}"[:WHY_MAX]
 
     def _or(self, otherwise: T, method: Callable[..., T], *args: Any, **more: Any) -> T:
-        """What the kind says; ``otherwise`` where its code breaks."""
+        """The kind's answer; ``otherwise`` if its code fails."""
         try:
             return method(*args, **more)
         except Exception as exc:
@@ -159,10 +159,10 @@ class Guarded(Kind):
             raise RestoreError(self._why(exc)) from exc
 
     def goes_ahead(self, step: Step) -> bool:
-        return False  # what is written ahead are files
+        return False  # writing ahead is for files
 
     def first_look(self, name: str, keep: Keep, signed: dict[str, bytes] | None) -> Observation:
-        return self.observe(name)  # a signature of somebody else's stands for nothing
+        return self.observe(name)  # signatures of other packages are not trusted
 
     def carry(self, name: str, step: Step, keep: Keep) -> Saved:
         try:
@@ -188,7 +188,7 @@ class Guarded(Kind):
         return lambda name, seen: self._or("", lambda: str(remark(name, seen)))
 
     def of_mount(self, entry: MountEntry) -> tuple[str, Attrs] | None:
-        return None  # what is mounted is told by who watches the mount table
+        return None  # only pact's own kind reports mounts
 
     def preflight(self, name: str, step: Step, keep: Keep) -> Saved:
         try:
@@ -206,13 +206,13 @@ class Guarded(Kind):
         return self._or(False, lambda: bool(self._inner.turns(step)))
 
     def shifts(self, step: Step) -> bool:
-        return self._or(True, lambda: bool(self._inner.shifts(step)))  # what lies below is looked at once more
+        return self._or(True, lambda: bool(self._inner.shifts(step)))  # what lies below is observed once more
 
     def directory(self, name: str) -> str:
         return self._or("", lambda: self._id(self._inner.directory(name)))
 
     def _id(self, resource: Any) -> str:
-        """Raises ValueError for what is neither an id nor empty."""
+        """The id. Raises ValueError for a text that is neither an id nor empty."""
         if resource:
             split_id(resource)
         return str(resource or "")
@@ -223,7 +223,7 @@ class Guarded(Kind):
     def is_anothers(self, actual: Attrs, known: Sequence[Attrs]) -> bool:
         return self._or(
             True, lambda: bool(self._inner.is_anothers(actual, known))
-        )  # who cannot say must not overwrite it
+        )  # if the kind cannot say, it must not overwrite it
 
     def half_done(self, step: Step, seen: Attrs | None) -> bool:
         return self._or(False, lambda: bool(self._inner.half_done(step, seen)))
@@ -238,7 +238,7 @@ class Guarded(Kind):
         return self._or(True, self._inner.disturbs, step)
 
     def in_use(self, name: str, step: Step) -> bool | None:
-        broken: bool | None = True  # who cannot say must not take it away
+        broken: bool | None = True  # if the kind cannot say, it must not take it away
         return self._or(broken, lambda: None if (said := self._inner.in_use(name, step)) is None else bool(said))
 
     def roots(self, name: str, step: Step) -> list[bytes]:
@@ -281,7 +281,7 @@ class Guarded(Kind):
         return self._or(None, self._inner.of_path, path)
 
     def source(self) -> Source | None:
-        return self._inner.source()  # ``Sources`` gives up one that breaks
+        return self._inner.source()  # ``Sources`` stops using one that fails
 
     def undeclarable(self, attrs: Attrs | None) -> str:
         return self._or("something of which its code cannot tell", lambda: str(self._inner.undeclarable(attrs)))

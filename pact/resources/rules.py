@@ -1,4 +1,4 @@
-"""What the kinds say of how their resources stand to each other, as the core takes it."""
+"""How the resources of kinds relate to each other, in the form for the core."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from pact.resources import KINDS
 
 
 def nature(resource: str) -> Nature:
-    """Of a resource, by its id."""
+    """The nature of a resource, by its id."""
     return KINDS[resource.partition(":")[0]]
 
 
 def moved_by(kinds: Set[str]) -> tuple[str, ...]:
-    """What the ids begin with that may move when resources of these kinds are written."""
+    """The id prefixes of resources that may move when resources of these kinds are written."""
     return tuple(f"{k.name}:" for k in KINDS.values() if not kinds.isdisjoint(k.moved_by))
 
 
 class KindRules:
-    """The part of ``core.node.ledger.Rules`` that is the same on a real machine and on a virtual one."""
+    """The part of ``core.node.ledger.Rules`` that is the same on a real machine and on a simulated one."""
 
     def nature(self, resource: str) -> Nature:
         return nature(resource)

@@ -1,4 +1,4 @@
-"""What kinds take and give: values without any knowledge of their own."""
+"""Arguments and results of kinds: values without knowledge of their own."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from typing import Any, Final, Protocol
 
 from pact.model import Declared, Observation
 
-#: So much of contents is in memory at once, and one content more, on its way to the store.
+#: How many bytes of contents are in memory at once, besides one content on its way to the store.
 PIECE_BYTES: Final = 2 << 20
 STORE_FULL: Final = "the content store is full (raise [state] store_limit)"
 
 
 @dataclass(slots=True)
 class Keep:
-    """Contents met while observing that are to be kept: at most ``limit`` bytes each and ``room`` bytes together.
+    """Contents to be kept that an observation meets: at most ``limit`` bytes each and ``room`` bytes together.
 
-    ``blobs`` maps SHA-256 (hex) to content, as long as it is in memory; ``known`` has the digests of all that is kept.
-    ``unkept`` says why a resource's content is not; ``full`` names those for which the store has no room. What is
-    ``stored`` already takes none. ``looked`` has by name what was just seen, and whether that is a secret: it need not
-    be read again for being reckoned with. ``spill`` takes contents away whenever there are ``PIECE_BYTES`` of them.
-    Without ``hold`` contents are only reckoned with, and nothing of them stays in memory.
+    ``blobs`` maps SHA-256 (hex) to content, while it is in memory; ``known`` has the digests of all kept contents.
+    ``unkept`` says why a resource's content is not kept; ``full`` names resources for whose content the store has no
+    room. Contents that are already ``stored`` need no room. ``looked`` has by name the last observation, and whether it
+    is secret: counting it needs no second read. ``spill`` takes contents away whenever there are ``PIECE_BYTES`` of
+    them. Without ``hold`` contents are only counted, and do not stay in memory.
     """
 
     limit: int
@@ -37,7 +37,7 @@ class Keep:
     held: int = 0
 
     def take(self, resource: str, digest: str, size: int, content: bytes | None) -> None:
-        """``content`` of ``size`` bytes was met; ``None`` where it was not read into memory."""
+        """A ``content`` of ``size`` bytes was met; ``None`` if it was not read into memory."""
         if digest in self.known:
             return
         if size > self.limit or (self.hold and content is None):
@@ -55,7 +55,7 @@ class Keep:
             self.empty()
 
     def empty(self) -> None:
-        """Give what is in memory to ``spill``."""
+        """Give the contents in memory to ``spill``."""
         if self.spill is not None and self.blobs:
             blobs, self.blobs, self.held = self.blobs, {}, 0
             self.spill(blobs)
@@ -63,8 +63,8 @@ class Keep:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One entry of a declared-state file, read: its value, the contents that came with it, and the files that these
-    were read from.
+    """One entry of a declared-state file after reading: its value, its contents, and the files from which they were
+    read.
     """
 
     declared: Declared
@@ -74,9 +74,8 @@ class Entry:
 
 @dataclass(slots=True)
 class Found:
-    """What ``discover`` met: names that can be adopted, and how many were passed over, by reason.
-
-    ``exact``: the pattern is a name, also where it looks like a pattern: what exists under that very name is meant.
+    """The result of ``discover``: names that can be adopted, and how many were skipped, by reason. ``exact``: the
+    pattern is a name, even if it looks like a pattern, because a thing with exactly that name exists.
     """
 
     names: Iterator[str]
@@ -86,8 +85,8 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """``seen``: an observation without contents; ``inode``: device and inode of what was seen, if it is a file;
-    ``open``: anybody could get at it by its name.
+    """``seen``: an observation without contents; ``inode``: device and inode of a file; ``open``: everybody could reach
+    it by its name.
     """
 
     seen: Observation
@@ -98,7 +97,7 @@ class Held:
 @dataclass(frozen=True, slots=True)
 class Saved:
     """What ``preflight`` found out about one step: why it must not run, what is kept of the present state, and what
-    else a person should know beforehand. ``inside``: by id, what is kept of others that go with it.
+    else a person should know beforehand. ``inside``: by id, what is kept of other resources that go with it.
     """
 
     refusal: str = ""
@@ -109,8 +108,8 @@ class Saved:
 
 @dataclass(frozen=True, slots=True)
 class Among:
-    """What a plan knows beside one step. ``ahead``: new contents that were written before their turn
-    (``support.ahead.Ahead``). ``saves``: by id, what the plan's record names as kept, where that is given.
+    """The plan's knowledge beside one step. ``ahead``: new contents that were written before their turn
+    (``support.ahead.Ahead``). ``saves``: by id, what the plan's record names as kept, if given.
     """
 
     ahead: object = None
@@ -122,8 +121,8 @@ Blobs = Callable[[str], bytes | None]
 
 @dataclass(frozen=True, slots=True)
 class Drained:
-    """What a source has seen: names, each with the process that did it (0: nobody knows). ``lost``: why it has missed
-    some, and every resource of the kind has to be looked at.
+    """What a source has seen: names, each with the process that did it (0: unknown). ``lost``: why it has missed some,
+    so that every resource of the kind must be observed.
     """
 
     changed: Sequence[tuple[str, int]] = ()
@@ -131,23 +130,23 @@ class Drained:
 
 
 class Source(Protocol):
-    """Where events of one kind come from, beside paths. Used by the loop alone, and never for long: what waits belongs
-    behind ``fileno``. An exception makes the kind be polled from then on, and is said.
+    """A source of events for one kind, besides paths. Only the loop uses it, and never for long: waiting belongs behind
+    ``fileno``. After an exception the kind is polled, and the exception is logged.
     """
 
     def fileno(self) -> int:
         """Readable when there is something to drain."""
 
     def drain(self) -> Drained:
-        """Take what was seen, without blocking."""
+        """Take what the source has seen, without blocking."""
 
     def want(self, name: str) -> None:
-        """This one is declared from now on. Twice is once."""
+        """This resource is declared from now on. Calling it twice has the same effect as once."""
 
     def unwant(self, name: str) -> None:
-        """It is declared no more."""
+        """This resource is no longer declared."""
 
     def health(self) -> str:
-        """``ok``, or why it does not see."""
+        """``ok``, or why it does not work."""
 
     def close(self) -> None: ...

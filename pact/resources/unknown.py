@@ -1,4 +1,4 @@
-"""A kind that is not installed: what the journal names of it is unreadable, and stays as it is."""
+"""A kind that is not installed: resources of it in the journal are unreadable, and stay as they are."""
 
 from __future__ import annotations
 
@@ -42,4 +42,4 @@ class Unknown(Kind):
         raise ValueError(self.why)
 
     def secret(self, attrs: Attrs | None) -> bool:
-        return True  # who knows what it is
+        return True  # nobody knows what it is

@@ -1,1 +1,1 @@
-"""The kinds of resources: one file each."""
+"""The kinds of resources: one file for each."""

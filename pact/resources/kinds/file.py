@@ -60,9 +60,9 @@ KEYS: Final = frozenset(
         "flags",
     }
 )
-#: What of these can be declared.
+#: The types that can be declared.
 DECLARABLE: Final = frozenset({"file", "directory", "symlink"})
-#: What makes it another one than it was.
+#: The attributes that make it a different file.
 CONTENT: Final = ("type", "sha256", "target")
 
 
@@ -140,10 +140,11 @@ class File(Kind):
     def look(
         self, name: str, keep: Keep | None = None, *, private: bool = False, signed: dict[str, bytes] | None = None
     ) -> tuple[Observation, bool]:
-        """What is there. With ``private`` also whether its content, as it was read, is not for everybody: by its own
-        mode, or because of a directory on the way, asked of the very directory that it was read from.  # S2
+        """The present state. With ``private`` also whether its content, as it was read, is secret: because of its own
+        mode, or of a directory on the way, checked on the directory from which it was read.  # S2
 
-        ``signed`` gets the signature of a regular file, if it is one that says something."""
+        ``signed`` gets the signature of a regular file, if the signature is reliable.
+        """
         try:
             dirfd, leaf, straight = open_parent(decode_name(name))
         except (FileNotFoundError, NotADirectoryError):
@@ -167,7 +168,7 @@ class File(Kind):
             os.close(dirfd)
 
     def is_still(self, name: str, signature: bytes) -> bool:
-        """A regular file is as it was when it was signed, but for what a mapping may have written since."""
+        """Whether a regular file is the same as when it was signed; writes through a mapping may be missed."""
         try:
             dirfd, leaf, _ = open_parent(decode_name(name))
         except (OSError, ValueError):
@@ -214,7 +215,8 @@ class File(Kind):
         return not any(_is_same(actual, k) for k in known)
 
     def half_done(self, step: Step, seen: Attrs | None) -> bool:
-        """Also between owner, mode, attributes and flags: its content is what it was or is to be."""
+        """Also between the changes of owner, mode, attributes and flags: then its content is the old one or the new
+        one."""
         if seen is None:
             return super().half_done(step, seen)
         return any(_is_same(seen, end) for end in (step.actual, step.target) if end is not None)
@@ -222,7 +224,7 @@ class File(Kind):
     # -- restoring ----------------------------------------------------------------------------------------------
 
     def preflight(self, name: str, step: Step, keep: Keep) -> Saved:
-        """Keep what will be overwritten: content up to the limit; what is larger must be moved aside by a person."""
+        """Keep the content that will be overwritten, up to the limit; a person must move a larger one away."""
         actual, target = step.actual, step.target
         save: dict[str, Any] = {"attrs": actual}
         if why := stuck(actual, target):
@@ -246,7 +248,7 @@ class File(Kind):
         return Saved("", save, self._other_names(name, step))
 
     def _reckoned(self, name: str, keep: Keep) -> tuple[Observation, bool]:
-        """What is there, as ``look`` says it; its content counts as kept, if it may be."""
+        """The present state, as ``look`` returns it; its content is counted as kept, if it may be."""
         looked = None if keep.hold else keep.looked.pop(name, None)
         if looked is None:
             return self.look(name, keep, private=True)
@@ -256,7 +258,7 @@ class File(Kind):
         return looked
 
     def _other_names(self, name: str, step: Step) -> str:
-        """What is replaced has other names, which keep the content that it has now."""
+        """Reports other names of a replaced file: they keep its present content."""
         if step.target is None or step.actual is None or step.actual["type"] != "file" or not self._content_goes(step):
             return ""
         try:
@@ -292,10 +294,11 @@ class File(Kind):
         return step.target is not None and bool(step.target["type"] == "file")
 
     def first_look(self, name: str, keep: Keep, signed: dict[str, bytes] | None) -> Observation:
-        """Also whether it is a secret, while it is being read."""
+        """Also finds out whether it is secret, while it is being read."""
         if keep.hold:
             return self.observe(name)
-        signs = signed is not None and not hangs(decode_name(name))  # the times of another machine's clock say less
+        # times from another machine's clock are less reliable
+        signs = signed is not None and not hangs(decode_name(name))
         keep.looked[name] = seen, _ = self.look(name, private=True, signed=signed if signs else None)
         return seen
 
@@ -313,14 +316,14 @@ class File(Kind):
         return Saved("", save)
 
     def left_behind(self, name: str, step: Step) -> str:
-        """A link leads elsewhere; not out of a closed directory.  # S2"""
+        """The target of a replaced link stays; it is not named for a link in a closed directory.  # S2"""
         if step.actual is None or not self.turns(step):
             return ""
         led = str(step.actual["target"]) if self.reachable(name) else "what it led to"
         return f"{step.id}: what lies in {led} stays there"
 
     def in_use(self, name: str, step: Step) -> bool | None:
-        """A write lease is granted only where nobody has the file open."""
+        """The kernel grants a write lease only if no process has the file open."""
         if step.actual is None:
             return False
         if step.actual["type"] == "symlink":
@@ -335,7 +338,7 @@ class File(Kind):
         return [decode_name(name)]
 
     def holders(self, name: str, step: Step, resource: str) -> list[Holder]:
-        """Loop devices that stand on it: no process has it open."""
+        """Loop devices on this file: no process has it open."""
         if step.actual is None or step.actual["type"] != "file":
             return []
         return [Holder(resource, 0, "loop", device) for device in on_file(decode_name(name), step.inode)]
@@ -347,7 +350,7 @@ class File(Kind):
         return glance(decode_name(name))
 
     def presence(self, name: str) -> Observation:
-        """Its metadata. No link is followed that others can turn."""
+        """Its metadata. A link that other accounts can replace is not followed."""
         try:
             dirfd, leaf, _ = open_parent(decode_name(name))
             try:
@@ -360,7 +363,7 @@ class File(Kind):
             return Unreadable(f"file: {exc}")
 
     def held(self, name: str) -> Held:
-        """Without a link that others can turn, all of one descriptor of its directory."""
+        """Follows no link that other accounts can replace; all of it comes from one descriptor of its directory."""
         try:
             dirfd, leaf, straight = open_parent(decode_name(name))
         except (FileNotFoundError, NotADirectoryError):
@@ -399,8 +402,8 @@ class File(Kind):
         return self.secret(attrs) and attrs is not None and ("mode" in attrs or bool(attrs.get("secret")))
 
     def marked(self, name: str, attrs: Attrs | None) -> Attrs | None:
-        """``secret`` where a directory on the way is closed now (what is mounted there may be gone when it is shown),
-        or where no mode is declared, and the file that is there is not world-readable."""
+        """Adds ``secret`` if a directory on the way is closed now (a mount there may be gone when the value is shown),
+        or if no mode is declared and the present file is not world-readable."""
         if attrs is None or "sha256" not in attrs:
             return attrs
         open_to_all = enterable(decode_name(name)) is not False
@@ -457,12 +460,13 @@ def _is_same(one: Attrs, other: Attrs) -> bool:
 
 
 def _led(attrs: Attrs | None) -> str | None:
-    """Where a link leads. A directory that comes or goes is empty: nothing is seen below it that was not before."""
+    """The target of a link. A directory that comes or goes is empty: nothing is seen below it that was not seen
+    before."""
     return attrs.get("target", "") if attrs is not None and attrs.get("type") == "symlink" else None
 
 
 def leased(path: bytes) -> bool | None:
-    """True if somebody has the regular file open, False if surely nobody, None where leases cannot say."""
+    """True if a process has the regular file open, False if surely none has, None if leases cannot tell."""
     try:
         dirfd, leaf, _ = open_parent(path)
     except (OSError, ValueError):

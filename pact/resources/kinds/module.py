@@ -1,7 +1,7 @@
-"""Kernel modules. Attributes: ``state`` (``loaded``) and ``parameters`` (only those that are declared are compared);
-``secret`` names the parameters that not everybody may read.
+"""Kernel modules. Attributes: ``state`` (``loaded``) and ``parameters`` (only declared ones are compared); ``secret``
+names the parameters that not everybody may read.
 
-Absent is ``None``: not loaded. What is built into the kernel counts as loaded and cannot be unloaded.
+Absent is ``None``: not loaded. A module that is built into the kernel counts as loaded and cannot be unloaded.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ BUILT_IN: Final = "it is built into the kernel"
 
 
 class Module(Kind):
-    """``sys`` and ``modprobe`` can be set for machines without loadable modules, where only the parsing can be run."""
+    """``sys`` and ``modprobe`` can be set for machines without loadable modules, where only the parsing can be
+    tested."""
 
     name = "module"
     dimension, severity = "kernel", 0.1
@@ -121,14 +122,14 @@ class Module(Kind):
 
     @staticmethod
     def _closed(top: str, parameters: Iterable[str]) -> list[str]:
-        """Those of these parameters that an ordinary account cannot read, or that cannot be looked at at all.  # S2"""
+        """Those of these parameters that an ordinary account cannot read, or that cannot be examined at all.  # S2"""
         out = []
         for name in sorted(parameters):
             try:
                 if os.lstat(f"{top}/parameters/{name}").st_mode & 0o004:
                     continue
             except OSError:
-                pass  # it is not loaded, or this one is shown to nobody
+                pass  # the module is not loaded, or nobody may read this parameter
             out.append(name)
         return out
 
@@ -136,7 +137,7 @@ class Module(Kind):
         return bool(attrs and attrs.get("secret"))
 
     def marked(self, name: str, attrs: Attrs | None) -> Attrs | None:
-        """``secret`` by the modes of the live files: a declaration cannot say it."""
+        """Adds ``secret`` from the modes of the live files: a declaration cannot say it."""
         closed = self._closed(f"{self.sys}/{name}", attrs["parameters"]) if attrs and "parameters" in attrs else []
         return {**(attrs or {}), "secret": closed} if closed else attrs
 
@@ -167,7 +168,7 @@ class Module(Kind):
                     raise RestoreError(f"parameter {key}: {os.strerror(exc.errno or 0).lower()}; reload it") from None
 
     def preflight(self, name: str, step: Step, keep: Keep) -> Saved:
-        """Whether modprobe would find it; nothing is loaded to find out."""
+        """Whether modprobe would find the module; nothing is loaded to find out."""
         save = {"attrs": step.actual}
         if step.target is not None and step.actual is None:
             try:
@@ -218,7 +219,8 @@ class Module(Kind):
 
 
 def _same(actual: str | None, declared: str) -> bool:
-    """Booleans are read as Y and N and written as 1 and 0; numbers are numbers in any base, also in arrays.  # D5"""
+    """Whether two values are equal: booleans are read as Y and N and written as 1 and 0; numbers may have any base,
+    also in arrays.  # D5"""
     if actual is None:
         return False
     spelled = {"Y": "1", "N": "0", "y": "1", "n": "0"}

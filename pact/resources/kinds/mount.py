@@ -1,7 +1,7 @@
-"""Mounts. Attributes: ``source``, ``fstype``, ``options`` (sorted; only those that are declared are compared).
+"""Mounts. Attributes: ``source``, ``fstype``, ``options`` (sorted; only declared ones are compared).
 
-Restoring uses mount(8), which knows every file system's helper; unmounting asks the kernel plainly and never lazily.
-What is mounted over a declared mount and is not declared is taken off first, if nobody uses it; what lies below stays.
+Restoring uses mount(8), which knows every file system's helper; unmounting asks the kernel directly and never lazily.
+An undeclared mount over a declared one is taken off first, if nothing uses it; mounts below stay.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ ORIGIN: Final = ("source", "fstype", "root")
 STACK_MAX: Final = 16
 PASSED_PATHS: Final = ("/run", "/proc", "/sys", "/dev", "/var/lib/docker", "/var/lib/containers", "/var/lib/kubelet")
 
-#: Of a mount of a directory that is mounted elsewhere only these are its own, the others its file system's.
+#: A bind mount has only these flags of its own; its other options belong to the file system.
 OWN_FLAGS: Final = frozenset(
     {
         "ro",
@@ -80,7 +80,7 @@ OWN_FLAGS: Final = frozenset(
         "nosymfollow",
     }
 )
-#: Mounted when somebody looks, and perhaps not for long.
+#: Mounted at first access, and perhaps not for long.
 ON_DEMAND: Final = "x-systemd.automount"
 LOOP_OPTIONS: Final = frozenset({"loop", "offset", "sizelimit"})
 KEYS: Final = frozenset({"source", "fstype", "options", "type", "root"})
@@ -149,7 +149,7 @@ class Mount(Kind):
         return encode_name(entry.mount_point), attrs_of(entry)
 
     def stack(self, name: str) -> list[MountEntry]:
-        """The mounts at this very point, the visible one last."""
+        """The mounts at this point, the visible one last."""
         return Stacks(read_mounts()).at(decode_name(name))
 
     def top(self, name: str) -> MountEntry | None:
@@ -161,16 +161,16 @@ class Mount(Kind):
             return 0 if actual is None or is_trigger(actual) else WHOLE_N
         if actual is None:
             return WHOLE_N
-        if is_trigger(declared):  # what it has mounted on itself is its work
+        if is_trigger(declared):  # what an automounter mounts on itself is its own work
             return 0 if declared["source"] in (actual["source"], actual.get("trigger")) else WHOLE_N
         if is_trigger(actual) and (ON_DEMAND in declared["options"] or declared.get("trigger") == actual["source"]):
-            return 0  # adopted on a trigger, it is mounted on demand too
+            return 0  # adopted while only the trigger was there, it is mounted on demand too
         if not same_origin(declared, actual):
             return WHOLE_N
         return 0 if _as_declared(declared, declared["options"], actual) else HALF_N
 
     def keep_in(self, directory: str, boot_id: str) -> Sequence[str]:
-        """What mounts have shown before, and what stood below another one."""
+        """Keep what mounts have shown before, and which mounts lay below another one."""
         MEMORY.keep_in(os.path.join(directory, "mounts-seen"), boot_id)
         return ()
 
@@ -183,7 +183,7 @@ class Mount(Kind):
         return True
 
     def half_done(self, step: Step, seen: Attrs | None) -> bool:
-        """Also before the unmounting of what had been made read-only for it."""
+        """Also before the unmounting of a mount that had been made read-only for it."""
         if seen is None or step.actual is None:
             return super().half_done(step, seen)
         return but_for_writing(seen) == but_for_writing(step.actual)
@@ -199,15 +199,16 @@ class Mount(Kind):
         return Saved(f"{step.id}: {lost}" if lost else "", {"attrs": step.actual}, inside=files)
 
     def disturbs(self, step: Step) -> bool:
-        """A remount leaves everybody what he has; the kernel itself refuses to make read-only what is being written."""
+        """A remount takes nothing away from consumers; the kernel itself refuses to make a mount read-only that is
+        being written."""
         return step.target is None or step.actual is None or not same_origin(step.target, step.actual)
 
     def restore(self, name: str, step: Step, blobs: Blobs) -> None:
         self.restore_kept(name, step, blobs, None)
 
     def restore_kept(self, name: str, step: Step, blobs: Blobs, saves: Mapping[str, Mapping[str, Any]] | None) -> None:
-        """The top mount alone is the resource. What stands on the declared one is taken off, what is below stays.
-        ``saves``: what the record of the plan names as kept of a file system in memory."""
+        """Only the top mount is the resource. Mounts on the declared one are taken off, mounts below stay. ``saves``:
+        what the plan's record names as kept of a file system in memory."""
         target, mounted = step.target, False
         known = {m.mount_id for m in self._decided_about(name, step)}
         for _ in range(STACK_MAX):
@@ -217,7 +218,7 @@ class Mount(Kind):
             actual = seen_of(stack) if stack else None
             if self.distance_n(target, actual) == 0:
                 return
-            if mounted:  # somebody may use it by now, and the next one would be no better
+            if mounted:  # a process may use it by now, and another attempt would give the same result
                 assert target is not None
                 if actual is not None and same_origin(target, actual):
                     MEMORY.took(stack[-1], target["options"], actual)
@@ -237,7 +238,7 @@ class Mount(Kind):
         raise RestoreError("more mounts on top of each other than can be taken off")
 
     def _decided_about(self, name: str, step: Step) -> list[MountEntry]:
-        """What is mounted there, from the same place as what was decided about.  # R12"""
+        """The present stack, if its top comes from the same source as the mount decided about.  # R12"""
         stack, decided = self.stack(name), step.actual
         now = attrs_of(stack[-1]) if stack else None
         if now is not None and decided is not None and any(now.get(k) != decided.get(k) for k in ORIGIN):
@@ -264,7 +265,7 @@ class Mount(Kind):
         except (OSError, RestoreError):
             if frozen:
                 syscalls.mount_read_only(place, False)
-                LOOSE.end(frozen)  # not where that failed: the next start tries it
+                LOOSE.end(frozen)  # not if that failed: the next start tries again
             raise
         if frozen:
             LOOSE.end(frozen)
@@ -294,11 +295,11 @@ class Mount(Kind):
         kept = [o for o in actual["options"] if o not in gone and o.partition("=")[0] not in keys and o not in declared]
         words = [*kept, *declared]
         if "root" in actual or is_bind(target) or self._is_shared(name, target, actual):
-            # its file system, which others use too, is left alone
+            # other mounts use its file system, too: that is left as it is
             words = ["bind", *(o for o in words if o in OWN_FLAGS)]
         options = ",".join(["remount", *words])
-        # What it has now is named already. Merged by mount(8), an old noatime would win over a new relatime; a server's
-        # file system may need what only fstab knows.
+        # The command names all present options already. If mount(8) merged them, an old noatime would win over a new
+        # relatime; a server's file system may need options that only fstab has.
         merged = [] if is_remote(actual["fstype"]) else [b"--options-mode", b"ignore"]
         with _standing(decode_name(name), actual["fstype"]) as (place, fds):
             plain = [b"--no-canonicalize"] if fds else []
@@ -306,7 +307,7 @@ class Mount(Kind):
             run_tool("mount", MOUNT_TIMEOUT_S, command, fds)
 
     def _is_shared(self, name: str, target: Attrs, actual: Attrs) -> bool:
-        """Its file system is mounted elsewhere too, and only flags of this very mount are to be mended."""
+        """Whether its file system is mounted elsewhere too, and only flags of this mount must be repaired."""
         entry = self.top(name)
         lacking = [o for o in target["options"] if not _as_declared(target, [o], actual)]
         return (
@@ -322,31 +323,31 @@ class Mount(Kind):
     # -- consumers ----------------------------------------------------------------------------------------------
 
     def leaves_with(self, holder: Holder, names: Collection[str]) -> bool:
-        """A mount inside that the same plan takes care of holds nothing up."""
+        """A mount inside this one that the same plan takes off does not block."""
         return holder.how == "mount" and holder.pid == 0 and holder.path in names
 
     def is_unsure(self, name: str, said: Mapping[str, bool | None]) -> bool:
         return not self._is_answered_for(name, said)
 
     def _is_answered_for(self, name: str, said: Mapping[str, bool | None]) -> bool:
-        """The kernel answers for a mount with mounts inside only when those are gone (MNT_EXPIRE refuses it as busy).
+        """The kernel answers for a mount with mounts inside only after those are gone (MNT_EXPIRE refuses it as busy).
 
-        Where all of them leave with the same plan, and the kernel calls each idle, the scan of /proc is believed for
-        the outer one although it could not read every process. That gambles with nobody's data: the plan unmounts from
-        the inside out, and the plain umount2 of the outer one asks the kernel again. A user whom nobody could see makes
-        the change ``failed``, with the idle inner mounts gone.
+        If all of them leave with the same plan, and the kernel calls each idle, the scan of /proc decides about the
+        outer one although it could not read every process. That puts no data at risk: the plan unmounts from the inside
+        out, and the plain umount2 of the outer one asks the kernel again. A consumer that nothing showed makes the
+        change ``failed``, with the idle inner mounts gone.
         """
         entry = self.top(name)
         within = [encode_name(m.mount_point) for m in inside(entry)] if entry is not None else []
         for inner in within:
-            answer = said.get(f"mount:{inner}", True)  # one that stays is a holder
+            answer = said.get(f"mount:{inner}", True)  # a mount that stays is a holder
             if answer is True or (answer is None and not self._is_answered_for(inner, said)):
                 return False
         return bool(within)
 
     def in_use(self, name: str, step: Step) -> bool | None:
-        """Ask the kernel with MNT_EXPIRE; not for network mounts, which may hang, nor where mounts lie inside. Where
-        unmounting goes further than this mount, its copies are asked in turn.  # F5"""
+        """Ask the kernel with MNT_EXPIRE; not for network mounts, which may hang, nor with mounts inside. If the
+        unmounting reaches copies of this mount, they are asked in turn.  # F5"""
         if step.actual is None:
             return False
         stack = self.stack(name)
@@ -362,7 +363,7 @@ class Mount(Kind):
         return [decode_name(name)] if step.actual is not None else []
 
     def covers(self, name: str, step: Step) -> bool:
-        """More than the visible mount leaves."""
+        """Whether more than the visible mount leaves."""
         stack = self.stack(name)
         return len(stack) > 1 and _leaves(step.target, stack) and _leaves(step.target, stack[:-1])
 
@@ -396,7 +397,7 @@ class Mount(Kind):
         return compile_pattern(pattern.encode("utf-8", "surrogateescape")).match(decode_name(name)) is not None
 
     def newcomers(self, pattern: str) -> set[str]:
-        """What an automounter mounts, on its own mount or below it, is its work and nobody's news."""
+        """Without the mounts of an automounter, on its own mount or below it: they are its work, not new things."""
         tops = [encode_name(m.mount_point) for m in read_mounts() if m.fstype == AUTOFS]
         return {n for n in super().newcomers(pattern) if not any(n == t or below(n, t) for t in tops)}
 
@@ -419,8 +420,8 @@ class Mount(Kind):
 
 
 def _leaves(target: Attrs | None, stack: Sequence[MountEntry]) -> bool:
-    """Bringing ``target`` back takes the visible mount off: always where the declared one lies below it. Else not an
-    automounter, nor what stood below another mount before: the declared one is mounted over these."""
+    """Whether bringing ``target`` back takes the visible mount off: always if the declared one lies below it. Otherwise
+    not if it is an automounter, or stood below another mount before: the declared one is mounted over these."""
     actual = seen_of(stack)
     if target is None or same_origin(target, actual):
         return target is None and not is_trigger(actual)
@@ -430,19 +431,19 @@ def _leaves(target: Attrs | None, stack: Sequence[MountEntry]) -> bool:
 
 
 def _stays_idle(target: Attrs | None, stack: Sequence[MountEntry]) -> bool:
-    """The visible mount is left as it is, and the declared one comes over it."""
+    """Whether the visible mount stays as it is, and the declared one is mounted over it."""
     return target is not None and not same_origin(target, seen_of(stack)) and not _leaves(target, stack)
 
 
 def _as_declared(declared: Attrs, options: Sequence[str], actual: Attrs) -> bool:
-    """These options, of the declared ones, are in force."""
+    """Whether these declared options are in force."""
     if is_bind(declared):
         options = [o for o in options if o in OWN_FLAGS]
     return conforms(options, actual["options"], actual["fstype"], actual.get("was", ()), meant(options, actual))
 
 
 def _kernel_options(target: Attrs) -> list[str]:
-    """What mount(8) is told; in the background nobody would see it fail."""
+    """The options for mount(8); without ``bg``, because nobody would see a failure in the background."""
     return [
         o
         for o in strict(target["options"])
@@ -452,7 +453,7 @@ def _kernel_options(target: Attrs) -> list[str]:
 
 @contextmanager
 def _origin(source: bytes, bound: bytes, options: Sequence[str]) -> Iterator[tuple[bytes, tuple[int, ...]]]:
-    """What is bound, or the image under a loop device, as it is named to mount(8)."""
+    """The source of a bind mount, or the image under a loop device, in the form for mount(8)."""
     if (not bound and "loop" not in options) or not source.startswith(b"/") or hangs(source):
         yield source, ()
         return
@@ -462,7 +463,7 @@ def _origin(source: bytes, bound: bytes, options: Sequence[str]) -> Iterator[tup
 
 @contextmanager
 def _standing(path: bytes, fstype: str) -> Iterator[tuple[bytes, tuple[int, ...]]]:
-    """A mount that is there, as it is named to mount(8)."""
+    """An existing mount, in the form for mount(8)."""
     if not turnable(path):
         yield path, ()
         return
@@ -476,7 +477,7 @@ def _standing(path: bytes, fstype: str) -> Iterator[tuple[bytes, tuple[int, ...]
 
 
 def _unlike(target: Attrs, actual: Attrs | None) -> str:
-    """What a mount has that is not as declared, for people."""
+    """How the mount differs from its declaration, for people."""
     if actual is None:
         return "nothing is mounted"
     if not same_origin(target, actual):
@@ -486,9 +487,10 @@ def _unlike(target: Attrs, actual: Attrs | None) -> str:
 
 
 def _freeze(entry: MountEntry, place: bytes) -> int:
-    """Where it could be written between the last look and its unmounting, nobody writes any more. 0 where that cannot
-    be, or is so already: then the look right before is all there is, and who has it open is told by umount. Else a
-    number: it is on record, and taken back when a kill comes between.  # R11"""
+    """Make a file system in memory read-only, so that nothing is written between the last observation and its
+    unmounting. Returns 0 if that is impossible or is already so: then the observation right before must do, and umount
+    fails if it is open. Otherwise returns a number: the step is on record, and is taken back if a kill comes in
+    between.  # R11"""
     if entry.fstype not in MEMORY_TYPES or b"ro" in entry.options:
         return 0
     try:

@@ -1,4 +1,4 @@
-"""File systems in memory: what they hold ends with their last mount, so it is kept before they are taken off.  # R4"""
+"""File systems in memory: their contents end with their last mount, so they are kept before the unmounting.  # R4"""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ BYTES_MAX: Final = 16 << 20
 
 
 def keep_contents(entry: MountEntry, mounts: Iterable[MountEntry], keep: Keep) -> tuple[dict[str, Any], str]:
-    """What unmounting would destroy, kept: saves by resource id, and why it must not be taken off (``""``: it may).
+    """Keep what unmounting would destroy. Returns saves by resource id, and why it must not be unmounted (``""``: it
+    may).
 
-    Regular files with their contents, links with their targets. Empty directories, sockets and pipes are nobody's work;
-    what is mounted below lies elsewhere; what is mounted elsewhere too is not lost.
+    Regular files are kept with their contents, links with their targets. Empty directories, sockets and pipes are not
+    kept; things in mounts below lie elsewhere; a file system that is also mounted elsewhere is not lost.
     """
     saves: dict[str, Any] = {}
     total = 0
@@ -40,7 +41,7 @@ def keep_contents(entry: MountEntry, mounts: Iterable[MountEntry], keep: Keep) -
                 total += seen["size"]
                 if seen["sha256"] not in keep.known or total > BYTES_MAX or len(saves) >= FILES_MAX:
                     return saves, "it holds more than can be kept, only in memory: move it away first"
-                save["sha256"], save["secret"] = seen["sha256"], secret  # S2: later its directories are gone
+                save["sha256"], save["secret"] = seen["sha256"], secret  # S2: its directories are gone later
             saves[f"file:{name}"] = save
     except OSError as exc:
         return saves, errno_text("it cannot be looked through before it is unmounted", exc)
@@ -50,8 +51,8 @@ def keep_contents(entry: MountEntry, mounts: Iterable[MountEntry], keep: Keep) -
 def require_kept(
     entry: MountEntry, mounts: Iterable[MountEntry], blobs: Blobs, saves: Mapping[str, Mapping[str, Any]] | None = None
 ) -> None:
-    """Right before it is taken off: everything in it is in the store, as ``saves`` names it, where that is given.
-    Raises RestoreError for what came since."""
+    """Right before the unmounting: check that the store has everything in it, as ``saves`` (if given) names it. Raises
+    RestoreError for newer things."""
     try:
         for path in _held(entry, mounts):
             name = encode_name(path)
@@ -63,7 +64,7 @@ def require_kept(
 
 
 def _is_kept(seen: Attrs | None, blobs: Blobs, saves: Mapping[str, Mapping[str, Any]] | None, resource: str) -> bool:
-    """Sockets and pipes are nobody's work."""
+    """Whether it is kept. Sockets and pipes need not be."""
     if seen is None or seen["type"] not in ("file", "symlink"):
         return True
     if saves is not None and saves.get(resource, {}).get("attrs") != seen:
@@ -72,7 +73,7 @@ def _is_kept(seen: Attrs | None, blobs: Blobs, saves: Mapping[str, Mapping[str, 
 
 
 def _held(entry: MountEntry, mounts: Iterable[MountEntry]) -> Iterator[bytes]:
-    """What lies in a file system in memory that is mounted nowhere else, directories left out. Raises OSError."""
+    """The paths in a file system in memory that is mounted nowhere else, without directories. Raises OSError."""
     if entry.fstype not in MEMORY_TYPES:
         return
     device = (entry.major, entry.minor)

@@ -1,8 +1,8 @@
 """Kernel parameters below /proc/sys.
 
-A name is dotted; a ``/`` in it stands for a dot within a component, as sysctl(8) writes it. Values are compared by what
-they mean to the kernel (``sysctl_text``), and by what it made of one that pact wrote (the attribute ``reads``). What
-triggers an action or latches is never adopted unless it is named.
+A name is dotted; a ``/`` in it stands for a dot within a component, as sysctl(8) writes it. Values are compared by
+their meaning for the kernel (``sysctl_text``), and by its reading of a value that pact wrote (the attribute ``reads``).
+Parameters that trigger an action or latch are adopted only by name.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ from pact.resources.support.sysctl_text import WILD, dotted, fold, same, why_not
 ROOT: Final = b"/proc/sys/"
 VALUE_MAX: Final = 65536
 SHOWN_MAX: Final = 80
-NEAR: Final = 0.8  # a key so like one of an entry's that nothing else is meant
+NEAR: Final = 0.8  # how similar a key must be to one of an entry's keys to count as a misspelling
 NO_SUCH: Final = "the kernel has no such sysctl; is its module loaded?"
 CANNOT_GO: Final = "a sysctl cannot be removed; unload the module that brings it"
 
-#: Writing these acts, cannot be taken back, or they are secrets and identities: adopted only by name.
+#: A write to one of these acts or cannot be undone, or it is a secret or an identity: adopted only by name.
 TRIGGERS: Final = (
     "vm.drop_caches",
     "vm.compact_memory",
@@ -67,10 +67,10 @@ TRIGGERS: Final = (
     "debug.*",
 )
 
-#: Secrets also where the kernel does not have them (yet), so that no file's mode can say it.
+#: Secret even while the kernel does not have them (yet), so that no mode of a file can show it.
 SECRETS: Final = ("net.ipv4.tcp_fastopen_key", "net.ipv6.conf.*.stable_secret")
 
-#: The kernel moves these by itself: they are ignored everywhere.
+#: The kernel changes these by itself: they are always ignored.
 VOLATILE: Final = (
     "fs.dentry-state",
     "fs.inode-nr",
@@ -91,7 +91,7 @@ VOLATILE: Final = (
 )
 
 
-#: Writing these changes others: they are restored first.
+#: A write to one of these changes others: they are restored first.
 LEADING: Final = ("net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding", "net.ipv4.conf.all.forwarding")
 
 
@@ -128,7 +128,7 @@ class Sysctl(Kind):
 
     def parse(self, name: str, value: Any, base_dir: str) -> Entry:
         why = why_not_literal(name)
-        if why and not os.path.exists(path_of_name(name)):  # a link may have such a name
+        if why and not os.path.exists(path_of_name(name)):  # a network link may have such a name
             raise ValueError(why)
         path_of_name(name)
         fields: dict[str, Any] = {}
@@ -150,8 +150,8 @@ class Sysctl(Kind):
         return Entry(Declared({"value": fold(text)}, **fields))
 
     def entries(self, table: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-        """Names may be written as dotted bare keys, which TOML reads as nested tables. Whoever writes a whole name in
-        quotes, or misspells what an entry takes, means an entry.
+        """Names may be written as dotted bare keys, which TOML reads as nested tables. A whole name in quotes, or a
+        misspelled key of an entry, marks an entry.
         """
         stack = [("", table)]
         while stack:
@@ -191,7 +191,7 @@ class Sysctl(Kind):
         return 0 if same(declared["value"], actual["value"]) else WHOLE_N
 
     def rank(self, name: str) -> int:
-        """Those that change others first, then those of all interfaces."""
+        """First the parameters that change others, then those of all interfaces."""
         return -2 if name in LEADING else -1 if ".all." in name or ".default." in name else 0
 
     def place(self, name: str) -> str:
@@ -223,7 +223,7 @@ class Sysctl(Kind):
             os.close(fd)
 
     def preflight(self, name: str, step: Step, keep: Keep) -> Saved:
-        """Whether the kernel has it and lets it be set. Whether it takes the value can only be found out by writing."""
+        """Whether the kernel has the parameter and lets it be set. Only a write can show whether it takes the value."""
         save = {"attrs": step.actual}
         if step.target is None:
             return Saved("", save) if step.actual is None else Saved(f"{step.id}: {CANNOT_GO}", save)
@@ -239,7 +239,8 @@ class Sysctl(Kind):
         return bool(attrs and attrs.get("secret"))
 
     def marked(self, name: str, attrs: Attrs | None) -> Attrs | None:
-        """``secret`` by the mode of the live file: a declaration cannot say it, and must not be shown before it can."""
+        """Adds ``secret`` from the mode of the live file: a declaration cannot say it, and an unchecked value must not
+        be shown."""
         if attrs is None:
             return None
         try:
@@ -247,12 +248,12 @@ class Sysctl(Kind):
         except FileNotFoundError:
             secret = any(fnmatchcase(name, s) for s in SECRETS)
         except OSError:
-            secret = True  # it cannot even be looked at
+            secret = True  # it cannot even be examined
         return {**attrs, "secret": True} if secret else attrs
 
     def export(self, name: str, declared: Declared, blobs: Blobs) -> Any:
         value = declared.attrs["value"] if declared.attrs else ""
-        short = value.isascii() and value.isdigit() and len(value) < 19  # TOML has integers of 64 bits
+        short = value.isascii() and value.isdigit() and len(value) < 19  # TOML integers have 64 bits
         exported: Any = int(value) if short and str(int(value)) == value else value
         beside = export_common(declared)
         return {"value": exported, **beside} if beside else exported
@@ -261,7 +262,7 @@ class Sysctl(Kind):
         return [path_of_name(name)]
 
     def heeds(self, what: str, name: str = "") -> bool:
-        """Those of the network come, go and move with its links."""
+        """Parameters of the network come, go and change with network links."""
         return what == LINKS and (not name or name.startswith("net."))
 
     def of_path(self, path: bytes) -> str | None:

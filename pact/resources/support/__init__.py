@@ -1,1 +1,1 @@
-"""What kinds share, and what one kind needs that is too large for its own file."""
+"""Code that kinds share, and code of one kind that is too large for its own file."""

@@ -1,7 +1,7 @@
 """Users and groups: names of numbers and numbers of names, as this machine's name services know them now.
 
-A directory service may come up long after the agent: that a name or number is not known is never remembered, and what
-is known is asked again after a minute.
+A directory service may come up long after the agent: unknown names and numbers are never cached, and known ones are
+looked up again after a minute.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ Found = TypeVar("Found", int, str)
 
 
 class Known(Generic[Asked, Found]):
-    """Answers of a name service, the good ones for ``FRESH_S``. Threads may share one: at worst they ask twice."""
+    """Answers of a name service; known ones are kept for ``FRESH_S``. Threads may share one: at worst they ask
+    twice."""
 
     def __init__(self, ask: Callable[[Asked], Found], clock: Callable[[], float] = time.monotonic) -> None:
-        """``ask`` raises KeyError (or OSError) for what is not known."""
+        """``ask`` raises KeyError (or OSError) for an unknown name or number."""
         self._ask: Callable[[Asked], Found] = ask
         self._clock = clock
         self._known: dict[Asked, tuple[float, Found]] = {}
@@ -51,7 +52,7 @@ _group_id: Final = Known[str, int](lambda name: grp.getgrnam(name).gr_gid)
 
 
 def user_name(uid: int) -> str:
-    """The name, the number where there is none."""
+    """The name; the number if there is none."""
     return _user_name(uid) or str(uid)
 
 
@@ -60,7 +61,7 @@ def group_name(gid: int) -> str:
 
 
 def user_id(text: str) -> int | None:
-    """The number that a declaration or an observation means; ``None`` for a name that is not known now."""
+    """The number that a declaration or an observation means; ``None`` for a name that is unknown now."""
     return int(text) if _is_number(text) else _user_id(text)
 
 
@@ -69,7 +70,7 @@ def group_id(text: str) -> int | None:
 
 
 def same_user(one: str, other: str) -> bool:
-    """The same user: by number where both have one, else by the very text."""
+    """Whether both are the same user: by number if both have one, else by text."""
     return one == other or _same(user_id(one), user_id(other))
 
 

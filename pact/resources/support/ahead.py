@@ -1,8 +1,8 @@
-"""New files that are written before their turn, many at once, so that the disk makes them durable together: one at a
-time, each costs a commit of the file system's journal.
+"""New files that are written before their turn, many at once, so that the disk makes them durable together: written one
+at a time, each costs a commit of the file system's journal.
 
-Nothing gets its name here. Whatever is otherwise when a file's turn comes (its directory, what it replaces) makes what
-was written worth nothing, and it is written again then.
+No file gets its name here. If anything has changed when a file's turn comes (its directory, the file that it replaces),
+the file that was written ahead is useless, and a new one is written then.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ DIRECTORIES_MAX: Final = 8
 
 #: Device and inode of a directory, and a name in it.
 Place = tuple[int, int, bytes]
-#: The name that the new file has for now, its directory, and what was in its place (``_identity``).
+#: The temporary name of the new file, its directory, and what it replaces (``_identity``).
 Written = tuple[bytes, bytes, tuple[int, ...]]
 
 
 class Row:
-    """Files that are written, and are being made durable by a thread of their own: meanwhile the row before is put in
-    place. ``count`` is the number of steps that were looked at for it.
+    """Files that are written, and that a separate thread makes durable while the row before is renamed into place.
+    ``count`` is the number of steps that were taken into account.
     """
 
     def __init__(self) -> None:
@@ -42,7 +42,7 @@ class Row:
         self._thread = threading.Thread(target=self._make_durable, name="pact-ahead", daemon=True)
 
     def place(self, dirfd: int, leaf: bytes) -> Place:
-        """Remembers the directory."""
+        """Open and remember the directory."""
         st = os.fstat(dirfd)
         if (st.st_dev, st.st_ino) not in self.directories:
             self.directories[st.st_dev, st.st_ino] = os.dup(dirfd)
@@ -51,11 +51,11 @@ class Row:
     def start(self) -> None:
         try:
             self._thread.start()
-        except RuntimeError:  # there can be no more threads here: then it is done at once
+        except RuntimeError:  # no more threads are possible: do it at once
             self._make_durable()
 
     def durable(self) -> dict[Place, Written]:
-        """Those that are; waits for it."""
+        """The files that are durable; waits for them."""
         if self._thread.ident is not None:
             self._thread.join()
         for fd in self.directories.values():
@@ -63,8 +63,8 @@ class Row:
         return self.begun
 
     def _make_durable(self) -> None:
-        """All of them are on their way to the disk before the first is waited for: then the file system's journal has
-        most of them in one commit, and not each in its own."""
+        """Start writing all of them before waiting for the first: then the file system's journal has most of them in
+        one commit, and not each in a commit of its own."""
         for place, (fresh, _, _) in self.begun.items():
             with contextlib.suppress(OSError):
                 _on(self.directories[place[:2]], fresh, syscalls.start_writing)
@@ -72,15 +72,14 @@ class Row:
             dirfd = self.directories[place[:2]]
             try:
                 _on(dirfd, fresh, os.fsync)
-            except OSError:  # it is written once more when its turn comes, and what the disk says then is said
+            except OSError:  # it is written again when its turn comes, and the disk's error is reported then
                 _drop(dirfd, fresh)
                 del self.begun[place]
 
 
 class Ahead:
-    """For one plan, carried out by one thread, in a ``with``: what nobody took goes when it ends, however it ends.
-
-    ``unsafe`` are the directories whose names the disk did not make durable.
+    """For one plan, carried out by one thread, in a ``with``: files that nobody took are removed at its end, however it
+    ends. ``unsafe`` are the directories whose names the disk did not make durable.
     """
 
     def __init__(self) -> None:
@@ -96,7 +95,7 @@ class Ahead:
         self.finish()
 
     def begin(self, steps: Iterable[Step], blobs: Blobs) -> None:
-        """Write what these steps will put in place, as far as that can be said now; it becomes durable meanwhile."""
+        """Write what these steps will put in place, as far as it is known now; it becomes durable meanwhile."""
         assert self._coming is None
         self._coming = row = Row()
         size = 0
@@ -108,8 +107,8 @@ class Ahead:
         row.start()
 
     def turn(self) -> int:
-        """It is the turn of what was begun: what is left of the row before goes, and it is durable when this returns.
-        For how many steps that was done; 0 if nothing was begun."""
+        """The turn of the begun row has come: unused files of the row before are removed, and the row is durable when
+        this returns. Returns the number of its steps; 0 if nothing was begun."""
         row, self._coming = self._coming, None
         if row is None:
             return 0
@@ -125,7 +124,7 @@ class Ahead:
         try:
             dirfd = syscalls.openat2(syscalls.AT_FDCWD, parent, DIR_FLAGS, resolve=syscalls.RESOLVE_NO_SYMLINKS)
         except OSError:
-            return 0  # it is tried, and said, when its turn comes
+            return 0  # it is tried again, and an error reported, when its turn comes
         try:
             st = lstat(dirfd, leaf)
             content = None if keeps_content(target, step.actual, st) else blobs(target["sha256"])
@@ -133,7 +132,7 @@ class Ahead:
                 return 0
             place = row.place(dirfd, leaf)
             if place in row.begun:
-                return 0  # the same place by another path: only the first one's content is right for the first turn
+                return 0  # the same place by another path: only the first one's content fits the first turn
             row.begun[place] = write_fresh(dirfd, leaf, target, st, content, durable=False), parent, _identity(st)
             return len(content)
         except (OSError, PactError):
@@ -142,7 +141,7 @@ class Ahead:
             os.close(dirfd)
 
     def take(self, dirfd: int, leaf: bytes, st: os.stat_result | None) -> bytes | None:
-        """The name of the new file for this place, if it is still right; it is the caller's from now on."""
+        """The name of the new file for this place, if it is still right; from now on it belongs to the caller."""
         here = os.fstat(dirfd)
         found = self._ready.pop((here.st_dev, here.st_ino, leaf), None)
         if found is None:
@@ -154,7 +153,8 @@ class Ahead:
         return None
 
     def touched(self, dirfd: int, path: bytes) -> None:
-        """Names in it have changed: they are durable when the plan is done. Few directories are open at once."""
+        """Names in this directory have changed: they are durable when the plan is done. Few directories are open at
+        once."""
         st = os.fstat(dirfd)
         if (st.st_dev, st.st_ino) not in self._directories:
             self._directories[st.st_dev, st.st_ino] = os.dup(dirfd), path
@@ -172,7 +172,8 @@ class Ahead:
                 os.close(fd)
 
     def finish(self) -> None:
-        """Take away what nobody took; all else is durable when this returns, but for what is ``unsafe``."""
+        """Remove files that nobody took; everything else is durable when this returns, except in ``unsafe``
+        directories."""
         self._drop_left()
         if self.turn():
             self._drop_left()
@@ -183,7 +184,7 @@ class Ahead:
             try:
                 dirfd = syscalls.openat2(syscalls.AT_FDCWD, parent, DIR_FLAGS, resolve=syscalls.RESOLVE_NO_SYMLINKS)
             except OSError:
-                continue  # the next plan sweeps there
+                continue  # the next plan cleans up there
             _drop(dirfd, fresh)
             os.close(dirfd)
         self._ready.clear()
@@ -201,7 +202,7 @@ def _drop(dirfd: int, fresh: bytes) -> None:
     try:
         drop(dirfd, fresh)
     except OSError:
-        pass  # the next plan sweeps there
+        pass  # the next plan cleans up there
 
 
 def _identity(st: os.stat_result | None) -> tuple[int, ...]:

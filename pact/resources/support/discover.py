@@ -1,7 +1,8 @@
-"""Walking the file system for ``adopt``: what matches a pattern, what is passed over, and why.
+"""Walking the file system for ``adopt``: what matches a pattern, what is skipped, and why.
 
 ``**`` matches any depth, and ``X/**`` the directory X too; ``*`` and ``?`` match one component. Symbolic links are not
-followed; other file systems' mounts below are entered only where they are local and not a container's or automounter's.
+followed; mounts of other file systems are entered only if they are local and do not belong to a container or
+automounter.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ LITTER: Final = "a temporary name of an editor, package or configuration manager
 
 
 def discover_files(pattern: str, passed_over: Sequence[str], passed: dict[str, int]) -> Iterator[str]:
-    """Names of existing paths that match. ``passed`` counts what was left out, by reason."""
+    """Names of existing paths that match. ``passed`` counts skipped ones, by reason."""
     if is_literal(pattern):
         yield encode_name(path_of(pattern))
         return
@@ -39,7 +40,7 @@ def discover_files(pattern: str, passed_over: Sequence[str], passed: dict[str, i
     assert first is not None
     start = raw[: first.start()].rpartition(b"/")[0] or b"/"
     foreign = _foreign_mounts()
-    # what stands before "/**" is meant too: a directory that is removed comes back as it was
+    # the directory before "/**" matches too: if it is removed, it comes back as it was
     itself = compile_pattern(raw[: -len(b"/**")]) if raw.endswith(b"/**") and raw != b"/**" else None
     walk = _walk(start, b"**" in raw, raw.count(b"/"), foreign, passed)
     for path in chain(_a_directory(start, foreign), walk):
@@ -58,7 +59,7 @@ def discover_files(pattern: str, passed_over: Sequence[str], passed: dict[str, i
 
 
 def _a_directory(path: bytes, foreign: set[bytes]) -> Iterator[bytes]:
-    """Where a walk begins, unless it does not enter there."""
+    """The directory where a walk begins, unless the walk may not enter it."""
     if path not in foreign and path != b"/" and _is_directory(path):
         yield path
 
@@ -71,13 +72,12 @@ def _is_directory(path: bytes) -> bool:
 
 
 class Trail:
-    """A path pattern, as it is followed: where it begins, which directories lead to what it means, and what it means.
-
-    What a walk passes over it does not mean either.
+    """A path pattern for following: where it begins, which directories lead to its matches, and which paths match.
+    Paths that a walk skips do not match.
     """
 
     def __init__(self, pattern: str) -> None:
-        """Raises ValueError for what is no pattern of absolute paths."""
+        """Raises ValueError for a text that is not a pattern of absolute paths."""
         raw = pattern.encode("utf-8", "surrogateescape")
         first = WILD.search(raw)
         if not raw.startswith(b"/"):
@@ -89,13 +89,13 @@ class Trail:
         above, deep, _ = raw.partition(b"**")
         self._deep = bool(deep)
         parts = above.split(b"/")[1:]
-        self._parts = [compile_pattern(p) for p in (parts[:-1] if deep else parts)]  # the last one is cut off
+        self._parts = [compile_pattern(p) for p in (parts[:-1] if deep else parts)]  # the last part is cut off
 
     def means(self, path: bytes) -> bool:
         return self._matcher.match(path) is not None and not passed_over(path) and not is_litter(path)
 
     def leads(self, directory: bytes) -> bool:
-        """Something in this directory may be meant, or something below it."""
+        """Whether something in this directory, or below it, may match."""
         if directory == b"/":
             return True
         names = directory.split(b"/")[1:]
@@ -116,17 +116,17 @@ def _passed_over() -> re.Pattern[str]:
 
 
 def passed_over(path: bytes) -> bool:
-    """It rotates, or identifies the node or its users."""
+    """Whether it rotates, or identifies the node or its users."""
     return _passed_over().match(path.decode("utf-8", "replace")) is not None
 
 
 def foreign_mounts() -> set[bytes]:
-    """Where a walk does not enter."""
+    """Mount points that a walk does not enter."""
     return _foreign_mounts()
 
 
 def is_literal(pattern: str) -> bool:
-    """It is one path: nothing in it stands for something else, or what exists has this very name."""
+    """Whether it is one path: it has no wildcard, or a thing with exactly this name exists."""
     if not WILD.search(pattern.encode("utf-8", "surrogateescape")):
         return True
     try:

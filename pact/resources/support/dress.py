@@ -1,4 +1,4 @@
-"""How a file or directory is dressed: owner, group, attributes (ACLs, labels) and mode, on an open descriptor."""
+"""Owner, group, attributes (ACLs, labels) and mode of a file or directory, set on an open descriptor."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from pact.resources.support.way import turners
 
 FILE_FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 DEFAULTS: Final = {"file": 0o644, "directory": 0o755}
-#: Those that are the file system's or the kernel's own.
+#: Attributes that belong to the file system or the kernel.
 PRIVATE: Final = (b"trusted.overlay.", b"btrfs.", b"security.ima", b"security.evm")
 
 
 def may_dress(dirfd: int, fd: int, target: Attrs) -> bool:
-    """Owner and mode of this very file may be set: nobody but root, or but its owner, could have put it in this place.
-    Else somebody gets what is another's by giving it this name at the right moment. What only takes rights away gives
-    nobody anything.  # R13"""
+    """Whether owner and mode of this file may be set: nobody but root, or but its owner, could have put it in this
+    place. Otherwise an attacker could get another account's file by giving it this name at the right moment. Changes
+    that only take rights away are always allowed.  # R13"""
     st = os.fstat(fd)
     if _has_xattrs(fd, target) and ids(target, st) == (st.st_uid, st.st_gid):
         mode = int(target["mode"], 8) if "mode" in target else stat.S_IMODE(st.st_mode)
         if not mode & ~stat.S_IMODE(st.st_mode):
             return True
-    # whose a file is says not who put it into a sticky directory: a name moves without a right to the file
+    # in a sticky directory a file's owner need not be the one who put it there: a name moves without rights to the file
     leaf_uid = -1 if stat.S_ISREG(st.st_mode) else st.st_uid
     return turners(dirfd, leaf_uid) <= {st.st_uid}
 
 
 def _has_xattrs(fd: int, target: Attrs) -> bool:
-    """They are as they are to be, or nothing is said of them."""
+    """Whether the attributes are as wanted, or not mentioned."""
     if "xattrs" not in target:
         return True
     wanted = {decode_name(k): base64.b64decode(v) for k, v in target["xattrs"].items()}
@@ -47,7 +47,7 @@ def _has_xattrs(fd: int, target: Attrs) -> bool:
 
 
 def ids(target: Attrs, st: os.stat_result | None) -> tuple[int, int]:
-    """Numeric owner and group: as declared, else as it was, else root's. Raises RestoreError for an unknown name."""
+    """Numeric owner and group: as declared, else as before, else root's. Raises RestoreError for an unknown name."""
     uid = user_id(target["owner"]) if "owner" in target else st.st_uid if st is not None else 0
     gid = group_id(target["group"]) if "group" in target else st.st_gid if st is not None else 0
     if uid is None or gid is None:
@@ -57,9 +57,9 @@ def ids(target: Attrs, st: os.stat_result | None) -> tuple[int, int]:
 
 
 def dress(fd: int, target: Attrs, st: os.stat_result | None, dirfd: int = -1, old: bytes = b"") -> None:
-    """Owner, group, extended attributes (ACLs, labels), then mode, on an open descriptor.
+    """Set owner, group, extended attributes (ACLs, labels), then mode, on an open descriptor.
 
-    What the target does not name stays as ``st`` (the present file) has it.
+    What the target does not name stays as in ``st`` (the present file).
     """
     uid, gid = ids(target, st)
     now = os.fstat(fd)
@@ -78,7 +78,7 @@ def dress(fd: int, target: Attrs, st: os.stat_result | None, dirfd: int = -1, ol
 
 
 def _present_xattrs(dirfd: int, leaf: bytes) -> dict[bytes, bytes]:
-    """Those of the file that is replaced; none where it has more of them than anybody needs.  # S6"""
+    """The attributes of the replaced file; none if there are excessively many.  # S6"""
     fd = os.open(leaf, FILE_FLAGS, dir_fd=dirfd)
     try:
         found, size = {}, 0

@@ -1,4 +1,5 @@
-"""What is seen of a file: its attributes, its content's digest, and a signature that tells whether it is still so."""
+"""The observation of a file: its attributes, its content's digest, and a signature that shows whether it has
+changed."""
 
 from __future__ import annotations
 
@@ -28,13 +29,13 @@ TYPES: Final = {
     stat.S_IFCHR: "char",
 }
 SIGNATURE: Final = struct.Struct("=QQIIIQqq")
-#: A status that is as young as that says nothing: a later write may have left the same times. Nor does one of a file
-#: system that counts whole seconds.
+#: A status this young is not reliable: a later write may have left the same times. Neither is one of a file system that
+#: counts whole seconds.
 FRESH_NS: Final = 20_000_000
 
 
 def metadata(st: os.stat_result) -> Attrs:
-    """What its status says."""
+    """The attributes in its status."""
     return {
         "type": TYPES.get(stat.S_IFMT(st.st_mode), "unknown"),
         "mode": f"{stat.S_IMODE(st.st_mode):04o}",
@@ -44,7 +45,7 @@ def metadata(st: os.stat_result) -> Attrs:
 
 
 def glance(path: bytes) -> Attrs | None:
-    """In short what is there; nothing of its content. No link that others can turn is followed to it."""
+    """A short description, without content. A link that other accounts can replace is not followed."""
     try:
         above, leaf, _ = open_parent(path)
     except (OSError, ValueError):
@@ -62,7 +63,7 @@ def glance(path: bytes) -> Attrs | None:
 def look_at(
     name: str, dirfd: int, leaf: bytes, keep: Keep | None, signed: dict[str, bytes] | None = None
 ) -> Observation:
-    """What has this name in an open directory. Raises OSError."""
+    """Observe the thing with this name in an open directory. Raises OSError."""
     st = os.stat(leaf, dir_fd=dirfd, follow_symlinks=False)
     if stat.S_ISREG(st.st_mode):
         return _regular(name, dirfd, leaf, keep, signed)
@@ -80,7 +81,7 @@ def look_at(
 
 
 def signed_as(st: os.stat_result) -> bytes:
-    """All of a file's status that moves with anything in it: content, owner, mode, attributes, flags."""
+    """Every part of a file's status that changes with the file: content, owner, mode, attributes, flags."""
     return SIGNATURE.pack(
         st.st_dev, st.st_ino, st.st_mode, st.st_uid, st.st_gid, st.st_size, st.st_mtime_ns, st.st_ctime_ns
     )
@@ -121,8 +122,8 @@ def _regular(
 
 
 def read_xattrs(target: bytes | int) -> dict[str, str] | str:
-    """Extended attributes that are the file's own; file systems' private ones are left out. Why not, for more than
-    ``XATTRS_MAX`` bytes: some file systems let a file's owner give it a hundred megabytes.  # S6
+    """The file's own extended attributes, without private ones of file systems. For more than ``XATTRS_MAX`` bytes, the
+    reason why not: some file systems let a file's owner give it a hundred megabytes.  # S6
     """
     follow = isinstance(target, int)
     try:
@@ -139,6 +140,6 @@ def read_xattrs(target: bytes | int) -> dict[str, str] | str:
                 out[encode_name(name)] = base64.b64encode(raw).decode()
         return out
     except OSError as exc:
-        if exc.errno in (errno.ENOTSUP, errno.ENODATA):  # none here, or one just taken away
+        if exc.errno in (errno.ENOTSUP, errno.ENODATA):  # none here, or one was just removed
             return {}
         raise

@@ -1,4 +1,4 @@
-"""An entry of a file in TOML: what it says the file is, its mode and its attributes."""
+"""An entry of a file in TOML: the file's type, content, mode and attributes."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Inode flags that stop even root: immutable (``i``) and append-only (``a``), as chattr(1) sets them.
 
-Where a file system has none, there are none. A declaration that names them has them cleared for a change and set again
-after; one that says nothing about them leaves a person to clear them.
+A file system without flags has none set. If a declaration names the flags, they are cleared for a change and set again
+afterwards; if it does not, a person must clear them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ OPEN: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_
 
 
 def parse_flags(value: object) -> str:
-    """Raises ValueError unless it is some of the letters, or none."""
+    """The letters, sorted. Raises ValueError unless the text has only these letters, each at most once."""
     if not isinstance(value, str) or set(value) - set(BITS) or len(set(value)) != len(value):
         raise ValueError('flags must be "i" (immutable), "a" (append-only), "ai" or "" (neither)')
     return "".join(sorted(value))
@@ -35,7 +35,7 @@ def _read(fd: int) -> int:
 
 
 def get_flags(fd: int) -> str:
-    """The letters that are set; none where the file system knows none or does not say."""
+    """The letters of the flags that are set; none if the file system has no flags or does not say."""
     try:
         bits = _read(fd)
     except OSError:
@@ -44,7 +44,7 @@ def get_flags(fd: int) -> str:
 
 
 def flags_at(dirfd: int, leaf: bytes) -> str:
-    """Of a regular file or directory with this name; none if it cannot be opened. Nothing else is opened."""
+    """The flags of a regular file or directory with this name; none if it cannot be opened. Nothing else is opened."""
     try:
         mode = os.stat(leaf, dir_fd=dirfd, follow_symlinks=False).st_mode
         if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
@@ -59,7 +59,7 @@ def flags_at(dirfd: int, leaf: bytes) -> str:
 
 
 def set_flags(fd: int, letters: str) -> None:
-    """Exactly these two; the others stay. Raises OSError where the file system has none, unless none are wanted."""
+    """Set exactly these two flags; others stay. Raises OSError if the file system has none, unless none are wanted."""
     try:
         before = _read(fd)
     except OSError:
@@ -85,7 +85,7 @@ def said(letters: str) -> str:
 
 
 def stuck(actual: Attrs | None, target: Attrs | None) -> str:
-    """Why it cannot be changed: it carries flags of which its declaration says nothing. ``""`` if it can."""
+    """Why it cannot be changed: it has flags that its declaration does not mention. ``""`` if it can."""
     letters = "" if actual is None else actual.get("flags", "")
     if not letters or (target is not None and "flags" in target):
         return ""

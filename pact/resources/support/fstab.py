@@ -1,6 +1,6 @@
 """How people write mounts, and how the kernel shows them: sources by tag, types, options. Pure.
 
-Options that only say how or when to mount are no part of what is mounted.
+Options that only say how or when to mount are not attributes of the mount.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
-#: Of containers, automounters and the kernel itself: never adopted by a pattern.
+#: Types of containers, automounters and the kernel itself: never adopted by a pattern.
 FOREIGN_TYPES: Final = frozenset(
     {
         "autofs",
@@ -24,7 +24,7 @@ FOREIGN_TYPES: Final = frozenset(
     }
 )
 
-#: Options that never reach the kernel, and those that say the kernel's default.
+#: Options that never reach the kernel, and those that equal the kernel's default.
 USERLAND: Final = frozenset(
     {
         "defaults",
@@ -50,7 +50,7 @@ USERLAND: Final = frozenset(
 )
 #: Options of helpers: how they try, not what is mounted.
 HELPERS: Final = frozenset({"bg", "fg", "intr", "nointr", "retry"})
-#: Flags that mount(8) gives the kernel, and that no option of a mount shows.
+#: Flags that mount(8) passes to the kernel, and that no mount shows.
 UNSEEN: Final = frozenset(
     {
         "silent",
@@ -69,19 +69,19 @@ UNSEEN: Final = frozenset(
         "runbindable",
     }
 )
-#: Who may mount it, and what mount(8) takes that to say, unless a later option says otherwise.
+#: Options that say who may mount it, and what they imply for mount(8), unless a later option says otherwise.
 IMPLYING: Final = {
     "user": ("noexec", "nosuid", "nodev"),
     "users": ("noexec", "nosuid", "nodev"),
     "owner": ("nosuid", "nodev"),
     "group": ("nosuid", "nodev"),
 }
-#: How fstab names a block device, and where udev keeps the links.
+#: Tags of block devices in fstab, and the directories of udev's links for them.
 TAGS: Final = {"UUID": "by-uuid", "LABEL": "by-label", "PARTUUID": "by-partuuid", "PARTLABEL": "by-partlabel"}
 TAG_LINKS: Final = "/dev/disk"
 UDEV_PLAIN: Final = frozenset("#+-.:=@_")
 NFS_TYPES: Final = frozenset({"nfs", "nfs4"})
-#: What a tmpfs does not show, by key: elsewhere than here it is asked of the kernel.
+#: Values that a tmpfs does not show, by key; other defaults are asked from the kernel.
 TMPFS_DEFAULTS: Final = {
     "mode": {"mode=1777"},
     "uid": {"uid=0"},
@@ -133,7 +133,7 @@ OPPOSITE: Final = {
     "hard": {"soft"},
     **{quota: {"noquota"} for quota in ("quota", "uquota", "usrquota", "gquota", "grpquota", "pquota", "prjquota")},
 }
-#: What every mount shows while it is in force, whatever its file system: unseen, it is not there.
+#: Options that every mount shows while they are in force, whatever its file system: if not shown, they are off.
 SHOWN: Final = frozenset(
     {
         "ro",
@@ -149,7 +149,7 @@ SHOWN: Final = frozenset(
     }
 )
 FLAGS: Final = DEFAULTS | SHOWN
-#: What a server may grant less of.
+#: Options of which a server may grant less.
 GRANTED: Final = frozenset({"rsize", "wsize", "bsize"})
 BIND: Final = frozenset({"bind", "rbind"})
 SIZES: Final = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40, "p": 1 << 50, "e": 1 << 60}
@@ -157,8 +157,8 @@ PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 
 
 def in_order(options: Iterable[str]) -> list[str]:
-    """Options as mount(8) takes them, from left to right: what ``user`` and its like imply, and of two that exclude
-    each other the later one. Sorted, for from here on their order says nothing."""
+    """Options as mount(8) takes them, from left to right: with those that ``user`` and similar ones imply, and of two
+    that exclude each other only the later one. Sorted, because from here on their order has no meaning."""
     out: list[str] = []
     for option in options:
         for word in (option, *IMPLYING.get(option, ())):
@@ -168,12 +168,12 @@ def in_order(options: Iterable[str]) -> list[str]:
 
 
 def to_write(options: Iterable[str]) -> list[str]:
-    """Options so that ``in_order`` reads them back: who may mount it first, for what it implies is said after it."""
+    """Options in an order that ``in_order`` reads back: those that imply others come first."""
     return sorted(options, key=lambda o: (o not in IMPLYING, o))
 
 
 def strict(options: Iterable[str]) -> list[str]:
-    """What is to be mounted: with what was implied before ``in_order`` wrote it down."""
+    """The options to mount with: with those that were implied before ``in_order`` wrote them down."""
     out = list(options)
     for option in options:
         out += [w for w in IMPLYING.get(option, ()) if w not in out and OPPOSITE[w].isdisjoint(out)]
@@ -181,7 +181,7 @@ def strict(options: Iterable[str]) -> list[str]:
 
 
 def normal_option(option: str) -> str:
-    """One spelling for each option: sizes in bytes, octal modes without leading zeros."""
+    """The canonical form of an option: sizes in bytes, octal modes without leading zeros."""
     key, sep, value = option.partition("=")
     if not sep:
         return key
@@ -204,10 +204,10 @@ def conforms(
     was: Sequence[str] = (),
     meant: Mapping[str, Sequence[str]] | None = None,
 ) -> bool:
-    """Every declared option is in force; order, and options that nobody declared, do not matter.
+    """Whether every declared option is in force; order, and undeclared options, do not matter.
 
-    ``meant``: what the kernel shows for a declared option, by key, where it could be asked. ``was``: what this mount
-    has shown before. Beyond these, an option of which the kernel shows nothing cannot be verified, and is no drift.
+    ``meant``: what the kernel shows for a declared option, by key, if it could be asked. ``was``: what this mount has
+    shown before. An option about which the kernel shows nothing else cannot be verified, and is not drift.
     """
     have = {normal_option(o) for o in actual}
     said = _by_key(have)
@@ -230,13 +230,14 @@ def conforms(
 
 
 def _may_be(option: str, fstype: str, have: set[str], said: Mapping[str, set[str]]) -> bool:
-    """Nothing that the kernel shows speaks against an option that it does not show as it is written."""
+    """Whether nothing that the kernel shows contradicts an option that it does not show literally."""
     key, _, value = option.partition("=")
     if fstype in NFS_TYPES and key in ("vers", "nfsvers", "tcp", "udp", "rdma"):
         return _nfs_has(option, have)
     if key in GRANTED and value.isdigit():
         return all(0 < int(h.partition("=")[2] or 0) <= int(value) for h in said.get(key, ()))
-    if fstype == "tmpfs" and key in TMPFS_DEFAULTS and key not in said:  # it shows what is no default
+    # a tmpfs shows only values that are not defaults
+    if fstype == "tmpfs" and key in TMPFS_DEFAULTS and key not in said:
         return option in TMPFS_DEFAULTS[key]
     against = {f"no{key}", *([key[2:]] if key.startswith("no") else []), *OPPOSITE.get(option, ())}
     return key not in said and against.isdisjoint(said)
@@ -254,7 +255,8 @@ def in_userland(option: str) -> bool:
 
 
 def _nfs_has(option: str, have: set[str]) -> bool:
-    """The kernel writes the version as it was agreed on, to the minor number, and other words for some options."""
+    """Whether an NFS option is in force: the kernel shows the negotiated version, with its minor number, and other
+    words for some options."""
     key, _, value = option.partition("=")
     if key in ("vers", "nfsvers"):
         return any(h == f"vers={value}" or h.startswith(f"vers={value}.") for h in have)
@@ -266,7 +268,7 @@ def same_type(declared: str, actual: str) -> bool:
 
 
 def device_of(source: str) -> str:
-    """``UUID=...`` and its like as the link that udev keeps to the device; anything else as it is."""
+    """``UUID=...`` and similar tags as udev's link to the device; any other source as it is."""
     key, sep, value = source.partition("=")
     if not sep or key not in TAGS:
         return source

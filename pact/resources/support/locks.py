@@ -1,7 +1,7 @@
-"""Package managers at work: what they may be about to replace is not restored under their hands.  # R3
+"""Package managers at work: files that they may be about to replace are not restored meanwhile.  # R3
 
-Read from /proc/locks; nothing is locked to find out. They own the places below which packages lay their files; sysctls,
-links, what users keep and what is mounted elsewhere are none of their business.
+Read from /proc/locks; nothing is locked to find out. Packages own the places in which they install files; sysctls,
+links, files of users and mounts elsewhere do not belong to them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pact.core.plan import Step, below
 from pact.model import encode_name, split_id
 from pact.resources.base import errno_text
 
-#: Files that package managers lock while they work, and whose they are.
+#: Files that package managers lock while they work, with the names of the package managers.
 PACKAGE_LOCKS: Final = (
     "/var/lib/dpkg/lock-frontend",
     "/var/lib/dpkg/lock",
@@ -23,7 +23,7 @@ PACKAGE_LOCKS: Final = (
     "/var/cache/dnf/metadata_lock.pid",
     "/run/zypp.pid",
 )
-#: Where packages lay files, and what of it is not theirs.
+#: Places where packages install files, and the exceptions below them.
 PLACES: Final = ("/usr", "/etc", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/boot", "/opt", "/var")
 SPARED: Final = (
     "/usr/local",
@@ -39,12 +39,12 @@ KINDS: Final = frozenset({"module", "service", "package"})
 
 
 def package_locks(steps: Iterable[Step]) -> list[str]:
-    """Who holds a package manager's lock, if one of these steps touches what packages may own."""
+    """The holders of package managers' locks, if one of these steps touches something that packages may own."""
     return holders() if any(owned(s) for s in steps) else []
 
 
 def owned(step: Step) -> bool:
-    """A package manager may be writing it."""
+    """Whether a package manager may be writing it."""
     kind, name = split_id(step.id)
     if kind in ("file", "mount"):
         inside = any(name == p or below(name, p) for p in PLACES)
@@ -83,7 +83,7 @@ def holders() -> list[str]:
 
 
 def _who(pid: str) -> str:
-    """The program and its pid. Locks of an open file have none, nor have those of another pid namespace."""
+    """The program and its pid. Locks of an open file have no pid, nor have those of another pid namespace."""
     if not pid.isdigit() or pid == "0":
         return ": it cannot be named"
     try:

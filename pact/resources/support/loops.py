@@ -1,4 +1,4 @@
-"""Loop devices: what they stand on. A file system under one is in use, whoever has it open, and no process shows it."""
+"""Loop devices and their files. A file under a mounted loop device is in use, and no process shows it."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ LOOP_STATUS_BYTES: Final = 232
 
 @dataclass(frozen=True, slots=True)
 class Loop:
-    """``file`` as whoever set it up saw it (in another mount namespace the same path may be another file), and the
-    device it lies on and its inode there, ``None`` if that cannot be told."""
+    """``file`` is the path as the process saw it that set the device up (in another mount namespace the same path may
+    be another file); the device and inode of the file are ``None`` if unknown."""
 
     name: str
     file: bytes
@@ -26,7 +26,7 @@ class Loop:
 
 
 def loops() -> Iterator[Loop]:
-    """Loop devices that stand on a file."""
+    """Loop devices that have a file."""
     try:
         names = [n for n in os.listdir("/sys/block") if n.startswith("loop")]
     except OSError:
@@ -34,7 +34,7 @@ def loops() -> Iterator[Loop]:
     for name in names:
         path = backing_file(name)
         if path is None:
-            continue  # it stands on nothing (any more)
+            continue  # it has no file (any more)
         try:
             device, inode = _lies_on(name)
         except OSError:
@@ -43,7 +43,7 @@ def loops() -> Iterator[Loop]:
 
 
 def backing_file(name: str) -> bytes | None:
-    """What a loop device stands on; ``None`` for one that stands on nothing, and for other devices."""
+    """The file of a loop device; ``None`` for one without a file, and for other devices."""
     try:
         with open(f"/sys/block/{name}/loop/backing_file", "rb") as f:
             return f.read().rstrip(b"\n")
@@ -52,8 +52,8 @@ def backing_file(name: str) -> bytes | None:
 
 
 def on_file(path: bytes, inode: tuple[int, int] | None = None) -> list[str]:
-    """The loop devices (``/dev/loop3``) that stand on this very file, whatever it was called for them. ``inode``: its
-    device and inode, where another that has the path now does not count."""
+    """The loop devices (``/dev/loop3``) on this file, under whatever name. ``inode``: its device and inode; another
+    file that has the path now does not count."""
     try:
         st = os.stat(path, follow_symlinks=False)
     except OSError:
@@ -70,7 +70,7 @@ def on_file(path: bytes, inode: tuple[int, int] | None = None) -> list[str]:
 
 
 def _lies_on(name: str) -> tuple[tuple[int, int] | None, int | None]:
-    """``None`` for what cannot be told. Raises OSError (ENXIO) for a loop device without a file."""
+    """Device and inode of the file; ``None`` if unknown. Raises OSError (ENXIO) for a loop device without a file."""
     status = bytearray(LOOP_STATUS_BYTES)
     try:
         fd = os.open(f"/dev/{name}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)

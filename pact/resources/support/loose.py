@@ -1,8 +1,8 @@
-"""Steps that are taken for another's sake, on record until that other is done.  # R11
+"""Temporary steps for another step, on record until that other step is done.  # R11
 
 A file system in memory is made read-only before it is unmounted, a mount is marked while the kernel is asked whether it
-is idle, directories are made for a file that is brought back. A kill in between would leave each of them for good:
-what stands here is taken back when the agent starts.
+is idle, directories are made for a file that is restored. A kill in between would leave each of them for ever: when the
+agent starts, it takes back the steps on record.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MADE: Final = "made"
 
 
 class LooseEnds:
-    """One file beside the journal. Without one (``keep_in`` was not called) nothing is remembered."""
+    """One file beside the journal. Without it (``keep_in`` was not called) nothing is remembered."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -39,10 +39,10 @@ class LooseEnds:
         self._number = 0
 
     def keep_in(self, path: str, boot_id: str) -> list[str]:
-        """Remember there from now on; what the last run left is taken back first. What was done, for the log."""
+        """Keep the record there from now on, after taking back what the last run left. Returns lines for the log."""
         try:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-            os.posix_fallocate(fd, 0, BYTES_MAX)  # a full disk does not stop it later
+            os.posix_fallocate(fd, 0, BYTES_MAX)  # so that a full disk does not stop it later
         except OSError:
             return []
         try:
@@ -59,7 +59,8 @@ class LooseEnds:
         return said
 
     def begin(self, what: str, **about: Any) -> int:
-        """It is durable when this returns. Raises OSError where it cannot be: then the step is not taken."""
+        """Put a step on record; it is durable when this returns. Raises OSError if that fails: then the step is not
+        taken."""
         with self._lock:
             self._number += 1
             self._ends[self._number] = {"what": what, **about}
@@ -71,7 +72,7 @@ class LooseEnds:
             return self._number
 
     def end(self, number: int) -> None:
-        """The other is done, or this was taken back."""
+        """The other step is done, or this one was taken back."""
         with self._lock:
             self._ends.pop(number, None)
             try:
@@ -88,7 +89,7 @@ class LooseEnds:
             self.end(number)
 
     def _write(self, *, durable: bool = False) -> None:
-        """In place, in one piece. Raises OSError."""
+        """Write in place, in one piece. Raises OSError."""
         if self._fd < 0:
             return
         raw = orjson.dumps({"boot": self._boot, "ends": list(self._ends.values())})
@@ -100,12 +101,12 @@ class LooseEnds:
 
 
 def mounted(entry: MountEntry) -> dict[str, Any]:
-    """Which mount it is, beyond its name."""
+    """The identity of a mount, beyond its name."""
     return {"point": encode_name(entry.mount_point), "id": entry.mount_id, "device": [entry.major, entry.minor]}
 
 
 def _taken_back(end: Any) -> Iterator[str]:
-    """Never raises for what stands in the file, or for what the machine does."""
+    """Never raises for the file's contents, or for what the machine does."""
     try:
         if end["what"] == MADE:
             unmake(map(decode_name, end["paths"]))
@@ -123,7 +124,7 @@ def _taken_back(end: Any) -> Iterator[str]:
 
 
 def _find(end: Any) -> MountEntry | None:
-    """The very mount, if it is still the visible one there."""
+    """The same mount, if it is still the visible one there."""
     there = [m for m in read_mounts() if m.mount_point == decode_name(end["point"])]
     top = there[-1] if there else None
     if top is None or (top.mount_id, [top.major, top.minor]) != (end["id"], end["device"]):
@@ -132,7 +133,7 @@ def _find(end: Any) -> MountEntry | None:
 
 
 def touch(path: bytes) -> bool:
-    """Take a mark of MNT_EXPIRE off. False where nothing is."""
+    """Take a mark of MNT_EXPIRE off. Returns False if nothing exists there."""
     try:
         os.close(os.open(path, os.O_PATH | os.O_CLOEXEC | os.O_NOFOLLOW))
     except OSError:

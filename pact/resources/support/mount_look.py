@@ -1,4 +1,4 @@
-"""What is seen of a mount: its attributes, of the visible one of those that stand on a point."""
+"""The observation of a mount: the attributes of the visible one of the mounts at a point."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from pact.resources.support.loops import backing_file
 from pact.resources.support.mount_options import MEMORY
 from pact.resources.support.mount_table import Stacks
 
-#: What the kernel leaves unsaid, and what it says instead: named, so that it is seen when it goes.
+#: Defaults that the kernel does not show, with the options that it shows instead: they are named, so that their loss is
+#: seen.
 UNSAID: Final = {"dev": "nodev", "exec": "noexec", "suid": "nosuid"}
 
 
 def attrs_of(entry: MountEntry, lower: MountEntry | None = None) -> Attrs:
-    """``lower`` is what it stands on at the same point."""
+    """``lower`` is the mount below it at the same point."""
     named = {encode_name(o) for o in [*entry.options, *entry.super_options]} - {"rw"}
     options = named | _rw(entry) | {plain for plain, other in UNSAID.items() if other not in named}
     if not named & {"noatime", "relatime"}:
@@ -39,22 +40,23 @@ def _rw(entry: MountEntry) -> set[str]:
 
 
 def seen_of(stack: Sequence[MountEntry]) -> Attrs:
-    """What is observed of the visible mount of a point."""
+    """The observation of the visible mount of a point."""
     return MEMORY.add_to(attrs_of(stack[-1], stack[-2] if len(stack) > 1 else None), stack)
 
 
 def but_for_writing(attrs: Attrs) -> Attrs:
-    """The same, whether it is written or not."""
+    """The attributes without ``ro`` and ``rw``."""
     return {**attrs, "options": [o for o in attrs["options"] if o not in ("ro", "rw")]}
 
 
 def is_trigger(attrs: Attrs) -> bool:
-    """An automounter waits there. By itself it is no mount: nothing is mounted, and on demand something will be."""
+    """Whether an automounter waits there. That alone is not a mount: nothing is mounted, and something will be on
+    demand."""
     return bool(attrs["fstype"] == AUTOFS)
 
 
 class MountTable:
-    """The mount table read once, to observe many mounts from."""
+    """The mount table, read once, to observe many mounts."""
 
     def __init__(self) -> None:
         self._why = ""

@@ -1,9 +1,10 @@
-"""What the kernel makes of the options of a mount: asked where that harms nobody, remembered where it cannot be asked.
+"""What the kernel makes of the options of a mount: it is asked where that harms nobody; elsewhere past answers are
+remembered.
 
 A file system in memory is mounted with the declared options in a mount namespace that ends at once, and what the kernel
-shows there is what it shows anywhere. A device or a server is not touched for that: of these it is remembered what a
-mount has shown before, and what one showed that was made with these very options. What is remembered goes into what is
-observed, and so into the journal: nothing is compared with a table that only this process has.
+shows there is what it shows anywhere. A device or a server is not touched for that: for these, pact remembers what a
+mount has shown before, and what one showed that was mounted with exactly these options. Remembered facts become part of
+the observation, and so of the journal: nothing is compared with a table that only this process has.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from pact.model import Attrs, encode_name
 from pact.observe.mountinfo import AUTOFS, MountEntry, parse_mountinfo
 from pact.resources.support.fstab import BIND, FLAGS, HELPERS, UNSEEN, in_userland, normal_option
 
-#: A mount of these has a file system of its own, empty, and nothing but it hears of its options.
+#: A mount of these types has an empty file system of its own, and its options affect nothing else.
 SCRATCH_TYPES: Final = frozenset({"tmpfs", "ramfs", "proc", "devpts", "hugetlbfs"})
-#: Taking room from others, and what the kernel shows of itself but does not take.
+#: Options that take room from others, and options that the kernel shows but does not accept.
 NOT_ASKED: Final = frozenset({"min_size", "seclabel"})
 ANSWERS_MAX: Final = 1024
 POINTS_MAX: Final = 4096
@@ -34,8 +35,8 @@ _answers: dict[tuple[str, tuple[str, ...]], tuple[str, ...] | None] = {}
 
 
 def kernel_makes(fstype: str, options: Sequence[str]) -> dict[str, tuple[str, ...]] | None:
-    """What the kernel shows for these options and for what they change, by key; ``None`` where it cannot be asked, or
-    does not take them."""
+    """What the kernel shows for these options and for what they change, by key; ``None`` if it cannot be asked, or does
+    not accept them."""
     if fstype not in SCRATCH_TYPES:
         return None
     wanted = tuple(o for o in options if _reaches(o))
@@ -49,14 +50,14 @@ def kernel_makes(fstype: str, options: Sequence[str]) -> dict[str, tuple[str, ..
 
 
 def refused(fstype: str, options: Sequence[str]) -> bool:
-    """The kernel surely does not take these options; False where it takes them, or cannot be asked."""
+    """Whether the kernel surely refuses these options; False if it accepts them, or cannot be asked."""
     if fstype not in SCRATCH_TYPES or _ask(fstype, ()) is None or kernel_makes(fstype, options) is not None:
         return False
     return (fstype, tuple(o for o in options if _reaches(o))) in _answers
 
 
 def _reaches(option: str) -> bool:
-    """It reaches the file system as its own option."""
+    """Whether the option reaches the file system as its own."""
     key = option.partition("=")[0]
     words = (FLAGS, UNSEEN, BIND)
     return not (in_userland(option) or any(option in w for w in words) or key in HELPERS or key in NOT_ASKED)
@@ -68,7 +69,7 @@ def _ask(fstype: str, options: tuple[str, ...]) -> tuple[str, ...] | None:
         try:
             answer = _scratch(fstype, options)
         except OSError:
-            return None  # for want of something that there may be next time
+            return None  # something is missing that may be there next time
         if len(_answers) >= ANSWERS_MAX:
             _answers.clear()
         _answers[key] = answer
@@ -89,15 +90,15 @@ def _scratch(fstype: str, options: tuple[str, ...]) -> tuple[str, ...] | None:
         return None
     device = (mine[-1].major, mine[-1].minor)
     if any((m.major, m.minor) == device for m in mounts if m is not mine[-1]):
-        return None  # this kernel has one for all: it shows what others have set
+        return None  # this kernel has one file system for all mounts: it shows what others have set
     return tuple(encode_name(o) for o in mine[-1].super_options if o not in (b"rw", b"ro"))
 
 
 class Memory:
     """What mounts were seen to show, by mount point, source and type; kept in a file if there is one.
 
-    ``was``: options that it has shown. ``took``: for an option that it was mounted with, what it showed then under the
-    same key. ``base``: numbers of mounts that stood under another one here.
+    ``was``: options that it has shown. ``took``: for an option with which it was mounted, what it showed then under the
+    same key. ``base``: ids of mounts that stood under another one here.
     """
 
     def __init__(self) -> None:
@@ -106,7 +107,7 @@ class Memory:
         self._path, self._boot = "", ""
 
     def keep_in(self, path: str, boot_id: str) -> None:
-        """From now on in this file; what it says of this kernel is known again, numbers of mounts only of this boot."""
+        """Use this file from now on; facts of this kernel are loaded, ids of mounts only of this boot."""
         with self._lock:
             self._path, self._boot = path, boot_id
             try:
@@ -119,7 +120,8 @@ class Memory:
                 return
 
     def add_to(self, attrs: Attrs, stack: Sequence[MountEntry]) -> Attrs:
-        """What is seen of a mount, with what is remembered of it; and seen itself from now on."""
+        """The observation of a mount, completed with what is remembered of it; the observation itself is remembered
+        too."""
         top = stack[-1]
         key = _key(top)
         with self._lock:
@@ -143,7 +145,7 @@ class Memory:
         return out
 
     def took(self, top: MountEntry, options: Iterable[str], actual: Attrs) -> None:
-        """It was mounted with these options just now: what it shows for them is what the kernel makes of them."""
+        """It was just mounted with these options: what it shows for them is how the kernel reads them."""
         shown = _own(actual["options"])
         respelled = {}
         for option in options:
@@ -161,7 +163,7 @@ class Memory:
         self._known[key] = {**self._known.get(key, {}), what: value}
         if not self._path:
             return
-        with contextlib.suppress(OSError):  # without it the next run remembers less
+        with contextlib.suppress(OSError):  # without the file the next run remembers less
             with open(self._path + ".new", "wb") as f:
                 f.write(orjson.dumps({"boot": self._boot, "kernel": os.uname().release, "mounts": self._known}))
             os.replace(self._path + ".new", self._path)
@@ -172,12 +174,12 @@ def _key(entry: MountEntry) -> str:
 
 
 def _own(options: Iterable[str]) -> list[str]:
-    """Of a file system, not of every mount."""
+    """The options of the file system, without those of every mount."""
     return [o for o in options if o not in FLAGS]
 
 
 def meant(declared: Sequence[str], actual: Attrs) -> Mapping[str, Sequence[str]] | None:
-    """What declared options look like where they are in force, by key, as far as that is known."""
+    """What declared options look like while they are in force, by key, as far as that is known."""
     took: Mapping[str, Sequence[str]] = actual.get("took", {})
     known = {o.partition("=")[0]: took[o] for o in declared if o in took}
     asked = kernel_makes(actual["fstype"], declared)

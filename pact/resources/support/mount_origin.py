@@ -1,4 +1,4 @@
-"""Where a mount comes from: whether two are of the same file system, and of the same place within it."""
+"""The origin of a mount: whether two mounts have the same file system, and the same place within it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def is_bind(attrs: Attrs) -> bool:
 
 
 def same_origin(declared: Attrs, actual: Attrs) -> bool:
-    """The same file system, and the same place within it where the declaration says one."""
+    """Whether both have the same file system, and the same place within it if the declaration names one."""
     if is_bind(declared):
         origin = _origin(decode_name(declared["source"]))
         return origin == (actual["source"], actual["fstype"], actual.get("root", "/"))
@@ -68,7 +68,7 @@ def _origin(path: bytes) -> tuple[str, str, str] | None:
 
 
 def inside_of(target: Attrs) -> bytes:
-    """A path that shows ``root`` of the target's file system. Raises RestoreError if it is mounted nowhere else."""
+    """A path that shows ``root`` of the target's file system. Raises RestoreError if it is not mounted elsewhere."""
     root = decode_name(target["root"])
     for entry in read_mounts():
         if (encode_name(entry.source), entry.fstype) == (target["source"], target["fstype"]) and under(

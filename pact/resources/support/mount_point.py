@@ -1,8 +1,8 @@
-"""The place of a mount, held: whoever owns a directory on the way may put another one, or a link, there at any moment.
+"""A mount point that is held: the owner of a directory on the way may put another directory, or a link, there at any
+moment.
 
-What is named to the kernel is a descriptor's entry in /proc, so that what was looked at is what is mounted on, or taken
-off. A helper of mount(8) (NFS, FUSE) takes the path apart again: it is only called where nobody but root can turn the
-way.  # R12
+The kernel gets a descriptor's entry in /proc, so that what was checked is what is mounted on, or unmounted. A helper of
+mount(8) (NFS, FUSE) resolves the path again: it is only called if nobody but root can replace a part of the way.  # R12
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ TURNED: Final = "another user can turn a directory on the way, and {} needs a he
 
 
 def turnable(path: bytes) -> bool:
-    """Others than root can put something else in the place of a directory on the way, or of the last name. What cannot
-    be looked at counts as such."""
+    """Whether accounts other than root can replace a directory on the way, or the last name. True if it cannot be
+    examined."""
     try:
         fd = os.open(b"/", STEP_FLAGS)
         try:
@@ -53,13 +53,13 @@ def turnable(path: bytes) -> bool:
 
 
 def has_helper(fstype: str) -> bool:
-    """mount(8) has another program do it."""
+    """Whether mount(8) calls another program for this type."""
     return any(os.path.exists(f"{place}/mount.{fstype}") for place in HELPERS)
 
 
 @contextmanager
 def held(path: bytes, fstype: str) -> Iterator[tuple[bytes, tuple[int, ...]]]:
-    """How ``path`` is named to mount(8), and the descriptors that it needs for that. Raises RestoreError."""
+    """The form of ``path`` for mount(8), and the descriptors that it needs. Raises RestoreError."""
     if not turnable(path):
         yield path, ()
         return
@@ -78,7 +78,7 @@ def held(path: bytes, fstype: str) -> Iterator[tuple[bytes, tuple[int, ...]]]:
 
 @contextmanager
 def held_source(path: bytes) -> Iterator[tuple[bytes, tuple[int, ...]]]:
-    """What is mounted from a path, as it is named to mount(8). Raises RestoreError."""
+    """The source path of a mount, in the form for mount(8). Raises RestoreError."""
     if not turnable(path):
         yield path, ()
         return
@@ -99,7 +99,7 @@ def _open(path: bytes) -> int:
 
 
 def _take_off(point: bytes) -> None:
-    """It was mounted just now, where it does not belong."""
+    """Unmount what was just mounted in the wrong place."""
     if any(m.mount_point == point for m in read_mounts()):
         try:
             with beside(point) as name:
@@ -110,11 +110,10 @@ def _take_off(point: bytes) -> None:
 
 @contextmanager
 def beside(point: bytes, entry: MountEntry | None = None) -> Iterator[bytes]:
-    """How a mount is named to the kernel: by the directory that it stands in, reached without a link. A mount point
-    cannot be renamed, so that with ``entry``, which must be what is mounted there, the name means that very mount.
-    Raises OSError."""
+    """The form of a mount for the kernel: by its directory, reached without a link. A mount point cannot be renamed, so
+    with ``entry``, which must be mounted there, the name means exactly that mount. Raises OSError."""
     parent, leaf = os.path.split(point)
-    flags = STEP_FLAGS & ~os.O_NOFOLLOW  # with it a link at the end would be no directory, and not told apart
+    flags = STEP_FLAGS & ~os.O_NOFOLLOW  # with it, a link at the end would give the same error as a file
     dirfd = syscalls.openat2(syscalls.AT_FDCWD, parent, flags, resolve=syscalls.RESOLVE_NO_SYMLINKS)
     try:
         name = b"/proc/self/fd/%d/%b" % (dirfd, leaf or b".")
@@ -136,8 +135,8 @@ def _mount_id(dirfd: int, leaf: bytes) -> int:
 
 @contextmanager
 def made(path: bytes, bound: bytes) -> Iterator[None]:
-    """What is missing of a mount point: a file, where one is bound (``b""``: nothing is) that is no directory. It is
-    taken away again where the mounting fails. Raises RestoreError, OSError."""
+    """Make the missing parts of a mount point: its last part is a file if ``bound`` (``b""``: not a bind mount) is not
+    a directory. They are removed again if mounting fails. Raises RestoreError, OSError."""
     lacking = missing(path)
     if not lacking:
         yield

@@ -1,4 +1,4 @@
-"""What is seen of the mount table: which mounts stand on a point, one on the other."""
+"""The structure of the mount table: which mounts stand at a point, one on another."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ from pact.observe.mountinfo import MountEntry
 
 
 class Stacks:
-    """Who stands on whom. The order of the table says nothing of it: a mount can be moved, or slid below another."""
+    """Which mount stands on which. The order of the table does not tell: a mount can be moved, or slid below
+    another."""
 
     def __init__(self, mounts: Iterable[MountEntry]) -> None:
         mounts = list(mounts)
         known = {m.mount_id for m in mounts}
         self._on = {(m.parent_id, m.mount_point): m for m in mounts if m.parent_id != m.mount_id}
-        self._first: dict[bytes, MountEntry] = {}  # what hangs in nothing that is seen: the root of the namespace
+        self._first: dict[bytes, MountEntry] = {}  # mounts without a visible parent: the root of the namespace
         for m in mounts:
             if m.parent_id not in known or m.parent_id == m.mount_id:
                 self._first[m.mount_point] = m
 
     def at(self, path: bytes) -> list[MountEntry]:
-        """The mounts at this very point that can be reached, the visible one last."""
+        """The reachable mounts at this point, the visible one last."""
         here: MountEntry | None = None
         found: list[MountEntry] = []
         for prefix in _prefixes(path):
@@ -43,5 +44,5 @@ def _prefixes(path: bytes) -> Iterator[bytes]:
 
 
 def under(path: bytes, root: bytes) -> bool:
-    """``path`` is ``root`` or lies below it."""
+    """Whether ``path`` is ``root`` or lies below it."""
     return path == root or path.startswith(root.rstrip(b"/") + b"/")

@@ -1,8 +1,8 @@
-"""Who uses a mount: what the kernel says of it, what holds it without an open handle, where else it is mounted.  # F5
+"""The users of a mount: what the kernel says, what holds it without an open handle, and where else it is mounted.  # F5
 
-Unmounting goes where the parent's propagation goes: with ``/`` shared, as systemd has it, into every namespace that
-follows ours. A process that uses such a copy makes the unmounting fail, and one that uses a copy where it does not go
-keeps the file system. The kernel's answer (``MNT_EXPIRE``) speaks for one copy alone.
+Unmounting propagates like mounting: with ``/`` shared, as systemd has it, into every namespace that follows this one. A
+process that uses such a copy makes the unmounting fail, and one that uses a copy which the unmounting does not reach
+keeps the file system. The kernel's answer (``MNT_EXPIRE``) is about one copy only.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pact.resources.support.mount_table import Stacks, under
 
 #: File systems whose files all lie on the device that mountinfo shows: another number is another file system.
 ONE_DEVICE: Final = frozenset({"ext2", "ext3", "ext4", "xfs", "vfat", "tmpfs", "ramfs"})
-#: The kernel's own, of which everybody has a copy.
+#: The kernel's own types, of which every namespace has a copy.
 KERNEL_TYPES: Final = frozenset(
     {
         "proc",
@@ -55,11 +55,11 @@ _asking = threading.Lock()
 
 
 def expire_says_busy(path: bytes) -> bool | None:
-    """MNT_EXPIRE marks an idle mount and answers EAGAIN; the mark is taken off again by touching the mount.
+    """MNT_EXPIRE marks an idle mount and answers EAGAIN; touching the mount removes the mark again.
 
-    On a mount that is marked already the same call unmounts. So it is asked only about what is about to be unmounted
-    anyway, never for somebody's question; by one process at a time, of all that ask so in this mount namespace; a mark
-    of another's is taken off before; and a mark that a kill leaves is on record, and taken off at the next start.
+    On a mount that is marked already the same call unmounts. So it is used only for mounts that are about to be
+    unmounted anyway, never for a mere question; only one process in this mount namespace uses it at a time; a mark of
+    another process is removed before; and a mark that a kill leaves is on record, and removed at the next start.
     """
     with _alone("/proc/self/ns/mnt") as alone:
         there = [m for m in read_mounts() if m.mount_point == path] if alone else []
@@ -86,8 +86,8 @@ def _ask(path: bytes) -> bool | None:
 
 @contextmanager
 def _alone(namespace: str) -> Iterator[int]:
-    """A descriptor of a mount namespace, locked: nobody else asks there. 0 where somebody has the lock, or there is no
-    such namespace; nobody is waited for, as everybody may take it."""
+    """A descriptor of a mount namespace, locked, so that no other process asks there. 0 if another process has the
+    lock, or there is no such namespace; it does not wait, because any process may take the lock."""
     with _asking:
         try:
             space = os.open(namespace, os.O_RDONLY | os.O_CLOEXEC)
@@ -109,7 +109,7 @@ def _busy_in(pid: int, namespace: str, path: bytes) -> bool | None:
     with _alone(f"/proc/{pid}/ns/mnt") as space:
         try:
             if not space or os.readlink(f"/proc/self/fd/{space}") != namespace:
-                return None  # the pid is another's by now
+                return None  # the pid belongs to another process by now
             return {0: False, 1: True}.get(syscalls.expire_in(space, path))
         except OSError:
             return None
@@ -121,7 +121,7 @@ def inside(entry: MountEntry) -> list[MountEntry]:
 
 
 def kernel_holders(entry: MountEntry, resource: str) -> list[Holder]:
-    """What holds a mount without an open handle in /proc: mounts inside, loop devices, swap, sockets, namespaces."""
+    """Holders of a mount without an open handle in /proc: mounts inside, loop devices, swap, sockets, namespaces."""
     out = [Holder(resource, 0, "mount", encode_name(m.mount_point)) for m in inside(entry)]
     point = entry.mount_point
     for loop in loops():
@@ -158,7 +158,8 @@ def _socket_paths() -> list[bytes]:
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """A mount namespace as a process in it sees it; mount points are called as the kernel calls them to us."""
+    """A mount namespace as a process in it sees it; mount points are named as the kernel names them for this
+    process."""
 
     namespace: str
     pid: int
@@ -168,7 +169,7 @@ class Space:
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """The same file system (or a part of it) mounted elsewhere; ``goes`` where our unmounting takes it off too."""
+    """The same file system (or a part of it) mounted elsewhere; ``goes``: this unmounting takes it off too."""
 
     space: Space
     entry: MountEntry
@@ -176,7 +177,7 @@ class Copy:
 
 
 def namespaces() -> list[Space]:
-    """This namespace, first, and each other one that a process is in. Raises OSError if our own cannot be read."""
+    """This namespace first, then each other one of a process. Raises OSError if this one cannot be read."""
     own = os.readlink("/proc/self/ns/mnt")
     out, seen = [Space(own, os.getpid(), b"/", read_mounts())], {(own, b"/")}
     for pid in (p for p in os.listdir("/proc") if p.isdigit()):
@@ -188,7 +189,7 @@ def namespaces() -> list[Space]:
             with open(f"/proc/{pid}/mountinfo", "rb") as f:
                 mounts = parse_mountinfo(f.read())
         except (OSError, ValueError):
-            continue  # it has ended; one that may not be read is named by the scan
+            continue  # the process has ended; the scan reports processes that may not be read
         if root != b"/":
             mounts = [replace(m, mount_point=os.path.normpath(root + b"/" + m.mount_point)) for m in mounts]
         out.append(Space(namespace, int(pid), root, mounts))
@@ -196,7 +197,7 @@ def namespaces() -> list[Space]:
 
 
 class Copies:
-    """Where else a mount's file system is mounted, in this namespace and in the others."""
+    """Where else a mount's file system is mounted, in this namespace and in others."""
 
     def __init__(self, entry: MountEntry) -> None:
         spaces = namespaces()
@@ -225,30 +226,30 @@ class Copies:
         self._stays_here = any(c.space.namespace == self.own and not c.goes for c in self.found)
 
     def _counts(self, copy: Copy) -> bool:
-        """Not where the file system stays mounted here too: then what others have of it is theirs, but for what they
-        have of this very mount."""
+        """Whether the copy matters. Not if the file system also stays mounted in this namespace: then other namespaces
+        keep their copies, except copies of this mount itself."""
         same = (copy.entry.mount_point, copy.entry.root) == (self.entry.mount_point, self.entry.root)
         if copy.goes or self.entry.fstype in KERNEL_TYPES or copy.space.namespace == self.own:
             return copy.goes
         return same or not self._stays_here
 
     def busy(self) -> bool | None:
-        """What the kernel says of all copies that our unmounting takes off, as each of them can make it fail; ``None``
-        also where the file system stays with others."""
+        """What the kernel says of all copies that this unmounting takes off, because each can make it fail; ``None``
+        also if another namespace keeps the file system."""
         answers = [self._ask(copy) if copy.goes else None for copy in self.found if self._counts(copy)]
         return True if True in answers else None if None in answers else False
 
     def _ask(self, copy: Copy) -> bool | None:
         point = copy.entry.mount_point
         if Stacks(copy.space.mounts).at(point)[-1:] != [copy.entry] and copy.space.root == b"/":
-            return None  # it lies below another one, of which the kernel would speak
+            return None  # it lies below another mount, and the kernel would answer for that one
         if copy.space.namespace == self.own:
             return expire_says_busy(point)
         return _busy_in(copy.space.pid, copy.space.namespace, point)
 
     def left_behind(self, resource: str) -> list[Holder]:
-        """One for each other namespace that keeps the file system: our unmounting does not reach it there, or cannot
-        take it off because something is mounted inside."""
+        """One holder for each other namespace that keeps the file system: the unmounting does not reach it, or cannot
+        take it off because of a mount inside."""
         out: dict[str, Holder] = {}
         for copy in self.found:
             if copy.space.namespace in (self.own, *out) or not self._counts(copy):
@@ -260,8 +261,8 @@ class Copies:
         return list(out.values())
 
     def concerns(self, pid: int, text: bytes) -> bool:
-        """Whether what a process has open, as its link in /proc says, is reached through this mount or through a copy
-        that counts: not one elsewhere in our namespace, which stays as it is. A process that has ended does not."""
+        """Whether a process has something open, according to its link in /proc, through this mount or a copy that
+        matters: not through another mount in this namespace, which stays. False for a process that has ended."""
         try:
             namespace = os.readlink(f"/proc/{pid}/ns/mnt")
         except OSError:
@@ -273,7 +274,7 @@ class Copies:
 
 
 def _followers(spaces: Iterable[Space], parent: MountEntry | None) -> set[bytes]:
-    """The peer groups that what happens in ``parent`` reaches: its own, and those that follow them, however far."""
+    """The peer groups that an event in ``parent`` reaches: its own, and all that follow them, directly or not."""
     reached = {number for tag, number in _tags(parent) if tag == b"shared"} if parent is not None else set()
     links = (
         {
@@ -305,5 +306,5 @@ def _groups(entry: MountEntry) -> set[bytes]:
 
 
 def _place(parent: MountEntry, entry: MountEntry) -> bytes:
-    """Where in its parent's file system a mount stands."""
+    """The place of a mount in its parent's file system."""
     return os.path.normpath(os.path.join(parent.root, os.path.relpath(entry.mount_point, parent.mount_point)))

@@ -1,7 +1,7 @@
-"""The directories on the way to a plan's files: what of them is missing, and what stands in the way.
+"""The directories on the way to a plan's files: which are missing, and what blocks the way.
 
-Asked before anything is touched. Missing ones are made; a link or a file in the place of one is refused, and so is a
-directory in which nothing can be made or removed.
+Checked before anything is touched. Missing directories are made; a link or a file in the place of one is refused, and
+so is a directory in which nothing can be made or removed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pact.resources.support.way import on_the_way
 
 def obstacles(steps: Sequence[Step], opened: Iterable[Step] = ()) -> tuple[list[str], list[str]]:
     """What must stop the plan, and what a person should know of it (directories that it makes). ``opened``: steps that
-    conform, among them directories whose flags are cleared for what is done in them."""
+    conform, including directories whose flags are cleared for the work in them."""
     files = {split_id(s.id)[1]: s for s in steps if s.id.startswith("file:")}
     mounts = [split_id(s.id)[1] for s in steps if s.id.startswith("mount:")]
     comes = {name for name, s in files.items() if s.target is not None and s.target["type"] == "directory"}
@@ -27,7 +27,7 @@ def obstacles(steps: Sequence[Step], opened: Iterable[Step] = ()) -> tuple[list[
     unsealed = {split_id(s.id)[1] for s in (*steps, *opened) if s.target is not None and "flags" in s.target}
     for name, step in files.items():
         if name == "/" or any(below(name, m) for m in mounts):
-            continue  # what is there when its turn comes is not to be seen now
+            continue  # what will be there at its turn cannot be seen now
         try:
             way = on_the_way(os.path.dirname(decode_name(name)))
         except OSError as exc:

@@ -1,6 +1,6 @@
-"""Passwords and user names in ``options`` and ``source``: like the contents of closed files, for admins alone.
+"""Passwords and user names in ``options`` and ``source``: like the contents of closed files, only admins may see them.
 
-Which options hold such a thing no kernel says; helpers name theirs alike.  # S2
+The kernel does not say which options hold secrets; helpers give theirs similar names.  # S2
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, Final
 HIDDEN: Final = "(hidden)"
 #: A shorter word would be found in every text.
 QUOTED_MIN: Final = 3
-#: Options with a value; one that names a file (``passwd_file``, ``secretfile``) is where the secret is, not what it is.
+#: Options whose value is a secret; an option that names a file (``passwd_file``, ``secretfile``) is only its place.
 _OPTION: Final = re.compile(
     r"(?i)[\w.-]*(?:pass(?!ive)|pwd|secret|token|username|credential|access_?key|api_?key)[\w.-]*|user|key"
 )
@@ -24,7 +24,7 @@ _QUERY: Final = re.compile(r"(?i)([?&;][\w.-]*(?:pass|pwd|secret|token|sig|key)[
 
 
 def shown_option(option: str) -> str:
-    """The option as everybody may see it."""
+    """The option in the form for everybody."""
     name, equals, value = option.partition("=")
     if equals and value and _OPTION.fullmatch(name) and not _PLACE.fullmatch(name):
         return f"{name}={HIDDEN}"
@@ -32,12 +32,12 @@ def shown_option(option: str) -> str:
 
 
 def shown_source(source: str) -> str:
-    """The source as everybody may see it. Hosts, exports and labels stay."""
+    """The source in the form for everybody. Hosts, exports and labels stay."""
     return _QUERY.sub(rf"\g<1>{HIDDEN}", _BEFORE_HOST.sub(rf"\g<1>{HIDDEN}@", source))
 
 
 def option_secrets(option: str) -> list[str]:
-    """The parts of the option that are not for everybody."""
+    """The secret parts of the option."""
     name, equals, value = option.partition("=")
     if equals and value and _OPTION.fullmatch(name) and not _PLACE.fullmatch(name):
         return [value]
@@ -45,14 +45,14 @@ def option_secrets(option: str) -> list[str]:
 
 
 def source_secrets(source: str) -> list[str]:
-    """The parts of the source that are not for everybody."""
+    """The secret parts of the source."""
     before = [m.group(2) for m in _BEFORE_HOST.finditer(source)]
     words = [word for pair in before for word in (pair, re.split("[:%]", pair, maxsplit=1)[1])]
     return words + [m.group(0)[len(m.group(1)) :] for m in _QUERY.finditer(source)]
 
 
 def unquoted(text: str, *mounts: Mapping[str, Any] | None) -> str:
-    """What is said of mounts, by pact or by a tool, without the secrets in their attributes."""
+    """A text of pact or of a tool about mounts, without the secrets in their attributes."""
     words: dict[str, str] = {}
     for attrs in mounts:
         if attrs and isinstance(source := attrs.get("source"), str):
@@ -67,7 +67,7 @@ def unquoted(text: str, *mounts: Mapping[str, Any] | None) -> str:
 
 
 def shown(attrs: Mapping[str, Any]) -> dict[str, Any]:
-    """A mount's attributes as everybody may see them; of other kinds nothing changes."""
+    """A mount's attributes in the form for everybody; attributes of other kinds do not change."""
     out = dict(attrs)
     if isinstance(options := attrs.get("options"), Sequence) and not isinstance(options, str):
         out["options"] = [shown_option(o) if isinstance(o, str) else o for o in options]

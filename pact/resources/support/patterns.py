@@ -1,6 +1,6 @@
-"""Path patterns of ``adopt``: ``**`` matches any depth, ``*`` and ``?`` within one component.
+"""Path patterns of ``adopt``: ``**`` matches any depth, ``*`` and ``?`` match within one component.
 
-And of ``[drift] ignore``, where all of them stand for anything at all: which of those nobody can have meant.
+And patterns of ``[drift] ignore``, in which all wildcards match any text: which of them nobody can have meant.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def compile_pattern(pattern: bytes) -> re.Pattern[bytes]:
             out += b"[^/]"
         elif char == b"[":
             first = at + 2 if pattern[at + 1 : at + 2] == b"!" else at + 1
-            end = pattern.find(b"]", first + 1)  # one that comes first is one of the characters, as in a shell
+            end = pattern.find(b"]", first + 1)  # a bracket that comes first is one of the characters, as in a shell
             if end < 0:
                 out += rb"\["
             else:
@@ -40,8 +40,8 @@ def compile_pattern(pattern: bytes) -> re.Pattern[bytes]:
 
 
 def _one_of(inner: bytes, negated: bool) -> bytes:
-    """A regular expression for what stands in brackets. Nothing in it has another meaning there, and a range that goes
-    down (``9-0``) holds nothing: no pattern is one that cannot be compiled."""
+    """A regular expression for the text in brackets. No character in it has another meaning there, and a descending
+    range (``9-0``) is empty: every pattern can be compiled."""
     out, at = bytearray(), 0
     while at < len(inner):
         low = high = inner[at : at + 1]

@@ -1,8 +1,8 @@
 """Whether a plan's steps could be done, as far as that can be known before anything is touched.
 
-Asked of rollbacks, declarations and applications alike, dry runs included: is there such a user, is there room, may
-the file system be written, does the kernel know this type of mount, is its source there. What lies where it may hang is
-not looked at, and what the plan itself brings is not missed.
+Used for rollbacks, declarations and applications alike, including dry runs: does the user exist, is there room, can the
+file system be written, does the kernel know this type of mount, does its source exist. Paths that may hang are not
+examined, and what the plan itself creates does not count as missing.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ HELPERS: Final = ("/sbin", "/usr/sbin", "/usr/local/sbin")
 
 
 def impossible(steps: Sequence[Step]) -> list[str]:
-    """Why steps of this plan cannot be done: one line each."""
+    """Why steps of this plan cannot be done: one line for each reason."""
     mounts = [split_id(s.id)[1] for s in steps if s.id.startswith("mount:")]
     out: list[str] = []
     files = []
@@ -76,7 +76,7 @@ def _places(steps: Iterable[Step]) -> list[str]:
 
 
 def _makes(step: Step) -> int:
-    """New files that are there at one time with the old ones."""
+    """The number of new files that exist at the same time as the old ones."""
     target, actual = step.target, step.actual
     if target is None or (actual is not None and actual.get("type") == "directory" == target["type"]):
         return 0
@@ -92,7 +92,7 @@ def _size(step: Step) -> int:
 
 
 def _comes(step: Step) -> bool:
-    """It is mounted anew, not only changed."""
+    """Whether it is mounted anew, not only changed."""
     target, actual = step.target, step.actual
     assert target is not None
     return actual is None or (target["source"], target["fstype"]) != (actual["source"], actual["fstype"])
@@ -107,7 +107,7 @@ def _mount(target: Attrs, steps: Sequence[Step]) -> Iterator[str]:
         yield f"the kernel knows no file system {fstype!r}"
         return
     if "root" in target and not bind:
-        return  # a place within a file system that is mounted elsewhere: that is found when it is mounted
+        return  # a place within a file system that is mounted elsewhere: found when it is mounted
     if (bind or needs_device) and source.startswith(b"/") and not _brought(source, steps):
         try:
             if not hangs(source):
@@ -119,7 +119,7 @@ def _mount(target: Attrs, steps: Sequence[Step]) -> Iterator[str]:
 
 
 def _brought(source: bytes, steps: Iterable[Step]) -> bool:
-    """The same plan makes it, or mounts what it lies on."""
+    """Whether the same plan makes it, or mounts the file system that contains it."""
     path = encode_name(source)
     makers = (split_id(s.id)[1] for s in steps if s.id.startswith(("file:", "mount:")) and s.target is not None)
     return any(path == m or below(path, m) for m in makers)
@@ -136,7 +136,7 @@ def filesystems() -> Mapping[str, bool]:
 
 
 def _helped(fstype: str) -> bool:
-    """A helper mounts it, or a module brings it when it is mounted."""
+    """Whether a helper mounts this type, or mounting loads a module for it."""
     if any(os.path.exists(f"{place}/mount.{fstype.partition('.')[0]}") for place in HELPERS):
         return True
     modprobe = shutil.which("modprobe", path="/usr/sbin:/usr/bin:/sbin:/bin")

@@ -1,8 +1,8 @@
-"""How much of a file is read, and for how long: both are in the hands of whoever owns the file.
+"""How much of a file is read, and for how long: its owner controls both.
 
-At most as many bytes as it had when it was opened: one that grows while it is read is ``changing``. What belongs to
-users may take ``READING_EACH_S`` seconds of reading, for all their files together, and gets that back within
-``READING_PERIOD_S`` seconds: a file of eight exbibytes, or a thousand of them, holds up nobody else's.  # S6
+At most as many bytes are read as it had when it was opened: a file that grows meanwhile is ``changing``. All files of
+one user together may take ``READING_EACH_S`` seconds of reading, which are given back within ``READING_PERIOD_S``
+seconds: a file of eight exbibytes, or a thousand of them, delays no other user's files.  # S6
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from pact.limits import READING_ALL_S, READING_EACH_S, READING_PERIOD_S
 
 CHUNK: Final = 1 << 20
 SMALL: Final = 64 << 10
-#: What procfs holds has no size.
+#: Files of procfs have no size.
 UNSIZED_MAX: Final = 64 << 20
 OWNERS_MAX: Final = 1024
 CHANGING: Final = "file: changing while it is read"
 
 
 class Allowance:
-    """Seconds of reading for each user who is not root. Safe in every thread."""
+    """Seconds of reading for each user who is not root. Any thread may use it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._spent: dict[int, tuple[float, float]] = {}  # -> seconds, as of when; -1 for all users together
+        self._spent: dict[int, tuple[float, float]] = {}  # user -> (seconds, as of when); -1 for all users together
 
     def left_s(self, uid: int) -> float:
         if uid == 0:
@@ -58,8 +58,8 @@ ALLOWANCE: Final = Allowance()
 
 
 def read_whole(fd: int, st: os.stat_result, keep_limit: int) -> tuple[bytes | None, str, int] | str:
-    """Content (if it is at most ``keep_limit`` long), SHA-256 and size of an open regular file that was just looked at
-    (``st``); or in words why not. Raises OSError."""
+    """Content (if it is at most ``keep_limit`` long), SHA-256 and size of an open regular file with the status ``st``;
+    or a text that says why not. Raises OSError."""
     left_s = ALLOWANCE.left_s(st.st_uid) if st.st_size > CHUNK else float("inf")
     began_s = time.monotonic()
     most = max(st.st_size or UNSIZED_MAX, CHUNK)

@@ -1,8 +1,8 @@
-"""Putting a file back: atomically, through directory descriptors, with owner, mode, ACLs and labels.  # R5
+"""Restoring a file: atomically, through directory descriptors, with owner, mode, ACLs and labels.  # R5
 
 No symbolic link is followed on the way (``openat2`` with ``RESOLVE_NO_SYMLINKS``), the new file is complete before it
-gets its name, and what was there is exchanged, looked at, and only then removed: a writer that came between is noticed
-and keeps what it wrote.
+gets its name, and the old file is exchanged, examined, and only then removed: a writer that came in between is noticed
+and keeps its content.
 """
 
 from __future__ import annotations
@@ -39,19 +39,20 @@ OWN_WAIT_S: Final = 0.005
 
 
 class Before(Protocol):
-    """What was written before its turn came."""
+    """Files that were written before their turn."""
 
     def take(self, dirfd: int, leaf: bytes, st: os.stat_result | None) -> bytes | None:
-        """The name of the new file for this place, if it is still right; it is the caller's from now on."""
+        """The name of the new file for this place, if it is still right; from now on it belongs to the caller."""
 
     def touched(self, dirfd: int, path: bytes) -> None:
         """Names in this directory have changed: they are durable when the plan is done."""
 
 
 def restore_file(path: bytes, step: Step, blobs: Blobs, ahead: Before | None = None) -> None:
-    """Bring ``path`` from ``step.actual`` to ``step.target``. Raises RestoreError or OSError; partial never.
+    """Bring ``path`` from ``step.actual`` to ``step.target``, never partially. Raises RestoreError or OSError.
 
-    With ``ahead`` its new content may be written already, and its directory becomes durable later."""
+    With ``ahead`` its new content may be written already, and its directory becomes durable later.
+    """
     if path == b"/":
         raise RestoreError("the root directory itself is not replaced")
     parent, leaf = os.path.split(path)
@@ -115,7 +116,7 @@ def _seal(dirfd: int, leaf: bytes, letters: str) -> None:
 
 
 def _sealed(dirfd: int, leaf: bytes) -> str:
-    """Why even root may not: it or its directory is immutable or append-only."""
+    """Why even root may not: the file or its directory is immutable or append-only."""
     if letters := flags_at(dirfd, leaf):
         return f"it is {said(letters)}"
     letters = get_flags(dirfd)
@@ -152,7 +153,7 @@ def _remove(dirfd: int, leaf: bytes, actual: Attrs | None) -> None:
 
 
 def _hold_off(dirfd: int, leaf: bytes, st: os.stat_result) -> None:
-    """A last question to the kernel, right before the name moves: is the regular file open?  # F5"""
+    """Ask the kernel once more, right before the name moves, whether the regular file is open.  # F5"""
     if not stat.S_ISREG(st.st_mode):
         return
     fd = os.open(leaf, FILE_FLAGS, dir_fd=dirfd)
@@ -164,11 +165,11 @@ def _hold_off(dirfd: int, leaf: bytes, st: os.stat_result) -> None:
 
 
 def somebody_has_open(fd: int) -> bool | None:
-    """Ask for a write lease: True if somebody else has the file open, None where leases cannot say.  # F5
+    """Ask for a write lease: True if another process has the file open, None if leases cannot tell.  # F5
 
-    The agent's other threads look at files too, for a moment: they are nobody, and are waited for. Whoever opens the
-    file while the lease stands waits until it is given back, and the kernel tells the leaseholder with a signal: by
-    default SIGIO, which ends a process, so it is asked to send one that every process ignores unless it says otherwise.
+    The agent's other threads also open files, for a moment: they do not count, and this waits for them. A process that
+    opens the file during the lease waits until the lease is given back, and the kernel tells the leaseholder with a
+    signal: by default SIGIO, which ends a process, so a signal is chosen that every process ignores by default.
     """
     ask_again = 1
     fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
@@ -180,18 +181,18 @@ def somebody_has_open(fd: int) -> bool | None:
             if _open_here(fd):
                 time.sleep(OWN_WAIT_S)
             elif ask_again:
-                ask_again -= 1  # it may have been one of ours that closed it between the two questions
+                ask_again -= 1  # a thread of this process may have closed it between the two questions
             else:
                 return True
         except OSError:
-            return None  # no leases on this file system: the scan of /proc before has answered
+            return None  # no leases on this file system: the earlier scan of /proc must do
         else:
             return False
     return True
 
 
 def _open_here(fd: int) -> bool:
-    """Another descriptor of this process is open on the same file."""
+    """Whether another descriptor of this process is open on the same file."""
     st = os.fstat(fd)
     for name in os.listdir("/proc/self/fd"):
         try:
@@ -217,8 +218,8 @@ def _rename(dirfd: int, old: bytes, new: bytes, flags: int) -> None:
 def _discard(
     dirfd: int, aside: bytes, leaf: bytes, expected: os.stat_result, actual: Attrs | None, *, exchanged: bool
 ) -> None:
-    """Remove what was set aside if it is what was looked at and saved, and nobody has it open; else give it its name
-    back. Under its new name nobody can open it any more, so this answer stands.  # R4"""
+    """Remove the file that was set aside if it is the one that was examined and saved, and no process has it open;
+    otherwise give it its name back. Nobody can open it under its new name, so this answer stays true.  # R4"""
     st = lstat(dirfd, aside)
     if st is None:
         return
@@ -242,7 +243,7 @@ def _discard(
         raise RestoreError(why)
     try:
         _rename(dirfd, aside, leaf, syscalls.RENAME_NOREPLACE)
-    except FileExistsError:  # a new one is there: both stay
+    except FileExistsError:  # a new file is there: both stay
         kept = leaf[:200] + b".kept" + aside
         _rename(dirfd, aside, kept, syscalls.RENAME_NOREPLACE)
         why = f"it was changed and replaced at the last moment; the one before is {kept.decode(errors='replace')}"
@@ -250,14 +251,16 @@ def _discard(
 
 
 def _was_seen(dirfd: int, leaf: bytes, st: os.stat_result, actual: Attrs | None) -> bool:
-    """It is what was decided about, as far as its type and a link's target say. What was not there then is not."""
+    """Whether it is the file decided about, as far as its type and a link's target tell. False if there was none
+    then."""
     if actual is None or "type" not in actual:
         return False
     if stat.S_ISLNK(st.st_mode):
         return actual["type"] == "symlink" and decode_name(actual.get("target", "")) == os.readlink(leaf, dir_fd=dirfd)
     if not stat.S_ISREG(st.st_mode):
         return True
-    return actual["type"] == "file" and ("sha256" in actual or not st.st_size)  # what nobody read is nobody's to remove
+    # a file that nobody read may not be removed
+    return actual["type"] == "file" and ("sha256" in actual or not st.st_size)
 
 
 def _sha256(dirfd: int, leaf: bytes) -> str:
@@ -289,7 +292,7 @@ def _directory(dirfd: int, leaf: bytes, target: Attrs, actual: Attrs | None) -> 
 
 
 def _dress_directory(dirfd: int, leaf: bytes, target: Attrs, st: os.stat_result | None) -> None:
-    """``st``: as it was found; ``None``: it was made just now, and is dressed only if it is the one that was made."""
+    """``st``: the status as found; ``None``: the directory was just made, and is changed only if it is that one."""
     fd = os.open(leaf, DIR_FLAGS | os.O_NOFOLLOW, dir_fd=dirfd)
     try:
         now = os.fstat(fd)
@@ -305,7 +308,7 @@ def _dress_directory(dirfd: int, leaf: bytes, target: Attrs, st: os.stat_result 
 
 
 def drop(dirfd: int, fresh: bytes) -> None:
-    """Take away what was made and did not get its name."""
+    """Remove what was made and did not get its name."""
     try:
         os.unlink(fresh, dir_fd=dirfd)
     except IsADirectoryError:
@@ -330,7 +333,8 @@ def _symlink(dirfd: int, leaf: bytes, target: Attrs, actual: Attrs | None) -> No
 
 
 def _make_way(dirfd: int, leaf: bytes, st: os.stat_result | None) -> os.stat_result | None:
-    """Right before the new one gets its name: an empty directory goes, a file must not be open. What is left there."""
+    """Right before the new file gets its name: an empty directory is removed, and a file must not be open. Returns the
+    status of what remains."""
     if st is None:
         return None
     if stat.S_ISDIR(st.st_mode):
@@ -344,7 +348,8 @@ def _own_link(dirfd: int, leaf: bytes, target: Attrs, st: os.stat_result | None)
     uid, gid = ids(target, st)
     fd = os.open(leaf, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dirfd)
     try:
-        if not stat.S_ISLNK(os.fstat(fd).st_mode):  # a link is worth nothing; what has its name now may be
+        # a lost link is harmless; the thing that has its name now may not be
+        if not stat.S_ISLNK(os.fstat(fd).st_mode):
             raise RestoreError(REPLACED)
         os.chown(f"/proc/self/fd/{fd}", uid, gid)
     finally:
@@ -352,7 +357,7 @@ def _own_link(dirfd: int, leaf: bytes, target: Attrs, st: os.stat_result | None)
 
 
 def keeps_content(target: Attrs, actual: Attrs | None, st: os.stat_result | None) -> bool:
-    """Only how it is dressed differs."""
+    """Whether only owner, mode, attributes or flags differ."""
     return (
         st is not None
         and actual is not None
@@ -369,7 +374,7 @@ def _regular(dirfd: int, leaf: bytes, target: Attrs, step: Step, blobs: Blobs, a
         fd = os.open(leaf, FILE_FLAGS, dir_fd=dirfd)
         try:
             now = os.fstat(fd)
-            if (now.st_dev, now.st_ino) != (st.st_dev, st.st_ino):  # never dress what somebody slipped in
+            if (now.st_dev, now.st_ino) != (st.st_dev, st.st_ino):  # never change a file that somebody else put there
                 raise RestoreError(REPLACED)
             if may_dress(dirfd, fd, target):
                 dress(fd, target, st)
@@ -394,7 +399,7 @@ def _regular(dirfd: int, leaf: bytes, target: Attrs, step: Step, blobs: Blobs, a
 
 
 def _content_of(fd: int, st: os.stat_result, actual: Attrs | None) -> bytes | None:
-    """The content of an open file, if it is the one that was seen: another file's is given to nobody."""
+    """The content of an open file, if it is the observed one: another file's content must not be copied."""
     whole = read_whole(fd, st, COPY_MAX) if st.st_size <= COPY_MAX else ""
     if isinstance(whole, str) or actual is None or whole[1] != actual.get("sha256"):
         return None
@@ -404,7 +409,7 @@ def _content_of(fd: int, st: os.stat_result, actual: Attrs | None) -> bytes | No
 def write_fresh(
     dirfd: int, leaf: bytes, target: Attrs, st: os.stat_result | None, content: bytes, *, durable: bool = True
 ) -> bytes:
-    """The new file, complete but for its name; returns the name that it has for now."""
+    """Write the new file, complete but for its name; returns its temporary name."""
     fresh = _temporary()
     fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=dirfd)
     try:
@@ -423,7 +428,7 @@ def write_fresh(
 
 
 def _put_in_place(dirfd: int, fresh: bytes, leaf: bytes, st: os.stat_result | None, actual: Attrs | None) -> None:
-    """Give ``fresh`` its name; what had it is removed only if it is what we looked at."""
+    """Give ``fresh`` its name; the old file is removed only if it is the one that was examined."""
     try:
         if st is None:
             _rename(dirfd, fresh, leaf, syscalls.RENAME_NOREPLACE)

@@ -1,7 +1,7 @@
-"""What a kill left beside files: half-made new ones go; what is in no store is somebody's work, and is kept.  # R4, R6
+"""What a kill left beside files: unfinished new files are removed; a content that is in no store is kept.  # R4, R6
 
-A file is exchanged with its replacement and only then looked at once more. A kill in between leaves what was there
-under a temporary name, and if it was written at the last moment that is the only copy.
+A file is exchanged with its replacement and only then examined once more. A kill in between leaves the old file under a
+temporary name, and if it was written at the last moment that is the only copy.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from pact.resources.base import Blobs
 from pact.resources.support.dress import FILE_FLAGS
 
 STALE: Final = re.compile(rb"\.pact-[0-9a-f]{16}\Z")
-#: What is longer is ours only if something of this plan is.
+#: A longer file is pact's own only if something in this plan is as long.
 READ_MAX: Final = 4 << 20
-#: Whatever this plan says: the sizes in it are those of files that somebody may have made as large as he likes.
+#: Whatever the sizes in this plan: a user may have made those files as large as possible.
 READ_AT_MOST: Final = 256 << 20
 KEPT: Final = b"kept"
 
 
 def sweep(steps: Sequence[Step], blobs: Blobs) -> dict[bytes, list[bytes]]:
-    """Remove temporary files beside the files of this plan. Those whose content is kept nowhere get a name that stays:
-    these, by directory. No symbolic link is followed."""
+    """Remove temporary files beside the files of this plan. Those whose content is kept nowhere get a name that stays;
+    returns these, by directory. No symbolic link is followed."""
     beside: dict[bytes, list[Step]] = {}
     for step in steps:
         if step.id.startswith("file:"):
@@ -58,7 +58,7 @@ def sweep(steps: Sequence[Step], blobs: Blobs) -> dict[bytes, list[bytes]]:
 
 
 def _swept(dirfd: int, name: bytes, steps: Iterable[Step], blobs: Blobs) -> bool:
-    """Removed, or nobody's work and still there. False if it is the only copy of something."""
+    """Whether it was removed, or is harmless and still there. False if it is the only copy of a content."""
     st = os.stat(name, dir_fd=dirfd, follow_symlinks=False)
     if stat.S_ISDIR(st.st_mode):
         try:
@@ -78,8 +78,8 @@ def _swept(dirfd: int, name: bytes, steps: Iterable[Step], blobs: Blobs) -> bool
 
 
 def _is_known(dirfd: int, name: bytes, values: Sequence[Attrs], blobs: Blobs) -> bool:
-    """Its content is in the store, or is the beginning of what this plan was about to write. One content is in memory
-    at a time, and what is longer than anything that pact writes is not even read."""
+    """Whether its content is in the store, or is the beginning of one that this plan was about to write. One content is
+    in memory at a time, and a file that is longer than anything that pact writes is not read."""
     with open(os.open(name, FILE_FLAGS, dir_fd=dirfd), "rb") as f:
         size = os.fstat(f.fileno()).st_size
         if size > min(max([READ_MAX, *(v.get("size", 0) for v in values)]), READ_AT_MOST):
@@ -97,5 +97,6 @@ def _keep(dirfd: int, name: bytes) -> bytes:
     except OSError as exc:
         if exc.errno != errno.EINVAL:
             raise
-        os.rename(name, KEPT + name, src_dir_fd=dirfd, dst_dir_fd=dirfd)  # no such flag here; the name is random
+        # the file system has no such flag; the name is random
+        os.rename(name, KEPT + name, src_dir_fd=dirfd, dst_dir_fd=dirfd)
     return KEPT + name

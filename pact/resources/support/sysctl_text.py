@@ -1,7 +1,7 @@
-"""How sysctls are written: names in both of sysctl.d(5)'s forms, and values that mean the same in other words. Pure.
+"""How sysctls are written: names in both forms of sysctl.d(5), and different texts of equal values. Pure.
 
-A name whose first separator is a slash is a path: dots in it are literal. Else dots separate, and a slash stands for a
-dot within a component. The second form is the one that pact keeps.
+A name whose first separator is a slash is a path: dots in it are literal. Otherwise dots separate, and a slash stands
+for a dot within a component. pact stores the second form.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Final
 
 WILD: Final = re.compile(r"[*?\[]")
 DECIMAL: Final = re.compile(r"-?[0-9]{1,40}\Z")
-#: As the kernel reads numbers: 0x is hexadecimal, a leading 0 octal.
+#: Numbers as the kernel reads them: 0x is hexadecimal, a leading 0 octal.
 HEXADECIMAL: Final = re.compile(r"-?0[xX][0-9a-fA-F]{1,32}\Z")
 OCTAL: Final = re.compile(r"-?0[0-7]{1,40}\Z")
 RANGES: Final = re.compile(r"[0-9]{1,9}(?:-[0-9]{1,9})?(?:,[0-9]{1,9}(?:-[0-9]{1,9})?)*,?\Z")
@@ -25,7 +25,8 @@ def dotted(name: str) -> str:
 
 
 def why_not_literal(name: str) -> str:
-    """Why a name that the kernel has not literally declares nothing, though sysctl.d(5) takes it; else ``""``."""
+    """Why a name that the kernel does not have literally declares nothing, although sysctl.d(5) accepts it; else
+    ``""``."""
     if name != name.strip():
         return "there is white space at an end of the name"
     if name.startswith("-"):
@@ -36,12 +37,12 @@ def why_not_literal(name: str) -> str:
 
 
 def fold(value: str) -> str:
-    """White space folded."""
+    """The value with white space folded."""
     return " ".join(value.split())
 
 
 def number(text: str) -> int | None:
-    """The number that the kernel reads in this text, ``None`` if it is none."""
+    """The number that the kernel reads in this text; ``None`` if it is none."""
     if HEXADECIMAL.match(text):
         return int(text, 16)
     if OCTAL.match(text):
@@ -50,8 +51,8 @@ def number(text: str) -> int | None:
 
 
 def same(declared: str, actual: str) -> bool:
-    """The kernel shows ``actual`` for what ``declared`` says: numbers in any base, sets in any order, and of a vector
-    the first numbers where no more are declared."""
+    """Whether the kernel may show ``actual`` for ``declared``: numbers in any base, sets in any order, and of a vector
+    the first numbers if no more are declared."""
     declared, actual = fold(declared), fold(actual)
     if declared == actual:
         return True
@@ -65,14 +66,14 @@ def same(declared: str, actual: str) -> bool:
 
 
 def shown(text: str) -> int | None:
-    """The number in what the kernel shows: it writes decimal, whatever was written."""
+    """The number in a text that the kernel shows: it writes decimal, whatever was written."""
     if DECIMAL.match(text):
         return int(text)
     return int(text, 16) if HEXADECIMAL.match(text) else None
 
 
 def is_set(text: str) -> bool:
-    """A list of numbers and ranges, as ``net.ipv4.ip_local_reserved_ports`` takes them."""
+    """Whether it is a list of numbers and ranges, as ``net.ipv4.ip_local_reserved_ports`` takes them."""
     return RANGES.match(text) is not None
 
 

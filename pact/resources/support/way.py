@@ -1,8 +1,9 @@
-"""The way to a file: its directory as a descriptor, reached without trusting links that somebody else can turn.
+"""The way to a file: its directory as a descriptor, reached without trusting links that other accounts can replace.
 
-Who owns a directory on the way may put a symbolic link in its place, to somewhere that only root can enter. Such a link
-is not followed; one in a directory that only root can write is the system's own (``/lib``, ``/var/run``).
-What is read is read through the descriptor, and whether others could get at it is asked of the same one.  # S2
+The owner of a directory on the way may put a symbolic link in its place, to a directory that only root can enter. Such
+a link is not followed; a link in a directory that only root can write belongs to the system (``/lib``, ``/var/run``).
+
+Content is read through the descriptor, and the same descriptor shows whether other accounts could reach it.  # S2
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ STEP_FLAGS: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class TurnableLink(OSError):
-    """A symbolic link on the way stands where others than root may put one: it is not followed."""
+    """A symbolic link on the way stands where accounts other than root may put one: it is not followed."""
 
 
 _places: tuple[int, RemotePlaces] = (-1, RemotePlaces())
 
 
 def hangs(path: bytes) -> bool:
-    """It lies on a file system that another machine or process answers for: the loop does not touch it."""
+    """Whether it lies on a file system that depends on another machine or process: the loop does not touch it."""
     global _places
     generation = MOUNTS.generation()
     if generation != _places[0]:
@@ -41,11 +42,11 @@ def hangs(path: bytes) -> bool:
 
 
 def open_parent(path: bytes) -> tuple[int, bytes, bool]:
-    """A descriptor (``O_PATH``) of the directory that holds ``path``, the name in it, and whether no link was on the
-    way. Raises OSError; TurnableLink for a link that somebody else can turn."""
+    """A descriptor (``O_PATH``) of the directory of ``path``, the name in it, and whether there was no link on the way.
+    Raises OSError; TurnableLink for a link that other accounts can replace."""
     parent, leaf = os.path.split(path)
     try:
-        flags = STEP_FLAGS & ~os.O_NOFOLLOW  # with it a link at the end would be no directory, and not told apart
+        flags = STEP_FLAGS & ~os.O_NOFOLLOW  # with it, a link at the end would give the same error as a file
         fd = syscalls.openat2(syscalls.AT_FDCWD, parent, flags, resolve=syscalls.RESOLVE_NO_SYMLINKS)
     except OSError as exc:
         if exc.errno != errno.ELOOP:
@@ -55,8 +56,8 @@ def open_parent(path: bytes) -> tuple[int, bytes, bool]:
 
 
 def open_regular(dirfd: int, leaf: bytes) -> int:
-    """A descriptor to read a regular file by. Anything else that has the name now is not opened: a FIFO would hold, a
-    device may act. Raises OSError; EINVAL where it is none.  # S2
+    """A descriptor for reading a regular file. Anything else with this name is not opened: a FIFO would block, a device
+    may act. Raises OSError; EINVAL if it is not a regular file.  # S2
     """
     held = os.open(leaf, HOLD_FLAGS, dir_fd=dirfd)
     try:
@@ -69,8 +70,9 @@ def open_regular(dirfd: int, leaf: bytes) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """A directory's path: ``missing`` of it, from the top; ``other`` is no directory, and what it is instead, with all
-    behind it counted as missing; ``last`` is the last that is there, with its inode ``flags``."""
+    """A directory's path: ``missing``: its missing parts, from the top; ``other``: a part that is not a directory, and
+    what it is, with all parts after it counted as missing; ``last``: the last existing part, with its inode
+    ``flags``."""
 
     missing: list[bytes]
     other: tuple[bytes, str] | None
@@ -79,7 +81,7 @@ class Way:
 
 
 def on_the_way(path: bytes) -> Way:
-    """Raises OSError."""
+    """Examine the path. Raises OSError."""
     here, missing = b"/", list[bytes]()
     other: tuple[bytes, str] | None = None
     fd = os.open(b"/", STEP_FLAGS)
@@ -108,8 +110,8 @@ def on_the_way(path: bytes) -> Way:
 
 
 def make_directory(path: bytes) -> tuple[int, list[bytes]]:
-    """A descriptor of this directory, made with what is missing on the way to it (root's, 0755), and what was made. No
-    link is followed. Raises OSError."""
+    """A descriptor of this directory, made with the missing parts of its path (root's, 0755), and the parts that were
+    made. No link is followed. Raises OSError."""
     fd, here, made = os.open(b"/", MAKE_FLAGS), b"", list[bytes]()
     try:
         for name in path.split(b"/"):
@@ -135,7 +137,8 @@ def _enter(fd: int, name: bytes) -> int:
 
 
 def _make(fd: int, name: bytes) -> int:
-    """Whoever may write here can put another directory in its place: only one of ours is given away, and empty."""
+    """Make one directory. An account that may write here can replace it: only an empty directory that this process made
+    is given away."""
     os.mkdir(name, 0o755, dir_fd=fd)
     below = _enter(fd, name)
     try:
@@ -151,7 +154,7 @@ def _make(fd: int, name: bytes) -> int:
 
 
 def missing(path: bytes) -> list[bytes]:
-    """This path and those above it that are not there."""
+    """The missing ones of this path and its parents."""
     out = []
     while path != b"/" and not os.path.lexists(path):
         out.append(path)
@@ -160,7 +163,7 @@ def missing(path: bytes) -> list[bytes]:
 
 
 def unmake(made: Iterable[bytes]) -> None:
-    """Take away again what was made and is still empty."""
+    """Remove what was made and is still empty."""
     for path in sorted(made, key=len, reverse=True):
         try:
             fd, leaf, _ = open_parent(path)
@@ -201,7 +204,8 @@ def _walk(path: bytes) -> int:
 
 
 def _turn(fd: int, name: bytes) -> bytes:
-    """Where the link leads. Raises OSError: ENOTDIR if it is none, TurnableLink if not only root can turn it."""
+    """The target of the link. Raises OSError: ENOTDIR if it is no link, TurnableLink if others than root can replace
+    it."""
     try:
         target = os.readlink(name, dir_fd=fd)
     except OSError as exc:
@@ -215,13 +219,14 @@ def _turn(fd: int, name: bytes) -> bytes:
 
 
 def closed(dirfd: int) -> bool:
-    """Others cannot enter this directory, or one above it; the roots of mounts count as they are mounted.  # S2"""
+    """Whether others cannot enter this directory, or one above it; the roots of mounts count as they are
+    mounted.  # S2"""
     root, above, up = os.stat(b"/"), (-1, -1), b"."
     top = root.st_dev, root.st_ino
     while True:
         st = os.stat(up, dir_fd=dirfd)
         here = st.st_dev, st.st_ino
-        if not st.st_mode & stat.S_IXOTH or here == above:  # the latter: of a mount that was just taken off
+        if not st.st_mode & stat.S_IXOTH or here == above:  # the latter: in a mount that was just taken off
             return True
         if here == top:
             return False
@@ -229,8 +234,8 @@ def closed(dirfd: int) -> bool:
 
 
 def turners(dirfd: int, leaf_uid: int) -> frozenset[int]:
-    """Users besides root who can put another thing under a name in this directory, or turn one above it. -1: a group,
-    or all. In a sticky one only who owns what stands there can; ``leaf_uid`` owns the name that is meant.  # R13"""
+    """Users besides root who can replace a name in this directory, or in one above it. -1: a group, or all users. In a
+    sticky directory only the owner of an entry can; ``leaf_uid`` owns the entry in question.  # R13"""
     top, out = os.stat(b"/"), set[int]()
     fd, below_uid = os.dup(dirfd), leaf_uid
     try:
@@ -246,15 +251,15 @@ def turners(dirfd: int, leaf_uid: int) -> frozenset[int]:
             os.close(fd)
             fd, below_uid = above, st.st_uid
             up = os.fstat(fd)
-            if (up.st_dev, up.st_ino) == (st.st_dev, st.st_ino):  # of a mount that was just taken off
+            if (up.st_dev, up.st_ino) == (st.st_dev, st.st_ino):  # in a mount that was just taken off
                 return frozenset(out | {-1})
     finally:
         os.close(fd)
 
 
 def turners_above(path: bytes) -> frozenset[int]:
-    """Users besides root who can put something else in the place of this path. -1: a group, or all. Nobody, where that
-    cannot be told.  # R13"""
+    """Users besides root who can replace this path. -1: a group, or all users. Empty if that cannot be found
+    out.  # R13"""
     try:
         fd, leaf, _ = open_parent(path)
     except (OSError, ValueError):
@@ -268,8 +273,9 @@ def turners_above(path: bytes) -> frozenset[int]:
 
 
 def enterable(path: bytes) -> bool | None:
-    """Anybody could get at it by its name now; ``None`` if there is no such place. A link on the way can be turned to a
-    place that is closed, and what may hang is not looked at: both are no."""
+    """Whether everybody could reach it by its name now; ``None`` if there is no such place. False also for a
+    replaceable link on the way, which could lead to a closed place, and for a path that may hang, which is not
+    examined."""
     try:
         if hangs(path):
             return False
