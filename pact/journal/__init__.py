@@ -1,1 +1,1 @@
-"""Where records and contents are kept. One interface, several stores; SQLite is the embedded default."""
+"""The stores of records and contents. One interface, several stores; SQLite is the embedded default."""

@@ -10,7 +10,8 @@ from pact.core.records import Record
 
 class Journal(Protocol):
     def append(self, rows: Sequence[tuple[Record, bytes]], blobs: Mapping[str, bytes]) -> None:
-        """Records with their canonical bytes, and contents by SHA-256, in one transaction. Raises JournalError."""
+        """Write records with their canonical bytes, and contents by SHA-256, in one transaction. Raises
+        JournalError."""
 
     def records(self, first: int = 0) -> Iterator[Record]:
         """From ``first`` on, in order. Raises JournalError."""

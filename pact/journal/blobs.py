@@ -1,4 +1,4 @@
-"""Contents of the store, for threads that are not the journal's own."""
+"""Contents of the store, for threads other than the journal's own."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pact.journal.sqlite import connect
 
 
 class BlobReader:
-    """Contents for another thread, through a connection of its own."""
+    """Contents for another thread, through a separate connection."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -26,13 +26,13 @@ class BlobReader:
             raise JournalError(f"journal: {exc}") from None
 
     def has(self, digest: str) -> bool:
-        """Whether the store has it. Raises JournalError."""
+        """Whether the store has the content. Raises JournalError."""
         return self._one("SELECT 1 FROM blob WHERE digest = ?", digest) is not None
 
     def __call__(self, digest: str) -> bytes | None:
         row = self._one("SELECT data FROM blob WHERE digest = ?", digest)
         if row is not None and hashlib.sha256(row[0]).hexdigest() != digest:
-            # part of a digest would give a short content away to who may read the log  # S2
+            # Part of a digest would reveal a short content to anybody who may read the log.  # S2
             raise JournalError(
                 f"a content of {len(row[0])} bytes is damaged in the store", "pact journal import an export of it"
             )

@@ -1,8 +1,8 @@
-"""Calls to etcd that end in time: several members, deadlines, TLS, tokens. Everything that failed is a JournalError.
+"""Calls to etcd with a time limit: several members, deadlines, TLS, tokens. Every failure is a JournalError.
 
-The messages and stubs are pyetcd's (etcd-sdk-python). Its own client is not used: it waits five minutes before it
-tries a member again, keeps a token for ever, and is not made for several threads. A call is tried at each member in
-turn, so whoever writes through this makes transactions that may arrive twice.
+The messages and stubs are pyetcd's (etcd-sdk-python). Its client is not used: it waits five minutes before it tries a
+member again, keeps a token for ever, and does not support several threads. A call is tried at each member in turn, so
+callers must write transactions that may arrive twice.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ HINTS: Final = {
 
 
 def library() -> tuple[Any, Any]:
-    """``grpc`` and pyetcd's messages and stubs; 25 MiB, so only where etcd is configured."""
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what it would say is in the errors
+    """``grpc`` and pyetcd's messages and stubs; 25 MiB, so only if etcd is configured."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # the errors contain everything that it would log
     try:
         import grpc
         from pyetcd import etcdrpc
@@ -99,7 +99,8 @@ class EtcdClient:
             return ()
 
     def _next(self, index: int) -> None:
-        """That member did not answer; also the moment to notice that certificates were renewed."""
+        """The member did not answer: use the next one. This is also the moment to notice that certificates were
+        renewed."""
         with self._lock:
             if self._at == index:
                 self._at = (index + 1) % len(self._hosts)
@@ -109,7 +110,7 @@ class EtcdClient:
                 self._channels.clear()
 
     def _metadata(self, channel: Any, timeout_s: float) -> tuple[tuple[str, str], ...]:
-        """``hasleader``: a member without a leader says so at once."""
+        """``hasleader``: a member without a leader reports that at once."""
         lead = (("hasleader", "true"),)
         if not self._user:
             return lead
@@ -133,7 +134,8 @@ class EtcdClient:
         return self._try(once, call_s, total_s)
 
     def keep_alive(self, lease: int, *, total_s: float) -> int:
-        """Seconds that the lease lives on from when the request left; 0 if it is gone. Raises JournalError."""
+        """Seconds that the lease lives on, counted from the sending of the request; 0 if it is gone. Raises
+        JournalError."""
 
         def once(channel: Any, timeout_s: float, metadata: Any) -> Any:
             requests = iter([self.rpc.LeaseKeepAliveRequest(ID=lease)])
@@ -162,13 +164,13 @@ class EtcdClient:
             except self._grpc.RpcError as exc:
                 found, text = exc.code(), exc.details() or ""
                 if not renewed and self._user and any(words in text for words in STALE_TOKEN):
-                    self._token, renewed = "", True  # it expired, the member started again, or the users changed
+                    self._token, renewed = "", True  # it expired, the member was restarted, or the users changed
                     continue
                 why = f"{self._hosts[index]}: {text or found.name}"
                 if found not in elsewhere:
                     raise JournalError(f"etcd: {why}", HINTS.get(found.name, "")) from None
                 self._next(index)
-            except (StopIteration, ValueError) as exc:  # a stream that ended; a channel closed beneath the call
+            except (StopIteration, ValueError) as exc:  # a stream that ended; a channel that was closed during the call
                 why = f"{self._hosts[index]}: {exc!r}"
                 self._next(index)
             if attempt >= len(self._hosts):

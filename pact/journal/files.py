@@ -1,4 +1,4 @@
-"""The file that a database stands in, which somebody may remove or replace under it."""
+"""The file of a database, which somebody may remove or replace while it is open."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pact.errors import JournalError
 
 
 def file_of(path: str) -> tuple[int, int]:
-    """Which file stands there now."""
+    """Device and inode of the file that has this path now."""
     found = os.stat(path)
     return found.st_dev, found.st_ino
 
 
 def require_file(path: str, opened: tuple[int, int]) -> None:
-    """SQLite goes on writing into a file that was removed or replaced: all of it would be lost with the process.
+    """SQLite goes on writing into a file that was removed or replaced: everything in it would be lost with the process.
     Raises JournalError.
     """
     try:

@@ -1,9 +1,10 @@
-"""What the newest record was, kept apart from the journal: a journal that lost its end still verifies, and this file
-tells.  # J6
+"""A copy of the newest record's number and hash beside the journal: a journal that lost its end still verifies, and
+this file shows the loss.  # J6
 
-Two slots are written in turn, in place, each with a digest of its own, so that a write that is torn leaves the other.
-A slot is written after its record is durable and before anything that depends on the record leaves. So a head that is
-behind is normal (a kill came between the two), and one that is ahead means that acknowledged records are gone.
+Two slots are written in turn, in place, each with its own digest, so that an interrupted write leaves the other one
+whole. A slot is written after its record is durable and before anything that depends on the record leaves. So a head
+that is behind is normal (a kill came between the two), and a head that is ahead means that acknowledged records are
+lost.
 """
 
 from __future__ import annotations
@@ -19,17 +20,16 @@ from pact.errors import JournalError
 from pact.values import dataclass
 
 SLOT_BYTES: Final = 512
-STRIDE_BYTES: Final = 4096  # no two slots in one page or sector
+STRIDE_BYTES: Final = 4096  # the slots share no page and no sector
 SLOTS: Final = 2
 HINT: Final = "it is damaged: pact journal accept-loss checks the journal and writes a new one"
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """The newest acknowledged record. ``bad`` is a record that was found wrong by a check in the background.
-
-    ``refused`` is the hash of the record after it, where that was answered with no: it may stand in the journal's log
-    all the same, whole, and would count after a kill.
+    """The newest acknowledged record. ``bad`` is a record that a check in the background found wrong. ``refused`` is
+    the hash of the record after it, if that record was refused: it may be in SQLite's log all the same, complete, and
+    would count after a kill.
     """
 
     seq: int
@@ -88,10 +88,10 @@ def _slot(head: Head) -> bytes:
 
 
 class HeadFile:
-    """The writer's. Not thread-safe."""
+    """The writer's side. Not thread-safe."""
 
     def __init__(self, path: str, first: Head) -> None:
-        """Open the file, or make it with ``first``. Raises JournalError (damaged, disk)."""
+        """Open the file, or create it with ``first``. Raises JournalError (damaged, disk)."""
         self.path = path
         if read_head(path) is None:
             self._create(first)
@@ -102,12 +102,12 @@ class HeadFile:
         self.head = _newest(self._fd, path)
 
     def _create(self, first: Head) -> None:
-        """Whole from its first moment: a file in parts is damage, not a beginning."""
+        """Create the file complete from the start: an incomplete file means damage, never a beginning."""
         new = self.path + ".new"
         try:
             fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             try:
-                os.pwrite(fd, _slot(first).ljust(SLOTS * STRIDE_BYTES), 0)  # its blocks are there from now on
+                os.pwrite(fd, _slot(first).ljust(SLOTS * STRIDE_BYTES), 0)  # allocates its blocks for good
                 os.fsync(fd)
             finally:
                 os.close(fd)
@@ -124,7 +124,7 @@ class HeadFile:
             ) from None
 
     def write(self, seq: int, hash_: str, bad: int | None = None, refused: str | None = None) -> None:
-        """Durable when it returns. Raises OSError; the slot that was the newest is whole in any case."""
+        """Durable on return. Raises OSError; the newest slot so far stays whole in any case."""
         head = Head(seq, hash_, bad, self.head.count + 1, refused)
         there, ours = os.stat(self.path), os.fstat(self._fd)
         if (there.st_dev, there.st_ino) != (ours.st_dev, ours.st_ino):  # F55

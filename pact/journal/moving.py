@@ -1,5 +1,5 @@
-"""A journal as JSON lines, and back. An export ends with a mark that says how much it holds: one that was cut off is
-no export.  # J8
+"""A journal as JSON lines, and back. An export ends with a mark that has the number of entries: a truncated file is not
+accepted.  # J8
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ UNMARKED_HINT: Final = (
 
 
 class CutError(PactError):
-    """An export that does not end as it should."""
+    """An export that does not end correctly."""
 
 
 class End:
-    """What an export holds, counted while it is written or read."""
+    """The number of entries of an export, counted while it is written or read."""
 
     def __init__(self) -> None:
         self.records = self.contents = 0
@@ -53,8 +53,8 @@ class End:
 
 
 def export(journal: SqliteJournal, out: IO[bytes]) -> tuple[int, int]:
-    """JSON lines: every record with its hash, every content as ``{"blob", "data"}`` (base64), and ``{"end"}`` with how
-    many there were. Raises ChainError for a journal that ends before its head.
+    """JSON lines: every record with its hash, every content as ``{"blob", "data"}`` (base64), and ``{"end"}`` with the
+    counts. Raises ChainError for a journal that ends before its head.
     """
     journal.require_head()
     end = End()
@@ -69,8 +69,8 @@ def export(journal: SqliteJournal, out: IO[bytes]) -> tuple[int, int]:
 
 
 def read_export(lines: Iterator[bytes], *, marked: bool = True) -> Iterator[Record | tuple[str, bytes]]:
-    """What ``export`` wrote. Raises ChainError with the line that is wrong, CutError where the mark at the end is
-    missing (unless it need not be ``marked``), says something else, or is not the end.
+    """The inverse of ``export``. Raises ChainError with the wrong line, CutError if the mark at the end is missing
+    (unless ``marked`` is False), has other counts, or is not at the end.
     """
     end, said = End(), None
     for at, line in enumerate(lines):
@@ -111,7 +111,7 @@ def _counted(said: Any) -> str:
 
 
 def import_lines(journal: SqliteJournal, lines: Iterator[bytes], *, marked: bool = True) -> tuple[int, int]:
-    """Fill an empty journal from an export, verifying the chain and every content, and that the records tell a state.
+    """Fill an empty journal from an export. Verifies the chain and every content, and that the records give a state.
     All of it or nothing. Raises PactError."""
     if journal.seq >= 0:
         raise JournalError(f"{journal.path} is not empty", "import into a new state directory")
@@ -131,7 +131,8 @@ def import_lines(journal: SqliteJournal, lines: Iterator[bytes], *, marked: bool
     for record in verify(records()):
         try:
             fold.apply(state, record)
-        except Exception as exc:  # the hashes are right, and what they are of is not: no agent would start on it
+        # the hashes are right, but the contents make no sense: no agent would start with this journal
+        except Exception as exc:
             why = f"its chain is unbroken, but the record makes no sense ({type(exc).__name__}: {exc})"
             raise ChainError(record.seq, why, "export again, from the journal itself") from None
         rows.append((record, canonical(unhashed(record))))

@@ -1,17 +1,17 @@
 """The root's log on etcd: for sites that want a second root, and a log that outlives a machine.
 
 Keys below ``/pact/<cluster>/``: ``leader`` (with a lease), ``term`` (the newest fence), ``head`` (the next number),
-``log/<first>``, ``part/<first>/<n>`` (of chunks too large for one value), ``snapshot`` (what the newest one consists
-of) and ``snap/<gseq>-<fence>/<n>`` (its parts). A lease alone excludes nobody: a leader that slept does not
-know that it has ended. So every write is one transaction that compares the leader's create revision, and the head
-where it moves.  # Q1
+``log/<first>``, ``part/<first>/<n>`` (of chunks too large for one value), ``snapshot`` (the parts of the newest one)
+and ``snap/<gseq>-<fence>/<n>`` (those parts). A lease alone excludes nobody: a leader that slept does not know that its
+lease has ended. So every write is one transaction that compares the leader's create revision, and the head if it
+moves.  # Q1
 
-A fence is one more than the last, and never behind the clock, as on SQLite: a log that is moved from one to the other,
-or an etcd that is restored from a backup, gives no fence that nodes would take for an old one.  # Q4
+A fence is one more than the last, and never behind the clock, as on SQLite: a log that is moved from one store to the
+other, or an etcd that is restored from a backup, gives no fence that nodes would take for an old one.  # Q4
 
-Whoever may write there is believed only so far: a term far ahead of the clock, which every later root would have to
-exceed and no node could count on, is passed over; a leader without a lease, who would lead for ever, is removed; and
-what makes no sense is a JournalError, never the end of the root.
+Other writers of these keys are trusted only within limits: a term far ahead of the clock, which every later root would
+have to exceed and no node could count on, is ignored; a leader without a lease, which would lead for ever, is removed;
+and malformed values cause a JournalError, never the end of the root.
 """
 
 from __future__ import annotations
@@ -30,33 +30,34 @@ from pact.errors import Fenced, JournalError
 from pact.journal.etcd_client import EtcdClient
 from pact.journal.rootlog import CHUNK_MAX, SNAPSHOT_MAX, TRIM_MAX, require_snapshot
 
-VALUE_MAX: Final = 1_200_000  # of etcd's 1.5 MiB for a request
+VALUE_MAX: Final = 1_200_000  # of etcd's limit of 1.5 MiB for a request
 PAGE_BYTES: Final = 4 << 20
 PAGE_CHUNKS: Final = 512
 TRIM_PAGE: Final = 100
 SNAPSHOT_TRIES: Final = 3
 CLOSE_S: Final = 1.0
-#: A term may be so far ahead of the clock: that of the root that began it may have been wrong. Beyond it is no root's.
+#: How far a term may be ahead of the clock: the clock of the root that began it may have been wrong. No root begins a
+#: term beyond that.
 TERM_AHEAD_MAX_S: Final = 10 * 366 * 86_400
-#: Two roots' clocks may differ by this much; what is only this far beyond is waited for.
+#: How much the clocks of two roots may differ; a root waits for a term that is only this far beyond.
 TERM_SKEW_MAX_S: Final = 3600
-#: A clock that shows an earlier time than 2026 has lost its battery, and says nothing about a term.
+#: A clock that shows a time before 2026 has lost its battery, and is not used to judge a term.
 CLOCK_LEAST_S: Final = 1_767_225_600
 PARTS_MAX: Final = SNAPSHOT_MAX // VALUE_MAX + 1
 KEEP_AGAIN_S: Final = 0.25  # after a failure: a new leader of etcd takes a second or two, and the lease runs meanwhile
 
 
 def _now_s() -> float:
-    """Seconds that go on while the machine sleeps, as etcd's do."""
+    """Seconds that also count while the machine sleeps, as etcd's do."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def next_fence(term: bytes | None, wall_s: int, seen: int = 0) -> tuple[int, str]:
     """The fence of a root that is elected now, and why ``term`` is not believed, if it is not. ``None``: of a new log.
 
-    No root begins a term beyond the ceiling, so one beyond it was not begun by a root. What the last one was is not
-    known then: the clock counts, with what clocks may differ, and the newest term that was ``seen``. Raises
-    JournalError if the clock has to catch up first.  # Q4
+    No root begins a term beyond the ceiling, so one beyond it was not begun by a root. The last real term is then
+    unknown: the clock counts, plus the allowed difference of clocks, and the newest term that was ``seen``. Raises
+    JournalError if the clock must catch up first.  # Q4
     """
     ceiling, why = max(wall_s, CLOCK_LEAST_S) + TERM_AHEAD_MAX_S, ""
     most = ceiling + TERM_SKEW_MAX_S
@@ -76,12 +77,12 @@ def next_fence(term: bytes | None, wall_s: int, seen: int = 0) -> tuple[int, str
 
 
 def number(text: bytes) -> int | None:
-    """A whole number from 0 on, as a root writes it."""
+    """A whole number from 0 on, in the form that a root writes."""
     return int(text) if re.fullmatch(rb"\d{1,20}", text) else None
 
 
 class EtcdLog:
-    """See ``LogStore``. Connects when it is first used; every call ends within some seconds."""
+    """See ``LogStore``. Connects at first use; every call ends within some seconds."""
 
     def __init__(
         self,
@@ -100,9 +101,9 @@ class EtcdLog:
         self._prefix = f"/pact/{cluster}/"
         self._lease_s = lease_s
         self._fence = 0
-        self._seen = 0  # the newest term that was believed
-        self.doubted = ""  # what of the election was not believed
-        self._revision = 0  # the create revision of the leader key that stands for the fence
+        self._seen = 0  # the newest believed term
+        self.doubted = ""  # why something in the election was not believed
+        self._revision = 0  # the create revision of the leader key for this fence
         self._closed = False
         self._state = threading.Condition()
         self._lease = 0
@@ -147,7 +148,8 @@ class EtcdLog:
         if self.leading():
             return self._fence
         self._fence = 0
-        if self._lease:  # whatever was written with it, or may yet arrive, must not be taken for ours: a new fence
+        # writes with the old lease, which may still arrive, must not count as this term's: get a new fence
+        if self._lease:
             self._revoke(self._lease)
             self._lease = 0
         self.doubted = ""
@@ -179,7 +181,7 @@ class EtcdLog:
             revision = answer.header.revision
         else:
             kvs = answer.responses[0].response_range.kvs
-            if not kvs or kvs[0].lease != lease.ID:  # else: it had arrived before, and only its answer was lost
+            if not kvs or kvs[0].lease != lease.ID:  # otherwise it had arrived before, and only its answer was lost
                 return None
             revision = kvs[0].create_revision
         with self._state:
@@ -193,7 +195,8 @@ class EtcdLog:
         return fence
 
     def _without_lease(self, leader: Any) -> bool:
-        """Remove a leader that has no lease: every root has one, so nobody leads. False: it is another by now."""
+        """Remove a leader that has no lease: every root has one, so nobody leads. Returns False if the leader changed
+        meanwhile."""
         c = self._rpc.Compare
         same = c(key=self._key("leader"), target=c.MOD, result=c.EQUAL, mod_revision=leader.mod_revision)
         if not self._txn([same], [self._delete(self._key("leader"), b"")]).succeeded:
@@ -209,7 +212,7 @@ class EtcdLog:
                 raise
 
     def _keep_alive(self) -> None:
-        """In its own thread: an append that waits for a quorum must not cost the lease."""
+        """Runs in its own thread: an append that waits for a quorum must not cost the lease."""
         pause_s = self._lease_s / 3
         while True:
             with self._state:
@@ -225,13 +228,14 @@ class EtcdLog:
                 ttl = self._etcd.keep_alive(lease, total_s=self._lease_s / 3)
             except JournalError:
                 pause_s = KEEP_AGAIN_S
-                continue  # what is certain runs out by itself
+                continue  # the lease that is certain runs out by itself
             with self._state:
                 if self._lease == lease and _now_s() < self._until_s:
                     self._until_s = sent_s + ttl if ttl > 0 else 0.0
 
     def leading(self) -> bool:
-        """Once in doubt it is over: a write of ours may still be on its way, so the next term needs a new fence."""
+        """False for ever once in doubt: a write of this term may still be on its way, so the next term needs a new
+        fence."""
         with self._state:
             if _now_s() >= self._until_s:
                 self._fence = 0
@@ -244,7 +248,7 @@ class EtcdLog:
     # -- writing ----------------------------------------------------------------------------------------------------
 
     def _write(self, fence: int, compare: list[Any], success: list[Any], first: int = -1) -> Any | None:
-        """None if it is written; else the answer that says what is there. Raises Fenced."""
+        """Returns None if it is written, else etcd's answer with the present values. Raises Fenced."""
         if fence <= 0 or fence != self._fence:
             raise self._fenced(f"fence {fence} is not in force")
         look = [
@@ -346,7 +350,7 @@ class EtcdLog:
         return value
 
     def _about(self, raw: bytes, what: str, **kinds: type) -> dict[str, Any]:
-        """What is said of a chunk or a snapshot, as a root says it. Raises JournalError."""
+        """The description of a chunk or a snapshot, in the form that a root writes. Raises JournalError."""
         try:
             about = strict.loads_object(raw, strict.SMALL_MAX)
         except strict.NotStrictError:
@@ -363,7 +367,7 @@ class EtcdLog:
         return self._sensible(number(kvs[0].value), "head") if kvs else 0
 
     def _firsts(self, limit: int, start: int = 0) -> list[int]:
-        """First numbers of chunks, ascending: etcd would read the whole log to give them in another order."""
+        """First numbers of chunks, ascending: for another order etcd would read the whole log."""
         kvs = self._get(self._log_key(start), self._key("log0"), limit=limit, keys=True).kvs
         return [self._first(kv.key) for kv in kvs]
 
@@ -376,7 +380,8 @@ class EtcdLog:
         return firsts[0] if firsts else self._head()
 
     def _at_or_before(self, gseq: int) -> int:
-        """The largest first number up to ``gseq``, or the least one; -1 if there is none. Some ten short requests."""
+        """The largest first number up to ``gseq``, or the smallest one of all; -1 if there is none. Takes about ten
+        short requests."""
 
         def following(number: int) -> int | None:
             firsts = self._firsts(1, number)
@@ -423,7 +428,7 @@ class EtcdLog:
             limit = max(1, min(PAGE_CHUNKS, PAGE_BYTES // max(1, size)))
 
     def _joined(self, where: str, about: dict[str, Any]) -> bytes | None:
-        """Parts that belong together, or None if they no longer do."""
+        """The parts joined, or None if they no longer belong together."""
         out = []
         for n in range(about["parts"]):
             kvs = self._get(self._key(f"{where}{n:06d}")).kvs
@@ -438,7 +443,7 @@ class EtcdLog:
         return self._about(kvs[0].value, "the snapshot", gseq=int, where=str, parts=int)
 
     def load(self) -> tuple[bytes | None, Iterator[bytes]]:
-        for _ in range(SNAPSHOT_TRIES):  # another leader may replace it while it is read
+        for _ in range(SNAPSHOT_TRIES):  # another leader may replace the snapshot while it is read
             about = self._manifest()
             if about is None:
                 return None, self.read(0)
@@ -460,5 +465,5 @@ class EtcdLog:
             try:
                 self._revoke(lease, CLOSE_S)
             except JournalError:
-                pass  # it ends by itself
+                pass  # the lease ends by itself
         self._etcd.close()

@@ -1,7 +1,7 @@
-"""A backup of the root's log as JSON lines, and back, from one store into another.
+"""A backup of the root's log as JSON lines, and back, between stores.
 
-It ends with a mark that says how much it holds: one that was cut off is none. What is read is folded, as a root would
-fold it, on the way out and on the way in.  # J8
+It ends with a mark that has the number of entries: a truncated file is not accepted. The log is folded, as a root would
+fold it, both when it is written and when it is read.  # J8
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ BEGINS: Final = b'{"root":'
 
 
 class Backup:
-    """What a backup holds: the newest snapshot, the last chunk that it covers, and those after it."""
+    """The contents of a backup: the newest snapshot, the last chunk that it covers, and the chunks after it."""
 
     def __init__(self, cluster: str, snapshot: bytes | None, chunks: list[bytes]) -> None:
-        """Raises PactError for a log that a root would not lead on."""
+        """Raises PactError for a log with which a root could not lead."""
         self.cluster, self.snapshot, self.chunks = cluster, snapshot, chunks
         try:
             self.state = log.load(snapshot, chunks)
@@ -61,14 +61,15 @@ class Backup:
 
 
 def read_store(store: LogStore, cluster: str) -> Backup:
-    """The log as it stands; a root may lead on it meanwhile. Raises JournalError, PactError."""
+    """Read the present log; a root may lead on it meanwhile. Raises JournalError, PactError."""
     for _ in range(TRIES):
-        snapshot, _ = store.load()  # with the last chunk that is in it: the numbers go on from there
+        snapshot, _ = store.load()  # with the last chunk in it: the numbers go on from there
         chunks = list(store.read(0 if snapshot is None else log.load(snapshot, ()).gseq))
         oldest = store.oldest()
         if not chunks or oldest <= chunks_.read_chunk(chunks[0]).first:
             backup = Backup(cluster, snapshot, chunks)
-            following = next(iter(store.read(backup.events + 1)), None)  # more may have come; a hole may not
+            # new chunks may have come; a hole may not be there
+            following = next(iter(store.read(backup.events + 1)), None)
             if following is not None and chunks_.read_chunk(following).first > backup.events + 1:
                 raise PactError(
                     f"the root's log of {cluster} is damaged: event {backup.events + 1} is missing",
@@ -79,7 +80,7 @@ def read_store(store: LogStore, cluster: str) -> Backup:
 
 
 def read_backup(lines: Iterable[bytes]) -> Backup:
-    """What ``Backup.write`` wrote. Raises CutError where it is not whole, PactError for what is none."""
+    """The inverse of ``Backup.write``. Raises CutError if it is incomplete, PactError if it is not a backup."""
     about, snapshot, chunks, said = dict[str, Any](), None, list[bytes](), None
     for at, line in enumerate(lines):
         if said is not None:
@@ -109,7 +110,8 @@ def read_backup(lines: Iterable[bytes]) -> Backup:
 
 
 def fill_store(store: LogStore, backup: Backup, name: str) -> None:
-    """Into an empty store. The snapshot comes last: without it no root leads on what follows. Raises JournalError."""
+    """Write a backup into an empty store. The snapshot comes last: without it no root leads with these chunks. Raises
+    JournalError."""
     snapshot, chunks = store.load()
     if snapshot is not None or next(iter(chunks), None) is not None:
         raise JournalError("the log is not empty", "import into a new one")

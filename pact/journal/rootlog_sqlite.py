@@ -1,10 +1,11 @@
 """The root's log in one SQLite file: for one machine, or a root that needs no second one.
 
-A lock on a file beside it is the election, and a counter in the file the fence. The lock alone would not do (somebody
-may remove the file), so every write compares the counter in its own transaction.  # Q1
+A lock on a file beside it is the election, and a counter in the file is the fence. The lock alone is not enough
+(somebody may remove the file), so every write compares the counter in its own transaction.  # Q1
+
 The counter is never behind the clock: nodes that have obeyed a log that was lost, or restored from a backup, obey the
-next one too. What the newest event was is kept apart (``root.head``): a log that has lost its end says so, and goes on,
-as after a backup was put back.
+next one too. The newest event's number is also kept separately (``root.head``): a log that has lost its end reports
+that, and goes on, as after restoring a backup.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ CREATE TABLE snapshot (id INTEGER PRIMARY KEY CHECK (id = 1), gseq INTEGER NOT N
 
 
 class SqliteLog:
-    """See ``LogStore``. WAL with ``synchronous=FULL``: a transaction that has ended survives a power cut.  # Q3"""
+    """See ``LogStore``. WAL with ``synchronous=FULL``: a finished transaction survives a power cut.  # Q3"""
 
     def __init__(self, path: str, cluster: str) -> None:
         """Open or create. Raises JournalError if that fails or the file is something else."""
@@ -123,7 +124,7 @@ class SqliteLog:
         return self._fence
 
     def _look_for_loss(self) -> None:
-        """The leader's: does the log end where its head says? Raises JournalError."""
+        """The leader checks whether the log ends where its head says. Raises JournalError."""
         ((following,),) = self._rows("SELECT next FROM meta")
         newest = -1 if following is None else following - 1
         head = self._opened_head(newest).head
@@ -143,7 +144,7 @@ class SqliteLog:
         path = head_path(self.path)
         try:
             self._head = HeadFile(path, Head(newest, GENESIS))
-        except JournalError:  # damaged: what it knew is not known any more
+        except JournalError:  # damaged: its contents are lost
             try:
                 os.unlink(path)
             except OSError as exc:
@@ -160,7 +161,7 @@ class SqliteLog:
                 if os.stat(path).st_ino == os.fstat(fd).st_ino:
                     self._lock_fd, fd = fd, -1
             except (BlockingIOError, FileNotFoundError):
-                pass  # another root has it, or somebody removed it right now
+                pass  # another root has it, or somebody removed it just now
             finally:
                 if fd >= 0:
                     os.close(fd)
@@ -181,8 +182,8 @@ class SqliteLog:
 
     @contextmanager
     def _writing(self, size: int = 0) -> Iterator[sqlite3.Connection]:
-        """One transaction that writes ``size`` bytes or so. JournalError for what the disk refuses; whatever is raised
-        undoes all of it.
+        """One transaction that writes about ``size`` bytes. Raises JournalError for errors of the disk; any exception
+        undoes everything.
         """
         if self._db is None:
             raise JournalError(f"root's log {self.path} is closed")
@@ -204,7 +205,7 @@ class SqliteLog:
 
     @contextmanager
     def _fenced(self, fence: int, size: int = 0) -> Iterator[sqlite3.Connection]:
-        """A transaction of the leader with this fence; it resigns where it turns out to be none."""
+        """A transaction of the leader with this fence; it resigns if it turns out that it does not lead."""
         try:
             with self._writing(size) as db:
                 (found, leader) = db.execute("SELECT fence, leader FROM meta").fetchone()
@@ -230,7 +231,7 @@ class SqliteLog:
         try:
             if self._head is not None and (following in (None, first) or following == first + count):
                 self._head.write(newest, hashlib.sha256(chunk).hexdigest())
-        except OSError as exc:  # the same chunk comes again, and is there already
+        except OSError as exc:  # the same chunk will come again, and is there already
             raise JournalError(f"root's log {head_path(self.path)}: {exc.strerror or exc}", HINT) from None
 
     def save_snapshot(self, fence: int, gseq: int, snapshot: bytes) -> None:
@@ -253,7 +254,7 @@ class SqliteLog:
                 (limit, TRIM_MAX),
             ).fetchone()
             if self._index is not None:
-                self._index.reserve(size)  # pages that are freed may be overwritten first
+                self._index.reserve(size)  # freed pages may be overwritten first
             gone = db.execute(
                 "DELETE FROM chunk WHERE first IN (SELECT first FROM chunk WHERE first < ?1 AND first + count <= ?1"
                 " ORDER BY first LIMIT ?2)",
@@ -265,7 +266,7 @@ class SqliteLog:
     # -- reading ----------------------------------------------------------------------------------------------------
 
     def _rows(self, sql: str, args: tuple[Any, ...] = (), *, most: int = PAGE_BYTES) -> list[Any]:
-        """Rows until they hold ``most`` bytes, through a connection of its own: any thread may ask."""
+        """Rows until they hold ``most`` bytes, through a separate connection: any thread may call it."""
         with self._reader_lock:
             if self._db is None:
                 raise JournalError(f"root's log {self.path} is closed")
@@ -327,5 +328,5 @@ class SqliteLog:
                     db.close()
             self._reader = self._db = None
             if self._index is not None:
-                self._index.close()  # last: closing it takes SQLite's own locks off, too
+                self._index.close()  # last: closing it releases SQLite's own locks, too
                 self._index = None

@@ -1,4 +1,4 @@
-"""The chain, checked by the bytes that are stored, without parsing them."""
+"""Checks the chain on the stored bytes, without parsing them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ MISFILED: Final = "is filed under another type or time than its content says"
 
 
 def check_stored(rows: Iterator[Any], seq: int, prev: str) -> tuple[int, str]:
-    """Check rows of ``(seq, type, time, hash, body)`` that begin with ``seq``, by their bytes: number and hash after
-    the last one that follows. Raises ChainError at the first that is wrong.
+    """Check the bytes of rows of ``(seq, type, time, hash, body)`` that begin with ``seq``. Returns the number and hash
+    after the last one that follows. Raises ChainError at the first wrong one.
     """
     for found, type_, time, hash_, body in rows:
         if found != seq:

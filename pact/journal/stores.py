@@ -1,4 +1,4 @@
-"""Which store of the root's log a URL means, and how it is opened."""
+"""Which store of the root's log a URL names, and how to open it."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ ENDPOINT: Final = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::(
 
 
 def open_store(url: str, cluster: str = "default", options: Mapping[str, str] | None = None) -> LogStore:
-    """``opener``, and the opening. Raises ConfigError, JournalError."""
+    """Open the store. Raises ConfigError, JournalError."""
     return opener(url, cluster, options)()
 
 
 def opener(url: str, cluster: str = "default", options: Mapping[str, str] | None = None) -> Callable[[], LogStore]:
-    """Opens the store for ``sqlite:///path`` or ``etcd://h1:2379,h2:2379``; options come from the URL's query or the
-    table.
+    """A function that opens the store of ``sqlite:///path`` or ``etcd://h1:2379,h2:2379``; options come from the URL's
+    query or the table.
 
-    They are etcd's: ``ca``, ``cert``, ``key``, ``user``, ``password_file``, ``lease`` (seconds, 2 to 60). Raises
-    ConfigError for what can never be opened, before it is tried.
+    The options are for etcd: ``ca``, ``cert``, ``key``, ``user``, ``password_file``, ``lease`` (seconds, 2 to 60).
+    Raises ConfigError for a URL that can never be opened, before it is tried.
     """
     scheme, found, rest = url.partition("://")
     address, _, query = rest.partition("?")
@@ -46,7 +46,7 @@ def opener(url: str, cluster: str = "default", options: Mapping[str, str] | None
         path = unquote(address)
         if not os.path.isabs(path):
             raise ConfigError(f"[journal] url {url!r} has no absolute path", "write sqlite:///var/lib/pact/root.db")
-        path = "/" + path.lstrip("/")  # some write one slash more
+        path = "/" + path.lstrip("/")  # some people write one slash more
         if given:
             raise ConfigError(f"[journal] {min(given)} means nothing to SQLite", "it is for etcd: leave it out")
         return partial(_sqlite, path, cluster)
@@ -54,7 +54,8 @@ def opener(url: str, cluster: str = "default", options: Mapping[str, str] | None
 
 
 def own_files(url: str, options: Mapping[str, str]) -> list[str]:
-    """The files that a store at this URL believes: its own, or keys, certificates and passwords; there or not."""
+    """The files that a store at this URL trusts: its own, or keys, certificates and passwords; whether they exist or
+    not."""
     scheme, _, rest = url.partition("://")
     address, _, query = rest.partition("?")
     if scheme == "sqlite":

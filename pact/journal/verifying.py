@@ -1,7 +1,7 @@
-"""Records that a start from a snapshot did not verify, checked in the background.  # J7
+"""Checks in the background records that a start from a snapshot did not verify.  # J7
 
-A thread reads them through a connection of its own, in pieces of a fraction of a millisecond, and rests between them:
-the loop does not notice. It decides nothing: what it finds is the agent's to act on.
+A thread reads them through a separate connection, in pieces of a fraction of a millisecond, and rests between them: the
+loop does not notice. It decides nothing: the agent acts on its findings.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Verification:
         self.count = count
         self.done = 0
         self.error: ChainError | None = None
-        self.why = ""  # the disk cannot be read; it is tried again
+        self.why = ""  # why the disk cannot be read; it is tried again
         self._path = path
         self._wake = wake
         self._closing = threading.Event()
@@ -54,7 +54,8 @@ class Verification:
                 prev = self._read(prev)
             except ChainError as exc:
                 self.error = exc
-            except sqlite3.OperationalError as exc:  # locked, or the disk: that says nothing of the record
+            # locked, or an error of the disk: that says nothing about the record
+            except sqlite3.OperationalError as exc:
                 self.why = str(exc)
                 self._closing.wait(AGAIN_S)
             except sqlite3.DatabaseError as exc:
@@ -64,7 +65,7 @@ class Verification:
                 return
 
     def _read(self, prev: str) -> str:
-        """Piece by piece until all is done, or an error."""
+        """Read piece by piece until all is done, or an error occurs."""
         db = connect(self._path, read_only=True)
         try:
             while self.left and not self._closing.wait(REST_S):

@@ -1,10 +1,11 @@
-"""The blocks of SQLite's mapped index (``-shm``) are there before it is mapped: a full disk is an error, never SIGBUS.
+"""Allocates the blocks of SQLite's mapped index (``-shm``) before it is mapped: a full disk causes an error, never
+SIGBUS.
 
-SQLite makes that file grow by one byte a page. Where a block of the file system is smaller than a page, or the disk
-is full, what it maps has holes, and touching one kills the process. Its first opener also cuts the file, and would
-cut what was allocated. So a lock that says "somebody uses it" is held on it from before SQLite opens it (on the open
-file, which SQLite's locks of this very process see as another's), and blocks are allocated under it, ahead of every
-write.
+SQLite extends that file by one byte for each page. If a block of the file system is smaller than a page, or the disk is
+full, the mapping has holes, and touching one kills the process. The first process that opens the file also truncates
+it, and would lose the allocated blocks. So this module holds a lock that says "somebody uses it" from before SQLite
+opens the file (an open file description lock, which SQLite's locks in this process see as another process's), and
+allocates blocks under it, ahead of every write.
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ FIRST_LESS: Final = 34
 PAGE_BYTES: Final = 4096
 FRAME_HEADER: Final = 24
 LOCK_WAIT_S: Final = 5.0
-#: Pages that one transaction may write beside what its rows fill: trees, free list, the snapshot's and probe's own.
+#: Pages that one transaction may write besides those of its rows: trees, free list, the snapshot's and the probe's.
 SPARE_FRAMES: Final = 512
 
-#: What ends a start or a writing. For anything else (no permission, no such locks) SQLite itself says what it can do.
+#: Errors that end a start or a write. After any other (no permission, no such locks) SQLite itself reports what fails.
 FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EBUSY})
 
-#: Files that this process guards: to open one again and close it would take SQLite's own locks off.
+#: Files that this process guards: opening one again and closing it would release SQLite's own locks.
 _guarded: dict[tuple[int, int], WalIndex] = {}
 
 
@@ -52,10 +53,10 @@ def _why(exc: OSError) -> str:
 
 
 class WalIndex:
-    """Keep it open for as long as a connection of this process is: it is closed after the last one."""
+    """Keep it open as long as a connection of this process is open; close it after the last one."""
 
     def __init__(self, database: str) -> None:
-        """Before the database is opened. Raises JournalError (no space, somebody locks it)."""
+        """Call it before the database is opened. Raises JournalError (no space, another process has a lock)."""
         self._database = database
         self._bytes = 0
         self._key: tuple[int, int] | None = None
@@ -88,7 +89,7 @@ class WalIndex:
 
     def _take(self) -> None:
         if _lock(self._fd, fcntl.F_WRLCK):
-            os.ftruncate(self._fd, 0)  # nobody uses it: what a killed process left in it is not to be believed
+            os.ftruncate(self._fd, 0)  # nobody uses it: what a killed process left in it is not reliable
         end = time.monotonic() + LOCK_WAIT_S
         while not _lock(self._fd, fcntl.F_RDLCK):
             if time.monotonic() > end:
@@ -96,7 +97,7 @@ class WalIndex:
             time.sleep(0.01)
 
     def reserve(self, more: int) -> None:
-        """Blocks for the log as it is and ``more`` bytes of rows. Raises JournalError if there are none."""
+        """Allocate blocks for the present log and ``more`` bytes of rows. Raises JournalError if there are none."""
         if self._fd < 0:
             return
         try:
@@ -108,9 +109,9 @@ class WalIndex:
         if wanted <= self._bytes:
             return
         try:
-            os.posix_fallocate(self._fd, 0, wanted)  # what stands there stays; holes get blocks
+            os.posix_fallocate(self._fd, 0, wanted)  # present data stay; holes get blocks
         except OSError as exc:
-            if exc.errno not in FULL:  # a file system that cannot allocate: it is as it was without this
+            if exc.errno not in FULL:  # a file system that cannot allocate: it works as without this
                 self._bytes = wanted
                 return
             raise JournalError(

@@ -1,4 +1,4 @@
-"""Event sources: what tells the agent that it is time to look. ``open_observers`` is the way in."""
+"""Event sources: they tell the agent when to observe. ``open_observers`` is the way in."""
 
 from pact.observe.observers import Observers, open_observers
 

@@ -1,7 +1,7 @@
 """From a process to a person: login, session, unit, command.
 
-The kernel names a pid; the audit login and the cgroup say whose it is, also behind ``sudo``. What cannot be known stays
-``None``: this module never guesses an owner, and reads nothing but /proc and the password database.
+The kernel gives a pid; the audit login and the cgroup show whose process it is, even behind ``sudo``. What cannot be
+known stays ``None``: this module never guesses an owner, and reads nothing but /proc and the password database.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _names: dict[int, tuple[str, int]] = {}
 
 
 def printable(raw: bytes) -> str:
-    """One line of text: what is not UTF-8 or not printable is escaped."""
+    """One line of text: bytes that are not UTF-8 or not printable are escaped."""
     text = raw.decode("utf-8", "backslashreplace")
     if text.isprintable():
         return text
@@ -43,26 +43,28 @@ def command_text(raw: bytes) -> str:
 
 
 def session_of(cgroup: str) -> str | None:
-    """The logind session that a cgroup path lies in, as this host's systemd makes them: below ``user.slice`` and the
-    user's own. What a container names so is none."""
+    """The logind session of a cgroup path, as this host's systemd makes them: below ``user.slice`` and the user's own
+    slice. A container's cgroup with such a name does not count."""
     m = _SESSION_SCOPE.match(cgroup)
     return m[1] if m else None
 
 
 def unit_of(cgroup: str) -> str:
-    """The system service that a cgroup path lies in, ``""`` for none.
+    """The system service of a cgroup path; ``""`` for none.
 
-    It is the unit of this host's systemd, which makes slices and, in a slice, units: the first name that is no slice. A
-    scope is no service, and what is below a unit, or below a group that systemd has not made (``/docker/...``), is
-    named by whoever runs there: ``/system.slice/docker-1.scope/system.slice/sshd.service`` is not ``sshd.service``.
-    Services of a user's manager belong to the user. The path is as our own namespace sees it, not the process's: what
-    lies outside it begins with ``/..`` and is nobody's.
+    It is the unit of this host's systemd, which makes slices and, in a slice, units: the first name that is not a
+    slice. A scope is not a service, and cgroups below a unit, or below a group that systemd has not made
+    (``/docker/...``), are named by the processes in it: ``/system.slice/docker-1.scope/system.slice/sshd.service`` is
+    not ``sshd.service``.
+
+    Services of a user's manager belong to the user. The path is relative to this process's namespace, not to the
+    other's: a path outside it begins with ``/..`` and has no unit.
     """
     parts = cgroup.split("/")
     if len(parts) < 3 or parts[0] or not parts[1].endswith(".slice") or parts[1] == "user.slice":
         return ""
     first = next((p for p in parts[1:] if not p.endswith(".slice")), "")
-    name = first.removeprefix("_")  # which systemd puts before a name that the kernel's files may have (cpu.service)
+    name = first.removeprefix("_")  # systemd puts this before a name that the kernel's own files may have (cpu.service)
     return name if name.endswith(".service") and name != ".service" else ""
 
 
@@ -80,7 +82,7 @@ def tty_name(number: int) -> str:
 
 @lru_cache(maxsize=64)
 def writer_from(pid: int, snap: Snapshot) -> Writer:
-    """The writer that a snapshot shows. ``uid`` is the real one: who ran it, not what a set-uid bit made of it."""
+    """The writer in a snapshot. ``uid`` is the real one: the user who started it, not the one of a set-uid bit."""
     uid, _euid, loginuid, sessionid, tty, command, cgroup_raw = snap
     cgroup = printable(cgroup_raw)
     login = None if loginuid == UNSET else loginuid
@@ -91,7 +93,7 @@ def writer_from(pid: int, snap: Snapshot) -> Writer:
 
 
 def resolve(pid: int, pidfd: int | None = None) -> Writer | None:
-    """The writer with this pid, None if it is gone. With ``pidfd``, None too if the pid is somebody else's by now."""
+    """The writer with this pid; None if it is gone. With ``pidfd``, None too if another process has the pid by now."""
     snap = snapshot(pid) if pid > 0 else None
     if snap is None:
         return None
@@ -106,7 +108,7 @@ def resolve(pid: int, pidfd: int | None = None) -> Writer | None:
 
 
 def writer_of_peer(pid: int, uid: int) -> Writer:
-    """The process at the other end of a control socket; what is certain is ``uid``, from the kernel."""
+    """The process at the other end of a control socket; only ``uid``, from the kernel, is certain."""
     snap = snapshot(pid) if pid > 0 else None
     if snap is None or uid not in snap[:2]:
         return Writer(pid, uid)
@@ -114,10 +116,10 @@ def writer_of_peer(pid: int, uid: int) -> Writer:
 
 
 def believable(writer: Writer) -> bool:
-    """Whether its login is worth more than its own word: a process without one may write any number there.  # S1
+    """Whether its login is more than its own claim: a process without a login may write any number there.  # S1
 
-    Root may have become it by ``sudo``; a user's own number gains nobody anything; and only root moves a process into
-    another user's slice.
+    Root may have become it by ``sudo``; a user gains nothing with the user's own number; and only root moves a process
+    into another user's slice.
     """
     if writer.loginuid is None:
         return False
@@ -126,8 +128,8 @@ def believable(writer: Writer) -> bool:
 
 
 def in_other_network(writer: Writer) -> bool | None:
-    """Whether its ``/proc/sys/net`` is another one than ours: anybody may write in a network namespace of his own. So
-    it is as long as the process lives; ``None`` if it is gone."""
+    """Whether its ``/proc/sys/net`` differs from this process's: any user may write in a network namespace of the
+    user's own. True while that process lives; ``None`` if it is gone."""
     try:
         there, here = os.stat(f"/proc/{writer.pid}/ns/net"), os.stat("/proc/self/ns/net")
     except OSError:
@@ -136,7 +138,7 @@ def in_other_network(writer: Writer) -> bool | None:
 
 
 def owner_of(writer: Writer | None) -> Owner:
-    """Who answers for what this writer did."""
+    """The owner who is responsible for this writer's changes."""
     if writer is None:
         return UNATTRIBUTED
     if writer.loginuid is not None and believable(writer):
@@ -148,7 +150,7 @@ def owner_of(writer: Writer | None) -> Owner:
 
 
 def user_name(uid: int) -> str:
-    """The login name, or the number where there is none (asked again after a minute)."""
+    """The login name, or the number if there is none (looked up again after a minute)."""
     name, until_ns = _names.get(uid, ("", 0))
     if name and (until_ns == 0 or time.monotonic_ns() < until_ns):
         return name

@@ -1,7 +1,7 @@
-"""What an observer tells the agent. Values only.
+"""The events of observers. Values only.
 
-An event never says what a resource *is*, only that it is time to look: the agent reads the machine itself. So events
-may be merged and repeated freely; what may not happen is silence, hence ``Lost``.
+An event never says what a resource *is*, only that it is time to observe: the agent reads the machine itself. So events
+may be merged and repeated freely; but they must not be lost silently, hence ``Lost``.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class MountsChanged:
 
 @dataclass(slots=True, frozen=True)
 class Lost:
-    """Events of ``observer`` were lost: everything it watches must be looked at again, then ``recovered`` called."""
+    """Events of ``observer`` were lost: observe everything that it watches again, then call ``recovered``."""
 
     observer: str
     why: str
@@ -39,7 +39,7 @@ class Lost:
 
 @dataclass(slots=True, frozen=True)
 class Restored:
-    """The answer to ``recovered``: the observer is believed again."""
+    """The answer to ``recovered``: the observer is reliable again."""
 
     observer: str
 

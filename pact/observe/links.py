@@ -1,8 +1,8 @@
 """Changes of network links, which move sysctls that nobody wrote: ``ip link set mtu`` sets ``net.ipv6.conf.X.mtu``, and
 a link that goes and comes back has the defaults.
 
-A plain netlink socket says that some link changed; it is not asked which, and no message is interpreted. Messages that
-the kernel had to drop (ENOBUFS) say the same. It exists only while something depends on links.
+A plain netlink socket shows that some link changed; no message is interpreted to find out which. Messages that the
+kernel had to drop (ENOBUFS) mean the same. The socket exists only while something depends on links.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import Final
 RTNLGRP_LINK: Final = 1
 SOL_NETLINK: Final = 270
 NETLINK_ADD_MEMBERSHIP: Final = 1
-MESSAGE_MAX: Final = 4096  # longer ones are cut off; nothing is read out of them
+MESSAGE_MAX: Final = 4096  # longer ones are cut off; their contents are not used
 DRAIN_MAX: Final = 1000
 
 
 class LinkChanges:
-    """``fileno`` is readable when a link may have changed. Raises OSError where the kernel has no such socket."""
+    """``fileno`` is readable when a link may have changed. Raises OSError if the kernel has no such socket."""
 
     def __init__(self) -> None:
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, 0)

@@ -1,8 +1,7 @@
-"""How one directory or object is marked: fanotify where it gives the writer, else inotify, else not at all.
+"""How one directory or object is marked: by fanotify if that gives the writer, else by inotify, else not at all.
 
-Each flag is probed by using it. A mark that one mechanism refuses (a file system without file handles, a limit) is
-tried with the next, for that directory alone. Refuses to interpret errors: the tree decides what a missing directory
-means.
+Each flag is probed by using it. If one mechanism refuses a mark (a file system without file handles, a limit), the next
+one is tried, for that directory only. Refuses to interpret errors: the tree decides what a missing directory means.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ INIT_PIDFD: Final = 0x80
 INIT_FID_NAMES: Final = 0x200 | 0x400 | 0x800
 INIT_MNT: Final = 0x4000
 
-#: Errors that say something about the mechanism, not about the path.
+#: Errors about the mechanism, not about the path.
 UNSUITABLE: Final = frozenset(
     (
         errno.ENODEV,
@@ -52,7 +51,7 @@ UNSUITABLE: Final = frozenset(
 
 
 class Marker:
-    """Marks through whichever of the two groups exist. ``fan_fd`` and ``in_fd`` are -1 where there is none."""
+    """Marks through whichever of the two groups exist. ``fan_fd`` and ``in_fd`` are -1 if the group does not exist."""
 
     def __init__(self, fan_fd: int, in_fd: int) -> None:
         self.fan_fd = fan_fd
@@ -85,7 +84,7 @@ class Marker:
         return (reader.KIND_FID, *reader.mark(self.fan_fd, path, CONTENT, False))
 
     def unmark(self, kind: int, key: bytes, hint: bytes) -> bool:
-        """Take a mark off; ``hint`` is a directory. False where that is on another file system: try another."""
+        """Remove a mark; ``hint`` is a directory. Returns False if that is on another file system: try another."""
         if kind == reader.KIND_INOTIFY:
             reader.inotify_rm(self.in_fd, key)
             return True
@@ -93,10 +92,10 @@ class Marker:
 
 
 def open_names_group(notes: list[str]) -> int:
-    """The fanotify group that reports directory, name and writer. Raises OSError where there is none."""
+    """The fanotify group that reports directory, name and writer. Raises OSError if there is none."""
     flags = INIT_BASE | INIT_FID_NAMES | INIT_UNLIMITED_MARKS | INIT_PIDFD
     # Unlimited marks need the same privilege as seeing pids. The queue stays limited on purpose: a stopped agent must
-    # not eat the kernel's memory, and an overflow is handled anyway.
+    # not use up the kernel's memory, and an overflow is handled anyway.
     try:
         return reader.fanotify_init(flags, os.O_CLOEXEC)
     except OSError as e:
@@ -125,12 +124,12 @@ def open_proc_group() -> int:
 
 
 def mark_proc(fd: int, mount_point: bytes) -> None:
-    """Add one more instance of procfs. Raises OSError."""
+    """Mark one more instance of procfs. Raises OSError."""
     reader.fanotify_mark(fd, MARK_ADD | MARK_FILESYSTEM, MODIFY, -100, mount_point)
 
 
 def open_mounts_group() -> int:
-    """The fanotify group that names who mounts (Linux 6.14). Raises OSError."""
+    """The fanotify group that names the process that mounts (Linux 6.14). Raises OSError."""
     fd = reader.fanotify_init(INIT_BASE | INIT_MNT, 0)
     try:
         ns = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)

@@ -1,7 +1,8 @@
-"""``/proc/PID/mountinfo`` as values. Its parser is pure, and refuses what the kernel would not write, naming the line.
+"""``/proc/PID/mountinfo`` as values. Its parser is pure, and refuses text that the kernel would not write, naming the
+line.
 
-Names in it come from whoever may mount: any byte can stand in them, the kernel escapes space, tab, newline, backslash
-and (in options) comma, equals sign and ``#`` in octal.
+Names in it come from any process that may mount: they can contain any byte; the kernel escapes space, tab, newline,
+backslash and (in options) comma, equals sign and ``#`` in octal.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 
 _ESCAPE = re.compile(rb"\\([0-3][0-7]{2})")
 
-#: File systems that another machine or another process answers for: touching a path on them can block for ever.
+#: File systems that depend on another machine or another process: touching a path on them can block for ever.
 REMOTE_TYPES = frozenset(
     (
         b"nfs nfs4 cifs smb3 smbfs ceph lustre gpfs beegfs afs 9p fuse autofs orangefs pvfs2 panfs wekafs weka dvs "
@@ -44,7 +45,7 @@ def unescape(raw: bytes) -> bytes:
 
 
 def is_remote(fstype: bytes | str) -> bool:
-    """Whether looking at this file system may wait for another machine or another process."""
+    """Whether an access to this file system may wait for another machine or another process."""
     raw = fstype.encode("utf-8", "backslashreplace") if isinstance(fstype, str) else fstype
     return raw in REMOTE_TYPES or raw.startswith(b"fuse.")
 

@@ -1,8 +1,8 @@
-"""The agent's one event source: a native reader behind one file descriptor, and the tree of what is declared.
+"""The agent's one event source: a native reader behind one file descriptor, and the tree of declared paths.
 
-What the kernel offers is probed at start, each part by itself: fanotify with names and writers, else inotify, else
-nothing but the rescan; the same for sysctls; mountinfo always. Whatever is missing is told in ``health`` or ``notes``,
-never passed over. It looks at no content and decides nothing: it says which declared path to look at, and who wrote.
+At the start each ability of the kernel is probed separately: fanotify with names and writers, else inotify, else only
+the rescan; the same for sysctls; mountinfo always. Every missing ability is reported in ``health`` or ``notes``. It
+reads no content and decides nothing: it reports which declared path to observe, and who wrote.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from pact.observe.base import Event, Lost, MountsChanged, Restored, Touched
 from pact.observe.mountinfo import mount_table
 from pact.observe.tree import Tree, check_path, watch_many
 
-#: What pact itself writes beside a file that it brings back: its name is nobody's news.
+#: The names of files that pact writes beside a restored file are not reported.
 TEMPORARY: Final = b".pact-"
 SYSCTL_ROOT: Final = b"/proc/sys/"
-ANY_SYSCTL: Final = b"*"  # wanted beside the declared names: a write to an undeclared sysctl may move a declared one
+ANY_SYSCTL: Final = b"*"  # wanted besides the declared names: a write to an undeclared sysctl may move a declared one
 NETWORK: Final = "network file system"
 OWNER_OF_KIND: Final = {
     KIND_FID: "files",
@@ -57,7 +57,7 @@ def open_observers(
     proc_connector: bool = True,
     cpus: Iterable[int] = (),
 ) -> Observers:
-    """Probe, open and start everything that this kernel permits. Raises nothing for what it does not."""
+    """Probe, open and start everything that this kernel permits. Raises nothing for what it does not permit."""
     return Observers(fanotify, inotify, realtime, proc_connector, tuple(cpus))
 
 
@@ -74,9 +74,9 @@ class Observers:
         self._lost: dict[str, str] = {}
         self._dead: dict[str, str] = {}
         self._sysctl: set[bytes] = set()
-        self._sysctl_keys: dict[bytes, bytes] = {}  # inotify: key to path
+        self._sysctl_keys: dict[bytes, bytes] = {}  # inotify: key -> path
         self._closed = False
-        self.taken = 0  # of the kernel's events, whatever they meant
+        self.taken = 0  # number of the kernel's events, of any kind
         self._self_pid = os.getpid()
 
         fan_fd = self._open(KIND_FID, "fanotify", partial(marks.open_names_group, self.notes)) if fanotify else -1
@@ -86,7 +86,7 @@ class Observers:
         self._in_fd = in_fd
         try:
             self._mounts_fd = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
-            # a descriptor of its own for the thread: reading moves the kernel's idea of what was seen
+            # a separate descriptor for the thread: reading changes what the kernel takes as seen
             self._fds.append((KIND_MOUNTS, os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)))
         except OSError as e:
             self._mounts_fd = -1
@@ -135,7 +135,8 @@ class Observers:
     # ---- what is declared
 
     def watch(self, path: bytes) -> None:
-        """Declare interest; twice is once. Watch first, then observe. Raises ValueError on a path that is not plain."""
+        """Watch a path; calling it twice counts once. Watch first, then observe. Raises ValueError for a path that is
+        not plain."""
         if not path.startswith(SYSCTL_ROOT):
             self._tree.watch(path)
             return
@@ -172,18 +173,18 @@ class Observers:
                 self._drop_sysctl_key(key)
 
     def track(self, directory: bytes) -> bool:
-        """Report every name that comes or goes in this directory, too; False where only looking there finds it."""
+        """Report every name that comes or goes in this directory, too. Returns False if only listing it finds them."""
         return self._tree.track(directory)
 
     def untrack(self, directory: bytes) -> None:
         self._tree.untrack(directory)
 
     def remark(self) -> None:
-        """Resolve every directory again; what is declared below those that changed is touched."""
+        """Resolve every directory again; declared paths below changed ones are touched."""
         self.remark_some(0, 1)
 
     def remark_some(self, number: int, slices: int) -> None:
-        """One slice of it. The first takes up the mount table and what is not so many."""
+        """One slice of ``remark``. The first one reads the mount table and checks everything that is not numerous."""
         touch = partial(self._touch, writer=None, own=False, t_ns=time.clock_gettime_ns(time.CLOCK_BOOTTIME))
         if number == 0 and self._mounts_fd >= 0:
             self._tree.on_mounts(self._read_mounts(), touch)
@@ -203,7 +204,7 @@ class Observers:
         try:
             kind, key, _ = marks.Marker(-1, self._in_fd).mark(path, full=True, leaf=True)
         except OSError:
-            return  # absent, or out of watches: the rescan looks
+            return  # absent, or out of watches: the rescan observes it
         if key not in self._sysctl_keys:
             self._sysctl_keys[key] = path
             self._reader.want(kind, key, b".")
@@ -222,7 +223,7 @@ class Observers:
                 try:
                     marks.mark_proc(self._proc_fd, point)
                 except OSError:
-                    continue  # hidden below another mount, or not ours to mark
+                    continue  # hidden below another mount, or this process may not mark it
 
     # ---- what happened
 
@@ -230,7 +231,7 @@ class Observers:
         return self._reader.fileno()
 
     def drain(self, limit: int) -> list[Event]:
-        """At most ``limit`` events, without blocking. What is left over makes ``fileno`` readable again."""
+        """At most ``limit`` events, without blocking. If more are left, ``fileno`` becomes readable again."""
         assert limit > 0
         mounts: MountsChanged | None = None
         for kind, mask, pid, t_ns, key, name, snap in self._reader.take(limit):
@@ -245,7 +246,7 @@ class Observers:
                 if writer is not None and not own and name.startswith(b"net/"):
                     elsewhere = in_other_network(writer)
                     if elsewhere:
-                        continue  # the same name, and another sysctl
+                        continue  # the same name, but another sysctl
                     if elsewhere is None and writer.uid != 0:
                         writer = None
                 self._touch(SYSCTL_ROOT + name, writer, own, t_ns)
@@ -298,7 +299,7 @@ class Observers:
         return out
 
     def recovered(self, observer: str) -> None:
-        """Everything that ``observer`` watches was looked at again since its ``Lost``."""
+        """Everything that ``observer`` watches was observed again since its ``Lost``."""
         if self._lost.pop(observer, None) is not None and observer not in self._dead:
             self._events.append(Restored(observer))
             self._reader.poke()
@@ -333,7 +334,7 @@ class Observers:
         return f"directories: {', '.join(parts)}" if parts else "ok"
 
     def polled(self) -> list[bytes]:
-        """Directories without a mark: only the rescan sees what changes in them."""
+        """Directories without a mark: only the rescan sees changes in them."""
         return sorted(self._tree.polled)
 
     def stats(self) -> dict[str, int]:
@@ -341,7 +342,7 @@ class Observers:
         return {**self._reader.stats(), "directories": len(self._tree.by_path)}
 
     def close(self) -> None:
-        """Stop and join the thread, close everything. Twice is once."""
+        """Stop and join the thread, close everything. Calling it twice counts once."""
         if self._closed:
             return
         self._closed = True

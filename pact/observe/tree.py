@@ -1,12 +1,12 @@
-"""Which directories are marked so that every declared path is seen, whatever happens above it.
+"""Which directories are marked so that every change of a declared path is seen, whatever happens above it.
 
 A declared path is a name in its parent directory; that directory is a name in its own parent, and so on to ``/``. Every
 directory on the way is marked while it exists, so that creation, removal, renaming and repointed symlinks of any
-component are events, and what was missed before a mark stood is reported as touched. Directories are told apart by
-file handle, not by path: the same path may be another directory by now.
+component are events, and paths that may have changed before a mark was set are reported as touched. Directories are
+identified by file handle, not by path: the same path may be another directory by now.
 
 Refuses to touch anything below a mount point of a network or automounted file system: that may block for ever. Such
-directories are polled, as are those that no mechanism can mark.
+directories are polled, and so are those that no mechanism can mark.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ MountTable = dict[bytes, tuple[tuple[bytes, bytes, bytes], ...]]
 
 MISSING: Final = frozenset((errno.ENOENT, errno.ENOTDIR))
 ENDED: Final = SELF | IGNORED | UNMOUNTED
-HERE: Final = b"."  # the end of the directory itself
-ANY: Final = b"/"  # every name that comes or goes in the directory: no entry can be called so
-LISTED_MIN: Final = 8  # declared paths in a directory from which on listing it is cheaper than asking for each
-OBJECT: Final = b""  # any change of an object marked itself, of any type; inotify says HERE for it too
+HERE: Final = b"."  # a name that stands for the end of the directory itself
+ANY: Final = b"/"  # stands for every name that comes or goes in the directory: no entry can have this name
+LISTED_MIN: Final = 8  # from this many declared paths in a directory on, listing it is cheaper than checking each
+OBJECT: Final = b""  # stands for any change of a marked object itself, of any type; inotify reports HERE for it too
 
 
 class Dir:
-    """One directory on the way to something declared. ``key`` is ``b""`` while it is not marked; ``any``: every name
-    that comes or goes in it is reported."""
+    """One directory on the way to a declared path. ``key`` is ``b""`` while it is not marked; ``any``: every name that
+    comes or goes in it is reported."""
 
     __slots__ = ("any", "full", "key", "kind", "names", "parent", "path", "subs", "why")
 
@@ -49,14 +49,14 @@ class Dir:
         self.full = self.any = False
         self.kind = 0
         self.key = b""
-        self.why = 0  # the errno that left it without a mark; -1 on a network file system; 0 when merely missing
+        self.why = 0  # the errno because of which it has no mark; -1 on a network file system; 0 if it is only missing
 
     def child(self, name: bytes) -> bytes:
         return self.path + name if self.parent is None else self.path + b"/" + name
 
 
 def check_path(path: bytes) -> None:
-    """Raises ValueError unless absolute and normalised."""
+    """Raises ValueError unless the path is absolute and normalised."""
     odd = b"//" in path or b"/./" in path or b"/../" in path or path.endswith((b"/", b"/.", b"/..")) or b"\0" in path
     if path != b"/" and (odd or not path.startswith(b"/")):
         raise ValueError(f"{path!r} is not an absolute, normalised path")
@@ -68,11 +68,11 @@ class Tree:
         self.marker = marker
         self.by_key: dict[bytes, list[Dir]] = {}
         self.polled: dict[bytes, Dir] = {}
-        self.indirect: set[Dir] = set()  # reached through a symlink: mount points on the way go by another name
+        self.indirect: set[Dir] = set()  # reached through a symlink: mount points on the way have another name
         self.mounts: MountTable = {}
         self._places = RemotePlaces()
         self._generation = MOUNTS.generation()
-        self.anchors: dict[bytes, tuple[int, bytes]] = {}  # declared mount points, marked themselves
+        self.anchors: dict[bytes, tuple[int, bytes]] = {}  # declared mount points and directories, marked themselves
         self.anchor_paths: dict[bytes, set[bytes]] = {}
         self._again: list[Dir] = []
         self._anchors_again: list[bytes] = []
@@ -116,7 +116,7 @@ class Tree:
         self._prune(d)
 
     def track(self, path: bytes) -> bool:
-        """Report every name that comes or goes in this directory, too. True where a mark says so."""
+        """Report every name that comes or goes in this directory, too. Returns True if a mark reports them."""
         check_path(path)
         d = self._dir(path)
         if not d.any:
@@ -137,7 +137,7 @@ class Tree:
         self._prune(d)
 
     def _prune(self, d: Dir) -> None:
-        """Forget directories that nothing leads through any more."""
+        """Forget directories that are on no way any more."""
         while not d.names and not d.subs and not d.any and d.parent is not None:
             up = d.parent
             self._release(d)
@@ -180,7 +180,7 @@ class Tree:
     # ---- what happened
 
     def on_event(self, key: bytes, name: bytes, mask: int, touch: Touch) -> None:
-        """An entry of, or (name ``.`` or empty) a change to, the directory or object with this key."""
+        """Handle an event: of an entry, or (name ``.`` or empty) of the directory or object with this key itself."""
         for path in tuple(self.anchor_paths.get(key, ())) if name in (OBJECT, HERE) else ():
             touch(path)
         for d in tuple(self.by_key.get(key, ())):
@@ -201,11 +201,11 @@ class Tree:
                 touch(d.child(name))
 
     def reanchor(self, top: Dir, touch: Touch | None, everything: bool = False, passed: bool = False) -> None:
-        """Look again which directory ``top`` is; where it is another, mark it and report what is declared below.
+        """Find out again which directory ``top`` is; if it is another one, mark it and report the declared paths below.
 
-        ``everything``: below unchanged directories too. ``passed``: an entry on the way came or went. A directory that
-        is the same as before may have been away meanwhile (moved, and a link to it left in its place), and who looked
-        then found nothing: what is declared below is reported in any case.
+        ``everything``: check below unchanged directories too. ``passed``: an entry on the way came or went. A directory
+        that is the same as before may have been away meanwhile (moved, and a link to it left in its place), and an
+        observation in that time found nothing: the declared paths below are reported in any case.
         """
         stack = [top]
         while stack:
@@ -224,7 +224,7 @@ class Tree:
                 stack.extend(d.subs.values())
 
     def on_mounts(self, table: MountTable, touch: Touch) -> bool:
-        """A new mount table: look again at what was mounted over or uncovered. False when nothing changed."""
+        """A new mount table: check what was mounted over or uncovered. Returns False if nothing changed."""
         old, self.mounts = self.mounts, table
         if old == table:
             return False
@@ -242,7 +242,7 @@ class Tree:
         return True
 
     def places(self) -> RemotePlaces:
-        """Where a look may hang, as it is at this moment: the change of the table may not have come here yet.  # F13"""
+        """Where an access may hang at this moment: a change of the table may not have been reported yet.  # F13"""
         generation = MOUNTS.generation()
         if generation != self._generation:
             try:
@@ -253,13 +253,13 @@ class Tree:
         return self._places
 
     def remark(self, touch: Touch | None) -> None:
-        """Look at every directory again."""
+        """Check every directory again."""
         self.reanchor(self.root, touch, everything=True)
         for path in list(self.anchors):
             self._anchor_again(path, touch)
 
     def remark_some(self, number: int, slices: int, touch: Touch) -> None:
-        """As ``remark``, a slice at a time: however many directories there are, none of them takes long."""
+        """The same as ``remark``, one slice at a time: however many directories there are, no slice takes long."""
         if number == 0:
             self._again = list(self.by_path.values())
             self._anchors_again = list(self.anchors)
@@ -286,7 +286,8 @@ class Tree:
     # ---- marks
 
     def _resolve(self, d: Dir) -> bool:
-        """Mark the directory that this path is now. True when it is another one than before (or gone, or back)."""
+        """Mark the directory that this path is now. Returns True if it is another one than before (or gone, or
+        back)."""
         kind, key, direct, why = 0, b"", True, 0
         up = d.parent
         if (up is not None and up.why == -1) or leads_away(d.path, self.places()):
@@ -306,7 +307,7 @@ class Tree:
         else:
             self.indirect.add(d)
         if (kind, key) == (d.kind, d.key):
-            return (why == -1) != (was == -1)  # it leads to where nothing is marked, or no longer
+            return (why == -1) != (was == -1)  # it now leads to where nothing is marked, or no longer does
         self._release(d)
         if key:
             d.kind, d.key = kind, key
@@ -335,7 +336,7 @@ class Tree:
             self._unmark(kind, key, d.path)
 
     def _unmark(self, kind: int, key: bytes, near: bytes) -> None:
-        # A mark on a directory that was renamed away is taken off by its handle; one that was deleted is gone already.
+        # A mark on a directory that was renamed away is removed by its handle; a deleted directory has lost its mark.
         if key in self.by_key or key in self.anchor_paths:
             return
         places = self.places()
@@ -347,8 +348,8 @@ class Tree:
     def anchor(self, path: bytes, is_dir: bool | None = None) -> None:
         """Mark a declared directory or mount point itself.
 
-        What happens to a directory's own attributes is reported under its own handle, and the root of a mounted file
-        system has no parent whose mark could see it. ``is_dir``: what is known of it already.
+        Changes of a directory's own attributes are reported under its own handle, and the root of a mounted file system
+        has no parent whose mark could see it. ``is_dir``: whether it is a directory, if known already.
         """
         if path in self.anchors or (is_dir is False and path not in self.mounts) or may_hang(path, self.places()):
             return
@@ -383,8 +384,8 @@ class Tree:
 
 
 def watch_many(tree: Tree, paths: Iterable[bytes]) -> None:
-    """By directory, so that its mark is set once. Where many lie in one, a listing says which are directories; it is
-    made when the mark stands, so that none slips through.
+    """Watch paths grouped by directory, so that each directory is marked once. If many paths lie in one, a listing
+    shows which of them are directories; it is made after the mark, so that none is missed.
     """
     for head, group in groupby(sorted(p.rpartition(b"/")[::2] for p in paths), key=itemgetter(0)):
         mine = [head + b"/" + name for _, name in group]

@@ -1,8 +1,8 @@
 """Names that programs give to files while they work: editors, package managers, configuration managers, copies.
 
-Such a file is there for a moment, or is a copy that its program keeps beside the real one. Patterns never take it; who
-names it exactly may still adopt it. What people name so themselves (``flake.lock``, ``rules.save``, ``x.bak``,
-``x.orig``, ``x.new``) is not in the list: better one file too many that is watched than a real one that is not.
+Such a file exists only for a moment, or is a copy that its program keeps beside the real file. Patterns never match it;
+its exact name may still be adopted. Names that people use themselves (``flake.lock``, ``rules.save``, ``x.bak``,
+``x.orig``, ``x.new``) are not in the list: it is better to watch one file too many than to miss a real one.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from typing import Final
 
-#: Never adopted unless named exactly: identities, keys that rotate, what others write all day.
+#: Adopted only by exact name: identities, keys that rotate, files that other programs write all day.
 PASSED_OVER: Final = (
     "/etc/shadow*",
     "/etc/gshadow*",
@@ -47,12 +47,12 @@ PASSED_OVER: Final = (
     "*/.pact-*",
 )
 
-#: Six letters and digits as mkstemp(3) and glib make them, at the end: a word or a date is none.
+#: Six letters and digits as mkstemp(3) and glib make them, at the end: not a word or a date.
 _MADE_UP: Final = rb"(?=[A-Za-z0-9]*[A-Z0-9])(?=[A-Za-z0-9]*[A-Za-z])[A-Za-z0-9]{6}"
-#: The same where the name before it says nothing: upper case, lower case, and a digit that is not the last.
+#: The same after a name that gives no hint: upper case, lower case, and a digit that is not the last character.
 _SURELY_MADE_UP: Final = rb"(?=[A-Za-z0-9]*[A-Z])(?=[A-Za-z0-9]*[a-z])(?=[A-Za-z0-9]*[0-9][A-Za-z0-9])[A-Za-z0-9]{6}"
 
-#: (program, what its names look like). Each is the whole last component of a path.
+#: (program, pattern of its names). Each pattern is for the whole last component of a path.
 NAMES: Final[Sequence[tuple[str, bytes]]] = (
     ("vim, nano: swap files (.swp, .swo ... .swx)", rb"\.(?:.*\.)?sw(?:[a-z]|px)|.*\.swp"),
     ("vim: may it write here? (it adds 123 where one is there)", rb"4913|5036|5159|5282"),
@@ -97,7 +97,7 @@ NAMES: Final[Sequence[tuple[str, bytes]]] = (
     ),
     ("pact", rb"(?:kept)?\.pact-.*|.+\.kept\.pact-.*"),
 )
-#: Directories in which nothing is anybody's configuration: history, and places for work.
+#: Directories without configuration: history, and places for work.
 DIRECTORIES: Final = frozenset(
     {
         b".git",
@@ -117,6 +117,6 @@ _NAME: Final = re.compile(b"|".join(b"(?:%b)" % pattern for _, pattern in NAMES)
 
 
 def is_litter(path: bytes) -> bool:
-    """Its name, or that of a directory it lies in, is one that a program gives while it works."""
+    """Whether its name, or that of a directory in which it lies, is one that a program gives while it works."""
     above, name = os.path.split(path)
     return _NAME.fullmatch(name) is not None or name in DIRECTORIES or not DIRECTORIES.isdisjoint(above.split(b"/"))
