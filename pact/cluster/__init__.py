@@ -1,1 +1,1 @@
-"""The cluster's shell: aggregators, the root, its log and what it publishes. What decides is in ``pact.core``."""
+"""The cluster's shell: aggregators, the root, its log and its public side. The decisions are in ``pact.core``."""

@@ -1,4 +1,4 @@
-"""``pact aggregator``: the same program at every level of the tree. What it decides is in ``pact.core.tree.relay``.
+"""``pact aggregator``: the same program at every level of the tree. Its decisions are in ``pact.core.tree.relay``.
 
 One loop over the children's ROUTER, a DEALER for each parent, the authentication requests and, in a root, the root's
 own descriptors. Each turn takes a bounded number of messages, so that authentication, votes and commands never wait for
@@ -42,15 +42,15 @@ from pact.model import NS_PER_S
 from pact.net import keys
 from pact.net.links import Links, end_dead_connections
 
-ROUTER_BATCH: Final = 16  # of so many batches
-ROUTER_READ: Final = 64  # messages are read at once
+ROUTER_BATCH: Final = 16  # how many batches one turn reads
+ROUTER_READ: Final = 64  # how many messages are read at once
 ROUTER_NS: Final = NS_PER_S // 50
 BACKLOG: Final = 4_096
 CHILD_HWM: Final = 4_096
 SOCKETS_MAX: Final = 16_384
-SHARED_FROM: Final = 16 << 10  # frames of this size are shared among children, not copied
-KEEP_FREED: Final = 64 << 20  # between two ``trim``: events come and go in large blocks
-HANDSHAKE_MS: Final = 5_000  # who connects and says nothing for so long is given up
+SHARED_FROM: Final = 16 << 10  # frames of at least this size are shared among children, not copied
+KEEP_FREED: Final = 64 << 20  # kept between two calls of ``trim``: events come and go in large blocks
+HANDSHAKE_MS: Final = 5_000  # a connection that sends nothing for this long is closed
 AUTH_LOOK_NS: Final = NS_PER_S // 2
 SHOW_NS: Final = NS_PER_S
 TRIM_NS: Final = 30 * NS_PER_S
@@ -59,8 +59,8 @@ EVENTS_CODE: Final = wire.KINDS["events"].code
 
 
 class RootPart(Protocol):
-    """What makes an aggregator a root. Messages that it returns go to the relay as a parent's would: ``welcome`` when
-    it leads, ``sorry`` when it leads no more. A pollable is a socket of ZeroMQ's, or something with ``fileno``.
+    """The part that makes an aggregator a root. The relay handles its messages like a parent's: ``welcome`` when it
+    leads, ``sorry`` when it no longer leads. A pollable is a socket of ZeroMQ, or an object with ``fileno``.
     """
 
     def received(self, message: Message, t_ns: int, wall_ns: int) -> Iterable[Message]: ...
@@ -73,7 +73,7 @@ class RootPart(Protocol):
     def close(self) -> None: ...
 
 
-#: Makes the root part: from the configuration, the context, whether a key may connect, and the relay.
+#: Makes the root part of an aggregator.
 MakeRoot = Callable[["Aggregator"], RootPart]
 
 
@@ -81,7 +81,7 @@ class Aggregator:
     """See the module."""
 
     def __init__(self, settings: AggregatorConfig, make_root: MakeRoot | None = None) -> None:
-        """Bind and begin. Raises PactError and says why."""
+        """Bind and begin. Raises PactError with the reason."""
         syscalls.one_arena()
         syscalls.keep_freed(KEEP_FREED)
         self.config = settings
@@ -140,7 +140,8 @@ class Aggregator:
         self.http = self._open_http() if settings.http else None
 
     def _open_http(self) -> Http | None:
-        """Several aggregators on one machine cannot all have the default address; only who asked for it insists."""
+        """Only a configured address must be free: several aggregators on one machine cannot all have the default
+        one."""
         try:
             http = Http(self.config.http, lambda: self._shown)
         except PactError as exc:
@@ -154,17 +155,18 @@ class Aggregator:
     def _bind(self) -> zmq.Socket[bytes]:
         router: zmq.Socket[bytes] = self.context.socket(zmq.ROUTER)
         self.secure(router, auth.TREE)
-        router.set(zmq.ROUTER_MANDATORY, 1)  # and no handover: a routing id is its connection's while that lives  # T13
+        # no handover either: a routing id belongs to its connection while that lives
+        router.set(zmq.ROUTER_MANDATORY, 1)  # T13
         router.sndhwm = router.rcvhwm = CHILD_HWM
         self.bind(router, self.config.tree)
         return router
 
     def secure(self, socket: zmq.Socket[bytes], domain: str) -> None:
-        """CURVE and limits for a socket that others connect to; before it is bound."""
+        """Set CURVE and limits on a socket to which others connect; call it before the socket is bound."""
         socket.curve_server = True
         socket.curve_secretkey = self.key.secret.encode()
         socket.zap_domain = domain.encode()
-        socket.set(zmq.ZAP_ENFORCE_DOMAIN, 1)  # nobody comes in while there is nobody to ask  # T10
+        socket.set(zmq.ZAP_ENFORCE_DOMAIN, 1)  # reject connections while no authentication handler runs  # T10
         socket.linger = 0
         socket.maxmsgsize = FRAME_MAX
         end_dead_connections(socket)
@@ -173,7 +175,7 @@ class Aggregator:
         socket.set(zmq.IPV6, 1)
 
     def bind(self, socket: zmq.Socket[bytes], url: str) -> None:
-        """Raises PactError."""
+        """Bind a socket. Raises PactError."""
         try:
             socket.bind(url)
         except zmq.ZMQError as exc:
@@ -201,7 +203,7 @@ class Aggregator:
         self.poller.unregister(fd)
 
     def run(self) -> None:
-        """Until SIGTERM or SIGINT."""
+        """Run until SIGTERM or SIGINT."""
         read_fd, write_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(write_fd, warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -237,8 +239,8 @@ class Aggregator:
         return max(0, min(due) - now_ns) / NS_PER_S + 0.0005
 
     def _more(self) -> bool:
-        """A descriptor of ZeroMQ's says only once that something came, and a send may have taken that. Who was read to
-        the end and sent nothing since need not be asked.
+        """Whether the router has more messages. A descriptor of ZeroMQ becomes readable only once, and a send may clear
+        that. If the router was read to the end and nothing was sent since, it need not be checked.
         """
         if self._sent and not self._router_more:
             self._router_more = self._port.readable()
@@ -246,7 +248,7 @@ class Aggregator:
         return self._router_more or self._zap_more or self.links.readable()
 
     def turn(self, timeout_s: float, signal_fd: int = -1) -> None:
-        """Wait at most so long, then do a bounded amount of work."""
+        """Wait at most this long, then do a bounded amount of work."""
         ready = {fd for fd, _ in self.poller.poll(timeout_s)}
         if signal_fd in ready:
             os.read(signal_fd, 64)
@@ -280,8 +282,8 @@ class Aggregator:
             self.notifier.send("WATCHDOG=1")
 
     def _tick_root(self, now_ns: int, wall_ns: int) -> None:
-        """Time passes for the root when it has heard what came before: after a stall the answers of those that seem
-        late, and the word of who is back, wait to be read.
+        """Call the root's ``tick`` only after all earlier messages were read: after a stall, the answers that seem late
+        and the hellos of nodes that are back still wait to be read.
         """
         self._unread_ns = 0 if not self._router_more else self._unread_ns or now_ns
         if self.root is not None and (not self._router_more or now_ns - self._unread_ns >= UNREAD_MAX_NS):
@@ -292,7 +294,7 @@ class Aggregator:
     _trim_ns = 0
 
     def _drain_router(self) -> bool:
-        """A bounded batch of what the children say, for a bounded time. True if there may be more."""
+        """Handle a bounded batch of the children's messages, for a bounded time. Returns True if there may be more."""
         relay, peers = self.relay, self.authorized.peers
         now_ns = boottime_ns()
         ends_ns = now_ns + ROUTER_NS
@@ -342,12 +344,12 @@ class Aggregator:
             self._perform(self.relay.gone(rid, now_ns), now_ns)
 
     def _send(self, rids: tuple[bytes, ...], frame: bytes, lost: set[bytes]) -> None:
-        """The same bytes to each. Who cannot be reached, or does not read, has no session any more."""
+        """Send the same bytes to each. The sessions of children that cannot be reached, or do not read, end."""
         self._sent = True
         lost.update(self._port.send_to(rids, frame))
 
     def _send_each(self, rids: tuple[bytes, ...], frames: list[bytes], lost: set[bytes]) -> None:
-        """To each its own."""
+        """Send each child its own frame."""
         self._sent = True
         lost.update(self._port.send_each(rids, frames))
 
@@ -386,7 +388,7 @@ class Aggregator:
         self._perform(self.relay.flush(now_ns), now_ns)
 
     def _show(self) -> Mapping[str, Any]:
-        """What the web page and the metrics say. Made in the loop, read by their thread."""
+        """The data of the web page and the metrics. Made in the loop, read by their thread."""
         relay = self.relay
         own = {
             "name": self.config.name,
@@ -410,7 +412,8 @@ class Aggregator:
     # -- keys ---------------------------------------------------------------------------------------------------
 
     def _look_at_keys(self, now_ns: int) -> None:
-        """The file of authorised keys may have changed. One that cannot be read changes nothing, and is said once."""
+        """Read the file of authorised keys again if it has changed. An unreadable file changes nothing, and is logged
+        once."""
         self._auth_look_ns = now_ns + AUTH_LOOK_NS
         self._zap_more |= self.zap.renew(now_ns)
         said = self.door.look()
@@ -432,7 +435,7 @@ class Aggregator:
         except ConfigError as exc:
             log(f"the authorised keys stay as they were: {exc.message}", 3)
             return
-        if not newer.peers and not seen[1] and not asked:  # whoever writes it anew may be about to
+        if not newer.peers and not seen[1] and not asked:  # its writer may be about to fill it
             log("the authorised keys stay as they were: the file is empty; if that is meant, say so with SIGHUP", 3)
             return
         removed, self.authorized = self.authorized.removed(newer), newer
@@ -446,10 +449,10 @@ class Aggregator:
         self.relay.tree.reconsider()
 
     def _end(self, key: str, now_ns: int) -> None:
-        """A removed key's sessions and connections end now.  # T11"""
+        """End the sessions and connections of a removed key now.  # T11"""
         for rid in self.relay.sessions(key):
             self._perform(self.relay.gone(rid, now_ns), now_ns)
-        for fd in [fd for fd, owner in self._fds.items() if owner == key]:  # also of those that were not welcome
+        for fd in [fd for fd, owner in self._fds.items() if owner == key]:  # also connections without a session
             del self._fds[fd]
             end_connection(fd, self.port)
 
@@ -472,7 +475,7 @@ class Aggregator:
 
 
 def _passed_on(frame: memoryview) -> bool:
-    """Events, as they are: what is kept of them keeps the frame, so it must be nearly all of it."""
+    """Whether the frame is passed on as it is: kept events keep the frame in memory, so they must be most of it."""
     return frame[2] == EVENTS_CODE and 2 * int.from_bytes(frame[3:7], "little") < len(frame)
 
 

@@ -1,6 +1,7 @@
-"""Who a key belongs to and what it may connect to: ``authorized_keys.toml``. Pure; the sockets are in ``zap``.
+"""The owner of each key and the sockets to which it may connect: ``authorized_keys.toml``. Pure; the sockets are in
+``zap``.
 
-A node's name is what its key says, never what a message says.  # T13
+A node's name comes from its key, never from a message.  # T13
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ SOCKETS: Final[Mapping[str, frozenset[str]]] = {
 
 
 class Authorized:
-    """Public key (Z85) -> who it is."""
+    """Public key (Z85) -> its owner."""
 
     def __init__(self, peers: Iterable[Peer] = ()) -> None:
         self.peers: dict[str, Peer] = {p.key: p for p in peers}
@@ -41,12 +42,12 @@ class Authorized:
         return self.peers.get(key)
 
     def may_connect(self, key: str, socket: str) -> bool:
-        """Unknown keys, unknown sockets and keys of other roles may not."""
+        """Whether the key may connect: not an unknown key, nor one of another role, nor to an unknown socket."""
         peer = self.peers.get(key)
         return peer is not None and peer.role in SOCKETS.get(socket, ())
 
     def removed(self, newer: Authorized) -> list[str]:
-        """Keys that are no longer what they were: gone, or with another name or role."""
+        """Keys that are gone, or have another name or role."""
         return [key for key, peer in self.peers.items() if newer.peers.get(key) != peer]
 
 
@@ -98,7 +99,7 @@ def _entry(entry: object, where: str) -> Peer:
 
 
 def read(path: str) -> Authorized:
-    """The file. Raises ConfigError, also where others could have written it."""
+    """The file. Raises ConfigError, also if other accounts could have written it."""
     try:
         with open(path, "rb") as f:
             text = f.read().decode()

@@ -1,6 +1,6 @@
 """An operator's connection to the cluster: one request, answered by parts as the nodes answer, and a result.
 
-Synchronous, one socket, one request at a time. Who the operator is says the key.
+Synchronous, one socket, one request at a time. The key identifies the operator.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ WATCHED: Final = (
     | zmq.EVENT_CONNECT_RETRIED
 )
 REFUSED_S: Final = 1.0
-ROOTLESS_S: Final = 10.0  # for so long a new root is waited for: a lease's end, and an election
+ROOTLESS_S: Final = 10.0  # how long to wait for a new root: until a lease has ended, and an election
 HELLO_S: Final = 1.5
 TAIL_S: Final = 0.3  # from the root's last answer to the operator's screen
-AGAIN_S: Final = 2.0  # patience with each of them then
+AGAIN_S: Final = 2.0  # how long each server may take then
 NOT_KNOWN: Final = "it must stand in authorized_keys.toml with the role viewer, ops or admin: an administrator adds it"
 OTHER_KEY: Final = "name it with --key NAME.secret, or have one made: pact keygen NAME"
 SEAL_HINT: Final = "client.toml asks for seals: the root is older, or whoever carries its words does not pass them on"
@@ -62,15 +62,15 @@ NOBODY: Final = "nobody listens there"
 NO_NAME: Final = "nobody listens there, or no host has this name"
 NUMERIC: Final = re.compile(r"tcp://(?:[\d.]+|\[.*\]):\d+\Z")
 HUNG_UP: Final = "whoever listens there hangs up: is --server-key its key?"
-PAUSE_S: Final = (0.5, 2.0)  # between two tries, from the first to the last: others wait too, with the same key
+PAUSE_S: Final = (0.5, 2.0)  # between two tries, from the first to the last: others with the same key wait, too
 
 
 class _Rootless(UnreachableError):
-    """An aggregator that has no way to a root just now."""
+    """An aggregator that has no way to a root now."""
 
 
 class Parts(NamedTuple):
-    """Some nodes' equal answer."""
+    """The equal answer of some nodes."""
 
     names: Sequence[str]
     body: bytes
@@ -78,7 +78,8 @@ class Parts(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Of what the root does: votes, or members that have done it. Of other questions ``Parts`` say how far it is."""
+    """Progress of the root's work: votes, or members that are done. For other questions, ``Parts`` show the
+    progress."""
 
     total: int
     done: int
@@ -86,14 +87,14 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """A record, as ``watch`` gives it."""
+    """A record of ``watch``."""
 
     line: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """The end. ``failed``: folded node sets, and why."""
+    """The end. ``failed``: folded node sets, and the reasons."""
 
     exit: int
     message: str
@@ -103,12 +104,12 @@ class Result:
 
 
 Item = Parts | Progress | Event | Result
-Server = tuple[str, str]  # its URL, and the key that is expected there
+Server = tuple[str, str]  # its URL, and its expected key
 Problems = dict[Server, UnreachableError | DeniedError]
 
 
 class RootClient:
-    """A context manager. Raises UnreachableError, DeniedError or UsageError, saying what to do next."""
+    """A context manager. Raises UnreachableError, DeniedError or UsageError, with a hint what to do next."""
 
     def __init__(
         self,
@@ -120,10 +121,10 @@ class RootClient:
         roots: Sequence[str] = (),
         sealed: bool = False,
     ) -> None:
-        """Connect to the first that takes us; each is a URL and the key that is expected there. Where there is no root
-        just now, one is waited for (``ROOTLESS_S``); ``waiting`` is told so, once. ``timeout_s``: for everything, until
-        the last answer; 0 is as long as it takes while somebody is there. ``roots``: the public keys of the roots, for
-        whom requests are sealed where an aggregator carries them; ``sealed``: never without.
+        """Connect to the first server that accepts; each is a URL and the expected key. If there is no root now, wait
+        for one (``ROOTLESS_S``); ``waiting`` is called once then. ``timeout_s``: for everything, until the last answer;
+        0: as long as it takes while the connection lives. ``roots``: the public keys of the roots, for which requests
+        are sealed if an aggregator carries them; ``sealed``: never send one without a seal.
         """
         if not servers:
             raise UsageError("no root is known", "name it with --via, or in ~/.config/pact/client.toml")
@@ -148,8 +149,8 @@ class RootClient:
             raise
 
     def _wait_for_a_root(self, rootless: Sequence[Server], others: Sequence[Server]) -> Problems:
-        """As ``_try_each``, for a while. Who was there and had no root is asked each time; of the others, who may be
-        back, one in turn: what each of them costs is time in which nobody else is asked.
+        """The same as ``_try_each``, for a while. Servers that had no root are asked each time; of the others, which
+        may be back, one in turn: each of them costs time in which no other server is asked.
         """
         ends_s, pause_s, turn = time.monotonic() + ROOTLESS_S, PAUSE_S[0], itertools.cycle(others or [None])
         ends_s = min(ends_s, self._ends_s)
@@ -167,14 +168,14 @@ class RootClient:
         return problems
 
     def _try_each(self, servers: Sequence[Server], patience_s: float) -> Problems:
-        """Why each of them did not take us; nothing if one did."""
+        """Why each server did not accept; empty if one did."""
         problems: Problems = {}
         for i, (url, server_key) in enumerate(servers):
             try:
                 left_s = max(0.0, self._ends_s - time.monotonic()) / (len(servers) - i)
                 self._connect(url, server_key, i + 1 < len(servers), min(WELCOME_S, patience_s, left_s))
                 return {}
-            except (UnreachableError, DeniedError) as exc:  # its keys may be older than the others'
+            except (UnreachableError, DeniedError) as exc:  # its keys may be older than those of other servers
                 problems[url, server_key] = exc
                 self._close(0)
         return problems
@@ -195,7 +196,7 @@ class RootClient:
 
     def _connect(self, url: str, server_key: str, others: bool, patience_s: float) -> None:
         self.url = url
-        self._direct = server_key in self._roots  # this very connection shows who is there
+        self._direct = server_key in self._roots  # this connection itself proves the root's identity
         self._session = secrets.randbits(63)
         sock = self._sock = self._context.socket(zmq.DEALER)
         try:
@@ -240,7 +241,8 @@ class RootClient:
         while (left_s := ends_s - time.monotonic()) > 0:
             again_s = self._sent_s + HELLO_S - time.monotonic()
             ready = dict(poller.poll(int(max(0, min(left_s, again_s)) * 1000) + 1))
-            if not ready and time.monotonic() >= self._sent_s + HELLO_S:  # of many with one key some are passed over
+            # of many connections with one key some are not answered
+            if not ready and time.monotonic() >= self._sent_s + HELLO_S:
                 self._hello()
             if monitor in ready:
                 event = recv_monitor_message(monitor)
@@ -248,7 +250,7 @@ class RootClient:
                     raise DeniedError(f"{url} does not know the key of {self._key_name}", NOT_KNOWN)
                 if event["event"] == zmq.EVENT_CONNECTED:
                     taken = True
-                elif event["event"] == zmq.EVENT_CONNECT_RETRIED:  # refused; perhaps it is just starting
+                elif event["event"] == zmq.EVENT_CONNECT_RETRIED:  # refused; perhaps the server is just starting
                     why = HUNG_UP if taken else NOBODY if NUMERIC.match(url) else NO_NAME
                     ends_s = min(ends_s, began_s + (0 if others else REFUSED_S))
                 else:
@@ -267,10 +269,10 @@ class RootClient:
         raise UnreachableError(f"{url}: {why}", "is the aggregator running, and is the key its key?")
 
     def _send(self, kind: str, head: dict[str, Any], body: bytes = b"") -> None:
-        """Raises DeniedError or UnreachableError where there is no connection any more."""
+        """Raises DeniedError or UnreachableError if the connection is lost."""
         try:
             self._sock.send(wire.encode(kind, head, body), zmq.NOBLOCK)
-        except zmq.Again:  # ZeroMQ gave it up: who is refused does not knock again
+        except zmq.Again:  # ZeroMQ gave it up: a refused connection is not tried again
             raise self._given_up() from None
         self._sent_s = time.monotonic()
 
@@ -288,7 +290,7 @@ class RootClient:
             raise UnreachableError(f"{self.url} speaks another protocol: {exc.message}") from None
 
     def ask(self, op: str, args: dict[str, Any], nodes: str | None, timeout_s: float = 0.0) -> Iterator[Item]:
-        """One request. The last item is its ``Result``; ``watch`` has none. Groups of nodes are looked up here."""
+        """Send one request. The last item is its ``Result``; ``watch`` has none. Groups of nodes are looked up here."""
         self._id += 1
         nodes = None if nodes is None else resolved(nodes)
         if isinstance(args.get("allow_missing"), str):
@@ -297,7 +299,7 @@ class RootClient:
         if len(body) > BODY_MAX:
             raise UsageError(f"the request has {len(body)} bytes; at most {BODY_MAX} travel", "split the file")
         self._heard_s = time.monotonic()
-        if timeout_s and self._timeout_s:  # what the root has: its answer must still come in time
+        if timeout_s and self._timeout_s:  # the root's time limit: its answer must still come in time
             timeout_s = max(TAIL_S, self._ends_s - time.monotonic() - TAIL_S)
         if op == "watch":
             self._ends_s = math.inf
@@ -309,7 +311,7 @@ class RootClient:
             yield from self._answers(None)
 
     def _ask_sealed(self, head: dict[str, Any], body: bytes) -> Iterator[Item]:
-        """The same past an aggregator that nobody needs to trust."""
+        """The same through an aggregator that need not be trusted."""
         seal = self._challenged()
         if seal is not None:
             self._id += 1
@@ -320,7 +322,7 @@ class RootClient:
         yield from self._answers(seal)
 
     def _challenged(self) -> PersonSeals | None:
-        """Ask the root that leads for a challenge. None for one of the last version, where that is allowed."""
+        """Ask the leading root for a challenge. None for a root of the last version, if that is allowed."""
         asked = PersonSeals.ask(self._key, self._roots)
         self._id += 1
         self._send("request", asked.head(self._id), b"{}")
@@ -367,13 +369,13 @@ class RootClient:
             self._send("beat", {})
 
     def cancel(self) -> None:
-        """Nobody listens to the request's answer any more."""
+        """The answer of the request is no longer wanted."""
         with contextlib.suppress(PactError):
             self._send("cancel", {"id": self._id})
 
 
 def _telling(problem: PactError) -> int:
-    """Of several servers' reasons, the one that says most: who answered knows more than who did not."""
+    """How much a server's reason says: a server that answered knows more than one that did not."""
     return 2 if isinstance(problem, _Rootless) else int(isinstance(problem, DeniedError))
 
 

@@ -1,8 +1,7 @@
 """One thread that owns the root's log, so that the root's loop never waits for a disk or for etcd.
 
-It campaigns, loads, appends in order, saves snapshots and trims. What it has to say it puts into a queue and rings
-``fd``. It never skips a chunk: what could not be written is tried again, the same bytes, until it is durable or another
-root leads.  # Q5
+It campaigns, loads, appends in order, saves snapshots and trims. It puts its messages into a queue and signals ``fd``.
+It never skips a chunk: a failed write is repeated with the same bytes until it is durable or another root leads.  # Q5
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ CLOSE_S: Final = 15.0
 @dataclass(frozen=True, slots=True)
 class Elected:
     """This root leads: the newest snapshot and the chunks after it. Everything earlier is void. ``lost``: what the
-    store knows to be missing at its end; ``doubted``: what the store did not believe when it was elected.
+    store knows to be missing at its end; ``doubted``: what the store did not believe at the election.
     """
 
     fence: int
@@ -41,14 +40,14 @@ class Elected:
 
 @dataclass(frozen=True, slots=True)
 class Deposed:
-    """It leads no longer, and what was waiting to be written is dropped; whether it was written shows the next load."""
+    """This root no longer leads, and waiting chunks are dropped; the next load shows whether they were written."""
 
     why: str
 
 
 @dataclass(frozen=True, slots=True)
 class Durable:
-    """The chunk that begins at ``first`` survives."""
+    """The chunk that begins at ``first`` is durable."""
 
     first: int
     count: int
@@ -57,7 +56,7 @@ class Durable:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """Something did not work and is tried again. ``what``: open, campaign, load, append, snapshot or trim."""
+    """A call failed and will be tried again. ``what``: open, campaign, load, append, snapshot or trim."""
 
     why: str
     what: str = "append"
@@ -65,14 +64,14 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Works:
-    """What had failed works again: open or campaign. An append says so by ``Durable``."""
+    """A call that had failed works again: open or campaign. For an append, ``Durable`` shows it."""
 
     what: str
 
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """A snapshot is visible, or chunks are trimmed: the oldest event that is still there."""
+    """A snapshot is visible, or chunks are trimmed; ``oldest`` is the oldest event that is still stored."""
 
     gseq: int
     oldest: int
@@ -100,10 +99,10 @@ class _Keep:
 
 
 class Committer:
-    """Its methods are for the loop and return at once; ``read`` and ``oldest`` wait, and are for any thread."""
+    """The loop calls its methods, which return at once; ``read`` and ``oldest`` wait, and any thread may call them."""
 
     def __init__(self, open_: Callable[[], LogStore], name: str, *, standby_s: float = STANDBY_S) -> None:
-        """``open_`` makes the store; it is called in the thread, and again if it fails with JournalError."""
+        """``open_`` makes the store; the thread calls it, and again after a JournalError."""
         self._open = open_
         self._name = name
         self._standby_s = standby_s
@@ -124,7 +123,8 @@ class Committer:
         self._thread.start()
 
     def append(self, fence: int, first: int, count: int, chunk: bytes) -> bool:
-        """Write it after everything given before. False: too much is waiting; give it again after the next Durable."""
+        """Write the chunk after everything given before. Returns False if too much is waiting: give it again after the
+        next Durable."""
         with self._wake:
             if self._appends and (
                 len(self._appends) >= PENDING_CHUNKS_MAX or self._bytes + len(chunk) > PENDING_BYTES_MAX
@@ -136,7 +136,8 @@ class Committer:
         return True
 
     def save_snapshot(self, fence: int, gseq: int, snapshot: bytes, trim_before: int = 0) -> None:
-        """Save the state after ``gseq``, then forget chunks before ``trim_before``. A newer one replaces what waits."""
+        """Save the state after ``gseq``, then delete chunks before ``trim_before``. A newer call replaces a waiting
+        one."""
         with self._wake:
             self._keep = _Keep(fence, gseq, snapshot, trim_before)
             self._wake.notify()
@@ -151,7 +152,7 @@ class Committer:
             self._wake.notify()
 
     def poll(self) -> list[Posted]:
-        """What has happened since the last call, in order. Quiets ``fd``."""
+        """What has happened since the last call, in order. Clears ``fd``."""
         with self._posted_lock:
             try:
                 os.eventfd_read(self.fd)
@@ -166,7 +167,7 @@ class Committer:
         return self._thread.is_alive()
 
     def close(self) -> None:
-        """Give up leadership and end the thread. What waits is not written. ``fd`` is closed too."""
+        """Give up leadership and end the thread. Waiting chunks are not written. ``fd`` is closed too."""
         with self._wake:
             self._closing = True
             self._wake.notify()
@@ -195,12 +196,12 @@ class Committer:
     def _post(self, item: Posted) -> None:
         with self._posted_lock:
             if isinstance(item, Failed) and item in self._posted:
-                return  # said once until somebody looks
+                return  # posted once until ``poll`` takes it
             self._posted.append(item)
             os.eventfd_write(self.fd, 1)
 
     def _sleep(self, seconds: float) -> bool:
-        """Until then or the end; False if this is the end."""
+        """Wait; returns False if the thread must end."""
         with self._wake:
             self._wake.wait_for(lambda: self._closing, seconds)
             return not self._closing
@@ -233,7 +234,7 @@ class Committer:
         while not self._closing:
             try:
                 fence = store.campaign(self._name)
-                if failed:  # who stands by hears of nothing else that would say so
+                if failed:  # a standby posts nothing else that would show it
                     self._post(Works("campaign"))
                 failed = False
             except (JournalError, Fenced) as exc:
@@ -253,7 +254,7 @@ class Committer:
             self._bytes, self._keep = 0, None
 
     def _lead(self, store: LogStore, fence: int) -> str:
-        """Until it is over; why, if anybody was told of it."""
+        """Lead until that is over. Returns why, or "" if that was posted already."""
         if not self._load(store, fence):
             return ""
         while True:
@@ -321,7 +322,7 @@ class Committer:
                 store.trim(fence, keep.before)
                 oldest = store.oldest()
             self._post(Saved(keep.gseq, oldest))
-            if before < oldest < keep.before:  # a bounded piece is gone; appends come between the pieces
+            if before < oldest < keep.before:  # one bounded piece is deleted; appends come between the pieces
                 with self._wake:
                     self._keep = self._keep or _Keep(fence, keep.gseq, None, keep.before)
         except Fenced as exc:

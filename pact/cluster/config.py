@@ -1,4 +1,5 @@
-"""``aggregator.toml`` and ``client.toml``. The agent's ``[cluster]`` and ``[keys]`` are read with the rest of its own.
+"""``aggregator.toml`` and ``client.toml``. The agent's ``[cluster]`` and ``[keys]`` are read with its own
+configuration.
 
 Ports listen on loopback unless the file says otherwise.
 """
@@ -68,12 +69,12 @@ class AggregatorConfig:
 
     @property
     def journal_options(self) -> dict[str, str]:
-        """What the store takes beside its URL."""
+        """The store's options besides its URL."""
         return {name: value for name in sorted(OPTIONS) if (value := getattr(self, f"journal_{name}"))}
 
     @property
     def limits(self) -> Limits:
-        """What the root's decisions about groups need."""
+        """The settings for the root's decisions about groups."""
         return Limits(
             wave=self.wave,
             waves_at_once=self.waves,
@@ -89,7 +90,7 @@ class AggregatorConfig:
 
 @dataclass(slots=True)
 class ClientConfig:
-    """Where an operator's commands go, and with which key."""
+    """The servers for an operator's commands, and the key."""
 
     via: str = ""
     server_key: str = ""
@@ -97,7 +98,7 @@ class ClientConfig:
     servers: list[Parent] = field(default_factory=list)
     roots: list[str] = field(default_factory=list)
     sealed: bool = False
-    directory: str = ""  # of the file that says so
+    directory: str = ""  # of the file that was read
 
 
 def _url(value: Any) -> str:
@@ -166,18 +167,19 @@ def load(path: str | None) -> AggregatorConfig:
 
 
 def require_owned(config: AggregatorConfig) -> None:
-    """Nobody else could have written what a member of the tree believes, or can turn the way to it. Raises NotOurs."""
+    """Check that no other account could have written what a member of the tree believes, or can replace a part of the
+    way to it. Raises NotOurs."""
     if config.parents:
         return
     files = own_files(config.journal, config.journal_options)
     if config.journal.startswith("sqlite:"):
         owned.require(os.path.dirname(files[0]), "directory of the journal", missing_ok=True)
     for path in files:
-        owned.require(path, "journal", missing_ok=True)  # what misses one says so itself
+        owned.require(path, "journal", missing_ok=True)  # the code that needs a missing file reports it
 
 
 def refuse_own_key(config: AggregatorConfig, public: str) -> None:
-    """An aggregator that is its own parent. Raises ConfigError.  # T4"""
+    """Refuse an aggregator that is its own parent. Raises ConfigError.  # T4"""
     for parent in config.parents:
         if parent.key == public:
             raise ConfigError(
@@ -200,10 +202,10 @@ CLIENT_FIELDS: Final[Mapping[str, tuple[str, Callable[[Any], Any]]]] = {
 
 def load_client(paths: tuple[str, ...] = CLIENT_PATHS) -> ClientConfig:
     """The first of the files that exists: ``via``, ``server_key`` and ``key``, at the top or under ``[client]``.
-    ``servers = [{url, key}, ...]`` are others that are tried in turn.
+    ``servers = [{url, key}, ...]`` are more servers, tried in turn.
 
-    Raises ConfigError. A relative ``key`` is looked for beside the file, and so is the file that a ``server_key`` names
-    which is no key itself (``keys.server_key``).
+    Raises ConfigError. A relative ``key`` is looked up in the file's directory, and so is the file of a ``server_key``
+    that is not a key itself (``keys.server_key``).
     """
     config = ClientConfig()
     for path in map(os.path.expanduser, paths):

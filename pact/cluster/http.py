@@ -1,7 +1,7 @@
 """Read-only HTTP for browsers, Prometheus and load balancers: ``/``, ``/metrics``, ``/health``. One thread, few limits.
 
-GET and HEAD without bodies, one request a connection. It is its own small server because the standard library's has no
-limit on how long a client may take, nor on how many there are.  # V5
+GET and HEAD without bodies, one request for each connection. It is a separate small server because the standard
+library's limits neither a client's time nor the number of clients.  # V5
 """
 
 from __future__ import annotations
@@ -57,10 +57,11 @@ class _Client:
 
 
 class Http:
-    """``start``, then ``close``. ``snapshot`` is called in the server's thread and gives what ``page`` describes."""
+    """``start``, then ``close``. The server's thread calls ``snapshot``, which returns the data that ``page``
+    describes."""
 
     def __init__(self, address: str, snapshot: Callable[[], Mapping[str, Any]]) -> None:
-        """Binds at once. Raises PactError if the address is none, or is taken."""
+        """Binds at once. Raises PactError if the address is malformed or in use."""
         self._snapshot = snapshot
         self._cached: Mapping[str, Any] | None = None
         self._cached_s = 0.0
@@ -83,7 +84,8 @@ class Http:
             self._selector.close()
             raise PactError(f"[aggregator] http {address}: {exc}", "is another aggregator running?") from None
         self._server.setblocking(False)
-        self._server.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 1)  # who says nothing waits outside
+        # connections that send nothing wait in the kernel
+        self._server.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 1)
         self.port = int(self._server.getsockname()[1])
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._selector.register(self._server, selectors.EVENT_READ)
@@ -120,8 +122,8 @@ class Http:
                 self._end(client)
 
     def _accept(self) -> None:
-        """Everybody who waits, and their requests with them: who asks at once is answered at once, however many others
-        only hold connections. One of those makes room.
+        """Accept all waiting connections, and their requests: a client that asks at once is answered at once, however
+        many others only hold connections. One of those is closed to make room.
         """
         for _ in range(HTTP_CONNECTIONS_MAX):
             try:
@@ -140,9 +142,8 @@ class Http:
             self._serve(client)
 
     def _in_the_way(self) -> _Client:
-        """Of those from the address with most connections, the oldest that has not asked anything yet, or else the
-        oldest.
-        """
+        """Among the connections of the address that has most of them: the oldest without a request, or else the
+        oldest."""
         by_address: dict[str, list[_Client]] = {}
         for client in self._clients.values():
             by_address.setdefault(client.address, []).append(client)
@@ -158,7 +159,7 @@ class Http:
 
     def _serve(self, client: _Client) -> None:
         try:
-            if client.answered:  # what it still sends is thrown away, or closing would throw away the answer
+            if client.answered:  # read and drop what it still sends; closing before that would discard the answer
                 if not client.sock.recv(HTTP_REQUEST_MAX):
                     self._end(client)
                 return
@@ -182,7 +183,7 @@ class Http:
             self._end(client)
 
     def _understood(self, client: _Client) -> bool:
-        """Whether the request is whole, or wrong; then its answer is ready."""
+        """Whether the request is complete, or wrong; then its answer is ready."""
         asked = bytes(client.asked)
         if END.search(asked) is None and len(asked) < HTTP_REQUEST_MAX:
             return False
@@ -218,11 +219,11 @@ class Http:
             if facts.get("healthy", True):
                 return 200, PLAIN, b"ok\n"
             return 503, PLAIN, f"{facts.get('trouble') or 'not healthy'}\n".encode("utf-8", "replace")
-        except Exception as exc:  # one bad name must not be the last page
+        except Exception as exc:  # an error in one page must not end the server
             return (503 if path == "/health" else 500), PLAIN, f"{type(exc).__name__}\n".encode()
 
     def _facts(self) -> Mapping[str, Any]:
-        """At most twice a second, however many ask."""
+        """A snapshot, made at most twice a second, however many clients ask."""
         now_s = time.monotonic()
         if self._cached is None or now_s - self._cached_s > CACHE_S:
             self._cached, self._cached_s = self._snapshot(), now_s

@@ -1,7 +1,7 @@
 """Node sets as ClusterShell writes them: ``node[001-128/2]``, ``@group``. Bounded before the library expands them.
 
-What a group holds says groups.conf, often with a command that asks a batch system: that is waited for where a person
-waits, on the machine of the command line (``resolved``), and never in the loop of a root.
+groups.conf defines groups, often with a command that asks a batch system: the command line waits for that, on its own
+machine (``resolved``), and never the loop of a root.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ NODES_MAX: Final = 100_000
 TEXT_MAX: Final = NODE_SET_MAX
 DIGITS_MAX: Final = 18
 MANY: Final = 200
-LOTS: Final = 4000  # of names with two numbers: folding both takes a tenth of a second then, and seconds of 100,000
-PARTS_MAX: Final = 2 * NODES_MAX  # of all parts together, before what is excluded
+LOTS: Final = 4000  # folding names with two numbers takes a tenth of a second for this many, and seconds for 100,000
+PARTS_MAX: Final = 2 * NODES_MAX  # of all parts together, before exclusions
 _PLAIN: Final = re.compile(r"[A-Za-z0-9_.:@*,&!^\[\]/ -]*")
 _OPTION: Final = re.compile(r"[@:]-|@[^,&!^]* ")
 _GROUPS: Final = re.compile(r"[@*]")
@@ -28,15 +28,16 @@ _FOLDS: Final = re.compile(r"[A-Za-z0-9_.-]*[0-9][A-Za-z0-9_.-]*")
 _NUMBER: Final = re.compile(r"[0-9]+")
 _LAST: Final = re.compile(r"(.*?)([0-9]+)([^0-9]*)")
 _PARTS: Final = re.compile(r"(?:\[[^\]]*\]|[^,&!^\s\[])+")
-_LONE: Final = re.compile(r"[/\[\]]")  # outside of brackets: a step, and a bracket that no other one closes
+_LONE: Final = re.compile(r"[/\[\]]")  # outside of brackets: a step, and an unmatched bracket
 _OPERATORS: Final = re.compile(r"([,!&^])(?![^\[\]]*\])")
-_NUMBERS: Final = re.compile(r"[0-9\]][^0-9\[\],]+[0-9\[]")  # a number, something else, a number; ranges left out
+_NUMBERS: Final = re.compile(r"[0-9\]][^0-9\[\],]+[0-9\[]")  # a number, something else, a number; without ranges
 _RANGES: Final = re.compile(r"\[([^\[\]]*)\]")
 _RANGE: Final = re.compile(r"([0-9]+)(?:-([0-9]+)(?:/([0-9]+))?)?")
 
 
 def resolved(text: str) -> str:
-    """The same set without ``@group`` and ``*``, as groups.conf on this machine has them. Waits; raises UsageError."""
+    """The same set without ``@group`` and ``*``, as this machine's groups.conf defines them. Waits; raises
+    UsageError."""
     return fold(parse(text)) if _GROUPS.search(text) else text
 
 
@@ -44,7 +45,7 @@ class NodeSets:
     """``expand`` and ``fold`` for the root."""
 
     def expand(self, text: str) -> list[str]:
-        """The names, in the set's order. Raises UsageError for what is no node set, or too large a one."""
+        """The names, in the set's order. Raises UsageError for a text that is no node set, or for too large a set."""
         return list(_expand(text))
 
     def fold(self, names: Iterable[str]) -> str:
@@ -52,7 +53,7 @@ class NodeSets:
 
 
 class Folded:
-    """Names that are folded when somebody reads them, in that one's thread, and once."""
+    """Names that are folded when they are read, in the reading thread, and once."""
 
     __slots__ = ("_text", "names")
 
@@ -68,14 +69,14 @@ class Folded:
 
 @lru_cache(maxsize=64)
 def _expand(text: str) -> tuple[str, ...]:
-    if len(text) <= TEXT_MAX and _LIST.fullmatch(text):  # nothing to unfold
+    if len(text) <= TEXT_MAX and _LIST.fullmatch(text):  # nothing to expand
         return tuple(dict.fromkeys(text.split(",")))
     _refuse_huge(text)
     first, *rest = map(str.strip, _OPERATORS.split(text))
     parts = rest[1::2]
     if parts and first and all(parts) and any(_NUMBERS.search(_RANGES.sub("[]", p)) for p in (first, *parts)):
-        # Sets of names with several numbers cost ClusterShell the square of their size to join, or worse: here it makes
-        # each part, and they are joined as it does it, from left to right.
+        # ClusterShell takes quadratic time, or more, to join sets of names with several numbers: here it expands each
+        # part, and the parts are joined as it does it, from left to right.
         parsed: Any = dict.fromkeys(_part(first))
         for operator, part in zip(rest[::2], parts, strict=True):
             _join(parsed, operator, _part(part))
@@ -94,7 +95,7 @@ def _part(text: str) -> Iterable[str]:
 
 
 def _join(names: dict[str, None], operator: str, others: Iterable[str]) -> None:
-    """In place: what it costs is what ``others`` are, however many there are on the left."""
+    """Join in place: the cost depends on ``others``, not on the size of the left set."""
     if operator == "&":
         right = set(others)
         for gone in [n for n in names if n not in right]:
@@ -112,7 +113,7 @@ def _join(names: dict[str, None], operator: str, others: Iterable[str]) -> None:
 
 
 def parse(text: str, *, groups: bool = True) -> Any:
-    """ClusterShell's NodeSet. Raises UsageError, also for an empty set, and for a group where there are none."""
+    """ClusterShell's NodeSet. Raises UsageError, also for an empty set, and for a group if ``groups`` is False."""
     from ClusterShell.NodeSet import RESOLVER_NOGROUP, NodeSet
 
     _refuse_huge(text)
@@ -121,7 +122,7 @@ def parse(text: str, *, groups: bool = True) -> Any:
         raise UsageError(f"{text[:200]!r}: the root knows no groups", "they are looked up where the command runs")
     try:
         parsed = NodeSet(text, resolver=None if groups else RESOLVER_NOGROUP)
-    except Exception as exc:  # its own, Python's, and assertions: whatever a text makes the library raise is the text's
+    except Exception as exc:  # ClusterShell's own errors, Python's, and assertions: all of them are the text's fault
         raise UsageError(
             f"{text[:200]!r} is no node set: {str(exc)[:200]}", "for example node[001-128], or @group"
         ) from None
@@ -165,8 +166,8 @@ def _by_last_number(names: Iterable[str]) -> Iterator[str]:
 
 
 def _refuse_unsafe(text: str) -> None:
-    """ClusterShell gives the names of groups to the shell commands of groups.conf as they are: whoever asks must not
-    be able to write commands.  # T13
+    """ClusterShell inserts the names of groups into the shell commands of groups.conf without quoting: a request must
+    not be able to contain commands.  # T13
     """
     outside = _RANGES.sub("", text)
     if not _PLAIN.fullmatch(text) or _LONE.search(outside) or _OPTION.search(outside):
@@ -177,7 +178,7 @@ def _refuse_unsafe(text: str) -> None:
 
 
 def _refuse_huge(text: str) -> None:
-    """A billion names are written in twelve characters: they are counted before they are made."""
+    """Twelve characters can name a billion nodes: count the names before they are expanded."""
     if len(text) > TEXT_MAX:
         raise UsageError(f"a node set of {len(text)} characters; at most {TEXT_MAX}")
     total = 0
@@ -187,10 +188,10 @@ def _refuse_huge(text: str) -> None:
             width, after_digit = 0, part[: ranges.start()][-1:].isdigit()
             for one in ranges[1].split(","):
                 found = _RANGE.fullmatch(one.strip())
-                if found is None:  # ClusterShell would read more into it than is counted here
+                if found is None:  # ClusterShell might expand it to more names than are counted here
                     raise UsageError(f"{one[:60]!r} in {part[:60]!r} is no range", "for example node[001-128/2,200]")
                 if found[2] and after_digit and len(found[1]) != len(found[2]):
-                    # ClusterShell joins them: n3[0-100] means 3,071 names to it, from n30 to n3100
+                    # ClusterShell joins them: it reads n3[0-100] as 3,071 names, from n30 to n3100
                     raise UsageError(
                         f"a digit before a range from {found[1]} to {found[2]} in {part[:60]!r}",
                         "write the digit into the range, or both ends equally long: n3[000-100]",

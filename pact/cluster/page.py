@@ -1,13 +1,14 @@
-"""The web page and the metrics, made of a plain dictionary. Pure, and suspicious: names come from machines and people.
+"""The web page and the metrics, made from a plain dictionary. Pure, and suspicious: names come from machines and
+people.
 
-The page is whole in itself: no script, no resource from anywhere, and a policy that allows none.  # V5
+The page is complete in itself: no script, no external resource, and a policy that allows none.  # V5
 
-Keys, all of them optional: ``name``, ``cluster``, ``version``, ``root`` (is it one), ``leading``, ``fence``, ``gseq``,
-``oldest``, ``events`` (committed since the start), ``commit_s`` (what the last one took), ``children``, ``connected``
-(nodes), ``states_age_s``, ``states`` ``{state: [names, count]}`` (whose text is folded), ``untracked``
-``[names, count]`` (nodes with something that nobody declared below a tracked pattern), ``groups``
-``[{id, state, nodes, owner, message, left_s}]``, ``group_states`` ``{state: count}``, ``buffered`` (bytes), ``calls``,
-``refused`` ``{reason: count}``, ``healthy``, ``trouble`` (why not).
+Keys, all of them optional: ``name``, ``cluster``, ``version``, ``root`` (whether it is one), ``leading``, ``fence``,
+``gseq``, ``oldest``, ``events`` (committed since the start), ``commit_s`` (duration of the last one), ``children``,
+``connected`` (nodes), ``states_age_s``, ``states`` ``{state: [names, count]}`` (whose text is folded), ``untracked``
+``[names, count]`` (nodes with an undeclared thing below a tracked pattern), ``groups`` ``[{id, state, nodes, owner,
+message, left_s}]``, ``group_states`` ``{state: count}``, ``buffered`` (bytes), ``calls``, ``refused`` ``{reason:
+count}``, ``healthy``, ``trouble`` (why not healthy).
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ NAMES_MAX: Final = 2000
 ROWS_MAX: Final = 100
 REASONS_MAX: Final = 50
 REFRESH_S: Final = 5
-STATES_S: Final = 15  # so often a root asks all nodes how they are
-#: In the order in which a person wants to hear of them.
+STATES_S: Final = 15  # how often a root asks all nodes for their state
+#: In the order that is most useful for a person.
 GRAVEST: Final = ("emergency", "failed", "blocked", "drifted", "away", "unknown", "unconfigured", "committed")
 
-#: What the colours mean.
+#: The meanings of the colours.
 MOODS: Final = {
     "committed": "good",
     "emergency": "alarm",
@@ -62,7 +63,7 @@ POLICY: Final = (
 
 
 def text(value: object, most: int = NAMES_MAX) -> str:
-    """Escaped, and of bounded length.  # V5"""
+    """The value as escaped text of bounded length.  # V5"""
     raw = str(value)
     raw = raw if len(raw) <= most else raw[:most] + " ..."
     printable = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in raw)
@@ -82,7 +83,7 @@ def _sized(count: int) -> str:
 
 
 def _table(heads: Sequence[str], rows: Iterable[str], nothing: str) -> str:
-    """``#`` before a head: its column holds numbers."""
+    """``#`` before a head: its column has numbers."""
     body = "".join(rows)
     if not body:
         return f'<p class="dim">{nothing}</p>'
@@ -120,7 +121,7 @@ def _groups(groups: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def _age(age_s: object) -> str:
-    """How old what is shown may be: nodes are asked now and then."""
+    """How old the shown states may be: nodes are asked periodically."""
     if not isinstance(age_s, int | float):
         return ""
     return f'<p class="dim">as they said within the last {max(1, round(age_s))} s; asked every {STATES_S} s</p>'
@@ -135,7 +136,7 @@ def _untracked(found: object) -> str:
 
 
 def _holds(holds: Iterable[Mapping[str, Any]]) -> str:
-    """What stops the whole fleet stands above everything else."""
+    """Holds of the whole fleet stand above everything else."""
     out = []
     for h in holds:
         ends = text(str(h.get("ends", ""))[:19].replace("T", " "), 40)
@@ -184,7 +185,7 @@ def page(s: Mapping[str, Any]) -> str:
 
 
 def metrics(s: Mapping[str, Any]) -> bytes:
-    """Prometheus' text format. What a member does not know it leaves out."""
+    """Prometheus' text format. Unknown values are left out."""
     from prometheus_client import CollectorRegistry, generate_latest
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 

@@ -14,18 +14,18 @@ from pact.net.keys import Key
 
 
 class PersonSeals:
-    """For one root, under one challenge."""
+    """Seals for one root, under one challenge."""
 
     def __init__(self, public: str, keys: dict[str, bytes], challenge: str) -> None:
         self._public = public
-        self._keys = keys  # key id of a root -> what is shared with it
+        self._keys = keys  # key id of a root -> the key shared with it
         self._challenge = challenge
         self._asked = ""  # the seal of the request whose answer is awaited
         self._n = 0
 
     @classmethod
     def ask(cls, key: Key, roots: Sequence[str]) -> PersonSeals:
-        """For the question which root leads, whose answer any of them can seal. Raises ConfigError."""
+        """For the question which root leads, whose answer any root can seal. Raises ConfigError."""
         from pact.net.shared import Shared
 
         shared = Shared(key)
@@ -37,7 +37,7 @@ class PersonSeals:
         return {"id": id_, "op": CHALLENGE, "person": self._public, "challenge": self._challenge}
 
     def challenged(self, result: dict[str, Any]) -> PersonSeals | None:
-        """With the challenge that the root has given."""
+        """The seals with the challenge that the root has given."""
         root, challenge = result.get("root"), result.get("challenge")
         if not isinstance(root, str) or not isinstance(challenge, str) or root not in self._keys:
             return None
@@ -52,8 +52,8 @@ class PersonSeals:
         return {**head, "seal": self._asked}
 
     def checked(self, message: Message) -> Message:
-        """It is the root's, and none before it is missing. A refusal without a seal is the word of whoever carries it,
-        and says nothing of what was done. Raises RemoteProtocolError.
+        """Check that the message is the root's, and that none before it is missing. A refusal without a seal comes from
+        a member on the way, and says nothing about what was done. Raises RemoteProtocolError.
         """
         head = message.head
         if message.kind == "result" and head["exit"] and not head["seal"]:

@@ -1,7 +1,7 @@
-"""The public side of the leading root: events on XPUB, from a thread of its own. ``replay`` is the other half.
+"""The public side of the leading root: events on XPUB, from a separate thread. ``replay`` is the other half.
 
-Nothing here is ever waited for: the root hands over what is durable and goes on. A subscriber that does not read loses
-events, finds that out by the numbers, and asks the replay port.  # V4
+The root never waits for it: it passes durable chunks on and continues. A subscriber that does not read loses events,
+notices that by the numbers, and asks the replay port.  # V4
 """
 
 from __future__ import annotations
@@ -30,15 +30,16 @@ DRAIN_MAX: Final = 256
 PAUSE_S: Final = 0.1
 CLOSE_S: Final = 5.0
 SWEEP_S: Final = 1.0
-#: What libzmq takes from a subscriber before it lets go of our thread: with more it may go on as long as one sends.
-#: With 1 no subscription would arrive.
+#: How many messages libzmq takes from a subscriber before it returns: with a higher number it may go on as long as one
+#: subscriber sends. With 1 no subscription would arrive.
 TAKEN_MAX: Final = 2
 RECEIVED_BYTES_MAX: Final = 64 << 10
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where to bind and as whom. Without a secret the socket is open to everybody: for tests and simulation."""
+    """The address to bind, and the identity. Without a secret the socket is open to everybody: for tests and
+    simulation."""
 
     address: str
     secret: str = ""
@@ -46,7 +47,7 @@ class Endpoint:
 
 
 def bind(context: zmq.Context[Any], kind: int, at: Endpoint, options: Mapping[int, int]) -> zmq.Socket[Any]:
-    """A CURVE server's socket, bound. Raises ZMQError."""
+    """The bound socket of a CURVE server. Raises ZMQError."""
     sock: zmq.Socket[Any] = context.socket(kind)
     try:
         sock.linger = 0
@@ -61,7 +62,7 @@ def bind(context: zmq.Context[Any], kind: int, at: Endpoint, options: Mapping[in
             sock.curve_server = True
             sock.curve_secretkey = at.secret.encode()
             sock.zap_domain = at.domain.encode()
-            sock.set(zmq.ZAP_ENFORCE_DOMAIN, 1)  # nobody comes in while there is nobody to ask  # T10
+            sock.set(zmq.ZAP_ENFORCE_DOMAIN, 1)  # reject connections while no authentication handler runs  # T10
         sock.bind(at.address)
     except BaseException:
         sock.close(0)
@@ -70,7 +71,7 @@ def bind(context: zmq.Context[Any], kind: int, at: Endpoint, options: Mapping[in
 
 
 class Threaded(ABC):
-    """A thread that polls one socket and can be woken. The socket is made and used by that thread alone."""
+    """A thread that polls one socket and can be woken. Only that thread makes and uses the socket."""
 
     kind: int
     options: Mapping[int, int]
@@ -92,7 +93,7 @@ class Threaded(ABC):
         self._thread.start()
 
     def rebind(self) -> None:
-        """End every connection, so that whose key was removed does not stay. The others come back by themselves."""
+        """End every connection, so that one with a removed key does not stay. The others reconnect by themselves."""
         self._rebind = True
         self._ring()
 
@@ -120,7 +121,7 @@ class Threaded(ABC):
                 assert self._socket is not None
                 try:
                     wait_s = self._work(self._socket)
-                except Exception as exc:  # one bad thing must not be the last
+                except Exception as exc:  # one error must not end the thread
                     self.error, wait_s = repr(exc), PAUSE_S
                     if isinstance(exc, zmq.ContextTerminated):
                         return
@@ -140,7 +141,7 @@ class Threaded(ABC):
         try:
             self._socket = bind(self._context, self.kind, self._at, self.options)
             address = bytes(self._socket.get(zmq.LAST_ENDPOINT)).rstrip(b"\0").decode()
-        except zmq.ZMQError as exc:  # the address is taken, perhaps for a moment by ourselves
+        except zmq.ZMQError as exc:  # the address is in use, perhaps for a moment by this process
             self.error = f"{self._at.address}: {exc}"
             return False
         self.error, self.address = "", address
@@ -151,15 +152,15 @@ class Threaded(ABC):
 
     @abstractmethod
     def _begun(self) -> None:
-        """A new socket knows nobody."""
+        """A new socket has no subscriptions."""
 
     @abstractmethod
     def _work(self, sock: zmq.Socket[Any]) -> float:
-        """What there is to do; how many seconds until there may be more."""
+        """Do the work; returns in how many seconds there may be more."""
 
 
 class Publisher(Threaded):
-    """Events and heads. ``lead``, ``publish`` and ``depose`` are for the root's loop and return at once."""
+    """Events and heads. The root's loop calls ``lead``, ``publish`` and ``depose``, which return at once."""
 
     kind = zmq.XPUB
 
@@ -194,15 +195,15 @@ class Publisher(Threaded):
         self.left_out = 0
 
     def lead(self, gseq: int, types: Mapping[str, int], incarnation: str = "") -> None:
-        """This root leads; so far is the log, whose first record names its ``incarnation``. Chunks follow that. A log
-        without a name is empty: there are no heads yet.
+        """This root leads; ``gseq`` is the newest event of the log, whose first record gives its ``incarnation``.
+        Chunks follow that event. A log without an incarnation is empty: there are no heads yet.
         """
         self._give(public.Heads(gseq, types, incarnation))
 
     def publish(self, chunk: Publish) -> bool:
-        """A chunk that is durable. False: too much is waiting, so it is left to the replay port.  # V4
+        """Publish a durable chunk. Returns False if too much is waiting: then only the replay port has it.  # V4
 
-        Then call ``lead`` again, so that heads tell how far the log is.
+        After that call ``lead`` again, so that heads name the newest event.
         """
         with self._lock:
             if self._bytes and self._bytes + len(chunk.chunk) > WAITING_BYTES_MAX:
@@ -213,7 +214,7 @@ class Publisher(Threaded):
         return True
 
     def depose(self) -> None:
-        """No heads from now on: they are the leader's."""
+        """Publish no more heads: only the leader does."""
         self._give(None)
 
     def stats(self) -> dict[str, Any]:
@@ -266,8 +267,8 @@ class Publisher(Threaded):
         return wait_s if heads is None else min(wait_s, self._heads_due_s - now_s)
 
     def _drain(self, sock: zmq.Socket[Any]) -> bool:
-        """Subscriptions come in as messages, whose metadata tell the connection. Those without tell of one that has
-        ended."""
+        """Subscriptions come in as messages whose metadata name the connection. A message without metadata means that a
+        connection has ended."""
         for _ in range(DRAIN_MAX):
             try:
                 frame = sock.recv(zmq.NOBLOCK, copy=False)
@@ -297,7 +298,7 @@ class Publisher(Threaded):
         send, more = sock.send, zmq.SNDMORE
         for event in public.events(chunk.chunk, self._cluster):
             topic, header, body = event.frames
-            send(topic, more)  # drops for whoever does not keep up
+            send(topic, more)  # dropped for a subscriber that is too slow
             send(header, more)
             send(body)
             self._heads.saw(event)
@@ -305,7 +306,7 @@ class Publisher(Threaded):
 
 
 def user_of(frame: Any) -> str:
-    """The key that sent it."""
+    """The key that sent the frame."""
     try:
         return str(frame.get("User-Id"))
     except zmq.ZMQError:

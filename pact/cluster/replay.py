@@ -1,7 +1,8 @@
-"""The replay port: what a subscriber missed, read from the root's log in a thread that may wait for a disk or for etcd.
+"""The replay port: events that a subscriber missed, read from the root's log in a thread that may wait for a disk or
+etcd.
 
-One page at a time, whose turn it is; a requester that does not read waits for itself, and is forgotten after a while.
-Requests are checked as if they came from an enemy.  # V4
+Requesters get one page at a time, in turn; a requester that does not read delays only itself, and is dropped after a
+while. Requests are checked as if they came from an enemy.  # V4
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class _Peer:
 
 
 class Replay(Threaded):
-    """See the module. Everything given to it is called in its thread."""
+    """See the module. All functions that are passed to it are called in its thread."""
 
     kind = zmq.ROUTER
 
@@ -60,9 +61,8 @@ class Replay(Threaded):
         send_max: int = SEND_MAX,
         unread_max_s: float = UNREAD_MAX_S,
     ) -> None:
-        """``read``: chunks from a number on, may raise JournalError. ``head``: the newest number; None: does not lead.
-
-        ``snapshot``: a number, and JSON. ``allowed`` is asked at each request for the key that sent it.
+        """``read``: chunks from a number on, may raise JournalError. ``head``: the newest number; None: this root does
+        not lead. ``snapshot``: a number, and JSON. ``allowed`` is called at each request with the key that sent it.
         """
         super().__init__(context, at, "pact-replay")
         self.options = {
@@ -102,7 +102,7 @@ class Replay(Threaded):
                 self._peers[key] = peer  # behind the others
                 self._users[peer.user] += 1
                 wait_s = min(wait_s, max(0.0, peer.retry_s - now_s))
-        self._users += Counter()  # forget who has none
+        self._users += Counter()  # drop users without requests
         return wait_s
 
     # -- requests ---------------------------------------------------------------------------------------------------
@@ -127,7 +127,7 @@ class Replay(Threaded):
             self._users[user] += 1
         if len(peer.asked) >= ASKED_MAX:
             self.refused["too many requests"] += 1
-            return  # it asks again when no answer comes
+            return  # the client asks again when no answer comes
         peer.envelope = ()
         if frames and not frames[0]:
             peer.envelope, frames = (b"",), frames[1:]
@@ -147,7 +147,7 @@ class Replay(Threaded):
     # -- answers ----------------------------------------------------------------------------------------------------
 
     def _serve(self, sock: zmq.Socket[Any], key: bytes, peer: _Peer, now_s: float) -> bool:
-        """One answer, as far as it is read. False when nothing is left to do for this one."""
+        """Send one answer, as far as the client reads it. Returns False if nothing is left to do for this client."""
         if peer.unsent and not self._send(sock, key, peer, now_s):
             return bool(peer.unsent)
         if not peer.asked:
@@ -162,7 +162,8 @@ class Replay(Threaded):
         return bool(peer.asked)
 
     def _send(self, sock: zmq.Socket[Any], key: bytes, peer: _Peer, now_s: float) -> bool:
-        """False: it does not read (``unsent`` stays, for a later try), or it is gone, or was for too long."""
+        """Returns False if the client does not read (``unsent`` stays, for a later try), or is gone, or has not read
+        for too long."""
         try:
             sock.send_multipart([key, *peer.envelope, *peer.unsent], zmq.NOBLOCK)
         except zmq.Again:  # V4

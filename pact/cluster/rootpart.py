@@ -1,7 +1,7 @@
-"""What makes an aggregator the root: the log behind it, its decisions, and the public side.
+"""The part that makes an aggregator the root: the log, the root's decisions, and the public side.
 
-The decisions are ``pact.core.root.root``; this is their shell: the committer's thread writes, the publisher's and the
-replay's threads speak to subscribers, and nothing here waits for any of them.
+The decisions are in ``pact.core.root.root``; this is their shell: the committer's thread writes, the threads of the
+publisher and the replay port talk to subscribers, and nothing here waits for any of them.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ SNAPSHOT_EVERY: Final = 2_000  # chunks
 SNAPSHOT_BYTES: Final = 64 << 20  # of chunks
 CREDIT: Final = 64 << 20
 UNKNOWN: Final = "unknown"
-SNAPSHOT_S: Final = 0.5  # a public snapshot serves everybody for so long: the loop waits while one is made
+SNAPSHOT_S: Final = 0.5  # a public snapshot serves all requests for this long: the loop waits while one is made
 STATES_NS: Final = page.STATES_S * NS_PER_S
-FRESH_NS: Final = 2 * NS_PER_S  # who has come since is asked so soon
+FRESH_NS: Final = 2 * NS_PER_S  # nodes that have come since are asked this soon
 
 
 class States:
-    """What state each node said that it is in, and whether something is untracked there. Every connected node is in one
-    of them: who has not answered yet, or did not in time, in ``unknown``.
+    """The state that each node reported, and whether it has untracked things. Every connected node is in one state: a
+    node that has not answered yet, or not in time, in ``unknown``.
     """
 
     def __init__(self) -> None:
@@ -69,11 +69,11 @@ class States:
     def heard(self, names: Iterable[str], state: str, untracked: bool = False) -> None:
         self._asked.difference_update(names)
         (self._new.update if untracked else self._new.difference_update)(names)
-        self._of.update(dict.fromkeys(names, state if state in STATES else UNKNOWN))  # a node may call it anything
+        self._of.update(dict.fromkeys(names, state if state in STATES else UNKNOWN))  # a node may send any word
         self._folded_for = None
 
     def of(self, connected: Iterable[str]) -> dict[str, Folded]:
-        """The names by state; those of who has gone are forgotten. Folded only if somebody reads them."""
+        """The names by state; disconnected nodes are forgotten. Names are folded only if they are read."""
         names = frozenset(connected)
         if names != self._folded_for:
             self._of = {n: s for n, s in self._of.items() if n in names}
@@ -88,13 +88,13 @@ class States:
         return self._folded
 
     def untracked(self, connected: Iterable[str]) -> Folded:
-        """Where something is that nobody declared, below a tracked pattern."""
+        """Nodes with an undeclared thing below a tracked pattern."""
         self.of(connected)
         return self._folded_new
 
 
 class RootPart:
-    """See the module. Messages that it returns go to the relay as a parent's would."""
+    """See the module. The relay handles its messages like a parent's."""
 
     def __init__(self, aggregator: Aggregator) -> None:
         config = aggregator.config
@@ -144,7 +144,7 @@ class RootPart:
         return (self,)
 
     def fileno(self) -> int:
-        """Of what the committer says."""
+        """The committer's descriptor."""
         return self.committer.fd
 
     def received(self, message: Message, t_ns: int, wall_ns: int) -> Iterable[Message]:
@@ -153,7 +153,7 @@ class RootPart:
         yield from self._perform(self.root.received(message, t_ns + self.offset_ns, wall_ns))
 
     def tick(self, t_ns: int, wall_ns: int) -> Iterable[Message]:
-        if not self.committer.alive:  # a root that can never lead again: better started anew
+        if not self.committer.alive:  # this root could never lead again: a new process is better
             raise PactError("the thread that writes the root's log has ended", "see the lines before this one")
         root = self.root
         if root is not None:
@@ -173,7 +173,7 @@ class RootPart:
             yield from self._posted(posted, t_ns, wall_ns)
 
     def removed(self, keys: Sequence[str]) -> None:
-        """Subscribers' connections end: everybody connects anew, and who is no longer known cannot."""
+        """End the subscribers' connections: all connect anew, and those with removed keys cannot."""
         self.publisher.rebind()
         self.replay.rebind()
 
@@ -211,7 +211,7 @@ class RootPart:
         self.trouble = self._last_failed = ""
 
     def _applied(self, root: Root, posted: Durable, t_ns: int, wall_ns: int) -> list[Effect]:
-        """The only place where the log's state moves on; who reads it in another thread waits for its end."""
+        """The only place where the log's state moves on; a reader in another thread waits for its end."""
         with self._applying:
             return root.durable(posted.first, posted.count, t_ns, wall_ns)
 
@@ -283,7 +283,7 @@ class RootPart:
             self.publisher.lead(root.state.gseq, dict(root.state.last), root.state.chain.incarnation)
 
     def _keep(self) -> None:
-        """Now and then: a snapshot, so that the next start is quick, and old events are forgotten."""
+        """From time to time: save a snapshot, so that the next start is quick, and delete old events."""
         root = self.root
         if root is None or (self._chunks < SNAPSHOT_EVERY and self._chunk_bytes < SNAPSHOT_BYTES):
             return
@@ -294,7 +294,7 @@ class RootPart:
     # -- for people who look ------------------------------------------------------------------------------------
 
     def _look_at_states(self, root: Root, t_ns: int) -> Iterator[Message]:
-        """All nodes now and then; between, those that have come since."""
+        """Ask all nodes from time to time; in between, those that have come since."""
         if t_ns < self._fresh_at_ns:
             return
         self._fresh_at_ns = t_ns + FRESH_NS
@@ -305,7 +305,7 @@ class RootPart:
             yield from self._ask_states(root, self.states.unasked(root.nodes))
 
     def _ask_states(self, root: Root, names: list[str]) -> Iterator[Message]:
-        """How these nodes are: a handful of answers, whatever their number."""
+        """Ask these nodes for their states: a handful of answers, whatever the number of nodes."""
         if not names:
             return
         states = self.states
@@ -323,7 +323,7 @@ class RootPart:
         yield from self._perform(root.take_effects())
 
     def shown(self) -> dict[str, Any]:
-        """The root's part of what ``page`` shows. For the loop's thread: nothing is folded in it."""
+        """The root's part of the data for ``page``. It runs in the loop's thread, so it folds nothing."""
         root = self.root
         if root is None:
             return {"root": True, "leading": False, "healthy": not self.trouble, "trouble": self.trouble}
@@ -375,13 +375,14 @@ class RootPart:
         return None if root is None else root.state.gseq
 
     def _public_snapshot(self) -> tuple[int, bytes] | None:
-        """For who came too late for the events: how far every node is, and what groups and holds there are."""
+        """For subscribers that came too late for the events: up to where every node is, and the present groups and
+        holds."""
         root = self.root
         if root is None:
             return None
         now_s, kept = time.monotonic(), self._snapshot
         if kept is None or kept[1] is not root.state or now_s - kept[0] >= SNAPSHOT_S:
-            with self._applying:  # what it says and up to where is of one moment  # V2
+            with self._applying:  # its content and its number belong to one moment  # V2
                 gseq, found = root.state.gseq, _public(root.state)
             kept = self._snapshot = (now_s, root.state, gseq, orjson.dumps(found))
         return kept[2], kept[3]
@@ -401,7 +402,8 @@ def _public(state: RootState) -> dict[str, Any]:
 
 
 def continue_from(state: RootState, boot: str, boottime: int, wall_ns: int, synchronised: bool) -> int:
-    """The offset that makes node time of this machine's clock: it never runs backwards, whoever leads.  # B2"""
+    """The offset that makes node time from this machine's clock: it never runs backwards, whichever root
+    leads.  # B2"""
     if state.gseq < 0 or not state.boot_id:
         return 0
     if state.boot_id == boot and boottime + state.offset_ns >= state.t_ns:

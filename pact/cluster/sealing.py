@@ -1,4 +1,4 @@
-"""Seals at the root: whose keys are authorised, and what is shared with them. See ``pact.core.tree.seals``."""
+"""Seals at the root: the authorised keys, and the keys shared with their owners. See ``pact.core.tree.seals``."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ PERSONS: Final = ("viewer", "ops", "admin")
 
 
 class AuthorizedKeys(Keys):
-    """Of the authorised keys as they are at this moment."""
+    """The keys that are authorised at this moment."""
 
     def __init__(self, own: Key, authorized: Callable[[], Authorized]) -> None:
-        """Raises ConfigError where the library for seals is missing."""
+        """Raises ConfigError if the library for seals is missing."""
         self._authorized = authorized
         self._shared = Shared(own)
         self._of: tuple[Authorized | None, Mapping[str, list[str]]] = (None, {})
@@ -43,7 +43,8 @@ class AuthorizedKeys(Keys):
 
 
 def of_root(own: Key, authorized: Callable[[], Authorized], *, required: bool) -> RootSeals | None:
-    """None where nobody can seal: the library is missing, and the configuration does not insist. Raises ConfigError."""
+    """None if sealing is impossible: the library is missing, and the configuration does not require it. Raises
+    ConfigError."""
     try:
         return RootSeals(own.public, AuthorizedKeys(own, authorized), required=required)
     except ConfigError as exc:

@@ -1,11 +1,11 @@
-"""Who has subscribed to what at the public port, connection by connection, and who is cut off for what it costs.
+"""The subscriptions at the public port, by connection, and which connections are ended because they cost too much.
 
-libzmq hands over each subscription and each cancellation with the descriptor of its connection, also those that change
-nothing; it keeps the topics of a connection apart from the others', but counts them for nobody and has no limit. A
-topic's every byte costs it some 40 to 80 bytes. So they are counted here, and the connection that takes more than its
-share is ended: it is free to come back with less. Nothing that one connection sends changes what is known of another.
+libzmq reports each subscription and each cancellation with the descriptor of its connection, even those that change
+nothing; it keeps the topics of connections apart, but does not count them and has no limit. Each byte of a topic costs
+it about 40 to 80 bytes. So they are counted here, and a connection that takes more than its share is ended: it may come
+back with less. Nothing that one connection sends changes the counts of another.
 
-Which connections have ended shows only in the descriptors: ``sweep`` looks.  # V4
+Only the descriptors show which connections have ended: ``sweep`` checks them.  # V4
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ from typing import Final
 
 from pact.limits import TOPICS_BYTES_MAX, TOPICS_KEY_BYTES_MAX, TOPICS_MAX
 
-#: Of one subscription, with the byte before the topic: a longer message ends its connection at once, in libzmq.
+#: The bytes of one subscription, with the byte before the topic: libzmq ends the connection of a longer message at
+#: once.
 SUBSCRIPTION_MAX: Final = 1024
 #: From one connection between two sweeps, whether they change anything or not.
 FRAMES_MAX: Final = 8192
 
 
 def inode_of(fd: int) -> int:
-    """Tells a connection from the next one that has its descriptor; 0 if there is none."""
+    """Distinguishes a connection from a later one with the same descriptor; 0 if there is none."""
     try:
         return os.fstat(fd).st_ino
     except OSError:
@@ -49,16 +50,16 @@ class Subscriptions:
         self._inode = inode
         self._connections: dict[tuple[int, int], _Connection] = {}
         self._by_key: Counter[str] = Counter()
-        self.topics = 0  # of all connections
+        self.topics = 0  # of all connections together
         self.refused: Counter[str] = Counter()
 
     @property
     def listening(self) -> bool:
-        """Perhaps somebody does: who has cancelled all counts until the connection ends."""
+        """Whether there may be a subscriber: a connection that has cancelled everything counts until it ends."""
         return bool(self._connections)
 
     def heard(self, fd: int, user: str, frame: bytes) -> None:
-        """A frame that the connection sent: 1 and a topic subscribes, 0 and a topic cancels; others mean nothing."""
+        """A frame of the connection: 1 and a topic subscribes, 0 and a topic cancels; others are ignored."""
         inode = self._inode(fd)
         if not inode:
             return  # it has ended, and its topics with it
@@ -94,13 +95,13 @@ class Subscriptions:
         return "too many subscriptions at once" if connection.frames > FRAMES_MAX else ""
 
     def sweep(self) -> None:
-        """Forget connections that have ended. Call it every second or so."""
+        """Forget ended connections. Call it about every second."""
         for (fd, inode), connection in list(self._connections.items()):
             if self._inode(fd) != inode:
                 self._count(connection, -len(connection.topics), -connection.bytes)
                 del self._connections[fd, inode]
             connection.frames = 0
-        self._by_key += Counter()  # forget who has none
+        self._by_key += Counter()  # drop keys without topics
 
     def clear(self) -> None:
         """All connections have ended."""

@@ -1,7 +1,7 @@
-"""Who may connect: ZeroMQ's authentication requests, answered in the aggregator's own loop (RFC 27).
+"""Which keys may connect: ZeroMQ's authentication requests, answered in the aggregator's own loop (RFC 27).
 
-No thread and no authenticator of the library's: nothing that is asked here may end the handler, since from then on
-nobody could connect any more.  # T10
+It uses no thread and no authenticator of the library: no request may end the handler, because after that nobody could
+connect any more.  # T10
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from pact.model import NS_PER_S
 ENDPOINT: Final = "inproc://zeromq.zap.01"
 DRAIN_MAX: Final = 64
 RENEW_AFTER: Final = 256
-ANSWERED_NS: Final = 5 * NS_PER_S  # whoever asked before is answered by then, or its handshake has been given up
+ANSWERED_NS: Final = 5 * NS_PER_S  # earlier requests are answered by then, or their handshakes have timed out
 REFUSED_MAX: Final = 1024
 
 
 class Zap:
-    """``allowed(key, domain)`` decides; the domain is the socket's name. ``opened`` and ``closing`` hear of sockets to
-    wait for.
+    """``allowed(key, domain)`` decides; the domain is the socket's name. ``opened`` and ``closing`` are called with
+    sockets for the poller.
 
-    libzmq keeps what leads from each connection to this socket for as long as both live: some ten KiB that nobody needs
-    once the question is answered. So the socket is renewed now and then; the old one answers for a while and is closed.
+    libzmq keeps a pipe from each connection to this socket for as long as both live: about ten KiB that are useless
+    after the answer. So the socket is renewed from time to time; the old one answers for a while and is closed.
     """
 
     def __init__(
@@ -40,13 +40,13 @@ class Zap:
         closing: Callable[[zmq.Socket[bytes]], None] = lambda old: None,
     ) -> None:
         self.refused = 0
-        self.fds: set[int] = set()  # of the sockets to wait for
+        self.fds: set[int] = set()  # descriptors of the sockets, for the poller
         self._context = context
         self._allowed = allowed
         self._note = note
         self._opened, self._closing = opened, closing
         self._seen: dict[tuple[str, str], int] = {}
-        self._asked = 0  # since it was renewed
+        self._asked = 0  # requests since the last renewal
         self._old: zmq.Socket[bytes] | None = None
         self._old_ns = 0
         self.socket = self._made()
@@ -64,9 +64,9 @@ class Zap:
         return [self.socket] if self._old is None else [self.socket, self._old]
 
     def renew(self, now_ns: int) -> bool:
-        """Call it now and then; True if it was time: there is a new socket to drain. Who comes in the moment between
-        the two is refused, since every socket that is secured sets ``ZAP_ENFORCE_DOMAIN`` (by default libzmq would let
-        anybody in), and connects again.
+        """Call it from time to time. Returns True if the socket was renewed: there is a new one to drain. A connection
+        in the moment between the two is refused, since every secured socket sets ``ZAP_ENFORCE_DOMAIN`` (by default
+        libzmq would let anybody in), and connects again.
         """
         if self._old is not None and now_ns - self._old_ns >= ANSWERED_NS:
             self.fds.discard(int(self._old.fileno()))
@@ -77,7 +77,7 @@ class Zap:
             self._asked = 0
             try:
                 made = self._made()
-            except zmq.ZMQError:  # no descriptor is left: as it is, then
+            except zmq.ZMQError:  # no descriptor is left: keep the present socket
                 return False
             self._old, self._old_ns, self.socket = self.socket, now_ns, made
             self._old.unbind(ENDPOINT)
@@ -86,7 +86,7 @@ class Zap:
         return False
 
     def drain(self) -> bool:
-        """Answer a bounded number of requests. True if there may be more."""
+        """Answer a bounded number of requests. Returns True if there may be more."""
         more = [self._drain(each) for each in self.sockets]
         return True in more
 
@@ -105,7 +105,7 @@ class Zap:
             try:
                 asked.send_multipart([*frames[:2], *reply], zmq.NOBLOCK)
             except zmq.ZMQError:
-                pass  # who asked is gone
+                pass  # the requesting connection is gone
         return True
 
     def _answer(self, frames: list[bytes]) -> list[bytes]:
@@ -121,7 +121,7 @@ class Zap:
         return [b"1.0", request, b"200", b"OK", key.encode(), b""]
 
     def _refuse(self, key: str, where: str) -> None:
-        """Counted; said at the first time, and at powers of two."""
+        """Count a refusal; log it at the first time, and at powers of two."""
         self.refused += 1
         if len(self._seen) >= REFUSED_MAX:
             self._seen.clear()
@@ -135,10 +135,10 @@ class Zap:
 
 
 def end_connection(fd: int, port: int) -> bool:
-    """Cut one TCP connection that a ZeroMQ socket accepted on ``port``; its frames say its descriptor (``__fd``).
+    """Cut one TCP connection that a ZeroMQ socket accepted on ``port``; its frames name its descriptor (``__fd``).
 
-    A revoked key's connection would live on otherwise. The descriptor may be another connection's by now: if that one
-    is on the same port it connects again, if not it is left alone.
+    Otherwise the connection of a revoked key would live on. The descriptor may belong to another connection by now: if
+    that one is on the same port it reconnects, otherwise it is left alone.
     """
     try:
         with socket.socket(fileno=os.dup(fd)) as sock:

@@ -1,4 +1,4 @@
-"""Patterns that can match no resource: who writes one believes that it does something."""
+"""Finds patterns that can match no resource: their authors believe that they do something."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ from pact.resources.support.patterns import ANYTHING
 
 
 def why_never(pattern: str) -> str:
-    """Why this pattern of ``ignore`` can match no resource; empty if it may match one. Where it is not plain from the
-    pattern alone, it may.
-    """
+    """Why this pattern of ``ignore`` can match no resource; empty if it may match one. In doubt, it may."""
     wild = ANYTHING.search(pattern)
     kind, colon, name = pattern.partition(":")
     if not colon or (wild is not None and wild.start() < len(kind)):

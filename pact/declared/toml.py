@@ -26,13 +26,13 @@ WILDCARD: Final = re.compile(r"[*?\[]")
 
 @dataclass(slots=True)
 class DeclaredSet:
-    """What one or more files declare: resource id -> value, and the contents that came with them."""
+    """The contents of one or more files: resource id -> value, and the contents of declared files."""
 
     resources: dict[str, Declared] = field(default_factory=dict)
-    sources: list[str] = field(default_factory=list)  # files that contents were read from
+    sources: list[str] = field(default_factory=list)  # files from which contents were read
     blobs: dict[str, bytes] = field(default_factory=dict)
     track: dict[str, str] = field(default_factory=dict)  # [track]: pattern -> report, enforce or ignore
-    blank: bool = False  # not so much as a comment: hardly what somebody meant
+    blank: bool = False  # the file does not even have a comment: hardly intended
 
 
 class Ignore:
@@ -45,7 +45,7 @@ class Ignore:
 
     def match(self, resource: str) -> str | None:
         """The pattern that ignores this resource, or ``None``."""
-        if not resource.startswith(self._heads):  # nearly all of them, and there are tens of thousands
+        if not resource.startswith(self._heads):  # true of nearly all resources, of which there are tens of thousands
             return None
         for pattern, matches in self._compiled:
             if matches(resource):
@@ -64,9 +64,10 @@ def _matcher(pattern: str) -> Callable[[str], bool]:
 
 
 def read_files(patterns: Iterable[str], ignore: Ignore, vet: Callable[[str], None] = lambda _: None) -> DeclaredSet:
-    """All files that the patterns name, in order; what two of them declare differently is an error.
+    """All files that the patterns name, in order; a resource that two of them declare differently is an error.
 
-    ``vet`` is asked of each of them, and of each that a content came from, and raises where it is not to be believed.
+    ``vet`` is called with each of them, and with each file that gave a content; it raises if a file must not be
+    trusted.
     """
     out, origin = DeclaredSet(), dict[str, str]()
     for pattern in patterns:
@@ -101,7 +102,8 @@ def read_file(path: str, ignore: Ignore) -> DeclaredSet:
 
 
 def parse_text(raw: bytes, path: str, base_dir: str, ignore: Ignore) -> DeclaredSet:
-    """TOML bytes; ``path`` is for messages, ``base_dir`` where ``source`` starts. Raises DeclaredError."""
+    """TOML bytes; ``path`` is for messages, ``base_dir`` is the directory for a relative ``source``. Raises
+    DeclaredError."""
     try:
         text = raw.decode("utf-8")
         table = strict.toml(text)
@@ -136,7 +138,7 @@ def _track_table(value: Any, text: str, path: str) -> dict[str, Any]:
 
 
 def checked_pattern(pattern: str, mode: Any) -> str:
-    """A pattern to be tracked, as pact writes it. Raises ValueError for what is none, or cannot be in this mode."""
+    """A pattern to be tracked, in canonical form. Raises ValueError if it is malformed, or impossible in this mode."""
     if mode not in MODES:
         raise ValueError(f"{mode!r} is none of {', '.join(MODES)}")
     kind_name, name = split_id(pattern)
@@ -151,7 +153,7 @@ def checked_pattern(pattern: str, mode: Any) -> str:
 
 
 def checked_patterns(given: Mapping[str, Any]) -> dict[str, str]:
-    """Patterns and modes as they are kept. Raises UsageError."""
+    """Patterns and modes in canonical form. Raises UsageError."""
     out = {}
     for pattern, mode in given.items():
         try:
@@ -193,7 +195,7 @@ def _read_kind(
         raise DeclaredError(path, line_of(text, kind_name, None), f"[{kind_name}]: {exc}") from None
     for name, value in values:
 
-        def wrong(why: str, hint: str = "", name: str = name) -> DeclaredError:  # the line is looked for only then
+        def wrong(why: str, hint: str = "", name: str = name) -> DeclaredError:  # the line is looked up only then
             return DeclaredError(path, line_of(text, kind_name, name), why, hint)
 
         try:
@@ -213,7 +215,7 @@ def _read_kind(
 
 
 def line_of(text: str, kind: str, name: str | None) -> int:
-    """The line on which an entry begins, as near as text alone can say; 0 if it is not found."""
+    """The line on which an entry begins, as near as the text alone can tell; 0 if it is not found."""
     header = re.compile(rf"\s*\[\s*[\"']?{re.escape(kind)}[\"']?\s*[\].]")
     lines = text.split("\n")
     inside, first = False, 0
@@ -242,7 +244,7 @@ def quote(text: str) -> str:
 
 
 def _escaped(char: str) -> str:
-    """What would move a terminal, or is not seen, is written as its number."""
+    """Characters that control a terminal, or are invisible, are written as their numbers."""
     return f"\\u{ord(char):04X}" if ord(char) < 1 << 16 else f"\\U{ord(char):08X}"
 
 
@@ -251,7 +253,7 @@ def _key(text: str) -> str:
 
 
 def toml_value(value: Any) -> str:
-    """A value on one line. Raises TypeError for what TOML has no form for."""
+    """A value on one line. Raises TypeError for a value that TOML cannot express."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int | float):
@@ -266,8 +268,9 @@ def toml_value(value: Any) -> str:
 
 
 def export(resources: Iterable[tuple[str, Declared]], blobs: Blobs) -> Iterable[str]:
-    """Lines of TOML that ``parse_text`` reads back to the same declared state, kinds and names in order. What it would
-    not take (an older version let a pipe be committed) is left out, and named: one of it would spoil all the others."""
+    """Lines of TOML that ``parse_text`` reads back to the same declared state, kinds and names in order. A value that
+    it would refuse (an older version let a pipe be committed) is left out, and named: it would make the whole file
+    unreadable."""
     ordered = sorted(resources)
     last = ""
     for resource, declared in ordered:

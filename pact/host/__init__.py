@@ -1,1 +1,2 @@
-"""This process on this machine: its clock, its supervisor, its descriptors, what it believes because of who owns it."""
+"""This process on this machine: its clock, its supervisor, its descriptors, and the owners of the files that it
+trusts."""

@@ -38,7 +38,7 @@ class Clock:
 def continue_from(state: State, boot: str, *, boottime: int, wall_ns: int, synchronised: bool) -> tuple[int, bool]:
     """The offset for this run, and whether the machine was rebooted since the journal's last record.  # B2
 
-    Within a boot the offset stays. After a reboot the time down is charged by the wall clock only if that is
+    Within a boot the offset stays. After a reboot the time down is counted by the wall clock only if that is
     synchronised and has not gone back.
     """
     if state.seq < 0:

@@ -1,17 +1,17 @@
-"""Which CPUs a daemon may use: those that are left to the system where others are isolated for jobs."""
+"""Which CPUs a daemon may use: those that are left to the system if others are isolated for jobs."""
 
 from __future__ import annotations
 
 
 def housekeeping_cpus() -> tuple[int, ...]:
-    """The CPUs that are left to the system where others are isolated for jobs; empty where none are isolated."""
+    """The CPUs that are left to the system if others are isolated for jobs; empty if none are isolated."""
     isolated = _cpu_list("/sys/devices/system/cpu/isolated") | _cpu_list("/sys/devices/system/cpu/nohz_full")
     left = _cpu_list("/sys/devices/system/cpu/online") - isolated
     return tuple(sorted(left)) if isolated else ()
 
 
 def _cpu_list(path: str) -> set[int]:
-    """``0-3,8`` as a set; empty if there is none."""
+    """``0-3,8`` as a set; empty if the file does not exist."""
     try:
         with open(path, encoding="ascii") as f:
             text = f.read().strip()

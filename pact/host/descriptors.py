@@ -1,9 +1,9 @@
-"""How many descriptors are left, and what is done when there are none.
+"""How many descriptors are left, and what happens when there are none.
 
-A listening socket of ZeroMQ's that cannot accept is asked again without end, at the cost of a whole processor, and
-whoever has no key can bring that about with connections on which nothing is said. So the door is closed for a while,
-until those have been given up. Who is in stays in, which ``unbind`` would not leave them: a filter on the listening
-sockets lets the kernel drop what asks for a new connection, and it is asked for again.
+A listening socket of ZeroMQ that cannot accept is polled without end, at the cost of a whole processor, and a stranger
+without a key can cause that with silent connections. So new connections are refused for a while, until those have timed
+out. Present connections stay, which ``unbind`` would not allow: a filter on the listening sockets makes the kernel drop
+requests for new connections, which the other side repeats.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from typing import Final
 
 from pact.errors import ConfigError
 
-SPARE: Final = 512  # beside the children's: what the process itself needs, and strangers for a while
-USED_MAX: Final = 1 << 17  # more is never asked for: every connection costs memory too
-LOW: Final = 256  # so few are left: nobody is let in
+SPARE: Final = 512  # besides the children's: for the process itself, and for strangers for a while
+USED_MAX: Final = 1 << 17  # more are never requested: every connection costs memory too
+LOW: Final = 256  # with fewer left, nobody is let in
 ENOUGH: Final = 320
 WAITING_MAX: Final = 1 << 14  # connections that nobody has accepted yet
 SO_ATTACH_FILTER: Final = 26
@@ -31,7 +31,7 @@ _FILTER: Final = struct.pack("HP", 1, ctypes.addressof(_DROP))
 
 
 def raise_limit(children: int, path: str) -> None:
-    """As many as the system lets us have. Raises ConfigError where that is less than the children need."""
+    """Raise the limit as far as the system allows. Raises ConfigError if that is less than the children need."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = children + SPARE
     most = USED_MAX if hard == resource.RLIM_INFINITY else min(hard, max(wanted, USED_MAX))
@@ -45,13 +45,13 @@ def raise_limit(children: int, path: str) -> None:
 
 
 class Door:
-    """Shut while there are too few descriptors. ``look`` now and then."""
+    """Closed while there are too few descriptors. Call ``look`` from time to time."""
 
     def __init__(self) -> None:
         self._shut: list[int] = []
 
     def look(self) -> str:
-        """Shut or open it where that is needed. What to say of it, if anything."""
+        """Close or open it if necessary. Returns a line for the log, if any."""
         left = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - in_use()
         if self._shut and left >= ENOUGH:
             for sock in _listening(self._shut):
@@ -64,16 +64,17 @@ class Door:
                 _send_away(sock)
         elif left < LOW:
             for sock in _listening(_used()):
-                with contextlib.suppress(OSError):  # no memory for it: they wait, and are sent away
+                with contextlib.suppress(OSError):  # no memory for the filter: connections wait, and are refused
                     sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, _FILTER)
-                sock.setblocking(False)  # the library would wait for the one that is sent away at the next look
+                sock.setblocking(False)  # otherwise the library would block on a connection that is refused here
                 self._shut.append(sock.fileno())
             return f"only {left} descriptors are left: nobody new is let in for now"
         return ""
 
 
 def in_use() -> int:
-    """How many descriptors this process has. Since Linux 6.2 the kernel says it; thousands of names take their time."""
+    """How many descriptors this process has. Since Linux 6.2 the kernel reports it; listing thousands of names takes
+    long."""
     try:
         return os.stat("/proc/self/fd").st_size or len(_used())
     except OSError:
@@ -83,17 +84,17 @@ def in_use() -> int:
 def _used() -> Sequence[int]:
     try:
         return [int(text) for text in os.listdir("/proc/self/fd")]
-    except OSError:  # not even one is left for looking
+    except OSError:  # no descriptor is left even for listing
         return range(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 
 
 def _listening(used: Iterable[int]) -> Iterator[socket.socket]:
-    """This process's listening sockets over TCP. They stay their owners'."""
+    """This process's listening TCP sockets. They still belong to their owners."""
     for fd in used:
         try:
             sock = socket.socket(fileno=fd)
         except OSError:
-            continue  # no socket, or gone
+            continue  # not a socket, or gone
         try:
             if (
                 sock.type == socket.SOCK_STREAM
@@ -108,7 +109,7 @@ def _listening(used: Iterable[int]) -> Iterator[socket.socket]:
 
 
 def _send_away(sock: socket.socket) -> None:
-    """Whoever was not accepted yet is refused: while they wait there, the library asks without end."""
+    """Refuse connections that are not accepted yet: while they wait, the library polls without end."""
     for _ in range(WAITING_MAX):
         try:
             connection, _ = sock._accept()  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Fields of configuration files in TOML: checks, and how a file sets them. Every complaint names file and line."""
+"""Fields of configuration files in TOML: checks, and how a file sets them. Every error names file and line."""
 
 from __future__ import annotations
 
@@ -115,9 +115,8 @@ def a_table(defaults: Mapping[str, float], what: str) -> Callable[[Any], dict[st
 
 
 def fill(path: str, keys: Mapping[str, Keys], config: Any, *, top: Keys = MappingProxyType({})) -> None:
-    """Set the fields of ``config`` from a TOML file as the table says; ``top``: keys that may stand before any section.
-
-    Raises ConfigError with file and line.
+    """Set the fields of ``config`` from a TOML file as the table defines; ``top``: keys that may stand before any
+    section. Raises ConfigError with file and line.
     """
     try:
         with open(path, "rb") as f:
@@ -125,7 +124,7 @@ def fill(path: str, keys: Mapping[str, Keys], config: Any, *, top: Keys = Mappin
         table = strict.toml(text)
     except OSError as exc:
         raise ConfigError(f"{path}: {os.strerror(exc.errno or 0)}") from None
-    except ValueError as exc:  # what the decoder does not let through, or no UTF-8
+    except ValueError as exc:  # the decoder refuses it, or it is not UTF-8
         line = re.search(r"at line (\d+)", str(exc))
         raise ConfigError(f"{path}:{line[1] if line else 1}: {exc}") from None
     for section, entries in table.items():
@@ -154,7 +153,7 @@ def fill(path: str, keys: Mapping[str, Keys], config: Any, *, top: Keys = Mappin
 
 
 def _line(text: str, section: str, key: str = "") -> int:
-    """The line where a section or key stands, as near as text alone can say."""
+    """The line of a section or key, as near as the text alone can tell."""
     name = rf"[\"']?{re.escape(section)}[\"']?"
     header, first, inside = re.compile(rf"\s*\[?\s*{name}\s*[\]=.]"), 0, False
     wanted = re.compile(rf"\s*(?:{name}\s*\.\s*)?[\"']?{re.escape(key)}[\"']?\s*[=.]")
@@ -168,6 +167,6 @@ def _line(text: str, section: str, key: str = "") -> int:
 
 
 def near(key: str, known: Mapping[str, Any]) -> str:
-    """The known name that was perhaps meant, or all of them."""
+    """The known name that was probably meant, or all of them."""
     close = difflib.get_close_matches(key, known, 1, 0.4)
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"

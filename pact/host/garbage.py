@@ -1,8 +1,8 @@
-"""When the interpreter searches for objects in cycles that nobody uses any more.
+"""When the interpreter searches for unused objects in cycles.
 
-A search through everything that a daemon holds takes 40 ms for ten thousand resources, and by itself it comes whenever
-much was made: in the middle of an answer, with others waiting. So what is there after the start is set aside, only the
-young objects are searched by themselves, and all others when nobody waits.
+A search through all objects of a daemon takes 40 ms for ten thousand resources, and by default it comes whenever many
+objects were made: in the middle of an answer, while others wait. So the objects that exist after the start are set
+aside, only young objects are searched automatically, and all others while nobody waits.
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ from __future__ import annotations
 import gc
 from typing import Final
 
-#: Searches of the young objects (each after some 7,000 more of them) until there is something to do when nobody waits,
-#: and until it is done although somebody waits.
+#: How many searches of the young objects (one after each 7,000 or so) make a full search worthwhile while nobody waits,
+#: and how many force it although somebody waits.
 ENOUGH: Final = 20
 TOO_MANY: Final = 1_000
 NEVER: Final = 1 << 30
-#: So many objects are searched through in some 5 ms; what is more than that is set aside.
+#: A search through this many objects takes about 5 ms; if there are more, they are set aside.
 SEARCHED_MAX: Final = 50_000
 
 
 def set_aside() -> None:
-    """After the start: what is there stays."""
+    """After the start: set all present objects aside."""
     gc.collect()
     gc.freeze()
     young, middle, _ = gc.get_threshold()
@@ -28,7 +28,7 @@ def set_aside() -> None:
 
 
 def search(quiet: bool) -> bool:
-    """Search, if enough was made and it is ``quiet``. Whether it was done."""
+    """Search, if enough objects were made and it is ``quiet``. Returns whether it was done."""
     count = gc.get_count()[2]
     if count < ENOUGH or not (quiet or count > TOO_MANY):
         return False
@@ -39,5 +39,5 @@ def search(quiet: bool) -> bool:
 
 
 def replaced() -> None:
-    """Much of what was set aside is used no more: it is part of the next search."""
+    """Many objects that were set aside are no longer used: the next search includes them."""
     gc.unfreeze()

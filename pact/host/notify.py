@@ -1,4 +1,4 @@
-"""systemd's notification protocol (readiness, watchdog, status) and log. A dozen lines do not want a library."""
+"""systemd's notification protocol (readiness, watchdog, status) and log. A dozen lines need no library."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 
 
 class Notifier:
-    """Sends to ``$NOTIFY_SOCKET``; does nothing where the agent was not started by systemd."""
+    """Sends to ``$NOTIFY_SOCKET``; does nothing if systemd did not start the agent."""
 
     def __init__(self) -> None:
         self._address = os.environ.pop("NOTIFY_SOCKET", "")
@@ -24,14 +24,14 @@ class Notifier:
                 s.connect(address)
                 s.send("\n".join(lines).encode())
         except OSError:
-            pass  # the manager went away; nothing depends on it
+            pass  # the manager has gone; nothing depends on it
 
 
 def log(text: str, level: int = 5) -> None:
-    """One line for the service manager's log, whatever names and reasons hold."""
+    """One line for the service manager's log, whatever characters names and reasons contain."""
     text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     prefix = f"<{level}>" if os.environ.get("JOURNAL_STREAM") else ""
     try:
         print(f"{prefix}pact: {text}", file=sys.stderr, flush=True)
     except OSError:
-        pass  # nobody listens any more; the journal has it all
+        pass  # nobody reads the log any more; the journal has everything

@@ -1,13 +1,13 @@
-"""What the daemons believe and run belongs to root, or to the account they run as, and so does the way to it.
+"""Files that the daemons trust and run must belong to root, or to the daemon's account, and so must the way to them.
 
-Whoever may write a configuration, a key, a declared file, a hook or a journal, or a directory above one of them, can
-put another in its place: it would be his word that root carries out. One rule for all of them: every part of the path,
-and of what the links on it lead to, belongs to root or to this account, and nobody else may write it. A sticky
-directory (``/tmp``) may be on the way: what somebody has made there, nobody else can turn. A POSIX ACL that lets others
-write shows in the group's bit of the mode, so the modes say it all.  # S9
+An account that may write a configuration, a key, a declared file, a hook or a journal, or a directory above one of
+them, can replace it: root would carry out that account's orders. One rule for all of them: every part of the path, and
+of the targets of its links, belongs to root or to this account, and nobody else may write it. A sticky directory
+(``/tmp``) may be on the way: only the owner of an entry can replace it. A POSIX ACL that lets others write shows in the
+group's bit of the mode, so checking modes is enough.  # S9
 
-By induction from ``/`` nobody else can change the answer while it is found: nothing is asked below a part that others
-could turn.
+By induction from ``/`` nobody else can change the answer during the check: nothing is checked below a part that others
+could replace.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ ALL_UIDS: Final = (1 << 32) - 1
 
 
 class NotOurs(ConfigError):
-    """Others could have written it, or could put another in its place."""
+    """Other accounts could have written it, or could replace it."""
 
 
 def require(path: str, what: str, *, missing_ok: bool = False, sticky_ok: bool = False) -> None:
-    """Raise NotOurs unless nobody but root and this account can change ``path`` or turn the way to it.
+    """Raise NotOurs unless only root and this account can change ``path`` or replace a part of the way to it.
 
-    ``what`` it is, for people. ``missing_ok``: what is not there passes if its directory does; who makes it asks again.
-    ``sticky_ok``: it may itself be a directory in which everybody has entries of his own. Readers ask after they have
-    read: what was there before is then what they have read.
+    ``what`` it is, for people. ``missing_ok``: a missing file passes if its directory does; its creator checks again.
+    ``sticky_ok``: it may itself be a directory in which everybody has entries. Readers call this after reading: then
+    the checked file is the one that they have read.
     """
     allowed, here, links = trusted_uids(), "/", 0
     todo = os.path.join(os.getcwd(), path).split("/")[::-1]
@@ -70,14 +70,15 @@ def require(path: str, what: str, *, missing_ok: bool = False, sticky_ok: bool =
     except OSError as exc:
         hint = f"{_account()}, who runs this, may not enter it" if isinstance(exc, PermissionError) else ""
         raise NotOurs(f"{what} {path}: {os.strerror(exc.errno or 0)}", hint) from None
-    if (there.st_dev, there.st_ino) != (seen.st_dev, seen.st_ino):  # a link of /proc that does not lead where it says
+    # a link of /proc that does not lead to the place that it shows
+    if (there.st_dev, there.st_ino) != (seen.st_dev, seen.st_ino):
         raise NotOurs(f"{what} {path}: it does not lead where its links say", "name the place itself")
     if not sticky_ok:
         _require_closed(here, seen, what, sticky_ok=False)
 
 
 def require_within(directory: str, what: str) -> None:
-    """The directory, and each thing in it. Raises NotOurs, and OSError where it cannot be listed."""
+    """Check the directory, and each entry of it. Raises NotOurs, and OSError if it cannot be listed."""
     require(directory, what)
     for name in sorted(os.listdir(directory)):
         path = os.path.join(directory, name)
@@ -86,8 +87,8 @@ def require_within(directory: str, what: str) -> None:
 
 
 def make_directory(path: str, what: str, mode: int) -> None:
-    """Make it, and what is missing above it, whatever the umask, where nobody else can turn the way. Raises NotOurs,
-    and OSError where it cannot be made."""
+    """Make it with its missing parents, whatever the umask, where nobody else can replace a part of the way. Raises
+    NotOurs, and OSError if it cannot be made."""
     require(path, what, missing_ok=True, sticky_ok=True)
     missing, above = list[str](), os.path.join(os.getcwd(), path)
     while not os.path.lexists(above):
@@ -97,12 +98,12 @@ def make_directory(path: str, what: str, mode: int) -> None:
         try:
             os.mkdir(each, 0o700)
         except FileExistsError:
-            continue  # another was faster: who that was is asked by the caller
+            continue  # another process was faster: the caller checks its owner
         os.chmod(each, mode)
 
 
 def trusted_uids() -> frozenset[int]:
-    """Root and this account; in a user namespace without the machine's root also who owns what it owns there."""
+    """Root and this account; in a user namespace without the machine's root also the owner of root's files there."""
     return frozenset({0, os.geteuid(), *_machines_root()})
 
 
@@ -121,7 +122,7 @@ def _machines_root() -> tuple[int, ...]:
 
 
 def _judged(path: str, what: str, allowed: Iterable[int]) -> os.stat_result:
-    """The part, which may be a sticky directory. Raises NotOurs, and OSError."""
+    """The status of one part of the path, which may be a sticky directory. Raises NotOurs, and OSError."""
     seen = os.lstat(path)
     if seen.st_uid not in allowed:
         raise NotOurs(

@@ -1,8 +1,8 @@
 """The journal in one SQLite file: WAL, ``synchronous=FULL``, a hash chain, a gapless sequence.  # J1, J3
 
-Records are stored as their canonical bytes, so that what is verified is what was written. Contents live once each,
-by digest. A snapshot is a cache of the fold; deleting it loses nothing. What the newest record was is kept apart, too
-(``head.py``).
+Records are stored as their canonical bytes, so that the verified bytes are the written ones. Each content is stored
+once, by digest. A snapshot is a cache of the fold; deleting it loses nothing. The newest record's number is also kept
+separately (``head.py``).
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ CREATE TABLE probe (id INTEGER PRIMARY KEY CHECK (id = 1), data BLOB NOT NULL);
 
 
 def connect(path: str, *, read_only: bool = False) -> sqlite3.Connection:
-    """A connection that writes each statement for itself. Raises sqlite3.Error."""
+    """A connection in which each statement is its own transaction. Raises sqlite3.Error."""
     uri = "file:" + "".join(f"%{b:02x}" if b in b"?#%" else chr(b) for b in os.fsencode(path))
     db = sqlite3.connect(
         uri + ("?mode=ro" if read_only else ""),
@@ -71,16 +71,16 @@ class SqliteJournal:
     def __init__(
         self, path: str, *, read_only: bool = False, store_limit: int | None = None, guard: bool = False
     ) -> None:
-        """Open or create; ``guard``: a reader that may be the only one that has it open makes SQLite's index safe, too.
-        Raises JournalError if that fails or the file is something else.
+        """Open or create; ``guard``: protect SQLite's index even for a reader, which may be the only process that has
+        it open. Raises JournalError if that fails or the file is something else.
         """
         self.path = path
         self.read_only = read_only
         self.store_limit = store_limit
         self.unverified = 0  # records that ``load_state`` has left to a check in the background
         self._distrusted: JournalError | None = None
-        self._last = SEQ_MAX  # a reader shows none after it
-        self._surplus = False  # records after ``seq`` that nobody was told of could not be taken back
+        self._last = SEQ_MAX  # a reader shows no record after it
+        self._surplus = False  # records after ``seq`` that were never acknowledged, and could not be removed
         self._head: HeadFile | None = None
         self._index: WalIndex | None = None
         self._db: sqlite3.Connection | None = None
@@ -134,14 +134,14 @@ class SqliteJournal:
     # -- the head ---------------------------------------------------------------------------------------------------
 
     def require_head(self) -> None:
-        """The journal holds the newest record that was acknowledged. Raises ChainError where it does not, JournalError
-        for a head that is damaged.  # J6
+        """Check that the journal holds the newest acknowledged record. Raises ChainError if it does not, JournalError
+        for a damaged head.  # J6
         """
         head = read_head(head_path(self.path)) if self._head is None else self._head.head
         if head is None:
-            return  # an older version wrote this journal, or nobody yet
+            return  # an older version wrote this journal, or it is new
         last = self.seq
-        if self.read_only and self._last == SEQ_MAX:  # an agent may write: a record is there before its head
+        if self.read_only and self._last == SEQ_MAX:  # an agent may be writing: a record is there before its head
             for (seq,) in self._rows("SELECT coalesce(max(seq), -1) FROM record", ()):
                 last = seq
         if head.seq > last:
@@ -155,11 +155,11 @@ class SqliteJournal:
         for (hash_,) in self._rows("SELECT hash FROM record WHERE seq = ?", (head.seq,)):
             if hash_ != head.hash:
                 raise ChainError(head.seq, "is another one than was acknowledged under this number", LOST_HINT)
-        if head.bad is not None and self.trusted:  # else this very run has found it, and goes on watching
+        if head.bad is not None and self.trusted:  # otherwise this run itself has found it, and goes on watching
             self._require_one(head.bad)
 
     def _keep_log(self) -> None:
-        """SQLite removes its log with the last connection: whoever wants to look for what is lost needs it as it is."""
+        """SQLite removes its log with the last connection: keep a copy for a person who looks for lost records."""
         if not self.read_only and os.path.exists(self.path + "-wal") and not os.path.exists(self.path + KEPT_LOG):
             try:
                 shutil.copyfile(self.path + "-wal", self.path + KEPT_LOG)
@@ -168,7 +168,7 @@ class SqliteJournal:
                 return
 
     def _require_one(self, seq: int) -> None:
-        """Raises ChainError if this record, found wrong before, still is."""
+        """Raises ChainError if this record, found wrong before, still is wrong."""
         prev = GENESIS
         for (hash_,) in self._rows("SELECT hash FROM record WHERE seq = ?", (seq - 1,)):
             prev = hash_
@@ -182,8 +182,8 @@ class SqliteJournal:
         return self._head
 
     def accept_loss(self, row: tuple[Record, bytes]) -> None:
-        """Go on after the newest record that there is; ``row`` says so, and is it. Raises JournalError."""
-        self.append([row], {}, accepting=True)  # durable before the head forgets what is missing
+        """Go on after the newest record that exists; ``row`` is the record that says so. Raises JournalError."""
+        self.append([row], {}, accepting=True)  # durable before the head forgets the missing records
         try:
             try:
                 head = self._opened_head()
@@ -197,14 +197,14 @@ class SqliteJournal:
             raise JournalError(f"journal's head: {exc.strerror or exc}") from None
 
     def distrust(self, error: ChainError) -> None:
-        """A check in the background found a record that is wrong: nothing is written any more, and a start after this
-        one knows it, too.  # J7
+        """A check in the background found a wrong record: nothing is written any more, and the next start knows it,
+        too.  # J7
         """
         self._distrusted = JournalError(error.message, DISTRUST_HINT)
         try:
             self._opened_head().write(self.seq, self.hash, bad=error.seq)
         except (OSError, JournalError):
-            return  # the next start finds it again, in the background
+            return  # the check after the next start finds it again
 
     @property
     def trusted(self) -> bool:
@@ -265,8 +265,8 @@ class SqliteJournal:
         self.seq, self.hash = seq, prev
 
     def _not_taken(self, exc: sqlite3.Error, rows: Sequence[tuple[Record, bytes]]) -> JournalError:
-        """A commit that failed may stand in SQLite's log, whole: a process that is started after a kill would take it
-        for done. So it is on record that these were refused, before anybody is told so.  # J9"""
+        """A failed commit may be in SQLite's log all the same, complete: a process that starts after a kill would
+        accept it. So the refusal of these records is recorded before anybody is told of it.  # J9"""
         error = JournalError(f"journal: {exc}", "nothing was changed; free space or mend the disk")
         if rows and self._head is not None:
             try:
@@ -276,11 +276,11 @@ class SqliteJournal:
         return error
 
     def _void_refused(self) -> None:
-        """What was answered with no is not done because a process was killed."""
+        """Remove records that were refused: a kill must not turn them into accepted ones."""
         try:
             head = read_head(head_path(self.path))
         except JournalError:
-            return  # damaged: said when the journal is read
+            return  # damaged: reported when the journal is read
         if head is None or head.refused is None:
             return
         for (hash_,) in self._rows("SELECT hash FROM record WHERE seq = ?", (head.seq + 1,)):
@@ -296,7 +296,8 @@ class SqliteJournal:
             self._index.reserve(sum(len(body) for _, body in rows) + sum(map(len, blobs.values())))
 
     def _move_head(self, head: HeadFile, seq: int, hash_: str) -> None:
-        """Nobody is told of a record before the head holds it. One that the head does not take is taken back."""
+        """The head gets a record's number before the record is acknowledged. If the head cannot be written, the record
+        is removed."""
         try:
             head.write(seq, hash_)
         except OSError as exc:
@@ -315,7 +316,7 @@ class SqliteJournal:
             self._open.execute("COMMIT")
             self._surplus = False
         except sqlite3.Error:
-            self._undo()  # the next writing does it first; no reader here sees them
+            self._undo()  # the next write does it first; readers of this object do not see them
 
     def _drop_surplus(self, db: sqlite3.Connection) -> None:
         if self._surplus:
@@ -329,7 +330,7 @@ class SqliteJournal:
             pass
 
     def probe(self) -> None:
-        """Write and take back a page or two: is the journal usable again? Raises JournalError."""
+        """Write and remove a page or two, to find out whether the journal can be written again. Raises JournalError."""
         if self._distrusted is not None:
             raise self._distrusted
         require_file(self.path, self._file)
@@ -347,7 +348,7 @@ class SqliteJournal:
             raise JournalError(f"journal: {exc}") from None
 
     def save_snapshot(self, seq: int, state: Mapping[str, Any]) -> None:
-        """A cache of the fold after record ``seq``. Raises JournalError."""
+        """Save a cache of the fold after record ``seq``. Raises JournalError."""
         try:
             raw = orjson.dumps(state)
             if self._index is not None:
@@ -362,18 +363,18 @@ class SqliteJournal:
 
     @property
     def room(self) -> int:
-        """How many bytes of contents the store still takes."""
+        """How many more bytes of contents the store takes."""
         return (1 << 62) if self.store_limit is None else max(0, self.store_limit - self._stored)
 
     def has(self, digest: str) -> bool:
-        """Whether this content is stored, as far as can be read."""
+        """Whether this content is stored, as far as it can be read."""
         try:
             return any(True for _ in self._rows("SELECT 1 FROM blob WHERE digest = ?", (digest,)))
         except JournalError:
             return False
 
     def prune(self, wanted: Container[str]) -> int:
-        """Forget contents that are not wanted; how many. Raises JournalError."""
+        """Delete contents that are not wanted. Returns how many. Raises JournalError."""
         try:
             gone, size = list[tuple[str]](), 0
             for digest, length in self._open.execute("SELECT digest, size FROM blob"):
@@ -381,7 +382,7 @@ class SqliteJournal:
                     gone.append((digest,))
                     size += length
             if self._index is not None:
-                self._index.reserve(size)  # pages that are freed may be overwritten first
+                self._index.reserve(size)  # freed pages may be overwritten first
             self._open.execute("BEGIN IMMEDIATE")
             self._open.executemany("DELETE FROM blob WHERE digest = ?", gone)
             self._open.execute("COMMIT")
@@ -401,7 +402,7 @@ class SqliteJournal:
             raise JournalError(f"journal {self.path}: {exc}") from None
 
     def records(self, first: int = 0) -> Iterator[Record]:
-        """Records from ``first`` on, not yet verified. Raises ChainError for what is none, or is filed wrongly."""
+        """Records from ``first`` on, not yet verified. Raises ChainError for a malformed or wrongly filed one."""
         rows = self._rows(
             "SELECT seq, type, time, hash, body FROM record WHERE seq BETWEEN ? AND ? ORDER BY seq",
             (first, self._last if self.read_only else self.seq),
@@ -409,7 +410,7 @@ class SqliteJournal:
         for seq, type_, time, hash_, body in rows:
             try:
                 record = parse(body, hash_)
-                whole = digest(record.prev, body) == hash_  # the bytes themselves, not only what they mean  # J3
+                whole = digest(record.prev, body) == hash_  # the bytes themselves, not only their meaning  # J3
             except (ValueError, TypeError) as exc:
                 raise ChainError(seq, f"is no record ({exc})") from None
             if not whole:
@@ -420,9 +421,9 @@ class SqliteJournal:
 
     def verify_stored(self, last: int, most: int) -> None:
         """Check the chain up to record ``last`` (at most ``most`` records) by the stored bytes, without parsing;
-        ``unverified`` are those before.
+        ``unverified`` is the number of records before those.
 
-        Raises ChainError. Two microseconds a record: for every start, where a snapshot spares the fold.
+        Raises ChainError. Takes two microseconds for each record: for every start whose snapshot saves the fold.
         """
         first = max(0, last + 1 - most)
         prev = GENESIS
@@ -438,7 +439,7 @@ class SqliteJournal:
 
     def newest(self, count: int | None, *, since: str = "", type_: str = "") -> Iterator[tuple[bytes, str]]:
         before, left = self.seq + 1, self.seq + 1 if count is None else count
-        while left > 0:  # in pages: nobody's reading holds memory, or a transaction, for long
+        while left > 0:  # in pages: no reader holds memory, or a transaction, for long
             page = list(
                 self._rows(
                     "SELECT body, hash, seq FROM record WHERE seq < ? AND time >= ? AND (? = '' OR type = ?)"
@@ -474,7 +475,7 @@ class SqliteJournal:
         """The cached fold, if it is whole and belongs to this chain."""
         for seq, hash_, sum_, raw in self._rows("SELECT seq, hash, digest, state FROM snapshot", ()):
             if not isinstance(raw, bytes) or hashlib.sha256(raw).hexdigest() != sum_:
-                continue  # a cache that rotted: what parses is not yet true
+                continue  # a damaged cache: data that can be parsed may still be wrong
             record = self.get(seq)
             if record is not None and record.hash == hash_:
                 state: Mapping[str, Any] = strict.own(raw)
@@ -482,7 +483,7 @@ class SqliteJournal:
         return None
 
     def close(self, *, failed: bool = False) -> None:
-        """``failed``: what was to be opened is no journal, and gets nothing beside it."""
+        """``failed``: the file to be opened is not a journal; no file is left beside it."""
         if self._head is not None:
             self._head.close()
             self._head = None
@@ -490,13 +491,13 @@ class SqliteJournal:
             self._db.close()
             self._db = None
         if self._index is not None:
-            self._index.close(remove=failed or self.read_only)  # last: closing it takes SQLite's own locks off, too
+            self._index.close(remove=failed or self.read_only)  # last: closing it releases SQLite's own locks, too
             self._index = None
 
 
 def load_state(journal: SqliteJournal, *, use_snapshot: bool = True, verify_max: int = VERIFY_MAX) -> State:
-    """The fold of the whole, verified journal. From a snapshot, records older than the newest ``verify_max`` are
-    left to a check in the background. Raises ChainError or JournalError.  # J2, J6
+    """The fold of the whole, verified journal. With a snapshot, records older than the newest ``verify_max`` are left
+    to a check in the background. Raises ChainError or JournalError.  # J2, J6
     """
     journal.require_head()
     journal.unverified = 0
@@ -508,7 +509,7 @@ def load_state(journal: SqliteJournal, *, use_snapshot: bool = True, verify_max:
                 state = State.from_json(snapshot)
                 journal.verify_stored(state.seq, verify_max)
         except (KeyError, TypeError, ValueError, orjson.JSONDecodeError):
-            state = State()  # another version's cache: fold from the beginning
+            state = State()  # the cache of another version: fold from the beginning
     for record in verify(journal.records(state.seq + 1), seq=state.seq + 1, prev=state.hash):
         fold.apply(state, record)
     if state.seq != journal.seq:

@@ -1,4 +1,4 @@
-"""CURVE keys in files: made once, never overwritten, and never read from where others could read them too."""
+"""CURVE keys in files: made once, never overwritten, and never read from a file that others could read too."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ class Key:
 
 
 def is_public(text: str) -> bool:
-    """Could this be a key? 32 bytes in Z85: 40 characters."""
+    """Whether this could be a key: 32 bytes in Z85, 40 characters."""
     return len(text) == 40 and set(text) <= Z85
 
 
 def server_key(text: str, beside: str = "") -> str:
-    """The public key that ``text`` is, or that the file holds whose path it is. ``beside``: the directory of the
-    configuration file that says so, from which a relative path goes on; on the command line a path has a slash in it.
+    """The public key ``text``, or the one in the file with this path. ``beside``: the directory of the configuration
+    file, for a relative path; on the command line a path must contain a slash.
 
-    What could be a key is one: no file, whoever made it and wherever, stands for the key that an operator has pinned.
-    Raises UsageError.
+    A text that could be a key is one: no file, wherever it is, can replace the key that an operator has pinned. Raises
+    UsageError.
     """
     if is_public(text):
         return text
@@ -59,7 +59,7 @@ def server_key(text: str, beside: str = "") -> str:
 def keygen(name: str, directory: str) -> tuple[str, str, str]:
     """Write ``NAME.key`` and ``NAME.secret`` (mode 0600). Returns their paths and the public key.
 
-    Raises UsageError if either exists: whoever has its public half would be locked out.
+    Raises UsageError if either exists: peers that have its public half would be locked out.
     """
     import zmq
 
@@ -95,7 +95,8 @@ def load(path: str) -> Key:
     """The key pair of a secret file. Raises ConfigError: unreadable, no key, or others may read it."""
     import zmq
 
-    if is_public(os.path.basename(path)) and not os.path.lexists(path):  # who gives a key for its file reads it nowhere
+    # a key that is given in place of a file must not appear in the message
+    if is_public(os.path.basename(path)) and not os.path.lexists(path):
         raise ConfigError("the name of a file is wanted, not the secret key itself", "pact keygen writes NAME.secret")
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY)
@@ -119,7 +120,7 @@ def load(path: str) -> Key:
 
 
 def load_own(path: str) -> Key:
-    """A daemon's own. Raises ConfigError also where another could be put in its place."""
+    """A daemon's own key. Raises ConfigError also if another account could replace it."""
     key = load(path)
     owned.require(path, "key")
     return key

@@ -1,4 +1,4 @@
-"""Connections to parents: one DEALER each, never one to two (it would take turns). For agents and aggregators."""
+"""Connections to parents: one DEALER for each, never one for two (it would alternate). For agents and aggregators."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from pact.limits import FRAME_MAX
 from pact.net.keys import Key
 
 DEAD_MS: Final = 15_000
-KEEPALIVE_S: Final = (10, 5, 3)  # idle for so long, then asked so often, so many times
+KEEPALIVE_S: Final = (10, 5, 3)  # idle time before the first probe, interval, number of probes
 RECONNECT_MS: Final = (100, 500)
 SEND_HWM: Final = 10_000
 RECEIVE_HWM: Final = 1_000
 GOODBYE_MS: Final = 200
 DRAIN_MAX: Final = 256
-COPIED: Final = 1 << 62  # what a parent says is copied, whatever its size
-COPY_MAX: Final = 64 << 10  # what is said to it and is longer is lent to the library
+COPIED: Final = 1 << 62  # messages of a parent are copied, whatever their size
+COPY_MAX: Final = 64 << 10  # longer messages to a parent are not copied
 NOW: Final = int(zmq.NOBLOCK)
 
 
@@ -41,11 +41,12 @@ class Links:
     ) -> None:
         self.ports: dict[str, Port] = {}
         self.bad = 0
-        self._last: tuple[bytes, Message] = (wire.LIVES, wire.LIVES_MESSAGE)  # the newest beat: the next says the same
+        # the newest beat: the next one is usually equal
+        self._last: tuple[bytes, Message] = (wire.LIVES, wire.LIVES_MESSAGE)
         self._fds: dict[str, int] = {}
         self._monitors: dict[str, zmq.Socket[bytes]] = {}
         self._strange: set[str] = set()
-        self._unsure: set[str] = set()  # parents whose descriptor may not say that something came
+        self._unsure: set[str] = set()  # parents whose descriptors may not show that messages came
         self._context = context
         self._key = key
         self._opened = opened
@@ -62,7 +63,7 @@ class Links:
                     else:
                         port.socket.send(effect.frame, NOW, copy=False)
                 except zmq.Again:
-                    pass  # it is stuck: its silence will show, and everything is sent again
+                    pass  # the connection is stuck: silence will end it, and everything is sent again
         elif isinstance(effect, Connect):
             self._connect(effect.parent)
         else:
@@ -92,7 +93,7 @@ class Links:
         port = self.ports.pop(parent, None)
         if port is not None:
             self._closing(port.socket)
-            self._refused(parent)  # what came last is not lost
+            self._refused(parent)  # the last event is not lost
             port.socket.disable_monitor()
             self._monitors.pop(parent).close(0)
             port.socket.close(linger_ms)
@@ -104,7 +105,7 @@ class Links:
             self._strange.add(parent)
 
     def refusing(self) -> list[str]:
-        """Parents that have not let us in since the last call: they do not know the key."""
+        """Parents that have refused the connection since the last call: they do not know the key."""
         for parent in self._monitors:
             self._refused(parent)
         found, self._strange = sorted(self._strange), set()
@@ -135,8 +136,8 @@ class Links:
         return out
 
     def readable(self) -> bool:
-        """There is more. A descriptor says only once that something came, and a send may have taken that: only who
-        was read to the end and sent nothing since need not be asked.
+        """Whether there are more messages. A descriptor becomes readable only once, and a send may clear that: only a
+        socket that was read to the end, and has sent nothing since, need not be checked.
         """
         for parent in list(self._unsure):
             if self.ports[parent].readable():
@@ -150,10 +151,11 @@ class Links:
 
 
 def end_dead_connections(socket: zmq.Socket[bytes]) -> None:
-    """The kernel ends a connection whose other side is gone; before it is bound or connected.
+    """Let the kernel end a connection whose other side is gone; call it before the socket is bound or connected.
 
-    Not ZeroMQ's heartbeats: whether a child or a parent lives is what the tree's own beats say, and each pong makes
-    libzmq walk through the timers of all connections. From a few thousand on that is all that its thread does.
+    This does not use ZeroMQ's heartbeats: the tree's own beats show whether a child or a parent is alive, and each pong
+    makes libzmq walk through the timers of all connections. With a few thousand connections its thread would do nothing
+    else.
     """
     idle, every, times = KEEPALIVE_S
     socket.set(zmq.TCP_MAXRT, DEAD_MS)

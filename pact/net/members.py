@@ -12,11 +12,11 @@ from pact.host.fields import near
 from pact.net.keys import is_public
 
 TCP_URL: Final = re.compile(r"tcp://(?:[A-Za-z0-9._-]+|\[[0-9a-fA-F:.%a-z]+\]):\d{1,5}")
-ENTRY: Final = ("url", "key", "rack")  # of parents
+ENTRY: Final = ("url", "key", "rack")  # the keys of a parent
 
 
 def parents(value: Any) -> list[Parent]:
-    """``[{url, key, rack}, ...]``: where to find an aggregator, its public key, and the rack it stands in, if known."""
+    """``[{url, key, rack}, ...]``: the address of an aggregator, its public key, and its rack, if known."""
     if not isinstance(value, list) or not all(isinstance(v, dict) for v in value):
         raise ValueError('must be a list of {url = "tcp://HOST:PORT", key = "..."}')
     out: list[Parent] = []
@@ -51,6 +51,6 @@ def root_keys(value: Any) -> list[str]:
 
 
 def require_roots(path: str, config: Any) -> None:
-    """Raises ConfigError: what is sealed is sealed for somebody."""
+    """Raises ConfigError if seals are required without any root's key to seal for."""
     if config.sealed and not config.roots:
         raise ConfigError(f"{path}: sealed needs roots", 'the public keys of all roots: roots = ["..."]')

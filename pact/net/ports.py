@@ -1,4 +1,4 @@
-"""Many small messages of a ROUTER or DEALER at a time: in C where that was built, else with pyzmq alone."""
+"""Many small messages of a ROUTER or DEALER at a time: in C if that was built, else with pyzmq alone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ else:
         if _fast.BACKEND != "compiled":
             raise ImportError(_fast.BACKEND)
         from pact._fast.sockets import Port
-    except ImportError:  # also where libzmq cannot be reached from C
+    except ImportError:  # also if libzmq cannot be reached from C
         from pact._fast.reference_sockets import Port
 
 __all__ = ["Port"]

@@ -1,7 +1,6 @@
-"""The keys for seals: the X25519 secret that two CURVE keys share. Loaded only where something is sealed.
+"""The keys for seals: the X25519 secret that two CURVE keys share. Loaded only if something is sealed.
 
-PyNaCl computes it (libsodium's ``crypto_box_beforenm``), 30 to 50 us a pair. See ``pact.core.tree.seals`` for what
-is done with it.
+PyNaCl computes it (libsodium's ``crypto_box_beforenm``), 30 to 50 us for each pair. ``pact.core.tree.seals`` uses it.
 """
 
 from __future__ import annotations
@@ -18,10 +17,10 @@ USE: Final = b"pact seals 1"
 
 
 class Shared:
-    """Of one key pair with others, each computed once."""
+    """The keys that one key pair shares with others, each computed once."""
 
     def __init__(self, own: Key) -> None:
-        """Raises ConfigError where the library is missing."""
+        """Raises ConfigError if the library is missing."""
         try:
             from nacl.bindings import crypto_box_beforenm
         except ImportError as exc:
@@ -31,7 +30,7 @@ class Shared:
         self._known: dict[str, bytes] = {}
 
     def key(self, public: str) -> bytes:
-        """32 bytes; b"" for a public key (Z85) that can be used for nothing."""
+        """32 bytes; b"" for a public key (Z85) that cannot be used."""
         known = self._known.get(public)
         if known is None:
             known = self._known[public] = self._computed(public)
@@ -46,6 +45,6 @@ class Shared:
 
         try:
             shared = self._compute(z85.decode(public), self._secret)
-        except (CryptoError, ValueError):  # no point of the curve that two could meet in
+        except (CryptoError, ValueError):  # not a usable point of the curve
             return b""
         return blake2b(shared, digest_size=32, person=USE).digest()

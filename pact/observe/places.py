@@ -1,7 +1,7 @@
-"""Which paths lie where another machine or process answers, perhaps never: found out without touching them.
+"""Which paths depend on another machine or process, which may never answer: found out without touching them.
 
-What is mounted can change between two looks. So who looks on the loop asks ``MOUNTS.generation()`` right before each:
-one call of a microsecond that says whether the table is still the one that was read.  # F13
+The mount table can change between two accesses. So code on the loop calls ``MOUNTS.generation()`` right before each
+access: a call of one microsecond that tells whether the table is still the one that was read.  # F13
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ LINKS_MAX: Final = 40
 
 
 class MountClock:
-    """Counts how often the mount table of this process moved. Safe in every thread."""
+    """Counts the changes of this process's mount table. Any thread may use it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -27,7 +27,7 @@ class MountClock:
         self._count = 0
 
     def generation(self) -> int:
-        """Another number than before if the mount table has moved since, or if that cannot be known."""
+        """A different number than before if the mount table has changed since, or if that cannot be known."""
         with self._lock:
             if self._poll is None:
                 self._count += 1
@@ -46,8 +46,8 @@ MOUNTS: Final = MountClock()
 
 
 class RemotePlaces:
-    """Which paths lie on remote file systems: the deepest mount above a path decides. Where ``/`` itself is remote,
-    everything hangs with it, the agent too: that is not told apart. What is mounted elsewhere changes nothing here."""
+    """Which paths lie on remote file systems: the deepest mount above a path decides. If ``/`` itself is remote,
+    everything hangs with it, the agent too: that case is not distinguished. Later mounts do not change this object."""
 
     def __init__(self, mounts: Iterable[tuple[bytes, bytes | str]] = ()) -> None:
         """``mounts``: mount point and file system type, in mount order."""
@@ -58,7 +58,7 @@ class RemotePlaces:
 
     @classmethod
     def now(cls) -> RemotePlaces:
-        """As it is now. Raises OSError, ValueError."""
+        """The present ones. Raises OSError, ValueError."""
         with open("/proc/self/mountinfo", "rb") as f:
             return cls((m.mount_point, m.fstype) for m in parse_mountinfo(f.read()))
 
@@ -79,8 +79,8 @@ class RemotePlaces:
 
 
 def leads_away(directory: bytes, places: RemotePlaces) -> bool:
-    """The directory lies on a remote file system, by its name or by a symbolic link on the way. To find out nothing
-    remote is touched: each name is asked of a path that has no link in it and is not remote."""
+    """Whether the directory lies on a remote file system, by its name or by a symbolic link on the way. Finding out
+    touches nothing remote: each name is looked up in a path that has no link and is not remote."""
     here, todo, links = b"", directory.split(b"/")[::-1], 0
     while places and todo:
         name = todo.pop()
@@ -105,5 +105,5 @@ def leads_away(directory: bytes, places: RemotePlaces) -> bool:
 
 
 def may_hang(path: bytes, places: RemotePlaces) -> bool:
-    """Looking at ``path`` itself (a link there is not followed) may wait for ever."""
+    """Whether an access to ``path`` itself (a link there is not followed) may wait for ever."""
     return bool(places) and (path in places or leads_away(os.path.dirname(path), places))
