@@ -1,1 +1,1 @@
-"""The command line. Small files, one a group of commands; rich is imported only where a person looks."""
+"""The command line. Small files, one for each group of commands; rich is imported only for output to a terminal."""

@@ -1,4 +1,4 @@
-"""What the arguments of several commands have in common: how they are read, and what is refused.
+"""The arguments that several commands have in common: how they are read, and what is refused.
 
 Imported at every start, so it imports little.
 """
@@ -14,7 +14,7 @@ from typing import Any, Final, NoReturn
 from pact.core.units import parse_duration
 from pact.errors import UsageError
 
-NEAR: Final = 0.5  # how alike a word must be to be named as the one that was meant
+NEAR: Final = 0.5  # how similar a word must be to be suggested
 INVALID: Final = re.compile(r"invalid choice: '(.*)' \(choose from (.*)\)", re.DOTALL)
 GROUP: Final = re.compile(r"g[1-9]\d{0,15}")
 #: Help of flags that several commands have.
@@ -23,7 +23,7 @@ PATIENCE: Final = "how long to wait for an answer (default 10s, check 2s, --node
 
 
 class Parser(argparse.ArgumentParser):
-    """Usage errors are two lines, what and where to look, and end with exit code 2."""
+    """Usage errors are two lines: the error and where to look. They end with exit code 2."""
 
     def error(self, message: str) -> NoReturn:
         chosen = INVALID.search(message)
@@ -33,7 +33,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def examples(lines: Iterable[str]) -> str:
-    """The end of a help text."""
+    """The last part of a help text."""
     listed = "".join(f"  {line}\n" for line in lines)
     return f"examples:\n{listed}" if listed else ""
 
@@ -47,7 +47,7 @@ def duration(text: str) -> int:
         ns = parse_duration(text)
     except ValueError as exc:
         raise argparse.ArgumentTypeError(str(exc)) from None
-    if ns == 0:  # it is no default either
+    if ns == 0:  # nor does it stand for the default
         raise argparse.ArgumentTypeError(f"{text!r}: must be more than nothing")
     return ns
 
@@ -63,7 +63,7 @@ def whole(text: str) -> int:
 
 
 def common(parser: Parser, *, timed: bool, far: bool) -> None:
-    """What may stand before a command's word may also stand after it."""
+    """Options that may stand before a command's word may also stand after it."""
     parser.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     parser.add_argument("--socket", metavar="PATH", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     if timed:
@@ -77,7 +77,7 @@ def timeout(parser: argparse.ArgumentParser, text: str) -> None:
 
 
 def nodes(parser: argparse.ArgumentParser, *, again: bool = False) -> None:
-    """``--nodes`` and what belongs to it. ``again``: they, and the timeout, may also stand after the action's word."""
+    """``--nodes`` and related options. ``again``: they, and the timeout, may also stand after the action's word."""
     gone = argparse.SUPPRESS
     parser.add_argument(
         "--nodes", metavar="NODESET", default=gone if again else None, help="on these nodes: node[001-128], @group"
@@ -93,7 +93,7 @@ def verbose(parser: argparse.ArgumentParser, text: str) -> None:
 
 
 def allow_missing(parser: argparse.ArgumentParser, taken: bool = True) -> None:
-    """Where it is not taken it is understood all the same, to say so."""
+    """A command that does not support it still parses it, to say so."""
     what = "go on without so many, or without these, nodes"
     parser.add_argument("--allow-missing", metavar="N|NODESET", help=what if taken else argparse.SUPPRESS)
 
@@ -136,15 +136,15 @@ def action(of: Any, name: str, text: str, lines: Iterable[str]) -> Parser:
 
 
 def refuse_beside(args: argparse.Namespace, what: str, *flags: str) -> None:
-    """Raises UsageError for what would be passed over in silence: a person who means one node must not settle all."""
+    """Raises UsageError for flags that would be ignored: a person who means one node must not settle all."""
     for flag in flags:
         if getattr(args, flag, None) not in (None, False):
             raise UsageError(f"{what}: --{flag.replace('_', '-')} does not go with it")
 
 
 def refuse_alone(args: argparse.Namespace, flags: Iterable[tuple[str, str]]) -> None:
-    """``flags`` say something to a group only, each with what it is for. Raises UsageError: who forgot ``--nodes`` must
-    not change this machine."""
+    """``flags`` are only for groups, each with its purpose. Raises UsageError: a person who forgot ``--nodes`` must not
+    change this machine."""
     for flag, what in flags:
         if getattr(args, flag, None) is not None:
             name = "--" + flag.replace("_", "-")
@@ -158,7 +158,7 @@ def refuse_alone(args: argparse.Namespace, flags: Iterable[tuple[str, str]]) -> 
 
 
 def group_among(names: Sequence[str]) -> str | None:
-    """The group that is named. Raises UsageError if something stands beside it."""
+    """The group that is named. Raises UsageError if another name stands beside it."""
     found = [n for n in names if GROUP.fullmatch(n)]
     if found and len(names) > 1:
         raise UsageError("a group is settled by itself: name nothing beside it")

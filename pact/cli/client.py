@@ -1,7 +1,7 @@
 """Talking to the agent: one request, one answer; or lines until they end. Nothing here waits for ever.
 
-An agent that is at work says so every two seconds to who asked for that, and is waited for; one that is silent is given
-up, and what can be known about it is said.
+A working agent sends a sign every two seconds to clients that want it, and the client goes on waiting; a silent agent
+is given up, and the client reports what it can find out about it.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from pact.core.units import format_duration
 from pact.errors import BY_EXIT_CODE, PactError, UnreachableError
 from pact.model import NS_PER_S
 
-ANSWER_S: Final = 10.0  # of silence, where nobody says how long
-BUSY_MAX_S: Final = 60.0  # for so long a loop that computes and does not turn is taken for one at work
+ANSWER_S: Final = 10.0  # of silence, if no timeout is given
+BUSY_MAX_S: Final = 60.0  # how long a loop that uses the processor without an answer counts as working
 AGAIN_S: Final = 0.05
 CHUNK: Final = 1 << 18
-SPENT_MAX_S: Final = 5.0  # a process that is older was not started for one command alone
-STARTING_S: Final = 20.0  # an agent that is older and does not listen here listens elsewhere
+SPENT_MAX_S: Final = 5.0  # an older process was not started for this command alone
+STARTING_S: Final = 20.0  # an older agent that does not listen here listens elsewhere
 PROCESSES_MAX: Final = 100_000
-#: Requests that look for who uses something.
+#: Requests that look for consumers.
 SEARCHES: Final = frozenset({"consumers", "rollback", "emergency_end"})
 STOPPED: Final = "Tt"
 GONE: Final = "ZX"
@@ -37,8 +37,8 @@ NOT_STARTED: Final = "start it (systemctl start pact-agent), or name another wit
 
 
 class Connection:
-    """One connection to the control socket. ``timeout_s``: the whole of the time; without one, an agent that says that
-    it is at work has more. Raises UnreachableError with the next step.
+    """One connection to the control socket. ``timeout_s``: the whole time; without it, a working agent gets more time.
+    Raises UnreachableError with the next step.
     """
 
     def __init__(self, path: str, timeout_s: float | None = None, spent_s: float = 0.0) -> None:
@@ -63,7 +63,7 @@ class Connection:
             except OSError as exc:
                 sock.close()
                 late = time.monotonic() >= self._ends_s
-                if isinstance(exc, BlockingIOError):  # its queue is full: it takes nobody
+                if isinstance(exc, BlockingIOError):  # its queue is full: it accepts no connection
                     if late:
                         raise self._silent("has taken no connection") from None
                 elif late or not isinstance(exc, FileNotFoundError | ConnectionRefusedError) or not _one_is_starting():
@@ -91,7 +91,7 @@ class Connection:
         self._asked = True
 
     def line(self) -> dict[str, Any]:
-        """The next line that says something."""
+        """The next line that is not a sign of life."""
         while True:
             try:
                 answer = strict.loads_object(self._raw_line(), strict.LINE_MAX)
@@ -122,14 +122,14 @@ class Connection:
         return raw
 
     def next_line(self, endless: bool) -> None:
-        """What was asked for begins to come: each line has a time of its own, or (``endless``) all the time."""
+        """The answer begins: each line has its own time limit, or (``endless``) none."""
         self._endless = endless
         self._ends_s = time.monotonic() + self._timeout_s
 
     # -- patience -----------------------------------------------------------------------------------------------
 
     def _renew(self) -> None:
-        """It has taken or given something."""
+        """The agent has read or sent something: the time limit starts again."""
         if not self._fixed:
             self._began_s = time.monotonic()
             self._ends_s = self._began_s + self._timeout_s
@@ -146,7 +146,8 @@ class Connection:
             self._ends_s = time.monotonic() + 1.0
 
     def _computes(self) -> bool:
-        """Its loop has used the processor since it was last heard: it is at something long, and does not hang."""
+        """Whether the agent's loop has used the processor since its last message: it works on something long, and does
+        not hang."""
         if self._fixed or time.monotonic() - self._began_s >= BUSY_MAX_S:
             return False
         before, self._cpu = self._cpu, _loop_ticks(self._pid)
@@ -177,7 +178,7 @@ class Connection:
 
 
 def _stat(pid: int | str, task: str = "") -> list[str]:
-    """The fields of a process's ``stat`` after its name, the state first; none where that cannot be known."""
+    """The fields of a process's ``stat`` after its name, the state first; none if that cannot be read."""
     try:
         with open(f"/proc/{pid}/{task}stat", "rb") as f:
             return f.read(4096).rpartition(b")")[2].decode("ascii").split()
@@ -191,13 +192,13 @@ def _state(pid: int) -> str | None:
 
 
 def _loop_ticks(pid: int) -> int | None:
-    """Processor time of the agent's loop; ``None`` where it is stopped, or not known."""
+    """Processor time of the agent's loop; ``None`` if it is stopped, or not known."""
     fields = _stat(pid, f"task/{pid}/") if pid > 0 else []
     return int(fields[11]) + int(fields[12]) if len(fields) > 12 and fields[0] not in STOPPED + GONE else None
 
 
 def _one_is_starting() -> bool:
-    """A process that was started as ``pact agent`` moments ago, and sees our files: it will listen soon."""
+    """Whether a process was started as ``pact agent`` moments ago in this mount namespace: it will listen soon."""
     try:
         with open("/proc/uptime", encoding="ascii") as f:
             now_s = float(f.read().split()[0])
@@ -223,7 +224,7 @@ def _one_is_starting() -> bool:
 
 
 def _mounts_of(pid: str) -> str:
-    """The mount namespace of a process; nothing where that is not for us to know."""
+    """The mount namespace of a process; "" if this process may not read it."""
     try:
         return os.readlink(f"/proc/{pid}/ns/mnt")
     except OSError:
@@ -231,7 +232,7 @@ def _mounts_of(pid: str) -> str:
 
 
 class Answer:
-    """An answer: ``result`` is the document; a refusal was raised unless it has a result worth showing."""
+    """An answer: ``result`` is the document; a refusal raises an error unless it has a result worth showing."""
 
     def __init__(self, raw: dict[str, Any]) -> None:
         self.ok: bool = raw["ok"]
@@ -241,7 +242,7 @@ class Answer:
         self.result: dict[str, Any] = raw.get("result", {})
 
     def accepted(self) -> Answer:
-        """Raises the error that the agent answered with, unless it came with a result worth showing."""
+        """Raises the agent's error, unless it came with a result worth showing."""
         if not self.ok and not self.result:
             raise self.error()
         return self
@@ -252,7 +253,7 @@ class Answer:
 
 
 class Local:
-    """The agent of this machine, by its control socket. ``timeout_s``: ``None`` is the usual patience; ``spent_s`` of
+    """The agent of this machine, by its control socket. ``timeout_s``: ``None`` is the default patience; ``spent_s`` of
     it has passed already.
     """
 
@@ -260,15 +261,15 @@ class Local:
         self.path, self.timeout_s, self.spent_s = path, timeout_s, spent_s
 
     def ask(self, op: str, fields: dict[str, Any]) -> Answer:
-        if op in SEARCHES:  # else we were ourselves one of those who use a mount, and in its way
+        if op in SEARCHES:  # otherwise this process itself would use a mount, and block its rollback
             os.chdir("/")
         with Connection(self.path, self.timeout_s, self.spent_s) as connection:
             connection.send(op, fields)
             return Answer(connection.line())
 
     def lines(self, op: str, fields: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """Lines until the agent says that it was the last. ``watch`` and what follows have no end; once they have
-        begun, events may be far apart."""
+        """Lines until the agent marks the last one. ``watch`` and ``follow`` have no end; after they have begun, events
+        may be far apart."""
         endless = op == "watch" or bool(fields.get("follow"))
         with Connection(self.path, self.timeout_s, self.spent_s) as connection:
             connection.send(op, fields)
@@ -284,7 +285,7 @@ class Local:
 
 
 def local(path: str | None, patience_ns: int | None) -> Local:
-    """``path``: of its socket, if it is not the usual one."""
+    """``path``: of its socket, if it is not the default."""
     from pact.agent.config import DEFAULT_SOCKET
 
     timeout_s = None if patience_ns is None else patience_ns / NS_PER_S
@@ -292,7 +293,7 @@ def local(path: str | None, patience_ns: int | None) -> Local:
 
 
 def _spent_s() -> float:
-    """What this process has used of its time before it could ask: the interpreter starts, too."""
+    """How much time this process used before it could ask, including the start of the interpreter."""
     fields = _stat("self")
     try:
         spent_s = time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")

@@ -1,8 +1,8 @@
-"""What a command is: its arguments, what it asks, and how it shows an answer. Each is one file of ``commands``;
-``running`` carries it out.
+"""The parts of a command: its arguments, its request, and how it shows an answer. Each command is one file of
+``commands``; ``running`` carries it out.
 
-Those files import at their top what arguments need, and the rest in the functions that need it: a help text must not
-cost what showing an answer does.
+Those files import at their top only what arguments need, and the rest inside functions: a help text must not cost as
+much as showing an answer.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 COMMITTED_GROUP: Final = "a group that is committed (g7)"
 
 
-#: Of many nodes: results, each with the nodes that gave it.
+#: Results of many nodes, each with the nodes that gave it.
 Documents = Sequence[tuple[Mapping[str, Any], list[str]]]
 
 
@@ -35,25 +35,25 @@ class Request(NamedTuple):
 
 
 class Command:
-    """Base of all. ``examples``: lines that people type, for the help; a test parses each of them."""
+    """Base of all commands. ``examples``: command lines for the help; a test parses each of them."""
 
     examples: tuple[str, ...] = ()
     timed = True  # takes --timeout
-    far = False  # takes --nodes, and what says how a root is reached
-    pids = False  # its errors keep the process ids that they name: they go to a log, or to who looks at this machine
-    daemon = False  # it runs until it is ended, and its errors are for a log
-    traceback = False  # an OSError is no person's mistake
+    far = False  # takes --nodes, and the options that say how to reach a root
+    pids = False  # its errors keep process ids: their readers are logs, or people at this machine
+    daemon = False  # it runs until it is ended, and its errors go to a log
+    traceback = False  # an OSError is a bug, not a person's mistake
 
     def arguments(self, parser: Parser) -> None:
-        """Its own; those that all have are there."""
+        """Add the command's own arguments; the common ones are there already."""
 
     def ended_by_hand(self, args: argparse.Namespace) -> bool:
-        """It has no end of its own: to interrupt it is no failure."""
+        """Whether the command has no end of its own: then interrupting it is not a failure."""
         return False
 
 
 class Program(Command):
-    """It asks nobody: what it does, it does itself."""
+    """A command that asks no agent and no root: it does its work itself."""
 
     timed = False
 
@@ -64,7 +64,7 @@ class Program(Command):
 
 @dataclass(frozen=True, slots=True)
 class RootRequest:
-    """What the root is asked for itself, and how its answer is shown: to people, and in JSON."""
+    """A request to the root itself, and how its answer is shown: to people, and as JSON."""
 
     op: str
     fields: dict[str, Any]
@@ -74,20 +74,20 @@ class RootRequest:
 
 
 class RootCommand(Command):
-    """It asks the root itself, and its answer may be longer than a screen."""
+    """A command for the root itself; its answer may be longer than a screen."""
 
     far = True
 
     def at_root(self, args: argparse.Namespace) -> RootRequest:
-        """Raises UsageError."""
+        """The request. Raises UsageError."""
         raise NotImplementedError
 
 
 class NodeCommand(Command):
-    """It asks a node: the agent of this machine, or with ``--nodes`` many of them.
+    """A command for a node: the agent of this machine, or many nodes with ``--nodes``.
 
-    ``group_only``: flags that say something to a group only, each with what it is for. ``nothing``: what it means on a
-    page of many nodes where one has nothing to show. ``patience_ns``: where --timeout says nothing; None: the usual.
+    ``group_only``: flags that are only for groups, each with its purpose. ``nothing``: what it means on a page of many
+    nodes if one has nothing to show. ``patience_ns``: without --timeout; None: the default.
     """
 
     far = True
@@ -96,31 +96,31 @@ class NodeCommand(Command):
     patience_ns: int | None = None
 
     def request(self, args: argparse.Namespace) -> Request:
-        """What a node is asked. Raises UsageError."""
+        """The request to a node. Raises UsageError."""
         raise NotImplementedError
 
     def show(self, args: argparse.Namespace, answer: Answer, view: View) -> Lines:
-        """An answer for people."""
+        """An answer in the form for people."""
         raise NotImplementedError
 
     def document(self, args: argparse.Namespace, answer: Answer) -> Any:
-        """An answer as JSON."""
+        """An answer in the form of JSON."""
         return {"v": 1, **answer.result, **({"message": answer.message} if answer.message else {})}
 
     def exit_code(self, args: argparse.Namespace, answer: Answer) -> int:
         return answer.exit
 
     def long(self, args: argparse.Namespace, *, far: bool) -> bool:
-        """It may be longer than a screen, and ends by itself."""
+        """Whether the answer may be longer than a screen, and ends by itself."""
         return False
 
     # -- on this machine --------------------------------------------------------------------------------------------
 
     def prepare(self, args: argparse.Namespace, agent: Local) -> None:
-        """What comes before its request: on a terminal, a person may be asked something first."""
+        """Called before the request: on a terminal, it may ask the person something first."""
 
     def here(self, args: argparse.Namespace, agent: Local) -> int:
-        """Ask the agent of this machine, and show what it answers. Returns the exit code."""
+        """Ask the agent of this machine, and show its answer. Returns the exit code."""
         from pact.cli.render import View, clean, emit, put, spoken
 
         answer = agent.ask(*self.request(args)).accepted()
@@ -139,22 +139,22 @@ class NodeCommand(Command):
     # -- in the cluster ---------------------------------------------------------------------------------------------
 
     def at_root(self, args: argparse.Namespace) -> RootRequest | None:
-        """What the root itself is asked, if it is for the root. Raises UsageError."""
+        """The request to the root itself, if the command is for the root. Raises UsageError."""
         return None
 
     def afar(self, args: argparse.Namespace) -> int | None:
-        """Ask many nodes in a way of its own. Returns the exit code; None: they are asked as for every command."""
+        """Ask many nodes in a special way. Returns the exit code; None: they are asked in the common way."""
         return None
 
     def refuse_afar(self, args: argparse.Namespace) -> None:
-        """Raises UsageError for what only the node itself can do."""
+        """Raises UsageError for options that only the node itself supports."""
 
     def accept_afar(self, answer: Answer) -> Answer:
-        """Raises the error that a node answered with, unless it came with a result worth showing."""
+        """Raises a node's error, unless it came with a result worth showing."""
         return answer.accepted()
 
     def page(self, documents: Documents, silent: int, view: View) -> Sequence[tuple[str, str]] | None:
-        """The answers of many nodes on one page, ``silent`` gave none; None: each by itself."""
+        """The answers of many nodes on one page, while ``silent`` nodes gave none; None: each answer by itself."""
         return None
 
     def left_out(self, answer: Answer) -> str:
@@ -163,10 +163,10 @@ class NodeCommand(Command):
 
 
 class LinesCommand(NodeCommand):
-    """Its answer comes as lines, each with a record."""
+    """A command whose answer comes as lines, each with a record."""
 
     def wanted(self, args: argparse.Namespace, line: Mapping[str, Any]) -> bool:
-        """It was asked for."""
+        """Whether the person asked for this line."""
         return True
 
     def here(self, args: argparse.Namespace, agent: Local) -> int:

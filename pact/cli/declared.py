@@ -1,4 +1,4 @@
-"""A file of declared state, as a request carries it."""
+"""A file of declared state, in the form for a request."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pact.errors import DeclaredError
 
 
 def fields(path: str, *, empty: bool = False) -> dict[str, Any]:
-    """``path`` may be ``-``, standard input. ``empty``: it may declare nothing, as long as it says something."""
+    """``path`` may be ``-``, standard input. ``empty``: it may declare nothing, but must not be blank."""
     found: DeclaredSet
     label = "(standard input)" if path == "-" else path
     if path == "-":
@@ -24,5 +24,5 @@ def fields(path: str, *, empty: bool = False) -> dict[str, Any]:
     return {
         "resources": {r: d.to_json() for r, d in found.resources.items()},
         "blobs": {digest: base64.b64encode(data).decode() for digest, data in found.blobs.items()},
-        **({"track": found.track} if found.track else {}),  # agents of before know no such field
+        **({"track": found.track} if found.track else {}),  # older agents do not know this field
     }

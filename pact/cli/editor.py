@@ -1,4 +1,4 @@
-"""A message that somebody writes in his editor, with what it is about as comments. An empty one aborts."""
+"""A message that a person writes in an editor, with its subject as comments. An empty message aborts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def can_ask() -> bool:
 
 
 def message(about: Iterable[str]) -> str:
-    """Raises PactError where there is none."""
+    """The message. Raises PactError if there is none."""
     editor = os.environ.get("VISUAL") or os.environ.get("EDITOR") or FALLBACK
     with tempfile.NamedTemporaryFile("w+", prefix="pact-commit-", encoding="utf-8", errors="replace") as f:
         f.write(HEAD + "".join(f"# {clean(line)}\n" for line in about))
@@ -34,7 +34,7 @@ def message(about: Iterable[str]) -> str:
         if done.returncode != 0:
             raise PactError(f"{editor} ended with {done.returncode}; nothing was committed", ELSE)
         try:
-            with open(f.name, encoding="utf-8", errors="replace") as again:  # it may have been replaced
+            with open(f.name, encoding="utf-8", errors="replace") as again:  # the editor may have replaced the file
                 lines = [line.strip() for line in again if not line.startswith("#")]
         except OSError as exc:
             raise PactError(f"the message is gone: {os.strerror(exc.errno or 0)}; nothing was committed") from None

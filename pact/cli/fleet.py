@@ -1,5 +1,5 @@
-"""Commands for many nodes: ``--nodes``. What a command asks and how it shows an answer is its own; here equal answers
-are folded as ``clush -b`` does.
+"""Commands for many nodes: ``--nodes``. Each command has its own request and display; this file folds equal answers as
+``clush -b`` does.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ WELL: Final = (EXIT_DONE, EXIT_DRIFT)
 
 
 def run(command: NodeCommand, args: argparse.Namespace) -> int:
-    """Ask the nodes, and show what they answer. Returns the exit code."""
-    refuse_alone(args, command.group_only)  # each node settles its own changes; a group's members are not asked
+    """Ask the nodes, and show their answers. Returns the exit code."""
+    refuse_alone(args, command.group_only)  # each node settles its own changes; members of groups are not asked
     command.refuse_afar(args)
     answers, result = ask(args, *command.request(args), args.nodes)
     answers.failed.update(result.failed)
@@ -56,7 +56,7 @@ def run(command: NodeCommand, args: argparse.Namespace) -> int:
 
 
 def sense(body: bytes) -> Answer | None:
-    """A node's answer, if it is one."""
+    """A node's answer; None if it is malformed."""
     try:
         raw = strict.loads_object(body, strict.LINE_MAX)
     except strict.NotStrictError:
@@ -71,8 +71,8 @@ def sense(body: bytes) -> Answer | None:
 def _made(
     command: NodeCommand, args: argparse.Namespace, body: bytes, make: Callable[[Answer], T]
 ) -> tuple[T | None, int, str, str]:
-    """What is made of an answer, its exit code, what went wrong, and what to do about it. One node's nonsense must not
-    hide what the others say.
+    """The result of ``make`` for an answer, its exit code, the error, and what to do about it. A malformed answer of
+    one node must not hide the others.
     """
     answer = sense(body)
     if answer is None:
@@ -82,7 +82,7 @@ def _made(
         code = command.exit_code(args, answer)
     except PactError as exc:
         return None, exc.exit_code, exc.message, exc.hint
-    except Exception:  # it has the form of an answer, and not what belongs into it
+    except Exception:  # it has the form of an answer, but wrong contents
         return None, EXIT_FAILED, NONSENSE, ""
     why = answer.message if code not in WELL else ""
     return made, code, why, answer.hint if why else ""
@@ -114,7 +114,7 @@ def as_json(command: NodeCommand, args: argparse.Namespace, answers: Answers) ->
 
 
 def as_text(command: NodeCommand, args: argparse.Namespace, answers: Answers) -> None:
-    """Equal texts once, under the nodes that gave them; or all on one page, where the command has one."""
+    """Show equal texts once, under the nodes that gave them; or all on one page, if the command has one."""
     if not getattr(args, "verbose", False):
         rest = Answers(failed=answers.failed, codes=answers.codes)
         told: list[tuple[Answer, list[str]]] = []
@@ -126,9 +126,10 @@ def as_text(command: NodeCommand, args: argparse.Namespace, answers: Answers) ->
                 rest.parts[body] = names
         try:
             documents = [(answer.result, names) for answer, names in told]
-            lines = command.page(documents, len(answers.failed), View.here(ids=False))  # all of it: here it may fail
+            # build the whole page here, where it may fail
+            lines = command.page(documents, len(answers.failed), View.here(ids=False))
             codes = [command.exit_code(args, answer) for answer, _ in told]
-        except Exception:  # one of them makes no sense: each by itself says which
+        except Exception:  # an answer is malformed: showing each separately tells which
             lines = None
         if lines is not None:
             answers.codes.extend(codes)
@@ -160,7 +161,7 @@ def _each_text(command: NodeCommand, args: argparse.Namespace, answers: Answers)
 
 
 def left_out(command: NodeCommand, answers: Answers) -> dict[str, list[str]]:
-    """The nodes that left something out of their answers, by what that is."""
+    """The nodes that left something out of their answers, grouped by what it is."""
     found: dict[str, list[str]] = {}
     for body, names in answers.parts.items():
         answer = sense(body)

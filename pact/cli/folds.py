@@ -1,7 +1,7 @@
-"""Answers of many nodes on one page: what nodes say alike stands once, with the set of those that say it.
+"""Answers of many nodes on one page: equal statements stand once, with the set of their nodes.
 
-What each node counts by itself (change numbers, sequence numbers, what its root has) and command lines are left out:
-``-v`` shows every node's own page.
+Numbers that each node counts by itself (change numbers, sequence numbers, what its root has) and command lines are left
+out: ``-v`` shows every node's own page.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Lines = Iterable[tuple[str, str]]  # text and style
 #: The gravest first.
 ORDER: Final = ("emergency", "failed", "blocked", "drifted", "unconfigured", "committed")
 UNRECORDED: Final = (("(drifted, but the journal cannot be written)", ""),)
-TOGETHER: Final = timedelta(seconds=60)  # what happens on many nodes within this happens at once
+TOGETHER: Final = timedelta(seconds=60)  # events on many nodes within this time count as simultaneous
 
 
 def _set(names: Sequence[str]) -> str:
@@ -26,7 +26,7 @@ def _set(names: Sequence[str]) -> str:
 
 
 def status(documents: Documents, silent: int, view: View) -> Lines:
-    """Counts by state, then a line for each set of nodes that says the same."""
+    """Counts by state, then one line for each set of nodes with equal statements."""
     counts: dict[str, int] = {}
     texts: dict[tuple[str, str], list[str]] = {}
     for doc, names in documents:
@@ -71,7 +71,7 @@ def diff(documents: Documents, silent: int, view: View) -> Lines:
 
 
 def log(documents: Documents, silent: int, view: View) -> Lines:
-    """What happened within a minute on many nodes is one line; the newest first."""
+    """Equal events within a minute on many nodes are one line; the newest first."""
     rows = sorted(
         ((row["record"], name) for doc, names in documents for row in doc["rows"] for name in names),
         key=lambda item: (item[0]["time"], item[1], item[0]["seq"]),

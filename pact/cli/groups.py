@@ -1,4 +1,4 @@
-"""Asking the root itself: what groups, the fleet's stop and the nodes have in common, and how they are shown."""
+"""Requests to the root itself: the common parts of groups, holds of the fleet and nodes, and how they are shown."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def ask_root(args: argparse.Namespace, asked: RootRequest) -> int:
-    """Ask the root, and show what it says. Returns the exit code."""
+    """Ask the root, and show its answer. Returns the exit code."""
     _, result = ask(args, asked.op, asked.fields, asked.nodes)
     with making_sense():
         if args.json:
@@ -49,14 +49,14 @@ def ask_root(args: argparse.Namespace, asked: RootRequest) -> int:
 
 
 def _said(result: Result) -> dict[str, Any]:
-    """What the root says of the request: ``error``, or ``note`` if it was done. ``message``, which came first, is a
-    group's own where there is one.
+    """What the root says of the request: ``error``, or ``note`` if it was done. ``message``, which existed first, is
+    the group's own message if there is a group.
     """
     return {"message": result.message, "error" if result.exit else "note": result.message} if result.message else {}
 
 
 def settle(args: argparse.Namespace, group: str, **fields: Any) -> RootRequest:
-    """The command of that name settles a group: on all its nodes, whole. Raises UsageError."""
+    """A command with this name settles a whole group on all its nodes. Raises UsageError."""
     refuse_beside(args, f"{group} is settled on all its nodes", "nodes", "all")
     asked = {"group": group, "allow_missing": missing_allowed(args), **fields}
     return RootRequest(f"group_{args.command}", asked, None, show_group, each_node)
@@ -66,7 +66,7 @@ def settle(args: argparse.Namespace, group: str, **fields: Any) -> RootRequest:
 
 
 def each_node(result: Mapping[str, Any]) -> dict[str, Any]:
-    """As every command for many nodes: an object a node; the folded set stands beside it."""
+    """The form of every command for many nodes: one object for each node, and the folded set beside it."""
     from pact.cluster.nodesets import NodeSets
 
     members = result.get("members", {})
@@ -97,7 +97,7 @@ def show_group(result: Mapping[str, Any], view: View) -> Lines:
 
 
 def _whys(result: Mapping[str, Any], view: View) -> list[str]:
-    """Who says no, and why."""
+    """The nodes that say no, and why."""
     by_why: dict[str, list[str]] = {}
     for name, entry in result["blocked"].items():
         by_why.setdefault(view.spoken(entry["why"]), []).append(name)
@@ -111,7 +111,7 @@ def show_holds(what: str, holds: Iterable[Mapping[str, Any]], view: View) -> Lin
 
 
 def show_groups(result: Mapping[str, Any], view: View) -> Lines:
-    """Each whole."""
+    """Each group in full."""
     yield from show_holds("the whole fleet is held", result.get("holds", ()), view)
     if not result["groups"]:
         yield "no group is open"
@@ -120,7 +120,7 @@ def show_groups(result: Mapping[str, Any], view: View) -> Lines:
 
 
 def show_table(result: Mapping[str, Any], view: View) -> Lines:
-    """A line a group; ``pact groups g7`` shows one whole."""
+    """One line for each group; ``pact groups g7`` shows one in full."""
     if not result["groups"]:
         yield from show_groups(result, view)
         return

@@ -1,4 +1,4 @@
-"""What ``pact journal`` does with a node's journal, on the files themselves; the agent need not run."""
+"""The actions of ``pact journal`` on a node's journal, on the files themselves; the agent need not run."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _path(args: argparse.Namespace) -> str:
 
 
 def _journal(args: argparse.Namespace) -> SqliteJournal:
-    """The configured agent's, to read. Raises JournalError."""
+    """The configured agent's journal, for reading. Raises JournalError."""
     path = _path(args)
     try:
         os.stat(path)
@@ -64,7 +64,7 @@ def _verify(args: argparse.Namespace) -> int:
     missing = [seq for seq in expected if seq >= count]
     if missing:
         raise ChainError(missing[0], "is missing: it was expected")
-    if not count:  # every journal begins with a record; one that was emptied has no chain that could be whole
+    if not count:  # every journal begins with a record; an emptied one has no chain to verify
         raise PactError(f"{path} {EMPTY}", WHAT_THEN)
     if args.json:
         emit({"v": 1, "file": path, "records": count, "hash": last, "ok": True})
@@ -78,7 +78,7 @@ def _records(args: argparse.Namespace) -> Iterator[Record]:
         yield from _database(_journal(args))
         return
     try:
-        with open(args.file, "rb") as f:  # once: what a pipe gave is gone
+        with open(args.file, "rb") as f:  # open it only once: a pipe cannot be read again
             first = f.read(len(MAGIC))
             if first != MAGIC:
                 yield from _lines(first, f, marked=not args.without_mark)
@@ -91,7 +91,7 @@ def _records(args: argparse.Namespace) -> Iterator[Record]:
 
 
 def _expected(said: list[str] | None) -> dict[int, str]:
-    """``SEQ:HASH`` of records as somebody else knows them. Raises UsageError."""
+    """``SEQ:HASH`` of records from another source. Raises UsageError."""
     found = {}
     for one in said or ():
         seq, _, hash_ = one.partition(":")
@@ -102,12 +102,12 @@ def _expected(said: list[str] | None) -> dict[int, str]:
 
 
 def _database(journal: SqliteJournal) -> Iterator[Record]:
-    """All records; in the end the head and the snapshot are compared with them. Raises ChainError."""
+    """All records; at the end the head and the snapshot are compared with them. Raises ChainError."""
     state: State | None = State()
     try:
         snapshot = journal.load_snapshot()
         for record in journal.records():
-            yield record  # whoever verifies them has done so with this one when he asks for the next
+            yield record  # when the verifying caller asks for the next record, it has verified this one
             if snapshot is not None and state is not None:
                 fold.apply(state, record)
                 if record.seq == snapshot["seq"]:
@@ -120,11 +120,11 @@ def _database(journal: SqliteJournal) -> Iterator[Record]:
 
 
 def _require_same(state: State, snapshot: Mapping[str, Any]) -> None:
-    """A snapshot spares a start the records before it, so it must say what they say. Raises ChainError."""
+    """Check that a snapshot equals its records: a start uses it in place of them. Raises ChainError."""
     try:
         kept = State.from_json(snapshot).to_json()
     except (KeyError, TypeError, ValueError):
-        return  # of another version: no start believes it
+        return  # of another version: no start uses it
     if orjson.dumps(kept, option=orjson.OPT_SORT_KEYS) != orjson.dumps(state.to_json(), option=orjson.OPT_SORT_KEYS):
         raise ChainError(state.seq, "is whole, but the snapshot after it is not what the records make")
 
@@ -163,7 +163,7 @@ def _export(args: argparse.Namespace) -> int:
 
 
 def created(path: str) -> IO[bytes]:
-    """A new file to write, for its owner alone. Raises UsageError."""
+    """A new file for writing, which only its owner can read. Raises UsageError."""
     try:
         return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb")
     except FileExistsError:
@@ -181,7 +181,7 @@ def _import(args: argparse.Namespace) -> int:
             if journal.seq >= 0:
                 raise UsageError(f"{path} is not empty", "import into a new state directory")
             head = read_head(head_path(path))
-            if head is not None and head.seq >= 0:  # one of nothing is left by an import that was cut off
+            if head is not None and head.seq >= 0:  # a head without records may be left by an interrupted import
                 raise UsageError(
                     f"{head_path(path)} is of a journal that is not there any more: the directory is not empty",
                     "import into a new state directory",
@@ -204,9 +204,9 @@ def _import(args: argparse.Namespace) -> int:
 
 
 def _accept_loss(args: argparse.Namespace) -> int:
-    """Go on with a journal whose end is gone. What is missing, who said so and why is its next record."""
+    """Go on with a journal whose end is lost. Its next record says what is missing, who accepted the loss, and why."""
     path = _path(args)
-    _journal(args).close()  # it is there
+    _journal(args).close()  # check that it exists
     lock = take_state_dir(os.path.dirname(path))
     try:
         journal = SqliteJournal(path)
@@ -261,7 +261,7 @@ def _lost(journal: SqliteJournal) -> dict[str, Any]:
 
 
 def _me() -> Actor:
-    """Who runs this command: the person who logged in, if that is known."""
+    """The person who runs this command: the one who logged in, if that is known."""
     uid = os.getuid()
     try:
         with open("/proc/self/loginuid", encoding="ascii") as f:

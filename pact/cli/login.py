@@ -1,4 +1,5 @@
-"""One line at login, where something of the caller's is open, or the node is as he should know. Else nothing."""
+"""One line at login, if the caller has open changes, or the node has a state that the caller should know. Else
+nothing."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from pact.cli.render import clean, local_time
 
 
 def line(doc: Mapping[str, Any]) -> str:
-    """Of the document of ``pact --json status``; ``""`` where there is nothing to say."""
+    """From the document of ``pact --json status``; ``""`` if there is nothing to report."""
     me = _login_uid()
     mine = [c for c in doc["changes"] if c["owner"]["uid"] in me and c["state"] != "rolling_back"]
     parts = []
@@ -27,7 +28,7 @@ def line(doc: Mapping[str, Any]) -> str:
 
 
 def _login_uid() -> set[int]:
-    """Who sits there: the uid, and the login's behind ``sudo``."""
+    """The uids of the person: the process's, and the login's behind ``sudo``."""
     out = {os.getuid()}
     try:
         with open("/proc/self/loginuid", encoding="ascii") as f:

@@ -1,6 +1,4 @@
-"""``pact``: which command is meant, and what becomes of errors. A person's mistake gives one or two lines, never a
-traceback.
-"""
+"""``pact``: finds the command, and reports errors. A person's mistake gives one or two lines, never a traceback."""
 
 from __future__ import annotations
 
@@ -18,12 +16,12 @@ from pact.cli.commands import COMMANDS, load
 from pact.errors import EXIT_DONE, EXIT_FAILED, OUT_OF, PactError, UsageError, explained
 
 INTERRUPTED: Final = 130
-#: argparse takes it for a flag, and says that something is missing.
+#: argparse takes such a text for a flag, and says that something is missing.
 NEGATIVE: Final = re.compile(r"-\d+(?:\.\d+)?(?:ms|s|m|h|d)")
 DESCRIPTION: Final = """\
 Changes to this node take effect at once and open a commit window: commit them in
 time, or they are rolled back to declared state. Larger drift has less time."""
-#: What a new administrator begins with.
+#: First commands for a new administrator.
 FIRST: Final = (
     "pact status",
     'pact commit -m "more connections on the login nodes"',
@@ -33,7 +31,7 @@ FIRST: Final = (
 
 
 class CommandParser(Parser):
-    """One command's. It learns its arguments when it is the one that is meant."""
+    """The parser of one command. It builds its arguments when its command is used."""
 
     learnt = False
 
@@ -88,10 +86,11 @@ def _parsed(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _say_error(exc: PactError, as_json: bool, pids: bool) -> int:
-    """In one or two lines; with ``--json`` also as the document that a program waits for, if it has none yet."""
+    """Report an error in one or two lines; with ``--json`` also as the document that a program expects, if none was
+    written."""
     try:
         from pact.cli.render import clean, emit, emitted, spoken
-    except (OSError, ImportError):  # no descriptor is left for reading it
+    except (OSError, ImportError):  # no descriptor is left for importing it
         print(f"pact: {exc.message}" + (f"\n      {exc.hint}" if exc.hint else ""), file=sys.stderr)
         return exc.exit_code
     if as_json and not emitted():
@@ -110,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         command = load(args.command)
     except UsageError as exc:
         return _say_error(exc, "--json" in argv, False)
-    except OSError as exc:  # its file cannot be read
+    except OSError as exc:  # an input file cannot be read
         return _say_error(explained(exc), "--json" in argv, False)
     return _run(command, args)
 
@@ -140,12 +139,13 @@ def _run(command: Command, args: argparse.Namespace) -> int:
 
 
 def open_standard() -> None:
-    """Who was started with a standard stream closed gets /dev/null for it, before a socket takes its number."""
+    """A process that was started with a closed standard stream gets /dev/null for it, before a socket takes its
+    number."""
     for fd, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         try:
             os.fstat(fd)
         except OSError:
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest number that is free
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest free number
             setattr(sys, name, os.fdopen(fd, mode, encoding="utf-8", closefd=False))
 
 

@@ -1,4 +1,4 @@
-"""Long lists of resources in few words: names that differ in a number fold as node sets do. Pure."""
+"""Long lists of resources in few words: names that differ in a number are folded like node sets. Pure."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 DIGITS: Final = re.compile(r"\d+")
-RUNS_MAX: Final = 4  # numbers of a name that are tried
+RUNS_MAX: Final = 4  # how many numbers of a name are tried
 NUMBER_DIGITS_MAX: Final = 15
 FOLD_FROM: Final = 2
 
 
 def folded(names: Iterable[str]) -> list[str]:
-    """``plugin-[1-220].conf`` for what differs in one number; the others as they are, each where its first stands."""
+    """``plugin-[1-220].conf`` for names that differ in one number; other names as they are, each in the place of its
+    first."""
     rest = list(dict.fromkeys(names))
     places = {name: i for i, name in enumerate(rest)}
     out: list[tuple[int, str]] = []
@@ -38,7 +39,7 @@ def folded(names: Iterable[str]) -> list[str]:
 
 
 def _around(name: str, run: int) -> tuple[str, str, int] | None:
-    """What stands before and after the ``run``-th number from the end, and its width if it is padded."""
+    """The text before and after the ``run``-th number from the end, and the number's width if it is padded."""
     found = list(DIGITS.finditer(name))
     if len(found) < run or len(found[-run][0]) > NUMBER_DIGITS_MAX:
         return None
@@ -58,7 +59,7 @@ def _ranges(numbers: Sequence[int], width: int) -> str:
 
 
 def few(names: Iterable[str], most: int) -> str:
-    """Folded, the first of them; the rest as a number."""
+    """The first few folded names; the rest as a number."""
     listed = folded(names)
     more = f" and {len(listed) - most} more" if len(listed) > most else ""
     return ", ".join(listed[:most]) + more

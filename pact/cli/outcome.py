@@ -1,4 +1,4 @@
-"""How answers are shown, as far as several commands show the same."""
+"""How answers are shown, as far as several commands share it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def some(resources: list[str]) -> str:
 
 
 def moved(result: Mapping[str, Any]) -> Lines:
-    """What a plan's writes became in the kernel, and what they moved beside the plan."""
+    """How the kernel reads the values that a plan wrote, and which resources they moved beside the plan."""
     for resource, text in result.get("reads", {}).items():
         yield f"{clean(resource)}: the kernel made {clean(text)} of it, and that is compared from now on"
     for resource in result.get("moved", ())[:MOVED_MAX]:
@@ -33,18 +33,18 @@ def moved(result: Mapping[str, Any]) -> Lines:
 
 
 def notes(result: Mapping[str, Any], view: View) -> Lines:
-    """What else comes of it."""
+    """Other consequences."""
     for note in result.get("notes", ()):
         yield f"  note: {view.spoken(note)}"
 
 
 def changing(step: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What an apply or a declaration sets to something new is changed; a rollback restores it."""
+    """A step in the words of an apply or a declaration, which change a resource; a rollback restores it."""
     return {**step, "action": "change"} if step["action"] == "restore" else step
 
 
 def planned(step: Mapping[str, Any]) -> str:
-    """A step that is not taken yet. Nobody creates a sysctl: its module brings it, or setting it fails."""
+    """A step that is not taken yet. A sysctl cannot be created: its module brings it, or setting it fails."""
     missing = step["action"] == "set"
     why = ": the kernel has no such sysctl now; this fails unless a module brings it" if missing else ""
     return f"{step['action']:8} {clean(step['id'])}{why}"
@@ -136,7 +136,7 @@ def rolled_back(done: Mapping[str, Any], view: View) -> Lines:
 
 
 def still_open(result: Mapping[str, Any], view: View) -> Lines:
-    """The changes that were left."""
+    """The changes that are still open."""
     left = result.get("left") or []
     if not isinstance(left, list) or not left:
         return

@@ -1,4 +1,4 @@
-"""Long output on a terminal goes through a pager: ``$PAGER``, or ``less -FRX``. What is piped is never paged."""
+"""Long output on a terminal goes through a pager: ``$PAGER``, or ``less -FRX``. Piped output is never paged."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from typing import Final
 from pact.cli.render import on_terminal
 
 LESS: Final = "less"
-OPTIONS: Final = "FRX"  # ends by itself on one screen, shows colours, leaves the text where it is
+OPTIONS: Final = "FRX"  # quit on one screen, show colours, leave the text on the screen
 
 
 class _Paper(io.StringIO):
-    """Stands for the terminal while the text is collected."""
+    """Takes the place of the terminal while the text is collected."""
 
     def isatty(self) -> bool:
         return True
@@ -28,7 +28,8 @@ class _Paper(io.StringIO):
 
 @contextlib.contextmanager
 def paged(wanted: bool) -> Iterator[None]:
-    """What is printed inside is shown at the end. ``wanted``: the command ends by itself and speaks to a person."""
+    """Text that is printed inside is shown at the end. ``wanted``: the command ends by itself and its reader is a
+    person."""
     if not wanted or not on_terminal():
         yield
         return
@@ -49,7 +50,7 @@ def _show(text: str) -> None:
         sys.stdout.flush()
         return
     sys.stdout.flush()
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is the pager's
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the pager handles it
     try:
         subprocess.run(
             command,

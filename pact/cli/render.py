@@ -1,6 +1,6 @@
-"""What people see. Colours, widths and times only on a terminal; elsewhere plain lines that fold in ``clush -b``.
+"""Output for people. Colours, widths and times only on a terminal; elsewhere plain lines that fold in ``clush -b``.
 
-Names come from file systems and processes: nothing is printed before control characters are made visible.
+Names come from file systems and processes: control characters are made visible before anything is printed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     Line = str | tuple[str, str] | Table
     Lines = Iterable[Line]
 
-#: Colours mean what the state means.
+#: Each colour has the meaning of its state.
 STYLE: Final = {
     "committed": "bold green",
     "drifted": "bold yellow",
@@ -39,22 +39,22 @@ STYLE: Final = {
     "held": "magenta",
     "unconfigured": "bold yellow",
 }
-PID: Final = re.compile(r" \(pid \d+\)|(?<=\S)\[\d+\](?= of )")  # the second: as versions before this one wrote it
+PID: Final = re.compile(r" \(pid \d+\)|(?<=\S)\[\d+\](?= of )")  # the second form: as older versions wrote it
 RESOURCES_SHOWN: Final = 8
 RESOURCES_NAMED: Final = 3
 LISTED_MAX: Final = 20
-#: Why something was rolled back that nobody asked for.
+#: Causes of rollbacks that nobody requested.
 AUTOMATIC: Final = {"expired": " (window ended)", "retry": " (its consumers have left)", "group": " (with its group)"}
 MINUTES_FROM_S: Final = 120
 STORE_FULL: Final = "the content store is nearly full; raise [state] store_limit, or lower keep"
 
 
-#: Categories of characters that move a terminal, or hide what stands beside them.
+#: Categories of characters that control a terminal, or hide the text beside them.
 MOVING: Final = frozenset({"Cc", "Cf", "Zl", "Zp", "Cs"})
 
 
 def clean(text: Any) -> str:
-    """Text whose control and format characters cannot move a terminal."""
+    """Text without control and format characters that could control a terminal."""
     out = []
     for char in str(text):
         bad = unicodedata.category(char) in MOVING
@@ -63,12 +63,12 @@ def clean(text: Any) -> str:
 
 
 def say(text: str = "", *, flush: bool = False) -> None:
-    """Lines for people. Whatever a node wrote moves no terminal, also where nobody thought of cleaning it."""
+    """Print lines for people. Text from a node cannot control the terminal, even where a caller forgot to clean it."""
     print("\n".join(clean(line) for line in text.split("\n")), flush=flush)
 
 
 def paint(text: str, style: str = "") -> None:
-    """A line; on a terminal in a colour, and broken where it would be wider."""
+    """Print a line; on a terminal in a colour, and wrapped to its width."""
     if not on_terminal():
         say(text)
         return
@@ -83,7 +83,7 @@ def paint(text: str, style: str = "") -> None:
 
 
 def still(document: bytes) -> bytes:
-    """The same JSON, with what would move a terminal written as its number: JSON itself takes it as it is."""
+    """The same JSON, with characters that control a terminal written as numbers, which JSON allows."""
     if document.isascii() and b"\x7f" not in document:
         return document
     text = document.decode()
@@ -99,7 +99,7 @@ def _units(char: str) -> tuple[int, ...]:
 
 
 class _Emitted:
-    """Which standard output has a JSON document already. One program has one, tests have several."""
+    """The standard output that has a JSON document already. A program has one, tests have several."""
 
     to: Any = None
 
@@ -124,7 +124,7 @@ def on_terminal() -> bool:
 
 
 def local_time(text: str | None) -> str:
-    """An RFC 3339 time as the clock on the wall shows it."""
+    """An RFC 3339 time as local time."""
     if not text:
         return "-"
     then = datetime.fromisoformat(text).astimezone()
@@ -134,9 +134,9 @@ def local_time(text: str | None) -> str:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """For whom an answer is shown. ``terminal``: a person looks at this one answer, which has colours, times and
-    process ids; elsewhere equal answers must be equal. ``ids``: with the numbers that a node counts by itself, which
-    differ where nodes are equal otherwise.
+    """For whom an answer is shown. ``terminal``: a person reads this one answer, with colours, times and process ids;
+    otherwise equal answers must be equal text. ``ids``: with the numbers that each node counts by itself, which differ
+    between nodes that are otherwise equal.
     """
 
     terminal: bool = False
@@ -144,7 +144,7 @@ class View:
 
     @classmethod
     def here(cls, *, ids: bool = True) -> View:
-        """Whoever looks at standard output."""
+        """For the reader of standard output."""
         return cls(on_terminal(), ids)
 
     def until(self, text: str | None, before: str = " until ") -> str:
@@ -152,17 +152,17 @@ class View:
         return f"{before}{local_time(text)}" if text and self.terminal else ""
 
     def spoken(self, text: str) -> str:
-        """A message."""
+        """A message in the form for this reader."""
         return clean(text if self.terminal else PID.sub("", text))
 
 
 def spoken(text: str) -> str:
-    """A message for whoever looks at standard output."""
+    """A message for the reader of standard output."""
     return View.here().spoken(text)
 
 
 def put(lines: Lines) -> None:
-    """Show them on standard output."""
+    """Print lines on standard output."""
     console = None
     for line in lines:
         if isinstance(line, str):
@@ -177,7 +177,7 @@ def put(lines: Lines) -> None:
 
 
 def plain(lines: Lines) -> str:
-    """The same as text, as it stands where nobody looks at a terminal."""
+    """The lines as text, in the form for output that is not a terminal."""
     texts = [line if isinstance(line, str) else line[0] for line in lines if isinstance(line, str | tuple)]
     return "\n".join(clean(row) for text in texts for row in text.split("\n")).rstrip("\n")
 
@@ -196,18 +196,18 @@ def _duration(seconds: float | None) -> str:
 
 
 def _lag(doc: Mapping[str, Any]) -> str:
-    """What the root has not acknowledged yet; nothing on a node that has no root."""
+    """How many records the root has not acknowledged yet; empty on a node without a root."""
     behind = doc["journal"]["seq"] - doc["journal"]["replicated"] if doc.get("cluster") else 0
     return f"{behind} record{'s' if behind > 1 else ''} not at the root" if behind > 0 else ""
 
 
 def left_of(left_s: float) -> str:
-    """In whole minutes while there are some."""
+    """In whole minutes, if it is at least two."""
     return _duration(left_s if left_s < MINUTES_FROM_S else left_s // 60 * 60)
 
 
 def ends(text: str | None, left_s: float | None = None) -> str:
-    """An absolute time to the minute, where nodes that began together say the same; near its end to the second."""
+    """An absolute time to the minute, equal on nodes that began together; near its end to the second."""
     if not text:
         return ""
     then = datetime.fromisoformat(text).astimezone(UTC)
@@ -219,12 +219,12 @@ def ends(text: str | None, left_s: float | None = None) -> str:
 
 
 def _held(hold: Mapping[str, Any], node: str, fleet: str) -> str:
-    """What a hold is on; the whole fleet's are named by the root."""
+    """What is held: a change, the node, or the whole fleet, which the root's hold ids show."""
     return clean(hold["change"] or (fleet if str(hold["id"]).startswith("f") else node))
 
 
 def status_lines(doc: Mapping[str, Any], view: View, *, verbose: bool = False) -> Iterable[str]:
-    """Plain status: absolute times, no pids, no node name, so that equal nodes answer equally."""
+    """Plain status: absolute times, no pids, no node name, so that equal nodes give equal text."""
     yield f"state: {clean(doc['state'])}" + (" (observe mode)" if doc["mode"] == "observe" else "")
     untracked = f", untracked: {doc['untracked']}" if doc.get("untracked") else ""
     yield f"declared: {doc['declared']}, drifted: {doc['drifted']}, unreadable: {doc['unreadable']}{untracked}"
@@ -273,12 +273,12 @@ def status_lines(doc: Mapping[str, Any], view: View, *, verbose: bool = False) -
 
 
 def nearly_full(doc: Mapping[str, Any]) -> bool:
-    """The content store has less than a twentieth of its room left: what needs more will be refused."""
+    """Whether the content store has less than a twentieth of its room left: contents that need more will be refused."""
     return bool(doc["journal"].get("store"))
 
 
 def _verifying(doc: Mapping[str, Any]) -> str:
-    """How far the check of older records is, while it is not done; the same on nodes that are on their way."""
+    """The progress of the check of older records, while it is not done; equal on nodes that are checking."""
     left = doc["journal"].get("unverified", 0)
     stopped = doc["journal"].get("verifying")
     if not left or doc["journal"].get("error"):
@@ -287,8 +287,8 @@ def _verifying(doc: Mapping[str, Any]) -> str:
 
 
 def untracked_places(doc: Mapping[str, Any]) -> tuple[list[tuple[str, str]], int]:
-    """What is untracked and who made it, what lies in one place together: a name and a user; how many more there are
-    than the document names."""
+    """Untracked things and their owners, grouped by place: pairs of name and user; and how many more there are than the
+    document names."""
     places = doc.get("untracked_places", ())
     shown = [(f"{p['place']} ({p['count']})" if p["count"] > 1 else str(p["place"]), str(p["user"])) for p in places]
     return shown, max(0, doc.get("untracked", 0) - sum(p["count"] for p in places))
@@ -323,12 +323,12 @@ def why(change: Mapping[str, Any], view: View) -> str:
 
 
 def gone(holder: Mapping[str, Any]) -> str:
-    """A process that held something when it was looked for, and has ended since."""
+    """Marks a process that held something when it was looked for, and has ended since."""
     return " (gone)" if holder.get("gone") else ""
 
 
 def holders_table(holders: Iterable[Mapping[str, Any]], view: View, more: int = 0) -> Lines:
-    """Who uses what; ``more`` are not named."""
+    """The consumers; ``more`` others are not named."""
     rows = list(holders)
     if not view.terminal:
         for h in rows:
@@ -407,7 +407,7 @@ def _value(value: Any) -> str:
     if isinstance(value, dict):
         return " ".join(f"{k}={v}" for k, v in value.items())
     text = str(value)
-    if text.startswith("keyed:"):  # each node has its own key, and what is the same on all of them is said once
+    if text.startswith("keyed:"):  # each node has its own key, and equal text must be equal on all nodes
         return "(hidden)"
     return text[:16] + "…" if len(text) == 64 and set(text) <= set("0123456789abcdef") else text
 
@@ -425,7 +425,7 @@ def event_line(record: Mapping[str, Any], view: View) -> str:
 
 
 def event_text(record: Mapping[str, Any], view: View) -> str:
-    """What happened, without when and under which numbers: the same on nodes where the same has happened."""
+    """The event without its time and numbers: equal on nodes with equal events."""
     data = record["data"]
     what = _what(record["type"], {k: v for k, v in data.items() if k not in ("deadline", "ends")}, view)
     return "  ".join(clean(p) for p in (record["type"], data.get("group") or "", what, _who(record)) if p)

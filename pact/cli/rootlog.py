@@ -1,4 +1,4 @@
-"""What ``pact journal --root`` does: verify, back up and bring back the log of a root, on SQLite or etcd."""
+"""The actions of ``pact journal --root``: verify, back up and restore the log of a root, on SQLite or etcd."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _store(settings: config.AggregatorConfig, url: str = "") -> Iterator[LogStor
 
 
 def _path(settings: config.AggregatorConfig) -> str:
-    """Of SQLite's file; empty for etcd."""
+    """The path of SQLite's file; empty for etcd."""
     url = settings.journal
     return "/" + url.removeprefix("sqlite://").lstrip("/") if url.startswith("sqlite://") else ""
 
@@ -96,7 +96,8 @@ def _export(args: argparse.Namespace, settings: config.AggregatorConfig) -> int:
 
 
 def _import(args: argparse.Namespace, settings: config.AggregatorConfig) -> int:
-    """Whole or not at all: SQLite's file gets its name when it is full; on etcd the snapshot comes last."""
+    """Import completely or not at all: SQLite's file gets its name when it is complete; on etcd the snapshot comes
+    last."""
     backup, path = _file(args), _path(settings)
     if backup.cluster != settings.cluster:
         raise UsageError(f"{args.file} is the log of cluster {backup.cluster}, not of {settings.cluster}")
@@ -107,15 +108,15 @@ def _import(args: argparse.Namespace, settings: config.AggregatorConfig) -> int:
             fill_store(store, backup, settings.name)
         return _say(args, settings.journal, backup, "brought back")
     there = [path + rest for rest in ("", "-wal", "-shm", "-journal") if os.path.exists(path + rest)]
-    if there:  # SQLite would believe an old log beside the new file
+    if there:  # SQLite would use an old write-ahead log beside the new file
         raise UsageError(f"{', '.join(there)} exists already", f"stop every root and move {path}* aside")
     for rest in ("", "-wal", "-shm", ".lock", ".head"):
         if os.path.exists(path + NEW + rest):
-            os.unlink(path + NEW + rest)  # of an import that was cut off
+            os.unlink(path + NEW + rest)  # from an interrupted import
     with _store(settings, "sqlite://" + path + NEW) as store:
         fill_store(store, backup, settings.name)
     for rest in (".lock", ".head"):
-        os.unlink(path + NEW + rest)  # the first that leads makes them anew
+        os.unlink(path + NEW + rest)  # the first root that leads creates them anew
     os.rename(path + NEW, path)
     directory = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

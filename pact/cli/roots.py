@@ -1,4 +1,4 @@
-"""Asking a root: the connection, the progress bar, and what came of a request."""
+"""Asking a root: the connection, the progress bar, and the result of a request."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def _timeout_s(args: argparse.Namespace) -> float:
 
 
 class _Progress:
-    """``312 of 4000`` on the terminal while answers come in; nothing where nobody looks."""
+    """``312 of 4000`` on the terminal while answers come in; nothing if standard error is not a terminal."""
 
     def __init__(self) -> None:
         self.total = self.done = 0
@@ -100,7 +100,7 @@ class _Progress:
 
 @dataclass(slots=True)
 class Answers:
-    """Everything that came: answers with the nodes that gave them, and who failed."""
+    """All results: answers with the nodes that gave them, and the nodes that failed."""
 
     parts: dict[bytes, list[str]] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
@@ -128,8 +128,8 @@ def ask(args: argparse.Namespace, op: str, fields: dict[str, Any], nodes: str | 
 
 @contextlib.contextmanager
 def making_sense() -> Iterator[None]:
-    """What the root says of itself is shown within this: of what has the form of an answer, and not what belongs into
-    it, people hear as much. Raises UnreachableError."""
+    """The root's answers are shown inside this: if an answer has the right form but wrong contents, the person is told
+    that. Raises UnreachableError."""
     try:
         yield
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError):

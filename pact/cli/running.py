@@ -9,7 +9,7 @@ from pact.cli.command import Command, NodeCommand, Program, RootCommand
 
 
 def run(command: Command, args: argparse.Namespace) -> int:
-    """Returns the exit code. Raises PactError."""
+    """Carry a command out. Returns the exit code. Raises PactError."""
     if isinstance(command, Program):
         return command.run(args)
     if isinstance(command, RootCommand):

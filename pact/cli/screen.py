@@ -1,7 +1,7 @@
 """``pact status`` on a terminal: one screen whatever the size of the drift, and never wider than the terminal.
 
-Pure but for the size of the terminal: a document goes in, lines with styles come out. What does not fit is counted, and
-``-v`` shows it.
+Pure, except for the size of the terminal: a document goes in, lines with styles come out. Items that do not fit are
+counted, and ``-v`` shows them.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Limits:
 
 
 def screen(doc: Mapping[str, Any], *, verbose: bool) -> list[Line]:
-    """For the terminal as large as it is."""
+    """For the terminal's present size."""
     size = shutil.get_terminal_size()
     return page(doc, max(WIDTH_MIN, size.columns), size.lines - 1, verbose=verbose)
 
@@ -143,7 +143,7 @@ def _rough(seconds: float) -> str:
 
 
 def _troubles(doc: Mapping[str, Any], width: int) -> Iterable[Line]:
-    """What holds for the whole node."""
+    """Conditions of the whole node."""
     emergency = doc["emergency"]
     if emergency:
         until = "its end has passed" if emergency["stale"] else f"until {local_time(emergency['ends'])}"
@@ -172,7 +172,7 @@ def _troubles(doc: Mapping[str, Any], width: int) -> Iterable[Line]:
 
 
 def _change(doc: Mapping[str, Any], change: Mapping[str, Any], width: int, limits: Limits) -> Iterable[Line]:
-    """Who, how long, what; then why it stands, and who is in the way."""
+    """The owner, the time left, the resources; then the reason for its state, and the consumers that block it."""
     style = STYLE.get(change["state"], "")
     words = [change["id"] + (f" {change['group']}" if change.get("group") else "")]
     words += [clean(change["state"]).replace("_", " ")] if change["state"] != "open" else []
@@ -220,7 +220,7 @@ def _hold(hold: Mapping[str, Any], width: int) -> list[str]:
 
 
 def _row(what: str, facts: str, name: str, width: int) -> list[str]:
-    """In one line, if the name has room there."""
+    """One line, if the name fits."""
     if cell_len(what) + cell_len(name) + cell_len(facts) + 3 <= width:
         return [f"{what} {name}  {facts}"]
     return [f"{what} {cut_name(name, width - len(what) - 1)}", *prose(facts, width)]
@@ -275,7 +275,7 @@ def _next_step(doc: Mapping[str, Any]) -> list[str]:
 
 
 def _phrases(phrases: Sequence[str], width: int) -> Iterable[str]:
-    """In lines that break between them, where they can."""
+    """Lines that break between phrases, if possible."""
     row = ""
     for phrase in phrases:
         if row and cell_len(row) + 2 + cell_len(phrase) > width:

@@ -11,7 +11,7 @@ INDENT: Final = "    "
 
 
 def cut(text: str, width: int) -> str:
-    """Text in at most ``width`` cells; a sign stands where something is missing."""
+    """Text in at most ``width`` cells; a sign stands for the missing part."""
     if cell_len(text) <= width:
         return text
     out, used = [], 0
@@ -24,7 +24,7 @@ def cut(text: str, width: int) -> str:
 
 
 def cut_name(text: str, width: int) -> str:
-    """As ``cut``, but the end of the name stays: it says most."""
+    """The same as ``cut``, but the end of the name stays: it says most."""
     if cell_len(text) <= width:
         return text
     head = cut(text, max(2, width // 3))
@@ -39,7 +39,7 @@ def cut_name(text: str, width: int) -> str:
 
 
 def wrapped(names: Sequence[str], width: int, most: int | None, before: str = INDENT) -> list[str]:
-    """Names in lines that break between them; what does not fit into ``most`` lines is counted."""
+    """Names in lines that break between them; names that do not fit into ``most`` lines are counted."""
     lines: list[str] = []
     row, indent = before, " " * cell_len(before)
     for i, name in enumerate(names):
@@ -57,7 +57,7 @@ def wrapped(names: Sequence[str], width: int, most: int | None, before: str = IN
 
 
 def prose(text: str, width: int, indent: str = INDENT) -> list[str]:
-    """A sentence in lines that break between words, where they can."""
+    """A sentence in lines that break between words, if possible."""
     lines, row = [], indent
     for word in text.split():
         for piece in chop_cells(word, max(1, width - cell_len(indent))) or [""]:

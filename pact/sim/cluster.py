@@ -1,9 +1,9 @@
 """A root and many nodes on a network that loses, repeats, delays and cuts; everything from one seed.
 
-The cores are the real ones: ``Node`` in a ``World`` each, ``Root`` on a log that is a list. What lies between them is
-harsher than a tree: any message may be lost, come twice or late, and any process may die between two effects. A root
-that was replaced goes on for a while and does not know it. What nodes do with a call that comes again is the real code,
-too (``core/tree/member.py``).
+The cores are the real ones: ``Node`` in a ``World`` each, ``Root`` on a log that is a list. The network between them is
+harsher than a tree: any message may be lost, or come twice or late, and any process may die between two effects. A
+replaced root goes on for a while and does not know it. The code that handles repeated calls on nodes is real, too
+(``core/tree/member.py``).
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Net:
 
 @dataclass(slots=True)
 class Peer:
-    """A node as the harness sees it."""
+    """A node in the harness."""
 
     world: ShellWorld
     cut: bool = False
@@ -72,11 +72,11 @@ class Peer:
     acked: int = -1
     sent: int = -1
     calls: Calls = field(default_factory=Calls)
-    waiting: dict[Key, tuple[int, Root]] = field(default_factory=dict)  # calls whose answer takes time
+    waiting: dict[Key, tuple[int, Root]] = field(default_factory=dict)  # calls whose answers take time
     session: int = 0
     epoch: int = 0
     asks: bool = False  # it asks from time to time how its groups end
-    not_before_ns: int = 0  # it is not woken again sooner
+    not_before_ns: int = 0  # it is not woken before this time
 
 
 def answered(reply: Reply) -> bytes:
@@ -92,7 +92,7 @@ def answered(reply: Reply) -> bytes:
 
 
 class Cluster:
-    """See the module. ``t_ns`` is everybody's clock."""
+    """See the module. ``t_ns`` is the common clock."""
 
     def __init__(
         self,
@@ -105,7 +105,7 @@ class Cluster:
         limits: Limits | None = None,
         slow: float = 0.0,
     ) -> None:
-        """``slow``: the share of the nodes' jobs that take their time, or hang."""
+        """``slow``: the share of the nodes' jobs that take long, or hang."""
         self.rng = random.Random(seed)
         self.net = net or Net()
         self.limits = limits or Limits()
@@ -113,7 +113,7 @@ class Cluster:
         self.queue: list[tuple[int, int, Callable[[], None]]] = []
         self.n = 0
         self.log: list[bytes] = []
-        self._batches: list[Sequence[chunks.Batch]] = []  # of the log, as far as it was checked
+        self._batches: list[Sequence[chunks.Batch]] = []  # the batches of the log, as far as it was checked
         self.fence = 0
         self.root: Root | None = None
         self.deposed: list[Root] = []
@@ -121,8 +121,8 @@ class Cluster:
         self.results: dict[int, tuple[Mapping[str, Any], Any]] = {}
         self.requests = 0
         self.peers: dict[str, Peer] = {}
-        self.bell = Bell()  # something moved that nodes' wakes, or what is to be sent, depend on
-        self._wakes: dict[int, int | None] = {}  # of roots, until they are stepped
+        self.bell = Bell()  # rung when something changed that affects wake times of nodes or messages to send
+        self._wakes: dict[int, int | None] = {}  # wake times of roots, until they are stepped
         for i in range(nodes):
             world = ShellWorld(
                 settings=settings or with_settings(),
@@ -148,17 +148,17 @@ class Cluster:
         heapq.heappush(self.queue, (self.t_ns + delay_ns, self.n, what))
 
     def send(self, what: Callable[[], None]) -> None:
-        """Deliver something, perhaps never, perhaps twice, some time from now."""
+        """Deliver a message, perhaps never, perhaps twice, after a random delay."""
         for _ in range(1 + (self.rng.random() < self.net.twice)):
             if self.rng.random() >= self.net.loss:
                 self.later(self.rng.randrange(1, self.net.delay_ms + 1) * MS, what)
 
     def advance(self, ns: int) -> None:
-        """Let time pass; what is due happens in its order. A node or root is woken when it asked for it, not before:
-        what it does at any moment is the same."""
+        """Let time pass; due events happen in order. A node or root is woken at the time that it asked for, not before:
+        its behaviour at any moment is the same."""
         end, queue = self.t_ns + ns, self.queue
         self._wakes.clear()
-        self.bell.rung = True  # somebody may have been at the nodes meanwhile
+        self.bell.rung = True  # a test may have changed the nodes meanwhile
         nodes_ns = 0
         while True:
             if self.bell.rung:
@@ -185,7 +185,7 @@ class Cluster:
         self._replicate()
 
     def _nodes_wake_ns(self) -> int:
-        """When the first of the nodes wants to be woken. It is right until the bell rings."""
+        """When the first of the nodes wants to be woken. Valid until the bell rings."""
         self.bell.rung = False
         first = FAR_NS
         for peer in self.peers.values():
@@ -256,7 +256,7 @@ class Cluster:
                 self._down(root, effect)
 
     def _commit(self, root: Root, effect: Commit) -> None:
-        if root.fence != self.fence:  # somebody else leads: the store refuses  # K3
+        if root.fence != self.fence:  # another root leads: the store refuses  # K3
             if root in self.deposed:
                 self.deposed.remove(root)
             return
@@ -296,7 +296,7 @@ class Cluster:
     def request(
         self, op: str, args: Mapping[str, Any], nodes: str | None = None, user: str = "alice", role: str = "admin"
     ) -> int:
-        """Ask the root; the answer is in ``results`` under the number returned."""
+        """Ask the root; the answer is in ``results`` under the returned number."""
         self.requests += 1
         self.up(
             self.root,
@@ -316,7 +316,7 @@ class Cluster:
     # -- the nodes ----------------------------------------------------------------------------------------------
 
     def link(self, name: str) -> None:
-        """A node finds its way to the root: it hears of holds first, then reports what it has not finished."""
+        """A node connects to the root: it gets the holds first, then reports its unfinished groups."""
         peer, root = self.peers[name], self.root
         if root is None or peer.cut or not peer.world.running or peer.linked:
             return
@@ -375,7 +375,7 @@ class Cluster:
             self.later(self.rng.randrange(1, 3000) * MS, lambda: self.link(name))
 
     def _ask(self, name: str, session: int, before: list[list[Any]] | None = None) -> None:
-        """As an uplink does; nothing is planned for a node that has no group."""
+        """Ask as an uplink does; nothing is scheduled for a node without groups."""
         peer = self.peers[name]
         if peer.session != session or not peer.linked or not peer.world.running:
             return
@@ -406,7 +406,7 @@ class Cluster:
             elif self.peers[name].world.running:
                 peer.waiting[key] = peer.world.token, root
             else:
-                self._ended(name)  # it died over it
+                self._ended(name)  # the node died during the call
 
     def _answer(self, name: str, root: Root, key: Key, answer: bytes) -> None:
         peer = self.peers[name]
@@ -414,7 +414,7 @@ class Cluster:
         self.send(lambda: self.up(root, "answer", reply, answer) if not peer.cut else None)
 
     def _answer_late(self, name: str, peer: Peer) -> None:
-        """What was asked long ago, and is answered at last."""
+        """Send answers of calls that took long."""
         for key, (token, root) in list(peer.waiting.items()):
             reply = peer.world.replies.pop(token, None)
             if reply is not None:
@@ -449,7 +449,7 @@ class Cluster:
         for name, peer in self.peers.items():
             journal = peer.world.journal
             if not peer.world.running:
-                self._ended(name)  # no link, then
+                self._ended(name)  # then it has no link
             if peer.waiting:
                 self._answer_late(name, peer)
             elif peer.linked and not peer.asks and peer.world.node.state.groups:
@@ -473,7 +473,8 @@ class Cluster:
     # -- what must hold -----------------------------------------------------------------------------------------
 
     def check(self) -> None:
-        """Safety: one decision a group, nobody against it, no stale fence obeyed, every event once, every call once."""
+        """Safety: one decision for each group, no member against it, no stale fence obeyed, every event once, every
+        call once."""
         state = log.load(None, self.log)
         if self.root is not None and self.root.state.gseq == state.gseq:
             assert self.root.state.to_bytes() == state.to_bytes(), "what the root holds is what its log says"

@@ -1,9 +1,9 @@
 """The disk under a virtual journal: what is durable, what a refused transaction leaves, and what a start reads.
 
 A start or a reload does not fold the whole journal: as the real agent does, it takes a snapshot and the records after
-it. The snapshot is that of the process that was there before, taken when it dies with everything recorded. Every
-``CHECK_EVERY``-th time it is compared with the whole journal folded from zero; ``World.check`` does that too, at the
-end of every life, so that nothing that went wrong on the way stays unseen.
+it. The snapshot is that of the previous process, taken when it dies with everything recorded. At every
+``CHECK_EVERY``-th load it is compared with the whole journal folded from zero; ``World.check`` does that too, at the
+end of every life, so that no error on the way stays unseen.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ CHECK_EVERY: Final = 16
 
 
 class DiskFull(Exception):
-    """The transaction was refused. ``torn``: its frames lie in the log all the same."""
+    """The transaction was refused. ``torn``: its frames are in the log all the same."""
 
     def __init__(self, records: Sequence[Record], torn: bool) -> None:
         super().__init__(len(records))
@@ -33,23 +33,23 @@ class DiskFull(Exception):
 class Disk:
     """See the module. ``records`` is the journal as a reader finds it.
 
-    ``unreadable``: it cannot even be read what is durable. ``tears``: a transaction is refused because its
-    sync fails, and stands in the log: a process that is killed then leaves it to the next, which takes it for done.
-    ``unknown``: the head, which would say that it was refused, cannot be written either.
+    ``unreadable``: not even durable data can be read. ``tears``: a transaction is refused because its sync fails, but
+    is in the log: if the process is killed, the next one accepts it. ``unknown``: the head, which would record the
+    refusal, cannot be written either.
     """
 
     def __init__(self, records: list[Record]) -> None:
         self.records = records
         self.unreadable = self.tears = self.unknown = False
-        self.never: set[str] = set()  # hashes of records that were answered with no
+        self.never: set[str] = set()  # hashes of records that were refused
         self._frames: list[Record] = []
         self._snapshot: tuple[int, str, bytes] | None = None
         self._loads = 0
 
     def append(self, records: Sequence[Record]) -> None:
-        """All of them, durable. What a refused transaction left is overwritten."""
+        """Write all of them durably. Frames of a refused transaction are overwritten."""
         if self.never:
-            self.never.difference_update(r.hash for r in records)  # asked again, and done
+            self.never.difference_update(r.hash for r in records)  # requested again, and done
         self._frames.clear()
         self.records += records
 
@@ -58,19 +58,19 @@ class Disk:
         return DiskFull(records, self.tears)
 
     def note_refused(self) -> None:
-        """The head says that what the log holds beyond it was refused."""
+        """The head records that the log's frames beyond it were refused."""
         if not self.unknown:
             self._frames.clear()
 
     def killed(self, state: State) -> None:
-        """The process is dead; this is what it had in memory. The next one finds what the log holds."""
+        """The process is dead; this is its state in memory. The next process finds what the log holds."""
         if state.seq >= 0 and self.records and state.hash == self.records[-1].hash:
             self._keep(state)
         self.records += self._frames
         self._frames.clear()
 
     def load(self) -> State:
-        """The state that what is durable gives."""
+        """The state from the durable data."""
         if self.never:
             assert self.never.isdisjoint(r.hash for r in self.records), "what was answered with no is done"
         state = State()
@@ -100,5 +100,5 @@ class Disk:
 
 
 def _read(record: Record) -> Record:
-    """As it is read from a file: its dictionaries are in another order than they were in memory."""
+    """The record as it is read from a file: its dictionaries have another order than in memory."""
     return replace(record, data=orjson.loads(canonical(record.data)), payload=None)

@@ -1,11 +1,11 @@
 """Many virtual nodes in one process, for measuring: the real core, wire code, uplink and outbox, and real sockets.
 
-Every node has its own DEALER, its own CURVE key and its own session, as an agent has. What is left out is the machine
-(a dictionary: an action writes an entry) and the disk (a list), because those belong to the node's own machine and
+Every node has its own DEALER, its own CURVE key and its own session, as an agent has. The machine is replaced by a
+dictionary (an action writes an entry) and the disk by a list, because those belong to the node's own machine and
 nothing of them travels. A process of this kind holds a few thousand nodes: each takes two descriptors.
 
 ``python -m pact.sim.fleet SPEC`` runs one: SPEC is JSON (see ``Spec``); every change of its counts is a line of JSON on
-stdout, and every line on stdin asks for one now; a dot in it ends the writing, the end of stdin ends it.
+stdout, and every line on stdin requests one now; a dot in it ends the writes, the end of stdin ends the process.
 """
 
 from __future__ import annotations
@@ -58,11 +58,11 @@ from pact.sim.lines import Machine
 
 SOCKETS_MAX: Final = 16_384
 CACHED_MAX: Final = 4
-READY_MAX: Final = 128  # nodes in one turn: their clock is read once
+READY_MAX: Final = 128  # nodes in one turn: they share one reading of the clock
 BEGIN_MAX: Final = 8
 WORK_NS: Final = NS_PER_S // 50
-TOGETHER_NS: Final = NS_PER_S // 20  # what is due within this time is done at once: thousands of clocks, one wake
-GC_OBJECTS: Final = 100_000  # between two looks for garbage: a node's share of them is as if it were alone
+TOGETHER_NS: Final = NS_PER_S // 20  # work that is due within this time is done together: thousands of clocks, one wake
+GC_OBJECTS: Final = 100_000  # between two garbage collections: each node's share of the cost is as on its own machine
 REPORT_NS: Final = NS_PER_S // 10
 VERSION: Final = "virtual"
 WRITER: Final = Owner("uid:1000", "somebody", 1000)
@@ -70,10 +70,10 @@ WRITER: Final = Owner("uid:1000", "somebody", 1000)
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """What one process runs. ``nodes``: name, rack, public and secret key, indexes into ``parents`` (url, key, rack);
-    ``at_once``: so many at most are on their way to their first parent (a handshake costs both sides most of a
-    millisecond; all at once would starve those that are there); ``write_every_s``: how often somebody writes to each
-    node's machine, 0 for never.
+    """The contents of one process. ``nodes``: name, rack, public and secret key, indexes into ``parents`` (url, key,
+    rack); ``at_once``: how many nodes at most connect to their first parent at a time (a handshake costs both sides
+    most of a millisecond; all at once would starve the connected ones); ``write_every_s``: how often somebody writes to
+    each node's machine, 0 for never.
     """
 
     nodes: Sequence[tuple[str, str, str, str, Sequence[int]]]
@@ -82,14 +82,14 @@ class Spec:
     at_once: int = 48
     write_every_s: float = 0.0
     io_threads: int = 1
-    roots: Sequence[str] = ()  # public keys; where there are any, everything is sealed, and nothing goes without
+    roots: Sequence[str] = ()  # public keys; if there are any, everything is sealed, and nothing is sent without a seal
 
 
 @dataclass(slots=True)
 class Counts:
-    """What a process tells: nodes that were told to connect, that have a parent now; records that are durable at the
-    root, and that there are; calls carried out, and the processor's time that this took; how often a parent was lost;
-    lines of stdin that were read before this was told.
+    """The counts that a process reports: nodes that were told to connect, and that have a parent now; records that are
+    durable at the root, and all records; calls carried out, and their processor time; how often a parent was lost;
+    lines of stdin that were read before this report.
     """
 
     begun: int = 0
@@ -103,7 +103,7 @@ class Counts:
 
 
 class NodeLinks(Protocol):
-    """The way from a node to its parents."""
+    """The connections of a node to its parents."""
 
     def perform(self, effect: Connect | Disconnect | Send) -> None: ...
     def drain(self) -> list[tuple[str, Message]]: ...
@@ -149,7 +149,7 @@ class VirtualNode:
     # -- the loop's two ways in ---------------------------------------------------------------------------------
 
     def readable(self) -> None:
-        """Everything that has come. Asked once more after the last answer: sending may have taken the edge."""
+        """Read everything that has come. Check once more after the last answer: sending may have cleared the edge."""
         links, member, now_ns = self.links, self.member, self.fleet.now_ns
         acked = self.outbox.acked
         while True:
@@ -174,7 +174,7 @@ class VirtualNode:
             self.readable()
 
     def _write(self) -> None:
-        """Somebody changes the first declared resource, or changes it back: two records, or one."""
+        """Change the first declared resource, or change it back: two records, or one."""
         self._write_ns = self.fleet.now_ns + self._write_every_ns if self.fleet.writing else 1 << 62
         if self.fleet.writing:
             resource, declared = next(iter(self.fleet.declared.items()))
@@ -240,7 +240,7 @@ class VirtualNode:
         self._send(self._todo())
 
     def _todo(self) -> deque[Up]:
-        """What goes up of what was recorded since."""
+        """The messages for records made since."""
         newest = len(self.world.lines) - 1
         if newest <= self.outbox.newest:
             return deque()
@@ -258,7 +258,7 @@ class VirtualNode:
         self._recorded()
 
     def call(self, message: Message) -> None:
-        """Its turn has come."""
+        """Carry out a call whose turn has come."""
         self.fleet.counts.calls += 1
         self._apply(self.member.call(message, self.fleet.now_ns))
         if self.links.readable():
@@ -268,7 +268,7 @@ class VirtualNode:
         todo = self._todo()
         with_it = todo.popleft() if todo and self.member.uplink.with_answers and with_answer(todo[0]) else None
         self._apply(self.member.answer(key, body, with_it))
-        self._send(todo)  # an answer does not wait behind many events
+        self._send(todo)  # an answer must not wait behind many events
 
     def _carry_out(self, op: str, body: bytes, said: Mapping[str, Any], key: Key) -> bytes:
         if op == "ping":
@@ -350,13 +350,13 @@ class Fleet:
             self._welcomed.add(node.name)
             if len(self._welcomed) == len(self.spec.nodes):
                 gc.collect()
-                gc.freeze()  # a walk through thousands of nodes is nothing that a node would ever wait for
+                gc.freeze()  # no real node would ever wait for a walk through thousands of nodes
                 gc.set_threshold(GC_OBJECTS)
                 gc.enable()
         self.counts.connected = len(self._with_parent)
 
     def run(self, stdin: int) -> None:
-        """Until ``stdin`` ends."""
+        """Run until ``stdin`` ends."""
         self._epoll.register(stdin, select.EPOLLIN)
         while True:
             ready = self._epoll.poll(self._timeout_s(), READY_MAX)
@@ -375,7 +375,7 @@ class Fleet:
             self._after_reading()
 
     def _asked(self, stdin: int) -> bool:
-        """False at its end."""
+        """Read requests. Returns False at the end of stdin."""
         said = os.read(stdin, 4096)
         self.counts.told += said.count(b"\n")
         self.writing = self.writing and b"." not in said
@@ -383,7 +383,7 @@ class Fleet:
         return bool(said)
 
     def _after_reading(self) -> None:
-        """The rest of a turn: who begins, whose time has come, what was asked, and what is told."""
+        """The rest of a turn: begin connections, handle timers and calls, and report counts."""
         self._begin()
         self._tick()
         if self.work:
@@ -392,7 +392,7 @@ class Fleet:
             self._report()
 
     def _work(self) -> None:
-        """Some of the calls. Beats do not wait for all of them: on a machine of its own no node would."""
+        """Carry out some of the calls. Beats must not wait for all of them: on its own machine no node would."""
         began_ns = time.thread_time_ns()
         ends_ns = boottime_ns() + WORK_NS
         while self.work:
@@ -451,7 +451,7 @@ class Fleet:
 
 
 def raise_descriptors() -> int:
-    """As many as are allowed."""
+    """Raise the limit of descriptors as far as allowed."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return hard
@@ -462,7 +462,7 @@ def main() -> None:
     with open(sys.argv[1], "rb") as f:
         spec = Spec(**orjson.loads(f.read()))
     Fleet(spec).run(sys.stdin.fileno())
-    os._exit(0)  # thousands of sockets need not be closed one by one
+    os._exit(0)  # closing thousands of sockets one by one is unnecessary
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Leaf aggregators with their nodes in one process, and no socket between the two: for measuring what the tree itself
-costs, where ten thousand sockets on two cores would be most of what is seen.
+"""Leaf aggregators with their nodes in one process, without sockets between them: for measuring the cost of the tree
+itself, where ten thousand sockets on two cores would dominate.
 
 Each aggregator is the real one with its uplink, its keys and its real sockets upwards; each node is that of ``fleet``.
-Between them go the very frames, encoded, decoded and checked on both sides; what is left out of that one hop is libzmq,
-CURVE and the kernel. ``bench_cluster`` measures the same tree with a socket for each node beside it.
+The real frames go between them, encoded, decoded and checked on both sides; only libzmq, CURVE and the kernel are left
+out on that one hop. ``bench_cluster`` also measures the same tree with a socket for each node.
 
 ``python -m pact.sim.leaves SPEC`` runs one process: the JSON of ``fleet`` with ``leaves`` (see ``LeafSpec``).
 """
@@ -36,13 +36,13 @@ NO_CONNECTION: Final = -1
 
 @dataclass(frozen=True, slots=True)
 class LeafSpec(Spec):
-    """``leaves``: (url that nodes know, configuration file) of each aggregator here."""
+    """``leaves``: (url for nodes, configuration file) of each aggregator here."""
 
     leaves: list[tuple[str, str]] = field(default_factory=list)
 
 
 class MemoryPort:
-    """What an aggregator reads and writes in place of its ROUTER."""
+    """The replacement of an aggregator's ROUTER."""
 
     def __init__(self) -> None:
         self.came: deque[tuple[bytes, str, int, bytes | memoryview | None]] = deque()
@@ -71,7 +71,7 @@ class MemoryPort:
 
 
 class MemoryLinks:
-    """A node's links, as ``Links``."""
+    """A node's links, with the interface of ``Links``."""
 
     def __init__(self, leaves: Leaves, node: VirtualNode, key: Key) -> None:
         self.rid, self._key = node.name.encode(), key.public
@@ -101,7 +101,7 @@ class MemoryLinks:
         return out
 
     def readable(self) -> bool:
-        return False  # what comes while this is being read is a turn of its own
+        return False  # messages that come during the reading get a turn of their own
 
 
 class Leaves(Fleet):
@@ -110,8 +110,8 @@ class Leaves(Fleet):
     def __init__(self, spec: LeafSpec) -> None:
         super().__init__(spec)
         self.ports: dict[str, MemoryPort] = {}
-        self.busy: dict[str, None] = {}  # aggregators that have something to read
-        self.told: deque[VirtualNode] = deque()  # nodes that have
+        self.busy: dict[str, None] = {}  # aggregators with messages to read
+        self.told: deque[VirtualNode] = deque()  # nodes with messages to read
         self._aggregators: dict[str, Aggregator] = {}
         self._by_poller: dict[int, str] = {}
         self._due_ns: dict[str, int] = {}
@@ -128,7 +128,7 @@ class Leaves(Fleet):
         return MemoryLinks(self, node, key)
 
     def run(self, stdin: int) -> None:
-        """Until ``stdin`` ends."""
+        """Run until ``stdin`` ends."""
         self._epoll.register(stdin, select.EPOLLIN)
         while True:
             for fd, _ in self._epoll.poll(self._timeout_s()):
@@ -146,7 +146,7 @@ class Leaves(Fleet):
             self._after_reading()
 
     def _turns(self) -> None:
-        """Of those aggregators that have something to do."""
+        """Turns of the aggregators that have something to do."""
         for url in [u for u, due_ns in self._due_ns.items() if due_ns <= self.now_ns or u in self.busy]:
             aggregator, port = self._aggregators[url], self.ports[url]
             self.busy.pop(url, None)

@@ -8,10 +8,11 @@ from pact.sim.world import World
 
 
 class Machine(World):
-    """A world whose journal is kept as the lines that go up, and whose disk never fails: it cannot start again."""
+    """A world whose journal is kept as the lines that are sent up, and whose disk never fails: it cannot start
+    again."""
 
     lines: list[bytes]
-    fresh: list[Record]  # the last of them, for whoever sends them
+    fresh: list[Record]  # the last of them, for the sender
 
     def _perform(self, effects: list[Effect]) -> None:
         for effect in effects:

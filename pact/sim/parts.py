@@ -1,4 +1,4 @@
-"""Small parts of the virtual world: who asks something, what the kinds of a virtual machine know, a bell."""
+"""Small parts of the virtual world: callers, the rules of a virtual machine's kinds, a bell."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pact.resources.rules import KindRules
 
 
 class SimRules(KindRules):
-    """Everything that differs differs wholly."""
+    """A resource that differs at all has the full distance."""
 
     def distance_n(self, resource: str, declared: Attrs | None, actual: Attrs | None) -> int:
         return 0 if declared == actual else 1_000_000_000
@@ -29,7 +29,7 @@ class SimRules(KindRules):
 
 
 def person(name: str, role: str = "ops", uid: int | None = None) -> Caller:
-    """A caller with a login session of its own."""
+    """A caller with a separate login session."""
     number = sum(map(ord, name)) if uid is None else uid
     owner = Owner(f"login:{number}:{number % 7}", name, number, str(number % 7), f"{name}-command")
     return Caller(Actor(name, number, role, "socket"), owner)
@@ -37,12 +37,12 @@ def person(name: str, role: str = "ops", uid: int | None = None) -> Caller:
 
 @dataclass(slots=True)
 class Bell:
-    """Rung whenever a node is stepped, starts or dies: who waits for nodes asks them again."""
+    """Rung whenever a node is stepped, starts or dies: code that waits for nodes then checks them again."""
 
     rung: bool = False
 
 
 def with_settings(**changes: Any) -> Settings:
-    """What an agent has that nobody configured, but for these."""
+    """An agent's default settings, with these changes."""
     severity_n = {kind: billionths(severity) for kind, severity in severities().items()}
     return replace(Settings(severity_n=severity_n, dimensions=dimensions()), **changes)

@@ -1,12 +1,12 @@
-"""Several aggregators in one process, for measuring a tree of many on a machine of few cores.
+"""Several aggregators in one process, for measuring a tree of many on a machine with few cores.
 
 Each is the real one: its own context, ROUTER, authentication, keys, uplink and relay; only the waiting is shared. With
-a process each, what one would measure on two cores is the scheduler: eighty processes that wake each other for a
-handful of messages. On eighty machines there is no such thing.
+a process for each, two cores would mostly measure the scheduler: eighty processes that wake each other for a handful of
+messages. On eighty machines that does not happen.
 
 ``python -m pact.sim.relays [--root | --sink] CONFIG...`` runs them; a line on stdout says when all are bound, the end
-of stdin ends it. A root counts the messages between it and its children, by kind, and says them for each line on stdin.
-A sink takes what comes up and acknowledges it, in place of a root, where the relay below it is what is measured.
+of stdin ends the process. A root counts the messages between it and its children, by kind, and prints the counts for
+each line on stdin. A sink acknowledges all events, in place of a root, to measure the relay below it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ KIND_OF: Final = {kind.code: name for name, kind in KINDS.items()}
 
 
 class Sink:
-    """The least that a relay's parent can be: everything is durable at once."""
+    """The smallest possible parent of a relay: everything is durable at once."""
 
     def __init__(self, aggregator: Aggregator) -> None:
         self._name = aggregator.config.name
@@ -104,8 +104,8 @@ class Relays:
     def __init__(self, paths: Sequence[str], make_root: Callable[[Aggregator], RootPart] | None = None) -> None:
         self._epoll = select.epoll()
         self._by_fd: dict[int, Aggregator] = {}
-        self._wakes: dict[int, int] = {}  # of each: when it has something to do
-        self._order: list[tuple[int, int]] = []  # the same as a heap, with what has been overtaken
+        self._wakes: dict[int, int] = {}  # for each: when it has something to do
+        self._order: list[tuple[int, int]] = []  # the same as a heap, including outdated entries
         self._counted: Counted | None = None
         for path in paths:
             if make_root is None:
@@ -119,7 +119,7 @@ class Relays:
             self._epoll.register(fd, select.EPOLLIN)
 
     def run(self, stdin: int) -> None:
-        """Until ``stdin`` ends."""
+        """Run until ``stdin`` ends."""
         self._epoll.register(stdin, select.EPOLLIN)
         while True:
             timeout_s = max(0, self._order[0][0] - boottime_ns()) / NS_PER_S

@@ -1,7 +1,7 @@
-"""Scenarios as readable transcripts: a command, ``----``, and what came of it.
+"""Scenarios as readable transcripts: a command, ``----``, and its output.
 
-``run_script`` executes the commands of a file against a ``World`` and gives the file back with what really came out, so
-that a test can compare and a person can read. Commands::
+``run_script`` executes the commands of a file against a ``World`` and returns the file with the real output, so that a
+test can compare and a person can read. Commands::
 
     settings base=900s floor=60s          before ``start``
     start RESOURCE=VALUE ...              declared state; the machine has it too
@@ -32,7 +32,7 @@ SEPARATOR = "----"
 
 
 def run_script(text: str) -> str:
-    """The transcript with its outputs as they are now."""
+    """The transcript with its present outputs."""
     runner = Runner()
     out = []
     for comment, commands in _blocks(text):
@@ -67,7 +67,7 @@ def _blocks(text: str) -> Iterator[tuple[list[str], list[str]]]:
 
 
 class Runner:
-    """Executes one command after the other on one world."""
+    """Executes commands one after the other on one world."""
 
     def __init__(self) -> None:
         self.world = World()

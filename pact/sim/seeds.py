@@ -1,6 +1,7 @@
-"""Which seeds a simulation runs: others each day, and those of ``PACT_SEED`` (the first) and ``PACT_SEEDS`` (how many).
+"""The seeds of a simulation: different ones each day, or those of ``PACT_SEED`` (the first) and ``PACT_SEEDS`` (how
+many).
 
-Who finds a failure repeats it with ``PACT_SEED=N PACT_SEEDS=1``, which stands beside it.
+A failure names its seed; ``PACT_SEED=N PACT_SEEDS=1`` repeats it.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 DAY_S: Final = 86_400
-A_DAY: Final = 100_000  # seeds that a day has for itself
+A_DAY: Final = 100_000  # seeds reserved for each day
 
 
 def seeds(count: int) -> range:
-    """``count`` seeds of this day, or what the environment says."""
+    """``count`` seeds of this day, or those that the environment gives."""
     first = os.environ.get("PACT_SEED")
     many = int(os.environ.get("PACT_SEEDS", count))
     start = int(time.time()) // DAY_S * A_DAY if first is None else int(first)
@@ -28,7 +29,7 @@ def blocks(of: range, size: int) -> list[range]:
 
 
 def each(run: Callable[[int], object], of: Iterable[int]) -> None:
-    """Run every seed. What one raises says which it was."""
+    """Run every seed. An exception names its seed."""
     for seed in of:
         try:
             run(seed)

@@ -1,15 +1,16 @@
-"""A virtual node whose shell is like the real one: it remembers signatures, works off the loop, and looks twice.
+"""A virtual node with a shell like the real one: it remembers signatures, works off the loop, and observes twice.
 
-Where ``World`` sees and answers at once, here
+``World`` observes and answers at once. Here
 
-- signatures of what was seen are saved with the record that they are true for, and a start looks only at what they
-  cannot vouch for (as ``agent/signatures.py`` does);  # J5
-- what a job reads may be long ago when its answer comes, or is read late, or is never answered; others go on meanwhile;
-- what was read by a job is looked at once more after it was recorded (as ``Agent._recorded`` does);  # C5
-- what is new below tracked patterns, and what was mounted over declared paths, is found by comparing with what was
-  known before.  # U1, R7
+- signatures of observations are saved with the record for which they are true, and a start observes only resources for
+  which they are no proof (as ``agent/signatures.py`` does);  # J5
+- a job's observation may be old when its answer comes, or is made late, or is never answered; other jobs go on
+  meanwhile;
+- resources that a job observed are observed once more after they were recorded (as ``Agent._recorded`` does);  # C5
+- new things below tracked patterns, and mounts over declared paths, are found by comparing with what was known
+  before.  # U1, R7
 
-``faults`` names what may be left out of that, so that tests can show that a simulation notices.
+``faults`` names rules that may be left out, so that tests can show that a simulation notices.
 """
 
 from __future__ import annotations
@@ -44,12 +45,12 @@ from pact.resources import KINDS
 from pact.resources.base import MOUNTS
 from pact.sim.world import World
 
-#: What is mounted here hides declared paths.
+#: A mount here hides declared paths.
 OVER: Final = "mount:/over"
-#: How long a worker takes, when it takes its time.
+#: How long a slow worker may take.
 WAITS_NS: Final = tuple(ms * NS_PER_S // 1000 for ms in (1, 100, 5_000, 70_000, 2_000_000))
 NEVER_NS: Final = 1 << 62
-#: After more records than this a start looks at everything.
+#: After more records than this a start observes everything.
 RECORDS_MAX: Final = 64
 _UNSEEN: Final = object()
 _READ: Final = (Looked, Probed)
@@ -61,21 +62,21 @@ ONE_LOOK: Final = "what a job has read is not looked at again"
 
 @dataclass
 class ShellWorld(World):
-    """See the module. ``slow`` is the share of jobs that take their time, or hang; ``rng`` decides which."""
+    """See the module. ``slow`` is the share of jobs that take long, or hang; ``rng`` decides which."""
 
     rng: random.Random = field(default_factory=lambda: random.Random(0))
     slow: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.table: dict[str, Any] = {}  # what was there when the shell last looked itself
+        self.table: dict[str, Any] = {}  # what the shell itself observed last
         self.saved: tuple[int, str, dict[str, Any]] | None = None  # on disk: number and hash of the record, the table
         self.points: set[str] = set()
         self.saved_points: set[str] = set()
         self._late: list[tuple[int, int, Callable[[], Event]]] = []
         self._late_n = 0
         self._busy_until_ns: dict[str, int] = {}  # change -> when the last job about it has ended
-        self._moving: dict[int, frozenset[str]] = {}  # job that acts -> what it brings elsewhere
+        self._moving: dict[int, frozenset[str]] = {}  # running job -> resources that it changes
         self._held: dict[str, Owner | None] = {}  # touched meanwhile
 
     # -- life ---------------------------------------------------------------------------------------------------
@@ -89,7 +90,7 @@ class ShellWorld(World):
             self.feed(self._walked)
 
     def _first_sightings(self) -> list[Sighting]:
-        """Only what the saved signatures cannot vouch for."""
+        """Only resources for which the saved signatures are no proof."""
         state = self.node.state
         self.table = self._vouched()
         suspect = [r for r in state.declared_ids() if r in state.member_of or self._suspect(r)]
@@ -108,7 +109,7 @@ class ShellWorld(World):
         return {r: seen for r, seen in table.items() if r not in moved}
 
     def save(self) -> None:
-        """Keep the signatures, unless something was seen that the journal does not know yet."""
+        """Save the signatures, unless there are observations that the journal lacks."""
         if self.lost or not self.running or self.node.jobs or self.queue or self._held or self._moving:
             return
         state, unreadable = self.node.state, self.node.unreadable
@@ -124,7 +125,7 @@ class ShellWorld(World):
         self._held.clear()
 
     def reboot(self, down_ns: int = 0) -> None:
-        self.saved_points = set()  # nothing of another boot is mounted
+        self.saved_points = set()  # no mount of another boot exists
         super().reboot(down_ns)
 
     # -- looking ------------------------------------------------------------------------------------------------
@@ -151,14 +152,14 @@ class ShellWorld(World):
         self.queue.append(make)
 
     def _hold(self, resource: str, owner: Owner | None) -> bool:
-        """A job brings it elsewhere just now: it is looked at after.  # R10"""
+        """Whether a job changes the resource now: then it is observed afterwards.  # R10"""
         if not self._moving or not any(resource in ids for ids in self._moving.values()):
             return False
         self._held[resource] = owner or self._held.get(resource)
         return True
 
     def rescan(self) -> None:
-        """Find what no event told: declared things whose signature has moved, and what is new or gone."""
+        """Find changes without events: declared resources whose signatures have changed, and new or gone things."""
         self._rescan()
         self._drain()
 
@@ -169,7 +170,7 @@ class ShellWorld(World):
         self.queue.append(self._walked)
 
     def _walked(self) -> Event:
-        """What is new below tracked patterns, and what is gone."""
+        """New things below tracked patterns, and those that are gone."""
         node, state = self.node, self.node.state
         waiting = node.pace.waiting
         fresh = [
@@ -183,7 +184,7 @@ class ShellWorld(World):
         return Appeared(self.t_ns, self.wall_ns, [New(r, {"type": "file"}, None) for r in fresh], gone)
 
     def cover(self, owner: Owner | None = None) -> None:
-        """Tell of what was mounted over declared paths since it was last looked at."""
+        """Report mounts over declared paths that are new since the last look."""
         there = {r for r, value in self.machine.items() if r.startswith(OVER) and value is not None}
         fresh, self.points = there - self.points, there
         for resource in sorted(fresh):
@@ -193,7 +194,7 @@ class ShellWorld(World):
         self._save_points()
 
     def _save_points(self) -> None:
-        """A run that finds one known would never record it: not while that is owed."""
+        """Not while such a mount is owed: a later run that finds it saved would never record it."""
         if self.running and not self.lost and not self.owed:
             self.saved_points = set(self.points)
 
@@ -217,7 +218,7 @@ class ShellWorld(World):
                 data = record.data
                 for resource in data.get("forgotten", ()):
                     self.table.pop(resource, None)
-                if ONE_LOOK not in self.faults:  # what was read may be long ago, and no event comes any more  # C5
+                if ONE_LOOK not in self.faults:  # the observation may be old, and no more events come  # C5
                     self._touch_declared((*data.get("resources", ()), *data.get("baseline", ())))
 
     def _touch_declared(self, resources: Iterable[str]) -> None:
@@ -254,11 +255,11 @@ class ShellWorld(World):
 
     @property
     def takes_time(self) -> bool:
-        """Some answer comes late, or may."""
+        """Whether an answer comes late, or may."""
         return bool(self.slow or self._late)
 
     def unhang(self) -> None:
-        """Whatever hung or took its time goes on now, in its order."""
+        """Work that hung or was slow goes on now, in its order."""
         self.slow = 0.0
         while self._late and self.running:
             late, self._late = sorted(self._late), []
@@ -272,7 +273,7 @@ class ShellWorld(World):
             self._moving[effect.job] = frozenset((*(s.id for s in effect.steps), *effect.below))
 
     def _submit(self, effect: Look | Probe | Act | Discover) -> None:
-        """Read, or act, now or late; answer then or later, or never. What is about one change is done in order."""
+        """Observe, or act, now or late; answer then or later, or never. Jobs about one change are done in order."""
         self._note_acting(effect)
         job = self.node.jobs.get(effect.job)
         about = (job.change if job is not None else None) or ""
@@ -308,7 +309,7 @@ class ShellWorld(World):
 
 
 def spoken_of(record: Record) -> Iterator[str]:
-    """Everything that a record names, wherever in its data, that may be a resource."""
+    """Everything that a record names, anywhere in its data, that may be a resource."""
     todo: list[Any] = [record.data]
     while todo:
         value = todo.pop()

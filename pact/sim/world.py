@@ -1,14 +1,14 @@
 """One virtual node. The core is the real one; the machine is a dictionary, the journal a list, the clock a number.
 
-What is simulated can fail as the real thing does: the process dies between any two effects, the disk refuses a
-transaction (``Disk`` says in which ways), a resource refuses to be restored, somebody holds it, somebody changes it
-between decision and action. The shell here is an ideal one, which sees everything at once; ``ShellWorld`` has one with
-the memory, the haste and the delays of the real one.
+The simulation can fail as the real system does: the process dies between any two effects, the disk refuses a
+transaction (``Disk`` has the ways), a resource cannot be restored, a consumer holds it, somebody changes it between
+decision and action. The shell here is an ideal one, which observes everything at once; ``ShellWorld`` has one with the
+memory and the delays of the real one.
 
 What is checked, and how often:
 
-- at every step: no automatic rollback begins under a stop of the fleet that the node was told of; nothing that was
-  answered with no is in the journal; no two jobs act on one change;
+- at every step: no automatic rollback begins under a hold of the fleet that the node has got; no refused record is in
+  the journal; no two jobs act on one change;
 - at every ``CHECK_EVERY``-th start or reload, and in ``check`` (the end of every life): the journal folded from zero
   is the state that went on from a snapshot;
 - when the caller says so: ``state.check()``, that the parts of the state agree.
@@ -65,17 +65,18 @@ __all__ = ["EPOCH_NS", "FORGETS", "NO_MARK", "Bell", "Crashed", "SimRules", "Wor
 
 EPOCH_NS = 1_800_000_000 * NS_PER_S
 DRAIN_MAX = 10_000
-#: What a node must hear, if not now, then when there is a journal again; of the last three the newest alone counts.
+#: Events that a node must get, if not now, then when there is a journal again; of the last three only the newest
+#: counts.
 OWED: Final = (Covered, Denied, FleetTold, ContactChanged, Reconfigured)
 NEWEST: Final = (FleetTold, ContactChanged, Reconfigured)
 
-#: What ``World.faults`` may hold.
+#: The possible members of ``World.faults``.
 FORGETS: Final = "what is owed is forgotten"
 NO_MARK: Final = "nothing says that a record was refused"
 
 
 class Crashed(Exception):
-    """The process died here."""
+    """The process died at this point."""
 
 
 @dataclass
@@ -100,7 +101,7 @@ class World:
     offset_ns: int = 0
     name: str = "sim"
     clustered: bool = False
-    #: Rules of the shell that are broken on purpose: tests show that a simulation finds it.
+    #: Rules of the shell that are broken on purpose: tests show that a simulation notices.
     faults: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
@@ -111,20 +112,20 @@ class World:
         self.node: Node
         self.running = False
         self.lost = False  # nothing can be recorded
-        self.reload_owed = False  # nor could be read what is durable
+        self.reload_owed = False  # nor can the durable state be read
         self.owed: list[Event] = []
-        self.unrecorded: dict[str, Owner | None] = {}  # seen meanwhile, with the last writer who was named
-        self._asked: set[int] = set()  # requests that wait for their reply
-        self._acting: dict[int, str] = {}  # jobs that act -> for which change
-        self._stops: dict[str, int] = {}  # the fleet's, as far as this process was told -> when they end
-        self._stops_mark = (0, 0)  # the newest word of that
+        self.unrecorded: dict[str, Owner | None] = {}  # resource seen meanwhile -> the last identified writer
+        self._asked: set[int] = set()  # requests that wait for their replies
+        self._acting: dict[int, str] = {}  # job that acts -> its change
+        self._stops: dict[str, int] = {}  # hold of the fleet that this process has got -> when it ends
+        self._stops_mark = (0, 0)  # the newest message about holds
         self._wake: int | None = None  # when the node wants to be woken
-        self._asleep = False  # ``_wake`` is right
+        self._asleep = False  # ``_wake`` is valid
 
     # -- life ---------------------------------------------------------------------------------------------------
 
     def start(self, declared: dict[str, Declared] | None = None, *, reboot: bool = False) -> None:
-        """Start the agent on what the journal holds. On a disk that takes or gives nothing it does not start."""
+        """Start the agent with the present journal. It does not start on a disk that fails completely."""
         self._forget()
         self.running = not (self.disk.unreadable and self.journal)
         if not self.running:
@@ -154,7 +155,7 @@ class World:
         return [Sighting(r, self.look(r)) for r in self.node.state.declared_ids()]
 
     def _forget(self) -> None:
-        """What a process had in memory is gone with it."""
+        """Drop everything that a process had in memory."""
         self.queue.clear()
         self.bell.rung = True
         self._asleep = self.lost = self.reload_owed = False
@@ -166,13 +167,13 @@ class World:
         self._stops_mark = (0, 0)
 
     def crash(self) -> None:
-        """SIGKILL: what is not in the journal is forgotten."""
+        """SIGKILL: everything outside the journal is lost."""
         self.running = False
         self._forget()
         self.disk.killed(self.node.state)
 
     def reboot(self, down_ns: int = 0) -> None:
-        """Power cycle: volatile resources get their boot values, and the clock goes on by what was down."""
+        """Power cycle: volatile resources get their boot values, and the clock advances by the time down."""
         self.crash()
         self.boot += 1
         self.t_ns += down_ns
@@ -186,7 +187,7 @@ class World:
     # -- what people and processes do ---------------------------------------------------------------------------
 
     def write(self, resource: str, value: Attrs | None, owner: Owner | None, moved_with: str = "") -> None:
-        """Somebody changes the machine, or what he wrote moves something else, and the observers see it."""
+        """Somebody changes the machine, or a write moves another resource, and the observers see it."""
         self.machine[resource] = value
         self.see(resource, owner, moved_with)
 
@@ -195,7 +196,7 @@ class World:
         self.feed(lambda: Observed(self.t_ns, self.wall_ns, [Sighting(resource, seen, owner, moved_with)]))
 
     def create(self, resource: str, value: Attrs | None, owner: Owner | None) -> None:
-        """Somebody makes, or takes away, what nobody has declared."""
+        """Somebody makes, or removes, an undeclared thing."""
         self.machine[resource] = value
         found = [] if value is None else [New(resource, {"type": "file"}, owner)]
         gone = [resource] if value is None else []
@@ -204,7 +205,7 @@ class World:
             self.see(resource, owner)
 
     def ask(self, op: str, caller: Caller, **args: Any) -> Reply | None:
-        """A request; ``None`` if it was cut off by a crash."""
+        """Send a request; returns ``None`` if a crash interrupted it."""
         return self.request(made(op, args), caller)
 
     def request(self, request: Op, caller: Caller) -> Reply | None:
@@ -251,7 +252,7 @@ class World:
     # -- the shell ----------------------------------------------------------------------------------------------
 
     def feed(self, make: Callable[[], Event]) -> None:
-        """Step the core with an event and carry out everything that follows from it."""
+        """Step the core with an event and carry out everything that follows."""
         self.queue.append(make)
         self._drain()
 
@@ -311,7 +312,7 @@ class World:
                 self._carry_out(effect)
 
     def _recorded(self, records: Iterable[Record]) -> None:
-        """These are durable."""
+        """These records are durable."""
         for record in records:
             if record.type == "hold_released":
                 self._stops.pop(record.data["hold"], None)
@@ -325,7 +326,7 @@ class World:
         return self.disk_full or (self.reload_owed and self.disk.unreadable)
 
     def _journal_lost(self, event: Event, error: DiskFull) -> None:
-        """Nothing of this step has happened: return to what is durable, and go on watching.  # J4"""
+        """Nothing of this step has happened: return to the durable state, and go on watching.  # J4"""
         self.lost = True
         if error.torn:
             self._maybe_crash()
@@ -340,7 +341,7 @@ class World:
         self._heard_without_journal(event)
 
     def _reload(self) -> None:
-        """Back to what is durable; where not even that can be read, on with what is in memory.  # F3"""
+        """Return to the durable state; if that cannot be read either, go on with the state in memory.  # F3"""
         self.reload_owed = self.disk.unreadable
         if self.reload_owed:
             return
@@ -364,7 +365,7 @@ class World:
             self._acting.pop(event.job, None)
 
     def _owe(self, event: Event) -> None:
-        """Of what the newest alone counts, the newest.  # J9"""
+        """Keep an event as owed. If only the newest of its type counts, keep only that.  # J9"""
         if isinstance(event, FleetTold) and any(isinstance(e, FleetTold) and older(event, e) for e in self.owed):
             return
         if isinstance(event, NEWEST):
@@ -372,20 +373,20 @@ class World:
         self.owed.append(event)
 
     def tell(self, event: Event) -> None:
-        """The core hears it now, or when there is a journal again.  # J9"""
+        """Pass an event to the core, now or when there is a journal again.  # J9"""
         if isinstance(event, FleetTold) and self.running:
             self._note_stops(event)
         self.feed(lambda: event)
 
     def _note_stops(self, event: FleetTold) -> None:
-        """What stops the whole fleet from now on, whether it can be recorded or not. An older word says nothing."""
+        """Note the holds of the whole fleet, whether they can be recorded or not. An older message is ignored."""
         state, mark = self.node.state, (event.fence, event.seq)
         if mark >= self._stops_mark and mark >= (state.fence, state.fleet_seq):
             self._stops_mark = mark
             self._stops = {h["hold"]: self.t_ns + h["left_ns"] for h in event.holds}
 
     def _return(self) -> None:
-        """If the journal can be written again: what is owed first, then what was seen meanwhile."""
+        """If the journal can be written again: record what is owed first, then the later observations."""
         if self._cannot_return():
             return
         if self.reload_owed:
@@ -398,7 +399,7 @@ class World:
             self._record_backlog()
 
     def _record_backlog(self) -> None:
-        """What was seen, and rollbacks that were cut off."""
+        """Record the observations, and resume interrupted rollbacks."""
         waiting, self.unrecorded = self.unrecorded, {}
         if self.node.state.boot_owed is not None:  # B3
             waiting = {r: waiting.get(r) for r in self.node.state.declared_ids()}
@@ -430,22 +431,22 @@ class World:
         return self.machine.get(resource)
 
     def look(self, resource: str) -> Attrs | Unreadable | None:
-        """As the shell looks for itself, not for a job."""
+        """An observation by the shell itself, not for a job."""
         return self.observe(resource)
 
     def touch(self, resource: str, owner: Owner | None = None) -> None:
-        """It may have changed: it is looked at when what is under way is done."""
+        """The resource may have changed: it is observed after the present work."""
         self.queue.append(lambda: Observed(self.t_ns, self.wall_ns, [Sighting(resource, self.look(resource), owner)]))
 
     # -- jobs ---------------------------------------------------------------------------------------------------
 
     def _submit(self, effect: Look | Probe | Act | Discover) -> None:
-        """Have a worker do it; here it is done at once, and answered next."""
+        """Give the job to a worker; here it is done at once, and answered next."""
         self._note_acting(effect)
         self.queue.append(self._work(effect))
 
     def _note_acting(self, effect: Effect) -> None:
-        """No two jobs act on one change."""
+        """Assert that no two jobs act on one change."""
         if isinstance(effect, Act):
             job = self.node.jobs[effect.job]
             if job.change is not None:
@@ -454,7 +455,7 @@ class World:
                 self._acting[job.n] = job.change
 
     def _work(self, effect: Look | Probe | Act | Discover) -> Callable[[], Event]:
-        """Read, or act, now; what is given makes the answer when it comes."""
+        """Observe, or act, now; the returned function makes the answer when it comes."""
         works: dict[type, Callable[[Any], Callable[[], Event]]] = {
             Look: self._looked,
             Probe: self._probed,

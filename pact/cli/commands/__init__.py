@@ -1,6 +1,6 @@
 """The commands, in the order of ``pact --help``: each is a file here, with its arguments and an instance ``COMMAND``.
 
-Their names and what they do stand here, so that ``pact`` imports the one that is meant and no other.
+Their names and one-line descriptions stand here, so that ``pact`` imports only the command that is used.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ class Agent(Program):
 
 
 def _wait(path: str, timeout_s: float) -> int:
-    """Until an agent answers there. Raises UnreachableError."""
+    """Wait until an agent answers there. Raises UnreachableError."""
     from pact.cli.client import Local
 
     ends_s = time.monotonic() + timeout_s

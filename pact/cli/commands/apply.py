@@ -61,7 +61,7 @@ class Apply(NodeCommand):
 
 
 def _begun(result: Mapping[str, Any], view: View) -> Lines:
-    """A group that was begun, or would be."""
+    """The text about a group that was begun, or would be."""
     from pact.cli.render import clean
 
     if result.get("dry_run"):

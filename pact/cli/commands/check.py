@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pact.cli.client import Answer
     from pact.cli.render import Lines, View
 
-DECIDE: Final = re.compile(r"needs a decision: [^;]*")  # which change it is, each node counts for itself
+DECIDE: Final = re.compile(r"needs a decision: [^;]*")  # the number of the change, which each node counts by itself
 
 
 class Check(NodeCommand):

@@ -1,4 +1,4 @@
-"""``pact commit``: what the machine has becomes declared."""
+"""``pact commit``: the machine's present state becomes declared."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Commit(NodeCommand):
         )
 
     def prepare(self, args: argparse.Namespace, agent: Local) -> None:
-        """Ask for the message in the person's editor, where that is possible."""
+        """Ask for the message in the person's editor, if possible."""
         if args.message is not None or args.json:
             return
         from pact.cli import editor

@@ -45,7 +45,7 @@ class Emergency(NodeCommand):
         end.add_argument("--yes", action="store_true", help="do not ask on a terminal")
 
     def prepare(self, args: argparse.Namespace, agent: Local) -> None:
-        """On a terminal a person sees first what he settles. Raises PactError where he does not want it."""
+        """On a terminal, first show the person what would be settled. Raises PactError if the person refuses."""
         from pact.cli.render import on_terminal, put
 
         asks = args.action == "end" and not args.dry_run and not args.json and not args.yes

@@ -81,7 +81,7 @@ class Log(LinesCommand):
 
 
 def _since(text: str | None) -> str:
-    """A point in time as records write it."""
+    """A point in time in the form of records."""
     from pact.core.records import rfc3339
 
     if text is None:
@@ -96,12 +96,12 @@ def _since(text: str | None) -> str:
     try:
         at_us = int(then.astimezone(UTC).timestamp() * 1_000_000)
         return rfc3339(max(0, at_us) * 1000)  # a year below 1000 would sort wrongly
-    except (ValueError, OverflowError, OSError):  # before the year 1, or after 9999, where time is counted
+    except (ValueError, OverflowError, OSError):  # a time before year 1 or after 9999
         raise UsageError(f"--since {text!r} is no time that a record can have") from None
 
 
 def _require_type(name: str) -> None:
-    """Raises UsageError for a type that no record has: no output would look like nothing has happened."""
+    """Raises UsageError for a type that no record has: empty output would look as if nothing had happened."""
     from pact.core.records import TYPES
 
     if name and name not in TYPES:

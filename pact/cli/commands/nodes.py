@@ -1,4 +1,4 @@
-"""``pact nodes``: the nodes of the cluster, and how far their records have come."""
+"""``pact nodes``: the nodes of the cluster, and how many of their records the root has."""
 
 from __future__ import annotations
 

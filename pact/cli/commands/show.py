@@ -51,7 +51,8 @@ class Show(NodeCommand):
 
 
 def _meant(args: argparse.Namespace, answer: Answer) -> dict[str, Any]:
-    """The record with all that it keeps, or with that of ``--resource``. Raises UsageError where that is nothing."""
+    """The record with everything that it keeps, or only with that of ``--resource``. Raises UsageError if there is
+    none."""
     from pact.cli.render import clean
 
     if args.resource is None:
@@ -67,7 +68,7 @@ def _meant(args: argparse.Namespace, answer: Answer) -> dict[str, Any]:
 
 
 def _restore(args: argparse.Namespace, answer: Answer) -> int:
-    """Write out what was replaced."""
+    """Write out the replaced content."""
     from pact.cli.render import clean, emit, say
 
     data = base64.b64decode(answer.result["data"])

@@ -43,7 +43,7 @@ class Status(NodeCommand):
 
 
 def page(doc: Mapping[str, Any], view: View, *, verbose: bool = False) -> Lines:
-    """Of one node."""
+    """The page of one node."""
     if view.terminal:
         from pact.cli.screen import screen
 

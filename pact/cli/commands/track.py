@@ -1,4 +1,4 @@
-"""``pact track``: what becomes of what is new below a pattern."""
+"""``pact track``: what happens to new things below a pattern."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ class Watch(LinesCommand):
 
 
 def _show(line: bytes, *, as_json: bool) -> None:
-    """An event of a node. One that makes no sense ends nothing."""
+    """Show a node's event. A malformed one does not end the command."""
     from pact.cli.render import View, clean, emit_line, event_line, say
     from pact.cli.roots import NONSENSE
     from pact.core import strict
@@ -52,13 +52,13 @@ def _show(line: bytes, *, as_json: bool) -> None:
         return
     try:
         text = event_line(record, View.here())
-    except Exception:  # a record of another version, or of nobody's
+    except Exception:  # a record of another version, or a malformed one
         text = f"{clean(record.get('type'))}: {NONSENSE}"
     say(f"{clean(record.get('node'))}: {text}", flush=True)
 
 
 def _say_absent(client: RootClient, nodes: str | None) -> None:
-    """Who watches nodes that are not there would wait in silence."""
+    """Report absent nodes: a person who watches them would wait in silence."""
     from pact.cli.roots import fold, making_sense, say_failed
     from pact.cluster.client import Result
 
