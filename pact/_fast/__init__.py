@@ -1,7 +1,7 @@
-"""The kernels, in C where the extension is built, else in plain Python with the same results and the same exceptions.
+"""The kernels, in C if the extension is built, else in plain Python with the same results and the same exceptions.
 
-``PACT_FAST`` decides: unset or empty takes the compiled kernels if they can be imported; ``compiled`` insists on them;
-``reference`` takes the naive twins. ``BACKEND`` says which were taken. Nothing here imports numpy.
+``PACT_FAST`` decides: unset or empty uses the compiled kernels if they can be imported; ``compiled`` requires them;
+``reference`` uses the naive twins. ``BACKEND`` tells which are used. Nothing here imports numpy.
 """
 
 import os

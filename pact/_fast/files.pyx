@@ -1,20 +1,20 @@
-"""Thousands of declared paths looked at in one call, without the GIL: which of them are not as they were last time?
+"""Checks thousands of declared paths in one call, without the GIL: which of them differ from the last check?
 
-The table answers "look again", never "this is drift": it keeps what it saw last of each path (its *baseline*) and
-reports the paths that differ. Whether content is what was declared is decided elsewhere, by SHA-256.
+The table answers "look again", never "this is drift": it keeps the last observation of each path (its *baseline*) and
+reports the paths that differ. Other code decides by SHA-256 whether content is as declared.
 
-A *signature* is what lstat says: device, inode, mode, owner, size, mtime, ctime. One that was taken within 20 ms of its
-own mtime or ctime proves nothing, for a later write may have left the same times; such a path is read, now and at the
-next scan, and judged by content. Sysctls have no useful signature: ``volatile`` paths are always read.
+A *signature* is the result of lstat: device, inode, mode, owner, size, mtime, ctime. A signature that was taken within
+20 ms of its own mtime or ctime proves nothing, because a later write may have left the same times; such a path is read,
+now and at the next scan, and judged by content. Sysctls have no useful signature: ``volatile`` paths are always read.
 
-A *fingerprint* is 128 bits of a keyed multiply-and-fold hash. It is no cryptographic digest: it says that content
-changed between two looks of this process (or of one that took over its table), under a secret that nobody else knows.
+A *fingerprint* is 128 bits of a keyed multiply-and-fold hash. It is not a cryptographic digest: it shows that content
+changed between two checks of this process (or of one that took over its table), under a secret that nobody else knows.
 It never leaves the table and its dump.
 
-It never opens what is not a regular file the last time it looked without looking first; opens without following links
-(through one on the way only what is a regular file), without blocking, without becoming a terminal's owner and, where
-the kernel allows, without touching atime. It reads at most ``content_max`` bytes; a larger file is judged by its
-signature alone.
+A path that was not a regular file at the last check is never opened before a new lstat. Files are opened without
+following links (through a link on the way, only a regular file), without blocking, without acquiring a controlling
+terminal and, where the kernel allows, without changing atime. At most ``content_max`` bytes are read; a larger file is
+judged by its signature alone.
 """
 
 import os
@@ -200,7 +200,7 @@ cdef struct Table:
     Entry *entries
     int64_t size
     int64_t count
-    int32_t *index  # of a key in entries, -1 for none
+    int32_t *index  # index in ``entries`` of a key, -1 for none
     int64_t index_size
     uint64_t secret[8]
     int64_t content_max
@@ -210,7 +210,7 @@ cdef struct Table:
 # --- looking at one path ---
 
 cdef int read_all(Table *t, int fd, bint is_volatile, Sight *s) noexcept nogil:
-    """Fingerprint what ``fd`` holds into ``s``; always 0."""
+    """Fingerprint the content of ``fd`` into ``s``; always 0."""
     cdef uint64_t lanes[4]
     cdef int64_t held = 0
     cdef int64_t total = 0
@@ -266,7 +266,7 @@ cdef int open_entry(Entry *e) noexcept nogil:
 
 
 cdef void look(Table *t, Entry *e, bint reading, Sight *s) noexcept nogil:
-    """What the path is now; with its content if ``reading`` and there is any."""
+    """The present state of the path; with its content if ``reading`` and there is any."""
     cdef int fd = -1
     cdef int why
     memset(s, 0, sizeof(Sight))
@@ -314,14 +314,14 @@ cdef inline bint same_signature(const Sight *a, const Sight *b) noexcept nogil:
 
 
 cdef inline bint same_content(const Sight *a, const Sight *b) noexcept nogil:
-    """As far as both know it."""
+    """Whether the contents are equal, as far as both are known."""
     if a.content == UNREAD or b.content == UNREAD:
         return True
     return a.content == b.content and (a.content != KNOWN or (a.print[0] == b.print[0] and a.print[1] == b.print[1]))
 
 
 cdef bint check(Table *t, Entry *e, bint full, int64_t now) noexcept nogil:
-    """Look, keep what was seen as the new baseline, and say whether it differs from the old one."""
+    """Check the path, keep the result as the new baseline, and tell whether it differs from the old one."""
     cdef Sight s
     cdef Sight *old = &e.sight
     cdef bint changed
@@ -344,7 +344,7 @@ cdef bint check(Table *t, Entry *e, bint full, int64_t now) noexcept nogil:
     e.sight = s
     e.seen = True
     if s.content == -EMFILE or s.content == -ENFILE or s.content == -ENOMEM or s.error == ENOMEM:
-        e.seen = False  # our own trouble says nothing about the path: report it, now and next time
+        e.seen = False  # a shortage in this process says nothing about the path: report it, now and next time
         changed = True
     return changed
 
@@ -394,7 +394,7 @@ cdef bytes digest(bytes body):
 
 
 cdef class FileTable:
-    """``FileTable(secret=None, content_max=4 MiB)``: what was last seen of many paths, by small integer keys.
+    """``FileTable(secret=None, content_max=4 MiB)``: the last observations of many paths, by small integer keys.
 
     ``secret``: 64 bytes, random by default. ValueError: another length, a negative ``content_max``, a key outside
     0..2**26 - 1. One thread at a time: a second one gets RuntimeError.
@@ -499,7 +499,7 @@ cdef class FileTable:
         return not overflow and self.find(number) >= 0
 
     cdef int64_t in_order(self, object keys, int32_t *order) except -1:
-        """Write the indices of the entries to look at; the room is for as many as there are keys."""
+        """Write the indices of the entries to check; there is room for as many as there are keys."""
         cdef Py_buffer view
         cdef int64_t i, at
         cdef int64_t count = 0
@@ -529,11 +529,11 @@ cdef class FileTable:
         return count
 
     def scan(self, keys=None, full=False):
-        """Look at the paths of ``keys`` (all, in ascending order, if None) and return the keys of those that differ
-        from their baseline, or have none, in the order given. What was seen becomes the baseline.
+        """Check the paths of ``keys`` (all, in ascending order, if None) and return the keys of those that differ from
+        their baseline, or have none, in the given order. The present state becomes the baseline.
 
-        ``keys``: a sequence of ints or an int64 buffer; KeyError for one that is not in the table, before anything is
-        looked at. ``full``: read content too, where the signature alone would be trusted.
+        ``keys``: a sequence of ints or an int64 buffer; KeyError for one that is not in the table, before any path is
+        checked. ``full``: read content too where the signature alone would be trusted.
         """
         cdef int64_t most, count
         cdef int64_t found = 0
@@ -563,7 +563,7 @@ cdef class FileTable:
             PyMem_RawFree(order)
 
     def dump(self):
-        """The baselines as bytes, for ``restore`` in a later process. They hold the secret: keep them private."""
+        """The baselines as bytes, for ``restore`` in a later process. They contain the secret: keep them private."""
         cdef int64_t i
         cdef Entry *e
         cdef list parts
@@ -581,8 +581,7 @@ cdef class FileTable:
 
     def restore(self, blob):
         """Take over the baselines of ``dump`` for the paths that are in the table with the same ``volatile``; returns
-        for how many. The others keep theirs as far as they do not depend on the secret, which is now the dump's.
-
+        their number. The others keep theirs as far as they do not depend on the secret, which is now the dump's.
         ValueError, and nothing is changed: not a dump of this version, backend and machine type, or damaged.
         """
         cdef dict saved = {}

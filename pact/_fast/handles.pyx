@@ -1,13 +1,13 @@
-"""Who holds something open under these paths? One walk over /proc for all of them together.
+"""Finds processes that hold something open under these paths, with one walk over /proc for all of them together.
 
-For each process: its root, cwd and exe links, every descriptor's link, and the files it maps. Texts are looked up in a
-hash of the names that the roots have in that process' mount namespace (``mounts.py``), so a scan for one root costs as
-much as one for hundreds. fdinfo is read only where a text cannot decide. Where there are several CPUs, several threads
+For each process: its root, cwd and exe links, every descriptor's link, and the files that it maps. Texts are looked up
+in a hash of the names that the roots have in the mount namespace of that process (``mounts.py``), so a scan for one
+root costs as much as one for hundreds. fdinfo is read only if a text cannot decide. On several CPUs, several threads
 divide the processes among them by pid, so that none is missed and none is read twice.
 
-It names pids, and leaves it to the caller to leave itself out. A process that ends meanwhile is passed over. One that
-may not be read is named apart: whoever asks has to count it as unknown. Threads are taken to share what their process
-has, unless its first thread has ended.
+The result names pids, including the caller's own. A process that ends meanwhile is skipped. Processes that may not be
+read are named separately: the caller must count them as unknown. Threads are assumed to share everything with their
+process, unless its first thread has ended.
 """
 
 import os
@@ -118,8 +118,8 @@ cdef struct Hit:
     int64_t length
 
 cdef struct Scan:
-    uint64_t shares  # threads that divide the processes among them,
-    uint64_t share  # and which of them this is
+    uint64_t shares  # number of threads that divide the processes among them,
+    uint64_t share  # and the number of this one
     Hit *hits
     int64_t hits_size
     int64_t hits_count
@@ -132,9 +132,9 @@ cdef struct Scan:
     Inode *inodes
     int64_t inodes_count
     uint64_t inode_bits  # of inode & 63: few pass
-    Inode *devices  # inode is unused
+    Inode *devices  # inode is not used here
     int64_t devices_count
-    char dirents[DIRENTS_SIZE]  # these three stand where they are aligned
+    char dirents[DIRENTS_SIZE]  # these three stand at aligned places
     char pids[DIRENTS_SIZE]
     char tids[DIRENTS_SIZE]
     bint look_at_all
@@ -170,7 +170,7 @@ cdef int room(void **block, int64_t *size, int64_t wanted, size_t item) except -
 
 
 cdef int trouble(Scan *s, int pid) except -1 nogil:
-    """Judge errno: gone, not for us to see, or our own lack of means, which makes the whole answer worthless."""
+    """Judge errno: gone, not permitted, or a shortage in this process, which makes the whole answer worthless."""
     if errno == ENOENT or errno == ESRCH:
         return 0
     if errno == EMFILE or errno == ENFILE or errno == ENOMEM:
@@ -274,7 +274,7 @@ cdef int match_inode(
 
 
 cdef bint inode_matters(Scan *s, ssize_t length) noexcept nogil:
-    """Whether fdinfo names the inode of a root, or, on old kernels, none at all."""
+    """Whether fdinfo names the inode of a root, or, on old kernels, no inode at all."""
     cdef const char *at = s.info
     cdef const char *end = s.info + length
     cdef uint64_t inode
@@ -301,7 +301,7 @@ cdef bint inode_matters(Scan *s, ssize_t length) noexcept nogil:
 cdef int match_info(
     Scan *s, void *walk, const Names *names, int pid, int base, const char *fd, int detail, int64_t length
 ) except -1 nogil:
-    """Compare a descriptor's inode, which its text, in ``s.text``, does not tell."""
+    """Compare a descriptor's inode, which its text in ``s.text`` does not show."""
     cdef char name[64]
     cdef int info
     cdef ssize_t got
@@ -393,7 +393,7 @@ cdef int64_t unescape(char *text, int64_t length) noexcept nogil:
 
 
 cdef int scan_lines(Scan *s, const Names *names, int pid, char *at, char *end) except -1 nogil:
-    """Whole lines of maps. Neighbours that map one file are looked at once."""
+    """Whole lines of maps. Consecutive lines that map the same file are checked once."""
     cdef const char *p
     cdef char *eol
     cdef const char *before = NULL
@@ -406,7 +406,7 @@ cdef int scan_lines(Scan *s, const Names *names, int pid, char *at, char *end) e
         eol = <char *>memchr(at, c"\n", <size_t>(end - at))
         if eol == NULL:
             return 0
-        p = skip_to(at, c" ")  # behind the addresses; no further than the end of the line, as all that follows
+        p = skip_to(at, c" ")  # after the addresses; never beyond the end of the line, here and below
         at = eol + 1
         if eol - p < 6:
             continue
@@ -468,7 +468,7 @@ cdef int scan_maps(Scan *s, const Names *names, int pid, int base) except -1 nog
 
 
 cdef int scan_link(Scan *s, const Names *names, int pid, int base, int how, const char *name) except -1 nogil:
-    """1 if there is such a link."""
+    """1 if the link exists."""
     cdef ssize_t length = readlinkat(base, name, s.text, TEXT_SIZE)
     if length < 0:
         trouble(s, pid)
@@ -626,7 +626,7 @@ cdef class Lookup:
 
 
 cdef class Walk:
-    """One scan: what C asks Python for, and what comes out."""
+    """One scan: the calls from C to Python, and the results."""
 
     cdef Scan *s
     cdef object targets
@@ -743,7 +743,7 @@ THREADS_MAX = 4
 
 
 def open_handles_ex(roots, *, proc=b"/proc"):
-    """The holders of ``roots`` as ``open_handles`` gives them, and the pids of processes that could not be read."""
+    """The holders of ``roots`` in the form of ``open_handles``, and the pids of processes that could not be read."""
     targets = Targets(roots, proc)
     shares = max(1, min(THREADS_MAX, len(os.sched_getaffinity(0))))
     results = [None] * shares

@@ -1,9 +1,9 @@
-"""What a path is called elsewhere: mount points, bind mounts, other mount namespaces. Both backends ask here.
+"""The names of a path elsewhere: mount points, bind mounts, other mount namespaces. Both backends use this.
 
-A root (what somebody wants to know the users of) becomes a place: a file system and a path inside it. Each mount
-namespace then shows that place under names of its own, the *patterns* that the text of a link in /proc is compared
-with. So a scan compares text and, for hard links, inode numbers out of fdinfo and maps; it never touches a file system
-that may hang. Remote ones (``REMOTE``) are not even looked at to learn what a root is.
+A root (a path whose users are wanted) becomes a place: a file system and a path inside it. Each mount namespace then
+shows that place under names of its own, the *patterns* with which the text of a link in /proc is compared. So a scan
+compares text and, for hard links, inode numbers from fdinfo and maps; it never touches a file system that may hang.
+Remote ones (``REMOTE``) are not even examined to learn what a root is.
 
 Known limit: a handle on a mount that was detached lazily (``umount -l``) has a text that leads nowhere and is not
 found, except through its mappings.
@@ -53,7 +53,7 @@ REMOTE: Final = frozenset(
 class Holder(NamedTuple):
     """One handle of one process on one root.
 
-    ``how``: fd, map, cwd, root or exe. ``root``: index into the roots asked for. ``path``: the link's text as the
+    ``how``: fd, map, cwd, root or exe. ``root``: index into the requested roots. ``path``: the link's text as the
     kernel gives it. ``detail``: the descriptor's number for fd, else -1.
     """
 
@@ -65,7 +65,7 @@ class Holder(NamedTuple):
 
 
 class Mount(NamedTuple):
-    """One line of mountinfo: ``root`` is the path inside the file system that is seen at ``point``."""
+    """One line of mountinfo: ``root`` is the path inside the file system that is visible at ``point``."""
 
     id: int
     device: int
@@ -79,14 +79,14 @@ class Mount(NamedTuple):
 
 
 class Pattern(NamedTuple):
-    """A name of root number ``root`` in one namespace; what is below it counts too unless ``exact``."""
+    """A name of root number ``root`` in one namespace; paths below it count too unless ``exact``."""
 
     text: bytes
     root: int
     exact: bool
 
     def matches(self, link: bytes) -> bool:
-        """Whether a link's text means this. A deleted file is never the file that has its name now."""
+        """Whether a link's text means this name. A deleted file is never the file that has its name now."""
         if self.exact:
             return link == self.text
         name = link.removesuffix(DELETED) if link == self.text + DELETED else link
@@ -107,7 +107,7 @@ def device(major: int, minor: int) -> int:
 
 
 def moved(path: bytes, old: bytes, new: bytes) -> bytes:
-    """``path``, which is under ``old``, as it is called when ``old`` is called ``new``."""
+    """``path``, which is under ``old``, with ``new`` in place of ``old``."""
     if path == old:
         return new
     return new.rstrip(b"/") + path[len(old.rstrip(b"/")) :]
@@ -124,8 +124,8 @@ def decode_octal(field: bytes) -> bytes:
 
 def parse_mountinfo(text: bytes, below: bytes = b"/") -> list[Mount]:
     """The mounts of /proc/PID/mountinfo in its order; ``below`` is the root directory of that process, which the file
-    takes for granted. Any byte that is not escaped can stand in a name, also one that ends lines elsewhere (CR).
-    ValueError: what the kernel would not write.
+    does not show. A name can contain any byte that is not escaped, even one that ends lines elsewhere (CR). ValueError:
+    text that the kernel would not write.
     """
     found = []
     for line in text.split(b"\n"):
@@ -152,7 +152,7 @@ class Space:
         self.patterns: list[Pattern] = []
 
     def owner(self, path: bytes) -> Mount | None:
-        """The mount that ``path`` leads to."""
+        """The mount to which ``path`` leads."""
         while path not in self.by_point:
             if path == b"/":
                 return None
@@ -166,7 +166,8 @@ class Space:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A path inside a file system. ``whole``: a mount's root, so mounts of directories above do not count."""
+    """A path inside a file system. ``whole``: it is the root of a mount, so mounts of directories above do not
+    count."""
 
     root: int
     path: bytes
@@ -174,16 +175,18 @@ class Place:
     whole: bool
 
 
-#: An absolute path; or one, and the device and inode that it must have.
+#: An absolute path; or an absolute path with the device and inode that it must have.
 Root = bytes | tuple[bytes, tuple[int, int]]
 
 
 class Targets:
-    """The roots, understood: their places and, for files, inodes.
+    """The analysed roots: their places and, for files, inodes.
 
     ``devices``: device -> roots whose whole file system counts. ``inodes``: (device, inode) -> roots. ``hard_links``:
-    some root has another name, so every descriptor's inode is worth a look.
-    A root with its device and inode beside it counts only while it is that.
+    some root has another name, so every descriptor's inode must be checked.
+
+    A root that is given with its device and inode counts only while it has these.
+
     TypeError: a root is not bytes. ValueError: it is not absolute. OSError: this process' own mounts cannot be read.
     """
 
@@ -202,13 +205,13 @@ class Targets:
         self._name(self.own, [pattern for pattern in named if pattern is not None])
 
     def space(self, mountinfo: bytes, below: bytes) -> Space:
-        """Another namespace, as a process in it sees it whose root directory is ``below``."""
+        """Another namespace, as seen by a process whose root directory is ``below``."""
         space = Space(parse_mountinfo(mountinfo, below))
         self._name(space, [])
         return space
 
     def roots_of(self, info: bytes, space: Space, link: bytes, text: bytes) -> list[int]:
-        """The roots that an open file is, by inode: ``info`` is its fdinfo, ``link`` where to stat it on kernels
+        """The roots that an open file matches, by inode: ``info`` is its fdinfo, ``link`` the path to stat on kernels
         (before 5.14) whose fdinfo has no inode, ``text`` the link's. An unknown mount counts: better one too many."""
         fields = dict(line.split(b":", 1) for line in info.split(b"\n") if b":" in line)
         mount = space.by_id.get(int(fields.get(b"mnt_id", b"-1")))
@@ -224,7 +227,7 @@ class Targets:
         ]
 
     def _understand(self, root: int, raw: bytes, inode: tuple[int, int] | None) -> Pattern | None:
-        """Note the root's places and inodes; returns its name here, None for what is another by now."""
+        """Note the root's places and inodes; returns its name here, None if it is another file by now."""
         if not isinstance(raw, bytes):
             raise TypeError(f"a root must be bytes, not {type(raw).__name__}")
         if not raw.startswith(b"/") or b"\0" in raw:
@@ -266,7 +269,7 @@ class Targets:
         return (st.st_dev, st.st_ino) == inode
 
     def _resolve(self, raw: bytes) -> bytes:
-        """Without symlinks in the directories, as the kernel writes it; the last part is taken as it is."""
+        """The path without symlinks in the directories, as the kernel writes it; the last part stays as it is."""
         parts = _parts(raw)
         if not parts or parts[-1] == b"..":
             return self._follow(parts) or b"/"
@@ -276,7 +279,7 @@ class Targets:
         return self._directories[above] + b"/" + parts[-1]
 
     def _follow(self, parts: list[bytes]) -> bytes:
-        """Where a directory really is, ``b""`` for the root; remote ones are not looked into."""
+        """The real path of a directory, ``b""`` for the root; remote ones are not examined."""
         todo = parts[::-1]
         done = b""
         links = 0
@@ -291,7 +294,7 @@ class Targets:
                 try:
                     target = os.readlink(here)
                 except OSError:
-                    pass  # no link, or nothing there: the text has to do
+                    pass  # not a link, or nothing there: use the text itself
             if target:
                 links += 1
                 done = b"" if target.startswith(b"/") else done
@@ -301,7 +304,7 @@ class Targets:
         return done
 
     def _name(self, space: Space, known: Iterable[Pattern]) -> None:
-        """Fill in what the roots are called in ``space``, beside the names already known."""
+        """Fill in the names of the roots in ``space``, besides the names that are known already."""
         names = set(known)
         for mount in space.mounts:
             for place in self.places.get(mount.device, ()):

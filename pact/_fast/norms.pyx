@@ -1,11 +1,11 @@
 """Drift magnitudes and windows over many resources at once, at the speed of memory.
 
 A sum of floats depends on its order, and a window that depended on the backend or on a processor's vector width would
-make replay differ between machines. So the order is fixed: element ``i`` of a segment is added to partial sum
-``i % 8``, and the eight are added as ``((s0 + s4) + (s2 + s6)) + ((s1 + s5) + (s3 + s7))``. The reference twin does
-the same, and multiplications and additions are never fused: equal input gives equal bits everywhere.
+make replay differ between machines. So the order is fixed: element ``i`` of a segment is added to partial sum ``i %
+8``, and the eight are added as ``((s0 + s4) + (s2 + s6)) + ((s1 + s5) + (s3 + s7))``. The reference twin does the same,
+and multiplications and additions are never fused: equal input gives equal bits everywhere.
 
-Bad values are refused, never repaired. Finding them costs no pass of its own: NaN and infinities survive into the sum,
+Bad values are refused, never repaired. Finding them needs no separate pass: NaN and infinities survive into the sum,
 and sign bits are collected beside it.
 """
 
@@ -101,7 +101,7 @@ cdef extern from *:
 
 
 cdef bint any_negative(const double *values, int64_t count) noexcept nogil:
-    """Whether a sign bit that was seen means more than -0.0."""
+    """Whether a collected sign bit belongs to more than -0.0."""
     cdef int64_t i
     for i in range(count):
         if values[i] < 0.0:
@@ -151,7 +151,7 @@ def magnitudes(deviations, weights, indptr, out=None):
     """The magnitude of each segment ``indptr[i]:indptr[i + 1]``.
 
     ``deviations`` and ``weights``: float64 buffers of one length n. ``indptr``: int64 offsets, from 0 to n, never
-    decreasing. ``out``: a writable float64 buffer of one item a segment, filled and returned; without it an
+    decreasing. ``out``: a writable float64 buffer with one item for each segment, filled and returned; without it an
     ``array('d')`` is made. ValueError as for ``magnitude``, and for bad offsets; ``out`` is then unspecified.
     """
     cdef Py_buffer d, w, p, o
@@ -195,7 +195,7 @@ def magnitudes(deviations, weights, indptr, out=None):
 
 
 cdef inline int64_t one_window(double magnitude, int64_t base, double sensitivity) noexcept nogil:
-    """-1 for a magnitude that is none."""
+    """The window; -1 for a malformed magnitude."""
     cdef double window
     if not (magnitude >= 0.0 and isfinite(magnitude)):
         return -1

@@ -1,9 +1,9 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """The thread that reads the kernel's events, and the few system calls around it.
 
-Why native: a writer such as ``sysctl -w`` is gone a millisecond after it wrote. Only a thread that needs no GIL and
-not the loop's attention, and that may run at real-time priority, reads ``/proc/PID`` while it is still there. It keeps
-only what somebody declared (a hash set of directory and name), so a noisy directory costs the loop nothing, and puts
+Why native: a writer such as ``sysctl -w`` is gone a millisecond after it wrote. Only a thread that needs neither the
+GIL nor the loop, and that may run at real-time priority, reads ``/proc/PID`` while it still exists. It keeps only
+events for declared names (a hash set of directory and name), so a noisy directory costs the loop nothing, and puts
 records with the writer's snapshot into a bounded double buffer; an eventfd wakes the loop.
 
 It refuses to interpret: directories, paths, owners and units are the business of ``pact.observe``. It drops nothing
@@ -33,7 +33,7 @@ cdef enum:
     K_CONNECTOR = 67
     K_LOST = 76
     OVERFLOW = 0x4000
-    NO_PIDFD = -3             # the kernel said nothing; -1 says that the writer is gone and its pid free
+    NO_PIDFD = -3             # the kernel gave none; -1 means that the writer is gone and its pid free
     INFO_FID = 1
     INFO_DFID_NAME = 2
     INFO_PIDFD = 4
@@ -44,10 +44,10 @@ cdef enum:
     PROC_BUF = 768
     CONNECTOR_BATCH = 16
 
-cdef int64_t FRESH_NS = 5_000_000              # a snapshot this young is used again unread
-cdef int64_t EXEC_KEPT_NS = 2_000_000_000      # after this a pid may belong to somebody else
+cdef int64_t FRESH_NS = 5_000_000              # a snapshot this young is used again without a new read
+cdef int64_t EXEC_KEPT_NS = 2_000_000_000      # after this a pid may belong to another process
 cdef int64_t BUDGET_WINDOW_NS = 1_000_000_000
-cdef int64_t BUDGET_FIFO_NS = 250_000_000      # of each second at real-time priority, then as everybody else
+cdef int64_t BUDGET_FIFO_NS = 250_000_000      # of each second at real-time priority, then at normal priority
 cdef int64_t BUDGET_EXEC_NS = 100_000_000      # of each second for exec events, then only file events are attributed
 
 
@@ -85,7 +85,7 @@ cdef Slot *find(State *s, uint64_t h, bint insert) noexcept nogil:
 
 
 cdef int grow(State *s) except -1 nogil:
-    # rebuilds without the entries nobody is interested in any more
+    # rebuilds without the entries that have no interest left
     cdef Slot *old = s.slots
     cdef uint32_t n = s.n_slots, live = 0, i
     for i in range(n):
@@ -171,7 +171,7 @@ cdef int select_cgroup(const char *text, int n, char *out, int cap) noexcept nog
 
 
 cdef int read_status(const char *text, int n, Snap *s) noexcept nogil:
-    # 0, or -1 where it does not say whose process this is
+    # 0, or -1 if it does not name the owner of the process
     cdef const char *end = text + n
     cdef const char *p = find_bytes(text, n, "\nUid:")
     if p == NULL:
@@ -182,11 +182,11 @@ cdef int read_status(const char *text, int n, Snap *s) noexcept nogil:
 
 
 cdef int read_stat(const char *text, int n, Snap *s) noexcept nogil:
-    # 0, or -1 for what is no line of /proc/PID/stat
+    # 0, or -1 for a text that is no line of /proc/PID/stat
     cdef const char *end = text + n
     cdef const char *p = <const char *>memchr(text, 40, n)
     cdef int i = n - 1, _i
-    # comm stands in parentheses and may hold any byte: the last ")" ends it
+    # comm stands in parentheses and may contain any byte: the last ")" ends it
     while i > 0 and text[i] != 41:
         i -= 1
     if p == NULL or text + i <= p:
@@ -194,7 +194,7 @@ cdef int read_stat(const char *text, int n, Snap *s) noexcept nogil:
     if s.cmd_len == 0:
         s.cmd_len = <uint16_t>min(text + i - p - 1, CMD_MAX)
         memcpy(s.cmd, p + 1, s.cmd_len)
-        s.cmd_len |= 0x8000                    # from comm: a better one may be in the cache
+        s.cmd_len |= 0x8000                    # from comm: the cache may have a better one
     p = text + i + 1
     while p < end and (p[0] == 32 or 65 <= p[0] <= 122):
         p += 1                                 # the state letter
@@ -209,7 +209,7 @@ cdef int read_stat(const char *text, int n, Snap *s) noexcept nogil:
 
 
 cdef int take_snap(int pid, Snap *s) noexcept nogil:
-    # 0, or -1 when the process is gone. The command line first: it is the first thing that an exit takes away.
+    # 0, or -1 when the process is gone. The command line is read first: an exit takes it away first.
     cdef char buf[4096]
     cdef const char *p
     cdef int n, dirfd
@@ -314,7 +314,7 @@ cdef void put(State *s, int kind, const char *key, size_t key_len, const char *n
 
 
 cdef bint wanted(State *s, uint64_t h, int pid, uint64_t mask) noexcept nogil:
-    # False too for what an undelivered record of the same writer says already: the loop has yet to look
+    # False also if an undelivered record of the same writer says the same: the loop has yet to observe.
     cdef bint yes = False
     cdef Slot *e
     pthread_mutex_lock(&s.lock)
@@ -335,8 +335,8 @@ cdef bint wanted(State *s, uint64_t h, int pid, uint64_t mask) noexcept nogil:
 
 cdef bint any_wanted(State *s, int kind, const char *key, size_t key_len, const char *name, size_t name_len,
                      uint64_t mask) noexcept nogil:
-    # somebody wants every name that comes or goes in this directory ("/", which no entry can be called). Each counts:
-    # nothing is coalesced, for the next one is another name
+    # somebody wants every name that comes or goes in this directory ("/", which cannot be an entry's name). Each event
+    # counts: none is merged, because the next one has another name
     cdef Slot *e
     cdef bint yes
     if not mask & ENTRY_EVENTS or name_len == 0 or name_len == 1 and name[0] == 46:
@@ -376,7 +376,7 @@ cdef void on_fan_event(State *s, int kind, pact_fan_meta *m) noexcept nogil:
         if info.type == INFO_PIDFD and info.len >= 8:
             pidfd = pact_int32(p + 4)
         elif (info.type == INFO_DFID_NAME or info.type == INFO_FID) and hits < 2 and info.len >= 20:
-            # the entry by its directory and name; the object itself where it is marked (a mount point): name ""
+            # the entry by its directory and name; the object itself if it is marked (a mount point): name ""
             key[hits] = p + 4
             key_len[hits] = 16 + <size_t><uint32_t>pact_int32(p + 12)
             if key_len[hits] + 4 <= info.len:
@@ -413,11 +413,11 @@ cdef void on_proc_event(State *s, pact_fan_meta *m) noexcept nogil:
     n = <int>readlink(link, path, sizeof(path) - 1)
     if n > 0:
         path[n] = 0
-        # the mark is on procfs, so what precedes /sys/ is where an instance of it is mounted
+        # the mark is on procfs, so the part before /sys/ is the mount point of one of its instances
         tail = find_bytes(path, n, "/sys/")
         if tail != NULL:
             tail += 5
-            # a write to one sysctl may move others, so whoever wants any may ask to hear of all ("*")
+            # a write to one sysctl may move others, so a reader of any may ask for events of all ("*")
             if wanted(s, interest_hash(K_PROC, "", 0, tail, strlen(tail)), m.pid, m.mask) or wanted(
                     s, interest_hash(K_PROC, "", 0, "*", 1), m.pid, m.mask):
                 keep(s, K_PROC, "", 0, tail, strlen(tail), m.pid, m.mask, pidfd)
@@ -429,7 +429,7 @@ cdef int read_fanotify(State *s, int kind, int fd) noexcept nogil:
     cdef char buf[FAN_BUF]
     cdef ssize_t n = read(fd, buf, PROC_BUF if kind == K_PROC else FAN_BUF)
     if n < 0:
-        # one event whose file could not be opened for us is gone; out of descriptors means we are blind
+        # one event is lost whose file could not be opened for this process; without descriptors, all further ones are
         if errno == EMFILE or errno == ENFILE:
             lost(s, kind, errno)
         return 0
@@ -498,7 +498,7 @@ cdef void read_connector(State *s, int fd) noexcept nogil:
     for _i in range(CONNECTOR_BATCH):
         n = recv(fd, buf, sizeof(buf), MSG_DONTWAIT)
         if n < 0:
-            return                              # nothing left, or the kernel dropped some: a cache may miss
+            return                              # nothing left, or the kernel dropped some: the cache may miss these
         on_connector(s, buf, n)
 
 
@@ -519,7 +519,7 @@ cdef void on_connector(State *s, const char *buf, ssize_t n) noexcept nogil:
 
 
 cdef void budget(State *s) noexcept nogil:
-    # A storm must not starve the machine from real-time priority.
+    # A flood of events must not starve the machine from real-time priority.
     cdef int64_t now = pact_clock(CLOCK_BOOTTIME)
     cdef int64_t cpu = pact_clock(CLOCK_THREAD_CPUTIME_ID)
     cdef bint fifo
@@ -576,9 +576,9 @@ cdef void *thread_main(void *arg) noexcept nogil:
                     read_fanotify(s, src.kind, src.fd)
                 continue
             elif src.kind == K_CONNECTOR and p[i + 1].revents & POLLERR:
-                read_connector(s, src.fd)       # ENOBUFS is taken by reading
+                read_connector(s, src.fd)       # reading clears ENOBUFS
                 continue
-            # a source that only says error would be spun on: give it up, aloud
+            # a source in a permanent error state would make the loop spin: stop using it, and report that
             p[i + 1].fd = -1
             lost(s, src.kind, 5)
     return NULL
@@ -593,7 +593,7 @@ cdef tuple snap_tuple(uint32_t uid, uint32_t euid, uint32_t loginuid, uint32_t s
 
 
 cdef class Reader:
-    """The thread and what it keeps. Add sources, ``start``, then ``take`` when ``fileno`` is readable."""
+    """The thread and its data. Add sources, ``start``, then ``take`` when ``fileno`` is readable."""
 
     cdef State s
     cdef pthread_t thread
@@ -654,14 +654,14 @@ cdef class Reader:
             close(self.s.wake_fd)
 
     def add_source(self, int kind, int fd):
-        """Hand over ``fd``: the reader reads and closes it. Before ``start`` only."""
+        """Pass ``fd`` to the reader, which reads and closes it. Only before ``start``."""
         assert not self.running and self.s.n_sources < SOURCES_MAX
         self.s.sources[self.s.n_sources].kind = kind
         self.s.sources[self.s.n_sources].fd = fd
         self.s.n_sources += 1
 
     def start(self):
-        """Returns when the thread runs and ``stats`` say how."""
+        """Returns when the thread runs and ``stats`` show its mode."""
         assert not self.running and not self.closed
         cdef int r = pthread_create(&self.thread, NULL, thread_main, &self.s)
         if r:
@@ -674,7 +674,7 @@ cdef class Reader:
             pthread_mutex_unlock(&self.s.lock)
 
     def close(self):
-        """Stop and join the thread, close every source. Twice is once."""
+        """Stop and join the thread, close every source. Calling it twice counts once."""
         self._stop()
 
     def fileno(self):
@@ -685,7 +685,7 @@ cdef class Reader:
         self._count(kind, key, name, 1)
 
     def unwant(self, int kind, bytes key, bytes name):
-        """Count one interest less; names nobody wants are dropped in the thread."""
+        """Count one interest less; the thread drops names without interest."""
         self._count(kind, key, name, -1)
 
     cdef _count(self, int kind, bytes key, bytes name, int by):
@@ -702,7 +702,7 @@ cdef class Reader:
             pthread_mutex_unlock(&self.s.lock)
 
     def poke(self):
-        """Make ``fileno`` readable, for what the caller still holds back."""
+        """Make ``fileno`` readable, for records that the caller still holds back."""
         cdef uint64_t one = 1
         write(self.s.wake_fd, &one, 8)
 
@@ -742,7 +742,7 @@ cdef class Reader:
         return out
 
     def stats(self):
-        """Counters since the start, and how the thread runs."""
+        """Counters since the start, and the mode of the thread."""
         return {
             "read": self.s.n_read, "kept": self.s.n_kept, "coalesced": self.s.n_coalesced, "exec": self.s.n_exec,
             "exec_skipped": self.s.n_exec_skipped, "from_cache": self.s.n_from_cache,
@@ -752,7 +752,8 @@ cdef class Reader:
 
 
 def snapshot(int pid):
-    """What /proc says of a process now: ``(uid, euid, loginuid, sessionid, tty, command, cgroup)``, None if gone."""
+    """The present data of a process in /proc: ``(uid, euid, loginuid, sessionid, tty, command, cgroup)``, None if
+    gone."""
     cdef Snap s
     cdef int r
     with nogil:
@@ -763,7 +764,7 @@ def snapshot(int pid):
 
 
 def cgroup_line(bytes text):
-    """The path that stands for a process in the text of its ``/proc/PID/cgroup``."""
+    """The path that identifies a process in the text of its ``/proc/PID/cgroup``."""
     cdef char out[CGROUP_MAX]
     cdef int n = select_cgroup(text, len(text), out, CGROUP_MAX)
     return PyBytes_FromStringAndSize(out, n)
@@ -806,7 +807,8 @@ cdef bint is_direct(int fd, bytes path) noexcept:
 
 
 def mark(int fan_fd, bytes path, uint64_t mask, bint follow):
-    """Mark what ``path`` resolves to: its key (fsid and file handle), and whether no symlink stood in between.
+    """Mark the object to which ``path`` resolves: returns its key (fsid and file handle), and whether no symlink was on
+    the way.
 
     ``follow``: a directory, through symlinks. Otherwise the object itself, of any type. Raises OSError.
     """
@@ -826,7 +828,7 @@ def mark(int fan_fd, bytes path, uint64_t mask, bint follow):
                 r = fstatfs(fd, &st)
             if r == 0:
                 pact_fsid(&st, key)
-                r = pact_name_to_handle(fd, h, 0x200)     # AT_HANDLE_FID: encoded as fanotify does
+                r = pact_name_to_handle(fd, h, 0x200)     # AT_HANDLE_FID: the encoding that fanotify uses
                 if r < 0 and errno == EINVAL:
                     r = pact_name_to_handle(fd, h, 0)
             if r < 0:
@@ -841,7 +843,8 @@ def mark(int fan_fd, bytes path, uint64_t mask, bint follow):
 
 
 def unmark(int fan_fd, bytes hint, bytes key, uint64_t mask):
-    """Take the mark off what ``key`` names, wherever it moved to. False if ``hint`` is not on its file system."""
+    """Remove the mark of the object that ``key`` names, wherever it moved. False if ``hint`` is not on its file
+    system."""
     cdef char buf[144]
     cdef char fsid[8]
     cdef const char *p = hint
@@ -874,7 +877,8 @@ def inotify_init():
 
 
 def inotify_add(int fd, bytes path, uint32_t mask, bint follow):
-    """Watch ``path``: its key (the watch descriptor as bytes), and whether no symlink stood in between. As ``mark``."""
+    """Watch ``path``: returns its key (the watch descriptor as bytes), and whether no symlink was on the way. As
+    ``mark``."""
     cdef const char *p = path
     cdef char link[40]
     cdef int wd = -1, at, err = 0
@@ -899,7 +903,7 @@ def inotify_rm(int fd, bytes key):
 
 
 def connector():
-    """A socket that gets exec events.
+    """A socket that receives exec events.
 
     Raises OSError: ECONNREFUSED outside the initial network namespace, ETIMEDOUT outside the initial pid namespace.
     """
@@ -916,7 +920,7 @@ def connector():
         if pact_connector_bind(fd) < 0 or pact_connector_listen(fd, False) < 0:
             err = errno
         else:
-            err = ETIMEDOUT                            # where listening is not allowed, nothing is answered
+            err = ETIMEDOUT                            # without permission to listen, there is no answer
             p.fd = fd
             p.events = POLLIN
             while poll(&p, 1, 50) > 0:

@@ -1,7 +1,7 @@
-"""The kernels as one would write them without a thought for speed: what the compiled ones are compared with.
+"""The kernels in the simplest form, without regard to speed: tests compare the compiled ones with them.
 
-Same results, same exceptions (their messages may differ). Used when no extension is built, or PACT_FAST=reference says
-so. No numpy: buffers are memoryviews.
+Same results, same exceptions (their messages may differ). Used if no extension is built, or if PACT_FAST=reference. No
+numpy: buffers are memoryviews.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def _int64(value: SupportsIndex) -> int:
 
 
 class TimerWheel:
-    """A dict of deadlines, sorted whenever somebody asks."""
+    """A dict of deadlines, sorted at every question."""
 
     def __init__(self, now_ns: int, tick_ns: SupportsIndex = 1_000_000) -> None:
         _int64(now_ns)
@@ -308,7 +308,7 @@ class FileTable:
         return [key for key in order if self._check(self._entries[key], bool(full), now)]
 
     def _known(self, keys: Iterable[SupportsIndex] | Buffer) -> Iterator[int]:
-        """The keys, each looked at when its turn comes: the first that is wrong in any way decides what is raised."""
+        """The keys, each checked when its turn comes: the first wrong one decides which error is raised."""
         try:
             memoryview(keys)  # type: ignore[arg-type]
         except TypeError:

@@ -1,10 +1,10 @@
-"""A ROUTER or DEALER of pyzmq's, many small messages at a time: one call of Python's where pyzmq needs four a message.
+"""A ROUTER or DEALER of pyzmq, many small messages at a time: one Python call where pyzmq needs four for each message.
 
-The sockets stay pyzmq's: it makes, binds, connects and closes them. Its wheels bring a libzmq of their own, which
-nothing else may be linked against: the functions are looked up in the library that pyzmq itself has loaded. ImportError
-where that cannot be done. The twin, with the same results, is ``reference_sockets.py``.
+The sockets stay pyzmq's: it makes, binds, connects and closes them. Its wheels contain their own libzmq, against which
+nothing else may be linked: the functions are looked up in the library that pyzmq itself has loaded. ImportError if that
+is impossible. The twin, with the same results, is ``reference_sockets.py``.
 
-Nothing here waits. A port is used by one thread, as its socket is.
+Nothing here waits. One thread uses a port, as with its socket.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
@@ -74,11 +74,11 @@ cdef enum:
     SRCFD = 2
     EVENTS = 15
     POLLIN = 1
-    READ_BYTES = 262144  # whoever works on what was read looks at the clock afterwards
+    READ_BYTES = 262144  # the caller checks the clock after handling this much
 
 
 cdef bint _found() except -1:
-    """The libzmq that pyzmq works with."""
+    """Whether the functions were found in the libzmq that pyzmq uses."""
     module = sys.modules.get(zmq.backend.Socket.__module__)
     path = getattr(module, "__file__", None)
     if path is None:
@@ -93,7 +93,7 @@ if not _found():
 
 
 cdef class Held:
-    """A large message, where libzmq has it: read only, freed with the last ``memoryview`` of it."""
+    """A large message in libzmq's memory: read only, freed with its last ``memoryview``."""
     cdef pact_msg msg
     cdef bint filled
 
@@ -110,8 +110,9 @@ cdef extern from "Python.h":
 
 
 cdef class Port:
-    """``socket``: a ROUTER or DEALER. Frames of ``shared_from`` bytes and more are handed over uncopied, as read-only
-    ``memoryview``; smaller ones are ``bytes``. Each method raises ``zmq.ZMQError`` for what is not its own result.
+    """``socket``: a ROUTER or DEALER. Frames of at least ``shared_from`` bytes are returned without a copy, as
+    read-only ``memoryview``; smaller ones are ``bytes``. Each method raises ``zmq.ZMQError`` for any other failure than
+    its own result.
     """
     cdef readonly object socket
     cdef void *handle
@@ -126,12 +127,12 @@ cdef class Port:
         raise zmq.ZMQError(pact_errno())
 
     cdef int _require_open(self) except -1:
-        if self.socket.closed:  # its handle may be anybody's memory by now
+        if self.socket.closed:  # its handle may point to other memory by now
             raise zmq.ZMQError(zmq.ENOTSOCK)
         return 0
 
     cdef int _give(self, bytes frame, int flags) except -1:
-        """1: sent; 0: not, ``errno`` says why. A signal in between is neither."""
+        """1: sent; 0: not sent, ``errno`` says why. After a signal in between it tries again."""
         while pact_send(self.handle, PyBytes_AS_STRING(frame), <size_t>PyBytes_GET_SIZE(frame), DONTWAIT | flags) < 0:
             if pact_errno() != EINTR:
                 return 0
@@ -141,7 +142,7 @@ cdef class Port:
         """1: a frame is there; 0: there is none now."""
         pact_msg_init(msg)
         while pact_msg_recv(msg, self.handle, DONTWAIT) < 0:
-            if pact_errno() == EINTR:  # whether there is one is not known yet
+            if pact_errno() == EINTR:  # a signal: it is not known yet whether there is one
                 continue
             pact_msg_close(msg)
             if pact_errno() != EAGAIN:
@@ -150,7 +151,8 @@ cdef class Port:
         return 1
 
     cdef object _taken(self, pact_msg *msg):
-        """The frame's bytes; ``None`` if more follow, which are no message of ours and go unseen. Closes it."""
+        """The frame's bytes; ``None`` if more frames follow: such a message is not one of the tree, and is dropped.
+        Closes it."""
         cdef Held held
         cdef bint several = False
         cdef size_t size = pact_msg_size(msg)
@@ -172,7 +174,7 @@ cdef class Port:
 
     def receive(self, Py_ssize_t most):
         """At most ``most`` messages of a DEALER, no more once ``READ_BYTES`` have been read: their frames, ``None`` for
-        one of several frames; and whether all that was there has been read.
+        a message of several frames; and whether everything was read.
         """
         cdef pact_msg msg
         cdef list out = []
@@ -187,8 +189,8 @@ cdef class Port:
         return out, False
 
     def receive_from(self, Py_ssize_t most):
-        """The same of a ROUTER: for each message its routing id, its sender's public key ("" if there is none), its
-        connection's descriptor (-1 if that is not known), and its frame.
+        """The same for a ROUTER: for each message its routing id, its sender's public key ("" if there is none), its
+        connection's descriptor (-1 if unknown), and its frame.
         """
         cdef pact_msg msg
         cdef list out = []
@@ -202,7 +204,7 @@ cdef class Port:
                 return out, True
             rid = PyBytes_FromStringAndSize(<char *>pact_msg_data(&msg), <Py_ssize_t>pact_msg_size(&msg))
             pact_msg_close(&msg)
-            if not self._next(&msg):  # libzmq gives a message whole or not at all
+            if not self._next(&msg):  # libzmq gives a message completely or not at all
                 return out, True
             key = pact_msg_gets(&msg, b"User-Id")
             sender = "" if key == NULL else PyUnicode_DecodeUTF8(key, <Py_ssize_t>strlen(key), "replace")
@@ -212,7 +214,7 @@ cdef class Port:
         return out, False
 
     def send(self, bytes frame not None):
-        """One message of a DEALER. False if it is stuck: nothing was sent."""
+        """Send one message of a DEALER. False if it is stuck: nothing was sent."""
         self._require_open()
         if self._give(frame, 0):
             return True
@@ -221,7 +223,8 @@ cdef class Port:
         return False
 
     def send_to(self, rids, bytes frame not None):
-        """The same frame to each routing id of a ROUTER, one copy for all. Returns whom it could not be sent to."""
+        """Send the same frame to each routing id of a ROUTER, one copy for all. Returns the routing ids that it did not
+        reach."""
         cdef pact_msg whole, msg
         cdef list lost = []
         cdef bytes rid
@@ -255,7 +258,8 @@ cdef class Port:
         return lost
 
     def send_each(self, rids, list frames not None):
-        """To each routing id of a ROUTER a frame of its own, in the same order. Returns who could not be sent to."""
+        """Send to each routing id of a ROUTER its own frame, in the same order. Returns the routing ids that were not
+        reached."""
         cdef list lost = []
         cdef bytes rid, frame
         cdef Py_ssize_t i = 0
@@ -272,7 +276,7 @@ cdef class Port:
         return lost
 
     def readable(self):
-        """Something can be received now. Unlike the socket's descriptor it forgets nothing."""
+        """Whether something can be received now. Unlike the socket's descriptor it misses nothing."""
         cdef int events = 0
         cdef size_t size = sizeof(events)
         self._require_open()

@@ -1,6 +1,6 @@
-"""What a JSON text must not be, found in one pass over its bytes: nested too deeply, or with a number beyond 64 bits.
+"""Finds what a JSON text must not contain, in one pass over its bytes: too deep nesting, or a number beyond 64 bits.
 
-Which texts are JSON at all this does not say: a decoder does. The twin is in ``reference.py``.
+It does not decide whether a text is JSON: a decoder does. The twin is in ``reference.py``.
 """
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
@@ -13,11 +13,11 @@ cdef Py_ssize_t DEEP = -1
 cdef Py_ssize_t WIDE = -2
 cdef uint64_t ONES = 0x0101010101010101
 cdef uint64_t HIGH = 0x8080808080808080
-cdef uint64_t LOWEST = <uint64_t>1 << 63  # of negative ones
+cdef uint64_t LOWEST = <uint64_t>1 << 63  # the largest magnitude of a negative number
 
 
 cdef inline bint plain(const unsigned char *text) noexcept nogil:
-    """Neither a quotation mark nor a backslash is among eight bytes: a byte of zeros is looked for in all at once."""
+    """Whether eight bytes contain neither a quotation mark nor a backslash: all are tested at once for a zero byte."""
     cdef uint64_t eight, quote, slash
     memcpy(&eight, text, 8)
     quote = eight ^ <uint64_t>0x2222222222222222
@@ -26,7 +26,7 @@ cdef inline bint plain(const unsigned char *text) noexcept nogil:
 
 
 cdef Py_ssize_t scan(const unsigned char *text, Py_ssize_t size, Py_ssize_t deepest) noexcept nogil:
-    """How many colons stand outside strings."""
+    """The number of colons outside strings."""
     cdef Py_ssize_t at = 0
     cdef Py_ssize_t depth = 0
     cdef Py_ssize_t members = 0
@@ -74,8 +74,8 @@ cdef Py_ssize_t scan(const unsigned char *text, Py_ssize_t size, Py_ssize_t deep
 
 
 def members_in(text, int deepest):
-    """How many members the objects of a JSON text have, from its bytes. ValueError: it is nested deeper than
-    ``deepest``, or has a whole number beyond 64 bits. Of what is no JSON the number means nothing."""
+    """The number of members of all objects in a JSON text, from its bytes. ValueError: it is nested deeper than
+    ``deepest``, or has a whole number beyond 64 bits. For a text that is not JSON the number has no meaning."""
     cdef Py_buffer view
     cdef Py_ssize_t found
     PyObject_GetBuffer(text, &view, PyBUF_SIMPLE)
@@ -93,7 +93,7 @@ def members_in(text, int deepest):
 
 
 cdef Py_ssize_t count(object value):
-    """The depth is known to be small: this recursion ends."""
+    """The depth is known to be small, so this recursion ends."""
     cdef Py_ssize_t found = 0
     if type(value) is dict:
         found = len(<dict>value)
@@ -108,5 +108,6 @@ cdef Py_ssize_t count(object value):
 
 
 def members_of(value):
-    """How many members the objects of a decoded text have. Fewer than are in the text: a key stood there twice."""
+    """The number of members of all objects in a decoded text. If it is smaller than in the text, a key occurred
+    twice."""
     return count(value)

@@ -179,8 +179,8 @@ def renameat2(int old_dirfd, bytes old, int new_dirfd, bytes new, unsigned int f
 
 
 def start_writing(int fd):
-    """Have the kernel begin to write a file's content to the disk, without waiting. What cannot be begun is not: an
-    ``fsync`` has to follow in any case."""
+    """Let the kernel begin to write a file's content to the disk, without waiting. Errors are ignored: an ``fsync``
+    must follow in any case."""
     cdef int rc
     with nogil:
         rc = c_sync_file_range(fd, 0, 0, SYNC_FILE_RANGE_WRITE)
@@ -188,7 +188,7 @@ def start_writing(int fd):
 
 
 def umount2(bytes target, int flags=0):
-    """Unmount; EBUSY where it is in use, EAGAIN from the first MNT_EXPIRE of an idle mount. Raises OSError."""
+    """Unmount; EBUSY if it is in use, EAGAIN from the first MNT_EXPIRE of an idle mount. Raises OSError."""
     cdef const char *text = target
     cdef int rc
     with nogil:
@@ -198,8 +198,8 @@ def umount2(bytes target, int flags=0):
 
 
 def mount_read_only(bytes target, bint on):
-    """Let nobody write through this mount (EBUSY where somebody has a file open for that), or let them again. Its other
-    flags stay. Raises OSError; ENOSYS before Linux 5.12."""
+    """Make this mount read-only (EBUSY if a process has a file open for writing), or writable again. Its other flags
+    stay. Raises OSError; ENOSYS before Linux 5.12."""
     cdef const char *text = target
     cdef int flag = on
     cdef long rc
@@ -210,9 +210,9 @@ def mount_read_only(bytes target, bint on):
 
 
 def scratch_mount(bytes fstype, bytes data):
-    """Mount a file system in memory with these options where nobody sees it. Returns the child that does it, which is
-    to be waited for, and the end of a pipe with its mount table; nothing comes where the kernel refused. Raises
-    OSError."""
+    """Mount a file system in memory with these options in a private namespace. Returns the child process that does it,
+    for which the caller must wait, and the end of a pipe with its mount table; the pipe is empty if the kernel refused.
+    Raises OSError."""
     cdef const char *type_text = fstype
     cdef const char *data_text = data
     cdef int child = 0
@@ -225,8 +225,8 @@ def scratch_mount(bytes fstype, bytes data):
 
 
 def expire_in(int space, bytes path):
-    """What MNT_EXPIRE says of a mount in the mount namespace of an open ``/proc/PID/ns/mnt``: 0 idle, 1 busy, 2 nothing
-    that can be used. The mark is taken off again. Raises OSError."""
+    """The answer of MNT_EXPIRE for a mount in the mount namespace of an open ``/proc/PID/ns/mnt``: 0 idle, 1 busy, 2
+    unusable. The mark is removed again. Raises OSError."""
     cdef const char *text = path
     cdef int said
     with nogil:
@@ -237,7 +237,7 @@ def expire_in(int space, bytes path):
 
 
 def clock_synchronised():
-    """True if the kernel's clock is disciplined by somebody (``adjtimex`` without STA_UNSYNC)."""
+    """True if the kernel's clock is disciplined by a daemon (``adjtimex`` without STA_UNSYNC)."""
     return bool(pact_clock_synchronised())
 
 
@@ -247,11 +247,11 @@ def trim():
 
 
 def one_arena():
-    """One heap for all threads, and large blocks given back at once: less memory, for threads that seldom allocate."""
+    """One heap for all threads, and large blocks returned at once: less memory, for threads that seldom allocate."""
     pact_one_arena()
 
 
 def keep_freed(int bytes):
-    """Keep that much freed memory for the next large block; ``trim`` gives it back. Each page that comes from the
-    kernel anew costs as much as copying it several times."""
+    """Keep this much freed memory for the next large block; ``trim`` returns it. Each page that comes new from the
+    kernel costs as much as copying it several times."""
     pact_keep_freed(bytes)

@@ -1,17 +1,17 @@
 """Deadlines of very many timers: insert, move and cancel in constant time, expire in exact order.
 
-The array ``timers`` is the truth: one record a key, its deadline and whether it is live. Everything else only says when
-to look at a key. Cancelling and moving later write the record and nothing more; an entry that is found when its slot
-opens is dropped, filed again or expired by what the record says then.
+The array ``timers`` is the truth: one record for each key, with its deadline and whether it is live. Everything else
+only says when to look at a key. Cancelling and moving later only write the record; when a slot opens, each of its
+entries is dropped, filed again or expired according to the record at that time.
 
 Levels of slots, each ``SPAN`` times coarser than the one below, hold entries: chains of 64-byte chunks of keys from one
 free list, with a bitmap of the slots in use. Level 0 has slots of one tick. A key goes to the lowest level that reaches
 it, and each level reaches to the end of the *next* slot of the level above, so that slot can be emptied downwards a
-little at every ``advance`` instead of all at once when its time comes. What an opened tick held is packed as
-(offset, key) and sorted: exact nanosecond order, ties by key. What is filed for a tick that is already open (deadlines
-in the past, a clock that went backwards) waits in a small heap, ``near``.
+little at every ``advance`` instead of all at once when its time comes. The entries of an opened tick are packed as
+(offset, key) and sorted: exact nanosecond order, ties by key. Entries for a tick that is already open (deadlines in the
+past, a clock that went backwards) wait in a small heap, ``near``.
 
-It refuses to own a clock, and to call anybody back. One thread at a time: a second one gets RuntimeError.
+It refuses to own a clock, and to make callbacks. One thread at a time: a second one gets RuntimeError.
 """
 
 from cpython.buffer cimport PyBuffer_Release
@@ -72,7 +72,7 @@ cdef enum:
 
 cdef struct Timer:
     int64_t deadline
-    int32_t filed  # the slot whose entry counts for this key, or NOWHERE, READY, NEAR
+    int32_t filed  # the slot of the valid entry for this key, or NOWHERE, READY, NEAR
     int32_t live
 
 cdef struct Chunk:  # full, unless it is the top of its slot
@@ -127,7 +127,7 @@ cdef int no_memory() except -1 nogil:
 
 
 cdef int grow(void **block, int64_t *size, int64_t wanted, size_t item) except -1 nogil:
-    """Room for ``wanted`` items. Large blocks stand on huge pages: keys are met in any order, far apart."""
+    """Room for ``wanted`` items. Large blocks use huge pages: keys are accessed in any order, far apart."""
     cdef int64_t larger = max(size[0] + (size[0] >> 1) + 64, wanted)
     cdef size_t bytes_wanted = <size_t>larger * item
     cdef bint huge = bytes_wanted >= 2 * <size_t>HUGE_PAGE
@@ -160,7 +160,7 @@ cdef int grow_timers(Wheel *w, int64_t wanted) except -1 nogil:
 
 
 cdef int grow_chunks(Wheel *w, int64_t wanted) except -1 nogil:
-    """At least ``wanted`` free chunks."""
+    """Make at least ``wanted`` chunks free."""
     cdef int64_t before = w.chunks_size
     cdef int64_t i
     if w.free_count >= wanted:
@@ -176,7 +176,7 @@ cdef int grow_chunks(Wheel *w, int64_t wanted) except -1 nogil:
 
 
 cdef inline int reserve(Wheel *w, int64_t count) except -1 nogil:
-    """Room for ``count`` calls of ``place``."""
+    """Make room for ``count`` calls of ``place``."""
     if w.free_count < count:
         grow_chunks(w, count)
     if w.near_len + count > w.near_size:
@@ -238,7 +238,7 @@ cdef void near_pop(Wheel *w) noexcept nogil:
 # --- filing ---
 
 cdef inline void place(Wheel *w, int32_t key, int64_t deadline) noexcept nogil:
-    """File ``key`` where its deadline belongs. The room is reserved."""
+    """File ``key`` in the slot of its deadline. The room is reserved."""
     cdef int64_t tick = deadline >> w.shift
     cdef int64_t above = tick >> LEVEL_BITS
     cdef int64_t above_cursor = w.cursor >> LEVEL_BITS
@@ -287,7 +287,7 @@ cdef inline int64_t slot_start(Wheel *w, int32_t number) noexcept nogil:
 
 
 cdef inline int set_timer(Wheel *w, int32_t key, int64_t deadline) except -1 nogil:
-    """Insert or move. An entry that will be looked at in time already serves."""
+    """Insert or move. An existing entry that will be checked in time is used again."""
     cdef Timer *timer = &w.timers[key]
     cdef bint serves
     if timer.filed == NOWHERE:
@@ -308,7 +308,8 @@ cdef inline int set_timer(Wheel *w, int32_t key, int64_t deadline) except -1 nog
 
 
 cdef int compact(Wheel *w) except -1 nogil:
-    """File the live keys anew, and nothing else, seen from the latest ``now``. Costs what made it necessary."""
+    """File only the live keys anew, relative to the latest ``now``. Its cost is that of the work that made it
+    necessary."""
     cdef int64_t chunks = w.live // CHUNK_KEYS + min(w.live, <int64_t>(w.levels * SLOTS)) + 1
     cdef int64_t i
     if chunks > w.chunks_size:
@@ -339,8 +340,8 @@ cdef inline int keep_tidy(Wheel *w) except -1 nogil:
 
 
 cdef inline int take_chunk(Wheel *w, Slot *slot, int32_t *keys) noexcept nogil:
-    """Unlink the top chunk of a slot and copy its keys out, with their timers on the way into the cache; returns how
-    many there are."""
+    """Unlink the top chunk of a slot and copy its keys out, prefetching their timers into the cache; returns their
+    number."""
     cdef int32_t taken = slot.top
     cdef Chunk *chunk = &w.chunks[taken]
     cdef int used = (slot.count - 1) % CHUNK_KEYS + 1
@@ -365,7 +366,7 @@ cdef inline void clear_bit(Wheel *w, int32_t number) noexcept nogil:
 
 
 cdef int drain(Wheel *w, int32_t number, int64_t budget) except -1 nogil:
-    """Move about ``budget`` entries of one slot down, or to wherever their deadlines have moved."""
+    """Move about ``budget`` entries of one slot down, or to the slots of their changed deadlines."""
     cdef Slot *slot = &w.slots[number]
     cdef int32_t keys[CHUNK_KEYS]
     cdef Timer *timer
@@ -415,7 +416,7 @@ cdef void find_upper(Wheel *w) noexcept nogil:
 
 
 cdef int drain_ahead(Wheel *w, int64_t steps) except -1 nogil:
-    """Empty the next slot of every upper level in proportion to how far the cursor has come towards it."""
+    """Empty the next slot of every upper level in proportion to the progress of the cursor towards it."""
     cdef int level
     cdef int64_t unit, budget
     cdef int32_t number
@@ -437,7 +438,7 @@ cdef int drain_ahead(Wheel *w, int64_t steps) except -1 nogil:
 # --- opening ticks ---
 
 cdef void sort_packed(uint64_t *items, uint64_t *scratch, int64_t count) noexcept nogil:
-    """Spread over up to 2048 buckets by value, then each bucket; small ones by insertion."""
+    """Distribute over up to 2048 buckets by value, then sort each bucket; small inputs by insertion."""
     cdef int32_t starts[2049]
     cdef uint64_t low, high, item
     cdef int64_t i, j, first
@@ -481,7 +482,7 @@ cdef void sort_packed(uint64_t *items, uint64_t *scratch, int64_t count) noexcep
 
 
 cdef int pack(Wheel *w, int32_t number, int level) except -1 nogil:
-    """Empty a slot into the ready list, unsorted. What has moved beyond the slot is filed again."""
+    """Empty a slot into the ready list, unsorted. Entries that have moved beyond the slot are filed again."""
     cdef Slot *slot = &w.slots[number]
     cdef int lift = w.shift + level * LEVEL_BITS
     cdef int64_t unit = slot_start(w, number) >> (level * LEVEL_BITS)
@@ -530,10 +531,10 @@ cdef int open_upper(Wheel *w) except -1 nogil:
 
 
 cdef int open_ticks(Wheel *w, int64_t target) except -1 nogil:
-    """Bring the cursor towards ``target``, which it has not reached, and make ready what the ticks on the way hold.
+    """Move the cursor towards ``target``, which it has not reached, and make the entries of the ticks on the way ready.
 
-    The ready list, if it is not empty, stays as it is: it holds a level 1 slot that the cursor is in, and what was
-    filed for ticks in it later goes to ``near``. ``expire`` merges the two.
+    The ready list, if it is not empty, stays as it is: it holds the level 1 slot in which the cursor is, and later
+    entries for ticks in that slot go to ``near``. ``expire`` merges the two.
     """
     cdef int64_t reach = (<int64_t>1 << OFFSET_BITS) >> w.shift
     cdef int64_t first = 0
@@ -548,7 +549,7 @@ cdef int open_ticks(Wheel *w, int64_t target) except -1 nogil:
             if w.ready_len == 0:
                 open_upper(w)
                 return 0
-            break  # all that is ready is due before the upper slot
+            break  # all ready entries are due before the upper slot
         if tick > target:
             w.cursor = target
             break
@@ -569,7 +570,7 @@ cdef int open_ticks(Wheel *w, int64_t target) except -1 nogil:
 
 
 cdef int expire(Wheel *w, int64_t now, int64_t limit) except -1 nogil:
-    """Move what is due from ``ready`` and ``near`` to ``out``, in order."""
+    """Move due entries from ``ready`` and ``near`` to ``out``, in order."""
     cdef int64_t deadline
     cdef int32_t key
     cdef bint from_near
@@ -747,8 +748,9 @@ cdef class TimerWheel:
     """``TimerWheel(now_ns, tick_ns=1_000_000)``: deadlines in int64 nanoseconds of the caller's clock, keys small ints.
 
     ``tick_ns`` (1 to 1_000_000_000) is the width of the finest slots, rounded up to a power of two of at least 1024 ns;
-    it decides speed, never which keys are due. Keys are 0..2**26 - 1 and index an array, so dense ones are cheap.
-    ValueError: a key or ``tick_ns`` out of range. OverflowError: a time outside int64. TypeError: no integer.
+    it affects speed, never which keys are due. Keys are 0..2**26 - 1 and index an array, so dense ones are cheap.
+
+    ValueError: a key or ``tick_ns`` out of range. OverflowError: a time outside int64. TypeError: not an integer.
     """
 
     cdef Wheel w
@@ -880,7 +882,7 @@ cdef class TimerWheel:
                     run(&self.w, now, most)
             finally:
                 self.busy = False
-        else:  # giving the lock away would cost more than the work
+        else:  # releasing the GIL would cost more than the work
             run(&self.w, now, most)
         try:
             due = PyList_New(self.w.out_len)
