@@ -21,7 +21,7 @@ GRAVITY = (EXIT_DONE, EXIT_DRIFT, EXIT_CONFLICT, EXIT_UNREACHABLE, EXIT_USAGE, E
 
 
 def gravest(codes: Iterable[int]) -> int:
-    """The exit code of several; that of none is 0."""
+    """The gravest of several exit codes; 0 if there are none."""
     return max(codes, key=lambda c: GRAVITY.index(c) if c in GRAVITY else len(GRAVITY), default=EXIT_DONE)
 
 

@@ -23,7 +23,7 @@ REPLAY_REQUEST_MAX: Final = 1024
 SOCKET_CLIENTS_MAX: Final = 128
 SOCKET_CLIENTS_EACH_MAX: Final = 32  # of one account
 SOCKET_VIEWERS_MAX: Final = 64  # viewers must leave places to people who have to act
-# a client that has sent and received nothing for this long may lose its place to a new client
+# A client that has sent and received nothing for this long may lose its place to a new client.
 SOCKET_SILENT_S: Final = 10.0
 TREE_CLIENTS_MAX: Final = 4096  # people's connections below one aggregator
 TREE_CLIENTS_EACH_MAX: Final = 16  # of one key

@@ -208,7 +208,7 @@ cdef inline uint64_t spread(uint64_t hash) noexcept nogil:
 
 
 cdef inline int32_t find_name(const Names *names, uint64_t hash, const char *text, int64_t length) noexcept nogil:
-    """The first meaning of a text, -1 if it has none."""
+    """The first root that a text names, -1 if there is none."""
     cdef uint64_t at = spread(hash) & names.mask
     while names.slots[at].first >= 0:
         if names.slots[at].hash == hash and names.slots[at].length == length:

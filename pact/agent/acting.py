@@ -115,7 +115,7 @@ def act(
     concerned = {s.id for s in (*settled, *refused)}
     fixpoint.settle([s for s in steps if s.id in concerned], results)
     for step in settled:
-        # the kernel may have changed the value into one that counts as equal
+        # The kernel may have changed the value into one that counts as equal.
         wrong = "" if is_moved(step.id) and fixpoint.reached(step) else _wrong(step, seen_after)
         if wrong and not results[step.id]:
             results[step.id] = wrong

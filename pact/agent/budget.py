@@ -17,7 +17,7 @@ class Budget:
 
     def __init__(self, share: float = LOOP_SHARE) -> None:
         self._share = share
-        # caller -> the overdrawn seconds, and the time for which that holds
+        # Caller -> the overdrawn seconds, and the time for which that holds.
         self._spent: dict[Hashable, tuple[float, float]] = {}
 
     def spend(self, who: Hashable, seconds: float) -> None:

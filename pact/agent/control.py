@@ -202,7 +202,7 @@ class Control:
         self.clients: dict[int, Client] = {}
         self.garbage = 0
         self._touch_s = 0.0
-        # uid -> refusals left, and the time for which that holds
+        # Uid -> refusals left, and the time for which that holds.
         self._allowance: dict[int | None, tuple[float, float]] = {}
         self.budget = Budget()
         self._epoll = epoll
@@ -485,7 +485,7 @@ def _listen(path: str) -> socket.socket:
     try:
         directory = os.path.dirname(path) or "."
         owned.make_directory(directory, SOCKET_DIR, 0o755)
-        # from here on no other account can replace the socket's name
+        # From here on no other account can replace the socket's name.
         owned.require(directory, SOCKET_DIR, sticky_ok=True)
         try:
             if stat.S_ISSOCK(os.lstat(path).st_mode):

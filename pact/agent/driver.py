@@ -270,7 +270,7 @@ class Driver:
         if isinstance(effect, Act):
             self.watching.begin(effect.job, [*(s.id for s in effect.steps), *effect.below])
         if isinstance(effect, Act) and job is not None:
-            # the group's job does not name the root's requests that wait for it
+            # The group's job does not name the root's requests that wait for it.
             for tokens in self.node.deciding.values():
                 self._begun.update(tokens)
             if job.token is not None:
@@ -317,7 +317,7 @@ class Driver:
             return  # nothing was stored since the last time, and little has become old
         if self.journal_error or self.node.jobs or self._staged:
             return  # contents that a running job has stored may not be in a record yet
-        since_ns = now_ns - self.config.keep_ns  # B2: a stepped wall clock makes nothing old
+        since_ns = now_ns - self.config.keep_ns  # B2: setting the wall clock makes no record old
         try:
             gone = self.journal.prune(wanted_contents(self.node.state, self.journal, since_ns))
         except JournalError as exc:

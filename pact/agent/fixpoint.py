@@ -51,7 +51,7 @@ class Fixpoint:
         self._wanted = wanted or {}
         self._before = {r: observe(r) for r in beside if is_moved(r)}
         self._put_back = put_back
-        # last written resource -> resources that were right before that write, and not after it
+        # Last written resource -> resources that were right before that write, and not after it.
         self._upset: dict[str, set[str]] = {}
         self.reads: dict[str, str] = {}
 

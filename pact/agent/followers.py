@@ -49,7 +49,7 @@ class Followers:
         self._links_due_ns: int | None = None
         self._links_last_ns = 0
         self._lately: dict[str, int] = {}
-        # resource that is due because another write moved it -> the written resource
+        # Resource that is due because another write moved it -> the written resource.
         self._moved_with: dict[str, str] = {}
 
     def add(self, resource: str, key: int) -> None:

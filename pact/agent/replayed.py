@@ -22,7 +22,7 @@ def rolled_back_state(path: str, change: str) -> dict[str, Attrs | None]:
             data = strict.own(body)["data"]
             if data["change"] == change:
                 steps = [Step(s["id"], s["target"], s["actual"]) for s in data["plan"]]
-                # seen again together with what hid them
+                # Seen again together with what hid them.
                 through = below.carried(nature, steps, (s.id for s in steps))  # R10
                 return {s.id: s.actual for s in steps if s.id not in through}
     finally:

@@ -72,7 +72,7 @@ class Tracking:
         self._foreign: set[bytes] = set()
         self._remote = RemotePlaces()
         self._mounts = -1  # the generation of the mount table from which both were read
-        # directory -> inode and mtime when it was last listed, or zeros
+        # Directory -> inode and mtime when it was last listed, or zeros.
         self._directories: dict[bytes, tuple[int, int]] = {}
         self._share: list[bytes] = []
         self._touched: dict[bytes, Owner | None] = {}
@@ -140,7 +140,7 @@ class Tracking:
     # -- what happened ------------------------------------------------------------------------------------------
 
     def touched(self, path: bytes, owner: Owner | None) -> None:
-        """A name came or went."""
+        """A directory entry appeared or disappeared."""
         if os.path.dirname(path) not in self._directories and path not in self._directories and path not in self._bases:
             return
         if len(self._touched) >= TOUCHED_MAX:

@@ -280,7 +280,7 @@ class _Secrets:
                     self.look(item, resource)
 
     def _look_at(self, resource: str, value: Mapping[str, Any]) -> None:
-        # a single word may occur in any text
+        # A single word may occur in any text.
         if value.get("type") == "symlink" and "/" in (target := str(value.get("target"))):
             self._quote([target])
         if resource not in self.resources and self._is_secret(resource, value):

@@ -122,7 +122,7 @@ class Watching:
             self.sources.want(resource)
             try:
                 paths += self._place(resource, key, away)
-            # an older version accepted it: the journal has it, and one name must not end the agent
+            # An older version accepted it: the journal has it, and one name must not end the agent.
             except ValueError as exc:
                 self.bad[resource] = str(exc)
         self.observers.watch_many(paths)
@@ -284,7 +284,7 @@ class Watching:
         fresh = [] if self._points is None else [m for p, m in points.items() if p not in self._points]
         self.points_moved |= self._points != set(points)
         self._points = set(points)
-        # what an automounter mounts on itself is its own work
+        # What an automounter mounts on itself is its own work.
         on_demand = {m.mount_point for m in mounts if m.fstype == AUTOFS}
         for mount in fresh:
             if mount.mount_point in on_demand:

@@ -126,7 +126,7 @@ def as_text(command: NodeCommand, args: argparse.Namespace, answers: Answers) ->
                 rest.parts[body] = names
         try:
             documents = [(answer.result, names) for answer, names in told]
-            # build the whole page here, where it may fail
+            # Build the whole page here, where it may fail.
             lines = command.page(documents, len(answers.failed), View.here(ids=False))
             codes = [command.exit_code(args, answer) for answer, _ in told]
         except Exception:  # an answer is malformed: showing each separately tells which

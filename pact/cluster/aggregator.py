@@ -155,7 +155,7 @@ class Aggregator:
     def _bind(self) -> zmq.Socket[bytes]:
         router: zmq.Socket[bytes] = self.context.socket(zmq.ROUTER)
         self.secure(router, auth.TREE)
-        # no handover either: a routing id belongs to its connection while that lives
+        # No handover either: a routing id belongs to its connection while that lives.
         router.set(zmq.ROUTER_MANDATORY, 1)  # T13
         router.sndhwm = router.rcvhwm = CHILD_HWM
         self.bind(router, self.config.tree)

@@ -241,7 +241,7 @@ class RootClient:
         while (left_s := ends_s - time.monotonic()) > 0:
             again_s = self._sent_s + HELLO_S - time.monotonic()
             ready = dict(poller.poll(int(max(0, min(left_s, again_s)) * 1000) + 1))
-            # of many connections with one key some are not answered
+            # Of many connections with one key some are not answered.
             if not ready and time.monotonic() >= self._sent_s + HELLO_S:
                 self._hello()
             if monitor in ready:

@@ -84,7 +84,7 @@ class Http:
             self._selector.close()
             raise PactError(f"[aggregator] http {address}: {exc}", "is another aggregator running?") from None
         self._server.setblocking(False)
-        # connections that send nothing wait in the kernel
+        # Connections that send nothing wait in the kernel.
         self._server.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 1)
         self.port = int(self._server.getsockname()[1])
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)

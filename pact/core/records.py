@@ -198,7 +198,7 @@ def seal(
     record's hash; without a secret salt they could use it to check a guess of what was left out.  # S2
     """
     assert type_ in TYPES, type_
-    # the other fields can hold none
+    # The other fields can hold none.
     assert not _has_float(data) and not _has_float(actor), "a float in a hashed record"
     whole = {
         "v": VERSION,

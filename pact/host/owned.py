@@ -70,7 +70,7 @@ def require(path: str, what: str, *, missing_ok: bool = False, sticky_ok: bool =
     except OSError as exc:
         hint = f"{_account()}, who runs this, may not enter it" if isinstance(exc, PermissionError) else ""
         raise NotOurs(f"{what} {path}: {os.strerror(exc.errno or 0)}", hint) from None
-    # a link of /proc that does not lead to the place that it shows
+    # A link of /proc that does not lead to the place that it shows.
     if (there.st_dev, there.st_ino) != (seen.st_dev, seen.st_ino):
         raise NotOurs(f"{what} {path}: it does not lead where its links say", "name the place itself")
     if not sticky_ok:

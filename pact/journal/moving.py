@@ -131,7 +131,7 @@ def import_lines(journal: SqliteJournal, lines: Iterator[bytes], *, marked: bool
     for record in verify(records()):
         try:
             fold.apply(state, record)
-        # the hashes are right, but the contents make no sense: no agent would start with this journal
+        # The hashes are right, but the contents make no sense: no agent would start with this journal.
         except Exception as exc:
             why = f"its chain is unbroken, but the record makes no sense ({type(exc).__name__}: {exc})"
             raise ChainError(record.seq, why, "export again, from the journal itself") from None

@@ -148,7 +148,7 @@ class EtcdLog:
         if self.leading():
             return self._fence
         self._fence = 0
-        # writes with the old lease, which may still arrive, must not count as this term's: get a new fence
+        # Writes with the old lease, which may still arrive, must not count as this term's: get a new fence.
         if self._lease:
             self._revoke(self._lease)
             self._lease = 0

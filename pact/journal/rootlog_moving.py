@@ -68,7 +68,7 @@ def read_store(store: LogStore, cluster: str) -> Backup:
         oldest = store.oldest()
         if not chunks or oldest <= chunks_.read_chunk(chunks[0]).first:
             backup = Backup(cluster, snapshot, chunks)
-            # new chunks may have come; a hole may not be there
+            # New chunks may have come; a hole may not be there.
             following = next(iter(store.read(backup.events + 1)), None)
             if following is not None and chunks_.read_chunk(following).first > backup.events + 1:
                 raise PactError(

@@ -54,7 +54,7 @@ class Verification:
                 prev = self._read(prev)
             except ChainError as exc:
                 self.error = exc
-            # locked, or an error of the disk: that says nothing about the record
+            # Locked, or an error of the disk: that says nothing about the record.
             except sqlite3.OperationalError as exc:
                 self.why = str(exc)
                 self._closing.wait(AGAIN_S)

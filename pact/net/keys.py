@@ -95,7 +95,7 @@ def load(path: str) -> Key:
     """The key pair of a secret file. Raises ConfigError: unreadable, no key, or others may read it."""
     import zmq
 
-    # a key that is given in place of a file must not appear in the message
+    # A key that is given in place of a file must not appear in the message.
     if is_public(os.path.basename(path)) and not os.path.lexists(path):
         raise ConfigError("the name of a file is wanted, not the secret key itself", "pact keygen writes NAME.secret")
     try:

@@ -41,7 +41,7 @@ class Links:
     ) -> None:
         self.ports: dict[str, Port] = {}
         self.bad = 0
-        # the newest beat: the next one is usually equal
+        # The newest beat: the next one is usually equal.
         self._last: tuple[bytes, Message] = (wire.LIVES, wire.LIVES_MESSAGE)
         self._fds: dict[str, int] = {}
         self._monitors: dict[str, zmq.Socket[bytes]] = {}

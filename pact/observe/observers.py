@@ -86,7 +86,7 @@ class Observers:
         self._in_fd = in_fd
         try:
             self._mounts_fd = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
-            # a separate descriptor for the thread: reading changes what the kernel takes as seen
+            # A separate descriptor for the thread: reading changes what the kernel takes as seen.
             self._fds.append((KIND_MOUNTS, os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)))
         except OSError as e:
             self._mounts_fd = -1

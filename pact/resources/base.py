@@ -56,7 +56,7 @@ class Kind(ABC):
     volatile: bool = True
     #: Patterns of names that never drift, whatever the configuration says.
     ignored: tuple[str, ...] = ()
-    #: For people: how its names are written.
+    #: For people: the correct form of its names.
     spelling: str = "written otherwise"
     #: All its values in TOML stand on one line below ``[kind]``, even tables.
     one_line: bool = False

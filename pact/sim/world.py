@@ -518,6 +518,6 @@ class World:
     # -- checks -------------------------------------------------------------------------------------------------
 
     def check(self) -> None:
-        """What must hold at rest: replay from zero gives the state, and the parts agree."""
+        """Assert what must hold at rest: replay from zero gives the state, and the parts agree."""
         self.node.state.check()
         assert self.disk.replayed().to_json() == self.node.state.to_json()

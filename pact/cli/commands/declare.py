@@ -29,8 +29,8 @@ class Declare(NodeCommand):
     def request(self, args: argparse.Namespace) -> Request:
         from pact.cli import declared
 
-        # an empty file is fine, as an export of nothing gives one; but not together with --prune, which would forget
-        # everything
+        # An empty file is fine, as an export of nothing gives one; but not together with --prune, which would forget
+        # everything.
         fields = declared.fields(args.file, empty=not args.prune)
         return Request("declare", {**fields, "prune": args.prune, "take": args.take, "dry_run": args.dry_run})
 

@@ -117,7 +117,7 @@ def looked_commit(node: Desk, job: Job[Committing], event: Looked) -> None:
                 f"{sighting.resource} {why}; nothing was committed", "remove it, or commit the others by name"
             )
         member, (cid, also, actual) = change.members[sighting.resource], job.work.asked[sighting.resource]
-        # another owner has it now, and nobody was asked about that owner
+        # Another owner has it now, and nobody was asked about that owner.
         if (cid, also) != (change.id, list(member.also)):  # C9, S1
             raise ConflictError(f"{sighting.resource} was changed by {change.owner.user} meanwhile", "see pact diff")
         if not sighting.observation == member.actual == actual:
@@ -163,7 +163,7 @@ def _record_commits(node: Desk, job: Job[Committing], event: Looked) -> list[Jso
         ended = sorted(r for r in resources if r in state.ttls)
         split, shared = len(resources) < len(change.members), shared_with(change, resources)
         parts = list(in_pieces(list(resources)))
-        # one decision in several records, so that no record exceeds the journal's limit
+        # One decision in several records, so that no record exceeds the journal's limit.
         for at, names in enumerate(parts):
             node.record(
                 payloads.Committed(

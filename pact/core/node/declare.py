@@ -131,7 +131,7 @@ def probed_declare(node: Desk, job: Job[Declaring], event: Probed) -> None:
     result["seq"] = state.seq
     if not steps:
         node.finish(job)
-        # in observe mode the difference becomes drift now
+        # In observe mode the difference becomes drift now.
         node.sight(replace(s, owner=job.caller.owner) for s in event.sightings)
         _declare_done(node, job, result, {})
         return
@@ -158,12 +158,12 @@ def _record_declared(node: Desk, job: Job[Declaring], event: Probed, converge: s
     else:
         pieces = [*((names, ()) for names in in_pieces(list(moved))), *(((), names) for names in in_pieces(gone))]
     members_taken = set(taken)
-    # one decision in several records, so that no record exceeds the journal's limit
+    # One decision in several records, so that no record exceeds the journal's limit.
     for at, (names, forgotten) in enumerate(pieces):
         last = at == len(pieces) - 1
         saves = {r: event.saves[r] for r in names if r in event.saves}
         if last:
-            # the contents of a mount that is taken off
+            # The contents of a mount that is taken off.
             saves |= {r: s for r, s in event.saves.items() if r not in moved}
         node.record(
             payloads.Declared(

@@ -64,12 +64,12 @@ class Ledger:
         self.jobs: dict[int, Job[Any]] = {}
         self.busy: dict[str, int] = {}  # change -> job that probes or acts for it
         self.converging: dict[int, frozenset[str]] = {}  # job -> resources that it is bringing to declared state
-        # job -> id prefixes of resources beside its plan that its writes may move
+        # Job -> id prefixes of resources beside its plan that its writes may move.
         self.stirring: dict[int, tuple[str, ...]] = {}
         self.waiting: dict[int, Waiting] = {}  # request -> results that its reply still waits for
         self.refusals = Refusals()
         self.pace = Pace()  # new things below tracked patterns that are not recorded yet
-        # group -> the root's questions about whether its decision is carried out
+        # Group -> the root's questions about whether its decision is carried out.
         self.deciding: dict[str, list[int]] = {}
         self.killed: dict[str, int] = {}  # change -> how many runs in a row have ended during its rollback  # F65
         self.fleet_fence = 0  # the fence of the root that sent ``fleet_seq``
@@ -178,7 +178,7 @@ class Ledger:
         self.state.touched.changes[change_id] = None
 
     def retry_ttl(self, resource: str) -> None:
-        """Try a commit's end again soon."""
+        """Try the end of a trial again soon."""
         self.alarms.schedule(("ttl", resource), self.t_ns + NS_PER_S)
 
     def rebuild(self) -> None:

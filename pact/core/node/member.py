@@ -40,7 +40,7 @@ def asked_vote(node: Desk, event: Asked[GroupVote]) -> None:
     if group is None:
         _vote_of_a_stranger(node, event, gid, action)
         return
-    # already bound; the root's log was restored to a state before the decision
+    # Already bound; the root's log was restored to a state before the decision.
     if group.phase == DECIDED and action == group.action:
         node.reply(event.token, {"vote": "yes"})
         return
@@ -331,7 +331,7 @@ def _abort(node: Desk, event: Asked[GroupDecide], group: Membership, ballot: int
         raise ConflictError(f"stale ballot {ballot}: this node has answered {group.ballot}")
     action, why = event.request.action, event.request.why
     for job in [j for j in node.jobs.values() if j.kind == "group_vote" and j.group == group.id]:
-        # that vote has ended: a hanging observation must not block another vote, and binds nobody
+        # That vote has ended: a hanging observation must not block another vote, and binds nobody.
         if job.work.ballot <= ballot:
             node.finish(job)
             node.refuse(job.token, ConflictError(f"the vote has ended: {why}"))

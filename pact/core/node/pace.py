@@ -43,9 +43,9 @@ class Pace:
     leaving: dict[str, None] = field(default_factory=dict)
     last: dict[str, tuple[int, int]] = field(default_factory=dict)  # owner -> (recorded at, pause after it)
     beyond: dict[str, int] = field(default_factory=dict)  # directory -> how many things in it are not kept one by one
-    # cache: the last reported places, and the key from which they were computed
+    # Cache: the last reported places, and the key from which they were computed.
     folded: tuple[Any, list[Any]] = ((), [])
-    # owner -> when the allowance for all enforced things is restored
+    # Owner -> when the allowance for all enforced things is restored.
     spent: dict[str, int] = field(default_factory=dict)
     weighed_ns: int = 0
     crowded: bool = False  # a thing is to be enforced, and waits for room

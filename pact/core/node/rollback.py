@@ -271,7 +271,7 @@ def _probed_resumed(node: Desk, job: Job[RollingBack], change: Change, event: Pr
         results = {r: "" if r in done else why for r in job.ids}
         acted_rollback(node, job, Acted(event.t_ns, event.wall_ns, job.n, results, event.sightings))
         return
-    # The start record does not name contents that were written since, and nobody may take those away.  # R4
+    # A content that was written after the start record is not named in it, and must not be overwritten.  # R4
     saved = None if change.rolling is None else change.rolling.saved
     saves = (
         event.saves

@@ -125,7 +125,7 @@ class State:
         self.enforced: dict[str, Owner] = {}  # resource declared absent because it is new -> its owner
         self.windows = Windows(self.settings.floor_ns, self.settings.base_ns)
         self.touched = Touched()
-        # drift, settings, and the window computed from them
+        # Drift, settings, and the window computed from them.
         self._noted: tuple[int, Settings | None, int] = (0, None, 0)
 
     # -- reading ------------------------------------------------------------------------------------------------

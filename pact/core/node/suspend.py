@@ -237,7 +237,7 @@ def told(node: Desk, event: FleetTold) -> None:
     known = node.fleet_seq if event.fence == node.fleet_fence else max(state.fleet_seq, node.fleet_seq)
     if event.fence < newest or (event.fence == newest and event.seq < known):
         return
-    # a hold that has ended here since is not placed again
+    # A hold that has ended here since is not placed again.
     again = (event.fence, event.seq) == (node.fleet_fence, node.fleet_seq)
     node.fleet_fence, node.fleet_seq = event.fence, event.seq
     wanted = {h["hold"]: h for h in event.holds}

@@ -50,7 +50,7 @@ TTL_MAX_NS: Final = EXTEND_MAX_NS
 SETTLE_NS: Final = 15 * NS_PER_S
 RELEASE_NS: Final = 2 * NS_PER_S
 ASKED_MAX: Final = 64
-# questions of nodes that are being answered at once: the limit leaves room for people's commands
+# Questions of nodes that are being answered at once: the limit leaves room for people's commands.
 ASKING_MAX: Final = 256
 FORGET_MAX: Final = 10_000
 

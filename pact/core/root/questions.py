@@ -210,7 +210,7 @@ class Questions(Replies):
         waiting = question.waiting
         every = [n for names, _ in head["parts"] for n in names]
         each = set(every)
-        # nearly always true: then no name need be checked separately
+        # Nearly always true: then no name need be checked separately.
         exact = len(each) == len(every) and each <= waiting
         checked = self.root.seals
         said = beside(head["seals"], head["parts"]) if checked is not None else ()

@@ -21,7 +21,7 @@ class Replies:
 
     def __init__(self, root: Term) -> None:
         self.root = root
-        # request without a result yet -> when its client last got a message
+        # Request without a result yet -> when its client last got a message.
         self.told_ns: dict[tuple[str, int], int] = {}
 
     def reply(

@@ -100,7 +100,7 @@ class Run:
     failed: dict[str, Refusal] = field(default_factory=dict)
     retry_at_ns: int | None = None
     heads: list[Envelope] = field(default_factory=list)  # requests that wait for the group's end
-    # members that reported the end with an outcome other than the decision
+    # Members that reported the end with an outcome other than the decision.
     odd: dict[str, str] = field(default_factory=dict)
 
     def take(self, what: str) -> None:

@@ -19,7 +19,7 @@ class Shares:
 
     def __init__(self, per_s: int) -> None:
         self._per_s = per_s
-        # node -> time, and the events and bytes used beyond what was given back by then
+        # Node -> time, and the events and bytes used beyond what was given back by then.
         self._used: dict[str, tuple[int, float, float]] = {}
 
     def takes(self, node: str, events: int, size: int, t_ns: int) -> bool:

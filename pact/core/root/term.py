@@ -160,7 +160,7 @@ class Term:
         self._denied: tuple[int, dict[str, int]] = (0, {})  # a minute, and how often each user was denied in it
         self.twins = Twins()
         self.shares = Shares(self.limits.share_per_s)
-        # the number of a message about holds, and the time that each hold had left then
+        # The number of a message about holds, and the time that each hold had left then.
         self._whole: tuple[int, dict[str, int]] = (-1, {})
         self.left_ns: dict[str, int] = {}  # recently disconnected node -> when, the earliest first
         self.begun_ns = self.t_ns

@@ -22,7 +22,7 @@ class Twins:
     """The starts of each node that the root remembers."""
 
     def __init__(self) -> None:
-        # node -> its starts, the newest first; number of turns; time of the last turn
+        # Node -> its starts, the newest first; number of turns; time of the last turn.
         self._of: dict[str, tuple[tuple[int, ...], int, int]] = {}
 
     def came(self, node: str, session: int, t_ns: int) -> bool:

@@ -23,7 +23,7 @@ class Beats:
 
     def __init__(self, tree: Directory) -> None:
         self._tree = tree
-        # time in units of ``TOGETHER_NS`` -> children to ask, with the number of the entry
+        # Time in units of ``TOGETHER_NS`` -> children to ask, with the number of the entry.
         self._due: dict[int, list[tuple[Rid, int]]] = {}
         self._n = 0
 

@@ -12,7 +12,7 @@ TEXT_MAX: Final = 64 << 10
 ITEMS_MAX: Final = 100_000  # entries of any list or table in a head
 BATCH_BYTES_MAX: Final = 64 << 10
 BATCH_RECORDS_MAX: Final = 256
-# of a request or an answer: a relay that passes it on adds to its head
+# Of a request or an answer: a relay that passes it on adds to its head.
 BODY_MAX: Final = FRAME_MAX - HEAD_MAX - (1 << 10)
 RACK_MAX: Final = NAME_MAX
 INCARNATION_MAX: Final = 64

@@ -79,7 +79,7 @@ class Clients:
             client = self._clients[head[CLIENT]] = _Client(child)
         if client is None or client.child is not child:
             return None
-        # each relay adds to the head: a head that just fits here would not fit above
+        # Each relay adds to the head: a head that just fits here would not fit above.
         if len(head["nodes"] or "") > NODE_SET_MAX:
             return failed(child, head, f"a node set of more than {NODE_SET_MAX} characters", EXIT_USAGE)
         most = request_max(child.peer.role) if child.role == CLIENT else BODY_MAX

@@ -215,7 +215,7 @@ class Member:
         )
         self.unsealed = 0  # messages that were ignored because they had no valid seal of a root
         self._unheard = False  # a parent has welcomed this member, and the root's word about holds has not come yet
-        # call -> the key that its root shares with this node, and the root's term
+        # Call -> the key that its root shares with this node, and the root's term.
         self._sealer: dict[Key, tuple[bytes, str]] = {}
 
     def _more(self) -> NewHead:
@@ -307,7 +307,7 @@ class Member:
                 return out  # the sealed message follows: a parent has none yet for a new node
             seal = ""  # a seal for an earlier start of this node
         if self._counts(seal, fits, "what the fleet is told", out):
-            # members on the way computed the time left; the root's own number makes the hold last longer, if it errs
+            # Members on the way computed the time left; the root's own number makes the hold last longer, if it errs.
             if fits:
                 holds = [{**h, "left_ns": h["whole_ns"]} for h in holds]
             self.uplink.told(fleet)
@@ -336,7 +336,7 @@ class Member:
                 return out if seal else [*out, *self.uplink.answer(key[1], NOT_SEALED)]
             if not fits:
                 self._sealer.pop(key, None)
-        # a sealed call proves by itself that its root leads
+        # A sealed call proves by itself that its root leads.
         replaced = head["fence"] < self.uplink.fence and key not in self._sealer
         fate = self.calls.take(key, head["op"], replaced=replaced, spent=spent)
         if isinstance(fate, bytes):

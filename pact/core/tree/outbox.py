@@ -22,7 +22,7 @@ from pact.model import NS_PER_S
 RESEND_NS: Final = 10 * NS_PER_S
 RESEND_MAX_NS: Final = 120 * NS_PER_S
 LATER_NS: Final = 5 * NS_PER_S
-# bytes of events that may share the frame of an answer: an answer must not wait for more
+# Bytes of events that may share the frame of an answer: an answer must not wait for more.
 WITH_ANSWER_MAX: Final = 8 << 10
 WITH_ANSWER_RECORDS: Final = 32
 
@@ -58,7 +58,7 @@ class Outbox:
         self._progress_ns = 0
         self._patience_ns = RESEND_NS
         self._later_ns: int | None = None  # until when an unsent record may wait for more
-        # the record of the last rewind, its time, and the pause before the next one
+        # The record of the last rewind, its time, and the pause before the next one.
         self._rewound: tuple[int, int, int] = (-2, 0, 0)
         self._fence = -1
         self._proving = False
@@ -149,11 +149,11 @@ class Outbox:
         if incarnation == self.incarnation and seq > self.newest:
             self.forked = max(self.forked, seq)
         if incarnation != self.incarnation or self.forked:
-            # the records that were written here since differ from the root's records with these numbers
+            # The records that were written here since differ from the root's records with these numbers.
             return []  # K2
         self._proving = False
         lowered = rewind and seq < self.acked
-        # a root that lost its log may ask for the old records again
+        # A root that lost its log may ask for the old records again.
         if seq > self.acked or (rewind and seq < self.acked):
             self.acked = seq
             self._progress_ns, self._patience_ns = t_ns, RESEND_NS

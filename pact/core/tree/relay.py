@@ -115,7 +115,7 @@ class Relay:
         self._cut_ns: int | None = None
         self._scan_ns = 0
         self._unread_ns = 0  # since when more messages waited after every read
-        # the encoded beat that answers, and the one that asks; encoded again when their content changes
+        # The encoded beat that answers, and the one that asks; encoded again when their content changes.
         self._beat: bytes = b""
         self._asking: bytes = b""
         self._noted: dict[tuple[str, str], list[int]] = {}  # (peer, what) -> [count, next time of a log line]

@@ -27,7 +27,7 @@ from pact.model import NS_PER_S
 
 SEAL_BYTES: Final = 15
 SEAL_CHARS: Final = 20
-# an essence up to this size in bytes is sealed without a hash: one hash of three blocks is cheaper than two hashes
+# An essence up to this size in bytes is sealed without a hash: one hash of three blocks is cheaper than two hashes.
 SHORT: Final = 240
 ID_CHARS: Final = 8
 ROOTS_MAX: Final = 8  # of one cluster, for whose keys a node seals

@@ -24,7 +24,7 @@ from pact.model import NS_PER_S
 from pact.values import dataclass
 
 BEAT_NS: Final = 2 * NS_PER_S  # how often the parent asks
-# a child that was not asked for this long asks the parent, while there is time for an answer
+# A child that was not asked for this long asks the parent, while there is time for an answer.
 OWN_BEAT_NS: Final = 3 * BEAT_NS // 2
 SILENCE_NS: Final = 6 * NS_PER_S
 AT_WORK_NS: Final = 2 * BEAT_NS
@@ -275,7 +275,7 @@ class Uplink:
     def _ask(self, t_ns: int) -> list[Effect]:
         """After a welcome, under a new root, and now and then: ask about every group. Otherwise ask about groups with a
         vote or a decision that were unfinished half a minute ago too: a member that has not voted is free, and the root
-        itself asks members that owe a decision.
+        sends its decision again to members that owe it.
         """
         self._ask_ns = t_ns + ASK_NS
         self._asks = (self._asks + 1) % ASK_ALL
@@ -340,7 +340,7 @@ class Uplink:
             head["proof"] = self._prove(head)
         try:
             out.append(Send(parent.url, wire.encode("hello", head)))
-        # more names than fit a head: no parent can welcome this relay, and nothing ends
+        # More names than fit a head: no parent can welcome this relay, and nothing ends.
         except LocalProtocolError as exc:  # T13
             out.append(Note(f"cannot say who is below: {exc.message}"))
         return out
@@ -509,7 +509,7 @@ class Uplink:
                 out += self.send("beat", {**self._beat_head(), "answer": True})
         missed = head["fleet_seq"] > self.fleet[1] and head["fence"] >= self.fleet[0]
         if missed and self._trying is None and t_ns - link.hello_ns >= BEAT_NS << self._missed:
-            # a welcome, or the root after it, brings the fleet's holds
+            # A welcome, or the root after it, brings the fleet's holds.
             self._missed = min(self._missed + 1, MISSED_MAX)
             out += self._hello(link.parent, t_ns)
         return out

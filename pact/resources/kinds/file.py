@@ -297,7 +297,7 @@ class File(Kind):
         """Also finds out whether it is secret, while it is being read."""
         if keep.hold:
             return self.observe(name)
-        # times from another machine's clock are less reliable
+        # Times from another machine's clock are less reliable.
         signs = signed is not None and not hangs(decode_name(name))
         keep.looked[name] = seen, _ = self.look(name, private=True, signed=signed if signs else None)
         return seen

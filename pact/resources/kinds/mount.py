@@ -295,7 +295,7 @@ class Mount(Kind):
         kept = [o for o in actual["options"] if o not in gone and o.partition("=")[0] not in keys and o not in declared]
         words = [*kept, *declared]
         if "root" in actual or is_bind(target) or self._is_shared(name, target, actual):
-            # other mounts use its file system, too: that is left as it is
+            # Other mounts use its file system, too: that is left as it is.
             words = ["bind", *(o for o in words if o in OWN_FLAGS)]
         options = ",".join(["remount", *words])
         # The command names all present options already. If mount(8) merged them, an old noatime would win over a new

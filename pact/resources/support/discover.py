@@ -40,7 +40,7 @@ def discover_files(pattern: str, passed_over: Sequence[str], passed: dict[str, i
     assert first is not None
     start = raw[: first.start()].rpartition(b"/")[0] or b"/"
     foreign = _foreign_mounts()
-    # the directory before "/**" matches too: if it is removed, it comes back as it was
+    # The directory before "/**" matches too: if it is removed, it comes back as it was.
     itself = compile_pattern(raw[: -len(b"/**")]) if raw.endswith(b"/**") and raw != b"/**" else None
     walk = _walk(start, b"**" in raw, raw.count(b"/"), foreign, passed)
     for path in chain(_a_directory(start, foreign), walk):

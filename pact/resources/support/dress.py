@@ -28,7 +28,7 @@ def may_dress(dirfd: int, fd: int, target: Attrs) -> bool:
         mode = int(target["mode"], 8) if "mode" in target else stat.S_IMODE(st.st_mode)
         if not mode & ~stat.S_IMODE(st.st_mode):
             return True
-    # in a sticky directory a file's owner need not be the one who put it there: a name moves without rights to the file
+    # In a sticky directory a file's owner need not be the one who put it there: a name moves without rights to the file
     leaf_uid = -1 if stat.S_ISREG(st.st_mode) else st.st_uid
     return turners(dirfd, leaf_uid) <= {st.st_uid}
 

@@ -236,7 +236,7 @@ def _may_be(option: str, fstype: str, have: set[str], said: Mapping[str, set[str
         return _nfs_has(option, have)
     if key in GRANTED and value.isdigit():
         return all(0 < int(h.partition("=")[2] or 0) <= int(value) for h in said.get(key, ()))
-    # a tmpfs shows only values that are not defaults
+    # A tmpfs shows only values that are not defaults.
     if fstype == "tmpfs" and key in TMPFS_DEFAULTS and key not in said:
         return option in TMPFS_DEFAULTS[key]
     against = {f"no{key}", *([key[2:]] if key.startswith("no") else []), *OPPOSITE.get(option, ())}

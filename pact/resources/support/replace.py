@@ -259,7 +259,7 @@ def _was_seen(dirfd: int, leaf: bytes, st: os.stat_result, actual: Attrs | None)
         return actual["type"] == "symlink" and decode_name(actual.get("target", "")) == os.readlink(leaf, dir_fd=dirfd)
     if not stat.S_ISREG(st.st_mode):
         return True
-    # a file that nobody read may not be removed
+    # A file that nobody read may not be removed.
     return actual["type"] == "file" and ("sha256" in actual or not st.st_size)
 
 
@@ -348,7 +348,7 @@ def _own_link(dirfd: int, leaf: bytes, target: Attrs, st: os.stat_result | None)
     uid, gid = ids(target, st)
     fd = os.open(leaf, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dirfd)
     try:
-        # a lost link is harmless; the thing that has its name now may not be
+        # A lost link is harmless; the thing that has its name now may not be.
         if not stat.S_ISLNK(os.fstat(fd).st_mode):
             raise RestoreError(REPLACED)
         os.chown(f"/proc/self/fd/{fd}", uid, gid)

@@ -97,6 +97,6 @@ def _keep(dirfd: int, name: bytes) -> bytes:
     except OSError as exc:
         if exc.errno != errno.EINVAL:
             raise
-        # the file system has no such flag; the name is random
+        # The file system has no such flag; the name is random.
         os.rename(name, KEPT + name, src_dir_fd=dirfd, dst_dir_fd=dirfd)
     return KEPT + name
