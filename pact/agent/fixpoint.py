@@ -89,7 +89,7 @@ class Fixpoint:
                     self._give_back(own)
 
     def _give_back(self, own: Sequence[Step]) -> None:
-        """Write back resources beside the plan: it may not change them. The same for those that this write resets."""
+        """Write back resources beside the plan, which it must not change, and those that such a write resets."""
         for _ in range(ROUNDS_MAX):
             strayed = self._strayed()
             for step in strayed:

@@ -144,7 +144,7 @@ class Underway:
             pass
 
     def close(self) -> None:
-        """A clean end: no work caused it."""
+        """A clean end: it counts against no work."""
         with self._lock:
             self._now.clear()
             self._write()

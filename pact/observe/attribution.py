@@ -129,7 +129,7 @@ def believable(writer: Writer) -> bool:
 
 def in_other_network(writer: Writer) -> bool | None:
     """Whether its ``/proc/sys/net`` differs from this process's: any user may write in a network namespace of the
-    user's own. True while that process lives; ``None`` if it is gone."""
+    user's own. This can be examined while the process lives; ``None`` if it is gone."""
     try:
         there, here = os.stat(f"/proc/{writer.pid}/ns/net"), os.stat("/proc/self/ns/net")
     except OSError:
