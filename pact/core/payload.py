@@ -66,8 +66,8 @@ class Payload:
         cls.type = _CAPITAL.sub(r"_\1", cls.__name__).lower()
 
     def to_data(self) -> Json:
-        """The record's data as JSON. Raises ValueError for what ``from_data`` would refuse: what cannot be read again
-        is not written.
+        """The record's data as JSON. Raises ValueError for data that ``from_data`` would refuse: data that cannot be
+        read again are not written.
         """
         form = _form(type(self))
         data = {key: getattr(self, name) for name, key in form.names}
@@ -197,7 +197,7 @@ class _Form:
     checks: tuple[tuple[int, Check], ...]
     reads: tuple[tuple[int, str, Turn], ...]
     writes: tuple[tuple[str, Turn], ...]
-    left_out: tuple[tuple[str, Any, bool], ...]  # and whether anything empty is as good as its plain value
+    left_out: tuple[tuple[str, Any, bool], ...]  # and whether any empty value equals the default
 
 
 _FORMS: Final[dict[type[Payload], _Form]] = {}

@@ -300,14 +300,14 @@ class Guarded(Kind):
 
 
 def _saved(said: Saved) -> Saved:
-    """What a record takes. Raises an error for what it does not."""
+    """A copy in the types that a record accepts. Raises an error for other values."""
     save, inside = dict(said.save), {str(r): dict(s) for r, s in said.inside.items()}
     canonical([save, inside])
     return Saved(str(said.refusal), save, str(said.note), inside)
 
 
 def _holder(said: Holder) -> Holder:
-    """What a record takes. Raises an error for what it does not."""
+    """A copy in the types that a record accepts. Raises an error for other values."""
     numbers = {name: int(getattr(said, name)) for name in ("pid", "start")}
     texts = {name: str(getattr(said, name)) for name in ("how", "path", "user", "command", "cgroup", "job")}
     return Holder(str(said.resource), uid=None if said.uid is None else int(said.uid), **numbers, **texts)  # type: ignore[arg-type]

@@ -126,7 +126,7 @@ class Member:
 
     @classmethod
     def from_json(cls, row: Sequence[Any]) -> Member:
-        plain: Sequence[Any] = (0, "", "", ())  # what rows of older versions may end without
+        plain: Sequence[Any] = (0, "", "", ())  # defaults of the last columns, which rows of older versions may lack
         whole = [*row, *plain[len(row) - 6 :]]
         resource, actual, deviation_n, weight_n, opened_ns, seen, shift_ns, command, moved_with, also = whole
         return cls(

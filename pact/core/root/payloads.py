@@ -43,8 +43,8 @@ class Terms:
 
     @classmethod
     def from_json(cls, data: JsonRead) -> Terms:
-        """A decision that is written is carried out: what an older root took unchecked from a client, and is no message
-        or no time, is none.
+        """Never raises, because a decision that is written must be carried out: a malformed message or time, which an
+        older root took unchecked from a client, is ignored.
         """
         message, ttl_ns = data.get("message", ""), data.get("ttl_ns")
         return cls(
