@@ -284,9 +284,9 @@ class Agent:
         input: bytes | None = None,
     ) -> Done:
         """The command line, by default as root; ``check`` is the exit code that is expected (``None``: any)."""
-        if (
-            uid or len(input or b"") > INPUT_MAX
-        ):  # DAC_READ_SEARCH: a checkout or an interpreter that only root may read is read all the same
+        others = "PYTHONPATH" in self.world.env  # it would read other modules than the warm process has
+        if uid or others or len(input or b"") > INPUT_MAX:
+            # DAC_READ_SEARCH: a checkout or an interpreter that only root may read is read all the same.
             who = [
                 "setpriv",
                 f"--reuid={uid}",
