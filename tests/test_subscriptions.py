@@ -218,13 +218,9 @@ def test_with_curve_it_is_the_key_that_has_a_share(tmp_path: Path) -> None:
             sock.connect(root.events)
             for topic in each if who == "sub" else ["pact.v1."]:
                 sock.subscribe(topic)
-            assert until(
-                lambda: (
-                    subscriptions(root) == min(len(made), 4) * len(each) + (len(made) == 6)
-                    or refused(root, "too many topics of one key")
-                )
-            )
-        assert until(lambda: refused(root, "too many topics of one key") > 0) and refused(root) == 0
+            if len(made) == 5:
+                assert until(lambda: refused(root, "too many topics of one key") > 0) and refused(root) == 0
+            assert until(lambda: subscriptions(root) == min(len(made), 4) * len(each) + (len(made) == 6))
         number = root.commit(Chain("n1").batch("committed"))
         assert numbers(made[-1], number) == [number]
     finally:

@@ -31,12 +31,18 @@ def tree(agent: Agent) -> list[str]:
 
 
 def linked(agent: Agent) -> str:
-    """The directory is moved, with a link in its place; by one process, so that it is one change, whose name it is."""
+    """The directory is moved, with a link in its place; by one process, so that it is one change, whose name it is.
+    The agent stands still meanwhile: what it saw gone between the two would stay so where it cannot read it any more.
+    """
     place = agent.world.path(f"{TOP}/etc/slurm")
-    place.rename(agent.world.path(f"{TOP}/data/slurm"))
-    place.symlink_to(f"{TOP}/data/slurm")
+    assert agent.process is not None
+    agent.process.send_signal(signal.SIGSTOP)
+    try:
+        place.rename(agent.world.path(f"{TOP}/data/slurm"))
+        place.symlink_to(f"{TOP}/data/slurm")
+    finally:
+        agent.process.send_signal(signal.SIGCONT)
     change = str(agent.drifted(f"file:{TOP}/etc/slurm")["id"])
-    # a scan may have looked between the two; what it missed is there again, and its change settles
     wait_until(lambda: [c["id"] for c in agent.status()["changes"]] == [change], "only the link has drifted")
     return change
 
