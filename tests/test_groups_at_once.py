@@ -215,3 +215,28 @@ ALL_OF = "n0,n1,n2,n3"
 
 def _refuse() -> list[str]:
     raise UsageError("too long")
+
+
+@pytest.mark.parametrize("after_ms", range(0, 60, 6))
+def test_a_node_that_is_forgotten_beside_a_decision_ends_nobody_s_waiting(after_ms: int) -> None:
+    """The two may become durable together, before anybody was told the decision."""
+    ms, c = NS_PER_S // 1000, cluster()
+    gid = apply(c, "n0,n1,n2")
+    c.crash("n3")
+    c.advance(10 * NS_PER_S)
+
+    def commit(root: Any, effect: Any) -> None:
+        def durable() -> None:
+            c.log.append(effect.chunk)
+            c._perform(root, root.durable(effect.first, effect.count, c.t_ns, c.wall_ns))
+
+        c.later(30 * ms, durable)  # as long as etcd takes
+
+    c._commit = commit  # type: ignore[method-assign]
+    n = c.request("group_commit", {"group": gid, "message": "m"})
+    c.advance(after_ms * ms)
+    c.request("group_rollback", {"group": gid}, user="carl", role="ops")  # a refusal: its record is on its way
+    c.request("nodes_forget", {}, "n3")
+    c.advance(5 * NS_PER_S)
+    head, result = c.results[n]
+    assert (head["exit"], head["message"], result["state"]) == (0, "", "committed")

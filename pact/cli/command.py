@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -52,14 +53,14 @@ class Command:
         return False
 
 
-class Program(Command):
+class Program(Command, ABC):
     """A command that asks no agent and no root: it does its work itself."""
 
     timed = False
 
+    @abstractmethod
     def run(self, args: argparse.Namespace) -> int:
         """Carry it out. Returns the exit code."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,17 +74,17 @@ class RootRequest:
     document: Callable[[Mapping[str, Any]], dict[str, Any]] = dict
 
 
-class RootCommand(Command):
+class RootCommand(Command, ABC):
     """A command for the root itself; its answer may be longer than a screen."""
 
     far = True
 
+    @abstractmethod
     def at_root(self, args: argparse.Namespace) -> RootRequest:
         """The request. Raises UsageError."""
-        raise NotImplementedError
 
 
-class NodeCommand(Command):
+class NodeCommand(Command, ABC):
     """A command for a node: the agent of this machine, or many nodes with ``--nodes``.
 
     ``group_only``: flags that are only for groups, each with its purpose. ``nothing``: what it means on a page of many
@@ -95,13 +96,13 @@ class NodeCommand(Command):
     nothing = "done"
     patience_ns: int | None = None
 
+    @abstractmethod
     def request(self, args: argparse.Namespace) -> Request:
         """The request to a node. Raises UsageError."""
-        raise NotImplementedError
 
+    @abstractmethod
     def show(self, args: argparse.Namespace, answer: Answer, view: View) -> Lines:
         """An answer in the form for people."""
-        raise NotImplementedError
 
     def document(self, args: argparse.Namespace, answer: Answer) -> Any:
         """An answer in the form of JSON."""
@@ -162,7 +163,15 @@ class NodeCommand(Command):
         return ""
 
 
-class LinesCommand(NodeCommand):
+class StreamCommand(NodeCommand, ABC):
+    """A command whose answer comes line by line: ``here`` and ``afar`` write each line when it comes."""
+
+    def show(self, args: argparse.Namespace, answer: Answer, view: View) -> Lines:
+        """Nothing: no whole answer comes."""
+        return ()
+
+
+class LinesCommand(StreamCommand):
     """A command whose answer comes as lines, each with a record."""
 
     def wanted(self, args: argparse.Namespace, line: Mapping[str, Any]) -> bool:

@@ -6,14 +6,14 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from pact.cli.command import NodeCommand, Request
+from pact.cli.command import Request, StreamCommand
 from pact.errors import EXIT_DONE
 
 if TYPE_CHECKING:
     from pact.cli.client import Local
 
 
-class Export(NodeCommand):
+class Export(StreamCommand):
     examples = ("pact export > node.toml", "pact --json export")
     far = False
 
