@@ -41,6 +41,7 @@ class Writer:
 
     ``loginuid`` and ``session`` come from the audit login (``None`` if there was no login); ``unit`` is the systemd
     unit of the cgroup, ``""`` if none; ``command`` is the command line joined with spaces, at most 256 characters.
+    ``parent`` is the pid of its parent, and ``start`` when it began, in the kernel's ticks since boot (0: not known).
     """
 
     pid: int
@@ -51,6 +52,8 @@ class Writer:
     unit: str = ""
     cgroup: str = ""
     command: str = ""
+    parent: int = 0
+    start: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +61,10 @@ class Owner:
     """The owner of a change. ``key`` decides identity; the rest is for people.
 
     ``key`` is ``login:UID:SESSION``, ``uid:UID``, ``unit:NAME`` or ``unattributed``.
+
+    ``run`` names one run of a tool (``apt-get#811.93021``: its pid and start), whose work is a change of its own.
+    ``then`` is what the rule for such writers wants done with it: ``commit``, ``rollback``, ``hold``, ``job:ID``, or
+    ``""`` for an ordinary window.  # O5
     """
 
     key: str
@@ -65,6 +72,19 @@ class Owner:
     uid: int | None = None
     session: str | None = None
     command: str = ""
+    run: str = ""
+    then: str = ""
+
+    @property
+    def whose(self) -> str:
+        """Which change collects this owner's work: a run has its own, whoever started it."""
+        return f"{self.key} {self.run}" if self.run else self.key
+
+    @property
+    def named(self) -> str:
+        """For people: who it is, and with which tool."""
+        tool = self.run.partition("#")[0]
+        return f"{self.user} with {tool}" if tool and tool != self.user else self.user
 
     def same_person(self, other: Owner) -> bool:
         """Whether both are the same owner, or the same person in another session. A service equals only itself."""
@@ -74,11 +94,23 @@ class Owner:
         return self.uid is not None and self.uid == other.uid and not services
 
     def to_json(self) -> Json:
-        return {"key": self.key, "user": self.user, "uid": self.uid, "session": self.session, "command": self.command}
+        out: Json = {
+            "key": self.key,
+            "user": self.user,
+            "uid": self.uid,
+            "session": self.session,
+            "command": self.command,
+        }
+        if self.run:
+            out["run"] = self.run
+        if self.then:
+            out["then"] = self.then
+        return out
 
     @classmethod
     def from_json(cls, data: JsonRead) -> Owner:
-        return cls(data["key"], data["user"], data["uid"], data["session"], data["command"])
+        own = data["key"], data["user"], data["uid"], data["session"], data["command"]
+        return cls(*own, data.get("run", ""), data.get("then", ""))
 
 
 UNATTRIBUTED: Final = Owner("unattributed", "unattributed")

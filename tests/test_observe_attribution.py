@@ -156,14 +156,14 @@ def test_terminals_have_their_names(number: int, name: str) -> None:
 
 
 def test_unset_login_and_session_are_none() -> None:
-    writer = writer_from(7, (1000, 1000, UNSET, UNSET, 0, b"x\0", b"/"))
+    writer = writer_from(7, (1000, 1000, UNSET, UNSET, 0, b"x\0", b"/", 1, 0))
     assert writer.loginuid is None and writer.session is None
 
 
 def test_the_logind_session_is_preferred_to_the_audit_session() -> None:
-    snap = (0, 0, 1001, 3, 34816, b"x\0", b"/user.slice/user-1001.slice/session-12.scope")
+    snap = (0, 0, 1001, 3, 34816, b"x\0", b"/user.slice/user-1001.slice/session-12.scope", 1, 0)
     assert writer_from(7, snap).session == "12"
-    assert writer_from(7, (*snap[:6], b"/")).session == "3"
+    assert writer_from(7, (*snap[:6], b"/", 1, 0)).session == "3"
 
 
 @pytest.mark.invariant("S1")

@@ -228,6 +228,7 @@ ctypedef struct Snap:
     uint32_t loginuid
     uint32_t sessionid
     int tty
+    int ppid
     uint64_t start_ticks
     int64_t at_ns
     uint16_t cmd_len
@@ -250,6 +251,8 @@ ctypedef struct Rec:
     uint32_t loginuid
     uint32_t sessionid
     int32_t tty
+    int32_t ppid
+    uint64_t start_ticks
     uint64_t mask
     int64_t t_ns
 

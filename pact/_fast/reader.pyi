@@ -1,6 +1,6 @@
 from collections.abc import Iterable
 
-Snapshot = tuple[int, int, int, int, int, bytes, bytes]
+Snapshot = tuple[int, int, int, int, int, bytes, bytes, int, int]
 Record = tuple[int, int, int, int, bytes, bytes, Snapshot | None]
 
 KIND_FID: int

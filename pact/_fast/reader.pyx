@@ -198,8 +198,9 @@ cdef int read_stat(const char *text, int n, Snap *s) noexcept nogil:
     p = text + i + 1
     while p < end and (p[0] == 32 or 65 <= p[0] <= 122):
         p += 1                                 # the state letter
-    for _i in range(3):
-        number(&p, end)                        # ppid, pgrp, session
+    s.ppid = <int>number(&p, end)
+    for _i in range(2):
+        number(&p, end)                        # pgrp, session
     s.tty = <int>number(&p, end)
     # tpgid (may be -1), flags, 4 faults, 4 times, priority, nice (may be negative), threads, itrealvalue
     for _i in range(14):
@@ -287,6 +288,8 @@ cdef void put(State *s, int kind, const char *key, size_t key_len, const char *n
         r.loginuid = snap.loginuid
         r.sessionid = snap.sessionid
         r.tty = snap.tty
+        r.ppid = snap.ppid
+        r.start_ticks = snap.start_ticks
         r.cmd_len = cmd_len
         r.cgroup_len = cgroup_len
     r.size = <uint32_t>((sizeof(Rec) + key_len + name_len + cmd_len + cgroup_len + 7) & ~<size_t>7)
@@ -587,9 +590,10 @@ cdef void *thread_main(void *arg) noexcept nogil:
 # ---- for Python ------------------------------------------------------------------------------------------------------
 
 cdef tuple snap_tuple(uint32_t uid, uint32_t euid, uint32_t loginuid, uint32_t sessionid, int tty,
-                      const char *cmd, int cmd_len, const char *cgroup, int cgroup_len):
+                      const char *cmd, int cmd_len, const char *cgroup, int cgroup_len, int ppid,
+                      uint64_t start_ticks):
     return (uid, euid, loginuid, sessionid, tty, PyBytes_FromStringAndSize(cmd, cmd_len),
-            PyBytes_FromStringAndSize(cgroup, cgroup_len))
+            PyBytes_FromStringAndSize(cgroup, cgroup_len), ppid, start_ticks)
 
 
 cdef class Reader:
@@ -735,7 +739,7 @@ cdef class Reader:
             p += r.name_len
             out.append((r.kind, r.mask, r.pid, r.t_ns, key, name,
                         snap_tuple(r.uid, r.euid, r.loginuid, r.sessionid, r.tty, p, r.cmd_len, p + r.cmd_len,
-                                   r.cgroup_len) if r.has_snap else None))
+                                   r.cgroup_len, r.ppid, r.start_ticks) if r.has_snap else None))
             self.s.drain_at += r.size
         if self.s.drain_at < self.s.drain_used:
             self.poke()
@@ -752,15 +756,16 @@ cdef class Reader:
 
 
 def snapshot(int pid):
-    """The present data of a process in /proc: ``(uid, euid, loginuid, sessionid, tty, command, cgroup)``, None if
-    gone."""
+    """The present data of a process in /proc: ``(uid, euid, loginuid, sessionid, tty, command, cgroup, parent,
+    start)``, None if gone. ``start`` is in the kernel's ticks since boot."""
     cdef Snap s
     cdef int r
     with nogil:
         r = take_snap(pid, &s)
     if r:
         return None
-    return snap_tuple(s.uid, s.euid, s.loginuid, s.sessionid, s.tty, s.cmd, s.cmd_len & 0x7FFF, s.cgroup, s.cgroup_len)
+    return snap_tuple(s.uid, s.euid, s.loginuid, s.sessionid, s.tty, s.cmd, s.cmd_len & 0x7FFF, s.cgroup, s.cgroup_len,
+                      s.ppid, s.start_ticks)
 
 
 def cgroup_line(bytes text):

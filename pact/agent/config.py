@@ -25,10 +25,12 @@ from pact.host.fields import (
     a_text,
     cpus,
     fill,
+    near,
     texts,
 )
 from pact.model import DIMENSIONS
 from pact.net.members import parents, require_roots, root_keys
+from pact.observe.runs import THEN, WriterRule
 
 DEFAULT_PATH: Final = "/etc/pact/agent.toml"
 DEFAULT_SOCKET: Final = "/run/pact/agent.sock"
@@ -77,6 +79,7 @@ class Config:
     rack: str = ""
     alone_ns: int = 600_000_000_000
     secret: str = ""
+    writers: list[WriterRule] = field(default_factory=list)
     given: frozenset[str] = frozenset()  # fields that the command line has set
 
     def settings(self) -> Settings:
@@ -118,6 +121,30 @@ def _severity(value: Any) -> dict[str, float]:
     whole = a_table(severities(), "kind")(value)
     return {kind: whole[kind] for kind in value}
 
+
+def _writers(value: Any) -> list[WriterRule]:
+    """Rules for writers: globs, and what becomes of what they write."""
+    if not isinstance(value, list) or not all(isinstance(v, dict) for v in value):
+        raise ValueError("is a list of tables: write [[writer]]")
+    return [_writer(v, at) for at, v in enumerate(value, 1)]
+
+
+def _writer(value: Mapping[str, Any], at: int) -> WriterRule:
+    who, known = ("unit", "command", "user", "cgroup"), ("unit", "command", "user", "cgroup", "then")
+    for key, text in value.items():
+        if key not in known:
+            raise ValueError(f"{at} has the unknown key {key!r}: {near(key, dict.fromkeys(known))}")
+        if not isinstance(text, str) or not text:
+            raise ValueError(f"{at}: {key} must be a string")
+    if not any(key in value for key in who):
+        raise ValueError(f"{at} names nobody: it needs one of {', '.join(who)}")
+    if value.get("then") not in THEN:
+        raise ValueError(f"{at}: then must be one of {', '.join(THEN)}")
+    return WriterRule(**value)
+
+
+#: Keys that stand outside the sections.
+TOP: Final[Mapping[str, tuple[str, Callable[[Any], Any]]]] = {"writer": ("writers", _writers)}
 
 #: section -> key -> (field of Config, check)
 KEYS: Final[Mapping[str, Mapping[str, tuple[str, Callable[[Any], Any]]]]] = {
@@ -178,7 +205,7 @@ def load(path: str | None) -> Config:
             return Config()
         path = DEFAULT_PATH
     config = Config(path=path)
-    fill(path, KEYS, config)
+    fill(path, KEYS, config, top=TOP)
     if config.parents and not config.secret:
         raise ConfigError(f"{path}: [cluster] parents needs [keys] secret", "pact keygen makes a key")
     require_roots(path, config)

@@ -8,7 +8,6 @@ cannot be named counts as one.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Final
@@ -16,17 +15,10 @@ from typing import Any, Final
 from pact._fast import open_handles_ex
 from pact.core.plan import Step
 from pact.model import Holder, encode_name, split_id
+from pact.observe.jobs import job_of
 from pact.resources import KINDS
 
 HOLDERS_MAX: Final = 200
-
-#: Batch systems write the job's number into the path of the cgroup.
-JOBS: Final = (
-    re.compile(r"/job_(\d+)(?:/|$)"),  # Slurm
-    re.compile(r"/pbs_jobs\.service/jobid/([^/]+)"),  # PBS
-    re.compile(r"/lsf/[^/]+/job\.(\d+)"),  # LSF
-    re.compile(r"/sge[^/]*/(\d+)\.\d+"),  # Grid Engine
-)
 
 
 def find_holders(steps: Iterable[Step], *, ask: bool = True) -> list[Holder]:
@@ -139,14 +131,6 @@ def cgroup_of(pid: int) -> str:
         if len(row) == 3 and (row[0] == "0" or row[1] == "name=systemd") and row[2] != "/":
             return row[2]
     return paths[-1] if paths else ""
-
-
-def job_of(cgroup: str) -> str:
-    for pattern in JOBS:
-        match = pattern.search(cgroup)
-        if match:
-            return match[1]
-    return ""
 
 
 def started_at(pid: int) -> int | None:

@@ -34,6 +34,7 @@ from pact.core.node.events import (
     Observed,
     ObserverChanged,
     Probed,
+    RunsEnded,
     Scanned,
     Sighting,
     Started,
@@ -262,11 +263,14 @@ class Agent(Sightings):
         now_ns = self.clock.now_ns()
         self.watching.drain_in_time(now_ns)
         self.watching.rescan_due(now_ns)
+        ended = self.watching.runs.drain()
         if self.journal_error:
             self._observe_unrecorded(now_ns)
             self._retry_journal(now_ns)
         else:
             self._observe(now_ns)
+            if ended:
+                self.step(RunsEnded(*self.now(), ended))
             self._track(now_ns)
             wake_ns = self.node.next_wake_ns()
             if wake_ns is not None and wake_ns <= now_ns:

@@ -9,7 +9,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Final
 
 from pact import __version__
-from pact.agent.config import KEYS, Config, load
+from pact.agent.config import KEYS, TOP, Config, load
 from pact.core.node.events import Reconfigured
 from pact.errors import PactError
 from pact.host import owned
@@ -36,8 +36,11 @@ DECIDING: Final = frozenset(
 )
 ROLES: Final = frozenset({"admin_groups", "ops_groups"})
 HOOKS: Final = frozenset({"hooks_dir", "hooks_timeout_ns"})
-AT_ONCE: Final = DECIDING | ROLES | HOOKS | {"terminals"}
-NAMES: Final = {field: f"[{section}] {key}" for section, keys in KEYS.items() for key, (field, _) in keys.items()}
+AT_ONCE: Final = DECIDING | ROLES | HOOKS | {"terminals", "writers"}
+NAMES: Final = {
+    **{field: f"[{section}] {key}" for section, keys in KEYS.items() for key, (field, _) in keys.items()},
+    **{field: f"[[{key}]]" for key, (field, _) in TOP.items()},
+}
 
 
 def reread(agent: Driver) -> None:
@@ -60,6 +63,7 @@ def reread(agent: Driver) -> None:
     if ROLES & set(now):
         agent.control.name_groups(fresh.admin_groups, fresh.ops_groups)
     agent.notices.enabled = agent.config.terminals
+    agent.watching.runs.use(agent.config.writers)
     agent.hooks.directory, agent.hooks.timeout_ns = agent.config.hooks_dir, agent.config.hooks_timeout_ns
     if DECIDING & set(now):
         agent.tell(Reconfigured(*agent.now(), agent.config.settings(), __version__))

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from pact.host.notify import log
-from pact.model import Owner, split_id
+from pact.model import Owner, Writer, split_id
 from pact.observe.attribution import owner_of, resolve
 from pact.resources import KINDS
 from pact.resources.base import Source
@@ -21,10 +21,15 @@ OK: Final = "ok"
 
 class Sources:
     """Calls ``touch`` for each resource that may have changed, with its writer; ``of_kind`` names all resources of a
-    kind."""
+    kind, ``owner`` the owner of what a process writes."""
 
-    def __init__(self, touch: Callable[[str, Owner | None], None], of_kind: Callable[[str], Iterable[str]]) -> None:
-        self._touch, self._of_kind = touch, of_kind
+    def __init__(
+        self,
+        touch: Callable[[str, Owner | None], None],
+        of_kind: Callable[[str], Iterable[str]],
+        owner: Callable[[Writer], Owner] = owner_of,
+    ) -> None:
+        self._touch, self._of_kind, self._owner = touch, of_kind, owner
         self._sources: dict[str, Source] = {}
         self._broken: dict[str, str] = {}  # kind -> why it is polled
         self._none: set[str] = set()  # kinds that have no source
@@ -78,7 +83,7 @@ class Sources:
                 continue
             for name, pid in changed:
                 writer = resolve(pid) if pid > 0 else None
-                self._touch(f"{kind}:{name}", owner_of(writer) if writer is not None else None)
+                self._touch(f"{kind}:{name}", self._owner(writer) if writer is not None else None)
             if lost:
                 self._look_at_all(kind)
 

@@ -28,7 +28,7 @@ from pact.core.node.windows import magnitude
 from pact.core.records import rfc3339
 from pact.core.settings import BILLION
 from pact.errors import UsageError
-from pact.model import Attrs, Holder, decode_name, split_id
+from pact.model import Attrs, Holder, Json, Owner, decode_name, split_id
 from pact.resources import KINDS
 from pact.resources.base import Blobs
 from pact.resources.support.way import hangs
@@ -139,13 +139,20 @@ def each_untracked(
             "kind": kind,
             "seen": found.seen,
             "actual": actual,
-            "owner": {
-                "user": owner.user,
-                "uid": owner.uid,
-                "session": owner.session,
-                "command": command_for(caller, owner.uid, owner.command),
-            },
+            "owner": owner_json(owner, caller, owner.command),
         }
+
+
+def owner_json(owner: Owner, caller: Caller, command: str) -> Json:
+    """An owner as this caller may see it; ``run`` names the tool, if its work is a change of its own.  # O5"""
+    tool = owner.run.partition("#")[0]
+    return {
+        "user": owner.user,
+        "uid": owner.uid,
+        "session": owner.session,
+        "command": command_for(caller, owner.uid, command),
+        **({"run": tool} if tool else {}),
+    }
 
 
 def _may_see(caller: Caller, resource: str) -> bool:
@@ -168,12 +175,7 @@ def change_json(node: Node, change: Change, caller: Caller, now_ns: int, wall_ns
     return {
         "id": change.id,
         "state": change.state,
-        "owner": {
-            "user": owner.user,
-            "uid": owner.uid,
-            "session": owner.session,
-            "command": command_for(caller, owner.uid, owner.command),
-        },
+        "owner": owner_json(owner, caller, owner.command),
         "also": also_of(caller, change.members.values()),
         "resources": sorted(change.members),
         "opened": _wall(change.opened_ns, now_ns, wall_ns),
@@ -258,12 +260,7 @@ def differing(node: Node, caller: Caller, veil: Veil, resource: str) -> Differin
             "actual": shown(member.actual),
             "deviation": member.deviation_n / BILLION,
             "change": change.id,
-            "owner": {
-                "user": owner.user,
-                "uid": owner.uid,
-                "session": owner.session,
-                "command": command_for(caller, owner.uid, member.command),
-            },
+            "owner": owner_json(owner, caller, member.command),
             "also": also_of(caller, [member]),
             "moved_with": member.moved_with or None,
             "seen": member.seen,

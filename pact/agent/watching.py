@@ -24,10 +24,10 @@ from pact.declared.toml import Ignore
 from pact.host.cpus import housekeeping_cpus
 from pact.model import NS_PER_S, Attrs, Observation, Owner, Unreadable, decode_name, encode_name, split_id
 from pact.observe import open_observers
-from pact.observe.attribution import owner_of
 from pact.observe.base import Lost, MountsChanged, Restored, Touched
 from pact.observe.mountinfo import AUTOFS, MountEntry, read_mounts
 from pact.observe.places import MOUNTS, RemotePlaces, leads_away
+from pact.observe.runs import Runs
 from pact.observe.tree import check_path
 from pact.resources import KINDS
 from pact.resources.base import MOUNTS as MOUNTS_MOVED
@@ -63,7 +63,8 @@ class Watching:
         )
         self.table = FileTable(content_max=SLOW_BYTES)
         self.followers = Followers(self.table, self.touch)
-        self.sources = Sources(self.touch, self.of_kind)
+        self.runs = Runs(config.writers)
+        self.sources = Sources(self.touch, self.of_kind, self.runs.owner)
         self.tracking = Tracking(self.observers, ignore or Ignore())
         self.pending: dict[str, Owner | None] = {}
         self.lost: dict[str, str] = {}
@@ -101,6 +102,7 @@ class Watching:
         """Make ``epoll`` readable when there is something to drain."""
         self._epoll = epoll
         epoll.register(self.observers.fileno(), select.EPOLLIN)
+        epoll.register(self.runs.fileno(), select.EPOLLIN)
         self.followers.wake_with(epoll)
         self.sources.wake_with(epoll)
 
@@ -183,7 +185,7 @@ class Watching:
                 self._touched(event)
                 self._wrote(event)
             elif isinstance(event, MountsChanged):
-                owner = owner_of(event.writer) if event.writer is not None else None
+                owner = self.runs.owner(event.writer) if event.writer is not None else None
                 self.refresh_mounts(owner)
                 self.tracking.mounts_moved(owner)
                 self._touch_with_mounts(owner)
@@ -201,7 +203,7 @@ class Watching:
 
     def _touched(self, event: Touched) -> None:
         known = event.writer is not None and not event.own  # the core knows the owner of pact's own acts
-        owner = owner_of(event.writer) if known and event.writer is not None else None
+        owner = self.runs.owner(event.writer) if known and event.writer is not None else None
         if self.tracking.follows_files:
             self.tracking.touched(event.path, owner)
         for kind in KINDS.values():
@@ -216,7 +218,7 @@ class Watching:
             if name is not None and event.own:
                 self.followers.wrote_itself()
             elif name is not None:
-                owner = owner_of(event.writer) if event.writer is not None else None
+                owner = self.runs.owner(event.writer) if event.writer is not None else None
                 self.followers.wrote(f"{kind.name}:{name}", owner)
 
     def _touch_with_mounts(self, owner: Owner | None) -> None:
@@ -519,3 +521,4 @@ class Watching:
         self.observers.close()
         self.followers.close()
         self.sources.close()
+        self.runs.close()

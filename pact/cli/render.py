@@ -286,6 +286,12 @@ def _verifying(doc: Mapping[str, Any]) -> str:
     return "older records are being verified" + (f": {clean(stopped)}" if stopped else "")
 
 
+def who(owner: Mapping[str, Any]) -> str:
+    """An owner for people: who, and with which tool."""
+    user, tool = clean(owner["user"]), clean(owner.get("run", ""))
+    return f"{user} with {tool}" if tool and tool != user else user
+
+
 def untracked_places(doc: Mapping[str, Any]) -> tuple[list[tuple[str, str]], int]:
     """Untracked things and their owners, grouped by place: pairs of name and user; and how many more there are than the
     document names."""
@@ -299,15 +305,15 @@ def _change_lines(change: Mapping[str, Any], view: View, *, most: int | None) ->
     name = " ".join(filter(None, (change["id"] if view.ids else "", f"({group})" if group and view.ids else group)))
     until = ends(change["deadline"], change["remaining_s"]) if change["state"] in ("open", "held") else ""
     names = list(map(clean, change["resources"]))
-    head = " ".join(filter(None, (name, change["state"], clean(change["owner"]["user"]))))
+    head = " ".join(filter(None, (name, change["state"], who(change["owner"]))))
     yield f"{head}{until}: {few(names, len(names) if most is None else most)}"
     if change.get("also"):
         yield f"  also changed by {', '.join(dict.fromkeys(clean(o['user']) for o in change['also']))}"
     if change["reason"]:
         yield f"  {why(change, view)}"
     for holder in change["consumers"]:
-        who = clean(holder["user"] or holder["how"])
-        yield f"  used by {who}{gone(holder)}: {clean(holder['command'] or holder['path'])}"
+        user = clean(holder["user"] or holder["how"])
+        yield f"  used by {user}{gone(holder)}: {clean(holder['command'] or holder['path'])}"
 
 
 def _listed(what: str, most: int | None, texts: list[str], total: int | None = None) -> Iterable[str]:
@@ -365,18 +371,18 @@ def diff_page(doc: Mapping[str, Any], view: View) -> Lines:
         yield from diff_lines(entry, view)
     for entry in doc.get("untracked", ()):
         command = clean(entry["owner"]["command"])
-        who = f"{clean(entry['owner']['user'])}{f': {command}' if command else ''}"
-        yield f"{clean(entry['resource'])}  (untracked, {who})"
+        by = f"{who(entry['owner'])}{f': {command}' if command else ''}"
+        yield f"{clean(entry['resource'])}  (untracked, {by})"
     for resource in doc.get("unrecorded", ()):
         yield f"{clean(resource)}  (drifted, but the journal cannot be written)"
 
 
 def diff_lines(entry: Mapping[str, Any], view: View) -> Iterable[tuple[str, str]]:
-    who = clean(entry["owner"]["user"])
+    by = who(entry["owner"])
     when = f", {local_time(entry['seen'])}" if view.terminal else ""
     command = clean(entry["owner"]["command"]) if view.ids else ""
     change = f"{entry['change']}, " if view.ids else ""
-    yield f"{clean(entry['id'])}  ({change}{who}{when}{': ' + command if command else ''})", "bold"
+    yield f"{clean(entry['id'])}  ({change}{by}{when}{': ' + command if command else ''})", "bold"
     if entry.get("also"):
         yield f"  also changed by {', '.join(dict.fromkeys(clean(o['user']) for o in entry['also']))}", "dim"
     declared, actual = entry["declared"], entry["actual"]

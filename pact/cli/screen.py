@@ -24,6 +24,7 @@ from pact.cli.render import (
     local_time,
     nearly_full,
     untracked_places,
+    who,
     why,
 )
 from pact.cli.wrapping import INDENT, cut, cut_name, prose, wrapped
@@ -176,7 +177,7 @@ def _change(doc: Mapping[str, Any], change: Mapping[str, Any], width: int, limit
     style = STYLE.get(change["state"], "")
     words = [change["id"] + (f" {change['group']}" if change.get("group") else "")]
     words += [clean(change["state"]).replace("_", " ")] if change["state"] != "open" else []
-    words.append(clean(change["owner"]["user"]))
+    words.append(who(change["owner"]))
     left_s, total_s = change["remaining_s"], doc.get("window_s") or 0
     if left_s is not None:
         words += [f"{left_of(left_s)} left", f"until {local_time(change['deadline'])}"]

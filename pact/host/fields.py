@@ -135,10 +135,12 @@ def fill(path: str, keys: Mapping[str, Keys], config: Any, *, top: Keys = Mappin
             except ValueError as exc:
                 raise ConfigError(f"{where}: {section} {exc}") from None
             continue
-        if section not in keys and top and not isinstance(entries, dict):
-            raise ConfigError(f"{where}: unknown key {section!r}", near(section, top))
+        if section not in keys and top and not _is_section(entries):
+            close = difflib.get_close_matches(section, top, 1, 0.4)
+            hint = near(section, top) if close else f"it stands in no section; known there: {', '.join(top)}"
+            raise ConfigError(f"{where}: unknown key {section!r}", hint)
         if section not in keys:
-            raise ConfigError(f"{where}: unknown section [{section}]", near(section, keys))
+            raise ConfigError(f"{where}: unknown section [{section}]", near(section, {**keys, **top}))
         if not isinstance(entries, dict):
             raise ConfigError(f"{where}: [{section}] must be a table")
         for key, value in entries.items():
@@ -150,6 +152,13 @@ def fill(path: str, keys: Mapping[str, Keys], config: Any, *, top: Keys = Mappin
                 setattr(config, attribute, check(value))
             except ValueError as exc:
                 raise ConfigError(f"{where}: [{section}] {key} {exc}") from None
+
+
+def _is_section(entries: Any) -> bool:
+    """Whether it is written with brackets: a table, or a list of tables."""
+    return isinstance(entries, dict) or (
+        isinstance(entries, list) and bool(entries) and all(isinstance(e, dict) for e in entries)
+    )
 
 
 def _line(text: str, section: str, key: str = "") -> int:

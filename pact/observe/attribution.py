@@ -83,13 +83,14 @@ def tty_name(number: int) -> str:
 @lru_cache(maxsize=64)
 def writer_from(pid: int, snap: Snapshot) -> Writer:
     """The writer in a snapshot. ``uid`` is the real one: the user who started it, not the one of a set-uid bit."""
-    uid, _euid, loginuid, sessionid, tty, command, cgroup_raw = snap
+    uid, _euid, loginuid, sessionid, tty, command, cgroup_raw, parent, start = snap
     cgroup = printable(cgroup_raw)
     login = None if loginuid == UNSET else loginuid
     session = session_of(cgroup)
     if session is None and sessionid != UNSET:
         session = str(sessionid)
-    return Writer(pid, uid, login, session, tty_name(tty), unit_of(cgroup), cgroup, command_text(command))
+    where = tty_name(tty), unit_of(cgroup), cgroup
+    return Writer(pid, uid, login, session, *where, command_text(command), parent, start)
 
 
 def resolve(pid: int, pidfd: int | None = None) -> Writer | None:

@@ -184,8 +184,14 @@ ready()
 """
 
 
-def toml(config: Mapping[str, Mapping[str, Any]]) -> str:
-    return "".join(f"[{s}]\n" + "".join(f"{k} = {_value(v)}\n" for k, v in t.items()) for s, t in config.items())
+def toml(config: Mapping[str, Any]) -> str:
+    """Sections, and lists of tables."""
+    tables = [(f"[[{s}]]" if isinstance(t, list) else f"[{s}]", each) for s, t in config.items() for each in _each(t)]
+    return "".join(f"{head}\n" + "".join(f"{k} = {_value(v)}\n" for k, v in t.items()) for head, t in tables)
+
+
+def _each(table: Any) -> list[Mapping[str, Any]]:
+    return table if isinstance(table, list) else [table]
 
 
 def _value(value: Any) -> str:
@@ -197,7 +203,7 @@ def _value(value: Any) -> str:
 class Agent:
     """One agent: its directory, configuration, process, and ways to talk to it."""
 
-    def __init__(self, world: World, base: Path, config: Mapping[str, Mapping[str, Any]] | None = None) -> None:
+    def __init__(self, world: World, base: Path, config: Mapping[str, Any] | None = None) -> None:
         self.world, self.base = world, base
         base.mkdir(parents=True, exist_ok=True)
         self.socket = str(base / "s")
@@ -208,7 +214,7 @@ class Agent:
         self.log_path = base / "agent.log"
         self.process: subprocess.Popen[Any] | None = None
         self.before: list[str] = []  # a command that runs the agent
-        self.config: dict[str, dict[str, Any]] = {
+        self.config: dict[str, Any] = {
             "node": {"name": "n001"},
             "state": {"dir": str(self.state_dir)},
             "control": {"socket": self.socket},
@@ -219,9 +225,12 @@ class Agent:
         }
         self.configure(config or {})
 
-    def configure(self, config: Mapping[str, Mapping[str, Any]]) -> None:
+    def configure(self, config: Mapping[str, Any]) -> None:
         for section, table in config.items():
-            self.config.setdefault(section, {}).update(table)
+            if isinstance(table, list):
+                self.config[section] = table
+            else:
+                self.config.setdefault(section, {}).update(table)
         self.config_path.write_text(toml(self.config))
 
     # -- its life -----------------------------------------------------------------------------------------------

@@ -7,11 +7,12 @@ from dataclasses import replace
 from typing import Final
 
 from pact.core import ops
-from pact.core.node import bonds, payloads
+from pact.core.node import bonds, payloads, writers
 from pact.core.node import change as life
 from pact.core.node import untracked as taking
+from pact.core.node.change import Change
 from pact.core.node.desk import Desk
-from pact.core.node.events import Asked, Look, Looked, Sighting
+from pact.core.node.events import AGENT_CALLER, Asked, Caller, Look, Looked, Sighting
 from pact.core.node.jobs import Committing, Job
 from pact.core.node.replies import left
 from pact.core.node.select import select, shared_with
@@ -20,6 +21,8 @@ from pact.errors import EXIT_DONE, ConflictError, UnreachableError, UsageError
 from pact.model import NS_PER_S, Declared, Json, Owner, Unreadable
 
 TTL_MIN_NS: Final = 15 * 60 * NS_PER_S
+#: The token of a request that nobody waits for.
+NOBODY: Final = 0
 TTL_MAX_NS: Final = 10 * 24 * 3600 * NS_PER_S
 
 
@@ -63,13 +66,28 @@ def asked_commit(node: Desk, event: Asked[ops.Commit]) -> None:
     )
 
 
-def begin_commit(node: Desk, event: Asked[ops.Op], ids: Sequence[str], work: Committing) -> None:
+def commit_by_rule(node: Desk, change: Change) -> None:
+    """The run is done, and the rule for its writer accepts its work, in that owner's name. What cannot be accepted
+    keeps its window.  # O5"""
+    ids = [r for r in change.bound_together(writers.own_members(change)) if not change.members[r].also]
+    if not ids:
+        return
+    owner = change.owner
+    caller = Caller(AGENT_CALLER.actor, owner)
+    asked = Asked(node.t_ns, node.wall_ns, NOBODY, ops.Commit(), caller)
+    begin_commit(node, asked, ids, Committing(f"by the rule for {owner.named}"), change.id)
+
+
+def begin_commit(
+    node: Desk, event: Asked[ops.Op], ids: Sequence[str], work: Committing, change: str | None = None
+) -> None:
+    """``change``: the only one that is concerned, if nothing else may settle it meanwhile."""
     require_whole(node, ids)
     state = node.state
     work.asked = {
         r: (c.id, list(c.members[r].also), c.members[r].actual) for r in ids if (c := state.change_of(r)) is not None
     }
-    job = node.job("commit", event.caller, work, token=event.token, ids=tuple(ids))
+    job = node.job("commit", event.caller, work, token=event.token, ids=tuple(ids), change=change)
     node.emit(Look(job.n, job.ids))
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Final
 
 from pact.core.node import change as life
-from pact.core.node import payloads
+from pact.core.node import payloads, writers
 from pact.core.node.change import Change
 from pact.core.node.events import Acted, Sighting
 from pact.core.node.ledger import Ledger
@@ -97,7 +97,7 @@ class Desk(Ledger):
                 identified and change.owner.key == UNATTRIBUTED.key and change.state in (life.OPEN, life.HELD)
             )
             same = (member.actual, member.deviation_n, member.weight_n) == (actual, deviation_n, weight_n)
-            if same and not named_late:
+            if same and not named_late and not writers.takes_over(change, writer):
                 return False
         if intent is not None:
             self.detect(
@@ -112,7 +112,7 @@ class Desk(Ledger):
                 secret=sighting.secret,
             )
             return True
-        if change is not None and (not identified or (writer is not None and writer.key == change.owner.key)):
+        if change is not None and (not identified or (writer is not None and writer.whose == change.owner.whose)):
             member = change.members[resource]
             by = writer if identified and writer is not None else replace(change.owner, command=member.command)
             moved_with = moved_with if identified else moved_with or member.moved_with
@@ -129,7 +129,7 @@ class Desk(Ledger):
             )
             return True
         owner = writer if writer is not None and identified else UNATTRIBUTED
-        cid = self._joins(moved_with, owner) or state.ambient.get(owner.key) or self.new_change_id()
+        cid = self._joins(moved_with, owner) or state.ambient.get(owner.whose) or self.new_change_id()
         self.detect(
             resource,
             cid,
@@ -147,7 +147,7 @@ class Desk(Ledger):
         """The id of the change that has the written resource, if it has the same owner and accepts drift; else
         empty.  # C8"""
         change = self.state.change_of(moved_with) if moved_with else None
-        if change is None or change.owner.key != owner.key or change.state not in (life.OPEN, life.HELD):
+        if change is None or change.owner.whose != owner.whose or change.state not in (life.OPEN, life.HELD):
             return ""
         return change.id
 
@@ -155,6 +155,8 @@ class Desk(Ledger):
         """When the resource's window opened: drift keeps its first opening time.  # C2, C4"""
         state, settings = self.state, self.state.settings
         change = state.change_of(resource)
+        if owner is not None and writers.job_of(owner):  # what the last job had does not shorten this one's time  # O7
+            return self.t_ns
         if change is not None and change.state in (life.OPEN, life.HELD):
             return change.members[resource].opened_ns
         if owner is not None and change is None:
@@ -200,7 +202,26 @@ class Desk(Ledger):
             )
         )
         if fresh:
+            self._hold_new(cid)
             self.window_opened(cid)
+
+    def _hold_new(self, cid: str) -> None:
+        """The change of a writer whose work is to be held begins with a hold, and has no window before.  # O6, O7"""
+        change, state = self.state.changes[cid], self.state
+        why = writers.why_held(change.owner)
+        if why:
+            for_ns = writers.JOB_MAX_NS if writers.job_of(change.owner) else state.settings.emergency_ns
+            ends_ns = self.t_ns + for_ns
+            self.record(
+                payloads.HoldPlaced(
+                    hold=f"h{state.hold_n + 1}",
+                    change=cid,
+                    owner=change.owner,
+                    reason=why,
+                    ends_ns=ends_ns,
+                    ends=self.wall_of(ends_ns),
+                )
+            )
 
     def _also(self, resource: str, owner: Owner) -> list[Owner]:
         """The other owners who have written a resource since it last conformed: no writer is forgotten when another

@@ -253,6 +253,20 @@ class ContactChanged(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class RunsEnded(Event):
+    """The processes of these runs (``Owner.run``) have ended."""
+
+    runs: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class JobsEnded(Event):
+    """These jobs of the batch system have ended on this node."""
+
+    jobs: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
 class Stopping(Event):
     reason: str
 

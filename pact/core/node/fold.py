@@ -273,7 +273,7 @@ def _change_split(state: State, record: Record, said: payloads.ChangeSplit) -> N
     old = state.changes[said.change]
     new = state.new_change(said.into, old.owner, ambient=False, t_ns=record.t_ns)
     if said.ambient:  # the owner's next drift joins this change
-        new.ambient, state.ambient[old.owner.key] = True, new.id
+        new.ambient, state.ambient[old.owner.whose] = True, new.id
     new.message, new.extension_ns = old.message, old.extension_ns
     if new.state == life.HELD and old.state == life.HELD:
         new.held_since_ns = old.held_since_ns

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence, Set
 from typing import Any, Final, Protocol
 
 from pact.core.node import change as life
-from pact.core.node import fold, payloads
+from pact.core.node import fold, payloads, writers
 from pact.core.node.change import Change
 from pact.core.node.events import Acted, AppendRecord, Caller, Effect, Recheck, Reply
 from pact.core.node.jobs import Job, W, Waiting
@@ -72,6 +72,9 @@ class Ledger:
         # Group -> the root's questions about whether its decision is carried out.
         self.deciding: dict[str, list[int]] = {}
         self.killed: dict[str, int] = {}  # change -> how many runs in a row have ended during its rollback  # F65
+        self.ended_runs: dict[str, None] = {}  # the last ones of which the shell has told
+        # Change -> how often the rule for its writer was tried. After a few times it has its window.  # O5
+        self.ruled: dict[str, int] = {}
         self.fleet_fence = 0  # the fence of the root that sent ``fleet_seq``
         self.fleet_seq = 0  # the number of the root's newest message about holds that needed no record
         self.alone_since_ns: int | None = None  # since when this member of a cluster is cut off from the root
@@ -168,6 +171,10 @@ class Ledger:
         ends_ns = max(windows.end(opening_ns), self.state.not_before_ns)
         return ends_ns - min(CLOSING_NS, windows.now_w // 2)
 
+    def by_rule(self, change: Change) -> bool:
+        """Whether a rule for its writer settles this change, and has not failed too often."""
+        return writers.settles(change) and self.ruled.get(change.id, 0) < writers.TRIES_MAX
+
     def due(self, change: Change) -> bool:
         """Whether the change's window has ended."""
         deadline = self.state.deadline_ns(change)
@@ -216,6 +223,13 @@ class Ledger:
                 self.windows.schedule(resource, change.members[resource].opening_ns + change.extension_ns)
         for cid in touched.changes:
             change = state.changes.get(cid)
+            if change is None:
+                self.ruled.pop(cid, None)
+            if change is None or not self.by_rule(change):
+                self.alarms.cancel(("rule", cid))
+            elif cid not in self.busy:
+                ended = change.owner.run in self.ended_runs
+                self.alarms.schedule(("rule", cid), self.t_ns + (writers.ENDED_NS if ended else writers.QUIET_NS))
             if change is None or change.state != life.OPEN or not change.members or change.closing or change.intents:
                 self.closing.cancel(cid)
             elif not change.group:
@@ -236,7 +250,7 @@ class Ledger:
         for name, deadline in wanted.items():
             if self.alarms.deadline(name) != deadline:
                 self.alarms.schedule(name, deadline)
-        for name in [n for n in self.alarms.names() if n[0] != "retry" and n not in wanted]:
+        for name in [n for n in self.alarms.names() if n[0] not in ("retry", "rule") and n not in wanted]:
             self.alarms.cancel(name)
 
     def new_change_id(self) -> str:

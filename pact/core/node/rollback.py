@@ -20,7 +20,7 @@ from pact.core.node.events import AGENT_CALLER, Acted, Asked, Caller, Probe, Pro
 from pact.core.node.jobs import Job, RollingBack, Waiting
 from pact.core.node.replies import done, holder_text, left
 from pact.core.node.select import select, shared_with, some
-from pact.core.node.state import HOUR_NS
+from pact.core.node.state import AUTOMATIC, HOUR_NS
 from pact.core.plan import ordered
 from pact.errors import (
     EXIT_BLOCKED,
@@ -35,7 +35,6 @@ AUTO_ROLLBACKS_MAX: Final = 2
 #: After this many runs in a row that end during the same job, the job is left to a person.  # F65
 KILLED_MAX: Final = 3
 LOOKS_MAX: Final = 3  # how often resources that join a plan during its probe are probed, too
-AUTOMATIC: Final = ("expired", "retry")
 
 
 def asked_rollback(node: Desk, event: Asked[ops.Rollback]) -> None:
@@ -137,7 +136,7 @@ def refusal(node: Desk, change: Change, cause: str) -> str:
     for resource in change.members:
         times = [t for t in node.state.auto_rollbacks.get(resource, ()) if t > horizon]
         if len(times) >= AUTO_ROLLBACKS_MAX:
-            return f"{resource} was rolled back {len(times)} times within the hour: contended by {change.owner.user}"
+            return f"{resource} was rolled back {len(times)} times within the hour: contended by {change.owner.named}"
     return ""
 
 
@@ -259,6 +258,8 @@ def _still_wanted(node: Desk, job: Job[RollingBack], change: Change) -> bool:
     group = node.state.groups.get(change.group) if job.cause == "group" else None
     if group is not None:
         return not bonds.stopped_here(node, group, job.work.force)
+    if job.cause == "rule":
+        return change.state == life.OPEN and not node.state.suspended and not node.state.held_by(change.id)
     if job.cause == "retry":
         return change.state == life.BLOCKED and not node.state.suspended and not node.state.held_by(change.id)
     return True

@@ -25,6 +25,8 @@ from pact.core.settings import Settings
 from pact.model import DIMENSIONS, NS_PER_S, Attrs, Declared, Json, JsonRead, Owner
 
 HOUR_NS: Final = 3600 * NS_PER_S
+#: Causes of rollbacks that nobody has just requested.
+AUTOMATIC: Final = ("expired", "retry", "rule")
 RECENT_MAX: Final = 20_000
 DECODED_MAX: Final = 64
 _CLOSED: Final = frozenset({life.BLOCKED, life.FAILED, life.ROLLING, life.SETTLED})  # these states accept no more drift
@@ -216,10 +218,10 @@ class State:
         if change.state != was:
             self.touched.changes[change.id] = None
         if change.state in _CLOSED:
-            if self.ambient.get(change.owner.key) == change.id:
-                del self.ambient[change.owner.key]
+            if self.ambient.get(change.owner.whose) == change.id:
+                del self.ambient[change.owner.whose]
         elif change.ambient:
-            self.ambient.setdefault(change.owner.key, change.id)
+            self.ambient.setdefault(change.owner.whose, change.id)
         if change.state == life.SETTLED:
             self.settle(change)
 
@@ -312,7 +314,7 @@ class State:
         self.changes[cid] = change
         self.change_n = max(self.change_n, int(cid[1:]))
         if ambient:
-            self.ambient.setdefault(owner.key, cid)
+            self.ambient.setdefault(owner.whose, cid)
         if self.held_by(cid):
             self.take(change, "hold")
             change.held_since_ns = t_ns
@@ -333,7 +335,7 @@ class State:
                 self.declare(resource, replace(declared, attrs={**declared.attrs, "reads": text}).to_json())
 
     def count_automatic(self, change: Change, resources: list[str], t_ns: int) -> None:
-        if change.rolling is None or change.rolling.cause not in ("expired", "retry"):
+        if change.rolling is None or change.rolling.cause not in AUTOMATIC:
             return
         horizon = t_ns - HOUR_NS
         if len(self.auto_rollbacks) > RECENT_MAX:
@@ -425,7 +427,7 @@ class State:
         rows: list[list[Any]] = []
         table: list[Json] = []
         for resource, u in sorted(self.untracked.items()):
-            key = f"{u.owner.key} {u.owner.session} {u.owner.command}"
+            key = f"{u.owner.whose} {u.owner.session} {u.owner.command} {u.owner.then}"
             if key not in owners:
                 owners[key] = len(table)
                 table.append(u.owner.to_json())
@@ -460,7 +462,7 @@ class State:
         for group in self.groups.values():
             assert group.change not in self.changes or self.changes[str(group.change)].group == group.id
         for key, cid in self.ambient.items():
-            assert self.changes[cid].owner.key == key and self.changes[cid].state in (life.OPEN, life.HELD)
+            assert self.changes[cid].owner.whose == key and self.changes[cid].state in (life.OPEN, life.HELD)
 
     def magnitude(self) -> float:
         return magnitude(sum(self.sums().values()))

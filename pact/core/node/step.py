@@ -24,6 +24,7 @@ from pact.core.node import (
     suspend,
     tracked,
     undo,
+    writers,
 )
 from pact.core.node import change as life
 from pact.core.node import member as groups
@@ -41,11 +42,13 @@ from pact.core.node.events import (
     Event,
     FleetTold,
     JobFailed,
+    JobsEnded,
     Looked,
     Observed,
     ObserverChanged,
     Probed,
     Reconfigured,
+    RunsEnded,
     Scanned,
     Sighting,
     Started,
@@ -60,6 +63,7 @@ from pact.errors import DeniedError, PactError, UsageError
 from pact.model import Actor, Attrs, Declared, Unreadable
 
 CLOSING_NAMED_MAX: Final = 20
+ENDED_RUNS_MAX: Final = 1024
 
 
 class Node(Desk):
@@ -100,7 +104,11 @@ class Node(Desk):
         due = self.windows.advance(self.t_ns - state.windows.effective(self.t_ns))
         for cid in dict.fromkeys(state.member_of[r] for r in due if r in state.member_of):
             change = state.changes.get(cid)
-            if change is not None and change.state == life.OPEN and cid not in self.busy:
+            if change is None or change.state != life.OPEN or cid in self.busy:
+                continue
+            if change.owner.then == writers.COMMIT and self.by_rule(change):
+                self._alarm_rule(cid)
+            else:
                 rollback.start_rollback(self, change, "expired", AGENT_CALLER)
 
     def _announce(self) -> None:
@@ -131,6 +139,22 @@ class Node(Desk):
             self.alarms.schedule(("retry", name), self.t_ns + self.state.settings.retry_ns)
             return
         rollback.start_rollback(self, change, "retry", AGENT_CALLER)
+
+    def _alarm_rule(self, name: str) -> None:
+        """Nothing of a run's change has moved for a while: carry out the rule for its writer.  # O5"""
+        change = self.state.changes.get(name)
+        if change is None or not self.by_rule(change) or name in self.busy:
+            return
+        if change.owner.then == writers.ROLLBACK and (self.state.suspended or self.t_ns < self.alone_until_ns):
+            return
+        self.ruled[name] = self.ruled.get(name, 0) + 1
+        if change.owner.then == writers.COMMIT:
+            try:
+                commit.commit_by_rule(self, change)
+            except PactError:
+                pass  # it keeps its window
+        else:
+            rollback.start_rollback(self, change, "rule", AGENT_CALLER)
 
     def _alarm_ttl(self, name: str) -> None:
         commit.expire_commits(self, name)
@@ -318,6 +342,18 @@ class Node(Desk):
     def _contact_changed(self, event: ContactChanged) -> None:
         self.alone_since_ns = None if event.connected else self.t_ns
 
+    def _runs_ended(self, event: RunsEnded) -> None:
+        for run in event.runs:
+            self.ended_runs[run] = None
+        while len(self.ended_runs) > ENDED_RUNS_MAX:
+            del self.ended_runs[next(iter(self.ended_runs))]
+        for change in self.state.changes.values():
+            if change.owner.run in event.runs and change.owner.run:
+                self.reschedule(change.id)
+
+    def _jobs_ended(self, event: JobsEnded) -> None:
+        suspend.jobs_ended(self, event.jobs)
+
     def _stopping(self, event: Stopping) -> None:
         self.record(payloads.AgentStopped(reason=event.reason))
 
@@ -340,11 +376,14 @@ _STEPS: Final[Mapping[type, Callable[[Node, Any], None]]] = {
     ObserverChanged: Node._observer_changed,
     FleetTold: Node._fleet_told,
     ContactChanged: Node._contact_changed,
+    RunsEnded: Node._runs_ended,
+    JobsEnded: Node._jobs_ended,
     Stopping: Node._stopping,
 }
 
 _ALARMS: Final[Mapping[str, Callable[[Node, str], None]]] = {
     "retry": Node._alarm_retry,
+    "rule": Node._alarm_rule,
     "ttl": Node._alarm_ttl,
     "hold": Node._alarm_hold,
     "emergency": Node._alarm_emergency,

@@ -1,0 +1,194 @@
+"""Runs of tools: a package manager or a configuration manager and all that it starts are one writer, with a change of
+its own, and a site's rules say what becomes of that.  # O5
+
+A run is the topmost process on the way from the writer to init that a rule describes. What the process says of itself
+(its command line) counts only for root's processes, unless the rule names the user: any account may run a program of
+any name. This module reads nothing but /proc.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Final
+
+from pact._fast.reader import snapshot
+from pact.model import Owner, Writer
+from pact.observe.attribution import owner_of, writer_from
+from pact.observe.jobs import job_in_environment, job_of
+
+#: Each run of these is one change: files, packages and services that it moves are settled together.
+PACKAGE_MANAGERS: Final = frozenset(
+    {
+        *("apt", "apt-get", "aptitude", "dpkg", "nala", "unattended-upgrade", "unattended-upgrades"),
+        *("rpm", "dnf", "dnf-3", "dnf5", "dnf-automatic", "yum", "microdnf", "tdnf"),
+        *("zypper", "transactional-update", "packagekitd"),
+    }
+)
+#: A script is named by itself, not by the program that reads it.
+INTERPRETER: Final = re.compile(r"(?:python|ruby|perl|sh|bash|dash|ksh|zsh|node|lua)[\d.]*\Z")
+THEN: Final = ("commit", "window", "hold", "rollback", "job")
+DEPTH_MAX: Final = 64
+KNOWN_MAX: Final = 512
+FOLLOWED_MAX: Final = 256
+
+
+@dataclass(frozen=True, slots=True)
+class WriterRule:
+    """Globs of which all that are given must match one process; ``then``: one of ``THEN``."""
+
+    unit: str = ""
+    command: str = ""
+    user: str = ""
+    cgroup: str = ""
+    then: str = "window"
+
+    def matches(self, writer: Writer) -> bool:
+        claimed = self.command or self.cgroup
+        if claimed and not self.user and writer.uid != 0:
+            return False
+        return (
+            (not self.unit or fnmatchcase(writer.unit, self.unit))
+            and (not self.user or fnmatchcase(owner_of(writer).user, self.user))
+            and (not self.cgroup or fnmatchcase(writer.cgroup, self.cgroup))
+            and (not self.command or _is_command(writer.command, self.command))
+        )
+
+
+def _is_command(command: str, pattern: str) -> bool:
+    name, line = program(command)
+    if not re.search(r"[\s/]", pattern):
+        return fnmatchcase(name, pattern)
+    return fnmatchcase(line, pattern) or fnmatchcase(command, pattern)
+
+
+def program(command: str) -> tuple[str, str]:
+    """The name of the program or script that a command line runs, and the line that begins with it."""
+    words = command.split()
+    at = 0
+    if words and INTERPRETER.match(os.path.basename(words[0])):
+        at = next((n for n, word in enumerate(words[1:], 1) if not word.startswith("-")), 0)
+    name = os.path.basename(words[at].rstrip(":")) if words else ""
+    return name, " ".join([name, *words[at + 1 :]])
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """``token`` names it in records (``Owner.run``)."""
+
+    token: str
+    then: str
+    pid: int
+    start: int
+
+
+class Runs:
+    """Says whose work a write is. ``drain`` names the runs that have ended, of those whose rule wants to know."""
+
+    def __init__(self, rules: Sequence[WriterRule] = ()) -> None:
+        self.rules = tuple(rules)
+        self._known: OrderedDict[tuple[int, int], Run | None] = OrderedDict()
+        self._epoll = select.epoll()
+        self._followed: dict[str, int] = {}
+        self._tokens: dict[int, str] = {}
+        self._gone: list[str] = []
+
+    def fileno(self) -> int:
+        return self._epoll.fileno()
+
+    def close(self) -> None:
+        for fd in self._followed.values():
+            os.close(fd)
+        self._followed.clear()
+        self._epoll.close()
+
+    def use(self, rules: Sequence[WriterRule]) -> None:
+        """From now on these rules hold."""
+        self.rules = tuple(rules)
+        self._known.clear()
+
+    def owner(self, writer: Writer | None) -> Owner:
+        """The owner of what this process writes, and the run that it is part of."""
+        owner = owner_of(writer)
+        run = None if writer is None else self._run(writer)
+        return owner if run is None else replace(owner, run=run.token, then=run.then)
+
+    def drain(self) -> list[str]:
+        """Runs that have ended since."""
+        ended, self._gone = self._gone, []
+        for fd, _ in self._epoll.poll(0) if self._followed else ():
+            token = self._tokens.pop(fd)
+            del self._followed[token]
+            os.close(fd)
+            ended.append(token)
+        return ended
+
+    def _run(self, writer: Writer) -> Run | None:
+        key = writer.pid, writer.start
+        if key in self._known:
+            return self._known[key]
+        run = self._find(list(chain(writer)))
+        if writer.start:
+            self._known[key] = run
+            while len(self._known) > KNOWN_MAX:
+                self._known.popitem(last=False)
+        if run is not None and run.then in ("commit", "rollback"):
+            self._follow(run)
+        return run
+
+    def _find(self, way: Sequence[Writer]) -> Run | None:
+        for rule in self.rules:
+            found = [w for w in way if rule.matches(w)]
+            if found:
+                return _by_rule(rule, found[-1], way)
+        found = [w for w in way if w.uid == 0 and program(w.command)[0] in PACKAGE_MANAGERS]
+        return _by_rule(WriterRule(), found[-1], way) if found else None
+
+    def _follow(self, run: Run) -> None:
+        """Learn of the end of the run's process."""
+        if run.token in self._followed or len(self._followed) >= FOLLOWED_MAX:
+            return
+        try:
+            fd = os.pidfd_open(run.pid)
+        except OSError:
+            self._gone.append(run.token)
+            return
+        still = snapshot(run.pid)
+        if still is None or still[-1] != run.start:  # another process has the number by now
+            os.close(fd)
+            self._gone.append(run.token)
+            return
+        self._followed[run.token], self._tokens[fd] = fd, run.token
+        self._epoll.register(fd, select.EPOLLIN)
+
+
+def _by_rule(rule: WriterRule, top: Writer, way: Sequence[Writer]) -> Run:
+    name = (top.unit if rule.unit else program(top.command)[0]).replace("#", "_")[:64] or "?"
+    if rule.then != "job":
+        return Run(f"{name}#{top.pid}.{top.start}", "" if rule.then == "window" else rule.then, top.pid, top.start)
+    job = next(filter(None, map(_job, way)), "")
+    return Run(f"{name}#{job or f'{top.pid}.{top.start}'}", f"job:{job}" if job else "", top.pid, top.start)
+
+
+def _job(writer: Writer) -> str:
+    return job_of(writer.cgroup) or (job_in_environment(writer.pid) if writer.uid == 0 else "")
+
+
+def chain(writer: Writer) -> Iterator[Writer]:
+    """The process, its parent, and so on, without init; it ends where one is gone."""
+    for _ in range(DEPTH_MAX):
+        yield writer
+        if writer.parent <= 1:
+            return
+        found = snapshot(writer.parent)
+        if found is None:
+            return
+        above = writer_from(writer.parent, found)
+        if writer.start and above.start > writer.start:  # the parent is gone, and its number is another's
+            return
+        writer = above
