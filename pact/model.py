@@ -182,7 +182,8 @@ class Declared:
     """One declared resource: its attributes and the metadata that the operator gave.
 
     ``requires`` are resource ids; ``consumers`` are rules (``open``, ``exec:NAME``, ``cgroup:GLOB``, ``none``).
-    ``weight_n`` and ``severity_n`` are in billionths, ``None`` for the configured value.
+    ``weight_n`` and ``severity_n`` are in billionths, ``None`` for the configured value. ``notify``: what is told when
+    a plan has moved it (``service:chronyd reload``).  # R14
     """
 
     attrs: Attrs | None
@@ -191,6 +192,7 @@ class Declared:
     weight_n: int | None = None
     severity_n: int | None = None
     restorable: bool = True
+    notify: tuple[str, ...] = ()
 
     def to_json(self) -> Json:
         out: Json = {"attrs": self.attrs}
@@ -204,6 +206,8 @@ class Declared:
             out["severity_n"] = self.severity_n
         if not self.restorable:
             out["restorable"] = False
+        if self.notify:
+            out["notify"] = list(self.notify)
         return out
 
     @classmethod
@@ -215,6 +219,7 @@ class Declared:
             data.get("weight_n"),
             data.get("severity_n"),
             data.get("restorable", True),
+            tuple(data.get("notify", ())),
         )
 
 

@@ -40,12 +40,13 @@ def act(
     seen_after: dict[str, Observation] | None = None,
     saves: Mapping[str, Mapping[str, Any]] | None = None,
     signed: Mapping[str, bytes] = MappingProxyType({}),
+    touched: set[str] | None = None,
 ) -> dict[str, str]:
     """Carry a plan out. Returns ``""`` for each resource that was restored and verified, else the reason why not.
     Resources that have ``moved``, and so have no saved content, are left as they are. ``seen_after`` gets the
     observations of verified resources. ``saves``: the contents on record as kept; a file system in memory that holds
     other content is not unmounted. ``signed``: files whose status shows whether they are still as decided about
-    (``probing.sealed``).  # R4, R5"""
+    (``probing.sealed``). ``touched`` gets the resources that a step has moved.  # R4, R5"""
     fixpoint = fixpoint or Fixpoint((), put_back=False)
     kept = sweep(steps, blobs)
     results: dict[str, str] = {}
@@ -105,6 +106,8 @@ def act(
                 results[step.id] = _restore(replace(step, actual=seen), blobs)
         for step in _unsafe(ahead, done):
             results[step.id] = "it was restored, but the disk did not make it durable"
+    if touched is not None:
+        touched.update(s.id for s in done)
     tried = {s.id for s in todo}
     settled = done + [s for s in steps if s.id not in tried and not results[s.id]]
     refused = [

@@ -11,6 +11,7 @@ from typing import Any, Final
 import orjson
 
 from pact.agent.consumers import find_holders
+from pact.agent.notifications import told_steps
 from pact.core.node import below
 from pact.core.node.events import Sighting
 from pact.core.plan import Step
@@ -106,7 +107,7 @@ def probe(
     if differing and consumers and not force:
         refusals += package_locks(differing)
     asked = [s for s in (*differing, *carried) if not applying or KINDS[split_id(s.id)[0]].disturbs(s)]
-    holders = find_holders(asked, ask=ask) if consumers else []
+    holders = find_holders([*asked, *told_steps(differing)], ask=ask) if consumers else []
     return sightings, holders, refusals, saves, notes
 
 

@@ -15,6 +15,7 @@ from typing import Any, Final, Protocol
 
 from pact.agent.acting import MOVED, act, needs
 from pact.agent.fixpoint import Fixpoint
+from pact.agent.notifications import tell
 from pact.agent.probing import distance_n, observe, placed, probe
 from pact.agent.turnable import Turnable
 from pact.core.node import below
@@ -296,6 +297,7 @@ class Worker:
     def _carry_out(self, effect: Act, moved: Container[str]) -> Result:
         fixpoint = Fixpoint(effect.beside, effect.put_back, effect.wanted)
         seen: dict[str, Observation] = {}
+        touched = {s.id for s in effect.steps} if effect.resumed else set[str]()
         results = act(
             effect.steps,
             self.blobs,
@@ -305,14 +307,16 @@ class Worker:
             seen_after=seen,
             signed=self._signed.pop(effect.job, {}),
             saves=effect.saves,
+            touched=touched,
         )
+        untold = tell(effect.steps, results, touched, effect.tells)
         others = (r for r in effect.below if self.ignore.match(r) is None)
         sightings = placed(
             Sighting(r, seen[r] if r in seen and KINDS[split_id(r)[0]].steady else observe(r))
             for r in (*(s.id for s in effect.steps), *others)
         )
         beside, reads = fixpoint.moved(), fixpoint.learned(results)
-        return Result(effect.job, lambda t, w: Acted(t, w, effect.job, results, sightings, beside, reads))
+        return Result(effect.job, lambda t, w: Acted(t, w, effect.job, results, sightings, beside, reads, untold))
 
     def _discover(self, effect: Discover) -> None:
         try:

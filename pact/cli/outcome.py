@@ -129,7 +129,8 @@ def rolled_back(done: Mapping[str, Any], view: View) -> Lines:
         yield from notes(done, view)
     elif done.get("left"):
         for resource, why in done["left"].items():
-            yield f"  not restored: {clean(resource)}: {view.spoken(why)}"
+            head = "" if why.startswith("restored, but ") else "not restored: "  # R14
+            yield f"  {head}{clean(resource)}: {view.spoken(why)}"
         yield from notes(done, view)
     if done.get("consumers"):
         yield from holders_table(done["consumers"], view)

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from pact.core.payload import Planned
 from pact.errors import ConflictError
-from pact.model import Attrs, Json, split_id
+from pact.model import Attrs, Declared, Json, split_id
 from pact.values import dataclass
 
 
@@ -18,6 +18,7 @@ class Step:
     """Bring ``id`` from ``actual`` (its state when the change was frozen) to ``target``; ``None`` is absent.
 
     ``inode``: device and inode of the intended thing; another thing that has the name meanwhile is not meant.
+    ``notify``: what is told when the step has moved it; ``owed``: it was moved before, and they could not be told.
     """
 
     id: str
@@ -26,6 +27,14 @@ class Step:
     requires: tuple[str, ...] = ()
     consumers: tuple[str, ...] = ()
     inode: tuple[int, int] | None = None
+    notify: tuple[str, ...] = ()
+    owed: bool = False
+
+    @classmethod
+    def back(cls, resource: str, declared: Declared, actual: Attrs | None = None) -> Step:
+        """The step that brings it to this declared value."""
+        rest = declared.requires, declared.consumers
+        return cls(resource, declared.attrs, actual, *rest, notify=declared.notify)
 
     def planned(self) -> Planned:
         """The step as its record shows it."""

@@ -128,7 +128,28 @@ def parse_text(raw: bytes, path: str, base_dir: str, ignore: Ignore) -> Declared
                     raise ValueError(f"{need!r}: kind {kind_name!r} is not known")
             except ValueError as exc:
                 raise DeclaredError(path, line_of(text, *split_id(resource)), f"{resource}: requires: {exc}") from None
+        for notification in value.notify:
+            try:
+                _check_notification(notification)
+            except ValueError as exc:
+                raise DeclaredError(path, line_of(text, *split_id(resource)), f"{resource}: notify: {exc}") from None
     return out
+
+
+def _check_notification(notification: str) -> None:
+    """Raises ValueError for a notification that nobody could be told."""
+    resource, _, verb = notification.partition(" ")
+    kind_name, name = split_id(resource)
+    kind = KINDS.get(kind_name)
+    if kind is None:
+        raise ValueError(f"{notification!r}: kind {kind_name!r} is not known")
+    if verb not in kind.verbs:
+        known = ", ".join(f"{resource} {v}".rstrip() for v in kind.verbs)
+        raise ValueError(
+            f"{notification!r} cannot be asked" + (f"; it can be: {known}" if known else f" of a {kind_name}")
+        )
+    if kind.canonical(name) != name:
+        raise ValueError(f"{notification!r}: write {kind_name}:{kind.canonical(name)}")
 
 
 def _track_table(value: Any, text: str, path: str) -> dict[str, Any]:

@@ -33,7 +33,7 @@ KILLED_S: Final = 5.0
 SAID_MAX: Final = 64 << 10
 
 #: Keys that every entry of declared state may have besides its kind's own.
-COMMON_KEYS: Final = frozenset({"consumers", "requires", "weight", "severity"})
+COMMON_KEYS: Final = frozenset({"consumers", "requires", "notify", "weight", "severity"})
 
 
 class Kind(ABC):
@@ -77,6 +77,8 @@ class Kind(ABC):
     moved_by: tuple[str, ...] = ()
     #: After it is restored and observed, no later step of a plan moves it: it is not observed again.
     steady: bool = False
+    #: What ``notify`` may ask of its resources (``reload``); ``""``: it is asked by its name alone.
+    verbs: tuple[str, ...] = ()
     #: ``holders`` is called even if the kernel says that nothing uses the resource.
     asked_anyway: bool = False
 
@@ -236,6 +238,20 @@ class Kind(ABC):
         can tell. ``said``: the kernel's answers for the plan's resources, by id, as ``in_use`` gives them."""
         return False
 
+    def tell(self, name: str, verb: str, declared: Attrs | None) -> None:
+        """Something that this resource reads was restored: carry out one of ``verbs``, within a limit, and wait for the
+        result. Raises RestoreError or OSError.  # R14"""
+        raise RestoreError(f"a {self.name} cannot be told anything")
+
+    def told(self, resource: str, name: str, verb: str) -> Step | None:
+        """The step whose consumers lose something when the resource is told so (a restart is a stop); ``None``: nobody
+        does."""
+        return None
+
+    def telling(self, told: Sequence[tuple[str, str]]) -> Sequence[tuple[str, str]]:
+        """These names and verbs in the order in which they are to be told."""
+        return told
+
     def discover(self, pattern: str) -> Found:
         """Names that match an adopt pattern (both without the kind)."""
         return Found(iter(()), {})
@@ -336,7 +352,7 @@ def common(value: Any) -> dict[str, Any]:
     out: dict[str, Any] = {}
     if not isinstance(value, Mapping):
         return out
-    for key in ("consumers", "requires"):
+    for key in ("consumers", "requires", "notify"):
         if key in value:
             items = value[key]
             if not isinstance(items, list) or not all(isinstance(i, str) and i for i in items):
@@ -361,6 +377,8 @@ def export_common(declared: Declared) -> dict[str, Any]:
         out["consumers"] = list(declared.consumers)
     if declared.requires:
         out["requires"] = list(declared.requires)
+    if declared.notify:
+        out["notify"] = list(declared.notify)
     if declared.weight_n is not None:
         out["weight"] = declared.weight_n / WHOLE_N
     if declared.severity_n is not None:

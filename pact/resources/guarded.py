@@ -45,6 +45,7 @@ class Guarded(Kind):
         self.one_line, self.all_secret = bool(inner.one_line), bool(inner.all_secret)
         self.spelling, self.ignored = str(inner.spelling), self._texts("ignored")
         self.follows, self.moved_by = self._texts("follows"), self._texts("moved_by")
+        self.verbs = self._texts("verbs")
         if self.name in self.follows:
             raise ConfigError(f"the kind {self.name!r} follows itself")
 
@@ -254,6 +255,21 @@ class Guarded(Kind):
         return self._or(
             [Holder(resource, 0, self.name)], lambda: [_holder(h) for h in self._inner.holders(name, step, resource)]
         )
+
+    def tell(self, name: str, verb: str, declared: Attrs | None) -> None:
+        try:
+            self._inner.tell(name, verb, declared)
+        except (OSError, RestoreError):
+            raise
+        except Exception as exc:
+            raise RestoreError(self._why(exc)) from exc
+
+    def told(self, resource: str, name: str, verb: str) -> Step | None:
+        return self._or(None, self._inner.told, resource, name, verb)
+
+    def telling(self, told: Sequence[tuple[str, str]]) -> Sequence[tuple[str, str]]:
+        ordered = self._or(told, lambda: [(str(name), str(verb)) for name, verb in self._inner.telling(told)])
+        return ordered if sorted(ordered) == sorted(told) else told
 
     def discover(self, pattern: str) -> Found:
         found = self._or_value_error(self._inner.discover, pattern)

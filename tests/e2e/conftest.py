@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import TOP, Agent, World
+from harness import BOX, REPOSITORY, TOP, Agent, World
 
 HERE = Path(__file__).parent
 
@@ -131,3 +133,42 @@ def on_small_disk(world: World, make_agent: Callable[..., Agent]) -> Iterator[Ca
     for agent in made:
         agent.close()
     world.sh(f"umount {state}", check=False)
+
+
+# -- a kind of another package
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the package is installed: a place of its own, in front of pact's."""
+    place, source = tmp_path_factory.mktemp("toys"), tmp_path_factory.mktemp("source") / "toykind"
+    shutil.copytree(REPOSITORY / "tests" / "toykind", source)  # pip builds where the source is
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--no-deps",
+            "--no-build-isolation",
+            "--target",
+            str(place),
+            str(source),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    os.chmod(place, 0o755)
+    return place
+
+
+@pytest.fixture
+def toys(world: World, package: Path) -> Iterator[World]:
+    world.sh(f"mkdir -p {BOX}; echo red > {BOX}/bear; echo blue > {BOX}/duck")
+    world.env = {"PYTHONPATH": f"{package}{os.pathsep}{REPOSITORY}", "TOY_BOX": BOX}
+    yield world
+    world.env = {}
+    world.sh(f"rm -rf {BOX}")

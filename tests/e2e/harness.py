@@ -24,6 +24,7 @@ from warm import INPUT_MAX, Warm
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TOP = "/srv"  # a tmpfs in each world
+BOX = f"{TOP}/box"  # of the toys in ``tests/toykind``
 COMMAND_S = 60.0
 WAIT_S = 15.0
 STEP_S = 0.02

@@ -5,17 +5,14 @@ source of events, rolled back and exported like any other; and its journal can b
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import REPOSITORY, TOP, Agent, World, wait_until
+from harness import BOX, REPOSITORY, TOP, Agent, World, wait_until
 
-BOX = f"{TOP}/box"
 PAINT = """
 import os, socket, sys
 with open(os.path.join(sys.argv[1], sys.argv[2]), "w") as f:
@@ -24,42 +21,6 @@ s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
 s.sendto(sys.argv[4].encode(), os.path.join(sys.argv[1], ".painted"))
 ready()
 """
-
-
-@pytest.fixture(scope="module")
-def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the package is installed: a place of its own, in front of pact's."""
-    place, source = tmp_path_factory.mktemp("toys"), tmp_path_factory.mktemp("source") / "toykind"
-    shutil.copytree(REPOSITORY / "tests" / "toykind", source)  # pip builds where the source is
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--no-deps",
-            "--no-build-isolation",
-            "--target",
-            str(place),
-            str(source),
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    os.chmod(place, 0o755)
-    return place
-
-
-@pytest.fixture
-def toys(world: World, package: Path) -> Iterator[World]:
-    world.sh(f"mkdir -p {BOX}; echo red > {BOX}/bear; echo blue > {BOX}/duck")
-    world.env = {"PYTHONPATH": f"{package}{os.pathsep}{REPOSITORY}", "TOY_BOX": BOX}
-    yield world
-    world.env = {}
-    world.sh(f"rm -rf {BOX}")
 
 
 @pytest.fixture

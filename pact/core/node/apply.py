@@ -34,10 +34,16 @@ def asked_apply(node: Desk, event: Asked[ops.Apply]) -> None:
 
 def begin_apply(node: Desk, event: Asked[ops.Op], work: Applying, group: str = "") -> None:
     """Observe the resources first. ``group``: the group of which this node is a member."""
-    wanted = (Step(r, d.attrs, None, d.requires, d.consumers) for r, d in work.declared.items())
+    wanted = (replace(s, notify=told(node, r, d)) for r, d in work.declared.items() for s in [Step.back(r, d)])
     steps = ordered(wanted, node.rules.nature)
     job = node.job("apply", event.caller, work, token=event.token, group=group, ids=tuple(work.declared), steps=steps)
     node.emit(Probe(job.n, steps, consumers=True, applying=True, dry=work.dry_run))
+
+
+def told(node: Desk, resource: str, wanted: Declared) -> tuple[str, ...]:
+    """What is told when an application moves a resource: as its declaration says, if the application does not say."""
+    declared = node.state.declared(resource)
+    return wanted.notify or (declared.notify if declared is not None else ())
 
 
 def probed_apply(node: Desk, job: Job[Applying], event: Probed) -> None:

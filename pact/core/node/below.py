@@ -49,8 +49,9 @@ def steps_for(node: Desk, resources: Iterable[str]) -> tuple[Step, ...]:
     for resource in resources:
         declared, change = node.state.declared(resource), node.state.change_of(resource)
         assert declared is not None and change is not None, resource
-        actual = change.members[resource].actual
-        steps.append(Step(resource, declared.attrs, actual, declared.requires, declared.consumers))
+        member = change.members[resource]
+        step = Step.back(resource, declared, member.actual)
+        steps.append(replace(step, notify=tuple(member.owed), owed=True) if member.owed else step)
     return ordered([*steps, *joined(node, steps)], node.rules.nature)
 
 
@@ -65,7 +66,7 @@ def joined(node: Desk, steps: Sequence[Step]) -> list[Step]:
         if resource in ids or resource in state.member_of or declared is None:
             continue
         if declared.attrs is not None:
-            out.append(Step(resource, declared.attrs, None, declared.requires, declared.consumers))
+            out.append(Step.back(resource, declared))
     return out
 
 
@@ -136,7 +137,7 @@ def resumed(node: Desk, change: Change) -> list[Step]:
     for resource, target in (change.rolling.joined if change.rolling is not None else {}).items():
         declared = node.state.declared(resource)
         if declared is not None and resource not in node.state.member_of:
-            out.append(Step(resource, target, None, declared.requires, declared.consumers))
+            out.append(replace(Step.back(resource, declared), target=target))
     return out
 
 
@@ -162,9 +163,17 @@ def act(
     shifting = (s for s in job.steps if nature(s.id).shifts(s))
     others = tuple(r for r in under(nature, shifting, node.state.declared_ids()) if r not in here)
     node.converging[job.n] = frozenset([*held, *others])
-    node.emit(
-        Act(job.n, job.steps, saves, resumed=resumed, below=others, beside=beside, put_back=put_back, wanted=wanted)
-    )
+    tells = _tells(node, job.steps)
+    node.emit(Act(job.n, job.steps, saves, resumed, others, beside, put_back, wanted, tells))
+
+
+def _tells(node: Desk, steps: Iterable[Step]) -> dict[str, Attrs | None]:
+    """What the steps' resources tell, with the declared attributes of whom they tell.  # R14"""
+    out = {}
+    for each in dict.fromkeys(n for s in steps for n in s.notify):
+        declared = node.state.declared(each.partition(" ")[0])
+        out[each] = None if declared is None else declared.attrs
+    return out
 
 
 def look(node: Desk, job: Job[Any], event: Acted, owner: Owner, into: Change | None = None) -> list[str]:

@@ -87,6 +87,8 @@ class Member:
     """One drifted resource of a change. ``opened_ns`` is when it first drifted, ``seen`` when the drift was last seen.
     ``moved_with`` is the resource whose write moved this one, if nobody wrote this one itself. ``also`` are other
     owners than the change's who have written it since it last conformed.  # C8, C9
+
+    ``owed``: it is as declared again, but these could not be told of it.  # R14
     """
 
     resource: str
@@ -99,6 +101,7 @@ class Member:
     command: str = ""  # of the process that last drifted it, if known
     moved_with: str = ""
     also: list[Owner] = field(default_factory=list)
+    owed: list[str] = field(default_factory=list)
 
     @property
     def opening_ns(self) -> int:
@@ -122,13 +125,20 @@ class Member:
             self.command,
             self.moved_with,
             [o.to_json() for o in self.also],
+            *([list(self.owed)] if self.owed else ()),
         ]
 
     @classmethod
     def from_json(cls, row: Sequence[Any]) -> Member:
-        plain: Sequence[Any] = (0, "", "", ())  # defaults of the last columns, which rows of older versions may lack
+        plain: Sequence[Any] = (
+            0,
+            "",
+            "",
+            (),
+            (),
+        )  # defaults of the last columns, which rows of older versions may lack
         whole = [*row, *plain[len(row) - 6 :]]
-        resource, actual, deviation_n, weight_n, opened_ns, seen, shift_ns, command, moved_with, also = whole
+        resource, actual, deviation_n, weight_n, opened_ns, seen, shift_ns, command, moved_with, also, owed = whole
         return cls(
             resource,
             actual,
@@ -140,6 +150,7 @@ class Member:
             command,
             moved_with,
             [Owner.from_json(o) for o in also],
+            list(owed),
         )
 
 

@@ -138,6 +138,11 @@ def looked_commit(node: Desk, job: Job[Committing], event: Looked) -> None:
         # Another owner has it now, and nobody was asked about that owner.
         if (cid, also) != (change.id, list(member.also)):  # C9, S1
             raise ConflictError(f"{sighting.resource} was changed by {change.owner.user} meanwhile", "see pact diff")
+        if member.owed and member.actual == actual:  # it is as declared, and what it is exactly was not recorded  # R14
+            declared = state.declared(sighting.resource)
+            assert declared is not None
+            if node.deviation_n(sighting.resource, declared, sighting.observation) == 0:
+                continue
         if not sighting.observation == member.actual == actual:
             moved.append(sighting.resource)
     if moved:

@@ -53,7 +53,7 @@ def asked_declare(node: Desk, event: Asked[ops.Declare]) -> None:
             raise ConflictError(f"{resource} is being rolled back with {change.id}", "try again when it is done")
         if change is not None:
             bonds.require_free(node, change, "declare", False)
-    wanted = (Step(r, declared[r].attrs, None, declared[r].requires, declared[r].consumers) for r in probe)
+    wanted = (Step.back(r, declared[r]) for r in probe)
     steps = ordered(wanted, node.rules.nature)
     work = Declaring(request, declared, forgotten, in_changes, sorted(kept), sorted(ended))
     job = node.job("declare", event.caller, work, token=event.token, ids=tuple(probe), steps=steps)
@@ -225,7 +225,7 @@ def converge_after_boot(node: Desk, sightings: Sequence[Sighting]) -> None:
     for sighting in sightings:
         declared, seen = node.state.declared(sighting.resource), sighting.observation
         assert declared is not None and not isinstance(seen, Unreadable)
-        steps.append(Step(sighting.resource, declared.attrs, seen, declared.requires, declared.consumers))
+        steps.append(Step.back(sighting.resource, declared, seen))
     job = node.job("boot", AGENT_CALLER, None, ids=tuple(s.id for s in steps), steps=ordered(steps, node.rules.nature))
     # A person may have set the resource by hand since the boot: record what will be overwritten first.
     for piece in in_pieces(job.steps):

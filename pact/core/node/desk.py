@@ -76,6 +76,8 @@ class Desk(Ledger):
             return False  # the plan may be moving it, and may put it back; observed again after the plan  # C8
         deviation_n = self.deviation_n(resource, declared, seen)
         if deviation_n == 0:
+            if change is not None and change.members[resource].owed:
+                return False  # somebody must still be told  # R14
             if change is not None:
                 self.record(payloads.DriftCleared(resource=resource, change=change.id))
             elif resource in self.state.enforced:

@@ -196,7 +196,8 @@ class Acted(Event):
     not. ``sightings``: observations afterwards of the steps and of what lies below them.
 
     ``moved``: resources beside its own that the plan moved and could not or should not put back. ``reads``: how the
-    kernel shows a value that it accepted, if it shows it differently.
+    kernel shows a value that it accepted, if it shows it differently. ``untold``: resources that were restored, but
+    these could not be told of it; ``results`` says why.
     """
 
     job: int
@@ -204,6 +205,7 @@ class Acted(Event):
     sightings: Sequence[Sighting]
     moved: Sequence[Sighting] = ()
     reads: Mapping[str, str] = field(default_factory=dict)
+    untold: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,6 +322,8 @@ class Act(Effect):
     ``beside``: declared resources that the steps may move. ``put_back``: moved resources are brought back to their
     previous state; otherwise the move is only reported. ``wanted``: the declared state of those that have drifted in
     other changes.  # C8
+
+    ``tells``: who is told afterwards by the steps that moved something, with the declared attributes of each.  # R14
     """
 
     job: int
@@ -330,6 +334,7 @@ class Act(Effect):
     beside: tuple[str, ...] = ()
     put_back: bool = True
     wanted: Mapping[str, Attrs | None] = field(default_factory=dict)
+    tells: Mapping[str, Attrs | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

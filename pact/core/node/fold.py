@@ -261,6 +261,8 @@ def _rollback_failed(state: State, record: Record, said: payloads.RollbackFailed
     for resource in restored:
         state.remove(change, resource)
     state.forget_enforced(restored)
+    for resource, owed in said.owed.items():
+        state.owe(change, resource, owed)
     change.rolling = None
     change.reason = said.reason
     state.take(change, "fail")

@@ -32,7 +32,7 @@ def asked_check(node: Desk, event: Asked[ops.GroupCheck]) -> None:
 
 
 def _step(resource: str, declared: Declared) -> Step:
-    return Step(resource, declared.attrs, None, declared.requires, declared.consumers)
+    return Step.back(resource, declared)
 
 
 def _refuse_busy(node: Desk, resources: Iterable[str], group: str) -> None:

@@ -296,6 +296,8 @@ class RollbackBlocked(Payload):
 
 @dataclass(frozen=True, slots=True)
 class RollbackFailed(Payload):
+    """``owed``: resources that were restored, and who could not be told of it."""
+
     change: str
     restored: Sequence[str]
     reason: str
@@ -303,6 +305,7 @@ class RollbackFailed(Payload):
     left: Mapping[str, str] = always(NOTHING)
     reads: Mapping[str, str] = always(NOTHING)
     also: Mapping[str, Sequence[Owner]] = NOTHING
+    owed: Mapping[str, Sequence[str]] = NOTHING
 
 
 # -- suspending -------------------------------------------------------------------------------------------------------

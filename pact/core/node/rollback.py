@@ -332,6 +332,7 @@ def acted_rollback(node: Desk, job: Job[RollingBack], event: Acted) -> None:
                 reason=reason,
                 reads=node.learn(event),
                 also=shared_with(change, left),
+                owed={r: list(owed) for r, owed in event.untold.items() if r in change.members},
             ),
             actor,
         )

@@ -6,7 +6,7 @@ from the state. Everything is JSON, so that a snapshot is the state and nothing 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -302,8 +302,15 @@ class State:
                 old.command,
                 old.moved_with,
                 old.also,
+                old.owed,
             ),
         )
+
+    def owe(self, change: Change, resource: str, owed: Sequence[str]) -> None:
+        """A member is as declared again, and stays until these have been told of it.  # R14"""
+        declared, old = self.declared(resource), change.members.get(resource)
+        if declared is not None and old is not None:
+            self.put(change, replace(old, actual=declared.attrs, deviation_n=1, owed=list(owed)))
 
     def void_ttl(self, resource: str) -> None:
         if self.ttls.pop(resource, None) is not None:

@@ -73,7 +73,7 @@ def _inverse(node: Desk, job: Job[Applying], event: Acted) -> tuple[Step, ...]:
         now: Attrs | Unreadable | None = seen.get(step.id, step.actual)
         if isinstance(now, Unreadable):  # the step may have been done: the undoing finds out, or reports that it cannot
             now = None if step.target is None else {**(step.actual or {}), **step.target}
-        back.append(Step(step.id, step.actual, now))
+        back.append(Step(step.id, step.actual, now, notify=step.notify))
     moved = [s for s in back if s.actual != s.target]
     through = below.carried(
         node.rules.nature, moved, (s.id for s in back)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import socket
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pact.core.plan import Step
@@ -74,6 +74,7 @@ class Toy(Kind):
     volatile = False
     spelling = "a simple name"
     ignored = ("dust*",)
+    verbs = ("wash", "show")
 
     def rank(self, name: str) -> int:
         """The duck is painted first."""
@@ -115,6 +116,23 @@ class Toy(Kind):
         with open(path + ".wet", "w") as f:
             f.write(step.target["colour"] + "\n")
         os.rename(path + ".wet", path)
+
+    def tell(self, name: str, verb: str, declared: Attrs | None) -> None:
+        """Said in the box; a toy that is locked in hears nothing."""
+        if os.path.exists(os.path.join(box(), f".{name}-locked")):
+            raise RestoreError("it is locked in")
+        with open(os.path.join(box(), ".told"), "a") as f:
+            f.write(f"{name} {verb}\n")
+
+    def told(self, resource: str, name: str, verb: str) -> Step | None:
+        """Who washes it takes it away from whoever plays with it."""
+        return Step(resource, None, {"colour": "any"}) if verb == "wash" else None
+
+    def telling(self, told: Sequence[tuple[str, str]]) -> Sequence[tuple[str, str]]:
+        return sorted(told, key=lambda each: (self.rank(each[0]), each))
+
+    def roots(self, name: str, step: Step) -> list[bytes]:
+        return [os.path.join(box(), name).encode()] if step.target is None else []
 
     def discover(self, pattern: str) -> Found:
         names = [n for n in sorted(os.listdir(box())) if n.isidentifier() and self.means(pattern, n)]

@@ -1,0 +1,163 @@
+"""Who reads what was restored is told of it, once, after the plan; who could not be told leaves the change failed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness import BOX, TOP, Agent, World, wait_until
+
+ONE, TWO = f"{TOP}/one.conf", f"{TOP}/two.conf"
+DECLARED = f"""
+[file."{ONE}"]
+content = "declared\\n"
+notify = ["toy:bear show", "toy:duck show"]
+[file."{TWO}"]
+content = "declared\\n"
+notify = ["toy:bear show"]
+"""
+
+
+@pytest.fixture
+def agent(toys: World, make_agent: Callable[..., Agent]) -> Iterator[Agent]:
+    made = make_agent()
+    made.start()
+    made.declare(DECLARED)
+    yield made
+    made.close()
+
+
+def told(agent: Agent) -> list[str]:
+    """What the toys were told since the last time."""
+    path = agent.world.path(f"{BOX}/.told")
+    try:
+        return path.read_text().splitlines()
+    except FileNotFoundError:
+        return []
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def lock(agent: Agent, name: str, locked: bool = True) -> None:
+    path = agent.world.path(f"{BOX}/.{name}-locked")
+    path.touch() if locked else path.unlink()
+
+
+@pytest.mark.invariant("R14")
+def test_each_is_told_once_in_its_kind_s_order_after_every_sort_of_plan(agent: Agent) -> None:
+    assert told(agent) == ["duck show", "bear show"], "a declaration that moved both files"
+    agent.declare(DECLARED)
+    assert told(agent) == [], "nothing was moved"
+    agent.drift(TWO)
+    agent.drift(ONE)
+    agent.pact("rollback", "--all")
+    assert told(agent) == ["duck show", "bear show"]
+    agent.drift(TWO)
+    agent.pact("rollback", "--all")
+    assert told(agent) == ["bear show"], "what only the other file tells is not told"
+    other = agent.base / "apply.toml"
+    other.write_text(f'[file."{TWO}"]\ncontent = "applied\\n"\n')
+    agent.pact("apply", str(other))
+    assert told(agent) == ["bear show"], "an application that does not say tells whom the declaration names"
+    agent.pact("rollback", "--all", "--dry-run")
+    assert told(agent) == []
+    agent.pact("rollback", "--all")
+    assert told(agent) == ["bear show"]
+    assert 'notify = ["toy:bear show"]' in agent.pact("export").out
+
+
+@pytest.mark.invariant("R14")
+def test_who_cannot_be_told_leaves_the_change_failed_until_it_is(agent: Agent) -> None:
+    told(agent)
+    lock(agent, "duck")
+    agent.drift(ONE)
+    done = agent.pact("rollback", "--all", check=1)
+    assert f"file:{ONE}: restored, but toy:duck show failed: it is locked in" in done.out
+    assert "not restored" not in done.out
+    assert told(agent) == ["bear show"], "the others are told all the same"
+    assert agent.world.path(ONE).read_text() == "declared\n"
+    for _ in range(2):
+        (change,) = agent.status()["changes"]
+        assert change["state"] == "failed" and "restored, but toy:duck show failed" in change["reason"]
+        assert change["resources"] == [f"file:{ONE}"]
+        agent.restart()
+    agent.pact("rollback", "--all", check=1)
+    lock(agent, "duck", False)
+    told(agent)
+    agent.pact("rollback", "--all")
+    assert told(agent) == ["duck show"], "who was told already is not told again"
+    assert agent.status()["state"] == "committed"
+
+
+@pytest.mark.invariant("R14")
+def test_a_failed_notification_may_be_accepted_as_it_is(agent: Agent) -> None:
+    lock(agent, "duck")
+    agent.drift(ONE)
+    agent.pact("rollback", "--all", check=1)
+    agent.pact("commit", "--all", "-m", "the duck was reloaded by hand")
+    assert agent.status()["state"] == "committed"
+    assert 'notify = ["toy:bear show", "toy:duck show"]' in agent.pact("export").out
+
+
+@pytest.mark.invariant("R14", "C7")
+def test_an_application_whose_notification_fails_is_taken_back(agent: Agent) -> None:
+    lock(agent, "duck")
+    other = agent.base / "apply.toml"
+    other.write_text(f'[file."{ONE}"]\ncontent = "applied\\n"\n')
+    done = agent.pact("apply", str(other), check=1)
+    assert "toy:duck show failed" in done.err + done.out
+    assert agent.world.path(ONE).read_text() == "declared\n"
+
+
+@pytest.mark.invariant("R14", "F5")
+def test_who_uses_what_is_told_blocks_the_plan(agent: Agent) -> None:
+    agent.declare(DECLARED.replace("bear show", "bear wash").replace("duck show", "duck wash"))
+    told(agent)
+    agent.drift(TWO)
+    player = agent.world.python("f = open(sys.argv[1]); ready()", f"{BOX}/bear")
+    done = agent.pact("rollback", "--all", check=10)
+    assert "toy:bear used by" in done.err and agent.world.path(TWO).read_text() == "drifted\n"
+    agent.world.end(player)
+    agent.pact("rollback", "--all")
+    assert told(agent) == ["bear wash"]
+
+
+@pytest.mark.invariant("R14", "R6")
+def test_a_kill_between_restoring_and_telling_loses_no_notification(agent: Agent, tmp_path: Path) -> None:
+    """The toy's notification blocks on a pipe: the agent is killed there."""
+    told(agent)
+    agent.drift(TWO)
+    agent.world.sh(f"rm -f {BOX}/.told; mkfifo {BOX}/.told")
+    asking = agent.world.popen(
+        [*agent_command(agent), "rollback", "--all"],
+    )
+    wait_until(lambda: agent.world.path(TWO).read_text() == "declared\n", "it is restored")
+    agent.stop(9)
+    asking.wait(30)
+    agent.world.sh(f"rm {BOX}/.told")
+    agent.start()
+    wait_until(lambda: agent.status()["state"] == "committed", "the rollback has ended")
+    assert told(agent) == ["bear show"]
+
+
+def agent_command(agent: Agent) -> list[Any]:
+    import sys
+
+    return [sys.executable, "-m", "pact.cli.main", "--socket", agent.socket]
+
+
+@pytest.mark.parametrize(
+    ("notification", "why"),
+    [
+        ("toy:bear tickle", "it can be: toy:bear wash, toy:bear show"),
+        ("bear show", "kind"),
+        ("lamp:x on", "kind 'lamp' is not known"),
+        ("sysctl:vm.swappiness reload", "cannot be asked of a sysctl"),
+        ("toy:a-b show", "a toy has a simple name"),
+    ],
+)
+def test_a_notification_that_nobody_could_be_told_is_refused(agent: Agent, notification: str, why: str) -> None:
+    done = agent.declare(f'[file."{ONE}"]\ncontent = "x"\nnotify = ["{notification}"]\n', check=2)
+    assert "notify" in done.err and why in done.err, done
