@@ -17,6 +17,7 @@ from pact.resources import KINDS
 from pact.resources.base import Source
 
 OK: Final = "ok"
+HOLLOW_MAX: Final = 100
 
 
 class Sources:
@@ -32,6 +33,7 @@ class Sources:
         self._touch, self._of_kind, self._owner = touch, of_kind, owner
         self._sources: dict[str, Source] = {}
         self._broken: dict[str, str] = {}  # kind -> why it is polled
+        self._hollow: dict[str, int] = {}  # how often in a row it was readable after it gave nothing
         self._none: set[str] = set()  # kinds that have no source
         self._epoll: select.epoll | None = None
 
@@ -81,11 +83,29 @@ class Sources:
             except Exception as exc:
                 self._give_up(kind, exc)
                 continue
+            if not changed and not lost and self._spins(kind, source):
+                continue
             for name, pid in changed:
                 writer = resolve(pid) if pid > 0 else None
                 self._touch(f"{kind}:{name}", self._owner(writer) if writer is not None else None)
             if lost:
                 self._look_at_all(kind)
+
+    def _spins(self, kind: str, source: Source) -> bool:
+        """Give up a source that says again and again that there is something, and gives nothing: the loop would never
+        sleep."""
+        self._hollow[kind] = self._hollow.get(kind, 0) + 1 if self._is_readable(source) else 0
+        if self._hollow[kind] > HOLLOW_MAX:
+            self._give_up(kind, RuntimeError("it is readable, and gives nothing"))
+            return True
+        return False
+
+    @staticmethod
+    def _is_readable(source: Source) -> bool:
+        try:
+            return bool(select.select([source.fileno()], [], [], 0)[0])
+        except Exception:
+            return False  # the next drain tells
 
     def _look_at_all(self, kind: str) -> None:
         for resource in self._of_kind(kind):

@@ -135,6 +135,10 @@ class Kind(ABC):
         others use too. Returns lines for the agent's log; best effort, it raises nothing."""
         return ()
 
+    def health(self) -> str:
+        """``ok``, or why nothing of the kind can be read."""
+        return "ok"
+
     # -- how it stands to others, pure ----------------------------------------------------------------------------
 
     def rank(self, name: str) -> int:

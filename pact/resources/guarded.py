@@ -1,12 +1,14 @@
 """Protection around a kind from another package: an error in its code affects that kind, and never the agent.
 
 A failing observation makes its resource unreadable, with the reason. A failing comparison says nothing about the state,
-so from then on the whole kind is unreadable: nothing is rolled back because of code that does not work.
+so from then on the whole kind is unreadable: nothing is rolled back because of code that does not work. The same holds
+for code that does not come back in its time, that keeps what it opens, or whose answers no kind may give.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Any, Final, TypeVar, cast
 
 from pact.core.plan import Step
@@ -15,10 +17,16 @@ from pact.errors import ConfigError, PactError, RestoreError
 from pact.host.notify import log
 from pact.model import DIMENSIONS, Attrs, Declared, Holder, Observation, Unreadable, split_id
 from pact.observe.mountinfo import MountEntry
-from pact.resources.base import Among, Blobs, Entry, Found, Held, Keep, Kind, Saved, Source
+from pact.resources.base import WHOLE_N, Among, Blobs, Drained, Entry, Found, Held, Keep, Kind, Saved, Source
+from pact.resources.bounded import LOOK_S, LOOP_S, WORK_S, Hung, Left, within
 
 T = TypeVar("T")
 WHY_MAX: Final = 200
+#: More than these no kind may say.
+ATTRS_BYTES_MAX: Final = 64 << 10
+NAMES_MAX: Final = 100_000
+PATHS_MAX: Final = 16
+HOLDERS_MAX: Final = 1000
 
 
 class Guarded(Kind):
@@ -28,6 +36,8 @@ class Guarded(Kind):
         """Raises ConfigError for a kind that lacks required attributes."""
         self._inner, self.name = inner, inner.name
         self._broken = ""  # why nothing of this kind can be read
+        self._given_up = False  # none of its code is called any more
+        self._left = Left()
         dimension, severity = getattr(inner, "dimension", None), inner.severity
         if dimension not in DIMENSIONS:
             raise ConfigError(
@@ -37,7 +47,7 @@ class Guarded(Kind):
             raise ConfigError(f"the kind {self.name!r} has the severity {severity!r}: above 0 and at most 1000")
         self.dimension, self.severity = dimension, float(severity)
         self.volatile, self.removable = bool(inner.volatile), bool(inner.removable)
-        self.off_loop = bool(inner.off_loop)
+        self.off_loop = True  # a worker can wait for code that hangs
         self.is_path, self.bears, self.carried = bool(inner.is_path), bool(inner.bears), bool(inner.carried)
         self.always_read, self.reads_path = bool(inner.always_read), bool(inner.reads_path)
         self.walked = False  # walking is for files
@@ -58,17 +68,48 @@ class Guarded(Kind):
     def _why(self, exc: Exception) -> str:
         return f"{self.name}: {type(exc).__name__}: {exc}"[:WHY_MAX]
 
+    def _give_up(self, why: str) -> None:
+        self._broken = self._broken or f"{self.name}: {why}"[:WHY_MAX]
+        if not self._given_up:
+            self._given_up = True
+            log(f"the code of kind {self.name} is not called any more until the agent starts again: {why}", 3)
+
+    def _call(self, limit_s: float, method: Callable[..., T], *args: Any, **more: Any) -> T:
+        """Raises what the kind's code raises, and RestoreError if it does not come back, or has been given up."""
+        if getattr(method, "__func__", None) is getattr(Kind, getattr(method, "__name__", ""), method):
+            return method(*args, **more)  # the kind says nothing of its own here
+        if self._given_up:
+            raise RestoreError(self._broken)
+        try:
+            return within(limit_s, method, *args, **more)
+        except Hung:
+            self._give_up(f"its code did not come back in time from {getattr(method, '__name__', 'a call')}")
+            raise RestoreError(self._broken) from None
+
+    def _long(self, limit_s: float, method: Callable[..., T], *args: Any) -> T:
+        """The same for what is called often, or does much: what it leaves behind is counted."""
+        try:
+            return self._left.around(lambda: self._call(limit_s, method, *args))
+        finally:
+            if why := self._left.too_much():
+                self._give_up(why)
+
+    def health(self) -> str:
+        return self._broken or "ok"
+
     def _or(self, otherwise: T, method: Callable[..., T], *args: Any, **more: Any) -> T:
         """The kind's answer; ``otherwise`` if its code fails."""
         try:
-            return method(*args, **more)
+            return self._call(LOOK_S, method, *args, **more)
         except Exception as exc:
+            if self._given_up:
+                return otherwise
             log(f"the code of kind {self._why(exc)}", 4)
             return otherwise
 
     def _or_value_error(self, method: Callable[..., T], *args: Any) -> T:
         try:
-            return method(*args)
+            return self._call(LOOK_S, method, *args)
         except (ValueError, PactError):
             raise
         except Exception as exc:
@@ -107,16 +148,18 @@ class Guarded(Kind):
         if self._broken:
             return Unreadable(self._broken)
         try:
-            seen: Any = look(*args)
+            seen: Any = self._long(LOOK_S, look, *args)
         except Exception as exc:
-            return Unreadable(self._why(exc))
+            return Unreadable(self._broken or self._why(exc))
         if seen is None or isinstance(seen, Unreadable):
             return cast("Observation", seen)
         if isinstance(seen, dict):
             try:
-                canonical(seen)
+                size = len(canonical(seen))
             except Exception as exc:
                 return Unreadable(self._why(exc))
+            if size > ATTRS_BYTES_MAX:
+                return Unreadable(f"{self.name}: it says {size} bytes: at most {ATTRS_BYTES_MAX} can be declared")
             return seen
         return Unreadable(f"{self.name}: it says {type(seen).__name__}, and not what is there")
 
@@ -137,15 +180,18 @@ class Guarded(Kind):
     def distance_n(self, declared: Attrs | None, actual: Attrs | None) -> int:
         if not self._broken:
             try:
-                return int(self._inner.distance_n(declared, actual))
+                found = int(self._call(LOOK_S, self._inner.distance_n, declared, actual))
+                if not 0 <= found <= WHOLE_N:
+                    raise ValueError(f"a distance of {found}: 0 to {WHOLE_N} can be")
+                return found
             except Exception as exc:
-                self._broken = self._why(exc)
+                self._broken = self._broken or self._why(exc)
                 log(f"nothing of kind {self.name} can be compared, and all of it is unreadable: {self._broken}", 3)
         return 0
 
     def restore(self, name: str, step: Step, blobs: Blobs) -> None:
         try:
-            self._inner.restore(name, step, blobs)
+            self._long(WORK_S, self._inner.restore, name, step, blobs)
         except (OSError, RestoreError):
             raise
         except Exception as exc:
@@ -153,7 +199,7 @@ class Guarded(Kind):
 
     def restore_among(self, name: str, step: Step, blobs: Blobs, among: Among) -> None:
         try:
-            self._inner.restore_among(name, step, blobs, among)
+            self._long(WORK_S, self._inner.restore_among, name, step, blobs, among)
         except (OSError, RestoreError):
             raise
         except Exception as exc:
@@ -167,7 +213,7 @@ class Guarded(Kind):
 
     def carry(self, name: str, step: Step, keep: Keep) -> Saved:
         try:
-            return _saved(self._inner.carry(name, step, keep))
+            return _saved(self._call(WORK_S, self._inner.carry, name, step, keep))
         except Exception as exc:
             return Saved(refusal=f"{step.id}: {self._why(exc)}", save={"attrs": step.actual})
 
@@ -193,7 +239,7 @@ class Guarded(Kind):
 
     def preflight(self, name: str, step: Step, keep: Keep) -> Saved:
         try:
-            return _saved(self._inner.preflight(name, step, keep))
+            return _saved(self._call(WORK_S, self._inner.preflight, name, step, keep))
         except Exception as exc:
             return Saved(refusal=self._why(exc), save={"attrs": step.actual})
 
@@ -253,12 +299,13 @@ class Guarded(Kind):
 
     def holders(self, name: str, step: Step, resource: str) -> list[Holder]:
         return self._or(
-            [Holder(resource, 0, self.name)], lambda: [_holder(h) for h in self._inner.holders(name, step, resource)]
+            [Holder(resource, 0, self.name)],
+            lambda: [_holder(h) for h in islice(self._inner.holders(name, step, resource), HOLDERS_MAX)],
         )
 
     def tell(self, name: str, verb: str, declared: Attrs | None) -> None:
         try:
-            self._inner.tell(name, verb, declared)
+            self._long(WORK_S, self._inner.tell, name, verb, declared)
         except (OSError, RestoreError):
             raise
         except Exception as exc:
@@ -273,11 +320,23 @@ class Guarded(Kind):
 
     def discover(self, pattern: str) -> Found:
         found = self._or_value_error(self._inner.discover, pattern)
-        return Found(self._names(found.names), found.passed, found.exact)
+        names = self._listed(lambda: found.names)
+        return Found(iter(names), {str(why): int(count) for why, count in found.passed.items()}, bool(found.exact))
 
-    def _names(self, names: Iterator[str]) -> Iterator[str]:
+    def _listed(self, names: Callable[[], Iterable[Any]]) -> list[str]:
+        """The names that it gives, each as it writes them itself. Raises ValueError."""
+
+        def listed() -> list[str]:
+            given = list(islice(names(), NAMES_MAX + 1))
+            if len(given) > NAMES_MAX:
+                raise ValueError(f"it names more than {NAMES_MAX} resources")
+            for name in given:
+                if not isinstance(name, str) or self._inner.canonical(name) != name:
+                    raise ValueError(f"{name!r} is not how it writes that name")
+            return given
+
         try:
-            yield from names
+            return self._long(WORK_S, listed)
         except Exception as exc:
             raise ValueError(self._why(exc)) from exc
 
@@ -285,19 +344,24 @@ class Guarded(Kind):
         return self._or(False, self._inner.means, pattern, name)
 
     def newcomers(self, pattern: str) -> set[str]:
-        return self._or(set(), self._inner.newcomers, pattern)
+        try:
+            return set(self._listed(lambda: self._inner.newcomers(pattern)))
+        except ValueError as exc:
+            log(f"what is new of kind {self.name} is not known: {exc}", 4)
+            return set()
 
     def reachable(self, name: str) -> bool:
         return self._or(False, self._inner.reachable, name)
 
     def watch(self, name: str) -> list[bytes]:
-        return self._or([], self._inner.watch, name)
+        return self._or([], lambda: [bytes(path) for path in self._inner.watch(name)][:PATHS_MAX])
 
     def of_path(self, path: bytes) -> str | None:
         return self._or(None, self._inner.of_path, path)
 
     def source(self) -> Source | None:
-        return self._inner.source()  # ``Sources`` stops using one that fails
+        source = self._call(LOOK_S, self._inner.source)  # ``Sources`` polls a kind whose source fails
+        return None if source is None else _Bounded(source)
 
     def undeclarable(self, attrs: Attrs | None) -> str:
         return self._or("something of which its code cannot tell", lambda: str(self._inner.undeclarable(attrs)))
@@ -313,6 +377,40 @@ class Guarded(Kind):
 
     def text(self, attrs: Attrs | None, blobs: Blobs) -> str | None:
         return self._or(None, self._inner.text, attrs, blobs)
+
+
+class _Bounded(Source):
+    """A source whose code is interrupted if it holds the loop up. ``Sources`` stops using one that fails."""
+
+    def __init__(self, inner: Source) -> None:
+        self._inner = inner
+
+    def _in_time(self, method: Callable[..., T], *args: Any) -> T:
+        try:
+            return within(LOOP_S, method, *args)
+        except Hung:
+            raise RestoreError("it did not come back in time") from None
+
+    def fileno(self) -> int:
+        return self._in_time(self._inner.fileno)
+
+    def drain(self) -> Drained:
+        seen = self._in_time(self._inner.drain)
+        if len(seen.changed) > NAMES_MAX:
+            return Drained(lost=f"it names more than {NAMES_MAX} at once")
+        return seen
+
+    def want(self, name: str) -> None:
+        self._in_time(self._inner.want, name)
+
+    def unwant(self, name: str) -> None:
+        self._in_time(self._inner.unwant, name)
+
+    def health(self) -> str:
+        return self._in_time(self._inner.health)
+
+    def close(self) -> None:
+        self._in_time(self._inner.close)
 
 
 def _saved(said: Saved) -> Saved:
