@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import tomllib
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from pact.agent.config import KEYS, Config, load
 from pact.declared.toml import toml_value
 from pact.errors import EXIT_USAGE, ConfigError
 from pact.model import NS_PER_S
+from pact.observe.runs import THEN
 
 #: The example of the contract, one key a line.
 EXAMPLE = """
@@ -271,3 +273,12 @@ def test_no_rack_may_be_written_out(tmp_path: Path) -> None:
     path = tmp_path / "agent.toml"
     path.write_text('[cluster]\nrack = ""\n')
     assert load(str(path)).rack == ""
+
+
+def test_the_rules_for_writers_on_their_page_are_accepted(tmp_path: Path) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "writers.md").read_text()
+    (text,) = re.findall(r"^```toml\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    path = tmp_path / "agent.toml"
+    path.write_text(text)
+    rules = load(str(path)).writers
+    assert len(rules) == text.count("[[writer]]") and {r.then for r in rules} == set(THEN)

@@ -30,6 +30,13 @@ PACKAGE_MANAGERS: Final = frozenset(
         *("zypper", "transactional-update", "packagekitd"),
     }
 )
+#: And so is each run of these.
+CONFIGURATION_MANAGERS: Final = frozenset(
+    {
+        *("puppet", "cf-agent", "salt-call", "salt-minion", "ansible-playbook", "ansible", "ansible-pull"),
+        *("chef-client", "cinc-client", "tuned", "tuned-adm", "wwclient", "cfs-state-reporter"),
+    }
+)
 #: A script is named by itself, not by the program that reads it.
 INTERPRETER: Final = re.compile(r"(?:python|ruby|perl|sh|bash|dash|ksh|zsh|node|lua)[\d.]*\Z")
 THEN: Final = ("commit", "window", "hold", "rollback", "job")
@@ -145,9 +152,12 @@ class Runs:
         for rule in self.rules:
             found = [w for w in way if rule.matches(w)]
             if found:
-                return _by_rule(rule, found[-1], way)
-        found = [w for w in way if w.uid == 0 and program(w.command)[0] in PACKAGE_MANAGERS]
-        return _by_rule(WriterRule(), found[-1], way) if found else None
+                return _by_rule(rule, _top(found), way)
+        for names in (CONFIGURATION_MANAGERS, PACKAGE_MANAGERS):  # what the first start belongs to their own run
+            found = [w for w in way if w.uid == 0 and program(w.command)[0] in names]
+            if found:
+                return _by_rule(WriterRule(), _top(found), way)
+        return None
 
     def _follow(self, run: Run) -> None:
         """Learn of the end of the run's process."""
@@ -165,6 +175,16 @@ class Runs:
             return
         self._followed[run.token], self._tokens[fd] = fd, run.token
         self._epoll.register(fd, select.EPOLLIN)
+
+
+def _top(found: Sequence[Writer]) -> Writer:
+    """The topmost of these, from the writer upwards. A daemon that init started forks for each of its runs: then the
+    run is the fork."""
+    top = found[-1]
+    if top.parent > 1:
+        return top
+    name = program(top.command)[0]
+    return next(w for w in found if program(w.command)[0] == name)
 
 
 def _by_rule(rule: WriterRule, top: Writer, way: Sequence[Writer]) -> Run:
