@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from pact.model import encode_name
 from pact.resources.kinds.file import KIND
-from pact.resources.support.discover import Trail, discover_files
-from pact.resources.support.litter import PASSED_OVER
+from pact.resources.support.discover import Trail, _why_passed_over, discover_files, passed_over
 from pact.resources.support.patterns import compile_pattern
 
 
@@ -82,7 +81,7 @@ def tree(tmp_path: Path) -> Path:
 
 def found(pattern: str) -> tuple[list[str], dict[str, int]]:
     passed: dict[str, int] = {}
-    return list(discover_files(pattern, PASSED_OVER, passed)), passed
+    return list(discover_files(pattern, passed)), passed
 
 
 def test_everything_below_is_found_once_and_links_are_not_followed(tree: Path) -> None:
@@ -132,6 +131,32 @@ def test_what_identifies_or_rotates_is_passed_over_and_counted(name: str, tree: 
     names, passed = found(f"{tree}/a/b/**")
     assert encode_name(os.fsencode(path)) not in names
     assert passed["rotates, or identifies the node or its users"] >= 1
+
+
+@pytest.mark.parametrize(
+    ("path", "why"),
+    [
+        ("/var/lib/dpkg/status", "a package manager's own state"),
+        ("/var/lib/rpm/rpmdb.sqlite", "a package manager's own state"),
+        ("/usr/lib/sysimage/rpm/Packages.db", "a package manager's own state"),
+        ("/var/lib/dhcp/dhclient.eth0.leases", "a DHCP client's or network manager's own state"),
+        ("/var/lib/NetworkManager/internal-x.lease", "a DHCP client's or network manager's own state"),
+        ("/etc/resolv.conf.dhclient-new.123", "a DHCP client's or network manager's own state"),
+        ("/var/lib/systemd/random-seed", "kept by the service manager from boot to boot"),
+        ("/etc/resolv.conf", "rotates, or identifies the node or its users"),
+    ],
+)
+def test_each_that_is_passed_over_has_its_reason(path: str, why: str) -> None:
+    assert passed_over(path.encode()) and _why_passed_over(path.encode()) == why
+    assert not passed_over(b"/var/lib/dpkg.conf") and not passed_over(b"/etc/dhcp/dhclient.conf")
+
+
+def test_what_a_package_manager_owns_is_counted_with_that_reason() -> None:
+    passed: dict[str, int] = {}
+    names = list(discover_files("/var/lib/dpkg/*", passed)) + list(discover_files("/etc/resolv*", passed))
+    assert "/var/lib/dpkg/status" not in names
+    if os.path.isdir("/var/lib/dpkg"):
+        assert passed["a package manager's own state"] > 3
 
 
 @pytest.mark.invariant("S2")

@@ -39,7 +39,6 @@ from pact.resources.support.ahead import Ahead
 from pact.resources.support.file_look import glance, look_at, metadata, signed_as
 from pact.resources.support.file_toml import content, mode, xattrs
 from pact.resources.support.flags import parse_flags, stuck
-from pact.resources.support.litter import PASSED_OVER
 from pact.resources.support.loops import on_file
 from pact.resources.support.replace import restore_file, somebody_has_open
 from pact.resources.support.way import TurnableLink, closed, enterable, hangs, open_parent, open_regular
@@ -452,7 +451,7 @@ class File(Kind):
         from pact.resources.support.discover import discover_files, is_literal
 
         passed: dict[str, int] = {}
-        return Found(discover_files(pattern, PASSED_OVER, passed), passed, exact=is_literal(pattern))
+        return Found(discover_files(pattern, passed), passed, exact=is_literal(pattern))
 
 
 def _is_same(one: Attrs, other: Attrs) -> bool:

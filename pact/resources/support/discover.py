@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from fnmatch import fnmatchcase, translate
 from functools import lru_cache
 from itertools import chain
@@ -27,7 +27,7 @@ NAMES_MAX: Final = 1_000_000
 LITTER: Final = "a temporary name of an editor, package or configuration manager"
 
 
-def discover_files(pattern: str, passed_over: Sequence[str], passed: dict[str, int]) -> Iterator[str]:
+def discover_files(pattern: str, passed: dict[str, int]) -> Iterator[str]:
     """Names of existing paths that match. ``passed`` counts skipped ones, by reason."""
     if is_literal(pattern):
         yield encode_name(path_of(pattern))
@@ -46,11 +46,9 @@ def discover_files(pattern: str, passed_over: Sequence[str], passed: dict[str, i
     for path in chain(_a_directory(start, foreign), walk):
         if not matcher.match(path) and (itself is None or not itself.match(path) or not _is_directory(path)):
             continue
-        text = path.decode("utf-8", "replace")
-        if any(fnmatchcase(text, p) for p in passed_over):
-            passed["rotates, or identifies the node or its users"] = (
-                passed.get("rotates, or identifies the node or its users", 0) + 1
-            )
+        if passed_over(path):
+            why = _why_passed_over(path)
+            passed[why] = passed.get(why, 0) + 1
             continue
         if is_litter(path):
             passed[LITTER] = passed.get(LITTER, 0) + 1
@@ -112,12 +110,17 @@ def trail(pattern: str) -> Trail:
 
 @lru_cache(maxsize=64)
 def _passed_over() -> re.Pattern[str]:
-    return re.compile("|".join(f"(?:{translate(p)})" for p in PASSED_OVER))
+    return re.compile("|".join(f"(?:{translate(p)})" for names in PASSED_OVER.values() for p in names))
 
 
 def passed_over(path: bytes) -> bool:
-    """Whether it rotates, or identifies the node or its users."""
+    """Whether a pattern does not take it (``litter.PASSED_OVER``)."""
     return _passed_over().match(path.decode("utf-8", "replace")) is not None
+
+
+def _why_passed_over(path: bytes) -> str:
+    text = path.decode("utf-8", "replace")
+    return next(why for why, names in PASSED_OVER.items() if any(fnmatchcase(text, n) for n in names))
 
 
 def foreign_mounts() -> set[bytes]:

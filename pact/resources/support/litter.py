@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
-#: Adopted only by exact name: identities, keys that rotate, files that other programs write all day.
-PASSED_OVER: Final = (
+#: Adopted only by exact name, by reason: identities, keys that rotate, files that other programs write all day.
+ROTATES: Final = "rotates, or identifies the node or its users"
+_ROTATING: Final = (
     "/etc/shadow*",
     "/etc/gshadow*",
     "/etc/passwd*",
@@ -46,6 +47,43 @@ PASSED_OVER: Final = (
     "/var/lib/pact/*",
     "*/.pact-*",
 )
+PASSED_OVER: Final[Mapping[str, Sequence[str]]] = {
+    ROTATES: _ROTATING,
+    "a package manager's own state": (
+        "/var/lib/dpkg/*",
+        "/var/lib/apt/*",
+        "/var/cache/apt/*",
+        "/var/cache/debconf/*",
+        "/var/lib/rpm/*",
+        "/usr/lib/sysimage/rpm/*",
+        "/var/lib/dnf/*",
+        "/var/lib/yum/*",
+        "/var/cache/dnf/*",
+        "/var/cache/yum/*",
+        "/var/lib/zypp/*",
+        "/var/cache/zypp/*",
+        "/var/lib/PackageKit/*",
+    ),
+    "a DHCP client's or network manager's own state": (
+        "/var/lib/dhcp/*",
+        "/var/lib/dhcpcd/*",
+        "/var/lib/dhclient/*",
+        "/var/lib/NetworkManager/*",
+        "/var/lib/systemd/network/*",
+        "/var/lib/wicked/*",
+        "/var/lib/connman/*",
+        "/etc/resolvconf/run/*",
+        "/etc/*.dhclient-new.*",
+        "/etc/*.dhcp-backup*",
+    ),
+    "kept by the service manager from boot to boot": (
+        "/var/lib/systemd/random-seed",
+        "/var/lib/systemd/timers/*",
+        "/var/lib/systemd/catalog/*",
+        "/var/lib/systemd/coredump/*",
+        "/var/lib/systemd/linger/*",
+    ),
+}
 
 #: Six letters and digits as mkstemp(3) and glib make them, at the end: not a word or a date.
 _MADE_UP: Final = rb"(?=[A-Za-z0-9]*[A-Z0-9])(?=[A-Za-z0-9]*[A-Za-z])[A-Za-z0-9]{6}"
