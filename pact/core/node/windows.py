@@ -8,7 +8,7 @@ window, but only ``floor`` later, and settling drift lengthens them at once.
 from __future__ import annotations
 
 import math
-from collections import deque
+from bisect import bisect_left
 from typing import Final
 
 from pact._fast import window_ns
@@ -53,12 +53,15 @@ class Windows:
         self.floor_ns = floor_ns
         self.now_w = w_ns
         self._since_ns = -1
-        self._past: deque[tuple[int, int]] = deque()
+        self._past: list[tuple[int, int]] = []
 
     def note(self, now_ns: int, w_ns: int) -> None:
         """``w_ns`` is in force from ``now_ns`` on."""
-        while self._past and self._past[0][1] <= now_ns - self.floor_ns:
-            self._past.popleft()
+        past, over = self._past, 0
+        while over < len(past) and past[over][1] <= now_ns - self.floor_ns:
+            over += 1
+        if over:
+            del past[:over]
         if w_ns == self.now_w:
             return
         if now_ns > self._since_ns:
@@ -66,8 +69,7 @@ class Windows:
                 self._past.pop()
             self._past.append((self.now_w, now_ns))
             if len(self._past) > HISTORY_MAX:
-                (first_w, _), (_, second_until) = self._past.popleft(), self._past.popleft()
-                self._past.appendleft((first_w, second_until))
+                self._past[:2] = [(self._past[0][0], self._past[1][1])]
             self._since_ns = now_ns
         self.now_w = w_ns
 
@@ -79,20 +81,22 @@ class Windows:
         return self.now_w
 
     def end(self, opening_ns: int) -> int:
-        """When a window with this opening time (extensions included) ends if nothing else happens.  # W1"""
-        start = None
-        for w_ns, until_ns in self._past:
-            if w_ns <= self.now_w:
-                break
-            candidate = opening_ns + w_ns if start is None else max(start, opening_ns + w_ns)
-            if candidate < until_ns + self.floor_ns:
-                return candidate
-            start = until_ns + self.floor_ns
-        return opening_ns + self.now_w if start is None else max(start, opening_ns + self.now_w)
+        """When a window with this opening time (extensions included) ends if nothing else happens.  # W1
+
+        Each larger ``W`` counts until ``floor`` after it was in force. They fall and their ends rise, so the first one
+        under which the window would end before it stops to count is found by bisection.
+        """
+        past = self._past
+        if not past:
+            return opening_ns + self.now_w
+        larger = bisect_left(past, -self.now_w, key=lambda p: -p[0])
+        at = bisect_left(past, True, 0, larger, key=lambda p: opening_ns + p[0] < p[1] + self.floor_ns)
+        ends_ns = opening_ns + (past[at][0] if at < larger else self.now_w)
+        return max(past[at - 1][1] + self.floor_ns, ends_ns) if at else ends_ns
 
     def to_json(self) -> Json:
         return {"now": self.now_w, "since_ns": self._since_ns, "past": [list(p) for p in self._past]}
 
     def load(self, data: Json) -> None:
         self.now_w, self._since_ns = data["now"], data["since_ns"]
-        self._past = deque((w, until) for w, until in data["past"])
+        self._past = [(w, until) for w, until in data["past"]]
