@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from warm import INPUT_MAX, Warm
+from warm import INPUT_MAX, Started, Warm
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TOP = "/srv"  # a tmpfs in each world
@@ -61,7 +61,14 @@ def environment() -> dict[str, str]:
     return {**env, "PYTHONPATH": str(REPOSITORY), "PYTHONDONTWRITEBYTECODE": "1", "LC_ALL": "C.UTF-8", "COLUMNS": "120"}
 
 
-_warm: Warm | None = None
+_warm: dict[str, Warm] = {}
+
+
+def warm(kind: str) -> Warm:
+    """The process that forks such ones. One for each process of tests."""
+    if kind not in _warm:
+        _warm[kind] = Warm(environment(), kind)
+    return _warm[kind]
 
 
 class World:
@@ -85,7 +92,7 @@ class World:
         )
         assert self.holder.stdout is not None
         assert self.holder.stdout.readline() == b"ready\n", "the namespaces could not be made"
-        self.started: list[subprocess.Popen[Any]] = []
+        self.started: list[subprocess.Popen[Any] | Started] = []
         self.env: dict[str, str] = {}  # beside the environment that all have
 
     def path(self, name: str) -> Path:
@@ -133,11 +140,8 @@ class World:
 
     def command(self, words: Sequence[str], input: bytes, timeout: float = COMMAND_S) -> Done:
         """A command of pact, as root, in a process of its own that starts warm."""
-        global _warm
-        if _warm is None:
-            _warm = Warm(environment())
         env = {**environment(), **self.env}
-        code, out, err = _warm.call(words, env, self.holder.pid, input, timeout)
+        code, out, err = warm("commands").call(words, env, self.holder.pid, input, timeout)
         return Done(code, out.decode("utf-8", "surrogateescape"), err.decode("utf-8", "surrogateescape"))
 
     def python(self, script: str, *args: str) -> subprocess.Popen[Any]:
@@ -149,7 +153,13 @@ class World:
         assert process.stdout is not None and process.stdout.readline() == b"ready\n", script
         return process
 
-    def end(self, process: subprocess.Popen[Any]) -> None:
+    def agent(self, words: Sequence[str], log: int) -> Started:
+        """``pact WORDS``, as root, until it is ended, in a process that starts warm. It is ended with the world."""
+        started = warm("agents").start(words, {**environment(), **self.env}, self.holder.pid, log)
+        self.started.append(started)
+        return started
+
+    def end(self, process: subprocess.Popen[Any] | Started) -> None:
         """End one that was started here."""
         if process.poll() is None:
             process.kill()
@@ -213,8 +223,9 @@ class Agent:
         self.journal = self.state_dir / "journal.db"
         self.config_path = base / "agent.toml"
         self.log_path = base / "agent.log"
-        self.process: subprocess.Popen[Any] | None = None
+        self.process: subprocess.Popen[Any] | Started | None = None
         self.before: list[str] = []  # a command that runs the agent
+        self.cold = False  # an interpreter of its own, for tests of what a start costs or needs
         self.config: dict[str, Any] = {
             "node": {"name": "n001"},
             "state": {"dir": str(self.state_dir)},
@@ -239,11 +250,12 @@ class Agent:
     def start(self, *, wait: bool = True) -> None:
         assert self.process is None, "it runs already"
         with open(self.log_path, "ab") as log:
-            self.process = self.world.popen(
-                [*self.before, sys.executable, "-m", "pact.cli.main", "agent", "--config", str(self.config_path)],
-                stdout=log,
-                stderr=log,
-            )
+            words = ["agent", "--config", str(self.config_path)]
+            if self.before or self.cold or "PYTHONPATH" in self.world.env:
+                command = [*self.before, sys.executable, "-m", "pact.cli.main", *words]
+                self.process = self.world.popen(command, stdout=log, stderr=log)
+            else:
+                self.process = self.world.agent(words, log.fileno())
         if wait:
             wait_until(self._answers, f"the agent is ready\n{self.log()}", 30)
 

@@ -1,4 +1,5 @@
-"""Commands of pact, each in a process of its own, started by forking an interpreter that has read its modules already.
+"""Commands and agents of pact, each in a process of its own, started by forking an interpreter that has read its modules
+already.
 
 ``python -m pact.cli.main`` spends four fifths of its time on reading Python and modules, and the tests start it some
 thousand times. Here one process a worker reads them once. What it forks for a command has that command's descriptors,
@@ -12,6 +13,7 @@ import contextlib
 import ctypes
 import json
 import os
+import select
 import selectors
 import signal
 import socket
@@ -31,11 +33,12 @@ LIBC = ctypes.CDLL(None, use_errno=True)
 class Warm:
     """The process that forks. One for each process of tests."""
 
-    def __init__(self, env: Mapping[str, str]) -> None:
+    def __init__(self, env: Mapping[str, str], kind: str = "commands") -> None:
+        """``kind``: what it is to have read, ``commands`` or ``agents``."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, str(HERE), str(theirs.fileno())],
+                [sys.executable, str(HERE), str(theirs.fileno()), kind],
                 env=dict(env),
                 cwd="/",
                 pass_fds=[theirs.fileno()],
@@ -69,6 +72,15 @@ class Warm:
             for fd in (out, err, status):
                 os.close(fd)
 
+    def start(self, words: Sequence[str], env: Mapping[str, str], namespaces: int, log: int) -> Started:
+        """``pact WORDS`` in those namespaces, until it ends; what it says goes to the descriptor ``log``."""
+        status, told = os.pipe()
+        message = json.dumps({"words": list(words), "env": dict(env), "namespaces": namespaces}).encode()
+        with open(os.devnull) as nothing, self._lock:
+            socket.send_fds(self._socket, [message], [nothing.fileno(), log, log, told])
+        os.close(told)
+        return Started(words, status)
+
     @staticmethod
     def _heard(words: Sequence[str], out: int, err: int, status: int, timeout: float) -> tuple[int, bytes, bytes]:
         ends = time.monotonic() + timeout
@@ -88,6 +100,48 @@ class Warm:
                     if not piece:
                         selector.unregister(key.fd)
         return int(heard[status].split(b"\n")[1]), bytes(heard[out]), bytes(heard[err])
+
+
+class Started:
+    """What tests do with ``subprocess.Popen``, for a process that another one has forked."""
+
+    stdin = stdout = stderr = None
+
+    def __init__(self, words: Sequence[str], status: int) -> None:
+        self.args, self._status = list(words), status
+        self.returncode: int | None = None
+        first = b""
+        while not first.endswith(b"\n"):
+            piece = os.read(status, 1)
+            assert piece, "it was not forked"
+            first += piece
+        self.pid = int(first)
+
+    def poll(self) -> int | None:
+        return self._ended(0)
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Raises subprocess.TimeoutExpired."""
+        code = self._ended(timeout)
+        if code is None:
+            raise subprocess.TimeoutExpired(self.args, timeout or 0)
+        return code
+
+    def _ended(self, timeout: float | None) -> int | None:
+        if self.returncode is None and select.select([self._status], [], [], timeout)[0]:
+            self.returncode = int(os.read(self._status, 64))
+            os.close(self._status)
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
 
 
 # -- in the process that forks --------------------------------------------------------------------------------------
@@ -144,6 +198,9 @@ if __name__ == "__main__":
     import pact.cli.commands
     import pact.cli.render
     from pact.cli.main import entry
+
+    if sys.argv[2] == "agents":
+        import pact.agent.loop
 
     for module in pkgutil.iter_modules(pact.cli.commands.__path__, "pact.cli.commands."):
         __import__(module.name)
