@@ -92,7 +92,7 @@ def test_a_name_is_found(source: str, texts: list[str]) -> None:
 
 
 def test_no_kind_is_named_outside_its_room() -> None:
-    assert NAMES == ("file", "module", "mount", "sysctl")
+    assert NAMES == ("file", "link", "module", "mount", "sysctl")
     assert [
         f"{where}:{line}: {text}"
         for where, rows in found().items()

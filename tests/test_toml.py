@@ -139,7 +139,7 @@ def test_a_misspelt_key_of_a_sysctl_is_no_new_sysctl(entry: str) -> None:
 
 def test_a_mistyped_kind_names_the_nearest() -> None:
     assert refused("[sysctls]\n").hint == "did you mean [sysctl]?"
-    assert refused("[zzz]\n").hint == "known kinds: file, module, mount, sysctl"
+    assert refused("[zzz]\n").hint == "known kinds: file, link, module, mount, sysctl"
 
 
 def test_an_ignored_resource_is_an_error_that_names_the_pattern() -> None:

@@ -257,7 +257,9 @@ cdef Snap *resolve(State *s, int pid, int pidfd) noexcept nogil:
         if tmp.cmd_len & 0x8000 and same and c.start_ticks == tmp.start_ticks:
             tmp.cmd_len = c.cmd_len
             memcpy(tmp.cmd, c.cmd, CMD_MAX)
+        pthread_mutex_lock(&s.lock)             # Python's threads may look a process up (remembered)
         c[0] = tmp
+        pthread_mutex_unlock(&s.lock)
         return c
     if same and now - c.at_ns < EXEC_KEPT_NS:
         s.n_from_cache += 1
@@ -518,7 +520,9 @@ cdef void on_connector(State *s, const char *buf, ssize_t n) noexcept nogil:
     pid = pact_int32(buf + 56)
     if pid > 0 and take_snap(pid, &tmp) == 0:
         c = &s.cache[pid & (CACHE_SLOTS - 1)]
+        pthread_mutex_lock(&s.lock)
         c[0] = tmp
+        pthread_mutex_unlock(&s.lock)
 
 
 cdef void budget(State *s) noexcept nogil:
@@ -753,6 +757,20 @@ cdef class Reader:
             "unresolved": self.s.n_unresolved, "fifo": bool(self.s.is_fifo), "fifo_errno": self.s.fifo_errno,
             "pin_errno": self.s.pin_errno,
         }
+
+    def remembered(self, int pid):
+        """The last snapshot of the process with this pid, as ``snapshot`` gives it, if that is not long ago: the
+        process may be gone. None if there is none."""
+        cdef Snap s
+        if pid <= 0:
+            return None
+        pthread_mutex_lock(&self.s.lock)
+        s = self.s.cache[pid & (CACHE_SLOTS - 1)]
+        pthread_mutex_unlock(&self.s.lock)
+        if s.pid != pid or pact_clock(CLOCK_BOOTTIME) - s.at_ns > EXEC_KEPT_NS:
+            return None
+        return snap_tuple(s.uid, s.euid, s.loginuid, s.sessionid, s.tty, s.cmd, s.cmd_len & 0x7FFF, s.cgroup,
+                          s.cgroup_len, s.ppid, s.start_ticks)
 
 
 def snapshot(int pid):

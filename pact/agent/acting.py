@@ -84,7 +84,7 @@ def act(
             if at >= written:
                 written = at + _write_ahead(ahead, todo, at, blobs)
             failed = [need for need in needs(step, bearing) if results.get(need)]
-            stirred = not written_kinds.isdisjoint(_kind(step).moved_by)
+            stirred = not written_kinds.isdisjoint((*_kind(step).moved_by, *_kind(step).stirred_by))
             now = _as_moved(step) if stirred else _as_left(step) if step.id in through else step
             if step.id in sealed:
                 now = replace(now, target={**(now.target or {}), "flags": ""})

@@ -148,7 +148,7 @@ class Driver:
         self._slow = Worker("pact-slow", config.file_limit, self._room, blobs, self.ignore, self._wake)
         self.asking = Worker("pact-asking", config.file_limit, self._room, blobs, self.ignore, self._wake)
         self.telling = Worker("pact-telling", config.file_limit, self._room, blobs, self.ignore, self._wake)
-        self._workers = (self.worker, self._slow, self.asking, self.telling)
+        self._workers = [self.worker, self._slow, self.asking, self.telling]
         self.watching = Watching(config, self.clock.now_ns(), self.ignore)
         self.notices = Notices(config.terminals)
         self.hooks = Hooks(config.hooks_dir, config.hooks_timeout_ns, log)

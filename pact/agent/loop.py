@@ -44,7 +44,7 @@ from pact.core.node.events import (
 from pact.core.records import Record
 from pact.declared.toml import read_files
 from pact.errors import JournalError, StoreFullError
-from pact.host import clock, garbage, owned
+from pact.host import clock, garbage, owned, reach
 from pact.host.notify import log
 from pact.model import NS_PER_S, Attrs, split_id
 from pact.resources import KINDS
@@ -72,6 +72,7 @@ class Agent(Sightings):
         self._begin()
 
     def _begin(self) -> None:
+        reach.must_reach(p.url for p in self.config.parents)
         declared: dict[str, Any] = {}
         track: dict[str, str] = {}
         if self.node.state.seq < 0:
@@ -112,6 +113,8 @@ class Agent(Sightings):
                 self.watching.touch(resource, None)
             elif declared_value is not None:  # ignored since it drifted: it is no longer drift
                 sightings.append(Sighting(resource, declared_value.attrs))
+        if self._reboot:
+            sightings += self._look_at_reset()
         while self.watching.has_due:
             self._starting()
             sightings += self._look_at(self.watching.take(self.clock.now_ns(), everything=True))
@@ -175,7 +178,8 @@ class Agent(Sightings):
         self.control.close()
         self.hooks.close()
         ended = self.worker.close(30.0)
-        ended &= self._slow.close(1.0)
+        for worker in (self._slow, *self._of_kinds.values()):
+            ended &= worker.close(1.0)
         ended &= self.asking.close(1.0)
         ended &= self.telling.close(1.0)
         self._take_results()

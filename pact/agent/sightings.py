@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Sequence
 from functools import partial
 from typing import Final
@@ -10,7 +12,7 @@ from pact.agent.config import Config
 from pact.agent.driver import BACKLOG_PIECE, JOURNAL_RETRY_NS, Driver
 from pact.agent.probing import placed
 from pact.agent.tracking import discovered
-from pact.agent.worker import Result, observe
+from pact.agent.worker import Result, Worker, observe
 from pact.core.node.events import (
     Appeared,
     Covered,
@@ -24,9 +26,12 @@ from pact.core.records import rfc3339
 from pact.errors import JournalError
 from pact.host import clock
 from pact.host.notify import log
-from pact.model import Owner
+from pact.model import Observation, Owner, split_id
+from pact.resources import KINDS
 
 CATCH_UP_MAX: Final = 64
+#: How long the first look after a boot may take, of a kind that may take long.
+RESET_LOOK_S: Final = 30.0
 
 
 class Sightings(Driver):
@@ -37,6 +42,7 @@ class Sightings(Driver):
         self._slow_pending: dict[str, Owner | None] = {}
         self._slow_running: set[str] = set()
         self._overtaken: set[str] = set()
+        self._of_kinds: dict[str, Worker] = {}  # the threads that look at kinds off the loop
 
     def catch_up(self, *, everything: bool = True) -> None:
         """Take in everything that has happened until now, so that an answer is not older than its question. Without
@@ -103,7 +109,47 @@ class Sightings(Driver):
             (seen,) = placed([Sighting(resource, observe(resource), owner_then)])
             return Result(0, lambda t, w: self._slow_done(seen, t, w))
 
-        self._slow.call(work)
+        self._looking(resource).call(work)
+
+    def _looking(self, resource: str) -> Worker:
+        """The thread for slow observations of a resource. Each kind that is always looked at off the loop has its own:
+        a network file system hangs because a link is down, and then the link must still be seen."""
+        kind = KINDS[resource.partition(":")[0]]
+        if not kind.off_loop:
+            return self._slow
+        if kind.name not in self._of_kinds:
+            worker = Worker(
+                f"pact-{kind.name}", self.config.file_limit, self._room, self._blobs, self.ignore, self._wake
+            )
+            self._of_kinds[kind.name] = worker
+            self._workers.append(worker)
+        return self._of_kinds[kind.name]
+
+    def _look_at_reset(self) -> list[Sighting]:
+        """After a boot: those of kinds that are looked at off the loop and that a boot resets. They are waited for, one
+        kind beside the other, because they are brought back before the agent is ready; one that does not answer in
+        time is looked at later.  # B1"""
+        by_kind: dict[str, list[str]] = {}
+        for resource in self.node.state.declared_ids():
+            kind = KINDS[resource.partition(":")[0]]
+            if kind.off_loop and kind.volatile and self.ignore.match(resource) is None:
+                by_kind.setdefault(kind.name, []).append(resource)
+        seen: dict[str, Observation] = {}
+
+        def look(kind: str, resources: list[str]) -> None:
+            of = KINDS[kind].many()
+            for resource in resources:
+                seen[resource] = of(split_id(resource)[1])
+
+        threads = [threading.Thread(target=look, args=item, daemon=True) for item in by_kind.items()]
+        for thread in threads:
+            thread.start()
+        ends_s = time.monotonic() + RESET_LOOK_S
+        for thread in threads:
+            thread.join(max(0.0, ends_s - time.monotonic()))
+        for resource in (there := dict(seen)):
+            self.watching.pending.pop(resource, None)
+        return [Sighting(resource, observation) for resource, observation in there.items()]
 
     def _slow_done(self, sighting: Sighting, t_ns: int, wall_ns: int) -> Event:
         """A slow observation counts only if no newer one came meanwhile."""

@@ -13,6 +13,7 @@ from typing import Final
 from pact.host.notify import log
 from pact.model import Owner, Writer, split_id
 from pact.observe.attribution import owner_of, resolve
+from pact.observe.netlinkports import user_of
 from pact.resources import KINDS
 from pact.resources.base import Source
 
@@ -22,15 +23,18 @@ HOLLOW_MAX: Final = 100
 
 class Sources:
     """Calls ``touch`` for each resource that may have changed, with its writer; ``of_kind`` names all resources of a
-    kind, ``owner`` the owner of what a process writes."""
+    kind, ``owner`` the owner of what a process writes, ``remembered`` the writer with a pid that is gone already, if
+    the observers have seen it begin."""
 
     def __init__(
         self,
         touch: Callable[[str, Owner | None], None],
         of_kind: Callable[[str], Iterable[str]],
         owner: Callable[[Writer], Owner] = owner_of,
+        remembered: Callable[[int], Writer | None] = lambda pid: None,
     ) -> None:
-        self._touch, self._of_kind, self._owner = touch, of_kind, owner
+        self._touch, self._of_kind = touch, of_kind
+        self._owner, self._remembered = owner, remembered
         self._sources: dict[str, Source] = {}
         self._broken: dict[str, str] = {}  # kind -> why it is polled
         self._hollow: dict[str, int] = {}  # how often in a row it was readable after it gave nothing
@@ -74,22 +78,29 @@ class Sources:
             except Exception as exc:
                 self._give_up(kind, exc)
 
-    def drain(self) -> None:
-        """Take the events of all sources."""
+    def drain(self) -> list[str]:
+        """Take the events of all sources. Returns the kinds of which something came or went."""
+        moved: list[str] = []
         for kind, source in list(self._sources.items()):
             try:
                 seen = source.drain()
                 changed, lost = [(str(name), int(pid)) for name, pid in seen.changed], bool(seen.lost)
+                ports = bool(seen.ports)
+                moved += [kind] if seen.news or lost else []
             except Exception as exc:
                 self._give_up(kind, exc)
                 continue
             if not changed and not lost and self._spins(kind, source):
                 continue
             for name, pid in changed:
-                writer = resolve(pid) if pid > 0 else None
+                writer = self._writer(pid, ports) if pid > 0 else None
                 self._touch(f"{kind}:{name}", self._owner(writer) if writer is not None else None)
             if lost:
                 self._look_at_all(kind)
+        return moved
+
+    def _writer(self, number: int, is_port: bool) -> Writer | None:
+        return user_of(number, self._remembered) if is_port else resolve(number) or self._remembered(number)
 
     def _spins(self, kind: str, source: Source) -> bool:
         """Give up a source that says again and again that there is something, and gives nothing: the loop would never

@@ -164,6 +164,11 @@ class Tracking:
             if KINDS[kind].heeds(LINKS):
                 self._polls.setdefault(kind, None)
 
+    def kind_moved(self, kind: str) -> None:
+        """Something of this kind came or went."""
+        if kind in self.kinds:
+            self._polls.setdefault(kind, None)
+
     def look(self, resource: str) -> None:
         """The resource is no longer declared: check whether it exists."""
         if resource.startswith(PREFIX) and self._trails:

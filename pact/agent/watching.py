@@ -64,7 +64,7 @@ class Watching:
         self.table = FileTable(content_max=SLOW_BYTES)
         self.followers = Followers(self.table, self.touch)
         self.runs = Runs(config.writers)
-        self.sources = Sources(self.touch, self.of_kind, self.runs.owner)
+        self.sources = Sources(self.touch, self.of_kind, self.runs.owner, self.observers.remembered)
         self.tracking = Tracking(self.observers, ignore or Ignore())
         self.pending: dict[str, Owner | None] = {}
         self.lost: dict[str, str] = {}
@@ -198,7 +198,8 @@ class Watching:
                 self.lost.pop(event.observer, None)
         if self.followers.drain_links():
             self.tracking.links_moved()
-        self.sources.drain()
+        for kind in self.sources.drain():
+            self.tracking.kind_moved(kind)
         return len(events) >= DRAIN_BATCH_MAX
 
     def _touched(self, event: Touched) -> None:

@@ -71,6 +71,10 @@ class Nature(Protocol):
 
     def directory(self, name: str) -> str: ...
 
+    def after(self, step: Step) -> tuple[str, ...]: ...
+
+    def taken(self, seen: Attrs, declared: Attrs | None) -> Attrs: ...
+
     def has_content(self, attrs: Attrs) -> bool: ...
 
     def is_anothers(self, actual: Attrs, known: Sequence[Attrs]) -> bool: ...
@@ -94,16 +98,16 @@ def below(path: str, root: str) -> bool:
 def ordered(steps: Iterable[Step], nature: Natures) -> tuple[Step, ...]:
     """The steps in an order in which needed resources come first, and resources are taken away from the inside out.
 
-    The order follows explicit ``requires``, paths above other paths, and kinds that bring what other kinds set. Raises
-    ConflictError on a cycle, naming its members.
+    The order follows explicit ``requires``, what a kind wants first (``after``), paths above other paths, and kinds
+    that bring what other kinds set. Raises ConflictError on a cycle, naming its members.
     """
     steps = tuple(steps)
-    if len(steps) == 1 and not steps[0].requires:
+    if len(steps) == 1 and not steps[0].requires and not nature(steps[0].id).after(steps[0]):
         return steps
     by_id = {s.id: s for s in steps}
     after: dict[str, set[str]] = {rid: set() for rid in by_id}  # rid -> the steps that must come before it
     for step in by_id.values():
-        for need in step.requires:
+        for need in (*step.requires, *nature(step.id).after(step)):
             if need in by_id:
                 _precede(after, step, by_id[need])
     _containment(by_id, after, nature)

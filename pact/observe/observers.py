@@ -298,6 +298,11 @@ class Observers:
             self._reader.poke()
         return out
 
+    def remembered(self, pid: int) -> Writer | None:
+        """The process that had this pid when it began a program, shortly ago; it may be gone. ``None``: not known."""
+        snap = self._reader.remembered(pid)
+        return None if snap is None else writer_from(pid, snap)
+
     def recovered(self, observer: str) -> None:
         """Everything that ``observer`` watches was observed again since its ``Lost``."""
         if self._lost.pop(observer, None) is not None and observer not in self._dead:

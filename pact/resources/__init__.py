@@ -25,7 +25,6 @@ GROUP: Final = "pact.kinds"
 #: Names reserved for kinds of later versions: dimension, and default severity.
 PLANNED: Final = {
     "service": ("services", 0.3),
-    "link": ("network", 0.4),
     "package": ("packages", 0.2),
     "gpu": ("gpu", 0.5),
 }

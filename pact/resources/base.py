@@ -9,6 +9,7 @@ import base64
 import contextlib
 import os
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Final
@@ -31,6 +32,8 @@ NAME_BYTES_MAX: Final = 255
 PATHS: Final = "an absolute path, without '//', '/./', '/../' and a slash at its end"
 KILLED_S: Final = 5.0
 SAID_MAX: Final = 64 << 10
+#: The last tools that this process has run, by pid.
+_ran: Final = deque[int](maxlen=256)
 
 #: Keys that every entry of declared state may have besides its kind's own.
 COMMON_KEYS: Final = frozenset({"consumers", "requires", "notify", "weight", "severity"})
@@ -75,6 +78,9 @@ class Kind(ABC):
     follows: tuple[str, ...] = ()
     #: Kinds whose writes may move it, although nobody wrote it: a plan of it is judged by its end state.
     moved_by: tuple[str, ...] = ()
+    #: Kinds whose steps may move it when they come before its own in a plan (a link brings its VLANs up): what is there
+    #: at its turn is then no owner's new work. Unlike with ``moved_by`` it is restored once, at its turn.
+    stirred_by: tuple[str, ...] = ()
     #: After it is restored and observed, no later step of a plan moves it: it is not observed again.
     steady: bool = False
     #: What ``notify`` may ask of its resources (``reload``); ``""``: it is asked by its name alone.
@@ -162,6 +168,16 @@ class Kind(ABC):
     def has_content(self, attrs: Attrs) -> bool:
         """Whether these attributes are of a thing with content, whose digest is ``sha256`` if it is known."""
         return False
+
+    def after(self, step: Step) -> tuple[str, ...]:
+        """The ids of resources that have to be there before it, besides those that it requires: the link above a VLAN.
+        A plan takes them first, if it has them."""
+        return ()
+
+    def taken(self, seen: Attrs, declared: Attrs | None) -> Attrs:
+        """What of an observation becomes declared when it is adopted or committed; ``declared`` is what was declared
+        before (``None``: nothing, or absent). By default all of it."""
+        return seen
 
     def is_anothers(self, actual: Attrs, known: Sequence[Attrs]) -> bool:
         """Whether the present state is none of these known ones, and its content is not kept: then it is not
@@ -420,11 +436,14 @@ def run_tool(name: str, timeout_s: float, command: Sequence[str | bytes], fds: S
     nobody expects it. A helper that stays (a FUSE daemon) may keep the descriptors: the output goes to a file in
     memory.
     """
+    import fcntl
     import signal
     import subprocess
 
     env = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
-    with open(os.memfd_create("stderr"), "w+b") as said:
+    with open(os.memfd_create("stderr", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING), "w+b") as said:
+        said.truncate(SAID_MAX)  # a tool that says more gets an error for it: it must not fill the memory
+        fcntl.fcntl(said, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW)
         try:  # the unit's umask is for files that the agent keeps, not for what tools leave on the machine  # S10
             tool = subprocess.Popen(
                 command,
@@ -438,6 +457,7 @@ def run_tool(name: str, timeout_s: float, command: Sequence[str | bytes], fds: S
             )
         except OSError as exc:
             raise RestoreError(f"{name}: {os.strerror(exc.errno or 0).lower()}") from None
+        _ran.append(tool.pid)
         try:
             tool.wait(timeout_s)
         except subprocess.TimeoutExpired:
@@ -447,8 +467,13 @@ def run_tool(name: str, timeout_s: float, command: Sequence[str | bytes], fds: S
             raise RestoreError(f"{name} did not end within {timeout_s:g} s") from None
         if tool.returncode != 0:
             said.seek(0)
-            lines = said.read(SAID_MAX).decode(errors="replace").strip().splitlines()
+            lines = said.read(SAID_MAX).rstrip(b"\0").decode(errors="replace").strip().splitlines()
             raise RestoreError(lines[0] if lines else f"{name} ended with {tool.returncode}")
+
+
+def is_own_tool(pid: int) -> bool:
+    """Whether ``run_tool`` has run the process with this pid lately: what it did is no other person's work."""
+    return pid in _ran
 
 
 def from_base64(key: str, text: Any) -> bytes:
@@ -488,6 +513,7 @@ __all__ = [
     "errno_text",
     "export_common",
     "from_base64",
+    "is_own_tool",
     "path_of",
     "refuse_unknown",
     "require_short",

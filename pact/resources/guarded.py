@@ -56,6 +56,7 @@ class Guarded(Kind):
         self.spelling, self.ignored = str(inner.spelling), self._texts("ignored")
         self.follows, self.moved_by = self._texts("follows"), self._texts("moved_by")
         self.verbs = self._texts("verbs")
+        self.stirred_by = self._texts("stirred_by")
         if self.name in self.follows:
             raise ConfigError(f"the kind {self.name!r} follows itself")
 
@@ -248,6 +249,14 @@ class Guarded(Kind):
 
     def rank(self, name: str) -> int:
         return self._or(0, lambda: int(self._inner.rank(name)))
+
+    def after(self, step: Step) -> tuple[str, ...]:
+        nothing: tuple[str, ...] = ()
+        return self._or(nothing, lambda: tuple(str(r) for r in self._inner.after(step)))
+
+    def taken(self, seen: Attrs, declared: Attrs | None) -> Attrs:
+        taken: Any = self._or(seen, self._inner.taken, seen, declared)
+        return taken if isinstance(taken, dict) and taken.items() <= seen.items() else seen
 
     def turns(self, step: Step) -> bool:
         return self._or(False, lambda: bool(self._inner.turns(step)))

@@ -122,11 +122,15 @@ Blobs = Callable[[str], bytes | None]
 @dataclass(frozen=True, slots=True)
 class Drained:
     """What a source has seen: names, each with the process that did it (0: unknown). ``lost``: why it has missed some,
-    so that every resource of the kind must be observed.
+    so that every resource of the kind must be observed. ``ports``: the numbers are ports of routing sockets (netlink),
+    which are mostly the pids of those who opened them, but need not be. ``news``: something of the kind came or went,
+    declared or not: there may be something new below a tracked pattern.
     """
 
     changed: Sequence[tuple[str, int]] = ()
     lost: str = ""
+    ports: bool = False
+    news: bool = False
 
 
 class Source(Protocol):

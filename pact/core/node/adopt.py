@@ -89,6 +89,7 @@ def discovered_adopt(node: Desk, job: Job[Adopting], event: Discovered) -> None:
 def _adopted(node: Desk, resource: str, found: Value) -> Declared:
     """The found value, with the metadata that the operator gave in an earlier declaration."""
     value, earlier = Declared.from_json(found), node.state.declared(resource)
+    value = replace(value, attrs=node.taken(resource, value.attrs, None if earlier is None else earlier.attrs))
     if earlier is None:
         return value
     return replace(earlier, attrs=value.attrs, restorable=value.restorable)

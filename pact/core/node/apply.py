@@ -89,7 +89,8 @@ def probed_apply(node: Desk, job: Job[Applying], event: Probed) -> None:
             kept = not event.saves.get(step.id, {}).get("unkept")
             found = seen[step.id]
             assert not isinstance(found, Unreadable), step.id  # refused above
-            baseline[step.id] = replace(declared[step.id], attrs=found, restorable=kept).to_json()
+            attrs = node.taken(step.id, found, step.target)
+            baseline[step.id] = replace(declared[step.id], attrs=attrs, restorable=kept).to_json()
     gid = job.group
     member = state.groups.get(gid)
     if gid and (member is None or member.phase != phases.OPEN):

@@ -173,7 +173,7 @@ def _record_commits(node: Desk, job: Job[Committing], event: Looked) -> list[Jso
             continue
         declared = state.declared(sighting.resource)
         assert declared is not None and not isinstance(sighting.observation, Unreadable)
-        attrs = sighting.observation
+        attrs = node.taken(sighting.resource, sighting.observation, declared.attrs)
         if attrs is not None and sighting.resource in event.secret:  # S2
             attrs = {**attrs, "secret": True}
         value = replace(declared, attrs=attrs, restorable=sighting.resource not in event.unkept)

@@ -137,6 +137,10 @@ class Ledger:
     def refuse(self, token: int | None, error: PactError) -> None:
         self.reply(token, {}, error.exit_code, error.message, error.hint)
 
+    def taken(self, resource: str, seen: Attrs | None, declared: Attrs | None) -> Attrs | None:
+        """What of an observation becomes declared, if ``declared`` was declared before."""
+        return None if seen is None else self.rules.nature(resource).taken(seen, declared)
+
     def wall_of(self, t_ns: int) -> str:
         """The wall clock's reading at a node time, assuming that the clock is not set."""
         return rfc3339(self.wall_ns + t_ns - self.t_ns)

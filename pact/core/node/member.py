@@ -376,7 +376,8 @@ def _commit(node: Desk, group: Membership, event: Asked[GroupDecide]) -> None:
     for resource in own.bound_together(group.resources) if own is not None else ():  # C8
         followed = state.declared(resource)
         if resource not in resources and followed is not None and own is not None:
-            resources[resource] = replace(followed, attrs=own.members[resource].actual).to_json()
+            attrs = node.taken(resource, own.members[resource].actual, followed.attrs)
+            resources[resource] = replace(followed, attrs=attrs).to_json()
     ttl_ns = event.request.ttl_ns
     expires_ns = None if ttl_ns is None else node.t_ns + ttl_ns
     node.record(

@@ -80,7 +80,9 @@ def record_commits(node: Desk, job: Job[Committing], event: Looked) -> tuple[lis
         if why or isinstance(seen, Unreadable):
             notes.append(f"{resource} {why}")
             continue
-        attrs = {**seen, "secret": True} if seen is not None and resource in event.secret else seen  # S2
+        attrs = node.taken(resource, seen, None)
+        if attrs is not None and resource in event.secret:  # S2
+            attrs = {**attrs, "secret": True}
         value = Declared(attrs, restorable=resource not in event.unkept)
         by_owner.setdefault(node.state.untracked[resource].owner.key, {})[resource] = value.to_json()
     expires_ns = None if ttl_ns is None else node.t_ns + ttl_ns

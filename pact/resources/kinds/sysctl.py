@@ -115,7 +115,7 @@ class Sysctl(Kind):
     dimension, severity = "kernel", 0.05
     volatile = True
     removable = False
-    follows = ("module",)
+    follows = ("module", "link")
     moved_by = ("sysctl", "module", "link")
     ignored = VOLATILE
     spelling = "dotted: net.ipv4.ip_forward"

@@ -1,8 +1,9 @@
 """Temporary steps for another step, on record until that other step is done.  # R11
 
 A file system in memory is made read-only before it is unmounted, a mount is marked while the kernel is asked whether it
-is idle, directories are made for a file that is restored. A kill in between would leave each of them for ever: when the
-agent starts, it takes back the steps on record.
+is idle, directories are made for a file that is restored, a link is set before it is known whether this node can still
+be reached. A kill in between would leave each of them for ever: when the agent starts, it takes back the steps on
+record.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -26,6 +27,9 @@ BYTES_MAX: Final = 16 << 10
 FROZEN: Final = "frozen"
 MARKED: Final = "marked"
 MADE: Final = "made"
+#: Who takes back steps of other kinds than mounts and files, by what they are called; it raises what a record that is
+#: none makes it raise. Gives lines for the log.
+TAKEN_BACK_BY: Final[dict[str, Callable[[Mapping[str, Any]], Iterator[str]]]] = {}
 
 
 class LooseEnds:
@@ -110,6 +114,9 @@ def _taken_back(end: Any) -> Iterator[str]:
     try:
         if end["what"] == MADE:
             unmake(map(decode_name, end["paths"]))
+            return
+        if end["what"] in TAKEN_BACK_BY:
+            yield from TAKEN_BACK_BY[end["what"]](end)
             return
         entry = _find(end)
         if entry is None:

@@ -1,0 +1,91 @@
+"""Before anything is touched: why a step on a link could not be done, as far as that can be known."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Final
+
+from pact.model import Attrs, decode_name, encode_name
+from pact.resources.support import link_look
+from pact.resources.support.link_set import MADE
+from pact.resources.support.link_talk import Talk
+from pact.resources.support.link_wire import Link, Malformed
+
+PATH: Final = "/usr/sbin:/usr/bin:/sbin:/bin"
+NO_IP: Final = "ip (of iproute2) is not installed: links can be watched, but not set"
+HARDWARE: Final = (
+    "there is no such link, and pact cannot make one: its hardware or its driver is gone, or it has another name"
+)
+#: Types that can be taken away: the kernel keeps nothing of them but what is declared.
+SOFT: Final = frozenset(
+    {*MADE, "veth", "dummy", "macvlan", "ipvlan", "macvtap", "ipvtap", "vxlan", "vrf", "ifb", "tun", "gre", "ipip"}
+)
+
+
+def renamed(name: str) -> Link | None:
+    """The link that had this name when it was last seen, and has another one now."""
+    known = link_look.known(name)
+    if known is None:
+        return None
+    try:
+        with Talk() as talk:
+            link = talk.link(index=known.index)
+    except (OSError, Malformed):
+        return None
+    if link is None or link.name == decode_name(name) or link.hardware.hex() != known.hardware:
+        return None
+    return link
+
+
+def why_not(ip: str, name: str, target: Attrs | None, actual: Attrs | None) -> str:
+    """``""``, or why the step must not begin."""
+    if shutil.which(ip, path=PATH) is None:
+        return NO_IP
+    if target is None:
+        kind = actual["type"] if actual is not None else ""
+        return "" if kind in SOFT or not kind else f"a link of the type {kind} cannot be removed"
+    if actual is None:
+        return _why_not_made(name, target)
+    for key, what in (("vlan", "its VLAN"), ("type", "its type"), ("bond", "the mode of a bond")):
+        if key in target and target[key] != actual.get(key):
+            return f"{what} is {_shown(actual.get(key))}, not {_shown(target[key])}: it has to be removed first"
+    return _why_not_mtu(name, target, actual)
+
+
+def note(name: str, actual: Attrs | None) -> str:
+    """What a person should know beforehand; ``""`` if nothing."""
+    link = renamed(name) if actual is None else None
+    return f"it was renamed: it is {encode_name(link.name)} now, and gets its name back" if link is not None else ""
+
+
+def _why_not_made(name: str, target: Attrs) -> str:
+    if renamed(name) is not None:
+        return ""
+    made = "vlan" in target or "bond" in target or target.get("type") in ("bridge", "bond")
+    if made and b"%" in decode_name(name):
+        return "the kernel would take '%' in its name as a place for a number"
+    if target.get("type") == "vlan" and "vlan" not in target:
+        return "there is no such link, and its declaration does not say its VLAN's parent and id"
+    return "" if made else HARDWARE
+
+
+def _why_not_mtu(name: str, target: Attrs, actual: Attrs) -> str:
+    mtu = target["mtu"] if "mtu" in target else actual["mtu"]
+    if mtu == actual["mtu"]:
+        return ""
+    try:
+        with Talk() as talk:
+            link = talk.link(decode_name(name))
+    except (OSError, Malformed):
+        return ""
+    if link is None:
+        return ""
+    if mtu < link.mtu_min or (link.mtu_max and mtu > link.mtu_max):
+        return f"its driver takes an mtu from {link.mtu_min} to {link.mtu_max}, not {mtu}"
+    return ""
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, dict):
+        return f"{value['id']} on {value['parent']}"
+    return str(value) if value else "none"
