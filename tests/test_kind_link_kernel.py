@@ -364,3 +364,25 @@ print(json.dumps([said, LooseEnds().keep_in(path, "b")]))
 """
     said, other_boot = inside(script)
     assert said == [["a step that was cut off could not be taken back"]] * 5 and other_boot == []
+
+
+def test_parents_that_are_down_leave_the_gateway_and_this_node_is_nobodys_parent() -> None:
+    script = """
+import json, socket, subprocess
+from pact.host import reach
+from pact.resources.support import link_reach
+out = []
+server = socket.create_server(("127.0.0.1", 0))
+for urls in ([], [f"tcp://127.0.0.1:{server.getsockname()[1]}"], ["tcp://10.1.0.7:7417"], ["tcp://no.such.name.invalid:7417"]):
+    reach.must_reach(urls)
+    found = link_reach.before()
+    out.append([len(found.parents), [gateway for _, gateway in found.gateways]])
+assert "PERMANENT" in subprocess.run(["ip", "neigh"], capture_output=True, text=True).stdout
+print(json.dumps(out))
+"""
+    setup = (
+        "ip link set lo up; ip link add name a type veth peer name b; ip link set dev a up; ip link set dev b up;"
+        "ip address add 10.1.0.1/24 dev a; ip neigh add 10.1.0.9 lladdr 02:00:00:00:00:09 dev a nud permanent;"
+        "ip route add default via 10.1.0.9"
+    )
+    assert inside(script, setup=setup) == [[0, ["10.1.0.9"]]] * 4

@@ -34,7 +34,8 @@ NEIGHBOUR_HEAD: Final = struct.Struct("=BxxxiHBB")
 NDA_DST: Final = 1
 NUD_REACHABLE: Final = 0x02
 NUD_PROBE: Final = 0x10
-NUD_SURE: Final = NUD_REACHABLE | 0x40 | 0x80  # or needs no ARP, or is permanent
+NUD_SET: Final = 0x40 | 0x80  # it needs no ARP, or is permanent
+NUD_SURE: Final = NUD_REACHABLE | NUD_SET
 REPLACE: Final = 0x100
 ACK: Final = 0x4
 DISCARD_PORT: Final = 9
@@ -60,11 +61,15 @@ class Before:
 
 
 def before() -> Before:
-    """Whom this node reaches now."""
-    places = reach.places()
-    if places:
-        return Before(parents=tuple(connected(_resolved(places))))
-    return Before(gateways=tuple(gateways_answering()))
+    """Whom this node reaches now. Where no parent is reached (an aggregator is down, nobody resolves its name), a
+    gateway that is reached must not be lost either."""
+    parents = connected([t for t in _resolved(reach.places()) if not _is_here(t)])
+    return Before(parents=tuple(parents)) if parents else Before(gateways=tuple(gateways_answering()))
+
+
+def _is_here(target: Target) -> bool:
+    """Whether it is this node itself, which is reached whatever becomes of a link."""
+    return str(target[1][0]).startswith(("127.", "::1", "::ffff:127."))
 
 
 def why_lost(reached: Before, settle_s: float = SETTLE_S) -> str:
@@ -110,7 +115,10 @@ def connected(targets: Sequence[Target]) -> list[Target]:
     poll = select.poll()
     try:
         for target in targets:
-            sock = socket.socket(target[0], socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+            try:
+                sock = socket.socket(target[0], socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+            except OSError:
+                continue  # no descriptor, or no such family: not reached
             number = sock.connect_ex(target[1])
             if number in (0, errno.ECONNREFUSED):
                 out.append(target)
@@ -176,7 +184,10 @@ def _packed(gateway: str) -> tuple[int, bytes]:
 def _provoke(talk: Talk, index: int, gateway: str) -> None:
     """Make the kernel ask the gateway for its address now, whatever it knows already."""
     family, raw = _packed(gateway)
-    if _neighbour(talk, index, gateway):
+    state = _neighbour(talk, index, gateway)
+    if state & NUD_SET:
+        return  # somebody has set it, and it must stay so: nothing is asked for it
+    if state:
         body = NEIGHBOUR_HEAD.pack(family, index, NUD_PROBE, 0, 0) + wire.attribute(NDA_DST, raw)
         try:
             talk.order(wire.NEWNEIGH, REPLACE, body)
