@@ -144,8 +144,8 @@ class Sources:
             log(f"a source of events could not be closed: {exc}", 4)
 
     def health(self) -> dict[str, str]:
-        """The sources that do not work, by kind."""
-        out = dict(self._broken)
+        """The sources that do not work, and the kinds of which nothing can be read."""
+        out = {**self._broken, **{k.name: why for k in KINDS.values() if (why := k.health()) != OK}}
         for kind, source in list(self._sources.items()):
             try:
                 why = str(source.health())

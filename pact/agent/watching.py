@@ -505,8 +505,7 @@ class Watching:
         return self._key_of[resource] in self.table
 
     def health(self) -> dict[str, str]:
-        kinds = {k.name: why for k in KINDS.values() if (why := k.health()) != "ok"}
-        health = {**self.observers.health(), **self.sources.health(), **kinds}
+        health = {**self.observers.health(), **self.sources.health()}
         for name, why in self.lost.items():
             if health.get(name, "ok") == "ok":
                 health[name] = why
