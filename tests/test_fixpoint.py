@@ -145,3 +145,35 @@ def test_what_is_seen_through_a_link_comes_back_also_after_a_switch_was_written(
         assert set(results.values()) == {{""}}, results
         assert open(top + "/d/f").read() == "x" and not os.path.islink(top + "/d") and now(FORWARD) == ["0"]
     """)
+
+
+@pytest.mark.invariant("D5")
+def test_what_somebody_writes_right_after_is_not_how_the_kernel_shows_the_value() -> None:
+    """By the other name of the same switch, between the write and its reading."""
+    run("""
+        from pact.agent import fixpoint
+        original, races = fixpoint.written, [True]
+        def racing(*args):
+            why = original(*args)
+            if races:
+                races.pop()
+                put(ALL, "1")
+            return why
+        fixpoint.written = racing
+        put(FORWARD, "1")
+        plan = Fixpoint([], True)
+        results = {FORWARD: ""}
+        plan.settle([Step(FORWARD, OFF, ON)], results)
+        assert plan.learned(results) == {} and results == {FORWARD: ""} and now(FORWARD) == ["0"], plan.reads
+    """)
+
+
+@pytest.mark.invariant("D5")
+def test_how_the_kernel_shows_a_value_is_still_learned() -> None:
+    run("""
+        RANGES = "sysctl:net.ipv4.ip_local_reserved_ports"
+        plan = Fixpoint([], True)
+        results = {RANGES: ""}
+        plan.settle([Step(RANGES, dict(value="30,10-12,11"), dict(value=""))], results)
+        assert plan.learned(results) == {RANGES: "10-12,30"} or results == {RANGES: ""}, (plan.reads, results)
+    """)

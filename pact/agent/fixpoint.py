@@ -146,13 +146,20 @@ class Fixpoint:
         return why
 
     def read_back(self, step: Step) -> None:
-        """Right after a successful write: remember how the kernel shows the value."""
+        """Right after a successful write: remember how the kernel shows the value. What it shows may also be what
+        somebody else has written in between, and that must never count as the value: so it is written once more, and
+        has to be shown the same again.  # D5"""
         kind, name = split_id(step.id)
-        text = KINDS[kind].reads(name, step.target, observe(step.id))
-        if text:
+        text = self._shown(step)
+        if text and not written(kind, name, step, lambda _: None) and self._shown(step) == text:
             self.reads[step.id] = text
         else:
             self.reads.pop(step.id, None)
+
+    @staticmethod
+    def _shown(step: Step) -> str:
+        kind, name = split_id(step.id)
+        return KINDS[kind].reads(name, step.target, observe(step.id))
 
     def _against(self, resource: str) -> list[str]:
         """The resources that a write of this one moves away, and those whose write moves this one away."""
