@@ -18,6 +18,9 @@ from pact.resources import KINDS, kinds
 ROOT = Path(__file__).parent.parent
 NAMES = tuple(sorted(k for k in KINDS if type(KINDS[k]).__module__.startswith(kinds.__name__)))
 
+#: Names of kinds that are everyday words of this program too: alone they say nothing, with a colon they are the kind.
+WORDS = frozenset({"command", "gpu"})
+
 #: What looks like a kind and is none, or has to be named: (file or folder, text) -> why.
 EXCEPT: dict[tuple[str, str], str] = {
     ("pact/cli/journal.py", "file"): "a field of its JSON: the journal's file",
@@ -46,7 +49,7 @@ def named(source: str) -> Iterator[tuple[int, str]]:
     free = docstrings(tree)
     for node in ast.walk(tree):
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in free:
-            if node.value in NAMES or node.value.startswith(tuple(f"{n}:" for n in NAMES)):
+            if node.value in set(NAMES) - WORDS or node.value.startswith(tuple(f"{n}:" for n in NAMES)):
                 yield node.lineno, node.value
         elif isinstance(node, ast.Import | ast.ImportFrom):
             modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names]
@@ -58,7 +61,7 @@ def named(source: str) -> Iterator[tuple[int, str]]:
                     yield node.lineno, f"import {module}"
         elif isinstance(node, ast.Name | ast.Attribute):
             name = node.id if isinstance(node, ast.Name) else node.attr
-            if name.isupper() and name.lower() in NAMES:
+            if name.isupper() and name.lower() in set(NAMES) - WORDS:
                 yield node.lineno, name
 
 
@@ -79,6 +82,8 @@ def found() -> dict[str, list[tuple[int, str]]]:
         ('x.startswith("mount:")', ["mount:"]),
         ('f"file:{path}"', ["file:"]),
         ('kind == "sysctl"', ["sysctl"]),
+        ('{"command": 1}', []),
+        ('x = "command:x"', ["command:x"]),
         ('"""module"""\n"a file: it is read"', []),
         ("from pact.resources.kinds.file import KIND", ["import pact.resources.kinds.file"]),
         ("from pact.resources.support.mount_users import inside", ["import pact.resources.support.mount_users"]),
@@ -92,7 +97,7 @@ def test_a_name_is_found(source: str, texts: list[str]) -> None:
 
 
 def test_no_kind_is_named_outside_its_room() -> None:
-    assert NAMES == ("file", "link", "module", "mount", "sysctl")
+    assert NAMES == ("command", "file", "gpu", "link", "module", "mount", "sysctl", "sysfs")
     assert [
         f"{where}:{line}: {text}"
         for where, rows in found().items()

@@ -63,6 +63,7 @@ from pact.journal.sqlite import FILE_NAME, SqliteJournal, load_state
 from pact.journal.verifying import Verification
 from pact.model import NS_PER_S, Unreadable
 from pact.resources import KINDS
+from pact.resources.rules import teach
 from pact.resources.support.loose import LOOSE
 
 JOURNAL_RETRY_NS: Final = 2 * NS_PER_S
@@ -281,6 +282,7 @@ class Driver:
         for record in records:
             said = payloads.of(record)
             if named := payloads.declared_by(said):
+                teach(named, self.node.state.declared)
                 here = [r for r in named if r in self.node.state]
                 fresh = [r for r in here if r not in self.watching and self.ignore.match(r) is None]
                 self.watching.add(fresh)

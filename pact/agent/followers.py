@@ -8,6 +8,7 @@ the write whose name is most similar; a move by pact's own write or by a link ha
 
 from __future__ import annotations
 
+import re
 import select
 import time
 from collections.abc import Callable, Iterable
@@ -27,6 +28,10 @@ LINKS_NS: Final = NS_PER_S // 5
 LATELY_NS: Final = NS_PER_S // 2
 #: Comparing may take one part in this many of the loop's time.
 SHARE: Final = 5
+#: After more writes than this at once everything is compared.
+WRITTEN_MAX: Final = 16
+#: Names have parts between dots, or between slashes.
+SEPARATOR: Final = re.compile(r"[.:/]")
 
 Write = tuple[str, Owner | None]
 
@@ -44,6 +49,7 @@ class Followers:
         self._links: LinkChanges | None = None
         self._epoll: select.epoll | None = None
         self._written: list[Write] = []
+        self._itself = False  # this process has written one since then
         self._stirred = False  # any process has written one since all were compared
         self._written_due_ns = 0
         self._links_due_ns: int | None = None
@@ -95,7 +101,7 @@ class Followers:
 
     def wrote_itself(self) -> None:
         """This process wrote one."""
-        self._stirred = True
+        self._stirred = self._itself = True
 
     def drain_links(self) -> bool:
         """Returns True if links came, went or moved."""
@@ -128,18 +134,27 @@ class Followers:
         if self._stirred and (everything or self._written_due_ns <= now_ns):
             began = time.monotonic_ns()
             written, self._written, self._stirred = self._written, [], False
-            self._find(written, self.keys)
+            any_of_them, self._itself = self._itself or len(written) > WRITTEN_MAX, False
+            self._find(written, self.keys if any_of_them else self._may_have_moved(written))
             self._written_due_ns = now_ns + SHARE * (time.monotonic_ns() - began)
         if self._links_due_ns is not None and (everything or self._links_due_ns <= now_ns):
             self._links_due_ns, self._links_last_ns = None, now_ns
             self._find([], self._linked)
 
+    def _may_have_moved(self, written: list[Write]) -> list[str]:
+        sources = [(KINDS[kind], name) for kind, name in {split_id(resource) for resource, _ in written}]
+        found: dict[str, None] = {}
+        for kind, name in sources:
+            moves = kind.moves
+            found.update(dict.fromkeys([r for r in self.keys if moves(name, r)]))
+        return list(found)
+
     def _find(self, written: list[Write], concerned: Iterable[str]) -> None:
         keys = [key for resource in concerned if (key := self.keys[resource]) in self._table]
         found = [self._names[key] for key in self._table.scan(keys)] if keys else []
         lately, self._lately = self._lately, {}
-        tops = {resource.partition(".")[0] for resource, _ in written}
-        found += [r for r, t in lately.items() if r.partition(".")[0] in tops and boottime_ns() - t < LATELY_NS]
+        tops = {top_of(resource) for resource, _ in written}
+        found += [r for r, t in lately.items() if top_of(r) in tops and boottime_ns() - t < LATELY_NS]
         named = {resource for resource, _ in written}
         for resource in found:
             if resource in named:
@@ -150,7 +165,13 @@ class Followers:
             self._touch(resource, owner)
 
 
+def top_of(resource: str) -> str:
+    """The kind and the first part of a name."""
+    return ":".join(SEPARATOR.split(resource, maxsplit=2)[:2])
+
+
 def in_common(one: str, other: str) -> int:
     """How many leading parts two names share."""
-    pairs = zip(one.split("."), other.split("."), strict=False)
-    return next((n for n, (a, b) in enumerate(pairs) if a != b), min(one.count("."), other.count(".")) + 1)
+    first, second = SEPARATOR.split(one), SEPARATOR.split(other)
+    pairs = zip(first, second, strict=False)
+    return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))

@@ -6,7 +6,9 @@ committed, applied or rolled back; the agent goes on watching, and reports this.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import queue
 import select
 import signal
 import time
@@ -48,8 +50,10 @@ from pact.host import clock, garbage, owned, reach
 from pact.host.notify import log
 from pact.model import NS_PER_S, Attrs, split_id
 from pact.resources import KINDS
+from pact.resources.rules import teach
 
 WAIT_MAX_NS: Final = 60 * NS_PER_S
+BOOT_LOOK_NS: Final = 20 * NS_PER_S
 BOOT_WAIT_NS: Final = 120 * NS_PER_S
 #: How much longer a start may take after each sign of life: more than a hanging mount command may take.
 START_SIGN_USEC: Final = 90_000_000
@@ -99,6 +103,7 @@ class Agent(Sightings):
         self.watching.wake_with(self._epoll)
         self.watching.remember_points(self._mount_points.load(self._boot))
         self.watching.refresh_places()  # before anything is observed: the loop never touches a path that may hang
+        teach(self.node.state.declared_ids(), self.node.state.declared)
         self.watching.add(r for r in self.node.state.declared_ids() if self.ignore.match(r) is None)
         self.watching.refresh_mounts()
         self.watching.load_cache(lambda seq, hash_: moved_since(self.journal, seq, hash_))
@@ -118,6 +123,7 @@ class Agent(Sightings):
         while self.watching.has_due:
             self._starting()
             sightings += self._look_at(self.watching.take(self.clock.now_ns(), everything=True))
+        sightings += self._slow_sightings() if self._reboot else ()
         self.step(Scanned(*self.now(), sightings, self._reboot, dict(self._underway.deaths)))
         self._wait_for_boot_job()
         self.watching.tracking.follow(self.node.state.tracked)
@@ -127,6 +133,22 @@ class Agent(Sightings):
             from pact.agent.link import Link
 
             self.link = Link(self, self.requests)
+
+    def _slow_sightings(self) -> list[Sighting]:
+        """What is observed off the loop, for as long as a start may wait for it: what a reboot has reset is brought
+        back with the rest. What comes later is ordinary drift.  # B1"""
+        out, ends_ns = list[Sighting](), self.clock.now_ns() + BOOT_LOOK_NS
+        while (self._slow_pending or self._slow_running) and self.clock.now_ns() < ends_ns:
+            self._starting()
+            select.select([self._wake_fd], [], [], 1.0)
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_read(self._wake_fd)
+            for worker in (self._slow, *self._of_kinds.values()):
+                with contextlib.suppress(queue.Empty):
+                    event = worker.results.get_nowait()
+                    seen = event.make(*self.now()) if event.make is not None else None
+                    out += seen.sightings if isinstance(seen, Observed) else ()
+        return out
 
     def _wait_for_boot_job(self) -> None:
         """Bring back what the reboot reset before the agent reports that it is ready.  # B1"""

@@ -68,7 +68,10 @@ def probe(
     """Observe, find consumers of resources that differ, keep what would be overwritten. Touches nothing. ``signed``
     gets the signatures (``sealed``) of regular files.  # F5, R4"""
     sightings, differing, conforming = [], list[Step](), list[Step]()
+    not_yet = {s.id: why for s in steps if (why := _not_yet(s))}
     for step in steps:
+        if step.id in not_yet:
+            continue
         seen = _first_look(step.id, keep, signed)
         sightings.append(Sighting(step.id, seen))
         if not isinstance(seen, Unreadable) and distance_n(step.id, step.target, seen) != 0:
@@ -79,7 +82,8 @@ def probe(
     carried = [s for s in conforming if s.id in through]
     leaving = {s.id for s in differing if s.target is None}
     coming = {split_id(s.id)[0] for s in differing if s.target is not None}
-    refusals, saves, notes = [], dict[str, Any](), list[str]()
+    refusals, saves, notes = list[str](), dict[str, Any](), list[str]()
+    (refusals if applying else notes).extend(f"{r}: {why}" for r, why in not_yet.items())
     for step in differing:
         kind, name = split_id(step.id)
         saved = KINDS[kind].preflight(name, step, keep)
@@ -125,6 +129,11 @@ def is_still(step: Step, signed: Mapping[str, bytes]) -> bool:
         return False
     signature, (kind, name) = known[:-SEAL_BYTES], split_id(step.id)
     return sealed(signature, step.actual) == known and KINDS[kind].is_still(name, signature)
+
+
+def _not_yet(step: Step) -> str:
+    kind, name = split_id(step.id)
+    return KINDS[kind].not_yet(name, step.target)
 
 
 def _first_look(resource: str, keep: Keep, signed: dict[str, bytes] | None = None) -> Observation:

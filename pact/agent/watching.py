@@ -138,7 +138,7 @@ class Watching:
         for path in paths:
             check_path(path)
             require_short(path)
-        if paths and not self._is_remote(paths[0], away):
+        if paths and not self._is_remote(paths[0], away) and not KINDS[kind].lingers(name):
             self.table.put(key, paths[0], KINDS[kind].always_read)
         return paths
 
@@ -315,7 +315,7 @@ class Watching:
             kind, name = split_id(resource)
             paths = KINDS[kind].watch(name) if resource not in self.bad else ()
             key = self._key_of[resource]
-            if not paths or (key in self.table) != self._is_remote(paths[0], away):
+            if not paths or KINDS[kind].lingers(name) or (key in self.table) != self._is_remote(paths[0], away):
                 continue
             if key in self.table:
                 self.table.remove(key)
@@ -381,7 +381,7 @@ class Watching:
             kind, name = split_id(resource)
             if resource in self.bad:
                 out.append(Sighting(resource, Unreadable(self.bad[resource]), owner))
-            elif KINDS[kind].off_loop or (KINDS[kind].reads_path and self._too_slow(resource)):
+            elif KINDS[kind].off_loop or self._too_slow(resource):
                 slow(resource, owner)
             else:
                 look = looks.get(kind) or looks.setdefault(kind, KINDS[kind].many())
@@ -397,10 +397,12 @@ class Watching:
         return found
 
     def _too_slow(self, resource: str) -> bool:
+        kind, name = split_id(resource)
+        if not KINDS[kind].reads_path:
+            return KINDS[kind].lingers(name)
         self._keep_clear()
         if not self._in_table(resource):
             return True
-        kind, name = split_id(resource)
         try:
             return os.lstat(KINDS[kind].watch(name)[0]).st_size > SLOW_BYTES
         except OSError:

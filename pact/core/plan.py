@@ -61,6 +61,7 @@ class Nature(Protocol):
     is_path: bool
     bears: bool
     carried: bool
+    comes_back: bool
     follows: tuple[str, ...]
 
     def rank(self, name: str) -> int: ...

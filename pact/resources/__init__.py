@@ -26,7 +26,6 @@ GROUP: Final = "pact.kinds"
 PLANNED: Final = {
     "service": ("services", 0.3),
     "package": ("packages", 0.2),
-    "gpu": ("gpu", 0.5),
 }
 
 

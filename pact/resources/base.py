@@ -74,6 +74,9 @@ class Kind(ABC):
     #: Resources of this kind that are seen through a link or a mount that gives way are brought back below it. The kind
     #: has ``carry``.
     carried: bool = False
+    #: Its resources are gone with a device, and are there again with the kernel's defaults when the device comes back:
+    #: then their declared values are brought back at once.
+    comes_back: bool = False
     #: Kinds that may bring its resources (a module brings its sysctls): their steps come first in a plan.
     follows: tuple[str, ...] = ()
     #: Kinds whose writes may move it, although nobody wrote it: a plan of it is judged by its end state.
@@ -100,6 +103,11 @@ class Kind(ABC):
     @abstractmethod
     def observe(self, name: str, keep: Keep | None = None) -> Observation:
         """The present state. Never raises for what the machine does."""
+
+    def lingers(self, name: str) -> bool:
+        """An observation of this resource may take more than a moment: it is done off the loop, although others of the
+        kind are not, and nothing on the loop reads its path."""
+        return False
 
     def many(self) -> Callable[[str], Observation]:
         """The same as ``observe``, for many names at one moment: common data is read once."""
@@ -144,6 +152,15 @@ class Kind(ABC):
     def health(self) -> str:
         """``ok``, or why nothing of the kind can be read."""
         return "ok"
+
+    def learn(self, name: str, attrs: Attrs | None) -> None:
+        """These are the declared attributes of the resource from now on; ``None``: it is no longer declared. Called
+        right after the record of it is durable, and for every declared resource when the agent starts."""
+        return
+
+    def not_yet(self, name: str, target: Attrs | None) -> str:
+        """Why the resource cannot be looked at before this target is declared; ``""`` if it can."""
+        return ""
 
     # -- how it stands to others, pure ----------------------------------------------------------------------------
 
@@ -197,6 +214,11 @@ class Kind(ABC):
     def all_in(self, place: str) -> str:
         """For people: how to write everything new in a place."""
         return place.rstrip("/") + "/"
+
+    def moves(self, name: str, other: str) -> bool:
+        """Whether a write to this resource may move that other one, given by its id, of a kind that is ``moved_by``
+        this kind. Others are not compared after the write: the rescan finds what was wrongly left out."""
+        return True
 
     # -- before and after -----------------------------------------------------------------------------------------
 

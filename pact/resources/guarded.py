@@ -49,6 +49,7 @@ class Guarded(Kind):
         self.volatile, self.removable = bool(inner.volatile), bool(inner.removable)
         self.off_loop = True  # a worker can wait for code that hangs
         self.is_path, self.bears, self.carried = bool(inner.is_path), bool(inner.bears), bool(inner.carried)
+        self.comes_back = bool(inner.comes_back)
         self.always_read, self.reads_path = bool(inner.always_read), bool(inner.reads_path)
         self.walked = False  # walking is for files
         self.steady, self.asked_anyway = bool(inner.steady), bool(inner.asked_anyway)
@@ -125,6 +126,12 @@ class Guarded(Kind):
     def is_still(self, name: str, signature: bytes) -> bool:
         return False  # a signature of somebody else's stands for nothing
 
+    def learn(self, name: str, attrs: Attrs | None) -> None:
+        self._or(None, self._inner.learn, name, attrs)
+
+    def not_yet(self, name: str, target: Attrs | None) -> str:
+        return self._or("", lambda: str(self._inner.not_yet(name, target)))
+
     def keep_in(self, directory: str, boot_id: str) -> Sequence[str]:
         nothing: Sequence[str] = ()
         return self._or(nothing, lambda: [str(text) for text in self._inner.keep_in(directory, boot_id)])
@@ -140,6 +147,9 @@ class Guarded(Kind):
 
     def observe(self, name: str, keep: Keep | None = None) -> Observation:
         return self._seen(self._inner.observe, name, keep)
+
+    def lingers(self, name: str) -> bool:
+        return self._or(True, lambda: bool(self._inner.lingers(name)))
 
     def many(self) -> Callable[[str], Observation]:
         look = self._or(None, self._inner.many)
@@ -263,6 +273,9 @@ class Guarded(Kind):
 
     def shifts(self, step: Step) -> bool:
         return self._or(True, lambda: bool(self._inner.shifts(step)))  # what lies below is observed once more
+
+    def moves(self, name: str, other: str) -> bool:
+        return self._or(True, lambda: bool(self._inner.moves(name, other)))
 
     def directory(self, name: str) -> str:
         return self._or("", lambda: self._id(self._inner.directory(name)))

@@ -185,7 +185,7 @@ def _record_declared(node: Desk, job: Job[Declaring], event: Probed, converge: s
 def acted_declare(node: Desk, job: Job[Declaring], event: Acted) -> None:
     node.finish(job)
     below.look(node, job, event, job.caller.owner)
-    _record_converged(node, event, _cause(job.work.request), job.caller.actor)
+    record_converged(node, event, _cause(job.work.request), job.caller.actor)
     left = {r: why for r, why in event.results.items() if why}
     node.sight(replace(s, owner=job.caller.owner) for s in event.sightings if s.resource in left)
     moved = node.sight_moved(event, job.caller.owner, None)
@@ -194,7 +194,8 @@ def acted_declare(node: Desk, job: Job[Declaring], event: Acted) -> None:
     _declare_done(node, job, result, left)
 
 
-def _record_converged(node: Desk, event: Acted, cause: str, actor: Actor = AGENT_ACTOR) -> None:
+def record_converged(node: Desk, event: Acted, cause: str, actor: Actor = AGENT_ACTOR) -> None:
+    """Record the results of a plan that no change owns."""
     reads = node.learn(event)
     for names in in_pieces(list(event.results)):
         node.record(
@@ -235,7 +236,7 @@ def converge_after_boot(node: Desk, sightings: Sequence[Sighting]) -> None:
 
 def acted_boot(node: Desk, job: Job[None], event: Acted) -> None:
     node.finish(job)
-    _record_converged(node, event, "boot")
+    record_converged(node, event, "boot")
     node.sight(event.sightings)
     node.sight(event.moved)
     node.recheck(job.ids)

@@ -116,7 +116,7 @@ class Applied(Payload):
 
 @dataclass(frozen=True, slots=True)
 class ConvergeStarted(Payload):
-    """``cause``: ``boot``, or ``undo`` if an application is taken back."""
+    """``cause``: ``boot``, ``returned`` if a device came back, or ``undo`` if an application is taken back."""
 
     cause: str
     plan: Sequence[Planned]

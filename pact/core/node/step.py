@@ -20,6 +20,7 @@ from pact.core.node import (
     join,
     payloads,
     replies,
+    returned,
     rollback,
     suspend,
     tracked,
@@ -270,7 +271,10 @@ class Node(Desk):
         return self.deviation_n(sighting.resource, declared, seen) > 0
 
     def _observed(self, event: Observed) -> None:
+        back = returned.found(self, event.sightings)
         self.sight(event.sightings)
+        if back:
+            returned.converge(self, back)
 
     def _covered(self, event: Covered) -> None:
         """A mount hides declared paths. Its earlier state, absence, is declared, so the mount is drift.  # R7"""
@@ -421,6 +425,7 @@ _ANSWERS: Final[Mapping[tuple[type, str], Callable[[Node, Job[Any], Any], None]]
     (Acted, "undo"): undo.acted_undo,
     (Discovered, "adopt"): adopt.discovered_adopt,
     (Acted, "boot"): declare.acted_boot,
+    (Acted, "returned"): returned.acted,
     (Probed, "group_check"): join.probed_check,
     (Looked, "group_vote"): groups.looked_vote,
     (Probed, "group_vote"): groups.probed_vote,

@@ -116,7 +116,7 @@ class Sysctl(Kind):
     volatile = True
     removable = False
     follows = ("module", "link")
-    moved_by = ("sysctl", "module", "link")
+    moved_by = ("sysctl", "sysfs", "module", "link")
     ignored = VOLATILE
     spelling = "dotted: net.ipv4.ip_forward"
     always_read = one_line = all_secret = True
@@ -193,6 +193,10 @@ class Sysctl(Kind):
     def rank(self, name: str) -> int:
         """First the parameters that change others, then those of all interfaces."""
         return -2 if name in LEADING else -1 if ".all." in name or ".default." in name else 0
+
+    def moves(self, name: str, other: str) -> bool:
+        """Other sysctls; below /sys only what ``vm`` has there under another name."""
+        return other.startswith("sysctl:") or name.startswith(("vm.", "kernel."))
 
     def place(self, name: str) -> str:
         return name.rpartition(".")[0]
