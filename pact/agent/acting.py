@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import posixpath
 import traceback
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice, takewhile
 from types import MappingProxyType
@@ -80,16 +80,29 @@ def act(
     with Ahead() as ahead:
         written_kinds: set[str] = set()  # kinds whose writes may move later resources
         written = 0
+        together: dict[str, str] = {}
+        brought: list[Callable[[str], bool]] = []
         for at, step in enumerate(todo):
             if at >= written:
                 written = at + _write_ahead(ahead, todo, at, blobs)
+            if step.id in together:
+                results[step.id] = together[step.id]
+                done += [] if results[step.id] else [step]
+                continue
             failed = [need for need in needs(step, bearing) if results.get(need)]
-            stirred = not written_kinds.isdisjoint((*_kind(step).moved_by, *_kind(step).stirred_by))
+            stirring = (*_kind(step).moved_by, *_kind(step).stirred_by)
+            stirred = not written_kinds.isdisjoint(stirring) or any(test(step.id) for test in brought)
             now = _as_moved(step) if stirred else _as_left(step) if step.id in through else step
             if step.id in sealed:
                 now = replace(now, target={**(now.target or {}), "flags": ""})
+            if _kind(step).at_once and not failed:
+                row = _at_once(todo, at, bearing, results)
+                together |= _restore_row(row, blobs)
+                brought.append(_kind(step).brought(row))
             results[step.id] = (
-                f"needs {failed[0]}, which failed"
+                together[step.id]
+                if step.id in together
+                else f"needs {failed[0]}, which failed"
                 if failed and _wrong(now)
                 else _restore(
                     now, blobs, ahead, unread=_goes_ahead(step) and step.id not in through, saves=saves, signed=signed
@@ -144,6 +157,45 @@ def _write_ahead(ahead: Ahead, todo: list[Step], at: int, blobs: Blobs) -> int:
 
 def _row(todo: list[Step], at: int) -> list[Step]:
     return list(islice(takewhile(_goes_ahead, islice(todo, at, None)), FILES_MAX))
+
+
+def _at_once(todo: Sequence[Step], at: int, bearing: Mapping[str, str], results: Mapping[str, str]) -> list[Step]:
+    """The steps from here on that their kind carries out as one act, without those that need what has failed, or what
+    comes between them."""
+    row = list(takewhile(lambda s: _kind(s) is _kind(todo[at]), islice(todo, at, None)))
+    return [s for s in row if not any(results.get(need) for need in needs(s, bearing))]
+
+
+def _restore_row(row: Sequence[Step], blobs: Blobs) -> dict[str, str]:
+    """Returns by id ``""`` for what was restored, else the reason why not. What has moved is left as it is.  # R2"""
+    out: dict[str, str] = {}
+    for step in row:
+        seen = observe(step.id)
+        if isinstance(seen, Unreadable):
+            out[step.id] = f"cannot be read: {seen.why}"
+        elif distance_n(step.id, step.target, seen) == 0:
+            out[step.id] = ""
+        elif seen != step.actual:
+            out[step.id] = MOVED
+    left = [s for s in row if s.id not in out]
+    if left:
+        said = _explained(lambda: _kind(left[0]).restore_all(left, blobs), left)
+        out |= {s.id: said.get(s.id, "nothing was said of it") for s in left}
+    return out
+
+
+def _explained(act: Callable[[], Mapping[str, str]], steps: Iterable[Step]) -> Mapping[str, str]:
+    """What the act says; the reason of its failure, for each step."""
+    try:
+        return act()
+    except OSError as exc:
+        why = (exc.strerror or os.strerror(exc.errno or 0)).lower()
+    except PactError as exc:
+        why = exc.message
+    except Exception as exc:  # an unexpected error: the other steps go on
+        traceback.print_exc()
+        why = explained(exc).message
+    return dict.fromkeys((s.id for s in steps), why)
 
 
 def _kind(step: Step) -> Kind:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -17,9 +17,9 @@ from pact.core.node.events import Sighting
 from pact.core.plan import Step
 from pact.model import Attrs, Holder, Observation, Unreadable, decode_name, encode_name, split_id
 from pact.resources import KINDS
-from pact.resources.base import Keep
+from pact.resources.base import Keep, Saved
 from pact.resources.rules import nature
-from pact.resources.support.locks import package_locks
+from pact.resources.support.locks import locks_on
 from pact.resources.support.obstacles import obstacles
 from pact.resources.support.passwords import unquoted
 from pact.resources.support.possible import impossible
@@ -84,9 +84,10 @@ def probe(
     coming = {split_id(s.id)[0] for s in differing if s.target is not None}
     refusals, saves, notes = list[str](), dict[str, Any](), list[str]()
     (refusals if applying else notes).extend(f"{r}: {why}" for r, why in not_yet.items())
+    together = _asked_together(differing, keep)
     for step in differing:
         kind, name = split_id(step.id)
-        saved = KINDS[kind].preflight(name, step, keep)
+        saved = together.get(step.id) or KINDS[kind].preflight(name, step, keep)
         saves[step.id] = dict(saved.save)
         saves.update(saved.inside)
         notes += [saved.note] if saved.note else []
@@ -109,10 +110,20 @@ def probe(
     refusals, notes = [*refusals, *in_the_way, *impossible([*differing, *carried])], notes + made
     refusals = [unquoted(r, *(a for s in differing for a in (s.target, s.actual))) for r in refusals]  # S2
     if differing and consumers and not force:
-        refusals += package_locks(differing)
+        refusals += locks_on(differing)
     asked = [s for s in (*differing, *carried) if not applying or KINDS[split_id(s.id)[0]].disturbs(s)]
     holders = find_holders([*asked, *told_steps(differing)], ask=ask) if consumers else []
     return sightings, holders, refusals, saves, notes
+
+
+def _asked_together(steps: Sequence[Step], keep: Keep) -> dict[str, Saved]:
+    """What those kinds say of their steps that carry them out as one act."""
+    rows: dict[str, list[Step]] = {}
+    for step in steps:
+        kind = split_id(step.id)[0]
+        if KINDS[kind].at_once:
+            rows.setdefault(kind, []).append(step)
+    return {rid: saved for kind, row in rows.items() for rid, saved in KINDS[kind].preflight_all(row, keep).items()}
 
 
 def sealed(signature: bytes, seen: Attrs) -> bytes:

@@ -16,9 +16,10 @@ from pact.observe.attribution import owner_of, resolve
 from pact.observe.netlinkports import user_of
 from pact.resources import KINDS
 from pact.resources.base import Source
+from pact.resources.guarded import Guarded
 
 OK: Final = "ok"
-HOLLOW_MAX: Final = 100
+HOLLOW_MAX: Final = 1000
 
 
 class Sources:
@@ -84,7 +85,7 @@ class Sources:
         for kind, source in list(self._sources.items()):
             try:
                 seen = source.drain()
-                changed, lost = [(str(name), int(pid)) for name, pid in seen.changed], bool(seen.lost)
+                changed, lost = [(str(name), _process(by)) for name, by in seen.changed], bool(seen.lost)
                 ports = bool(seen.ports)
                 moved += [kind] if seen.news or lost else []
             except Exception as exc:
@@ -92,8 +93,8 @@ class Sources:
                 continue
             if not changed and not lost and self._spins(kind, source):
                 continue
-            for name, pid in changed:
-                writer = self._writer(pid, ports) if pid > 0 else None
+            for name, by in changed:
+                writer = by if isinstance(by, Writer) else self._writer(by, ports) if by > 0 else None
                 self._touch(f"{kind}:{name}", self._owner(writer) if writer is not None else None)
             if lost:
                 self._look_at_all(kind)
@@ -103,8 +104,10 @@ class Sources:
         return user_of(number, self._remembered) if is_port else resolve(number) or self._remembered(number)
 
     def _spins(self, kind: str, source: Source) -> bool:
-        """Give up a source that says again and again that there is something, and gives nothing: the loop would never
-        sleep."""
+        """Give up a source of another package that says again and again that there is something, and gives nothing: the
+        loop would never sleep."""
+        if not isinstance(KINDS[kind], Guarded):
+            return False
         self._hollow[kind] = self._hollow.get(kind, 0) + 1 if self._is_readable(source) else 0
         if self._hollow[kind] > HOLLOW_MAX:
             self._give_up(kind, RuntimeError("it is readable, and gives nothing"))
@@ -160,3 +163,7 @@ class Sources:
         for source in self._sources.values():
             self._close(source)
         self._sources.clear()
+
+
+def _process(by: int | Writer) -> int | Writer:
+    return by if isinstance(by, Writer) else int(by)

@@ -25,7 +25,6 @@ GROUP: Final = "pact.kinds"
 #: Names reserved for kinds of later versions: dimension, and default severity.
 PLANNED: Final = {
     "service": ("services", 0.3),
-    "package": ("packages", 0.2),
 }
 
 

@@ -88,6 +88,8 @@ class Kind(ABC):
     steady: bool = False
     #: What ``notify`` may ask of its resources (``reload``); ``""``: it is asked by its name alone.
     verbs: tuple[str, ...] = ()
+    #: Its steps that stand together in a plan are one act: ``preflight_all`` and ``restore_all`` are asked about them.
+    at_once: bool = False
     #: ``holders`` is called even if the kernel says that nothing uses the resource.
     asked_anyway: bool = False
 
@@ -125,6 +127,15 @@ class Kind(ABC):
     def restore_among(self, name: str, step: Step, blobs: Blobs, among: Among) -> None:
         """The same as ``restore``, as one step of a plan, with the plan's knowledge."""
         self.restore(name, step, blobs)
+
+    def restore_all(self, steps: Sequence[Step], blobs: Blobs) -> Mapping[str, str]:
+        """The same for several steps of a kind that does them ``at_once``: by id, ``""`` or why it was not restored.
+        Raises as ``restore`` if that is true of all."""
+        raise NotImplementedError
+
+    def brought(self, steps: Sequence[Step]) -> Callable[[str], bool]:
+        """After ``restore_all`` of these steps: a test whether it may have written the resource with this id."""
+        return lambda resource: False
 
     def goes_ahead(self, step: Step) -> bool:
         """Whether the new contents of a row of such steps are written ahead, beside the old ones (``support.ahead``);
@@ -226,6 +237,10 @@ class Kind(ABC):
         """Before anything is touched: whether this step could be done, as far as that can be known, and what of the
         present state must be kept."""
         return Saved(save={"attrs": step.actual})
+
+    def preflight_all(self, steps: Sequence[Step], keep: Keep) -> Mapping[str, Saved]:
+        """The same for all steps that a plan has of a kind that does them ``at_once``, by id."""
+        return {step.id: self.preflight(step.id.partition(":")[2], step, keep) for step in steps}
 
     def first_look(self, name: str, keep: Keep, signed: dict[str, bytes] | None) -> Observation:
         """The same as ``observe``, before a decision about the resource. ``signed`` gets by name a few bytes that show,

@@ -53,6 +53,7 @@ class Guarded(Kind):
         self.always_read, self.reads_path = bool(inner.always_read), bool(inner.reads_path)
         self.walked = False  # walking is for files
         self.steady, self.asked_anyway = bool(inner.steady), bool(inner.asked_anyway)
+        self.at_once = bool(inner.at_once)
         self.one_line, self.all_secret = bool(inner.one_line), bool(inner.all_secret)
         self.spelling, self.ignored = str(inner.spelling), self._texts("ignored")
         self.follows, self.moved_by = self._texts("follows"), self._texts("moved_by")
@@ -216,6 +217,20 @@ class Guarded(Kind):
         except Exception as exc:
             raise RestoreError(self._why(exc)) from exc
 
+    def restore_all(self, steps: Sequence[Step], blobs: Blobs) -> Mapping[str, str]:
+        try:
+            said = self._inner.restore_all(steps, blobs)
+            return {step.id: str(said[step.id]) for step in steps}
+        except (OSError, RestoreError):
+            raise
+        except Exception as exc:
+            raise RestoreError(self._why(exc)) from exc
+
+    def brought(self, steps: Sequence[Step]) -> Callable[[str], bool]:
+        silent = super().brought(steps)
+        test = self._or(silent, self._inner.brought, steps)
+        return lambda resource: self._or(False, lambda: bool(test(resource)))
+
     def goes_ahead(self, step: Step) -> bool:
         return False  # writing ahead is for files
 
@@ -253,6 +268,13 @@ class Guarded(Kind):
             return _saved(self._call(WORK_S, self._inner.preflight, name, step, keep))
         except Exception as exc:
             return Saved(refusal=self._why(exc), save={"attrs": step.actual})
+
+    def preflight_all(self, steps: Sequence[Step], keep: Keep) -> Mapping[str, Saved]:
+        try:
+            said = self._inner.preflight_all(steps, keep)
+            return {step.id: _saved(said[step.id]) for step in steps}
+        except Exception as exc:
+            return {step.id: Saved(refusal=self._why(exc), save={"attrs": step.actual}) for step in steps}
 
     def reads(self, name: str, target: Attrs | None, actual: Observation) -> str:
         return self._or("", lambda: str(self._inner.reads(name, target, actual) or ""))

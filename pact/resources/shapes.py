@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
-from pact.model import Declared, Observation
+from pact.model import Declared, Observation, Writer
 
 #: How many bytes of contents are in memory at once, besides one content on its way to the store.
 PIECE_BYTES: Final = 2 << 20
@@ -121,13 +121,14 @@ Blobs = Callable[[str], bytes | None]
 
 @dataclass(frozen=True, slots=True)
 class Drained:
-    """What a source has seen: names, each with the process that did it (0: unknown). ``lost``: why it has missed some,
-    so that every resource of the kind must be observed. ``ports``: the numbers are ports of routing sockets (netlink),
-    which are mostly the pids of those who opened them, but need not be. ``news``: something of the kind came or went,
-    declared or not: there may be something new below a tracked pattern.
+    """What a source has seen: names, each with the process that did it (0: unknown; a ``Writer`` if the source looked
+    at it itself, because it may have ended since). ``lost``: why it has missed some, so that every resource of the
+    kind must be observed. ``ports``: the numbers are ports of routing sockets (netlink), which are mostly the pids of
+    those who opened them, but need not be. ``news``: something of the kind came or went, declared or not: there may be
+    something new below a tracked pattern.
     """
 
-    changed: Sequence[tuple[str, int]] = ()
+    changed: Sequence[tuple[str, int | Writer]] = ()
     lost: str = ""
     ports: bool = False
     news: bool = False

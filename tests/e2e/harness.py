@@ -251,7 +251,7 @@ class Agent:
         assert self.process is None, "it runs already"
         with open(self.log_path, "ab") as log:
             words = ["agent", "--config", str(self.config_path)]
-            if self.before or self.cold or "PYTHONPATH" in self.world.env:
+            if self.before or self.cold or self.world.env:  # what was read already may have asked the environment
                 command = [*self.before, sys.executable, "-m", "pact.cli.main", *words]
                 self.process = self.world.popen(command, stdout=log, stderr=log)
             else:
@@ -306,7 +306,7 @@ class Agent:
         input: bytes | None = None,
     ) -> Done:
         """The command line, by default as root; ``check`` is the exit code that is expected (``None``: any)."""
-        others = "PYTHONPATH" in self.world.env  # it would read other modules than the warm process has
+        others = bool(self.world.env)  # it may read other modules than the warm process has, or read them otherwise
         if uid or others or len(input or b"") > INPUT_MAX:
             # DAC_READ_SEARCH: a checkout or an interpreter that only root may read is read all the same.
             who = [

@@ -35,10 +35,12 @@ SPARED: Final = (
     "/var/mail",
     "/var/run",
 )
+#: The kernel asks whoever locks so for writing to have opened the file for writing.
+WRITERS: Final = frozenset({"POSIX", "OFDLCK"})
 KINDS: Final = frozenset({"module", "service", "package"})
 
 
-def package_locks(steps: Iterable[Step]) -> list[str]:
+def locks_on(steps: Iterable[Step]) -> list[str]:
     """The holders of package managers' locks, if one of these steps touches something that packages may own."""
     return holders() if any(owned(s) for s in steps) else []
 
@@ -53,33 +55,55 @@ def owned(step: Step) -> bool:
     return kind in KINDS
 
 
-def holders() -> list[str]:
-    inodes: dict[tuple[int, int, int], str] = {}
-    for path in PACKAGE_LOCKS:
+def holders(paths: Iterable[str] = PACKAGE_LOCKS) -> list[str]:
+    """Who holds these locks, for people."""
+    try:
+        held = holding(paths)
+    except OSError as exc:
+        return [errno_text("/proc/locks", exc)]
+    first = {pid: path for path, pid in reversed(held)}  # one process holds several
+    return [f"a package manager holds {path}{_who(pid)}" for path, pid in dict.fromkeys(held) if first[pid] == path]
+
+
+def holding(paths: Iterable[str]) -> list[tuple[str, str]]:
+    """The paths that are locked for writing, each with the pid that /proc/locks names. A lock for reading, or one of
+    flock(2), is no package manager's: whoever may read a lock file can have one. Raises OSError if the locks cannot be
+    read."""
+    inodes: dict[int, tuple[int, str]] = {}
+    for path in paths:
         try:
             st = os.stat(path)
         except OSError:
             continue
-        inodes[os.major(st.st_dev), os.minor(st.st_dev), st.st_ino] = path
+        inodes[st.st_ino] = st.st_dev, path
     if not inodes:
         return []
     out = []
-    try:
-        with open("/proc/locks", encoding="ascii", errors="replace") as f:
-            rows = [line.split() for line in f]
-    except OSError as exc:
-        return [errno_text("/proc/locks", exc)]
+    with open("/proc/locks", encoding="ascii", errors="replace") as f:
+        rows = [line.split() for line in f]
     for row in rows:
-        if len(row) < 6 or "->" in row:
+        if len(row) < 6 or row[1] not in WRITERS or row[3] != "WRITE":  # those that wait have an arrow in front
             continue
         try:
             major, minor, inode = row[5].split(":")
-            path_found = inodes.get((int(major, 16), int(minor, 16), int(inode)))
-        except ValueError:
+            device, path = inodes[int(inode)]
+            there = os.makedev(int(major, 16), int(minor, 16))
+        except (KeyError, ValueError):
             continue
-        if path_found is not None:
-            out.append(f"a package manager holds {path_found}{_who(row[4])}")
-    return list(dict.fromkeys(out))
+        if there == device or _is_nameless(there, device, row[4], path):
+            out.append((path, row[4]))
+    return out
+
+
+def _is_nameless(there: int, device: int, pid: str, path: str) -> bool:
+    """Whether a lock that is on another device is on this file all the same: on btrfs and overlays, a file's status
+    shows another device than /proc/locks. The holder's own descriptors tell."""
+    if os.major(there) or os.major(device) or not pid.isdigit():
+        return False
+    try:
+        return any(os.readlink(f"/proc/{pid}/fd/{fd}") == path for fd in os.listdir(f"/proc/{pid}/fd"))
+    except OSError:
+        return False
 
 
 def _who(pid: str) -> str:
