@@ -50,7 +50,9 @@ TOOLS = {
     "setfacl": "acl",
     "setfattr": "attr",
     "strace": "strace",
+    "mmdebstrap": "mmdebstrap",
     "systemd-analyze": "systemd",
+    "systemd-nspawn": "systemd-container",
 }
 
 

@@ -32,6 +32,18 @@ def order(*steps: Step) -> list[str]:
 
 @pytest.mark.invariant("R1")
 class TestOrders:
+    def test_a_service_comes_after_what_it_may_need_and_before_what_requires_it(self) -> None:
+        assert order(
+            put("service:nfs"),
+            put("mount:/data", "service:nfs"),
+            put("file:/data/x"),
+            put("file:/etc/nfs"),
+            put("mount:/etc"),
+        ) == ["mount:/etc", "file:/etc/nfs", "service:nfs", "mount:/data", "file:/data/x"]
+        crossed = order(put("service:a"), put("service:b"), put("mount:/a", "service:a"), put("mount:/b", "service:b"))
+        assert crossed.index("service:a") < crossed.index("mount:/a")
+        assert crossed.index("service:b") < crossed.index("mount:/b")
+
     def test_a_mount_comes_after_the_mount_it_lies_in(self) -> None:
         assert order(put("mount:/a/b/c"), put("mount:/a/b"), put("mount:/a")) == [
             "mount:/a",
@@ -140,9 +152,23 @@ def edges(steps: dict[str, Step]) -> set[tuple[str, str]]:
             )
             if lower is not upper and (lower.id in upper.requires or lies_on):
                 out.add((upper.id, lower.id) if upper.target is None else (lower.id, upper.id))
-            if kind == "sysctl" and lower_kind == "module" and lower.target is not None:
-                out.add((lower.id, upper.id))
     return out
+
+
+def brought(steps: dict[str, Step]) -> set[tuple[str, str]]:
+    """(first, then) of what one kind may bring of another: that gives way to what is required."""
+    modules = [s.id for s in steps.values() if s.id.startswith("module:") and s.target is not None]
+    return {(m, s) for m in modules for s in steps if s.startswith("sysctl:")}
+
+
+def leads(first: str, last: str, pairs: set[tuple[str, str]]) -> bool:
+    """Whether ``last`` comes after ``first`` by these pairs."""
+    reached, todo = set[str](), [first]
+    while todo:
+        here = todo.pop()
+        reached.add(here)
+        todo += [b for a, b in pairs if a == here and b not in reached]
+    return last in reached
 
 
 def circular(names: set[str], pairs: set[tuple[str, str]]) -> bool:
@@ -167,3 +193,6 @@ def test_the_order_is_a_permutation_that_respects_every_edge(drawn: list[tuple[s
     result = [s.id for s in ordered(steps.values(), nature)]
     assert sorted(result) == sorted(steps)
     assert [(a, b) for a, b in pairs if result.index(a) > result.index(b)] == []
+    soft = brought(steps)
+    given_way = [(a, b) for a, b in soft if result.index(a) > result.index(b)]
+    assert [(a, b) for a, b in given_way if not leads(b, a, pairs | soft)] == []

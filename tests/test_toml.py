@@ -102,7 +102,6 @@ def test_sysctls_may_be_written_with_dotted_bare_keys() -> None:
         ("[module]\na-b = {}\na_b = {}\n", 3, "module:a_b is declared twice"),
         ("[sysctls]\nx = 1\n", 1, "unknown kind 'sysctls'"),
         ("[zzz]\n", 1, "unknown kind 'zzz'"),
-        ("[service.x]\nstate = 'running'\n", 1, "kind 'service' is not built into this version"),
         ("sysctl = 1\n", 0, "[sysctl] must be a table"),
         ("[[file]]\n", 0, "[file] must be a table"),
         ("[sysctl]\n'vm.x' = {value = 1, requires = ['x']}\n", 2, "requires: 'x' is no resource id"),

@@ -63,13 +63,13 @@ def act(
             results[step.id] = f"cannot be read: {seen.why}"
         elif distance_n(step.id, step.target, seen) == 0 and (step.id in through or _seals(step, steps)):
             todo.append(replace(step, actual=seen))  # it may be gone by its turn, or must be opened for other steps
-        elif distance_n(step.id, step.target, seen) == 0:
+        elif distance_n(step.id, step.target, seen) == 0 and _kind(step).settled(seen):
             results[step.id] = ""
         elif step.id in moved:
             results[step.id] = MOVED
         elif resumed and _kind(step).half_done(step, seen):
             todo.append(replace(step, actual=seen))
-        elif seen != step.actual:
+        elif not _kind(step).alike(step.actual, seen):
             results[step.id] = MOVED
         else:
             todo.append(step)
@@ -80,39 +80,32 @@ def act(
     with Ahead() as ahead:
         written_kinds: set[str] = set()  # kinds whose writes may move later resources
         written = 0
-        together: dict[str, str] = {}
         brought: list[Callable[[str], bool]] = []
         for at, step in enumerate(todo):
+            if step.id in results:
+                continue  # it was restored together with one before it
             if at >= written:
                 written = at + _write_ahead(ahead, todo, at, blobs)
-            if step.id in together:
-                results[step.id] = together[step.id]
-                done += [] if results[step.id] else [step]
-                continue
             failed = [need for need in needs(step, bearing) if results.get(need)]
             stirring = (*_kind(step).moved_by, *_kind(step).stirred_by)
             stirred = not written_kinds.isdisjoint(stirring) or any(test(step.id) for test in brought)
             now = _as_moved(step) if stirred else _as_left(step) if step.id in through else step
             if step.id in sealed:
                 now = replace(now, target={**(now.target or {}), "flags": ""})
-            if _kind(step).at_once and not failed:
+            if failed and _wrong(now):
+                came = {step.id: f"needs {failed[0]}, which failed"}
+            elif _kind(step).at_once and not failed:
                 row = _at_once(todo, at, bearing, results)
-                together |= _restore_row(row, blobs)
+                came = _restore_row(row, blobs)
                 brought.append(_kind(step).brought(row))
-            results[step.id] = (
-                together[step.id]
-                if step.id in together
-                else f"needs {failed[0]}, which failed"
-                if failed and _wrong(now)
-                else _restore(
-                    now, blobs, ahead, unread=_goes_ahead(step) and step.id not in through, saves=saves, signed=signed
-                )
-            )
+            else:
+                unread = _goes_ahead(step) and step.id not in through
+                came = {step.id: _restore(now, blobs, ahead, unread=unread, saves=saves, signed=signed)}
+            results.update(came)
             written_kinds.add(split_id(step.id)[0])
-            if not results[step.id]:
-                done.append(step)
-                if is_moved(step.id):
-                    fixpoint.read_back(step)
+            done += [s for s in todo[at:] if s.id in came and not came[s.id]] if len(came) > 1 else _if_done(step, came)
+            if not results[step.id] and is_moved(step.id):
+                fixpoint.read_back(step)
         for step in sealed.values():
             seen = observe(step.id)
             if not results[step.id] and not isinstance(seen, Unreadable):
@@ -136,6 +129,16 @@ def act(
         if wrong and not results[step.id]:
             results[step.id] = wrong
     return {**results, **{r: why for r, why in lost.items() if not results[r]}}
+
+
+def _as_it_is(step: Step) -> tuple[str, Step | None]:
+    """The step with its present state; or, without one, the result that it has already."""
+    seen = observe(step.id)
+    if isinstance(seen, Unreadable):
+        return f"cannot be read: {seen.why}", None
+    if distance_n(step.id, step.target, seen) == 0 and _kind(step).settled(seen):
+        return "", None
+    return ("", replace(step, actual=seen)) if _kind(step).alike(step.actual, seen) else (MOVED, None)
 
 
 def _write_ahead(ahead: Ahead, todo: list[Step], at: int, blobs: Blobs) -> int:
@@ -162,26 +165,31 @@ def _row(todo: list[Step], at: int) -> list[Step]:
 def _at_once(todo: Sequence[Step], at: int, bearing: Mapping[str, str], results: Mapping[str, str]) -> list[Step]:
     """The steps from here on that their kind carries out as one act, without those that need what has failed, or what
     comes between them."""
-    row = list(takewhile(lambda s: _kind(s) is _kind(todo[at]), islice(todo, at, None)))
-    return [s for s in row if not any(results.get(need) for need in needs(s, bearing))]
+    kind, row, ids = _kind(todo[at]), list[Step](), set[str]()
+    for step in takewhile(lambda s: _kind(s) is kind, islice(todo, at, None)):
+        lower = needs(step, bearing)
+        if not kind.orders and not ids.isdisjoint(lower):
+            break
+        if not any(results.get(need) for need in lower):
+            row.append(step)
+            ids.add(step.id)
+    return row
 
 
 def _restore_row(row: Sequence[Step], blobs: Blobs) -> dict[str, str]:
     """Returns by id ``""`` for what was restored, else the reason why not. What has moved is left as it is.  # R2"""
-    out: dict[str, str] = {}
+    out, left = dict[str, str](), list[Step]()
     for step in row:
-        seen = observe(step.id)
-        if isinstance(seen, Unreadable):
-            out[step.id] = f"cannot be read: {seen.why}"
-        elif distance_n(step.id, step.target, seen) == 0:
-            out[step.id] = ""
-        elif seen != step.actual:
-            out[step.id] = MOVED
-    left = [s for s in row if s.id not in out]
+        out[step.id], now = _as_it_is(step)
+        left += [] if now is None else [now]
     if left:
         said = _explained(lambda: _kind(left[0]).restore_all(left, blobs), left)
         out |= {s.id: said.get(s.id, "nothing was said of it") for s in left}
     return out
+
+
+def _if_done(step: Step, came: Mapping[str, str]) -> list[Step]:
+    return [] if came[step.id] else [step]
 
 
 def _explained(act: Callable[[], Mapping[str, str]], steps: Iterable[Step]) -> Mapping[str, str]:
@@ -284,7 +292,7 @@ def _restore(
     if not isinstance(seen, Unreadable):
         if distance_n(step.id, step.target, seen) == 0:
             return ""  # an earlier step of the plan has restored it already
-        if seen != step.actual:
+        if not KINDS[kind].alike(step.actual, seen):
             return MOVED  # R2: written while earlier steps ran; the present content was not saved
     elif unread:
         return f"cannot be read: {seen.why}"

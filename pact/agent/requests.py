@@ -282,6 +282,7 @@ class Requests:
         result |= {
             "up_s": round((now_ns - self._began_ns) / NS_PER_S, 1),
             "you": {"user": actor.user, "uid": actor.uid, "role": actor.role},
+            "notes": [text for kind in KINDS.values() for text in kind.notes()],
         }
         self.agent.answer(client, result)
 

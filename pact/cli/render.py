@@ -255,6 +255,7 @@ def status_lines(doc: Mapping[str, Any], view: View, *, verbose: bool = False) -
     for name, health in doc["observers"].items():
         if health != "ok":
             yield f"observer {name}: {clean(health)}"
+    yield from map(clean, doc.get("notes", ()))
     if doc.get("unrecorded"):
         yield f"not recorded: {doc['unrecorded']['count']} drifted resources"
     if doc["journal"].get("error"):

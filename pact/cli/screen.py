@@ -114,6 +114,9 @@ def _lines(doc: Mapping[str, Any], width: int, limits: Limits) -> Iterable[Line]
         if health != "ok":
             for line in prose(f"observer {name}: {clean(health)}", width, ""):
                 yield line, "yellow"
+    for text in doc.get("notes", ()):
+        for line in prose(clean(text), width, ""):
+            yield line, "yellow"
     for line in _phrases(_next_step(doc), width):
         yield line, "dim"
 

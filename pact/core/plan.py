@@ -145,14 +145,35 @@ def _containment(by_id: Mapping[str, Step], after: dict[str, set[str]], nature: 
 
 def _bringing(by_id: Mapping[str, Step], after: dict[str, set[str]], nature: Natures) -> None:
     """A resource that other kinds may bring (a module brings its sysctls) comes after all resources of those kinds that
-    are brought."""
+    are brought, but for those that need it themselves (a mount that requires a service)."""
     coming: dict[str, list[str]] = {}
     for rid, step in by_id.items():
         if step.target is not None:
             coming.setdefault(rid.partition(":")[0], []).append(rid)
-    for rid in by_id:
-        for kind in nature(rid).follows:
-            after[rid].update(coming.get(kind, ()))
+    before: dict[str, set[str]] = {}  # the inverse of ``after``, once it is needed
+    for rid in sorted(by_id):
+        first = {other for kind in nature(rid).follows for other in coming.get(kind, ())}
+        if not first:
+            continue
+        if not before:
+            for each, lower in after.items():
+                for need in lower:
+                    before.setdefault(need, set()).add(each)
+        first -= _needing(rid, before)
+        after[rid] |= first
+        for other in first:
+            before.setdefault(other, set()).add(rid)
+
+
+def _needing(rid: str, before: Mapping[str, set[str]]) -> set[str]:
+    """All that comes after it, directly or not."""
+    found, todo = set[str](), [rid]
+    while todo:
+        for upper in before.get(todo.pop(), ()):
+            if upper not in found:
+                found.add(upper)
+                todo.append(upper)
+    return found
 
 
 def _topological(after: Mapping[str, set[str]], rank: Callable[[str], tuple[int, str]]) -> list[str]:

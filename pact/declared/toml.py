@@ -15,7 +15,7 @@ from pact.core import strict
 from pact.core.node.tracked import ENFORCE, MODES
 from pact.errors import DeclaredError, UsageError
 from pact.model import Declared, split_id
-from pact.resources import KINDS, PLANNED
+from pact.resources import KINDS
 from pact.resources.base import Blobs
 
 FILE_MAX: Final = 64 << 20
@@ -124,7 +124,7 @@ def parse_text(raw: bytes, path: str, base_dir: str, ignore: Ignore) -> Declared
         for need in value.requires:
             try:
                 kind_name, _ = split_id(need)
-                if kind_name not in PLANNED and kind_name not in KINDS:
+                if kind_name not in KINDS:
                     raise ValueError(f"{need!r}: kind {kind_name!r} is not known")
             except ValueError as exc:
                 raise DeclaredError(path, line_of(text, *split_id(resource)), f"{resource}: requires: {exc}") from None
@@ -198,13 +198,6 @@ def _read_kind(
     kind = KINDS.get(kind_name)
     if kind is None:
         line = line_of(text, kind_name, None)
-        if kind_name in PLANNED:
-            raise DeclaredError(
-                path,
-                line,
-                f"kind {kind_name!r} is not built into this version of pact",
-                f"known kinds: {', '.join(sorted(KINDS))}",
-            )
         near = difflib.get_close_matches(kind_name, sorted(KINDS), 1, 0.5)
         hint = f"did you mean [{near[0]}]?" if near else f"known kinds: {', '.join(sorted(KINDS))}"
         raise DeclaredError(path, line, f"unknown kind {kind_name!r}", hint)

@@ -22,10 +22,6 @@ from pact.resources.guarded import Guarded
 from pact.resources.unknown import Unknown
 
 GROUP: Final = "pact.kinds"
-#: Names reserved for kinds of later versions: dimension, and default severity.
-PLANNED: Final = {
-    "service": ("services", 0.3),
-}
 
 
 class Kinds(dict[str, Kind]):
@@ -75,7 +71,7 @@ def _add_others(found: Kinds) -> None:
             raise ConfigError(f"the kind {point.name!r} ({point.value}) cannot be loaded: {exc}") from exc
         if not isinstance(kind, Kind) or getattr(kind, "name", "") != point.name or not point.name.isidentifier():
             raise ConfigError(f"the kind {point.name!r} ({point.value}) is no Kind of that name")
-        if kind.name in found or kind.name in PLANNED:
+        if kind.name in found:
             raise ConfigError(f"the kind {point.name!r} ({point.value}) has the name of another")
         found[kind.name] = Guarded(kind)
 
@@ -116,14 +112,12 @@ def kind_of(resource: str) -> Kind:
         raise UsageError(str(exc)) from None
     if kind in KINDS:
         return KINDS[kind]
-    why = "is not built into this version of pact" if kind in PLANNED else "is not known"
-    raise UsageError(f"{resource}: kind {kind!r} {why}", f"known kinds: {', '.join(sorted(KINDS))}")
+    raise UsageError(f"{resource}: kind {kind!r} is not known", f"known kinds: {', '.join(sorted(KINDS))}")
 
 
 def known() -> dict[str, tuple[str, float]]:
-    """Kind -> dimension and default severity, including kinds of later versions. In the order of dimensions, the
-    lightest first."""
-    every = {**{k.name: (k.dimension, k.severity) for k in KINDS.values()}, **PLANNED}
+    """Kind -> dimension and default severity, in the order of dimensions, the lightest first."""
+    every = {k.name: (k.dimension, k.severity) for k in KINDS.values()}
     return dict(sorted(every.items(), key=lambda item: (DIMENSIONS.index(item[1][0]), item[1][1])))
 
 
@@ -137,4 +131,4 @@ def severities() -> dict[str, float]:
     return {kind: severity for kind, (_, severity) in known().items()}
 
 
-__all__ = ["GROUP", "KINDS", "PLANNED", "WALKED", "Kind", "dimensions", "kind_of", "known", "severities"]
+__all__ = ["GROUP", "KINDS", "WALKED", "Kind", "dimensions", "kind_of", "known", "severities"]

@@ -90,6 +90,8 @@ class Kind(ABC):
     verbs: tuple[str, ...] = ()
     #: Its steps that stand together in a plan are one act: ``preflight_all`` and ``restore_all`` are asked about them.
     at_once: bool = False
+    #: Within one act it orders even those that require each other.
+    orders: bool = False
     #: ``holders`` is called even if the kernel says that nothing uses the resource.
     asked_anyway: bool = False
 
@@ -136,6 +138,15 @@ class Kind(ABC):
     def brought(self, steps: Sequence[Step]) -> Callable[[str], bool]:
         """After ``restore_all`` of these steps: a test whether it may have written the resource with this id."""
         return lambda resource: False
+
+    def alike(self, decided: Observation, seen: Observation) -> bool:
+        """Whether a resource is still as it was when it was decided about. Otherwise somebody has changed it again, and
+        it is left as it is."""
+        return decided == seen
+
+    def settled(self, seen: Attrs | None) -> bool:
+        """False for what conforms only because it is on its way: a plan waits for it."""
+        return True
 
     def goes_ahead(self, step: Step) -> bool:
         """Whether the new contents of a row of such steps are written ahead, beside the old ones (``support.ahead``);
@@ -359,6 +370,10 @@ class Kind(ABC):
     def source(self) -> Source | None:
         """A source of events besides paths; made once, when the first resource of the kind is declared."""
         return None
+
+    def notes(self) -> Sequence[str]:
+        """Lines for who asks for the node's status: what needs a person, and is no drift. Looks at nothing."""
+        return ()
 
     def of_path(self, path: bytes) -> str | None:
         """The name whose ``watch`` gives this path; ``None`` if there is none."""

@@ -27,6 +27,7 @@ ATTRS_BYTES_MAX: Final = 64 << 10
 NAMES_MAX: Final = 100_000
 PATHS_MAX: Final = 16
 HOLDERS_MAX: Final = 1000
+NOTES_MAX: Final = 5
 
 
 class Guarded(Kind):
@@ -53,7 +54,7 @@ class Guarded(Kind):
         self.always_read, self.reads_path = bool(inner.always_read), bool(inner.reads_path)
         self.walked = False  # walking is for files
         self.steady, self.asked_anyway = bool(inner.steady), bool(inner.asked_anyway)
-        self.at_once = bool(inner.at_once)
+        self.at_once, self.orders = bool(inner.at_once), bool(inner.orders)
         self.one_line, self.all_secret = bool(inner.one_line), bool(inner.all_secret)
         self.spelling, self.ignored = str(inner.spelling), self._texts("ignored")
         self.follows, self.moved_by = self._texts("follows"), self._texts("moved_by")
@@ -231,6 +232,12 @@ class Guarded(Kind):
         test = self._or(silent, self._inner.brought, steps)
         return lambda resource: self._or(False, lambda: bool(test(resource)))
 
+    def alike(self, decided: Observation, seen: Observation) -> bool:
+        return self._or(False, lambda: bool(self._inner.alike(decided, seen)))
+
+    def settled(self, seen: Attrs | None) -> bool:
+        return self._or(True, lambda: bool(self._inner.settled(seen)))
+
     def goes_ahead(self, step: Step) -> bool:
         return False  # writing ahead is for files
 
@@ -406,6 +413,10 @@ class Guarded(Kind):
     def source(self) -> Source | None:
         source = self._call(LOOK_S, self._inner.source)  # ``Sources`` polls a kind whose source fails
         return None if source is None else _Bounded(source)
+
+    def notes(self) -> Sequence[str]:
+        nothing: Sequence[str] = ()
+        return self._or(nothing, lambda: [str(text)[:WHY_MAX] for text in self._inner.notes()][:NOTES_MAX])
 
     def undeclarable(self, attrs: Attrs | None) -> str:
         return self._or("something of which its code cannot tell", lambda: str(self._inner.undeclarable(attrs)))

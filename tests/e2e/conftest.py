@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import systemd_kit
 from harness import BOX, REPOSITORY, TOP, Agent, World
 
 HERE = Path(__file__).parent
@@ -74,6 +75,30 @@ def make_agent(world: World, base: Path) -> Iterator[Callable[..., Agent]]:
     yield make
     for agent in made:
         agent.close()
+
+
+@pytest.fixture(scope="module")
+def machine(base: Path) -> Iterator[systemd_kit.Machine]:
+    """A real systemd: a booted system of the module's own (see ``systemd_kit``)."""
+    made = systemd_kit.boot(base)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def machines_agent(machine: systemd_kit.Machine, base: Path) -> Iterator[systemd_kit.NodeAgent]:
+    """An agent that is a unit of it. What it sees it has from sources of events: it rescans once an hour."""
+    made = systemd_kit.NodeAgent(machine, base / "node", {"observe": {"rescan": "1h"}})
+    made.start()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def node(machines_agent: systemd_kit.NodeAgent) -> Iterator[systemd_kit.NodeAgent]:
+    """The machine's agent, with nothing open after the test."""
+    yield machines_agent
+    machines_agent.clear()
 
 
 @pytest.fixture(scope="module")

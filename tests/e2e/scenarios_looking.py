@@ -121,10 +121,10 @@ def programs_read_groups_as_they_read_everything_else(site: Site) -> None:
     settled = ok(site, "commit", gid, "-m", "good")
     assert settled["members"] == {"committed": "n[1-2]"} == group(site, gid)["members"], settled
     assert settled["nodes"]["n2"] == {"state": "committed"}
-    refused = ok(site, "adopt", "service:**", "--nodes", "n[1-2]", code=2)["failed"]
-    assert "not built into this version" in refused["n[1-2]"] and "known kinds: file" in refused["n[1-2]"], refused
+    refused = ok(site, "adopt", "lamp:**", "--nodes", "n[1-2]", code=2)["failed"]
+    assert "is not known" in refused["n[1-2]"] and "known kinds: command, file" in refused["n[1-2]"], refused
     assert site.pact("diff", "--nodes", "n1").out.endswith("no drift\n")
-    assert "\n      known kinds: file" in site.pact("adopt", "service:**", "--nodes", "n1").out
+    assert "\n      known kinds: command, file" in site.pact("adopt", "lamp:**", "--nodes", "n1").out
     site.cut("n3")
     wait_until(lambda: site.connected() == ["n1", "n2"], "one is away", 15)
     change = write(site, "change.toml", CHANGE.replace("new", "newer"))

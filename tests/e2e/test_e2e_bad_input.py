@@ -219,7 +219,6 @@ def test_without_a_configured_root_many_nodes_cannot_be_reached(agent: Agent, wo
     [
         ("file:relative", "absolute path"),
         ("file:**", "absolute path"),
-        ("service:**", "not built into this version"),
         ("srvice:**", "not known"),
     ],
 )

@@ -269,7 +269,7 @@ def test_adopting_a_resource_of_an_open_change_needs_its_name(agent: Agent) -> N
         ('[file."/srv/x"]\nsource = "no-such-file"\n', 1, "no-such-file"),
         ('[file."/srv/x"]\ncontent = "a"\nrequires = ["what:x"]\n', 1, "what"),
         ("[sysctl]\na = = 1\n", 2, "2"),
-        ('[service.slurmd]\nstate = "running"\n', 1, "service"),
+        ('[service.slurmd]\nstate = "up"\n', 1, "running"),
     ],
 )
 def test_a_mistake_is_named_with_file_and_line_and_changes_nothing(

@@ -51,7 +51,7 @@ class Package(Kind):
     dimension, severity = "packages", 0.2
     volatile = False
     one_line = True
-    at_once = True
+    at_once = orders = True
     spelling = "a package's name; of another architecture as its package manager writes it (libc6:i386, glibc.i686)"
     ignored = ("pact",)
 

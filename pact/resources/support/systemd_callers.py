@@ -1,0 +1,87 @@
+"""Who told systemd to do a job: a command that names the unit, and is still there when systemd begins.
+
+systemd does not say who asked. ``systemctl`` waits for its job, so it is there when the job is announced, and its
+arguments say what it wants. Only a process of root's counts, because only root's word is taken without asking, and only
+if it is the one: two that would fit, or none (``--no-block``, another program), leave the change unattributed. Nothing
+is guessed.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Final
+
+from pact.model import Writer
+from pact.observe.attribution import resolve
+
+PROGRAM: Final = "systemctl"
+#: What moves a unit, or the links of its file (``systemctl(1)``).
+VERBS: Final = frozenset(
+    {
+        *("start", "stop", "restart", "try-restart", "condrestart", "reload", "force-reload", "reload-or-restart"),
+        *("try-reload-or-restart", "isolate", "kill", "enable", "disable", "reenable", "mask", "unmask", "preset"),
+    }
+)
+AGE_S: Final = 2.0
+PROCESSES_MAX: Final = 20_000
+ARGUMENTS_MAX: Final = 64 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A process that has just told systemd something, and the units that it names."""
+
+    pid: int
+    names: tuple[str, ...]
+
+    def means(self, unit: str) -> bool:
+        short = unit.removesuffix(".service")
+        return any(w == short or fnmatchcase(unit, w) or fnmatchcase(short, w) for w in self.names)
+
+
+def commands() -> list[Command]:
+    """Those of root that are there now."""
+    return [c for pid in _candidates() if (c := _command(pid)) is not None]
+
+
+def caller(unit: str, among: Sequence[Command]) -> Writer | None:
+    """The process that has asked for what happens to this unit; ``None`` if that is not sure."""
+    fitting = [c for c in among if c.means(unit)]
+    return resolve(fitting[0].pid) if len(fitting) == 1 else None
+
+
+def _candidates() -> list[int]:
+    """The processes that run systemctl."""
+    out = []
+    for pid in [p for p in os.listdir("/proc") if p.isdigit()][:PROCESSES_MAX]:
+        try:
+            with open(f"/proc/{pid}/comm", "rb") as f:
+                if f.read(32).rstrip(b"\n") == PROGRAM.encode():
+                    out.append(int(pid))
+        except OSError:
+            continue
+    return out
+
+
+def _command(pid: int) -> Command | None:
+    """What it says, if it is root's, runs systemctl, and has begun just now: an old one has asked for other things."""
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as f:
+            words = f.read(ARGUMENTS_MAX).decode("utf-8", "replace").split("\0")[1:]
+        with open(f"/proc/{pid}/status") as f:
+            uids = next((line.split()[1:] for line in f if line.startswith("Uid:")), [])
+        with open(f"/proc/{pid}/stat") as f:
+            began_s = int(f.read(4096).rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
+        program = os.path.basename(os.readlink(f"/proc/{pid}/exe"))
+    except (OSError, IndexError, ValueError):
+        return None
+    plain = [w for w in words if w and not w.startswith("-")]
+    verb = next((at for at, w in enumerate(plain) if w in VERBS), None)
+    young = time.clock_gettime(time.CLOCK_BOOTTIME) - began_s < AGE_S
+    if verb is None or program != PROGRAM or not young or uids[1:2] != ["0"]:
+        return None
+    return Command(pid, tuple(plain[verb + 1 :]))
