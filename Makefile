@@ -51,13 +51,17 @@ $(VENV)/.fuzz: $(VENV)/.dev
 # gcc, headers and make build the kernels; the others are what some tests look at, or run.
 DEBIAN := gcc libc6-dev make python3-dev python3-venv util-linux mount procps psmisc iproute2 kmod acl attr rpm e2fsprogs \
   etcd-server etcd-client nftables openssl libzmq3-dev pkg-config strace patch systemd clang puppet cfengine3 \
-  ansible-core dpkg-dev dnf createrepo-c zypper systemd-container mmdebstrap
+  ansible-core dpkg-dev dnf createrepo-c zypper systemd-container mmdebstrap slurmctld slurmd slurm-client munge
 # etcd is in no repository of Enterprise Linux: its tests are skipped there.
 ENTERPRISE := gcc make python3.11-devel util-linux procps-ng psmisc iproute kmod acl attr rpm-build e2fsprogs nftables openssl \
   zeromq-devel pkgconf-pkg-config strace patch systemd clang createrepo_c
 
+# Of daemons that come with a package (etcd, Slurm, munge) none is started: the tests start their own.
+POLICY := /usr/sbin/policy-rc.d
+
 deps:
 	@if command -v apt-get >/dev/null; then \
+	  if [ ! -e $(POLICY) ]; then trap 'rm -f $(POLICY)' EXIT; printf '#!/bin/sh\nexit 101\n' > $(POLICY); chmod 755 $(POLICY); fi; \
 	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(DEBIAN) >/dev/null; \
 	elif command -v dnf >/dev/null; then dnf install -y -q $(ENTERPRISE); \
 	else echo "neither apt-get nor dnf is here: install the like of $(DEBIAN)"; exit 1; fi

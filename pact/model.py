@@ -22,6 +22,8 @@ Json = dict[str, Any]
 JsonRead = Mapping[str, Any]
 
 NS_PER_S: Final = 1_000_000_000
+#: Where an agent listens, unless it is told another place.
+DEFAULT_SOCKET: Final = "/run/pact/agent.sock"
 
 
 @dataclass(frozen=True, slots=True)

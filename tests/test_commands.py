@@ -91,3 +91,12 @@ def test_a_start_imports_one_command_and_nothing_that_only_answers_need(words: l
     modules = set(done.stdout.splitlines()[-1].split())
     assert {m.rpartition(".")[2] for m in modules if m.startswith("pact.cli.commands.")} == found
     assert modules & {"orjson", "rich", "zmq", "socket", "pact.cli.render", "pact.cli.client", "pact.core.ops"} == set()
+
+
+@pytest.mark.parametrize("words", [["check"], ["epilog", "--job", "7"]])
+def test_what_health_checks_and_epilogs_run_imports_nothing_of_the_agent(words: list[str]) -> None:
+    """Its configuration alone cost as much as everything else."""
+    words = ["--socket", "/nonexistent/socket", *words]
+    done = subprocess.run([sys.executable, "-c", PRINT.format(words)], capture_output=True, text=True, check=True)
+    modules = set(done.stdout.splitlines()[-1].split())
+    assert {m for m in modules if m.startswith(("pact.agent", "pact.observe", "pact.net", "zmq"))} == set()

@@ -133,6 +133,12 @@ BAD = {
     "cluster.rack": [1, "a b"],
     "cluster.alone": ["x", True, {}],
     "keys.secret": [1, ""],
+    "scheduler.kind": ["SLURM", "", True],
+    "scheduler.drain": ["yes", 1],
+    "scheduler.node": ["", "a b", "x=y", 5],
+    "scheduler.bin": ["", 1],
+    "scheduler.jobs": ["", []],
+    "scheduler.control": ["", 0],
 }
 
 

@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -16,8 +16,10 @@ import pytest
 
 from pact.agent import consumers
 from pact.agent.consumers import HOLDERS_MAX, cgroup_of, find_holders, job_of
+from pact.agent.scheduler_slurm import _in_cgroups
 from pact.core.plan import Step
 from pact.model import Attrs, encode_name
+from pact.observe.jobs import of_root
 from pact.resources import KINDS
 
 pytestmark = pytest.mark.invariant("F5")
@@ -124,6 +126,12 @@ def test_rules_replace_the_question_who_has_it_open_and_none_asks_nobody(file: P
     [
         ("/system.slice/slurmstepd.scope/job_4711/step_0/user/task_0", "4711"),
         ("/slurm/uid_1000/job_42", "42"),
+        ("/slurm_n001/uid_0/job_42/step_batch/task_0", "42"),
+        ("/system.slice/n001_slurmstepd.scope/job_7/step_extern/user", "7"),
+        ("/system.slice/slurmstepd.scope/system", ""),
+        ("/system.slice/slurmstepd.scope/job_7/step_0/user/task_0/slurmstepd.scope/job_8", "7"),
+        ("/user.slice/user-1000.slice/user@1000.service/slurmstepd.scope/job_4711", ""),
+        ("/system.slice/other.service/job_4711", ""),
         ("/pbs_jobs.service/jobid/123.server", "123.server"),
         ("/lsf/cluster1/job.987.1.2/x", "987"),
         ("/lsf/cluster1/job.987", "987"),
@@ -135,6 +143,101 @@ def test_rules_replace_the_question_who_has_it_open_and_none_asks_nobody(file: P
 )
 def test_jobs_are_read_from_cgroups(path: str, job: str) -> None:
     assert job_of(path) == job
+
+
+@pytest.fixture
+def cgroups() -> Iterator[Callable[[str], Path]]:
+    """Makes a cgroup below one of this test's, in the hierarchy that is here."""
+    tops = ("/sys/fs/cgroup/unified", "/sys/fs/cgroup/systemd", "/sys/fs/cgroup")
+    top = next((Path(t) for t in tops if os.access(f"{t}/cgroup.procs", os.W_OK)), None)
+    if top is None:
+        pytest.skip("no cgroups can be made here")
+    made: list[Path] = []
+
+    def make(name: str) -> Path:
+        path = top / f"pacttest{os.getpid()}"
+        for part in (".", *name.split("/")):
+            path /= part
+            if not path.exists():
+                path.mkdir()
+                made.append(path)
+        return path
+
+    yield make
+    for path in reversed(made):
+        path.rmdir()
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(
+    "name", ["system.slice/slurmstepd.scope/job_4711/step_0/user/task_0", "slurm_n001/uid_65534/job_4711/step_0/task_0"]
+)
+def test_a_process_in_a_step_s_cgroup_is_named_with_its_job(
+    name: str, cgroups: Callable[[str], Path], file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Slurm's plugins cgroup/v2 and cgroup/v1 name them; and as long as a process is there the job runs."""
+    where = cgroups(name)
+    job = where
+    while not job.name.startswith("job_"):
+        job = job.parent
+    monkeypatch.setattr("pact.agent.scheduler_slurm.V2", f"{job.parent}/job_*")
+    monkeypatch.setattr("pact.agent.scheduler_slurm.V1", f"{job.parent}/job_*")
+    with file.open() as f, running("sleep", 60, stdin=f) as process:
+        (where / "cgroup.procs").write_text(str(process.pid))
+        (holder,) = find_holders([step(file)])
+        assert (holder.pid, holder.job) == (process.pid, "4711")
+        assert _in_cgroups() == {"4711"}
+    wait_until(lambda: _in_cgroups() == set())
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+@contextmanager
+def below_a_step(file: Path, title: str, *who: str) -> Iterator[int]:
+    """A process that holds the file, and whose parent has this title, as setproctitle would write it."""
+    script = f"""exec -a '{title}' bash -c 'sleep 60 < "$0" & echo $!; wait' {file}"""
+    with subprocess.Popen([*who, "bash", "-c", script], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        try:
+            yield pid
+        finally:
+            os.kill(pid, 9)
+            parent.wait()
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(
+    ("title", "job"),
+    [
+        ("slurmstepd: [4711.batch]", "4711"),
+        ("slurmstepd: [4711.0]", "4711"),
+        ("slurmstepd: [4711+1.extern]", "4711"),
+        ("slurmstepd: [x.0]", ""),
+        ("slurmstepd", ""),
+        ("my slurmstepd: [4711.0]", ""),
+    ],
+)
+def test_without_cgroups_the_title_of_the_step_s_daemon_names_the_job(title: str, job: str, file: Path) -> None:
+    with below_a_step(file, title) as pid:
+        wait_until(lambda: {h.job for h in find_holders([step(file)]) if h.pid == pid} == {job})
+
+
+@pytest.mark.root
+@pytest.mark.invariant("S1")
+def test_who_calls_himself_another_s_step_is_not_named_so(tmp_path: Path, file: Path) -> None:
+    """Nor by his environment: who could say that would have another's job ended."""
+    for path in (tmp_path, *tmp_path.parents[:-2]):
+        path.chmod(0o755)
+    who = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "env", "SLURM_JOB_ID=4711")
+    with below_a_step(file, "slurmstepd: [4711.0]", *who) as pid:
+        wait_until(lambda: {h.job for h in find_holders([step(file)]) if h.pid == pid} == {""})
+        assert not [p for p in of_root() if p.title.startswith("slurmstepd: [4711")]
 
 
 def test_a_holder_that_cannot_be_named_counts_as_one(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

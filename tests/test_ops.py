@@ -41,6 +41,7 @@ GIVEN: dict[str, Any] = {
     "decision": "abort",
     "holds": [],
     "resource": "file:/x",
+    "job": "71",
 }
 #: What the shell makes another request of before the core hears it.
 BY_THE_SHELL = {"redo"}

@@ -98,6 +98,7 @@ def status(node: str = "n001", pid: int = 4711, day: int = 1, id_: str = "c7", *
         "drifted": 1,
         "unreadable": 0,
         "observers": {"fanotify": HOSTILE, "mountinfo": "ok"},
+        "scheduler": {"kind": "slurm", "drained": "pact: c7 blocked", "error": HOSTILE},
         "changes": [change],
         "emergency": {
             "reason": HOSTILE,
@@ -122,6 +123,7 @@ def test_plain_status_has_no_pids_node_names_or_numbers_so_that_equal_nodes_fold
     assert not re.search(r"4711|n001|788|c7", text)
     assert "state: blocked (observe mode)" in text
     assert "blocked \\x1b[31mred\\x0aline: sysctl:vm.swappiness, file:/f[0-19]" in text
+    assert "\ndrained\nbatch system: \\x1b[31mred" in text
     assert "(\\x1b[31mred\\x0aline), stale" in text and "c7 blocked" in "\n".join(status_lines(status(), View()))
 
 
@@ -163,6 +165,7 @@ def test_a_quiet_node_says_little() -> None:
         holds=[],
         unrecorded=None,
         observers={"fanotify": "ok"},
+        scheduler={"kind": "slurm", "drained": None},
         journal={"seq": 1, "replicated": 1},
     )
     assert list(status_lines(quiet, View())) == ["state: committed", "declared: 1204, drifted: 0, unreadable: 0"]

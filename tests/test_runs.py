@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -112,12 +114,18 @@ def test_the_way_to_init_ends_and_takes_no_other_process_for_a_parent() -> None:
     assert list(chain(later)) == [later], "a parent that began later is another process"
 
 
+def job_of_child(job: str) -> str:
+    """What the environment of a new process says, when its program has begun."""
+    with subprocess.Popen(["sleep", "60"], env={"SLURM_JOB_ID": job}) as sleeper:
+        try:
+            while not Path(f"/proc/{sleeper.pid}/environ").read_bytes():
+                time.sleep(0.001)
+            return job_in_environment(sleeper.pid)
+        finally:
+            sleeper.kill()
+
+
 def test_a_job_is_found_in_cgroup_and_environment() -> None:
     assert job_of("/system.slice/slurmstepd.scope/job_71/step_0/user/task_0") == "71" and job_of("/x") == ""
-    with subprocess.Popen(["sleep", "60"], env={"SLURM_JOB_ID": "72"}) as sleeper:
-        assert job_in_environment(sleeper.pid) == "72"
-        sleeper.kill()
-    with subprocess.Popen(["sleep", "60"], env={"SLURM_JOB_ID": "7 2\n"}) as sleeper:
-        assert job_in_environment(sleeper.pid) == ""
-        sleeper.kill()
-    assert job_in_environment(sleeper.pid) == ""
+    assert job_of_child("72") == "72" and job_of_child("7 2\n") == ""
+    assert job_in_environment(1 << 22) == ""

@@ -28,12 +28,11 @@ from pact.host.fields import (
     near,
     texts,
 )
-from pact.model import DIMENSIONS
+from pact.model import DEFAULT_SOCKET, DIMENSIONS
 from pact.net.members import parents, require_roots, root_keys
 from pact.observe.runs import THEN, WriterRule
 
 DEFAULT_PATH: Final = "/etc/pact/agent.toml"
-DEFAULT_SOCKET: Final = "/run/pact/agent.sock"
 
 
 @dataclass(slots=True)
@@ -80,6 +79,12 @@ class Config:
     alone_ns: int = 600_000_000_000
     secret: str = ""
     writers: list[WriterRule] = field(default_factory=list)
+    scheduler: str = "none"
+    drain: bool = False
+    scheduler_node: str = ""  # the node's name there, if it is another one
+    scheduler_bin: str = ""
+    scheduler_jobs: str = "/etc/pact/scheduler/jobs"
+    scheduler_control: str = "/etc/pact/scheduler/node"
     given: frozenset[str] = frozenset()  # fields that the command line has set
 
     def settings(self) -> Settings:
@@ -186,6 +191,14 @@ KEYS: Final[Mapping[str, Mapping[str, tuple[str, Callable[[Any], Any]]]]] = {
     },
     "access": {"admin_groups": ("admin_groups", texts), "ops_groups": ("ops_groups", texts)},
     "notify": {"terminals": ("terminals", a_bool)},
+    "scheduler": {
+        "kind": ("scheduler", a_choice("none", "slurm", "pbs", "hooks")),
+        "drain": ("drain", a_bool),
+        "node": ("scheduler_node", a_name),
+        "bin": ("scheduler_bin", a_text),
+        "jobs": ("scheduler_jobs", a_text),
+        "control": ("scheduler_control", a_text),
+    },
     "hooks": {"dir": ("hooks_dir", a_text), "timeout": ("hooks_timeout_ns", a_duration)},
     "cluster": {
         "parents": ("parents", parents),

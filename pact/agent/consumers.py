@@ -15,7 +15,7 @@ from typing import Any, Final
 from pact._fast import open_handles_ex
 from pact.core.plan import Step
 from pact.model import Holder, encode_name, split_id
-from pact.observe.jobs import job_of
+from pact.observe.jobs import job_above, job_of
 from pact.resources import KINDS
 
 HOLDERS_MAX: Final = 200
@@ -165,7 +165,7 @@ def describe(holder: Holder) -> Holder:
         "user": user,
         "command": command,
         "cgroup": cgroup,
-        "job": job_of(cgroup),
+        "job": job_of(cgroup) or job_above(holder.pid),
         "start": started_at(holder.pid) or 0,
     }
     return Holder.from_json(filled)

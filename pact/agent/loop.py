@@ -20,13 +20,14 @@ from typing import Any, Final
 from pact import __version__
 from pact._fast import syscalls
 from pact.agent import reload
+from pact.agent.batch import Batch
 from pact.agent.config import Config
 from pact.agent.control import Control
 from pact.agent.requests import Requests
 from pact.agent.sightings import Sightings
 from pact.agent.signatures import moved_since
 from pact.agent.veil import HOOKS
-from pact.agent.worker import Result
+from pact.agent.worker import Result, Worker
 from pact.core.node.events import (
     Acted,
     Asked,
@@ -129,6 +130,7 @@ class Agent(Sightings):
         self.watching.tracking.follow(self.node.state.tracked)
         self._check_health()
         self.control = Control(self.config.socket, self._epoll, self.config.admin_groups, self.config.ops_groups)
+        self.batch = Batch(self, self._batch_worker)
         if self.config.parents:
             from pact.agent.link import Link
 
@@ -149,6 +151,12 @@ class Agent(Sightings):
                     seen = event.make(*self.now()) if event.make is not None else None
                     out += seen.sightings if isinstance(seen, Observed) else ()
         return out
+
+    def _batch_worker(self) -> Worker:
+        """A thread for the tools of the batch system: they may wait for its controller."""
+        worker = Worker("pact-batch", self.config.file_limit, self._room, self._blobs, self.ignore, self._wake)
+        self._workers.append(worker)
+        return worker
 
     def _wait_for_boot_job(self) -> None:
         """Bring back what the reboot reset before the agent reports that it is ready.  # B1"""
@@ -199,6 +207,7 @@ class Agent(Sightings):
             self.link = None
         self.control.close()
         self.hooks.close()
+        self.batch.close()
         ended = self.worker.close(30.0)
         for worker in (self._slow, *self._of_kinds.values()):
             ended &= worker.close(1.0)
@@ -252,6 +261,9 @@ class Agent(Sightings):
             due.append(wake_ns)
         if self.link is not None:
             due.append(self.link.next_wake_ns())
+        batch_ns = self.batch.next_ns()
+        if batch_ns is not None:
+            due.append(batch_ns)
         notice_ns = self.notices.next_ns()
         if notice_ns is not None:
             due.append(notice_ns)
@@ -311,6 +323,7 @@ class Agent(Sightings):
             self._save_cache()
         if self.watching.points_moved and now_ns >= self._next_points_ns:
             self._save_points()
+        self.batch.turn(now_ns)
         if self.link is not None:
             self.link.turn()
         self._publish()

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
-from pact.core.node.events import ContactChanged, Covered, Denied, Event, FleetTold, Reconfigured
+from pact.core.node.events import ContactChanged, Covered, Denied, Event, FleetTold, JobsEnded, Reconfigured
 from pact.core.node.suspend import older
 from pact.host.notify import log
 
 #: Events that are passed later if they cannot be recorded now.
-OWED: Final = (Covered, Denied, FleetTold, ContactChanged, Reconfigured)
+OWED: Final = (Covered, Denied, FleetTold, ContactChanged, Reconfigured, JobsEnded)
 OWED_MAX: Final = 1000
 DENIED_MAX: Final = 20
 

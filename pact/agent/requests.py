@@ -137,6 +137,8 @@ class Requests:
 
     def _ask(self, client: Client, op: str, args: dict[str, Any]) -> None:
         agent = self.agent
+        if op == "epilog" and client.admin and not client.remote:  # what an epilog says, it says once
+            agent.batch.epilog(args["job"], client.sock)
         agent.require_journal()
         agent.make_room()
         self._catch_up(client)
@@ -281,6 +283,7 @@ class Requests:
         actor = client.caller.actor
         result |= {
             "up_s": round((now_ns - self._began_ns) / NS_PER_S, 1),
+            "scheduler": agent.batch.status(),
             "you": {"user": actor.user, "uid": actor.uid, "role": actor.role},
             "notes": [text for kind in KINDS.values() for text in kind.notes()],
         }

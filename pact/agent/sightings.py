@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Final
 
+from pact.agent.batch import Batch
 from pact.agent.config import Config
 from pact.agent.driver import BACKLOG_PIECE, JOURNAL_RETRY_NS, Driver
 from pact.agent.probing import placed
@@ -36,6 +37,8 @@ RESET_LOOK_S: Final = 30.0
 
 class Sightings(Driver):
     """A driver that observes."""
+
+    batch: Batch
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)

@@ -20,6 +20,7 @@ from pact.agent.textdiff import unified
 from pact.agent.veil import Veil, command_for, holder_for, is_secret
 from pact.core.node import change as life
 from pact.core.node import tracked
+from pact.core.node.batch import wanted_by_jobs
 from pact.core.node.change import Change, Member
 from pact.core.node.events import Caller
 from pact.core.node.places import places
@@ -313,10 +314,14 @@ def _live(name: str, digest: str) -> bytes | None:
 
 
 def check_line(node: Node, unrecorded: Collection[str], journal_error: str) -> tuple[str, int]:
-    """One line for a health check, and 0 or 11: a node without declared resources is not in order."""
+    """One line for a health check, and 0 or 11: a node without declared resources is not in order; one on which jobs
+    have what their prologs set is."""
     state = node.state
-    drifted = sum(len(c.members) for c in state.changes.values())
+    for_jobs = wanted_by_jobs(state)
+    drifted = sum(len(c.members) for c in state.changes.values() if c.id not in for_jobs)
     parts = [f"{drifted} of {state.declared_count} drifted" if drifted else f"{state.declared_count} declared"]
+    if for_jobs:
+        parts.append(f"{sum(len(state.changes[c].members) for c in for_jobs)} set for jobs")
     blocked = [c.id for c in state.changes.values() if c.state in (life.BLOCKED, life.FAILED)]
     if blocked:
         parts.append("needs a decision: " + ", ".join(blocked[:5]))

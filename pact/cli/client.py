@@ -20,7 +20,7 @@ import orjson
 from pact.core import strict
 from pact.core.units import format_duration
 from pact.errors import BY_EXIT_CODE, PactError, UnreachableError
-from pact.model import NS_PER_S
+from pact.model import DEFAULT_SOCKET, NS_PER_S
 
 ANSWER_S: Final = 10.0  # of silence, if no timeout is given
 BUSY_MAX_S: Final = 60.0  # how long a loop that uses the processor without an answer counts as working
@@ -77,8 +77,9 @@ class Connection:
     def __exit__(self, *exc: object) -> None:
         self._sock.close()
 
-    def send(self, op: str, args: dict[str, Any]) -> None:
-        left = memoryview(orjson.dumps({"v": 1, "op": op, "args": args, "alive": True}) + b"\n")
+    def send(self, op: str, args: dict[str, Any], *, stays: bool = True) -> None:
+        """``stays``: without the client nobody wants the answer, so a request whose client has gone is dropped."""
+        left = memoryview(orjson.dumps({"v": 1, "op": op, "args": args, **({"alive": True} if stays else {})}) + b"\n")
         while left:
             self._wait(select.POLLOUT)
             try:
@@ -267,6 +268,12 @@ class Local:
             connection.send(op, fields)
             return Answer(connection.line())
 
+    def tell(self, op: str, fields: dict[str, Any]) -> Answer:
+        """The same for what counts though nobody waits for the answer any more."""
+        with Connection(self.path, self.timeout_s, self.spent_s) as connection:
+            connection.send(op, fields, stays=False)
+            return Answer(connection.line())
+
     def lines(self, op: str, fields: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """Lines until the agent marks the last one. ``watch`` and ``follow`` have no end; after they have begun, events
         may be far apart."""
@@ -286,8 +293,6 @@ class Local:
 
 def local(path: str | None, patience_ns: int | None) -> Local:
     """``path``: of its socket, if it is not the default."""
-    from pact.agent.config import DEFAULT_SOCKET
-
     timeout_s = None if patience_ns is None else patience_ns / NS_PER_S
     return Local(path or DEFAULT_SOCKET, timeout_s, _spent_s())
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import orjson
 
 from pact.cli.names import few
+from pact.cli.service import service
 from pact.core.units import format_duration
 from pact.model import NS_PER_S
 
@@ -256,6 +257,7 @@ def status_lines(doc: Mapping[str, Any], view: View, *, verbose: bool = False) -
         if health != "ok":
             yield f"observer {name}: {clean(health)}"
     yield from map(clean, doc.get("notes", ()))
+    yield from map(view.spoken, service(doc, ids=view.ids))
     if doc.get("unrecorded"):
         yield f"not recorded: {doc['unrecorded']['count']} drifted resources"
     if doc["journal"].get("error"):

@@ -27,6 +27,7 @@ from pact.cli.render import (
     who,
     why,
 )
+from pact.cli.service import service
 from pact.cli.wrapping import INDENT, cut, cut_name, prose, wrapped
 
 BAR_WIDTH: Final = 16
@@ -114,7 +115,7 @@ def _lines(doc: Mapping[str, Any], width: int, limits: Limits) -> Iterable[Line]
         if health != "ok":
             for line in prose(f"observer {name}: {clean(health)}", width, ""):
                 yield line, "yellow"
-    for text in doc.get("notes", ()):
+    for text in (*doc.get("notes", ()), *service(doc)):
         for line in prose(clean(text), width, ""):
             yield line, "yellow"
     for line in _phrases(_next_step(doc), width):

@@ -208,6 +208,13 @@ class HoldRelease(Changing, role="ops", command="hold"):
     name: str | None = None
 
 
+class Epilog(Changing, role="admin", afar=False, command="epilog"):
+    """The batch system says that a job has ended on this node. Only root may say so: with the job ends the hold of what
+    was set for it.  # O7"""
+
+    job: str
+
+
 # -- what the root asks of members -----------------------------------------------------------------------------------
 
 
@@ -344,6 +351,7 @@ AT_NODE: Final[Mapping[str, type[Op]]] = {
     "emergency_end": EmergencyEnd,
     "hold_place": HoldPlace,
     "hold_release": HoldRelease,
+    "epilog": Epilog,
     "state": State,
     "group_check": GroupCheck,
     "group_apply": GroupApply,

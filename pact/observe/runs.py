@@ -20,7 +20,7 @@ from typing import Final
 from pact._fast.reader import snapshot
 from pact.model import Owner, Writer
 from pact.observe.attribution import owner_of, writer_from
-from pact.observe.jobs import job_in_environment, job_of
+from pact.observe.jobs import job_in_environment, job_of, job_of_title
 
 #: Each run of these is one change: files, packages and services that it moves are settled together.
 PACKAGE_MANAGERS: Final = frozenset(
@@ -196,7 +196,8 @@ def _by_rule(rule: WriterRule, top: Writer, way: Sequence[Writer]) -> Run:
 
 
 def _job(writer: Writer) -> str:
-    return job_of(writer.cgroup) or (job_in_environment(writer.pid) if writer.uid == 0 else "")
+    of_root = "" if writer.uid != 0 else job_of_title(writer.command) or job_in_environment(writer.pid)
+    return job_of(writer.cgroup) or of_root
 
 
 def chain(writer: Writer) -> Iterator[Writer]:

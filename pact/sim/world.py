@@ -36,6 +36,7 @@ from pact.core.node.events import (
     Effect,
     Event,
     FleetTold,
+    JobsEnded,
     Look,
     Looked,
     New,
@@ -67,7 +68,7 @@ EPOCH_NS = 1_800_000_000 * NS_PER_S
 DRAIN_MAX = 10_000
 #: Events that a node must get, if not now, then when there is a journal again; of the last three only the newest
 #: counts.
-OWED: Final = (Covered, Denied, FleetTold, ContactChanged, Reconfigured)
+OWED: Final = (Covered, Denied, JobsEnded, FleetTold, ContactChanged, Reconfigured)
 NEWEST: Final = (FleetTold, ContactChanged, Reconfigured)
 
 #: The possible members of ``World.faults``.

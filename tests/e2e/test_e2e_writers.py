@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
+import sys
+import time
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -149,17 +153,98 @@ def test_a_held_writer_s_change_begins_with_a_hold(another: Callable[..., Agent]
     wait_until(lambda: agent.newest("rolled_back"), "the window's end")
 
 
+def held_for(agent: Agent) -> list[str]:
+    return sorted(h["reason"] for h in agent.status()["holds"])
+
+
 @pytest.mark.invariant("O7")
 def test_what_a_prolog_sets_lasts_as_long_as_its_job(another: Callable[..., Agent]) -> None:
-    """The next job's prolog sets the same value: it is that job's from then on, with nothing of the first one's time."""
+    """Another job's prolog sets the same value: it lasts as long as either of them, and then has a full window."""
     agent = another(writer=RULES, window={"base": "0.6s", "floor": "0.2s"})
     path = agent.file("job.conf")
     agent.world.end(under_way(agent.world, "prolog", write(path, "tuned"), job="71"))
     first = wait_until(lambda: agent.change_of(f"file:{path}"), "the drift")
-    assert first["state"] == "held" and agent.status()["holds"][0]["reason"] == "job 71 runs"
+    assert first["state"] == "held" and held_for(agent) == ["job 71 runs"]
+    assert agent.pact("check").out == "drifted: 1 declared; 1 set for jobs\n"
     agent.world.end(under_way(agent.world, "prolog", write(path, "tuned"), job="72"))
-    second = wait_until(lambda: c if (c := agent.change_of(f"file:{path}"))["id"] != first["id"] else None, "72's")
-    assert second["state"] == "held" and [h["reason"] for h in agent.status()["holds"]] == ["job 72 runs"]
+    wait_until(lambda: held_for(agent) == ["job 71 runs", "job 72 runs"], "72's")
+    assert agent.pact("epilog", "--job", "71").out == ""
+    wait_until(lambda: held_for(agent) == ["job 72 runs"], "71 has ended")
+    assert agent.change_of(f"file:{path}")["state"] == "held"
+    agent.pact("epilog", "--job", "72")
+    wait_until(lambda: agent.ask("check")["exit"] == 11, "it is drift again")
+    wait_until(lambda: agent.newest("rolled_back"), "the window's end")
+    opened, closed = agent.newest("hold_released"), agent.newest("rollback_started")
+    assert opened["data"]["cause"] == "job 72 has ended" and seconds(opened, closed) >= 0.5
+
+
+@pytest.mark.invariant("O7")
+def test_what_two_jobs_want_of_a_change_is_held_for_both_and_the_rest_for_one(another: Callable[..., Agent]) -> None:
+    agent = another(writer=RULES)
+    one, two = agent.file("both.conf"), agent.file("mine.conf")
+    agent.world.end(under_way(agent.world, "prolog", write(one, "tuned", two, "tuned"), job="71"))
+    first = wait_until(lambda: c if (c := agent.change_of(f"file:{two}")) else None, "the drift")
+    assert first["resources"] == sorted([f"file:{one}", f"file:{two}"])
+    agent.world.end(under_way(agent.world, "prolog", write(one, "tuned"), job="72"))
+    wait_until(lambda: held_for(agent) == ["job 71 runs", "job 71 runs", "job 72 runs"], "a change for both")
+    agent.pact("epilog", "--job", "71")
+    wait_until(lambda: held_for(agent) == ["job 72 runs"], "71 has ended")
+    assert agent.change_of(f"file:{one}")["state"] == "held" and agent.change_of(f"file:{two}")["state"] == "open"
+
+
+@pytest.mark.invariant("O7", "S1")
+def test_nobody_but_root_says_that_a_job_has_ended(another: Callable[..., Agent]) -> None:
+    agent = another(writer=RULES)
+    path = agent.file("safe.conf")
+    agent.world.end(under_way(agent.world, "prolog", write(path, "tuned"), job="71"))
+    wait_until(lambda: held_for(agent) == ["job 71 runs"], "held")
+    done = agent.pact("epilog", "--job", "71", uid=ANN, check=3)
+    assert "needs the role admin" in done.err
+    assert agent.pact("epilog", "--job", "no job", check=2).err and agent.pact("epilog", check=2).err
+    time.sleep(2.0)  # more than it takes to believe an epilog
+    assert held_for(agent) == ["job 71 runs"]
+
+
+@pytest.mark.invariant("O7")
+def test_what_an_epilog_says_counts_though_the_agent_sleeps_or_is_killed(another: Callable[..., Agent]) -> None:
+    """It returns at once with 0, and counts when the agent goes on; and a job whose end was told has ended for the next
+    run of the agent, too."""
+    agent = another(writer=RULES)
+    path = agent.file("slept.conf")
+    agent.world.end(under_way(agent.world, "prolog", write(path, "tuned"), job="71"))
+    wait_until(lambda: held_for(agent) == ["job 71 runs"], "held")
+    assert agent.process is not None
+    agent.process.send_signal(signal.SIGSTOP)
+    began_s = time.monotonic()
+    done = agent.pact("epilog", "--job", "71")
+    assert time.monotonic() - began_s < 5 and "finds out by itself" in done.err
+    agent.process.send_signal(signal.SIGCONT)
+    wait_until(lambda: held_for(agent) == [], "it counts")
+    agent.world.end(under_way(agent.world, "prolog", write(agent.file("killed.conf"), "tuned"), job="72"))
+    wait_until(lambda: held_for(agent) == ["job 72 runs"], "held")
+    agent.pact("epilog", "--job", "72")
+    agent.restart(signal.SIGKILL)
+    wait_until(lambda: held_for(agent) == [], "it is remembered")
+    agent.stop()
+    assert agent.pact("epilog", "--job", "73").code == 0
+
+
+@pytest.mark.invariant("O7")
+def test_an_epilog_that_takes_it_back_after_telling_leaves_no_window(another: Callable[..., Agent]) -> None:
+    agent = another(writer=RULES)
+    path = agent.file("back.conf")
+    agent.world.end(under_way(agent.world, "prolog", write(path, "tuned"), job="71"))
+    wait_until(lambda: held_for(agent) == ["job 71 runs"], "held")
+    command = f"{sys.executable} -m pact.cli.main --socket {agent.socket} epilog"
+    epilog = under_way(agent.world, "epilog", f"{command}; sleep 2.5; {write(path, 'declared')}", job="71")
+    agent.settled(f"file:{path}")
+    agent.world.end(epilog)
+    assert agent.records("window_opened") == [] and agent.records("hold_released") == []
+
+
+def seconds(earlier: Any, later: Any) -> float:
+    began, ended = (datetime.fromisoformat(r["time"]) for r in (earlier, later))
+    return (ended - began).total_seconds()
 
 
 def test_rules_that_cannot_hold_are_refused(another: Callable[..., Agent]) -> None:

@@ -33,6 +33,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "log": "journal records, newest first",
     "watch": "live events until interrupted",
     "check": "for health checks: one line, exit 0 or 11",
+    "epilog": "for a batch system's epilog: a job has ended",
     "nodes": "the nodes of the cluster, and how far their records have come",
     "groups": "changes on many nodes, and where each member is",
     "journal": "verify, export or import a journal",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -11,13 +11,15 @@ from pact.core.node import payloads, writers
 from pact.core.node.change import Change
 from pact.core.node.events import Acted, Sighting
 from pact.core.node.ledger import Ledger
-from pact.core.node.state import recent_key
+from pact.core.node.state import Hold, recent_key
 from pact.core.settings import BILLION
 from pact.errors import ConflictError
 from pact.model import UNATTRIBUTED, Attrs, Declared, Owner, Unreadable
 
 #: How many owners besides the last one are named as writers of a resource.
 ALSO_MAX: Final = 8
+#: For how many jobs of one node a change is held at the same time.
+JOBS_MAX: Final = 512
 
 
 class Desk(Ledger):
@@ -101,6 +103,8 @@ class Desk(Ledger):
             same = (member.actual, member.deviation_n, member.weight_n) == (actual, deviation_n, weight_n)
             if same and not named_late and not writers.takes_over(change, writer):
                 return False
+            if same and writer is not None and (shared := self._held_for_jobs(change)):
+                return self._share(change, resource, writer, shared, sighting)
         if intent is not None:
             self.detect(
                 resource,
@@ -213,17 +217,30 @@ class Desk(Ledger):
         why = writers.why_held(change.owner)
         if why:
             for_ns = writers.JOB_MAX_NS if writers.job_of(change.owner) else state.settings.emergency_ns
-            ends_ns = self.t_ns + for_ns
-            self.record(
-                payloads.HoldPlaced(
-                    hold=f"h{state.hold_n + 1}",
-                    change=cid,
-                    owner=change.owner,
-                    reason=why,
-                    ends_ns=ends_ns,
-                    ends=self.wall_of(ends_ns),
-                )
-            )
+            self._place(cid, change.owner, why, self.t_ns + for_ns)
+
+    def _held_for_jobs(self, change: Change) -> list[Hold]:
+        return [h for h in self.state.holds.values() if h.change == change.id and writers.job_of(h.owner)]
+
+    def _share(self, change: Change, resource: str, writer: Owner, shared: Sequence[Hold], sighting: Sighting) -> bool:
+        """Another job wants what is held for running jobs already: it lasts as long as any of them. What this job wants
+        of a change that has more becomes a change of its own, held for all of them.  # O7"""
+        if any(h.owner.then == writer.then for h in shared):
+            return False
+        cid = change.id
+        if len(change.members) > 1:
+            member, cid = change.members[resource], self.new_change_id()
+            args = (member.actual, member.deviation_n, member.weight_n, self.t_ns, sighting.moved_with)
+            self.detect(resource, cid, writer, *args, secret=sighting.secret)
+            for hold in shared[-JOBS_MAX:]:
+                self._place(cid, hold.owner, hold.reason, hold.ends_ns)
+        elif len(shared) < JOBS_MAX:
+            self._place(cid, writer, writers.why_held(writer), self.t_ns + writers.JOB_MAX_NS)
+        return True
+
+    def _place(self, cid: str, owner: Owner, why: str, ends_ns: int) -> None:
+        hold, ends = f"h{self.state.hold_n + 1}", self.wall_of(ends_ns)
+        self.record(payloads.HoldPlaced(hold=hold, change=cid, owner=owner, reason=why, ends_ns=ends_ns, ends=ends))
 
     def _also(self, resource: str, owner: Owner) -> list[Owner]:
         """The other owners who have written a resource since it last conformed: no writer is forgotten when another

@@ -14,6 +14,7 @@ from typing import Any, Final
 from pact.core.node import (
     adopt,
     apply,
+    batch,
     commit,
     declare,
     extend,
@@ -197,6 +198,8 @@ class Node(Desk):
         if first and event.track:
             self.record(payloads.Tracked(patterns=dict(event.track), forgotten=[]))
         self._open_at_last(was_enforcing or first)
+        if event.reboot:
+            batch.all_ended(self)
         self.rebuild()
 
     def _reconfigured(self, event: Reconfigured) -> None:
@@ -356,7 +359,7 @@ class Node(Desk):
                 self.reschedule(change.id)
 
     def _jobs_ended(self, event: JobsEnded) -> None:
-        suspend.jobs_ended(self, event.jobs)
+        batch.jobs_ended(self, event.jobs)
 
     def _stopping(self, event: Stopping) -> None:
         self.record(payloads.AgentStopped(reason=event.reason))
@@ -405,6 +408,7 @@ _OPS: Final[Mapping[str, Callable[[Node, Any], None]]] = {
     "emergency_end": suspend.asked_emergency_end,
     "hold_place": suspend.asked_hold_place,
     "hold_release": suspend.asked_hold_release,
+    "epilog": batch.asked_epilog,
     "group_check": join.asked_check,
     "group_apply": join.asked_apply,
     "group_vote": groups.asked_vote,

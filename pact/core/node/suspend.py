@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from pact.core import ops
-from pact.core.node import access, bonds, commit, payloads, rollback, writers
+from pact.core.node import access, bonds, commit, payloads, rollback
 from pact.core.node import change as life
 from pact.core.node.desk import Desk
 from pact.core.node.events import Asked, Caller, FleetTold
@@ -209,16 +209,6 @@ def expire_hold(node: Desk, name: str) -> None:
     hold = node.state.holds.get(name)
     if hold is not None:
         node.record(payloads.HoldReleased(hold=hold.id, change=hold.change, cause="expired"))
-
-
-def jobs_ended(node: Desk, jobs: Sequence[str]) -> None:
-    """What was set for a job has its window from now on: the holds that lasted as long as these jobs end.  # O7"""
-    state, ended = node.state, frozenset(jobs)
-    for change in list(state.changes.values()):
-        job = writers.job_of(change.owner)
-        if job and job in ended:
-            for hold in [h for h in state.holds.values() if h.change == change.id and h.owner == change.owner]:
-                node.record(payloads.HoldReleased(hold=hold.id, change=change.id, cause=f"job {job} has ended"))
 
 
 # -- the fleet's stop -----------------------------------------------------------------------------------------------

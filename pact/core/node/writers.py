@@ -4,6 +4,7 @@ runs. Pure; ``Owner.then`` carries the rule's answer into the records, so that a
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 from pact.core.node import change as life
@@ -14,6 +15,7 @@ COMMIT: Final = "commit"
 ROLLBACK: Final = "rollback"
 HOLD: Final = "hold"
 JOB: Final = "job:"
+JOB_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._\[\]-]{0,127}")
 #: How long nothing of a run's change may move before the rule is carried out, while the run goes on, and after its end.
 QUIET_NS: Final = 5 * NS_PER_S
 ENDED_NS: Final = NS_PER_S
