@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from pact.core.plan import Step
 from pact.errors import PactError, explained
@@ -38,13 +39,14 @@ def tell(
 
 def told_steps(steps: Iterable[Step]) -> list[Step]:
     """The steps whose consumers lose something when those are told who read what these steps move."""
-    out = []
-    for notification in dict.fromkeys(n for s in steps for n in s.notify):
-        resource, kind, name, verb = parts(notification)
-        step = KINDS[kind].told(resource, name, verb)
-        if step is not None:
-            out.append(step)
-    return out
+    out: dict[str, Step] = {}
+    for by in steps:
+        for notification in by.notify:
+            resource, kind, name, verb = parts(notification)
+            step = KINDS[kind].told(resource, name, verb)
+            if step is not None:  # the rules of the resource that notifies count for it, too
+                out.setdefault(notification, replace(step, consumers=by.consumers))
+    return list(out.values())
 
 
 def parts(notification: str) -> tuple[str, str, str, str]:

@@ -48,7 +48,7 @@ def test_a_process_of_its_cgroup_that_is_not_its_own_blocks_the_stop_and_is_name
 
 
 def test_a_step_of_a_job_is_named_with_its_job(node: NodeAgent, machine: Machine) -> None:
-    step = "mkdir -p $g/system.slice/jobs.service/job_4711/step_0 && echo 0 > $g/system.slice/jobs.service/job_4711/step_0/cgroup.procs"
+    step = "mkdir -p $g/system.slice/jobs.service/slurmstepd.scope/job_4711/step_0 && echo 0 > $g/system.slice/jobs.service/slurmstepd.scope/job_4711/step_0/cgroup.procs"
     extra(
         node,
         machine,

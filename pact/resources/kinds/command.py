@@ -57,6 +57,7 @@ class Command(Kind):
     dimension, severity = "kernel", 0.1
     volatile = False
     removable = False
+    verbs = ("",)  # its ``restore``
     spelling = "letters, digits, '_', '-' and '.'"
     all_secret = True
 
@@ -167,6 +168,12 @@ class Command(Kind):
             raise RestoreError(f"restore: {exc}") from None
         finally:
             self._commands.look(name)
+
+    def tell(self, name: str, verb: str, declared: Attrs | None) -> None:
+        """Run its ``restore``.  # R14"""
+        if declared is None:
+            raise RestoreError("it is not declared")
+        self.restore(name, Step(f"command:{name}", declared, None), lambda _: None)
 
     def in_use(self, name: str, step: Step) -> bool | None:
         """Its command is asked, if it has one: for a decision, and so anew."""

@@ -41,6 +41,7 @@ from pact.resources.support.file_toml import content, mode, xattrs
 from pact.resources.support.flags import parse_flags, stuck
 from pact.resources.support.loops import on_file
 from pact.resources.support.replace import restore_file, somebody_has_open
+from pact.resources.support.unit_files import proposals
 from pact.resources.support.way import TurnableLink, closed, enterable, hangs, open_parent, open_regular
 
 KEYS: Final = frozenset(
@@ -434,7 +435,17 @@ class File(Kind):
     def remarks(self) -> Callable[[str, Attrs], str]:
         bound = {m.mount_point for m in read_mounts()}
         why = "is bind-mounted: it is watched, but cannot be replaced by a rollback"
-        return lambda name, seen: why if seen.get("type") == "file" and decode_name(name) in bound else ""
+        propose = proposals()
+
+        def remark(name: str, seen: Attrs) -> str:
+            if seen.get("type") != "file":
+                return ""
+            if decode_name(name) in bound:
+                return why
+            notify = propose(name)
+            return f"is read by a service: declare it with {notify}" if notify else ""
+
+        return remark
 
     def pattern(self, text: str) -> str:
         from pact.resources.support.discover import trail

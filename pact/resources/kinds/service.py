@@ -55,6 +55,7 @@ class Service(Kind):
     name = "service"
     dimension, severity = "services", 0.3
     off_loop = at_once = True
+    verbs = ("reload", "restart", "reload-or-restart", "daemon-reload")
     removable = False
     ignored = ("pact-agent", "pact-aggregator")  # an agent cannot stop or start itself
     spelling = "a service without '.service' (chronyd), or a whole unit (cron.timer)"
@@ -314,6 +315,25 @@ class Service(Kind):
         except systemd.BusError as exc:
             return {**out, **{name: str(exc) for name, _ in todo}}
         return {name: out[name] or failed.get(unit_of(name), "") for name, _ in steps}
+
+    # -- who is notified  # R14 -----------------------------------------------------------------------------------
+
+    def tell(self, name: str, verb: str, declared: Attrs | None) -> None:
+        from pact.resources.support.systemd_tell import tell
+
+        tell(unit_of(name), verb, declared)
+
+    def told(self, resource: str, name: str, verb: str) -> Step | None:
+        from pact.core.plan import Step as OneStep
+        from pact.resources.support.systemd_tell import STOPPING
+
+        return OneStep(resource, {"state": "stopped"}, {"state": "running"}) if verb in STOPPING else None
+
+    def telling(self, told: Sequence[tuple[str, str]]) -> Sequence[tuple[str, str]]:
+        from pact.resources.support.systemd_tell import in_order
+
+        names = {unit_of(name): name for name, _ in told}
+        return [(names[unit], verb) for unit, verb in in_order([(unit_of(n), v) for n, v in told])]
 
     # -- consumers ------------------------------------------------------------------------------------------------
 
