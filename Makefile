@@ -51,7 +51,8 @@ $(VENV)/.fuzz: $(VENV)/.dev
 # gcc, headers and make build the kernels; the others are what some tests look at, or run.
 DEBIAN := gcc libc6-dev make python3-dev python3-venv util-linux mount procps psmisc iproute2 kmod acl attr rpm e2fsprogs \
   etcd-server etcd-client nftables openssl libzmq3-dev pkg-config strace patch systemd clang puppet cfengine3 \
-  ansible-core dpkg-dev dnf createrepo-c zypper systemd-container mmdebstrap slurmctld slurmd slurm-client munge
+  ansible-core dpkg-dev dnf createrepo-c zypper systemd-container mmdebstrap slurmctld slurmd slurm-client munge \
+  chromium fonts-dejavu-core
 # etcd is in no repository of Enterprise Linux: its tests are skipped there.
 ENTERPRISE := gcc make python3.11-devel util-linux procps-ng psmisc iproute kmod acl attr rpm-build e2fsprogs nftables openssl \
   zeromq-devel pkgconf-pkg-config strace patch systemd clang createrepo_c

@@ -1,8 +1,7 @@
 """A whole machine with every dimension on: how long its adoption takes, what the agent needs of memory, and when idle.
 
 /etc, sysctls, tunables below /sys, mounts, modules, links and packages of the machine on which this runs, and its
-services
-where systemd runs it. Nothing is changed: what is adopted is only read.
+services where systemd runs it. Nothing is changed: what is adopted is only read.
 """
 
 from __future__ import annotations

@@ -28,6 +28,9 @@ SOCKET_SILENT_S: Final = 10.0
 TREE_CLIENTS_MAX: Final = 4096  # people's connections below one aggregator
 TREE_CLIENTS_EACH_MAX: Final = 16  # of one key
 HTTP_CONNECTIONS_MAX: Final = 64
+HTTP_PAGES_MAX: Final = 256  # live pages, each a connection that stays
+HTTP_PAGES_EACH_MAX: Final = 224  # of one address
+HTTP_UNREAD_MAX: Final = 1 << 20  # of messages that one page has not read, besides the one that it is reading
 
 # Open requests
 TREE_REQUESTS_MAX: Final = 16  # of one connection

@@ -38,6 +38,7 @@ HERE = Path(__file__).parent
 #: Tools that some tests need, and Debian's packages of them: ``make deps`` installs all of them.
 TOOLS = {
     "cc": "gcc",
+    "chromium": "chromium",
     "clang": "clang",
     "etcd": "etcd-server",
     "etcdctl": "etcd-client",

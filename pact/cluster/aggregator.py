@@ -24,6 +24,7 @@ from pact._fast.reference_sockets import Port
 from pact.cluster import auth, config, sealing
 from pact.cluster.config import AggregatorConfig
 from pact.cluster.http import Http
+from pact.cluster.live import Live
 from pact.cluster.zap import Zap, end_connection
 from pact.core.tree import wire
 from pact.core.tree.backlog import GATHER_NS
@@ -53,6 +54,7 @@ KEEP_FREED: Final = 64 << 20  # kept between two calls of ``trim``: events come 
 HANDSHAKE_MS: Final = 5_000  # a connection that sends nothing for this long is closed
 AUTH_LOOK_NS: Final = NS_PER_S // 2
 SHOW_NS: Final = NS_PER_S
+SHOW_PAGES_NS: Final = NS_PER_S // 4  # while somebody has the live page open
 TRIM_NS: Final = 30 * NS_PER_S
 WAIT_MAX_NS: Final = NS_PER_S
 EVENTS_CODE: Final = wire.KINDS["events"].code
@@ -142,13 +144,16 @@ class Aggregator:
     def _open_http(self) -> Http | None:
         """Only a configured address must be free: several aggregators on one machine cannot all have the default
         one."""
+        watcher = getattr(self.root, "watcher", None)
         try:
-            http = Http(self.config.http, lambda: self._shown)
+            http = Http(self.config.http, lambda: self._shown, Live(watcher))
         except PactError as exc:
             if self.config.http != config.DEFAULT_HTTP:
                 raise
             log(f"no web page: {exc.message}", 4)
             return None
+        if watcher is not None:
+            watcher.changed = http.changed
         http.start()
         return http
 
@@ -232,6 +237,8 @@ class Aggregator:
             return 0.0
         now_ns = boottime_ns()
         due = [now_ns + WAIT_MAX_NS, self.relay.next_wake_ns()]
+        if self.http is not None and self.http.pages:
+            due.append(self._show_ns)
         for part in (self.uplink, self.root):
             wake_ns = part.next_wake_ns() if part is not None else None
             if wake_ns is not None:
@@ -274,8 +281,9 @@ class Aggregator:
         self._flush(now_ns)
         self._tick_root(now_ns, wall_ns)
         if now_ns >= self._show_ns and self.http is not None:
-            self._show_ns = now_ns + SHOW_NS
+            self._show_ns = now_ns + (SHOW_PAGES_NS if self.http.pages else SHOW_NS)
             self._shown = self._show()
+            self.http.changed()
         if self._reload or now_ns >= self._auth_look_ns:
             self._look_at_keys(now_ns)
         if self.notifier.watchdog_ns:
@@ -401,6 +409,8 @@ class Aggregator:
             "healthy": relay.rooted,
             "trouble": "" if relay.rooted else "no way to the root",
         }
+        if self.root is None and self.http is not None and self.http.pages:
+            own["fleet"] = {"racks": {name: child.claim(name).rack for name, child in relay.tree.where.items()}}
         theirs = dict(self.root.shown()) if self.root is not None else {}
         refused = {
             **theirs.get("refused", {}),

@@ -1,20 +1,20 @@
 """The web page and the metrics, made from a plain dictionary. Pure, and suspicious: names come from machines and
 people.
 
-The page is complete in itself: no script, no external resource, and a policy that allows none.  # V5
+The page is complete without script, and reloads itself then. With script, ``static/page.js`` puts the live view in its
+place. Nothing comes from another host, and the policy allows none of it.  # V5
 
 Keys, all of them optional: ``name``, ``cluster``, ``version``, ``root`` (whether it is one), ``leading``, ``fence``,
 ``gseq``, ``oldest``, ``events`` (committed since the start), ``commit_s`` (duration of the last one), ``children``,
 ``connected`` (nodes), ``states_age_s``, ``states`` ``{state: [names, count]}`` (whose text is folded), ``untracked``
 ``[names, count]`` (nodes with an undeclared thing below a tracked pattern), ``groups`` ``[{id, state, nodes, owner,
 message, left_s}]``, ``group_states`` ``{state: count}``, ``buffered`` (bytes), ``calls``, ``refused`` ``{reason:
-count}``, ``healthy``, ``trouble`` (why not healthy).
+count}``, ``healthy``, ``trouble`` (why not healthy); ``windows``, ``stopped``, ``records`` as ``Live.plain`` returns
+them.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import html
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
@@ -38,27 +38,10 @@ MOODS: Final = {
     **dict.fromkeys(("drifted", "open", "active", "away", "unconfigured", "unknown", "carrying out"), "warn"),
 }
 
-STYLE: Final = """
-:root{color-scheme:light dark;--line:#8884;--dim:#888;--good:#2a8a4a;--bad:#c2412d;--warn:#b7791f;--alarm:#a33ea1}
-body{font:15px/1.5 system-ui,sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem}
-h1{font-size:1.4rem;margin:0}h2{font-size:1rem;margin:2rem 0 .4rem}
-p{margin:.2rem 0}.dim{color:var(--dim)}
-table{border-collapse:collapse;width:100%}
-th,td{text-align:left;padding:.3rem 1.2rem .3rem 0;border-bottom:1px solid var(--line);vertical-align:top}
-th{font-weight:500;color:var(--dim)}
-th.n,td.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap;width:1%}
-td.names{font:13px/1.7 ui-monospace,monospace;overflow-wrap:anywhere}
-td.state{white-space:nowrap;width:1%}
-b.good{color:var(--good)}b.bad{color:var(--bad)}b.warn{color:var(--warn)}
-b.alarm{color:var(--alarm)}
-meter{width:8rem;vertical-align:middle}
-dl{display:grid;grid-template-columns:repeat(auto-fill,minmax(10rem,1fr));gap:.6rem;margin:1rem 0}
-dt{color:var(--dim);font-size:.8rem}dd{margin:0;font-size:1.2rem;font-variant-numeric:tabular-nums}
-"""
 POLICY: Final = (
-    "default-src 'none'; style-src 'sha256-"
-    + base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
-    + "'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; "
+    "trusted-types 'none'"
 )
 
 
@@ -145,6 +128,30 @@ def _holds(holds: Iterable[Mapping[str, Any]]) -> str:
     return "".join(out)
 
 
+def _of_records(s: Mapping[str, Any]) -> str:
+    """What a leading root knows of single nodes."""
+    if not s.get("leading") or "records" not in s:
+        return ""
+
+    def cells(row: Sequence[Any], most: int = 200) -> str:
+        return "<tr>" + "".join(f'<td class="wide">{text(cell, most)}</td>' for cell in row) + "</tr>"
+
+    windows = [
+        cells(
+            [format_duration(max(0, int(left_s)) * NS_PER_S), name, who, f"{first} ({count})" if count > 1 else first]
+        )
+        for name, left_s, who, count, first in s["windows"]
+    ]
+    return (
+        "<h2>Blocked and failed</h2>"
+        + _table(["node", "state", "owner", "what", "by whom, or why"], map(cells, s["stopped"]), "Nothing.")
+        + "<h2>Windows by time left</h2>"
+        + _table(["left", "node", "owner", "what"], windows, "None is open.")
+        + "<h2>Newest records</h2>"
+        + _table(["node", "what", "who", ""], map(cells, s["records"]), "None yet.")
+    )
+
+
 def page(s: Mapping[str, Any]) -> str:
     """The whole page."""
     name, cluster = text(s.get("name", "?"), 253), text(s.get("cluster", ""), 80)
@@ -170,8 +177,12 @@ def page(s: Mapping[str, Any]) -> str:
         ]
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{name}: pact</title>'
-        f'<meta name="viewport" content="width=device-width"><meta http-equiv="refresh" content="{REFRESH_S}">'
-        f"<style>{STYLE}</style></head><body><h1>{name}</h1>"
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<meta name="color-scheme" content="light dark">'
+        f'<noscript><meta http-equiv="refresh" content="{REFRESH_S}"></noscript>'
+        '<link rel="stylesheet" href="/page.css"><link rel="icon" href="/icon.svg">'
+        '<script src="/page.js" defer></script></head><body><main id="plain">'
+        f"<h1>{name}</h1>"
         f'<p class="dim">{role} of cluster {cluster}, pact {text(s.get("version", ""), 40)}</p>{trouble}'
         f"{_holds(s.get('holds', []))}<dl>"
         + "".join(f"<div><dt>{label}</dt><dd>{value}</dd></div>" for label, value in facts)
@@ -180,7 +191,8 @@ def page(s: Mapping[str, Any]) -> str:
         + _untracked(s.get("untracked"))
         + "<h2>Open groups</h2>"
         + _table(["group", "state", "#left", "owner", "message", "nodes"], _groups(groups), "None.")
-        + "</body></html>\n"
+        + _of_records(s)
+        + "</main></body></html>\n"
     )
 
 
@@ -202,6 +214,9 @@ def metrics(s: Mapping[str, Any]) -> bytes:
             ("commit_seconds", "commit_s", "How long the last commit took.", GaugeMetricFamily),
             ("nodes_age_seconds", "states_age_s", "How old the states of nodes may be.", GaugeMetricFamily),
             ("healthy", "healthy", "1 if /health says ok.", GaugeMetricFamily),
+            ("pages", "pages", "Live pages that are open.", GaugeMetricFamily),
+            ("pages_dropped", "pages_dropped", "Live pages cut off because they did not read.", CounterMetricFamily),
+            ("pages_refused", "pages_refused", "Live pages refused because too many are open.", CounterMetricFamily),
             ("events_committed", "events", "Events committed since the start.", CounterMetricFamily),
         ]
         for name, key, about, family in plain:

@@ -10,7 +10,8 @@ import secrets
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Final
 
 import orjson
@@ -21,13 +22,14 @@ from pact.cluster.committer import Committer, Deposed, Durable, Elected, Failed,
 from pact.cluster.nodesets import Folded, NodeSets
 from pact.cluster.publish import Endpoint, Publisher
 from pact.cluster.replay import Replay
+from pact.cluster.watcher import Watcher
 from pact.core.node.state import STATES
 from pact.core.root import log as rootlog
 from pact.core.root.answers import answer_of
 from pact.core.root.envelope import Asker
 from pact.core.root.log import RootState
 from pact.core.root.root import Root
-from pact.core.root.runs import standing
+from pact.core.root.runs import progress, standing
 from pact.core.root.term import Commit, Down, Effect, Publish
 from pact.core.tree import wire
 from pact.core.tree.wire import Message
@@ -59,6 +61,14 @@ class States:
         self._folded: dict[str, Folded] = {}
         self._folded_for: frozenset[str] | None = None
         self._folded_new = Folded([])
+        self._said: dict[str, str] | None = None
+
+    @property
+    def said(self) -> dict[str, str]:
+        """What each node answered, as a copy that later answers do not change."""
+        if self._said is None:
+            self._said = dict(self._of)
+        return self._said
 
     def unasked(self, connected: Iterable[str]) -> list[str]:
         return [n for n in connected if n not in self._of and n not in self._asked]
@@ -70,13 +80,13 @@ class States:
         self._asked.difference_update(names)
         (self._new.update if untracked else self._new.difference_update)(names)
         self._of.update(dict.fromkeys(names, state if state in STATES else UNKNOWN))  # a node may send any word
-        self._folded_for = None
+        self._folded_for = self._said = None
 
     def of(self, connected: Iterable[str]) -> dict[str, Folded]:
         """The names by state; disconnected nodes are forgotten. Names are folded only if they are read."""
         names = frozenset(connected)
         if names != self._folded_for:
-            self._of = {n: s for n, s in self._of.items() if n in names}
+            self._of, self._said = {n: s for n, s in self._of.items() if n in names}, None
             self._asked &= names
             self._new &= names
             found: dict[str, list[str]] = {}
@@ -95,6 +105,9 @@ class States:
 
 class RootPart:
     """See the module. The relay handles its messages like a parent's."""
+
+    _asked_ns = 0  # when all nodes were asked for their states, by the monotonic clock
+    _racks: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, aggregator: Aggregator) -> None:
         config = aggregator.config
@@ -125,6 +138,7 @@ class RootPart:
             snapshot=self._public_snapshot,
             allowed=lambda key: aggregator.authorized.may_connect(key, auth.REPLAY),
         )
+        self.watcher = Watcher(self.committer.read) if config.http else None
         self._applying = threading.Lock()
         self._snapshot: tuple[float, RootState, int, bytes] | None = None
         self.states = States()
@@ -134,6 +148,8 @@ class RootPart:
             self.publisher.start()
             self.replay.start()
             self.committer.start()
+            if self.watcher is not None:
+                self.watcher.start()
         except BaseException:
             self.close()
             raise
@@ -178,6 +194,8 @@ class RootPart:
         self.replay.rebind()
 
     def close(self) -> None:
+        if self.watcher is not None:
+            self.watcher.close()
         self.committer.close()
         self.publisher.close()
         self.replay.close()
@@ -249,6 +267,8 @@ class RootPart:
             },
         )
         self.publisher.lead(state.gseq, dict(state.last), state.chain.incarnation)
+        if self.watcher is not None:
+            self.watcher.lead(state.gseq)
         yield from self._perform(root.start(t_ns + self.offset_ns, wall_ns, boot, self.offset_ns))
 
     def _deposed(self, why: str) -> Iterator[Message]:
@@ -257,6 +277,8 @@ class RootPart:
         self.root = None
         garbage.replaced()
         self.publisher.depose()
+        if self.watcher is not None:
+            self.watcher.depose()
         log(f"leading no more: {why}", 4)
         yield wire.message("sorry", {"why": f"{self.config.name} leads no more", "again": False, "retry_ms": 0})
 
@@ -279,6 +301,8 @@ class RootPart:
     def _publish(self, effect: Publish) -> None:
         root = self.root
         assert root is not None
+        if self.watcher is not None:
+            self.watcher.give(effect.chunk)
         if not self.publisher.publish(effect):
             self.publisher.lead(root.state.gseq, dict(root.state.last), root.state.chain.incarnation)
 
@@ -299,7 +323,7 @@ class RootPart:
             return
         self._fresh_at_ns = t_ns + FRESH_NS
         if t_ns >= self._states_at_ns:
-            self._states_at_ns = t_ns + STATES_NS
+            self._states_at_ns, self._asked_ns = t_ns + STATES_NS, time.monotonic_ns()
             yield from self._ask_states(root, list(root.nodes))
         else:
             yield from self._ask_states(root, self.states.unasked(root.nodes))
@@ -353,12 +377,22 @@ class RootPart:
             "refused": dict(root.counters.refused),
             "healthy": not self.trouble,
             "trouble": self.trouble,
+            "fleet": self._fleet(root, away),
         }
+
+    def _fleet(self, root: Root, away: list[str]) -> dict[str, Any]:
+        """What the live page needs of every node. Its thread reads it, so nothing in it changes later."""
+        racks = {name: known.rack for name, known in root.nodes.items()}
+        if racks != self._racks:
+            self._racks = racks
+        return {"racks": self._racks, "away": away, "said": self.states.said, "asked_ns": self._asked_ns}
 
     @staticmethod
     def _shown_group(root: Root, group: rootlog.Group) -> dict[str, Any]:
         state, ends_ns = standing(root, root.groups.runs.get(group.id), group)
         left_s = None if ends_ns is None else max(0, ends_ns - root.t_ns) / 1e9
+        # In whole seconds: clocks are read one after the other, and the end must not seem to move.
+        ends_s = None if ends_ns is None else round((root.wall_ns + ends_ns - root.t_ns) / 1e9)
         return {
             "id": group.id,
             "state": state,
@@ -366,6 +400,11 @@ class RootPart:
             "owner": group.owner.user,
             "message": group.message,
             "left_s": left_s,
+            "ends_ms": None if ends_s is None else ends_s * 1000,
+            "begun": group.begun,
+            "decision": group.decision,
+            "why": group.why,
+            **progress(root, root.groups.runs.get(group.id)),
         }
 
     # -- for the other threads ----------------------------------------------------------------------------------

@@ -18,8 +18,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from pact.errors import ConfigError
+from pact.limits import HTTP_PAGES_MAX
 
-SPARE: Final = 512  # besides the children's: for the process itself, and for strangers for a while
+SPARE: Final = 512 + HTTP_PAGES_MAX  # besides the children's: for the process itself, and for strangers for a while
 USED_MAX: Final = 1 << 17  # more are never requested: every connection costs memory too
 LOW: Final = 256  # with fewer left, nobody is let in
 ENOUGH: Final = 320

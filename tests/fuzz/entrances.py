@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any, Final
@@ -21,6 +22,7 @@ from pact.agent.driver import Driver
 from pact.agent.requests import ALL_FIELDS, ROOT_FIELDS, Requests
 from pact.agent.veil import Veil
 from pact.cluster.http import Http, _Client
+from pact.cluster.live import Live
 from pact.cluster.subscriptions import (
     Subscriptions,
 )
@@ -137,6 +139,7 @@ class Agent:
         self.worker = self.asking = SimpleNamespace(waiting=0, call=nothing)
         self._token = 0
         self.telling = SimpleNamespace(blobs=nothing)
+        self.batch = SimpleNamespace(epilog=nothing, status=dict)
         self.link, self.unrecorded, self.journal_error = None, {}, ""
         self.catch_up = self.require_journal = self.make_room = self.require_durable = self.expect = nothing
 
@@ -306,7 +309,7 @@ def subscription_seeds() -> Iterator[bytes]:
     yield bytes((3, 0)) + piece(b"\1" + b"x" * 2000) + bytes((4, 0)) * 3 + piece(b"\1")
 
 
-WAYS: Final = ("/", "/metrics", "/health")
+WAYS: Final = ("/", "/metrics", "/health", "/events/live", "/node?name=n1", "/page.js", "/page.css")
 
 
 def http(data: bytes) -> None:
@@ -314,14 +317,25 @@ def http(data: bytes) -> None:
     feed = Feed(data)
     server = Http.__new__(Http)
     server.requests, server._cached, server._cached_s = 0, None, 0.0
-    server._snapshot = lambda: {"healthy": False, "trouble": data[:40].decode("latin-1")}
+    server._snapshot = lambda: {
+        "healthy": False,
+        "trouble": data[:40].decode("latin-1"),
+        "fleet": {"racks": {"n1": "r1"}},
+    }
+    server.live, server._pages, server._by_address = Live(), {}, Counter()
+    server.dropped = server.full = server.messages = server.pages = 0
+    server._turned_s, server._news = -1e9, False
     client = _Client(None, "", 0.0)  # type: ignore[arg-type]
     while feed and client.answer is None:
         client.asked += feed.piece()
         server._understood(client)
     if client.answer is not None:
         head, _, body = bytes(client.answer).partition(b"\r\n\r\n")
-        assert head.startswith(b"HTTP/1.1 ") and b"\r\nContent-Length: " in head
+        assert head.startswith(b"HTTP/1.1 ")
+        assert client.page <= (b"text/event-stream" in head)
+        if b"text/event-stream" in head:
+            return
+        assert b"\r\nContent-Length: " in head
         length = int(head.partition(b"Content-Length: ")[2].partition(b"\r\n")[0])
         assert len(body) in (length, 0), (length, len(body))
 
@@ -330,6 +344,7 @@ def http_seeds() -> Iterator[bytes]:
     for way in (*WAYS, "/x", "/health?a=b"):
         yield piece(f"GET {way} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
     yield piece(b"HEAD / HTTP/1.0\n\n")
+    yield piece(b'GET /page.js HTTP/1.1\r\nIf-None-Match: "a"\r\n\r\n')
     yield piece(b"POST / HTTP/1.1\r\n") + piece(b"\r\n")
     yield piece(b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * 400) * 5
 

@@ -134,7 +134,7 @@ def proc(data: bytes) -> None:
         else:
             assert set(found) <= {0, 1}
     elif what == 1:
-        writer = attribution.writer_from(7, (0, 0, 1000, 3, int.from_bytes(text[:3], "little"), text, text[3:]))
+        writer = attribution.writer_from(7, (0, 0, 1000, 3, int.from_bytes(text[:3], "little"), text, text[3:], 1, 0))
         owner = attribution.owner_of(writer)
         assert (
             owner.user.isprintable() and writer.command.isprintable() and len(writer.command) <= attribution.COMMAND_MAX
