@@ -141,6 +141,9 @@ class Demo:
         except subprocess.TimeoutExpired:
             self.agent.kill()
             return self.agent.wait()
+        finally:
+            if pid := self._pid_of(f"{self.place}/demo-daemon"):  # a service outlives the agent
+                os.kill(pid, signal.SIGTERM)
 
     # -- the steps --------------------------------------------------------------------------------------------------
 
@@ -154,7 +157,8 @@ class Demo:
         self.expired()
         self.refused()
         self.emergency()
-        title(6, "The journal: every step, chained by hashes")
+        self.other_dimensions()
+        title(7, "The journal: every step, chained by hashes")
         self.pact("log", "-n", "8")
         self.pact("journal", "verify", f"{self.work}/state/journal.db")
 
@@ -245,6 +249,55 @@ class Demo:
             not self.conf.is_symlink() and self.conf.read_text().startswith("pool time"), f"{self.conf} is itself again"
         )
         check(self.status()["state"] == "committed", "and the node is as declared")
+
+    def other_dimensions(self) -> None:
+        title(6, "Services, links and tunables are declared, seen and restored like files")
+        if not (shutil.which("ip") and self._new_link()):
+            tell("   left out: this machine lets us have no network link or /sys of our own")
+            return
+        queue, daemon = Path("/sys/class/net/pact0/tx_queue_len"), f"{self.place}/demo-daemon"
+        shutil.copy("/bin/sleep", daemon)
+        start = f'["/bin/sh", "-c", "{daemon} 1000 > /dev/null 2>&1 &"]'
+        declared = self.work / "more.toml"
+        declared.write_text(
+            '[link.pact0]\nstate = "up"\naddresses = ["192.0.2.1/24"]\n'
+            '[sysfs]\n"class/net/pact0/tx_queue_len" = 2000\n'
+            f'[service.demo]\nstate = "running"\nbackend = "process"\nexecutable = "{daemon}"\nstart = {start}\n'
+        )
+        tell(declared.read_text().rstrip())
+        self.pact("declare", str(declared))
+        check(self._address() and queue.read_text() == "2000\n", "the link is up, with its address and its queue")
+        pid = self._pid_of(daemon)
+        self.shell(f"ip link set pact0 down; echo 500 > {queue}; kill {pid}")
+        self.drifted(3)
+        self.pact("status")
+        started = time.monotonic()
+        wait_until(lambda: self.status()["drifted"] == 0, "pact rolled it back", 30)
+        tell(f"   {time.monotonic() - started:.1f} s later:")
+        check(self._address() and queue.read_text() == "2000\n", "the link is up again; its queue is as declared")
+        check(self._pid_of(daemon) not in (0, pid), "and the service runs again")
+
+    def _new_link(self) -> bool:
+        """A link in the demonstration's own network, and a /sys that shows it."""
+        make = "ip link add pact0 type veth peer name pact1 && ip link set pact1 up && mount -t sysfs sysfs /sys"
+        done = subprocess.run(["sh", "-c", make], capture_output=True, check=False, stdin=subprocess.DEVNULL)
+        whole = Path("/proc/self/uid_map").read_text().split() == ["0", "0", "4294967295"]
+        return whole and done.returncode == 0
+
+    @staticmethod
+    def _address() -> bool:
+        done = subprocess.run(["ip", "addr", "show", "dev", "pact0", "up"], capture_output=True, text=True, check=False)
+        return "192.0.2.1/24" in done.stdout
+
+    @staticmethod
+    def _pid_of(program: str) -> int:
+        for pid in filter(str.isdigit, os.listdir("/proc")):
+            try:
+                if os.readlink(f"/proc/{pid}/exe") == program:
+                    return int(pid)
+            except OSError:
+                continue
+        return 0
 
 
 def inside(place: str) -> int:

@@ -1,3 +1,3 @@
 """pact: optimistic concurrency with commit windows for live HPC nodes (ADR-014)."""
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"

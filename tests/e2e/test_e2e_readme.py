@@ -45,6 +45,7 @@ def test_use_it_as_the_readme_says_ends_well_and_only_watches() -> None:
 
 def test_a_command_waits_for_an_agent_that_is_just_starting(make_agent: type[Agent]) -> None:
     agent = make_agent()
+    agent.cold = True  # it is known by its command line
     agent.world.path(f"{TOP}/f").write_text("x")
     for command in (["agent", "--wait", "--config", str(agent.config_path)], ["adopt", f"file:{TOP}/**"], ["status"]):
         agent.start(wait=False)
