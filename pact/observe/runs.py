@@ -94,6 +94,17 @@ class Run:
     start: int
 
 
+#: The ways of writers that were looked at early, because their parents may be gone when it is asked whose they are.
+_ways: OrderedDict[tuple[int, int], list[Writer]] = OrderedDict()
+
+
+def remember(writer: Writer) -> None:
+    """Find the ancestors of a writer now, for a later ``Runs.owner``."""
+    _ways[writer.pid, writer.start] = list(chain(writer))
+    while len(_ways) > KNOWN_MAX:
+        _ways.popitem(last=False)
+
+
 class Runs:
     """Says whose work a write is. ``drain`` names the runs that have ended, of those whose rule wants to know."""
 
@@ -139,7 +150,7 @@ class Runs:
         key = writer.pid, writer.start
         if key in self._known:
             return self._known[key]
-        run = self._find(list(chain(writer)))
+        run = self._find(_ways.pop(key, []) or list(chain(writer)))
         if writer.start:
             self._known[key] = run
             while len(self._known) > KNOWN_MAX:

@@ -17,6 +17,7 @@ from typing import Final
 
 from pact.model import Writer
 from pact.observe.attribution import resolve
+from pact.observe.runs import remember
 
 PROGRAM: Final = "systemctl"
 #: What moves a unit, or the links of its file (``systemctl(1)``).
@@ -51,7 +52,10 @@ def commands() -> list[Command]:
 def caller(unit: str, among: Sequence[Command]) -> Writer | None:
     """The process that has asked for what happens to this unit; ``None`` if that is not sure."""
     fitting = [c for c in among if c.means(unit)]
-    return resolve(fitting[0].pid) if len(fitting) == 1 else None
+    writer = resolve(fitting[0].pid) if len(fitting) == 1 else None
+    if writer is not None:
+        remember(writer)  # a package's script that called it is gone when the unit has moved
+    return writer
 
 
 def _candidates() -> list[int]:
