@@ -6,7 +6,7 @@ JOBS ?= 4
 VENV := .venv
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
-SOURCES := pyproject.toml setup.py $(wildcard pact/_fast/*.pyx pact/_fast/*.pxd)
+SOURCES := pyproject.toml setup.py pact/session/native/host.c $(wildcard pact/_fast/*.pyx pact/_fast/*.pxd)
 
 .DEFAULT_GOAL := help
 .PHONY: help deps demo demo-cluster compiled test test-quick check lint types imports torture fuzz bench clean
@@ -52,10 +52,10 @@ $(VENV)/.fuzz: $(VENV)/.dev
 DEBIAN := gcc libc6-dev make python3-dev python3-venv util-linux mount procps psmisc iproute2 kmod acl attr rpm e2fsprogs \
   etcd-server etcd-client nftables openssl libzmq3-dev pkg-config strace patch systemd clang puppet cfengine3 \
   ansible-core dpkg-dev dnf createrepo-c zypper systemd-container mmdebstrap slurmctld slurmd slurm-client munge \
-  chromium fonts-dejavu-core
+  chromium fonts-dejavu-core bash zsh fish vim less openssh-server openssh-client asciinema
 # etcd is in no repository of Enterprise Linux: its tests are skipped there.
 ENTERPRISE := gcc make python3.11-devel util-linux procps-ng psmisc iproute kmod acl attr rpm-build e2fsprogs nftables openssl \
-  zeromq-devel pkgconf-pkg-config strace patch systemd clang createrepo_c
+  zeromq-devel pkgconf-pkg-config strace patch systemd clang createrepo_c bash zsh vim-enhanced less openssh-server openssh-clients
 
 # Of daemons that come with a package (etcd, Slurm, munge) none is started: the tests start their own.
 POLICY := /usr/sbin/policy-rc.d

@@ -219,6 +219,9 @@ cdef enum:
     BUF_BYTES = 1048576      # touched only as far as a burst needs it
     SOURCES_MAX = 8
     CACHE_SLOTS = 512
+    LOGINS_MAX = 512
+    PROGRAMS_MAX = 64
+    PROGRAM_MAX = 120
 
 
 ctypedef struct Snap:
@@ -270,6 +273,20 @@ ctypedef struct Source:
     int fd
 
 
+ctypedef struct Program:
+    uint32_t uid
+    uint16_t len
+    char cmd[PROGRAM_MAX]
+
+
+# A login whose programs are remembered: the first PROGRAMS_MAX, and how many there were.
+ctypedef struct Login:
+    uint32_t sessionid
+    uint32_t kept
+    uint64_t seen
+    Program *programs
+
+
 ctypedef struct State:
     pthread_mutex_t lock
     pthread_cond_t space
@@ -310,3 +327,5 @@ ctypedef struct State:
     uint64_t n_from_cache
     uint64_t n_unresolved
     Snap *cache
+    Login logins[LOGINS_MAX]
+    uint32_t n_logins

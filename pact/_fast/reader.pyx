@@ -523,6 +523,29 @@ cdef void on_connector(State *s, const char *buf, ssize_t n) noexcept nogil:
         pthread_mutex_lock(&s.lock)
         c[0] = tmp
         pthread_mutex_unlock(&s.lock)
+        if s.n_logins:
+            note_login(s, &tmp)
+
+
+cdef void note_login(State *s, Snap *snap) noexcept nogil:
+    # a program of a login that is followed
+    cdef uint32_t i
+    cdef Login *found
+    cdef Program *p
+    pthread_mutex_lock(&s.lock)
+    for i in range(s.n_logins):
+        found = &s.logins[i]
+        if found.sessionid != snap.sessionid:
+            continue
+        found.seen += 1
+        if found.kept < PROGRAMS_MAX and found.programs != NULL:
+            p = &found.programs[found.kept]
+            found.kept += 1
+            p.uid = snap.uid
+            p.len = <uint16_t>min(snap.cmd_len & 0x7FFF, PROGRAM_MAX)
+            memcpy(p.cmd, snap.cmd, p.len)
+        break
+    pthread_mutex_unlock(&s.lock)
 
 
 cdef void budget(State *s) noexcept nogil:
@@ -634,11 +657,14 @@ cdef class Reader:
             raise OSError(errno, "eventfd")
 
     def __dealloc__(self):
+        cdef uint32_t i
         self._stop()
         free(self.s.slots)
         free(self.s.fill)
         free(self.s.drain)
         free(self.s.cache)
+        for i in range(self.s.n_logins):
+            free(self.s.logins[i].programs)
 
     cdef void _stop(self):
         cdef uint64_t one = 1
@@ -708,6 +734,50 @@ cdef class Reader:
                 e.count += by
         finally:
             pthread_mutex_unlock(&self.s.lock)
+
+    def follow(self, uint32_t sessionid):
+        """Remember the programs that are started in this login. Returns False if too many are followed."""
+        cdef Program *programs
+        cdef uint32_t i
+        pthread_mutex_lock(&self.s.lock)
+        try:
+            for i in range(self.s.n_logins):
+                if self.s.logins[i].sessionid == sessionid:
+                    return True
+            if self.s.n_logins >= LOGINS_MAX:
+                return False
+            programs = <Program *>calloc(PROGRAMS_MAX, sizeof(Program))
+            if programs == NULL:
+                return False
+            self.s.logins[self.s.n_logins].sessionid = sessionid
+            self.s.logins[self.s.n_logins].seen = 0
+            self.s.logins[self.s.n_logins].kept = 0
+            self.s.logins[self.s.n_logins].programs = programs
+            self.s.n_logins += 1
+            return True
+        finally:
+            pthread_mutex_unlock(&self.s.lock)
+
+    def unfollow(self, uint32_t sessionid):
+        """``([(uid, command), ...], how many were started)`` of a followed login, which is followed no more; ``None``
+        if it was not."""
+        cdef Login found
+        cdef uint32_t i, k
+        found.programs = NULL
+        pthread_mutex_lock(&self.s.lock)
+        for i in range(self.s.n_logins):
+            if self.s.logins[i].sessionid == sessionid:
+                found = self.s.logins[i]
+                self.s.n_logins -= 1
+                self.s.logins[i] = self.s.logins[self.s.n_logins]
+                break
+        pthread_mutex_unlock(&self.s.lock)
+        if found.programs == NULL:
+            return None
+        out = [(found.programs[k].uid, PyBytes_FromStringAndSize(found.programs[k].cmd, found.programs[k].len))
+               for k in range(found.kept)]
+        free(found.programs)
+        return out, found.seen
 
     def poke(self):
         """Make ``fileno`` readable, for records that the caller still holds back."""

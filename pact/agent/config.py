@@ -70,6 +70,13 @@ class Config:
     admin_groups: list[str] = field(default_factory=lambda: ["pact-admin"])
     ops_groups: list[str] = field(default_factory=lambda: ["pact-ops"])
     terminals: bool = True
+    shell_roles: list[str] = field(default_factory=lambda: ["admin"])
+    shell_idle_ns: int = 3600 * 1_000_000_000
+    shell_detached_ns: int = 300 * 1_000_000_000
+    shell_sessions: int = 16
+    shell_tasks: int = 4096
+    shell_transcript: bool = True
+    shell_root: list[str] = field(default_factory=list)
     hooks_dir: str = "/etc/pact/hooks.d"
     hooks_timeout_ns: int = 10_000_000_000
     parents: list[Parent] = field(default_factory=list)
@@ -125,6 +132,15 @@ def _severity(value: Any) -> dict[str, float]:
 
     whole = a_table(severities(), "kind")(value)
     return {kind: whole[kind] for kind in value}
+
+
+def _roles(value: Any) -> list[str]:
+    """Roles of people."""
+    known = ("viewer", "ops", "admin")
+    for role in texts(value):
+        if role not in known:
+            raise ValueError(f"must be a list of {', '.join(known)}")
+    return list(value)
 
 
 def _writers(value: Any) -> list[WriterRule]:
@@ -198,6 +214,15 @@ KEYS: Final[Mapping[str, Mapping[str, tuple[str, Callable[[Any], Any]]]]] = {
         "bin": ("scheduler_bin", a_text),
         "jobs": ("scheduler_jobs", a_text),
         "control": ("scheduler_control", a_text),
+    },
+    "shell": {
+        "roles": ("shell_roles", _roles),
+        "idle": ("shell_idle_ns", a_duration),
+        "detached": ("shell_detached_ns", a_duration),
+        "sessions": ("shell_sessions", a_count(0, 4096)),
+        "tasks": ("shell_tasks", a_count(16, 4_000_000)),
+        "transcript": ("shell_transcript", a_bool),
+        "root": ("shell_root", texts),
     },
     "hooks": {"dir": ("hooks_dir", a_text), "timeout": ("hooks_timeout_ns", a_duration)},
     "cluster": {

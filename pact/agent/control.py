@@ -102,6 +102,13 @@ class Client:
             self._output.clear()
             self._queued, self._source = 0, None
 
+    def hand(self, value: Any, sock: socket.socket) -> None:
+        """Answer at once, with a descriptor beside the line. Raises OSError if the peer does not take it."""
+        line = orjson.dumps(value) + b"\n"
+        if self._output or socket.send_fds(self.sock, [line], [sock.fileno()]) != len(line):
+            raise OSError(errno.EAGAIN, "the client does not read its answers")
+        self.said_s = time.monotonic()
+
     def stream(self, source: Iterator[bytes]) -> None:
         """Send lines that are produced as the peer reads them."""
         self._source = source

@@ -144,11 +144,11 @@ class Driver:
         self._blobs = blobs = BlobReader(path)
         self._verifying = Verification(path, self.journal.unverified, self._wake)
         self.worker = Worker(
-            "pact-worker", config.file_limit, self._room, blobs, self.ignore, self._wake, self._underway
+            "pact-worker", config.file_limit, self.room, blobs, self.ignore, self._wake, self._underway
         )
-        self._slow = Worker("pact-slow", config.file_limit, self._room, blobs, self.ignore, self._wake)
-        self.asking = Worker("pact-asking", config.file_limit, self._room, blobs, self.ignore, self._wake)
-        self.telling = Worker("pact-telling", config.file_limit, self._room, blobs, self.ignore, self._wake)
+        self._slow = Worker("pact-slow", config.file_limit, self.room, blobs, self.ignore, self._wake)
+        self.asking = Worker("pact-asking", config.file_limit, self.room, blobs, self.ignore, self._wake)
+        self.telling = Worker("pact-telling", config.file_limit, self.room, blobs, self.ignore, self._wake)
         self._workers = [self.worker, self._slow, self.asking, self.telling]
         self.watching = Watching(config, self.clock.now_ns(), self.ignore)
         self.notices = Notices(config.terminals)
@@ -162,7 +162,8 @@ class Driver:
         """Node time and wall time, for events."""
         return self.clock.now_ns(), self.clock.wall_ns()
 
-    def _room(self) -> int:
+    def room(self) -> int:
+        """Bytes that may still be stored."""
         return max(0, self.journal.room - self._staged_bytes)
 
     def watch_fd(self, fd: int) -> None:
@@ -178,7 +179,7 @@ class Driver:
     def _keep(self, blobs: Mapping[str, bytes]) -> str:
         """Make contents durable that a running job will need. Returns ``""``, or the reason why not."""
         if not self.journal_error:
-            if sum(len(data) for digest, data in blobs.items() if not self.journal.has(digest)) > self._room():
+            if sum(len(data) for digest, data in blobs.items() if not self.journal.has(digest)) > self.room():
                 return StoreFullError(self.config.store_limit).message
             try:
                 self.journal.append((), blobs)
@@ -194,7 +195,7 @@ class Driver:
         new = sum(
             len(data) for digest, data in blobs.items() if digest not in self._staged and not self.journal.has(digest)
         )
-        if new > self._room():
+        if new > self.room():
             raise StoreFullError(self.config.store_limit)
         self._staged.update(blobs)
         self._staged_bytes += new
@@ -483,8 +484,8 @@ class Driver:
         out: dict[str, Any] = {"seq": seq, "replicated": seq if self.link is None else self.link.replicated}
         if self._verifying.left:
             out["unverified"] = self._verifying.left
-        if self._room() < self.config.store_limit // 20:
-            out["store"] = {"limit": self.config.store_limit, "room": self._room()}
+        if self.room() < self.config.store_limit // 20:
+            out["store"] = {"limit": self.config.store_limit, "room": self.room()}
         if self._verifying.why:
             out["verifying"] = self._verifying.why
         if self.journal_error:

@@ -19,11 +19,13 @@ from typing import Any, Final
 
 from pact import __version__
 from pact._fast import syscalls
-from pact.agent import reload
+from pact.agent import reload, views
 from pact.agent.batch import Batch
 from pact.agent.config import Config
 from pact.agent.control import Control
+from pact.agent.prompt import Prompt
 from pact.agent.requests import Requests
+from pact.agent.sessions import Sessions
 from pact.agent.sightings import Sightings
 from pact.agent.signatures import moved_since
 from pact.agent.veil import HOOKS
@@ -72,7 +74,7 @@ class Agent(Sightings):
         self._next_sign_ns = 0
         self._cycles = 0
         self._stopping = ""
-        self._reread = False
+        self._reread = self._shown_error = False
         self.requests = Requests(self)
         self._begin()
 
@@ -131,6 +133,10 @@ class Agent(Sightings):
         self._check_health()
         self.control = Control(self.config.socket, self._epoll, self.config.admin_groups, self.config.ops_groups)
         self.batch = Batch(self, self._batch_worker)
+        self.sessions = self.requests.sessions = Sessions(self, self._epoll)
+        self.prompt = Prompt(os.path.dirname(os.path.abspath(self.config.socket)))
+        self.sessions.changed = self._show_prompts
+        self._show_prompts()
         if self.config.parents:
             from pact.agent.link import Link
 
@@ -154,7 +160,7 @@ class Agent(Sightings):
 
     def _batch_worker(self) -> Worker:
         """A thread for the tools of the batch system: they may wait for its controller."""
-        worker = Worker("pact-batch", self.config.file_limit, self._room, self._blobs, self.ignore, self._wake)
+        worker = Worker("pact-batch", self.config.file_limit, self.room, self._blobs, self.ignore, self._wake)
         self._workers.append(worker)
         return worker
 
@@ -205,6 +211,8 @@ class Agent(Sightings):
         if self.link is not None:
             self.link.close()
             self.link = None
+        self.sessions.close()
+        self.prompt.close()
         self.control.close()
         self.hooks.close()
         self.batch.close()
@@ -285,6 +293,8 @@ class Agent(Sightings):
             elif fd in self.hooks.running:
                 self._epoll.unregister(fd)
                 self.hooks.reap(fd)
+            elif fd in self.sessions.fds:
+                self.sessions.ready(fd)
             elif fd == signal_fd:
                 os.read(signal_fd, 64)
         if self._reread:
@@ -293,6 +303,7 @@ class Agent(Sightings):
         if self._verifying.error is not None and self.journal.trusted:
             self.journal.distrust(self._verifying.error)
             self._journal_lost(self.journal.distrusted(), Ticked(*self.now()))
+        self.sessions.turn()
         self.control.serve(self.requests.line)
         self.requests.tellers.turn()
         self.requests.slices.turn(self)
@@ -398,10 +409,18 @@ class Agent(Sightings):
             for name in list(self.watching.lost):
                 self.watching.observers.recovered(name)
 
+    def _show_prompts(self) -> None:
+        self._shown_error = bool(self.journal_error)
+        state = views.overall(self.node, self.unrecorded)
+        self.prompt.update(self.node, state, self.sessions.known.values(), *self.now())
+
     def _publish(self) -> None:
-        """Pass durable records to followers and hooks."""
+        """Pass durable records to followers, prompts and hooks."""
+        if bool(self.journal_error) != self._shown_error:
+            self._show_prompts()
         if not self._new_records:
             return
+        self._show_prompts()
         rows: Sequence[tuple[Record, bytes]] = self._new_records
         self._new_records = []
         self.notices.take((r for r, _ in rows), self.node, self.clock.now_ns(), self._on_the_wall)

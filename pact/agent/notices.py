@@ -1,5 +1,5 @@
 """One line on the terminals of the people concerned: before a change ends, at its end, and when another owner takes it
-over, shortens its window or extends it.
+over, shortens its window, extends it or holds it. A session of ``pact shell`` has such a terminal, too.
 
 The receivers are derived from durable records alone. A person's terminals are those that belong to the person's uid;
 ``mesg n`` switches the lines off, and each person gets at most one line in ten seconds. A stopped terminal blocks
@@ -140,6 +140,10 @@ def said_of(record: Record, node: Node) -> list[tuple[int, str]]:
         text = f"{said.owner.user} changed {said.resource} on {where}, as you had: it is in {said.change} now"
         out = [(_person(said.also[-1]), text)]
         doer = said.owner.uid
+    elif isinstance(said, payloads.HoldPlaced):
+        held = [node.state.changes.get(said.change)] if said.change else list(node.state.changes.values())
+        text = f"{by} holds {said.change or 'this node'} on {where}, until {_clock(said.ends)}: {said.reason}"
+        out = [(_person(c.owner), text) for c in held if c is not None and c.members][:CHANGES_MAX]
     elif isinstance(said, payloads.WindowExtended):
         change = node.state.changes.get(said.change)
         if change is not None and change.state == life.OPEN:

@@ -36,7 +36,8 @@ DECIDING: Final = frozenset(
 )
 ROLES: Final = frozenset({"admin_groups", "ops_groups"})
 HOOKS: Final = frozenset({"hooks_dir", "hooks_timeout_ns"})
-AT_ONCE: Final = DECIDING | ROLES | HOOKS | {"terminals", "writers"}
+SHELL: Final = frozenset(field for field, _ in KEYS["shell"].values())
+AT_ONCE: Final = DECIDING | ROLES | HOOKS | SHELL | {"terminals", "writers"}
 NAMES: Final = {
     **{field: f"[{section}] {key}" for section, keys in KEYS.items() for key, (field, _) in keys.items()},
     **{field: f"[[{key}]]" for key, (field, _) in TOP.items()},

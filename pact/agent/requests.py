@@ -24,15 +24,18 @@ from pact.core.node.refusals import Bucket
 from pact.core.records import rfc3339
 from pact.core.tree.checks import are_holds
 from pact.declared.toml import checked_patterns
-from pact.errors import DeniedError, PactError, RequestError, UsageError, explained
+from pact.errors import DeniedError, PactError, RequestError, UnreachableError, UsageError, explained
 from pact.limits import REQUEST_ADMIN_MAX, VIEWERS_LOOKS_PER_S
 from pact.model import NS_PER_S, Declared, split_id
 from pact.resources import KINDS, kind_of
 
 if TYPE_CHECKING:
+    from pact.agent.sessions import Sessions
     from pact.agent.sightings import Sightings
 
 FOLLOW_MAX: Final = 10_000
+#: Answered without looking at anything first.
+AS_IT_IS: Final = frozenset({"check", "ping", "state", "sessions", "shell_open", "shell_attach", "session_end"})
 
 #: op -> the fields of its args, each with its types. Other operations and fields are refused.
 FIELDS: Final = {name: ops.types_of(op) for name, op in ops.AT_NODE.items() if op.at == "node"}
@@ -74,6 +77,7 @@ class Requests:
 
     def __init__(self, agent: Sightings) -> None:
         self.agent = agent
+        self.sessions: Sessions | None = None  # until the loop has found them
         self.tellers = telling.Tellers(agent)
         self.slices = diffing.Slices()
         self._hurries = Bucket(VIEWERS_LOOKS_PER_S, NS_PER_S // VIEWERS_LOOKS_PER_S)
@@ -91,6 +95,10 @@ class Requests:
             "watch": self._watch,
             "state": self._state,
             "tracked": self._tracked,
+            "sessions": self._sessions,
+            "shell_open": self._shell_open,
+            "shell_attach": self._shell_attach,
+            "session_end": self._session_end,
         }
 
     def line(self, client: Client, line: bytes) -> None:
@@ -106,7 +114,7 @@ class Requests:
                 args[key] = _written(given) if isinstance(given, str) else [_written(t) for t in given]
         try:
             if op in self._reads:
-                if op not in ("check", "ping", "state"):
+                if op not in AS_IT_IS:
                     self._catch_up(client)
                 self._reads[op](client, ops.made(op, args))
                 if client.watching and client.alive:
@@ -387,6 +395,23 @@ class Requests:
                 agent.ignore,
             ),
         )
+
+    def _kept(self) -> Sessions:
+        if self.sessions is None:
+            raise UnreachableError("no sessions are kept here")
+        return self.sessions
+
+    def _sessions(self, client: Client, request: ops.Sessions) -> None:
+        self.agent.answer(client, {"v": 1, "sessions": self._kept().listed(client.caller)})
+
+    def _shell_open(self, client: Client, request: ops.ShellOpen) -> None:
+        self._kept().open(client, request)
+
+    def _shell_attach(self, client: Client, request: ops.ShellAttach) -> None:
+        self._kept().attach(client, request)
+
+    def _session_end(self, client: Client, request: ops.SessionEnd) -> None:
+        self._kept().end(client, request)
 
     def _tell(self, client: Client, op: str, lines: Iterator[bytes]) -> None:
         telling.tell(self.tellers, client, op, lines)

@@ -122,7 +122,7 @@ class Sightings(Driver):
             return self._slow
         if kind.name not in self._of_kinds:
             worker = Worker(
-                f"pact-{kind.name}", self.config.file_limit, self._room, self._blobs, self.ignore, self._wake
+                f"pact-{kind.name}", self.config.file_limit, self.room, self._blobs, self.ignore, self._wake
             )
             self._of_kinds[kind.name] = worker
             self._workers.append(worker)

@@ -16,6 +16,7 @@ import orjson
 from pact.agent.config import Config
 from pact.agent.hooks import require_trusted
 from pact.core import strict
+from pact.core.node.payloads import SessionClosed
 from pact.core.node.state import State
 from pact.errors import PactError, UnreachableError
 from pact.host import owned
@@ -23,6 +24,8 @@ from pact.journal.sqlite import SqliteJournal
 from pact.model import encode_name
 
 LEDGER_BYTES: Final = 4096
+#: When the store is nearly full, transcripts keep this part of it at most.
+TRANSCRIPTS_PART: Final = 4
 SAVING: tuple[str, ...] = ("rollback_started", "declared", "applied")
 
 
@@ -170,4 +173,13 @@ def wanted_contents(state: State, journal: SqliteJournal, since_ns: int) -> set[
                 break  # node time never runs backwards: all others are older
             saves = record["data"].get("saves", {})
             wanted |= {s["sha256"] for s in saves.values() if s.get("sha256")}
+    room = (journal.store_limit or 0) // TRANSCRIPTS_PART
+    for body, _ in journal.newest(None, type_=SessionClosed.type):
+        record = strict.own(body)
+        kept = record["data"].get("transcript") or {}
+        room -= kept.get("size", 0)
+        if record["t_ns"] < since_ns or room < 0:
+            break  # the oldest transcripts go first
+        if kept.get("sha256"):
+            wanted.add(kept["sha256"])
     return wanted

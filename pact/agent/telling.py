@@ -21,6 +21,7 @@ from pact.agent.veil import Veil, is_secret, save_is_secret
 from pact.agent.worker import Result
 from pact.core import strict
 from pact.core.node.events import Caller, Event, Ticked
+from pact.core.node.payloads import SessionClosed
 from pact.core.tree.checks import BODY_MAX
 from pact.declared.toml import Ignore, export, export_track
 from pact.errors import DeniedError, PactError, UsageError
@@ -206,7 +207,11 @@ def _record(path: str, seq: int) -> Record:
 
 def content(path: str, caller: Caller, veil: Veil, blobs: Blobs, seq: int, resource: str | None) -> Iterator[bytes]:
     """One content that a record keeps. Raises UsageError, DeniedError."""
-    saves, admin = _record(path, seq).data.get("saves", {}), caller.actor.role == "admin"
+    record, admin = _record(path, seq), caller.actor.role == "admin"
+    if record.type == SessionClosed.type:
+        yield answered(_transcript(record, admin, blobs))
+        return
+    saves = record.data.get("saves", {})
     kept = {r: s for r, s in saves.items() if s.get("sha256")}
     if resource is None:
         if len(kept) != 1:
@@ -225,6 +230,19 @@ def content(path: str, caller: Caller, veil: Veil, blobs: Blobs, seq: int, resou
     attrs = kept[resource]["attrs"]
     shown = attrs if admin else veil.attrs(resource, attrs)
     yield answered({"resource": resource, "attrs": shown, "data": base64.b64encode(data).decode()})
+
+
+def _transcript(record: Record, admin: bool, blobs: Blobs) -> dict[str, Any]:
+    """The output of a session. Raises UsageError, DeniedError."""
+    if not admin:
+        raise DeniedError("the transcript of a session needs the role admin")
+    kept = record.data.get("transcript") or {}
+    if not kept.get("sha256"):
+        raise UsageError(f"record {record.seq} keeps no transcript", kept.get("left_out", ""))
+    data = blobs(kept["sha256"])
+    if data is None:
+        raise PactError("the transcript is not in the store any more: older ones go first")
+    return {"resource": f"session {record.data['session']}", "attrs": {}, "data": base64.b64encode(data).decode()}
 
 
 def exported(

@@ -48,6 +48,8 @@ class Connection:
         self._ends_s = self._began_s + self._timeout_s
         self._at_work = self._endless = self._asked = False
         self._input = bytearray()
+        self.wants_socket = False
+        self.handed: list[socket.socket] = []
         self._sock = self._connected()
         self._poll = select.poll()
         self._poll.register(self._sock, 0)
@@ -109,7 +111,7 @@ class Connection:
             seen = len(self._input)
             self._wait(select.POLLIN)
             try:
-                chunk = self._sock.recv(CHUNK)
+                chunk = self._received()
             except BlockingIOError:
                 continue
             except OSError as exc:
@@ -121,6 +123,14 @@ class Connection:
         raw = bytes(self._input[:end])
         del self._input[: end + 1]
         return raw
+
+    def _received(self) -> bytes:
+        """The next bytes; a descriptor that comes with them is kept."""
+        if not self.wants_socket:
+            return self._sock.recv(CHUNK)
+        chunk, fds, _, _ = socket.recv_fds(self._sock, CHUNK, 1, socket.MSG_CMSG_CLOEXEC)
+        self.handed += [socket.socket(fileno=fd) for fd in fds]
+        return chunk
 
     def next_line(self, endless: bool) -> None:
         """The answer begins: each line has its own time limit, or (``endless``) none."""
@@ -273,6 +283,16 @@ class Local:
         with Connection(self.path, self.timeout_s, self.spent_s) as connection:
             connection.send(op, fields, stays=False)
             return Answer(connection.line())
+
+    def ask_for_socket(self, op: str, fields: dict[str, Any]) -> tuple[Answer, socket.socket]:
+        """An answer that comes with a connected socket. Raises PactError."""
+        with Connection(self.path, self.timeout_s, self.spent_s) as connection:
+            connection.wants_socket = True
+            connection.send(op, fields)
+            answer = Answer(connection.line()).accepted()
+            if not connection.handed:
+                raise UnreachableError("the agent gave no connection to the session")
+            return answer, connection.handed[0]
 
     def lines(self, op: str, fields: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """Lines until the agent marks the last one. ``watch`` and ``follow`` have no end; after they have begun, events

@@ -17,6 +17,7 @@ import orjson
 
 from pact.cli.names import few
 from pact.cli.service import service
+from pact.cli.told import SESSIONS, session_told
 from pact.core.units import format_duration
 from pact.model import NS_PER_S
 
@@ -501,6 +502,8 @@ def _what(type_: str, data: Mapping[str, Any], view: View) -> str:
         return f"{data['request']}: {data['why']}{more}"
     if type_ == "converged":
         return _few(data["results"])
+    if type_ in SESSIONS:
+        return session_told(data)
     return str(data.get("reason") or data.get("why") or data.get("message") or "")
 
 

@@ -103,6 +103,40 @@ class Consumers(Op, command="consumers"):
 class Export(Op, afar=False, command="export"): ...
 
 
+class Sessions(Op, command="sessions"):
+    """The open sessions: to administrators all, to others their own."""
+
+
+# -- sessions --------------------------------------------------------------------------------------------------------
+
+
+class ShellOpen(Op, afar=False, command="shell"):
+    """Begin a session. Which roles may is in ``[shell] roles``. ``words``: nothing for a login shell, one word for a
+    line of the shell, several for exactly these words. ``env``: language and time zone."""
+
+    account: str = ""
+    words: Sequence[str] = ()
+    term: str = ""
+    rows: int = 0
+    cols: int = 0
+    terminal: bool = True
+    env: Mapping[str, str] = NOTHING
+
+
+class ShellAttach(Op, afar=False, command="shell"):
+    """Take a session over. The answer comes with a descriptor, on which frames travel (``pact.session.frames``)."""
+
+    session: str
+    rows: int = 0
+    cols: int = 0
+
+
+class SessionEnd(Op, afar=False, command="sessions"):
+    """Hang a session up: one's own, or, as an administrator, anybody's."""
+
+    session: str
+
+
 class Tracked(Op, command="track"): ...
 
 
@@ -347,6 +381,10 @@ AT_NODE: Final[Mapping[str, type[Op]]] = {
     "adopt": Adopt,
     "track": Track,
     "tracked": Tracked,
+    "sessions": Sessions,
+    "shell_open": ShellOpen,
+    "shell_attach": ShellAttach,
+    "session_end": SessionEnd,
     "emergency_start": EmergencyStart,
     "emergency_end": EmergencyEnd,
     "hold_place": HoldPlace,

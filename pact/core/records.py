@@ -59,6 +59,8 @@ TYPES: Final = frozenset(
         "observer_blind",
         "observer_restored",
         "denied",
+        "session_opened",
+        "session_closed",
         "converged",
         "change_split",
         "converge_started",

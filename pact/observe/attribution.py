@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 UNSET: Final = 4294967295
 COMMAND_MAX: Final = 256
 NAMES_MAX: Final = 4096
+#: People's sessions run below it: what they change is no service's.  # X6
+SESSIONS: Final = "pact-sessions.service"
 RETRY_UNKNOWN_NS: Final = 60_000_000_000
 
 _SESSION_SCOPE = re.compile(r"/user\.slice/user-\d+\.slice/session-([0-9A-Za-z_]+)\.scope(?:/|\Z)")
@@ -65,7 +67,7 @@ def unit_of(cgroup: str) -> str:
         return ""
     first = next((p for p in parts[1:] if not p.endswith(".slice")), "")
     name = first.removeprefix("_")  # systemd puts this before a name that the kernel's own files may have (cpu.service)
-    return name if name.endswith(".service") and name != ".service" else ""
+    return name if name.endswith(".service") and name not in (".service", SESSIONS) else ""
 
 
 def tty_name(number: int) -> str:

@@ -29,7 +29,7 @@ from pact._fast.reader import (
 )
 from pact.model import Writer
 from pact.observe import marks
-from pact.observe.attribution import in_other_network, writer_from
+from pact.observe.attribution import command_text, in_other_network, writer_from
 from pact.observe.base import Event, Lost, MountsChanged, Restored, Touched
 from pact.observe.mountinfo import mount_table
 from pact.observe.tree import Tree, check_path, watch_many
@@ -345,6 +345,15 @@ class Observers:
     def stats(self) -> dict[str, int]:
         """Counters of the reader thread, and how many directories are marked."""
         return {**self._reader.stats(), "directories": len(self._tree.by_path)}
+
+    def follow(self, session: int) -> None:
+        """Remember the programs that are started in this audit session, as far as exec events tell."""
+        self._reader.follow(session)
+
+    def unfollow(self, session: int) -> tuple[list[tuple[int, str]], int]:
+        """The first programs of a session, each with its uid, and how many there were."""
+        programs, seen = self._reader.unfollow(session) or ([], 0)
+        return [(uid, command_text(command)) for uid, command in programs], seen
 
     def close(self) -> None:
         """Stop and join the thread, close everything. Calling it twice counts once."""

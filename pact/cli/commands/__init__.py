@@ -36,6 +36,8 @@ COMMANDS: Final[Mapping[str, str]] = {
     "epilog": "for a batch system's epilog: a job has ended",
     "nodes": "the nodes of the cluster, and how far their records have come",
     "groups": "changes on many nodes, and where each member is",
+    "shell": "a recorded terminal session on a node, as yourself; or one command",
+    "sessions": "the sessions that are open, and who is in them",
     "journal": "verify, export or import a journal",
 }
 

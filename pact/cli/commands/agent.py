@@ -22,9 +22,14 @@ class Agent(Program):
     def arguments(self, parser: arguments.Parser) -> None:
         parser.add_argument("--config", metavar="FILE", help="default: /etc/pact/agent.toml, if it exists")
         parser.add_argument("--wait", action="store_true", help="run none: wait until the one that was started answers")
+        parser.add_argument("--sessions", action="store_true", help="run none: keep people's sessions, as systemd asks")
         arguments.timeout(parser, "with --wait: for how long (default 60s)")
 
     def run(self, args: argparse.Namespace) -> int:
+        if args.sessions:
+            from pact.session import keeper
+
+            return keeper.main(args.socket or keeper.DEFAULT)
         from pact.agent import config
 
         settings = config.load(args.config)

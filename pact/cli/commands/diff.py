@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pact.cli import arguments
 from pact.cli.command import Documents, NodeCommand, Request
-from pact.errors import EXIT_DONE, EXIT_DRIFT
+from pact.errors import EXIT_DONE, EXIT_DRIFT, UsageError
 
 if TYPE_CHECKING:
     from pact.cli.client import Answer
@@ -15,12 +15,18 @@ if TYPE_CHECKING:
 
 
 class Diff(NodeCommand):
-    examples = ("pact diff", "pact diff c7 file:/etc/chrony.conf", "pact diff --nodes @rack7 --exit-code")
+    examples = (
+        "pact diff",
+        "pact diff c7 file:/etc/chrony.conf",
+        "pact diff --stat",
+        "pact diff --nodes @rack7 --exit-code",
+    )
     nothing = "no drift"
 
     def arguments(self, parser: arguments.Parser) -> None:
         parser.add_argument("targets", nargs="*", metavar="ID", help="resources or changes (default: all)")
         parser.add_argument("--exit-code", action="store_true", help="exit 11 if anything has drifted")
+        parser.add_argument("--stat", action="store_true", help="one line for each, and a count")
         arguments.verbose(parser, arguments.EACH)
 
     def request(self, args: argparse.Namespace) -> Request:
@@ -29,7 +35,16 @@ class Diff(NodeCommand):
     def show(self, args: argparse.Namespace, answer: Answer, view: View) -> Lines:
         from pact.cli.render import diff_page
 
+        if args.stat:
+            from pact.cli import stat
+
+            return stat.lines(answer.result["resources"])
+
         return diff_page(answer.result, view)
+
+    def refuse_afar(self, args: argparse.Namespace) -> None:
+        if args.stat:
+            raise UsageError("diff --stat works on the node itself")
 
     def exit_code(self, args: argparse.Namespace, answer: Answer) -> int:
         drift = answer.result["resources"] or answer.result.get("unrecorded")

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import field
 from typing import Final, Generic, TypeVar
 
+from pact.core.node.payloads import SessionClosed, SessionOpened
 from pact.core.ops import Op
 from pact.core.payload import Saved, Value
 from pact.core.plan import Step
@@ -161,6 +162,14 @@ class Denied(Event):
     op: str
     why: str
     caller: Caller
+
+
+@dataclass(frozen=True, slots=True)
+class SessionTold(Event):
+    """A person's session has begun or ended; ``said`` is its record."""
+
+    said: SessionOpened | SessionClosed
+    actor: Actor
 
 
 @dataclass(frozen=True, slots=True)

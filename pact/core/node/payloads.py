@@ -60,6 +60,44 @@ class Denied(Payload):
 
 
 @dataclass(frozen=True, slots=True)
+class SessionOpened(Payload):
+    """``owner`` is who the changes of this session belong to. ``key``: how the person was known: ``socket``, or the
+    name of a key. ``from_``: where the person sits. ``command``: nothing for a login shell."""
+
+    session: str
+    owner: Owner
+    account: str
+    key: str = always("")
+    from_: str = always("")
+    terminal: str = always("")
+    command: str = ""
+    uid: int | None = always(None)
+    cgroup: str = always("")
+
+
+@dataclass(frozen=True, slots=True)
+class SessionClosed(Payload):
+    """``exit``: of the shell or command, ``None`` if a signal ended it or nobody knows. ``why``: what ended it from
+    outside. ``duration_ns``, ``in_bytes`` and ``out_bytes`` are ``None`` if its process was killed. ``commands``: what
+    it started, each with its ``command`` and ``uid``; ``beyond``: how many more. ``transcript``: what is kept of its
+    output: ``sha256``, ``size``, and what was ``dropped``."""
+
+    session: str
+    owner: Owner
+    account: str
+    exit: int | None
+    signal: str = ""
+    why: str = ""
+    uid: int | None = always(None)
+    duration_ns: int | None = always(None)
+    in_bytes: int | None = always(None)
+    out_bytes: int | None = always(None)
+    commands: Sequence[Attrs] = ()
+    beyond: int = 0
+    transcript: Attrs | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class LossAccepted(Payload):
     """Records ``first`` to ``last`` (with its ``hash``) were acknowledged and are lost; ``None``: the last one is not
     known."""

@@ -52,6 +52,7 @@ from pact.core.node.events import (
     Reconfigured,
     RunsEnded,
     Scanned,
+    SessionTold,
     Sighting,
     Started,
     Stopping,
@@ -307,6 +308,9 @@ class Node(Desk):
     def _denied(self, event: Denied) -> None:
         self._record_denied(event.op, event.why, event.caller.actor)
 
+    def _session_told(self, event: SessionTold) -> None:
+        self.record(event.said, event.actor)
+
     def _record_denied(self, op: str, why: str, actor: Actor) -> None:
         """An administrator's refusals are always recorded; of all others together, a limited number.  # S3"""
         if actor.role != "admin" and not self.refusals.admit(self.t_ns):
@@ -375,6 +379,7 @@ _STEPS: Final[Mapping[type, Callable[[Node, Any], None]]] = {
     Ticked: Node._ticked,
     Asked: Node._asked,
     Denied: Node._denied,
+    SessionTold: Node._session_told,
     Looked: Node._answered,
     Probed: Node._answered,
     Acted: Node._answered,

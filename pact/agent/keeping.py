@@ -1,0 +1,104 @@
+"""The keeper of sessions (``pact.session.keeper``), as the agent finds or starts it.
+
+systemd's own socket comes first: what it starts is outside the agent's confinement. An agent that is not confined
+starts a keeper itself, which outlives it.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from typing import Final
+
+from pact.errors import PactError, UnreachableError
+
+SYSTEMD: Final = "/run/pact-sessions.sock"
+DEFAULT_DIRECTORY: Final = "/run/pact/sessions"
+NAME: Final = "keeper.sock"
+HINT: Final = "systemctl enable --now pact-sessions.socket"
+#: The child has the agent's modules, wherever they are installed.
+PROGRAM: Final = (
+    "import sys; sys.path[:] = sys.argv[3:]; from pact.session import keeper; "
+    "sys.exit(keeper.main(sys.argv[1], int(sys.argv[2])))"
+)
+
+
+def confined() -> bool:
+    """Whether what this process starts could never become another account's shell: ``sudo`` would not work in it."""
+    try:
+        with open("/proc/self/status", encoding="ascii", errors="replace") as f:
+            return any(line.split() == ["NoNewPrivs:", "1"] for line in f)
+    except OSError:
+        return False
+
+
+class Keeper:
+    """``directory``: of the sessions."""
+
+    def __init__(self, directory: str) -> None:
+        self.directory = directory
+        self.child: subprocess.Popen[bytes] | None = None
+
+    def connect(self) -> socket.socket:
+        """A connection that becomes one session. Raises PactError."""
+        paths = [f"{self.directory}/{NAME}"]
+        if self.directory == DEFAULT_DIRECTORY:
+            paths.insert(0, SYSTEMD)
+        for path in paths:
+            sock = _connected(path)
+            if sock is not None:
+                return sock
+        if confined():
+            raise UnreachableError("nobody keeps sessions on this node", HINT)
+        self._start(paths[-1])
+        sock = _connected(paths[-1])
+        if sock is None:
+            raise UnreachableError("no keeper of sessions could be started", "see the agent's log")
+        return sock
+
+    def _start(self, path: str) -> None:
+        """Start one. Its socket is made here: whoever connects meanwhile waits."""
+        self.reap()
+        try:
+            try:
+                os.unlink(path)
+            except FileNotFoundError:
+                pass
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as sock:
+                sock.bind(path)
+                os.chmod(path, 0o600)
+                sock.listen(64)
+                self.child = subprocess.Popen(
+                    [sys.executable, "-c", PROGRAM, path, str(sock.fileno()), *sys.path],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    pass_fds=(sock.fileno(),),
+                    cwd="/",
+                    env={"PATH": os.environ.get("PATH", "/usr/bin:/bin"), "LC_ALL": "C.UTF-8"},
+                    start_new_session=True,
+                )
+        except OSError as exc:
+            raise PactError(f"no keeper of sessions could be started: {os.strerror(exc.errno or 0)}") from None
+
+    def reap(self) -> None:
+        """Take note if the keeper that was started here has ended."""
+        if self.child is not None and self.child.poll() is not None:
+            self.child = None
+
+    def close(self) -> None:
+        """It goes on without this agent."""
+        self.reap()
+        if self.child is not None:
+            self.child.returncode = 0  # nobody waits for it any more
+
+
+def _connected(path: str) -> socket.socket | None:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+    try:
+        sock.connect(path)
+        return sock
+    except OSError:
+        sock.close()
+        return None

@@ -1,0 +1,47 @@
+"""``pact sessions``: the sessions that are open."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from pact.cli.arguments import Parser
+from pact.cli.command import NodeCommand, Request
+from pact.errors import UsageError
+
+if TYPE_CHECKING:
+    from pact.cli.client import Answer
+    from pact.cli.render import Lines, View
+
+
+class Sessions(NodeCommand):
+    examples = ("pact sessions", "pact sessions --nodes @login", "pact sessions --end s41")
+    nothing = "no session is open"
+
+    def arguments(self, parser: Parser) -> None:
+        parser.add_argument("--end", metavar="ID", help="hang this one up")
+
+    def request(self, args: argparse.Namespace) -> Request:
+        if args.end is not None:
+            return Request("session_end", {"session": args.end})
+        return Request("sessions", {})
+
+    def refuse_afar(self, args: argparse.Namespace) -> None:
+        if args.end is not None:
+            raise UsageError("sessions --end works on the node itself")
+
+    def show(self, args: argparse.Namespace, answer: Answer, view: View) -> Lines:
+        from pact.cli.render import clean, local_time
+
+        for s in answer.result.get("sessions", ()):
+            account = "" if s["account"] == s["user"] else f" as {s['account']}"
+            where = s["terminal"] or "no terminal"
+            there = f"attached: {s['attached']}" if s["attached"] else "ended" if s["ended"] else "nobody attached"
+            what = f"  {s['command']}" if s["command"] else ""
+            since = local_time(s["since"]) if view.terminal else s["since"][:19] + "Z"
+            yield clean(f"{s['id']:<8}{s['user']}{account}  from {s['from']}  {where}  since {since}  {there}{what}")
+        if not answer.result.get("sessions") and args.end is None and view.terminal:
+            yield self.nothing
+
+
+COMMAND = Sessions()

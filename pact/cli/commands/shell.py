@@ -1,0 +1,51 @@
+"""``pact shell``: a session on a node, as oneself; recorded, and with a question on the way out."""
+
+from __future__ import annotations
+
+import argparse
+
+from pact.cli.arguments import Parser
+from pact.cli.command import Program
+from pact.errors import UsageError
+
+
+class Shell(Program):
+    examples = ("pact shell", "pact shell -- systemctl status chronyd", "pact shell --attach s41")
+
+    def arguments(self, parser: Parser) -> None:
+        parser.add_argument("--attach", nargs="?", const="", metavar="ID", help="come back to a session that goes on")
+        parser.add_argument("--account", metavar="NAME", help="root, for those whom [shell] root in agent.toml names")
+        parser.add_argument(
+            "words",
+            nargs=argparse.REMAINDER,
+            metavar="[NODE] [-- COMMAND...]",
+            help="default: this machine, a login shell",
+        )
+
+    def run(self, args: argparse.Namespace) -> int:
+        node, command = _parts(args.words)
+        if node or args.via:
+            raise UsageError("sessions on other nodes are not there yet", "log in to the node, and ask it there")
+        from pact.cli.client import local
+        from pact.cli.session import Here
+
+        agent = local(args.socket, args.timeout)
+        if args.attach is not None:
+            if command:
+                raise UsageError("shell --attach takes no command")
+            return Here(agent).come_back(args.attach)
+        return Here(agent).open(command, args.account or "")
+
+
+def _parts(words: list[str]) -> tuple[str, list[str]]:
+    """The node and the command of ``[NODE] [-- COMMAND...]``. Raises UsageError."""
+    at = words.index("--") if "--" in words else len(words)
+    before, command = words[:at], words[at + 1 :]
+    if len(before) > 1 or any(word.startswith("-") for word in before):
+        raise UsageError("shell takes one node; options come before it, and a command after --")
+    if at < len(words) and not command:
+        raise UsageError("no command stands after --")
+    return (before[0] if before else ""), command
+
+
+COMMAND = Shell()

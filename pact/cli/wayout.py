@@ -1,0 +1,128 @@
+"""On the way out of a session: what it has changed and is still open, and the question what becomes of it."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from pact.cli import stat
+from pact.cli.render import clean, left_of, local_time
+from pact.core.units import parse_duration
+from pact.errors import PactError
+
+if TYPE_CHECKING:
+    from pact.cli.client import Answer
+
+
+class Asks(Protocol):
+    """Whoever answers requests to the session's node."""
+
+    def ask(self, op: str, fields: dict[str, Any]) -> Answer: ...
+
+
+QUESTION: Final = "commit / extend / roll back / leave? [leave] "
+BY: Final = "15m"
+SHOWN_MAX: Final = 12
+WORDS: Final = {"commit": "commit", "extend": "extend", "rollback": "roll back", "roll back": "roll back", "leave": ""}
+
+
+def mine(changes: list[Any], owner: str) -> list[Any]:
+    """The changes of the session's owner (``login:UID:SESSION``) that somebody has to decide about."""
+    kind, _, rest = owner.partition(":")
+    uid, _, session = rest.partition(":")
+    return [
+        c
+        for c in changes
+        if str(c["owner"]["uid"]) == uid
+        and (kind != "login" or c["owner"]["session"] == session)
+        and c["state"] != "rolling_back"
+    ]
+
+
+def ask(agent: Asks, owner: str) -> None:
+    """Ask until it is settled, or left. Raises PactError if the agent does not answer."""
+    doc = agent.ask("status", {}).accepted().result
+    changes = mine(doc["changes"], owner)
+    if not changes:
+        return
+    ids = [c["id"] for c in changes]
+    entries = agent.ask("diff", {"targets": ids}).accepted().result["resources"]
+    print(f"you changed on {clean(doc['node'])}, and it is open:")
+    lines = stat.lines(entries)
+    for line in [*lines[:-1][:SHOWN_MAX], *(["  ..."] if len(lines) > SHOWN_MAX + 1 else []), *lines[-1:]]:
+        print(line)
+    print(_left(changes))
+    while True:
+        word = _answer(QUESTION)
+        chosen = WORDS.get(word) if word in WORDS else _begun(word)
+        if chosen is None:
+            print("commit, extend, roll back or leave: the first letter is enough")
+            continue
+        if not chosen:
+            print(f"{', '.join(ids)} left to {'their windows' if len(ids) > 1 else 'its window'}")
+            return
+        try:
+            if _done(agent, chosen, ids):
+                return
+        except PactError as exc:
+            print(f"pact: {clean(exc.message)}" + (f"\n      {clean(exc.hint)}" if exc.hint else ""))
+
+
+def _begun(word: str) -> str | None:
+    """What a first letter means; nothing, or the end of the input: leave."""
+    found = [w for w in ("commit", "extend", "roll back") if word and w.startswith(word)]
+    return found[0] if found else "" if not word or "leave".startswith(word) else None
+
+
+def _answer(question: str) -> str:
+    try:
+        return input(question).strip().lower()
+    except (EOFError, KeyboardInterrupt):
+        print()
+        return ""
+
+
+def _left(changes: list[Any]) -> str:
+    ends = [c for c in changes if c["deadline"]]
+    waiting = [f"{c['id']} is {clean(c['state'])}" for c in changes if c["state"] != "open"]
+    if ends:
+        first = min(ends, key=lambda c: str(c["deadline"]))
+        waiting.insert(0, f"{left_of(first['remaining_s'])} left, until {local_time(first['deadline'])}")
+    return "; ".join(waiting) or "no clock runs for it"
+
+
+def _done(agent: Asks, chosen: str, ids: list[str]) -> bool:
+    """Carry it out; False if the person has changed the mind. Raises PactError."""
+    from pact.cli import outcome
+    from pact.cli.render import View, put
+
+    view = View.here()
+    if chosen == "commit":
+        try:
+            message = input("why? ").strip()
+        except (EOFError, KeyboardInterrupt):
+            print()
+            return False
+        if not message:
+            print("a commit needs a reason")
+            return False
+        answer = agent.ask("commit", {"targets": ids, "message": message}).accepted()
+        for done in answer.result.get("committed", ()):
+            put(outcome.committed(done, view))
+    elif chosen == "extend":
+        text = _answer(f"by how long? [{BY}] ") or BY
+        try:
+            by_ns = parse_duration(text)
+        except ValueError as exc:
+            print(exc)
+            return False
+        answer = agent.ask("extend", {"targets": ids, "by_ns": by_ns}).accepted()
+        for done in answer.result.get("extended", ()):
+            print(f"{done['change']} has more time{view.until(done['deadline'])}")
+    else:
+        answer = agent.ask("rollback", {"targets": ids}).accepted()
+        for done in answer.result.get("rolled_back", ()):
+            put(outcome.rolled_back(done, view))
+    if not answer.ok:
+        print(f"pact: {clean(answer.message)}", file=sys.stderr)
+    return answer.ok

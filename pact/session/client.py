@@ -1,0 +1,276 @@
+"""The person's side of a session: this terminal becomes the session's, or this process's streams do.
+
+Keys go as they are typed, except after Enter: ``~.`` leaves the session (it goes on, see ``pact shell --attach``),
+``~?`` says so, and ``~~`` is a tilde.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import select
+import signal
+import socket
+import struct
+import termios
+import tty
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final, NamedTuple
+
+from pact.session import frames
+from pact.session.frames import CREDIT, CREDIT_STEP, FrameError, credit, frame, said
+
+READ: Final = 64 << 10
+WRITE: Final = 16 << 10
+LOST: Final = 255
+ESCAPE: Final = ord("~")
+HELP: Final = b"\r\n~. leaves the session, which goes on: pact shell --attach comes back; ~~ is a tilde\r\n"
+FORWARDED: Final = {signal.SIGINT: b"INT", signal.SIGQUIT: b"QUIT", signal.SIGTERM: b"TERM"}
+
+
+class Ended(NamedTuple):
+    """How it ended. ``left``: the session goes on without this client. ``told``: the person has read why."""
+
+    code: int
+    why: str = ""
+    left: bool = False
+    told: bool = False
+
+
+def size_here(fd: int = 1) -> frames.Size:
+    """The size of this terminal."""
+    try:
+        rows, columns, x, y = struct.unpack("4H", fcntl.ioctl(fd, termios.TIOCGWINSZ, b"\0" * 8))
+    except OSError:
+        return frames.SIZE_DEFAULT
+    return frames.clamped(rows, columns, x, y)
+
+
+@contextmanager
+def raw(fd: int) -> Iterator[Callable[[], None]]:
+    """The terminal passes every key on; afterwards it is as it was. Yields what makes it so again."""
+    before = termios.tcgetattr(fd)
+
+    def again() -> None:
+        tty.setraw(fd, termios.TCSANOW)
+
+    again()
+    try:
+        yield again
+    finally:
+        termios.tcsetattr(fd, termios.TCSADRAIN, before)
+
+
+def printable(text: str) -> str:
+    """Text of another machine, without anything that a terminal would obey."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+class Escapes:
+    """Finds ``~.`` at the beginning of a line among what is typed."""
+
+    def __init__(self) -> None:
+        self._fresh, self._tilde = True, False
+        self.leave = self.help = False
+
+    def pass_on(self, data: bytes) -> bytes:
+        out = bytearray()
+        for byte in data:
+            if self._tilde:
+                self._tilde = False
+                if byte == ord("."):
+                    self.leave = True
+                    return bytes(out)
+                if byte == ord("?"):
+                    self.help, self._fresh = True, True
+                    continue
+                if byte != ESCAPE:
+                    out.append(ESCAPE)
+            elif self._fresh and byte == ESCAPE:
+                self._tilde = True
+                continue
+            out.append(byte)
+            self._fresh = byte in b"\r\n"
+        return bytes(out)
+
+
+class Client:
+    """One attachment. ``run`` returns how it ended."""
+
+    def __init__(
+        self, sock: socket.socket, *, terminal: bool, stdin: int = 0, stdout: int = 1, stderr: int = 2
+    ) -> None:
+        self.sock, self.terminal = sock, terminal
+        self.stdin, self.fds = stdin, {b"O": stdout, b"E": stderr}
+        self.attached: dict[str, Any] = {}
+        self.received = 0  # bytes of ``O``: where to go on after a cut
+        self._reader = frames.Reader()
+        self._escapes = Escapes()
+        self._out = bytearray()
+        self._may = CREDIT
+        self._consumed = 0
+        self._waiting: list[tuple[bytes, bytes]] = []
+        self._ended: Ended | None = None
+        self._input_open = True
+        self._interrupted = 0
+        self._told = ""  # the last line that the session had for the person
+
+    def run(self) -> Ended:
+        """Until the session ends, or this client leaves it."""
+        read_fd, write_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        numbers = [signal.SIGWINCH, signal.SIGCONT, signal.SIGHUP, signal.SIGTERM]
+        numbers += [] if self.terminal else [signal.SIGINT, signal.SIGQUIT]
+        before = {n: signal.signal(n, lambda *_: None) for n in numbers}
+        wakeup = signal.set_wakeup_fd(write_fd, warn_on_full_buffer=False)
+        self.sock.setblocking(False)
+        try:
+            if not self.terminal:
+                return self._loop(read_fd, lambda: None)
+            with raw(self.stdin) as again:
+                self._resize()
+                return self._loop(read_fd, again)
+        finally:
+            signal.set_wakeup_fd(wakeup)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            os.close(read_fd)
+            os.close(write_fd)
+
+    def _loop(self, signals: int, again: Callable[[], None]) -> Ended:
+        while self._ended is None or self._waiting:
+            poll = select.poll()
+            poll.register(signals, select.POLLIN)
+            if self._ended is None:
+                poll.register(self.sock, select.POLLIN | (select.POLLOUT if self._out else 0))
+                if self._input_open and self._may > 0 and len(self._out) < READ:
+                    poll.register(self.stdin, select.POLLIN)
+            if self._waiting:
+                poll.register(self.fds[self._waiting[0][0]], select.POLLOUT)
+            for fd, mask in poll.poll():
+                if fd == signals:
+                    left = self._signalled(os.read(signals, 64), again)
+                    if left is not None:
+                        return left
+                elif fd == self.sock.fileno() and self._ended is None:
+                    self._from_session(mask)
+                elif self._waiting and fd == self.fds[self._waiting[0][0]] and mask & ~select.POLLIN:
+                    self._show()
+                elif fd == self.stdin and self._ended is None and self._typed():
+                    return Ended(0, "", left=True)
+            self._flush()
+        return self._ended
+
+    # -- this side's input and output --------------------------------------------------------------------------------
+
+    def _typed(self) -> bool:
+        """Pass on what was typed. Returns whether the person leaves."""
+        try:
+            data = os.read(self.stdin, min(READ, self._may))
+        except BlockingIOError:
+            return False
+        except OSError:
+            data = b""
+        if not data:
+            self._input_open = False
+            self._out += frame(b"D")
+            return False
+        if self.terminal:
+            data = self._escapes.pass_on(data)
+            if self._escapes.help:
+                self._escapes.help = False
+                self._waiting.append((b"E", HELP))
+        if data:
+            self._may -= len(data)
+            self._out += frame(b"I", data)
+        return self._escapes.leave
+
+    def _show(self) -> None:
+        kind, data = self._waiting[0]
+        try:
+            wrote = os.write(self.fds[kind], data[:WRITE])
+        except BlockingIOError:
+            return
+        except OSError:  # whoever reads this output is gone
+            self._waiting.clear()
+            if self._ended is None:
+                self._out += frame(b"S", b"HUP")
+                self._ended = Ended(128 + signal.SIGPIPE)
+            return
+        if wrote == len(data):
+            del self._waiting[0]
+        else:
+            self._waiting[0] = kind, data[wrote:]
+        self._consumed += wrote
+        if self._consumed >= CREDIT_STEP or not self._waiting:
+            self._out += credit(self._consumed)
+            self._consumed = 0
+
+    def _resize(self) -> None:
+        self._out += said(b"W", list(size_here(self.stdin)))
+
+    def _signalled(self, numbers: bytes, again: Callable[[], None]) -> Ended | None:
+        for number in numbers:
+            if number in (signal.SIGWINCH, signal.SIGCONT) and self.terminal:
+                if number == signal.SIGCONT:
+                    again()  # whoever ran meanwhile had its own settings
+                self._resize()
+            elif number == signal.SIGHUP or (self.terminal and number == signal.SIGTERM):
+                return Ended(128 + number, "", left=True)
+            elif number in FORWARDED:
+                self._interrupted += 1
+                if self._interrupted > 2:
+                    return Ended(128 + number, "", left=True)
+                self._out += frame(b"S", FORWARDED[signal.Signals(number)])
+        return None
+
+    # -- the session's -----------------------------------------------------------------------------------------------
+
+    def _flush(self) -> None:
+        while self._out and (self._ended is None or self._ended.code == 128 + signal.SIGPIPE):
+            try:
+                sent = self.sock.send(self._out)
+            except BlockingIOError:
+                return
+            except OSError:
+                return  # what it sent before is read first
+            del self._out[:sent]
+
+    def _from_session(self, mask: int) -> None:
+        if not mask & (select.POLLIN | select.POLLHUP | select.POLLERR):
+            return
+        try:
+            data = self.sock.recv(4 * READ)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._ended = Ended(LOST, "the connection to the session was lost", left=True)
+            return
+        try:
+            for kind, payload in self._reader.feed(data):
+                self._hear(kind, payload)
+        except FrameError as exc:
+            self._ended = Ended(LOST, f"what the session sends makes no sense: {exc}", left=True)
+
+    def _hear(self, kind: bytes, payload: bytes) -> None:
+        if kind in (b"O", b"E"):
+            self._waiting.append((kind, payload))
+            self.received += len(payload) if kind == b"O" else 0
+        elif kind == b"C":
+            self._may += frames.credit_of(payload)
+        elif kind == b"A":
+            self.attached = frames.object_of(payload)
+            if (lost := self.attached.get("lost")) and isinstance(lost, int):
+                self._waiting.append((b"E", f"pact: {lost} bytes of output are lost\r\n".encode()))
+        elif kind == b"N":
+            self._told = text = printable(payload.decode("utf-8", "replace"))
+            end = "\r\n" if self.terminal else "\n"
+            self._waiting.append((b"E", f"{end if self.terminal else ''}pact: {text}{end}".encode()))
+        elif kind == b"X":
+            code, why = frames.ended(payload)
+            end_ = frames.object_of(payload)
+            taken = code == LOST and str(end_.get("why", "")).startswith("taken over")
+            why = printable(why or str(end_.get("why", "")))
+            self._ended = Ended(code, why, left=taken, told=why == self._told)
