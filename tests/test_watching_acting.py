@@ -13,6 +13,7 @@ from pact.agent.watching import ACTING_PAUSE_NS, Watching
 from pact.model import Owner
 
 ANN = Owner("login:1:1", "ann")
+RUN = Owner("unit:puppet.service", "puppet.service", run="puppet#7.1", then="commit")
 
 
 @pytest.mark.invariant("R10")
@@ -32,6 +33,29 @@ def test_what_is_touched_during_a_job_is_due_after_it_with_its_writer(tmp_path: 
         assert watching.take(0, everything=True) == [(a, ANN)]
         watching.end(1)
         assert not watching.has_due
+    finally:
+        watching.close()
+
+
+@pytest.mark.invariant("O5")
+@pytest.mark.parametrize("busy", [False, True])
+def test_a_rule_does_not_accept_what_somebody_else_wrote_before_the_same_look(tmp_path: Path, busy: bool) -> None:
+    a, b, c = (f"file:{tmp_path}/{n}" for n in "abc")
+    watching = Watching(Config(state_dir=str(tmp_path)), 0)
+    try:
+        watching.add([a, b, c])
+        if busy:
+            watching.begin(1, [a, b, c])
+        for owner in (ANN, RUN, None, RUN):
+            watching.touch(a, owner)
+        for owner in (None, RUN, None):
+            watching.touch(b, owner)
+        for owner in (RUN, ANN):
+            watching.touch(c, owner)
+        watching.end(1)
+        due = dict(watching.take(0, everything=True))
+        assert due[a] is not None and (due[a].key, due[a].run, due[a].then) == (RUN.key, "", "")
+        assert due[b] == RUN and due[c] == ANN
     finally:
         watching.close()
 

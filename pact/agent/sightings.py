@@ -23,6 +23,7 @@ from pact.core.node.events import (
     Sighting,
     Ticked,
 )
+from pact.core.node.writers import together
 from pact.core.records import rfc3339
 from pact.errors import JournalError
 from pact.host import clock
@@ -101,8 +102,7 @@ class Sightings(Driver):
     def _later(self, resource: str, owner: Owner | None) -> None:
         """Observe off the loop: the resource is large, or lies on a file system that may hang."""
         waiting = resource in self._slow_pending
-        if owner is not None or not waiting:
-            self._slow_pending[resource] = owner
+        self._slow_pending[resource] = together(self._slow_pending.get(resource), owner)
         if waiting:
             return
 

@@ -20,6 +20,7 @@ from pact.agent.signatures import loaded, pack, written
 from pact.agent.sources import Sources
 from pact.agent.tracking import Tracking
 from pact.core.node.events import Sighting
+from pact.core.node.writers import together
 from pact.declared.toml import Ignore
 from pact.host.cpus import housekeeping_cpus
 from pact.model import NS_PER_S, Attrs, Observation, Owner, Unreadable, decode_name, encode_name, split_id
@@ -230,13 +231,13 @@ class Watching:
     def touch(self, resource: str, owner: Owner | None) -> None:
         """It may have changed; an unidentified writer does not replace an identified one."""
         if any(resource in ids for ids in self._acting.values()):
-            self._held[resource] = owner or self._held.get(resource)
+            self._held[resource] = together(self._held.get(resource), owner)
             return
         waiting = self._delayed.get(resource)
         if waiting is not None:
-            self._delayed[resource] = (waiting[0], owner or waiting[1])
-        elif owner is not None or resource not in self.pending:
-            self.pending[resource] = owner
+            self._delayed[resource] = (waiting[0], together(waiting[1], owner))
+        else:
+            self.pending[resource] = together(self.pending.get(resource), owner)
 
     def begin(self, job: int, resources: Iterable[str]) -> None:
         """A job now changes these resources. Nothing is recorded of them until it ends, and an open descriptor would
@@ -245,7 +246,7 @@ class Watching:
         self.tracking.rest(True)
         for resource in self._acting[job].intersection([*self.pending, *self._delayed]):
             late = self._delayed.pop(resource, (0, None))[1]
-            self._held[resource] = self.pending.pop(resource, None) or late
+            self._held[resource] = together(late, self.pending.pop(resource, None))
 
     def end(self, job: int) -> None:
         if self._acting.pop(job, None) is not None:

@@ -5,6 +5,7 @@ runs. Pure; ``Owner.then`` carries the rule's answer into the records, so that a
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Final
 
 from pact.core.node import change as life
@@ -27,6 +28,14 @@ JOB_MAX_NS: Final = 30 * 24 * 3600 * NS_PER_S
 def job_of(owner: Owner) -> str:
     """The job as long as which this owner's work lasts; ``""`` for none."""
     return owner.then.removeprefix(JOB) if owner.then.startswith(JOB) else ""
+
+
+def together(before: Owner | None, writer: Owner | None) -> Owner | None:
+    """Whose a resource is that both have written since it was last looked at: the last identified one's. But what is
+    seen then is not the work of one run alone, so no rule accepts it, or takes it back.  # C9, O5"""
+    if before is None or writer is None or before.whose == writer.whose or writer.then not in (COMMIT, ROLLBACK):
+        return writer or before
+    return replace(writer, run="", then="")
 
 
 def takes_over(change: Change, writer: Owner | None) -> bool:
