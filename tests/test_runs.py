@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -103,6 +104,29 @@ def test_the_end_of_a_run_is_told() -> None:
     assert select.select([seen.fileno()], [], [], 10)[0]
     assert seen.drain() == [run] and seen.drain() == []
     seen.close()
+
+
+@pytest.mark.invariant("O5")
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_what_a_caller_lets_a_set_uid_program_say_of_itself_counts_for_nothing(tmp_path: Path) -> None:
+    """``exec -a puppet sudo sysctl``: sudo is root's process, and its name and environment are the caller's."""
+    plain, lent = tmp_path / "plain", tmp_path / "lent"
+    for path, mode in ((plain, 0o755), (lent, 0o4755)):
+        shutil.copyfile("/bin/sleep", path)
+        path.chmod(mode)
+    rules = [WriterRule(command="puppet", then="commit"), WriterRule(user="root", then="job")]
+    said = []
+    for path in (plain, lent):
+        with subprocess.Popen(["puppet", "60"], executable=path, env={"SLURM_JOB_ID": "7"}) as process:
+            try:
+                while not Path(f"/proc/{process.pid}/environ").read_bytes():
+                    time.sleep(0.001)
+                writer = resolve(process.pid)
+                assert writer is not None and writer.command == "puppet 60"
+                said += [Runs([rule]).owner(writer).then for rule in rules]
+            finally:
+                process.kill()
+    assert said[:2] == ["commit", "job:7"] and "commit" not in said[2:] and said[3] != "job:7"
 
 
 def test_the_way_to_init_ends_and_takes_no_other_process_for_a_parent() -> None:

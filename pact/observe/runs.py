@@ -3,7 +3,8 @@ its own, and a site's rules say what becomes of that.  # O5
 
 A run is the topmost process on the way from the writer to init that a rule describes. What the process says of itself
 (its command line) counts only for root's processes, unless the rule names the user: any account may run a program of
-any name. This module reads nothing but /proc.
+any name. Of a set-uid program (``sudo``) it never counts: whoever called it has chosen that. This
+module reads nothing but /proc.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import os
 import re
 import select
+import stat
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -161,11 +163,11 @@ class Runs:
 
     def _find(self, way: Sequence[Writer]) -> Run | None:
         for rule in self.rules:
-            found = [w for w in way if rule.matches(w)]
+            found = [w for w in way if rule.matches(w) and not (rule.command and _lent(w))]
             if found:
                 return _by_rule(rule, _top(found), way)
         for names in (CONFIGURATION_MANAGERS, PACKAGE_MANAGERS):  # what the first start belongs to their own run
-            found = [w for w in way if w.uid == 0 and program(w.command)[0] in names]
+            found = [w for w in way if w.uid == 0 and program(w.command)[0] in names and not _lent(w)]
             if found:
                 return _by_rule(WriterRule(), _top(found), way)
         return None
@@ -206,8 +208,16 @@ def _by_rule(rule: WriterRule, top: Writer, way: Sequence[Writer]) -> Run:
     return Run(f"{name}#{job or f'{top.pid}.{top.start}'}", f"job:{job}" if job else "", top.pid, top.start)
 
 
+def _lent(writer: Writer) -> bool:
+    """Whether it runs a set-uid program: its arguments and its environment are its caller's."""
+    try:
+        return bool(os.stat(f"/proc/{writer.pid}/exe").st_mode & stat.S_ISUID)
+    except OSError:
+        return False
+
+
 def _job(writer: Writer) -> str:
-    of_root = "" if writer.uid != 0 else job_of_title(writer.command) or job_in_environment(writer.pid)
+    of_root = "" if writer.uid != 0 or _lent(writer) else job_of_title(writer.command) or job_in_environment(writer.pid)
     return job_of(writer.cgroup) or of_root
 
 
