@@ -46,6 +46,16 @@ def test_it_is_brought_back_at_once_and_nobody_owns_that() -> None:
     world.check()
 
 
+@pytest.mark.invariant("B4", "R14")
+def test_who_reads_it_is_told_of_it() -> None:
+    world = World(settings=with_settings(), machine={DISK: dict(ZERO)})
+    world.start({DISK: Declared(dict(ZERO), notify=("service:a reload",))})
+    told: list[tuple[str, ...]] = []
+    world.before_act = lambda _, step: told.append(step.notify)
+    gone_and_back(world, DISK)
+    assert told == [("service:a reload",)]
+
+
 @pytest.mark.invariant("B4")
 def test_what_comes_back_as_declared_needs_nothing() -> None:
     world = started()

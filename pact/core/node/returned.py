@@ -45,7 +45,7 @@ def converge(node: Desk, sightings: Sequence[Sighting]) -> None:
         declared, change = node.state.declared(sighting.resource), node.state.change_of(sighting.resource)
         if declared is not None and declared.attrs is not None and change is not None:
             actual = change.members[sighting.resource].actual
-            steps.append(Step(sighting.resource, declared.attrs, actual, declared.requires, declared.consumers))
+            steps.append(Step.back(sighting.resource, declared, actual))
     if not steps:
         return
     job = node.job(CAUSE, AGENT_CALLER, None, ids=tuple(s.id for s in steps), steps=ordered(steps, node.rules.nature))
