@@ -153,9 +153,10 @@ class Agent(Sightings):
                 os.eventfd_read(self._wake_fd)
             for worker in (self._slow, *self._of_kinds.values()):
                 with contextlib.suppress(queue.Empty):
-                    event = worker.results.get_nowait()
-                    seen = event.make(*self.now()) if event.make is not None else None
-                    out += seen.sightings if isinstance(seen, Observed) else ()
+                    while True:  # one sign may stand for many
+                        event = worker.results.get_nowait()
+                        seen = event.make(*self.now()) if event.make is not None else None
+                        out += seen.sightings if isinstance(seen, Observed) else ()
         return out
 
     def _batch_worker(self) -> Worker:
