@@ -277,6 +277,28 @@ def test_a_faulty_answer_of_rpm_is_unreadable(text: str, why: str) -> None:
 
 
 @pytest.mark.invariant("F76")
+def test_what_rpm_leaves_out_because_it_is_damaged_is_not_taken_for_absent(tmp_path: Path) -> None:
+    (tmp_path / "var/lib/rpm").mkdir(parents=True)
+    (tmp_path / "var/lib/rpm/rpmdb.sqlite").write_text("x")
+    rpm, row = tmp_path / "rpm", "echo 'a\t0\t1\t1\tnoarch\t5'"
+    rpm.write_text(f"#!/bin/sh\n{row}\necho 'warning: old key' >&2\n")
+    rpm.chmod(0o755)
+    kind = Package(str(tmp_path), {"rpm": str(rpm)})
+    assert kind.observe("a") == {"version": "1-1"} and kind.observe("b") is None
+    rpm.write_text(f"#!/bin/sh\n{row}\necho 'error: rpmdbNextIterator: skipping h# 2 tag[1]: BAD' >&2\n")
+    (tmp_path / "var/lib/rpm/rpmdb.sqlite").write_text("changed")
+    why = Unreadable("package: error: rpmdbNextIterator: skipping h# 2 tag[1]: BAD")
+    assert kind.observe("b") == kind.observe("a") == why
+
+
+def test_an_empty_status_of_dpkg_is_unreadable_where_packages_are(root: Path) -> None:
+    status(root).write_text("")
+    assert Package(str(root)).observe("tool") is None, "a root that never had one"
+    (root / "var/lib/dpkg/info/tool.list").write_text("/.\n")
+    why = "package: status is empty, and lists of packages' files are there"
+    assert Package(str(root)).observe("tool") == Unreadable(why)
+
+
 def test_without_rpm_its_database_is_unreadable(tmp_path: Path) -> None:
     (tmp_path / "var/lib/rpm").mkdir(parents=True)
     (tmp_path / "var/lib/rpm/rpmdb.sqlite").write_text("x")

@@ -86,9 +86,17 @@ class Dpkg:
         """Raises ReadError."""
         entries: Entries = {}
         _take(entries, _content(f"{self.admin}/status", STATUS_BYTES_MAX), "status")
+        if not entries and self._has_lists():  # as after a power cut
+            raise ReadError("status is empty, and lists of packages' files are there")
         for name in self._updates():
             _take(entries, _content(f"{self.admin}/updates/{name}", UPDATE_BYTES_MAX), f"updates/{name}")
         return _reading(entries, self._native(entries))
+
+    def _has_lists(self) -> bool:
+        try:
+            return any(leaf.endswith(".list") for leaf in os.listdir(f"{self.admin}/info"))
+        except OSError:
+            return False
 
     def interrupted(self) -> bool:
         """Whether dpkg was ended in the middle, so that apt refuses to do anything before ``dpkg --configure -a``."""

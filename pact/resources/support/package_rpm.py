@@ -60,7 +60,7 @@ class Rpm:
         return tuple(out)
 
     def _ask(self, *words: str) -> str:
-        """What a query prints. Raises ReadError."""
+        """What a query prints. Raises ReadError; also if rpm left out what is damaged: only its errors tell."""
         directory = self._directory()
         command = [self.program, *(["--root", self.root] if self.root else ())]
         command += ["--dbpath", directory] if directory is not None else []
@@ -68,7 +68,7 @@ class Rpm:
             ended = run("rpm", [*command, *words], QUERY_S)
         except RestoreError as exc:
             raise ReadError(exc.message) from None
-        if ended.code != 0 or ended.late:
+        if ended.code != 0 or ended.late or any(line.startswith("error:") for line in ended.err.splitlines()):
             raise ReadError(ended.why("rpm"))
         return ended.out
 
