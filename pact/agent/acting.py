@@ -95,7 +95,7 @@ def act(
             if failed and _wrong(now):
                 came = {step.id: f"needs {failed[0]}, which failed"}
             elif _kind(step).at_once and not failed:
-                row = _at_once(todo, at, bearing, results)
+                row = [_as_brought(s, written_kinds) for s in _at_once(todo, at, bearing, results)]
                 came = _restore_row(row, blobs)
                 brought.append(_kind(step).brought(row))
             else:
@@ -269,6 +269,12 @@ def _as_moved(step: Step) -> Step:
     overwritten with it."""
     seen = observe(step.id)
     return step if isinstance(seen, Unreadable) else replace(step, actual=seen)
+
+
+def _as_brought(step: Step, written_kinds: set[str]) -> Step:
+    """What was not there, and is there now, was brought by a step before it (a unit by its file)."""
+    brought = step.actual is None and not written_kinds.isdisjoint(_kind(step).follows)
+    return _as_moved(step) if brought else step
 
 
 def _as_left(step: Step) -> Step:

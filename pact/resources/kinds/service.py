@@ -59,8 +59,8 @@ class Service(Kind):
     removable = False
     ignored = ("pact-agent", "pact-aggregator")  # an agent cannot stop or start itself
     spelling = "a service without '.service' (chronyd), or a whole unit (cron.timer)"
-    #: Files, mounts and the rest are there before what uses them.
-    follows = ("module", "sysctl", "file", "mount")
+    #: Packages, files, mounts and the rest are there before what uses them.
+    follows = ("module", "sysctl", "package", "file", "mount")
 
     # -- names and TOML -------------------------------------------------------------------------------------------
 
