@@ -6,6 +6,7 @@ What a real systemd does is shown in ``e2e/test_e2e_service.py``.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -239,6 +240,28 @@ def test_a_kill_between_two_of_its_steps_is_half_done() -> None:
     assert KIND.half_done(step, DOWN)
     assert not KIND.half_done(step, {**DOWN, "enabled": "linked"})
     assert not KIND.half_done(step, None)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_a_daemon_of_a_container_is_not_the_hosts_though_its_program_has_the_same_name(tmp_path: Path) -> None:
+    """It would count as running, and be told to end."""
+    program = tmp_path / "daemon"
+    shutil.copyfile("/bin/sleep", program)
+    program.chmod(0o755)
+    definition: Attrs = {"backend": "process", "executable": str(program)}
+    inside = ["unshare", "--pid", "--fork", "--kill-child", str(program), "60"]
+    with subprocess.Popen(inside) as container, subprocess.Popen([program, "60"]) as own:
+        try:
+            children = Path(f"/proc/{container.pid}/task/{container.pid}/children")
+            ours = [own.pid]
+            while len(ours) < 2:
+                ours = [own.pid, *map(int, children.read_text().split())]
+            while any(daemons._program(pid) != str(program) for pid in ours):
+                pass
+            assert daemons.look(definition).pids == {own.pid}
+        finally:
+            container.kill()
+            own.kill()
 
 
 def test_only_a_stop_takes_something_away() -> None:

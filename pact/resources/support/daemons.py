@@ -228,10 +228,11 @@ def _by_file(path: str, program: str) -> frozenset[int]:
 
 
 def _by_program(path: str) -> frozenset[int]:
-    """The processes that run a program. A script's program is its interpreter: it needs a pid file."""
+    """The processes that run a program. A script's program is its interpreter: it needs a pid file. What runs in a
+    container has its own files, of the same names: it is not meant, and would be told to end."""
     own = os.getpid()
     found = (p for p in map(int, filter(str.isdigit, os.listdir("/proc"))) if p != own and _program(p) == path)
-    return frozenset(pid for pid in list(found)[:PIDS_MAX] if _lives(pid))
+    return frozenset(pid for pid in list(found)[:PIDS_MAX] if _lives(pid) and not _in_container(pid))
 
 
 def _program(pid: int) -> str:
@@ -239,6 +240,14 @@ def _program(pid: int) -> str:
         return os.readlink(f"/proc/{pid}/exe").removesuffix(" (deleted)")
     except OSError:
         return ""
+
+
+def _in_container(pid: int) -> bool:
+    """Whether it has another pid namespace than this process."""
+    try:
+        return os.readlink(f"/proc/{pid}/ns/pid") != os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return False
 
 
 def _lives(pid: int) -> bool:
