@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -211,3 +212,23 @@ def test_a_source_that_never_lets_the_loop_sleep_is_given_up(hangs: bool, monkey
         found.drain()
     assert "lamp" in found.health() and touched == ["lamp:x"], "it is polled from now on"
     found.close()
+
+
+def test_an_interruption_that_comes_as_the_call_ends_is_the_last_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_timer, came = signal.setitimer, list[float]()
+
+    def late(which: int, seconds: float, interval: float = 0.0) -> tuple[float, float]:
+        if seconds == 0 and not came:
+            came.append(seconds)
+            raise bounded.Hung  # as its handler does, before the timer is ended
+        return set_timer(which, seconds, interval)
+
+    before, other = signal.getsignal(signal.SIGALRM), signal.getitimer(signal.ITIMER_REAL)
+    monkeypatch.setattr(signal, "setitimer", late)
+    try:
+        with pytest.raises(bounded.Hung):
+            bounded.within(60.0, lambda: None)
+        assert signal.getitimer(signal.ITIMER_REAL)[1] == 0.0 and signal.getsignal(signal.SIGALRM) == before
+    finally:
+        set_timer(signal.ITIMER_REAL, *other)
+        signal.signal(signal.SIGALRM, before)

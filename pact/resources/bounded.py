@@ -47,8 +47,11 @@ def _interrupted(limit_s: float, method: Callable[..., T], args: tuple[Any, ...]
     before, began = signal.signal(signal.SIGALRM, _raise_hung), time.monotonic()
     left, interval = signal.setitimer(signal.ITIMER_REAL, limit_s, AGAIN_S)
     try:
-        return method(*args, **more)
-    finally:
+        try:
+            return method(*args, **more)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+    finally:  # the signal may come right before the timer ends: then it would come again and again, in the loop
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
         if left:  # another timer of this process ran
