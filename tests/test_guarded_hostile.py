@@ -232,3 +232,24 @@ def test_an_interruption_that_comes_as_the_call_ends_is_the_last_one(monkeypatch
     finally:
         set_timer(signal.ITIMER_REAL, *other)
         signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize("breaks", ["restore_all", "preflight_all"])
+def test_a_kind_that_does_several_at_once_is_bounded_too(breaks: str) -> None:
+    class Row(Stuck):
+        at_once = True
+
+        def restore_all(self, steps: Any, blobs: Any) -> Any:
+            self._try("restore_all")
+
+        def preflight_all(self, steps: Any, keep: Any) -> Any:
+            self._try("preflight_all")
+
+    kind, steps = Guarded(Row(breaks)), [STEP]
+    if breaks == "preflight_all":
+        saved = on_a_thread(lambda: kind.preflight_all(steps, Keep(1)))
+        assert "did not come back" in saved[STEP.id].refusal
+    else:
+        with pytest.raises(RestoreError, match="did not come back"):
+            on_a_thread_raises(lambda: kind.restore_all(steps, lambda _: None))

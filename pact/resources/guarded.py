@@ -220,7 +220,7 @@ class Guarded(Kind):
 
     def restore_all(self, steps: Sequence[Step], blobs: Blobs) -> Mapping[str, str]:
         try:
-            said = self._inner.restore_all(steps, blobs)
+            said = self._long(WORK_S * max(1, len(steps)), self._inner.restore_all, steps, blobs)
             return {step.id: str(said[step.id]) for step in steps}
         except (OSError, RestoreError):
             raise
@@ -278,7 +278,7 @@ class Guarded(Kind):
 
     def preflight_all(self, steps: Sequence[Step], keep: Keep) -> Mapping[str, Saved]:
         try:
-            said = self._inner.preflight_all(steps, keep)
+            said = self._call(WORK_S, self._inner.preflight_all, steps, keep)
             return {step.id: _saved(said[step.id]) for step in steps}
         except Exception as exc:
             return {step.id: Saved(refusal=self._why(exc), save={"attrs": step.actual}) for step in steps}

@@ -71,6 +71,7 @@ def commit_by_rule(node: Desk, change: Change) -> None:
     keeps its window.  # O5"""
     ids = [r for r in change.bound_together(writers.own_members(change)) if not change.members[r].also]
     if not ids:
+        node.ruled.pop(change.id, None)
         return
     owner = change.owner
     caller = Caller(AGENT_CALLER.actor, owner)
@@ -155,6 +156,8 @@ def looked_commit(node: Desk, job: Job[Committing], event: Looked) -> None:
     for change in of_groups:
         bonds.require_free(node, change, "commit", job.work.force)
     committed = _record_commits(node, job, event)
+    if job.change is not None:
+        node.ruled.pop(job.change, None)
     taken_in, left_out = taking.record_commits(node, job, event)
     for change in of_groups:
         bonds.settled_alone(node, change, "committed", job.caller)

@@ -188,7 +188,7 @@ class Desk(Ledger):
     ) -> None:
         """Record drift; record the window too if this drift opens one."""
         fresh = cid not in self.state.changes
-        also = self._also(resource, owner)
+        also = self._also(resource, owner, actual)
         before = self.state.member_of.get(resource)
         declared = self.state.declared(resource)
         meant_secret = declared is not None and self.rules.meant_secret(resource, declared.attrs)
@@ -242,15 +242,17 @@ class Desk(Ledger):
         hold, ends = f"h{self.state.hold_n + 1}", self.wall_of(ends_ns)
         self.record(payloads.HoldPlaced(hold=hold, change=cid, owner=owner, reason=why, ends_ns=ends_ns, ends=ends))
 
-    def _also(self, resource: str, owner: Owner) -> list[Owner]:
+    def _also(self, resource: str, owner: Owner, actual: Attrs | None) -> list[Owner]:
         """The other owners who have written a resource since it last conformed: no writer is forgotten when another
-        owner takes the resource over.  # C9"""
+        owner takes the resource over. Whom the kernel did not name counts only before a rule, which must not accept
+        that work with its own.  # C9, O5"""
         change = self.state.change_of(resource)
         if change is None:
             return []
         member = change.members[resource]
         holder = replace(change.owner, command=member.command)
-        others = {o.key: o for o in [*member.also, holder] if o.key != UNATTRIBUTED.key}
+        by_rule = owner.then in (writers.COMMIT, writers.ROLLBACK) and member.actual != actual
+        others = {o.key: o for o in [*member.also, holder] if by_rule or o.key != UNATTRIBUTED.key}
         return [o for o in others.values() if not owner.same_person(o)][-ALSO_MAX:]
 
     def sight_moved(self, event: Acted, owner: Owner, into: Change | None) -> list[str]:

@@ -150,7 +150,7 @@ class Node(Desk):
             return
         if change.owner.then == writers.ROLLBACK and (self.state.suspended or self.t_ns < self.alone_until_ns):
             return
-        self.ruled[name] = self.ruled.get(name, 0) + 1
+        self.ruled[name] = self.ruled.get(name, 0) + 1  # a commit that is done takes it back
         if change.owner.then == writers.COMMIT:
             try:
                 commit.commit_by_rule(self, change)
