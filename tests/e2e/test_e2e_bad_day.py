@@ -378,6 +378,7 @@ def test_the_service_manager_is_told_that_the_boot_takes_longer(another: Callabl
     import socket
 
     agent = another()
+    agent.cold = True  # the wrapper below starts it
     point = f"{TOP}/long"
     agent.world.sh(f"mkdir -p {point}; mount -t tmpfs -o size=1m tmpfs {point}")
     agent.adopt(f"mount:{point}")

@@ -197,7 +197,7 @@ def test_a_blocked_change_drains_the_node_until_it_is_settled(slurm: Slurm, agen
     in_service(agent, slurm)
     with blocked(agent, "drain.conf") as change:
         drained(agent, slurm, f"pact: {change} blocked")
-        assert agent.status()["scheduler"]["drained"] == f"pact: {change} blocked"
+        wait_until(lambda: agent.status()["scheduler"]["drained"] == f"pact: {change} blocked", "the agent knows it")
         agent.restart()
         time.sleep(1)
         assert slurm.state() == f"drained pact: {change} blocked"

@@ -63,7 +63,7 @@ def tool(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def agent(another: Callable[..., Agent], world: World) -> Iterator[Agent]:
     world.sh(f"mkdir -p {TOP}/etc")
-    agent = another(window={"base": "30s", "floor": "0.2s"})
+    agent = another(window={"base": "30m", "floor": "0.2s"})
     agent.file("etc/one.conf", "as the site wants it\n")
     agent.file("etc/two.conf", "as the site wants it\n")
     yield agent
