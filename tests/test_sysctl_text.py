@@ -85,6 +85,7 @@ def test_a_plain_name_is_taken(name: str) -> None:
 
 
 def test_a_cause_is_looked_for_by_the_parts_that_names_share() -> None:
-    assert in_common("sysctl:vm.dirty_bytes", "sysctl:vm.dirty_ratio") == 1
-    assert in_common("sysctl:net.ipv4.ip_forward", "sysctl:net.ipv4.conf.all.forwarding") == 2
-    assert in_common("sysctl:net.a", "sysctl:net.a") == 2
+    assert in_common("sysctl:vm.dirty_bytes", "sysctl:vm.dirty_ratio") == 2
+    assert in_common("sysctl:net.ipv4.ip_forward", "sysctl:net.ipv4.conf.all.forwarding") == 3
+    assert in_common("sysctl:net.a", "sysctl:net.a") == 3
+    assert in_common("sysfs:block/sda/queue/scheduler", "sysfs:block/sda/queue/nr_requests") == 4

@@ -73,7 +73,9 @@ def test_the_wheel_holds_the_package_compiled_and_nothing_else(tmp_path: Path) -
     package = {n for n in names if ".dist-info/" not in n}
     compiled = {n.removesuffix(".pyx") + sysconfig.get_config_var("EXT_SUFFIX") for n in committed((".pyx",))}
     assert len(compiled) >= 6
-    assert package == compiled | committed((".py", ".pyi", "py.typed")), "no sources in C, no tests, no bench"
+    others = committed((".css", ".js", ".svg")) | {"pact/session/pact-session"}  # the page; the program of sessions
+    whole = compiled | committed((".py", ".pyi", "py.typed")) | others
+    assert package == whole, "no sources in C, no tests, no bench"
     assert re.search(r"^pact = pact\.cli\.main:entry$", scripts, re.MULTILINE)
     assert "Requires-Python: >=3.11" in about and "License-Expression: Apache-2.0" in about
     dist = {n.rpartition(".dist-info/")[2] for n in names - package}

@@ -21,6 +21,8 @@ import struct
 from collections.abc import Iterator
 from typing import Any, Final
 
+from pact.core import strict
+
 HEAD: Final = struct.Struct(">cI")
 PAYLOAD_MAX: Final = 64 << 10
 #: Bytes of output, or of input, that may be on their way without anybody having asked for more.
@@ -92,8 +94,8 @@ def credit_of(payload: bytes) -> int:
 def size_of(payload: bytes) -> Size:
     """A window size; what is absurd is brought into bounds. Raises FrameError."""
     try:
-        given = json.loads(payload)
-    except (ValueError, RecursionError):
+        given = strict.loads(payload, PAYLOAD_MAX)
+    except ValueError:
         raise FrameError("no window size") from None
     if not isinstance(given, list) or not 2 <= len(given) <= 4 or not all(type(n) is int for n in given):
         raise FrameError("no window size")
@@ -109,12 +111,9 @@ def clamped(rows: int, columns: int, x: int = 0, y: int = 0) -> Size:
 def object_of(payload: bytes) -> dict[str, Any]:
     """JSON that must be an object. Raises FrameError."""
     try:
-        value = json.loads(payload)
-    except (ValueError, RecursionError):
-        raise FrameError("not JSON") from None
-    if not isinstance(value, dict):
-        raise FrameError("no JSON object")
-    return value
+        return strict.loads_object(payload, PAYLOAD_MAX)
+    except ValueError:
+        raise FrameError("no JSON object") from None
 
 
 def ended(payload: bytes) -> tuple[int, str]:

@@ -19,6 +19,7 @@ import struct
 import sys
 from typing import Final, NoReturn
 
+from pact.core import strict
 from pact.session import account
 from pact.session.prepare import Prepared, become_native, prepare
 
@@ -128,7 +129,7 @@ def _serve(conn: socket.socket) -> NoReturn:
     made: Prepared | None = None
     try:
         conn.settimeout(GO_S)
-        request = json.loads(_line(conn, WISH_MAX))
+        request = strict.loads_object(_line(conn, WISH_MAX), WISH_MAX)
         try:
             made = prepare(request)
             if not request.get("twin"):

@@ -17,6 +17,7 @@ from typing import Any, Final
 
 import orjson
 
+from pact.core import strict
 from pact.model import NS_PER_S
 
 PROGRAM: Final = os.path.join(os.path.dirname(__file__), "gpu_nvml.py")
@@ -117,11 +118,9 @@ def ask(op: str, timeout_s: float = TIMEOUT_S, **request: Any) -> dict[str, Any]
 
 def _checked(said: bytes) -> dict[str, Any]:
     try:
-        answer = orjson.loads(said) if len(said) <= ANSWER_MAX else None
-    except orjson.JSONDecodeError:
-        answer = None
-    if not isinstance(answer, dict):
-        raise NoAnswer("NVML gives no answer that can be read")
+        answer = strict.loads_object(said, ANSWER_MAX)
+    except ValueError:
+        raise NoAnswer("NVML gives no answer that can be read") from None
     if "no_nvml" in answer:
         raise NoAnswer(f"no NVML: {answer['no_nvml']}", missing=True)
     if "error" in answer:

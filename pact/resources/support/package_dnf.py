@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
+from pact.core import strict
 from pact.errors import RestoreError
 from pact.resources.support.package_dnf_script import SCRIPT
 from pact.resources.support.package_reading import Judged, Move, is_version
@@ -109,13 +110,11 @@ def _rows(moves: Sequence[Move]) -> list[dict[str, str | None]]:
 
 def _said(ended: Ended) -> dict[str, Any]:
     """The script's document, of the form that the script says. Raises RestoreError."""
-    import orjson
-
     try:
-        said = orjson.loads(ended.out)
+        said = strict.loads_object(ended.out, strict.SMALL_MAX)
     except ValueError:
-        said = None
-    if ended.code != 0 or ended.late or not isinstance(said, dict):
+        said = {}
+    if ended.code != 0 or ended.late or not said:
         raise RestoreError(f"dnf: {ended.why('dnf')}")
     for key, kind in (("coming", list), ("going", list), ("missing", dict), ("available", dict), ("error", str)):
         if not isinstance(said.get(key), kind):
