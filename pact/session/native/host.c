@@ -800,7 +800,12 @@ static const char *hear(struct client *c, char kind, const char *data, size_t n)
 
 static void from_client(struct client *c, short mask) {
     static char data[READ_MAX];
-    if (mask & POLLOUT && !flush_client(c)) { drop(c); return; }
+    /* Who has sent something and gone takes nothing any more: what was sent counts all the same, up to its end. */
+    if (mask & POLLOUT && !flush_client(c)) {
+        if (c->out.n > ANSWERS_MAX) { drop(c); return; }
+        c->out.n = 0;
+        mask |= POLLIN;
+    }
     if (!(mask & (POLLIN | POLLHUP | POLLERR))) return;
     ssize_t got = recv(c->fd, data, sizeof data, MSG_DONTWAIT);
     if (got < 0 && (errno == EAGAIN || errno == EINTR)) return;
