@@ -227,16 +227,22 @@ class NodeAgent(Agent):
 
     def start(self, *, wait: bool = True) -> None:
         env = {k: v for k, v in {**environment(), **self.world.env}.items() if k.startswith(("PYTHON", "LC_", "DBUS_"))}
-        self.machine.call(
-            [
-                *("systemd-run", "--quiet", "--collect", f"--unit={self.unit}"),
-                *(f"--setenv={k}={v}" for k, v in env.items()),
-                *(f"--property={p}" for p in self.properties),
-                f"--property=StandardOutput=append:{self.log_path}",
-                f"--property=StandardError=append:{self.log_path}",
-                *(sys.executable, "-m", "pact.cli.main", "agent", "--config", str(self.config_path)),
-            ]
-        )
+        command = [
+            *("systemd-run", "--quiet", "--collect", f"--unit={self.unit}"),
+            *(f"--setenv={k}={v}" for k, v in env.items()),
+            *(f"--property={p}" for p in self.properties),
+            f"--property=StandardOutput=append:{self.log_path}",
+            f"--property=StandardError=append:{self.log_path}",
+            *(sys.executable, "-m", "pact.cli.main", "agent", "--config", str(self.config_path)),
+        ]
+
+        def begins() -> bool:
+            """systemd keeps the transient unit of the agent before until all of it has ended."""
+            done = self.machine.call(command, check=False)
+            assert done.code == 0 or "already loaded" in done.err, done
+            return bool(done.code == 0)
+
+        wait_until(begins, "systemd takes the agent's unit", 30)
         if wait:
             wait_until(self._answers, f"the agent is ready\n{self.log()}", 30)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from nvml_kit import FIRST, SECOND, Nvml
 
 from pact.core.plan import Step
 from pact.errors import RestoreError
-from pact.model import Attrs, Observation, Unreadable
+from pact.model import NS_PER_S, Attrs, Observation, Unreadable
 from pact.resources.base import HALF_N, WHOLE_N, Keep
 from pact.resources.kinds.gpu import KIND, Hotplug
 from pact.resources.support import gpu_ask
@@ -362,3 +363,29 @@ def test_no_descriptor_and_no_process_is_left(nvml: Nvml) -> None:
     for _ in range(5):
         seen()
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_an_answer_that_was_under_way_when_a_setting_changed_is_not_remembered(
+    nvml: Nvml, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu_ask, "FRESH_NS", 60 * NS_PER_S)
+    nvml.set(gpu0_power=200000, late=2)
+    with ThreadPoolExecutor(1) as pool:
+        old = pool.submit(gpu_ask.gpus)
+        time.sleep(1)
+        nvml.set(late=None)
+        KIND.restore(FIRST, Step(f"gpu:{FIRST}", {"power_limit_mw": 300000}, {"power_limit_mw": 200000}), {})
+        assert old.result()[FIRST]["attrs"]["power_limit_mw"] == 200000, "it was asked before"
+    observed = KIND.observe(FIRST)
+    assert isinstance(observed, dict) and observed["power_limit_mw"] == 300000
+
+
+def test_who_used_the_card_before_a_decision_is_asked_again(nvml: Nvml) -> None:
+    nvml.set(late=2)
+    with ThreadPoolExecutor(1) as pool:
+        old = pool.submit(gpu_ask.users, FIRST)
+        time.sleep(1)
+        nvml.set(late=None, gpu0_compute=os.getpid())
+        gpu_ask.forget()
+        assert old.result() == []
+    assert [pid for pid, _ in gpu_ask.users(FIRST)] == [os.getpid()]

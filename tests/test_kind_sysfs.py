@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -415,3 +417,16 @@ def test_nothing_is_looked_at_in_another_file_system_below_sys(tmp_path: Path) -
         check=True,
     )
     assert "leads out of sysfs" in done.stdout, done
+
+
+def test_a_value_can_be_read_while_other_files_of_the_machine_are_renamed(tmp_path: Path) -> None:
+    (tmp_path / "a").touch()
+    renames = "import os\nwhile True:\n    os.rename('a', 'b')\n    os.rename('b', 'a')\n"
+    with subprocess.Popen([sys.executable, "-c", renames], cwd=tmp_path) as renaming:
+        try:
+            while not (tmp_path / "b").exists():
+                time.sleep(0.01)
+            told = {repr(KIND.observe("class/net/lo/mtu")) for _ in range(20_000)}
+        finally:
+            renaming.kill()
+    assert len(told) == 1 and "value" in told.pop()

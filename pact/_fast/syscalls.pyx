@@ -3,7 +3,7 @@
 Kept here rather than in ctypes, which costs every agent memory. Each raises OSError with the errno of the kernel.
 """
 
-from libc.errno cimport errno
+from libc.errno cimport EAGAIN, errno
 from libc.string cimport memset
 
 cdef extern from *:
@@ -145,6 +145,12 @@ MNT_EXPIRE = 4
 UMOUNT_NOFOLLOW = 8
 
 
+cdef enum:
+    RESOLVE_BENEATH_BIT = 0x08
+    RESOLVE_IN_ROOT_BIT = 0x10
+    SCOPED_TRIES = 1000  # about a millisecond
+
+
 cdef int _raise(bytes path) except -1:
     import os
     cdef int code = errno
@@ -152,16 +158,25 @@ cdef int _raise(bytes path) except -1:
 
 
 def openat2(int dirfd, bytes path, unsigned long long flags, unsigned long long mode=0, unsigned long long resolve=0):
-    """Open ``path`` below ``dirfd``; returns the descriptor. Raises OSError (ELOOP for a symlink if refused)."""
+    """Open ``path`` below ``dirfd``; returns the descriptor. Raises OSError (ELOOP for a symlink if refused).
+
+    Below a directory that must not be left (RESOLVE_BENEATH, RESOLVE_IN_ROOT) the kernel answers EAGAIN to a way with
+    ``..`` in it when anything on the machine is mounted or renamed in that moment, and says that it may be asked again.
+    """
     cdef pact_open_how how
     cdef const char *text = path
     cdef long fd
+    cdef int tries = SCOPED_TRIES if resolve & (RESOLVE_BENEATH_BIT | RESOLVE_IN_ROOT_BIT) else 1
     memset(&how, 0, sizeof(how))
     how.flags = flags
     how.mode = mode
     how.resolve = resolve
     with nogil:
-        fd = pact_openat2(dirfd, text, &how)
+        while True:
+            fd = pact_openat2(dirfd, text, &how)
+            tries -= 1
+            if fd >= 0 or errno != EAGAIN or tries <= 0:
+                break
     if fd < 0:
         _raise(path)
     return int(fd)

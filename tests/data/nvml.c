@@ -2,7 +2,8 @@
  *
  * Its state is the file "state" beside the library: lines "KEY VALUE", as "gpu0.bus 00000000:3B:00.0",
  * "gpu0.persistence 1". "KEY.error CODE" makes the calls for that key fail. -DNO_V3, -DNO_V2 and -DNO_MIG
- * leave calls out, as older drivers do. "hang SECONDS" and "crash 1" are what their names say.
+ * leave calls out, as older drivers do. "hang SECONDS" and "crash 1" are what their names say; with "late SECONDS"
+ * the process ends so much later.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -87,6 +88,8 @@ static int put(long h, const char *what, long value) {
     KEY(h, what);
     return set(key, value);
 }
+
+__attribute__((destructor)) static void leave(void) { if (number("late", 0)) sleep(number("late", 0)); }
 
 int nvmlInit_v2(void) {
     if (number("hang", 0)) sleep(number("hang", 0));

@@ -42,6 +42,8 @@ class NoAnswer(Exception):
 _turn = threading.Lock()
 _seen: tuple[int, dict[str, Any]] = (0, {})
 _users: dict[str, tuple[int, list[tuple[int, str]]]] = {}
+#: An answer to a question that began before this moment is older than the last change, and is not kept.
+_forgot_ns = 0
 
 
 def gpus(names: tuple[str, ...] = (), *, fresh: bool = False) -> dict[str, Any]:
@@ -57,7 +59,8 @@ def gpus(names: tuple[str, ...] = (), *, fresh: bool = False) -> dict[str, Any]:
         said = ask("look", names=list(names)).get("gpus")
         if not isinstance(said, dict):
             raise NoAnswer("NVML gives no answer that can be read")
-        _seen = began_ns, said
+        if began_ns > _forgot_ns:
+            _seen = began_ns, said
         return said
     finally:
         _turn.release()
@@ -68,17 +71,20 @@ def users(name: str) -> list[tuple[int, str]]:
     must not start a process each time. ``forget`` comes before a decision. Raises NoAnswer.  # S3"""
     if (last := _users.get(name)) is not None and time.monotonic_ns() - last[0] < USERS_NS:
         return last[1]
+    began_ns = time.monotonic_ns()
     try:
         found = [(int(pid), str(how)) for pid, how in ask("users", name=name)["users"]]
     except (KeyError, TypeError, ValueError):
         raise NoAnswer("NVML gives no answer that can be read") from None
-    _users[name] = time.monotonic_ns(), found
+    if began_ns > _forgot_ns:
+        _users[name] = time.monotonic_ns(), found
     return found
 
 
 def forget() -> None:
-    """What was seen does not count any more."""
-    global _seen
+    """What was seen does not count any more, nor what a question that is still under way will say."""
+    global _seen, _forgot_ns
+    _forgot_ns = time.monotonic_ns()
     _seen = (0, {})
     _users.clear()
 
