@@ -19,12 +19,11 @@ from pact.core.plan import Step
 from pact.errors import RestoreError
 from pact.model import Unreadable
 from pact.resources.kinds.package import Package
-from pact.resources.support import package_tool
+from pact.resources.support import apart, package_tool
 from pact.resources.support.locks import holding
 from pact.resources.support.package_dpkg import Dpkg
 from pact.resources.support.package_files import is_running_kernel
 from pact.resources.support.package_reading import Judged, Reading
-from pact.resources.support.package_service import service_command
 from pact.resources.support.package_source import IDLE_MAX, LONG_NS, NS_PER_S, PAUSE_NS, PackageSource
 
 __all__ = ["root"]  # the fixture
@@ -276,7 +275,8 @@ def test_dpkgs_lists_name_the_files_of_a_package(root: Path) -> None:
 
 
 def test_where_systemd_runs_the_machine_a_transaction_is_a_service_of_its_own() -> None:
-    command = service_command("pact-packages-1.service", ["apt-get", "install", "x"], {"APT_CONFIG": "/x"})
-    assert command[0] == "systemd-run" and command[-4:] == ["--", "apt-get", "install", "x"]
+    words = ["apt-get", "install", "x", "-o", "a=$HOME"]
+    command = apart.command("pact-packages-1.service", words, {"APT_CONFIG": "/x"}, "packages")
+    assert command[0] == "systemd-run" and command[-6:] == ["--", "apt-get", "install", "x", "-o", "a=$$HOME"]
     assert "--unit=pact-packages-1.service" in command and "--wait" in command
-    assert "--setenv=DEBIAN_FRONTEND=noninteractive" in command and "--setenv=APT_CONFIG=/x" in command
+    assert "--setenv=APT_CONFIG=/x" in command

@@ -257,9 +257,9 @@ def test_a_unit_and_its_file_that_went_together_come_back_in_one_plan(node: Node
 
 NEVER = """
 import sys
-from pact.resources.support import systemd
+from pact.resources.support import systemd, systemd_jobs
 with systemd.connected() as bus:
-    print(systemd.run_jobs(bus, {sys.argv[1]: sys.argv[2]}, limit_s=1.0))
+    print(systemd_jobs.run_jobs(bus, {sys.argv[1]: sys.argv[2]}, limit_s=1.0))
     print(systemd.look(bus, sys.argv[1]).job)
 """
 
@@ -293,11 +293,11 @@ def test_processes_that_outlive_a_stop_are_no_success(node: NodeAgent, machine: 
 
 
 ASKED = """
-from pact.resources.support import systemd, systemd_order
+from pact.resources.support import systemd, systemd_jobs, systemd_order
 with systemd.connected() as bus:
     print(systemd_order.order(bus, ["asked-a.service", "asked-b.service"]))
-    print([systemd.reload_unit(bus, f"asked-{x}.service") for x in "ab"])
-    print(systemd.restart_unit(bus, "asked-a.service"), systemd.restart_unit(bus, "never-was.service"))
+    print([systemd_jobs.reload_unit(bus, f"asked-{x}.service") for x in "ab"])
+    print(systemd_jobs.restart_unit(bus, "asked-a.service"), systemd_jobs.restart_unit(bus, "never-was.service"))
     systemd.daemon_reload(bus)
 """
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+import time
+
 import pytest
+from harness import wait_until
 from systemd_kit import TOOLS, Machine, NodeAgent
 
 pytestmark = pytest.mark.needs(*TOOLS)
@@ -94,3 +98,26 @@ def test_adopt_proposes_whom_to_notify(node: NodeAgent, machine: Machine) -> Non
     said = "\n".join(notes)
     assert f'file:{CONF} is read by a service: declare it with notify = ["service:argued restart"]' in said, notes
     assert 'notify = ["service:argued daemon-reload"]' in said, notes
+
+
+@pytest.mark.invariant("R14", "B1")
+def test_a_unit_that_waits_for_the_agent_is_told_without_being_waited_for(node: NodeAgent, machine: Machine) -> None:
+    """Whoever waited for its job would wait until the limit: the job begins when the agent is ready."""
+    daemon(node, machine, "later")
+    node.declare('[sysctl]\n"net.core.somaxconn" = {value = 4321, notify = ["service:later restart"]}\n')
+    told(machine)
+    node.stop(signal.SIGKILL)
+    machine.sh("echo 99 > /proc/sys/net/core/somaxconn")
+    machine.sh("umount /proc/sys/kernel/random/boot_id")  # the machine's own: below it is another one
+    node.properties = ["Type=notify", "Before=later.service", "TimeoutStartSec=120"]
+    try:
+        began = time.monotonic()
+        node.start()
+        took = time.monotonic() - began
+    finally:
+        node.properties = []
+    assert machine.sh("cat /proc/sys/net/core/somaxconn").out == "4321\n"
+    wait_until(lambda: machine.state("later") == "active" and told(machine) == ["start"], "it is restarted afterwards")
+    converged = node.newest("converged")["data"]
+    assert converged["cause"] == "boot" and not converged.get("failed"), converged
+    assert took < 60, "a plan's jobs have 75 s"

@@ -295,7 +295,7 @@ class Service(Kind):
     @staticmethod
     def _together(steps: Sequence[tuple[str, Step]]) -> dict[str, str]:
         """By name, ``""`` or why it was not restored."""
-        from pact.resources.support import systemd
+        from pact.resources.support import systemd, systemd_jobs
         from pact.resources.support.systemd_order import in_turn
         from pact.resources.support.systemd_users import left_over
 
@@ -308,10 +308,10 @@ class Service(Kind):
         try:
             with systemd.connected() as bus:
                 words = {unit_of(n): w for n, s in todo if (w := _words(s))}
-                failed = systemd.set_files(bus, words)
+                failed = systemd_jobs.set_files(bus, words)
                 jobs = {unit_of(n): m for n, s in todo if not failed.get(unit_of(n)) and (m := _method(s))}
                 jobs = {u: jobs[u] for u in in_turn(bus, jobs)}
-                failed |= {u: why or left_over(bus, u, jobs[u]) for u, why in systemd.run_jobs(bus, jobs).items()}
+                failed |= {u: why or left_over(bus, u, jobs[u]) for u, why in systemd_jobs.run_jobs(bus, jobs).items()}
         except systemd.BusError as exc:
             return {**out, **{name: str(exc) for name, _ in todo}}
         return {name: out[name] or failed.get(unit_of(name), "") for name, _ in steps}

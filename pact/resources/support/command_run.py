@@ -4,11 +4,12 @@ What a command names must belong to root, and so must the way to it: another acc
 The output goes to files in memory that cannot grow, so that a command which prints a gibibyte costs 64 KiB. A command
 has a session of its own, which is killed when its time is up; a process that left the session is found by a mark in its
 environment. A command that answers a question is not allowed to leave processes behind; one that restores something
-may start a daemon.
+may start a daemon, and runs apart from the agent's unit for that (``apart``).
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import re
@@ -23,11 +24,16 @@ from typing import Final
 
 from pact.host import owned
 from pact.model import NS_PER_S
+from pact.resources.support import apart
 
 OUTPUT_MAX: Final = 64 << 10
 PATH: Final = "/usr/sbin:/usr/bin:/sbin:/bin"
 SHELL: Final = "/bin/sh"
 MARK: Final = "PACT_COMMAND"
+PREFIX: Final = "pact-command-"
+#: What a command has started stays when it has ended itself.
+STAYS: Final = ("KillMode=process",)
+KILLED_S: Final = 10.0
 SAID_MAX: Final = 200
 #: How often the processes of a command that ran too long are looked for: one may be making others meanwhile.
 SWEEPS_MAX: Final = 20
@@ -85,13 +91,18 @@ def _program(word: str) -> str:
 
 def run(order: Order, *, may_stay: bool = False) -> str:
     """What it printed. ``may_stay``: processes that it leaves behind are not killed. Raises Failed."""
-    program = require_ours(order)
+    program: str | None = require_ours(order)
     mark = secrets.token_hex(16)
     env = {"PATH": PATH, "LC_ALL": "C", "HOME": "/", MARK: mark}
+    arguments, unit = order.arguments, ""
+    if may_stay and apart.available():
+        unit = apart.unit_name(PREFIX)
+        words = [str(program), *arguments[1:]]
+        arguments, program = apart.command(unit, words, env, "a command, on behalf of pact", STAYS), None
     with _paper("stdout") as out, _paper("stderr") as err:
         try:
             process = subprocess.Popen(
-                order.arguments,
+                arguments,
                 executable=program,
                 env=env,
                 cwd="/",
@@ -111,6 +122,7 @@ def run(order: Order, *, may_stay: bool = False) -> str:
         if not in_time or not may_stay:
             _end_session(process)
         if not in_time:
+            _end_unit(unit)
             _sweep(mark)
         code = process.wait() if in_time or _wait(process, NS_PER_S) else None
         if not in_time:
@@ -166,6 +178,14 @@ def _end_session(process: subprocess.Popen[bytes]) -> None:
             os.killpg(process.pid, signal.SIGKILL)
         except (ProcessLookupError, PermissionError):
             pass
+
+
+def _end_unit(unit: str) -> None:
+    """Kill all processes of a service, if there is one."""
+    if unit:
+        command = ["systemctl", "kill", "--signal=KILL", unit]
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+            subprocess.run(command, env={"PATH": PATH}, cwd="/", capture_output=True, timeout=KILLED_S, check=False)
 
 
 def end_all() -> None:

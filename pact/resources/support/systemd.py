@@ -1,17 +1,16 @@
-"""What systemd says of units, and what it is asked to do with them, each with a limit.
+"""What systemd says of units, each question with a limit. What it is asked to do is in ``systemd_jobs``.
 
 A *unit* is its full name (``slurmd.service``). Files of units and their links are read from the disk by systemd at
-each look; whether systemd itself has read them again is ``reload``. Jobs that belong together are queued together:
-systemd orders them as ``After=``, ``Before=``, ``Requires=`` and ``Conflicts=`` say, which nobody knows better.
+each look; whether systemd itself has read them again is ``reload``.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from pact.resources.support import systemd_bus as bus_
@@ -19,10 +18,6 @@ from pact.resources.support.systemd_bus import SYSTEMD, Bus, BusError, Call, Ref
 
 IS_UNIT: Final = SYSTEMD + ".Unit"
 IS_SERVICE: Final = SYSTEMD + ".Service"
-#: All jobs of one plan together: systemd's own limit for one is 90 s, and a worker counts as hung after that.
-JOBS_S: Final = 75.0
-#: A unit that was started must stay up for so long.
-STAY_S: Final = 3.0
 #: systemd reads all its unit files again: a second on a large node, much more on a sick one.
 RELOAD_S: Final = 60.0
 #: What may be on its way for ever counts as settled after this.
@@ -302,174 +297,4 @@ def daemon_reload(bus: Bus) -> None:
         raise BusError(f"systemd does not read its unit files again: {exc}") from None
 
 
-@dataclass(slots=True)
-class Job:
-    """One job that was asked for: its path, and its result when it has ended (``done``, ``failed``, ``timeout``...)."""
-
-    unit: str
-    method: str
-    path: str = ""
-    result: str = ""
-    why: str = field(default="")
-
-
-def run_jobs(bus: Bus, wanted: Mapping[str, str], *, limit_s: float = JOBS_S, stay_s: float = STAY_S) -> dict[str, str]:
-    """Have systemd do all of these at once: by unit ``StartUnit``, ``StopUnit``, ``RestartUnit``, ``ReloadUnit``,
-    ``ReloadOrRestartUnit`` or ``TryRestartUnit``, queued in this order (see ``systemd_order``). Waits for the results,
-    and then watches that what was started stays up. Returns why not, by unit; ``""`` where it is done. Raises
-    BusError."""
-    if not wanted:
-        return {}
-    subscribe(bus)
-    jobs = [Job(unit, method) for unit, method in wanted.items()]
-    asked = [j for j in jobs if j.method in ("StartUnit", "RestartUnit")]
-    bus.each([Call("ResetFailedUnit", "s", (j.unit,)) for j in asked])  # a start limit that was hit is no reason now
-    answers = bus.each([Call(j.method, "ss", (j.unit, "replace")) for j in jobs])
-    for job, answer in zip(jobs, answers, strict=True):
-        if isinstance(answer, Refused):
-            job.why = str(answer)
-        else:
-            job.path = str(answer[0])
-    _wait(bus, jobs, time.monotonic() + limit_s)
-    _explain(bus, jobs, limit_s)
-    _stay(bus, [j for j in jobs if not j.why and j.method not in ("StopUnit", "ReloadUnit")], stay_s)
-    return {j.unit: j.why for j in jobs}
-
-
-def _wait(bus: Bus, jobs: Sequence[Job], end: float) -> None:
-    """Take in the results until all have ended, or until ``end``."""
-    open_ = {j.path: j for j in jobs if j.path}
-    while open_:
-        signals = bus.signals(end)
-        if not signals and time.monotonic() >= end:
-            return
-        for signal in signals:
-            if signal.member == "JobRemoved" and signal.interface == bus_.IS_MANAGER:
-                body = signal.body()
-                job = open_.pop(str(body[1]), None) if len(body) == 4 else None
-                if job is not None:
-                    job.result = str(body[3])
-
-
-def _explain(bus: Bus, jobs: Sequence[Job], limit_s: float) -> None:
-    """Say why jobs have not ended well, and drop those that wait: what nobody expects any more must not begin later."""
-    late = [j for j in jobs if j.path and not j.result]
-    bus.each([Call("Cancel", path=j.path, interface=SYSTEMD + ".Job") for j in late])
-    for job in late:
-        verb = {"StopUnit": "stop", "StartUnit": "start"}.get(job.method, "do it")
-        job.why = f"it did not {verb} within {limit_s:g} s"
-    for job in jobs:
-        if job.result not in ("", "done"):
-            job.why = job.why or _why(bus, job)
-
-
-def _why(bus: Bus, job: Job) -> str:
-    said = {
-        "timeout": "its job ran into its limit",
-        "canceled": "its job was canceled by another",
-        "dependency": "a unit that it needs could not be started",
-        "skipped": "its job does not apply to it",
-        "assert": "its asserts are not met",
-        "unsupported": "it is not supported here",
-        "once": "it has run already, and runs once only",
-    }
-    return said.get(job.result) or _failure(bus, job.unit)
-
-
-def _failure(bus: Bus, unit: str) -> str:
-    """How a service ended, as systemd tells."""
-    result, code, status = bus.each(
-        [get_property(unit, n, IS_SERVICE) for n in ("Result", "ExecMainCode", "ExecMainStatus")]
-    )
-    why, how, number = value_of(result, ""), value_of(code, 0), value_of(status, 0)
-    if how == 1 and number:
-        return f"it ended with exit code {number}"
-    if how in (2, 3):
-        return f"it was ended by signal {number}"
-    return f"it failed ({why})" if why not in ("", "success") else "it failed"
-
-
-def _stay(bus: Bus, jobs: Sequence[Job], stay_s: float) -> None:
-    """Watch all units at once: each must be up, and stay so."""
-    watched = {j.unit: j for j in jobs}
-    if not watched:
-        return
-    before = {unit: look(bus, unit) for unit in watched}
-    end = time.monotonic() + stay_s
-    while True:
-        for unit, job in watched.items():
-            if not job.why:
-                job.why = _down(bus, unit, before[unit])
-        if all(j.why for j in jobs) or time.monotonic() >= end or all(u.sub == "exited" for u in before.values()):
-            return
-        _next_move(bus, frozenset(map(unit_path, watched)), end)
-
-
-def _next_move(bus: Bus, paths: frozenset[str], end: float) -> None:
-    """Return when one of these units may have moved, and at ``end``."""
-    while time.monotonic() < end:
-        if any(s.path in paths for s in bus.signals(end)):
-            return
-
-
-def _down(bus: Bus, unit: str, before: Unit) -> str:
-    now = look(bus, unit)
-    if now.active in ("active", "reloading", "refreshing") and (now.restarts, now.up_us) == (
-        before.restarts,
-        before.up_us,
-    ):
-        return ""
-    if now.active == "inactive" and before.active == "inactive" and not _failed(bus, unit):
-        return "it has run and ended (a oneshot without RemainAfterExit): it cannot be running"
-    return f"it was started but does not stay up: {_failure(bus, unit)}"
-
-
-def _failed(bus: Bus, unit: str) -> bool:
-    (result,) = bus.each([get_property(unit, "Result", IS_SERVICE)])
-    return str(value_of(result, "")) not in ("", "success")
-
-
-def reload_unit(bus: Bus, unit: str, limit_s: float = JOBS_S) -> str:
-    """Have a service read its configuration again. Returns why not."""
-    return run_jobs(bus, {unit: "ReloadUnit"}, limit_s=limit_s)[unit]
-
-
-def restart_unit(bus: Bus, unit: str, limit_s: float = JOBS_S) -> str:
-    """Restart a service, and see that it stays up. Returns why not."""
-    return run_jobs(bus, {unit: "RestartUnit"}, limit_s=limit_s)[unit]
-
-
-def set_files(bus: Bus, wanted: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """Enable, disable, mask and unmask: by unit the words in the order in which they are done, and one reload after
-    all. Returns why not, by unit. Raises BusError."""
-    out: dict[str, str] = {}
-    touched = False
-    for unit, words in wanted.items():
-        out[unit] = ""
-        for word in words:
-            calls = _FILES[word]
-            for answer in bus.each([Call(m, s, ([unit], *more)) for m, s, more in calls], limit_s=RELOAD_S):
-                if isinstance(answer, Refused):
-                    out[unit] = f"it cannot be {word}d: {answer}".replace("maskd", "masked")
-                elif word == "enable" and answer and answer[0] is False:
-                    out[unit] = "it cannot be enabled: its unit file has no [Install] section"
-            touched = True
-            if out[unit]:
-                break
-            if word == "unmask":  # only then the unit's own file is what counts
-                daemon_reload(bus)
-    if touched:
-        daemon_reload(bus)
-    return out
-
-
-#: What is at boot and what is until the next boot are two sets of links.
-_FILES: Final[Mapping[str, Sequence[tuple[str, str, tuple[bool, ...]]]]] = {
-    "enable": [("EnableUnitFiles", "asbb", (False, False))],
-    "disable": [("DisableUnitFiles", "asb", (False,)), ("DisableUnitFiles", "asb", (True,))],
-    "mask": [("MaskUnitFiles", "asbb", (False, False))],
-    "unmask": [("UnmaskUnitFiles", "asb", (False,)), ("UnmaskUnitFiles", "asb", (True,))],
-}
-
-
-__all__ = ["BusError", "Refused", "Unit", "connected", "look", "run_jobs", "set_files", "state_of"]
+__all__ = ["BusError", "Refused", "Unit", "connected", "look", "state_of"]

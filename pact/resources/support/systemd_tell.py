@@ -11,7 +11,7 @@ from typing import Final
 
 from pact.errors import RestoreError
 from pact.model import Attrs
-from pact.resources.support import daemons, systemd
+from pact.resources.support import daemons, systemd, systemd_jobs
 from pact.resources.support.systemd_order import order
 
 DAEMON_RELOAD: Final = "daemon-reload"
@@ -44,7 +44,7 @@ def tell(unit: str, verb: str, declared: Attrs | None) -> None:
                 return
             if seen.reload:  # its own unit file was restored, too
                 systemd.daemon_reload(bus)
-            why = systemd.run_jobs(bus, {unit: METHODS[verb]})[unit]
+            why = systemd_jobs.run_jobs(bus, {unit: METHODS[verb]})[unit]
     except systemd.BusError as exc:
         raise RestoreError(str(exc)) from None
     if why:
