@@ -57,6 +57,31 @@ def test_what_nobody_is_known_to_have_changed_is_not_accepted_with_it() -> None:
     world.check()
 
 
+@pytest.mark.invariant("O5", "C9")
+def test_nor_what_nobody_is_known_to_have_written_after_it() -> None:
+    world = started()
+    world.write(A, ONE, PUPPET)
+    world.write(B, ONE, PUPPET)
+    world.advance(2 * S)
+    world.write(A, TWO, None)
+    ended(world)
+    assert (value(world, A), value(world, B)) == (ZERO, ONE)
+    (change,) = world.node.state.changes.values()
+    assert list(change.members) == [A] and world.node.state.deadline_ns(change) is not None
+    world.check()
+
+
+@pytest.mark.invariant("O5")
+def test_a_run_that_is_named_late_for_its_second_value_is_accepted() -> None:
+    world = started()
+    world.write(A, ONE, PUPPET)
+    world.write(A, TWO, None)
+    world.see(A, PUPPET)
+    ended(world)
+    assert value(world, A) == TWO
+    world.check()
+
+
 @pytest.mark.invariant("O5")
 def test_a_run_that_is_named_late_for_what_was_seen_is_accepted() -> None:
     """A rescan saw the drift before the event that names the writer: it is the same value."""

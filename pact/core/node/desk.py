@@ -97,8 +97,11 @@ class Desk(Ledger):
         identified = writer is not None and writer.key != UNATTRIBUTED.key
         if change is not None:
             member = change.members[resource]
+            unnamed = [change.owner] if writer is None or writer.whose != change.owner.whose else member.also
             named_late = (  # a rescan saw the drift before the event that names the writer
-                identified and change.owner.key == UNATTRIBUTED.key and change.state in (life.OPEN, life.HELD)
+                identified
+                and any(o.key == UNATTRIBUTED.key for o in unnamed)
+                and change.state in (life.OPEN, life.HELD)
             )
             same = (member.actual, member.deviation_n, member.weight_n) == (actual, deviation_n, weight_n)
             if same and not named_late and not writers.takes_over(change, writer):
@@ -132,6 +135,7 @@ class Desk(Ledger):
                 member.opened_ns,
                 moved_with,
                 secret=sighting.secret,
+                known=identified,
             )
             return True
         owner = writer if writer is not None and identified else UNATTRIBUTED
@@ -185,10 +189,12 @@ class Desk(Ledger):
         moved_with: str = "",
         *,
         secret: bool = False,
+        known: bool = True,
     ) -> None:
-        """Record drift; record the window too if this drift opens one."""
+        """Record drift; record the window too if this drift opens one. ``known``: the owner is known to have written
+        this value, and not only to be the last one who is known to have written any."""
         fresh = cid not in self.state.changes
-        also = self._also(resource, owner, actual)
+        also = self._also(resource, owner, actual, known)
         before = self.state.member_of.get(resource)
         declared = self.state.declared(resource)
         meant_secret = declared is not None and self.rules.meant_secret(resource, declared.attrs)
@@ -242,7 +248,7 @@ class Desk(Ledger):
         hold, ends = f"h{self.state.hold_n + 1}", self.wall_of(ends_ns)
         self.record(payloads.HoldPlaced(hold=hold, change=cid, owner=owner, reason=why, ends_ns=ends_ns, ends=ends))
 
-    def _also(self, resource: str, owner: Owner, actual: Attrs | None) -> list[Owner]:
+    def _also(self, resource: str, owner: Owner, actual: Attrs | None, known: bool) -> list[Owner]:
         """The other owners who have written a resource since it last conformed: no writer is forgotten when another
         owner takes the resource over. Whom the kernel did not name counts only before a rule, which must not accept
         that work with its own.  # C9, O5"""
@@ -252,7 +258,8 @@ class Desk(Ledger):
         member = change.members[resource]
         holder = replace(change.owner, command=member.command)
         by_rule = owner.then in (writers.COMMIT, writers.ROLLBACK) and member.actual != actual
-        others = {o.key: o for o in [*member.also, holder] if by_rule or o.key != UNATTRIBUTED.key}
+        before = [*member.also, holder, *([] if known else [UNATTRIBUTED])]
+        others = {o.key: o for o in before if by_rule or o.key != UNATTRIBUTED.key}
         return [o for o in others.values() if not owner.same_person(o)][-ALSO_MAX:]
 
     def sight_moved(self, event: Acted, owner: Owner, into: Change | None) -> list[str]:
