@@ -16,6 +16,7 @@ world (``sh``, ``call``, ``command``, ``path``) it does with a machine.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import os
@@ -41,6 +42,9 @@ PACKAGES = (
 CACHE = Path(os.environ.get("PACT_TEST_CACHE", "/var/cache/pact-tests"))
 BUILD_S = 600
 BOOT_S = 60
+CGROUP = "pact-machine-"
+#: A shell goes into as many control groups as its first word says, and becomes the rest.
+ENTER = 'n=$1; shift; while [ "$n" -gt 0 ]; do echo $$ > "$1/cgroup.procs"; shift; n=$((n - 1)); done; exec "$@"'
 TOOLS = ("mmdebstrap", "systemd-nspawn")  # of the packages mmdebstrap and systemd-container
 
 
@@ -88,6 +92,35 @@ def first_of(nspawn: int) -> int:
     return 0
 
 
+def cgroups_of_own(name: str) -> list[Path]:
+    """New control groups below this process's own, in the hierarchies that systemd uses. Without them all machines
+    would share one tree, and a unit of one machine would hold the processes of its namesake in another."""
+    try:
+        mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
+        own = dict(line.split(":", 2)[1:] for line in Path("/proc/self/cgroup").read_text().splitlines())
+    except OSError:
+        return []
+    made = []
+    for _, where, kind, options, *_ in mounts:
+        hierarchy = {"cgroup2": "", "cgroup": "name=systemd"}.get(kind)
+        if hierarchy is None or hierarchy not in own or (hierarchy and hierarchy not in options.split(",")):
+            continue
+        above = Path(where + own[hierarchy])
+        for left in above.glob(f"{CGROUP}*"):  # of tests that were killed
+            if not Path("/proc", left.name.removeprefix(CGROUP).split("-")[0]).exists():
+                remove_cgroup(left)
+        (above / name).mkdir()
+        made.append(above / name)
+    return made
+
+
+def remove_cgroup(path: Path) -> None:
+    """It and what is below it, as far as nothing runs in it."""
+    for below, _, _ in os.walk(path, topdown=False):
+        with contextlib.suppress(OSError):
+            os.rmdir(below)
+
+
 class Machine(World):
     """A booted system. ``leader`` is its process 1 as this machine numbers it."""
 
@@ -99,9 +132,11 @@ class Machine(World):
         bound = {str(REPOSITORY), sys.base_prefix, sys.prefix} - {"/usr"}
         read_only = sorted(b for b in bound if not any(b.startswith(other + "/") for other in bound))
         self._log = open(self._top / "console", "wb")  # noqa: SIM115 - as long as the machine
+        self._cgroups = cgroups_of_own(f"{CGROUP}{os.getpid()}-{self._top.name[-8:]}")
         self.nspawn = subprocess.Popen(
             [
                 *("setpriv", "--pdeathsig", "KILL"),  # tests that are killed leave no machine behind
+                *("sh", "-ec", ENTER, "sh", str(len(self._cgroups)), *map(str, self._cgroups)),
                 *("systemd-nspawn", "--quiet", "--boot", f"--directory={self._top}/root", "--register=no"),
                 *(f"--machine=pact{os.getpid()}-{id(self) % 9973}", "--keep-unit", "--console=pipe"),
                 *(
@@ -207,6 +242,8 @@ class Machine(World):
         self._log.close()
         for name in ("root", "upper"):
             subprocess.run(["umount", "--lazy", str(self._top / name)], check=False, capture_output=True)
+        for cgroup in self._cgroups:
+            remove_cgroup(cgroup)
         shutil.rmtree(self._top, ignore_errors=True)
 
 
@@ -237,7 +274,7 @@ class NodeAgent(Agent):
         ]
 
         def begins() -> bool:
-            """systemd keeps the transient unit of the agent before until all of it has ended."""
+            """systemd keeps the transient unit of the agent before until it has looked once more."""
             done = self.machine.call(command, check=False)
             assert done.code == 0 or "already loaded" in done.err, done
             return bool(done.code == 0)
