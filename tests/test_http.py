@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import http.client
+import os
 import re
 import socket
 import threading
 import time
 from collections.abc import Iterator
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ from rootlog_suite import until
 
 from pact.cluster import http as server
 from pact.cluster import page
+from pact.cluster.hostnames import is_ours, own_domains
 from pact.cluster.http import Http
 from pact.errors import PactError
 
@@ -351,3 +354,58 @@ def test_what_is_no_address_is_refused(address: str) -> None:
 def test_an_address_that_is_taken_is_an_error(serving: Serving) -> None:
     with pytest.raises(PactError, match="in use"):
         Http(f"127.0.0.1:{serving.http.port}", dict)
+
+
+# -- a stranger's name with this server's address  # V5 -------------------------------------------------------------
+
+
+def named(serving: Serving, path: str, *hosts: str) -> int:
+    heads = "".join(f"Host: {host}\r\n" for host in hosts)
+    return int(serving.raw(f"GET {path} HTTP/1.1\r\n{heads}\r\n".encode()).split()[1])
+
+
+@pytest.mark.parametrize("path", ["/", "/node?name=n1", "/events/live", "/page.js"])
+@pytest.mark.parametrize(
+    "host", ["evil.example.org", "evil.example.org:7420", "a.org.", "127.0.0.1.nip.io", "", "a b", "[::1"]
+)
+def test_a_page_with_a_name_of_its_own_reads_nothing_here(serving: Serving, path: str, host: str) -> None:
+    assert named(serving, path, host) == 421
+
+
+def test_two_names_are_none(serving: Serving) -> None:
+    assert named(serving, "/", "localhost", "evil.example.org") == 421
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "127.0.0.1:7420",
+        "10.1.2.3",
+        "[::1]:7420",
+        "[fe80::1]",
+        "localhost",
+        "root1:7420",
+        "a.localhost",
+        os.uname().nodename,
+    ],
+)
+def test_names_that_no_stranger_can_own_are_answered(serving: Serving, host: str) -> None:
+    assert named(serving, "/page.css", host) == 200
+
+
+def test_machines_ask_by_any_name_and_old_clients_by_none(serving: Serving) -> None:
+    assert named(serving, "/metrics", "scrape.example.org") == named(serving, "/health", "scrape.example.org") == 200
+    assert named(serving, "/") == 200
+
+
+def test_a_site_lists_its_names(tmp_path: Path) -> None:
+    resolver = tmp_path / "resolv.conf"
+    resolver.write_text("# search x.org\nnameserver 192.0.2.1\nsearch hpc.example.org. org\n")
+    domains = own_domains("root1.cluster.example.net", str(resolver))
+    assert domains == {"cluster.example.net", "hpc.example.org", "org"}
+    assert own_domains("root1", str(tmp_path / "none")) == frozenset()
+    assert all(
+        is_ours(n, ["pact.example.com"], domains)
+        for n in ("r2.cluster.example.net", "x.hpc.example.org", "pact.example.com")
+    )
+    assert not any(is_ours(n, [], domains) for n in ("evil.org", "xhpc.example.org", "example.net", "pact.example.com"))

@@ -146,7 +146,7 @@ class Aggregator:
         one."""
         watcher = getattr(self.root, "watcher", None)
         try:
-            http = Http(self.config.http, lambda: self._shown, Live(watcher))
+            http = Http(self.config.http, lambda: self._shown, Live(watcher), self.config.http_names)
         except PactError as exc:
             if self.config.http != config.DEFAULT_HTTP:
                 raise

@@ -28,6 +28,7 @@ CHILDREN_LIMIT: Final = 8_000
 GROUPS: Final = Limits()
 TREE_PORT: Final = 7417
 DEFAULT_HTTP: Final = "127.0.0.1:7420"
+HOST_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}")
 JOURNAL_URL: Final = re.compile(r"sqlite:///.+|etcd://[^/\s]+(?:/.*)?")
 
 
@@ -43,6 +44,7 @@ class AggregatorConfig:
     events: str = "tcp://127.0.0.1:7418"
     replay: str = "tcp://127.0.0.1:7419"
     http: str = DEFAULT_HTTP
+    http_names: list[str] = field(default_factory=list)
     parents: list[Parent] = field(default_factory=list)
     children: int = CHILDREN_MAX
     buffer: int = BUFFER_MAX
@@ -113,6 +115,12 @@ def _address(value: Any) -> str:
     return value
 
 
+def _names(value: Any) -> list[str]:
+    if not isinstance(value, list) or not all(isinstance(v, str) and HOST_NAME.fullmatch(v) for v in value):
+        raise ValueError('must be a list of host names, such as ["pact.example.org"]')
+    return list(value)
+
+
 def _journal(value: Any) -> str:
     if not isinstance(value, str) or not JOURNAL_URL.fullmatch(value):
         raise ValueError('must be "sqlite:///PATH" or "etcd://HOST:PORT,HOST:PORT,..."')
@@ -128,6 +136,7 @@ KEYS: Final[Mapping[str, Mapping[str, tuple[str, Callable[[Any], Any]]]]] = {
         "events": ("events", _url),
         "replay": ("replay", _url),
         "http": ("http", _address),
+        "http_names": ("http_names", _names),
         "parents": ("parents", parents),
         "children": ("children", a_count(1, CHILDREN_LIMIT)),
         "buffer": ("buffer", a_size),

@@ -18,7 +18,7 @@ import socket
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -26,7 +26,7 @@ from urllib.parse import unquote
 
 import orjson
 
-from pact.cluster import page
+from pact.cluster import hostnames, page
 from pact.cluster.live import Live
 from pact.errors import PactError
 from pact.limits import HTTP_CONNECTIONS_MAX, HTTP_PAGES_EACH_MAX, HTTP_PAGES_MAX, HTTP_REQUEST_MAX, HTTP_UNREAD_MAX
@@ -53,10 +53,12 @@ REASONS: Final = {
     400: "Bad Request",
     404: "Not Found",
     405: "Method Not Allowed",
+    421: "Misdirected Request",
     431: "Request Header Fields Too Large",
     500: "Internal Server Error",
     503: "Service Unavailable",
 }
+NOT_OURS: Final = b"this server is not known by that name: list it in [aggregator] http_names, or use an address\n"
 PLAIN: Final = "text/plain; charset=utf-8"
 HTML: Final = "text/html; charset=utf-8"
 METRICS: Final = "text/plain; version=0.0.4; charset=utf-8"
@@ -84,6 +86,8 @@ STATIC: Final = {
     "/page.css": Static("page.css", "text/css; charset=utf-8"),
     "/icon.svg": Static("icon.svg", "image/svg+xml"),
 }
+#: For machines, which are told by name where they are; nothing in them names a node.
+OPEN: Final = ("/metrics", "/health")
 PATHS: Final = b"there are /, /metrics, /health, /events/live and /node?name=NAME\n"
 
 
@@ -123,9 +127,19 @@ class Http:
     """``start``, then ``close``. The server's thread calls ``snapshot``, which returns the data that ``page``
     describes."""
 
-    def __init__(self, address: str, snapshot: Callable[[], Mapping[str, Any]], live: Live | None = None) -> None:
-        """Binds at once. Raises PactError if the address is malformed or in use."""
+    def __init__(
+        self,
+        address: str,
+        snapshot: Callable[[], Mapping[str, Any]],
+        live: Live | None = None,
+        names: Collection[str] = (),
+    ) -> None:
+        """Binds at once. ``names``: those of this server that it cannot know. Raises PactError if the address is
+        malformed or in use."""
         self._snapshot = snapshot
+        host = os.uname().nodename
+        self._names = frozenset(name.lower() for name in (host, *names))
+        self._domains = hostnames.own_domains(host)
         self.live = live or Live()
         self._pages: dict[int, _Page] = {}
         self._by_address: Counter[str] = Counter()
@@ -297,7 +311,11 @@ class Http:
             head = line[1] == b"HEAD"
             path, _, query = line[2].decode("ascii").partition("?")
             tag = ETAG.search(asked)
-            found = self._answer(path, query, client.address, b"" if tag is None else tag[1])
+            name = hostnames.called(asked)
+            if name is None or path in OPEN or hostnames.is_ours(name, self._names, self._domains):
+                found = self._answer(path, query, client.address, b"" if tag is None else tag[1])
+            else:
+                found = _Answer(421, PLAIN, NOT_OURS)
         client.page = found.page and not head
         length = "" if found.page else f"Content-Length: {len(found.body)}\r\n"
         answer = (
