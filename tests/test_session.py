@@ -8,8 +8,11 @@ import os
 import random
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 import pytest
@@ -451,9 +454,6 @@ def test_other_accounts_cannot_reach_the_keeper_or_a_session(sessions: Sessions)
         " except PermissionError: continue\n"
         " sys.exit(1)\n"
     )
-    import subprocess
-    import sys
-
     assert (
         subprocess.run([sys.executable, "-c", code, sessions.path, f"{sessions.place}/a.sock"], check=False).returncode
         == 0
@@ -496,3 +496,12 @@ def test_an_idle_session_costs_less_than_a_mebibyte_and_no_time() -> None:
         assert max(uss) < 1 << 20, uss
     finally:
         sessions.close()
+
+
+def test_a_process_of_another_pid_namespace_ends_nobody_else(tmp_path: Path) -> None:
+    """The kernel shows it as 0, and a signal to 0 is one to everybody in the sender's own group."""
+    (tmp_path / "cgroup.procs").write_text("0\n")
+    code = f"from pact.session import cgroups; cgroups.end_all([{str(tmp_path)!r}], but=1); print('alive')"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, start_new_session=True, check=False)
+    assert done.stdout == "alive\n"

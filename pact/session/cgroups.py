@@ -96,7 +96,7 @@ def end_all(paths: list[str], *, but: int = 0) -> None:
                     pids = [int(line) for line in f]
             except (OSError, ValueError):
                 break
-            pids = [p for p in pids if p not in (but, os.getpid())]
+            pids = [p for p in pids if p not in (0, but, os.getpid())]  # 0: one of another pid namespace
             if not pids:
                 break
             for pid in pids:
