@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pact.core.node.events import Asked, Caller, Event, JobFailed, Observed, Sighting, Ticked
+from pact.core.node.events import Asked, Caller, Event, JobFailed, Observed, Probe, Sighting, Ticked
 from pact.core.ops import GoBack, made
 from pact.core.plan import Step
 from pact.core.settings import Settings
@@ -22,6 +22,7 @@ from pact.errors import (
     UsageError,
 )
 from pact.model import NS_PER_S, UNATTRIBUTED, Attrs, Declared, Owner
+from pact.sim import working
 from pact.sim.parts import person, with_settings
 from pact.sim.world import World
 
@@ -301,8 +302,8 @@ def test_whatever_a_look_ends_with_is_the_answer_and_the_node_lives(
     world = started()
     world.write(A, ONE, ANN.owner)
     with monkeypatch.context() as broken:
-        broken.setattr(
-            World, "_probed", lambda w, effect: lambda: JobFailed(w.t_ns, w.wall_ns, effect.job, error("why"))
+        broken.setitem(
+            working.WORKS, Probe, lambda w, effect: lambda: JobFailed(w.t_ns, w.wall_ns, effect.job, error("why"))
         )
         token = asked(world, "rollback", ADMIN, targets=[A], dry_run=dry_run)
         world.advance(1)
@@ -318,7 +319,7 @@ def test_whatever_a_look_ends_with_is_the_answer_and_the_node_lives(
 def test_what_cannot_be_read_after_it_was_applied_is_not_said_to_be_undone(monkeypatch: pytest.MonkeyPatch) -> None:
     """It may have been done. The answer names it, and it is not called nothing."""
     world = started()
-    restore = World._restore
+    restore = working.restored
 
     def fails_after(w: World, step: Step) -> str:
         why = restore(w, step)
@@ -327,7 +328,7 @@ def test_what_cannot_be_read_after_it_was_applied_is_not_said_to_be_undone(monke
             return "restored, but cannot be read: EIO"
         return why
 
-    monkeypatch.setattr(World, "_restore", fails_after)
+    monkeypatch.setattr(working, "restored", fails_after)
     token = asked(world, "apply", ADMIN, resources={r: Declared(dict(ONE)).to_json() for r in (A, B)}, message="m")
     world.advance(1)
     reply = world.replies[token]

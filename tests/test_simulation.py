@@ -53,6 +53,7 @@ WEIGHTS = {
     "reboot": 1,
     "see": 5,
     "stubborn": 2,
+    "deaf": 2,
     "new": 15,
     "save": 6,
     "rescan": 4,
@@ -63,7 +64,7 @@ WEIGHTS = {
 }
 STEPS_OF = [what for what, weight in WEIGHTS.items() for _ in range(weight)]
 #: Each is left out of a third of the lives: what a kill would clear up, or a long wait hide, is seen in those.
-SOMETIMES = ["kill", "disk", "reboot", "see", "stubborn", "use", "rescan", "save", "cover", "fleet", "hang"]
+SOMETIMES = ["kill", "disk", "reboot", "see", "stubborn", "deaf", "use", "rescan", "save", "cover", "fleet", "hang"]
 OPS = [
     "commit",
     "commit",
@@ -166,6 +167,8 @@ class Life:
                 self.tell_fleet()
         elif what == "stubborn":
             world.stubborn ^= {pick(rng, RESOURCES)}
+        elif what == "deaf":
+            world.deaf ^= {pick(rng, RESOURCES)}
         elif what == "save":
             world.save()
         elif what == "rescan":
@@ -202,6 +205,7 @@ class Life:
         world.crash_after, world.refusals = None, []
         world.holders.clear()
         world.stubborn.clear()
+        world.deaf.clear()
         world.unhang()
         if world.running and self.rng.random() < 0.25:  # a start looks at more than one who goes on
             world.crash()
@@ -262,7 +266,8 @@ def build(rng: random.Random, faults: frozenset[str] = frozenset()) -> ShellWorl
         value = {"value": "0"}
         world.machine[resource], world.boot_values[resource] = value, {"value": "boot"}
         requires = (rng.choice(RESOURCES),) if rng.random() < 0.2 else ()
-        declared[resource] = Declared(value, requires=tuple(r for r in requires if r < resource))
+        notify = ("service:a reload",) if rng.random() < 0.4 else ()
+        declared[resource] = Declared(value, requires=tuple(r for r in requires if r < resource), notify=notify)
     world.start(declared)
     world.ask("track", PEOPLE[2], patterns={PATTERNS[0]: "report", PATTERNS[1]: "enforce"})
     return world
@@ -351,7 +356,9 @@ def test_replay_of_every_prefix_gives_the_state_that_wrote_it(seed: int) -> None
     life_ = Life(1000 + seed)
     world = life_.world
     snapshots: dict[int, dict[str, object]] = {}
-    for _ in range(80):
+    for n in range(400):
+        if n >= 80 and len(snapshots) > 3:
+            break
         life_.step(pick(life_.rng, life_.steps)) if world.running else life_.down()
         if world.running and not world.lost:
             snapshots[world.node.state.seq] = world.node.state.to_json()

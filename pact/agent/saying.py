@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from pact.core.node import payloads
 from pact.core.records import Record
 from pact.host.notify import log
+
+WHY: Final = {
+    "expired": ", whose window has ended",
+    "retry": ", whose consumers have left",
+    "restart": ", to tell who reads it, after a kill",
+}
 
 
 def say(record: Record) -> None:
@@ -12,7 +20,7 @@ def say(record: Record) -> None:
     said = payloads.of(record)
     what = record.type.replace("_", " ")
     if isinstance(said, payloads.RolledBack):
-        why = {"expired": ", whose window has ended", "retry": ", whose consumers have left"}.get(said.cause, "")
+        why = WHY.get(said.cause, "")
         few = ", ".join(sorted(said.results)[:5])
         log(f"rolled back {said.change} of {said.owner.user}{why}: {few}")
     elif isinstance(said, payloads.CommitExpired):

@@ -46,7 +46,12 @@ RESOURCES_SHOWN: Final = 8
 RESOURCES_NAMED: Final = 3
 LISTED_MAX: Final = 20
 #: Causes of rollbacks that nobody requested.
-AUTOMATIC: Final = {"expired": " (window ended)", "retry": " (its consumers have left)", "group": " (with its group)"}
+AUTOMATIC: Final = {
+    "expired": " (window ended)",
+    "retry": " (its consumers have left)",
+    "group": " (with its group)",
+    "restart": " (to tell who reads it, after a kill)",
+}
 MINUTES_FROM_S: Final = 120
 STORE_FULL: Final = "the content store is nearly full; raise [state] store_limit, or lower keep"
 

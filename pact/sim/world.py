@@ -32,7 +32,6 @@ from pact.core.node.events import (
     Covered,
     Denied,
     Discover,
-    Discovered,
     Effect,
     Event,
     FleetTold,
@@ -59,6 +58,7 @@ from pact.core.records import Record
 from pact.core.settings import Settings
 from pact.errors import EXIT_UNREACHABLE
 from pact.model import NS_PER_S, Attrs, Declared, Holder, Owner, Unreadable
+from pact.sim import working
 from pact.sim.disk import Disk, DiskFull
 from pact.sim.parts import Bell, SimRules, person, with_settings
 
@@ -90,6 +90,8 @@ class World:
     holders: dict[str, list[Holder]] = field(default_factory=dict)
     unreadable: dict[str, str] = field(default_factory=dict)
     stubborn: set[str] = field(default_factory=set)
+    #: Resources of which nobody can be told that a plan has moved them.
+    deaf: set[str] = field(default_factory=set)
     refusals: list[str] = field(default_factory=list)
     t_ns: int = 0
     wall_ns: int = EPOCH_NS
@@ -99,6 +101,7 @@ class World:
     disk_full: bool = False
     crash_after: int | None = None
     before_act: Callable[[World, Step], None] | None = None
+    before_told: Callable[[World], None] | None = None
     offset_ns: int = 0
     name: str = "sim"
     clustered: bool = False
@@ -284,7 +287,10 @@ class World:
             if type(event) is Asked:
                 self._asked.add(event.token)
             self._asleep = False
-            self._perform(self.node.step(event))
+            effects = self.node.step(event)
+            if type(event) is Acted and event.untold:
+                self._check_owed(event)
+            self._perform(effects)
         except Crashed:
             self.crash()
         except DiskFull as exc:
@@ -293,22 +299,29 @@ class World:
             except Crashed:
                 self.crash()
 
+    def _check_owed(self, event: Acted) -> None:
+        """Who could not be told is told with a rollback of the change that has the resource, or when an application
+        is taken back.  # R14"""
+        state, undone = self.node.state, {r for ids in self.node.converging.values() for r in ids}
+        lost = [r for r in event.untold if r in state and r not in state.member_of and r not in undone]
+        assert not lost, f"who reads these was not told, and will not be: {lost}"
+
     def _perform(self, effects: list[Effect]) -> None:
         if not effects:
             if self.crash_after is not None:
-                self._maybe_crash()
+                self.maybe_crash()
             return
         records = [e.record for e in effects if type(e) is AppendRecord]
         if records and self.disk_full:
             raise self.disk.refuse(records)
         if self.crash_after is not None:
-            self._maybe_crash()
+            self.maybe_crash()
         if records:
             self.disk.append(records)
             self._recorded(records)
         for effect in effects:
             if self.crash_after is not None:
-                self._maybe_crash()
+                self.maybe_crash()
             if type(effect) is not AppendRecord:
                 self._carry_out(effect)
 
@@ -330,7 +343,7 @@ class World:
         """Nothing of this step has happened: return to the durable state, and go on watching.  # J4"""
         self.lost = True
         if error.torn:
-            self._maybe_crash()
+            self.maybe_crash()
             if NO_MARK not in self.faults:
                 self.disk.note_refused()  # before anybody is told
         for token in self._asked:
@@ -419,7 +432,7 @@ class World:
             for resource in effect.resources:
                 self.touch(resource)
 
-    def _maybe_crash(self) -> None:
+    def maybe_crash(self) -> None:
         if self.crash_after is not None:
             self.crash_after -= 1
             if self.crash_after < 0:
@@ -446,6 +459,16 @@ class World:
         self._note_acting(effect)
         self.queue.append(self._work(effect))
 
+    def _work(self, effect: Look | Probe | Act | Discover) -> Callable[[], Event]:
+        """Observe, or act, now; the returned function makes the answer when it comes."""
+        answer = working.WORKS[type(effect)](self, effect)
+
+        def answered() -> Event:
+            self._acting.pop(effect.job, None)
+            return answer()
+
+        return answered if type(effect) is Act else answer
+
     def _note_acting(self, effect: Effect) -> None:
         """Assert that no two jobs act on one change."""
         if isinstance(effect, Act):
@@ -454,67 +477,6 @@ class World:
                 others = [n for n, c in self._acting.items() if c == job.change and n in self.node.jobs]
                 assert not others, (job.change, job.n, others)
                 self._acting[job.n] = job.change
-
-    def _work(self, effect: Look | Probe | Act | Discover) -> Callable[[], Event]:
-        """Observe, or act, now; the returned function makes the answer when it comes."""
-        works: dict[type, Callable[[Any], Callable[[], Event]]] = {
-            Look: self._looked,
-            Probe: self._probed,
-            Act: self._acted,
-            Discover: self._discovered,
-        }
-        return works[type(effect)](effect)
-
-    def _looked(self, effect: Look) -> Callable[[], Event]:
-        seen = [Sighting(r, self.observe(r)) for r in effect.resources]
-        return lambda: Looked(self.t_ns, self.wall_ns, effect.job, seen)
-
-    def _probed(self, effect: Probe) -> Callable[[], Event]:
-        seen = [Sighting(s.id, self.observe(s.id)) for s in effect.steps]
-        differing = [s.resource for s, step in zip(seen, effect.steps, strict=True) if s.observation != step.target]
-        holders = [h for r in differing for h in self.holders.get(r, ())] if effect.consumers else []
-        saves = {r: {"attrs": self.machine.get(r)} for r in differing}
-        refused = [] if effect.force else list(self.refusals)
-        return lambda: Probed(self.t_ns, self.wall_ns, effect.job, seen, holders, refused, saves)
-
-    def _acted(self, effect: Act) -> Callable[[], Event]:
-        results: dict[str, str] = {}
-        for step in effect.steps:
-            if self.before_act is not None:
-                self.before_act(self, step)
-            self._maybe_crash()
-            results[step.id] = self._restore(step)
-        seen = [Sighting(r, self.observe(r)) for r in (*(s.id for s in effect.steps), *effect.below)]
-
-        def answer() -> Event:
-            self._acting.pop(effect.job, None)
-            return Acted(self.t_ns, self.wall_ns, effect.job, results, seen)
-
-        return answer
-
-    def _restore(self, step: Step) -> str:
-        actual = self.observe(step.id)
-        if isinstance(actual, Unreadable):
-            return f"cannot be read: {actual.why}"
-        if actual == step.target:
-            return ""
-        if actual != step.actual:
-            return "changed again"
-        if step.id in self.stubborn:
-            return "permission denied"
-        self.machine[step.id] = step.target
-        return ""
-
-    def _discovered(self, effect: Discover) -> Callable[[], Event]:
-        found = {
-            r: Declared(v).to_json()
-            for r, v in self.machine.items()
-            if v is not None
-            and any(r == p or (p.endswith("*") and r.startswith(p.rstrip("*"))) for p in effect.patterns)
-        }
-        exact = frozenset(r for r in found if r in effect.patterns)
-        patterns = [p for p in effect.patterns if p.endswith("*")]
-        return lambda: Discovered(self.t_ns, self.wall_ns, effect.job, found, exact, (), True, patterns)
 
     # -- checks -------------------------------------------------------------------------------------------------
 

@@ -92,6 +92,41 @@ def test_who_cannot_be_told_leaves_the_change_failed_until_it_is(agent: Agent) -
 
 
 @pytest.mark.invariant("R14")
+def test_who_cannot_be_told_of_a_declaration_is_told_with_a_rollback(agent: Agent) -> None:
+    told(agent)
+    lock(agent, "duck")
+    other = DECLARED.replace('"declared\\n"', '"declared otherwise\\n"')
+    done = agent.declare(other, check=1)
+    assert f"file:{ONE}: restored, but toy:duck show failed: it is locked in" in done.out
+    assert told(agent) == ["bear show"]
+    (change,) = agent.status()["changes"]
+    assert (change["state"], change["resources"]) == ("failed", [f"file:{ONE}"])
+    agent.restart()
+    assert agent.status()["changes"][0]["state"] == "failed"
+    lock(agent, "duck", False)
+    agent.pact("rollback", "--all")
+    assert told(agent) == ["duck show"] and agent.status()["state"] == "committed"
+    assert agent.world.path(ONE).read_text() == "declared otherwise\n"
+
+
+@pytest.mark.invariant("R14", "R6")
+def test_a_kill_between_a_declaration_and_telling_loses_no_notification(agent: Agent) -> None:
+    """The toy's notification blocks on a pipe: the agent is killed there."""
+    told(agent)
+    agent.world.sh(f"rm -f {BOX}/.told; mkfifo {BOX}/.told")
+    path = agent.base / "otherwise.toml"
+    path.write_text(DECLARED.replace('"declared\\n"', '"declared otherwise\\n"'))
+    asking = agent.world.popen([*agent_command(agent), "declare", str(path)])
+    wait_until(lambda: agent.world.path(TWO).read_text() == "declared otherwise\n", "it is as declared")
+    agent.stop(9)
+    asking.wait(30)
+    agent.world.sh(f"rm {BOX}/.told")
+    agent.start()
+    wait_until(lambda: agent.status()["state"] == "committed", "the rollback has ended")
+    assert told(agent) == ["duck show", "bear show"]
+
+
+@pytest.mark.invariant("R14")
 def test_a_failed_notification_may_be_accepted_as_it_is(agent: Agent) -> None:
     lock(agent, "duck")
     agent.drift(ONE)

@@ -51,7 +51,11 @@ def steps_for(node: Desk, resources: Iterable[str]) -> tuple[Step, ...]:
         assert declared is not None and change is not None, resource
         member = change.members[resource]
         step = Step.back(resource, declared, member.actual)
-        steps.append(replace(step, notify=tuple(member.owed), owed=True) if member.owed else step)
+        if member.owed and member.actual == declared.attrs:  # it was moved before, and these do not know it yet
+            step = replace(step, notify=tuple(member.owed), owed=True)
+        elif member.owed:
+            step = replace(step, owed=True)
+        steps.append(step)
     return ordered([*steps, *joined(node, steps)], node.rules.nature)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from pact.core import ops
-from pact.core.node import access, below, bonds, payloads, tracked
+from pact.core.node import access, below, bonds, payloads, tracked, untold
 from pact.core.node import change as life
 from pact.core.node.desk import Desk
 from pact.core.node.events import AGENT_CALLER, Acted, Asked, Probe, Probed, Sighting
@@ -20,7 +20,7 @@ from pact.core.node.rollback import refuse_held_or_busy
 from pact.core.plan import Step, ordered
 from pact.core.records import PIECE_MAX, in_pieces
 from pact.errors import EXIT_BLOCKED, EXIT_FAILED, ConflictError, PactError, UsageError
-from pact.model import AGENT_ACTOR, Actor, Declared, Json, Unreadable
+from pact.model import AGENT_ACTOR, UNATTRIBUTED, Actor, Declared, Json, Unreadable
 
 
 def asked_declare(node: Desk, event: Asked[ops.Declare]) -> None:
@@ -135,6 +135,9 @@ def probed_declare(node: Desk, job: Job[Declaring], event: Probed) -> None:
         node.sight(replace(s, owner=job.caller.owner) for s in event.sightings)
         _declare_done(node, job, result, {})
         return
+    for piece in in_pieces([s for s in steps if s.notify]):  # who is told also after a kill  # R14
+        started = payloads.ConvergeStarted(cause=_cause(request), plan=[s.planned() for s in piece])
+        node.record(started, job.caller.actor)
     job.steps, work.result = steps, result
     below.act(node, job, event.saves, [s.id for s in steps])
 
@@ -189,9 +192,10 @@ def acted_declare(node: Desk, job: Job[Declaring], event: Acted) -> None:
     left = {r: why for r, why in event.results.items() if why}
     node.sight(replace(s, owner=job.caller.owner) for s in event.sightings if s.resource in left)
     moved = node.sight_moved(event, job.caller.owner, None)
+    owing = untold.keep(node, event, job.caller.owner, _cause(job.work.request), job.caller.actor)
     node.recheck(job.ids)
     result = {**job.work.result, "moved": moved, "reads": dict(event.reads)}
-    _declare_done(node, job, result, left)
+    _declare_done(node, job, result, left, owing)
 
 
 def record_converged(node: Desk, event: Acted, cause: str, actor: Actor = AGENT_ACTOR) -> None:
@@ -208,7 +212,7 @@ def record_converged(node: Desk, event: Acted, cause: str, actor: Actor = AGENT_
         )
 
 
-def _declare_done(node: Desk, job: Job[Declaring], result: Json, left: Mapping[str, str]) -> None:
+def _declare_done(node: Desk, job: Job[Declaring], result: Json, left: Mapping[str, str], owing: str = "") -> None:
     unread = result["unreadable"]
     problems = {**unread, **left}
     text = "; ".join(f"{r}: {why}" for r, why in list(problems.items())[:5])
@@ -217,6 +221,7 @@ def _declare_done(node: Desk, job: Job[Declaring], result: Json, left: Mapping[s
         {**result, "left": dict(left)},
         EXIT_FAILED if problems else 0,
         f"declared, but not converged: {text}" if problems else "",
+        f"pact rollback {owing} tells them again" if owing else "",
     )
 
 
@@ -239,4 +244,5 @@ def acted_boot(node: Desk, job: Job[None], event: Acted) -> None:
     record_converged(node, event, "boot")
     node.sight(event.sightings)
     node.sight(event.moved)
+    untold.keep(node, event, UNATTRIBUTED, "boot")
     node.recheck(job.ids)

@@ -8,7 +8,7 @@ from typing import Final
 
 from pact.core.node import change as life
 from pact.core.node import payloads, writers
-from pact.core.node.change import Change
+from pact.core.node.change import Change, Member
 from pact.core.node.events import Acted, Sighting
 from pact.core.node.ledger import Ledger
 from pact.core.node.state import Hold, recent_key
@@ -79,7 +79,7 @@ class Desk(Ledger):
         deviation_n = self.deviation_n(resource, declared, seen)
         if deviation_n == 0:
             if change is not None and change.members[resource].owed:
-                return False  # somebody must still be told  # R14
+                return self._still_owed(change, change.members[resource], declared)
             if change is not None:
                 self.record(payloads.DriftCleared(resource=resource, change=change.id))
             elif resource in self.state.enforced:
@@ -88,6 +88,17 @@ class Desk(Ledger):
         if change is None and sighting.owner is None and resource in self.state.enforced:
             sighting = replace(sighting, owner=self.state.enforced[resource])
         return self._drift(sighting, seen, deviation_n, self.weight_n(resource, declared), intent)
+
+    def _still_owed(self, change: Change, member: Member, declared: Declared) -> bool:
+        """It is as declared, and somebody must still be told of that. If it was something else meanwhile, record that
+        it is not any more: they alone are told then.  # R14"""
+        if member.actual == declared.attrs:
+            return False
+        by = replace(change.owner, command=member.command)
+        self.detect(
+            member.resource, change.id, by, declared.attrs, 1, member.weight_n, member.opened_ns, member.moved_with
+        )
+        return True
 
     def _drift(
         self, sighting: Sighting, actual: Attrs | None, deviation_n: int, weight_n: int, intent: Change | None

@@ -100,15 +100,14 @@ def _drift_detected(state: State, record: Record, said: payloads.DriftDetected) 
     change = state.changes.get(cid)
     if change is None:
         change = state.new_change(cid, said.owner, ambient=True, t_ns=record.t_ns)
-    shift_ns = 0
+    shift_ns, owed = 0, list[str]()
     before = state.change_of(resource)
+    if before is not None:
+        shift_ns, owed = before.members[resource].shift_ns, before.members[resource].owed
     if before is not None and before.id != cid:
-        shift_ns = before.members[resource].shift_ns
         state.remove(before, resource)
         state.take(before, "clear")
         state.settle_if_empty(before)
-    elif before is not None:
-        shift_ns = before.members[resource].shift_ns
     change.intents.discard(resource)
     state.put(
         change,
@@ -123,6 +122,7 @@ def _drift_detected(state: State, record: Record, said: payloads.DriftDetected) 
             said.owner.command,
             said.with_,
             list(said.also),
+            owed,
         ),
     )
     state.take(change, "drift")
@@ -225,7 +225,12 @@ def _rollback_started(state: State, record: Record, said: payloads.RollbackStart
 
 
 def _converge_started(state: State, record: Record, said: payloads.ConvergeStarted) -> None:
-    """Remember what a boot must bring back until it has been brought back.  # B3"""
+    """Remember what a boot must bring back until it has been brought back, and of what somebody must be told until
+    the plan has ended.  # B3, R14"""
+    for step in said.plan:
+        declared = state.declared(step.id)
+        if declared is not None and declared.notify:
+            state.telling[step.id] = None
     if said.cause == "boot" and state.boot_owed is not None:
         state.boot_owed.pop(ALL, None)
         state.boot_owed.update({s.id: s.actual for s in said.plan})
@@ -233,6 +238,7 @@ def _converge_started(state: State, record: Record, said: payloads.ConvergeStart
 
 def _converged(state: State, record: Record, said: payloads.Converged) -> None:
     state.learn(said.reads)
+    state.told(said.results)
     if said.cause == "boot":
         state.boot_owed = None
 
@@ -241,6 +247,7 @@ def _rolled_back(state: State, record: Record, said: payloads.RolledBack) -> Non
     state.learn(said.reads)
     change = state.changes[said.change]
     members = list(change.members)
+    state.told(said.results)
     state.count_automatic(change, members, record.t_ns)
     state.take(change, "done")
     state.forget_enforced(members)
@@ -261,6 +268,7 @@ def _rollback_failed(state: State, record: Record, said: payloads.RollbackFailed
     for resource in restored:
         state.remove(change, resource)
     state.forget_enforced(restored)
+    state.told([*said.restored, *said.owed])
     for resource, owed in said.owed.items():
         state.owe(change, resource, owed)
     change.rolling = None

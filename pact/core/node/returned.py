@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pact.core.node import below, payloads
+from pact.core.node import below, payloads, untold
 from pact.core.node import change as life
 from pact.core.node.declare import record_converged
 from pact.core.node.desk import Desk
@@ -17,6 +17,7 @@ from pact.core.node.events import AGENT_CALLER, Acted, Sighting
 from pact.core.node.jobs import Job
 from pact.core.plan import Step, ordered
 from pact.core.records import in_pieces
+from pact.model import UNATTRIBUTED
 
 CAUSE = "returned"
 
@@ -59,4 +60,5 @@ def acted(node: Desk, job: Job[None], event: Acted) -> None:
     record_converged(node, event, CAUSE)
     node.sight(event.sightings)
     node.sight(event.moved)
+    untold.keep(node, event, UNATTRIBUTED, CAUSE)
     node.recheck(job.ids)

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from pact.core import ops
-from pact.core.node import below, bonds, payloads
+from pact.core.node import below, bonds, payloads, untold
 from pact.core.node import change as life
 from pact.core.node import untracked as taking
 from pact.core.node.change import Change
@@ -337,6 +337,7 @@ def acted_rollback(node: Desk, job: Job[RollingBack], event: Acted) -> None:
             actor,
         )
         node.sight(replace(s, owner=change.owner) for s in event.sightings if s.resource in left)
+        untold.keep(node, event, change.owner, job.cause, actor)
     else:
         node.record(
             payloads.RolledBack(

@@ -110,6 +110,8 @@ class State:
         #: What a reboot reset, with the values after the reset, and is not brought back yet; ALL: that is not known
         #: yet.
         self.boot_owed: dict[str, Attrs | None] | None = None
+        #: Resources that a plan without a change is moving, and of which somebody is told then.  # R14
+        self.telling: dict[str, None] = {}
         self.emergency: Emergency | None = None
         self.holds: dict[str, Hold] = {}
         self.blind: dict[str, str] = {}
@@ -276,6 +278,7 @@ class State:
         self._decoded.pop(resource, None)
         self.drop_untracked(resource)
         self.enforced.pop(resource, None)
+        self.telling.pop(resource, None)
         if value is None:
             self._declared.pop(resource, None)
         else:
@@ -285,16 +288,16 @@ class State:
         change = self.change_of(resource)
         if change is None:
             return
-        if deviation_n == 0:
+        old = change.members[resource]
+        if deviation_n == 0 and not old.owed:
             self.leave(resource)
             return
-        old = change.members[resource]
         self.put(
             change,
             Member(
                 resource,
                 old.actual,
-                deviation_n,
+                max(1, deviation_n),
                 old.weight_n,
                 old.opened_ns,
                 old.seen,
@@ -311,6 +314,11 @@ class State:
         declared, old = self.declared(resource), change.members.get(resource)
         if declared is not None and old is not None:
             self.put(change, replace(old, actual=declared.attrs, deviation_n=1, owed=list(owed)))
+
+    def told(self, resources: Iterable[str]) -> None:
+        """A plan that moved these has ended: who reads them was told, or is owed it."""
+        for resource in resources:
+            self.telling.pop(resource, None)
 
     def void_ttl(self, resource: str) -> None:
         if self.ttls.pop(resource, None) is not None:
@@ -381,6 +389,7 @@ class State:
             "recent": dict(self.recent),
             "ttls": {r: [t.expires_ns, t.earlier, t.owner.to_json(), t.seq] for r, t in self.ttls.items()},
             "boot_owed": None if self.boot_owed is None else dict(self.boot_owed),
+            "telling": list(self.telling),
             "emergency": None if self.emergency is None else _slots(self.emergency),
             "holds": [{**_slots(h), "owner": h.owner.to_json()} for h in self.holds.values()],
             "blind": dict(self.blind),
@@ -417,6 +426,7 @@ class State:
             for r, (expires_ns, earlier, owner, seq) in data["ttls"].items()
         }
         state.boot_owed = data.get("boot_owed")
+        state.telling = dict.fromkeys(data.get("telling", ()))
         state.emergency = None if data["emergency"] is None else Emergency(**data["emergency"])
         state.holds = {row["id"]: Hold(**{**row, "owner": Owner.from_json(row["owner"])}) for row in data["holds"]}
         state.blind, state.auto_rollbacks = dict(data["blind"]), dict(data["auto_rollbacks"])
@@ -460,6 +470,7 @@ class State:
         owners = [u.owner.key for u in self.untracked.values()]
         assert self.untracked_of == {k: owners.count(k) for k in set(owners)}
         assert self._declared.keys().isdisjoint(self.untracked) and self._declared.keys() >= self.enforced.keys()
+        assert self._declared.keys() >= self.telling.keys()
         assert sum(len(c.members) for c in self.changes.values()) == len(self.member_of)
         for change in self.changes.values():
             assert change.sum_n == sum(square(m.weight_n, m.deviation_n) for m in change.members.values())

@@ -26,6 +26,7 @@ from pact.core.node import (
     suspend,
     tracked,
     undo,
+    untold,
     writers,
 )
 from pact.core.node import change as life
@@ -247,6 +248,7 @@ class Node(Desk):
             self.record(payloads.Converged(results=dict.fromkeys(sorted(elsewhere), why), cause="boot"))
             elsewhere.clear()
         self.sight(s for s in event.sightings if s.resource not in elsewhere and s.resource not in joined)
+        untold.resume(self, elsewhere)
         for change in list(self.state.changes.values()):
             if change.intents:
                 self.window_opened(change.id)  # an apply was interrupted: its remaining steps will not be done

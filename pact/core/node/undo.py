@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final
 
-from pact.core.node import below, payloads
+from pact.core.node import below, payloads, untold
 from pact.core.node import change as life
 from pact.core.node.desk import Desk
 from pact.core.node.events import Acted, Sighting
@@ -99,6 +99,7 @@ def acted_undo(node: Desk, job: Job[Undoing], event: Acted) -> None:
     node.sight(replace(s, owner=holders.get(s.resource)) if s.resource in holders and not results.get(s.resource) else s
                for s in event.sightings)  # fmt: skip  # what was another's drift is his again
     node.sight(Sighting(s.resource, s.observation) for s in event.moved)
+    untold.keep(node, event, job.caller.owner, "undo", job.caller.actor)
     node.recheck(job.ids)
     _end(node, job, {**results, **job.work.theirs})
 

@@ -1,0 +1,189 @@
+"""Plans that no change owns (declarations, boots, devices that return, applications that are taken back): who could not
+be told of what they moved is told later, after a kill too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from pact.model import Declared
+from pact.sim.parts import person, with_settings
+from pact.sim.world import Crashed, World
+
+DISK, FILE = "sysfs:block/sda/queue/a", "file:/etc/x"
+ZERO, ONE, TWO = {"value": "0"}, {"value": "1"}, {"value": "2"}
+ADMIN = person("root", "admin", 0)
+NOTIFY = ("service:a reload",)
+
+
+def started() -> World:
+    world = World(settings=with_settings(), machine={DISK: dict(ZERO), FILE: dict(ZERO)})
+    world.boot_values = {DISK: dict(ONE)}
+    world.start({r: Declared(dict(ZERO), notify=NOTIFY) for r in (DISK, FILE)})
+    return world
+
+
+def declares(world: World) -> None:
+    world.ask("declare", ADMIN, resources={FILE: Declared(dict(TWO), notify=NOTIFY).to_json()})
+
+
+def boots(world: World) -> None:
+    world.reboot(1)
+
+
+def returns(world: World) -> None:
+    world.write(DISK, None, None)
+    world.write(DISK, dict(ONE), None)
+
+
+def is_taken_back(world: World) -> None:
+    """One step of the application fails."""
+    world.machine["file:/etc/y"] = dict(ZERO)
+    world.stubborn.add("file:/etc/y")
+    values = {FILE: TWO, "file:/etc/y": TWO}
+    world.ask("apply", ADMIN, resources={r: Declared(dict(v)).to_json() for r, v in values.items()}, message="m")
+    world.stubborn.clear()
+
+
+PLANS: list[tuple[Callable[[World], None], str, str]] = [
+    (declares, FILE, "declare"),
+    (boots, DISK, "boot"),
+    (returns, DISK, "returned"),
+    (is_taken_back, FILE, "undo"),
+]
+of_every_plan = pytest.mark.parametrize(("plan", "resource", "cause"), PLANS, ids=[c for *_, c in PLANS])
+
+
+def told(world: World) -> list[tuple[str, bool]]:
+    """The steps of later plans that tell somebody: the resource, and whether it was moved before."""
+    steps: list[tuple[str, bool]] = []
+    world.before_act = lambda _, step: steps.append((step.id, step.owed)) if step.notify else None
+    return steps
+
+
+@of_every_plan
+@pytest.mark.invariant("R14")
+def test_who_could_not_be_told_keeps_a_failed_change_open(
+    plan: Callable[[World], None], resource: str, cause: str
+) -> None:
+    world = started()
+    world.deaf.add(resource)
+    plan(world)
+    (change,) = world.node.state.changes.values()
+    assert (change.state, list(change.members)) == ("failed", [resource])
+    assert change.members[resource].owed == list(NOTIFY)
+    assert "restored, but service:a reload failed" in change.reason
+    failed = next(r for r in reversed(world.journal) if r.type == "rollback_failed")
+    assert failed.data["cause"] == cause
+    world.crash()
+    world.start()
+    world.check()
+    assert [c.state for c in world.node.state.changes.values()] == ["failed"], "it stays, whatever is restarted"
+    steps = told(world)
+    world.deaf.clear()
+    world.ask("rollback", ADMIN, targets=[change.id])
+    assert steps == [(resource, True)] and not world.node.state.changes
+    world.check()
+
+
+@pytest.mark.invariant("R14")
+def test_what_was_done_by_hand_is_committed() -> None:
+    world = started()
+    world.deaf.add(FILE)
+    declares(world)
+    world.ask("commit", ADMIN, all=True, message="reloaded by hand")
+    assert not world.node.state.changes
+    declared = world.node.state.declared(FILE)
+    assert declared is not None and (declared.attrs, declared.notify) == (TWO, NOTIFY)
+    world.check()
+
+
+@of_every_plan
+@pytest.mark.invariant("R14", "R6")
+def test_who_was_not_told_before_a_kill_is_told_at_the_next_start(
+    plan: Callable[[World], None], resource: str, cause: str
+) -> None:
+    world = started()
+
+    def killed(_: World) -> None:
+        if cause == "undo" and world.machine[FILE] == TWO:  # the application itself
+            return
+        world.before_told = None
+        raise Crashed
+
+    world.before_told = killed
+    plan(world)
+    assert not world.running
+    steps = told(world)
+    world.start()
+    assert [r for r, _ in steps] == [resource] and not world.node.state.changes
+    assert world.node.state.declared(resource) and not world.node.state.telling
+    world.check()
+    world.crash()
+    world.start()
+    assert len(steps) == 1, "once"
+
+
+@pytest.mark.invariant("R14")
+def test_a_plan_that_was_not_begun_tells_nobody() -> None:
+    """The agent was killed before anything was moved: this is ordinary drift."""
+    world = started()
+
+    def killed(_: World, __: Any) -> None:
+        raise Crashed
+
+    world.before_act = killed
+    declares(world)
+    steps = told(world)
+    world.start()
+    assert not steps and [c.state for c in world.node.state.changes.values()] == ["open"]
+    world.ask("rollback", ADMIN, all=True)
+    assert [r for r, _ in steps] == [FILE]
+    assert world.machine[FILE] == TWO and not world.node.state.telling
+    world.check()
+
+
+@pytest.mark.invariant("R14")
+@pytest.mark.parametrize("who", ["its owner", "another one", "nobody known"])
+def test_a_write_between_does_not_end_what_is_owed(who: str) -> None:
+    """Somebody writes the resource, and writes the declared value back: its readers still have what was before."""
+    world = started()
+    world.deaf.add(FILE)
+    declares(world)
+    owner = {"its owner": ADMIN.owner, "another one": person("ann").owner, "nobody known": None}[who]
+    world.write(FILE, dict(ONE), owner)
+    steps = told(world)
+    world.write(FILE, dict(TWO), owner)
+    (change,) = world.node.state.changes.values()
+    assert change.members[FILE].owed == list(NOTIFY) and change.members[FILE].actual == TWO
+    world.check()
+    world.deaf.clear()
+    world.ask("rollback", ADMIN, all=True, shared=True)
+    assert steps == [(FILE, True)] and not world.node.state.changes
+    world.check()
+
+
+@pytest.mark.invariant("R14")
+def test_who_is_owed_is_told_with_the_rollback_of_a_later_write() -> None:
+    world = started()
+    world.deaf.add(FILE)
+    declares(world)
+    world.deaf.clear()
+    world.write(FILE, dict(ONE), person("ann").owner)
+    steps = told(world)
+    world.ask("rollback", ADMIN, all=True, shared=True)
+    assert [r for r, _ in steps] == [FILE] and world.machine[FILE] == TWO and not world.node.state.changes
+
+
+@pytest.mark.invariant("R14")
+def test_the_same_declaration_again_does_not_end_what_is_owed() -> None:
+    world = started()
+    world.deaf.add(FILE)
+    declares(world)
+    declares(world)
+    (change,) = world.node.state.changes.values()
+    assert change.members[FILE].owed == list(NOTIFY)
+    world.check()
