@@ -325,6 +325,7 @@ def http(data: bytes) -> None:
     server.live, server._pages, server._by_address = Live(), {}, Counter()
     server.dropped = server.full = server.messages = server.pages = 0
     server._turned_s, server._news = -1e9, False
+    server._names, server._domains = frozenset({"a"}), frozenset({"example.org"})
     client = _Client(None, "", 0.0)  # type: ignore[arg-type]
     while feed and client.answer is None:
         client.asked += feed.piece()
@@ -343,6 +344,16 @@ def http(data: bytes) -> None:
 def http_seeds() -> Iterator[bytes]:
     for way in (*WAYS, "/x", "/health?a=b"):
         yield piece(f"GET {way} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
+    for host in (
+        "evil.test",
+        "n1.example.org:7420",
+        "[::1]:7420",
+        "127.0.0.1",
+        "a\r\nHost: b",
+        "a.localhost.",
+        "x" * 300,
+    ):
+        yield piece(f"GET /node?name=n1 HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
     yield piece(b"HEAD / HTTP/1.0\n\n")
     yield piece(b'GET /page.js HTTP/1.1\r\nIf-None-Match: "a"\r\n\r\n')
     yield piece(b"POST / HTTP/1.1\r\n") + piece(b"\r\n")
