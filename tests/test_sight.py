@@ -160,6 +160,34 @@ def test_what_the_root_knows_of_nodes_is_bounded(monkeypatch: pytest.MonkeyPatch
     assert "n1" not in seen.nodes and len(seen.nodes) == 7
 
 
+@pytest.mark.invariant("V6")
+def test_a_change_that_many_jobs_hold_is_held_until_the_last_has_ended() -> None:
+    seen, jobs = Sight(), 512
+    seen.take(chunk(0, "n1", drift()))
+    owner = {"user": "ann", "key": "login:1"}
+    for n in range(jobs):
+        data = {"hold": f"h{n}", "change": "c1", "owner": owner, "reason": f"job {n}", "ends": "2027"}
+        seen.take(chunk(n + 1, "n1", line("hold_placed", data)))
+    for n in range(jobs):
+        assert seen.nodes["n1"].changes["c1"].state == "held", n
+        seen.take(chunk(jobs + n + 1, "n1", line("hold_released", {"hold": f"h{n}"})))
+    assert seen.nodes["n1"].changes["c1"].state == "open" and not seen.left_out and not seen._holds
+
+
+@pytest.mark.invariant("V6")
+def test_holds_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sight, "HOLDS_MAX", 30)
+    monkeypatch.setattr(sight, "HOLDS_EACH_MAX", 20)
+    seen = Sight()
+    for n in range(100):
+        data = {"hold": f"h{n}", "owner": {"user": "ann", "key": "login:1"}, "reason": "r", "ends": "2027"}
+        seen.take(chunk(2 * n, "n1", line("hold_placed", data)))
+        seen.take(chunk(2 * n + 1, "n2", line("hold_placed", {**data, "hold": f"h{n % 25}"})))
+    assert sorted(len(node.holds) for node in seen.nodes.values()) == [15, 15] and seen.left_out == 200 - 30 - 45
+    seen.take(chunk(200, "_root", line("node_forgotten", {"nodes": ["n1", "n2"]})))
+    assert not seen._holds
+
+
 @pytest.mark.invariant("S2")
 def test_of_a_command_line_only_the_program_s_name_is_kept() -> None:
     seen = Sight()

@@ -25,7 +25,8 @@ MEMBERS_MAX: Final = 200_000  # of all nodes
 CHANGES_EACH_MAX: Final = 32  # changes of one node
 CHANGES_MAX: Final = 50_000  # of all nodes
 NODES_MAX: Final = 100_000
-HOLDS_EACH_MAX: Final = 16
+HOLDS_EACH_MAX: Final = 1024  # of one node: many jobs may hold one change each
+HOLDS_MAX: Final = 50_000  # of all nodes
 HOLDERS_MAX: Final = 8  # consumers that are named, of one change
 NEWEST_MAX: Final = 100
 
@@ -51,7 +52,7 @@ class Sight:
         self.first = self.gseq = -1  # the first and the last record that was taken
         self.left_out = 0  # records that make no sense, and what is beyond the limits
         self._paces: dict[Pace, Pace] = {}
-        self._members = self._changes = 0
+        self._members = self._changes = self._holds = 0
 
     def take(self, chunk: Chunk, heard_ns: int = 0) -> None:
         """``heard_ns``: any clock, to compare with when nodes were asked."""
@@ -84,6 +85,7 @@ class Sight:
             if node is not None:
                 for cid in list(node.changes):
                     self._drop(node, cid)
+                self._hold_only(node, {})
                 self.touched.add(name)
 
     def _node(self, name: str) -> Node | None:
@@ -145,7 +147,7 @@ class Sight:
                 self._changes -= 1
                 self._members -= len(change.members)
                 if node.holds:
-                    node.holds = {h: row for h, row in node.holds.items() if row[0] != cid} or NONE
+                    self._hold_only(node, {h: row for h, row in node.holds.items() if row[0] != cid})
             if not node.changes:
                 node.changes = NONE
 
@@ -335,16 +337,21 @@ class Sight:
 
     def _hold(self, node: Node, data: JsonRead, record: JsonRead) -> None:
         on = plain(data.get("change") or "", 40)
-        if len(node.holds) >= HOLDS_EACH_MAX:
+        hold = plain(data["hold"], 40)
+        if hold not in node.holds and (len(node.holds) >= HOLDS_EACH_MAX or self._holds >= HOLDS_MAX):
             raise ValueError("too many holds")
         row = (on, owner_of(data["owner"])[0], plain(data["reason"], TEXT_MAX), plain(data["ends"], 40))
-        node.holds = {**node.holds, plain(data["hold"], 40): row}
+        self._hold_only(node, {**node.holds, hold: row})
         for change in node.changes.values():
             if change.state == OPEN and on in ("", change.id):
                 change.state, change.held_since_ns = HELD, node.t_ns
 
+    def _hold_only(self, node: Node, holds: dict[str, tuple[str, str, str, str]]) -> None:
+        self._holds += len(holds) - len(node.holds)
+        node.holds = holds or NONE
+
     def _released(self, node: Node, data: JsonRead, record: JsonRead) -> None:
-        node.holds = {h: row for h, row in node.holds.items() if h != data["hold"]} or NONE
+        self._hold_only(node, {h: row for h, row in node.holds.items() if h != data["hold"]})
         for change in node.changes.values():
             if change.state == HELD and not any(h[0] in ("", change.id) for h in node.holds.values()):
                 change.state = OPEN
