@@ -24,7 +24,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "demo"))
 
-from faults import run
+from faults import require_apart, run
 from model import FoundError
 from netsite import Done, Site, SiteError, wait_until
 
@@ -427,6 +427,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=10, help="rounds")
     parser.add_argument("--until", type=float, default=0.0, help="a moment of the monotonic clock that ends it")
     args = parser.parse_args()
+    require_apart()
     return torture(args.seed, args.steps, args.until)
 
 

@@ -26,6 +26,12 @@ BOOT_ID = "/proc/sys/kernel/random/boot_id"
 ATTACHED_S = 10.0
 
 
+def require_apart() -> None:
+    """A seed mounts and unmounts below /srv, writes sysctls, and kills: never where somebody lives."""
+    if os.getpid() != 1:
+        sys.exit("a seed runs in namespaces of its own: tests/torture/run.py makes them, and prints the whole command")
+
+
 def run(*command: str) -> bool:
     return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False).returncode == 0
 

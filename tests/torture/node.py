@@ -23,7 +23,7 @@ from typing import Any
 import chaos
 import deeds
 import demands
-from faults import Boots, Crowd, Disk, Hung, Strace, rss_mib, run, threads
+from faults import Boots, Crowd, Disk, Hung, Strace, require_apart, rss_mib, run, threads
 from hands import ANSWER_S, Asker, Hands, LostError
 from model import FoundError, Model, declared_of
 from sight import ABSENT, Look, digest, file_at, look
@@ -445,6 +445,7 @@ def main() -> int:
     parser.add_argument("--until", type=float, default=0.0, help="a moment of the monotonic clock that ends it")
     parser.add_argument("--without", action="append", default=[], help="a deed or fault that is left out")
     args = parser.parse_args()
+    require_apart()
     return torture(args.seed, args.steps, args.until, args.without)
 
 
