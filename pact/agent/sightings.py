@@ -83,11 +83,14 @@ class Sightings(Driver):
         return Result(0, lambda t, w: Appeared(t, w, *compared(kind, names, self.node)))
 
     def _cover(self) -> None:
-        """Record mounts that hide declared paths."""
-        covered, self.watching.covered = self.watching.covered, {}
-        for resource, (attrs, owner) in covered.items():
+        """Record mounts that hide declared paths. Each stays on the list until it is durable, or owed: with the first
+        record the mount points are saved, and a later run never records a mount that it finds saved."""
+        covered = self.watching.covered
+        while covered:
+            resource, (attrs, owner) = next(iter(covered.items()))
             if self.ignore.match(resource) is None:
                 self.tell(Covered(*self.now(), {resource: attrs}, owner))
+            covered.pop(resource, None)
         self._save_points()
 
     def _observe(self, now_ns: int) -> None:

@@ -73,6 +73,7 @@ class ShellWorld(World):
         self.saved: tuple[int, str, dict[str, Any]] | None = None  # on disk: number and hash of the record, the table
         self.points: set[str] = set()
         self.saved_points: set[str] = set()
+        self.covered: list[str] = []  # mounts that are new, and neither recorded nor owed
         self._late: list[tuple[int, int, Callable[[], Event]]] = []
         self._late_n = 0
         self._busy_until_ns: dict[str, int] = {}  # change -> when the last job about it has ended
@@ -123,6 +124,7 @@ class ShellWorld(World):
         self._busy_until_ns.clear()
         self._moving.clear()
         self._held.clear()
+        self.covered.clear()
 
     def reboot(self, down_ns: int = 0) -> None:
         self.saved_points = set()  # no mount of another boot exists
@@ -186,16 +188,17 @@ class ShellWorld(World):
     def cover(self, owner: Owner | None = None) -> None:
         """Report mounts over declared paths that are new since the last look."""
         there = {r for r, value in self.machine.items() if r.startswith(OVER) and value is not None}
-        fresh, self.points = there - self.points, there
-        for resource in sorted(fresh):
-            value = self.machine[resource]
-            if self.running and value is not None:
-                self.tell(Covered(self.t_ns, self.wall_ns, {resource: value}, owner))
+        self.covered, self.points = sorted(there - self.points), there
+        while self.covered and self.running:
+            value = self.machine[self.covered[0]]
+            if value is not None:
+                self.tell(Covered(self.t_ns, self.wall_ns, {self.covered[0]: value}, owner))
+            del self.covered[:1]  # it is durable, or owed
         self._save_points()
 
     def _save_points(self) -> None:
         """Not while such a mount is owed: a later run that finds it saved would never record it."""
-        if self.running and not self.lost and not self.owed:
+        if self.running and not self.lost and not self.owed and not self.covered:
             self.saved_points = set(self.points)
 
     # -- the step -----------------------------------------------------------------------------------------------
@@ -215,6 +218,7 @@ class ShellWorld(World):
         super()._recorded(records)
         for record in records:
             if record.type in _DECLARING:
+                self._save_points()
                 data = record.data
                 for resource in data.get("forgotten", ()):
                     self.table.pop(resource, None)
