@@ -85,13 +85,13 @@ class ShellWorld(World):
     def start(self, declared: Any = None, *, reboot: bool = False) -> None:
         super().start(declared, reboot=reboot)
         if self.running:
-            self.points = set(self.saved_points)
             self.cover()
         if self.running:
             self.feed(self._walked)
 
     def _first_sightings(self) -> list[Sighting]:
         """Only resources for which the saved signatures are no proof."""
+        self._notice()
         state = self.node.state
         self.table = self._vouched()
         suspect = [r for r in state.declared_ids() if r in state.member_of or self._suspect(r)]
@@ -124,7 +124,7 @@ class ShellWorld(World):
         self._busy_until_ns.clear()
         self._moving.clear()
         self._held.clear()
-        self.covered.clear()
+        self.covered, self.points = [], set(self.saved_points)
 
     def reboot(self, down_ns: int = 0) -> None:
         self.saved_points = set()  # no mount of another boot exists
@@ -187,14 +187,18 @@ class ShellWorld(World):
 
     def cover(self, owner: Owner | None = None) -> None:
         """Report mounts over declared paths that are new since the last look."""
-        there = {r for r, value in self.machine.items() if r.startswith(OVER) and value is not None}
-        self.covered, self.points = sorted(there - self.points), there
+        self._notice()
         while self.covered and self.running:
             value = self.machine[self.covered[0]]
             if value is not None:
                 self.tell(Covered(self.t_ns, self.wall_ns, {self.covered[0]: value}, owner))
             del self.covered[:1]  # it is durable, or owed
         self._save_points()
+
+    def _notice(self) -> None:
+        there = {r for r, value in self.machine.items() if r.startswith(OVER) and value is not None}
+        self.covered += sorted(there - self.points - set(self.covered))
+        self.points = there
 
     def _save_points(self) -> None:
         """Not while such a mount is owed: a later run that finds it saved would never record it."""
