@@ -287,9 +287,10 @@ class World:
             if type(event) is Asked:
                 self._asked.add(event.token)
             self._asleep = False
+            acted = event if isinstance(event, Acted) and event.job in self.node.jobs else None
             effects = self.node.step(event)
-            if type(event) is Acted and event.untold:
-                self._check_owed(event)
+            if acted is not None:
+                self._check_owed(acted)
             self._perform(effects)
         except Crashed:
             self.crash()
