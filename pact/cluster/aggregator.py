@@ -197,6 +197,10 @@ class Aggregator:
 
     # -- the loop -----------------------------------------------------------------------------------------------
 
+    def watch(self, pollable: Any) -> None:
+        """The root's part has one more."""
+        self._watch(pollable)
+
     def _watch(self, pollable: Any) -> None:
         fd = pollable.fileno()
         self._pollables[fd] = pollable
@@ -395,10 +399,10 @@ class Aggregator:
     def _flush(self, now_ns: int) -> None:
         self._perform(self.relay.flush(now_ns), now_ns)
 
-    def _show(self) -> Mapping[str, Any]:
-        """The data of the web page and the metrics. Made in the loop, read by their thread."""
+    def shown(self) -> dict[str, Any]:
+        """What any member says of itself."""
         relay = self.relay
-        own = {
+        return {
             "name": self.config.name,
             "cluster": self.config.cluster,
             "version": __version__,
@@ -409,6 +413,10 @@ class Aggregator:
             "healthy": relay.rooted,
             "trouble": "" if relay.rooted else "no way to the root",
         }
+
+    def _show(self) -> Mapping[str, Any]:
+        """The data of the web page and the metrics. Made in the loop, read by their thread."""
+        relay, own = self.relay, self.shown()
         if self.root is None and self.http is not None and self.http.pages:
             own["fleet"] = {"racks": {name: child.claim(name).rack for name, child in relay.tree.where.items()}}
         theirs = dict(self.root.shown()) if self.root is not None else {}

@@ -1,7 +1,8 @@
-"""What the live page is told: one snapshot, then differences, as server-sent events. One encoding serves all pages.
+"""What those are told who look at the whole fleet: one snapshot, then differences. One encoding serves all of them.
+Pages get server-sent events; for ``pact top`` see ``lookers``.
 
-It belongs to the HTTP server's thread. It asks no node: it knows what the loop shows (``facts``, as ``page`` describes
-them) and what the log says (``Watcher``).  # V6
+It belongs to one thread, the HTTP server's for pages. It asks no node: it knows what the loop shows (``facts``, as
+``page`` describes them) and what the log says (``Watcher``).  # V6
 
 ``facts["fleet"]``: ``racks`` {connected node: rack}, ``away`` [node], ``said`` {node: state} (as nodes answered the
 root's own question), ``asked_ns`` (when it was asked, monotonic).
@@ -10,7 +11,8 @@ root's own question), ``asked_ns`` (when it was asked, monotonic).
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
 from typing import Any, Final
 
 import orjson
@@ -20,6 +22,7 @@ from pact.core.root.nodeview import BLOCKED, FAILED, Node, details
 from pact.core.root.sight import Newest, Sight
 from pact.model import Json
 
+SESSIONS_SHOWN: Final = 8  # of a node, in its row
 CHANGES_SHOWN: Final = 3  # of a node, in its row
 TEXT_SHOWN: Final = 120
 PLAIN_MAX: Final = 50  # rows of a table, without script
@@ -31,6 +34,7 @@ ABOUT: Final = (
 )
 
 Row = list[Any]
+Encode = Callable[[str, Json], bytes]
 
 
 def event(kind: str, data: Json) -> bytes:
@@ -41,8 +45,9 @@ def event(kind: str, data: Json) -> bytes:
 class Live:
     """``turn``, then ``snapshot`` for pages that come; ``turn`` again returns what is new since."""
 
-    def __init__(self, watcher: Watcher | None = None) -> None:
-        self.watcher = watcher
+    def __init__(self, watcher: Watcher | None = None, encode: Encode = event, touched: set[str] | None = None) -> None:
+        self.watcher, self._encode = watcher, encode
+        self._touched = touched if touched is not None else watcher.follow() if watcher is not None else set()
         self.rows: dict[str, Row] = {}
         self._about: Json = {}
         self._groups: list[Any] = []
@@ -79,7 +84,7 @@ class Live:
         if not news:
             return b""
         self._snapshot = b""
-        return event("news", {"now": _now_ms(), **news})
+        return self._encode("news", {"now": _now_ms(), **news})
 
     def snapshot(self) -> bytes:
         """Everything, as of the last ``turn``. Nodes about which there is nothing to say stand by rack and state."""
@@ -91,7 +96,7 @@ class Live:
                     plain.setdefault(row[0], {}).setdefault(row[1], []).append(name)
                 else:
                     rows[name] = row
-            self._snapshot = event(
+            self._snapshot = self._encode(
                 "whole",
                 {
                     "now": _now_ms(),
@@ -107,10 +112,10 @@ class Live:
 
     def forget(self) -> None:
         """Begin anew with the next turn: after an error, nobody knows what was told."""
-        self.__init__(self.watcher)  # type: ignore[misc]
+        self.__init__(self.watcher, self._encode, self._touched)  # type: ignore[misc]
 
     def beat(self) -> bytes:
-        return event("beat", {"now": _now_ms()})
+        return self._encode("beat", {"now": _now_ms()})
 
     def plain(self) -> Json:
         """For the page without script: the first windows that end, what is stopped, and the newest records."""
@@ -168,7 +173,7 @@ class Live:
             return self._compare(Sight(), racks, away, said, asked_ns, None)
         with self.watcher.lock:
             sight = self.watcher.sight
-            touched: set[str] | None = sight.touched
+            touched: set[str] | None = set(self._touched)
             if (
                 sight is not self._sight
                 or asked_ns != self._asked_ns
@@ -176,7 +181,7 @@ class Live:
             ):
                 touched = None
             found = self._compare(sight, racks, away, said, asked_ns, touched)
-            sight.touched = set()
+            self._touched.clear()
         self._sight, self._racks, self._away, self._said, self._asked_ns = sight, racks, away, said, asked_ns
         return found
 
@@ -226,8 +231,9 @@ def shown(r: Newest) -> Row:
 
 
 def row_of(name: str, node: Node | None, rack: str | None, said: Mapping[str, str] | None, asked_ns: int) -> Row:
-    """``[rack, state]``, and where there is something to say ``[rack, state, held, [change, ...]]``. ``rack``: ``None``
-    for a node that is away.
+    """``[rack, state]``, and where there is something to say ``[rack, state, held, [change, ...], changes that are left
+    out]``, with ``[[session, user, account, from, since, program], ...]`` where somebody is in a session. ``rack``:
+    ``None`` for a node that is away.
 
     The log knows a state first; a node's answer counts if it was asked for after the newest record was taken, so that
     changes older than what was read of the log show, too.
@@ -243,7 +249,7 @@ def row_of(name: str, node: Node | None, rack: str | None, said: Mapping[str, st
     else:
         state = said.get(name, UNKNOWN)
     where = rack if rack is not None else node.rack if node is not None else ""
-    if node is None or not (node.changes or node.holds or node.emergency):
+    if node is None or not (node.changes or node.holds or node.emergency or node.sessions):
         return [where, state]
     changes = []
     for c in list(node.changes.values())[:CHANGES_SHOWN]:
@@ -259,7 +265,11 @@ def row_of(name: str, node: Node | None, rack: str | None, said: Mapping[str, st
     elif node.holds:
         _, who, why, _ = next(iter(node.holds.values()))
         held = f"held by {who}: {why}"[:TEXT_SHOWN]
-    return [where, state, held, changes, max(0, len(node.changes) - CHANGES_SHOWN)]
+    row = [where, state, held, changes, max(0, len(node.changes) - CHANGES_SHOWN)]
+    if node.sessions:
+        sessions = islice(node.sessions.items(), SESSIONS_SHOWN)
+        row.append([[s, x.user, x.account, x.where, x.since_ns // 1_000_000, x.program] for s, x in sessions])
+    return row
 
 
 def _now_ms() -> int:

@@ -10,7 +10,7 @@ import secrets
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -19,6 +19,7 @@ import orjson
 from pact.cluster import auth, page
 from pact.cluster.aggregator import Aggregator
 from pact.cluster.committer import Committer, Deposed, Durable, Elected, Failed, Posted, Saved, Works
+from pact.cluster.lookers import EVERY_S, Lookers
 from pact.cluster.nodesets import Folded, NodeSets
 from pact.cluster.publish import Endpoint, Publisher
 from pact.cluster.replay import Replay
@@ -112,6 +113,7 @@ class RootPart:
     def __init__(self, aggregator: Aggregator) -> None:
         config = aggregator.config
         self.config = config
+        self._aggregator = aggregator
         self._seals = aggregator.seals
         self.root: Root | None = None
         self.offset_ns = 0
@@ -139,6 +141,8 @@ class RootPart:
             allowed=lambda key: aggregator.authorized.may_connect(key, auth.REPLAY),
         )
         self.watcher = Watcher(self.committer.read) if config.http else None
+        self.lookers: Lookers | None = None  # from the first looker on
+        self._lookers_ns = 0
         self._applying = threading.Lock()
         self._snapshot: tuple[float, RootState, int, bytes] | None = None
         self.states = States()
@@ -157,7 +161,7 @@ class RootPart:
     # -- the seam -----------------------------------------------------------------------------------------------
 
     def pollables(self) -> Sequence[Any]:
-        return (self,)
+        return (self,) if self.lookers is None else (self, self.lookers)
 
     def fileno(self) -> int:
         """The committer's descriptor."""
@@ -177,14 +181,19 @@ class RootPart:
             wake_ns = root.next_wake_ns()
             if wake_ns is not None and wake_ns <= root.t_ns:
                 yield from self._perform(root.tick(root.t_ns, wall_ns))
-            if self.config.http:
+            if self.config.http or root.lookers:
                 yield from self._look_at_states(root, t_ns)
+            if root.lookers or self.lookers is not None:
+                self._tell_lookers(root, t_ns)
 
     def next_wake_ns(self) -> int | None:
         wake_ns = self.root.next_wake_ns() if self.root is not None else None
         return None if wake_ns is None else wake_ns - self.offset_ns
 
     def ready(self, pollable: Any, t_ns: int, wall_ns: int) -> Iterable[Message]:
+        if pollable is self.lookers:
+            yield from self._to_lookers(self.lookers)
+            return
         for posted in self.committer.poll():
             yield from self._posted(posted, t_ns, wall_ns)
 
@@ -194,6 +203,8 @@ class RootPart:
         self.replay.rebind()
 
     def close(self) -> None:
+        if self.lookers is not None:
+            self.lookers.close()
         if self.watcher is not None:
             self.watcher.close()
         self.committer.close()
@@ -346,6 +357,30 @@ class RootPart:
         root.questions.ask(names, "state", b"{}", caller, STATES_NS, part, done)
         yield from self._perform(root.take_effects())
 
+    def _tell_lookers(self, root: Root, t_ns: int) -> None:
+        """Hand what the loop knows to the thread that tells people, at most once a second."""
+        lookers = self.lookers
+        if lookers is None:
+            if self.watcher is None:  # no web page needs one
+                self.watcher = Watcher(self.committer.read)
+                self.watcher.start()
+                self.watcher.lead(root.state.gseq)
+            lookers = self.lookers = Lookers(self.watcher)
+            self.watcher.changed = _both(self.watcher.changed, lookers.changed)
+            self._aggregator.watch(lookers)
+        lookers.keep(root.lookers)
+        if root.lookers and t_ns >= self._lookers_ns:
+            self._lookers_ns = t_ns + int(EVERY_S * NS_PER_S)
+            lookers.give({**self._aggregator.shown(), **self.shown()})
+
+    def _to_lookers(self, lookers: Lookers) -> Iterator[Message]:
+        root = self.root
+        for (client, id_), body in lookers.take():
+            if root is not None:
+                root.down("event", {"client": client, "id": id_}, body)
+        if root is not None:
+            yield from self._perform(root.take_effects())
+
     def shown(self) -> dict[str, Any]:
         """The root's part of the data for ``page``. It runs in the loop's thread, so it folds nothing."""
         root = self.root
@@ -449,6 +484,14 @@ def continue_from(state: RootState, boot: str, boottime: int, wall_ns: int, sync
         return state.offset_ns
     down_ns = max(0, wall_ns - state.wall_ns) if synchronised else 0
     return state.t_ns + down_ns - boottime
+
+
+def _both(first: Callable[[], None], second: Callable[[], None]) -> Callable[[], None]:
+    def each() -> None:
+        first()
+        second()
+
+    return each
 
 
 def make_root(aggregator: Aggregator) -> RootPart:

@@ -36,6 +36,7 @@ class Watcher:
         self.sight = Sight()
         self.lock = threading.Lock()
         self.changed = changed
+        self._followers: list[set[str]] = []
         self.catching_up = False
         self.cpu_s = 0.0
         self._read = read
@@ -49,6 +50,13 @@ class Watcher:
 
     def start(self) -> None:
         self._thread.start()
+
+    def follow(self) -> set[str]:
+        """A set to which the nodes are added that may look different. Whoever has it empties it, holding ``lock``."""
+        mine: set[str] = set()
+        with self.lock:
+            self._followers.append(mine)
+        return mine
 
     def lead(self, gseq: int) -> None:
         """A term begins, with ``gseq`` as the newest event of the log."""
@@ -110,6 +118,9 @@ class Watcher:
         if chunk.first > self.sight.gseq:
             with self.lock:
                 self.sight.take(chunk, heard_ns)
+                for follower in self._followers:
+                    follower |= self.sight.touched
+                self.sight.touched = set()
 
     def _catch_up(self, start: int, upto: int) -> None:
         """Read the log from ``start`` to ``upto``, or to its end. What cannot be read is left out."""

@@ -357,6 +357,11 @@ class FleetRelease(AtRoot, role="ops", changes=True, settles=True, command="hold
 class Nodes(AtRoot, command="nodes"): ...
 
 
+class Live(AtRoot, command="top"):
+    """The state of the whole fleet, then what changes, at most once a second: the same that the web page is told. It
+    has no end."""
+
+
 class NodesForget(AtRoot, role="admin", changes=True, command="nodes"): ...
 
 
@@ -410,6 +415,7 @@ AT_ROOT: Final[Mapping[str, type[Op]]] = {
     "fleet_release": FleetRelease,
     "nodes": Nodes,
     "nodes_forget": NodesForget,
+    "live": Live,
     "watch": Watch,
 }
 

@@ -79,6 +79,16 @@ class Change:
 NONE: Final[Mapping[str, Any]] = MappingProxyType({})
 
 
+class Session(NamedTuple):
+    """An open session of a person. ``program``: what runs in it, "" for a login shell."""
+
+    user: str
+    account: str
+    where: str
+    since_ns: int
+    program: str
+
+
 class Node:
     """One node, according to its records."""
 
@@ -92,6 +102,7 @@ class Node:
         "offset_ns",
         "pace",
         "rack",
+        "sessions",
         "t_ns",
         "windows",
     )
@@ -102,6 +113,7 @@ class Node:
         self.changes: dict[str, Change] | Mapping[str, Any] = NONE
         self.emergency: tuple[str, str, str] | None = None  # who, why, until when
         self.holds: Mapping[str, tuple[str, str, str, str]] = NONE  # change ("" for the node), who, why, until when
+        self.sessions: Mapping[str, Session] = NONE
         self.blind: tuple[str, ...] = ()
         self.windows: Windows | None = None
         self.not_before_ns = 0  # no window ends before
@@ -154,6 +166,7 @@ def details(node: Node) -> Json:
             {"hold": h, **dict(zip(("change", "owner", "reason", "ends"), row, strict=True))}
             for h, row in node.holds.items()
         ],
+        "sessions": [{"id": s, **session._asdict()} for s, session in node.sessions.items()],
         "blind": list(node.blind),
     }
 

@@ -12,8 +12,9 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from pact.core import strict
+from pact.core.ops import Op
 from pact.core.root import log, payloads
-from pact.core.root.envelope import Envelope
+from pact.core.root.envelope import Asker, Envelope
 from pact.core.root.groups import Groups
 from pact.core.root.log import RootState
 from pact.core.root.persons import CHALLENGE
@@ -23,6 +24,7 @@ from pact.core.tree.checks import BODY_MAX
 from pact.core.tree.seals import RootSeals, start_of
 from pact.core.tree.wire import Head, Message
 from pact.errors import EXIT_USAGE, PactError
+from pact.limits import LOOKERS_MAX
 
 
 class Root(Term):
@@ -42,7 +44,8 @@ class Root(Term):
         super().__init__(name, state, fence, sets, limits, seals, secret)
         self.questions = Questions(self)
         self.groups = Groups(self.questions)
-        self.questions.ops = self.groups.ops
+        self.lookers: dict[tuple[str, int], Asker] = {}  # who is told of the whole fleet, until it cancels
+        self.questions.ops = {**self.groups.ops, "live": self._live}
 
     def start(self, t_ns: int, wall_ns: int, boot_id: str, offset_ns: int) -> list[Effect]:
         """Begin the term. ``t_ns`` is node time, computed with ``offset_ns``."""
@@ -137,10 +140,17 @@ class Root(Term):
                 return
         self.questions.request(Envelope.of(head), args, message.body)
 
+    def _live(self, head: Envelope, request: Op) -> None:
+        """The shell tells the lookers: what they are told is folded beside the loop.  # V6"""
+        if len(self.lookers) >= LOOKERS_MAX:
+            raise PactError(f"{LOOKERS_MAX} people look at the fleet already", "try again later")
+        self.lookers[head.key] = head.caller
+
     def _cancel(self, message: Message) -> None:
         client, id_ = message.head["client"], message.head["id"]
-        for key in [k for k in self.watchers if k[0] == client and id_ in (0, k[1])]:
-            del self.watchers[key]
+        for asked in (self.watchers, self.lookers):
+            for key in [k for k in asked if k[0] == client and id_ in (0, k[1])]:
+                del asked[key]
         if self.persons is not None:
             self.persons.cancelled(client, id_)
         self.questions.cancel(client, id_)

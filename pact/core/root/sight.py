@@ -16,8 +16,8 @@ from pact.core import strict
 from pact.core.node.windows import Windows, square, window
 from pact.core.root.chunks import Chunk
 from pact.core.root.log import ROOT
-from pact.core.root.nodeview import BLOCKED, FAILED, HELD, NONE, OPEN, ROLLING, Change, Node, Pace
-from pact.core.root.words import TEXT_MAX, holder, number, owner_of, plain, said, wall_of
+from pact.core.root.nodeview import BLOCKED, FAILED, HELD, NONE, OPEN, ROLLING, Change, Node, Pace, Session
+from pact.core.root.words import TEXT_MAX, holder, number, owner_of, plain, program, said, wall_of
 from pact.model import JsonRead
 
 MEMBERS_EACH_MAX: Final = 256  # resources of one node's changes
@@ -27,6 +27,7 @@ CHANGES_MAX: Final = 50_000  # of all nodes
 NODES_MAX: Final = 100_000
 HOLDS_EACH_MAX: Final = 1024  # of one node: many jobs may hold one change each
 HOLDS_MAX: Final = 50_000  # of all nodes
+SESSIONS_EACH_MAX: Final = 32
 HOLDERS_MAX: Final = 8  # consumers that are named, of one change
 NEWEST_MAX: Final = 100
 
@@ -358,6 +359,17 @@ class Sight:
                 for member in change.members.values():
                     member[2] += max(0, node.t_ns - max(member[0] + member[2], change.held_since_ns))
 
+    def _entered(self, node: Node, data: JsonRead, record: JsonRead) -> None:
+        if len(node.sessions) >= SESSIONS_EACH_MAX:
+            raise ValueError("too many sessions")
+        user, _ = owner_of(data["owner"])
+        where, since_ns = plain(data["from"], 80), wall_of(record["time"])
+        session = Session(user, plain(data["account"], 80), where, since_ns, program(data["command"]))
+        node.sessions = {**node.sessions, plain(data["session"], 40): session}
+
+    def _went(self, node: Node, data: JsonRead, record: JsonRead) -> None:
+        node.sessions = {s: row for s, row in node.sessions.items() if s != data["session"]} or NONE
+
     def _blind(self, node: Node, data: JsonRead, record: JsonRead) -> None:
         node.blind = (*(b for b in node.blind if b != data["observer"]), plain(data["observer"], 40))[-8:]
 
@@ -394,6 +406,8 @@ _HANDLERS: Final[Mapping[str, Handler]] = {
     "emergency_ended": Sight._emergency_over,
     "hold_placed": Sight._hold,
     "hold_released": Sight._released,
+    "session_opened": Sight._entered,
+    "session_closed": Sight._went,
     "observer_blind": Sight._blind,
     "observer_restored": Sight._sees,
 }
