@@ -8,7 +8,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -26,8 +26,13 @@ NONSENSE: Final = "an answer that makes no sense"
 # -- the connection -------------------------------------------------------------------------------------------------
 
 
+def _say_waiting(why: str) -> None:
+    if sys.stderr.isatty():
+        print(f"pact: {why}; waiting for a root", file=sys.stderr, flush=True)
+
+
 @contextlib.contextmanager
-def connected(args: argparse.Namespace) -> Iterator[RootClient]:
+def connected(args: argparse.Namespace, waiting: Callable[[str], None] = _say_waiting) -> Iterator[RootClient]:
     from pact.cluster.client import RootClient
     from pact.cluster.config import load_client
     from pact.net import keys
@@ -52,19 +57,12 @@ def connected(args: argparse.Namespace) -> Iterator[RootClient]:
         server_key = keys.server_key(server_key, "" if args.server_key else config.directory)
     servers = [*((url, server_key) for url in via), *servers]
     name = re.sub(r"[^A-Za-z0-9._-]", "_", os.path.basename(path).removesuffix(".secret")) or "operator"
-    with RootClient(
-        servers, keys.load(path), name, _say_waiting, _timeout_s(args), config.roots, config.sealed
-    ) as client:
+    with RootClient(servers, keys.load(path), name, waiting, _timeout_s(args), config.roots, config.sealed) as client:
         try:
             yield client
         except KeyboardInterrupt:
             client.cancel()
             raise
-
-
-def _say_waiting(why: str) -> None:
-    if sys.stderr.isatty():
-        print(f"pact: {why}; waiting for a root", file=sys.stderr, flush=True)
 
 
 def _timeout_s(args: argparse.Namespace) -> float:

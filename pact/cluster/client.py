@@ -57,6 +57,7 @@ AGAIN_S: Final = 2.0  # how long each server may take then
 NOT_KNOWN: Final = "it must stand in authorized_keys.toml with the role viewer, ops or admin: an administrator adds it"
 OTHER_KEY: Final = "name it with --key NAME.secret, or have one made: pact keygen NAME"
 SEAL_HINT: Final = "client.toml asks for seals: the root is older, or whoever carries its words does not pass them on"
+ENDLESS: Final = frozenset({"watch", "live"})  # requests without a result
 LOOK_FIRST: Final = "what was asked may have been done: look before you repeat it"
 NOBODY: Final = "nobody listens there"
 NO_NAME: Final = "nobody listens there, or no host has this name"
@@ -290,7 +291,8 @@ class RootClient:
             raise UnreachableError(f"{self.url} speaks another protocol: {exc.message}") from None
 
     def ask(self, op: str, args: dict[str, Any], nodes: str | None, timeout_s: float = 0.0) -> Iterator[Item]:
-        """Send one request. The last item is its ``Result``; ``watch`` has none. Groups of nodes are looked up here."""
+        """Send one request. The last item is its ``Result``; ``ENDLESS`` ones have none. Groups of nodes are looked up
+        here."""
         self._id += 1
         nodes = None if nodes is None else resolved(nodes)
         if isinstance(args.get("allow_missing"), str):
@@ -301,7 +303,7 @@ class RootClient:
         self._heard_s = time.monotonic()
         if timeout_s and self._timeout_s:  # the root's time limit: its answer must still come in time
             timeout_s = max(TAIL_S, self._ends_s - time.monotonic() - TAIL_S)
-        if op == "watch":
+        if op in ENDLESS:
             self._ends_s = math.inf
         head = {"id": self._id, "op": op, "nodes": nodes, "timeout_ms": int(timeout_s * 1000)}
         if self._roots and not self._direct:

@@ -32,6 +32,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "hold": "pause auto-rollback of one change or of the node",
     "log": "journal records, newest first",
     "watch": "live events until interrupted",
+    "top": "a live view in a terminal: of this node, or of the fleet with --nodes",
     "check": "for health checks: one line, exit 0 or 11",
     "epilog": "for a batch system's epilog: a job has ended",
     "nodes": "the nodes of the cluster, and how far their records have come",

@@ -194,6 +194,8 @@ def names_of(fleet: Fleet, section: str, key: str) -> list[str]:
         return [n for n, t in fleet.nodes.items() if t.state == key and test(n)]
     if section == "records":
         return [key.partition("\n")[2]] if key.partition("\n")[2] in fleet.nodes else []
+    if section == "groups":
+        return [n for n, t in fleet.shown_busy() if any(c[7] == key for c in t.changes)]
     windows, stopped, held = _gathered(fleet)
     if section == "windows":
         return next((n for k, (n, _) in windows.items() if _key("w", *k) == key), [])

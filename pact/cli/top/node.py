@@ -45,12 +45,20 @@ class NodeState:
     trouble: str = ""  # why it is not live
     since_s: float = 0.0  # since when
 
-    def told(self, doc: Mapping[str, Any], sessions: Any, now_s: float) -> None:
-        """``sessions``: a list, or why there is none."""
+    def told(
+        self, doc: Mapping[str, Any], sessions: Any, records: list[Mapping[str, Any]] | None, now_s: float
+    ) -> None:
+        """``sessions``: a list, or why there is none. ``records``: the newest first; ``None``: none but those that came
+        by themselves."""
         self.doc, self.at_s, self.trouble = doc, now_s, ""
         self.name = shown(doc.get("node", self.name), 253)
         self.sessions = list(sessions) if isinstance(sessions, list) else []
         self.sessions_why = "" if isinstance(sessions, list) else str(sessions)
+        if records is not None:
+            last = records[0]["seq"] if records else -1
+            newer = [r for r in self.records if r["seq"] > last and records and r["seq"] <= last + RECORDS_MAX]
+            self.records.clear()
+            self.records.extend((*newer, *records))
 
     def record(self, record: Mapping[str, Any]) -> None:
         self.records.appendleft(record)
