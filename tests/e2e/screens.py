@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import termios
 import time
 
 import pyte
@@ -65,10 +65,5 @@ class Painted:
 
 def modes(terminal: Terminal) -> list[object]:
     """How the terminal reads and echoes: to be the same afterwards as before."""
-    import termios
 
-    slave = os.open(os.ptsname(terminal.master), os.O_RDWR | os.O_NOCTTY)
-    try:
-        return termios.tcgetattr(slave)[:4]
-    finally:
-        os.close(slave)
+    return termios.tcgetattr(terminal.master)[:4]

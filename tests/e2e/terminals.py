@@ -13,14 +13,18 @@ import subprocess
 import sys
 import termios
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 from harness import Agent, World, environment
 
 ANN, BOB, EVE, OLD, LOCKED, SHELLLESS = 4101, 4102, 4103, 4104, 4105, 4106
 ADMINS, OPS, EXTRA = 4201, 4202, 4203
 HOMES = "/srv/home"
+NO_ENV: Mapping[str, str] = MappingProxyType({})
+KNOWN = {"TERM": "xterm-256color", "LANG": "C.UTF-8", "LC_ALL": "C.UTF-8"}
 
 PASSWD = f"""\
 root:x:0:0:root:{HOMES}/root:/bin/bash
@@ -173,14 +177,29 @@ class Terminal:
 
 
 def at_terminal(
-    agent: Agent, *words: str, uid: int = ANN, groups: tuple[int, ...] = (ADMINS,), rows: int = 24, columns: int = 80
+    agent: Agent,
+    *words: str,
+    uid: int = ANN,
+    groups: tuple[int, ...] = (ADMINS,),
+    rows: int = 24,
+    columns: int = 80,
+    before: tuple[str, ...] = (),
+    env: Mapping[str, str] = NO_ENV,
 ) -> Terminal:
-    """``pact WORDS`` of a person on a new terminal."""
+    """``pact WORDS`` of a person on a new terminal. ``before``: a program that is given this command line."""
+    command = [*as_(uid, *groups), *before, sys.executable, "-m", "pact.cli.main", "--socket", agent.socket, *words]
+    own = {**environment(), **agent.world.env, **KNOWN, **env}
+    return on_terminal(agent.world.argv(command), own, uid, rows, columns)
+
+
+def on_terminal(
+    command: Sequence[str], env: Mapping[str, str], uid: int = 0, rows: int = 24, columns: int = 80
+) -> Terminal:
+    """A program on a new terminal, which is its controlling one."""
     master, slave = pty.openpty()
     fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("4H", rows, columns, 0, 0))
     if uid:
         os.fchown(slave, uid, 5)
-    command = [*as_(uid, *groups), sys.executable, "-m", "pact.cli.main", "--socket", agent.socket, *words]
 
     def own() -> None:
         os.setsid()
@@ -188,11 +207,11 @@ def at_terminal(
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     process = subprocess.Popen(
-        agent.world.argv(command),
+        command,
         stdin=slave,
         stdout=slave,
         stderr=slave,
-        env={**environment(), **agent.world.env, "TERM": "xterm-256color", "LANG": "C.UTF-8", "LC_ALL": "C.UTF-8"},
+        env=dict(env),
         cwd="/",
         preexec_fn=own,  # noqa: PLW1509 - nothing else runs here
     )

@@ -24,6 +24,7 @@ KEYS_NODE: Final = "q quit  Tab part  ↑↓ row  Enter diff  c commit  e extend
 KEYS_FLEET: Final = "q quit  Tab part  ↑↓ row  Enter open  / filter  c e r settle a group  ? help"
 KEYS_NAMES: Final = "q quit  Esc back  ↑↓ row  Enter open  ? help"
 KEYS_ASK: Final = "Esc leave it as it is  ↑↓ read on"
+KEYS_READ: Final = "Esc back  ↑↓ read on"
 HELP: Final = (
     ("Tab, Shift-Tab", "the next part of the screen, or the one before"),
     ("↑ ↓, PgUp PgDn, Home End", "choose a row; the mouse does it, too"),
@@ -435,7 +436,7 @@ class Desk:
             text, style = self.note
             return fit([(text, style)], width), None
         if self.question is not None:
-            keys = KEYS_ASK
+            keys = KEYS_ASK if self.question.phase != asking.OVER else KEYS_READ
         elif self.helping:
             keys = "any key: go on"
         else:
