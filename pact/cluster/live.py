@@ -232,8 +232,8 @@ def shown(r: Newest) -> Row:
 
 def row_of(name: str, node: Node | None, rack: str | None, said: Mapping[str, str] | None, asked_ns: int) -> Row:
     """``[rack, state]``, and where there is something to say ``[rack, state, held, [change, ...], changes that are left
-    out]``, with ``[[session, user, account, from, since, program], ...]`` where somebody is in a session. ``rack``:
-    ``None`` for a node that is away.
+    out]``, with ``[[session, user, since], ...]`` where somebody is in a session. ``rack``: ``None`` for a node that is
+    away.
 
     The log knows a state first; a node's answer counts if it was asked for after the newest record was taken, so that
     changes older than what was read of the log show, too.
@@ -268,7 +268,7 @@ def row_of(name: str, node: Node | None, rack: str | None, said: Mapping[str, st
     row = [where, state, held, changes, max(0, len(node.changes) - CHANGES_SHOWN)]
     if node.sessions:
         sessions = islice(node.sessions.items(), SESSIONS_SHOWN)
-        row.append([[s, x.user, x.account, x.where, x.since_ns // 1_000_000, x.program] for s, x in sessions])
+        row.append([[s, x.user, x.since_ns // 1_000_000] for s, x in sessions])
     return row
 
 

@@ -9,7 +9,7 @@ waits and nothing is made. Each message is a JSON object with ``kind`` and ``n``
 ``news``   what is new (``Live.turn``); its ``n`` is one higher than the last message's
 ``more``   belongs to the ``whole`` or ``news`` before it, and has its ``n``
 
-A looker that finds a number missing asks again. One that does not read is cut off by the socket like any other.  # V6
+A looker that finds a number missing asks again. One that does not read is cut off by the socket like any other.  # V7
 """
 
 from __future__ import annotations

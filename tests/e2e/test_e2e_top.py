@@ -97,6 +97,7 @@ def test_it_shows_what_is_open_and_counts_down_and_gives_the_terminal_back(
     assert ended(top) == 0 and modes(top.terminal) == before
 
 
+@pytest.mark.invariant("Y3")
 def test_changes_are_settled_after_a_question_as_the_commands_do_it(agent: Agent, at: Callable[..., Painted]) -> None:
     paths = [agent.file(f"{name}.conf", mode=0o666) for name in ("mine", "more", "other")]
     for path in paths[:2]:

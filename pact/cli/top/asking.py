@@ -2,7 +2,7 @@
 
 Nothing happens by one key. A person's own change takes a reason, a time or a ``y``; what is somebody else's, too, takes
 its name, typed. If it changes while the question stands, the question is asked anew. What is sent in the end is what
-``pact commit``, ``extend`` and ``rollback`` make of the same words.
+``pact commit``, ``extend`` and ``rollback`` make of the same words.  # Y3
 """
 
 from __future__ import annotations

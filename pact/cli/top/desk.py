@@ -458,6 +458,8 @@ def _input(prompt: str, field_: Input, width: int) -> tuple[Line, int]:
 
 
 def _kept(text: str, width: int) -> list[str]:
-    """A line that keeps its indent when it is wrapped."""
+    """A line as it is, or wrapped, with its indent."""
+    if cells([(text, "")]) <= width:
+        return [text]
     indent = text[: len(text) - len(text.lstrip())][: width // 2]
     return wrap(text.strip(), width, indent) or [""]

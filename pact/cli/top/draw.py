@@ -1,7 +1,7 @@
 """The terminal: urwid draws, reads keys and the mouse, and gives the terminal back. It is imported only for this.
 
 It is painted when a key is pressed, and otherwise at most once a second: when something has come, or while a clock is
-seen. Whatever ends the program, the terminal is as it was before.
+seen. Whatever ends the program, the terminal is as it was before.  # Y1
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Picture(urwid.Widget):
         elif key == "ctrl l":
             return key
         elif self.pasting and not (self.desk.typing and len(key) == 1):
-            return None  # what is pasted is text, and never a command
+            return None  # what is pasted is text, and never a command  # Y3
         else:
             self._done(self.desk.key(key))
         return None

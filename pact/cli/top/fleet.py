@@ -49,7 +49,7 @@ def told(raw: Any) -> Told:
     for _, _, _, ends_ms, count, _, _, _ in changes:
         if not isinstance(ends_ms, int | None) or not isinstance(count, int):
             raise TypeError("no change")
-    if any(len(s) != 6 for s in sessions):
+    if any(len(s) != 3 for s in sessions):
         raise TypeError("no session")
     return Told(str(rack), str(state), str(held), tuple(changes), int(more), tuple(sessions))
 

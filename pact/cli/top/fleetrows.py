@@ -44,7 +44,7 @@ def headline(fleet: Fleet) -> list[Span]:
     of = f" of {len(fleet.nodes)}" if fleet.filter is not None else ""
     out: list[Span] = [
         (f"{shown(about.get('cluster') or 'default', 40)} ", "title"),
-        (f" {total}{of} node{'' if total == 1 else 's'}", ""),
+        (f" {total}{of} node{'' if total == 1 and not of else 's'}", ""),
     ]
     counts = fleet.shown_counts()
     for state in sorted(counts, key=lambda s: ORDER.index(s) if s in ORDER else -1):
@@ -91,7 +91,7 @@ WINDOWS: Final = (
     Column("what", flex=3),
 )
 HELD: Final = (Column("node", flex=1), Column("", flex=3))
-WORK: Final = (Column("who", most=20), Column("where", flex=3), Column("as", flex=2, drop=1))
+WORK: Final = (Column("who", most=20), Column("where", flex=1))
 NODES: Final = (
     Column("node", flex=1),
     Column("state", most=13),
@@ -315,28 +315,23 @@ def _users(row: Told) -> set[str]:
 
 
 def _workers(fleet: Fleet) -> Iterator[Row]:
-    for user, where, how in _work(fleet):
-        yield Row(((shown(user, 40), "bold"), where, how), key=user)
+    for user, where in _work(fleet):
+        yield Row(((shown(user, 40), "bold"), where), key=user)
 
 
-def _work(fleet: Fleet) -> Iterator[tuple[str, str, str]]:
-    """Who, where, and how: people in sessions first, then those with open changes."""
+def _work(fleet: Fleet) -> Iterator[tuple[str, str]]:
+    """Who, and where: people in sessions first, then those with open changes."""
     inside: dict[str, list[str]] = {}
     changed: dict[str, list[str]] = {}
-    runs: dict[str, dict[str, None]] = {}
     for name, row in fleet.shown_busy():
         for user in {str(s[1]) for s in row.sessions}:
             inside.setdefault(user, []).append(name)
-        for _, user, account, where, _since, program in row.sessions:
-            text = f"{shown(program or 'a shell', 40)} from {shown(where, 60)}"
-            text += f" as {shown(account, 40)}" if account != user else ""
-            runs.setdefault(str(user), {})[text] = None
         for user in {str(c[2]) for c in row.changes}:
             changed.setdefault(user, []).append(name)
     for user in heapq.nsmallest(ROWS, {**inside, **changed}, key=lambda u: (u not in inside, u)):
         parts = [f"in a session on {few_of(tuple(inside[user]))}"] if user in inside else []
         parts += [f"changes on {few_of(tuple(changed[user]))}"] if user in changed else []
-        yield user, ", ".join(parts), ", ".join(list(runs.get(user, ()))[:3])
+        yield user, ", ".join(parts)
 
 
 def _records(fleet: Fleet) -> Iterator[Row]:
@@ -385,5 +380,5 @@ def spoken(fleet: Fleet) -> dict[str, str]:
     for k, (names, ends) in heapq.nsmallest(ROWS, windows.items(), key=lambda w: (w[1][1], w[0])):
         text = f"{few_of(tuple(names))}: a window of {shown(k[0], 40)} until {_time(ends)}: {_what(k[2], k[1])}"
         out[_key("w", *k)] = text
-    out |= {f"work {user}": f"{user} is {where}" for user, where, _ in _work(fleet) if "session" in where}
+    out |= {f"work {user}": f"{shown(user, 40)} is {where}" for user, where in _work(fleet) if "session" in where}
     return out

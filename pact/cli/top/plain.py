@@ -1,5 +1,5 @@
 """Lines instead of a picture, for screen readers, for terminals that cannot be painted, and for pipes: what is so now,
-then what changes, at most once a second. Nothing is painted over, and no clock ticks: ends are told as times.
+then what changes, at most once a second. Nothing is painted over, and no clock ticks: ends are told as times.  # Y4
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Lines of styled text that have an exact width in cells, and tables of them. Pure.
 
 Names come from machines and people: what could move the cursor, turn the direction of writing or pile up over other
-lines is shown as text, or not at all.
+lines is shown as text, or not at all.  # Y2
 """
 
 from __future__ import annotations

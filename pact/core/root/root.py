@@ -141,7 +141,7 @@ class Root(Term):
         self.questions.request(Envelope.of(head), args, message.body)
 
     def _live(self, head: Envelope, request: Op) -> None:
-        """The shell tells the lookers: what they are told is folded beside the loop.  # V6"""
+        """The shell tells the lookers: what they are told is folded beside the loop.  # V7"""
         if len(self.lookers) >= LOOKERS_MAX:
             raise PactError(f"{LOOKERS_MAX} people look at the fleet already", "try again later")
         self.lookers[head.key] = head.caller

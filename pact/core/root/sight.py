@@ -17,7 +17,7 @@ from pact.core.node.windows import Windows, square, window
 from pact.core.root.chunks import Chunk
 from pact.core.root.log import ROOT
 from pact.core.root.nodeview import BLOCKED, FAILED, HELD, NONE, OPEN, ROLLING, Change, Node, Pace, Session
-from pact.core.root.words import TEXT_MAX, holder, number, owner_of, plain, program, said, wall_of
+from pact.core.root.words import TEXT_MAX, holder, number, owner_of, plain, said, wall_of
 from pact.model import JsonRead
 
 MEMBERS_EACH_MAX: Final = 256  # resources of one node's changes
@@ -362,9 +362,7 @@ class Sight:
     def _entered(self, node: Node, data: JsonRead, record: JsonRead) -> None:
         if len(node.sessions) >= SESSIONS_EACH_MAX:
             raise ValueError("too many sessions")
-        user, _ = owner_of(data["owner"])
-        where, since_ns = plain(data["from"], 80), wall_of(record["time"])
-        session = Session(user, plain(data["account"], 80), where, since_ns, program(data["command"]))
+        session = Session(owner_of(data["owner"])[0], wall_of(record["time"]))
         node.sessions = {**node.sessions, plain(data["session"], 40): session}
 
     def _went(self, node: Node, data: JsonRead, record: JsonRead) -> None:
