@@ -76,8 +76,8 @@ class Lookers:
     def give(self, facts: Mapping[str, Any]) -> None:
         """What the loop knows now."""
         with self._wake:
-            self._facts = facts
-        self.changed()
+            self._facts, self._news = facts, True
+            self._wake.notify()
 
     def changed(self) -> None:
         """There may be news. Any thread may call it."""

@@ -290,6 +290,8 @@ class RootPart:
         self.publisher.depose()
         if self.watcher is not None:
             self.watcher.depose()
+        if self.lookers is not None:
+            self.lookers.keep({})
         log(f"leading no more: {why}", 4)
         yield wire.message("sorry", {"why": f"{self.config.name} leads no more", "again": False, "retry_ms": 0})
 
