@@ -1,7 +1,7 @@
 """A real root in a process of its own: its loop, its log, its page; its nodes are messages that it gets from here.
 
-``python _page_root.py DIRECTORY NODES RATE``: prints the page's address, then writes records of ``RATE`` nodes a second
-until its input ends.
+``python _page_root.py DIRECTORY NODES RATE``: prints the page's port, its pid and the tree's port, then writes records
+of ``RATE`` nodes a second until its input ends. ``DIRECTORY`` gets the keys of ``PEOPLE``, who may look.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from pact.net import keys  # noqa: E402
 
 ACTOR = {"user": "pact", "uid": None, "role": "agent", "via": "agent"}
 BOOT_NS = 10**15
+PEOPLE = ("p0", "p1", "p2", "p3")
 
 
 class Nodes:
@@ -71,8 +72,11 @@ class Nodes:
 
 def main() -> None:
     work, count, rate = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-    keys.keygen("root", str(work))
-    (work / "authorized.toml").write_text("")
+    for name in ("root", *PEOPLE):
+        keys.keygen(name, str(work))
+    known = {name: (work / f"{name}.key").read_text().strip() for name in PEOPLE}
+    text = "".join(f'[[key]]\npublic = "{key}"\nname = "{name}"\nrole = "viewer"\n' for name, key in known.items())
+    (work / "authorized.toml").write_text(text)
     settings = AggregatorConfig(
         path=str(work / "aggregator.toml"), name="root", tree="tcp://127.0.0.1:*", events="tcp://127.0.0.1:*",
         replay="tcp://127.0.0.1:*", http="127.0.0.1:0", journal=f"sqlite://{work}/root.db",
@@ -90,7 +94,7 @@ def main() -> None:
     part._ask_states = asked  # type: ignore[method-assign]
     nodes = Nodes(count)
     assert aggregator.http is not None
-    print(aggregator.http.port, os.getpid(), flush=True)
+    print(aggregator.http.port, os.getpid(), aggregator.port, flush=True)
     begun = False
     due = time.monotonic()
     while not select.select([0], [], [], 0)[0]:

@@ -104,7 +104,7 @@ def of_a_root(seconds: float) -> list[Figure]:
         root = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         assert root.stdin is not None and root.stdout is not None
         try:
-            port, pid = map(int, root.stdout.readline().split())
+            port, pid, _ = map(int, root.stdout.readline().split())
             time.sleep(8)  # it is elected, and hears of its nodes
             shares = []
             for count in (0, PAGES, 0, PAGES):  # in turns: other work on this machine meets both

@@ -93,6 +93,13 @@ class Desk:
         return self.view.where if self.view.kind == "node" else None
 
     @property
+    def known(self) -> bool:
+        """Whether there is anything to be seen."""
+        if self.view.kind == "node":
+            return self.view.where in self.nodes and self.nodes[self.view.where].doc is not None
+        return self.fleet is not None and self.fleet.known
+
+    @property
     def typing(self) -> bool:
         """Whether keys are text."""
         q = self.question

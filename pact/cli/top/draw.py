@@ -182,13 +182,13 @@ class Display:
             self._restart()
         now_s, now_ms = time.monotonic(), time.time_ns() // 1_000_000
         asks = []
-        answered = self.desk.question is not None
+        awaited = self.desk.question is not None or not self.desk.known
         for item in self.feed.take():
             asks += self.desk.heard(item, now_s, now_ms)
             self._stir(item)
         self.feed.ask(asks)
         self.picture.follow()
-        if self.desk.dirty and (answered or now_s - self.picture.painted_s >= EVERY_S):
+        if self.desk.dirty and (awaited or now_s - self.picture.painted_s >= EVERY_S):
             self.picture.repaint()
         self._arm()
 
