@@ -153,7 +153,9 @@ def test_who_is_in_a_session_is_known_and_no_more(root: Root) -> None:
     seen.take(chunk(1, "n1", *(line("session_opened", {**opened, "session": f"x{i}"}) for i in range(100))))
     assert len(seen.nodes["n1"].sessions) <= 32
     seen.take(chunk(101, "n1", line("session_closed", {"session": "s1"}), line("session_closed", {"session": 7})))
-    assert "s1" not in seen.nodes["n1"].sessions
+    assert "s1" not in seen.nodes["n1"].sessions and seen._sessions == len(seen.nodes["n1"].sessions) == 31
+    seen._forget(["n1"])
+    assert seen._sessions == 0
     root.nodes.record(("n2", "session_opened", opened))
     root.look(ANN)
     root.until(lambda: "s1" in str(root.of(ANN, "whole") + root.of(ANN, "news")))

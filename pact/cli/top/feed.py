@@ -251,8 +251,8 @@ class Feed:
                 for record in self._asker.records():
                     self._post(Record(record))
                     self.stir()
-            except PactError:
-                pass  # the other thread says it
+            except PactError as exc:
+                self._post(Lost(HERE, exc.message))  # the other thread may wait for an agent that begins
             except (LookupError, TypeError):
                 self._post(Lost(HERE, "what the agent says makes no sense; is it of another version?"))
             time.sleep(RETRY_S)

@@ -28,6 +28,7 @@ NODES_MAX: Final = 100_000
 HOLDS_EACH_MAX: Final = 1024  # of one node: many jobs may hold one change each
 HOLDS_MAX: Final = 50_000  # of all nodes
 SESSIONS_EACH_MAX: Final = 32
+SESSIONS_MAX: Final = 50_000  # of all nodes
 HOLDERS_MAX: Final = 8  # consumers that are named, of one change
 NEWEST_MAX: Final = 100
 
@@ -53,7 +54,7 @@ class Sight:
         self.first = self.gseq = -1  # the first and the last record that was taken
         self.left_out = 0  # records that make no sense, and what is beyond the limits
         self._paces: dict[Pace, Pace] = {}
-        self._members = self._changes = self._holds = 0
+        self._members = self._changes = self._holds = self._sessions = 0
 
     def take(self, chunk: Chunk, heard_ns: int = 0) -> None:
         """``heard_ns``: any clock, to compare with when nodes were asked."""
@@ -87,6 +88,7 @@ class Sight:
                 for cid in list(node.changes):
                     self._drop(node, cid)
                 self._hold_only(node, {})
+                self._inside_only(node, {})
                 self.touched.add(name)
 
     def _node(self, name: str) -> Node | None:
@@ -360,13 +362,17 @@ class Sight:
                     member[2] += max(0, node.t_ns - max(member[0] + member[2], change.held_since_ns))
 
     def _entered(self, node: Node, data: JsonRead, record: JsonRead) -> None:
-        if len(node.sessions) >= SESSIONS_EACH_MAX:
+        if len(node.sessions) >= SESSIONS_EACH_MAX or self._sessions >= SESSIONS_MAX:
             raise ValueError("too many sessions")
         session = Session(owner_of(data["owner"])[0], wall_of(record["time"]))
-        node.sessions = {**node.sessions, plain(data["session"], 40): session}
+        self._inside_only(node, {**node.sessions, plain(data["session"], 40): session})
 
     def _went(self, node: Node, data: JsonRead, record: JsonRead) -> None:
-        node.sessions = {s: row for s, row in node.sessions.items() if s != data["session"]} or NONE
+        self._inside_only(node, {s: row for s, row in node.sessions.items() if s != data["session"]})
+
+    def _inside_only(self, node: Node, sessions: dict[str, Session]) -> None:
+        self._sessions += len(sessions) - len(node.sessions)
+        node.sessions = sessions or NONE
 
     def _blind(self, node: Node, data: JsonRead, record: JsonRead) -> None:
         node.blind = (*(b for b in node.blind if b != data["observer"]), plain(data["observer"], 40))[-8:]
