@@ -29,7 +29,7 @@ def the_fleet_is_seen_and_settled_from_one_terminal(site: Site) -> None:
     names = build(site, 3, middle=["agg1"])
     site.write_client("ann", ["agg1"])
     with top(site, "--nodes", "*") as fleet:
-        fleet.shows("default  3 nodes", "3 committed", "no window is open")
+        fleet.shows("default  3 nodes", "no window is open")
         site.nodes["n2"].path(CONF).write_text("mine\n")
         began = time.monotonic()
         text = fleet.shows("1 drifted", "Earliest ends", f"file:{CONF}", "drift_detected")

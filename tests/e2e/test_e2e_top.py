@@ -311,6 +311,19 @@ def test_nothing_is_left_running_when_the_terminal_goes(
     assert top.terminal.process.returncode not in (None, 0)
 
 
+@pytest.mark.invariant("Y1")
+def test_it_ends_though_its_terminal_takes_nothing(agent: Agent, at: Callable[..., Painted]) -> None:
+    agent.drift(agent.file("app.conf"))
+    top = at("top", uid=ANN)
+    before = modes(top.terminal)
+    top.shows("DRIFTED")
+    top.type("\x13")
+    time.sleep(2)  # a clock ticks, so it paints
+    top.terminal.process.send_signal(signal.SIGTERM)
+    assert top.terminal.process.wait(20) == 143
+    assert modes(top.terminal) == before
+
+
 @pytest.mark.invariant("Y4")
 def test_lines_instead_of_a_picture(agent: Agent, at: Callable[..., Painted]) -> None:
     path = agent.file("app.conf", mode=0o666)

@@ -6,10 +6,12 @@ seen. Whatever ends the program, the terminal is as it was before.  # Y1
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
 import sys
+import termios
 import time
 from collections.abc import Hashable
 from types import FrameType
@@ -29,6 +31,7 @@ EVERY_S: Final = 1.0
 COLUMNS_MAX: Final = 500
 ROWS_MAX: Final = 200
 STANDARD: Final = (80, 24)  # of a terminal that does not know its size
+GRACE_S: Final = 2
 GONE: Final = frozenset({errno.EIO, errno.ENXIO, errno.EPIPE, errno.EBADF})
 #: Each style in colours, and without.
 PALETTE: Final = (
@@ -141,6 +144,7 @@ class Display:
         """Returns the exit code."""
         before = {n: signal.signal(n, self._ended) for n in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)}
         before[signal.SIGCONT] = signal.signal(signal.SIGCONT, self._goes_on)
+        before[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._late)
         try:
             self.loop.watch_file(self.feed.fd, self._heard)
             self.picture.follow()
@@ -151,6 +155,7 @@ class Display:
                 raise
             return self._gone()
         finally:
+            signal.alarm(0)
             for number, handler in before.items():
                 signal.signal(number, handler)
         if self._signal in (0, signal.SIGINT):
@@ -168,6 +173,17 @@ class Display:
     def _ended(self, number: int, frame: FrameType | None) -> None:
         self._signal = number
         self.feed.ring()
+        signal.alarm(GRACE_S)
+
+    def _late(self, number: int, frame: FrameType | None) -> None:
+        """It was to end, and waits for a terminal that takes nothing (Ctrl-S)."""
+        fd, before = sys.stdin.fileno(), self.screen._old_termios_settings
+        with contextlib.suppress(OSError, termios.error):
+            termios.tcflow(fd, termios.TCOON)
+            termios.tcflush(fd, termios.TCOFLUSH)
+            if before is not None:
+                termios.tcsetattr(fd, termios.TCSANOW, before)
+        os._exit(128 + self._signal)
 
     def _goes_on(self, number: int, frame: FrameType | None) -> None:
         self._continued = True

@@ -253,8 +253,8 @@ class Feed:
                     self.stir()
             except PactError as exc:
                 self._post(Lost(HERE, exc.message))  # the other thread may wait for an agent that begins
-            except (LookupError, TypeError):
-                self._post(Lost(HERE, "what the agent says makes no sense; is it of another version?"))
+            except Exception as exc:  # a fault in it must not leave a picture that stands still
+                self._post(Lost(HERE, f"what the agent says makes no sense ({type(exc).__name__}): another version?"))
             time.sleep(RETRY_S)
             self._again()
             self.stir()
