@@ -28,6 +28,7 @@ SOCKET_SILENT_S: Final = 10.0
 TREE_CLIENTS_MAX: Final = 4096  # people's connections below one aggregator
 TREE_CLIENTS_EACH_MAX: Final = 16  # of one key
 LOOKERS_MAX: Final = 256  # people who are told of the whole fleet (``pact top``)
+LOOKERS_EACH_MAX: Final = 32  # of one person
 HTTP_CONNECTIONS_MAX: Final = 64
 HTTP_PAGES_MAX: Final = 256  # live pages, each a connection that stays
 HTTP_PAGES_EACH_MAX: Final = 224  # of one address

@@ -14,13 +14,13 @@ from page_kit import owner
 from test_questions import cluster
 from test_sight import chunk, line
 
+from pact import limits
 from pact.cli.top.fleet import Fleet
 from pact.cluster import lookers as told
 from pact.cluster.lookers import Lookers, pieces
 from pact.core.root.envelope import Asker
 from pact.core.root.sight import Sight
 from pact.core.tree.wire import message
-from pact.model import NS_PER_S
 
 ANN, BOB = ("c1", 1), ("c2", 7)
 
@@ -130,18 +130,26 @@ def test_what_is_more_than_a_message_carries_comes_in_pieces() -> None:
 
 
 @pytest.mark.invariant("V7")
-def test_the_root_keeps_lookers_until_they_cancel_and_not_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pact.core.root.root.LOOKERS_MAX", 2)
+def test_the_root_keeps_lookers_until_they_cancel_and_not_too_many() -> None:
     c = cluster()
-    first, second, third = (c.request("live", {}, None) for _ in range(3))
-    c.advance(NS_PER_S)
-    assert c.root is not None and len(c.root.lookers) == 2
-    assert c.results[third][0] != 0 and first not in c.results and second not in c.results
-    client, id_ = next(iter(c.root.lookers))
-    c.root._cancel(message("cancel", {"client": client, "id": id_}))
-    assert (client, id_) not in c.root.lookers and len(c.root.lookers) == 1
-    c.root._cancel(message("cancel", {"client": client, "id": 0}))
+    assert c.root is not None
+
+    def look(client: str, id_: int, user: str) -> bool:
+        caller = {"user": user, "role": "viewer", "via": "cluster"}
+        c.up(c.root, "request", {"id": id_, "op": "live", "nodes": None, "timeout_ms": 0, "client": client,
+                                 "caller": caller}, b"{}")  # fmt: skip
+        assert c.root is not None
+        return (client, id_) in c.root.lookers
+
+    assert look("a", 1, "ann") and look("a", 2, "ann") and list(c.root.lookers) == [("a", 2)], "one a connection"
+    c.root._cancel(message("cancel", {"client": "a", "id": 2}))
     assert not c.root.lookers
+    for n in range(limits.LOOKERS_MAX):
+        assert look(f"c{n}", 10, f"u{n // limits.LOOKERS_EACH_MAX}")
+    assert not look("x", 11, "another") and "256 places" in c.results[11][0]["message"]
+    c.root._cancel(message("cancel", {"client": "c0", "id": 0}))
+    assert not look("x", 12, "u1") and "you look at the fleet from 32 places" in c.results[12][0]["message"]
+    assert look("x", 13, "another")
 
 
 def test_who_is_in_a_session_is_known_and_no_more(root: Root) -> None:

@@ -110,6 +110,8 @@ class RootPart:
     _asked_ns = 0  # when all nodes were asked for their states, by the monotonic clock
     _racks: Mapping[str, str] = MappingProxyType({})
 
+    lookers: Lookers | None = None  # from the first looker on
+
     def __init__(self, aggregator: Aggregator) -> None:
         config = aggregator.config
         self.config = config
@@ -141,7 +143,6 @@ class RootPart:
             allowed=lambda key: aggregator.authorized.may_connect(key, auth.REPLAY),
         )
         self.watcher = Watcher(self.committer.read) if config.http else None
-        self.lookers: Lookers | None = None  # from the first looker on
         self._lookers_ns = 0
         self._applying = threading.Lock()
         self._snapshot: tuple[float, RootState, int, bytes] | None = None

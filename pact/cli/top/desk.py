@@ -35,7 +35,7 @@ HELP: Final = (
     ("Ctrl-L", "paint anew"),
     ("q", "leave"),
 )
-HEAD_MAX: Final = 3  # a third of the screen, at most, is for what concerns the whole
+HEAD_SHARE: Final = 3  # a third of the screen, at most, is for what concerns the whole
 
 
 @dataclass(slots=True)
@@ -401,7 +401,7 @@ class Desk:
         rows = [fit(head, width)]
         for text, style in alerts:
             rows += [fit([(piece, style)], width) for piece in wrap(text, width, "")]
-        most = max(1, height // HEAD_MAX)
+        most = max(1, height // HEAD_SHARE)
         if len(rows) > most > 1:
             more = len(rows) - most + 1
             rows = [*rows[: most - 1], fit([(f"… and {more} more lines", "warn")], width)]

@@ -24,7 +24,7 @@ from pact.core.tree.checks import BODY_MAX
 from pact.core.tree.seals import RootSeals, start_of
 from pact.core.tree.wire import Head, Message
 from pact.errors import EXIT_USAGE, PactError
-from pact.limits import LOOKERS_MAX
+from pact.limits import LOOKERS_EACH_MAX, LOOKERS_MAX
 
 
 class Root(Term):
@@ -142,8 +142,12 @@ class Root(Term):
 
     def _live(self, head: Envelope, request: Op) -> None:
         """The shell tells the lookers: what they are told is folded beside the loop.  # V7"""
-        if len(self.lookers) >= LOOKERS_MAX:
-            raise PactError(f"{LOOKERS_MAX} people look at the fleet already", "try again later")
+        for key in [k for k in self.lookers if k[0] == head.key[0]]:  # one for each connection
+            del self.lookers[key]
+        mine = sum(asker.user == head.caller.user for asker in self.lookers.values())
+        if len(self.lookers) >= LOOKERS_MAX or mine >= LOOKERS_EACH_MAX:
+            who, count = ("you look", mine) if mine >= LOOKERS_EACH_MAX else ("people look", len(self.lookers))
+            raise PactError(f"{who} at the fleet from {count} places already", "end one of them")
         self.lookers[head.key] = head.caller
 
     def _cancel(self, message: Message) -> None:
