@@ -149,7 +149,7 @@ def of_a_node(seconds: float, rounds: int) -> list[Figure]:
         agent.close()
         world.close()
     none, one, many = (statistics.mean(shares[n]) for n in (0, 1, MANY))
-    label = "a node that changes 4 times a second"
+    label = "a node whose file is written 4 times a second"
     out.append(figure(f"{label}: its agent, nobody looks", none, "% of a core"))
     out.append(figure("what one that looks costs it", one - none, "% of a core", "< 3", one - none < 3))
     out.append(figure(f"what each of {MANY} costs it", (many - none) / MANY, "% of a core"))

@@ -6,19 +6,24 @@ import json
 import select
 import time
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from page_kit import Fleet as Nodes
 from page_kit import owner
 from test_questions import cluster
+from test_rootpart import part_of
 from test_sight import chunk, line
 
 from pact import limits
 from pact.cli.top.fleet import Fleet
 from pact.cluster import lookers as told
 from pact.cluster.lookers import Lookers, pieces
+from pact.cluster.nodesets import NodeSets
 from pact.core.root.envelope import Asker
+from pact.core.root.log import RootState
+from pact.core.root.root import Root as Leading
 from pact.core.root.sight import Sight
 from pact.core.tree.wire import message
 
@@ -150,6 +155,37 @@ def test_the_root_keeps_lookers_until_they_cancel_and_not_too_many() -> None:
     c.root._cancel(message("cancel", {"client": "c0", "id": 0}))
     assert not look("x", 12, "u1") and "you look at the fleet from 32 places" in c.results[12][0]["message"]
     assert look("x", 13, "another")
+
+
+@pytest.mark.invariant("V7")
+def test_a_root_without_a_page_tells_too(root: Root) -> None:
+    leading = Leading("r", RootState(), 1, NodeSets())
+    part = part_of(leading)
+    part.config = SimpleNamespace(http="")  # type: ignore[assignment]
+    part.watcher, part._lookers_ns = None, 0
+    part.committer = SimpleNamespace(read=root.nodes.read)  # type: ignore[assignment]
+    watched: list[Any] = []
+    part._aggregator = SimpleNamespace(shown=lambda: {"name": "r"}, watch=watched.append)  # type: ignore[assignment]
+    root.nodes.drift("n3")
+    leading.state.gseq = root.nodes.gseq
+    leading.lookers[ANN] = Asker("ann", "admin")
+    part._tell_lookers(leading, 1)
+    assert part.lookers is not None and watched == [part.lookers] and part.pollables() == (part, part.lookers)
+    said: list[Any] = []
+    end = time.monotonic() + 15
+    while not any(m["kind"] == "whole" for m in said):
+        assert time.monotonic() < end, said
+        if select.select([part.lookers], [], [], 0.1)[0]:
+            messages = list(part.ready(part.lookers, 1, 1))
+            assert all(m.kind == "event" and (m.head["client"], m.head["id"]) == ANN for m in messages)
+            said += [json.loads(m.body) for m in messages]
+    assert said[0]["kind"] == "you" and said[1]["about"]["name"] == "r"
+    assert [r[3] for m in said for r in m.get("records", ())][:1] == ["drift_detected"] or said[1]["records"] == []
+    part.publisher = SimpleNamespace(depose=lambda: None)  # type: ignore[assignment]
+    list(part._deposed("lost"))
+    assert not part.lookers._told
+    part.lookers.close()
+    part.watcher.close()  # type: ignore[attr-defined]
 
 
 def test_who_is_in_a_session_is_known_and_no_more(root: Root) -> None:

@@ -15,17 +15,17 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from pact.cli.client import Answer
+from pact.cli.client import Answer, Local
 from pact.cli.top.asking import HERE, ROOT, Ask
 from pact.core import strict
 from pact.errors import PactError, UnreachableError
 
 if TYPE_CHECKING:
-    from pact.cli.client import Local
     from pact.cluster.client import Result, RootClient
 
 EVERY_S: Final = 1.0
 AGAIN_S: Final = 10.0  # a node of which nothing is heard
+LOOK_S: Final = 4.0  # how long its answer may take before it is said that it is not live
 RETRY_S: Final = 2.0
 WAITING_MAX: Final = 1000
 PAUSE_S: Final = 0.1
@@ -99,14 +99,14 @@ class Asker:
         """``records``: they are wanted, too; those of far nodes always are."""
         if where == HERE:
             assert self.agent is not None
-            agent = self.agent
+            agent = Local(self.agent.path, LOOK_S)
             doc = agent.ask("status", {}).accepted().result
             rows = list(agent.lines("log", {"count": RECORDS})) if records else None
             return NodeTold(where, doc, _sessions(agent.ask), _records(rows))
         with self.connected() as client:
 
             def ask(op: str, fields: dict[str, Any]) -> Answer:
-                return on_node(client, where, op, fields)
+                return on_node(client, where, op, fields, LOOK_S)
 
             doc = ask("status", {}).accepted().result
             rows = ask("log", {"count": RECORDS}).accepted().result.get("rows", [])
@@ -161,11 +161,11 @@ def at_root(client: RootClient, op: str, fields: dict[str, Any]) -> Answer:
     )
 
 
-def on_node(client: RootClient, node: str, op: str, fields: dict[str, Any]) -> Answer:
+def on_node(client: RootClient, node: str, op: str, fields: dict[str, Any], wait_s: float = 0.0) -> Answer:
     from pact.cli.fleet import sense
     from pact.cli.roots import NONSENSE as LITTLE
 
-    bodies, result = _result(client, op, fields, node)
+    bodies, result = _result(client, op, fields, node, wait_s)
     if not bodies:
         why = "; ".join(result.failed.values()) or result.message or "it has not answered"
         raise UnreachableError(why, result.hint)
@@ -175,11 +175,14 @@ def on_node(client: RootClient, node: str, op: str, fields: dict[str, Any]) -> A
     return answer
 
 
-def _result(client: RootClient, op: str, fields: dict[str, Any], nodes: str | None) -> tuple[list[bytes], Result]:
+def _result(
+    client: RootClient, op: str, fields: dict[str, Any], nodes: str | None, wait_s: float = 0.0
+) -> tuple[list[bytes], Result]:
+    """``wait_s``: how long the root waits for nodes; 0: the default."""
     from pact.cluster.client import Parts, Result
 
     bodies = []
-    for item in client.ask(op, fields, nodes):
+    for item in client.ask(op, fields, nodes, wait_s):
         if isinstance(item, Parts):
             bodies.append(item.body)
         elif isinstance(item, Result):
