@@ -161,7 +161,7 @@ def test_the_root_keeps_lookers_until_they_cancel_and_not_too_many() -> None:
 def test_a_root_without_a_page_tells_too(root: Root) -> None:
     leading = Leading("r", RootState(), 1, NodeSets())
     part = part_of(leading)
-    part.config = SimpleNamespace(http="")  # type: ignore[assignment]
+    part.config = SimpleNamespace(http="", name="r")  # type: ignore[assignment]
     part.watcher, part._lookers_ns = None, 0
     part.committer = SimpleNamespace(read=root.nodes.read)  # type: ignore[assignment]
     watched: list[Any] = []

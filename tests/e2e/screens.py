@@ -40,6 +40,15 @@ class Painted:
             assert self.terminal.process.poll() is None, f"it has ended: {self.terminal.raw[-2000:]!r}"
             assert time.monotonic() < end, f"{texts} not seen:\n{text}"
 
+    def rests(self, *texts: str, quiet_s: float = 2.5) -> str:
+        """Wait until all of it is seen and nothing changes any more."""
+        before, since = "", time.monotonic()
+        while time.monotonic() < since + quiet_s:
+            text = self.shows(*texts)
+            if text != before:
+                before, since = text, time.monotonic()
+        return before
+
     def hides(self, text: str, seconds: float = 30.0) -> str:
         """Wait until it is not seen any more."""
         end = time.monotonic() + seconds

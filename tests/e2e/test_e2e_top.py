@@ -140,7 +140,7 @@ def test_changes_are_settled_after_a_question_as_the_commands_do_it(agent: Agent
     top.type("e")
     top.shows(f"Extend {theirs} of bob", "it is bob's, not yours")
     agent.drift_by(BOB, paths[0], "again")
-    top.shows("it has changed while you looked", seconds=10)
+    top.rests("it has changed while you looked", "by how long?")
     top.type("5m\r")
     top.shows(f"type {theirs} and Enter to extend it")
     top.type("y\r")
