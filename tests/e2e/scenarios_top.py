@@ -12,7 +12,7 @@ from scenarios import CONF, Site, apply, build, group, has, main, ok, scenario, 
 from screens import Painted
 from terminals import KNOWN, on_terminal
 
-LATE_S = 2.5  # once a second, and as long for the way
+LATE_S = 10.0  # once a second on either side; other tests may fill the machine
 
 
 @contextmanager
@@ -106,7 +106,7 @@ def the_fleet_is_seen_and_settled_from_one_terminal(site: Site) -> None:
         assert fleet.terminal.end() == 0
         assert "\x1b[2J" not in fleet.terminal.text
     print(f"seen after {took:.2f} s")
-    assert took < LATE_S or took < 10.0, took
+    assert took < LATE_S, took
 
     site.write_client("eve", ["agg1"])
     with top(site, "--nodes", "n[2-3],n9") as viewer:

@@ -35,6 +35,8 @@ HELP: Final = (
     ("Ctrl-L", "paint anew"),
     ("q", "leave"),
 )
+#: What comes of facts of another version, or of somebody who means no good.
+NONSENSE: Final = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)
 HEAD_SHARE: Final = 3  # a third of the screen, at most, is for what concerns the whole
 
 
@@ -111,9 +113,13 @@ class Desk:
         self.dirty = True
         try:
             return self._heard(item, now_s, now_ms)
-        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as exc:
-            where = ROOT if isinstance(item, FleetTold) else self.where or HERE
-            self._lost(where, f"what was said makes no sense here ({type(exc).__name__}): another version?", now_s)
+        except NONSENSE as exc:
+            if isinstance(item, Reply):
+                done = "; it may have been done: look before you repeat it" if item.tag[0] == "act" else ""
+                self.question, self.note = None, (f"{_nonsense(exc)}{done}", "bad")
+            else:
+                where = ROOT if isinstance(item, FleetTold) else getattr(item, "where", HERE)
+                self._lost(where, _nonsense(exc), now_s)
             return []
 
     def _heard(self, item: Item, now_s: float, now_ms: int) -> list[Ask]:
@@ -172,6 +178,13 @@ class Desk:
 
     def key(self, key: str) -> list[Ask]:
         self.dirty = True
+        try:
+            return self._key(key)
+        except NONSENSE as exc:
+            self.question, self.note = None, (_nonsense(exc), "bad")
+            return []
+
+    def _key(self, key: str) -> list[Ask]:
         if self.filtering is not None:
             self._filter_key(self.filtering, key)
             return []
@@ -202,14 +215,11 @@ class Desk:
     def click(self, line: int, button: int) -> list[Ask]:
         """``line``: of the last frame, from 0. Buttons 4 and 5 are the wheel."""
         self.dirty = True
-        if self.question is not None:
-            return self._question_key(self.question, {4: "up", 5: "down"}.get(button, ""))
-        if self.filtering is not None or self.helping:
+        if button in (4, 5):
+            return self.key("up" if button == 4 else "down")
+        if self.question is not None or self.filtering is not None or self.helping:
             return []
         self.note = ("", "")
-        if button in (4, 5):
-            self._move("up" if button == 4 else "down")
-            return []
         spot = self._spots[line] if 0 <= line < len(self._spots) else None
         if spot is None or button != 1:
             return []
@@ -218,7 +228,7 @@ class Desk:
         look.focus = spot.section
         if spot.key:
             look.selected[spot.section] = spot.key
-        return self._open() if again else []
+        return self.key("enter") if again else []
 
     def _sections(self, now_s: float = 0.0, now_ms: int = 0) -> list[Section]:
         view = self.view
@@ -346,6 +356,15 @@ class Desk:
         if width <= 0 or height <= 0:
             return Frame([], [], None, False)
         self.dirty = False
+        try:
+            return self._frame(width, height, now_s, now_ms)
+        except NONSENSE as exc:
+            self._spots = [None] * height
+            said = [*wrap(_nonsense(exc), width, ""), "", *wrap("Esc back  q quit", width, "")]
+            lines = [fit([(text, "bad")], width) for text in said][:height]
+            return Frame(lines + [fit([], width)] * (height - len(lines)), self._spots, None, False)
+
+    def _frame(self, width: int, height: int, now_s: float, now_ms: int) -> Frame:
         sections = self._sections(now_s, now_ms)
         trouble = self._trouble()
         lines = self._head(width, height, now_s)
@@ -452,6 +471,10 @@ class Desk:
         while len(parts) > 1 and cells([("  ".join(parts), "")]) >= width:
             parts.pop(-2 if len(parts) > 2 else -1)
         return fit([("  ".join(parts), "dim")], width), None
+
+
+def _nonsense(exc: Exception) -> str:
+    return f"what was said makes no sense here ({type(exc).__name__}): is it of another version?"
 
 
 def _input(prompt: str, field_: Input, width: int) -> tuple[Line, int]:

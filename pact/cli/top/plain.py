@@ -14,7 +14,7 @@ from pact.cli.render import event_line, say
 from pact.cli.top import fleetrows
 from pact.cli.top import node as nodes
 from pact.cli.top.asking import HERE
-from pact.cli.top.desk import Desk
+from pact.cli.top.desk import NONSENSE, Desk
 from pact.cli.top.feed import Feed, Record
 from pact.cli.top.fleet import ROOT, Said
 from pact.cli.top.node import PERSON
@@ -37,7 +37,10 @@ class Lines:
 
     def news(self, now_s: float) -> list[str]:
         out = self._trouble()
-        facts = self._facts()
+        try:
+            facts = self._facts()
+        except NONSENSE as exc:
+            facts = {"nonsense": f"what was said makes no sense here ({type(exc).__name__}): is it of another version?"}
         if facts or self.said:
             out += [text for key, text in facts.items() if self.said.get(key) != text]
             if self._known():
@@ -63,14 +66,17 @@ class Lines:
 
     def _soon(self, now_s: float) -> list[str]:
         """Windows that end soon, each once; of this machine."""
-        if self.desk.fleet is not None:
-            return []
-        state = self.desk.nodes[HERE]
-        ends = nodes.ends(state)
+        ends = self.ends()
         self.warned &= {name for name, end_s in ends.items() if end_s - now_s < SOON_S}
         due = [name for name, end_s in ends.items() if end_s - now_s < SOON_S and name not in self.warned]
         self.warned |= set(due)
         return [f"{name} ends in less than two minutes" for name in due]
+
+    def ends(self) -> dict[str, float]:
+        try:
+            return nodes.ends(self.desk.nodes[HERE]) if self.desk.fleet is None else {}
+        except NONSENSE:
+            return {}
 
     def _records(self) -> list[str]:
         """Records of the fleet that are new."""
@@ -110,7 +116,7 @@ def show(desk: Desk, feed: Feed) -> int:
             say(text)
         sys.stdout.flush()
         time.sleep(EVERY_S)
-        wait_s = EVERY_S if desk.fleet is None and nodes.ends(desk.nodes[HERE]) else None
+        wait_s = EVERY_S if lines.ends() else None
 
 
 def event(record: Mapping[str, object]) -> str:
