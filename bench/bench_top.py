@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shutil
 import signal
 import statistics
 import subprocess
@@ -148,6 +149,7 @@ def of_a_node(seconds: float, rounds: int) -> list[Figure]:
     finally:
         agent.close()
         world.close()
+        shutil.rmtree(base, ignore_errors=True)
     none, one, many = (statistics.mean(shares[n]) for n in (0, 1, MANY))
     label = "a node whose file is written 4 times a second"
     out.append(figure(f"{label}: its agent, nobody looks", none, "% of a core"))
