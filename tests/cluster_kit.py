@@ -97,6 +97,9 @@ class StandIn:
 
     def removed(self, removed: Sequence[str]) -> None: ...
 
+    def revoked(self, users: Sequence[str], t_ns: int, wall_ns: int) -> Iterable[Message]:
+        return ()
+
     def close(self) -> None: ...
 
     def call(self, call: str, op: str, nodes: list[str] | None = None, args: Any = None, **head: Any) -> None:

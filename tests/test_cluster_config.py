@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pact.cluster import auth, config, nodesets
+from pact.cluster import auth, clientconfig, config, nodesets
 from pact.core.tree.directory import Peer
 from pact.errors import ConfigError, UsageError
 from pact.host import descriptors
@@ -203,15 +203,15 @@ def test_an_aggregator_that_is_its_own_parent_is_refused(tmp_path: Path) -> None
 def test_client_defaults_come_from_the_first_file(tmp_path: Path) -> None:
     first, second = tmp_path / "a.toml", tmp_path / "b.toml"
     second.write_text('via = "tcp://root:7417"\nserver_key = "' + PUBLIC + '"\nkey = "me.secret"\n')
-    found = config.load_client((str(first), str(second)))
+    found = clientconfig.load_client((str(first), str(second)))
     assert (found.via, found.server_key, found.key) == ("tcp://root:7417", PUBLIC, str(tmp_path / "me.secret"))
     assert found.directory == str(tmp_path)
     first.write_text('[client]\nvia = "tcp://other:7417"\n')
-    assert config.load_client((str(first), str(second))).via == "tcp://other:7417"
+    assert clientconfig.load_client((str(first), str(second))).via == "tcp://other:7417"
     first.write_text("via = 7\n")
     with pytest.raises(ConfigError, match="via must be"):
-        config.load_client((str(first),))
-    assert config.load_client(()).via == ""
+        clientconfig.load_client((str(first),))
+    assert clientconfig.load_client(()).via == ""
 
 
 def test_what_could_be_a_servers_key_is_one_and_never_the_name_of_a_file(
@@ -259,7 +259,7 @@ def test_what_is_wrong_with_a_clients_file_is_said_with_what_was_meant(
     path = tmp_path / "client.toml"
     path.write_text(text)
     with pytest.raises(ConfigError) as caught:
-        config.load_client((str(path),))
+        clientconfig.load_client((str(path),))
     assert says in caught.value.message and caught.value.hint == hint
 
 

@@ -55,7 +55,7 @@ class Node:
             tell=lambda event: None,
             veil=Veil(b"k" * 32),
         )
-        self.requests = SimpleNamespace(line=lambda client, line: None)
+        self.requests = SimpleNamespace(line=lambda client, line: None, sessions=None)
         self.link = Link(agent, self.requests)  # type: ignore[arg-type]
 
     def record(self, count: int = 1) -> list[tuple[Record, bytes]]:

@@ -189,6 +189,15 @@ def test_who_has_used_up_his_share_waits_and_then_has_his_turn() -> None:
     assert isinstance(effects[0], CarryOut)
 
 
+def test_what_nobody_waits_for_any_more_has_no_turn() -> None:
+    b = Bench()
+    b.join()
+    b.call(spent=True)
+    b.call(number="1.2", spent=True)
+    b.hear("drop", {"call": "1.1"})
+    assert [m.head["call"] for m in b.calls.put_off] == ["1.2"]
+
+
 def test_a_root_that_was_replaced_is_told_so() -> None:
     b = Bench()
     b.join(fence=7)

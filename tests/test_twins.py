@@ -9,7 +9,7 @@ from pact.core.root.log import RootState
 from pact.core.root.root import Root
 from pact.core.root.term import Note
 from pact.core.root.twins import FORGET_NS, TURNS, Twins
-from pact.core.tree.uplink import SESSION_BITS
+from pact.core.tree.checks import SESSION_BITS
 from pact.core.tree.wire import message
 from pact.model import NS_PER_S
 

@@ -148,6 +148,25 @@ def test_the_way_back_is_gentle_make_before_break() -> None:
     assert b.hear(second, message("beat", {})) == []  # of a connection that was given up
 
 
+def test_nobody_goes_back_while_somebody_types() -> None:
+    """A return would end what goes through the parent that is there."""
+    typing = [True]
+    b = Bench(stays=lambda: bool(typing))
+    b.join()
+    b.until(8, Connect)
+    second = b.u.order[1].url
+    b.hear(second, welcome("root1", "b"))
+    for _ in range(300):
+        assert not any(isinstance(e, Connect) for e in b.until(1, Connect))
+        b.hear(second, message("beat", {"path": ["root1", "b"]}))
+    typing.clear()
+    for _ in range(130):
+        if any(isinstance(e, Connect) for e in b.until(1, Connect)):
+            return
+        b.hear(second, message("beat", {"path": ["root1", "b"]}))
+    raise AssertionError("it never goes back")
+
+
 @pytest.mark.invariant("T4")
 def test_a_parent_that_is_below_is_refused_and_said_once() -> None:
     b = Bench(parents=PARENTS[:1])

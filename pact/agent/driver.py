@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 import select
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from pact._fast import syscalls
 from pact.agent.config import Config
@@ -21,6 +21,7 @@ from pact.agent.nodekey import node_key
 from pact.agent.notices import Notices
 from pact.agent.owed import OWED, Owed
 from pact.agent.probing import distance_n
+from pact.agent.replicator import Replicator
 from pact.agent.rules import MachineRules
 from pact.agent.saying import say
 from pact.agent.statedir import MountPoints, Underway, own_paths, require_owned, take_state_dir, wanted_contents
@@ -73,25 +74,6 @@ BACKLOG_PIECE: Final = 64
 POINTS_NS: Final = NS_PER_S
 FREE_HINT: Final = "nothing was changed; free space or mend the disk, then repeat"
 TRIM_RECORD_BYTES: Final = 16 << 10
-
-
-class Replicator(Protocol):
-    """Brings records to the root."""
-
-    @property
-    def replicated(self) -> int:
-        """The newest record that the root has."""
-
-    def recorded(self, rows: Sequence[tuple[Record, bytes]]) -> None:
-        """These records are durable on this node."""
-
-    def status(self) -> dict[str, Any]: ...
-
-    def turn(self) -> None: ...
-
-    def next_wake_ns(self) -> int: ...
-
-    def close(self) -> None: ...
 
 
 class Driver:
@@ -169,6 +151,13 @@ class Driver:
     def watch_fd(self, fd: int) -> None:
         """Wake when this descriptor is readable; the link handles it."""
         self._epoll.register(fd, select.EPOLLIN | select.EPOLLET)
+
+    def watch_stream(self, fd: int, mask: int = 0) -> None:
+        """Call the link's streams when this descriptor is ready. ``mask``: of a descriptor that is watched already."""
+        if mask:
+            self._epoll.modify(fd, mask)
+        else:
+            self._epoll.register(fd, select.EPOLLIN)
 
     def unwatch_fd(self, fd: int) -> None:
         self._epoll.unregister(fd)

@@ -24,7 +24,10 @@ import zmq
 from pact import __version__
 from pact.agent import veil
 from pact.agent.budget import Budget
+from pact.agent.commandfiles import left_calls
+from pact.agent.executing import Executing
 from pact.agent.remote import ROWS_MAX, Callers, Remote
+from pact.agent.streams import Streams
 from pact.core import ops, strict
 from pact.core.node import bonds
 from pact.core.node.events import ContactChanged, FleetTold
@@ -36,8 +39,10 @@ from pact.core.tree.member import (
     Calls,
     CarryOut,
     Contact,
+    Dropped,
     Effect,
     FleetSaid,
+    Framed,
     Key,
     Member,
     Welcomed,
@@ -73,6 +78,7 @@ READ_BYTES: Final = 128 << 10
 READS_PER_TURN: Final = 4
 PUT_OFF_NS: Final = NS_PER_S // 20
 REREAD_NS: Final = 2 * NS_PER_S
+GONE: Final = "whoever asked waits for it no more"
 BEGUN_RECORDS: Final = 1_000
 HERE_ONLY: Final = frozenset(name for name, op in ops.AT_NODE.items() if op.at == "node" and not op.afar)
 
@@ -97,6 +103,7 @@ class Link:
         self.outbox = Outbox(config.name, incarnation, newest=agent.journal.seq, acked=self._saved)
         self.outbox.forked = self._said_forked = forked
         session = secrets.randbits(64)
+        left = left_calls(requests.sessions.directory) if requests.sessions is not None else set[str]()
         self.member = Member(
             self.outbox,
             config.parents,
@@ -106,8 +113,9 @@ class Link:
             rack=config.rack,
             wall_ns=time.time_ns,
             unfinished=lambda: bonds.unfinished(agent.node),
-            calls=Calls(self._calls_begun()),
+            calls=Calls(self._calls_begun() | left),
             seals=_seals(config, key, session) if config.roots else None,
+            stays=lambda: bool(self.streams.by_call or self.executing.running),
         )
         self.uplink = self.member.uplink
         self._recent: deque[tuple[int, str, bytes]] = deque()
@@ -118,6 +126,9 @@ class Link:
         self._callers = Callers()
         self._budget = Budget()
         self._since_wall_ns = 0
+        self._under = ""  # the parent that streams go through
+        self.streams = Streams(self, requests.sessions)
+        self.executing = Executing(self.streams)
 
     def _calls_begun(self) -> set[str]:
         """Calls of which the journal has a record: they may come again, and their answers are lost.  # T12"""
@@ -146,6 +157,7 @@ class Link:
                 self._refused_by(f"{parent} refuses the key of this node: {message.head['why']}")
             self._apply(self.member.received(parent, message, now_ns))
         self._apply(self.member.tick(now_ns))
+        self.executing.turn()
         if 0 < self._reread_ns <= now_ns:
             self._reread_ns = 0
             self._queue(self.outbox.more())
@@ -182,6 +194,8 @@ class Link:
         due = [wake_ns] if wake_ns is not None else []
         if self._reread_ns:
             due.append(self._reread_ns)
+        if self.executing.busy:
+            due.append(self.agent.clock.now_ns() + int(self.executing.next_s() * NS_PER_S))
         if self.member.calls.put_off:
             due.append(self.agent.clock.now_ns() + PUT_OFF_NS)
         return min(due, default=1 << 62)
@@ -192,6 +206,11 @@ class Link:
                 self.links.perform(effect)
             elif isinstance(effect, Read):
                 self._queue([effect])
+            elif isinstance(effect, Framed):
+                self.streams.heard(effect.message)
+            elif isinstance(effect, Dropped):
+                self.executing.cancel(effect.call, GONE)
+                self.streams.withdraw(partial(_asked_in, effect.call), GONE)
             elif isinstance(effect, Called):
                 self._call(effect.message)
             elif isinstance(effect, CarryOut):
@@ -204,15 +223,38 @@ class Link:
                 self.agent.tell(ContactChanged(*self.agent.now(), effect.up))
             elif isinstance(effect, Welcomed):
                 log(f"cluster: under {effect.parent}")
+                if effect.parent != self._under:
+                    self.streams.lost("the way to the root has changed")
+                self._under = effect.parent
                 self._since_wall_ns, self._refusal = self.agent.now()[1], ""
                 self._todo.clear()
             elif isinstance(effect, Lost):
                 log(f"cluster: no parent: {effect.why}", 4)
+                self.streams.lost(effect.why)
+                self.executing.lost("the way to whoever asked was lost")
             elif isinstance(effect, Note):
                 log(f"cluster: {effect.text}", 4)
 
+    def execute(self, client: Remote, request: ops.Exec) -> None:
+        """Run a command for a person. Raises PactError."""
+        self.executing.begin(client, request)
+
+    def revoke(self, user: str) -> None:
+        """A person's key was removed: what it has opened ends, and what it has asked for is not begun."""
+        put_off = self.member.calls.put_off
+        self.member.calls.put_off = deque(m for m in put_off if m.head["caller"]["user"] != user)
+        self.streams.revoke(user)
+        self.executing.revoke(user)
+
+    def send(self, kind: str, head: Mapping[str, Any], body: bytes) -> None:
+        """A message to the parent, now. Raises LocalProtocolError."""
+        self._apply(self.uplink.send(kind, head, body))
+
     def close(self) -> None:
         """Say goodbye. Unacknowledged records are sent after the next start."""
+        self.executing.lost("the agent ends")
+        self.executing.turn()
+        self.streams.close()
         self._apply(self.uplink.stop())
         self.save()
         self.links.close()
@@ -322,7 +364,7 @@ class Link:
             return
         if op == "log" and args.get("count") is None:
             args["count"] = ROWS_MAX + 1  # one more than is shown: it tells whether there are more
-        remote = Remote(partial(self.answered, key), self._callers.of(head["caller"], key))
+        remote = Remote(partial(self.answered, key), self._callers.of(head["caller"], key), key)
         began_s = time.monotonic()
         self._requests.line(remote, orjson.dumps({"v": 1, "op": op, "args": args}))
         if head["caller"]["role"] not in ("admin", "agent"):
@@ -371,6 +413,10 @@ class Link:
             "forked": self.outbox.forked or None,
             **({"refused": self._refusal} if self._refusal else {}),
         }
+
+
+def _asked_in(call: str, client: Remote) -> bool:
+    return client.key[1] == call
 
 
 def _seals(config: Config, key: keys.Key, session: int) -> NodeSeals:

@@ -294,6 +294,8 @@ class Agent(Sightings):
             elif fd in self.hooks.running:
                 self._epoll.unregister(fd)
                 self.hooks.reap(fd)
+            elif self.link is not None and fd in self.link.streams.fds:
+                self.link.streams.ready(fd, mask)
             elif fd in self.sessions.fds:
                 self.sessions.ready(fd)
             elif fd == signal_fd:

@@ -25,8 +25,9 @@ class Remote(Client):
 
     remote = True
 
-    def __init__(self, answered: Callable[[bytes], None], caller: Caller) -> None:
+    def __init__(self, answered: Callable[[bytes], None], caller: Caller, key: Key = (0, "")) -> None:
         self.caller = caller
+        self.key = key  # of the call
         self.fd = -1
         self.tokens: set[int] = set()
         self.watching = self.closing = self.half_closed = self.gone = False

@@ -15,6 +15,7 @@ from pact.agent import asking, diffing, telling, views
 from pact.agent.control import (
     Client,
 )
+from pact.agent.remote import Remote
 from pact.agent.replayed import as_declared, rolled_back_state
 from pact.agent.worker import Result
 from pact.core import ops, strict
@@ -35,7 +36,19 @@ if TYPE_CHECKING:
 
 FOLLOW_MAX: Final = 10_000
 #: Answered without looking at anything first.
-AS_IT_IS: Final = frozenset({"check", "ping", "state", "sessions", "shell_open", "shell_attach", "session_end"})
+AS_IT_IS: Final = frozenset(
+    {
+        "check",
+        "ping",
+        "state",
+        "sessions",
+        "shell_open",
+        "shell_attach",
+        "session_end",
+        "session_revoke",
+        "exec",
+    }
+)
 
 #: op -> the fields of its args, each with its types. Other operations and fields are refused.
 FIELDS: Final = {name: ops.types_of(op) for name, op in ops.AT_NODE.items() if op.at == "node"}
@@ -99,6 +112,8 @@ class Requests:
             "shell_open": self._shell_open,
             "shell_attach": self._shell_attach,
             "session_end": self._session_end,
+            "session_revoke": self._session_revoke,
+            "exec": self._exec,
         }
 
     def line(self, client: Client, line: bytes) -> None:
@@ -405,10 +420,30 @@ class Requests:
         self.agent.answer(client, {"v": 1, "sessions": self._kept().listed(client.caller)})
 
     def _shell_open(self, client: Client, request: ops.ShellOpen) -> None:
-        self._kept().open(client, request)
+        if isinstance(client, Remote) and self.agent.link is not None:
+            self._kept()
+            self.agent.link.streams.open(client, request)
+        else:
+            self._kept().open(client, request)
 
     def _shell_attach(self, client: Client, request: ops.ShellAttach) -> None:
-        self._kept().attach(client, request)
+        if isinstance(client, Remote) and self.agent.link is not None:
+            self._kept()
+            self.agent.link.streams.attach(client, request)
+        else:
+            self._kept().attach(client, request)
+
+    def _exec(self, client: Client, request: ops.Exec) -> None:
+        if not isinstance(client, Remote) or self.agent.link is None:
+            raise UsageError("exec works over the cluster")
+        self._kept()
+        self.agent.link.execute(client, request)
+
+    def _session_revoke(self, client: Client, request: ops.SessionRevoke) -> None:
+        if client.caller.actor.role != "agent" or self.agent.link is None:
+            raise DeniedError("only the root may say that a key was removed")
+        self.agent.link.revoke(request.user)
+        self.agent.answer(client, {})
 
     def _session_end(self, client: Client, request: ops.SessionEnd) -> None:
         self._kept().end(client, request)

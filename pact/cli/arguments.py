@@ -6,7 +6,6 @@ Imported at every start, so it imports little.
 from __future__ import annotations
 
 import argparse
-import difflib
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any, Final, NoReturn
@@ -26,6 +25,8 @@ class Parser(argparse.ArgumentParser):
     """Usage errors are two lines: the error and where to look. They end with exit code 2."""
 
     def error(self, message: str) -> NoReturn:
+        import difflib  # only whoever mistypes waits for it
+
         chosen = INVALID.search(message)
         near = difflib.get_close_matches(chosen[1], re.findall(r"[\w-]+", chosen[2]), 1, NEAR) if chosen else []
         meant = f"did you mean {near[0]!r}? " if near else ""

@@ -34,7 +34,7 @@ def _say_waiting(why: str) -> None:
 @contextlib.contextmanager
 def connected(args: argparse.Namespace, waiting: Callable[[str], None] = _say_waiting) -> Iterator[RootClient]:
     from pact.cluster.client import RootClient
-    from pact.cluster.config import load_client
+    from pact.cluster.clientconfig import load_client
     from pact.net import keys
 
     config = load_client()

@@ -8,13 +8,16 @@ from typing import Any, Final
 from pact.core.units import format_duration
 from pact.model import NS_PER_S
 
-SESSIONS: Final = ("session_opened", "session_closed")
+SESSIONS: Final = ("session_opened", "session_closed", "executed")
 
 
 def session_told(data: Mapping[str, Any]) -> str:
     """A session that began, or ended."""
     account = "" if data["account"] == data["owner"]["user"] else f" as {data['account']}"
-    who = f"{data['session']} of {data['owner']['user']}{account}"
+    if "session" in data:
+        who = f"{data['session']} of {data['owner']['user']}{account}"
+    else:
+        who = f"{data['owner']['user']}{account}: {data['command']}"
     if "from" in data:
         command = f": {data['command']}" if data.get("command") else ""
         where = f" on {data['terminal']}" if data["terminal"] else ""

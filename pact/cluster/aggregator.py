@@ -71,6 +71,7 @@ class RootPart(Protocol):
     def pollables(self) -> Sequence[Any]: ...
     def ready(self, pollable: Any, t_ns: int, wall_ns: int) -> Iterable[Message]: ...
     def removed(self, keys: Sequence[str]) -> None: ...
+    def revoked(self, users: Sequence[str], t_ns: int, wall_ns: int) -> Iterable[Message]: ...
     def shown(self) -> Mapping[str, Any]: ...
     def close(self) -> None: ...
 
@@ -99,6 +100,7 @@ class Aggregator:
             children_max=settings.children,
             buffer_max=settings.buffer,
             gather_ns=GATHER_NS if settings.parents else 0,
+            hops=bool(settings.parents),
         )
         self.context: zmq.Context[Any] = zmq.Context(2 if settings.children > 512 else 1)
         self.context.set(zmq.MAX_SOCKETS, SOCKETS_MAX)
@@ -129,6 +131,7 @@ class Aggregator:
                 rack=settings.rack,
                 more=self.relay.claims,
                 beat=self.relay.beat,
+                stays=lambda: bool(self.relay.streams.open),
             )
         elif make_root is not None:
             self.seals = sealing.of_root(self.key, lambda: self.authorized, required=settings.sealed)
@@ -302,6 +305,7 @@ class Aggregator:
             self._from_root(self.root.tick(now_ns, wall_ns), now_ns)
 
     _unread_ns = 0
+    _under = ""
     _auth_look_ns = 0
     _trim_ns = 0
 
@@ -385,6 +389,9 @@ class Aggregator:
                 if effect.message.kind == "welcome":
                     assert self.uplink is not None
                     log(f"under {self.uplink.parent}")
+                    if self.relay.rooted and self.uplink.parent != self._under:
+                        self._perform(self.relay.moved(), now_ns)
+                    self._under = self.uplink.parent
                 self._perform(self.relay.from_parent(effect.message, now_ns), now_ns)
             elif isinstance(effect, Lost):
                 log(f"no parent: {effect.why}", 4)
@@ -456,7 +463,7 @@ class Aggregator:
         if not newer.peers and not seen[1] and not asked:  # its writer may be about to fill it
             log("the authorised keys stay as they were: the file is empty; if that is meant, say so with SIGHUP", 3)
             return
-        removed, self.authorized = self.authorized.removed(newer), newer
+        removed, before, self.authorized = self.authorized.removed(newer), self.authorized, newer
         log(f"{len(newer.peers)} authorised keys, {len(removed)} removed or changed")
         if self.seals is not None:
             self.seals.revoked(removed)
@@ -464,6 +471,8 @@ class Aggregator:
             self._end(key, now_ns)
         if removed and self.root is not None:
             self.root.removed(removed)
+            users = [before.peers[key].name for key in removed if before.peers[key].role in sealing.PERSONS]
+            self._from_root(self.root.revoked(users, now_ns, time.time_ns()), now_ns)
         self.relay.tree.reconsider()
 
     def _end(self, key: str, now_ns: int) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-import random
 import re
 import secrets
 import time
@@ -19,7 +18,6 @@ from typing import Any, Final, NamedTuple
 
 import orjson
 import zmq
-from zmq.utils.monitor import recv_monitor_message
 
 from pact import __version__
 from pact.cluster.nodesets import resolved
@@ -37,6 +35,7 @@ from pact.errors import (
 )
 from pact.limits import FRAME_MAX
 from pact.net.keys import Key
+from pact.net.monitors import next_event
 
 WELCOME_S: Final = 6.0
 BEAT_S: Final = 2.0
@@ -137,6 +136,8 @@ class RootClient:
         self._timeout_s = timeout_s
         self._ends_s = time.monotonic() + timeout_s if timeout_s else math.inf
         self._sent_s = self._heard_s = 0.0
+        #: Called with each message of a stream (``pact.cluster.streams``).
+        self.on_frames: Callable[[Message], None] = lambda message: None
         try:
             problems = self._try_each(servers, WELCOME_S)
             rootless = [server for server, problem in problems.items() if isinstance(problem, _Rootless)]
@@ -153,6 +154,8 @@ class RootClient:
         """The same as ``_try_each``, for a while. Servers that had no root are asked each time; of the others, which
         may be back, one in turn: each of them costs time in which no other server is asked.
         """
+        import random  # most never wait
+
         ends_s, pause_s, turn = time.monotonic() + ROOTLESS_S, PAUSE_S[0], itertools.cycle(others or [None])
         ends_s = min(ends_s, self._ends_s)
         problems: Problems = {}
@@ -246,12 +249,12 @@ class RootClient:
             if not ready and time.monotonic() >= self._sent_s + HELLO_S:
                 self._hello()
             if monitor in ready:
-                event = recv_monitor_message(monitor)
-                if event["event"] == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+                event = next_event(monitor)
+                if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
                     raise DeniedError(f"{url} does not know the key of {self._key_name}", NOT_KNOWN)
-                if event["event"] == zmq.EVENT_CONNECTED:
+                if event == zmq.EVENT_CONNECTED:
                     taken = True
-                elif event["event"] == zmq.EVENT_CONNECT_RETRIED:  # refused; perhaps the server is just starting
+                elif event == zmq.EVENT_CONNECT_RETRIED:  # refused; perhaps the server is just starting
                     why = HUNG_UP if taken else NOBODY if NUMERIC.match(url) else NO_NAME
                     ends_s = min(ends_s, began_s + (0 if others else REFUSED_S))
                 else:
@@ -279,14 +282,17 @@ class RootClient:
 
     def _given_up(self) -> PactError:
         while self._monitor.poll(0):
-            if recv_monitor_message(self._monitor)["event"] == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+            if next_event(self._monitor) == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
                 return DeniedError(f"{self.url} does not know the key of {self._key_name} any more", LOOK_FIRST)
         return UnreachableError(f"lost contact with {self.url}", LOOK_FIRST)
 
     def _received(self) -> Message:
+        return self._message(self._sock.recv())
+
+    def _message(self, frame: bytes) -> Message:
         self._heard_s = time.monotonic()
         try:
-            return wire.decode(self._sock.recv())
+            return wire.decode(frame)
         except RemoteProtocolError as exc:
             raise UnreachableError(f"{self.url} speaks another protocol: {exc.message}") from None
 
@@ -351,6 +357,9 @@ class RootClient:
             if message.kind == "parts" and message.head["id"] == self._id:
                 for (names, _), answer in wire.sections(message, "parts"):
                     yield Parts(names, answer)
+            if message.kind == "frames":
+                self.on_frames(message)
+                continue
             make = _ITEMS.get(message.kind)
             if make is not None and message.head["id"] == self._id:
                 item = make(message)
@@ -371,9 +380,54 @@ class RootClient:
             self._send("beat", {})
 
     def cancel(self) -> None:
-        """The answer of the request is no longer wanted."""
+        """The answer of the request is no longer wanted, nor what comes on its streams."""
         with contextlib.suppress(PactError):
             self._send("cancel", {"id": self._id})
+
+    # -- streams of the last request ------------------------------------------------------------------------------
+
+    @property
+    def seals(self) -> bool:
+        """Whether somebody on the way could change what is said: then streams need a secret."""
+        return self._must_seal or (bool(self._roots) and not self._direct)
+
+    @property
+    def socket(self) -> zmq.Socket[bytes]:
+        sock: zmq.Socket[bytes] = self._sock
+        return sock
+
+    def stream(self, node: str, head: dict[str, Any], body: bytes) -> None:
+        """Say something on a stream. Raises PactError if the connection is lost."""
+        self._send("frames", {"id": self._id, "node": node, **head}, body)
+
+    def took(self, size: int) -> None:
+        """So much of commands' output was read on this connection. Raises PactError if the connection is lost."""
+        self._send("took", {"bytes": size})
+
+    def waits(self) -> bool:
+        """Whether a message waits to be heard."""
+        return bool(self._sock.get(zmq.EVENTS) & zmq.POLLIN)
+
+    def pump(self, wait_ms: int = 0, most: int = 1 << 30) -> bool:
+        """Hear what has come on streams, ``most`` messages of it; returns whether there was anything. Raises PactError
+        if the connection is lost."""
+        heard = bool(wait_ms) and bool(self._sock.poll(wait_ms))
+        for _ in range(most):
+            try:
+                frame = self._sock.recv(zmq.NOBLOCK)
+            except zmq.Again:
+                break
+            heard, message = True, self._message(frame)
+            if message.kind == "frames":
+                self.on_frames(message)
+            elif message.kind == "sorry":
+                raise UnreachableError(f"{self.url}: {message.head['why'] or 'the connection has ended'}")
+        now_s = time.monotonic()
+        if now_s - self._heard_s > SILENCE_S:
+            raise UnreachableError(f"lost contact with {self.url}")
+        if now_s - self._sent_s > BEAT_S:
+            self._send("beat", {})
+        return heard
 
 
 def _telling(problem: PactError) -> int:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from pact.cluster.clientconfig import url
 from pact.core.root.term import Limits
 from pact.core.tree.directory import ROOT
 from pact.core.tree.relay import BUFFER_MAX, CHILDREN_MAX
@@ -20,10 +21,9 @@ from pact.errors import ConfigError
 from pact.host import owned
 from pact.host.fields import a_bool, a_choice, a_count, a_duration, a_name, a_number, a_rack, a_size, a_text, fill
 from pact.journal.stores import OPTIONS, own_files
-from pact.net.members import TCP_URL, parents, require_roots, root_keys
+from pact.net.members import TCP_URL, parents
 
 DEFAULT_PATH: Final = "/etc/pact/aggregator.toml"
-CLIENT_PATHS: Final = ("~/.config/pact/client.toml", "/etc/pact/client.toml")
 CHILDREN_LIMIT: Final = 8_000
 GROUPS: Final = Limits()
 TREE_PORT: Final = 7417
@@ -90,25 +90,6 @@ class AggregatorConfig:
         )
 
 
-@dataclass(slots=True)
-class ClientConfig:
-    """The servers for an operator's commands, and the key."""
-
-    via: str = ""
-    server_key: str = ""
-    key: str = ""
-    servers: list[Parent] = field(default_factory=list)
-    roots: list[str] = field(default_factory=list)
-    sealed: bool = False
-    directory: str = ""  # of the file that was read
-
-
-def _url(value: Any) -> str:
-    if not isinstance(value, str) or not (TCP_URL.fullmatch(value) or re.fullmatch(r"tcp://\*:\d{1,5}", value)):
-        raise ValueError('must be "tcp://HOST:PORT"')
-    return value
-
-
 def _address(value: Any) -> str:
     if not isinstance(value, str) or (value and not TCP_URL.fullmatch("tcp://" + value)):
         raise ValueError('must be "HOST:PORT", or "" for none')
@@ -132,9 +113,9 @@ KEYS: Final[Mapping[str, Mapping[str, tuple[str, Callable[[Any], Any]]]]] = {
         "name": ("name", a_name),
         "cluster": ("cluster", a_name),
         "rack": ("rack", a_rack),
-        "tree": ("tree", _url),
-        "events": ("events", _url),
-        "replay": ("replay", _url),
+        "tree": ("tree", url),
+        "events": ("events", url),
+        "replay": ("replay", url),
         "http": ("http", _address),
         "http_names": ("http_names", _names),
         "parents": ("parents", parents),
@@ -195,35 +176,3 @@ def refuse_own_key(config: AggregatorConfig, public: str) -> None:
                 f"{config.path}: the parent {parent.url} has this aggregator's own key",
                 "an aggregator cannot be below itself",
             )
-
-
-# -- clients --------------------------------------------------------------------------------------------------------
-
-CLIENT_FIELDS: Final[Mapping[str, tuple[str, Callable[[Any], Any]]]] = {
-    "via": ("via", _url),
-    "server_key": ("server_key", a_text),
-    "key": ("key", a_text),
-    "servers": ("servers", parents),
-    "roots": ("roots", root_keys),
-    "sealed": ("sealed", a_bool),
-}
-
-
-def load_client(paths: tuple[str, ...] = CLIENT_PATHS) -> ClientConfig:
-    """The first of the files that exists: ``via``, ``server_key`` and ``key``, at the top or under ``[client]``.
-    ``servers = [{url, key}, ...]`` are more servers, tried in turn.
-
-    Raises ConfigError. A relative ``key`` is looked up in the file's directory, and so is the file of a ``server_key``
-    that is not a key itself (``keys.server_key``).
-    """
-    config = ClientConfig()
-    for path in map(os.path.expanduser, paths):
-        if not os.path.exists(path):
-            continue
-        fill(path, {"client": CLIENT_FIELDS}, config, top=CLIENT_FIELDS)
-        config.directory = os.path.dirname(os.path.abspath(path))
-        if config.key:
-            config.key = os.path.join(config.directory, os.path.expanduser(config.key))
-        require_roots(path, config)
-        break
-    return config

@@ -203,6 +203,11 @@ class RootPart:
         self.publisher.rebind()
         self.replay.rebind()
 
+    def revoked(self, users: Sequence[str], t_ns: int, wall_ns: int) -> Iterable[Message]:
+        """The sessions of these people end."""
+        if self.root is not None:
+            yield from self._perform(self.root.revoked(users, t_ns + self.offset_ns, wall_ns))
+
     def close(self) -> None:
         if self.lookers is not None:
             self.lookers.close()

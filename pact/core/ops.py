@@ -26,13 +26,14 @@ class Op:
 
     ``at``: the receiver: a ``node`` (from people), a ``member`` (only from the root), or the ``root`` (from people).
     ``afar``: people may send it to many nodes at once, through the root. ``settles``: no number of open questions keeps
-    it out at the root, because it stops the fleet, or settles a change whose window would otherwise end. ``command``:
-    the command that sends it; empty if no command sends it directly. ``asked_as``: its name in requests, from
-    ``AT_NODE`` and ``AT_ROOT``.
+    it out at the root, because it stops the fleet, or settles a change whose window would otherwise end. ``streams``:
+    over the tree, its answer may open a stream; ``bulk``: that is a command's output, and gives way to terminals.
+    ``command``: the command that sends it; empty if no command sends it directly. ``asked_as``: its name in requests,
+    from ``AT_NODE`` and ``AT_ROOT``.
     """
 
     role = "viewer"
-    changes = once = settles = False
+    changes = once = settles = streams = bulk = False
     at, afar = "node", True
     command = asked_as = ""
 
@@ -110,9 +111,10 @@ class Sessions(Op, command="sessions"):
 # -- sessions --------------------------------------------------------------------------------------------------------
 
 
-class ShellOpen(Op, afar=False, command="shell"):
+class ShellOpen(Op, once=True, streams=True, command="shell"):
     """Begin a session. Which roles may is in ``[shell] roles``. ``words``: nothing for a login shell, one word for a
-    line of the shell, several for exactly these words. ``env``: language and time zone."""
+    line of the shell, several for exactly these words. ``env``: language and time zone. ``stream``: over the tree, the
+    client's public key for the stream that the answer opens."""
 
     account: str = ""
     words: Sequence[str] = ()
@@ -121,14 +123,37 @@ class ShellOpen(Op, afar=False, command="shell"):
     cols: int = 0
     terminal: bool = True
     env: Mapping[str, str] = NOTHING
+    stream: str = ""
 
 
-class ShellAttach(Op, afar=False, command="shell"):
-    """Take a session over. The answer comes with a descriptor, on which frames travel (``pact.session.frames``)."""
+class ShellAttach(Op, once=True, streams=True, command="shell"):
+    """Take a session over. The answer comes with a descriptor, or over the tree with a stream, on which frames travel
+    (``pact.session.frames``)."""
 
     session: str
     rows: int = 0
     cols: int = 0
+    stream: str = ""
+
+
+class Exec(Op, once=True, streams=True, bulk=True, at="member", command="exec"):
+    """Run one command as the person's account, without a terminal. Over the tree only. Who may stands in ``[shell]
+    roles``. ``words`` as in ``ShellOpen``; ``stdin``: base64. A short output comes in the answer, a longer one, or with
+    ``live`` any, on a stream; of more than ``output_max`` bytes the rest is thrown away."""
+
+    words: Sequence[str]
+    stdin: str = ""
+    live: bool = False
+    output_max: int = 1 << 20
+    limit_ms: int = 60_000
+    env: Mapping[str, str] = NOTHING
+    stream: str = ""
+
+
+class SessionRevoke(Op, role="admin", at="member", afar=False):
+    """From the root alone: a person's key was removed, and what it has opened ends."""
+
+    user: str
 
 
 class SessionEnd(Op, afar=False, command="sessions"):
@@ -390,6 +415,8 @@ AT_NODE: Final[Mapping[str, type[Op]]] = {
     "shell_open": ShellOpen,
     "shell_attach": ShellAttach,
     "session_end": SessionEnd,
+    "session_revoke": SessionRevoke,
+    "exec": Exec,
     "emergency_start": EmergencyStart,
     "emergency_end": EmergencyEnd,
     "hold_place": HoldPlace,
@@ -418,6 +445,10 @@ AT_ROOT: Final[Mapping[str, type[Op]]] = {
     "live": Live,
     "watch": Watch,
 }
+
+#: Requests whose answers may open a stream.
+STREAMING: Final = frozenset(name for name, op in AT_NODE.items() if op.streams)
+BULK: Final = frozenset(name for name, op in AT_NODE.items() if op.bulk)
 
 for _name, _op in [*AT_NODE.items(), *AT_ROOT.items()]:
     _op.asked_as = _name

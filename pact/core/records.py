@@ -61,6 +61,7 @@ TYPES: Final = frozenset(
         "denied",
         "session_opened",
         "session_closed",
+        "executed",
         "converged",
         "change_split",
         "converge_started",

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from decimal import Decimal
 from typing import Final
 
 from pact.model import NS_PER_S
 
-UNITS: Final = {
-    unit: Decimal(s) for unit, s in (("", "1"), ("ms", "0.001"), ("s", "1"), ("m", "60"), ("h", "3600"), ("d", "86400"))
-}
+UNITS_NS: Final = {"": NS_PER_S, "ms": NS_PER_S // 1000, "s": NS_PER_S, "m": 60 * NS_PER_S, "h": 3600 * NS_PER_S}
+UNITS_NS["d"] = 24 * UNITS_NS["h"]
+DIGITS_MAX: Final = 20  # more of a whole number are too many, and more of a fraction make no nanosecond
 PATTERN: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|)\s*\Z")
 DURATION_MAX_NS: Final = 3650 * 86400 * NS_PER_S
 
@@ -22,8 +21,10 @@ def parse_duration(text: str | int | float) -> int:
         raise ValueError(f"{text!r}: a duration is not negative")
     if match is None:
         raise ValueError(f"{text!r} is no duration; write for example 90, 90s, 15m, 4h or 2d")
-    ns = int(Decimal(match[1]) * UNITS[match[2]] * NS_PER_S)
-    if ns > DURATION_MAX_NS:
+    whole, _, part = match[1].partition(".")
+    whole, part = whole.lstrip("0"), part[:DIGITS_MAX]
+    ns: int = int(f"0{whole[:DIGITS_MAX]}{part}") * UNITS_NS[match[2]] // 10 ** len(part)
+    if len(whole) > DIGITS_MAX or ns > DURATION_MAX_NS:
         raise ValueError(f"{text!r} is more than ten years")
     return ns
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -136,8 +135,11 @@ def fill(path: str, keys: Mapping[str, Keys], config: Any, *, top: Keys = Mappin
                 raise ConfigError(f"{where}: {section} {exc}") from None
             continue
         if section not in keys and top and not _is_section(entries):
-            close = difflib.get_close_matches(section, top, 1, 0.4)
-            hint = near(section, top) if close else f"it stands in no section; known there: {', '.join(top)}"
+            hint = (
+                near(section, top)
+                if _close(section, top)
+                else f"it stands in no section; known there: {', '.join(top)}"
+            )
             raise ConfigError(f"{where}: unknown key {section!r}", hint)
         if section not in keys:
             raise ConfigError(f"{where}: unknown section [{section}]", near(section, {**keys, **top}))
@@ -175,7 +177,13 @@ def _line(text: str, section: str, key: str = "") -> int:
     return first or 1
 
 
+def _close(key: str, known: Mapping[str, Any]) -> list[str]:
+    import difflib  # only whoever mistypes waits for it
+
+    return difflib.get_close_matches(key, known, 1, 0.4)
+
+
 def near(key: str, known: Mapping[str, Any]) -> str:
     """The known name that was probably meant, or all of them."""
-    close = difflib.get_close_matches(key, known, 1, 0.4)
+    close = _close(key, known)
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"

@@ -7,7 +7,6 @@ from collections.abc import Callable, Container
 from typing import Any, Final
 
 import zmq
-from zmq.utils.monitor import recv_monitor_message
 
 from pact._fast.reference_sockets import Port
 from pact.core.tree import wire
@@ -16,6 +15,7 @@ from pact.core.tree.wire import Message
 from pact.errors import RemoteProtocolError
 from pact.limits import FRAME_MAX
 from pact.net.keys import Key
+from pact.net.monitors import next_event
 
 DEAD_MS: Final = 15_000
 KEEPALIVE_S: Final = (10, 5, 3)  # idle time before the first probe, interval, number of probes
@@ -101,7 +101,7 @@ class Links:
     def _refused(self, parent: str) -> None:
         monitor = self._monitors[parent]
         while monitor.poll(0):
-            recv_monitor_message(monitor)
+            next_event(monitor)
             self._strange.add(parent)
 
     def refusing(self) -> list[str]:

@@ -10,19 +10,19 @@ import fcntl
 import os
 import select
 import signal
-import socket
+import stat
 import struct
 import termios
 import tty
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 from pact.session import frames
 from pact.session.frames import CREDIT, CREDIT_STEP, FrameError, credit, frame, said
 
 READ: Final = 64 << 10
-WRITE: Final = 16 << 10
+WRITE: Final = 4 << 10  # what a pipe that is said to be ready takes at once
 LOST: Final = 255
 ESCAPE: Final = ord("~")
 HELP: Final = b"\r\n~. leaves the session, which goes on: pact shell --attach comes back; ~~ is a tilde\r\n"
@@ -36,6 +36,42 @@ class Ended(NamedTuple):
     why: str = ""
     left: bool = False
     told: bool = False
+
+
+class Way(Protocol):
+    """What carries the frames: a socket, or a stream through the tree (``pact.cluster.streams``)."""
+
+    def fileno(self) -> int: ...
+
+    def setblocking(self, flag: bool, /) -> None: ...
+
+    def recv(self, most: int, /) -> bytes: ...
+
+    def send(self, data: bytearray, /) -> int: ...
+
+
+class Sink:
+    """Where output is shown: it is written to without ever waiting for whoever reads it, and without changing what
+    other processes share."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd, self._own, self._most = fd, -1, WRITE
+        try:
+            mode = os.fstat(fd).st_mode
+            if stat.S_ISFIFO(mode) or os.isatty(fd):
+                self._own = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+                self.fd = self._own
+            if self._own >= 0 or stat.S_ISREG(mode) or stat.S_ISCHR(mode):
+                self._most = READ
+        except OSError:
+            pass  # it is another person's, or closed
+
+    def write(self, data: bytes) -> int:
+        return os.write(self.fd, data[: self._most])
+
+    def close(self) -> None:
+        if self._own >= 0:
+            os.close(self._own)
 
 
 def size_here(fd: int = 1) -> frames.Size:
@@ -95,14 +131,31 @@ class Escapes:
         return bytes(out)
 
 
+def _polled(wanted: dict[int, int], wait_ms: int | None) -> dict[int, int]:
+    poll = select.poll()
+    for fd, mask in wanted.items():
+        poll.register(fd, mask)
+    return dict(poll.poll(wait_ms))
+
+
 class Client:
-    """One attachment. ``run`` returns how it ended."""
+    """One attachment. ``run`` returns how it ended. ``pending`` says that there may be something to receive although
+    the descriptor does not; every ``tick_ms`` it is looked after ``sock`` even if nothing happens."""
 
     def __init__(
-        self, sock: socket.socket, *, terminal: bool, stdin: int = 0, stdout: int = 1, stderr: int = 2
+        self,
+        sock: Way,
+        *,
+        terminal: bool,
+        stdin: int = 0,
+        stdout: int = 1,
+        stderr: int = 2,
+        pending: Callable[[], bool] = lambda: False,
+        tick_ms: int | None = None,
     ) -> None:
         self.sock, self.terminal = sock, terminal
-        self.stdin, self.fds = stdin, {b"O": stdout, b"E": stderr}
+        self._pending, self._tick_ms = pending, tick_ms
+        self.stdin, self.sinks = stdin, {b"O": Sink(stdout), b"E": Sink(stderr)}
         self.attached: dict[str, Any] = {}
         self.received = 0  # bytes of ``O``: where to go on after a cut
         self._reader = frames.Reader()
@@ -136,28 +189,35 @@ class Client:
                 signal.signal(number, handler)
             os.close(read_fd)
             os.close(write_fd)
+            for sink in self.sinks.values():
+                sink.close()
 
     def _loop(self, signals: int, again: Callable[[], None]) -> Ended:
+        link = self.sock.fileno()
         while self._ended is None or self._waiting:
-            poll = select.poll()
-            poll.register(signals, select.POLLIN)
+            wanted = {signals: select.POLLIN}
+            pending, sink = False, -1
             if self._ended is None:
-                poll.register(self.sock, select.POLLIN | (select.POLLOUT if self._out else 0))
+                wanted[link] = select.POLLIN | (select.POLLOUT if self._out else 0)
+                pending = self._pending()
                 if self._input_open and self._may > 0 and len(self._out) < READ:
-                    poll.register(self.stdin, select.POLLIN)
+                    wanted[self.stdin] = select.POLLIN
             if self._waiting:
-                poll.register(self.fds[self._waiting[0][0]], select.POLLOUT)
-            for fd, mask in poll.poll():
-                if fd == signals:
-                    left = self._signalled(os.read(signals, 64), again)
-                    if left is not None:
-                        return left
-                elif fd == self.sock.fileno() and self._ended is None:
-                    self._from_session(mask)
-                elif self._waiting and fd == self.fds[self._waiting[0][0]] and mask & ~select.POLLIN:
-                    self._show()
-                elif fd == self.stdin and self._ended is None and self._typed():
-                    return Ended(0, "", left=True)
+                sink = self.sinks[self._waiting[0][0]].fd
+                wanted[sink] = wanted.get(sink, 0) | select.POLLOUT
+            ready = _polled(wanted, 0 if pending else self._tick_ms)
+            if signals in ready:
+                left = self._signalled(os.read(signals, 64), again)
+                if left is not None:
+                    return left
+            if sink >= 0 and ready.get(sink, 0) & ~select.POLLIN:
+                self._show()
+            typed = self._ended is None and bool(ready.get(self.stdin, 0) & ~select.POLLOUT)
+            if typed and self._typed():
+                self._flush()
+                return Ended(0, "", left=True)
+            if self._ended is None and (pending or not ready or link in ready):
+                self._from_session()
             self._flush()
         return self._ended
 
@@ -188,7 +248,7 @@ class Client:
     def _show(self) -> None:
         kind, data = self._waiting[0]
         try:
-            wrote = os.write(self.fds[kind], data[:WRITE])
+            wrote = self.sinks[kind].write(data)
         except BlockingIOError:
             return
         except OSError:  # whoever reads this output is gone
@@ -236,9 +296,7 @@ class Client:
                 return  # what it sent before is read first
             del self._out[:sent]
 
-    def _from_session(self, mask: int) -> None:
-        if not mask & (select.POLLIN | select.POLLHUP | select.POLLERR):
-            return
+    def _from_session(self) -> None:
         try:
             data = self.sock.recv(4 * READ)
         except BlockingIOError:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, Final
 
-from pact.session import account, cast, frames, spawn
+from pact.session import account, cast, cgroups, frames, spawn
 from pact.session.frames import CREDIT, CREDIT_STEP, FrameError, credit, frame, said
 from pact.session.output import Output
 from pact.session.places import write_state
@@ -28,6 +28,7 @@ DEAF_S: Final = 0.1
 DRAIN_S: Final = 0.3  # how long output is awaited after the process has ended, while another holds its terminal
 LINGER_S: Final = 60.0  # how long an ended session waits for a client that was cut off
 HANG_S: Final = 1.0  # between a hangup and the end of the terminal
+WHOLE_GRACE_S: Final = 0.4
 GRACE_S: Final = 5.0  # between a hangup and a kill
 WARN_S: Final = 60.0
 SENDING: Final = 128 << 10
@@ -70,6 +71,8 @@ class Session:
     def __init__(self, made: Prepared) -> None:
         request = made.request
         self.made, self.id, self.terminal, self.size = made, made.id, made.terminal, made.size
+        self.whole = bool(request.get("whole"))  # a command: when it is ended, nothing of it stays
+        self.grace_s = WHOLE_GRACE_S if self.whole else GRACE_S
         self.idle_s = float(request.get("idle_s") or 0) or FOR_EVER
         self.detached_s = float(request.get("detached_s") or 0) or FOR_EVER
         self.state: dict[str, Any] = dict(made.state)
@@ -157,7 +160,7 @@ class Session:
                 if self.client is None:
                     due.append(self.alone_s + self.detached_s)
             elif not self.killed:
-                due.append(self.hung_up_s + (HANG_S if self.terminal and self.streams else GRACE_S))
+                due.append(self.hung_up_s + (HANG_S if self.terminal and self.streams else self.grace_s))
             if self.deaf_s > now_s:
                 due.append(self.deaf_s)
         else:
@@ -460,7 +463,7 @@ class Session:
             except OSError:
                 pass
         for each in {group, self.pid}:
-            self._kill(each, signal.SIGHUP)
+            self._kill(each, signal.SIGTERM if self.whole else signal.SIGHUP)
             self._kill(each, signal.SIGCONT)
 
     def _undelivered(self) -> bool:
@@ -506,6 +509,13 @@ class Session:
                 self.client.send(frame(b"N", b"this session is idle: it ends in a minute"))
         if now_s >= self.hung_up_s + HANG_S and self.terminal and self.streams:
             self._give_up(self.input_fd)  # now its programs read the end of their input
-        if now_s >= self.hung_up_s + GRACE_S and not self.killed:
+        if now_s >= self.hung_up_s + self.grace_s and not self.killed:
             self.killed = True
             self._kill(self.pid, signal.SIGKILL)
+            self._kill_rest()
+
+    def _kill_rest(self) -> None:
+        """Of a command nothing stays that it has started, wherever that has gone."""
+        if self.whole:
+            cgroups.end_all(self.made.cgroups, but=os.getpid())
+            spawn.end_descendants()

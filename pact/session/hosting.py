@@ -53,6 +53,8 @@ class Hosted(Session):
 
     def start(self) -> None:
         """The agent has recorded it: run the person's process."""
+        if self.whole:
+            spawn.adopt_orphans()
         self.pid = spawn.start(self.plan)
         for fd in set(self.plan.fds):
             os.close(fd)
@@ -79,6 +81,8 @@ class Hosted(Session):
     def close(self) -> None:
         """Everything has ended: the files stay until the agent has read them."""
         self.listener.close()
+        if self.why:
+            self._kill_rest()
         for client in (*self.newcomers.values(), *([self.client] if self.client is not None else [])):
             client.sock.close()
         try:

@@ -11,6 +11,7 @@ import shlex
 import signal
 import struct
 import termios
+import time
 from collections.abc import Mapping, Sequence
 from typing import Final, NoReturn
 
@@ -19,6 +20,8 @@ from pact.session.frames import Size
 UNSET: Final = 0xFFFFFFFF
 TTY_MODE: Final = 0o620
 TTY_GROUP: Final = 5
+PR_SET_CHILD_SUBREAPER: Final = 36
+ROUNDS: Final = 40
 PR_SET_PDEATHSIG: Final = 1
 UMASK: Final = 0o022
 OOM: Final = "/proc/self/oom_score_adj"
@@ -42,6 +45,46 @@ def login() -> tuple[int | None, int | None]:
             number = UNSET
         found.append(None if number == UNSET else number)
     return found[0], found[1]
+
+
+def adopt_orphans() -> None:
+    """What a descendant leaves behind becomes a child of this process, and can be found."""
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def end_descendants() -> None:
+    """Kill every process below this one, also those that are born meanwhile."""
+    for _ in range(ROUNDS):
+        found = _below(os.getpid())
+        if not found:
+            return
+        for pid in found:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except OSError:
+                pass
+        time.sleep(0.005)
+
+
+def _below(pid: int) -> list[int]:
+    """The living descendants of a process."""
+    parents: dict[int, list[int]] = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                with open(f"/proc/{name}/stat", "rb") as f:
+                    fields = f.read().rpartition(b")")[2].split()
+            except OSError:
+                continue
+            if fields[0] not in (b"Z", b"X"):
+                parents.setdefault(int(fields[1]), []).append(int(name))
+    found: list[int] = []
+    todo = [pid]
+    while todo:
+        below = parents.get(todo.pop(), [])
+        found += below
+        todo += below
+    return found
 
 
 def set_size(fd: int, size: Size) -> None:

@@ -22,6 +22,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any, Final, Protocol
 
 import orjson
@@ -40,6 +41,7 @@ from pact.core.tree.member import (
     Contact,
     Effect,
     FleetSaid,
+    Framed,
     Key,
     Member,
     Welcomed,
@@ -48,13 +50,14 @@ from pact.core.tree.member import (
 from pact.core.tree.outbox import Outbox, Read, Up, can_wait, with_answer
 from pact.core.tree.seals import NodeSeals, key_id
 from pact.core.tree.uplink import OF_LINKS, Connect, Disconnect, Lost, Note, Parent, Send
-from pact.core.tree.wire import Message
+from pact.core.tree.wire import Head, Message
 from pact.host.clock import boottime_ns
 from pact.model import NS_PER_S, Declared, Owner
 from pact.net import keys
 from pact.net.links import Links
 from pact.net.shared import Shared
 from pact.sim.lines import Machine
+from pact.sim.outputs import Output
 
 SOCKETS_MAX: Final = 16_384
 CACHED_MAX: Final = 4
@@ -142,6 +145,7 @@ class VirtualNode:
             seals=seals,
         )
         self.wake_ns = 0
+        self._outputs: dict[str, Output] = {}  # by call
         every_ns = int(fleet.spec.write_every_s * NS_PER_S)
         self._write_every_ns = every_ns
         self._write_ns = fleet.now_ns + int(fleet.rng.random() * every_ns) if every_ns else 1 << 62
@@ -200,8 +204,12 @@ class VirtualNode:
             elif isinstance(effect, CarryOut):
                 body = self._carry_out(effect.head["op"], effect.body, effect.head["caller"], effect.key)
                 self._answer(effect.key, self.member.calls.done(effect.key, body))
+                if (begun := self._outputs.get(effect.key[1])) is not None:
+                    begun.begin()
             elif isinstance(effect, Answered):
                 self._answer(effect.key, effect.body)
+            elif isinstance(effect, Framed):
+                self._framed(effect.message)
             elif isinstance(effect, FleetSaid):
                 self._fleet_said(effect)
             elif isinstance(effect, Contact):
@@ -209,10 +217,21 @@ class VirtualNode:
             elif isinstance(effect, Welcomed):
                 self.fleet.up(self, True)
             elif isinstance(effect, Lost):
+                self._outputs.clear()
                 self.fleet.counts.lost += 1
                 self.fleet.up(self, False)
             elif isinstance(effect, Note):
                 print(f"{self.name}: {effect.text}", file=sys.stderr)
+
+    def _framed(self, message: Message) -> None:
+        calls = list(self._outputs) if message.kind == "took" else [message.head["call"]]
+        for call in calls:
+            output = self._outputs.get(call)
+            if output is not None and not output.heard(message):
+                del self._outputs[call]
+
+    def _say(self, kind: str, head: Head, body: bytes) -> None:
+        self._apply(self.member.uplink.send(kind, head, body))
 
     def _fleet_said(self, said: FleetSaid) -> None:
         self._tell(lambda: FleetTold(self.world.t_ns, self.world.wall_ns, said.fence, said.seq, said.holds))
@@ -273,6 +292,14 @@ class VirtualNode:
     def _carry_out(self, op: str, body: bytes, said: Mapping[str, Any], key: Key) -> bytes:
         if op == "ping":
             return orjson.dumps({"ok": True, "exit": 0, "message": "", "hint": "", "result": {"version": VERSION}})
+        if op == "exec":  # as a node answers for ``true``: a virtual node has no processes
+            result = {"exit": 0, "truncated": False, "stdout": "", "stderr": ""}
+            args = orjson.loads(body)
+            if args["words"] == ["yes"] and args["stream"]:  # and as one for output that never ends
+                send = partial(self._say, "frames")
+                self._outputs[key[1]] = Output(self.name, key[1], args["stream"], send)
+                result = {"stream": self._outputs[key[1]].public}
+            return orjson.dumps({"ok": True, "exit": 0, "message": "", "hint": "", "result": result})
         if op == "state":
             state = self.world.node.state.overall()
             return orjson.dumps({"ok": True, "exit": 0, "message": "", "hint": "", "result": {"state": state}})

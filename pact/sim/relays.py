@@ -67,6 +67,9 @@ class Sink:
     def removed(self, keys: Sequence[str]) -> None:
         pass
 
+    def revoked(self, users: Sequence[str], t_ns: int, wall_ns: int) -> Iterable[Message]:
+        return ()
+
     def shown(self) -> dict[str, Any]:
         return {}
 

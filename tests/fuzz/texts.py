@@ -17,8 +17,8 @@ from pact import limits
 from pact._fast import members_in, members_of, reference
 from pact.agent.config import load as load_agent
 from pact.cluster import auth, nodesets
+from pact.cluster.clientconfig import load_client
 from pact.cluster.config import load as load_aggregator
-from pact.cluster.config import load_client
 from pact.core import strict
 from pact.declared.toml import Ignore, export, parse_text, quote, toml_value
 from pact.errors import ConfigError, DeclaredError, UsageError

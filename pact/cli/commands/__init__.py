@@ -38,6 +38,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "nodes": "the nodes of the cluster, and how far their records have come",
     "groups": "changes on many nodes, and where each member is",
     "shell": "a recorded terminal session on a node, as yourself; or one command",
+    "exec": "one command on many nodes, as yourself; equal outputs are shown once",
     "sessions": "the sessions that are open, and who is in them",
     "journal": "verify, export or import a journal",
 }

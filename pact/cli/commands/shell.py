@@ -24,8 +24,16 @@ class Shell(Program):
 
     def run(self, args: argparse.Namespace) -> int:
         node, command = _parts(args.words)
-        if node or args.via:
-            raise UsageError("sessions on other nodes are not there yet", "log in to the node, and ask it there")
+        if node:
+            from pact.cli.there import There
+
+            if args.attach is None:
+                return There(args, node).open(command, args.account or "")
+            if command:
+                raise UsageError("shell --attach takes no command")
+            return There(args, node).come_back(args.attach)
+        if args.via:
+            raise UsageError("--via is for a session on a node: pact shell NODE")
         from pact.cli.client import local
         from pact.cli.session import Here
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import field
 from typing import Final, Generic, TypeVar
 
-from pact.core.node.payloads import SessionClosed, SessionOpened
+from pact.core.node.payloads import Executed, SessionClosed, SessionOpened
 from pact.core.ops import Op
 from pact.core.payload import Saved, Value
 from pact.core.plan import Step
@@ -166,9 +166,9 @@ class Denied(Event):
 
 @dataclass(frozen=True, slots=True)
 class SessionTold(Event):
-    """A person's session has begun or ended; ``said`` is its record."""
+    """A person's session has begun or ended, or a command of exec has ended; ``said`` is its record."""
 
-    said: SessionOpened | SessionClosed
+    said: SessionOpened | SessionClosed | Executed
     actor: Actor
 
 

@@ -98,6 +98,25 @@ class SessionClosed(Payload):
 
 
 @dataclass(frozen=True, slots=True)
+class Executed(Payload):
+    """A command that a person had run on many nodes at once has ended; the fields are those of ``SessionClosed``.
+    ``truncated``: its output was longer than asked for."""
+
+    command: str
+    owner: Owner
+    account: str
+    exit: int | None
+    key: str = always("")
+    signal: str = ""
+    why: str = ""
+    uid: int | None = always(None)
+    duration_ns: int | None = always(None)
+    in_bytes: int | None = always(None)
+    out_bytes: int | None = always(None)
+    truncated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class LossAccepted(Payload):
     """Records ``first`` to ``last`` (with its ``hash``) were acknowledged and are lost; ``None``: the last one is not
     known."""

@@ -19,6 +19,7 @@ from pact.core.root.answers import SAID_MAX, ToClient, answer_of
 from pact.core.root.envelope import Asker, Envelope
 from pact.core.root.log import ROOT
 from pact.core.root.replies import Replies
+from pact.core.root.routes import Routes
 from pact.core.root.term import AWAY_NS, Term
 from pact.core.tree.checks import BODY_MAX
 from pact.core.tree.clients import request_max
@@ -108,6 +109,7 @@ class Questions(Replies):
         super().__init__(root)
         self.ops: Mapping[str, Callable[[Envelope, Any], None]] = {}  # operations that the root itself carries out
         self.open: dict[str, Question] = {}
+        self.routes = Routes(root)
         self._later: list[_Later] = []
         self._n = 0
 
@@ -125,17 +127,17 @@ class Questions(Replies):
         client: tuple[str, int] = ("", 0),
         flush: Callable[[], None] | None = None,
         expected: Mapping[str, int] | None = None,
-    ) -> None:
+    ) -> str:
         """Ask connected nodes, and the ``expected`` ones, which may be back until a time, the earliest first. Calls
         ``part(names, answer)`` for each set of nodes with equal answers, ``flush()`` after several that came together,
-        and ``done(lost)`` at the end.
+        and ``done(lost)`` at the end. Returns the call's name, "" if nobody is asked.
         """
         root = self.root
         here = dict.fromkeys(names)  # in the given order: the same in every run
         waiting = {*here, *(expected or ())}
         if not waiting:
             done({})
-            return
+            return ""
         self._n += 1
         question = Question(
             f"{root.fence:x}.{self._n}",
@@ -154,6 +156,7 @@ class Questions(Replies):
         self.open[question.id] = question
         if here:
             self._call(question, here)
+        return question.id
 
     def _call(self, question: Question, names: Iterable[str]) -> None:
         """Name the nodes in the message: a node that connects just now is not asked."""
@@ -166,6 +169,8 @@ class Questions(Replies):
             "fence": root.fence,
             "timeout_ms": max(0, question.until_ns - root.t_ns) // 1_000_000,
         }
+        if question.op in ops.STREAMING:
+            head.update(client=question.client, id=question.client_id)
         if root.seals is not None:
             head.update(term=root.seals.term, apart=not question.apart.isdisjoint(named))
             head["seals"] = root.seals.calls(head, question.args, named)
@@ -241,6 +246,7 @@ class Questions(Replies):
 
     def gone(self, names: Iterable[str]) -> None:
         """These nodes are no longer connected."""
+        self.routes.gone(names)
         for question in list(self.open.values()):
             self._missed(question, [n for n in names if n in question.waiting])
 
@@ -329,6 +335,7 @@ class Questions(Replies):
         the answers."""
         for key in [k for k in self.told_ns if k[0] == client and id_ in (0, k[1])]:
             del self.told_ns[key]
+        self.routes.cancelled(client, id_)
         self._later = [x for x in self._later if x.head.client != client or id_ not in (0, x.head.id)]
         for question in list(self.open.values()):
             if question.client == client and id_ in (0, question.client_id):
@@ -409,7 +416,7 @@ class Questions(Replies):
             self.reply(head, EXIT_UNREACHABLE if failed else 0, failed=failed)
 
         to = ToClient(self.root.down, head)
-        self.ask(
+        call = self.ask(
             here,
             head.op,
             args,
@@ -421,6 +428,7 @@ class Questions(Replies):
             to.flush,
             expected,
         )
+        self.routes.begin(call, head, [*here, *expected])
 
     def _list_nodes(self, head: Envelope) -> None:
         root = self.root

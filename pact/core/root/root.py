@@ -8,13 +8,13 @@ below, ``Down`` is a message to below. Groups are in ``groups``, commands in ``q
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from pact.core import strict
-from pact.core.ops import Op
+from pact.core.ops import Op, SessionRevoke
 from pact.core.root import log, payloads
-from pact.core.root.envelope import Asker, Envelope
+from pact.core.root.envelope import PACT, Asker, Envelope
 from pact.core.root.groups import Groups
 from pact.core.root.log import RootState
 from pact.core.root.persons import CHALLENGE
@@ -121,6 +121,19 @@ class Root(Term):
     def _answer(self, message: Message) -> None:
         self.questions.answered(message)
 
+    def _frames(self, message: Message) -> None:
+        self.questions.routes.frames(message)
+
+    def revoked(self, users: Iterable[str], t_ns: int, wall_ns: int) -> list[Effect]:
+        """Keys of these people were removed: their sessions end, not only their connections. An earlier root may have
+        opened them, so every node is told."""
+        self.at(t_ns, wall_ns)
+        for user in users:
+            self.questions.ask_members(
+                list(self.nodes), SessionRevoke(user=user), PACT, lambda names, body: None, lambda lost: None
+            )
+        return self.flush()
+
     def _request(self, message: Message) -> None:
         try:
             args = strict.loads_object(message.body or b"{}", BODY_MAX)
@@ -167,4 +180,5 @@ _KINDS: Final[Mapping[str, Callable[[Root, Message], None]]] = {
     "answer": Root._answer,
     "request": Root._request,
     "cancel": Root._cancel,
+    "frames": Root._frames,
 }

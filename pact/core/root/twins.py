@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from pact.core.tree.uplink import SESSION_BITS
+from pact.core.tree.checks import SESSION_BITS
 from pact.model import NS_PER_S
 
 #: A single turn may be an old message from a parent that was cut off meanwhile.

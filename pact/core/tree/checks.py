@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from pact.limits import FRAME_MAX, HEAD_MAX
 
+SESSION_BITS: Final = 20  # the low bits of a session count the connections of one start
 NAME_MAX: Final = 253
 TEXT_MAX: Final = 64 << 10
 ITEMS_MAX: Final = 100_000  # entries of any list or table in a head

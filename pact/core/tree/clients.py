@@ -5,8 +5,10 @@ A client's name in the tree consists of its relay and its session, so that a lat
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
+from pact.core import ops
 from pact.core.tree.checks import BODY_MAX
 from pact.core.tree.directory import Child
 from pact.core.tree.outbox import Up
@@ -26,14 +28,28 @@ def request_max(role: str) -> int:
 Result = tuple[Child, Head]
 
 
+class Turn:
+    """A call with streams that has come through this relay, for a client that is below it, too: what its nodes and
+    that client say to each other need go no further up."""
+
+    __slots__ = ("bulk", "client", "id", "nodes", "over")
+
+    def __init__(self, client: str, id_: int, bulk: bool) -> None:
+        self.client, self.id, self.bulk = client, id_, bulk
+        self.nodes: set[str] = set()
+        self.over: set[str] = set()  # nodes whose stream has ended: nothing of it comes after that
+
+
 class _Client:
     """The child that gets the answers for a client, and the client's open requests."""
 
-    __slots__ = ("child", "requests")
+    __slots__ = ("child", "requests", "streams")
 
     def __init__(self, child: Child) -> None:
         self.child = child
         self.requests: set[int] = set()
+        # requests whose streams go on after their answers, until they are cancelled: -> their call, once it has come
+        self.streams: dict[int, str] = {}
 
 
 def failed(child: Child, head: Head, why: str, exit_code: int = EXIT_UNREACHABLE) -> Result:
@@ -48,6 +64,7 @@ class Clients:
     def __init__(self, relay: str) -> None:
         self._relay = relay
         self._clients: dict[str, _Client] = {}
+        self._turns: dict[str, Turn] = {}
 
     def enter(self, child: Child) -> bool:
         """Begin a session. Returns False if its key has too many."""
@@ -61,10 +78,19 @@ class Clients:
 
     def leave(self, child: Child) -> list[Up]:
         """A client, or an aggregator with clients below, has gone: nobody waits for its requests any more."""
-        gone = [name for name, c in self._clients.items() if c.child is child]
-        return [
-            Up("cancel", {"id": i, CLIENT: name}) for name in gone for i in sorted(self._clients.pop(name).requests)
-        ]
+        out = []
+        for name in [name for name, c in self._clients.items() if c.child is child]:
+            client = self._clients.pop(name)
+            out += [Up("cancel", {"id": i, CLIENT: name}) for i in sorted(client.requests | client.streams.keys())]
+            for call in client.streams.values():
+                self._turns.pop(call, None)
+        return out
+
+    def renewed(self, old: Child, child: Child) -> None:
+        """An aggregator has said hello again on the same connection."""
+        for client in self._clients.values():
+            if client.child is old:
+                client.child = child
 
     def request(self, child: Child, message: Message, rooted: bool) -> Up | Result | None:
         """The message to send up; or the failure; or None for a client that is not below this child."""
@@ -87,9 +113,11 @@ class Clients:
             return failed(child, head, f"a request of {len(message.body)} bytes; at most {most}", EXIT_USAGE)
         if not rooted:
             return failed(child, head, "there is no way to the root now")
-        if len(client.requests) >= TREE_REQUESTS_MAX and head["id"] not in client.requests:
+        if len(client.requests | client.streams.keys()) >= TREE_REQUESTS_MAX and head["id"] not in client.requests:
             return failed(child, head, f"{TREE_REQUESTS_MAX} requests are under way already")
         client.requests.add(head["id"])
+        if head["op"] in ops.STREAMING:
+            client.streams.setdefault(head["id"], "")
         return Up("request", head, message.body)
 
     def unsent(self, head: Head, why: str) -> Result | None:
@@ -104,9 +132,12 @@ class Clients:
     def cancel(self, child: Child, head: Head) -> list[Up]:
         name = child.client or head[CLIENT]
         client = self._clients.get(name)
-        if client is None or client.child is not child or head["id"] not in client.requests:
+        if client is None or client.child is not child:
+            return []
+        if head["id"] not in client.requests and head["id"] not in client.streams:
             return []
         client.requests.discard(head["id"])
+        self._turns.pop(client.streams.pop(head["id"], ""), None)
         return [Up("cancel", {"id": head["id"], CLIENT: name})]
 
     def lost(self) -> list[Result]:
@@ -116,7 +147,62 @@ class Clients:
             why = "the way to the root was lost; what was asked may still be done"
             out += [failed(client.child, {CLIENT: name, "id": i}, why) for i in sorted(client.requests)]
             client.requests.clear()
+            client.streams.clear()
+        self._turns.clear()
         return out
+
+    def called(self, head: Head, nodes: Iterable[str]) -> None:
+        """A call goes down to these nodes; if a client below has asked for it, its streams turn round here."""
+        client = self._clients.get(head[CLIENT]) if head[CLIENT] else None
+        if (
+            client is None
+            or head["op"] not in ops.STREAMING
+            or client.streams.get(head["id"]) not in ("", head["call"])
+        ):
+            return
+        client.streams[head["id"]] = head["call"]
+        turn = self._turns.get(head["call"])
+        if turn is None:
+            turn = self._turns[head["call"]] = Turn(head[CLIENT], head["id"], head["op"] in ops.BULK)
+        turn.nodes.update(nodes)
+
+    def turned(self, head: Head) -> Head | None:
+        """What a message of a stream is to the other end, if that is below this relay, too."""
+        call, turn = self._turn(head)
+        if turn is None or head["node"] not in turn.nodes or head["bulk"] != turn.bulk:
+            return None
+        if head["end"]:
+            turn.over.add(head["node"])
+        if head[CLIENT]:
+            return {**head, "call": call, CLIENT: "", "id": 0}
+        return {**head, "call": "", CLIENT: turn.client, "id": turn.id}
+
+    def over(self, head: Head) -> bool:
+        """Whether the stream has turned round here, and has ended."""
+        turn = self._turn(head)[1]
+        return turn is not None and head["node"] in turn.over
+
+    def _turn(self, head: Head) -> tuple[str, Turn | None]:
+        call = self._call_of(head[CLIENT], head["id"]) if head[CLIENT] else head["call"]
+        return call, self._turns.get(call)
+
+    def _call_of(self, name: str, id_: int) -> str:
+        client = self._clients.get(name)
+        return client.streams.get(id_, "") if client is not None else ""
+
+    def call_of(self, child: Child, name: str, id_: int) -> str:
+        """The call of a request of a client below this child, if its streams turn round here."""
+        return self._call_of(name, id_) if self.child(name) is child else ""
+
+    def streams(self, child: Child, name: str, id_: int) -> bool:
+        """Whether this child leads to the client, and the request is one that may have streams."""
+        client = self._clients.get(name)
+        return client is not None and client.child is child and id_ in client.streams
+
+    def child(self, name: str) -> Child | None:
+        """The child that leads to a client."""
+        client = self._clients.get(name)
+        return None if client is None else client.child
 
     def down(self, message: Message) -> Result | None:
         """The child that gets a message from above, and the head for it."""

@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from pact.core.tree.backlog import Backlog
 from pact.core.tree.calls import Call, Calls
-from pact.core.tree.uplink import SESSION_BITS
+from pact.core.tree.checks import SESSION_BITS
 from pact.core.tree.wire import Head, NewHead
 
 ROOT: Final = "_root"
@@ -58,6 +58,7 @@ class Child:
         "role",
         "second",
         "session",
+        "streamed",
         "told_ns",
     )
 
@@ -78,6 +79,7 @@ class Child:
         self.mismatch = False  # its last beat had another checksum of names than this relay computes
         self.second = 0
         self.frames = 0
+        self.streamed = 0  # messages of streams in this second
 
     def claim(self, name: str) -> Claim:
         """The claim for a node that is this child, or below it."""

@@ -158,6 +158,18 @@ class Called(NamedTuple):
     message: Message
 
 
+class Framed(NamedTuple):
+    """Something came on a stream, or the parent has read what was sent on streams."""
+
+    message: Message
+
+
+class Dropped(NamedTuple):
+    """Nobody waits for this call any more."""
+
+    call: str
+
+
 class CarryOut(NamedTuple):
     """Carry out the operation; then give the answer to ``Calls.done``, and the result of that to ``Member.answer``."""
 
@@ -173,7 +185,7 @@ class Answered(NamedTuple):
     body: bytes
 
 
-Effect = UplinkEffect | Read | Welcomed | Contact | FleetSaid | Called | CarryOut | Answered
+Effect = UplinkEffect | Read | Welcomed | Contact | FleetSaid | Called | Framed | Dropped | CarryOut | Answered
 
 
 # -- a node in the tree -----------------------------------------------------------------------------------------------
@@ -197,6 +209,7 @@ class Member:
         unfinished: Callable[[], Sequence[Sequence[Any]]],
         calls: Calls,
         seals: NodeSeals | None = None,
+        stays: Callable[[], bool] = lambda: False,
     ) -> None:
         self.outbox, self.calls, self.seals = outbox, calls, seals
         self._wall_ns = wall_ns
@@ -212,6 +225,7 @@ class Member:
             unfinished=unfinished,
             prove=self._prove if seals is not None else None,
             judges=True,
+            stays=stays,
         )
         self.unsealed = 0  # messages that were ignored because they had no valid seal of a root
         self._unheard = False  # a parent has welcomed this member, and the root's word about holds has not come yet
@@ -258,6 +272,11 @@ class Member:
         head, kind = message.head, message.kind
         if kind == "call":
             return (Called(message),)
+        if kind in ("frames", "took"):
+            return (Framed(message),)
+        if kind == "drop":
+            self.calls.put_off = deque(m for m in self.calls.put_off if m.head["call"] != head["call"])
+            return (Dropped(head["call"]),)
         if kind == "ack":
             return self._acknowledged(head, t_ns)
         if kind == "fleet":

@@ -22,6 +22,7 @@ from pact.core.tree.calls import SPLICED_MAX, Call, Calls
 from pact.core.tree.clients import Clients
 from pact.core.tree.directory import ROOT, Child, Directory, Peer, Rid, checksum, older
 from pact.core.tree.outbox import Up
+from pact.core.tree.streams import Said, Streams
 from pact.core.tree.uplink import SILENCE_NS, Note
 from pact.core.tree.wire import Head, Message, NewHead
 from pact.errors import LocalProtocolError
@@ -33,6 +34,7 @@ BUFFER_MAX: Final = 64 << 20
 CREDIT_MIN: Final = 64 << 10
 CREDIT_MAX: Final = 1 << 20
 FRAMES_PER_S: Final = {"node": 2_000, "aggregator": 50_000, "client": 200}
+STREAM_FRAMES_PER_S: Final = {"node": 20_000, "aggregator": 100_000, "client": 20_000}
 HELLOS_PER_S: Final = {"node": 4, "aggregator": 4, "client": 32}  # of one key; people have several connections at once
 AGAIN_NS: Final = 2 * NS_PER_S  # open calls are sent to one child again at most this often
 UNROOTED_RETRY_MS: Final = 1_000
@@ -47,9 +49,11 @@ UNSEALED: Final = "this cluster is sealed: [cluster] roots of the agent must nam
 #: The place of each role's key in the tree. Subscribers have none.
 PLACES: Final = {"node": "node", "aggregator": "aggregator", "viewer": "client", "ops": "client", "admin": "client"}
 MAY_SAY: Final = {
-    "node": frozenset({"beat", "events", "ask", "answer", "goodbye"}),
-    "aggregator": frozenset({"beat", "events", "ask", "answer", "below", "request", "cancel", "goodbye"}),
-    "client": frozenset({"beat", "request", "cancel", "goodbye"}),
+    "node": frozenset({"beat", "events", "ask", "answer", "frames", "goodbye"}),
+    "aggregator": frozenset(
+        {"beat", "events", "ask", "answer", "below", "request", "cancel", "frames", "took", "goodbye"}
+    ),
+    "client": frozenset({"beat", "request", "cancel", "frames", "took", "goodbye"}),
 }
 
 
@@ -90,8 +94,11 @@ class Relay:
         children_max: int = CHILDREN_MAX,
         buffer_max: int = BUFFER_MAX,
         gather_ns: int = 0,
+        hops: bool = False,
     ) -> None:
+        """``hops``: the parent is another process."""
         self.name = name
+        self.hops = hops
         self.rack = rack
         self.children_max = children_max
         self.buffer_max = buffer_max
@@ -107,6 +114,7 @@ class Relay:
         self.beats = Beats(self.tree)
         self.acks = Acks()
         self.clients = Clients(name)
+        self.streams = Streams(self.clients, self.tree)
         self._up: list[Up] = []
         self._last: list[Up] = []  # events that go up before the news of who has left
         self._fleet_at_ns = 0
@@ -132,6 +140,8 @@ class Relay:
             "answer": self._on_answer,
             "request": self._on_request,
             "cancel": self._on_cancel,
+            "frames": self._on_frames,
+            "took": self._on_took,
         }
 
     # -- small things -------------------------------------------------------------------------------------------
@@ -214,9 +224,12 @@ class Relay:
         child.heard_ns = t_ns
         second = t_ns // NS_PER_S
         if second != child.second:
-            child.second, child.frames = second, 0
-        child.frames += 1
-        if child.frames > FRAMES_PER_S[child.role]:
+            child.second, child.frames, child.streamed = second, 0, 0
+        if kind in ("frames", "took") and (child.role != "client" or rid in self.streams.answered):
+            child.streamed += 1  # S8: who only claims to have a stream has no such share
+        else:
+            child.frames += 1
+        if child.frames > FRAMES_PER_S[child.role] or child.streamed > STREAM_FRAMES_PER_S[child.role]:
             return self._violation(child.name, "too many messages", t_ns)
         if len(message.body) > checks.BODY_MAX and kind not in ("events", "request"):
             return self._violation(child.name, f"a {kind} that is too long to be handed on", t_ns)
@@ -250,7 +263,8 @@ class Relay:
         hello.  # T7"""
         differs = child.below is not None and names != checksum(child.claimed())
         again, child.mismatch = differs and child.mismatch, differs
-        return self._unknown(child.rid, child.heard_ns) if again else []
+        said = self._unknown(child.rid, child.heard_ns) if again else []
+        return [*self._cut(child), *said] if said else []  # it takes that for a new beginning, too
 
     def _hello(self, rid: Rid, peer: Peer, head: Head, t_ns: int) -> list[Effect]:
         why = self._objection(peer, head)
@@ -281,6 +295,11 @@ class Relay:
             gate, here = self.tree.gate, peer.name in self.tree.where
             if gate is not None and not gate.admits(peer.name, session, child.proof, here=here, direct=peer.key):
                 return [*out, *self._sorry(rid, UNSEALED, REFUSED_RETRY_MS, denied=True)]
+        if old is not None and old.rid == rid:  # the connection is the same, and nothing was lost on it
+            self.streams.renewed(old, child)
+            self.clients.renewed(old, child)
+        elif old is not None:
+            out += self._cut(old)
         if role == "aggregator" and old is not None:  # the aggregator may have lost some nodes
             self._before_leaving(t_ns)
         before = self.tree.enter(child, head, t_ns)
@@ -350,13 +369,20 @@ class Relay:
         child = self.tree.children.get(rid)
         if child is None:
             return []
-        self._up += self.clients.leave(child)
+        out = self._cut(child)
         if child.role == "client":
             del self.tree.children[rid]
         else:
             self._before_leaving(t_ns)
             self.tree.leave(child, t_ns)
-        return [Ended(rid)]
+        return [*out, Ended(rid)]
+
+    def _cut(self, child: Child) -> list[Effect]:
+        """What was on its way to or from this child is lost: its streams end, and its clients' requests."""
+        said = self.streams.gone(child, f"lost contact with {child.name}")
+        self._up += [one for one in said if isinstance(one, Up)]
+        self._up += self.clients.leave(child)
+        return self._streamed([one for one in said if not isinstance(one, Up)])
 
     def _before_leaving(self, t_ns: int) -> None:
         """Send the last events of nodes that will be reported gone, while they are still below; after the news of those
@@ -447,8 +473,25 @@ class Relay:
         return []
 
     def _on_cancel(self, child: Child, message: Message, t_ns: int) -> list[Effect]:
+        said = self.streams.cancelled(child, child.client or message.head["client"], message.head["id"])
         self._up += self.clients.cancel(child, message.head)
-        return []
+        return self._streamed(said)
+
+    def _on_frames(self, child: Child, message: Message, t_ns: int) -> list[Effect]:
+        if not self.rooted:
+            return []
+        said, why = self.streams.from_child(child, message, self.hops)
+        return [*self._streamed(said), *(self._violation(child.name, why, t_ns) if why else [])]
+
+    def _on_took(self, child: Child, message: Message, t_ns: int) -> list[Effect]:
+        return self._streamed(self.streams.took(child, message.head["bytes"]))
+
+    def _streamed(self, said: Said) -> list[Effect]:
+        """These do not wait for a flush: somebody may be typing."""
+        out: list[Effect] = []
+        for one in said:
+            out += [one] if isinstance(one, Up) else self._to([one.child], one.kind, one.head, one.body)
+        return out
 
     # -- what the parent says -----------------------------------------------------------------------------------
 
@@ -468,6 +511,11 @@ class Relay:
             return self._acknowledged(head, t_ns)
         if kind == "call":
             return self._call(message, t_ns)
+        if kind == "frames":
+            said, why = self.streams.from_parent(message, self.hops)
+            return [*self._streamed(said), *(self._violation("the parent", why, t_ns) if why else [])]
+        if kind == "took":
+            return self._streamed(self.streams.took(None, head["bytes"]))
         if kind == "drop":
             return self._drop_call(head["call"])
         if kind == "fleet":
@@ -495,13 +543,20 @@ class Relay:
         self.tree.welcomed()
         return self._told_fleet(head["fleet"], t_ns) if head["fleet"] is not None else []
 
+    def moved(self) -> list[Effect]:
+        """Another parent has welcomed this relay: what was under way through the last one is lost."""
+        out = self._streamed([*self.streams.lost("the way to the root has changed")])
+        for child, head in self.clients.lost():
+            out += self._to([child], "result", head)
+        return out
+
     def parent_lost(self, t_ns: int) -> list[Effect]:
         """There is no way to the root for now. After ``SILENCE_NS`` the children are told."""
         if self.rooted:
             self._cut_ns = t_ns
         self.rooted = False
         self.backlog.lost()
-        out: list[Effect] = []
+        out = self._streamed([*self.streams.lost("the way to the root was lost")])
         for child, head in self.clients.lost():
             out += self._to([child], "result", head)
         self._up.clear()
@@ -598,6 +653,8 @@ class Relay:
             self._up.append(Up("answer", {"call": head["call"], "final": True, "parts": [], "lost": lost}))
             return self._violation("the parent", "too many calls at once", t_ns)
         call.sealed(head)
+        if head["client"]:
+            self.clients.called(head, head["nodes"] or ())
         direct: list[Child] = []
         through: dict[str, list[str]] = {}
         unknown: list[str] = []

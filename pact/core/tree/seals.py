@@ -16,14 +16,16 @@ from binascii import Error as Base64Error
 from binascii import a2b_base64, b2a_base64
 from collections.abc import Iterable, Mapping, Sequence
 from hashlib import blake2b
-from typing import Any, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 import orjson
 
-from pact.core.tree.outbox import Up
-from pact.core.tree.uplink import SESSION_BITS
+from pact.core.tree.checks import SESSION_BITS
 from pact.core.tree.wire import Head
 from pact.model import NS_PER_S
+
+if TYPE_CHECKING:
+    from pact.core.tree.outbox import Up
 
 SEAL_BYTES: Final = 15
 SEAL_CHARS: Final = 20

@@ -17,6 +17,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from pact.core.phases import OPEN
 from pact.core.tree import wire
+from pact.core.tree.checks import SESSION_BITS
 from pact.core.tree.outbox import Up
 from pact.core.tree.wire import Head, Message
 from pact.errors import LocalProtocolError
@@ -43,7 +44,6 @@ ASK_SOON_NS: Final = 10 * NS_PER_S  # how soon after a new root the member asks:
 HELLO_GAP_NS: Final = NS_PER_S // 2
 MISSED_MAX: Final = 5  # how often hellos for a missing table double their interval
 KEEP_OPEN: Final = 2  # connections to parents that said sorry, kept to avoid another authentication
-SESSION_BITS: Final = 20  # the low bits of a session count the connections of one start
 
 
 class Random(Protocol):
@@ -129,7 +129,8 @@ class _Link:
 class Uplink:
     """See the module. ``more`` gives the fields of ``hello`` that change, ``beat`` those of ``beat``, ``unfinished``
     the groups to ask about. ``prove`` seals a hello's head, so that the root knows it as this node's own word.
-    ``judges``: the owner decides which tables of the fleet's holds count, and calls ``told``.
+    ``judges``: the owner decides which tables of the fleet's holds count, and calls ``told``. ``stays``: something is
+    under way that a return to another parent would end.
     """
 
     def __init__(
@@ -147,6 +148,7 @@ class Uplink:
         beat: Callable[[], Head] = dict,
         prove: Callable[[Head], str] | None = None,
         judges: bool = False,
+        stays: Callable[[], bool] = lambda: False,
     ) -> None:
         assert parents, "an uplink without parents"
         self.name = name
@@ -164,6 +166,7 @@ class Uplink:
         self._beat_head = beat
         self._prove = prove
         self._judges = judges
+        self._stays = stays
         self._missed = 0  # number of hellos sent because a table has not come yet
         self._links: dict[str, _Link] = {}
         self._active: _Link | None = None
@@ -359,6 +362,9 @@ class Uplink:
     def _go_back(self, t_ns: int) -> list[Effect]:
         """Try the best parent that is better than the active one."""
         assert self._active is not None
+        if self._stays():
+            self._plan_return(t_ns)
+            return []
         self._round = 0
         for parent in self.order:
             if parent.url == self._active.parent.url:

@@ -167,6 +167,24 @@ KINDS: Final[Mapping[str, Kind]] = {
     ),  # direct: set by the relay in the root's own process
     "cancel": Kind(8, {"id": (is_number, NEEDED), "client": (is_text, "")}),
     "goodbye": Kind(9, {}),
+    # both directions, see ``streams``: ``call`` on the node's side of the root, ``client`` and ``id`` on the person's
+    "frames": Kind(
+        10,
+        {
+            "call": (is_text, ""),
+            "client": (is_text, ""),
+            "id": (is_number, 0),
+            "node": (is_name, NEEDED),
+            "n": (is_number, NEEDED),
+            "give": (is_number, 0),
+            "size": (is_number, 0),
+            "bulk": (is_flag, False),
+            "end": (is_flag, False),
+            "why": (is_text, ""),
+        },
+        True,
+    ),
+    "took": Kind(11, {"bytes": (is_number, NEEDED)}),
     # from parent to child
     "welcome": Kind(
         33,
@@ -205,9 +223,11 @@ KINDS: Final[Mapping[str, Kind]] = {
             "seals": (is_seal_row, ""),
             "term": (is_text, ""),
             "apart": (is_flag, False),
+            "client": (is_text, ""),
+            "id": (is_number, 0),
         },
         True,
-    ),
+    ),  # client, id: the request whose streams it may open
     "drop": Kind(37, {"call": (is_text, NEEDED)}),
     "fleet": Kind(
         38,

@@ -1,0 +1,43 @@
+"""Where commands of ``executing`` keep their files, and which the last agent has left."""
+
+from __future__ import annotations
+
+import base64
+import os
+from typing import Final
+
+from pact.agent.sessionfiles import read_state
+from pact.errors import PactError
+from pact.host import owned
+
+PLACE: Final = "exec"
+DIRECTORY: Final = "directory of commands"
+
+
+def place_beside(sessions: str) -> str:
+    """The directory of commands, beside that of sessions."""
+    return os.path.join(os.path.dirname(sessions), PLACE)
+
+
+def left_calls(sessions: str) -> set[str]:
+    """The calls whose commands the last agent has left, beside this directory of sessions: they were begun, and are
+    not begun again."""
+    directory, found = place_beside(sessions), set[str]()
+    try:
+        owned.require(directory, DIRECTORY)
+        names = [n for n in os.listdir(directory) if n.endswith(".json")]
+    except (OSError, PactError):
+        return found
+    for name in names:
+        about = (read_state(f"{directory}/{name}") or {}).get("about")
+        if isinstance(about, dict) and isinstance(about.get("call"), str):
+            found.add(about["call"])
+    return found
+
+
+def shown_output(name: str, data: bytes) -> dict[str, str]:
+    """Text as text, so that it is short and equal where it is equal; everything else as base64."""
+    try:
+        return {name: data.decode()}
+    except UnicodeDecodeError:
+        return {f"{name}_base64": base64.b64encode(data).decode()}

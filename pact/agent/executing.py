@@ -1,0 +1,522 @@
+"""One command on this node for a person who asked many nodes at once (``pact exec``).
+
+It runs as that person's account, in a process tree of its own that the keeper of sessions forks (``pact.session``),
+with pipes and no terminal. A short output goes in the answer of the call, so that equal answers of many nodes are
+merged on the way; a longer one goes on a stream. When its time is over, when nobody waits for it any more, and when
+the way to the person is lost, everything that it started is killed. ``executed`` is durable before anybody hears the
+end.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+import orjson
+
+from pact.agent.commandfiles import DIRECTORY, place_beside, shown_output
+from pact.agent.sessionfiles import end_what_is_left, owner_of_session, read_state, shown
+from pact.agent.streams import Carrier, Pipe, Streams
+from pact.core import ops, strict
+from pact.core.node.events import Caller, SessionTold
+from pact.core.node.payloads import Executed
+from pact.core.tree.lanes import BULK_CREDIT, PIECE_MAX, WEIGHT_MIN
+from pact.errors import ConflictError, DeniedError, PactError, UnreachableError, UsageError
+from pact.host import owned
+from pact.host.notify import log
+from pact.model import AGENT_ACTOR, Actor, Owner
+from pact.observe.attribution import printable
+from pact.session import frames
+from pact.session.frames import CREDIT, FrameError
+from pact.session.places import socket_path, started_at, state_path
+
+if TYPE_CHECKING:
+    from pact.agent.remote import Remote
+
+INLINE_MAX: Final = 16 << 10  # bytes of output that go in the answer
+STDIN_MAX: Final = 1 << 20
+OUTPUT_LEAST, OUTPUT_MOST = 1 << 10, 64 << 20
+RUNNING_MAX: Final = 32
+LIMIT_MAX_MS: Final = 3600 * 1000
+LAUNCH_S: Final = 20.0
+UNREAD_S: Final = 60.0  # how long output is kept after the command's time, for a reader that does not read
+LEFT_S: Final = 2.0  # how long a command goes on whose agent has gone
+THROWN_BYTES, THROWN_S = 256 << 10, 0.02  # how fast output beyond the bound is read
+ANSWER_MAX: Final = 64 << 10
+COMMAND_MAX: Final = 64 << 10
+
+
+@dataclass(slots=True, eq=False)
+class Execution:
+    """One command. ``pipe``: to the process that prepares it, then to the one that has its pipes."""
+
+    id: str
+    call: str
+    client: Remote
+    caller: Caller
+    request: ops.Exec
+    stdin: bytes
+    token: int
+    ends_s: float
+    began_s: float = field(default_factory=time.monotonic)
+    pipe: Pipe = field(init=False)
+    state: dict[str, Any] | None = None  # what its process is, once it runs
+    said: bytes = b""
+    reader: frames.Reader = field(default_factory=frames.Reader)
+    sent: int = 0  # bytes of its input
+    may: int = CREDIT  # how many more may be sent
+    kept: deque[tuple[bytes, bytes]] = field(default_factory=deque)  # output that is to go
+    out: int = 0
+    carrier: Carrier | None = None
+    room: int = BULK_CREDIT  # how much may be sent on the stream
+    thrown: int = 0  # bytes beyond the bound for which no credit was given yet
+    truncated: bool = False
+    why: str = ""
+    end: dict[str, Any] | None = None
+
+
+class Executing:
+    """All commands of this node."""
+
+    def __init__(self, streams: Streams, now_s: Callable[[], float] = time.monotonic) -> None:
+        self._streams = streams
+        self._agent = streams.agent
+        self._now_s = now_s
+        self.directory = place_beside(streams.kept.directory) if streams.kept is not None else ""
+        self.running: dict[str, Execution] = {}  # by call
+        self.unread: dict[str, Execution] = {}  # by call: they have ended, and not all of their output was taken
+        self._number = 0
+        self._thrown_s = 0.0
+        self._left = bool(self.directory) and os.path.isdir(self.directory)
+
+    # -- beginning ----------------------------------------------------------------------------------------------------
+
+    def begin(self, client: Remote, request: ops.Exec) -> None:
+        """Raises PactError."""
+        agent, caller = self._agent, client.caller
+        agent.require_journal()
+        person, account = self._streams.sessions._require(caller, "")
+        if len(self.running) + len(self.unread) >= RUNNING_MAX:
+            raise ConflictError(f"{RUNNING_MAX} commands are under way on this node", "repeat it later")
+        words = list(request.words)
+        if not words or sum(map(len, words)) > COMMAND_MAX or any("\0" in word for word in words):
+            raise UsageError("the command is too long, or no command")
+        try:
+            stdin = base64.b64decode(request.stdin, validate=True)
+        except (binascii.Error, ValueError):
+            raise UsageError("the command's input is not base64") from None
+        if len(stdin) > STDIN_MAX:
+            raise UsageError(f"input of {len(stdin)} bytes; at most {STDIN_MAX} travel to many nodes")
+        if not OUTPUT_LEAST <= request.output_max <= OUTPUT_MOST:
+            raise UsageError(f"a bound on output lies between {OUTPUT_LEAST} and {OUTPUT_MOST} bytes")
+        if not 0 < request.limit_ms <= LIMIT_MAX_MS:
+            raise UsageError(f"a command may take between 1 and {LIMIT_MAX_MS} ms")
+        self._make_place()
+        self._number += 1
+        while os.path.lexists(state_path(self.directory, f"x{self._number}")):
+            self._number += 1
+        name = f"x{self._number}"
+        wish = {
+            "id": name,
+            "dir": self.directory,
+            "account": account,
+            "person": person,
+            "root": person in agent.config.shell_root,
+            "who": f"{caller.actor.user} ({caller.actor.via})",
+            "where": "the cluster",
+            "rhost": "",
+            "command": words,
+            "terminal": False,
+            "term": "",
+            "rows": 0,
+            "cols": 0,
+            "env": {k: v for k, v in list(request.env.items())[:32] if isinstance(v, str)},
+            "idle_s": 0,
+            "detached_s": LEFT_S,
+            "tasks": agent.config.shell_tasks,
+            "transcript": "",
+            "whole": True,
+            "twin": True,  # the one that knows what ``whole`` means
+            "about": {"actor": caller.actor.to_json(), "user": caller.owner.user, "call": caller.actor.call},
+        }
+        sock = self._streams.sessions.keeper.connect()
+        try:
+            sock.setblocking(True)
+            sock.settimeout(2.0)
+            sock.sendall(orjson.dumps(wish) + b"\n")
+            sock.setblocking(False)
+        except OSError as exc:
+            sock.close()
+            raise UnreachableError(f"the keeper of sessions does not listen: {exc}") from None
+        token = agent.next_token()
+        client.tokens.add(token)
+        now_s = self._now_s()
+        ends_s = now_s + LAUNCH_S
+        one = Execution(name, client.key[1], client, caller, request, stdin, token, ends_s, now_s)
+        one.pipe = Pipe(self._streams, sock, lambda: self.ready(one))
+        self.running[one.call] = one
+
+    def _make_place(self) -> None:
+        self._streams.sessions._make_places()  # the keeper's socket is there
+        try:
+            owned.make_directory(self.directory, DIRECTORY, 0o700)
+            owned.require(self.directory, DIRECTORY)
+        except OSError as exc:
+            raise PactError(f"{DIRECTORY} {self.directory}: {os.strerror(exc.errno or 0)}") from None
+
+    def ready(self, one: Execution) -> None:
+        if one.state is None:
+            self._prepared(one)
+        else:
+            self._from_command(one)
+
+    def _prepared(self, one: Execution) -> None:
+        data = one.pipe.receive()
+        if data is None:
+            return
+        one.said += data
+        if data and b"\n" not in one.said and len(one.said) < ANSWER_MAX:
+            return
+        try:
+            said = strict.loads_object(one.said, ANSWER_MAX)
+        except strict.NotStrictError:
+            self._fail(one, UnreachableError("the command could not be prepared", "see the agent's log"))
+            return
+        state = said.get("ready")
+        if "refused" in said:
+            denied = DeniedError(str(said["refused"]))
+            self._agent.record_denied("exec", denied, one.caller)
+            self._fail(one, denied)
+        elif not isinstance(state, dict):
+            self._fail(one, PactError(f"the command could not be prepared: {said.get('failed', '')}"))
+        elif one.why:  # it was cancelled meanwhile
+            self._fail(one, UnreachableError(one.why))
+        else:
+            self._run(one, state)
+
+    def _run(self, one: Execution, state: dict[str, Any]) -> None:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+        try:
+            sock.connect(socket_path(self.directory, one.id))
+            sock.send(frames.said(b"A", {"by": "exec"}))
+            one.pipe.sock.send(b"go\n")
+        except OSError:
+            sock.close()
+            self._fail(one, UnreachableError("the command's process has ended"))
+            return
+        one.pipe.close()
+        one.state = state
+        one.ends_s = self._now_s() + one.request.limit_ms / 1000
+        one.pipe = Pipe(self._streams, sock, lambda: self.ready(one))
+        self._feed(one)
+        if one.request.live:
+            self._open_stream(one)
+
+    # -- while it runs ------------------------------------------------------------------------------------------------
+
+    def _feed(self, one: Execution) -> None:
+        """Its input, as far as it takes it."""
+        while one.sent < len(one.stdin) and one.may > 0:
+            data = one.stdin[one.sent : one.sent + min(one.may, frames.PAYLOAD_MAX)]
+            one.sent += len(data)
+            one.may -= len(data)
+            one.pipe.send(frames.frame(b"I", data))
+        if one.sent == len(one.stdin) and one.may >= 0:
+            one.may = -1
+            one.pipe.send(frames.frame(b"D"))
+
+    def _from_command(self, one: Execution) -> None:
+        data = one.pipe.receive()
+        if data is None:
+            return
+        try:
+            for kind, payload in one.reader.feed(data):
+                if kind in (b"O", b"E"):
+                    self._output(one, kind, payload)
+                elif kind == b"C" and one.may >= 0:
+                    one.may += frames.credit_of(payload)
+                    self._feed(one)
+                elif kind == b"X":
+                    one.end = frames.object_of(payload)
+        except FrameError:
+            data = b""
+        if not data and one.end is None:
+            one.end = {"why": "its process was killed"}
+        if one.end is not None:
+            self._ended(one)
+        elif one.carrier is None and one.out > INLINE_MAX:
+            self._open_stream(one)
+        self._pass_on(one)
+
+    def _output(self, one: Execution, kind: bytes, data: bytes) -> None:
+        room = max(0, one.request.output_max - one.out)
+        one.out += len(data)
+        if len(data) > room:
+            one.truncated = True
+            one.thrown += len(data) - room
+            data = data[:room]
+        if data:
+            one.kept.append((kind, data))
+
+    def _open_stream(self, one: Execution) -> None:
+        """Answer the call: what it says from now on goes on a stream."""
+        try:
+            public, secret = self._streams.secret(one.request.stream)
+        except PactError as exc:
+            one.why = exc.message
+            self._kill(one)
+            return
+        one.carrier = Carrier(
+            self._streams,
+            one.call,
+            secret,
+            bulk=True,
+            heard=lambda body, give: self._heard(one, give),
+            ended=lambda why: self._stop(one, why),
+        )
+        self._streams.by_call[one.call] = one.carrier
+        self._answer(one, {"stream": public})
+        one.carrier.send(b"")  # the root knows from now on that there is a stream to end
+        one.room -= WEIGHT_MIN
+        self._pass_on(one)
+
+    def _heard(self, one: Execution, give: int) -> None:
+        one.room += give
+        self._pass_on(one)
+
+    def _pass_on(self, one: Execution) -> None:
+        """Output onto the stream, as far as its reader takes it."""
+        carrier = one.carrier
+        if carrier is None:
+            return
+        given = 0
+        while one.kept and one.room >= WEIGHT_MIN:
+            parts: list[bytes] = []
+            size, most = 0, min(one.room, PIECE_MAX)
+            while one.kept and size < most and len(parts) < 64:
+                kind, data = one.kept[0]
+                if len(data) > most - size:
+                    one.kept[0] = kind, data[most - size :]
+                    data = data[: most - size]
+                else:
+                    one.kept.popleft()
+                parts.append(frames.frame(kind, data))
+                size += len(data)
+            one.room -= max(size, WEIGHT_MIN)
+            carrier.send(b"".join(parts), size)
+            given += size
+        if given and one.end is None:
+            one.pipe.send(frames.credit(given))
+        if one.end is not None and not one.kept:
+            carrier.send(frames.said(b"X", self._result(one)), last=True)
+            one.carrier = None
+            self.unread.pop(one.call, None)
+
+    # -- its end ------------------------------------------------------------------------------------------------------
+
+    def _result(self, one: Execution) -> dict[str, Any]:
+        end = one.end or {}
+        code, name, why = end.get("exit"), end.get("signal"), one.why or end.get("why", "")
+        result: dict[str, Any] = {"exit": code if type(code) is int else None, "truncated": one.truncated}
+        if isinstance(name, str) and name:
+            result["signal"] = name
+        if isinstance(why, str) and why:
+            result["why"] = why
+        return result
+
+    def _ended(self, one: Execution) -> None:
+        """Record it, then say so."""
+        agent = self._agent
+        assert one.state is not None and one.end is not None
+        self._close(one)
+        state = read_state(state_path(self.directory, one.id)) or one.state
+        owner = owner_of_session(state, one.caller.owner)
+        said = self._executed(one.request.words, owner, state, one.caller.actor.user, self._result(one))
+        said_ns = int((self._now_s() - one.began_s) * 1e9)
+        executed = said(said_ns, one.sent, one.out, one.truncated)
+        if not agent.journal_error:
+            agent.step(SessionTold(*agent.now(), executed, one.caller.actor))
+        self._forget_files(one.id)
+        if one.carrier is not None:
+            self.unread[one.call] = one
+            one.ends_s = self._now_s() + UNREAD_S
+        if one.carrier is None and one.token in one.client.tokens:
+            out = {kind: b"".join(data for k, data in one.kept if k == kind) for kind in (b"O", b"E")}
+            one.kept.clear()
+            if agent.journal_error:
+                self._fail(one, UnreachableError(agent.journal_error))
+                return
+            self._answer(
+                one, {**self._result(one), **shown_output("stdout", out[b"O"]), **shown_output("stderr", out[b"E"])}
+            )
+
+    @staticmethod
+    def _executed(
+        words: Any, owner: Owner, state: Mapping[str, Any], key: str, result: Mapping[str, Any]
+    ) -> Callable[[int | None, int | None, int | None, bool], Executed]:
+        def made(ns: int | None, sent: int | None, out: int | None, truncated: bool) -> Executed:
+            return Executed(
+                command=shown(list(words)),
+                owner=owner,
+                account=state["account"],
+                exit=result.get("exit"),
+                key=key,
+                signal=result.get("signal", ""),
+                why=result.get("why", ""),
+                uid=owner.uid,
+                duration_ns=ns,
+                in_bytes=sent,
+                out_bytes=out,
+                truncated=truncated,
+            )
+
+        return made
+
+    def _answer(self, one: Execution, result: dict[str, Any]) -> None:
+        if one.token in one.client.tokens:
+            one.client.tokens.discard(one.token)
+            self._agent.answer(one.client, result)
+
+    def _fail(self, one: Execution, error: PactError) -> None:
+        if one.state is None:
+            one.pipe.send(b"no\n")  # nothing of it stays
+        self._close(one)
+        if one.token in one.client.tokens:
+            one.client.tokens.discard(one.token)
+            self._agent.fail(one.client, error)
+
+    def _close(self, one: Execution) -> None:
+        self.running.pop(one.call, None)
+        one.pipe.close()
+
+    def _forget_files(self, name: str) -> None:
+        for path in (state_path(self.directory, name), socket_path(self.directory, name)):
+            try:
+                os.unlink(path)
+            except OSError:
+                pass
+
+    # -- ending it ----------------------------------------------------------------------------------------------------
+
+    def cancel(self, call: str, why: str) -> None:
+        """Nobody waits for this call any more."""
+        one = self.running.get(call)
+        if one is not None:
+            self._stop(one, why)
+
+    def lost(self, why: str) -> None:
+        for one in [*self.running.values(), *self.unread.values()]:
+            self._stop(one, why)
+
+    def revoke(self, user: str) -> None:
+        """This person's key counts no more."""
+        for one in list(self.running.values()):
+            if one.caller.actor.user == user:
+                self._stop(one, "the key of who asked was removed")
+
+    def _stop(self, one: Execution, why: str) -> None:
+        """Ask it to end, and kill everything of it a moment later."""
+        one.carrier = None
+        one.kept.clear()
+        self.unread.pop(one.call, None)
+        if one.why or self.running.get(one.call) is not one:
+            return
+        one.why = why
+        if one.state is not None:
+            self._kill(one)
+
+    def _kill(self, one: Execution) -> None:
+        """Its own process asks it to end, and kills everything of it a moment later, even if this agent dies."""
+        one.ends_s = float("inf")
+        self._end(one.id, one.why)
+
+    def turn(self) -> None:
+        """What is due."""
+        if self._left:
+            self._left = False
+            self._sweep()
+        now_s = self._now_s()
+        for one in [x for x in self.unread.values() if now_s >= x.ends_s]:
+            carrier = one.carrier
+            self._stop(one, "")
+            if carrier is not None:
+                carrier.send(frames.said(b"X", {"why": "its output was not read"}), last=True)
+        if not self.running:
+            return
+        throws = now_s >= self._thrown_s + THROWN_S
+        for one in list(self.running.values()):
+            if now_s >= one.ends_s:
+                if one.state is None:
+                    self._fail(one, UnreachableError("the command was not ready in time", "PAM may wait for something"))
+                    continue
+                one.why = f"it did not end within {one.request.limit_ms / 1000:g}s, and was ended"
+                self._kill(one)
+            if throws and one.thrown and one.end is None:
+                given = min(one.thrown, THROWN_BYTES)
+                one.thrown -= given
+                self._thrown_s = now_s
+                one.pipe.send(frames.credit(given))
+
+    @property
+    def busy(self) -> bool:
+        return self._left or bool(self.running or self.unread)
+
+    def next_s(self) -> float:
+        """Seconds until ``turn`` has something to do. Call it while ``busy``."""
+        if self._left:
+            return 0.0
+        now_s = self._now_s()
+        due = [min(one.ends_s, now_s + 60.0) for one in (*self.running.values(), *self.unread.values())]
+        due += [self._thrown_s + THROWN_S for one in self.running.values() if one.thrown]
+        return max(0.0, min(due, default=now_s + 1.0) - now_s)
+
+    def _end(self, name: str, why: str) -> None:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+        try:
+            sock.connect(socket_path(self.directory, name))
+            sock.send(frames.said(b"A", {"end": why}))
+        except OSError:
+            pass  # it has ended
+        finally:
+            sock.close()
+
+    def _sweep(self) -> None:
+        """Commands that the last agent has left: nobody waits for them. They are ended, and recorded."""
+        try:
+            owned.require(self.directory, DIRECTORY)
+            names = sorted(n[:-5] for n in os.listdir(self.directory) if n.endswith(".json"))
+        except (OSError, PactError) as exc:
+            log(f"commands of an earlier run are not looked at: {exc}", 4)
+            return
+        for name in names:
+            try:
+                self._sweep_one(name)
+            except Exception as exc:  # one file must not keep the agent from starting
+                log(f"what is left of command {printable(os.fsencode(name))} makes no sense: {exc!r}", 4)
+                self._forget_files(name)
+
+    def _sweep_one(self, name: str) -> None:
+        state = read_state(state_path(self.directory, name))
+        if state is None or self._agent.journal_error:
+            return
+        if started_at(state["pid"]) == state["start"] != 0:
+            self._end(name, "the agent was started again")
+        else:
+            end_what_is_left(state)
+        end = state.get("end") or {}
+        about = state.get("about", {})
+        owner = owner_of_session(state, Owner("", about.get("user", state["person"])))
+        why = end.get("why") or "the agent ended while it ran"
+        actor = Actor(**about["actor"], call=about.get("call", "")) if about.get("actor") else AGENT_ACTOR
+        result = {"exit": end.get("exit"), "signal": end.get("signal", ""), "why": why}
+        made = self._executed(state["command"], owner, state, about.get("user", ""), result)
+        executed = made(end.get("ns"), end.get("in"), end.get("out"), False)
+        self._agent.step(SessionTold(*self._agent.now(), executed, actor))
+        self._forget_files(name)

@@ -1,0 +1,216 @@
+"""Commands on many nodes through a real root, real aggregators and real agents."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from streams_kit import NODES, Between, Fleet, alive, fleet, within
+
+from pact.core.tree.lanes import BULK_CREDIT
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture(scope="module")
+def kit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    with fleet(tmp_path_factory.mktemp("s")) as kit:
+        yield kit
+
+
+@pytest.fixture
+def marker(tmp_path: Path) -> str:
+    """A word that no other process has on its command line."""
+    return f"{int(time.time() * 1000) % 10**9 + 10**9}"
+
+
+# -- commands ---------------------------------------------------------------------------------------------------------
+
+
+def test_equal_outputs_are_folded_and_recorded(kit: Fleet) -> None:
+    said = kit.run_pact("exec", "--nodes", "n[1-3]", "--", "echo same; echo wrong >&2; exit 3")
+    assert said.returncode == 3
+    assert "n[1-3] (3)" in said.stdout and said.stdout.count("same") == 1
+    assert "n[1-3]: exit code 3" in said.stderr and said.stderr.count("wrong") == 1
+    for node in NODES:
+        row = kit.records(node, "executed")[0]
+        assert row["data"]["command"] == "echo same; echo wrong >&2; exit 3" and row["data"]["exit"] == 3
+        assert row["actor"]["user"] == "root" and row["data"]["out_bytes"] == 11 and row["data"]["duration_ns"] > 0
+
+
+def test_input_goes_to_all_and_several_words_are_these_words(kit: Fleet) -> None:
+    said = kit.run_pact("--json", "exec", "--nodes", "n[1-3]", "--", "tr", "a b", "c_", stdin=b"a b\n")
+    doc = json.loads(said.stdout)
+    assert {n: r["stdout"] for n, r in doc["nodes"].items()} == dict.fromkeys(NODES, "c__\n"), said
+    assert doc["failed"] == {} and all(r["exit"] == 0 and r["truncated"] is False for r in doc["nodes"].values())
+    said = kit.run_pact("exec", "--nodes", "n1", "--", "cat", stdin=b"x" * ((1 << 20) + 1))
+    assert said.returncode == 2 and "more than" in said.stderr
+    said = kit.run_pact("exec", "--nodes", "n1", "--", "wc -c", stdin=b"x" * (1 << 20))
+    assert said.returncode == 0 and str(1 << 20) in said.stdout, said
+
+
+def test_long_output_comes_whole_up_to_the_bound_and_is_said_to_be_cut_beyond(kit: Fleet) -> None:
+    said = kit.run_pact("exec", "--nodes", "n[1-3]", "--", "seq 1 100000")
+    assert said.returncode == 0 and said.stdout.count("\n") == 100003 and "n[1-3] (3)" in said.stdout
+    said = kit.run_pact("--json", "exec", "--output-max", "100000", "--nodes", "n1", "--", "seq 1 100000; exit 2")
+    doc = json.loads(said.stdout)["nodes"]["n1"]
+    assert len(doc["stdout"]) == 100000 and doc["truncated"] is True and doc["exit"] == 2
+    said = kit.run_pact("exec", "--output-max", "100000", "--nodes", "n1", "--", "head -c 3000000 /dev/urandom")
+    assert said.returncode == 0 and "n1: output was cut" in said.stderr
+
+
+def test_live_lines_carry_their_node(kit: Fleet) -> None:
+    said = kit.run_pact("exec", "-L", "--nodes", "n[1-2]", "--", "echo one; sleep 0.2; printf two; exit 1")
+    assert said.returncode == 1
+    assert sorted(said.stdout.splitlines()) == ["n1: one", "n1: two", "n2: one", "n2: two"]
+
+
+def test_a_time_limit_ends_everything(kit: Fleet, marker: str) -> None:
+    began = time.monotonic()
+    said = kit.run_pact("exec", "--timeout", "1s", "--nodes", "n[1-3]", "--", f"setsid sleep {marker} & sleep {marker}")
+    assert time.monotonic() - began < 15
+    assert said.returncode not in (0, 11) and "did not end within 1s" in said.stderr, said
+    within(lambda: not alive(marker), "nothing is left running")
+
+
+@pytest.mark.invariant("F90")
+@pytest.mark.parametrize("live", [False, True])
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_who_asked_and_goes_ends_it_everywhere(kit: Fleet, marker: str, how: int, live: bool) -> None:
+    command = f"trap '' TERM HUP; setsid -f sleep {marker}; (sleep {marker}; true) & sleep {marker}; true"
+    words = ["exec", *(["-L"] if live else []), "--nodes", "n[1-3]", "--", command]
+    process = kit.pact(*words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    with process:
+        within(lambda: len(alive(marker)) >= 9, "it runs on all", 30)
+        began = time.monotonic()
+        process.send_signal(how)
+        # A client that says nothing any more is given up after six seconds.
+        within(lambda: not alive(marker), "nothing is left running", 4 if how != signal.SIGKILL else 15)
+        took = time.monotonic() - began
+        _, err = process.communicate(timeout=10)
+    if how != signal.SIGKILL:
+        assert process.returncode == 130 and b"cancelled" in err
+    print(f"ended after {took:.2f} s")
+
+
+def test_an_aggregator_that_dies_ends_commands(kit: Fleet, marker: str) -> None:
+    with kit.pact(
+        "exec", "-L", "--nodes", "n[1-3]", "--", f"sleep {marker}; true", at="agg2", stdin=subprocess.DEVNULL
+    ) as process:
+        within(lambda: len(alive(marker)) >= 3, "it runs on all", 30)
+        below = {n: kit.ask(f"{kit.base}/agent-{n}/sock", "status")["result"]["cluster"]["parent"] for n in NODES}
+        here = [n for n, url in below.items() if url == kit.below]
+        kit.kill("agg1")
+        try:
+            within(lambda: len(alive(marker)) <= 2 * (3 - len(here)), "those below it have ended", 20)
+        finally:
+            kit.start_aggregator("agg1", ("root1", kit.url), port=int(kit.below.rpartition(":")[2]))
+            process.send_signal(signal.SIGINT)
+            process.wait(20)
+    within(lambda: not alive(marker), "nothing is left running", 10)
+
+
+def test_an_agent_that_dies_ends_its_commands_and_the_next_one_records_them(kit: Fleet, marker: str) -> None:
+    with kit.pact(
+        "exec", "--nodes", "n1", "--", f"setsid -f sleep {marker}; sleep {marker}; true", stdin=subprocess.DEVNULL
+    ) as process:
+        within(lambda: len(alive(marker)) >= 2, "it runs", 30)
+        kit.kill("n1")
+        within(lambda: not alive(marker), "it has ended by itself", 20)
+        kit.node_up("n1")
+        process.wait(90)
+        assert process.returncode == 5
+    row = within(lambda: [r for r in kit.records("n1", "executed") if marker in r["data"]["command"]], "recorded")[0]
+    assert row["data"]["why"] and row["data"]["exit"] is None
+
+
+# -- bad input --------------------------------------------------------------------------------------------------------
+
+
+def test_many_short_lines_of_many_nodes_come_all_and_in_order(kit: Fleet) -> None:
+    said = kit.run_pact("exec", "-L", "--nodes", "n[1-3]", "--", "for i in $(seq 3000); do echo $i; done")
+    assert said.returncode == 0, said
+    lines = [line.split(": ") for line in said.stdout.splitlines()]
+    for node in NODES:
+        assert [text for name, text in lines if name == node] == [str(i) for i in range(1, 3001)]
+
+
+def test_a_key_that_is_removed_ends_its_commands(kit: Fleet, marker: str) -> None:
+    command = f"trap '' TERM HUP; setsid -f sleep {marker}; sleep {marker}; true"
+    with kit.pact("exec", "--nodes", "n[1-3]", "--", command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE) as one:
+        within(lambda: len(alive(marker)) >= 6, "it runs on all", 30)
+        kit.write_keys(without=["root"])
+        try:
+            within(lambda: not alive(marker), "nothing is left running", 20)
+            _, err = one.communicate(timeout=30)
+            assert one.returncode != 0 and b"key" in err, err
+        finally:
+            kit.write_keys()
+            kit.knows("root")
+    ended = [r for r in kit.records("n1", "executed") if marker in r["data"]["command"]]
+    assert ended and ended[0]["data"]["why"], ended
+
+
+@pytest.mark.invariant("F90")
+@pytest.mark.parametrize("silent_s", [1.0, 8.0])
+def test_a_node_that_hears_nothing_when_it_is_cancelled_ends_it_when_it_does(
+    kit: Fleet, marker: str, silent_s: float
+) -> None:
+    """Its agent is stopped: for a moment, and for so long that it is given up."""
+    with kit.pact(
+        "exec", "--nodes", "n[1-3]", "--", f"sleep {marker}; true", stdin=subprocess.DEVNULL, stderr=subprocess.PIPE
+    ) as one:
+        within(lambda: len(alive(marker)) >= 3, "it runs on all", 30)
+        agent = kit.processes["n3"]
+        agent.send_signal(signal.SIGSTOP)
+        try:
+            one.send_signal(signal.SIGINT)
+            assert one.wait(10) == 130
+            within(lambda: len(alive(marker)) <= 1, "the others have ended", 4)
+            time.sleep(silent_s)
+        finally:
+            agent.send_signal(signal.SIGCONT)
+        within(lambda: not alive(marker), "nothing is left running", 15)
+    kit.connected("n3")
+
+
+@pytest.mark.invariant("F90")
+@pytest.mark.parametrize("live", [False, True])
+def test_a_cancellation_that_is_lost_on_the_way_ends_it_all_the_same(kit: Fleet, marker: str, live: bool) -> None:
+    """The connection breaks, somebody presses Ctrl-C, and the node is back at once."""
+    name = f"b{int(live)}"
+    kit.add(name, "node")
+    kit.admit(f"see{int(live)}", "viewer")  # then the node's key is known, too
+    between = Between(kit.below)
+    try:
+        kit.node_up(name, between.url)
+        words = ["exec", *(["-L"] if live else []), "--nodes", name, "--", f"sleep {marker}; true"]
+        with kit.pact(*words, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE) as one:
+            within(lambda: alive(marker), "it runs", 30)
+            between.cut()
+            one.send_signal(signal.SIGINT)
+            assert one.wait(10) == 130
+            between.open = True
+            within(lambda: not alive(marker), "nothing is left running", 15)
+    finally:
+        kit.kill(name, 15)
+        between.close()
+
+
+def test_a_client_that_never_takes_anything_stops_its_own_command_only(kit: Fleet, marker: str) -> None:
+    with kit.client() as client:
+        kit.opened(client, "exec", "n1", words=[f"yes {marker}"], live=True, limit_ms=60_000)
+        came = [0]
+        client.on_frames = lambda m: came.__setitem__(0, came[0] + m.head["size"])
+        ends = time.monotonic() + 2.0
+        while time.monotonic() < ends:
+            client.pump(100)
+        assert 0 < came[0] <= BULK_CREDIT
+        assert kit.run_pact("exec", "--nodes", "n1", "--", "seq 1 20000 | tail -1").stdout.endswith("20000\n")
+        client.cancel()
+        within(lambda: not alive(marker), "nothing is left running", 10)
