@@ -162,6 +162,14 @@ def test_no_checkouts_path_and_no_loose_end_is_named() -> None:
     assert found == []
 
 
+def test_nothing_works_with_a_naive_twin_where_a_kernel_was_built() -> None:
+    """Who wants a kernel asks for the module that chooses: a twin's results are the same, so that no other test sees
+    it."""
+    naive = re.compile(r"^\s*(?:from|import) pact\._fast\.(?:reference\w*)", re.M)
+    using = [relative(p) for p in (ROOT / "pact").rglob("*.py") if naive.search(p.read_text())]
+    assert sorted(using) == ["pact/_fast/__init__.py", "pact/net/ports.py"]
+
+
 def test_lines_end_tidily() -> None:
     bad = [
         f"{relative(p)}:{n}"

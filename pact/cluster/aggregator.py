@@ -20,7 +20,6 @@ import zmq
 
 from pact import __version__
 from pact._fast import syscalls
-from pact._fast.reference_sockets import Port
 from pact.cluster import auth, config, sealing
 from pact.cluster.config import AggregatorConfig
 from pact.cluster.http import Http
@@ -42,6 +41,7 @@ from pact.limits import FRAME_MAX
 from pact.model import NS_PER_S
 from pact.net import keys
 from pact.net.links import Links, end_dead_connections
+from pact.net.ports import Port
 
 ROUTER_BATCH: Final = 16  # how many batches one turn reads
 ROUTER_READ: Final = 64  # how many messages are read at once

@@ -8,7 +8,6 @@ from typing import Any, Final
 
 import zmq
 
-from pact._fast.reference_sockets import Port
 from pact.core.tree import wire
 from pact.core.tree.uplink import Connect, Disconnect, Parent, Send
 from pact.core.tree.wire import Message
@@ -16,6 +15,7 @@ from pact.errors import RemoteProtocolError
 from pact.limits import FRAME_MAX
 from pact.net.keys import Key
 from pact.net.monitors import next_event
+from pact.net.ports import Port
 
 DEAD_MS: Final = 15_000
 KEEPALIVE_S: Final = (10, 5, 3)  # idle time before the first probe, interval, number of probes
@@ -25,7 +25,7 @@ RECEIVE_HWM: Final = 1_000
 GOODBYE_MS: Final = 200
 DRAIN_MAX: Final = 256
 COPIED: Final = 1 << 62  # messages of a parent are copied, whatever their size
-COPY_MAX: Final = 64 << 10  # longer messages to a parent are not copied
+COPY_MAX: Final = 256 << 10  # longer messages to a parent are not copied: a thread of pyzmq's looks after those
 NOW: Final = int(zmq.NOBLOCK)
 
 
