@@ -20,6 +20,7 @@ from pact.session.packing import Packer, unpacked
 TICK_MS: Final = 500  # how often to look whether the connection lives
 PUMP: Final = 16  # messages at once
 WHY_MAX: Final = 1000
+GIVE_STEP: Final = WINDOW_MAX // 4  # credit that is given at once, where much comes
 EARLY_MAX: Final = CREDIT  # bytes that may come before the answer that opens the stream
 
 
@@ -78,7 +79,7 @@ class Terminal:
         self._packer = Packer()
         self._in: list[bytes] = []
         self._over = False
-        self._came = 0
+        self._came = self._give = 0
         self._wide = False
         client.on_frames = self._hear
         early.take(self._hear)
@@ -102,22 +103,30 @@ class Terminal:
             except PactError as exc:
                 self._cut(exc.message, isinstance(exc, DeniedError))
         if not self._in and not self._over:
+            if self._give:  # nothing else is under way now that this could go with
+                self._send(b"")
             raise BlockingIOError
         data, self._in = b"".join(self._in), []
         return data
 
     def send(self, data: bytearray, /) -> int:
         """Takes everything. What does not get through is told by ``recv``."""
+        for piece in self._packer.feed(bytes(data)):
+            self._give += piece.give
+            if not self._wide and self._came > CREDIT:  # more than a screen: let it come as fast as it can
+                self._wide = True
+                self._give += WINDOW_MAX - CREDIT
+            if piece.body or not self._wide or self._give >= GIVE_STEP:
+                self._send(piece.body, piece.size)
+        return len(data)
+
+    def _send(self, body: bytes, size: int = 0) -> None:
+        """Say this, and give what credit there is to give."""
+        give, self._give = self._give, 0
         try:
-            for piece in self._packer.feed(bytes(data)):
-                give = piece.give
-                if not self._wide and self._came > CREDIT:  # more than a screen: let it come as fast as it can
-                    self._wide = True
-                    give += WINDOW_MAX - CREDIT
-                self._say(piece.body, piece.size, give)
+            self._say(body, size, give)
         except PactError as exc:
             self._cut(exc.message, isinstance(exc, DeniedError))
-        return len(data)
 
     def leave(self) -> None:
         """This side goes; the session does not."""
