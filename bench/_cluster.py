@@ -241,7 +241,7 @@ class Cluster:
             authorized = self._authorized(name, {**dict.fromkeys(below[i], "node"), **self.extra})
             path.write_text(
                 f'[aggregator]\nname = "{name}"\nrack = "r{i}"\ntree = "{self.urls[i]}"\nparents = {parents}\n'
-                f'http = ""\nchildren = {max(256, len(below[i]))}\n'
+                f'http = ""\nchildren = {max(256, len(below[i]) + len(self.extra))}\n'
                 f'[keys]\nsecret = "{self._secret(name)}"\nauthorized = "{authorized}"\n'
             )
             out.append(str(path))

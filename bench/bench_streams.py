@@ -27,7 +27,11 @@ from pathlib import Path
 from typing import Any, Self
 
 import zmq
-from _cluster import REPOSITORY, Cluster, asked, free_ports
+from _cluster import REPOSITORY, Cluster, asked, free_ports, rss_kib
+
+from pact.cluster.client import RootClient
+from pact.cluster.streams import Secrets
+from pact.net import keys as keys_
 
 Figure = dict[str, Any]
 SHELL = "PS1='here> ' exec bash --norc --noprofile -i"
@@ -106,10 +110,11 @@ class Desk:
         (self.base / "n1.toml").write_text(
             f'[node]\nname = "n1"\n[state]\ndir = "{self.base}/state"\n[control]\nsocket = "{self.socket}"\n'
             f'[declared]\nfiles = []\n[hooks]\ndir = "{self.base}/hooks"\n[shell]\nroot = ["root"]\n'
-            f"transcript = false\n"
+            f"transcript = false\nsessions = 512\n"
             f'[cluster]\nparents = [{{url = "{below}", key = "{key}"}}]\nroots = ["{root}"]\n'
             f'sealed = true\n[keys]\nsecret = "{self.base}/n1.secret"\n'
         )
+        self.server, self.root = (below, key), root
         (self.home / ".config" / "pact").mkdir(parents=True)
         (self.home / ".config" / "pact" / "client.toml").write_text(
             f"via = {json.dumps(below)}\nserver_key = {json.dumps(key)}\nsealed = true\n"
@@ -242,8 +247,8 @@ def storm(desk: Desk) -> Iterator[None]:
 
 @contextlib.contextmanager
 def outputs(desk: Desk, count: int) -> Iterator[None]:
-    """So many commands on the same node whose output never ends."""
-    words = desk.pact("exec", "--output-max", str(64 << 20), "--nodes", "n1", "--", "yes")
+    """So many commands on the same node whose output never ends. Who reads it would sit at another machine."""
+    words = ["nice", *desk.pact("exec", "--output-max", str(64 << 20), "--nodes", "n1", "--", "yes")]
     null = subprocess.DEVNULL
     asked_ = [subprocess.Popen(words, env=desk.env, cwd=REPOSITORY, stdin=null, stdout=null) for _ in range(count)]
     time.sleep(4.0)
@@ -329,15 +334,18 @@ class Crowd(Desk):
             path.touch(0o600)
             path.write_text(cluster.keys[name].secret + "\n")
         (self.base / "run").mkdir()
+        for fleet in cluster.fleets:  # those nodes have machines of their own
+            os.setpriority(os.PRIO_PROCESS, fleet.pid, 10)
         self._configure(below, key, root)
         self._run(*PYTHON, "agent", "--config", f"{self.base}/n1.toml")
         self._until_up()
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
-        words = self.pact("exec", "-L", "--timeout", "5m", "--nodes", f"n[00001-{len(self.cluster.names):05}]", "--")
+        nodes = f"n[00001-{len(self.cluster.names):05}]"
+        words = ["nice", *self.pact("exec", "-L", "--timeout", "5m", "--nodes", nodes, "--", "yes")]
         null = subprocess.DEVNULL
-        with subprocess.Popen([*words, "yes"], env=self.env, cwd=REPOSITORY, stdin=null, stdout=subprocess.PIPE) as one:
+        with subprocess.Popen(words, env=self.env, cwd=REPOSITORY, stdin=null, stdout=subprocess.PIPE) as one:
             assert one.stdout is not None
             seen: set[bytes] = set()
             rest = b""
@@ -433,6 +441,34 @@ def many(quick: bool) -> list[Figure]:
     return [{"name": name, "value": whole_s, "unit": "s", "goal": "< 1", "ok": whole_s < 1.0}]
 
 
+def idle(desk: Desk, quick: bool) -> list[Figure]:
+    """Sessions with a terminal that nobody uses, opened through the tree: what they cost the agent and the aggregator.
+    What each costs on the node is in ``bench_shell.py``."""
+    opened = count = 32 if quick else 240
+    pids = {"agent": desk.processes[2].pid, "aggregator": desk.processes[1].pid}
+    before = {name: rss_kib(pid) for name, pid in pids.items()}
+    key = keys_.load(f"{desk.base}/root.secret")
+    with contextlib.ExitStack() as stack:
+        for _ in range(count // 15 + 1):
+            client = stack.enter_context(RootClient([desk.server], key, "root", roots=[desk.root], sealed=True))
+            for _ in range(min(15, count)):
+                wish = {"terminal": True, "words": ["exec sleep 600"], "stream": Secrets().public}
+                _, said, _ = asked(client, "shell_open", wish, "n1")
+                assert said.exit == 0, said
+                count -= 1
+        grown = {name: (rss_kib(pid) - before[name]) / opened for name, pid in pids.items()}
+    return [
+        {
+            "name": f"an idle session at the {name}",
+            "value": grown[name],
+            "unit": "KiB",
+            "goal": "< 64",
+            "ok": grown[name] < 64,
+        }
+        for name in pids
+    ]
+
+
 def fan_out(desk: Desk, quick: bool) -> list[Figure]:
     """At equal counts: virtual nodes, and as many connections to one sshd."""
     clush = shutil.which("clush") or str(Path(sys.executable).parent / "clush")
@@ -467,11 +503,17 @@ def run(quick: bool = False) -> list[Figure]:
     if os.geteuid() or not shutil.which("ssh") or not os.path.exists("/usr/sbin/sshd"):
         raise RuntimeError("run it as root, with openssh-server and openssh-client installed")
     with Desk() as desk:
-        figures = [*shells(desk, quick), *keys(desk, quick), *throughput(desk, quick), *fan_out(desk, quick)]
+        figures = [
+            *shells(desk, quick),
+            *keys(desk, quick),
+            *throughput(desk, quick),
+            *fan_out(desk, quick),
+            *idle(desk, quick),
+        ]
     return [*figures, *crowded(quick), *many(quick)]
 
 
-PARTS: dict[str, Any] = {"shells": shells, "keys": keys, "throughput": throughput, "fan_out": fan_out}
+PARTS: dict[str, Any] = {"shells": shells, "keys": keys, "throughput": throughput, "fan_out": fan_out, "idle": idle}
 CROWDS: dict[str, Any] = {"crowded": crowded, "many": many}
 
 if __name__ == "__main__":

@@ -79,8 +79,10 @@ def test_a_time_limit_ends_everything(kit: Fleet, marker: str) -> None:
 
 
 @pytest.mark.invariant("F90")
-@pytest.mark.parametrize("live", [False, True])
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    ("how", "live"),
+    [(signal.SIGINT, False), (signal.SIGINT, True), (signal.SIGTERM, True), (signal.SIGKILL, True)],
+)
 def test_who_asked_and_goes_ends_it_everywhere(kit: Fleet, marker: str, how: int, live: bool) -> None:
     command = f"trap '' TERM HUP; setsid -f sleep {marker}; (sleep {marker}; true) & sleep {marker}; true"
     words = ["exec", *(["-L"] if live else []), "--nodes", "n[1-3]", "--", command]

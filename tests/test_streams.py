@@ -115,7 +115,8 @@ def test_frames_of_a_node_that_is_elsewhere_and_of_no_request_go_nowhere() -> No
     assert tree.ups(peer("n1"), frames(b"x", node="n2"), b"x") == []
     assert tree.ups(ANN, frames(b"x", id=8), b"x") == []
     assert tree.ups(ANN, frames(b"x"), b"x") == [], "a client has no calls"
-    assert tree.relay.violations == 3 and not tree.relay.streams.open
+    assert tree.ups(peer("n1"), frames(b"x", call="1" * 65), b"x") == [], "nor is a name of 64 KiB kept"
+    assert tree.relay.violations == 4 and not tree.relay.streams.open
 
 
 @pytest.mark.invariant("S8")

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import base64
 import os
-from typing import Final
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
-from pact.agent.sessionfiles import read_state
+from pact.agent.sessionfiles import read_state, shown
+from pact.core.node.payloads import Executed
 from pact.errors import PactError
 from pact.host import owned
+from pact.model import Owner
 
 PLACE: Final = "exec"
 DIRECTORY: Final = "directory of commands"
@@ -41,3 +44,28 @@ def shown_output(name: str, data: bytes) -> dict[str, str]:
         return {name: data.decode()}
     except UnicodeDecodeError:
         return {f"{name}_base64": base64.b64encode(data).decode()}
+
+
+def executed_of(
+    words: Any, owner: Owner, state: Mapping[str, Any], key: str, result: Mapping[str, Any]
+) -> Callable[[int | None, int | None, int | None, bool], Executed]:
+    """Makes the record of a command that has ended: from how long it took, its bytes in and out, and whether they were
+    cut. ``key``: of who asked."""
+
+    def made(ns: int | None, sent: int | None, out: int | None, truncated: bool) -> Executed:
+        return Executed(
+            command=shown(list(words)),
+            owner=owner,
+            account=state["account"],
+            exit=result.get("exit"),
+            key=key,
+            signal=result.get("signal", ""),
+            why=result.get("why", ""),
+            uid=owner.uid,
+            duration_ns=ns,
+            in_bytes=sent,
+            out_bytes=out,
+            truncated=truncated,
+        )
+
+    return made

@@ -15,18 +15,17 @@ import os
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
-from pact.agent.commandfiles import DIRECTORY, place_beside, shown_output
-from pact.agent.sessionfiles import end_what_is_left, owner_of_session, read_state, shown
+from pact.agent.commandfiles import DIRECTORY, executed_of, place_beside, shown_output
+from pact.agent.sessionfiles import end_what_is_left, owner_of_session, read_state
 from pact.agent.streams import Carrier, Pipe, Streams
 from pact.core import ops, strict
 from pact.core.node.events import Caller, SessionTold
-from pact.core.node.payloads import Executed
 from pact.core.tree.lanes import BULK_CREDIT, PIECE_MAX, WEIGHT_MIN
 from pact.errors import ConflictError, DeniedError, PactError, UnreachableError, UsageError
 from pact.host import owned
@@ -48,6 +47,8 @@ LIMIT_MAX_MS: Final = 3600 * 1000
 LAUNCH_S: Final = 20.0
 UNREAD_S: Final = 60.0  # how long output is kept after the command's time, for a reader that does not read
 LEFT_S: Final = 2.0  # how long a command goes on whose agent has gone
+READS_PER_TURN: Final = 2
+READ: Final = 64 << 10
 THROWN_BYTES, THROWN_S = 256 << 10, 0.02  # how fast output beyond the bound is read
 ANSWER_MAX: Final = 64 << 10
 COMMAND_MAX: Final = 64 << 10
@@ -92,6 +93,7 @@ class Executing:
         self.directory = place_beside(streams.kept.directory) if streams.kept is not None else ""
         self.running: dict[str, Execution] = {}  # by call
         self.unread: dict[str, Execution] = {}  # by call: they have ended, and not all of their output was taken
+        self._readable: dict[str, Execution] = {}
         self._number = 0
         self._thrown_s = 0.0
         self._left = bool(self.directory) and os.path.isdir(self.directory)
@@ -175,7 +177,7 @@ class Executing:
         if one.state is None:
             self._prepared(one)
         else:
-            self._from_command(one)
+            self._readable[one.call] = one  # its turn comes: a terminal on this node does not wait for all of them
 
     def _prepared(self, one: Execution) -> None:
         data = one.pipe.receive()
@@ -233,7 +235,7 @@ class Executing:
             one.pipe.send(frames.frame(b"D"))
 
     def _from_command(self, one: Execution) -> None:
-        data = one.pipe.receive()
+        data = one.pipe.receive(READ)
         if data is None:
             return
         try:
@@ -338,7 +340,7 @@ class Executing:
         self._close(one)
         state = read_state(state_path(self.directory, one.id)) or one.state
         owner = owner_of_session(state, one.caller.owner)
-        said = self._executed(one.request.words, owner, state, one.caller.actor.user, self._result(one))
+        said = executed_of(one.request.words, owner, state, one.caller.actor.user, self._result(one))
         said_ns = int((self._now_s() - one.began_s) * 1e9)
         executed = said(said_ns, one.sent, one.out, one.truncated)
         if not agent.journal_error:
@@ -356,28 +358,6 @@ class Executing:
             self._answer(
                 one, {**self._result(one), **shown_output("stdout", out[b"O"]), **shown_output("stderr", out[b"E"])}
             )
-
-    @staticmethod
-    def _executed(
-        words: Any, owner: Owner, state: Mapping[str, Any], key: str, result: Mapping[str, Any]
-    ) -> Callable[[int | None, int | None, int | None, bool], Executed]:
-        def made(ns: int | None, sent: int | None, out: int | None, truncated: bool) -> Executed:
-            return Executed(
-                command=shown(list(words)),
-                owner=owner,
-                account=state["account"],
-                exit=result.get("exit"),
-                key=key,
-                signal=result.get("signal", ""),
-                why=result.get("why", ""),
-                uid=owner.uid,
-                duration_ns=ns,
-                in_bytes=sent,
-                out_bytes=out,
-                truncated=truncated,
-            )
-
-        return made
 
     def _answer(self, one: Execution, result: dict[str, Any]) -> None:
         if one.token in one.client.tokens:
@@ -448,6 +428,10 @@ class Executing:
             self._stop(one, "")
             if carrier is not None:
                 carrier.send(frames.said(b"X", {"why": "its output was not read"}), last=True)
+        for call in list(self._readable)[:READS_PER_TURN]:
+            readable = self._readable.pop(call)
+            if self.running.get(call) is readable:
+                self._from_command(readable)
         if not self.running:
             return
         throws = now_s >= self._thrown_s + THROWN_S
@@ -470,7 +454,7 @@ class Executing:
 
     def next_s(self) -> float:
         """Seconds until ``turn`` has something to do. Call it while ``busy``."""
-        if self._left:
+        if self._left or self._readable:
             return 0.0
         now_s = self._now_s()
         due = [min(one.ends_s, now_s + 60.0) for one in (*self.running.values(), *self.unread.values())]
@@ -516,7 +500,7 @@ class Executing:
         why = end.get("why") or "the agent ended while it ran"
         actor = Actor(**about["actor"], call=about.get("call", "")) if about.get("actor") else AGENT_ACTOR
         result = {"exit": end.get("exit"), "signal": end.get("signal", ""), "why": why}
-        made = self._executed(state["command"], owner, state, about.get("user", ""), result)
+        made = executed_of(state["command"], owner, state, about.get("user", ""), result)
         executed = made(end.get("ns"), end.get("in"), end.get("out"), False)
         self._agent.step(SessionTold(*self._agent.now(), executed, actor))
         self._forget_files(name)

@@ -105,10 +105,10 @@ class Pipe:
             self._mask = mask
             self._streams.watch(self.fd, mask)
 
-    def receive(self) -> bytes | None:
+    def receive(self, most: int = READ) -> bytes | None:
         """What has come; b"" if it has ended, ``None`` if there is nothing now."""
         try:
-            return self.sock.recv(READ)
+            return self.sock.recv(most)
         except BlockingIOError:
             return None
         except OSError:

@@ -33,8 +33,9 @@ from pact.core.tree.wire import Head, Message, NewHead
 #: The most that may be on its way from one child, or to it, of all its streams together.
 CHILD_WINDOW_MAX: Final = {"node": 16 << 20, "client": 64 << 20, "aggregator": 128 << 20}
 #: How many streams may lead to or from one child.
-STREAMS_MAX: Final = {"node": 128, "client": 16_384, "aggregator": 16_384}
+STREAMS_MAX: Final = {"node": 1024, "client": 16_384, "aggregator": 16_384}
 WHY_MAX: Final = 200
+CALL_MAX: Final = 64  # characters of a call's name
 
 Key = tuple[str, str, int, str]
 
@@ -110,6 +111,8 @@ class Streams:
             left = self.open.get(key_of(head))  # a node's stream may end after the news that it is not there any more
             if not head["end"] or left is None or left.child is not child:
                 return [], "frames of a node that is not below it"
+        if len(head["call"]) > CALL_MAX:
+            return [], "frames of a call with an endless name"
         out: Said = []
         if head["bulk"] and child.role != CLIENT and (size := self._lane(child).has_read(body)):
             out.append(Down(child, "took", {"bytes": size}))
