@@ -18,7 +18,7 @@ from pact.core.records import GENESIS, Record, seal
 from pact.core.root.twins import Twins
 from pact.core.tree import wire
 from pact.core.tree.member import CACHED_BYTES_MAX
-from pact.core.tree.uplink import Parent
+from pact.core.tree.parents import Parent
 from pact.host.clock import boottime_ns
 from pact.journal.sqlite import SqliteJournal
 

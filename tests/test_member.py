@@ -26,8 +26,9 @@ from pact.core.tree.member import (
     caller_of,
 )
 from pact.core.tree.outbox import Outbox, Read
+from pact.core.tree.parents import Parent
 from pact.core.tree.seals import NodeSeals
-from pact.core.tree.uplink import Connect, Lost, Note, Parent, Send
+from pact.core.tree.uplink import Connect, Lost, Note, Send
 from pact.core.tree.wire import Message, message
 
 PARENTS = [Parent("tcp://a0:1", "k"), Parent("tcp://a1:1", "k")]

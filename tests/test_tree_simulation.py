@@ -17,9 +17,10 @@ import pytest
 from pact.core.tree import member, wire
 from pact.core.tree.directory import Peer
 from pact.core.tree.outbox import Outbox, Read, Up, with_answer
+from pact.core.tree.parents import Parent
 from pact.core.tree.relay import Ended, Relay, ToChildren, ToEach
 from pact.core.tree.seals import Keys, NodeSeals, RootSeals
-from pact.core.tree.uplink import Connect, Deliver, Disconnect, Lost, Note, Parent, Send, Uplink
+from pact.core.tree.uplink import Connect, Deliver, Disconnect, Lost, Note, Send, Uplink
 from pact.core.tree.wire import Message, message
 from pact.model import NS_PER_S
 from pact.sim.seeds import seeds

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from pact.core.tree import wire
-from pact.core.tree.uplink import Connect, Deliver, Disconnect, Lost, Note, Parent, Send, Uplink, preference
+from pact.core.tree.parents import Parent
+from pact.core.tree.uplink import Connect, Deliver, Disconnect, Lost, Note, Send, Uplink, preference
 from pact.core.tree.wire import Message, message
 from pact.model import NS_PER_S
 

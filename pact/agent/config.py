@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from pact.core.settings import DEFAULT_WEIGHTS, Settings, billionths
-from pact.core.tree.uplink import Parent
+from pact.core.tree.parents import Parent
 from pact.errors import ConfigError
 from pact.host.fields import (
     a_bool,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from pact.core.tree.uplink import Parent
+from pact.core.tree.parents import Parent
 from pact.host.fields import a_bool, a_text, fill
 from pact.net.members import TCP_URL, parents, require_roots, root_keys
 

@@ -15,8 +15,8 @@ from typing import Any, Final
 from pact.cluster.clientconfig import url
 from pact.core.root.term import Limits
 from pact.core.tree.directory import ROOT
+from pact.core.tree.parents import Parent
 from pact.core.tree.relay import BUFFER_MAX, CHILDREN_MAX
-from pact.core.tree.uplink import Parent
 from pact.errors import ConfigError
 from pact.host import owned
 from pact.host.fields import a_bool, a_choice, a_count, a_duration, a_name, a_number, a_rack, a_size, a_text, fill

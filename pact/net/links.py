@@ -9,7 +9,8 @@ from typing import Any, Final
 import zmq
 
 from pact.core.tree import wire
-from pact.core.tree.uplink import Connect, Disconnect, Parent, Send
+from pact.core.tree.parents import Parent
+from pact.core.tree.uplink import Connect, Disconnect, Send
 from pact.core.tree.wire import Message
 from pact.errors import RemoteProtocolError
 from pact.limits import FRAME_MAX

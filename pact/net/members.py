@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any, Final
 
+from pact.core.tree.parents import Parent
 from pact.core.tree.seals import ROOTS_MAX
-from pact.core.tree.uplink import Parent
 from pact.errors import ConfigError
 from pact.host.fields import near
 from pact.net.keys import is_public

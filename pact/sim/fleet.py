@@ -48,8 +48,9 @@ from pact.core.tree.member import (
     caller_of,
 )
 from pact.core.tree.outbox import Outbox, Read, Up, can_wait, with_answer
+from pact.core.tree.parents import Parent
 from pact.core.tree.seals import NodeSeals, key_id
-from pact.core.tree.uplink import OF_LINKS, Connect, Disconnect, Lost, Note, Parent, Send
+from pact.core.tree.uplink import OF_LINKS, Connect, Disconnect, Lost, Note, Send
 from pact.core.tree.wire import Head, Message
 from pact.host.clock import boottime_ns
 from pact.model import NS_PER_S, Declared, Owner

@@ -18,8 +18,9 @@ import orjson
 from pact.core import ops
 from pact.core.tree.kept import Kept
 from pact.core.tree.outbox import Outbox, Read, Up
+from pact.core.tree.parents import Parent
 from pact.core.tree.seals import NodeSeals, of_one
-from pact.core.tree.uplink import Deliver, Lost, Note, Parent, Random, Uplink
+from pact.core.tree.uplink import Deliver, Lost, Note, Random, Uplink
 from pact.core.tree.uplink import Effect as UplinkEffect
 from pact.core.tree.wire import Head, Message, NewHead, beside
 from pact.errors import EXIT_CONFLICT, EXIT_FAILED, EXIT_UNREACHABLE

@@ -19,6 +19,7 @@ from pact.core.phases import OPEN
 from pact.core.tree import wire
 from pact.core.tree.checks import SESSION_BITS
 from pact.core.tree.outbox import Up
+from pact.core.tree.parents import Parent
 from pact.core.tree.wire import Head, Message
 from pact.errors import LocalProtocolError
 from pact.model import NS_PER_S
@@ -48,15 +49,6 @@ KEEP_OPEN: Final = 2  # connections to parents that said sorry, kept to avoid an
 
 class Random(Protocol):
     def uniform(self, a: float, b: float) -> float: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Parent:
-    """A parent's address, its public key (Z85), and the rack that it serves, if known."""
-
-    url: str
-    key: str
-    rack: str = ""
 
 
 # -- effects --------------------------------------------------------------------------------------------------------
