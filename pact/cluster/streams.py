@@ -21,7 +21,7 @@ TICK_MS: Final = 500  # how often to look whether the connection lives
 PUMP: Final = 16  # messages at once
 WHY_MAX: Final = 1000
 GIVE_STEP: Final = WINDOW_MAX // 4  # credit that is given at once, where much comes
-EARLY_MAX: Final = CREDIT  # bytes that may come before the answer that opens the stream
+EARLY_MAX: Final = 2 * CREDIT  # bytes that may come before the answer that opens the stream, and what is beside them
 
 
 class Secrets:
