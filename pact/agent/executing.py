@@ -26,6 +26,7 @@ from pact.agent.sessionfiles import end_what_is_left, owner_of_session, read_sta
 from pact.agent.streams import Carrier, Pipe, Streams
 from pact.core import ops, strict
 from pact.core.node.events import Caller, SessionTold
+from pact.core.node.payloads import Executed
 from pact.core.tree.lanes import BULK_CREDIT, PIECE_MAX, WEIGHT_MIN
 from pact.errors import ConflictError, DeniedError, PactError, UnreachableError, UsageError
 from pact.host import owned
@@ -97,6 +98,7 @@ class Executing:
         self._number = 0
         self._thrown_s = 0.0
         self._left = bool(self.directory) and os.path.isdir(self.directory)
+        self._owed: dict[str, tuple[Executed, Actor]] = {}  # by name: they have ended, and cannot be recorded now  # J9
 
     # -- beginning ----------------------------------------------------------------------------------------------------
 
@@ -343,9 +345,7 @@ class Executing:
         said = executed_of(one.request.words, owner, state, one.caller.actor.user, self._result(one))
         said_ns = int((self._now_s() - one.began_s) * 1e9)
         executed = said(said_ns, one.sent, one.out, one.truncated)
-        if not agent.journal_error:
-            agent.step(SessionTold(*agent.now(), executed, one.caller.actor))
-        self._forget_files(one.id)
+        self._record(one.id, executed, one.caller.actor)
         if one.carrier is not None:
             self.unread[one.call] = one
             one.ends_s = self._now_s() + UNREAD_S
@@ -358,6 +358,15 @@ class Executing:
             self._answer(
                 one, {**self._result(one), **shown_output("stdout", out[b"O"]), **shown_output("stderr", out[b"E"])}
             )
+
+    def _record(self, name: str, executed: Executed, actor: Actor) -> None:
+        """Its files stay until its end is on record: the next agent finds them."""
+        if not self._agent.journal_error:
+            self._agent.step(SessionTold(*self._agent.now(), executed, actor))
+        if self._agent.journal_error:
+            self._owed[name] = executed, actor
+        else:
+            self._forget_files(name)
 
     def _answer(self, one: Execution, result: dict[str, Any]) -> None:
         if one.token in one.client.tokens:
@@ -419,9 +428,13 @@ class Executing:
 
     def turn(self) -> None:
         """What is due."""
-        if self._left:
-            self._left = False
-            self._sweep()
+        if not self._agent.journal_error:
+            if self._left:
+                self._left = False
+                self._sweep()
+            owed, self._owed = self._owed, {}
+            for name, (executed, actor) in owed.items():
+                self._record(name, executed, actor)
         now_s = self._now_s()
         for one in [x for x in self.unread.values() if now_s >= x.ends_s]:
             carrier = one.carrier
@@ -450,11 +463,11 @@ class Executing:
 
     @property
     def busy(self) -> bool:
-        return self._left or bool(self.running or self.unread)
+        return self._left or bool(self.running or self.unread or self._owed)
 
     def next_s(self) -> float:
         """Seconds until ``turn`` has something to do. Call it while ``busy``."""
-        if self._left or self._readable:
+        if self._readable or (self._left and not self._agent.journal_error):
             return 0.0
         now_s = self._now_s()
         due = [min(one.ends_s, now_s + 60.0) for one in (*self.running.values(), *self.unread.values())]
@@ -488,7 +501,7 @@ class Executing:
 
     def _sweep_one(self, name: str) -> None:
         state = read_state(state_path(self.directory, name))
-        if state is None or self._agent.journal_error:
+        if state is None:
             return
         if started_at(state["pid"]) == state["start"] != 0:
             self._end(name, "the agent was started again")
@@ -502,5 +515,4 @@ class Executing:
         result = {"exit": end.get("exit"), "signal": end.get("signal", ""), "why": why}
         made = executed_of(state["command"], owner, state, about.get("user", ""), result)
         executed = made(end.get("ns"), end.get("in"), end.get("out"), False)
-        self._agent.step(SessionTold(*self._agent.now(), executed, actor))
-        self._forget_files(name)
+        self._record(name, executed, actor)
