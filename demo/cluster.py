@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from netsite import Site, SiteError, missing
-from telling import DemoError, check, enter, good, paint, tell, title, wait_until
+from telling import DemoError, Typed, all_of_root, check, enter, good, paint, tell, title, wait_until
 
 NODES = int(os.environ.get("PACT_DEMO_NODES", "24"))
 SYSCTL = "net.ipv4.tcp_keepalive_time"
-BUSY, AWAY = "n07", "n03"
+BUSY, AWAY, WORK = "n07", "n03", "n05"
 
 
 class Demo:
@@ -66,12 +66,13 @@ class Demo:
         self.etcd_leader_dies()
         self.root_dies()
         self.rolled_back()
+        self.worked()
         self.proved()
 
     def begin(self) -> None:
         site = self.site
         title(1, f"A sealed site: three aggregators, etcd with three members, {NODES} nodes in namespaces of their own")
-        people = {"ops": "admin", "events": "subscriber"}
+        people = {"ops": "admin", "root": "admin", "events": "subscriber"}
         site.make_keys(
             {
                 **dict.fromkeys(("root1", "root2"), "aggregator"),
@@ -87,7 +88,8 @@ class Demo:
         site.start_aggregator("agg1", 3, ["root1", "root2"])
         for i, name in enumerate(self.names, 1):
             site.make_node(name, i)
-            site.start_agent(name, ["agg1", "root1", "root2"], '[window]\nbase = "10m"\nfloor = "5s"')
+            more = '[window]\nbase = "10m"\nfloor = "5s"\n[shell]\nroot = ["root"]\ntranscript = false'
+            site.start_agent(name, ["agg1", "root1", "root2"], more)
         site.write_client("ops", ["root1", "root2", "agg1"])
         wait_until(lambda: len(site.connected()) == NODES, "every node is connected", 60)
         self.pact("nodes")
@@ -160,8 +162,42 @@ class Demo:
         self.pact("groups", "--all")
         self.pact("check", "--nodes", self.set)
 
+    def worked(self) -> None:
+        title(7, f"A shell on {WORK}, through the tree")
+        if not all_of_root():
+            tell("   left out: sessions need root of the machine itself, and here it is root of a user namespace")
+            return
+        self.site.write_client("root", ["agg1", "root1", "root2"])
+        prompt = f"{WORK}# "
+        words = ["shell", WORK, "--", f"PS1='{prompt}' exec bash --norc --noprofile -i"]
+        print(paint("   $ ", "33") + f"pact shell {WORK}", flush=True)
+        terminal = Typed(self.site.argv(words), self.site.env)
+        try:
+            if not terminal.until(prompt):
+                tell(f"   left out: {terminal.text.strip()}")
+                return
+            terminal.type(f"echo workers = 8 > {self.conf}\r")
+            terminal.until(prompt)
+            wait_until(lambda: self.status()["drifted"], "the node has seen it")
+            terminal.type("exit\r")
+            if not terminal.until("[leave]"):
+                raise DemoError(f"nobody was asked: {terminal.text}")
+            terminal.type("r\r")
+            terminal.end()
+        finally:
+            terminal.close()
+            self.site.write_client("ops", ["root1", "root2", "agg1"])
+        for line in terminal.text.replace("\r", "").splitlines():
+            print(f"   {line}", flush=True)
+        check(self.site.nodes[WORK].path(self.conf).read_text() == "workers = 4\n", "asked on the way out, and undone")
+        closed = self.site.local(WORK, "--json", "log", "--type", "session_closed").out
+        check('"user":"root"' in closed.replace(" ", ""), "who was there, and for how long, is on record")
+
+    def status(self) -> Any:
+        return self.site.local(WORK, "--json", "status").json()
+
     def proved(self) -> None:
-        title(7, "What happened is in one order, without a gap, for any subscriber")
+        title(8, "What happened is in one order, without a gap, for any subscriber")
         followed = self.site.follow(self.site.leader(), "events")
         print(paint("   $ ", "33") + "python docs/examples/subscriber.py tcp://... '*' 0", flush=True)
 

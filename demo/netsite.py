@@ -284,7 +284,8 @@ class Site:
             cwd="/",
         )
         assert holder.stdin is not None and holder.stdout is not None
-        node = Node(name, number, holder, f"{self.work}/{name}.sock")
+        (self.work / name).mkdir()  # its sessions lie beside its socket
+        node = Node(name, number, holder, f"{self.work}/{name}/s")
         wait_until(lambda: _separate(holder.pid), f"namespaces of {name}")
         run("ip", "link", "add", f"v{number}", "type", "veth", "peer", "name", "eth0", "netns", str(holder.pid))
         run("ip", "link", "set", f"v{number}", "master", "br0", "up")

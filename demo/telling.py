@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import pty
+import select
 import subprocess
 import sys
+import termios
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 PLACES = ("/srv", "/mnt", "/media", "/opt")  # where a demonstration's tmpfs is mounted
@@ -74,3 +77,55 @@ def wait_until(condition: Callable[[], Any], text: str, seconds: float = PATIENC
             raise DemoError(f"not within {seconds:g} s: {text}")
         time.sleep(0.02)
     return value
+
+
+def all_of_root() -> bool:
+    """Whether root here is root of the machine, and not of a user namespace."""
+    with open("/proc/self/uid_map", encoding="ascii") as f:
+        return f.read().split() == ["0", "0", "4294967295"]
+
+
+class Typed:
+    """A command on a terminal of its own. ``text`` is what it has shown."""
+
+    def __init__(self, argv: Sequence[str], env: Mapping[str, str]) -> None:
+        self._master, slave = pty.openpty()
+        termios.tcsetwinsize(self._master, (24, 100))
+        self._process = subprocess.Popen(
+            argv, env={**env, "TERM": "dumb"}, stdin=slave, stdout=slave, stderr=slave, cwd="/", start_new_session=True
+        )
+        os.close(slave)
+        self.text, self._seen = "", 0
+
+    def _read(self) -> bool:
+        """False when nothing comes any more."""
+        if not select.select([self._master], [], [], 0.1)[0]:
+            return self._process.poll() is None
+        try:
+            self.text += os.read(self._master, 1 << 16).decode("utf-8", "replace")
+        except OSError:
+            return False
+        return True
+
+    def until(self, part: str) -> bool:
+        """Wait until it shows this, after what was waited for before. False if it ends first."""
+        end = time.monotonic() + 2 * PATIENCE_S
+        while (at := self.text.find(part, self._seen)) < 0:
+            if not self._read() or time.monotonic() > end:
+                return False
+        self._seen = at + len(part)
+        return True
+
+    def type(self, text: str) -> None:
+        os.write(self._master, text.encode())
+
+    def end(self) -> int:
+        while self._read():
+            pass
+        return self._process.wait(PATIENCE_S)
+
+    def close(self) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.wait()
+        os.close(self._master)
