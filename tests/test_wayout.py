@@ -134,6 +134,14 @@ def test_a_stat_says_what_is_new_gone_and_changed() -> None:
     assert stat.lines([]) == []
 
 
+def test_a_stat_names_no_attribute_that_is_not_declared() -> None:
+    actual = {"sha256": "b", "mode": "0644", "owner": "root", "group": "root", "xattrs": {}}
+    entry = {"id": "file:/srv/app.conf", "declared": {"sha256": "a", "mode": "0644"}, "actual": actual}
+    assert stat.lines([{**entry, "diff": "-x\n+y\n"}])[0] == " file:/srv/app.conf  +1 -1"
+    entry["declared"] = {"mode": "0600"}
+    assert stat.lines([entry])[0] == " file:/srv/app.conf  mode 0600 -> 0644"
+
+
 def test_records_of_sessions_in_words() -> None:
     opened = {"session": "s4", "owner": {"user": "ann"}, "account": "root", "from": "here", "terminal": "pts/1"}
     assert told.session_told(opened) == "s4 of ann as root from here on pts/1"

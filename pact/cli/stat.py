@@ -37,9 +37,9 @@ def _changed(entry: Mapping[str, Any]) -> str:
     minus = sum(line.startswith("-") and not line.startswith("---") for line in text)
     if plus or minus:
         parts.append(f"+{plus} -{minus}")
-    elif declared.get("sha256") != actual.get("sha256"):
+    elif "sha256" in declared and declared["sha256"] != actual.get("sha256"):
         parts.append("content")
-    for key in sorted({*declared, *actual} - QUIET):
+    for key in sorted(declared.keys() - QUIET):  # what is not declared may be anything
         if declared.get(key) != actual.get(key):
             parts.append(f"{clean(key)} {_value(declared.get(key))} -> {_value(actual.get(key))}")
     more = f", and {len(parts) - PARTS_MAX} more" if len(parts) > PARTS_MAX else ""
