@@ -145,6 +145,8 @@ def _random(draw: random.Random, kind: bytes) -> bytes:
         whole[draw.randrange(1, 5)] = draw.randrange(256)
     elif how < 0.5:
         whole[draw.randrange(len(whole))] ^= 1 << draw.randrange(8)
+    if whole[:1] == b"D":  # a bit makes an E one: the end of the input, which ends the command
+        whole[:1] = b"C"
     return bytes(whole)
 
 
@@ -361,6 +363,31 @@ def test_it_can_be_ended_by_whoever_may_connect(sessions: Sessions) -> None:
     sessions.attach("a", end="the key of ann was removed")
     assert peer.end()["why"] == "the key of ann was removed"
     assert "the key of ann was removed" in peer.wait(b"N")
+
+
+def test_an_end_that_was_not_read_waits_for_the_client_to_come_back(sessions: Sessions) -> None:
+    """All of it was in the client's socket when that was cut."""
+    sessions.open("a", "read _; head -c 50000 /dev/zero | tr '\\0' y; exit 6")
+    peer = sessions.attach("a")
+    assert peer.wait(b"A")
+    peer.send(b"I", b"\n")
+    wait_until(lambda: sessions.state("a").get("end"), "it has ended")
+    time.sleep(0.3)
+    peer.close()
+    again = sessions.attach("a", **{"from": 0})
+    assert again.end() == {"exit": 6} and len(again.out) == 50000
+
+
+def test_input_of_a_client_that_has_gone_counts(sessions: Sessions) -> None:
+    """It goes while answers to it are written."""
+    for n in range(20):
+        sessions.open(f"a{n}", "read a; read b; read c; exit 6")
+        peer = sessions.attach(f"a{n}")
+        for _ in range(3):
+            peer.send(b"I", b"x\n")
+        peer.close()
+    for n in range(20):
+        wait_until(lambda n=n: sessions.state(f"a{n}").get("end"), f"session {n} has ended")
 
 
 def test_an_end_that_nobody_sees_waits_for_the_client_to_come_back(sessions: Sessions) -> None:

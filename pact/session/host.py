@@ -8,10 +8,13 @@ restarted agent has to know stands in a small file beside its socket.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
 import signal
 import socket
+import struct
+import termios
 import time
 from collections.abc import Mapping
 from typing import Any, Final
@@ -48,21 +51,39 @@ class Client:
         self.given = CREDIT  # bytes of input that it may still send
         self.consumed = 0
         self.out = bytearray()
+        self.gone = False  # it takes nothing any more; what it has sent before still counts
 
     def send(self, data: bytes) -> None:
         self.out += data
 
     def flush(self) -> bool:
-        """Send what is taken. Returns False if it is gone, or reads nothing."""
+        """Send what is taken. Returns False if it reads nothing."""
         while self.out:
             try:
                 sent = self.sock.send(self.out)
             except BlockingIOError:
                 break
             except OSError:
-                return False
+                self.gone = True
+                self.out.clear()
+                break
             del self.out[:sent]
         return len(self.out) <= ANSWERS_MAX
+
+    def has_read(self) -> bool:
+        """Whether it has read everything that it was sent: one that is cut off before comes back for it. One that does
+        not read for a while has it all the same: what the socket holds is its own."""
+        until_s = time.monotonic() + GRACE_S
+        while True:
+            self.flush()
+            if self.gone:
+                return False
+            left = struct.unpack("i", fcntl.ioctl(self.sock, termios.TIOCOUTQ, b"\0" * 4))[0]
+            if not self.out and not left:
+                return self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
+            if time.monotonic() >= until_s:
+                return True
+            time.sleep(0.002)
 
 
 class Session:
@@ -352,7 +373,7 @@ class Session:
     def _push(self) -> None:
         """Give the client what it may be sent."""
         client = self.client
-        if client is None:
+        if client is None or client.gone:
             return
         for kind, output in self.outputs.items():
             while output.waiting and client.may > 0 and len(client.out) < SENDING:
@@ -488,10 +509,10 @@ class Session:
             return False
         if self.client is not None:
             end = {"why": self.why, **self.end} if self.why else self.end
-            self.client.sock.setblocking(True)
-            self.client.sock.settimeout(GRACE_S)
             self.client.send(said(b"X", end))
-            self.client.flush()
+            if not self.client.has_read():
+                self._drop(self.client)
+                return False
         return True
 
     def _left_s(self) -> float:

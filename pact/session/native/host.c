@@ -176,6 +176,7 @@ struct client {
     struct bytes in, out;
     char by[TEXT_MAX * 4];
     int64_t may, given, consumed;
+    bool gone;  /* it takes nothing any more; what it has sent before still counts */
     struct client *next;
 };
 
@@ -400,7 +401,9 @@ static bool flush_client(struct client *c) {
         ssize_t sent = send(c->fd, c->out.p, c->out.n, MSG_DONTWAIT | MSG_NOSIGNAL);
         if (sent < 0) {
             if (errno == EAGAIN || errno == EINTR) break;
-            return false;
+            c->gone = true;
+            c->out.n = 0;
+            return true;
         }
         cut(&c->out, (size_t)sent);
     }
@@ -673,7 +676,7 @@ static void read_output(struct output *o) {
 
 static void push(void) {
     struct client *c = s.client;
-    if (!c) return;
+    if (!c || c->gone) return;
     for (int i = 0; i < s.streams; i++) {
         struct output *o = &s.out[i];
         while (o->sent < o->end && c->may > 0 && c->out.n < SENDING) {
@@ -800,12 +803,8 @@ static const char *hear(struct client *c, char kind, const char *data, size_t n)
 
 static void from_client(struct client *c, short mask) {
     static char data[READ_MAX];
-    /* Who has sent something and gone takes nothing any more: what was sent counts all the same, up to its end. */
-    if (mask & POLLOUT && !flush_client(c)) {
-        if (c->out.n > ANSWERS_MAX) { drop(c); return; }
-        c->out.n = 0;
-        mask |= POLLIN;
-    }
+    if (mask & POLLOUT && !flush_client(c)) { drop(c); return; }
+    if (c->gone) mask |= POLLIN;
     if (!(mask & (POLLIN | POLLHUP | POLLERR))) return;
     ssize_t got = recv(c->fd, data, sizeof data, MSG_DONTWAIT);
     if (got < 0 && (errno == EAGAIN || errno == EINTR)) return;
@@ -895,6 +894,23 @@ static void limits(int64_t now) {
     if (now >= plus(s.hung_up, GRACE_MS) && !s.killed) { s.killed = true; kill_group(s.pid, SIGKILL); kill(s.pid, SIGKILL); }
 }
 
+/* Whether a client has read everything that it was sent: one that is cut off before comes back for it. A client that does
+   not read for a while has it all the same: what the socket holds is its own. */
+static bool was_read(struct client *c) {
+    int64_t until = now_ms() + GRACE_MS;
+    for (;;) {
+        int left = 0, error = 0;
+        socklen_t size = sizeof error;
+        flush_client(c);
+        if (c->gone) return false;
+        if (!c->out.n && (ioctl(c->fd, TIOCOUTQ, &left) < 0 || !left))
+            return getsockopt(c->fd, SOL_SOCKET, SO_ERROR, &error, &size) == 0 && !error;
+        if (now_ms() >= until) return true;
+        struct pollfd p = {c->fd, (short)(c->out.n ? POLLOUT : 0), 0};
+        if (poll(&p, 1, 2) > 0 && !c->out.n) poll(NULL, 0, 1);
+    }
+}
+
 /* true: everything has ended, and was delivered */
 static bool over(void) {
     int64_t now = now_ms();
@@ -915,8 +931,7 @@ static bool over(void) {
         add_text(&b, "}");
         send_frame(s.client, 'X', b.p, b.n);
         free(b.p);
-        struct pollfd p = {s.client->fd, POLLOUT, 0};
-        if (!flush_client(s.client) || (s.client->out.n && poll(&p, 1, GRACE_MS) > 0)) flush_client(s.client);
+        if (!was_read(s.client)) { drop(s.client); return false; }
     }
     return true;
 }
