@@ -15,7 +15,7 @@ from pact.cli.client import Answer
 from pact.cli.commands.top import _test, _wanted
 from pact.cli.top import asking, fleetrows, plain
 from pact.cli.top.asking import Ask, Input, wish
-from pact.cli.top.desk import Desk
+from pact.cli.top.desk import Desk, View
 from pact.cli.top.feed import FleetTold, Lost, NodeTold, Record, Reply
 from pact.cli.top.fleet import Fleet
 from pact.cli.top.text import fit, shown
@@ -327,6 +327,40 @@ def test_an_answer_that_comes_after_its_question_was_left_is_still_told() -> Non
     assert "Commit c1 of ann on n001: the disk is full" in "\n".join(picture(desk))
     answers(desk, other, DIFF)
     assert "by how long" in "\n".join(picture(desk, 200))
+
+
+@pytest.mark.invariant("Y3")
+def test_an_answer_belongs_to_its_own_question_alone() -> None:
+    """Each node may have a change c1, and a question may be asked again before the first one is answered."""
+    desk = afar(told(set={n: row("drifted", open_(user="ann")) for n in ("n1", "n2")}))
+    asked = {}
+    for name in ("n1", "n2"):
+        desk.heard(NodeTold(name, status(change(), node=name), [], []), NOW_S, NOW_MS)
+        desk.views.append(View("node", where=name))
+        asked[name] = types(desk, "c")
+        if name == "n1":
+            types(desk, "esc")
+    answers(desk, asked["n1"], DIFF)
+    assert desk.question is not None and desk.question.phase == asking.LOADING, "nothing was said of n2 yet"
+    answers(desk, asked["n2"], DIFF)
+    (first,) = types(desk, "mine", "enter")
+    types(desk, "esc")
+    again = types(desk, "c")
+    answers(desk, [first], {})
+    assert desk.question is not None and desk.question.phase == asking.LOADING
+    assert "Commit c1 of ann on n2: done" in "\n".join(picture(desk))
+    answers(desk, again, DIFF)
+    assert desk.question.phase == asking.FIELD
+
+
+@pytest.mark.invariant("Y3")
+@pytest.mark.parametrize("name", ["g7", "--all", "-h", "file:/etc/passwd", "c1\n", "c0", "", "untracked"])
+def test_a_change_that_is_called_as_something_else_is_not_settled(name: str) -> None:
+    """Else a node that lies has an operator settle a group of the whole fleet with the ``y`` for his own change."""
+    desk = here(change(name))
+    picture(desk)
+    for key in ("c", "e", "r", "enter"):
+        assert types(desk, key) == [] and desk.question is None
 
 
 def test_a_viewer_looks_and_does_nothing() -> None:

@@ -7,8 +7,10 @@ its name, typed. If it changes while the question stands, the question is asked 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import count
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from pact.cli import outcome, stat
@@ -30,6 +32,9 @@ HERE: Final = ""  # the agent of this machine
 BY: Final = "15m"
 PREVIEW_MAX: Final = 60
 INPUT_MAX: Final = 1000
+#: The name of a node's change. A node may say anything: ``g7`` would settle a group, ``--all`` whatever is open.
+CHANGE: Final = re.compile(r"c[1-9][0-9]{0,17}")
+_QUESTIONS: Final = count()
 
 LOOK: Final = "look"
 COMMIT: Final = "commit"
@@ -118,6 +123,9 @@ class Target:
 
 
 def change_target(where: str, node: str, change: Mapping[str, Any], user: str, uid: Any) -> Target:
+    """Raises ValueError for a change with a name that no change has."""
+    if CHANGE.fullmatch(str(change["id"])) is None:
+        raise ValueError("no name of a change")
     owner = change["owner"]
     mine = owner["uid"] == uid if owner.get("uid") is not None and uid is not None else owner["user"] == user
     return Target(
@@ -165,6 +173,7 @@ class Question:
     message: str = ""
     by: str = BY
     top: int = 0  # the first line that is seen
+    n: int = field(default_factory=lambda: next(_QUESTIONS))  # of all questions: each node may have a change c1
     round: int = 0  # which preview is awaited
     done: bool = False
     _wish: Wish | None = None
@@ -206,7 +215,11 @@ class Question:
         return [self._ask("preview", "diff", {"targets": [self.target.id]})]
 
     def _ask(self, what: str, op: str, fields: dict[str, Any]) -> Ask:
-        return Ask((what, self.verb, self.target.id, str(self.round)), self.target.where, op, fields)
+        return Ask((what, *self._tag), self.target.where, op, fields)
+
+    @property
+    def _tag(self) -> tuple[str, ...]:
+        return self.verb, self.target.id, str(self.n), str(self.round)
 
     def _go(self) -> list[Ask]:
         words = {COMMIT: [f"--message={self.message}"], EXTEND: [self.by], ROLLBACK: []}[self.verb]
@@ -224,7 +237,7 @@ class Question:
     # -- what comes ---------------------------------------------------------------------------------------------------
 
     def answered(self, tag: tuple[str, ...], reply: Answer | PactError) -> list[Ask]:
-        if tag != (tag[0], self.verb, self.target.id, str(self.round)):
+        if tag[1:] != self._tag:
             return []
         if isinstance(reply, PactError):
             self._over([(shown(reply.message, 2000), "bad"), (shown(reply.hint, 1000), "dim")])
