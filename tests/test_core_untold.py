@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from pact.model import Declared
+from pact.core.plan import Step
+from pact.model import Declared, Holder
 from pact.sim.parts import person, with_settings
 from pact.sim.world import Crashed, World
 
@@ -186,4 +187,44 @@ def test_the_same_declaration_again_does_not_end_what_is_owed() -> None:
     declares(world)
     (change,) = world.node.state.changes.values()
     assert change.members[FILE].owed == list(NOTIFY)
+    world.check()
+
+
+@pytest.mark.invariant("R14", "R6")
+@pytest.mark.parametrize("what", ["a consumer", "a refusal"])
+def test_who_was_not_told_before_a_kill_is_owed_it_if_the_rest_is_refused(what: str) -> None:
+    """One of two resources is restored, the agent is killed, and what is left of the rollback cannot be done."""
+    world = started()
+    other = "file:/etc/y"
+    world.machine[other] = dict(ZERO)
+    world.ask("declare", ADMIN, resources={other: Declared(dict(ZERO), notify=("service:b reload",)).to_json()})
+    for resource in (FILE, other):
+        world.write(resource, dict(ONE), ADMIN.owner)
+    done: list[str] = []
+
+    def killed(_: World, step: Step) -> None:
+        if done:
+            raise Crashed
+        done.append(step.id)
+
+    world.before_act = killed
+    world.ask("rollback", ADMIN, all=True)
+    assert not world.running
+    (first,) = done
+    (left,) = {FILE, other} - {first}
+    assert (world.machine[first], world.machine[left]) == (ZERO, ONE)
+    if what == "a consumer":
+        world.holders[left] = [Holder(left, 5, "fd", user="eve", command="x")]
+    else:
+        world.refusals.append("the disk is full")
+    steps = told(world)
+    world.start()
+    (change,) = world.node.state.changes.values()
+    assert change.state == "failed" and set(change.members) == {first, left} and not steps
+    assert change.members[first].owed and not change.members[left].owed
+    world.check()
+    world.holders.clear()
+    world.refusals.clear()
+    world.ask("rollback", ADMIN, all=True)
+    assert set(steps) == {(first, True), (left, False)} and not world.node.state.changes
     world.check()

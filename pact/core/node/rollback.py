@@ -270,7 +270,9 @@ def _probed_resumed(node: Desk, job: Job[RollingBack], change: Change, event: Pr
         why = holder_text(event.holders) if event.holders else "; ".join(event.refusals)
         done = {s.resource for s in event.sightings if not _not_reached(node, s)}
         results = {r: "" if r in done else why for r in job.ids}
-        acted_rollback(node, job, Acted(event.t_ns, event.wall_ns, job.n, results, event.sightings))
+        untold = {s.id: s.notify for s in job.steps if s.id in done and s.notify}  # before the kill nobody was  # R14
+        results |= {r: f"restored, but {names[0]} was not told: {why}" for r, names in untold.items()}
+        acted_rollback(node, job, Acted(event.t_ns, event.wall_ns, job.n, results, event.sightings, untold=untold))
         return
     # A content that was written after the start record is not named in it, and must not be overwritten.  # R4
     saved = None if change.rolling is None else change.rolling.saved
