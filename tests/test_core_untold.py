@@ -190,6 +190,38 @@ def test_the_same_declaration_again_does_not_end_what_is_owed() -> None:
     world.check()
 
 
+@pytest.mark.invariant("R14")
+@pytest.mark.parametrize("deaf", [True, False])
+def test_who_takes_the_resource_out_of_its_change_tells_them(deaf: bool) -> None:
+    """``pact declare --take`` of what is as declared moves nothing: those who are owed it are told all the same."""
+    world = started()
+    world.deaf.add(FILE)
+    declares(world)
+    if not deaf:
+        world.deaf.clear()
+    steps = told(world)
+    reply = world.ask("declare", ADMIN, resources={FILE: Declared(dict(TWO), notify=NOTIFY).to_json()}, take=True)
+    assert steps == [(FILE, True)] and reply is not None and (reply.exit_code != 0) == deaf
+    owed = [m.owed for c in world.node.state.changes.values() for m in c.members.values()]
+    assert owed == ([list(NOTIFY)] if deaf else []) and not world.node.state.telling
+    world.check()
+
+
+@pytest.mark.invariant("R14")
+def test_in_observe_mode_nobody_is_told_and_nothing_forgotten() -> None:
+    world = started()
+    world.deaf.add(FILE)
+    declares(world)
+    world.crash()
+    world.settings = with_settings(enforce=False)
+    world.start()
+    steps = told(world)
+    world.ask("declare", ADMIN, resources={FILE: Declared(dict(TWO), notify=NOTIFY).to_json()}, take=True)
+    (change,) = world.node.state.changes.values()
+    assert change.members[FILE].owed == list(NOTIFY) and not steps
+    world.check()
+
+
 @pytest.mark.invariant("R14", "R6")
 @pytest.mark.parametrize("what", ["a consumer", "a refusal"])
 def test_who_was_not_told_before_a_kill_is_owed_it_if_the_rest_is_refused(what: str) -> None:

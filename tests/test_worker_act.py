@@ -6,19 +6,19 @@ import hashlib
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
 
-from pact.agent import acting, worker
+from pact.agent import acting, probing, worker
 from pact.agent.acting import act
 from pact.agent.probing import probe
 from pact.core.node.events import Ticked
 from pact.core.plan import Step
 from pact.declared.toml import Ignore
 from pact.host.clock import boottime_ns
-from pact.model import NS_PER_S, Unreadable, encode_name
+from pact.model import NS_PER_S, Holder, Unreadable, encode_name
 from pact.resources.base import Keep
 from pact.resources.kinds.file import KIND
 
@@ -287,3 +287,25 @@ def test_a_file_that_was_just_written_is_not_judged_by_its_status(tmp_path: Path
     path.write_text("drafted")
     probe((Step(resource, None, actual),), Keep(1 << 20, hold=False), consumers=False, force=False, signed=signed)
     assert signed == {}
+
+
+@pytest.mark.invariant("R14")
+@pytest.mark.parametrize("owed", [True, False])
+def test_what_is_told_later_has_its_users_asked_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owed: bool
+) -> None:
+    """The file is as declared, and only the restart is still owed: it takes the service from its users all the same."""
+    asked: list[str] = []
+
+    def holders(steps: Iterable[Step], *, ask: bool = True) -> list[Holder]:
+        asked.extend(s.id for s in steps)
+        return []
+
+    monkeypatch.setattr(probing, "find_holders", holders)
+    (tmp_path / "f").write_text("as declared")
+    resource = f"file:{tmp_path}/f"
+    seen = probing.observe(resource)
+    assert isinstance(seen, dict)
+    step = Step(resource, seen, seen, notify=("service:a restart", "service:b reload"), owed=owed)
+    probing.probe((step,), Keep(1 << 20), consumers=True, force=False)
+    assert asked == (["service:a"] if owed else [])

@@ -112,7 +112,9 @@ def probe(
     if differing and consumers and not force:
         refusals += locks_on(differing)
     asked = [s for s in (*differing, *carried) if not applying or KINDS[split_id(s.id)[0]].disturbs(s)]
-    holders = find_holders([*asked, *told_steps(differing)], ask=ask) if consumers else []
+    moving = {s.id for s in differing}
+    telling = [s for s in steps if s.id in moving or s.owed]  # what was moved before is told now  # R14
+    holders = find_holders([*asked, *told_steps(telling)], ask=ask) if consumers else []
     return sightings, holders, refusals, saves, notes
 
 

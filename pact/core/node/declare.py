@@ -6,7 +6,7 @@ it.  # L1
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 
 from pact.core import ops
@@ -53,7 +53,7 @@ def asked_declare(node: Desk, event: Asked[ops.Declare]) -> None:
             raise ConflictError(f"{resource} is being rolled back with {change.id}", "try again when it is done")
         if change is not None:
             bonds.require_free(node, change, "declare", False)
-    wanted = (Step.back(r, declared[r]) for r in probe)
+    wanted = (replace(Step.back(r, declared[r]), owed=bool(_owed(node, r, declared[r]))) for r in probe)
     steps = ordered(wanted, node.rules.nature)
     work = Declaring(request, declared, forgotten, in_changes, sorted(kept), sorted(ended))
     job = node.job("declare", event.caller, work, token=event.token, ids=tuple(probe), steps=steps)
@@ -95,6 +95,7 @@ def probed_declare(node: Desk, job: Job[Declaring], event: Probed) -> None:
         if change is not None:
             bonds.require_free(node, change, "declare", False)
     steps = below.differing(node, job.steps, event.sightings, declared) if state.settings.enforce else ()
+    steps = (*steps, *_owing(node, job, event, {s.id for s in steps}))
     result: Json = {
         "resources": len(declared),
         "forgotten": work.forgotten,
@@ -142,6 +143,24 @@ def probed_declare(node: Desk, job: Job[Declaring], event: Probed) -> None:
     below.act(node, job, event.saves, [s.id for s in steps])
 
 
+def _owed(node: Desk, resource: str, declared: Declared) -> tuple[str, ...]:
+    """Who reads the resource, and could not be told of what an earlier plan made of it.  # R14"""
+    change = node.state.change_of(resource)
+    owed = () if change is None else change.members[resource].owed
+    return tuple(n for n in owed if n in declared.notify)
+
+
+def _owing(node: Desk, job: Job[Declaring], event: Probed, moving: Container[str]) -> list[Step]:
+    """Steps that move nothing: the resource is taken out of its change as it is, and those who are owed it are told."""
+    seen, declared = {s.resource: s.observation for s in event.sightings}, job.work.declared
+    out = []
+    for step in job.steps if node.state.settings.enforce else ():
+        owed, actual = _owed(node, step.id, declared[step.id]), seen.get(step.id)
+        if owed and step.id in seen and step.id not in moving and not isinstance(actual, Unreadable):
+            out.append(replace(step, actual=actual, notify=owed, owed=True))
+    return out
+
+
 def _record_declared(node: Desk, job: Job[Declaring], event: Probed, converge: set[str]) -> int:
     """Record what this declaration changes. Returns how many of its resources were already declared so."""
     state, work, request = node.state, job.work, job.work.request
@@ -152,7 +171,7 @@ def _record_declared(node: Desk, job: Job[Declaring], event: Probed, converge: s
         change = state.change_of(resource)
         if change is not None:
             members[resource] = node.deviation_n(resource, declared[resource], change.members[resource].actual)
-    taken = [r for r in job.ids if r in state.member_of]
+    taken = [r for r in job.ids if r in state.member_of and (r in converge or not _owed(node, r, declared[r]))]
     wanted = converge.union(taken, state.ttls)
     moved = {r: d.to_json() for r, d in declared.items() if r in wanted or d != state.declared(r)}
     gone = work.forgotten

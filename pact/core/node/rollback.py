@@ -162,6 +162,7 @@ def resume_rollback(node: Desk, change: Change, reset: Mapping[str, Sighting]) -
     known = {s.id for s in joined}
     steps = [*(s for s in below.steps_for(node, job.ids) if s.id not in known), *joined]
     for at, step in enumerate(steps):
+        step = steps[at] = replace(step, owed=bool(step.notify))  # it may have been moved, and nobody told  # R14
         seen = reset.get(step.id)
         if seen is not None and not isinstance(seen.observation, Unreadable):
             steps[at] = replace(step, actual=seen.observation)
