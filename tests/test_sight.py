@@ -8,6 +8,7 @@ from typing import Any
 
 import orjson
 import pytest
+import test_core_untold as untold
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_cluster_simulation import STEPS_OF, build, pick, random_step
@@ -21,6 +22,7 @@ from pact.core.root.chunks import Batch, Chunk
 from pact.core.root.nodeview import details
 from pact.core.root.sight import Sight
 from pact.core.root.words import holder, owner_of
+from pact.model import Declared
 
 
 def chunk(first: int, node: str, *records: Any) -> Chunk:
@@ -90,6 +92,26 @@ def test_the_root_knows_members_of_groups_from_records(seed: int) -> None:
         random_step(cluster, rng, pick(rng, STEPS_OF))
     for peer in cluster.peers.values():
         compared(peer.world.journal, seed)
+
+
+@pytest.mark.invariant("V6", "R14")
+@pytest.mark.parametrize("accepts", ["declare", "adopt"])
+def test_the_root_knows_of_a_change_that_stays_for_who_is_owed(accepts: str) -> None:
+    """What was drift becomes declared while somebody must still be told: the node keeps the failed change."""
+    world = untold.started()
+    world.deaf.add(untold.FILE)
+    untold.declares(world)
+    world.write(untold.FILE, dict(untold.ONE), untold.ADMIN.owner)
+    if accepts == "declare":
+        now = Declared(dict(untold.ONE), notify=untold.NOTIFY)
+        world.ask("declare", untold.ADMIN, resources={untold.FILE: now.to_json()})
+    else:
+        world.ask("adopt", untold.ADMIN, patterns=[untold.FILE])
+    (change,) = world.node.state.changes.values()
+    assert change.state == "failed" and change.members[untold.FILE].owed
+    declared = world.node.state.declared(untold.FILE)
+    assert declared is not None and declared.attrs == untold.ONE
+    compared(world.journal, 0)
 
 
 def test_a_journal_that_is_known_from_its_middle_on_is_followed_as_far_as_it_makes_sense() -> None:

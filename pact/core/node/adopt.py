@@ -46,7 +46,7 @@ def discovered_adopt(node: Desk, job: Job[Adopting], event: Discovered) -> None:
             work.unchanged += 1
             continue
         if change is not None:
-            members[resource] = 0
+            members[resource] = 1 if change.members[resource].owed else 0  # somebody must still be told  # R14
         new[resource] = value.to_json()
         if resource in node.state.ttls:
             work.trials_ended.append(resource)
@@ -59,7 +59,7 @@ def discovered_adopt(node: Desk, job: Job[Adopting], event: Discovered) -> None:
             payloads.Adopted(
                 resources={r: new[r] for r in names},
                 patterns=work.patterns,
-                members={r: 0 for r in names if r in members},
+                members={r: members[r] for r in names if r in members},
             ),
             job.caller.actor,
         )

@@ -170,7 +170,9 @@ def _record_declared(node: Desk, job: Job[Declaring], event: Probed, converge: s
     for resource in work.in_changes:
         change = state.change_of(resource)
         if change is not None:
-            members[resource] = node.deviation_n(resource, declared[resource], change.members[resource].actual)
+            member = change.members[resource]
+            deviation_n = node.deviation_n(resource, declared[resource], member.actual)
+            members[resource] = max(1, deviation_n) if member.owed else deviation_n  # they must still be told  # R14
     taken = [r for r in job.ids if r in state.member_of and (r in converge or not _owed(node, r, declared[r]))]
     wanted = converge.union(taken, state.ttls)
     moved = {r: d.to_json() for r, d in declared.items() if r in wanted or d != state.declared(r)}
