@@ -6,6 +6,8 @@ import copy
 import random
 import subprocess
 import sys
+import unicodedata
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -119,6 +121,54 @@ def test_no_message_of_a_root_ends_it(seed: int) -> None:
     desk.fleet.narrow("", None)  # type: ignore[union-attr]
     assert "NOT LIVE" not in "\n".join(picture(desk, 100, 40)) and "3 nodes" in picture(desk, 100, 40)[0]
     lines.news(NOW_S)
+
+
+def places(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The way to each value and, as ``(way, key)``, to each key."""
+    for key in value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
+        yield from places(value[key], (*at, key))
+    if not isinstance(value, dict | list):
+        yield at
+    elif isinstance(value, dict):
+        yield from ((*at, (key,)) for key in value)
+
+
+MOVES = "\u202ex\x1b[2J\n\u200b\x85"
+
+
+@pytest.mark.invariant("Y2")
+def test_no_value_of_a_node_reaches_the_screen_as_it_is() -> None:
+    """A number may be a text, and a key a value: whatever a node says is shown as text."""
+    holder = {"user": "eve", "pid": 7, "command": "solver", "how": "open", "job": "4"}
+    of = change(consumers=[holder], also=[{"user": "bob", "uid": 1}], reason="r", message="m", group="g1")
+    good = status(
+        of,
+        holds=[HOLD],
+        emergency={"stale": False, "by": "a", "reason": "r", "ends": HOLD["ends"]},
+        unrecorded={"count": 3},
+        cluster={"connected": False, "alone_until": HOLD["ends"], "refused": "x"},
+        trials=[{"resource": "r", "ends": HOLD["ends"], "by": "b"}],
+        unreadable_resources={"a": "b"},
+        journal={"seq": 5, "replicated": 5, "error": "e"},
+    )
+    tried = 0
+    for way in places({"doc": good, "session": SESSION}):
+        said = copy.deepcopy({"doc": good, "session": SESSION})
+        at: Any = said
+        for key in way[:-1]:
+            at = at[key]
+        if isinstance(way[-1], tuple):
+            at[MOVES] = at.pop(way[-1][0])
+        else:
+            at[way[-1]] = MOVES
+        desk = Desk(None, _test)
+        desk.heard(NodeTold("", said.get("doc", {}), [said.get("session", {})], []), NOW_S, NOW_MS)
+        for key in ("tab", "c"):
+            shown = "".join(text for line in desk.frame(150, 60, NOW_S, NOW_MS).lines for text, _ in line)
+            assert not any(unicodedata.category(c) in ("Cc", "Cf", "Zl", "Zp") for c in shown), way
+            desk.key(key)
+        tried += 1
+    assert tried > 100
 
 
 def test_the_display_s_library_is_imported_for_the_display_alone() -> None:

@@ -48,6 +48,11 @@ def shown(value: object, most: int = SHOWN_MAX) -> str:
     return "".join(out)
 
 
+def safe(text: str) -> str:
+    """The same for a text that is on its way to the screen: a forgotten ``shown`` must not matter."""
+    return text if text.isascii() and text.isprintable() else shown(text, len(text))
+
+
 def cells(line: Iterable[Span]) -> int:
     return sum(cell_len(text) for text, _ in line)
 
@@ -56,7 +61,7 @@ def fit(line: Iterable[Span], width: int, style: str = "") -> Line:
     """Exactly ``width`` cells: cut with a sign, or filled with spaces of ``style``."""
     out: list[Span] = []
     left = width
-    spans = [(text, kind) for text, kind in line if text]
+    spans = [(safe(text), kind) for text, kind in line if text]
     for at, (text, kind) in enumerate(spans):
         size = cell_len(text)
         rest = any(t for t, _ in spans[at + 1 :])
@@ -146,7 +151,8 @@ def cell(value: Cell, now_s: float) -> Span:
     if isinstance(value, Clock):
         rest = value.ends_s - now_s
         return left(rest), value.style or ("soon" if rest < 120 else "")
-    return (value, "") if isinstance(value, str) else value
+    text, style = (value, "") if isinstance(value, str) else value
+    return safe(text), style
 
 
 def widths(section: Section, width: int, now_s: float) -> list[int]:
