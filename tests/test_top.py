@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
+from pact.agent.views import change_json
 from pact.cli.client import Answer
 from pact.cli.commands.top import _test, _wanted
 from pact.cli.top import asking, fleetrows, plain
@@ -20,6 +21,9 @@ from pact.cli.top.feed import FleetTold, Lost, NodeTold, Record, Reply
 from pact.cli.top.fleet import Fleet
 from pact.cli.top.text import fit, shown
 from pact.errors import DeniedError, PactError, UsageError
+from pact.model import Declared
+from pact.sim.parts import person, with_settings
+from pact.sim.world import World
 
 NOW_MS = 1_800_000_000_000
 NOW_S = 1000.0
@@ -312,6 +316,44 @@ def test_a_change_that_moves_while_the_question_stands_is_asked_about_anew() -> 
     assert desk.question.phase == asking.FIELD, "what is not known has not changed"
     assert desk.heard(NodeTold("", status(), [], None), NOW_S, NOW_MS) == []
     assert "nothing was done" in "\n".join(picture(desk)) and types(desk, "d", "enter") == []
+
+
+@pytest.mark.invariant("Y3")
+@pytest.mark.parametrize("more", [{"seen": "2027-01-15T08:01:00Z"}, {"also": [owner("eve", 1003)]}])
+def test_a_change_with_other_contents_or_writers_is_another_one(more: dict[str, Any]) -> None:
+    """The same file differs as much as before, and what is in it now was seen by nobody."""
+    desk = here(change(seen="2027-01-15T08:00:00Z"))
+    answers(desk, types(desk, "e"), DIFF)
+    now = {"seen": "2027-01-15T08:00:00Z", **more}
+    asked = desk.heard(NodeTold("", status(change(**now)), [], None), NOW_S, NOW_MS)
+    assert [a.op for a in asked] == ["diff"]
+    answers(desk, asked, DIFF)
+    picture(desk)
+    asked = types(desk, "enter")
+    assert bool(asked) == ("also" not in more), "shared work takes its name"
+    if "also" in more:
+        assert "eve changed it, too" in "\n".join(picture(desk))
+        (ask,) = types(desk, "c1", "enter")
+        assert ask.fields["shared"] is True
+
+
+@pytest.mark.invariant("Y3")
+def test_a_node_says_when_the_contents_of_a_change_are_others() -> None:
+    resource, ann = "file:/etc/x", person("ann")
+    world = World(settings=with_settings(), machine={resource: {"value": "0"}})
+    world.start({resource: Declared({"value": "0"})})
+    said = []
+    for value in ("1", "2"):
+        world.advance(10**9)
+        world.write(resource, {"value": value}, ann.owner)
+        (found,) = world.node.state.changes.values()
+        said.append(change_json(world.node, found, ann, world.t_ns, world.wall_ns))
+    before, after = said
+    assert before["magnitude"] == after["magnitude"] and before["opened"] == after["opened"]
+    assert asking.change_facts(before) != asking.change_facts(after)
+    assert asking.change_facts(after) == asking.change_facts(
+        change_json(world.node, found, ann, world.t_ns + 10**9, world.wall_ns + 10**9)
+    ), "time alone makes no other change of it"
 
 
 @pytest.mark.invariant("Y3")

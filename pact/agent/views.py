@@ -180,6 +180,7 @@ def change_json(node: Node, change: Change, caller: Caller, now_ns: int, wall_ns
         "also": also_of(caller, change.members.values()),
         "resources": sorted(change.members),
         "opened": _wall(change.opened_ns, now_ns, wall_ns),
+        "seen": max((m.seen for m in change.members.values()), default=""),
         "deadline": None if deadline_ns is None else _wall(deadline_ns, now_ns, wall_ns),
         "remaining_s": None if deadline_ns is None else round(max(0, deadline_ns - now_ns) / 1e9, 3),
         "consumers": holders_for(caller, change.holders),

@@ -147,6 +147,8 @@ def change_facts(change: Mapping[str, Any]) -> tuple[Any, ...]:
         tuple(sorted(map(str, change["resources"]))),
         change.get("magnitude"),
         change.get("opened"),
+        change.get("seen"),  # a file with other contents differs as much as before
+        tuple(sorted(str(o["user"]) for o in change.get("also") or ())),
     )
 
 
@@ -274,18 +276,14 @@ class Question:
         self.phase, self.note = OVER, ("", "")
         self.lines = [line for line in lines if line[0]]
 
-    def moved(self, facts: tuple[Any, ...] | None) -> list[Ask]:
+    def moved(self, now: Target | None) -> list[Ask]:
         """What it is now; ``None``: it has gone."""
-        if self.phase not in (LOADING, FIELD, CONFIRM) or facts == self.target.facts:
+        if self.phase not in (LOADING, FIELD, CONFIRM) or (now is not None and now.facts == self.target.facts):
             return []
-        if facts is None:
+        if now is None:
             self._over([(f"{self.target.id} is settled already, or is another change now; nothing was done", "warn")])
             return []
-        return self.anew(facts)
-
-    def anew(self, facts: tuple[Any, ...]) -> list[Ask]:
-        t = self.target
-        self.target = Target(t.where, t.node, t.id, t.owner, t.mine, t.also, facts)
+        self.target = now
         self.note = ("it has changed while you looked: this is what it is now", "alarm")
         self.input = Input()
         return self.begin()

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 from pact.cli.top import asking, fleetrows, layout
 from pact.cli.top import node as nodes
@@ -161,18 +161,17 @@ class Desk:
         q = self.question
         if q is None or q.verb == LOOK:
             return []
-        facts: tuple[Any, ...] | None = None
         if q.target.where == ROOT:
             assert self.fleet is not None
             group = self.fleet.group(q.target.id)
-            facts = asking.group_facts(group) if group is not None else None
-        else:
-            state = self.nodes[q.target.where]
-            if state.trouble:
-                return []
-            change = state.change(q.target.id)
-            facts = asking.change_facts(change) if change is not None else None
-        return q.moved(facts)
+            return q.moved(None if group is None else asking.group_target(group, self.fleet.user))
+        state = self.nodes[q.target.where]
+        if state.trouble:
+            return []
+        change = state.change(q.target.id)
+        if change is None:
+            return q.moved(None)
+        return q.moved(asking.change_target(q.target.where, state.name, change, state.user, state.uid))
 
     # -- what a person does -------------------------------------------------------------------------------------------
 
