@@ -352,8 +352,8 @@ def test_a_node_says_when_the_contents_of_a_change_are_others() -> None:
     assert before["magnitude"] == after["magnitude"] and before["opened"] == after["opened"]
     assert asking.change_facts(before) != asking.change_facts(after)
     assert asking.change_facts(after) == asking.change_facts(
-        change_json(world.node, found, ann, world.t_ns + 10**9, world.wall_ns + 10**9)
-    ), "time alone makes no other change of it"
+        change_json(world.node, found, ann, world.t_ns + 10**9, world.wall_ns + 10**9 + 12_345)
+    ), "neither time alone nor a clock that is slewed makes another change of it"
 
 
 @pytest.mark.invariant("Y3")
