@@ -19,6 +19,7 @@ from typing import Any, Final
 
 import urwid
 from rich.cells import cell_len
+from urwid.display.escape import MOUSE_TRACKING_OFF
 from urwid.display.raw import Screen
 
 from pact.cli.top.desk import Desk
@@ -33,6 +34,9 @@ ROWS_MAX: Final = 200
 STANDARD: Final = (80, 24)  # of a terminal that does not know its size
 GRACE_S: Final = 2
 GONE: Final = frozenset({errno.EIO, errno.ENXIO, errno.EPIPE, errno.EBADF})
+#: What takes a terminal out of the picture: a sequence that was cut off ends, and the mouse, pasting, colours, the other
+#: screen and the cursor are as before.
+CALM: Final = f"\x18{MOUSE_TRACKING_OFF}\x1b[?2004l\x1b[0m\x0f\x1b[?1049l\x1b[?25h".encode()
 #: Each style in colours, and without.
 PALETTE: Final = (
     ("title", "bold", "", "bold"),
@@ -183,6 +187,8 @@ class Display:
             termios.tcflush(fd, termios.TCOFLUSH)
             if before is not None:
                 termios.tcsetattr(fd, termios.TCSANOW, before)
+                # Opened anew: it must not wait, and the shell's own descriptor must go on to wait.
+                os.write(os.open(os.ttyname(fd), os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY), CALM)
         os._exit(128 + self._signal)
 
     def _goes_on(self, number: int, frame: FrameType | None) -> None:
