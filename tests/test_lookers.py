@@ -17,6 +17,7 @@ from test_rootpart import part_of
 from test_sight import chunk, line
 
 from pact import limits
+from pact.cli.top import fleetrows
 from pact.cli.top.fleet import Fleet
 from pact.cluster import lookers as told
 from pact.cluster.lookers import Lookers, pieces
@@ -119,6 +120,47 @@ def test_a_fault_in_one_fact_is_no_end(root: Root) -> None:
     time.sleep(1.2)
     root.look(ANN)
     root.until(lambda: len(root.of(ANN, "whole")) == 2)
+
+
+@pytest.mark.invariant("V7")
+def test_who_cannot_be_told_knows_that(root: Root, capsys: pytest.CaptureFixture[str]) -> None:
+    """Else a picture that stands still would pass for one in which nothing happens."""
+    root.look(ANN)
+    root.until(lambda: root.of(ANN, "whole"))
+    root.lookers.give({**root.nodes.facts(), "refused": 7})
+    news = root.until(lambda: root.of(ANN, "news"))
+    fleet = Fleet()
+    assert all(fleet.take(said, 5) for said in root.said[ANN]) and len(fleet.nodes) == 5
+    assert "cannot be told: TypeError" in "".join(text for text, _ in fleetrows.alerts(fleet)), news
+    time.sleep(2.5)
+    root.turn()
+    assert len(root.of(ANN, "news")) == 1 and capsys.readouterr().err.count("cannot be told") == 1, "it is said once"
+    root.look(ANN)
+    root.until(lambda: len(root.of(ANN, "whole")) == 2)
+    assert all(fleet.take(said, 5) for said in root.said[ANN]) and not fleetrows.alerts(fleet)
+
+
+@pytest.mark.invariant("V7")
+def test_the_first_look_after_a_while_shows_nothing_of_the_last_one(root: Root) -> None:
+    leading = Leading("r", RootState(), 1, NodeSets())
+    part = part_of(leading)
+    part.config = SimpleNamespace(http="", name="r")  # type: ignore[assignment]
+    told_of: list[Any] = []
+    part.lookers = SimpleNamespace(  # type: ignore[assignment]
+        give=lambda facts: told_of.append("facts"), keep=lambda lookers: told_of.append(sorted(lookers))
+    )
+    part._aggregator = SimpleNamespace(shown=dict)  # type: ignore[assignment]
+    part._lookers_ns = 0
+    second = 10**9
+    list(part._look_at_states(leading, 1 * second))
+    leading.lookers[ANN] = Asker("ann", "admin")
+    part._tell_lookers(leading, 2 * second)
+    assert told_of == ["facts", [ANN]], "what is told to somebody new is of now"
+    part.states.heard(["n1"], "committed")
+    list(part._look_at_states(leading, 20 * second))
+    assert part.states.said == {"n1": "committed"}
+    list(part._look_at_states(leading, 3600 * second))
+    assert part.states.said == {}, "what it said an hour ago is no answer to this question"
 
 
 def test_what_is_more_than_a_message_carries_comes_in_pieces() -> None:

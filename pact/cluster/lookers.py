@@ -27,11 +27,13 @@ import orjson
 from pact.cluster.live import Live
 from pact.cluster.watcher import Watcher
 from pact.core.root.envelope import Asker
+from pact.host.notify import log
 from pact.model import Json
 
 EVERY_S: Final = 1.0
 PIECE_ROWS: Final = 4000  # of nodes in one message: far below what a frame carries
 CLOSE_S: Final = 5.0
+TEXT_MAX: Final = 500
 
 Key = tuple[str, int]
 
@@ -50,6 +52,7 @@ class Lookers:
         self._news = self._closing = False
         self._turned_s = -1e9
         self._n = 0
+        self._why = ""
         self._thread = threading.Thread(target=self._run, name="pact-lookers", daemon=True)
         self._thread.start()
 
@@ -120,11 +123,20 @@ class Lookers:
             assert facts is not None
             try:
                 self._turn(facts, keys)
-            except Exception:  # an error in one fact must not end it: all begin anew
-                self._live.forget()
-                with self._wake:
-                    self._told = dict.fromkeys(self._told, False)
-                    self._turned_s = time.monotonic()
+            except Exception as exc:  # an error in one fact must not end it: all begin anew
+                self._failed(f"what is known of the fleet cannot be told: {type(exc).__name__}: {exc}"[:TEXT_MAX])
+
+    def _failed(self, why: str) -> None:
+        """They are told so: else they would take what they have for what is."""
+        if why != self._why:
+            self._why = why
+            log(why, 3)
+        self._live.forget()
+        self._n += 1
+        self._send([k for k, whole in self._told.copy().items() if whole], {"kind": "news", "about": {"trouble": why}})
+        with self._wake:
+            self._told = dict.fromkeys(self._told, False)
+            self._turned_s = time.monotonic()
 
     def _wait_s(self) -> float | None:
         """How long there is nothing to do; ``None``: until it is woken."""
@@ -143,6 +155,7 @@ class Lookers:
         fresh = [k for k, whole in keys.items() if not whole]
         if fresh:
             self._send(fresh, orjson.loads(self._live.snapshot()))
+        self._why = ""
 
     def _send(self, keys: list[Key], data: Json) -> None:
         if not keys:

@@ -342,6 +342,8 @@ class RootPart:
             return
         self._fresh_at_ns = t_ns + FRESH_NS
         if t_ns >= self._states_at_ns:
+            if t_ns >= self._states_at_ns + STATES_NS:  # nobody has looked: those answers say nothing of now
+                self.states = States()
             self._states_at_ns, self._asked_ns = t_ns + STATES_NS, time.monotonic_ns()
             yield from self._ask_states(root, list(root.nodes))
         else:
@@ -376,10 +378,10 @@ class RootPart:
             lookers = self.lookers = Lookers(self.watcher)
             self.watcher.changed = _both(self.watcher.changed, lookers.changed)
             self._aggregator.watch(lookers)
-        lookers.keep(root.lookers)
         if root.lookers and t_ns >= self._lookers_ns:
             self._lookers_ns = t_ns + int(EVERY_S * NS_PER_S)
-            lookers.give({**self._aggregator.shown(), **self.shown()})
+            lookers.give({**self._aggregator.shown(), **self.shown()})  # first: what was given last may be of last week
+        lookers.keep(root.lookers)
 
     def _to_lookers(self, lookers: Lookers) -> Iterator[Message]:
         root = self.root

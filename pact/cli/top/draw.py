@@ -34,8 +34,8 @@ ROWS_MAX: Final = 200
 STANDARD: Final = (80, 24)  # of a terminal that does not know its size
 GRACE_S: Final = 2
 GONE: Final = frozenset({errno.EIO, errno.ENXIO, errno.EPIPE, errno.EBADF})
-#: What takes a terminal out of the picture: a sequence that was cut off ends, and the mouse, pasting, colours, the other
-#: screen and the cursor are as before.
+#: What takes a terminal out of the picture: a sequence that was cut off ends, and the mouse, pasting, colours, the
+#: other screen and the cursor are as before.
 CALM: Final = f"\x18{MOUSE_TRACKING_OFF}\x1b[?2004l\x1b[0m\x0f\x1b[?1049l\x1b[?25h".encode()
 #: Each style in colours, and without.
 PALETTE: Final = (

@@ -227,7 +227,7 @@ class Sight:
         if change.state in (BLOCKED, FAILED):
             self._go_on(node, change)
             change.reopen(node.t_ns)
-        change.extension_ns += number(data["by_ns"])
+        change.extension_ns = number(change.extension_ns + number(data["by_ns"]))
 
     def _committed(self, node: Node, data: JsonRead, record: JsonRead) -> None:
         for resource in data["resources"]:
