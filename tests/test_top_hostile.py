@@ -123,6 +123,19 @@ def test_no_message_of_a_root_ends_it(seed: int) -> None:
     lines.news(NOW_S)
 
 
+def test_what_was_not_understood_is_not_forgotten_with_the_next_news() -> None:
+    desk = Desk(Fleet(), _test)
+    desk.heard(told(set={"n1": row(), "n2": row()}), NOW_S, NOW_MS)
+    desk.heard(told(1, "news", set={"n1": row("drifted", open_()), "n2": ["r1", "failed", "", [], 0, [], "new"]}),
+               NOW_S, NOW_MS)  # fmt: skip
+    assert "NOT LIVE" in "\n".join(picture(desk))
+    desk.heard(told(2, "news", set={"n1": row("blocked", open_(state="blocked"))}), NOW_S, NOW_MS)
+    text = "\n".join(picture(desk))
+    assert "NOT LIVE" in text and "1 blocked" in text, "n2 is shown as it was"
+    desk.heard(told(3, set={"n1": row(), "n2": row("failed")}), NOW_S, NOW_MS)
+    assert "NOT LIVE" not in "\n".join(picture(desk))
+
+
 def places(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """The way to each value and, as ``(way, key)``, to each key."""
     for key in value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():

@@ -77,12 +77,21 @@ class Fleet:
         self.version = 0
         self.touched: set[str] = set()  # nodes that have changed since somebody last cleared it
         self._n = -1
+        self._whole = True  # nothing that was said makes no sense
 
     # -- what comes -------------------------------------------------------------------------------------------------
 
     def take(self, message: Mapping[str, Any], now_ms: int) -> bool:
         """Take one in. False: one before it is missing, so that it was not taken. Raises TypeError, ValueError,
-        LookupError or AttributeError for nonsense."""
+        LookupError or AttributeError for nonsense: then a part of it may be taken in, and what is known is not all,
+        until everything is told anew."""
+        try:
+            return self._take(message, now_ms)
+        except Exception:
+            self._whole = False
+            raise
+
+    def _take(self, message: Mapping[str, Any], now_ms: int) -> bool:
         kind, n = message["kind"], message["n"]
         self.version += 1
         if kind == "you":
@@ -90,7 +99,7 @@ class Fleet:
             return True
         if kind == "whole":
             self._begin()
-            self._n = n
+            self._n, self._whole = n, True
         elif kind == "news":
             if n != self._n + 1:
                 return False
@@ -116,7 +125,9 @@ class Fleet:
             if self.wanted is None or node in self.wanted or node == ROOT:
                 self.records.appendleft(Said(int(gseq), int(ms), str(node), str(type_), str(user), str(text)))
                 self.touched.add(node)
-        self.known, self.trouble = True, ""
+        self.known = True
+        if self._whole:
+            self.trouble = ""
         return True
 
     def _begin(self) -> None:
