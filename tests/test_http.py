@@ -409,3 +409,7 @@ def test_a_site_lists_its_names(tmp_path: Path) -> None:
         for n in ("r2.cluster.example.net", "x.hpc.example.org", "pact.example.com")
     )
     assert not any(is_ours(n, [], domains) for n in ("evil.org", "xhpc.example.org", "example.net", "pact.example.com"))
+    for host in ("hpc.co.uk", "hpc.com.au", "hpc.org"):  # everybody may own a name beside it
+        beside = host.replace("hpc", "evil")
+        assert not is_ours(beside, [host], own_domains(host, "/dev/null")) and is_ours(host, [host])
+    assert is_ours("n2.psi.ch", [], own_domains("n1.psi.ch", "/dev/null"))

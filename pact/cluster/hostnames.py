@@ -18,6 +18,9 @@ RESOLVER_MAX: Final = 64 << 10
 #: Of the header: a name or an address, and a port.
 FORM: Final = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]{1,253}?)\.?)(?::\d{1,5})?\Z")
 
+#: Below a country's domain, everybody may own a name in these (``co.uk``, ``com.au``).
+EVERYBODYS: Final = re.compile(r"(?:ac|co|com|edu|go|gob|gouv|gov|mil|ne|net|nom|or|org|sch)\.[a-z]{2}")
+
 
 def called(request: bytes) -> str | None:
     """The name in a request's head, in lower case without its port; ``None`` without one, ``""`` for several or one
@@ -30,7 +33,7 @@ def called(request: bytes) -> str | None:
 
 
 def is_ours(name: str, names: Collection[str] = (), domains: Collection[str] = ()) -> bool:
-    """Whether no stranger can own ``name``. ``domains``: a single word is none, it may be everybody's (``org``)."""
+    """Whether no stranger can own ``name``. ``domains``: one that is everybody's is none (``org``, ``co.uk``)."""
     if name in names or name.endswith(".localhost"):
         return True
     try:
@@ -38,7 +41,8 @@ def is_ours(name: str, names: Collection[str] = (), domains: Collection[str] = (
         return True
     except ValueError:
         pass
-    return bool(name) and ("." not in name or any("." in d and name.endswith("." + d) for d in domains))
+    own = (d for d in domains if "." in d and EVERYBODYS.fullmatch(d) is None)
+    return bool(name) and ("." not in name or any(name.endswith("." + d) for d in own))
 
 
 def own_domains(host: str, resolver: str = "/etc/resolv.conf") -> frozenset[str]:
