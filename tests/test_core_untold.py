@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from pact.core.node.events import Observed, Sighting
 from pact.core.plan import Step
 from pact.model import Declared, Holder
 from pact.sim.parts import person, with_settings
@@ -259,4 +260,59 @@ def test_who_was_not_told_before_a_kill_is_owed_it_if_the_rest_is_refused(what: 
     world.refusals.clear()
     world.ask("rollback", ADMIN, all=True)
     assert set(steps) == {(first, True), (left, False)} and not world.node.state.changes
+    world.check()
+
+
+@pytest.mark.invariant("R14")
+def test_plans_that_need_each_other_do_not_keep_the_agent_from_its_start() -> None:
+    """Each of two declarations was in order by itself; together they are a circle, and both were killed."""
+    world = started()
+    other = "file:/etc/y"
+    world.machine[other] = dict(ZERO)
+    world.ask("declare", ADMIN, resources={other: Declared(dict(ZERO)).to_json()})
+
+    def killed(*_: Any) -> None:
+        world.before_act = world.before_told = None
+        raise Crashed
+
+    def declare(resource: str, needs: str) -> None:
+        wanted = Declared(dict(TWO), requires=(needs,), notify=NOTIFY)
+        world.ask("declare", ADMIN, resources={resource: wanted.to_json()})
+        assert not world.running
+        world.start()
+
+    world.before_act = killed
+    declare(FILE, other)
+    world.write(FILE, dict(TWO), None)
+    assert not world.node.state.changes and list(world.node.state.telling) == [FILE]
+    world.before_told = killed
+    steps = told(world)
+    world.before_act, tell = None, world.before_act
+    world.ask("declare", ADMIN, resources={other: Declared(dict(TWO), requires=(FILE,), notify=NOTIFY).to_json()})
+    assert not world.running and list(world.disk.load().telling) == [FILE, other]
+    world.before_act = tell
+    world.start()
+    assert sorted(steps) == [(FILE, True), (other, True)] and not world.node.state.changes
+    world.check()
+
+
+@pytest.mark.invariant("B1", "B4")
+@pytest.mark.parametrize("how", ["boots", "returns"])
+def test_a_circle_of_requirements_ends_no_agent(how: str) -> None:
+    """Each was declared by itself, so no plan was refused; a boot, or a device, brings them together."""
+    world = started()
+    other = DISK + "b"
+    world.machine[other] = dict(ZERO)
+    world.boot_values[other] = dict(ONE)
+    for resource, needs in ((DISK, other), (other, DISK)):
+        world.ask("declare", ADMIN, resources={resource: Declared(dict(ZERO), requires=(needs,)).to_json()})
+    if how == "boots":
+        world.reboot(1)
+    else:
+        for value in (None, dict(ONE)):
+            world.machine.update({DISK: value, other: value})
+            seen = [Sighting(r, value) for r in (DISK, other)]
+            world.feed(lambda seen=seen: Observed(world.t_ns, world.wall_ns, seen))  # type: ignore[misc]
+    assert world.running and world.machine[DISK] == world.machine[other] == ZERO
+    assert not world.node.state.changes
     world.check()

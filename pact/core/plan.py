@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import posixpath
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from pact.core.payload import Planned
@@ -114,6 +115,20 @@ def ordered(steps: Iterable[Step], nature: Natures) -> tuple[Step, ...]:
     _containment(by_id, after, nature)
     _bringing(by_id, after, nature)
     return tuple(by_id[rid] for rid in _topological(after, lambda rid: (nature(rid).rank(split_id(rid)[1]), rid)))
+
+
+def anyhow(steps: Iterable[Step], nature: Natures) -> tuple[Step, ...]:
+    """The same for a plan that must go on: of resources that require each other in a circle (each of them
+    was declared by itself), the requirements do not count."""
+    steps = tuple(steps)
+    try:
+        return ordered(steps, nature)
+    except ConflictError:
+        by_id = {s.id: s for s in steps}
+    try:
+        return tuple(by_id[s.id] for s in ordered((replace(s, requires=()) for s in steps), nature))
+    except ConflictError:
+        return steps
 
 
 def _precede(after: dict[str, set[str]], upper: Step, lower: Step) -> None:

@@ -8,7 +8,7 @@ again right after, before anybody is told that the plan is done.  # R10
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +19,8 @@ from pact.core.node.jobs import Job
 from pact.core.payload import Saved
 from pact.core.plan import Natures, Step, ordered
 from pact.model import Attrs, Declared, Observation, Owner, Unreadable, split_id
+
+Order = Callable[[Iterable[Step], Natures], tuple[Step, ...]]
 
 
 def under(nature: Natures, steps: Iterable[Step], resources: Iterable[str]) -> Iterator[str]:
@@ -42,9 +44,9 @@ def carried(nature: Natures, steps: Iterable[Step], resources: Iterable[str]) ->
     return set(under(nature, turning, (r for r in resources if nature(r).carried))) if turning else set()
 
 
-def steps_for(node: Desk, resources: Iterable[str]) -> tuple[Step, ...]:
+def steps_for(node: Desk, resources: Iterable[str], order: Order = ordered) -> tuple[Step, ...]:
     """The plan that returns these drifted resources to declared state, with the resources that they take along; in
-    order."""
+    order. Raises ConflictError if there is none, unless ``order`` is ``anyhow``."""
     steps = []
     for resource in resources:
         declared, change = node.state.declared(resource), node.state.change_of(resource)
@@ -56,7 +58,7 @@ def steps_for(node: Desk, resources: Iterable[str]) -> tuple[Step, ...]:
         elif member.owed:
             step = replace(step, owed=True)
         steps.append(step)
-    return ordered([*steps, *joined(node, steps)], node.rules.nature)
+    return order([*steps, *joined(node, steps)], node.rules.nature)
 
 
 def joined(node: Desk, steps: Sequence[Step]) -> list[Step]:

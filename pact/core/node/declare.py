@@ -17,7 +17,7 @@ from pact.core.node.events import AGENT_CALLER, Acted, Asked, Probe, Probed, Sig
 from pact.core.node.jobs import Declaring, Job
 from pact.core.node.replies import holder_text
 from pact.core.node.rollback import refuse_held_or_busy
-from pact.core.plan import Step, ordered
+from pact.core.plan import Step, anyhow, ordered
 from pact.core.records import PIECE_MAX, in_pieces
 from pact.errors import EXIT_BLOCKED, EXIT_FAILED, ConflictError, PactError, UsageError
 from pact.model import AGENT_ACTOR, UNATTRIBUTED, Actor, Declared, Json, Unreadable
@@ -253,7 +253,7 @@ def converge_after_boot(node: Desk, sightings: Sequence[Sighting]) -> None:
         declared, seen = node.state.declared(sighting.resource), sighting.observation
         assert declared is not None and not isinstance(seen, Unreadable)
         steps.append(Step.back(sighting.resource, declared, seen))
-    job = node.job("boot", AGENT_CALLER, None, ids=tuple(s.id for s in steps), steps=ordered(steps, node.rules.nature))
+    job = node.job("boot", AGENT_CALLER, None, ids=tuple(s.id for s in steps), steps=anyhow(steps, node.rules.nature))
     # A person may have set the resource by hand since the boot: record what will be overwritten first.
     for piece in in_pieces(job.steps):
         node.record(payloads.ConvergeStarted(cause="boot", plan=[s.planned() for s in piece]))

@@ -15,7 +15,7 @@ from pact.core.node.declare import record_converged
 from pact.core.node.desk import Desk
 from pact.core.node.events import AGENT_CALLER, Acted, Sighting
 from pact.core.node.jobs import Job
-from pact.core.plan import Step, ordered
+from pact.core.plan import Step, anyhow
 from pact.core.records import in_pieces
 from pact.model import UNATTRIBUTED
 
@@ -49,7 +49,7 @@ def converge(node: Desk, sightings: Sequence[Sighting]) -> None:
             steps.append(Step.back(sighting.resource, declared, actual))
     if not steps:
         return
-    job = node.job(CAUSE, AGENT_CALLER, None, ids=tuple(s.id for s in steps), steps=ordered(steps, node.rules.nature))
+    job = node.job(CAUSE, AGENT_CALLER, None, ids=tuple(s.id for s in steps), steps=anyhow(steps, node.rules.nature))
     for piece in in_pieces(job.steps):
         node.record(payloads.ConvergeStarted(cause=CAUSE, plan=[s.planned() for s in piece]))
     below.act(node, job, {}, job.ids)

@@ -21,7 +21,7 @@ from pact.core.node.jobs import Job, RollingBack, Waiting
 from pact.core.node.replies import done, holder_text, left
 from pact.core.node.select import select, shared_with, some
 from pact.core.node.state import AUTOMATIC, HOUR_NS
-from pact.core.plan import ordered
+from pact.core.plan import anyhow
 from pact.errors import (
     EXIT_BLOCKED,
     EXIT_DONE,
@@ -160,13 +160,13 @@ def resume_rollback(node: Desk, change: Change, reset: Mapping[str, Sighting]) -
         return
     joined = below.resumed(node, change)
     known = {s.id for s in joined}
-    steps = [*(s for s in below.steps_for(node, job.ids) if s.id not in known), *joined]
+    steps = [*(s for s in below.steps_for(node, job.ids, anyhow) if s.id not in known), *joined]
     for at, step in enumerate(steps):
         step = steps[at] = replace(step, owed=bool(step.notify))  # it may have been moved, and nobody told  # R14
         seen = reset.get(step.id)
         if seen is not None and not isinstance(seen.observation, Unreadable):
             steps[at] = replace(step, actual=seen.observation)
-    job.steps = ordered(steps, node.rules.nature)
+    job.steps = anyhow(steps, node.rules.nature)
     node.converging[job.n] = frozenset(s.id for s in job.steps)
     node.emit(Probe(job.n, job.steps, consumers=True))
 

@@ -16,7 +16,7 @@ from pact.core.node import change as life
 from pact.core.node.desk import Desk
 from pact.core.node.events import Acted, Sighting
 from pact.core.node.jobs import Applying, Job, Undoing
-from pact.core.plan import Step
+from pact.core.plan import Step, anyhow
 from pact.errors import EXIT_FAILED
 from pact.model import Attrs, Unreadable
 
@@ -110,7 +110,7 @@ def _end(node: Desk, job: Job[Undoing], results: Mapping[str, str]) -> None:
     change = node.state.changes.get(job.work.applied)
     if stays and change is not None and change.can("start") and change.state != life.ROLLING:
         reason = "; ".join(f"{r}: {why}" for r, why in list(stays.items())[:SHOWN_MAX])
-        plan = [s.planned() for s in below.steps_for(node, change.members)]
+        plan = [s.planned() for s in below.steps_for(node, change.members, anyhow)]
         node.record(
             payloads.RollbackStarted(change=change.id, cause="undo", owner=change.owner, plan=plan),
             job.caller.actor,

@@ -13,6 +13,7 @@ from typing import Final
 from pact.core.node import below, payloads
 from pact.core.node.desk import Desk
 from pact.core.node.events import Acted
+from pact.core.plan import anyhow
 from pact.model import AGENT_ACTOR, UNATTRIBUTED, Actor, Owner
 
 SHOWN_MAX: Final = 5
@@ -38,7 +39,7 @@ def _begin(node: Desk, resources: Iterable[str], owner: Owner, cause: str, actor
         assert declared is not None, resource
         # Nothing differs any more: the smallest deviation there is.
         node.detect(resource, cid, owner, declared.attrs, 1, node.weight_n(resource, declared), node.t_ns)
-    plan = [s.planned() for s in below.steps_for(node, state.changes[cid].members)]
+    plan = [s.planned() for s in below.steps_for(node, state.changes[cid].members, anyhow)]
     node.record(payloads.RollbackStarted(change=cid, cause=cause, owner=owner, plan=plan), actor)
     return cid
 
