@@ -344,6 +344,28 @@ def test_who_reads_commands_output_says_so(who: str) -> None:
     assert [(m.kind, m.head["bytes"]) for m in said] == [("took", TOOK_STEP)]
 
 
+@pytest.mark.parametrize("why", ["no way to the root", "too many", "elsewhere", "nobody asks"])
+def test_what_is_dropped_was_read_too(why: str) -> None:
+    """Else the lane below stands still for ever once 256 KiB of output were dropped on their way."""
+    tree, body, told = Tree(), b"x" * BULK_CREDIT, 0
+    agg, node = peer("agg1"), peer("n1")
+    tree.hello(agg, below=["m1"])
+    if why == "no way to the root":
+        tree.relay.parent_lost(tree.t)
+    elif why == "too many":
+        tree.relay.tree.children[b"n1"].second = tree.t // NS_PER_S
+        tree.relay.tree.children[b"n1"].streamed = 1 << 30
+    for i in range(2 * HOP_WINDOW // BULK_CREDIT):
+        head = {**frames(body, call=f"1.{i}", bulk=True)}
+        if why == "elsewhere":
+            head["node"] = "m1"
+        elif why == "nobody asks":
+            head = {**frames(body, id=9, bulk=True), "client": "agg1:5"}
+        assert tree.ups(agg if why == "nobody asks" else node, head, body) == []
+        told += sum(m.head["bytes"] for m in tree.last if m.kind == "took")
+    assert told == 2 * HOP_WINDOW
+
+
 def test_who_reads_nothing_of_many_streams_is_sent_no_more() -> None:
     tree, body, sent = Tree(), b"x" * PIECE_MAX, 0
     tree.hello(peer("agg1"), below=[f"m{i}" for i in range(2000)])

@@ -225,7 +225,13 @@ class Relay:
         second = t_ns // NS_PER_S
         if second != child.second:
             child.second, child.frames, child.streamed = second, 0, 0
-        if kind in ("frames", "took") and (child.role != "client" or rid in self.streams.answered):
+        read = self.streams.read(child, message) if kind == "frames" else ()
+        out = self._said(child, message, t_ns)
+        return [*self._streamed(list(read)), *out] if read else out
+
+    def _said(self, child: Child, message: Message, t_ns: int) -> list[Effect]:
+        kind = message.kind
+        if kind in ("frames", "took") and (child.role != "client" or child.rid in self.streams.answered):
             child.streamed += 1  # S8: who only claims to have a stream has no such share
         else:
             child.frames += 1
@@ -239,7 +245,7 @@ class Relay:
             out = [] if child.below is None else self._compared(child, message.head["below"])
             if not message.head["answer"]:
                 self._make_beats()
-                out.insert(0, ToChildren((rid,), self._beat))
+                out.insert(0, ToChildren((child.rid,), self._beat))
             return out
         return self._handlers[kind](child, message, t_ns)
 

@@ -96,6 +96,14 @@ class Streams:
 
     # -- what comes -----------------------------------------------------------------------------------------------
 
+    def read(self, child: Child, message: Message) -> Said:
+        """A message was read, whatever becomes of it: who sends output waits to hear so. What is dropped counts, too:
+        else the lane below would have less room after each, and none in the end."""
+        if message.kind == "frames" and message.head["bulk"] and child.role != CLIENT:
+            size = self._lane(child).has_read(message.body)
+            return [Down(child, "took", {"bytes": size})] if size else []
+        return []
+
     def from_child(self, child: Child, message: Message, hops: bool) -> tuple[Said, str]:
         """What to pass on, and why this breaks the rules (``""``: it does not). ``hops``: the parent is another
         process."""
@@ -114,8 +122,6 @@ class Streams:
         if len(head["call"]) > CALL_MAX:
             return [], "frames of a call with an endless name"
         out: Said = []
-        if head["bulk"] and child.role != CLIENT and (size := self._lane(child).has_read(body)):
-            out.append(Down(child, "took", {"bytes": size}))
         key = key_of(head)
         flow = self.open.get(key)
         if flow is not None and flow.child is not child:
