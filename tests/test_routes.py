@@ -83,6 +83,21 @@ def test_a_client_that_goes_ends_the_streams_that_have_begun() -> None:
     assert said.take()[0][1]["end"]
 
 
+@pytest.mark.invariant("S8")
+def test_a_client_that_asks_twice_under_one_number_leaves_its_first_request() -> None:
+    """Else the root would keep a list of nodes for each, for ever: a viewer's key would be enough to fill its memory."""
+    made, said = routes("exec")
+    made.frames(message("frames", frames(b"x", bulk=True), b"x"))
+    said.take()
+    for n in range(2, 100):
+        made.begin(f"1.{n}", Envelope("agg:1", 7, "exec", "n1", Asker("ann", "viewer")), ["n1", "n2"])
+    assert len(made._by_call) == 1
+    ((_, head, _),) = said.take()
+    assert head["end"] and (head["call"], head["node"]) == ("1.1", "n1"), "what runs there ends, too"
+    made.cancelled("agg:1", 7)
+    assert not made._by_call and not made._by_client
+
+
 def test_a_node_that_goes_ends_its_stream_at_the_client() -> None:
     made, said = routes()
     made.gone(["n1"])

@@ -41,6 +41,8 @@ class Routes:
         """A request that may open streams was sent to these nodes."""
         if head.op not in ops.STREAMING or not call:
             return
+        if head.key in self._by_client:  # a client of ours counts on: else nobody would find the earlier call any more
+            self.cancelled(*head.key)
         route = Route(call, head.client, head.id, head.op, dict.fromkeys(names, False))
         self._by_call[call] = self._by_client[head.key] = route
 
