@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any, Final
 import orjson
 
 from pact.agent.commandfiles import DIRECTORY, executed_of, place_beside, shown_output
-from pact.agent.sessionfiles import end_what_is_left, owner_of_session, read_state
+from pact.agent.leftcommands import LeftCommands
+from pact.agent.sessionfiles import owner_of_session, read_state
 from pact.agent.streams import Carrier, Pipe, Streams
 from pact.core import ops, strict
 from pact.core.node.events import Caller, SessionTold
@@ -30,12 +31,10 @@ from pact.core.node.payloads import Executed
 from pact.core.tree.lanes import BULK_CREDIT, PIECE_MAX, WEIGHT_MIN
 from pact.errors import ConflictError, DeniedError, PactError, UnreachableError, UsageError
 from pact.host import owned
-from pact.host.notify import log
-from pact.model import AGENT_ACTOR, Actor, Owner
-from pact.observe.attribution import printable
+from pact.model import Actor
 from pact.session import frames
 from pact.session.frames import CREDIT, FrameError
-from pact.session.places import socket_path, started_at, state_path
+from pact.session.places import socket_path, state_path
 
 if TYPE_CHECKING:
     from pact.agent.remote import Remote
@@ -97,7 +96,7 @@ class Executing:
         self._readable: dict[str, Execution] = {}
         self._number = 0
         self._thrown_s = 0.0
-        self._left = bool(self.directory) and os.path.isdir(self.directory)
+        self._left = LeftCommands(self)
         self._owed: dict[str, tuple[Executed, Actor]] = {}  # by name: they have ended, and cannot be recorded now  # J9
 
     # -- beginning ----------------------------------------------------------------------------------------------------
@@ -345,7 +344,7 @@ class Executing:
         said = executed_of(one.request.words, owner, state, one.caller.actor.user, self._result(one))
         said_ns = int((self._now_s() - one.began_s) * 1e9)
         executed = said(said_ns, one.sent, one.out, one.truncated)
-        self._record(one.id, executed, one.caller.actor)
+        self.record(one.id, executed, one.caller.actor)
         if one.carrier is not None:
             self.unread[one.call] = one
             one.ends_s = self._now_s() + UNREAD_S
@@ -359,14 +358,14 @@ class Executing:
                 one, {**self._result(one), **shown_output("stdout", out[b"O"]), **shown_output("stderr", out[b"E"])}
             )
 
-    def _record(self, name: str, executed: Executed, actor: Actor) -> None:
+    def record(self, name: str, executed: Executed, actor: Actor) -> None:
         """Its files stay until its end is on record: the next agent finds them."""
         if not self._agent.journal_error:
             self._agent.step(SessionTold(*self._agent.now(), executed, actor))
         if self._agent.journal_error:
             self._owed[name] = executed, actor
         else:
-            self._forget_files(name)
+            self.forget_files(name)
 
     def _answer(self, one: Execution, result: dict[str, Any]) -> None:
         if one.token in one.client.tokens:
@@ -385,7 +384,7 @@ class Executing:
         self.running.pop(one.call, None)
         one.pipe.close()
 
-    def _forget_files(self, name: str) -> None:
+    def forget_files(self, name: str) -> None:
         for path in (state_path(self.directory, name), socket_path(self.directory, name)):
             try:
                 os.unlink(path)
@@ -424,17 +423,15 @@ class Executing:
     def _kill(self, one: Execution) -> None:
         """Its own process asks it to end, and kills everything of it a moment later, even if this agent dies."""
         one.ends_s = float("inf")
-        self._end(one.id, one.why)
+        self.tell_end(one.id, one.why)
 
     def turn(self) -> None:
         """What is due."""
         if not self._agent.journal_error:
-            if self._left:
-                self._left = False
-                self._sweep()
+            self._left.turn(self._now_s())
             owed, self._owed = self._owed, {}
             for name, (executed, actor) in owed.items():
-                self._record(name, executed, actor)
+                self.record(name, executed, actor)
         now_s = self._now_s()
         for one in [x for x in self.unread.values() if now_s >= x.ends_s]:
             carrier = one.carrier
@@ -463,18 +460,21 @@ class Executing:
 
     @property
     def busy(self) -> bool:
-        return self._left or bool(self.running or self.unread or self._owed)
+        return self._left.busy or bool(self.running or self.unread or self._owed)
 
     def next_s(self) -> float:
         """Seconds until ``turn`` has something to do. Call it while ``busy``."""
-        if self._readable or (self._left and not self._agent.journal_error):
+        if self._readable:
             return 0.0
         now_s = self._now_s()
         due = [min(one.ends_s, now_s + 60.0) for one in (*self.running.values(), *self.unread.values())]
         due += [self._thrown_s + THROWN_S for one in self.running.values() if one.thrown]
+        if self._left.busy and not self._agent.journal_error:
+            due.append(self._left.look_s)
         return max(0.0, min(due, default=now_s + 1.0) - now_s)
 
-    def _end(self, name: str, why: str) -> None:
+    def tell_end(self, name: str, why: str) -> None:
+        """Ask its process to end it."""
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
         try:
             sock.connect(socket_path(self.directory, name))
@@ -483,36 +483,3 @@ class Executing:
             pass  # it has ended
         finally:
             sock.close()
-
-    def _sweep(self) -> None:
-        """Commands that the last agent has left: nobody waits for them. They are ended, and recorded."""
-        try:
-            owned.require(self.directory, DIRECTORY)
-            names = sorted(n[:-5] for n in os.listdir(self.directory) if n.endswith(".json"))
-        except (OSError, PactError) as exc:
-            log(f"commands of an earlier run are not looked at: {exc}", 4)
-            return
-        for name in names:
-            try:
-                self._sweep_one(name)
-            except Exception as exc:  # one file must not keep the agent from starting
-                log(f"what is left of command {printable(os.fsencode(name))} makes no sense: {exc!r}", 4)
-                self._forget_files(name)
-
-    def _sweep_one(self, name: str) -> None:
-        state = read_state(state_path(self.directory, name))
-        if state is None:
-            return
-        if started_at(state["pid"]) == state["start"] != 0:
-            self._end(name, "the agent was started again")
-        else:
-            end_what_is_left(state)
-        end = state.get("end") or {}
-        about = state.get("about", {})
-        owner = owner_of_session(state, Owner("", about.get("user", state["person"])))
-        why = end.get("why") or "the agent ended while it ran"
-        actor = Actor(**about["actor"], call=about.get("call", "")) if about.get("actor") else AGENT_ACTOR
-        result = {"exit": end.get("exit"), "signal": end.get("signal", ""), "why": why}
-        made = executed_of(state["command"], owner, state, about.get("user", ""), result)
-        executed = made(end.get("ns"), end.get("in"), end.get("out"), False)
-        self._record(name, executed, actor)

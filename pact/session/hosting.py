@@ -93,7 +93,8 @@ class Hosted(Session):
             self.cast.close()
             self.state["cast"] = {"dropped": self.cast.dropped, "why": self.cast.why_ended}
         self.state["end"] = {**(self.end or {}), "why": self.why, **self._counts()}
-        self._save()
+        if not self.whole or self.client is None:  # who was told records it now, and removes the file, which knows it
+            self._save()
         if self.pam is not None:
             self.pam.close()
         cgroups.remove(self.made.cgroups)
