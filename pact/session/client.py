@@ -156,6 +156,7 @@ class Client:
         self.sock, self.terminal = sock, terminal
         self._pending, self._tick_ms = pending, tick_ms
         self.stdin, self.sinks = stdin, {b"O": Sink(stdout), b"E": Sink(stderr)}
+        self.sinks[b"N"] = self.sinks[b"E"]  # what is no output: nobody asked for credit for it
         self.attached: dict[str, Any] = {}
         self.received = 0  # bytes of ``O``: where to go on after a cut
         self._reader = frames.Reader()
@@ -189,8 +190,8 @@ class Client:
                 signal.signal(number, handler)
             os.close(read_fd)
             os.close(write_fd)
-            for sink in self.sinks.values():
-                sink.close()
+            for kind in (b"O", b"E"):
+                self.sinks[kind].close()
 
     def _loop(self, signals: int, again: Callable[[], None]) -> Ended:
         link = self.sock.fileno()
@@ -239,7 +240,7 @@ class Client:
             data = self._escapes.pass_on(data)
             if self._escapes.help:
                 self._escapes.help = False
-                self._waiting.append((b"E", HELP))
+                self._waiting.append((b"N", HELP))
         if data:
             self._may -= len(data)
             self._out += frame(b"I", data)
@@ -261,8 +262,8 @@ class Client:
             del self._waiting[0]
         else:
             self._waiting[0] = kind, data[wrote:]
-        self._consumed += wrote
-        if self._consumed >= CREDIT_STEP or not self._waiting:
+        self._consumed += wrote if kind != b"N" else 0
+        if self._consumed >= CREDIT_STEP or (self._consumed and not self._waiting):
             self._out += credit(self._consumed)
             self._consumed = 0
 
@@ -321,11 +322,11 @@ class Client:
         elif kind == b"A":
             self.attached = frames.object_of(payload)
             if (lost := self.attached.get("lost")) and isinstance(lost, int):
-                self._waiting.append((b"E", f"pact: {lost} bytes of output are lost\r\n".encode()))
+                self._waiting.append((b"N", f"pact: {lost} bytes of output are lost\r\n".encode()))
         elif kind == b"N":
             self._told = text = printable(payload.decode("utf-8", "replace"))
             end = "\r\n" if self.terminal else "\n"
-            self._waiting.append((b"E", f"{end if self.terminal else ''}pact: {text}{end}".encode()))
+            self._waiting.append((b"N", f"{end if self.terminal else ''}pact: {text}{end}".encode()))
         elif kind == b"X":
             code, why = frames.ended(payload)
             end_ = frames.object_of(payload)
