@@ -224,6 +224,7 @@ def run(args: argparse.Namespace, words: list[str]) -> int:
         fields["stdin"] = base64.b64encode(stdin).decode()
     patient = argparse.Namespace(**{**vars(args), "timeout": int((limit_s + 2 * MORE_S) * NS_PER_S)})
     interrupted = False
+    lost: PactError | None = None
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
     with connected(patient) as client:
@@ -232,13 +233,19 @@ def run(args: argparse.Namespace, words: list[str]) -> int:
             all_.ask(fields, args.nodes, limit_s)
         except KeyboardInterrupt:
             interrupted = True
+        except PactError as exc:
+            lost = exc  # what has come until now is shown all the same
         client.cancel()
+    if lost is not None and not (all_.nodes or all_.failed):
+        raise lost
     for name in all_.open():
         all_.nodes[name].finish({"why": "cancelled" if interrupted else LOST})
     (_as_json if args.json else _as_text)(all_)
     if interrupted:
         print("pact: cancelled: all nodes were told to end what still runs there", file=sys.stderr)
         return INTERRUPTED
+    if lost is not None:
+        raise lost
     ran = [one for one in all_.nodes.values() if one.done]
     codes = [*all_.codes, *(EXIT_FAILED if one.exit is None else one.exit for one in ran)]
     return gravest(codes)

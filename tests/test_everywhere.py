@@ -1,0 +1,52 @@
+"""One command on many nodes, from the person's side, without a tree."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import orjson
+import pytest
+
+from pact.cli import everywhere
+from pact.cluster.client import Parts
+from pact.errors import UnreachableError
+
+
+class Cut:
+    """A connection that is lost after some answers."""
+
+    seals = False
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+
+    def ask(self, *_: Any) -> Iterator[Any]:
+        for name in self.names:
+            said = {"ok": True, "exit": 0, "message": "", "hint": "", "result": {"exit": 0, "stdout": "good\n"}}
+            yield Parts([name], orjson.dumps(said))
+        raise UnreachableError("lost contact with tcp://agg1:7417")
+
+    def cancel(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_what_came_before_the_connection_was_lost_is_shown(
+    as_json: bool, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The command ran there: who asked must not have to run it again to see what it said."""
+    args = argparse.Namespace(timeout=None, output_max=1 << 20, live=False, json=as_json, no_stdin=True, nodes="n[1-3]")
+    monkeypatch.setattr(everywhere.signal, "signal", lambda *_: None)
+    for names in ((), ("n1", "n2")):
+
+        @contextmanager
+        def connected(_: Any, names: tuple[str, ...] = names) -> Iterator[Any]:
+            yield Cut(*names)
+
+        monkeypatch.setattr(everywhere, "connected", connected)
+        with pytest.raises(UnreachableError, match="lost contact"):
+            everywhere.run(args, ["true"])
+        assert ("good" in capfd.readouterr().out) == bool(names)
