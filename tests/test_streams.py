@@ -344,6 +344,49 @@ def test_who_reads_commands_output_says_so(who: str) -> None:
     assert [(m.kind, m.head["bytes"]) for m in said] == [("took", TOOK_STEP)]
 
 
+@pytest.mark.invariant("S8")
+@pytest.mark.parametrize("how", ["ends of nothing", "many streams", "reasons"])
+def test_a_node_that_never_stops_fills_no_relay(how: str) -> None:
+    """What streams that have ended have left on the way up is on the account of who said it, too."""
+    tree, node, body = Tree(hops=True), peer("n1"), b"x" * BULK_CREDIT
+    for i in range(3 * streams.CHILD_WINDOW_MAX["node"] // PIECE_MAX):
+        tree.t += NS_PER_S // 1000
+        if how == "ends of nothing":
+            tree.ups(node, {**frames(call=f"1.{i}", bulk=True, end=True), "size": PIECE_MAX}, b"x" * PIECE_MAX)
+        elif how == "reasons":
+            tree.ups(node, frames(call=f"1.{i}", bulk=True, end=True, why="x" * PIECE_MAX))
+        else:
+            for n in range(10):
+                tree.ups(node, frames(body, call=f"1.{i}.{n}", bulk=True), body)
+                tree.ups(node, frames(b"", call=f"1.{i}.{n}", bulk=True, end=True), b"x" * lanes.CONTROL_MAX)
+    above = tree.relay.streams.above
+    size = sum(len(b) + len(h["why"]) for h, b in above.waiting)
+    assert size <= streams.CHILD_WINDOW_MAX["node"] + 2 * PIECE_MAX
+    assert sum(tree.relay.streams._held.values()) == above.held
+    while above.waiting:
+        tree.relay.from_parent(message("took", {"bytes": HOP_WINDOW}), tree.t)
+    assert above.held == 0 and not tree.relay.streams._held and not tree.relay.streams._whose
+
+
+@pytest.mark.invariant("S8")
+def test_a_client_that_takes_nothing_of_one_request_after_another_fills_no_relay() -> None:
+    tree, names = Joined(names=()), [f"m{i}" for i in range(2000)]
+    tree.hello(peer("agg1"), below=names)
+    body = b"x" * BULK_CREDIT
+    for i in range(10, 22):
+        tree.say(ANN, "request", {"id": i, "op": "exec", "nodes": "n1"})
+        head = {"call": f"1.{i}", "op": "exec", "nodes": names, "caller": CALLER, "fence": 1, "timeout_ms": 1000}
+        tree.relay.from_parent(message("call", {**head, "client": tree.name, "id": i}, b"{}"), tree.t)
+        for name in names:
+            m = message("frames", {**frames(body, call=f"1.{i}", node=name), "bulk": True}, body)
+            tree.relay.received(b"agg1", peer("agg1"), m, tree.t)
+        tree.say(ANN, "cancel", {"id": i})
+        tree.t += NS_PER_S
+    lane = tree.relay.streams.lanes[b"ann"]
+    most = streams.CHILD_WINDOW_MAX["client"]
+    assert most // 2 < sum(len(b) for _, b in lane.waiting) <= most + PIECE_MAX
+
+
 @pytest.mark.parametrize("why", ["no way to the root", "too many", "elsewhere", "nobody asks"])
 def test_what_is_dropped_was_read_too(why: str) -> None:
     """Else the lane below stands still for ever once 256 KiB of output were dropped on their way."""

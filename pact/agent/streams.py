@@ -198,7 +198,7 @@ class Streams:
         if not head["bulk"]:
             self._send(head, body)
             return
-        self._lane.waiting.append((head, body))
+        self._lane.put(head, body)
         self._pass_on()
 
     def _pass_on(self) -> None:

@@ -55,4 +55,4 @@ class Output:
 
     def _say(self, body: bytes, size: int) -> None:
         head, sealed = self._end.say(body, size)
-        self._lane.waiting.append(({**self._head, **head}, sealed))
+        self._lane.put({**self._head, **head}, sealed)

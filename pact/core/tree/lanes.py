@@ -31,18 +31,30 @@ class Lane:
     """Output of commands on its way over one link: as much as the other side has not read may be on its way, and the
     rest waits here, while terminals pass. What waits is bounded by the credit of its streams."""
 
-    __slots__ = ("read", "sent", "waiting")
+    __slots__ = ("held", "read", "sent", "waiting")
 
     def __init__(self) -> None:
         self.waiting: deque[tuple[Head, bytes]] = deque()
+        self.held = 0  # how much waits, counted as in ``sent``
         self.sent = 0  # bytes that the other side has not said to have read
         self.read = 0  # bytes read from the other side that it was not told of
+
+    def put(self, head: Head, body: bytes) -> None:
+        self.waiting.append((head, body))
+        self.held += max(len(body), WEIGHT_MIN)
+
+    def clear(self) -> None:
+        """What waits is for nobody any more."""
+        self.waiting.clear()
+        self.held = 0
 
     def next(self) -> tuple[Head, bytes] | None:
         if not self.waiting or self.sent >= HOP_WINDOW:
             return None
         head, body = self.waiting.popleft()
-        self.sent += max(len(body), WEIGHT_MIN)
+        size = max(len(body), WEIGHT_MIN)
+        self.sent += size
+        self.held -= size
         return head, body
 
     def took(self, size: int) -> None:

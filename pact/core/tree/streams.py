@@ -12,6 +12,7 @@ delay and drop, which ends the stream, but neither read, type nor show anything.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
@@ -91,6 +92,8 @@ class Streams:
         self._ahead: dict[bytes, int] = {}
         self._count: dict[bytes, int] = {}
         self.lanes: dict[bytes, Lane] = {}  # by child
+        self._whose: deque[tuple[bytes, int]] = deque()  # what waits in ``above``: of which child, and how much
+        self._held: dict[bytes, int] = {}  # the same by child
         self.answered: set[bytes] = set()  # clients to which a node has said something
         self.terminals = 0  # how many of them are no commands' output
 
@@ -119,9 +122,10 @@ class Streams:
             left = self.open.get(key_of(head))  # a node's stream may end after the news that it is not there any more
             if not head["end"] or left is None or left.child is not child:
                 return [], "frames of a node that is not below it"
-        if len(head["call"]) > CALL_MAX:
-            return [], "frames of a call with an endless name"
+        if len(head["call"]) > CALL_MAX or len(head["why"]) > WHY_MAX:
+            return [], "frames of a call with an endless name, or reason"
         out: Said = []
+        by = child if hops else None
         key = key_of(head)
         flow = self.open.get(key)
         if flow is not None and flow.child is not child:
@@ -130,8 +134,12 @@ class Streams:
         if flow is None:
             if self._clients.over(head):
                 return out, ""
+            if head["end"] and (head["size"] or len(body) > CONTROL_MAX):
+                return out, ""  # it was ended before
+            if self._held.get(child.rid, 0) > CHILD_WINDOW_MAX[child.role]:
+                return out, "more than goes up"
             if head["end"]:
-                return [*out, *self._rise(head, body, hops)], ""
+                return [*out, *self._rise(head, body, by)], ""
             if self._count.get(child.rid, 0) >= STREAMS_MAX[child.role]:
                 return [*out, Down(child, "frames", _for(child, end_of(head, "too many streams at once")))], ""
             flow = self._begin(key, child, head)
@@ -145,15 +153,15 @@ class Streams:
             self._ahead[child.rid] = self._ahead.get(child.rid, 0) - read
             flow.behind += size
             self._behind[child.rid] = behind = self._behind.get(child.rid, 0) + size
-            if flow.up < 0 or behind > CHILD_WINDOW_MAX[child.role]:
+            if flow.up < 0 or max(behind, self._held.get(child.rid, 0)) > CHILD_WINDOW_MAX[child.role]:
                 why = "more on a stream than anybody asked for"
         if why:
             self._close(key)
             said = end_of(head, why)
-            return [*out, Down(child, "frames", _for(child, said)), *self._rise(said, b"", hops)], why
+            return [*out, Down(child, "frames", _for(child, said)), *self._rise(said, b"", by)], why
         if head["end"]:
             self._close(key)
-        return [*out, *self._rise(head, body, hops)], ""
+        return [*out, *self._rise(head, body, by)], ""
 
     def from_parent(self, message: Message, hops: bool) -> tuple[Said, str]:
         head, body = message.head, message.body
@@ -174,9 +182,12 @@ class Streams:
             flow = self._begin(key, child, head)
         why = self._fault(head, body)
         size = weight(head) if head["client"] else head["size"]
+        lane = self.lanes.get(child.rid)
         flow.down -= size
         flow.ahead += size
         self._ahead[child.rid] = ahead = self._ahead.get(child.rid, 0) + size
+        if not why and lane is not None:  # streams that have ended have left something, too
+            ahead = max(ahead, lane.held)
         if not why and (flow.down < 0 or ahead > CHILD_WINDOW_MAX[child.role]):
             why = "more on a stream than anybody asked for" if flow.down < 0 else f"{child.name} reads too little"
         if why:
@@ -194,7 +205,7 @@ class Streams:
         if head["end"]:
             self._close(key)
         if head["bulk"] and (child.below is not None or child.role == CLIENT):
-            self._lane(child).waiting.append((head, body))
+            self._lane(child).put(head, body)
             return [*out, *self.pass_down(child)], ""
         return [*out, Down(child, "frames", _for(child, head), body)], ""
 
@@ -208,6 +219,9 @@ class Streams:
 
     def pass_up(self) -> Iterable[Up]:
         while (said := self.above.next()) is not None:
+            rid, size = self._whose.popleft()
+            if (left := self._held.pop(rid, size) - size) > 0:
+                self._held[rid] = left
             yield Up("frames", *said)
 
     def pass_down(self, child: Child) -> Iterable[Down]:
@@ -215,17 +229,22 @@ class Streams:
         while (said := lane.next()) is not None:
             yield Down(child, "frames", _for(child, said[0]), said[1])
 
-    def _rise(self, head: Head, body: bytes = b"", hops: bool = False) -> Said:
-        """On towards the other end: up, or down again if that is below this relay, too."""
+    def _rise(self, head: Head, body: bytes = b"", by: Child | None = None) -> Said:
+        """On towards the other end: up, or down again if that is below this relay, too. ``by``: the child that has said
+        it, if commands' output waits on the way up."""
         other = self._clients.turned(head)
         if other is not None:
             return self.from_parent(Message("frames", other, body), False)[0]
-        return [*self._pass_up(head, body, hops)]
+        return [*self._pass_up(head, body, by)]
 
-    def _pass_up(self, head: Head, body: bytes, hops: bool) -> Iterable[Up]:
-        if not head["bulk"] or not hops:
+    def _pass_up(self, head: Head, body: bytes, by: Child | None) -> Iterable[Up]:
+        if not head["bulk"] or by is None:
             return [Up("frames", head, body)]
-        self.above.waiting.append((head, bytes(body)))
+        before = self.above.held
+        self.above.put(head, bytes(body))
+        size = self.above.held - before
+        self._whose.append((by.rid, size))
+        self._held[by.rid] = self._held.get(by.rid, 0) + size
         return self.pass_up()
 
     # -- what ends ------------------------------------------------------------------------------------------------
@@ -268,8 +287,10 @@ class Streams:
         for key in list(self.open):
             self._close(key)
         self.above = Lane()
+        self._whose.clear()
+        self._held.clear()
         for lane in self.lanes.values():
-            lane.waiting.clear()
+            lane.clear()
         return out
 
     # -- small things ---------------------------------------------------------------------------------------------
