@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -50,3 +54,27 @@ def test_what_came_before_the_connection_was_lost_is_shown(
         with pytest.raises(UnreachableError, match="lost contact"):
             everywhere.run(args, ["true"])
         assert ("good" in capfd.readouterr().out) == bool(names)
+
+
+def test_whoever_reads_slowly_is_waited_for_and_the_tree_hears_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``pact exec -L | less``: after six silent seconds the tree would end the commands."""
+    monkeypatch.setattr(everywhere, "BEAT_S", 0.05)
+    beats: list[float] = []
+    client: Any = Cut()
+    client.lives = lambda: beats.append(time.monotonic())
+    out, shown = os.pipe()
+    told: list[bytes] = []
+
+    def reader() -> None:
+        while len(beats) < 3:
+            time.sleep(0.01)
+        with os.fdopen(out, "rb") as f:
+            told.append(f.read())
+
+    thread = threading.Thread(target=reader)
+    thread.start()
+    with os.fdopen(shown, "w") as f:
+        monkeypatch.setattr(sys, "stdout", f)
+        everywhere.Everywhere(client, live=True)._lines("n1", b"O", b"\n".join([b"x" * 999] * 300))
+    thread.join(30)
+    assert told[0].splitlines() == [b"n1: " + b"x" * 999] * 300

@@ -6,6 +6,7 @@ import argparse
 import base64
 import binascii
 import os
+import select
 import signal
 import sys
 import time
@@ -35,6 +36,8 @@ LINE_MAX: Final = 64 << 10
 ROOM: Final = 4 << 20  # of what all nodes together may send ahead
 PUMP_MS: Final = 200
 INTERRUPTED: Final = 130
+WRITE: Final = 4 << 10  # what a pipe that is said to be ready takes at once
+BEAT_S: Final = 2.0
 LOST: Final = "lost contact before its command ended; it was ended there"
 
 
@@ -203,7 +206,18 @@ class Everywhere:
     def _lines(self, node: str, kind: bytes, data: bytes) -> None:
         to = sys.stdout if kind == b"O" else sys.stderr
         head = clean(node).encode() + b": "
-        _write(to, b"".join(head + line + b"\n" for line in data.removesuffix(b"\n").split(b"\n")))
+        self._patiently(to, b"".join(head + line + b"\n" for line in data.removesuffix(b"\n").split(b"\n")))
+
+    def _patiently(self, to: Any, data: bytes) -> None:
+        """Who reads this may take his time (a pager): meanwhile the tree must hear that this side lives, or it would
+        end the commands."""
+        data = _harmless(to, data)
+        to.flush()
+        for at in range(0, len(data), WRITE):
+            while not _takes(to, BEAT_S):
+                self.client.lives()
+            to.buffer.write(data[at : at + WRITE])
+            to.flush()
 
 
 def run(args: argparse.Namespace, words: list[str]) -> int:
@@ -334,11 +348,23 @@ def _grouped(rows: Iterable[tuple[Any, str]]) -> list[tuple[Any, list[str]]]:
     return sorted(found.items(), key=lambda item: (-len(item[1]), item[1]))
 
 
+def _harmless(to: Any, data: bytes) -> bytes:
+    """As it is; for a terminal without anything that it would obey."""
+    if not to.isatty():
+        return data
+    text = data.decode("utf-8", "replace")
+    return "".join(c if c.isprintable() or c in "\n\t" else "?" for c in text).encode()
+
+
+def _takes(to: Any, wait_s: float) -> bool:
+    """Whether it takes something within this time."""
+    try:
+        return bool(select.select((), (to.fileno(),), (), wait_s)[1])
+    except (OSError, ValueError):  # no file: it never waits
+        return True
+
+
 def _write(to: Any, data: bytes) -> None:
-    """As it is; onto a terminal without anything that it would obey."""
-    if to.isatty():
-        text = data.decode("utf-8", "replace")
-        data = "".join(c if c.isprintable() or c in "\n\t" else "?" for c in text).encode()
     to.flush()
-    to.buffer.write(data)
+    to.buffer.write(_harmless(to, data))
     to.flush()

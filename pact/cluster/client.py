@@ -384,6 +384,11 @@ class RootClient:
         with contextlib.suppress(PactError):
             self._send("cancel", {"id": self._id})
 
+    def lives(self) -> None:
+        """Say so, while nothing that comes is read for a while. Raises PactError if the connection is lost."""
+        self._send("beat", {})
+        self._heard_s = time.monotonic()  # what came meanwhile was not looked at
+
     # -- streams of the last request ------------------------------------------------------------------------------
 
     @property
