@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import time
@@ -216,3 +217,65 @@ def test_a_client_that_never_takes_anything_stops_its_own_command_only(kit: Flee
         assert kit.run_pact("exec", "--nodes", "n1", "--", "seq 1 20000 | tail -1").stdout.endswith("20000\n")
         client.cancel()
         within(lambda: not alive(marker), "nothing is left running", 10)
+
+
+def _host(kit: Fleet, node: str, marker: str) -> dict[str, object]:
+    """What the process of a command has written of itself."""
+
+    def found() -> dict[str, object] | None:
+        for path in (kit.base / f"agent-{node}" / "exec").glob("*.json"):
+            state: dict[str, object] = json.loads(path.read_text())
+            if marker in str(state["command"]) and state["shell"]:
+                return state
+        return None
+
+    return within(found, "its file", 30)  # type: ignore[no-any-return]
+
+
+def test_a_command_whose_process_is_killed_leaves_nothing_running(kit: Fleet, marker: str) -> None:
+    command = f"setsid -f sleep {marker}; sleep {marker}; true"
+    with kit.pact("exec", "--nodes", "n1", "--", command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE) as one:
+        within(lambda: len(alive(marker)) >= 2, "it runs", 30)
+        os.kill(int(str(_host(kit, "n1", marker)["pid"])), signal.SIGKILL)
+        _, err = one.communicate(timeout=30)
+        assert one.returncode != 0 and b"killed" in err, err
+    within(lambda: not alive(marker), "nothing is left running", 10)
+    (row,) = [r for r in kit.records("n1", "executed") if marker in r["data"]["command"]]
+    assert row["data"]["why"] == "its process was killed"
+
+
+def test_an_agent_that_starts_at_once_records_what_was_left_once_and_names_nothing_alike(
+    kit: Fleet, marker: str
+) -> None:
+    """The command goes on for a moment after its agent: the next agent waits until it has ended."""
+    command = f"trap '' TERM HUP; setsid -f sleep {marker}; sleep {marker}; true"
+    with kit.pact("exec", "--nodes", "n2", "--", command, stdin=subprocess.DEVNULL) as one:
+        within(lambda: len(alive(marker)) >= 2, "it runs", 30)
+        for _ in range(2):
+            kit.kill("n2")
+            kit.node_up("n2")
+            said = kit.run_pact("exec", "--timeout", "1s", "--nodes", "n2", "--", f"sleep 1{marker}")
+            assert said.returncode != 0 and "did not end within 1s" in said.stderr, said
+            within(lambda: not alive(f"1{marker}"), "its limit holds", 10)
+        one.wait(90)
+    within(lambda: not alive(marker), "nothing is left running", 10)
+    place = kit.base / "agent-n2" / "exec"
+    within(lambda: not list(place.glob("*.json")), "its files are gone", 20)
+    rows = [r for r in kit.records("n2", "executed") if marker in r["data"]["command"]]
+    assert sorted(r["data"]["command"].startswith("sleep") for r in rows) == [False, True, True], rows
+
+
+def test_a_command_whose_process_is_stopped_ends_when_it_must(kit: Fleet, marker: str) -> None:
+    with kit.pact("exec", "--timeout", "2s", "--nodes", "n1", "--", f"sleep {marker}; true", stdin=subprocess.DEVNULL):
+        os.kill(int(str(_host(kit, "n1", marker)["pid"])), signal.SIGSTOP)
+        within(lambda: not alive(marker), "nothing is left running", 40)
+    within(lambda: [r for r in kit.records("n1", "executed") if marker in r["data"]["command"]], "recorded", 10)
+
+
+def test_a_pager_that_stands_still_ends_no_command(kit: Fleet) -> None:
+    with kit.pact(
+        "exec", "-L", "--nodes", "n1", "--", "seq 1 60000", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
+    ) as one:
+        time.sleep(10)
+        out, _ = one.communicate(timeout=60)
+    assert one.returncode == 0 and out.splitlines()[-1] == b"n1: 60000" and out.count(b"\n") == 60000

@@ -23,7 +23,7 @@ import orjson
 
 from pact.agent.commandfiles import DIRECTORY, executed_of, place_beside, shown_output
 from pact.agent.leftcommands import LeftCommands
-from pact.agent.sessionfiles import owner_of_session, read_state
+from pact.agent.sessionfiles import end_host, end_what_is_left, owner_of_session, read_state
 from pact.agent.streams import Carrier, Pipe, Streams
 from pact.core import ops, strict
 from pact.core.node.events import Caller, SessionTold
@@ -46,6 +46,7 @@ RUNNING_MAX: Final = 32
 LIMIT_MAX_MS: Final = 3600 * 1000
 LAUNCH_S: Final = 20.0
 UNREAD_S: Final = 60.0  # how long output is kept after the command's time, for a reader that does not read
+KILL_S: Final = 20.0  # when its process is killed that does not end it
 LEFT_S: Final = 2.0  # how long a command goes on whose agent has gone
 READS_PER_TURN: Final = 2
 READ: Final = 64 << 10
@@ -80,6 +81,7 @@ class Execution:
     thrown: int = 0  # bytes beyond the bound for which no credit was given yet
     truncated: bool = False
     why: str = ""
+    asked: bool = False  # its process was asked to end it
     end: dict[str, Any] | None = None
 
 
@@ -252,9 +254,11 @@ class Executing:
             data = b""
         if not data and one.end is None:
             one.end = {"why": "its process was killed"}
+            if one.state is not None:
+                end_what_is_left(read_state(state_path(self.directory, one.id)) or one.state)
         if one.end is not None:
             self._ended(one)
-        elif one.carrier is None and one.out > INLINE_MAX:
+        elif one.carrier is None and not one.why and one.out > INLINE_MAX:
             self._open_stream(one)
         self._pass_on(one)
 
@@ -422,7 +426,7 @@ class Executing:
 
     def _kill(self, one: Execution) -> None:
         """Its own process asks it to end, and kills everything of it a moment later, even if this agent dies."""
-        one.ends_s = float("inf")
+        one.asked, one.ends_s = True, self._now_s() + KILL_S
         self.tell_end(one.id, one.why)
 
     def turn(self) -> None:
@@ -449,6 +453,10 @@ class Executing:
             if now_s >= one.ends_s:
                 if one.state is None:
                     self._fail(one, UnreachableError("the command was not ready in time", "PAM may wait for something"))
+                    continue
+                if one.asked:  # it is stopped, or has not heard it
+                    one.ends_s = float("inf")
+                    end_host(one.state)
                     continue
                 one.why = f"it did not end within {one.request.limit_ms / 1000:g}s, and was ended"
                 self._kill(one)

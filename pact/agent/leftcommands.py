@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import signal
 from typing import Final, Protocol
 
 from pact.agent.commandfiles import DIRECTORY, executed_of
-from pact.agent.sessionfiles import end_what_is_left, owner_of_session, read_state
+from pact.agent.sessionfiles import end_host, end_what_is_left, owner_of_session, read_state
 from pact.core.node.payloads import Executed
 from pact.errors import PactError
 from pact.host import owned
@@ -77,7 +76,7 @@ class LeftCommands:
                 self.ending[name] = now_s + ENDS_S
                 self._commands.tell_end(name, "the agent was started again")
             elif now_s >= self.ending[name]:
-                os.kill(state["pid"], signal.SIGKILL)
+                end_host(state)
             return
         self.ending.pop(name, None)
         state = read_state(path) or state  # what it wrote last

@@ -88,6 +88,15 @@ def read_state(path: str) -> dict[str, Any] | None:
         return None
 
 
+def end_host(state: Mapping[str, Any]) -> None:
+    """Kill the process that has a command's pipes, if it lives: what it has started is left."""
+    if started_at(state["pid"]) == state["start"] != 0:
+        try:
+            os.kill(state["pid"], signal.SIGKILL)
+        except OSError:
+            pass
+
+
 def end_what_is_left(state: Mapping[str, Any]) -> None:
     """Its process was killed: the terminal's end has told the shell, which may not listen."""
     pid, start = state.get("shell", 0), state.get("shell_start", 0)
