@@ -12,7 +12,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import psutil
 import pytest
@@ -365,31 +364,6 @@ def test_it_can_be_ended_by_whoever_may_connect(sessions: Sessions) -> None:
     assert "the key of ann was removed" in peer.wait(b"N")
 
 
-def test_an_end_that_was_not_read_waits_for_the_client_to_come_back(sessions: Sessions) -> None:
-    """All of it was in the client's socket when that was cut."""
-    sessions.open("a", "read _; head -c 50000 /dev/zero | tr '\\0' y; exit 6")
-    peer = sessions.attach("a")
-    assert peer.wait(b"A")
-    peer.send(b"I", b"\n")
-    wait_until(lambda: sessions.state("a").get("end"), "it has ended")
-    time.sleep(0.3)
-    peer.close()
-    again = sessions.attach("a", **{"from": 0})
-    assert again.end() == {"exit": 6} and len(again.out) == 50000
-
-
-def test_input_of_a_client_that_has_gone_counts(sessions: Sessions) -> None:
-    """It goes while answers to it are written."""
-    for n in range(20):
-        sessions.open(f"a{n}", "read a; read b; read c; exit 6")
-        peer = sessions.attach(f"a{n}")
-        for _ in range(3):
-            peer.send(b"I", b"x\n")
-        peer.close()
-    for n in range(20):
-        wait_until(lambda n=n: sessions.state(f"a{n}").get("end"), f"session {n} has ended")
-
-
 def test_an_end_that_nobody_sees_waits_for_the_client_to_come_back(sessions: Sessions) -> None:
     sessions.open("a", "read _; echo bye; exit 6")
     peer = sessions.attach("a")
@@ -523,12 +497,3 @@ def test_an_idle_session_costs_less_than_a_mebibyte_and_no_time() -> None:
         assert max(uss) < 1 << 20, uss
     finally:
         sessions.close()
-
-
-def test_a_process_of_another_pid_namespace_ends_nobody_else(tmp_path: Path) -> None:
-    """The kernel shows it as 0, and a signal to 0 is one to everybody in the sender's own group."""
-    (tmp_path / "cgroup.procs").write_text("0\n")
-    code = f"from pact.session import cgroups; cgroups.end_all([{str(tmp_path)!r}], but=1); print('alive')"
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, start_new_session=True, check=False)
-    assert done.stdout == "alive\n"

@@ -26,6 +26,7 @@ import orjson
 
 from pact.cluster.live import Live
 from pact.cluster.watcher import Watcher
+from pact.core import strict
 from pact.core.root.envelope import Asker
 from pact.host.notify import log
 from pact.model import Json
@@ -151,10 +152,10 @@ class Lookers:
         news = self._live.turn(facts)
         if news:
             self._n += 1
-            self._send([k for k, whole in keys.items() if whole], orjson.loads(news))
+            self._send([k for k, whole in keys.items() if whole], strict.own(news))
         fresh = [k for k, whole in keys.items() if not whole]
         if fresh:
-            self._send(fresh, orjson.loads(self._live.snapshot()))
+            self._send(fresh, strict.own(self._live.snapshot()))
         self._why = ""
 
     def _send(self, keys: list[Key], data: Json) -> None:

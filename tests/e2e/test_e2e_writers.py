@@ -236,7 +236,8 @@ def test_an_epilog_that_takes_it_back_after_telling_leaves_no_window(another: Ca
     agent.world.end(under_way(agent.world, "prolog", write(path, "tuned"), job="71"))
     wait_until(lambda: held_for(agent) == ["job 71 runs"], "held")
     command = f"{sys.executable} -m pact.cli.main --socket {agent.socket} epilog"
-    epilog = under_way(agent.world, "epilog", f"{command}; sleep 2.5; {write(path, 'declared')}", job="71")
+    back = f"sh -c 'echo declared > {path}.new; mv {path}.new {path}; sleep 0.3'"  # never empty, however slow
+    epilog = under_way(agent.world, "epilog", f"{command}; sleep 2.5; {back}\necho written; read line", job="71")
     agent.settled(f"file:{path}")
     agent.world.end(epilog)
     assert agent.records("window_opened") == [] and agent.records("hold_released") == []

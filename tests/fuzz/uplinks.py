@@ -14,9 +14,11 @@ from fuzz.entrances import Agent, _world
 from fuzz.kit import Feed, Target
 from fuzz.tree import KINDS, WORDS, _said, heads, raw
 from pact.agent.budget import Budget
+from pact.agent.executing import Executing
 from pact.agent.link import Link
 from pact.agent.remote import Callers
 from pact.agent.requests import Requests
+from pact.agent.streams import Streams
 from pact.core.node import bonds
 from pact.core.tree import wire
 from pact.core.tree.member import Calls, Member
@@ -48,6 +50,7 @@ class Bodies:
 
 def _link(sealed: int) -> tuple[Link, list[Any]]:
     agent: Any = Agent(_world(True))
+    agent.config.name = "sim"
     world, sent = agent.world, list[Any]()
     agent.tell = lambda event: world.feed(lambda: event)
     requests = Requests(agent)
@@ -75,7 +78,10 @@ def _link(sealed: int) -> tuple[Link, list[Any]]:
     out.uplink = out.member.uplink
     out._recent, out._todo = deque(), deque()
     out._recent_bytes = out._reread_ns = out._since_wall_ns = out._save_ns = out._said_forked = 0
-    out._unread, out._callers, out._budget = False, Callers(), Budget()
+    out._unread, out._callers, out._budget, out._under = False, Callers(), Budget(), ""
+    out.streams = Streams(out, None)
+    out.executing = Executing(out.streams)
+    agent.link = out
     return out, sent
 
 

@@ -389,7 +389,7 @@ class State:
             "recent": dict(self.recent),
             "ttls": {r: [t.expires_ns, t.earlier, t.owner.to_json(), t.seq] for r, t in self.ttls.items()},
             "boot_owed": None if self.boot_owed is None else dict(self.boot_owed),
-            "telling": list(self.telling),
+            **({"telling": list(self.telling)} if self.telling else {}),
             "emergency": None if self.emergency is None else _slots(self.emergency),
             "holds": [{**_slots(h), "owner": h.owner.to_json()} for h in self.holds.values()],
             "blind": dict(self.blind),
