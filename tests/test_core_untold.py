@@ -316,3 +316,31 @@ def test_a_circle_of_requirements_ends_no_agent(how: str) -> None:
     assert world.running and world.machine[DISK] == world.machine[other] == ZERO
     assert not world.node.state.changes
     world.check()
+
+
+@pytest.mark.invariant("R14", "E1")
+@pytest.mark.parametrize("why", ["emergency", "hold"])
+def test_nobody_is_told_at_a_start_in_an_emergency_or_under_a_hold(why: str) -> None:
+    world = started()
+
+    def killed(_: World) -> None:
+        world.before_told = None
+        raise Crashed
+
+    if why == "emergency":
+        world.ask("emergency_start", ADMIN, reason="maintenance")
+    else:
+        world.ask("hold_place", ADMIN, reason="maintenance", for_ns=3600 * 10**9)
+    world.before_told = killed
+    declares(world)
+    steps = told(world)
+    world.start()
+    assert not steps and world.node.state.telling
+    if why == "emergency":
+        world.ask("emergency_end", ADMIN, how="commit", message="done", force=True, shared=True, all=True)
+    else:
+        world.ask("hold_release", ADMIN, name=None)
+    world.crash()
+    world.start()
+    assert [r for r, _ in steps] == [FILE] and not world.node.state.telling
+    world.check()

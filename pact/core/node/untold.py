@@ -23,8 +23,11 @@ RESUMED: Final = "restart"
 def resume(node: Desk, elsewhere: Container[str] = ()) -> None:
     """The agent was killed after such a plan had moved resources, and before it was on record who was told: begin a
     rollback of what is as declared again, which changes nothing and tells them. It is resumed as an interrupted one.
-    ``elsewhere``: resources that another plan is about to move."""
+    ``elsewhere``: resources that another plan is about to move. Nobody is told while the node only observes, in an
+    emergency or under a hold of the node: at the next start after that."""
     state = node.state
+    if not state.settings.enforce or state.suspended or state.holds:
+        return
     moving = {r for ids in node.converging.values() for r in ids}
     owed = [r for r in state.telling if r not in state.member_of and r not in elsewhere and r not in moving]
     if owed:
