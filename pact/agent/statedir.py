@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import os
 import threading
+import time
 from collections.abc import Iterable
 from typing import Final
 
@@ -24,6 +25,7 @@ from pact.journal.sqlite import SqliteJournal
 from pact.model import encode_name
 
 LEDGER_BYTES: Final = 4096
+LOCK_S: Final = 5.0
 #: When the store is nearly full, transcripts keep this part of it at most.
 TRANSCRIPTS_PART: Final = 4
 SAVING: tuple[str, ...] = ("rollback_started", "declared", "applied")
@@ -39,17 +41,28 @@ def take_state_dir(path: str) -> int:
         raise UnreachableError(
             f"state directory {path}: {os.strerror(exc.errno or 0)}", "run as root, or set [state] dir"
         ) from None
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        holder = os.read(fd, 32).decode(errors="replace").strip() or "unknown"
+    if holder := _lock(fd):
         os.close(fd)
-        raise PactError(
-            f"another agent (pid {holder}) uses {path}", "stop it, or give this one its own [state] dir"
-        ) from None
+        raise PactError(f"another agent (pid {holder}) uses {path}", "stop it, or give this one its own [state] dir")
     os.ftruncate(fd, 0)
     os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
     return fd
+
+
+def _lock(fd: int) -> str:
+    """Take the lock. Returns the pid of who has it, or ``""``. A process that the last agent was just starting when it
+    was killed has the lock, too, until it becomes another program: that is waited for."""
+    end = time.monotonic() + LOCK_S
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return ""
+        except BlockingIOError:
+            holder = os.pread(fd, 32, 0).decode(errors="replace").strip() or "unknown"
+        lives = not holder.isdigit() or os.path.exists(f"/proc/{holder}")
+        if lives or time.monotonic() >= end:
+            return holder
+        time.sleep(0.01)
 
 
 def require_owned(config: Config) -> None:

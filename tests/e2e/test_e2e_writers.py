@@ -40,6 +40,11 @@ def write(*pairs: str) -> str:
     return "\n".join([*lines, "echo written; read line"])
 
 
+def replaced(path: str, text: str) -> str:
+    """The same for one file, which is never empty meanwhile, however slow the machine is."""
+    return f"sh -c 'echo {text} > {path}.new; mv {path}.new {path}; sleep 0.3'\necho written; read line"
+
+
 @pytest.mark.invariant("O5")
 def test_a_package_manager_s_run_is_a_change_of_its_own(agent: Agent) -> None:
     """What the same person changes by hand beside it is another change."""
@@ -185,7 +190,7 @@ def test_what_two_jobs_want_of_a_change_is_held_for_both_and_the_rest_for_one(an
     agent.world.end(under_way(agent.world, "prolog", write(one, "tuned", two, "tuned"), job="71"))
     first = wait_until(lambda: c if (c := agent.change_of(f"file:{two}")) else None, "the drift")
     assert first["resources"] == sorted([f"file:{one}", f"file:{two}"])
-    agent.world.end(under_way(agent.world, "prolog", write(one, "tuned"), job="72"))
+    agent.world.end(under_way(agent.world, "prolog", replaced(one, "tuned"), job="72"))
     wait_until(lambda: held_for(agent) == ["job 71 runs", "job 71 runs", "job 72 runs"], "a change for both")
     agent.pact("epilog", "--job", "71")
     wait_until(lambda: held_for(agent) == ["job 72 runs"], "71 has ended")
@@ -236,8 +241,8 @@ def test_an_epilog_that_takes_it_back_after_telling_leaves_no_window(another: Ca
     agent.world.end(under_way(agent.world, "prolog", write(path, "tuned"), job="71"))
     wait_until(lambda: held_for(agent) == ["job 71 runs"], "held")
     command = f"{sys.executable} -m pact.cli.main --socket {agent.socket} epilog"
-    back = f"sh -c 'echo declared > {path}.new; mv {path}.new {path}; sleep 0.3'"  # never empty, however slow
-    epilog = under_way(agent.world, "epilog", f"{command}; sleep 2.5; {back}\necho written; read line", job="71")
+    back = replaced(path, "declared")
+    epilog = under_way(agent.world, "epilog", f"{command}; sleep 2.5; {back}", job="71")
     agent.settled(f"file:{path}")
     agent.world.end(epilog)
     assert agent.records("window_opened") == [] and agent.records("hold_released") == []
