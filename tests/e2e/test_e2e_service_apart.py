@@ -48,7 +48,8 @@ def confined(machines_agent: NodeAgent) -> None:
 
 def test_a_daemon_that_a_command_has_started_outlives_the_agent(node: NodeAgent, machine: Machine) -> None:
     observe = write(machine, "/opt/tests/observe", "pgrep -xf 'sleep 7791' > /dev/null && echo up || echo down\n")
-    restore = write(machine, "/opt/tests/restore", "setsid sleep 7791 > /dev/null 2>&1 &\n")
+    begins = "setsid sleep 7791 > /dev/null 2>&1 &\nuntil pgrep -xf 'sleep 7791' > /dev/null; do sleep 0.02; done\n"
+    restore = write(machine, "/opt/tests/restore", begins)
     node.declare(f'[command.daemon]\nobserve = ["{observe}"]\nstate = "up"\nrestore = ["{restore}"]\nevery = "1s"\n')
     node.drifted("command:daemon")
     node.pact("rollback", "--all")
@@ -90,8 +91,8 @@ def test_a_restore_that_fails_or_takes_too_long_is_said_and_nothing_of_it_is_lef
         node.settled(f"command:{name}")
     for number in (7792, 7793, 7794):
         assert not pid_of(machine, f"sleep {number}")
-    left = machine.systemctl("list-units", "--all", "--no-legend", "pact-command-*").out
-    assert not left.strip(), left
+    listed = ("list-units", "--all", "--no-legend", "pact-command-*")  # systemd lets them go a moment later
+    wait_until(lambda: not machine.systemctl(*listed).out.strip(), "no unit is left", 15)
 
 
 def test_a_daemon_with_a_pid_file_outlives_the_agent(node: NodeAgent, machine: Machine) -> None:
