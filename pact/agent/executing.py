@@ -19,8 +19,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-import orjson
-
 from pact.agent.commandfiles import DIRECTORY, executed_of, place_beside, shown_output
 from pact.agent.leftcommands import LeftCommands
 from pact.agent.sessionfiles import end_host, end_what_is_left, owner_of_session, read_state
@@ -151,15 +149,7 @@ class Executing:
             "twin": True,  # the one that knows what ``whole`` means
             "about": {"actor": caller.actor.to_json(), "user": caller.owner.user, "call": caller.actor.call},
         }
-        sock = self._streams.sessions.keeper.connect()
-        try:
-            sock.setblocking(True)
-            sock.settimeout(2.0)
-            sock.sendall(orjson.dumps(wish) + b"\n")
-            sock.setblocking(False)
-        except OSError as exc:
-            sock.close()
-            raise UnreachableError(f"the keeper of sessions does not listen: {exc}") from None
+        sock = self._streams.sessions.keeper.ask(wish)
         token = agent.next_token()
         client.tokens.add(token)
         now_s = self._now_s()

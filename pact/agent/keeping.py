@@ -10,7 +10,10 @@ import os
 import socket
 import subprocess
 import sys
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
+
+import orjson
 
 from pact.errors import PactError, UnreachableError
 
@@ -18,6 +21,7 @@ SYSTEMD: Final = "/run/pact-sessions.sock"
 DEFAULT_DIRECTORY: Final = "/run/pact/sessions"
 NAME: Final = "keeper.sock"
 HINT: Final = "systemctl enable --now pact-sessions.socket"
+ASK_S: Final = 2.0
 #: The child has the agent's modules, wherever they are installed.
 PROGRAM: Final = (
     "import sys; sys.path[:] = sys.argv[3:]; from pact.session import keeper; "
@@ -40,6 +44,19 @@ class Keeper:
     def __init__(self, directory: str) -> None:
         self.directory = directory
         self.child: subprocess.Popen[bytes] | None = None
+
+    def ask(self, wish: Mapping[str, Any]) -> socket.socket:
+        """Wish for a session, and return the connection on which it answers. Raises UnreachableError."""
+        sock = self.connect()
+        try:
+            sock.setblocking(True)
+            sock.settimeout(ASK_S)
+            sock.sendall(orjson.dumps(wish) + b"\n")
+            sock.setblocking(False)
+        except OSError as exc:
+            sock.close()
+            raise UnreachableError(f"the keeper of sessions does not listen: {exc}") from None
+        return sock
 
     def connect(self) -> socket.socket:
         """A connection that becomes one session. Raises PactError."""

@@ -15,8 +15,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-import orjson
-
 from pact.agent.control import Client
 from pact.agent.keeping import Keeper
 from pact.agent.sessionfiles import (
@@ -180,15 +178,7 @@ class Sessions:
             "prompt": f"{self.prompts}/{name}",
             "about": {"actor": caller.actor.to_json(), "user": caller.owner.user},
         }
-        conn = self.keeper.connect()
-        try:
-            conn.setblocking(True)
-            conn.settimeout(2.0)
-            conn.sendall(orjson.dumps(wish) + b"\n")
-            conn.setblocking(False)
-        except OSError as exc:
-            conn.close()
-            raise UnreachableError(f"the keeper of sessions does not listen: {exc}") from None
+        conn = self.keeper.ask(wish)
         token = agent.next_token()
         client.tokens.add(token)
         give = answered or (lambda result: agent.answer(client, result))

@@ -34,17 +34,8 @@ class Here:
 
     def open(self, command: list[str], account: str) -> int:
         """A new session. Returns its exit code. Raises PactError."""
-        from pact.session.client import size_here
-
         terminal = on_terminal()
-        wish: dict[str, Any] = {"terminal": terminal, "env": brought()}
-        if terminal:
-            rows, columns, _, _ = size_here()
-            wish |= {"term": os.environ.get("TERM", ""), "rows": rows, "cols": columns}
-        if command:
-            wish["words"] = command
-        if account:
-            wish["account"] = account
+        wish = wish_for(command, account, terminal)
         answer = self.agent.ask("shell_open", wish).accepted()
         return self._attach(answer.result["session"], terminal)
 
@@ -72,6 +63,21 @@ class Here:
         with sock:
             ended = Client(sock, terminal=terminal).run()
         return leave(self.agent, name, ended, answer.result["owner"], terminal)
+
+
+def wish_for(command: list[str], account: str, terminal: bool) -> dict[str, Any]:
+    """What a request for a new session says."""
+    from pact.session.client import size_here
+
+    wish: dict[str, Any] = {"terminal": terminal, "env": brought()}
+    if terminal:
+        rows, columns, _, _ = size_here()
+        wish |= {"term": os.environ.get("TERM", ""), "rows": rows, "cols": columns}
+    if command:
+        wish["words"] = command
+    if account:
+        wish["account"] = account
+    return wish
 
 
 def leave(agent: Asks, name: str, ended: Ended, owner: str, terminal: bool) -> int:

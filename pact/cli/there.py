@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
 from pact.cli.client import Answer
 from pact.cli.fleet import sense
 from pact.cli.roots import NONSENSE, connected
-from pact.cli.session import brought, leave, on_terminal
+from pact.cli.session import leave, on_terminal, wish_for
 from pact.errors import BY_EXIT_CODE, PactError, UnreachableError, UsageError
 
 if TYPE_CHECKING:
@@ -48,17 +47,8 @@ class There:
 
     def open(self, command: list[str], account: str) -> int:
         """A new session. Returns its exit code. Raises PactError."""
-        from pact.session.client import size_here
-
         terminal = on_terminal()
-        wish: dict[str, Any] = {"terminal": terminal, "env": brought()}
-        if terminal:
-            rows, columns, _, _ = size_here()
-            wish |= {"term": os.environ.get("TERM", ""), "rows": rows, "cols": columns}
-        if command:
-            wish["words"] = command
-        if account:
-            wish["account"] = account
+        wish = wish_for(command, account, terminal)
         with connected(self._args) as client:
             return self._session(client, "shell_open", wish, terminal)
 
