@@ -10,7 +10,7 @@ import sys
 import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
@@ -53,6 +53,7 @@ AUTOMATIC: Final = {
     "restart": " (to tell who reads it, after a kill)",
 }
 MINUTES_FROM_S: Final = 120
+SOON: Final = timedelta(hours=12)
 STORE_FULL: Final = "the content store is nearly full; raise [state] store_limit, or lower keep"
 
 
@@ -131,12 +132,13 @@ def on_terminal() -> bool:
 
 
 def local_time(text: str | None) -> str:
-    """An RFC 3339 time as local time."""
+    """An RFC 3339 time as local time, with its date where the clock alone would not say which day: an end some minutes
+    after midnight needs none."""
     if not text:
         return "-"
-    then = datetime.fromisoformat(text).astimezone()
-    today = datetime.now().astimezone().date() == then.date()
-    return f"{then:%H:%M:%S}" if today else f"{then:%Y-%m-%d %H:%M:%S}"
+    then, now = datetime.fromisoformat(text).astimezone(), datetime.now().astimezone()
+    clear = now.date() == then.date() or now < then < now + SOON
+    return f"{then:%H:%M:%S}" if clear else f"{then:%Y-%m-%d %H:%M:%S}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -186,6 +186,9 @@ def _change(doc: Mapping[str, Any], change: Mapping[str, Any], width: int, limit
     if left_s is not None:
         words += [f"{left_of(left_s)} left", f"until {local_time(change['deadline'])}"]
     line = "  ".join(words)
+    if left_s is not None and cell_len(line) > width:  # the end is the last thing to be cut
+        yield "  ".join(words[:-1]), style
+        line = INDENT + words[-1]
     if left_s is not None and total_s and cell_len(line) + 2 + BAR_WIDTH <= width:
         full = max(0, min(BAR_WIDTH, round(BAR_WIDTH * left_s / total_s)))
         line += "  " + "█" * full + "░" * (BAR_WIDTH - full)

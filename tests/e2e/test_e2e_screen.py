@@ -104,6 +104,25 @@ def test_much_drift_is_one_screen_with_folded_names(agent: Agent, columns: int) 
     assert max(map(cell_len, whole)) <= columns
 
 
+def zone_in_which_it_is(hours: float) -> str:
+    """A POSIX time zone in which the clock stands so many hours after the last midnight."""
+    behind_s = int(time.time() - hours * 3600) % 86_400
+    return f"<far>{behind_s // 3600:d}:{behind_s // 60 % 60:02d}:{behind_s % 60:02d}"
+
+
+@pytest.mark.parametrize("columns", [80, 40])
+@pytest.mark.parametrize(("extended", "date"), [("15m", ""), ("4h", ""), ("2d", r"\d{4}-\d\d-\d\d ")])
+def test_an_end_after_midnight_is_told_whole(agent: Agent, columns: int, extended: str, date: str) -> None:
+    path = agent.file("late/f")
+    change = agent.drift(path)["id"]
+    agent.pact("extend", change, extended)
+    lines = plain(screen(agent, "status", columns=columns, env={"TZ": zone_in_which_it_is(23.95)}))
+    assert max(map(cell_len, lines)) <= columns, lines
+    text = "\n".join(lines)
+    assert re.search(rf"left\s+until {date}(0[0-4]:\d\d|23:5\d):\d\d", text), lines
+    assert columns == 40 or date or len([x for x in lines if "left" in x and "until" in x]) == 1
+
+
 def test_a_blocked_change_says_who_is_in_the_way_and_what_can_be_done(agent: Agent) -> None:
     path = agent.file("busy")
     holder = agent.world.python("f = open(sys.argv[1])\nready()", path)
