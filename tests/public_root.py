@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from pact.core.root.term import Publish
 from pact.core.tree.directory import Peer
 from pact.errors import JournalError
 from pact.journal.stores import open_store
+from pact.net.floods import PutOff
 
 TIME = "2026-11-23T15:49:09.733321Z"
 ACTOR = {"user": "ann", "uid": 1000, "role": "ops", "via": "socket"}
@@ -92,9 +94,18 @@ class Root:
         self.events = self.replay = "tcp://127.0.0.1:*"
         self.start()
 
+    def _put_off(self, key: str) -> None:
+        self.put_off.add(key, time.monotonic())
+
     def start(self) -> None:
         self.context: zmq.Context[Any] = zmq.Context()
-        self.zap = Zap(self.context, self.keys.authorized.may_connect, lambda text: None)
+        self.put_off = PutOff()
+        self.zap = Zap(
+            self.context,
+            self.keys.authorized.may_connect,
+            lambda text: None,
+            waits=self.put_off.__contains__,
+        )
         self._ending = threading.Event()
         self._zap_thread = threading.Thread(target=self._authenticate)
         self._zap_thread.start()
@@ -111,6 +122,7 @@ class Root:
             "c1",
             heads_s=self.limits.get("heads_s", 0.2),
             send_max=self.limits.get("send_max", 4000),
+            put_off=self._put_off,
         )
         self.server = Replay(
             self.context,
@@ -120,6 +132,7 @@ class Root:
             head=lambda: self.state.gseq,
             snapshot=lambda: (self.state.gseq, b'{"nodes":{}}'),
             allowed=lambda key: self.keys.authorized.may_connect(key, "replay"),
+            put_off=self._put_off,
             send_max=self.limits.get("replay_send_max", 2000),
             unread_max_s=self.limits.get("unread_max_s", 30.0),
         )

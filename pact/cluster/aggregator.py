@@ -22,6 +22,7 @@ from pact import __version__
 from pact._fast import syscalls
 from pact.cluster import auth, config, sealing
 from pact.cluster.config import AggregatorConfig
+from pact.cluster.gate import Gate
 from pact.cluster.http import Http
 from pact.cluster.live import Live
 from pact.cluster.zap import Zap, end_connection
@@ -47,7 +48,7 @@ ROUTER_BATCH: Final = 16  # how many batches one turn reads
 ROUTER_READ: Final = 64  # how many messages are read at once
 ROUTER_NS: Final = NS_PER_S // 50
 BACKLOG: Final = 4_096
-CHILD_HWM: Final = 4_096
+CHILD_HWM: Final = 4_096  # messages to a child; for those from it see ``gate``
 SOCKETS_MAX: Final = 16_384
 SHARED_FROM: Final = 16 << 10  # frames of at least this size are shared among children, not copied
 KEEP_FREED: Final = 64 << 20  # kept between two calls of ``trim``: events come and go in large blocks
@@ -91,7 +92,7 @@ class Aggregator:
         config.require_owned(settings)
         self.key = keys.load_own(settings.secret)
         config.refuse_own_key(settings, self.key.public)
-        self._auth_seen = self._auth_new = _signature(settings.authorized)
+        self._auth_seen = self._auth_new = auth.signature(settings.authorized)
         self.authorized = auth.read(settings.authorized)
         descriptors.raise_limit(settings.children, settings.path)
         self.relay = Relay(
@@ -110,7 +111,9 @@ class Aggregator:
         self._fds: dict[int, str] = {}  # connection -> key: at most as many as there are descriptors
         self._stopping = self._reload = False
         self.bad = 0
-        self.zap = Zap(self.context, self._may_connect, lambda text: log(text, 4), self._watch, self._unwatch)
+        self.gate = Gate()
+        note = lambda text: log(text, 4)  # noqa: E731
+        self.zap = Zap(self.context, self._may_connect, note, self._watch, self._unwatch, self.gate.waits)
         self.router = self._bind()
         self._watch(self.router)
         self._router_fd = self.router.fileno()
@@ -165,7 +168,7 @@ class Aggregator:
         self.secure(router, auth.TREE)
         # No handover either: a routing id belongs to its connection while that lives.
         router.set(zmq.ROUTER_MANDATORY, 1)  # T13
-        router.sndhwm = router.rcvhwm = CHILD_HWM
+        router.sndhwm, router.rcvhwm = CHILD_HWM, 0
         self.bind(router, self.config.tree)
         return router
 
@@ -274,6 +277,8 @@ class Aggregator:
                 log(f"{parent} does not know the key of this aggregator: it must stand in authorized_keys.toml", 3)
             for parent, message in self.links.drain(ready):
                 self._from_uplink(self.uplink.received(parent, message, now_ns), now_ns)
+            for parent in self.links.flooding():
+                log(f"{parent} sends faster than it can be read: connected anew", 4)
         if self._router_more or self._router_fd in ready:
             self._router_more = self._drain_router()
         now_ns = boottime_ns()
@@ -316,6 +321,9 @@ class Aggregator:
         ends_ns = now_ns + ROUTER_NS
         for _ in range(ROUTER_BATCH):
             messages, everything = self._port.receive_from(ROUTER_READ)
+            for fd, key in self.gate.read(messages, everything, peers):
+                end_connection(fd, self.port)
+                self._end(key, now_ns)
             for rid, key, connection, frame in messages:
                 peer = peers.get(key)
                 if peer is None:  # a key that was removed
@@ -448,7 +456,7 @@ class Aggregator:
             self._trim_ns = now_ns + TRIM_NS
             garbage.search(quiet=True)
             syscalls.trim()
-        seen = _signature(self.config.authorized)
+        seen = auth.signature(self.config.authorized)
         if seen == self._auth_seen and not self._reload:
             return
         if seen != self._auth_new and not self._reload:  # it may be half written: a shorter file revokes keys
@@ -504,14 +512,6 @@ class Aggregator:
 def _passed_on(frame: memoryview) -> bool:
     """Whether the frame is passed on as it is: kept events keep the frame in memory, so they must be most of it."""
     return frame[2] == EVENTS_CODE and 2 * int.from_bytes(frame[3:7], "little") < len(frame)
-
-
-def _signature(path: str) -> tuple[int, int, int]:
-    try:
-        info = os.stat(path)
-    except OSError:
-        return 0, 0, 0
-    return info.st_mtime_ns, info.st_size, info.st_ino
 
 
 def serve(settings: AggregatorConfig, make_root: MakeRoot | None = None) -> None:

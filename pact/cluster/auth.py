@@ -6,6 +6,7 @@ A node's name comes from its key, never from a message.  # T13
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping
 from typing import Final
@@ -109,3 +110,12 @@ def read(path: str) -> Authorized:
     except UnicodeDecodeError as exc:
         raise ConfigError(f"{path}: not UTF-8 ({exc.reason})") from None
     return parse(text, path)
+
+
+def signature(path: str) -> tuple[int, int, int]:
+    """What changes when the file of authorised keys does; its size is the second. Zeros if it cannot be looked at."""
+    try:
+        info = os.stat(path)
+    except OSError:
+        return 0, 0, 0
+    return info.st_mtime_ns, info.st_size, info.st_ino

@@ -249,7 +249,7 @@ class RootClient:
             if not ready and time.monotonic() >= self._sent_s + HELLO_S:
                 self._hello()
             if monitor in ready:
-                event = next_event(monitor)
+                event, _ = next_event(monitor)
                 if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
                     raise DeniedError(f"{url} does not know the key of {self._key_name}", NOT_KNOWN)
                 if event == zmq.EVENT_CONNECTED:
@@ -282,7 +282,7 @@ class RootClient:
 
     def _given_up(self) -> PactError:
         while self._monitor.poll(0):
-            if next_event(self._monitor) == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+            if next_event(self._monitor)[0] == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
                 return DeniedError(f"{self.url} does not know the key of {self._key_name} any more", LOOK_FIRST)
         return UnreachableError(f"lost contact with {self.url}", LOOK_FIRST)
 

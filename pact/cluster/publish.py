@@ -7,6 +7,7 @@ notices that by the numbers, and asks the replay port.  # V4
 from __future__ import annotations
 
 import os
+import select
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -17,10 +18,12 @@ from typing import Any, Final
 
 import zmq
 
-from pact.cluster.subscriptions import SUBSCRIPTION_MAX, Subscriptions
+from pact.cluster.guard import Guard
+from pact.cluster.subscriptions import SUBSCRIPTION_MAX, TOO_MANY_AT_ONCE, Subscriptions
 from pact.cluster.zap import end_connection
 from pact.core.root import public
 from pact.core.root.term import Publish
+from pact.net.links import end_dead_connections
 
 WAITING_BYTES_MAX: Final = 64 << 20
 SEND_MAX: Final = 4000
@@ -30,9 +33,6 @@ DRAIN_MAX: Final = 256
 PAUSE_S: Final = 0.1
 CLOSE_S: Final = 5.0
 SWEEP_S: Final = 1.0
-#: How many messages libzmq takes from a subscriber before it returns: with a higher number it may go on as long as one
-#: subscriber sends. With 1 no subscription would arrive.
-TAKEN_MAX: Final = 2
 RECEIVED_BYTES_MAX: Final = 64 << 10
 
 
@@ -46,14 +46,20 @@ class Endpoint:
     domain: str = ""
 
 
-def bind(context: zmq.Context[Any], kind: int, at: Endpoint, options: Mapping[int, int]) -> zmq.Socket[Any]:
-    """The bound socket of a CURVE server. Raises ZMQError."""
+def bind(
+    context: zmq.Context[Any],
+    kind: int,
+    at: Endpoint,
+    options: Mapping[int, int],
+    made: Callable[[zmq.Socket[Any]], object] = lambda sock: None,
+) -> zmq.Socket[Any]:
+    """The bound socket of a CURVE server; ``made`` gets it before that. Raises ZMQError."""
     sock: zmq.Socket[Any] = context.socket(kind)
     try:
+        made(sock)
         sock.linger = 0
         sock.set(zmq.BACKLOG, 4096)
-        sock.set(zmq.HEARTBEAT_IVL, 2000)
-        sock.set(zmq.HEARTBEAT_TIMEOUT, 6000)
+        end_dead_connections(sock)  # no heartbeats of ZeroMQ's own: see ``floods``
         sock.set(zmq.HANDSHAKE_IVL, 5_000)
         sock.set(zmq.IPV6, int("[" in at.address))
         for option, value in options.items():
@@ -84,6 +90,8 @@ class Threaded(ABC):
         self._closing = False
         self._rebind = False
         self._socket: zmq.Socket[Any] | None = None
+        self._poller = select.poll()
+        self._took = False  # whether ``_drain`` has received anything
         self.bound = threading.Event()
         self.address = ""
         self.error = ""
@@ -119,16 +127,18 @@ class Threaded(ABC):
                     time.sleep(BIND_RETRY_S)
                     continue
                 assert self._socket is not None
+                self._turn_begins()
                 try:
                     wait_s = self._work(self._socket)
+                    self._took = False
+                    if self._drain(self._socket) or self._took:  # sending may have taken in what shows that more came
+                        wait_s = 0.0
                 except Exception as exc:  # one error must not end the thread
                     self.error, wait_s = repr(exc), PAUSE_S
                     if isinstance(exc, zmq.ContextTerminated):
                         return
-                poller = zmq.Poller()
-                poller.register(self._socket, zmq.POLLIN)
-                poller.register(self._wake, zmq.POLLIN)
-                poller.poll(max(0, int(wait_s * 1000)))
+                self._turn_ends()
+                self._poller.poll(max(0.0, wait_s * 1000))
                 try:
                     os.eventfd_read(self._wake)
                 except BlockingIOError:
@@ -139,16 +149,29 @@ class Threaded(ABC):
 
     def _bind(self) -> bool:
         try:
-            self._socket = bind(self._context, self.kind, self._at, self.options)
+            self._socket = bind(self._context, self.kind, self._at, self.options, self._made)
             address = bytes(self._socket.get(zmq.LAST_ENDPOINT)).rstrip(b"\0").decode()
         except zmq.ZMQError as exc:  # the address is in use, perhaps for a moment by this process
             self.error = f"{self._at.address}: {exc}"
             return False
+        # Of libzmq's descriptor: asked for events, libzmq reads what came first, and keeps all other threads waiting.
+        self._poller = select.poll()
+        self._poller.register(int(self._socket.get(zmq.FD)), select.POLLIN)
+        self._poller.register(self._wake, select.POLLIN)
         self.error, self.address = "", address
         self._at = Endpoint(address, self._at.secret, self._at.domain)
         self._begun()
         self.bound.set()
         return True
+
+    def _made(self, sock: zmq.Socket[Any]) -> None:  # noqa: B027  (most have nothing to do)
+        """A new socket is not bound yet."""
+
+    def _turn_begins(self) -> None:  # noqa: B027
+        """The thread stops waiting."""
+
+    def _turn_ends(self) -> None:  # noqa: B027
+        """It waits again."""
 
     @abstractmethod
     def _begun(self) -> None:
@@ -157,6 +180,10 @@ class Threaded(ABC):
     @abstractmethod
     def _work(self, sock: zmq.Socket[Any]) -> float:
         """Do the work; returns in how many seconds there may be more."""
+
+    @abstractmethod
+    def _drain(self, sock: zmq.Socket[Any]) -> bool:
+        """Receive a bounded number of messages; returns whether there may be more."""
 
 
 class Publisher(Threaded):
@@ -173,11 +200,13 @@ class Publisher(Threaded):
         send_max: int = SEND_MAX,
         heads_s: float = HEADS_S,
         note: Callable[[str], None] = lambda text: None,
+        put_off: Callable[[str], object] = lambda key: None,
     ) -> None:
+        """``put_off(key)``: do not let this key connect for a while; it is called in the publisher's thread."""
         super().__init__(context, at, "pact-events")
         self.options = {
             zmq.SNDHWM: send_max,
-            zmq.RCVHWM: TAKEN_MAX,
+            zmq.RCVHWM: 0,
             zmq.RCVBUF: RECEIVED_BYTES_MAX,
             zmq.MAXMSGSIZE: SUBSCRIPTION_MAX,
             zmq.XPUB_VERBOSER: 1,
@@ -191,8 +220,33 @@ class Publisher(Threaded):
         self._heads_due_s = 0.0
         self._subscriptions = Subscriptions(self._cut)
         self._sweep_due_s = 0.0
+        self._put_off = put_off
+        self._guard = Guard(context, "pact-events-guard", self._cut_flood)
+        #: Descriptors of connections that the guard has ended, until all that came is read, and their keys.
+        self._cut_off: dict[int, str | None] = {}
         self.published = 0
         self.left_out = 0
+
+    def _made(self, sock: zmq.Socket[Any]) -> None:
+        self._guard.follow(sock)
+
+    def _turn_begins(self) -> None:
+        self._guard.begins()
+
+    def _turn_ends(self) -> None:
+        self._guard.ends()
+
+    def start(self) -> None:
+        super().start()
+        self._guard.start()
+
+    def close(self) -> None:
+        super().close()
+        self._guard.close()
+
+    @property
+    def _at_port(self) -> int:
+        return int(self.address.rpartition(":")[2])
 
     def lead(self, gseq: int, types: Mapping[str, int], incarnation: str = "") -> None:
         """This root leads; ``gseq`` is the newest event of the log, whose first record gives its ``incarnation``.
@@ -227,10 +281,16 @@ class Publisher(Threaded):
         }
 
     def _cut(self, fd: int, key: str, why: str) -> None:
-        end_connection(fd, int(self.address.rpartition(":")[2]))
+        end_connection(fd, self._at_port)
         count = self._subscriptions.refused[why]
         if count & (count - 1) == 0:
             self._note(f"a subscriber with the key {key or '(none)'} is cut off: {why} ({count} times)")
+
+    def _cut_flood(self, fd: int) -> None:
+        """In the guard's thread."""
+        self._cut_off[fd] = None
+        self._subscriptions.refused[TOO_MANY_AT_ONCE] += 1
+        self._cut(fd, "", TOO_MANY_AT_ONCE)
 
     def _give(self, item: public.Heads | Publish | None) -> None:
         with self._lock:
@@ -244,6 +304,8 @@ class Publisher(Threaded):
 
     def _work(self, sock: zmq.Socket[Any]) -> float:
         more = self._drain(sock)
+        if not more:
+            self._cut_off.clear()
         self._sweep()
         item: public.Heads | Publish | None = None
         with self._lock:
@@ -274,13 +336,27 @@ class Publisher(Threaded):
                 frame = sock.recv(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 return False
-            try:
-                fd = int(frame.get("__fd"))
-            except (zmq.ZMQError, ValueError):
+            self._took = True
+            self._guard.moved += 1
+            fd = fd_of(frame)
+            if fd < 0:
                 self._sweep_due_s = min(self._sweep_due_s, time.monotonic() + PAUSE_S)
                 continue
-            self._subscriptions.heard(fd, user_of(frame), bytes(frame.buffer))
+            user = user_of(frame)
+            if fd in self._cut_off and self._left_over(fd, user):
+                continue
+            self._subscriptions.heard(fd, user, bytes(frame.buffer))
         return True
+
+    def _left_over(self, fd: int, user: str) -> bool:
+        """Whether a connection sent this before the guard ended it: its descriptor may be another's by now."""
+        whose = self._cut_off[fd]
+        if whose is None:  # the first of it: it came before anything of a connection that was accepted later
+            self._cut_off[fd] = whose = user
+            self._put_off(user)
+        if user != whose:
+            del self._cut_off[fd]
+        return user == whose
 
     def _sweep(self) -> None:
         now_s = time.monotonic()
@@ -295,7 +371,7 @@ class Publisher(Threaded):
         if not self._subscriptions.listening:
             self._heads.skip(chunk.last)
             return
-        send, more = sock.send, zmq.SNDMORE
+        send, more, guard = sock.send, zmq.SNDMORE, self._guard
         for event in public.events(chunk.chunk, self._cluster):
             topic, header, body = event.frames
             send(topic, more)  # dropped for a subscriber that is too slow
@@ -303,6 +379,15 @@ class Publisher(Threaded):
             send(body)
             self._heads.saw(event)
             self.published += 1
+            guard.moved += 1
+
+
+def fd_of(frame: Any) -> int:
+    """The descriptor of the connection that brought the frame; -1 if none did."""
+    try:
+        return int(frame.get("__fd"))
+    except (zmq.ZMQError, ValueError):
+        return -1
 
 
 def user_of(frame: Any) -> str:

@@ -15,15 +15,18 @@ from typing import Any, Final
 
 import zmq
 
-from pact.cluster.publish import DRAIN_MAX, Endpoint, Threaded, user_of
+from pact.cluster.publish import DRAIN_MAX, Endpoint, Threaded, fd_of, user_of
+from pact.cluster.zap import end_connection
 from pact.core.root import public
 from pact.errors import JournalError, RequestError
 from pact.limits import REPLAY_REQUEST_MAX
+from pact.net.floods import Floods
 
 SEND_MAX: Final = 2000
 PEERS_MAX: Final = 1024
 PEERS_EACH_MAX: Final = 16
 ASKED_MAX: Final = 4
+FLOOD_BYTES_MAX: Final = 8 << 20  # of one connection that are not read yet
 UNREAD_RETRY_S: Final = 0.02
 UNREAD_MAX_S: Final = 30.0
 NOT_LEADING: Final = "this root does not lead; ask the one whose heads you see"
@@ -60,22 +63,26 @@ class Replay(Threaded):
         allowed: Callable[[str], bool] = lambda key: True,
         send_max: int = SEND_MAX,
         unread_max_s: float = UNREAD_MAX_S,
+        put_off: Callable[[str], object] = lambda key: None,
     ) -> None:
         """``read``: chunks from a number on, may raise JournalError. ``head``: the newest number; None: this root does
         not lead. ``snapshot``: a number, and JSON. ``allowed`` is called at each request with the key that sent it.
+        ``put_off``: do not let this key connect for a while.
         """
         super().__init__(context, at, "pact-replay")
         self.options = {
             zmq.SNDHWM: send_max,
-            zmq.RCVHWM: 100,
+            zmq.RCVHWM: 0,
             zmq.MAXMSGSIZE: REPLAY_REQUEST_MAX,
             zmq.ROUTER_MANDATORY: 1,
         }
         self._cluster = cluster
         self._read, self._head, self._snapshot, self._allowed = read, head, snapshot, allowed
         self._unread_max_s = unread_max_s
+        self._put_off = put_off
         self._peers: dict[bytes, _Peer] = {}
         self._users: Counter[str] = Counter()
+        self._floods = Floods(FLOOD_BYTES_MAX)
         self.sent = 0
         self.gave_up = 0
         self.refused: Counter[str] = Counter()
@@ -108,13 +115,23 @@ class Replay(Threaded):
     # -- requests ---------------------------------------------------------------------------------------------------
 
     def _drain(self, sock: zmq.Socket[Any]) -> bool:
+        read: dict[int, str] = {}
         for _ in range(DRAIN_MAX):
             try:
                 key, *rest = sock.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.Again:
+                self._floods.caught_up()
                 return False
+            self._took = True
             frames = [bytes(f.buffer) for f in rest]
-            self._take(bytes(key.buffer), user_of(rest[-1]) if rest else "", frames)
+            user = user_of(rest[-1]) if rest else ""
+            if rest:
+                read[fd_of(rest[-1])] = user
+            self._take(bytes(key.buffer), user, frames)
+        for fd, user in self._floods.behind(read, time.monotonic()).items():
+            self.refused["too many requests"] += 1
+            self._put_off(user)
+            end_connection(fd, int(self.address.rpartition(":")[2]))
         return True
 
     def _take(self, key: bytes, user: str, frames: list[bytes]) -> None:

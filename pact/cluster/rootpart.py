@@ -132,6 +132,7 @@ class RootPart:
             Endpoint(config.events, secret, auth.EVENTS),
             config.cluster,
             note=lambda text: log(text, 4),
+            put_off=aggregator.gate.put_off,
         )
         self.replay = Replay(
             aggregator.context,
@@ -141,6 +142,7 @@ class RootPart:
             head=self._head,
             snapshot=self._public_snapshot,
             allowed=lambda key: aggregator.authorized.may_connect(key, auth.REPLAY),
+            put_off=aggregator.gate.put_off,
         )
         self.watcher = Watcher(self.committer.read) if config.http else None
         self._lookers_ns = 0

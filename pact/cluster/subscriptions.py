@@ -23,6 +23,7 @@ from pact.limits import TOPICS_BYTES_MAX, TOPICS_KEY_BYTES_MAX, TOPICS_MAX
 SUBSCRIPTION_MAX: Final = 1024
 #: From one connection between two sweeps, whether they change anything or not.
 FRAMES_MAX: Final = 8192
+TOO_MANY_AT_ONCE: Final = "too many subscriptions at once"
 
 
 def inode_of(fd: int) -> int:
@@ -92,7 +93,7 @@ class Subscriptions:
             return "too many topics"
         if connection.user and self._by_key[connection.user] > TOPICS_KEY_BYTES_MAX:
             return "too many topics of one key"
-        return "too many subscriptions at once" if connection.frames > FRAMES_MAX else ""
+        return TOO_MANY_AT_ONCE if connection.frames > FRAMES_MAX else ""
 
     def sweep(self) -> None:
         """Forget ended connections. Call it about every second."""

@@ -24,7 +24,8 @@ REFUSED_MAX: Final = 1024
 
 
 class Zap:
-    """``allowed(key, domain)`` decides; the domain is the socket's name. ``opened`` and ``closing`` are called with
+    """``allowed(key, domain)`` decides; the domain is the socket's name. A key that ``waits`` is hung up on without a
+    word: its libzmq tries again, which it does not after a refusal. ``opened`` and ``closing`` are called with
     sockets for the poller.
 
     libzmq keeps a pipe from each connection to this socket for as long as both live: about ten KiB that are useless
@@ -38,11 +39,12 @@ class Zap:
         note: Callable[[str], None],
         opened: Callable[[zmq.Socket[bytes]], None] = lambda made: None,
         closing: Callable[[zmq.Socket[bytes]], None] = lambda old: None,
+        waits: Callable[[str], bool] = lambda key: False,
     ) -> None:
         self.refused = 0
         self.fds: set[int] = set()  # descriptors of the sockets, for the poller
         self._context = context
-        self._allowed = allowed
+        self._allowed, self._waits = allowed, waits
         self._note = note
         self._opened, self._closing = opened, closing
         self._seen: dict[tuple[str, str], int] = {}
@@ -118,6 +120,8 @@ class Zap:
         if not self._allowed(key, name):
             self._refuse(key, f"{address.decode('ascii', 'replace')} at the {name} socket")
             return no
+        if self._waits(key):
+            return [b"1.0", request, b"300", b"later", b"", b""]
         return [b"1.0", request, b"200", b"OK", key.encode(), b""]
 
     def _refuse(self, key: str, where: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable, Container
 from typing import Any, Final
 
@@ -14,6 +15,7 @@ from pact.core.tree.uplink import Connect, Disconnect, Send
 from pact.core.tree.wire import Message
 from pact.errors import RemoteProtocolError
 from pact.limits import FRAME_MAX
+from pact.net.floods import Floods
 from pact.net.keys import Key
 from pact.net.monitors import next_event
 from pact.net.ports import Port
@@ -22,7 +24,9 @@ DEAD_MS: Final = 15_000
 KEEPALIVE_S: Final = (10, 5, 3)  # idle time before the first probe, interval, number of probes
 RECONNECT_MS: Final = (100, 500)
 SEND_HWM: Final = 10_000
-RECEIVE_HWM: Final = 1_000
+#: More than a parent may have under way: the windows of an aggregator's streams, and a frame.
+PARENT_BYTES_MAX: Final = (128 << 20) + 2 * FRAME_MAX
+WATCHED: Final = zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_CONNECTED
 GOODBYE_MS: Final = 200
 DRAIN_MAX: Final = 256
 COPIED: Final = 1 << 62  # messages of a parent are copied, whatever their size
@@ -47,6 +51,10 @@ class Links:
         self._fds: dict[str, int] = {}
         self._monitors: dict[str, zmq.Socket[bytes]] = {}
         self._strange: set[str] = set()
+        self._connections: dict[str, int] = {}  # descriptors of the TCP connections, the newest of each parent
+        self._floods: dict[str, Floods] = {}
+        self._parents: dict[str, Parent] = {}
+        self._flooded: list[str] = []
         self._unsure: set[str] = set()  # parents whose descriptors may not show that messages came
         self._context = context
         self._key = key
@@ -77,16 +85,17 @@ class Links:
         socket.curve_secretkey = self._key.secret.encode()
         socket.curve_serverkey = parent.key.encode()
         socket.linger = 0
-        socket.sndhwm, socket.rcvhwm = SEND_HWM, RECEIVE_HWM
+        socket.sndhwm, socket.rcvhwm = SEND_HWM, 0  # see ``floods``
         socket.maxmsgsize = FRAME_MAX
         end_dead_connections(socket)
         socket.set(zmq.RECONNECT_IVL, random.randint(*RECONNECT_MS))
         socket.set(zmq.IPV6, 1)
-        self._monitors[parent.url] = socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_FAILED_AUTH)
+        self._monitors[parent.url] = socket.get_monitor_socket(WATCHED)
         socket.connect(parent.url)
         self.ports[parent.url] = Port(socket, COPIED)
         self._fds[parent.url] = int(socket.fileno())
         self._unsure.add(parent.url)
+        self._floods[parent.url], self._parents[parent.url] = Floods(PARENT_BYTES_MAX), parent
         self._opened(socket)
 
     def _close(self, parent: str, linger_ms: int) -> None:
@@ -94,22 +103,48 @@ class Links:
         port = self.ports.pop(parent, None)
         if port is not None:
             self._closing(port.socket)
-            self._refused(parent)  # the last event is not lost
+            self._look(parent)  # the last event is not lost
             port.socket.disable_monitor()
             self._monitors.pop(parent).close(0)
             port.socket.close(linger_ms)
+            del self._floods[parent], self._parents[parent]
+            self._connections.pop(parent, None)
 
-    def _refused(self, parent: str) -> None:
+    def _look(self, parent: str) -> None:
+        """Take in what happened to the connection."""
         monitor = self._monitors[parent]
         while monitor.poll(0):
-            next_event(monitor)
-            self._strange.add(parent)
+            event, value = next_event(monitor)
+            if event == zmq.EVENT_CONNECTED:
+                self._connections[parent] = value
+            else:
+                self._strange.add(parent)
+
+    def _check_flood(self, parent: str, everything: bool) -> None:
+        """Make the connection to a parent that sends much faster than it is read anew, without what waits."""
+        floods = self._floods[parent]
+        if everything:
+            floods.caught_up()
+            return
+        if parent not in self._connections:
+            self._look(parent)
+        fd = self._connections.get(parent)
+        if fd is not None and floods.behind({fd: parent}, time.monotonic()):
+            again = self._parents[parent]
+            self._close(parent, 0)
+            self._connect(again)
+            self._flooded.append(parent)
 
     def refusing(self) -> list[str]:
         """Parents that have refused the connection since the last call: they do not know the key."""
         for parent in self._monitors:
-            self._refused(parent)
+            self._look(parent)
         found, self._strange = sorted(self._strange), set()
+        return found
+
+    def flooding(self) -> list[str]:
+        """Parents whose connection was made anew since the last call, because they sent faster than was read."""
+        found, self._flooded = self._flooded, []
         return found
 
     def drain(self, ready: Container[int] | None = None) -> list[tuple[str, Message]]:
@@ -117,11 +152,12 @@ class Links:
         Garbage is counted.
         """
         out: list[tuple[str, Message]] = []
-        for parent, port in self.ports.items():
+        for parent, port in list(self.ports.items()):
             if ready is not None and parent not in self._unsure and self._fds[parent] not in ready:
                 continue
             frames, everything = port.receive(DRAIN_MAX)
             (self._unsure.discard if everything else self._unsure.add)(parent)
+            self._check_flood(parent, everything)
             for frame in frames:
                 if frame == self._last[0]:
                     out.append((parent, self._last[1]))

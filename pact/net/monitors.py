@@ -11,8 +11,9 @@ import zmq
 _EVENT: Final = struct.Struct("=hi")
 
 
-def next_event(monitor: zmq.Socket[bytes]) -> int:
-    """The number of the next event (``zmq.EVENT_...``)."""
-    said, _ = monitor.recv_multipart()
-    number: int = _EVENT.unpack(said)[0]
-    return number
+def next_event(monitor: zmq.Socket[bytes], flags: int = 0) -> tuple[int, int]:
+    """The number of the next event (``zmq.EVENT_...``), and its value: a descriptor, or an error's number. Raises
+    zmq.Again if there is none, with ``zmq.NOBLOCK``."""
+    said, _ = monitor.recv_multipart(flags)
+    number, value = _EVENT.unpack(said)
+    return number, value

@@ -1,0 +1,150 @@
+"""Ends subscribers that subscribe without end, from a thread of its own.
+
+libzmq reads the subscriptions of a connection for as long as they come, in whatever call the publishing thread made,
+and each byte of a topic costs it dozens; so that thread cannot look after it. (A receive high-water mark would not
+change that, and must not be set: see ``pact.net.floods``.)  # V4
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+import zmq
+
+from pact.limits import TOPICS_BYTES_MAX
+from pact.net.floods import connection, received_bytes
+from pact.net.monitors import next_event
+
+#: Of one connection during one turn: more than it may subscribe to at all.
+EACH_BYTES_MAX: Final = 2 * TOPICS_BYTES_MAX
+#: Of all together; beyond it those end that have sent more than a subscriber usually does.
+TOGETHER_BYTES_MAX: Final = 4 << 20
+USUAL_BYTES: Final = 32 << 10
+STUCK_S: Final = 0.002  # how long a call of libzmq's may last before connections are looked at, and how often then
+FRESH_S: Final = 5.0  # of a connection this young all bytes count
+JOIN_S: Final = 5.0
+
+
+class Guard:
+    """``cut(fd)`` ends a connection; it is called in the guard's thread.
+
+    ``begins`` and ``ends`` enclose each turn of the thread that is guarded, which counts ``moved`` up whenever libzmq
+    has returned; ``follow`` gives its socket.
+    """
+
+    def __init__(self, context: zmq.Context[Any], name: str, cut: Callable[[int], object]) -> None:
+        self._context = context
+        self._cut = cut
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._asleep = True
+        self._closing = False
+        self._turn = 0  # odd: under way
+        self.moved = 0
+        self._address = ""  # of the newest monitor
+        self._made = 0
+        self._monitor: zmq.Socket[bytes] | None = None
+        self._followed = ""
+        self._known: dict[tuple[int, int], tuple[int, float]] = {}  # bytes before this turn, and when it was accepted
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        self._closing = True
+        os.eventfd_write(self._wake, 1)
+        if self._thread.ident is not None:
+            self._thread.join(JOIN_S)
+        if not self._thread.is_alive():
+            os.close(self._wake)
+
+    def follow(self, sock: zmq.Socket[Any]) -> None:
+        """Call it before the socket is bound, in its thread."""
+        self._made += 1
+        address = f"inproc://{id(self)}-{self._made}"
+        sock.monitor(address, zmq.EVENT_ACCEPTED)
+        self._address = address
+
+    def begins(self) -> None:
+        self._turn += 1
+        if self._asleep:
+            os.eventfd_write(self._wake, 1)
+
+    def ends(self) -> None:
+        self._turn += 1
+
+    def _run(self) -> None:
+        try:
+            while not self._closing:
+                self._asleep = True
+                if self._turn % 2 == 0:
+                    self._wait()
+                self._asleep = False
+                self._take_accepted()
+                turn, first = self._turn, True
+                while turn % 2 and not self._closing:
+                    moved = self.moved
+                    time.sleep(STUCK_S)
+                    if self._turn != turn:
+                        break
+                    if self.moved == moved:  # libzmq has not come back
+                        self._take_accepted()
+                        self._look(first)
+                        first = False
+        finally:
+            if self._monitor is not None:
+                self._monitor.close(0)
+
+    def _wait(self) -> None:
+        """Until a turn begins, or a connection was accepted: libzmq keeps a bounded number of notes about those, and
+        would wait with everything else."""
+        poller = select.poll()
+        poller.register(self._wake, select.POLLIN)
+        if self._monitor is not None:
+            poller.register(int(self._monitor.get(zmq.FD)), select.POLLIN)
+        poller.poll()
+        try:
+            os.eventfd_read(self._wake)
+        except BlockingIOError:
+            pass
+
+    def _take_accepted(self) -> None:
+        if self._followed != self._address:  # bound anew
+            if self._monitor is not None:
+                self._monitor.close(0)
+            self._followed = self._address
+            self._monitor = self._context.socket(zmq.PAIR)
+            self._monitor.linger = 0
+            self._monitor.connect(self._followed)
+            self._known.clear()
+        while self._monitor is not None:
+            try:
+                event, fd = next_event(self._monitor, zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            which = connection(fd) if event == zmq.EVENT_ACCEPTED else None
+            if which is not None:
+                self._known[which] = 0, time.monotonic()
+
+    def _look(self, first: bool) -> None:
+        """Cut off who has sent too much since the turn began."""
+        now_s, sent = time.monotonic(), {}
+        for which, (before, accepted_s) in list(self._known.items()):
+            fd = which[0]
+            got = received_bytes(fd) if connection(fd) == which else None
+            if got is None:
+                del self._known[which]
+            elif first and now_s - accepted_s > FRESH_S:
+                self._known[which] = got, accepted_s
+            else:
+                sent[fd] = got - before
+        most = USUAL_BYTES if sum(sent.values()) > TOGETHER_BYTES_MAX else EACH_BYTES_MAX
+        for fd, count in sent.items():
+            if count > most:
+                self._known.pop(connection(fd) or (fd, 0), None)
+                self._cut(fd)
