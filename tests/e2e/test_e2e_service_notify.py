@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+import uuid
 
 import pytest
 from harness import wait_until
@@ -16,8 +17,10 @@ CONF = "/etc/tests.conf"
 DAEMON = "ExecStartPre=/bin/sh -c 'echo start >> /run/told'\nExecReload=/bin/sh -c '{reload}'\n"
 
 
-def daemon(node: NodeAgent, machine: Machine, name: str, reload: str = "echo reload >> /run/told") -> None:
-    machine.service(name, "/bin/sleep 86400", DAEMON.format(reload=reload))
+def daemon(
+    node: NodeAgent, machine: Machine, name: str, reload: str = "echo reload >> /run/told", more: str = ""
+) -> None:
+    machine.service(name, "/bin/sleep 86400", DAEMON.format(reload=reload) + more)
     machine.systemctl("start", name)
     machine.sh("rm -f /run/told")
 
@@ -101,14 +104,19 @@ def test_adopt_proposes_whom_to_notify(node: NodeAgent, machine: Machine) -> Non
 
 
 @pytest.mark.invariant("R14", "B1")
-def test_a_unit_that_waits_for_the_agent_is_told_without_being_waited_for(node: NodeAgent, machine: Machine) -> None:
-    """Whoever waited for its job would wait until the limit: the job begins when the agent is ready."""
-    daemon(node, machine, "later")
+@pytest.mark.parametrize("stop", ["", "ExecStop=/bin/sleep 2\n"])
+def test_a_unit_that_waits_for_the_agent_is_told_without_being_waited_for(
+    node: NodeAgent, machine: Machine, stop: str
+) -> None:
+    """Whoever waited for its job would wait until the limit: the job begins when the agent is ready. Stopping, the first
+    half of it, waits for nobody."""
+    daemon(node, machine, "later", more=stop)
     node.declare('[sysctl]\n"net.core.somaxconn" = {value = 4321, notify = ["service:later restart"]}\n')
     told(machine)
     node.stop(signal.SIGKILL)
     machine.sh("echo 99 > /proc/sys/net/core/somaxconn")
-    machine.sh("umount /proc/sys/kernel/random/boot_id")  # the machine's own: below it is another one
+    boot_id = "/proc/sys/kernel/random/boot_id"  # the machine's own: below it, and after that on it, is another one
+    machine.sh(f"umount {boot_id} || {{ echo {uuid.uuid4()} > /run/boot_id && mount --bind /run/boot_id {boot_id}; }}")
     node.properties = ["Type=notify", "Before=later.service", "TimeoutStartSec=120"]
     try:
         began = time.monotonic()

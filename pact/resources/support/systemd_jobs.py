@@ -33,6 +33,8 @@ JOBS_S: Final = 75.0
 STAY_S: Final = 3.0
 #: Of a job that waits for others which wait for others, so many are followed.
 FOLLOWED_MAX: Final = 1000
+#: How often it is asked whether a job that is not done waits for this daemon.
+BEHIND_S: Final = 0.5
 #: A result of our own: its job stands in systemd's queue, and begins after our own unit's.
 QUEUED: Final = "queued"
 
@@ -65,9 +67,6 @@ def run_jobs(bus: Bus, wanted: Mapping[str, str], *, limit_s: float = JOBS_S, st
             job.why = str(answer)
         else:
             job.path = str(answer[0])
-    behind = _behind_own(bus, [j.path for j in jobs if j.path])
-    for job in jobs:
-        job.result = QUEUED if job.path in behind else ""
     _wait(bus, jobs, time.monotonic() + limit_s)
     _explain(bus, jobs, limit_s)
     _stay(bus, [j for j in jobs if j.result == "done" and j.method not in ("StopUnit", "ReloadUnit")], stay_s)
@@ -104,10 +103,20 @@ def _own_job(bus: Bus) -> str:
 
 
 def _wait(bus: Bus, jobs: Sequence[Job], end: float) -> None:
-    """Take in the results until all have ended, or until ``end``."""
+    """Take in the results until all have ended or wait for this daemon's own unit, or until ``end``.
+
+    Which wait is asked again and again: a restart is first a stop, which waits for nobody, and then a start.
+    """
     open_ = {j.path: j for j in jobs if j.path and not j.result}
+    look_s = 0.0
     while open_:
-        signals = bus.signals(end)
+        if time.monotonic() >= look_s:
+            for path in open_.keys() & _behind_own(bus, open_):
+                open_.pop(path).result = QUEUED
+            look_s = time.monotonic() + BEHIND_S
+            if not open_:
+                return
+        signals = bus.signals(min(end, look_s))
         if not signals and time.monotonic() >= end:
             return
         for signal in signals:
