@@ -7,11 +7,13 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from pact.agent import acting, probing, worker
+from pact.agent import acting, notifications, probing, worker
 from pact.agent.acting import act
 from pact.agent.probing import probe
 from pact.core.node.events import Ticked
@@ -309,3 +311,51 @@ def test_what_is_told_later_has_its_users_asked_then(
     step = Step(resource, seen, seen, notify=("service:a restart", "service:b reload"), owed=owed)
     probing.probe((step,), Keep(1 << 20), consumers=True, force=False)
     assert asked == (["service:a"] if owed else [])
+
+
+def drifted(path: Path) -> tuple[Keep, Step]:
+    """A file that somebody has written, and the step back, of which somebody is told."""
+    keep, resource = Keep(1 << 20), f"file:{encode_name(bytes(path))}"
+    path.write_text("declared")
+    target = worker.observe(resource, keep)
+    path.write_text("drifted")
+    actual = worker.observe(resource)
+    assert not isinstance(target, Unreadable) and not isinstance(actual, Unreadable)
+    return keep, Step(resource, target, actual, notify=("command:a",))
+
+
+@pytest.mark.invariant("R14", "R5")
+@pytest.mark.parametrize("how", ["half", "nothing", "undone", "somebody"])
+def test_what_was_moved_and_is_not_verified_is_told_to_nobody_and_owed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    path = tmp_path / "a"
+    keep, step = drifted(path)
+    restore = KIND.restore_among
+
+    def restored(name: str, step: Step, *more: Any) -> None:
+        if how == "undone":
+            restore(name, step, *more)
+        if how != "nothing":
+            path.write_text("half of it")
+        if how != "undone":
+            raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(type(KIND), "restore_among", lambda _, *args: restored(*args))
+    if how == "somebody":
+        path.write_text("somebody's")
+    touched = set[str]()
+    results = act((step,), keep.blobs.get, touched=touched)
+    said = notifications.tell((step,), results, touched, {})
+    assert results[step.id] and not said.told
+    assert said.untold == ({step.id: step.notify} if how in ("half", "undone") else {})
+    assert (results[step.id] == worker.MOVED) == (how == "somebody")
+
+
+@pytest.mark.invariant("R14")
+def test_who_was_owed_it_before_is_owed_it_still_if_the_step_fails(tmp_path: Path) -> None:
+    keep, step = drifted(tmp_path / "a")
+    (tmp_path / "a").write_text("somebody's")
+    step = replace(step, owed=True)
+    results = act((step,), keep.blobs.get)
+    assert notifications.tell((step,), results, (), {}).untold == {step.id: step.notify}

@@ -46,7 +46,7 @@ def act(
     Resources that have ``moved``, and so have no saved content, are left as they are. ``seen_after`` gets the
     observations of verified resources. ``saves``: the contents on record as kept; a file system in memory that holds
     other content is not unmounted. ``signed``: files whose status shows whether they are still as decided about
-    (``probing.sealed``). ``touched`` gets the resources that a step has moved.  # R4, R5"""
+    (``probing.sealed``). ``touched`` gets the resources that a step has moved, verified or not.  # R4, R5, R14"""
     fixpoint = fixpoint or Fixpoint((), put_back=False)
     kept = sweep(steps, blobs)
     results: dict[str, str] = {}
@@ -81,6 +81,7 @@ def act(
         written_kinds: set[str] = set()  # kinds whose writes may move later resources
         written = 0
         brought: list[Callable[[str], bool]] = []
+        begun: set[str] = set()
         for at, step in enumerate(todo):
             if step.id in results:
                 continue  # it was restored together with one before it
@@ -96,11 +97,11 @@ def act(
                 came = {step.id: f"needs {failed[0]}, which failed"}
             elif _kind(step).at_once and not failed:
                 row = [_as_brought(s, written_kinds) for s in _at_once(todo, at, bearing, results)]
-                came = _restore_row(row, blobs)
+                came = _restore_row(row, blobs, begun)
                 brought.append(_kind(step).brought(row))
             else:
                 unread = _goes_ahead(step) and step.id not in through
-                came = {step.id: _restore(now, blobs, ahead, unread=unread, saves=saves, signed=signed)}
+                came = {step.id: _restore(now, blobs, ahead, unread=unread, saves=saves, signed=signed, begun=begun)}
             results.update(came)
             written_kinds.add(split_id(step.id)[0])
             done += [s for s in todo[at:] if s.id in came and not came[s.id]] if len(came) > 1 else _if_done(step, came)
@@ -114,6 +115,7 @@ def act(
             results[step.id] = "it was restored, but the disk did not make it durable"
     if touched is not None:
         touched.update(s.id for s in done)
+        touched.update(s.id for s in todo if s.id in begun and s.id not in touched and _is_moved(s))
     tried = {s.id for s in todo}
     settled = done + [s for s in steps if s.id not in tried and not results[s.id]]
     refused = [
@@ -129,6 +131,12 @@ def act(
         if wrong and not results[step.id]:
             results[step.id] = wrong
     return {**results, **{r: why for r, why in lost.items() if not results[r]}}
+
+
+def _is_moved(step: Step) -> bool:
+    """Whether a step that failed has left something else behind than was there."""
+    seen = observe(step.id)
+    return isinstance(seen, Unreadable) or not _kind(step).alike(step.actual, seen)
 
 
 def _as_it_is(step: Step) -> tuple[str, Step | None]:
@@ -176,13 +184,15 @@ def _at_once(todo: Sequence[Step], at: int, bearing: Mapping[str, str], results:
     return row
 
 
-def _restore_row(row: Sequence[Step], blobs: Blobs) -> dict[str, str]:
-    """Returns by id ``""`` for what was restored, else the reason why not. What has moved is left as it is.  # R2"""
+def _restore_row(row: Sequence[Step], blobs: Blobs, begun: set[str]) -> dict[str, str]:
+    """Returns by id ``""`` for what was restored, else the reason why not. What has moved is left as it is; ``begun``
+    gets the rest.  # R2"""
     out, left = dict[str, str](), list[Step]()
     for step in row:
         out[step.id], now = _as_it_is(step)
         left += [] if now is None else [now]
     if left:
+        begun.update(s.id for s in left)
         said = _explained(lambda: _kind(left[0]).restore_all(left, blobs), left)
         out |= {s.id: said.get(s.id, "nothing was said of it") for s in left}
     return out
@@ -290,9 +300,10 @@ def _restore(
     unread: bool = False,
     saves: Mapping[str, Mapping[str, Any]] | None = None,
     signed: Mapping[str, bytes] = MappingProxyType({}),
+    begun: set[str] | None = None,
 ) -> str:
     """Returns ``""`` if it was restored, else the reason why not. ``unread``: a resource that cannot be read now is
-    left as it is."""
+    left as it is. ``begun`` gets its id if it is written."""
     kind, name = split_id(step.id)
     seen = step.actual if unread and is_still(step, signed) else observe(step.id)
     if not isinstance(seen, Unreadable):
@@ -302,6 +313,8 @@ def _restore(
             return MOVED  # R2: written while earlier steps ran; the present content was not saved
     elif unread:
         return f"cannot be read: {seen.why}"
+    if begun is not None:
+        begun.add(step.id)
     try:
         KINDS[kind].restore_among(name, step, blobs, Among(ahead, saves))
     except OSError as exc:

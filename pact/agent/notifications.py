@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from pact.core.plan import Step
 from pact.errors import PactError, explained
@@ -17,11 +17,20 @@ from pact.model import Attrs, split_id
 from pact.resources import KINDS
 
 
+@dataclass(frozen=True, slots=True)
+class Told:
+    """``untold``: by resource, who was not told of it. ``told``: resources whose readers know it."""
+
+    untold: Mapping[str, Sequence[str]]
+    told: Collection[str]
+
+
 def tell(
-    steps: Iterable[Step], results: dict[str, str], touched: Collection[str], tells: Mapping[str, Attrs | None]
-) -> dict[str, Sequence[str]]:
-    """Tell those who are to be told of restored resources, in their kinds' order. Returns, by resource, who could not
-    be told; ``results`` gets the reason. ``tells``: by notification, the declared attributes of whom it names."""
+    steps: Sequence[Step], results: dict[str, str], touched: Collection[str], tells: Mapping[str, Attrs | None]
+) -> Told:
+    """Tell those who are to be told of restored resources, in their kinds' order; ``results`` gets the reason where one
+    could not be told. What was moved (``touched``) and is not verified is told to nobody yet: they are told when it is
+    as it should be. ``tells``: by notification, the declared attributes of whom it names."""
     moved = [s for s in steps if s.notify and not results[s.id] and (s.owed or s.id in touched)]
     failed = {}
     for notification in _in_order(n for s in moved for n in s.notify):
@@ -29,12 +38,14 @@ def tell(
         if why:
             failed[notification] = why
             log(f"a plan could not tell {notification}: {why}", 4)
-    untold: dict[str, Sequence[str]] = {}
+    untold: dict[str, Sequence[str]] = {
+        s.id: s.notify for s in steps if s.notify and results[s.id] and (s.owed or s.id in touched)
+    }
     for step in moved:
         if left := [n for n in step.notify if n in failed]:
             untold[step.id] = left
             results[step.id] = f"restored, but {left[0]} failed: {failed[left[0]]}"
-    return untold
+    return Told(untold, {s.id for s in moved} - untold.keys())
 
 
 def told_steps(steps: Iterable[Step]) -> list[Step]:

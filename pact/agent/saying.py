@@ -12,6 +12,7 @@ WHY: Final = {
     "expired": ", whose window has ended",
     "retry": ", whose consumers have left",
     "restart": ", to tell who reads it, after a kill",
+    "owed": ", to tell who reads it, as was still owed",
 }
 
 

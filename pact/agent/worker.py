@@ -280,7 +280,8 @@ class Worker:
             except JournalError as exc:
                 results = dict.fromkeys((s.id for s in effect.steps), f"nothing was touched: {exc.message}")
                 sightings = [Sighting(s.id, observe(s.id)) for s in effect.steps]
-                return Result(effect.job, lambda t, w: Acted(t, w, effect.job, results, sightings))
+                owed = {s.id: s.notify for s in effect.steps if s.notify and (s.owed or effect.resumed)}
+                return Result(effect.job, lambda t, w: Acted(t, w, effect.job, results, sightings, untold=owed))
             return self._carry_out(effect, moved)
 
         try:
@@ -291,7 +292,8 @@ class Worker:
             _unexpected(exc)
             why = explained(exc).message
             results = dict.fromkeys((s.id for s in effect.steps), why)
-            result = Result(effect.job, lambda t, w: Acted(t, w, effect.job, results, []))
+            maybe = {s.id: s.notify for s in effect.steps if s.notify}  # any of them may have been moved  # R14
+            result = Result(effect.job, lambda t, w: Acted(t, w, effect.job, results, [], untold=maybe))
         self._post(result)
 
     def _carry_out(self, effect: Act, moved: Container[str]) -> Result:
@@ -309,14 +311,15 @@ class Worker:
             saves=effect.saves,
             touched=touched,
         )
-        untold = tell(effect.steps, results, touched, effect.tells)
+        said = tell(effect.steps, results, touched, effect.tells)
         others = (r for r in effect.below if self.ignore.match(r) is None)
         sightings = placed(
             Sighting(r, seen[r] if r in seen and KINDS[split_id(r)[0]].steady else observe(r))
             for r in (*(s.id for s in effect.steps), *others)
         )
         beside, reads = fixpoint.moved(), fixpoint.learned(results)
-        return Result(effect.job, lambda t, w: Acted(t, w, effect.job, results, sightings, beside, reads, untold))
+        told = said.untold, said.told
+        return Result(effect.job, lambda t, w: Acted(t, w, effect.job, results, sightings, beside, reads, *told))
 
     def _discover(self, effect: Discover) -> None:
         try:

@@ -51,6 +51,7 @@ AUTOMATIC: Final = {
     "retry": " (its consumers have left)",
     "group": " (with its group)",
     "restart": " (to tell who reads it, after a kill)",
+    "owed": " (to tell who reads it, as was still owed)",
 }
 MINUTES_FROM_S: Final = 120
 SOON: Final = timedelta(hours=12)

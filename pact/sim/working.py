@@ -31,6 +31,8 @@ class Place(Protocol):
     holders: dict[str, list[Holder]]
     stubborn: set[str]
     deaf: set[str]
+    fickle: set[str]
+    stale: set[str]
     refusals: list[str]
     t_ns: int
     wall_ns: int
@@ -40,6 +42,8 @@ class Place(Protocol):
     def observe(self, resource: str) -> Attrs | Unreadable | None: ...
 
     def maybe_crash(self) -> None: ...
+
+    def meanwhile(self, effect: Act) -> None: ...
 
 
 def looked(world: Place, effect: Look) -> Callable[[], Event]:
@@ -58,21 +62,35 @@ def probed(world: Place, effect: Probe) -> Callable[[], Event]:
 
 def acted(world: Place, effect: Act) -> Callable[[], Event]:
     results: dict[str, str] = {}
-    untold: dict[str, Sequence[str]] = {}
+    moved = {s.id for s in effect.steps if s.owed or effect.resumed}
     for step in effect.steps:
         if world.before_act is not None:
             world.before_act(world, step)
         world.maybe_crash()
-        moves = step.owed or effect.resumed or world.observe(step.id) != step.target
+        before = world.observe(step.id)
         results[step.id] = restored(world, step)
-        if moves and step.id in world.deaf and step.notify and not results[step.id]:
-            untold[step.id] = step.notify
-            results[step.id] = f"restored, but {step.notify[0]} failed: nobody listens"
+        if world.observe(step.id) != before:
+            moved.add(step.id)
+            world.stale |= {step.id} if step.notify else set()
     if world.before_told is not None:
         world.before_told(world)
     world.maybe_crash()
+    untold: dict[str, Sequence[str]] = {}
+    told = set[str]()
+    for step in effect.steps:
+        if not step.notify or step.id not in moved:
+            continue
+        if results[step.id]:
+            untold[step.id] = step.notify
+        elif step.id in world.deaf:
+            untold[step.id] = step.notify
+            results[step.id] = f"restored, but {step.notify[0]} failed: nobody listens"
+        else:
+            world.stale.discard(step.id)
+            told.add(step.id)
+    world.meanwhile(effect)
     seen = [Sighting(r, world.observe(r)) for r in (*(s.id for s in effect.steps), *effect.below)]
-    return lambda: Acted(world.t_ns, world.wall_ns, effect.job, results, seen, untold=untold)
+    return lambda: Acted(world.t_ns, world.wall_ns, effect.job, results, seen, untold=untold, told=told)
 
 
 def restored(world: Place, step: Step) -> str:
@@ -86,6 +104,9 @@ def restored(world: Place, step: Step) -> str:
     if step.id in world.stubborn:
         return "permission denied"
     world.machine[step.id] = step.target
+    if step.id in world.fickle:
+        world.machine[step.id] = {"value": "something else"}
+        return "it was restored but does not stay so"
     return ""
 
 

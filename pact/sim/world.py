@@ -17,10 +17,11 @@ What is checked, and how often:
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
+from pact.core.node import debts
 from pact.core.node.events import (
     Act,
     Acted,
@@ -92,6 +93,10 @@ class World:
     stubborn: set[str] = field(default_factory=set)
     #: Resources of which nobody can be told that a plan has moved them.
     deaf: set[str] = field(default_factory=set)
+    #: Resources that do not stay as they were restored.
+    fickle: set[str] = field(default_factory=set)
+    #: Resources that a plan has moved, and whose readers do not know it.
+    stale: set[str] = field(default_factory=set)
     refusals: list[str] = field(default_factory=list)
     t_ns: int = 0
     wall_ns: int = EPOCH_NS
@@ -100,8 +105,10 @@ class World:
     replies: dict[int, Reply] = field(default_factory=dict)
     disk_full: bool = False
     crash_after: int | None = None
+    killed: dict[str, int] = field(default_factory=dict)  # change -> runs in a row that ended during its rollback
     before_act: Callable[[World, Step], None] | None = None
     before_told: Callable[[World], None] | None = None
+    after_told: Callable[[World, Sequence[str]], None] | None = None
     offset_ns: int = 0
     name: str = "sim"
     clustered: bool = False
@@ -153,7 +160,7 @@ class World:
             self.crash()
         if self.running:
             seen = self._first_sightings()
-            self.feed(lambda: Scanned(self.t_ns, self.wall_ns, seen, reboot))
+            self.feed(lambda: Scanned(self.t_ns, self.wall_ns, seen, reboot, self.killed))
 
     def _first_sightings(self) -> list[Sighting]:
         return [Sighting(r, self.look(r)) for r in self.node.state.declared_ids()]
@@ -301,10 +308,10 @@ class World:
                 self.crash()
 
     def _check_owed(self, event: Acted) -> None:
-        """Who could not be told is told with a rollback of the change that has the resource, or when an application
-        is taken back.  # R14"""
+        """Who could not be told is told with a rollback of the change that has the resource, when an application is
+        taken back, or later.  # R14"""
         state, undone = self.node.state, {r for ids in self.node.converging.values() for r in ids}
-        lost = [r for r in event.untold if r in state and r not in state.member_of and r not in undone]
+        lost = [r for r in event.untold if r in state and not debts.of(state, r) and r not in undone]
         assert not lost, f"who reads these was not told, and will not be: {lost}"
 
     def _perform(self, effects: list[Effect]) -> None:
@@ -452,6 +459,11 @@ class World:
     def touch(self, resource: str, owner: Owner | None = None) -> None:
         """The resource may have changed: it is observed after the present work."""
         self.queue.append(lambda: Observed(self.t_ns, self.wall_ns, [Sighting(resource, self.look(resource), owner)]))
+
+    def meanwhile(self, effect: Act) -> None:
+        """What happens after a plan has told its readers, and before it has looked again."""
+        if self.after_told is not None:
+            self.after_told(self, [s.id for s in effect.steps])
 
     # -- jobs ---------------------------------------------------------------------------------------------------
 

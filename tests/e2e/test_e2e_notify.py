@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from harness import BOX, TOP, Agent, World, wait_until
+from test_e2e_toy import PAINT
 
 ONE, TWO = f"{TOP}/one.conf", f"{TOP}/two.conf"
 DECLARED = f"""
@@ -175,6 +176,108 @@ def test_a_kill_between_restoring_and_telling_loses_no_notification(agent: Agent
     agent.start()
     wait_until(lambda: agent.status()["state"] == "committed", "the rollback has ended")
     assert told(agent) == ["bear show"]
+
+
+@pytest.mark.invariant("R14")
+def test_a_write_before_the_plan_has_answered_does_not_end_what_is_owed(agent: Agent) -> None:
+    """The duck cannot be told; while the bear is told, somebody paints it, and later paints it as declared again."""
+    told(agent)
+    lock(agent, "duck")
+    bear = agent.world.path(f"{BOX}/bear")
+    bear.write_text("green\n")
+    agent.world.sh(f"rm -f {BOX}/.told; mkfifo {BOX}/.told")
+    other = agent.base / "bear.toml"
+    other.write_text('[toy.bear]\ncolour = "red"\nnotify = ["toy:duck show", "toy:bear show"]\n')
+    asking = agent.world.popen([*agent_command(agent), "declare", str(other)])
+    wait_until(lambda: bear.read_text() == "red\n", "it is moved")
+    bear.write_text("blue\n")
+    assert agent.world.sh(f"cat {BOX}/.told").out == "bear show\n"
+    assert asking.wait(30) == 1
+    agent.world.sh(f"rm {BOX}/.told")
+    wait_until(lambda: agent.change_of("toy:bear"), "it has drifted")
+    painter = agent.world.python(PAINT, BOX, "bear", "red", "bear")
+    failed = wait_until(lambda: [c for c in agent.status()["changes"] if c["state"] == "failed"], "it is not forgotten")
+    agent.world.end(painter)
+    assert "restored, but toy:duck show failed" in failed[0]["reason"]
+    lock(agent, "duck", False)
+    told(agent)
+    agent.pact("rollback", failed[0]["id"])
+    assert told(agent) == ["duck show"] and agent.status()["state"] == "committed"
+
+
+@pytest.mark.invariant("R14")
+def test_who_reads_what_was_moved_and_did_not_stay_so_is_told_when_it_does(agent: Agent) -> None:
+    """The paint fades at once: the bear is not as declared, and not as it was. Then somebody paints it by hand."""
+    bear, fades = agent.world.path(f"{BOX}/bear"), agent.world.path(f"{BOX}/.bear-fades")
+    bear.write_text("green\n")
+    told(agent)
+    fades.touch()
+    done = agent.declare('[toy.bear]\ncolour = "red"\nnotify = ["toy:duck show"]\n', check=1)
+    assert "it was restored but does not stay so" in done.out + done.err and told(agent) == []
+    fades.unlink()
+    lock(agent, "duck")
+    painter = agent.world.python(PAINT, BOX, "bear", "red", "bear")
+    failed = wait_until(lambda: [c for c in agent.status()["changes"] if c["state"] == "failed"], "it is not forgotten")
+    agent.world.end(painter)
+    assert failed[0]["resources"] == ["toy:bear"]
+    lock(agent, "duck", False)
+    agent.restart()
+    agent.pact("rollback", failed[0]["id"])
+    assert told(agent) == ["duck show"] and agent.status()["state"] == "committed"
+
+
+@pytest.mark.invariant("R14", "C6")
+def test_who_commits_another_value_does_not_end_what_is_owed(agent: Agent) -> None:
+    told(agent)
+    lock(agent, "duck")
+    agent.declare(DECLARED.replace('"declared\\n"', '"declared otherwise\\n"'), check=1)
+    agent.drift(ONE)
+    lock(agent, "duck", False)
+    told(agent)
+    agent.pact("commit", "--all", "-m", "mine")
+    wait_until(lambda: agent.status()["state"] == "committed", "who is owed it was told")
+    assert told(agent) == ["duck show"] and agent.world.path(ONE).read_text() == "drifted\n"
+
+
+@pytest.mark.invariant("R14", "R6")
+def test_a_kill_between_an_application_and_telling_loses_no_notification(agent: Agent) -> None:
+    """It is killed while it tells; then somebody writes back what was there."""
+    told(agent)
+    agent.world.sh(f"rm -f {BOX}/.told; mkfifo {BOX}/.told")
+    other = agent.base / "apply.toml"
+    other.write_text(f'[file."{TWO}"]\ncontent = "applied\\n"\n')
+    asking = agent.world.popen([*agent_command(agent), "apply", str(other)])
+    path = agent.world.path(TWO)
+    wait_until(lambda: path.read_text() == "applied\n", "it is applied")
+    agent.stop(9)
+    asking.wait(30)
+    agent.world.sh(f"rm {BOX}/.told")
+    agent.start()
+    wait_until(lambda: agent.change_of(f"file:{TWO}"), "it has drifted")
+    assert told(agent) == []
+    path.write_text("declared\n")
+    wait_until(lambda: agent.status()["state"] == "committed", "it is as declared, and they were told")
+    wait_until(lambda: agent.world.path(f"{BOX}/.told").exists(), "they were told")
+    assert told(agent) == ["bear show"]
+
+
+@pytest.mark.invariant("R14", "E1")
+def test_who_was_not_told_before_a_kill_in_an_emergency_is_told_after_it(agent: Agent) -> None:
+    told(agent)
+    agent.pact("emergency", "start", "--reason", "maintenance")
+    agent.world.sh(f"rm -f {BOX}/.told; mkfifo {BOX}/.told")
+    path = agent.base / "otherwise.toml"
+    path.write_text(DECLARED.replace('"declared\\n"', '"declared otherwise\\n"'))
+    asking = agent.world.popen([*agent_command(agent), "declare", str(path)])
+    wait_until(lambda: agent.world.path(TWO).read_text() == "declared otherwise\n", "it is as declared")
+    agent.stop(9)
+    asking.wait(30)
+    agent.world.sh(f"rm {BOX}/.told")
+    agent.start()
+    assert told(agent) == []
+    agent.pact("emergency", "end", "--rollback")
+    wait_until(lambda: told(agent) == ["duck show", "bear show"], "they were told")
+    wait_until(lambda: agent.status()["state"] == "committed", "and that is all")
 
 
 def agent_command(agent: Agent) -> list[Any]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pact.core import ops, phases
-from pact.core.node import access, below, bonds, payloads, undo
+from pact.core.node import access, below, bonds, debts, payloads, undo, untold
 from pact.core.node import change as life
 from pact.core.node.desk import Desk
 from pact.core.node.events import Acted, Asked, Probe, Probed
 from pact.core.node.jobs import Applying, Job
 from pact.core.node.replies import holder_text
-from pact.core.plan import Step, ordered
+from pact.core.plan import ordered
 from pact.errors import BlockedError, ConflictError, PactError, UsageError
 from pact.model import Declared, Json, Unreadable
 
@@ -34,7 +34,7 @@ def asked_apply(node: Desk, event: Asked[ops.Apply]) -> None:
 
 def begin_apply(node: Desk, event: Asked[ops.Op], work: Applying, group: str = "") -> None:
     """Observe the resources first. ``group``: the group of which this node is a member."""
-    wanted = (replace(s, notify=told(node, r, d)) for r, d in work.declared.items() for s in [Step.back(r, d)])
+    wanted = (replace(below.back(node, r, d), notify=told(node, r, d)) for r, d in work.declared.items())
     steps = ordered(wanted, node.rules.nature)
     job = node.job("apply", event.caller, work, token=event.token, group=group, ids=tuple(work.declared), steps=steps)
     node.emit(Probe(job.n, steps, consumers=True, applying=True, dry=work.dry_run))
@@ -130,8 +130,11 @@ def acted_apply(node: Desk, job: Job[Applying], event: Acted) -> None:
     if any(event.results.values()):
         undo.undo(node, job, event)
         return
+    owed = untold.owed(node, job, event)
     node.finish(job)
     assert job.change is not None
+    if read := {r: debts.RESTORED for r in event.results if r in node.state.telling}:  # who reads these was told  # R14
+        node.record(payloads.Converged(results=read, cause="apply", owed=owed), job.caller.actor)
     here = {s.id for s in job.steps}
     node.sight(s for s in event.sightings if s.resource in here)
     below.look(node, job, event, job.caller.owner, node.state.changes.get(job.change))

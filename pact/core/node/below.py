@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from pact.core.node import debts
 from pact.core.node.change import Change
 from pact.core.node.desk import Desk
 from pact.core.node.events import Act, Acted, Sighting
@@ -52,13 +53,17 @@ def steps_for(node: Desk, resources: Iterable[str], order: Order = ordered) -> t
         declared, change = node.state.declared(resource), node.state.change_of(resource)
         assert declared is not None and change is not None, resource
         member = change.members[resource]
-        step = Step.back(resource, declared, member.actual)
+        step = back(node, resource, declared, member.actual)
         if member.owed and member.actual == declared.attrs:  # it was moved before, and these do not know it yet
-            step = replace(step, notify=tuple(member.owed), owed=True)
-        elif member.owed:
-            step = replace(step, owed=True)
+            step = replace(step, notify=tuple(member.owed))
         steps.append(step)
     return order([*steps, *joined(node, steps)], node.rules.nature)
+
+
+def back(node: Desk, resource: str, declared: Declared, actual: Attrs | None = None) -> Step:
+    """The step to this declared value. If somebody must still be told of the resource, that is done also if it is as
+    declared by then.  # R14"""
+    return replace(Step.back(resource, declared, actual), owed=bool(debts.of(node.state, resource)))
 
 
 def joined(node: Desk, steps: Sequence[Step]) -> list[Step]:
@@ -72,7 +77,7 @@ def joined(node: Desk, steps: Sequence[Step]) -> list[Step]:
         if resource in ids or resource in state.member_of or declared is None:
             continue
         if declared.attrs is not None:
-            out.append(Step.back(resource, declared))
+            out.append(back(node, resource, declared))
     return out
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Final
 
 from pact.core import ops
-from pact.core.node import bonds, payloads, writers
+from pact.core.node import bonds, debts, payloads, writers
 from pact.core.node import change as life
 from pact.core.node import untracked as taking
 from pact.core.node.change import Change
@@ -139,11 +139,9 @@ def looked_commit(node: Desk, job: Job[Committing], event: Looked) -> None:
         # Another owner has it now, and nobody was asked about that owner.
         if (cid, also) != (change.id, list(member.also)):  # C9, S1
             raise ConflictError(f"{sighting.resource} was changed by {change.owner.user} meanwhile", "see pact diff")
-        if member.owed and member.actual == actual:  # it is as declared, and what it is exactly was not recorded  # R14
-            declared = state.declared(sighting.resource)
-            assert declared is not None
-            if node.deviation_n(sighting.resource, declared, sighting.observation) == 0:
-                continue
+        # If it is as declared, what it is exactly was not recorded.  # R14
+        if member.owed and member.actual == actual and _is_as_declared(node, sighting):
+            continue
         if not sighting.observation == member.actual == actual:
             moved.append(sighting.resource)
     if moved:
@@ -167,6 +165,25 @@ def looked_commit(node: Desk, job: Job[Committing], event: Looked) -> None:
     node.reply(job.token, {"committed": committed + taken_in, "left": left(node), "notes": notes + left_out})
 
 
+def _is_as_declared(node: Desk, sighting: Sighting) -> bool:
+    declared = node.state.declared(sighting.resource)
+    assert declared is not None and not isinstance(sighting.observation, Unreadable)
+    return node.deviation_n(sighting.resource, declared, sighting.observation) == 0
+
+
+def _owed(node: Desk, event: Looked) -> dict[str, Sequence[str]]:
+    """Who must still be told of what is committed. Who commits what is as declared says that they know it; another
+    value says nothing of that.  # R14"""
+    owed = dict[str, Sequence[str]]()
+    for sighting in event.sightings:
+        resource = sighting.resource
+        moving = any(resource in ids for ids in node.converging.values())
+        names = node.state.readers(resource) if moving else debts.of(node.state, resource)
+        if names and (moving or not _is_as_declared(node, sighting)):
+            owed[resource] = list(names)
+    return owed
+
+
 def _record_commits(node: Desk, job: Job[Committing], event: Looked) -> list[Json]:
     state, ttl_ns = node.state, job.work.ttl_ns
     by_change: dict[str, dict[str, Declared]] = {}
@@ -184,6 +201,7 @@ def _record_commits(node: Desk, job: Job[Committing], event: Looked) -> list[Jso
     out = []
     expires_ns = None if ttl_ns is None else node.t_ns + ttl_ns
     expires = None if expires_ns is None else node.wall_of(expires_ns)
+    owed = _owed(node, event)
     for cid, resources in by_change.items():
         change = state.changes[cid]
         ended = sorted(r for r in resources if r in state.ttls)
@@ -203,6 +221,7 @@ def _record_commits(node: Desk, job: Job[Committing], event: Looked) -> list[Jso
                     expires=expires,
                     also=shared_with(change, names),
                     part=[at + 1, len(parts)] if len(parts) > 1 else (),
+                    owed={r: owed[r] for r in names if r in owed},
                 ),
                 job.caller.actor,
             )

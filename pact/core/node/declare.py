@@ -10,13 +10,14 @@ from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 
 from pact.core import ops
-from pact.core.node import access, below, bonds, payloads, tracked, untold
+from pact.core.node import access, below, bonds, debts, payloads, tracked, untold
 from pact.core.node import change as life
 from pact.core.node.desk import Desk
 from pact.core.node.events import AGENT_CALLER, Acted, Asked, Probe, Probed, Sighting
 from pact.core.node.jobs import Declaring, Job
 from pact.core.node.replies import holder_text
 from pact.core.node.rollback import refuse_held_or_busy
+from pact.core.node.state import revised
 from pact.core.plan import Step, anyhow, ordered
 from pact.core.records import PIECE_MAX, in_pieces
 from pact.errors import EXIT_BLOCKED, EXIT_FAILED, ConflictError, PactError, UsageError
@@ -145,9 +146,7 @@ def probed_declare(node: Desk, job: Job[Declaring], event: Probed) -> None:
 
 def _owed(node: Desk, resource: str, declared: Declared) -> tuple[str, ...]:
     """Who reads the resource, and could not be told of what an earlier plan made of it.  # R14"""
-    change = node.state.change_of(resource)
-    owed = () if change is None else change.members[resource].owed
-    return tuple(n for n in owed if n in declared.notify)
+    return tuple(revised(debts.of(node.state, resource), node.state.readers(resource), declared.notify))
 
 
 def _owing(node: Desk, job: Job[Declaring], event: Probed, moving: Container[str]) -> list[Step]:
@@ -172,7 +171,8 @@ def _record_declared(node: Desk, job: Job[Declaring], event: Probed, converge: s
         if change is not None:
             member = change.members[resource]
             deviation_n = node.deviation_n(resource, declared[resource], member.actual)
-            members[resource] = max(1, deviation_n) if member.owed else deviation_n  # they must still be told  # R14
+            owed = _owed(node, resource, declared[resource])
+            members[resource] = max(1, deviation_n) if owed else deviation_n  # they must still be told  # R14
     taken = [r for r in job.ids if r in state.member_of and (r in converge or not _owed(node, r, declared[r]))]
     wanted = converge.union(taken, state.ttls)
     moved = {r: d.to_json() for r, d in declared.items() if r in wanted or d != state.declared(r)}
@@ -207,9 +207,10 @@ def _record_declared(node: Desk, job: Job[Declaring], event: Probed, converge: s
 
 
 def acted_declare(node: Desk, job: Job[Declaring], event: Acted) -> None:
+    owed = untold.owed(node, job, event)
     node.finish(job)
     below.look(node, job, event, job.caller.owner)
-    record_converged(node, event, _cause(job.work.request), job.caller.actor)
+    record_converged(node, event, owed, _cause(job.work.request), job.caller.actor)
     left = {r: why for r, why in event.results.items() if why}
     node.sight(replace(s, owner=job.caller.owner) for s in event.sightings if s.resource in left)
     moved = node.sight_moved(event, job.caller.owner, None)
@@ -219,15 +220,18 @@ def acted_declare(node: Desk, job: Job[Declaring], event: Acted) -> None:
     _declare_done(node, job, result, left, owing)
 
 
-def record_converged(node: Desk, event: Acted, cause: str, actor: Actor = AGENT_ACTOR) -> None:
-    """Record the results of a plan that no change owns."""
+def record_converged(
+    node: Desk, event: Acted, owed: Mapping[str, Sequence[str]], cause: str, actor: Actor = AGENT_ACTOR
+) -> None:
+    """Record the results of a plan that no change owns, and who must still be told of them."""
     reads = node.learn(event)
     for names in in_pieces(list(event.results)):
         node.record(
             payloads.Converged(
-                results={r: event.results[r] or "restored" for r in names},
+                results={r: event.results[r] or debts.RESTORED for r in names},
                 cause=cause,
                 reads={r: reads[r] for r in names if r in reads},
+                owed={r: owed[r] for r in names if r in owed},
             ),
             actor,
         )
@@ -252,7 +256,7 @@ def converge_after_boot(node: Desk, sightings: Sequence[Sighting]) -> None:
     for sighting in sightings:
         declared, seen = node.state.declared(sighting.resource), sighting.observation
         assert declared is not None and not isinstance(seen, Unreadable)
-        steps.append(Step.back(sighting.resource, declared, seen))
+        steps.append(below.back(node, sighting.resource, declared, seen))
     job = node.job("boot", AGENT_CALLER, None, ids=tuple(s.id for s in steps), steps=anyhow(steps, node.rules.nature))
     # A person may have set the resource by hand since the boot: record what will be overwritten first.
     for piece in in_pieces(job.steps):
@@ -261,8 +265,9 @@ def converge_after_boot(node: Desk, sightings: Sequence[Sighting]) -> None:
 
 
 def acted_boot(node: Desk, job: Job[None], event: Acted) -> None:
+    owed = untold.owed(node, job, event)
     node.finish(job)
-    record_converged(node, event, "boot")
+    record_converged(node, event, owed, "boot")
     node.sight(event.sightings)
     node.sight(event.moved)
     untold.keep(node, event, UNATTRIBUTED, "boot")

@@ -78,7 +78,8 @@ class Desk(Ledger):
             return False  # the plan may be moving it, and may put it back; observed again after the plan  # C8
         deviation_n = self.deviation_n(resource, declared, seen)
         if deviation_n == 0:
-            if change is not None and change.members[resource].owed:
+            blocked = change is not None and change.state == life.BLOCKED and resource in self.state.telling
+            if change is not None and (change.members[resource].owed or blocked):
                 return self._still_owed(change, change.members[resource], declared)
             if change is not None:
                 self.record(payloads.DriftCleared(resource=resource, change=change.id))
@@ -92,7 +93,7 @@ class Desk(Ledger):
     def _still_owed(self, change: Change, member: Member, declared: Declared) -> bool:
         """It is as declared, and somebody must still be told of that. If it was something else meanwhile, record that
         it is not any more: they alone are told then.  # R14"""
-        if member.actual == declared.attrs:
+        if member.owed and member.actual == declared.attrs:
             return False
         by = replace(change.owner, command=member.command)
         self.detect(

@@ -6,7 +6,7 @@ runs backwards across restarts), ``wall_ns`` is the wall clock, for people only.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import field
 from typing import Final, Generic, TypeVar
 
@@ -205,8 +205,8 @@ class Acted(Event):
     not. ``sightings``: observations afterwards of the steps and of what lies below them.
 
     ``moved``: resources beside its own that the plan moved and could not or should not put back. ``reads``: how the
-    kernel shows a value that it accepted, if it shows it differently. ``untold``: resources that were restored, but
-    these could not be told of it; ``results`` says why.
+    kernel shows a value that it accepted, if it shows it differently. ``untold``: resources that were moved, and who
+    of their readers could not be told of it; ``results`` says why. ``told``: those whose readers know it.
     """
 
     job: int
@@ -215,6 +215,7 @@ class Acted(Event):
     moved: Sequence[Sighting] = ()
     reads: Mapping[str, str] = field(default_factory=dict)
     untold: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    told: Collection[str] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
@@ -10,9 +10,9 @@ import orjson
 
 from pact.core import strict
 from pact.core.node import change as life
+from pact.core.node import debts, payloads
 from pact.core.node import fold_groups as groups
-from pact.core.node import payloads
-from pact.core.node.change import Member, Rolling
+from pact.core.node.change import Change, Member, Rolling
 from pact.core.node.membership import learn
 from pact.core.node.pace import Untracked
 from pact.core.node.state import ALL, RECENT_MAX, Emergency, Hold, State, Ttl, recent_key
@@ -91,6 +91,7 @@ def _applied(state: State, record: Record, said: payloads.Applied) -> None:
         change = state.new_change(said.change, said.owner, ambient=False, t_ns=record.t_ns)
     change.message = said.message
     change.intents |= set(said.resources)
+    debts.begin(state, said.resources)
     if said.group:
         groups.joined(state, said.group, change)
 
@@ -104,6 +105,9 @@ def _drift_detected(state: State, record: Record, said: payloads.DriftDetected) 
     before = state.change_of(resource)
     if before is not None:
         shift_ns, owed = before.members[resource].shift_ns, before.members[resource].owed
+    if resource in state.telling and debts.is_all(state, resource, said.actual):
+        owed = debts.of(state, resource)
+        del state.telling[resource]
     if before is not None and before.id != cid:
         state.remove(before, resource)
         state.take(before, "clear")
@@ -193,6 +197,9 @@ def _committed(state: State, record: Record, said: payloads.Committed) -> None:
             )
             state.touched.timers = True
         state.declare(resource, value)
+        state.telling.pop(resource, None)
+        if resource in said.owed:
+            state.telling[resource] = list(said.owed[resource])
         change = state.change_of(resource)
         if change is not None:
             state.remove(change, resource)
@@ -213,6 +220,7 @@ def _commit_expired(state: State, record: Record, said: payloads.CommitExpired) 
 def _rollback_started(state: State, record: Record, said: payloads.RollbackStarted) -> None:
     change = state.changes[said.change]
     state.take(change, "start")
+    debts.begin(state, (s.id for s in said.plan))
     change.reason, change.holders = "", []
     change.rolling = Rolling(
         said.cause,
@@ -227,10 +235,7 @@ def _rollback_started(state: State, record: Record, said: payloads.RollbackStart
 def _converge_started(state: State, record: Record, said: payloads.ConvergeStarted) -> None:
     """Remember what a boot must bring back until it has been brought back, and of what somebody must be told until
     the plan has ended.  # B3, R14"""
-    for step in said.plan:
-        declared = state.declared(step.id)
-        if declared is not None and declared.notify:
-            state.telling[step.id] = None
+    debts.begin(state, (s.id for s in said.plan))
     if said.cause == "boot" and state.boot_owed is not None:
         state.boot_owed.pop(ALL, None)
         state.boot_owed.update({s.id: s.actual for s in said.plan})
@@ -238,7 +243,7 @@ def _converge_started(state: State, record: Record, said: payloads.ConvergeStart
 
 def _converged(state: State, record: Record, said: payloads.Converged) -> None:
     state.learn(said.reads)
-    state.told(said.results)
+    debts.end(state, said.results, said.owed)
     if said.cause == "boot":
         state.boot_owed = None
 
@@ -247,10 +252,16 @@ def _rolled_back(state: State, record: Record, said: payloads.RolledBack) -> Non
     state.learn(said.reads)
     change = state.changes[said.change]
     members = list(change.members)
-    state.told(said.results)
+    _told(state, change, said.results)
     state.count_automatic(change, members, record.t_ns)
     state.take(change, "done")
     state.forget_enforced(members)
+
+
+def _told(state: State, change: Change, resources: Iterable[str]) -> None:
+    """A rollback has ended: who reads these was told; who is owed more is said by its record.  # R14"""
+    for resource in (*resources, *(change.rolling.steps if change.rolling is not None else ())):
+        state.telling.pop(resource, None)
 
 
 def _rollback_blocked(state: State, record: Record, said: payloads.RollbackBlocked) -> None:
@@ -268,9 +279,9 @@ def _rollback_failed(state: State, record: Record, said: payloads.RollbackFailed
     for resource in restored:
         state.remove(change, resource)
     state.forget_enforced(restored)
-    state.told([*said.restored, *said.owed])
+    _told(state, change, said.restored)
     for resource, owed in said.owed.items():
-        state.owe(change, resource, owed)
+        debts.owe(state, change, resource, owed, verified=resource not in said.moved)
     change.rolling = None
     change.reason = said.reason
     state.take(change, "fail")

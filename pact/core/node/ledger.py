@@ -78,6 +78,8 @@ class Ledger:
         self.fleet_fence = 0  # the fence of the root that sent ``fleet_seq``
         self.fleet_seq = 0  # the number of the root's newest message about holds that needed no record
         self.alone_since_ns: int | None = None  # since when this member of a cluster is cut off from the root
+        self.scanned = False  # what happened while no agent ran is taken in
+        self.owed_at: tuple[int, ...] = ()  # when it was last asked who must still be told
         self.t_ns = self.state.t_ns
         self.wall_ns = 0
         self._time = (0, rfc3339(0))  # the time of records: consecutive records share it

@@ -181,11 +181,13 @@ class ConvergeStarted(Payload):
 
 @dataclass(frozen=True, slots=True)
 class Converged(Payload):
-    """``results``: ``restored``, or the reason why not. ``reads``: how the kernel shows a value that it accepted."""
+    """``results``: ``restored``, or the reason why not. ``reads``: how the kernel shows a value that it accepted.
+    ``owed``: of what was moved, who must still be told."""
 
     results: Mapping[str, str]
     cause: str = ""
     reads: Mapping[str, str] = always(NOTHING)
+    owed: Mapping[str, Sequence[str]] = NOTHING
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,7 +295,7 @@ class ChangeSplit(Payload):
 @dataclass(frozen=True, slots=True)
 class Committed(Payload):
     """``change`` is ``None`` if untracked things are taken in. ``also``: the other owners who changed the settled
-    resources."""
+    resources. ``owed``: who must still be told of what plans made of them before."""
 
     change: str | None
     owner: Owner
@@ -306,6 +308,7 @@ class Committed(Payload):
     group: str = ""
     also: Mapping[str, Sequence[Owner]] = NOTHING
     part: Sequence[int] = ()
+    owed: Mapping[str, Sequence[str]] = NOTHING
 
 
 @dataclass(frozen=True, slots=True)
@@ -353,7 +356,8 @@ class RollbackBlocked(Payload):
 
 @dataclass(frozen=True, slots=True)
 class RollbackFailed(Payload):
-    """``owed``: resources that were restored, and who could not be told of it."""
+    """``owed``: resources that were restored, and who could not be told of it. ``moved``: those of them that are not
+    known to be as declared now."""
 
     change: str
     restored: Sequence[str]
@@ -363,6 +367,7 @@ class RollbackFailed(Payload):
     reads: Mapping[str, str] = always(NOTHING)
     also: Mapping[str, Sequence[Owner]] = NOTHING
     owed: Mapping[str, Sequence[str]] = NOTHING
+    moved: Sequence[str] = ()
 
 
 # -- suspending -------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from pact.core.node.declare import record_converged
 from pact.core.node.desk import Desk
 from pact.core.node.events import AGENT_CALLER, Acted, Sighting
 from pact.core.node.jobs import Job
-from pact.core.plan import Step, anyhow
+from pact.core.plan import anyhow
 from pact.core.records import in_pieces
 from pact.model import UNATTRIBUTED
 
@@ -46,7 +46,7 @@ def converge(node: Desk, sightings: Sequence[Sighting]) -> None:
         declared, change = node.state.declared(sighting.resource), node.state.change_of(sighting.resource)
         if declared is not None and declared.attrs is not None and change is not None:
             actual = change.members[sighting.resource].actual
-            steps.append(Step.back(sighting.resource, declared, actual))
+            steps.append(below.back(node, sighting.resource, declared, actual))
     if not steps:
         return
     job = node.job(CAUSE, AGENT_CALLER, None, ids=tuple(s.id for s in steps), steps=anyhow(steps, node.rules.nature))
@@ -56,8 +56,9 @@ def converge(node: Desk, sightings: Sequence[Sighting]) -> None:
 
 
 def acted(node: Desk, job: Job[None], event: Acted) -> None:
+    owed = untold.owed(node, job, event)
     node.finish(job)
-    record_converged(node, event, CAUSE)
+    record_converged(node, event, owed, CAUSE)
     node.sight(event.sightings)
     node.sight(event.moved)
     untold.keep(node, event, UNATTRIBUTED, CAUSE)

@@ -29,7 +29,7 @@ from pact.errors import (
     ConflictError,
     PactError,
 )
-from pact.model import Declared, Holder, Unreadable
+from pact.model import Holder, Unreadable
 
 AUTO_ROLLBACKS_MAX: Final = 2
 #: After this many runs in a row that end during the same job, the job is left to a person.  # F65
@@ -269,11 +269,13 @@ def _still_wanted(node: Desk, job: Job[RollingBack], change: Change) -> bool:
 def _probed_resumed(node: Desk, job: Job[RollingBack], change: Change, event: Probed) -> None:
     if event.holders or event.refusals:
         why = holder_text(event.holders) if event.holders else "; ".join(event.refusals)
-        done = {s.resource for s in event.sightings if not _not_reached(node, s)}
+        done = {s.resource for s in event.sightings if untold.is_there(node, s.resource, s.observation)}
         results = {r: "" if r in done else why for r in job.ids}
-        untold = {s.id: s.notify for s in job.steps if s.id in done and s.notify}  # before the kill nobody was  # R14
-        results |= {r: f"restored, but {names[0]} was not told: {why}" for r, names in untold.items()}
-        acted_rollback(node, job, Acted(event.t_ns, event.wall_ns, job.n, results, event.sightings, untold=untold))
+        told_of = {s.id: s.notify for s in job.steps if s.notify}  # before the kill nobody was  # R14
+        results |= {r: f"restored, but {names[0]} was not told: {why}" for r, names in told_of.items() if r in done}
+        as_before = {s.resource for s in event.sightings if _is_as_before(change, s)}
+        left_over = {r: names for r, names in told_of.items() if r in done or r not in as_before}
+        acted_rollback(node, job, Acted(event.t_ns, event.wall_ns, job.n, results, event.sightings, untold=left_over))
         return
     # A content that was written after the start record is not named in it, and must not be overwritten.  # R4
     saved = None if change.rolling is None else change.rolling.saved
@@ -285,11 +287,10 @@ def _probed_resumed(node: Desk, job: Job[RollingBack], change: Change, event: Pr
     below.act(node, job, saves, [s.id for s in job.steps], resumed=True)
 
 
-def _not_reached(node: Desk, sighting: Sighting) -> bool:
-    declared: Declared | None = node.state.declared(sighting.resource)
-    if declared is None or isinstance(sighting.observation, Unreadable):
-        return True
-    return node.deviation_n(sighting.resource, declared, sighting.observation) > 0
+def _is_as_before(change: Change, sighting: Sighting) -> bool:
+    """Whether the rollback that was interrupted had not touched it."""
+    member = change.members.get(sighting.resource)
+    return member is not None and not member.owed and member.actual == sighting.observation
 
 
 def block(node: Desk, job: Job[RollingBack], change: Change, reason: str, holders: Sequence[Holder]) -> None:
@@ -325,7 +326,7 @@ def acted_rollback(node: Desk, job: Job[RollingBack], event: Acted) -> None:
     actor = job.caller.actor
     drifted = below.look(node, job, event, change.owner)
     if left:
-        reason = "; ".join(f"{r}: {why}" for r, why in list(left.items())[:5])
+        reason = untold.shown(left)
         node.record(
             payloads.RollbackFailed(
                 change=change.id,
@@ -335,12 +336,13 @@ def acted_rollback(node: Desk, job: Job[RollingBack], event: Acted) -> None:
                 reason=reason,
                 reads=node.learn(event),
                 also=shared_with(change, left),
-                owed={r: list(owed) for r, owed in event.untold.items() if r in change.members},
+                owed={r: list(owed) for r, owed in event.untold.items() if r in node.state},
+                moved=untold.unverified(node, event),
             ),
             actor,
         )
         node.sight(replace(s, owner=change.owner) for s in event.sightings if s.resource in left)
-        untold.keep(node, event, change.owner, job.cause, actor)
+        untold.keep(node, event, change.owner, job.cause, actor, change)
     else:
         node.record(
             payloads.RolledBack(
@@ -369,13 +371,11 @@ def acted_rollback(node: Desk, job: Job[RollingBack], event: Acted) -> None:
         "left": left,
         "notes": notes,
     }
-    done(
-        node,
-        job,
-        result,
-        EXIT_FAILED if left else EXIT_DONE,
-        f"rollback of {change.id} failed for {some(list(left))}" if left else "",
-    )
+    if not left:
+        done(node, job, result)
+        return
+    text = f"rollback of {change.id} failed for {some(list(left))}"
+    done(node, job, result, EXIT_FAILED, text)
 
 
 def give_up(node: Desk, job: Job[Any], error: PactError) -> None:
@@ -387,7 +387,8 @@ def give_up(node: Desk, job: Job[Any], error: PactError) -> None:
         assert change is not None
         if change.state == life.ROLLING:
             results = dict.fromkeys(change.members, error.message)
-            acted_rollback(node, job, Acted(node.t_ns, node.wall_ns, job.n, results, ()))
+            left = {s.id: s.notify for s in job.steps if s.notify and s.owed}  # it may have been moved  # R14
+            acted_rollback(node, job, Acted(node.t_ns, node.wall_ns, job.n, results, (), untold=left))
         else:
             block(node, job, change, error.message, [])
     elif job.kind == "rollback":

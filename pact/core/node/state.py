@@ -110,8 +110,8 @@ class State:
         #: What a reboot reset, with the values after the reset, and is not brought back yet; ALL: that is not known
         #: yet.
         self.boot_owed: dict[str, Attrs | None] | None = None
-        #: Resources that a plan without a change is moving, and of which somebody is told then.  # R14
-        self.telling: dict[str, None] = {}
+        #: Who must be told of what a plan is moving, or has moved (``debts``).  # R14
+        self.telling: dict[str, list[str]] = {}
         self.emergency: Emergency | None = None
         self.holds: dict[str, Hold] = {}
         self.blind: dict[str, str] = {}
@@ -154,6 +154,13 @@ class State:
                 self._decoded.clear()
             known = self._decoded[resource] = Declared.from_json(strict.own(raw))
         return known
+
+    def readers(self, resource: str) -> Sequence[str]:
+        """Who is told of the resource, as declared. Plans may have thousands of steps, and few of them are read."""
+        if b'"notify"' not in self._declared.get(resource, b""):
+            return ()
+        declared = self.declared(resource)
+        return () if declared is None else declared.notify
 
     def declared_raw(self, resource: str) -> bytes | None:
         """Canonical JSON of the declared value: small in memory, and equal exactly if the values are equal."""
@@ -257,7 +264,8 @@ class State:
         change = self.change_of(resource)
         if change is None:
             return
-        self.remove(change, resource)
+        if (member := self.remove(change, resource)).owed and resource in self._declared:
+            self.telling[resource] = member.owed  # R14
         self.take(change, "clear")
         self.settle_if_empty(change)
 
@@ -275,14 +283,22 @@ class State:
 
     def declare(self, resource: str, value: Any) -> None:
         """Declare a value; ``None`` ends the declaration."""
+        self._revise(resource, () if value is None else value.get("notify", ()))
         self._decoded.pop(resource, None)
         self.drop_untracked(resource)
         self.enforced.pop(resource, None)
-        self.telling.pop(resource, None)
         if value is None:
             self._declared.pop(resource, None)
         else:
             self._declared[resource] = compact(value)
+
+    def _revise(self, resource: str, names: Sequence[str]) -> None:
+        """Its declaration is about to name these readers: who is owed is revised.  # R14"""
+        change = self.change_of(resource)
+        if change is not None and (member := change.members[resource]).owed:
+            self.put(change, replace(member, owed=revised(member.owed, self.readers(resource), names)))
+        if owed := self.telling.pop(resource, None):
+            self.telling |= {resource: left} if (left := revised(owed, self.readers(resource), names)) else {}
 
     def redeviate(self, resource: str, deviation_n: int) -> None:
         change = self.change_of(resource)
@@ -292,33 +308,7 @@ class State:
         if deviation_n == 0 and not old.owed:
             self.leave(resource)
             return
-        self.put(
-            change,
-            Member(
-                resource,
-                old.actual,
-                max(1, deviation_n),
-                old.weight_n,
-                old.opened_ns,
-                old.seen,
-                old.shift_ns,
-                old.command,
-                old.moved_with,
-                old.also,
-                old.owed,
-            ),
-        )
-
-    def owe(self, change: Change, resource: str, owed: Sequence[str]) -> None:
-        """A member is as declared again, and stays until these have been told of it.  # R14"""
-        declared, old = self.declared(resource), change.members.get(resource)
-        if declared is not None and old is not None:
-            self.put(change, replace(old, actual=declared.attrs, deviation_n=1, owed=list(owed)))
-
-    def told(self, resources: Iterable[str]) -> None:
-        """A plan that moved these has ended: who reads them was told, or is owed it."""
-        for resource in resources:
-            self.telling.pop(resource, None)
+        self.put(change, replace(old, deviation_n=max(1, deviation_n)))
 
     def void_ttl(self, resource: str) -> None:
         if self.ttls.pop(resource, None) is not None:
@@ -389,7 +379,7 @@ class State:
             "recent": dict(self.recent),
             "ttls": {r: [t.expires_ns, t.earlier, t.owner.to_json(), t.seq] for r, t in self.ttls.items()},
             "boot_owed": None if self.boot_owed is None else dict(self.boot_owed),
-            **({"telling": list(self.telling)} if self.telling else {}),
+            **({"telling": dict(self.telling)} if self.telling else {}),
             "emergency": None if self.emergency is None else _slots(self.emergency),
             "holds": [{**_slots(h), "owner": h.owner.to_json()} for h in self.holds.values()],
             "blind": dict(self.blind),
@@ -426,7 +416,8 @@ class State:
             for r, (expires_ns, earlier, owner, seq) in data["ttls"].items()
         }
         state.boot_owed = data.get("boot_owed")
-        state.telling = dict.fromkeys(data.get("telling", ()))
+        telling = data.get("telling", {})  # of older versions: only the resources
+        state.telling = {r: list(telling[r] if isinstance(telling, dict) else state.readers(r)) for r in telling}
         state.emergency = None if data["emergency"] is None else Emergency(**data["emergency"])
         state.holds = {row["id"]: Hold(**{**row, "owner": Owner.from_json(row["owner"])}) for row in data["holds"]}
         state.blind, state.auto_rollbacks = dict(data["blind"]), dict(data["auto_rollbacks"])
@@ -484,6 +475,12 @@ class State:
 
     def magnitude(self) -> float:
         return magnitude(sum(self.sums().values()))
+
+
+def revised(owed: Sequence[str], before: Sequence[str], now: Sequence[str]) -> list[str]:
+    """Who must still be told when the declaration names others than before: who stays, and who is new. So a name that
+    nobody could be told is put right.  # R14"""
+    return [n for n in now if n in owed or n not in before] if owed else []
 
 
 def compact(value: Any) -> bytes:

@@ -88,12 +88,21 @@ class Node(Desk):
             tracked.flush(self)
         if self.state.groups or self.deciding:
             groups.finish_done(self)
+        if self.state.telling and self.scanned:
+            self._tell_later()
         if self.waiting:
             replies.answer_complete(self)
         touched = self.state.touched
         if touched.members or touched.changes or touched.timers:
             self.reindex()
         return self.effects
+
+    def _tell_later(self) -> None:
+        """Tell who must still be told, if anything has moved since it was last asked who that is.  # R14"""
+        now = (self.state.seq, self.jobs_numbered, len(self.jobs), len(self.unreadable))
+        if now != self.owed_at and (later := untold.resume(self, untold.LATER)) is not None:
+            rollback.resume_rollback(self, later, {})
+        self.owed_at = now
 
     def _expire(self) -> None:
         """Handle everything that is due at this moment.  # A4"""
@@ -245,10 +254,13 @@ class Node(Desk):
         elsewhere = {s.resource for s in reset if self._differs(s) and s.resource not in frozen}
         if owed is not None and (not elsewhere or (times := self.killed.pop("boot", 0)) >= rollback.KILLED_MAX):
             why = rollback.killed_text(times) if elsewhere else ""
-            self.record(payloads.Converged(results=dict.fromkeys(sorted(elsewhere), why), cause="boot"))
+            left, telling = dict.fromkeys(sorted(elsewhere), why), self.state.telling
+            untold_ = {r: telling[r] for r in left if r in telling}
+            self.record(payloads.Converged(results=left, cause="boot", owed=untold_))
             elsewhere.clear()
         self.sight(s for s in event.sightings if s.resource not in elsewhere and s.resource not in joined)
-        untold.resume(self, elsewhere)
+        self.scanned = True
+        untold.resume(self, untold.RESUMED, elsewhere)
         for change in list(self.state.changes.values()):
             if change.intents:
                 self.window_opened(change.id)  # an apply was interrupted: its remaining steps will not be done

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final
 
-from pact.core.node import below, payloads, untold
+from pact.core.node import below, debts, payloads, untold
 from pact.core.node import change as life
 from pact.core.node.desk import Desk
 from pact.core.node.events import Acted, Sighting
@@ -21,6 +21,7 @@ from pact.errors import EXIT_FAILED
 from pact.model import Attrs, Unreadable
 
 SHOWN_MAX: Final = 5
+UNTOUCHED: Final = "nothing was changed"
 CHANGED_AGAIN: Final = "changed again while it was applied; it was left as it is"
 
 
@@ -38,6 +39,10 @@ def undo(node: Desk, job: Job[Applying], event: Acted) -> None:
     below.look(node, job, event, job.caller.owner, node.state.changes.get(cid))
     node.sight_moved(event, job.caller.owner, node.state.changes.get(cid))
     node.finish(job)
+    undone = {s.id for s in steps}
+    if rest := {s.id: theirs.get(s.id, UNTOUCHED) for s in job.steps if s.id in node.state.telling.keys() - undone}:
+        owed = {r: event.untold[r] for r in rest if r in event.untold}  # R14
+        node.record(payloads.Converged(results=rest, cause="undo", owed=owed), job.caller.actor)
     change = node.state.changes.get(cid)
     if change is not None and change.intents:
         node.window_opened(cid)
@@ -73,8 +78,9 @@ def _inverse(node: Desk, job: Job[Applying], event: Acted) -> tuple[Step, ...]:
         now: Attrs | Unreadable | None = seen.get(step.id, step.actual)
         if isinstance(now, Unreadable):  # the step may have been done: the undoing finds out, or reports that it cannot
             now = None if step.target is None else {**(step.actual or {}), **step.target}
-        back.append(Step(step.id, step.actual, now, notify=step.notify))
-    moved = [s for s in back if s.actual != s.target]
+        # What was moved and is as it was again is told, too: who could not be told may have read it meanwhile.  # R14
+        back.append(Step(step.id, step.actual, now, notify=step.notify, owed=step.id in event.untold))
+    moved = [s for s in back if s.actual != s.target or s.owed]
     through = below.carried(
         node.rules.nature, moved, (s.id for s in back)
     )  # seen as before through a link that gives way again  # R10
@@ -89,12 +95,11 @@ def _is_others(node: Desk, step: Step, applied: Step) -> bool:
 
 
 def acted_undo(node: Desk, job: Job[Undoing], event: Acted) -> None:
+    owed = untold.owed(node, job, event)
     node.finish(job)
     results = dict(event.results)
-    node.record(
-        payloads.Converged(results={r: why or "restored" for r, why in results.items()}, cause="undo"),
-        job.caller.actor,
-    )
+    said = {r: why or debts.RESTORED for r, why in results.items()}
+    node.record(payloads.Converged(results=said, cause="undo", owed=owed), job.caller.actor)
     holders = job.work.holders
     node.sight(replace(s, owner=holders.get(s.resource)) if s.resource in holders and not results.get(s.resource) else s
                for s in event.sightings)  # fmt: skip  # what was another's drift is his again
@@ -111,6 +116,7 @@ def _end(node: Desk, job: Job[Undoing], results: Mapping[str, str]) -> None:
     if stays and change is not None and change.can("start") and change.state != life.ROLLING:
         reason = "; ".join(f"{r}: {why}" for r, why in list(stays.items())[:SHOWN_MAX])
         plan = [s.planned() for s in below.steps_for(node, change.members, anyhow)]
+        owed = {r: names for r in change.members if (names := debts.of(node.state, r))}
         node.record(
             payloads.RollbackStarted(change=change.id, cause="undo", owner=change.owner, plan=plan),
             job.caller.actor,
@@ -122,6 +128,8 @@ def _end(node: Desk, job: Job[Undoing], results: Mapping[str, str]) -> None:
                 restored=[],
                 left=stays,
                 reason=f"an application could not be undone: {reason}",
+                owed=owed,
+                moved=list(owed),
             ),
             job.caller.actor,
         )

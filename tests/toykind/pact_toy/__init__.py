@@ -14,7 +14,7 @@ from typing import Any
 from pact.core.plan import Step
 from pact.errors import RestoreError
 from pact.model import Attrs, Declared, Observation, Unreadable
-from pact.resources.base import WHOLE_N, Blobs, Drained, Entry, Found, Keep, Kind, Source
+from pact.resources.base import WHOLE_N, Blobs, Drained, Entry, Found, Keep, Kind, Source, common, export_common
 
 COLOURS = ("red", "green", "blue")
 #: A message that loses others: the painter was too quick.
@@ -89,10 +89,11 @@ class Toy(Kind):
         colour = value.get("colour") if isinstance(value, Mapping) else value
         if colour not in (*COLOURS, "absent"):
             raise ValueError(f"a toy is {', '.join(COLOURS)} or absent")
-        return Entry(Declared(None if colour == "absent" else {"colour": colour}))
+        return Entry(Declared(None if colour == "absent" else {"colour": colour}, **common(value)))
 
     def export(self, name: str, declared: Declared, blobs: Blobs) -> Any:
-        return "absent" if declared.attrs is None else declared.attrs["colour"]
+        colour, beside = "absent" if declared.attrs is None else declared.attrs["colour"], export_common(declared)
+        return {"colour": colour, **beside} if beside else colour
 
     def observe(self, name: str, keep: Keep | None = None) -> Observation:
         try:
@@ -116,6 +117,9 @@ class Toy(Kind):
         with open(path + ".wet", "w") as f:
             f.write(step.target["colour"] + "\n")
         os.rename(path + ".wet", path)
+        if os.path.exists(os.path.join(box(), f".{name}-fades")):  # the paint does not last
+            with open(path, "w") as f:
+                f.write("blue\n")
 
     def tell(self, name: str, verb: str, declared: Attrs | None) -> None:
         """Said in the box; a toy that is locked in hears nothing."""
