@@ -12,6 +12,7 @@ from test_core_untold import ADMIN, FILE, NOTIFY, ONE, TWO, ZERO, declares, of_e
 
 from pact.core.node.events import Act
 from pact.core.node.state import State
+from pact.core.plan import Step
 from pact.model import Declared
 from pact.sim.parts import person
 from pact.sim.world import Crashed, World
@@ -121,6 +122,42 @@ def test_a_rollback_whose_step_is_not_verified_owes_it(fickle: bool) -> None:
     assert [c.state for c in world.node.state.changes.values()] == ["failed"] and not steps
     world.ask("rollback", ADMIN, all=True)
     assert steps == [(FILE, True)] and not world.node.state.changes and not world.stale
+    world.check()
+
+
+@pytest.mark.invariant("R14", "R10")
+@pytest.mark.parametrize("another", [False, True])
+def test_a_failed_rollback_names_a_change_that_exists(another: bool) -> None:
+    """What it took along cannot be told; ``another``: nor can a member be restored, so that its own change stays."""
+    tree, inside, other = "file:/e", "file:/e/a", "file:/etc/y"
+    directory, link = {"type": "directory"}, {"type": "symlink", "target": "/data"}
+    world = started()
+    world.machine |= {tree: dict(directory), inside: dict(ZERO), other: dict(ZERO)}
+    values = {tree: directory, inside: ZERO, other: ZERO}
+    world.ask("declare", ADMIN, resources={r: Declared(dict(v), notify=NOTIFY).to_json() for r, v in values.items()})
+    world.write(tree, dict(link), ADMIN.owner)
+    if another:
+        world.write(other, dict(ONE), ADMIN.owner)
+        world.stubborn.add(other)
+
+    def gone(w: World, step: Step) -> None:
+        if step.id == tree and w.machine[tree] == link:
+            w.machine |= {tree: dict(directory), inside: None}
+
+    world.before_act = gone
+    world.deaf.add(inside)
+    reply = world.ask("rollback", ADMIN, targets=["c1"])
+    assert reply is not None and reply.exit_code == 1
+    (done,) = reply.result["rolled_back"]
+    (change,) = world.node.state.changes.values()
+    assert done["change"] == change.id and change.state == "failed" and change.members[inside].owed == list(NOTIFY)
+    assert done.get("was") == (None if another else "c1") and (change.id == "c1") == another
+    assert f"pact rollback {change.id}" in reply.hint
+    world.check()
+    world.deaf.clear()
+    world.stubborn.clear()
+    again = world.ask("rollback", ADMIN, targets=[change.id])
+    assert again is not None and again.exit_code == 0 and not world.node.state.changes and not world.stale
     world.check()
 
 
@@ -289,6 +326,24 @@ def test_a_kill_at_any_effect_forgets_no_reader(
     world.ask("rollback", ADMIN, all=True, shared=True)
     world.advance(3600 * 10**9)
     assert not world.stale and not world.node.state.telling and not world.node.state.changes
+    world.check()
+
+
+@pytest.mark.invariant("R14", "C7")
+def test_an_application_that_was_taken_back_names_the_change_that_has_what_nobody_was_told_of() -> None:
+    world, other = started(), "file:/etc/y"
+    world.machine[other] = dict(ZERO)
+    world.stubborn.add(other)
+    world.deaf.add(FILE)
+    values = {FILE: TWO, other: TWO}
+    wanted = {r: Declared(dict(v)).to_json() for r, v in values.items()}
+    reply = world.ask("apply", ADMIN, resources=wanted, message="m")
+    (change,) = world.node.state.changes.values()
+    assert reply is not None and reply.exit_code == 1
+    assert reply.result["change"] == change.id and f"pact rollback {change.id}" in reply.hint
+    world.deaf.clear()
+    again = world.ask("rollback", ADMIN, targets=[change.id])
+    assert again is not None and again.exit_code == 0 and not world.node.state.changes and not world.stale
     world.check()
 
 

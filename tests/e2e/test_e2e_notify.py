@@ -226,6 +226,30 @@ def test_who_reads_what_was_moved_and_did_not_stay_so_is_told_when_it_does(agent
     assert told(agent) == ["duck show"] and agent.status()["state"] == "committed"
 
 
+@pytest.mark.invariant("R14", "R10")
+def test_a_rollback_that_leaves_only_what_it_took_along_names_a_change_that_is_there(agent: Agent) -> None:
+    """A link stands in for the directory; its file is brought back with it, and its reader cannot be told."""
+    directory, beside = f"{TOP}/dir", f"{TOP}/beside"
+    agent.world.sh(f"mkdir -p {directory} {beside}; echo declared > {directory}/a; cp -p {directory}/a {beside}/a")
+    agent.declare(
+        f'[file."{directory}"]\ntype = "directory"\n'
+        f'[file."{directory}/a"]\ncontent = "declared\\n"\nnotify = ["toy:duck show"]\n'
+    )
+    told(agent)
+    agent.world.sh(f"rm -r {directory}; ln -s {beside} {directory}")
+    was = wait_until(lambda: agent.change_of(f"file:{directory}"), "it has drifted")["id"]
+    lock(agent, "duck")
+    answer = agent.json("rollback", was, check=1)
+    (done,) = answer["rolled_back"]
+    assert (done["state"], done["was"], done["left"].keys()) == ("failed", was, {f"file:{directory}/a"})
+    (left,) = agent.status()["changes"]
+    assert done["change"] == left["id"] and f"that stays as {left['id']}" in str(answer)
+    agent.pact("rollback", was, check=4)
+    lock(agent, "duck", False)
+    agent.pact("rollback", left["id"])
+    assert told(agent) == ["duck show"] and agent.status()["state"] == "committed"
+
+
 @pytest.mark.invariant("R14", "C6")
 def test_who_commits_another_value_does_not_end_what_is_owed(agent: Agent) -> None:
     told(agent)

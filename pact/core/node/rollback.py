@@ -364,18 +364,30 @@ def acted_rollback(node: Desk, job: Job[RollingBack], event: Acted) -> None:
         *(f"{r}: it has drifted with this, and has its window" for r in drifted),
         *(f"{r}: the kernel made {text} of what is declared" for r, text in node.learn(event).items()),
     ]
+    stays = _stays(node, change, left)
     result = {
-        "change": change.id,
+        "change": stays,
         "state": "failed" if left else "settled",
         "restored": restored,
         "left": left,
         "notes": notes,
+        **({"was": change.id} if stays != change.id else {}),
     }
     if not left:
         done(node, job, result)
         return
     text = f"rollback of {change.id} failed for {some(list(left))}"
-    done(node, job, result, EXIT_FAILED, text)
+    more = f"; that stays as {stays}" if stays != change.id else ""
+    what = "tells them again" if event.untold else "tries again"
+    done(node, job, result, EXIT_FAILED, text + more, f"pact rollback {stays} {what}")
+
+
+def _stays(node: Desk, change: Change, left: Mapping[str, str]) -> str:
+    """The change that has what is left. If all members were restored, and only what the plan took along was not, that
+    is another one: a settled change can be named no more."""
+    if change.id in node.state.changes:
+        return change.id
+    return next((cid for r in left if (cid := node.state.member_of.get(r)) is not None), change.id)
 
 
 def give_up(node: Desk, job: Job[Any], error: PactError) -> None:

@@ -104,13 +104,14 @@ def acted_undo(node: Desk, job: Job[Undoing], event: Acted) -> None:
     node.sight(replace(s, owner=holders.get(s.resource)) if s.resource in holders and not results.get(s.resource) else s
                for s in event.sightings)  # fmt: skip  # what was another's drift is his again
     node.sight(Sighting(s.resource, s.observation) for s in event.moved)
-    untold.keep(node, event, job.caller.owner, "undo", job.caller.actor)
+    owing = untold.keep(node, event, job.caller.owner, "undo", job.caller.actor)
     node.recheck(job.ids)
-    _end(node, job, {**results, **job.work.theirs})
+    _end(node, job, {**results, **job.work.theirs}, owing)
 
 
-def _end(node: Desk, job: Job[Undoing], results: Mapping[str, str]) -> None:
-    """Record what could not be undone as a failed change, and reply."""
+def _end(node: Desk, job: Job[Undoing], results: Mapping[str, str], owing: str = "") -> None:
+    """Record what could not be undone as a failed change, and reply. ``owing``: the change that has what is undone,
+    and of which somebody could not be told."""
     stays = {r: why for r, why in results.items() if why}
     change = node.state.changes.get(job.work.applied)
     if stays and change is not None and change.can("start") and change.state != life.ROLLING:
@@ -135,7 +136,7 @@ def _end(node: Desk, job: Job[Undoing], results: Mapping[str, str]) -> None:
         )
     if not stays:
         _forget(node, job)
-    _reply(node, job, results)
+    _reply(node, job, results, owing)
 
 
 def _forget(node: Desk, job: Job[Undoing]) -> None:
@@ -152,7 +153,7 @@ def _forget(node: Desk, job: Job[Undoing]) -> None:
         )
 
 
-def _reply(node: Desk, job: Job[Undoing], results: Mapping[str, str]) -> None:
+def _reply(node: Desk, job: Job[Undoing], results: Mapping[str, str], owing: str) -> None:
     left = job.work.left
     undone = sorted(r for r, why in results.items() if not why)
     stays = {r: why for r, why in results.items() if why}
@@ -164,7 +165,8 @@ def _reply(node: Desk, job: Job[Undoing], results: Mapping[str, str]) -> None:
     if undone:
         more = f" and {len(undone) - SHOWN_MAX} more" if len(undone) > SHOWN_MAX else ""
         text += f"; undone: {', '.join(undone[:SHOWN_MAX])}{more}"
-    cid = job.work.applied if stays and job.work.applied in node.state.changes else None
+    cid = job.work.applied if stays and job.work.applied in node.state.changes else owing or None
+    tells = f"pact rollback {owing} tells them again" if owing else ""
     node.reply(
         job.token,
         {
@@ -178,5 +180,5 @@ def _reply(node: Desk, job: Job[Undoing], results: Mapping[str, str]) -> None:
         },
         EXIT_FAILED,
         text,
-        f"settle {cid}: pact status" if cid else "",
+        tells or (f"settle {cid}: pact status" if cid else ""),
     )
