@@ -23,7 +23,7 @@ from pact.core.node import fold
 from pact.core.node.events import FleetTold
 from pact.core.node.state import State
 from pact.core.records import verify
-from pact.model import NS_PER_S, Declared, Holder
+from pact.model import NS_PER_S, Declared, Holder, Json, Owner
 from pact.sim.parts import person, with_settings
 from pact.sim.seeds import blocks, each, seeds
 from pact.sim.shell import LOOSE_CACHE, ONE_LOOK, OVER, ShellWorld
@@ -54,6 +54,9 @@ WEIGHTS = {
     "see": 5,
     "stubborn": 2,
     "deaf": 2,
+    "fickle": 2,
+    "between": 3,
+    "back": 6,
     "new": 15,
     "save": 6,
     "rescan": 4,
@@ -64,7 +67,22 @@ WEIGHTS = {
 }
 STEPS_OF = [what for what, weight in WEIGHTS.items() for _ in range(weight)]
 #: Each is left out of a third of the lives: what a kill would clear up, or a long wait hide, is seen in those.
-SOMETIMES = ["kill", "disk", "reboot", "see", "stubborn", "deaf", "use", "rescan", "save", "cover", "fleet", "hang"]
+SOMETIMES = [
+    "kill",
+    "disk",
+    "reboot",
+    "see",
+    "stubborn",
+    "deaf",
+    "fickle",
+    "between",
+    "use",
+    "rescan",
+    "save",
+    "cover",
+    "fleet",
+    "hang",
+]
 OPS = [
     "commit",
     "commit",
@@ -96,6 +114,7 @@ class Life:
         self.seed = seed
         self.rng = rng = random.Random(seed)
         self.world = build(rng, faults)
+        self.backs: list[tuple[str, Any]] = []  # what was written between, and what was there
         self.stop = 0  # the root's word about the whole fleet, by number: odd ones stop it
         self.slow = pick(rng, [0.0, 0.1, 0.5, 0.9])
         self.world.slow = pick(rng, [0.0, self.slow])
@@ -169,6 +188,15 @@ class Life:
             world.stubborn ^= {pick(rng, RESOURCES)}
         elif what == "deaf":
             world.deaf ^= {pick(rng, RESOURCES)}
+        elif what == "fickle":
+            world.fickle ^= {pick(rng, RESOURCES)}
+        elif what == "between":
+            self.between(pick(rng, VALUES), pick(rng, OWNERS))
+        elif what == "back" and self.backs:
+            resource, value = self.backs.pop()
+            world.write(resource, value, pick(rng, OWNERS))
+        elif what == "back":
+            pass
         elif what == "save":
             world.save()
         elif what == "rescan":
@@ -197,6 +225,18 @@ class Life:
         if world.running:
             world.write(resource, before, pick(rng, OWNERS))
 
+    def between(self, value: dict[str, Any] | None, owner: Owner | None) -> None:
+        """Somebody writes what the next plan has moved, after its readers were told and before the plan looks again;
+        later, what was there is written back."""
+
+        def write(world: World, ids: Sequence[str]) -> None:
+            world.after_told, resource = None, ids[0]
+            self.backs.append((resource, world.machine.get(resource)))
+            world.machine[resource] = value
+            world.touch(resource, owner)
+
+        self.world.after_told = write
+
     def heal(self) -> None:
         """Everything works again, nobody holds anything, and an admin settles what was left to a person. Nobody looks at
         everything: what the agent does not find by itself is not found."""
@@ -206,6 +246,8 @@ class Life:
         world.holders.clear()
         world.stubborn.clear()
         world.deaf.clear()
+        world.fickle.clear()
+        world.after_told = None
         world.unhang()
         if world.running and self.rng.random() < 0.25:  # a start looks at more than one who goes on
             world.crash()
@@ -242,6 +284,10 @@ class Life:
         for resource in OVERS:
             assert resource in state or world.machine.get(resource) is None, (seed, resource)
         assert not state.enforced and not world.node.pace, seed
+        assert not state.telling, (seed, state.telling)
+        # Who reads what a plan has moved was told of it, or a person has accepted that they were not.  # R14
+        stale = {r for r in world.stale if (d := state.declared(r)) is not None and d.notify}
+        assert not stale, (seed, "their readers do not know what they are", stale)
         if seed % VERIFY_EVERY == 0:
             assert len(list(verify(world.journal))) == len(world.journal)
 
@@ -304,7 +350,7 @@ def arguments(world: World, rng: random.Random, op: str, resource: str) -> dict[
     if op == "extend":
         return {"targets": targets(world, rng, resource), "by_ns": pick(rng, [1, 600]) * NS_PER_S}
     if op in ("declare", "apply"):
-        values = {pick(rng, RESOURCES): Declared({"value": str(rng.randrange(4))}).to_json() for _ in range(2)}
+        values = {pick(rng, RESOURCES): declared(rng) for _ in range(2)}
         return {"resources": values, **({"take": rng.random() < 0.5} if op == "declare" else {"message": "m"})}
     if op == "adopt":
         return {"patterns": [pick(rng, [resource, "file:/f*", "sysctl:k*", *FRESH])]}
@@ -325,6 +371,11 @@ def arguments(world: World, rng: random.Random, op: str, resource: str) -> dict[
     return {"name": None}
 
 
+def declared(rng: random.Random) -> Json:
+    notify = pick(rng, [(), ("service:a reload",), ("service:a reload", "service:b reload")])
+    return Declared({"value": str(rng.randrange(4))}, notify=notify).to_json()
+
+
 def live(seed: int, faults: frozenset[str] = frozenset()) -> None:
     one = Life(seed, faults)
     one.run()
@@ -333,7 +384,7 @@ def live(seed: int, faults: frozenset[str] = frozenset()) -> None:
 
 
 @pytest.mark.parametrize("some", blocks(seeds(300), 25), ids=str)
-@pytest.mark.invariant("J1", "J2", "J4", "J5", "J9", "A2", "A4", "R6", "C1", "C5", "U1", "U2", "F3")
+@pytest.mark.invariant("J1", "J2", "J4", "J5", "J9", "A2", "A4", "R6", "C1", "C5", "U1", "U2", "F3", "R14")
 def test_random_lives_are_safe_and_end_settled(some: range) -> None:
     each(live, some)
 

@@ -221,6 +221,7 @@ class ShellWorld(World):
     def _recorded(self, records: Iterable[Record]) -> None:
         super()._recorded(records)
         for record in records:
+            self._note_readers(record)
             if record.type in _DECLARING:
                 self._save_points()
                 data = record.data
@@ -228,6 +229,14 @@ class ShellWorld(World):
                     self.table.pop(resource, None)
                 if ONE_LOOK not in self.faults:  # the observation may be old, and no more events come  # C5
                     self._touch_declared((*data.get("resources", ()), *data.get("baseline", ())))
+
+    def _note_readers(self, record: Record) -> None:
+        """Nobody has to be told any more of what a person accepts, or of what nobody reads.  # R14"""
+        for resource, value in record.data.get("resources", {}).items() if record.type in _DECLARING else ():
+            accepted = record.type == "committed" and resource not in record.data.get("owed", ())
+            if accepted or value is None or (record.type != "applied" and not value.get("notify")):
+                self.stale.discard(resource)
+        self.stale.difference_update(record.data.get("forgotten") or ())
 
     def _touch_declared(self, resources: Iterable[str]) -> None:
         for resource in resources:
