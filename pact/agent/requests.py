@@ -19,7 +19,7 @@ from pact.agent.remote import Remote
 from pact.agent.replayed import as_declared, rolled_back_state
 from pact.agent.worker import Result
 from pact.core import ops, strict
-from pact.core.node import tracked
+from pact.core.node import tracked, untold
 from pact.core.node.events import Asked
 from pact.core.node.refusals import Bucket
 from pact.core.records import rfc3339
@@ -308,7 +308,7 @@ class Requests:
             "up_s": round((now_ns - self._began_ns) / NS_PER_S, 1),
             "scheduler": agent.batch.status(),
             "you": {"user": actor.user, "uid": actor.uid, "role": actor.role},
-            "notes": [text for kind in KINDS.values() for text in kind.notes()],
+            "notes": [t for t in (untold.waits(agent.node), *(n for k in KINDS.values() for n in k.notes())) if t],
         }
         self.agent.answer(client, result)
 

@@ -299,6 +299,7 @@ def test_who_was_not_told_before_a_kill_in_an_emergency_is_told_after_it(agent: 
     agent.world.sh(f"rm {BOX}/.told")
     agent.start()
     assert told(agent) == []
+    assert f"who reads file:{ONE}, file:{TWO} is not told of it until the emergency ends" in agent.pact("status").out
     agent.pact("emergency", "end", "--rollback")
     wait_until(lambda: told(agent) == ["duck show", "bear show"], "they were told")
     wait_until(lambda: agent.status()["state"] == "committed", "and that is all")

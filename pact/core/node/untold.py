@@ -45,6 +45,20 @@ def resume(node: Desk, cause: str, elsewhere: Container[str] = ()) -> Change | N
     return state.changes[_begin(node, idle, UNATTRIBUTED, cause, AGENT_ACTOR)] if idle else None
 
 
+def waits(node: Desk) -> str:
+    """For people: of what nobody is told now; ``""`` if nothing keeps anybody from being told."""
+    state = node.state
+    if not state.telling or not (state.suspended or state.held_by("")):
+        return ""
+    idle = sorted(r for r in state.telling if r not in state.member_of)
+    if not idle:
+        return ""
+    until = "the node enforces" if not state.settings.enforce else "the emergency ends"
+    until = until if state.suspended else "the hold is released"
+    more = f" and {len(idle) - SHOWN_MAX} more" if len(idle) > SHOWN_MAX else ""
+    return f"who reads {', '.join(idle[:SHOWN_MAX])}{more} is not told of it until {until}"
+
+
 def _detect(node: Desk, resource: str, cid: str, owner: Owner) -> None:
     """It is as declared, and belongs to this change: nothing differs any more, so its deviation is the smallest there
     is."""
