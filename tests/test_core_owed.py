@@ -272,6 +272,40 @@ def test_an_application_that_was_killed_before_it_told_owes_it(then: str) -> Non
     world.check()
 
 
+@pytest.mark.invariant("R14", "R6")
+@pytest.mark.parametrize("then", ["written back", "committed", "rolled back", "declared", "forgotten"])
+def test_whom_only_an_application_names_is_owed_it_after_a_kill(then: str) -> None:
+    """The declaration names nobody."""
+    world, other = started(), "file:/etc/y"
+    world.machine[other] = dict(ZERO)
+    world.ask("declare", ADMIN, resources={other: Declared(dict(ZERO)).to_json()})
+
+    def killed(_: World) -> None:
+        world.before_told = None
+        raise Crashed
+
+    world.before_told = killed
+    wanted = Declared(dict(TWO), notify=("service:c reload",))
+    world.ask("apply", ADMIN, resources={other: wanted.to_json()}, message="m")
+    assert not world.running and world.machine[other] == TWO
+    world.start()
+    names: list[tuple[str, ...]] = []
+    world.before_act = lambda _, step: names.append(step.notify)
+    if then == "written back":
+        world.write(other, dict(ZERO), None)
+    elif then == "committed":
+        world.ask("commit", ADMIN, all=True, shared=True, message="m")
+    elif then == "rolled back":
+        world.ask("rollback", ADMIN, all=True, shared=True)
+    elif then == "declared":
+        world.ask("declare", ADMIN, resources={other: Declared(dict(ONE), notify=NOTIFY).to_json()}, take=True)
+    else:
+        world.ask("declare", ADMIN, resources={FILE: Declared(dict(ZERO)).to_json()}, take=True, prune=True)
+    expected = {"declared": [{*NOTIFY, *wanted.notify}], "forgotten": []}.get(then, [set(wanted.notify)])
+    assert [set(n) for n in names] == expected and not world.node.state.telling and not world.node.state.changes
+    world.check()
+
+
 @pytest.mark.invariant("R14")
 def test_an_application_that_told_owes_nothing() -> None:
     world = started()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from pact.core import ops, phases
@@ -11,7 +12,7 @@ from pact.core.node.desk import Desk
 from pact.core.node.events import Acted, Asked, Probe, Probed
 from pact.core.node.jobs import Applying, Job
 from pact.core.node.replies import holder_text
-from pact.core.plan import ordered
+from pact.core.plan import Step, ordered
 from pact.errors import BlockedError, ConflictError, PactError, UsageError
 from pact.model import Declared, Json, Unreadable
 
@@ -34,10 +35,14 @@ def asked_apply(node: Desk, event: Asked[ops.Apply]) -> None:
 
 def begin_apply(node: Desk, event: Asked[ops.Op], work: Applying, group: str = "") -> None:
     """Observe the resources first. ``group``: the group of which this node is a member."""
-    wanted = (replace(below.back(node, r, d), notify=told(node, r, d)) for r, d in work.declared.items())
-    steps = ordered(wanted, node.rules.nature)
+    steps = ordered((_step(node, r, d) for r, d in work.declared.items()), node.rules.nature)
     job = node.job("apply", event.caller, work, token=event.token, group=group, ids=tuple(work.declared), steps=steps)
     node.emit(Probe(job.n, steps, consumers=True, applying=True, dry=work.dry_run))
+
+
+def _step(node: Desk, resource: str, wanted: Declared) -> Step:
+    step = replace(Step.back(resource, wanted), notify=told(node, resource, wanted))
+    return below.with_owed(step, debts.of(node.state, resource))
 
 
 def told(node: Desk, resource: str, wanted: Declared) -> tuple[str, ...]:
@@ -107,12 +112,18 @@ def probed_apply(node: Desk, job: Job[Applying], event: Probed) -> None:
             saves=dict(event.saves),
             notes=list(event.notes),
             group=gid,
+            notify={s.id: s.notify for s in steps if s.notify and s.notify != _named(node, s.id, baseline)},
         ),
         job.caller.actor,
     )
     job.change, job.steps, job.work.notes, job.work.baseline = cid, steps, list(event.notes), baseline
     node.busy[cid] = job.n
     below.act(node, job, event.saves, (), put_back=False)
+
+
+def _named(node: Desk, resource: str, baseline: Mapping[str, Json]) -> tuple[str, ...]:
+    """Whom its declaration names, with those that the application makes."""
+    return tuple(baseline[resource].get("notify", ()) if resource in baseline else node.state.readers(resource))
 
 
 def refuse_what_would_fail(event: Probed, what: str) -> None:

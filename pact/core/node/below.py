@@ -63,7 +63,13 @@ def steps_for(node: Desk, resources: Iterable[str], order: Order = ordered) -> t
 def back(node: Desk, resource: str, declared: Declared, actual: Attrs | None = None) -> Step:
     """The step to this declared value. If somebody must still be told of the resource, that is done also if it is as
     declared by then.  # R14"""
-    return replace(Step.back(resource, declared, actual), owed=bool(debts.of(node.state, resource)))
+    owed, step = debts.of(node.state, resource), Step.back(resource, declared, actual)
+    return with_owed(step, owed) if owed else step
+
+
+def with_owed(step: Step, owed: Sequence[str]) -> Step:
+    """The step, which tells these too, whether it moves anything or not."""
+    return replace(step, notify=(*step.notify, *(n for n in owed if n not in step.notify)), owed=bool(owed))
 
 
 def joined(node: Desk, steps: Sequence[Step]) -> list[Step]:

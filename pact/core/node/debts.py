@@ -15,6 +15,7 @@ from typing import Final
 from pact.core.node.change import Change
 from pact.core.node.state import State
 from pact.model import Attrs
+from pact.values import NOTHING
 
 #: The result of a step that was carried out, in records.
 RESTORED: Final = "restored"
@@ -36,16 +37,16 @@ def is_all(state: State, resource: str, actual: Attrs | None) -> bool:
 # -- moves of the state, for the fold ---------------------------------------------------------------------------------
 
 
-def begin(state: State, plan: Iterable[str]) -> None:
-    """A plan is about to move these."""
+def begin(state: State, plan: Iterable[str], notify: Mapping[str, Sequence[str]] = NOTHING) -> None:
+    """A plan is about to move these. ``notify``: whom it tells, if it names others than the declaration."""
     for resource in plan:
-        if not (names := state.readers(resource)):
-            continue
+        names, known = notify.get(resource) or state.readers(resource), of(state, resource)
         change = state.change_of(resource)
         member = None if change is None else change.members[resource]
         if member is not None and member.owed and is_all(state, resource, member.actual):
-            names = member.owed
-        state.telling[resource] = list(names)
+            names = ()  # nothing is moved: only they are told
+        if names := [*names, *(n for n in known if n not in names)]:
+            state.telling[resource] = names
 
 
 def end(state: State, results: Mapping[str, str], owed: Mapping[str, Sequence[str]]) -> None:

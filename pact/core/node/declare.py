@@ -54,7 +54,7 @@ def asked_declare(node: Desk, event: Asked[ops.Declare]) -> None:
             raise ConflictError(f"{resource} is being rolled back with {change.id}", "try again when it is done")
         if change is not None:
             bonds.require_free(node, change, "declare", False)
-    wanted = (replace(Step.back(r, declared[r]), owed=bool(_owed(node, r, declared[r]))) for r in probe)
+    wanted = (below.with_owed(Step.back(r, declared[r]), _owed(node, r, declared[r])) for r in probe)
     steps = ordered(wanted, node.rules.nature)
     work = Declaring(request, declared, forgotten, in_changes, sorted(kept), sorted(ended))
     job = node.job("declare", event.caller, work, token=event.token, ids=tuple(probe), steps=steps)

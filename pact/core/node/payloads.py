@@ -159,7 +159,8 @@ class Adopted(Payload):
 
 @dataclass(frozen=True, slots=True)
 class Applied(Payload):
-    """``baseline``: resources declared as they were before, so that a rollback has a state to return to."""
+    """``baseline``: resources declared as they were before, so that a rollback has a state to return to. ``notify``:
+    who is told, if that is not who is declared."""
 
     change: str
     owner: Owner
@@ -169,6 +170,7 @@ class Applied(Payload):
     saves: Mapping[str, Saved] = always(NOTHING)
     notes: Sequence[str] = ()
     group: str = ""
+    notify: Mapping[str, Sequence[str]] = NOTHING
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,8 +222,7 @@ class UntrackedGone(Payload):
 @dataclass(frozen=True, slots=True)
 class DriftDetected(Payload):
     """``from_``: the change that had the resource before. ``with_``: the resource whose write moved it. ``also``: the
-    other owners who have written it since it conformed.
-    """
+    other owners who have written it since it conformed."""
 
     resource: str
     change: str
@@ -356,8 +357,7 @@ class RollbackBlocked(Payload):
 
 @dataclass(frozen=True, slots=True)
 class RollbackFailed(Payload):
-    """``owed``: resources that were restored, and who could not be told of it. ``moved``: those of them that are not
-    known to be as declared now."""
+    """``owed``: resources that were moved, and who is not told of it; ``moved``: which may not be as declared."""
 
     change: str
     restored: Sequence[str]

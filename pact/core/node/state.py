@@ -288,6 +288,7 @@ class State:
         self.drop_untracked(resource)
         self.enforced.pop(resource, None)
         if value is None:
+            self.telling.pop(resource, None)
             self._declared.pop(resource, None)
         else:
             self._declared[resource] = compact(value)
@@ -478,9 +479,10 @@ class State:
 
 
 def revised(owed: Sequence[str], before: Sequence[str], now: Sequence[str]) -> list[str]:
-    """Who must still be told when the declaration names others than before: who stays, and who is new. So a name that
-    nobody could be told is put right.  # R14"""
-    return [n for n in now if n in owed or n not in before] if owed else []
+    """Who must still be told when the declaration names others than before: who stays (whom only an application named
+    is not in either), and who is new. So a name that nobody could be told is put right.  # R14"""
+    stay = [n for n in owed if n in now or n not in before]
+    return [*stay, *(n for n in now if n not in before and n not in stay)] if owed else []
 
 
 def compact(value: Any) -> bytes:
