@@ -49,7 +49,7 @@ class Node:
             journal_error="",
             clock=SimpleNamespace(now_ns=boottime_ns),
             now=lambda: (boottime_ns(), 1),
-            node=SimpleNamespace(state=SimpleNamespace(groups={})),
+            node=SimpleNamespace(state=SimpleNamespace(groups={}, commands={})),
             watch_fd=lambda fd: None,
             unwatch_fd=lambda fd: None,
             tell=lambda event: None,

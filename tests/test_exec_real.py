@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -279,3 +281,65 @@ def test_a_pager_that_stands_still_ends_no_command(kit: Fleet) -> None:
         time.sleep(10)
         out, _ = one.communicate(timeout=60)
     assert one.returncode == 0 and out.splitlines()[-1] == b"n1: 60000" and out.count(b"\n") == 60000
+
+
+# -- on record --------------------------------------------------------------------------------------------------------
+
+LOOK = """
+import sqlite3, sys
+db = sqlite3.connect(f"file:{sys.argv[2]}?mode=ro", uri=True)
+sql = "SELECT count(*) FROM record WHERE type = 'exec_begun' AND CAST(body AS TEXT) LIKE ?"
+print(db.execute(sql, [f"%{sys.argv[1]}%"]).fetchone())
+"""
+
+
+@pytest.mark.invariant("X9")
+def test_a_command_finds_its_own_beginning_on_record_and_its_end_names_it(
+    kit: Fleet, marker: str, tmp_path: Path
+) -> None:
+    journal, look = kit.base / "agent-n1" / "state" / "journal.db", tmp_path / "look"
+    look.write_text(LOOK)
+    said = kit.run_pact("exec", "--nodes", "n1", "--", sys.executable, str(look), marker, str(journal))
+    assert "(1,)" in said.stdout, said
+    (begun,) = [r for r in kit.records("n1", "exec_begun") if marker in r["data"]["command"]]
+    (ended,) = [r for r in kit.records("n1", "executed") if marker in r["data"]["command"]]
+    assert ended["data"]["begun"] == begun["seq"] < ended["seq"] and begun["data"]["call"] == ended["data"]["call"]
+    same = ("command", "owner", "account", "key", "uid")
+    assert [begun["data"][k] for k in same] == [ended["data"][k] for k in same]
+    shown = kit.run_pact("log", "--nodes", "n1", "--type", "exec_begun", "-n", "1").stdout
+    assert "root: " in shown and marker in shown and "exit" not in shown, shown
+
+
+@pytest.mark.invariant("X9")
+def test_what_cannot_be_recorded_is_not_run(kit: Fleet, marker: str, tmp_path: Path) -> None:
+    """The agent may write no file further: as on a full disk. Nobody notices before the command comes."""
+    pid, made = kit.processes["n3"].pid, tmp_path / marker
+    before = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        said = kit.run_pact("exec", "--nodes", "n3", "--", f"touch {made}")
+        assert said.returncode == 5 and "journal" in said.stderr, said
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, before)
+    assert not made.exists()
+    within(lambda: kit.run_pact("exec", "--nodes", "n3", "--", f"touch {made}").returncode == 0, "it works again", 30)
+    assert made.exists()
+    within(lambda: not list((kit.base / "agent-n3" / "exec").glob("*.json")), "its files are gone", 20)
+    begun = [r["seq"] for r in kit.records("n3", "exec_begun") if marker in r["data"]["command"]]
+    ended = [r["data"]["begun"] for r in kit.records("n3", "executed") if marker in r["data"]["command"]]
+    assert begun == ended and len(begun) == 1
+
+
+@pytest.mark.invariant("X9", "F91")
+def test_a_command_that_takes_the_agent_and_its_own_files_down_has_an_end(kit: Fleet, marker: str) -> None:
+    pid, place = kit.processes["n2"].pid, kit.base / "agent-n2" / "exec"
+    command = f": {marker}; sleep 0.3; kill -STOP $PPID; rm -f {place}/*; kill -9 {pid} $PPID"
+    with kit.pact("exec", "--nodes", "n2", "--", command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as one:
+        kit.processes["n2"].wait(20)
+        within(lambda: not list(place.glob("*")), "its files are gone")
+        kit.node_up("n2")
+        one.wait(90)
+    row = within(lambda: [r for r in kit.records("n2", "executed") if marker in r["data"]["command"]], "recorded")[0]
+    (begun,) = [r for r in kit.records("n2", "exec_begun") if marker in r["data"]["command"]]
+    assert row["data"]["begun"] == begun["seq"] and row["data"]["exit"] is None
+    assert row["data"]["why"] == "nobody knows how it ended"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pact.core.records import GENESIS, Record, seal
-from pact.core.tree.outbox import LATER_NS, RESEND_NS, Outbox, Read, Up, can_wait
+from pact.core.tree.outbox import BEGUN_NS, LATER_NS, RESEND_NS, Outbox, Read, Up, wait_ns
 from pact.model import NS_PER_S
 
 T = 100 * NS_PER_S
@@ -36,14 +36,21 @@ def connected(newest: int = 2) -> Outbox:
 @pytest.mark.invariant("T5")
 def test_only_a_yes_that_the_root_has_heard_can_wait() -> None:
     yes, no = record("group_prepared", vote="yes"), record("group_prepared", vote="no", why="in use")
-    assert can_wait([yes]) and can_wait([yes, yes])
-    assert not can_wait([no]) and not can_wait([yes, no]) and not can_wait([yes, record("group_decided")])
+    assert wait_ns([yes]) == wait_ns([yes, yes]) == LATER_NS
+    assert not wait_ns([no]) and not wait_ns([yes, no]) and not wait_ns([yes, record("group_decided")])
+
+
+@pytest.mark.invariant("T5")
+def test_a_command_that_has_just_begun_waits_a_moment_for_its_end() -> None:
+    begun, ended = record("exec_begun"), record("executed")
+    assert wait_ns([begun, begun]) == wait_ns([begun, record("group_prepared", vote="yes")]) == BEGUN_NS < LATER_NS
+    assert not wait_ns([ended]) and not wait_ns([begun, ended])
 
 
 @pytest.mark.invariant("T5")
 def test_what_can_wait_goes_with_what_follows_it() -> None:
     box = connected()
-    assert box.recorded(3, T, can_wait=True) == [] and box.waiting == 4
+    assert box.recorded(3, T, wait_ns=LATER_NS) == [] and box.waiting == 4
     assert box.tick(T + LATER_NS - 1) == []
     assert sent(box, box.recorded(6, T + NS_PER_S)) == [(3, 4)], "in one batch, in order"
     assert box.tick(T + LATER_NS) == []
@@ -52,11 +59,11 @@ def test_what_can_wait_goes_with_what_follows_it() -> None:
 @pytest.mark.invariant("T5")
 def test_what_nothing_follows_goes_by_itself_after_a_while() -> None:
     box = connected()
-    box.recorded(3, T, can_wait=True)
+    box.recorded(3, T, wait_ns=LATER_NS)
     assert box.next_wake_ns() == T + LATER_NS
     assert sent(box, box.acknowledged("i", 2, False, T + 1)) == [(3, 1)], "an acknowledgement takes it along"
     box = connected()
-    box.recorded(3, T, can_wait=True)
+    box.recorded(3, T, wait_ns=LATER_NS)
     assert sent(box, box.tick(T + LATER_NS)) == [(3, 1)]
     assert box.next_wake_ns() != T + LATER_NS
 
@@ -64,20 +71,20 @@ def test_what_nothing_follows_goes_by_itself_after_a_while() -> None:
 @pytest.mark.invariant("T5")
 def test_a_new_parent_gets_what_was_waiting_and_a_second_yes_waits_for_nothing() -> None:
     box = connected()
-    box.recorded(3, T, can_wait=True)
+    box.recorded(3, T, wait_ns=LATER_NS)
     box.lost()
     assert box.next_wake_ns() is None
-    assert box.recorded(4, T, can_wait=True) == [], "nobody to send it to"
+    assert box.recorded(4, T, wait_ns=LATER_NS) == [], "nobody to send it to"
     assert sent(box, box.welcomed(1 << 20, T)) == [(0, 5)]
-    box.recorded(5, T, can_wait=True)
-    assert sent(box, box.recorded(6, T, can_wait=True)) == [(5, 2)]
+    box.recorded(5, T, wait_ns=LATER_NS)
+    assert sent(box, box.recorded(6, T, wait_ns=LATER_NS)) == [(5, 2)]
 
 
 @pytest.mark.invariant("T5")
 def test_waiting_beyond_the_credit_does_not_spin() -> None:
     box = Outbox("n", "i", newest=0)
     assert sent(box, box.welcomed(1, T), size=64 << 10) == [(0, 1)]  # one record takes all of the credit
-    box.recorded(1, T, can_wait=True)
+    box.recorded(1, T, wait_ns=LATER_NS)
     assert box.tick(T + LATER_NS) == []
     wake_ns = box.next_wake_ns()
     assert wake_ns is not None and wake_ns > T + LATER_NS, "until it is acknowledged, or sent again"

@@ -16,7 +16,7 @@ import pytest
 
 from pact.core.tree import member, wire
 from pact.core.tree.directory import Peer
-from pact.core.tree.outbox import Outbox, Read, Up, with_answer
+from pact.core.tree.outbox import LATER_NS, Outbox, Read, Up, with_answer
 from pact.core.tree.parents import Parent
 from pact.core.tree.relay import Ended, Relay, ToChildren, ToEach
 from pact.core.tree.seals import Keys, NodeSeals, RootSeals
@@ -331,7 +331,7 @@ class World:
         self.journal[name].append(orjson.dumps({"n": name, "seq": n}))
         if self.members[name].up:
             waits = self.net.rng.random() < 0.3
-            self.pump(name, self.nodes[name].outbox.recorded(n, self.net.t_ns, can_wait=waits))
+            self.pump(name, self.nodes[name].outbox.recorded(n, self.net.t_ns, wait_ns=LATER_NS * waits))
 
     def call(self, call: str, nodes: list[str] | None) -> None:
         head = {

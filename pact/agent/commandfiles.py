@@ -47,10 +47,10 @@ def shown_output(name: str, data: bytes) -> dict[str, str]:
 
 
 def executed_of(
-    words: Any, owner: Owner, state: Mapping[str, Any], key: str, result: Mapping[str, Any]
+    words: Any, owner: Owner, state: Mapping[str, Any], key: str, begun: int | None, result: Mapping[str, Any]
 ) -> Callable[[int | None, int | None, int | None, bool], Executed]:
     """Makes the record of a command that has ended: from how long it took, its bytes in and out, and whether they were
-    cut. ``key``: of who asked."""
+    cut. ``key``: of who asked. ``begun``: the number of the record that it began."""
 
     def made(ns: int | None, sent: int | None, out: int | None, truncated: bool) -> Executed:
         return Executed(
@@ -66,6 +66,7 @@ def executed_of(
             in_bytes=sent,
             out_bytes=out,
             truncated=truncated,
+            begun=begun,
         )
 
     return made

@@ -3,8 +3,8 @@
 It runs as that person's account, in a process tree of its own that the keeper of sessions forks (``pact.session``),
 with pipes and no terminal. A short output goes in the answer of the call, so that equal answers of many nodes are
 merged on the way; a longer one goes on a stream. When its time is over, when nobody waits for it any more, and when
-the way to the person is lost, everything that it started is killed. ``executed`` is durable before anybody hears the
-end.
+the way to the person is lost, everything that it started is killed. ``exec_begun`` is durable before it begins, and
+``executed`` before anybody hears the end.  # X9
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from pact.agent.commandfiles import DIRECTORY, executed_of, place_beside, shown_output
+from pact.agent.commandrecords import CommandRecords
 from pact.agent.leftcommands import LeftCommands
-from pact.agent.sessionfiles import end_host, end_what_is_left, owner_of_session, read_state
+from pact.agent.sessionfiles import end_host, end_what_is_left, owner_of_session, read_state, shown
 from pact.agent.streams import Carrier, Pipe, Streams
 from pact.core import ops, strict
-from pact.core.node.events import Caller, SessionTold
-from pact.core.node.payloads import Executed
+from pact.core.node.events import Caller
+from pact.core.node.payloads import ExecBegun, Executed
 from pact.core.tree.lanes import BULK_CREDIT, PIECE_MAX, WEIGHT_MIN
 from pact.errors import ConflictError, DeniedError, PactError, UnreachableError, UsageError
 from pact.host import owned
@@ -68,6 +69,7 @@ class Execution:
     began_s: float = field(default_factory=time.monotonic)
     pipe: Pipe = field(init=False)
     state: dict[str, Any] | None = None  # what its process is, once it runs
+    begun: int | None = None  # the number of the record that says so
     said: bytes = b""
     reader: frames.Reader = field(default_factory=frames.Reader)
     sent: int = 0  # bytes of its input
@@ -81,6 +83,7 @@ class Execution:
     why: str = ""
     asked: bool = False  # its process was asked to end it
     end: dict[str, Any] | None = None
+    told: bool = False  # its end is on record, or owed
 
 
 class Executing:
@@ -97,7 +100,8 @@ class Executing:
         self._number = 0
         self._thrown_s = 0.0
         self._left = LeftCommands(self)
-        self._owed: dict[str, tuple[Executed, Actor]] = {}  # by name: they have ended, and cannot be recorded now  # J9
+        self._ready: list[tuple[Execution, dict[str, Any]]] = []  # prepared: they begin when that is on record
+        self._records = CommandRecords(self._agent, self.forget_files, now_s)
 
     # -- beginning ----------------------------------------------------------------------------------------------------
 
@@ -106,7 +110,7 @@ class Executing:
         agent, caller = self._agent, client.caller
         agent.require_journal()
         person, account = self._streams.sessions._require(caller, "")
-        if len(self.running) + len(self.unread) >= RUNNING_MAX:
+        if len(self.running) + len(self.unread) + self._records.ending >= RUNNING_MAX:
             raise ConflictError(f"{RUNNING_MAX} commands are under way on this node", "repeat it later")
         words = list(request.words)
         if not words or sum(map(len, words)) > COMMAND_MAX or any("\0" in word for word in words):
@@ -191,9 +195,35 @@ class Executing:
             self._fail(one, denied)
         elif not isinstance(state, dict):
             self._fail(one, PactError(f"the command could not be prepared: {said.get('failed', '')}"))
-        elif one.why:  # it was cancelled meanwhile
-            self._fail(one, UnreachableError(one.why))
         else:
+            self._ready.append((one, state))
+
+    def _begin_ready(self) -> None:
+        """Those that are prepared begin: that is durable first, for all of them at once."""
+        if not self._ready:
+            return
+        ready, rows = list[tuple[Execution, dict[str, Any]]](), list[tuple[ExecBegun, Actor]]()
+        for one, state in self._ready:
+            if self.running.get(one.call) is not one:
+                continue
+            if one.why:  # it was cancelled meanwhile
+                self._fail(one, UnreachableError(one.why))
+                continue
+            owner, actor = owner_of_session(state, one.caller.owner), one.caller.actor
+            command = shown(list(one.request.words))
+            begun = ExecBegun(command=command, owner=owner, account=state["account"], key=actor.user, uid=owner.uid)
+            ready.append((one, state))
+            rows.append((begun, actor))
+        self._ready.clear()
+        if not rows:
+            return
+        try:
+            numbers = self._records.begin(rows)
+        except PactError as exc:
+            for one, _ in ready:
+                self._fail(one, exc)
+            return
+        for (one, state), one.begun in zip(ready, numbers, strict=True):
             self._run(one, state)
 
     def _run(self, one: Execution, state: dict[str, Any]) -> None:
@@ -204,7 +234,9 @@ class Executing:
             one.pipe.sock.send(b"go\n")
         except OSError:
             sock.close()
-            self._fail(one, UnreachableError("the command's process has ended"))
+            one.why = "its process ended before it began"
+            error = UnreachableError("the command's process has ended")
+            self._record(one, state, None, lambda: self._fail(one, error))
             return
         one.pipe.close()
         one.state = state
@@ -311,7 +343,7 @@ class Executing:
             given += size
         if given and one.end is None:
             one.pipe.send(frames.credit(given))
-        if one.end is not None and not one.kept:
+        if one.told and not one.kept:
             carrier.send(frames.said(b"X", self._result(one)), last=True)
             one.carrier = None
             self.unread.pop(one.call, None)
@@ -330,15 +362,19 @@ class Executing:
 
     def _ended(self, one: Execution) -> None:
         """Record it, then say so."""
-        agent = self._agent
         assert one.state is not None and one.end is not None
         self._close(one)
         state = read_state(state_path(self.directory, one.id)) or one.state
-        owner = owner_of_session(state, one.caller.owner)
-        said = executed_of(one.request.words, owner, state, one.caller.actor.user, self._result(one))
-        said_ns = int((self._now_s() - one.began_s) * 1e9)
-        executed = said(said_ns, one.sent, one.out, one.truncated)
-        self.record(one.id, executed, one.caller.actor)
+        self._record(one, state, int((self._now_s() - one.began_s) * 1e9), lambda: self._tell(one))
+
+    def _record(self, one: Execution, state: dict[str, Any], took_ns: int | None, then: Callable[[], None]) -> None:
+        owner, actor = owner_of_session(state, one.caller.owner), one.caller.actor
+        made = executed_of(one.request.words, owner, state, actor.user, one.begun, self._result(one))
+        self._records.end(one.id, made(took_ns, one.sent, one.out, one.truncated), actor, then)
+
+    def _tell(self, one: Execution) -> None:
+        """Its end is on record, or owed: say so."""
+        agent, one.told = self._agent, True
         if one.carrier is not None:
             self.unread[one.call] = one
             one.ends_s = self._now_s() + UNREAD_S
@@ -351,15 +387,14 @@ class Executing:
             self._answer(
                 one, {**self._result(one), **shown_output("stdout", out[b"O"]), **shown_output("stderr", out[b"E"])}
             )
+        self._pass_on(one)
 
     def record(self, name: str, executed: Executed, actor: Actor) -> None:
-        """Its files stay until its end is on record: the next agent finds them."""
-        if not self._agent.journal_error:
-            self._agent.step(SessionTold(*self._agent.now(), executed, actor))
-        if self._agent.journal_error:
-            self._owed[name] = executed, actor
-        else:
-            self.forget_files(name)
+        """One that the last agent has left has ended."""
+        self._records.end(name, executed, actor)
+
+    def begun(self, call: str) -> int | None:
+        return self._records.begun(call)
 
     def _answer(self, one: Execution, result: dict[str, Any]) -> None:
         if one.token in one.client.tokens:
@@ -393,6 +428,12 @@ class Executing:
         if one is not None:
             self._stop(one, why)
 
+    def close(self) -> None:
+        """The agent ends. What has ended is recorded; what is just ending, the next agent finds."""
+        self.lost("the agent ends")
+        self.turn()
+        self._records.turn(alone=True)
+
     def lost(self, why: str) -> None:
         for one in [*self.running.values(), *self.unread.values()]:
             self._stop(one, why)
@@ -421,11 +462,9 @@ class Executing:
 
     def turn(self) -> None:
         """What is due."""
+        self._begin_ready()
         if not self._agent.journal_error:
             self._left.turn(self._now_s())
-            owed, self._owed = self._owed, {}
-            for name, (executed, actor) in owed.items():
-                self.record(name, executed, actor)
         now_s = self._now_s()
         for one in [x for x in self.unread.values() if now_s >= x.ends_s]:
             carrier = one.carrier
@@ -436,6 +475,9 @@ class Executing:
             readable = self._readable.pop(call)
             if self.running.get(call) is readable:
                 self._from_command(readable)
+        self._records.turn(alone=not self._readable)
+        if not self._left.busy:
+            self._records.settle([one.begun for one in self.running.values() if one.begun is not None])
         if not self.running:
             return
         throws = now_s >= self._thrown_s + THROWN_S
@@ -458,11 +500,11 @@ class Executing:
 
     @property
     def busy(self) -> bool:
-        return self._left.busy or bool(self.running or self.unread or self._owed)
+        return self._left.busy or bool(self.running or self.unread or self._records.busy)
 
     def next_s(self) -> float:
         """Seconds until ``turn`` has something to do. Call it while ``busy``."""
-        if self._readable:
+        if self._readable or self._records.ending:
             return 0.0
         now_s = self._now_s()
         due = [min(one.ends_s, now_s + 60.0) for one in (*self.running.values(), *self.unread.values())]

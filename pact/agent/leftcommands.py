@@ -13,7 +13,7 @@ from pact.host import owned
 from pact.host.notify import log
 from pact.model import AGENT_ACTOR, Actor, Owner
 from pact.observe.attribution import printable
-from pact.session.places import started_at, state_path
+from pact.session.places import NEVER_BEGAN, started_at, state_path
 
 LOOK_S: Final = 0.1
 ENDS_S: Final = 15.0  # when a command's process is killed that does not end
@@ -27,6 +27,8 @@ class Commands(Protocol):
     def tell_end(self, name: str, why: str) -> None: ...
 
     def record(self, name: str, executed: Executed, actor: Actor) -> None: ...
+
+    def begun(self, call: str) -> int | None: ...
 
     def forget_files(self, name: str) -> None: ...
 
@@ -87,8 +89,13 @@ class LeftCommands:
         about = state.get("about", {})
         owner = owner_of_session(state, Owner("", about.get("user", state["person"])))
         why = end.get("why") or "the agent ended while it ran"
-        actor = Actor(**about["actor"], call=about.get("call", "")) if about.get("actor") else AGENT_ACTOR
+        call = about.get("call", "")
+        actor = Actor(**about["actor"], call=call) if about.get("actor") else AGENT_ACTOR
+        begun = self._commands.begun(call)
+        if begun is None and why == NEVER_BEGAN:  # the last agent was killed before it could record that it begins
+            self._commands.forget_files(name)
+            return
         result = {"exit": end.get("exit"), "signal": end.get("signal", ""), "why": why}
-        made = executed_of(state["command"], owner, state, about.get("user", ""), result)
+        made = executed_of(state["command"], owner, state, about.get("user", ""), begun, result)
         executed = made(end.get("ns"), end.get("in"), end.get("out"), False)
         self._commands.record(name, executed, actor)

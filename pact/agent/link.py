@@ -48,7 +48,7 @@ from pact.core.tree.member import (
     Welcomed,
     refusal,
 )
-from pact.core.tree.outbox import WITH_ANSWER_RECORDS, Outbox, Read, Up, can_wait, with_answer
+from pact.core.tree.outbox import WITH_ANSWER_RECORDS, Outbox, Read, Up, wait_ns, with_answer
 from pact.core.tree.seals import NodeSeals, key_id
 from pact.core.tree.uplink import OF_LINKS, Lost, Note
 from pact.core.tree.wire import Message
@@ -252,8 +252,7 @@ class Link:
 
     def close(self) -> None:
         """Say goodbye. Unacknowledged records are sent after the next start."""
-        self.executing.lost("the agent ends")
-        self.executing.turn()
+        self.executing.close()
         self.streams.close()
         self._apply(self.uplink.stop())
         self.save()
@@ -269,8 +268,8 @@ class Link:
             self._recent_bytes += len(body)
         while self._recent and (len(self._recent) > RECENT_MAX or self._recent_bytes > RECENT_BYTES_MAX):
             self._recent_bytes -= len(self._recent.popleft()[2])
-        waits = can_wait(record for record, _ in rows)
-        self._queue(self.outbox.recorded(rows[-1][0].seq, self.agent.clock.now_ns(), can_wait=waits))
+        waits_ns = wait_ns(record for record, _ in rows)
+        self._queue(self.outbox.recorded(rows[-1][0].seq, self.agent.clock.now_ns(), wait_ns=waits_ns))
 
     def _queue(self, reads: Sequence[Read]) -> None:
         """The outbox's newest ``Read`` replaces earlier ones: however many steps a turn has, only one waits."""

@@ -8,11 +8,11 @@ from typing import Any, Final
 from pact.core.units import format_duration
 from pact.model import NS_PER_S
 
-SESSIONS: Final = ("session_opened", "session_closed", "executed")
+SESSIONS: Final = ("session_opened", "session_closed", "exec_begun", "executed")
 
 
 def session_told(data: Mapping[str, Any]) -> str:
-    """A session that began, or ended."""
+    """A session, or a command, that began or ended."""
     account = "" if data["account"] == data["owner"]["user"] else f" as {data['account']}"
     if "session" in data:
         who = f"{data['session']} of {data['owner']['user']}{account}"
@@ -22,6 +22,8 @@ def session_told(data: Mapping[str, Any]) -> str:
         command = f": {data['command']}" if data.get("command") else ""
         where = f" on {data['terminal']}" if data["terminal"] else ""
         return f"{who} from {data['from']}{where}{command}"
+    if "exit" not in data:
+        return who
     how = (
         f"signal {data['signal']}" if data.get("signal") else f"exit {data['exit']}" if data["exit"] is not None else ""
     )

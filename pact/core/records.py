@@ -32,8 +32,8 @@ VERSION: Final = 1
 GENESIS: Final = "0" * 64
 
 #: Every record type that this version writes or understands. The contract does not have ``converged``,
-#: ``converge_started``, ``change_split``, ``tracked``, ``loss_accepted`` and (in the root's log) ``node_forgotten`` and
-#: ``group_forced``.
+#: ``converge_started``, ``change_split``, ``tracked``, ``loss_accepted``, ``exec_begun`` and (in the root's log)
+#: ``node_forgotten`` and ``group_forced``.
 TYPES: Final = frozenset(
     {
         "agent_started",
@@ -61,6 +61,7 @@ TYPES: Final = frozenset(
         "denied",
         "session_opened",
         "session_closed",
+        "exec_begun",
         "executed",
         "converged",
         "change_split",

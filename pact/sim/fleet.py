@@ -17,6 +17,7 @@ import random
 import resource
 import secrets
 import select
+import shlex
 import sys
 import time
 from collections import deque
@@ -30,7 +31,8 @@ import zmq
 
 from pact._fast import syscalls
 from pact.core.node import bonds
-from pact.core.node.events import Asked, Caller, ContactChanged, FleetTold, Ticked
+from pact.core.node.events import Asked, Caller, CommandsTold, ContactChanged, FleetTold, Ticked
+from pact.core.node.payloads import ExecBegun, Executed
 from pact.core.ops import made
 from pact.core.root.chunks import INCARNATION_CHARS
 from pact.core.tree.member import (
@@ -47,7 +49,7 @@ from pact.core.tree.member import (
     Welcomed,
     caller_of,
 )
-from pact.core.tree.outbox import Outbox, Read, Up, can_wait, with_answer
+from pact.core.tree.outbox import Outbox, Read, Up, wait_ns, with_answer
 from pact.core.tree.parents import Parent
 from pact.core.tree.seals import NodeSeals, key_id
 from pact.core.tree.uplink import OF_LINKS, Connect, Disconnect, Lost, Note, Send
@@ -265,9 +267,9 @@ class VirtualNode:
         if newest <= self.outbox.newest:
             return deque()
         self.fleet.counts.records += newest - self.outbox.newest
-        waits = can_wait(self.world.fresh)
+        waits_ns = wait_ns(self.world.fresh)
         self.world.fresh.clear()
-        return self._read(self.outbox.recorded(newest, self.fleet.now_ns, can_wait=waits))
+        return self._read(self.outbox.recorded(newest, self.fleet.now_ns, wait_ns=waits_ns))
 
     def _now(self) -> None:
         self.world.t_ns, self.world.wall_ns = self.fleet.now_ns, self.fleet.wall_ns
@@ -290,6 +292,15 @@ class VirtualNode:
         self._apply(self.member.answer(key, body, with_it))
         self._send(todo)  # an answer must not wait behind many events
 
+    def _executed(self, words: Sequence[str], said: Mapping[str, Any], key: Key) -> None:
+        """The records of a command: they go up with its answer."""
+        (actor, owner), world = caller_of(said, key, None), self.world
+        command = Executed(shlex.join(words), owner, owner.user, 0, actor.user, begun=world.node.state.seq + 1)
+        begun = ExecBegun(command.command, owner, owner.user, actor.user)
+        self._now()
+        for each in (begun, command):
+            world.feed(partial(CommandsTold, world.t_ns, world.wall_ns, [(each, actor)]))
+
     def _carry_out(self, op: str, body: bytes, said: Mapping[str, Any], key: Key) -> bytes:
         if op == "ping":
             return orjson.dumps({"ok": True, "exit": 0, "message": "", "hint": "", "result": {"version": VERSION}})
@@ -300,6 +311,8 @@ class VirtualNode:
                 send = partial(self._say, "frames")
                 self._outputs[key[1]] = Output(self.name, key[1], args["stream"], send)
                 result = {"stream": self._outputs[key[1]].public}
+            else:
+                self._executed(args["words"], said, key)
             return orjson.dumps({"ok": True, "exit": 0, "message": "", "hint": "", "result": result})
         if op == "state":
             state = self.world.node.state.overall()

@@ -122,7 +122,7 @@ def uplink(data: bytes) -> None:
                 continue
             node._apply(node.member.received(PARENTS[who & 1].url, message, world.t_ns))
         if world.journal[-1].seq > node.outbox.newest:
-            node._queue(node.outbox.recorded(world.journal[-1].seq, world.t_ns, can_wait=False))
+            node._queue(node.outbox.recorded(world.journal[-1].seq, world.t_ns, wait_ns=0))
         work()
     orjson.dumps(node.status())
     world.check()

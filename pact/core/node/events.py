@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import field
 from typing import Final, Generic, TypeVar
 
-from pact.core.node.payloads import Executed, SessionClosed, SessionOpened
+from pact.core.node.payloads import ExecBegun, Executed, SessionClosed, SessionOpened
 from pact.core.ops import Op
 from pact.core.payload import Saved, Value
 from pact.core.plan import Step
@@ -166,10 +166,17 @@ class Denied(Event):
 
 @dataclass(frozen=True, slots=True)
 class SessionTold(Event):
-    """A person's session has begun or ended, or a command of exec has ended; ``said`` is its record."""
+    """A person's session has begun or ended; ``said`` is its record."""
 
-    said: SessionOpened | SessionClosed | Executed
+    said: SessionOpened | SessionClosed
     actor: Actor
+
+
+@dataclass(frozen=True, slots=True)
+class CommandsTold(Event):
+    """Commands of ``pact exec`` are about to begin, or have ended: their records, each with who asked."""
+
+    said: Sequence[tuple[ExecBegun | Executed, Actor]]
 
 
 @dataclass(frozen=True, slots=True)

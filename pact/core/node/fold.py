@@ -13,6 +13,7 @@ from pact.core.node import change as life
 from pact.core.node import debts, payloads
 from pact.core.node import fold_groups as groups
 from pact.core.node.change import Change, Member, Rolling
+from pact.core.node.commands import Command
 from pact.core.node.membership import learn
 from pact.core.node.pace import Untracked
 from pact.core.node.state import ALL, RECENT_MAX, Emergency, Hold, State, Ttl, recent_key
@@ -52,6 +53,15 @@ def _agent_started(state: State, record: Record, said: payloads.AgentStarted) ->
     if state.settings.enforce and not was_enforcing:  # P2: the windows of existing drift open at this moment
         for change in state.changes.values():
             state.reopen(change, record.t_ns)
+
+
+def _exec_begun(state: State, record: Record, said: payloads.ExecBegun) -> None:
+    state.commands[record.seq] = Command.of(said, record.actor, record.data.get("call", ""))
+
+
+def _executed(state: State, record: Record, said: payloads.Executed) -> None:
+    if said.begun is not None:
+        state.commands.pop(said.begun, None)
 
 
 def _agent_stopped(state: State, record: Record, said: payloads.AgentStopped) -> None:
@@ -391,6 +401,8 @@ def _untracked_gone(state: State, record: Record, said: payloads.UntrackedGone) 
 _HANDLERS: Final[Mapping[str, Callable[[State, Record, Any], None]]] = {
     payloads.AgentStarted.type: _agent_started,
     payloads.AgentStopped.type: _agent_stopped,
+    payloads.ExecBegun.type: _exec_begun,
+    payloads.Executed.type: _executed,
     payloads.Declared.type: _declared,
     payloads.Adopted.type: _adopted,
     payloads.Applied.type: _applied,

@@ -98,9 +98,21 @@ class SessionClosed(Payload):
 
 
 @dataclass(frozen=True, slots=True)
+class ExecBegun(Payload):
+    """A command that a person has run on many nodes at once is about to begin. Its call, as in all that was done for a
+    call, stands beside this."""
+
+    command: str
+    owner: Owner
+    account: str
+    key: str = always("")
+    uid: int | None = always(None)
+
+
+@dataclass(frozen=True, slots=True)
 class Executed(Payload):
     """A command that a person had run on many nodes at once has ended; the fields are those of ``SessionClosed``.
-    ``truncated``: its output was longer than asked for."""
+    ``truncated``: its output was longer than asked for. ``begun``: the number of its ``exec_begun``."""
 
     command: str
     owner: Owner
@@ -114,6 +126,7 @@ class Executed(Payload):
     in_bytes: int | None = always(None)
     out_bytes: int | None = always(None)
     truncated: bool = False
+    begun: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ import orjson
 from pact.core import strict
 from pact.core.node import change as life
 from pact.core.node.change import Change, Member
+from pact.core.node.commands import Command
 from pact.core.node.membership import Membership
 from pact.core.node.membership import load as load_groups
 from pact.core.node.pace import Untracked
@@ -126,6 +127,7 @@ class State:
         self.tracked: dict[str, str] = {}  # pattern -> what happens to new things below it
         self.untracked: dict[str, Untracked] = {}
         self.untracked_of: dict[str, int] = {}  # owner -> number of untracked things
+        self.commands: dict[int, Command] = {}  # by record: commands of exec whose end is not on record
         self.enforced: dict[str, Owner] = {}  # resource declared absent because it is new -> its owner
         self.windows = Windows(self.settings.floor_ns, self.settings.base_ns)
         self.touched = Touched()
@@ -393,6 +395,7 @@ class State:
             "fence": self.fence,
             "fleet_seq": self.fleet_seq,
             "tracked": self._tracked_json(),
+            **({"commands": [[seq, c.to_json()] for seq, c in self.commands.items()]} if self.commands else {}),
         }
 
     @classmethod
@@ -427,6 +430,7 @@ class State:
         state.groups, state.groups_done = load_groups(data["groups"]), dict(data["groups_done"])
         state.fence, state.fleet_seq = data["fence"], data["fleet_seq"]
         state._load_tracked(data.get("tracked", {}))
+        state.commands = {seq: Command.from_json(row) for seq, row in data.get("commands", ())}
         return state
 
     def _tracked_json(self) -> Json:

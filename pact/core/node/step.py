@@ -31,12 +31,14 @@ from pact.core.node import (
 )
 from pact.core.node import change as life
 from pact.core.node import member as groups
+from pact.core.node.commands import DOWN
 from pact.core.node.desk import Desk
 from pact.core.node.events import (
     AGENT_CALLER,
     Acted,
     Appeared,
     Asked,
+    CommandsTold,
     ContactChanged,
     Covered,
     Denied,
@@ -211,6 +213,8 @@ class Node(Desk):
         self._open_at_last(was_enforcing or first)
         if event.reboot:
             batch.all_ended(self)
+            for seq, command in list(state.commands.items()):
+                self.record(command.ended(seq, DOWN), command.actor)
         self.rebuild()
 
     def _reconfigured(self, event: Reconfigured) -> None:
@@ -325,6 +329,10 @@ class Node(Desk):
     def _session_told(self, event: SessionTold) -> None:
         self.record(event.said, event.actor)
 
+    def _commands_told(self, event: CommandsTold) -> None:
+        for said, actor in event.said:
+            self.record(said, actor)
+
     def _record_denied(self, op: str, why: str, actor: Actor) -> None:
         """An administrator's refusals are always recorded; of all others together, a limited number.  # S3"""
         if actor.role != "admin" and not self.refusals.admit(self.t_ns):
@@ -394,6 +402,7 @@ _STEPS: Final[Mapping[type, Callable[[Node, Any], None]]] = {
     Asked: Node._asked,
     Denied: Node._denied,
     SessionTold: Node._session_told,
+    CommandsTold: Node._commands_told,
     Looked: Node._answered,
     Probed: Node._answered,
     Acted: Node._answered,

@@ -64,6 +64,8 @@ def said(type_: str, data: JsonRead) -> str:
     for key in ("group", "change", "hold", "resource", "observer", "request"):
         if type(data.get(key)) is str and data[key]:
             out.append(plain(data[key], 120))
+    if type_ in ("exec_begun", "executed"):
+        out.append(program(data.get("command")))
     found = data.get("resources")
     if isinstance(found, dict | list) and found:
         names = [plain(r, 120) for r in list(found)[:2]]
@@ -71,4 +73,4 @@ def said(type_: str, data: JsonRead) -> str:
     for key in ("decision", "outcome", "reason", "why", "message"):
         if type(data.get(key)) is str and data[key]:
             out.append(plain(data[key], TEXT_MAX))
-    return " · ".join(out)[: 2 * TEXT_MAX]
+    return " · ".join(filter(None, out))[: 2 * TEXT_MAX]

@@ -22,6 +22,7 @@ from pact.model import NS_PER_S
 RESEND_NS: Final = 10 * NS_PER_S
 RESEND_MAX_NS: Final = 120 * NS_PER_S
 LATER_NS: Final = 5 * NS_PER_S
+BEGUN_NS: Final = NS_PER_S  # most commands have ended by then, and their end goes with their beginning
 # Bytes of events that may share the frame of an answer: an answer must not wait for more.
 WITH_ANSWER_MAX: Final = 8 << 10
 WITH_ANSWER_RECORDS: Final = 32
@@ -73,14 +74,14 @@ class Outbox:
         """The number of records that the root is not known to have."""
         return self.newest - self.acked
 
-    def recorded(self, newest: int, t_ns: int = 0, *, can_wait: bool = False) -> list[Read]:
-        """Records up to ``newest`` are durable here. ``can_wait``: the root already knows what the new ones say, and
-        more will follow; they are sent with those, or after ``LATER_NS``.
+    def recorded(self, newest: int, t_ns: int = 0, *, wait_ns: int = 0) -> list[Read]:
+        """Records up to ``newest`` are durable here. ``wait_ns``: more will follow the new ones; they are sent with
+        those, or after this time.
         """
         all_sent = self._next > self.newest
         self.newest = max(self.newest, newest)
-        if can_wait and all_sent and self._credit:
-            self._later_ns = t_ns + LATER_NS
+        if wait_ns and all_sent and self._credit:
+            self._later_ns = t_ns + wait_ns
             return []
         return self.more()
 
@@ -200,6 +201,13 @@ def with_answer(up: Up) -> bool:
     return up.kind == "events" and len(up.body) <= WITH_ANSWER_MAX
 
 
-def can_wait(records: Iterable[Record]) -> bool:
-    """Only yes votes: the root already has each in an answer, and will soon send its decision."""
-    return all(r.type == "group_prepared" and r.data["vote"] == "yes" for r in records)
+def wait_ns(records: Iterable[Record]) -> int:
+    """How long these may wait for more. Yes votes: the root already has each in an answer, and will soon send its
+    decision. Commands that have just begun: their ends follow."""
+    return min(map(_wait_ns, records), default=0)
+
+
+def _wait_ns(record: Record) -> int:
+    if record.type == "group_prepared":
+        return LATER_NS if record.data["vote"] == "yes" else 0
+    return BEGUN_NS if record.type == "exec_begun" else 0
