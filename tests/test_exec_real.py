@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from streams_kit import NODES, Between, Fleet, alive, fleet, within
 
+from pact.cluster.client import Result
 from pact.core.tree.lanes import BULK_CREDIT
 
 pytestmark = pytest.mark.root
@@ -65,6 +66,15 @@ def test_long_output_comes_whole_up_to_the_bound_and_is_said_to_be_cut_beyond(ki
     assert len(doc["stdout"]) == 100000 and doc["truncated"] is True and doc["exit"] == 2
     said = kit.run_pact("exec", "--output-max", "100000", "--nodes", "n1", "--", "head -c 3000000 /dev/urandom")
     assert said.returncode == 0 and "n1: output was cut" in said.stderr
+
+
+@pytest.mark.invariant("S8")
+def test_one_connection_may_ask_as_often_as_it_likes(kit: Fleet) -> None:
+    """It leaves none of its requests: what was answered whole is forgotten everywhere."""
+    with kit.client() as client:
+        for _ in range(20):
+            (said,) = [x for x in client.ask("exec", {"words": ["true"]}, "n[1-3]", 30) if isinstance(x, Result)]
+            assert (said.exit, said.message) == (0, "")
 
 
 def test_live_lines_carry_their_node(kit: Fleet) -> None:

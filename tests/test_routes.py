@@ -84,6 +84,36 @@ def test_a_client_that_goes_ends_the_streams_that_have_begun() -> None:
 
 
 @pytest.mark.invariant("S8")
+def test_a_route_of_which_no_stream_can_come_is_forgotten_and_the_relays_hear_so() -> None:
+    made, said = routes("exec")
+    made.answered("1.1", ["n1"], b'{"ok":true,"result":{"stdout":"\\"stream\\":1"}}')
+    made.answered("1.2", ["n1"], b'{"ok":true,"result":{"stream":""}}')
+    made.settled("1.2")
+    assert made._by_call and not said.take()
+    made.settled("1.1")
+    assert not made._by_call and not made._by_client
+    assert said.take() == [("drop", {"call": "1.1", "client": "agg:1", "id": 7}, b"")]
+    made.frames(message("frames", frames(b"x", bulk=True), b"x"))
+    assert said.take()[0][1]["end"], "what comes all the same is ended"
+
+
+@pytest.mark.parametrize("how", ["answer", "frames"])
+def test_a_stream_goes_on_after_all_have_answered_and_the_others_are_forgotten(how: str) -> None:
+    made, said = routes("exec")
+    if how == "answer":
+        made.answered("1.1", ["n1"], b'{"ok":true,"result":{"stream":""}}')
+    else:  # it came before the answer, or the answer is lost
+        made.frames(message("frames", frames(b"x", bulk=True), b"x"))
+        said.take()
+    made.settled("1.1")
+    assert not said.take() and list(made._by_call["1.1"].nodes) == ["n1"]
+    made.frames(message("frames", frames(b"y", bulk=True), b"y"))
+    assert said.take()[0][2] == b"y"
+    made.frames(message("frames", frames(end=True, bulk=True)))
+    assert not made._by_call
+
+
+@pytest.mark.invariant("S8")
 def test_a_client_that_asks_twice_under_one_number_leaves_its_first_request() -> None:
     """Else the root would keep a list of nodes for each, for ever: a viewer's key would be enough to fill its memory."""
     made, said = routes("exec")

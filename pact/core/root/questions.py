@@ -227,6 +227,8 @@ class Questions(Replies):
                 question.told(fresh)
                 if len(body) < FENCED_BYTES and STALE in body:  # another root is newer, or this root's log was lost
                     self.root.refuse("a fence lower than the last one", fresh[0], answer_of(body).message)
+                if question.op in ops.STREAMING:
+                    self.routes.answered(question.id, fresh, body)
                 question.part(fresh, body)
         if question.flush is not None:
             question.flush()
@@ -312,6 +314,7 @@ class Questions(Replies):
     def _finish_if_done(self, question: Question) -> None:
         if not question.waiting and self.open.pop(question.id, None) is not None:
             question.done(question.lost)
+            self.routes.settled(question.id)
 
     def tick(self) -> None:
         t_ns = self.root.t_ns

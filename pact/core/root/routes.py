@@ -8,7 +8,8 @@ The call says for which client it is: a relay that has both the node and the cli
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Final
 
 from pact.core import ops
 from pact.core.ops import BULK
@@ -17,16 +18,21 @@ from pact.core.root.term import Term
 from pact.core.tree.streams import end_of
 from pact.core.tree.wire import Head, Message
 
+#: In an answer that opens a stream. Inside a text its quotes would be escaped.
+OPENS: Final = b'"stream":'
+
 
 @dataclass(slots=True)
 class Route:
-    """``nodes``: those that were asked and whose streams have not ended; the value says whether one has begun."""
+    """``nodes``: those that were asked and whose streams have not ended; the value says whether one has begun.
+    ``streams``: those of them whose answer has opened one."""
 
     call: str
     client: str
     id: int
     op: str
     nodes: dict[str, bool]
+    streams: set[str] = field(default_factory=set)
 
 
 class Routes:
@@ -45,6 +51,21 @@ class Routes:
             self.cancelled(*head.key)
         route = Route(call, head.client, head.id, head.op, dict.fromkeys(names, False))
         self._by_call[call] = self._by_client[head.key] = route
+
+    def answered(self, call: str, names: Iterable[str], body: bytes) -> None:
+        """These nodes have given this answer."""
+        if OPENS in body and (route := self._by_call.get(call)) is not None:
+            route.streams.update(route.nodes.keys() & names)
+
+    def settled(self, call: str) -> None:
+        """All nodes have answered, or are given up: of those that have opened no stream nothing can come."""
+        route = self._by_call.get(call)
+        if route is None:
+            return
+        route.nodes = {n: begun for n, begun in route.nodes.items() if begun or n in route.streams}
+        if not route.nodes:
+            self._drop(route)
+            self._root.down("drop", {"call": call, "client": route.client, "id": route.id})
 
     def frames(self, message: Message) -> None:
         """Pass on what a node or a client says."""

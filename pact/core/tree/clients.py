@@ -140,6 +140,15 @@ class Clients:
         self._turns.pop(client.streams.pop(head["id"], ""), None)
         return [Up("cancel", {"id": head["id"], CLIENT: name})]
 
+    def settled(self, head: Head) -> Child | None:
+        """The root says that no stream of this request goes on. Returns the child that leads to its client."""
+        client = self._clients.get(head[CLIENT])
+        if client is None or client.streams.get(head["id"]) not in ("", head["call"]):
+            return None
+        del client.streams[head["id"]]
+        self._turns.pop(head["call"], None)
+        return client.child
+
     def lost(self) -> list[Result]:
         """The way to the root is lost: open requests fail."""
         out = []

@@ -523,7 +523,7 @@ class Relay:
         if kind == "took":
             return self._streamed(self.streams.took(None, head["bytes"]))
         if kind == "drop":
-            return self._drop_call(head["call"])
+            return [*self._drop_call(head["call"]), *self._settled(head)]
         if kind == "fleet":
             return self._told_fleet(head, t_ns)
         if kind in wire.TO_CLIENTS:
@@ -741,6 +741,11 @@ class Relay:
             return []
         names = [*call.direct, *(a for a, rest in call.via.items() if rest)]
         return self._to([c for n in names if (c := self.tree.named.get(n)) is not None], "drop", {"call": call_id})
+
+    def _settled(self, head: Head) -> list[Effect]:
+        """No stream of this request goes on: the relays on the way to its client forget that."""
+        to = self.clients.settled(head) if head["client"] else None
+        return self._to([to], "drop", head) if to is not None and to.role != "client" else []
 
     # -- time ---------------------------------------------------------------------------------------------------
 

@@ -228,7 +228,8 @@ KINDS: Final[Mapping[str, Kind]] = {
         },
         True,
     ),  # client, id: the request whose streams it may open
-    "drop": Kind(37, {"call": (is_text, NEEDED)}),
+    # client, id: the request that it belonged to, of which no stream goes on
+    "drop": Kind(37, {"call": (is_text, NEEDED), "client": (is_text, ""), "id": (is_number, 0)}),
     "fleet": Kind(
         38,
         {
