@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,9 @@ from typing import Any
 import pytest
 from streams_kit import NODES, PROMPT, Fleet, OnTerminal, alive, fleet, in_bash, rss_kib, within
 
+from pact.cluster.streams import Early
+from pact.core.tree.lanes import CREDIT, TERMINAL_MIN, cost
+from pact.core.tree.wire import Message
 from pact.session import frames
 
 pytestmark = pytest.mark.root
@@ -296,3 +300,39 @@ def test_who_sends_more_than_anybody_reads_loses_the_stream_and_harms_nobody(kit
     grown = [rss_kib(kit.processes[n].pid) - kib for n, kib in zip(("root1", "agg1", "n1"), before, strict=True)]
     assert max(grown) < 16 << 10, grown
     kit.end_sessions("n1", "sleep 20")
+
+
+SINGLE = "import os, time\nfor i in range(20000):\n os.write(1, b'y')\n time.sleep(0.0001)\n"
+
+
+@pytest.mark.invariant("X7")
+def test_single_bytes_for_who_looks_away_are_gathered_and_none_is_lost(kit: Fleet) -> None:
+    """A terminal's program that writes byte by byte: once a message each, more than a socket holds."""
+    with kit.client() as client:
+        early = Early()
+        client.on_frames = early.put
+        end = kit.opened(client, "shell_open", "n1", words=[sys.executable, "-c", SINGLE], terminal=True)
+        came, owed, got, over = 0, 0, b"", False
+
+        def hear(message: Message) -> None:
+            nonlocal came, owed, got, over
+            came, over = came + 1, message.head["end"]
+            owed += cost(message.head, message.body, message.head["give"])
+            body = end.hear(message.head, message.body)
+            got += b"".join(data for kind, data in frames.Reader().feed(body) if kind == b"O")
+
+        client.on_frames = hear
+        early.take(hear)
+        client.stream("n1", *end.say(b""))
+        for _ in range(6):  # only beats
+            time.sleep(1.0)
+            client.lives()
+        ends = time.monotonic() + 30
+        while not over:
+            assert time.monotonic() < ends, (came, len(got))
+            client.pump(100)
+            if owed:
+                given, owed = owed, 0
+                client.stream("n1", *end.say(b"", give=given))
+        assert got.endswith(b"y" * 20_000), got[:500]
+        assert came < 2 * CREDIT // TERMINAL_MIN, (came, len(got))

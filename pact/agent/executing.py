@@ -307,7 +307,7 @@ class Executing:
             one.call,
             secret,
             bulk=True,
-            heard=lambda body, give: self._heard(one, give),
+            heard=lambda body, give, cost: self._heard(one, give),
             ended=lambda why: self._stop(one, why),
         )
         self._streams.by_call[one.call] = one.carrier

@@ -16,14 +16,14 @@ import zmq
 
 from pact.agent.remote import Remote
 from pact.core import ops
-from pact.core.tree.lanes import Lane
+from pact.core.tree.lanes import Lane, cost
 from pact.core.tree.wire import Head, Message
 from pact.errors import ConfigError, DeniedError, LocalProtocolError, PactError, RemoteProtocolError, UnreachableError
 from pact.net.ends import End
 from pact.net.keys import Key, is_public
 from pact.session import frames
 from pact.session.frames import FrameError
-from pact.session.packing import Packer, unpacked
+from pact.session.packing import Exchange
 
 if TYPE_CHECKING:
     from pact.agent.driver import Driver
@@ -43,8 +43,9 @@ class Way(Protocol):
 
 
 class Carrier:
-    """The tree's side of one stream. ``heard`` is called with what the person sends, ``ended`` once when nothing more
-    can be sent or will come; the text says why, and is empty if this side ended it."""
+    """The tree's side of one stream. ``heard`` is called with what the person sends, the credit that this gives, and
+    what it has cost; ``ended`` once when nothing more can be sent or will come: the text says why, and is empty if this
+    side ended it."""
 
     def __init__(
         self,
@@ -53,7 +54,7 @@ class Carrier:
         secret: bytes,
         *,
         bulk: bool,
-        heard: Callable[[bytes, int], None],
+        heard: Callable[[bytes, int, int], None],
         ended: Callable[[str], None],
     ) -> None:
         self.call, self.bulk = call, bulk
@@ -72,20 +73,46 @@ class Carrier:
 
 
 class Pipe:
-    """A session's socket, written to without ever waiting. ``ready`` is called by the loop."""
+    """A session's socket, written to without ever waiting. ``ready`` is called by the loop; ``taken`` when the session
+    has taken all that it was sent."""
 
-    def __init__(self, streams: Streams, sock: socket.socket, readable: Callable[[], None]) -> None:
-        self._streams, self.sock, self._readable = streams, sock, readable
+    def __init__(
+        self,
+        streams: Streams,
+        sock: socket.socket,
+        readable: Callable[[], None],
+        taken: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._streams, self.sock, self._readable, self._taken = streams, sock, readable, taken
         self.fd = sock.fileno()
         self.out = bytearray()  # what the session has not taken yet
+        self._reads = True
         self._mask = select.EPOLLIN
         streams.add(self.fd, self)
 
     def ready(self, mask: int) -> None:
-        if mask & select.EPOLLOUT:
+        if self.out and (mask & select.EPOLLOUT or not self._reads):  # one that has ended takes nothing
             self.send(b"")
-        if self.fd >= 0 and mask & ~select.EPOLLOUT:
+            if not self.out:
+                self._taken()
+        if self.fd >= 0 and self._reads and mask & ~select.EPOLLOUT:
             self._readable()
+
+    def read(self, wanted: bool) -> None:
+        """Whether what it says is to be read now."""
+        if wanted != self._reads and self.fd >= 0:
+            self._reads = wanted
+            self._watch()
+
+    def _watch(self) -> None:
+        mask = (select.EPOLLIN if self._reads else 0) | (select.EPOLLOUT if self.out else 0)
+        before, self._mask = self._mask, mask
+        if not mask and before:  # its end would be told again and again
+            self._streams.remove(self.fd)
+        elif mask and not before:
+            self._streams.add(self.fd, self)
+        if mask and mask != (before or select.EPOLLIN):
+            self._streams.watch(self.fd, mask)
 
     def send(self, data: bytes) -> None:
         if self.fd < 0:
@@ -100,10 +127,7 @@ class Pipe:
                 self.out.clear()  # it has ended, and what it said before is read first
                 break
             del self.out[:sent]
-        mask = select.EPOLLIN | (select.EPOLLOUT if self.out else 0)
-        if mask != self._mask:
-            self._mask = mask
-            self._streams.watch(self.fd, mask)
+        self._watch()
 
     def receive(self, most: int = READ) -> bytes | None:
         """What has come; b"" if it has ended, ``None`` if there is nothing now."""
@@ -122,40 +146,45 @@ class Pipe:
 
 
 class Bridge:
-    """Carries frames between a session's socket and its stream, as they are. The session outlives it."""
+    """Carries frames between a session's socket and its stream, as they are. The session outlives it. While the person
+    does not take what it says, it is not read."""
 
     def __init__(self, streams: Streams, sock: socket.socket, call: str, secret: bytes) -> None:
-        self._packer = Packer()
-        self._pipe = Pipe(streams, sock, self._from_session)
+        self._pipe = Pipe(streams, sock, self._from_session, self._pass_on)
         self.carrier = Carrier(
             streams, call, secret, bulk=False, heard=self._heard, ended=lambda why: self._pipe.close()
         )
         streams.by_call[call] = self.carrier
+        self._exchange = Exchange(lambda body, size, give, last: self.carrier.send(body, size, give, last=last))
+        self._exchange.begin()  # now the root knows that there is a stream
 
     def _from_session(self) -> None:
         data = self._pipe.receive()
         if data is None:
             return
-        last = False
         try:
-            for piece in self._packer.feed(data):
-                last = last or piece.last
-                self.carrier.send(piece.body, piece.size, piece.give, last=piece.last)
+            self._exchange.out.feed(data)
         except FrameError:
             data = b""
-        if last:
+        if not data:
+            self._exchange.out.put(b"X", b'{"why":"the session has ended"}')
+        self._pass_on()
+
+    def _pass_on(self) -> None:
+        self._exchange.pass_on(reads=not self._pipe.out)
+        if self._exchange.over:
             self._pipe.close()
-        elif not data:
-            self._end("the session has ended")
+        else:
+            self._pipe.read(not self._exchange.out.waits)
 
-    def _heard(self, body: bytes, give: int) -> None:
-        self._pipe.send(unpacked(body, give))
+    def _heard(self, body: bytes, give: int, cost: int) -> None:
+        self._pipe.send(body)
+        self._exchange.heard(cost, give)
         if len(self._pipe.out) > UNREAD_MAX:
-            self._end("the session does not read")
-
-    def _end(self, why: str) -> None:
-        self.carrier.send(frames.said(b"X", {"why": why}), last=True)
-        self._pipe.close()
+            self.carrier.send(frames.said(b"X", {"why": "the session does not read"}), last=True)
+            self._pipe.close()
+        else:
+            self._pass_on()
 
 
 class Streams:
@@ -231,8 +260,7 @@ class Streams:
             carrier.send(frames.said(b"X", {"why": exc.message}), last=True)
             carrier.ended(exc.message)
             return
-        if body or head["give"]:
-            carrier.heard(body, head["give"])
+        carrier.heard(body, head["give"], cost(head, message.body, head["give"]))
         if head["end"]:
             self._over(carrier, "the client has left")
 
@@ -294,7 +322,7 @@ class Streams:
         public, secret = self.secret(theirs)
         sock = sessions.connect(known, {"by": f"{client.caller.actor.user} on {WHERE}", **wish})
         self._link.agent.answer(client, {"session": name, **more, "owner": known.owner.key, "stream": public})
-        Bridge(self, sock, client.key[1], secret).carrier.send(b"")  # now the root knows that there is a stream
+        Bridge(self, sock, client.key[1], secret)
 
     def withdraw(self, what: Callable[[Remote], bool], why: str) -> None:
         """Sessions that are just being opened for these callers are not opened."""

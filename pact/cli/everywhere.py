@@ -18,7 +18,7 @@ from pact.cli.fleet import RULE, sense
 from pact.cli.render import clean, emit
 from pact.cli.roots import NONSENSE, connected, fold, say_failed
 from pact.cli.session import brought
-from pact.core.tree.lanes import BULK_CREDIT, BULK_WINDOW_MAX, Lane, weight
+from pact.core.tree.lanes import BULK_CREDIT, BULK_WINDOW_MAX, WEIGHT_MIN, Lane, weight
 from pact.errors import BY_EXIT_CODE, EXIT_FAILED, EXIT_UNREACHABLE, PactError, RemoteProtocolError, UsageError, gravest
 from pact.model import NS_PER_S
 
@@ -174,7 +174,10 @@ class Everywhere:
             wider = min(BULK_WINDOW_MAX, max(BULK_CREDIT, ROOM // len(self.nodes)))
             consumed, one.consumed = one.consumed, 0
             give = max(0, consumed + wider - one.window)  # the more nodes there are, the less each may send ahead
+            give = give if give >= WEIGHT_MIN else 0  # less would cost more than it gives
             one.window += give - consumed
+            if not give:
+                return
             said, body = one.end.say(b"", give=give)
             self.client.stream(one.node, {"bulk": True, **said}, body)
 

@@ -9,18 +9,17 @@ from typing import Final
 import zmq
 
 from pact.cluster.client import RootClient
-from pact.core.tree.lanes import CREDIT, WINDOW_MAX
+from pact.core.tree.lanes import CREDIT, cost
 from pact.core.tree.wire import Message
 from pact.errors import ConfigError, DeniedError, PactError, RemoteProtocolError, UnreachableError
 from pact.net.ends import End
 from pact.net.keys import Key, is_public
 from pact.session import frames
-from pact.session.packing import Packer, unpacked
+from pact.session.packing import Exchange
 
 TICK_MS: Final = 500  # how often to look whether the connection lives
 PUMP: Final = 16  # messages at once
 WHY_MAX: Final = 1000
-GIVE_STEP: Final = WINDOW_MAX // 4  # credit that is given at once, where much comes
 EARLY_MAX: Final = 2 * CREDIT  # bytes that may come before the answer that opens the stream, and what is beside them
 
 
@@ -76,10 +75,10 @@ class Terminal:
         self.why = ""
         self.denied = False
         self._end = End(secret, node=False)
-        self._packer = Packer()
+        self._exchange = Exchange(self._try)
         self._in: list[bytes] = []
         self._over = False
-        self._came = self._give = 0
+        self._came = 0
         self._wide = False
         client.on_frames = self._hear
         early.take(self._hear)
@@ -103,26 +102,20 @@ class Terminal:
             except PactError as exc:
                 self._cut(exc.message, isinstance(exc, DeniedError))
         if not self._in and not self._over:
-            if self._give:  # nothing else is under way now that this could go with
-                self._send(b"")
             raise BlockingIOError
         data, self._in = b"".join(self._in), []
         return data
 
     def send(self, data: bytearray, /) -> int:
-        """Takes everything. What does not get through is told by ``recv``."""
-        for piece in self._packer.feed(bytes(data)):
-            self._give += piece.give
-            if not self._wide and self._came > CREDIT:  # more than a screen: let it come as fast as it can
-                self._wide = True
-                self._give += WINDOW_MAX - CREDIT
-            if piece.body or not self._wide or self._give >= GIVE_STEP:
-                self._send(piece.body, piece.size)
+        """Takes everything, as much as the session has asked for. What does not get through is told by ``recv``."""
+        self._exchange.out.feed(bytes(data))
+        if not self._wide and self._came > CREDIT:  # more than a screen
+            self._wide = True
+            self._exchange.widen()
+        self._exchange.pass_on()
         return len(data)
 
-    def _send(self, body: bytes, size: int = 0) -> None:
-        """Say this, and give what credit there is to give."""
-        give, self._give = self._give, 0
+    def _try(self, body: bytes, size: int, give: int, last: bool) -> None:
         try:
             self._say(body, size, give)
         except PactError as exc:
@@ -159,6 +152,8 @@ class Terminal:
             self.client.cancel()
             return
         self._came += head["size"]
-        if said := unpacked(body, head["give"]):
-            self._in.append(said)
+        if body:
+            self._in.append(body)
         self._over = head["end"]
+        self._exchange.heard(cost(head, message.body, head["give"]), head["give"])
+        self._exchange.pass_on()

@@ -19,12 +19,25 @@ CONTROL_MAX: Final = 4 << 10  # what a message may have beside data: window size
 HOP_WINDOW: Final = 256 << 10  # bytes of commands' output that the next relay has not read yet: more waits here
 TOOK_STEP: Final = 64 << 10
 WEIGHT_MIN: Final = 256  # what a message of a command's output counts at least, whatever it says
+TERMINAL_MIN: Final = 1 << 10  # the same of a terminal's stream: few enough for what the socket of a child holds
+SEAL_BYTES: Final = 16  # a message that says nothing has no more than a seal
 
 
 def weight(head: Head) -> int:
-    """How much of its stream's credit a message towards the person uses up. Many small messages cost more than their
-    bytes; the last one is free."""
-    return max(head["size"], WEIGHT_MIN) if head["bulk"] and not head["end"] else int(head["size"])
+    """How much of its stream's credit a message uses up. Many small messages cost more than their bytes; of the last
+    one only those count."""
+    return int(head["size"]) if head["end"] else max(head["size"], _least(head))
+
+
+def cost(head: Head, body: bytes | memoryview, read: int) -> int:
+    """The same, but a message that says nothing and gives credit is free. ``read``: how much of what was on its way to
+    its sender it says to be read. So there are never more such messages than others."""
+    said = head["size"] or len(body) > SEAL_BYTES or read < _least(head)
+    return weight(head) if said else 0
+
+
+def _least(head: Head) -> int:
+    return WEIGHT_MIN if head["bulk"] else TERMINAL_MIN
 
 
 class Lane:

@@ -26,7 +26,7 @@ from pact.core.tree.lanes import (
     PIECE_MAX,
     WINDOW_MAX,
     Lane,
-    weight,
+    cost,
 )
 from pact.core.tree.outbox import Up
 from pact.core.tree.wire import Head, Message, NewHead
@@ -145,10 +145,10 @@ class Streams:
             flow = self._begin(key, child, head)
         why = self._fault(head, body)
         if not why:
-            size = head["size"] if head["client"] else weight(head)
+            read = min(flow.ahead, head["give"])
+            size = cost(head, body, read)
             flow.up -= size
             flow.down = min(flow.down + head["give"], flow.most)
-            read = min(flow.ahead, head["give"])
             flow.ahead -= read
             self._ahead[child.rid] = self._ahead.get(child.rid, 0) - read
             flow.behind += size
@@ -181,7 +181,8 @@ class Streams:
                 return [*out, *self._rise(end_of(head, "too many streams at once"))], ""
             flow = self._begin(key, child, head)
         why = self._fault(head, body)
-        size = weight(head) if head["client"] else head["size"]
+        back = min(flow.behind, head["give"])
+        size = cost(head, body, back)
         lane = self.lanes.get(child.rid)
         flow.down -= size
         flow.ahead += size
@@ -199,7 +200,6 @@ class Streams:
         if child.role == CLIENT and not head["end"]:
             self.answered.add(child.rid)
         flow.up = min(flow.up + head["give"], flow.most)
-        back = min(flow.behind, head["give"])
         flow.behind -= back
         self._behind[child.rid] = self._behind.get(child.rid, 0) - back
         if head["end"]:
