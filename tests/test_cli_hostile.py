@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import random
 from collections.abc import Iterator
 from typing import Any
 
 import orjson
 import pytest
+import test_top_hostile
+import test_wayout
 
-from pact.cli import fleet, groups, main, roots, running
+from pact.cli import fleet, groups, main, roots, running, there, wayout
+from pact.cli.client import Answer
 from pact.cli.commands import load
-from pact.cluster.client import Event, Result
-from pact.errors import EXIT_DONE, EXIT_DRIFT, UnreachableError
+from pact.cli.there import There
+from pact.cluster.client import Event, Parts, Result
+from pact.errors import EXIT_DONE, EXIT_DRIFT, UnreachableError, UsageError
+from pact.session.client import Client
 
 GOOD = {"ok": True, "exit": 0, "message": "", "hint": "", "result": {"node": "n1"}}
 
@@ -146,3 +152,121 @@ def test_drift_that_no_journal_took_is_drift_however_it_is_shown(
     (fleet.as_json if args.json else fleet.as_text)(load("diff"), args, answers)
     assert max(answers.codes) == (EXIT_DRIFT if "unrecorded" in found else EXIT_DONE)
     assert "file:/a" in capsys.readouterr().out or "unrecorded" not in found
+
+
+class Node(Root):
+    """A node, asked through the tree, that answers this to everything. Nothing of a stream ever comes."""
+
+    seals = False
+
+    def __init__(self, result: Any, ok: bool = True) -> None:
+        body = orjson.dumps({"ok": ok, "exit": 0 if ok else 1, "message": "", "hint": "", "result": result})
+        super().__init__(Parts(["n1"], body), Result(0, "", "", {}, {}))
+
+
+def there_at(node: Any, monkeypatch: pytest.MonkeyPatch) -> There:
+    monkeypatch.setattr(there, "connected", lambda args: contextlib.nullcontext(node))
+    monkeypatch.setattr(there, "on_terminal", lambda: False)
+    return There(argparse.Namespace(), "n1")
+
+
+STREAM = {"session": "s1", "owner": "login:0:1", "account": "root", "stream": ""}
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        {},
+        {**STREAM, "session": 7},
+        {**STREAM, "session": ""},
+        {**STREAM, "session": ["s1"]},
+        {**STREAM, "owner": None},
+        {**STREAM, "owner": {"key": "x"}},
+        {**STREAM, "stream": {}},
+        {**STREAM, "stream": 5},
+        {**STREAM, "stream": "no key"},
+        {"session": {}, "owner": {}, "stream": {}},
+    ],
+)
+@pytest.mark.parametrize("op", ["open", "attach"])
+def test_a_node_that_opens_a_session_and_makes_no_sense_is_said_to_make_none(
+    op: str, result: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = there_at(Node(result), monkeypatch)
+    with pytest.raises(UnreachableError, match=r"n1: .*no sense|no key for the stream"):
+        if op == "open":
+            one.open(["true"], "")
+        else:
+            monkeypatch.setattr(There, "_open", lambda self, client: [there.Open("s1", "", "")])
+            one.come_back("s1")
+
+
+@pytest.mark.parametrize(
+    "sessions",
+    [None, 7, "s1", {"id": "s1"}, [7], [None], [[]], [{"id": 7}], [{"id": "s1", "attached": [], "terminal": ""}],
+     [{"id": "s1", "attached": "", "terminal": 1}]],
+)  # fmt: skip
+@pytest.mark.parametrize("name", ["", "s1"])
+def test_sessions_of_a_node_that_make_no_sense(sessions: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = there_at(Node({"sessions": sessions}), monkeypatch)
+    with pytest.raises(UnreachableError, match=r"n1: .*no sense"):
+        one.come_back(name)
+
+
+def test_a_session_s_name_moves_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"id": f"s{n}\x1b[2J", "attached": "", "terminal": ""} for n in range(2)]
+    one = there_at(Node({"sessions": rows}), monkeypatch)
+    with pytest.raises(UsageError) as found:
+        one.come_back("")
+    assert "\x1b" not in found.value.hint and "s0" in found.value.hint
+
+
+def test_a_node_that_gives_no_answer_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UnreachableError, match="has not answered"):
+        there_at(Root(), monkeypatch).ask("status", {})
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_what_a_node_says_on_the_way_out_ends_nothing_and_moves_no_terminal(
+    seed: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = random.Random(seed)
+    replies = {
+        "status": {"node": "n1", "changes": [test_wayout.change("c7"), test_wayout.change("c9", state="blocked")]},
+        "diff": {"resources": [test_wayout.ENTRY]},
+        "commit": {"committed": [{"change": "c7\x1b[2J", "resources": ["file:/a"], "record": 4}]},
+        "extend": {"extended": [{"change": "c7\x1b[2J", "deadline": None}]},
+        "rollback": {"rolled_back": [{"change": "c7\x1b[2J", "results": {"file:/a": "restored"}}]},
+    }
+    bad = test_top_hostile.spoiled(replies, rng)
+
+    class Asked:
+        def ask(self, op: str, fields: dict[str, Any]) -> Answer:
+            said = bad.get(op, {})
+            return Answer({"ok": True, "exit": 0, "result": said if isinstance(said, dict) else {}})
+
+    words = iter([rng.choice(["commit", "extend", "roll back"]), "why", "5m"])
+    monkeypatch.setattr("builtins.input", lambda prompt="": next(words, "leave"))
+    with contextlib.suppress(UnreachableError):
+        wayout.ask(Asked(), test_wayout.OWNER)
+    assert "\x1b" not in capsys.readouterr().out
+
+
+def test_lines_of_a_session_for_who_does_not_look_are_few() -> None:
+    client = Client(NoWay(), terminal=False)
+    for n in range(10_000):
+        client._hear(b"N", b"line %d" % n)
+    assert len(client._waiting) == 64
+
+
+class NoWay:
+    def fileno(self) -> int:
+        return -1
+
+    def setblocking(self, flag: bool, /) -> None: ...
+
+    def recv(self, most: int, /) -> bytes:
+        return b""
+
+    def send(self, data: bytearray, /) -> int:
+        return len(data)

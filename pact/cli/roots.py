@@ -125,14 +125,14 @@ def ask(args: argparse.Namespace, op: str, fields: dict[str, Any], nodes: str | 
 
 
 @contextlib.contextmanager
-def making_sense() -> Iterator[None]:
-    """The root's answers are shown inside this: if an answer has the right form but wrong contents, the person is told
-    that. Raises UnreachableError."""
+def making_sense(who: str = "the root") -> Iterator[None]:
+    """Answers are read and shown inside this: if one has the right form but wrong contents, the person is told that.
+    Raises UnreachableError."""
     try:
         yield
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError):
         raise UnreachableError(
-            "the root's answer makes no sense", "is it of another version? see its log, and pact --version on both"
+            f"{who}'s answer makes no sense", "is it of another version? see its log, and pact --version on both"
         ) from None
 
 

@@ -82,6 +82,8 @@ def wish_for(command: list[str], account: str, terminal: bool) -> dict[str, Any]
 
 def leave(agent: Asks, name: str, ended: Ended, owner: str, terminal: bool) -> int:
     """Say how it ended, and ask what becomes of what is open. Returns the exit code."""
+    from pact.session.client import printable
+
     if ended.why and not ended.told:
         print(f"pact: {ended.why}", file=sys.stderr)
     if ended.left:
@@ -92,5 +94,5 @@ def leave(agent: Asks, name: str, ended: Ended, owner: str, terminal: bool) -> i
         try:
             wayout.ask(agent, owner)
         except PactError as exc:  # how the session ended is the answer of this command
-            print(f"pact: {exc.message}", file=sys.stderr)
+            print(f"pact: {printable(exc.message)}", file=sys.stderr)
     return ended.code

@@ -6,7 +6,8 @@ import sys
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from pact.cli import stat
-from pact.cli.render import clean, left_of, local_time
+from pact.cli.render import clean, left_of, local_time, say
+from pact.cli.roots import making_sense
 from pact.core.units import parse_duration
 from pact.errors import PactError
 
@@ -40,7 +41,12 @@ def mine(changes: list[Any], owner: str) -> list[Any]:
 
 
 def ask(agent: Asks, owner: str) -> None:
-    """Ask until it is settled, or left. Raises PactError if the agent does not answer."""
+    """Ask until it is settled, or left. Raises PactError if the agent does not answer, or makes no sense."""
+    with making_sense("the node"):
+        _ask(agent, owner)
+
+
+def _ask(agent: Asks, owner: str) -> None:
     doc = agent.ask("status", {}).accepted().result
     changes = mine(doc["changes"], owner)
     if not changes:
@@ -50,8 +56,8 @@ def ask(agent: Asks, owner: str) -> None:
     print(f"you changed on {clean(doc['node'])}, and it is open:")
     lines = stat.lines(entries)
     for line in [*lines[:-1][:SHOWN_MAX], *(["  ..."] if len(lines) > SHOWN_MAX + 1 else []), *lines[-1:]]:
-        print(line)
-    print(_left(changes))
+        say(line)
+    say(_left(changes))
     while True:
         word = _answer(QUESTION)
         chosen = WORDS.get(word) if word in WORDS else _begun(word)
@@ -59,7 +65,7 @@ def ask(agent: Asks, owner: str) -> None:
             print("commit, extend, roll back or leave: the first letter is enough")
             continue
         if not chosen:
-            print(f"{', '.join(ids)} left to {'their windows' if len(ids) > 1 else 'its window'}")
+            print(f"{', '.join(map(clean, ids))} left to {'their windows' if len(ids) > 1 else 'its window'}")
             return
         try:
             if _done(agent, chosen, ids):
@@ -84,7 +90,7 @@ def _answer(question: str) -> str:
 
 def _left(changes: list[Any]) -> str:
     ends = [c for c in changes if c["deadline"]]
-    waiting = [f"{c['id']} is {clean(c['state'])}" for c in changes if c["state"] != "open"]
+    waiting = [f"{clean(c['id'])} is {clean(c['state'])}" for c in changes if c["state"] != "open"]
     if ends:
         first = min(ends, key=lambda c: str(c["deadline"]))
         waiting.insert(0, f"{left_of(first['remaining_s'])} left, until {local_time(first['deadline'])}")
@@ -118,7 +124,7 @@ def _done(agent: Asks, chosen: str, ids: list[str]) -> bool:
             return False
         answer = agent.ask("extend", {"targets": ids, "by_ns": by_ns}).accepted()
         for done in answer.result.get("extended", ()):
-            print(f"{done['change']} has more time{view.until(done['deadline'])}")
+            say(f"{clean(done['change'])} has more time{view.until(done['deadline'])}")
     else:
         answer = agent.ask("rollback", {"targets": ids}).accepted()
         for done in answer.result.get("rolled_back", ()):

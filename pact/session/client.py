@@ -24,6 +24,7 @@ from pact.session.frames import CREDIT, CREDIT_STEP, FrameError, credit, frame, 
 READ: Final = 64 << 10
 WRITE: Final = 4 << 10  # what a pipe that is said to be ready takes at once
 LOST: Final = 255
+LINES_MAX: Final = 64  # lines of the session for the person that wait to be shown
 ESCAPE: Final = ord("~")
 HELP: Final = b"\r\n~. leaves the session, which goes on: pact shell --attach comes back; ~~ is a tilde\r\n"
 FORWARDED: Final = {signal.SIGINT: b"INT", signal.SIGQUIT: b"QUIT", signal.SIGTERM: b"TERM"}
@@ -324,6 +325,8 @@ class Client:
             if (lost := self.attached.get("lost")) and isinstance(lost, int):
                 self._waiting.append((b"N", f"pact: {lost} bytes of output are lost\r\n".encode()))
         elif kind == b"N":
+            if sum(waits == b"N" for waits, _ in self._waiting) >= LINES_MAX:
+                return  # whoever reads this stands still
             self._told = text = printable(payload.decode("utf-8", "replace"))
             end = "\r\n" if self.terminal else "\n"
             self._waiting.append((b"N", f"{end if self.terminal else ''}pact: {text}{end}".encode()))
