@@ -13,14 +13,17 @@ import pytest
 
 from pact.agent.commandrecords import ENDS_S, CommandRecords
 from pact.agent.executing import Executing
+from pact.agent.remote import Remote
+from pact.agent.streams import Streams
 from pact.core.node import fold, payloads
 from pact.core.node.commands import DOWN, UNKNOWN
-from pact.core.node.events import AppendRecord, Started
+from pact.core.node.events import AppendRecord, Caller, Started
 from pact.core.node.payloads import ExecBegun, Executed
 from pact.core.node.state import State
 from pact.core.node.step import Node
+from pact.core.ops import Exec, ShellOpen
 from pact.core.settings import Settings
-from pact.errors import UnreachableError
+from pact.errors import ConflictError, UnreachableError
 from pact.model import AGENT_ACTOR, Actor, Owner
 from pact.session.hosting import Hosted
 from pact.session.places import NEVER_BEGAN, started_at, state_path
@@ -180,6 +183,29 @@ def test_a_boot_ends_what_was_begun_before_it_and_the_start_of_an_agent_does_not
     (said,) = agent.ends
     assert (said.begun, said.exit, said.why, said.command) == (seq, None, DOWN, "true")
     assert agent.writes[-1][-1].data["call"] == "1/1.7" and "commands" not in agent.node.state.to_json()
+
+
+@pytest.mark.parametrize("where", ["runs", "is not read", "has a stream", "opens a session"])
+def test_a_call_that_comes_twice_is_refused_by_name(tmp_path: Path, where: str) -> None:
+    """Also one of another root's term whose name is the same: the first keeps its stream."""
+    one, caller = executing(tmp_path), Caller(replace(AGENT_ACTOR, user="root"), ANN)
+    streams = Streams(SimpleNamespace(agent=SimpleNamespace(config=SimpleNamespace(name="n1"))), None)  # type: ignore[arg-type]
+    streams.kept = SimpleNamespace(_require=lambda caller, account: ("root", "root"), launching={})  # type: ignore[assignment]
+    one._streams, first, again = streams, Remote(print, caller, (1, "1.1")), Remote(print, caller, (2, "1.1"))
+    if where == "runs":
+        one.running["1.1"] = object()
+    elif where == "is not read":
+        one.unread["1.1"] = object()
+    elif where == "has a stream":
+        streams.by_call["1.1"] = object()  # type: ignore[assignment]
+    else:
+        streams.kept.launching[3] = SimpleNamespace(client=first)  # type: ignore[union-attr, assignment]
+    with pytest.raises(ConflictError, match=r"call 1\.1 is under way"):
+        one.begin(again, Exec(words=["true"]))
+    if where in ("has a stream", "opens a session"):
+        for ask in (streams.open, streams.attach):
+            with pytest.raises(ConflictError, match=r"call 1\.1 is under way"):
+                ask(again, ShellOpen())  # type: ignore[operator]
 
 
 @pytest.mark.parametrize("deaf", [False, True])

@@ -9,8 +9,6 @@ the way to the person is lost, everything that it started is killed. ``exec_begu
 
 from __future__ import annotations
 
-import base64
-import binascii
 import os
 import socket
 import time
@@ -21,14 +19,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pact.agent.commandfiles import DIRECTORY, executed_of, place_beside, shown_output
 from pact.agent.commandrecords import CommandRecords
+from pact.agent.commandwish import input_of, wish_of
 from pact.agent.leftcommands import LeftCommands
 from pact.agent.sessionfiles import end_host, end_what_is_left, owner_of_session, read_state, shown
-from pact.agent.streams import Carrier, Pipe, Streams
+from pact.agent.streams import RUNS, Carrier, Pipe, Streams
 from pact.core import ops, strict
 from pact.core.node.events import Caller
 from pact.core.node.payloads import ExecBegun, Executed
 from pact.core.tree.lanes import BULK_CREDIT, PIECE_MAX, WEIGHT_MIN
-from pact.errors import ConflictError, DeniedError, PactError, UnreachableError, UsageError
+from pact.errors import ConflictError, DeniedError, PactError, UnreachableError
 from pact.host import owned
 from pact.model import Actor
 from pact.session import frames
@@ -39,19 +38,14 @@ if TYPE_CHECKING:
     from pact.agent.remote import Remote
 
 INLINE_MAX: Final = 16 << 10  # bytes of output that go in the answer
-STDIN_MAX: Final = 1 << 20
-OUTPUT_LEAST, OUTPUT_MOST = 1 << 10, 64 << 20
 RUNNING_MAX: Final = 32
-LIMIT_MAX_MS: Final = 3600 * 1000
 LAUNCH_S: Final = 20.0
 UNREAD_S: Final = 60.0  # how long output is kept after the command's time, for a reader that does not read
 KILL_S: Final = 20.0  # when its process is killed that does not end it
-LEFT_S: Final = 2.0  # how long a command goes on whose agent has gone
 READS_PER_TURN: Final = 2
 READ: Final = 64 << 10
 THROWN_BYTES, THROWN_S = 256 << 10, 0.02  # how fast output beyond the bound is read
 ANSWER_MAX: Final = 64 << 10
-COMMAND_MAX: Final = 64 << 10
 
 
 @dataclass(slots=True, eq=False)
@@ -110,49 +104,16 @@ class Executing:
         agent, caller = self._agent, client.caller
         agent.require_journal()
         person, account = self._streams.sessions._require(caller, "")
+        self._require_new(client.key[1])
         if len(self.running) + len(self.unread) + self._records.ending >= RUNNING_MAX:
             raise ConflictError(f"{RUNNING_MAX} commands are under way on this node", "repeat it later")
-        words = list(request.words)
-        if not words or sum(map(len, words)) > COMMAND_MAX or any("\0" in word for word in words):
-            raise UsageError("the command is too long, or no command")
-        try:
-            stdin = base64.b64decode(request.stdin, validate=True)
-        except (binascii.Error, ValueError):
-            raise UsageError("the command's input is not base64") from None
-        if len(stdin) > STDIN_MAX:
-            raise UsageError(f"input of {len(stdin)} bytes; at most {STDIN_MAX} travel to many nodes")
-        if not OUTPUT_LEAST <= request.output_max <= OUTPUT_MOST:
-            raise UsageError(f"a bound on output lies between {OUTPUT_LEAST} and {OUTPUT_MOST} bytes")
-        if not 0 < request.limit_ms <= LIMIT_MAX_MS:
-            raise UsageError(f"a command may take between 1 and {LIMIT_MAX_MS} ms")
+        stdin = input_of(request)
         self._make_place()
         self._number += 1
         while os.path.lexists(state_path(self.directory, f"x{self._number}")):
             self._number += 1
         name = f"x{self._number}"
-        wish = {
-            "id": name,
-            "dir": self.directory,
-            "account": account,
-            "person": person,
-            "root": person in agent.config.shell_root,
-            "who": f"{caller.actor.user} ({caller.actor.via})",
-            "where": "the cluster",
-            "rhost": "",
-            "command": words,
-            "terminal": False,
-            "term": "",
-            "rows": 0,
-            "cols": 0,
-            "env": {k: v for k, v in list(request.env.items())[:32] if isinstance(v, str)},
-            "idle_s": 0,
-            "detached_s": LEFT_S,
-            "tasks": agent.config.shell_tasks,
-            "transcript": "",
-            "whole": True,
-            "twin": True,  # the one that knows what ``whole`` means
-            "about": {"actor": caller.actor.to_json(), "user": caller.owner.user, "call": caller.actor.call},
-        }
+        wish = wish_of(name, self.directory, person, account, caller, request, agent.config)
         sock = self._streams.sessions.keeper.ask(wish)
         token = agent.next_token()
         client.tokens.add(token)
@@ -161,6 +122,12 @@ class Executing:
         one = Execution(name, client.key[1], client, caller, request, stdin, token, ends_s, now_s)
         one.pipe = Pipe(self._streams, sock, lambda: self.ready(one))
         self.running[one.call] = one
+
+    def _require_new(self, call: str) -> None:
+        """Raises ConflictError."""
+        if call in self.running or call in self.unread:
+            raise ConflictError(f"call {call} is under way on this node already", RUNS)
+        self._streams.require_new(call)
 
     def _make_place(self) -> None:
         self._streams.sessions._make_places()  # the keeper's socket is there

@@ -18,7 +18,15 @@ from pact.agent.remote import Remote
 from pact.core import ops
 from pact.core.tree.lanes import Lane, cost
 from pact.core.tree.wire import Head, Message
-from pact.errors import ConfigError, DeniedError, LocalProtocolError, PactError, RemoteProtocolError, UnreachableError
+from pact.errors import (
+    ConfigError,
+    ConflictError,
+    DeniedError,
+    LocalProtocolError,
+    PactError,
+    RemoteProtocolError,
+    UnreachableError,
+)
 from pact.net.ends import End
 from pact.net.keys import Key, is_public
 from pact.session import frames
@@ -32,6 +40,7 @@ if TYPE_CHECKING:
 READ: Final = 256 << 10
 UNREAD_MAX: Final = 1 << 20  # what a session may leave unread of what it was sent
 WHERE: Final = "the cluster"
+RUNS: Final = "nothing is done twice; ask again"
 
 
 class Way(Protocol):
@@ -277,6 +286,13 @@ class Streams:
 
     # -- opening ------------------------------------------------------------------------------------------------------
 
+    def require_new(self, call: str) -> None:
+        """A call that comes twice, by mistake or by intent, takes no stream from the first. Raises ConflictError."""
+        launching = () if self.kept is None else self.kept.launching.values()
+        asked = (launch.client for launch in launching)
+        if call in self.by_call or any(isinstance(c, Remote) and c.key[1] == call for c in asked):
+            raise ConflictError(f"call {call} is under way on this node already", RUNS)
+
     def secret(self, theirs: str) -> tuple[str, bytes]:
         """This side's public key for one stream, and what both sides share; nothing where nothing can be sealed."""
         if not theirs:
@@ -297,6 +313,7 @@ class Streams:
     def open(self, client: Remote, request: ops.ShellOpen) -> None:
         """Begin a session, and answer with a stream to it. Raises PactError."""
         agent = self._link.agent
+        self.require_new(client.key[1])
 
         def answered(result: Mapping[str, Any]) -> None:
             try:
@@ -308,6 +325,7 @@ class Streams:
 
     def attach(self, client: Remote, request: ops.ShellAttach) -> None:
         """Take a session over. Raises PactError."""
+        self.require_new(client.key[1])
         known = self.sessions._own(request.session, client.caller, "to attach to the session")
         self.sessions._require(client.caller, known.state["account"])  # the role may be another by now
         size = {"rows": request.rows, "cols": request.cols} if request.rows > 0 < request.cols else {}
