@@ -41,6 +41,7 @@ class Agent:
     def __init__(self) -> None:
         self.journal_error = ""
         self.full = False
+        self.config = SimpleNamespace(name="n1", shell_root=["root"], shell_tasks=100)
         self.writes: list[list[Any]] = []  # of each write its records
         self.clock_ns = 0
         self.reload()
@@ -183,6 +184,41 @@ def test_a_boot_ends_what_was_begun_before_it_and_the_start_of_an_agent_does_not
     (said,) = agent.ends
     assert (said.begun, said.exit, said.why, said.command) == (seq, None, DOWN, "true")
     assert agent.writes[-1][-1].data["call"] == "1/1.7" and "commands" not in agent.node.state.to_json()
+
+
+@pytest.mark.invariant("S8")
+def test_nobody_takes_all_places(tmp_path: Path) -> None:
+    one = executing(tmp_path)
+
+    def kept(wish: Any) -> Any:
+        raise UnreachableError("nobody keeps sessions")
+
+    def ask(user: str, n: int) -> None:
+        caller = Caller(Actor(user, None, "admin", "cluster", f"1/{n}"), ANN)
+        with pytest.raises(UnreachableError, match="nobody keeps sessions"):  # it has come as far as that
+            one.begin(Remote(print, caller, (1, f"1.{n}")), Exec(words=["true"]))
+        table = (one.running, one.unread)[n % 2]
+        table[f"1.{n}"] = SimpleNamespace(caller=caller)
+
+    streams: Any = Streams(SimpleNamespace(agent=one._agent), None)  # type: ignore[arg-type]
+    streams.kept = SimpleNamespace(
+        _require=lambda caller, account: ("root", "root"),
+        launching={},
+        _make_places=lambda: None,
+        keeper=SimpleNamespace(ask=kept),
+    )
+    one._streams = streams
+    for n in range(16):
+        ask("ann", n)
+    with pytest.raises(ConflictError, match="16 commands of ann are under way"):
+        ask("ann", 16)
+    for n in range(16, 31):
+        ask("bob", n)
+    one._records.end("x1", DONE, Actor("bob", None, "admin", "cluster"))
+    with pytest.raises(ConflictError, match="16 commands of bob"):
+        ask("bob", 31)
+    with pytest.raises(ConflictError, match="32 commands are under way on this node"):
+        ask("eve", 31)
 
 
 @pytest.mark.parametrize("where", ["runs", "is not read", "has a stream", "opens a session"])

@@ -81,9 +81,9 @@ class CommandRecords:
         self._ends.append(End(name, executed, actor, then))
 
     @property
-    def ending(self) -> int:
-        """How many have ended, and are to be recorded."""
-        return len(self._ends)
+    def ending(self) -> list[str]:
+        """Those that have ended, and are to be recorded: who asked for each."""
+        return [end.actor.user for end in self._ends]
 
     @property
     def busy(self) -> bool:

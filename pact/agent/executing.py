@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 INLINE_MAX: Final = 16 << 10  # bytes of output that go in the answer
 RUNNING_MAX: Final = 32
+RUNNING_EACH_MAX: Final = RUNNING_MAX // 2  # of one person
 LAUNCH_S: Final = 20.0
 UNREAD_S: Final = 60.0  # how long output is kept after the command's time, for a reader that does not read
 KILL_S: Final = 20.0  # when its process is killed that does not end it
@@ -105,8 +106,7 @@ class Executing:
         agent.require_journal()
         person, account = self._streams.sessions._require(caller, "")
         self._require_new(client.key[1])
-        if len(self.running) + len(self.unread) + self._records.ending >= RUNNING_MAX:
-            raise ConflictError(f"{RUNNING_MAX} commands are under way on this node", "repeat it later")
+        self._require_room(caller.actor.user)
         stdin = input_of(request)
         self._make_place()
         self._number += 1
@@ -122,6 +122,18 @@ class Executing:
         one = Execution(name, client.key[1], client, caller, request, stdin, token, ends_s, now_s)
         one.pipe = Pipe(self._streams, sock, lambda: self.ready(one))
         self.running[one.call] = one
+
+    def _require_room(self, user: str) -> None:
+        """Nobody takes all places. Raises ConflictError.  # S8"""
+        users = [one.caller.actor.user for one in (*self.running.values(), *self.unread.values())]
+        users += self._records.ending
+        if users.count(user) >= RUNNING_EACH_MAX:
+            raise ConflictError(
+                f"{RUNNING_EACH_MAX} commands of {user} are under way on this node, and no more are run for one person",
+                "repeat it when one has ended",
+            )
+        if len(users) >= RUNNING_MAX:
+            raise ConflictError(f"{RUNNING_MAX} commands are under way on this node", "repeat it later")
 
     def _require_new(self, call: str) -> None:
         """Raises ConflictError."""
