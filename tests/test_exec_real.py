@@ -293,6 +293,28 @@ def test_a_pager_that_stands_still_ends_no_command(kit: Fleet) -> None:
     assert one.returncode == 0 and out.splitlines()[-1] == b"n1: 60000" and out.count(b"\n") == 60000
 
 
+@pytest.mark.invariant("X7")
+def test_a_keeper_that_is_stopped_holds_the_agent_up_for_no_moment(kit: Fleet) -> None:
+    """Not even with a command that is longer than its socket takes."""
+    assert kit.run_pact("exec", "--nodes", "n1", "--", "true").returncode == 0
+    (keeper,) = alive(f"{kit.base}/agent-n1/sessions/keeper.sock")
+    os.kill(keeper, signal.SIGSTOP)
+    try:
+        words = ["exec", "--nodes", "n1", "--", ":", "\x01" * 40_000]
+        with kit.pact(*words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as one:
+            slowest, ends = 0.0, time.monotonic() + 4.0
+            while time.monotonic() < ends:
+                began = time.monotonic()
+                kit.ask(f"{kit.base}/agent-n1/sock", "ping")
+                slowest = max(slowest, time.monotonic() - began)
+                time.sleep(0.01)
+            assert slowest < 1.0 and one.poll() is None
+            os.kill(keeper, signal.SIGCONT)
+            assert one.wait(60) == 0, "it begins when the keeper goes on"
+    finally:
+        os.kill(keeper, signal.SIGCONT)
+
+
 # -- on record --------------------------------------------------------------------------------------------------------
 
 LOOK = """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import select
 import socket
+import time
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from test_relay import peer
 from test_streams import ANN, Tree, frames
 
-from pact.agent.streams import Bridge
+from pact.agent.streams import UNREAD, UNREAD_S, Bridge
 from pact.core.tree.lanes import CONTROL_MAX, CREDIT, PIECE_MAX, SEAL_BYTES, TERMINAL_MIN, WINDOW_MAX, cost
 from pact.net.ends import TAG_BYTES, End
 from pact.session import frames as f
@@ -336,3 +337,21 @@ def test_a_session_that_does_not_read_gives_its_person_no_credit(node: Node) -> 
             continue
     assert taken == f.frame(b"I", data) * 4
     assert sum(head["give"] for head, _ in node.said) == 4 * len(data)
+
+
+@pytest.mark.invariant("X7", "F92")
+def test_a_session_whose_process_is_stopped_ends_the_stream_after_a_while_and_says_why(node: Node) -> None:
+    data = b"k" * 60_000
+    now_s = time.monotonic()
+    node.hear(f.frame(b"I", b"x"), 1)
+    assert node.streams.next_s(now_s) is None
+    node.hear(f.frame(b"I", data), len(data))
+    assert 0 < (node.streams.next_s(now_s) or 0) <= UNREAD_S + 1
+    node.streams.turn(time.monotonic() + UNREAD_S - 1)
+    node.session.recv(30_000)
+    node.turn()
+    node.streams.turn(now_s + UNREAD_S)
+    assert not any(head["end"] for head, _ in node.said), "it has taken something"
+    node.streams.turn(time.monotonic() + UNREAD_S)
+    assert node.said[-1][0]["end"] and UNREAD.encode() in node.said[-1][1]
+    assert not node.streams.fds and node.streams.next_s(now_s) is None and not node.streams.slow

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 from pact.agent.commandfiles import DIRECTORY, executed_of, place_beside, shown_output
 from pact.agent.commandrecords import CommandRecords
 from pact.agent.commandwish import input_of, wish_of
+from pact.agent.keeping import not_ready
 from pact.agent.leftcommands import LeftCommands
 from pact.agent.sessionfiles import end_host, end_what_is_left, owner_of_session, read_state, shown
 from pact.agent.streams import RUNS, Carrier, Pipe, Streams
@@ -46,7 +47,7 @@ KILL_S: Final = 20.0  # when its process is killed that does not end it
 READS_PER_TURN: Final = 2
 READ: Final = 64 << 10
 THROWN_BYTES, THROWN_S = 256 << 10, 0.02  # how fast output beyond the bound is read
-ANSWER_MAX: Final = 64 << 10
+ANSWER_MAX: Final = 1 << 20  # it has the command, with every character escaped
 
 
 @dataclass(slots=True, eq=False)
@@ -114,13 +115,14 @@ class Executing:
             self._number += 1
         name = f"x{self._number}"
         wish = wish_of(name, self.directory, person, account, caller, request, agent.config)
-        sock = self._streams.sessions.keeper.ask(wish)
+        sock, rest = self._streams.sessions.keeper.ask(wish)
         token = agent.next_token()
         client.tokens.add(token)
         now_s = self._now_s()
         ends_s = now_s + LAUNCH_S
         one = Execution(name, client.key[1], client, caller, request, stdin, token, ends_s, now_s)
         one.pipe = Pipe(self._streams, sock, lambda: self.ready(one))
+        one.pipe.send(rest)
         self.running[one.call] = one
 
     def _require_room(self, user: str) -> None:
@@ -463,7 +465,7 @@ class Executing:
         for one in list(self.running.values()):
             if now_s >= one.ends_s:
                 if one.state is None:
-                    self._fail(one, UnreachableError("the command was not ready in time", "PAM may wait for something"))
+                    self._fail(one, not_ready("command", bool(one.pipe.out)))
                     continue
                 if one.asked:  # it is stopped, or has not heard it
                     one.ends_s = float("inf")

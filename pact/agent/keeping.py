@@ -20,8 +20,8 @@ from pact.errors import PactError, UnreachableError
 SYSTEMD: Final = "/run/pact-sessions.sock"
 DEFAULT_DIRECTORY: Final = "/run/pact/sessions"
 NAME: Final = "keeper.sock"
+STOPPED: Final = "is it stopped? see ps"
 HINT: Final = "systemctl enable --now pact-sessions.socket"
-ASK_S: Final = 2.0
 #: The child has the agent's modules, wherever they are installed.
 PROGRAM: Final = (
     "import sys; sys.path[:] = sys.argv[3:]; from pact.session import keeper; "
@@ -45,21 +45,20 @@ class Keeper:
         self.directory = directory
         self.child: subprocess.Popen[bytes] | None = None
 
-    def ask(self, wish: Mapping[str, Any]) -> socket.socket:
-        """Wish for a session, and return the connection on which it answers. Raises UnreachableError."""
-        sock = self.connect()
+    def ask(self, wish: Mapping[str, Any]) -> tuple[socket.socket, bytes]:
+        """Wish for a session. Returns the connection on which it answers, which never waits, and what of the wish it
+        has not taken yet. Raises UnreachableError."""
+        sock, data = self.connect(), orjson.dumps(wish) + b"\n"
         try:
-            sock.setblocking(True)
-            sock.settimeout(ASK_S)
-            sock.sendall(orjson.dumps(wish) + b"\n")
-            sock.setblocking(False)
+            return sock, data[sock.send(data) :]
+        except BlockingIOError:
+            return sock, data
         except OSError as exc:
             sock.close()
             raise UnreachableError(f"the keeper of sessions does not listen: {exc}") from None
-        return sock
 
     def connect(self) -> socket.socket:
-        """A connection that becomes one session. Raises PactError."""
+        """A connection that becomes one session, and never waits. Raises PactError."""
         paths = [f"{self.directory}/{NAME}"]
         if self.directory == DEFAULT_DIRECTORY:
             paths.insert(0, SYSTEMD)
@@ -112,10 +111,23 @@ class Keeper:
 
 
 def _connected(path: str) -> socket.socket | None:
+    """``None``: nobody listens there. Raises UnreachableError."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
     try:
         sock.connect(path)
         return sock
+    except BlockingIOError:  # it is there, and takes nobody: another one would take its place
+        sock.close()
+        raise UnreachableError("the keeper of sessions takes nobody", STOPPED) from None
     except OSError:
         sock.close()
         return None
+
+
+def not_ready(what: str, unread: bool) -> UnreachableError:
+    """Why a session or a command did not begin in time. ``unread``: the keeper has not even read what was wanted."""
+    if unread:
+        return UnreachableError(
+            f"the {what} did not begin: the keeper of sessions does not read", "is it stopped? see ps"
+        )
+    return UnreachableError(f"the {what} was not ready in time", "PAM may be waiting for something")

@@ -158,6 +158,7 @@ class Link:
             self._apply(self.member.received(parent, message, now_ns))
         self._apply(self.member.tick(now_ns))
         self.executing.turn()
+        self.streams.turn(time.monotonic())
         if 0 < self._reread_ns <= now_ns:
             self._reread_ns = 0
             self._queue(self.outbox.more())
@@ -196,6 +197,8 @@ class Link:
             due.append(self._reread_ns)
         if self.executing.busy:
             due.append(self.agent.clock.now_ns() + int(self.executing.next_s() * NS_PER_S))
+        if (slow_s := self.streams.next_s(time.monotonic())) is not None:
+            due.append(self.agent.clock.now_ns() + int(slow_s * NS_PER_S))
         if self.member.calls.put_off:
             due.append(self.agent.clock.now_ns() + PUT_OFF_NS)
         return min(due, default=1 << 62)

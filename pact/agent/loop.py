@@ -270,6 +270,8 @@ class Agent(Sightings):
             due.append(wake_ns)
         if self.link is not None:
             due.append(self.link.next_wake_ns())
+        if (launch_s := self.sessions.next_s()) is not None:
+            due.append(now_ns + int(launch_s * NS_PER_S))
         batch_ns = self.batch.next_ns()
         if batch_ns is not None:
             due.append(batch_ns)

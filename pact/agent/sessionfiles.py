@@ -20,7 +20,7 @@ from pact.observe.attribution import printable, tty_name
 from pact.session import cgroups
 from pact.session.places import started_at
 
-STATE_MAX: Final = 256 << 10
+STATE_MAX: Final = 1 << 20
 COMMAND_SHOWN: Final = 256
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from pact.agent.control import Client
-from pact.agent.keeping import Keeper
+from pact.agent.keeping import Keeper, not_ready
 from pact.agent.sessionfiles import (
     Known,
     cgroup_of,
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 LAUNCHING_MAX: Final = 8
 LAUNCH_S: Final = 40.0
-ANSWER_MAX: Final = 64 << 10
+ANSWER_MAX: Final = 1 << 20  # it has the command, with every character escaped
 COMMAND_MAX: Final = 64 << 10
 DIRECTORY: Final = "directory of the sessions"
 RECENT_MAX: Final = 64
@@ -69,6 +69,7 @@ class Launch:
     answered: Callable[[dict[str, Any]], None]
     since_s: float = field(default_factory=time.monotonic)
     input: bytes = b""
+    rest: bytes = b""  # of the wish, what the keeper has not taken yet
 
 
 class Sessions:
@@ -178,22 +179,17 @@ class Sessions:
             "prompt": f"{self.prompts}/{name}",
             "about": {"actor": caller.actor.to_json(), "user": caller.owner.user},
         }
-        conn = self.keeper.ask(wish)
+        conn, rest = self.keeper.ask(wish)
         token = agent.next_token()
         client.tokens.add(token)
         give = answered or (lambda result: agent.answer(client, result))
         key = caller.actor.user if caller.actor.via == "cluster" else caller.actor.via
-        launch = Launch(name, conn, client, token, caller, op, key, where, give)
+        launch = Launch(name, conn, client, token, caller, op, key, where, give, rest=rest)
         self.launching[conn.fileno()] = launch
-        self._epoll.register(conn, select.EPOLLIN)
+        self._epoll.register(conn, select.EPOLLIN | (select.EPOLLOUT if rest else 0))
 
     def _require_room(self) -> None:
         """Raises ConflictError.  # X7"""
-        now_s = time.monotonic()
-        for launch in [x for x in self.launching.values() if now_s - x.since_s > LAUNCH_S]:
-            self._give_up(
-                launch, UnreachableError("the session was not ready in time", "PAM may be waiting for something")
-            )
         most = self.agent.config.shell_sessions
         if len(self.known) + len(self.launching) >= most:
             raise ConflictError(
@@ -225,9 +221,23 @@ class Sessions:
     def ready(self, fd: int) -> None:
         """One of ``fds`` is readable."""
         if fd in self.launching:
+            self._wish(self.launching[fd])
             self._hear(self.launching[fd])
         else:
             self._gone(self.by_fd[fd])
+
+    def _wish(self, launch: Launch) -> None:
+        """Say more of what is wanted."""
+        if not launch.rest:
+            return
+        try:
+            launch.rest = launch.rest[launch.conn.send(launch.rest) :]
+        except BlockingIOError:
+            return
+        except OSError:
+            launch.rest = b""  # it has ended, and what it has said is read
+        if not launch.rest:
+            self._epoll.modify(launch.conn, select.EPOLLIN)
 
     def _hear(self, launch: Launch) -> None:
         try:
@@ -473,7 +483,16 @@ class Sessions:
             again, self._again = self._again, []
             for name in again:
                 self._close(self._closing[name])
+        if self.launching:
+            now_s = time.monotonic()
+            for launch in [x for x in self.launching.values() if now_s >= x.since_s + LAUNCH_S]:
+                self._give_up(launch, not_ready("session", bool(launch.rest)))
         self.keeper.reap()
+
+    def next_s(self) -> float | None:
+        """Seconds until ``turn`` has something to do that nobody tells of; ``None``: it has nothing."""
+        first_s = min((launch.since_s for launch in self.launching.values()), default=None)
+        return None if first_s is None else max(0.0, first_s + LAUNCH_S - time.monotonic())
 
     def close(self) -> None:
         """The agent ends; the sessions do not."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import select
 import socket
+import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 
 READ: Final = 256 << 10
 UNREAD_MAX: Final = 1 << 20  # what a session may leave unread of what it was sent
+UNREAD_S: Final = 30.0  # and how long
+UNREAD: Final = "the session's process does not read: is it stopped?"
 WHERE: Final = "the cluster"
 RUNS: Final = "nothing is done twice; ask again"
 
@@ -95,6 +98,7 @@ class Pipe:
         self._streams, self.sock, self._readable, self._taken = streams, sock, readable, taken
         self.fd = sock.fileno()
         self.out = bytearray()  # what the session has not taken yet
+        self.moved_s = 0.0  # when it has taken something, or was first sent something
         self._reads = True
         self._mask = select.EPOLLIN
         streams.add(self.fd, self)
@@ -126,6 +130,8 @@ class Pipe:
     def send(self, data: bytes) -> None:
         if self.fd < 0:
             return
+        if not self.out:
+            self.moved_s = time.monotonic()
         self.out += data
         while self.out:
             try:
@@ -136,6 +142,7 @@ class Pipe:
                 self.out.clear()  # it has ended, and what it said before is read first
                 break
             del self.out[:sent]
+            self.moved_s = time.monotonic()
         self._watch()
 
     def receive(self, most: int = READ) -> bytes | None:
@@ -159,6 +166,7 @@ class Bridge:
     does not take what it says, it is not read."""
 
     def __init__(self, streams: Streams, sock: socket.socket, call: str, secret: bytes) -> None:
+        self._streams = streams
         self._pipe = Pipe(streams, sock, self._from_session, self._pass_on)
         self.carrier = Carrier(
             streams, call, secret, bulk=False, heard=self._heard, ended=lambda why: self._pipe.close()
@@ -190,10 +198,26 @@ class Bridge:
         self._pipe.send(body)
         self._exchange.heard(cost, give)
         if len(self._pipe.out) > UNREAD_MAX:
-            self.carrier.send(frames.said(b"X", {"why": "the session does not read"}), last=True)
-            self._pipe.close()
-        else:
-            self._pass_on()
+            self._give_up()
+            return
+        if self._pipe.out:
+            self._streams.slow[self] = None
+        self._pass_on()
+
+    def _give_up(self) -> None:
+        self.carrier.send(frames.said(b"X", {"why": UNREAD}), last=True)
+        self._pipe.close()
+
+    def ends_s(self) -> float | None:
+        """When it is given up, unless its process takes something of what waits for it; ``None``: nothing waits."""
+        return self._pipe.moved_s + UNREAD_S if self._pipe.fd >= 0 and self._pipe.out else None
+
+    def look(self, now_s: float) -> bool:
+        """Whether it is to be looked at again: something waits for its process, which may be stopped."""
+        ends_s = self.ends_s()
+        if ends_s is not None and now_s >= ends_s:
+            self._give_up()
+        return ends_s is not None and now_s < ends_s
 
 
 class Streams:
@@ -207,6 +231,7 @@ class Streams:
         self.by_call: dict[str, Carrier] = {}
         self.fds: dict[int, Any] = {}  # descriptor -> who has a method ``ready``
         self._lane = Lane()  # output of commands gives way to terminals
+        self.slow: dict[Bridge, None] = {}  # something waits for their processes
 
     @property
     def sessions(self) -> Sessions:
@@ -216,6 +241,17 @@ class Streams:
         return self.kept
 
     # -- for the loop -------------------------------------------------------------------------------------------------
+
+    def turn(self, now_s: float) -> None:
+        """End what is stuck."""
+        for bridge in list(self.slow):
+            if not bridge.look(now_s):
+                del self.slow[bridge]
+
+    def next_s(self, now_s: float) -> float | None:
+        """Seconds until ``turn`` has something to do; ``None``: it has nothing."""
+        ends = [ends_s for bridge in self.slow if (ends_s := bridge.ends_s()) is not None]
+        return max(0.0, min(ends) - now_s) if ends else None
 
     def ready(self, fd: int, mask: int) -> None:
         self.fds[fd].ready(mask)
