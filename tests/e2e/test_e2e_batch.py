@@ -110,7 +110,7 @@ def test_the_site_s_script_drains_and_leaves_what_others_have_drained(
 def prolog(agent: Agent, path: str, job: str) -> None:
     """A prolog of the job sets a value."""
     script = f"{TOP}/prolog"
-    agent.world.path(script).write_text(f"#!/bin/sh\nsh -c 'echo tuned > {path}; sleep 0.3'\n")
+    agent.world.path(script).write_text(f"#!/bin/sh\nsh -c 'echo tuned > {path}; sleep 1'\n")
     agent.world.path(script).chmod(0o755)
     agent.world.call(["env", f"PBS_JOBID={job}", script])
     wait_until(lambda: f"job {job} runs" in [h["reason"] for h in agent.status()["holds"]], "held")

@@ -242,11 +242,11 @@ def test_a_masked_unit_by_hand_and_a_unit_that_is_gone_say_so(node: NodeAgent, m
 
 def test_a_unit_and_its_file_that_went_together_come_back_in_one_plan(node: NodeAgent, machine: Machine) -> None:
     """The file brings the unit: that it is there again is nobody's new work."""
-    resource = running(machine, "whole")
+    resource = running(machine, "whole", more="ExecStop=/bin/sleep 1\n")  # who asks is named while the job runs
     path = machine.show("whole", "FragmentPath")
     node.adopt(f"file:{path}", resource)
     machine.systemctl("stop", "whole")
-    machine.sh(f"rm {path}; sleep 0.3")  # of the same owner, so it is one change
+    machine.sh(f"rm {path}; sleep 2")  # of the same owner, so it is one change
     machine.systemctl("daemon-reload")
     wait_until(lambda: node.change_of(resource) and actual(node, resource) is None, "it is gone")
     assert node.change_of(resource)["resources"] == [f"file:{path}", resource]

@@ -102,7 +102,7 @@ def test_clients_of_its_sockets_are_consumers(node: NodeAgent, machine: Machine)
 
 def test_the_command_that_stopped_it_is_its_owner_and_nobody_is_guessed(node: NodeAgent, machine: Machine) -> None:
     """Stopping takes a moment, so that the command is there when it is looked for on a slow machine."""
-    slow = "ExecStop=/bin/sleep 0.3\n"
+    slow = "ExecStop=/bin/sleep 0.8\n"
     node.adopt(running(machine, "owned-a", more=slow), running(machine, "owned-b", more=slow))
     machine.systemctl("stop", "owned-a")
     change = node.drifted("service:owned-a")

@@ -94,8 +94,8 @@ def test_what_a_prolog_sets_job_after_job_has_no_window_while_a_job_runs(slurm: 
     """Today a prolog that sets the same value job after job got the first job's window back, and was rolled back in
     mid-job."""
     path, seen = agent.file("tuned.conf"), agent.status()["journal"]["seq"]
-    slurm.script("prolog", f"sh -c 'echo tuned > {path}; sleep 0.4'")
-    slurm.script("epilog", f"{epilog(agent)}\nsh -c 'sleep 0.3; echo declared > {path}; sleep 0.4'")
+    slurm.script("prolog", f"sh -c 'echo tuned > {path}; sleep 1'")
+    slurm.script("epilog", f"{epilog(agent)}\nsh -c 'sleep 1; echo declared > {path}; sleep 1'")
     for _ in range(2):
         job = slurm.submit("sleep 1")
         wait_until(lambda job=job: f"job {job} runs" in hold_reasons(agent), "held while it runs", 20)
@@ -119,7 +119,7 @@ def test_what_a_job_itself_changes_has_a_window_like_anybody_s(slurm: Slurm, age
 @pytest.mark.invariant("O7")
 def test_an_epilog_that_was_never_heard_of_holds_nothing_for_ever(slurm: Slurm, agent: Agent) -> None:
     path = agent.file("lost.conf")
-    slurm.script("prolog", f"sh -c 'echo tuned > {path}; sleep 0.4'")
+    slurm.script("prolog", f"sh -c 'echo tuned > {path}; sleep 1'")
     job = slurm.submit("sleep 5")
     wait_until(lambda: f"job {job} runs" in hold_reasons(agent), "held while it runs", 20)
     agent.pact("epilog", "--job", job)  # too early: it runs
@@ -135,7 +135,7 @@ def test_an_epilog_that_was_never_heard_of_holds_nothing_for_ever(slurm: Slurm, 
 def test_an_allocation_between_two_steps_has_not_ended(slurm: Slurm, agent: Agent) -> None:
     """Nothing of it runs on the node then: only the controller can say so, and is asked about this one job."""
     path = agent.file("between.conf")
-    slurm.script("prolog", f"sh -c 'echo tuned > {path}; sleep 0.4'")
+    slurm.script("prolog", f"sh -c 'echo tuned > {path}; sleep 1'")
     slurm.call("salloc", "--no-shell", "-n1", "-J", "between")
     job = slurm.call("squeue", "-h", "-n", "between", "-o", "%A").out.strip()
     slurm.call("srun", f"--jobid={job}", "true")
@@ -152,7 +152,7 @@ def test_an_allocation_between_two_steps_has_not_ended(slurm: Slurm, agent: Agen
 @pytest.mark.invariant("F82")
 def test_what_slurmd_cannot_say_ends_no_job(slurm: Slurm, agent: Agent) -> None:
     path = agent.file("unsaid.conf")
-    slurm.script("prolog", f"sh -c 'echo tuned > {path}; sleep 0.4'")
+    slurm.script("prolog", f"sh -c 'echo tuned > {path}; sleep 1'")
     job = slurm.submit("sleep 4")
     wait_until(lambda: f"job {job} runs" in hold_reasons(agent) and slurm.steps(), "held")
     slurm.stop("slurmd", signal.SIGKILL)

@@ -36,13 +36,13 @@ def under_way(world: World, name: str, script: str, *, uid: int = 0, job: str = 
 
 def write(*pairs: str) -> str:
     """A script that lets other processes write these files, and then waits."""
-    lines = [f"sh -c 'echo {text} > {path}; sleep 0.3'" for path, text in zip(pairs[::2], pairs[1::2], strict=True)]
+    lines = [f"sh -c 'echo {text} > {path}; sleep 0.8'" for path, text in zip(pairs[::2], pairs[1::2], strict=True)]
     return "\n".join([*lines, "echo written; read line"])
 
 
 def replaced(path: str, text: str) -> str:
     """The same for one file, which is never empty meanwhile, however slow the machine is."""
-    return f"sh -c 'echo {text} > {path}.new; mv {path}.new {path}; sleep 0.3'\necho written; read line"
+    return f"sh -c 'echo {text} > {path}.new; mv {path}.new {path}; sleep 0.8'\necho written; read line"
 
 
 @pytest.mark.invariant("O5")
