@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import os
 import select
+import shutil
 import socket
 import struct
+import subprocess
+import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +24,13 @@ from hypothesis import strategies as st
 from jeepney import DBusAddress, HeaderFields, new_method_return, new_signal
 from jeepney import new_method_call as call_of
 
-from pact.model import Unreadable
+from pact._fast.reader import connector
+from pact.model import Unreadable, Writer
+from pact.observe import open_observers
 from pact.resources.kinds.service import KIND, short_of, unit_of
 from pact.resources.support import systemd_bus
 from pact.resources.support.systemd_bus import Stream, parsed
-from pact.resources.support.systemd_callers import Command, caller
+from pact.resources.support.systemd_callers import Command, caller, commands
 from pact.resources.support.systemd_source import LATER, Later, Units
 
 # -- D-Bus --------------------------------------------------------------------------------------------------------
@@ -239,3 +244,60 @@ def test_only_one_command_that_names_the_unit_is_its_caller() -> None:
         assert found is not None and found.pid == os.getpid()
     assert caller("a.service", [mine, other]) is None
     assert caller("d.service", [mine]) is None and caller("a.service", []) is None
+
+
+def test_of_those_that_are_gone_one_person_is_the_caller() -> None:
+    def gone(pid: int, login: int | None, unit: str = "") -> Command:
+        return Command(pid, ("a",), Writer(pid, 0, login, unit=unit))
+
+    here = Command(os.getpid(), ("a",))
+    for among, pid in (
+        ([gone(1, 1000)], 1),
+        ([gone(1, 1000), gone(2, 1000)], 2),  # stopped and started again
+        ([gone(1, 1000), gone(2, 1001)], None),
+        ([gone(1, None, "puppet.service"), gone(2, None)], None),
+        ([gone(1, 1000), here], os.getpid()),  # who waits for its job is surer
+        ([here, gone(1, 1000), here], None),
+    ):
+        found = caller("a.service", among)
+        assert (found.pid if found is not None else None) == pid, among
+
+
+@pytest.mark.root
+@pytest.mark.invariant("X2")
+def test_a_systemctl_that_is_gone_was_seen_when_it_began() -> None:
+    try:
+        os.close(connector())
+    except OSError as exc:
+        pytest.skip(f"no exec events here: {exc.strerror}")
+    program = Path(tempfile.mkdtemp()) / "systemctl"
+    shutil.copy("/bin/sh", program)
+    program.parent.chmod(0o755)
+    unit = f"of-test-{os.getpid()}"
+    observers = open_observers(realtime=False)
+
+    def run(*words: str, by: Sequence[str] = ()) -> int:
+        process = subprocess.Popen([*by, program, "-c", "sleep 0.05; :", *words])  # it takes as long as the real one
+        assert process.wait() == 0
+        return process.pid
+
+    def seen() -> list[int]:
+        return [c.pid for c in commands() if c.means(f"{unit}.service")]
+
+    try:
+        pids = [run("stop", unit), run("--quiet", "--no-block", "restart", "other", f"{unit}.service")]
+        run("status", unit)
+        run("stop", f"{unit}-not")
+        run("stop", unit, by=["setpriv", "--reuid=65534"])
+        run("stop", unit, by=["setpriv", "--ruid=65534"])  # as a set-uid program of root's, with arguments of anybody's
+        run("stop", "x" * 300, unit)  # what is cut off is not known
+        deadline = time.monotonic() + 1.0
+        while len(seen()) < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert seen() == pids
+        found = caller(f"{unit}.service", commands())
+        assert found is not None and found.pid == pids[-1] and "--no-block" in found.command
+    finally:
+        observers.close()
+        shutil.rmtree(program.parent)
+    assert seen() == []

@@ -843,6 +843,44 @@ cdef class Reader:
                           s.cgroup_len, s.ppid, s.start_ticks)
 
 
+    def begun(self, bytes program):
+        """The processes that have begun this program not long ago, oldest first, as ``(pid, snapshot)``: they may be
+        gone. ``program``: the last part of the path in their first argument, which they may have chosen themselves."""
+        cdef Snap s
+        cdef int i
+        cdef int64_t now = pact_clock(CLOCK_BOOTTIME)
+        cdef bint found
+        cdef list out = []
+        if self.closed:
+            return out
+        for i in range(CACHE_SLOTS):
+            pthread_mutex_lock(&self.s.lock)
+            found = (self.s.cache[i].pid > 0 and now - self.s.cache[i].at_ns <= EXEC_KEPT_NS
+                     and is_program(&self.s.cache[i], program, len(program)))
+            if found:
+                s = self.s.cache[i]
+            pthread_mutex_unlock(&self.s.lock)
+            if found:
+                out.append((s.at_ns, s.pid, snap_tuple(
+                    s.uid, s.euid, s.loginuid, s.sessionid, s.tty, s.cmd, s.cmd_len & 0x7FFF, s.cgroup, s.cgroup_len,
+                    s.ppid, s.start_ticks)))
+        out.sort(key=lambda each: each[0])
+        return [(pid, snap) for _, pid, snap in out]
+
+
+cdef bint is_program(Snap *s, const char *name, Py_ssize_t size) noexcept:
+    cdef int i, begin = 0, end = s.cmd_len & 0x7FFF
+    if end > CMD_MAX:
+        end = CMD_MAX
+    for i in range(end):
+        if s.cmd[i] == 0:
+            end = i
+            break
+        if s.cmd[i] == 47:                      # a slash
+            begin = i + 1
+    return end - begin == size and memcmp(s.cmd + begin, name, size) == 0
+
+
 def snapshot(int pid):
     """The present data of a process in /proc: ``(uid, euid, loginuid, sessionid, tty, command, cgroup, parent,
     start)``, None if gone. ``start`` is in the kernel's ticks since boot."""

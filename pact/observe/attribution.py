@@ -11,6 +11,7 @@ import pwd
 import re
 import signal
 import time
+from collections.abc import Callable
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
@@ -108,6 +109,33 @@ def resolve(pid: int, pidfd: int | None = None) -> Writer | None:
         except PermissionError:
             pass
     return writer_from(pid, snap)
+
+
+class Begun:
+    """The programs that have begun just now, as the observers of this process have seen them; without observers none.
+    The kernel reports that to the first network and process namespace only."""
+
+    def __init__(self) -> None:
+        self._look: Callable[[bytes], list[tuple[int, Snapshot]]] | None = None
+
+    def follow(self, look: Callable[[bytes], list[tuple[int, Snapshot]]] | None) -> None:
+        self._look = look
+
+    def of(self, program: str) -> list[tuple[Writer, tuple[str, ...], bool]]:
+        """The processes that have begun a program within two seconds, oldest first, gone or not: the writer, its
+        arguments as far as they are known (256 bytes), and whether it is wholly root's. Which program it was is what
+        its first argument says."""
+        found = self._look(os.fsencode(program)) if self._look is not None else []
+        return [(writer_from(pid, snap), _words(snap[5]), snap[:2] == (0, 0)) for pid, snap in found]
+
+
+def _words(command: bytes) -> tuple[str, ...]:
+    """What follows the program in a command line; the last word may be cut off, and does not count then."""
+    words = command.split(b"\0")[1:]
+    return tuple(w.decode("utf-8", "replace") for w in words[:-1])
+
+
+BEGUN: Final = Begun()
 
 
 def writer_of_peer(pid: int, uid: int) -> Writer:

@@ -29,7 +29,7 @@ from pact._fast.reader import (
 )
 from pact.model import Writer
 from pact.observe import marks
-from pact.observe.attribution import command_text, in_other_network, writer_from
+from pact.observe.attribution import BEGUN, command_text, in_other_network, writer_from
 from pact.observe.base import Event, Lost, MountsChanged, Restored, Touched
 from pact.observe.mountinfo import mount_table
 from pact.observe.tree import Tree, check_path, watch_many
@@ -108,6 +108,7 @@ class Observers:
         self._tree.on_mounts(self._read_mounts(), lambda path: None)
         self._mark_proc_instances()
         self._reader.start()
+        BEGUN.follow(self._reader.begun)
         for what, number in (("real-time priority", "fifo_errno"), ("pinning to the configured cpus", "pin_errno")):
             if why := self._reader.stats()[number]:
                 self.notes.append(f"no {what}: {os.strerror(why)}")
@@ -360,6 +361,7 @@ class Observers:
         if self._closed:
             return
         self._closed = True
+        BEGUN.follow(None)
         self._reader.close()
         if self._mounts_fd >= 0:
             os.close(self._mounts_fd)

@@ -1,22 +1,23 @@
-"""Who told systemd to do a job: a command that names the unit, and is still there when systemd begins.
+"""Who told systemd to do a job: a command that names the unit, and is there when systemd begins, or was just now.
 
 systemd does not say who asked. ``systemctl`` waits for its job, so it is there when the job is announced, and its
-arguments say what it wants. Only a process of root's counts, because only root's word is taken without asking, and only
-if it is the one: two that would fit, or none (``--no-block``, another program), leave the change unattributed. Nothing
-is guessed.
+arguments say what it wants; if the job took a few milliseconds it is gone by then, but the kernel has reported that it
+began. Only a process of root's counts, because only root's word is taken without asking, and only if it is the one: two
+that would fit (of different people, if they are gone), or none (another program), leave the change unattributed.
+Nothing is guessed.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Final
 
 from pact.model import Writer
-from pact.observe.attribution import resolve
+from pact.observe.attribution import BEGUN, resolve
 from pact.observe.runs import remember
 
 PROGRAM: Final = "systemctl"
@@ -34,10 +35,11 @@ ARGUMENTS_MAX: Final = 64 << 10
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A process that has just told systemd something, and the units that it names."""
+    """A process that has just told systemd something, and the units that it names; if it is gone, who it was."""
 
     pid: int
     names: tuple[str, ...]
+    gone: Writer | None = None
 
     def means(self, unit: str) -> bool:
         short = unit.removesuffix(".service")
@@ -45,17 +47,41 @@ class Command:
 
 
 def commands() -> list[Command]:
-    """Those of root that are there now."""
-    return [c for pid in _candidates() if (c := _command(pid)) is not None]
+    """Those of root that are there now, and those that began just now and are gone."""
+    there = [c for pid in _candidates() if (c := _command(pid)) is not None]
+    return there + _gone({c.pid for c in there})
 
 
 def caller(unit: str, among: Sequence[Command]) -> Writer | None:
     """The process that has asked for what happens to this unit; ``None`` if that is not sure."""
     fitting = [c for c in among if c.means(unit)]
-    writer = resolve(fitting[0].pid) if len(fitting) == 1 else None
+    there = [c for c in fitting if c.gone is None]
+    if there:
+        writer = resolve(there[0].pid) if len(there) == 1 else None
+    else:
+        gone = [c.gone for c in fitting if c.gone is not None]
+        writer = gone[-1] if len({(w.loginuid, w.session, w.tty, w.unit) for w in gone}) == 1 else None
     if writer is not None:
         remember(writer)  # a package's script that called it is gone when the unit has moved
     return writer
+
+
+def _gone(there: Container[int]) -> list[Command]:
+    """Of a process that is gone nobody can see which program it was. So both its users must be root: ``sudo`` and the
+    like have root's rights, but the arguments that anybody gave them."""
+    out = []
+    for writer, words, is_root in BEGUN.of(PROGRAM):
+        names = _names(words)
+        if is_root and names is not None and writer.pid not in there:
+            out.append(Command(writer.pid, names, writer))
+    return out
+
+
+def _names(words: Sequence[str]) -> tuple[str, ...] | None:
+    """The units in a command's arguments; None if it moves none."""
+    plain = [w for w in words if w and not w.startswith("-")]
+    verb = next((at for at, w in enumerate(plain) if w in VERBS), None)
+    return None if verb is None else tuple(plain[verb + 1 :])
 
 
 def _candidates() -> list[int]:
@@ -83,9 +109,8 @@ def _command(pid: int) -> Command | None:
         program = os.path.basename(os.readlink(f"/proc/{pid}/exe"))
     except (OSError, IndexError, ValueError):
         return None
-    plain = [w for w in words if w and not w.startswith("-")]
-    verb = next((at for at, w in enumerate(plain) if w in VERBS), None)
+    names = _names(words)
     young = time.clock_gettime(time.CLOCK_BOOTTIME) - began_s < AGE_S
-    if verb is None or program != PROGRAM or not young or uids[1:2] != ["0"]:
+    if names is None or program != PROGRAM or not young or uids[1:2] != ["0"]:
         return None
-    return Command(pid, tuple(plain[verb + 1 :]))
+    return Command(pid, names)
