@@ -21,7 +21,7 @@ from pact.core.tree import wire
 from pact.core.tree.parents import Parent
 from pact.core.tree.uplink import Connect, Send
 from pact.net import floods, links
-from pact.net.floods import Floods, PutOff, received_bytes
+from pact.net.floods import Floods, PutOff, received_bytes, travelled
 from pact.net.keys import Key
 from pact.net.links import Links
 
@@ -168,6 +168,69 @@ def test_a_parent_that_floods_is_connected_to_anew(monkeypatch: pytest.MonkeyPat
         context.term()
 
 
+@pytest.mark.invariant("T10", "V4")
+def test_a_parent_that_says_much_and_is_read_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading is behind all the time, and never by much: far more than the bound passes."""
+    monkeypatch.setattr(links, "PARENT_BYTES_MAX", 1 << 20)
+    monkeypatch.setattr(links, "DRAIN_MAX", 4)
+    context: zmq.Context[Any] = zmq.Context()
+    public, secret = zmq.curve_keypair()
+    router = context.socket(zmq.ROUTER)
+    router.curve_server, router.curve_secretkey, router.linger, router.sndhwm = True, secret, 0, 0
+    url = f"tcp://127.0.0.1:{router.bind_to_random_port('tcp://127.0.0.1')}"
+    child = Links(context, Key(*(k.decode() for k in zmq.curve_keypair())), lambda s: None, lambda s: None)
+    child.perform(Connect(Parent(url, public.decode())))
+    try:
+        child.perform(Send(url, wire.encode("hello", {"v": 1, "role": "node", "name": "n1", "session": 1})))
+        rid, _ = router.recv_multipart()
+        sent, ends_s = 0, time.monotonic() + 60
+        begun_s = time.monotonic()
+        while sent < 8000 or time.monotonic() < begun_s + 1.0:
+            assert time.monotonic() < ends_s
+            time.sleep(0.0002)
+            while sent - child.bad < 1000:
+                router.send_multipart([rid, bytes(1000)])
+                sent += 1
+            child.drain()
+            assert not child.flooding(), f"{sent} messages sent, {child.bad} read"
+    finally:
+        child.close()
+        router.close(0)
+        context.term()
+
+
+@pytest.mark.invariant("T10")
+def test_whose_connection_is_looked_at_is_known_when_it_was_made_anew() -> None:
+    """By libzmq itself: its descriptor is another one then, and the earlier one may be anything's."""
+    context: zmq.Context[Any] = zmq.Context()
+    public, secret = zmq.curve_keypair()
+    child = Links(context, Key(*(k.decode() for k in zmq.curve_keypair())), lambda s: None, lambda s: None)
+    found, url = [], ""
+    held = []
+    try:
+        for _ in range(2):
+            router = context.socket(zmq.ROUTER)
+            router.curve_server, router.curve_secretkey, router.linger = True, secret, 0
+            router.bind(url or "tcp://127.0.0.1:*")
+            if not url:
+                url = router.get(zmq.LAST_ENDPOINT).rstrip(b"\0").decode()  # type: ignore[union-attr]
+                child.perform(Connect(Parent(url, public.decode())))
+            child.perform(Send(url, b"x"))
+            router.recv_multipart()
+            child._check_flood(url, [], False)
+            found.append(child._connections[url])
+            router.close(0)
+            held.append(open("/dev/null"))  # noqa: SIM115  (the descriptor that becomes free)
+            assert until(lambda: received_bytes(found[-1]) is None)
+            held.append(open("/dev/null"))  # noqa: SIM115
+        assert found[0] != found[1]
+    finally:
+        child.close()
+        context.term()
+        for file in held:
+            file.close()
+
+
 def test_what_tcp_received_is_counted_read_or_not(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as ours:
         theirs, _ = server.accept()
@@ -191,6 +254,15 @@ def test_what_tcp_received_is_counted_read_or_not(tmp_path: Path) -> None:
             assert until(lambda: received_bytes(theirs.fileno()) == total + 11_000)
             assert floods_.behind(read, 12.7) == {}  # it is not time
             assert floods_.behind({}, 13.7) == read
+            assert floods_.behind(read, 14.0, {theirs.fileno(): 0}) == {} == floods_.behind(read, 15.0)
+            ours.sendall(bytes(25_000))
+            total += 36_000
+            assert until(lambda: received_bytes(theirs.fileno()) == total)
+            assert floods_.behind(read, 15.5, {theirs.fileno(): 9_000}) == {}, "it is not time"
+            assert floods_.behind(read, 16.5, {theirs.fileno(): 7_000}) == {}, "9,000 wait at the most"
+            ours.sendall(bytes(1_500))
+            assert until(lambda: received_bytes(theirs.fileno()) == total + 1_500)
+            assert floods_.behind({}, 17.6) == read
             floods_.caught_up()
             assert floods_.behind(read, 14.0) == {} == floods_.behind(read, 15.5)
         assert received_bytes(ours.fileno()) is not None
@@ -200,3 +272,23 @@ def test_what_tcp_received_is_counted_read_or_not(tmp_path: Path) -> None:
         assert received_bytes(file.fileno()) is None and received_bytes(one.fileno()) is None
         file.write("still open")
     assert (tmp_path / "f").read_text() == "still open"
+
+
+@pytest.mark.parametrize("size", [0, 1, 200, 222, 223, 1000, 70_000])
+def test_what_a_message_is_on_its_way_is_known(size: int) -> None:
+    context: zmq.Context[Any] = zmq.Context()
+    public, secret = zmq.curve_keypair()
+    with context.socket(zmq.PULL) as pull, context.socket(zmq.PUSH) as push:
+        pull.curve_server, pull.curve_secretkey = True, secret
+        port = pull.bind_to_random_port("tcp://127.0.0.1")
+        push.curve_publickey, push.curve_secretkey = zmq.curve_keypair()
+        push.curve_serverkey = public
+        push.connect(f"tcp://127.0.0.1:{port}")
+        push.send(b"")
+        fd = int(pull.recv(copy=False).get("__fd"))
+        before = received_bytes(fd)
+        push.send(bytes(size))
+        pull.recv()
+        after = received_bytes(fd)
+        assert before is not None and after is not None and after - before == travelled(size)
+    context.term()

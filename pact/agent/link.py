@@ -156,6 +156,8 @@ class Link:
             if message.kind == "sorry" and message.head["denied"]:
                 self._refused_by(f"{parent} refuses the key of this node: {message.head['why']}")
             self._apply(self.member.received(parent, message, now_ns))
+        for parent in self.links.flooding():
+            log(f"{parent} sends faster than it can be read: connected anew", 4)
         self._apply(self.member.tick(now_ns))
         self.executing.turn()
         self.streams.turn(time.monotonic())

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 from pact.core.tree.directory import Peer
 from pact.host.notify import log
 from pact.limits import FRAME_MAX
-from pact.net.floods import Floods, PutOff
+from pact.net.floods import Floods, PutOff, travelled
 
 #: More than any child may have under way: the windows of an aggregator's streams, and a frame.
 CHILD_BYTES_MAX: Final = (128 << 20) + 2 * FRAME_MAX
@@ -30,7 +30,7 @@ class Gate:
         self._put_off.add(key, time.monotonic())
 
     def read(
-        self, messages: Iterable[tuple[bytes, str, int, Any]], everything: bool, peers: Mapping[str, Peer]
+        self, messages: Collection[tuple[bytes, str, int, Any]], everything: bool, peers: Mapping[str, Peer]
     ) -> list[tuple[int, str]]:
         """What was read just now (routing id, key, descriptor, frame), and whether that was everything. Returns the
         descriptors and keys of connections to be cut off.
@@ -38,7 +38,11 @@ class Gate:
         if everything:
             self._floods.caught_up()
             return []
-        flooding = self._floods.behind({fd: key for _, key, fd, _ in messages}, time.monotonic())
+        taken = dict[int, int]()
+        for _, _, fd, frame in messages:
+            if frame is not None:
+                taken[fd] = taken.get(fd, 0) + travelled(len(frame))
+        flooding = self._floods.behind({fd: key for _, key, fd, _ in messages}, time.monotonic(), taken)
         for key in flooding.values():
             self.put_off(key)
             name = peers[key].name if key in peers else "a child"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterable
 from typing import Any, Final
 
 import zmq
@@ -15,7 +15,7 @@ from pact.core.tree.uplink import Connect, Disconnect, Send
 from pact.core.tree.wire import Message
 from pact.errors import RemoteProtocolError
 from pact.limits import FRAME_MAX
-from pact.net.floods import Floods
+from pact.net.floods import Floods, travelled
 from pact.net.keys import Key
 from pact.net.monitors import next_event
 from pact.net.ports import Port
@@ -120,16 +120,18 @@ class Links:
             else:
                 self._strange.add(parent)
 
-    def _check_flood(self, parent: str, everything: bool) -> None:
+    def _check_flood(self, parent: str, frames: Iterable[bytes | memoryview | None], everything: bool) -> None:
         """Make the connection to a parent that sends much faster than it is read anew, without what waits."""
         floods = self._floods[parent]
         if everything:
             floods.caught_up()
             return
-        if parent not in self._connections:
-            self._look(parent)
+        self._look(parent)  # libzmq may have connected anew
         fd = self._connections.get(parent)
-        if fd is not None and floods.behind({fd: parent}, time.monotonic()):
+        if fd is None:
+            return
+        taken = sum(travelled(len(frame)) for frame in frames if frame is not None)
+        if floods.behind({fd: parent}, time.monotonic(), {fd: taken}):
             again = self._parents[parent]
             self._close(parent, 0)
             self._connect(again)
@@ -157,7 +159,7 @@ class Links:
                 continue
             frames, everything = port.receive(DRAIN_MAX)
             (self._unsure.discard if everything else self._unsure.add)(parent)
-            self._check_flood(parent, everything)
+            self._check_flood(parent, frames, everything)
             for frame in frames:
                 if frame == self._last[0]:
                     out.append((parent, self._last[1]))
