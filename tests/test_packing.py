@@ -119,9 +119,11 @@ def test_data_comes_whole_and_in_order_and_credit_adds_up(said: list[tuple[bytes
 
 
 class Ends:
-    """Two ends that say to each other what may be said; each message is counted as relays do."""
+    """Two ends that say to each other what may be said; each message is counted as relays do. ``seal``: what goes with
+    each body."""
 
-    def __init__(self) -> None:
+    def __init__(self, seal: bytes = b"") -> None:
+        self.seal = seal
         self.count = [0, 0]
         self.on_way = [0, 0]  # cost of what was said and not heard of
         self.got: list[list[tuple[bytes, bytes]]] = [[], []]
@@ -129,20 +131,22 @@ class Ends:
         self.queue: list[list[tuple[bytes, int, int]]] = [[], []]
         self.ends = [Exchange(lambda *said, n=n: self.say(n, *said)) for n in (0, 1)]  # type: ignore[misc]
 
-    def say(self, n: int, body: bytes, size: int, give: int, last: bool) -> None:
+    def say(self, n: int, body: bytes, size: int, give: int, last: bool) -> bytes:
         head = {"size": size, "give": give, "bulk": False, "end": last}
+        body += self.seal
         read = min(self.on_way[1 - n], give)
         self.on_way[1 - n] -= read
         self.on_way[n] += cost(head, body, read)
         assert self.on_way[n] <= WINDOW_MAX
         self.count[n] += 1
         self.queue[n].append((body, cost(head, body, give), give))
+        return body
 
     def hear(self, n: int) -> None:
         """What end ``n`` has said comes to the other one."""
         while self.queue[n]:
             body, price, give = self.queue[n].pop(0)
-            self.got[n] += f.Reader().feed(body)
+            self.got[n] += f.Reader().feed(body.removesuffix(self.seal))
             self.ends[1 - n].heard(price, give)
             self.ends[1 - n].pass_on()
 
@@ -159,6 +163,28 @@ def test_single_bytes_to_who_does_not_read_are_few_messages_and_all_come_at_last
         both.hear(1)
     assert b"".join(data for _, data in both.got[0]) == b"y" * 100_000
     assert both.count[0] < MESSAGES_MAX + 20 and both.count[1] < 10
+
+
+@pytest.mark.invariant("X7")
+@pytest.mark.parametrize("seal", [b"", b"s" * SEAL_BYTES])
+@pytest.mark.parametrize("wide", [False, True])
+def test_a_terminal_that_shows_much_goes_on(seal: bytes, wide: bool) -> None:
+    """What it shows costs the session's own credit, which comes back in small messages; sealed, or where nothing can
+    be."""
+    both, may = Ends(seal), CREDIT
+    for _ in range(40_000):  # 640 MB
+        both.ends[0].out.feed(f.frame(b"O", bytes(16 << 10)))
+        both.ends[0].pass_on()
+        both.hear(0)
+        if wide:
+            both.ends[1].widen()
+            wide = False
+        both.ends[1].out.feed(f.credit(16 << 10))
+        both.ends[1].pass_on()
+        both.hear(1)
+        may += sum(f.credit_of(data) for kind, data in both.got[1] if kind == b"C") - (16 << 10)
+        assert may > 0, "it waits for ever"
+        both.got = [[], []]
 
 
 def test_two_ends_that_only_listen_fall_silent() -> None:

@@ -75,13 +75,15 @@ class Carrier:
         self.end = End(secret, node=True)
         self._head: Head = {"call": call, "node": streams.node, "bulk": bulk}
 
-    def send(self, body: bytes, size: int = 0, give: int = 0, *, last: bool = False) -> None:
+    def send(self, body: bytes, size: int = 0, give: int = 0, *, last: bool = False) -> bytes:
+        """Returns the body as it travels; b"" where the stream has ended."""
         if self._streams.by_call.get(self.call) is not self:
-            return
+            return b""
         if last:
             del self._streams.by_call[self.call]
         head, sealed = self.end.say(body, size, give, end=last)
         self._streams.say({**self._head, **head}, sealed)
+        return sealed
 
 
 class Pipe:

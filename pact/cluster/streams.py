@@ -115,11 +115,12 @@ class Terminal:
         self._exchange.pass_on()
         return len(data)
 
-    def _try(self, body: bytes, size: int, give: int, last: bool) -> None:
+    def _try(self, body: bytes, size: int, give: int, last: bool) -> bytes:
         try:
-            self._say(body, size, give)
+            return self._say(body, size, give)
         except PactError as exc:
             self._cut(exc.message, isinstance(exc, DeniedError))
+            return b""
 
     def leave(self) -> None:
         """This side goes; the session does not."""
@@ -127,10 +128,12 @@ class Terminal:
             with contextlib.suppress(PactError):
                 self._say(b"", 0, 0, end=True)
 
-    def _say(self, body: bytes, size: int, give: int, *, end: bool = False) -> None:
-        if not self._over:
-            head, body = self._end.say(body, size, give, end=end)
-            self.client.stream(self.node, head, body)
+    def _say(self, body: bytes, size: int, give: int, *, end: bool = False) -> bytes:
+        if self._over:
+            return b""
+        head, body = self._end.say(body, size, give, end=end)
+        self.client.stream(self.node, head, body)
+        return body
 
     def _cut(self, why: str, denied: bool = False) -> None:
         """It ends here, and the person is told."""

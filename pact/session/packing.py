@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from pact.core.tree.lanes import CREDIT, TERMINAL_MIN, WINDOW_MAX
+from pact.core.tree.lanes import CREDIT, TERMINAL_MIN, WINDOW_MAX, cost
 from pact.session import frames
 from pact.session.frames import CREDIT_STEP, HEAD, PAYLOAD_MAX
 
@@ -136,12 +136,13 @@ class Outgoing:
 class Exchange:
     """One end of a terminal's stream: what it may say, and what it owes the other end for what it has heard."""
 
-    def __init__(self, say: Callable[[bytes, int, int, bool], None]) -> None:
-        """``say`` sends a message: its body, bytes of data, credit, and whether it is the last."""
+    def __init__(self, say: Callable[[bytes, int, int, bool], bytes]) -> None:
+        """``say`` sends a message: its body, bytes of data, credit, and whether it is the last. It returns the body as
+        it travels: what a message costs, both ends and all relays find out from that."""
         self.out = Outgoing()
         self._say = say
         self._room = CREDIT
-        self._owed = 0
+        self._owed = self._more = 0  # how much of it is for nothing that was heard
         self._step = CREDIT // 2
         self.over = False
 
@@ -149,20 +150,20 @@ class Exchange:
         """Say what may be said. ``reads``: what was heard has been taken by whom it was for."""
         while not self.over and (piece := self.out.take(self._room)) is not None:
             self.over = piece.last
-            self._room -= 0 if piece.last else max(piece.size, TERMINAL_MIN)
             self._send(piece.body, piece.size, last=piece.last, reads=reads)
         if reads and not self.over and self._owed >= self._step:
             self._send(b"")
 
     def _send(self, body: bytes, size: int = 0, *, last: bool = False, reads: bool = True) -> None:
-        give = 0
+        give, read = 0, 0
         if reads:
-            give, self._owed = self._owed, 0
-        self._say(body, size, give, last)
+            give, read = self._owed, self._owed - self._more
+            self._owed = self._more = 0
+        sent = self._say(body, size, give, last)
+        self._room -= cost({"size": size, "bulk": False, "end": last}, sent, read)
 
     def begin(self) -> None:
         """Say only that there is a stream."""
-        self._room -= TERMINAL_MIN
         self._send(b"")
 
     def heard(self, cost: int, give: int) -> None:
@@ -174,5 +175,6 @@ class Exchange:
         """Much comes: let it come as fast as it can."""
         more = WINDOW_MAX - CREDIT
         self._owed += more
+        self._more += more
         self._step = self.out.step = WINDOW_MAX // 4
         self.out.credit += more
