@@ -448,3 +448,14 @@ def test_a_hold_of_one_change_keeps_nobody_else_from_being_told() -> None:
     world.start()
     assert steps == [(FILE, True)] and list(world.node.state.changes) == [change]
     world.check()
+
+
+@pytest.mark.invariant("R14")
+def test_a_resource_that_leaves_its_change_takes_nothing_from_who_else_is_owed() -> None:
+    world = started()
+    world.deaf.add(FILE)
+    declares(world)
+    state = world.node.state
+    state.telling[FILE] = ["service:c reload"]
+    state.leave(FILE)
+    assert state.telling == {FILE: [*NOTIFY, "service:c reload"]}

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
-from test_groups import WANTED, Y, apply, ask, cluster, group, machines, writes
+from test_groups import ALL, NEW, OLD, WANTED, X, Y, apply, ask, cluster, group, machines, writes
 
-from pact.model import NS_PER_S, Holder
+from pact.model import NS_PER_S, Declared, Holder
 from pact.sim.cluster import Cluster
 from pact.sim.parts import person, with_settings
+from pact.sim.world import Crashed, World
 
 S = NS_PER_S
 EDITOR = Holder(Y, 77, "fd", "/y", 1000, "carol", "editor")
@@ -381,3 +382,33 @@ def test_a_commit_does_not_miss_who_is_out_of_service() -> None:
     code, result, _, _ = ask(c, "group_commit", group=gid, message="x")
     assert code == 4 and result["state"] == "committed, except on n3: out of service"
     assert machines(c)[:3] == ["new"] * 3
+
+
+@pytest.mark.invariant("R14", "G6")
+def test_a_group_that_is_committed_tells_whom_its_application_had_not_told() -> None:
+    """A member was killed when it had applied, and before it told anybody."""
+    c = Cluster(1, 4, {X: Declared(OLD), Y: Declared(OLD, notify=("service:y reload",))}, settings=with_settings())
+    c.advance(3 * S)
+    world = c.peers["n2"].world
+
+    def killed(_: World) -> None:
+        world.before_told = None
+        raise Crashed
+
+    world.before_told = killed
+    n = c.request("apply", {"resources": WANTED, "message": "why"}, ALL, "alice", "admin")
+    c.advance(S)
+    assert not world.running and world.machine[Y] == NEW and world.stale == {Y}
+    c._ended("n2")
+    c.restart("n2")
+    c.advance(60 * S)
+    gid = c.results.pop(n)[1]["group"]
+    told: list[tuple[str, ...]] = []
+    world.before_act = lambda _, step: told.append(step.notify)
+    code, _, failed, message = ask(c, "group_commit", group=gid, message="m")
+    c.advance(10 * S)
+    assert (code, failed) == (0, {}), (code, failed, message)
+    assert machines(c, Y) == ["new"] * 4 and world.node.state.declared(Y).attrs == NEW  # type: ignore[union-attr]
+    assert told == [("service:y reload",)] and not world.stale
+    assert not world.node.state.telling and not world.node.state.changes
+    c.check()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
 from pact.core import ops
-from pact.core.node import bonds, debts, payloads, writers
+from pact.core.node import bonds, debts, payloads, untold, writers
 from pact.core.node import change as life
 from pact.core.node import untracked as taking
 from pact.core.node.change import Change
@@ -171,17 +171,17 @@ def _is_as_declared(node: Desk, sighting: Sighting) -> bool:
     return node.deviation_n(sighting.resource, declared, sighting.observation) == 0
 
 
-def _owed(node: Desk, event: Looked) -> dict[str, Sequence[str]]:
+def owed(node: Desk, sightings: Iterable[Sighting]) -> dict[str, Sequence[str]]:
     """Who must still be told of what is committed. Who commits what is as declared says that they know it; another
     value says nothing of that.  # R14"""
-    owed = dict[str, Sequence[str]]()
-    for sighting in event.sightings:
+    out = dict[str, Sequence[str]]()
+    for sighting in sightings:
         resource = sighting.resource
         moving = any(resource in ids for ids in node.converging.values())
         names = node.state.readers(resource) if moving else debts.of(node.state, resource)
-        if names and (moving or not _is_as_declared(node, sighting)):
-            owed[resource] = list(names)
-    return owed
+        if names and (moving or not untold.is_there(node, resource, sighting.observation)):
+            out[resource] = list(names)
+    return out
 
 
 def _record_commits(node: Desk, job: Job[Committing], event: Looked) -> list[Json]:
@@ -201,7 +201,7 @@ def _record_commits(node: Desk, job: Job[Committing], event: Looked) -> list[Jso
     out = []
     expires_ns = None if ttl_ns is None else node.t_ns + ttl_ns
     expires = None if expires_ns is None else node.wall_of(expires_ns)
-    owed = _owed(node, event)
+    still = owed(node, event.sightings)
     for cid, resources in by_change.items():
         change = state.changes[cid]
         ended = sorted(r for r in resources if r in state.ttls)
@@ -221,7 +221,7 @@ def _record_commits(node: Desk, job: Job[Committing], event: Looked) -> list[Jso
                     expires=expires,
                     also=shared_with(change, names),
                     part=[at + 1, len(parts)] if len(parts) > 1 else (),
-                    owed={r: owed[r] for r in names if r in owed},
+                    owed={r: still[r] for r in names if r in still},
                 ),
                 job.caller.actor,
             )

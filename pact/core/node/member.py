@@ -7,11 +7,11 @@ alone, unless a person forces it on this node, which is recorded.  # G3
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Final
 
-from pact.core.node import below, commit, payloads, replies, rollback
+from pact.core.node import below, commit, debts, payloads, replies, rollback
 from pact.core.node import change as life
 from pact.core.node.bonds import check_fence, stopped_here
 from pact.core.node.change import Change
@@ -19,6 +19,7 @@ from pact.core.node.desk import Desk
 from pact.core.node.events import AGENT_CALLER, Asked, Caller, Look, Looked, Probe, Probed, Sighting
 from pact.core.node.jobs import Job
 from pact.core.node.membership import Membership
+from pact.core.node.untold import UNSEEN
 from pact.core.ops import GroupDecide, GroupState, GroupVote, MemberExtend
 from pact.core.phases import DECIDED, NOT_APPLIED, OPEN, PREPARED
 from pact.errors import EXIT_BLOCKED, EXIT_FAILED, ConflictError
@@ -391,12 +392,25 @@ def _commit(node: Desk, group: Membership, event: Asked[GroupDecide]) -> None:
             split=False,
             expires_ns=expires_ns,
             expires=None if expires_ns is None else node.wall_of(expires_ns),
+            owed=_owed(node, resources),
         ),
         event.caller.actor,
     )
     node.record(payloads.GroupFinished(group=group.id, outcome="committed"), event.caller.actor)
     node.sight(apart)
     node.recheck(tuple(resources))
+
+
+def _owed(node: Desk, resources: Iterable[str]) -> dict[str, Sequence[str]]:
+    """Who must still be told of what is committed, as far as it is known: nothing is looked at now.  # R14"""
+    seen = []
+    for resource in resources:
+        change = node.state.change_of(resource)
+        if change is not None:
+            seen.append(Sighting(resource, change.members[resource].actual))
+        elif debts.of(node.state, resource) or any(resource in ids for ids in node.converging.values()):
+            seen.append(Sighting(resource, UNSEEN))
+    return commit.owed(node, seen)
 
 
 def _over(declared: Attrs | None, wanted: Attrs | None) -> Attrs | None:

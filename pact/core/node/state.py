@@ -266,8 +266,8 @@ class State:
         change = self.change_of(resource)
         if change is None:
             return
-        if (member := self.remove(change, resource)).owed and resource in self._declared:
-            self.telling[resource] = member.owed  # R14
+        if (owed := self.remove(change, resource).owed) and resource in self._declared:
+            self.telling[resource] = [*owed, *(n for n in self.telling.get(resource, ()) if n not in owed)]  # R14
         self.take(change, "clear")
         self.settle_if_empty(change)
 
