@@ -73,15 +73,16 @@ def run_jobs(bus: Bus, wanted: Mapping[str, str], *, limit_s: float = JOBS_S, st
     return {j.unit: j.why for j in jobs}
 
 
-def _behind_own(bus: Bus, jobs: Iterable[str]) -> set[str]:
-    """Of these jobs, by path, those that wait until this process's own unit is up, or down, be it by way of others."""
-    own = _own_job(bus)
+def _behind_own(bus: Bus, jobs: Iterable[str], limit_s: float) -> set[str]:
+    """Of these jobs, by path, those that wait until this process's own unit is up, or down, be it by way of others.
+    Raises BusError, and TimeoutError where systemd is busy for longer than ``limit_s``."""
+    own = _own_job(bus, limit_s)
     if not own:
         return set()
     waits_for: dict[str, set[str]] = {}
     todo = list(jobs)
     while todo and len(waits_for) < FOLLOWED_MAX:
-        answers = bus.each([Call("GetBefore", path=path, interface=IS_JOB) for path in todo])
+        answers = bus.each([Call("GetBefore", path=path, interface=IS_JOB) for path in todo], limit_s=limit_s)
         for path, answer in zip(todo, answers, strict=True):  # one that has ended has no such object any more
             rows = [] if isinstance(answer, Refused) or not answer else answer[0]
             waits_for[path] = {str(row[4]) for row in rows}
@@ -92,12 +93,12 @@ def _behind_own(bus: Bus, jobs: Iterable[str]) -> set[str]:
     return behind
 
 
-def _own_job(bus: Bus) -> str:
+def _own_job(bus: Bus, limit_s: float) -> str:
     """The path of the job that this process's own unit has now; ``""`` without one."""
-    (unit,) = bus.each([Call("GetUnitByPID", "u", (os.getpid(),))])
+    (unit,) = bus.each([Call("GetUnitByPID", "u", (os.getpid(),))], limit_s=limit_s)
     if isinstance(unit, Refused) or not unit:
         return ""
-    (job,) = bus.each([get_property(str(unit[0]), "Job")])
+    (job,) = bus.each([get_property(str(unit[0]), "Job")], limit_s=limit_s)
     number, path = value_of(job, (0, "/"))
     return str(path) if number else ""
 
@@ -111,7 +112,12 @@ def _wait(bus: Bus, jobs: Sequence[Job], end: float) -> None:
     look_s = 0.0
     while open_:
         if time.monotonic() >= look_s:
-            for path in open_.keys() & _behind_own(bus, open_):
+            left_s = min(bus_.ANSWER_S, max(BEHIND_S, end - time.monotonic()))
+            try:
+                behind = _behind_own(bus, open_, left_s)
+            except TimeoutError:  # it is busy (it reads its unit files again): the jobs go on all the same
+                behind = set()
+            for path in open_.keys() & behind:
                 open_.pop(path).result = QUEUED
             look_s = time.monotonic() + BEHIND_S
             if not open_:
